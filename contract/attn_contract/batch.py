@@ -1,0 +1,82 @@
+"""What changes every step: exactly what a serving engine hands a backend."""
+
+from dataclasses import dataclass
+
+import torch
+
+from attn_contract.errors import ContractError
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Batch:
+    """R requests of one step. Request r owns query rows `[query_start_loc[r], query_start_loc[r + 1])`.
+
+    Its new tokens are the last ones of its sequence: with q_len and seq_len of request r, query i stands at position
+    `seq_len - q_len + i`. Creating a Batch reads no tensor value; the checks of `attn_contract.validation` do on demand.
+
+    Args:
+        query_start_loc: [R + 1] int32, prefix sum of the query lengths, from 0.
+        seq_lens: [R] int32, keys of each request: context and new tokens for self-attention, the encoder's length for
+            cross-attention, the query length for ENCODER and ENCODER_ONLY.
+        max_query_len, max_seq_len: upper bounds, possibly loose (graph capture pads them).
+        num_actual_tokens: rows of q that count; `query_start_loc[R] <= num_actual_tokens <= T`. Rows that no request owns
+            are neither read nor written.
+        causal: whether a query sees only keys at or before its own position; a bool, or [R] bool, one per request.
+            DECODER only: it must be False for the other types.
+        block_table: [R, max_blocks] int32, physical block of each logical block; entries past
+            `ceil(seq_len / block_size)` are garbage and never followed. None exactly where there is no cache.
+        slot_mapping: [S] int64, `block * block_size + offset` of where row s of k and v is written; -1 writes nothing.
+            None where nothing is written.
+    """
+
+    query_start_loc: torch.Tensor
+    seq_lens: torch.Tensor
+    max_query_len: int
+    max_seq_len: int
+    num_actual_tokens: int
+    causal: bool | torch.Tensor
+    block_table: torch.Tensor | None = None
+    slot_mapping: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_query_len", "max_seq_len", "num_actual_tokens"):
+            value = getattr(self, name)
+            if value < 0:
+                raise ContractError(name, value, "at least 0")
+        _check_vector("query_start_loc", self.query_start_loc, torch.int32)
+        if len(self.query_start_loc) < 1:
+            raise ContractError("query_start_loc", "shape (0,)", "shape (R + 1,), a leading 0 and one end per request")
+        _check_vector("seq_lens", self.seq_lens, torch.int32, length=self.num_requests)
+        if self.slot_mapping is not None:
+            _check_vector("slot_mapping", self.slot_mapping, torch.int64)
+        if isinstance(self.causal, torch.Tensor):
+            _check_vector("causal", self.causal, torch.bool, length=self.num_requests)
+        if self.block_table is not None:
+            table = self.block_table
+            if table.dim() != 2 or table.shape[0] != self.num_requests:
+                raise ContractError("block_table", f"shape {tuple(table.shape)}", f"shape ({self.num_requests}, max_blocks)")
+            if table.dtype != torch.int32:
+                raise ContractError("block_table", table.dtype, "torch.int32")
+            if table.stride(1) != 1 and table.shape[1] > 1:
+                raise ContractError("block_table", f"stride {table.stride(1)} in the last dimension", "1: it must be dense")
+
+    @property
+    def num_requests(self) -> int:
+        return len(self.query_start_loc) - 1
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The fields that are tensors, by name."""
+        fields = ("query_start_loc", "seq_lens", "block_table", "slot_mapping", "causal")
+        return {name: value for name in fields if isinstance(value := getattr(self, name), torch.Tensor)}
+
+
+def _check_vector(name: str, tensor: torch.Tensor, dtype: torch.dtype, length: int | None = None) -> None:
+    if tensor.dim() != 1:
+        raise ContractError(name, f"shape {tuple(tensor.shape)}", "one dimension")
+    if tensor.dtype != dtype:
+        raise ContractError(name, tensor.dtype, str(dtype))
+    if length is not None and len(tensor) != length:
+        raise ContractError(name, f"{len(tensor)} entries", f"{length}: query_start_loc has R + 1 = {length + 1} entries")
+    if len(tensor) > 1 and tensor.stride(0) != 1:
+        raise ContractError(name, f"stride {tensor.stride(0)}", "stride 1: it must be dense")
