@@ -1,0 +1,203 @@
+"""The one loop behind the command line, the pytest job and the zoo: draw, run, judge, shrink.
+
+`fuzz` is one shard: one seed, one executor. Whatever is found is handed out through `report` as it is found, so that an
+interrupted run loses nothing.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import hypothesis
+import msgspec
+from attn_fuzz import shrink, targets
+from attn_fuzz.case import Case, CaseError
+from attn_fuzz.check import Verdict
+from attn_fuzz.executor import Executor
+from attn_fuzz.strategies import cases
+from attn_fuzz.zoo.mutants import Mutant
+from hypothesis import HealthCheck, Phase
+
+SHRINK_SECONDS = 240.0
+CONFIRM_RUNS = 2
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What one shard does.
+
+    Attributes:
+        target: name of the target.
+        device: "cpu" or "cuda".
+        examples: how many cases to draw.
+        seed: of Hypothesis; the same plan draws the same cases.
+        limit: seconds that one case may take.
+        minutes: stop drawing after so long, if given.
+        folder: where the case in flight is written.
+        mutant: a bug to put back first.
+        shrinks: whether to look for the smallest case.
+    """
+
+    target: str
+    device: str
+    examples: int
+    seed: int
+    folder: Path
+    limit: float = 60.0
+    minutes: float | None = None
+    mutant: Mutant | None = None
+    shrinks: bool = True
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """A case that fails: as small as it got, and after how many examples it was first seen."""
+
+    case: Case
+    verdict: Verdict
+    first: Case
+    found_after: int
+    found_seconds: float
+    minimal: bool
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How a shard stands. `failure` is the smallest failing case so far; `shrinking` counts the cases tried for it."""
+
+    examples: int = 0
+    seconds: float = 0.0
+    ratio: float = 0.0
+    spent: dict[str, float] = {}
+    shrinking: int = 0
+    failure: Failure | None = None
+
+
+class _OutOfTime(Exception):  # noqa: N818 - ends a run, is no error
+    pass
+
+
+def fuzz(plan: Plan, report: Callable[[Progress], None] = lambda progress: None) -> Progress:
+    """Draw and check cases until one fails or the plan ends; shrink what fails.
+
+    Args:
+        plan: the shard.
+        report: is told after each case.
+
+    Raises:
+        UnknownTargetError, ExecutorError: the target cannot be run.
+    """
+    target = targets.load(plan.target)
+    support = target.support(plan.device)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    with Executor(plan.target, plan.device, plan.limit, plan.folder / f"in-flight-{plan.seed}.json", plan.mutant) as executor:
+        shard = _Shard(plan, executor, report)
+        draw = _hypothesis_test(plan, cases(plan.target, support), shard)
+        try:
+            draw()
+        except (_Disagreement, hypothesis.errors.Flaky, _OutOfTime, ExceptionGroup):
+            if shard.unexpected is not None:
+                raise shard.unexpected from None
+        failure = shard.progress.failure
+        if failure is not None and plan.shrinks:
+            smallest, minimal = shrink.shrink(failure.case, support, shard.still_fails, shard.may_shrink)
+            assert shard.progress.failure is not None
+            shard.tell(failure=msgspec.structs.replace(shard.progress.failure, case=smallest, minimal=minimal))
+    return shard.progress
+
+
+class _Disagreement(AssertionError):
+    pass
+
+
+class _Shard:
+    """The state of one run, and what Hypothesis and the shrinker call."""
+
+    def __init__(self, plan: Plan, executor: Executor, report: Callable[[Progress], None]) -> None:
+        self.plan = plan
+        self.executor = executor
+        self.report = report
+        self.started = time.monotonic()
+        self.progress = Progress()
+        self.shrink_until = float("inf")
+        self.unexpected: Exception | None = None
+
+    def tell(self, **changes: object) -> None:
+        self.progress = msgspec.structs.replace(self.progress, seconds=time.monotonic() - self.started, **changes)
+        self.report(self.progress)
+
+    def draw(self, case: Case) -> None:
+        """One example of Hypothesis, while it draws and while it shrinks."""
+        first = self.progress.failure is None
+        if first and self.plan.minutes is not None and time.monotonic() > self.started + 60 * self.plan.minutes:
+            raise _OutOfTime
+        if not first and not self.may_shrink():
+            return
+        try:
+            verdict = self.executor.run(case)
+        except Exception as error:
+            self.unexpected = error
+            raise
+        hypothesis.event(f"{case.attn_type} {case.dtype}: {verdict.kind}")
+        hypothesis.target(min(verdict.ratio, 10.0), label="error / bound")
+        self._count(verdict, first)
+        if verdict.failed:
+            self._keep(case, verdict)
+            raise _Disagreement(verdict.message)
+
+    def still_fails(self, case: Case) -> bool:
+        try:
+            verdict = self.executor.run(case)
+        except CaseError:
+            return False
+        self._count(verdict, False)
+        if verdict.failed:
+            self._keep(case, verdict)
+        return verdict.failed
+
+    def may_shrink(self) -> bool:
+        return self.plan.shrinks and time.monotonic() < self.shrink_until
+
+    def _count(self, verdict: Verdict, first: bool) -> None:
+        spent = {name: self.progress.spent.get(name, 0.0) + seconds for name, seconds in verdict.seconds.items()}
+        if first:
+            self.tell(
+                examples=self.progress.examples + 1,
+                ratio=max(self.progress.ratio, verdict.ratio),
+                spent={**self.progress.spent, **spent},
+            )
+        else:
+            self.tell(shrinking=self.progress.shrinking + 1)
+
+    def _keep(self, case: Case, verdict: Verdict) -> None:
+        old = self.progress.failure
+        if old is None:
+            self.shrink_until = time.monotonic() + SHRINK_SECONDS
+            failure = Failure(
+                case=case,
+                verdict=verdict,
+                first=case,
+                found_after=self.progress.examples,
+                found_seconds=time.monotonic() - self.started,
+                minimal=False,
+            )
+        else:
+            failure = msgspec.structs.replace(old, case=case, verdict=verdict)
+        self.tell(failure=failure)
+
+
+def _hypothesis_test(plan: Plan, strategy: hypothesis.strategies.SearchStrategy[Case], shard: _Shard) -> Callable[[], None]:
+    phases = [Phase.generate, Phase.target, *([Phase.shrink] if plan.shrinks else [])]
+
+    @hypothesis.seed(plan.seed)
+    @hypothesis.settings(
+        max_examples=plan.examples,
+        database=None,
+        deadline=None,
+        phases=phases,
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+        verbosity=hypothesis.Verbosity.quiet,
+    )
+    @hypothesis.given(strategy)
+    def agree(case: Case) -> None:
+        shard.draw(case)
+
+    return agree

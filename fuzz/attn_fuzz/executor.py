@@ -1,0 +1,148 @@
+"""A process that runs cases, so that a kernel which hangs or kills its process costs a verdict and not the fuzzer.
+
+The case is written to a file before it is sent: whatever happens to the machine, the last case is on the disk.
+"""
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from attn_fuzz import case as case_file
+from attn_fuzz import targets
+from attn_fuzz.case import Case, CaseError
+from attn_fuzz.check import Verdict
+from attn_fuzz.zoo import mutants
+from attn_fuzz.zoo.mutants import Mutant
+
+START_SECONDS = 120.0
+
+
+class ExecutorError(RuntimeError):
+    """The executor's process did not start: a target that does not load, or a patch that does not apply."""
+
+
+@dataclass
+class Executor:
+    """Runs cases of one target in a child process, and starts a new one after each that died.
+
+    Args:
+        target: name of the target.
+        device: "cpu" or "cuda".
+        limit: seconds that one case may take, kernel compilation included.
+        ahead: file that holds the case in flight.
+        mutant: patch to apply to the target's package in the child's memory.
+    """
+
+    target: str
+    device: str
+    limit: float
+    ahead: Path
+    mutant: Mutant | None = None
+    _process: multiprocessing.process.BaseProcess | None = field(default=None, init=False)
+    _connection: multiprocessing.connection.Connection | None = field(default=None, init=False)
+
+    def __enter__(self) -> "Executor":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def run(self, case: Case) -> Verdict:
+        """The verdict on one case.
+
+        Raises:
+            CaseError: the case contradicts itself, or the contract.
+            ExecutorError: the process could not be started.
+        """
+        self.ahead.write_text(case_file.dumps(case))
+        connection = self._start()
+        started = time.monotonic()
+        try:
+            connection.send(case)
+            if not connection.poll(self.limit):
+                self.stop()
+                return Verdict(kind="hung", message=f"no answer in {self.limit:g} s")
+            answer = connection.recv()
+        except (EOFError, ConnectionError):
+            return Verdict(kind="crashed", message=self._cause_of_death(), seconds={"target": time.monotonic() - started})
+        if isinstance(answer, CaseError):
+            raise answer
+        return answer
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._process = None
+
+    def _start(self) -> multiprocessing.connection.Connection:
+        if self._process is not None and self._process.is_alive() and self._connection is not None:
+            return self._connection
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, self.target, self.device, self.mutant), daemon=True)
+        self._process.start()
+        theirs.close()
+        try:
+            ready = self._connection.poll(START_SECONDS) and self._connection.recv()
+        except (EOFError, ConnectionError):
+            ready = self._cause_of_death()
+        if ready is not True:
+            self.stop()
+            raise ExecutorError(f"target {self.target}: {ready or f'did not start in {START_SECONDS:g} s'}")
+        return self._connection
+
+    def _cause_of_death(self) -> str:
+        assert self._process is not None
+        self._process.join()
+        code = self._process.exitcode or 0
+        self._process = None
+        return f"the process was killed by {signal.Signals(-code).name}" if code < 0 else f"the process exited with code {code}"
+
+
+def use_interpreter(device: str) -> None:
+    """Have Triton interpret kernels on a CPU; it looks at this when a kernel is defined, so call it before any import."""
+    if device == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
+def _serve(connection: multiprocessing.connection.Connection, name: str, device: str, mutant: Mutant | None) -> None:
+    """The child: one case in, one verdict out, until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
+    warnings.simplefilter("ignore")
+    use_interpreter(device)
+    try:
+        if mutant is not None:
+            mutants.install(mutant)
+        import torch
+        from attn_fuzz.check import check
+
+        torch.set_num_threads(1)
+        target = targets.load(name)
+    except Exception as error:
+        connection.send(f"{type(error).__name__}: {error}")
+        return
+    connection.send(True)
+    while True:
+        try:
+            case = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer = check(case, target, device)
+        except CaseError as error:
+            answer = error
+        connection.send(answer)
+
+
+def _die_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

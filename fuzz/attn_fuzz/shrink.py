@@ -1,0 +1,171 @@
+"""From a failing case to one in which no single field can be lowered: greedy, on the case's own data.
+
+Hypothesis shrinks the choices behind a case; this goes on where those are entangled, and guarantees the end: every case that
+`lowered` offers passes.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+from attn_contract import AttentionType
+from attn_fuzz import case as case_file
+from attn_fuzz.case import Cache, Case, CaseError, Request, Values
+from attn_fuzz.strategies.cases import VALUES
+from attn_fuzz.targets import Support
+
+replace = msgspec.structs.replace
+
+
+def shrink(case: Case, support: Support, fails: Callable[[Case], bool], may_go_on: Callable[[], bool]) -> tuple[Case, bool]:
+    """The smallest failing case found, and whether it is minimal or `may_go_on` ended the search."""
+    known: set[Case] = {case}
+    at = 0
+    while True:
+        for index, candidate in enumerate(lowered(case, support)):
+            if index < at or candidate in known:
+                continue
+            if not may_go_on():
+                return case, False
+            known.add(candidate)
+            if fails(candidate):
+                case, at = candidate, index
+                break
+        else:
+            if at == 0:
+                return case, True
+            at = 0
+
+
+def lowered(case: Case, support: Support) -> Iterator[Case]:
+    """Valid cases that are `case` with one field lowered, the largest steps first."""
+    for candidate in _candidates(case):
+        try:
+            case_file.check(candidate)
+        except CaseError:
+            continue
+        if candidate != case and support.refusal(candidate) is None:
+            yield candidate
+
+
+SIMPLEST: dict[str, Any] = {
+    "sinks": None,
+    "window": (-1, -1),
+    "per_request_causal": False,
+    "unowned_rows": 0,
+    "rows_past": 0,
+    "kv_rows_past": 0,
+    "unwritten": (),
+    "recycled": False,
+    "table_padding": 0,
+    "slack": 0,
+    "fused_qkv": False,
+    "flat_out": False,
+    "return_lse": False,
+    "dtype": "float32",
+    "scale": 1.0,
+}
+
+
+def _candidates(case: Case) -> Iterator[Case]:
+    for r in range(len(case.requests)):
+        yield _with_requests(case, case.requests[:r] + case.requests[r + 1 :])
+    for name, value in SIMPLEST.items():
+        yield replace(case, **{name: value})
+    for kind in VALUES[: VALUES.index(case.values.kind)]:
+        yield replace(case, values=Values(kind, case.values.seed))
+    for seed in _smaller(case.values.seed, 0):
+        yield replace(case, values=Values(case.values.kind, seed))
+    for name in ("num_kv_heads", "group_size", "head_size"):
+        for value in _smaller(getattr(case, name), 1):
+            yield replace(case, **{name: value})
+    if case.cache is not None:
+        for cache in _smaller_caches(case.cache):
+            yield _with_requests(replace(case, cache=cache), case.requests)
+    for r, request in enumerate(case.requests):
+        for smaller in _smaller_requests(request, case.attn_type):
+            yield _with_requests(case, (*case.requests[:r], smaller, *case.requests[r + 1 :]))
+    for side in (0, 1):
+        for value in (-1, *_smaller(case.window[side], 0)):
+            yield replace(case, window=(value, case.window[1]) if side == 0 else (case.window[0], value))
+    for name in ("unowned_rows", "rows_past", "kv_rows_past", "table_padding", "slack"):
+        for value in _smaller(getattr(case, name), 0):
+            yield replace(case, **{name: value})
+    for row in case.unwritten:
+        yield replace(case, unwritten=tuple(other for other in case.unwritten if other != row))
+    yield from _canonical_blocks(case)
+
+
+def _smaller(value: int, least: int) -> Iterator[int]:
+    """The least, then ever closer below the value."""
+    step = value - least
+    while step > 0:
+        yield value - step
+        step //= 2
+
+
+def _smaller_caches(cache: Cache) -> Iterator[Cache]:
+    yield replace(cache, neighbour=None)
+    yield replace(cache, writer=None)
+    yield replace(cache, planes=False)
+    for padding in _smaller(cache.padding, 0):
+        yield replace(cache, padding=padding)
+    for size in (16, *_smaller(cache.block_size, 1)):
+        if size < cache.block_size:
+            yield replace(cache, block_size=size)
+    for num_blocks in _smaller(cache.num_blocks, 1):
+        yield replace(cache, num_blocks=num_blocks)
+
+
+def _smaller_requests(request: Request, attn_type: AttentionType) -> Iterator[Request]:
+    dense = attn_type in (AttentionType.ENCODER, AttentionType.ENCODER_ONLY)
+    for query_len in _smaller(request.query_len, 0):
+        fewer = request.query_len - query_len
+        if dense or attn_type is AttentionType.DECODER:
+            yield replace(request, query_len=query_len, seq_len=max(0, request.seq_len - fewer))
+        if not dense:
+            yield replace(request, query_len=query_len)
+    if not dense:
+        for seq_len in _smaller(request.seq_len, 0):
+            yield replace(request, seq_len=seq_len)
+    if request.causal:
+        yield replace(request, causal=False)
+
+
+def _with_requests(case: Case, requests: tuple[Request, ...]) -> Case:
+    """The case with these requests; their blocks and the rows that they do not write refitted."""
+    if case.cache is not None:
+        taken = {block for request in requests for block in request.blocks}
+        free = iter([block for block in range(case.cache.num_blocks) if block not in taken])
+        fitted = []
+        for request in requests:
+            used = -(-request.seq_len // case.cache.block_size)
+            blocks = list(request.blocks[:used])
+            while len(blocks) < used:
+                blocks.append(next(free, case.cache.num_blocks))
+            fitted.append(replace(request, blocks=tuple(blocks)))
+        requests = tuple(fitted)
+    tokens = sum(request.query_len for request in requests)
+    flags = {request.causal for request in requests}
+    return replace(
+        case,
+        requests=requests,
+        unwritten=tuple(row for row in case.unwritten if row < tokens),
+        per_request_causal=case.per_request_causal or len(flags) > 1,
+    )
+
+
+def _canonical_blocks(case: Case) -> Iterator[Case]:
+    """Block tables that count up from 0, for all requests and then for each block."""
+    if case.cache is None:
+        return
+    order = {block: i for i, block in enumerate(dict.fromkeys(block for r in case.requests for block in r.blocks))}
+    renamed = tuple(replace(r, blocks=tuple(order[block] for block in r.blocks)) for r in case.requests)
+    yield replace(case, requests=renamed, cache=replace(case.cache, num_blocks=max(1, len(order))))
+    yield replace(case, requests=renamed)
+    for r, request in enumerate(case.requests):
+        for i, block in enumerate(request.blocks):
+            for lower in _smaller(block, 0):
+                blocks = (*request.blocks[:i], lower, *request.blocks[i + 1 :])
+                changed = (*case.requests[:r], replace(request, blocks=blocks), *case.requests[r + 1 :])
+                yield replace(case, requests=changed)

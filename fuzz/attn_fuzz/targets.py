@@ -1,0 +1,218 @@
+"""What can be fuzzed. Ours and anybody's are the same thing: a Target behind the entry-point group `attn_parity.targets`.
+
+A package adds one with
+
+    [project.entry-points."attn_parity.targets"]
+    my-kernel = "my_package.fuzzing:TARGET"
+
+and then `attn-parity fuzz --target my-kernel`.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Protocol
+
+import torch
+from attn_contract import AttentionType, Batch, Layer, Layout
+from attn_fuzz.case import Case
+from attn_fuzz.judge import Rounding
+
+GROUP = "attn_parity.targets"
+
+
+class AttentionFunction(Protocol):
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        kv_cache: torch.Tensor | None,
+        layer: Layer,
+        batch: Batch,
+        *,
+        out: torch.Tensor,
+        lse: torch.Tensor | None,
+    ) -> object:
+        """Write every row of `out` (and `lse`) that a request owns, and nothing else.
+
+        `kv_cache` already holds this step's keys and values where the layer has a cache; k and v are this step's, or None
+        when the step writes nothing.
+        """
+        ...
+
+
+class WriteFunction(Protocol):
+    def __call__(
+        self, k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layout: Layout, slot_mapping: torch.Tensor
+    ) -> object:
+        """Write row s of k and v to slot `slot_mapping[s]`, bit by bit, and nothing else."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Support:
+    """What a target can do; the strategies draw nothing else.
+
+    Args:
+        causal, non_causal, per_request_causal: for DECODER.
+        tile_sizes: sizes at whose multiples the kernel changes its ways; lengths are drawn around them.
+        max_tokens, max_seq_len: keep an example affordable.
+    """
+
+    attn_types: tuple[AttentionType, ...] = tuple(AttentionType)
+    dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
+    layouts: tuple[Layout, ...] = tuple(Layout)
+    head_sizes: tuple[int, ...] = (32, 16, 64, 80, 96, 128)
+    group_sizes: tuple[int, ...] = (1, 2, 3, 4, 5, 7, 8)
+    block_sizes: tuple[int, ...] = (16, 1, 4, 8, 32, 48, 80)
+    causal: bool = True
+    non_causal: bool = True
+    per_request_causal: bool = True
+    window: bool = True
+    sinks: bool = True
+    lse: bool = True
+    tile_sizes: tuple[int, ...] = (16, 32, 64)
+    max_tokens: int = 256
+    max_seq_len: int = 1024
+
+    def refusal(self, case: Case) -> str | None:
+        """Why a case is beyond this support, in words; None if it is not. Lengths are never beyond it."""
+        choices = {
+            "attn_type": (case.attn_type, self.attn_types),
+            "dtype": (case.dtype, self.dtypes),
+            "head_size": (case.head_size, self.head_sizes),
+            "group_size": (case.group_size, self.group_sizes),
+        }
+        if case.cache is not None:
+            choices["block_size"] = (case.cache.block_size, self.block_sizes)
+            choices["layout"] = (case.cache.layout, self.layouts)
+        for name, (value, allowed) in choices.items():
+            if value not in allowed:
+                return f"{name} {value}: it takes {', '.join(map(str, allowed))}"
+        decoder = case.attn_type is AttentionType.DECODER
+        flags = {request.causal for request in case.requests} if decoder else set()
+        refused = {
+            "causal attention": True in flags and not self.causal,
+            "non-causal DECODER attention": False in flags and not self.non_causal,
+            "one causal flag per request": case.per_request_causal and not self.per_request_causal,
+            "a window": case.window != (-1, -1) and not self.window,
+            "sinks": case.sinks is not None and not self.sinks,
+            "the LSE": case.return_lse and not self.lse,
+        }
+        return next((name for name, is_refused in refused.items() if is_refused), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Something that attends.
+
+    Args:
+        name: as in the entry point.
+        description: one line.
+        attention: see AttentionFunction.
+        write_kv_cache: see WriteFunction; None: the reference writes the cache and only attention is checked.
+        support: what it can do on a device type, "cpu" or "cuda".
+        rounding: where it rounds on a device type.
+        unavailable: None if it can run on a device type here, else why not, in words.
+    """
+
+    name: str
+    description: str
+    attention: AttentionFunction
+    write_kv_cache: WriteFunction | None = None
+    support: Callable[[str], Support] = lambda device: Support()
+    rounding: Callable[[str], Rounding]
+    unavailable: Callable[[str], str | None] = lambda device: None
+
+
+class UnknownTargetError(ValueError):
+    """No such target, or one that cannot be loaded."""
+
+
+def names() -> list[str]:
+    return sorted({entry.name for entry in entry_points(group=GROUP)})
+
+
+def load(name: str) -> Target:
+    """Load a target by its name.
+
+    Raises:
+        UnknownTargetError: there is none of that name, its module does not import, or it is no Target.
+    """
+    found = [entry for entry in entry_points(group=GROUP) if entry.name == name]
+    if not found:
+        raise UnknownTargetError(f"target: got {name!r}, expected one of {', '.join(names())}")
+    try:
+        target = found[0].load()
+    except Exception as error:
+        raise UnknownTargetError(f"target {name}: {found[0].value} does not load: {type(error).__name__}: {error}") from error
+    if not isinstance(target, Target):
+        raise UnknownTargetError(
+            f"target {name}: {found[0].value} is a {type(target).__name__}, expected an attn_fuzz.targets.Target"
+        )
+    return target
+
+
+def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    import attn_optimized
+
+    if layer.attn_type.reads_cache:
+        attn_optimized.paged_attention(q, kv_cache, layer, batch, out=out, lse=lse, validate=True)
+    else:
+        attn_optimized.varlen_attention(q, k, v, layer, batch, out=out, lse=lse, validate=True)
+
+
+def _triton_write(k, v, kv_cache, layout, slot_mapping) -> None:
+    import attn_optimized
+
+    attn_optimized.write_kv_cache(k, v, kv_cache, layout, slot_mapping, validate=True)
+
+
+def _triton_support(device: str) -> Support:
+    if device == "cpu":
+        # Triton's interpreter multiplies the bit patterns of bfloat16 and truncates its casts
+        return Support(dtypes=("float32", "float16"), max_tokens=128, max_seq_len=512)
+    return Support(max_tokens=1024, max_seq_len=4096)
+
+
+def _triton_missing(device: str) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed: pip install 'attn-parity[cpu]', or a torch build that brings it"
+    return None
+
+
+TRITON = Target(
+    name="triton",
+    description="the shipping Triton kernels: paged and varlen attention, cache write",
+    attention=_triton_attention,
+    write_kv_cache=_triton_write,
+    support=_triton_support,
+    rounding=lambda device: Rounding(keys_per_tile=64),
+    unavailable=_triton_missing,
+)
+
+
+def _reference_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    import attn_reference
+
+    if layer.attn_type.reads_cache:
+        attn_reference.paged_attention(q, kv_cache, layer, batch, out=out, lse=lse)
+    else:
+        attn_reference.varlen_attention(q, k, v, layer, batch, out=out, lse=lse)
+
+
+def _reference_write(k, v, kv_cache, layout, slot_mapping) -> None:
+    import attn_reference
+
+    attn_reference.write_kv_cache(k, v, kv_cache, layout, slot_mapping)
+
+
+REFERENCE_FP32 = Target(
+    name="reference-fp32",
+    description="the reference in float32, judged by itself in float64: a check of the bound",
+    attention=_reference_attention,
+    write_kv_cache=_reference_write,
+    rounding=lambda device: Rounding(keys_per_tile=1024, exact_division=False),
+)
