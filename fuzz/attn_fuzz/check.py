@@ -44,7 +44,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 def check(case: Case, target: Target, device: str) -> Verdict:
     """Run a case on a target and judge it. A target that raises is a verdict, not an exception.
 
-    A breach of the statistical bound that HARD allows is re-run with two fresh seeds, and counts only if one of them breaks it too.
+    A breach of the statistical bound that HARD allows is re-run with two fresh seeds; it counts if one of them breaks it too.
     """
     verdict, certain = _check_once(case, target, device)
     if certain:

@@ -4,6 +4,7 @@
 interrupted run loses nothing.
 """
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,6 @@ from attn_fuzz.zoo.mutants import Mutant
 from hypothesis import HealthCheck, Phase
 
 SHRINK_SECONDS = 240.0
-CONFIRM_RUNS = 2
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,36 +74,40 @@ class _OutOfTime(Exception):  # noqa: N818 - ends a run, is no error
     pass
 
 
-def fuzz(plan: Plan, report: Callable[[Progress], None] = lambda progress: None) -> Progress:
+def fuzz(plan: Plan, executor: Executor, report: Callable[[Progress], None] = lambda progress: None) -> Progress:
     """Draw and check cases until one fails or the plan ends; shrink what fails.
 
     Args:
         plan: the shard.
+        executor: runs the cases; see `start_executor`.
         report: is told after each case.
 
     Raises:
         UnknownTargetError, ExecutorError: the target cannot be run.
     """
-    target = targets.load(plan.target)
-    support = target.support(plan.device)
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    with Executor(plan.target, plan.device, plan.limit, plan.folder / f"in-flight-{plan.seed}.json", plan.mutant) as executor:
-        shard = _Shard(plan, executor, report)
-        draw = _hypothesis_test(plan, cases(plan.target, support), shard)
-        try:
-            draw()
-        except (_Disagreement, hypothesis.errors.Flaky, _OutOfTime, ExceptionGroup):
-            if shard.unexpected is not None:
-                raise shard.unexpected from None
-        failure = shard.progress.failure
-        if failure is not None and plan.shrinks:
-            smallest, minimal = shrink.shrink(failure.case, support, shard.still_fails, shard.may_shrink)
-            assert shard.progress.failure is not None
-            shard.tell(failure=msgspec.structs.replace(shard.progress.failure, case=smallest, minimal=minimal))
+    support = targets.load(plan.target).support(plan.device)
+    shard = _Shard(plan, executor, report)
+    draw = _hypothesis_test(plan, cases(plan.target, support), shard)
+    try:
+        draw()
+    except (_DisagreementError, hypothesis.errors.Flaky, _OutOfTime, ExceptionGroup):
+        if shard.unexpected is not None:
+            raise shard.unexpected from None
+    failure = shard.progress.failure
+    if failure is not None and plan.shrinks:
+        smallest, minimal = shrink.shrink(failure.case, support, shard.still_fails, shard.may_shrink)
+        shard.tell(failure=msgspec.structs.replace(shard.progress.failure, case=smallest, minimal=minimal))
     return shard.progress
 
 
-class _Disagreement(AssertionError):
+def start_executor(plan: Plan) -> Executor:
+    """An executor for the plan's target, device and mutant; stop it when done with it."""
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    ahead = plan.folder / f"in-flight-{os.getpid()}.json"
+    return Executor(plan.target, plan.device, plan.limit, ahead, plan.mutant)
+
+
+class _DisagreementError(AssertionError):
     pass
 
 
@@ -140,7 +144,7 @@ class _Shard:
         self._count(verdict, first)
         if verdict.failed:
             self._keep(case, verdict)
-            raise _Disagreement(verdict.message)
+            raise _DisagreementError(verdict.message)
 
     def still_fails(self, case: Case) -> bool:
         try:

@@ -66,7 +66,7 @@ class Executor:
         try:
             connection.send(case)
             if not connection.poll(self.limit):
-                self.stop()
+                self._kill()
                 return Verdict(kind="hung", message=f"no answer in {self.limit:g} s")
             answer = connection.recv()
         except (EOFError, ConnectionError):
@@ -76,6 +76,11 @@ class Executor:
         return answer
 
     def stop(self) -> None:
+        """End the process; no case is in flight any more."""
+        self._kill()
+        self.ahead.unlink(missing_ok=True)
+
+    def _kill(self) -> None:
         if self._process is not None:
             self._process.kill()
             self._process.join()
@@ -94,7 +99,7 @@ class Executor:
         except (EOFError, ConnectionError):
             ready = self._cause_of_death()
         if ready is not True:
-            self.stop()
+            self._kill()
             raise ExecutorError(f"target {self.target}: {ready or f'did not start in {START_SECONDS:g} s'}")
         return self._connection
 

@@ -11,9 +11,9 @@ smallest normal or subnormal step, an output element may differ from o_c by
     + lam u32 sqrt(B + 2 T + S) sum_j w_j |v_jc|         float32 accumulation: B keys a tile, T tiles, S splits
     eps_j = u32 (lam sqrt(D) A2_j + 2 |s_j| + 2 |s_j - m| + 4),  A2_j = |scale| sqrt(sum (q k_j)^2)
 
-and the LSE by max_j eps_j + u32 (lam sqrt(B + 2 T + S) + |lse|). Rounding errors of generic numbers are independent, and lam = 6
-leaves each element a chance of 3e-8 (Hoeffding). Structured numbers make errors correlate: HARD is the same bound without
-statistics, norm2 becomes a sum of magnitudes, sqrt(D) A2 becomes (D + 2) A with A_j = |scale| sum |q k_j|, and
+and the LSE by max_j eps_j + u32 (lam sqrt(B + 2 T + S) + |lse|). Rounding errors of generic numbers are independent, and
+lam = 6 leaves each element a chance of 3e-8 (Hoeffding). Structured numbers make errors correlate: HARD is the same bound
+without statistics, norm2 becomes a sum of magnitudes, sqrt(D) A2 becomes (D + 2) A with A_j = |scale| sum |q k_j|, and
 lam sqrt(B + 2 T + S) becomes 2 (B + 2 T + S). A breach of HARD is always a bug.
 
 The sensitivity is bounded by Cauchy and Schwarz, sum w eps |v - o| <= sqrt(sum w eps) sqrt(sum w eps (v - o)^2), which needs
@@ -129,7 +129,8 @@ def requests(step: Step) -> Iterator[Request]:
     """The rows of every request with the float64 keys and values that they see, read by the reference."""
     if step.kv_cache is not None:
         return paged_requests(step.q, step.kv_cache, step.layer, step.batch, torch.float64)
-    assert step.k is not None and step.v is not None
+    assert step.k is not None
+    assert step.v is not None
     return varlen_requests(step.q, step.k, step.v, step.layer, step.batch, torch.float64)
 
 

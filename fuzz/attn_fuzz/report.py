@@ -1,0 +1,223 @@
+"""A failure for people: a short table, the case as a file, and a script that needs the fuzzer no more."""
+
+import base64
+import zlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from attn_contract import Layer
+from attn_fuzz import case as case_file
+from attn_fuzz import tensors
+from attn_fuzz.case import Case
+from attn_fuzz.check import Verdict
+from attn_fuzz.tensors import Step
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+LITERAL_ELEMENTS = 64
+
+
+def summary(case: Case, verdict: Verdict) -> RenderableType:
+    """The case and what is wrong with it: one line per property that is not the simplest, one row per request."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("request", "query", "keys", "causal", "blocks", "differs", "worst at", "got", "expected", "bound"):
+        table.add_column(column, justify="right" if column in ("request", "query", "keys") else "left")
+    found = {difference.request: difference for difference in reversed(verdict.differences)}
+    for r, request in enumerate(case.requests):
+        row = [str(r), str(request.query_len), str(request.seq_len), "yes" if request.causal else "no", _short(request.blocks)]
+        if worst := found.get(r):
+            place = f"row {worst.row} head {worst.head}" + ("" if worst.dim is None else f" dim {worst.dim}")
+            row += [
+                f"{worst.tensor}: {worst.rows} rows",
+                place,
+                f"{worst.got:.6g}",
+                f"{worst.expected:.6g}",
+                f"{worst.bound:.2g}",
+            ]
+        table.add_row(*row)
+    return Group(Text(f"{verdict.kind}: {verdict.message}", style="bold red"), Text(_properties(case)), table)
+
+
+def _properties(case: Case) -> str:
+    """The fields that differ from the simplest, in the case's own words."""
+    fields = msgspec.to_builtins(case)
+    for name in ("schema", "target", "requests"):
+        fields.pop(name, None)
+    return "  ".join(f"{name}={_flat(value)}" for name, value in fields.items())
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, dict):
+        return "(" + " ".join(f"{name}={_flat(inner)}" for name, inner in value.items()) + ")"
+    return str(value)
+
+
+def _short(blocks: tuple[int, ...]) -> str:
+    return " ".join(map(str, blocks[:8])) + (f" … {len(blocks)}" if len(blocks) > 8 else "")
+
+
+def write(case: Case, verdict: Verdict, folder: Path, name: str) -> tuple[Path, Path]:
+    """Write NAME.json and NAME.py; return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    case_path, script_path = folder / f"{name}.json", folder / f"{name}.py"
+    case_path.write_text(case_file.dumps(case) + "\n")
+    script_path.write_text(script(case, verdict))
+    return case_path, script_path
+
+
+def script(case: Case, verdict: Verdict) -> str:
+    """A standalone script: the tensors, the target, the reference, and where they differ. It exits 1 if they do."""
+    step = tensors.build(case)
+    return _SCRIPT.format(
+        title=f"{case.target}: {verdict.kind}: {verdict.message}".replace("\\", "/").replace('"', "'"),
+        target=case.target,
+        interpreter="" if case.dtype == "bfloat16" else _INTERPRETER,
+        layer=_layer(step.layer),
+        batch=_batch(step),
+        q=_tensor(step.q),
+        cache=_cache(step) if step.raw is not None else _dense(step),
+        writes=_writes(step),
+        reference="paged_attention(q, kv_cache, layer, batch"
+        if step.raw is not None
+        else "varlen_attention(q, k, v, layer, batch",
+        buffer_shape=tuple(step.out_buffer.shape),
+        out_shape=tuple(step.out.shape),
+        out_stride=step.out.stride(),
+        out_offset=step.out.storage_offset(),
+        return_lse=case.return_lse,
+        bound=_bound(verdict, "out"),
+        lse_bound=_bound(verdict, "lse"),
+    )
+
+
+def _bound(verdict: Verdict, tensor: str) -> float:
+    """The bound at the worst element of the tensor; where the judge found none, a generous one that only gross errors exceed."""
+    return max((difference.bound for difference in verdict.differences if difference.tensor == tensor), default=1e-2)
+
+
+_INTERPRETER = """
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported
+"""
+
+_SCRIPT = '''"""{title}"""
+
+import base64
+import os
+import sys
+import zlib
+
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+{interpreter}
+import attn_reference
+from attn_contract import AttentionType, Batch, KVCacheView, Layer, Layout
+from attn_fuzz import targets
+
+
+def packed(data, dtype, shape):
+    return torch.frombuffer(bytearray(zlib.decompress(base64.b85decode(data))), dtype=dtype).reshape(shape)
+
+
+target = targets.load("{target}")
+layer = {layer}
+batch = {batch}
+q = {q}.to(DEVICE)
+{cache}{writes}
+buffer = torch.full({buffer_shape}, 12345.0, dtype=q.dtype, device=DEVICE)
+out = buffer.as_strided({out_shape}, {out_stride}, {out_offset})
+lse = torch.full((q.shape[1], q.shape[0]), 12345.0, device=DEVICE) if {return_lse} else None
+cache_before = None if kv_cache is None else kv_cache.clone()
+target.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+
+expected_buffer = torch.full_like(buffer, 12345.0)
+expected = expected_buffer.as_strided({out_shape}, {out_stride}, {out_offset})
+expected_lse = None if lse is None else torch.full_like(lse, 12345.0)
+attn_reference.{reference}, out=expected, lse=expected_lse, precision=torch.float64)
+error = (buffer.double() - expected_buffer.double()).abs()
+print("largest difference of out:", error.max().item(), "at a bound of {bound:.3g}")
+wrong = not (error <= {bound!r}).all().item()
+if lse is not None:
+    lse_error = torch.where(lse == expected_lse, 0, lse - expected_lse).abs()
+    print("largest difference of lse:", lse_error.max().item(), "at a bound of {lse_bound:.3g}")
+    wrong |= not (lse_error <= {lse_bound!r}).all().item()
+if kv_cache is not None and not torch.equal(cache_before.view(torch.uint8), kv_cache.clone().view(torch.uint8)):
+    wrong = True
+    print("attention wrote into the cache")
+sys.exit(wrong)
+'''
+
+
+def _layer(layer: Layer) -> str:
+    fields = [
+        f"num_heads={layer.num_heads}, num_kv_heads={layer.num_kv_heads}, head_size={layer.head_size}, scale={layer.scale!r}",
+        f"attn_type=AttentionType.{layer.attn_type.name}, window={layer.window!r}",
+    ]
+    if layer.sinks is not None:
+        fields.append(f"sinks={_tensor(layer.sinks)}.to(DEVICE)")
+    if layer.layout is not None:
+        fields.append(f"layout=Layout.{layer.layout.name}")
+    return "Layer(" + ", ".join(fields) + ")"
+
+
+def _batch(step: Step) -> str:
+    batch = step.batch
+    fields = [f"{name}={getattr(batch, name)}" for name in ("max_query_len", "max_seq_len", "num_actual_tokens")]
+    if not isinstance(batch.causal, torch.Tensor):
+        fields.append(f"causal={batch.causal}")
+    fields += [f"{name}={_tensor(tensor)}.to(DEVICE)" for name, tensor in batch.tensors.items()]
+    return "Batch(\n    " + ",\n    ".join(fields) + ",\n)"
+
+
+def _cache(step: Step) -> str:
+    return f"raw = {_tensor(step.raw)}.to(DEVICE)\nkv_cache = {_view(step.view)}.tensor(raw)\nk = v = None\n"
+
+
+def _dense(step: Step) -> str:
+    return f"k = {_tensor(step.k)}.to(DEVICE)\nv = {_tensor(step.v)}.to(DEVICE)\nkv_cache = None\n"
+
+
+def _writes(step: Step) -> str:
+    """The cache writes of the step, by the target, compared byte by byte with the reference's."""
+    if not step.writes:
+        return ""
+    lines = ["expected_raw = raw.clone()", "views = []"]
+    for write in step.writes:
+        lines.append(
+            f"views.append(({_tensor(write.k)}.to(DEVICE), {_tensor(write.v)}.to(DEVICE), {_view(write.view)},"
+            f" {_tensor(write.slot_mapping)}.to(DEVICE)))"
+        )
+    lines += [
+        "for k, v, view, slot_mapping in views:",
+        "    (target.write_kv_cache or attn_reference.write_kv_cache)(k, v, view.tensor(raw), view.layout, slot_mapping)",
+        "    attn_reference.write_kv_cache(k, v, view.tensor(expected_raw), view.layout, slot_mapping)",
+        "changed = (raw.view(torch.uint8) != expected_raw.view(torch.uint8)).nonzero().flatten()",
+        "if len(changed):",
+        '    sys.exit(f"the cache differs in {len(changed)} bytes, the first at {changed[0].item()}")',
+        "k, v = views[0][:2]",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _view(view: Any) -> str:
+    return repr(view).replace(f"<Layout.{view.layout.name}: '{view.layout.value}'>", f"Layout.{view.layout.name}")
+
+
+def _tensor(tensor: torch.Tensor | None) -> str:
+    """A tensor as an expression: a literal if it is short and finite, else its bytes."""
+    assert tensor is not None
+    if not tensor.is_contiguous():
+        storage = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
+        return f"{_tensor(storage)}.as_strided({tuple(tensor.shape)}, {tensor.stride()}, {tensor.storage_offset()})"
+    dense = tensor.detach().cpu()
+    literal = dense.numel() <= LITERAL_ELEMENTS and bool(dense.isfinite().all() if dense.is_floating_point() else True)
+    if literal and dense.numel():
+        return f"torch.tensor({dense.tolist()!r}, dtype={dense.dtype})"
+    if not dense.numel():
+        return f"torch.empty({tuple(dense.shape)}, dtype={dense.dtype})"
+    data = base64.b85encode(zlib.compress(dense.view(torch.uint8).numpy().tobytes(), 9)).decode()
+    return f"packed({data!r}, {dense.dtype}, {tuple(dense.shape)})"

@@ -1,0 +1,142 @@
+"""Shards over worker processes: what finishes, fails or is interrupted, nothing found is lost.
+
+Shards do not depend on the number of workers, so that a seed means the same run everywhere.
+"""
+
+import multiprocessing
+import multiprocessing.connection
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import msgspec
+from attn_fuzz import engine
+from attn_fuzz.engine import Plan, Progress
+from attn_fuzz.executor import Executor, ExecutorError
+from attn_fuzz.targets import UnknownTargetError
+
+SHARD_EXAMPLES = 150
+
+
+@dataclass
+class Outcome:
+    """What became of the shards, by their index; one that was never started has examined nothing."""
+
+    progress: list[Progress]
+    interrupted: bool = False
+    error: str | None = None
+    finished: set[int] = field(default_factory=set)
+
+
+def shards(plan: Plan) -> list[Plan]:
+    """Cut a plan into shards of about SHARD_EXAMPLES, each with its own seed."""
+    count = max(1, round(plan.examples / SHARD_EXAMPLES))
+    sizes = [plan.examples // count + (i < plan.examples % count) for i in range(count)]
+    return [
+        msgspec.structs.replace(plan, examples=size, seed=(plan.seed * 1_000_003 + i) % (1 << 63))
+        for i, size in enumerate(sizes)
+    ]
+
+
+def run(
+    plans: Sequence[Plan],
+    workers: int,
+    *,
+    stop_at_failure: bool,
+    report: Callable[[int, Progress], None] = lambda index, progress: None,
+) -> Outcome:
+    """Run every plan on one of the workers.
+
+    Args:
+        plans: shards.
+        workers: processes at once; each drives one executor.
+        stop_at_failure: end all shards once one has found a failure and made it small.
+        report: is told of every case, with the index of its plan.
+    """
+    outcome = Outcome([Progress() for _ in plans])
+    waiting = list(enumerate(plans))
+    with _processes(min(workers, len(plans))) as connections:
+        busy: dict[multiprocessing.connection.Connection, int] = {}
+        idle = list(connections)
+        try:
+            while True:
+                while idle and waiting:
+                    index, plan = waiting.pop(0)
+                    connection = idle.pop()
+                    connection.send(plan)
+                    busy[connection] = index
+                if not busy:
+                    return outcome
+                for connection in multiprocessing.connection.wait(list(busy)):
+                    assert isinstance(connection, multiprocessing.connection.Connection)
+                    index = busy[connection]
+                    message = _receive(connection)
+                    if isinstance(message, Progress):
+                        outcome.progress[index] = message
+                        report(index, message)
+                        continue
+                    if message is not None:
+                        outcome.error = message
+                        return outcome
+                    outcome.finished.add(index)
+                    del busy[connection]
+                    idle.append(connection)
+                    if stop_at_failure and outcome.progress[index].failure is not None:
+                        return outcome
+        except KeyboardInterrupt:
+            outcome.interrupted = True
+            return outcome
+
+
+@contextmanager
+def _processes(count: int) -> Iterator[list[multiprocessing.connection.Connection]]:
+    context = multiprocessing.get_context("spawn")
+    connections, processes = [], []
+    try:
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs,))
+            process.start()
+            theirs.close()
+            connections.append(ours)
+            processes.append(process)
+        yield connections
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+
+
+def _receive(connection: multiprocessing.connection.Connection) -> Progress | str | None:
+    try:
+        return connection.recv()
+    except (EOFError, ConnectionError):
+        return "a worker process died"
+
+
+def _work(connection: multiprocessing.connection.Connection) -> None:
+    """A worker: one plan after another; its messages are Progress, then None or the text of an error."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    executor: Executor | None = None
+    try:
+        while True:
+            plan: Plan = connection.recv()
+            if executor is None or (executor.target, executor.mutant) != (plan.target, plan.mutant):
+                if executor is not None:
+                    executor.stop()
+                executor = engine.start_executor(plan)
+            try:
+                engine.fuzz(plan, executor, connection.send)
+            except (ExecutorError, UnknownTargetError) as error:
+                connection.send(str(error))
+                return
+            connection.send(None)
+    except (EOFError, ConnectionError):
+        pass
+    finally:
+        if executor is not None:
+            executor.stop()
