@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from attn_contract.arguments import check_dense_last, check_dims, check_int, check_tensor, check_type, check_vector
 from attn_contract.errors import ContractError
 
 
@@ -27,6 +28,9 @@ class Batch:
             `ceil(seq_len / block_size)` are garbage and never followed. None exactly where there is no cache.
         slot_mapping: [S] int64, `block * block_size + offset` of where row s of k and v is written; -1 writes nothing.
             None where nothing is written.
+
+    Raises:
+        ContractError: a field has another type, shape, dtype or stride, or contradicts another one.
     """
 
     query_start_loc: torch.Tensor
@@ -40,25 +44,27 @@ class Batch:
 
     def __post_init__(self) -> None:
         for name in ("max_query_len", "max_seq_len", "num_actual_tokens"):
-            value = getattr(self, name)
-            if value < 0:
-                raise ContractError(name, value, "at least 0")
-        _check_vector("query_start_loc", self.query_start_loc, torch.int32)
+            check_int(name, getattr(self, name), minimum=0)
+        check_vector("query_start_loc", self.query_start_loc, torch.int32)
         if len(self.query_start_loc) < 1:
             raise ContractError("query_start_loc", "shape (0,)", "shape (R + 1,), a leading 0 and one end per request")
-        _check_vector("seq_lens", self.seq_lens, torch.int32, length=self.num_requests)
+        check_vector("seq_lens", self.seq_lens, torch.int32)
+        if not isinstance(self.causal, bool):
+            check_type("causal", self.causal, torch.Tensor, "a bool or a tensor [R] of bool")
+            check_vector("causal", self.causal, torch.bool)
         if self.slot_mapping is not None:
-            _check_vector("slot_mapping", self.slot_mapping, torch.int64)
-        if isinstance(self.causal, torch.Tensor):
-            _check_vector("causal", self.causal, torch.bool, length=self.num_requests)
+            check_vector("slot_mapping", self.slot_mapping, torch.int64)
         if self.block_table is not None:
-            table = self.block_table
-            if table.dim() != 2 or table.shape[0] != self.num_requests:
-                raise ContractError("block_table", f"shape {tuple(table.shape)}", f"shape ({self.num_requests}, max_blocks)")
-            if table.dtype != torch.int32:
-                raise ContractError("block_table", table.dtype, "torch.int32")
-            if table.stride(1) != 1 and table.shape[1] > 1:
-                raise ContractError("block_table", f"stride {table.stride(1)} in the last dimension", "1: it must be dense")
+            check_tensor("block_table", self.block_table)
+            check_dims("block_table", self.block_table, ("R", "max_blocks"))
+            if self.block_table.dtype != torch.int32:
+                raise ContractError("block_table", self.block_table.dtype, "torch.int32")
+            check_dense_last("block_table", self.block_table)
+        for name, tensor in self.tensors.items():
+            if name in ("seq_lens", "causal", "block_table") and len(tensor) != self.num_requests:
+                raise ContractError(
+                    name, f"{len(tensor)} entries", f"{self.num_requests}: query_start_loc has R + 1 = {self.num_requests + 1}"
+                )
 
     @property
     def num_requests(self) -> int:
@@ -69,14 +75,3 @@ class Batch:
         """The fields that are tensors, by name."""
         fields = ("query_start_loc", "seq_lens", "block_table", "slot_mapping", "causal")
         return {name: value for name in fields if isinstance(value := getattr(self, name), torch.Tensor)}
-
-
-def _check_vector(name: str, tensor: torch.Tensor, dtype: torch.dtype, length: int | None = None) -> None:
-    if tensor.dim() != 1:
-        raise ContractError(name, f"shape {tuple(tensor.shape)}", "one dimension")
-    if tensor.dtype != dtype:
-        raise ContractError(name, tensor.dtype, str(dtype))
-    if length is not None and len(tensor) != length:
-        raise ContractError(name, f"{len(tensor)} entries", f"{length}: query_start_loc has R + 1 = {length + 1} entries")
-    if len(tensor) > 1 and tensor.stride(0) != 1:
-        raise ContractError(name, f"stride {tensor.stride(0)}", "stride 1: it must be dense")

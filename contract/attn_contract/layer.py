@@ -1,11 +1,11 @@
 """What is fixed for one attention layer of a model."""
 
-import math
 from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
 
+from attn_contract.arguments import check_dense_last, check_int, check_tensor, check_type
 from attn_contract.errors import ContractError
 from attn_contract.layouts import Layout
 
@@ -38,7 +38,7 @@ class Layer:
         num_heads: query heads H.
         num_kv_heads: KV heads HK; H is a multiple of HK and query head h reads KV head `h // (H // HK)`.
         head_size: D.
-        scale: factor of q.k, usually `head_size ** -0.5`; any finite number.
+        scale: factor of q.k, usually `head_size ** -0.5`; any number that float32 holds.
         attn_type: where the keys come from.
         window: (left, right), inclusive: a query at position p sees keys in [p - left, p + right]; -1 is unlimited, 0 is
             a real window (only itself). A model's `sliding_window=W` counts the token itself and is (W - 1, W - 1).
@@ -48,7 +48,7 @@ class Layer:
         layout: how the KV cache is laid out; None exactly for the types that have no cache.
 
     Raises:
-        ContractError: a field is out of range or contradicts another one.
+        ContractError: a field has another type, is out of range or contradicts another one.
     """
 
     num_heads: int
@@ -62,28 +62,27 @@ class Layer:
 
     def __post_init__(self) -> None:
         for name in ("num_heads", "num_kv_heads", "head_size"):
-            value = getattr(self, name)
-            if value < 1:
-                raise ContractError(name, value, "at least 1")
+            check_int(name, getattr(self, name), minimum=1)
         if self.num_heads % self.num_kv_heads:
             raise ContractError(
                 "num_heads", self.num_heads, f"a multiple of num_kv_heads ({self.num_kv_heads}), so that heads form groups"
             )
-        if not math.isfinite(self.scale):
-            raise ContractError("scale", self.scale, "a finite number")
-        if not isinstance(self.attn_type, AttentionType):
-            raise ContractError("attn_type", repr(self.attn_type), f"one of {', '.join(AttentionType)}")
+        if not _fits_float32(self.scale):
+            raise ContractError("scale", repr(self.scale), "a finite number of float32, in which every kernel scales")
+        check_type("attn_type", self.attn_type, AttentionType, f"an AttentionType: {', '.join(AttentionType)}")
         self._check_window()
         self._check_sinks()
+        if self.layout is not None:
+            check_type("layout", self.layout, Layout, f"None or a Layout: {', '.join(Layout)}")
         if self.attn_type.reads_cache != (self.layout is not None):
             expected = "a Layout: its keys come from the KV cache" if self.attn_type.reads_cache else "None: it has no KV cache"
             raise ContractError("layout", f"{self.layout} with attn_type={self.attn_type}", expected)
 
     def _check_window(self) -> None:
-        if len(self.window) != 2:
-            raise ContractError("window", self.window, "a pair (left, right)")
-        if min(self.window) < UNLIMITED:
-            raise ContractError("window", self.window, "-1 (unlimited) or at least 0 on each side")
+        if not isinstance(self.window, tuple) or len(self.window) != 2:
+            raise ContractError("window", repr(self.window), "a tuple (left, right)")
+        for side, distance in enumerate(self.window):
+            check_int(f"window[{side}]", distance, minimum=UNLIMITED)
         if self.attn_type is AttentionType.ENCODER_DECODER and self.window != (UNLIMITED, UNLIMITED):
             raise ContractError(
                 "window", self.window, "(-1, -1) for ENCODER_DECODER: query and key positions belong to different sequences"
@@ -92,9 +91,15 @@ class Layer:
     def _check_sinks(self) -> None:
         if self.sinks is None:
             return
+        check_tensor("sinks", self.sinks)
         if tuple(self.sinks.shape) != (self.num_heads,):
             raise ContractError("sinks", f"shape {tuple(self.sinks.shape)}", f"shape ({self.num_heads},): one per query head")
         if self.sinks.dtype not in FLOAT_DTYPES:
             raise ContractError("sinks", self.sinks.dtype, "float32, float16 or bfloat16")
-        if self.sinks.stride(0) != 1 and self.num_heads > 1:
-            raise ContractError("sinks", f"stride {self.sinks.stride(0)}", "stride 1: its last dimension is dense")
+        check_dense_last("sinks", self.sinks)
+
+
+def _fits_float32(number: object) -> bool:
+    if not isinstance(number, float | int) or isinstance(number, bool):
+        return False
+    return abs(number) <= torch.finfo(torch.float32).max

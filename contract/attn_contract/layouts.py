@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from attn_contract.arguments import check_dense_last, check_dims, check_tensor, check_type
 from attn_contract.errors import ContractError
 
 K, V = 0, 1
@@ -86,19 +87,21 @@ class KVCacheView:
         """Read a view back from a tensor shaped as the layout says.
 
         Raises:
-            ContractError: it has not five dimensions, not 2 along kv, a last dimension that is not dense, or elements that
-                share memory.
+            ContractError: it has not five dimensions, not 2 along kv, no slots, heads or dims, a last dimension that is not
+                dense, or elements that share memory.
         """
-        if kv_cache.dim() != 5:
-            raise ContractError("kv_cache", f"shape {tuple(kv_cache.shape)}", f"five dimensions: {', '.join(layout.dims)}")
+        check_type("layout", layout, Layout, f"a Layout: {', '.join(Layout)}")
+        check_tensor("kv_cache", kv_cache)
+        check_dims("kv_cache", kv_cache, layout.dims)
         size = dict(zip(layout.dims, kv_cache.shape, strict=True))
         stride = dict(zip(layout.dims, kv_cache.stride(), strict=True))
         if size["kv"] != 2:
             raise ContractError(
                 "kv_cache", f"shape {tuple(kv_cache.shape)}", f"2 (K and V) in dimension {layout.dims.index('kv')} of {layout}"
             )
-        if stride["dim"] != 1 and size["dim"] > 1:
-            raise ContractError("kv_cache", f"stride {stride['dim']} in the last dimension", "1: it must be dense")
+        if 0 in (size["slot"], size["head"], size["dim"]):
+            raise ContractError("kv_cache", f"shape {tuple(kv_cache.shape)}", "at least one slot, head and dim")
+        check_dense_last("kv_cache", kv_cache)
         if overlaps_itself(kv_cache.shape, kv_cache.stride()):
             raise ContractError("kv_cache", f"strides {tuple(kv_cache.stride())}", "elements that do not share memory")
         return cls(
@@ -112,7 +115,7 @@ class KVCacheView:
             block_stride=stride["block"],
             slot_stride=stride["slot"],
             head_stride=stride["head"],
-            offset=kv_cache.storage_offset(),
+            offset=int(kv_cache.storage_offset()),
         )
 
     def element(self, kv: Any, block: Any, slot: Any, head: Any, dim: Any) -> Any:

@@ -6,6 +6,7 @@ ContractError, and all of them run before anything is written.
 
 import torch
 
+from attn_contract.arguments import check_dense_last, check_dims, check_tensor, check_type, check_vector
 from attn_contract.batch import Batch
 from attn_contract.errors import ContractError
 from attn_contract.layer import FLOAT_DTYPES, AttentionType, Layer
@@ -23,6 +24,7 @@ def check_paged_attention(
     values: bool,
 ) -> KVCacheView:
     """Check a call of paged attention; return the cache's view, read back from its tensor."""
+    _check_attention({"q": q, "kv_cache": kv_cache}, layer, batch, out, lse)
     if layer.layout is None:
         raise ContractError("layer.attn_type", layer.attn_type, "a type that reads the KV cache; use varlen_attention")
     _check_query(q, layer, batch, out, lse)
@@ -41,7 +43,9 @@ def check_paged_attention(
         )
     if values:
         _check_lengths(batch)
-        _check_block_table(batch, view)
+        _check_block_table(batch.block_table, batch.seq_lens, view)
+        if batch.slot_mapping is not None:
+            _check_slots(batch.slot_mapping, view)
         _check_sink_values(layer)
     return view
 
@@ -58,6 +62,7 @@ def check_varlen_attention(
     values: bool,
 ) -> None:
     """Check a call of dense varlen attention (ENCODER, ENCODER_ONLY)."""
+    _check_attention({"q": q, "k": k, "v": v}, layer, batch, out, lse)
     if layer.layout is not None:
         raise ContractError("layer.attn_type", layer.attn_type, "ENCODER or ENCODER_ONLY; use paged_attention")
     _check_query(q, layer, batch, out, lse)
@@ -88,6 +93,8 @@ def check_write_kv_cache(
     k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layout: Layout, slot_mapping: torch.Tensor, *, values: bool
 ) -> KVCacheView:
     """Check a cache write; return the cache's view, read back from its tensor."""
+    check_vector("slot_mapping", slot_mapping, torch.int64)
+    _check_tensors({"k": k, "v": v, "slot_mapping": slot_mapping}, {"kv_cache": kv_cache})
     _check_key_value(k, v, kv_cache)
     view = _check_cache(kv_cache, layout, k)
     if tuple(k.shape[1:]) != (view.num_kv_heads, view.head_size):
@@ -96,13 +103,8 @@ def check_write_kv_cache(
             f"shape {tuple(k.shape)}",
             f"shape (T_kv, {view.num_kv_heads}, {view.head_size}), as kv_cache {tuple(kv_cache.shape)} as {layout} has",
         )
-    if slot_mapping.dim() != 1 or slot_mapping.dtype != torch.int64:
-        raise ContractError("slot_mapping", f"{slot_mapping.dtype} {tuple(slot_mapping.shape)}", "torch.int64 of one dimension")
-    if len(slot_mapping) > 1 and slot_mapping.stride(0) != 1:
-        raise ContractError("slot_mapping", f"stride {slot_mapping.stride(0)}", "stride 1: it must be dense")
     if len(slot_mapping) > len(k):
         raise ContractError("slot_mapping", f"{len(slot_mapping)} slots", f"at most the {len(k)} rows of k and v")
-    _check_device("slot_mapping", slot_mapping, k)
     if values:
         _check_slots(slot_mapping, view)
     return view
@@ -116,7 +118,13 @@ def check_merge_attn_states(
     out: torch.Tensor | None,
     lse: torch.Tensor | None,
 ) -> None:
-    """Check a merge of two attention states, out [T, H, D] and lse [H, T] each."""
+    """Check a merge of two attention states, out [T, H, D] and lse [H, T] each.
+
+    Elements are merged one by one, so `out` may be `out_a` or `out_b` itself and `lse` their lse; it must not overlap them
+    in any other way.
+    """
+    states = {"out_a": out_a, "lse_a": lse_a, "out_b": out_b, "lse_b": lse_b}
+    _check_tensors(states, _given(out=out, lse=lse), in_place={"out": ("out_a", "out_b"), "lse": ("lse_a", "lse_b")})
     if out_a.dim() != 3 or out_a.dtype not in FLOAT_DTYPES:
         raise ContractError("out_a", f"{out_a.dtype} {tuple(out_a.shape)}", "(T, H, D) of float32, float16 or bfloat16")
     for name, tensor in {"out_a": out_a, "out_b": out_b, "out": out}.items():
@@ -126,13 +134,10 @@ def check_merge_attn_states(
             raise ContractError(
                 name, f"{tensor.dtype} {tuple(tensor.shape)}", f"{out_a.dtype} {tuple(out_a.shape)}, as out_a has"
             )
-        _check_dense_last(name, tensor)
-        _check_device(name, tensor, out_a)
+        check_dense_last(name, tensor)
     for name, tensor in {"lse_a": lse_a, "lse_b": lse_b, "lse": lse}.items():
         if tensor is not None:
             _check_lse(name, tensor, out_a)
-    _check_written("out", out)
-    _check_written("lse", lse)
 
 
 def _check_query(q: torch.Tensor, layer: Layer, batch: Batch, out: torch.Tensor | None, lse: torch.Tensor | None) -> None:
@@ -140,7 +145,7 @@ def _check_query(q: torch.Tensor, layer: Layer, batch: Batch, out: torch.Tensor 
         raise ContractError("q", f"shape {tuple(q.shape)}", f"shape (T, {layer.num_heads}, {layer.head_size})")
     if q.dtype not in FLOAT_DTYPES:
         raise ContractError("q", q.dtype, "float32, float16 or bfloat16")
-    _check_dense_last("q", q)
+    check_dense_last("q", q)
     if batch.num_actual_tokens > len(q):
         raise ContractError("num_actual_tokens", batch.num_actual_tokens, f"at most the {len(q)} rows of q")
     if out is not None:
@@ -149,38 +154,26 @@ def _check_query(q: torch.Tensor, layer: Layer, batch: Batch, out: torch.Tensor 
             raise ContractError("out", f"shape {tuple(out.shape)}", f"shape {shapes[0]} or {shapes[1]}")
         if out.dtype != q.dtype:
             raise ContractError("out", out.dtype, f"{q.dtype}, as q has")
-        _check_dense_last("out", out)
-        _check_device("out", out, q)
-        _check_written("out", out)
+        check_dense_last("out", out)
     if lse is not None:
         _check_lse("lse", lse, q)
-        _check_written("lse", lse)
-    for name, tensor in batch.tensors.items():
-        _check_device(name, tensor, q)
-    if layer.sinks is not None:
-        _check_device("sinks", layer.sinks, q)
 
 
 def _check_key_value(k: torch.Tensor, v: torch.Tensor, like: torch.Tensor) -> None:
     for name, tensor in {"k": k, "v": v}.items():
-        if tensor.dim() != 3:
-            raise ContractError(name, f"shape {tuple(tensor.shape)}", "shape (T_kv, num_kv_heads, head_size)")
+        check_dims(name, tensor, ("T_kv", "num_kv_heads", "head_size"))
         if tensor.dtype != like.dtype:
             raise ContractError(name, tensor.dtype, f"{like.dtype}: one dtype for q, k, v and the cache")
-        _check_dense_last(name, tensor)
-        _check_device(name, tensor, like)
+        check_dense_last(name, tensor)
     if k.shape != v.shape:
         raise ContractError("v", f"shape {tuple(v.shape)}", f"shape {tuple(k.shape)}, as k has")
 
 
 def _check_cache(kv_cache: torch.Tensor, layout: Layout, like: torch.Tensor) -> KVCacheView:
-    if not isinstance(layout, Layout):
-        raise ContractError("layout", repr(layout), f"one of {', '.join(Layout)}")
     if kv_cache.dtype not in FLOAT_DTYPES:
         raise ContractError("kv_cache", kv_cache.dtype, "float32, float16 or bfloat16")
     if kv_cache.dtype != like.dtype:
         raise ContractError("kv_cache", kv_cache.dtype, f"{like.dtype}: one dtype for q, k, v and the cache")
-    _check_device("kv_cache", kv_cache, like)
     return KVCacheView.of(kv_cache, layout)
 
 
@@ -188,28 +181,69 @@ def _check_lse(name: str, lse: torch.Tensor, out: torch.Tensor) -> None:
     expected = (out.shape[1], out.shape[0])
     if tuple(lse.shape) != expected or lse.dtype != torch.float32:
         raise ContractError(name, f"{lse.dtype} {tuple(lse.shape)}", f"torch.float32 {expected}: heads, then tokens")
-    _check_dense_last(name, lse)
-    _check_device(name, lse, out)
+    check_dense_last(name, lse)
 
 
-def _check_dense_last(name: str, tensor: torch.Tensor) -> None:
-    if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
-        raise ContractError(name, f"stride {tensor.stride(-1)} in the last dimension", "1: it must be dense")
+def _check_attention(
+    inputs: dict[str, torch.Tensor], layer: Layer, batch: Batch, out: torch.Tensor | None, lse: torch.Tensor | None
+) -> None:
+    check_type("layer", layer, Layer, "a Layer")
+    check_type("batch", batch, Batch, "a Batch")
+    _check_tensors({**inputs, **batch.tensors, **_given(sinks=layer.sinks)}, _given(out=out, lse=lse))
 
 
-def _check_written(name: str, tensor: torch.Tensor | None) -> None:
-    if tensor is not None and overlaps_itself(tensor.shape, tensor.stride()):
-        raise ContractError(name, f"strides {tuple(tensor.stride())}", "elements that do not share memory")
+def _given(**optional: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in optional.items() if tensor is not None}
 
 
-def _check_device(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
-    if tensor.device != like.device:
-        raise ContractError(name, tensor.device, f"{like.device}, where the other tensors are")
+def _check_tensors(
+    read: dict[str, torch.Tensor], written: dict[str, torch.Tensor], in_place: dict[str, tuple[str, ...]] | None = None
+) -> None:
+    """Check all tensors of a call together: one device, no gradients, and memory of its own for whatever is written.
+
+    Args:
+        in_place: by name of a written tensor, those read that may be the very same view.
+    """
+    tensors = {**read, **written}
+    for name, tensor in tensors.items():
+        check_tensor(name, tensor)
+    first = next(iter(tensors))
+    device, grad_enabled = tensors[first].device, torch.is_grad_enabled()
+    for name, tensor in tensors.items():
+        if tensor.device != device:
+            raise ContractError(name, f"a tensor on {tensor.device}", f"{device}, where {first} is")
+        if tensor.is_meta:
+            raise ContractError(name, "a tensor on meta", "a device that has memory")
+        if tensor.requires_grad and grad_enabled:
+            raise ContractError(name, "requires_grad=True", "no gradients: there is no backward; call under torch.no_grad()")
+    bytes_of = {name: _bytes_of(tensor) for name, tensor in tensors.items()}
+    for name, tensor in written.items():
+        if overlaps_itself(tensor.shape, tensor.stride()):
+            raise ContractError(name, f"strides {tuple(tensor.stride())}", "elements that do not share memory")
+        start, end = bytes_of[name]
+        for other, (other_start, other_end) in bytes_of.items():
+            if other == name or max(start, other_start) >= min(end, other_end):
+                continue
+            if other not in (in_place or {}).get(name, ()) or not _is_same_view(tensor, tensors[other]):
+                raise ContractError(name, f"memory that reaches into {other}'s", "memory of its own: it is written")
+
+
+def _bytes_of(tensor: torch.Tensor) -> tuple[int, int]:
+    """Addresses of its first byte and of the end of its last element; what is interleaved with it lies between them."""
+    start = tensor.data_ptr()
+    if 0 in tensor.shape:
+        return start, start
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return start, start + (last + 1) * tensor.element_size()
+
+
+def _is_same_view(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return (a.data_ptr(), a.shape, a.stride()) == (b.data_ptr(), b.shape, b.stride())
 
 
 def _check_lengths(batch: Batch) -> torch.Tensor:
     """Check query_start_loc and seq_lens against each other and the bounds; return the query lengths."""
-    starts = batch.query_start_loc.cpu()
+    starts = batch.query_start_loc.cpu().long()  # differences of int32 may wrap
     if starts[0] != 0:
         raise ContractError("query_start_loc[0]", int(starts[0]), "0")
     query_lens = starts.diff()
@@ -233,9 +267,8 @@ def _check_lengths(batch: Batch) -> torch.Tensor:
     return query_lens
 
 
-def _check_block_table(batch: Batch, view: KVCacheView) -> None:
-    assert batch.block_table is not None
-    table, seq_lens = batch.block_table.cpu(), batch.seq_lens.cpu()
+def _check_block_table(block_table: torch.Tensor, seq_lens: torch.Tensor, view: KVCacheView) -> None:
+    table, seq_lens = block_table.cpu(), seq_lens.cpu().long()
     capacity = table.shape[1] * view.block_size
     if len(long := (seq_lens > capacity).nonzero()):
         r = int(long[0])

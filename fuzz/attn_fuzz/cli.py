@@ -32,7 +32,10 @@ ZOO_SCHEMA = "attn-parity.zoo/1"
 PROFILES = {"ci": 300, "nightly": 20_000, "soak": 1_000_000}
 ZOO_EXAMPLES = 500
 
-console = Console(stderr=True, highlight=False)
+notes = Console(stderr=True, highlight=False)
+results = Console(highlight=False)
+if not results.is_terminal:
+    results.width = 140
 Positive = click.IntRange(min=1)
 
 
@@ -44,15 +47,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(error.format_message())
     except click.Abort:
         sys.exit(130)
-    except (CaseError, ExecutorError, MutantError, UnknownTargetError) as error:
+    except (CaseError, MutantError, UnknownTargetError) as error:
         _fail(str(error))
+    except ExecutorError as error:
+        notes.print(f"attn-parity: {error}", markup=False, soft_wrap=True)
+        sys.exit(2)
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str) -> None:
-    console.print(f"attn-parity: {' '.join(message.split())}", markup=False, soft_wrap=True)
+    notes.print(f"attn-parity: {' '.join(message.split())}", markup=False, soft_wrap=True)
     sys.exit(2)
 
 
@@ -119,7 +125,7 @@ def fuzz(
     )
     plans = runner.shards(plan)
     workers = workers or _workers(device)
-    console.print(f"target {target.name} on {_device_name(device)}, {plan.examples} examples, {workers} workers, --seed {seed}")
+    results.print(f"target {target.name} on {_device_name(device)}, {plan.examples} examples, {workers} workers, --seed {seed}")
     started = time.monotonic()
     with _bar(plan.examples) as show_bar:
         done = [engine.Progress() for _ in plans]
@@ -138,15 +144,15 @@ def fuzz(
         name = f"{target.name}-{seed}" + (f"-{i + 1}" if len(failures) > 1 else "")
         case_path, script_path = report.write(failure.case, failure.verdict, folder, name)
         written.append((case_path, script_path))
-        console.print(report.summary(failure.case, failure.verdict))
+        results.print(report.summary(failure.case, failure.verdict))
         size = "smallest" if failure.minimal else "smallest found in time"
-        console.print(f"{size} case: {case_path}   script: {script_path}", soft_wrap=True)
-        console.print(f"again: attn-parity replay {case_path}", soft_wrap=True)
+        results.print(f"{size} case: {case_path}   script: {script_path}", soft_wrap=True)
+        results.print(f"again: attn-parity replay {case_path}", soft_wrap=True)
     total = sum(p.examples for p in outcome.progress)
     spent = {name: sum(p.spent.get(name, 0.0) for p in outcome.progress) for name in ("build", "target", "judge")}
     ratio = max((p.ratio for p in outcome.progress), default=0.0)
     verdict = f"{len(failures)} failing" if failures else "all agree"
-    console.print(
+    results.print(
         f"{total} examples in {seconds:.1f} s ({total / seconds:.1f}/s), {verdict}, largest error {ratio:.2f} of its bound"
         + (", interrupted" if outcome.interrupted else "")
     )
@@ -204,10 +210,10 @@ def replay(files: tuple[Path, ...], target_name: str | None, limit: float, devic
         for path, case, name in cases:
             with Executor(name, device, limit, Path(scratch, "in-flight.json")) as executor:
                 verdict = executor.run(case)
-            console.print(f"{path}: {verdict.kind}, largest error {verdict.ratio:.2f} of its bound", soft_wrap=True)
+            results.print(f"{path}: {verdict.kind}, largest error {verdict.ratio:.2f} of its bound", soft_wrap=True)
             if verdict.failed:
                 failed = True
-                console.print(report.summary(case, verdict))
+                results.print(report.summary(case, verdict))
     return int(failed)
 
 
@@ -260,14 +266,20 @@ def zoo(
     rows = [_zoo_row(mutant, progress) for mutant, progress in zip(animals, outcome.progress, strict=True)]
     for row in rows:
         case = row["case"]
-        size = f"{len(case['requests'])} requests" if case else ""
+        size = _size(case) if case else ""
         found = "found" if row["found"] else "SURVIVED"
         by = row["by"] or ""
         table.add_row(row["name"], row["origin"], found, str(row["examples"]), f"{row['seconds']:.1f}", by, size)
-    console.print(table)
+    results.print(table)
     if json_file:
         _write_json(json_file, {"schema": ZOO_SCHEMA, "seed": seed, "device": _device_name(device), "mutants": rows})
     return 130 if outcome.interrupted else int(not all(row["found"] for row in rows))
+
+
+def _size(case: dict[str, Any]) -> str:
+    requests = case.get("requests", [])
+    queries, keys = (sum(request[name] for request in requests) for name in ("query_len", "seq_len"))
+    return f"{len(requests)} request{'s' * (len(requests) != 1)}, {queries} query rows, {keys} keys"
 
 
 def _zoo_row(mutant: Mutant, progress: engine.Progress) -> dict[str, Any]:
@@ -301,7 +313,7 @@ def list_targets(device: str) -> None:
             table.add_row(name, target.description, state)
         except UnknownTargetError as error:
             table.add_row(name, "", str(error))
-    Console(highlight=False).print(table)
+    results.print(table)
 
 
 @cli.command()
@@ -323,7 +335,7 @@ def doctor() -> None:
     other = "the package named aiter here is not AMD's; " if importlib.util.find_spec("aiter") and not amd else ""
     table.add_row("AITER", amd or f"missing: {other}pip install 'attn-parity[aiter]'")
     table.add_row("cores", str(os.cpu_count()))
-    Console(highlight=False).print(table)
+    results.print(table)
 
 
 def _version(distribution: str) -> str | None:
@@ -340,7 +352,7 @@ def _device(choice: str) -> str:
     if choice == "cuda" and not available:
         raise click.ClickException("--device cuda: torch sees no GPU here")
     if choice == "cpu" or not available:
-        console.print("no GPU in use: Triton interprets the kernels on the CPU")
+        notes.print("no GPU in use: Triton interprets the kernels on the CPU")
         return "cpu"
     return "cuda"
 
@@ -375,7 +387,7 @@ def _write_json(path: Path, result: dict[str, Any]) -> None:
 def _bar(total: int) -> Iterator[Callable[[int, int], None]]:
     """A progress bar; call it with how many are done and how many cases shrinking has tried."""
     columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.description}"), console=console, transient=True) as progress:
+    with Progress(*columns, TextColumn("{task.description}"), console=notes, transient=True) as progress:
         task = progress.add_task("starting", total=total)
 
         def show(completed: int, tried: int) -> None:

@@ -140,7 +140,6 @@ class _Shard:
             self.unexpected = error
             raise
         hypothesis.event(f"{case.attn_type} {case.dtype}: {verdict.kind}")
-        hypothesis.target(min(verdict.ratio, 10.0), label="error / bound")
         self._count(verdict, first)
         if verdict.failed:
             self._keep(case, verdict)
@@ -188,7 +187,7 @@ class _Shard:
 
 
 def _hypothesis_test(plan: Plan, strategy: hypothesis.strategies.SearchStrategy[Case], shard: _Shard) -> Callable[[], None]:
-    phases = [Phase.generate, Phase.target, *([Phase.shrink] if plan.shrinks else [])]
+    phases = [Phase.generate, *([Phase.shrink] if plan.shrinks else [])]
 
     @hypothesis.seed(plan.seed)
     @hypothesis.settings(

@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ START_SECONDS = 120.0
 
 
 class ExecutorError(RuntimeError):
-    """The executor's process did not start: a target that does not load, or a patch that does not apply."""
+    """A target that does not load, a patch that does not apply, or a fault of the fuzzer's own; never of a kernel."""
 
 
 @dataclass
@@ -58,7 +59,7 @@ class Executor:
 
         Raises:
             CaseError: the case contradicts itself, or the contract.
-            ExecutorError: the process could not be started.
+            ExecutorError: the process could not be started, or the fuzzer itself is at fault.
         """
         self.ahead.write_text(case_file.dumps(case))
         connection = self._start()
@@ -71,7 +72,7 @@ class Executor:
             answer = connection.recv()
         except (EOFError, ConnectionError):
             return Verdict(kind="crashed", message=self._cause_of_death(), seconds={"target": time.monotonic() - started})
-        if isinstance(answer, CaseError):
+        if isinstance(answer, Exception):
             raise answer
         return answer
 
@@ -144,6 +145,8 @@ def _serve(connection: multiprocessing.connection.Connection, name: str, device:
             answer = check(case, target, device)
         except CaseError as error:
             answer = error
+        except Exception:
+            answer = ExecutorError(f"the fuzzer itself failed on {case_file.dumps(case)}\n{traceback.format_exc()}")
         connection.send(answer)
 
 

@@ -94,7 +94,7 @@ def script(case: Case, verdict: Verdict) -> str:
 
 
 def _bound(verdict: Verdict, tensor: str) -> float:
-    """The bound at the worst element of the tensor; where the judge found none, a generous one that only gross errors exceed."""
+    """The bound at the worst element of the tensor; where the judge found none, one that only gross errors exceed."""
     return max((difference.bound for difference in verdict.differences if difference.tensor == tensor), default=1e-2)
 
 

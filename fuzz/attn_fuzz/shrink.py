@@ -39,7 +39,7 @@ def shrink(case: Case, support: Support, fails: Callable[[Case], bool], may_go_o
 
 def lowered(case: Case, support: Support) -> Iterator[Case]:
     """Valid cases that are `case` with one field lowered, the largest steps first."""
-    for candidate in _candidates(case):
+    for candidate in _candidates(case, support):
         try:
             case_file.check(candidate)
         except CaseError:
@@ -67,7 +67,7 @@ SIMPLEST: dict[str, Any] = {
 }
 
 
-def _candidates(case: Case) -> Iterator[Case]:
+def _candidates(case: Case, support: Support) -> Iterator[Case]:
     for r in range(len(case.requests)):
         yield _with_requests(case, case.requests[:r] + case.requests[r + 1 :])
     for name, value in SIMPLEST.items():
@@ -76,11 +76,13 @@ def _candidates(case: Case) -> Iterator[Case]:
         yield replace(case, values=Values(kind, case.values.seed))
     for seed in _smaller(case.values.seed, 0):
         yield replace(case, values=Values(case.values.kind, seed))
-    for name in ("num_kv_heads", "group_size", "head_size"):
-        for value in _smaller(getattr(case, name), 1):
+    for num_kv_heads in _smaller(case.num_kv_heads, 1):
+        yield replace(case, num_kv_heads=num_kv_heads)
+    for name, values in {"group_size": support.group_sizes, "head_size": support.head_sizes}.items():
+        for value in sorted(value for value in values if value < getattr(case, name)):
             yield replace(case, **{name: value})
     if case.cache is not None:
-        for cache in _smaller_caches(case.cache):
+        for cache in _smaller_caches(case.cache, support):
             yield _with_requests(replace(case, cache=cache), case.requests)
     for r, request in enumerate(case.requests):
         for smaller in _smaller_requests(request, case.attn_type):
@@ -104,15 +106,14 @@ def _smaller(value: int, least: int) -> Iterator[int]:
         step //= 2
 
 
-def _smaller_caches(cache: Cache) -> Iterator[Cache]:
+def _smaller_caches(cache: Cache, support: Support) -> Iterator[Cache]:
     yield replace(cache, neighbour=None)
     yield replace(cache, writer=None)
     yield replace(cache, planes=False)
     for padding in _smaller(cache.padding, 0):
         yield replace(cache, padding=padding)
-    for size in (16, *_smaller(cache.block_size, 1)):
-        if size < cache.block_size:
-            yield replace(cache, block_size=size)
+    for block_size in sorted(size for size in support.block_sizes if size < cache.block_size):
+        yield replace(cache, block_size=block_size)
     for num_blocks in _smaller(cache.num_blocks, 1):
         yield replace(cache, num_blocks=num_blocks)
 

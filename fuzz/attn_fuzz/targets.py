@@ -5,13 +5,13 @@ A package adds one with
     [project.entry-points."attn_parity.targets"]
     my-kernel = "my_package.fuzzing:TARGET"
 
-and then `attn-parity fuzz --target my-kernel`.
+and then `attn-parity fuzz --target my-kernel`; without one, `--target my_package.fuzzing:TARGET` does the same.
 """
 
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Protocol
 
 import torch
@@ -136,22 +136,24 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Target:
-    """Load a target by its name.
+    """Load a target by the name of its entry point, or as `module:attribute`.
 
     Raises:
         UnknownTargetError: there is none of that name, its module does not import, or it is no Target.
     """
-    found = [entry for entry in entry_points(group=GROUP) if entry.name == name]
-    if not found:
-        raise UnknownTargetError(f"target: got {name!r}, expected one of {', '.join(names())}")
+    if ":" in name:
+        entry = EntryPoint(name, name, GROUP)
+    else:
+        found = [entry for entry in entry_points(group=GROUP) if entry.name == name]
+        if not found:
+            raise UnknownTargetError(f"target: got {name!r}, expected one of {', '.join(names())}, or module:attribute")
+        entry = found[0]
     try:
-        target = found[0].load()
+        target = entry.load()
     except Exception as error:
-        raise UnknownTargetError(f"target {name}: {found[0].value} does not load: {type(error).__name__}: {error}") from error
+        raise UnknownTargetError(f"target {name}: it does not load: {type(error).__name__}: {error}") from error
     if not isinstance(target, Target):
-        raise UnknownTargetError(
-            f"target {name}: {found[0].value} is a {type(target).__name__}, expected an attn_fuzz.targets.Target"
-        )
+        raise UnknownTargetError(f"target {name}: it is a {type(target).__name__}, expected an attn_fuzz.targets.Target")
     return target
 
 

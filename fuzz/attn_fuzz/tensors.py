@@ -1,7 +1,7 @@
 """A case made concrete: every tensor of the step, poisoned wherever the step has no business.
 
-Unused slots, unowned rows, everything around `out`, `lse` and the cache hold NaN of a known bit pattern (the canary), so that a
-stray read shows as NaN and a stray write as a changed byte.
+Unused slots, unowned rows and everything around the cache hold NaN (the poison); `out`, `lse` and everything around them hold
+another NaN (the canary). So a stray read shows as NaN, and a stray write as a changed byte.
 
 Value kinds (Case.values.kind), simplest first; all are drawn on the CPU, so that a case means the same on every device:
     exact       q is 0, v holds small integers: each output is a sum divided by a count, compared bitwise
@@ -20,7 +20,9 @@ from attn_contract import AttentionType, Batch, KVCacheView, Layer, Layout
 from attn_fuzz.case import Cache, Case, Request, slot_of, written_slots
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-CANARY = {torch.float32: 0x7FC0BEEF, torch.float16: 0x7EAD, torch.bfloat16: 0x7FEA}
+# NaN of payloads that no arithmetic makes: POISON where nothing may be read, CANARY where nothing may be written
+POISON = {torch.float32: 0x7FC0BEEF, torch.float16: 0x7EAD, torch.bfloat16: 0x7FEA}
+CANARY = {torch.float32: 0x7FC0CAFE, torch.float16: 0x7ECA, torch.bfloat16: 0x7FCA}
 BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 GUARD = 8
 GARBAGE_BLOCKS = (-1, 2**31 - 1)
@@ -90,7 +92,7 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
         k, v = (_longer(rows, case.kv_rows_past) for rows in (k, v))
     else:
         view = cache_view(case, case.cache)
-        raw = canary((view.end + GUARD,), dtype, device)
+        raw = poison((view.end + GUARD,), dtype, device)
         keys, values = keys.to(device=device, dtype=dtype), values.to(device=device, dtype=dtype)
         writes = _writes(case, case.cache, view, keys, values, device)
         slots = written_slots(case)
@@ -119,8 +121,13 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
 
 
 def canary(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
-    """NaN of a bit pattern that no arithmetic produces."""
+    """What outputs and everything around them start as."""
     return torch.full(shape, CANARY[dtype], dtype=BITS[dtype], device=device).view(dtype)
+
+
+def poison(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
+    """What inputs hold wherever the step has no business."""
+    return torch.full(shape, POISON[dtype], dtype=BITS[dtype], device=device).view(dtype)
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -177,7 +184,7 @@ def _contents(case: Case, direction: torch.Tensor, generator: torch.Generator) -
     if kind == "extreme":
         size = 12 / max(abs(case.scale), 1e-3) / case.head_size
         keys = (keys.sign() * size).clamp(-1000, 1000)
-        keys[::3] = keys[:1]
+        keys[::3] = keys[:1].clone()
     elif kind == "one_hot":
         values = torch.zeros(shape)
         for r, request in enumerate(case.requests):
@@ -227,14 +234,14 @@ def _sinks(case: Case, generator: torch.Generator, device: torch.device | str) -
 
 
 def _rows(owned: torch.Tensor, case: Case, device: torch.device | str) -> torch.Tensor:
-    """Owned rows, then the canary in all rows that no request owns."""
-    rows = canary((case.num_rows, *owned.shape[1:]), owned.dtype, device)
+    """Owned rows, then poison in all rows that no request owns."""
+    rows = poison((case.num_rows, *owned.shape[1:]), owned.dtype, device)
     rows[: len(owned)] = owned.to(device)
     return rows
 
 
 def _longer(rows: torch.Tensor, more: int) -> torch.Tensor:
-    return torch.cat([rows, canary((more, *rows.shape[1:]), rows.dtype, rows.device)])
+    return torch.cat([rows, poison((more, *rows.shape[1:]), rows.dtype, rows.device)])
 
 
 def _output(case: Case, dtype: torch.dtype, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -333,7 +340,7 @@ def _fuse(
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """q, k and v as slices of one tensor of as many rows as the longest has."""
     parts = [part.flatten(1) for part in (q, k, v) if part is not None]
-    fused = canary((max(map(len, parts)), sum(part.shape[1] for part in parts)), q.dtype, q.device)
+    fused = poison((max(map(len, parts)), sum(part.shape[1] for part in parts)), q.dtype, q.device)
     slices, column = [], 0
     for part, like in zip(parts, (part for part in (q, k, v) if part is not None), strict=True):
         fused[: len(part), column : column + part.shape[1]] = part

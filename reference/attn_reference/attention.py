@@ -25,17 +25,18 @@ key past seq_len is never visible, causal or not (vLLM #40176: the tail of the l
 **Empty rows.** A row that sees no key gives out = 0, and lse = the sink, or -inf without one. So do all rows of a request whose
 seq_len is 0, and in causal attention the first `q_len - seq_len` rows where q_len > seq_len. A request with q_len 0 is padding.
 
-**What is never read.** Keys from seq_len on, block table entries past `ceil(seq_len / block_size)`, query rows of no request.
-Those may hold anything. So may the K and V of a key that none of the request's queries sees: an engine frees and recycles the
-blocks that a sliding window has left (vLLM #30887). A weight of 0 does not make a NaN harmless, since 0 * NaN is NaN: what is
-not seen is selected away. The K and V of a key that some query of the request sees are that request's data, and finite.
+**What may hold anything.** Keys from seq_len on, block table entries past `ceil(seq_len / block_size)` and query rows of no
+request are never read. The K and V of a key that none of the request's queries sees do not matter either: an engine recycles
+the blocks that a sliding window has left (vLLM #30887). A weight of 0 does not make their NaN harmless, since 0 * NaN is NaN;
+what nobody sees is selected away. The K and V of a key that some query of the request sees are finite.
 
-The arithmetic is float32 or float64 throughout; inputs are converted exactly, and results rounded once, when they are written.
+The arithmetic is float32 or float64 throughout: inputs are converted exactly, and results rounded when they are written.
 The cache is read where its layout says (vLLM #43945), by `attn_reference.kv_cache`.
 """
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -105,7 +106,8 @@ def varlen_attention(
     return _write(varlen_requests(q, k, v, layer, batch, precision), q, layer, out, lse)
 
 
-class Request(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Request:
     """One request's queries, or a slice of them, with all its keys. Tensors of the arithmetic's dtype."""
 
     index: int

@@ -8,13 +8,16 @@ from hypothesis import strategies as st
 MAX_REQUESTS = 8
 
 
-def query_lens(support: Support) -> st.SearchStrategy[int]:
-    """0 (graph padding), 1 (decode), a few (speculative decode), or around a tile's end (prefill)."""
-    around = [tile * k + more for tile in support.tile_sizes for k in (1, 2) for more in (-1, 0, 1)]
-    return st.one_of(
-        st.sampled_from([1, 2, 3, 0, 5, 8, 4, 9]),
-        st.sampled_from([n for n in sorted(set(around)) if 0 < n <= support.max_tokens]),
-    )
+def query_lens(support: Support) -> st.SearchStrategy[st.SearchStrategy[int]]:
+    """The kinds of steps that an engine makes, as strategies of one request's query length.
+
+    Decode (1 and graph padding), speculative decode (a few), prefill and extend (around a tile's end), and mixes of them.
+    """
+    around = sorted({tile * k + more for tile in support.tile_sizes for k in (1, 2) for more in (-1, 0, 1)})
+    decode = st.sampled_from([1, 1, 1, 0])
+    few = st.sampled_from([1, 2, 3, 4, 5, 8, 9])
+    tiles = st.sampled_from([n for n in around if 0 < n <= support.max_tokens])
+    return st.sampled_from([decode, few, st.one_of(decode, few, tiles), tiles])
 
 
 def context_lens(support: Support, block_size: int) -> st.SearchStrategy[int]:
@@ -31,10 +34,11 @@ def batches(draw: st.DrawFn, support: Support, attn_type: AttentionType, block_s
     flags = [flag for flag, can in ((True, support.causal), (False, support.non_causal)) if can]
     per_request = attn_type is AttentionType.DECODER and support.per_request_causal and draw(st.booleans())
     causal = attn_type is AttentionType.DECODER and draw(st.sampled_from(flags))
+    lengths = draw(query_lens(support))
     requests: list[Request] = []
     tokens = keys = 0
     for _ in range(draw(st.integers(1, MAX_REQUESTS))):
-        query_len = draw(query_lens(support))
+        query_len = draw(lengths)
         if attn_type in (AttentionType.ENCODER, AttentionType.ENCODER_ONLY):
             seq_len = query_len
         else:

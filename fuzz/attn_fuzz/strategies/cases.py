@@ -39,7 +39,7 @@ def cases(draw: st.DrawFn, target: str, support: Support) -> Case:
         rows_past=draw(st.sampled_from([0, 1, 17])),
         kv_rows_past=draw(st.sampled_from([0, 2])),
         table_padding=draw(st.sampled_from([0, 1, 3])) if cache else 0,
-        slack=draw(st.sampled_from([0, 1, 100])),
+        slack=draw(st.sampled_from([0, 0, 0, 1, 100])),
         fused_qkv=draw(st.booleans()),
         flat_out=draw(st.booleans()),
         return_lse=support.lse and draw(st.booleans()),

@@ -1,0 +1,47 @@
+"""Checks of one argument by itself: its Python type, its range, a tensor's shape and dtype. They read no value of a tensor."""
+
+import reprlib
+
+import torch
+
+from attn_contract.errors import ContractError
+
+INT32_MAX = torch.iinfo(torch.int32).max
+
+
+def check_type(argument: str, value: object, kind: type, expected: str) -> None:
+    if not isinstance(value, kind):
+        raise ContractError(argument, reprlib.repr(value), expected)
+
+
+def check_int(argument: str, value: object, *, minimum: int) -> None:
+    """Check a size, a length or a distance of positions: kernels hold them in int32. A bool is not a number here."""
+    if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= INT32_MAX:
+        raise ContractError(argument, reprlib.repr(value), f"an int, at least {minimum} and at most {INT32_MAX}")
+
+
+def check_tensor(argument: str, value: object) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise ContractError(argument, reprlib.repr(value), "a tensor")
+    if value.layout != torch.strided:
+        raise ContractError(argument, f"a tensor of {value.layout}", "torch.strided")
+
+
+def check_dims(argument: str, tensor: torch.Tensor, names: tuple[str, ...]) -> None:
+    if tensor.dim() != len(names):
+        raise ContractError(argument, f"shape {tuple(tensor.shape)}", f"{len(names)} dimensions: {', '.join(names)}")
+
+
+def check_dense_last(argument: str, tensor: torch.Tensor) -> None:
+    if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+        raise ContractError(argument, f"stride {tensor.stride(-1)} in the last dimension", "1: it must be dense")
+
+
+def check_vector(argument: str, value: object, dtype: torch.dtype) -> None:
+    check_tensor(argument, value)
+    assert isinstance(value, torch.Tensor)
+    if value.dim() != 1:
+        raise ContractError(argument, f"shape {tuple(value.shape)}", "one dimension")
+    if value.dtype != dtype:
+        raise ContractError(argument, value.dtype, str(dtype))
+    check_dense_last(argument, value)

@@ -1,0 +1,180 @@
+"""Attention over a paged KV cache and over dense tokens: checks, output tensors and launches."""
+
+import math
+
+import torch
+from attn_contract import Batch, Layer
+from attn_contract.validation import check_paged_attention, check_varlen_attention
+
+from attn_optimized.device import architecture_of
+from attn_optimized.kernels.paged_attention import paged_attention_kernel
+from attn_optimized.kernels.varlen_attention import varlen_attention_kernel
+from attn_optimized.launch import AttentionTiles, attention_grid, attention_tiles, window_bounds
+from attn_optimized.strides import kv_cache_strides
+
+
+def paged_attention(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    layer: Layer,
+    batch: Batch,
+    *,
+    out: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
+    validate: bool = False,
+) -> torch.Tensor:
+    """Attention of a ragged batch of queries over the KV cache: DECODER (prefill, extend, decode) and ENCODER_DECODER.
+
+    Online softmax over tiles of keys as in FlashAttention-2 (Dao, arXiv 2307.08691), pages looked up key by key as in
+    PagedAttention (Kwon et al., arXiv 2309.06180). Dots and softmax are float32; weights are rounded to the cache's dtype
+    before they meet the values.
+
+    Args:
+        q: [T, H, D] float32, float16 or bfloat16; the last dimension is dense.
+        kv_cache: as `layer.layout` says, of q's dtype. It holds this step's keys and values already: see write_kv_cache.
+        layer, batch: what is fixed for the layer, and what changes every step.
+        out: [T, H, D] or [T, H * D], written in the rows that a request owns; a new tensor if None, whose other rows hold
+            anything.
+        lse: [H, T] float32, natural log of the softmax's denominator, sinks included; written likewise, unless None.
+        validate: check the values in tensors too, which waits for the device.
+
+    Returns:
+        out. Queries that see no key give 0, and an LSE of -inf or their sink.
+
+    Raises:
+        ContractError: the arguments contradict the contract. Nothing was written.
+        UnsupportedError: a head size above 256, more than 64 query heads per KV head, or tensors on a CPU without Triton's
+            interpreter. Nothing was written.
+    """
+    check_paged_attention(q, kv_cache, layer, batch, out, lse, values=validate)
+    tiles = _tiles(q, layer, batch)
+    out = q.new_empty(q.shape) if out is None else out
+    grid = attention_grid(
+        tiles,
+        num_tokens=batch.num_actual_tokens,
+        num_requests=batch.num_requests,
+        num_kv_heads=layer.num_kv_heads,
+    )
+    if math.prod(grid) == 0:
+        return out
+    out_rows = out.view(q.shape) if out.dim() == 2 else out
+    assert layer.layout is not None
+    assert batch.block_table is not None
+    strides = kv_cache_strides(kv_cache, layer.layout)
+    per_request = isinstance(batch.causal, torch.Tensor)
+    left, right = window_bounds(layer.window, causal=batch.causal is True)
+    with torch.cuda.device_of(q):
+        paged_attention_kernel[grid](
+            out_rows,
+            lse,
+            q,
+            kv_cache,
+            layer.sinks,
+            batch.query_start_loc,
+            batch.seq_lens,
+            batch.block_table,
+            batch.causal if per_request else None,
+            layer.scale,
+            left,
+            right,
+            batch.num_requests,
+            tiles.queries,
+            layer.num_heads // layer.num_kv_heads,
+            strides.block_size,
+            out_rows.stride(0),
+            out_rows.stride(1),
+            0 if lse is None else lse.stride(0),
+            q.stride(0),
+            q.stride(1),
+            strides.kv,
+            strides.block,
+            strides.slot,
+            strides.head,
+            batch.block_table.stride(0),
+            **tiles.options,
+        )
+    return out
+
+
+def varlen_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    layer: Layer,
+    batch: Batch,
+    *,
+    out: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
+    validate: bool = False,
+) -> torch.Tensor:
+    """Bidirectional attention of each request over its own tokens, no cache: ENCODER and ENCODER_ONLY.
+
+    The same algorithm and arithmetic as `paged_attention`.
+
+    Args:
+        q: [T, H, D] float32, float16 or bfloat16; the last dimension is dense, as that of k and v.
+        k, v: [T_kv, HK, D] of q's dtype; request r's keys are the rows `query_start_loc[r]` to `query_start_loc[r + 1] - 1`.
+        layer, batch: what is fixed for the layer, and what changes every step; `seq_lens` are the query lengths.
+        out: [T, H, D] or [T, H * D], written in the rows that a request owns; a new tensor if None, whose other rows hold
+            anything.
+        lse: [H, T] float32, natural log of the softmax's denominator, sinks included; written likewise, unless None.
+        validate: check the values in tensors too, which waits for the device.
+
+    Returns:
+        out.
+
+    Raises:
+        ContractError: the arguments contradict the contract. Nothing was written.
+        UnsupportedError: a head size above 256, more than 64 query heads per KV head, or tensors on a CPU without Triton's
+            interpreter. Nothing was written.
+    """
+    check_varlen_attention(q, k, v, layer, batch, out, lse, values=validate)
+    tiles = _tiles(q, layer, batch)
+    out = q.new_empty(q.shape) if out is None else out
+    grid = attention_grid(
+        tiles,
+        num_tokens=batch.num_actual_tokens,
+        num_requests=batch.num_requests,
+        num_kv_heads=layer.num_kv_heads,
+    )
+    if math.prod(grid) == 0:
+        return out
+    out_rows = out.view(q.shape) if out.dim() == 2 else out
+    left, right = window_bounds(layer.window, causal=False)
+    with torch.cuda.device_of(q):
+        varlen_attention_kernel[grid](
+            out_rows,
+            lse,
+            q,
+            k,
+            v,
+            layer.sinks,
+            batch.query_start_loc,
+            layer.scale,
+            left,
+            right,
+            batch.num_requests,
+            tiles.queries,
+            layer.num_heads // layer.num_kv_heads,
+            out_rows.stride(0),
+            out_rows.stride(1),
+            0 if lse is None else lse.stride(0),
+            q.stride(0),
+            q.stride(1),
+            k.stride(0),
+            k.stride(1),
+            v.stride(0),
+            v.stride(1),
+            **tiles.options,
+        )
+    return out
+
+
+def _tiles(q: torch.Tensor, layer: Layer, batch: Batch) -> AttentionTiles:
+    return attention_tiles(
+        architecture_of(q.device),
+        itemsize=q.element_size(),
+        head_size=layer.head_size,
+        group=layer.num_heads // layer.num_kv_heads,
+        max_query_len=batch.max_query_len,
+    )

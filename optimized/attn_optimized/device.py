@@ -1,0 +1,31 @@
+"""What the kernels of this process run on."""
+
+import torch
+from attn_contract import UnsupportedError
+from triton import knobs
+
+INTERPRETER = "interpreter"
+
+# Triton decides when a kernel is decorated, which is when this package is imported.
+_INTERPRETED = knobs.runtime.interpret
+
+
+def architecture_of(device: torch.device) -> str:
+    """Name of what runs a kernel on tensors of a device: "interpreter", or a GPU's architecture, such as "sm90" or "gfx942".
+
+    Raises:
+        UnsupportedError: the tensors are not where these kernels can run.
+    """
+    if _INTERPRETED:
+        return INTERPRETER
+    if device.type != "cuda":
+        raise UnsupportedError(
+            "attn_optimized",
+            f"a tensor on {device.type}",
+            "its Triton kernels are compiled for GPUs",
+            "attn_reference, or Triton's interpreter: set TRITON_INTERPRET=1 before attn_optimized is imported",
+        )
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return properties.gcnArchName.split(":")[0]
+    return f"sm{properties.major}{properties.minor}"

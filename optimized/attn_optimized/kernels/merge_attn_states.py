@@ -1,0 +1,62 @@
+"""Recombination of attention over two disjoint sets of keys."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["num_tokens", "num_heads", "stride_lse_a", "stride_lse_b", "stride_lse"])
+def merge_attn_states_kernel(
+    # written: [T, H, D] and [H, T] or None
+    out_ptr,
+    lse_ptr,
+    # read: the same, twice
+    out_a_ptr,
+    lse_a_ptr,
+    out_b_ptr,
+    lse_b_ptr,
+    num_tokens,
+    num_heads,
+    stride_out_row,
+    stride_out_head,
+    stride_lse,
+    stride_a_row,
+    stride_a_head,
+    stride_lse_a,
+    stride_b_row,
+    stride_b_head,
+    stride_lse_b,
+    HEAD_SIZE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """BLOCK_ROWS pairs of (token, query head), token by token. Grid: (tiles,)."""
+    # [rows]
+    pair = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    token = pair // num_heads
+    head = pair % num_heads
+    owned = token < num_tokens
+    lse_a = tl.load(lse_a_ptr + head * stride_lse_a + token, mask=owned, other=float("-inf"))
+    lse_b = tl.load(lse_b_ptr + head * stride_lse_b + token, mask=owned, other=float("-inf"))
+    largest = tl.maximum(lse_a, lse_b)
+    shift = tl.where(largest == float("-inf"), 0.0, largest)
+    weight_a = tl.exp(lse_a - shift)
+    weight_b = tl.exp(lse_b - shift)
+    total = weight_a + weight_b
+    denominator = tl.where(total == 0.0, 1.0, total)
+
+    dim = tl.arange(0, BLOCK_D)[None, :]
+    # [rows, D]; an empty side is not read: its output may be NaN, and 0 * NaN is NaN
+    stored = owned[:, None] & (dim < HEAD_SIZE)
+    from_a = stored & (lse_a > float("-inf"))[:, None]
+    from_b = stored & (lse_b > float("-inf"))[:, None]
+    out_a = tl.load(out_a_ptr + (token * stride_a_row + head * stride_a_head)[:, None] + dim, mask=from_a, other=0.0)
+    out_b = tl.load(out_b_ptr + (token * stride_b_row + head * stride_b_head)[:, None] + dim, mask=from_b, other=0.0)
+    weighted = out_a.to(tl.float32) * weight_a[:, None] + out_b.to(tl.float32) * weight_b[:, None]
+    out = tl.div_rn(weighted, denominator[:, None])
+
+    # the output may be one of the inputs: all threads of this tile have read before one writes
+    tl.debug_barrier()
+    offset = token * stride_out_row + head * stride_out_head
+    tl.store(out_ptr + offset[:, None] + dim, out.to(out_ptr.dtype.element_ty), mask=stored)
+    if lse_ptr is not None:
+        tl.store(lse_ptr + head * stride_lse + token, largest + tl.log(denominator), mask=owned)

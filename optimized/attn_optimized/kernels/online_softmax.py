@@ -1,0 +1,30 @@
+"""Softmax over keys that come tile by tile (Milakov & Gimelshein, arXiv 1805.02867), all of it in float32.
+
+Its state is what a row has seen so far: the largest logit, the sum of exp(logit - largest), and the values weighted alike.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def attend(row_max, row_sum, acc, q, k, v, visible, scale):
+    """Fold one tile of keys into the state. Shapes: q [M, D], k and v [N, D], visible [M, N]."""
+    # ieee: the default is TF32 on NVIDIA and XF32 on gfx942, which is no float32 arithmetic
+    logits = tl.where(visible, tl.dot(q, tl.trans(k), input_precision="ieee") * scale, float("-inf"))
+    new_max = tl.maximum(row_max, tl.max(logits, 1))
+    # a row that has seen no key yet keeps its -inf; shifting by it would be inf - inf
+    shift = tl.where(new_max == float("-inf"), 0.0, new_max)
+    weights = tl.exp(logits - shift[:, None])
+    decay = tl.exp(row_max - shift)
+    row_sum = row_sum * decay + tl.sum(weights, 1)
+    acc = tl.dot(weights.to(v.dtype), v, acc * decay[:, None], input_precision="ieee")
+    return new_max, row_sum, acc
+
+
+@triton.jit
+def normalize(row_max, row_sum, acc):
+    """The output and its LSE (natural log). Rows that saw nothing give 0 and -inf."""
+    denominator = tl.where(row_sum == 0.0, 1.0, row_sum)
+    # div_rn: rounded once, so that whole numbers in give the exact quotient out
+    return tl.div_rn(acc, denominator[:, None]), row_max + tl.log(denominator)

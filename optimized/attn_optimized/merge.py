@@ -1,0 +1,65 @@
+"""Merging attention over two disjoint sets of keys."""
+
+import torch
+from attn_contract.validation import check_merge_attn_states
+
+from attn_optimized.device import architecture_of
+from attn_optimized.kernels.merge_attn_states import merge_attn_states_kernel
+from attn_optimized.launch import row_grid, row_tiles
+
+
+def merge_attn_states(
+    out_a: torch.Tensor,
+    lse_a: torch.Tensor,
+    out_b: torch.Tensor,
+    lse_b: torch.Tensor,
+    *,
+    out: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention over the union of two disjoint sets of keys, from the attention over each (FlashInfer, arXiv 2501.01005).
+
+    `out = (exp(lse_a) * out_a + exp(lse_b) * out_b) / exp(lse)` with `exp(lse) = exp(lse_a) + exp(lse_b)`, in float32. A side
+    whose LSE is -inf is empty: it is ignored, NaN or not, and the other one comes out unchanged.
+
+    Args:
+        out_a, out_b: [T, H, D] float32, float16 or bfloat16; the last dimension is dense.
+        lse_a, lse_b: [H, T] float32, natural logs.
+        out: [T, H, D], may be out_a or out_b itself; a new tensor if None.
+        lse: [H, T] float32, may be lse_a or lse_b itself; not computed if None.
+
+    Returns:
+        out. Where both sides are empty it is 0, and the LSE -inf.
+
+    Raises:
+        ContractError: the arguments contradict the contract. Nothing was written.
+        UnsupportedError: tensors on a CPU without Triton's interpreter. Nothing was written.
+    """
+    check_merge_attn_states(out_a, lse_a, out_b, lse_b, out, lse)
+    num_tokens, num_heads, head_size = out_a.shape
+    tiles = row_tiles(architecture_of(out_a.device), head_size=head_size)
+    out = out_a.new_empty(out_a.shape) if out is None else out
+    if not out.numel():
+        return out
+    with torch.cuda.device_of(out_a):
+        merge_attn_states_kernel[row_grid(tiles, num_tokens * num_heads)](
+            out,
+            lse,
+            out_a,
+            lse_a,
+            out_b,
+            lse_b,
+            num_tokens,
+            num_heads,
+            out.stride(0),
+            out.stride(1),
+            0 if lse is None else lse.stride(0),
+            out_a.stride(0),
+            out_a.stride(1),
+            lse_a.stride(0),
+            out_b.stride(0),
+            out_b.stride(1),
+            lse_b.stride(0),
+            **tiles.options,
+        )
+    return out

@@ -1,0 +1,33 @@
+"""Every kernel compiles for AMD and NVIDIA, on a machine that has neither: the interpreter proves no compiled kernel."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("architecture", "shared_memory"), [("gfx942", 64 * 1024), ("gfx1201", 64 * 1024), ("sm90", 227 * 1024)]
+)
+def test_compiles(architecture, shared_memory):
+    script = Path(__file__).with_name("compile_kernels.py")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), architecture], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    kernels = json.loads(result.stdout)
+    assert len({name.split()[0] for name in kernels}) == 4
+    for name, facts in kernels.items():
+        assert facts["shared_bytes"] <= shared_memory, name
+        assert facts["narrow_products"] == 0, f"{name} multiplies in 32 bits: a large cache overflows its offsets"
+        if "attention" not in name:
+            continue
+        has_float32_matrix_unit = architecture == "gfx942"
+        assert (facts["matrix_instructions"] > 0) == ("fp32" not in name or has_float32_matrix_unit), name
+        # RDNA has too few registers for the largest heads, and for float32, which it multiplies without a matrix unit
+        if architecture != "gfx1201" or not ("fp32" in name or "D256" in name):
+            assert facts.get("vgpr_spill_count", 0) == 0, name

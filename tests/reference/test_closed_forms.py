@@ -1,0 +1,243 @@
+"""Calls whose result is known without computing attention, and what a call must leave alone."""
+
+import math
+
+import pytest
+import torch
+from attn_contract import AttentionType, Layout
+from attn_reference import attend, attention, paged_attention, paged_requests, varlen_attention
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def attend_exactly(call):
+    """Attention of each request of a paged call, in float64."""
+    return [
+        attend(request.query, request.key, request.value, request.visible, call.layer.scale, call.layer.sinks)
+        for request in paged_requests(*call, torch.float64)
+    ]
+
+
+def lse_of(call):
+    lse = torch.full((call.q.shape[1], len(call.q)), torch.nan)
+    paged_attention(*call, lse=lse)
+    return lse
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_uniform_logits_give_the_mean_of_the_visible_values(dtype, paged_call):
+    """Small integers: sums are exact, so the only rounding is the last one."""
+    value = torch.arange(-8, 8, dtype=dtype).reshape(8, 1, 2)
+    query, key = torch.zeros(3, 2, 2, dtype=dtype), torch.ones(8, 1, 2, dtype=dtype)
+    out = paged_attention(*paged_call([(query, key, value)]), precision=torch.float64)
+    for i, seen in enumerate((6, 7, 8)):
+        expected = (value[:seen].double().sum(0) / seen).to(dtype)
+        assert torch.equal(out[i], expected.expand(2, 2))
+
+
+def test_one_hot_values_give_the_weights(paged_call, randn):
+    """Channel j of the output is then the weight of key j."""
+    query, key, value = randn(3, 2, 8), randn(8, 1, 8), torch.eye(8).unsqueeze(1)
+    (result,) = attend_exactly(paged_call([(query, key, value)]))
+    torch.testing.assert_close(result.out, result.weights.transpose(0, 1), rtol=0, atol=0)
+    torch.testing.assert_close(result.weights.sum(-1), torch.ones(2, 3, dtype=torch.float64), rtol=1e-14, atol=0)
+
+
+def test_weights_are_the_softmax_of_the_logits(paged_call, randn):
+    query, key, value = randn(1, 1, 4), randn(3, 1, 4), randn(3, 1, 4)
+    (result,) = attend_exactly(paged_call([(query, key, value)], scale=0.7))
+    logits = [0.7 * sum(a * b for a, b in zip(query[0, 0].tolist(), key[j, 0].tolist(), strict=True)) for j in range(3)]
+    total = sum(math.exp(logit) for logit in logits)
+    assert result.logits.flatten().tolist() == pytest.approx(logits, rel=1e-14)
+    assert result.weights.flatten().tolist() == pytest.approx([math.exp(logit) / total for logit in logits], rel=1e-14)
+    assert result.lse.item() == pytest.approx(math.log(total), rel=1e-14)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.5])
+def test_scales_that_are_not_positive(scale, paged_call):
+    query, key = torch.ones(1, 1, 2), torch.tensor([0.0, 2.0]).view(2, 1, 1).expand(2, 1, 2)
+    (result,) = attend_exactly(paged_call([(query, key, key)], scale=scale))
+    first = 1 / (1 + math.exp(4 * scale))
+    assert result.weights.flatten().tolist() == pytest.approx([first, 1 - first], rel=1e-14)
+
+
+def test_lse_of_uniform_logits_is_their_logit_plus_the_log_of_their_number(paged_call):
+    query, key = torch.ones(3, 2, 4), torch.ones(6, 1, 4)
+    (result,) = attend_exactly(paged_call([(query, key, key)], scale=2.0))
+    expected = torch.tensor([8 + math.log(seen) for seen in (4, 5, 6)], dtype=torch.float64)
+    torch.testing.assert_close(result.lse, expected.expand(2, 3), rtol=1e-14, atol=0)
+
+
+def test_logits_beyond_the_range_of_exp(paged_call):
+    """exp(800) overflows even in float64; the running maximum is what prevents it. -800 alone would underflow to 0 / 0."""
+    key = torch.tensor([1.0, -1.0]).view(2, 1, 1)
+    for sign in (1, -1):
+        (result,) = attend_exactly(paged_call([(sign * torch.ones(1, 1, 1), key, key)], scale=800.0))
+        assert result.out.item() == sign
+        assert result.lse.item() == 800
+    (alone,) = attend_exactly(paged_call([(torch.ones(1, 1, 1), key[1:], key[1:])], scale=800.0))
+    assert (alone.out.item(), alone.lse.item()) == (-1, -800)
+
+
+def test_a_sink_takes_its_share_once_per_row(paged_call):
+    """Uniform logits 0 over n keys and a sink of log(2): the values keep n / (n + 2) of the weight."""
+    query, key, value = torch.zeros(3, 1, 4), torch.ones(4, 1, 4), torch.ones(4, 1, 4)
+    (result,) = attend_exactly(paged_call([(query, key, value)], sinks=torch.tensor([math.log(2)])))
+    keys = torch.tensor([2, 3, 4], dtype=torch.float64)
+    torch.testing.assert_close(result.out[:, 0, 0], keys / (keys + 2), rtol=1e-7, atol=0)
+    torch.testing.assert_close(result.lse[0], torch.log(keys + 2), rtol=1e-7, atol=0)
+
+
+def test_a_sink_is_not_scaled(paged_call):
+    query, key = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
+    (result,) = attend_exactly(paged_call([(query, key, key)], scale=100.0, sinks=torch.tensor([1.0])))
+    assert result.lse.item() == pytest.approx(math.log(1 + math.e), rel=1e-14)
+
+
+def test_a_very_large_sink_leaves_nothing(paged_call, randn):
+    call = paged_call([(randn(2, 2, 4), randn(5, 1, 4), randn(5, 1, 4))], sinks=torch.full((2,), 1e5))
+    assert torch.equal(paged_attention(*call)[:2], torch.zeros(2, 2, 4))
+    assert torch.equal(lse_of(call)[:, :2], torch.full((2, 2), 1e5))
+
+
+@pytest.mark.parametrize("sinks", [torch.full((2,), -torch.inf), torch.full((2,), -1e4)])
+def test_a_sink_of_minus_infinity_or_far_below_is_none(sinks, paged_call, randn):
+    tokens = [(randn(2, 2, 4), randn(5, 1, 4), randn(5, 1, 4))]
+    with_sinks, without = paged_call(tokens, sinks=sinks), paged_call(tokens)
+    assert torch.equal(paged_attention(*with_sinks), paged_attention(*without))
+    assert torch.equal(lse_of(with_sinks)[:, :2], lse_of(without)[:, :2])
+
+
+def test_sinks_belong_to_query_heads(paged_call, randn):
+    tokens = [(randn(2, 4, 4), randn(5, 2, 4), randn(5, 2, 4))]
+    plain = paged_attention(*paged_call(tokens))
+    sinks = torch.tensor([-torch.inf, -torch.inf, 1e5, -torch.inf], dtype=torch.bfloat16)
+    out = paged_attention(*paged_call(tokens, sinks=sinks))
+    assert torch.equal(out[:2, [0, 1, 3]], plain[:2, [0, 1, 3]])
+    assert not out[:2, 2].any()
+
+
+def test_query_heads_read_their_group_of_kv_heads(paged_call):
+    """Each KV head's value is its number, so the output names the head that was read."""
+    value = torch.arange(3.0).view(1, 3, 1).expand(5, 3, 4)
+    out = paged_attention(*paged_call([(torch.zeros(1, 6, 4), torch.zeros(5, 3, 4), value)]))
+    assert out[0, :, 0].tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_requests_do_not_see_each_other(paged_call, randn):
+    tokens = [(randn(q, 2, 4), randn(s, 1, 4), randn(s, 1, 4)) for q, s in ((3, 9), (1, 4), (5, 5))]
+    together = paged_attention(*paged_call(tokens))
+    alone = [paged_attention(*paged_call([request]))[: len(request[0])] for request in tokens]
+    assert torch.equal(together[:9], torch.cat(alone))
+
+
+def test_causality_is_a_property_of_a_request(paged_call, randn):
+    tokens = [(randn(3, 1, 4), randn(5, 1, 4), randn(5, 1, 4)) for _ in range(2)]
+    mixed = paged_attention(*paged_call(tokens, causal=[True, False]))
+    assert torch.equal(mixed[:3], paged_attention(*paged_call(tokens, causal=True))[:3])
+    assert torch.equal(mixed[3:6], paged_attention(*paged_call(tokens, causal=False))[3:6])
+    assert not torch.equal(mixed[3:6], paged_attention(*paged_call(tokens, causal=True))[3:6])
+
+
+@pytest.mark.parametrize("q_len", [1, 3])
+def test_cross_attention_sees_every_key(q_len, paged_call):
+    """A causal mask would be invisible at q_len 1 (vLLM #38450)."""
+    value = torch.arange(8.0).view(8, 1, 1)
+    query, key = torch.zeros(q_len, 1, 1), torch.zeros(8, 1, 1)
+    call = paged_call([(query, key, value)], attn_type=AttentionType.ENCODER_DECODER, causal=False)
+    assert torch.equal(paged_attention(*call)[:q_len], torch.full((q_len, 1, 1), 3.5))
+
+
+def test_more_queries_than_keys_leave_the_first_rows_empty(paged_call, randn):
+    value = torch.tensor([4.0, 8.0]).view(2, 1, 1)
+    call = paged_call([(torch.zeros(4, 1, 1), randn(2, 1, 1), value)])
+    assert paged_attention(*call)[:4].flatten().tolist() == [0, 0, 4, 6]
+    torch.testing.assert_close(lse_of(call)[0, :4], torch.tensor([-torch.inf, -torch.inf, 0, math.log(2)]))
+
+
+@pytest.mark.parametrize("sink", [None, -torch.inf, -2.0, 3.0])
+def test_without_keys_the_output_is_zero_and_the_lse_the_sink(sink, paged_call, randn):
+    sinks = None if sink is None else torch.tensor([sink, sink])
+    call = paged_call([(randn(2, 2, 4), randn(0, 1, 4), randn(0, 1, 4))], sinks=sinks)
+    assert torch.equal(paged_attention(*call), torch.zeros(4, 2, 4))
+    assert torch.equal(lse_of(call)[:, :2], torch.full((2, 2), -torch.inf if sink is None else sink))
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_rows_of_no_request_are_untouched(flat, paged_call, randn):
+    """Between them stands a request without a query, which owns no row either."""
+    tokens = [(randn(q, 2, 4), randn(s, 1, 4), randn(s, 1, 4)) for q, s in ((2, 3), (0, 6), (1, 1))]
+    call = paged_call(tokens)
+    out = torch.full((5, 8) if flat else (5, 2, 4), torch.nan)
+    lse = torch.full((2, 5), torch.nan)
+    assert paged_attention(*call, out=out, lse=lse) is out
+    assert out[:3].isfinite().all()
+    assert lse[:, :3].isfinite().all()
+    assert out[3:].isnan().all()
+    assert lse[:, 3:].isnan().all()
+    assert torch.equal(paged_attention(*call)[3:], torch.zeros(2, 2, 4))
+
+
+def test_outputs_and_queries_of_any_stride(paged_call, randn):
+    """q is a slice of a fused qkv tensor; out and lse are slices of wider buffers, whose other elements stay."""
+    call = paged_call([(randn(3, 2, 4), randn(5, 1, 4), randn(5, 1, 4))])
+    qkv, wide, tall = randn(5, 4, 4), torch.zeros(5, 3, 4), torch.zeros(4, 5)
+    qkv[:, :2] = call.q
+    out, lse = wide[:, 1:], tall[::2]
+    paged_attention(qkv[:, :2], *call[1:], out=out, lse=lse)
+    assert torch.equal(out, paged_attention(*call))
+    assert torch.equal(lse[:, :3], lse_of(call)[:, :3])
+    assert not wide[:, 0].any()
+    assert not tall[1::2].any()
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_layouts_do_not_change_the_result(layout, paged_call, randn):
+    tokens = [(randn(q, 4, 4), randn(s, 2, 4), randn(s, 2, 4)) for q, s in ((3, 9), (1, 4))]
+    other = Layout.BLOCKS_FIRST_HND
+    assert torch.equal(paged_attention(*paged_call(tokens, layout=layout)), paged_attention(*paged_call(tokens, layout=other)))
+
+
+def test_keys_that_no_query_sees_may_hold_nan(paged_call, randn):
+    """An engine recycles the blocks that a sliding window has left (vLLM #30887)."""
+    query, key, value = randn(2, 2, 4), randn(9, 1, 4), randn(9, 1, 4)
+    expected = paged_attention(*paged_call([(query, key, value)], window=(2, 2)))
+    key[:5], value[:5] = torch.nan, torch.inf
+    assert torch.equal(paged_attention(*paged_call([(query, key, value)], window=(2, 2))), expected)
+
+
+def test_long_prompts_are_cut_without_a_trace(paged_call, randn, monkeypatch):
+    call = paged_call([(randn(7, 2, 4), randn(9, 1, 4), randn(9, 1, 4))], window=(3, 3), sinks=randn(2))
+    whole, whole_lse = paged_attention(*call, precision=torch.float64), lse_of(call)
+    monkeypatch.setattr(attention, "ROWS_AT_ONCE", 3)
+    assert [request.rows for request in paged_requests(*call, torch.float64)] == [slice(0, 3), slice(3, 6), slice(6, 7)]
+    torch.testing.assert_close(paged_attention(*call, precision=torch.float64), whole, rtol=2**-23, atol=0)
+    torch.testing.assert_close(lse_of(call)[:, :7], whole_lse[:, :7])
+
+
+@pytest.mark.parametrize("attn_type", [AttentionType.ENCODER, AttentionType.ENCODER_ONLY])
+def test_encoders_attend_both_ways_within_a_request(attn_type, varlen_call):
+    first_values = {3: 0, 0: 0, 2: 10}
+    requests = [
+        (torch.zeros(n, 2, 1), torch.ones(n, 1, 1), torch.arange(float(first), first + n).view(n, 1, 1))
+        for n, first in first_values.items()
+    ]
+    call = varlen_call(requests, attn_type=attn_type)
+    out, lse = torch.full((7, 2), torch.nan), torch.full((2, 7), torch.nan)
+    varlen_attention(*call, out=out, lse=lse)
+    assert out[:5, 1].tolist() == [1, 1, 1, 10.5, 10.5]
+    torch.testing.assert_close(lse[0, :5], torch.tensor([3.0, 3, 3, 2, 2]).log())
+    assert out[5:].isnan().all()
+    assert lse[:, 5:].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_precision_is_that_of_the_arithmetic_only(dtype, paged_call, randn):
+    """The bound: a rounding of the output, and those of float32 in the logits (times the outputs' sensitivity) and the sum."""
+    query, key, value = (x.to(dtype) for x in (randn(3, 2, 16), randn(40, 1, 16), randn(40, 1, 16)))
+    call = paged_call([(query, key, value)])
+    single, double = paged_attention(*call), paged_attention(*call, precision=torch.float64)
+    assert single.dtype == double.dtype == dtype
+    largest_logit = call.layer.scale * query.float().norm(dim=-1).max() * key.float().norm(dim=-1).max()
+    arithmetic = 2**-24 * value.abs().max().item() * (2 * (16 + 2) * largest_logit.item() + 40)
+    torch.testing.assert_close(single[:3], double[:3], rtol=torch.finfo(dtype).eps, atol=arithmetic)

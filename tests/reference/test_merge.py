@@ -1,0 +1,113 @@
+"""Merging is attention over the union of two disjoint sets of keys."""
+
+import itertools
+
+import pytest
+import torch
+from attn_reference import attend, merge_attn_states
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+H, HK, D, SCALE = 4, 2, 3, 2.0
+U = 2**-24
+"""Unit roundoff of float32, in which out and lse are handed over."""
+LARGEST_OUT, LARGEST_LSE = 1, 9
+"""Tokens are drawn from [-1, 1]: a logit is at most 6 in absolute value, and 6 + log(13) < 9 for 12 keys and a sink."""
+
+
+def random_tokens(q_len, seq_len, seed):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((q_len, H, D), (seq_len, HK, D), (seq_len, HK, D))
+    return [2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1 for shape in shapes]
+
+
+def state(query, key, value, seen, sinks=None):
+    """Attention to the seen keys, as the float32 (out, lse) that a kernel hands over."""
+    attention = attend(query, key, value, seen, SCALE, sinks)
+    return attention.out.float(), attention.lse.float()
+
+
+def merge(a, b):
+    lse = torch.empty_like(a[1])
+    return merge_attn_states(*a, *b, lse=lse), lse
+
+
+def assert_same_state(a, b, roundings):
+    """Each time that a state is rounded, its out moves by U * |out|, its lse by U * |lse|, and so the weight that a merge
+    gives it by a factor of up to 1 + U * |lse|, on either side, over values that are at most 2 * LARGEST_OUT apart."""
+    torch.testing.assert_close(a[0], b[0], rtol=0, atol=roundings * U * (1 + 4 * LARGEST_LSE) * LARGEST_OUT)
+    torch.testing.assert_close(a[1], b[1], rtol=0, atol=roundings * U * LARGEST_LSE)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    q_len=st.integers(0, 4), seq_len=st.integers(0, 12), with_sinks=st.booleans(), seed=st.integers(0, 2**16), data=st.data()
+)
+def test_any_split_merges_into_the_whole(q_len, seq_len, with_sinks, seed, data):
+    """Keys fall to one of two parts, not only contiguously; the sink joins exactly one of them."""
+    in_a = torch.tensor(data.draw(st.lists(st.booleans(), min_size=seq_len, max_size=seq_len)), dtype=torch.bool)
+    tokens = random_tokens(q_len, seq_len, seed)
+    sinks = torch.linspace(-2, 2, H, dtype=torch.float64) if with_sinks else None
+    everything = torch.ones(q_len, seq_len, dtype=torch.bool)
+    merged = merge(state(*tokens, everything & in_a, sinks), state(*tokens, everything & ~in_a))
+    assert_same_state(merged, state(*tokens, everything, sinks), roundings=4)
+
+
+@settings(deadline=None, max_examples=60)
+@given(parts=st.lists(st.integers(0, 2), max_size=12), seed=st.integers(0, 2**16))
+def test_merging_is_associative_and_commutative(parts, seed):
+    tokens = random_tokens(2, len(parts), seed)
+    seen = torch.tensor(parts, dtype=torch.int64).expand(2, -1)
+    a, b, c = (state(*tokens, seen == part) for part in range(3))
+    left, right = merge(merge(a, b), c), merge(a, merge(b, c))
+    assert_same_state(left, right, roundings=4)
+    forth, back = merge(a, b), merge(b, a)
+    assert torch.equal(forth[0], back[0])
+    assert torch.equal(forth[1], back[1])
+
+
+@pytest.mark.parametrize("content", [0.0, torch.nan, torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_an_empty_side_is_neutral_whatever_it_holds(dtype, content, randn):
+    out, lse = randn(5, 2, 3).to(dtype), 100 * randn(2, 5)
+    empty = torch.full_like(out, content), torch.full_like(lse, -torch.inf)
+    for a, b in itertools.permutations([(out, lse), empty]):
+        merged_out, merged_lse = merge(a, b)
+        assert torch.equal(merged_out, out)
+        assert torch.equal(merged_lse, lse)
+
+
+def test_two_empty_sides_give_zero(randn):
+    """exp(-inf + inf) is NaN: a chunk with no context for one request of a batch (vLLM #39148)."""
+    empty = torch.full((5, 2, 3), torch.nan), torch.full((2, 5), -torch.inf)
+    out, lse = merge(empty, empty)
+    assert torch.equal(out, torch.zeros(5, 2, 3))
+    assert torch.equal(lse, empty[1])
+
+
+def test_each_row_and_head_is_merged_by_itself(randn):
+    out_a, out_b = randn(2, 2, 3), randn(2, 2, 3)
+    lse_a = torch.tensor([[0.0, -torch.inf], [1.0, 2.0]])
+    lse_b = torch.tensor([[-torch.inf, 0.0], [1.0, -torch.inf]])
+    out, lse = merge((out_a, lse_a), (out_b, lse_b))
+    assert torch.equal(out[0, 0], out_a[0, 0])
+    assert torch.equal(out[1, 0], out_b[1, 0])
+    assert torch.equal(out[1, 1], out_a[1, 1])
+    torch.testing.assert_close(out[0, 1], (out_a[0, 1] + out_b[0, 1]) / 2)
+    torch.testing.assert_close(lse, torch.tensor([[0.0, 0.0], [1 + torch.log(torch.tensor(2.0)).item(), 2.0]]))
+
+
+def test_a_far_larger_side_decides(randn):
+    """exp(1000) overflows in float64 too; only differences of LSEs are ever raised."""
+    out_a, out_b, lse = randn(3, 2, 4), randn(3, 2, 4), torch.full((2, 3), 1000.0)
+    merged_out, merged_lse = merge((out_a, lse), (out_b, -lse))
+    assert torch.equal(merged_out, out_a)
+    assert torch.equal(merged_lse, lse)
+
+
+def test_in_place(randn):
+    out_a, out_b, lse_a, lse_b = randn(3, 2, 4), randn(3, 2, 4), randn(2, 3), randn(2, 3)
+    out, lse = merge((out_a, lse_a), (out_b, lse_b))
+    assert merge_attn_states(out_a, lse_a, out_b, lse_b, out=out_a, lse=lse_a) is out_a
+    assert torch.equal(out_a, out)
+    assert torch.equal(lse_a, lse)

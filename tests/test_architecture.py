@@ -1,0 +1,52 @@
+"""An oracle that shares code with what it judges proves nothing: the two sides never import each other."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ("contract", "reference", "optimized", "fuzz")
+
+
+@pytest.fixture
+def copy(tmp_path) -> Path:
+    """The repository's packages and configuration, in a place where they may be changed."""
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for source in SOURCES:
+        shutil.copytree(ROOT / source, tmp_path / source, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def lint_imports(root: Path) -> subprocess.CompletedProcess:
+    paths = os.pathsep.join(str(root / source) for source in SOURCES)
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    return subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
+
+
+def test_imports_point_one_way(copy):
+    result = lint_imports(copy)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("reference/attn_reference/attention.py", "import attn_optimized"),
+        ("reference/attn_reference/kv_cache.py", "from attn_optimized.strides import kv_cache_strides"),
+        ("optimized/attn_optimized/attention.py", "from attn_reference.attention import visible"),
+        ("optimized/attn_optimized/launch.py", "import attn_fuzz"),
+        ("contract/attn_contract/ops.py", "import attn_reference"),
+    ],
+)
+def test_an_import_the_other_way_is_found(copy, module, line):
+    """Also inside a function, where it would run only when called."""
+    with (copy / module).open("a") as file:
+        file.write(f"\n\ndef planted():\n    {line}\n")
+    result = lint_imports(copy)
+    importer, imported = Path(module).parent.name, line.split()[1].split(".")[0]
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert f"{importer} is not allowed to import {imported}" in result.stdout
