@@ -115,7 +115,7 @@ def fuzz(
     _check_writable(json_file)
     seed = secrets.randbelow(1 << 31) if seed is None else seed
     plan = Plan(
-        target=target.name,
+        target=target_name,
         device=device,
         examples=examples or PROFILES[profile],
         seed=seed,
@@ -204,7 +204,7 @@ def replay(files: tuple[Path, ...], target_name: str | None, limit: float, devic
         target = _available(target_name or case.target, device)
         if reason := target.support(device).refusal(case):
             raise CaseError(f"{path}: target {target.name} on {device} does not support {reason}")
-        cases.append((path, case, target.name))
+        cases.append((path, case, target_name or case.target))
     failed = False
     with tempfile.TemporaryDirectory() as scratch:
         for path, case, name in cases:

@@ -3,6 +3,7 @@
 The case is written to a file before it is sent: whatever happens to the machine, the last case is on the disk.
 """
 
+import importlib.util
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -15,13 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from attn_fuzz import case as case_file
-from attn_fuzz import targets
+from attn_fuzz import interpreter, targets
 from attn_fuzz.case import Case, CaseError
 from attn_fuzz.check import Verdict
 from attn_fuzz.zoo import mutants
 from attn_fuzz.zoo.mutants import Mutant
 
 START_SECONDS = 120.0
+# the child's: its BLAS works on small matrices, and its neighbours need the other cores
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 class ExecutorError(RuntimeError):
@@ -62,7 +65,7 @@ class Executor:
             ExecutorError: the process could not be started, or the fuzzer itself is at fault.
         """
         self.ahead.write_text(case_file.dumps(case))
-        connection = self._start()
+        connection = self.start()
         started = time.monotonic()
         try:
             connection.send(case)
@@ -87,10 +90,12 @@ class Executor:
             self._process.join()
             self._process = None
 
-    def _start(self) -> multiprocessing.connection.Connection:
+    def start(self) -> multiprocessing.connection.Connection:
+        """Start the process unless it runs, and wait until it is ready."""
         if self._process is not None and self._process.is_alive() and self._connection is not None:
             return self._connection
         context = multiprocessing.get_context("spawn")
+        os.environ.update(ONE_THREAD)
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, self.target, self.device, self.mutant), daemon=True)
         self._process.start()
@@ -131,6 +136,8 @@ def _serve(connection: multiprocessing.connection.Connection, name: str, device:
         from attn_fuzz.check import check
 
         torch.set_num_threads(1)
+        if device == "cpu" and importlib.util.find_spec("triton"):
+            interpreter.speed_up()
         target = targets.load(name)
     except Exception as error:
         connection.send(f"{type(error).__name__}: {error}")

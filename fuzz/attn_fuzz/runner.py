@@ -6,7 +6,6 @@ Shards do not depend on the number of workers, so that a seed means the same run
 import multiprocessing
 import multiprocessing.connection
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -120,7 +119,8 @@ def _receive(connection: multiprocessing.connection.Connection) -> Progress | st
 def _work(connection: multiprocessing.connection.Connection) -> None:
     """A worker: one plan after another; its messages are Progress, then None or the text of an error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # Hypothesis takes SystemExit for a failing example and goes on; KeyboardInterrupt ends it
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     executor: Executor | None = None
     try:
         while True:
@@ -135,7 +135,7 @@ def _work(connection: multiprocessing.connection.Connection) -> None:
                 connection.send(str(error))
                 return
             connection.send(None)
-    except (EOFError, ConnectionError):
+    except (EOFError, ConnectionError, KeyboardInterrupt):
         pass
     finally:
         if executor is not None:

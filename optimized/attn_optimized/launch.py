@@ -135,7 +135,7 @@ def row_tiles(architecture: str, *, head_size: int) -> RowTiles:
     """Tiles of write_kv_cache and merge_attn_states."""
     block_d = triton.next_power_of_2(head_size)
     if architecture == INTERPRETER:
-        return RowTiles(head_size=head_size, block_rows=64, block_d=block_d, num_warps=1)
+        return RowTiles(head_size=head_size, block_rows=256, block_d=block_d, num_warps=1)
     return RowTiles(head_size=head_size, block_rows=max(1, 2048 // block_d), block_d=block_d, num_warps=4)
 
 

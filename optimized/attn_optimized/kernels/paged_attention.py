@@ -82,12 +82,13 @@ def paged_attention_kernel(
     stored = owned[:, None] & in_head
     q = tl.load(q_ptr + (row * stride_q_row + head * stride_q_head)[:, None] + dim, mask=stored, other=0.0)
 
+    # a sink is a first logit without a value, of weight exp(sink - max) = 1; without one it is -inf, and the first key that
+    # is visible decays its weight to 0
     if sinks_ptr is None:
         row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
-        row_sum = tl.full([BLOCK_M], 0.0, tl.float32)
     else:
         row_max = tl.load(sinks_ptr + head, mask=owned, other=float("-inf")).to(tl.float32)
-        row_sum = tl.where(row_max == float("-inf"), 0.0, 1.0)
+    row_sum = tl.full([BLOCK_M], 1.0, tl.float32)
     acc = tl.full([BLOCK_M, BLOCK_D], 0.0, tl.float32)
 
     table_ptr = block_table_ptr + request * stride_table

@@ -1,0 +1,1 @@
+"""Speed, side by side; nothing here is a test."""
