@@ -23,4 +23,6 @@ def test_agrees(target: str, shard: int, request: pytest.FixtureRequest, tmp_pat
         failure = engine.fuzz(plan, executor).failure
     if failure is not None:
         case_path, script_path = report.write(failure.case, failure.verdict, tmp_path, f"{target}-{plan.seed}")
-        pytest.fail(f"{failure.verdict.kind}: {failure.verdict.message}\ncase: {case_path}\nscript: {script_path}", pytrace=False)
+        pytest.fail(
+            f"{failure.verdict.kind}: {failure.verdict.message}\ncase: {case_path}\nscript: {script_path}", pytrace=False
+        )

@@ -211,7 +211,9 @@ def _num_elements(case: Case) -> int:
     if case.cache is not None:
         in_cache = case.cache.num_blocks * (2 * case.cache.block_size * head + case.cache.padding)
     scores = case.num_heads * sum(request.query_len * request.seq_len for request in case.requests)
-    return in_cache + case.num_rows * case.group_size * head + sum(r.seq_len for r in case.requests) * head + scores
+    rows = case.num_rows + case.kv_rows_past + 1  # even without rows there are guards
+    table = len(case.requests) * case.table_padding
+    return in_cache + rows * case.group_size * head + sum(r.seq_len for r in case.requests) * head + scores + table
 
 
 _decoder = msgspec.json.Decoder(Case)

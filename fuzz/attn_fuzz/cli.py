@@ -32,8 +32,8 @@ ZOO_SCHEMA = "attn-parity.zoo/1"
 PROFILES = {"ci": 300, "nightly": 20_000, "soak": 1_000_000}
 ZOO_EXAMPLES = 500
 
-notes = Console(stderr=True, highlight=False)
-results = Console(highlight=False)
+notes = Console(stderr=True, highlight=False, markup=False)
+results = Console(highlight=False, markup=False)
 if not results.is_terminal:
     results.width = 140
 Positive = click.IntRange(min=1)
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (CaseError, MutantError, UnknownTargetError) as error:
         _fail(str(error))
     except ExecutorError as error:
-        notes.print(f"attn-parity: {error}", markup=False, soft_wrap=True)
+        notes.print(f"attn-parity: {error}", soft_wrap=True)
         sys.exit(2)
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str) -> None:
-    notes.print(f"attn-parity: {' '.join(message.split())}", markup=False, soft_wrap=True)
+    notes.print(f"attn-parity: {' '.join(message.split())}", soft_wrap=True)
     sys.exit(2)
 
 

@@ -191,7 +191,7 @@ TRITON = Target(
     attention=_triton_attention,
     write_kv_cache=_triton_write,
     support=_triton_support,
-    rounding=lambda device: Rounding(keys_per_tile=64),
+    rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu"),
     unavailable=_triton_missing,
 )
 

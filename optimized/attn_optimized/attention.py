@@ -9,7 +9,7 @@ from attn_contract.validation import check_paged_attention, check_varlen_attenti
 from attn_optimized.device import architecture_of
 from attn_optimized.kernels.paged_attention import paged_attention_kernel
 from attn_optimized.kernels.varlen_attention import varlen_attention_kernel
-from attn_optimized.launch import AttentionTiles, attention_grid, attention_tiles, window_bounds
+from attn_optimized.launch import AttentionTiles, attention_grid, attention_tiles, in_units, window_bounds
 from attn_optimized.strides import kv_cache_strides
 
 
@@ -60,7 +60,18 @@ def paged_attention(
     out_rows = out.view(q.shape) if out.dim() == 2 else out
     assert layer.layout is not None
     assert batch.block_table is not None
-    strides = kv_cache_strides(kv_cache, layer.layout)
+    cache = kv_cache_strides(kv_cache, layer.layout)
+    unit, strides = in_units(
+        q.element_size(),
+        out_rows.stride(0),
+        out_rows.stride(1),
+        q.stride(0),
+        q.stride(1),
+        cache.kv,
+        cache.block,
+        cache.slot,
+        cache.head,
+    )
     per_request = isinstance(batch.causal, torch.Tensor)
     left, right = window_bounds(layer.window, causal=batch.causal is True)
     with torch.cuda.device_of(q):
@@ -80,17 +91,11 @@ def paged_attention(
             batch.num_requests,
             tiles.queries,
             layer.num_heads // layer.num_kv_heads,
-            strides.block_size,
-            out_rows.stride(0),
-            out_rows.stride(1),
+            cache.block_size,
+            *strides,
             0 if lse is None else lse.stride(0),
-            q.stride(0),
-            q.stride(1),
-            strides.kv,
-            strides.block,
-            strides.slot,
-            strides.head,
             batch.block_table.stride(0),
+            STRIDE_UNIT=unit,
             **tiles.options,
         )
     return out
@@ -140,6 +145,17 @@ def varlen_attention(
     if math.prod(grid) == 0:
         return out
     out_rows = out.view(q.shape) if out.dim() == 2 else out
+    unit, strides = in_units(
+        q.element_size(),
+        out_rows.stride(0),
+        out_rows.stride(1),
+        q.stride(0),
+        q.stride(1),
+        k.stride(0),
+        k.stride(1),
+        v.stride(0),
+        v.stride(1),
+    )
     left, right = window_bounds(layer.window, causal=False)
     with torch.cuda.device_of(q):
         varlen_attention_kernel[grid](
@@ -156,15 +172,9 @@ def varlen_attention(
             batch.num_requests,
             tiles.queries,
             layer.num_heads // layer.num_kv_heads,
-            out_rows.stride(0),
-            out_rows.stride(1),
+            *strides,
             0 if lse is None else lse.stride(0),
-            q.stride(0),
-            q.stride(1),
-            k.stride(0),
-            k.stride(1),
-            v.stride(0),
-            v.stride(1),
+            STRIDE_UNIT=unit,
             **tiles.options,
         )
     return out

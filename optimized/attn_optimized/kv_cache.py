@@ -6,7 +6,7 @@ from attn_contract.validation import check_write_kv_cache
 
 from attn_optimized.device import architecture_of
 from attn_optimized.kernels.write_kv_cache import write_kv_cache_kernel
-from attn_optimized.launch import row_grid, row_tiles
+from attn_optimized.launch import in_units, row_grid, row_tiles
 from attn_optimized.strides import kv_cache_strides
 
 _INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32}
@@ -38,7 +38,18 @@ def write_kv_cache(
     tiles = row_tiles(architecture_of(k.device), head_size=head_size)
     if not num_slots:
         return
-    strides = kv_cache_strides(kv_cache, layout)
+    cache = kv_cache_strides(kv_cache, layout)
+    unit, strides = in_units(
+        k.element_size(),
+        k.stride(0),
+        k.stride(1),
+        v.stride(0),
+        v.stride(1),
+        cache.kv,
+        cache.block,
+        cache.slot,
+        cache.head,
+    )
     # integers: their copies keep every bit, those of a NaN too
     integer = _INTEGER_OF_SIZE[k.element_size()]
     with torch.cuda.device_of(k):
@@ -49,14 +60,8 @@ def write_kv_cache(
             slot_mapping,
             num_slots,
             num_kv_heads,
-            strides.block_size,
-            k.stride(0),
-            k.stride(1),
-            v.stride(0),
-            v.stride(1),
-            strides.kv,
-            strides.block,
-            strides.slot,
-            strides.head,
+            cache.block_size,
+            *strides,
+            STRIDE_UNIT=unit,
             **tiles.options,
         )

@@ -5,7 +5,7 @@ from attn_contract.validation import check_merge_attn_states
 
 from attn_optimized.device import architecture_of
 from attn_optimized.kernels.merge_attn_states import merge_attn_states_kernel
-from attn_optimized.launch import row_grid, row_tiles
+from attn_optimized.launch import in_units, row_grid, row_tiles
 
 
 def merge_attn_states(
@@ -41,6 +41,15 @@ def merge_attn_states(
     out = out_a.new_empty(out_a.shape) if out is None else out
     if not out.numel():
         return out
+    unit, strides = in_units(
+        out.element_size(),
+        out.stride(0),
+        out.stride(1),
+        out_a.stride(0),
+        out_a.stride(1),
+        out_b.stride(0),
+        out_b.stride(1),
+    )
     with torch.cuda.device_of(out_a):
         merge_attn_states_kernel[row_grid(tiles, num_tokens * num_heads)](
             out,
@@ -51,15 +60,11 @@ def merge_attn_states(
             lse_b,
             num_tokens,
             num_heads,
-            out.stride(0),
-            out.stride(1),
+            *strides,
             0 if lse is None else lse.stride(0),
-            out_a.stride(0),
-            out_a.stride(1),
             lse_a.stride(0),
-            out_b.stride(0),
-            out_b.stride(1),
             lse_b.stride(0),
+            STRIDE_UNIT=unit,
             **tiles.options,
         )
     return out

@@ -28,7 +28,7 @@ POINTERS = {"lse": "fp32", "sinks": "fp32", "query_start_loc": "i32", "seq_lens"
 
 
 def compile_kernel(kernel, architecture: str, element: str, constants: dict, options: dict) -> dict:
-    """Compile a kernel with every optional tensor given, all pointers and strides multiples of 16."""
+    """Compile a kernel with every optional tensor given, and all pointers and strides multiples of 16 bytes."""
     signature, divisible = {}, {}
     for index, name in enumerate(kernel.arg_names):
         if name in constants:
@@ -40,8 +40,6 @@ def compile_kernel(kernel, architecture: str, element: str, constants: dict, opt
             signature[name] = "fp32"
         else:
             signature[name] = "i32"
-            if name.startswith("stride_"):
-                divisible[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=divisible)
     compiled = triton.compile(source, target=TARGETS[architecture], options=options)
     facts = {
@@ -75,13 +73,13 @@ def main(architecture: str) -> None:
         tiles = attention_tiles(
             architecture, itemsize=dtype.itemsize, head_size=head_size, group=4, max_query_len=max_query_len
         )
-        constants = tiles.options
+        constants = {"STRIDE_UNIT": 16 // dtype.itemsize, **tiles.options}
         options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
         for kernel in (paged_attention_kernel, varlen_attention_kernel):
             name = f"{kernel.fn.__name__} {TRITON_NAMES[dtype]} D{head_size} M{tiles.block_m}"
             report[name] = compile_kernel(kernel, architecture, TRITON_NAMES[dtype], constants, options)
     tiles = row_tiles(architecture, head_size=128)
-    constants = tiles.options
+    constants = {"STRIDE_UNIT": 8, **tiles.options}
     options = {"num_warps": constants.pop("num_warps")}
     for kernel, element in ((write_kv_cache_kernel, "i16"), (merge_attn_states_kernel, "bf16")):
         report[f"{kernel.fn.__name__} {element}"] = compile_kernel(kernel, architecture, element, constants, options)

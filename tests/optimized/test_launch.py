@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 from attn_contract import UnsupportedError
-from attn_optimized.launch import attention_grid, attention_tiles, row_grid, row_tiles, window_bounds
+from attn_optimized.launch import attention_grid, attention_tiles, in_units, row_grid, row_tiles, window_bounds
 
 ARCHITECTURES = ("interpreter", "sm90", "gfx942", "gfx1201")
 HEAD_SIZES = (1, 16, 40, 64, 80, 96, 128, 256)
@@ -80,3 +80,9 @@ def test_window_bounds():
     assert window_bounds((-1, -1), causal=True) == (unlimited, 0)
     assert window_bounds((0, 7), causal=False) == (0, 7)
     assert window_bounds((3, 7), causal=True) == (3, 0)
+
+
+def test_strides_are_counted_in_16_bytes_where_all_are_multiples():
+    assert in_units(2, 64, 8, 1024) == (8, [8, 1, 128])
+    assert in_units(4, 64, 4, 0) == (4, [16, 1, 0])
+    assert in_units(2, 64, 12) == (1, [64, 12])

@@ -16,7 +16,7 @@ def query_lens(support: Support) -> st.SearchStrategy[st.SearchStrategy[int]]:
     around = sorted({tile * k + more for tile in support.tile_sizes for k in (1, 2) for more in (-1, 0, 1)})
     decode = st.sampled_from([1, 1, 1, 0])
     few = st.sampled_from([1, 2, 3, 4, 5, 8, 9])
-    tiles = st.sampled_from([n for n in around if 0 < n <= support.max_tokens])
+    tiles = st.sampled_from([n for n in around if 0 < n <= support.max_tokens] or [support.max_tokens])
     return st.sampled_from([decode, few, st.one_of(decode, few, tiles), tiles])
 
 

@@ -3,8 +3,14 @@
 import triton
 import triton.language as tl
 
+# Compiled once for all of these: what changes from step to step, and strides, which are counted in STRIDE_UNIT elements.
+_RUNTIME = [
+    "num_tokens", "num_heads", "stride_out_row", "stride_out_head", "stride_a_row", "stride_a_head", "stride_b_row",
+    "stride_b_head", "stride_lse", "stride_lse_a", "stride_lse_b",
+]  # fmt: skip
 
-@triton.jit(do_not_specialize=["num_tokens", "num_heads", "stride_lse_a", "stride_lse_b", "stride_lse"])
+
+@triton.jit(do_not_specialize=_RUNTIME, do_not_specialize_on_alignment=["lse_ptr", "lse_a_ptr", "lse_b_ptr"])
 def merge_attn_states_kernel(
     # written: [T, H, D] and [H, T] or None
     out_ptr,
@@ -16,15 +22,18 @@ def merge_attn_states_kernel(
     lse_b_ptr,
     num_tokens,
     num_heads,
+    # in STRIDE_UNIT elements
     stride_out_row,
     stride_out_head,
-    stride_lse,
     stride_a_row,
     stride_a_head,
-    stride_lse_a,
     stride_b_row,
     stride_b_head,
+    # in elements
+    stride_lse,
+    stride_lse_a,
     stride_lse_b,
+    STRIDE_UNIT: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -49,14 +58,16 @@ def merge_attn_states_kernel(
     stored = owned[:, None] & (dim < HEAD_SIZE)
     from_a = stored & (lse_a > float("-inf"))[:, None]
     from_b = stored & (lse_b > float("-inf"))[:, None]
-    out_a = tl.load(out_a_ptr + (token * stride_a_row + head * stride_a_head)[:, None] + dim, mask=from_a, other=0.0)
-    out_b = tl.load(out_b_ptr + (token * stride_b_row + head * stride_b_head)[:, None] + dim, mask=from_b, other=0.0)
+    a_offset = (token * stride_a_row + head * stride_a_head) * STRIDE_UNIT
+    b_offset = (token * stride_b_row + head * stride_b_head) * STRIDE_UNIT
+    out_a = tl.load(out_a_ptr + a_offset[:, None] + dim, mask=from_a, other=0.0)
+    out_b = tl.load(out_b_ptr + b_offset[:, None] + dim, mask=from_b, other=0.0)
     weighted = out_a.to(tl.float32) * weight_a[:, None] + out_b.to(tl.float32) * weight_b[:, None]
     out = tl.div_rn(weighted, denominator[:, None])
 
     # the output may be one of the inputs: all threads of this tile have read before one writes
     tl.debug_barrier()
-    offset = token * stride_out_row + head * stride_out_head
+    offset = (token * stride_out_row + head * stride_out_head) * STRIDE_UNIT
     tl.store(out_ptr + offset[:, None] + dim, out.to(out_ptr.dtype.element_ty), mask=stored)
     if lse_ptr is not None:
         tl.store(lse_ptr + head * stride_lse + token, largest + tl.log(denominator), mask=owned)

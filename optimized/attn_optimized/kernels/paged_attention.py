@@ -7,13 +7,16 @@ from attn_optimized.kernels.online_softmax import attend, normalize
 from attn_optimized.kernels.query_tiles import find_tile
 from attn_optimized.kernels.visibility import visible_keys
 
-# Values that change from step to step: specializing on them would compile the kernel again and again.
+# Compiled once for all of these: what changes from step to step, and strides, which are counted in STRIDE_UNIT elements.
 _RUNTIME = [
-    "scale", "left", "right", "num_requests", "queries_per_tile", "group", "block_size", "stride_table", "stride_lse_head",
+    "scale", "left", "right", "num_requests", "queries_per_tile", "group", "block_size", "stride_out_row", "stride_out_head",
+    "stride_q_row", "stride_q_head", "stride_kv", "stride_block", "stride_slot", "stride_kv_head", "stride_lse_head",
+    "stride_table",
 ]  # fmt: skip
+_ANY_ALIGNMENT = ["lse_ptr", "sinks_ptr", "query_start_loc_ptr", "seq_lens_ptr", "block_table_ptr", "causal_ptr"]
 
 
-@triton.jit(do_not_specialize=_RUNTIME)
+@triton.jit(do_not_specialize=_RUNTIME, do_not_specialize_on_alignment=_ANY_ALIGNMENT)
 def paged_attention_kernel(
     # written: [T, H, D] and [H, T] or None
     out_ptr,
@@ -34,16 +37,19 @@ def paged_attention_kernel(
     queries_per_tile,
     group,
     block_size,
+    # in STRIDE_UNIT elements
     stride_out_row,
     stride_out_head,
-    stride_lse_head,
     stride_q_row,
     stride_q_head,
     stride_kv,
     stride_block,
     stride_slot,
     stride_kv_head,
+    # in elements
+    stride_lse_head,
     stride_table,
+    STRIDE_UNIT: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -80,7 +86,8 @@ def paged_attention_kernel(
     dim = tl.arange(0, BLOCK_D)[None, :]
     in_head = dim < HEAD_SIZE
     stored = owned[:, None] & in_head
-    q = tl.load(q_ptr + (row * stride_q_row + head * stride_q_head)[:, None] + dim, mask=stored, other=0.0)
+    q_offset = (row * stride_q_row + head * stride_q_head) * STRIDE_UNIT
+    q = tl.load(q_ptr + q_offset[:, None] + dim, mask=stored, other=0.0)
 
     # a sink is a first logit without a value, of weight exp(sink - max) = 1; without one it is -inf, and the first key that
     # is visible decays its weight to 0
@@ -92,14 +99,14 @@ def paged_attention_kernel(
     acc = tl.full([BLOCK_M, BLOCK_D], 0.0, tl.float32)
 
     table_ptr = block_table_ptr + request * stride_table
-    k_cache_ptr = kv_cache_ptr + kv_head * stride_kv_head + dim
-    v_cache_ptr = k_cache_ptr + stride_kv
+    k_cache_ptr = kv_cache_ptr + kv_head * stride_kv_head * STRIDE_UNIT + dim
+    v_cache_ptr = k_cache_ptr + stride_kv.to(tl.int64) * STRIDE_UNIT
     for start in range(begin, end, BLOCK_N):
         # [N]
         key = start + tl.arange(0, BLOCK_N)
         in_tile = key < end
         block = tl.load(table_ptr + key // block_size, mask=in_tile, other=0).to(tl.int64)
-        offset = block * stride_block + (key % block_size).to(tl.int64) * stride_slot
+        offset = (block * stride_block + (key % block_size).to(tl.int64) * stride_slot) * STRIDE_UNIT
         # [N, D]
         loaded = in_tile[:, None] & in_head
         k = tl.load(k_cache_ptr + offset[:, None], mask=loaded, other=0.0)
@@ -109,6 +116,7 @@ def paged_attention_kernel(
 
     out, lse = normalize(row_max, row_sum, acc)
     out = out.to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + (row * stride_out_row + head * stride_out_head)[:, None] + dim, out, mask=stored)
+    out_offset = (row * stride_out_row + head * stride_out_head) * STRIDE_UNIT
+    tl.store(out_ptr + out_offset[:, None] + dim, out, mask=stored)
     if lse_ptr is not None:
         tl.store(lse_ptr + head * stride_lse_head + row, lse, mask=owned)

@@ -7,11 +7,15 @@ from attn_optimized.kernels.online_softmax import attend, normalize
 from attn_optimized.kernels.query_tiles import find_tile
 from attn_optimized.kernels.visibility import visible_keys
 
-# Values that change from step to step: specializing on them would compile the kernel again and again.
-_RUNTIME = ["scale", "left", "right", "num_requests", "queries_per_tile", "group", "stride_lse_head"]
+# Compiled once for all of these: what changes from step to step, and strides, which are counted in STRIDE_UNIT elements.
+_RUNTIME = [
+    "scale", "left", "right", "num_requests", "queries_per_tile", "group", "stride_out_row", "stride_out_head",
+    "stride_q_row", "stride_q_head", "stride_k_row", "stride_k_head", "stride_v_row", "stride_v_head", "stride_lse_head",
+]  # fmt: skip
+_ANY_ALIGNMENT = ["lse_ptr", "sinks_ptr", "query_start_loc_ptr"]
 
 
-@triton.jit(do_not_specialize=_RUNTIME)
+@triton.jit(do_not_specialize=_RUNTIME, do_not_specialize_on_alignment=_ANY_ALIGNMENT)
 def varlen_attention_kernel(
     # written: [T, H, D] and [H, T] or None
     out_ptr,
@@ -29,15 +33,18 @@ def varlen_attention_kernel(
     num_requests,
     queries_per_tile,
     group,
+    # in STRIDE_UNIT elements
     stride_out_row,
     stride_out_head,
-    stride_lse_head,
     stride_q_row,
     stride_q_head,
     stride_k_row,
     stride_k_head,
     stride_v_row,
     stride_v_head,
+    # in elements
+    stride_lse_head,
+    STRIDE_UNIT: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -71,7 +78,8 @@ def varlen_attention_kernel(
     dim = tl.arange(0, BLOCK_D)[None, :]
     in_head = dim < HEAD_SIZE
     stored = owned[:, None] & in_head
-    q = tl.load(q_ptr + (row * stride_q_row + head * stride_q_head)[:, None] + dim, mask=stored, other=0.0)
+    q_offset = (row * stride_q_row + head * stride_q_head) * STRIDE_UNIT
+    q = tl.load(q_ptr + q_offset[:, None] + dim, mask=stored, other=0.0)
 
     # a sink is a first logit without a value, of weight exp(sink - max) = 1; without one it is -inf, and the first key that
     # is visible decays its weight to 0
@@ -88,13 +96,16 @@ def varlen_attention_kernel(
         key_row = first_row + key
         # [N, D]
         loaded = (key < end)[:, None] & in_head
-        k = tl.load(k_ptr + (key_row * stride_k_row + kv_head * stride_k_head)[:, None] + dim, mask=loaded, other=0.0)
-        v = tl.load(v_ptr + (key_row * stride_v_row + kv_head * stride_v_head)[:, None] + dim, mask=loaded, other=0.0)
+        k_offset = (key_row * stride_k_row + kv_head * stride_k_head) * STRIDE_UNIT
+        v_offset = (key_row * stride_v_row + kv_head * stride_v_head) * STRIDE_UNIT
+        k = tl.load(k_ptr + k_offset[:, None] + dim, mask=loaded, other=0.0)
+        v = tl.load(v_ptr + v_offset[:, None] + dim, mask=loaded, other=0.0)
         visible = (row_begin <= key[None, :]) & (key[None, :] < row_end)
         row_max, row_sum, acc = attend(row_max, row_sum, acc, q, k, v, visible, scale)
 
     out, lse = normalize(row_max, row_sum, acc)
     out = out.to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + (row * stride_out_row + head * stride_out_head)[:, None] + dim, out, mask=stored)
+    out_offset = (row * stride_out_row + head * stride_out_head) * STRIDE_UNIT
+    tl.store(out_ptr + out_offset[:, None] + dim, out, mask=stored)
     if lse_ptr is not None:
         tl.store(lse_ptr + head * stride_lse_head + row, lse, mask=owned)
