@@ -44,6 +44,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 def check(case: Case, target: Target, device: str) -> Verdict:
     """Run a case on a target and judge it. A target that raises is a verdict, not an exception.
 
+    What is beyond the target's support it may refuse, or do right.
+
     A breach of the statistical bound that HARD allows is re-run with two fresh seeds; it counts if one of them breaks it too.
     """
     verdict, certain = _check_once(case, target, device)
@@ -83,7 +85,11 @@ def _check_once(case: Case, target: Target, device: str) -> tuple[Verdict, bool]
             _synchronize(device)
     except Exception as error:
         attended = clock()
-        return verdict("raised", f"{type(error).__name__}: {_one_line(error)}"), True
+        refused = isinstance(error, ValueError | NotImplementedError) and target.support(device).beyond(case)
+        if not refused:
+            return verdict("raised", f"{type(error).__name__}: {_one_line(error)}"), True
+        wrote = _wrote(step)
+        return (verdict("guard", f"it refused {refused} after it had written {wrote}") if wrote else verdict("agree", "")), True
     attended = clock()
 
     if written is not None and expected_raw is not None and step.raw is not None:
@@ -163,6 +169,15 @@ def _stray_write(case: Case, step: Step) -> str | None:
             row = int(place[0 if name == "out" else 1]) - tensors.GUARD
             what = "a row that no request owns" if 0 <= row < case.num_rows else "outside the tensor"
             return f"attention wrote to {name} row {row}, {what}; {int(changed.sum())} elements"
+    return None
+
+
+def _wrote(step: Step) -> str | None:
+    """The first of the outputs in which anything has changed."""
+    fresh = {"out": step.out_buffer, "lse": step.lse_buffer}
+    for name, buffer in fresh.items():
+        if not torch.equal(bits(buffer), bits(tensors.canary(tuple(buffer.shape), buffer.dtype, buffer.device))):
+            return name
     return None
 
 

@@ -202,8 +202,8 @@ def replay(files: tuple[Path, ...], target_name: str | None, limit: float, devic
     for path in files:
         case = case_file.load(path)
         target = _available(target_name or case.target, device)
-        if reason := target.support(device).refusal(case):
-            raise CaseError(f"{path}: target {target.name} on {device} does not support {reason}")
+        if reason := target.support(device).limit(case):
+            raise CaseError(f"{path}: target {target.name} cannot run this case on {device}: {reason}")
         cases.append((path, case, target_name or case.target))
     failed = False
     with tempfile.TemporaryDirectory() as scratch:

@@ -95,7 +95,8 @@ def fuzz(plan: Plan, executor: Executor, report: Callable[[Progress], None] = la
             raise shard.unexpected from None
     failure = shard.progress.failure
     if failure is not None and plan.shrinks:
-        smallest, minimal = shrink.shrink(failure.case, support, shard.still_fails, shard.may_shrink)
+        within = support if support.beyond(failure.case) is None else support.widened()
+        smallest, minimal = shrink.shrink(failure.case, within, shard.still_fails, shard.may_shrink)
         shard.tell(failure=msgspec.structs.replace(shard.progress.failure, case=smallest, minimal=minimal))
     return shard.progress
 

@@ -44,7 +44,7 @@ def lowered(case: Case, support: Support) -> Iterator[Case]:
             case_file.check(candidate)
         except CaseError:
             continue
-        if candidate != case and support.refusal(candidate) is None:
+        if candidate != case and support.limit(candidate) is None and support.beyond(candidate) is None:
             yield candidate
 
 

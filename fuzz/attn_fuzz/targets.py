@@ -8,6 +8,7 @@ A package adds one with
 and then `attn-parity fuzz --target my-kernel`; without one, `--target my_package.fuzzing:TARGET` does the same.
 """
 
+import dataclasses
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,7 +54,8 @@ class WriteFunction(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Support:
-    """What a target can do; the strategies draw nothing else.
+    """What a target can do. It is right about all of that, and refuses the rest: with a ValueError or a NotImplementedError
+    before it writes anything.
 
     Args:
         causal, non_causal, per_request_causal: for DECODER.
@@ -77,10 +79,9 @@ class Support:
     max_tokens: int = 256
     max_seq_len: int = 1024
 
-    def refusal(self, case: Case) -> str | None:
-        """Why a case is beyond this support, in words; None if it is not. Lengths are never beyond it."""
+    def limit(self, case: Case) -> str | None:
+        """Why a case cannot be run, in words: a dtype or a size that is not drawn. None if it can."""
         choices = {
-            "attn_type": (case.attn_type, self.attn_types),
             "dtype": (case.dtype, self.dtypes),
             "head_size": (case.head_size, self.head_sizes),
             "group_size": (case.group_size, self.group_sizes),
@@ -90,18 +91,29 @@ class Support:
             choices["layout"] = (case.cache.layout, self.layouts)
         for name, (value, allowed) in choices.items():
             if value not in allowed:
-                return f"{name} {value}: it takes {', '.join(map(str, allowed))}"
+                return f"{name} {value}, only {', '.join(map(str, allowed))}"
+        return None
+
+    def beyond(self, case: Case) -> str | None:
+        """The first property of a case that the target does not support and must refuse, in words; None if there is none."""
         decoder = case.attn_type is AttentionType.DECODER
         flags = {request.causal for request in case.requests} if decoder else set()
-        refused = {
+        properties = {
+            f"{case.attn_type} attention": case.attn_type not in self.attn_types,
             "causal attention": True in flags and not self.causal,
-            "non-causal DECODER attention": False in flags and not self.non_causal,
+            "non-causal decoder attention": False in flags and not self.non_causal,
             "one causal flag per request": case.per_request_causal and not self.per_request_causal,
             "a window": case.window != (-1, -1) and not self.window,
             "sinks": case.sinks is not None and not self.sinks,
             "the LSE": case.return_lse and not self.lse,
         }
-        return next((name for name, is_refused in refused.items() if is_refused), None)
+        return next((name for name, is_beyond in properties.items() if is_beyond), None)
+
+    def widened(self) -> "Support":
+        """The same sizes with every property: what the strategies draw refusals from."""
+        everything = Support()
+        properties = ("attn_types", "causal", "non_causal", "per_request_causal", "window", "sinks", "lse")
+        return dataclasses.replace(self, **{name: getattr(everything, name) for name in properties})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +204,24 @@ TRITON = Target(
     write_kv_cache=_triton_write,
     support=_triton_support,
     rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu"),
+    unavailable=_triton_missing,
+)
+
+
+def _varlen_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    import attn_optimized
+
+    attn_optimized.varlen_attention(q, k, v, layer, batch, out=out, lse=lse, validate=True)
+
+
+TRITON_VARLEN = Target(
+    name="triton-varlen",
+    description="the dense Triton kernel alone, which must refuse what needs a cache",
+    attention=_varlen_attention,
+    support=lambda device: dataclasses.replace(
+        _triton_support(device), attn_types=(AttentionType.ENCODER, AttentionType.ENCODER_ONLY)
+    ),
+    rounding=TRITON.rounding,
     unavailable=_triton_missing,
 )
 

@@ -11,9 +11,18 @@ from hypothesis import strategies as st
 VALUES = ("exact", "one_hot", "signature", "random", "extreme")
 
 
+def cases(target: str, support: Support) -> st.SearchStrategy[Case]:
+    """Any step that a target supports; and, where it does not support everything, now and then one that it must refuse."""
+    supported = steps(target, support)
+    if support.widened() == support:
+        return supported
+    refused = steps(target, support.widened()).filter(lambda case: support.beyond(case) is not None)
+    return st.one_of(supported, supported, supported, refused)
+
+
 @st.composite
-def cases(draw: st.DrawFn, target: str, support: Support) -> Case:
-    """Any step that a target supports."""
+def steps(draw: st.DrawFn, target: str, support: Support) -> Case:
+    """Any step within a support."""
     layer = draw(layers(support))
     attn_type: AttentionType = layer["attn_type"]
     block_size = draw(st.sampled_from(support.block_sizes)) if attn_type.reads_cache else 16
