@@ -11,4 +11,4 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "shard" in metafunc.fixturenames:
-        metafunc.parametrize("shard", range(metafunc.config.getoption("--shards")))
+        metafunc.parametrize("shard", range(int(metafunc.config.getoption("--shards") or 1)))

@@ -11,11 +11,11 @@ from attn_fuzz.engine import Plan
 
 @pytest.mark.parametrize("target", ["triton", "reference-fp32"])
 def test_agrees(target: str, shard: int, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    config = request.config
+    examples, shards = (int(request.config.getoption(name) or 1) for name in ("--examples", "--shards"))
     plan = Plan(
         target=target,
         device="cuda" if torch.cuda.is_available() else "cpu",
-        examples=max(1, config.getoption("--examples") // config.getoption("--shards")),
+        examples=max(1, examples // shards),
         seed=zlib.crc32(request.node.name.encode()),
         folder=tmp_path,
     )

@@ -184,7 +184,7 @@ def _wrote(step: Step) -> str | None:
 def _say(worst: Difference) -> str:
     where = f"row {worst.row}, head {worst.head}" + (f", dim {worst.dim}" if worst.dim is not None else "")
     return (
-        f"{worst.tensor} of request {worst.request} at {where}: got {worst.got:.6g}, expected {worst.expected:.6g} "
+        f"{worst.tensor} of request {worst.request} at {where}: got {worst.got:.9g}, expected {worst.expected:.9g} "
         f"+- {worst.bound:.2g}"
     )
 

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import msgspec
@@ -41,6 +41,7 @@ Positive = click.IntRange(min=1)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; every foreseeable error is one line and exit code 2."""
+    sys.path.insert(0, str(Path.cwd()))  # a target given as module:attribute is often a file of this folder
     try:
         code = cli.main(arguments, prog_name="attn-parity", standalone_mode=False)
     except click.ClickException as error:
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     notes.print(f"attn-parity: {' '.join(message.split())}", soft_wrap=True)
     sys.exit(2)
 
@@ -138,22 +139,22 @@ def fuzz(
     if outcome.error:
         raise ExecutorError(outcome.error)
     seconds = time.monotonic() - started
-    failures = [p.failure for p in outcome.progress if p.failure is not None]
+    failures = list({p.failure.case: p.failure for p in outcome.progress if p.failure is not None}.values())
     written = []
     for i, failure in enumerate(failures):
         name = f"{target.name}-{seed}" + (f"-{i + 1}" if len(failures) > 1 else "")
         case_path, script_path = report.write(failure.case, failure.verdict, folder, name)
         written.append((case_path, script_path))
         results.print(report.summary(failure.case, failure.verdict))
-        size = "smallest" if failure.minimal else "smallest found in time"
-        results.print(f"{size} case: {case_path}   script: {script_path}", soft_wrap=True)
+        size = "smallest case" if failure.minimal else "failing case, not yet the smallest"
+        results.print(f"{size}: {case_path}   script: {script_path}", soft_wrap=True)
         results.print(f"again: attn-parity replay {case_path}", soft_wrap=True)
     total = sum(p.examples for p in outcome.progress)
     spent = {name: sum(p.spent.get(name, 0.0) for p in outcome.progress) for name in ("build", "target", "judge")}
     ratio = max((p.ratio for p in outcome.progress), default=0.0)
-    verdict = f"{len(failures)} failing" if failures else "all agree"
+    verdict = f"{len(failures)} failing" if failures else f"all agree, largest error {ratio:.2f} of its bound"
     results.print(
-        f"{total} examples in {seconds:.1f} s ({total / seconds:.1f}/s), {verdict}, largest error {ratio:.2f} of its bound"
+        f"{total} examples in {seconds:.1f} s ({total / seconds:.1f}/s), {verdict}"
         + (", interrupted" if outcome.interrupted else "")
     )
     if json_file:
@@ -360,7 +361,7 @@ def _device(choice: str) -> str:
 def _device_name(device: str) -> str:
     import torch
 
-    return torch.cuda.get_device_name() if device == "cuda" else "CPU, interpreted"
+    return torch.cuda.get_device_name() if device == "cuda" else "CPU"
 
 
 def _workers(device: str) -> int:

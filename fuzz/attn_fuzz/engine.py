@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
+import hypothesis.errors
 import msgspec
 from attn_fuzz import shrink, targets
 from attn_fuzz.case import Case, CaseError
@@ -18,6 +19,7 @@ from attn_fuzz.executor import Executor
 from attn_fuzz.strategies import cases
 from attn_fuzz.zoo.mutants import Mutant
 from hypothesis import HealthCheck, Phase
+from hypothesis.strategies import SearchStrategy
 
 SHRINK_SECONDS = 240.0
 
@@ -96,8 +98,8 @@ def fuzz(plan: Plan, executor: Executor, report: Callable[[Progress], None] = la
     failure = shard.progress.failure
     if failure is not None and plan.shrinks:
         within = support if support.beyond(failure.case) is None else support.widened()
-        smallest, minimal = shrink.shrink(failure.case, within, shard.still_fails, shard.may_shrink)
-        shard.tell(failure=msgspec.structs.replace(shard.progress.failure, case=smallest, minimal=minimal))
+        _, minimal = shrink.shrink(failure.case, within, shard.still_fails, shard.may_shrink)
+        shard.finish(minimal)
     return shard.progress
 
 
@@ -127,6 +129,10 @@ class _Shard:
     def tell(self, **changes: object) -> None:
         self.progress = msgspec.structs.replace(self.progress, seconds=time.monotonic() - self.started, **changes)
         self.report(self.progress)
+
+    def finish(self, minimal: bool) -> None:
+        assert self.progress.failure is not None
+        self.tell(failure=msgspec.structs.replace(self.progress.failure, minimal=minimal))
 
     def draw(self, case: Case) -> None:
         """One example of Hypothesis, while it draws and while it shrinks."""
@@ -187,7 +193,7 @@ class _Shard:
         self.tell(failure=failure)
 
 
-def _hypothesis_test(plan: Plan, strategy: hypothesis.strategies.SearchStrategy[Case], shard: _Shard) -> Callable[[], None]:
+def _hypothesis_test(plan: Plan, strategy: SearchStrategy[Case], shard: _Shard) -> Callable[[], None]:
     phases = [Phase.generate, *([Phase.shrink] if plan.shrinks else [])]
 
     @hypothesis.seed(plan.seed)
@@ -197,7 +203,7 @@ def _hypothesis_test(plan: Plan, strategy: hypothesis.strategies.SearchStrategy[
         deadline=None,
         phases=phases,
         report_multiple_bugs=False,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
         verbosity=hypothesis.Verbosity.quiet,
     )
     @hypothesis.given(strategy)

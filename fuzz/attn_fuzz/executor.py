@@ -6,6 +6,7 @@ The case is written to a file before it is sent: whatever happens to the machine
 import importlib.util
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.process
 import os
 import signal
 import threading

@@ -51,13 +51,14 @@ class Rounding:
         keys_per_tile: keys of one step of the online softmax.
         dot_is_chained: a dot adds its products to the accumulator one after the other, instead of summing the tile first.
         splits: parts that the keys are split into, at most.
-        exact_division: the output is the correctly rounded quotient when numerator and denominator are exact.
+        exact_division: the output is the correctly rounded quotient when numerator and denominator are exact; cases of exact
+            numbers are then compared bitwise.
     """
 
     keys_per_tile: int
     dot_is_chained: bool = False
     splits: int = 1
-    exact_division: bool = True
+    exact_division: bool = False
 
 
 class Difference(msgspec.Struct, frozen=True):

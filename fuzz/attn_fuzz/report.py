@@ -21,7 +21,7 @@ LITERAL_ELEMENTS = 64
 
 
 def summary(case: Case, verdict: Verdict) -> RenderableType:
-    """The case and what is wrong with it: one line per property that is not the simplest, one row per request."""
+    """The case and what is wrong with it: its properties that are not the simplest, and a row per request."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("request", "query", "keys", "causal", "blocks", "differs", "worst at", "got", "expected", "bound"):
         table.add_column(column, justify="right" if column in ("request", "query", "keys") else "left")
@@ -42,17 +42,20 @@ def summary(case: Case, verdict: Verdict) -> RenderableType:
 
 
 def _properties(case: Case) -> str:
-    """The fields that differ from the simplest, in the case's own words."""
-    fields = msgspec.to_builtins(case)
-    for name in ("schema", "target", "requests"):
-        fields.pop(name, None)
-    return "  ".join(f"{name}={_flat(value)}" for name, value in fields.items())
+    """The fields that are not the simplest, in the case's own words."""
+    return "  ".join(_changed(case, leave_out=("target", "requests")))
 
 
-def _flat(value: Any) -> str:
-    if isinstance(value, dict):
-        return "(" + " ".join(f"{name}={_flat(inner)}" for name, inner in value.items()) + ")"
-    return str(value)
+def _changed(struct: msgspec.Struct, leave_out: tuple[str, ...] = ()) -> list[str]:
+    words = []
+    for field in msgspec.structs.fields(struct):
+        value = getattr(struct, field.name)
+        if field.name in leave_out or value == field.default:
+            continue
+        words.append(
+            f"{field.name}=({' '.join(_changed(value))})" if isinstance(value, msgspec.Struct) else f"{field.name}={value}"
+        )
+    return words
 
 
 def _short(blocks: tuple[int, ...]) -> str:
@@ -87,7 +90,7 @@ def script(case: Case, verdict: Verdict) -> str:
         out_shape=tuple(step.out.shape),
         out_stride=step.out.stride(),
         out_offset=step.out.storage_offset(),
-        return_lse=case.return_lse,
+        lse="torch.full((q.shape[1], q.shape[0]), 12345.0, device=DEVICE)" if case.return_lse else "None",
         bound=_bound(verdict, "out"),
         lse_bound=_bound(verdict, "lse"),
     )
@@ -130,7 +133,7 @@ q = {q}.to(DEVICE)
 {cache}{writes}
 buffer = torch.full({buffer_shape}, 12345.0, dtype=q.dtype, device=DEVICE)
 out = buffer.as_strided({out_shape}, {out_stride}, {out_offset})
-lse = torch.full((q.shape[1], q.shape[0]), 12345.0, device=DEVICE) if {return_lse} else None
+lse = {lse}
 cache_before = None if kv_cache is None else kv_cache.clone()
 target.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
 

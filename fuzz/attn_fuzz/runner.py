@@ -51,7 +51,7 @@ def run(
     Args:
         plans: shards.
         workers: processes at once; each drives one executor.
-        stop_at_failure: end all shards once one has found a failure and made it small.
+        stop_at_failure: once a shard has found a failure and made it small, end those that have found none.
         report: is told of every case, with the index of its plan.
     """
     outcome = Outcome([Progress() for _ in plans])
@@ -61,6 +61,10 @@ def run(
         idle = list(connections)
         try:
             while True:
+                failed = any(outcome.progress[index].failure for index in outcome.finished)
+                if stop_at_failure and failed:
+                    waiting.clear()
+                    busy = {connection: i for connection, i in busy.items() if outcome.progress[i].failure is not None}
                 while idle and waiting:
                     index, plan = waiting.pop(0)
                     connection = idle.pop()
@@ -82,8 +86,6 @@ def run(
                     outcome.finished.add(index)
                     del busy[connection]
                     idle.append(connection)
-                    if stop_at_failure and outcome.progress[index].failure is not None:
-                        return outcome
         except KeyboardInterrupt:
             outcome.interrupted = True
             return outcome

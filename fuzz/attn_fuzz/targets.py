@@ -203,7 +203,7 @@ TRITON = Target(
     attention=_triton_attention,
     write_kv_cache=_triton_write,
     support=_triton_support,
-    rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu"),
+    rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu", exact_division=True),
     unavailable=_triton_missing,
 )
 
@@ -246,5 +246,5 @@ REFERENCE_FP32 = Target(
     description="the reference in float32, judged by itself in float64: a check of the bound",
     attention=_reference_attention,
     write_kv_cache=_reference_write,
-    rounding=lambda device: Rounding(keys_per_tile=1024, exact_division=False),
+    rounding=lambda device: Rounding(keys_per_tile=1024),
 )

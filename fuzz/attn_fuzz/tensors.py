@@ -86,7 +86,8 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
     q_rows = _rows(q.to(dtype), case, device)
     out_buffer, out = _output(case, dtype, device)
     lse_buffer, lse = _lse(case, device)
-    raw, view, k, v, writes = None, None, None, None, ()
+    raw, view, k, v = None, None, None, None
+    writes = tuple[Write, ...]()
     if case.cache is None:
         k, v = (_rows(content.to(dtype), case, device) for content in (keys, values))
         k, v = (_longer(rows, case.kv_rows_past) for rows in (k, v))

@@ -61,16 +61,16 @@ def paged_attention(
     assert layer.layout is not None
     assert batch.block_table is not None
     cache = kv_cache_strides(kv_cache, layer.layout)
-    unit, strides = in_units(
+    strides = in_units(
         q.element_size(),
-        out_rows.stride(0),
-        out_rows.stride(1),
-        q.stride(0),
-        q.stride(1),
-        cache.kv,
-        cache.block,
-        cache.slot,
-        cache.head,
+        stride_out_row=out_rows.stride(0),
+        stride_out_head=out_rows.stride(1),
+        stride_q_row=q.stride(0),
+        stride_q_head=q.stride(1),
+        stride_kv=cache.kv,
+        stride_block=cache.block,
+        stride_slot=cache.slot,
+        stride_kv_head=cache.head,
     )
     per_request = isinstance(batch.causal, torch.Tensor)
     left, right = window_bounds(layer.window, causal=batch.causal is True)
@@ -92,10 +92,9 @@ def paged_attention(
             tiles.queries,
             layer.num_heads // layer.num_kv_heads,
             cache.block_size,
-            *strides,
-            0 if lse is None else lse.stride(0),
-            batch.block_table.stride(0),
-            STRIDE_UNIT=unit,
+            stride_lse_head=0 if lse is None else lse.stride(0),
+            stride_table=batch.block_table.stride(0),
+            **strides,
             **tiles.options,
         )
     return out
@@ -145,16 +144,16 @@ def varlen_attention(
     if math.prod(grid) == 0:
         return out
     out_rows = out.view(q.shape) if out.dim() == 2 else out
-    unit, strides = in_units(
+    strides = in_units(
         q.element_size(),
-        out_rows.stride(0),
-        out_rows.stride(1),
-        q.stride(0),
-        q.stride(1),
-        k.stride(0),
-        k.stride(1),
-        v.stride(0),
-        v.stride(1),
+        stride_out_row=out_rows.stride(0),
+        stride_out_head=out_rows.stride(1),
+        stride_q_row=q.stride(0),
+        stride_q_head=q.stride(1),
+        stride_k_row=k.stride(0),
+        stride_k_head=k.stride(1),
+        stride_v_row=v.stride(0),
+        stride_v_head=v.stride(1),
     )
     left, right = window_bounds(layer.window, causal=False)
     with torch.cuda.device_of(q):
@@ -172,9 +171,8 @@ def varlen_attention(
             batch.num_requests,
             tiles.queries,
             layer.num_heads // layer.num_kv_heads,
-            *strides,
-            0 if lse is None else lse.stride(0),
-            STRIDE_UNIT=unit,
+            stride_lse_head=0 if lse is None else lse.stride(0),
+            **strides,
             **tiles.options,
         )
     return out

@@ -39,16 +39,16 @@ def write_kv_cache(
     if not num_slots:
         return
     cache = kv_cache_strides(kv_cache, layout)
-    unit, strides = in_units(
+    strides = in_units(
         k.element_size(),
-        k.stride(0),
-        k.stride(1),
-        v.stride(0),
-        v.stride(1),
-        cache.kv,
-        cache.block,
-        cache.slot,
-        cache.head,
+        stride_k_row=k.stride(0),
+        stride_k_head=k.stride(1),
+        stride_v_row=v.stride(0),
+        stride_v_head=v.stride(1),
+        stride_kv=cache.kv,
+        stride_block=cache.block,
+        stride_slot=cache.slot,
+        stride_kv_head=cache.head,
     )
     # integers: their copies keep every bit, those of a NaN too
     integer = _INTEGER_OF_SIZE[k.element_size()]
@@ -61,7 +61,6 @@ def write_kv_cache(
             num_slots,
             num_kv_heads,
             cache.block_size,
-            *strides,
-            STRIDE_UNIT=unit,
+            **strides,
             **tiles.options,
         )

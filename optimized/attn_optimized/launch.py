@@ -144,15 +144,15 @@ def row_grid(tiles: RowTiles, num_rows: int) -> tuple[int]:
     return (triton.cdiv(num_rows, tiles.block_rows),)
 
 
-def in_units(itemsize: int, *strides: int) -> tuple[int, list[int]]:
-    """Strides as the kernels take them, and the unit that they then count in.
+def in_units(itemsize: int, **strides: int) -> dict[str, Any]:
+    """Strides as the kernels take them, and the STRIDE_UNIT that they then count in.
 
     The unit is 16 bytes of elements, the widest load, if every stride is a whole multiple of that, else one element. A constant
     of two values tells the compiler what its own specialization of every stride would compile ever more variants for.
     """
     widest = 16 // itemsize
-    unit = widest if all(stride % widest == 0 for stride in strides) else 1
-    return unit, [stride // unit for stride in strides]
+    unit = widest if all(stride % widest == 0 for stride in strides.values()) else 1
+    return {"STRIDE_UNIT": unit, **{name: stride // unit for name, stride in strides.items()}}
 
 
 def window_bounds(window: tuple[int, int], *, causal: bool) -> tuple[int, int]:

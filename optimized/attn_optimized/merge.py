@@ -41,14 +41,14 @@ def merge_attn_states(
     out = out_a.new_empty(out_a.shape) if out is None else out
     if not out.numel():
         return out
-    unit, strides = in_units(
+    strides = in_units(
         out.element_size(),
-        out.stride(0),
-        out.stride(1),
-        out_a.stride(0),
-        out_a.stride(1),
-        out_b.stride(0),
-        out_b.stride(1),
+        stride_out_row=out.stride(0),
+        stride_out_head=out.stride(1),
+        stride_a_row=out_a.stride(0),
+        stride_a_head=out_a.stride(1),
+        stride_b_row=out_b.stride(0),
+        stride_b_head=out_b.stride(1),
     )
     with torch.cuda.device_of(out_a):
         merge_attn_states_kernel[row_grid(tiles, num_tokens * num_heads)](
@@ -60,11 +60,10 @@ def merge_attn_states(
             lse_b,
             num_tokens,
             num_heads,
-            *strides,
-            0 if lse is None else lse.stride(0),
-            lse_a.stride(0),
-            lse_b.stride(0),
-            STRIDE_UNIT=unit,
+            stride_lse=0 if lse is None else lse.stride(0),
+            stride_lse_a=lse_a.stride(0),
+            stride_lse_b=lse_b.stride(0),
+            **strides,
             **tiles.options,
         )
     return out
