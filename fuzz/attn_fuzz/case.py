@@ -235,7 +235,7 @@ def loads(text: str | bytes) -> Case:
         if found != SCHEMA:
             raise CaseError(f"schema: got {found!r}, expected {SCHEMA!r}")
         case = _decoder.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CaseError(str(error)) from None
     check(case)
     return case

@@ -114,6 +114,7 @@ def fuzz(
     device = _device(device)
     target = _available(target_name, device)
     _check_writable(json_file)
+    folder.mkdir(parents=True, exist_ok=True)
     seed = secrets.randbelow(1 << 31) if seed is None else seed
     plan = Plan(
         target=target_name,
@@ -388,7 +389,9 @@ def _write_json(path: Path, result: dict[str, Any]) -> None:
 def _bar(total: int) -> Iterator[Callable[[int, int], None]]:
     """A progress bar; call it with how many are done and how many cases shrinking has tried."""
     columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.description}"), console=notes, transient=True) as progress:
+    with Progress(
+        *columns, TextColumn("{task.description}"), console=notes, transient=True, disable=not notes.is_terminal
+    ) as progress:
         task = progress.add_task("starting", total=total)
 
         def show(completed: int, tried: int) -> None:

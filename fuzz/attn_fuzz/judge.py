@@ -4,7 +4,7 @@ The oracle computes in float64 on the stored values that the kernel reads. Per r
 included), w the softmax weights, l the denominator relative to m, o the output, u = eps / 2 of a dtype and eta half its
 smallest normal or subnormal step, an output element may differ from o_c by
 
-    u_out |o_c| + eta_out                                output rounding
+    u_out (|o_c| + the rest) + eta_out                   output rounding
     + lam u_P norm2(w v_c)                               P rounded to V's dtype before P.V
     + lam (eta_P / l) norm2(v_c)                         P underflow
     + sum_j w_j |v_jc - o_c| eps_j                       error of logit j times exact sensitivity
@@ -190,13 +190,13 @@ def _expect(request: Request, step: Step, rounding: Rounding, dtype: torch.dtype
         spread = (we @ value**2 - 2 * out * (we @ value) + out**2 * we.sum(-1, keepdim=True)).clamp(min=0)
         sensitivity = (we.sum(-1, keepdim=True) * spread).sqrt() + (sink_weight * sink_eps)[..., None] * out.abs()
         error = (
-            UNIT_ROUNDOFF[dtype] * out.abs()
-            + UNDERFLOW[dtype]
-            + UNIT_ROUNDOFF[dtype] * rounded
+            UNIT_ROUNDOFF[dtype] * rounded
             + UNDERFLOW[dtype] / denominator[..., None] * underflowed
             + sensitivity
             + U32 * accumulation * (w @ value.abs())
         )
+        # what is rounded at the end is the output with all these errors
+        error = error + UNIT_ROUNDOFF[dtype] * (out.abs() + error) + UNDERFLOW[dtype]
         eps_max = eps.amax(-1) if eps.shape[-1] else torch.zeros_like(m)
         eps_max = torch.maximum(eps_max, torch.where(sink.isinf(), 0.0, sink_eps))
         lse = eps_max + U32 * (accumulation + torch.where(state.lse.isinf(), 0.0, state.lse).abs())

@@ -133,9 +133,9 @@ def _work(connection: multiprocessing.connection.Connection) -> None:
                 executor = engine.start_executor(plan)
             try:
                 engine.fuzz(plan, executor, connection.send)
-            except (ExecutorError, UnknownTargetError) as error:
+            except (ExecutorError, UnknownTargetError, OSError) as error:
                 connection.send(str(error))
-                return
+                continue  # the signal that ends this process must not meet it cleaning up
             connection.send(None)
     except (EOFError, ConnectionError, KeyboardInterrupt):
         pass

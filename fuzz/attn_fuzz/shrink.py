@@ -74,7 +74,7 @@ def _candidates(case: Case, support: Support) -> Iterator[Case]:
         yield replace(case, **{name: value})
     for kind in VALUES[: VALUES.index(case.values.kind)]:
         yield replace(case, values=Values(kind, case.values.seed))
-    for seed in _smaller(case.values.seed, 0):
+    for seed in range(min(case.values.seed, 8)):  # a smaller seed is no simpler case: a few are enough
         yield replace(case, values=Values(case.values.kind, seed))
     for num_kv_heads in _smaller(case.num_kv_heads, 1):
         yield replace(case, num_kv_heads=num_kv_heads)

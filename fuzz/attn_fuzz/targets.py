@@ -162,7 +162,7 @@ def load(name: str) -> Target:
         entry = found[0]
     try:
         target = entry.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UnknownTargetError(f"target {name}: it does not load: {type(error).__name__}: {error}") from error
     if not isinstance(target, Target):
         raise UnknownTargetError(f"target {name}: it is a {type(target).__name__}, expected an attn_fuzz.targets.Target")

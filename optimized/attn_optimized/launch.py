@@ -7,7 +7,6 @@ costs it the same whatever its size, but a sequence of a few hundred tokens must
 from dataclasses import dataclass
 from typing import Any
 
-import triton
 from attn_contract import UnsupportedError
 
 from attn_optimized.device import INTERPRETER
@@ -98,7 +97,7 @@ def attention_tiles(architecture: str, *, itemsize: int, head_size: int, group: 
             f"a tile holds whole groups of at most {MAX_GROUP}",
             "attn_reference",
         )
-    block_d = max(_MIN_DOT, triton.next_power_of_2(head_size))
+    block_d = max(_MIN_DOT, _power_of_2(head_size))
     if architecture == INTERPRETER:
         block_m, block_n, num_warps, num_stages = 64, 64, 1, 1
     else:
@@ -112,7 +111,7 @@ def attention_tiles(architecture: str, *, itemsize: int, head_size: int, group: 
         block_n = max(_MIN_DOT, min(most_keys, keys_bytes // (block_d * itemsize)))
         num_warps = 4
         num_stages = 1 if architecture.startswith("gfx") else 2
-    block_m = max(block_m, triton.next_power_of_2(group))
+    block_m = max(block_m, _power_of_2(group))
     return AttentionTiles(
         head_size=head_size,
         queries=block_m // group,
@@ -133,7 +132,7 @@ def attention_grid(tiles: AttentionTiles, *, num_tokens: int, num_requests: int,
 
 def row_tiles(architecture: str, *, head_size: int) -> RowTiles:
     """Tiles of write_kv_cache and merge_attn_states."""
-    block_d = triton.next_power_of_2(head_size)
+    block_d = _power_of_2(head_size)
     if architecture == INTERPRETER:
         return RowTiles(head_size=head_size, block_rows=256, block_d=block_d, num_warps=1)
     return RowTiles(head_size=head_size, block_rows=max(1, 2048 // block_d), block_d=block_d, num_warps=4)
@@ -141,7 +140,7 @@ def row_tiles(architecture: str, *, head_size: int) -> RowTiles:
 
 def row_grid(tiles: RowTiles, num_rows: int) -> tuple[int]:
     """Programs of such a kernel."""
-    return (triton.cdiv(num_rows, tiles.block_rows),)
+    return (-(-num_rows // tiles.block_rows),)
 
 
 def in_units(itemsize: int, **strides: int) -> dict[str, Any]:
@@ -159,3 +158,8 @@ def window_bounds(window: tuple[int, int], *, causal: bool) -> tuple[int, int]:
     """(left, right) as the kernels take them, without a special value: a causal mask is a right edge of 0."""
     left, right = (_UNLIMITED if side < 0 else side for side in window)
     return left, 0 if causal else right
+
+
+def _power_of_2(size: int) -> int:
+    """The least power of two that is not below a size."""
+    return 1 << (size - 1).bit_length()

@@ -83,6 +83,6 @@ def test_window_bounds():
 
 
 def test_strides_are_counted_in_16_bytes_where_all_are_multiples():
-    assert in_units(2, 64, 8, 1024) == (8, [8, 1, 128])
-    assert in_units(4, 64, 4, 0) == (4, [16, 1, 0])
-    assert in_units(2, 64, 12) == (1, [64, 12])
+    assert in_units(2, row=64, head=8) == {"STRIDE_UNIT": 8, "row": 8, "head": 1}
+    assert in_units(4, row=64, head=4, kv=0) == {"STRIDE_UNIT": 4, "row": 16, "head": 1, "kv": 0}
+    assert in_units(2, row=64, head=12) == {"STRIDE_UNIT": 1, "row": 64, "head": 12}

@@ -23,7 +23,7 @@ def query_lens(support: Support) -> st.SearchStrategy[st.SearchStrategy[int]]:
 def context_lens(support: Support, block_size: int) -> st.SearchStrategy[int]:
     """0, short, around a block's or a tile's end, and now and then long."""
     around = [size * k + more for size in (block_size, *support.tile_sizes) for k in (1, 2, 3) for more in (-1, 0, 1)]
-    edges = sorted({n for n in around if 0 <= n <= support.max_seq_len // 2})
+    edges = sorted({n for n in around if 0 <= n <= support.max_seq_len // 2}) or [0]
     small = st.sampled_from([0, 1, 2, 5])
     return st.one_of(small, st.sampled_from(edges), st.sampled_from(edges), st.integers(0, support.max_seq_len))
 

@@ -34,7 +34,7 @@ class MutantError(ValueError):
 
 
 class Patch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    module: str
+    module: Annotated[str, msgspec.Meta(pattern=r"^\w+(\.\w+)*$")]
     find: Annotated[str, msgspec.Meta(min_length=1)]
     replace: str
 
