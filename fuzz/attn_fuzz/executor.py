@@ -24,6 +24,7 @@ from attn_fuzz.zoo import mutants
 from attn_fuzz.zoo.mutants import Mutant
 
 START_SECONDS = 120.0
+HARMLESS = "reference-fp32"
 # the child's: its BLAS works on small matrices, and its neighbours need the other cores
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -76,9 +77,20 @@ class Executor:
             answer = connection.recv()
         except (EOFError, ConnectionError):
             return Verdict(kind="crashed", message=self._cause_of_death(), seconds={"target": time.monotonic() - started})
+        if isinstance(answer, ExecutorError) and self.target != HARMLESS and self._fuzzer_can(case):
+            self._kill()
+            return Verdict(kind="crashed", message=f"the target left its process unsound: {answer.args[0].splitlines()[-1]}")
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    def _fuzzer_can(self, case: Case) -> bool:
+        """Whether the fuzzer itself copes with a case, in a process that the target has not touched."""
+        with Executor(HARMLESS, self.device, self.limit, self.ahead.with_suffix(".again.json")) as sound:
+            try:
+                return not sound.run(case).failed
+            except ExecutorError:
+                return False
 
     def stop(self) -> None:
         """End the process; no case is in flight any more."""

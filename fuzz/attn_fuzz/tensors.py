@@ -24,7 +24,10 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 POISON = {torch.float32: 0x7FC0BEEF, torch.float16: 0x7EAD, torch.bfloat16: 0x7FEA}
 CANARY = {torch.float32: 0x7FC0CAFE, torch.float16: 0x7ECA, torch.bfloat16: 0x7FCA}
 BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
-GUARD = 8
+# Rows before and after outputs, about a kernel's tile of queries, and elements after each row. A cache has a block on either
+# side: what a kernel writes too far lands where it is found, and not in the allocator's own memory.
+GUARD = 64
+PADDING = 8
 GARBAGE_BLOCKS = (-1, 2**31 - 1)
 
 
@@ -93,7 +96,7 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
         k, v = (_longer(rows, case.kv_rows_past) for rows in (k, v))
     else:
         view = cache_view(case, case.cache)
-        raw = poison((view.end + GUARD,), dtype, device)
+        raw = poison((view.end + view.offset,), dtype, device)
         keys, values = keys.to(device=device, dtype=dtype), values.to(device=device, dtype=dtype)
         writes = _writes(case, case.cache, view, keys, values, device)
         slots = written_slots(case)
@@ -153,7 +156,7 @@ def cache_view(case: Case, cache: Cache, layout: Layout | None = None) -> KVCach
         block_stride=block_stride,
         slot_stride=case.num_kv_heads * case.head_size if tokens_first else case.head_size,
         head_stride=case.head_size if tokens_first else cache.block_size * case.head_size,
-        offset=GUARD,
+        offset=block_stride,
     )
 
 
@@ -247,7 +250,7 @@ def _longer(rows: torch.Tensor, more: int) -> torch.Tensor:
 
 def _output(case: Case, dtype: torch.dtype, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
     width = case.num_heads * case.head_size
-    buffer = canary((case.num_rows + 2 * GUARD, width + GUARD), dtype, device)
+    buffer = canary((case.num_rows + 2 * GUARD, width + PADDING), dtype, device)
     out = buffer[GUARD : GUARD + case.num_rows, :width]
     return buffer, out if case.flat_out else out.unflatten(1, (case.num_heads, case.head_size))
 

@@ -37,7 +37,7 @@ def batches(draw: st.DrawFn, support: Support, attn_type: AttentionType, block_s
     lengths = draw(query_lens(support))
     requests: list[Request] = []
     tokens = keys = 0
-    for _ in range(draw(st.integers(1, MAX_REQUESTS))):
+    for _ in range(draw(st.sampled_from(range(1, MAX_REQUESTS + 1)))):
         query_len = draw(lengths)
         if attn_type in (AttentionType.ENCODER, AttentionType.ENCODER_ONLY):
             seq_len = query_len
