@@ -331,7 +331,7 @@ def doctor() -> None:
     if torch.cuda.is_available():
         table.add_row("kernels", "compiled")
     else:
-        table.add_row("kernels", "interpreted on the CPU: float32 and float16 only")
+        table.add_row("kernels", "interpreted on the CPU")
     table.add_row("hypothesis", _version("hypothesis") or "missing: pip install 'attn-parity[fuzz]'")
     amd = _version("amd-aiter")
     other = "the package named aiter here is not AMD's; " if importlib.util.find_spec("aiter") and not amd else ""

@@ -150,7 +150,7 @@ def _serve(connection: multiprocessing.connection.Connection, name: str, device:
 
         torch.set_num_threads(1)
         if device == "cpu" and importlib.util.find_spec("triton"):
-            interpreter.speed_up()
+            interpreter.install()
         target = targets.load(name)
     except Exception as error:
         connection.send(f"{type(error).__name__}: {error}")

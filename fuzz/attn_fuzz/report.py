@@ -77,7 +77,6 @@ def script(case: Case, verdict: Verdict) -> str:
     return _SCRIPT.format(
         title=f"{case.target}: {verdict.kind}: {verdict.message}".replace("\\", "/").replace('"', "'"),
         target=case.target,
-        interpreter="" if case.dtype == "bfloat16" else _INTERPRETER,
         layer=_layer(step.layer),
         batch=_batch(step),
         q=_tensor(step.q),
@@ -101,11 +100,6 @@ def _bound(verdict: Verdict, tensor: str) -> float:
     return max((difference.bound for difference in verdict.differences if difference.tensor == tensor), default=1e-2)
 
 
-_INTERPRETER = """
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported
-"""
-
 _SCRIPT = '''"""{title}"""
 
 import base64
@@ -114,9 +108,13 @@ import sys
 import zlib
 
 import torch
+from attn_fuzz import interpreter
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-{interpreter}
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported
+    interpreter.install()
+
 import attn_reference
 from attn_contract import AttentionType, Batch, KVCacheView, Layer, Layout
 from attn_fuzz import targets

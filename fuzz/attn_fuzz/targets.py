@@ -185,10 +185,7 @@ def _triton_write(k, v, kv_cache, layout, slot_mapping) -> None:
 
 
 def _triton_support(device: str) -> Support:
-    if device == "cpu":
-        # Triton's interpreter multiplies the bit patterns of bfloat16 and truncates its casts
-        return Support(dtypes=("float32", "float16"), max_tokens=128, max_seq_len=512)
-    return Support(max_tokens=1024, max_seq_len=4096)
+    return Support(max_tokens=128, max_seq_len=512) if device == "cpu" else Support(max_tokens=1024, max_seq_len=4096)
 
 
 def _triton_missing(device: str) -> str | None:

@@ -180,7 +180,7 @@ def varlen_attention(
 
 def _tiles(q: torch.Tensor, layer: Layer, batch: Batch) -> AttentionTiles:
     return attention_tiles(
-        architecture_of(q.device),
+        architecture_of(q.device, q.dtype),
         itemsize=q.element_size(),
         head_size=layer.head_size,
         group=layer.num_heads // layer.num_kv_heads,

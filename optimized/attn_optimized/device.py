@@ -3,6 +3,7 @@
 import torch
 from attn_contract import UnsupportedError
 from triton import knobs
+from triton.runtime.interpreter import InterpreterBuilder
 
 INTERPRETER = "interpreter"
 
@@ -10,13 +11,20 @@ INTERPRETER = "interpreter"
 _INTERPRETED = knobs.runtime.interpret
 
 
-def architecture_of(device: torch.device) -> str:
+def architecture_of(device: torch.device, dtype: torch.dtype) -> str:
     """Name of what runs a kernel on tensors of a device: "interpreter", or a GPU's architecture, such as "sm90" or "gfx942".
 
     Raises:
-        UnsupportedError: the tensors are not where these kernels can run.
+        UnsupportedError: the tensors are not where these kernels can run, or are bfloat16 in Triton's own interpreter.
     """
     if _INTERPRETED:
+        if dtype == torch.bfloat16 and not getattr(InterpreterBuilder, "exact_bfloat16", False):
+            raise UnsupportedError(
+                "attn_optimized",
+                "bfloat16 under Triton's interpreter",
+                "it computes with the bit patterns",
+                "float32 or float16, or call attn_fuzz.interpreter.install() first",
+            )
         return INTERPRETER
     if device.type != "cuda":
         raise UnsupportedError(

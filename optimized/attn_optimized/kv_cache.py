@@ -35,7 +35,9 @@ def write_kv_cache(
     """
     check_write_kv_cache(k, v, kv_cache, layout, slot_mapping, values=validate)
     num_slots, num_kv_heads, head_size = len(slot_mapping), k.shape[1], k.shape[2]
-    tiles = row_tiles(architecture_of(k.device), head_size=head_size)
+    # integers: their copies keep every bit, those of a NaN too
+    integer = _INTEGER_OF_SIZE[k.element_size()]
+    tiles = row_tiles(architecture_of(k.device, integer), head_size=head_size)
     if not num_slots:
         return
     cache = kv_cache_strides(kv_cache, layout)
@@ -50,8 +52,6 @@ def write_kv_cache(
         stride_slot=cache.slot,
         stride_kv_head=cache.head,
     )
-    # integers: their copies keep every bit, those of a NaN too
-    integer = _INTEGER_OF_SIZE[k.element_size()]
     with torch.cuda.device_of(k):
         write_kv_cache_kernel[row_grid(tiles, num_slots * num_kv_heads)](
             kv_cache.view(integer),

@@ -37,7 +37,7 @@ def merge_attn_states(
     """
     check_merge_attn_states(out_a, lse_a, out_b, lse_b, out, lse)
     num_tokens, num_heads, head_size = out_a.shape
-    tiles = row_tiles(architecture_of(out_a.device), head_size=head_size)
+    tiles = row_tiles(architecture_of(out_a.device, out_a.dtype), head_size=head_size)
     out = out_a.new_empty(out_a.shape) if out is None else out
     if not out.numel():
         return out

@@ -26,6 +26,13 @@ def test_too_large(changes, words, paged_call):
     assert (out == 7).all()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="compiled kernels take bfloat16")
+def test_bfloat16_where_the_interpreter_is_wrong_about_it(paged_call):
+    call = paged_call([1], [3], dtype=torch.bfloat16)
+    with pytest.raises(UnsupportedError, match=r"^attn_optimized: bfloat16 under Triton's interpreter not supported"):
+        attn_optimized.paged_attention(*call)
+
+
 def test_values_are_checked_on_demand(paged_call):
     call = paged_call([1], [3])
     table = torch.full_like(call.batch.block_table, 99)
