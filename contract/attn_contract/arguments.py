@@ -25,6 +25,8 @@ def check_tensor(argument: str, value: object) -> None:
         raise ContractError(argument, reprlib.repr(value), "a tensor")
     if value.layout != torch.strided:
         raise ContractError(argument, f"a tensor of {value.layout}", "torch.strided")
+    if value.is_nested or value.is_neg() or value.is_conj():
+        raise ContractError(argument, "a nested, negated or conjugate view", "a tensor whose memory holds its values")
 
 
 def check_dims(argument: str, tensor: torch.Tensor, names: tuple[str, ...]) -> None:

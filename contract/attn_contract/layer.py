@@ -1,5 +1,6 @@
 """What is fixed for one attention layer of a model."""
 
+import reprlib
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -68,7 +69,8 @@ class Layer:
                 "num_heads", self.num_heads, f"a multiple of num_kv_heads ({self.num_kv_heads}), so that heads form groups"
             )
         if not _fits_float32(self.scale):
-            raise ContractError("scale", repr(self.scale), "a finite number of float32, in which every kernel scales")
+            raise ContractError("scale", reprlib.repr(self.scale), "a finite number of float32, in which every kernel scales")
+        object.__setattr__(self, "scale", float(self.scale))
         check_type("attn_type", self.attn_type, AttentionType, f"an AttentionType: {', '.join(AttentionType)}")
         self._check_window()
         self._check_sinks()
@@ -80,7 +82,7 @@ class Layer:
 
     def _check_window(self) -> None:
         if not isinstance(self.window, tuple) or len(self.window) != 2:
-            raise ContractError("window", repr(self.window), "a tuple (left, right)")
+            raise ContractError("window", reprlib.repr(self.window), "a tuple (left, right)")
         for side, distance in enumerate(self.window):
             check_int(f"window[{side}]", distance, minimum=UNLIMITED)
         if self.attn_type is AttentionType.ENCODER_DECODER and self.window != (UNLIMITED, UNLIMITED):

@@ -10,13 +10,13 @@ from typing import TypeVar
 
 import torch
 
-from attn_contract.arguments import check_dims
+from attn_contract.arguments import check_dims, check_tensor
 from attn_contract.batch import Batch
 from attn_contract.errors import ContractError
 from attn_contract.layer import AttentionType, Layer
 from attn_contract.layouts import Layout
 
-_LAYER = "float scale, str attn_type, int[2] window, Tensor? sinks"
+_LAYER = "float scale, str attn_type, int[] window, Tensor? sinks"
 _BATCH = "Tensor query_start_loc, Tensor seq_lens, int max_query_len, int max_seq_len, int num_actual_tokens"
 _QUERY_DIMS = ("T", "num_heads", "head_size")
 _Name = TypeVar("_Name", bound=StrEnum)
@@ -60,7 +60,7 @@ def register(implementation: ModuleType, dispatch_key: str) -> None:
             head_size=q.shape[2],
             scale=scale,
             attn_type=_named(AttentionType, "attn_type", attn_type),
-            window=(window[0], window[1]),
+            window=tuple(window),
             sinks=sinks,
             layout=kv_layout,
         )
@@ -73,6 +73,7 @@ def register(implementation: ModuleType, dispatch_key: str) -> None:
             causal=causal if causal_per_request is None else causal_per_request,
             block_table=block_table,
         )
+        check_tensor("out", out)
         implementation.paged_attention(q, kv_cache, layer, batch, out=out, lse=lse)
 
     def varlen_attention(
@@ -87,7 +88,7 @@ def register(implementation: ModuleType, dispatch_key: str) -> None:
             head_size=q.shape[2],
             scale=scale,
             attn_type=_named(AttentionType, "attn_type", attn_type),
-            window=(window[0], window[1]),
+            window=tuple(window),
             sinks=sinks,
         )
         batch = Batch(
@@ -98,12 +99,14 @@ def register(implementation: ModuleType, dispatch_key: str) -> None:
             num_actual_tokens=num_actual_tokens,
             causal=False,
         )
+        check_tensor("out", out)
         implementation.varlen_attention(q, k, v, layer, batch, out=out, lse=lse)
 
     def write_kv_cache(k, v, kv_cache, layout, slot_mapping) -> None:
         implementation.write_kv_cache(k, v, kv_cache, _named(Layout, "layout", layout), slot_mapping)
 
     def merge_attn_states(out_a, lse_a, out_b, lse_b, out, lse) -> None:
+        check_tensor("out", out)
         implementation.merge_attn_states(out_a, lse_a, out_b, lse_b, out=out, lse=lse)
 
     for kernel in (paged_attention, varlen_attention, write_kv_cache, merge_attn_states):

@@ -125,8 +125,10 @@ def check_merge_attn_states(
     """
     states = {"out_a": out_a, "lse_a": lse_a, "out_b": out_b, "lse_b": lse_b}
     _check_tensors(states, _given(out=out, lse=lse), in_place={"out": ("out_a", "out_b"), "lse": ("lse_a", "lse_b")})
-    if out_a.dim() != 3 or out_a.dtype not in FLOAT_DTYPES:
-        raise ContractError("out_a", f"{out_a.dtype} {tuple(out_a.shape)}", "(T, H, D) of float32, float16 or bfloat16")
+    if out_a.dim() != 3 or out_a.dtype not in FLOAT_DTYPES or 0 in out_a.shape[1:]:
+        raise ContractError(
+            "out_a", f"{out_a.dtype} {tuple(out_a.shape)}", "(T, H, D) of float32, float16 or bfloat16, H and D at least 1"
+        )
     for name, tensor in {"out_a": out_a, "out_b": out_b, "out": out}.items():
         if tensor is None:
             continue

@@ -12,7 +12,8 @@ from attn_contract import AttentionType, Layout
 from msgspec import Meta
 
 SCHEMA = "attn-parity.case/1"
-MAX_ELEMENTS = 1 << 28
+MAX_ELEMENTS = 1 << 26
+MAX_BYTES = 1 << 24
 
 Count = Annotated[int, Meta(ge=0, le=1 << 20)]
 Size = Annotated[int, Meta(ge=1, le=1 << 20)]
@@ -76,6 +77,7 @@ class Case(
         target: name of what is checked; `replay --target` overrides it.
         group_size: query heads per KV head.
         window: (left, right), -1 unlimited.
+        narrow_sinks: sinks are of the layer's dtype instead of float32.
         per_request_causal: pass `causal` as a tensor; otherwise all requests agree.
         unowned_rows: rows of q after the last request that still count in num_actual_tokens.
         rows_past: rows of q after num_actual_tokens.
@@ -99,6 +101,7 @@ class Case(
     scale: float = 1.0
     window: tuple[Edge, Edge] = (-1, -1)
     sinks: SinkKind | None = None
+    narrow_sinks: bool = False
     per_request_causal: bool = False
     requests: tuple[Request, ...] = ()
     cache: Cache | None = None
@@ -139,8 +142,8 @@ def check(case: Case) -> None:
     """Raise CaseError where fields contradict each other, so that what is left is a valid call of the contract."""
     if (case.cache is not None) != case.attn_type.reads_cache:
         raise CaseError(f"cache: {case.attn_type} {'needs one' if case.attn_type.reads_cache else 'has none'}")
-    if not abs(case.scale) <= 1e6:
-        raise CaseError(f"scale: got {case.scale}, expected a number between -1e6 and 1e6")
+    if case.scale and not 1e-6 <= abs(case.scale) <= 1e6:
+        raise CaseError(f"scale: got {case.scale}, expected 0, or a magnitude between 1e-6 and 1e6")
     if case.attn_type is AttentionType.ENCODER_DECODER and case.window != (-1, -1):
         raise CaseError("window: cross-attention has none")
     flags = {request.causal for request in case.requests}
@@ -210,10 +213,11 @@ def _num_elements(case: Case) -> int:
     in_cache = 0
     if case.cache is not None:
         in_cache = case.cache.num_blocks * (2 * case.cache.block_size * head + case.cache.padding)
+    table = len(case.requests) * (max((len(r.blocks) for r in case.requests), default=0) + case.table_padding)
     scores = case.num_heads * sum(request.query_len * request.seq_len for request in case.requests)
     rows = case.num_rows + case.kv_rows_past + 1  # even without rows there are guards
     table = len(case.requests) * case.table_padding
-    return in_cache + rows * case.group_size * head + sum(r.seq_len for r in case.requests) * head + scores + table
+    return table + in_cache + rows * case.group_size * head + sum(r.seq_len for r in case.requests) * head + scores + table
 
 
 _decoder = msgspec.json.Decoder(Case)
@@ -244,6 +248,10 @@ def loads(text: str | bytes) -> Case:
 def load(path: Path) -> Case:
     """Read a case file; CaseError names the file."""
     try:
+        if path.exists() and not path.is_file():
+            raise CaseError("not a file")
+        if path.stat().st_size > MAX_BYTES:
+            raise CaseError(f"larger than {MAX_BYTES} bytes: not a case")
         return loads(path.read_bytes())
     except OSError as error:
         raise CaseError(f"{path}: {error.strerror}") from None

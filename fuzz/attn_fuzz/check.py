@@ -1,6 +1,8 @@
 """One case, once: build, write the cache, attend, judge, and look at every byte that should not have changed."""
 
 import contextlib
+import dataclasses
+import os
 import time
 from collections.abc import Iterator
 from typing import Literal
@@ -14,16 +16,30 @@ from attn_fuzz.judge import Difference, judge
 from attn_fuzz.targets import Target
 from attn_fuzz.tensors import Step, Write, bits
 
-Kind = Literal["agree", "value", "nan", "bitwise", "unwritten", "lse", "cache", "input", "guard", "raised", "crashed", "hung"]
+Kind = Literal[
+    "agree",
+    "refused",
+    "value",
+    "nan",
+    "bitwise",
+    "unwritten",
+    "lse",
+    "cache",
+    "input",
+    "guard",
+    "raised",
+    "crashed",
+    "hung",
+]
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What became of one case.
 
     Attributes:
-        kind: "agree", or what went wrong first: a value past its bound, NaN, an inexact sum, a row never written, the LSE, a
-            wrong or stray byte in the cache, a changed input, a byte outside the owned outputs, an exception, a dead process,
-            no answer in time.
+        kind: "agree"; "refused", rightly; or what went wrong first: a value past its bound, NaN, an inexact sum, a row never
+            written, the LSE, a wrong or stray byte in the cache, a changed input, a byte outside the owned outputs, an
+            exception, a dead process, no answer in time.
         message: one line for a person; empty if they agree.
         differences: the worst element per request.
         ratio: the largest error / bound.
@@ -38,7 +54,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def failed(self) -> bool:
-        return self.kind != "agree"
+        return self.kind not in ("agree", "refused")
 
 
 def check(case: Case, target: Target, device: str) -> Verdict:
@@ -75,59 +91,82 @@ def _check_once(case: Case, target: Target, device: str) -> tuple[Verdict, bool]
         seconds = {"build": built - started, "target": attended - built, "judge": now - attended}
         return Verdict(kind=kind, message=message, differences=differences, ratio=ratio, seconds=seconds)
 
+    error = None
+    written = expected_raw
     try:
-        with _poisoned_memory():
+        with _own_state():
             for write in step.writes:
                 _write(write, step, target)
             _synchronize(device)
             written = step.raw.clone() if step.raw is not None else None
-            target.attention(step.q, step.k, step.v, step.kv_cache, step.layer, step.batch, out=step.out, lse=step.lse)
+            _attend(step, target)
             _synchronize(device)
-    except Exception as error:
-        attended = clock()
-        refused = isinstance(error, ValueError | NotImplementedError) and target.support(device).beyond(case)
-        if not refused:
-            return verdict("raised", f"{type(error).__name__}: {_one_line(error)}"), True
-        wrote = _wrote(step)
-        return (verdict("guard", f"it refused {refused} after it had written {wrote}") if wrote else verdict("agree", "")), True
+    except BaseException as raised:
+        error = raised
     attended = clock()
+    beyond = target.support(device).beyond(case)
+    if error is not None and not (beyond and isinstance(error, ValueError | NotImplementedError)):
+        must = (
+            f"{beyond} is beyond its support and must be refused with a ValueError or NotImplementedError: " if beyond else ""
+        )
+        return verdict("raised", f"{must}{type(error).__name__}: {_one_line(error)}"), True
 
     if written is not None and expected_raw is not None and step.raw is not None:
-        for write in step.writes:
+        if place := _first_change(written, step.raw):
+            return verdict("cache", f"attention wrote into the cache: {_locate(place, step, written, step.raw)}"), True
+        for write in step.writes if error is None else ():
             attn_reference.write_kv_cache(
                 write.k, write.v, write.view.tensor(expected_raw), write.view.layout, write.slot_mapping
             )
-        if place := _first_change(expected_raw, written):
+        if error is None and (place := _first_change(expected_raw, written)):
             return verdict("cache", f"the cache write: {_locate(place, step, expected_raw, written)}"), True
-        if place := _first_change(written, step.raw):
-            return verdict("cache", f"attention wrote into the cache: {_locate(place, step, written, step.raw)}"), True
     for name, tensor in step.inputs().items():
         if name in before and not torch.equal(before[name], bits(tensor)):
-            return verdict("input", f"attention changed its input {name}"), True
-    if message := _stray_write(case, step):
+            return verdict("input", f"it changed its input {name}"), True
+    if message := _stray_write(case, step, owned_rows=0 if error else case.query_start_loc[-1]):
         return verdict("guard", message), True
+    if error is not None:
+        return verdict("refused", _one_line(error)), True
     judgement = judge(case, step, target.rounding(device))
     message = _say(judgement.differences[0]) if judgement.differences else ""
+    if message and beyond:
+        message = f"{beyond} is beyond its support and was not refused: {message}"
     return verdict(judgement.kind, message, judgement.differences, judgement.ratio), (
         judgement.kind == "agree" or judgement.breaks_hard
     )
 
 
 @contextlib.contextmanager
-def _poisoned_memory() -> Iterator[None]:
-    """Memory that the target allocates uninitialized starts as NaN: torch fills it in its deterministic mode."""
-    was = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
+def _own_state() -> Iterator[None]:
+    """What a target does to torch's global state ends with it; and memory that it allocates uninitialized starts as NaN."""
+    default_dtype, default_device, threads = torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()
+    folder = os.getcwd()
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills uninitialized memory
     try:
-        yield
+        with torch.no_grad():
+            yield
     finally:
-        torch.use_deterministic_algorithms(was[0], warn_only=was[1])
+        torch.use_deterministic_algorithms(False)
+        torch.set_default_dtype(default_dtype)
+        if torch.get_default_device() != default_device:
+            torch.set_default_device(default_device)
+        os.chdir(folder)
+        torch.set_num_threads(threads)
+
+
+def _attend(step: Step, target: Target) -> None:
+    """Call the target with tensors of its own over the same memory, so that what it does to the objects changes nothing."""
+    q, out = step.q.view_as(step.q), step.out.view_as(step.out)
+    k, v, lse = (None if tensor is None else tensor.view_as(tensor) for tensor in (step.k, step.v, step.lse))
+    batch = dataclasses.replace(step.batch, **{name: tensor.view_as(tensor) for name, tensor in step.batch.tensors.items()})
+    target.attention(q, k, v, step.kv_cache, dataclasses.replace(step.layer), batch, out=out, lse=lse)
 
 
 def _write(write: Write, step: Step, target: Target) -> None:
     assert step.raw is not None
     function = target.write_kv_cache or attn_reference.write_kv_cache
-    function(write.k, write.v, write.view.tensor(step.raw), write.view.layout, write.slot_mapping)
+    k, v, slot_mapping = (tensor.view_as(tensor) for tensor in (write.k, write.v, write.slot_mapping))
+    function(k, v, write.view.tensor(step.raw), write.view.layout, slot_mapping)
 
 
 def _synchronize(device: str) -> None:
@@ -152,10 +191,10 @@ def _locate(changed: list[int], step: Step, expected: torch.Tensor, got: torch.T
     return f"{place}: got {float(got[changed[0]])}, expected {float(expected[changed[0]])}; {len(changed)} elements differ"
 
 
-def _stray_write(case: Case, step: Step) -> str | None:
-    """A changed element around `out` or `lse`, or in rows that no request owns."""
+def _stray_write(case: Case, step: Step, owned_rows: int) -> str | None:
+    """A changed element around `out` or `lse`, or in rows that were not to be written."""
     owned = torch.zeros(case.num_rows, dtype=torch.bool, device=step.out.device)
-    owned[: case.query_start_loc[-1]] = True
+    owned[:owned_rows] = True
     fresh = {"out": step.out_buffer, "lse": step.lse_buffer}
     for name, buffer in fresh.items():
         untouched = torch.ones_like(buffer, dtype=torch.bool)
@@ -167,17 +206,8 @@ def _stray_write(case: Case, step: Step) -> str | None:
         if changed.any():
             place = changed.nonzero()[0]
             row = int(place[0 if name == "out" else 1]) - tensors.GUARD
-            what = "a row that no request owns" if 0 <= row < case.num_rows else "outside the tensor"
-            return f"attention wrote to {name} row {row}, {what}; {int(changed.sum())} elements"
-    return None
-
-
-def _wrote(step: Step) -> str | None:
-    """The first of the outputs in which anything has changed."""
-    fresh = {"out": step.out_buffer, "lse": step.lse_buffer}
-    for name, buffer in fresh.items():
-        if not torch.equal(bits(buffer), bits(tensors.canary(tuple(buffer.shape), buffer.dtype, buffer.device))):
-            return name
+            what = "a row that it must not write" if 0 <= row < case.num_rows else "outside the tensor"
+            return f"it wrote to {name} row {row}, {what}; {int(changed.sum())} elements"
     return None
 
 
@@ -189,5 +219,10 @@ def _say(worst: Difference) -> str:
     )
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+def _one_line(error: BaseException) -> str:
+    """An exception's message as one printable line, whatever its __str__ does."""
+    try:
+        text = " ".join(str(error).split())[:300]
+        return "".join(character if character.isprintable() else "?" for character in text)
+    except BaseException:
+        return "(its message cannot be printed)"

@@ -33,7 +33,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         examples: how many cases to draw.
         seed: of Hypothesis; the same plan draws the same cases.
         limit: seconds that one case may take.
-        minutes: stop drawing after so long, if given.
+        until: stop drawing at this time (`time.time()`), if given.
         folder: where the case in flight is written.
         mutant: a bug to put back first.
         shrinks: whether to look for the smallest case.
@@ -45,7 +45,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     folder: Path
     limit: float = 60.0
-    minutes: float | None = None
+    until: float | None = None
     mutant: Mutant | None = None
     shrinks: bool = True
 
@@ -65,6 +65,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """How a shard stands. `failure` is the smallest failing case so far; `shrinking` counts the cases tried for it."""
 
     examples: int = 0
+    refused: int = 0
     seconds: float = 0.0
     ratio: float = 0.0
     spent: dict[str, float] = {}
@@ -87,14 +88,17 @@ def fuzz(plan: Plan, executor: Executor, report: Callable[[Progress], None] = la
     Raises:
         UnknownTargetError, ExecutorError: the target cannot be run.
     """
-    support = targets.load(plan.target).support(plan.device)
+    target = targets.load(plan.target)
+    support = target.support(plan.device)
     shard = _Shard(plan, executor, report)
-    draw = _hypothesis_test(plan, cases(plan.target, support), shard)
+    draw = _hypothesis_test(plan, cases(plan.target, support, target.refuses), shard)
     try:
         draw()
     except (_DisagreementError, hypothesis.errors.Flaky, _OutOfTime, ExceptionGroup):
         if shard.unexpected is not None:
             raise shard.unexpected from None
+        if shard.progress.failure is None and not shard.is_late():
+            raise
     failure = shard.progress.failure
     if failure is not None and plan.shrinks:
         within = support if support.beyond(failure.case) is None else support.widened()
@@ -106,8 +110,12 @@ def fuzz(plan: Plan, executor: Executor, report: Callable[[Progress], None] = la
 def start_executor(plan: Plan) -> Executor:
     """An executor for the plan's target, device and mutant; stop it when done with it."""
     plan.folder.mkdir(parents=True, exist_ok=True)
-    ahead = plan.folder / f"in-flight-{os.getpid()}.json"
-    return Executor(plan.target, plan.device, plan.limit, ahead, plan.mutant)
+    return Executor(plan.target, plan.device, plan.limit, in_flight(plan, os.getpid()), plan.mutant)
+
+
+def in_flight(plan: Plan, pid: int) -> Path:
+    """Where the process that drives an executor keeps the case that is running."""
+    return plan.folder / f"in-flight-{pid}.json"
 
 
 class _DisagreementError(AssertionError):
@@ -130,6 +138,9 @@ class _Shard:
         self.progress = msgspec.structs.replace(self.progress, seconds=time.monotonic() - self.started, **changes)
         self.report(self.progress)
 
+    def is_late(self) -> bool:
+        return self.plan.until is not None and time.time() > self.plan.until
+
     def finish(self, minimal: bool) -> None:
         assert self.progress.failure is not None
         self.tell(failure=msgspec.structs.replace(self.progress.failure, minimal=minimal))
@@ -137,7 +148,7 @@ class _Shard:
     def draw(self, case: Case) -> None:
         """One example of Hypothesis, while it draws and while it shrinks."""
         first = self.progress.failure is None
-        if first and self.plan.minutes is not None and time.monotonic() > self.started + 60 * self.plan.minutes:
+        if first and self.is_late():
             raise _OutOfTime
         if not first and not self.may_shrink():
             return
@@ -146,7 +157,6 @@ class _Shard:
         except Exception as error:
             self.unexpected = error
             raise
-        hypothesis.event(f"{case.attn_type} {case.dtype}: {verdict.kind}")
         self._count(verdict, first)
         if verdict.failed:
             self._keep(case, verdict)
@@ -170,6 +180,7 @@ class _Shard:
         if first:
             self.tell(
                 examples=self.progress.examples + 1,
+                refused=self.progress.refused + (verdict.kind == "refused"),
                 ratio=max(self.progress.ratio, verdict.ratio),
                 spent={**self.progress.spent, **spent},
             )

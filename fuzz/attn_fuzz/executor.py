@@ -3,6 +3,7 @@
 The case is written to a file before it is sent: whatever happens to the machine, the last case is on the disk.
 """
 
+import contextlib
 import importlib.util
 import multiprocessing
 import multiprocessing.connection
@@ -24,6 +25,7 @@ from attn_fuzz.zoo import mutants
 from attn_fuzz.zoo.mutants import Mutant
 
 START_SECONDS = 120.0
+KILL_SECONDS = 10.0
 HARMLESS = "reference-fp32"
 # the child's: its BLAS works on small matrices, and its neighbours need the other cores
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -66,17 +68,26 @@ class Executor:
             CaseError: the case contradicts itself, or the contract.
             ExecutorError: the process could not be started, or the fuzzer itself is at fault.
         """
-        self.ahead.write_text(case_file.dumps(case))
+        self.ahead.write_text(case_file.dumps(case), encoding="utf-8")
         connection = self.start()
+        assert self._process is not None
         started = time.monotonic()
         try:
             connection.send(case)
-            if not connection.poll(self.limit):
+            # the process too: a copy that it forked may hold the connection open
+            if not multiprocessing.connection.wait([connection, self._process.sentinel], self.limit):
                 self._kill()
                 return Verdict(kind="hung", message=f"no answer in {self.limit:g} s")
-            answer = connection.recv()
+            if not connection.poll():
+                raise EOFError
+            answer, sound = connection.recv()
         except (EOFError, ConnectionError):
             return Verdict(kind="crashed", message=self._cause_of_death(), seconds={"target": time.monotonic() - started})
+        except Exception as error:
+            self._kill()
+            return Verdict(kind="crashed", message=f"it wrote into the fuzzer's own connection: {type(error).__name__}")
+        if not sound:
+            self._kill()
         if isinstance(answer, ExecutorError) and self.target != HARMLESS and self._fuzzer_can(case):
             self._kill()
             return Verdict(kind="crashed", message=f"the target left its process unsound: {answer.args[0].splitlines()[-1]}")
@@ -99,8 +110,11 @@ class Executor:
 
     def _kill(self) -> None:
         if self._process is not None:
+            assert self._process.pid is not None
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # with all that it has started
             self._process.kill()
-            self._process.join()
+            self._process.join(KILL_SECONDS)  # a process inside a driver may outlive its killing; another takes its place
             self._process = None
 
     def start(self) -> multiprocessing.connection.Connection:
@@ -124,7 +138,7 @@ class Executor:
 
     def _cause_of_death(self) -> str:
         assert self._process is not None
-        self._process.join()
+        self._process.join(KILL_SECONDS)
         code = self._process.exitcode or 0
         self._process = None
         return f"the process was killed by {signal.Signals(-code).name}" if code < 0 else f"the process exited with code {code}"
@@ -138,7 +152,10 @@ def use_interpreter(device: str) -> None:
 
 def _serve(connection: multiprocessing.connection.Connection, name: str, device: str, mutant: Mutant | None) -> None:
     """The child: one case in, one verdict out, until the parent is gone."""
+    os.setsid()  # a kernel that signals its group reaches itself
+    os.dup2(2, 1)  # what a kernel prints is no result
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    me = os.getpid()
     threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
     warnings.simplefilter("ignore")
     use_interpreter(device)
@@ -167,7 +184,19 @@ def _serve(connection: multiprocessing.connection.Connection, name: str, device:
             answer = error
         except Exception:
             answer = ExecutorError(f"the fuzzer itself failed on {case_file.dumps(case)}\n{traceback.format_exc()}")
-        connection.send(answer)
+        if os.getpid() != me:
+            os._exit(1)  # a copy that the kernel forked: one of us answers
+        connection.send((answer, _is_sound(device)))
+
+
+def _is_sound(device: str) -> bool:
+    """Whether the device still answers: after an illegal access, a process's CUDA calls fail for good."""
+    import torch
+
+    try:
+        return device == "cpu" or torch.zeros(1, device=device).item() == 0
+    except Exception:
+        return False
 
 
 def _die_with_parent(parent: int) -> None:

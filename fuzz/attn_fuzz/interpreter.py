@@ -26,6 +26,8 @@ _TORCH = {
     "fp8e5": (torch.float8_e5m2, 57344.0),
     "fp8e5b16": (torch.float8_e5m2fnuz, 57344.0),
 }
+# set on Triton's InterpreterBuilder, for kernels that refuse bfloat16 where it is computed as bit patterns
+EXACT = "exact_bfloat16"
 _HOOKS = ("_patch_lang", "_LangPatchScope", "_convert_float", "InterpreterBuilder")
 _BUILDER_HOOKS = ("create_dot", "binary_op")
 
@@ -44,13 +46,13 @@ def install() -> None:
     if missing:
         raise RuntimeError(f"triton {triton.__version__}: its interpreter has no {', '.join(missing)}, which is replaced here")
     builder = interpreter.InterpreterBuilder
-    if getattr(builder, "exact_bfloat16", False):
+    if getattr(builder, EXACT, False):
         return
     interpreter._patch_lang = _patching_once(interpreter._patch_lang, interpreter._LangPatchScope)
     interpreter._convert_float = _converting_exactly(interpreter._convert_float, interpreter._ir.ROUNDING_MODE.RTZ)
     builder.create_dot = _dot_in_float32(builder.create_dot)
     builder.binary_op = _binary_op_in_float32(builder.binary_op)
-    builder.exact_bfloat16 = True
+    setattr(builder, EXACT, True)
 
 
 def convert(data: np.ndarray, source: str, target: str) -> np.ndarray:

@@ -60,6 +60,10 @@ class Rounding:
     splits: int = 1
     exact_division: bool = False
 
+    def __post_init__(self) -> None:
+        if self.keys_per_tile < 1 or self.splits < 1:
+            raise ValueError(f"Rounding: got {self.keys_per_tile} keys_per_tile and {self.splits} splits, expected at least 1")
+
 
 class Difference(msgspec.Struct, frozen=True):
     """The worst element of one request's rows in one tensor."""

@@ -1,4 +1,4 @@
-"""A failure for people: a short table, the case as a file, and a script that needs the fuzzer no more."""
+"""A failure for people: a short table, the case as a file, and a script that only needs the target and the reference."""
 
 import base64
 import zlib
@@ -23,7 +23,8 @@ LITERAL_ELEMENTS = 64
 def summary(case: Case, verdict: Verdict) -> RenderableType:
     """The case and what is wrong with it: its properties that are not the simplest, and a row per request."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("request", "query", "keys", "causal", "blocks", "differs", "worst at", "got", "expected", "bound"):
+    worst_columns = ("differs", "worst at", "got", "expected", "bound") if verdict.differences else ()
+    for column in ("request", "query", "keys", "causal", "blocks", *worst_columns):
         table.add_column(column, justify="right" if column in ("request", "query", "keys") else "left")
     found = {difference.request: difference for difference in reversed(verdict.differences)}
     for r, request in enumerate(case.requests):
@@ -66,8 +67,8 @@ def write(case: Case, verdict: Verdict, folder: Path, name: str) -> tuple[Path, 
     """Write NAME.json and NAME.py; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     case_path, script_path = folder / f"{name}.json", folder / f"{name}.py"
-    case_path.write_text(case_file.dumps(case) + "\n")
-    script_path.write_text(script(case, verdict))
+    case_path.write_text(case_file.dumps(case) + "\n", encoding="utf-8")
+    script_path.write_text(script(case, verdict), encoding="utf-8")
     return case_path, script_path
 
 
@@ -85,19 +86,22 @@ def script(case: Case, verdict: Verdict) -> str:
         reference="paged_attention(q, kv_cache, layer, batch"
         if step.raw is not None
         else "varlen_attention(q, k, v, layer, batch",
-        buffer_shape=tuple(step.out_buffer.shape),
-        out_shape=tuple(step.out.shape),
-        out_stride=step.out.stride(),
-        out_offset=step.out.storage_offset(),
-        lse="torch.full((q.shape[1], q.shape[0]), 12345.0, device=DEVICE)" if case.return_lse else "None",
-        bound=_bound(verdict, "out"),
-        lse_bound=_bound(verdict, "lse"),
+        out_shape=tuple(step.out_buffer.shape),
+        out=_slice_of("out_buffer", step.out),
+        lse_shape=tuple(step.lse_buffer.shape),
+        lse=_slice_of("lse_buffer", step.lse),
+        checks=_checks(verdict),
+        rows=case.query_start_loc[-1],
     )
 
 
-def _bound(verdict: Verdict, tensor: str) -> float:
-    """The bound at the worst element of the tensor; where the judge found none, one that only gross errors exceed."""
-    return max((difference.bound for difference in verdict.differences if difference.tensor == tensor), default=1e-2)
+def _checks(verdict: Verdict) -> str:
+    """The worst elements as the script's literals; `float` spells what is not finite."""
+    lines = []
+    for worst in verdict.differences:
+        place = (worst.row, worst.head) if worst.dim is None else (worst.row, worst.head, worst.dim)
+        lines.append(f'    ("{worst.tensor}", {place}, float("{worst.expected!r}"), float("{worst.bound!r}")),')
+    return "[\n" + "\n".join(lines) + "\n]" if lines else "[]"
 
 
 _SCRIPT = '''"""{title}"""
@@ -109,6 +113,8 @@ import zlib
 
 import torch
 from attn_fuzz import interpreter
+
+sys.path.append(os.getcwd())  # where a target given as module:attribute is
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
@@ -129,29 +135,45 @@ layer = {layer}
 batch = {batch}
 q = {q}.to(DEVICE)
 {cache}{writes}
-buffer = torch.full({buffer_shape}, 12345.0, dtype=q.dtype, device=DEVICE)
-out = buffer.as_strided({out_shape}, {out_stride}, {out_offset})
+out_buffer = torch.full({out_shape}, 12345.0, dtype=q.dtype, device=DEVICE)
+out = {out}
+lse_buffer = torch.full({lse_shape}, 12345.0, device=DEVICE)
 lse = {lse}
-cache_before = None if kv_cache is None else kv_cache.clone()
+inputs = dict(q=q, k=k, v=v, kv_cache=kv_cache, sinks=layer.sinks, **batch.tensors)
+inputs = {{name: (tensor, tensor.clone()) for name, tensor in inputs.items() if tensor is not None}}
+reference, reference_lse = torch.zeros_like(q), torch.zeros(q.shape[1], q.shape[0], device=DEVICE)
+attn_reference.{reference}, out=reference, lse=reference_lse, precision=torch.float64)
 torch.use_deterministic_algorithms(True, warn_only=True)  # memory that the target allocates starts as NaN
 target.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
 
-expected_buffer = torch.full_like(buffer, 12345.0)
-expected = expected_buffer.as_strided({out_shape}, {out_stride}, {out_offset})
-expected_lse = None if lse is None else torch.full_like(lse, 12345.0)
-attn_reference.{reference}, out=expected, lse=expected_lse, precision=torch.float64)
-error = (buffer.double() - expected_buffer.double()).abs()
-print("largest difference of out:", error.max().item(), "at a bound of {bound:.3g}")
-wrong = not (error <= {bound!r}).all().item()
+got = {{"out": out.reshape(q.shape), "lse": None if lse is None else lse.T}}
+wrong = False
+# where it was worst: the element, what float64 gives, and how far off it may be
+for name, place, expected, bound in {checks}:
+    value = got[name][place].item()
+    agrees = value == expected or abs(value - expected) <= bound
+    referred = {{"out": reference, "lse": reference_lse.T}}[name][place].item()
+    print(f"{{name}}{{list(place)}} {{value:.9g}}, expected {{expected:.9g}} +- {{bound:.2g}} (reference {{referred:.9g}})")
+    wrong |= not agrees
+out[:{rows}] = 12345.0
 if lse is not None:
-    lse_error = torch.where(lse == expected_lse, 0, lse - expected_lse).abs()
-    print("largest difference of lse:", lse_error.max().item(), "at a bound of {lse_bound:.3g}")
-    wrong |= not (lse_error <= {lse_bound!r}).all().item()
-if kv_cache is not None and not torch.equal(cache_before.view(torch.uint8), kv_cache.clone().view(torch.uint8)):
-    wrong = True
-    print("attention wrote into the cache")
+    lse[:, :{rows}] = 12345.0
+for name, buffer in {{"out": out_buffer, "lse": lse_buffer}}.items():
+    if not (buffer == 12345.0).all():
+        wrong = True
+        print(f"{{name}}: written outside the rows of its requests")
+for name, (tensor, before) in inputs.items():
+    if not torch.equal(before.contiguous().view(torch.uint8), tensor.contiguous().view(torch.uint8)):
+        wrong = True
+        print(f"{{name}}: changed")
 sys.exit(wrong)
 '''
+
+
+def _slice_of(buffer: str, tensor: torch.Tensor | None) -> str:
+    if tensor is None:
+        return "None"
+    return f"{buffer}.as_strided({tuple(tensor.shape)}, {tensor.stride()}, {tensor.storage_offset()})"
 
 
 def _layer(layer: Layer) -> str:

@@ -6,6 +6,8 @@ Shards do not depend on the number of workers, so that a seed means the same run
 import multiprocessing
 import multiprocessing.connection
 import signal
+import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ from attn_fuzz.executor import Executor, ExecutorError
 from attn_fuzz.targets import UnknownTargetError
 
 SHARD_EXAMPLES = 150
+MAX_SHARDS = 4096
 
 
 @dataclass
@@ -31,7 +34,7 @@ class Outcome:
 
 def shards(plan: Plan) -> list[Plan]:
     """Cut a plan into shards of about SHARD_EXAMPLES, each with its own seed."""
-    count = max(1, round(plan.examples / SHARD_EXAMPLES))
+    count = min(max(1, round(plan.examples / SHARD_EXAMPLES)), MAX_SHARDS)
     sizes = [plan.examples // count + (i < plan.examples % count) for i in range(count)]
     return [
         msgspec.structs.replace(plan, examples=size, seed=(plan.seed * 1_000_003 + i) % (1 << 63))
@@ -56,14 +59,15 @@ def run(
     """
     outcome = Outcome([Progress() for _ in plans])
     waiting = list(enumerate(plans))
-    with _processes(min(workers, len(plans))) as connections:
+    with _processes(min(workers, len(plans)), plans) as connections:
         busy: dict[multiprocessing.connection.Connection, int] = {}
         idle = list(connections)
         try:
             while True:
                 failed = any(outcome.progress[index].failure for index in outcome.finished)
-                if stop_at_failure and failed:
+                if (stop_at_failure and failed) or _is_late(plans):
                     waiting.clear()
+                if stop_at_failure and failed:
                     busy = {connection: i for connection, i in busy.items() if outcome.progress[i].failure is not None}
                 while idle and waiting:
                     index, plan = waiting.pop(0)
@@ -91,8 +95,12 @@ def run(
             return outcome
 
 
+def _is_late(plans: Sequence[Plan]) -> bool:
+    return any(plan.until is not None and time.time() > plan.until for plan in plans)
+
+
 @contextmanager
-def _processes(count: int) -> Iterator[list[multiprocessing.connection.Connection]]:
+def _processes(count: int, plans: Sequence[Plan]) -> Iterator[list[multiprocessing.connection.Connection]]:
     context = multiprocessing.get_context("spawn")
     connections, processes = [], []
     try:
@@ -105,10 +113,14 @@ def _processes(count: int) -> Iterator[list[multiprocessing.connection.Connectio
             processes.append(process)
         yield connections
     finally:
+        for connection in connections:
+            connection.close()  # whoever loses the signal, in a callback that swallows exceptions, ends at its next message
         for process in processes:
             process.terminate()
         for process in processes:
             process.join()
+            for plan in {plan.folder: plan for plan in plans}.values():
+                engine.in_flight(plan, process.pid or 0).unlink(missing_ok=True)
 
 
 def _receive(connection: multiprocessing.connection.Connection) -> Progress | str | None:
@@ -136,6 +148,9 @@ def _work(connection: multiprocessing.connection.Connection) -> None:
             except (ExecutorError, UnknownTargetError, OSError) as error:
                 connection.send(str(error))
                 continue  # the signal that ends this process must not meet it cleaning up
+            except Exception:
+                connection.send(f"the fuzzer itself failed\n{traceback.format_exc()}")
+                continue
             connection.send(None)
     except (EOFError, ConnectionError, KeyboardInterrupt):
         pass

@@ -50,6 +50,7 @@ def lowered(case: Case, support: Support) -> Iterator[Case]:
 
 SIMPLEST: dict[str, Any] = {
     "sinks": None,
+    "narrow_sinks": False,
     "window": (-1, -1),
     "per_request_causal": False,
     "unowned_rows": 0,

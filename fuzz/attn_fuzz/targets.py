@@ -52,12 +52,18 @@ class WriteFunction(Protocol):
         ...
 
 
+def _nothing(case: Case) -> str | None:
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Support:
     """What a target can do. It is right about all of that, and refuses the rest: with a ValueError or a NotImplementedError
-    before it writes anything.
+    before it writes anything. Sizes and dtypes are only what is drawn.
 
     Args:
+        exclude: says of a case, in words, why the target does not support it; for what no field can say, such as windows that
+            are open to the right, K and V planes (`case.cache.planes`) or a fused qkv tensor.
         causal, non_causal, per_request_causal: for DECODER.
         tile_sizes: sizes at whose multiples the kernel changes its ways; lengths are drawn around them.
         max_tokens, max_seq_len: keep an example affordable.
@@ -78,6 +84,14 @@ class Support:
     tile_sizes: tuple[int, ...] = (16, 32, 64)
     max_tokens: int = 256
     max_seq_len: int = 1024
+    exclude: Callable[[Case], str | None] = _nothing
+
+    def __post_init__(self) -> None:
+        for name in ("attn_types", "dtypes", "layouts", "head_sizes", "group_sizes", "block_sizes", "tile_sizes"):
+            if not getattr(self, name):
+                raise ValueError(f"Support.{name}: got none, expected at least one")
+        if AttentionType.DECODER in self.attn_types and not (self.causal or self.non_causal):
+            raise ValueError("Support: got DECODER without causal and without non_causal, expected one of them")
 
     def limit(self, case: Case) -> str | None:
         """Why a case cannot be run, in words: a dtype or a size that is not drawn. None if it can."""
@@ -107,12 +121,12 @@ class Support:
             "sinks": case.sinks is not None and not self.sinks,
             "the LSE": case.return_lse and not self.lse,
         }
-        return next((name for name, is_beyond in properties.items() if is_beyond), None)
+        return next((name for name, is_beyond in properties.items() if is_beyond), None) or self.exclude(case)
 
     def widened(self) -> "Support":
         """The same sizes with every property: what the strategies draw refusals from."""
         everything = Support()
-        properties = ("attn_types", "causal", "non_causal", "per_request_causal", "window", "sinks", "lse")
+        properties = ("attn_types", "causal", "non_causal", "per_request_causal", "window", "sinks", "lse", "exclude")
         return dataclasses.replace(self, **{name: getattr(everything, name) for name in properties})
 
 
@@ -126,6 +140,7 @@ class Target:
         attention: see AttentionFunction.
         write_kv_cache: see WriteFunction; None: the reference writes the cache and only attention is checked.
         support: what it can do on a device type, "cpu" or "cuda".
+        refuses: whether it promises to refuse what is beyond its support; if not, none of that is drawn.
         rounding: where it rounds on a device type.
         unavailable: None if it can run on a device type here, else why not, in words.
     """
@@ -136,7 +151,13 @@ class Target:
     write_kv_cache: WriteFunction | None = None
     support: Callable[[str], Support] = lambda device: Support()
     rounding: Callable[[str], Rounding]
+    refuses: bool = True
     unavailable: Callable[[str], str | None] = lambda device: None
+
+    def __post_init__(self) -> None:
+        for name in ("attention", "support", "rounding", "unavailable"):
+            if not callable(getattr(self, name)):
+                raise TypeError(f"Target.{name}: got {getattr(self, name)!r}, expected a function")
 
 
 class UnknownTargetError(ValueError):
@@ -154,6 +175,8 @@ def load(name: str) -> Target:
         UnknownTargetError: there is none of that name, its module does not import, or it is no Target.
     """
     if ":" in name:
+        if EntryPoint.pattern.match(name) is None:
+            raise UnknownTargetError(f"target: got {name!r}, expected a name or module:attribute")
         entry = EntryPoint(name, name, GROUP)
     else:
         found = [entry for entry in entry_points(group=GROUP) if entry.name == name]
@@ -166,6 +189,25 @@ def load(name: str) -> Target:
         raise UnknownTargetError(f"target {name}: it does not load: {type(error).__name__}: {error}") from error
     if not isinstance(target, Target):
         raise UnknownTargetError(f"target {name}: it is a {type(target).__name__}, expected an attn_fuzz.targets.Target")
+    return target
+
+
+def usable(name: str, device: str) -> Target:
+    """A target that can run on a device type here, its declarations looked at once.
+
+    Raises:
+        UnknownTargetError: as `load`; or it says why it cannot run, or what it declares is no declaration.
+    """
+    target = load(name)
+    try:
+        reason = target.unavailable(device)
+        support, rounding = target.support(device), target.rounding(device)
+    except Exception as error:
+        raise UnknownTargetError(f"target {name}: its declarations raise {type(error).__name__}: {error}") from error
+    if reason:
+        raise UnknownTargetError(f"target {name}: {reason}")
+    if not isinstance(support, Support) or not isinstance(rounding, Rounding):
+        raise UnknownTargetError(f"target {name}: it declares {support!r} and {rounding!r}, expected a Support and a Rounding")
     return target
 
 

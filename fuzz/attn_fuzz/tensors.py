@@ -65,8 +65,10 @@ class Step:
         return self.view.tensor(self.raw)
 
     def inputs(self) -> dict[str, torch.Tensor]:
-        """Every tensor that attention may only read, by name."""
+        """Every tensor that a target may only read, by name; attention may not write the cache either."""
         named = {"q": self.q, "k": self.k, "v": self.v, "kv_cache": self.raw, "sinks": self.layer.sinks}
+        for i, write in enumerate(self.writes):
+            named |= {f"k of write {i}": write.k, f"v of write {i}": write.v, f"slot_mapping of write {i}": write.slot_mapping}
         return {name: tensor for name, tensor in {**named, **self.batch.tensors}.items() if tensor is not None}
 
 
@@ -234,7 +236,8 @@ def _sinks(case: Case, generator: torch.Generator, device: torch.device | str) -
     near = torch.randn(case.num_heads, generator=generator)
     far = torch.where(torch.arange(case.num_heads) % 2 == 0, 20.0, 300.0)
     kinds = {"off": torch.full_like(near, -torch.inf), "zero": near * 0, "near": near, "above": far, "below": -far}
-    return kinds[case.sinks].to(device) if case.sinks else None
+    dtype = DTYPES[case.dtype] if case.narrow_sinks else torch.float32
+    return kinds[case.sinks].to(device=device, dtype=dtype) if case.sinks else None
 
 
 def _rows(owned: torch.Tensor, case: Case, device: torch.device | str) -> torch.Tensor:

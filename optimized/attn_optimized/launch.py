@@ -127,14 +127,14 @@ def attention_grid(tiles: AttentionTiles, *, num_tokens: int, num_requests: int,
     """Programs of an attention kernel: as many tiles as any split of the tokens into requests can need, for each KV head."""
     if num_requests == 0:
         return 0, num_kv_heads
-    return num_tokens // tiles.queries + num_requests, num_kv_heads
+    return -(-num_tokens // tiles.queries) + num_requests - 1, num_kv_heads
 
 
 def row_tiles(architecture: str, *, head_size: int) -> RowTiles:
     """Tiles of write_kv_cache and merge_attn_states."""
     block_d = _power_of_2(head_size)
     if architecture == INTERPRETER:
-        return RowTiles(head_size=head_size, block_rows=256, block_d=block_d, num_warps=1)
+        return RowTiles(head_size=head_size, block_rows=max(1, min(256, (1 << 19) // block_d)), block_d=block_d, num_warps=1)
     return RowTiles(head_size=head_size, block_rows=max(1, 2048 // block_d), block_d=block_d, num_warps=4)
 
 

@@ -26,6 +26,7 @@ def layers(draw: st.DrawFn, support: Support) -> dict[str, Any]:
         "scale": draw(st.sampled_from([0.25, round(head_size**-0.5, 6), 1.0, 0.1])),
         "window": window,
         "sinks": draw(st.sampled_from(SINKS)) if support.sinks and draw(st.booleans()) else None,
+        "narrow_sinks": draw(st.booleans()),
     }
 
 
@@ -37,7 +38,7 @@ def attn_types(support: Support) -> st.SearchStrategy[AttentionType]:
 
 
 def windows(support: Support) -> st.SearchStrategy[tuple[int, int]]:
-    """(left, right), each unlimited, 0, small, or around a tile's end."""
+    """(left, right), each unlimited, 0, small, or around a tile's end; and as engines have it, nothing to the right."""
     around = [tile + more for tile in support.tile_sizes for more in (-1, 0, 1)]
     side = st.sampled_from([-1, 0, 1, 2, 7, *around])
-    return st.tuples(side, side)
+    return st.one_of(st.tuples(side, st.sampled_from([-1, 0])), st.tuples(side, side))

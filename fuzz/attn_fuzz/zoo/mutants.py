@@ -56,12 +56,14 @@ def load(path: Path) -> Mutant:
         MutantError: it is not TOML, lacks a field or has an unknown one, or a patch does not apply.
     """
     try:
-        mutant = msgspec.convert(tomllib.loads(path.read_text()), Mutant)
+        if path.exists() and not path.is_file():
+            raise MutantError("not a file")
+        mutant = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Mutant)
         for module in {patch.module for patch in mutant.patches}:
             patched_source(module, mutant.patches)
     except OSError as error:
         raise MutantError(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError, MutantError) as error:
+    except (ValueError, RecursionError) as error:  # not TOML, not text, not a mutant, not to be applied
         raise MutantError(f"{path}: {error}") from None
     if not mutant.patches:
         raise MutantError(f"{path}: it has no [[patch]]")
@@ -86,7 +88,7 @@ def patched_source(module: str, patches: Sequence[Patch]) -> str:
     Raises:
         MutantError: there is no such module, or a `find` stands nowhere or more than once.
     """
-    source = _source_file(module).read_text()
+    source = _source_file(module).read_text(encoding="utf-8")
     for patch in patches:
         if patch.module != module:
             continue
@@ -103,6 +105,8 @@ def _source_file(module: str) -> Path:
     """Where a module's source is, without importing anything of its package."""
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
+    if spec is not None and spec.origin and not rest and not spec.submodule_search_locations:
+        return Path(spec.origin)
     if spec is not None and spec.submodule_search_locations:
         inside = Path(spec.submodule_search_locations[0], *rest)
         for path in (inside.with_suffix(".py"), inside / "__init__.py"):

@@ -1,6 +1,6 @@
 """How the query rows of a ragged batch are cut into tiles, without a plan made on the host.
 
-Request r gets `query_len // queries_per_tile + 1` tiles at most, so its first one can be
+Request r needs `ceil(query_len / queries_per_tile)` tiles, so its first one can be
 `query_start_loc[r] // queries_per_tile + r`: room enough for everybody before it, and a binary search finds the way back.
 """
 

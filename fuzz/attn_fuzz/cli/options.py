@@ -1,0 +1,114 @@
+"""What the commands share: consoles, options, and what they look up before they start."""
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
+results = Console(highlight=False, markup=False, emoji=False)
+if not results.is_terminal:
+    results.width = 140
+
+
+class _Duration(click.FloatRange):
+    """A positive number up to a day of seconds, or as many minutes; NaN, which compares with nothing, is none."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, max=86_400, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        return number if number == number else self.fail(f"{value} is not a number.", param, ctx)
+
+
+Positive = click.IntRange(min=1, max=10**9)
+Seed = click.IntRange(min=0, max=(1 << 63) - 1)
+Duration = _Duration()
+
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    help="auto: a GPU if there is one (HIP's is cuda too).",
+)
+workers_option = click.option(
+    "--workers", type=click.IntRange(min=1, max=256), help="Processes at once; one per core, at most 8 on a GPU."
+)
+limit_option = click.option(
+    "--limit", type=Duration, default=60.0, show_default=True, help="Seconds per case, compiling included."
+)
+json_option = click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the result here."
+)
+
+
+def use_device(choice: str) -> str:
+    """ "cpu" or "cuda"; says so where Triton will interpret."""
+    import torch
+
+    available = torch.cuda.is_available()
+    if choice == "cuda" and not available:
+        raise click.ClickException("--device cuda: torch sees no GPU here")
+    if choice == "cpu" or not available:
+        notes.print("no GPU in use: Triton interprets the kernels on the CPU")
+        return "cpu"
+    return "cuda"
+
+
+def device_name(device: str) -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if device == "cuda" else "CPU"
+
+
+def default_workers(device: str) -> int:
+    cores = os.cpu_count() or 1
+    return cores if device == "cpu" else min(8, cores)
+
+
+def plain_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left")
+    return table
+
+
+@contextlib.contextmanager
+def progress_bar(total: int) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar; call it with how many are done and how many cases shrinking has tried."""
+    columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn())
+    hidden = not notes.is_terminal
+    with Progress(*columns, TextColumn("{task.description}"), console=notes, transient=True, disable=hidden) as progress:
+        task = progress.add_task("starting", total=total)
+
+        def show(completed: int, tried: int) -> None:
+            progress.update(task, completed=completed, description=f"{tried} cases tried to shrink" if tried else "")
+
+        yield show
+
+
+def check_writable(path: Path | None) -> None:
+    """Fail before the work instead of after it."""
+    if path is not None and path.is_dir():
+        raise click.ClickException(f"--json: {path} is a folder")
+    if path is not None and not path.parent.is_dir():
+        raise click.ClickException(f"--json: the folder {path.parent} does not exist")
+    if path is not None and not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise click.ClickException(f"--json: {path} cannot be written")
+
+
+def write_json(path: Path, result: dict[str, Any]) -> None:
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+
+
+def is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None

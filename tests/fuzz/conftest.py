@@ -1,0 +1,83 @@
+"""The command line in this process, an executor without a process of its own, and a case to start from."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from attn_contract import Layout
+from attn_fuzz import cli, engine, targets
+from attn_fuzz.case import Cache, Case, Request
+from attn_fuzz.check import Verdict, check
+from attn_fuzz.engine import Plan
+
+FOLDER = str(Path(__file__).parent)
+sys.path.insert(0, FOLDER)  # spawned processes inherit it: they find `planted`
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def attn_parity(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
+    """Runs the command in an empty folder, `tmp_path`; only its workers are processes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # the command adds its folder
+
+    def run(*arguments: object) -> Ended:
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(argument) for argument in arguments])
+        assert isinstance(end.value.code, int)
+        return Ended(end.value.code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def child_environment() -> dict[str, str]:
+    """For commands in a process of their own that are to find `planted`."""
+    path = os.pathsep.join(filter(None, (FOLDER, os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": path}
+
+
+class InProcess:
+    """Runs cases as an Executor does, but here: for targets that neither hang nor kill."""
+
+    def __init__(self, target: str) -> None:
+        self.target = targets.load(target)
+        self.cases: list[Case] = []
+
+    def run(self, case: Case) -> Verdict:
+        self.cases.append(case)
+        return check(case, self.target, "cpu")
+
+
+@pytest.fixture
+def fuzz_here(tmp_path: Path) -> Callable[..., tuple[engine.Progress, list[Case]]]:
+    """Fuzzes one shard in this process; returns how it ended and all cases that it ran."""
+
+    def run(target: str, **fields) -> tuple[engine.Progress, list[Case]]:
+        executor = InProcess(target)
+        plan = Plan(**{"target": target, "device": "cpu", "examples": 200, "seed": 1, "folder": tmp_path, **fields})
+        return engine.fuzz(plan, executor), executor.cases  # pyright: ignore[reportArgumentType]
+
+    return run
+
+
+@pytest.fixture
+def step_case() -> Case:
+    """Two causal requests over three blocks of four slots: an extend of 2 tokens on 5, and a prefill of 3."""
+    return Case(
+        target="reference-fp32",
+        head_size=8,
+        requests=(
+            Request(query_len=2, seq_len=7, blocks=(2, 0), causal=True),
+            Request(query_len=3, seq_len=3, blocks=(3,), causal=True),
+        ),
+        cache=Cache(layout=Layout.KV_FIRST_NHD, block_size=4, num_blocks=4),
+    )

@@ -1,0 +1,279 @@
+"""Kernels with one planted fault each, offered as a third party would: `--target planted:NAME`.
+
+Beside its fault each of them is the reference in float32, or an online softmax; and all of it is where PLANTED_REPAIRED is set.
+"""
+
+import dataclasses
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import attn_fuzz.check
+import attn_reference
+import torch
+from attn_contract import Batch, Layer
+from attn_fuzz.judge import Rounding
+from attn_fuzz.targets import REFERENCE_FP32, AttentionFunction, Support, Target, WriteFunction
+
+SMALL = Support(
+    dtypes=("float32", "float16"),
+    head_sizes=(16, 32),
+    group_sizes=(1, 2),
+    block_sizes=(4, 1),
+    tile_sizes=(16,),
+    max_tokens=32,
+    max_seq_len=64,
+)
+ALL_DTYPES = dataclasses.replace(SMALL, dtypes=("float32", "float16", "bfloat16"), max_seq_len=256)
+
+attend = REFERENCE_FP32.attention
+assert REFERENCE_FP32.write_kv_cache is not None
+write = REFERENCE_FP32.write_kv_cache
+
+
+def _target(
+    name: str,
+    attention: AttentionFunction = attend,
+    write_kv_cache: WriteFunction = write,
+    repaired: AttentionFunction = attend,
+    **fields,
+) -> Target:
+    def repairable_attention(*args, **kwargs) -> None:
+        (repaired if "PLANTED_REPAIRED" in os.environ else attention)(*args, **kwargs)
+
+    def repairable_write(*args) -> None:
+        (write if "PLANTED_REPAIRED" in os.environ else write_kv_cache)(*args)
+
+    fields = {"rounding": REFERENCE_FP32.rounding, "support": lambda device: SMALL, **fields}
+    return Target(name=name, description="planted", attention=repairable_attention, write_kv_cache=repairable_write, **fields)
+
+
+def flash(tile: int, splits: int, see: Callable[[torch.Tensor], torch.Tensor] = lambda visible: visible) -> AttentionFunction:
+    """Online softmax over tiles of keys, in as many splits, with P rounded to V's dtype: how fast kernels round.
+
+    Args:
+        see: makes the mask that is used of the right one, [q_len, seq_len].
+    """
+
+    def attention(q, k, v, kv_cache, layer: Layer, batch, *, out, lse) -> None:
+        if kv_cache is None:
+            requests = attn_reference.varlen_requests(q, k, v, layer, batch, torch.float32)
+        else:
+            requests = attn_reference.paged_requests(q, kv_cache, layer, batch, torch.float32)
+        out = out.view(q.shape)
+        group = layer.num_heads // layer.num_kv_heads
+        for request in requests:
+            seen = see(request.visible)
+            query = request.query.transpose(0, 1)
+            key, value = (x.transpose(0, 1).repeat_interleave(group, 0) for x in (request.key, request.value))
+            value = torch.where(seen.any(0)[:, None], value, 0)
+            logits = torch.where(seen, layer.scale * (query @ key.transpose(1, 2)), -torch.inf)
+            rows = query.shape[:2]
+            parts = []
+            for part in torch.arange(key.shape[1]).tensor_split(splits):
+                m, total, acc = query.new_full(rows, -torch.inf), query.new_zeros(rows), torch.zeros_like(query)
+                for keys in part.split(tile):
+                    m_new = torch.maximum(m, logits[..., keys].amax(-1)) if len(keys) else m
+                    finite = torch.where(m_new.isinf(), 0, m_new)
+                    p, alpha = torch.exp(logits[..., keys] - finite[..., None]), torch.exp(m - finite)
+                    total = total * alpha + p.sum(-1)
+                    acc = acc * alpha[..., None] + p.to(q.dtype).float() @ value[:, keys]
+                    m = m_new
+                parts.append((m, total, acc))
+            sink = (
+                torch.full_like(parts[0][0], -torch.inf) if layer.sinks is None else layer.sinks.float()[:, None].expand(rows)
+            )
+            highest = torch.stack([sink, *(m for m, _, _ in parts)]).amax(0)
+            finite = torch.where(highest.isinf(), 0, highest)
+            denominator = torch.exp(sink - finite) + sum(total * torch.exp(m - finite) for m, total, _ in parts)
+            numerator = sum(acc * torch.exp(m - finite)[..., None] for m, _, acc in parts)
+            result = torch.where(denominator[..., None] > 0, numerator / denominator[..., None], 0)
+            out[request.rows] = result.transpose(0, 1).to(q.dtype)
+            if lse is not None:
+                lse[:, request.rows] = highest + torch.log(torch.where(denominator > 0, denominator, 1))
+
+    return attention
+
+
+def without_last_key(visible: torch.Tensor) -> torch.Tensor:
+    """No row sees the last of the keys that it should."""
+    later = visible.flip(1).cumsum(1).flip(1)
+    return visible & (later > 1)
+
+
+def with_one_key_more(visible: torch.Tensor) -> torch.Tensor:
+    """Every row sees the key after the last that it should, if there is one."""
+    shifted = torch.zeros_like(visible)
+    shifted[:, 1:] = visible[:, :-1]
+    return visible | shifted
+
+
+def _afterwards(fault: Callable[..., None]) -> AttentionFunction:
+    """The right attention, and then `fault(q, kv_cache, batch, out, lse)`."""
+
+    def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+        attend(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+        fault(q, kv_cache, batch, out, lse)
+
+    return attention
+
+
+def _owned(batch: Batch) -> int:
+    return int(batch.query_start_loc[-1])
+
+
+def _nan(q, kv_cache, batch, out, lse) -> None:
+    out[: _owned(batch)] = torch.nan
+
+
+def _scratch(q, kv_cache, batch, out, lse) -> None:
+    uninitialized = torch.empty(out.shape, dtype=out.dtype)
+    out[: _owned(batch)] += 0 * uninitialized[: _owned(batch)]
+
+
+def _reads_all_slots(q, kv_cache, batch, out, lse) -> None:
+    if kv_cache is not None:
+        out[: _owned(batch)] += 0 * kv_cache.sum()
+
+
+def _lse_in_base_2(q, kv_cache, batch, out, lse) -> None:
+    if lse is not None:
+        lse[:, : _owned(batch)] /= 0.6931472
+
+
+def _before_out(q, kv_cache, batch, out, lse) -> None:
+    out.as_strided((1,), (1,), out.storage_offset() - 1).fill_(0)
+
+
+def _after_out(q, kv_cache, batch, out, lse) -> None:
+    if len(out):
+        out.as_strided(out.shape, out.stride(), out.storage_offset() + out.stride(0))[-1] = 0
+
+
+def _unowned_rows(q, kv_cache, batch, out, lse) -> None:
+    out[_owned(batch) :] = 0
+
+
+def _unowned_lse(q, kv_cache, batch, out, lse) -> None:
+    if lse is not None:
+        lse[:, _owned(batch) :] = 0
+
+
+def _writes_cache(q, kv_cache, batch, out, lse) -> None:
+    if kv_cache is not None:
+        kv_cache[0, 0, 0, 0, 0] = 0.25
+
+
+def _changes_q(q, kv_cache, batch, out, lse) -> None:
+    q[: _owned(batch)] += 1
+
+
+def _changes_seq_lens(q, kv_cache, batch, out, lse) -> None:
+    batch.seq_lens.add_(1)
+
+
+def _is_slow(q, kv_cache, batch, out, lse) -> None:
+    with open(os.environ["PLANTED_CALLED"], "a") as called:
+        called.write(".")
+    time.sleep(0.1)
+
+
+def _is_slow_and_nan(q, kv_cache, batch, out, lse) -> None:
+    _is_slow(q, kv_cache, batch, out, lse)
+    _nan(q, kv_cache, batch, out, lse)
+
+
+def _breaks_the_judge(q, kv_cache, batch, out, lse) -> None:
+    attn_fuzz.check.judge = None
+
+
+def _raises(*args, **kwargs) -> None:
+    raise RuntimeError("a planted\nexception")
+
+
+def _hangs(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    if len(batch.seq_lens) > 1:
+        time.sleep(600)
+    attend(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+
+
+def _segfaults(q, kv_cache, batch, out, lse) -> None:
+    if batch.max_query_len:
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def _exits(q, kv_cache, batch, out, lse) -> None:
+    if batch.max_query_len:
+        os._exit(3)
+
+
+def _last_row_unwritten(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    rows = out.clone()
+    attend(q, k, v, kv_cache, layer, batch, out=rows, lse=lse)
+    written = max(_owned(batch) - 1, 0)
+    out[:written] = rows[:written]
+
+
+def _one_key_short(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> None:
+    if kv_cache is not None:
+        batch = dataclasses.replace(batch, seq_lens=(batch.seq_lens - 1).clamp(min=0))
+    attend(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+
+
+def _no_sinks(q, k, v, kv_cache, layer: Layer, batch, *, out, lse) -> None:
+    attend(q, k, v, kv_cache, dataclasses.replace(layer, sinks=None), batch, out=out, lse=lse)
+
+
+def _write_and_more(k, v, kv_cache, layout, slot_mapping) -> None:
+    write(k, v, kv_cache, layout, slot_mapping)
+    kv_cache[-1, -1, -1, -1, -1] = 0.25
+
+
+def _write_all_but_the_last(k, v, kv_cache, layout, slot_mapping) -> None:
+    write(k, v, kv_cache, layout, slot_mapping[:-1])
+
+
+NAN = _target("planted-nan", _afterwards(_nan))
+SCRATCH = _target("planted-scratch", _afterwards(_scratch))
+READS_ALL_SLOTS = _target("planted-reads-all-slots", _afterwards(_reads_all_slots))
+LSE_IN_BASE_2 = _target("planted-lse-in-base-2", _afterwards(_lse_in_base_2))
+BEFORE_OUT = _target("planted-before-out", _afterwards(_before_out))
+AFTER_OUT = _target("planted-after-out", _afterwards(_after_out))
+UNOWNED_ROWS = _target("planted-unowned-rows", _afterwards(_unowned_rows))
+UNOWNED_LSE = _target("planted-unowned-lse", _afterwards(_unowned_lse))
+WRITES_CACHE = _target("planted-writes-cache", _afterwards(_writes_cache))
+CHANGES_Q = _target("planted-changes-q", _afterwards(_changes_q))
+CHANGES_SEQ_LENS = _target("planted-changes-seq-lens", _afterwards(_changes_seq_lens))
+RAISES = _target("planted-raises", _raises)
+HANGS = _target("planted-hangs", _hangs)
+SEGFAULTS = _target("planted-segfaults", _afterwards(_segfaults))
+EXITS = _target("planted-exits", _afterwards(_exits))
+LAST_ROW_UNWRITTEN = _target("planted-last-row-unwritten", _last_row_unwritten)
+ONE_KEY_SHORT = _target("planted-one-key-short", _one_key_short)
+NO_SINKS = _target("planted-no-sinks", _no_sinks)
+WRITE_AND_MORE = _target("planted-write-and-more", write_kv_cache=_write_and_more)
+WRITE_ALL_BUT_THE_LAST = _target("planted-write-all-but-the-last", write_kv_cache=_write_all_but_the_last)
+SLOW = _target("planted-slow", _afterwards(_is_slow))
+SLOW_NAN = _target("planted-slow-nan", _afterwards(_is_slow_and_nan))
+FLASH = _target(
+    "planted-flash",
+    flash(16, 1),
+    support=lambda device: ALL_DTYPES,
+    rounding=lambda device: Rounding(keys_per_tile=16, exact_division=True),
+)
+FLASH_SPLIT = _target(
+    "planted-flash-split",
+    flash(4, 3),
+    support=lambda device: ALL_DTYPES,
+    rounding=lambda device: Rounding(keys_per_tile=4, splits=3, exact_division=True),
+)
+FLASH_ONE_KEY_SHORT = _target(
+    "planted-flash-one-key-short",
+    flash(16, 1, without_last_key),
+    repaired=flash(16, 1),
+    support=lambda device: ALL_DTYPES,
+    rounding=lambda device: Rounding(keys_per_tile=16, exact_division=True),
+)
+BREAKS_THE_JUDGE = _target("planted-breaks-the-judge", _afterwards(_breaks_the_judge))
+NO_TARGET = "a string"

@@ -1,0 +1,126 @@
+"""A case is data: it survives its own file, and one whose fields contradict each other is refused by name."""
+
+import json
+import math
+
+import msgspec
+import pytest
+import torch
+from attn_contract import AttentionType, Layout
+from attn_fuzz import case as case_file
+from attn_fuzz import tensors
+from attn_fuzz.case import SCHEMA, Cache, Case, CaseError, Request
+from attn_fuzz.strategies import cases
+from attn_fuzz.targets import REFERENCE_FP32, Support
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+replace = msgspec.structs.replace
+SMALL = Support(head_sizes=(16,), max_tokens=16, max_seq_len=32)
+NONSENSE = st.sampled_from([-2, -1, 0, 1, 2, 3, 7, 100, 1 << 33, 0.5, 1e300, None, True, "", "x", [], [3], [-1, 3], {}])
+
+encoder = Case(target="t", attn_type=AttentionType.ENCODER, requests=(Request(query_len=3, seq_len=3),))
+cross = Case(
+    target="t",
+    attn_type=AttentionType.ENCODER_DECODER,
+    requests=(Request(query_len=2, seq_len=3, blocks=(0,)),),
+    cache=Cache(layout=Layout.KV_FIRST_NHD, block_size=4, num_blocks=2),
+)
+
+
+@settings(max_examples=100, deadline=None, database=None)
+@given(cases("reference-fp32", Support()))
+def test_a_case_is_what_its_file_says(case):
+    text = case_file.dumps(case)
+    assert json.loads(text)["schema"] == SCHEMA
+    assert case_file.loads(text) == case
+
+
+def contradictions():
+    one_block = Cache(layout=Layout.KV_FIRST_NHD, block_size=4, num_blocks=1)
+    causal = Request(query_len=1, seq_len=1, blocks=(0,), causal=True)
+    yield "a decoder without a cache", "cache", {"cache": None}
+    yield "an encoder with a cache", "cache", {"attn_type": AttentionType.ENCODER}
+    for scale in (math.nan, math.inf, -math.inf, 1e7):
+        yield f"scale {scale}", "scale", {"scale": scale}
+    yield "unwritten rows past the last", "unwritten", {"unwritten": (5,)}
+    yield "flags that differ", "per_request_causal", {"requests": (causal, Request(query_len=0, seq_len=0))}
+    yield "too few blocks", r"requests\[0\].blocks", {"requests": (Request(query_len=1, seq_len=5, blocks=(0,)),)}
+    yield "too many blocks", r"requests\[0\].blocks", {"requests": (Request(query_len=1, seq_len=1, blocks=(0, 1)),)}
+    yield "a block past the cache", r"requests\[0\].blocks", {"cache": one_block}
+    yield "a block twice", "twice", {"requests": (Request(query_len=1, seq_len=8, blocks=(1, 1)),)}
+    yield "a slot written twice", "one slot", {"requests": (causal, causal)}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [(name, changes) for _, name, changes in contradictions()], ids=[c[0] for c in contradictions()]
+)
+def test_a_contradiction_is_refused(name, changes, step_case):
+    case_file.check(step_case)
+    with pytest.raises(CaseError, match=name):
+        case_file.check(replace(step_case, **changes))
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "changes"),
+    [
+        (encoder, "causal", {"requests": (Request(query_len=1, seq_len=1, causal=True),)}),
+        (encoder, "causal", {"per_request_causal": True}),
+        (encoder, r"requests\[0\].seq_len", {"requests": (Request(query_len=1, seq_len=2),)}),
+        (encoder, r"requests\[0\].blocks", {"requests": (Request(query_len=1, seq_len=1, blocks=(0,)),)}),
+        (encoder, "recycled", {"recycled": True}),
+        (encoder, "writes", {"writes": False}),
+        (encoder, "unwritten", {"unwritten": (0,)}),
+        (cross, "causal", {"requests": (Request(query_len=2, seq_len=3, blocks=(0,), causal=True),)}),
+        (cross, "window", {"window": (3, -1)}),
+        (cross, "cache", {"cache": None}),
+    ],
+)
+def test_a_contradiction_with_the_attention_type_is_refused(case, name, changes):
+    case_file.check(case)
+    with pytest.raises(CaseError, match=name):
+        case_file.check(replace(case, **changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_kv_heads": 1 << 20, "group_size": 1 << 20},
+        {"head_size": 1 << 20, "num_kv_heads": 1 << 20, "cache": Cache(layout=Layout.KV_FIRST_NHD, block_size=1, num_blocks=1)},
+        {"kv_rows_past": 1 << 20, "num_kv_heads": 1 << 10},
+        {"rows_past": 1 << 20, "group_size": 1 << 10},
+        {"table_padding": 1 << 20, "requests": (Request(query_len=0, seq_len=0),) * 1000},
+        {"cache": Cache(layout=Layout.KV_FIRST_NHD, block_size=1 << 12, num_blocks=1 << 20)},
+        {"cache": Cache(layout=Layout.KV_FIRST_NHD, block_size=4, num_blocks=1 << 12, padding=1 << 20)},
+    ],
+    ids=lambda changes: " ".join(changes),
+)  # fmt: skip
+def test_a_case_that_no_machine_holds_is_refused(changes, step_case):
+    """Before anything is allocated: every dimension is legal by itself."""
+    refitted = replace(step_case, requests=tuple(replace(r, seq_len=0, query_len=0, blocks=()) for r in step_case.requests))
+    with pytest.raises(CaseError, match="elements"):
+        case_file.check(replace(refitted, **changes))
+
+
+@settings(max_examples=400, deadline=None, database=None)
+@given(cases("reference-fp32", SMALL), st.data())
+def test_a_case_edited_into_nonsense_is_refused_or_runs(case, data):
+    """No edit of one field, at any depth, gets past the check and then makes the fuzzer itself fail."""
+    fields = json.loads(case_file.dumps(case))
+    where = fields
+    while True:
+        key = data.draw(st.sampled_from(sorted(where) if isinstance(where, dict) else range(len(where))))
+        if not isinstance(where[key], dict | list) or not where[key] or data.draw(st.booleans()):
+            break
+        where = where[key]
+    where[key] = data.draw(NONSENSE)
+    try:
+        edited = case_file.loads(json.dumps(fields))
+    except CaseError:
+        return
+    step = tensors.build(edited)
+    for write in step.writes:
+        REFERENCE_FP32.write_kv_cache(write.k, write.v, write.view.tensor(step.raw), write.view.layout, write.slot_mapping)
+    REFERENCE_FP32.attention(step.q, step.k, step.v, step.kv_cache, step.layer, step.batch, out=step.out, lse=step.lse)
+    rows = edited.query_start_loc[-1]
+    assert torch.isfinite(step.out[:rows]).all() or abs(edited.scale) > 100

@@ -1,0 +1,160 @@
+"""One seed is one run, whoever runs it; what breaks the fuzzer is not blamed on the kernel; Ctrl-C loses nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from attn_fuzz import case as case_file
+from attn_fuzz import runner
+from attn_fuzz.engine import Plan
+from attn_fuzz.executor import Executor, ExecutorError
+
+
+def test_a_seed_means_the_same_cases(fuzz_here):
+    _, once = fuzz_here("planted:FLASH", examples=60, seed=5)
+    _, again = fuzz_here("planted:FLASH", examples=60, seed=5)
+    _, other = fuzz_here("planted:FLASH", examples=60, seed=6)
+    assert once == again
+    assert len(once) == 60
+    assert once != other
+
+
+def test_shards_cover_the_plan_with_seeds_of_their_own(tmp_path):
+    plan = Plan(target="reference-fp32", device="cpu", examples=1001, seed=3, folder=tmp_path)
+    shards = runner.shards(plan)
+    assert sum(shard.examples for shard in shards) == 1001
+    assert len({shard.seed for shard in shards}) == len(shards) > 1
+
+
+def test_a_seed_means_the_same_run_with_any_number_of_workers(tmp_path):
+    plan = Plan(target="planted:FLASH", device="cpu", examples=20, seed=3, folder=tmp_path)
+    plans = [plan, Plan(target="planted:FLASH", device="cpu", examples=20, seed=4, folder=tmp_path)]
+    one, two = (runner.run(plans, workers, stop_at_failure=True) for workers in (1, 2))
+    assert one.finished == two.finished == {0, 1}
+    assert [p.examples for p in one.progress] == [20, 20]
+    assert [(p.examples, p.ratio) for p in one.progress] == [(p.examples, p.ratio) for p in two.progress]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_agrees_exits_0_and_says_what_it_did(attn_parity, tmp_path):
+    run = attn_parity("fuzz", "--target", "planted:FLASH", "--examples", 15, "--seed", 7, "--workers", 1, "--json", "run.json")
+    assert run.code == 0
+    assert "15 examples" in run.out
+    assert "--seed 7" in run.out
+    result = json.loads((tmp_path / "run.json").read_text())
+    assert result["schema"] == "attn-parity.fuzz/1"
+    assert (result["target"], result["seed"], result["examples"]) == ("planted-flash", 7, 15)
+    assert (result["failures"], result["interrupted"]) == ([], False)
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and ".hypothesis" not in path.parts] == [
+        tmp_path / "run.json"
+    ]
+
+
+def test_a_fault_of_the_harness_is_not_blamed_on_the_kernel(step_case, tmp_path):
+    contradiction = msgspec.structs.replace(step_case, unwritten=(99,))
+    with Executor("planted:FLASH", "cpu", 60.0, tmp_path / "ahead.json") as executor:
+        with pytest.raises(ExecutorError, match="the fuzzer itself failed"):
+            executor.run(contradiction)
+        assert executor.run(step_case).kind == "agree"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_target_that_breaks_the_judge_is_to_blame(step_case, tmp_path):
+    with Executor("planted:BREAKS_THE_JUDGE", "cpu", 60.0, tmp_path / "ahead.json") as executor:
+        verdict = executor.run(step_case)
+    assert verdict.kind == "crashed"
+    assert "not callable" in verdict.message
+
+
+def test_a_target_that_loads_here_and_not_in_a_worker_is_an_error(attn_parity, tmp_path):
+    (tmp_path / "at_home.py").write_text(
+        "import multiprocessing\n"
+        "assert multiprocessing.parent_process() is None, 'only at home'\n"
+        "from planted import FLASH as TARGET\n"
+    )
+    run = attn_parity("fuzz", "--target", "at_home:TARGET", "--examples", 5, "--workers", 1)
+    assert run.code == 2
+    assert "only at home" in run.err
+    assert "Traceback" not in run.err
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def alive(group: int) -> list[str]:
+    """Processes of a process group that are not zombies."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, process_group = stat.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(process_group) == group and state != "Z":
+            found.append(stat.parent.name)
+    return found
+
+
+@pytest.fixture
+def interrupted(tmp_path, child_environment):
+    """Starts a fuzz run, sends Ctrl-C to its whole process group after some calls of the kernel, and waits."""
+
+    def run(target: str, calls: int, workers: int):
+        called = tmp_path / "called"
+        command = [sys.executable, "-c", "from attn_fuzz.cli import main; main()", "fuzz", "--target", target]
+        command += ["--examples", "100000", "--seed", "1", "--workers", str(workers), "--json", "run.json", "--report", "runs"]
+        process = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=child_environment | {"PLANTED_CALLED": str(called)},
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            while process.poll() is None and not (called.exists() and called.stat().st_size >= calls):
+                time.sleep(0.1)
+            in_flight = [case_file.load(path) for path in tmp_path.glob("runs/in-flight-*")]
+            os.killpg(process.pid, signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+            ended = time.monotonic()
+            while alive(process.pid) and time.monotonic() < ended + 10:
+                time.sleep(0.1)  # helpers of multiprocessing end when they see that it has
+            assert alive(process.pid) == []
+        finally:
+            if alive(process.pid):
+                os.killpg(process.pid, signal.SIGKILL)
+        assert "Traceback" not in err
+        return process.returncode, out, json.loads((tmp_path / "run.json").read_text()), in_flight
+
+    return run
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+
+
+@needs_proc
+def test_ctrl_c_ends_a_run_that_found_nothing_with_130(interrupted, tmp_path):
+    code, out, result, in_flight = interrupted("planted:SLOW", calls=20, workers=2)
+    assert code == 130
+    assert "interrupted" in out
+    assert result["interrupted"]
+    assert result["examples"] > 0
+    assert result["failures"] == []
+    assert 1 <= len(in_flight) <= 2, "the case in flight is on the disk"
+    assert not list(tmp_path.glob("runs/*"))
+
+
+@needs_proc
+def test_ctrl_c_keeps_what_was_found(interrupted, tmp_path):
+    code, out, result, _ = interrupted("planted:SLOW_NAN", calls=8, workers=1)
+    assert code == 1
+    assert "interrupted" in out
+    (failure,) = result["failures"]
+    assert failure["kind"] == "nan"
+    assert case_file.load(tmp_path / failure["case_file"]) is not None
+    assert (tmp_path / failure["script"]).exists()

@@ -1,0 +1,151 @@
+"""The judge sees a single wrong key wherever a key can be seen, and does not cry wolf over rounding."""
+
+import msgspec
+import planted
+import pytest
+import torch
+from attn_contract import AttentionType
+from attn_fuzz import judge, tensors
+from attn_fuzz.case import Values
+from attn_fuzz.check import check
+from attn_fuzz.judge import Rounding
+from attn_fuzz.strategies import cases
+from attn_fuzz.strategies.cases import VALUES
+from attn_fuzz.targets import REFERENCE_FP32, Support, Target
+from attn_fuzz.tensors import DTYPES
+from hypothesis import given, settings
+
+replace = msgspec.structs.replace
+ROUNDING = Rounding(keys_per_tile=4, exact_division=True)
+few = settings(max_examples=80, deadline=None, database=None)
+each_case = given(cases("anything", Support(head_sizes=(16, 32), max_tokens=32, max_seq_len=64)))
+
+
+def seeing(see) -> Target:
+    """A kernel that is right but for which keys it sees."""
+    return Target(name="seeing", description="", attention=planted.flash(4, 1, see), rounding=lambda device: ROUNDING)
+
+
+def valued(case, kind, dtype, **changes):
+    return replace(case, dtype=dtype, values=replace(case.values, kind=kind), head_size=16, **changes)
+
+
+def answered(case):
+    """A step with the right answer in `out` and `lse`: exact sums where they are asked for."""
+    step = tensors.build(case)
+    for write in step.writes:
+        planted.write(write.k, write.v, write.view.tensor(step.raw), write.view.layout, write.slot_mapping)
+    planted.flash(1 << 20, 1)(step.q, step.k, step.v, step.kv_cache, step.layer, step.batch, out=step.out, lse=step.lse)
+    return step
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", VALUES)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_right_answer_agrees(kind, dtype, seed, step_case):
+    case = valued(step_case, kind, dtype, return_lse=True, sinks="near")
+    case = replace(case, values=replace(case.values, seed=seed))
+    for target in (seeing(lambda visible: visible), REFERENCE_FP32):
+        assert not check(case, target, "cpu").failed
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["exact", "one_hot", "signature", "random"])
+@pytest.mark.parametrize(
+    "see",
+    [planted.without_last_key, planted.with_one_key_more, lambda visible: visible.roll(1, dims=1)],
+    ids=["missing", "extra", "other"],
+)
+def test_one_key_too_few_too_many_or_another_is_seen(see, kind, dtype, step_case):
+    """In logits of hundreds (`extreme`) a key may weigh nothing: there is nothing to see."""
+    verdict = check(valued(step_case, kind, dtype), seeing(see), "cpu")
+    assert verdict.failed
+    assert verdict.differences
+
+
+@pytest.mark.parametrize("kind", VALUES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("attn_type", [AttentionType.DECODER, AttentionType.ENCODER])
+def test_nan_is_never_accepted(kind, dtype, attn_type, step_case):
+    case = valued(step_case, kind, dtype, return_lse=True)
+    if attn_type is AttentionType.ENCODER:
+        requests = tuple(replace(r, seq_len=r.query_len, blocks=(), causal=False) for r in case.requests)
+        case = replace(case, attn_type=attn_type, cache=None, requests=requests)
+    step = answered(case)
+    assert judge.judge(case, step, ROUNDING).kind == "agree"
+    step.out[1, 0, 3] = torch.nan
+    judgement = judge.judge(case, step, ROUNDING)
+    assert judgement.kind in ("nan", "bitwise")
+    assert judgement.breaks_hard
+    assert (judgement.differences[0].row, judgement.differences[0].dim) == (1, 3)
+    step = answered(case)
+    step.lse[0, 4] = torch.nan
+    judgement = judge.judge(case, step, ROUNDING)
+    assert judgement.kind == "lse"
+    assert judgement.breaks_hard
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_exact_sums_are_compared_bit_by_bit(dtype, step_case):
+    case = valued(step_case, "exact", dtype)
+    step = answered(case)
+    assert judge.judge(case, step, ROUNDING).kind == "agree"
+    tensors.bits(step.out)[2, 0, 5] ^= 1
+    judgement = judge.judge(case, step, ROUNDING)
+    assert judgement.kind == "bitwise"
+    assert judgement.differences[0].rows == 1
+
+
+def test_a_row_that_was_never_written_is_called_so(step_case):
+    for kind in VALUES:
+        case = valued(step_case, kind, "float32")
+        step = answered(case)
+        step.out[4] = tensors.canary(tuple(step.out[4].shape), step.out.dtype, "cpu")
+        judgement = judge.judge(case, step, ROUNDING)
+        assert judgement.kind == "unwritten"
+        assert [(d.request, d.row, d.rows) for d in judgement.differences] == [(1, 4, 1)]
+
+
+def test_rows_without_a_key_are_0_and_their_lse_minus_infinity(step_case):
+    first, second = step_case.requests
+    case = replace(step_case, requests=(replace(first, seq_len=0, blocks=()), second), return_lse=True, values=Values("random"))
+    step = answered(case)
+    assert judge.judge(case, step, ROUNDING).kind == "agree"
+    step.lse[0, 0] = 0
+    assert judge.judge(case, step, ROUNDING).kind == "lse"
+    step = answered(case)
+    step.out[0] = 1e-30
+    assert judge.judge(case, step, ROUNDING).kind == "value"
+
+
+@few
+@each_case
+def test_no_element_may_differ_by_more_than_hard_allows(case):
+    """HARD holds for every rounding of every input: whoever breaks it is wrong, generic numbers or not."""
+    step = answered(case)
+    for request in judge.requests(step):
+        expected, _, loose = judge._expect(request, step, ROUNDING, DTYPES[case.dtype])
+        for bound, right in ((loose.out, expected.out), (loose.lse, expected.lse)):
+            assert (bound >= 0).all()
+            assert bound.isfinite().all()
+            assert bound.shape == right.shape
+    owned = case.query_start_loc[-1]
+    if not owned or case.values.kind == "exact":
+        return
+    request = next(iter(judge.requests(step)))
+    expected, _, loose = judge._expect(request, step, ROUNDING, DTYPES[case.dtype])
+    out = step.out.view(-1, case.num_heads, case.head_size)
+    wrong = (expected.out[0] + 4 * loose.out[0]).to(out.dtype)
+    beyond = (wrong.double() - expected.out[0]).abs() > loose.out[0]
+    out[request.rows.start] = wrong
+    if beyond.any():
+        assert judge.judge(case, step, ROUNDING).breaks_hard
+
+
+@pytest.mark.parametrize("name", ["FLASH", "FLASH_SPLIT"])
+def test_rounding_as_fast_kernels_round_is_no_false_alarm(name, fuzz_here):
+    """Online softmax in float32 over tiles and splits, P in the dtype of V: hundreds of ragged batches below the bound."""
+    progress, _ = fuzz_here(f"planted:{name}", examples=300)
+    assert progress.failure is None
+    assert progress.examples == 300
+    assert 0.05 < progress.ratio < 1

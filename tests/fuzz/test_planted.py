@@ -1,0 +1,129 @@
+"""A wrong kernel is a failure of the kernel: found, named, made small, written down, and never the end of the fuzzer."""
+
+import json
+import runpy
+import subprocess
+import sys
+
+import msgspec
+import pytest
+import torch
+from attn_fuzz import case as case_file
+from attn_fuzz import report, targets
+from attn_fuzz.check import check
+from attn_fuzz.executor import Executor
+
+KINDS = {
+    "NAN": {"nan"},
+    "SCRATCH": {"nan"},
+    "READS_ALL_SLOTS": {"nan"},
+    "LSE_IN_BASE_2": {"lse"},
+    "BEFORE_OUT": {"guard"},
+    "AFTER_OUT": {"guard"},
+    "UNOWNED_ROWS": {"guard"},
+    "UNOWNED_LSE": {"guard"},
+    "WRITES_CACHE": {"cache"},
+    "CHANGES_Q": {"input"},
+    "CHANGES_SEQ_LENS": {"input"},
+    "RAISES": {"raised"},
+    "LAST_ROW_UNWRITTEN": {"unwritten"},
+    "ONE_KEY_SHORT": {"value", "lse"},
+    "FLASH_ONE_KEY_SHORT": {"value", "lse", "bitwise"},
+    "NO_SINKS": {"value", "lse"},
+    "WRITE_AND_MORE": {"cache"},
+    "WRITE_ALL_BUT_THE_LAST": {"cache"},
+}
+
+
+def script_ends(path) -> int:
+    """Exit code of a failure's script, run here."""
+    try:
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(path), run_name="__main__")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    return int(end.value.code) if isinstance(end.value.code, int | bool) else 1
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_planted_fault_is_found_and_made_small(name, fuzz_here):
+    progress, _ = fuzz_here(f"planted:{name}")
+    failure = progress.failure
+    assert failure is not None, f"survived {progress.examples} examples"
+    assert failure.verdict.kind in KINDS[name]
+    assert failure.minimal
+    assert len(failure.case.requests) <= 2
+    assert "\n" not in failure.verdict.message
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "RAISES"])
+def test_the_script_of_a_failure_fails_until_the_kernel_is_repaired(name, fuzz_here, tmp_path, monkeypatch, capsys):
+    failure = fuzz_here(f"planted:{name}")[0].failure
+    _, script = report.write(failure.case, failure.verdict, tmp_path, "failure")
+    assert script_ends(script) == 1
+    monkeypatch.setenv("PLANTED_REPAIRED", "1")
+    assert script_ends(script) == 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_script_of_any_wrong_case_passes_a_kernel_that_only_rounds(seed, fuzz_here, tmp_path, monkeypatch, capsys):
+    """On cases as they are drawn, in which elements have very different bounds: each is held to its own."""
+    target = targets.load("planted:FLASH_ONE_KEY_SHORT")
+    _, drawn = fuzz_here("planted:FLASH", seed=seed, examples=12)
+    failing = [(case, verdict) for case in drawn if (verdict := check(case, target, "cpu")).failed]
+    assert failing
+    for case, verdict in failing:
+        case = msgspec.structs.replace(case, target="planted:FLASH_ONE_KEY_SHORT")
+        _, script = report.write(case, verdict, tmp_path, "failure")
+        assert script_ends(script) == 1
+        with monkeypatch.context() as repaired:
+            repaired.setenv("PLANTED_REPAIRED", "1")
+            assert script_ends(script) == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"), [("ONE_KEY_SHORT", {"value", "lse"}), ("WRITE_AND_MORE", {"cache"}), ("SEGFAULTS", {"crashed"})]
+)
+def test_from_the_command_line_to_the_repaired_kernel(name, kinds, attn_parity, tmp_path, child_environment):
+    run = attn_parity(
+        "fuzz", "--target", f"planted:{name}", "--examples", 40, "--seed", 1, "--workers", 1, "--json", "run.json"
+    )
+    assert run.code == 1, run.err
+    result = json.loads((tmp_path / "run.json").read_text())
+    (failure,) = result["failures"]
+    assert failure["kind"] in kinds
+    assert failure["minimal"]
+    assert f"{failure['kind']}: {failure['message']}"[:60] in run.out
+    assert case_file.load(tmp_path / failure["case_file"]).target == f"planted:{name}"
+    assert not list(tmp_path.rglob("in-flight*"))
+
+    assert attn_parity("replay", failure["case_file"]).code == 1
+    assert attn_parity("replay", failure["case_file"], "--target", "reference-fp32").code == 0
+
+    def script(**more: str) -> int:
+        command = [sys.executable, failure["script"]]
+        return subprocess.run(command, env=child_environment | more, cwd=tmp_path, capture_output=True, check=False).returncode
+
+    assert script() != 0
+    assert script(PLANTED_REPAIRED="1") == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [("HANGS", "hung", "no answer in 0.5 s"), ("SEGFAULTS", "crashed", "SIGSEGV"), ("EXITS", "crashed", "code 3")],
+)
+def test_a_process_that_dies_or_hangs_is_a_verdict_and_the_next_case_gets_a_new_one(name, kind, message, step_case, tmp_path):
+    ahead = tmp_path / "ahead.json"
+    harmless = case_file.loads(
+        '{"schema": "attn-parity.case/1", "target": "t", "cache": {"layout": "KV_FIRST_NHD", "block_size": 4, "num_blocks": 1}}'
+    )
+    with Executor(f"planted:{name}", "cpu", 60.0, ahead) as executor:
+        assert executor.run(harmless).kind == "agree"
+        executor.limit = 0.5
+        verdict = executor.run(step_case)
+        assert verdict.kind == kind
+        assert message in verdict.message
+        assert case_file.load(ahead) == step_case
+        executor.limit = 60.0
+        assert executor.run(harmless).kind == "agree"
+    assert not ahead.exists()

@@ -1,0 +1,175 @@
+"""What is drawn is valid and within the target's support; and a few hundred cases visit every edge that bugs live on."""
+
+import attn_reference
+import pytest
+from attn_contract import AttentionType, Layout
+from attn_fuzz import case as case_file
+from attn_fuzz import tensors
+from attn_fuzz.case import Case
+from attn_fuzz.strategies import cases
+from attn_fuzz.strategies.cases import VALUES
+from attn_fuzz.strategies.layers import SINKS
+from attn_fuzz.targets import Support
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+DRAWN = settings(
+    max_examples=300, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+)
+
+
+def draw(support: Support) -> list[Case]:
+    found = []
+
+    @seed(1)
+    @DRAWN
+    @given(cases("anything", support))
+    def collect(case):
+        found.append(case)
+
+    collect()
+    return found
+
+
+@pytest.fixture(scope="module")
+def drawn() -> list[Case]:
+    return draw(Support())
+
+
+def some_request(holds):
+    return lambda case: any(holds(case, request) for request in case.requests)
+
+
+def is_decoder(case):
+    return case.attn_type is AttentionType.DECODER
+
+
+def blocks_of(case):
+    return [block for request in case.requests for block in request.blocks]
+
+
+def at_block_edge(more):
+    return some_request(
+        lambda case, r: (
+            case.cache is not None
+            and case.cache.block_size > 3
+            and r.seq_len > 3
+            and (r.seq_len - more) % case.cache.block_size == 0
+        )
+    )
+
+
+def at_tile_edge(more):
+    return some_request(lambda case, r: r.query_len > 2 and (r.query_len - more) % 16 == 0)
+
+
+EDGES = {
+    "query_len 0": some_request(lambda case, r: r.query_len == 0),
+    "query_len 1": some_request(lambda case, r: r.query_len == 1),
+    "query_len of a tile - 1": at_tile_edge(-1),
+    "query_len of a tile": at_tile_edge(0),
+    "query_len of a tile + 1": at_tile_edge(1),
+    "seq_len 0": some_request(lambda case, r: r.seq_len == 0),
+    "queries without a key": some_request(lambda case, r: r.seq_len == 0 < r.query_len),
+    "fewer keys than causal queries": some_request(lambda case, r: r.causal and 0 < r.seq_len < r.query_len),
+    "seq_len of a block - 1": at_block_edge(-1),
+    "seq_len of a block": at_block_edge(0),
+    "seq_len of a block + 1": at_block_edge(1),
+    "a long context": some_request(lambda case, r: r.seq_len > 500),
+    "no context": some_request(lambda case, r: is_decoder(case) and r.seq_len == r.query_len > 1),
+    "cross-attention of several queries": some_request(
+        lambda case, r: case.attn_type is AttentionType.ENCODER_DECODER and r.query_len > 1 and r.seq_len > 1
+    ),
+    "one request": lambda case: len(case.requests) == 1,
+    "eight requests": lambda case: len(case.requests) == 8,
+    "decode only": lambda case: is_decoder(case) and len(case.requests) > 1 and all(r.query_len == 1 for r in case.requests),
+    "prefill beside decode": lambda case: (
+        {1} < {r.query_len for r in case.requests} and max(r.query_len for r in case.requests) > 8
+    ),
+    "a shared prefix": lambda case: len(set(blocks_of(case))) < len(blocks_of(case)),
+    "a permuted table": some_request(
+        lambda case, r: len(r.blocks) > 2 and list(r.blocks) not in (sorted(r.blocks), sorted(r.blocks)[::-1])
+    ),
+    "unused blocks": lambda case: case.cache is not None and len(set(blocks_of(case))) + 1 < case.cache.num_blocks,
+    "slots of -1": lambda case: bool(case.unwritten),
+    "a step that writes nothing": lambda case: not case.writes,
+    "recycled keys": lambda case: case.recycled and case.window[0] >= 0,
+    "unowned rows": lambda case: case.unowned_rows > 0,
+    "rows past": lambda case: case.rows_past > 0,
+    "kv rows past": lambda case: case.kv_rows_past > 0,
+    "tight bounds": lambda case: case.slack == 0,
+    "loose bounds": lambda case: case.slack > 0,
+    "table padding": lambda case: case.table_padding > 0,
+    "planes": lambda case: case.cache is not None and case.cache.planes,
+    "no planes": lambda case: case.cache is not None and not case.cache.planes,
+    "padded blocks": lambda case: case.cache is not None and case.cache.padding > 0,
+    "another writer": lambda case: case.cache is not None and case.cache.writer not in (None, case.cache.layout),
+    "another neighbour": lambda case: case.cache is not None and case.cache.neighbour not in (None, case.cache.layout),
+    "a left window": lambda case: case.window[0] >= 0 > case.window[1],
+    "a right window": lambda case: case.window[1] >= 0 > case.window[0],
+    "both windows": lambda case: min(case.window) >= 0,
+    "a window of 0": lambda case: 0 in case.window,
+    "causal": lambda case: is_decoder(case) and all(r.causal for r in case.requests),
+    "non-causal decoder": lambda case: is_decoder(case) and not any(r.causal for r in case.requests),
+    "per-request causal": lambda case: case.per_request_causal,
+    "fused qkv": lambda case: case.fused_qkv,
+    "flat out": lambda case: case.flat_out,
+    "lse": lambda case: case.return_lse,
+    "groups": lambda case: case.group_size > 1 and case.num_kv_heads > 1,
+    "no sinks": lambda case: case.sinks is None,
+    **{f"sinks {kind}": lambda case, kind=kind: case.sinks == kind for kind in SINKS},
+    **{f"values {kind}": lambda case, kind=kind: case.values.kind == kind for kind in VALUES},
+    **{f"{kind}": lambda case, kind=kind: case.attn_type is kind for kind in AttentionType},
+    **{f"{layout}": lambda case, layout=layout: case.cache is not None and case.cache.layout is layout for layout in Layout},
+    **{dtype: lambda case, dtype=dtype: case.dtype == dtype for dtype in Support().dtypes},
+}
+
+
+@pytest.mark.parametrize("edge", EDGES)
+def test_a_few_hundred_cases_visit(edge, drawn):
+    assert any(EDGES[edge](case) for case in drawn)
+
+
+def test_every_case_is_a_valid_call(drawn):
+    """By the case's own check and by all checks of the contract, those that read tensors included."""
+    for case in drawn:
+        case_file.check(case)
+        step = tensors.build(case)
+        for write in step.writes:
+            attn_reference.write_kv_cache(write.k, write.v, write.view.tensor(step.raw), write.view.layout, write.slot_mapping)
+        if step.kv_cache is None:
+            attn_reference.varlen_attention(step.q, step.k, step.v, step.layer, step.batch, out=step.out, lse=step.lse)
+        else:
+            attn_reference.paged_attention(step.q, step.kv_cache, step.layer, step.batch, out=step.out, lse=step.lse)
+
+
+SUPPORTS = {
+    "one of everything": Support(
+        attn_types=(AttentionType.DECODER,),
+        dtypes=("bfloat16",),
+        layouts=(Layout.KV_FIRST_HND,),
+        head_sizes=(96,),
+        group_sizes=(3,),
+        block_sizes=(48,),
+    ),
+    "causal only": Support(non_causal=False, per_request_causal=False),
+    "non-causal only": Support(causal=False),
+    "no mask but causality, no sinks, no LSE": Support(window=False, sinks=False, lse=False, per_request_causal=False),
+    "dense": Support(attn_types=(AttentionType.ENCODER_ONLY,)),
+    "tiles larger than a step": Support(tile_sizes=(512,), max_tokens=64, max_seq_len=128),
+    "tiny": Support(max_tokens=1, max_seq_len=1, tile_sizes=(16,)),
+}
+
+
+@pytest.mark.parametrize("name", SUPPORTS)
+def test_sizes_are_within_the_support_and_properties_beyond_it_are_drawn_to_be_refused(name):
+    support = SUPPORTS[name]
+    found = draw(support)
+    assert any(support.beyond(case) is None for case in found)
+    assert any(support.beyond(case) for case in found) == (support.widened() != support)
+    for case in found:
+        assert support.limit(case) is None
+        if case.cache is not None:
+            assert {case.cache.writer, case.cache.neighbour} <= {None, *support.layouts}
+        if len(case.requests) > 1:
+            assert sum(request.query_len for request in case.requests) <= support.max_tokens
+            assert sum(request.seq_len for request in case.requests) <= 2 * support.max_seq_len
