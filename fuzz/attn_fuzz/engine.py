@@ -5,11 +5,13 @@ interrupted run loses nothing.
 """
 
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
+import hypothesis.configuration
 import hypothesis.errors
 import msgspec
 from attn_fuzz import shrink, targets
@@ -22,6 +24,8 @@ from hypothesis import HealthCheck, Phase
 from hypothesis.strategies import SearchStrategy
 
 SHRINK_SECONDS = 240.0
+# what Hypothesis keeps between runs would lie in the user's folder
+hypothesis.configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir(), "attn-parity-hypothesis"))
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

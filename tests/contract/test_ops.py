@@ -70,7 +70,9 @@ def test_calls_by_name_run_and_fake_calls_only_check_the_schema():
         ({"causal_per_request": torch.tensor([True])}, "causal: got True, and a causal_per_request, expected either"),
         ({"causal": None, "causal_per_request": torch.tensor([True] * 2)}, "causal: got 2 entries, expected 1"),
         ({"window": [-2, -1]}, "window[0]: got -2, expected an int, at least -1"),
+        ({"window": [4]}, "window: got (4,), expected a tuple (left, right)"),
         ({"max_seq_len": -1}, "max_seq_len: got -1, expected an int, at least 0"),
+        ({"out": None}, "out: got None, expected a tensor"),
     ],
 )
 def test_paged_attention_refuses(changes, message):

@@ -153,6 +153,7 @@ HOST = [
     (paged, {"scale": 1e39}, "scale: got 1e+39, expected a finite number of float32"),
     (paged, {"scale": 10**400}, "scale: got 1000"),
     (paged, {"scale": None}, "scale: got None, expected a finite number"),
+    (paged, {"scale": "1" * 1000}, "scale: got '1111"),
     (paged, {"scale": True}, "scale: got True, expected a finite number"),
     (paged, {"scale": torch.tensor(0.5)}, "scale: got tensor(0.5000), expected a finite number"),
     # attention type, layout
@@ -342,7 +343,14 @@ HOST = [
     (write, {"slot_mapping": every_other(int64(1, 2))}, "slot_mapping: got stride 2 in the last dimension, expected 1"),
     (write, {"slot_mapping": int64(*range(8))}, "slot_mapping: got 8 slots, expected at most the 7 rows of k and v"),
     (write, {"slot_mapping": int64(1).to("meta")}, "slot_mapping: got a tensor on meta, expected cpu, where k is"),
+    # tensors whose memory does not hold their values
+    (
+        paged,
+        {"q": torch._neg_view(torch.zeros(8, 4, 8))},
+        "q: got a nested, negated or conjugate view, expected a tensor whose",
+    ),
     # merges
+    (merge, {"out_a": torch.zeros(5, 4, 0)}, "out_a: got torch.float32 (5, 4, 0), expected (T, H, D)"),
     (merge, {"out_a": None}, "out_a: got None, expected a tensor"),
     (merge, {"lse_b": [0.0]}, "lse_b: got [0.0], expected a tensor"),
     (merge, {"out_a": torch.zeros(5, 32)}, "out_a: got torch.float32 (5, 32), expected (T, H, D)"),

@@ -234,6 +234,74 @@ def _write_all_but_the_last(k, v, kv_cache, layout, slot_mapping) -> None:
     write(k, v, kv_cache, layout, slot_mapping[:-1])
 
 
+class UnprintableError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no message")
+
+
+def _raises_unprintably(*args, **kwargs) -> None:
+    raise UnprintableError
+
+
+def _raises_surrogates(*args, **kwargs) -> None:
+    raise RuntimeError("\ud800\x1b[31m")
+
+
+def _interrupts(*args, **kwargs) -> None:
+    raise KeyboardInterrupt
+
+
+def _other_memory(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    """It writes, but into memory that nobody else will see."""
+    out.data = torch.empty_like(out)
+    attend(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+
+
+def _sets_state(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    attend(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    torch.set_num_threads(3)
+    os.chdir("/")
+    print("kernels print")
+
+
+def _forks(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    attend(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+    if os.fork() == 0:
+        out.fill_(7)
+
+
+def _refuses_too_late(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    if lse is not None:
+        q.fill_(1)
+        raise NotImplementedError("no LSE here")
+    attend(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+
+
+def _refuses_in_time(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    if lse is not None:
+        raise NotImplementedError("no LSE here")
+    attend(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+
+
+RAISES_UNPRINTABLY = _target("planted-raises-unprintably", _raises_unprintably)
+RAISES_SURROGATES = _target("planted-raises-surrogates", _raises_surrogates)
+INTERRUPTS = _target("planted-interrupts", _interrupts)
+OTHER_MEMORY = _target("planted-other-memory", _other_memory)
+SETS_STATE = _target("planted-sets-state", _sets_state)
+FORKS = _target("planted-forks", _forks)
+REFUSES_TOO_LATE = _target(
+    "planted-refuses-too-late", _refuses_too_late, support=lambda device: dataclasses.replace(SMALL, lse=False)
+)
+REFUSES_IN_TIME = _target(
+    "planted-refuses-in-time", _refuses_in_time, support=lambda device: dataclasses.replace(SMALL, lse=False)
+)
+NO_NARROW_SINKS = _target(
+    "planted-no-narrow-sinks",
+    support=lambda device: dataclasses.replace(SMALL, exclude=lambda case: "narrow sinks" if case.narrow_sinks else None),
+    refuses=False,
+)
 NAN = _target("planted-nan", _afterwards(_nan))
 SCRATCH = _target("planted-scratch", _afterwards(_scratch))
 READS_ALL_SLOTS = _target("planted-reads-all-slots", _afterwards(_reads_all_slots))

@@ -56,6 +56,16 @@ def test_a_run_that_agrees_exits_0_and_says_what_it_did(attn_parity, tmp_path):
     ]
 
 
+def test_minutes_end_all_shards(attn_parity, tmp_path):
+    run = attn_parity(
+        "fuzz", "--target", "reference-fp32", "--minutes", "0.1", "--examples", 100_000, "--workers", 1, "--json", "run.json"
+    )
+    result = json.loads((tmp_path / "run.json").read_text())
+    assert run.code == 0
+    assert result["planned"] == 100_000
+    assert result["examples"] < 100_000
+
+
 def test_a_fault_of_the_harness_is_not_blamed_on_the_kernel(step_case, tmp_path):
     contradiction = msgspec.structs.replace(step_case, unwritten=(99,))
     with Executor("planted:FLASH", "cpu", 60.0, tmp_path / "ahead.json") as executor:

@@ -127,3 +127,43 @@ def test_a_process_that_dies_or_hangs_is_a_verdict_and_the_next_case_gets_a_new_
         executor.limit = 60.0
         assert executor.run(harmless).kind == "agree"
     assert not ahead.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("RAISES_UNPRINTABLY", "raised", "UnprintableError: (its message cannot be printed)"),
+        ("RAISES_SURROGATES", "raised", "RuntimeError: ??[31m"),
+        ("INTERRUPTS", "raised", "KeyboardInterrupt: "),
+        ("OTHER_MEMORY", "unwritten", "out of request 0"),
+    ],
+)
+def test_a_hostile_kernel_is_a_verdict(name, kind, message, step_case, tmp_path):
+    with Executor(f"planted:{name}", "cpu", 60.0, tmp_path / "ahead.json") as executor:
+        for _ in range(2):
+            verdict = executor.run(step_case)
+            assert verdict.kind == kind
+            assert verdict.message.startswith(message)
+
+
+@pytest.mark.parametrize("name", ["SETS_STATE", "FORKS"])
+def test_what_a_kernel_does_to_its_process_touches_no_other_case(name, step_case, tmp_path, capfd):
+    with Executor(f"planted:{name}", "cpu", 60.0, tmp_path / "ahead.json") as executor:
+        assert [executor.run(step_case).kind for _ in range(3)] == ["agree"] * 3
+    assert "kernels print" not in capfd.readouterr().out, "standard output is for results"
+
+
+def test_a_refusal_counts_only_if_nothing_was_touched(fuzz_here):
+    progress, _ = fuzz_here("planted:REFUSES_IN_TIME")
+    assert progress.failure is None
+    assert progress.refused > 0
+    progress, _ = fuzz_here("planted:REFUSES_TOO_LATE")
+    assert progress.failure is not None
+    assert progress.failure.verdict.kind == "input"
+
+
+def test_what_a_target_excludes_is_not_drawn_unless_it_promises_to_refuse_it(fuzz_here):
+    progress, cases = fuzz_here("planted:NO_NARROW_SINKS")
+    assert progress.failure is None
+    assert cases
+    assert not any(case.narrow_sinks for case in cases)

@@ -1,0 +1,45 @@
+"""What the README shows is run: its kernel with a bug, its call of the ops, its mutant."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import msgspec
+from attn_fuzz.zoo.mutants import Mutant, patched_source
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True)
+
+
+def test_the_kernel_with_a_bug(tmp_path):
+    (tmp_path / "my_kernel.py").write_text(blocks("python")[0])
+    result = run(
+        "-c", "from attn_fuzz.cli import main; main()", "fuzz", "--target", "my_kernel:TARGET", "--seed", "1", folder=tmp_path
+    )
+    assert result.returncode == 1, result.stderr
+    assert "sinks=" in result.stdout
+    script = run("attn-parity-runs/my-kernel-1.py", folder=tmp_path)
+    assert script.returncode == 1, script.stdout + script.stderr
+    assert script.stdout.startswith("out[")
+
+
+def test_the_call_of_the_ops(tmp_path):
+    check = "expected = attn_reference.attend(q, k, v, torch.ones(3, 3).tril().bool(), head_size**-0.5).out\n"
+    check += "torch.testing.assert_close(out, expected)\n"
+    (tmp_path / "call.py").write_text(blocks("python")[1] + check)
+    result = run("call.py", folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_mutant_applies():
+    mutant = msgspec.convert(tomllib.loads(blocks("toml")[0]), Mutant)
+    assert patched_source(mutant.patches[0].module, mutant.patches).count("batch.max_query_len > 1") == 1
