@@ -133,8 +133,7 @@ def _receive(connection: multiprocessing.connection.Connection) -> Progress | st
 def _work(connection: multiprocessing.connection.Connection) -> None:
     """A worker: one plan after another; its messages are Progress, then None or the text of an error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Hypothesis takes SystemExit for a failing example and goes on; KeyboardInterrupt ends it
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # idle, it ends when its connection does
     executor: Executor | None = None
     try:
         while True:
@@ -143,17 +142,26 @@ def _work(connection: multiprocessing.connection.Connection) -> None:
                 if executor is not None:
                     executor.stop()
                 executor = engine.start_executor(plan)
-            try:
-                engine.fuzz(plan, executor, connection.send)
-            except (ExecutorError, UnknownTargetError, OSError) as error:
-                connection.send(str(error))
-                continue  # the signal that ends this process must not meet it cleaning up
-            except Exception:
-                connection.send(f"the fuzzer itself failed\n{traceback.format_exc()}")
-                continue
-            connection.send(None)
+            connection.send(_shard(plan, executor, connection))
     except (EOFError, ConnectionError, KeyboardInterrupt):
         pass
     finally:
         if executor is not None:
             executor.stop()
+
+
+def _shard(plan: Plan, executor: Executor, connection: multiprocessing.connection.Connection) -> str | None:
+    """Run a plan; None, or the text of what made it impossible. A SIGTERM ends it as KeyboardInterrupt.
+
+    (Hypothesis takes SystemExit for a failing example and goes on.)
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        engine.fuzz(plan, executor, connection.send)
+    except (ExecutorError, UnknownTargetError, OSError) as error:
+        return str(error)
+    except Exception:
+        return f"the fuzzer itself failed\n{traceback.format_exc()}"
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return None
