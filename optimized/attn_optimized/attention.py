@@ -32,7 +32,8 @@ def paged_attention(
     Args:
         q: [T, H, D] float32, float16 or bfloat16; the last dimension is dense.
         kv_cache: as `layer.layout` says, of q's dtype. It holds this step's keys and values already: see write_kv_cache.
-        layer, batch: what is fixed for the layer, and what changes every step.
+        layer, batch: what is fixed for the layer, and what changes every step. Sinks of another dtype than float32 cost a
+            conversion in every call.
         out: [T, H, D] or [T, H * D], written in the rows that a request owns; a new tensor if None, whose other rows hold
             anything.
         lse: [H, T] float32, natural log of the softmax's denominator, sinks included; written likewise, unless None.
@@ -47,14 +48,8 @@ def paged_attention(
             interpreter. Nothing was written.
     """
     check_paged_attention(q, kv_cache, layer, batch, out, lse, values=validate)
-    tiles = _tiles(q, layer, batch)
+    tiles, grid = _tiles(q, layer, batch)
     out = q.new_empty(q.shape) if out is None else out
-    grid = attention_grid(
-        tiles,
-        num_tokens=batch.num_actual_tokens,
-        num_requests=batch.num_requests,
-        num_kv_heads=layer.num_kv_heads,
-    )
     if math.prod(grid) == 0:
         return out
     out_rows = out.view(q.shape) if out.dim() == 2 else out
@@ -72,19 +67,23 @@ def paged_attention(
         stride_slot=cache.slot,
         stride_kv_head=cache.head,
     )
-    per_request = isinstance(batch.causal, torch.Tensor)
+    causal = batch.causal if isinstance(batch.causal, torch.Tensor) else None
+    sinks = None if layer.sinks is None else layer.sinks.float()
     left, right = window_bounds(layer.window, causal=batch.causal is True)
     with torch.cuda.device_of(q):
         paged_attention_kernel[grid](
             out_rows,
-            lse,
+            _or_any(lse, batch, torch.float32),
             q,
             kv_cache,
-            layer.sinks,
+            _or_any(sinks, batch, torch.float32),
             batch.query_start_loc,
             batch.seq_lens,
             batch.block_table,
-            batch.causal if per_request else None,
+            _or_any(causal, batch, torch.bool),
+            int(lse is not None),
+            int(sinks is not None),
+            int(causal is not None),
             layer.scale,
             left,
             right,
@@ -133,14 +132,8 @@ def varlen_attention(
             interpreter. Nothing was written.
     """
     check_varlen_attention(q, k, v, layer, batch, out, lse, values=validate)
-    tiles = _tiles(q, layer, batch)
+    tiles, grid = _tiles(q, layer, batch)
     out = q.new_empty(q.shape) if out is None else out
-    grid = attention_grid(
-        tiles,
-        num_tokens=batch.num_actual_tokens,
-        num_requests=batch.num_requests,
-        num_kv_heads=layer.num_kv_heads,
-    )
     if math.prod(grid) == 0:
         return out
     out_rows = out.view(q.shape) if out.dim() == 2 else out
@@ -155,16 +148,19 @@ def varlen_attention(
         stride_v_row=v.stride(0),
         stride_v_head=v.stride(1),
     )
+    sinks = None if layer.sinks is None else layer.sinks.float()
     left, right = window_bounds(layer.window, causal=False)
     with torch.cuda.device_of(q):
         varlen_attention_kernel[grid](
             out_rows,
-            lse,
+            _or_any(lse, batch, torch.float32),
             q,
             k,
             v,
-            layer.sinks,
+            _or_any(sinks, batch, torch.float32),
             batch.query_start_loc,
+            int(lse is not None),
+            int(sinks is not None),
             layer.scale,
             left,
             right,
@@ -178,11 +174,24 @@ def varlen_attention(
     return out
 
 
-def _tiles(q: torch.Tensor, layer: Layer, batch: Batch) -> AttentionTiles:
-    return attention_tiles(
+def _tiles(q: torch.Tensor, layer: Layer, batch: Batch) -> tuple[AttentionTiles, tuple[int, int]]:
+    """The tiles of a launch, and its grid."""
+    tiles = attention_tiles(
         architecture_of(q.device, q.dtype),
         itemsize=q.element_size(),
         head_size=layer.head_size,
         group=layer.num_heads // layer.num_kv_heads,
         max_query_len=batch.max_query_len,
     )
+    grid = attention_grid(
+        tiles, num_tokens=batch.num_actual_tokens, num_requests=batch.num_requests, num_kv_heads=layer.num_kv_heads
+    )
+    return tiles, grid
+
+
+def _or_any(tensor: torch.Tensor | None, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
+    """What a kernel gets for an optional tensor, beside the flag that says whether it is there: some memory, if it is not.
+
+    None instead would compile every kernel anew for each combination.
+    """
+    return batch.query_start_loc.view(dtype) if tensor is None else tensor

@@ -8,6 +8,19 @@ import triton.language as tl
 
 
 @triton.jit
+def begin_rows(sinks_ptr, has_sinks, head, owned, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The state before the first key; head and owned are [M].
+
+    A sink is a first logit without a value, of weight exp(sink - max) = 1. Without one that logit is -inf, and the first key
+    that is visible decays its weight to 0.
+    """
+    # has_sinks is 0 or 1: without sinks, the one element that is there
+    sink = tl.load(sinks_ptr + head * has_sinks, mask=owned, other=float("-inf"))
+    row_max = tl.where(has_sinks != 0, sink, float("-inf"))
+    return row_max, tl.full([BLOCK_M], 1.0, tl.float32), tl.full([BLOCK_M, BLOCK_D], 0.0, tl.float32)
+
+
+@triton.jit
 def attend(row_max, row_sum, acc, q, k, v, visible, scale):
     """Fold one tile of keys into the state. Shapes: q [M, D], k and v [N, D], visible [M, N]."""
     # ieee: the default is TF32 on NVIDIA and XF32 on gfx942, which is no float32 arithmetic

@@ -3,30 +3,34 @@
 import triton
 import triton.language as tl
 
-from attn_optimized.kernels.online_softmax import attend, normalize
+from attn_optimized.kernels.online_softmax import attend, begin_rows, normalize
 from attn_optimized.kernels.query_tiles import find_tile
 from attn_optimized.kernels.visibility import visible_keys
 
-# Compiled once for all of these: what changes from step to step, and strides, which are counted in STRIDE_UNIT elements.
+# Compiled once for all of these: what changes from step to step, what is there or not, and strides, which are counted in
+# STRIDE_UNIT elements.
 _RUNTIME = [
-    "scale", "left", "right", "num_requests", "queries_per_tile", "group", "stride_out_row", "stride_out_head",
-    "stride_q_row", "stride_q_head", "stride_k_row", "stride_k_head", "stride_v_row", "stride_v_head", "stride_lse_head",
+    "scale", "left", "right", "has_lse", "has_sinks", "num_requests", "queries_per_tile", "group", "stride_out_row",
+    "stride_out_head", "stride_q_row", "stride_q_head", "stride_k_row", "stride_k_head", "stride_v_row", "stride_v_head",
+    "stride_lse_head",
 ]  # fmt: skip
 _ANY_ALIGNMENT = ["lse_ptr", "sinks_ptr", "query_start_loc_ptr"]
 
 
 @triton.jit(do_not_specialize=_RUNTIME, do_not_specialize_on_alignment=_ANY_ALIGNMENT)
 def varlen_attention_kernel(
-    # written: [T, H, D] and [H, T] or None
+    # written: [T, H, D], and [H, T] if has_lse
     out_ptr,
     lse_ptr,
-    # read: [T, H, D], [T, HK, D], [T, HK, D], [H] or None
+    # read: [T, H, D], [T, HK, D], [T, HK, D], and [H] if has_sinks
     q_ptr,
     k_ptr,
     v_ptr,
     sinks_ptr,
     # the batch: [R + 1]
     query_start_loc_ptr,
+    has_lse,
+    has_sinks,
     scale,
     left,
     right,
@@ -81,15 +85,7 @@ def varlen_attention_kernel(
     q_offset = (row * stride_q_row + head * stride_q_head) * STRIDE_UNIT
     q = tl.load(q_ptr + q_offset[:, None] + dim, mask=stored, other=0.0)
 
-    # a sink is a first logit without a value, of weight exp(sink - max) = 1; without one it is -inf, and the first key that
-    # is visible decays its weight to 0
-    if sinks_ptr is None:
-        row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    else:
-        row_max = tl.load(sinks_ptr + head, mask=owned, other=float("-inf")).to(tl.float32)
-    row_sum = tl.full([BLOCK_M], 1.0, tl.float32)
-    acc = tl.full([BLOCK_M, BLOCK_D], 0.0, tl.float32)
-
+    row_max, row_sum, acc = begin_rows(sinks_ptr, has_sinks, head, owned, BLOCK_M, BLOCK_D)
     for start in range(begin, end, BLOCK_N):
         # [N]
         key = start + tl.arange(0, BLOCK_N)
@@ -107,5 +103,5 @@ def varlen_attention_kernel(
     out = out.to(out_ptr.dtype.element_ty)
     out_offset = (row * stride_out_row + head * stride_out_head) * STRIDE_UNIT
     tl.store(out_ptr + out_offset[:, None] + dim, out, mask=stored)
-    if lse_ptr is not None:
+    if has_lse:
         tl.store(lse_ptr + head * stride_lse_head + row, lse, mask=owned)
