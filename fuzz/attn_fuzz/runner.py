@@ -20,6 +20,7 @@ from attn_fuzz.targets import UnknownTargetError
 
 SHARD_EXAMPLES = 150
 MAX_SHARDS = 4096
+END_SECONDS = 15.0
 
 
 @dataclass
@@ -118,6 +119,8 @@ def _processes(count: int, plans: Sequence[Plan]) -> Iterator[list[multiprocessi
         for process in processes:
             process.terminate()
         for process in processes:
+            process.join(END_SECONDS)
+            process.kill()  # one that lost the signal; its executor ends when it sees that it is alone
             process.join()
             for plan in {plan.folder: plan for plan in plans}.values():
                 engine.in_flight(plan, process.pid or 0).unlink(missing_ok=True)

@@ -176,7 +176,7 @@ def _changes_seq_lens(q, kv_cache, batch, out, lse) -> None:
 def _is_slow(q, kv_cache, batch, out, lse) -> None:
     with open(os.environ["PLANTED_CALLED"], "a") as called:
         called.write(".")
-    time.sleep(0.1)
+    time.sleep(0.3)
 
 
 def _is_slow_and_nan(q, kv_cache, batch, out, lse) -> None:

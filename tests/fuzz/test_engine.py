@@ -149,7 +149,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="lo
 
 @needs_proc
 def test_ctrl_c_ends_a_run_that_found_nothing_with_130(interrupted, tmp_path):
-    code, out, result, in_flight = interrupted("planted:SLOW", calls=20, workers=2)
+    code, out, result, in_flight = interrupted("planted:SLOW", calls=8, workers=2)
     assert code == 130
     assert "interrupted" in out
     assert result["interrupted"]
@@ -161,7 +161,7 @@ def test_ctrl_c_ends_a_run_that_found_nothing_with_130(interrupted, tmp_path):
 
 @needs_proc
 def test_ctrl_c_keeps_what_was_found(interrupted, tmp_path):
-    code, out, result, _ = interrupted("planted:SLOW_NAN", calls=8, workers=1)
+    code, out, result, _ = interrupted("planted:SLOW_NAN", calls=3, workers=1)
     assert code == 1
     assert "interrupted" in out
     (failure,) = result["failures"]

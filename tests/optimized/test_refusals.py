@@ -26,13 +26,6 @@ def test_too_large(changes, words, paged_call):
     assert (out == 7).all()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="compiled kernels take bfloat16")
-def test_bfloat16_where_the_interpreter_is_wrong_about_it(paged_call):
-    call = paged_call([1], [3], dtype=torch.bfloat16)
-    with pytest.raises(UnsupportedError, match=r"^attn_optimized: bfloat16 under Triton's interpreter not supported"):
-        attn_optimized.paged_attention(*call)
-
-
 def test_values_are_checked_on_demand(paged_call):
     call = paged_call([1], [3])
     table = torch.full_like(call.batch.block_table, 99)
@@ -58,18 +51,24 @@ def test_every_function_checks_its_arguments(paged_call, varlen_call, device):
         attn_optimized.merge_attn_states(dense.q, torch.zeros(1, 1, device=device), dense.q, torch.zeros(1, 1, device=device))
 
 
-def test_a_cpu_without_the_interpreter():
-    """In another process: this one has decided already."""
-    program = """
+@pytest.mark.parametrize(
+    ("interpret", "element", "words"),
+    [
+        ("0", "float32", ["a tensor on cpu not supported", "use attn_reference", "TRITON_INTERPRET=1"]),
+        ("1", "bfloat16", ["bfloat16 under Triton's interpreter not supported", "attn_fuzz.interpreter.install()"]),
+    ],
+)
+def test_where_no_kernel_can_run(interpret, element, words):
+    """In another process: this one has decided already how it runs kernels."""
+    program = f"""
 import attn_optimized, torch
-out, lse = torch.zeros(1, 1, 8), torch.zeros(1, 1)
+out, lse = torch.zeros(1, 1, 8, dtype=torch.{element}), torch.zeros(1, 1)
 try:
     attn_optimized.merge_attn_states(out, lse, out, lse)
 except NotImplementedError as error:
     print(error)
 """
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment = {**os.environ, "TRITON_INTERPRET": interpret}
     result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    assert "attn_optimized: a tensor on cpu not supported" in result.stdout
-    assert "use attn_reference" in result.stdout
-    assert "TRITON_INTERPRET=1" in result.stdout
+    for word in words:
+        assert word in result.stdout
