@@ -114,7 +114,9 @@ def interrupted(tmp_path, child_environment):
 
     def run(target: str, calls: int, workers: int):
         called = tmp_path / "called"
-        command = [sys.executable, "-c", "from attn_fuzz.cli import main; main()", "fuzz", "--target", target]
+        # a shell that starts the tests in the background has them, and so their children, ignore Ctrl-C
+        heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+        command = [sys.executable, "-c", f"{heed}; from attn_fuzz.cli import main; main()", "fuzz", "--target", target]
         command += ["--examples", "100000", "--seed", "1", "--workers", str(workers), "--json", "run.json", "--report", "runs"]
         process = subprocess.Popen(
             command,
