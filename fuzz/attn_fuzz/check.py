@@ -123,7 +123,7 @@ def _check_once(case: Case, target: Target, device: str) -> tuple[Verdict, bool]
     for name, tensor in step.inputs().items():
         if name in before and not torch.equal(before[name], bits(tensor)):
             return verdict("input", f"it changed its input {name}"), True
-    if message := _stray_write(case, step, owned_rows=0 if error else case.query_start_loc[-1]):
+    if message := _stray_write(case, step, owned_rows=case.query_start_loc[-1] if error is None else 0):
         return verdict("guard", message), True
     if error is not None:
         return verdict("refused", _one_line(error)), True

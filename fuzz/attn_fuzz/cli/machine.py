@@ -1,12 +1,13 @@
 """`attn-parity targets` and `attn-parity doctor`: what can be fuzzed, and what this machine has."""
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 
 import click
 from attn_fuzz import targets
-from attn_fuzz.cli.options import device_name, device_option, is_installed, plain_table, results, use_device
+from attn_fuzz.cli.options import device_name, device_option, plain_table, results, use_device
 from attn_fuzz.targets import UnknownTargetError
 
 
@@ -41,7 +42,7 @@ def doctor() -> None:
     table.add_row("kernels", "compiled" if device == "cuda" else "interpreted on the CPU")
     table.add_row("hypothesis", _version("hypothesis") or "missing: pip install 'attn-parity[fuzz]'")
     amd = _version("amd-aiter")
-    other = "the package named aiter here is not AMD's; " if is_installed("aiter") and not amd else ""
+    other = "the package named aiter here is not AMD's; " if importlib.util.find_spec("aiter") and not amd else ""
     table.add_row("AITER", amd or f"missing: {other}pip install 'attn-parity[aiter]'")
     table.add_row("cores", str(os.cpu_count()))
     results.print(table)

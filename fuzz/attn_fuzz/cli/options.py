@@ -1,7 +1,6 @@
 """What the commands share: consoles, options, and what they look up before they start."""
 
 import contextlib
-import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -108,7 +107,3 @@ def check_writable(path: Path | None) -> None:
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
     path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
-
-
-def is_installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
