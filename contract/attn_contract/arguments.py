@@ -9,20 +9,28 @@ from attn_contract.errors import ContractError
 INT32_MAX = torch.iinfo(torch.int32).max
 
 
+def shown(value: object) -> str:
+    """A short repr for a message. Python before 3.14 refuses to write an int of thousands of digits in decimal."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:
+        return f"{type(value).__name__} that is too long to show"
+
+
 def check_type(argument: str, value: object, kind: type, expected: str) -> None:
     if not isinstance(value, kind):
-        raise ContractError(argument, reprlib.repr(value), expected)
+        raise ContractError(argument, shown(value), expected)
 
 
 def check_int(argument: str, value: object, *, minimum: int) -> None:
     """Check a size, a length or a distance of positions: kernels hold them in int32. A bool is not a number here."""
     if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= INT32_MAX:
-        raise ContractError(argument, reprlib.repr(value), f"an int, at least {minimum} and at most {INT32_MAX}")
+        raise ContractError(argument, shown(value), f"an int, at least {minimum} and at most {INT32_MAX}")
 
 
 def check_tensor(argument: str, value: object) -> None:
     if not isinstance(value, torch.Tensor):
-        raise ContractError(argument, reprlib.repr(value), "a tensor")
+        raise ContractError(argument, shown(value), "a tensor")
     if value.layout != torch.strided:
         raise ContractError(argument, f"a tensor of {value.layout}", "torch.strided")
     if value.is_nested or value.is_neg() or value.is_conj():

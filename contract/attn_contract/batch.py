@@ -28,6 +28,11 @@ class Batch:
             `ceil(seq_len / block_size)` are garbage and never followed. None exactly where there is no cache.
         slot_mapping: [S] int64, `block * block_size + offset` of where row s of k and v is written; -1 writes nothing.
             None where nothing is written.
+        bidirectional_ranges: [R, max_ranges, 2] int32, dense: inclusive ranges [first, last] of positions of each request, in
+            which queries and keys see each other both ways (the images of a multimodal prompt). `last < first` is none.
+            DECODER only.
+        qq_bias: [Q, Q] float32: added to the logit of query i and the key of query j of the same step (tree drafts); -inf
+            hides the key. Q is at least max_query_len. DECODER only.
 
     Raises:
         ContractError: a field has another type, shape, dtype or stride, or contradicts another one.
@@ -41,6 +46,8 @@ class Batch:
     causal: bool | torch.Tensor
     block_table: torch.Tensor | None = None
     slot_mapping: torch.Tensor | None = None
+    bidirectional_ranges: torch.Tensor | None = None
+    qq_bias: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_query_len", "max_seq_len", "num_actual_tokens"):
@@ -60,11 +67,36 @@ class Batch:
             if self.block_table.dtype != torch.int32:
                 raise ContractError("block_table", self.block_table.dtype, "torch.int32")
             check_dense_last("block_table", self.block_table)
+        if self.bidirectional_ranges is not None:
+            self._check_ranges(self.bidirectional_ranges)
+        if self.qq_bias is not None:
+            self._check_qq_bias(self.qq_bias)
         for name, tensor in self.tensors.items():
-            if name in ("seq_lens", "causal", "block_table") and len(tensor) != self.num_requests:
+            if name in ("bidirectional_ranges", "seq_lens", "causal", "block_table") and len(tensor) != self.num_requests:
                 raise ContractError(
                     name, f"{len(tensor)} entries", f"{self.num_requests}: query_start_loc has R + 1 = {self.num_requests + 1}"
                 )
+
+    def _check_ranges(self, ranges: torch.Tensor) -> None:
+        check_tensor("bidirectional_ranges", ranges)
+        check_dims("bidirectional_ranges", ranges, ("R", "max_ranges", "2"))
+        if ranges.shape[2] != 2 or ranges.dtype != torch.int32:
+            raise ContractError(
+                "bidirectional_ranges",
+                f"{ranges.dtype} {tuple(ranges.shape)}",
+                "torch.int32 (R, max_ranges, 2)",
+            )
+        if not ranges.is_contiguous():
+            raise ContractError("bidirectional_ranges", f"strides {tuple(ranges.stride())}", "a contiguous tensor")
+
+    def _check_qq_bias(self, bias: torch.Tensor) -> None:
+        check_tensor("qq_bias", bias)
+        check_dims("qq_bias", bias, ("Q", "Q"))
+        if bias.dtype != torch.float32 or bias.shape[0] != bias.shape[1]:
+            raise ContractError("qq_bias", f"{bias.dtype} {tuple(bias.shape)}", "torch.float32 (Q, Q): queries, then keys")
+        check_dense_last("qq_bias", bias)
+        if len(bias) < self.max_query_len:
+            raise ContractError("qq_bias", f"shape {tuple(bias.shape)}", f"Q at least max_query_len ({self.max_query_len})")
 
     @property
     def num_requests(self) -> int:
@@ -73,5 +105,5 @@ class Batch:
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
         """The fields that are tensors, by name."""
-        fields = ("query_start_loc", "seq_lens", "block_table", "slot_mapping", "causal")
+        fields = ("query_start_loc", "seq_lens", "block_table", "slot_mapping", "causal", "bidirectional_ranges", "qq_bias")
         return {name: value for name in fields if isinstance(value := getattr(self, name), torch.Tensor)}

@@ -1,17 +1,21 @@
 """What is fixed for one attention layer of a model."""
 
-import reprlib
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import torch
 
-from attn_contract.arguments import check_dense_last, check_int, check_tensor, check_type
+from attn_contract.arguments import check_dense_last, check_int, check_tensor, check_type, check_vector, shown
 from attn_contract.errors import ContractError
 from attn_contract.layouts import Layout
+from attn_contract.scope import refuse_out_of_scope
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+FLOAT8_DTYPES = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
+QUANTIZED_DTYPES = (*FLOAT8_DTYPES, torch.int8)
 UNLIMITED = -1
+_DIFFERENT_SEQUENCES = "query and key positions belong to different sequences"
 
 
 class AttentionType(StrEnum):
@@ -33,7 +37,7 @@ class AttentionType(StrEnum):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Layer:
-    """One attention layer.
+    """One attention layer. Which keys a query sees, and what a logit is, `attn_reference.attention` defines.
 
     Args:
         num_heads: query heads H.
@@ -43,13 +47,30 @@ class Layer:
         attn_type: where the keys come from.
         window: (left, right), inclusive: a query at position p sees keys in [p - left, p + right]; -1 is unlimited, 0 is
             a real window (only itself). A model's `sliding_window=W` counts the token itself and is (W - 1, W - 1).
-            DECODER, ENCODER and ENCODER_ONLY only: query and key positions of cross-attention are unrelated.
+        sink_tokens: the first keys of a request, which stay visible outside the window (StreamingLLM; AITER's `sink_size`).
+            Not the same as `sinks`.
+        chunked_local: C; positions are cut into chunks of C, and a query sees keys of its own chunk only (Llama 4). None:
+            off.
+        ranges_clamped: whether the left edge of the window also holds inside the batch's `bidirectional_ranges` (Gemma 4).
+        logits_soft_cap: c of `c * tanh(s / c)`, applied to scaled logits (Gemma 2). None or 0 is off.
+        alibi_slopes: [H] float32: the logit of key j is lowered by `slope * abs(j - p)` (Press et al., arXiv:2108.12409).
         sinks: [H], float32, float16 or bfloat16: one logit per query head that joins each row's softmax denominator,
             without a value, not scaled (GPT-OSS). -inf is no sink.
         layout: how the KV cache is laid out; None exactly for the types that have no cache.
+        kv_cache_dtype: torch.float8_e4m3fn, torch.float8_e4m3fnuz or torch.int8 of a quantized cache, which needs scales:
+            per tensor or head, per token and head, or inline (CONTENT_PACKED_SCALED). int8 needs one per token and head. None:
+            the cache is of q's dtype.
+        k_scale, v_scale: float32, [] or [1] for all heads, or [HK]: what is stored is value / scale.
+        k_scale_cache, v_scale_cache: [NB, BS, HK] float32, any strides: one scale per token and head, which `write_kv_cache`
+            computes and writes.
+        output_scale: [] or [1] float32: `out` is of a float8 type and holds output / scale.
+
+    Cross-attention (ENCODER_DECODER) has no window, sink_tokens, chunked_local or alibi_slopes: its query and key positions
+    belong to different sequences.
 
     Raises:
         ContractError: a field has another type, is out of range or contradicts another one.
+        UnsupportedError: an argument asks for what is out of scope, such as `dropout_p`.
     """
 
     num_heads: int
@@ -58,8 +79,23 @@ class Layer:
     scale: float
     attn_type: AttentionType = AttentionType.DECODER
     window: tuple[int, int] = (UNLIMITED, UNLIMITED)
+    sink_tokens: int = 0
+    chunked_local: int | None = None
+    ranges_clamped: bool = False
+    logits_soft_cap: float | None = None
+    alibi_slopes: torch.Tensor | None = None
     sinks: torch.Tensor | None = None
     layout: Layout | None = None
+    kv_cache_dtype: torch.dtype | None = None
+    k_scale: torch.Tensor | None = None
+    v_scale: torch.Tensor | None = None
+    k_scale_cache: torch.Tensor | None = None
+    v_scale_cache: torch.Tensor | None = None
+    output_scale: torch.Tensor | None = None
+
+    def __new__(cls, **settings: Any) -> "Layer":
+        refuse_out_of_scope(settings)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for name in ("num_heads", "num_kv_heads", "head_size"):
@@ -69,36 +105,121 @@ class Layer:
                 "num_heads", self.num_heads, f"a multiple of num_kv_heads ({self.num_kv_heads}), so that heads form groups"
             )
         if not _fits_float32(self.scale):
-            raise ContractError("scale", reprlib.repr(self.scale), "a finite number of float32, in which every kernel scales")
+            raise ContractError("scale", shown(self.scale), "a finite number of float32, in which every kernel scales")
         object.__setattr__(self, "scale", float(self.scale))
         check_type("attn_type", self.attn_type, AttentionType, f"an AttentionType: {', '.join(AttentionType)}")
-        self._check_window()
-        self._check_sinks()
+        self._check_visibility()
+        self._check_logits()
+        self._check_cache()
+        if self.output_scale is not None:
+            _check_scale("output_scale", self.output_scale, heads=1)
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The fields that are tensors, by name."""
+        fields = ("alibi_slopes", "sinks", "k_scale", "v_scale", "k_scale_cache", "v_scale_cache", "output_scale")
+        return {name: value for name in fields if isinstance(value := getattr(self, name), torch.Tensor)}
+
+    def _check_visibility(self) -> None:
+        if not isinstance(self.window, tuple) or len(self.window) != 2:
+            raise ContractError("window", shown(self.window), "a tuple (left, right)")
+        for side, distance in enumerate(self.window):
+            check_int(f"window[{side}]", distance, minimum=UNLIMITED)
+        check_int("sink_tokens", self.sink_tokens, minimum=0)
+        if self.chunked_local is not None:
+            check_int("chunked_local", self.chunked_local, minimum=1)
+        check_type("ranges_clamped", self.ranges_clamped, bool, "a bool")
+        if self.attn_type is AttentionType.ENCODER_DECODER:
+            off = {"window": (UNLIMITED, UNLIMITED), "sink_tokens": 0, "chunked_local": None}
+            for name, value in off.items():
+                if (got := getattr(self, name)) != value:
+                    raise ContractError(name, got, f"{value} for ENCODER_DECODER: {_DIFFERENT_SEQUENCES}")
+        if self.ranges_clamped and self.attn_type is not AttentionType.DECODER:
+            raise ContractError("ranges_clamped", True, f"False for {self.attn_type}: only DECODER has bidirectional ranges")
+
+    def _check_logits(self) -> None:
+        cap = 0.0 if self.logits_soft_cap is None else self.logits_soft_cap
+        if not _fits_float32(cap) or not (cap == 0 or cap >= torch.finfo(torch.float32).tiny):
+            raise ContractError(
+                "logits_soft_cap", shown(cap), "None or 0 (off), or a positive number that float32 holds normally"
+            )
+        object.__setattr__(self, "logits_soft_cap", float(cap) or None)
+        if self.alibi_slopes is not None:
+            check_vector("alibi_slopes", self.alibi_slopes, torch.float32)
+            self._check_one_per_head("alibi_slopes", self.alibi_slopes)
+            if self.attn_type is AttentionType.ENCODER_DECODER:
+                raise ContractError("alibi_slopes", "a tensor", f"None for ENCODER_DECODER: {_DIFFERENT_SEQUENCES}")
+        if self.sinks is not None:
+            check_tensor("sinks", self.sinks)
+            self._check_one_per_head("sinks", self.sinks)
+            if self.sinks.dtype not in FLOAT_DTYPES:
+                raise ContractError("sinks", self.sinks.dtype, "float32, float16 or bfloat16")
+            check_dense_last("sinks", self.sinks)
+
+    def _check_one_per_head(self, name: str, tensor: torch.Tensor) -> None:
+        if tuple(tensor.shape) != (self.num_heads,):
+            raise ContractError(name, f"shape {tuple(tensor.shape)}", f"shape ({self.num_heads},): one per query head")
+
+    def _check_cache(self) -> None:
         if self.layout is not None:
             check_type("layout", self.layout, Layout, f"None or a Layout: {', '.join(Layout)}")
         if self.attn_type.reads_cache != (self.layout is not None):
             expected = "a Layout: its keys come from the KV cache" if self.attn_type.reads_cache else "None: it has no KV cache"
             raise ContractError("layout", f"{self.layout} with attn_type={self.attn_type}", expected)
-
-    def _check_window(self) -> None:
-        if not isinstance(self.window, tuple) or len(self.window) != 2:
-            raise ContractError("window", reprlib.repr(self.window), "a tuple (left, right)")
-        for side, distance in enumerate(self.window):
-            check_int(f"window[{side}]", distance, minimum=UNLIMITED)
-        if self.attn_type is AttentionType.ENCODER_DECODER and self.window != (UNLIMITED, UNLIMITED):
+        if self.kv_cache_dtype is not None:
+            check_type("kv_cache_dtype", self.kv_cache_dtype, torch.dtype, "None (q's dtype) or a torch.dtype")
+            if self.layout is None:
+                raise ContractError("kv_cache_dtype", self.kv_cache_dtype, f"None: {self.attn_type} has no KV cache")
+        if self.kv_cache_dtype in (torch.float8_e5m2, torch.float8_e5m2fnuz):
             raise ContractError(
-                "window", self.window, "(-1, -1) for ENCODER_DECODER: query and key positions belong to different sequences"
+                "kv_cache_dtype", self.kv_cache_dtype, "an e4m3 float8: two bits of mantissa are too few for keys and values"
             )
+        if self.kv_cache_dtype not in (None, *QUANTIZED_DTYPES):
+            expected = "None (q's dtype), torch.float8_e4m3fn, torch.float8_e4m3fnuz or torch.int8"
+            raise ContractError("kv_cache_dtype", self.kv_cache_dtype, expected)
+        self._check_scales()
 
-    def _check_sinks(self) -> None:
-        if self.sinks is None:
+    def _check_scales(self) -> None:
+        """Exactly one kind of scales for a quantized cache, and none for another one."""
+        fixed, cached = ("k_scale", "v_scale"), ("k_scale_cache", "v_scale_cache")
+        given = [pair for pair in (fixed, cached) if any(getattr(self, name) is not None for name in pair)]
+        kinds = [" and ".join(pair) for pair in given]
+        if self.layout is not None and self.layout.has_inline_scales:
+            kinds.append(f"those in the rows of {self.layout}")
+        if self.kv_cache_dtype is None:
+            if kinds:
+                raise ContractError("kv_cache_dtype", None, f"a quantized dtype, since there are scales: {kinds[0]}")
             return
-        check_tensor("sinks", self.sinks)
-        if tuple(self.sinks.shape) != (self.num_heads,):
-            raise ContractError("sinks", f"shape {tuple(self.sinks.shape)}", f"shape ({self.num_heads},): one per query head")
-        if self.sinks.dtype not in FLOAT_DTYPES:
-            raise ContractError("sinks", self.sinks.dtype, "float32, float16 or bfloat16")
-        check_dense_last("sinks", self.sinks)
+        if len(kinds) != 1:
+            expected = f"for {self.kv_cache_dtype} either {' and '.join(fixed)}, or {' and '.join(cached)}, or inline scales"
+            raise ContractError("k_scale", "; ".join(kinds) or "no scales", expected)
+        if self.kv_cache_dtype == torch.int8 and fixed in given:
+            raise ContractError("k_scale", "scales for all tokens", "k_scale_cache or inline scales: int8 has one per token")
+        for pair in given:
+            for name in pair:
+                scale = getattr(self, name)
+                if scale is None:
+                    raise ContractError(name, None, f"a tensor: {' and '.join(pair)} come together")
+                if pair is fixed:
+                    _check_scale(name, scale, heads=self.num_kv_heads)
+                else:
+                    _check_scale_cache(name, scale, self.num_kv_heads)
+
+
+def _check_scale(name: str, scale: torch.Tensor, *, heads: int) -> None:
+    check_tensor(name, scale)
+    if scale.dtype != torch.float32 or tuple(scale.shape) not in ((), (1,), (heads,)):
+        expected = "torch.float32, shape () or (1,)" + (f", or ({heads},): one per KV head" if heads > 1 else "")
+        raise ContractError(name, f"{scale.dtype} {tuple(scale.shape)}", expected)
+    if scale.dim():
+        check_dense_last(name, scale)
+
+
+def _check_scale_cache(name: str, scales: torch.Tensor, num_kv_heads: int) -> None:
+    check_tensor(name, scales)
+    if scales.dtype != torch.float32 or scales.dim() != 3 or scales.shape[2] != num_kv_heads:
+        expected = f"torch.float32, shape (num_blocks, block_size, {num_kv_heads})"
+        raise ContractError(name, f"{scales.dtype} {tuple(scales.shape)}", expected)
 
 
 def _fits_float32(number: object) -> bool:

@@ -13,56 +13,75 @@ import torch
 from attn_contract.arguments import check_dims, check_tensor
 from attn_contract.batch import Batch
 from attn_contract.errors import ContractError
-from attn_contract.layer import AttentionType, Layer
+from attn_contract.layer import FLOAT_DTYPES, AttentionType, Layer
 from attn_contract.layouts import Layout
 
-_LAYER = "float scale, str attn_type, int[] window, Tensor? sinks"
-_BATCH = "Tensor query_start_loc, Tensor seq_lens, int max_query_len, int max_seq_len, int num_actual_tokens"
+# A SymInt may change from step to step without a new compilation; an int would be a constant of the compiled graph.
+_BATCH = "Tensor query_start_loc, Tensor seq_lens, SymInt max_query_len, SymInt max_seq_len, SymInt num_actual_tokens"
+_OUTPUTS = "Tensor(a!) out, Tensor(b!)? lse"
+# Options of a layer: schemas name what is written, and a float8 scale never is.
+_RULES = "int[] window=[-1, -1], int sink_tokens=0, int? chunked_local=None, float? logits_soft_cap=None"
+_PER_HEAD = "Tensor? alibi_slopes=None, Tensor? sinks=None"
+_SCALES = "Tensor? k_scale=None, Tensor? v_scale=None"
+_SCALE_CACHES = "Tensor? k_scale_cache=None, Tensor? v_scale_cache=None"
+_WRITTEN_SCALE_CACHES = "Tensor(c!)? k_scale_cache=None, Tensor(d!)? v_scale_cache=None"
+_OUTPUT = "Tensor? output_scale=None, bool batch_invariant=False"
 _QUERY_DIMS = ("T", "num_heads", "head_size")
+_KEY_DIMS = ("T_kv", "num_kv_heads", "head_size")
 _Name = TypeVar("_Name", bound=StrEnum)
 
+_SCHEMAS = {
+    "paged_attention": (
+        f"Tensor q, Tensor kv_cache, str layout, int num_kv_heads, float scale, str attn_type, {_BATCH}, Tensor block_table, "
+        f"bool? causal, Tensor? causal_per_request, {_OUTPUTS}, *, {_RULES}, Tensor? bidirectional_ranges=None, "
+        f"bool ranges_clamped=False, Tensor? qq_bias=None, {_PER_HEAD}, {_SCALES}, {_SCALE_CACHES}, {_OUTPUT}"
+    ),
+    "varlen_attention": (
+        f"Tensor q, Tensor k, Tensor v, float scale, str attn_type, {_BATCH}, {_OUTPUTS}, *, {_RULES}, {_PER_HEAD}, {_OUTPUT}"
+    ),
+    "write_kv_cache": (
+        f"Tensor k, Tensor v, Tensor(a!) kv_cache, str layout, Tensor slot_mapping, *, {_SCALES}, {_WRITTEN_SCALE_CACHES}"
+    ),
+    "rope_and_write_kv_cache": (
+        "Tensor(a!) q, Tensor k, Tensor v, Tensor positions, Tensor cos_sin_cache, bool is_neox, Tensor(b!) kv_cache, "
+        f"str layout, Tensor slot_mapping, *, {_SCALES}, {_WRITTEN_SCALE_CACHES}"
+    ),
+    "merge_attn_states": "Tensor out_a, Tensor lse_a, Tensor out_b, Tensor lse_b, Tensor(a!) out, Tensor(b!)? lse",
+}
 _library = torch.library.Library("attn_parity", "DEF")
-_library.define(
-    f"paged_attention(Tensor q, Tensor kv_cache, str layout, {_LAYER}, {_BATCH}, Tensor block_table, "
-    "bool? causal, Tensor? causal_per_request, Tensor(a!) out, Tensor(b!)? lse) -> ()"
-)
-_library.define(f"varlen_attention(Tensor q, Tensor k, Tensor v, {_LAYER}, {_BATCH}, Tensor(a!) out, Tensor(b!)? lse) -> ()")
-_library.define("write_kv_cache(Tensor k, Tensor v, Tensor(a!) kv_cache, str layout, Tensor slot_mapping) -> ()")
-_library.define(
-    "merge_attn_states(Tensor out_a, Tensor lse_a, Tensor out_b, Tensor lse_b, Tensor(a!) out, Tensor(b!)? lse) -> ()"
-)
-for _name in ("paged_attention", "varlen_attention", "write_kv_cache", "merge_attn_states"):
-    torch.library.register_fake(f"attn_parity::{_name}", lambda *args: None)
+for _name, _arguments in _SCHEMAS.items():
+    _library.define(f"{_name}({_arguments}) -> ()")
+    torch.library.register_fake(f"attn_parity::{_name}", lambda *args, **options: None)
 
 
 def register(implementation: ModuleType, dispatch_key: str) -> None:
-    """Make a package's four functions the ops of a device.
+    """Make a package's five functions the ops of a device.
 
     Args:
-        implementation: has `paged_attention`, `varlen_attention`, `write_kv_cache` and `merge_attn_states` with the
-            signatures of `attn_reference`.
+        implementation: has `paged_attention`, `varlen_attention`, `write_kv_cache`, `rope_and_write_kv_cache` and
+            `merge_attn_states` with the signatures of `attn_reference`, and `batch_invariant` for the first two.
         dispatch_key: "CPU", or "CUDA" (HIP's devices dispatch there too).
     """
 
     def paged_attention(
-        q, kv_cache, layout, scale, attn_type, window, sinks, query_start_loc, seq_lens, max_query_len, max_seq_len,
-        num_actual_tokens, block_table, causal, causal_per_request, out, lse,
+        q, kv_cache, layout, num_kv_heads, scale, attn_type, query_start_loc, seq_lens, max_query_len, max_seq_len,
+        num_actual_tokens, block_table, causal, causal_per_request, out, lse, *, bidirectional_ranges=None, qq_bias=None,
+        window=(-1, -1), batch_invariant=False, **options,
     ) -> None:  # fmt: skip
-        kv_layout = _named(Layout, "layout", layout)
         check_dims("q", q, _QUERY_DIMS)
-        check_dims("kv_cache", kv_cache, kv_layout.dims)
         if (causal is None) == (causal_per_request is None):
             both = f"{causal}, and {'no' if causal is None else 'a'} causal_per_request"
             raise ContractError("causal", both, "either a bool or causal_per_request")
         layer = Layer(
             num_heads=q.shape[1],
-            num_kv_heads=kv_cache.shape[kv_layout.dims.index("head")],
+            num_kv_heads=num_kv_heads,
             head_size=q.shape[2],
             scale=scale,
             attn_type=_named(AttentionType, "attn_type", attn_type),
             window=tuple(window),
-            sinks=sinks,
-            layout=kv_layout,
+            layout=_named(Layout, "layout", layout),
+            kv_cache_dtype=_kv_cache_dtype(kv_cache),
+            **options,
         )
         batch = Batch(
             query_start_loc=query_start_loc,
@@ -72,16 +91,18 @@ def register(implementation: ModuleType, dispatch_key: str) -> None:
             num_actual_tokens=num_actual_tokens,
             causal=causal if causal_per_request is None else causal_per_request,
             block_table=block_table,
+            bidirectional_ranges=bidirectional_ranges,
+            qq_bias=qq_bias,
         )
         check_tensor("out", out)
-        implementation.paged_attention(q, kv_cache, layer, batch, out=out, lse=lse)
+        implementation.paged_attention(q, kv_cache, layer, batch, out=out, lse=lse, batch_invariant=batch_invariant)
 
     def varlen_attention(
-        q, k, v, scale, attn_type, window, sinks, query_start_loc, seq_lens, max_query_len, max_seq_len,
-        num_actual_tokens, out, lse,
+        q, k, v, scale, attn_type, query_start_loc, seq_lens, max_query_len, max_seq_len, num_actual_tokens, out, lse, *,
+        window=(-1, -1), batch_invariant=False, **options,
     ) -> None:  # fmt: skip
         check_dims("q", q, _QUERY_DIMS)
-        check_dims("k", k, ("T_kv", "num_kv_heads", "head_size"))
+        check_dims("k", k, _KEY_DIMS)
         layer = Layer(
             num_heads=q.shape[1],
             num_kv_heads=k.shape[1],
@@ -89,7 +110,7 @@ def register(implementation: ModuleType, dispatch_key: str) -> None:
             scale=scale,
             attn_type=_named(AttentionType, "attn_type", attn_type),
             window=tuple(window),
-            sinks=sinks,
+            **options,
         )
         batch = Batch(
             query_start_loc=query_start_loc,
@@ -100,17 +121,49 @@ def register(implementation: ModuleType, dispatch_key: str) -> None:
             causal=False,
         )
         check_tensor("out", out)
-        implementation.varlen_attention(q, k, v, layer, batch, out=out, lse=lse)
+        implementation.varlen_attention(q, k, v, layer, batch, out=out, lse=lse, batch_invariant=batch_invariant)
 
-    def write_kv_cache(k, v, kv_cache, layout, slot_mapping) -> None:
-        implementation.write_kv_cache(k, v, kv_cache, _named(Layout, "layout", layout), slot_mapping)
+    def write_kv_cache(k, v, kv_cache, layout, slot_mapping, **scales) -> None:
+        check_dims("k", k, _KEY_DIMS)
+        layer = _cached_layer(k.shape[1], k, kv_cache, layout, scales)
+        implementation.write_kv_cache(k, v, kv_cache, layer, slot_mapping)
+
+    def rope_and_write_kv_cache(
+        q, k, v, positions, cos_sin_cache, is_neox, kv_cache, layout, slot_mapping, **scales
+    ) -> None:  # fmt: skip
+        check_dims("q", q, _QUERY_DIMS)
+        check_dims("k", k, _KEY_DIMS)
+        layer = _cached_layer(q.shape[1], k, kv_cache, layout, scales)
+        implementation.rope_and_write_kv_cache(
+            q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, is_neox=is_neox
+        )
 
     def merge_attn_states(out_a, lse_a, out_b, lse_b, out, lse) -> None:
         check_tensor("out", out)
         implementation.merge_attn_states(out_a, lse_a, out_b, lse_b, out=out, lse=lse)
 
-    for kernel in (paged_attention, varlen_attention, write_kv_cache, merge_attn_states):
+    kernels = (paged_attention, varlen_attention, write_kv_cache, rope_and_write_kv_cache, merge_attn_states)
+    for kernel in kernels:
         torch.library.impl(f"attn_parity::{kernel.__name__}", dispatch_key, lib=_library)(kernel)
+
+
+def _cached_layer(
+    num_heads: int, k: torch.Tensor, kv_cache: torch.Tensor, layout: str, scales: dict[str, torch.Tensor | None]
+) -> Layer:
+    """As much of a layer as a cache write asks for."""
+    return Layer(
+        num_heads=num_heads,
+        num_kv_heads=k.shape[1],
+        head_size=k.shape[2],
+        scale=1.0,
+        layout=_named(Layout, "layout", layout),
+        kv_cache_dtype=_kv_cache_dtype(kv_cache),
+        **scales,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def _kv_cache_dtype(kv_cache: torch.Tensor) -> torch.dtype | None:
+    return None if kv_cache.dtype in FLOAT_DTYPES else kv_cache.dtype
 
 
 def _named(kind: type[_Name], argument: str, value: str) -> _Name:

@@ -9,8 +9,8 @@ import torch
 from attn_contract.arguments import check_dense_last, check_dims, check_tensor, check_type, check_vector
 from attn_contract.batch import Batch
 from attn_contract.errors import ContractError
-from attn_contract.layer import FLOAT_DTYPES, AttentionType, Layer
-from attn_contract.layouts import KVCacheView, Layout, overlaps_itself
+from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES, AttentionType, Layer
+from attn_contract.layouts import KVCacheView, overlaps_itself
 
 
 def check_paged_attention(
@@ -28,13 +28,7 @@ def check_paged_attention(
     if layer.layout is None:
         raise ContractError("layer.attn_type", layer.attn_type, "a type that reads the KV cache; use varlen_attention")
     _check_query(q, layer, batch, out, lse)
-    view = _check_cache(kv_cache, layer.layout, q)
-    if view.num_kv_heads != layer.num_kv_heads or view.head_size != layer.head_size:
-        raise ContractError(
-            "kv_cache",
-            f"{view.num_kv_heads} heads of size {view.head_size} (shape {tuple(kv_cache.shape)} as {layer.layout})",
-            f"{layer.num_kv_heads} heads of size {layer.head_size}",
-        )
+    view = _check_cache(kv_cache, layer, q)
     if batch.block_table is None:
         raise ContractError("block_table", None, "a tensor: this layer reads the KV cache")
     if layer.attn_type is AttentionType.ENCODER_DECODER and batch.causal is not False:
@@ -46,7 +40,8 @@ def check_paged_attention(
         _check_block_table(batch.block_table, batch.seq_lens, view)
         if batch.slot_mapping is not None:
             _check_slots(batch.slot_mapping, view)
-        _check_sink_values(layer)
+        _check_logit_values(layer, batch)
+        _check_scale_values(layer.tensors)
     return view
 
 
@@ -86,27 +81,60 @@ def check_varlen_attention(
                 int(batch.seq_lens[r]),
                 f"{int(query_lens[r])}, the request's query length: its keys are its own tokens",
             )
-        _check_sink_values(layer)
+        _check_logit_values(layer, batch)
+        _check_scale_values(layer.tensors)
 
 
 def check_write_kv_cache(
-    k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layout: Layout, slot_mapping: torch.Tensor, *, values: bool
+    k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slot_mapping: torch.Tensor, *, values: bool
 ) -> KVCacheView:
     """Check a cache write; return the cache's view, read back from its tensor."""
-    check_vector("slot_mapping", slot_mapping, torch.int64)
-    _check_tensors({"k": k, "v": v, "slot_mapping": slot_mapping}, {"kv_cache": kv_cache})
-    _check_key_value(k, v, kv_cache)
-    view = _check_cache(kv_cache, layout, k)
-    if tuple(k.shape[1:]) != (view.num_kv_heads, view.head_size):
+    return _check_write({"k": k, "v": v}, kv_cache, layer, slot_mapping, written={}, values=values)
+
+
+def check_rope_and_write_kv_cache(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    positions: torch.Tensor,
+    cos_sin_cache: torch.Tensor,
+    is_neox: bool,
+    kv_cache: torch.Tensor,
+    layer: Layer,
+    slot_mapping: torch.Tensor,
+    *,
+    values: bool,
+) -> KVCacheView:
+    """Check a rotation of q and k with the cache write of k and v; return the cache's view, read back from its tensor."""
+    check_type("is_neox", is_neox, bool, "a bool")
+    check_vector("positions", positions, torch.int64)
+    read = {"k": k, "v": v, "positions": positions, "cos_sin_cache": cos_sin_cache}
+    view = _check_write(read, kv_cache, layer, slot_mapping, written={"q": q}, values=values)
+    if tuple(q.shape[1:]) != (layer.num_heads, layer.head_size):
+        raise ContractError("q", f"shape {tuple(q.shape)}", f"shape (T, {layer.num_heads}, {layer.head_size})")
+    if q.dtype != k.dtype:
+        raise ContractError("q", q.dtype, f"{k.dtype}, as k has")
+    check_dense_last("q", q)
+    if len(positions) > len(q):
+        raise ContractError("positions", f"{len(positions)} positions", f"at most the {len(q)} rows of q")
+    if len(slot_mapping) > len(positions):
+        raise ContractError("slot_mapping", f"{len(slot_mapping)} slots", f"at most the {len(positions)} positions")
+    check_dims("cos_sin_cache", cos_sin_cache, ("max_position", "rotary_dim"))
+    if cos_sin_cache.dtype not in (torch.float32, q.dtype):
+        raise ContractError("cos_sin_cache", cos_sin_cache.dtype, f"torch.float32 or {q.dtype}, as q has")
+    rotary_dim = cos_sin_cache.shape[1]
+    if rotary_dim % 2 or not 0 < rotary_dim <= layer.head_size:
         raise ContractError(
-            "k",
-            f"shape {tuple(k.shape)}",
-            f"shape (T_kv, {view.num_kv_heads}, {view.head_size}), as kv_cache {tuple(kv_cache.shape)} as {layout} has",
+            "cos_sin_cache",
+            f"shape {tuple(cos_sin_cache.shape)}",
+            f"an even rotary_dim, at most {layer.head_size}",
         )
-    if len(slot_mapping) > len(k):
-        raise ContractError("slot_mapping", f"{len(slot_mapping)} slots", f"at most the {len(k)} rows of k and v")
+    check_dense_last("cos_sin_cache", cos_sin_cache)
     if values:
-        _check_slots(slot_mapping, view)
+        at = positions.cpu()
+        if len(wrong := ((at < 0) | (at >= len(cos_sin_cache))).nonzero()):
+            s = int(wrong[0])
+            raise ContractError(f"positions[{s}]", int(at[s]), f"a row of cos_sin_cache, 0 to {len(cos_sin_cache) - 1}")
     return view
 
 
@@ -142,8 +170,40 @@ def check_merge_attn_states(
             _check_lse(name, tensor, out_a)
 
 
+def _check_write(
+    read: dict[str, torch.Tensor],
+    kv_cache: torch.Tensor,
+    layer: Layer,
+    slot_mapping: torch.Tensor,
+    *,
+    written: dict[str, torch.Tensor],
+    values: bool,
+) -> KVCacheView:
+    """What both cache writes ask for; `read` holds k and v among others."""
+    check_type("layer", layer, Layer, "a Layer")
+    check_vector("slot_mapping", slot_mapping, torch.int64)
+    scales = {name: tensor for name, tensor in layer.tensors.items() if name in ("k_scale", "v_scale")}
+    scale_caches = {name: tensor for name, tensor in layer.tensors.items() if name in ("k_scale_cache", "v_scale_cache")}
+    _check_tensors({**read, "slot_mapping": slot_mapping, **scales}, {**written, "kv_cache": kv_cache, **scale_caches})
+    if layer.layout is None:
+        raise ContractError("layer.attn_type", layer.attn_type, "a type that has a KV cache")
+    k, v = read["k"], read["v"]
+    if k.dtype not in FLOAT_DTYPES:
+        raise ContractError("k", k.dtype, "float32, float16 or bfloat16")
+    _check_key_value(k, v, k)
+    view = _check_cache(kv_cache, layer, k)
+    if tuple(k.shape[1:]) != (layer.num_kv_heads, layer.head_size):
+        raise ContractError("k", f"shape {tuple(k.shape)}", f"shape (T_kv, {layer.num_kv_heads}, {layer.head_size})")
+    if len(slot_mapping) > len(k):
+        raise ContractError("slot_mapping", f"{len(slot_mapping)} slots", f"at most the {len(k)} rows of k and v")
+    if values:
+        _check_slots(slot_mapping, view)
+        _check_scale_values(scales)
+    return view
+
+
 def _check_query(q: torch.Tensor, layer: Layer, batch: Batch, out: torch.Tensor | None, lse: torch.Tensor | None) -> None:
-    if q.dim() != 3 or tuple(q.shape[1:]) != (layer.num_heads, layer.head_size):
+    if tuple(q.shape[1:]) != (layer.num_heads, layer.head_size):
         raise ContractError("q", f"shape {tuple(q.shape)}", f"shape (T, {layer.num_heads}, {layer.head_size})")
     if q.dtype not in FLOAT_DTYPES:
         raise ContractError("q", q.dtype, "float32, float16 or bfloat16")
@@ -154,9 +214,13 @@ def _check_query(q: torch.Tensor, layer: Layer, batch: Batch, out: torch.Tensor 
         shapes = (tuple(q.shape), (len(q), layer.num_heads * layer.head_size))
         if tuple(out.shape) not in shapes:
             raise ContractError("out", f"shape {tuple(out.shape)}", f"shape {shapes[0]} or {shapes[1]}")
-        if out.dtype != q.dtype:
+        if layer.output_scale is None and out.dtype != q.dtype:
             raise ContractError("out", out.dtype, f"{q.dtype}, as q has")
+        if layer.output_scale is not None and out.dtype not in FLOAT8_DTYPES:
+            raise ContractError("out", out.dtype, "float8_e4m3fn or float8_e4m3fnuz: there is an output_scale")
         check_dense_last("out", out)
+    elif layer.output_scale is not None:
+        raise ContractError("out", None, "a tensor of float8_e4m3fn or float8_e4m3fnuz: there is an output_scale")
     if lse is not None:
         _check_lse("lse", lse, q)
 
@@ -165,18 +229,26 @@ def _check_key_value(k: torch.Tensor, v: torch.Tensor, like: torch.Tensor) -> No
     for name, tensor in {"k": k, "v": v}.items():
         check_dims(name, tensor, ("T_kv", "num_kv_heads", "head_size"))
         if tensor.dtype != like.dtype:
-            raise ContractError(name, tensor.dtype, f"{like.dtype}: one dtype for q, k, v and the cache")
+            raise ContractError(name, tensor.dtype, f"{like.dtype}: one dtype for q, k and v")
         check_dense_last(name, tensor)
     if k.shape != v.shape:
         raise ContractError("v", f"shape {tuple(v.shape)}", f"shape {tuple(k.shape)}, as k has")
 
 
-def _check_cache(kv_cache: torch.Tensor, layout: Layout, like: torch.Tensor) -> KVCacheView:
-    if kv_cache.dtype not in FLOAT_DTYPES:
-        raise ContractError("kv_cache", kv_cache.dtype, "float32, float16 or bfloat16")
-    if kv_cache.dtype != like.dtype:
-        raise ContractError("kv_cache", kv_cache.dtype, f"{like.dtype}: one dtype for q, k, v and the cache")
-    return KVCacheView.of(kv_cache, layout)
+def _check_cache(kv_cache: torch.Tensor, layer: Layer, like: torch.Tensor) -> KVCacheView:
+    expected = layer.kv_cache_dtype or like.dtype
+    if kv_cache.dtype != expected:
+        why = "the layer's kv_cache_dtype" if layer.kv_cache_dtype else "one dtype for q, k, v and an unquantized cache"
+        raise ContractError("kv_cache", kv_cache.dtype, f"{expected}: {why}")
+    assert layer.layout is not None
+    view = KVCacheView.of(kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size)
+    for name in ("k_scale_cache", "v_scale_cache"):
+        scales = layer.tensors.get(name)
+        if scales is not None and tuple(scales.shape[:2]) != (view.num_blocks, view.block_size):
+            raise ContractError(
+                name, f"shape {tuple(scales.shape)}", f"shape ({view.num_blocks}, {view.block_size}, {view.num_kv_heads})"
+            )
+    return view
 
 
 def _check_lse(name: str, lse: torch.Tensor, out: torch.Tensor) -> None:
@@ -191,7 +263,11 @@ def _check_attention(
 ) -> None:
     check_type("layer", layer, Layer, "a Layer")
     check_type("batch", batch, Batch, "a Batch")
-    _check_tensors({**inputs, **batch.tensors, **_given(sinks=layer.sinks)}, _given(out=out, lse=lse))
+    _check_tensors({**inputs, **batch.tensors, **layer.tensors}, _given(out=out, lse=lse))
+    if layer.attn_type is not AttentionType.DECODER:
+        for name in ("bidirectional_ranges", "qq_bias"):
+            if getattr(batch, name) is not None:
+                raise ContractError(name, "a tensor", f"None for {layer.attn_type}: only DECODER has it")
 
 
 def _given(**optional: torch.Tensor | None) -> dict[str, torch.Tensor]:
@@ -224,7 +300,7 @@ def _check_tensors(
             raise ContractError(name, f"strides {tuple(tensor.stride())}", "elements that do not share memory")
         start, end = bytes_of[name]
         for other, (other_start, other_end) in bytes_of.items():
-            if other == name or max(start, other_start) >= min(end, other_end):
+            if other == name or max(start, other_start) >= min(end, other_end) or _are_interleaved(tensor, tensors[other]):
                 continue
             if other not in (in_place or {}).get(name, ()) or not _is_same_view(tensor, tensors[other]):
                 raise ContractError(name, f"memory that reaches into {other}'s", "memory of its own: it is written")
@@ -237,6 +313,21 @@ def _bytes_of(tensor: torch.Tensor) -> tuple[int, int]:
         return start, start
     last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
     return start, start + (last + 1) * tensor.element_size()
+
+
+def _are_interleaved(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors, not empty, keep to disjoint bytes of one period, as q, k and v of a fused tensor's rows do."""
+    for period in {step * tensor.element_size() for tensor in (a, b) for step in tensor.stride() if step}:
+        shift = (b.data_ptr() - a.data_ptr()) % period
+        if _bytes_within(a, period) <= shift and shift + _bytes_within(b, period) <= period:
+            return True
+    return False
+
+
+def _bytes_within(tensor: torch.Tensor, period: int) -> int:
+    """From its first byte to the end of its last element, without the dimensions that step by whole periods."""
+    steps = [(size, step * tensor.element_size()) for size, step in zip(tensor.shape, tensor.stride(), strict=True)]
+    return tensor.element_size() + sum((size - 1) * step for size, step in steps if step % period)
 
 
 def _is_same_view(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -298,13 +389,32 @@ def _check_slots(slot_mapping: torch.Tensor, view: KVCacheView) -> None:
         raise ContractError("slot_mapping", f"slot {int(written[twice[0]])} twice", "every slot at most once")
 
 
-def _check_sink_values(layer: Layer) -> None:
-    if layer.sinks is None:
-        return
-    sinks = layer.sinks.float().cpu()
-    if len(wrong := (sinks.isnan() | (sinks == torch.inf)).nonzero()):
-        h = int(wrong[0])
-        raise ContractError(f"sinks[{h}]", float(sinks[h]), "a finite logit or -inf (no sink)")
+def _check_logit_values(layer: Layer, batch: Batch) -> None:
+    """Logits may be -inf where that hides a key or a sink, and must be numbers otherwise."""
+    if layer.alibi_slopes is not None:
+        slopes = layer.alibi_slopes.cpu()
+        if len(wrong := (~slopes.isfinite()).nonzero()):
+            h = int(wrong[0])
+            raise ContractError(f"alibi_slopes[{h}]", float(slopes[h]), "a finite number")
+    if layer.sinks is not None:
+        sinks = layer.sinks.float().cpu()
+        if len(wrong := (sinks.isnan() | (sinks == torch.inf)).nonzero()):
+            h = int(wrong[0])
+            raise ContractError(f"sinks[{h}]", float(sinks[h]), "a finite logit or -inf (no sink)")
+    if batch.qq_bias is not None:
+        bias = batch.qq_bias.cpu()
+        if len(wrong := (bias.isnan() | (bias == torch.inf)).nonzero()):
+            i, j = wrong[0].tolist()
+            raise ContractError(f"qq_bias[{i}, {j}]", float(bias[i, j]), "a finite number or -inf (hidden)")
+
+
+def _check_scale_values(tensors: dict[str, torch.Tensor]) -> None:
+    for name in ("k_scale", "v_scale", "output_scale"):
+        if name in tensors:
+            scale = tensors[name].flatten().cpu()
+            if len(wrong := (~scale.isfinite() | (scale <= 0)).nonzero()):
+                i = int(wrong[0])
+                raise ContractError(f"{name}[{i}]", float(scale[i]), "a positive finite number")
 
 
 def _describe(causal: bool | torch.Tensor) -> str:

@@ -1,20 +1,54 @@
 """Layouts pinned to addresses typed by hand, and the two relations between views of one allocation."""
 
+import collections
+import functools
 import itertools
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from attn_contract import ContractError, KVCacheView, Layout, same_elements, same_footprint
+from attn_contract import (
+    ContractError,
+    KVCacheView,
+    Layout,
+    PhysicalOrder,
+    check_shared_allocation,
+    same_elements,
+    same_footprint,
+)
 
-BLOCKS_FIRST_NHD, BLOCKS_FIRST_HND, KV_FIRST_NHD, KV_FIRST_HND = Layout
+BLOCKS_FIRST_NHD = Layout.BLOCKS_FIRST_NHD
+BLOCKS_FIRST_HND = Layout.BLOCKS_FIRST_HND
+KV_FIRST_NHD = Layout.KV_FIRST_NHD
+KV_FIRST_HND = Layout.KV_FIRST_HND
+X_PACKED = Layout.X_PACKED
+SHUFFLED = Layout.SHUFFLED
+CONTENT_PACKED = Layout.CONTENT_PACKED
+CONTENT_PACKED_SCALED = Layout.CONTENT_PACKED_SCALED
 
-DENSE = {"num_blocks": 3, "block_size": 3, "num_kv_heads": 2, "head_size": 4, "itemsize": 2}
+SMALL = {"num_blocks": 3, "block_size": 3, "num_kv_heads": 2, "head_size": 4, "itemsize": 2}
 """A page (K or V of a block) is 24 elements, a block 48, a plane 72."""
+
+X_SMALL = {"num_blocks": 3, "block_size": 4, "num_kv_heads": 2, "head_size": 4, "itemsize": 8}
+"""For layouts in units of x: x is 2, a page 32 elements, a plane 96."""
+
+SCALED_SMALL = SMALL | {"itemsize": 1}
+"""A row is K (4), its scale (4), V (4) and its scale (4): 16 bytes; a block is 96."""
+
+HEADS = {"num_kv_heads": 2, "head_size": 4}
 
 
 def dense(layout: Layout, **sizes: int) -> KVCacheView:
-    return KVCacheView.dense(layout, **(DENSE | sizes))
+    small = X_SMALL if layout.is_x_packed else SCALED_SMALL if layout.has_inline_scales else SMALL
+    return KVCacheView.dense(layout, **(small | sizes))
+
+
+def content(order: PhysicalOrder, layout: Layout = CONTENT_PACKED) -> KVCacheView:
+    """The second of two layers; a row of content (K and V) is 8 elements, 16 with scales."""
+    small = SCALED_SMALL if layout.has_inline_scales else SMALL
+    return KVCacheView.content_packed(layout, order, num_layers=2, layer=1, **small)
 
 
 VIEWS = {
@@ -26,6 +60,10 @@ VIEWS = {
     "second of two interleaved layers": replace(dense(BLOCKS_FIRST_HND), block_stride=96, offset=48),
     "planes of 3 layers interleaved, this is the last": replace(dense(KV_FIRST_NHD), block_stride=72, kv_stride=216, offset=48),
     "K and V interleaved per slot": replace(dense(KV_FIRST_NHD), kv_stride=8, slot_stride=16, block_stride=48),
+    "CONTENT_PACKED": dense(CONTENT_PACKED),
+    **{f"CONTENT_PACKED {order}": content(order) for order in PhysicalOrder},
+    "CONTENT_PACKED_SCALED": dense(CONTENT_PACKED_SCALED),
+    **{f"CONTENT_PACKED_SCALED {order}": content(order, CONTENT_PACKED_SCALED) for order in PhysicalOrder},
 }
 
 INDICES = [
@@ -50,6 +88,23 @@ ADDRESSES = {
     "second of two interleaved layers": [49, 60, 52, 144, 72, 71, 246, 287],
     "planes of 3 layers interleaved, this is the last": [49, 52, 56, 120, 264, 71, 202, 431],
     "K and V interleaved per slot": [1, 4, 16, 48, 8, 39, 114, 143],
+    # one layer of [B, H, N, C]: H 24, N 8, C 1
+    "CONTENT_PACKED": [1, 24, 8, 48, 4, 43, 106, 143],
+    # the second of two layers, 144 elements each
+    "CONTENT_PACKED LBHNC": [145, 168, 152, 192, 148, 187, 250, 287],  # L 144, B 48, H 24, N 8
+    "CONTENT_PACKED LBNHC": [145, 152, 160, 192, 148, 187, 258, 287],  # L 144, B 48, N 16, H 8
+    "CONTENT_PACKED LHBNC": [145, 216, 152, 168, 148, 235, 202, 287],  # L 144, H 72, B 24, N 8
+    "CONTENT_PACKED BLHNC": [49, 72, 56, 144, 52, 91, 250, 287],  # B 96, L 48, H 24, N 8
+    "CONTENT_PACKED BLNHC": [49, 56, 64, 144, 52, 91, 258, 287],  # B 96, L 48, N 16, H 8
+    "CONTENT_PACKED BHLNC": [25, 72, 32, 120, 28, 91, 226, 287],  # B 96, H 48, L 24, N 8
+    # rows of 16 bytes, V 8 bytes after K
+    "CONTENT_PACKED_SCALED": [1, 48, 16, 96, 8, 83, 210, 283],
+    "CONTENT_PACKED_SCALED LBHNC": [289, 336, 304, 384, 296, 371, 498, 571],  # L 288, B 96, H 48, N 16
+    "CONTENT_PACKED_SCALED LBNHC": [289, 304, 320, 384, 296, 371, 514, 571],  # L 288, B 96, N 32, H 16
+    "CONTENT_PACKED_SCALED LHBNC": [289, 432, 304, 336, 296, 467, 402, 571],  # L 288, H 144, B 48, N 16
+    "CONTENT_PACKED_SCALED BLHNC": [97, 144, 112, 288, 104, 179, 498, 571],  # B 192, L 96, H 48, N 16
+    "CONTENT_PACKED_SCALED BLNHC": [97, 112, 128, 288, 104, 179, 514, 571],  # B 192, L 96, N 32, H 16
+    "CONTENT_PACKED_SCALED BHLNC": [49, 144, 64, 240, 56, 179, 450, 571],  # B 192, H 96, L 48, N 16
 }
 
 
@@ -61,14 +116,117 @@ def test_addresses(name):
     for index, address in zip(INDICES, ADDRESSES[name], strict=True):
         at = dict(zip(("kv", "block", "slot", "head", "dim"), index, strict=True))
         assert view.element(**at) == address, at
+        at["content"] = at["kv"] * (8 if view.layout.has_inline_scales else 4) + at["dim"]
         assert tensor[tuple(at[dim] for dim in view.layout.dims)] == address, at
-    assert view.end == ADDRESSES[name][-1] + 1
+    scale = 4 if view.layout.has_inline_scales else 0
+    assert view.end == ADDRESSES[name][-1] + 1 + scale
 
 
-@pytest.mark.parametrize("name", VIEWS)
+X_INDICES = [
+    # kv, block, slot, head, dim
+    (0, 0, 0, 0, 1),
+    (0, 0, 0, 0, 2),
+    (0, 0, 1, 0, 0),
+    (0, 0, 0, 1, 0),
+    (0, 1, 0, 0, 0),
+    (0, 2, 3, 1, 3),
+    (1, 0, 0, 0, 0),
+    (1, 0, 1, 0, 0),
+    (1, 0, 2, 0, 0),
+    (1, 0, 0, 0, 1),
+    (1, 0, 0, 1, 0),
+    (1, 1, 0, 0, 0),
+    (1, 2, 1, 1, 2),
+    (1, 2, 3, 1, 3),
+]
+"""Steps inside a unit of x = 2 and from it to the next, along each dimension; in the middle, and the last of each plane."""
+
+X_VIEWS = {
+    "X_PACKED": dense(X_PACKED),
+    "SHUFFLED": dense(SHUFFLED),
+    "X_PACKED, planes of two layers interleaved by block, the second": replace(
+        dense(X_PACKED), block_stride=64, kv_stride=192, offset=32
+    ),
+    "SHUFFLED, K and V of a block together, padded": replace(dense(SHUFFLED), kv_stride=32, block_stride=80),
+}
+
+X_ADDRESSES = {
+    # K: head 16, pair of dims 8, slot 2, dim of the pair 1. V: head 16, dim 4, slot 1
+    "X_PACKED": [1, 8, 2, 16, 32, 95, 96, 97, 98, 100, 112, 128, 185, 191],
+    # V: head 16, pair of slots 8, dim 2, slot of the pair 1
+    "SHUFFLED": [1, 8, 2, 16, 32, 95, 96, 97, 104, 98, 112, 128, 181, 191],
+    "X_PACKED, planes of two layers interleaved by block, the second": [
+        33, 40, 34, 48, 96, 191, 224, 225, 226, 228, 240, 288, 377, 383
+    ],
+    "SHUFFLED, K and V of a block together, padded": [1, 8, 2, 16, 80, 191, 32, 33, 40, 34, 48, 112, 213, 223],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", X_VIEWS)
+def test_x_packed_addresses(name):
+    view = X_VIEWS[name]
+    for index, address in zip(X_INDICES, X_ADDRESSES[name], strict=True):
+        assert view.element(*index) == address, index
+    assert view.end == X_ADDRESSES[name][-1] + 1
+
+
+@pytest.mark.parametrize(
+    ("layout", "shape_of_v", "order"), [(X_PACKED, (3, 2, 4, 4), "bhdo"), (SHUFFLED, (3, 2, 2, 4, 2), "bhodx")]
+)
+def test_x_packed_pages_are_the_dense_tensors_that_kernels_take(layout, shape_of_v, order):
+    """K as [NB, HK, D/x, BS, x], V as [NB, HK, D, BS] or [NB, HK, BS/x, D, x]: element by element."""
+    view = dense(layout)
+    planes = view.tensor(torch.arange(view.end))
+    k, v = planes[0].view(3, 2, 2, 4, 2), planes[1].view(shape_of_v)
+    for block, slot, head, dim in itertools.product(range(3), range(4), range(2), range(4)):
+        assert k[block, head, dim // 2, slot, dim % 2] == view.element(0, block, slot, head, dim)
+        at = {"bhdo": (block, head, dim, slot), "bhodx": (block, head, slot // 2, dim, slot % 2)}[order]
+        assert v[at] == view.element(1, block, slot, head, dim)
+
+
+def test_x_is_16_bytes_of_elements():
+    """Fewer elements of more bytes: the unit of an fp8 cache is 16 dims, of a bf16 one 8, of an fp32 one 4."""
+    for itemsize, x in ((1, 16), (2, 8), (4, 4)):
+        view = KVCacheView.dense(X_PACKED, num_blocks=1, block_size=16, num_kv_heads=1, head_size=32, itemsize=itemsize)
+        assert view.x == x
+        assert view.element(0, 0, 1, 0, 0) == x
+        assert view.element(0, 0, 0, 0, x) == 16 * x
+
+
+def test_inline_scales_follow_their_row():
+    """Dims D to D + 3 are the bytes of the scale: K at 0 to 3, its scale at 4, V at 8, its scale at 12."""
+    view = dense(CONTENT_PACKED_SCALED)
+    assert [view.element(kv, 0, 0, 0, dim) for kv in range(2) for dim in range(4, 8)] == [4, 5, 6, 7, 12, 13, 14, 15]
+    assert view.row_size == 8
+
+
+@pytest.mark.parametrize("name", VIEWS | X_VIEWS)
 def test_a_view_is_read_back_from_its_tensor(name):
-    view = VIEWS[name]
-    assert KVCacheView.of(view.tensor(torch.zeros(view.end, dtype=torch.float16)), view.layout) == view
+    view = (VIEWS | X_VIEWS)[name]
+    dtype = {1: torch.int8, 2: torch.float16, 8: torch.float64}[view.itemsize]
+    assert KVCacheView.of(view.tensor(torch.zeros(view.end, dtype=dtype)), view.layout, **HEADS) == view
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_dimensions_of_one_element_may_have_any_stride(layout):
+    """They are not stepped along, and torch sets their strides as it likes."""
+    sizes = {"num_blocks": 1, "block_size": 16, "num_kv_heads": 1, "head_size": 16, "itemsize": 1}
+    view = KVCacheView.dense(layout, **sizes)
+    tensor = view.tensor(torch.arange(view.end).to(torch.int8))
+    strides = [7 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
+    odd = KVCacheView.of(tensor.as_strided(tensor.shape, strides), layout, num_kv_heads=1, head_size=16)
+    assert same_elements(odd, view)
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2])
+@pytest.mark.parametrize("layout", Layout)
+def test_every_element_has_an_address_of_its_own(layout, num_kv_heads):
+    """Within a dense allocation, which they fill."""
+    view = dense(layout, num_kv_heads=num_kv_heads)
+    sizes = (2, view.num_blocks, view.block_size, view.num_kv_heads, view.row_size)
+    addresses = [view.element(*index) for index in itertools.product(*map(range, sizes))]
+    assert sorted(addresses) == list(range(math.prod(sizes)))
+    assert view.end == math.prod(sizes)
 
 
 def test_one_shape_two_layouts():
@@ -76,24 +234,120 @@ def test_one_shape_two_layouts():
     tensors = [dense(layout, num_blocks=2).tensor(torch.arange(96)) for layout in (BLOCKS_FIRST_NHD, KV_FIRST_NHD)]
     assert tensors[0].shape == tensors[1].shape == (2, 2, 3, 2, 4)
     blocks_first, kv_first = (
-        KVCacheView.of(tensor, layout) for tensor, layout in zip(tensors, (BLOCKS_FIRST_NHD, KV_FIRST_NHD), strict=True)
+        KVCacheView.of(tensor, layout, **HEADS)
+        for tensor, layout in zip(tensors, (BLOCKS_FIRST_NHD, KV_FIRST_NHD), strict=True)
     )
     assert (blocks_first.element(1, 0, 0, 0, 0), kv_first.element(1, 0, 0, 0, 0)) == (24, 48)
 
 
+def halves(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.float16)
+
+
+def bytes_of(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.int8)
+
+
+NO_VIEWS = [
+    (KV_FIRST_NHD, [0.0], "kv_cache: got [0.0], expected a tensor"),
+    (KV_FIRST_NHD, halves(2, 3, 3, 8), "kv_cache: got shape (2, 3, 3, 8), expected 5 dimensions: kv, block, slot, head, dim"),
+    (
+        KV_FIRST_NHD,
+        halves(3, 2, 3, 2, 4),
+        "kv_cache: got shape (3, 2, 3, 2, 4), expected 2 (kv) in dimension 0 of KV_FIRST_NHD",
+    ),
+    (KV_FIRST_NHD, halves(2, 3, 3, 1, 4), "kv_cache: got shape (2, 3, 3, 1, 4), expected 2 (head) in dimension 3"),
+    (KV_FIRST_HND, halves(2, 3, 3, 2, 4), "kv_cache: got shape (2, 3, 3, 2, 4), expected 2 (head) in dimension 2"),
+    (KV_FIRST_NHD, halves(2, 3, 3, 2, 8), "kv_cache: got shape (2, 3, 3, 2, 8), expected 4 (dim) in dimension 4"),
+    (KV_FIRST_NHD, halves(2, 3, 0, 2, 4), "kv_cache: got shape (2, 3, 0, 2, 4), expected at least one slot in a block"),
+    (
+        KV_FIRST_NHD,
+        halves(2, 3, 3, 2, 8)[..., ::2],
+        "kv_cache: got stride 2 in the last dimension, expected 1: it must be dense",
+    ),
+    (
+        KV_FIRST_NHD,
+        halves(2, 1, 3, 2, 4).expand(2, 3, 3, 2, 4),
+        "kv_cache: got strides (24, 0, 8, 4, 1), expected elements that do",
+    ),
+    (
+        KV_FIRST_NHD,
+        halves(144).as_strided((2, 3, 3, 2, 4), (72, 12, 8, 4, 1)),
+        "kv_cache: got strides (72, 12, 8, 4, 1), expected",
+    ),
+    (CONTENT_PACKED, halves(3, 2, 3, 4), "kv_cache: got shape (3, 2, 3, 4), expected 8 (content) in dimension 3"),
+    (CONTENT_PACKED, halves(3, 3, 2, 8), "kv_cache: got shape (3, 3, 2, 8), expected 2 (head) in dimension 1"),
+    (CONTENT_PACKED_SCALED, bytes_of(3, 2, 3, 8), "kv_cache: got shape (3, 2, 3, 8), expected 16 (content) in dimension 3"),
+    (
+        CONTENT_PACKED_SCALED,
+        halves(3, 2, 3, 16),
+        "kv_cache: got elements of 2 bytes, expected 1 byte in layout CONTENT_PACKED_SCA",
+    ),
+    (
+        CONTENT_PACKED_SCALED,
+        bytes_of(400).as_strided((3, 2, 3, 16), (96, 48, 16, 1), 2),
+        "kv_cache: got strides (96, 48, 16, 1) from 2, expected multiples of 4: scales are float32",
+    ),
+    (
+        CONTENT_PACKED_SCALED,
+        bytes_of(400).as_strided((3, 2, 3, 16), (108, 54, 18, 1)),
+        "kv_cache: got strides (108, 54, 18, 1) from 0, expected multiples of 4: scales are float32",
+    ),
+    (X_PACKED, halves(3, 2, 32), "kv_cache: got shape (3, 2, 32), expected 2 (kv) in dimension 0"),
+    (X_PACKED, halves(2, 3, 2, 4, 4), "kv_cache: got shape (2, 3, 2, 4, 4), expected 3 dimensions: kv, block, page"),
+    (X_PACKED, halves(2, 3, 33), "kv_cache: got shape (2, 3, 33), expected pages of 2 heads of size 4 in X_PACKED"),
+    (SHUFFLED, halves(2, 3, 0), "kv_cache: got shape (2, 3, 0), expected at least one slot in a block"),
+    (SHUFFLED, halves(2, 3, 64)[..., ::2], "kv_cache: got stride 2 in the last dimension, expected 1"),
+    (X_PACKED, halves(2, 3, 64), "head_size: got 4, expected a multiple of 8 (16 bytes) in layout X_PACKED"),
+    (SHUFFLED, torch.zeros(2, 3, 24), "block_size: got 3, expected a multiple of 4 (16 bytes) in layout SHUFFLED"),
+    (SHUFFLED, bytes_of(2, 3, 128), "head_size: got 4, expected a multiple of 16 (16 bytes) in layout SHUFFLED"),
+    ("KV_FIRST_NHD", halves(2, 3, 3, 2, 4), "layout: got 'KV_FIRST_NHD', expected a Layout: BLOCKS_FIRST_NHD"),
+    (None, halves(2, 3, 3, 2, 4), "layout: got None, expected a Layout"),
+]
+
+
+@pytest.mark.parametrize(("layout", "tensor", "message"), NO_VIEWS, ids=[message for _, _, message in NO_VIEWS])
+def test_tensors_that_are_no_view(layout, tensor, message):
+    with pytest.raises(ContractError) as error:
+        KVCacheView.of(tensor, layout, **HEADS)
+    assert str(error.value).startswith(message)
+
+
 @pytest.mark.parametrize(
-    ("tensor", "expected"),
+    ("changes", "message"),
     [
-        (torch.zeros(2, 3, 3, 8), "kv, block, slot, head, dim"),
-        (torch.zeros(3, 2, 3, 2, 4), "2 (K and V) in dimension 0"),
-        (torch.zeros(2, 3, 3, 2, 8)[..., ::2], "must be dense"),
-        (torch.zeros(2, 1, 3, 2, 4).expand(2, 3, 3, 2, 4), "do not share memory"),
+        ({"layout": "LBHNC"}, "layout: got 'LBHNC', expected a Layout"),
+        ({"layout": KV_FIRST_NHD}, "layout: got KV_FIRST_NHD, expected CONTENT_PACKED or CONTENT_PACKED_SCALED: only those"),
+        ({"order": "LBHNC"}, "order: got 'LBHNC', expected a PhysicalOrder: LBHNC, LBNHC"),
+        ({"num_layers": 0}, "num_layers: got 0, expected an int, at least 1"),
+        ({"layer": -1}, "layer: got -1, expected an int, at least 0"),
+        ({"layer": 2}, "layer: got 2, expected one of the 2 layers"),
+        ({"num_blocks": -1}, "num_blocks: got -1, expected an int, at least 0"),
+        ({"block_size": 0}, "block_size: got 0, expected an int, at least 1"),
+        ({"head_size": np.int64(4)}, "head_size: got np.int64(4), expected an int"),
+        (
+            {"layout": CONTENT_PACKED_SCALED, "itemsize": 1, "head_size": 6},
+            "head_size: got 6, expected a multiple of 4 in layout",
+        ),
+        ({"layout": CONTENT_PACKED_SCALED}, "kv_cache: got elements of 2 bytes, expected 1 byte in layout"),
     ],
 )
-def test_tensors_that_are_no_view(tensor, expected):
+def test_content_packed_refuses(changes, message):
     with pytest.raises(ContractError) as error:
-        KVCacheView.of(tensor, KV_FIRST_NHD)
-    assert expected in str(error.value)
+        KVCacheView.content_packed(
+            **{"layout": CONTENT_PACKED, "order": PhysicalOrder.LBHNC, "num_layers": 2, "layer": 1} | SMALL | changes
+        )
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize("name", ["num_kv_heads", "head_size"])
+def test_sizes_of_a_view_are_positive(name):
+    for make in (
+        lambda **sizes: KVCacheView.of(halves(2, 3, 64), X_PACKED, **({"num_kv_heads": 2, "head_size": 8} | sizes)),
+        lambda **sizes: dense(X_PACKED, **sizes),
+    ):
+        with pytest.raises(ContractError, match=f"^{name}: got 0, expected an int, at least 1"):
+            make(**{name: 0})
 
 
 def test_blocks_first_and_kv_first_differ_in_footprint():
@@ -107,8 +361,8 @@ def test_the_fix_of_vllm_43945_restores_the_footprint():
     """Cross-attention gets a blocks-first tensor over the decoder's K/V-first allocation, and views it with its strides."""
     decoder = dense(KV_FIRST_NHD)
     blocks_first = torch.zeros(144, dtype=torch.float16).view(3, 2, 3, 2, 4)
-    assert not same_footprint(KVCacheView.of(blocks_first, BLOCKS_FIRST_NHD), decoder)
-    fixed = KVCacheView.of(blocks_first.as_strided((2, 3, 3, 2, 4), (72, 24, 8, 4, 1)), KV_FIRST_NHD)
+    assert not same_footprint(KVCacheView.of(blocks_first, BLOCKS_FIRST_NHD, **HEADS), decoder)
+    fixed = KVCacheView.of(blocks_first.as_strided((2, 3, 3, 2, 4), (72, 24, 8, 4, 1)), KV_FIRST_NHD, **HEADS)
     assert same_footprint(fixed, decoder)
     assert same_elements(fixed, decoder)
 
@@ -150,15 +404,142 @@ def test_the_number_of_blocks_must_agree():
     assert not same_elements(a, b)
 
 
-@pytest.mark.parametrize(("a", "b"), [*itertools.combinations_with_replacement(VIEWS.values(), 2)])
-def test_relations_are_their_definitions(a, b):
-    """Byte by byte and address by address, in plain Python."""
+def pages(layout: Layout, **changes: int) -> KVCacheView:
+    """One that all layouts allow for: pages of 16 slots, 1 head and 16 dims of a byte, so that x is 16, too."""
+    sizes = {"num_blocks": 3, "block_size": 16, "num_kv_heads": 1, "head_size": 16, "itemsize": 1}
+    return KVCacheView.dense(layout, **(sizes | changes))
 
+
+def test_x_packed_beside_nhd_over_one_kv_first_allocation():
+    """vLLM #43945: ROCM_ATTN's layers beside cross-attention's. Interiors differ, blocks do not."""
+    for layout in (X_PACKED, SHUFFLED):
+        for other in (KV_FIRST_NHD, KV_FIRST_HND):
+            assert same_footprint(pages(layout), pages(other))
+            assert not same_elements(pages(layout), pages(other))
+        for other in (BLOCKS_FIRST_NHD, CONTENT_PACKED):
+            assert not same_footprint(pages(layout), pages(other))
+    decoder = dense(X_PACKED, head_size=8, block_size=8, itemsize=2)
+    blocks_first = torch.zeros(768, dtype=torch.float16).view(3, 2, 8, 2, 8)
+    heads = {"num_kv_heads": 2, "head_size": 8}
+    assert not same_footprint(KVCacheView.of(blocks_first, BLOCKS_FIRST_NHD, **heads), decoder)
+    fixed = blocks_first.as_strided((2, 3, 8, 2, 8), (384, 128, 16, 8, 1))
+    assert same_footprint(KVCacheView.of(fixed, KV_FIRST_NHD, **heads), decoder)
+
+
+def test_x_packed_and_shuffled_differ_unless_a_block_is_one_unit():
+    """Mix-ups hide where BS == x."""
+    assert same_elements(pages(X_PACKED, num_kv_heads=2), pages(SHUFFLED, num_kv_heads=2))
+    assert same_footprint(dense(X_PACKED), dense(SHUFFLED))
+    assert not same_elements(dense(X_PACKED), dense(SHUFFLED))
+
+
+def test_which_dense_layouts_share_a_footprint():
+    """Those with K and V of a block together, those with planes; and scales take room of their own."""
+    together, planes = (BLOCKS_FIRST_NHD, BLOCKS_FIRST_HND, CONTENT_PACKED), (KV_FIRST_NHD, KV_FIRST_HND, X_PACKED, SHUFFLED)
+    for a, b in itertools.product(Layout, Layout):
+        alike = any(a in group and b in group for group in (together, planes, (CONTENT_PACKED_SCALED,)))
+        assert same_footprint(pages(a), pages(b)) == alike, (a, b)
+
+
+def test_physical_orders():
+    """Only an order that keeps a block together has the footprint of another one; none has its elements."""
+    orders = {order: content(order) for order in PhysicalOrder}
+    alike = [{a, b} for a, b in itertools.combinations(orders, 2) if same_footprint(orders[a], orders[b])]
+    assert alike == [{PhysicalOrder.LBHNC, PhysicalOrder.LBNHC}, {PhysicalOrder.BLHNC, PhysicalOrder.BLNHC}]
+    assert not any(same_elements(orders[a], orders[b]) for a, b in itertools.combinations(orders, 2))
+
+
+def test_equal_bytes_of_different_dtypes():
+    """A quantized layer beside one that is not: the same blocks if its slots are as many times more, never its elements."""
+    quantized = dense(KV_FIRST_NHD, block_size=6, itemsize=1)
+    assert same_footprint(quantized, dense(KV_FIRST_NHD))
+    assert not same_elements(quantized, dense(KV_FIRST_NHD))
+    assert not same_footprint(dense(KV_FIRST_NHD, itemsize=1), dense(KV_FIRST_NHD))
+    with_scales = dense(CONTENT_PACKED_SCALED)  # 96 bytes a block
+    assert same_footprint(with_scales, dense(BLOCKS_FIRST_NHD))
+    assert not same_elements(with_scales, dense(BLOCKS_FIRST_NHD))
+
+
+NAMED = {"blocks": dense(BLOCKS_FIRST_NHD), "planes": dense(KV_FIRST_NHD), "HND planes": dense(KV_FIRST_HND)}
+
+
+@pytest.mark.parametrize(
+    ("names", "shared_contents"),
+    [([], []), (["blocks"], []), (["planes", "HND planes"], []), (["planes", "HND planes"], [("planes", "planes")])],
+)
+def test_allocations_that_layers_may_share(names, shared_contents):
+    check_shared_allocation({name: NAMED[name] for name in names}, shared_contents)
+
+
+@pytest.mark.parametrize(
+    ("names", "shared_contents", "message"),
+    [
+        (
+            ["planes", "HND planes", "blocks"],
+            [],
+            ("blocks: got BLOCKS_FIRST_NHD", "expected the footprint of HND planes (KV_FIRST_H"),
+        ),
+        (
+            ["planes", "HND planes"],
+            [("planes", "HND planes")],
+            ("HND planes: got KV_FIRST_HND", "expected the elements of planes (KV_FIRST_NHD"),
+        ),
+        (["planes"], [("planes", "plane")], ("shared_contents: got 'plane'", "expected one of the layers: planes")),
+    ],
+)
+def test_allocations_that_layers_may_not_share(names, shared_contents, message):
+    with pytest.raises(ContractError) as error:
+        check_shared_allocation({name: NAMED[name] for name in names}, shared_contents)
+    assert str(error.value).startswith(message[0])
+    assert message[1] in str(error.value)
+
+
+def test_a_message_shows_the_strides():
+    with pytest.raises(ContractError) as error:
+        check_shared_allocation(NAMED)
+    assert error.value.argument == "planes"
+    assert error.value.got == "KV_FIRST_NHD with strides kv 72, block 24, slot 8, head 4 in 2-byte elements"
+
+
+def test_a_tensor_is_no_view():
+    with pytest.raises(ContractError, match=r"^planes: got tensor\("):
+        check_shared_allocation({"planes": halves(2, 3, 3, 2, 4)})
+
+
+SMALLEST = {
+    **{f"dense {layout}": pages(layout, num_blocks=2) for layout in Layout},
+    "padded": replace(pages(BLOCKS_FIRST_NHD, num_blocks=2), block_stride=560),
+    "of 2 bytes": pages(KV_FIRST_NHD, num_blocks=2, block_size=8, itemsize=2),
+    "x of 2 bytes": pages(X_PACKED, num_blocks=2, block_size=8, itemsize=2),
+}
+PAIRS = [
+    *itertools.combinations_with_replacement((VIEWS | X_VIEWS).values(), 2),
+    *itertools.combinations_with_replacement(SMALLEST.values(), 2),
+]
+
+
+def test_relations_are_their_definitions():
+    """Of every pair of views: byte by byte and address by address, in plain Python."""
+
+    @functools.cache
     def addresses(view: KVCacheView, block: int) -> list[int]:
-        return [view.element(kv, block, *rest) for kv in range(2) for rest in itertools.product(range(3), range(2), range(4))]
+        sizes = (view.block_size, view.num_kv_heads, view.row_size)
+        return [view.element(kv, block, *rest) for kv in range(2) for rest in itertools.product(*map(range, sizes))]
 
-    def block_bytes(view: KVCacheView, block: int) -> set[int]:
-        return {address * view.itemsize + byte for address in addresses(view, block) for byte in range(view.itemsize)}
+    @functools.cache
+    def block_bytes(view: KVCacheView, block: int) -> frozenset[int]:
+        return frozenset(address * view.itemsize + byte for address in addresses(view, block) for byte in range(view.itemsize))
 
-    assert same_footprint(a, b) == same_footprint(b, a) == all(block_bytes(a, i) == block_bytes(b, i) for i in range(3))
-    assert same_elements(a, b) == same_elements(b, a) == all(addresses(a, i) == addresses(b, i) for i in range(3))
+    def sizes(view: KVCacheView) -> tuple[int, ...]:
+        return view.block_size, view.num_kv_heads, view.row_size, view.itemsize
+
+    found = collections.Counter()
+    for a, b in PAIRS:
+        assert a.num_blocks == b.num_blocks
+        blocks = range(a.num_blocks)
+        footprint = all(block_bytes(a, i) == block_bytes(b, i) for i in blocks)
+        elements = sizes(a) == sizes(b) and all(addresses(a, i) == addresses(b, i) for i in blocks)
+        assert same_footprint(a, b) == same_footprint(b, a) == footprint, (a, b)
+        assert same_elements(a, b) == same_elements(b, a) == elements, (a, b)
+        found[footprint, elements] += a != b
+    assert set(found) == {(True, True), (True, False), (False, False)}

@@ -1,27 +1,32 @@
-"""The ops `attn_parity::*`: what they say that they write, and what they refuse before a Layer or a Batch exists."""
+"""The ops `attn_parity::*`: what they say that they write, what they pass on, and what they refuse before a Layer exists."""
 
-import attn_reference  # noqa: F401  registers the CPU kernels
+from dataclasses import fields
+from types import SimpleNamespace
+
+import attn_reference  # registers the CPU kernels
 import pytest
 import torch
-from attn_contract import ContractError
+from attn_contract import AttentionType, Batch, ContractError, Layer, Layout
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 ops = torch.ops.attn_parity
 
+WRITTEN = {
+    "paged_attention": ["out", "lse"],
+    "varlen_attention": ["out", "lse"],
+    "write_kv_cache": ["kv_cache", "k_scale_cache", "v_scale_cache"],
+    "rope_and_write_kv_cache": ["q", "kv_cache", "k_scale_cache", "v_scale_cache"],
+    "merge_attn_states": ["out", "lse"],
+}
 
-@pytest.mark.parametrize(
-    ("name", "written"),
-    [
-        ("paged_attention", ["out", "lse"]),
-        ("varlen_attention", ["out", "lse"]),
-        ("write_kv_cache", ["kv_cache"]),
-        ("merge_attn_states", ["out", "lse"]),
-    ],
-)
-def test_schemas_name_what_is_written(name, written):
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_schemas_name_what_is_written(name):
     """torch.compile reorders and drops an op by this: a write that the schema hides is lost."""
     schema = getattr(ops, name).default._schema
-    assert [argument.name for argument in schema.arguments if argument.alias_info and argument.alias_info.is_write] == written
+    written = [argument for argument in schema.arguments if argument.alias_info and argument.alias_info.is_write]
+    assert [argument.name for argument in written] == WRITTEN[name]
+    assert len({str(argument.alias_info.before_set) for argument in written}) == len(written), "two arguments are one alias"
     assert not schema.returns
 
 
@@ -29,15 +34,13 @@ def attention_arguments() -> dict:
     return {
         "scale": 0.5,
         "attn_type": "decoder",
-        "window": [-1, -1],
-        "sinks": None,
         "query_start_loc": torch.tensor([0, 1], dtype=torch.int32),
         "seq_lens": torch.tensor([1], dtype=torch.int32),
-        "max_query_len": 1,
-        "max_seq_len": 1,
+        "max_query_len": 2,
+        "max_seq_len": 3,
         "num_actual_tokens": 1,
-        "q": torch.zeros(1, 2, 4),
-        "out": torch.zeros(1, 2, 4),
+        "q": torch.zeros(1, 4, 4),
+        "out": torch.full((1, 4, 4), torch.nan),
         "lse": None,
     }
 
@@ -46,16 +49,187 @@ def paged_arguments() -> dict:
     return attention_arguments() | {
         "kv_cache": torch.zeros(1, 2, 3, 2, 4),
         "layout": "BLOCKS_FIRST_NHD",
+        "num_kv_heads": 2,
         "block_table": torch.zeros(1, 1, dtype=torch.int32),
         "causal": True,
         "causal_per_request": None,
     }
 
 
-def test_calls_by_name_run_and_fake_calls_only_check_the_schema():
-    ops.paged_attention(**paged_arguments())
+def varlen_arguments() -> dict:
+    return attention_arguments() | {"attn_type": "encoder", "k": torch.zeros(1, 2, 4), "v": torch.zeros(1, 2, 4)}
+
+
+def write_arguments() -> dict:
+    return {
+        "k": torch.ones(1, 2, 4),
+        "v": torch.ones(1, 2, 4),
+        "kv_cache": torch.zeros(1, 2, 3, 2, 4),
+        "layout": "BLOCKS_FIRST_NHD",
+        "slot_mapping": torch.tensor([0]),
+    }
+
+
+def rope_arguments() -> dict:
+    rotation = {"positions": torch.tensor([0]), "cos_sin_cache": torch.ones(1, 2), "is_neox": False}
+    return write_arguments() | rotation | {"q": torch.ones(1, 4, 4)}
+
+
+def merge_arguments() -> dict:
+    states = {f"{name}_{side}": torch.zeros(shape) for side in "ab" for name, shape in (("out", (1, 4, 4)), ("lse", (4, 1)))}
+    return states | {"out": torch.full((1, 4, 4), torch.nan), "lse": None}
+
+
+ARGUMENTS = {
+    "paged_attention": paged_arguments,
+    "varlen_attention": varlen_arguments,
+    "write_kv_cache": write_arguments,
+    "rope_and_write_kv_cache": rope_arguments,
+    "merge_attn_states": merge_arguments,
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_calls_by_name_run_and_fake_calls_only_check_the_schema(name):
+    arguments = ARGUMENTS[name]()
+    written = [arguments[argument].view(torch.int32) for argument in WRITTEN[name] if arguments.get(argument) is not None]
+    before = [bits.clone() for bits in written]
     with FakeTensorMode(allow_non_fake_inputs=True):
-        assert ops.paged_attention(**paged_arguments()) is None
+        assert getattr(ops, name)(**arguments) is None
+    assert all(map(torch.equal, before, written))
+    getattr(ops, name)(**arguments)
+    assert not any(map(torch.equal, before, written))
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """What the implementation is called with, by name; nothing is computed."""
+    calls = SimpleNamespace()
+    positional = {
+        "paged_attention": ("q", "kv_cache", "layer", "batch"),
+        "varlen_attention": ("q", "k", "v", "layer", "batch"),
+        "write_kv_cache": ("k", "v", "kv_cache", "layer", "slot_mapping"),
+        "rope_and_write_kv_cache": ("q", "k", "v", "positions", "cos_sin_cache", "kv_cache", "layer", "slot_mapping"),
+        "merge_attn_states": ("out_a", "lse_a", "out_b", "lse_b"),
+    }
+    for name, names in positional.items():
+
+        def record(*values, names=names, **options):
+            vars(calls).update(zip(names, values, strict=True))
+            vars(calls).update(options)
+
+        monkeypatch.setattr(attn_reference, name, record)
+    return calls
+
+
+def values_of(record: Layer | Batch) -> dict:
+    return {field.name: getattr(record, field.name) for field in fields(record)}
+
+
+def assert_same(got: dict, expected: dict) -> None:
+    assert set(got) == set(expected)
+    for name, value in expected.items():
+        if isinstance(value, torch.Tensor):
+            assert got[name].data_ptr() == value.data_ptr(), name
+        else:
+            assert (type(got[name]), got[name]) == (type(value), value), name
+
+
+LAYER = {"num_heads": 4, "num_kv_heads": 2, "head_size": 4, "scale": 0.5}
+FP8, NHD = torch.float8_e4m3fn, Layout.BLOCKS_FIRST_NHD
+RULES = {
+    "window": [5, 6],
+    "sink_tokens": 7,
+    "chunked_local": 8,
+    "logits_soft_cap": 9.0,
+    "alibi_slopes": torch.zeros(4),
+    "sinks": torch.ones(4),
+    "output_scale": torch.ones(1),
+}
+FIXED_SCALES = {"k_scale": torch.ones(1), "v_scale": torch.ones(2)}
+SCALE_CACHES = {"k_scale_cache": torch.ones(1, 3, 2), "v_scale_cache": torch.ones(1, 3, 2)}
+QUANTIZED = [(FP8, FIXED_SCALES), (torch.int8, SCALE_CACHES)]
+
+
+def test_paged_attention_without_options_is_a_plain_layer(recorded):
+    arguments = paged_arguments()
+    ops.paged_attention(**arguments)
+    assert_same(values_of(recorded.layer), values_of(Layer(**LAYER, layout=NHD)))
+    names = ("query_start_loc", "seq_lens", "max_query_len", "max_seq_len", "num_actual_tokens", "causal", "block_table")
+    assert_same(values_of(recorded.batch), values_of(Batch(**{name: arguments[name] for name in names})))
+    assert (recorded.lse, recorded.batch_invariant) == (None, False)
+    assert_same(
+        {name: vars(recorded)[name] for name in ("q", "kv_cache", "out")}, {n: arguments[n] for n in ("q", "kv_cache", "out")}
+    )
+
+
+@pytest.mark.parametrize(("dtype", "scales"), QUANTIZED)
+def test_every_option_of_paged_attention_reaches_the_layer_or_the_batch(recorded, dtype, scales):
+    per_request = {
+        "causal_per_request": torch.tensor([True]),
+        "bidirectional_ranges": torch.zeros(1, 1, 2, dtype=torch.int32),
+        "qq_bias": torch.zeros(2, 2),
+    }
+    arguments = paged_arguments() | RULES | scales | per_request | {"causal": None, "lse": torch.zeros(4, 1)}
+    arguments |= {"ranges_clamped": True, "batch_invariant": True, "kv_cache": arguments["kv_cache"].to(dtype)}
+    ops.paged_attention(**arguments)
+    layer = Layer(**LAYER | RULES | scales | {"window": (5, 6)}, ranges_clamped=True, layout=NHD, kv_cache_dtype=dtype)
+    assert_same(values_of(recorded.layer), values_of(layer))
+    assert recorded.batch.causal.data_ptr() == per_request["causal_per_request"].data_ptr()
+    for name in ("bidirectional_ranges", "qq_bias"):
+        assert getattr(recorded.batch, name).data_ptr() == per_request[name].data_ptr()
+    assert recorded.lse.data_ptr() == arguments["lse"].data_ptr()
+    assert recorded.batch_invariant is True
+
+
+def test_every_layout_and_type_has_its_name(recorded):
+    for layout in set(Layout) - {Layout.CONTENT_PACKED_SCALED}:
+        ops.paged_attention(**paged_arguments() | {"layout": layout.value})
+        assert recorded.layer.layout is layout
+    scaled = {"layout": "CONTENT_PACKED_SCALED", "kv_cache": torch.zeros(1, 2, 3, 16, dtype=torch.int8)}
+    ops.paged_attention(**paged_arguments() | scaled)
+    assert recorded.layer.kv_cache_dtype is torch.int8
+    ops.paged_attention(**paged_arguments() | {"attn_type": "encoder_decoder", "causal": False})
+    assert recorded.layer.attn_type is AttentionType.ENCODER_DECODER
+    ops.varlen_attention(**varlen_arguments() | {"attn_type": "encoder_only"})
+    assert recorded.layer.attn_type is AttentionType.ENCODER_ONLY
+
+
+def test_varlen_attention_without_options_is_a_plain_layer(recorded):
+    arguments = varlen_arguments()
+    ops.varlen_attention(**arguments)
+    assert_same(values_of(recorded.layer), values_of(Layer(**LAYER, attn_type=AttentionType.ENCODER)))
+    names = ("query_start_loc", "seq_lens", "max_query_len", "max_seq_len", "num_actual_tokens")
+    assert_same(values_of(recorded.batch), values_of(Batch(**{name: arguments[name] for name in names}, causal=False)))
+    assert (recorded.lse, recorded.batch_invariant) == (None, False)
+
+
+def test_every_option_of_varlen_attention_reaches_the_layer(recorded):
+    ops.varlen_attention(**varlen_arguments() | RULES | {"lse": torch.zeros(4, 1), "batch_invariant": True})
+    layer = Layer(**LAYER | RULES | {"window": (5, 6)}, attn_type=AttentionType.ENCODER)
+    assert_same(values_of(recorded.layer), values_of(layer))
+    assert recorded.lse is not None
+    assert recorded.batch_invariant is True
+
+
+@pytest.mark.parametrize(("dtype", "scales"), [(None, {}), *QUANTIZED])
+@pytest.mark.parametrize("name", ["write_kv_cache", "rope_and_write_kv_cache"])
+def test_cache_writes_know_as_much_of_the_layer_as_they_need(recorded, name, dtype, scales):
+    arguments = ARGUMENTS[name]() | scales
+    if dtype is not None:
+        arguments["kv_cache"] = arguments["kv_cache"].to(dtype)
+    getattr(ops, name)(**arguments)
+    for field in ("num_kv_heads", "head_size"):
+        assert getattr(recorded.layer, field) == LAYER[field]
+    assert recorded.layer.num_heads == (4 if "q" in arguments else 2)
+    assert recorded.layer.layout is NHD
+    assert recorded.layer.kv_cache_dtype is dtype
+    assert_same(recorded.layer.tensors, scales)
+    assert vars(recorded).get("is_neox") == arguments.get("is_neox")
+    passed = set(arguments) - {"layout", "is_neox", *scales}
+    assert_same(
+        {argument: vars(recorded)[argument] for argument in passed}, {argument: arguments[argument] for argument in passed}
+    )
 
 
 @pytest.mark.parametrize(
@@ -64,14 +238,25 @@ def test_calls_by_name_run_and_fake_calls_only_check_the_schema():
         ({"layout": "NHD"}, "layout: got 'NHD', expected one of BLOCKS_FIRST_NHD, BLOCKS_FIRST_HND"),
         ({"attn_type": "DECODER"}, "attn_type: got 'DECODER', expected one of decoder, encoder"),
         ({"attn_type": "encoder"}, "layout: got BLOCKS_FIRST_NHD with attn_type=encoder, expected None"),
-        ({"q": torch.zeros(1, 8)}, "q: got shape (1, 8), expected 3 dimensions: T, num_heads, head_size"),
+        ({"q": torch.zeros(1, 16)}, "q: got shape (1, 16), expected 3 dimensions: T, num_heads, head_size"),
+        ({"q": torch.zeros(1, 0, 4)}, "num_heads: got 0, expected an int, at least 1"),
+        ({"num_kv_heads": 3}, "num_heads: got 4, expected a multiple of num_kv_heads (3)"),
         ({"kv_cache": torch.zeros(2, 3, 2, 4)}, "kv_cache: got shape (2, 3, 2, 4), expected 5 dimensions: block, kv"),
+        ({"kv_cache": torch.zeros(1, 2, 3, 2, 4).char()}, "k_scale: got no scales, expected for torch.int8 either k_scale and"),
+        (
+            {"kv_cache": torch.zeros(1, 2, 3, 2, 4).to(torch.float8_e5m2)},
+            "kv_cache_dtype: got torch.float8_e5m2, expected an e4m3",
+        ),
         ({"causal": None}, "causal: got None, and no causal_per_request, expected either a bool or causal_per_request"),
         ({"causal_per_request": torch.tensor([True])}, "causal: got True, and a causal_per_request, expected either"),
         ({"causal": None, "causal_per_request": torch.tensor([True] * 2)}, "causal: got 2 entries, expected 1"),
         ({"window": [-2, -1]}, "window[0]: got -2, expected an int, at least -1"),
         ({"window": [4]}, "window: got (4,), expected a tuple (left, right)"),
+        ({"sink_tokens": -1}, "sink_tokens: got -1, expected an int, at least 0"),
+        ({"chunked_local": 0}, "chunked_local: got 0, expected an int, at least 1"),
+        ({"logits_soft_cap": -1.0}, "logits_soft_cap: got -1.0, expected None or 0"),
         ({"max_seq_len": -1}, "max_seq_len: got -1, expected an int, at least 0"),
+        ({"qq_bias": torch.zeros(1, 1)}, "qq_bias: got shape (1, 1), expected Q at least max_query_len (2)"),
         ({"out": None}, "out: got None, expected a tensor"),
     ],
 )
@@ -88,16 +273,37 @@ def test_paged_attention_refuses(changes, message):
         ({"attn_type": "decoder"}, "layout: got None with attn_type=decoder, expected a Layout"),
         ({"q": torch.zeros(8)}, "q: got shape (8,), expected 3 dimensions: T, num_heads, head_size"),
         ({"k": torch.zeros(1, 8)}, "k: got shape (1, 8), expected 3 dimensions: T_kv, num_kv_heads, head_size"),
+        ({"out": None}, "out: got None, expected a tensor"),
     ],
 )
 def test_varlen_attention_refuses(changes, message):
-    dense = {"attn_type": "encoder", "k": torch.zeros(1, 2, 4), "v": torch.zeros(1, 2, 4)}
     with pytest.raises(ContractError) as caught:
-        ops.varlen_attention(**attention_arguments() | dense | changes)
+        ops.varlen_attention(**varlen_arguments() | changes)
     assert str(caught.value).startswith(message)
 
 
-def test_write_kv_cache_refuses_an_unknown_layout():
-    rows = torch.zeros(1, 2, 4)
-    with pytest.raises(ContractError, match=r"^layout: got 'kv_first_nhd', expected one of BLOCKS_FIRST_NHD"):
-        ops.write_kv_cache(rows, rows.clone(), torch.zeros(2, 1, 3, 2, 4), "kv_first_nhd", torch.tensor([0]))
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layout": "kv_first_nhd"}, "layout: got 'kv_first_nhd', expected one of BLOCKS_FIRST_NHD"),
+        ({"k": torch.zeros(1, 8)}, "k: got shape (1, 8), expected 3 dimensions: T_kv, num_kv_heads, head_size"),
+        ({"k": torch.zeros(1, 2, 0)}, "head_size: got 0, expected an int, at least 1"),
+        ({"kv_cache": torch.zeros(1, 2, 3, 2, 4).char()}, "k_scale: got no scales, expected for torch.int8 either"),
+        ({"k_scale": torch.ones(1)}, "kv_cache_dtype: got None, expected a quantized dtype, since there are scales"),
+    ],
+)
+@pytest.mark.parametrize("name", ["write_kv_cache", "rope_and_write_kv_cache"])
+def test_cache_writes_refuse(name, changes, message):
+    with pytest.raises(ContractError) as caught:
+        getattr(ops, name)(**ARGUMENTS[name]() | changes)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_rotation_refuses_q_without_heads():
+    with pytest.raises(ContractError, match=r"^q: got shape \(1, 16\), expected 3 dimensions: T, num_heads, head_size"):
+        ops.rope_and_write_kv_cache(**rope_arguments() | {"q": torch.zeros(1, 16)})
+
+
+def test_a_merge_needs_a_tensor_to_write_to():
+    with pytest.raises(ContractError, match=r"^out: got None, expected a tensor"):
+        ops.merge_attn_states(**merge_arguments() | {"out": None})
