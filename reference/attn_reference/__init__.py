@@ -1,7 +1,8 @@
 """Attention as it is defined, in plain PyTorch: slow, obvious, and what the fast kernels are judged against.
 
-Start with `attn_reference.attention`; its docstring is the specification. Importing the package makes these functions the CPU
-implementation of the torch ops `attn_parity::*`, so a model moved to the CPU runs them without a change.
+Start with `attn_reference.attention`: its docstring is the specification. `masks` and `logits` hold its rules one by one;
+`quantization` and `rotary` define every bit. Importing the package makes its functions the CPU implementation of the torch
+ops `attn_parity::*`, so a model moved to the CPU runs them without a change.
 """
 
 import sys
@@ -17,19 +18,25 @@ from attn_reference.attention import (
     paged_requests,
     varlen_attention,
     varlen_requests,
-    visible,
 )
 from attn_reference.kv_cache import gather_kv_cache, write_kv_cache
+from attn_reference.masks import visible
 from attn_reference.merge import merge_attn_states
+from attn_reference.quantization import dequantize, quantize, row_scales
+from attn_reference.rotary import rope_and_write_kv_cache
 
 __all__ = [
     "Attention",
     "Request",
     "attend",
+    "dequantize",
     "gather_kv_cache",
     "merge_attn_states",
     "paged_attention",
     "paged_requests",
+    "quantize",
+    "rope_and_write_kv_cache",
+    "row_scales",
     "varlen_attention",
     "varlen_requests",
     "visible",

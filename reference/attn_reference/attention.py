@@ -1,49 +1,73 @@
 """Attention: the specification, and the code that is it.
 
 Request r has q_len queries, `query_start_loc[r + 1] - query_start_loc[r]` of them, and seq_len keys, `seq_lens[r]`. Its query i
-stands at position `p = seq_len - q_len + i`: the new tokens are the last ones of the sequence. Key j stands at position j.
+stands at position `p = seq_len - q_len + i`: the new tokens are the last ones of the sequence. Key j stands at position j. The
+keys from `context_len = seq_len - q_len` on are this step's own tokens.
 
-**Visibility.** One formula for every rule, evaluated by `visible`:
+**Visibility.** One formula for every rule, evaluated by `attn_reference.masks`:
 
-    visible(p, j) = 0 <= j < seq_len  and  (not causal or j <= p)  and  in_window(p, j)
+    visible(p, j) = 0 <= j < seq_len  and  (base(p, j)  or  in_range(p, j))  and  qq_bias does not hide j
+    base          = (not causal or j <= p)  and  (in_window or j < sink_tokens)  and  in_chunk
     in_window     = (left < 0 or p - j <= left)  and  (right < 0 or j - p <= right)
+    in_chunk      = chunked_local is None  or  p // chunked_local == j // chunked_local
+    in_range      = some bidirectional range [a, b] of the request holds both p and j
+                    and  (not ranges_clamped  or  left < 0  or  p - j <= left)
 
-In a window (left, right) both edges are inclusive, -1 is unlimited and 0 a real edge. Cross-attention (ENCODER_DECODER) sees
-all keys, for any number of queries, 1 or more (vLLM #38450, #39119: causality is invisible at q_len 1 and wrong above it). A
-key past seq_len is never visible, causal or not (vLLM #40176: the tail of the last tile).
+In a window (left, right) both edges are inclusive, -1 is unlimited and 0 a real edge. A window leaves the first sink_tokens
+keys visible (StreamingLLM; Xiao et al., arXiv:2309.17453; AITER's `sink_size`), but causality and chunks hide them too. Chunks
+cut the positions into stretches of chunked_local, and a query sees its own only (Llama 4's chunked attention); `//` is a
+floor, so a query before the sequence, p < 0, shares its chunk with no key. A range is what a prompt's image covers: in it
+tokens see each other both ways, whatever causality, window and chunks say (Gemma 3; vLLM's `mm_prefix_range`); with
+ranges_clamped the left edge of the window holds in it too (Gemma 4). A range with b < a is none. A key whose qq_bias is -inf is
+hidden by it, even in a range (tree drafts: a token of another branch). Cross-attention (ENCODER_DECODER) sees all keys, for
+any number of queries, 1 or more (vLLM #38450, #39119: causality is invisible at q_len 1 and wrong above it). A key past
+seq_len is never visible, causal or not (vLLM #40176: the tail of the last tile).
 
-**Logits**, in this order, with query head h reading KV head `h // (H // HK)`:
+**Logits**, in this order, with query head h reading KV head `h // (H // HK)`; the rules are in `attn_reference.logits`:
 
     1.  s_j = scale * q.k_j                                      scaled dot products (Vaswani et al., arXiv:1706.03762)
-    2.  s_j = -inf where key j is not visible
-    3.  m = max(max_j s_j, sink)                                 the sink of the head: a logit with no key and no value, not
-        l = exp(sink - m) + sum_j exp(s_j - m)                   scaled, once per row (Xiao et al., arXiv:2309.17453; GPT-OSS,
-        P_j = exp(s_j - m) / l                                   arXiv:2508.10925; vLLM #43817); -inf is none
-    4.  out = sum_j P_j v_j        lse = m + log(l)              natural logarithm, sink included (Milakov & Gimelshein,
+    2.  s_j = c * tanh(s_j / c)                                  logits_soft_cap c, if there is one (Gemma 2, arXiv:2408.00118;
+                                                                 vLLM's and AITER's `softcap`)
+    3.  s_j = s_j - slope_h * abs(j - p)                         ALiBi, if there are slopes (Press et al., arXiv:2108.12409)
+        s_j = s_j + qq_bias[i, j - context_len]                  for this step's own tokens, if there is a qq_bias
+    4.  s_j = -inf where key j is not visible                    after the cap, which would turn -inf into the logit -c
+    5.  m = max(max_j s_j, sink)                                 the sink of the head: a logit with no key and no value, neither
+        l = exp(sink - m) + sum_j exp(s_j - m)                   scaled nor capped, once per row (Xiao et al.,
+        P_j = exp(s_j - m) / l                                   arXiv:2309.17453; GPT-OSS, arXiv:2508.10925; vLLM #43817);
+                                                                 -inf is none. Not the same as sink_tokens
+    6.  out = sum_j P_j v_j        lse = m + log(l)              natural logarithm, sink included (Milakov & Gimelshein,
                                                                  arXiv:1805.02867; FlashAttention, arXiv:2205.14135)
 
+ALiBi is anchored at the query. Kernels that add `slope * j` instead shift all logits of a row: a causal softmax does not
+notice, but the LSE, a sink and a merge do.
+
 **Empty rows.** A row that sees no key gives out = 0, and lse = the sink, or -inf without one. So do all rows of a request whose
-seq_len is 0, and in causal attention the first `q_len - seq_len` rows where q_len > seq_len. A request with q_len 0 is padding.
+seq_len is 0, and in causal attention the first `q_len - seq_len` rows where q_len > seq_len (but for a range that begins before
+position 0). A request with q_len 0 is padding.
 
 **What may hold anything.** Keys from seq_len on, block table entries past `ceil(seq_len / block_size)` and query rows of no
 request are never read. The K and V of a key that none of the request's queries sees do not matter either: an engine recycles
 the blocks that a sliding window has left (vLLM #30887). A weight of 0 does not make their NaN harmless, since 0 * NaN is NaN;
 what nobody sees is selected away. The K and V of a key that some query of the request sees are finite.
 
-The arithmetic is float32 or float64 throughout: inputs are converted exactly, and results rounded when they are written.
-The cache is read where its layout says (vLLM #43945), by `attn_reference.kv_cache`.
+The arithmetic is float32 or float64 throughout: inputs are converted exactly, and results rounded when they are written. A
+quantized cache is read as `stored * scale`. With an output_scale, `out` is float8 and holds the quantized float32 output; the
+LSE is not scaled. The cache is read where its layout says (vLLM #43945), by `attn_reference.kv_cache`.
 """
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from attn_contract import Batch, ContractError, Layer
+from attn_contract import Batch, ContractError, Layer, UnsupportedError
 from attn_contract.validation import check_paged_attention, check_varlen_attention
 
 from attn_reference.kv_cache import gather_kv_cache
+from attn_reference.logits import logit_bias, place_qq_bias, soft_cap
+from attn_reference.masks import visible
+from attn_reference.quantization import quantize
 
 # Rows are independent: a long prompt is cut, so that its [H, rows, seq_len] weights fit in memory.
 ROWS_AT_ONCE = 256
@@ -57,16 +81,20 @@ def paged_attention(
     *,
     out: torch.Tensor | None = None,
     lse: torch.Tensor | None = None,
+    batch_invariant: bool = False,
     precision: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """Attention of a ragged batch over a paged KV cache (DECODER, ENCODER_DECODER).
 
     Args:
         q: [T, H, D] float32, float16 or bfloat16.
-        kv_cache: of q's dtype, shaped as `layer.layout` says, of any strides; this step's keys are already written.
+        kv_cache: of q's dtype or `layer.kv_cache_dtype`, shaped as `layer.layout` says, of any strides; this step's keys are
+            already written.
         layer, batch: what is fixed for the layer, and what changes every step.
-        out: [T, H, D] or [T, H * D] of q's dtype; only rows that a request owns are written. Zeros [T, H, D] if None.
+        out: [T, H, D] or [T, H * D] of q's dtype, or float8 if there is a `layer.output_scale`; only rows that a request owns
+            are written. Zeros [T, H, D] of q's dtype if None.
         lse: [H, T] float32, written likewise if given.
+        batch_invariant: whether a request's output must not depend on the rest of the batch, bit by bit; refused here.
         precision: dtype of the arithmetic, torch.float32 or torch.float64.
 
     Returns:
@@ -74,8 +102,10 @@ def paged_attention(
 
     Raises:
         ContractError: an argument, or a value in a tensor, contradicts the contract. Nothing is written then.
+        UnsupportedError: batch_invariant is set.
     """
     check_paged_attention(q, kv_cache, layer, batch, out, lse, values=True)
+    _refuse_batch_invariant(batch_invariant)
     return _write(paged_requests(q, kv_cache, layer, batch, precision), q, layer, out, lse)
 
 
@@ -88,21 +118,24 @@ def varlen_attention(
     *,
     out: torch.Tensor | None = None,
     lse: torch.Tensor | None = None,
+    batch_invariant: bool = False,
     precision: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """Attention of a ragged batch over its own tokens, without a cache (ENCODER, ENCODER_ONLY).
 
     Args:
         k, v: [T_kv, HK, D] of q's dtype; request r's keys are in the rows of its queries.
-        q, layer, batch, out, lse, precision: as for `paged_attention`.
+        q, layer, batch, out, lse, batch_invariant, precision: as for `paged_attention`.
 
     Returns:
         out.
 
     Raises:
         ContractError: an argument, or a value in a tensor, contradicts the contract. Nothing is written then.
+        UnsupportedError: batch_invariant is set.
     """
     check_varlen_attention(q, k, v, layer, batch, out, lse, values=True)
+    _refuse_batch_invariant(batch_invariant)
     return _write(varlen_requests(q, k, v, layer, batch, precision), q, layer, out, lse)
 
 
@@ -122,6 +155,10 @@ class Request:
     """[seq_len, HK, D]"""
     visible: torch.Tensor
     """[q_len, seq_len] bool"""
+    query_positions: torch.Tensor
+    """[q_len] int64, p of each query"""
+    bias: torch.Tensor | None
+    """[H, q_len, seq_len], what ALiBi and qq_bias add to a logit; None where there is neither"""
 
 
 def paged_requests(
@@ -132,14 +169,12 @@ def paged_requests(
     Raises:
         ContractError: as `paged_attention` does.
     """
-    check_paged_attention(q, kv_cache, layer, batch, None, None, values=True)
-    layout, block_table = layer.layout, batch.block_table
-    assert layout is not None
+    check_paged_attention(q, kv_cache, _without_output(layer), batch, None, None, values=True)
+    block_table, seq_lens = batch.block_table, batch.seq_lens.tolist()
     assert block_table is not None
-    seq_lens = batch.seq_lens.tolist()
 
     def keys_and_values(r: int, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        return gather_kv_cache(kv_cache, layout, block_table[r], seq_lens[r])
+        return gather_kv_cache(kv_cache, layer, block_table[r], seq_lens[r], precision)
 
     return _requests(q, layer, batch, precision, keys_and_values)
 
@@ -152,44 +187,12 @@ def varlen_requests(
     Raises:
         ContractError: as `varlen_attention` does.
     """
-    check_varlen_attention(q, k, v, layer, batch, None, None, values=True)
+    check_varlen_attention(q, k, v, _without_output(layer), batch, None, None, values=True)
 
     def keys_and_values(r: int, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        return k[rows], v[rows]
+        return k[rows].to(precision), v[rows].to(precision)
 
     return _requests(q, layer, batch, precision, keys_and_values)
-
-
-def visible(
-    query_positions: torch.Tensor,
-    key_positions: torch.Tensor,
-    seq_len: int,
-    *,
-    causal: bool,
-    window: tuple[int, int],
-) -> torch.Tensor:
-    """Which keys a query sees; the specification's formula.
-
-    Args:
-        query_positions: [q_len] integers, p of each query; negative where q_len > seq_len.
-        key_positions: [k_len] integers, j of each key.
-        seq_len: keys of the request.
-        causal: whether a query sees only keys at or before its own position.
-        window: (left, right), inclusive, -1 unlimited.
-
-    Returns:
-        [q_len, k_len] bool.
-    """
-    p, j = torch.meshgrid(query_positions, key_positions, indexing="ij")
-    left, right = window
-    seen = (j >= 0) & (j < seq_len)
-    if causal:
-        seen &= j <= p
-    if left >= 0:
-        seen &= p - j <= left
-    if right >= 0:
-        seen &= j - p <= right
-    return seen
 
 
 class Attention(NamedTuple):
@@ -199,52 +202,55 @@ class Attention(NamedTuple):
     """[q_len, H, D]"""
     lse: torch.Tensor
     """[H, q_len], natural logarithm, sink included"""
+    scores: torch.Tensor
+    """[H, q_len, seq_len], scale * q.k, before the cap; anything where invisible"""
+    bias: torch.Tensor | None
+    """[H, q_len, seq_len], what was added after the cap, or None"""
     logits: torch.Tensor
-    """[H, q_len, seq_len], -inf where invisible"""
+    """[H, q_len, seq_len], what the softmax is taken of; -inf where invisible"""
     weights: torch.Tensor
     """[H, q_len, seq_len], 0 where invisible"""
 
 
-def attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    visible: torch.Tensor,
-    scale: float,
-    sinks: torch.Tensor | None = None,
-) -> Attention:
-    """Attention of one request's queries over its keys: steps 1 to 4 of the specification.
+def attend(request: Request, layer: Layer) -> Attention:
+    """Attention of one request's queries over its keys: steps 1 to 6 of the specification.
 
     Args:
-        query: [q_len, H, D], in the dtype of the arithmetic, as key and value are.
-        key, value: [seq_len, HK, D]; those of a key that no row sees may hold anything.
-        visible: [q_len, seq_len] bool.
-        scale: factor of q.k.
-        sinks: [H], any floating dtype, or None.
+        request: in the dtype of the arithmetic; keys and values that no row sees may hold anything.
+        layer: its scale, logits_soft_cap and sinks count.
     """
-    q_len, num_heads, _ = query.shape
-    num_kv_heads = key.shape[1]
-    value = torch.where(visible.any(dim=0)[:, None, None], value, 0)
+    q_len, num_heads, _ = request.query.shape
+    num_kv_heads = request.key.shape[1]
+    value = torch.where(request.visible.any(dim=0)[:, None, None], request.value, 0)
 
     # n: KV head, g: query head of its group
-    query_groups = query.unflatten(1, (num_kv_heads, num_heads // num_kv_heads))
-    logits = scale * torch.einsum("qngd,knd->ngqk", query_groups, key).flatten(0, 1)
-    logits = torch.where(visible, logits, -torch.inf)
+    query_groups = request.query.unflatten(1, (num_kv_heads, num_heads // num_kv_heads))
+    scores = layer.scale * torch.einsum("qngd,knd->ngqk", query_groups, request.key).flatten(0, 1)
+
+    logits = scores if layer.logits_soft_cap is None else soft_cap(scores, layer.logits_soft_cap)
+    if request.bias is not None:
+        logits = logits + request.bias
+    logits = torch.where(request.visible, logits, -torch.inf)
 
     # The sink is one more logit per row.
-    sink = logits.new_full((num_heads,), -torch.inf) if sinks is None else sinks.to(logits.dtype)
-    scores = torch.cat([logits, sink[:, None, None].expand(-1, q_len, 1)], dim=-1)
-    maximum = scores.amax(dim=-1, keepdim=True)
+    sink = logits.new_full((num_heads,), -torch.inf) if layer.sinks is None else layer.sinks.to(logits.dtype)
+    all_logits = torch.cat([logits, sink[:, None, None].expand(-1, q_len, 1)], dim=-1)
+    maximum = all_logits.amax(dim=-1, keepdim=True)
     # Where all is -inf, exp(-inf - 0) is the 0 that exp(-inf + inf) is not.
     maximum = maximum.masked_fill(maximum == -torch.inf, 0)
-    exponentials = torch.exp(scores - maximum)
+    exponentials = torch.exp(all_logits - maximum)
     denominator = exponentials.sum(dim=-1, keepdim=True)
-    weights = torch.where(visible, exponentials[..., :-1] / denominator, 0)
+    weights = torch.where(request.visible, exponentials[..., :-1] / denominator, 0)
     lse = (maximum + torch.log(denominator)).squeeze(-1)
 
     weight_groups = weights.unflatten(0, (num_kv_heads, num_heads // num_kv_heads))
     out = torch.einsum("ngqk,knd->qngd", weight_groups, value).flatten(1, 2)
-    return Attention(out, lse, logits, weights)
+    return Attention(out, lse, scores, request.bias, logits, weights)
+
+
+def _without_output(layer: Layer) -> Layer:
+    """The layer as requests need it: nothing is written, so nothing has a scale of its own."""
+    return replace(layer, output_scale=None)
 
 
 def _requests(
@@ -261,14 +267,19 @@ def _requests(
     for r, (start, end) in enumerate(itertools.pairwise(batch.query_start_loc.tolist())):
         if start == end:
             continue
-        key, value = (x.to(precision) for x in keys_and_values(r, slice(start, end)))
+        key, value = keys_and_values(r, slice(start, end))
+        ranges = None if batch.bidirectional_ranges is None else batch.bidirectional_ranges[r]
         key_positions = torch.arange(seq_lens[r], device=q.device)
+        context_len = seq_lens[r] - (end - start)
         for first in range(start, end, ROWS_AT_ONCE):
             rows = slice(first, min(first + ROWS_AT_ONCE, end))
-            # The last query stands at the last key.
-            query_positions = torch.arange(rows.start, rows.stop, device=q.device) - end + seq_lens[r]
-            seen = visible(query_positions, key_positions, seq_lens[r], causal=causal[r], window=layer.window)
-            yield Request(r, rows, q[rows].to(precision), key, value, seen)
+            query_positions = context_len + torch.arange(rows.start - start, rows.stop - start, device=q.device)
+            qq_bias = None
+            if batch.qq_bias is not None:
+                qq_bias = place_qq_bias(batch.qq_bias, query_positions, key_positions, context_len)
+            seen = visible(query_positions, key_positions, seq_lens[r], layer, causal=causal[r], ranges=ranges, qq_bias=qq_bias)
+            bias = logit_bias(layer, query_positions, key_positions, qq_bias, precision)
+            yield Request(r, rows, q[rows].to(precision), key, value, seen, query_positions, bias)
 
 
 def _write(
@@ -278,8 +289,17 @@ def _write(
         out = q.new_zeros(q.shape)
     out_heads = out.view(q.shape)
     for request in requests:
-        attention = attend(request.query, request.key, request.value, request.visible, layer.scale, layer.sinks)
-        out_heads[request.rows] = attention.out.to(q.dtype)
+        attention = attend(request, layer)
+        if layer.output_scale is None:
+            out_heads[request.rows] = attention.out.to(q.dtype)
+        else:
+            out_heads[request.rows] = quantize(attention.out, layer.output_scale, out.dtype)
         if lse is not None:
             lse[:, request.rows] = attention.lse.to(lse.dtype)
     return out
+
+
+def _refuse_batch_invariant(batch_invariant: bool) -> None:
+    if batch_invariant:
+        reason = "BLAS chooses the order in which it sums by the shapes of a call"
+        raise UnsupportedError("attn_reference", "batch_invariant", reason)

@@ -16,7 +16,7 @@ def sdpa(query, key, value, **options):
 
 
 def assert_agrees(call, requests, expected):
-    exact = [attend(r.query, r.key, r.value, r.visible, call.layer.scale).out for r in requests]
+    exact = [attend(request, call.layer).out for request in requests]
     for ours, theirs in zip(exact, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
 

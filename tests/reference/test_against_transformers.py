@@ -13,7 +13,10 @@ from attn_contract import AttentionType
 from attn_reference import attend, paged_requests, varlen_requests
 
 transformers = pytest.importorskip("transformers")
+modeling_gemma2 = pytest.importorskip("transformers.models.gemma2.modeling_gemma2")
+modeling_llama4 = pytest.importorskip("transformers.models.llama4.modeling_llama4")
 modeling_gpt_oss = pytest.importorskip("transformers.models.gpt_oss.modeling_gpt_oss")
+modeling_mpt = pytest.importorskip("transformers.models.mpt.modeling_mpt")
 modeling_whisper = pytest.importorskip("transformers.models.whisper.modeling_whisper")
 
 
@@ -31,10 +34,10 @@ def record(monkeypatch):
         eager, recorded = modeling.eager_attention_forward, []
 
         def recording(module, query, key, value, attention_mask, scaling, **kwargs):
-            exact, _ = eager(module, query.double(), key.double(), value.double(), attention_mask, scaling, **kwargs)
+            exact, _ = eager(module, query.double(), key.double(), value.double(), attention_mask, scaling=scaling, **kwargs)
             requests = [tuple(x.transpose(0, 1) for x in request) for request in zip(query, key, value, strict=True)]
             recorded.append(Recorded(module, requests, scaling, exact))
-            return eager(module, query, key, value, attention_mask, scaling, **kwargs)
+            return eager(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
         monkeypatch.setattr(modeling, "eager_attention_forward", recording)
         return recorded
@@ -42,10 +45,24 @@ def record(monkeypatch):
     return wrap
 
 
-def assert_agrees(requests, layer, expected):
+def assert_agrees(requests, layer, expected, *, is_softmax_single=False):
+    """Some models take the softmax in float32 whatever their dtype is: of n logits s it is then right to within
+    2^-24 * (2 * abs(s) + n + 4), relatively, and the output so much of the values."""
     for request, theirs in zip(requests, expected, strict=True):
-        ours = attend(request.query, request.key, request.value, request.visible, layer.scale, layer.sinks)
-        torch.testing.assert_close(ours.out, theirs, rtol=1e-12, atol=1e-14)
+        ours = attend(request, layer)
+        rtol, atol = 1e-12, 1e-14
+        if is_softmax_single:
+            logits = ours.logits[ours.logits > -torch.inf]
+            roundings = 2 * logits.abs().max().item() + ours.logits.shape[-1] + 4
+            atol = 2**-24 * roundings * request.value.abs().max().item()
+        torch.testing.assert_close(ours.out, theirs, rtol=rtol, atol=atol)
+
+
+def sharpen(model):
+    """A random model's logits are all about 0, and its attention a mean: no rule would show."""
+    for name, weight in model.named_parameters():
+        if "q_proj.weight" in name or "k_proj.weight" in name:
+            weight.mul_(20)
 
 
 @torch.no_grad()
@@ -70,8 +87,7 @@ def test_gpt_oss(record, paged_call):
     model = transformers.GptOssModel(config).eval()
     for layer in model.layers:
         layer.self_attn.sinks.normal_()
-        layer.self_attn.q_proj.weight.mul_(20)
-        layer.self_attn.k_proj.weight.mul_(20)
+    sharpen(model)
     recorded = record(modeling_gpt_oss)
     cache = transformers.DynamicCache()
     for tokens in (7, 3, 1):
@@ -85,6 +101,102 @@ def test_gpt_oss(record, paged_call):
         window = (-1, -1) if W is None else (W - 1, W - 1)
         paged = paged_call(call.requests, scale=call.scaling, window=window, sinks=call.module.sinks.detach())
         assert_agrees(paged_requests(*paged, torch.float64), paged.layer, call.expected)
+
+
+@torch.no_grad()
+def test_gemma2(record, paged_call):
+    """A soft cap of 2 in every layer, which saturates, and a window of W = 4 tokens in every other."""
+    torch.manual_seed(0)
+    config = transformers.Gemma2Config(
+        num_hidden_layers=2,
+        hidden_size=32,
+        intermediate_size=16,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        vocab_size=32,
+        sliding_window=4,
+        attn_logit_softcapping=2.0,
+        pad_token_id=0,
+        attn_implementation="eager",
+    )
+    model = transformers.Gemma2Model(config).eval()
+    sharpen(model)
+    recorded = record(modeling_gemma2)
+    cache = transformers.DynamicCache()
+    for tokens in (7, 3, 1):
+        model(torch.randint(2, 32, (2, tokens)), past_key_values=cache, use_cache=True)
+
+    assert {call.module.sliding_window for call in recorded} == {4, None}
+    assert len(recorded) == 6
+    for call in recorded:
+        W = call.module.sliding_window
+        window = (-1, -1) if W is None else (W - 1, W - 1)
+        paged = paged_call(call.requests, scale=call.scaling, window=window, logits_soft_cap=2.0)
+        requests = list(paged_requests(*paged, torch.float64))
+        assert max(attend(request, paged.layer).scores.abs().max() for request in requests) > 4
+        assert_agrees(requests, paged.layer, call.expected, is_softmax_single=True)
+
+
+@torch.no_grad()
+def test_llama4(record, paged_call):
+    """Chunks of 4 tokens in the layers that rotate, everything in the one that does not; steps that cross a chunk's end."""
+    torch.manual_seed(0)
+    config = transformers.Llama4TextConfig(
+        num_hidden_layers=2,
+        hidden_size=32,
+        intermediate_size=16,
+        intermediate_size_mlp=16,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        vocab_size=32,
+        attention_chunk_size=4,
+        no_rope_layers=[1, 0],
+        num_local_experts=2,
+        pad_token_id=0,
+        attn_implementation="eager",
+    )
+    model = transformers.Llama4TextModel(config).eval()
+    sharpen(model)
+    recorded = record(modeling_llama4)
+    cache = transformers.DynamicCache()
+    for tokens in (7, 3, 1):
+        model(torch.randint(2, 32, (2, tokens)), past_key_values=cache, use_cache=True)
+
+    lengths = [(len(query), len(key)) for query, key, _ in (call.requests[0] for call in recorded)]
+    assert lengths == [(7, 7), (7, 7), (3, 10), (3, 10), (1, 11), (1, 11)]
+    assert [bool(call.module.use_rope) for call in recorded] == [True, False] * 3
+    for call in recorded:
+        chunked_local = 4 if call.module.use_rope else None
+        paged = paged_call(call.requests, scale=call.scaling, chunked_local=chunked_local)
+        assert_agrees(paged_requests(*paged, torch.float64), paged.layer, call.expected)
+
+
+@torch.no_grad()
+def test_mpt(paged_call):
+    """ALiBi, in the other usual form: added as `slope * (j - last)`, it shifts the logits of a row, and a softmax over a causal
+    row without a sink does not notice. MPT has no function to record, so its module is run with its projections in view."""
+    torch.manual_seed(0)
+    num_heads, head_size, tokens = 3, 4, 6
+    config = transformers.MptConfig(d_model=num_heads * head_size, n_heads=num_heads, n_layers=1, max_seq_len=8, vocab_size=16)
+    module = modeling_mpt.MptAttention(config, layer_idx=0).double().eval()
+    module.Wqkv.weight.mul_(20)
+    module.out_proj = torch.nn.Identity()
+    bias = modeling_mpt.build_mpt_alibi_tensor(num_heads, config.max_seq_len)
+    hidden = torch.randn(1, tokens, num_heads * head_size, dtype=torch.float64).float().double()
+    future = torch.ones(1, 1, tokens, tokens).triu(1).bool()
+    query, key, value = (x[0].unflatten(-1, (num_heads, head_size)).float() for x in module.Wqkv(hidden).chunk(3, dim=-1))
+    module.Wqkv = torch.nn.Identity()
+    qkv = torch.cat([x.flatten(1) for x in (query, key, value)], dim=-1)[None].double()
+    expected, _ = module(qkv, position_bias=bias.double(), attention_mask=future)
+
+    slopes = bias[:, 0, 1] - bias[:, 0, 0]
+    assert slopes.tolist() == [2.0**-4, 2.0**-8, 2.0**-2]
+    paged = paged_call([(query, key, value)], scale=module.softmax_scale, alibi_slopes=slopes)
+    theirs = expected.unflatten(-1, (num_heads, head_size))
+    assert_agrees(paged_requests(*paged, torch.float64), paged.layer, theirs, is_softmax_single=True)
 
 
 @torch.no_grad()
@@ -110,9 +222,7 @@ def test_whisper(record, paged_call, varlen_call):
         attn_implementation="eager",
     )
     model = transformers.WhisperModel(config).eval()
-    for name, weight in model.named_parameters():
-        if "q_proj.weight" in name or "k_proj.weight" in name:
-            weight.mul_(20)
+    sharpen(model)
     recorded = record(modeling_whisper)
     encoded = model.encoder(torch.randn(2, 8, 12))
     cache = None

@@ -4,18 +4,15 @@ import math
 
 import pytest
 import torch
-from attn_contract import AttentionType, Layout
-from attn_reference import attend, attention, paged_attention, paged_requests, varlen_attention
+from attn_contract import FLOAT8_DTYPES, QUANTIZED_DTYPES, AttentionType, Layout
+from attn_reference import attend, attention, paged_attention, paged_requests, quantize, varlen_attention
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 def attend_exactly(call):
     """Attention of each request of a paged call, in float64."""
-    return [
-        attend(request.query, request.key, request.value, request.visible, call.layer.scale, call.layer.sinks)
-        for request in paged_requests(*call, torch.float64)
-    ]
+    return [attend(request, call.layer) for request in paged_requests(*call, torch.float64)]
 
 
 def lse_of(call):
@@ -191,11 +188,83 @@ def test_outputs_and_queries_of_any_stride(paged_call, randn):
     assert not tall[1::2].any()
 
 
-@pytest.mark.parametrize("layout", Layout)
-def test_layouts_do_not_change_the_result(layout, paged_call, randn):
+def test_layouts_do_not_change_the_result(paged_call, randn):
     tokens = [(randn(q, 4, 4), randn(s, 2, 4), randn(s, 2, 4)) for q, s in ((3, 9), (1, 4))]
-    other = Layout.BLOCKS_FIRST_HND
-    assert torch.equal(paged_attention(*paged_call(tokens, layout=layout)), paged_attention(*paged_call(tokens, layout=other)))
+    expected = paged_attention(*paged_call(tokens))
+    for layout in Layout:
+        if not layout.has_inline_scales:
+            assert torch.equal(paged_attention(*paged_call(tokens, layout=layout)), expected), layout
+
+
+@pytest.mark.parametrize("layout", [Layout.KV_FIRST_NHD, Layout.SHUFFLED, Layout.CONTENT_PACKED_SCALED])
+@pytest.mark.parametrize("kv_cache_dtype", QUANTIZED_DTYPES)
+def test_a_quantized_cache_holds_other_keys_and_values(kv_cache_dtype, layout, paged_call, randn):
+    """Numbers that the cache holds exactly: the result is then that of the unquantized cache, whatever else is stored."""
+    rows = torch.tensor([1.0, -0.5, 0.25, 127.0]).repeat(4)
+    if kv_cache_dtype == torch.int8:
+        rows = torch.tensor([1.0, -3.0, 5.0, 127.0]).repeat(4)
+    else:
+        rows[3::4] = {torch.float8_e4m3fn: 448.0, torch.float8_e4m3fnuz: 240.0}[kv_cache_dtype]
+    tokens = []
+    for q_len, seq_len in ((3, 40), (1, 17)):
+        signs = randn(2, seq_len, 2, 16).sign()
+        tokens.append((randn(q_len, 4, 16) / 100, *(signs * rows)))
+    block_size = 16 if layout.is_x_packed else 4
+    quantized = paged_call(tokens, layout=layout, block_size=block_size, kv_cache_dtype=kv_cache_dtype)
+    assert quantized.kv_cache.dtype == kv_cache_dtype
+    assert torch.equal(paged_attention(*quantized), paged_attention(*paged_call(tokens)))
+
+
+@pytest.mark.parametrize("kv_cache_dtype", FLOAT8_DTYPES)
+def test_fixed_scales_of_keys_and_of_values(kv_cache_dtype, paged_call):
+    """Uniform logits, and stored values of 1: the output names v_scale's head, the logits k_scale's."""
+    query, ones = torch.ones(1, 4, 1), torch.ones(3, 2, 1)
+    scales = {"k_scale": torch.tensor([0.5, 2.0]), "v_scale": torch.tensor([8.0, 32.0])}
+    key, value = (ones * scale[:, None] for scale in scales.values())
+    call = paged_call([(query, key, value)], kv_cache_dtype=kv_cache_dtype, **scales)
+    stored = call.kv_cache.view(torch.uint8)
+    assert (
+        stored[stored != 0xFF].unique().tolist()
+        == quantize(torch.ones(1), torch.ones(1), kv_cache_dtype).view(torch.uint8).tolist()
+    )
+    (result,) = attend_exactly(call)
+    assert result.out.flatten().tolist() == pytest.approx([8, 8, 32, 32], rel=1e-14)
+    assert result.logits[:, 0, 0].tolist() == [0.5, 0.5, 2, 2]
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", FLOAT8_DTYPES)
+@pytest.mark.parametrize("shape", [(5, 2, 4), (5, 8)])
+def test_a_float8_output_is_the_quantized_output(shape, dtype, precision, paged_call, randn):
+    """The LSE is not scaled, and rows of nobody are not written."""
+    tokens = [(randn(3, 2, 4).bfloat16(), randn(6, 1, 4).bfloat16(), randn(6, 1, 4).bfloat16())]
+    scale = torch.tensor([0.01])
+    call, plain = paged_call(tokens, output_scale=scale), paged_call(tokens)
+    out, lse = torch.zeros(shape, dtype=torch.uint8).view(dtype), torch.full((2, 5), torch.nan)
+    assert paged_attention(*call, out=out, lse=lse, precision=precision) is out
+    (request,) = paged_requests(*plain, precision)
+    expected = attend(request, plain.layer)
+    written = out.view(5, 2, 4).view(torch.uint8)
+    assert torch.equal(written[:3], quantize(expected.out.float(), scale, dtype).view(torch.uint8))
+    assert not written[3:].any()
+    torch.testing.assert_close(lse[:, :3], expected.lse.float(), rtol=0, atol=0)
+
+
+def test_a_float8_output_is_rounded_once(paged_call):
+    """The mean of 31 times 17 and once 18 is above 17, the midpoint of float8's 16 and 18; bfloat16 would first make it 17."""
+    value = torch.full((32, 1, 1), 17.0, dtype=torch.bfloat16)
+    value[5] = 18
+    zeros = torch.zeros(32, 1, 1, dtype=torch.bfloat16)
+    out = torch.zeros(3, 1, 1, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    paged_attention(*paged_call([(zeros[:1], zeros, value)], output_scale=torch.ones(1)), out=out)
+    assert out[0].item() == 18
+
+
+def test_a_float8_output_of_an_encoder(varlen_call):
+    tokens = [(torch.zeros(3, 1, 4), torch.zeros(3, 1, 4), torch.full((3, 1, 4), 6.0))]
+    out = torch.zeros(5, 1, 4, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    varlen_attention(*varlen_call(tokens, output_scale=torch.tensor(0.5)), out=out)
+    assert out.float()[:3].eq(12).all()
 
 
 def test_keys_that_no_query_sees_may_hold_nan(paged_call, randn):

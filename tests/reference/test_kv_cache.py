@@ -1,110 +1,308 @@
-"""The cache's write and gather against loops over slots that index the tensor, dimension by dimension."""
+"""The cache's write and gather: against addresses typed by hand, and against loops that index the tensor's own dimensions."""
+
+import functools
+from dataclasses import replace
 
 import pytest
 import torch
-from attn_contract import FLOAT_DTYPES, KVCacheView, Layout
+from attn_contract import FLOAT_DTYPES, QUANTIZED_DTYPES, KVCacheView, Layer, Layout, PhysicalOrder
 from attn_contract.layouts import K, V
-from attn_reference import gather_kv_cache, write_kv_cache
+from attn_reference import dequantize, gather_kv_cache, quantize, row_scales, write_kv_cache
 
-NB, BS, HK, D = 5, 3, 2, 4
+NB, HK = 5, 2
 BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 """Integers of a dtype's size: random ones, seen as floats, are NaN of many payloads, infinities and subnormals too."""
 
-ROW = {
-    Layout.BLOCKS_FIRST_NHD: lambda cache, kv, b, o: cache[b, kv, o],
-    Layout.BLOCKS_FIRST_HND: lambda cache, kv, b, o: cache[b, kv, :, o],
-    Layout.KV_FIRST_NHD: lambda cache, kv, b, o: cache[kv, b, o],
-    Layout.KV_FIRST_HND: lambda cache, kv, b, o: cache[kv, b, :, o],
+FLOAT_LAYOUTS = [layout for layout in Layout if not layout.has_inline_scales]
+
+WRITTEN = [(K, 1, 5, 1, 6), (V, 0, 6, 1, 3), (V, 1, 1, 0, 7), (K, 0, 2, 1, 1)]
+"""(k or v, block, slot, head, dim) of ADDRESSES: 2 blocks of 8 slots, 2 heads of size 8, elements of 4 bytes (x = 4), or of one
+byte where scales are inline."""
+
+ADDRESSES = {
+    Layout.BLOCKS_FIRST_NHD: [350, 235, 407, 41],
+    Layout.BLOCKS_FIRST_HND: [366, 243, 399, 81],
+    Layout.KV_FIRST_NHD: [222, 363, 407, 41],
+    Layout.KV_FIRST_HND: [238, 371, 399, 81],
+    Layout.X_PACKED: [246, 350, 441, 73],
+    Layout.SHUFFLED: [246, 366, 413, 73],
+    Layout.CONTENT_PACKED: [470, 235, 287, 161],
+    Layout.CONTENT_PACKED_SCALED: [702, 351, 427, 241],
 }
-"""[HK, D]: K or V of slot o of block b."""
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_addresses(layout):
+    """One row after the other is written, with the written element the only one that is not 0; 127 has the int8 scale 1."""
+    dtype = torch.int8 if layout.has_inline_scales else torch.float32
+    sizes = {"num_blocks": 2, "block_size": 8, "num_kv_heads": 2, "head_size": 8, "itemsize": dtype.itemsize}
+    view = KVCacheView.dense(layout, **sizes)
+    for (kv, block, slot, head, dim), address in zip(WRITTEN, ADDRESSES[layout], strict=True):
+        raw = torch.zeros(view.end, dtype=dtype)
+        rows = torch.zeros(2, 1, 2, 8)
+        rows[kv, 0, head, dim] = 127.0
+        write_kv_cache(rows[K], rows[V], view.tensor(raw), layer_of(view, dtype), torch.tensor([block * 8 + slot]))
+        assert raw[address] == 127
+        if not layout.has_inline_scales:
+            assert raw.nonzero().flatten().tolist() == [address]
+
+
+def test_addresses_of_inline_scales():
+    """Rows of 24 bytes: K of block 1, slot 5, head 1 begins at 696, its scale is at 704, and V's at 716."""
+    sizes = {"num_blocks": 2, "block_size": 8, "num_kv_heads": 2, "head_size": 8, "itemsize": 1}
+    view = KVCacheView.dense(Layout.CONTENT_PACKED_SCALED, **sizes)
+    raw = torch.zeros(view.end, dtype=torch.int8)
+    k, v = torch.full((1, 2, 8), 127.0), torch.full((1, 2, 8), -254.0)
+    write_kv_cache(k, v, view.tensor(raw), layer_of(view, torch.int8), torch.tensor([13]))
+    assert raw[696:720].view(3, 8)[0].tolist() == [127] * 8
+    assert raw[704:708].view(torch.float32).item() == 1
+    assert raw[708:716].tolist() == [-127] * 8
+    assert raw[716:720].view(torch.float32).item() == 2
+
+
+def layer_of(view: KVCacheView, dtype: torch.dtype, **scales: torch.Tensor) -> Layer:
+    return Layer(
+        num_heads=view.num_kv_heads,
+        num_kv_heads=view.num_kv_heads,
+        head_size=view.head_size,
+        scale=1.0,
+        layout=view.layout,
+        kv_cache_dtype=dtype if dtype in QUANTIZED_DTYPES else None,
+        **scales,
+    )
+
+
+def row(cache: torch.Tensor, view: KVCacheView, kv: int, slot: int) -> torch.Tensor:
+    """K or V of a slot: [HK, D], or [HK, D / x, x] where the layout packs it so. A view of the cache."""
+    D, BS, x = view.head_size, view.block_size, view.x
+    b, o = divmod(slot, BS)
+    match view.layout:
+        case Layout.BLOCKS_FIRST_NHD:
+            return cache[b, kv, o]
+        case Layout.BLOCKS_FIRST_HND:
+            return cache[b, kv, :, o]
+        case Layout.KV_FIRST_NHD:
+            return cache[kv, b, o]
+        case Layout.KV_FIRST_HND:
+            return cache[kv, b, :, o]
+        case Layout.CONTENT_PACKED | Layout.CONTENT_PACKED_SCALED:
+            return cache[b, :, o].unflatten(-1, (2, -1))[:, kv, :D]
+        case Layout.X_PACKED | Layout.SHUFFLED if kv == K:
+            return cache[K, b].view(HK, D // x, BS, x)[:, :, o]
+        case Layout.X_PACKED:
+            return cache[V, b].view(HK, D, BS)[..., o]
+        case Layout.SHUFFLED:
+            return cache[V, b].view(HK, BS // x, D, x)[:, o // x, :, o % x]
+
+
+def inline_scale(cache: torch.Tensor, view: KVCacheView, kv: int, slot: int) -> torch.Tensor:
+    """[HK, 4]: the bytes of a row's scales."""
+    b, o = divmod(slot, view.block_size)
+    return cache[b, :, o].unflatten(-1, (2, -1))[:, kv, view.head_size :]
 
 
 def dense(layout, dtype):
-    return KVCacheView.dense(layout, num_blocks=NB, block_size=BS, num_kv_heads=HK, head_size=D, itemsize=dtype.itemsize)
+    block_size, head_size = (16, 32) if layout.is_x_packed else (3, 4)
+    sizes = {"num_blocks": NB, "block_size": block_size, "num_kv_heads": HK, "head_size": head_size}
+    return KVCacheView.dense(layout, **sizes, itemsize=dtype.itemsize)
 
 
 def padded(layout, dtype):
-    """The second of three layers that take turns in every block (or plane), with five elements between them."""
+    """The second of three layers that take turns in every block (or plane), with some elements between them."""
     view = dense(layout, dtype)
-    sizes = {"num_blocks": NB, "block_size": BS, "num_kv_heads": HK, "head_size": D, "itemsize": dtype.itemsize}
-    layer = view.end // (2 if view.block_stride < view.kv_stride else NB) + 5
     outer = "kv_stride" if view.block_stride < view.kv_stride else "block_stride"
-    strides = {name: getattr(view, name) for name in ("kv_stride", "block_stride", "slot_stride", "head_stride")}
-    return KVCacheView(layout=layout, **sizes, **(strides | {outer: 3 * layer}), offset=layer)
+    layer = view.end // (2 if outer == "kv_stride" else NB) + 16
+    return replace(view, **{outer: 3 * layer}, offset=layer)
+
+
+def ordered(order, layout, dtype):
+    """The second of three layers in one of vLLM 0.33's physical orders."""
+    sizes = {"num_blocks": NB, "block_size": 3, "num_kv_heads": HK, "head_size": 4, "itemsize": dtype.itemsize}
+    return KVCacheView.content_packed(layout, order, num_layers=3, layer=1, **sizes)
+
+
+BUILDS = {"dense": dense, "padded": padded, **{str(order): functools.partial(ordered, order) for order in PhysicalOrder}}
+
+
+def views(layouts):
+    return [
+        pytest.param(layout, build, id=f"{layout}-{name}")
+        for layout in layouts
+        for name, build in BUILDS.items()
+        if name in ("dense", "padded") or "content" in layout.dims
+    ]
 
 
 def random_bits(shape, dtype, seed):
-    info = torch.iinfo(BITS[dtype])
+    info = torch.iinfo(dtype)
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(info.min, info.max + 1, shape, dtype=BITS[dtype], generator=generator)
+    return torch.randint(info.min, info.max + 1, shape, dtype=dtype, generator=generator)
 
 
-@pytest.fixture(params=[dense, padded])
-def allocation(request):
-    """A view, and a raw allocation of random bits that is longer than it."""
-
-    def build(layout, dtype):
-        view = request.param(layout, dtype)
-        return view, random_bits((view.end + 7,), dtype, seed=1)
-
-    return build
+SLOTS = [4, -1, 14, 0, -1, 8]
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)
-@pytest.mark.parametrize("layout", Layout)
-def test_write_moves_the_bits_of_mapped_rows_and_no_others(layout, dtype, allocation):
-    view, raw = allocation(layout, dtype)
-    k, v = (random_bits((7, HK, D), dtype, seed=seed) for seed in (2, 3))
-    slots = [4, -1, 14, 0, -1, 8]
+@pytest.mark.parametrize(("layout", "build"), views(FLOAT_LAYOUTS))
+def test_write_moves_the_bits_of_mapped_rows_and_no_others(layout, build, dtype):
+    view = build(layout, dtype)
+    raw = random_bits((view.end + 7,), BITS[dtype], seed=1)
+    k, v = (random_bits((7, HK, view.head_size), BITS[dtype], seed=seed) for seed in (2, 3))
     expected = raw.clone()
-    for row, slot in enumerate(slots):
+    for token, slot in enumerate(SLOTS):
         if slot != -1:
-            ROW[layout](view.tensor(expected), K, slot // BS, slot % BS).copy_(k[row])
-            ROW[layout](view.tensor(expected), V, slot // BS, slot % BS).copy_(v[row])
-    write_kv_cache(k.view(dtype), v.view(dtype), view.tensor(raw.view(dtype)), layout, torch.tensor(slots))
+            for kv, values in ((K, k), (V, v)):
+                target = row(view.tensor(expected), view, kv, slot)
+                target.copy_(values[token].view(target.shape))
+    cache = view.tensor(raw.view(dtype))
+    write_kv_cache(k.view(dtype), v.view(dtype), cache, layer_of(view, dtype), torch.tensor(SLOTS))
     assert torch.equal(raw, expected)
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)
-@pytest.mark.parametrize("layout", Layout)
-@pytest.mark.parametrize("seq_len", [0, 1, 3, 7])
-def test_gather_follows_the_block_table_as_far_as_the_sequence(seq_len, layout, dtype, allocation):
-    view, raw = allocation(layout, dtype)
-    used = [4, 0, 2][: -(-seq_len // BS)]
-    block_table = torch.tensor([*used, -1, 2**31 - 1], dtype=torch.int32)
-    key, value = gather_kv_cache(view.tensor(raw.view(dtype)), layout, block_table, seq_len)
-    assert key.shape == value.shape == (seq_len, HK, D)
-    assert key.dtype == value.dtype == dtype
-    for j in range(seq_len):
-        block, slot = used[j // BS], j % BS
-        assert torch.equal(key[j].view(BITS[dtype]), ROW[layout](view.tensor(raw), K, block, slot))
-        assert torch.equal(value[j].view(BITS[dtype]), ROW[layout](view.tensor(raw), V, block, slot))
+@pytest.mark.parametrize(("layout", "build"), views(FLOAT_LAYOUTS))
+def test_gather_follows_the_block_table_as_far_as_the_sequence(layout, build, dtype):
+    view = build(layout, dtype)
+    raw = random_bits((view.end + 7,), BITS[dtype], seed=1)
+    cache, layer = view.tensor(raw.view(dtype)), layer_of(view, dtype)
+    for seq_len in (0, 1, view.block_size, 2 * view.block_size + 1):
+        used = [4, 0, 2][: -(-seq_len // view.block_size)]
+        block_table = torch.tensor([*used, -1, 2**31 - 1], dtype=torch.int32)
+        key, value = gather_kv_cache(cache, layer, block_table, seq_len, dtype)
+        assert key.shape == value.shape == (seq_len, HK, view.head_size)
+        assert key.dtype == value.dtype == dtype
+        for j in range(seq_len):
+            slot = used[j // view.block_size] * view.block_size + j % view.block_size
+            for kv, got in ((K, key), (V, value)):
+                assert torch.equal(got[j].view(BITS[dtype]).flatten(), row(view.tensor(raw), view, kv, slot).flatten())
+        exact, _ = gather_kv_cache(cache, layer, block_table, seq_len, torch.float64)
+        torch.testing.assert_close(exact, key.double(), rtol=0, atol=0, equal_nan=True)
+
+
+def quantized_caches():
+    for layout in Layout:
+        for dtype in QUANTIZED_DTYPES:
+            if layout.has_inline_scales:
+                kinds = ["inline"]
+            else:
+                kinds = ["per token"] if dtype == torch.int8 else ["per tensor", "per head", "per token"]
+            for kind in kinds:
+                for name, build in BUILDS.items():
+                    if name in ("dense", "padded") or "content" in layout.dims:
+                        label = f"{layout}-{str(dtype).removeprefix('torch.')}-{kind}-{name}"
+                        yield pytest.param(layout, dtype, kind, build, id=label)
+
+
+@pytest.mark.parametrize(("layout", "dtype", "kind", "build"), list(quantized_caches()))
+def test_quantized_caches(layout, dtype, kind, build):
+    """What is written is what `quantize` says, where the layout says, and no other byte; what is read, stored * scale."""
+    view = build(layout, dtype)
+    raw = random_bits((view.end + 7,), torch.uint8, seed=1)
+    expected = raw.clone()
+    generator = torch.Generator().manual_seed(2)
+    k, v = (spread * torch.randn(7, HK, view.head_size, generator=generator) for spread in (3, 500))
+    k[0, 0, 0], v[2, 1, 3] = torch.inf, -torch.inf
+    scale_caches = [torch.full((HK, NB, view.block_size), -1.0).permute(1, 2, 0) for _ in (K, V)]
+    scales = {
+        "inline": {},
+        "per tensor": {"k_scale": torch.tensor(0.3), "v_scale": torch.tensor([7.0])},
+        "per head": {"k_scale": torch.tensor([0.3, 0.1]), "v_scale": torch.tensor([7.0, 11.0])},
+        "per token": {"k_scale_cache": scale_caches[K], "v_scale_cache": scale_caches[V]},
+    }[kind]
+    layer = layer_of(view, dtype, **scales)
+
+    read = {}
+    for token, slot in enumerate(SLOTS):
+        if slot == -1:
+            continue
+        for kv, name, values in ((K, "k_scale", k[token]), (V, "v_scale", v[token])):
+            scale = scales[name].reshape(-1, 1) if name in scales else row_scales(values, dtype)
+            stored = quantize(values, scale, dtype)
+            target = row(view.tensor(expected), view, kv, slot)
+            target.copy_(stored.view(torch.uint8).view(target.shape))
+            if kind == "inline":
+                inline_scale(view.tensor(expected), view, kv, slot).copy_(scale.view(torch.uint8))
+            read[kv, slot] = dequantize(stored, scale, torch.float64), scale
+
+    cache = view.tensor(raw.view(dtype))
+    write_kv_cache(k, v, cache, layer, torch.tensor(SLOTS))
+    assert torch.equal(raw, expected)
+    for kv, scale_cache in enumerate(scale_caches):
+        for slot in range(NB * view.block_size):
+            kept = scale_cache[slot // view.block_size, slot % view.block_size]
+            written = kind == "per token" and slot in SLOTS
+            assert torch.equal(kept, read[kv, slot][1].flatten() if written else -torch.ones(HK))
+
+    block_table = torch.arange(NB, dtype=torch.int32)
+    for kv, got in enumerate(gather_kv_cache(cache, layer, block_table, 15, torch.float64)):
+        for slot in set(SLOTS) - {-1}:
+            assert torch.equal(got[slot], read[kv, slot][0])
+
+
+@pytest.mark.parametrize("k_dtype", FLOAT_DTYPES)
+def test_models_of_any_dtype_quantize_their_exact_values(k_dtype):
+    view = dense(Layout.KV_FIRST_NHD, torch.float8_e4m3fn)
+    k = torch.randn(1, HK, 4, generator=torch.Generator().manual_seed(0)).to(k_dtype)
+    scale = torch.tensor(0.3)
+    layer, cache = layer_of(view, torch.float8_e4m3fn, k_scale=scale, v_scale=scale), torch.zeros(view.end, dtype=torch.uint8)
+    write_kv_cache(k, k, view.tensor(cache.view(torch.float8_e4m3fn)), layer, torch.tensor([0]))
+    assert torch.equal(view.tensor(cache)[K, 0, 0], quantize(k[0].float(), scale, torch.float8_e4m3fn).view(torch.uint8))
+
+
+def test_a_nan_row_of_int8_reads_as_nan():
+    view = dense(Layout.CONTENT_PACKED_SCALED, torch.int8)
+    cache, layer = view.tensor(torch.zeros(view.end, dtype=torch.int8)), layer_of(view, torch.int8)
+    k = torch.ones(1, HK, 4)
+    k[0, 1, 2] = torch.nan
+    write_kv_cache(k, torch.ones(1, HK, 4), cache, layer, torch.tensor([0]))
+    key, value = gather_kv_cache(cache, layer, torch.tensor([0], dtype=torch.int32), 1, torch.float32)
+    assert key[0].isnan().tolist() == [[False] * 4, [True] * 4]
+    assert torch.equal(value, torch.ones(1, HK, 4))
 
 
 def test_nothing_to_write():
-    cache = torch.zeros(2, NB, BS, HK, D)
-    rows = torch.ones(3, HK, D)
+    view = dense(Layout.KV_FIRST_NHD, torch.float32)
+    cache, rows = view.tensor(torch.zeros(view.end)), torch.ones(3, HK, 4)
     for slots in ([], [-1, -1, -1]):
-        write_kv_cache(rows, rows, cache, Layout.KV_FIRST_NHD, torch.tensor(slots, dtype=torch.int64))
+        write_kv_cache(rows, rows, cache, layer_of(view, torch.float32), torch.tensor(slots, dtype=torch.int64))
+    assert not cache.any()
+
+
+def test_nothing_to_write_to_a_quantized_cache():
+    view = dense(Layout.CONTENT_PACKED_SCALED, torch.int8)
+    cache, rows = view.tensor(torch.zeros(view.end, dtype=torch.int8)), torch.ones(3, HK, 4)
+    for slots in ([], [-1, -1, -1]):
+        write_kv_cache(rows, rows, cache, layer_of(view, torch.int8), torch.tensor(slots, dtype=torch.int64))
     assert not cache.any()
 
 
 def test_rows_of_a_fused_qkv_tensor():
-    qkv = torch.arange(2.0 * 6 * D).view(2, 6, D)
-    cache = torch.zeros(NB, 2, BS, HK, D)
-    write_kv_cache(qkv[:, 2:4], qkv[:, 4:], cache, Layout.BLOCKS_FIRST_NHD, torch.tensor([7, 2]))
+    qkv = torch.arange(2.0 * 6 * 4).view(2, 6, 4)
+    view = dense(Layout.BLOCKS_FIRST_NHD, torch.float32)
+    cache = view.tensor(torch.zeros(view.end))
+    write_kv_cache(qkv[:, 2:4], qkv[:, 4:], cache, layer_of(view, torch.float32), torch.tensor([7, 2]))
     assert torch.equal(cache[2, K, 1], qkv[0, 2:4])
     assert torch.equal(cache[0, V, 2], qkv[1, 4:])
 
 
-def test_a_layer_writes_none_of_another_ones_blocks():
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (Layout.KV_FIRST_NHD, Layout.KV_FIRST_HND),
+        (Layout.KV_FIRST_NHD, Layout.X_PACKED),
+        (Layout.SHUFFLED, Layout.X_PACKED),
+        (Layout.BLOCKS_FIRST_HND, Layout.CONTENT_PACKED),
+    ],
+)
+def test_a_layer_writes_none_of_another_ones_blocks(first, second):
     """Two layers of one allocation, in layouts of one footprint, own other blocks. With blocks-first beside K/V-first, block 0
     would lie over blocks 0 and 1 of both planes (vLLM #43945)."""
-    nhd, hnd = (dense(layout, torch.float32) for layout in (Layout.KV_FIRST_NHD, Layout.KV_FIRST_HND))
-    raw = torch.zeros(nhd.end)
-    rows = torch.ones(2 * BS, HK, D)
-    write_kv_cache(rows, rows, nhd.tensor(raw), nhd.layout, torch.arange(2 * BS))
-    write_kv_cache(2 * rows, 2 * rows, hnd.tensor(raw), hnd.layout, torch.arange(2 * BS, 4 * BS))
-    assert nhd.tensor(raw)[:, :2].eq(1).all()
-    assert hnd.tensor(raw)[:, 2:4].eq(2).all()
-    assert not hnd.tensor(raw)[:, 4].any()
+    sizes = {"num_blocks": NB, "block_size": 4, "num_kv_heads": HK, "head_size": 4, "itemsize": 4}
+    a, b = (KVCacheView.dense(layout, **sizes) for layout in (first, second))
+    raw = torch.zeros(a.end)
+    rows = torch.ones(8, HK, 4)
+    write_kv_cache(rows, rows, a.tensor(raw), layer_of(a, torch.float32), torch.arange(8))
+    write_kv_cache(2 * rows, 2 * rows, b.tensor(raw), layer_of(b, torch.float32), torch.arange(8, 16))
+    for view in (a, b):
+        pages = view.tensor(raw).transpose(0, 1) if view.layout.dims[0] == "kv" else view.tensor(raw)
+        assert [page.unique().tolist() for page in pages] == [[1], [1], [2], [2], [0]]

@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 import torch
-from attn_reference import attend, merge_attn_states
+from attn_contract import AttentionType, Layer
+from attn_reference import Request, attend, merge_attn_states
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +24,9 @@ def random_tokens(q_len, seq_len, seed):
 
 def state(query, key, value, seen, sinks=None):
     """Attention to the seen keys, as the float32 (out, lse) that a kernel hands over."""
-    attention = attend(query, key, value, seen, SCALE, sinks)
+    layer = Layer(num_heads=H, num_kv_heads=HK, head_size=D, scale=SCALE, attn_type=AttentionType.ENCODER, sinks=sinks)
+    rows, positions = slice(0, len(query)), torch.arange(len(query))
+    attention = attend(Request(0, rows, query, key, value, seen, positions, bias=None), layer)
     return attention.out.float(), attention.lse.float()
 
 
@@ -47,7 +50,7 @@ def test_any_split_merges_into_the_whole(q_len, seq_len, with_sinks, seed, data)
     """Keys fall to one of two parts, not only contiguously; the sink joins exactly one of them."""
     in_a = torch.tensor(data.draw(st.lists(st.booleans(), min_size=seq_len, max_size=seq_len)), dtype=torch.bool)
     tokens = random_tokens(q_len, seq_len, seed)
-    sinks = torch.linspace(-2, 2, H, dtype=torch.float64) if with_sinks else None
+    sinks = torch.linspace(-2, 2, H) if with_sinks else None
     everything = torch.ones(q_len, seq_len, dtype=torch.bool)
     merged = merge(state(*tokens, everything & in_a, sinks), state(*tokens, everything & ~in_a))
     assert_same_state(merged, state(*tokens, everything, sinks), roundings=4)

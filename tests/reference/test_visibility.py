@@ -1,64 +1,199 @@
-"""The visibility formula against a truth table in plain Python integers."""
+"""The visibility formula against a truth table in plain Python integers: every rule, alone and with the others."""
 
 import itertools
+import math
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from attn_contract import AttentionType, Layer, Layout
 from attn_reference import attend, paged_requests, varlen_requests, visible
 
+LENGTHS = list(itertools.product(range(1, 5), range(8)))
+"""q_len, seq_len; queries stand before the sequence where there are more of them than keys."""
+
 WINDOWS = list(itertools.product((-1, 0, 1, 3), repeat=2))
-LENGTHS = list(itertools.product(range(1, 5), range(6)))
+RANGES = [[1, 4], [6, 6], [4, 2], [-2, 0]]
+"""Some positions both ways, one by itself, none, and one that begins before the sequence."""
+SOME_HIDDEN = [[0, -math.inf, 0.5, 0], [1, 0, 0, -math.inf], [-math.inf, 0, -1, 0], [0, 0, -math.inf, -math.inf]]
 
 
-def sees(i: int, j: int, q_len: int, seq_len: int, causal: bool, window: tuple[int, int]) -> bool:
-    """Whether query i sees key j, one rule after another."""
-    p = (seq_len - q_len) + i
-    left, right = window
-    return 0 <= j < seq_len and (not causal or j <= p) and (left == -1 or j >= p - left) and (right == -1 or j <= p + right)
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    causal: bool = False
+    window: tuple[int, int] = (-1, -1)
+    sink_tokens: int = 0
+    chunked_local: int | None = None
+    ranges: bool = False
+    ranges_clamped: bool = False
+    qq_bias: bool = False
 
 
-def truth_table(q_len: int, seq_len: int, causal: bool, window: tuple[int, int]) -> torch.Tensor:
-    rows = [[sees(i, j, q_len, seq_len, causal, window) for j in range(seq_len)] for i in range(q_len)]
+def sees(i: int, j: int, q_len: int, seq_len: int, rules: Rules) -> bool:
+    """Whether query i sees key j: the formula, term by term."""
+    context_len = seq_len - q_len
+    p = context_len + i
+    left, right = rules.window
+    in_window = (left < 0 or p - j <= left) and (right < 0 or j - p <= right)
+    in_chunk = rules.chunked_local is None or p // rules.chunked_local == j // rules.chunked_local
+    base = (not rules.causal or j <= p) and (in_window or j < rules.sink_tokens) and in_chunk
+    together = rules.ranges and any(first <= p <= last and first <= j <= last for first, last in RANGES)
+    in_range = together and (not rules.ranges_clamped or left < 0 or p - j <= left)
+    hidden = rules.qq_bias and j >= context_len and SOME_HIDDEN[i][j - context_len] == -math.inf
+    return 0 <= j < seq_len and (base or in_range) and not hidden
+
+
+def truth_table(q_len: int, seq_len: int, rules: Rules) -> torch.Tensor:
+    rows = [[sees(i, j, q_len, seq_len, rules) for j in range(seq_len)] for i in range(q_len)]
     return torch.tensor(rows, dtype=torch.bool).reshape(q_len, seq_len)
 
 
+def layer_of(rules: Rules) -> Layer:
+    return Layer(
+        num_heads=1,
+        num_kv_heads=1,
+        head_size=4,
+        scale=0.5,
+        layout=Layout.KV_FIRST_NHD,
+        window=rules.window,
+        sink_tokens=rules.sink_tokens,
+        chunked_local=rules.chunked_local,
+        ranges_clamped=rules.ranges_clamped,
+    )
+
+
+OPTIONS = {
+    "window": [(-1, -1), (0, 0), (2, -1), (-1, 1), (1, 2)],
+    "sink_tokens": [0, 2],
+    "chunked_local": [None, 3],
+    "ranges": [False, True],
+    "ranges_clamped": [False, True],
+    "qq_bias": [False, True],
+}
+ALL = [Rules(causal=True, **dict(zip(OPTIONS, values, strict=True))) for values in itertools.product(*OPTIONS.values())]
+
+
 def test_the_truth_table_itself():
-    """Typed by hand: two queries at positions 2 and 3 of four keys, each with one key to its left."""
-    assert truth_table(2, 4, True, (1, 0)).int().tolist() == [[0, 1, 1, 0], [0, 0, 1, 1]]
-    assert truth_table(2, 4, False, (1, -1)).int().tolist() == [[0, 1, 1, 1], [0, 0, 1, 1]]
-    assert truth_table(3, 2, True, (-1, -1)).int().tolist() == [[0, 0], [1, 0], [1, 1]]
+    """Typed by hand: two queries at positions 2 and 3 of four keys, or at 4 and 5 of six."""
+    assert truth_table(2, 4, Rules(causal=True, window=(1, 0))).int().tolist() == [[0, 1, 1, 0], [0, 0, 1, 1]]
+    assert truth_table(2, 4, Rules(window=(1, -1))).int().tolist() == [[0, 1, 1, 1], [0, 0, 1, 1]]
+    assert truth_table(3, 2, Rules(causal=True)).int().tolist() == [[0, 0], [1, 0], [1, 1]]
+    assert truth_table(2, 6, Rules(causal=True, window=(1, 0), sink_tokens=1)).int().tolist() == [
+        [1, 0, 0, 1, 1, 0],
+        [1, 0, 0, 0, 1, 1],
+    ]
+    assert truth_table(2, 4, Rules(causal=True, chunked_local=3)).int().tolist() == [[1, 1, 1, 0], [0, 0, 0, 1]]
+    assert truth_table(2, 4, Rules(causal=True, chunked_local=3, sink_tokens=1)).int().tolist() == [[1, 1, 1, 0], [0, 0, 0, 1]]
+    assert truth_table(3, 2, Rules(chunked_local=3)).int().tolist() == [[0, 0], [1, 1], [1, 1]]
+    in_range = Rules(causal=True, window=(0, 0), ranges=True)
+    assert truth_table(2, 5, in_range).int().tolist() == [[0, 1, 1, 1, 1], [0, 1, 1, 1, 1]]
+    assert truth_table(2, 5, replace(in_range, ranges_clamped=True)).int().tolist() == [[0, 0, 0, 1, 1], [0, 0, 0, 0, 1]]
+    assert truth_table(2, 3, Rules(causal=True, qq_bias=True)).int().tolist() == [[1, 1, 0], [1, 1, 1]]
 
 
-@pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("causal", [False, True])
-def test_visible_is_the_formula(causal, window):
+@pytest.mark.parametrize("window", WINDOWS)
+def test_windows(window, causal):
+    """Also of keys that are none: before position 0 and from seq_len on."""
+    rules = Rules(causal=causal, window=window)
     for q_len, seq_len in LENGTHS:
-        key_positions = torch.arange(-2, seq_len + 3)
-        seen = visible(torch.arange(seq_len - q_len, seq_len), key_positions, seq_len, causal=causal, window=window)
-        expected = [[sees(i, j, q_len, seq_len, causal, window) for j in key_positions.tolist()] for i in range(q_len)]
+        keys = range(-2, seq_len + 3)
+        seen = visible(torch.arange(seq_len - q_len, seq_len), torch.tensor(keys), seq_len, layer_of(rules), causal=causal)
+        expected = [[sees(i, j, q_len, seq_len, rules) for j in keys] for i in range(q_len)]
         assert seen.tolist() == expected, (q_len, seq_len)
 
 
-@pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("causal", [False, True])
-def test_weights_are_zero_exactly_where_a_key_is_not_seen(causal, window, paged_call, randn):
-    tokens = [(randn(q_len, 2, 4), randn(seq_len, 1, 4), randn(seq_len, 1, 4)) for q_len, seq_len in LENGTHS]
-    requests = list(paged_requests(*paged_call(tokens, causal=causal, window=window), torch.float64))
-    assert [request.index for request in requests] == list(range(len(LENGTHS)))
-    for request, (q_len, seq_len) in zip(requests, LENGTHS, strict=True):
-        expected = truth_table(q_len, seq_len, causal, window)
-        attention = attend(request.query, request.key, request.value, request.visible, 0.5)
-        assert torch.equal(request.visible, expected)
-        assert torch.equal(attention.weights != 0, expected.expand(2, -1, -1))
-        assert torch.equal(attention.logits != -torch.inf, expected.expand(2, -1, -1))
-        assert torch.equal(attention.lse == -torch.inf, ~expected.any(-1).expand(2, -1))
-        assert not attention.out[~expected.any(-1)].any()
+@pytest.mark.parametrize("chunked_local", [1, 2, 3, 100])
+@pytest.mark.parametrize("sink_tokens", [0, 1, 3, 100])
+def test_chunks_and_sink_tokens(sink_tokens, chunked_local, causal):
+    rules = Rules(causal=causal, window=(1, 0), sink_tokens=sink_tokens, chunked_local=chunked_local)
+    for q_len, seq_len in LENGTHS:
+        positions = torch.arange(seq_len - q_len, seq_len)
+        seen = visible(positions, torch.arange(seq_len), seq_len, layer_of(rules), causal=causal)
+        assert torch.equal(seen, truth_table(q_len, seq_len, rules)), (q_len, seq_len)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_all_rules_together(causal, paged_call, randn):
+    """As a call applies them: every combination, over every length."""
+    tokens = [(randn(q_len, 1, 4), randn(seq_len, 1, 4), randn(seq_len, 1, 4)) for q_len, seq_len in LENGTHS]
+    for rules in (replace(rules, causal=causal) for rules in ALL):
+        for request, (q_len, seq_len) in zip(requests_of(paged_call, tokens, rules), LENGTHS, strict=True):
+            assert torch.equal(request.visible, truth_table(q_len, seq_len, rules)), (rules, q_len, seq_len)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_weights_are_zero_exactly_where_a_key_is_not_seen(causal, paged_call, randn):
+    lengths = [(1, 7), (3, 6), (4, 4), (4, 2)]
+    tokens = [(randn(q_len, 2, 4), randn(seq_len, 1, 4), randn(seq_len, 1, 4)) for q_len, seq_len in lengths]
+    for rules in (replace(rules, causal=causal) for rules in ALL):
+        for request, (q_len, seq_len) in zip(requests_of(paged_call, tokens, rules), lengths, strict=True):
+            expected = truth_table(q_len, seq_len, rules)
+            attention = attend(request, layer_of(rules))
+            assert torch.equal(attention.weights != 0, expected.expand(2, -1, -1)), rules
+            assert torch.equal(attention.logits != -torch.inf, expected.expand(2, -1, -1)), rules
+            assert torch.equal(attention.lse == -torch.inf, ~expected.any(-1).expand(2, -1)), rules
+            assert not attention.out[~expected.any(-1)].any()
+
+
+def requests_of(paged_call, tokens, rules):
+    call = paged_call(
+        tokens,
+        causal=rules.causal,
+        scale=0.5,
+        window=rules.window,
+        sink_tokens=rules.sink_tokens,
+        chunked_local=rules.chunked_local,
+        ranges_clamped=rules.ranges_clamped,
+        bidirectional_ranges=torch.tensor(RANGES, dtype=torch.int32).repeat(len(tokens), 1, 1) if rules.ranges else None,
+        qq_bias=larger(torch.tensor(SOME_HIDDEN)) if rules.qq_bias else None,
+    )
+    requests = list(paged_requests(*call, torch.float64))
+    assert [request.index for request in requests] == list(range(len(tokens)))
+    return requests
+
+
+def larger(qq_bias):
+    """[Q, Q] with rows and columns of no query, in numbers that would show."""
+    bias = torch.full((8, 8), -1e30)
+    bias[:4, :4] = qq_bias
+    return bias
+
+
+def test_ranges_belong_to_a_request(paged_call, randn):
+    tokens = [(randn(3, 1, 4), randn(3, 1, 4), randn(3, 1, 4)) for _ in range(2)]
+    ranges = torch.tensor([[[0, 1]], [[1, 2]]], dtype=torch.int32)
+    first, second = paged_requests(*paged_call(tokens, bidirectional_ranges=ranges), torch.float64)
+    assert first.visible.int().tolist() == [[1, 1, 0], [1, 1, 0], [1, 1, 1]]
+    assert second.visible.int().tolist() == [[1, 0, 0], [1, 1, 1], [1, 1, 1]]
+
+
+def test_no_ranges_at_all(paged_call, randn):
+    tokens = [(randn(3, 1, 4), randn(3, 1, 4), randn(3, 1, 4))]
+    (request,) = paged_requests(
+        *paged_call(tokens, bidirectional_ranges=torch.zeros(1, 0, 2, dtype=torch.int32)), torch.float64
+    )
+    assert torch.equal(request.visible, torch.ones(3, 3).tril().bool())
+
+
+@pytest.mark.parametrize("q_len", [1, 3])
+def test_cross_attention_has_no_positions(q_len, paged_call, randn):
+    call = paged_call(
+        [(randn(q_len, 1, 4), randn(5, 1, 4), randn(5, 1, 4))], attn_type=AttentionType.ENCODER_DECODER, causal=False
+    )
+    (request,) = paged_requests(*call, torch.float64)
+    assert request.visible.all()
+
+
+@pytest.mark.parametrize("sink_tokens", [0, 2])
+@pytest.mark.parametrize("chunked_local", [None, 2])
 @pytest.mark.parametrize("window", WINDOWS)
-def test_encoder_windows_look_both_ways(window, varlen_call, randn):
+def test_encoders_look_both_ways(window, chunked_local, sink_tokens, varlen_call, randn):
     tokens = [(randn(n, 1, 4), randn(n, 1, 4), randn(n, 1, 4)) for n in range(6)]
-    requests = list(varlen_requests(*varlen_call(tokens, window=window), torch.float64))
+    rules = Rules(window=window, chunked_local=chunked_local, sink_tokens=sink_tokens)
+    call = varlen_call(tokens, window=window, chunked_local=chunked_local, sink_tokens=sink_tokens)
+    requests = list(varlen_requests(*call, torch.float64))
     assert [request.index for request in requests] == [1, 2, 3, 4, 5]
     for request in requests:
-        assert torch.equal(request.visible, truth_table(request.index, request.index, False, window))
+        assert torch.equal(request.visible, truth_table(request.index, request.index, rules))

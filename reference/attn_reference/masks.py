@@ -1,0 +1,93 @@
+"""Which keys a query sees: one function per rule, and `visible`, which composes them.
+
+Everywhere p is [q_len, 1], the positions of the queries, and j is [1, k_len], those of the keys; a rule gives a bool tensor
+that broadcasts to [q_len, k_len]. The formula is in `attn_reference.attention`.
+"""
+
+import torch
+from attn_contract import Layer
+
+
+def visible(
+    query_positions: torch.Tensor,
+    key_positions: torch.Tensor,
+    seq_len: int,
+    layer: Layer,
+    *,
+    causal: bool,
+    ranges: torch.Tensor | None = None,
+    qq_bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Which keys of one request its queries see.
+
+    Args:
+        query_positions: [q_len] integers, p of each query; negative where q_len > seq_len.
+        key_positions: [k_len] integers, j of each key.
+        seq_len: keys of the request.
+        layer: of which window, sink_tokens, chunked_local and ranges_clamped count.
+        causal: whether a query sees only keys at or before its own position.
+        ranges: [n, 2] integers, the request's bidirectional ranges, or None.
+        qq_bias: [q_len, k_len], as `attn_reference.logits.place_qq_bias` gives it, or None.
+
+    Returns:
+        [q_len, k_len] bool.
+    """
+    p, j = query_positions[:, None], key_positions[None, :]
+    seen = in_window(p, j, layer.window) | is_sink_token(j, layer.sink_tokens)
+    if causal:
+        seen &= is_causal(p, j)
+    if layer.chunked_local is not None:
+        seen &= in_chunk(p, j, layer.chunked_local)
+    if ranges is not None:
+        seen |= in_range(p, j, ranges, layer.window[0] if layer.ranges_clamped else -1)
+    if qq_bias is not None:
+        seen &= ~is_hidden(qq_bias)
+    return seen & (j >= 0) & (j < seq_len)
+
+
+def is_causal(p: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+    """The key is the query's own or an earlier one."""
+    return j <= p
+
+
+def in_window(p: torch.Tensor, j: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:
+    """The key is at most `left` positions before the query and at most `right` after it; -1 is unlimited, 0 is a real edge.
+
+    A model's `sliding_window=W` counts the query's own token: it is (W - 1, W - 1).
+    """
+    left, right = window
+    seen = torch.full_like(p - j, True, dtype=torch.bool)
+    if left >= 0:
+        seen &= p - j <= left
+    if right >= 0:
+        seen &= j - p <= right
+    return seen
+
+
+def is_sink_token(j: torch.Tensor, sink_tokens: int) -> torch.Tensor:
+    """The key is one of the first, which a window does not hide (StreamingLLM, arXiv:2309.17453; AITER's `sink_size`)."""
+    return j < sink_tokens
+
+
+def in_chunk(p: torch.Tensor, j: torch.Tensor, chunked_local: int) -> torch.Tensor:
+    """Both lie in one chunk of positions (Llama 4's `attention_chunk_size`).
+
+    The division is a floor: a query before the sequence (p < 0) lies in a chunk that holds no key.
+    """
+    return p // chunked_local == j // chunked_local
+
+
+def in_range(p: torch.Tensor, j: torch.Tensor, ranges: torch.Tensor, left: int) -> torch.Tensor:
+    """One inclusive range holds both, and the key is at most `left` positions before the query; -1 is unlimited.
+
+    Gemma 3 lets the tokens of an image see each other whatever the window is, Gemma 4 keeps its left edge (vLLM's prefix-LM
+    ranges, `mm_prefix_range`). A range whose last position is before its first holds nothing.
+    """
+    first, last = ranges[:, 0, None, None], ranges[:, 1, None, None]
+    together = ((first <= p) & (p <= last) & (first <= j) & (j <= last)).any(dim=0)
+    return together & in_window(p, j, (left, -1))
+
+
+def is_hidden(qq_bias: torch.Tensor) -> torch.Tensor:
+    """The bias of the pair is -inf: the key is on another branch of a tree of drafts."""
+    return qq_bias == -torch.inf

@@ -1,0 +1,123 @@
+"""Quantized numbers from first principles: float8 of two kinds, int8, and the scales that bring a value into their range.
+
+A float8 e4m3 number has a sign, four bits of exponent and three of mantissa: it is `n * 2**(e - 3)` with n in 8..15, or n in
+0..7 at the smallest exponent (subnormals). Codes count up with the magnitude: `8 * (e - smallest) + n`.
+
+    type            largest   smallest e   NaN               zero
+    float8_e4m3fn   448       -6           0x7F and 0xFF     of either sign   (Micikevicius et al., arXiv:2209.05433; OCP OFP8)
+    float8_e4m3fnuz 240       -7           0x80              0x00 only        (Noune et al., arXiv:2206.02915; AMD's gfx942)
+    int8            127                    none                               (-128 is not used: the range is symmetric)
+
+What is stored is `value / scale`, one correctly rounded float32 division, clamped to [-largest, largest] and rounded to the
+nearest number of the type, ties to the even code. So infinities saturate. NaN stays NaN, as 0x7F or 0x80. What is read is
+`stored * scale`. Every bit of this is defined, and a fast implementation is compared byte by byte.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+SMALLEST_SCALE = 2.0**-100
+"""Of a scale per token and head: a row of zeros needs some scale to be divided by."""
+MANTISSA_BITS = 3
+SIGN_BIT = 0x80
+
+
+class Float8(NamedTuple):
+    """One kind of e4m3."""
+
+    largest: float
+    smallest_exponent: int
+    nan: tuple[int, ...]
+    """The bytes that are NaN; the first is the one that is written."""
+    has_negative_zero: bool
+
+
+FLOAT8 = {
+    torch.float8_e4m3fn: Float8(largest=448.0, smallest_exponent=-6, nan=(0x7F, 0xFF), has_negative_zero=True),
+    torch.float8_e4m3fnuz: Float8(largest=240.0, smallest_exponent=-7, nan=(0x80,), has_negative_zero=False),
+}
+INT8_LARGEST = 127.0
+
+
+def quantize(values: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`values / scale` in a type of 8 bits.
+
+    Args:
+        values: of any shape, float32 or a dtype that float32 holds.
+        scale: float32, broadcasts to values. NaN makes all of it NaN, which int8, having none, stores as 0.
+        dtype: torch.float8_e4m3fn, torch.float8_e4m3fnuz or torch.int8.
+
+    Returns:
+        Of values' shape, in dtype.
+    """
+    quotient = values.float() / scale
+    if dtype == torch.int8:
+        return quotient.clamp(-INT8_LARGEST, INT8_LARGEST).round().nan_to_num(nan=0).to(torch.int8)
+    return _encode(quotient, FLOAT8[dtype]).view(dtype)
+
+
+def dequantize(stored: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`stored * scale`, rounded once.
+
+    Args:
+        stored: of any shape: float8_e4m3fn, float8_e4m3fnuz or int8.
+        scale: float32, broadcasts to stored.
+        dtype: of the result. float64 holds every such product exactly.
+
+    Returns:
+        Of stored's shape, in dtype.
+    """
+    numbers = stored.double() if stored.dtype == torch.int8 else _decode(stored.view(torch.uint8), FLOAT8[stored.dtype])
+    return (numbers * scale.double()).to(dtype)
+
+
+def row_scales(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The scale of each row, one row being what a token has in one head: `max(largest magnitude / largest of dtype, 2**-100)`.
+
+    Only finite magnitudes count: an infinity would take the others' bits, and saturates. A row that holds a NaN gets the scale
+    NaN in int8, whose numbers cannot say it, and reads as NaN throughout.
+
+    Args:
+        rows: [..., D], float32 or a dtype that float32 holds.
+        dtype: of 8 bits, what the rows are to be quantized to.
+
+    Returns:
+        [..., 1] float32.
+    """
+    rows = rows.float()
+    largest = torch.where(rows.isfinite(), rows.abs(), 0).amax(dim=-1, keepdim=True)
+    bound = INT8_LARGEST if dtype == torch.int8 else FLOAT8[dtype].largest
+    # divided by a tensor: on a GPU torch multiplies by the reciprocal of a Python number, which rounds twice
+    scales = (largest / torch.full_like(largest, bound)).clamp(min=SMALLEST_SCALE)
+    if dtype == torch.int8:
+        scales = scales.masked_fill(rows.isnan().any(dim=-1, keepdim=True), torch.nan)
+    return scales
+
+
+def _encode(numbers: torch.Tensor, kind: Float8) -> torch.Tensor:
+    """uint8 of float32."""
+    magnitude = numbers.abs().clamp(max=kind.largest)
+    # frexp's mantissa lies in [0.5, 1), so that its exponent is one above ours
+    exponent = torch.frexp(magnitude.clamp(min=2.0**kind.smallest_exponent)).exponent - 1
+    # a multiple of the spacing of numbers there; torch.round takes ties to the even one
+    n = torch.round(torch.ldexp(magnitude, MANTISSA_BITS - exponent)).nan_to_num(nan=0).int()
+    # where n was rounded up to 16, this is the code of 8 at the next exponent
+    code = (exponent - kind.smallest_exponent) * 2**MANTISSA_BITS + n
+    is_negative = numbers.signbit()
+    if not kind.has_negative_zero:
+        is_negative &= code > 0
+    return torch.where(numbers.isnan(), kind.nan[0], code + is_negative * SIGN_BIT).to(torch.uint8)
+
+
+def _decode(codes: torch.Tensor, kind: Float8) -> torch.Tensor:
+    """float64 of uint8."""
+    code = codes.int() % SIGN_BIT
+    is_negative = codes >= SIGN_BIT
+    steps, n = code // 2**MANTISSA_BITS, code % 2**MANTISSA_BITS
+    # the lowest eight codes are the subnormals, which share the smallest exponent with the next eight
+    n = torch.where(steps > 0, n + 2**MANTISSA_BITS, n)
+    exponent = kind.smallest_exponent + (steps - 1).clamp(min=0)
+    magnitude = torch.ldexp(n.double(), exponent - MANTISSA_BITS)
+    is_nan = torch.isin(codes, codes.new_tensor(kind.nan))
+    return torch.where(is_nan, torch.nan, torch.where(is_negative, -magnitude, magnitude))
