@@ -4,10 +4,19 @@ import sys
 
 from attn_contract import ops
 
-from attn_optimized.attention import paged_attention, varlen_attention
-from attn_optimized.kv_cache import write_kv_cache
+from attn_optimized.attention import paged_attention, plan_of, varlen_attention
+from attn_optimized.cascade import cascade_attention
+from attn_optimized.kv_cache import rope_and_write_kv_cache, write_kv_cache
 from attn_optimized.merge import merge_attn_states
 
-__all__ = ["merge_attn_states", "paged_attention", "varlen_attention", "write_kv_cache"]
+__all__ = [
+    "cascade_attention",
+    "merge_attn_states",
+    "paged_attention",
+    "plan_of",
+    "rope_and_write_kv_cache",
+    "varlen_attention",
+    "write_kv_cache",
+]
 
 ops.register(sys.modules[__name__], "CUDA")

@@ -18,7 +18,7 @@ def architecture_of(device: torch.device, dtype: torch.dtype) -> str:
         UnsupportedError: the tensors are not where these kernels can run, or are bfloat16 in Triton's own interpreter.
     """
     if _INTERPRETED:
-        if dtype == torch.bfloat16 and not getattr(InterpreterBuilder, "exact_bfloat16", False):
+        if dtype == torch.bfloat16 and not interpreter_is_exact():
             raise UnsupportedError(
                 "attn_optimized",
                 "bfloat16 under Triton's interpreter",
@@ -37,3 +37,13 @@ def architecture_of(device: torch.device, dtype: torch.dtype) -> str:
     if torch.version.hip:
         return properties.gcnArchName.split(":")[0]
     return f"sm{properties.major}{properties.minor}"
+
+
+def interpreter_is_exact() -> bool:
+    """Whether Triton's interpreter has been taught bfloat16 and float8, which it computes wrongly as it comes."""
+    return getattr(InterpreterBuilder, "exact_bfloat16", False)
+
+
+def compute_units_of(device: torch.device) -> int:
+    """Multiprocessors or compute units of a GPU; 1 of what interprets."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -1,13 +1,16 @@
-"""Writing this step's keys and values into the KV cache."""
+"""Writing this step's keys and values into the KV cache, as they are or after their rotation."""
+
+from typing import Any
 
 import torch
-from attn_contract import Layout
-from attn_contract.validation import check_write_kv_cache
+from attn_contract import Layer
+from attn_contract.validation import check_rope_and_write_kv_cache, check_write_kv_cache
 
 from attn_optimized.device import architecture_of
 from attn_optimized.kernels.write_kv_cache import write_kv_cache_kernel
 from attn_optimized.launch import in_units, row_grid, row_tiles
-from attn_optimized.strides import kv_cache_strides
+from attn_optimized.quantization import stored_format
+from attn_optimized.strides import kv_cache_strides, scale_strides, token_scales
 
 _INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32}
 
@@ -16,51 +19,154 @@ def write_kv_cache(
     k: torch.Tensor,
     v: torch.Tensor,
     kv_cache: torch.Tensor,
-    layout: Layout,
+    layer: Layer,
     slot_mapping: torch.Tensor,
     *,
     validate: bool = False,
 ) -> None:
-    """Write row s of k and v to slot `slot_mapping[s]` of the cache, bit by bit; every other byte stays as it is.
+    """Write row s of k and v to slot `slot_mapping[s]` of the cache; every other byte stays as it is.
+
+    A cache of k's dtype gets every bit. A quantized one gets value / scale, one float32 division, clamped to the largest number
+    of the type and rounded to nearest even; a NaN stays one. The scale is the layer's, or, for each token and head, the largest
+    finite magnitude of its row over the largest number of the type, at least 2**-100, and is written too; an int8 row that
+    holds a NaN gets a scale of NaN.
 
     Args:
-        k, v: [T_kv, HK, D] of the cache's dtype; the last dimension is dense. Rows past S are not read.
-        kv_cache: as `layout` says, with any strides.
+        k, v: [T_kv, HK, D] float32, float16 or bfloat16; the last dimension is dense. Rows past S are not read.
+        kv_cache: as `layer.layout` says, of `layer.kv_cache_dtype` or k's dtype, with any strides.
+        layer: its layout, kv_cache_dtype and scales count.
         slot_mapping: [S] int64, `block * block_size + offset`; -1 writes nothing.
-        validate: check the slots too, which waits for the device.
+        validate: check the slots and scales too, which waits for the device.
 
     Raises:
         ContractError: the arguments contradict the contract. Nothing was written.
-        UnsupportedError: tensors on a CPU without Triton's interpreter. Nothing was written.
+        UnsupportedError: tensors on a CPU without Triton's interpreter, or bfloat16 that it would have to convert. Nothing was
+            written.
     """
-    check_write_kv_cache(k, v, kv_cache, layout, slot_mapping, values=validate)
-    num_slots, num_kv_heads, head_size = len(slot_mapping), k.shape[1], k.shape[2]
-    # integers: their copies keep every bit, those of a NaN too
-    integer = _INTEGER_OF_SIZE[k.element_size()]
-    tiles = row_tiles(architecture_of(k.device, integer), head_size=head_size)
-    if not num_slots:
+    check_write_kv_cache(k, v, kv_cache, layer, slot_mapping, values=validate)
+    if layer.kv_cache_dtype is None:
+        # integers: their copies keep every bit, those of a NaN too
+        k, v, kv_cache = (tensor.view(_INTEGER_OF_SIZE[k.element_size()]) for tensor in (k, v, kv_cache))
+    _write(k, v, kv_cache, layer, slot_mapping)
+
+
+def rope_and_write_kv_cache(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    positions: torch.Tensor,
+    cos_sin_cache: torch.Tensor,
+    kv_cache: torch.Tensor,
+    layer: Layer,
+    slot_mapping: torch.Tensor,
+    *,
+    is_neox: bool,
+    validate: bool = False,
+) -> None:
+    """Rotate q in place and write k, rotated likewise, and v into the cache (RoPE; Su et al., arXiv:2104.09864).
+
+    Two dims x1, x2 that rotate together become `x1 * cos - x2 * sin` and `x2 * cos + x1 * sin`, each product and sum rounded to
+    float32 by itself, and the result once to the dtype of q. What is written is what `write_kv_cache` writes for such rows.
+
+    Args:
+        q: [T, H, D] of k's dtype; the last dimension is dense. Rows 0 to P - 1 are rotated, those of slot -1 too.
+        k, v: as in write_kv_cache; they are not changed, and may be columns of one fused tensor with q.
+        positions: [P] int64, rows of cos_sin_cache, for the rows of q and k.
+        cos_sin_cache: [max_position, rotary_dim], rotary_dim / 2 cosines, then the sines, float32 or of q's dtype; dims from
+            rotary_dim on are not rotated.
+        kv_cache, layer: as in write_kv_cache.
+        slot_mapping: [S] int64 with S <= P, as in write_kv_cache.
+        is_neox: whether dims (i, i + rotary_dim / 2) rotate together, as in GPT-NeoX, else (2i, 2i + 1), as in GPT-J.
+        validate: check the positions, slots and scales too, which waits for the device.
+
+    Raises:
+        ContractError: the arguments contradict the contract. Nothing was written.
+        UnsupportedError: tensors on a CPU without Triton's interpreter, or bfloat16 in an interpreter that computes it wrongly.
+            Nothing was written.
+    """
+    check_rope_and_write_kv_cache(q, k, v, positions, cos_sin_cache, is_neox, kv_cache, layer, slot_mapping, values=validate)
+    _write(k, v, kv_cache, layer, slot_mapping, q=q, positions=positions, cos_sin_cache=cos_sin_cache, is_neox=is_neox)
+
+
+def _write(
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kv_cache: torch.Tensor,
+    layer: Layer,
+    slot_mapping: torch.Tensor,
+    *,
+    q: torch.Tensor | None = None,
+    positions: torch.Tensor | None = None,
+    cos_sin_cache: torch.Tensor | None = None,
+    is_neox: bool = False,
+) -> None:
+    architecture = architecture_of(k.device, k.dtype)
+    tiles = row_tiles(architecture, head_size=layer.head_size)
+    num_positions = 0 if positions is None else len(positions)
+    (num_query_tiles,) = row_grid(tiles, num_positions * layer.num_heads)
+    (num_key_tiles,) = row_grid(tiles, len(slot_mapping) * layer.num_kv_heads)
+    if num_query_tiles + num_key_tiles == 0:
         return
-    cache = kv_cache_strides(kv_cache, layout)
-    strides = in_units(
+    cache = kv_cache_strides(kv_cache, layer)
+    row_strides = in_units(
         k.element_size(),
+        unit="ROW_UNIT",
+        stride_q_row=0 if q is None else q.stride(0),
+        stride_q_head=0 if q is None else q.stride(1),
         stride_k_row=k.stride(0),
         stride_k_head=k.stride(1),
         stride_v_row=v.stride(0),
         stride_v_head=v.stride(1),
+    )
+    kv_strides = in_units(
+        kv_cache.element_size(),
+        unit="KV_UNIT",
         stride_kv=cache.kv,
         stride_block=cache.block,
         stride_slot=cache.slot,
         stride_kv_head=cache.head,
     )
+    per_token = token_scales(kv_cache, layer)
+    k_scale, v_scale = per_token or (layer.k_scale, layer.v_scale)
+    k_scale_strides, v_scale_strides = scale_strides(k_scale), scale_strides(v_scale)
+    stored, stored_as = stored_format(kv_cache, architecture)
+    constants: dict[str, Any] = {
+        "INTERIOR": cache.interior,
+        "X": 16 // kv_cache.element_size(),
+        "FORMAT": stored_as,
+        "TOKEN_SCALES": per_token is not None,
+        "ROTATES": cos_sin_cache is not None,
+        # a product that is not rounded before it is added would be another rotation
+        "enable_fp_fusion": False,
+    }
     with torch.cuda.device_of(k):
-        write_kv_cache_kernel[row_grid(tiles, num_slots * num_kv_heads)](
-            kv_cache.view(integer),
-            k.view(integer),
-            v.view(integer),
+        write_kv_cache_kernel[(num_query_tiles + num_key_tiles,)](
+            stored,
+            k_scale,
+            v_scale,
+            q,
+            k,
+            v,
             slot_mapping,
-            num_slots,
-            num_kv_heads,
+            positions,
+            cos_sin_cache,
+            num_query_tiles,
+            num_positions,
+            len(slot_mapping),
+            layer.num_heads,
+            layer.num_kv_heads,
             cache.block_size,
-            **strides,
+            0 if cos_sin_cache is None else cos_sin_cache.shape[1],
+            int(is_neox),
+            stride_k_scale_block=k_scale_strides.block,
+            stride_k_scale_slot=k_scale_strides.slot,
+            stride_k_scale_head=k_scale_strides.head,
+            stride_v_scale_block=v_scale_strides.block,
+            stride_v_scale_slot=v_scale_strides.slot,
+            stride_v_scale_head=v_scale_strides.head,
+            stride_cos_sin=0 if cos_sin_cache is None else cos_sin_cache.stride(0),
+            **row_strides,
+            **kv_strides,
+            **constants,
             **tiles.options,
         )

@@ -15,8 +15,10 @@ MAX_HEAD_SIZE = 256
 MAX_GROUP = 64
 # tl.dot takes no shorter side.
 _MIN_DOT = 16
-# Lengths are int32, so a window of as many keys hides none.
-_UNLIMITED = 2**31 - 1
+# Lengths are int32, so a distance of as many keys hides none.
+UNLIMITED = 2**31 - 1
+# More parts than this cost the reduction more than they bring.
+MAX_SPLITS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,15 +75,18 @@ class RowTiles:
         }
 
 
-def attention_tiles(architecture: str, *, itemsize: int, head_size: int, group: int, max_query_len: int) -> AttentionTiles:
-    """Tiles of both attention kernels.
+def attention_tiles(
+    architecture: str, *, itemsize: int, head_size: int, group: int, max_query_len: int, batch_invariant: bool
+) -> AttentionTiles:
+    """Tiles of the attention kernel.
 
     Args:
         architecture: see `device.architecture_of`.
-        itemsize: bytes of an element of q and the keys.
+        itemsize: bytes of an element of q.
         head_size: D.
         group: query heads of a KV head.
         max_query_len: only a hint; longer queries are attended all the same.
+        batch_invariant: take the same tiles whatever else is in the batch, so whatever the hint.
 
     Raises:
         UnsupportedError: the head size or the group is too large for a tile.
@@ -103,13 +108,13 @@ def attention_tiles(architecture: str, *, itemsize: int, head_size: int, group: 
     else:
         # two sizes, few rows (decode) and many, and not one more: each is compiled for every head size and dtype
         many = 64 if itemsize == 2 else 32
-        block_m = _MIN_DOT if max_query_len * group <= _MIN_DOT else many
+        block_m = _MIN_DOT if max_query_len * group <= _MIN_DOT and not batch_invariant else many
         # keys of 16 KiB at most: with the values, and a second stage, they fit the shared memory of every GPU. RDNA's warps
-        # have half the lanes of CDNA's, and so half the registers for a tile
+        # have half the lanes of CDNA's, and so half the registers for a tile: more warps and fewer keys make up for it
         rdna = architecture.startswith("gfx1")
         keys_bytes, most_keys = (8 * 1024, 32) if rdna else (16 * 1024, 64)
         block_n = max(_MIN_DOT, min(most_keys, keys_bytes // (block_d * itemsize)))
-        num_warps = 4
+        num_warps = 8 if rdna and block_m > 16 else 4
         num_stages = 1 if architecture.startswith("gfx") else 2
     block_m = max(block_m, _power_of_2(group))
     return AttentionTiles(
@@ -124,10 +129,101 @@ def attention_tiles(architecture: str, *, itemsize: int, head_size: int, group: 
 
 
 def attention_grid(tiles: AttentionTiles, *, num_tokens: int, num_requests: int, num_kv_heads: int) -> tuple[int, int]:
-    """Programs of an attention kernel: as many tiles as any split of the tokens into requests can need, for each KV head."""
+    """Programs of the attention kernel: as many tiles as any split of the tokens into requests can need, for each KV head."""
     if num_requests == 0:
         return 0, num_kv_heads
     return -(-num_tokens // tiles.queries) + num_requests - 1, num_kv_heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionPlan:
+    """How a call of attention is launched.
+
+    Args:
+        architecture: see `device.architecture_of`.
+        tiles: of queries and keys.
+        grid: programs without a split: tiles of queries, KV heads.
+        splits: parts of the keys of each tile, each a program of its own.
+        scratch_bytes: memory that the parts take between two kernels; 0 without a split.
+    """
+
+    architecture: str
+    tiles: AttentionTiles
+    grid: tuple[int, int]
+    splits: int
+    scratch_bytes: int
+
+    @property
+    def num_programs(self) -> int:
+        return self.grid[0] * self.grid[1] * self.splits
+
+
+def attention_plan(
+    architecture: str,
+    *,
+    compute_units: int,
+    itemsize: int,
+    head_size: int,
+    num_heads: int,
+    num_kv_heads: int,
+    num_tokens: int,
+    num_requests: int,
+    max_query_len: int,
+    max_seq_len: int,
+    batch_invariant: bool,
+) -> AttentionPlan:
+    """Choose tiles, grid and splits from shapes and host values alone.
+
+    Raises:
+        UnsupportedError: as `attention_tiles` does.
+    """
+    tiles = attention_tiles(
+        architecture,
+        itemsize=itemsize,
+        head_size=head_size,
+        group=num_heads // num_kv_heads,
+        max_query_len=max_query_len,
+        batch_invariant=batch_invariant,
+    )
+    grid = attention_grid(tiles, num_tokens=num_tokens, num_requests=num_requests, num_kv_heads=num_kv_heads)
+    splits = 1
+    if not batch_invariant:
+        splits = num_splits(
+            architecture,
+            compute_units=compute_units,
+            num_programs=grid[0] * grid[1],
+            max_seq_len=max_seq_len,
+            block_n=tiles.block_n,
+        )
+    scratch = parts_bytes(splits, num_tokens=num_tokens, num_heads=num_heads, head_size=head_size) if splits > 1 else 0
+    return AttentionPlan(architecture=architecture, tiles=tiles, grid=grid, splits=splits, scratch_bytes=scratch)
+
+
+def num_splits(architecture: str, *, compute_units: int, num_programs: int, max_seq_len: int, block_n: int) -> int:
+    """Into how many parts the keys of every tile of queries are split, so that few long requests fill the device.
+
+    Each part is a program of its own, and costs a float32 output row in scratch memory and in the reduction. A tile with fewer
+    keys than parts leaves the last ones empty.
+
+    Args:
+        compute_units: multiprocessors (NVIDIA) or compute units (AMD).
+        num_programs: programs without a split.
+        max_seq_len: an upper bound, possibly loose.
+        block_n: keys of a tile.
+    """
+    if architecture == INTERPRETER:
+        # so that a few hundred keys are split, and most small cases are not slowed down
+        wanted, keys_per_split = 6, 2 * block_n
+    else:
+        wanted, keys_per_split = 2 * compute_units, max(256, 4 * block_n)
+    by_device = -(-wanted // max(1, num_programs))
+    by_length = -(-max_seq_len // keys_per_split)
+    return max(1, min(by_device, by_length, MAX_SPLITS))
+
+
+def parts_bytes(num_parts: int, *, num_tokens: int, num_heads: int, head_size: int) -> int:
+    """Memory of the softmax's state for parts of the keys: float32 sums, largest logits and sums of weights."""
+    return num_parts * num_tokens * num_heads * (head_size + 2) * 4
 
 
 def row_tiles(architecture: str, *, head_size: int) -> RowTiles:
@@ -143,21 +239,20 @@ def row_grid(tiles: RowTiles, num_rows: int) -> tuple[int]:
     return (-(-num_rows // tiles.block_rows),)
 
 
-def in_units(itemsize: int, **strides: int) -> dict[str, Any]:
-    """Strides as the kernels take them, and the STRIDE_UNIT that they then count in.
+def in_units(itemsize: int, *, unit: str = "STRIDE_UNIT", **strides: int) -> dict[str, Any]:
+    """Strides as the kernels take them, and the constant, named `unit`, that says what they then count in.
 
-    The unit is 16 bytes of elements, the widest load, if every stride is a whole multiple of that, else one element. A constant
+    That is 16 bytes of elements, the widest load, if every stride is a whole multiple of that, else one element. A constant
     of two values tells the compiler what its own specialization of every stride would compile ever more variants for.
     """
     widest = 16 // itemsize
-    unit = widest if all(stride % widest == 0 for stride in strides.values()) else 1
-    return {"STRIDE_UNIT": unit, **{name: stride // unit for name, stride in strides.items()}}
+    size = widest if all(stride % widest == 0 for stride in strides.values()) else 1
+    return {unit: size, **{name: stride // size for name, stride in strides.items()}}
 
 
-def window_bounds(window: tuple[int, int], *, causal: bool) -> tuple[int, int]:
-    """(left, right) as the kernels take them, without a special value: a causal mask is a right edge of 0."""
-    left, right = (_UNLIMITED if side < 0 else side for side in window)
-    return left, 0 if causal else right
+def distance(edge: int) -> int:
+    """An edge of a window as the kernels take it, without a special value."""
+    return UNLIMITED if edge < 0 else edge
 
 
 def _power_of_2(size: int) -> int:

@@ -1,24 +1,30 @@
-"""Where the elements of a KV cache lie, as the kernels take it."""
+"""Where the elements of a KV cache and its scales lie, as the kernels take it."""
 
 from typing import NamedTuple
 
 import torch
-from attn_contract import Layout
+from attn_contract import Layer, Layout
 
 
 class KVCacheStrides(NamedTuple):
-    """Elements from one K or V, block, slot and KV head to the next (from one dim to the next it is 1), and a block's slots."""
+    """Elements from one K or V, block, slot and KV head to the next, and what lies inside a page.
+
+    `interior` is "rows" where each slot of a head is a dense row of dims, else "x_packed" or "shuffled", where the slot stride
+    is not used: see kernels/kv_layout.py.
+    """
 
     kv: int
     block: int
     slot: int
     head: int
     block_size: int
+    interior: str
 
 
-def kv_cache_strides(kv_cache: torch.Tensor, layout: Layout) -> KVCacheStrides:
-    """Read the strides off a cache whose dimensions stand in the layout's order."""
-    match layout:
+def kv_cache_strides(kv_cache: torch.Tensor, layer: Layer) -> KVCacheStrides:
+    """Read the strides off a cache whose dimensions stand in the order of the layer's layout."""
+    stride = kv_cache.stride()
+    match layer.layout:
         case Layout.BLOCKS_FIRST_NHD:
             block, kv, slot, head = 0, 1, 2, 3
         case Layout.BLOCKS_FIRST_HND:
@@ -27,7 +33,42 @@ def kv_cache_strides(kv_cache: torch.Tensor, layout: Layout) -> KVCacheStrides:
             kv, block, slot, head = 0, 1, 2, 3
         case Layout.KV_FIRST_HND:
             kv, block, head, slot = 0, 1, 2, 3
-    stride = kv_cache.stride()
-    return KVCacheStrides(
-        kv=stride[kv], block=stride[block], slot=stride[slot], head=stride[head], block_size=kv_cache.shape[slot]
+        case Layout.CONTENT_PACKED | Layout.CONTENT_PACKED_SCALED:
+            half = kv_cache.shape[3] // 2
+            return KVCacheStrides(half, stride[0], stride[2], stride[1], kv_cache.shape[2], "rows")
+        case Layout.X_PACKED | Layout.SHUFFLED:
+            head_elements = kv_cache.shape[2] // layer.num_kv_heads
+            block_size = head_elements // layer.head_size
+            return KVCacheStrides(stride[0], stride[1], 0, head_elements, block_size, layer.layout.lower())
+        case _:
+            raise AssertionError(layer.layout)
+    return KVCacheStrides(stride[kv], stride[block], stride[slot], stride[head], kv_cache.shape[slot], "rows")
+
+
+def token_scales(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The scales of K and of V, one per token and head, as [NB, BS, HK] float32 of any strides; None if there are none."""
+    if layer.k_scale_cache is not None and layer.v_scale_cache is not None:
+        return layer.k_scale_cache, layer.v_scale_cache
+    if layer.layout is not Layout.CONTENT_PACKED_SCALED:
+        return None
+    # [NB, HK, BS, content]: the float32 behind each row of K and of V
+    k_scale, v_scale = (
+        kv_cache[..., end : end + 4].view(torch.float32).squeeze(-1).transpose(1, 2)
+        for end in (layer.head_size, 2 * layer.head_size + 4)
     )
+    return k_scale, v_scale
+
+
+class ScaleStrides(NamedTuple):
+    """Elements from the scale of one block, slot and KV head to the next."""
+
+    block: int
+    slot: int
+    head: int
+
+
+def scale_strides(scale: torch.Tensor | None) -> ScaleStrides:
+    """Of scales per token and head, [NB, BS, HK], or of a fixed one, which all blocks and slots share, and maybe all heads."""
+    if scale is not None and scale.dim() == 3:
+        return ScaleStrides(*scale.stride())
+    return ScaleStrides(0, 0, 0 if scale is None or scale.numel() == 1 else 1)

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 
-@pytest.mark.parametrize("name", attn_optimized.__all__)
+@pytest.mark.parametrize(
+    "name", ["paged_attention", "varlen_attention", "write_kv_cache", "rope_and_write_kv_cache", "merge_attn_states"]
+)
 def test_registered_for_gpus(name):
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"attn_parity::{name}", "CUDA")
 
@@ -16,8 +18,8 @@ def test_dispatches_to_the_kernels(paged_call):
     out = torch.empty_like(call.q)
     layer, batch = call.layer, call.batch
     torch.ops.attn_parity.paged_attention(
-        call.q, call.kv_cache, str(layer.layout), layer.scale, str(layer.attn_type), list(layer.window), None,
-        batch.query_start_loc, batch.seq_lens, batch.max_query_len, batch.max_seq_len, batch.num_actual_tokens,
+        call.q, call.kv_cache, str(layer.layout), layer.num_kv_heads, layer.scale, str(layer.attn_type), batch.query_start_loc,
+        batch.seq_lens, batch.max_query_len, batch.max_seq_len, batch.num_actual_tokens,
         batch.block_table, True, None, out, None,
     )  # fmt: skip
     assert torch.equal(out[:4], attn_optimized.paged_attention(*call)[:4])

@@ -47,6 +47,57 @@ CASES = {
         "sinks": [3.0, 100.0, -100.0, -torch.inf],
     },
     "negative scale": {"query_lens": [9], "seq_lens": [75], "scale": -0.3},
+    "soft cap": {"query_lens": [9, 1], "seq_lens": [75, 70], "scale": 3.0, "logits_soft_cap": 2.0},
+    "soft cap of a hundredth of the logits": {"query_lens": [9], "seq_lens": [75], "scale": 9.0, "logits_soft_cap": 0.1},
+    "ALiBi": {"query_lens": [9, 1], "seq_lens": [75, 130], "alibi_slopes": torch.tensor([0.5, 0.25, 0.1, -0.1])},
+    "sink tokens and a window": {"query_lens": [3, 70, 1], "seq_lens": [250, 150, 400], "window": (20, -1), "sink_tokens": 5},
+    "more sink tokens than a tile": {"query_lens": [70, 1], "seq_lens": [150, 400], "window": (3, 3), "sink_tokens": 130},
+    "sink tokens, causal prefill": {"query_lens": [90], "seq_lens": [90], "window": (7, -1), "sink_tokens": 50},
+    "chunks": {"query_lens": [70, 1, 3], "seq_lens": [200, 129, 64], "chunked_local": 64},
+    "chunks, more queries than keys": {"query_lens": [70, 9], "seq_lens": [30, 4], "chunked_local": 5, "causal": False},
+    "chunks and sink tokens": {
+        "query_lens": [70, 1],
+        "seq_lens": [200, 130],
+        "chunked_local": 100,
+        "window": (9, -1),
+        "sink_tokens": 104,
+    },
+    "ranges": {"query_lens": [70, 2], "seq_lens": [200, 90], "ranges": [[(131, 170), (3, 140)], [(80, 89), (5, 4)]]},
+    "ranges ignore the window": {"query_lens": [70], "seq_lens": [200], "ranges": [[(20, 190)]], "window": (10, -1)},
+    "ranges that the window clamps": {
+        "query_lens": [70],
+        "seq_lens": [200],
+        "ranges": [[(20, 190)]],
+        "window": (10, -1),
+        "ranges_clamped": True,
+    },
+    "ranges before the sink tokens' chunk": {
+        "query_lens": [2],
+        "seq_lens": [70],
+        "ranges": [[(10, 69)]],
+        "window": (3, -1),
+        "sink_tokens": 70,
+        "chunked_local": 1,
+    },
+    "a tree of drafts": {
+        "query_lens": [3, 3, 1],
+        "seq_lens": [70, 3, 9],
+        "qq_bias": torch.eye(12).log().index_fill(1, torch.tensor([0]), 0.0),
+    },
+    "bias of all queries on all": {"query_lens": [9], "seq_lens": [75], "qq_bias": torch.arange(256.0).view(16, 16) / 64},
+    "everything": {
+        "query_lens": [9, 1],
+        "seq_lens": [150, 75],
+        "window": (30, 2),
+        "sink_tokens": 3,
+        "chunked_local": 140,
+        "ranges": [[(100, 145)], [(70, 80)]],
+        "logits_soft_cap": 1.5,
+        "alibi_slopes": torch.tensor([0.5, 0.25, 0.1, -0.1]),
+        "qq_bias": torch.arange(256.0).view(16, 16) / 64,
+        "sinks": [0.5, 30.0, -30.0, -torch.inf],
+    },
+    "keys split over programs": {"query_lens": [1, 2], "seq_lens": [500, 3], "sinks": [0.5, 30.0, -30.0, -torch.inf]},
 }
 
 
@@ -56,14 +107,45 @@ def test_agrees_with_the_reference(case, dtype, paged_call, assert_agrees):
 
 
 @pytest.mark.parametrize("layout", Layout)
-def test_reads_every_layout(layout, paged_call, assert_agrees):
-    assert_agrees(paged_call([20, 1], [50, 33], layout=layout, head_size=24, block_size=10))
+@pytest.mark.parametrize("kv_cache_dtype", [None, torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.int8])
+def test_reads_every_layout(layout, kv_cache_dtype, paged_call, assert_agrees):
+    if layout.has_inline_scales and kv_cache_dtype is None:
+        pytest.skip("inline scales are of a quantized cache")
+    block_size = 48 if layout.is_x_packed else 10
+    call = paged_call(
+        [20, 1],
+        [110, 33],
+        layout=layout,
+        kv_cache_dtype=kv_cache_dtype,
+        head_size=48,
+        block_size=block_size,
+        dtype=torch.float16,
+    )
+    assert_agrees(call)
+
+
+@pytest.mark.parametrize("kv_cache_dtype", [torch.float8_e4m3fn, torch.float8_e4m3fnuz])
+@pytest.mark.parametrize("scales", ["tensor", "head"])
+def test_reads_scaled_caches(kv_cache_dtype, scales, dtype, paged_call, assert_agrees):
+    assert_agrees(paged_call([20, 1], [110, 33], kv_cache_dtype=kv_cache_dtype, scales=scales, dtype=dtype))
+
+
+@pytest.mark.parametrize("seq_len", [40, 500], ids=["one part", "keys split"])
+def test_writes_float8(seq_len, paged_call, assert_agrees):
+    assert_agrees(paged_call([3], [seq_len], output_scale=torch.tensor([0.125]), dtype=torch.float16))
+
+
+def test_float8_formats_without_conversions(paged_call, assert_agrees, monkeypatch):
+    """As on a GPU whose compiler does not convert these types."""
+    monkeypatch.setattr("attn_optimized.quantization._is_converted", lambda float8, architecture: False)
+    for kv_cache_dtype in (torch.float8_e4m3fn, torch.float8_e4m3fnuz):
+        assert_agrees(paged_call([3], [50], kv_cache_dtype=kv_cache_dtype, output_scale=torch.tensor(0.125)))
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.25, 10.0, -10.0])
 def test_equal_logits_give_the_exact_mean(scale, dtype, paged_call):
     """Every weight is exp(0) = 1, for logits beyond exp's range too, and every sum is exact: the quotient is rounded once."""
-    call = paged_call([1, 3], [199, 130], dtype=dtype, causal=False, scale=scale)
+    call = paged_call([1, 3], [199, 130], dtype=dtype, causal=False, scale=scale)  # the first one's keys are split
     blocks = call.batch.block_table[0, :13].long()
     values = torch.randint(-8, 9, (13, 16, 2, 32), dtype=dtype, device=call.q.device)
     call.kv_cache[blocks, 0] = 1
@@ -76,19 +158,52 @@ def test_equal_logits_give_the_exact_mean(scale, dtype, paged_call):
     torch.testing.assert_close(lse[:, 0].cpu(), torch.full((4,), 32 * scale + math.log(199)))
 
 
-def test_a_request_alone_is_bitwise_the_same_as_in_a_batch(paged_call):
-    call = paged_call([40, 70, 1], [60, 130, 77], sinks=[0.0, 1.0, 2.0, 3.0])
-    together = attn_optimized.paged_attention(*call)
-    first, end = 40, 110
-    alone = replace(
+def only(call, r, first=0, end=None):
+    """Queries `first` to `end` of request r as a call of their own."""
+    starts = call.batch.query_start_loc.tolist()
+    end = starts[r + 1] - starts[r] if end is None else end
+    later = starts[r + 1] - starts[r] - end
+    batch = replace(
         call.batch,
         query_start_loc=torch.tensor([0, end - first], dtype=torch.int32, device=call.q.device),
-        seq_lens=call.batch.seq_lens[1:2],
-        block_table=call.batch.block_table[1:2],
+        seq_lens=call.batch.seq_lens[r : r + 1] - later,
+        max_query_len=end - first,
         num_actual_tokens=end - first,
+        block_table=call.batch.block_table[r : r + 1],
     )
-    out = attn_optimized.paged_attention(call.q[first:end], call.kv_cache, call.layer, alone)
-    assert torch.equal(out, together[first:end])
+    return call._replace(q=call.q[starts[r] + first : starts[r] + end], batch=batch)
+
+
+def test_batch_invariant(dtype, paged_call):
+    """Bit by bit, alone or in a batch, whole or in steps of whole tiles, where other modes take other splits."""
+    call = paged_call([70, 1, 200], [130, 500, 333], sinks=[0.0, 1.0, 2.0, 3.0], window=(99, -1), dtype=dtype)
+    together = attn_optimized.paged_attention(*call, batch_invariant=True)
+    parts = [only(call, 0), only(call, 1)]
+    tile = attn_optimized.plan_of(call.q, call.layer, call.batch, batch_invariant=True).tiles.queries
+    parts += [only(call, 2, first, min(first + 3 * tile, 200)) for first in range(0, 200, 3 * tile)]
+    apart = torch.cat([attn_optimized.paged_attention(*part, batch_invariant=True) for part in parts])
+    assert len(parts) > 4
+    assert torch.equal(apart, together[:271])
+    assert attn_optimized.plan_of(parts[1].q, call.layer, parts[1].batch).splits > 1, "invariant for no reason"
+
+
+def test_what_a_split_leaves_unwritten_is_not_read(paged_call, assert_agrees, monkeypatch):
+    call = paged_call([1, 2], [500, 3], sinks=[0.5, 3.0, -3.0, -torch.inf])
+    plan = attn_optimized.plan_of(call.q, call.layer, call.batch)
+    assert plan.splits > 1
+    empty, made = attn_optimized.attention.Parts.empty, []
+
+    def poisoned(*args):
+        made.append(empty(*args))
+        for tensor in made[-1]:
+            tensor.fill_(torch.nan)
+        return made[-1]
+
+    monkeypatch.setattr(attn_optimized.attention.Parts, "empty", poisoned)
+    assert_agrees(call)
+    (parts,) = made
+    assert sum(tensor.nbytes for tensor in parts) == plan.scratch_bytes
+    assert parts.acc[1:, 1:].isnan().all(), "a part without keys writes no sums"
 
 
 @pytest.mark.parametrize("dtype_of_sinks", [torch.float16, torch.bfloat16])

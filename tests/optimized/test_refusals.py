@@ -8,7 +8,7 @@ from dataclasses import replace
 import attn_optimized
 import pytest
 import torch
-from attn_contract import ContractError, Layout, UnsupportedError
+from attn_contract import ContractError, UnsupportedError
 
 
 @pytest.mark.parametrize(
@@ -44,9 +44,7 @@ def test_every_function_checks_its_arguments(paged_call, varlen_call, device):
     with pytest.raises(ContractError, match="k"):
         attn_optimized.varlen_attention(dense.q, dense.k[..., :8], *dense[2:])
     with pytest.raises(ContractError, match="slot_mapping"):
-        attn_optimized.write_kv_cache(
-            dense.k, dense.v, call.kv_cache, Layout.BLOCKS_FIRST_NHD, torch.zeros(3, device=device), validate=True
-        )
+        attn_optimized.write_kv_cache(dense.k, dense.v, call.kv_cache, call.layer, torch.zeros(3, device=device), validate=True)
     with pytest.raises(ContractError, match="lse_a"):
         attn_optimized.merge_attn_states(dense.q, torch.zeros(1, 1, device=device), dense.q, torch.zeros(1, 1, device=device))
 

@@ -1,34 +1,77 @@
-"""Addresses in a KV cache, against literal tables: NB = 5 blocks, BS = 3 slots, HK = 2 heads, D = 4."""
+"""Strides of KV caches and their scales, against literal tables: NB = 5 blocks, BS = 8 slots, HK = 2 heads, D = 4."""
 
 import pytest
 import torch
-from attn_contract import Layout
-from attn_optimized.strides import KVCacheStrides, kv_cache_strides
+from attn_contract import Layer, Layout
+from attn_optimized.strides import KVCacheStrides, kv_cache_strides, token_scales
 
-# layout: shape, strides, and the elements of (kv, block, slot, head) = (1, 0, 0, 0), (0, 4, 0, 0), (1, 3, 2, 1)
+# layout: shape, and the strides of a dense cache; x is 4 in float32
 TABLE = {
-    Layout.BLOCKS_FIRST_NHD: ((5, 2, 3, 2, 4), KVCacheStrides(24, 48, 8, 4, 3), (24, 192, 188)),
-    Layout.BLOCKS_FIRST_HND: ((5, 2, 2, 3, 4), KVCacheStrides(24, 48, 4, 12, 3), (24, 192, 188)),
-    Layout.KV_FIRST_NHD: ((2, 5, 3, 2, 4), KVCacheStrides(120, 24, 8, 4, 3), (120, 96, 212)),
-    Layout.KV_FIRST_HND: ((2, 5, 2, 3, 4), KVCacheStrides(120, 24, 4, 12, 3), (120, 96, 212)),
+    Layout.BLOCKS_FIRST_NHD: ((5, 2, 8, 2, 4), KVCacheStrides(64, 128, 8, 4, 8, "rows")),
+    Layout.BLOCKS_FIRST_HND: ((5, 2, 2, 8, 4), KVCacheStrides(64, 128, 4, 32, 8, "rows")),
+    Layout.KV_FIRST_NHD: ((2, 5, 8, 2, 4), KVCacheStrides(320, 64, 8, 4, 8, "rows")),
+    Layout.KV_FIRST_HND: ((2, 5, 2, 8, 4), KVCacheStrides(320, 64, 4, 32, 8, "rows")),
+    Layout.X_PACKED: ((2, 5, 64), KVCacheStrides(320, 64, 0, 32, 8, "x_packed")),
+    Layout.SHUFFLED: ((2, 5, 64), KVCacheStrides(320, 64, 0, 32, 8, "shuffled")),
+    Layout.CONTENT_PACKED: ((5, 2, 8, 8), KVCacheStrides(4, 128, 8, 64, 8, "rows")),
+    Layout.CONTENT_PACKED_SCALED: ((5, 2, 8, 16), KVCacheStrides(8, 256, 16, 128, 8, "rows")),
 }
+
+
+def layer_of(layout: Layout, **fields) -> Layer:
+    dtype = torch.int8 if layout.has_inline_scales or "k_scale_cache" in fields else None
+    return Layer(num_heads=2, num_kv_heads=2, head_size=4, scale=1.0, layout=layout, kv_cache_dtype=dtype, **fields)
 
 
 @pytest.mark.parametrize("layout", Layout)
 def test_dense(layout):
-    shape, expected, elements = TABLE[layout]
-    strides = kv_cache_strides(torch.empty(shape), layout)
-    assert strides == expected
-    places = ((1, 0, 0, 0), (0, 4, 0, 0), (1, 3, 2, 1))
-    assert tuple(sum(i * step for i, step in zip(place, strides[:4], strict=True)) for place in places) == elements
+    shape, expected = TABLE[layout]
+    assert kv_cache_strides(torch.empty(shape), layer_of(layout)) == expected
 
 
 def test_padded_blocks_of_an_interleaved_allocation():
-    kv_cache = torch.empty(5 * 1000).as_strided((5, 2, 3, 2, 4), (1000, 24, 8, 4, 1))
-    assert kv_cache_strides(kv_cache, Layout.BLOCKS_FIRST_NHD) == KVCacheStrides(24, 1000, 8, 4, 3)
+    kv_cache = torch.empty(5 * 1000).as_strided((5, 2, 8, 2, 4), (1000, 64, 8, 4, 1))
+    expected = KVCacheStrides(64, 1000, 8, 4, 8, "rows")
+    assert kv_cache_strides(kv_cache, layer_of(Layout.BLOCKS_FIRST_NHD)) == expected
+    kv_cache = torch.empty(2 * 2000).as_strided((2, 5, 64), (2000, 192, 1))
+    expected = KVCacheStrides(2000, 192, 0, 32, 8, "shuffled")
+    assert kv_cache_strides(kv_cache, layer_of(Layout.SHUFFLED)) == expected
+
+
+def test_content_packed_in_another_physical_order():
+    """Layer 1 of two in order BLNHC: a block holds both layers, each of them slots before heads."""
+    kv_cache = torch.empty(5, 2, 8, 2, 8)[:, 1].transpose(1, 2)
+    assert kv_cache_strides(kv_cache, layer_of(Layout.CONTENT_PACKED)) == KVCacheStrides(4, 256, 16, 8, 8, "rows")
 
 
 def test_equal_shapes_differ_by_layout():
-    """With two blocks and two heads, as many slots as heads, the four layouts have one shape."""
+    """With two blocks and two heads, as many slots as heads, these four layouts have one shape."""
     kv_cache = torch.empty(2, 2, 2, 2, 4)
-    assert len({kv_cache_strides(kv_cache, layout) for layout in Layout}) == 4
+    layouts = ("BLOCKS_FIRST_NHD", "BLOCKS_FIRST_HND", "KV_FIRST_NHD", "KV_FIRST_HND")
+    assert len({kv_cache_strides(kv_cache, layer_of(Layout(layout))) for layout in layouts}) == 4
+
+
+def test_inline_scales_lie_behind_their_rows():
+    """[K | k_scale | V | v_scale] of 4 + 4 + 4 + 4 bytes: the scales are float32 numbers 1 and 3 of the row's four."""
+    raw = torch.arange(5 * 2 * 8 * 4).float()
+    kv_cache = raw.view(torch.int8).view(5, 2, 8, 16)
+    scales = token_scales(kv_cache, layer_of(Layout.CONTENT_PACKED_SCALED))
+    assert scales is not None
+    # block 3, slot 6, head 1
+    assert [float(scale[3, 6, 1]) for scale in scales] == [((3 * 2 + 1) * 8 + 6) * 4 + 1, ((3 * 2 + 1) * 8 + 6) * 4 + 3]
+    assert [tuple(scale.shape) for scale in scales] == [(5, 8, 2)] * 2
+    scales[1][3, 6, 1] = -1.0
+    assert raw[((3 * 2 + 1) * 8 + 6) * 4 + 3] == -1
+
+
+def test_separate_scales_are_the_layers():
+    k_scale_cache, v_scale_cache = torch.ones(2, 5, 8, 2)
+    layer = layer_of(Layout.KV_FIRST_NHD, k_scale_cache=k_scale_cache, v_scale_cache=v_scale_cache)
+    scales = token_scales(torch.empty(2, 5, 8, 2, 4, dtype=torch.int8), layer)
+    assert scales is not None
+    assert scales[0] is k_scale_cache
+    assert scales[1] is v_scale_cache
+
+
+def test_no_scales_per_token():
+    assert token_scales(torch.empty(2, 5, 8, 2, 4), layer_of(Layout.KV_FIRST_NHD)) is None

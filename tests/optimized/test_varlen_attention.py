@@ -1,5 +1,8 @@
 """The dense attention kernel on cases chosen for where such kernels break; the fuzzer draws the rest."""
 
+from dataclasses import replace
+
+import attn_optimized
 import pytest
 import torch
 from attn_contract import AttentionType
@@ -14,6 +17,10 @@ CASES = {
     "window": {"query_lens": [150, 9], "window": (10, 4)},
     "window of itself": {"query_lens": [70, 1], "window": (0, 0)},
     "left edge only": {"query_lens": [130], "window": (3, -1)},
+    "soft cap and ALiBi": {"query_lens": [70, 3], "logits_soft_cap": 0.5, "alibi_slopes": torch.tensor([1.0, 0.5, 0.1, 0.0])},
+    "sink tokens": {"query_lens": [150], "window": (3, 3), "sink_tokens": 7},
+    "chunks": {"query_lens": [150, 3], "chunked_local": 50},
+    "float8 output": {"query_lens": [9, 3], "output_scale": torch.tensor([0.125])},
     "sinks and window": {"query_lens": [70, 3], "window": (5, 5), "sinks": [3.0, 100.0, -100.0, -torch.inf]},
 }
 
@@ -21,3 +28,17 @@ CASES = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_agrees_with_the_reference(case, dtype, varlen_call, assert_agrees):
     assert_agrees(varlen_call(**case, dtype=dtype))
+
+
+def test_batch_invariant(varlen_call):
+    call = varlen_call([70, 200])
+    together = attn_optimized.varlen_attention(*call, batch_invariant=True)
+    q, k, v = (x[:70] for x in (call.q, call.k, call.v))
+    alone = replace(
+        call.batch,
+        query_start_loc=call.batch.query_start_loc[:2],
+        seq_lens=call.batch.seq_lens[:1],
+        max_query_len=70,
+        num_actual_tokens=70,
+    )
+    assert torch.equal(attn_optimized.varlen_attention(q, k, v, call.layer, alone, batch_invariant=True), together[:70])

@@ -1,61 +1,341 @@
-"""The cache write: bits where the slot mapping says, and not a byte elsewhere."""
+"""The cache write: bytes where the layout and the slot mapping say, and not a byte elsewhere."""
 
-import math
+from dataclasses import replace
 
 import attn_optimized
+import numpy as np
 import pytest
 import torch
-from attn_contract import Layout
+from attn_contract import ContractError, KVCacheView, Layer, Layout, PhysicalOrder, UnsupportedError
 
-NUM_BLOCKS, BLOCK_SIZE, NUM_KV_HEADS, HEAD_SIZE = 7, 5, 3, 24
-SIZES = {"block": NUM_BLOCKS, "kv": 2, "slot": BLOCK_SIZE, "head": NUM_KV_HEADS, "dim": HEAD_SIZE}
-SLOTS = [34, -1, 0, 16, -1, 5, 4]
+NUM_BLOCKS, BLOCK_SIZE, NUM_KV_HEADS, HEAD_SIZE = 5, 16, 3, 32
+SLOTS = [79, -1, 0, 37, -1, 16, 15]
+CACHE_DTYPES = [torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.int8]
+LARGEST = {torch.float8_e4m3fn: 448.0, torch.float8_e4m3fnuz: 240.0, torch.int8: 127.0}
+
+# Where K and V of slot 13 (block 1, offset 5), head 1, land in float32: NB = 3, BS = 8, HK = 2, D = 8, x = 4, page = 128
+FLOAT32_TABLE = {
+    Layout.BLOCKS_FIRST_NHD: (range(344, 352), range(472, 480)),
+    Layout.BLOCKS_FIRST_HND: (range(360, 368), range(488, 496)),
+    Layout.KV_FIRST_NHD: (range(216, 224), range(600, 608)),
+    Layout.KV_FIRST_HND: (range(232, 240), range(616, 624)),
+    Layout.X_PACKED: ([212, 213, 214, 215, 244, 245, 246, 247], [581, 589, 597, 605, 613, 621, 629, 637]),
+    Layout.SHUFFLED: ([212, 213, 214, 215, 244, 245, 246, 247], [609, 613, 617, 621, 625, 629, 633, 637]),
+    Layout.CONTENT_PACKED: (range(464, 472), range(472, 480)),
+}
+# The same of slot 53 (block 1, offset 21), head 1, dims 0, 1, 16 and 31, in bytes: NB = 2, BS = 32, HK = 2, D = 32, x = 16
+INT8_TABLE = {
+    Layout.X_PACKED: ([3408, 3409, 3920, 3935], [7189, 7221, 7701, 8181]),
+    Layout.SHUFFLED: ([3408, 3409, 3920, 3935], [7685, 7701, 7941, 8181]),
+    Layout.KV_FIRST_HND: ([3744, 3745, 3760, 3775], [7840, 7841, 7856, 7871]),
+    Layout.CONTENT_PACKED_SCALED: ([8424, 8425, 8440, 8455], [8460, 8461, 8476, 8491]),
+}
+# Behind both rows of that: the float32 numbers of the scales, 4 bytes each
+INLINE_SCALES = (8456 // 4, 8492 // 4)
 
 
-def random_bits(*shape, dtype, device):
+@pytest.fixture
+def layer_of():
+    """A layer with fixed scales of 1, or with the scales of each token in a cache of the view's size."""
+
+    def build(view: KVCacheView, dtype: torch.dtype | None = None, *, device="cpu", per_token=False, **fields) -> Layer:
+        if per_token and not view.layout.has_inline_scales:
+            scales = torch.full((2, view.num_kv_heads, view.num_blocks, view.block_size + 1), 7.0, device=device)
+            # any strides: heads outside, padded blocks
+            k_scale_cache, v_scale_cache = scales[..., : view.block_size].permute(0, 2, 3, 1)
+            fields = {"k_scale_cache": k_scale_cache, "v_scale_cache": v_scale_cache, **fields}
+        elif dtype is not None and not view.layout.has_inline_scales:
+            fields = {"k_scale": torch.ones((), device=device), "v_scale": torch.ones(1, device=device), **fields}
+        return Layer(
+            num_heads=view.num_kv_heads,
+            num_kv_heads=view.num_kv_heads,
+            head_size=view.head_size,
+            scale=1.0,
+            layout=view.layout,
+            kv_cache_dtype=dtype,
+            **fields,
+        )
+
+    return build
+
+
+def dense_view(layout: Layout, itemsize: int, **sizes: int) -> KVCacheView:
+    sizes = {
+        "num_blocks": NUM_BLOCKS, "block_size": BLOCK_SIZE, "num_kv_heads": NUM_KV_HEADS, "head_size": HEAD_SIZE,
+    } | sizes  # fmt: skip
+    return KVCacheView.dense(layout, itemsize=itemsize, **sizes)
+
+
+def random_bits(count: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """NaNs of every payload included."""
-    integer = {2: torch.int16, 4: torch.int32}[dtype.itemsize]
-    info = torch.iinfo(integer)
-    return torch.randint(info.min, info.max, shape, dtype=integer, device=device).view(dtype)
+    return torch.randint(0, 256, (count * dtype.itemsize,), dtype=torch.uint8).view(dtype).to(device)
 
 
-def bits(tensor):
-    return tensor.view({2: torch.int16, 4: torch.int32}[tensor.element_size()])
+def slot_of(kv_cache: torch.Tensor, layout: Layout, slot: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """K and V of a slot, all heads, by indexing the cache's own dimensions: [HK, D], or [HK, D/x, x] where that is packed."""
+    if layout.is_x_packed:
+        x = 16 // kv_cache.element_size()
+        block, at = divmod(slot, BLOCK_SIZE)
+        k = kv_cache[0].unflatten(1, (NUM_KV_HEADS, HEAD_SIZE // x, BLOCK_SIZE, x))[block, :, :, at]
+        if layout is Layout.X_PACKED:
+            return k, kv_cache[1].unflatten(1, (NUM_KV_HEADS, HEAD_SIZE, BLOCK_SIZE))[block, :, :, at]
+        v = kv_cache[1].unflatten(1, (NUM_KV_HEADS, BLOCK_SIZE // x, HEAD_SIZE, x))
+        return k, v[block, :, at // x, :, at % x]
+    block_size = kv_cache.shape[layout.dims.index("slot")]
+    at = {"block": slot // block_size, "slot": slot % block_size}
+    if "content" in layout.dims:
+        k_and_v = kv_cache[tuple(at.get(dim, slice(None)) for dim in layout.dims)]
+        return k_and_v[:, :HEAD_SIZE], k_and_v[:, k_and_v.shape[1] // 2 :][:, :HEAD_SIZE]
+    k, v = (kv_cache[tuple((at | {"kv": kv}).get(dim, slice(None)) for dim in layout.dims)] for kv in (0, 1))
+    return k, v
+
+
+@pytest.mark.parametrize("layout", FLOAT32_TABLE)
+def test_addresses(layout, layer_of, device):
+    view = dense_view(layout, 4, num_blocks=3, block_size=8, num_kv_heads=2, head_size=8)
+    raw = torch.zeros(view.end, device=device)
+    k, v = torch.arange(1.0, 33.0, device=device).view(2, 1, 2, 8)
+    attn_optimized.write_kv_cache(k, v, view.tensor(raw), layer_of(view), torch.tensor([13], device=device))
+    k_addresses, v_addresses = FLOAT32_TABLE[layout]
+    assert raw[list(k_addresses)].tolist() == list(range(9, 17))
+    assert raw[list(v_addresses)].tolist() == list(range(25, 33))
+    assert raw.count_nonzero() == 32
+
+
+@pytest.mark.parametrize("layout", INT8_TABLE)
+def test_addresses_of_bytes(layout, layer_of, device):
+    view = dense_view(layout, 1, num_blocks=2, block_size=32, num_kv_heads=2, head_size=32)
+    raw = torch.zeros(view.end, dtype=torch.int8, device=device)
+    numbers = torch.arange(1.0, 129.0, device=device).view(2, 1, 2, 32)
+    # a largest magnitude of 127 makes the scale 1
+    numbers[..., 1] = 127
+    k, v = numbers.clamp(max=127)
+    layer = layer_of(view, torch.int8, device=device, per_token=True)
+    attn_optimized.write_kv_cache(k, v, view.tensor(raw), layer, torch.tensor([53], device=device))
+    k_addresses, v_addresses = INT8_TABLE[layout]
+    assert raw[k_addresses].tolist() == [33, 127, 49, 64]
+    assert raw[v_addresses].tolist() == [97, 127, 113, 127]
+    if layout.has_inline_scales:
+        assert raw.view(torch.float32)[list(INLINE_SCALES)].tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("element", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("layout", Layout)
-def test_writes_its_slots_and_nothing_else(layout, element, device):
-    shape = [SIZES[dim] for dim in layout.dims]
-    raw = random_bits(10_000, dtype=element, device=device)
-    padded = raw[3000:][: math.prod(shape) // HEAD_SIZE * (HEAD_SIZE + 3)].view(*shape[:-1], HEAD_SIZE + 3)
-    kv_cache = padded[..., :HEAD_SIZE]
-    qkv = random_bits(len(SLOTS) + 2, 4 * NUM_KV_HEADS, HEAD_SIZE, dtype=element, device=device)
-    k, v = qkv[:, NUM_KV_HEADS : 2 * NUM_KV_HEADS], qkv[:, 2 * NUM_KV_HEADS : 3 * NUM_KV_HEADS]
-    expected_raw = raw.clone()
-    expected = expected_raw.as_strided(padded.shape, padded.stride(), padded.storage_offset())
+@pytest.mark.parametrize("layout", [layout for layout in Layout if not layout.has_inline_scales])
+def test_writes_its_slots_and_nothing_else(layout, element, layer_of, device):
+    """Every bit, into a cache of padded blocks, from slices of a fused tensor that has more rows than slots."""
+    view = dense_view(layout, element.itemsize)
+    view = replace(view, offset=24, block_stride=view.block_stride + 24)
+    if layout.dims[0] == "kv":
+        view = replace(view, kv_stride=NUM_BLOCKS * view.block_stride + 8)
+    raw = random_bits(view.end + 100, element, device)
+    fused = random_bits((len(SLOTS) + 2) * 4 * NUM_KV_HEADS * HEAD_SIZE, element, device)
+    _, k, v, _ = fused.view(-1, 4 * NUM_KV_HEADS, HEAD_SIZE).split(NUM_KV_HEADS, dim=1)
+    expected = raw.clone()
     for row, slot in enumerate(SLOTS):
-        if slot < 0:
-            continue
-        at = {"block": slot // BLOCK_SIZE, "slot": slot % BLOCK_SIZE, "head": slice(None), "dim": slice(HEAD_SIZE)}
-        for kv, tensor in enumerate((k, v)):
-            expected[tuple((at | {"kv": kv})[dim] for dim in layout.dims)] = tensor[row]
-
-    slot_mapping = torch.tensor([*SLOTS, 7, 8], device=device)[: len(SLOTS)]
-    attn_optimized.write_kv_cache(k, v, kv_cache, layout, slot_mapping, validate=True)
-    assert torch.equal(bits(raw), bits(expected_raw))
+        if slot >= 0:
+            for place, tensor in zip(slot_of(view.tensor(expected), layout, slot), (k, v), strict=True):
+                place.copy_(tensor[row].reshape(place.shape))
+    slot_mapping = torch.tensor(SLOTS, device=device)
+    attn_optimized.write_kv_cache(k, v, view.tensor(raw), layer_of(view), slot_mapping, validate=True)
+    assert torch.equal(raw.view(torch.uint8), expected.view(torch.uint8))
 
 
-def test_several_tiles_of_rows(device):
+@pytest.mark.parametrize("order", PhysicalOrder)
+def test_physical_orders(order, layer_of, device):
+    """Layer 1 of two, in an allocation whose dimensions stand in the order; block sizes that are no power of two."""
+    sizes = {"L": 2, "B": 4, "H": NUM_KV_HEADS, "N": 6, "C": 2 * HEAD_SIZE}
+    raw = torch.zeros([sizes[dim] for dim in order], device=device)
+    by_layer = raw.permute([order.index(dim) for dim in "LBHNC"])
+    kv_cache = by_layer[1]
+    k, v = torch.randn(2, 24, NUM_KV_HEADS, HEAD_SIZE, device=device)
+    slot_mapping = torch.randperm(24).to(device)[:20]
+    layer = layer_of(dense_view(Layout.CONTENT_PACKED, 4))
+    attn_optimized.write_kv_cache(k, v, kv_cache, layer, slot_mapping)
+    expected = torch.zeros(24, NUM_KV_HEADS, 2 * HEAD_SIZE, device=device)
+    expected[slot_mapping] = torch.cat([k, v], dim=-1)[:20]
+    assert torch.equal(kv_cache.transpose(1, 2).flatten(0, 1), expected)
+    assert not by_layer[0].any()
+
+
+@pytest.mark.parametrize("block_size", [48, 80, 544])
+@pytest.mark.parametrize("layout", [Layout.KV_FIRST_NHD, Layout.X_PACKED, Layout.SHUFFLED])
+def test_block_sizes_that_are_no_power_of_two(layout, block_size, layer_of, device):
+    """Whatever the layout, a permutation: all slots of all blocks, in several tiles of rows, fill the allocation."""
+    view = dense_view(layout, 2, num_blocks=3, block_size=block_size, num_kv_heads=2, head_size=8)
+    raw = torch.zeros(view.end, dtype=torch.float16, device=device)
+    k, v = torch.arange(2 * view.num_slots * 16, device=device).to(torch.int16).add(1).view(torch.float16).view(2, -1, 2, 8)
+    attn_optimized.write_kv_cache(k, v, view.tensor(raw), layer_of(view), torch.randperm(view.num_slots).to(device))
+    expected = torch.cat([k, v]).view(torch.int16).flatten()
+    assert torch.equal(raw.view(torch.int16).sort().values, expected.sort().values)
+
+
+def quantized(values: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Bytes of float32 values: torch rounds to nearest even too, but has its own NaNs and overflows."""
+    numbers = values / scale
+    clamped = numbers.clamp(-LARGEST[dtype], LARGEST[dtype])
+    if dtype == torch.int8:
+        return clamped.round().nan_to_num(0).to(torch.int8).view(torch.uint8)
+    codes = clamped.to(dtype).view(torch.uint8)
+    if dtype == torch.float8_e4m3fnuz:
+        codes[codes == 0x80] = 0
+    codes[numbers.isnan()] = 0x7F if dtype == torch.float8_e4m3fn else 0x80
+    return codes
+
+
+def token_scale(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """[..., 1] float32 of rows [..., D], by numpy."""
+    numbers = rows.float().numpy()
+    largest = np.where(np.isfinite(numbers), np.abs(numbers), np.float32(0)).max(-1, keepdims=True)
+    scale = np.maximum(largest / np.float32(LARGEST[dtype]), np.float32(2.0**-100))
+    if dtype == torch.int8:
+        scale = np.where(np.isnan(numbers).any(-1, keepdims=True), np.float32("nan"), scale)
+    return torch.from_numpy(scale)
+
+
+def awkward_rows(element: torch.dtype) -> torch.Tensor:
+    """[7, 2 * HK, D], one row for each slot: ordinary ones, zeros of both signs, NaN, infinities, the smallest and largest."""
+    rows = torch.randn(len(SLOTS), 2 * NUM_KV_HEADS, HEAD_SIZE) * 100
+    rows[0, 0] = 0
+    rows[0, 1] = -0.0
+    rows[0, 2] = torch.nan
+    rows[2, 0, 5] = -torch.nan
+    rows[2, 1, 7:9] = torch.tensor([torch.inf, -torch.inf])
+    rows[2, 2] = torch.inf
+    rows[3, 0] = torch.finfo(element).smallest_normal
+    rows[3, 1] = torch.finfo(element).max
+    rows[3, 2] = 1e-5
+    rows[5, 3, 0], rows[5, 4] = torch.nan, 0
+    return rows.to(element)
+
+
+def check_quantized_write(layer: Layer, view: KVCacheView, rows: torch.Tensor, device: torch.device) -> None:
+    """Write rows of K and V to their slots, and compare every byte of the cache, and every scale, with what is expected."""
+    dtype = layer.kv_cache_dtype
+    assert dtype is not None
+    raw = random_bits(view.end, dtype, device)
+    expected = raw.cpu().clone()
+    per_token = layer.k_scale is None
+    scales = []
+    for kv, tensor in enumerate(rows.split(NUM_KV_HEADS, dim=1)):
+        fixed = (layer.k_scale, layer.v_scale)[kv]
+        scale = token_scale(tensor, dtype) if fixed is None else fixed.cpu().reshape(-1, 1).expand(NUM_KV_HEADS, 1)
+        scales.append(scale.expand(len(rows), NUM_KV_HEADS, 1))
+        codes = quantized(tensor.float(), scale, dtype)
+        for row, slot in enumerate(SLOTS):
+            if slot >= 0:
+                place = slot_of(view.tensor(expected), view.layout, slot)[kv]
+                place.view(torch.uint8).copy_(codes[row].reshape(place.shape))
+    expected_caches = [None if cache is None else cache.clone() for cache in (layer.k_scale_cache, layer.v_scale_cache)]
+    for row, slot in enumerate(SLOTS):
+        if slot >= 0 and per_token:
+            block, at = divmod(slot, view.block_size)
+            for kv, cache in enumerate(expected_caches):
+                if cache is not None:
+                    cache[block, at] = scales[kv][row, :, 0]
+                else:
+                    start = HEAD_SIZE if kv == 0 else 2 * HEAD_SIZE + 4
+                    inline = view.tensor(expected)[block, :, at, start : start + 4]
+                    inline.view(torch.uint8).copy_(scales[kv][row].contiguous().view(torch.uint8))
+
+    fused = rows.to(device)
+    k, v = fused.split(NUM_KV_HEADS, dim=1)
+    attn_optimized.write_kv_cache(k, v, view.tensor(raw), layer, torch.tensor(SLOTS, device=device), validate=True)
+    for cache, expected_cache in zip((layer.k_scale_cache, layer.v_scale_cache), expected_caches, strict=True):
+        if cache is not None:
+            torch.testing.assert_close(cache, expected_cache, rtol=0, atol=0, equal_nan=True)
+    if view.layout.has_inline_scales:
+        # a NaN is a NaN, whatever its bits
+        for bytes_of in (raw, expected):
+            numbers = bytes_of.view(torch.float32)
+            numbers[numbers.isnan()] = torch.nan
+    assert torch.equal(raw.cpu().view(torch.uint8), expected.view(torch.uint8))
+
+
+# the largest number of float32 over a scale below 1 is infinite, and saturates
+@pytest.mark.filterwarnings("ignore:overflow encountered in divide")
+@pytest.mark.parametrize("scales", ["for all", "by head"])
+@pytest.mark.parametrize("cache_dtype", CACHE_DTYPES[:2], ids=str)
+@pytest.mark.parametrize("layout", [layout for layout in Layout if not layout.has_inline_scales])
+def test_fixed_scales(layout, cache_dtype, scales, dtype, layer_of, device):
+    view = dense_view(layout, 1)
+    k_scale, v_scale = torch.rand(2, NUM_KV_HEADS, device=device) + 0.1
+    if scales == "for all":
+        k_scale, v_scale = k_scale[0], v_scale[:1]
+    layer = layer_of(view, cache_dtype, k_scale=k_scale, v_scale=v_scale)
+    check_quantized_write(layer, view, awkward_rows(dtype), device)
+
+
+@pytest.mark.parametrize("cache_dtype", CACHE_DTYPES, ids=str)
+@pytest.mark.parametrize("layout", Layout)
+def test_a_scale_per_token_and_head(layout, cache_dtype, dtype, layer_of, device):
+    view = dense_view(layout, 1)
+    check_quantized_write(layer_of(view, cache_dtype, device=device, per_token=True), view, awkward_rows(dtype), device)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in divide")
+def test_k_and_v_may_have_scales_of_different_shapes(layer_of, device):
+    view = dense_view(Layout.KV_FIRST_NHD, 1)
+    scale = torch.tensor([0.5, 2.0, 3.0], device=device)
+    for k_scale, v_scale in ((scale[1], scale), (scale, scale[2:])):
+        layer = layer_of(view, torch.float8_e4m3fn, k_scale=k_scale, v_scale=v_scale)
+        check_quantized_write(layer, view, awkward_rows(torch.float32), device)
+
+
+def test_inline_scales_in_another_physical_order(layer_of, device):
+    """Order BLNHC with two layers: rows of 2 * (32 + 4) bytes, not one of which is aligned to 16."""
+    view = KVCacheView.content_packed(
+        Layout.CONTENT_PACKED_SCALED, PhysicalOrder.BLNHC, num_layers=2, layer=1, num_blocks=NUM_BLOCKS,
+        block_size=BLOCK_SIZE, num_kv_heads=NUM_KV_HEADS, head_size=HEAD_SIZE, itemsize=1,
+    )  # fmt: skip
+    check_quantized_write(layer_of(view, torch.int8), view, awkward_rows(torch.float32), device)
+
+
+def test_several_tiles_of_rows(layer_of, device):
     kv_cache = torch.zeros(2, 100, 2, 2, 16, device=device)
     k, v = torch.randn(2, 150, 2, 16, device=device)
-    slot_mapping = torch.randperm(200, device=device)[:150]
-    attn_optimized.write_kv_cache(k, v, kv_cache, Layout.KV_FIRST_NHD, slot_mapping)
+    slot_mapping = torch.randperm(200).to(device)[:150]
+    view = dense_view(Layout.KV_FIRST_NHD, 4, num_kv_heads=2, head_size=16)
+    attn_optimized.write_kv_cache(k, v, kv_cache, layer_of(view), slot_mapping)
     assert torch.equal(kv_cache.flatten(1, 2)[:, slot_mapping], torch.stack([k, v]))
 
 
-def test_no_slot(device):
+def test_no_slot(layer_of, device):
     kv_cache = torch.zeros(2, 3, 4, 2, 16, device=device)
     k, v = torch.randn(2, 5, 2, 16, device=device)
-    attn_optimized.write_kv_cache(k, v, kv_cache, Layout.KV_FIRST_NHD, torch.empty(0, dtype=torch.int64, device=device))
+    layer = layer_of(dense_view(Layout.KV_FIRST_NHD, 4, num_kv_heads=2, head_size=16))
+    attn_optimized.write_kv_cache(k, v, kv_cache, layer, torch.empty(0, dtype=torch.int64, device=device))
+    assert not kv_cache.any()
+
+
+def test_slots_and_scales_are_checked_on_demand(layer_of, device):
+    view = dense_view(Layout.KV_FIRST_NHD, 1)
+    kv_cache = view.tensor(torch.zeros(view.end, dtype=torch.int8, device=device).view(torch.float8_e4m3fn))
+    k, v = torch.ones(2, 3, NUM_KV_HEADS, HEAD_SIZE, device=device)
+    layer = layer_of(view, torch.float8_e4m3fn, device=device)
+    for slots, words in (([0, 80, 1], r"slot_mapping\[1\]: got 80"), ([4, 5, 4], "slot 4 twice")):
+        with pytest.raises(ContractError, match=words):
+            attn_optimized.write_kv_cache(k, v, kv_cache, layer, torch.tensor(slots, device=device), validate=True)
+    negative = replace(layer, v_scale=torch.tensor(-1.0, device=device))
+    with pytest.raises(ContractError, match="v_scale"):
+        attn_optimized.write_kv_cache(k, v, kv_cache, negative, torch.tensor([0, 1, 2], device=device), validate=True)
+    assert not kv_cache.view(torch.uint8).any()
+
+
+def test_a_cache_of_another_dtype_than_the_layers(layer_of, device):
+    view = dense_view(Layout.KV_FIRST_NHD, 1)
+    kv_cache = view.tensor(torch.zeros(view.end, dtype=torch.int8, device=device))
+    k, v = torch.ones(2, 3, NUM_KV_HEADS, HEAD_SIZE, device=device)
+    layer = layer_of(view, torch.float8_e4m3fn, device=device)
+    with pytest.raises(ContractError, match="kv_cache: got torch"):
+        attn_optimized.write_kv_cache(k, v, kv_cache, layer, torch.tensor([0, 1, 2], device=device))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="GPUs compute bfloat16 rightly")
+def test_the_interpreter_copies_bfloat16_but_does_not_quantize_it(layer_of, monkeypatch):
+    monkeypatch.setattr("attn_optimized.device.interpreter_is_exact", lambda: False)
+    view = dense_view(Layout.KV_FIRST_NHD, 1)
+    kv_cache = view.tensor(torch.zeros(view.end, dtype=torch.int8))
+    k, v = torch.ones(2, 3, NUM_KV_HEADS, HEAD_SIZE, dtype=torch.bfloat16)
+    with pytest.raises(UnsupportedError, match="bfloat16 under Triton's interpreter"):
+        attn_optimized.write_kv_cache(k, v, kv_cache, layer_of(view, torch.int8, per_token=True), torch.tensor([0, 1, 2]))
     assert not kv_cache.any()

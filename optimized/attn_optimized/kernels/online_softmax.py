@@ -21,17 +21,17 @@ def begin_rows(sinks_ptr, has_sinks, head, owned, BLOCK_M: tl.constexpr, BLOCK_D
 
 
 @triton.jit
-def attend(row_max, row_sum, acc, q, k, v, visible, scale):
-    """Fold one tile of keys into the state. Shapes: q [M, D], k and v [N, D], visible [M, N]."""
-    # ieee: the default is TF32 on NVIDIA and XF32 on gfx942, which is no float32 arithmetic
-    logits = tl.where(visible, tl.dot(q, tl.trans(k), input_precision="ieee") * scale, float("-inf"))
+def attend(row_max, row_sum, acc, logits, v, v_scale):
+    """Fold one tile of keys into the state: logits [M, N], -inf where a row sees no key, v [N, D], v_scale [1, N] or 1."""
     new_max = tl.maximum(row_max, tl.max(logits, 1))
     # a row that has seen no key yet keeps its -inf; shifting by it would be inf - inf
     shift = tl.where(new_max == float("-inf"), 0.0, new_max)
     weights = tl.exp(logits - shift[:, None])
     decay = tl.exp(row_max - shift)
     row_sum = row_sum * decay + tl.sum(weights, 1)
-    acc = tl.dot(weights.to(v.dtype), v, acc * decay[:, None], input_precision="ieee")
+    # ieee: the default is TF32 on NVIDIA and XF32 on gfx942, which is no float32 arithmetic
+    weights = (weights * v_scale).to(v.dtype)
+    acc = tl.dot(weights, v, acc * decay[:, None], input_precision="ieee")
     return new_max, row_sum, acc
 
 

@@ -1,0 +1,113 @@
+"""Cascade attention: a prefix that all requests share is attended to once, for all of their queries together."""
+
+import dataclasses
+
+import torch
+from attn_contract import AttentionType, Batch, ContractError, Layer, UnsupportedError
+from attn_contract.arguments import check_int
+from attn_contract.validation import check_paged_attention
+
+from attn_optimized.attention import Parts, attend_part, paged_keys, plan_of, reduce_parts
+
+
+def cascade_attention(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    layer: Layer,
+    batch: Batch,
+    common_prefix_len: int,
+    *,
+    out: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
+    validate: bool = False,
+) -> torch.Tensor:
+    """`paged_attention` where the first keys of all requests are the same blocks (Hydragen, arXiv 2402.05099).
+
+    The prefix's keys are read once for all queries instead of once for each request; the rest of each request is attended to by
+    itself, and both are reduced to one softmax.
+
+    Args:
+        common_prefix_len: leading keys that request 0 and every request with a query have in the same blocks, all of them
+            context: a multiple of the block size.
+        q, kv_cache, layer, batch, out, lse, validate: as for `paged_attention`.
+
+    Returns:
+        out.
+
+    Raises:
+        ContractError: the arguments contradict the contract. Nothing was written.
+        UnsupportedError: the layer is no decoder or has a rule of positions, which a prefix taken out of its request has not;
+            or as `paged_attention`. Nothing was written.
+    """
+    view = check_paged_attention(q, kv_cache, layer, batch, out, lse, values=validate)
+    check_int("common_prefix_len", common_prefix_len, minimum=0)
+    assert batch.block_table is not None
+    capacity = batch.block_table.shape[1] * view.block_size
+    if common_prefix_len % view.block_size or common_prefix_len > capacity:
+        expected = f"a multiple of the block size ({view.block_size}), at most {capacity}"
+        raise ContractError("common_prefix_len", common_prefix_len, expected)
+    _refuse_positions(layer, batch)
+    if validate:
+        _check_prefix(batch, common_prefix_len, common_prefix_len // view.block_size)
+
+    out = q.new_empty(q.shape) if out is None else out
+    if not batch.num_requests:
+        return out
+    query_start_loc = batch.query_start_loc
+    prefix = dataclasses.replace(
+        batch,
+        query_start_loc=torch.stack([query_start_loc[0], query_start_loc[-1]]),
+        seq_lens=torch.full_like(batch.seq_lens[:1], common_prefix_len),
+        max_query_len=batch.num_actual_tokens,
+        max_seq_len=common_prefix_len,
+        causal=False,
+        block_table=batch.block_table[:1],
+        slot_mapping=None,
+        qq_bias=None,
+    )
+    suffix = dataclasses.replace(
+        batch,
+        seq_lens=batch.seq_lens - common_prefix_len,
+        max_seq_len=max(0, batch.max_seq_len - common_prefix_len),
+        block_table=batch.block_table[:, common_prefix_len // view.block_size :],
+        slot_mapping=None,
+    )
+    prefix_plan, suffix_plan = plan_of(q, layer, prefix), plan_of(q, layer, suffix)
+    parts = Parts.empty(prefix_plan.splits + suffix_plan.splits, q, batch)
+    keys = paged_keys(kv_cache, layer, suffix_plan)
+    # the sink joins exactly one part
+    attend_part(prefix_plan, q, keys, dataclasses.replace(layer, sinks=None), prefix, parts, 0)
+    attend_part(suffix_plan, q, keys, layer, suffix, parts, prefix_plan.splits)
+    reduce_parts(suffix_plan, parts, layer, batch, out, lse)
+    return out
+
+
+def _refuse_positions(layer: Layer, batch: Batch) -> None:
+    rules = {
+        f"{layer.attn_type} attention": layer.attn_type is not AttentionType.DECODER,
+        "window": max(layer.window) >= 0,
+        "chunked_local": layer.chunked_local is not None,
+        "alibi_slopes": layer.alibi_slopes is not None,
+        "bidirectional_ranges": batch.bidirectional_ranges is not None,
+    }
+    for name, is_given in rules.items():
+        if is_given:
+            reason = "the shared prefix is attended to without the positions of each request"
+            raise UnsupportedError("cascade_attention", name, reason, "paged_attention")
+
+
+def _check_prefix(batch: Batch, common_prefix_len: int, num_blocks: int) -> None:
+    assert batch.block_table is not None
+    query_lens = batch.query_start_loc.diff()
+    # a request with more queries than keys has no context
+    short = ((batch.seq_lens - query_lens).clamp(min=0) < common_prefix_len) & (query_lens > 0)
+    if len(wrong := short.nonzero()):
+        r = int(wrong[0])
+        context_len = int(batch.seq_lens[r] - query_lens[r])
+        raise ContractError("common_prefix_len", common_prefix_len, f"at most request {r}'s context ({context_len})")
+    blocks = batch.block_table[:, :num_blocks]
+    if len(wrong := ((blocks != blocks[:1]).any(1) & (query_lens > 0)).nonzero()):
+        r = int(wrong[0])
+        raise ContractError(
+            f"block_table[{r}]", "other blocks", f"request 0's first {num_blocks} blocks: they share the prefix"
+        )

@@ -1,0 +1,34 @@
+"""How kernels take tensors of one-byte elements."""
+
+import torch
+from attn_contract import FLOAT8_DTYPES
+
+from attn_optimized.device import INTERPRETER, interpreter_is_exact
+
+_FORMATS = {torch.float8_e4m3fn: "e4m3fn", torch.float8_e4m3fnuz: "e4m3fnuz", torch.int8: "int8"}
+
+
+def stored_format(tensor: torch.Tensor, architecture: str) -> tuple[torch.Tensor, str]:
+    """A cache or an output as kernels take it, and its FORMAT: see kernels/quantization.py.
+
+    Args:
+        tensor: of a floating type, float8_e4m3fn, float8_e4m3fnuz or int8.
+        architecture: see `device.architecture_of`.
+    """
+    name = _FORMATS.get(tensor.dtype, "float")
+    if tensor.dtype in FLOAT8_DTYPES and not _is_converted(tensor.dtype, architecture):
+        return tensor.view(torch.uint8), f"{name}_bits"
+    return tensor, name
+
+
+def _is_converted(float8: torch.dtype, architecture: str) -> bool:
+    """Whether all supported releases of Triton have the architecture's own instructions convert a type.
+
+    Elsewhere some refuse it, or take more instructions than kernels/quantization.py does.
+    """
+    if float8 == torch.float8_e4m3fnuz:
+        return architecture == "gfx942"
+    if architecture == INTERPRETER:
+        # as it comes, it rounds float8 its own way
+        return interpreter_is_exact()
+    return architecture.startswith("sm") and int(architecture.removeprefix("sm")) >= 89

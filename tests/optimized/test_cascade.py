@@ -1,0 +1,101 @@
+"""Cascade attention: the same answer as without it, from a shared prefix that is attended to once."""
+
+from dataclasses import replace
+
+import attn_optimized
+import pytest
+import torch
+from attn_contract import AttentionType, ContractError, UnsupportedError
+
+
+@pytest.fixture
+def shared_prefix(paged_call):
+    """A call whose requests all begin with request 0's first `num_blocks` blocks of 16."""
+
+    def build(num_blocks, query_lens, seq_lens, **options):
+        call = paged_call(query_lens, seq_lens, **options)
+        table = call.batch.block_table.clone()
+        table[:, :num_blocks] = table[0, :num_blocks]
+        return call._replace(batch=replace(call.batch, block_table=table))
+
+    return build
+
+
+CASES = {
+    "decode": {"num_blocks": 4, "query_lens": [1] * 5, "seq_lens": [65, 80, 300, 70, 69]},
+    "the prefix's keys are split": {"num_blocks": 20, "query_lens": [1, 1], "seq_lens": [321, 322]},
+    "more queries than the prefix has keys": {"num_blocks": 1, "query_lens": [30, 40], "seq_lens": [50, 60]},
+    "no prefix": {"num_blocks": 0, "query_lens": [3, 1], "seq_lens": [20, 9]},
+    "sinks and a soft cap": {
+        "num_blocks": 2,
+        "query_lens": [3, 1, 0],
+        "seq_lens": [60, 33, 40],
+        "sinks": [0.5, 30.0, -30.0, -torch.inf],
+        "logits_soft_cap": 2.0,
+    },
+    "a tree of drafts": {"num_blocks": 2, "query_lens": [3, 4], "seq_lens": [60, 40], "qq_bias": torch.eye(16).log()},
+    "causal per request": {"num_blocks": 2, "query_lens": [5, 4], "seq_lens": [60, 40], "causal": [True, False]},
+    "float8 in and out": {
+        "num_blocks": 2,
+        "query_lens": [5, 4],
+        "seq_lens": [60, 40],
+        "kv_cache_dtype": torch.float8_e4m3fn,
+        "output_scale": torch.tensor([0.125]),
+    },
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_agrees_with_the_reference(case, dtype, shared_prefix, assert_agrees):
+    call = shared_prefix(**case, dtype=dtype)
+
+    def cascade(q, kv_cache, layer, batch, **options):
+        return attn_optimized.cascade_attention(q, kv_cache, layer, batch, 16 * case["num_blocks"], **options)
+
+    assert_agrees(call, cascade)
+
+
+def test_no_request(paged_call):
+    call = paged_call([], [])
+    out = torch.full_like(call.q, 7)
+    attn_optimized.cascade_attention(*call, 0, out=out)
+    assert (out == 7).all()
+
+
+@pytest.mark.parametrize("common_prefix_len", [8, 112, -16, True])
+def test_a_prefix_is_a_number_of_blocks(common_prefix_len, shared_prefix):
+    call = shared_prefix(2, [1, 1], [40, 60])
+    with pytest.raises(ContractError, match="common_prefix_len"):
+        attn_optimized.cascade_attention(*call, common_prefix_len)
+
+
+def test_a_prefix_is_context_and_shared(shared_prefix):
+    call = shared_prefix(2, [1, 9], [40, 40])
+    with pytest.raises(ContractError, match=r"common_prefix_len: got 32, expected at most request 1's context \(31\)"):
+        attn_optimized.cascade_attention(*call, 32, validate=True)
+    call = shared_prefix(1, [1, 1], [40, 60])
+    with pytest.raises(ContractError, match=r"block_table\[1\].*request 0's first 2"):
+        attn_optimized.cascade_attention(*call, 32, validate=True)
+
+
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [
+        ("window", {"window": (4, -1)}),
+        ("chunked_local", {"chunked_local": 64}),
+        ("alibi_slopes", {"alibi_slopes": torch.ones(4)}),
+        ("bidirectional_ranges", {"ranges": [[(1, 2)], [(1, 2)]]}),
+        ("encoder_decoder attention", {"attn_type": AttentionType.ENCODER_DECODER, "causal": False}),
+    ],
+)
+def test_rules_of_positions_are_refused(rule, options, shared_prefix):
+    call = shared_prefix(2, [1, 1], [40, 60], **options)
+    out = torch.full_like(call.q, 7)
+    with pytest.raises(UnsupportedError, match=f"^cascade_attention: {rule} not supported: .*; use paged_attention$"):
+        attn_optimized.cascade_attention(*call, 32, out=out)
+    assert (out == 7).all()
+
+
+def test_no_prefix_of_requests_without_context(paged_call, assert_agrees):
+    call = paged_call([3, 1], [0, 1])
+    assert_agrees(call, lambda *call, **options: attn_optimized.cascade_attention(*call, 0, **options))

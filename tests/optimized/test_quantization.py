@@ -1,0 +1,159 @@
+"""Elements of one byte, bit by bit: every float16, bfloat16 and one-byte value, and float32 from its whole range."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from attn_optimized.device import architecture_of
+from attn_optimized.kernels.quantization import decode, encode
+from attn_optimized.quantization import stored_format
+from triton.runtime.interpreter import InterpreterBuilder
+
+FN, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
+LARGEST = {FN: 448.0, FNUZ: 240.0}
+NAN = {FN: 0x7F, FNUZ: 0x80}
+BLOCK = 1 << 14
+
+
+@triton.jit
+def encode_kernel(out_ptr, x_ptr, FORMAT: tl.constexpr, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out_ptr + i, encode(tl.load(x_ptr + i), FORMAT))
+
+
+@triton.jit
+def decode_kernel(out_ptr, x_ptr, FORMAT: tl.constexpr, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(out_ptr + i, decode(tl.load(x_ptr + i), FORMAT, out_ptr.dtype.element_ty))
+
+
+@pytest.fixture(scope="module")
+def numbers() -> torch.Tensor:
+    """float32: all numbers of 16 bits, every 4,001st of 32 bits, and the neighbours of where elements change."""
+    halves = [torch.arange(1 << 16).to(torch.uint16).view(dtype).float() for dtype in (torch.float16, torch.bfloat16)]
+    sample = torch.arange(0, 1 << 32, 4001).to(torch.uint32).view(torch.float32)
+    elements = torch.cat([torch.arange(256, dtype=torch.uint8).view(dtype).float() for dtype in (FN, FNUZ)])
+    elements = elements[elements.isfinite()].sort().values
+    middles = torch.cat([(elements[1:] + elements[:-1]) / 2, torch.arange(-129, 129) + 0.5])
+    near = [middles.nextafter(torch.tensor(towards)) for towards in (-torch.inf, torch.inf)]
+    joined = torch.cat([*halves, sample, elements, middles, *near])
+    return torch.nn.functional.pad(joined, (0, -len(joined) % BLOCK))
+
+
+def formats(dtype: torch.dtype, device: torch.device) -> list[str]:
+    """As bits, which every machine has, and as what this one takes the type for."""
+    _, name = stored_format(torch.empty(0, dtype=dtype, device=device), architecture_of(device, torch.float32))
+    return sorted({name, f"{name.removesuffix('_bits')}_bits"})
+
+
+@pytest.mark.parametrize("float8", [FN, FNUZ], ids=str)
+def test_encodes_float8(float8, numbers, device):
+    """torch's conversion is to nearest even too; its overflows, its NaNs and its zero of e4m3fnuz are not asked for."""
+    expected = numbers.clamp(-LARGEST[float8], LARGEST[float8]).to(float8).view(torch.uint8)
+    if float8 == FNUZ:
+        expected[expected == 0x80] = 0
+    expected[numbers.isnan()] = NAN[float8]
+    for name in formats(float8, device):
+        out = torch.zeros(len(numbers), dtype=torch.uint8, device=device)
+        stored = out if name.endswith("_bits") else out.view(float8)
+        encode_kernel[(len(numbers) // BLOCK,)](stored, numbers.to(device), FORMAT=name, BLOCK=BLOCK)
+        different = (out.cpu() != expected).nonzero().flatten()
+        assert not len(different), (name, numbers[different[0]], out[different[0]], expected[different[0]])
+
+
+def test_encodes_float8_at_the_edges(device):
+    """Literal bytes: both zeros, ties, the largest number, overflow, infinities, NaNs of either sign, the least subnormals."""
+    numbers = [0.0, -0.0, 1.0, -1.0, 17.0, 19.0, 448.0, 1e30, -torch.inf, torch.nan, -torch.nan, 2**-9, 2**-10, 2**-11, 240.0]
+    expected = {
+        "e4m3fn_bits": [0, 0x80, 0x38, 0xB8, 0x58, 0x5A, 0x7E, 0x7E, 0xFE, 0x7F, 0x7F, 1, 0, 0, 0x77],
+        "e4m3fnuz_bits": [0, 0, 0x40, 0xC0, 0x60, 0x62, 0x7F, 0x7F, 0xFF, 0x80, 0x80, 2, 1, 0, 0x7F],
+    }
+    x = torch.tensor([*numbers, 0.0], device=device)
+    for name, codes in expected.items():
+        out = torch.zeros(16, dtype=torch.uint8, device=device)
+        encode_kernel[(1,)](out, x, FORMAT=name, BLOCK=16)
+        assert out[:-1].tolist() == codes, name
+
+
+def test_encodes_int8(numbers, device):
+    expected = numbers.round().clamp(-127, 127).nan_to_num(0).to(torch.int8)
+    out = torch.zeros(len(numbers), dtype=torch.int8, device=device)
+    encode_kernel[(len(numbers) // BLOCK,)](out, numbers.to(device), FORMAT="int8", BLOCK=BLOCK)
+    assert torch.equal(out.cpu(), expected)
+
+
+@pytest.mark.parametrize("element", [FN, FNUZ, torch.int8], ids=str)
+def test_decodes_every_byte(element, dtype, device):
+    every = torch.arange(256, dtype=torch.uint8)
+    expected = every.view(element).float().to(dtype)
+    for name in ["int8"] if element == torch.int8 else formats(element, device):
+        stored = (every if name.endswith("_bits") else every.view(element)).to(device)
+        out = torch.zeros(256, dtype=dtype, device=device)
+        decode_kernel[(1,)](out, stored, FORMAT=name, BLOCK=256)
+        torch.testing.assert_close(out.cpu(), expected, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(out.cpu().signbit() & ~expected.isnan(), expected.signbit() & ~expected.isnan()), name
+
+
+def test_what_is_not_quantized_stays(device):
+    x = torch.randn(16, device=device)
+    stored, name = stored_format(x, "sm90")
+    assert stored is x
+    assert name == "float"
+    out = torch.zeros(16, device=device)
+    encode_kernel[(1,)](out, x, FORMAT=name, BLOCK=16)
+    assert torch.equal(out, x)
+    decode_kernel[(1,)](out, x.half(), FORMAT=name, BLOCK=16)
+    assert torch.equal(out, x.half().float())
+
+
+# architecture: whether a kernel gets e4m3fn and e4m3fnuz as such, else as bits
+CONVERTED = {
+    "sm80": (False, False),
+    "sm89": (True, False),
+    "sm90": (True, False),
+    "sm100": (True, False),
+    "gfx90a": (False, False),
+    "gfx942": (False, True),
+    "gfx950": (False, False),
+    "gfx1100": (False, False),
+    "gfx1201": (False, False),
+}
+
+
+@pytest.mark.parametrize("architecture", CONVERTED)
+def test_format_of_an_architecture(architecture):
+    for float8, name, is_converted in zip((FN, FNUZ), ("e4m3fn", "e4m3fnuz"), CONVERTED[architecture], strict=True):
+        stored, got = stored_format(torch.empty(3, dtype=float8), architecture)
+        assert (stored.dtype, got) == ((float8, name) if is_converted else (torch.uint8, f"{name}_bits"))
+    assert stored_format(torch.empty(3, dtype=torch.int8), architecture)[1] == "int8"
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_format_in_the_interpreter(exact, monkeypatch):
+    """Its own conversions of e4m3fn are only right once they were replaced; not all releases have e4m3fnuz."""
+    monkeypatch.setattr(InterpreterBuilder, "exact_bfloat16", exact, raising=False)
+    assert stored_format(torch.empty(3, dtype=FN), "interpreter")[1] == ("e4m3fn" if exact else "e4m3fn_bits")
+    assert stored_format(torch.empty(3, dtype=FNUZ), "interpreter")[1] == "e4m3fnuz_bits"
+
+
+def test_compiles_for_every_architecture():
+    """Bits without an instruction for them, and a type that a kernel gets as such with one, into every dtype."""
+    script = Path(__file__).with_name("compile_decode.py")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), *CONVERTED], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report.keys() == CONVERTED.keys()
+    for architecture, kernels in report.items():
+        assert len(kernels) == 6
+        for name, has_instruction in kernels.items():
+            float8 = name.split()[0]
+            assert has_instruction == CONVERTED[architecture][float8 == "float8_e4m3fnuz"], (architecture, name)
