@@ -1,6 +1,7 @@
 """One case, once: build, write the cache, attend, judge, and look at every byte that should not have changed."""
 
 import contextlib
+import copy
 import dataclasses
 import os
 import time
@@ -13,8 +14,9 @@ import torch
 from attn_fuzz import tensors
 from attn_fuzz.case import Case
 from attn_fuzz.judge import Difference, judge
-from attn_fuzz.targets import Target
-from attn_fuzz.tensors import Step, Write, bits
+from attn_fuzz.poison import bits, canary
+from attn_fuzz.targets import REFERENCE_FP32, Target
+from attn_fuzz.tensors import Rotation, Step, Write
 
 Kind = Literal[
     "agree",
@@ -24,7 +26,9 @@ Kind = Literal[
     "bitwise",
     "unwritten",
     "lse",
+    "property",
     "cache",
+    "rope",
     "input",
     "guard",
     "raised",
@@ -38,12 +42,13 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         kind: "agree"; "refused", rightly; or what went wrong first: a value past its bound, NaN, an inexact sum, a row never
-            written, the LSE, a wrong or stray byte in the cache, a changed input, a byte outside the owned outputs, an
-            exception, a dead process, no answer in time.
+            written, the LSE, outputs that contradict each other, a wrong or stray byte in the cache, a wrongly rotated q, a
+            changed input, a byte outside the owned outputs, an exception, a dead process, no answer in time.
         message: one line for a person; empty if they agree.
         differences: the worst element per request.
         ratio: the largest error / bound.
         seconds: where the time went: building, the target, and the oracle with the judge.
+        events: paths that the target took.
     """
 
     kind: Kind
@@ -51,6 +56,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     differences: tuple[Difference, ...] = ()
     ratio: float = 0.0
     seconds: dict[str, float] = {}
+    events: tuple[str, ...] = ()
 
     @property
     def failed(self) -> bool:
@@ -74,7 +80,7 @@ def check(case: Case, target: Target, device: str) -> Verdict:
         )
         if again.failed:
             return verdict
-    return Verdict(kind="agree", ratio=verdict.ratio, seconds=verdict.seconds)
+    return Verdict(kind="agree", ratio=verdict.ratio, seconds=verdict.seconds, events=verdict.events)
 
 
 def _check_once(case: Case, target: Target, device: str) -> tuple[Verdict, bool]:
@@ -82,25 +88,27 @@ def _check_once(case: Case, target: Target, device: str) -> tuple[Verdict, bool]
     clock = time.perf_counter
     started = clock()
     step = tensors.build(case, device)
-    expected_raw = step.raw.clone() if step.raw is not None else None
-    before = {name: bits(tensor).clone() for name, tensor in step.inputs().items() if name != "kv_cache"}
+    expected = copy.deepcopy(step)
     built = clock()
+    events = tuple[str, ...]()
 
     def verdict(kind: Kind, message: str, differences: tuple[Difference, ...] = (), ratio: float = 0.0) -> Verdict:
         now = clock()
         seconds = {"build": built - started, "target": attended - built, "judge": now - attended}
-        return Verdict(kind=kind, message=message, differences=differences, ratio=ratio, seconds=seconds)
+        return Verdict(kind=kind, message=message, differences=differences, ratio=ratio, seconds=seconds, events=events)
 
     error = None
-    written = expected_raw
+    written, num_written = expected.memory, 0
     try:
         with _own_state():
             for write in step.writes:
                 _write(write, step, target)
-            _synchronize(device)
-            written = step.raw.clone() if step.raw is not None else None
+                _synchronize(device)
+                written = {name: tensor.clone() for name, tensor in step.memory.items()}
+                num_written += 1
             _attend(step, target)
             _synchronize(device)
+            events = tuple(target.events(step))
     except BaseException as raised:
         error = raised
     attended = clock()
@@ -111,17 +119,23 @@ def _check_once(case: Case, target: Target, device: str) -> tuple[Verdict, bool]
         )
         return verdict("raised", f"{must}{type(error).__name__}: {_one_line(error)}"), True
 
-    if written is not None and expected_raw is not None and step.raw is not None:
-        if place := _first_change(written, step.raw):
-            return verdict("cache", f"attention wrote into the cache: {_locate(place, step, written, step.raw)}"), True
-        for write in step.writes if error is None else ():
-            attn_reference.write_kv_cache(
-                write.k, write.v, write.view.tensor(expected_raw), write.view.layout, write.slot_mapping
-            )
-        if error is None and (place := _first_change(expected_raw, written)):
-            return verdict("cache", f"the cache write: {_locate(place, step, expected_raw, written)}"), True
+    for name, tensor in step.memory.items():
+        if place := _first_change(written[name], tensor):
+            what = "attention" if num_written == len(step.writes) else "a refused write"
+            return verdict("cache", f"{what} wrote into the cache: {_locate(name, place, step, written[name], tensor)}"), True
+    for write in expected.writes[:num_written]:
+        _write(write, expected, REFERENCE_FP32)
+    for name, tensor in expected.memory.items():
+        if place := _first_change(tensor, written[name]):
+            return verdict("cache", f"the cache write: {_locate(name, place, step, tensor, written[name])}"), True
+    rotations = [write.rotation for write in expected.writes[:num_written] if write.rotation is not None]
+    for rotation in rotations:
+        if message := _wrong_rotation(rotation, expected.q, step.q):
+            return verdict("rope", message), True
+    compared = {"q", *step.memory} if rotations else {*step.memory}
+    others = expected.inputs()
     for name, tensor in step.inputs().items():
-        if name in before and not torch.equal(before[name], bits(tensor)):
+        if name not in compared and not torch.equal(bits(others[name]), bits(tensor)):
             return verdict("input", f"it changed its input {name}"), True
     if message := _stray_write(case, step, owned_rows=case.query_start_loc[-1] if error is None else 0):
         return verdict("guard", message), True
@@ -131,6 +145,14 @@ def _check_once(case: Case, target: Target, device: str) -> tuple[Verdict, bool]
     message = _say(judgement.differences[0]) if judgement.differences else ""
     if message and beyond:
         message = f"{beyond} is beyond its support and was not refused: {message}"
+    if not message and not beyond:
+        try:
+            with _own_state():
+                messages = [holds(step, lambda part: _attend(part, target)) for holds in target.properties]
+        except Exception as error:
+            return verdict("raised", f"on a part of the step: {type(error).__name__}: {_one_line(error)}"), True
+        if found := [text for text in messages if text]:
+            return verdict("property", found[0], ratio=judgement.ratio), True
     return verdict(judgement.kind, message, judgement.differences, judgement.ratio), (
         judgement.kind == "agree" or judgement.breaks_hard
     )
@@ -163,10 +185,18 @@ def _attend(step: Step, target: Target) -> None:
 
 
 def _write(write: Write, step: Step, target: Target) -> None:
+    """One cache write by the target, or by the reference where the target has none."""
     assert step.raw is not None
-    function = target.write_kv_cache or attn_reference.write_kv_cache
     k, v, slot_mapping = (tensor.view_as(tensor) for tensor in (write.k, write.v, write.slot_mapping))
-    function(k, v, write.view.tensor(step.raw), write.view.layout, slot_mapping)
+    kv_cache, layer = write.view.tensor(step.raw), dataclasses.replace(write.layer)
+    if write.rotation is None:
+        function = target.write_kv_cache or attn_reference.write_kv_cache
+        function(k, v, kv_cache, layer, slot_mapping)
+        return
+    positions, table = write.rotation.positions, write.rotation.cos_sin_cache
+    rotate = target.rope_and_write_kv_cache or attn_reference.rope_and_write_kv_cache
+    q, positions, table = (tensor.view_as(tensor) for tensor in (step.q, positions, table))
+    rotate(q, k, v, positions, table, kv_cache, layer, slot_mapping, is_neox=write.rotation.is_neox)
 
 
 def _synchronize(device: str) -> None:
@@ -175,20 +205,36 @@ def _synchronize(device: str) -> None:
 
 
 def _first_change(expected: torch.Tensor, got: torch.Tensor) -> list[int] | None:
-    changed = bits(expected) != bits(got)
+    changed = bits(expected).flatten() != bits(got).flatten()
     return changed.nonzero().flatten().tolist() if changed.any() else None
 
 
-def _locate(changed: list[int], step: Step, expected: torch.Tensor, got: torch.Tensor) -> str:
-    """Name the first changed element of the allocation by the view of the layer under test."""
-    view = step.view
+def _locate(name: str, changed: list[int], step: Step, expected: torch.Tensor, got: torch.Tensor) -> str:
+    """Name the first changed element of the allocation, or of a buffer of scales, by the view of the layer under test."""
+    view, at = step.view, changed[0]
     assert view is not None
-    place = f"element {changed[0]} of the allocation, which belongs to no block"
+    numbers = f"got {float(got.flatten()[at])}, expected {float(expected.flatten()[at])}; {len(changed)} elements differ"
+    if name != "kv_cache":
+        block, slot, head = (int(index) for index in torch.unravel_index(torch.tensor(at), got.shape))
+        return f"{name} of block {block - 1}, slot {slot}, head {head}: {numbers}"
+    place = f"element {at} of the allocation, which belongs to no block"
     inside = view.first_block_elements() + torch.arange(view.num_blocks).view(-1, 1, 1, 1, 1) * view.block_stride
-    if len(found := (inside == changed[0]).nonzero()):
+    if len(found := (inside == at).nonzero()):
         block, kv, slot, head, dim = found[0].tolist()
         place = f"{'KV'[kv]} of block {block}, slot {slot}, head {head}, dim {dim}"
-    return f"{place}: got {float(got[changed[0]])}, expected {float(expected[changed[0]])}; {len(changed)} elements differ"
+    return f"{place}: {numbers}"
+
+
+def _wrong_rotation(rotation: Rotation, expected: torch.Tensor, got: torch.Tensor) -> str | None:
+    """A query that is not what the rotation makes of it, or that it leaves alone; of poison it makes any NaN."""
+    rotated = torch.zeros_like(got, dtype=torch.bool)
+    rotated[: len(rotation.positions), :, : rotation.cos_sin_cache.shape[1]] = True
+    differs = (bits(expected) != bits(got)) & ~(rotated & expected.isnan() & got.isnan())
+    if not differs.any():
+        return None
+    row, head, dim = differs.nonzero()[0].tolist()
+    numbers = f"got {float(got[row, head, dim])}, expected {float(expected[row, head, dim])}"
+    return f"q at row {row}, head {head}, dim {dim}: {numbers}; {int(differs.sum())} elements differ"
 
 
 def _stray_write(case: Case, step: Step, owned_rows: int) -> str | None:
@@ -202,7 +248,7 @@ def _stray_write(case: Case, step: Step, owned_rows: int) -> str | None:
             untouched[tensors.GUARD : tensors.GUARD + case.num_rows, : case.num_heads * case.head_size] = ~owned[:, None]
         elif step.lse is not None:
             untouched[1:-1, tensors.GUARD : tensors.GUARD + case.num_rows] = ~owned
-        changed = untouched & (bits(buffer) != bits(tensors.canary((1,), buffer.dtype, buffer.device)))
+        changed = untouched & (bits(buffer) != bits(canary((1,), buffer.dtype, buffer.device)))
         if changed.any():
             place = changed.nonzero()[0]
             row = int(place[0 if name == "out" else 1]) - tensors.GUARD

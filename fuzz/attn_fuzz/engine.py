@@ -21,11 +21,16 @@ from attn_fuzz.executor import Executor
 from attn_fuzz.strategies import cases
 from attn_fuzz.zoo.mutants import Mutant
 from hypothesis import HealthCheck, Phase
+from hypothesis.internal.conjecture.providers import AVAILABLE_PROVIDERS, HypothesisProvider
 from hypothesis.strategies import SearchStrategy
 
 SHRINK_SECONDS = 240.0
 # what Hypothesis keeps between runs would lie in the user's folder
 hypothesis.configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir(), "attn-parity-hypothesis"))
+# Hypothesis follows each case that it draws with five variations of it, so that a few hundred cases would be a few dozen. To
+# what it knows as somebody else's source of numbers it does not, although it is its own.
+INDEPENDENT = "attn-parity-independent"
+AVAILABLE_PROVIDERS[INDEPENDENT] = HypothesisProvider
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,13 +71,15 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """How a shard stands. `failure` is the smallest failing case so far; `shrinking` counts the cases tried for it."""
+    """How a shard stands. `failure` is the smallest failing case so far; `shrinking` counts the cases tried for it; `events`
+    counts the examples that took each of the target's paths."""
 
     examples: int = 0
     refused: int = 0
     seconds: float = 0.0
     ratio: float = 0.0
     spent: dict[str, float] = {}
+    events: dict[str, int] = {}
     shrinking: int = 0
     failure: Failure | None = None
 
@@ -95,7 +102,7 @@ def fuzz(plan: Plan, executor: Executor, report: Callable[[Progress], None] = la
     target = targets.load(plan.target)
     support = target.support(plan.device)
     shard = _Shard(plan, executor, report)
-    draw = _hypothesis_test(plan, cases(plan.target, support, target.refuses), shard)
+    draw = _hypothesis_test(plan, cases(plan.target, support, target.refuses), shard.draw)
     try:
         draw()
     except (_DisagreementError, hypothesis.errors.Flaky, _OutOfTime, ExceptionGroup):
@@ -109,6 +116,14 @@ def fuzz(plan: Plan, executor: Executor, report: Callable[[Progress], None] = la
         _, minimal = shrink.shrink(failure.case, within, shard.still_fails, shard.may_shrink)
         shard.finish(minimal)
     return shard.progress
+
+
+def drawn(plan: Plan) -> list[Case]:
+    """The cases that a plan draws while none fails; nothing is run."""
+    target = targets.load(plan.target)
+    found: list[Case] = []
+    _hypothesis_test(plan, cases(plan.target, target.support(plan.device), target.refuses), found.append)()
+    return found
 
 
 def start_executor(plan: Plan) -> Executor:
@@ -181,12 +196,14 @@ class _Shard:
 
     def _count(self, verdict: Verdict, first: bool) -> None:
         spent = {name: self.progress.spent.get(name, 0.0) + seconds for name, seconds in verdict.seconds.items()}
+        events = {name: self.progress.events.get(name, 0) + 1 for name in set(verdict.events)}
         if first:
             self.tell(
                 examples=self.progress.examples + 1,
                 refused=self.progress.refused + (verdict.kind == "refused"),
                 ratio=max(self.progress.ratio, verdict.ratio),
                 spent={**self.progress.spent, **spent},
+                events={**self.progress.events, **events},
             )
         else:
             self.tell(shrinking=self.progress.shrinking + 1)
@@ -208,11 +225,12 @@ class _Shard:
         self.tell(failure=failure)
 
 
-def _hypothesis_test(plan: Plan, strategy: SearchStrategy[Case], shard: _Shard) -> Callable[[], None]:
+def _hypothesis_test(plan: Plan, strategy: SearchStrategy[Case], draw: Callable[[Case], None]) -> Callable[[], None]:
     phases = [Phase.generate, *([Phase.shrink] if plan.shrinks else [])]
 
     @hypothesis.seed(plan.seed)
     @hypothesis.settings(
+        backend=INDEPENDENT,
         max_examples=plan.examples,
         database=None,
         deadline=None,
@@ -223,6 +241,6 @@ def _hypothesis_test(plan: Plan, strategy: SearchStrategy[Case], shard: _Shard) 
     )
     @hypothesis.given(strategy)
     def agree(case: Case) -> None:
-        shard.draw(case)
+        draw(case)
 
     return agree

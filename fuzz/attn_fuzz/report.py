@@ -1,6 +1,8 @@
 """A failure for people: a short table, the case as a file, and a script that only needs the target and the reference."""
 
 import base64
+import dataclasses
+import enum
 import zlib
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,13 @@ def summary(case: Case, verdict: Verdict) -> RenderableType:
     """The case and what is wrong with it: its properties that are not the simplest, and a row per request."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     worst_columns = ("differs", "worst at", "got", "expected", "bound") if verdict.differences else ()
-    for column in ("request", "query", "keys", "causal", "blocks", *worst_columns):
+    ranges = ("ranges",) if case.has_ranges else ()
+    for column in ("request", "query", "keys", "causal", "blocks", *ranges, *worst_columns):
         table.add_column(column, justify="right" if column in ("request", "query", "keys") else "left")
     found = {difference.request: difference for difference in reversed(verdict.differences)}
     for r, request in enumerate(case.requests):
         row = [str(r), str(request.query_len), str(request.seq_len), "yes" if request.causal else "no", _short(request.blocks)]
+        row += [" ".join(f"{first}..{last}" for first, last in request.ranges)] if ranges else []
         if worst := found.get(r):
             place = f"row {worst.row} head {worst.head}" + ("" if worst.dim is None else f" dim {worst.dim}")
             row += [
@@ -86,6 +90,7 @@ def script(case: Case, verdict: Verdict) -> str:
         reference="paged_attention(q, kv_cache, layer, batch"
         if step.raw is not None
         else "varlen_attention(q, k, v, layer, batch",
+        out_dtype=step.out.dtype,
         out_shape=tuple(step.out_buffer.shape),
         out=_slice_of("out_buffer", step.out),
         lse_shape=tuple(step.lse_buffer.shape),
@@ -107,6 +112,8 @@ def _checks(verdict: Verdict) -> str:
 _SCRIPT = '''"""{title}"""
 
 import base64
+import copy
+import dataclasses
 import os
 import sys
 import zlib
@@ -127,43 +134,49 @@ from attn_fuzz import targets
 
 
 def packed(data, dtype, shape):
-    return torch.frombuffer(bytearray(zlib.decompress(base64.b85decode(data))), dtype=dtype).reshape(shape)
+    return torch.frombuffer(bytearray(zlib.decompress(base64.b85decode(data))), dtype=dtype).reshape(shape).to(DEVICE)
+
+
+def all_bytes(tensor):
+    memory = tensor.untyped_storage()
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(memory)
 
 
 target = targets.load("{target}")
 layer = {layer}
 batch = {batch}
-q = {q}.to(DEVICE)
+q = {q}
 {cache}{writes}
-out_buffer = torch.full({out_shape}, 12345.0, dtype=q.dtype, device=DEVICE)
+out_buffer = torch.full({out_shape}, 96.0, dtype={out_dtype}, device=DEVICE)
 out = {out}
-lse_buffer = torch.full({lse_shape}, 12345.0, device=DEVICE)
+lse_buffer = torch.full({lse_shape}, 96.0, device=DEVICE)
 lse = {lse}
-inputs = dict(q=q, k=k, v=v, kv_cache=kv_cache, sinks=layer.sinks, **batch.tensors)
-inputs = {{name: (tensor, tensor.clone()) for name, tensor in inputs.items() if tensor is not None}}
-reference, reference_lse = torch.zeros_like(q), torch.zeros(q.shape[1], q.shape[0], device=DEVICE)
+inputs = dict(q=q, k=k, v=v, kv_cache=kv_cache, **layer.tensors, **batch.tensors)
+inputs = {{name: (tensor, all_bytes(tensor).clone()) for name, tensor in inputs.items() if tensor is not None}}
+reference = torch.zeros(q.shape, dtype=out.dtype, device=DEVICE)
+reference_lse = torch.zeros(q.shape[1], q.shape[0], device=DEVICE)
 attn_reference.{reference}, out=reference, lse=reference_lse, precision=torch.float64)
 torch.use_deterministic_algorithms(True, warn_only=True)  # memory that the target allocates starts as NaN
 target.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
 
-got = {{"out": out.reshape(q.shape), "lse": None if lse is None else lse.T}}
+scale = 1.0 if layer.output_scale is None else layer.output_scale.item()
+got = {{"out": out.reshape(q.shape).double() * scale, "lse": None if lse is None else lse.T}}
+expected = {{"out": reference.double() * scale, "lse": reference_lse.T}}
 wrong = False
 # where it was worst: the element, what float64 gives, and how far off it may be
-for name, place, expected, bound in {checks}:
-    value = got[name][place].item()
-    agrees = value == expected or abs(value - expected) <= bound
-    referred = {{"out": reference, "lse": reference_lse.T}}[name][place].item()
-    print(f"{{name}}{{list(place)}} {{value:.9g}}, expected {{expected:.9g}} +- {{bound:.2g}} (reference {{referred:.9g}})")
-    wrong |= not agrees
-out[:{rows}] = 12345.0
+for name, place, right, bound in {checks}:
+    value, referred = got[name][place].item(), expected[name][place].item()
+    print(f"{{name}}{{list(place)}} {{value:.9g}}, expected {{right:.9g}} +- {{bound:.2g}} (reference {{referred:.9g}})")
+    wrong |= not (value == right or abs(value - right) <= bound)
+out[:{rows}] = 96.0
 if lse is not None:
-    lse[:, :{rows}] = 12345.0
+    lse[:, :{rows}] = 96.0
 for name, buffer in {{"out": out_buffer, "lse": lse_buffer}}.items():
-    if not (buffer == 12345.0).all():
+    if not (buffer == 96.0).all():
         wrong = True
         print(f"{{name}}: written outside the rows of its requests")
 for name, (tensor, before) in inputs.items():
-    if not torch.equal(before.contiguous().view(torch.uint8), tensor.contiguous().view(torch.uint8)):
+    if not torch.equal(before, all_bytes(tensor)):
         wrong = True
         print(f"{{name}}: changed")
 sys.exit(wrong)
@@ -177,15 +190,17 @@ def _slice_of(buffer: str, tensor: torch.Tensor | None) -> str:
 
 
 def _layer(layer: Layer) -> str:
-    fields = [
-        f"num_heads={layer.num_heads}, num_kv_heads={layer.num_kv_heads}, head_size={layer.head_size}, scale={layer.scale!r}",
-        f"attn_type=AttentionType.{layer.attn_type.name}, window={layer.window!r}",
-    ]
-    if layer.sinks is not None:
-        fields.append(f"sinks={_tensor(layer.sinks)}.to(DEVICE)")
-    if layer.layout is not None:
-        fields.append(f"layout=Layout.{layer.layout.name}")
-    return "Layer(" + ", ".join(fields) + ")"
+    """The layer's fields, but those that are as they are by default."""
+    words = []
+    for field in dataclasses.fields(layer):
+        value = getattr(layer, field.name)
+        if isinstance(value, torch.Tensor):
+            words.append(f"{field.name}={_tensor(value)}")
+        elif isinstance(value, enum.Enum):
+            words.append(f"{field.name}={type(value).__name__}.{value.name}")
+        elif value != field.default:
+            words.append(f"{field.name}={value!r}")
+    return "Layer(\n    " + ",\n    ".join(words) + ",\n)"
 
 
 def _batch(step: Step) -> str:
@@ -193,38 +208,62 @@ def _batch(step: Step) -> str:
     fields = [f"{name}={getattr(batch, name)}" for name in ("max_query_len", "max_seq_len", "num_actual_tokens")]
     if not isinstance(batch.causal, torch.Tensor):
         fields.append(f"causal={batch.causal}")
-    fields += [f"{name}={_tensor(tensor)}.to(DEVICE)" for name, tensor in batch.tensors.items()]
+    fields += [f"{name}={_tensor(tensor)}" for name, tensor in batch.tensors.items()]
     return "Batch(\n    " + ",\n    ".join(fields) + ",\n)"
 
 
 def _cache(step: Step) -> str:
-    return f"raw = {_tensor(step.raw)}.to(DEVICE)\nkv_cache = {_view(step.view)}.tensor(raw)\nk = v = None\n"
+    return f"raw = {_tensor(step.raw)}\nkv_cache = {_view(step.view)}.tensor(raw)\nk = v = None\n"
 
 
 def _dense(step: Step) -> str:
-    return f"k = {_tensor(step.k)}.to(DEVICE)\nv = {_tensor(step.v)}.to(DEVICE)\nkv_cache = None\n"
+    return f"k = {_tensor(step.k)}\nv = {_tensor(step.v)}\nkv_cache = None\n"
 
 
 def _writes(step: Step) -> str:
-    """The cache writes of the step, by the target, compared byte by byte with the reference's."""
+    """The cache writes of the step, by the target, compared byte by byte with the reference's; and q where it is rotated."""
     if not step.writes:
         return ""
-    lines = ["expected_raw = raw.clone()", "views = []"]
+    lines = ["writes = ["]
     for write in step.writes:
-        lines.append(
-            f"views.append(({_tensor(write.k)}.to(DEVICE), {_tensor(write.v)}.to(DEVICE), {_view(write.view)},"
-            f" {_tensor(write.slot_mapping)}.to(DEVICE)))"
-        )
-    lines += [
-        "for k, v, view, slot_mapping in views:",
-        "    (target.write_kv_cache or attn_reference.write_kv_cache)(k, v, view.tensor(raw), view.layout, slot_mapping)",
-        "    attn_reference.write_kv_cache(k, v, view.tensor(expected_raw), view.layout, slot_mapping)",
-        "changed = (raw.view(torch.uint8) != expected_raw.view(torch.uint8)).nonzero().flatten()",
-        "if len(changed):",
-        '    sys.exit(f"the cache differs in {len(changed)} bytes, the first at {changed[0].item()}")',
-        "k, v = views[0][:2]",
-    ]
-    return "\n".join(lines) + "\n"
+        rotation = "None"
+        if write.rotation is not None:
+            positions, table = _tensor(write.rotation.positions), _tensor(write.rotation.cos_sin_cache)
+            rotation = f"({positions}, {table}, {write.rotation.is_neox})"
+        parts = (_tensor(write.k), _tensor(write.v), _view(write.view), _tensor(write.slot_mapping), rotation)
+        lines.append("    (" + ", ".join(parts) + "),")
+    lines.append("]")
+    return "\n".join(lines) + _WRITES
+
+
+_WRITES = """
+
+
+def write(by, q, raw, layer, k, v, view, slot_mapping, rotation):
+    kv_cache, layer = view.tensor(raw), dataclasses.replace(layer, layout=view.layout)
+    if rotation is None:
+        (by.write_kv_cache or attn_reference.write_kv_cache)(k, v, kv_cache, layer, slot_mapping)
+    else:
+        positions, cos_sin_cache, is_neox = rotation
+        rotate = by.rope_and_write_kv_cache or attn_reference.rope_and_write_kv_cache
+        rotate(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, is_neox=is_neox)
+
+
+expected = copy.deepcopy((q, raw, layer))
+for arguments in writes:
+    write(target, q, raw, layer, *arguments)
+    write(attn_reference, *expected, *arguments)
+memory = {"kv_cache": (raw, expected[1])}
+memory |= {name: (scales, expected[2].tensors[name]) for name, scales in layer.tensors.items() if name.endswith("_scale_cache")}
+for name, (written, right) in memory.items():
+    changed = (all_bytes(written) != all_bytes(right)).nonzero().flatten()
+    if len(changed):
+        sys.exit(f"{name} differs in {len(changed)} bytes, the first at {changed[0].item()}")
+different = ((q != expected[0]) | (q.signbit() != expected[0].signbit())) & ~(q.isnan() & expected[0].isnan())
+if different.any():
+    sys.exit(f"q differs in {different.sum().item()} elements after its rotation")
+k, v = writes[0][:2]
+"""
 
 
 def _view(view: Any) -> str:
@@ -232,16 +271,16 @@ def _view(view: Any) -> str:
 
 
 def _tensor(tensor: torch.Tensor | None) -> str:
-    """A tensor as an expression: a literal if it is short and finite, else its bytes."""
+    """A tensor on DEVICE as an expression: a literal if short and finite, else its bytes; a slice with what lies around it."""
     assert tensor is not None
-    if not tensor.is_contiguous():
+    if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() != tensor.nbytes:
         storage = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
         return f"{_tensor(storage)}.as_strided({tuple(tensor.shape)}, {tensor.stride()}, {tensor.storage_offset()})"
     dense = tensor.detach().cpu()
-    literal = dense.numel() <= LITERAL_ELEMENTS and bool(dense.isfinite().all() if dense.is_floating_point() else True)
+    literal = dense.numel() <= LITERAL_ELEMENTS and bool(dense.double().isfinite().all())
     if literal and dense.numel():
-        return f"torch.tensor({dense.tolist()!r}, dtype={dense.dtype})"
+        return f"torch.tensor({dense.tolist()!r}, dtype={dense.dtype}, device=DEVICE)"
     if not dense.numel():
-        return f"torch.empty({tuple(dense.shape)}, dtype={dense.dtype})"
+        return f"torch.empty({tuple(dense.shape)}, dtype={dense.dtype}, device=DEVICE)"
     data = base64.b85encode(zlib.compress(dense.view(torch.uint8).numpy().tobytes(), 9)).decode()
     return f"packed({data!r}, {dense.dtype}, {tuple(dense.shape)})"

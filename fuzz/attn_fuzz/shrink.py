@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
-from attn_contract import AttentionType
+from attn_contract import AttentionType, Layout, PhysicalOrder
 from attn_fuzz import case as case_file
-from attn_fuzz.case import Cache, Case, CaseError, Request, Values
+from attn_fuzz.case import Cache, Case, CaseError, Request, Rope, Values
 from attn_fuzz.strategies.cases import VALUES
 from attn_fuzz.targets import Support
 
@@ -49,6 +49,14 @@ def lowered(case: Case, support: Support) -> Iterator[Case]:
 
 
 SIMPLEST: dict[str, Any] = {
+    "rope": None,
+    "output_dtype": None,
+    "qq_bias": None,
+    "alibi": False,
+    "soft_cap": None,
+    "ranges_clamped": False,
+    "chunked_local": None,
+    "sink_tokens": 0,
     "sinks": None,
     "narrow_sinks": False,
     "window": (-1, -1),
@@ -68,9 +76,15 @@ SIMPLEST: dict[str, Any] = {
 }
 
 
+LAYOUTS, ORDERS = tuple(Layout), tuple(PhysicalOrder)
+CACHE_DTYPES = ("fp8_e4m3fn", "fp8_e4m3fnuz", "int8")
+SCALES = ("tensor", "head", "token")
+
+
 def _candidates(case: Case, support: Support) -> Iterator[Case]:
     for r in range(len(case.requests)):
         yield _with_requests(case, case.requests[:r] + case.requests[r + 1 :])
+    yield replace(case, requests=tuple(replace(request, ranges=()) for request in case.requests))
     for name, value in SIMPLEST.items():
         yield replace(case, **{name: value})
     for kind in VALUES[: VALUES.index(case.values.kind)]:
@@ -91,9 +105,17 @@ def _candidates(case: Case, support: Support) -> Iterator[Case]:
     for side in (0, 1):
         for value in (-1, *_smaller(case.window[side], 0)):
             yield replace(case, window=(value, case.window[1]) if side == 0 else (case.window[0], value))
-    for name in ("unowned_rows", "rows_past", "kv_rows_past", "table_padding", "slack"):
+    for name in ("sink_tokens", "unowned_rows", "rows_past", "kv_rows_past", "table_padding", "slack"):
         for value in _smaller(getattr(case, name), 0):
             yield replace(case, **{name: value})
+    for value in _smaller(case.chunked_local or 1, 1):
+        yield replace(case, chunked_local=value)
+    for name, simple in {"soft_cap": 1.0, "qq_bias": "tree", "output_dtype": "fp8_e4m3fn"}.items():
+        if getattr(case, name) is not None:
+            yield replace(case, **{name: simple})
+    if case.rope is not None:
+        for rope in _smaller_ropes(case.rope):
+            yield replace(case, rope=rope)
     for row in case.unwritten:
         yield replace(case, unwritten=tuple(other for other in case.unwritten if other != row))
     yield from _canonical_blocks(case)
@@ -110,13 +132,45 @@ def _smaller(value: int, least: int) -> Iterator[int]:
 def _smaller_caches(cache: Cache, support: Support) -> Iterator[Cache]:
     yield replace(cache, neighbour=None)
     yield replace(cache, writer=None)
+    unquantized = Layout.CONTENT_PACKED if cache.layout.has_inline_scales else cache.layout
+    yield replace(cache, layout=unquantized, dtype=None, scales=None)
+    for layout in LAYOUTS[: LAYOUTS.index(cache.layout)]:
+        yield replace(cache, layout=layout, scales="token" if cache.layout.has_inline_scales else cache.scales)
+    for dtype in CACHE_DTYPES[: CACHE_DTYPES.index(cache.dtype)] if cache.dtype else ():
+        yield replace(cache, dtype=dtype)
+    for scales in SCALES[: SCALES.index(cache.scales)] if cache.scales else ():
+        yield replace(cache, scales=scales)
     yield replace(cache, planes=False)
+    yield replace(cache, num_layers=1, layer=0)
+    for layer in _smaller(cache.layer, 0):
+        yield replace(cache, layer=layer)
+    for num_layers in _smaller(cache.num_layers, 1):
+        yield replace(cache, num_layers=num_layers)
+    for order in ORDERS[: ORDERS.index(cache.order)]:
+        yield replace(cache, order=order)
     for padding in _smaller(cache.padding, 0):
         yield replace(cache, padding=padding)
     for block_size in sorted(size for size in support.block_sizes if size < cache.block_size):
         yield replace(cache, block_size=block_size)
     for num_blocks in _smaller(cache.num_blocks, 1):
         yield replace(cache, num_blocks=num_blocks)
+
+
+def _smaller_ropes(rope: Rope) -> Iterator[Rope]:
+    for name, value in {"all_rows": False, "narrow_cache": False, "neox": True}.items():
+        yield replace(rope, **{name: value})
+    for pairs in _smaller(rope.rotary_dim // 2, 1):
+        yield replace(rope, rotary_dim=2 * pairs)
+
+
+def _smaller_ranges(request: Request) -> Iterator[Request]:
+    for i, (first, last) in enumerate(request.ranges):
+        before, after = request.ranges[:i], request.ranges[i + 1 :]
+        yield replace(request, ranges=before + after)
+        for lower in _smaller(first, 0) if first >= 0 else (0,):
+            yield replace(request, ranges=(*before, (lower, last), *after))
+        for lower in _smaller(last, first):
+            yield replace(request, ranges=(*before, (first, lower), *after))
 
 
 def _smaller_requests(request: Request, attn_type: AttentionType) -> Iterator[Request]:
@@ -130,6 +184,7 @@ def _smaller_requests(request: Request, attn_type: AttentionType) -> Iterator[Re
     if not dense:
         for seq_len in _smaller(request.seq_len, 0):
             yield replace(request, seq_len=seq_len)
+    yield from _smaller_ranges(request)
     if request.causal:
         yield replace(request, causal=False)
 

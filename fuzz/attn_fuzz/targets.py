@@ -10,15 +10,17 @@ and then `attn-parity fuzz --target my-kernel`; without one, `--target my_packag
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Protocol
 
 import torch
-from attn_contract import AttentionType, Batch, Layer, Layout
+from attn_contract import AttentionType, Batch, KVCacheView, Layer, Layout
 from attn_fuzz.case import Case
 from attn_fuzz.judge import Rounding
+from attn_fuzz.properties import Property, batch_composition, chunked_prefill
+from attn_fuzz.tensors import Step
 
 GROUP = "attn_parity.targets"
 
@@ -46,9 +48,27 @@ class AttentionFunction(Protocol):
 
 class WriteFunction(Protocol):
     def __call__(
-        self, k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layout: Layout, slot_mapping: torch.Tensor
+        self, k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slot_mapping: torch.Tensor
     ) -> object:
-        """Write row s of k and v to slot `slot_mapping[s]`, bit by bit, and nothing else."""
+        """Write row s of k and v to slot `slot_mapping[s]`, bit by bit or quantized as the layer says, and nothing else."""
+        ...
+
+
+class RopeFunction(Protocol):
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        positions: torch.Tensor,
+        cos_sin_cache: torch.Tensor,
+        kv_cache: torch.Tensor,
+        layer: Layer,
+        slot_mapping: torch.Tensor,
+        *,
+        is_neox: bool,
+    ) -> object:
+        """Rotate the first rows of q in place, write rotated k and v as WriteFunction does, and nothing else."""
         ...
 
 
@@ -65,6 +85,9 @@ class Support:
         exclude: says of a case, in words, why the target does not support it; for what no field can say, such as windows that
             are open to the right, K and V planes (`case.cache.planes`) or a fused qkv tensor.
         causal, non_causal, per_request_causal: for DECODER.
+        soft_cap, alibi, sink_tokens, chunked_local, ranges, qq_bias, rope: whether it has the rule.
+        cache_dtypes: of quantized caches.
+        output_dtypes: of `out` where there is an output_scale.
         tile_sizes: sizes at whose multiples the kernel changes its ways; lengths are drawn around them.
         max_tokens, max_seq_len: keep an example affordable.
     """
@@ -74,12 +97,21 @@ class Support:
     layouts: tuple[Layout, ...] = tuple(Layout)
     head_sizes: tuple[int, ...] = (32, 16, 64, 80, 96, 128)
     group_sizes: tuple[int, ...] = (1, 2, 3, 4, 5, 7, 8)
-    block_sizes: tuple[int, ...] = (16, 1, 4, 8, 32, 48, 80)
+    block_sizes: tuple[int, ...] = (16, 1, 4, 8, 32, 48, 80, 544)
     causal: bool = True
     non_causal: bool = True
     per_request_causal: bool = True
     window: bool = True
+    sink_tokens: bool = True
+    chunked_local: bool = True
+    ranges: bool = True
+    soft_cap: bool = True
+    alibi: bool = True
+    qq_bias: bool = True
     sinks: bool = True
+    cache_dtypes: tuple[str, ...] = ("fp8_e4m3fn", "fp8_e4m3fnuz", "int8")
+    output_dtypes: tuple[str, ...] = ("fp8_e4m3fn", "fp8_e4m3fnuz")
+    rope: bool = True
     lse: bool = True
     tile_sizes: tuple[int, ...] = (16, 32, 64)
     max_tokens: int = 256
@@ -112,13 +144,23 @@ class Support:
         """The first property of a case that the target does not support and must refuse, in words; None if there is none."""
         decoder = case.attn_type is AttentionType.DECODER
         flags = {request.causal for request in case.requests} if decoder else set()
+        cache_dtype = case.cache.dtype if case.cache else None
         properties = {
             f"{case.attn_type} attention": case.attn_type not in self.attn_types,
             "causal attention": True in flags and not self.causal,
             "non-causal decoder attention": False in flags and not self.non_causal,
             "one causal flag per request": case.per_request_causal and not self.per_request_causal,
             "a window": case.window != (-1, -1) and not self.window,
-            "sinks": case.sinks is not None and not self.sinks,
+            "sink_tokens": case.sink_tokens and not self.sink_tokens,
+            "chunked_local": case.chunked_local and not self.chunked_local,
+            "bidirectional ranges": (case.has_ranges or case.ranges_clamped) and not self.ranges,
+            "a soft cap": case.soft_cap and not self.soft_cap,
+            "ALiBi": case.alibi and not self.alibi,
+            "qq_bias": case.qq_bias and not self.qq_bias,
+            "sinks": case.sinks and not self.sinks,
+            f"a cache of {cache_dtype}": cache_dtype and cache_dtype not in self.cache_dtypes,
+            f"an output of {case.output_dtype}": case.output_dtype and case.output_dtype not in self.output_dtypes,
+            "RoPE in the cache write": case.rope and not self.rope,
             "the LSE": case.return_lse and not self.lse,
         }
         return next((name for name, is_beyond in properties.items() if is_beyond), None) or self.exclude(case)
@@ -126,8 +168,17 @@ class Support:
     def widened(self) -> "Support":
         """The same sizes with every property: what the strategies draw refusals from."""
         everything = Support()
-        properties = ("attn_types", "causal", "non_causal", "per_request_causal", "window", "sinks", "lse", "exclude")
-        return dataclasses.replace(self, **{name: getattr(everything, name) for name in properties})
+        return dataclasses.replace(self, **{name: getattr(everything, name) for name in _PROPERTIES})
+
+
+_PROPERTIES = (
+    *("attn_types", "causal", "non_causal", "per_request_causal", "window", "sink_tokens", "chunked_local", "ranges"),
+    *("soft_cap", "alibi", "qq_bias", "sinks", "cache_dtypes", "output_dtypes", "rope", "lse", "exclude"),
+)
+
+
+def _no_events(step: Step) -> Iterable[str]:
+    return ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,24 +189,30 @@ class Target:
         name: as in the entry point.
         description: one line.
         attention: see AttentionFunction.
-        write_kv_cache: see WriteFunction; None: the reference writes the cache and only attention is checked.
+        write_kv_cache, rope_and_write_kv_cache: see WriteFunction and RopeFunction; None: the reference writes the cache, and
+            only the rest is checked.
         support: what it can do on a device type, "cpu" or "cuda".
         refuses: whether it promises to refuse what is beyond its support; if not, none of that is drawn.
         rounding: where it rounds on a device type.
         unavailable: None if it can run on a device type here, else why not, in words.
+        events: names of the paths that it takes for a step, such as "split"; a run counts them.
+        properties: what its outputs promise of each other, beyond being right; see `attn_fuzz.properties`.
     """
 
     name: str
     description: str
     attention: AttentionFunction
     write_kv_cache: WriteFunction | None = None
+    rope_and_write_kv_cache: RopeFunction | None = None
     support: Callable[[str], Support] = lambda device: Support()
     rounding: Callable[[str], Rounding]
     refuses: bool = True
     unavailable: Callable[[str], str | None] = lambda device: None
+    events: Callable[[Step], Iterable[str]] = _no_events
+    properties: tuple[Property, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("attention", "support", "rounding", "unavailable"):
+        for name in ("attention", "support", "rounding", "unavailable", "events"):
             if not callable(getattr(self, name)):
                 raise TypeError(f"Target.{name}: got {getattr(self, name)!r}, expected a function")
 
@@ -220,14 +277,25 @@ def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         attn_optimized.varlen_attention(q, k, v, layer, batch, out=out, lse=lse, validate=True)
 
 
-def _triton_write(k, v, kv_cache, layout, slot_mapping) -> None:
+def _triton_write(k, v, kv_cache, layer, slot_mapping) -> None:
     import attn_optimized
 
-    attn_optimized.write_kv_cache(k, v, kv_cache, layout, slot_mapping, validate=True)
+    attn_optimized.write_kv_cache(k, v, kv_cache, layer, slot_mapping, validate=True)
+
+
+def _triton_rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, is_neox) -> None:
+    import attn_optimized
+
+    attn_optimized.rope_and_write_kv_cache(
+        q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, is_neox=is_neox, validate=True
+    )
 
 
 def _triton_support(device: str) -> Support:
-    return Support(max_tokens=128, max_seq_len=512) if device == "cpu" else Support(max_tokens=1024, max_seq_len=4096)
+    if device == "cpu":
+        return Support(max_tokens=128, max_seq_len=512)
+    # every size is compiled, in all combinations with the rest: those of models only
+    return Support(max_tokens=1024, max_seq_len=4096, head_sizes=(64, 80, 128))
 
 
 def _triton_missing(device: str) -> str | None:
@@ -236,14 +304,98 @@ def _triton_missing(device: str) -> str | None:
     return None
 
 
+def _triton_events(step: Step) -> Iterable[str]:
+    import attn_optimized
+
+    return ["split"] if attn_optimized.plan_of(step.q, step.layer, step.batch).splits > 1 else []
+
+
+def _triton_rounding(device: str) -> Rounding:
+    interpreted = device == "cpu"
+    return Rounding(keys_per_tile=64, dot_is_chained=not interpreted, splits=8 if interpreted else 64, exact_division=True)
+
+
 TRITON = Target(
     name="triton",
     description="the shipping Triton kernels: paged and varlen attention, cache write",
     attention=_triton_attention,
     write_kv_cache=_triton_write,
+    rope_and_write_kv_cache=_triton_rope,
     support=_triton_support,
-    rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu", exact_division=True),
+    rounding=_triton_rounding,
     unavailable=_triton_missing,
+    events=_triton_events,
+)
+
+
+def _cascade_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    import attn_optimized
+
+    prefix = _common_prefix(batch, layer, kv_cache)
+    attn_optimized.cascade_attention(q, kv_cache, layer, batch, prefix, out=out, lse=lse, validate=True)
+
+
+def _common_prefix(batch: Batch, layer: Layer, kv_cache: torch.Tensor | None) -> int:
+    """How many leading keys all requests with a query share with the first request, in whole blocks of their contexts."""
+    if layer.layout is None or kv_cache is None or batch.block_table is None:
+        return 0
+    view = KVCacheView.of(kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size)
+    query_lens = batch.query_start_loc.diff()
+    contexts = (batch.seq_lens - query_lens)[query_lens > 0].tolist()
+    if not contexts or int(batch.seq_lens[0]) < view.block_size:
+        return 0
+    blocks = max(0, min(*contexts, int(batch.seq_lens[0]))) // view.block_size
+    table = batch.block_table[query_lens > 0, :blocks]
+    same = (table == batch.block_table[:1, :blocks]).all(0).long().cumprod(0)
+    return int(same.sum()) * view.block_size
+
+
+def _cascade_events(step: Step) -> Iterable[str]:
+    return ["cascade"] if _common_prefix(step.batch, step.layer, step.kv_cache) else []
+
+
+TRITON_CASCADE = Target(
+    name="triton-cascade",
+    description="cascade attention of the Triton kernels, where requests share their first blocks",
+    attention=_cascade_attention,
+    support=lambda device: dataclasses.replace(
+        _triton_support(device),
+        attn_types=(AttentionType.DECODER,),
+        window=False,
+        chunked_local=False,
+        alibi=False,
+        ranges=False,
+    ),
+    rounding=_triton_rounding,
+    unavailable=_triton_missing,
+    events=_cascade_events,
+)
+
+
+def _invariant_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    import attn_optimized
+
+    options = {"out": out, "lse": lse, "batch_invariant": True, "validate": True}
+    if layer.attn_type.reads_cache:
+        attn_optimized.paged_attention(q, kv_cache, layer, batch, **options)
+    else:
+        attn_optimized.varlen_attention(q, k, v, layer, batch, **options)
+
+
+def _queries_per_tile(step: Step) -> int:
+    import attn_optimized
+
+    return attn_optimized.plan_of(step.q, step.layer, step.batch, batch_invariant=True).tiles.queries
+
+
+TRITON_INVARIANT = Target(
+    name="triton-invariant",
+    description="the Triton kernels in batch-invariant mode: each request also alone, and in steps of whole tiles, bit by bit",
+    attention=_invariant_attention,
+    support=_triton_support,
+    rounding=_triton_rounding,
+    unavailable=_triton_missing,
+    properties=(batch_composition, chunked_prefill(_queries_per_tile)),
 )
 
 
@@ -260,7 +412,7 @@ TRITON_VARLEN = Target(
     support=lambda device: dataclasses.replace(
         _triton_support(device), attn_types=(AttentionType.ENCODER, AttentionType.ENCODER_ONLY)
     ),
-    rounding=TRITON.rounding,
+    rounding=_triton_rounding,
     unavailable=_triton_missing,
 )
 
@@ -274,10 +426,16 @@ def _reference_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         attn_reference.varlen_attention(q, k, v, layer, batch, out=out, lse=lse)
 
 
-def _reference_write(k, v, kv_cache, layout, slot_mapping) -> None:
+def _reference_write(k, v, kv_cache, layer, slot_mapping) -> None:
     import attn_reference
 
-    attn_reference.write_kv_cache(k, v, kv_cache, layout, slot_mapping)
+    attn_reference.write_kv_cache(k, v, kv_cache, layer, slot_mapping)
+
+
+def _reference_rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, is_neox) -> None:
+    import attn_reference
+
+    attn_reference.rope_and_write_kv_cache(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, is_neox=is_neox)
 
 
 REFERENCE_FP32 = Target(
@@ -285,5 +443,6 @@ REFERENCE_FP32 = Target(
     description="the reference in float32, judged by itself in float64: a check of the bound",
     attention=_reference_attention,
     write_kv_cache=_reference_write,
+    rope_and_write_kv_cache=_reference_rope,
     rounding=lambda device: Rounding(keys_per_tile=1024),
 )

@@ -2,48 +2,51 @@
 
 Unused slots, unowned rows and everything around the cache hold NaN (the poison); `out`, `lse` and everything around them hold
 another NaN (the canary). So a stray read shows as NaN, and a stray write as a changed byte.
-
-Value kinds (Case.values.kind), simplest first; all are drawn on the CPU, so that a case means the same on every device:
-    exact       q is 0, v holds small integers: each output is a sum divided by a count, compared bitwise
-    one_hot     v is 256 in one channel of keys at the ends of sequences, blocks and tiles, else 0: outputs are the weights
-    signature   v spells its slot and head; one key outweighs all others: outputs name the slot that was read
-    random      everything normal
-    extreme     logits of both signs in the hundreds, with ties
 """
 
 import dataclasses
-import math
 from dataclasses import dataclass
+from typing import Any
 
+import attn_reference
 import torch
-from attn_contract import AttentionType, Batch, KVCacheView, Layer, Layout
-from attn_fuzz.case import Cache, Case, Request, slot_of, written_slots
+from attn_contract import Batch, KVCacheView, Layer, check_shared_allocation
+from attn_fuzz import allocations, contents
+from attn_fuzz.case import Cache, Case, Rope, slot_of, written_slots
+from attn_fuzz.poison import DTYPES, canary, poison
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# NaN of payloads that no arithmetic makes: POISON where nothing may be read, CANARY where nothing may be written
-POISON = {torch.float32: 0x7FC0BEEF, torch.float16: 0x7EAD, torch.bfloat16: 0x7FEA}
-CANARY = {torch.float32: 0x7FC0CAFE, torch.float16: 0x7ECA, torch.bfloat16: 0x7FCA}
-BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
-# Rows before and after outputs, about a kernel's tile of queries, and elements after each row. A cache has a block on either
-# side: what a kernel writes too far lands where it is found, and not in the allocator's own memory.
+# Rows before and after outputs, about a kernel's tile of queries, and elements after each row.
 GUARD = 64
 PADDING = 8
 GARBAGE_BLOCKS = (-1, 2**31 - 1)
+NO_RANGE = (1, 0)
+ALL_POSITIONS = (0, 2**31 - 1)
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """What `rope_and_write_kv_cache` is given beyond a plain write."""
+
+    positions: torch.Tensor
+    cos_sin_cache: torch.Tensor
+    is_neox: bool
 
 
 @dataclass(frozen=True)
 class Write:
-    """One cache write: through which view of the allocation, what, and where to."""
+    """One cache write: by which layer, through which view of the allocation, what, and where to."""
 
+    layer: Layer
     view: KVCacheView
     k: torch.Tensor
     v: torch.Tensor
     slot_mapping: torch.Tensor
+    rotation: Rotation | None = None
 
 
 @dataclass(frozen=True)
 class Step:
-    """All tensors of one case. `out` and `lse` are views into buffers that are larger on every side."""
+    """All tensors of one case. `out` and `lse` are views into buffers that are larger on every side, as scale caches are."""
 
     layer: Layer
     batch: Batch
@@ -51,6 +54,7 @@ class Step:
     k: torch.Tensor | None
     v: torch.Tensor | None
     raw: torch.Tensor | None
+    scale_buffers: dict[str, torch.Tensor]
     view: KVCacheView | None
     writes: tuple[Write, ...]
     out_buffer: torch.Tensor
@@ -64,52 +68,59 @@ class Step:
             return None
         return self.view.tensor(self.raw)
 
+    @property
+    def memory(self) -> dict[str, torch.Tensor]:
+        """What cache writes change, whole allocations by name."""
+        return {} if self.raw is None else {"kv_cache": self.raw, **self.scale_buffers}
+
     def inputs(self) -> dict[str, torch.Tensor]:
-        """Every tensor that a target may only read, by name; attention may not write the cache either."""
-        named = {"q": self.q, "k": self.k, "v": self.v, "kv_cache": self.raw, "sinks": self.layer.sinks}
+        """Every tensor that attention may only read, by name."""
+        named = {"q": self.q, "k": self.k, "v": self.v, **self.layer.tensors, **self.memory, **self.batch.tensors}
         for i, write in enumerate(self.writes):
-            named |= {f"k of write {i}": write.k, f"v of write {i}": write.v, f"slot_mapping of write {i}": write.slot_mapping}
-        return {name: tensor for name, tensor in {**named, **self.batch.tensors}.items() if tensor is not None}
+            parts = {"k": write.k, "v": write.v, "slot_mapping": write.slot_mapping}
+            if write.rotation is not None:
+                parts |= {"positions": write.rotation.positions, "cos_sin_cache": write.rotation.cos_sin_cache}
+            named |= {f"{name} of write {i}": tensor for name, tensor in parts.items()}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
 def build(case: Case, device: torch.device | str = "cpu") -> Step:
     """Make the tensors of a valid case."""
     dtype = DTYPES[case.dtype]
     generator = torch.Generator().manual_seed(case.values.seed)
-    q, direction = _queries(case, generator)
-    keys, values = _contents(case, direction, generator)
-    layer = Layer(
-        num_heads=case.num_heads,
-        num_kv_heads=case.num_kv_heads,
-        head_size=case.head_size,
-        scale=case.scale,
-        attn_type=case.attn_type,
-        window=case.window,
-        sinks=_sinks(case, generator, device),
-        layout=case.cache.layout if case.cache else None,
-    )
+    q, direction = contents.queries(case, generator)
+    keys, values = (x.to(dtype) for x in contents.keys_and_values(case, direction, generator))
+    buffers = allocations.poisoned_scales(case, case.cache, device) if case.cache else {}
+    layer = _layer(case, buffers, generator, device)
     q_rows = _rows(q.to(dtype), case, device)
-    out_buffer, out = _output(case, dtype, device)
-    lse_buffer, lse = _lse(case, device)
+    slots = written_slots(case)
     raw, view, k, v = None, None, None, None
     writes = tuple[Write, ...]()
     if case.cache is None:
-        k, v = (_rows(content.to(dtype), case, device) for content in (keys, values))
-        k, v = (_longer(rows, case.kv_rows_past) for rows in (k, v))
+        k, v = (_longer(_rows(content, case, device), case.kv_rows_past) for content in (keys, values))
     else:
-        view = cache_view(case, case.cache)
-        raw = poison((view.end + view.offset,), dtype, device)
-        keys, values = keys.to(device=device, dtype=dtype), values.to(device=device, dtype=dtype)
-        writes = _writes(case, case.cache, view, keys, values, device)
-        slots = written_slots(case)
-        _prefill(raw, view, keys, values, _slots_read(case, case.cache) - set(slots))
+        view = allocations.cache_view(case, case.cache)
+        raw = allocations.poisoned(case, case.cache, device)
+        writes = _writes(case, case.cache, layer, keys, values, generator, device)
+        views = {str(i): write.view for i, write in enumerate(writes)}
+        check_shared_allocation({"read": view, **views}, [("read", "0")] if slots else [])
         if slots:
             k, v = writes[0].k, writes[0].v
     if case.fused_qkv:
         q_rows, k, v = _fuse(q_rows, k, v)
-        if writes and k is not None and v is not None:
+        if slots and k is not None and v is not None:
             writes = (dataclasses.replace(writes[0], k=k, v=v), *writes[1:])
-    batch = _batch(case, writes[0].slot_mapping if written_slots(case) else None, device)
+    batch = _batch(case, writes[0].slot_mapping if slots else None, generator, device)
+    if raw is not None and view is not None and case.cache is not None:
+        kv_cache = view.tensor(raw)
+        read = (
+            _slots_seen(case, case.cache, q_rows, kv_cache, layer, batch) if case.recycled else _slots_of_keys(case, case.cache)
+        )
+        before = torch.tensor(sorted(read - set(slots)), dtype=torch.int64)
+        k_before, v_before = (x[before].to(device) for x in (keys, values))
+        attn_reference.write_kv_cache(k_before, v_before, kv_cache, layer, before.to(device))
+    out_buffer, out = _output(case, device)
+    lse_buffer, lse = _lse(case, device)
     return Step(
         layer=layer,
         batch=batch,
@@ -117,6 +128,7 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
         k=k,
         v=v,
         raw=raw,
+        scale_buffers=buffers,
         view=view,
         writes=writes,
         out_buffer=out_buffer,
@@ -126,118 +138,36 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
     )
 
 
-def canary(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
-    """What outputs and everything around them start as."""
-    return torch.full(shape, CANARY[dtype], dtype=BITS[dtype], device=device).view(dtype)
-
-
-def poison(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
-    """What inputs hold wherever the step has no business."""
-    return torch.full(shape, POISON[dtype], dtype=BITS[dtype], device=device).view(dtype)
-
-
-def bits(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor's bit patterns, in which NaN equals itself."""
-    return tensor.view(BITS[tensor.dtype]) if tensor.dtype in BITS else tensor
-
-
-def cache_view(case: Case, cache: Cache, layout: Layout | None = None) -> KVCacheView:
-    """The view of a layer in `layout` (the case's own if None). All layouts of one case have one footprint."""
-    layout = layout or cache.layout
-    page = cache.block_size * case.num_kv_heads * case.head_size
-    block_stride = (page if cache.planes else 2 * page) + cache.padding
-    tokens_first = layout in (Layout.BLOCKS_FIRST_NHD, Layout.KV_FIRST_NHD)
-    return KVCacheView(
-        layout=layout,
-        num_blocks=cache.num_blocks,
-        block_size=cache.block_size,
+def _layer(case: Case, buffers: dict[str, torch.Tensor], generator: torch.Generator, device: torch.device | str) -> Layer:
+    sinks = contents.sinks(case, generator)
+    narrow = DTYPES[case.dtype] if case.narrow_sinks else torch.float32
+    tensors: dict[str, Any] = {}
+    if case.alibi:
+        tensors["alibi_slopes"] = contents.alibi_slopes(case, generator)
+    if case.cache is not None:
+        tensors |= contents.fixed_scales(case, case.cache, generator)
+    if case.output_dtype is not None:
+        tensors["output_scale"] = contents.output_scale(case, generator)
+    tensors = {
+        name: _embedded(tensor, torch.nan, device) if tensor.dim() else tensor.to(device) for name, tensor in tensors.items()
+    }
+    return Layer(
+        num_heads=case.num_heads,
         num_kv_heads=case.num_kv_heads,
         head_size=case.head_size,
-        itemsize=DTYPES[case.dtype].itemsize,
-        kv_stride=cache.num_blocks * block_stride if cache.planes else page,
-        block_stride=block_stride,
-        slot_stride=case.num_kv_heads * case.head_size if tokens_first else case.head_size,
-        head_stride=case.head_size if tokens_first else cache.block_size * case.head_size,
-        offset=block_stride,
+        scale=case.scale,
+        attn_type=case.attn_type,
+        window=case.window,
+        sink_tokens=case.sink_tokens,
+        chunked_local=case.chunked_local,
+        ranges_clamped=case.ranges_clamped,
+        logits_soft_cap=case.soft_cap,
+        sinks=None if sinks is None else sinks.to(device=device, dtype=narrow),
+        layout=case.cache.layout if case.cache else None,
+        kv_cache_dtype=DTYPES[case.cache.dtype] if case.cache and case.cache.dtype else None,
+        **{name: allocations.inside(buffer) for name, buffer in buffers.items()},
+        **tensors,
     )
-
-
-def _queries(case: Case, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """q of the owned rows [rows, H, D], and the direction [D] that all queries share where one key is to dominate."""
-    shape = (case.query_start_loc[-1], case.num_heads, case.head_size)
-    direction = torch.randint(0, 2, (case.head_size,), generator=generator) * 2.0 - 1.0
-    noise = torch.randn(shape, generator=generator)
-    if case.values.kind == "exact":
-        return torch.zeros(shape), direction
-    if case.values.kind == "signature":
-        return direction + noise / 8, direction
-    if case.values.kind == "extreme":
-        return noise.sign() * 16, direction
-    return noise, direction
-
-
-def _contents(case: Case, direction: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """K and V of every slot of the cache, or of every query row where there is no cache, [slots, HK, D] each."""
-    cache = case.cache
-    slots = cache.num_blocks * cache.block_size if cache else case.query_start_loc[-1]
-    shape = (slots, case.num_kv_heads, case.head_size)
-    kind = case.values.kind
-    if kind == "exact":
-        return torch.randint(-2, 3, shape, generator=generator).float(), torch.randint(
-            -8, 9, shape, generator=generator
-        ).float()
-    keys, values = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
-    if kind == "extreme":
-        size = 12 / max(abs(case.scale), 1e-3) / case.head_size
-        keys = (keys.sign() * size).clamp(-1000, 1000)
-        keys[::3] = keys[:1].clone()
-    elif kind == "one_hot":
-        values = torch.zeros(shape)
-        for r, request in enumerate(case.requests):
-            for channel, position in enumerate(_edges(request, cache, case.head_size)):
-                values[_slot(case, r, position), :, channel] = 256
-    elif kind == "signature":
-        values = _signatures(shape)
-        keys = keys / 8
-        for r, request in enumerate(case.requests):
-            if request.seq_len and case.scale:
-                position = int(torch.randint(0, request.seq_len, (), generator=generator))
-                logit = math.log(request.seq_len) + 3
-                keys[_slot(case, r, position)] = direction * (logit / (case.scale * case.head_size))
-    return keys, values
-
-
-def _signatures(shape: tuple[int, int, int]) -> torch.Tensor:
-    """Digits of (slot, head), base 16, over the channels; other channels hold the slot's parity."""
-    slots, num_kv_heads, head_size = shape
-    slot = torch.arange(slots)[:, None].expand(slots, num_kv_heads)
-    head = torch.arange(num_kv_heads).expand(slots, num_kv_heads)
-    digits = torch.stack([slot % 16, slot // 16 % 16, slot // 256 % 16, head, slot % 2], dim=-1) + 1
-    return digits[..., torch.arange(head_size).clamp(max=4)].float()
-
-
-def _edges(request: Request, cache: Cache | None, count: int) -> list[int]:
-    """At most `count` positions where masks and tiles go wrong: both ends, then the ends of blocks and of tiles."""
-    period = cache.block_size if cache else 16
-    near = [0, request.seq_len - 1, request.seq_len - 2, 1]
-    for edge in (*range(period, request.seq_len, period), *range(32, request.seq_len, 32)):
-        near += [edge - 1, edge]
-    inside = [position for position in dict.fromkeys(near) if 0 <= position < request.seq_len]
-    return inside[:count]
-
-
-def _slot(case: Case, r: int, position: int) -> int:
-    if case.cache is not None:
-        return slot_of(case.requests[r], case.cache, position)
-    return case.query_start_loc[r] + position
-
-
-def _sinks(case: Case, generator: torch.Generator, device: torch.device | str) -> torch.Tensor | None:
-    near = torch.randn(case.num_heads, generator=generator)
-    far = torch.where(torch.arange(case.num_heads) % 2 == 0, 20.0, 300.0)
-    kinds = {"off": torch.full_like(near, -torch.inf), "zero": near * 0, "near": near, "above": far, "below": -far}
-    dtype = DTYPES[case.dtype] if case.narrow_sinks else torch.float32
-    return kinds[case.sinks].to(device=device, dtype=dtype) if case.sinks else None
 
 
 def _rows(owned: torch.Tensor, case: Case, device: torch.device | str) -> torch.Tensor:
@@ -251,9 +181,9 @@ def _longer(rows: torch.Tensor, more: int) -> torch.Tensor:
     return torch.cat([rows, poison((more, *rows.shape[1:]), rows.dtype, rows.device)])
 
 
-def _output(case: Case, dtype: torch.dtype, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
+def _output(case: Case, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
     width = case.num_heads * case.head_size
-    buffer = canary((case.num_rows + 2 * GUARD, width + PADDING), dtype, device)
+    buffer = canary((case.num_rows + 2 * GUARD, width + PADDING), DTYPES[case.output_dtype or case.dtype], device)
     out = buffer[GUARD : GUARD + case.num_rows, :width]
     return buffer, out if case.flat_out else out.unflatten(1, (case.num_heads, case.head_size))
 
@@ -263,18 +193,36 @@ def _lse(case: Case, device: torch.device | str) -> tuple[torch.Tensor, torch.Te
     return buffer, buffer[1:-1, GUARD : GUARD + case.num_rows] if case.return_lse else None
 
 
-def _batch(case: Case, slot_mapping: torch.Tensor | None, device: torch.device | str) -> Batch:
+def _batch(case: Case, slot_mapping: torch.Tensor | None, generator: torch.Generator, device: torch.device | str) -> Batch:
     causal = [request.causal for request in case.requests]
+    seq_lens = [request.seq_len for request in case.requests]
     return Batch(
-        query_start_loc=_embedded(case.query_start_loc, torch.int32, 1 << 20, device),
-        seq_lens=_embedded([request.seq_len for request in case.requests], torch.int32, 1 << 20, device),
-        max_query_len=max((request.query_len for request in case.requests), default=0) + case.slack,
-        max_seq_len=max((request.seq_len for request in case.requests), default=0) + case.slack,
+        query_start_loc=_embedded(torch.tensor(case.query_start_loc, dtype=torch.int32), 1 << 20, device),
+        seq_lens=_embedded(torch.tensor(seq_lens, dtype=torch.int32), 1 << 20, device),
+        max_query_len=case.max_query_len,
+        max_seq_len=max(seq_lens, default=0) + case.slack,
         num_actual_tokens=case.num_actual_tokens,
         causal=torch.tensor(causal, dtype=torch.bool, device=device) if case.per_request_causal else any(causal),
         block_table=_block_table(case, case.cache, device) if case.cache else None,
         slot_mapping=slot_mapping,
+        bidirectional_ranges=_ranges(case, device) if case.has_ranges else None,
+        qq_bias=_qq_bias(case, generator, device) if case.qq_bias else None,
     )
+
+
+def _ranges(case: Case, device: torch.device | str) -> torch.Tensor:
+    """[R, max_ranges, 2]: ranges that are none after each request's own, and after the last what makes everything visible."""
+    most = max(len(request.ranges) for request in case.requests)
+    rows = [[*request.ranges, *[NO_RANGE] * (most + 1 - len(request.ranges))] for request in case.requests]
+    rows.append([ALL_POSITIONS] * (most + 1))
+    return torch.tensor(rows, dtype=torch.int32, device=device)[:-1]
+
+
+def _qq_bias(case: Case, generator: torch.Generator, device: torch.device | str) -> torch.Tensor:
+    bias = contents.qq_bias(case, generator).to(device)
+    buffer = poison((len(bias) + 1, len(bias) + PADDING), torch.float32, device)
+    buffer[:-1, : len(bias)] = bias
+    return buffer[:-1, : len(bias)]
 
 
 def _block_table(case: Case, cache: Cache, device: torch.device | str) -> torch.Tensor:
@@ -286,60 +234,73 @@ def _block_table(case: Case, cache: Cache, device: torch.device | str) -> torch.
     return table.to(device=device, dtype=torch.int32)[: len(case.requests), : used + case.table_padding]
 
 
-def _embedded(values: list[int], dtype: torch.dtype, after: int, device: torch.device | str) -> torch.Tensor:
+def _embedded(values: torch.Tensor, after: float, device: torch.device | str) -> torch.Tensor:
     """A vector inside a longer one, so that reading past its end is harmless to memory and visible in the result."""
-    return torch.tensor([*values, *[after] * GUARD], dtype=dtype, device=device)[: len(values)]
+    longer = torch.cat([values, torch.full((GUARD,), after, dtype=values.dtype)])
+    return longer.to(device)[: len(values)]
 
 
-def _slots_read(case: Case, cache: Cache) -> set[int]:
-    """Slots that some query sees; all keys' slots unless the case says that unseen ones are recycled."""
+def _slots_of_keys(case: Case, cache: Cache) -> set[int]:
+    return {slot_of(request, cache, position) for request in case.requests for position in range(request.seq_len)}
+
+
+def _slots_seen(case: Case, cache: Cache, q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch) -> set[int]:
+    """Slots of the keys that some query sees, by the reference's own visibility."""
     slots = set()
-    for request in case.requests:
-        context_len = request.seq_len - request.query_len
-        left, right = case.window
-        first, last = 0, request.seq_len - 1
-        if case.recycled and case.attn_type is AttentionType.DECODER:
-            # rows before position 0 see nothing; the outermost rows that exist see farthest
-            lowest, highest = context_len, request.seq_len - 1
-            first = max(0, lowest - left) if left >= 0 else 0
-            last = min(last, highest + right) if right >= 0 and not request.causal else last
-        if request.query_len or not case.recycled:
-            slots |= {slot_of(request, cache, position) for position in range(first, last + 1)}
+    for request in attn_reference.paged_requests(q, kv_cache, layer, batch, torch.float32):
+        seen = request.visible.any(0).nonzero().flatten().tolist()
+        slots |= {slot_of(case.requests[request.index], cache, position) for position in seen}
     return slots
 
 
-def _prefill(raw: torch.Tensor, view: KVCacheView, keys: torch.Tensor, values: torch.Tensor, slots: set[int]) -> None:
-    if not slots:
-        return
-    slot = torch.tensor(sorted(slots), device=raw.device).view(-1, 1, 1)
-    head = torch.arange(view.num_kv_heads, device=raw.device).view(-1, 1)
-    dim = torch.arange(view.head_size, device=raw.device)
-    for kv, contents in enumerate((keys, values)):
-        raw[view.element(kv, slot // view.block_size, slot % view.block_size, head, dim)] = contents[slot.flatten()]
-
-
 def _writes(
-    case: Case, cache: Cache, view: KVCacheView, keys: torch.Tensor, values: torch.Tensor, device: torch.device | str
+    case: Case,
+    cache: Cache,
+    layer: Layer,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    generator: torch.Generator,
+    device: torch.device | str,
 ) -> tuple[Write, ...]:
     """This step's write, through the writer's view, and the neighbour's into the blocks that no request owns."""
     writes = []
     if slots := written_slots(case):
-        rows = torch.tensor([max(slot, 0) for slot in slots], device=device)
-        k, v = (_longer(contents[rows], case.kv_rows_past) for contents in (keys, values))
+        rows = torch.tensor([max(slot, 0) for slot in slots])
+        k, v = (_longer(x[rows].to(device), case.kv_rows_past) for x in (keys, values))
         for row in (row for row, slot in enumerate(slots) if slot < 0):
             k[row] = v[row] = torch.nan
-        writer = dataclasses.replace(view, layout=cache.writer or view.layout)
-        writes.append(Write(writer, k, v, _embedded(slots, torch.int64, 0, device)))
+        view = allocations.writer_view(case, cache)
+        rotation = _rotation(case, case.rope, generator, device) if case.rope else None
+        writer = dataclasses.replace(layer, layout=view.layout)
+        writes.append(Write(writer, view, k, v, _embedded(torch.tensor(slots), 0, device), rotation))
     if cache.neighbour is not None:
         owned = {block for request in case.requests for block in request.blocks}
         free = [block for block in range(cache.num_blocks) if block not in owned][:2]
         slots = [block * cache.block_size + offset for block in free for offset in range(cache.block_size)]
         if slots:
-            rows = torch.tensor(slots, device=device)
-            neighbour = cache_view(case, cache, cache.neighbour)
-            mapping = _embedded(slots, torch.int64, 0, device)
-            writes.append(Write(neighbour, _longer(keys[rows], 0), _longer(values[rows], 0), mapping))
+            rows = torch.tensor(slots)
+            k, v = (contents.with_specials(x[rows], generator) for x in (keys, values))
+            if layer.kv_cache_dtype is not None:
+                scales = (layer.k_scale, layer.v_scale)
+                k, v = (_with_ties(x, layer.kv_cache_dtype, s, generator) for x, s in zip((k, v), scales, strict=True))
+            view = allocations.neighbour_view(case, cache, cache.neighbour)
+            neighbour = dataclasses.replace(layer, layout=view.layout)
+            writes.append(Write(neighbour, view, k.to(device), v.to(device), _embedded(rows, 0, device)))
     return tuple(writes)
+
+
+def _with_ties(rows: torch.Tensor, dtype: torch.dtype, scale: torch.Tensor | None, generator: torch.Generator) -> torch.Tensor:
+    scales = attn_reference.row_scales(rows, dtype) if scale is None else scale.cpu().reshape(-1, 1)
+    return contents.with_ties(rows, scales, dtype, generator)
+
+
+def _rotation(case: Case, rope: Rope, generator: torch.Generator, device: torch.device | str) -> Rotation:
+    positions = contents.rope_positions(case, rope, generator)
+    angles = contents.cos_sin_cache(rope, max(positions, default=0) + 1)
+    dtype = DTYPES[case.dtype] if rope.narrow_cache else torch.float32
+    table = poison((len(angles) + 1, rope.rotary_dim + PADDING), dtype, device)[:-1, : rope.rotary_dim]
+    table.copy_(angles)
+    return Rotation(_embedded(torch.tensor(positions, dtype=torch.int64), len(angles), device), table, rope.neox)
 
 
 def _fuse(

@@ -3,24 +3,26 @@
 Beside its fault each of them is the reference in float32, or an online softmax; and all of it is where PLANTED_REPAIRED is set.
 """
 
+import contextlib
 import dataclasses
 import os
 import signal
 import time
 from collections.abc import Callable
+from unittest import mock
 
 import attn_fuzz.check
 import attn_reference
 import torch
-from attn_contract import Batch, Layer
-from attn_fuzz.judge import Rounding
-from attn_fuzz.targets import REFERENCE_FP32, AttentionFunction, Support, Target, WriteFunction
+from attn_contract import Batch, KVCacheView, Layer
+from attn_fuzz.judge import LARGEST, Rounding
+from attn_fuzz.targets import REFERENCE_FP32, AttentionFunction, RopeFunction, Support, Target, WriteFunction
 
 SMALL = Support(
     dtypes=("float32", "float16"),
     head_sizes=(16, 32),
     group_sizes=(1, 2),
-    block_sizes=(4, 1),
+    block_sizes=(4, 1, 16),
     tile_sizes=(16,),
     max_tokens=32,
     max_seq_len=64,
@@ -29,28 +31,78 @@ ALL_DTYPES = dataclasses.replace(SMALL, dtypes=("float32", "float16", "bfloat16"
 
 attend = REFERENCE_FP32.attention
 assert REFERENCE_FP32.write_kv_cache is not None
+assert REFERENCE_FP32.rope_and_write_kv_cache is not None
 write = REFERENCE_FP32.write_kv_cache
+rotate = REFERENCE_FP32.rope_and_write_kv_cache
 
 
 def _target(
     name: str,
     attention: AttentionFunction = attend,
     write_kv_cache: WriteFunction = write,
+    rope_and_write_kv_cache: RopeFunction = rotate,
     repaired: AttentionFunction = attend,
     **fields,
 ) -> Target:
-    def repairable_attention(*args, **kwargs) -> None:
-        (repaired if "PLANTED_REPAIRED" in os.environ else attention)(*args, **kwargs)
+    def repairable(planted: Callable[..., object], right: Callable[..., object]) -> Callable[..., None]:
+        def function(*args, **kwargs) -> None:
+            (right if "PLANTED_REPAIRED" in os.environ else planted)(*args, **kwargs)
 
-    def repairable_write(*args) -> None:
-        (write if "PLANTED_REPAIRED" in os.environ else write_kv_cache)(*args)
+        return function
 
     fields = {"rounding": REFERENCE_FP32.rounding, "support": lambda device: SMALL, **fields}
-    return Target(name=name, description="planted", attention=repairable_attention, write_kv_cache=repairable_write, **fields)
+    return Target(
+        name=name,
+        description="planted",
+        attention=repairable(attention, repaired),
+        write_kv_cache=repairable(write_kv_cache, write),
+        rope_and_write_kv_cache=repairable(rope_and_write_kv_cache, rotate),
+        **fields,
+    )
+
+
+def _mutant(
+    name: str, place: str, fault: Callable[..., object], functions: tuple[str, ...] = ("attention",), **fields
+) -> Target:
+    """The reference with one of its own functions replaced, while it attends or writes.
+
+    Args:
+        place: module and name of the function.
+        fault: takes the right function, then its arguments.
+        functions: of the target, those that suffer it.
+    """
+    module, attribute = place.split(".")
+    right = getattr(getattr(attn_reference, module), attribute)
+
+    def planted(function: Callable[..., object]) -> Callable[..., None]:
+        def faulty(*args, **kwargs) -> None:
+            replacement = mock.patch.object(
+                getattr(attn_reference, module), attribute, lambda *args, **kwargs: fault(right, *args, **kwargs)
+            )
+            with replacement:
+                function(*args, **kwargs)
+
+        return faulty
+
+    rights = {"attention": attend, "write_kv_cache": write, "rope_and_write_kv_cache": rotate}
+    return _target(f"planted-{name}", **{function: planted(rights[function]) for function in functions}, **fields)
+
+
+def stored_values(value: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a quantized cache holds of values [k, HK, D], and its scales, which broadcast to them."""
+    if layer.kv_cache_dtype is None:
+        return value, torch.ones(1, 1, 1)
+    if layer.v_scale is None:
+        scale = (value.abs().amax(-1, keepdim=True) / LARGEST[layer.kv_cache_dtype]).clamp(min=2.0**-100)
+    else:
+        scale = layer.v_scale.reshape(1, -1, 1)
+    return attn_reference.quantize(value, scale, layer.kv_cache_dtype).float(), scale
 
 
 def flash(tile: int, splits: int, see: Callable[[torch.Tensor], torch.Tensor] = lambda visible: visible) -> AttentionFunction:
-    """Online softmax over tiles of keys, in as many splits, with P rounded to V's dtype: how fast kernels round.
+    """Online softmax over tiles of keys, in as many splits: how fast kernels round.
+
+    P is rounded to V's dtype, with the scales of a quantized cache's tokens in it; fixed ones multiply the sum.
 
     Args:
         see: makes the mask that is used of the right one, [q_len, seq_len].
@@ -66,9 +118,17 @@ def flash(tile: int, splits: int, see: Callable[[torch.Tensor], torch.Tensor] = 
         for request in requests:
             seen = see(request.visible)
             query = request.query.transpose(0, 1)
-            key, value = (x.transpose(0, 1).repeat_interleave(group, 0) for x in (request.key, request.value))
+            stored, scales = stored_values(torch.where(request.visible.any(0)[:, None, None], request.value, 0), layer)
+            scales = scales.expand(len(stored), layer.num_kv_heads, 1)
+            key, value, scales = (x.transpose(0, 1).repeat_interleave(group, 0) for x in (request.key, stored, scales))
             value = torch.where(seen.any(0)[:, None], value, 0)
-            logits = torch.where(seen, layer.scale * (query @ key.transpose(1, 2)), -torch.inf)
+            logits = layer.scale * (query @ key.transpose(1, 2))
+            if layer.logits_soft_cap is not None:
+                # by exponentials, which fast kernels have
+                logits = layer.logits_soft_cap * (1 - 2 / (torch.exp(2 * logits / layer.logits_soft_cap) + 1))
+            if request.bias is not None:
+                logits = logits + request.bias
+            logits = torch.where(seen, logits, -torch.inf)
             rows = query.shape[:2]
             parts = []
             for part in torch.arange(key.shape[1]).tensor_split(splits):
@@ -78,6 +138,8 @@ def flash(tile: int, splits: int, see: Callable[[torch.Tensor], torch.Tensor] = 
                     finite = torch.where(m_new.isinf(), 0, m_new)
                     p, alpha = torch.exp(logits[..., keys] - finite[..., None]), torch.exp(m - finite)
                     total = total * alpha + p.sum(-1)
+                    if layer.v_scale is None:
+                        p = torch.where(seen[:, keys], p * scales[:, keys, 0][:, None], 0)
                     acc = acc * alpha[..., None] + p.to(q.dtype).float() @ value[:, keys]
                     m = m_new
                 parts.append((m, total, acc))
@@ -88,8 +150,15 @@ def flash(tile: int, splits: int, see: Callable[[torch.Tensor], torch.Tensor] = 
             finite = torch.where(highest.isinf(), 0, highest)
             denominator = torch.exp(sink - finite) + sum(total * torch.exp(m - finite) for m, total, _ in parts)
             numerator = sum(acc * torch.exp(m - finite)[..., None] for m, _, acc in parts)
-            result = torch.where(denominator[..., None] > 0, numerator / denominator[..., None], 0)
-            out[request.rows] = result.transpose(0, 1).to(q.dtype)
+            if layer.v_scale is not None:
+                numerator = numerator * layer.v_scale.reshape(-1, 1, 1).expand(layer.num_kv_heads, 1, 1).repeat_interleave(
+                    group, 0
+                )
+            result = torch.where(denominator[..., None] > 0, numerator / denominator[..., None], 0).transpose(0, 1)
+            if layer.output_scale is None:
+                out[request.rows] = result.to(q.dtype)
+            else:
+                out[request.rows] = attn_reference.quantize(result, layer.output_scale, out.dtype)
             if lse is not None:
                 lse[:, request.rows] = highest + torch.log(torch.where(denominator > 0, denominator, 1))
 
@@ -129,12 +198,12 @@ def _nan(q, kv_cache, batch, out, lse) -> None:
 
 def _scratch(q, kv_cache, batch, out, lse) -> None:
     uninitialized = torch.empty(out.shape, dtype=out.dtype)
-    out[: _owned(batch)] += 0 * uninitialized[: _owned(batch)]
+    out[: _owned(batch)] = out[: _owned(batch)].float() + 0 * uninitialized[: _owned(batch)].float()
 
 
 def _reads_all_slots(q, kv_cache, batch, out, lse) -> None:
     if kv_cache is not None:
-        out[: _owned(batch)] += 0 * kv_cache.sum()
+        out[: _owned(batch)] = out[: _owned(batch)].float() + 0 * kv_cache.float().sum()
 
 
 def _lse_in_base_2(q, kv_cache, batch, out, lse) -> None:
@@ -162,7 +231,7 @@ def _unowned_lse(q, kv_cache, batch, out, lse) -> None:
 
 def _writes_cache(q, kv_cache, batch, out, lse) -> None:
     if kv_cache is not None:
-        kv_cache[0, 0, 0, 0, 0] = 0.25
+        kv_cache[(0,) * kv_cache.dim()] = 0.25
 
 
 def _changes_q(q, kv_cache, batch, out, lse) -> None:
@@ -225,13 +294,77 @@ def _no_sinks(q, k, v, kv_cache, layer: Layer, batch, *, out, lse) -> None:
     attend(q, k, v, kv_cache, dataclasses.replace(layer, sinks=None), batch, out=out, lse=lse)
 
 
-def _write_and_more(k, v, kv_cache, layout, slot_mapping) -> None:
-    write(k, v, kv_cache, layout, slot_mapping)
-    kv_cache[-1, -1, -1, -1, -1] = 0.25
+def _write_and_more(k, v, kv_cache, layer, slot_mapping) -> None:
+    write(k, v, kv_cache, layer, slot_mapping)
+    kv_cache[(-1,) * kv_cache.dim()] = 0.25
 
 
-def _write_all_but_the_last(k, v, kv_cache, layout, slot_mapping) -> None:
-    write(k, v, kv_cache, layout, slot_mapping[:-1])
+def _write_all_but_the_last(k, v, kv_cache, layer, slot_mapping) -> None:
+    write(k, v, kv_cache, layer, slot_mapping[:-1])
+
+
+def _write_where_nothing_goes(k, v, kv_cache, layer, slot_mapping) -> None:
+    """A slot of -1 wraps around to the last one."""
+    write(k, v, kv_cache, layer, slot_mapping)
+    if len(nothing := (slot_mapping == -1).nonzero().flatten()):
+        view = KVCacheView.of(kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size)
+        row = nothing[:1]
+        write(k[row], v[row], kv_cache, layer, torch.tensor([view.num_slots - 1]))
+
+
+def _write_any_nan(k, v, kv_cache, layer, slot_mapping) -> None:
+    """Numbers pass through arithmetic, which does not keep what a NaN says."""
+    k, v = (torch.where(x.isnan(), torch.nan, x) for x in (k, v))
+    write(k, v, kv_cache, layer, slot_mapping)
+
+
+def _rotate_a_copy(q, *args, **kwargs) -> None:
+    rotate(q.clone(), *args, **kwargs)
+
+
+def _rotate_only_what_is_written(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, is_neox) -> None:
+    before = q[: len(slot_mapping)].clone()
+    rotate(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, is_neox=is_neox)
+    q[: len(slot_mapping)][slot_mapping == -1] = before[slot_mapping == -1]
+
+
+def _rotate_k_too(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, is_neox) -> None:
+    rotate(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, is_neox=is_neox)
+    k[: len(slot_mapping)] *= -1
+
+
+def _cap_after_bias(q, k, v, kv_cache, layer: Layer, batch, *, out, lse) -> None:
+    """The bias joins the scores before they are capped."""
+    cap = layer.logits_soft_cap
+    with contextlib.ExitStack() as patches:
+        if cap is not None:
+            right = attn_reference.attention.soft_cap
+            request_of = attn_reference.attention.Request
+
+            def uncapped(*fields):
+                request = request_of(*fields)
+                if request.bias is None:
+                    return request
+                group = layer.num_heads // layer.num_kv_heads
+                query, key = request.query.transpose(0, 1), request.key.transpose(0, 1).repeat_interleave(group, 0)
+                scores = layer.scale * (query @ key.transpose(1, 2))
+                wrong = right(scores + request.bias, cap) - right(scores, cap)
+                return dataclasses.replace(request, bias=torch.where(request.visible, wrong, 0))
+
+            patches.enter_context(mock.patch.object(attn_reference.attention, "Request", uncapped))
+        attend(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+
+
+def _qq_bias_transposed(q, k, v, kv_cache, layer, batch: Batch, *, out, lse) -> None:
+    if batch.qq_bias is not None:
+        batch = dataclasses.replace(batch, qq_bias=batch.qq_bias.T.contiguous())
+    attend(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+
+
+def _without_output_scale(q, k, v, kv_cache, layer: Layer, batch, *, out, lse) -> None:
+    if layer.output_scale is not None:
+        layer = dataclasses.replace(layer, output_scale=torch.ones(1))
+    attend(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
 
 
 class UnprintableError(Exception):
@@ -322,6 +455,89 @@ ONE_KEY_SHORT = _target("planted-one-key-short", _one_key_short)
 NO_SINKS = _target("planted-no-sinks", _no_sinks)
 WRITE_AND_MORE = _target("planted-write-and-more", write_kv_cache=_write_and_more)
 WRITE_ALL_BUT_THE_LAST = _target("planted-write-all-but-the-last", write_kv_cache=_write_all_but_the_last)
+WRITE_WHERE_NOTHING_GOES = _target("planted-write-where-nothing-goes", write_kv_cache=_write_where_nothing_goes)
+WRITE_ANY_NAN = _target("planted-write-any-nan", write_kv_cache=_write_any_nan)
+WRITES = ("write_kv_cache", "rope_and_write_kv_cache")
+CAP_BEFORE_SCALE = _mutant("cap-before-scale", "attention.soft_cap", lambda right, scores, cap: right(scores * 0.5, cap) * 2)
+CAP_AFTER_BIAS = _target("planted-cap-after-bias", _cap_after_bias)
+CAP_OVERFLOWS = _mutant(
+    "cap-overflows",
+    "attention.soft_cap",
+    lambda right, scores, cap: cap * (1 - 2 * torch.exp(-2 * scores / cap) / (1 + torch.exp(-2 * scores / cap))),
+)
+ALIBI_FROM_THE_START = _mutant(
+    "alibi-from-the-start", "logits.alibi", lambda right, p, j, slopes: (slopes[:, None, None] * j).expand(-1, len(p), -1)
+)
+ALIBI_SIGNED = _mutant(
+    "alibi-signed", "logits.alibi", lambda right, p, j, slopes: slopes[:, None, None] * (j[None, :] - p[:, None])
+)
+SINK_TOKENS_ONE_MORE = _mutant("sink-tokens-one-more", "masks.is_sink_token", lambda right, j, count: j <= count)
+SINK_TOKENS_WITHOUT_CHUNK = _mutant(
+    "sink-tokens-without-chunk", "masks.in_chunk", lambda right, p, j, chunk: right(p, j, chunk) | ((j == 0) & (p >= 0))
+)
+CHUNK_TRUNCATES = _mutant(
+    "chunk-truncates",
+    "masks.in_chunk",
+    lambda right, p, j, chunk: torch.div(p, chunk, rounding_mode="trunc") == j // chunk,
+)
+CHUNK_ONE_MORE = _mutant("chunk-one-more", "masks.in_chunk", lambda right, p, j, chunk: right(p, j, chunk + 1))
+RANGES_UNCLAMPED = _mutant("ranges-unclamped", "masks.in_range", lambda right, p, j, ranges, left: right(p, j, ranges, -1))
+RANGES_EXCLUSIVE = _mutant(
+    "ranges-exclusive",
+    "masks.in_range",
+    lambda right, p, j, ranges, left: right(p, j, ranges - torch.tensor([0, 1], dtype=torch.int32), left),
+)
+RANGES_END_CAUSALLY = _mutant(
+    "ranges-end-causally",  # where a tile of four queries ends
+    "masks.in_range",
+    lambda right, p, j, ranges, left: right(p, j, ranges, left) & (j <= p + 3 - (p - p[:1]) % 4),
+)
+QQ_BIAS_TRANSPOSED = _target("planted-qq-bias-transposed", _qq_bias_transposed)
+QQ_BIAS_WITHOUT_CONTEXT = _mutant(
+    "qq-bias-without-context",
+    "attention.place_qq_bias",
+    lambda right, bias, p, j, context_len: right(bias, p, j.clamp(max=context_len + len(p) - 1), context_len).roll(1, 1),
+)
+K_SCALE_FOR_V = _mutant("k-scale-for-v", "kv_cache._fixed_scale", lambda right, layer, kv: right(layer, 0))
+SCALE_OF_ANOTHER_HEAD = _mutant(
+    "scale-of-another-head",
+    "kv_cache._fixed_scale",
+    lambda right, layer, kv: None if right(layer, kv) is None else right(layer, kv).flip(0),
+)
+TOKEN_SCALE_OF_ANOTHER_HEAD = _mutant(
+    "token-scale-of-another-head", "kv_cache._read_scales", lambda right, *args: right(*args).roll(1, 1)
+)
+K_SCALE_OF_TOKENS_FOR_V = _mutant("k-scale-of-tokens-for-v", "kv_cache._read_scales", lambda right, kv, *args: right(0, *args))
+OVERFLOWS_TO_NAN = _mutant(
+    "overflows-to-nan", "kv_cache.quantize", lambda right, values, scale, dtype: (values.float() / scale).to(dtype), WRITES
+)
+MULTIPLIES_BY_THE_RECIPROCAL = _mutant(
+    "multiplies-by-the-reciprocal",
+    "kv_cache.quantize",
+    lambda right, values, scale, dtype: right(values.float() * (1 / scale), torch.ones(1), dtype),
+    WRITES,
+)
+INFINITE_SCALE = _mutant(
+    "infinite-scale", "kv_cache.row_scales", lambda right, rows, dtype: right(rows.nan_to_num(posinf=1e4), dtype), WRITES
+)
+WITHOUT_OUTPUT_SCALE = _target("planted-without-output-scale", _without_output_scale)
+ROPE_STYLE_SWAPPED = _mutant(
+    "rope-style-swapped",
+    "rotary.rotate",
+    lambda right, x, cos, sin, is_neox: right(x, cos, sin, is_neox=not is_neox),
+    ("rope_and_write_kv_cache",),
+)
+ROPE_IN_FLOAT64 = _mutant(
+    "rope-in-float64",
+    "rotary.rotate",
+    lambda right, x, cos, sin, is_neox: right(x.double(), cos.double(), sin.double(), is_neox=is_neox).to(x.dtype),
+    ("rope_and_write_kv_cache",),
+)
+ROTATES_A_COPY = _target("planted-rotates-a-copy", rope_and_write_kv_cache=_rotate_a_copy)
+ROTATES_ONLY_WHAT_IS_WRITTEN = _target(
+    "planted-rotates-only-what-is-written", rope_and_write_kv_cache=_rotate_only_what_is_written
+)
+ROTATES_K_TOO = _target("planted-rotates-k-too", rope_and_write_kv_cache=_rotate_k_too)
 SLOW = _target("planted-slow", _afterwards(_is_slow))
 SLOW_NAN = _target("planted-slow-nan", _afterwards(_is_slow_and_nan))
 FLASH = _target(
@@ -329,6 +545,7 @@ FLASH = _target(
     flash(16, 1),
     support=lambda device: ALL_DTYPES,
     rounding=lambda device: Rounding(keys_per_tile=16, exact_division=True),
+    events=lambda step: ["ragged"] if step.batch.num_requests > 1 else [],
 )
 FLASH_SPLIT = _target(
     "planted-flash-split",

@@ -4,19 +4,20 @@ import msgspec
 import planted
 import pytest
 import torch
-from attn_contract import AttentionType
+from attn_contract import AttentionType, Layout
 from attn_fuzz import judge, tensors
-from attn_fuzz.case import Values
+from attn_fuzz.case import Cache, Case, Request, Rope, Values
 from attn_fuzz.check import check
 from attn_fuzz.judge import Rounding
+from attn_fuzz.poison import DTYPES, bits, canary
 from attn_fuzz.strategies import cases
 from attn_fuzz.strategies.cases import VALUES
 from attn_fuzz.targets import REFERENCE_FP32, Support, Target
-from attn_fuzz.tensors import DTYPES
 from hypothesis import given, settings
 
 replace = msgspec.structs.replace
 ROUNDING = Rounding(keys_per_tile=4, exact_division=True)
+NAMES = Support().dtypes
 few = settings(max_examples=80, deadline=None, database=None)
 each_case = given(cases("anything", Support(head_sizes=(16, 32), max_tokens=32, max_seq_len=64)))
 
@@ -34,12 +35,17 @@ def answered(case):
     """A step with the right answer in `out` and `lse`: exact sums where they are asked for."""
     step = tensors.build(case)
     for write in step.writes:
-        planted.write(write.k, write.v, write.view.tensor(step.raw), write.view.layout, write.slot_mapping)
+        if write.rotation is None:
+            planted.write(write.k, write.v, write.view.tensor(step.raw), write.layer, write.slot_mapping)
+        else:
+            at, table, is_neox = write.rotation.positions, write.rotation.cos_sin_cache, write.rotation.is_neox
+            kv_cache = write.view.tensor(step.raw)
+            planted.rotate(step.q, write.k, write.v, at, table, kv_cache, write.layer, write.slot_mapping, is_neox=is_neox)
     planted.flash(1 << 20, 1)(step.q, step.k, step.v, step.kv_cache, step.layer, step.batch, out=step.out, lse=step.lse)
     return step
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", NAMES)
 @pytest.mark.parametrize("kind", VALUES)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_right_answer_agrees(kind, dtype, seed, step_case):
@@ -49,7 +55,59 @@ def test_a_right_answer_agrees(kind, dtype, seed, step_case):
         assert not check(case, target, "cpu").failed
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+def rules():
+    """By name: fields of a case, and of its cache."""
+    yield "cap", {"soft_cap": 1.0}, {}
+    yield "ALiBi", {"alibi": True}, {}
+    yield "tree", {"qq_bias": "tree"}, {}
+    yield "biases that cancel", {"alibi": True, "qq_bias": "random", "soft_cap": 50.0}, {}
+    yield "everything visible is hidden but ranges", {"window": (0, 0), "sink_tokens": 2, "chunked_local": 3}, {}
+    yield "rotation", {"rope": Rope(rotary_dim=8)}, {}
+    for dtype in ("fp8_e4m3fn", "fp8_e4m3fnuz"):
+        yield f"out of {dtype}", {"output_dtype": dtype}, {}
+        for scales in ("tensor", "head", "token"):
+            yield f"{dtype} by {scales}", {}, {"dtype": dtype, "scales": scales}
+    yield "int8 by token", {"soft_cap": 5.0}, {"dtype": "int8", "scales": "token"}
+    yield "int8 by row", {"alibi": True}, {"dtype": "int8", "layout": Layout.CONTENT_PACKED_SCALED}
+    yield "quantized twice", {"output_dtype": "fp8_e4m3fn"}, {"dtype": "fp8_e4m3fnuz", "scales": "head"}
+
+
+@pytest.mark.parametrize("dtype", NAMES)
+@pytest.mark.parametrize("kind", VALUES)
+@pytest.mark.parametrize(("fields", "cache"), [rule[1:] for rule in rules()], ids=[rule[0] for rule in rules()])
+def test_a_right_answer_agrees_under_every_rule(fields, cache, kind, dtype):
+    case = Case(
+        target="t",
+        dtype=dtype,
+        num_kv_heads=2,
+        group_size=2,
+        scale=0.25,
+        requests=(
+            Request(query_len=5, seq_len=39, blocks=(2, 0, 4), causal=True, ranges=((3, 36), (35, 38))),
+            Request(query_len=3, seq_len=3, blocks=(3,), causal=True),
+        ),
+        cache=Cache(**{"layout": Layout.KV_FIRST_NHD, "block_size": 16, "num_blocks": 6, **cache}),
+        return_lse=True,
+        values=Values(kind, 5),
+        **fields,
+    )
+    for target in (seeing(lambda visible: visible), REFERENCE_FP32):
+        verdict = check(case, target, "cpu")
+        assert not verdict.failed, verdict.message
+
+
+def test_an_output_past_the_range_is_the_largest_number_and_no_other(step_case):
+    case = replace(valued(step_case, "one_hot", "float16"), output_dtype="fp8_e4m3fnuz")
+    step = answered(case)
+    largest = step.out.float().abs().max()
+    assert largest == 240, "some outputs saturate"
+    assert judge.judge(case, step, ROUNDING).kind == "agree"
+    place = (step.out.float() == largest).nonzero()[0]
+    step.out[tuple(place)] = 192.0
+    assert judge.judge(case, step, ROUNDING).kind == "value"
+
+
+@pytest.mark.parametrize("dtype", NAMES)
 @pytest.mark.parametrize("kind", ["exact", "one_hot", "signature", "random"])
 @pytest.mark.parametrize(
     "see",
@@ -64,7 +122,7 @@ def test_one_key_too_few_too_many_or_another_is_seen(see, kind, dtype, step_case
 
 
 @pytest.mark.parametrize("kind", VALUES)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", NAMES)
 @pytest.mark.parametrize("attn_type", [AttentionType.DECODER, AttentionType.ENCODER])
 def test_nan_is_never_accepted(kind, dtype, attn_type, step_case):
     case = valued(step_case, kind, dtype, return_lse=True)
@@ -85,12 +143,12 @@ def test_nan_is_never_accepted(kind, dtype, attn_type, step_case):
     assert judgement.breaks_hard
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", NAMES)
 def test_exact_sums_are_compared_bit_by_bit(dtype, step_case):
     case = valued(step_case, "exact", dtype)
     step = answered(case)
     assert judge.judge(case, step, ROUNDING).kind == "agree"
-    tensors.bits(step.out)[2, 0, 5] ^= 1
+    bits(step.out)[2, 0, 5] ^= 1
     judgement = judge.judge(case, step, ROUNDING)
     assert judgement.kind == "bitwise"
     assert judgement.differences[0].rows == 1
@@ -100,7 +158,7 @@ def test_a_row_that_was_never_written_is_called_so(step_case):
     for kind in VALUES:
         case = valued(step_case, kind, "float32")
         step = answered(case)
-        step.out[4] = tensors.canary(tuple(step.out[4].shape), step.out.dtype, "cpu")
+        step.out[4] = canary(tuple(step.out[4].shape), step.out.dtype, "cpu")
         judgement = judge.judge(case, step, ROUNDING)
         assert judgement.kind == "unwritten"
         assert [(d.request, d.row, d.rows) for d in judgement.differences] == [(1, 4, 1)]
@@ -130,13 +188,13 @@ def test_no_element_may_differ_by_more_than_hard_allows(case):
             assert bound.isfinite().all()
             assert bound.shape == right.shape
     owned = case.query_start_loc[-1]
-    if not owned or case.values.kind == "exact":
+    if not owned or judge.has_exact_sums(case):
         return
     request = next(iter(judge.requests(step)))
     expected, _, loose = judge._expect(request, step, ROUNDING, DTYPES[case.dtype])
     out = step.out.view(-1, case.num_heads, case.head_size)
-    wrong = (expected.out[0] + 4 * loose.out[0]).to(out.dtype)
-    beyond = (wrong.double() - expected.out[0]).abs() > loose.out[0]
+    wrong = judge._stored_as((expected.out[0] + 4 * loose.out[0]).float(), out.dtype, step.layer)
+    beyond = (judge._read(wrong, step.layer) - expected.out[0]).abs() > loose.out[0]
     out[request.rows.start] = wrong
     if beyond.any():
         assert judge.judge(case, step, ROUNDING).breaks_hard

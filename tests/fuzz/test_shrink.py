@@ -2,10 +2,10 @@
 
 import planted
 import pytest
-from attn_contract import AttentionType
+from attn_contract import AttentionType, Layout
 from attn_fuzz import case as case_file
 from attn_fuzz import shrink, targets
-from attn_fuzz.case import Case
+from attn_fuzz.case import Cache, Case
 from attn_fuzz.check import check
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets import Support
@@ -39,6 +39,18 @@ PREDICATES = {
     "a block that is not its own index": lambda case: any(b != i for r in case.requests for i, b in enumerate(r.blocks)),
     "a window and sinks": lambda case: case.window[0] >= 2 and case.sinks is not None,
     "an odd seed": lambda case: case.values.seed % 2 == 1,
+    "a cap and slopes": lambda case: case.soft_cap is not None and case.alibi,
+    "a range from 2 on": lambda case: any(2 <= a < b for r in case.requests for a, b in r.ranges),
+    "chunks of 3 or more beside drafts": lambda case: (case.chunked_local or 0) >= 3 and case.qq_bias is not None,
+    "sink tokens in a window": lambda case: case.sink_tokens >= 2 and case.window[0] >= 0,
+    "an int8 cache": lambda case: case.cache is not None and case.cache.dtype == "int8",
+    "scales of heads": lambda case: case.cache is not None and case.cache.scales == "head",
+    "inline scales": lambda case: case.cache is not None and case.cache.layout.has_inline_scales,
+    "x-packed": lambda case: case.cache is not None and case.cache.layout.is_x_packed,
+    "interleaved layers": lambda case: case.cache is not None and case.cache.num_layers > 1,
+    "scattered heads": lambda case: case.cache is not None and case.cache.order == "LHBNC",
+    "a rotation of interleaved pairs": lambda case: case.rope is not None and not case.rope.neox,
+    "a float8 output and a float8 cache": lambda case: case.output_dtype and case.cache and case.cache.dtype,
     "planes and a right window": lambda case: case.window[1] > 0 and case.cache is not None and case.cache.planes,
 }
 
@@ -83,7 +95,15 @@ def test_what_always_fails_ends_at_an_empty_step(case):
     assert (smallest.values.kind, smallest.values.seed, smallest.sinks, smallest.window) == ("exact", 0, None, (-1, -1))
     assert (smallest.num_rows, smallest.kv_rows_past, smallest.slack, smallest.table_padding) == (0, 0, 0, 0)
     if smallest.cache is not None:
-        assert (smallest.cache.num_blocks, smallest.cache.block_size, smallest.cache.padding) == (1, 1, 0)
+        assert smallest.cache == Cache(layout=Layout.BLOCKS_FIRST_NHD, block_size=1, num_blocks=1)
+    assert smallest == Case(
+        target=case.target,
+        attn_type=case.attn_type,
+        dtype=smallest.dtype,
+        cache=smallest.cache,
+        writes=case.writes,
+        scale=smallest.scale,
+    )
 
 
 def test_what_fails_no_more_stays_as_it_is(step_case):

@@ -1,19 +1,26 @@
 """What is drawn is valid and within the target's support; and a few hundred cases visit every edge that bugs live on."""
 
-import attn_reference
+import itertools
+
 import pytest
-from attn_contract import AttentionType, Layout
+from attn_contract import AttentionType, Layout, PhysicalOrder
 from attn_fuzz import case as case_file
-from attn_fuzz import tensors
-from attn_fuzz.case import Case
+from attn_fuzz.case import ROWS, X_PACKED, Case
+from attn_fuzz.check import check
+from attn_fuzz.engine import INDEPENDENT
 from attn_fuzz.strategies import cases
 from attn_fuzz.strategies.cases import VALUES
 from attn_fuzz.strategies.layers import SINKS
-from attn_fuzz.targets import Support
+from attn_fuzz.targets import REFERENCE_FP32, Support
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 DRAWN = settings(
-    max_examples=300, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+    backend=INDEPENDENT,
+    max_examples=600,
+    deadline=None,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
 )
 
 
@@ -62,6 +69,13 @@ def at_tile_edge(more):
     return some_request(lambda case, r: r.query_len > 2 and (r.query_len - more) % 16 == 0)
 
 
+def rules_of(case) -> set[str]:
+    """Names of the rules that make a case more than plain attention over a plain cache."""
+    quantized = {"quantized"} if case.cache is not None and case.cache.dtype else set()
+    return quantized | {name for name in RULES if getattr(case, name)}
+
+
+RULES = ("sink_tokens", "chunked_local", "has_ranges", "soft_cap", "alibi", "qq_bias", "rope", "output_dtype")
 EDGES = {
     "query_len 0": some_request(lambda case, r: r.query_len == 0),
     "query_len 1": some_request(lambda case, r: r.query_len == 1),
@@ -114,6 +128,43 @@ EDGES = {
     "fused qkv": lambda case: case.fused_qkv,
     "flat out": lambda case: case.flat_out,
     "lse": lambda case: case.return_lse,
+    "a tree of drafts": lambda case: case.qq_bias == "tree" and case.max_query_len - case.slack > 1,
+    "random biases of drafts": lambda case: case.qq_bias == "random" and case.max_query_len - case.slack > 1,
+    "a cap below large logits": lambda case: case.soft_cap is not None and case.soft_cap <= 1 and case.values.kind == "extreme",
+    "sink tokens outside a window": some_request(
+        lambda case, r: case.sink_tokens and 0 <= case.window[0] < r.context_len - case.sink_tokens
+    ),
+    "several chunks": some_request(lambda case, r: case.chunked_local is not None and r.seq_len > 2 * case.chunked_local),
+    "chunks of more than one key": lambda case: (case.chunked_local or 0) > 1,
+    "queries before chunks": some_request(lambda case, r: case.chunked_local is not None and r.context_len < 0),
+    "a range over the context's end": some_request(
+        lambda case, r: any(0 <= a < r.context_len <= b for a, b in r.ranges) and r.query_len
+    ),
+    "a range of new tokens": some_request(lambda case, r: r.causal and any(r.context_len <= a < b for a, b in r.ranges)),
+    "a range past the end": some_request(lambda case, r: any(a <= r.seq_len <= b for a, b in r.ranges)),
+    "a range that is none": some_request(lambda case, r: any(b < a for a, b in r.ranges)),
+    "ranges that overlap": some_request(lambda case, r: any(a < c <= b < d for a, b in r.ranges for c, d in r.ranges)),
+    "clamped ranges": lambda case: case.ranges_clamped and case.has_ranges and case.window[0] >= 0,
+    "a rotation of all dims": lambda case: case.rope is not None and case.rope.rotary_dim == case.head_size,
+    "a rotation of some dims": lambda case: case.rope is not None and case.rope.rotary_dim < case.head_size,
+    "a rotation of neighbours": lambda case: case.rope is not None and not case.rope.neox,
+    "more positions than slots": lambda case: case.rope is not None and case.rope.all_rows and case.rows_past > 0,
+    "a rotation in a fused tensor": lambda case: case.rope is not None and case.fused_qkv,
+    "interleaved layers": lambda case: case.cache is not None and case.cache.num_layers > 1,
+    "an x-packed neighbour of rows": lambda case: (
+        case.cache is not None and case.cache.neighbour in X_PACKED and case.cache.layout in ROWS
+    ),
+    "two x-packed writers of one memory": lambda case: (
+        case.cache is not None and {case.cache.layout, case.cache.writer} == set(X_PACKED)
+    ),
+    "rows written as packed content": lambda case: (
+        case.cache is not None and case.cache.writer is Layout.CONTENT_PACKED and case.cache.layout in ROWS
+    ),
+    "two blocks": lambda case: case.cache is not None and case.cache.num_blocks == 2,
+    "two blocks and heads": lambda case: case.cache is not None and case.cache.num_blocks == 2 == case.num_kv_heads,
+    "blocks of no power of two": lambda case: case.cache is not None and case.cache.block_size in (48, 80, 544),
+    "several rules": lambda case: len(rules_of(case)) > 3,
+    "no rule": lambda case: not rules_of(case),
     "groups": lambda case: case.group_size > 1 and case.num_kv_heads > 1,
     "no sinks": lambda case: case.sinks is None,
     **{f"sinks {kind}": lambda case, kind=kind: case.sinks == kind for kind in SINKS},
@@ -121,6 +172,21 @@ EDGES = {
     **{f"{kind}": lambda case, kind=kind: case.attn_type is kind for kind in AttentionType},
     **{f"{layout}": lambda case, layout=layout: case.cache is not None and case.cache.layout is layout for layout in Layout},
     **{dtype: lambda case, dtype=dtype: case.dtype == dtype for dtype in Support().dtypes},
+    **{
+        f"a cache of {dtype}": lambda case, dtype=dtype: case.cache is not None and case.cache.dtype == dtype
+        for dtype in Support().cache_dtypes
+    },
+    **{
+        f"scales of each {kind}": lambda case, kind=kind: case.cache is not None and case.cache.scales == kind
+        for kind in ("tensor", "head", "token")
+    },
+    **{f"an output of {dtype}": lambda case, dtype=dtype: case.output_dtype == dtype for dtype in Support().output_dtypes},
+    **{
+        f"order {order}": lambda case, order=order: (
+            case.cache is not None and case.cache.holds_content_rows and case.cache.order is order
+        )
+        for order in PhysicalOrder
+    },
 }
 
 
@@ -129,17 +195,22 @@ def test_a_few_hundred_cases_visit(edge, drawn):
     assert any(EDGES[edge](case) for case in drawn)
 
 
+@pytest.mark.parametrize(("one", "other"), list(itertools.combinations((*RULES, "quantized", "window", "sinks"), 2)))
+def test_a_few_hundred_cases_have_every_pair_of_rules(one, other, drawn):
+    assert any({one, other} <= names_of(case) for case in drawn)
+
+
+def names_of(case) -> set[str]:
+    usual = {"window"} if case.window != (-1, -1) else set()
+    return rules_of(case) | usual | ({"sinks"} if case.sinks else set())
+
+
 def test_every_case_is_a_valid_call(drawn):
     """By the case's own check and by all checks of the contract, those that read tensors included."""
-    for case in drawn:
+    for case in drawn[::3]:
         case_file.check(case)
-        step = tensors.build(case)
-        for write in step.writes:
-            attn_reference.write_kv_cache(write.k, write.v, write.view.tensor(step.raw), write.view.layout, write.slot_mapping)
-        if step.kv_cache is None:
-            attn_reference.varlen_attention(step.q, step.k, step.v, step.layer, step.batch, out=step.out, lse=step.lse)
-        else:
-            attn_reference.paged_attention(step.q, step.kv_cache, step.layer, step.batch, out=step.out, lse=step.lse)
+        verdict = check(case, REFERENCE_FP32, "cpu")
+        assert verdict.kind == "agree", verdict.message
 
 
 SUPPORTS = {
@@ -154,6 +225,19 @@ SUPPORTS = {
     "causal only": Support(non_causal=False, per_request_causal=False),
     "non-causal only": Support(causal=False),
     "no mask but causality, no sinks, no LSE": Support(window=False, sinks=False, lse=False, per_request_causal=False),
+    "no rule": Support(
+        soft_cap=False,
+        alibi=False,
+        sink_tokens=False,
+        chunked_local=False,
+        ranges=False,
+        qq_bias=False,
+        cache_dtypes=(),
+        output_dtypes=(),
+        rope=False,
+    ),
+    "x-packed in large blocks only": Support(layouts=(Layout.SHUFFLED,), block_sizes=(16, 1), head_sizes=(16, 20)),
+    "fnuz only": Support(cache_dtypes=("fp8_e4m3fnuz",), output_dtypes=("fp8_e4m3fnuz",)),
     "dense": Support(attn_types=(AttentionType.ENCODER_ONLY,)),
     "tiles larger than a step": Support(tile_sizes=(512,), max_tokens=64, max_seq_len=128),
     "tiny": Support(max_tokens=1, max_seq_len=1, tile_sizes=(16,)),

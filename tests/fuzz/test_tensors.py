@@ -1,31 +1,30 @@
 """Whatever a kernel has no business with is poison or canary, and a case means the same tensors every time."""
 
-import dataclasses
-
+import attn_reference
 import msgspec
+import pytest
 import torch
-from attn_contract import same_elements, same_footprint
-from attn_fuzz import tensors
-from attn_fuzz.case import Case, written_slots
+from attn_contract import KVCacheView, Layout, PhysicalOrder, same_elements, same_footprint
+from attn_fuzz import allocations, tensors
+from attn_fuzz.case import Cache, Case, Request, Rope, Values, neighbours, writers, written_slots
+from attn_fuzz.poison import CANARY, POISON, bits, canary, poison
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets import Support
-from attn_fuzz.tensors import CANARY, GUARD, POISON, Step, bits
+from attn_fuzz.tensors import GUARD, Step
 from hypothesis import given, settings
 
-SMALL = Support(head_sizes=(16, 32), max_tokens=32, max_seq_len=64)
+replace = msgspec.structs.replace
+SMALL = Support(head_sizes=(16, 32), block_sizes=(16, 1, 4, 48), max_tokens=32, max_seq_len=64)
 each_case = given(cases("anything", SMALL))
-few = settings(max_examples=100, deadline=None, database=None)
+few = settings(max_examples=150, deadline=None, database=None)
 
 
 def is_poison(tensor: torch.Tensor) -> torch.Tensor:
-    return bits(tensor) == bits(tensors.poison((1,), tensor.dtype, "cpu"))
+    return bits(tensor) == bits(poison((1,), tensor.dtype, "cpu"))
 
 
 def all_tensors(step: Step) -> dict[str, torch.Tensor]:
-    written = {
-        f"writes[{i}].{name}": getattr(w, name) for i, w in enumerate(step.writes) for name in ("k", "v", "slot_mapping")
-    }
-    return {**step.inputs(), **written, "out_buffer": step.out_buffer, "lse_buffer": step.lse_buffer}
+    return {**step.inputs(), "out_buffer": step.out_buffer, "lse_buffer": step.lse_buffer}
 
 
 def slots_of_keys(case: Case) -> set[int]:
@@ -34,18 +33,25 @@ def slots_of_keys(case: Case) -> set[int]:
     return {r.blocks[j // size] * size + j % size for r in case.requests for j in range(r.seq_len)}
 
 
-def test_canary_and_poison_are_different_nans():
-    for dtype in POISON:
-        assert POISON[dtype] != CANARY[dtype]
-        for filled in (tensors.poison((2,), dtype, "cpu"), tensors.canary((2,), dtype, "cpu")):
+def test_poison_and_canary_are_nan_and_differ_where_a_dtype_has_room():
+    for dtype in CANARY:
+        for filled in (poison((2,), dtype, "cpu"), canary((2,), dtype, "cpu")):
             assert filled.isnan().all()
-        assert not is_poison(tensors.canary((2,), dtype, "cpu")).any()
+        assert (POISON[dtype] == CANARY[dtype]) == (dtype.itemsize == 1)
+
+
+def test_no_write_makes_the_poison_of_a_quantized_cache():
+    """But e4m3fnuz has one NaN only."""
+    numbers = torch.cat([torch.linspace(-1e4, 1e4, 10_001), torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0])])
+    for dtype in (torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.int8):
+        stored = attn_reference.quantize(numbers, torch.ones(1), dtype)
+        assert is_poison(stored).sum() == (dtype == torch.float8_e4m3fnuz)
 
 
 @few
 @each_case
 def test_a_case_always_means_the_same_tensors(case):
-    once, again = tensors.build(case), tensors.build(msgspec.structs.replace(case, target="another"))
+    once, again = tensors.build(case), tensors.build(replace(case, target="another"))
     for (name, a), b in zip(all_tensors(once).items(), all_tensors(again).values(), strict=True):
         assert torch.equal(bits(a), bits(b)), name
 
@@ -65,37 +71,115 @@ def test_rows_that_no_request_owns_are_poison(case):
         assert is_poison(rows[used:]).all()
 
 
+def seen_slots(case: Case) -> set[int]:
+    """Slots of keys that some query sees: position by position, from the specification's formula."""
+    slots = set()
+    left, right = case.window
+    ancestors = tensors.build(case).batch.qq_bias
+    for request in case.requests:
+        for i in range(request.query_len):
+            p = request.context_len + i
+            for j in range(request.seq_len):
+                window = (left < 0 or p - j <= left) and (right < 0 or j - p <= right)
+                chunk = case.chunked_local is None or p // case.chunked_local == j // case.chunked_local
+                base = (not request.causal or j <= p) and (window or j < case.sink_tokens) and chunk
+                clamped = case.ranges_clamped and 0 <= left < p - j
+                together = any(a <= p <= b and a <= j <= b for a, b in request.ranges) and not clamped
+                key = j - request.context_len
+                hidden = ancestors is not None and key >= 0 and ancestors[i, key] == -torch.inf
+                if (base or together) and not hidden:
+                    size = case.cache.block_size
+                    slots.add(request.blocks[j // size] * size + j % size)
+    return slots
+
+
 @few
 @each_case
 def test_only_keys_that_a_query_may_read_are_in_the_cache(case):
-    """Before the write: neither this step's slots, nor unused ones, nor padding, nor what lies around the cache."""
+    """Before the write: neither this step's slots, nor unused ones, nor holes in what is visible, nor padding, nor what lies
+    around the cache."""
     step = tensors.build(case)
     if step.raw is None:
         return
-    before = slots_of_keys(case) - set(written_slots(case))
+    before = (seen_slots(case) if case.recycled else slots_of_keys(case)) - set(written_slots(case))
+    view = step.view
     held = torch.zeros(len(step.raw), dtype=torch.bool)
+    scales = {name: torch.zeros(buffer.shape, dtype=torch.bool) for name, buffer in step.scale_buffers.items()}
     if before:
         slot = torch.tensor(sorted(before)).view(-1, 1, 1)
-        head, dim = torch.arange(case.num_kv_heads).view(-1, 1), torch.arange(case.head_size)
+        head, dim = torch.arange(case.num_kv_heads).view(-1, 1), torch.arange(view.row_size)
         for kv in (0, 1):
-            held[step.view.element(kv, slot // step.view.block_size, slot % step.view.block_size, head, dim)] = True
-    assert is_poison(step.raw)[~held].all()
-    assert step.raw[held].isfinite().all() or case.recycled
-    assert step.view.offset > 0
-    assert len(step.raw) > step.view.end
+            held[view.element(kv, slot // view.block_size, slot % view.block_size, head, dim)] = True
+        for buffer in scales.values():
+            allocations.inside(buffer)[slot.flatten() // view.block_size, slot.flatten() % view.block_size] = True
+    if not case.cache.layout.has_inline_scales:
+        assert is_poison(step.raw)[~held].all()
+        assert step.raw[held].float().isfinite().all()
+    for name, buffer in step.scale_buffers.items():
+        assert is_poison(buffer)[~scales[name]].all()
+        assert buffer[scales[name]].isfinite().all()
+    assert view.offset > 0
+    assert len(step.raw) > view.end
+
+
+@few
+@each_case
+def test_whoever_reads_an_unwritten_row_reads_nan(case):
+    """Dequantized: a byte of int8 is no NaN, but its scale is."""
+    step = tensors.build(case)
+    if case.cache is None:
+        return
+    written = slots_of_keys(case) if not case.recycled else seen_slots(case)
+    unwritten = sorted(set(range(step.view.num_slots)) - (written - set(written_slots(case))))
+    blocks = torch.tensor([slot // step.view.block_size for slot in unwritten], dtype=torch.int32)
+    for block in blocks.unique():
+        seq_len = step.view.block_size
+        kv = attn_reference.gather_kv_cache(step.kv_cache, step.layer, block[None], seq_len, torch.float64)
+        inside = [slot % seq_len for slot in unwritten if slot // seq_len == block]
+        assert all(x[inside].isnan().all() for x in kv)
 
 
 @few
 @each_case
 def test_what_is_written_is_finite_where_it_is_read(case):
+    """A neighbour's rows, which nobody reads in this step, hold what a write may stumble over."""
     step = tensors.build(case)
     for i, write in enumerate(step.writes):
+        if i == 1 or not written_slots(case):
+            assert not set(write.slot_mapping.tolist()) & slots_of_keys(case)
+            continue
         kept = write.slot_mapping >= 0
         rows = write.k[: len(kept)], write.v[: len(kept)]
         assert all(x[kept].isfinite().all() for x in rows)
         assert all(x[~kept].isnan().all() for x in rows)
-        if i == 1 or not written_slots(case):
-            assert not set(write.slot_mapping.tolist()) & slots_of_keys(case)
+
+
+def test_a_neighbour_writes_every_kind_of_number(step_case):
+    cache = replace(step_case.cache, neighbour=Layout.KV_FIRST_NHD, num_blocks=40)
+    seen = torch.cat(
+        [
+            tensors.build(replace(step_case, cache=cache, values=Values("random", seed))).writes[1].k.flatten()
+            for seed in range(100)
+        ]
+    )
+    assert is_poison(seen).any()
+    assert {torch.inf, -torch.inf, torch.finfo(torch.float32).max} <= set(seen.tolist())
+    assert ((seen == 0) & seen.signbit()).any()
+    assert ((seen != 0) & (seen.abs() < torch.finfo(torch.float32).tiny)).any()
+
+
+@pytest.mark.parametrize("dtype", ["fp8_e4m3fn", "fp8_e4m3fnuz", "int8"])
+def test_among_them_quotients_that_are_ties(dtype, step_case):
+    cache = replace(step_case.cache, neighbour=Layout.KV_FIRST_NHD, num_blocks=40, dtype=dtype, scales="token")
+    write = tensors.build(replace(step_case, cache=cache, values=Values("random", 1))).writes[1]
+    rows = write.k[write.k.isfinite().all(-1).all(-1)]
+    quotients = rows / attn_reference.row_scales(rows, write.layer.kv_cache_dtype)
+    if dtype == "int8":
+        is_tie = quotients % 1 == 0.5
+    else:
+        mantissa = quotients.abs().frexp().mantissa * 32
+        is_tie = (mantissa % 2 == 1) & (mantissa > 16)
+    assert is_tie.float().mean() > 0.05
 
 
 @few
@@ -103,10 +187,10 @@ def test_what_is_written_is_finite_where_it_is_read(case):
 def test_outputs_start_as_canaries_and_are_inside_their_buffers(case):
     step = tensors.build(case)
     for buffer in (step.out_buffer, step.lse_buffer):
-        assert (bits(buffer) == bits(tensors.canary((1,), buffer.dtype, "cpu"))).all()
+        assert (bits(buffer) == bits(canary((1,), buffer.dtype, "cpu"))).all()
     step.out.fill_(0)
     width = case.num_heads * case.head_size
-    assert int((step.out_buffer == 0).sum()) == case.num_rows * width
+    assert int((step.out_buffer.float() == 0).sum()) == case.num_rows * width
     assert step.out_buffer[:GUARD].isnan().all()
     assert step.out_buffer[GUARD + case.num_rows :].isnan().all()
     assert step.out_buffer[:, width:].isnan().all()
@@ -126,15 +210,117 @@ def test_unused_entries_of_the_block_table_are_garbage(case):
 
 @few
 @each_case
-def test_views_of_one_allocation_are_related_as_the_contract_asks(case):
-    if case.cache is None:
-        return
-    view = tensors.cache_view(case, case.cache)
+def test_the_range_and_the_bias_past_a_request_s_own_would_be_noticed(case):
+    batch = tensors.build(case).batch
+    if batch.bidirectional_ranges is not None:
+        for r, request in enumerate(case.requests):
+            first, last = batch.bidirectional_ranges[r].T
+            own = len(request.ranges)
+            assert list(zip(first[:own].tolist(), last[:own].tolist(), strict=True)) == list(request.ranges)
+            assert (last[own:] < first[own:]).all()
+    if batch.qq_bias is not None:
+        longest = case.max_query_len - case.slack
+        assert (batch.qq_bias[longest:] == tensors.contents.STRAY_BIAS).all()
+        assert (batch.qq_bias[:, longest:] == tensors.contents.STRAY_BIAS).all()
+        assert (batch.qq_bias.diagonal()[:longest] > -torch.inf).all(), "a token sees itself"
+
+
+@few
+@each_case
+def test_fixed_scales_of_k_and_v_and_of_heads_differ(case):
+    layer = tensors.build(case).layer
+    if layer.k_scale is not None and layer.v_scale is not None:
+        scales = torch.cat([layer.k_scale.flatten(), layer.v_scale.flatten()])
+        assert len(scales.unique()) == len(scales)
+        if case.values.kind == "exact":
+            assert (scales.frexp().mantissa == 0.5).all()
+
+
+def test_positions_of_a_rotation_are_rows_of_its_table_and_poison_lies_past_it(step_case):
+    case = replace(step_case, rope=Rope(rotary_dim=4, all_rows=True), unowned_rows=1, rows_past=2)
     step = tensors.build(case)
-    if case.cache.neighbour is not None:
-        assert same_footprint(view, tensors.cache_view(case, case.cache, case.cache.neighbour))
-    if written_slots(case):
-        writer = step.writes[0].view
-        assert writer.layout == (case.cache.writer or case.cache.layout)
-        assert same_elements(view, writer)
-        assert same_elements(view, dataclasses.replace(view, layout=writer.layout))
+    rotation = step.writes[0].rotation
+    assert len(rotation.positions) == case.num_rows > len(step.writes[0].slot_mapping)
+    assert rotation.positions.max() == len(rotation.cos_sin_cache) - 1
+    after = rotation.cos_sin_cache.as_strided(
+        (1, 4), (1, 1), rotation.cos_sin_cache.shape[0] * rotation.cos_sin_cache.stride(0)
+    )
+    assert is_poison(after).all()
+
+
+def a_case(layout: Layout, dtype: str | None = None, **fields) -> Case:
+    scales = "token" if dtype and not layout.has_inline_scales else None
+    return Case(
+        target="t",
+        dtype="float32",
+        num_kv_heads=3,
+        head_size=16,
+        requests=(Request(query_len=3, seq_len=20, blocks=(2, 0)),),
+        cache=Cache(layout=layout, block_size=16, num_blocks=4, dtype=dtype, scales=scales, **fields),
+    )
+
+
+ALLOCATIONS = [
+    *[{"layout": layout, "planes": planes} for layout in Layout if "content" not in layout.dims for planes in (False, True)],
+    *[
+        {"layout": layout, "order": order, "num_layers": 3, "layer": 2}
+        for layout in (Layout.CONTENT_PACKED, Layout.CONTENT_PACKED_SCALED)
+        for order in PhysicalOrder
+    ],
+]
+
+
+@pytest.mark.parametrize("padding", [0, 8])
+@pytest.mark.parametrize("fields", ALLOCATIONS, ids=lambda fields: " ".join(map(str, fields.values())))
+@pytest.mark.parametrize("dtype", [None, "int8"])
+def test_every_layout_has_writers_and_neighbours_that_are_related_as_the_contract_asks(fields, padding, dtype):
+    layout = fields["layout"]
+    if layout.has_inline_scales and dtype is None:
+        return
+    case = a_case(dtype=dtype, padding=padding, **fields)
+    view = allocations.cache_view(case, case.cache)
+    assert layout in writers(case, case.cache)
+    assert layout in neighbours(case, case.cache)
+    for other in writers(case, case.cache):
+        if "content" in other.dims and not case.cache.holds_content_rows:
+            continue  # with that writer it is another allocation: the next test's
+        assert same_elements(view, allocations.writer_view(case, replace(case.cache, writer=other)))
+    for other in neighbours(case, case.cache):
+        assert same_footprint(view, allocations.neighbour_view(case, case.cache, other)), other
+    step = tensors.build(case)
+    read_back = KVCacheView.of(step.kv_cache, layout, num_kv_heads=3, head_size=16)
+    assert read_back == view
+
+
+@pytest.mark.parametrize("layout", [layout for layout in Layout if "slot" in layout.dims and "dim" in layout.dims])
+def test_rows_of_k_and_v_side_by_side_are_one_memory_in_every_layout_of_rows(layout):
+    cache = a_case(layout).cache
+    case = replace(a_case(layout), cache=replace(cache, writer=Layout.CONTENT_PACKED, order=PhysicalOrder.BHLNC, num_layers=2))
+    step = tensors.build(case)
+    assert step.writes[0].view.layout is Layout.CONTENT_PACKED
+    assert same_elements(step.view, step.writes[0].view)
+
+
+@pytest.mark.parametrize("order", PhysicalOrder)
+@pytest.mark.parametrize("layout", [Layout.CONTENT_PACKED, Layout.CONTENT_PACKED_SCALED])
+def test_without_padding_content_packed_strides_are_the_contract_s(layout, order):
+    dtype = "int8" if layout.has_inline_scales else None
+    case = a_case(layout, dtype, order=order, num_layers=3, layer=1)
+    view = allocations.cache_view(case, case.cache)
+    contract = KVCacheView.content_packed(
+        layout,
+        order,
+        num_layers=3,
+        layer=1,
+        num_blocks=4,
+        block_size=16,
+        num_kv_heads=3,
+        head_size=16,
+        itemsize=1 if dtype else 4,
+    )
+    guard = allocations.cache_view(case, replace(case.cache, layer=0)).offset
+    assert replace_offset(contract, contract.offset + guard) == view
+
+
+def replace_offset(view: KVCacheView, offset: int) -> KVCacheView:
+    return KVCacheView(**{**vars(view), "offset": offset})

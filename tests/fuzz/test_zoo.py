@@ -94,7 +94,8 @@ def test_every_resident_is_found_and_made_small(attn_parity):
     for row in result["mutants"]:
         assert row["found"], row["name"]
         assert row["minimal"], row["name"]
-        assert len(row["case"]["requests"]) <= 2, row["name"]
+        # what depends on the batch needs one
+        assert len(row["case"]["requests"]) <= (4 if row["by"] == "property" else 2), row["name"]
 
 
 def test_a_mutant_of_ones_own_is_found(attn_parity, tmp_path):

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import click
 from attn_fuzz.case import CaseError
-from attn_fuzz.cli import fuzz, machine, replay, zoo
+from attn_fuzz.cli import fuzz, machine, matrix, replay, zoo
 from attn_fuzz.cli.options import notes
 from attn_fuzz.executor import ExecutorError
 from attn_fuzz.targets import UnknownTargetError
@@ -20,7 +20,7 @@ def cli() -> None:
     """Two implementations of one attention contract, and a fuzzer that proves they agree."""
 
 
-for command in (fuzz.command, replay.command, zoo.command, machine.list_targets, machine.doctor):
+for command in (fuzz.command, replay.command, zoo.command, matrix.command, machine.list_targets, machine.doctor):
     cli.add_command(command)
 
 

@@ -3,6 +3,7 @@
 import re
 import secrets
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,12 @@ def command(
     total = sum(p.examples for p in outcome.progress)
     refused = sum(p.refused for p in outcome.progress)
     ratio = max((p.ratio for p in outcome.progress), default=0.0)
+    events = sum((Counter(p.events) for p in outcome.progress), Counter[str]())
+    paths = "".join(f", {count} {name}" for name, count in sorted(events.items()))
     results.print(
-        f"{total} examples in {seconds:.1f} s ({total / seconds:.1f}/s), " + _verdict(total, refused, ratio, failures, outcome)
+        f"{total} examples in {seconds:.1f} s ({total / seconds:.1f}/s), "
+        + _verdict(total, refused, ratio, failures, outcome)
+        + paths
     )
     if json_file:
         spent = {name: sum(p.spent.get(name, 0.0) for p in outcome.progress) for name in ("build", "target", "judge")}
@@ -122,6 +127,7 @@ def command(
                 "planned": plan.examples,
                 "examples": total,
                 "refused": refused,
+                "events": dict(sorted(events.items())),
                 "seconds": round(seconds, 3),
                 "spent": {name: round(value, 3) for name, value in spent.items()},
                 "max_ratio": ratio,

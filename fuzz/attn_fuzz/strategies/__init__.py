@@ -1,9 +1,10 @@
 """Hypothesis strategies: what a case may be. They draw structure and one seed, never elements.
 
-    layers      heads, sizes, scale, mask, sinks: fixed for a model
-    batches     requests, their lengths and causal flags, rows that belong to nobody
-    caches      layout, allocation and block tables
-    cases       the three together, and the values
+    rules       which rules of masks, logits and storage there are, and how many at once
+    layers      heads, sizes, scale, those rules' numbers, layout and dtype of the cache: fixed for a model
+    batches     requests, their lengths, causal flags and ranges
+    caches      allocation, other views of it, and block tables
+    cases       the four together, what the step does to the cache, rows that belong to nobody, and the values
 
 Simple things come first in every choice, so that shrinking ends at them.
 """

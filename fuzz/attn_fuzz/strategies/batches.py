@@ -1,5 +1,6 @@
 """Requests of a ragged batch: lengths around every edge that a kernel has."""
 
+import msgspec
 from attn_contract import AttentionType
 from attn_fuzz.case import Request
 from attn_fuzz.targets import Support
@@ -8,16 +9,18 @@ from hypothesis import strategies as st
 MAX_REQUESTS = 8
 
 
-def query_lens(support: Support) -> st.SearchStrategy[st.SearchStrategy[int]]:
+def query_lens(support: Support, drafts: bool) -> st.SearchStrategy[st.SearchStrategy[int]]:
     """The kinds of steps that an engine makes, as strategies of one request's query length.
 
-    Decode (1 and graph padding), speculative decode (a few), prefill and extend (around a tile's end), and mixes of them.
+    Decode (1 and graph padding), speculative decode (a few), prefill and extend (around a tile's end), and mixes of them; with
+    drafts most often the second.
     """
     around = sorted({tile * k + more for tile in support.tile_sizes for k in (1, 2) for more in (-1, 0, 1)})
     decode = st.sampled_from([1, 1, 1, 0])
     few = st.sampled_from([1, 2, 3, 4, 5, 8, 9])
     tiles = st.sampled_from([n for n in around if 0 < n <= support.max_tokens] or [support.max_tokens])
-    return st.sampled_from([decode, few, decode, st.one_of(decode, few, tiles), tiles])
+    mixed = st.one_of(decode, few, tiles)
+    return st.sampled_from([few, few, mixed, tiles] if drafts else [decode, few, decode, mixed, tiles])
 
 
 def lengths(support: Support, block_size: int) -> st.SearchStrategy[int]:
@@ -29,12 +32,14 @@ def lengths(support: Support, block_size: int) -> st.SearchStrategy[int]:
 
 
 @st.composite
-def batches(draw: st.DrawFn, support: Support, attn_type: AttentionType, block_size: int) -> tuple[Request, ...]:
+def batches(
+    draw: st.DrawFn, support: Support, attn_type: AttentionType, block_size: int, rules: set[str]
+) -> tuple[Request, ...]:
     """1 to 8 requests without their blocks, within the support's number of tokens and keys."""
     flags = [flag for flag, can in ((True, support.causal), (False, support.non_causal)) if can]
     per_request = attn_type is AttentionType.DECODER and support.per_request_causal and draw(st.booleans())
     causal = attn_type is AttentionType.DECODER and draw(st.sampled_from(flags))
-    kind_of_step = draw(query_lens(support))
+    kind_of_step = draw(query_lens(support, "qq_bias" in rules))
     requests: list[Request] = []
     tokens = keys = 0
     for _ in range(draw(st.sampled_from(range(1, MAX_REQUESTS + 1)))):
@@ -44,12 +49,36 @@ def batches(draw: st.DrawFn, support: Support, attn_type: AttentionType, block_s
         else:
             seq_len = draw(lengths(support, block_size))
             if attn_type is AttentionType.DECODER:
-                # edges of the context, and of the sequence; one shorter than its queries is odd and allowed: some see nothing
-                kind = draw(st.sampled_from(["context"] * 8 + ["sequence"] * 7 + ["short"]))
-                seq_len = {"context": seq_len + query_len, "sequence": max(seq_len, query_len), "short": seq_len}[kind]
+                # edges of the context, and of the sequence; one shorter than its queries is odd and allowed: some see nothing,
+                # and stand before position 0, where chunks are easily miscounted
+                short = ["short"] * (5 if "chunked_local" in rules else 1)
+                kind = draw(st.sampled_from(["context"] * 8 + ["sequence"] * 7 + short))
+                seq_len = {
+                    "context": seq_len + query_len,
+                    "sequence": max(seq_len, query_len),
+                    "short": seq_len % max(query_len, 1),
+                }[kind]
         tokens, keys = tokens + query_len, keys + seq_len
         if requests and (tokens > support.max_tokens or keys > 2 * support.max_seq_len):
             break
         flag = draw(st.sampled_from(flags)) if per_request else causal
-        requests.append(Request(query_len=query_len, seq_len=seq_len, causal=flag))
+        request = Request(query_len=query_len, seq_len=seq_len, causal=flag)
+        if "has_ranges" in rules:
+            request = msgspec.structs.replace(
+                request, ranges=tuple(draw(st.lists(ranges(support, block_size, request), max_size=3)))
+            )
+        requests.append(request)
     return tuple(requests)
+
+
+@st.composite
+def ranges(draw: st.DrawFn, support: Support, block_size: int, request: Request) -> tuple[int, int]:
+    """From and to where tiles, blocks, the context and the sequence end, or of a few positions; some end early, or are none."""
+    around = [size * k for size in (block_size, *support.tile_sizes) for k in (1, 2)] + [
+        0,
+        request.context_len,
+        request.seq_len,
+    ]
+    inside = sorted({edge + more for edge in around for more in (-1, 0, 1) if -1 <= edge + more <= request.seq_len + 1})
+    first = draw(st.sampled_from(inside))
+    return first, draw(st.one_of(st.sampled_from(inside), st.sampled_from([first + n for n in (1, 0, 3, 15, -1)])))

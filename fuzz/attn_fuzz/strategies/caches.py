@@ -1,22 +1,30 @@
 """Allocations and block tables: permuted, with shared prefixes and unused blocks, seen by one layer or two."""
 
 import random
+from typing import Any
 
 import msgspec
-from attn_contract import AttentionType
-from attn_fuzz.case import Cache, Request
+from attn_contract import AttentionType, Layout, PhysicalOrder
+from attn_fuzz.case import Cache, Case, Request, neighbours, writers
 from attn_fuzz.targets import Support
 from hypothesis import strategies as st
+
+replace = msgspec.structs.replace
 
 
 @st.composite
 def caches(
-    draw: st.DrawFn, support: Support, attn_type: AttentionType, requests: tuple[Request, ...], block_size: int, writes: bool
+    draw: st.DrawFn, support: Support, case: Case, layer_cache: dict[str, Any], block_size: int
 ) -> tuple[Cache, tuple[Request, ...]]:
-    """A cache that holds the requests, and the requests with their blocks."""
-    layouts = st.sampled_from(support.layouts)
+    """A cache that holds a case's requests, and the requests with their blocks.
+
+    Args:
+        case: without a cache.
+        layer_cache: its fields that are fixed for a model.
+    """
+    requests = case.requests
     needed = [-(-request.seq_len // block_size) for request in requests]
-    unused = draw(st.sampled_from([0, 1, 2, 5]))
+    unused = draw(st.sampled_from([0, 1, 2, 5] if block_size <= 128 else [0, 1]))
     num_blocks = max(1, sum(needed) + unused)
     ids = list(range(num_blocks))
     if draw(st.booleans()):
@@ -25,22 +33,31 @@ def caches(
         ids.reverse()
     shares = [0] * len(requests)
     if len(requests) > 1 and draw(st.booleans()):
-        shares = [_shareable(requests[0], request, block_size, attn_type, writes) for request in requests]
+        shares = [_shareable(requests[0], request, block_size, case.attn_type, case.writes) for request in requests]
     owned: list[Request] = []
     for r, request in enumerate(requests):
         shared = list(owned[0].blocks[: shares[r]]) if r else []
         own = [ids.pop() for _ in range(needed[r] - len(shared))]
-        owned.append(msgspec.structs.replace(request, blocks=tuple(shared + own)))
+        owned.append(replace(request, blocks=tuple(shared + own)))
     cache = Cache(
-        layout=draw(layouts),
+        **layer_cache,
         block_size=block_size,
         num_blocks=num_blocks,
-        planes=draw(st.booleans()),
+        planes="content" not in layer_cache["layout"].dims and draw(st.booleans()),
         padding=draw(st.sampled_from([0, 0, 8, 24])),
-        writer=draw(st.none() | layouts) if writes else None,
-        neighbour=draw(st.none() | layouts),
     )
-    return cache, tuple(owned)
+    case = replace(case, cache=cache)
+    if case.writes:
+        cache = replace(cache, writer=draw(st.none() | _among(support, writers(case, cache))))
+    if cache.holds_content_rows:
+        num_layers = draw(st.sampled_from([1, 2, 3]))
+        order = draw(st.sampled_from(PhysicalOrder))
+        cache = replace(cache, order=order, num_layers=num_layers, layer=draw(st.integers(0, num_layers - 1)))
+    return replace(cache, neighbour=draw(st.none() | _among(support, neighbours(case, cache)))), tuple(owned)
+
+
+def _among(support: Support, layouts: tuple[Layout, ...]) -> st.SearchStrategy[Layout | None]:
+    return st.sampled_from([layout for layout in layouts if layout in support.layouts] or [None])
 
 
 def _shareable(first: Request, request: Request, block_size: int, attn_type: AttentionType, writes: bool) -> int:

@@ -1,13 +1,17 @@
 """Whole cases."""
 
+from typing import Any
+
+import msgspec
 from attn_contract import AttentionType
-from attn_fuzz.case import Case, Values
+from attn_fuzz.case import Case, Rope, Values
 from attn_fuzz.strategies.batches import batches
 from attn_fuzz.strategies.caches import caches
-from attn_fuzz.strategies.layers import layers
+from attn_fuzz.strategies.layers import block_sizes, layers
 from attn_fuzz.targets import Support
 from hypothesis import strategies as st
 
+replace = msgspec.structs.replace
 VALUES = ("exact", "one_hot", "signature", "random", "extreme")
 
 
@@ -23,34 +27,58 @@ def cases(target: str, support: Support, refuses: bool = True) -> st.SearchStrat
 @st.composite
 def steps(draw: st.DrawFn, target: str, support: Support) -> Case:
     """Any step within a support."""
-    layer = draw(layers(support))
+    layer, layer_cache, rules = draw(layers(support))
     attn_type: AttentionType = layer["attn_type"]
-    block_size = draw(st.sampled_from(support.block_sizes)) if attn_type.reads_cache else 16
-    requests = draw(batches(support, attn_type, block_size))
-    cache, writes, unwritten, recycled = None, True, (), False
-    if attn_type.reads_cache:
-        writes = draw(st.sampled_from([True, True, False]))
-        cache, requests = draw(caches(support, attn_type, requests, block_size, writes))
-        recycled = draw(st.booleans())
-        tokens = sum(request.query_len for request in requests)
-        if attn_type is AttentionType.DECODER and writes and tokens:
-            unwritten = tuple(sorted(draw(st.sets(st.integers(0, tokens - 1), max_size=2))))
-    return Case(
+    block_size = draw(block_sizes(support, layer["dtype"], layer_cache)) if layer_cache else 16
+    requests = draw(batches(support, attn_type, block_size, rules))
+    case = Case(
         target=target,
         **layer,
         per_request_causal=len({request.causal for request in requests}) > 1,
         requests=requests,
-        cache=cache,
-        writes=writes,
-        unwritten=unwritten,
-        recycled=recycled,
         unowned_rows=draw(st.sampled_from([0, 1, 3])),
         rows_past=draw(st.sampled_from([0, 1, 17])),
         kv_rows_past=draw(st.sampled_from([0, 2])),
-        table_padding=draw(st.sampled_from([0, 1, 3])) if cache else 0,
         slack=draw(st.sampled_from([0, 0, 0, 0, 1, 100])),
         fused_qkv=draw(st.booleans()),
         flat_out=draw(st.booleans()),
         return_lse=support.lse and draw(st.booleans()),
-        values=Values(kind=draw(st.sampled_from(VALUES)), seed=draw(st.integers(0, 2**32 - 1))),
+        # caps matter for large logits
+        values=Values(
+            kind=draw(st.sampled_from(VALUES + VALUES[-1:] * ("soft_cap" in rules))), seed=draw(st.integers(0, 2**32 - 1))
+        ),
+    )
+    return draw(_with_cache(support, case, layer_cache, block_size, rules)) if layer_cache else case
+
+
+@st.composite
+def _with_cache(
+    draw: st.DrawFn, support: Support, case: Case, layer_cache: dict[str, Any], block_size: int, rules: set[str]
+) -> Case:
+    """The case with a cache, and with what is done to it in this step."""
+    case = replace(case, writes="rope" in rules or draw(st.sampled_from([True, True, False])))
+    cache, requests = draw(caches(support, case, layer_cache, block_size))
+    tokens = sum(request.query_len for request in requests)
+    unwritten = ()
+    if case.attn_type is AttentionType.DECODER and case.writes and tokens:
+        unwritten = tuple(sorted(draw(st.sets(st.integers(0, tokens - 1), max_size=2))))
+    return replace(
+        case,
+        requests=requests,
+        cache=cache,
+        unwritten=unwritten,
+        recycled=draw(st.booleans()),
+        table_padding=draw(st.sampled_from([0, 1, 3])),
+        rope=draw(ropes(case.head_size)) if "rope" in rules else None,
+    )
+
+
+@st.composite
+def ropes(draw: st.DrawFn, head_size: int) -> Rope:
+    """Rotations of all dims, of half of them, or of one pair."""
+    return Rope(
+        rotary_dim=draw(st.sampled_from([head_size - head_size % 2, max(2, head_size // 4 * 2), 2])),
+        neox=draw(st.booleans()),
+        narrow_cache=draw(st.booleans()),
+        all_rows=draw(st.booleans()),
     )

@@ -1,44 +1,104 @@
-"""Layers: heads, sizes, scale, window and sinks."""
+"""Layers: heads, sizes, scale, and the rules that are fixed for a model."""
 
 from typing import Any
 
-from attn_contract import AttentionType
+from attn_contract import AttentionType, Layout
+from attn_fuzz.case import ITEMSIZE
+from attn_fuzz.strategies.rules import rules
 from attn_fuzz.targets import Support
 from hypothesis import strategies as st
 
 SINKS = ("zero", "near", "above", "below", "off")
+SOFT_CAPS = (50.0, 5.0, 1.0, 0.25)
 
 
 @st.composite
-def layers(draw: st.DrawFn, support: Support) -> dict[str, Any]:
-    """The fields of a Case that are fixed for a model."""
+def layers(draw: st.DrawFn, support: Support) -> tuple[dict[str, Any], dict[str, Any], set[str]]:
+    """Fields of a Case that are fixed for a model, those of its Cache (none without one), and the names of the case's rules."""
     attn_type = draw(attn_types(support))
-    head_size = draw(st.sampled_from(support.head_sizes))
-    window = (-1, -1)
-    if support.window and attn_type is not AttentionType.ENCODER_DECODER and draw(st.booleans()):
-        window = draw(windows(support))
-    return {
+    chosen = draw(rules(support, attn_type))
+    dtype = draw(st.sampled_from(support.dtypes))
+    cache = draw(caches_of_layers(support, dtype, "quantized" in chosen)) if attn_type.reads_cache else {}
+    step = _multiple_of(cache.get("layout"), _itemsize(dtype, cache.get("dtype")))[0]
+    head_size = draw(st.sampled_from([size for size in support.head_sizes if size % step == 0]))
+    ranges_clamped = "has_ranges" in chosen and draw(st.booleans())
+    if ("sink_tokens" in chosen or ranges_clamped) and support.window and draw(st.sampled_from([True, True, True, False])):
+        chosen = chosen | {"window"}  # neither says anything without one
+    layer = {
         "attn_type": attn_type,
-        "dtype": draw(st.sampled_from(support.dtypes)),
+        "dtype": dtype,
         "num_kv_heads": draw(st.sampled_from([1, 2, 3])),
         "group_size": draw(st.sampled_from(support.group_sizes)),
         "head_size": head_size,
         "scale": draw(st.sampled_from([0.25, round(head_size**-0.5, 6), 1.0, 0.1])),
-        "window": window,
-        "sinks": draw(st.sampled_from(SINKS)) if support.sinks and draw(st.booleans()) else None,
+        "window": draw(windows(support)) if "window" in chosen else (-1, -1),
+        "sink_tokens": draw(st.sampled_from([1, 2, 4, *_around(support)])) if "sink_tokens" in chosen else 0,
+        "chunked_local": draw(st.sampled_from([16, 1, 2, 7, *_around(support)])) if "chunked_local" in chosen else None,
+        "ranges_clamped": ranges_clamped,
+        "soft_cap": draw(st.sampled_from(SOFT_CAPS)) if "soft_cap" in chosen else None,
+        "alibi": "alibi" in chosen,
+        "qq_bias": draw(st.sampled_from(["tree", "random"])) if "qq_bias" in chosen else None,
+        "sinks": draw(st.sampled_from(SINKS)) if "sinks" in chosen else None,
         "narrow_sinks": draw(st.booleans()),
+        "output_dtype": draw(st.sampled_from(support.output_dtypes)) if "output_dtype" in chosen else None,
     }
+    return layer, cache, chosen
 
 
 def attn_types(support: Support) -> st.SearchStrategy[AttentionType]:
-    """DECODER as often as all others together: it has the most ways to be wrong."""
+    """DECODER twice as often as all others together: it has the most ways to be wrong."""
     others = [attn_type for attn_type in support.attn_types if attn_type is not AttentionType.DECODER]
-    decoder = [AttentionType.DECODER] * max(1, len(others)) if AttentionType.DECODER in support.attn_types else []
+    decoder = [AttentionType.DECODER] * max(1, 2 * len(others)) if AttentionType.DECODER in support.attn_types else []
     return st.sampled_from(decoder + others)
 
 
 def windows(support: Support) -> st.SearchStrategy[tuple[int, int]]:
     """(left, right), each unlimited, 0, small, or around a tile's end; and as engines have it, nothing to the right."""
-    around = [tile + more for tile in support.tile_sizes for more in (-1, 0, 1)]
-    side = st.sampled_from([-1, 0, 1, 2, 7, *around])
+    side = st.sampled_from([-1, 0, 1, 2, 7, *_around(support)])
     return st.one_of(st.tuples(side, st.sampled_from([-1, 0])), st.tuples(side, side))
+
+
+@st.composite
+def caches_of_layers(draw: st.DrawFn, support: Support, dtype: str, quantized: bool) -> dict[str, Any]:
+    """A layout that some of the support's sizes fit, and for a quantized cache its dtype and kind of scales."""
+    cache_dtype = draw(st.sampled_from(support.cache_dtypes)) if quantized else None
+    itemsize = _itemsize(dtype, cache_dtype)
+    fitting = [layout for layout in support.layouts if _fits(support, layout, itemsize, quantized)]
+    inline = [layout for layout in fitting if layout.has_inline_scales]
+    layout = draw(st.sampled_from(fitting + inline))  # as often as each other kind of scales
+    scales = None
+    if cache_dtype is not None and not layout.has_inline_scales:
+        scales = "token" if cache_dtype == "int8" else draw(st.sampled_from(["tensor", "head", "token"]))
+    return {"layout": layout, "dtype": cache_dtype, "scales": scales}
+
+
+@st.composite
+def block_sizes(draw: st.DrawFn, support: Support, dtype: str, cache: dict[str, Any]) -> int:
+    """A block size that the layout takes; very large ones, which make a case slow, now and then."""
+    step = _multiple_of(cache["layout"], _itemsize(dtype, cache["dtype"]))[1]
+    fitting = [size for size in support.block_sizes if size % step == 0]
+    usual = [size for size in fitting if size <= 128] or fitting
+    return draw(st.sampled_from(fitting if draw(st.integers(0, 9)) == 9 else usual))
+
+
+def _fits(support: Support, layout: Layout, itemsize: int, quantized: bool) -> bool:
+    heads, blocks = _multiple_of(layout, itemsize)
+    has_sizes = any(size % heads == 0 for size in support.head_sizes) and any(
+        size % blocks == 0 for size in support.block_sizes
+    )
+    return has_sizes and (quantized or not layout.has_inline_scales)
+
+
+def _multiple_of(layout: Layout | None, itemsize: int) -> tuple[int, int]:
+    """What a layout's head size and block size are multiples of."""
+    if layout is not None and layout.is_x_packed:
+        return 16 // itemsize, 16 // itemsize
+    return (4 if layout is not None and layout.has_inline_scales else 1), 1
+
+
+def _itemsize(dtype: str, cache_dtype: str | None) -> int:
+    return 1 if cache_dtype else ITEMSIZE[dtype]
+
+
+def _around(support: Support) -> list[int]:
+    return [tile + more for tile in support.tile_sizes for more in (-1, 0, 1)]

@@ -1,0 +1,162 @@
+"""What a case exercises, by names that the coverage table counts; and which two can never meet in one case, and why."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from attn_contract import AttentionType, Layout, PhysicalOrder
+from attn_fuzz.case import Cache, Case, Request, Rope
+
+
+class Feature(NamedTuple):
+    """One thing that a case may have. A case has at most one feature of a `choice`, any number of the others."""
+
+    name: str
+    group: str
+    has: Callable[[Case], bool]
+    is_choice: bool = False
+
+
+def _of_cache(has: Callable[[Cache], object]) -> Callable[[Case], bool]:
+    return lambda case: case.cache is not None and bool(has(case.cache))
+
+
+def _of_request(has: Callable[[Request], bool]) -> Callable[[Case], bool]:
+    return lambda case: any(has(request) for request in case.requests)
+
+
+def _of_rope(has: Callable[[Rope, Case], bool]) -> Callable[[Case], bool]:
+    return lambda case: case.rope is not None and has(case.rope, case)
+
+
+def _causal(*flags: bool) -> Callable[[Case], bool]:
+    def has(case: Case) -> bool:
+        return case.attn_type is AttentionType.DECODER and {request.causal for request in case.requests} == set(flags)
+
+    return has
+
+
+def _is(attn_type: AttentionType) -> Callable[[Case], bool]:
+    return lambda case: case.attn_type is attn_type
+
+
+def _layout(layout: Layout) -> Callable[[Case], bool]:
+    return _of_cache(lambda cache: cache.layout is layout)
+
+
+def _order(order: PhysicalOrder) -> Callable[[Case], bool]:
+    return _of_cache(lambda cache: "content" in cache.layout.dims and cache.order is order)
+
+
+FEATURES = (
+    Feature("decoder, causal", "attention", _causal(True), is_choice=True),
+    Feature("decoder, non-causal", "attention", _causal(False), is_choice=True),
+    Feature("decoder, causal per request", "attention", _causal(True, False), is_choice=True),
+    Feature("encoder", "attention", _is(AttentionType.ENCODER), is_choice=True),
+    Feature("encoder-only", "attention", _is(AttentionType.ENCODER_ONLY), is_choice=True),
+    Feature("cross-attention", "attention", _is(AttentionType.ENCODER_DECODER), is_choice=True),
+    Feature("prefill", "phase", _of_request(lambda r: r.query_len > 1 and r.context_len == 0)),
+    Feature("extend", "phase", _of_request(lambda r: r.query_len > 8 and r.context_len > 0)),
+    Feature("decode", "phase", _of_request(lambda r: r.query_len == 1 and r.context_len > 0)),
+    Feature("multi-token decode", "phase", _of_request(lambda r: 1 < r.query_len <= 8 and r.context_len > 0)),
+    Feature("more queries than keys", "phase", _of_request(lambda r: r.context_len < 0)),
+    Feature("request without a query", "phase", _of_request(lambda r: r.query_len == 0)),
+    Feature("window", "rule", lambda case: case.window != (-1, -1)),
+    Feature("sink_tokens", "rule", lambda case: case.sink_tokens > 0),
+    Feature("chunked_local", "rule", lambda case: case.chunked_local is not None),
+    Feature("bidirectional_ranges", "rule", lambda case: case.has_ranges and not case.ranges_clamped, is_choice=True),
+    Feature("bidirectional_ranges, clamped", "rule", lambda case: case.has_ranges and case.ranges_clamped, is_choice=True),
+    Feature("logits_soft_cap", "rule", lambda case: case.soft_cap is not None),
+    Feature("alibi_slopes", "rule", lambda case: case.alibi),
+    Feature("qq_bias, a tree", "rule", lambda case: case.qq_bias == "tree", is_choice=True),
+    Feature("qq_bias, random", "rule", lambda case: case.qq_bias == "random", is_choice=True),
+    Feature("sinks", "rule", lambda case: case.sinks is not None),
+    Feature("float32", "dtype", lambda case: case.dtype == "float32", is_choice=True),
+    Feature("float16", "dtype", lambda case: case.dtype == "float16", is_choice=True),
+    Feature("bfloat16", "dtype", lambda case: case.dtype == "bfloat16", is_choice=True),
+    *(Feature(str(layout), "layout", _layout(layout), is_choice=True) for layout in Layout),
+    *(Feature(f"order {order}", "allocation", _order(order), is_choice=True) for order in PhysicalOrder),
+    Feature("interleaved layers", "allocation", _of_cache(lambda cache: cache.num_layers > 1)),
+    Feature("K and V planes", "allocation", _of_cache(lambda cache: cache.planes)),
+    Feature("padded blocks", "allocation", _of_cache(lambda cache: cache.padding)),
+    Feature("block size no power of two", "allocation", _of_cache(lambda cache: cache.block_size.bit_count() > 1)),
+    Feature("writer in another layout", "allocation", _of_cache(lambda cache: cache.writer not in (None, cache.layout))),
+    Feature("neighbour in another layout", "allocation", _of_cache(lambda cache: cache.neighbour not in (None, cache.layout))),
+    Feature("cache of the layer's dtype", "cache dtype", _of_cache(lambda cache: cache.dtype is None), is_choice=True),
+    Feature("cache fp8_e4m3fn", "cache dtype", _of_cache(lambda cache: cache.dtype == "fp8_e4m3fn"), is_choice=True),
+    Feature("cache fp8_e4m3fnuz", "cache dtype", _of_cache(lambda cache: cache.dtype == "fp8_e4m3fnuz"), is_choice=True),
+    Feature("cache int8", "cache dtype", _of_cache(lambda cache: cache.dtype == "int8"), is_choice=True),
+    Feature("scale per tensor", "scales", _of_cache(lambda cache: cache.scales == "tensor"), is_choice=True),
+    Feature("scale per head", "scales", _of_cache(lambda cache: cache.scales == "head"), is_choice=True),
+    Feature("scale per token, separate", "scales", _of_cache(lambda cache: cache.scales == "token"), is_choice=True),
+    Feature("slot -1", "write", lambda case: bool(case.unwritten)),
+    Feature("nothing written", "write", lambda case: case.cache is not None and not case.writes),
+    Feature("rope, NeoX", "write", _of_rope(lambda rope, case: rope.neox), is_choice=True),
+    Feature("rope, interleaved", "write", _of_rope(lambda rope, case: not rope.neox), is_choice=True),
+    Feature("rope, partial", "write", _of_rope(lambda rope, case: rope.rotary_dim < case.head_size)),
+    Feature("fused qkv", "call", lambda case: case.fused_qkv),
+    Feature("LSE", "call", lambda case: case.return_lse),
+    Feature("output fp8_e4m3fn", "call", lambda case: case.output_dtype == "fp8_e4m3fn", is_choice=True),
+    Feature("output fp8_e4m3fnuz", "call", lambda case: case.output_dtype == "fp8_e4m3fnuz", is_choice=True),
+)
+
+
+def features(case: Case) -> list[str]:
+    """Names of the features of a case, in the order of FEATURES."""
+    return [feature.name for feature in FEATURES if feature.has(case)]
+
+
+def _names(*groups: str) -> set[str]:
+    return {feature.name for feature in FEATURES if feature.group in groups}
+
+
+_ENCODERS = {"encoder", "encoder-only"}
+_RANGES = {"bidirectional_ranges", "bidirectional_ranges, clamped"}
+_DRAFTS = {"qq_bias, a tree", "qq_bias, random"}
+_ROPE = {"rope, NeoX", "rope, interleaved", "rope, partial"}
+_CONTENT = {"CONTENT_PACKED", "CONTENT_PACKED_SCALED"}
+_ORDERS = {f"order {order}" for order in PhysicalOrder}
+_UNDEFINED = (
+    (
+        {"cross-attention"},
+        {"window", "sink_tokens", "chunked_local", "alibi_slopes"} | _RANGES | _DRAFTS,
+        "query and key positions belong to different sequences",
+    ),
+    ({"cross-attention"}, _ROPE | {"slot -1"}, "the keys that it writes are the encoder's, once"),
+    (_ENCODERS, _RANGES | _DRAFTS, "only a decoder has it"),
+    (_ENCODERS, _names("layout", "allocation", "cache dtype", "scales", "write"), "there is no KV cache"),
+    (
+        _ENCODERS,
+        {"extend", "decode", "multi-token decode", "more queries than keys"},
+        "its keys are its own tokens: there is no context",
+    ),
+    ({"cache of the layer's dtype"}, _names("scales") | {"CONTENT_PACKED_SCALED"}, "only a quantized cache has scales"),
+    ({"CONTENT_PACKED_SCALED"}, _names("scales"), "its scales are in its rows"),
+    ({"cache int8"}, {"scale per tensor", "scale per head"}, "int8 has a scale per token and head"),
+    (
+        set(Layout) - _CONTENT,
+        _ORDERS,
+        "only content-packed caches have a physical order of layers, blocks, heads and slots",
+    ),
+    (_CONTENT | _ORDERS, {"K and V planes"}, "K and V share each row"),
+    ({"CONTENT_PACKED_SCALED"}, {"writer in another layout", "neighbour in another layout"}, "no other layout has its scales"),
+    ({"X_PACKED", "SHUFFLED"}, {"interleaved layers"}, "pages are dense, and no view of rows has their elements"),
+    ({"K and V planes"}, {"interleaved layers"}, "interleaved layers are those of a content-packed cache"),
+    ({"nothing written"}, _ROPE | {"slot -1", "writer in another layout"}, "nothing is written"),
+)
+
+
+def undefined(first: str, second: str) -> str | None:
+    """Why no case has both features, in words; None if some case can."""
+    by_name = {feature.name: feature for feature in FEATURES}
+    a, b = by_name[first], by_name[second]
+    if a.is_choice and b.is_choice and _choice(a) == _choice(b):
+        return "a case has one or the other"
+    for some, others, reason in _UNDEFINED:
+        if (first in some and second in others) or (second in some and first in others):
+            return reason
+    return None
+
+
+def _choice(feature: Feature) -> str:
+    """What a feature is one choice of: its group, or in groups of several choices their common first word."""
+    return feature.group if feature.group not in ("rule", "write", "call") else feature.name.split(",")[0].split()[0]
