@@ -3,10 +3,13 @@
 Nothing is run. A pair that no case can have says why (`attn_fuzz.features.undefined`); every other pair must be drawn.
 """
 
+import contextlib
 import multiprocessing
-from collections import Counter
-from collections.abc import Sequence
-from itertools import combinations
+import signal
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import combinations, repeat
 
 import msgspec
 from attn_fuzz import engine, targets
@@ -17,43 +20,49 @@ NAMES = [feature.name for feature in FEATURES]
 
 
 class Coverage(msgspec.Struct, frozen=True, kw_only=True):
-    """Cases by feature and by pair of features, each pair in the order of FEATURES.
+    """How many cases have what.
 
-    `refused` holds, by target and feature, why the target refuses every drawn case that has the feature; other features of the
-    target's cases are supported.
+    Attributes:
+        examples: cases drawn.
+        single, pairs: cases by feature and by pair of features, which stand in the order of FEATURES.
+        refused: by side and feature, why the side refuses every one of the cases that have the feature.
     """
 
     examples: int
-    single: dict[str, int]
-    pairs: dict[tuple[str, str], int]
-    refused: dict[str, dict[str, str]]
+    single: Mapping[str, int]
+    pairs: Mapping[tuple[str, str], int]
+    refused: Mapping[str, Mapping[str, str]]
 
 
-def cover(plans: Sequence[Plan], workers: int, judged_by: Sequence[str] = ()) -> Coverage:
-    """Draw the cases of all plans and count.
+def cover(
+    plans: Sequence[Plan], workers: int, sides: Sequence[str] = (), report: Callable[[int], None] = lambda examples: None
+) -> Coverage:
+    """Draw the cases of all plans and count; the counts do not depend on the number of workers.
 
     Args:
         plans: shards; see `runner.shards`.
         workers: processes at once.
-        judged_by: targets whose support is asked about every case.
+        sides: targets whose support is asked about every case.
+        report: is told how many cases have been drawn.
+
+    Raises:
+        UnknownTargetError: a plan's target or a side cannot be loaded.
     """
-    single, pairs = Counter[str](), Counter[tuple[str, str]]()
-    supported: dict[str, set[str]] = {name: set() for name in judged_by}
-    reasons: dict[str, dict[str, str]] = {name: {} for name in judged_by}
-    examples = 0
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        for shard in pool.imap_unordered(_count, [(plan, tuple(judged_by)) for plan in plans]):
-            examples += shard[0]
-            single.update(shard[1])
-            pairs.update(shard[2])
-            for name in judged_by:
-                supported[name] |= shard[3][name]
-                reasons[name] |= shard[4][name]
-    refused = {
-        name: {feature: reasons[name][feature] for feature in NAMES if feature in reasons[name].keys() - supported[name]}
-        for name in judged_by
-    }
-    return Coverage(examples=examples, single=dict(single), pairs=dict(pairs), refused=refused)
+    examples, single, pairs = 0, Counter[str](), Counter[tuple[str, str]]()
+    refusals = {side: _Refusals() for side in sides}
+    with ProcessPoolExecutor(min(workers, len(plans)), multiprocessing.get_context("spawn")) as pool:
+        with _without_interrupts():
+            shards = pool.map(_draw, plans, repeat(sides))
+        for shard in shards:
+            for found, reasons in shard:
+                single.update(found)
+                pairs.update(combinations(found, 2))
+                for side, reason in reasons.items():
+                    refusals[side].add(found, reason)
+            examples += len(shard)
+            report(examples)
+    refused = {side: refusals[side].sentences(single) for side in sides}
+    return Coverage(examples=examples, single=single, pairs=pairs, refused=refused)
 
 
 def missing(coverage: Coverage) -> list[tuple[str, str]]:
@@ -63,27 +72,47 @@ def missing(coverage: Coverage) -> list[tuple[str, str]]:
 
 def impossible(coverage: Coverage) -> list[tuple[str, str]]:
     """Pairs that are called undefined and were drawn all the same."""
-    return [pair for pair in coverage.pairs if undefined(*pair)]
+    return [pair for pair in combinations(NAMES, 2) if undefined(*pair) and coverage.pairs.get(pair)]
 
 
-_Shard = tuple[int, Counter[str], Counter[tuple[str, str]], dict[str, set[str]], dict[str, dict[str, str]]]
+class _Refusals:
+    """What one side refuses: by reason, in how many cases, and how many of those have which feature."""
+
+    def __init__(self) -> None:
+        self.cases = Counter[str]()
+        self.features: dict[str, Counter[str]] = defaultdict(Counter)
+
+    def add(self, found: Sequence[str], reason: str) -> None:
+        self.cases[reason] += 1
+        self.features[reason].update(found)
+
+    def sentences(self, single: Mapping[str, int]) -> dict[str, str]:
+        """For each feature that only refused cases have, the reason that it is most closely bound to.
+
+        A case is refused for the first reason that applies: one of a feature that is not supported may be refused for another.
+        """
+        total = sum(self.features.values(), Counter[str]())
+        return {
+            name: max(sorted(self.cases), key=lambda reason: self.features[reason][name] / self.cases[reason])
+            for name in NAMES
+            if total[name] and total[name] == single[name]
+        }
 
 
-def _count(task: tuple[Plan, tuple[str, ...]]) -> _Shard:
-    plan, judged_by = task
-    single, pairs = Counter[str](), Counter[tuple[str, str]]()
-    supported: dict[str, set[str]] = {name: set() for name in judged_by}
-    reasons: dict[str, dict[str, str]] = {name: {} for name in judged_by}
-    supports = {name: targets.load(name).support(plan.device) for name in judged_by}
-    cases = engine.drawn(plan)
-    for case in cases:
-        found = features(case)
-        single.update(found)
-        pairs.update(combinations(found, 2))
-        for name, support in supports.items():
-            reason = support.beyond(case)
-            if reason is None:
-                supported[name].update(found)
-            else:
-                reasons[name].update(dict.fromkeys(found, reason))
-    return len(cases), single, pairs, supported, reasons
+def _draw(plan: Plan, sides: Sequence[str]) -> list[tuple[list[str], dict[str, str]]]:
+    """Of each case its features, and by side why that refuses it, if it does."""
+    supports = {side: targets.load(side).support(plan.device) for side in sides}
+    return [
+        (features(case), {side: reason for side, support in supports.items() if (reason := support.beyond(case))})
+        for case in engine.drawn(plan)
+    ]
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes that are started meanwhile never see Ctrl-C: it ends who waits for them, and so them, without a traceback."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -4,16 +4,16 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from attn_contract import AttentionType, Layout, PhysicalOrder
-from attn_fuzz.case import Cache, Case, Request, Rope
+from attn_fuzz.case import Cache, Case, Request, Rope, written_slots
 
 
 class Feature(NamedTuple):
-    """One thing that a case may have. A case has at most one feature of a `choice`, any number of the others."""
+    """One thing that a case may have. Those that name one `choice` exclude each other."""
 
     name: str
     group: str
     has: Callable[[Case], bool]
-    is_choice: bool = False
+    choice: str | None = None
 
 
 def _of_cache(has: Callable[[Cache], object]) -> Callable[[Case], bool]:
@@ -44,16 +44,20 @@ def _layout(layout: Layout) -> Callable[[Case], bool]:
 
 
 def _order(order: PhysicalOrder) -> Callable[[Case], bool]:
-    return _of_cache(lambda cache: "content" in cache.layout.dims and cache.order is order)
+    return _of_cache(lambda cache: cache.holds_content_rows and cache.order is order)
+
+
+def _is_written_in_another_layout(case: Case) -> bool:
+    return case.cache is not None and case.writes and case.cache.writer not in (None, case.cache.layout)
 
 
 FEATURES = (
-    Feature("decoder, causal", "attention", _causal(True), is_choice=True),
-    Feature("decoder, non-causal", "attention", _causal(False), is_choice=True),
-    Feature("decoder, causal per request", "attention", _causal(True, False), is_choice=True),
-    Feature("encoder", "attention", _is(AttentionType.ENCODER), is_choice=True),
-    Feature("encoder-only", "attention", _is(AttentionType.ENCODER_ONLY), is_choice=True),
-    Feature("cross-attention", "attention", _is(AttentionType.ENCODER_DECODER), is_choice=True),
+    Feature("decoder, causal", "attention", _causal(True), choice="attention"),
+    Feature("decoder, non-causal", "attention", _causal(False), choice="attention"),
+    Feature("decoder, causal per request", "attention", _causal(True, False), choice="attention"),
+    Feature("encoder", "attention", _is(AttentionType.ENCODER), choice="attention"),
+    Feature("encoder-only", "attention", _is(AttentionType.ENCODER_ONLY), choice="attention"),
+    Feature("cross-attention", "attention", _is(AttentionType.ENCODER_DECODER), choice="attention"),
     Feature("prefill", "phase", _of_request(lambda r: r.query_len > 1 and r.context_len == 0)),
     Feature("extend", "phase", _of_request(lambda r: r.query_len > 8 and r.context_len > 0)),
     Feature("decode", "phase", _of_request(lambda r: r.query_len == 1 and r.context_len > 0)),
@@ -63,40 +67,40 @@ FEATURES = (
     Feature("window", "rule", lambda case: case.window != (-1, -1)),
     Feature("sink_tokens", "rule", lambda case: case.sink_tokens > 0),
     Feature("chunked_local", "rule", lambda case: case.chunked_local is not None),
-    Feature("bidirectional_ranges", "rule", lambda case: case.has_ranges and not case.ranges_clamped, is_choice=True),
-    Feature("bidirectional_ranges, clamped", "rule", lambda case: case.has_ranges and case.ranges_clamped, is_choice=True),
+    Feature("bidirectional_ranges", "rule", lambda case: case.has_ranges and not case.ranges_clamped, choice="ranges"),
+    Feature("bidirectional_ranges, clamped", "rule", lambda case: case.has_ranges and case.ranges_clamped, choice="ranges"),
     Feature("logits_soft_cap", "rule", lambda case: case.soft_cap is not None),
     Feature("alibi_slopes", "rule", lambda case: case.alibi),
-    Feature("qq_bias, a tree", "rule", lambda case: case.qq_bias == "tree", is_choice=True),
-    Feature("qq_bias, random", "rule", lambda case: case.qq_bias == "random", is_choice=True),
+    Feature("qq_bias, a tree", "rule", lambda case: case.qq_bias == "tree", choice="qq_bias"),
+    Feature("qq_bias, random", "rule", lambda case: case.qq_bias == "random", choice="qq_bias"),
     Feature("sinks", "rule", lambda case: case.sinks is not None),
-    Feature("float32", "dtype", lambda case: case.dtype == "float32", is_choice=True),
-    Feature("float16", "dtype", lambda case: case.dtype == "float16", is_choice=True),
-    Feature("bfloat16", "dtype", lambda case: case.dtype == "bfloat16", is_choice=True),
-    *(Feature(str(layout), "layout", _layout(layout), is_choice=True) for layout in Layout),
-    *(Feature(f"order {order}", "allocation", _order(order), is_choice=True) for order in PhysicalOrder),
+    Feature("float32", "dtype", lambda case: case.dtype == "float32", choice="dtype"),
+    Feature("float16", "dtype", lambda case: case.dtype == "float16", choice="dtype"),
+    Feature("bfloat16", "dtype", lambda case: case.dtype == "bfloat16", choice="dtype"),
+    *(Feature(str(layout), "layout", _layout(layout), choice="layout") for layout in Layout),
+    *(Feature(f"order {order}", "allocation", _order(order), choice="order") for order in PhysicalOrder),
     Feature("interleaved layers", "allocation", _of_cache(lambda cache: cache.num_layers > 1)),
     Feature("K and V planes", "allocation", _of_cache(lambda cache: cache.planes)),
     Feature("padded blocks", "allocation", _of_cache(lambda cache: cache.padding)),
     Feature("block size no power of two", "allocation", _of_cache(lambda cache: cache.block_size.bit_count() > 1)),
-    Feature("writer in another layout", "allocation", _of_cache(lambda cache: cache.writer not in (None, cache.layout))),
+    Feature("writer in another layout", "allocation", _is_written_in_another_layout),
     Feature("neighbour in another layout", "allocation", _of_cache(lambda cache: cache.neighbour not in (None, cache.layout))),
-    Feature("cache of the layer's dtype", "cache dtype", _of_cache(lambda cache: cache.dtype is None), is_choice=True),
-    Feature("cache fp8_e4m3fn", "cache dtype", _of_cache(lambda cache: cache.dtype == "fp8_e4m3fn"), is_choice=True),
-    Feature("cache fp8_e4m3fnuz", "cache dtype", _of_cache(lambda cache: cache.dtype == "fp8_e4m3fnuz"), is_choice=True),
-    Feature("cache int8", "cache dtype", _of_cache(lambda cache: cache.dtype == "int8"), is_choice=True),
-    Feature("scale per tensor", "scales", _of_cache(lambda cache: cache.scales == "tensor"), is_choice=True),
-    Feature("scale per head", "scales", _of_cache(lambda cache: cache.scales == "head"), is_choice=True),
-    Feature("scale per token, separate", "scales", _of_cache(lambda cache: cache.scales == "token"), is_choice=True),
-    Feature("slot -1", "write", lambda case: bool(case.unwritten)),
+    Feature("cache of the layer's dtype", "cache dtype", _of_cache(lambda cache: cache.dtype is None), choice="cache dtype"),
+    Feature("cache fp8_e4m3fn", "cache dtype", _of_cache(lambda cache: cache.dtype == "fp8_e4m3fn"), choice="cache dtype"),
+    Feature("cache fp8_e4m3fnuz", "cache dtype", _of_cache(lambda cache: cache.dtype == "fp8_e4m3fnuz"), choice="cache dtype"),
+    Feature("cache int8", "cache dtype", _of_cache(lambda cache: cache.dtype == "int8"), choice="cache dtype"),
+    Feature("scale per tensor", "scales", _of_cache(lambda cache: cache.scales == "tensor"), choice="scales"),
+    Feature("scale per head", "scales", _of_cache(lambda cache: cache.scales == "head"), choice="scales"),
+    Feature("scale per token, separate", "scales", _of_cache(lambda cache: cache.scales == "token"), choice="scales"),
+    Feature("slot -1", "write", lambda case: -1 in written_slots(case)),
     Feature("nothing written", "write", lambda case: case.cache is not None and not case.writes),
-    Feature("rope, NeoX", "write", _of_rope(lambda rope, case: rope.neox), is_choice=True),
-    Feature("rope, interleaved", "write", _of_rope(lambda rope, case: not rope.neox), is_choice=True),
+    Feature("rope, NeoX", "write", _of_rope(lambda rope, case: rope.neox), choice="rope"),
+    Feature("rope, interleaved", "write", _of_rope(lambda rope, case: not rope.neox), choice="rope"),
     Feature("rope, partial", "write", _of_rope(lambda rope, case: rope.rotary_dim < case.head_size)),
-    Feature("fused qkv", "call", lambda case: case.fused_qkv),
+    Feature("fused qkv", "call", lambda case: case.fused_qkv and case.writes),
     Feature("LSE", "call", lambda case: case.return_lse),
-    Feature("output fp8_e4m3fn", "call", lambda case: case.output_dtype == "fp8_e4m3fn", is_choice=True),
-    Feature("output fp8_e4m3fnuz", "call", lambda case: case.output_dtype == "fp8_e4m3fnuz", is_choice=True),
+    Feature("output fp8_e4m3fn", "call", lambda case: case.output_dtype == "fp8_e4m3fn", choice="output"),
+    Feature("output fp8_e4m3fnuz", "call", lambda case: case.output_dtype == "fp8_e4m3fnuz", choice="output"),
 )
 
 
@@ -132,31 +136,24 @@ _UNDEFINED = (
     ({"cache of the layer's dtype"}, _names("scales") | {"CONTENT_PACKED_SCALED"}, "only a quantized cache has scales"),
     ({"CONTENT_PACKED_SCALED"}, _names("scales"), "its scales are in its rows"),
     ({"cache int8"}, {"scale per tensor", "scale per head"}, "int8 has a scale per token and head"),
-    (
-        set(Layout) - _CONTENT,
-        _ORDERS,
-        "only content-packed caches have a physical order of layers, blocks, heads and slots",
-    ),
-    (_CONTENT | _ORDERS, {"K and V planes"}, "K and V share each row"),
+    ({"K and V planes"}, _CONTENT | _ORDERS | {"interleaved layers"}, "K and V share each row of such an allocation"),
+    ({"X_PACKED", "SHUFFLED"}, _ORDERS | {"interleaved layers"}, "no row of them holds K and V, whatever the view"),
     ({"CONTENT_PACKED_SCALED"}, {"writer in another layout", "neighbour in another layout"}, "no other layout has its scales"),
-    ({"X_PACKED", "SHUFFLED"}, {"interleaved layers"}, "pages are dense, and no view of rows has their elements"),
-    ({"K and V planes"}, {"interleaved layers"}, "interleaved layers are those of a content-packed cache"),
-    ({"nothing written"}, _ROPE | {"slot -1", "writer in another layout"}, "nothing is written"),
+    (
+        {"nothing written"},
+        _ROPE | {"slot -1", "writer in another layout", "fused qkv"},
+        "without a write there is neither K nor V",
+    ),
 )
+_BY_NAME = {feature.name: feature for feature in FEATURES}
 
 
 def undefined(first: str, second: str) -> str | None:
     """Why no case has both features, in words; None if some case can."""
-    by_name = {feature.name: feature for feature in FEATURES}
-    a, b = by_name[first], by_name[second]
-    if a.is_choice and b.is_choice and _choice(a) == _choice(b):
+    choice = _BY_NAME[first].choice
+    if choice is not None and choice == _BY_NAME[second].choice:
         return "a case has one or the other"
     for some, others, reason in _UNDEFINED:
         if (first in some and second in others) or (second in some and first in others):
             return reason
     return None
-
-
-def _choice(feature: Feature) -> str:
-    """What a feature is one choice of: its group, or in groups of several choices their common first word."""
-    return feature.group if feature.group not in ("rule", "write", "call") else feature.name.split(",")[0].split()[0]

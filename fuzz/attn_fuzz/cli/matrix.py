@@ -1,23 +1,36 @@
 """`attn-parity matrix`: which features each side has, and how often the fuzzer draws each pair of them."""
 
+import re
+from collections import defaultdict
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import click
 import hypothesis
 from attn_fuzz import coverage, runner
 from attn_fuzz.cli.fuzz import PROFILES
-from attn_fuzz.cli.options import check_writable, default_workers, json_option, notes, results, workers_option, write_json
+from attn_fuzz.cli.options import (
+    check_writable,
+    default_workers,
+    json_option,
+    notes,
+    progress_bar,
+    results,
+    workers_option,
+    write_json,
+)
 from attn_fuzz.coverage import NAMES, Coverage
 from attn_fuzz.engine import Plan
-from attn_fuzz.features import FEATURES, undefined
+from attn_fuzz.features import undefined
 
 SCHEMA = "attn-parity.matrix/1"
 PAGE = Path("docs/coverage.md")
 SEED = 0
 # the CPU's ci job, and what a GPU does over night
-DRAWS = {"ci": "cpu", "nightly": "cuda"}
+DEVICES = {"ci": "cpu", "nightly": "cuda"}
 SIDES = ("reference-fp32", "triton", "triton-varlen", "triton-cascade", "triton-invariant")
+UNDEFINED = {pair: reason for pair in combinations(NAMES, 2) if (reason := undefined(*pair))}
 
 
 @click.command("matrix")
@@ -28,35 +41,48 @@ SIDES = ("reference-fp32", "triton", "triton-varlen", "triton-cascade", "triton-
 def command(check: bool, page: Path, workers: int | None, json_file: Path | None) -> int:
     """Write the table of features, sides and drawn pairs. Nothing is run; needs no GPU."""
     check_writable(json_file)
-    if not page.parent.is_dir():
-        raise click.ClickException(f"--page: the folder {page.parent} does not exist")
-    workers = workers or default_workers("cpu")
-    drawn = {}
-    for profile, device in DRAWS.items():
-        plan = Plan(target="triton", device=device, examples=PROFILES[profile], seed=SEED, folder=page.parent)
-        notes.print(f"drawing {plan.examples} cases of the {profile} profile")
-        drawn[profile] = coverage.cover(runner.shards(plan), workers, SIDES)
-    nightly = drawn["nightly"]
-    text = _page(drawn)
-    if json_file:
-        write_json(json_file, _as_json(drawn))
+    if check:
+        _check_version(page)
+    else:
+        check_writable(page, "--page")
+    ci, nightly = (_draw(profile, device, workers or default_workers("cpu")) for profile, device in DEVICES.items())
     wrong = [f"never drawn together: {a} and {b}" for a, b in coverage.missing(nightly)]
     wrong += [f"drawn together, though undefined: {a} and {b}" for a, b in coverage.impossible(nightly)]
-    if check:
-        if not page.exists() or page.read_text() != text:
-            wrong.append(f"{page} is not current: run `attn-parity matrix`")
-    else:
-        page.write_text(text)
+    text = _page(ci, nightly).encode()
+    if not check:
+        page.write_bytes(text)
         results.print(f"{page} written")
+    elif page.read_bytes() != text:
+        wrong.append(f"{page} is not current: run `attn-parity matrix`")
     for line in wrong:
         results.print(line, soft_wrap=True)
-    defined = sum(1 for pair in combinations(NAMES, 2) if not undefined(*pair))
+    defined = sum(1 for _ in combinations(NAMES, 2)) - len(UNDEFINED)
     results.print(f"{len(NAMES)} features, {defined} defined pairs, {len(wrong)} wrong")
+    if json_file:
+        write_json(json_file, _as_json(ci, nightly, wrong))
     return 1 if wrong else 0
 
 
-def _page(drawn: dict[str, Coverage]) -> str:
-    ci, nightly = drawn["ci"], drawn["nightly"]
+def _check_version(page: Path) -> None:
+    """Say so before the work where the page is of another Hypothesis, whose cases are others."""
+    if not page.is_file():
+        raise click.ClickException(f"--page: {page} does not exist; `attn-parity matrix` writes it")
+    named = re.search(rb"with Hypothesis ([\w.]+);", page.read_bytes())
+    if named and (version := named[1].decode()) != hypothesis.__version__:
+        raise click.ClickException(
+            f"{page} counts what Hypothesis {version} draws, and this is {hypothesis.__version__}, which draws other cases: "
+            f"install hypothesis=={version}, or write the page anew without --check"
+        )
+
+
+def _draw(profile: str, device: str, workers: int) -> Coverage:
+    plan = Plan(target="triton", device=device, examples=PROFILES[profile], seed=SEED, folder=Path())
+    notes.print(f"drawing {plan.examples} cases of the {profile} profile")
+    with progress_bar(plan.examples) as show_bar:
+        return coverage.cover(runner.shards(plan), workers, SIDES, lambda examples: show_bar(examples, 0))
+
+
+def _page(ci: Coverage, nightly: Coverage) -> str:
     lines = [
         "# What is supported, and what the fuzzer draws",
         "",
@@ -70,71 +96,88 @@ def _page(drawn: dict[str, Coverage]) -> str:
         "A side that is not marked refuses the feature with the sentence below the table. `ci` and `nightly` count the cases",
         "that have it; `rarest partner` is the feature that nightly drew least often with it, of those that can be.",
         "",
-        "| feature | " + " | ".join(SIDES) + " | ci | nightly | rarest partner |",
-        "|---|" + "---|" * len(SIDES) + "--:|--:|---|",
-    ]
-    sentences: dict[str, list[str]] = {}
-    for feature in FEATURES:
-        marks = []
-        for side in SIDES:
-            reason = nightly.refused[side].get(feature.name)
-            marks.append("" if reason else "yes")
-            if reason:
-                sentences.setdefault(f"{side}: {reason}", []).append(feature.name)
-        counts = f"{ci.single.get(feature.name, 0)} | {nightly.single.get(feature.name, 0)}"
-        lines.append(f"| {feature.name} | {' | '.join(marks)} | {counts} | {_rarest(feature.name, nightly)} |")
-    lines += ["", *(f"* {sentence}: {', '.join(names)}" for sentence, names in sentences.items())]
-    lines += ["", "## Pairs that no case has", ""]
-    reasons: dict[str, list[str]] = {}
-    for a, b in combinations(NAMES, 2):
-        if reason := undefined(a, b):
-            reasons.setdefault(reason, []).append(f"{a} + {b}")
-    lines += [f"* {reason}: {len(pairs)} pairs, such as {pairs[0]}" for reason, pairs in reasons.items()]
-    lines += [
+        *_sides(ci, nightly),
+        "",
+        *_refusals(nightly),
+        "",
+        "## Pairs that no case has",
+        "",
+        *_undefined(),
         "",
         "## All pairs",
         "",
         "Cases of the nightly profile that have both features; `-` where no case can.",
         "",
+        *_triangle(nightly),
     ]
-    lines += _triangle(nightly)
     return "\n".join(lines) + "\n"
 
 
-def _rarest(name: str, drawn: Coverage) -> str:
-    counts = {}
-    for a, b in combinations(NAMES, 2):
-        if name in (a, b) and not undefined(a, b):
-            counts[b if a == name else a] = drawn.pairs.get((a, b), 0)
-    partner = min(counts, key=lambda other: counts[other])
-    return f"{partner}: {counts[partner]}"
+def _sides(ci: Coverage, nightly: Coverage) -> list[str]:
+    lines = [
+        _row("feature", *SIDES, "ci", "nightly", "rarest partner"),
+        _row("---", *["---"] * len(SIDES), "--:", "--:", "---"),
+    ]
+    for name in NAMES:
+        marks = ["" if name in nightly.refused[side] else "yes" for side in SIDES]
+        lines.append(_row(name, *marks, ci.single.get(name, 0), nightly.single.get(name, 0), _rarest(name, nightly)))
+    return lines
+
+
+def _refusals(drawn: Coverage) -> list[str]:
+    features: dict[str, list[str]] = defaultdict(list)
+    for side in SIDES:
+        for name, reason in drawn.refused[side].items():
+            features[f"{side}, {reason}"].append(f"`{name}`")
+    return [f"* {sentence}: {', '.join(names)}" for sentence, names in features.items()]
+
+
+def _undefined() -> list[str]:
+    pairs: dict[str, list[str]] = defaultdict(list)
+    for (a, b), reason in UNDEFINED.items():
+        pairs[reason].append(f"`{a}` and `{b}`")
+    return [
+        f"* {reason}: {len(some)} pairs, such as {some[0]}" if len(some) > 1 else f"* {reason}: {some[0]}"
+        for reason, some in pairs.items()
+    ]
 
 
 def _triangle(drawn: Coverage) -> list[str]:
     """One row per feature, its counts with those before it; columns are numbers, which rows begin with."""
-    lines = [
-        "| | feature | " + " | ".join(str(i + 1) for i in range(len(NAMES) - 1)) + " |",
-        "|--:|---|" + "--:|" * (len(NAMES) - 1),
-    ]
+    columns = range(1, len(NAMES))
+    lines = [_row("", "feature", *columns), _row("--:", "---", *["--:"] * len(columns))]
     for i, name in enumerate(NAMES):
-        cells = ["-" if undefined(other, name) else str(drawn.pairs.get((other, name), 0)) for other in NAMES[:i]]
-        lines.append(f"| {i + 1} | {name} | {' | '.join(cells + [''] * (len(NAMES) - 1 - i))} |")
+        cells = ["-" if (other, name) in UNDEFINED else drawn.pairs.get((other, name), 0) for other in NAMES[:i]]
+        lines.append(_row(i + 1, name, *cells, *[""] * (len(columns) - i)))
     return lines
 
 
-def _as_json(drawn: dict[str, Coverage]) -> dict[str, object]:
+def _rarest(name: str, drawn: Coverage) -> str:
+    """The feature that was drawn with it least often, the first of several."""
+    pairs = [pair for pair in combinations(NAMES, 2) if name in pair and pair not in UNDEFINED]
+    rarest = min(pairs, key=lambda pair: drawn.pairs.get(pair, 0))
+    return f"{rarest[rarest[0] == name]}: {drawn.pairs.get(rarest, 0)}"
+
+
+def _row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _as_json(ci: Coverage, nightly: Coverage, wrong: list[str]) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
+        "hypothesis": hypothesis.__version__,
         "seed": SEED,
+        "wrong": wrong,
         "features": NAMES,
-        "undefined": [{"pair": pair, "reason": undefined(*pair)} for pair in combinations(NAMES, 2) if undefined(*pair)],
+        "undefined": [{"pair": pair, "reason": reason} for pair, reason in UNDEFINED.items()],
         "profiles": {
             profile: {
-                "examples": counted.examples,
-                "single": counted.single,
-                "pairs": [{"pair": pair, "cases": counted.pairs.get(pair, 0)} for pair in combinations(NAMES, 2)],
-                "refused": counted.refused,
+                "examples": drawn.examples,
+                "single": drawn.single,
+                "pairs": [{"pair": pair, "cases": drawn.pairs.get(pair, 0)} for pair in combinations(NAMES, 2)],
+                "refused": drawn.refused,
             }
-            for profile, counted in drawn.items()
+            for profile, drawn in {"ci": ci, "nightly": nightly}.items()
         },
     }

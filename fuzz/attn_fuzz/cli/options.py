@@ -95,14 +95,14 @@ def progress_bar(total: int) -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
-def check_writable(path: Path | None) -> None:
+def check_writable(path: Path | None, option: str = "--json") -> None:
     """Fail before the work instead of after it."""
     if path is not None and path.is_dir():
-        raise click.ClickException(f"--json: {path} is a folder")
+        raise click.ClickException(f"{option}: {path} is a folder")
     if path is not None and not path.parent.is_dir():
-        raise click.ClickException(f"--json: the folder {path.parent} does not exist")
+        raise click.ClickException(f"{option}: the folder {path.parent} does not exist")
     if path is not None and not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise click.ClickException(f"--json: {path} cannot be written")
+        raise click.ClickException(f"{option}: {path} cannot be written")
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
