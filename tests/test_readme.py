@@ -36,7 +36,8 @@ def test_the_call_of_the_ops(tmp_path):
     check = "heads_first = (x.transpose(0, 1) for x in (q, k, v))\n"
     check += "expected = torch.nn.functional.scaled_dot_product_attention(*heads_first, is_causal=True, enable_gqa=True)\n"
     check += "torch.testing.assert_close(out, expected.transpose(0, 1), check_stride=False)\n"
-    (tmp_path / "call.py").write_text(blocks("python")[1] + check)
+    call, rope = blocks("python")[1:3]
+    (tmp_path / "call.py").write_text(call + check + rope)
     result = run("call.py", folder=tmp_path)
     assert result.returncode == 0, result.stderr
 

@@ -376,6 +376,8 @@ def check_shared_allocation(views: Mapping[str, KVCacheView], shared_contents: I
 
 def overlaps_itself(shape: Sequence[int], stride: Sequence[int]) -> bool:
     """Whether two indices of a strided tensor may share memory; nested dimensions, as views of caches have, never do."""
+    if 0 in shape:
+        return False
     span = 1
     for step, size in sorted((step, size) for size, step in zip(shape, stride, strict=True) if size > 1):
         if step < span:

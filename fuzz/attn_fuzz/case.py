@@ -213,6 +213,8 @@ class Case(
 
 def check(case: Case) -> None:
     """Raise CaseError where fields contradict each other, so that what is left is a valid call of the contract."""
+    if _num_elements(case) > MAX_ELEMENTS:  # first: what follows goes through the rows one by one
+        raise CaseError(f"case: its tensors would hold more than {MAX_ELEMENTS} elements")
     if (case.cache is not None) != case.attn_type.reads_cache:
         raise CaseError(f"cache: {case.attn_type} {'needs one' if case.attn_type.reads_cache else 'has none'}")
     if case.scale and not 1e-6 <= abs(case.scale) <= 1e6:
@@ -235,8 +237,6 @@ def check(case: Case) -> None:
         _check_blocks(case, case.cache)
     if case.rope is not None:
         _check_rope(case, case.rope)
-    if _num_elements(case) > MAX_ELEMENTS:
-        raise CaseError(f"case: its tensors would hold more than {MAX_ELEMENTS} elements")
 
 
 _POSITIONS = ("window", "sink_tokens", "chunked_local", "alibi")

@@ -21,12 +21,14 @@ a cap undiminished at most, since the slope of tanh is at most 1.
 
     2 |z_j|     with a cap or a bias: z is scaled to the exponential's base before s is, and s may be far smaller
     2 |z_j|     with a quantized cache: its scale of K joins the layer's in one or two roundings more
-    8 c         the cap: 1 - 2 / (exp(2x) + 1), x = z / c, has an error of 2 u32 in the exponential's value and |2x| u32 in its
-                argument, times a slope that decays as exp(-|2x|); three more roundings of numbers up to 2; and c times that
+    8 c         the cap by one exponential, 1 - 2 / (exp(2x) + 1) or (1 - t) / (1 + t) with t = exp(-|2x|), x = z / c: an error
+                of 2 u32 in the exponential's value and |2x| u32 in its argument, times a slope that decays as exp(-|2x|); three
+                more roundings of numbers up to 2; and c times that
     3 b_j       the biases: each is computed, scaled to the base and added; b is the sum of their magnitudes, which may cancel
 
-A quantized value v = t sigma is read exactly as t, and a weight is multiplied by the scale sigma of its token and head before
-it is rounded to V's dtype: u_P becomes u_P + u32 for that product, and a weight that underflows loses eta_P of the stored t.
+A quantized value v = t sigma is read exactly as t, and a weight is multiplied by the scale sigma of its token and head,
+relative to the largest of the tile's, before it is rounded to V's dtype: u_P becomes u_P + 3 u32 for that quotient and two
+products, and a weight that underflows loses eta_P of t times the largest scale.
 A scale that all tokens share may instead multiply the output, in two more roundings and without that loss: 2 u32 |o_c|, and
 t is the larger of v and v / sigma.
 
@@ -232,7 +234,7 @@ def _expect(request: Request, step: Step, rounding: Rounding, dtype: torch.dtype
     sink_eps = U32 * (2 * sink_at.abs() + 2 * (sink_at - m).abs() + 4)
     sink_weight = torch.where(sink.isinf(), 0.0, torch.exp(sink_at - m) / denominator)
     is_quantized, is_scaled = layer.kv_cache_dtype is not None, layer.output_scale is not None
-    u_weight = UNIT_ROUNDOFF[dtype] + U32 * is_quantized
+    u_weight = UNIT_ROUNDOFF[dtype] + 3 * U32 * is_quantized
     eta_out = UNDERFLOW[out_dtype] * (float(layer.output_scale) if layer.output_scale is not None else 1.0)
 
     def bound(eps: torch.Tensor, rounded: torch.Tensor, underflowed: torch.Tensor, accumulation: float) -> _Bound:
@@ -293,13 +295,13 @@ def _further_steps(request: Request, state: Attention, layer: Layer) -> torch.Te
 
 
 def _magnitudes_stored(value: torch.Tensor, layer: Layer) -> torch.Tensor:
-    """abs(t) of values [H, k, D]."""
-    if layer.kv_cache_dtype is None:
+    """abs(t) of values [H, k, D]; with a scale for each token, times the head's largest scale."""
+    if layer.kv_cache_dtype is None or not value.numel():
         return value.abs()
     if layer.v_scale is None:
-        # a row's scale brings its largest magnitude to the type's
+        # a row's scale is proportional to its largest magnitude
         largest = value.abs().amax(-1, keepdim=True)
-        return torch.where(largest > 0, value.abs() / largest * LARGEST[layer.kv_cache_dtype], 0.0)
+        return torch.where(largest > 0, value.abs() / largest * largest.amax(1, keepdim=True), 0.0)
     scale = layer.v_scale.double().reshape(-1, 1, 1)
     return value.abs() / scale.expand(layer.num_kv_heads, 1, 1).repeat_interleave(len(value) // layer.num_kv_heads, 0).clamp(
         max=1

@@ -167,14 +167,10 @@ class Support:
 
     def widened(self) -> "Support":
         """The same sizes with every property: what the strategies draw refusals from."""
-        everything = Support()
-        return dataclasses.replace(self, **{name: getattr(everything, name) for name in _PROPERTIES})
+        return dataclasses.replace(Support(), **{name: getattr(self, name) for name in _SIZES})
 
 
-_PROPERTIES = (
-    *("attn_types", "causal", "non_causal", "per_request_causal", "window", "sink_tokens", "chunked_local", "ranges"),
-    *("soft_cap", "alibi", "qq_bias", "sinks", "cache_dtypes", "output_dtypes", "rope", "lse", "exclude"),
-)
+_SIZES = ("dtypes", "layouts", "head_sizes", "group_sizes", "block_sizes", "tile_sizes", "max_tokens", "max_seq_len")
 
 
 def _no_events(step: Step) -> Iterable[str]:
@@ -259,7 +255,7 @@ def usable(name: str, device: str) -> Target:
     try:
         reason = target.unavailable(device)
         support, rounding = target.support(device), target.rounding(device)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UnknownTargetError(f"target {name}: its declarations raise {type(error).__name__}: {error}") from error
     if reason:
         raise UnknownTargetError(f"target {name}: {reason}")

@@ -315,6 +315,7 @@ def _launch(
             num_ranges=0 if ranges is None else ranges.shape[1],
             bias_len=0 if qq_bias is None else len(qq_bias),
             num_requests=batch.num_requests,
+            num_tokens=batch.num_actual_tokens,
             queries_per_tile=plan.tiles.queries,
             group=layer.num_heads // layer.num_kv_heads,
             block_size=keys.block_size,

@@ -82,18 +82,24 @@ def cascade_attention(
     return out
 
 
+# What may be asked for: nothing else of a Layer or a Batch, whatever it will be. Sink tokens do nothing without a window.
+_FREE_OF_POSITIONS = {
+    *("num_heads", "num_kv_heads", "head_size", "scale", "attn_type", "sink_tokens", "ranges_clamped", "logits_soft_cap"),
+    *("sinks", "layout", "kv_cache_dtype", "k_scale", "v_scale", "k_scale_cache", "v_scale_cache", "output_scale"),
+    *("query_start_loc", "seq_lens", "max_query_len", "max_seq_len", "num_actual_tokens", "causal", "block_table"),
+    *("slot_mapping", "qq_bias"),
+}
+
+
 def _refuse_positions(layer: Layer, batch: Batch) -> None:
-    rules = {
-        f"{layer.attn_type} attention": layer.attn_type is not AttentionType.DECODER,
-        "window": max(layer.window) >= 0,
-        "chunked_local": layer.chunked_local is not None,
-        "alibi_slopes": layer.alibi_slopes is not None,
-        "bidirectional_ranges": batch.bidirectional_ranges is not None,
-    }
-    for name, is_given in rules.items():
-        if is_given:
-            reason = "the shared prefix is attended to without the positions of each request"
-            raise UnsupportedError("cascade_attention", name, reason, "paged_attention")
+    refused = [] if layer.attn_type is AttentionType.DECODER else [f"{layer.attn_type} attention"]
+    for described in (layer, batch):
+        for field in dataclasses.fields(described):
+            if field.name not in _FREE_OF_POSITIONS and getattr(described, field.name) != field.default:
+                refused.append(field.name)
+    if refused:
+        reason = "the shared prefix is attended to without the positions of each request"
+        raise UnsupportedError("cascade_attention", refused[0], reason, "paged_attention")
 
 
 def _check_prefix(batch: Batch, common_prefix_len: int, num_blocks: int) -> None:

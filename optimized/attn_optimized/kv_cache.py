@@ -153,6 +153,7 @@ def _write(
             num_query_tiles,
             num_positions,
             len(slot_mapping),
+            cache.num_blocks * cache.block_size,
             layer.num_heads,
             layer.num_kv_heads,
             cache.block_size,

@@ -17,6 +17,7 @@ class KVCacheStrides(NamedTuple):
     block: int
     slot: int
     head: int
+    num_blocks: int
     block_size: int
     interior: str
 
@@ -35,14 +36,16 @@ def kv_cache_strides(kv_cache: torch.Tensor, layer: Layer) -> KVCacheStrides:
             kv, block, head, slot = 0, 1, 2, 3
         case Layout.CONTENT_PACKED | Layout.CONTENT_PACKED_SCALED:
             half = kv_cache.shape[3] // 2
-            return KVCacheStrides(half, stride[0], stride[2], stride[1], kv_cache.shape[2], "rows")
+            return KVCacheStrides(half, stride[0], stride[2], stride[1], kv_cache.shape[0], kv_cache.shape[2], "rows")
         case Layout.X_PACKED | Layout.SHUFFLED:
             head_elements = kv_cache.shape[2] // layer.num_kv_heads
             block_size = head_elements // layer.head_size
-            return KVCacheStrides(stride[0], stride[1], 0, head_elements, block_size, layer.layout.lower())
+            return KVCacheStrides(stride[0], stride[1], 0, head_elements, kv_cache.shape[1], block_size, layer.layout.lower())
         case _:
             raise AssertionError(layer.layout)
-    return KVCacheStrides(stride[kv], stride[block], stride[slot], stride[head], kv_cache.shape[slot], "rows")
+    return KVCacheStrides(
+        stride[kv], stride[block], stride[slot], stride[head], kv_cache.shape[block], kv_cache.shape[slot], "rows"
+    )
 
 
 def token_scales(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -51,9 +54,12 @@ def token_scales(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, to
         return layer.k_scale_cache, layer.v_scale_cache
     if layer.layout is not Layout.CONTENT_PACKED_SCALED:
         return None
-    # [NB, HK, BS, content]: the float32 behind each row of K and of V
+    # [NB, HK, BS, content]: the float32 behind each row of K and of V. What is stepped over once may have any stride, and
+    # Tensor.view refuses those that are no multiple of 4
+    block, head, slot = (step if size > 1 else 0 for size, step in zip(kv_cache.shape[:3], kv_cache.stride()[:3], strict=True))
+    rows = kv_cache.as_strided(kv_cache.shape, (block, head, slot, 1))
     k_scale, v_scale = (
-        kv_cache[..., end : end + 4].view(torch.float32).squeeze(-1).transpose(1, 2)
+        rows[..., end : end + 4].view(torch.float32).squeeze(-1).transpose(1, 2)
         for end in (layer.head_size, 2 * layer.head_size + 4)
     )
     return k_scale, v_scale

@@ -240,7 +240,8 @@ def attend(request: Request, layer: Layer) -> Attention:
     maximum = maximum.masked_fill(maximum == -torch.inf, 0)
     exponentials = torch.exp(all_logits - maximum)
     denominator = exponentials.sum(dim=-1, keepdim=True)
-    weights = torch.where(request.visible, exponentials[..., :-1] / denominator, 0)
+    # It is 0 where a row sees nothing, or only logits that are -inf.
+    weights = torch.where(request.visible, exponentials[..., :-1] / denominator.masked_fill(denominator == 0, 1), 0)
     lse = (maximum + torch.log(denominator)).squeeze(-1)
 
     weight_groups = weights.unflatten(0, (num_kv_heads, num_heads // num_kv_heads))

@@ -83,8 +83,9 @@ def in_range(p: torch.Tensor, j: torch.Tensor, ranges: torch.Tensor, left: int) 
     Gemma 3 lets the tokens of an image see each other whatever the window is, Gemma 4 keeps its left edge (vLLM's prefix-LM
     ranges, `mm_prefix_range`). A range whose last position is before its first holds nothing.
     """
-    first, last = ranges[:, 0, None, None], ranges[:, 1, None, None]
-    together = ((first <= p) & (p <= last) & (first <= j) & (j <= last)).any(dim=0)
+    together = torch.zeros_like(p - j, dtype=torch.bool)
+    for first, last in ranges.tolist():
+        together |= (first <= p) & (p <= last) & (first <= j) & (j <= last)
     return together & in_window(p, j, (left, -1))
 
 

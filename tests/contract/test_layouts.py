@@ -543,3 +543,11 @@ def test_relations_are_their_definitions():
         assert same_elements(a, b) == same_elements(b, a) == elements, (a, b)
         found[footprint, elements] += a != b
     assert set(found) == {(True, True), (True, False), (False, False)}
+
+
+@pytest.mark.parametrize("layout", [layout for layout in Layout if not layout.has_inline_scales])
+def test_a_cache_without_blocks_is_a_view(layout):
+    """Nothing overlaps in it, although its planes are no element apart."""
+    sizes = {"num_kv_heads": 2, "head_size": 16}
+    view = KVCacheView.dense(layout, num_blocks=0, block_size=16, itemsize=4, **sizes)
+    assert KVCacheView.of(view.tensor(torch.empty(0)), layout, **sizes).num_blocks == 0

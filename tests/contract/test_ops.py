@@ -307,3 +307,11 @@ def test_a_rotation_refuses_q_without_heads():
 def test_a_merge_needs_a_tensor_to_write_to():
     with pytest.raises(ContractError, match=r"^out: got None, expected a tensor"):
         ops.merge_attn_states(**merge_arguments() | {"out": None})
+
+
+def test_every_field_of_a_layer_and_a_batch_reaches_paged_attention():
+    """A field that the schema forgets is a rule that a model cannot ask for, and nobody notices."""
+    arguments = {argument.name for argument in ops.paged_attention.default._schema.arguments}
+    named = {field.name for kind in (Layer, Batch) for field in fields(kind)}
+    # sizes that q says, the dtype that the cache says, and what only the cache write reads
+    assert named - arguments == {"num_heads", "head_size", "kv_cache_dtype", "slot_mapping"}

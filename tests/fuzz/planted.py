@@ -102,7 +102,8 @@ def stored_values(value: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, torc
 def flash(tile: int, splits: int, see: Callable[[torch.Tensor], torch.Tensor] = lambda visible: visible) -> AttentionFunction:
     """Online softmax over tiles of keys, in as many splits: how fast kernels round.
 
-    P is rounded to V's dtype, with the scales of a quantized cache's tokens in it; fixed ones multiply the sum.
+    P is rounded to V's dtype, with the scales of a quantized cache's tokens in it, relative to the tile's largest; fixed ones
+    multiply the sum.
 
     Args:
         see: makes the mask that is used of the right one, [q_len, seq_len].
@@ -138,9 +139,12 @@ def flash(tile: int, splits: int, see: Callable[[torch.Tensor], torch.Tensor] = 
                     finite = torch.where(m_new.isinf(), 0, m_new)
                     p, alpha = torch.exp(logits[..., keys] - finite[..., None]), torch.exp(m - finite)
                     total = total * alpha + p.sum(-1)
-                    if layer.v_scale is None:
-                        p = torch.where(seen[:, keys], p * scales[:, keys, 0][:, None], 0)
-                    acc = acc * alpha[..., None] + p.to(q.dtype).float() @ value[:, keys]
+                    largest = torch.ones(())
+                    if layer.v_scale is None and len(keys):
+                        of_keys = scales[:, keys, 0][:, None]
+                        largest = of_keys.amax(-1, keepdim=True)
+                        p = torch.where(seen[:, keys], p * (of_keys / largest), 0)
+                    acc = acc * alpha[..., None] + (p.to(q.dtype).float() @ value[:, keys]) * largest
                     m = m_new
                 parts.append((m, total, acc))
             sink = (

@@ -134,11 +134,16 @@ def test_a_contradiction_with_the_attention_type_is_refused(case, name, changes)
         {"table_padding": 1 << 20, "requests": (Request(query_len=0, seq_len=0),) * 1000},
         {"cache": Cache(layout=Layout.KV_FIRST_NHD, block_size=1 << 12, num_blocks=1 << 20)},
         {"cache": Cache(layout=Layout.KV_FIRST_NHD, block_size=4, num_blocks=1 << 12, padding=1 << 20)},
+        {
+            "cache": Cache(layout=Layout.KV_FIRST_NHD, block_size=1 << 20, num_blocks=2000),
+            "requests": tuple(Request(query_len=1 << 20, seq_len=1 << 20, blocks=(i,)) for i in range(2000)),
+        },
     ],
     ids=lambda changes: " ".join(changes),
 )  # fmt: skip
-def test_a_case_that_no_machine_holds_is_refused(changes, step_case):
-    """Before anything is allocated: every dimension is legal by itself."""
+def test_a_case_that_no_machine_holds_is_refused(changes, step_case, monkeypatch):
+    """Before anything is allocated, a list of its slots too: every dimension is legal by itself."""
+    monkeypatch.setattr(case_file, "written_slots", lambda case: pytest.fail("it lists the slots of billions of rows"))
     refitted = replace(step_case, requests=tuple(replace(r, seq_len=0, query_len=0, blocks=()) for r in step_case.requests))
     with pytest.raises(CaseError, match="elements"):
         case_file.check(replace(refitted, **changes))

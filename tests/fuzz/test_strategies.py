@@ -1,5 +1,6 @@
 """What is drawn is valid and within the target's support; and a few hundred cases visit every edge that bugs live on."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -257,3 +258,11 @@ def test_sizes_are_within_the_support_and_properties_beyond_it_are_drawn_to_be_r
         if len(case.requests) > 1:
             assert sum(request.query_len for request in case.requests) <= support.max_tokens
             assert sum(request.seq_len for request in case.requests) <= 2 * support.max_seq_len
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Support) if field.type in (bool, "bool")])
+def test_what_a_support_leaves_out_is_beyond_it(name, drawn):
+    """A property that `beyond` forgets would be run, and its refusal a failure; or worse, never asked for."""
+    without = dataclasses.replace(Support(), **{name: False})
+    assert any(without.beyond(case) for case in drawn)
+    assert without.widened() == Support()

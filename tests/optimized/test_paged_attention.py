@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import attn_optimized
+import attn_reference
 import pytest
 import torch
 from attn_contract import AttentionType, Layout
@@ -239,3 +240,34 @@ def test_blocks_beyond_two_to_the_31_elements(paged_call, assert_agrees):
         attn_optimized.paged_attention(call.q, far, call.layer, replace(call.batch, block_table=used))[:21],
         attn_optimized.paged_attention(*call)[:21],
     )
+
+
+@pytest.mark.parametrize("starts", [[0, 3, 30], [-5, 3, 8], [5, 8, 13], [0, 900, 905]], ids=str)
+@pytest.mark.parametrize("seq_len", [60, 400], ids=["whole", "split"])
+def test_unchecked_lengths_reach_no_other_memory(paged_call, starts, seq_len):
+    """Wrong values give wrong rows, but within the output."""
+    call = paged_call([3, 5], [seq_len, 60])
+    wrong = torch.tensor(starts, dtype=torch.int32, device=call.q.device)
+    call = call._replace(batch=replace(call.batch, query_start_loc=wrong))
+    rows, width = len(call.q), call.q[0].numel()
+    guarded = torch.full((rows + 2000, width), 7.0, device=call.q.device)
+    attn_optimized.paged_attention(*call, out=guarded[1000 : 1000 + rows])
+    assert (guarded[:1000] == 7).all()
+    assert (guarded[1000 + rows :] == 7).all()
+
+
+@pytest.mark.parametrize("kv_cache_dtype", [torch.float8_e4m3fn, torch.int8], ids=str)
+def test_float16_keeps_small_values_of_scaled_tokens(kv_cache_dtype, paged_call):
+    """Scales of tokens are far below float16's normal numbers long before their values are."""
+    call = paged_call([1, 3], [400, 130], dtype=torch.float16, kv_cache_dtype=kv_cache_dtype)
+    call = call._replace(layer=replace(call.layer, v_scale_cache=call.layer.v_scale_cache * 2.0**-10))
+    owned = slice(0, 4)
+    out = attn_optimized.paged_attention(*call, validate=True)[owned].double()
+    exact = attn_reference.paged_attention(*call, precision=torch.float64)[owned].double()
+    assert (out - exact).norm() <= 2.0**-10 * exact.norm()
+
+
+@pytest.mark.parametrize("cap", [1e-3, 50.0, 1e4, 1e8, 3e38])
+def test_soft_cap_keeps_small_logits(cap, paged_call, assert_agrees):
+    """A cap far above every logit changes none of them."""
+    assert_agrees(paged_call([1, 5], [70, 90], logits_soft_cap=cap))

@@ -7,14 +7,14 @@ from attn_optimized.strides import KVCacheStrides, kv_cache_strides, token_scale
 
 # layout: shape, and the strides of a dense cache; x is 4 in float32
 TABLE = {
-    Layout.BLOCKS_FIRST_NHD: ((5, 2, 8, 2, 4), KVCacheStrides(64, 128, 8, 4, 8, "rows")),
-    Layout.BLOCKS_FIRST_HND: ((5, 2, 2, 8, 4), KVCacheStrides(64, 128, 4, 32, 8, "rows")),
-    Layout.KV_FIRST_NHD: ((2, 5, 8, 2, 4), KVCacheStrides(320, 64, 8, 4, 8, "rows")),
-    Layout.KV_FIRST_HND: ((2, 5, 2, 8, 4), KVCacheStrides(320, 64, 4, 32, 8, "rows")),
-    Layout.X_PACKED: ((2, 5, 64), KVCacheStrides(320, 64, 0, 32, 8, "x_packed")),
-    Layout.SHUFFLED: ((2, 5, 64), KVCacheStrides(320, 64, 0, 32, 8, "shuffled")),
-    Layout.CONTENT_PACKED: ((5, 2, 8, 8), KVCacheStrides(4, 128, 8, 64, 8, "rows")),
-    Layout.CONTENT_PACKED_SCALED: ((5, 2, 8, 16), KVCacheStrides(8, 256, 16, 128, 8, "rows")),
+    Layout.BLOCKS_FIRST_NHD: ((5, 2, 8, 2, 4), KVCacheStrides(64, 128, 8, 4, 5, 8, "rows")),
+    Layout.BLOCKS_FIRST_HND: ((5, 2, 2, 8, 4), KVCacheStrides(64, 128, 4, 32, 5, 8, "rows")),
+    Layout.KV_FIRST_NHD: ((2, 5, 8, 2, 4), KVCacheStrides(320, 64, 8, 4, 5, 8, "rows")),
+    Layout.KV_FIRST_HND: ((2, 5, 2, 8, 4), KVCacheStrides(320, 64, 4, 32, 5, 8, "rows")),
+    Layout.X_PACKED: ((2, 5, 64), KVCacheStrides(320, 64, 0, 32, 5, 8, "x_packed")),
+    Layout.SHUFFLED: ((2, 5, 64), KVCacheStrides(320, 64, 0, 32, 5, 8, "shuffled")),
+    Layout.CONTENT_PACKED: ((5, 2, 8, 8), KVCacheStrides(4, 128, 8, 64, 5, 8, "rows")),
+    Layout.CONTENT_PACKED_SCALED: ((5, 2, 8, 16), KVCacheStrides(8, 256, 16, 128, 5, 8, "rows")),
 }
 
 
@@ -31,17 +31,17 @@ def test_dense(layout):
 
 def test_padded_blocks_of_an_interleaved_allocation():
     kv_cache = torch.empty(5 * 1000).as_strided((5, 2, 8, 2, 4), (1000, 64, 8, 4, 1))
-    expected = KVCacheStrides(64, 1000, 8, 4, 8, "rows")
+    expected = KVCacheStrides(64, 1000, 8, 4, 5, 8, "rows")
     assert kv_cache_strides(kv_cache, layer_of(Layout.BLOCKS_FIRST_NHD)) == expected
     kv_cache = torch.empty(2 * 2000).as_strided((2, 5, 64), (2000, 192, 1))
-    expected = KVCacheStrides(2000, 192, 0, 32, 8, "shuffled")
+    expected = KVCacheStrides(2000, 192, 0, 32, 5, 8, "shuffled")
     assert kv_cache_strides(kv_cache, layer_of(Layout.SHUFFLED)) == expected
 
 
 def test_content_packed_in_another_physical_order():
     """Layer 1 of two in order BLNHC: a block holds both layers, each of them slots before heads."""
     kv_cache = torch.empty(5, 2, 8, 2, 8)[:, 1].transpose(1, 2)
-    assert kv_cache_strides(kv_cache, layer_of(Layout.CONTENT_PACKED)) == KVCacheStrides(4, 256, 16, 8, 8, "rows")
+    assert kv_cache_strides(kv_cache, layer_of(Layout.CONTENT_PACKED)) == KVCacheStrides(4, 256, 16, 8, 5, 8, "rows")
 
 
 def test_equal_shapes_differ_by_layout():

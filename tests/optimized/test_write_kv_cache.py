@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import attn_optimized
+import attn_reference
 import numpy as np
 import pytest
 import torch
@@ -339,3 +340,38 @@ def test_the_interpreter_copies_bfloat16_but_does_not_quantize_it(layer_of, monk
     with pytest.raises(UnsupportedError, match="bfloat16 under Triton's interpreter"):
         attn_optimized.write_kv_cache(k, v, kv_cache, layer_of(view, torch.int8, per_token=True), torch.tensor([0, 1, 2]))
     assert not kv_cache.any()
+
+
+@pytest.mark.parametrize(
+    ("shape", "stride"),
+    [((1, 2, 16, 40), (1283, 640, 40, 1)), ((3, 1, 16, 40), (640, 643, 40, 1)), ((3, 2, 1, 40), (80, 40, 41, 1))],
+    ids=["one block", "one head", "one slot"],
+)
+def test_inline_scales_of_a_dimension_of_one(shape, stride, device):
+    """Its stride is never taken, so it is no multiple of anything."""
+    layer = Layer(
+        num_heads=2,
+        num_kv_heads=shape[1],
+        head_size=16,
+        scale=1.0,
+        layout=Layout.CONTENT_PACKED_SCALED,
+        kv_cache_dtype=torch.int8,
+    )
+    k, v = torch.randn(2, 1, shape[1], 16, device=device)
+    slot = torch.zeros(1, dtype=torch.int64, device=device)
+    got, expected = torch.zeros(2, 4000, dtype=torch.int8, device=device)
+    attn_optimized.write_kv_cache(k, v, got.as_strided(shape, stride, 0), layer, slot)
+    attn_reference.write_kv_cache(k, v, expected.as_strided(shape, stride, expected.storage_offset()), layer, slot)
+    assert torch.equal(got, expected)
+
+
+def test_unchecked_slots_reach_no_other_memory(device):
+    """Slots past the cache and below -1 write nothing."""
+    sizes = {"num_blocks": 3, "block_size": 16, "num_kv_heads": 1, "head_size": 16}
+    view = replace(KVCacheView.dense(Layout.BLOCKS_FIRST_NHD, itemsize=4, **sizes), offset=4096)
+    raw = torch.zeros(64 * 512, device=device)
+    layer = Layer(num_heads=1, num_kv_heads=1, head_size=16, scale=1.0, layout=view.layout)
+    rows = torch.ones(2, 4, 1, 16, device=device)
+    slots = torch.tensor([48, 100, -2, -200], device=device)
+    attn_optimized.write_kv_cache(*rows, view.tensor(raw), layer, slots)
+    assert not raw.any()

@@ -197,3 +197,12 @@ def test_encoders_look_both_ways(window, chunked_local, sink_tokens, varlen_call
     assert [request.index for request in requests] == [1, 2, 3, 4, 5]
     for request in requests:
         assert torch.equal(request.visible, truth_table(request.index, request.index, rules))
+
+
+def test_thousands_of_ranges_fit_in_memory():
+    """Each is laid over the mask by itself: together they would be a tensor of billions of elements."""
+    layer = Layer(num_heads=1, num_kv_heads=1, head_size=1, scale=1.0, layout=Layout.KV_FIRST_NHD, window=(0, 0))
+    positions = torch.arange(1000)
+    ranges = torch.arange(1000).repeat(2, 4).T
+    seen = visible(positions, positions, 1000, layer, causal=True, ranges=ranges)
+    assert torch.equal(seen, torch.eye(1000, dtype=torch.bool))

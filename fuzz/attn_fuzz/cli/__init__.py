@@ -32,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         sys.path.append(os.getcwd())  # a target given as module:attribute is often a file of this folder
         code = cli.main(arguments, prog_name="attn-parity", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        notes.print(error.format_message())
+        sys.exit(2)
     except click.ClickException as error:
         _fail(error.format_message())
     except click.Abort:

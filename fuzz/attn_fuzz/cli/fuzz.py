@@ -31,11 +31,12 @@ from attn_fuzz.executor import ExecutorError
 
 SCHEMA = "attn-parity.fuzz/1"
 PROFILES = {"ci": 300, "nightly": 20_000, "soak": 1_000_000}
+_PROFILES = ", ".join(f"{name} {examples}" for name, examples in PROFILES.items())
 
 
 @click.command("fuzz")
 @click.option("--target", "target_name", default="triton", show_default=True, help="What to check; see `targets`.")
-@click.option("--profile", type=click.Choice(list(PROFILES)), default="ci", show_default=True, help=f"Examples: {PROFILES}.")
+@click.option("--profile", type=click.Choice(list(PROFILES)), default="ci", show_default=True, help=f"Examples: {_PROFILES}.")
 @click.option("--examples", type=Positive, help="Cases to draw, instead of the profile's number.")
 @click.option("--minutes", type=Duration, help="Stop drawing after so long.")
 @click.option("--seed", type=Seed, help="Draws the same cases again; chosen and printed if not given.")

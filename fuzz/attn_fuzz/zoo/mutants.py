@@ -10,7 +10,7 @@ A mutant is a TOML file:
     target = "triton"
 
     [[patch]]
-    module = "attn_optimized.kernels.paged_attention"
+    module = "attn_optimized.kernels.attention"
     find = "text that stands exactly once in the module"
     replace = "what the bug made of it"
 """

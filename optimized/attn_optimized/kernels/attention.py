@@ -13,11 +13,12 @@ from attn_optimized.kernels.visibility import in_any_range, in_chunk, in_window,
 # Compiled once for all of these: what changes from step to step, what is there or not, and strides.
 _RUNTIME = [
     "scale", "cap", "left", "right", "ahead", "sink_tokens", "chunk", "range_left", "num_ranges", "bias_len", "has_lse",
-    "has_sinks", "has_alibi", "has_causal", "has_scales", "has_output_scale", "num_requests", "queries_per_tile", "group",
-    "block_size", "num_splits", "first_part", "stride_out_part", "stride_out_row", "stride_out_head", "stride_q_row",
-    "stride_q_head", "stride_kv", "stride_block", "stride_k_slot", "stride_k_head", "stride_v_slot", "stride_v_head",
-    "stride_k_scale_block", "stride_k_scale_slot", "stride_k_scale_head", "stride_v_scale_block",
-    "stride_v_scale_slot", "stride_v_scale_head", "stride_lse_head", "stride_lse_part", "stride_table", "stride_bias",
+    "has_sinks", "has_alibi", "has_causal", "has_scales", "has_output_scale", "num_requests", "num_tokens",
+    "queries_per_tile", "group", "block_size", "num_splits", "first_part", "stride_out_part", "stride_out_row",
+    "stride_out_head", "stride_q_row", "stride_q_head", "stride_kv", "stride_block", "stride_k_slot", "stride_k_head",
+    "stride_v_slot", "stride_v_head", "stride_k_scale_block", "stride_k_scale_slot", "stride_k_scale_head",
+    "stride_v_scale_block", "stride_v_scale_slot", "stride_v_scale_head", "stride_lse_head", "stride_lse_part",
+    "stride_table", "stride_bias",
 ]  # fmt: skip
 _ANY_ALIGNMENT = [
     "lse_ptr", "row_sum_ptr", "k_scale_ptr", "v_scale_ptr", "output_scale_ptr", "sinks_ptr", "alibi_slopes_ptr", "qq_bias_ptr",
@@ -68,6 +69,7 @@ def attention_kernel(
     num_ranges,
     bias_len,
     num_requests,
+    num_tokens,
     queries_per_tile,
     group,
     block_size,
@@ -135,7 +137,8 @@ def attention_kernel(
     query = first_query + tile_row // group
     head = kv_head * group + tile_row % group
     row = first_row + query
-    owned = query < end_query
+    # rows are where outputs are written: unchecked lengths must not reach beyond them
+    owned = (query < end_query) & (row >= 0) & (row < num_tokens)
 
     # keys beyond these are seen by no row of the tile: they may be garbage, and are not loaded
     context_len = seq_len - query_len
@@ -223,11 +226,11 @@ def attention_kernel(
             k_scale_offset = block * stride_k_scale_block + slot * stride_k_scale_slot + kv_head * stride_k_scale_head
             v_scale_offset = block * stride_v_scale_block + slot * stride_v_scale_slot + kv_head * stride_v_scale_head
             logits *= tl.load(k_scale_ptr + k_scale_offset, mask=in_tile, other=0.0)[None, :]
-            token_v_scale = tl.load(v_scale_ptr + v_scale_offset, mask=in_tile, other=0.0)[None, :]
+            token_v_scale = tl.load(v_scale_ptr + v_scale_offset, mask=in_tile, other=0.0)
         if LOGITS:
             logits = soft_cap(logits, cap) + bias
         logits = tl.where(visible, logits, float("-inf"))
-        row_max, row_sum, acc = attend(row_max, row_sum, acc, logits, v, token_v_scale)
+        row_max, row_sum, acc = attend(row_max, row_sum, acc, logits, v, token_v_scale, TOKEN_SCALES)
 
     if PARTIAL:
         acc *= v_scale

@@ -8,9 +8,14 @@ import triton.language as tl
 def soft_cap(logits, cap):
     """`cap * tanh(logits / cap)`; a cap of 0 is off."""
     divisor = tl.where(cap == 0.0, 1.0, cap)
+    ratio = tl.abs(logits / divisor)
     # of the magnitude, whose exponential cannot overflow
-    decayed = tl.exp(tl.abs(logits / divisor) * -2.0)
-    capped = cap * (1.0 - decayed) / (1.0 + decayed)
+    decayed = tl.exp(ratio * -2.0)
+    large = cap * (1.0 - decayed) / (1.0 + decayed)
+    # where that cancels: Lambert's continued fraction, exact to 2^-22
+    square = ratio * ratio
+    small = tl.abs(logits) * (105.0 + 10.0 * square) / (105.0 + square * (45.0 + square))
+    capped = tl.where(ratio < 0.5, small, large)
     return tl.where(cap == 0.0, logits, tl.where(logits < 0.0, -capped, capped))
 
 

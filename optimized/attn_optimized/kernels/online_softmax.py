@@ -21,8 +21,8 @@ def begin_rows(sinks_ptr, has_sinks, head, owned, BLOCK_M: tl.constexpr, BLOCK_D
 
 
 @triton.jit
-def attend(row_max, row_sum, acc, logits, v, v_scale):
-    """Fold one tile of keys into the state: logits [M, N], -inf where a row sees no key, v [N, D], v_scale [1, N] or 1."""
+def attend(row_max, row_sum, acc, logits, v, v_scale, SCALES: tl.constexpr):
+    """Fold one tile of keys into the state: logits [M, N], -inf where a row sees no key, v [N, D]; v_scale [N] if SCALES."""
     new_max = tl.maximum(row_max, tl.max(logits, 1))
     # a row that has seen no key yet keeps its -inf; shifting by it would be inf - inf
     shift = tl.where(new_max == float("-inf"), 0.0, new_max)
@@ -30,8 +30,14 @@ def attend(row_max, row_sum, acc, logits, v, v_scale):
     decay = tl.exp(row_max - shift)
     row_sum = row_sum * decay + tl.sum(weights, 1)
     # ieee: the default is TF32 on NVIDIA and XF32 on gfx942, which is no float32 arithmetic
-    weights = (weights * v_scale).to(v.dtype)
-    acc = tl.dot(weights, v, acc * decay[:, None], input_precision="ieee")
+    if SCALES:
+        # relative to the tile's largest: scales are small, and their products with weights would be float16's subnormals
+        largest = tl.max(v_scale, 0)
+        relative = tl.div_rn(v_scale, tl.where(largest == 0.0, 1.0, largest))
+        product = tl.dot((weights * relative[None, :]).to(v.dtype), v, input_precision="ieee")
+        acc = acc * decay[:, None] + product * largest
+    else:
+        acc = tl.dot(weights.to(v.dtype), v, acc * decay[:, None], input_precision="ieee")
     return new_max, row_sum, acc
 
 

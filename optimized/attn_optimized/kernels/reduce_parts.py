@@ -47,7 +47,7 @@ def reduce_parts_kernel(
     pair = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     token = pair // num_heads
     head = pair % num_heads
-    owned = token < tl.load(query_start_loc_ptr + num_requests)
+    owned = token < tl.minimum(tl.load(query_start_loc_ptr + num_requests), num_rows)
     dim = tl.arange(0, BLOCK_D)[None, :]
     in_head = dim < HEAD_SIZE
     # int64: multiplied by what counts all elements

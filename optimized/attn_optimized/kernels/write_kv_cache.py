@@ -9,8 +9,8 @@ from attn_optimized.kernels.rotary import load_rotated
 
 # Compiled once for all of these: what changes from step to step, and strides.
 _RUNTIME = [
-    "num_query_tiles", "num_positions", "num_slots", "num_heads", "num_kv_heads", "block_size", "rotary_dim", "is_neox",
-    "stride_q_row",
+    "num_query_tiles", "num_positions", "num_slots", "cache_slots", "num_heads", "num_kv_heads", "block_size", "rotary_dim",
+    "is_neox", "stride_q_row",
     "stride_q_head", "stride_k_row", "stride_k_head", "stride_v_row", "stride_v_head", "stride_kv", "stride_block",
     "stride_slot", "stride_kv_head", "stride_k_scale_block", "stride_k_scale_slot", "stride_k_scale_head",
     "stride_v_scale_block", "stride_v_scale_slot", "stride_v_scale_head", "stride_cos_sin",
@@ -34,6 +34,7 @@ def write_kv_cache_kernel(
     num_query_tiles,
     num_positions,
     num_slots,
+    cache_slots,
     num_heads,
     num_kv_heads,
     block_size,
@@ -98,8 +99,8 @@ def write_kv_cache_kernel(
     pair = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     token, head = pair // num_kv_heads, pair % num_kv_heads
     mapped = tl.load(slot_mapping_ptr + token, mask=token < num_slots, other=-1)
-    # slot -1 is padding: nothing to write
-    written = mapped >= 0
+    # slot -1 is padding: nothing to write; unchecked slots must not reach beyond the cache
+    written = (mapped >= 0) & (mapped < cache_slots)
     block, slot = mapped // block_size, mapped % block_size
 
     # [rows, D]
