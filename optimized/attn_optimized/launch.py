@@ -106,15 +106,15 @@ def attention_tiles(
     if architecture == INTERPRETER:
         block_m, block_n, num_warps, num_stages = 64, 64, 1, 1
     else:
-        # two sizes, few rows (decode) and many, and not one more: each is compiled for every head size and dtype
-        many = 64 if itemsize == 2 else 32
-        block_m = _MIN_DOT if max_query_len * group <= _MIN_DOT and not batch_invariant else many
-        # keys of 16 KiB at most: with the values, and a second stage, they fit the shared memory of every GPU. RDNA's warps
-        # have half the lanes of CDNA's, and so half the registers for a tile: more warps and fewer keys make up for it
+        # two sizes, few rows (decode) and many, and not one more: each is compiled for every head size and dtype. RDNA's warps
+        # have half the lanes of CDNA's, and so half the registers for a tile: more warps, fewer rows and keys make up for it
         rdna = architecture.startswith("gfx1")
+        many = 64 if itemsize == 2 and not rdna else 32
+        block_m = _MIN_DOT if max_query_len * group <= _MIN_DOT and not batch_invariant else many
+        # keys of 16 KiB at most: with the values, and a second stage, they fit the shared memory of every GPU
         keys_bytes, most_keys = (8 * 1024, 32) if rdna else (16 * 1024, 64)
         block_n = max(_MIN_DOT, min(most_keys, keys_bytes // (block_d * itemsize)))
-        num_warps = 8 if rdna and block_m > 16 else 4
+        num_warps = 8 if rdna and block_m > _MIN_DOT else 4
         num_stages = 1 if architecture.startswith("gfx") else 2
     block_m = max(block_m, _power_of_2(group))
     return AttentionTiles(
