@@ -14,6 +14,7 @@ from attn_contract.validation import check_write_kv_cache
 from attn_reference.quantization import dequantize, quantize, row_scales
 
 BYTES_OF_SCALE = torch.float32.itemsize
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
 def write_kv_cache(k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slot_mapping: torch.Tensor) -> None:
@@ -37,8 +38,10 @@ def write_kv_cache(k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, lay
             if scales is None:
                 scales = row_scales(values, layer.kv_cache_dtype)
                 _write_scales(scales, kv, kv_cache, layer, view, slots)
-            values = quantize(values, scales, layer.kv_cache_dtype).view(torch.uint8)
-        _allocation(kv_cache, values.dtype)[_elements(view, kv, slots)] = values
+            values = quantize(values, scales, layer.kv_cache_dtype)
+        # as integers: moving a float may change the bits of its NaN
+        integer = _INTEGERS[values.element_size()]
+        _allocation(kv_cache, integer)[_elements(view, kv, slots)] = values.view(integer)
 
 
 def gather_kv_cache(
