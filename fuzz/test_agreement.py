@@ -9,7 +9,7 @@ from attn_fuzz import engine, report
 from attn_fuzz.engine import Plan
 
 
-@pytest.mark.parametrize("target", ["triton", "reference-fp32"])
+@pytest.mark.parametrize("target", ["triton", "triton-varlen", "triton-cascade", "triton-invariant", "reference-fp32"])
 def test_agrees(target: str, shard: int, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     examples, shards = (int(request.config.getoption(name) or 1) for name in ("--examples", "--shards"))
     plan = Plan(

@@ -51,7 +51,7 @@ def cover(
     examples, single, pairs = 0, Counter[str](), Counter[tuple[str, str]]()
     refusals = {side: _Refusals() for side in sides}
     with ProcessPoolExecutor(min(workers, len(plans)), multiprocessing.get_context("spawn")) as pool:
-        with _without_interrupts():
+        with _ignored_interrupts():
             shards = pool.map(_draw, plans, repeat(sides))
         for shard in shards:
             for found, reasons in shard:
@@ -109,10 +109,10 @@ def _draw(plan: Plan, sides: Sequence[str]) -> list[tuple[list[str], dict[str, s
 
 
 @contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Processes that are started meanwhile never see Ctrl-C: it ends who waits for them, and so them, without a traceback."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _ignored_interrupts() -> Iterator[None]:
+    """Processes that start meanwhile go on ignoring Ctrl-C: it ends whoever waits for them, who ends them in order."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, before)

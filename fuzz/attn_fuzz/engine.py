@@ -27,14 +27,19 @@ from hypothesis.strategies import SearchStrategy
 SHRINK_SECONDS = 240.0
 # what Hypothesis keeps between runs would lie in the user's folder
 hypothesis.configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir(), "attn-parity-hypothesis"))
-# Hypothesis follows each case that it draws with five variations of it, so that a few hundred cases would be a few dozen. To
-# what it knows as somebody else's source of numbers it does not, although it is its own.
 INDEPENDENT = "attn-parity-independent"
 
 
 class _Independent(HypothesisProvider):
+    """Hypothesis's own source of numbers, without two of its habits.
+
+    It follows each case that it draws with five variations of it, so that a few hundred would be a few dozen; where it believes
+    the numbers to be somebody else's it does not. And it mixes in numbers that it reads in the source of all loaded modules, so
+    that a seed would mean other cases after an edit or an import.
+    """
+
     def _maybe_draw_constant(self, *args: object, **kwargs: object) -> None:
-        """None of the numbers that stand in the source of any loaded module: a seed would mean other cases after every edit."""
+        return None
 
 
 AVAILABLE_PROVIDERS[INDEPENDENT] = _Independent

@@ -9,18 +9,28 @@ from hypothesis import strategies as st
 MAX_REQUESTS = 8
 
 
-def query_lens(support: Support, drafts: bool) -> st.SearchStrategy[st.SearchStrategy[int]]:
+def query_lens(support: Support, rules: set[str]) -> st.SearchStrategy[st.SearchStrategy[int]]:
     """The kinds of steps that an engine makes, as strategies of one request's query length.
 
-    Decode (1 and graph padding), speculative decode (a few), prefill and extend (around a tile's end), and mixes of them; with
-    drafts most often the second.
+    Decode (1 and graph padding), speculative decode (a few), prefill and extend (around a tile's end), and mixes of them.
+    Drafts are most often a few; ranges, which may end a tile later than they begin, longer than a tile; and chunks, which are
+    miscounted before the sequence begins, less often one.
     """
     around = sorted({tile * k + more for tile in support.tile_sizes for k in (1, 2) for more in (-1, 0, 1)})
     decode = st.sampled_from([1, 1, 1, 0])
     few = st.sampled_from([1, 2, 3, 4, 5, 8, 9])
     tiles = st.sampled_from([n for n in around if 0 < n <= support.max_tokens] or [support.max_tokens])
     mixed = st.one_of(decode, few, tiles)
-    return st.sampled_from([few, few, mixed, tiles] if drafts else [decode, few, decode, mixed, tiles])
+    if "qq_bias" in rules:
+        return st.sampled_from([few, few, mixed, tiles])
+    if "has_ranges" in rules:
+        several = st.sampled_from(
+            [n for n in around if max(support.tile_sizes) < n <= support.max_tokens] or [support.max_tokens]
+        )
+        return st.sampled_from([few, mixed, tiles, several, several])
+    if "chunked_local" in rules:
+        return st.sampled_from([few, decode, mixed, tiles])
+    return st.sampled_from([decode, few, decode, mixed, tiles])
 
 
 def lengths(support: Support, block_size: int) -> st.SearchStrategy[int]:
@@ -39,7 +49,7 @@ def batches(
     flags = [flag for flag, can in ((True, support.causal), (False, support.non_causal)) if can]
     per_request = attn_type is AttentionType.DECODER and support.per_request_causal and draw(st.booleans())
     causal = attn_type is AttentionType.DECODER and draw(st.sampled_from(flags))
-    kind_of_step = draw(query_lens(support, "qq_bias" in rules))
+    kind_of_step = draw(query_lens(support, rules))
     requests: list[Request] = []
     tokens = keys = 0
     for _ in range(draw(st.sampled_from(range(1, MAX_REQUESTS + 1)))):
@@ -51,7 +61,7 @@ def batches(
             if attn_type is AttentionType.DECODER:
                 # edges of the context, and of the sequence; one shorter than its queries is odd and allowed: some see nothing,
                 # and stand before position 0, where chunks are easily miscounted
-                short = ["short"] * (5 if "chunked_local" in rules else 1)
+                short = ["short"] * (8 if "chunked_local" in rules else 1)
                 kind = draw(st.sampled_from(["context"] * 8 + ["sequence"] * 7 + short))
                 seq_len = {
                     "context": seq_len + query_len,
@@ -74,11 +84,21 @@ def batches(
 @st.composite
 def ranges(draw: st.DrawFn, support: Support, block_size: int, request: Request) -> tuple[int, int]:
     """From and to where tiles, blocks, the context and the sequence end, or of a few positions; some end early, or are none."""
-    around = [size * k for size in (block_size, *support.tile_sizes) for k in (1, 2)] + [
-        0,
-        request.context_len,
-        request.seq_len,
+    start = max(request.context_len, 0)
+    ends = [
+        size * (start * is_query // size + k)
+        for size in (block_size, *support.tile_sizes)
+        for is_query in (0, 1)
+        for k in (1, 2)
     ]
-    inside = sorted({edge + more for edge in around for more in (-1, 0, 1) if -1 <= edge + more <= request.seq_len + 1})
+    inside = sorted(
+        {
+            end + more
+            for end in (0, request.context_len, request.seq_len, *ends)
+            for more in (-1, 0, 1)
+            if -1 <= end + more <= request.seq_len + 1
+        }
+    )
     first = draw(st.sampled_from(inside))
-    return first, draw(st.one_of(st.sampled_from(inside), st.sampled_from([first + n for n in (1, 0, 3, 15, -1)])))
+    later = [position for position in inside if position >= first]
+    return first, draw(st.one_of(st.sampled_from(later), st.sampled_from([first + n for n in (1, 0, 3, 15, -1)])))
