@@ -86,6 +86,7 @@ def zoo(attn_parity, *arguments):
     return run, json.loads(Path("zoo.json").read_text())
 
 
+@pytest.mark.timeout(1500)  # two dozen mutants, on two cores that other tests use too
 def test_every_resident_is_found_and_made_small(attn_parity):
     """From random drawing, without being told where to look; in what is left, no field can be lowered."""
     run, result = zoo(attn_parity)
