@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("contract", "reference", "optimized", "fuzz")
+SOURCES = ("contract", "reference", "optimized", "fuzz", "plugins")
 
 
 @pytest.fixture
@@ -40,6 +40,7 @@ def test_imports_point_one_way(copy):
         ("optimized/attn_optimized/attention.py", "from attn_reference.attention import visible"),
         ("optimized/attn_optimized/launch.py", "import attn_fuzz"),
         ("contract/attn_contract/ops.py", "import attn_reference"),
+        ("plugins/attn_vllm/layer.py", "import attn_fuzz"),
     ],
 )
 def test_an_import_the_other_way_is_found(copy, module, line):
@@ -50,3 +51,15 @@ def test_an_import_the_other_way_is_found(copy, module, line):
     importer, imported = Path(module).parent.name, line.split()[1].split(".")[0]
     assert result.returncode == 1, result.stdout + result.stderr
     assert f"{importer} is not allowed to import {imported}" in result.stdout
+
+
+def test_an_import_brings_no_aiter_no_vllm_and_no_gpu():
+    """AITER's import may compile kernels, and a process that has touched a GPU cannot fork."""
+    modules = "attn_contract, attn_reference, attn_optimized.backends, attn_optimized.selector, attn_optimized.aiter_adapter"
+    code = (
+        f"import sys, torch, {modules}\n"
+        "assert not torch.cuda.is_initialized()\n"
+        "print([name for name in sys.modules if name.split('.')[0] in ('aiter', 'vllm', 'attn_fuzz', 'hypothesis')])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "[]\n", result.stdout + result.stderr

@@ -1,5 +1,6 @@
 """What the README shows is run: its kernel with a bug, its call of the ops, its mutant."""
 
+import os
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import msgspec
+import torch
 from attn_fuzz.zoo.mutants import Mutant, patched_source
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -40,6 +42,29 @@ def test_the_call_of_the_ops(tmp_path):
     (tmp_path / "call.py").write_text(call + check + rope)
     result = run("call.py", folder=tmp_path)
     assert result.returncode == 0, result.stderr
+
+
+def test_a_backend_is_selected_and_serves_a_step(tmp_path):
+    check = """
+print(selection.backend, selection.layout)
+for rows in (slice(0, 3), slice(3, 5)):
+    heads_first = (x[rows].transpose(0, 1).float() for x in (query, key, value))
+    scores = torch.nn.functional.scaled_dot_product_attention(*heads_first, is_causal=True, enable_gqa=True)
+    # a sink of 0 joins the denominator: compare directions
+    directions = (torch.nn.functional.normalize(x.float(), dim=-1) for x in (output[rows].transpose(0, 1), scores))
+    torch.testing.assert_close(*directions, atol=1e-2, rtol=0)
+"""
+    (tmp_path / "serve.py").write_text("".join(blocks("python")[3:5]) + check)
+    environment = {**os.environ, "TRITON_INTERPRET": "0" if torch.cuda.is_available() else "1"}
+    result = subprocess.run([sys.executable, "serve.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.stdout == "TRITON_ATTN BLOCKS_FIRST_NHD\n", result.stderr
+
+
+def test_what_select_prints():
+    command, printed = re.findall(r"\.venv/bin/attn-parity (select .*)\n```\n\n```\n(.*?)```", README, flags=re.DOTALL)[0]
+    code = "from attn_fuzz.cli import main; main()"
+    result = subprocess.run([sys.executable, "-c", code, *command.split()], capture_output=True, text=True)
+    assert [line.rstrip() for line in result.stdout.splitlines()] == printed.splitlines(), result.stderr
 
 
 def test_the_mutant_applies():

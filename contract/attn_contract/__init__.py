@@ -1,6 +1,18 @@
-"""What both sides obey: layers, batches, KV cache layouts, the border checks and the op schemas. No arithmetic."""
+"""What both sides obey: layers, batches, capabilities, KV cache layouts, border checks, op schemas. No arithmetic."""
 
 from attn_contract.batch import Batch
+from attn_contract.capabilities import (
+    ANY,
+    YES,
+    Answer,
+    AttentionConfig,
+    Capabilities,
+    Combination,
+    Multiples,
+    No,
+    Only,
+    Refusal,
+)
 from attn_contract.errors import ContractError, UnsupportedError
 from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES, QUANTIZED_DTYPES, AttentionType, Layer
 from attn_contract.layouts import (
@@ -13,16 +25,26 @@ from attn_contract.layouts import (
 )
 
 __all__ = [
+    "ANY",
     "FLOAT8_DTYPES",
     "FLOAT_DTYPES",
     "QUANTIZED_DTYPES",
+    "YES",
+    "Answer",
+    "AttentionConfig",
     "AttentionType",
     "Batch",
+    "Capabilities",
+    "Combination",
     "ContractError",
     "KVCacheView",
     "Layer",
     "Layout",
+    "Multiples",
+    "No",
+    "Only",
     "PhysicalOrder",
+    "Refusal",
     "UnsupportedError",
     "check_shared_allocation",
     "same_elements",

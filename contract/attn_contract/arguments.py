@@ -1,6 +1,7 @@
 """Checks of one argument by itself: its Python type, its range, a tensor's shape and dtype. They read no value of a tensor."""
 
 import reprlib
+from types import UnionType
 
 import torch
 
@@ -17,7 +18,7 @@ def shown(value: object) -> str:
         return f"{type(value).__name__} that is too long to show"
 
 
-def check_type(argument: str, value: object, kind: type, expected: str) -> None:
+def check_type(argument: str, value: object, kind: type | UnionType, expected: str) -> None:
     if not isinstance(value, kind):
         raise ContractError(argument, shown(value), expected)
 

@@ -138,12 +138,7 @@ class Layer:
             raise ContractError("ranges_clamped", True, f"False for {self.attn_type}: only DECODER has bidirectional ranges")
 
     def _check_logits(self) -> None:
-        cap = 0.0 if self.logits_soft_cap is None else self.logits_soft_cap
-        if not _fits_float32(cap) or not (cap == 0 or cap >= torch.finfo(torch.float32).tiny):
-            raise ContractError(
-                "logits_soft_cap", shown(cap), "None or 0 (off), or a positive number that float32 holds normally"
-            )
-        object.__setattr__(self, "logits_soft_cap", float(cap) or None)
+        object.__setattr__(self, "logits_soft_cap", soft_cap(self.logits_soft_cap))
         if self.alibi_slopes is not None:
             check_vector("alibi_slopes", self.alibi_slopes, torch.float32)
             self._check_one_per_head("alibi_slopes", self.alibi_slopes)
@@ -204,6 +199,19 @@ class Layer:
                     _check_scale(name, scale, heads=self.num_kv_heads)
                 else:
                     _check_scale_cache(name, scale, self.num_kv_heads)
+
+
+def soft_cap(cap: float | None) -> float | None:
+    """A checked `logits_soft_cap`; None for 0, which is off too.
+
+    Raises:
+        ContractError: it is no number, or none that float32 holds normally.
+    """
+    if cap is None:
+        return None
+    if not _fits_float32(cap) or not (cap == 0 or cap >= torch.finfo(torch.float32).tiny):
+        raise ContractError("logits_soft_cap", shown(cap), "None or 0 (off), or a positive number that float32 holds normally")
+    return float(cap) or None
 
 
 def _check_scale(name: str, scale: torch.Tensor, *, heads: int) -> None:

@@ -36,7 +36,7 @@ def check_paged_attention(
             "causal", _describe(batch.causal), "False for ENCODER_DECODER: each query sees all the encoder's tokens"
         )
     if values:
-        _check_lengths(batch)
+        check_lengths(batch)
         _check_block_table(batch.block_table, batch.seq_lens, view)
         if batch.slot_mapping is not None:
             _check_slots(batch.slot_mapping, view)
@@ -61,18 +61,14 @@ def check_varlen_attention(
     if layer.layout is not None:
         raise ContractError("layer.attn_type", layer.attn_type, "ENCODER or ENCODER_ONLY; use paged_attention")
     _check_query(q, layer, batch, out, lse)
-    _check_key_value(k, v, q)
-    if tuple(k.shape[1:]) != (layer.num_kv_heads, layer.head_size):
-        raise ContractError("k", f"shape {tuple(k.shape)}", f"shape (T_kv, {layer.num_kv_heads}, {layer.head_size})")
-    if len(k) < batch.num_actual_tokens:
-        raise ContractError("k", f"{len(k)} rows", f"at least num_actual_tokens ({batch.num_actual_tokens})")
+    _check_own_tokens(k, v, q, layer, batch)
     for name in ("block_table", "slot_mapping"):
         if getattr(batch, name) is not None:
             raise ContractError(name, "a tensor", f"None: {layer.attn_type} has no KV cache")
     if batch.causal is not False:
         raise ContractError("causal", _describe(batch.causal), f"False for {layer.attn_type}: it is bidirectional")
     if values:
-        query_lens = _check_lengths(batch)
+        query_lens = check_lengths(batch)
         different = (batch.seq_lens.cpu() != query_lens).nonzero()
         if len(different):
             r = int(different[0])
@@ -83,6 +79,45 @@ def check_varlen_attention(
             )
         _check_logit_values(layer, batch)
         _check_scale_values(layer.tensors)
+
+
+def check_own_tokens(
+    k: torch.Tensor, v: torch.Tensor, q: torch.Tensor, layer: Layer, batch: Batch, out: torch.Tensor | None
+) -> None:
+    """Check a step's own keys and values [T_kv, HK, D], which a prefill may read beside the cache of check_paged_attention."""
+    _check_tensors({"q": q, "k": k, "v": v}, _given(out=out))
+    _check_own_tokens(k, v, q, layer, batch)
+
+
+def check_lengths(batch: Batch, names: tuple[str, str] = ("query_start_loc", "seq_lens")) -> torch.Tensor:
+    """Check query_start_loc and seq_lens, by what the caller calls them, against each other and the bounds.
+
+    Returns:
+        [R] int64, the query lengths, on the host.
+    """
+    start_name, seq_name = names
+    starts = batch.query_start_loc.cpu().long()  # differences of int32 may wrap
+    if starts[0] != 0:
+        raise ContractError(f"{start_name}[0]", int(starts[0]), "0")
+    query_lens = starts.diff()
+    if len(falls := (query_lens < 0).nonzero()):
+        r = int(falls[0])
+        raise ContractError(
+            f"{start_name}[{r + 1}]", int(starts[r + 1]), f"at least {int(starts[r])}: a prefix sum does not fall"
+        )
+    if starts[-1] > batch.num_actual_tokens:
+        raise ContractError(f"{start_name}[-1]", int(starts[-1]), f"at most num_actual_tokens ({batch.num_actual_tokens})")
+    if len(long := (query_lens > batch.max_query_len).nonzero()):
+        r = int(long[0])
+        raise ContractError("max_query_len", batch.max_query_len, f"at least {int(query_lens[r])}, request {r}'s query length")
+    seq_lens = batch.seq_lens.cpu()
+    if len(negative := (seq_lens < 0).nonzero()):
+        r = int(negative[0])
+        raise ContractError(f"{seq_name}[{r}]", int(seq_lens[r]), "at least 0")
+    if len(long := (seq_lens > batch.max_seq_len).nonzero()):
+        r = int(long[0])
+        raise ContractError("max_seq_len", batch.max_seq_len, f"at least {int(seq_lens[r])}, request {r}'s length")
+    return query_lens
 
 
 def check_write_kv_cache(
@@ -225,6 +260,14 @@ def _check_query(q: torch.Tensor, layer: Layer, batch: Batch, out: torch.Tensor 
         _check_lse("lse", lse, q)
 
 
+def _check_own_tokens(k: torch.Tensor, v: torch.Tensor, q: torch.Tensor, layer: Layer, batch: Batch) -> None:
+    _check_key_value(k, v, q)
+    if tuple(k.shape[1:]) != (layer.num_kv_heads, layer.head_size):
+        raise ContractError("k", f"shape {tuple(k.shape)}", f"shape (T_kv, {layer.num_kv_heads}, {layer.head_size})")
+    if len(k) < batch.num_actual_tokens:
+        raise ContractError("k", f"{len(k)} rows", f"at least num_actual_tokens ({batch.num_actual_tokens})")
+
+
 def _check_key_value(k: torch.Tensor, v: torch.Tensor, like: torch.Tensor) -> None:
     for name, tensor in {"k": k, "v": v}.items():
         check_dims(name, tensor, ("T_kv", "num_kv_heads", "head_size"))
@@ -332,32 +375,6 @@ def _bytes_within(tensor: torch.Tensor, period: int) -> int:
 
 def _is_same_view(a: torch.Tensor, b: torch.Tensor) -> bool:
     return (a.data_ptr(), a.shape, a.stride()) == (b.data_ptr(), b.shape, b.stride())
-
-
-def _check_lengths(batch: Batch) -> torch.Tensor:
-    """Check query_start_loc and seq_lens against each other and the bounds; return the query lengths."""
-    starts = batch.query_start_loc.cpu().long()  # differences of int32 may wrap
-    if starts[0] != 0:
-        raise ContractError("query_start_loc[0]", int(starts[0]), "0")
-    query_lens = starts.diff()
-    if len(falls := (query_lens < 0).nonzero()):
-        r = int(falls[0])
-        raise ContractError(
-            f"query_start_loc[{r + 1}]", int(starts[r + 1]), f"at least {int(starts[r])}: a prefix sum does not fall"
-        )
-    if starts[-1] > batch.num_actual_tokens:
-        raise ContractError("query_start_loc[-1]", int(starts[-1]), f"at most num_actual_tokens ({batch.num_actual_tokens})")
-    if len(long := (query_lens > batch.max_query_len).nonzero()):
-        r = int(long[0])
-        raise ContractError("max_query_len", batch.max_query_len, f"at least {int(query_lens[r])}, request {r}'s query length")
-    seq_lens = batch.seq_lens.cpu()
-    if len(negative := (seq_lens < 0).nonzero()):
-        r = int(negative[0])
-        raise ContractError(f"seq_lens[{r}]", int(seq_lens[r]), "at least 0")
-    if len(long := (seq_lens > batch.max_seq_len).nonzero()):
-        r = int(long[0])
-        raise ContractError("max_seq_len", batch.max_seq_len, f"at least {int(seq_lens[r])}, request {r}'s length")
-    return query_lens
 
 
 def _check_block_table(block_table: torch.Tensor, seq_lens: torch.Tensor, view: KVCacheView) -> None:

@@ -10,7 +10,7 @@ import torch
 from attn_contract import KVCacheView, Layout, PhysicalOrder
 from attn_contract.layouts import K, V
 from attn_fuzz.case import Cache, Case, scatters_heads
-from attn_fuzz.poison import DTYPES, poison
+from attn_fuzz.poison import DTYPES, leftovers, poison
 
 SCALE_BYTES = 4
 
@@ -18,6 +18,11 @@ SCALE_BYTES = 4
 def cache_view(case: Case, cache: Cache) -> KVCacheView:
     """The view of the layer under test."""
     return dataclasses.replace(_strides(case, cache, cache.layer), layout=cache.layout)
+
+
+def layer_views(case: Case, cache: Cache) -> list[KVCacheView]:
+    """The views of all layers that share the allocation, that of the layer under test among them."""
+    return [dataclasses.replace(_strides(case, cache, layer), layout=cache.layout) for layer in range(cache.num_layers)]
 
 
 def writer_view(case: Case, cache: Cache) -> KVCacheView:
@@ -41,16 +46,26 @@ def neighbour_view(case: Case, cache: Cache, layout: Layout) -> KVCacheView:
     return dataclasses.replace(view, layout=layout, **{"kv_stride": kv_stride, **interior})
 
 
+def place_of(view: KVCacheView, element: int) -> str:
+    """What of a layer an element of its allocation is, in words."""
+    inside = view.first_block_elements() + torch.arange(view.num_blocks).view(-1, 1, 1, 1, 1) * view.block_stride
+    if not len(found := (inside == element).nonzero()):
+        return f"element {element} of the allocation, which belongs to no block"
+    block, kv, slot, head, dim = found[0].tolist()
+    return f"{'KV'[kv]} of block {block}, slot {slot}, head {head}, dim {dim}"
+
+
 def poisoned(case: Case, cache: Cache, device: torch.device | str) -> torch.Tensor:
-    """The raw allocation with nothing in it: poison, and NaN for every scale in the rows of every layer."""
+    """The raw allocation with nothing in it: poison, and NaN for every scale in the rows of every layer; or finite numbers."""
     dtype = DTYPES[cache.dtype or case.dtype]
-    raw = poison((2 * _guard(case, cache) + _size(case, cache),), dtype, device)
+    unused = leftovers if case.finite_slots else poison
+    raw = unused((2 * _guard(case, cache) + _size(case, cache),), dtype, device)
     if cache.layout.has_inline_scales:
-        nan = poison((1,), torch.float32, device).view(torch.uint8)
+        scale = unused((1,), torch.float32, device).view(torch.uint8)
         for layer in range(cache.num_layers):
             raw.view(torch.uint8)[
                 _inline_scales(dataclasses.replace(_strides(case, cache, layer), layout=cache.layout), device)
-            ] = nan
+            ] = scale
     return raw
 
 
@@ -59,7 +74,8 @@ def poisoned_scales(case: Case, cache: Cache, device: torch.device | str) -> dic
     if cache.scales != "token":
         return {}
     shape = (cache.num_blocks + 2, cache.block_size, case.num_kv_heads + 1)
-    return {name: poison(shape, torch.float32, device) for name in ("k_scale_cache", "v_scale_cache")}
+    unused = leftovers if case.finite_slots else poison
+    return {name: unused(shape, torch.float32, device) for name in ("k_scale_cache", "v_scale_cache")}
 
 
 def inside(scales: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ A case holds numbers and a seed, never tensors; `attn_fuzz.tensors` makes those.
 small case is also a short file.
 """
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,8 +13,13 @@ from attn_contract import AttentionType, Layout, PhysicalOrder
 from msgspec import Meta
 
 SCHEMA = "attn-parity.case/1"
-MAX_ELEMENTS = 1 << 26
+# of all tensors together: half a gigabyte of float32, and a few copies
+MAX_ELEMENTS = 1 << 27
 MAX_BYTES = 1 << 24
+GUARD = 64  # rows before and after outputs: about a kernel's tile of queries
+MAX_REQUESTS = 1 << 12
+MAX_RANGES = 1 << 8
+MESSAGE = 200
 
 Count = Annotated[int, Meta(ge=0, le=1 << 20)]
 Size = Annotated[int, Meta(ge=1, le=1 << 20)]
@@ -23,7 +29,7 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 Float8 = Literal["fp8_e4m3fn", "fp8_e4m3fnuz"]
 Quantized = Literal["fp8_e4m3fn", "fp8_e4m3fnuz", "int8"]
 ScaleKind = Literal["tensor", "head", "token"]
-ValueKind = Literal["exact", "one_hot", "signature", "random", "extreme"]
+ValueKind = Literal["exact", "one_hot", "signature", "random", "extreme", "captured"]
 SinkKind = Literal["off", "zero", "near", "above", "below"]
 BiasKind = Literal["tree", "random"]
 ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -44,7 +50,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     seq_len: Count
     blocks: tuple[Count, ...] = ()
     causal: bool = False
-    ranges: tuple[tuple[Position, Position], ...] = ()
+    ranges: Annotated[tuple[tuple[Position, Position], ...], Meta(max_length=MAX_RANGES)] = ()
 
     @property
     def context_len(self) -> int:
@@ -109,10 +115,18 @@ class Rope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
 
 
 class Values(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """How tensors are filled; the kinds are explained in `attn_fuzz.tensors`."""
+    """How tensors are filled; the kinds are explained in `attn_fuzz.contents`, a captured call's in `attn_fuzz.captures`.
+
+    Attributes:
+        seed: of what is drawn.
+        file, sha256: of a captured call: the file with its tensors, by a plain name beside the case (in memory, by its path),
+            and that file's hash. The case's own sinks, alibi, qq_bias and scales then say what there is, not what it holds.
+    """
 
     kind: ValueKind = "exact"
     seed: Annotated[int, Meta(ge=0, lt=1 << 32)] = 0
+    file: str | None = None
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")] | None = None
 
 
 class Case(
@@ -135,6 +149,8 @@ class Case(
         unwritten: query rows whose slot is -1 although their K and V are in the cache (written before).
         writes: whether this step writes at all (cross-attention does so once).
         recycled: keys that no query sees hold NaN, as blocks outside every window do once they are given to others.
+        finite_slots: slots that hold no key, and those of `recycled`, hold a finite number, as earlier requests leave them,
+            instead of NaN.
         table_padding: extra columns of the block table; they and all other unused entries hold garbage.
         slack: added to max_query_len and max_seq_len, which are upper bounds.
         fused_qkv: q, k and v are slices of one tensor.
@@ -144,7 +160,7 @@ class Case(
         return_lse: ask for the LSE too.
     """
 
-    target: str
+    target: Annotated[str, Meta(max_length=MESSAGE)]
     attn_type: AttentionType = AttentionType.DECODER
     dtype: Dtype = "float32"
     num_kv_heads: Size = 1
@@ -161,7 +177,7 @@ class Case(
     sinks: SinkKind | None = None
     narrow_sinks: bool = False
     per_request_causal: bool = False
-    requests: tuple[Request, ...] = ()
+    requests: Annotated[tuple[Request, ...], Meta(max_length=MAX_REQUESTS)] = ()
     cache: Cache | None = None
     unowned_rows: Count = 0
     rows_past: Count = 0
@@ -169,6 +185,7 @@ class Case(
     unwritten: tuple[Count, ...] = ()
     writes: bool = True
     recycled: bool = False
+    finite_slots: bool = False
     table_padding: Count = 0
     slack: Count = 0
     fused_qkv: bool = False
@@ -213,7 +230,7 @@ class Case(
 
 def check(case: Case) -> None:
     """Raise CaseError where fields contradict each other, so that what is left is a valid call of the contract."""
-    if _num_elements(case) > MAX_ELEMENTS:  # first: what follows goes through the rows one by one
+    if num_elements(case) > MAX_ELEMENTS:  # first: what follows goes through the rows one by one
         raise CaseError(f"case: its tensors would hold more than {MAX_ELEMENTS} elements")
     if (case.cache is not None) != case.attn_type.reads_cache:
         raise CaseError(f"cache: {case.attn_type} {'needs one' if case.attn_type.reads_cache else 'has none'}")
@@ -237,6 +254,7 @@ def check(case: Case) -> None:
         _check_blocks(case, case.cache)
     if case.rope is not None:
         _check_rope(case, case.rope)
+    _check_values(case)
 
 
 _POSITIONS = ("window", "sink_tokens", "chunked_local", "alibi")
@@ -263,8 +281,8 @@ def _check_dense(case: Case) -> None:
             raise CaseError(f"requests[{r}].seq_len: without a cache it equals query_len ({request.query_len})")
         if request.blocks:
             raise CaseError(f"requests[{r}].blocks: without a cache there are none")
-    if not case.writes or case.unwritten or case.recycled:
-        raise CaseError("writes, unwritten, recycled: they speak of a cache and there is none")
+    if not case.writes or case.unwritten or case.recycled or case.finite_slots:
+        raise CaseError("writes, unwritten, recycled, finite_slots: they speak of a cache and there is none")
 
 
 def _check_allocation(case: Case, cache: Cache) -> None:
@@ -329,6 +347,14 @@ def _check_rope(case: Case, rope: Rope) -> None:
         raise CaseError(f"rope.rotary_dim: got {rope.rotary_dim}, expected an even number, at most head_size")
 
 
+def _check_values(case: Case) -> None:
+    captured = case.values.kind == "captured"
+    if (captured, captured) != (case.values.file is not None, case.values.sha256 is not None):
+        raise CaseError("values.file, values.sha256: a captured case has both, and no other one has")
+    if captured and case.cache is not None and (case.writes or case.recycled or case.cache.neighbour is not None):
+        raise CaseError("writes, recycled, cache.neighbour: off in a captured case, whose cache holds what it held")
+
+
 def _check_blocks(case: Case, cache: Cache) -> None:
     for r, request in enumerate(case.requests):
         used = -(-request.seq_len // cache.block_size)
@@ -361,59 +387,92 @@ def written_slots(case: Case) -> list[int]:
     return slots
 
 
+def slots_of_keys(case: Case, cache: Cache) -> list[int]:
+    """The slots that hold a key of some request, in order."""
+    return sorted({slot_of(request, cache, position) for request in case.requests for position in range(request.seq_len)})
+
+
 def slot_of(request: Request, cache: Cache, position: int) -> int:
     return request.blocks[position // cache.block_size] * cache.block_size + position % cache.block_size
 
 
-def _num_elements(case: Case) -> int:
+def num_elements(case: Case) -> int:
+    """Of the tensors of a case, about; scores are not among them, which only an oracle holds."""
     head = case.head_size * case.num_kv_heads
     in_cache = 0
     if case.cache is not None:
         row = 2 * (case.head_size + 4) * case.num_kv_heads  # with inline scales, or so many of its own
-        in_cache = case.cache.num_blocks * (case.cache.num_layers * case.cache.block_size * row + case.cache.padding)
+        block = case.cache.num_layers * (case.cache.block_size * row + case.num_kv_heads * case.cache.padding)
+        in_cache = (case.cache.num_blocks + 2) * block  # with guards of a block each; heads and layers may each be padded
     ranges = max((len(request.ranges) for request in case.requests), default=0)
     table = len(case.requests) * (max((len(r.blocks) for r in case.requests), default=0) + case.table_padding + 2 * ranges)
-    scores = case.num_heads * sum(request.query_len * request.seq_len for request in case.requests)
-    rows = case.num_rows + case.kv_rows_past + 1  # even without rows there are guards
+    rows = case.num_rows + case.kv_rows_past + 2 * GUARD
     tree = (case.max_query_len + 1) ** 2 if case.qq_bias else 0
     angles = sum(request.seq_len for request in case.requests) * case.rope.rotary_dim if case.rope else 0
     dense = rows * case.group_size * head + sum(r.seq_len for r in case.requests) * head
-    return table + in_cache + dense + scores + tree + angles
+    return table + in_cache + dense + tree + angles
 
 
 _decoder = msgspec.json.Decoder(Case)
 
 
 def dumps(case: Case) -> str:
+    if case.values.file is not None:
+        case = _with_file(case, Path(case.values.file).name)
     return msgspec.json.format(msgspec.json.encode(case), indent=1).decode()
+
+
+def _with_file(case: Case, file: str) -> Case:
+    return msgspec.structs.replace(case, values=msgspec.structs.replace(case.values, file=file))
 
 
 def loads(text: str | bytes) -> Case:
     """Read a case.
 
     Raises:
-        CaseError: not JSON, another schema, an unknown field or value, or fields that contradict each other.
+        CaseError: not JSON, another schema, an unknown field or value, fields that contradict each other, or a file that does
+            not lie beside the case.
     """
     try:
         head = msgspec.json.decode(text)
         found = head.get("schema") if isinstance(head, dict) else None
         if found != SCHEMA:
-            raise CaseError(f"schema: got {found!r}, expected {SCHEMA!r}")
+            raise CaseError(f"schema: got {repr(found)[:MESSAGE]}, expected {SCHEMA!r}")
         case = _decoder.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CaseError(str(error)) from None
+        # it quotes the file: names of fields may be long, and may control terminals
+        said = str(error)[:MESSAGE]
+        raise CaseError("".join(character if character.isprintable() else "?" for character in said)) from None
     check(case)
+    file = case.values.file
+    if file is not None and not (file.endswith(".safetensors") and file.isprintable() and not set(file) & {"/", "\\"}):
+        raise CaseError(f"values.file: got {file!r}, expected the plain name of a .safetensors file beside the case")
     return case
 
 
+def save(path: Path, case: Case) -> None:
+    """Write a case file all at once: on a full disk, the file is as it was before, or not there."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_text(dumps(case) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from None  # of a full disk it names no file
+
+
 def load(path: Path) -> Case:
-    """Read a case file; CaseError names the file."""
+    """Read a case file, its tensors beside it if it has any; CaseError names the file."""
     try:
         if path.exists() and not path.is_file():
             raise CaseError("not a file")
-        if path.stat().st_size > MAX_BYTES:
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
             raise CaseError(f"larger than {MAX_BYTES} bytes: not a case")
-        return loads(path.read_bytes())
+        case = loads(text)
+        return case if case.values.file is None else _with_file(case, str(path.resolve().parent / case.values.file))
     except OSError as error:
         raise CaseError(f"{path}: {error.strerror}") from None
     except CaseError as error:

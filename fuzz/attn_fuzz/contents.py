@@ -5,7 +5,7 @@ Value kinds (Case.values.kind), simplest first:
     one_hot     v is 256 in one channel of keys where sequences, blocks, tiles and rules end, else 0: outputs are the weights
     signature   v spells its slot and head; one key outweighs all others: outputs name the slot that was read
     random      everything normal
-    extreme     logits of both signs in the hundreds, with ties
+    extreme     logits of both signs around EXTREME_LOGIT, whatever the head size and scale, with ties
 """
 
 import math
@@ -15,6 +15,7 @@ from attn_fuzz.case import Cache, Case, Request, Rope, slot_of
 from attn_fuzz.poison import poison
 
 TILES = 32
+EXTREME_QUERY, EXTREME_LOGIT = 16, 100
 # of the rows and elements that a neighbour writes, one in so many is special
 SPECIAL_ROWS, SPECIAL_ELEMENTS, TIES = 8, 64, 4
 SCALE_EXPONENTS = range(-4, 4)
@@ -33,7 +34,7 @@ def queries(case: Case, generator: torch.Generator) -> tuple[torch.Tensor, torch
     if case.values.kind == "signature":
         return direction + noise / 8, direction
     if case.values.kind == "extreme":
-        return noise.sign() * 16, direction
+        return noise.sign() * EXTREME_QUERY, direction
     return noise, direction
 
 
@@ -49,7 +50,8 @@ def keys_and_values(case: Case, direction: torch.Tensor, generator: torch.Genera
         ).float()
     keys, values = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
     if kind == "extreme":
-        size = 12 / max(abs(case.scale), 1e-3) / case.head_size
+        # a product of random signs is about the root of their number
+        size = EXTREME_LOGIT / EXTREME_QUERY / max(abs(case.scale), 1e-3) / math.sqrt(case.head_size)
         keys = (keys.sign() * size).clamp(-1000, 1000)
         keys[::3] = keys[:1].clone()
     elif kind == "one_hot":

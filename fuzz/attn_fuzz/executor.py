@@ -17,16 +17,19 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 from attn_fuzz import case as case_file
 from attn_fuzz import interpreter, targets
 from attn_fuzz.case import Case, CaseError
-from attn_fuzz.check import Verdict
+from attn_fuzz.trial import Verdict
 from attn_fuzz.zoo import mutants
 from attn_fuzz.zoo.mutants import Mutant
 
 START_SECONDS = 120.0
 KILL_SECONDS = 10.0
 HARMLESS = "reference-fp32"
+KILLED = "the process was killed by SIGKILL"
+KILLED_FROM_OUTSIDE = "killed from outside and run again"
 # the child's: its BLAS works on small matrices, and its neighbours need the other cores
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -45,6 +48,7 @@ class Executor:
         limit: seconds that one case may take, kernel compilation included.
         ahead: file that holds the case in flight.
         mutant: patch to apply to the target's package in the child's memory.
+        sanitize: check every access of interpreted kernels; see `attn_fuzz.sanitizer`.
     """
 
     target: str
@@ -52,6 +56,7 @@ class Executor:
     limit: float
     ahead: Path
     mutant: Mutant | None = None
+    sanitize: bool = False
     _process: multiprocessing.process.BaseProcess | None = field(default=None, init=False)
     _connection: multiprocessing.connection.Connection | None = field(default=None, init=False)
 
@@ -64,11 +69,24 @@ class Executor:
     def run(self, case: Case) -> Verdict:
         """The verdict on one case.
 
+        A case whose process is killed by SIGKILL is run once more: kernels do not send that, but an operator does, or a system
+        that is short of memory.
+
         Raises:
             CaseError: the case contradicts itself, or the contract.
             ExecutorError: the process could not be started, or the fuzzer itself is at fault.
+            OSError: the case in flight cannot be written.
         """
-        self.ahead.write_text(case_file.dumps(case), encoding="utf-8")
+        verdict = self._run_once(case)
+        if verdict.message != KILLED:
+            return verdict
+        verdict = self._run_once(case)
+        if verdict.message == KILLED:
+            return msgspec.structs.replace(verdict, message=f"{KILLED} twice: it may need more memory than there is")
+        return msgspec.structs.replace(verdict, events=(*verdict.events, KILLED_FROM_OUTSIDE))
+
+    def _run_once(self, case: Case) -> Verdict:
+        case_file.save(self.ahead, case)
         connection = self.start()
         assert self._process is not None
         started = time.monotonic()
@@ -124,7 +142,8 @@ class Executor:
         context = multiprocessing.get_context("spawn")
         os.environ.update(ONE_THREAD)
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self.target, self.device, self.mutant), daemon=True)
+        args = (theirs, self.target, self.device, self.mutant, self.sanitize)
+        self._process = context.Process(target=_serve, args=args, daemon=True)
         self._process.start()
         theirs.close()
         try:
@@ -150,7 +169,9 @@ def use_interpreter(device: str) -> None:
         os.environ["TRITON_INTERPRET"] = "1"
 
 
-def _serve(connection: multiprocessing.connection.Connection, name: str, device: str, mutant: Mutant | None) -> None:
+def _serve(
+    connection: multiprocessing.connection.Connection, name: str, device: str, mutant: Mutant | None, sanitize: bool
+) -> None:
     """The child: one case in, one verdict out, until the parent is gone."""
     os.setsid()  # a kernel that signals its group reaches itself
     os.dup2(2, 1)  # what a kernel prints is no result
@@ -163,11 +184,14 @@ def _serve(connection: multiprocessing.connection.Connection, name: str, device:
         if mutant is not None:
             mutants.install(mutant)
         import torch
-        from attn_fuzz.check import check
+        from attn_fuzz import sanitizer
+        from attn_fuzz.trial import try_case
 
         torch.set_num_threads(1)
         if device == "cpu" and importlib.util.find_spec("triton"):
             interpreter.install()
+        if sanitize:
+            sanitizer.install()
         target = targets.load(name)
     except Exception as error:
         connection.send(f"{type(error).__name__}: {error}")
@@ -179,7 +203,7 @@ def _serve(connection: multiprocessing.connection.Connection, name: str, device:
         except EOFError:
             return
         try:
-            answer = check(case, target, device)
+            answer = try_case(case, target, device)
         except CaseError as error:
             answer = error
         except Exception:

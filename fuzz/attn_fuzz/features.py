@@ -1,10 +1,14 @@
 """What a case exercises, by names that the coverage table counts; and which two can never meet in one case, and why."""
 
 from collections.abc import Callable
+from itertools import combinations_with_replacement
 from typing import NamedTuple
 
 from attn_contract import AttentionType, Layout, PhysicalOrder
 from attn_fuzz.case import Cache, Case, Request, Rope, written_slots
+
+MULTI_TOKEN_DECODE = 8
+"""Most query tokens of a request that is decoding, with its drafts; more are a part of its prompt."""
 
 
 class Feature(NamedTuple):
@@ -59,9 +63,9 @@ FEATURES = (
     Feature("encoder-only", "attention", _is(AttentionType.ENCODER_ONLY), choice="attention"),
     Feature("cross-attention", "attention", _is(AttentionType.ENCODER_DECODER), choice="attention"),
     Feature("prefill", "phase", _of_request(lambda r: r.query_len > 1 and r.context_len == 0)),
-    Feature("extend", "phase", _of_request(lambda r: r.query_len > 8 and r.context_len > 0)),
+    Feature("extend", "phase", _of_request(lambda r: r.query_len > MULTI_TOKEN_DECODE and r.context_len > 0)),
     Feature("decode", "phase", _of_request(lambda r: r.query_len == 1 and r.context_len > 0)),
-    Feature("multi-token decode", "phase", _of_request(lambda r: 1 < r.query_len <= 8 and r.context_len > 0)),
+    Feature("multi-token decode", "phase", _of_request(lambda r: 1 < r.query_len <= MULTI_TOKEN_DECODE and r.context_len > 0)),
     Feature("more queries than keys", "phase", _of_request(lambda r: r.context_len < 0)),
     Feature("request without a query", "phase", _of_request(lambda r: r.query_len == 0)),
     Feature("window", "rule", lambda case: case.window != (-1, -1)),
@@ -104,9 +108,34 @@ FEATURES = (
 )
 
 
+def phase(case: Case, request: Request) -> str:
+    """What a request does in this step: kernels have a path for each, and round differently there."""
+    if case.cache is None:
+        return "encoder"
+    if case.attn_type is AttentionType.ENCODER_DECODER:
+        return "cross"
+    if request.query_len == 1:
+        return "decode"
+    if request.context_len <= 0:
+        return "prefill"
+    return "multi-token decode" if request.query_len <= MULTI_TOKEN_DECODE else "extend"
+
+
 def features(case: Case) -> list[str]:
     """Names of the features of a case, in the order of FEATURES."""
     return [feature.name for feature in FEATURES if feature.has(case)]
+
+
+def count(case: Case, together: list[int]) -> list[int]:
+    """One more case in a table of features and pairs, row by row; [] is the empty table.
+
+    Place i * len(FEATURES) + j, i <= j, counts the cases that have features i and j, or where i == j the one.
+    """
+    counts = together.copy() or [0] * len(FEATURES) ** 2
+    found = [i for i, feature in enumerate(FEATURES) if feature.has(case)]
+    for i, j in combinations_with_replacement(found, 2):
+        counts[i * len(FEATURES) + j] += 1
+    return counts
 
 
 def _names(*groups: str) -> set[str]:

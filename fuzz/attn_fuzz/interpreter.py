@@ -8,12 +8,14 @@ matrices without a BLAS, which is most of its time. `install` replaces the place
     bfloat16 arithmetic             in float32, rounded once
     tl.dot of 16 bits               in float32, in which products of 16-bit numbers are exact
     the language                    patched once per module of kernels
+    types                           each made once (`attn_fuzz.interpreter_types`)
 """
 
 from typing import Any
 
 import numpy as np
 import torch
+from attn_fuzz import interpreter_types
 
 # by the name of Triton's dtype; the number is the largest finite value of those that saturate
 _TORCH = {
@@ -42,6 +44,7 @@ def install() -> None:
     from triton.runtime import interpreter
 
     missing = [name for name in _HOOKS if not hasattr(interpreter, name)]
+    missing += interpreter_types.missing()
     missing += [name for name in _BUILDER_HOOKS if not hasattr(getattr(interpreter, "InterpreterBuilder", None), name)]
     if missing:
         raise RuntimeError(f"triton {triton.__version__}: its interpreter has no {', '.join(missing)}, which is replaced here")
@@ -52,6 +55,7 @@ def install() -> None:
     interpreter._convert_float = _converting_exactly(interpreter._convert_float, interpreter._ir.ROUNDING_MODE.RTZ)
     builder.create_dot = _dot_in_float32(builder.create_dot)
     builder.binary_op = _binary_op_in_float32(builder.binary_op)
+    interpreter_types.install()
     setattr(builder, EXACT, True)
 
 

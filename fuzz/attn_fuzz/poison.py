@@ -27,6 +27,7 @@ CANARY = {
     torch.float8_e4m3fn: 0xFF,
     torch.float8_e4m3fnuz: 0x80,
 }
+LEFTOVER = 24.0
 _BITS = {4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 
@@ -38,6 +39,11 @@ def canary(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | st
 def poison(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
     """What inputs hold wherever the step has no business."""
     return torch.full(shape, POISON[dtype], dtype=_BITS[dtype.itemsize], device=device).view(dtype)
+
+
+def leftovers(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
+    """What unused memory holds instead of poison where a target may read it, if it makes nothing of it: a finite number."""
+    return torch.full(shape, LEFTOVER, device=device).to(dtype)
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:

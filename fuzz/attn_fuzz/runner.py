@@ -3,17 +3,18 @@
 Shards do not depend on the number of workers, so that a seed means the same run everywhere.
 """
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import msgspec
 from attn_fuzz import engine
+from attn_fuzz.case import Case
 from attn_fuzz.engine import Plan, Progress
 from attn_fuzz.executor import Executor, ExecutorError
 from attn_fuzz.targets import UnknownTargetError
@@ -25,9 +26,11 @@ END_SECONDS = 15.0
 
 @dataclass
 class Outcome:
-    """What became of the shards, by their index; one that was never started has examined nothing."""
+    """What became of the shards, by their index; one that was never started has examined nothing. `restarted` are those whose
+    worker process died before they had found anything."""
 
     progress: list[Progress]
+    restarted: set[int] = field(default_factory=set)
     interrupted: bool = False
     error: str | None = None
     finished: set[int] = field(default_factory=set)
@@ -43,6 +46,11 @@ def shards(plan: Plan) -> list[Plan]:
     ]
 
 
+def replays(plan: Plan, past: Sequence[Case], workers: int) -> list[Plan]:
+    """Plans that run past cases, spread over as many workers, and draw none."""
+    return [msgspec.structs.replace(plan, examples=0, past=tuple(past[i::workers])) for i in range(min(workers, len(past)))]
+
+
 def run(
     plans: Sequence[Plan],
     workers: int,
@@ -50,7 +58,7 @@ def run(
     stop_at_failure: bool,
     report: Callable[[int, Progress], None] = lambda index, progress: None,
 ) -> Outcome:
-    """Run every plan on one of the workers.
+    """Run every plan on one of the workers. A plan whose worker dies, as by a system short of memory, is run once more.
 
     Args:
         plans: shards.
@@ -60,10 +68,10 @@ def run(
     """
     outcome = Outcome([Progress() for _ in plans])
     waiting = list(enumerate(plans))
-    with _processes(min(workers, len(plans)), plans) as connections:
+    with _processes(plans) as start:
         busy: dict[multiprocessing.connection.Connection, int] = {}
-        idle = list(connections)
         try:
+            idle = [start() for _ in range(min(workers, len(plans)))]
             while True:
                 failed = any(outcome.progress[index].failure for index in outcome.finished)
                 if (stop_at_failure and failed) or _is_late(plans):
@@ -73,14 +81,28 @@ def run(
                 while idle and waiting:
                     index, plan = waiting.pop(0)
                     connection = idle.pop()
-                    connection.send(plan)
+                    with contextlib.suppress(ConnectionError):  # one that died while it was idle is noticed below
+                        connection.send(plan)
                     busy[connection] = index
                 if not busy:
                     return outcome
                 for connection in multiprocessing.connection.wait(list(busy)):
                     assert isinstance(connection, multiprocessing.connection.Connection)
                     index = busy[connection]
-                    message = _receive(connection)
+                    try:
+                        message = connection.recv()
+                    except (EOFError, OSError):
+                        del busy[connection]
+                        idle.append(start())
+                        if outcome.progress[index].failure is not None:
+                            outcome.finished.add(index)
+                        elif index not in outcome.restarted:
+                            outcome.restarted.add(index)
+                            waiting.insert(0, (index, plans[index]))
+                        else:
+                            outcome.error = "a worker process died, and so did the one that took its place"
+                            return outcome
+                        continue
                     if isinstance(message, Progress):
                         outcome.progress[index] = message
                         report(index, message)
@@ -92,6 +114,8 @@ def run(
                     del busy[connection]
                     idle.append(connection)
         except KeyboardInterrupt:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)  # a second one would lose what is now to be told
             outcome.interrupted = True
             return outcome
 
@@ -100,19 +124,23 @@ def _is_late(plans: Sequence[Plan]) -> bool:
     return any(plan.until is not None and time.time() > plan.until for plan in plans)
 
 
-@contextmanager
-def _processes(count: int, plans: Sequence[Plan]) -> Iterator[list[multiprocessing.connection.Connection]]:
+@contextlib.contextmanager
+def _processes(plans: Sequence[Plan]) -> Iterator[Callable[[], multiprocessing.connection.Connection]]:
+    """A function that starts a worker; all that it has started end with the block."""
     context = multiprocessing.get_context("spawn")
     connections, processes = [], []
+
+    def start() -> multiprocessing.connection.Connection:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(theirs,))
+        process.start()
+        theirs.close()
+        connections.append(ours)
+        processes.append(process)
+        return ours
+
     try:
-        for _ in range(count):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs,))
-            process.start()
-            theirs.close()
-            connections.append(ours)
-            processes.append(process)
-        yield connections
+        yield start
     finally:
         for connection in connections:
             connection.close()  # whoever loses the signal, in a callback that swallows exceptions, ends at its next message
@@ -124,13 +152,6 @@ def _processes(count: int, plans: Sequence[Plan]) -> Iterator[list[multiprocessi
             process.join()
             for plan in {plan.folder: plan for plan in plans}.values():
                 engine.in_flight(plan, process.pid or 0).unlink(missing_ok=True)
-
-
-def _receive(connection: multiprocessing.connection.Connection) -> Progress | str | None:
-    try:
-        return connection.recv()
-    except (EOFError, ConnectionError):
-        return "a worker process died"
 
 
 def _work(connection: multiprocessing.connection.Connection) -> None:

@@ -13,13 +13,15 @@ import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from attn_contract import AttentionType, Batch, KVCacheView, Layer, Layout
-from attn_fuzz.case import Case
+from attn_fuzz import properties
+from attn_fuzz.case import Case, ScaleKind
 from attn_fuzz.judge import Rounding
-from attn_fuzz.properties import Property, batch_composition, chunked_prefill
+from attn_fuzz.ledger import Finding
+from attn_fuzz.properties import Property
 from attn_fuzz.tensors import Step
 
 GROUP = "attn_parity.targets"
@@ -86,10 +88,14 @@ class Support:
             are open to the right, K and V planes (`case.cache.planes`) or a fused qkv tensor.
         causal, non_causal, per_request_causal: for DECODER.
         soft_cap, alibi, sink_tokens, chunked_local, ranges, qq_bias, rope: whether it has the rule.
-        cache_dtypes: of quantized caches.
+        cache_dtypes, scales: of quantized caches; rows with inline scales are of layout CONTENT_PACKED_SCALED instead.
         output_dtypes: of `out` where there is an output_scale.
+        unused_slots: what slots that no query sees hold: NaN; or in 3 of 4 cases a finite number, for a kernel that is known to
+            read them and to give them a weight of 0: 0 * NaN is NaN.
         tile_sizes: sizes at whose multiples the kernel changes its ways; lengths are drawn around them.
         max_tokens, max_seq_len: keep an example affordable.
+        steps_per_layer: how many cases in a row share a layer, where a kernel is compiled for each layer and that takes longer
+            than many cases do.
     """
 
     attn_types: tuple[AttentionType, ...] = tuple(AttentionType)
@@ -110,16 +116,19 @@ class Support:
     qq_bias: bool = True
     sinks: bool = True
     cache_dtypes: tuple[str, ...] = ("fp8_e4m3fn", "fp8_e4m3fnuz", "int8")
+    scales: tuple[ScaleKind, ...] = ("tensor", "head", "token")
     output_dtypes: tuple[str, ...] = ("fp8_e4m3fn", "fp8_e4m3fnuz")
     rope: bool = True
     lse: bool = True
+    unused_slots: Literal["NaN", "mostly finite"] = "NaN"
     tile_sizes: tuple[int, ...] = (16, 32, 64)
     max_tokens: int = 256
     max_seq_len: int = 1024
+    steps_per_layer: int = 1
     exclude: Callable[[Case], str | None] = _nothing
 
     def __post_init__(self) -> None:
-        for name in ("attn_types", "dtypes", "layouts", "head_sizes", "group_sizes", "block_sizes", "tile_sizes"):
+        for name in ("attn_types", "dtypes", "layouts", "head_sizes", "group_sizes", "block_sizes", "scales", "tile_sizes"):
             if not getattr(self, name):
                 raise ValueError(f"Support.{name}: got none, expected at least one")
         if AttentionType.DECODER in self.attn_types and not (self.causal or self.non_causal):
@@ -144,7 +153,7 @@ class Support:
         """The first property of a case that the target does not support and must refuse, in words; None if there is none."""
         decoder = case.attn_type is AttentionType.DECODER
         flags = {request.causal for request in case.requests} if decoder else set()
-        cache_dtype = case.cache.dtype if case.cache else None
+        cache_dtype, scales = (case.cache.dtype, case.cache.scales) if case.cache else (None, None)
         properties = {
             f"{case.attn_type} attention": case.attn_type not in self.attn_types,
             "causal attention": True in flags and not self.causal,
@@ -159,6 +168,7 @@ class Support:
             "qq_bias": case.qq_bias and not self.qq_bias,
             "sinks": case.sinks and not self.sinks,
             f"a cache of {cache_dtype}": cache_dtype and cache_dtype not in self.cache_dtypes,
+            f"a scale of the cache for each {scales}": scales and scales not in self.scales,
             f"an output of {case.output_dtype}": case.output_dtype and case.output_dtype not in self.output_dtypes,
             "RoPE in the cache write": case.rope and not self.rope,
             "the LSE": case.return_lse and not self.lse,
@@ -167,10 +177,21 @@ class Support:
 
     def widened(self) -> "Support":
         """The same sizes with every property: what the strategies draw refusals from."""
-        return dataclasses.replace(Support(), **{name: getattr(self, name) for name in _SIZES})
+        return dataclasses.replace(Support(), **{name: getattr(self, name) for name in _DRAWN})
 
 
-_SIZES = ("dtypes", "layouts", "head_sizes", "group_sizes", "block_sizes", "tile_sizes", "max_tokens", "max_seq_len")
+_DRAWN = (
+    "unused_slots",
+    "dtypes",
+    "layouts",
+    "head_sizes",
+    "group_sizes",
+    "block_sizes",
+    "tile_sizes",
+    "max_tokens",
+    "max_seq_len",
+    "steps_per_layer",
+)
 
 
 def _no_events(step: Step) -> Iterable[str]:
@@ -192,7 +213,12 @@ class Target:
         rounding: where it rounds on a device type.
         unavailable: None if it can run on a device type here, else why not, in words.
         events: names of the paths that it takes for a step, such as "split"; a run counts them.
-        properties: what its outputs promise of each other, beyond being right; see `attn_fuzz.properties`.
+        properties: what its outputs promise of each other, beyond being right; see `attn_fuzz.properties`. A case asks two of
+            those that apply to it.
+        oracle: whether the reference judges its outputs too. If not, memory and properties alone do, and sizes may be such that
+            the reference would take too long.
+        findings: what it is known to do wrong; see `attn_fuzz.ledger`.
+        sanitizes: whether its kernels are Triton's and keep to what `attn_fuzz.permissions` says, access by access.
     """
 
     name: str
@@ -206,11 +232,18 @@ class Target:
     unavailable: Callable[[str], str | None] = lambda device: None
     events: Callable[[Step], Iterable[str]] = _no_events
     properties: tuple[Property, ...] = ()
+    oracle: bool = True
+    findings: tuple[Finding, ...] = ()
+    sanitizes: bool = False
 
     def __post_init__(self) -> None:
         for name in ("attention", "support", "rounding", "unavailable", "events"):
             if not callable(getattr(self, name)):
                 raise TypeError(f"Target.{name}: got {getattr(self, name)!r}, expected a function")
+
+    def can_be_sanitized(self, device: str) -> bool:
+        """Whether `attn_fuzz.sanitizer` can check its kernels there, which it does as they are interpreted."""
+        return self.sanitizes and device == "cpu"
 
 
 class UnknownTargetError(ValueError):
@@ -291,7 +324,7 @@ def _triton_support(device: str) -> Support:
     if device == "cpu":
         return Support(max_tokens=128, max_seq_len=512)
     # every size is compiled, in all combinations with the rest: those of models only
-    return Support(max_tokens=1024, max_seq_len=4096, head_sizes=(64, 80, 128))
+    return Support(max_tokens=1024, max_seq_len=4096, head_sizes=(64, 80, 128), steps_per_layer=16)
 
 
 def _triton_missing(device: str) -> str | None:
@@ -321,6 +354,7 @@ TRITON = Target(
     rounding=_triton_rounding,
     unavailable=_triton_missing,
     events=_triton_events,
+    sanitizes=True,
 )
 
 
@@ -365,6 +399,7 @@ TRITON_CASCADE = Target(
     rounding=_triton_rounding,
     unavailable=_triton_missing,
     events=_cascade_events,
+    sanitizes=True,
 )
 
 
@@ -391,7 +426,66 @@ TRITON_INVARIANT = Target(
     support=_triton_support,
     rounding=_triton_rounding,
     unavailable=_triton_missing,
-    properties=(batch_composition, chunked_prefill(_queries_per_tile)),
+    properties=(properties.batch_composition(), properties.chunked_prefill(_queries_per_tile)),
+    sanitizes=True,
+)
+
+
+def _properties_support(device: str) -> Support:
+    if device == "cpu":
+        return _triton_support(device)
+    return dataclasses.replace(
+        _triton_support(device),
+        max_tokens=8192,
+        max_seq_len=65536,
+        tile_sizes=(64, 16, 256, 2048),
+        block_sizes=(16, 32, 48, 544),
+    )
+
+
+def _queries_per_chunk(step: Step) -> int:
+    """More than half a tile, so that chunks end inside."""
+    import attn_optimized
+
+    return attn_optimized.plan_of(step.q, step.layer, step.batch).tiles.queries // 2 + 1
+
+
+_ERROR = properties.error_bound(_triton_rounding)
+
+TRITON_PROPERTIES = Target(
+    name="triton-properties",
+    description="the shipping Triton kernels without an oracle, at sizes at which the reference is too slow: their properties",
+    attention=_triton_attention,
+    write_kv_cache=_triton_write,
+    rope_and_write_kv_cache=_triton_rope,
+    support=_properties_support,
+    rounding=_triton_rounding,
+    unavailable=_triton_missing,
+    events=_triton_events,
+    oracle=False,
+    # how keys are split depends on the batch's sizes alone, so bits may differ only where these do; or where the interpreter's
+    # matrix products do, which sum the last columns in another order
+    properties=(
+        properties.repetition(),
+        properties.request_order(),
+        properties.batch_composition(_ERROR),
+        properties.chunked_prefill(_queries_per_chunk, _ERROR),
+        properties.padded_batch(_ERROR),
+        properties.block_permutation(),
+        properties.garbage(),
+        properties.head_permutation(),
+        properties.channel_permutation(_ERROR),
+        properties.doubled_values(),
+        properties.additivity(_ERROR),
+        properties.weights(_ERROR),
+        properties.shifted_keys(_ERROR),
+        properties.scale_in_query(),
+        properties.wide_window(),
+        properties.last_row(),
+        properties.forgotten_keys(_ERROR),
+        properties.split_keys(_ERROR),
+    ),
+    sanitizes=True,
 )
 
 
@@ -410,6 +504,7 @@ TRITON_VARLEN = Target(
     ),
     rounding=_triton_rounding,
     unavailable=_triton_missing,
+    sanitizes=True,
 )
 
 

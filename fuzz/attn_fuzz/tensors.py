@@ -1,7 +1,8 @@
 """A case made concrete: every tensor of the step, poisoned wherever the step has no business.
 
-Unused slots, unowned rows and everything around the cache hold NaN (the poison); `out`, `lse` and everything around them hold
-another NaN (the canary). So a stray read shows as NaN, and a stray write as a changed byte.
+Unused slots, unowned rows and everything around the cache and the other inputs hold NaN (the poison), or an index that leads
+astray; `out`, `lse` and everything around them hold another NaN (the canary). So a stray read shows as NaN, and a stray write
+as a changed byte.
 """
 
 import dataclasses
@@ -11,16 +12,15 @@ from typing import Any
 import attn_reference
 import torch
 from attn_contract import Batch, KVCacheView, Layer, check_shared_allocation
-from attn_fuzz import allocations, contents
-from attn_fuzz.case import Cache, Case, Rope, slot_of, written_slots
+from attn_fuzz import allocations, captures, contents
+from attn_fuzz.case import GUARD, Cache, Case, Rope, slot_of, slots_of_keys, written_slots
 from attn_fuzz.poison import DTYPES, canary, poison
 
-# Rows before and after outputs, about a kernel's tile of queries, and elements after each row.
-GUARD = 64
-PADDING = 8
+PADDING = 8  # elements after each row, and rows before and after inputs
 GARBAGE_BLOCKS = (-1, 2**31 - 1)
 NO_RANGE = (1, 0)
 ALL_POSITIONS = (0, 2**31 - 1)
+HELD_BY_LAYER = ("alibi_slopes", "k_scale", "v_scale", "output_scale")
 
 
 @dataclass(frozen=True)
@@ -88,16 +88,20 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
     """Make the tensors of a valid case."""
     dtype = DTYPES[case.dtype]
     generator = torch.Generator().manual_seed(case.values.seed)
-    q, direction = contents.queries(case, generator)
-    keys, values = (x.to(dtype) for x in contents.keys_and_values(case, direction, generator))
+    held = captures.load(case) if case.values.kind == "captured" else {}
+    if held:
+        q, keys, values = held["q"], held["k"], held["v"]
+    else:
+        q, direction = contents.queries(case, generator)
+        keys, values = (x.to(dtype) for x in contents.keys_and_values(case, direction, generator))
     buffers = allocations.poisoned_scales(case, case.cache, device) if case.cache else {}
-    layer = _layer(case, buffers, generator, device)
-    q_rows = _rows(q.to(dtype), case, device)
+    layer = _layer(case, buffers, held, generator, device)
+    q_rows = _rows(q.to(dtype), case.num_rows, device)
     slots = written_slots(case)
     raw, view, k, v = None, None, None, None
     writes = tuple[Write, ...]()
     if case.cache is None:
-        k, v = (_longer(_rows(content, case, device), case.kv_rows_past) for content in (keys, values))
+        k, v = (_rows(content, case.num_rows + case.kv_rows_past, device) for content in (keys, values))
     else:
         view = allocations.cache_view(case, case.cache)
         raw = allocations.poisoned(case, case.cache, device)
@@ -110,13 +114,15 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
         q_rows, k, v = _fuse(q_rows, k, v)
         if slots and k is not None and v is not None:
             writes = (dataclasses.replace(writes[0], k=k, v=v), *writes[1:])
-    batch = _batch(case, writes[0].slot_mapping if slots else None, generator, device)
-    if raw is not None and view is not None and case.cache is not None:
+    batch = _batch(case, writes[0].slot_mapping if slots else None, held, generator, device)
+    if raw is not None and view is not None and case.cache is not None and held:
+        captures.place(case, case.cache, held, view, raw, layer)
+    elif raw is not None and view is not None and case.cache is not None:
         kv_cache = view.tensor(raw)
         read = (
-            _slots_seen(case, case.cache, q_rows, kv_cache, layer, batch) if case.recycled else _slots_of_keys(case, case.cache)
+            _slots_seen(case, case.cache, q_rows, kv_cache, layer, batch) if case.recycled else slots_of_keys(case, case.cache)
         )
-        before = torch.tensor(sorted(read - set(slots)), dtype=torch.int64)
+        before = torch.tensor(sorted(set(read) - set(slots)), dtype=torch.int64)
         k_before, v_before = (x[before].to(device) for x in (keys, values))
         attn_reference.write_kv_cache(k_before, v_before, kv_cache, layer, before.to(device))
     out_buffer, out = _output(case, device)
@@ -138,19 +144,24 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
     )
 
 
-def _layer(case: Case, buffers: dict[str, torch.Tensor], generator: torch.Generator, device: torch.device | str) -> Layer:
-    sinks = contents.sinks(case, generator)
-    narrow = DTYPES[case.dtype] if case.narrow_sinks else torch.float32
-    tensors: dict[str, Any] = {}
-    if case.alibi:
+def _layer(
+    case: Case,
+    buffers: dict[str, torch.Tensor],
+    held: dict[str, torch.Tensor],
+    generator: torch.Generator,
+    device: torch.device | str,
+) -> Layer:
+    sinks = held.get("sinks") if held else contents.sinks(case, generator)
+    tensors: dict[str, Any] = {name: held[name] for name in HELD_BY_LAYER if name in held}
+    if case.alibi and not held:
         tensors["alibi_slopes"] = contents.alibi_slopes(case, generator)
-    if case.cache is not None:
+    if case.cache is not None and not held:
         tensors |= contents.fixed_scales(case, case.cache, generator)
-    if case.output_dtype is not None:
+    if case.output_dtype is not None and not held:
         tensors["output_scale"] = contents.output_scale(case, generator)
-    tensors = {
-        name: _embedded(tensor, torch.nan, device) if tensor.dim() else tensor.to(device) for name, tensor in tensors.items()
-    }
+    if sinks is not None:
+        tensors["sinks"] = sinks.to(DTYPES[case.dtype] if case.narrow_sinks else torch.float32)
+    tensors = {name: _embedded(tensor, torch.nan, device) for name, tensor in tensors.items()}
     return Layer(
         num_heads=case.num_heads,
         num_kv_heads=case.num_kv_heads,
@@ -162,7 +173,6 @@ def _layer(case: Case, buffers: dict[str, torch.Tensor], generator: torch.Genera
         chunked_local=case.chunked_local,
         ranges_clamped=case.ranges_clamped,
         logits_soft_cap=case.soft_cap,
-        sinks=None if sinks is None else sinks.to(device=device, dtype=narrow),
         layout=case.cache.layout if case.cache else None,
         kv_cache_dtype=DTYPES[case.cache.dtype] if case.cache and case.cache.dtype else None,
         **{name: allocations.inside(buffer) for name, buffer in buffers.items()},
@@ -170,15 +180,11 @@ def _layer(case: Case, buffers: dict[str, torch.Tensor], generator: torch.Genera
     )
 
 
-def _rows(owned: torch.Tensor, case: Case, device: torch.device | str) -> torch.Tensor:
-    """Owned rows, then poison in all rows that no request owns."""
-    rows = poison((case.num_rows, *owned.shape[1:]), owned.dtype, device)
+def _rows(owned: torch.Tensor, num_rows: int, device: torch.device | str) -> torch.Tensor:
+    """[num_rows, ...]: owned rows, then poison in all rows that no request owns; and around them."""
+    rows = poison((num_rows + 2 * PADDING, *owned.shape[1:]), owned.dtype, device)[PADDING:-PADDING]
     rows[: len(owned)] = owned.to(device)
     return rows
-
-
-def _longer(rows: torch.Tensor, more: int) -> torch.Tensor:
-    return torch.cat([rows, poison((more, *rows.shape[1:]), rows.dtype, rows.device)])
 
 
 def _output(case: Case, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -193,7 +199,13 @@ def _lse(case: Case, device: torch.device | str) -> tuple[torch.Tensor, torch.Te
     return buffer, buffer[1:-1, GUARD : GUARD + case.num_rows] if case.return_lse else None
 
 
-def _batch(case: Case, slot_mapping: torch.Tensor | None, generator: torch.Generator, device: torch.device | str) -> Batch:
+def _batch(
+    case: Case,
+    slot_mapping: torch.Tensor | None,
+    held: dict[str, torch.Tensor],
+    generator: torch.Generator,
+    device: torch.device | str,
+) -> Batch:
     causal = [request.causal for request in case.requests]
     seq_lens = [request.seq_len for request in case.requests]
     return Batch(
@@ -202,46 +214,41 @@ def _batch(case: Case, slot_mapping: torch.Tensor | None, generator: torch.Gener
         max_query_len=case.max_query_len,
         max_seq_len=max(seq_lens, default=0) + case.slack,
         num_actual_tokens=case.num_actual_tokens,
-        causal=torch.tensor(causal, dtype=torch.bool, device=device) if case.per_request_causal else any(causal),
+        causal=_embedded(torch.tensor(causal, dtype=torch.bool), True, device) if case.per_request_causal else any(causal),
         block_table=_block_table(case, case.cache, device) if case.cache else None,
         slot_mapping=slot_mapping,
         bidirectional_ranges=_ranges(case, device) if case.has_ranges else None,
-        qq_bias=_qq_bias(case, generator, device) if case.qq_bias else None,
+        qq_bias=_qq_bias(held["qq_bias"] if held else contents.qq_bias(case, generator), device) if case.qq_bias else None,
     )
 
 
 def _ranges(case: Case, device: torch.device | str) -> torch.Tensor:
-    """[R, max_ranges, 2]: ranges that are none after each request's own, and after the last what makes everything visible."""
+    """[R, max_ranges, 2]: ranges that are none after each request's own, and around them what makes everything visible."""
     most = max(len(request.ranges) for request in case.requests)
     rows = [[*request.ranges, *[NO_RANGE] * (most + 1 - len(request.ranges))] for request in case.requests]
-    rows.append([ALL_POSITIONS] * (most + 1))
-    return torch.tensor(rows, dtype=torch.int32, device=device)[:-1]
+    everything = [ALL_POSITIONS] * (most + 1)
+    return torch.tensor([everything, *rows, everything], dtype=torch.int32, device=device)[1:-1]
 
 
-def _qq_bias(case: Case, generator: torch.Generator, device: torch.device | str) -> torch.Tensor:
-    bias = contents.qq_bias(case, generator).to(device)
-    buffer = poison((len(bias) + 1, len(bias) + PADDING), torch.float32, device)
-    buffer[:-1, : len(bias)] = bias
-    return buffer[:-1, : len(bias)]
+def _qq_bias(bias: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    buffer = poison((len(bias) + 2, len(bias) + PADDING), torch.float32, device)
+    buffer[1:-1, : len(bias)] = bias
+    return buffer[1:-1, : len(bias)]
 
 
 def _block_table(case: Case, cache: Cache, device: torch.device | str) -> torch.Tensor:
     used = max((len(request.blocks) for request in case.requests), default=0)
     garbage = (*GARBAGE_BLOCKS, cache.num_blocks, 0)
-    table = torch.tensor(garbage).repeat(len(case.requests) + 1, used + case.table_padding)[:, : used + case.table_padding + 1]
+    table = torch.tensor(garbage).repeat(len(case.requests) + 2, used + case.table_padding)[:, : used + case.table_padding + 1]
     for r, request in enumerate(case.requests):
-        table[r, : len(request.blocks)] = torch.tensor(request.blocks)
-    return table.to(device=device, dtype=torch.int32)[: len(case.requests), : used + case.table_padding]
+        table[r + 1, : len(request.blocks)] = torch.tensor(request.blocks)
+    return table.to(device=device, dtype=torch.int32)[1:-1, : used + case.table_padding]
 
 
-def _embedded(values: torch.Tensor, after: float, device: torch.device | str) -> torch.Tensor:
-    """A vector inside a longer one, so that reading past its end is harmless to memory and visible in the result."""
-    longer = torch.cat([values, torch.full((GUARD,), after, dtype=values.dtype)])
-    return longer.to(device)[: len(values)]
-
-
-def _slots_of_keys(case: Case, cache: Cache) -> set[int]:
-    return {slot_of(request, cache, position) for request in case.requests for position in range(request.seq_len)}
+def _embedded(values: torch.Tensor, around: float, device: torch.device | str) -> torch.Tensor:
+    """A vector or a scalar inside a longer one: reading past its ends is harmless to memory and visible in the result."""
+    guard = torch.full((GUARD,), around, dtype=values.dtype)
+    return torch.cat([guard, values.flatten(), guard]).to(device)[GUARD:-GUARD].view(values.shape)
 
 
 def _slots_seen(case: Case, cache: Cache, q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch) -> set[int]:
@@ -266,7 +273,7 @@ def _writes(
     writes = []
     if slots := written_slots(case):
         rows = torch.tensor([max(slot, 0) for slot in slots])
-        k, v = (_longer(x[rows].to(device), case.kv_rows_past) for x in (keys, values))
+        k, v = (_rows(x[rows], len(rows) + case.kv_rows_past, device) for x in (keys, values))
         for row in (row for row, slot in enumerate(slots) if slot < 0):
             k[row] = v[row] = torch.nan
         view = allocations.writer_view(case, cache)
@@ -285,7 +292,8 @@ def _writes(
                 k, v = (_with_ties(x, layer.kv_cache_dtype, s, generator) for x, s in zip((k, v), scales, strict=True))
             view = allocations.neighbour_view(case, cache, cache.neighbour)
             neighbour = dataclasses.replace(layer, layout=view.layout)
-            writes.append(Write(neighbour, view, k.to(device), v.to(device), _embedded(rows, 0, device)))
+            k, v = (_rows(x, len(x), device) for x in (k, v))
+            writes.append(Write(neighbour, view, k, v, _embedded(rows, 0, device)))
     return tuple(writes)
 
 
@@ -298,7 +306,7 @@ def _rotation(case: Case, rope: Rope, generator: torch.Generator, device: torch.
     positions = contents.rope_positions(case, rope, generator)
     angles = contents.cos_sin_cache(rope, max(positions, default=0) + 1)
     dtype = DTYPES[case.dtype] if rope.narrow_cache else torch.float32
-    table = poison((len(angles) + 1, rope.rotary_dim + PADDING), dtype, device)[:-1, : rope.rotary_dim]
+    table = poison((len(angles) + 2, rope.rotary_dim + PADDING), dtype, device)[1:-1, : rope.rotary_dim]
     table.copy_(angles)
     return Rotation(_embedded(torch.tensor(positions, dtype=torch.int64), len(angles), device), table, rope.neox)
 
@@ -308,7 +316,8 @@ def _fuse(
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """q, k and v as slices of one tensor of as many rows as the longest has."""
     parts = [part.flatten(1) for part in (q, k, v) if part is not None]
-    fused = poison((max(map(len, parts)), sum(part.shape[1] for part in parts)), q.dtype, q.device)
+    shape = (max(map(len, parts)) + 2 * PADDING, sum(part.shape[1] for part in parts))
+    fused = poison(shape, q.dtype, q.device)[PADDING:-PADDING]
     slices, column = [], 0
     for part, like in zip(parts, (part for part in (q, k, v) if part is not None), strict=True):
         fused[: len(part), column : column + part.shape[1]] = part

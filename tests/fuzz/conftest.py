@@ -10,8 +10,8 @@ import pytest
 from attn_contract import Layout
 from attn_fuzz import cli, engine, targets
 from attn_fuzz.case import Cache, Case, Request
-from attn_fuzz.check import Verdict, check
 from attn_fuzz.engine import Plan
+from attn_fuzz.trial import Verdict, try_case
 
 FOLDER = str(Path(__file__).parent)
 sys.path.insert(0, FOLDER)  # spawned processes inherit it: they find `planted`
@@ -54,7 +54,7 @@ class InProcess:
 
     def run(self, case: Case) -> Verdict:
         self.cases.append(case)
-        return check(case, self.target, "cpu")
+        return try_case(case, self.target, "cpu")
 
 
 @pytest.fixture

@@ -1,5 +1,8 @@
 """Run as a script: kernels on bfloat16 under the interpreter, compared with torch bit by bit; exit 0 if all agree."""
 
+import itertools
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -56,3 +59,12 @@ bits = every.float().view(torch.int32)
 for offset in (0x7FFF, 0x8000, 0x8001):
     between = (bits + offset).view(torch.float32)
     assert torch.equal(cast(between, torch.bfloat16).nan_to_num(7), between.bfloat16().nan_to_num(7)), hex(offset)
+
+# of one name there is one type, whichever way it is asked for: same element, shape and number of elements
+for element, shape in itertools.product((tl.float32, tl.bfloat16, tl.pointer_type(tl.float32)), ([4], [4, 8], [8, 4])):
+    first, again = tl.block_type(element, shape), tl.block_type(element, [tl.constexpr(size) for size in shape])
+    assert first == again
+    assert [int(size) for size in again.shape] == shape
+    assert (again.element_ty, again.numel) == (element, math.prod(shape))
+    held = tl.tensor(None, again)
+    assert (held.dtype, [size.value for size in held.shape], held.numel.value) == (element, shape, math.prod(shape))

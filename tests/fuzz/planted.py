@@ -9,9 +9,10 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from unittest import mock
 
-import attn_fuzz.check
+import attn_fuzz.trial
 import attn_reference
 import torch
 from attn_contract import Batch, KVCacheView, Layer
@@ -258,7 +259,7 @@ def _is_slow_and_nan(q, kv_cache, batch, out, lse) -> None:
 
 
 def _breaks_the_judge(q, kv_cache, batch, out, lse) -> None:
-    attn_fuzz.check.judge = None
+    attn_fuzz.trial.judge = None
 
 
 def _raises(*args, **kwargs) -> None:
@@ -274,6 +275,20 @@ def _hangs(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 def _segfaults(q, kv_cache, batch, out, lse) -> None:
     if batch.max_query_len:
         os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def _killed_once(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    """As by an operator: the process of its first call dies, and no other."""
+    called = Path(os.environ["PLANTED_CALLED"])
+    if not called.exists():
+        called.write_text(".")
+        os.kill(os.getpid(), signal.SIGKILL)
+    attend(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+
+
+def _killed_always(*args, **kwargs) -> None:
+    """As by a system that is out of memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _exits(q, kv_cache, batch, out, lse) -> None:
@@ -453,6 +468,8 @@ CHANGES_SEQ_LENS = _target("planted-changes-seq-lens", _afterwards(_changes_seq_
 RAISES = _target("planted-raises", _raises)
 HANGS = _target("planted-hangs", _hangs)
 SEGFAULTS = _target("planted-segfaults", _afterwards(_segfaults))
+KILLED_ONCE = _target("planted-killed-once", _killed_once)
+KILLED_ALWAYS = _target("planted-killed-always", _killed_always)
 EXITS = _target("planted-exits", _afterwards(_exits))
 LAST_ROW_UNWRITTEN = _target("planted-last-row-unwritten", _last_row_unwritten)
 ONE_KEY_SHORT = _target("planted-one-key-short", _one_key_short)

@@ -1,12 +1,16 @@
 """Whatever a command is given that it cannot use: one line that says what was wrong, exit 2, and nothing left behind."""
 
 import json
+import os
 import subprocess
 import sys
 
+import msgspec
 import pytest
 import torch
+from attn_contract import AttentionType, Layout
 from attn_fuzz import case as case_file
+from attn_fuzz.case import MAX_BYTES, Cache, CaseError, Request
 from attn_fuzz.executor import Executor
 
 NOTE = "no GPU in use: Triton interprets the kernels on the CPU"
@@ -14,7 +18,7 @@ NOTE = "no GPU in use: Triton interprets the kernels on the CPU"
 MUTANT = """
 name = "planted"
 origin = "planted"
-class = "planted"
+class = "mask"
 what = "planted"
 trigger = "planted"
 target = "reference-fp32"
@@ -86,6 +90,65 @@ def test_fuzz_refuses(arguments, names, refused, tmp_path):
     refused("fuzz", "--target", "reference-fp32", "--examples", 1, *arguments, names=names)
 
 
+@pytest.mark.parametrize(
+    ("corpus", "names"),
+    [
+        ("missing", "missing"),
+        ("empty", "0 cases"),
+        ("cut", "cut/case.json"),
+        ("terabyte", "terabyte/case.json: case: its tensors would hold more"),
+        ("huge", "huge/case.json: larger than"),
+        ("endless", "endless/case.json: not a file"),
+        ("pipe", "pipe/case.json: not a file"),
+        ("dangling", "dangling/case.json"),
+        ("loop", "loop/case.json"),
+    ],
+)
+def test_fuzz_refuses_a_corpus(corpus, names, refused, step_case, tmp_path):
+    for folder in ("empty", "cut", "terabyte", "huge", "endless", "pipe", "dangling", "loop"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "cut" / "case.json").write_text("{")
+    fields = json.loads(case_file.dumps(step_case)) | {"head_size": 1 << 20, "num_kv_heads": 1 << 20}
+    (tmp_path / "terabyte" / "case.json").write_text(json.dumps(fields))
+    with (tmp_path / "huge" / "case.json").open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    (tmp_path / "endless" / "case.json").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe" / "case.json")
+    (tmp_path / "dangling" / "case.json").symlink_to("nowhere")
+    (tmp_path / "loop" / "case.json").symlink_to("case.json")
+    refused("fuzz", "--target", "reference-fp32", "--examples", 1, "--corpus", corpus, names=names)
+
+
+@pytest.mark.parametrize(
+    ("database", "names"),
+    [
+        ("a_file", "a_file is not a folder"),
+        ("a_file/inside", "a_file"),
+        ("pipe", "pipe/key/entry"),
+        ("endless", "endless/key/entry"),
+        ("huge", "huge/key/entry"),
+        ("redis://127.0.0.1:1", "Redis does not answer"),
+        ("redis://[", "Redis does not answer"),
+        ("redis://host:port", "Redis does not answer"),
+    ],
+)
+def test_fuzz_refuses_a_database(database, names, refused, tmp_path):
+    (tmp_path / "a_file").write_text("")
+    for folder in ("pipe", "endless", "huge"):
+        (tmp_path / folder / "key").mkdir(parents=True)
+    os.mkfifo(tmp_path / "pipe" / "key" / "entry")
+    (tmp_path / "endless" / "key" / "entry").symlink_to("/dev/zero")
+    with (tmp_path / "huge" / "key" / "entry").open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    refused("fuzz", "--target", "reference-fp32", "--examples", 1, "--database", database, names=names)
+
+
+def test_a_redis_without_its_client_is_refused(refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "redis", None)
+    arguments = ("--target", "reference-fp32", "--examples", 1, "--database", "redis://127.0.0.1")
+    refused("fuzz", *arguments, names="pip install 'attn-parity[redis]'")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("command", [["fuzz"], ["replay", "case.json"], ["zoo"]], ids=" ".join)
 def test_a_gpu_that_is_not_there_is_refused(command, refused, step_case, tmp_path):
@@ -124,6 +187,81 @@ def test_replay_refuses_a_case_edited_into_nonsense(changes, names, refused, ste
     refused("replay", "case.json", names=names)
 
 
+LARGE = 1 << 20
+replace = msgspec.structs.replace
+NO_CACHE = {"attn_type": "encoder", "cache": None}
+ONE_REQUEST = {"query_len": 1, "seq_len": 1, "blocks": [0], "causal": True}
+
+
+def cache(**fields):
+    return {"cache": {"layout": "CONTENT_PACKED", "block_size": 4, "num_blocks": 4, **fields}}
+
+
+def greedy():
+    """Cases that would take all memory by one field, or by two that multiply."""
+    for name in ("head_size", "num_kv_heads", "group_size", "rows_past", "kv_rows_past", "unowned_rows"):
+        yield name, {"head_size": 128, "num_kv_heads": 4, name: LARGE}
+    yield "the guards of one row", {"head_size": 30, "group_size": LARGE, "requests": [ONE_REQUEST]}
+    yield "block_size", cache(block_size=LARGE, num_blocks=8) | {"requests": []}
+    yield "num_blocks", cache(block_size=16, num_blocks=LARGE)
+    yield "padding of every head and layer", cache(padding=LARGE, num_layers=64) | {"num_kv_heads": 8}
+    yield "table_padding", {"table_padding": LARGE, "requests": [{"query_len": 0, "seq_len": 0}] * 200}
+    yield "slack of a tree", {"slack": LARGE, "qq_bias": "tree"}
+    yield "requests", {"requests": [{"query_len": 0, "seq_len": 0}] * 100_000}
+    yield "ranges", {"requests": [ONE_REQUEST | {"ranges": [[0, 1]] * 1_000_000}]}
+    yield (
+        "angles",
+        cache(block_size=LARGE)
+        | {
+            "head_size": 128,
+            "rope": {"rotary_dim": 128},
+            "requests": [ONE_REQUEST | {"seq_len": LARGE}],
+        },
+    )
+    yield "num_layers", cache(num_layers=LARGE)
+    yield "numbers past 64 bits", {"slack": 10**400}
+    yield "the name of a target", {"target": "t" * LARGE}
+    yield "an unknown field", {"x" * LARGE: 1}
+    yield "a field that controls terminals", {"\x1b[2J": 1}
+    yield "a schema", {"schema": "s" * LARGE}
+
+
+@pytest.mark.parametrize("command", ["replay", "show"])
+def test_no_case_decides_what_is_imported(command, step_case, tmp_path, attn_parity):
+    (tmp_path / "evil.py").write_text("open('done', 'w')\n")
+    (tmp_path / "case.json").write_text(case_file.dumps(replace(step_case, target="evil:TARGET", head_size=16)))
+    run = attn_parity(command, "case.json")
+    assert run.code == 2
+    assert "if you trust it, --target evil:TARGET" in run.err
+    assert not (tmp_path / "done").exists()
+    assert attn_parity(command, "case.json", "--target", "reference-fp32").code == 0
+
+
+@pytest.mark.parametrize("cache", ["paged", "dense"])
+def test_scores_that_would_take_all_memory_are_refused_where_the_reference_is_asked(cache, step_case, tmp_path, attn_parity):
+    dense = replace(step_case, attn_type=AttentionType.ENCODER, cache=None, requests=(Request(LARGE, LARGE),), num_kv_heads=1)
+    long = Cache(layout=Layout.KV_FIRST_NHD, block_size=32, num_blocks=1 << 14)
+    blocks = tuple(range(long.num_blocks))
+    paged = replace(step_case, cache=long, requests=(Request(8192, 32 << 14, blocks, causal=True),), num_kv_heads=1)
+    case = replace({"paged": paged, "dense": dense}[cache], head_size=16, group_size=1)
+    case_file.check(case)
+    (tmp_path / "case.json").write_text(case_file.dumps(case))
+    run = attn_parity("replay", "case.json", "--target", "reference-fp32")
+    assert run.code == 2
+    assert "scores at once" in run.err
+    assert run.err.count("\n") <= 2
+
+
+@pytest.mark.parametrize("changes", [changes for _, changes in greedy()], ids=[name for name, _ in greedy()])
+def test_a_case_that_asks_for_too_much_is_refused_in_a_line(changes, step_case):
+    fields = json.loads(case_file.dumps(step_case)) | changes
+    text = json.dumps({name: value for name, value in fields.items() if value is not None})
+    with pytest.raises(CaseError) as refusal:
+        case_file.loads(text)
+    assert len(str(refusal.value)) < 300
+    assert str(refusal.value).isprintable()
+
+
 @pytest.mark.parametrize(
     ("contents", "names"),
     [
@@ -135,9 +273,11 @@ def test_replay_refuses_a_case_edited_into_nonsense(changes, names, refused, ste
         (b"\xff\xfe\x00", "case.json"),
         (b"[" * 100_000, "case.json"),
         (b'{"schema": "attn-parity.case/1", "target": "t", "scale": NaN}', "case.json"),
+        (b'{"schema": "attn-parity.case/1", "target": "t", "scale": 1e999}', "case.json"),
+        (b'{"schema": "attn-parity.case/1", "target": "t", "scale": -Infinity}', "case.json"),
         (b'{"schema": "attn-parity.case/1", "target": "\xff"}', "case.json"),
     ],
-    ids=["empty", "cut", "a list", "null", "all bytes", "no UTF-8", "deep", "NaN", "a text of no UTF-8"],
+    ids=["empty", "cut", "a list", "null", "all bytes", "no UTF-8", "deep", "NaN", "1e999", "infinity", "a text of no UTF-8"],
 )
 def test_replay_refuses_what_is_no_case(contents, names, refused, tmp_path):
     (tmp_path / "case.json").write_bytes(contents)
@@ -146,6 +286,7 @@ def test_replay_refuses_what_is_no_case(contents, names, refused, tmp_path):
 
 def test_replay_refuses_a_missing_file_a_folder_and_nothing(refused, tmp_path):
     refused("replay", "missing.json", names="missing.json")
+    refused("replay", "\x1b[31mred.json", names="?[31mred.json: No such file")
     refused("replay", tmp_path, names=str(tmp_path))
     refused("replay", names="FILES")
 
@@ -163,6 +304,7 @@ def test_replay_runs_nothing_when_one_of_its_files_is_bad(refused, attn_parity, 
         ('what = "planted"', "", "what"),
         ('what = "planted"', "what = 3", "what"),
         ('what = "planted"', 'what = "planted"\nwhy = "planted"', "why"),
+        ('class = "mask"', 'class = "masque"', "masque"),
         ("def attend(", "nowhere to be found", "0 times"),
         ('find = "def attend("', 'find = "return"', "times, expected once"),
         ('find = "def attend("', 'find = ""', "find"),
@@ -178,6 +320,7 @@ def test_replay_runs_nothing_when_one_of_its_files_is_bad(refused, attn_parity, 
         "a field missing",
         "a field of another type",
         "an unknown field",
+        "a class that there is none of",
         "find stands nowhere",
         "find stands often",
         "an empty find",
@@ -206,7 +349,12 @@ def test_zoo_refuses_names_and_folders_that_hold_nothing(refused, tmp_path):
     refused("zoo", "--dir", "missing", names="missing")
     refused("zoo", "--dir", "animals/planted.toml", names="planted.toml")
     refused("zoo", "--dir", "animals", names="planted.toml")
+    (tmp_path / "animals" / "planted.toml").write_bytes(b"#" * (1 << 20) + b"#")
+    refused("zoo", "--dir", "animals", names="planted.toml: larger than 1048576 bytes")
     refused("zoo", "--examples", 0, names="--examples")
+    refused("zoo", "--check", names="docs/zoo.md")
+    refused("zoo", "--write", "--page", "nowhere/zoo.md", names="nowhere")
+    refused("zoo", "--write", "--page", "zoo", names="--page")
     refused("zoo", "--json", "missing/zoo.json", names="missing")
 
 

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from attn_contract import AttentionType, Layout, PhysicalOrder
 from attn_fuzz import case as case_file
-from attn_fuzz import check
+from attn_fuzz import trial
 from attn_fuzz.case import SCHEMA, Cache, Case, CaseError, Request, Rope
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets import REFERENCE_FP32, Support
@@ -101,6 +101,7 @@ def test_a_contradiction_is_refused(name, changes, step_case):
         (encoder, r"requests\[0\].seq_len", {"requests": (Request(query_len=1, seq_len=2),)}),
         (encoder, r"requests\[0\].blocks", {"requests": (Request(query_len=1, seq_len=1, blocks=(0,)),)}),
         (encoder, "recycled", {"recycled": True}),
+        (encoder, "finite_slots", {"finite_slots": True}),
         (encoder, "writes", {"writes": False}),
         (encoder, "unwritten", {"unwritten": (0,)}),
         (cross, "causal", {"requests": (Request(query_len=2, seq_len=3, blocks=(0,), causal=True),)}),
@@ -165,4 +166,4 @@ def test_a_case_edited_into_nonsense_is_refused_or_runs(case, data):
         edited = case_file.loads(json.dumps(fields))
     except CaseError:
         return
-    assert check.check(edited, REFERENCE_FP32, "cpu").kind == "agree"
+    assert trial.try_case(edited, REFERENCE_FP32, "cpu").kind == "agree"

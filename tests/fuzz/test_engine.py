@@ -127,6 +127,7 @@ def interrupted(tmp_path, child_environment):
         heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
         command = [sys.executable, "-c", f"{heed}; from attn_fuzz.cli import main; main()", "fuzz", "--target", target]
         command += ["--examples", "100000", "--seed", "1", "--workers", str(workers), "--json", "run.json", "--report", "runs"]
+        command += ["--corpus", "none"]
         process = subprocess.Popen(
             command,
             cwd=tmp_path,
@@ -167,7 +168,8 @@ def test_ctrl_c_ends_a_run_that_found_nothing_with_130(interrupted, tmp_path):
     assert result["examples"] > 0
     assert result["failures"] == []
     assert 1 <= len(in_flight) <= 2, "the case in flight is on the disk"
-    assert not list(tmp_path.glob("runs/*"))
+    (page,) = tmp_path.glob("runs/*")
+    assert "interrupted: no failure so far" in page.read_text()
 
 
 @needs_proc

@@ -10,6 +10,7 @@ import pytest
 import torch
 import triton
 from attn_fuzz import interpreter
+from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter as triton_interpreter
 
 FLOAT8 = {
@@ -64,7 +65,10 @@ def test_nan_stays_nan():
         assert np.isnan(interpreter.convert(interpreter.convert(nan, "fp32", name), name, "fp32").view(np.float32)).all(), name
 
 
-def test_a_triton_that_moved_its_hooks_is_named(monkeypatch):
-    monkeypatch.delattr(triton_interpreter, "_convert_float")
-    with pytest.raises(RuntimeError, match=f"^triton {triton.__version__}: its interpreter has no _convert_float"):
+@pytest.mark.parametrize(
+    ("holder", "name"), [(triton_interpreter, "_convert_float"), (TritonSemantic, "computation_type_impl")]
+)
+def test_a_triton_that_moved_its_hooks_is_named(holder, name, monkeypatch):
+    monkeypatch.delattr(holder, name)
+    with pytest.raises(RuntimeError, match=f"^triton {triton.__version__}: its interpreter has no {name}"):
         interpreter.install()

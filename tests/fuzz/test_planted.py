@@ -1,17 +1,21 @@
 """A wrong kernel is a failure of the kernel: found, named, made small, written down, and never the end of the fuzzer."""
 
+import dataclasses
 import json
 import runpy
 import subprocess
 import sys
 
 import msgspec
+import planted
 import pytest
 import torch
 from attn_fuzz import case as case_file
 from attn_fuzz import report, targets
-from attn_fuzz.check import check
+from attn_fuzz.case import Rope
 from attn_fuzz.executor import Executor
+from attn_fuzz.targets import REFERENCE_FP32
+from attn_fuzz.trial import try_case
 
 KINDS = {
     "NAN": {"nan"},
@@ -108,7 +112,7 @@ def test_the_script_of_any_wrong_case_passes_a_kernel_that_only_rounds(seed, fuz
     """On cases as they are drawn, in which elements have very different bounds: each is held to its own."""
     target = targets.load("planted:FLASH_ONE_KEY_SHORT")
     _, drawn = fuzz_here("planted:FLASH", seed=seed, examples=12)
-    failing = [(case, verdict) for case in drawn if (verdict := check(case, target, "cpu")).failed]
+    failing = [(case, verdict) for case in drawn if (verdict := try_case(case, target, "cpu")).failed]
     assert failing
     for case, verdict in failing:
         case = msgspec.structs.replace(case, target="planted:FLASH_ONE_KEY_SHORT")
@@ -124,7 +128,8 @@ def test_the_script_of_any_wrong_case_passes_a_kernel_that_only_rounds(seed, fuz
 )
 def test_from_the_command_line_to_the_repaired_kernel(name, kinds, attn_parity, tmp_path, child_environment):
     run = attn_parity(
-        "fuzz", "--target", f"planted:{name}", "--examples", 40, "--seed", 1, "--workers", 1, "--json", "run.json"
+        *("fuzz", "--target", f"planted:{name}", "--examples", 40, "--seed", 1, "--workers", 1, "--json", "run.json"),
+        *("--corpus", "none"),
     )
     assert run.code == 1, run.err
     result = json.loads((tmp_path / "run.json").read_text())
@@ -135,7 +140,7 @@ def test_from_the_command_line_to_the_repaired_kernel(name, kinds, attn_parity, 
     assert case_file.load(tmp_path / failure["case_file"]).target == f"planted:{name}"
     assert not list(tmp_path.rglob("in-flight*"))
 
-    assert attn_parity("replay", failure["case_file"]).code == 1
+    assert attn_parity("replay", failure["case_file"], "--target", failure["case"]["target"]).code == 1
     assert attn_parity("replay", failure["case_file"], "--target", "reference-fp32").code == 0
 
     def script(**more: str) -> int:
@@ -205,3 +210,32 @@ def test_what_a_target_excludes_is_not_drawn_unless_it_promises_to_refuse_it(fuz
     assert progress.failure is None
     assert cases
     assert not any(case.narrow_sinks for case in cases)
+
+
+def test_only_who_promises_to_refuse_is_blamed_for_not_refusing(step_case):
+    """A replay may ask a target for what it does not support, and what comes out is wrong all the same."""
+    asked = msgspec.structs.replace(step_case, sinks="near")
+    for refuses, told in (
+        (True, "sinks is beyond its support and was not refused: "),
+        (False, "sinks is beyond its support: "),
+    ):
+        support = dataclasses.replace(planted.SMALL, sinks=False)
+        target = dataclasses.replace(planted.NO_SINKS, support=lambda device, support=support: support, refuses=refuses)
+        verdict = try_case(asked, target, "cpu")
+        assert verdict.kind == "value"
+        assert verdict.message.startswith(f"{told}out of request 0")
+
+
+def test_a_rotation_may_make_another_nan_of_poison(step_case):
+    """Rows that belong to nobody are NaN; which NaN a rotation makes of that, each device decides."""
+
+    def rotates(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, is_neox):
+        REFERENCE_FP32.rope_and_write_kv_cache(
+            q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, is_neox=is_neox
+        )
+        rotated = q[: len(positions), :, : cos_sin_cache.shape[1]]
+        rotated[rotated.isnan()] = torch.nan
+
+    case = msgspec.structs.replace(step_case, unowned_rows=2, rope=Rope(rotary_dim=4, all_rows=True))
+    target = dataclasses.replace(REFERENCE_FP32, rope_and_write_kv_cache=rotates)
+    assert try_case(case, target, "cpu").kind == "agree"

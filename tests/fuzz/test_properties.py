@@ -1,18 +1,44 @@
-"""A kernel whose outputs are right and contradict each other is found, by one bit; one that keeps its promises agrees."""
+"""A kernel whose outputs contradict each other is found without an oracle, and one that keeps its promises agrees."""
 
+import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
+import attn_reference
 import msgspec
 import pytest
 import torch
-from attn_contract import AttentionType, Batch, Layout
-from attn_fuzz.case import Cache, Case, Request
-from attn_fuzz.check import check
-from attn_fuzz.properties import batch_composition, chunked_prefill
+from attn_contract import AttentionType, Batch, Layer, Layout
+from attn_fuzz import case as case_file
+from attn_fuzz import properties, targets, tensors
+from attn_fuzz.case import Cache, Case, CaseError, Request, Values
+from attn_fuzz.properties import Property, batch_composition, chunked_prefill
 from attn_fuzz.targets import REFERENCE_FP32, Target
+from attn_fuzz.tensors import Step
+from attn_fuzz.trial import PROPERTIES_OF_CASE, try_case
 
 TILE = 4
-PROPERTIES = (batch_composition, chunked_prefill(lambda step: TILE))
+ERROR = properties.error_bound(REFERENCE_FP32.rounding)
+ALL = (
+    properties.repetition(),
+    properties.request_order(),
+    properties.batch_composition(ERROR),
+    properties.chunked_prefill(lambda step: TILE, ERROR),
+    properties.padded_batch(ERROR),
+    properties.block_permutation(),
+    properties.garbage(),
+    properties.head_permutation(),
+    properties.channel_permutation(ERROR),
+    properties.doubled_values(),
+    properties.additivity(ERROR),
+    properties.weights(ERROR),
+    properties.shifted_keys(ERROR),
+    properties.scale_in_query(),
+    properties.wide_window(),
+    properties.last_row(),
+    properties.forgotten_keys(ERROR),
+    properties.split_keys(ERROR),
+)
 replace = msgspec.structs.replace
 
 Rows = Callable[[Batch], torch.Tensor]
@@ -59,7 +85,11 @@ def planted(rows: Rows, *names: str, attend=REFERENCE_FP32.attention) -> Target:
             output[rows(batch)] = torch.nextafter(output[rows(batch)], torch.tensor(torch.inf))
 
     return Target(
-        name="planted", description="planted", attention=attention, rounding=REFERENCE_FP32.rounding, properties=PROPERTIES
+        name="planted",
+        description="planted",
+        attention=attention,
+        rounding=REFERENCE_FP32.rounding,
+        properties=(batch_composition(), chunked_prefill(lambda step: TILE)),
     )
 
 
@@ -89,18 +119,18 @@ def after_the_first_tile(batch: Batch) -> torch.Tensor:
 
 @pytest.mark.parametrize("output", ["out", "lse"])
 @pytest.mark.parametrize(
-    ("rows", "message"),
+    ("rows", "messages"),
     [
-        (in_long_batches, "request 0 alone: "),
-        (in_company, "request 0 alone: "),
-        (after_the_first_tile, "rows 6 to 9 of request 1 in a step of their own: "),
+        (in_long_batches, ("batch composition: request 0 alone: ", "chunked prefill: rows 2 to 5 of request 1")),
+        (in_company, ("batch composition: request 0 alone: ", "chunked prefill: rows 2 to 5 of request 1")),
+        (after_the_first_tile, ("chunked prefill: rows 6 to 9 of request 1 in a step of their own: ",)),
     ],
 )
-def test_outputs_that_differ_by_one_bit_are_found(rows, message, output):
-    verdict = check(STEP, planted(rows, output), "cpu")
+def test_outputs_that_differ_by_one_bit_are_found(rows, messages, output):
+    verdict = try_case(STEP, planted(rows, output), "cpu")
     assert verdict.kind == "property"
     assert verdict.failed
-    assert verdict.message.startswith(message)
+    assert verdict.message.startswith(messages)
     assert f"elements of {output} differ" in verdict.message
     assert verdict.ratio < 1, "within the bound: no oracle could tell"
 
@@ -125,39 +155,40 @@ STEPS = {
 
 @pytest.mark.parametrize("name", STEPS)
 def test_a_kernel_that_keeps_its_promises_agrees(name):
-    verdict = check(STEPS[name], planted(nowhere), "cpu")
+    verdict = try_case(STEPS[name], planted(nowhere), "cpu")
     assert verdict.kind == "agree", verdict.message
 
 
 @pytest.mark.parametrize("name", ["causal", "non-causal", "causal per request", "dense", "drafts", "ranges", "masks"])
 def test_batch_composition_is_asked_of_every_kind_of_step(name):
-    assert check(STEPS[name], planted(in_company, "out", "lse"), "cpu").kind == "property"
+    assert try_case(STEPS[name], planted(in_company, "out", "lse"), "cpu").kind == "property"
 
 
 @pytest.mark.parametrize("name", ["non-causal", "dense", "drafts", "ranges"])
 def test_chunks_are_asked_only_of_queries_that_see_no_later_one(name):
-    assert check(STEPS[name], planted(after_the_first_tile, "out", "lse"), "cpu").kind == "agree"
+    assert try_case(STEPS[name], planted(after_the_first_tile, "out", "lse"), "cpu").kind == "agree"
 
 
 def test_chunks_are_asked_of_the_causal_requests_of_a_step():
-    verdict = check(PER_REQUEST, planted(after_the_first_tile, "out"), "cpu")
+    verdict = try_case(PER_REQUEST, planted(after_the_first_tile, "out"), "cpu")
     assert "of request 1 in a step of their own" in verdict.message
 
 
 def test_the_first_bits_that_differ_are_named():
-    verdict = check(STEP, planted(lambda batch: torch.tensor([4] if batch.num_requests > 1 else []).long(), "lse"), "cpu")
-    assert verdict.message.startswith("request 1 alone: 1 elements of lse differ, first (0, 2): ")
+    in_row_4 = torch.arange(4, 5)
+    verdict = try_case(NON_CAUSAL, planted(lambda batch: in_row_4[: batch.num_requests - 1], "lse"), "cpu")
+    assert verdict.message.startswith("batch composition: request 1 alone: 1 elements of lse differ, first at row 4, head 0: ")
 
 
-def test_an_exception_on_a_part_of_the_step_is_the_kernels():
+def test_an_exception_on_a_variant_of_the_step_is_the_kernels():
     def raises_alone(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         if batch.num_requests == 1:
             raise RuntimeError("too few")
         REFERENCE_FP32.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
 
-    verdict = check(STEP, planted(nowhere, attend=raises_alone), "cpu")
+    verdict = try_case(STEP, planted(nowhere, attend=raises_alone), "cpu")
     assert verdict.kind == "raised"
-    assert verdict.message == "on a part of the step: RuntimeError: too few"
+    assert verdict.message == "on a variant of the step: RuntimeError: too few"
 
 
 def test_a_wrong_output_is_named_before_a_broken_promise():
@@ -165,4 +196,231 @@ def test_a_wrong_output_is_named_before_a_broken_promise():
         REFERENCE_FP32.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
         out[everywhere(batch)] += batch.num_requests
 
-    assert check(STEP, planted(nowhere, attend=wrong), "cpu").kind == "value"
+    assert try_case(STEP, planted(nowhere, attend=wrong), "cpu").kind == "value"
+
+
+# what follows is of all properties, without an oracle
+
+SEEN = replace(
+    STEP, num_kv_heads=2, group_size=2, scale=0.25, requests=requests((1, 5), (2, 7), (5, 11)), values=Values("random", 3)
+)
+WINDOWED = replace(SEEN, window=(2, -1), alibi=True)
+
+
+@dataclasses.dataclass
+class Call:
+    """One call of a faulty kernel, after the reference has written its outputs."""
+
+    number: int
+    q: torch.Tensor
+    v: torch.Tensor
+    layer: Layer
+    batch: Batch
+    out: torch.Tensor
+    lse: torch.Tensor
+
+    @property
+    def owned(self) -> slice:
+        return slice(int(self.batch.query_start_loc[-1]))
+
+    def next_up(self, when: bool, heads: slice = slice(None)) -> None:
+        """One bit of the outputs that requests own."""
+        if when:
+            out = self.out[self.owned, heads]
+            out.copy_(torch.nextafter(out, torch.tensor(torch.inf)))
+
+    def scale_out(self, factor: float, when: bool = True, channels: slice = slice(None)) -> None:
+        if when:
+            self.out[self.owned, :, channels] *= factor
+
+    def saturate(self, largest: float) -> None:
+        self.out[self.owned] = self.out[self.owned].clamp(-largest, largest)
+
+    def count_keys(self) -> None:
+        lens = self.batch.query_start_loc.diff().long()
+        self.lse[:, self.owned] += 0.1 * self.batch.seq_lens.repeat_interleave(lens)
+
+    def anchor_alibi_at_the_first_key(self) -> None:
+        """Which no causal softmax notices, but the LSE."""
+        lens = self.batch.query_start_loc.diff().long()
+        for r, (end, seq_len) in enumerate(zip(lens.cumsum(0).tolist(), self.batch.seq_lens.tolist(), strict=True)):
+            positions = torch.arange(seq_len - int(lens[r]), seq_len)
+            self.lse[:, end - int(lens[r]) : end] += self.layer.alibi_slopes[:, None] * positions
+
+
+def ascends(table: torch.Tensor) -> bool:
+    return bool((table[:, 0] < table[:, 1]).all())
+
+
+def is_sorted(values: torch.Tensor) -> bool:
+    return bool((values.diff() >= 0).all())
+
+
+FAULTS: dict[str, tuple[Case, Callable[[Call], object], set[str]]] = {
+    "its second call": (SEEN, lambda c: c.next_up(c.number == 1 and c.batch.slot_mapping is not None), {"repetition"}),
+    "unsorted batches": (SEEN, lambda c: c.next_up(not is_sorted(c.batch.seq_lens)), {"request order"}),
+    "company": (SEEN, lambda c: c.scale_out(1.5, c.batch.num_requests == 1), {"batch composition", "chunked prefill"}),
+    "few queries": (SEEN, lambda c: c.scale_out(1.5, c.batch.max_query_len == TILE), {"chunked prefill"}),
+    "loose bounds": (SEEN, lambda c: c.scale_out(1.5, c.batch.max_seq_len > 11), {"padded batch"}),
+    "blocks that do not ascend": (SEEN, lambda c: c.next_up(not ascends(c.batch.block_table)), {"block permutation"}),
+    "rows of nobody": (SEEN, lambda c: c.next_up(bool(c.q[-1].isfinite().all())), {"garbage"}),
+    "a head's place": (SEEN, lambda c: c.next_up(True, slice(0, 1)), {"head permutation"}),
+    "a channel's place": (SEEN, lambda c: c.scale_out(0.5, channels=slice(0, 1)), {"channel permutation", "weights"}),
+    "large outputs": (SEEN, lambda c: c.saturate(2.5), {"doubled values"}),
+    "values of 0": (SEEN, lambda c: c.scale_out(1.5, bool((c.v == 0).any())), {"additivity", "weights"}),
+    "a denominator too large": (SEEN, lambda c: c.scale_out(0.9), {"weights"}),
+    "a base of 2": (SEEN, lambda c: c.lse.mul_(1.4427), {"shifted keys", "split keys"}),
+    "a small scale": (SEEN, lambda c: c.next_up(c.layer.scale < 0.1), {"scale in q"}),
+    "windows": (SEEN, lambda c: c.next_up(c.layer.window != (-1, -1)), {"wide window"}),
+    "causality": (SEEN, lambda c: c.next_up(not c.batch.causal), {"last row"}),
+    "an anchor": (WINDOWED, lambda c: c.anchor_alibi_at_the_first_key(), {"forgotten keys"}),
+    "the number of keys": (SEEN, lambda c: c.count_keys(), {"split keys", "chunked prefill"}),
+}
+
+
+def seen_by(case: Case, fault: Callable[[Call], object]) -> set[str]:
+    """Names of the properties that a faulty kernel breaks."""
+    number = 0
+
+    def attend(step: Step) -> None:
+        nonlocal number
+        REFERENCE_FP32.attention(step.q, step.k, step.v, step.kv_cache, step.layer, step.batch, out=step.out, lse=step.lse)
+        values = step.kv_cache[1] if step.kv_cache is not None else step.v
+        fault(Call(number, step.q, values, step.layer, step.batch, step.out, step.lse))
+        number += 1
+
+    step = tensors.build(case)
+    for write in step.writes:
+        attn_reference.write_kv_cache(write.k, write.v, write.view.tensor(step.raw), write.layer, write.slot_mapping)
+    attend(step)
+    return {each.name for each in ALL if each(step, attend)}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_property_sees_a_fault_without_an_oracle(name):
+    case, fault, expected = FAULTS[name]
+    assert seen_by(case, fault) == expected
+
+
+def test_every_property_has_such_a_fault():
+    assert {name for _, _, names in FAULTS.values() for name in names} == {each.name for each in ALL}
+
+
+@pytest.mark.parametrize("kind", ["exact", "one_hot", "signature", "random", "extreme"])
+@pytest.mark.parametrize("name", [*STEPS, "window and alibi"])
+def test_no_property_is_broken_by_the_reference(name, kind):
+    case = {**STEPS, "window and alibi": WINDOWED}[name]
+    assert seen_by(replace(case, values=Values(kind, 5)), lambda call: None) == set()
+
+
+def judged_without_an_oracle(attention, asked: tuple[Property, ...] = ()) -> Target:
+    return Target(
+        name="planted",
+        description="planted",
+        attention=attention,
+        rounding=REFERENCE_FP32.rounding,
+        properties=asked,
+        oracle=False,
+    )
+
+
+def wrong(change: Callable[[Step], object]) -> Callable[..., None]:
+    def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+        REFERENCE_FP32.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+        change(out, lse)
+
+    return attention
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        (lambda out, lse: out[3, 0, 5].fill_(torch.nan), "nan", "out of request 1 at row 3, head 0, dim 5: got nan"),
+        (lambda out, lse: out[0].fill_(-torch.inf), "nan", "out of request 0 at row 0, head 0, dim 0: got -inf"),
+        (lambda out, lse: lse[0, 4].fill_(torch.inf), "lse", "lse of request 1 at row 4, head 0: got inf"),
+        (lambda out, lse: out[-1].fill_(0), "guard", "it wrote to out row 14"),
+    ],
+)
+def test_without_an_oracle_outputs_are_finite_and_nothing_else_is_written(change, kind, message):
+    verdict = try_case(STEP, judged_without_an_oracle(wrong(change)), "cpu")
+    assert verdict.kind == kind
+    assert message in verdict.message
+
+
+def test_without_an_oracle_a_row_that_is_not_written_is_found():
+    def writes_one_row_less(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+        fresh = out.clone()
+        REFERENCE_FP32.attention(q, k, v, kv_cache, layer, batch, out=fresh, lse=lse)
+        out[:7] = fresh[:7]
+        out[8:12] = fresh[8:12]
+
+    verdict = try_case(STEP, judged_without_an_oracle(writes_one_row_less), "cpu")
+    assert verdict.kind == "unwritten"
+    assert "out of request 1 at row 7" in verdict.message
+
+
+def test_what_is_wrong_everywhere_alike_needs_an_oracle():
+    halved = wrong(lambda out, lse: out[:, :, 0].mul_(0.5))
+    assert try_case(SEEN, judged_without_an_oracle(halved), "cpu").kind == "agree"
+    assert try_case(SEEN, dataclasses.replace(judged_without_an_oracle(halved), oracle=True), "cpu").kind == "value"
+
+
+def test_a_case_asks_two_of_the_properties_that_apply_and_always_the_same():
+    asked: dict[int, tuple[str, ...]] = {}
+    target = judged_without_an_oracle(REFERENCE_FP32.attention, ALL)
+    for seed in range(8):
+        case = replace(DENSE, values=Values("random", seed))
+        asked[seed] = try_case(case, target, "cpu").events
+        assert try_case(case, target, "cpu").events == asked[seed]
+        assert len(set(asked[seed])) == PROPERTIES_OF_CASE
+    names = {name for pair in asked.values() for name in pair}
+    assert len(names) > PROPERTIES_OF_CASE
+    assert not names & {"last row", "chunked prefill", "forgotten keys", "split keys", "block permutation"}
+
+
+def test_only_an_oracle_limits_the_number_of_scores():
+    blocks = tuple(range(4096))
+    cache = Cache(layout=Layout.KV_FIRST_NHD, block_size=16, num_blocks=4096)
+    case = replace(STEP, group_size=8, requests=(Request(512, 65536, blocks, True),), cache=cache)
+    case_file.check(case)
+    with pytest.raises(CaseError, match="134217728 scores at once"):
+        try_case(case, REFERENCE_FP32, "cpu")
+    attended: list[Step] = []
+    target = judged_without_an_oracle(lambda *args, out, lse: attended.append(out))
+    assert try_case(case, target, "cpu").kind == "unwritten"
+    assert len(attended) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("kind", ["one_hot", "signature", "random", "extreme"])
+@pytest.mark.parametrize("rules", [{}, {"alibi": True, "sinks": "above"}, {"soft_cap": 5.0, "qq_bias": "random"}])
+def test_the_bound_holds_for_what_is_right_and_not_for_much_more(rules, kind, dtype):
+    case = replace(SEEN, dtype=dtype, values=Values(kind, 11), **rules)
+    step = tensors.build(replace(case, requests=requests((1, 5), (2, 7), (5, 11))))
+    for write in step.writes:
+        attn_reference.write_kv_cache(write.k, write.v, write.view.tensor(step.raw), write.layer, write.slot_mapping)
+    arguments = (step.q, step.kv_cache, step.layer, step.batch)
+    attn_reference.paged_attention(*arguments, out=step.out, lse=step.lse)
+    exact, exact_lse = torch.zeros_like(step.out, dtype=torch.float32), torch.zeros_like(step.lse)
+    layer = step.layer
+    for request in attn_reference.paged_requests(*arguments, torch.float64):
+        right = attn_reference.attend(request, layer)
+        exact[request.rows], exact_lse[:, request.rows] = right.out.float(), right.lse.float()
+    bound = ERROR(step)
+    rows = len(bound.out)
+    assert ((step.out[:rows].float() - exact[:rows]).abs() <= bound.out).all()
+    assert (bound.lse >= (step.lse[:, :rows] - exact_lse[:, :rows]).abs().T).all()
+    unit = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}[dtype]
+    largest = float(step.kv_cache[1].nan_to_num(nan=0.0).abs().max())
+    assert bound.out.max() <= largest * (4 * unit + 2.0**-24 * 1e5), "it is a matter of rounding"
+
+
+def test_the_page_lists_all_properties_and_what_our_kernels_promise():
+    page = Path(__file__, "../../../docs/properties.md").resolve().read_text(encoding="utf-8")
+    promised = {each.name: each for each in targets.TRITON_PROPERTIES.properties}
+    assert set(promised) == {each.name for each in ALL}
+    assert {each.name for each in targets.TRITON_INVARIANT.properties} == {"batch composition", "chunked prefill"}
+    for each in promised.values():
+        compared = "bit by bit" if each.is_bitwise else "within the bound"
+        assert f"| {each.name} | {each.says} | {compared} | {each.applies} |" in page, each.name
+    assert page.count("\n| ") == len(promised) + 1

@@ -6,9 +6,9 @@ from attn_contract import AttentionType, Layout
 from attn_fuzz import case as case_file
 from attn_fuzz import shrink, targets
 from attn_fuzz.case import Cache, Case
-from attn_fuzz.check import check
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets import Support
+from attn_fuzz.trial import try_case
 from hypothesis import HealthCheck, assume, given, settings
 
 SUPPORT = Support(max_tokens=64, max_seq_len=200, dtypes=("float16", "bfloat16"))
@@ -124,8 +124,8 @@ def test_a_real_failure_ends_where_every_smaller_case_passes(fuzz_here):
     failure = fuzz_here("planted:ONE_KEY_SHORT")[0].failure
     target = targets.load("planted:ONE_KEY_SHORT")
     assert failure.minimal
-    assert check(failure.case, target, "cpu").failed
+    assert try_case(failure.case, target, "cpu").failed
     smaller = list(shrink.lowered(failure.case, planted.SMALL))
     assert smaller
-    assert not any(check(candidate, target, "cpu").failed for candidate in smaller)
+    assert not any(try_case(candidate, target, "cpu").failed for candidate in smaller)
     assert failure.case.attn_type in (AttentionType.DECODER, AttentionType.ENCODER_DECODER)

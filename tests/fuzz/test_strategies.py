@@ -7,22 +7,15 @@ import pytest
 from attn_contract import AttentionType, Layout, PhysicalOrder
 from attn_fuzz import case as case_file
 from attn_fuzz.case import ROWS, X_PACKED, Case
-from attn_fuzz.check import check
-from attn_fuzz.engine import INDEPENDENT
-from attn_fuzz.strategies import cases
+from attn_fuzz.independent import INDEPENDENT
+from attn_fuzz.strategies import cases, families
 from attn_fuzz.strategies.cases import VALUES
 from attn_fuzz.strategies.layers import SINKS
 from attn_fuzz.targets import REFERENCE_FP32, Support
+from attn_fuzz.trial import try_case
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-DRAWN = settings(
-    backend=INDEPENDENT,
-    max_examples=600,
-    deadline=None,
-    database=None,
-    phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
+DRAWN = settings(INDEPENDENT, max_examples=600, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 
 
 def draw(support: Support) -> list[Case]:
@@ -105,6 +98,7 @@ EDGES = {
         lambda case, r: len(r.blocks) > 2 and list(r.blocks) not in (sorted(r.blocks), sorted(r.blocks)[::-1])
     ),
     "unused blocks": lambda case: case.cache is not None and len(set(blocks_of(case))) + 1 < case.cache.num_blocks,
+    "block ids beyond 16 bits": lambda case: any(block >= 1 << 15 for block in blocks_of(case)),
     "slots of -1": lambda case: bool(case.unwritten),
     "a step that writes nothing": lambda case: not case.writes,
     "recycled keys": lambda case: case.recycled and case.window[0] >= 0,
@@ -210,7 +204,7 @@ def test_every_case_is_a_valid_call(drawn):
     """By the case's own check and by all checks of the contract, those that read tensors included."""
     for case in drawn[::3]:
         case_file.check(case)
-        verdict = check(case, REFERENCE_FP32, "cpu")
+        verdict = try_case(case, REFERENCE_FP32, "cpu")
         assert verdict.kind == "agree", verdict.message
 
 
@@ -266,3 +260,45 @@ def test_what_a_support_leaves_out_is_beyond_it(name, drawn):
     without = dataclasses.replace(Support(), **{name: False})
     assert any(without.beyond(case) for case in drawn)
     assert without.widened() == Support()
+
+
+def test_most_cases_are_within_the_support():
+    """Also where refusals are drawn: one of four cases is to be refused."""
+    support = SUPPORTS["causal only"]
+    beyond = sum(support.beyond(case) is not None for case in draw(support))
+    assert 0.1 < beyond / len(draw(support)) < 0.4
+
+
+@pytest.mark.parametrize("scales", ["tensor", "head", "token"])
+def test_scales_of_a_quantized_cache_are_those_of_the_support(scales):
+    support = dataclasses.replace(Support(), cache_dtypes=("fp8_e4m3fn",), scales=(scales,))
+    found = draw(support)
+    drawn = {case.cache.scales for case in found if case.cache is not None and support.beyond(case) is None}
+    assert drawn == {None, scales}
+
+
+def test_slots_are_mostly_finite_where_a_support_says_so():
+    assert not any(case.finite_slots for case in draw(Support()))
+    cached = [case for case in draw(dataclasses.replace(Support(), unused_slots="mostly finite")) if case.cache is not None]
+    assert 0.6 < sum(case.finite_slots for case in cached) / len(cached) < 0.9
+
+
+def test_cases_of_a_family_share_their_layer_and_keep_to_the_support():
+    support = Support(steps_per_layer=4, sinks=False)
+    found = []
+
+    @seed(1)
+    @settings(DRAWN, max_examples=60)
+    @given(families("anything", support))
+    def collect(family):
+        found.append(family)
+
+    collect()
+    assert max(map(len, found)) == 4
+    layers = [
+        {(case.attn_type, case.dtype, case.head_size, case.group_size, case.window) for case in family} for family in found
+    ]
+    assert max(map(len, layers)) == 1
+    assert max(len({case.requests for case in family}) for family in found) == 4
+    assert {support.beyond(case) is not None for family in found for case in family} == {True, False}
+    assert all(len({support.beyond(case) for case in family}) == 1 for family in found)

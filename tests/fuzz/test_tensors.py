@@ -5,9 +5,9 @@ import msgspec
 import pytest
 import torch
 from attn_contract import KVCacheView, Layout, PhysicalOrder, same_elements, same_footprint
-from attn_fuzz import allocations, tensors
+from attn_fuzz import allocations, contents, tensors
 from attn_fuzz.case import Cache, Case, Request, Rope, Values, neighbours, writers, written_slots
-from attn_fuzz.poison import CANARY, POISON, bits, canary, poison
+from attn_fuzz.poison import CANARY, LEFTOVER, POISON, bits, canary, poison
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets import Support
 from attn_fuzz.tensors import GUARD, Step
@@ -21,6 +21,19 @@ few = settings(max_examples=150, deadline=None, database=None)
 
 def is_poison(tensor: torch.Tensor) -> torch.Tensor:
     return bits(tensor) == bits(poison((1,), tensor.dtype, "cpu"))
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, -0.25])
+@pytest.mark.parametrize("head_size", [16, 128])
+def test_extreme_logits_lie_beyond_100_on_both_sides(head_size, scale, step_case):
+    """Whatever the head size and scale; under a cap of 1 they are more than 100 times the cap."""
+    case = replace(step_case, head_size=head_size, scale=scale, values=Values(kind="extreme"))
+    generator = torch.Generator().manual_seed(case.values.seed)
+    queries, direction = contents.queries(case, generator)
+    keys, _ = contents.keys_and_values(case, direction, generator)
+    logits = scale * torch.einsum("qhd,khd->qk", queries, keys)
+    assert logits.max() > 100
+    assert logits.min() < -100
 
 
 def all_tensors(step: Step) -> dict[str, torch.Tensor]:
@@ -124,6 +137,25 @@ def test_only_keys_that_a_query_may_read_are_in_the_cache(case):
 
 @few
 @each_case
+def test_finite_slots_hold_one_number_wherever_there_was_poison_in_the_cache(case):
+    if case.cache is None:
+        return
+    poisoned, finite = tensors.build(case), tensors.build(replace(case, finite_slots=True))
+    for name, tensor in poisoned.memory.items():
+        if name == "kv_cache" and case.cache.layout.has_inline_scales:
+            # a byte of a scale may be a NaN of the rows' type
+            rows = finite.view.tensor(finite.raw).unflatten(-1, (2, -1)).contiguous()
+            assert rows[..., : case.head_size].float().isfinite().all()
+            assert rows.view(torch.uint8)[..., case.head_size :].contiguous().view(torch.float32).isfinite().all()
+            continue
+        unused = is_poison(tensor)
+        assert finite.memory[name].float().isfinite().all()
+        assert (finite.memory[name].float()[unused] == LEFTOVER).all()
+        assert torch.equal(bits(finite.memory[name])[~unused], bits(tensor)[~unused])
+
+
+@few
+@each_case
 def test_whoever_reads_an_unwritten_row_reads_nan(case):
     """Dequantized: a byte of int8 is no NaN, but its scale is."""
     step = tensors.build(case)
@@ -131,12 +163,9 @@ def test_whoever_reads_an_unwritten_row_reads_nan(case):
         return
     written = slots_of_keys(case) if not case.recycled else seen_slots(case)
     unwritten = sorted(set(range(step.view.num_slots)) - (written - set(written_slots(case))))
-    blocks = torch.tensor([slot // step.view.block_size for slot in unwritten], dtype=torch.int32)
-    for block in blocks.unique():
-        seq_len = step.view.block_size
-        kv = attn_reference.gather_kv_cache(step.kv_cache, step.layer, block[None], seq_len, torch.float64)
-        inside = [slot % seq_len for slot in unwritten if slot // seq_len == block]
-        assert all(x[inside].isnan().all() for x in kv)
+    every_block = torch.arange(step.view.num_blocks, dtype=torch.int32)
+    kv = attn_reference.gather_kv_cache(step.kv_cache, step.layer, every_block, step.view.num_slots, torch.float64)
+    assert all(x[unwritten].isnan().all() for x in kv)
 
 
 @few
@@ -242,10 +271,21 @@ def test_positions_of_a_rotation_are_rows_of_its_table_and_poison_lies_past_it(s
     rotation = step.writes[0].rotation
     assert len(rotation.positions) == case.num_rows > len(step.writes[0].slot_mapping)
     assert rotation.positions.max() == len(rotation.cos_sin_cache) - 1
-    after = rotation.cos_sin_cache.as_strided(
-        (1, 4), (1, 1), rotation.cos_sin_cache.shape[0] * rotation.cos_sin_cache.stride(0)
-    )
-    assert is_poison(after).all()
+    table = rotation.cos_sin_cache
+    for row in (-1, len(table)):
+        assert is_poison(table.as_strided((1, 4), (1, 1), table.storage_offset() + row * table.stride(0))).all()
+
+
+@few
+@each_case
+def test_every_tensor_lies_inside_a_larger_one(case):
+    step = tensors.build(case)
+    for name, tensor in {**step.inputs(), "out": step.out, "lse": step.lse}.items():
+        if tensor is None or name in step.memory:
+            continue
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        elements = tensor.untyped_storage().nbytes() // tensor.element_size()
+        assert tensor.numel() == 0 or 0 < tensor.storage_offset() <= elements - last - 2, name
 
 
 def a_case(layout: Layout, dtype: str | None = None, **fields) -> Case:

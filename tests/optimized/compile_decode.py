@@ -10,9 +10,9 @@ import sys
 import torch
 import triton
 import triton.language as tl
+from attn_optimized.compilation import gpu_target
 from attn_optimized.kernels.quantization import decode
 from attn_optimized.quantization import stored_format
-from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 BLOCK = 1024
@@ -23,12 +23,6 @@ POINTERS = {torch.uint8: "*u8", torch.float8_e4m3fn: "*fp8e4nv", torch.float8_e4
 def decode_kernel(out_ptr, x_ptr, FORMAT: tl.constexpr, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
     tl.store(out_ptr + i, decode(tl.load(x_ptr + i), FORMAT, out_ptr.dtype.element_ty))
-
-
-def target_of(architecture: str) -> GPUTarget:
-    if architecture.startswith("sm"):
-        return GPUTarget("cuda", int(architecture.removeprefix("sm")), 32)
-    return GPUTarget("hip", architecture, 64 if architecture.startswith("gfx9") else 32)
 
 
 def main(architectures: list[str]) -> None:
@@ -45,7 +39,7 @@ def main(architectures: list[str]) -> None:
                     "BLOCK": "constexpr",
                 }
                 source = ASTSource(decode_kernel, signature, constexprs={"FORMAT": name, "BLOCK": BLOCK})
-                compiled = triton.compile(source, target=target_of(architecture))
+                compiled = triton.compile(source, target=gpu_target(architecture))
                 text = compiled.asm.get("amdgcn") or compiled.asm["ptx"]
                 instruction = re.search(r"\bv_cvt_\w*fp8|\bcvt\S*\.e4m3x2", text)
                 report[architecture][f"{str(float8).removeprefix('torch.')} {dtype}"] = instruction is not None

@@ -8,8 +8,9 @@ from typing import NoReturn
 
 import click
 from attn_fuzz.case import CaseError
-from attn_fuzz.cli import fuzz, machine, matrix, replay, zoo
+from attn_fuzz.cli import fuzz, machine, matrix, replay, select, show, zoo
 from attn_fuzz.cli.options import notes
+from attn_fuzz.corpus.database import DatabaseError
 from attn_fuzz.executor import ExecutorError
 from attn_fuzz.targets import UnknownTargetError
 from attn_fuzz.zoo.mutants import MutantError
@@ -20,7 +21,16 @@ def cli() -> None:
     """Two implementations of one attention contract, and a fuzzer that proves they agree."""
 
 
-for command in (fuzz.command, replay.command, zoo.command, matrix.command, machine.list_targets, machine.doctor):
+for command in (
+    fuzz.command,
+    replay.command,
+    show.command,
+    zoo.command,
+    matrix.command,
+    select.command,
+    machine.list_targets,
+    machine.doctor,
+):
     cli.add_command(command)
 
 
@@ -39,16 +49,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(error.format_message())
     except click.Abort:
         sys.exit(130)
-    except (CaseError, MutantError, UnknownTargetError) as error:
+    except (CaseError, DatabaseError, MutantError, UnknownTargetError) as error:
         _fail(str(error))
     except ExecutorError as error:
         notes.print(f"attn-parity: {error}", soft_wrap=True)
         sys.exit(2)
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        _fail("this needs Triton, which is missing: pip install 'attn-parity[cpu]', or a torch build for GPUs, which brings it")
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str) -> NoReturn:
-    notes.print(f"attn-parity: {' '.join(message.split())}", soft_wrap=True)
+    # it may quote a stranger's file, which may hold what controls terminals
+    line = "".join(character if character.isprintable() else "?" for character in " ".join(message.split()))
+    notes.print(f"attn-parity: {line}", soft_wrap=True)
     sys.exit(2)

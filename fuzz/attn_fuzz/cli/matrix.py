@@ -1,4 +1,4 @@
-"""`attn-parity matrix`: which features each side has, and how often the fuzzer draws each pair of them."""
+"""`attn-parity matrix`: which features each side has, how often the fuzzer draws each pair, and what each backend can do."""
 
 import re
 from collections import defaultdict
@@ -34,39 +34,68 @@ UNDEFINED = {pair: reason for pair in combinations(NAMES, 2) if (reason := undef
 
 
 @click.command("matrix")
-@click.option("--check", is_flag=True, help="Change nothing; exit 1 if the page is not current.")
-@click.option("--page", type=click.Path(dir_okay=False, path_type=Path), default=PAGE, show_default=True, help="The page.")
+@click.option("--check", is_flag=True, help="Change nothing; exit 1 if a page is not current.")
+@click.option("--only", type=click.Choice(["coverage", "backends"]), help="One of the two pages; backends takes no time.")
+@click.option(
+    "--page",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=PAGE,
+    show_default=True,
+    help="The page of coverage, which has backends.md beside it.",
+)
 @workers_option
 @json_option
-def command(check: bool, page: Path, workers: int | None, json_file: Path | None) -> int:
-    """Write the table of features, sides and drawn pairs. Nothing is run; needs no GPU."""
+def command(check: bool, only: str | None, page: Path, workers: int | None, json_file: Path | None) -> int:
+    """Write the table of features, sides and drawn pairs, and that of the backends. Nothing is run; needs no GPU."""
     check_writable(json_file)
-    if check:
-        _check_version(page)
-    else:
-        check_writable(page, "--page")
-    ci, nightly = (_draw(profile, device, workers or default_workers("cpu")) for profile, device in DEVICES.items())
-    wrong = [f"never drawn together: {a} and {b}" for a, b in coverage.missing(nightly)]
-    wrong += [f"drawn together, though undefined: {a} and {b}" for a, b in coverage.impossible(nightly)]
-    text = _page(ci, nightly).encode()
-    if not check:
-        page.write_bytes(text)
-        results.print(f"{page} written")
-    elif page.read_bytes() != text:
-        wrong.append(f"{page} is not current: run `attn-parity matrix`")
+    if json_file and only == "backends":
+        raise click.UsageError("--json counts what is drawn: leave out --only backends")
+    if not page.name:
+        raise click.UsageError("--page: it names no file")
+    pages = {"coverage": page, "backends": page.with_name("backends.md")}
+    if only is not None:
+        pages = {only: pages[only]}
+    if "coverage" in pages and page.name == "backends.md":
+        raise click.UsageError(f"--page: {page} is the page of the backends, and not that of coverage")
+    for path in pages.values():
+        if not check:
+            check_writable(path, "--page")
+        elif not path.is_file():
+            raise click.ClickException(f"--page: {path} does not exist; `attn-parity matrix` writes it")
+    wrong, drawn = [], {}
+    if "coverage" in pages:
+        if check:
+            _check_version(page)
+        drawn = {profile: _draw(profile, device, workers or default_workers("cpu")) for profile, device in DEVICES.items()}
+        ci, nightly = drawn.values()
+        wrong += [f"never drawn together: {a} and {b}" for a, b in coverage.missing(nightly)]
+        wrong += [f"drawn together, though undefined: {a} and {b}" for a, b in coverage.impossible(nightly)]
+        wrong += _settle(page, _page(ci, nightly), check)
+        defined = sum(1 for _ in combinations(NAMES, 2)) - len(UNDEFINED)
+        results.print(f"{len(NAMES)} features, {defined} defined pairs")
+    if "backends" in pages:
+        from attn_fuzz.backend_page import backend_page  # imports Triton
+
+        wrong += _settle(pages["backends"], backend_page(), check)
     for line in wrong:
         results.print(line, soft_wrap=True)
-    defined = sum(1 for _ in combinations(NAMES, 2)) - len(UNDEFINED)
-    results.print(f"{len(NAMES)} features, {defined} defined pairs, {len(wrong)} wrong")
+    results.print(f"{len(wrong)} wrong")
     if json_file:
-        write_json(json_file, _as_json(ci, nightly, wrong))
+        write_json(json_file, _as_json(drawn, wrong))
     return 1 if wrong else 0
+
+
+def _settle(page: Path, text: str, check: bool) -> list[str]:
+    """Write a page, or only say whether it is another."""
+    if check:
+        return [] if page.read_bytes() == text.encode() else [f"{page} is not current: run `attn-parity matrix`"]
+    page.write_bytes(text.encode())
+    results.print(f"{page} written")
+    return []
 
 
 def _check_version(page: Path) -> None:
     """Say so before the work where the page is of another Hypothesis, whose cases are others."""
-    if not page.is_file():
-        raise click.ClickException(f"--page: {page} does not exist; `attn-parity matrix` writes it")
     named = re.search(rb"with Hypothesis ([\w.]+);", page.read_bytes())
     if named and (version := named[1].decode()) != hypothesis.__version__:
         raise click.ClickException(
@@ -164,7 +193,7 @@ def _row(*cells: object) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def _as_json(ci: Coverage, nightly: Coverage, wrong: list[str]) -> dict[str, Any]:
+def _as_json(drawn: dict[str, Coverage], wrong: list[str]) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "hypothesis": hypothesis.__version__,
@@ -174,11 +203,11 @@ def _as_json(ci: Coverage, nightly: Coverage, wrong: list[str]) -> dict[str, Any
         "undefined": [{"pair": pair, "reason": reason} for pair, reason in UNDEFINED.items()],
         "profiles": {
             profile: {
-                "examples": drawn.examples,
-                "single": drawn.single,
-                "pairs": [{"pair": pair, "cases": drawn.pairs.get(pair, 0)} for pair in combinations(NAMES, 2)],
-                "refused": drawn.refused,
+                "examples": counted.examples,
+                "single": counted.single,
+                "pairs": [{"pair": pair, "cases": counted.pairs.get(pair, 0)} for pair in combinations(NAMES, 2)],
+                "refused": counted.refused,
             }
-            for profile, drawn in {"ci": ci, "nightly": nightly}.items()
+            for profile, counted in drawn.items()
         },
     }

@@ -2,12 +2,15 @@
 
 import contextlib
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
+from attn_fuzz.case import Case, CaseError
+from attn_fuzz.targets import Target
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -45,6 +48,11 @@ workers_option = click.option(
 limit_option = click.option(
     "--limit", type=Duration, default=60.0, show_default=True, help="Seconds per case, compiling included."
 )
+sanitize_option = click.option(
+    "--sanitize/--no-sanitize",
+    default=None,
+    help="Check every address that interpreted kernels access; on for this project's own on a CPU.",
+)
 json_option = click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the result here."
 )
@@ -61,6 +69,22 @@ def use_device(choice: str) -> str:
         notes.print("no GPU in use: Triton interprets the kernels on the CPU")
         return "cpu"
     return "cuda"
+
+
+def sanitizes(choice: bool | None, target: Target, device: str) -> bool:
+    """Whether a target's accesses are checked; by default wherever they can be."""
+    if choice and device != "cpu":
+        raise click.ClickException("--sanitize: accesses are checked under Triton's interpreter, so only with --device cpu")
+    if choice and not target.sanitizes:
+        raise click.ClickException(f"--sanitize: target {target.name} does not declare Triton kernels (Target.sanitizes)")
+    return choice is not False and target.can_be_sanitized(device)
+
+
+def target_of(case: Case, path: Path, given: str | None) -> str:
+    """The target to run a case file on. A module is imported for whoever is at the command line, not for who wrote the file."""
+    if given is None and ":" in case.target:
+        raise CaseError(f"{path}: its target is a module, which would be imported: if you trust it, --target {case.target}")
+    return given or case.target
 
 
 def device_name(device: str) -> str:
@@ -95,6 +119,18 @@ def progress_bar(total: int) -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
+@contextlib.contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does; what a run changes in how either is handled ends with it."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 def check_writable(path: Path | None, option: str = "--json") -> None:
     """Fail before the work instead of after it."""
     if path is not None and path.is_dir():
@@ -106,4 +142,7 @@ def check_writable(path: Path | None, option: str = "--json") -> None:
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+    try:
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+    except OSError as error:  # of a full disk it names no file
+        raise click.ClickException(f"--json: {path}: {error.strerror}") from error

@@ -5,33 +5,40 @@ from pathlib import Path
 
 import click
 from attn_fuzz import case as case_file
-from attn_fuzz import report, targets
+from attn_fuzz import ledger, report, targets
 from attn_fuzz.case import CaseError
-from attn_fuzz.cli.options import device_option, limit_option, results, use_device
+from attn_fuzz.cli.options import device_option, limit_option, results, sanitize_option, sanitizes, target_of, use_device
 from attn_fuzz.executor import Executor
 
 
 @click.command("replay")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--target", "target_name", help="Instead of the one that the case names.")
+@click.option("--target", "target_name", help="Instead of the one that the case names; needed where that is module:attribute.")
 @limit_option
 @device_option
-def command(files: tuple[Path, ...], target_name: str | None, limit: float, device: str) -> int:
+@sanitize_option
+def command(files: tuple[Path, ...], target_name: str | None, limit: float, device: str, sanitize: bool | None) -> int:
     """Run cases again."""
     device = use_device(device)
     cases = []
     for path in files:
         case = case_file.load(path)
-        target = targets.usable(target_name or case.target, device)
-        if reason := target.support(device).limit(case):
+        name = target_of(case, path, target_name)
+        target = targets.usable(name, device)
+        # sizes are what is drawn, not all that a kernel can do: a captured call is handed to it as it is
+        if case.values.kind != "captured" and (reason := target.support(device).limit(case)):
             raise CaseError(f"{path}: target {target.name} cannot run this case on {device}: {reason}")
-        cases.append((path, case, target_name or case.target))
+        cases.append((path, case, name, sanitizes(sanitize, target, device)))
     failed = False
     with tempfile.TemporaryDirectory() as scratch:
-        for path, case, name in cases:
-            with Executor(name, device, limit, Path(scratch, "in-flight.json")) as executor:
+        for path, case, name, checked in cases:
+            ahead = Path(scratch, "in-flight.json")
+            with Executor(name, device, limit, ahead, sanitize=checked) as executor:
                 verdict = executor.run(case)
-            results.print(f"{path}: {verdict.kind}, largest error {verdict.ratio:.2f} of its bound", soft_wrap=True)
+            error = f", largest error {verdict.ratio:.2f} of its bound" if verdict.ratio else ""
+            finding = ledger.explanation(targets.load(name).findings, case, verdict)
+            known = f", as the known finding {finding.name} says" if finding else ""
+            results.print(f"{path}: {verdict.kind}{error}{known}", soft_wrap=True)
             if verdict.failed:
                 failed = True
                 results.print(report.summary(case, verdict))

@@ -9,6 +9,6 @@
 Simple things come first in every choice, so that shrinking ends at them.
 """
 
-from attn_fuzz.strategies.cases import cases
+from attn_fuzz.strategies.cases import cases, families
 
-__all__ = ["cases"]
+__all__ = ["cases", "families"]

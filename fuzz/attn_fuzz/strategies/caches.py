@@ -10,6 +10,8 @@ from attn_fuzz.targets import Support
 from hypothesis import strategies as st
 
 replace = msgspec.structs.replace
+# ids that 16 bits do not hold, where so many blocks take little memory
+HIGH_ID, SMALL_PAGE = 1 << 15, 64
 
 
 @st.composite
@@ -24,9 +26,14 @@ def caches(
     """
     requests = case.requests
     needed = [-(-request.seq_len // block_size) for request in requests]
-    unused = draw(st.sampled_from([0, 1, 2, 5] if block_size <= 128 else [0, 1]))
+    few = [0, 1, 2, 5] if block_size <= 128 else [0, 1]
+    is_small = block_size * case.num_kv_heads * case.head_size <= SMALL_PAGE
+    high = [HIGH_ID, HIGH_ID] if is_small else []
+    # as many as K and V are: a dimension that is 2 is easily taken for theirs
+    two = [2 - sum(needed)] * len(few) if sum(needed) <= 2 else []
+    unused = draw(st.sampled_from(few + two + high))
     num_blocks = max(1, sum(needed) + unused)
-    ids = list(range(num_blocks))
+    ids = list(range(HIGH_ID if unused == HIGH_ID else 0, num_blocks))
     if draw(st.booleans()):
         random.Random(draw(st.integers(0, 2**16))).shuffle(ids)
     else:

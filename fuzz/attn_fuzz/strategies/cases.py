@@ -4,11 +4,12 @@ from typing import Any
 
 import msgspec
 from attn_contract import AttentionType
-from attn_fuzz.case import Case, Rope, Values
+from attn_fuzz.case import MAX_ELEMENTS, Case, Rope, Values, num_elements
 from attn_fuzz.strategies.batches import batches
 from attn_fuzz.strategies.caches import caches
-from attn_fuzz.strategies.layers import block_sizes, layers
+from attn_fuzz.strategies.layers import Layer, block_sizes, layers
 from attn_fuzz.targets import Support
+from hypothesis import assume
 from hypothesis import strategies as st
 
 replace = msgspec.structs.replace
@@ -21,13 +22,32 @@ def cases(target: str, support: Support, refuses: bool = True) -> st.SearchStrat
     if not refuses or support.widened() == support:
         return supported
     refused = steps(target, support.widened()).filter(lambda case: support.beyond(case) is not None)
-    return st.one_of(supported, supported, supported, refused)
+    # st.one_of would count a strategy that it is given three times once
+    return st.sampled_from([supported, supported, supported, refused]).flatmap(lambda steps: steps)
+
+
+def families(target: str, support: Support, refuses: bool = True) -> st.SearchStrategy[tuple[Case, ...]]:
+    """Cases that share a layer, at most `support.steps_per_layer`: a kernel compiled for the first serves the others."""
+    if support.steps_per_layer == 1:
+        return cases(target, support, refuses).map(lambda case: (case,))
+    return _families(target, support, refuses and support.widened() != support)
 
 
 @st.composite
-def steps(draw: st.DrawFn, target: str, support: Support) -> Case:
-    """Any step within a support."""
-    layer, layer_cache, rules = draw(layers(support))
+def _families(draw: st.DrawFn, target: str, support: Support, refuses: bool) -> tuple[Case, ...]:
+    refused = refuses and draw(st.sampled_from([False, False, False, True]))
+    within = support.widened() if refused else support
+    layer = draw(layers(within))
+    drawn = [draw(steps(target, within, layer)) for _ in range(support.steps_per_layer)]
+    fitting = tuple(case for case in drawn if (support.beyond(case) is not None) == refused)
+    assume(fitting)
+    return fitting
+
+
+@st.composite
+def steps(draw: st.DrawFn, target: str, support: Support, layer_drawn: Layer | None = None) -> Case:
+    """Any step within a support, of a layer that `layers` drew."""
+    layer, layer_cache, rules = layer_drawn or draw(layers(support))
     attn_type: AttentionType = layer["attn_type"]
     block_size = draw(block_sizes(support, layer["dtype"], layer_cache)) if layer_cache else 16
     requests = draw(batches(support, attn_type, block_size, rules))
@@ -48,7 +68,10 @@ def steps(draw: st.DrawFn, target: str, support: Support) -> Case:
             kind=draw(st.sampled_from(VALUES + VALUES[-1:] * ("soft_cap" in rules))), seed=draw(st.integers(0, 2**32 - 1))
         ),
     )
-    return draw(_with_cache(support, case, layer_cache, block_size, rules)) if layer_cache else case
+    if layer_cache:
+        case = draw(_with_cache(support, case, layer_cache, block_size, rules))
+    assume(num_elements(case) <= MAX_ELEMENTS)  # or what it finds could not be replayed
+    return case
 
 
 @st.composite
@@ -68,6 +91,7 @@ def _with_cache(
         cache=cache,
         unwritten=unwritten,
         recycled=draw(st.booleans()),
+        finite_slots=support.unused_slots != "NaN" and draw(st.sampled_from([True, True, True, False])),
         table_padding=draw(st.sampled_from([0, 1, 3])),
         rope=draw(ropes(case.head_size)) if "rope" in rules else None,
     )

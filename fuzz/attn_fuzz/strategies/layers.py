@@ -1,6 +1,6 @@
 """Layers: heads, sizes, scale, and the rules that are fixed for a model."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from attn_contract import AttentionType, Layout
 from attn_fuzz.case import ITEMSIZE
@@ -12,9 +12,17 @@ SINKS = ("zero", "near", "above", "below", "off")
 SOFT_CAPS = (50.0, 5.0, 1.0, 0.25)
 
 
+class Layer(NamedTuple):
+    """What is fixed for a model: fields of a Case, those of its Cache (none without one), and the names of the case's rules."""
+
+    case: dict[str, Any]
+    cache: dict[str, Any]
+    rules: set[str]
+
+
 @st.composite
-def layers(draw: st.DrawFn, support: Support) -> tuple[dict[str, Any], dict[str, Any], set[str]]:
-    """Fields of a Case that are fixed for a model, those of its Cache (none without one), and the names of the case's rules."""
+def layers(draw: st.DrawFn, support: Support) -> Layer:
+    """Layers within a support."""
     attn_type = draw(attn_types(support))
     chosen = draw(rules(support, attn_type))
     dtype = draw(st.sampled_from(support.dtypes))
@@ -42,7 +50,7 @@ def layers(draw: st.DrawFn, support: Support) -> tuple[dict[str, Any], dict[str,
         "narrow_sinks": draw(st.booleans()),
         "output_dtype": draw(st.sampled_from(support.output_dtypes)) if "output_dtype" in chosen else None,
     }
-    return layer, cache, chosen
+    return Layer(layer, cache, chosen)
 
 
 def attn_types(support: Support) -> st.SearchStrategy[AttentionType]:
@@ -68,7 +76,7 @@ def caches_of_layers(draw: st.DrawFn, support: Support, dtype: str, quantized: b
     layout = draw(st.sampled_from(fitting + inline))  # as often as each other kind of scales
     scales = None
     if cache_dtype is not None and not layout.has_inline_scales:
-        scales = "token" if cache_dtype == "int8" else draw(st.sampled_from(["tensor", "head", "token"]))
+        scales = "token" if cache_dtype == "int8" else draw(st.sampled_from(support.scales))
     return {"layout": layout, "dtype": cache_dtype, "scales": scales}
 
 

@@ -4,10 +4,11 @@ A mutant is a TOML file:
 
     name = "seed-40176"
     origin = "vllm-project/vllm#40176"
-    class = "softmax denominator"
+    class = "softmax"  # one of Kind
     what = "what went wrong, in a sentence or two"
     trigger = "what a batch must have for it to matter"
     target = "triton"
+    # needs_gpu = true where no interpreter can show it
 
     [[patch]]
     module = "attn_optimized.kernels.attention"
@@ -24,9 +25,31 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
+
+Kind = Literal[
+    "mask",
+    "softmax",
+    "window",
+    "sinks",
+    "logits",
+    "block table",
+    "layout",
+    "dtype",
+    "int32",
+    "head mapping",
+    "ragged batch",
+    "cross-attention",
+    "rotary",
+    "selection",
+    "aliasing",
+    "determinism",
+]
+"""Where attention goes wrong: the classes of bugs."""
+
+MAX_BYTES = 1 << 20
 
 
 class MutantError(ValueError):
@@ -42,11 +65,12 @@ class Patch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Mutant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"kind": "class", "patches": "patch"}):
     name: str
     origin: str
-    kind: str
+    kind: Kind
     what: str
     trigger: str
     target: str
     patches: tuple[Patch, ...]
+    needs_gpu: bool = False
 
 
 def load(path: Path) -> Mutant:
@@ -58,6 +82,8 @@ def load(path: Path) -> Mutant:
     try:
         if path.exists() and not path.is_file():
             raise MutantError("not a file")
+        if path.stat().st_size > MAX_BYTES:
+            raise MutantError(f"larger than {MAX_BYTES} bytes: not a mutant")
         mutant = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Mutant)
         for module in {patch.module for patch in mutant.patches}:
             patched_source(module, mutant.patches)

@@ -1,0 +1,218 @@
+"""How sharp the judge is: `python -m benchmarks.judge`.
+
+calibration     how the elements of fuzz runs are spread over error / bound, from the JSON files of those runs
+sensitivity     the smallest effect that is seen: one key among n that a kernel forgets
+page            docs/judge-measured.md and its pictures, from the files in docs/judge that these two write; --check compares
+"""
+
+import bisect
+import dataclasses
+import functools
+import itertools
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import attn_reference
+import click
+import msgspec
+import torch
+from attn_contract import Layout
+from attn_fuzz import ratios, tensors
+from attn_fuzz.case import Cache, Case, Request, Values
+from attn_fuzz.judge import Rounding, judge
+from attn_fuzz.report import svg
+from attn_fuzz.report.markup import element
+from attn_fuzz.strategies.cases import VALUES
+from attn_fuzz.tensors import Step
+from rich.console import Console
+from rich.table import Table
+
+BLOCK_SIZE, HEAD_SIZE, GROUP_SIZE = 16, 64, 2
+LENGTHS = [128 << (2 * i) for i in range(5)]
+# of a kernel: the interpreter's, and a GPU's that splits the keys
+ROUNDING = Rounding(keys_per_tile=64, splits=8, exact_division=True)
+FOLDER = Path("docs/judge")
+PAGE = Path("docs/judge-measured.md")
+PHASES = ("prefill", "extend", "decode", "multi-token decode", "cross", "encoder")
+DTYPES = ("float32", "float16", "bfloat16", "fp8_e4m3fn", "fp8_e4m3fnuz")
+WIDTH, HEIGHT, MARGIN = 230, 46, 110
+STYLE = """
+text { font: 12px ui-monospace, monospace; fill: #1c2126; text-anchor: middle }
+.name { text-anchor: end } .small { font-size: 9px }
+.bar { fill: #2563a8 } .bar-broken, .bound { fill: #c0262d; stroke: #c0262d } .axis { stroke: #b0b6bc }
+@media (prefers-color-scheme: dark) { text { fill: #e4e7ea } .bar { fill: #7db4ee } .axis { stroke: #566069 } }
+"""
+
+
+@click.group()
+def cli() -> None:
+    pass
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--name", required=True, help="Of the file in docs/judge, such as cpu.")
+def calibration(runs: tuple[Path, ...], name: str) -> None:
+    """Add up runs of one target on one device (`attn-parity fuzz --json RUN.json`) that agree."""
+    read = [msgspec.json.decode(run.read_bytes()) for run in runs]
+    for path, run in zip(runs, read, strict=True):
+        if run.get("schema") != "attn-parity.fuzz/1" or run["failures"] or run["error"]:
+            raise click.ClickException(f"{path}: expected a run of attn-parity fuzz that agrees")
+    if len({(run["target"], run["device"]) for run in read}) > 1:
+        raise click.ClickException("expected runs of one target on one device")
+    total = {key: read[0][key] for key in ("target", "device", "versions")}
+    total |= {"seeds": [run["seed"] for run in read], "examples": sum(run["examples"] for run in read)}
+    total["ratios"] = functools.reduce(ratios.added, (run["ratios"] for run in read), {})
+    FOLDER.mkdir(exist_ok=True)
+    (FOLDER / f"{name}.json").write_bytes(msgspec.json.encode(total) + b"\n")
+
+
+@cli.command()
+@click.option("--check", is_flag=True, help="Write nothing; exit 1 if the page is not what the files make.")
+def page(check: bool) -> None:
+    """Write the page and a picture for each run."""
+    written = {PAGE: "\n".join(_page()) + "\n"}
+    for path in _runs():
+        written[path.with_suffix(".svg")] = _picture(msgspec.json.decode(path.read_bytes())["ratios"])
+    stale = [path for path, text in written.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    if check and stale:
+        raise click.ClickException(f"not current: {', '.join(map(str, stale))}; python -m benchmarks.judge page writes them")
+    for path in stale:
+        path.write_text(written[path], encoding="utf-8")
+
+
+def _runs() -> list[Path]:
+    return sorted(path for path in FOLDER.glob("*.json") if path.stem != "sensitivity")
+
+
+def _page() -> Iterator[str]:
+    yield from (
+        "# How sharp the judge is, measured",
+        "",
+        "Written by `python -m benchmarks.judge page` from the files in [judge/](judge). [judge.md](judge.md) derives it.",
+        "",
+        "## Error over bound",
+        "",
+        "Elements of the outputs of runs that agree, by how much of its bound each needs. Edges of bins, a quarter of a factor",
+        "of 2 apart: half of the elements, and 99 %, are below the edge that is given, and all are below the largest. What is",
+        "compared bitwise has no bound and is not counted. The largest is below 1, or the run would have failed.",
+    )
+    for path in _runs():
+        run = msgspec.json.decode(path.read_bytes())
+        versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+        yield from ("", f"### `{run['target']}` on {run['device']}: {run['examples']} examples", "")
+        yield f"{versions}; seeds {', '.join(map(str, run['seeds']))}."
+        yield from ("", f"![error over bound, by dtype and phase](judge/{path.stem}.svg)", "")
+        yield from ("| tensor | dtype | phase | elements | 50 % | 99 % | largest |", "|---|---|---|--:|--:|--:|--:|")
+        for tensor, dtype, phase in itertools.product(("out", "lse"), DTYPES, PHASES):
+            counts = run["ratios"].get(f"{tensor} {dtype} {phase}")
+            if counts:
+                edges = (f"{_quantile(counts, share):.2g}" for share in (0.5, 0.99, 1))
+                yield f"| {tensor} | {dtype} | {phase} | {sum(counts)} | {' | '.join(edges)} |"
+    found = msgspec.json.decode((FOLDER / "sensitivity.json").read_bytes())
+    yield from (
+        "",
+        "## One key among n",
+        "",
+        f"A decode step whose kernel forgets the last of n keys, D = {HEAD_SIZE}: the output's largest error / bound, the",
+        f"median over {found['seeds']} seeds, and in how many of them it is seen, by kind of values (`attn_fuzz.contents`).",
+        "Exact numbers and one-hot values see it at every length and in every dtype; no kind of values sees everything.",
+        "",
+        "| dtype | values | " + " | ".join(f"n = {n}" for n in LENGTHS) + " |",
+        "|---|---|" + "--:|" * len(LENGTHS),
+    )
+    for (dtype, kind), rows in itertools.groupby(found["rows"], key=lambda row: (row["dtype"], row["values"])):
+        yield f"| {dtype} | {kind} | " + " | ".join(_cell(row) for row in rows) + " |"
+    yield from ("", f"`python -m benchmarks.judge sensitivity --seeds {found['seeds']}`")
+
+
+def _quantile(counts: Sequence[int], share: float) -> float:
+    """The upper edge of the bin that ends at or after this share of the elements."""
+    up_to = list(itertools.accumulate(counts))
+    return ratios.EDGES[bisect.bisect_left(up_to, share * up_to[-1])]
+
+
+def _picture(counts: dict[str, list[int]]) -> str:
+    """Histograms of `out`, a row per dtype and a column per phase."""
+    rows = [dtype for dtype in DTYPES if any(f"out {dtype} {phase}" in counts for phase in PHASES)]
+    marks = [element("style", STYLE)]
+    for x, phase in enumerate(PHASES):
+        marks.append(element("text", phase, x=MARGIN + (x + 0.5) * WIDTH, y=14))
+    for y, dtype in enumerate(rows):
+        top = 22 + y * (HEIGHT + 14)
+        marks.append(element("text", dtype, x=MARGIN - 8, y=top + HEIGHT / 2, class_="name"))
+        for x, phase in enumerate(PHASES):
+            if bins := counts.get(f"out {dtype} {phase}"):
+                drawing = svg.histogram(bins)
+                for name, value in {"x": MARGIN + x * WIDTH, "y": top, "width": WIDTH - 10, "height": HEIGHT + 12}.items():
+                    drawing.set(name, str(value))
+                marks.append(drawing)
+    size = (MARGIN + len(PHASES) * WIDTH, 30 + len(rows) * (HEIGHT + 14))
+    drawing = element("svg", *marks, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {size[0]} {size[1]}")
+    return ElementTree.tostring(drawing, encoding="unicode") + "\n"
+
+
+@cli.command()
+@click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True)
+def sensitivity(seeds: int) -> None:
+    """Forget the last of n keys: the largest error / bound of the output (median over seeds), and how often it is seen.
+
+    Written to docs/judge/sensitivity.json, and printed.
+    """
+    rows = []
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("dtype", "values", *map(str, LENGTHS)):
+        table.add_column(column, justify="left" if column in ("dtype", "values") else "right")
+    for dtype in ("float32", "float16", "bfloat16"):
+        for kind in VALUES:
+            found = [{"keys": n, **_summary([forgotten(dtype, kind, n, seed) for seed in range(seeds)])} for n in LENGTHS]
+            table.add_row(dtype, kind, *map(_cell, found))
+            rows += [{"dtype": dtype, "values": kind, **row} for row in found]
+    Console(highlight=False, width=140).print(table)
+    FOLDER.mkdir(exist_ok=True)
+    result = msgspec.json.format(msgspec.json.encode({"seeds": seeds, "rows": rows}), indent=1)
+    (FOLDER / "sensitivity.json").write_bytes(result + b"\n")
+
+
+def forgotten(dtype: str, kind: str, n: int, seed: int) -> tuple[float, bool]:
+    """Of a decode step whose kernel forgets the last of n keys: error / bound where there is one, and if it is seen."""
+    case = Case(
+        target="reference-fp32",
+        dtype=dtype,  # pyright: ignore[reportArgumentType]
+        group_size=GROUP_SIZE,
+        head_size=HEAD_SIZE,
+        scale=HEAD_SIZE**-0.5,
+        requests=(Request(1, n, tuple(range(n // BLOCK_SIZE))),),
+        cache=Cache(layout=Layout.BLOCKS_FIRST_NHD, block_size=BLOCK_SIZE, num_blocks=n // BLOCK_SIZE),
+        writes=False,
+        values=Values(kind, seed),  # pyright: ignore[reportArgumentType]
+    )
+    step = tensors.build(case)
+    right = judge(case, _attended(step, n), ROUNDING)
+    assert right.kind == "agree", (case, right.message)
+    wrong = judge(case, _attended(step, n - 1), ROUNDING)
+    return wrong.ratio, wrong.kind != "agree"
+
+
+def _attended(step: Step, seq_len: int) -> Step:
+    assert step.kv_cache is not None
+    batch = dataclasses.replace(step.batch, seq_lens=torch.full_like(step.batch.seq_lens, seq_len))
+    attn_reference.paged_attention(step.q, step.kv_cache, step.layer, batch, out=step.out)
+    return step
+
+
+def _summary(found: list[tuple[float, bool]]) -> dict[str, Any]:
+    ratios = [ratio for ratio, _ in found]
+    return {"ratio": statistics.median(ratios), "seen": sum(seen for _, seen in found) / len(found)}
+
+
+def _cell(row: dict[str, Any]) -> str:
+    ratio = f"{row['ratio']:.2g}" if row["ratio"] else "bitwise"
+    return f"{ratio} ({row['seen']:.0%})"
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,40 @@
+"""What the fuzzer has to know of my_unified_attention: how to call it, what it can do, and where it rounds."""
+
+from attn_contract import AttentionType, Layout
+from attn_fuzz.judge import Rounding
+from attn_fuzz.targets import Support, Target
+from my_unified_attention import TILE, unified_attention
+
+
+def attention(q, k, v, kv_cache, layer, batch, *, out, lse):
+    k_cache, v_cache = kv_cache.unbind(0 if layer.layout is Layout.KV_FIRST_NHD else 1)
+    unified_attention(
+        q,
+        k_cache,
+        v_cache,
+        out.view(q.shape),
+        cu_seqlens_q=batch.query_start_loc,
+        max_seqlen_q=batch.max_query_len,
+        seqused_k=batch.seq_lens,
+        max_seqlen_k=batch.max_seq_len,
+        softmax_scale=layer.scale,
+        causal=True,  # all that is drawn is
+        window_size=layer.window,
+        block_table=batch.block_table,
+        softcap=layer.logits_soft_cap or 0.0,
+    )
+
+
+TARGET = Target(
+    name="my-unified-attention",
+    description="the example kernel",
+    attention=attention,
+    support=lambda device: Support(
+        attn_types=(AttentionType.DECODER,), layouts=(Layout.BLOCKS_FIRST_NHD, Layout.KV_FIRST_NHD),
+        cache_dtypes=(), output_dtypes=(), non_causal=False, per_request_causal=False, sink_tokens=False, chunked_local=False,
+        ranges=False, alibi=False, qq_bias=False, sinks=False, rope=False, lse=False,
+        tile_sizes=(TILE,), max_tokens=64, max_seq_len=128,
+    ),
+    refuses=False,
+    rounding=lambda device: Rounding(keys_per_tile=TILE, dot_is_chained=device != "cpu"),
+)  # fmt: skip

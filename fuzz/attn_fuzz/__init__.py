@@ -1,0 +1,43 @@
+"""The fuzzer, and what a running program uses of it: `check`, `capture` and `recording` of calls of attention.
+
+Importing the package imports nothing else: not torch, and no kernel, which a bug of the zoo may have to reach first.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from attn_fuzz.call import Call
+    from attn_fuzz.captures import CaptureError, capture
+    from attn_fuzz.judge import DisagreementError, Judgement, Rounding
+    from attn_fuzz.live import Recording, check, recording
+
+_HOMES = {
+    "Call": "call",
+    "CaptureError": "captures",
+    "capture": "captures",
+    "DisagreementError": "judge",
+    "Judgement": "judge",
+    "Rounding": "judge",
+    "Recording": "live",
+    "check": "live",
+    "recording": "live",
+}
+
+__all__ = [
+    "Call",
+    "CaptureError",
+    "DisagreementError",
+    "Judgement",
+    "Recording",
+    "Rounding",
+    "capture",
+    "check",
+    "recording",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'attn_fuzz' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"attn_fuzz.{_HOMES[name]}"), name)

@@ -1,0 +1,40 @@
+"""One call of attention by its tensors: what a kernel is given, wherever that is."""
+
+from dataclasses import dataclass
+
+import torch
+from attn_contract import Batch, ContractError, Layer
+from attn_contract.arguments import check_dims, check_tensor
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Call:
+    """What `attn_reference.paged_attention` or `varlen_attention` takes, as tensors on any device.
+
+    Args:
+        q: [T, H, D] float32, float16 or bfloat16.
+        layer, batch: what is fixed for the layer, and what belongs to this step.
+        kv_cache: of a layer that reads a cache (DECODER, ENCODER_DECODER), this step's keys and values already written; shaped
+            as `layer.layout` says.
+        k, v: [T_kv, HK, D] of q's dtype, of a layer that has no cache (ENCODER, ENCODER_ONLY).
+
+    Raises:
+        ContractError: q is no tensor of three dimensions; there is no cache where the layer reads one, or no k and v where it
+            does not.
+    """
+
+    q: torch.Tensor
+    layer: Layer
+    batch: Batch
+    kv_cache: torch.Tensor | None = None
+    k: torch.Tensor | None = None
+    v: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_tensor("q", self.q)
+        check_dims("q", self.q, ("T", "num_heads", "head_size"))
+        attn_type = self.layer.attn_type
+        if attn_type.reads_cache and self.kv_cache is None:
+            raise ContractError("kv_cache", None, f"a tensor for {attn_type}")
+        if not attn_type.reads_cache and (self.k is None or self.v is None or self.kv_cache is not None):
+            raise ContractError("k, v", "none, or a kv_cache", f"tensors of this step's tokens, and no cache, for {attn_type}")

@@ -1,0 +1,61 @@
+"""A corpus: a folder of case files. The shipped one, beside this module, holds what the zoo's mutants shrank to, by mutant."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+from attn_fuzz import case as case_file
+from attn_fuzz import ledger
+from attn_fuzz.case import Case, CaseError
+from attn_fuzz.targets import Support
+
+SHIPPED = Path(__file__).parent
+MAX_CASES = 10_000
+
+
+def shipped() -> dict[str, Case]:
+    """What comes with the fuzzer: the corpus, and the stored cases of known findings, which other targets may share."""
+    return load(SHIPPED) | load(ledger.CASES)
+
+
+def load(path: Path) -> dict[str, Case]:
+    """The cases of a folder's *.json, or of one file, by file name.
+
+    Raises:
+        CaseError: the folder has none or more than MAX_CASES, or a file is no case.
+    """
+    paths = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not 0 < len(paths) <= MAX_CASES:
+        raise CaseError(f"{path}: got {len(paths)} cases (*.json), expected 1 to {MAX_CASES}")
+    return {path.stem: case_file.load(path) for path in paths}
+
+
+def write(folder: Path, cases: Mapping[str, Case]) -> None:
+    """Write NAME.json for each case."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, case in cases.items():
+        case_file.save(folder / f"{re.sub(r'[^a-zA-Z0-9_.+-]+', '-', name)}.json", case)
+
+
+def admitted(cases: Mapping[str, Case], target: str, support: Support) -> dict[Case, str]:
+    """Those of the cases, each once and with its name, that a target supports, as cases of that target.
+
+    A head size that the target does not draw becomes its next larger one: a GPU's kernels are compiled for a few sizes, and
+    the smallest failing case of another target has the smallest of all.
+    """
+    own: dict[Case, str] = {}
+    for name, case in cases.items():
+        head_size = min((size for size in support.head_sizes if size >= case.head_size), default=case.head_size)
+        case = msgspec.structs.replace(case, target=target, head_size=head_size)
+        if support.limit(case) is None and support.beyond(case) is None and _is_valid(case):
+            own.setdefault(case, name)
+    return own
+
+
+def _is_valid(case: Case) -> bool:
+    try:
+        case_file.check(case)
+    except CaseError:
+        return False
+    return True

@@ -1,0 +1,127 @@
+"""The types of Triton's language, each made once: an interpreted operation spends most of its time on making them anew.
+
+Nothing that a kernel computes changes: a type is what its element and shape say, no one alters one that is made, and what a
+type is cast to or computed in depends on the types alone.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+
+_HOOKS = {
+    "triton.language.core": ("_unwrap_if_constexpr", "block_type", "tensor", "constexpr", "dtype"),
+    "triton.language.semantic": ("TritonSemantic",),
+    "triton.runtime.interpreter": ("_get_np_dtype",),
+}
+_RULES = ("cast", "broadcast_impl_value", "computation_type_impl")
+
+
+def missing() -> list[str]:
+    """What this Triton has not of what is replaced."""
+    modules = {name: importlib.import_module(name) for name in _HOOKS}
+    found = [part for name, parts in _HOOKS.items() for part in parts if not hasattr(modules[name], part)]
+    rules = getattr(modules["triton.language.semantic"], "TritonSemantic", None)
+    return found + [name for name in _RULES if not hasattr(rules, name)]
+
+
+def install() -> None:
+    """Remember types for the life of this process."""
+    from triton.language import core, semantic
+    from triton.runtime import interpreter
+
+    core._unwrap_if_constexpr = _unwrapping(core)
+    interpreter._get_np_dtype = _numpy_dtypes(interpreter._get_np_dtype)
+    block_type, tensor, dtype, rules = cast("list[Any]", [core.block_type, core.tensor, core.dtype, semantic.TritonSemantic])
+    block_type.__init__ = _block_type_init(core)
+    tensor.__init__ = _tensor_init(core)
+    dtype.__eq__ = _dtype_eq(dtype.__eq__)
+    rules.cast = _casting(rules.cast)
+    rules.broadcast_impl_value = _broadcast(rules.broadcast_impl_value)
+    rules.computation_type_impl = _computation_type(rules.computation_type_impl)
+
+
+def _unwrapping(core: Any) -> Callable[[Any], Any]:
+    unwrap, constexpr = core._unwrap_if_constexpr, core.constexpr
+    plain = {core.tensor, core.dtype, int, float, bool, str, type(None)}
+
+    def _unwrap_if_constexpr(value: Any) -> Any:
+        kind = type(value)
+        if kind is constexpr:
+            return value.value
+        return value if kind in plain else unwrap(value)
+
+    return _unwrap_if_constexpr
+
+
+def _block_type_init(core: Any) -> Callable[[Any, Any, Any], None]:
+    init, constexpr = core.block_type.__init__, core.constexpr
+    known: dict[Any, dict[str, Any]] = {}
+
+    def __init__(self: Any, element_ty: Any, shape: Any) -> None:  # noqa: N807 - it becomes one
+        key = element_ty.name, *(size.value if type(size) is constexpr else size for size in shape)
+        if key not in known:
+            init(self, element_ty, shape)
+            known[key] = dict(self.__dict__)
+        self.__dict__.update(known[key])
+
+    return __init__
+
+
+def _tensor_init(core: Any) -> Callable[[Any, Any, Any], None]:
+    init = core.tensor.__init__
+    known: dict[Any, dict[str, Any]] = {}
+
+    def __init__(self: Any, handle: Any, type: Any) -> None:  # noqa: N807 - it becomes one
+        if type.name not in known:
+            init(self, handle, type)
+            known[type.name] = {name: value for name, value in self.__dict__.items() if name != "handle"}
+        self.__dict__.update(known[type.name])
+        self.handle = handle
+
+    return __init__
+
+
+def _dtype_eq(equals: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
+    def __eq__(self: Any, other: Any) -> bool:  # noqa: N807 - it becomes one
+        return self is other or equals(self, other)
+
+    return __eq__
+
+
+def _numpy_dtypes(get: Callable[[Any], np.dtype]) -> Callable[[Any], np.dtype]:
+    known: dict[str, np.dtype] = {}
+
+    def _get_np_dtype(tt_dtype: Any) -> np.dtype:
+        if tt_dtype.name not in known:
+            known[tt_dtype.name] = get(tt_dtype)
+        return known[tt_dtype.name]
+
+    return _get_np_dtype
+
+
+def _casting(convert: Callable[..., Any]) -> Callable[..., Any]:
+    def to_other_type(self: Any, input: Any, dst_ty: Any, *rounding: Any, **named: Any) -> Any:
+        return input if input.dtype is dst_ty else convert(self, input, dst_ty, *rounding, **named)
+
+    return to_other_type
+
+
+def _broadcast(broadcast: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any, Any], Any]:
+    def to_one_shape(self: Any, lhs: Any, rhs: Any) -> Any:
+        return (lhs, rhs) if lhs.type.name == rhs.type.name else broadcast(self, lhs, rhs)
+
+    return to_one_shape
+
+
+def _computation_type(compute: Callable[..., Any]) -> Callable[..., Any]:
+    known: dict[Any, Any] = {}
+
+    def computation_type_impl(self: Any, a_ty: Any, a_is_scalar: bool, b_ty: Any, b_is_scalar: bool, div_or_mod: bool) -> Any:
+        key = (a_ty.name, a_is_scalar, b_ty.name, b_is_scalar, div_or_mod)
+        if key not in known:
+            known[key] = compute(self, a_ty, a_is_scalar, b_ty, b_is_scalar, div_or_mod)
+        return known[key]
+
+    return computation_type_impl

@@ -1,0 +1,53 @@
+"""Relations between a target's own outputs, which need no oracle: for targets that have none, and for sizes at which the
+reference is too slow.
+
+    batches     the same requests in another batch
+    memory      the same numbers elsewhere in memory, other numbers where nobody reads
+    heads       heads and channels in another order
+    values      linear in V; weights sum to 1 less the sink's share
+    logits      what leaves the softmax unchanged
+    masks       masks that hide nothing, and keys that are hidden from everyone
+    parts       attention to parts of the keys, merged
+
+A property takes a step whose outputs are written, calls the target again on variants of it, and compares bit by bit, or within
+what rounding alone may make of it (`bound`). Those that a kernel's schedule decides about are made either way: without an error
+bound they are bitwise.
+
+Sources: Chen, Cheung and Yiu, "Metamorphic testing: a new approach for generating next test cases" (HKUST-CS98-01, 1998); He,
+"Defeating nondeterminism in LLM inference" (2025), on batch invariance.
+"""
+
+from attn_fuzz.properties.batches import batch_composition, chunked_prefill, padded_batch, repetition, request_order
+from attn_fuzz.properties.bound import error_bound
+from attn_fuzz.properties.heads import channel_permutation, head_permutation
+from attn_fuzz.properties.logits import scale_in_query, shifted_keys
+from attn_fuzz.properties.masks import forgotten_keys, last_row, wide_window
+from attn_fuzz.properties.memory import block_permutation, garbage
+from attn_fuzz.properties.parts import split_keys
+from attn_fuzz.properties.relation import Attend, ErrorBound, Property
+from attn_fuzz.properties.values import additivity, doubled_values, weights
+
+__all__ = [
+    "Attend",
+    "ErrorBound",
+    "Property",
+    "additivity",
+    "batch_composition",
+    "block_permutation",
+    "channel_permutation",
+    "chunked_prefill",
+    "doubled_values",
+    "error_bound",
+    "forgotten_keys",
+    "garbage",
+    "head_permutation",
+    "last_row",
+    "padded_batch",
+    "repetition",
+    "request_order",
+    "scale_in_query",
+    "shifted_keys",
+    "split_keys",
+    "weights",
+    "wide_window",
+]

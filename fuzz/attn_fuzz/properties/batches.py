@@ -1,0 +1,166 @@
+"""The same requests in another batch."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import torch
+from attn_fuzz.properties.relation import (
+    Attend,
+    Comparison,
+    ErrorBound,
+    Outputs,
+    Property,
+    again,
+    causal_flags,
+    request_rows,
+    same_bits,
+    variant,
+)
+from attn_fuzz.tensors import GARBAGE_BLOCKS, Step
+
+
+def repetition() -> Property:
+    def holds(step: Step, attend: Attend) -> str | None:
+        return same_bits(Outputs.of(step), Outputs.of(again(step, attend)))
+
+    return Property(name="repetition", says="The same call gives the same outputs.", is_bitwise=True, holds=holds)
+
+
+def request_order(error: ErrorBound | None = None) -> Property:
+    def holds(step: Step, attend: Attend) -> str | None:
+        if step.batch.num_requests < 2:
+            return None
+        rows, order = request_rows(step.batch), list(reversed(range(step.batch.num_requests)))
+        owned = [row for r in order for row in range(*rows[r])]
+        moved = torch.tensor(owned + list(range(len(owned), len(step.q))), device=step.q.device)
+        lens = torch.tensor([0, *(rows[r][1] - rows[r][0] for r in order)], dtype=torch.int32)
+        per_request = {name: tensor.flip(0) for name, tensor in _per_request(step).items()}
+        batch = dataclasses.replace(
+            step.batch, query_start_loc=lens.cumsum(0, dtype=torch.int32).to(step.q.device), **per_request
+        )
+        changes = {"batch": batch, "q": step.q[moved]}
+        if step.kv_cache is None and step.k is not None and step.v is not None:
+            changes |= {"k": step.k[moved], "v": step.v[moved]}
+        return Comparison(step, error).differs(variant(step, attend, **changes), moved[: len(owned)])
+
+    return Property(
+        name="request order",
+        says="The order of the requests does not matter.",
+        applies="two requests or more",
+        is_bitwise=error is None,
+        holds=holds,
+    )
+
+
+def batch_composition(error: ErrorBound | None = None) -> Property:
+    def holds(step: Step, attend: Attend) -> str | None:
+        compare = Comparison(step, error)
+        for r, (start, end) in enumerate(request_rows(step.batch)):
+            if start < end and (message := compare.differs(_run(step, r, start, end, end, attend), slice(start, end))):
+                return f"request {r} alone: {message}"
+        return None
+
+    return Property(
+        name="batch composition",
+        says="A request gives alone what it gives in its batch.",
+        is_bitwise=error is None,
+        holds=holds,
+    )
+
+
+def chunked_prefill(queries_per_chunk: Callable[[Step], int], error: ErrorBound | None = None) -> Property:
+    """
+    Args:
+        queries_per_chunk: for a step. A kernel that gives the same bits does so for whole tiles of queries; within a bound a
+            chunk had better end inside a tile.
+        error: of the kernel, if it gives not the same bits.
+    """
+
+    def holds(step: Step, attend: Attend) -> str | None:
+        if step.batch.bidirectional_ranges is not None or step.batch.qq_bias is not None:
+            return None  # queries of an earlier step would see less
+        chunk, compare = queries_per_chunk(step), Comparison(step, error)
+        for r, start, end in _causal_requests(step):
+            for first in range(start, end, chunk) if end - start > chunk else ():
+                last = min(first + chunk, end)
+                if int(step.batch.seq_lens[r]) < end - last:
+                    continue  # these rows come before the sequence
+                if message := compare.differs(_run(step, r, first, last, end, attend), slice(first, last)):
+                    return f"rows {first} to {last - 1} of request {r} in a step of their own: {message}"
+        return None
+
+    return Property(
+        name="chunked prefill",
+        says="A causal request gives in several steps what it gives in one.",
+        applies="causal requests longer than a chunk, without ranges and qq_bias",
+        is_bitwise=error is None,
+        holds=holds,
+    )
+
+
+def padded_batch(error: ErrorBound | None = None) -> Property:
+    def holds(step: Step, attend: Attend) -> str | None:
+        batch, device = step.batch, step.q.device
+        none = torch.zeros(1, dtype=torch.int32, device=device)
+        more = {
+            name: torch.cat([tensor, tensor.new_zeros((1, *tensor.shape[1:]))]) for name, tensor in _per_request(step).items()
+        }
+        if batch.block_table is not None:
+            more["block_table"][-1] = GARBAGE_BLOCKS[-1]
+        padded = dataclasses.replace(
+            batch,
+            query_start_loc=torch.cat([batch.query_start_loc, batch.query_start_loc[-1:] + none]),
+            # an upper bound of the queries is one of qq_bias's sides too
+            max_query_len=batch.max_query_len + (batch.qq_bias is None),
+            max_seq_len=2 * batch.max_seq_len + 1,
+            num_actual_tokens=len(step.q) + 1,
+            **more,
+        )
+        changes = {"batch": padded, "q": _one_row_more(step.q)}
+        if step.kv_cache is None and step.k is not None and step.v is not None:
+            changes |= {"k": _one_row_more(step.k), "v": _one_row_more(step.v)}
+        return Comparison(step, error).differs(variant(step, attend, **changes))
+
+    return Property(
+        name="padded batch",
+        says="More rows that no request owns, a request without queries and looser upper bounds of lengths change nothing.",
+        is_bitwise=error is None,
+        holds=holds,
+    )
+
+
+def _one_row_more(rows: torch.Tensor) -> torch.Tensor:
+    return torch.cat([rows, rows.new_full((1, *rows.shape[1:]), torch.nan)])
+
+
+def _per_request(step: Step) -> dict[str, torch.Tensor]:
+    """Fields of the batch with an entry for each request; query_start_loc has one more."""
+    names = ("seq_lens", "block_table", "bidirectional_ranges", "causal")
+    return {name: tensor for name, tensor in step.batch.tensors.items() if name in names}
+
+
+def _causal_requests(step: Step) -> Iterator[tuple[int, int, int]]:
+    flags = causal_flags(step.batch)
+    for r, (start, end) in enumerate(request_rows(step.batch)):
+        if flags[r]:
+            yield r, start, end
+
+
+def _run(step: Step, r: int, first: int, last: int, end: int, attend: Attend) -> Step:
+    """Attend to rows `first` to `last - 1` of request r, whose rows end at `end`, in a step of their own."""
+    batch, queries = step.batch, last - first
+    per_request = {name: tensor[r : r + 1] for name, tensor in _per_request(step).items()}
+    per_request["seq_lens"] = batch.seq_lens[r : r + 1] - (end - last)
+    alone = dataclasses.replace(
+        batch,
+        query_start_loc=torch.tensor([0, queries], dtype=torch.int32, device=step.q.device),
+        max_query_len=queries,
+        max_seq_len=max(0, int(per_request["seq_lens"])),
+        num_actual_tokens=queries,
+        slot_mapping=None,
+        **per_request,
+    )
+    changes = {"batch": alone, "q": step.q[first:last]}
+    if step.kv_cache is None and step.k is not None and step.v is not None:
+        changes |= {"k": step.k[first:last], "v": step.v[first:last]}
+    return variant(step, attend, **changes)

@@ -1,0 +1,128 @@
+"""How far an output may be from the right one, from what is known without an oracle.
+
+`attn_fuzz.judge` bounds the error of an element by the row's own weights and logits. Here both are unknown; what is known is
+how large they can be. With n keys, v_c the largest magnitude of their values in channel c, k_c of their keys, t the largest
+magnitude that is stored, and u, eta, B, T and S as in the judge:
+
+    |z| <= A = |scale| sum_c |q_c| k_c               a score; capped to c, |z| <= min(A, c)
+    |s| <= Z + b                                     a logit; b the largest magnitude of a bias
+    |m| <= M = max(Z + b, |sink|)                    the largest of a row
+    sum_j w_j |v_jc| <= v_c,   |o_c| <= v_c          weights are at most 1 together
+    sum_j w_j (m - s_j) <= log(n + 1) = L            it is at most the entropy of the weights (lse >= m), with the sink's
+    sum_j w_j |s_j| <= M + L                         by the triangle inequality
+    sum_j w_j |b_j| <= M + L + Z                     so far as one bias is all that is added; twice the other one's b more
+
+The average error of a logit is then at most
+
+    e = u32 ((D + 2) A + 2 (M + L) + 2 L + 4 + r)
+
+with r by the same bounds from the judge's, and an output differs from the right one by at most
+
+    rest = u_P v_c + eta_P n t + 2 v_c e + 2 u32 (B + 2 T + S) v_c + 2 u32 v_c
+    u_out (v_c + rest) + eta_out + rest
+
+since |v_jc - o_c| <= 2 v_c and the denominator relative to m is at least 1; an LSE by e + u32 (2 (B + 2 T + S) + M + L).
+Nothing here is statistics: it is the judge's HARD bound with each sum replaced by what it can be at most, to first order in e.
+"""
+
+from collections.abc import Callable
+
+import torch
+from attn_fuzz.judge import CAP_ROUNDINGS, U32, UNDERFLOW, UNIT_ROUNDOFF, Rounding
+from attn_fuzz.properties.relation import ErrorBound, Outputs, request_rows
+from attn_fuzz.tensors import Step
+from attn_reference import gather_kv_cache
+
+
+def error_bound(rounding: Callable[[str], Rounding]) -> ErrorBound:
+    """The bound of a target that rounds where its `Rounding` says, on a device type."""
+
+    def of_step(step: Step) -> Outputs:
+        """[rows, H, D] and [rows, H] float64, of the rows that requests own."""
+        rows, layer = int(step.batch.query_start_loc[-1]), step.layer
+        out = torch.zeros((rows, layer.num_heads, layer.head_size), dtype=torch.float64, device=step.q.device)
+        lse = torch.zeros((rows, layer.num_heads), dtype=torch.float64, device=step.q.device)
+        for r, (start, end) in enumerate(request_rows(step.batch)):
+            if start < end:
+                out[start:end], lse[start:end] = _of_request(step, r, slice(start, end), rounding(step.q.device.type))
+        return Outputs(out, lse)
+
+    return of_step
+
+
+def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[torch.Tensor, torch.Tensor]:
+    layer, dtype, out_dtype = step.layer, step.q.dtype, step.out.dtype
+    group = layer.num_heads // layer.num_kv_heads
+    key, value = _keys_and_values(step, r, rows)
+    n, d = len(key), layer.head_size
+    is_quantized, is_scaled = layer.kv_cache_dtype is not None, layer.output_scale is not None
+
+    # [H, D]; what no query sees may be NaN, and does not count
+    largest_key, largest_value = (
+        x.abs().nan_to_num(nan=0.0).amax(0).double().repeat_interleave(group, 0)
+        if n
+        else torch.zeros((layer.num_heads, d), dtype=torch.float64, device=step.q.device)
+        for x in (key, value)
+    )
+    # [q, H]
+    product = abs(layer.scale) * torch.einsum("qhd,hd->qh", step.q[rows].double().abs(), largest_key)
+    score = product if layer.logits_soft_cap is None else product.clamp(max=layer.logits_soft_cap)
+    bias, further_bias = _biases(step, max(n, rows.stop - rows.start))
+    sink = torch.zeros_like(bias) if layer.sinks is None else layer.sinks.double().abs().nan_to_num(posinf=0.0)
+    largest = torch.maximum(score + bias, sink)
+    spread = torch.log(torch.tensor(n + 1.0, dtype=torch.float64, device=step.q.device))
+
+    further = 2 * product * is_quantized
+    if layer.logits_soft_cap is not None:
+        further = further + 2 * product + CAP_ROUNDINGS * layer.logits_soft_cap
+    elif bias.any():
+        further = further + 2 * product
+    if bias.any():
+        further = further + 3 * (largest + spread + score + 2 * further_bias)
+    logit = U32 * ((d + 2) * product + 2 * (largest + spread) + 2 * spread + 4 + further)
+    u_stored = UNIT_ROUNDOFF[dtype] if is_quantized and rounding.rounds_dequantized else 0.0
+    logit = logit + u_stored * product
+
+    terms = n if rounding.dot_is_chained else rounding.keys_per_tile
+    steps = terms + 2 * -(-n // rounding.keys_per_tile) + rounding.splits
+    u_weight = UNIT_ROUNDOFF[dtype] + u_stored + 3 * U32 * is_quantized
+    eta_out = UNDERFLOW[out_dtype] * (float(layer.output_scale) if layer.output_scale is not None else 1.0)
+    constant = u_weight + U32 * (2 * steps + 2 * (is_quantized + is_scaled))
+    rest = largest_value * (constant + 2 * logit[..., None]) + UNDERFLOW[dtype] * n * _largest_stored(step, largest_value)
+    out = UNIT_ROUNDOFF[out_dtype] * (largest_value + rest) + eta_out + rest
+    return out, logit + U32 * (2 * steps + largest + spread)
+
+
+def _keys_and_values(step: Step, r: int, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """[seq_len, HK, D] float32 of a request."""
+    if step.kv_cache is None:
+        assert step.k is not None
+        assert step.v is not None
+        return step.k[rows].float(), step.v[rows].float()
+    assert step.batch.block_table is not None
+    seq_len = int(step.batch.seq_lens[r])
+    return gather_kv_cache(step.kv_cache, step.layer, step.batch.block_table[r], seq_len, torch.float32)
+
+
+def _biases(step: Step, reach: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """[H] float64: the largest magnitude of all that is added to a logit, and of qq_bias's part if there is ALiBi too."""
+    layer, qq_bias = step.layer, step.batch.qq_bias
+    none = torch.zeros(layer.num_heads, dtype=torch.float64, device=step.q.device)
+    alibi = none if layer.alibi_slopes is None else layer.alibi_slopes.double().abs() * reach
+    if qq_bias is None:
+        return alibi, none
+    queries = int(step.batch.query_start_loc.diff().max())  # bounds and padding may be larger, and hold anything
+    finite = qq_bias[:queries, :queries].double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    drafts = none + finite.abs().max() if finite.numel() else none
+    return alibi + drafts, drafts if layer.alibi_slopes is not None else none
+
+
+def _largest_stored(step: Step, largest_value: torch.Tensor) -> torch.Tensor:
+    """t, which multiplies a weight that underflows: v; v / scale if that is more; with a scale for each token, the head's v."""
+    layer = step.layer
+    if layer.kv_cache_dtype is None:
+        return largest_value
+    if layer.v_scale is None:
+        return largest_value.amax(-1, keepdim=True)
+    scale = layer.v_scale.double().reshape(-1, 1).expand(layer.num_kv_heads, 1)
+    return largest_value / scale.repeat_interleave(layer.num_heads // layer.num_kv_heads, 0).clamp(max=1.0)

@@ -1,0 +1,58 @@
+"""Heads and channels in another order."""
+
+import dataclasses
+
+import torch
+from attn_fuzz.poison import bits
+from attn_fuzz.properties.relation import Attend, Comparison, ErrorBound, Outputs, Property, same_bits, variant
+from attn_fuzz.properties.slots import elements, rows_of_slots, with_rows
+from attn_fuzz.tensors import Step
+
+
+def head_permutation() -> Property:
+    def holds(step: Step, attend: Attend) -> str | None:
+        layer, device = step.layer, step.q.device
+        if layer.num_kv_heads < 2:
+            return None
+        kv_heads = torch.arange(layer.num_kv_heads, device=device).flip(0)
+        heads = torch.arange(layer.num_heads, device=device).view(layer.num_kv_heads, -1)[kv_heads].flatten()
+        changes = {"q": step.q[:, heads]}
+        if step.raw is not None and step.view is not None:
+            changes["raw"] = step.raw.clone()
+            places = elements(step.view, device)
+            bits(changes["raw"])[places] = bits(step.raw)[places[..., kv_heads, :]]
+        elif step.k is not None and step.v is not None:
+            changes |= {"k": step.k[:, kv_heads], "v": step.v[:, kv_heads]}
+        moved = {name: layer.tensors[name][heads] for name in ("sinks", "alibi_slopes") if name in layer.tensors}
+        for name in ("k_scale", "v_scale", "k_scale_cache", "v_scale_cache"):
+            scale = layer.tensors.get(name)
+            if scale is not None and scale.dim() and scale.shape[-1] == layer.num_kv_heads:
+                moved[name] = scale[..., kv_heads]
+        part = Outputs.of(variant(step, attend, layer=dataclasses.replace(layer, **moved), **changes))
+        expected = Outputs.of(step)
+        lse = None if expected.lse is None else expected.lse[:, heads]
+        return same_bits(Outputs(expected.out[:, heads], lse), part)
+
+    return Property(
+        name="head permutation",
+        says="KV heads, each with its group of query heads, give the same in another order.",
+        applies="two KV heads or more",
+        is_bitwise=True,
+        holds=holds,
+    )
+
+
+def channel_permutation(error: ErrorBound | None = None) -> Property:
+    def holds(step: Step, attend: Attend) -> str | None:
+        channels = torch.arange(step.layer.head_size, device=step.q.device).flip(0)
+        part = variant(step, attend, **with_rows(step, v=rows_of_slots(step)[1][..., channels]))
+        # back in their order
+        back = part.out.unflatten(-1, (-1, step.layer.head_size))[..., channels].reshape(part.out.shape)
+        return Comparison(step, error).differs(dataclasses.replace(part, out=back))
+
+    return Property(
+        name="channel permutation",
+        says="The channels of V in another order give those of the output in that order.",
+        is_bitwise=error is None,
+        holds=holds,
+    )

@@ -1,0 +1,60 @@
+"""What leaves the softmax unchanged: a shift of all keys, and a factor that moves from the scale into q."""
+
+import dataclasses
+
+import torch
+from attn_fuzz.properties.relation import Attend, ErrorBound, Outputs, Property, close, same_bits, variant
+from attn_fuzz.properties.slots import rows_of_slots, slots_of_keys, with_rows
+from attn_fuzz.tensors import Step
+
+# keys become multiples of 1 / LEVELS of a power of two, so that they and their shifted twins have six significant bits, which
+# every dtype holds
+LEVELS = 32
+
+
+def shifted_keys(error: ErrorBound) -> Property:
+    def holds(step: Step, attend: Attend) -> str | None:
+        layer = step.layer
+        if layer.kv_cache_dtype is not None or layer.logits_soft_cap is not None or layer.sinks is not None:
+            return None
+        k, is_key = rows_of_slots(step)[0], slots_of_keys(step)[:, None, None]
+        magnitudes = torch.where(is_key & k.isfinite(), k, 0).abs()
+        if not magnitudes.any():
+            return None
+        spacing = torch.exp2(torch.ceil(torch.log2(magnitudes.max().double()))) / LEVELS
+        heads, channels = (torch.arange(size, device=k.device) for size in k.shape[1:])
+        shift = spacing * (1 + (heads[:, None] * 3 + channels * 5) % (LEVELS // 2))
+        coarse = torch.round(k.double() / spacing) * spacing
+        here, there = (
+            variant(step, attend, **with_rows(step, k=torch.where(is_key, keys, k.double()).to(k.dtype)))
+            for keys in (coarse, coarse + shift)
+        )
+        allowed = error(here) + error(there)
+        expected = Outputs.read(here)
+        if expected.lse is not None:
+            q = step.q[: len(expected.lse)].double().unflatten(1, (layer.num_kv_heads, -1))
+            expected = dataclasses.replace(
+                expected, lse=expected.lse + layer.scale * torch.einsum("qngd,nd->qng", q, shift).flatten(1)
+            )
+        return close(expected, Outputs.read(there), allowed)
+
+    return Property(
+        name="shifted keys",
+        says="Keys K + c, the same c for all keys of a head, give the same output, and an LSE that is scale * q.c more.",
+        applies="all but quantized caches, soft caps and sinks",
+        is_bitwise=False,
+        holds=holds,
+    )
+
+
+def scale_in_query() -> Property:
+    def holds(step: Step, attend: Attend) -> str | None:
+        layer = dataclasses.replace(step.layer, scale=step.layer.scale / 4)
+        return same_bits(Outputs.of(step), Outputs.of(variant(step, attend, q=4 * step.q, layer=layer)))
+
+    return Property(
+        name="scale in q",
+        says="Queries times 4 and a quarter of the scale give the same.",
+        is_bitwise=True,
+        holds=holds,
+    )

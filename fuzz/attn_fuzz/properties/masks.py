@@ -1,0 +1,68 @@
+"""Masks that hide nothing, and keys that are hidden from everyone."""
+
+import dataclasses
+
+import torch
+from attn_contract import AttentionType
+from attn_fuzz.properties.relation import Attend, Comparison, ErrorBound, Property, request_rows, variant
+from attn_fuzz.properties.slots import without_first_blocks
+from attn_fuzz.tensors import Step
+
+
+def wide_window(error: ErrorBound | None = None) -> Property:
+    def holds(step: Step, attend: Attend) -> str | None:
+        if step.layer.attn_type is AttentionType.ENCODER_DECODER or -1 not in step.layer.window:
+            return None
+        longest = max(step.batch.max_seq_len, step.batch.max_query_len)
+        left, right = (longest if edge == -1 else edge for edge in step.layer.window)
+        layer = dataclasses.replace(step.layer, window=(left, right))
+        return Comparison(step, error).differs(variant(step, attend, layer=layer))
+
+    return Property(
+        name="wide window",
+        says="A window that is wider than every sequence gives what none gives.",
+        applies="layers whose window is unlimited on a side, or that have none",
+        is_bitwise=error is None,
+        holds=holds,
+    )
+
+
+def last_row(error: ErrorBound | None = None) -> Property:
+    def holds(step: Step, attend: Attend) -> str | None:
+        if step.layer.attn_type is not AttentionType.DECODER:
+            return None
+        rows = torch.tensor([end - 1 for start, end in request_rows(step.batch) if start < end], device=step.q.device).long()
+        if not len(rows):
+            return None
+        causal = step.batch.causal
+        batch = dataclasses.replace(step.batch, causal=~causal if isinstance(causal, torch.Tensor) else not causal)
+        return Comparison(step, error).differs(variant(step, attend, batch=batch), rows, rows)
+
+    return Property(
+        name="last row",
+        says="The last query of a request, which sees all keys either way, gives the same causal and not.",
+        applies="decoders",
+        is_bitwise=error is None,
+        holds=holds,
+    )
+
+
+def forgotten_keys(error: ErrorBound | None = None) -> Property:
+    def holds(step: Step, attend: Attend) -> str | None:
+        layer, left = step.layer, step.layer.window[0]
+        has_places = layer.sink_tokens or layer.chunked_local or step.batch.bidirectional_ranges is not None
+        if layer.attn_type is not AttentionType.DECODER or left < 0 or has_places or step.view is None:
+            return None
+        contexts = (step.batch.seq_lens - step.batch.query_start_loc.diff()).tolist()
+        blocks = [max(0, context - left) // step.view.block_size for context in contexts]
+        if not any(blocks):
+            return None
+        return Comparison(step, error).differs(variant(step, attend, batch=without_first_blocks(step, blocks)))
+
+    return Property(
+        name="forgotten keys",
+        says="Keys that have left every query's window might never have been: without their blocks, all positions are less.",
+        applies="decoders with a window that is limited to the left, without sink_tokens, chunks and ranges; long contexts",
+        is_bitwise=error is None,
+        holds=holds,
+    )

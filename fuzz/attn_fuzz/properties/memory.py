@@ -1,0 +1,73 @@
+"""The same numbers elsewhere in memory, and other numbers where nobody reads."""
+
+import dataclasses
+
+import torch
+from attn_fuzz.poison import bits
+from attn_fuzz.properties.relation import Attend, Outputs, Property, same_bits, variant
+from attn_fuzz.properties.slots import elements, rows_of_slots, slots_of_keys, used_entries, with_rows
+from attn_fuzz.tensors import Step
+
+# finite, and noticed; unused memory of a case holds NaN, or another finite number
+GARBAGE = -7.0
+
+
+def block_permutation() -> Property:
+    def holds(step: Step, attend: Attend) -> str | None:
+        if step.raw is None or step.view is None or step.batch.block_table is None or step.view.num_blocks < 2:
+            return None
+        device = step.q.device
+        moved = torch.arange(step.view.num_blocks, device=device).flip(0)
+        raw, places = step.raw.clone(), elements(step.view, device)
+        bits(raw)[places[moved]] = bits(step.raw)[places]
+        scales = {}
+        for name in ("k_scale_cache", "v_scale_cache"):
+            if name in step.layer.tensors:
+                scales[name] = torch.empty_like(step.layer.tensors[name])
+                scales[name][moved] = step.layer.tensors[name]
+        table = step.batch.block_table
+        inside = table.long().clamp(0, step.view.num_blocks - 1)
+        table = torch.where(used_entries(step), moved[inside].int(), table)
+        batch = dataclasses.replace(step.batch, block_table=table)
+        layer = dataclasses.replace(step.layer, **scales)
+        return same_bits(Outputs.of(step), Outputs.of(variant(step, attend, raw=raw, batch=batch, layer=layer)))
+
+    return Property(
+        name="block permutation",
+        says="Where the blocks of the cache lie does not matter, as long as the block table says so.",
+        applies="caches of two blocks or more",
+        is_bitwise=True,
+        holds=holds,
+    )
+
+
+def garbage() -> Property:
+    def holds(step: Step, attend: Attend) -> str | None:
+        owned = int(step.batch.query_start_loc[-1])
+        q = step.q.clone()
+        q[owned:] = GARBAGE
+        unused = ~slots_of_keys(step)
+        k, v = (rows.clone() for rows in rows_of_slots(step))
+        for rows in (k, v):
+            bits(rows)[unused] = bits(torch.tensor(GARBAGE, device=q.device).to(rows.dtype).reshape(1))
+        changes = {"q": q, **with_rows(step, k, v)}
+        if step.batch.block_table is not None and step.view is not None:
+            scales = {
+                name: torch.where(unused.view(scale.shape[:2])[..., None], GARBAGE, scale)
+                for name, scale in step.layer.tensors.items()
+                if name.endswith("_scale_cache")
+            }
+            table = torch.where(used_entries(step), step.batch.block_table, step.view.num_blocks + 1)
+            wider = torch.cat([table, table.new_full((len(table), 1), -2)], dim=1)
+            changes |= {
+                "batch": dataclasses.replace(step.batch, block_table=wider),
+                "layer": dataclasses.replace(step.layer, **scales),
+            }
+        return same_bits(Outputs.of(step), Outputs.of(variant(step, attend, **changes)))
+
+    return Property(
+        name="garbage",
+        says="What unused slots, unused entries of a wider block table and rows that no request owns hold does not matter.",
+        is_bitwise=True,
+        holds=holds,
+    )

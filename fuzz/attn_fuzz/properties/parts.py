@@ -1,0 +1,64 @@
+"""Attention over two parts of the keys, merged by their LSEs, is attention over all."""
+
+import dataclasses
+
+import torch
+from attn_contract import AttentionType
+from attn_fuzz.properties.relation import Attend, ErrorBound, Outputs, Property, causal_flags, close, request_rows, variant
+from attn_fuzz.properties.slots import without_first_blocks
+from attn_fuzz.tensors import Step
+
+
+def split_keys(error: ErrorBound) -> Property:
+    def holds(step: Step, attend: Attend) -> str | None:
+        blocks = _blocks_of_first_part(step)
+        if step.lse is None or step.layer.output_scale is not None or _has_positions(step) or not any(blocks):
+            return None
+        second = variant(step, attend, batch=without_first_blocks(step, blocks))
+        a, b = Outputs.read(_first_part(step, blocks, attend)), Outputs.read(second)
+        # of the parts too: they see fewer keys
+        bound = error(step)
+        assert a.lse is not None
+        assert b.lse is not None
+        assert bound.lse is not None
+        lse = torch.logaddexp(a.lse, b.lse)
+        at = lse.masked_fill(lse.isinf(), 0.0)
+        share_a, share_b = (torch.exp(part - at)[..., None] for part in (a.lse, b.lse))
+        merged = Outputs(share_a * a.out + share_b * b.out, lse)
+        # a share is a logistic function of the LSEs' difference, whose slope is at most 1/4
+        shift = bound.lse[..., None] / 2 * (a.out - b.out).abs()
+        return close(Outputs.read(step), merged, Outputs(2 * bound.out + shift, 2 * bound.lse))
+
+    return Property(
+        name="split keys",
+        says="Attention to two parts of the keys, merged by their LSEs, is attention to all; the sinks join one of them.",
+        applies="steps with a cache and an LSE, without rules of positions and quantized outputs; contexts of a block or more",
+        is_bitwise=False,
+        holds=holds,
+    )
+
+
+def _has_positions(step: Step) -> bool:
+    layer, batch = step.layer, step.batch
+    has_masks = max(layer.window) >= 0 or layer.chunked_local is not None or batch.bidirectional_ranges is not None
+    return has_masks or layer.alibi_slopes is not None or batch.qq_bias is not None
+
+
+def _blocks_of_first_part(step: Step) -> list[int]:
+    """Of each request about half of the blocks, of a causal one of those that all its queries see."""
+    if step.view is None:
+        return []
+    blocks = []
+    flags = causal_flags(step.batch) if step.layer.attn_type is AttentionType.DECODER else [False] * step.batch.num_requests
+    for (start, end), seq_len, is_causal in zip(request_rows(step.batch), step.batch.seq_lens.tolist(), flags, strict=True):
+        whole = max(0, seq_len - (end - start) * is_causal) // step.view.block_size
+        blocks.append((whole + 1) // 2 if start < end else 0)
+    return blocks
+
+
+def _first_part(step: Step, blocks: list[int], attend: Attend) -> Step:
+    """All queries see all of these keys, whether they are causal or not; without sinks."""
+    assert step.view is not None
+    keys = torch.tensor(blocks, dtype=torch.int32, device=step.q.device) * step.view.block_size
+    batch = dataclasses.replace(step.batch, seq_lens=keys, causal=False)
+    return variant(step, attend, batch=batch, layer=dataclasses.replace(step.layer, sinks=None))

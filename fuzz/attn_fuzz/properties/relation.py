@@ -1,0 +1,177 @@
+"""What a property is, and what all of them are made of: variants of a step, and outputs compared."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from attn_contract import Batch
+from attn_fuzz.poison import bits, canary
+from attn_fuzz.tensors import Step
+from attn_reference import dequantize
+
+Attend = Callable[[Step], None]
+Rows = slice | torch.Tensor
+ALL = slice(None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Property:
+    """A relation between a target's outputs for a step and for variants of it, which holds whatever the right outputs are.
+
+    It is called with a step whose outputs are written and with what attends to one, and says what does not hold, or None. Where
+    it does not apply it attends to nothing.
+
+    Args:
+        name: as reports name it.
+        says: what holds, in a sentence.
+        applies: to which steps.
+        is_bitwise: whether outputs are compared bit by bit, or within the bound that `attn_fuzz.properties.bound` derives.
+        holds: the relation itself.
+    """
+
+    name: str
+    says: str
+    applies: str = "all"
+    is_bitwise: bool
+    holds: Callable[[Step, Attend], str | None]
+
+    def __call__(self, step: Step, attend: Attend) -> str | None:
+        return self.holds(step, attend)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The rows that requests own, of one step or of what is made of several."""
+
+    out: torch.Tensor
+    """[rows, H, D] as stored, or float64"""
+    lse: torch.Tensor | None
+    """[rows, H]"""
+
+    @classmethod
+    def of(cls, step: Step) -> "Outputs":
+        rows, layer = int(step.batch.query_start_loc[-1]), step.layer
+        out = step.out[:rows].reshape(rows, layer.num_heads, layer.head_size)
+        return cls(out, None if step.lse is None else step.lse[:, :rows].T)
+
+    @classmethod
+    def read(cls, step: Step) -> "Outputs":
+        """In float64; a quantized output as the number that it stands for."""
+        stored, scale = cls.of(step), step.layer.output_scale
+        out = stored.out.double() if scale is None else dequantize(stored.out.contiguous(), scale, torch.float64)
+        return cls(out, None if stored.lse is None else stored.lse.double())
+
+    def __getitem__(self, rows: Rows) -> "Outputs":
+        return Outputs(self.out[rows], None if self.lse is None else self.lse[rows])
+
+    def __add__(self, other: "Outputs") -> "Outputs":
+        lse = None if self.lse is None or other.lse is None else self.lse + other.lse
+        return Outputs(self.out + other.out, lse)
+
+    def named(self) -> dict[str, torch.Tensor]:
+        return {"out": self.out} if self.lse is None else {"out": self.out, "lse": self.lse}
+
+
+ErrorBound = Callable[[Step], Outputs]
+"""How far each output of a step may be from the right one; see `attn_fuzz.properties.bound`."""
+
+
+def again(step: Step, attend: Attend) -> Step:
+    """Attend to a step once more, into outputs of its own."""
+    rows = len(step.q)
+    out = _strided_as(step.out, canary((rows, *step.out.shape[1:]), step.out.dtype, step.out.device))
+    lse = None
+    if step.lse is not None:
+        lse = _strided_as(step.lse, canary((len(step.lse), rows), step.lse.dtype, step.lse.device))
+    repeated = dataclasses.replace(step, out=out, lse=lse)
+    attend(repeated)
+    return repeated
+
+
+def variant(step: Step, attend: Attend, **changes: Any) -> Step:
+    """Attend to a step with some fields changed; it writes nothing, since its cache is written already.
+
+    Strides stay what they were: kernels are compiled for them, and two compiled kernels may differ in a bit.
+    """
+    for name in changes.keys() & {"q", "k", "v"}:
+        changes[name] = _strided_as(getattr(step, name), changes[name])
+    changed = dataclasses.replace(step, **changes)
+    if changed.kv_cache is not None:
+        batch = dataclasses.replace(changed.batch, slot_mapping=None)
+        changed = dataclasses.replace(changed, k=None, v=None, batch=batch)
+    return again(changed, attend)
+
+
+def _strided_as(original: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(tensor.shape, original.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
+def same_bits(expected: Outputs, got: Outputs, rows: Rows = ALL) -> str | None:
+    """What differs in a bit, in words; `rows` are those of the expected outputs that were got."""
+    for name, tensor in expected.named().items():
+        tensor, other = tensor[rows], got.named()[name]
+        if found := _first(name, bits(tensor.contiguous()) != bits(other.contiguous()), tensor, other, rows):
+            return found
+    return None
+
+
+def close(expected: Outputs, got: Outputs, allowed: Outputs, rows: Rows = ALL) -> str | None:
+    """What differs by more than is allowed, in words; all in float64."""
+    for name, tensor in expected.named().items():
+        tensor, other, bound = tensor[rows], got.named()[name], allowed.named()[name][rows]
+        error = torch.where(tensor == other, 0.0, (tensor - other).abs())  # an LSE of -inf equals itself
+        wrong = ~(error <= bound)
+        if found := _first(name, wrong, tensor, other, rows):
+            return f"{found} +- {float(bound[wrong][0]):.2g}"
+    return None
+
+
+class Comparison:
+    """Compares rows of a step with rows of variants in which they attend to the same numbers.
+
+    Without an error bound bit by bit; with one, they differ by no more than both may err.
+    """
+
+    def __init__(self, step: Step, error: ErrorBound | None) -> None:
+        self.step = step
+        self.error = error
+
+    def differs(self, part: Step, rows: Rows = ALL, part_rows: Rows = ALL) -> str | None:
+        """What differs, in words."""
+        if self._allowed is None:
+            return same_bits(Outputs.of(self.step), Outputs.of(part)[part_rows], rows)
+        return close(Outputs.read(self.step), Outputs.read(part)[part_rows], self._allowed, rows)
+
+    @functools.cached_property
+    def _allowed(self) -> Outputs | None:
+        if self.error is None:
+            return None
+        allowed = self.error(self.step)
+        return allowed + allowed
+
+
+def request_rows(batch: Batch) -> list[tuple[int, int]]:
+    """The first row of each request, and the one after its last."""
+    return list(itertools.pairwise(batch.query_start_loc.tolist()))
+
+
+def causal_flags(batch: Batch) -> list[bool]:
+    return batch.causal.tolist() if isinstance(batch.causal, torch.Tensor) else [batch.causal] * batch.num_requests
+
+
+def _first(name: str, wrong: torch.Tensor, expected: torch.Tensor, got: torch.Tensor, rows: Rows) -> str | None:
+    if not wrong.any():
+        return None
+    row, head, *dim = (int(index) for index in wrong.nonzero()[0])
+    place = (row, head, *dim)
+    if isinstance(rows, slice):
+        row += rows.start or 0
+    else:
+        row = int(rows[row])
+    where = f"row {row}, head {head}" + (f", dim {dim[0]}" if dim else "")
+    numbers = f"{float(got[place]):.9g} instead of {float(expected[place]):.9g}"
+    return f"{int(wrong.sum())} elements of {name} differ, first at {where}: {numbers}"

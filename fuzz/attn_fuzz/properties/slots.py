@@ -1,0 +1,85 @@
+"""The keys and values that a step attends to, as rows of slots, and steps in which they are others.
+
+A slot is one of the cache, `block * block_size + offset`; where there is no cache, a row of k and v.
+"""
+
+import dataclasses
+from typing import Any
+
+import torch
+from attn_contract import Batch, KVCacheView
+from attn_contract.layouts import K, V
+from attn_fuzz.poison import bits
+from attn_fuzz.tensors import Step
+
+
+def elements(view: KVCacheView, device: torch.device) -> torch.Tensor:
+    """[NB, 2, BS, HK, row_size] int64: where the allocation holds every block's K and V, inline scales included."""
+    block = torch.arange(view.num_blocks, device=device).view(-1, 1, 1, 1, 1)
+    return view.first_block_elements().to(device) + block * view.block_stride
+
+
+def rows_of_slots(step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+    """K and V as they are stored, [slots, HK, D] each."""
+    if step.raw is None or step.view is None:
+        assert step.k is not None
+        assert step.v is not None
+        return step.k, step.v
+    places = elements(step.view, step.raw.device)[..., : step.view.head_size]
+    return step.raw[places[:, K].flatten(0, 1)], step.raw[places[:, V].flatten(0, 1)]
+
+
+def with_rows(step: Step, k: torch.Tensor | None = None, v: torch.Tensor | None = None) -> dict[str, Any]:
+    """The fields of a step whose slots hold other K or V, as they are stored; scales stay."""
+    if step.raw is None or step.view is None:
+        return {name: rows for name, rows in (("k", k), ("v", v)) if rows is not None}
+    raw = step.raw.clone()
+    places = elements(step.view, raw.device)[..., : step.view.head_size]
+    for kv, rows in ((K, k), (V, v)):
+        if rows is not None:
+            # as integers: moving a float may change the bits of its NaN
+            bits(raw)[places[:, kv].flatten(0, 1)] = bits(rows)
+    return {"raw": raw}
+
+
+def slots_of_keys(step: Step) -> torch.Tensor:
+    """[slots] bool: whether a slot holds a key of some request."""
+    if step.view is None:
+        assert step.k is not None
+        return torch.arange(len(step.k), device=step.q.device) < step.batch.query_start_loc[-1]
+    table, size = step.batch.block_table, step.view.block_size
+    assert table is not None
+    holds = torch.zeros(step.view.num_blocks * size, dtype=torch.bool, device=step.q.device)
+    for r, seq_len in enumerate(step.batch.seq_lens.tolist()):
+        positions = torch.arange(seq_len, device=step.q.device)
+        holds[table[r].long()[positions // size] * size + positions % size] = True
+    return holds
+
+
+def used_entries(step: Step) -> torch.Tensor:
+    """[R, max_blocks] bool: the entries of the block table that lead to keys."""
+    assert step.batch.block_table is not None
+    assert step.view is not None
+    used = -(-step.batch.seq_lens // step.view.block_size)
+    return torch.arange(step.batch.block_table.shape[1], device=step.q.device) < used[:, None]
+
+
+def without_first_blocks(step: Step, blocks: list[int]) -> Batch:
+    """The batch without so many of each request's first blocks; their slots keep what they hold."""
+    batch, device = step.batch, step.q.device
+    assert batch.block_table is not None
+    assert step.view is not None
+    dropped = torch.tensor(blocks, dtype=torch.int32, device=device)
+    columns = torch.arange(batch.block_table.shape[1], device=device) + dropped[:, None]
+    table = batch.block_table.gather(1, columns.clamp(max=batch.block_table.shape[1] - 1))
+    return dataclasses.replace(batch, block_table=table, seq_lens=batch.seq_lens - dropped * step.view.block_size)
+
+
+def replaced_scales(step: Step, v_scale: Any) -> Step:
+    """A step whose scales of V, of either kind, are `v_scale` of what they were."""
+    scales = {name: v_scale(getattr(step.layer, name)) for name in ("v_scale", "v_scale_cache") if name in step.layer.tensors}
+    return dataclasses.replace(step, layer=dataclasses.replace(step.layer, **scales))
+
+
+def has_inline_scales(step: Step) -> bool:
+    return step.layer.layout is not None and step.layer.layout.has_inline_scales

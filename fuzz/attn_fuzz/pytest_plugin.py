@@ -1,0 +1,171 @@
+"""pytest --attn-target=my_package.fuzzing:TARGET: the fuzzer's battery as test items, in any folder, beside any other tests.
+
+Without the option nothing is collected and nothing is imported. Per target, in this order:
+
+    declarations        it loads, can run on this device, and declares a Support and a Rounding
+    finding[NAME]       its stored case still fails as the finding says, and is then an expected failure
+    past                the corpus of cases that failed once, as far as the target supports them
+    cases[I]            a shard of cases, drawn, run and judged; those that `attn-parity fuzz` draws for the same seed
+
+A failure shows the table, and where the smallest case and its script are.
+"""
+
+import os
+import sys
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from attn_fuzz.case import Case
+    from attn_fuzz.engine import Plan
+    from attn_fuzz.ledger import Finding
+    from attn_fuzz.trial import Verdict
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("attn-parity", "fuzzing of attention kernels")
+    group.addoption("--attn-target", action="append", default=[], metavar="T", help="fuzz this: a name or module:attribute")
+    group.addoption("--attn-examples", type=int, default=300, metavar="N", help="cases to draw for each target (300)")
+    group.addoption("--attn-seed", type=int, default=0, metavar="S", help="draws other cases (0)")
+    group.addoption("--attn-limit", type=float, default=60.0, metavar="S", help="seconds per case, compiling included (60)")
+    group.addoption(
+        "--attn-report", type=Path, default=Path("attn-parity-runs"), metavar="DIR", help="folder for failing cases"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.option.attn_target:
+        return
+    if config.option.attn_examples < 1 or config.option.attn_seed < 0 or not 0 < config.option.attn_limit <= 86_400:
+        raise pytest.UsageError("--attn-examples: at least 1; --attn-seed: at least 0; --attn-limit: seconds, at most a day")
+    sys.path.append(os.getcwd())  # as `attn-parity` does: a target is often a file of this folder
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """A battery is one more thing that the session itself holds, whatever files and folders it was given."""
+    report = yield
+    if isinstance(collector, pytest.Session) and report.passed:
+        targets = dict.fromkeys(collector.config.option.attn_target)
+        report.result += [_Battery.from_parent(collector, name=name, nodeid=name) for name in targets]
+    return report
+
+
+class _Battery(pytest.Collector):
+    """All items of one target."""
+
+    def collect(self) -> Iterator[pytest.Item]:
+        import msgspec
+        import torch
+        from attn_fuzz import runner, targets
+        from attn_fuzz.corpus import files
+        from attn_fuzz.engine import Plan
+
+        yield _Declarations.from_parent(self, name="declarations")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            target = targets.usable(self.name, device)
+        except targets.UnknownTargetError:
+            return  # the declarations say so
+        option = self.config.option
+        plan = Plan(
+            target=self.name,
+            device=device,
+            examples=option.attn_examples,
+            seed=option.attn_seed,
+            limit=option.attn_limit,
+            folder=option.attn_report,
+        )
+        for finding in target.findings:
+            yield _StoredCase.from_parent(self, name=f"finding[{finding.name}]", plan=plan, finding=finding)
+        if past := tuple(files.admitted(files.shipped(), self.name, target.support(device))):
+            yield _Cases.from_parent(self, name="past", plan=msgspec.structs.replace(plan, examples=0, past=past))
+        for i, shard in enumerate(runner.shards(plan)):
+            yield _Cases.from_parent(self, name=f"cases[{i}]", plan=shard)
+
+
+class _DisagreementError(Exception):
+    """A case on which the target is wrong; its text is for people."""
+
+
+class _Item(pytest.Item):
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: object = None) -> str:
+        from attn_fuzz.case import CaseError
+        from attn_fuzz.executor import ExecutorError
+        from attn_fuzz.targets import UnknownTargetError
+
+        if isinstance(excinfo.value, _DisagreementError | CaseError | ExecutorError | UnknownTargetError | OSError):
+            return str(excinfo.value)
+        return str(super().repr_failure(excinfo))
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        assert self.parent is not None
+        return Path(self.config.rootpath), None, f"{self.parent.name}: {self.name}"
+
+
+class _Declarations(_Item):
+    def runtest(self) -> None:
+        import torch
+        from attn_fuzz import targets
+
+        assert self.parent is not None
+        targets.usable(self.parent.name, "cuda" if torch.cuda.is_available() else "cpu")
+
+
+class _StoredCase(_Item):
+    """The stored case of something that the target is known to do wrong."""
+
+    def __init__(self, *, plan: "Plan", finding: "Finding", **options: object) -> None:
+        super().__init__(**options)  # pyright: ignore[reportArgumentType]
+        self.plan, self.finding = plan, finding
+
+    def runtest(self) -> None:
+        from attn_fuzz import case as case_file
+        from attn_fuzz import engine, ledger
+
+        case = case_file.load(self.finding.path)
+        with engine.start_executor(self.plan) as executor:
+            verdict = executor.run(case)
+        if ledger.explanation([self.finding], case, verdict) is not None:
+            pytest.xfail(self.finding.what)
+        raise _DisagreementError(f"its stored case no longer fails so: {verdict.kind}. Fixed? {self.finding.path}")
+
+
+class _Cases(_Item):
+    """One shard."""
+
+    def __init__(self, *, plan: "Plan", **options: object) -> None:
+        super().__init__(**options)  # pyright: ignore[reportArgumentType]
+        self.plan = plan
+
+    def runtest(self) -> None:
+        from attn_fuzz import engine
+
+        with engine.start_executor(self.plan) as executor:
+            progress = engine.fuzz(self.plan, executor)
+        known = [f"{count} fail as the known finding {name} says" for name, count in progress.known.items()]
+        text = ", ".join(
+            [f"{progress.replayed + progress.examples} cases, largest error {progress.ratio:.2f} of its bound", *known]
+        )
+        self.add_report_section("call", "attn-parity", text)
+        if progress.failure is not None:
+            raise _DisagreementError(_told(progress.failure.case, progress.failure.verdict, self.plan, self.name))
+
+
+def _told(case: "Case", verdict: "Verdict", plan: "Plan", item: str) -> str:
+    """The table of a failure, and where its case and script were written: several items of a target may fail."""
+    import re
+    import shlex
+
+    from attn_fuzz import report
+    from rich.console import Console
+
+    console = Console(width=140, color_system=None)
+    with console.capture() as table:
+        console.print(report.summary(case, verdict))
+    target, item = (re.sub(r"[^\w.+-]+", "-", name).strip("-")[:80] for name in (plan.target, item))
+    case_path, script_path = report.write(case, verdict, plan.folder, f"{target}-{plan.seed}-{item}")
+    return f"{table.get()}case: {case_path}   script: {script_path}\nagain: {shlex.join(report.again(case, case_path))}"

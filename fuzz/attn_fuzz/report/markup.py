@@ -1,0 +1,46 @@
+"""HTML and SVG as elements. Every text and attribute is escaped when a page is written: a case may come from a stranger."""
+
+from importlib.resources import files
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+
+
+def element(tag: str, *children: Element | str, **attributes: object) -> Element:
+    """An element with children in their order; an attribute's `_` is a `-`, but at its end it is left out (`class_`)."""
+    names = {name.rstrip("_").replace("_", "-"): str(value) for name, value in attributes.items()}
+    parent = Element(tag, names)
+    for child in children:
+        if isinstance(child, Element):
+            parent.append(child)
+        elif len(parent):
+            parent[-1].tail = (parent[-1].tail or "") + child
+        else:
+            parent.text = (parent.text or "") + child
+    return parent
+
+
+def table(columns: list[str], rows: list[list[str]]) -> Element:
+    head = element("tr", *(element("th", column) for column in columns))
+    body = (element("tr", *(element("td", text) for text in row)) for row in rows)
+    return element("div", element("table", element("thead", head), element("tbody", *body)), class_="scroll")
+
+
+def facts(pairs: dict[str, str]) -> Element:
+    """Names and what they are, side by side."""
+    return element("dl", *(element("div", element("dt", name), element("dd", text)) for name, text in pairs.items()))
+
+
+def page(title: str, *children: Element) -> bytes:
+    """A page that holds all it needs: its style, no script, nothing from elsewhere."""
+    style = files("attn_fuzz.report").joinpath("page.css").read_text(encoding="utf-8")
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("title", title),
+        element("style", style),
+    )
+    html = element("html", head, element("body", element("main", *children)), lang="en")
+    return b"<!doctype html>\n" + ElementTree.tostring(html, method="html", encoding="unicode").encode(
+        "utf-8", "backslashreplace"
+    )

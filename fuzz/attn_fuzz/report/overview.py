@@ -1,0 +1,73 @@
+"""A failure as a short table."""
+
+import msgspec
+from attn_fuzz.case import Case
+from attn_fuzz.trial import Verdict
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+
+def summary(case: Case, verdict: Verdict | None) -> RenderableType:
+    """The case and what is wrong with it: its properties that are not the simplest, and a row per request."""
+    columns, rows = requests(case, verdict)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in ("request", "query", "keys") else "left")
+    for row in rows:
+        table.add_row(*row)
+    return Group(*headline(verdict), Text(properties(case)), table)
+
+
+def headline(verdict: Verdict | None) -> list[Text]:
+    """What became of it: none if it was not run."""
+    if verdict is None:
+        return []
+    if verdict.failed:
+        return [Text(f"{verdict.kind}: {verdict.message}", style="bold red")]
+    error = f", largest error {verdict.ratio:.2f} of its bound" if verdict.ratio else ""
+    return [Text(f"{verdict.kind}{error}", style="bold")]
+
+
+def requests(case: Case, verdict: Verdict | None) -> tuple[list[str], list[list[str]]]:
+    """The table of requests, each with its worst element if it has one: names of columns, and rows."""
+    found = {difference.request: difference for difference in reversed(verdict.differences)} if verdict else {}
+    columns = ["request", "query", "keys", "causal", "blocks"]
+    columns += ["ranges"] if case.has_ranges else []
+    columns += ["differs", "worst at", "got", "expected", "bound"] if found else []
+    rows = []
+    for r, request in enumerate(case.requests):
+        row = [str(r), str(request.query_len), str(request.seq_len), "yes" if request.causal else "no", _short(request.blocks)]
+        row += [" ".join(f"{first}..{last}" for first, last in request.ranges)] if case.has_ranges else []
+        if worst := found.get(r):
+            place = f"row {worst.row} head {worst.head}" + ("" if worst.dim is None else f" dim {worst.dim}")
+            row += [
+                f"{worst.tensor}: {worst.rows} rows",
+                place,
+                f"{worst.got:.6g}",
+                f"{worst.expected:.6g}",
+                f"{worst.bound:.2g}",
+            ]
+        rows.append(row + [""] * (len(columns) - len(row)))
+    return columns, rows
+
+
+def properties(case: Case) -> str:
+    """The fields that are not the simplest, in the case's own words."""
+    return "  ".join(_changed(case, leave_out=("target", "requests")))
+
+
+def _changed(struct: msgspec.Struct, leave_out: tuple[str, ...] = ()) -> list[str]:
+    words = []
+    for field in msgspec.structs.fields(struct):
+        value = getattr(struct, field.name)
+        if field.name in leave_out or value == field.default:
+            continue
+        words.append(
+            f"{field.name}=({' '.join(_changed(value))})" if isinstance(value, msgspec.Struct) else f"{field.name}={value}"
+        )
+    return words
+
+
+def _short(blocks: tuple[int, ...]) -> str:
+    return " ".join(map(str, blocks[:8])) + (f" … {len(blocks)}" if len(blocks) > 8 else "")

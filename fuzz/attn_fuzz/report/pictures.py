@@ -1,0 +1,357 @@
+"""A case as grids of cells: what each query sees, where each block lies, and how far off the output is.
+
+Nothing is rendered here: `terminal` and `svg` do. A cell says what it is by its kind, with a letter that reads without colour.
+"""
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from attn_contract.layouts import K, V
+from attn_fuzz import allocations, judge, ratios, tensors
+from attn_fuzz.case import Cache, Case, written_slots
+from attn_fuzz.poison import bits, leftovers, poison
+from attn_fuzz.ratios import EDGES, NOT_FINITE, STRAY, UNOWNED, UNWRITTEN
+from attn_fuzz.tensors import Step
+from attn_fuzz.trial import Verdict
+from attn_reference import Request, masks
+
+MOST_REQUESTS = 8
+MOST_PAIRS = 1 << 24
+MOST_STRETCHES = 96
+NUM_OWNER_COLOURS = 6
+
+MEANINGS = {
+    "visible": ("#", "visible"),
+    "sink-token": ("s", "visible, one of the sink_tokens"),
+    "range": ("r", "visible, in a bidirectional range"),
+    "causal": ("c", "hidden: after the query"),
+    "window": ("w", "hidden: outside the window"),
+    "chunk": ("k", "hidden: in another chunk"),
+    "tree": ("t", "hidden: on another branch of the drafts"),
+    "past": (".", "a slot past seq_len"),
+    "some": ("%", "visible in part"),
+    "shared": ("", "shared by several requests"),
+    "garbage": ("", "unused entry, holds garbage"),
+    "written": ("W", "key written by this step"),
+    "before": ("b", "key from before"),
+    "unseen": ("x", "key that no query sees, poisoned"),
+    "neighbour": ("n", "written by the neighbour layer"),
+    "unused": (".", "poison: nothing may be read here"),
+    "leftover": (",", "a finite number that nothing may be made of"),
+    "free": ("", "block of no request"),
+    "padding": ("pad", "padding"),
+    "guard": ("||", "guard around the allocation"),
+    "layer": ("L", "another layer"),
+    "broken": ("!", "beyond its bound"),
+    "nan": ("N", "not finite"),
+    "unwritten": ("U", "never written"),
+    "stray": ("S", "written, and must not be"),
+    "unowned": ("-", "row of no request"),
+}
+"""Kinds of cells: the letter, and what it means."""
+
+
+class Cell(NamedTuple):
+    text: str
+    kind: str
+    """a key of MEANINGS, "owner-N" for what request N owns (modulo the number of colours), or "heat-N" (0 to 5)"""
+    title: str = ""
+
+
+class Limits(NamedTuple):
+    """The most cells of a picture; what is larger is sampled."""
+
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A grid of cells. `ticks` are names of columns, by index; `note` is a line below the title."""
+
+    title: str
+    cells: Sequence[Sequence[Cell]]
+    row_names: Sequence[str]
+    ticks: Mapping[int, str] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def legend(self) -> list[tuple[Cell, str]]:
+        """A cell of each kind with a meaning that the picture has."""
+        found = {cell.kind: cell for row in self.cells for cell in row}
+        entries = [(found[kind], meaning) for kind, (_, meaning) in MEANINGS.items() if kind in found]
+        if owned := sorted(kind for kind in found if kind.startswith("owner")):
+            entries.insert(0, (found[owned[0]], "of one request, which has this colour"))
+        if heat := sorted(kind for kind in found if kind.startswith("heat")):
+            entries.insert(0, (found[heat[-1]], "error in tenths of its bound"))
+        return entries
+
+
+def draw(case: Case, verdict: Verdict | None, limits: Limits) -> list[Picture]:
+    """All pictures of a case; those of its output only with the verdict of a run that came to be judged."""
+    step = tensors.build(case)
+    blocks = [] if case.cache is None else [block_table(case, step, limits), *_allocation(case, case.cache, step, limits)]
+    output = [] if verdict is None else [error_over_bound(case, name, x, limits) for name, x in verdict.pictures.items()]
+    return [*output, *visible_keys(case, step, verdict, limits), *blocks]
+
+
+def error_over_bound(case: Case, tensor: str, codes: bytes, limits: Limits) -> Picture:
+    """Error over bound by head and row of q: `attn_fuzz.ratios.picture`, drawn."""
+    by_row = torch.tensor(list(codes), dtype=torch.int64).reshape(-1, case.num_heads)
+    by_row = torch.where(by_row == UNOWNED, -1, by_row)  # whatever else is in a cell counts more
+    heads, rows = _cuts(case.num_heads, limits.rows), _cuts(len(by_row), limits.columns)
+    worst = [[int(by_row[row, head].max()) for row in rows] for head in heads]
+    starts = {start: f"r{r}" for r, start in reversed(list(enumerate(case.query_start_loc[:-1])))}
+    return Picture(
+        f"{tensor}: error / bound by head and row of q",
+        [
+            [_heat(code, f"{_span('row', row)}, {_span('head', head)}") for code, row in zip(codes, rows, strict=True)]
+            for codes, head in zip(worst, heads, strict=True)
+        ],
+        [_span("head", head) for head in heads],
+        {i: starts[row] for i, cut in enumerate(rows) for row in range(cut.start, cut.stop) if row in starts},
+        note=_sampled(heads, rows),
+    )
+
+
+def _heat(code: int, place: str) -> Cell:
+    if code in (kinds := {NOT_FINITE: "nan", UNWRITTEN: "unwritten", STRAY: "stray", -1: "unowned"}):
+        return _cell(kinds[code], place)
+    if code >= ratios.BROKEN:
+        return _cell("broken", f"{place}: at least {EDGES[code - 1]:.2g} times its bound")
+    most = EDGES[code]
+    colour = max(0, 5 - int(math.log(1 / most, 4)))  # a factor of 4 wide, the last one ends at the bound
+    return Cell(str(int(10 * most * 0.999)), f"heat-{colour}", f"{place}: below {most:.2g} of its bound")
+
+
+def visible_keys(case: Case, step: Step, verdict: Verdict | None, limits: Limits) -> Iterator[Picture]:
+    """One picture per request that has a query, those that differ first: who sees which key, or what hides it."""
+    differing = {difference.request for difference in verdict.differences} if verdict else set[int]()
+    asking = [r for r, request in enumerate(case.requests) if request.query_len]
+    chosen = sorted(asking, key=lambda r: r not in differing)[:MOST_REQUESTS]
+    small = [r for r in chosen if case.requests[r].query_len * case.requests[r].seq_len <= MOST_PAIRS]
+    found: dict[int, list[Request]] = {r: [] for r in small}
+    for part in judge.requests(step) if small else ():
+        if part.index in found:
+            found[part.index].append(part)
+    for r in sorted(chosen):
+        request = case.requests[r]
+        title = f"request {r}: mask, {request.query_len} x {request.seq_len} (queries x keys)"
+        if r not in found:
+            yield Picture(title, [], [], note=f"not drawn: more than {MOST_PAIRS} pairs of a query and a key")
+            continue
+        past = len(request.blocks) * case.cache.block_size - request.seq_len if case.cache else 0
+        kinds = torch.cat([_kinds(part, step, request.causal) for part in found[r]])
+        kinds = torch.nn.functional.pad(kinds, (0, past), value=_RULES.index("past"))
+        rows, columns = _cuts(kinds.shape[0], limits.rows), _cuts(kinds.shape[1], limits.columns)
+        first = request.context_len
+        cells = [[_mask_cell(kinds[row, column], row, column, first) for column in columns] for row in rows]
+        every = max(1, len(columns) // 8)
+        left_out = len(asking) - len(chosen)
+        more = f"; {left_out} more requests are not drawn" if left_out and r == max(chosen) else ""
+        yield Picture(
+            title,
+            cells,
+            [f"p={first + row.start}" for row in rows],
+            {i: str(columns[i].start) for i in range(0, len(columns), every)},
+            note=_sampled(rows, columns) + more,
+        )
+
+
+_RULES = ("visible", "sink-token", "range", "causal", "window", "chunk", "tree", "past")
+
+
+def _kinds(part: Request, step: Step, causal: bool) -> torch.Tensor:
+    """[q, k]: indices into _RULES, by the reference's own rules; of several that hide a key, the first one of them."""
+    layer, batch = step.layer, step.batch
+    p, j = part.query_positions[:, None], torch.arange(part.visible.shape[1])[None]
+    in_window = masks.in_window(p, j, layer.window)
+    held = {
+        "causal": masks.is_causal(p, j) | torch.tensor(not causal),
+        "window": in_window | masks.is_sink_token(j, layer.sink_tokens),
+        "chunk": masks.in_chunk(p, j, layer.chunked_local) if layer.chunked_local else torch.ones_like(in_window),
+        "tree": part.visible,
+    }
+    kinds = torch.full(part.visible.shape, _RULES.index("visible"))
+    kinds[part.visible & ~in_window] = _RULES.index("sink-token")
+    for rule in ("tree", "chunk", "window", "causal"):
+        kinds[~held[rule].expand_as(kinds) & ~part.visible] = _RULES.index(rule)
+    if batch.bidirectional_ranges is not None:
+        kinds[part.visible & ~(held["causal"] & held["window"] & held["chunk"])] = _RULES.index("range")
+        left = layer.window[0] if layer.ranges_clamped else -1
+        together = masks.in_range(p, j, batch.bidirectional_ranges[part.index], left)
+        kinds[together & ~part.visible] = _RULES.index("tree")
+    return kinds
+
+
+def _mask_cell(kinds: torch.Tensor, row: slice, column: slice, first: int) -> Cell:
+    counts = Counter(_RULES[kind] for kind in kinds.flatten().tolist())
+    if len(counts) == 1:
+        return _cell(next(iter(counts)))
+    place = f"{_span('p', row, first)}, {_span('key', column)}"
+    return _cell("some", f"{place}: " + ", ".join(f"{count} {kind}" for kind, count in counts.most_common()))
+
+
+def block_table(case: Case, step: Step, limits: Limits) -> Picture:
+    """The block table as the target gets it, its unused entries included."""
+    table = step.batch.block_table
+    assert table is not None
+    users = Counter(block for request in case.requests for block in request.blocks)
+    cells = []
+    for r, request in list(enumerate(case.requests))[: limits.rows]:
+        used = [
+            Cell(f"{block}*", "shared", f"{users[block]} requests") if users[block] > 1 else Cell(str(block), _owner(r))
+            for block in request.blocks
+        ]
+        unused = [Cell(f"({'max' if entry == 2**31 - 1 else entry})", "garbage") for entry in table[r, len(used) :].tolist()]
+        cells.append([*used, *unused][: limits.columns // 3])
+    cut = "" if table.numel() == sum(map(len, cells)) else f"; of {table.shape[0]} x {table.shape[1]} entries the first"
+    return Picture("block table", cells, [f"request {r}" for r in range(len(cells))], note=f"a row per request{cut}")
+
+
+def _allocation(case: Case, cache: Cache, step: Step, limits: Limits) -> Iterator[Picture]:
+    owners: dict[int, list[int]] = {}
+    for r, request in enumerate(case.requests):
+        for block in request.blocks:
+            owners.setdefault(block, []).append(r)
+    yield slots(case, cache, step, owners, limits)
+    yield memory(case, cache, step, owners, limits)
+
+
+def slots(case: Case, cache: Cache, step: Step, owners: Mapping[int, Sequence[int]], limits: Limits) -> Picture:
+    """What every slot of every block holds when attention begins, and which requests own the block."""
+    assert step.view is not None
+    assert step.raw is not None
+    elements = step.view.first_block_elements()[:, :, 0, : case.head_size]  # head 0 speaks for all
+    chosen = sorted([*sorted(owners), *(block for block in range(cache.num_blocks) if block not in owners)][: limits.rows])
+    every = torch.tensor(chosen).view(-1, 1, 1, 1) * step.view.block_stride + elements
+    held = bits(step.raw)[every]
+    empty = (leftovers if case.finite_slots else poison)((1,), step.raw.dtype, step.raw.device)
+    unused = (held == bits(empty)).all(-1).all(1)
+    written = set(written_slots(case))
+    by_neighbour = set(step.writes[-1].slot_mapping.tolist()) if cache.neighbour and step.writes else set[int]()
+    keys = {
+        block * cache.block_size + offset
+        for request in case.requests
+        for i, block in enumerate(request.blocks)
+        for offset in range(min(cache.block_size, request.seq_len - i * cache.block_size))
+    }
+    columns = _cuts(cache.block_size, limits.columns)
+    cells = []
+    for block, is_unused in zip(chosen, unused.tolist(), strict=True):
+        kinds = []
+        for offset in range(cache.block_size):
+            slot = block * cache.block_size + offset
+            if slot in written:
+                kinds.append("written")
+            elif slot in by_neighbour and block not in owners:
+                kinds.append("neighbour")
+            elif is_unused[offset]:
+                kinds.append("unseen" if slot in keys else "leftover" if case.finite_slots else "unused")
+            else:
+                kinds.append("before")
+        cells.append([_cell(Counter(kinds[column]).most_common(1)[0][0]) for column in columns])
+    cut = f"; {cache.num_blocks - len(chosen)} more blocks are not drawn" if len(chosen) < cache.num_blocks else ""
+    return Picture(
+        "blocks: who owns them, and what their slots hold when attention begins",
+        cells,
+        [f"block {block}: {_owned_by(owners.get(block, ()))}" for block in chosen],
+        {i: str(columns[i].start) for i in range(0, len(columns), max(1, len(columns) // 8))},
+        note=f"num_blocks {cache.num_blocks}, block_size {cache.block_size}, {cache.layout}{cut}",
+    )
+
+
+def memory(case: Case, cache: Cache, step: Step, owners: Mapping[int, Sequence[int]], limits: Limits) -> Picture:
+    """The allocation from its first element to its last: a cell per stretch of one block's K or V, or evenly spaced samples."""
+    assert step.raw is not None
+    assert step.view is not None
+    views = allocations.layer_views(case, cache)
+    codes = torch.full((step.raw.numel(),), _GUARD)
+    guard = views[0].offset
+    codes[guard:-guard] = _PADDING
+    for index, view in enumerate(views):
+        block = torch.arange(view.num_blocks)[:, None]
+        for kv in (K, V):
+            inside = view.first_block_elements()[kv].flatten() + block * view.block_stride
+            codes[inside] = ((index * view.num_blocks + block) * 2 + kv).expand_as(inside)
+    runs, note = _stretches(codes), "a cell per stretch of K or V, not to scale"
+    if are_together := len(runs) > MOST_STRETCHES:
+        runs = _stretches(codes.div(2, rounding_mode="floor"))
+        note = "a cell per stretch, not to scale; K and V alternate in it"
+    if len(runs) > MOST_STRETCHES:
+        runs, note = _cuts(len(codes), MOST_STRETCHES), f"sampled: a cell for each {len(codes) / MOST_STRETCHES:.0f} elements"
+    width = max(1, min(limits.columns // 4, 16))
+    cells = [_memory_cell(int(codes[run.start]), run, cache, owners, are_together) for run in runs]
+    lines = [cells[i : i + width] for i in range(0, len(cells), width)]
+    shape = "a plane of K and one of V" if cache.planes else "K and V in each block"
+    if cache.holds_content_rows:
+        shape = f"order {cache.order}"
+    layers = f", layer {cache.layer} of {cache.num_layers} under test" if cache.num_layers > 1 else ""
+    return Picture(
+        "allocation, in the order of memory",
+        lines,
+        [str(runs[i].start) for i in range(0, len(runs), width)],
+        note=f"{len(codes)} elements, {shape}{layers}; {note}",
+    )
+
+
+_PADDING, _GUARD = -1, -3
+"""As codes of elements; a half of one is not that of another."""
+
+
+def _stretches(codes: torch.Tensor) -> list[slice]:
+    """Where equal codes stand side by side."""
+    starts = [0, *((codes[1:] != codes[:-1]).nonzero().flatten() + 1).tolist(), len(codes)]
+    return [slice(start, end) for start, end in itertools.pairwise(starts)]
+
+
+def _memory_cell(code: int, run: slice, cache: Cache, owners: Mapping[int, Sequence[int]], are_together: bool) -> Cell:
+    extent = f"elements {run.start} to {run.stop - 1}"
+    if code < 0:
+        return _cell("padding" if code == _PADDING else "guard", extent)
+    place, kv = divmod(code, 2)
+    layer, block = divmod(place, cache.num_blocks)
+    part = "" if are_together else "KV"[kv]
+    where = f"{part or 'K and V'} of block {block}"
+    if layer != cache.layer:
+        return Cell(f"L{layer}", "layer", f"layer {layer}, {where}, {extent}")
+    users = owners.get(block, ())
+    kind = "free" if not users else "shared" if len(users) > 1 else _owner(users[0])
+    mark = "*" if kind == "shared" else ""
+    return Cell(f"{block}{part}{mark}", kind, f"{where}, {_owned_by(users)}, {extent}")
+
+
+def _owned_by(users: Sequence[int]) -> str:
+    if len(users) < 2:
+        return f"request {users[0]}" if users else "no request"
+    return f"requests {', '.join(map(str, users[:4]))}{' …' if len(users) > 4 else ''}"
+
+
+def _owner(r: int) -> str:
+    return f"owner-{r % NUM_OWNER_COLOURS}"
+
+
+def _cell(kind: str, place: str = "") -> Cell:
+    letter, meaning = MEANINGS[kind]
+    return Cell(letter, kind, f"{place}: {meaning}" if place else meaning)
+
+
+def _cuts(size: int, most: int) -> list[slice]:
+    """The range of a size in at most so many parts, as even as can be."""
+    parts = max(1, min(size, most))
+    return [slice(size * i // parts, size * (i + 1) // parts) for i in range(parts)] if size else []
+
+
+def _span(name: str, cut: slice, first: int = 0) -> str:
+    start, last = cut.start + first, cut.stop - 1 + first
+    return f"{name} {start}" if start == last else f"{name} {start} to {last}"
+
+
+def _sampled(rows: Sequence[slice], columns: Sequence[slice]) -> str:
+    most = [max((cut.stop - cut.start for cut in cuts), default=1) for cuts in (rows, columns)]
+    return "" if most == [1, 1] else f"a cell is up to {most[0]} x {most[1]} elements"

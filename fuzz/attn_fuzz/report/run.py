@@ -1,0 +1,163 @@
+"""What there is to tell of a run: what the page, the JSON file and the closing line are made of."""
+
+import functools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+from attn_fuzz import ratios
+from attn_fuzz.engine import Failure, Progress
+from attn_fuzz.ledger import Finding
+
+SCHEMA = "attn-parity.fuzz/1"
+
+
+class Found(NamedTuple):
+    """A failure, where its case and script were written (None if they could not be), and of which past case it is one."""
+
+    failure: Failure
+    case_file: Path | None
+    script: Path | None
+    past: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run of `attn-parity fuzz`.
+
+    Args:
+        target, device: as people know them.
+        versions: of what it ran on, by name.
+        command: the words that run it again.
+        seed, workers, planned: as given; `planned` examples.
+        seconds: from beginning to end.
+        progress: of every shard.
+        failures: those that were made small first.
+        fixed: known findings whose stored case no longer fails.
+        restarted: worker processes that died, and whose shard was run again.
+        interrupted: whether it ended early.
+        error: what made it impossible to go on.
+    """
+
+    target: str
+    device: str
+    versions: dict[str, str]
+    command: Sequence[str]
+    seed: int
+    workers: int
+    planned: int
+    seconds: float
+    progress: Sequence[Progress]
+    failures: Sequence[Found]
+    fixed: Sequence[Finding] = ()
+    restarted: int = 0
+    interrupted: bool = False
+    error: str | None = None
+
+    @property
+    def examples(self) -> int:
+        return sum(p.examples for p in self.progress)
+
+    @property
+    def replayed(self) -> int:
+        return sum(p.replayed for p in self.progress)
+
+    @property
+    def refused(self) -> int:
+        return sum(p.refused for p in self.progress)
+
+    @property
+    def max_ratio(self) -> float:
+        return max((p.ratio for p in self.progress), default=0.0)
+
+    @property
+    def events(self) -> dict[str, int]:
+        return _sum([p.events for p in self.progress])
+
+    @property
+    def known(self) -> dict[str, int]:
+        return _sum([p.known for p in self.progress])
+
+    @property
+    def spent(self) -> dict[str, float]:
+        """Seconds of all workers together, by what they were spent on."""
+        return {name: sum(p.spent.get(name, 0.0) for p in self.progress) for name in ("build", "target", "judge")}
+
+    @property
+    def outcome(self) -> str:
+        """In a few words."""
+        if self.failures:
+            words = f"{len(self.failures)} failing"
+        elif not self.examples + self.replayed:
+            words = "nothing was checked"
+        elif self.interrupted or self.error:
+            words = "no failure so far"
+        else:
+            words = "nothing new" if self.known else "all agree"
+        return f"interrupted: {words}" if self.interrupted else words
+
+    @property
+    def sentence(self) -> str:
+        """The line that a run ends with."""
+        past = f"{self.replayed} past case{'s' * (self.replayed > 1)}, " if self.replayed else ""
+        rate = (self.replayed + self.examples) / max(self.seconds, 1e-9)
+        parts = [f"{past}{self.examples} examples in {self.seconds:.1f} s ({rate:.1f}/s)", self.outcome]
+        if not self.failures:
+            parts += [f"{self.refused} refused"] if self.refused else []
+            parts += [f"largest error {self.max_ratio:.2f} of its bound"] if self.max_ratio else []  # there may be no oracle
+        if known := self.known:
+            listed = ", ".join(f"{count} {name}" for name, count in known.items())
+            parts.append(f"{sum(known.values())} fail by known findings ({listed})")
+        return ", ".join([*parts, *(f"{count} {name}" for name, count in self.events.items())])
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data, with the cases of its failures."""
+        return {
+            "schema": SCHEMA,
+            "target": self.target,
+            "device": self.device,
+            "versions": self.versions,
+            "seed": self.seed,
+            "workers": self.workers,
+            "planned": self.planned,
+            "examples": self.examples,
+            "replayed": self.replayed,
+            "restarted": self.restarted,
+            "refused": self.refused,
+            "events": self.events,
+            "known": self.known,
+            "no_longer_failing": [finding.name for finding in self.fixed],
+            "seconds": round(self.seconds, 3),
+            "spent": {name: round(value, 3) for name, value in self.spent.items()},
+            "max_ratio": self.max_ratio,
+            "ratios": functools.reduce(ratios.added, (p.ratios for p in self.progress), {}),
+            "interrupted": self.interrupted,
+            "error": self.error,
+            "failures": [
+                {
+                    **failure_json(found.failure),
+                    "past": found.past,
+                    "case_file": str(found.case_file) if found.case_file else None,
+                    "script": str(found.script) if found.script else None,
+                }
+                for found in self.failures
+            ],
+        }
+
+
+def failure_json(failure: Failure) -> dict[str, Any]:
+    """A failure as plain data, its case included."""
+    return {
+        "kind": failure.verdict.kind,
+        "message": failure.verdict.message,
+        "found_after": failure.found_after,
+        "minimal": failure.minimal,
+        "case": msgspec.to_builtins(failure.case),
+    }
+
+
+def _sum(counts: Sequence[dict[str, int]]) -> dict[str, int]:
+    return dict(sorted(sum(map(Counter, counts), Counter[str]()).items()))

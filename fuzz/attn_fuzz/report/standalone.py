@@ -1,0 +1,226 @@
+"""A failure as a script that needs the target and the reference alone."""
+
+import base64
+import dataclasses
+import enum
+import zlib
+from typing import Any
+
+import torch
+from attn_contract import Layer
+from attn_fuzz import tensors
+from attn_fuzz.case import Case
+from attn_fuzz.tensors import Step
+from attn_fuzz.trial import Verdict
+
+LITERAL_ELEMENTS = 64
+
+
+def script(case: Case, verdict: Verdict) -> str:
+    """A standalone script: the tensors, the target, the reference, and where they differ. It exits 1 if they do."""
+    step = tensors.build(case)
+    return _SCRIPT.format(
+        title=f"{case.target}: {verdict.kind}: {verdict.message}".replace("\\", "/").replace('"', "'"),
+        target=case.target,
+        layer=_layer(step.layer),
+        batch=_batch(step),
+        q=_tensor(step.q),
+        cache=_cache(step) if step.raw is not None else _dense(step),
+        writes=_writes(step),
+        reference="paged_attention(q, kv_cache, layer, batch"
+        if step.raw is not None
+        else "varlen_attention(q, k, v, layer, batch",
+        out_dtype=step.out.dtype,
+        out_shape=tuple(step.out_buffer.shape),
+        out=_slice_of("out_buffer", step.out),
+        lse_shape=tuple(step.lse_buffer.shape),
+        lse=_slice_of("lse_buffer", step.lse),
+        checks=_checks(verdict),
+        rows=case.query_start_loc[-1],
+    )
+
+
+def _checks(verdict: Verdict) -> str:
+    """The worst elements as the script's literals; `float` spells what is not finite."""
+    lines = []
+    for worst in verdict.differences:
+        place = (worst.row, worst.head) if worst.dim is None else (worst.row, worst.head, worst.dim)
+        lines.append(f'    ("{worst.tensor}", {place}, float("{worst.expected!r}"), float("{worst.bound!r}")),')
+    return "[\n" + "\n".join(lines) + "\n]" if lines else "[]"
+
+
+_SCRIPT = '''"""{title}"""
+
+import base64
+import copy
+import dataclasses
+import os
+import sys
+import zlib
+
+import torch
+from attn_fuzz import interpreter
+
+sys.path.append(os.getcwd())  # where a target given as module:attribute is
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported
+    interpreter.install()
+
+import attn_reference
+from attn_contract import AttentionType, Batch, KVCacheView, Layer, Layout
+from attn_fuzz import targets
+
+
+def packed(data, dtype, shape):
+    return torch.frombuffer(bytearray(zlib.decompress(base64.b85decode(data))), dtype=dtype).reshape(shape).to(DEVICE)
+
+
+def all_bytes(tensor):
+    memory = tensor.untyped_storage()
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(memory)
+
+
+target = targets.load("{target}")
+layer = {layer}
+batch = {batch}
+q = {q}
+{cache}{writes}
+out_buffer = torch.full({out_shape}, 96.0, dtype={out_dtype}, device=DEVICE)
+out = {out}
+lse_buffer = torch.full({lse_shape}, 96.0, device=DEVICE)
+lse = {lse}
+inputs = dict(q=q, k=k, v=v, kv_cache=kv_cache, **layer.tensors, **batch.tensors)
+inputs = {{name: (tensor, all_bytes(tensor).clone()) for name, tensor in inputs.items() if tensor is not None}}
+reference = torch.zeros(q.shape, dtype=out.dtype, device=DEVICE)
+reference_lse = torch.zeros(q.shape[1], q.shape[0], device=DEVICE)
+attn_reference.{reference}, out=reference, lse=reference_lse, precision=torch.float64)
+torch.use_deterministic_algorithms(True, warn_only=True)  # memory that the target allocates starts as NaN
+target.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+
+scale = 1.0 if layer.output_scale is None else layer.output_scale.item()
+got = {{"out": out.reshape(q.shape).double() * scale, "lse": None if lse is None else lse.T}}
+expected = {{"out": reference.double() * scale, "lse": reference_lse.T}}
+wrong = False
+# where it was worst: the element, what float64 gives, and how far off it may be
+for name, place, right, bound in {checks}:
+    value, referred = got[name][place].item(), expected[name][place].item()
+    print(f"{{name}}{{list(place)}} {{value:.9g}}, expected {{right:.9g}} +- {{bound:.2g}} (reference {{referred:.9g}})")
+    wrong |= not (value == right or abs(value - right) <= bound)
+out[:{rows}] = 96.0
+if lse is not None:
+    lse[:, :{rows}] = 96.0
+for name, buffer in {{"out": out_buffer, "lse": lse_buffer}}.items():
+    if not (buffer == 96.0).all():
+        wrong = True
+        print(f"{{name}}: written outside the rows of its requests")
+for name, (tensor, before) in inputs.items():
+    if not torch.equal(before, all_bytes(tensor)):
+        wrong = True
+        print(f"{{name}}: changed")
+sys.exit(wrong)
+'''
+
+
+def _slice_of(buffer: str, tensor: torch.Tensor | None) -> str:
+    if tensor is None:
+        return "None"
+    return f"{buffer}.as_strided({tuple(tensor.shape)}, {tensor.stride()}, {tensor.storage_offset()})"
+
+
+def _layer(layer: Layer) -> str:
+    """The layer's fields, but those that are as they are by default."""
+    words = []
+    for field in dataclasses.fields(layer):
+        value = getattr(layer, field.name)
+        if isinstance(value, torch.Tensor):
+            words.append(f"{field.name}={_tensor(value)}")
+        elif isinstance(value, enum.Enum):
+            words.append(f"{field.name}={type(value).__name__}.{value.name}")
+        elif value != field.default:
+            words.append(f"{field.name}={value!r}")
+    return "Layer(\n    " + ",\n    ".join(words) + ",\n)"
+
+
+def _batch(step: Step) -> str:
+    batch = step.batch
+    fields = [f"{name}={getattr(batch, name)}" for name in ("max_query_len", "max_seq_len", "num_actual_tokens")]
+    if not isinstance(batch.causal, torch.Tensor):
+        fields.append(f"causal={batch.causal}")
+    fields += [f"{name}={_tensor(tensor)}" for name, tensor in batch.tensors.items()]
+    return "Batch(\n    " + ",\n    ".join(fields) + ",\n)"
+
+
+def _cache(step: Step) -> str:
+    return f"raw = {_tensor(step.raw)}\nkv_cache = {_view(step.view)}.tensor(raw)\nk = v = None\n"
+
+
+def _dense(step: Step) -> str:
+    return f"k = {_tensor(step.k)}\nv = {_tensor(step.v)}\nkv_cache = None\n"
+
+
+def _writes(step: Step) -> str:
+    """The cache writes of the step, by the target, compared byte by byte with the reference's; and q where it is rotated."""
+    if not step.writes:
+        return ""
+    lines = ["writes = ["]
+    for write in step.writes:
+        rotation = "None"
+        if write.rotation is not None:
+            positions, table = _tensor(write.rotation.positions), _tensor(write.rotation.cos_sin_cache)
+            rotation = f"({positions}, {table}, {write.rotation.is_neox})"
+        parts = (_tensor(write.k), _tensor(write.v), _view(write.view), _tensor(write.slot_mapping), rotation)
+        lines.append("    (" + ", ".join(parts) + "),")
+    lines.append("]")
+    return "\n".join(lines) + _WRITES
+
+
+_WRITES = """
+
+
+def write(by, q, raw, layer, k, v, view, slot_mapping, rotation):
+    kv_cache, layer = view.tensor(raw), dataclasses.replace(layer, layout=view.layout)
+    if rotation is None:
+        (by.write_kv_cache or attn_reference.write_kv_cache)(k, v, kv_cache, layer, slot_mapping)
+    else:
+        positions, cos_sin_cache, is_neox = rotation
+        rotate = by.rope_and_write_kv_cache or attn_reference.rope_and_write_kv_cache
+        rotate(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, is_neox=is_neox)
+
+
+expected = copy.deepcopy((q, raw, layer))
+for arguments in writes:
+    write(target, q, raw, layer, *arguments)
+    write(attn_reference, *expected, *arguments)
+memory = {"kv_cache": (raw, expected[1])}
+memory |= {name: (scales, expected[2].tensors[name]) for name, scales in layer.tensors.items() if name.endswith("_scale_cache")}
+for name, (written, right) in memory.items():
+    changed = (all_bytes(written) != all_bytes(right)).nonzero().flatten()
+    if len(changed):
+        sys.exit(f"{name} differs in {len(changed)} bytes, the first at {changed[0].item()}")
+different = ((q != expected[0]) | (q.signbit() != expected[0].signbit())) & ~(q.isnan() & expected[0].isnan())
+if different.any():
+    sys.exit(f"q differs in {different.sum().item()} elements after its rotation")
+k, v = writes[0][:2]
+"""
+
+
+def _view(view: Any) -> str:
+    return repr(view).replace(f"<Layout.{view.layout.name}: '{view.layout.value}'>", f"Layout.{view.layout.name}")
+
+
+def _tensor(tensor: torch.Tensor | None) -> str:
+    """A tensor on DEVICE as an expression: a literal if short and finite, else its bytes; a slice with what lies around it."""
+    assert tensor is not None
+    if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() != tensor.nbytes:
+        storage = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
+        return f"{_tensor(storage)}.as_strided({tuple(tensor.shape)}, {tensor.stride()}, {tensor.storage_offset()})"
+    dense = tensor.detach().cpu()
+    literal = dense.numel() <= LITERAL_ELEMENTS and bool(dense.double().isfinite().all())
+    if literal and dense.numel():
+        return f"torch.tensor({dense.tolist()!r}, dtype={dense.dtype}, device=DEVICE)"
+    if not dense.numel():
+        return f"torch.empty({tuple(dense.shape)}, dtype={dense.dtype}, device=DEVICE)"
+    data = base64.b85encode(zlib.compress(dense.view(torch.uint8).numpy().tobytes(), 9)).decode()
+    return f"packed({data!r}, {dense.dtype}, {tuple(dense.shape)})"

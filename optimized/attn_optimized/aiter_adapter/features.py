@@ -1,0 +1,116 @@
+"""What an AITER can do, as its signatures tell, and what its kernels take, as its sources do.
+
+An argument in a signature is not yet support: see `may_run_assembly`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from attn_contract import Multiples, Only
+
+from attn_optimized.aiter_adapter.installation import Aiter
+
+PREFILL_HEAD_SIZES = Multiples(8, "flash_attn_varlen_func pads q, k and v, and not `out`, to multiples of 8", at_most=256)
+UNIFIED_HEAD_SIZES = Only(
+    (16, 32, 64, 128, 256),
+    "unified_attention pads other heads to a power of two, and reduce_segments does not compile for those (seen in 0.1.7; no "
+    "signature tells whether that is over)",
+)
+UNIFIED_BLOCK_SIZES = Only(
+    (16, 32, 64, 128, 256),
+    "unified_attention takes a block for a tile of keys, a power of two from 16 on (ROCm/aiter#2393 ends that, and no "
+    "signature tells whether it is in)",
+)
+PAGED_ATTENTION_HEAD_SIZES = Multiples(
+    64, "paged_attention_v1 gives each of its 4 waves 16 dims of V at a time (vLLM #34570)", at_most=256
+)
+PAGED_ATTENTION_BLOCK_SIZES = Only(
+    (16, 32), "paged_attention_v1 is tested with these; its partitions of 256 keys hold whole blocks"
+)
+ASSEMBLY_HEAD_SIZES = Only((128,), "pa_fwd_asm's kernels are assembled for it")
+ASSEMBLY_BLOCK_SIZES = Only((16,), "pa_fwd_asm's kernels are assembled for it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Each None if the AITER has it, else why not, in words.
+
+    Attributes:
+        prefill: flash_attn_varlen_func; `prefill_sinks` and so on are its arguments.
+        unified: unified_attention, likewise.
+        decode: paged_attention_v1; `decode_multi_token` is more than one query token per request.
+        decode_assembly: pa_fwd_asm.
+    """
+
+    prefill: str | None
+    prefill_sinks: str | None
+    prefill_window: str | None
+    prefill_soft_cap: str | None
+    prefill_alibi: str | None
+    prefill_lse: str | None
+    prefill_block_table: str | None
+    unified: str | None
+    unified_sinks: str | None
+    unified_window: str | None
+    unified_soft_cap: str | None
+    unified_alibi: str | None
+    unified_qq_bias: str | None
+    unified_q_scales: str | None
+    unified_output_scale: str | None
+    decode: str | None
+    decode_window: str | None
+    decode_multi_token: str | None
+    decode_assembly: str | None
+
+
+_ARGUMENTS = {
+    "prefill": ("flash_attn_varlen_func", None),
+    "prefill_sinks": ("flash_attn_varlen_func", "sink_ptr"),
+    "prefill_window": ("flash_attn_varlen_func", "window_size"),
+    "prefill_soft_cap": ("flash_attn_varlen_func", "logits_soft_cap"),
+    "prefill_alibi": ("flash_attn_varlen_func", "alibi_slopes"),
+    "prefill_lse": ("flash_attn_varlen_func", "return_lse"),
+    "prefill_block_table": ("flash_attn_varlen_func", "block_table"),
+    "unified": ("unified_attention", None),
+    "unified_sinks": ("unified_attention", "sinks"),
+    "unified_window": ("unified_attention", "window_size"),
+    "unified_soft_cap": ("unified_attention", "softcap"),
+    "unified_alibi": ("unified_attention", "alibi_slopes"),
+    "unified_qq_bias": ("unified_attention", "qq_bias"),
+    "unified_q_scales": ("unified_attention", "q_scales"),
+    "unified_output_scale": ("unified_attention", "output_scale"),
+    "decode": ("paged_attention_v1", None),
+    "decode_window": ("paged_attention_v1", "sliding_window"),
+    "decode_multi_token": ("paged_attention_v1", "mtp"),
+    "decode_assembly": ("pa_fwd_asm", None),
+}
+
+
+def features_of(aiter: Aiter) -> Features:
+    """What an AITER's signatures declare."""
+    return Features(**{name: _why_not(aiter, *place) for name, place in _ARGUMENTS.items()})
+
+
+def window_edges(aiter: Aiter) -> int:
+    """How many numbers flash_attn_varlen_func's `window_size` has: left and right, in newer versions also the sink tokens."""
+    default = aiter.signatures["flash_attn_varlen_func"].defaults.get("window_size")
+    return len(default) if isinstance(default, tuple | list) else 2
+
+
+def may_run_assembly(head_size: int, dtype: torch.dtype, *, alibi: bool) -> bool:
+    """Whether flash_attn_varlen_func may take its assembly kernels (gfx942, gfx950), which know neither sinks nor soft caps.
+
+    Its gate asks for bfloat16 and a head size of 128, without ALiBi and without a window, and asks for neither sinks nor a cap.
+    A window is no way around: one that reaches past the batch's longest sequence is dropped before the gate.
+    """
+    return dtype == torch.bfloat16 and head_size == 128 and not alibi
+
+
+def _why_not(aiter: Aiter, function: str, argument: str | None) -> str | None:
+    if aiter.missing is not None:
+        return aiter.missing
+    if function not in aiter.signatures:
+        return f"{aiter} has no {function}"
+    if argument is not None and not aiter.has(function, argument):
+        return f"{function} of {aiter} has no argument `{argument}`"
+    return None

@@ -1,0 +1,132 @@
+"""AITER's flash_attn_varlen_func: attention of dense queries over dense keys, by CK and assembly kernels."""
+
+import os
+
+import torch
+from attn_contract import ContractError, Layer
+from attn_contract.arguments import check_dense_last, check_dims, check_int, check_vector
+
+from attn_optimized.aiter_adapter.features import PREFILL_HEAD_SIZES, may_run_assembly, window_edges
+from attn_optimized.aiter_adapter.installation import Aiter
+from attn_optimized.aiter_adapter.refusals import NO_ARGUMENT, NO_SUCH_MASK, dtype, refuse, size
+
+_NAME = "flash_attn_varlen_func"
+
+
+def flash_attn_varlen(
+    aiter: Aiter,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    layer: Layer,
+    *,
+    query_start_loc: torch.Tensor,
+    key_start_loc: torch.Tensor,
+    max_query_len: int,
+    max_key_len: int,
+    causal: bool,
+    out: torch.Tensor,
+    lse: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention of each request's queries over keys of its own, both dense; the last query stands at the last key.
+
+    A prefill is one such call. An extend is one over this step's tokens with `causal=True`, and one for each chunk of the
+    context with `causal=False` and a layer without sinks (`dataclasses.replace(layer, sinks=None)`), merged by their LSEs: a
+    sink counts once.
+
+    What is converted: a causal call's window is given the right edge 0, so that it stays causal where AITER drops the flag, as
+    it does for one query; without a left edge it has none. Where AITER's LSE is +inf, of a batch without keys, ours is -inf.
+
+    Args:
+        aiter: what is called; see find_aiter.
+        q: [T, H, D] float16 or bfloat16.
+        k, v: [T_kv, HK, D] of q's dtype.
+        layer: scale, window, logits_soft_cap, alibi_slopes and sinks are its; its cache has no part in this.
+        query_start_loc, key_start_loc: [R + 1] int32, prefix sums of the queries and the keys of each request.
+        max_query_len, max_key_len: upper bounds.
+        out: [T, H, D] of q's dtype, written in the rows that a request owns.
+        lse: [H, T] float32, natural logarithm, sinks included, written whole; or None.
+
+    Returns:
+        out.
+
+    Raises:
+        ContractError: the arguments contradict each other. Nothing was written.
+        UnsupportedError: AITER or one of the arguments is missing, or its kernels do not do it. Nothing was written.
+    """
+    _check(q, k, v, layer, query_start_loc, key_start_loc, out, lse)
+    for name, value in {"max_query_len": max_query_len, "max_key_len": max_key_len}.items():
+        check_int(name, value, minimum=0)
+    assembly = may_run_assembly(layer.head_size, q.dtype, alibi=layer.alibi_slopes is not None)
+    dropped = "for bfloat16 and a head size of 128 it may take assembly kernels, which drop it without a word"
+    refuse(
+        _NAME,
+        (
+            os.environ.get("ENABLE_CK") == "0",
+            "ENABLE_CK=0",
+            "AITER then takes a fallback that drops soft caps and windows of 0",
+        ),
+        dtype(q.dtype),
+        (layer.sink_tokens > 0, "sink_tokens", "its `sink_size` has not been shown to mean the same"),
+        (layer.chunked_local is not None, "chunked_local", NO_SUCH_MASK),
+        (layer.ranges_clamped, "bidirectional ranges", NO_SUCH_MASK),
+        (layer.output_scale is not None, "a float8 output", NO_ARGUMENT),
+        (layer.sinks is not None and assembly, "sinks", dropped),
+        (layer.logits_soft_cap is not None and assembly, "a soft cap", dropped),
+        size("head size", layer.head_size, PREFILL_HEAD_SIZES),
+    )
+    edges = layer.window
+    if causal:
+        edges = (edges[0], -1 if edges[0] < 0 else 0)
+    options = {
+        "logits_soft_cap": layer.logits_soft_cap,
+        "alibi_slopes": layer.alibi_slopes,
+        "sink_ptr": None if layer.sinks is None else layer.sinks.float(),
+        "window_size": None if edges == (-1, -1) else (*edges, 0)[: window_edges(aiter)],
+        "return_lse": None if lse is None else True,
+    }
+    result = aiter.call(
+        _NAME,
+        q=q,
+        k=k,
+        v=v,
+        cu_seqlens_q=query_start_loc,
+        cu_seqlens_k=key_start_loc,
+        max_seqlen_q=max_query_len,
+        max_seqlen_k=max_key_len,
+        softmax_scale=layer.scale,
+        causal=causal,
+        out=out,
+        **{name: value for name, value in options.items() if value is not None},
+    )
+    if lse is not None:
+        lse.copy_(torch.where(result[1] == torch.inf, -torch.inf, result[1]))
+    return out
+
+
+def _check(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    layer: Layer,
+    query_start_loc: torch.Tensor,
+    key_start_loc: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor | None,
+) -> None:
+    """What contradicts the contract; `out` and `lse` are the memory that is written."""
+    for name, tensor, heads in (("q", q, layer.num_heads), ("k", k, layer.num_kv_heads), ("v", v, layer.num_kv_heads)):
+        check_dims(name, tensor, ("T", "heads", "head_size"))
+        check_dense_last(name, tensor)
+        if tuple(tensor.shape[1:]) != (heads, layer.head_size) or tensor.dtype != q.dtype:
+            raise ContractError(name, f"{tensor.dtype} {tuple(tensor.shape)}", f"{q.dtype} (T, {heads}, {layer.head_size})")
+    if len(v) != len(k):
+        raise ContractError("v", f"{len(v)} rows", f"{len(k)}, as k has")
+    check_vector("query_start_loc", query_start_loc, torch.int32)
+    check_vector("key_start_loc", key_start_loc, torch.int32)
+    if len(key_start_loc) != len(query_start_loc):
+        raise ContractError("key_start_loc", f"{len(key_start_loc)} entries", f"{len(query_start_loc)}, as query_start_loc has")
+    if out.shape != q.shape or (out.dtype != q.dtype and layer.output_scale is None):
+        raise ContractError("out", f"{out.dtype} {tuple(out.shape)}", f"{q.dtype} {tuple(q.shape)}, as q has")
+    if lse is not None and (tuple(lse.shape) != (layer.num_heads, len(q)) or lse.dtype != torch.float32):
+        raise ContractError("lse", f"{lse.dtype} {tuple(lse.shape)}", f"torch.float32 {(layer.num_heads, len(q))}")

@@ -1,0 +1,84 @@
+"""AITER's pa_fwd_asm: assembly kernels for decode over a SHUFFLED cache."""
+
+import math
+
+import torch
+from attn_contract import Batch, Layer, Layout
+from attn_contract.validation import check_paged_attention
+
+from attn_optimized.aiter_adapter.features import ASSEMBLY_BLOCK_SIZES, ASSEMBLY_HEAD_SIZES
+from attn_optimized.aiter_adapter.installation import Aiter
+from attn_optimized.aiter_adapter.key_values import shuffled_pages
+from attn_optimized.aiter_adapter.refusals import NO_ARGUMENT, NO_SUCH_MASK, dtype, one_token, refuse, size
+
+_NAME = "pa_fwd_asm"
+_MAX_ROWS = 16
+
+
+def pa_fwd_asm(
+    aiter: Aiter,
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    layer: Layer,
+    batch: Batch,
+    *,
+    out: torch.Tensor,
+    lse: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Decode by AITER's assembly kernels, one query token per request; arguments as those of `paged_attention`.
+
+    They have no argument for the scale of q.k: it is 1 / sqrt(D) inside, and any other is refused.
+
+    Args:
+        aiter: what is called; see find_aiter.
+        q: [T, H, D] float16 or bfloat16, contiguous.
+        kv_cache: SHUFFLED, of q's dtype.
+        layer, batch: DECODER, `max_query_len` of 1 and as many rows as requests.
+        out: [T, H, D] or [T, H * D], contiguous.
+        lse: must be None.
+
+    Returns:
+        out.
+
+    Raises:
+        ContractError: the arguments contradict the contract. Nothing was written.
+        UnsupportedError: AITER or one of the arguments is missing, or the kernels do not do it. Nothing was written.
+    """
+    view = check_paged_attention(q, kv_cache, layer, batch, out, lse, values=False)
+    fixed, group = layer.head_size**-0.5, layer.num_heads // layer.num_kv_heads
+    masks = (layer.window[0] >= 0, layer.sink_tokens, layer.chunked_local, batch.bidirectional_ranges is not None)
+    refuse(
+        _NAME,
+        *one_token(layer, batch),
+        (any(masks), "a window, sink_tokens, chunks or ranges", NO_SUCH_MASK),
+        (layer.sinks is not None, "sinks", NO_ARGUMENT),
+        (lse is not None, "the LSE", "it returns none"),
+        (layer.alibi_slopes is not None, "ALiBi", NO_ARGUMENT),
+        (batch.qq_bias is not None, "qq_bias", NO_ARGUMENT),
+        (layer.logits_soft_cap is not None, "a soft cap", NO_ARGUMENT),
+        (not math.isclose(layer.scale, fixed, rel_tol=1e-6), f"a scale of {layer.scale:g}", f"it is {fixed:g} inside"),
+        dtype(q.dtype),
+        (layer.output_scale is not None, "a float8 output", NO_ARGUMENT),
+        (layer.kv_cache_dtype is not None, "a quantized cache", "its scales are per token, in an order of its own"),
+        (layer.layout is not Layout.SHUFFLED, f"layout {layer.layout}", "it reads SHUFFLED pages"),
+        (group > _MAX_ROWS, f"{group} query heads per KV head", f"at most {_MAX_ROWS} share a tile"),
+        size("head size", layer.head_size, ASSEMBLY_HEAD_SIZES),
+        size("block size", view.block_size, ASSEMBLY_BLOCK_SIZES),
+        (not (q.is_contiguous() and out.is_contiguous()), "strides", "it steps over dense rows of q and out"),
+        instead="paged_attention_v1, unified_attention or TRITON_ATTN",
+    )
+    k, v = shuffled_pages(kv_cache, layer)
+    assert batch.block_table is not None
+    if batch.num_requests:
+        aiter.call(
+            _NAME,
+            Q=q[: batch.num_requests],
+            K=k,
+            V=v,
+            block_tables=batch.block_table,
+            context_lens=batch.seq_lens,
+            block_tables_stride0=batch.block_table.stride(0),
+            max_qlen=1,
+            out_=out.view(q.shape)[: batch.num_requests],
+        )
+    return out

@@ -1,0 +1,126 @@
+"""AITER's Triton unified_attention: causal attention over a paged cache, for steps of any mix of requests."""
+
+import torch
+from attn_contract import AttentionType, Batch, Layer
+from attn_contract.validation import check_paged_attention
+
+from attn_optimized.aiter_adapter.features import UNIFIED_BLOCK_SIZES, UNIFIED_HEAD_SIZES
+from attn_optimized.aiter_adapter.installation import Aiter
+from attn_optimized.aiter_adapter.key_values import key_value_rows
+from attn_optimized.aiter_adapter.refusals import NO_SUCH_MASK, dtype, refuse, scales, size
+from attn_optimized.device import architecture_of
+
+_NAME = "unified_attention"
+# of a prefill's tiles, whatever the block size
+_TILE_KEYS = 64
+
+
+def unified_attention(
+    aiter: Aiter,
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    layer: Layer,
+    batch: Batch,
+    *,
+    out: torch.Tensor,
+    lse: torch.Tensor | None = None,
+    validate: bool = False,
+) -> torch.Tensor:
+    """Causal attention of a ragged batch over the KV cache by AITER's kernel; arguments as those of `paged_attention`.
+
+    What is converted: a window (left, right) becomes `1 + left`, 0 if unlimited, and its right edge goes, since a causal query
+    sees nothing to its right; no soft cap is 0; K and V are views by strides; qq_bias is made dense, since the kernel takes its
+    row stride for its width; a block table that ends with its memory is copied into a wider one, since a tile's last keys are
+    looked up before they are masked. ALiBi is anchored at `j - context_len` there, which moves a row's logits together: the
+    output is the same without sinks.
+
+    Args:
+        aiter: what is called; see find_aiter.
+        q: [T, H, D] float16 or bfloat16.
+        kv_cache: rows in any layout but X_PACKED, SHUFFLED and CONTENT_PACKED_SCALED; of q's dtype, or float8 with one k_scale
+            and one v_scale.
+        layer, batch: DECODER with `causal=True`.
+        out: [T, H, D] or [T, H * D], written in the rows that a request owns.
+        lse: must be None.
+        validate: check the values in tensors too, which waits for the device.
+
+    Returns:
+        out.
+
+    Raises:
+        ContractError: the arguments contradict the contract. Nothing was written.
+        UnsupportedError: AITER or one of the arguments is missing, or the kernel does not do it. Nothing was written.
+    """
+    view = check_paged_attention(q, kv_cache, layer, batch, out, lse, values=validate)
+    causal = batch.causal is True or batch.num_requests == 0
+    native = None if layer.output_scale is None else native_float8(architecture_of(q.device, q.dtype))
+    only_causal = "its kernel asserts causal (vLLM #40176)"
+    refuse(
+        _NAME,
+        (layer.attn_type is not AttentionType.DECODER, f"{layer.attn_type} attention", only_causal),
+        (not causal, "non-causal attention", only_causal),
+        (batch.bidirectional_ranges is not None or layer.ranges_clamped, "bidirectional ranges", only_causal),
+        (lse is not None, "the LSE", "it returns none"),
+        (layer.sink_tokens > 0, "sink_tokens", NO_SUCH_MASK),
+        (layer.chunked_local is not None, "chunked_local", NO_SUCH_MASK),
+        (
+            layer.alibi_slopes is not None and layer.sinks is not None,
+            "ALiBi with sinks",
+            "it anchors ALiBi where the context ends, which moves a row's logits and not its sink",
+        ),
+        dtype(q.dtype),
+        *scales(layer),
+        size("head size", layer.head_size, UNIFIED_HEAD_SIZES),
+        size("block size", view.block_size, UNIFIED_BLOCK_SIZES),
+        (
+            native is not None and out.dtype != native,
+            f"an output of {out.dtype}",
+            f"its kernel clamps to the range of {native}, the device's own",
+        ),
+    )
+    k, v = key_value_rows(kv_cache, layer, _NAME)
+    assert batch.block_table is not None
+    if batch.num_requests == 0 or batch.num_actual_tokens == 0:
+        return out
+    options = {
+        "alibi_slopes": layer.alibi_slopes,
+        "sinks": layer.sinks,
+        "output_scale": layer.output_scale,
+        "qq_bias": None if batch.qq_bias is None else batch.qq_bias.contiguous(),
+    }
+    aiter.call(
+        _NAME,
+        q=q[: batch.num_actual_tokens],
+        k=k,
+        v=v,
+        out=out.view(q.shape)[: batch.num_actual_tokens],
+        cu_seqlens_q=batch.query_start_loc,
+        max_seqlen_q=batch.max_query_len,
+        seqused_k=batch.seq_lens,
+        max_seqlen_k=batch.max_seq_len,
+        softmax_scale=layer.scale,
+        causal=True,
+        window_size=(layer.window[0], -1 if layer.window[0] < 0 else 0),
+        block_table=_readable(batch.block_table, view.block_size),
+        softcap=layer.logits_soft_cap or 0.0,
+        q_descale=None,
+        k_descale=layer.k_scale,
+        v_descale=layer.v_scale,
+        **{name: value for name, value in options.items() if value is not None},
+    )
+    return out
+
+
+def native_float8(architecture: str) -> torch.dtype:
+    """The float8 type whose range the kernel clamps a quantized output to."""
+    return torch.float8_e4m3fn if architecture == "gfx950" else torch.float8_e4m3fnuz
+
+
+def _readable(block_table: torch.Tensor, block_size: int) -> torch.Tensor:
+    """The table with memory behind each row for the rest of a tile's blocks; what it holds is never followed."""
+    more = -(-_TILE_KEYS // block_size) - 1
+    elements = block_table.untyped_storage().nbytes() // block_table.element_size()
+    last = block_table.storage_offset() + (len(block_table) - 1) * block_table.stride(0) + block_table.shape[1]
+    if block_table.shape[1] and last + more <= elements:
+        return block_table
+    return torch.nn.functional.pad(block_table, (0, more + 1))

@@ -1,0 +1,20 @@
+"""Attention backends, by vLLM's names. Each declares once what it can do, and refuses the rest with the reason."""
+
+from attn_optimized.backends.backend import AttentionBackend, AttentionImpl, AttentionMetadataBuilder
+from attn_optimized.backends.metadata import CommonAttentionMetadata
+from attn_optimized.backends.rocm_aiter_fa import AiterFlashAttentionBackend
+from attn_optimized.backends.rocm_aiter_unified_attn import RocmAiterUnifiedAttentionBackend
+from attn_optimized.backends.rocm_attn import RocmAttentionBackend
+from attn_optimized.backends.triton_attn import TritonAttentionBackend
+
+BACKENDS: dict[str, type[AttentionBackend]] = {
+    backend.name: backend
+    for backend in (
+        RocmAttentionBackend,
+        AiterFlashAttentionBackend,
+        RocmAiterUnifiedAttentionBackend,
+        TritonAttentionBackend,
+    )
+}
+
+__all__ = ["BACKENDS", "AttentionBackend", "AttentionImpl", "AttentionMetadataBuilder", "CommonAttentionMetadata"]

@@ -1,0 +1,331 @@
+"""What every backend is: a declaration, a builder of metadata and an implementation of a layer, by vLLM's names.
+
+A backend writes the cache in `do_kv_cache_update` or `do_rope_and_kv_cache_update`, before `forward` reads it.
+"""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from attn_contract import (
+    FLOAT8_DTYPES,
+    AttentionConfig,
+    AttentionType,
+    Batch,
+    Capabilities,
+    ContractError,
+    KVCacheView,
+    Layer,
+    Layout,
+    UnsupportedError,
+)
+from attn_contract.arguments import check_tensor, check_type, check_vector
+from attn_contract.capabilities import unsupported
+from attn_contract.validation import check_write_kv_cache
+
+import attn_optimized
+from attn_optimized.aiter_adapter import Aiter, find_aiter
+from attn_optimized.backends.metadata import CommonAttentionMetadata
+
+PLANES_FIRST = (Layout.KV_FIRST_NHD, Layout.KV_FIRST_HND, Layout.X_PACKED, Layout.SHUFFLED)
+"""Layouts whose K and V lie in planes of their own; the others have K and V of a block side by side."""
+
+
+Metadata = TypeVar("Metadata")
+
+
+class AttentionMetadataBuilder(ABC, Generic[Metadata]):
+    """Makes a backend's metadata from the common one, once in each step for all layers of one attention type.
+
+    Raises:
+        ContractError: `attn_type` is none.
+    """
+
+    metadata: ClassVar[type[Any]]
+    """What `build` makes."""
+
+    def __init__(self, attn_type: AttentionType) -> None:
+        check_type("attn_type", attn_type, AttentionType, f"an AttentionType: {', '.join(AttentionType)}")
+        self.attn_type = attn_type
+
+    def build(self, common_attn_metadata: CommonAttentionMetadata) -> Metadata:
+        """The step as the layers see it.
+
+        Raises:
+            ContractError: it is no CommonAttentionMetadata, or what its `batch` refuses.
+        """
+        check_type("common_attn_metadata", common_attn_metadata, CommonAttentionMetadata, "a CommonAttentionMetadata")
+        return self._build(common_attn_metadata)
+
+    @abstractmethod
+    def _build(self, common_attn_metadata: CommonAttentionMetadata) -> Metadata: ...
+
+
+class BatchBuilder(AttentionMetadataBuilder[Batch]):
+    """For backends whose kernels take the whole step as it is: their metadata is the contract's Batch."""
+
+    metadata = Batch
+
+    def _build(self, common_attn_metadata: CommonAttentionMetadata) -> Batch:
+        return common_attn_metadata.batch(self.attn_type)
+
+
+class AttentionImpl(ABC, Generic[Metadata]):
+    """One layer as a backend computes it.
+
+    Args:
+        layer: what is fixed for the layer; `layout` is that of the tensors handed to the methods as kv_cache.
+        dtype: of query, key and value.
+        block_size: slots of a block; None for types without a cache.
+        allocation_layout: the layout by which other layers read the same raw allocation, None if nobody does or all use
+            `layer.layout`. Where they keep K and V in planes, all methods reinterpret a blocks-first kv_cache as planes, so
+            that a block id covers the same bytes for everyone (vLLM #43945).
+        kv_sharing_target_layer_name: the layer whose cache this one reads; it then writes nothing itself.
+        batch_invariant: whether outputs must not depend on the rest of the batch; see attn_optimized.paged_attention.
+        validate: check the values in tensors too, in every call, which waits for the device.
+        aiter: AMD's AITER; the installed one if None.
+
+    Raises:
+        UnsupportedError: the backend does not serve such a layer; it names the property, the reason and who does.
+        ContractError: an argument contradicts the contract, or a layout that no reinterpretation brings to the footprint of
+            `allocation_layout`.
+    """
+
+    backend: ClassVar[type["AttentionBackend"]]
+
+    def __init__(
+        self,
+        layer: Layer,
+        *,
+        dtype: torch.dtype,
+        block_size: int | None = None,
+        allocation_layout: Layout | None = None,
+        kv_sharing_target_layer_name: str | None = None,
+        batch_invariant: bool = False,
+        validate: bool = False,
+        aiter: Aiter | None = None,
+    ) -> None:
+        check_type("layer", layer, Layer, "a Layer")
+        check_type("validate", validate, bool, "a bool")
+        check_type("aiter", aiter, Aiter | None, "None (the installed one) or an Aiter")
+        check_type("kv_sharing_target_layer_name", kv_sharing_target_layer_name, str | None, "None or a layer's name")
+        if kv_sharing_target_layer_name == "":
+            raise ContractError("kv_sharing_target_layer_name", "''", "None or a layer's name")
+        self.validate = validate
+        self.aiter = find_aiter() if aiter is None else aiter
+        self.capabilities = self.backend.capabilities(self.aiter)
+        self.config = AttentionConfig.of(
+            layer,
+            dtype,
+            block_size=block_size,
+            batch_invariant=batch_invariant,
+            kv_sharing=kv_sharing_target_layer_name is not None,
+        )
+        self._refuse(self.config)
+        self.kv_sharing_target_layer_name = kv_sharing_target_layer_name
+        self._reinterprets = _must_reinterpret(layer.layout, allocation_layout)
+        self.layer = dataclasses.replace(layer, layout=Layout.KV_FIRST_NHD) if self._reinterprets else layer
+        # what was found right in a step: another one asks again only when it brings something new
+        self._served: set[tuple[object, ...]] = set()
+        self._cache_shapes: set[torch.Size] = set()
+
+    @abstractmethod
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor | None,
+        value: torch.Tensor | None,
+        kv_cache: torch.Tensor | None,
+        attn_metadata: Metadata,
+        *,
+        output: torch.Tensor,
+        lse: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Attend: query [T, H, D] to the cache, which holds this step's tokens already, or to key and value [T, HK, D].
+
+        Args:
+            query: [T, H, D].
+            key, value: this step's tokens, or None: layers with a cache read it alone.
+            kv_cache: as the layer's layout says; None for types without a cache.
+            attn_metadata: of this backend's builder.
+            output: [T, H, D] or [T, H * D], written in the rows that a request owns.
+            lse: [H, T] float32, written likewise.
+
+        Returns:
+            output.
+
+        Raises:
+            UnsupportedError: the step asks for what the backend does not do, such as causal=False. Nothing was written.
+            ContractError: the arguments contradict the contract. Nothing was written.
+        """
+
+    def do_kv_cache_update(
+        self, key: torch.Tensor | None, value: torch.Tensor | None, kv_cache: torch.Tensor, slot_mapping: torch.Tensor
+    ) -> None:
+        """Write this step's key and value [T_kv, HK, D] to the cache, unless another layer does or they are None.
+
+        Cross-attention writes the encoder's tokens once: later steps bring none.
+
+        Raises:
+            ContractError: the arguments contradict the contract, written or not. Nothing was written.
+        """
+        own = self._own_view(kv_cache)
+        if (key is None) != (value is None):
+            raise ContractError("key" if key is None else "value", None, "key and value, or None for both")
+        if key is None or value is None:
+            check_vector("slot_mapping", slot_mapping, torch.int64)
+            return
+        self._check_dtype("key", key)
+        if self.kv_sharing_target_layer_name is None:
+            attn_optimized.write_kv_cache(key, value, own, self.layer, slot_mapping, validate=self.validate)
+        else:
+            check_write_kv_cache(key, value, own, self.layer, slot_mapping, values=self.validate)
+
+    def do_rope_and_kv_cache_update(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        positions: torch.Tensor,
+        cos_sin_cache: torch.Tensor,
+        kv_cache: torch.Tensor,
+        slot_mapping: torch.Tensor,
+        *,
+        is_neox: bool,
+    ) -> None:
+        """Rotate query in place and write rotated key, and value; see attn_optimized.rope_and_write_kv_cache.
+
+        Raises:
+            UnsupportedError: the backend or this layer does not rotate. Nothing was written.
+            ContractError: the arguments contradict the contract. Nothing was written.
+        """
+        if self.kv_sharing_target_layer_name is not None:
+            raise UnsupportedError(
+                self.capabilities.backend,
+                "RoPE in the cache write of a layer that shares another one's cache",
+                f"{self.kv_sharing_target_layer_name} writes it, and the query would stay unrotated",
+                "a rotation of the query alone",
+            )
+        self._refuse(dataclasses.replace(self.config, rope=True))
+        self._check_dtype("query", query)
+        attn_optimized.rope_and_write_kv_cache(
+            query,
+            key,
+            value,
+            positions,
+            cos_sin_cache,
+            self._own_view(kv_cache),
+            self.layer,
+            slot_mapping,
+            is_neox=is_neox,
+            validate=self.validate,
+        )
+
+    def _check_metadata(self, attn_metadata: Metadata) -> None:
+        if not isinstance(attn_metadata, self.backend.builder.metadata):
+            expected = f"{self.backend.builder.metadata.__name__}, as {self.backend.name}'s builder makes it"
+            raise ContractError("attn_metadata", type(attn_metadata).__name__, expected)
+
+    def _check_step(self, query: torch.Tensor, batch: Batch, output: torch.Tensor, lse: torch.Tensor | None) -> None:
+        """Refuse what a step is or asks for that the layer was not made for."""
+        self._check_dtype("query", query)
+        check_tensor("output", output)
+        if self.layer.output_scale is not None and output.dtype not in FLOAT8_DTYPES:
+            raise ContractError("output", output.dtype, "float8_e4m3fn or float8_e4m3fnuz: the layer has an output_scale")
+        decoder = self.layer.attn_type is AttentionType.DECODER
+        per_request = isinstance(batch.causal, torch.Tensor)
+        asked = {
+            "non_causal": decoder and batch.causal is not True,
+            "per_request_causal": decoder and per_request,
+            "ranges": batch.bidirectional_ranges is not None,
+            "qq_bias": batch.qq_bias is not None,
+            "lse": lse is not None,
+            "output_dtype": None if self.layer.output_scale is None else output.dtype,
+        }
+        key = tuple(asked.values())
+        if key in self._served:
+            return
+        self._refuse(dataclasses.replace(self.config, **asked))
+        self._served.add(key)
+
+    def _check_dtype(self, name: str, tensor: torch.Tensor) -> None:
+        check_tensor(name, tensor)
+        if tensor.dtype != self.config.dtype:
+            raise ContractError(name, tensor.dtype, f"{self.config.dtype}, the layer's dtype")
+
+    def _own_view(self, kv_cache: torch.Tensor | None) -> torch.Tensor:
+        """The cache as this layer must address it, in blocks of the layer's size."""
+        if self.layer.layout is None:
+            raise ContractError("layer.attn_type", self.layer.attn_type, "a type that has a KV cache")
+        check_tensor("kv_cache", kv_cache)
+        assert kv_cache is not None
+        if self._reinterprets:
+            kv_cache = self._as_planes(kv_cache)
+        if kv_cache.shape not in self._cache_shapes:
+            heads = {"num_kv_heads": self.layer.num_kv_heads, "head_size": self.layer.head_size}
+            view = KVCacheView.of(kv_cache, self.layer.layout, **heads)
+            if view.block_size != self.config.block_size:
+                expected = f"{self.config.block_size}, the layer's block_size"
+                raise ContractError("kv_cache", f"blocks of {view.block_size} slots", expected)
+            self._cache_shapes.add(kv_cache.shape)
+        return kv_cache
+
+    def _as_planes(self, kv_cache: torch.Tensor) -> torch.Tensor:
+        """A dense blocks-first view of planes, read as planes (vLLM #43945)."""
+        if kv_cache.dim() != 5 or kv_cache.shape[1] != 2 or not kv_cache.is_contiguous():
+            raise ContractError(
+                "kv_cache",
+                f"shape {tuple(kv_cache.shape)}, strides {tuple(kv_cache.stride())}",
+                "a dense (NB, 2, BS, HK, D): only that covers the same bytes as planes of K and V",
+            )
+        num_blocks, _, *page = kv_cache.shape
+        return kv_cache.view(2, num_blocks, *page)
+
+    def _refuse(self, config: AttentionConfig) -> None:
+        refusals = self.capabilities.refusals(config)
+        if refusals:
+            raise unsupported(self.capabilities.backend, refusals, _others(config, self.backend, self.aiter))
+
+
+class AttentionBackend(ABC):
+    """A backend: what it can do, and the classes that do it."""
+
+    name: ClassVar[str]
+    impl: ClassVar[type[AttentionImpl[Any]]]
+    builder: ClassVar[type[AttentionMetadataBuilder[Any]]]
+
+    @classmethod
+    @abstractmethod
+    def capabilities(cls, aiter: Aiter) -> Capabilities:
+        """The one declaration, given what is known of AITER: for the selector, the check of `impl`, and the docs."""
+
+
+def _must_reinterpret(layout: Layout | None, allocation_layout: Layout | None) -> bool:
+    if allocation_layout is None:
+        return False
+    check_type("allocation_layout", allocation_layout, Layout, f"None or a Layout: {', '.join(Layout)}")
+    if layout is None:
+        raise ContractError("allocation_layout", allocation_layout, "None: the layer has no KV cache")
+    if layout.has_inline_scales != allocation_layout.has_inline_scales:
+        expected = f"one of {layout}'s footprint: only CONTENT_PACKED_SCALED has scales in its rows"
+        raise ContractError("allocation_layout", allocation_layout, expected)
+    if (layout in PLANES_FIRST) == (allocation_layout in PLANES_FIRST):
+        return False
+    if layout is not Layout.BLOCKS_FIRST_NHD:
+        raise ContractError(
+            "allocation_layout",
+            allocation_layout,
+            f"one of {layout}'s footprint: only BLOCKS_FIRST_NHD can be reinterpreted as planes of K and V",
+        )
+    return True
+
+
+def _others(config: AttentionConfig, backend: type[AttentionBackend], aiter: Aiter) -> str | None:
+    """Which other backends serve a config, in words."""
+    from attn_optimized.backends import BACKENDS
+
+    serving = [
+        other.name for other in BACKENDS.values() if other is not backend and not other.capabilities(aiter).refusals(config)
+    ]
+    return " or ".join(serving) or None

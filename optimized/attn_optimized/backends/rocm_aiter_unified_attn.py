@@ -1,0 +1,161 @@
+"""ROCM_AITER_UNIFIED_ATTN: decoders on AITER's Triton unified_attention, every other attention type on this project's kernels.
+
+AITER's kernel is causal and nothing else, which decoders are and no other type is. What it cannot do is refused for decoders:
+nothing is handed to another kernel silently.
+"""
+
+import torch
+from attn_contract import (
+    FLOAT8_DTYPES,
+    YES,
+    Answer,
+    AttentionConfig,
+    AttentionType,
+    Batch,
+    Capabilities,
+    Combination,
+    Layout,
+    No,
+    Only,
+)
+from attn_contract.layer import UNLIMITED
+
+from attn_optimized.aiter_adapter import (
+    RECORDED,
+    UNIFIED_BLOCK_SIZES,
+    UNIFIED_HEAD_SIZES,
+    Aiter,
+    Features,
+    features_of,
+    native_float8,
+    recorded,
+    unified_attention,
+)
+from attn_optimized.backends.backend import AttentionBackend, BatchBuilder
+from attn_optimized.backends.triton_attn import TritonAttentionImpl, triton_capabilities
+
+LAYOUTS_OF_ROWS = (
+    Layout.BLOCKS_FIRST_NHD,
+    Layout.CONTENT_PACKED,
+    Layout.BLOCKS_FIRST_HND,
+    Layout.KV_FIRST_NHD,
+    Layout.KV_FIRST_HND,
+)
+_CAUSAL_ONLY = No("AITER's unified_attention asserts causal (vLLM #40176)")
+
+
+class RocmAiterUnifiedAttentionImpl(TritonAttentionImpl):
+    """A layer on AITER's unified_attention if it is a decoder's, for prefill, extend and decode alike, else on our kernels.
+
+    Cross-attention takes the paged kernel with causal=False for every number of query tokens, encoders the dense one.
+    """
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor | None,
+        value: torch.Tensor | None,
+        kv_cache: torch.Tensor | None,
+        attn_metadata: Batch,
+        *,
+        output: torch.Tensor,
+        lse: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if self.layer.attn_type is not AttentionType.DECODER:
+            return super().forward(query, key, value, kv_cache, attn_metadata, output=output, lse=lse)
+        self._check_metadata(attn_metadata)
+        self._check_step(query, attn_metadata, output, lse)
+        return unified_attention(
+            self.aiter,
+            query,
+            self._own_view(kv_cache),
+            self.layer,
+            attn_metadata,
+            out=output,
+            lse=lse,
+            validate=self.validate,
+        )
+
+
+class RocmAiterUnifiedAttentionBackend(AttentionBackend):
+    name = "ROCM_AITER_UNIFIED_ATTN"
+    impl = RocmAiterUnifiedAttentionImpl
+    builder = BatchBuilder
+
+    @classmethod
+    def capabilities(cls, aiter: Aiter) -> Capabilities:
+        features = declared_features(aiter)
+        no_such_mask = No("AITER's unified_attention knows causality and a window, and no other mask")
+        return triton_capabilities(
+            cls.name,
+            available=answer(aiter.missing or features.unified),
+            architectures=Only(("gfx",), "AITER is built for AMD's GPUs"),
+            dtypes=Only((torch.float16, torch.bfloat16), "the dots of AITER's unified_attention round float32 to TF32 or XF32"),
+            head_sizes=UNIFIED_HEAD_SIZES,
+            block_sizes=UNIFIED_BLOCK_SIZES,
+            layouts=Only(LAYOUTS_OF_ROWS, "AITER's unified_attention reads rows of one head's dims, by their strides"),
+            kv_cache_dtypes=Only(FLOAT8_DTYPES, "AITER's unified_attention reads no int8"),
+            scales=Only(("tensor",), "AITER's unified_attention takes one k_scale and one v_scale"),
+            output_dtypes=Only(
+                () if features.unified_output_scale else FLOAT8_DTYPES,
+                features.unified_output_scale or "AITER's unified_attention clamps to these",
+            ),
+            window=answer(features.unified_window),
+            sink_tokens=no_such_mask,
+            chunked_local=no_such_mask,
+            logits_soft_cap=answer(features.unified_soft_cap),
+            alibi=answer(features.unified_alibi),
+            sinks=answer(features.unified_sinks),
+            ranges=_CAUSAL_ONLY,
+            qq_bias=answer(features.unified_qq_bias),
+            non_causal=_CAUSAL_ONLY,
+            per_request_causal=_CAUSAL_ONLY,
+            lse=No("AITER's unified_attention returns none"),
+            batch_invariant=No("AITER's unified_attention splits keys or does not, by what else is in the batch"),
+            combinations=(
+                Combination(
+                    property="ALiBi with sinks",
+                    applies=lambda config, _: _has_alibi_and_sinks(config),
+                    reason="AITER's unified_attention anchors ALiBi at the context's end, which moves logits against the sink",
+                ),
+                Combination(
+                    property="a window without sinks in float16",
+                    applies=lambda config, _: _has_bare_window_in_float16(config),
+                    reason="where a row sees nothing of a tile, AITER's unified_attention holds its largest logit for 0, and "
+                    "float16 weights of logits below about -9 underflow (docs/findings.md, aiter-hidden-tile, seen in 0.1.7)",
+                ),
+                Combination(
+                    property="a float8 output that is not of the architecture's own type",
+                    applies=_has_foreign_output,
+                    reason="AITER's unified_attention clamps to float8_e4m3fn on gfx950, and to float8_e4m3fnuz elsewhere",
+                ),
+            ),
+        )
+
+
+def declared_features(aiter: Aiter) -> Features:
+    """What an AITER declares; for a missing one, what the newest record does: missing is one reason, and not ten."""
+    return features_of(aiter if aiter.missing is None else recorded(RECORDED[-1]))
+
+
+def answer(why_not: str | None) -> Answer:
+    """A feature of AITER as an answer of a declaration."""
+    return YES if why_not is None else No(why_not)
+
+
+def _has_bare_window_in_float16(config: AttentionConfig) -> bool:
+    windowed = config.attn_type is AttentionType.DECODER and config.window[0] != UNLIMITED
+    return windowed and config.dtype == torch.float16 and not config.sinks
+
+
+def _has_alibi_and_sinks(config: AttentionConfig) -> bool:
+    return config.alibi and config.sinks and config.attn_type is AttentionType.DECODER
+
+
+def _has_foreign_output(config: AttentionConfig, architecture: str | None) -> bool:
+    if architecture is None or config.output_dtype is None or config.attn_type is not AttentionType.DECODER:
+        return False
+    return config.output_dtype != native_float8(architecture)
+
+
+RocmAiterUnifiedAttentionImpl.backend = RocmAiterUnifiedAttentionBackend

@@ -1,0 +1,85 @@
+"""ROCM_ATTN: decoders and encoders on planes of packed keys and values, the cache of vLLM's ROCm paged attention.
+
+The name is vLLM's, and so is its promise: what is served here, vLLM's backend of that name serves too (as of vLLM 0.33), and
+what that one would lose silently is refused here with the reason. In one thing this one differs: vLLM's prefill takes a step's
+keys and values from the dense tensors, so that an fp8 cache quantizes them one step later. Here every phase reads the cache: a
+token has one value in all steps that see it.
+"""
+
+from attn_contract import (
+    YES,
+    AttentionConfig,
+    AttentionType,
+    Capabilities,
+    Combination,
+    Layout,
+    Multiples,
+    No,
+    Only,
+)
+from attn_contract.layer import FLOAT8_DTYPES, UNLIMITED
+
+from attn_optimized.aiter_adapter import Aiter
+from attn_optimized.backends.backend import AttentionBackend, BatchBuilder
+from attn_optimized.backends.triton_attn import PACKED_UNITS, TritonAttentionImpl, triton_capabilities
+
+HEAD_SIZES = (32, 64, 80, 96, 128, 160, 192, 224, 256)
+
+
+class RocmAttentionImpl(TritonAttentionImpl):
+    """A layer on the Triton kernels, with packed planes as its cache."""
+
+
+class RocmAttentionBackend(AttentionBackend):
+    name = "ROCM_ATTN"
+    impl = RocmAttentionImpl
+    builder = BatchBuilder
+
+    @classmethod
+    def capabilities(cls, aiter: Aiter) -> Capabilities:
+        never_told = No("vLLM's backend has no parameter for it, and would ignore it silently")
+        return triton_capabilities(
+            cls.name,
+            attn_types={
+                **dict.fromkeys(AttentionType, YES),
+                AttentionType.ENCODER_DECODER: No(
+                    "vLLM's prefill takes the newest keys for the decoder's own tokens, so that only steps of one query token "
+                    "per request come out right (vLLM #38450)"
+                ),
+            },
+            head_sizes=Only(HEAD_SIZES, "vLLM's kernels are built for these"),
+            block_sizes=Multiples(16, "vLLM's kernels take blocks in units of 16 slots"),
+            layouts=Only((Layout.X_PACKED,), "its cache is a plane of packed keys and a plane of values"),
+            kv_cache_dtypes=Only(FLOAT8_DTYPES, "its paged decode reads no int8"),
+            scales=Only(("tensor", "head"), "its cache has no room for scales of tokens"),
+            sink_tokens=never_told,
+            chunked_local=No("vLLM cuts chunks into requests of their own, in metadata that this backend does not build"),
+            logits_soft_cap=never_told,
+            sinks=No("vLLM's decode is handed none, so that a request would lose them after its prefill"),
+            ranges=never_told,
+            qq_bias=never_told,
+            per_request_causal=No("vLLM's kernels are compiled for one causal flag in a step"),
+            lse=No("vLLM's decode keeps none"),
+            batch_invariant=No("vLLM's decode takes another kernel for another batch"),
+            combinations=(PACKED_UNITS, *_ALIBI),
+        )
+
+
+def _has_window(config: AttentionConfig) -> bool:
+    return config.window != (UNLIMITED, UNLIMITED)
+
+
+_ALIBI = (
+    Combination(
+        property="ALiBi with a window",
+        applies=lambda config, _: config.alibi and _has_window(config),
+        reason="vLLM's prefill with ALiBi takes no window",
+    ),
+    Combination(
+        property="ALiBi without causality",
+        applies=lambda config, _: config.alibi and (config.non_causal or config.attn_type is not AttentionType.DECODER),
+        reason="vLLM's prefill with ALiBi is causal",
+    ),
+)
+
+RocmAttentionImpl.backend = RocmAttentionBackend

@@ -1,0 +1,57 @@
+"""PARITY_REFERENCE: the project's reference in vLLM, on whatever device the tensors are. Slow: for debugging a model."""
+
+import attn_reference
+from attn_contract import ANY, FLOAT8_DTYPES, FLOAT_DTYPES, QUANTIZED_DTYPES, YES, AttentionType, Capabilities, No, Only
+
+from attn_vllm.backend import ParityBackend, ParityImpl
+from attn_vllm.layer import LAYOUTS, SCALES
+from attn_vllm.metadata import ParityMetadataBuilder
+
+CAPABILITIES = Capabilities(
+    backend="PARITY_REFERENCE",
+    available=YES,
+    architectures=ANY,
+    attn_types=dict.fromkeys(AttentionType, YES),
+    dtypes=Only(FLOAT_DTYPES, "the contract has no other type"),
+    head_sizes=ANY,
+    group_sizes=ANY,
+    block_sizes=ANY,
+    layouts=LAYOUTS,
+    kv_cache_dtypes=Only(QUANTIZED_DTYPES, "the contract has no other type"),
+    scales=SCALES,
+    output_dtypes=Only(FLOAT8_DTYPES, "the contract has no other type"),
+    window=YES,
+    sink_tokens=YES,
+    chunked_local=YES,
+    logits_soft_cap=YES,
+    alibi=YES,
+    sinks=YES,
+    ranges=YES,
+    qq_bias=YES,
+    non_causal=YES,
+    per_request_causal=YES,
+    lse=YES,
+    batch_invariant=No("BLAS chooses the order in which it sums by the shapes of a call"),
+    rope=YES,
+)
+
+
+class ParityReferenceImpl(ParityImpl):
+    capabilities = CAPABILITIES
+    kernels = attn_reference
+
+
+class ParityReferenceBackend(ParityBackend):
+    capabilities = CAPABILITIES
+
+    @staticmethod
+    def get_name() -> str:
+        return CAPABILITIES.backend
+
+    @staticmethod
+    def get_impl_cls() -> type[ParityReferenceImpl]:
+        return ParityReferenceImpl
+
+    @staticmethod
+    def get_builder_cls() -> type[ParityMetadataBuilder]:
+        return ParityMetadataBuilder

@@ -1,0 +1,56 @@
+"""PARITY_TRITON: the project's Triton kernels in vLLM."""
+
+import attn_optimized
+from attn_optimized.backends.triton_attn import triton_capabilities
+from vllm.config import VllmConfig
+from vllm.v1.attention.backend import AttentionCGSupport, CommonAttentionMetadata
+from vllm.v1.kv_cache_interface import KVCacheSpec
+
+from attn_vllm.backend import ParityBackend, ParityImpl
+from attn_vllm.layer import LAYOUTS, SCALES
+from attn_vllm.metadata import ParityMetadata, ParityMetadataBuilder
+
+CAPABILITIES = triton_capabilities("PARITY_TRITON", layouts=LAYOUTS, scales=SCALES)
+
+
+class ParityTritonMetadataBuilder(ParityMetadataBuilder):
+    @classmethod
+    def get_cudagraph_support(cls, vllm_config: VllmConfig, kv_cache_spec: KVCacheSpec) -> AttentionCGSupport:
+        """Any batch, but for models with bidirectional ranges: a graph would replay those of the step it was captured in.
+
+        A step of one token per request never needs them: vLLM does not cut an image, so that its tokens come together.
+        """
+        model_config = vllm_config.model_config
+        if model_config is not None and model_config.is_mm_prefix_lm:
+            return AttentionCGSupport.UNIFORM_SINGLE_TOKEN_DECODE
+        return AttentionCGSupport.ALWAYS
+
+    def build_for_cudagraph_capture(self, common_attn_metadata: CommonAttentionMetadata) -> ParityMetadata:
+        """A graph of the largest step, captured with sequences of one token: those of `max_seq_len` would take long.
+
+        They are shortened in place, since the graph reads this very tensor, and vLLM fills it anew before every replay.
+        """
+        metadata = self.build(0, common_attn_metadata)
+        metadata.batch.seq_lens.fill_(1)
+        return metadata
+
+
+class ParityTritonImpl(ParityImpl):
+    capabilities = CAPABILITIES
+    kernels = attn_optimized
+
+
+class ParityTritonBackend(ParityBackend):
+    capabilities = CAPABILITIES
+
+    @staticmethod
+    def get_name() -> str:
+        return CAPABILITIES.backend
+
+    @staticmethod
+    def get_impl_cls() -> type[ParityTritonImpl]:
+        return ParityTritonImpl
+
+    @staticmethod
+    def get_builder_cls() -> type[ParityTritonMetadataBuilder]:
+        return ParityTritonMetadataBuilder

@@ -1,0 +1,331 @@
+"""A declaration answers everything, and its refusals are all there are; what a config cannot be."""
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+from attn_contract import (
+    ANY,
+    FLOAT8_DTYPES,
+    YES,
+    Answer,
+    AttentionConfig,
+    AttentionType,
+    Capabilities,
+    Combination,
+    ContractError,
+    Layer,
+    Layout,
+    Multiples,
+    No,
+    Only,
+)
+from attn_contract.capabilities import PROPERTIES
+
+CONFIG = AttentionConfig(num_heads=8, num_kv_heads=2, head_size=64, dtype=torch.float16, block_size=16)
+ENCODER = replace(CONFIG, attn_type=AttentionType.ENCODER, block_size=None)
+EVERY_PROPERTY: dict[str, Any] = dict.fromkeys(PROPERTIES, YES)
+ALL = Capabilities(
+    backend="ALL",
+    available=YES,
+    architectures=ANY,
+    attn_types=dict.fromkeys(AttentionType, YES),
+    dtypes=ANY,
+    head_sizes=ANY,
+    group_sizes=ANY,
+    block_sizes=ANY,
+    layouts=Only(tuple(Layout), "there are no others"),
+    kv_cache_dtypes=ANY,
+    scales=ANY,
+    output_dtypes=ANY,
+    **EVERY_PROPERTY,
+)
+
+
+def asking_for(name: str) -> AttentionConfig:
+    """A config that asks for one yes-or-no property."""
+    values = {"window": (3, 0), "sink_tokens": 2, "chunked_local": 8, "logits_soft_cap": 30.0}
+    needed = {"per_request_causal": {"non_causal": True}}
+    return replace(CONFIG, **{name: values.get(name, True)}, **needed.get(name, {}))
+
+
+def words(capabilities: Capabilities, config: AttentionConfig, architecture: str | None = None) -> list[str]:
+    return [str(refusal) for refusal in capabilities.refusals(config, architecture)]
+
+
+@pytest.mark.parametrize("name", PROPERTIES)
+def test_a_property_is_refused_with_its_reason_exactly_where_it_is_asked_for(name):
+    without = replace(ALL, **{name: No("too hard")})
+    assert words(without, asking_for(name)) == [f"{PROPERTIES[name]} not supported: too hard"]
+    assert words(without, CONFIG) == []
+    assert words(ALL, asking_for(name)) == []
+
+
+def test_clamped_ranges_are_ranges():
+    assert words(replace(ALL, ranges=No("none")), replace(CONFIG, ranges_clamped=True)) == [
+        "bidirectional ranges not supported: none"
+    ]
+
+
+@pytest.mark.parametrize("attn_type", AttentionType)
+def test_an_attention_type_is_refused_with_its_reason(attn_type):
+    config = replace(CONFIG if attn_type.reads_cache else ENCODER, attn_type=attn_type)
+    without = replace(ALL, attn_types={**ALL.attn_types, attn_type: No("not mine")})
+    (refused,) = words(without, config)
+    assert f"({attn_type.name}) not supported: not mine" in refused
+    assert words(ALL, config) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "config", "refused"),
+    [
+        ("dtypes", Only((torch.float32,), "slow"), CONFIG, "dtype float16 not supported: slow (it takes float32)"),
+        (
+            "head_sizes",
+            Multiples(48, "odd tiles"),
+            CONFIG,
+            "head size 64 not supported: odd tiles (it takes multiples of 48)",
+        ),
+        (
+            "head_sizes",
+            Multiples(1, "small tiles", at_most=32),
+            CONFIG,
+            "head size 64 not supported: small tiles (it takes up to 32)",
+        ),
+        ("group_sizes", Only((1,), "MHA"), CONFIG, "query heads for each KV head: 4 not supported: MHA (it takes 1)"),
+        ("block_sizes", Only((32, 64), "pages"), CONFIG, "block size 16 not supported: pages (it takes 32, 64)"),
+        (
+            "layouts",
+            Only((Layout.X_PACKED,), "packed"),
+            replace(CONFIG, layout=Layout.KV_FIRST_NHD),
+            "layout KV_FIRST_NHD not supported: packed (it takes X_PACKED)",
+        ),
+        (
+            "kv_cache_dtypes",
+            Only(FLOAT8_DTYPES, "no integers"),
+            replace(CONFIG, kv_cache_dtype=torch.int8, scales="token"),
+            "KV cache dtype int8 not supported: no integers (it takes float8_e4m3fn, float8_e4m3fnuz)",
+        ),
+        (
+            "scales",
+            Only(("tensor",), "one number"),
+            replace(CONFIG, kv_cache_dtype=torch.int8, scales="token"),
+            "scales of a quantized cache: token not supported: one number (it takes tensor)",
+        ),
+        (
+            "output_dtypes",
+            Only((), "no scale"),
+            replace(CONFIG, output_dtype=torch.float8_e4m3fn),
+            "output dtype float8_e4m3fn not supported: no scale (it takes none)",
+        ),
+    ],
+)
+def test_a_value_outside_a_set_is_refused_with_the_set(field, values, config, refused):
+    assert words(replace(ALL, **{field: values}), config) == [refused]
+    assert words(ALL, config) == []
+
+
+def test_what_a_config_leaves_open_is_not_refused():
+    nothing = Only((), "nothing at all")
+    assert words(replace(ALL, layouts=nothing, kv_cache_dtypes=nothing, scales=nothing, output_dtypes=nothing), CONFIG) == []
+    assert words(replace(ALL, block_sizes=nothing), ENCODER) == []
+
+
+@pytest.mark.parametrize(
+    ("architecture", "refused"),
+    [
+        (None, []),
+        ("gfx942", []),
+        ("gfx950", []),
+        ("sm90", ["architecture sm90 not supported: AMD's (gfx94, gfx95)"]),
+        ("gfx90a", ["architecture gfx90a not supported: AMD's (gfx94, gfx95)"]),
+    ],
+)
+def test_architectures_are_prefixes(architecture, refused):
+    assert words(replace(ALL, architectures=Only(("gfx94", "gfx95"), "AMD's")), CONFIG, architecture) == refused
+
+
+def test_all_refusals_are_given_and_not_the_first():
+    poor = replace(
+        ALL,
+        available=No("not here"),
+        dtypes=Only((torch.float32,), "slow"),
+        sinks=No("lost"),
+        lse=No("kept secret"),
+        combinations=(
+            Combination(property="sinks with GQA", applies=lambda config, _: config.group_size > 1, reason="untested"),
+        ),
+    )
+    assert [refusal.property for refusal in poor.refusals(replace(CONFIG, sinks=True, lse=True), "sm90")] == [
+        "this installation",
+        "dtype float16",
+        "sinks",
+        "the LSE",
+        "sinks with GQA",
+    ]
+
+
+def test_a_combination_may_depend_on_the_architecture():
+    def is_wrong(config: AttentionConfig, architecture: str | None) -> bool:
+        return config.sinks and architecture == "gfx950"
+
+    some = replace(ALL, combinations=(Combination(property="sinks", applies=is_wrong, reason="untested there"),))
+    asks = replace(CONFIG, sinks=True)
+    assert words(some, asks, "gfx950") == ["sinks not supported: untested there"]
+    assert words(some, asks, "gfx942") == words(some, asks) == words(some, CONFIG, "gfx950") == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "argument"),
+    [
+        ({"dtypes": [torch.float16]}, "dtypes"),
+        ({"architectures": "gfx942"}, "architectures"),
+        ({"layouts": ANY}, "layouts"),
+        ({"layouts": tuple(Layout)}, "layouts"),
+        ({"attn_types": [AttentionType.DECODER]}, "attn_types"),
+    ],
+)
+def test_a_declaration_of_another_kind_is_refused(changes, argument):
+    with pytest.raises(ContractError) as refused:
+        replace(ALL, **changes)
+    assert refused.value.argument == argument
+
+
+@pytest.mark.parametrize(("config", "architecture", "argument"), [(None, None, "config"), (CONFIG, 942, "architecture")])
+def test_refusals_are_those_of_a_config_on_an_architecture(config, architecture, argument):
+    with pytest.raises(ContractError) as refused:
+        ALL.refusals(config, architecture)
+    assert refused.value.argument == argument
+
+
+def test_a_declaration_answers_about_every_type():
+    with pytest.raises(ContractError, match="no answer about encoder_decoder"):
+        replace(ALL, attn_types={one: YES for one in AttentionType if one is not AttentionType.ENCODER_DECODER})
+
+
+@pytest.mark.parametrize("answer", [False, None, "no", No(""), 1])
+@pytest.mark.parametrize("name", [field.name for field in fields(Capabilities) if field.type is Answer][:2])
+def test_an_answer_is_yes_or_no_with_a_reason(name, answer):
+    with pytest.raises(ContractError, match="YES, or No with a reason") as refused:
+        replace(ALL, **{name: answer})
+    assert refused.value.argument == name
+
+
+def test_no_is_false():
+    assert not No("because")
+    assert No("because") == "because"
+
+
+# configs
+
+
+@pytest.mark.parametrize(
+    ("changes", "argument"),
+    [
+        ({"num_heads": 0}, "num_heads"),
+        ({"num_heads": 3}, "num_heads"),
+        ({"head_size": True}, "head_size"),
+        ({"attn_type": "decoder"}, "attn_type"),
+        ({"dtype": torch.int8}, "dtype"),
+        ({"dtype": "float16"}, "dtype"),
+        ({"kv_cache_dtype": torch.float16, "scales": "tensor"}, "kv_cache_dtype"),
+        ({"kv_cache_dtype": torch.int8}, "scales"),
+        ({"scales": "tensor"}, "scales"),
+        ({"kv_cache_dtype": torch.int8, "scales": "tensor"}, "scales"),
+        ({"output_dtype": torch.float16}, "output_dtype"),
+        ({"block_size": None}, "block_size"),
+        ({"block_size": 0}, "block_size"),
+        ({"attn_type": AttentionType.ENCODER}, "block_size"),
+        ({"attn_type": AttentionType.ENCODER, "block_size": None, "layout": Layout.KV_FIRST_NHD}, "layout"),
+        ({"attn_type": AttentionType.ENCODER, "block_size": None, "kv_sharing": True}, "kv_sharing"),
+        ({"attn_type": AttentionType.ENCODER, "block_size": None, "per_request_causal": True}, "per_request_causal"),
+        ({"attn_type": AttentionType.ENCODER, "block_size": None, "rope": True}, "rope"),
+        ({"attn_type": AttentionType.ENCODER_DECODER, "rope": True}, "rope"),
+        ({"rope": True, "kv_sharing": True}, "rope"),
+        ({"layout": "X_PACKED"}, "layout"),
+        ({"layout": 5}, "layout"),
+        ({"per_request_causal": torch.tensor([True, False])}, "per_request_causal"),
+        ({"layout": Layout.CONTENT_PACKED_SCALED}, "layout"),
+        ({"head_size": 6, "kv_cache_dtype": torch.int8, "scales": "inline"}, "head_size"),
+        ({"layout": Layout.X_PACKED, "kv_cache_dtype": torch.int8, "scales": "inline"}, "layout"),
+        ({"attn_type": AttentionType.ENCODER_DECODER, "non_causal": True}, "non_causal"),
+        ({"per_request_causal": True}, "per_request_causal"),
+        ({"sinks": torch.zeros(8)}, "sinks"),
+        ({"alibi": 1}, "alibi"),
+        ({"window": 128}, "window"),
+        ({"window": (1, 2, 3)}, "window"),
+        ({"window": (-2, 0)}, "window[0]"),
+        ({"sink_tokens": -1}, "sink_tokens"),
+        ({"chunked_local": 0}, "chunked_local"),
+        ({"attn_type": AttentionType.ENCODER, "block_size": None, "ranges": True}, "ranges"),
+        ({"attn_type": AttentionType.ENCODER_DECODER, "qq_bias": True}, "qq_bias"),
+        ({"attn_type": AttentionType.ENCODER_DECODER, "window": (3, 3)}, "window"),
+        ({"attn_type": AttentionType.ENCODER_DECODER, "alibi": True}, "alibi"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(changes, argument):
+    with pytest.raises(ContractError) as refused:
+        replace(CONFIG, **changes)
+    assert refused.value.argument == argument
+
+
+NO_SOFT_CAPS = [float("nan"), float("inf"), -1, -0.5, 1e300, 10**400, 1e-40, "30", [30.0], True, torch.tensor(30.0)]
+
+
+@pytest.mark.parametrize("cap", NO_SOFT_CAPS, ids=str)
+def test_a_soft_cap_is_checked_as_a_layer_checks_it(cap):
+    shape: dict[str, Any] = {"num_heads": 8, "num_kv_heads": 2, "head_size": 64, "layout": Layout.KV_FIRST_NHD}
+    for make in (lambda: replace(CONFIG, logits_soft_cap=cap), lambda: Layer(**shape, scale=0.125, logits_soft_cap=cap)):
+        with pytest.raises(ContractError) as refused:
+            make()
+        assert refused.value.argument == "logits_soft_cap"
+
+
+@pytest.mark.parametrize("off", [0, 0.0, -0.0, None])
+def test_a_soft_cap_of_0_is_none(off):
+    assert replace(CONFIG, logits_soft_cap=off) == CONFIG
+    assert words(replace(ALL, logits_soft_cap=No("uncapped")), replace(CONFIG, logits_soft_cap=off)) == []
+
+
+SCALE = torch.ones(())
+
+
+@pytest.mark.parametrize(
+    ("settings", "scales"),
+    [
+        ({}, None),
+        ({"k_scale": SCALE, "v_scale": SCALE}, "tensor"),
+        ({"k_scale": torch.ones(2), "v_scale": SCALE}, "head"),
+        ({"k_scale_cache": torch.ones(3, 16, 2), "v_scale_cache": torch.ones(3, 16, 2)}, "token"),
+        ({"layout": Layout.CONTENT_PACKED_SCALED}, "inline"),
+    ],
+)
+def test_a_layer_says_what_it_asks_for(settings, scales):
+    layer = Layer(
+        **{"layout": Layout.KV_FIRST_NHD, **settings},
+        num_heads=8,
+        num_kv_heads=2,
+        head_size=64,
+        scale=0.125,
+        window=(7, 0),
+        sink_tokens=1,
+        logits_soft_cap=30.0,
+        sinks=torch.zeros(8),
+        alibi_slopes=torch.zeros(8),
+        kv_cache_dtype=torch.float8_e4m3fn if scales else None,
+    )
+    config = AttentionConfig.of(layer, torch.float16, block_size=16, lse=True)
+    assert config == replace(
+        CONFIG,
+        layout=layer.layout,
+        kv_cache_dtype=layer.kv_cache_dtype,
+        scales=scales,
+        window=(7, 0),
+        sink_tokens=1,
+        logits_soft_cap=30.0,
+        sinks=True,
+        alibi=True,
+        lse=True,
+    )
+    assert config.group_size == 4

@@ -1,0 +1,86 @@
+"""Targets `planted_backends:NAME`: backends that declare what they cannot do, and one on the test double of AITER."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from attn_contract import YES, Capabilities
+from attn_fuzz.aiter_target import AITER_UNIFIED_ATTENTION
+from attn_fuzz.backend_targets import backend_target, fa_sizes, installed
+from attn_optimized.backends.rocm_aiter_fa import AiterFlashAttentionBackend, AiterFlashAttentionImpl
+from attn_optimized.backends.rocm_attn import RocmAttentionBackend, RocmAttentionImpl
+from attn_optimized.backends.triton_attn import TritonAttentionBackend, TritonAttentionImpl
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "optimized"))
+
+from aiter_2026_08 import stand_in  # pyright: ignore[reportMissingImports]
+
+
+class IgnoresChunks(RocmAttentionImpl):
+    """An implementation that never hands its kernel chunked_local."""
+
+    def __init__(self, layer, **options):
+        super().__init__(layer, **options)
+        self.layer = dataclasses.replace(self.layer, chunked_local=None)
+
+
+class ClaimsChunks(RocmAttentionBackend):
+    impl = IgnoresChunks
+
+    @classmethod
+    def capabilities(cls, aiter) -> Capabilities:
+        return dataclasses.replace(super().capabilities(aiter), chunked_local=YES)
+
+
+IgnoresChunks.backend = ClaimsChunks
+
+
+class LosesSinksInDecode(TritonAttentionImpl):
+    """A decode kernel that knows no sinks (vLLM #43817)."""
+
+    def forward(self, query, key, value, kv_cache, attn_metadata, *, output, lse=None):
+        layer = self.layer
+        if attn_metadata.max_query_len == 1:
+            self.layer = dataclasses.replace(layer, sinks=None)
+        super().forward(query, key, value, kv_cache, attn_metadata, output=output, lse=lse)
+        self.layer = layer
+        return output
+
+
+class ClaimsSinks(TritonAttentionBackend):
+    impl = LosesSinksInDecode
+
+
+LosesSinksInDecode.backend = ClaimsSinks
+
+
+class ClaimsRope(AiterFlashAttentionBackend):
+    """ROCM_AITER_FA as it was: its prefill attends to keys that the cache write has not rotated."""
+
+    @classmethod
+    def capabilities(cls, aiter) -> Capabilities:
+        return dataclasses.replace(super().capabilities(aiter), rope=YES)
+
+
+class RotatesOnlyTheCache(AiterFlashAttentionImpl):
+    backend = ClaimsRope
+
+
+ClaimsRope.impl = RotatesOnlyTheCache
+
+
+def _stand_in(device: str):
+    return stand_in([])
+
+
+CLAIMS_CHUNKS = backend_target("claims-chunks", lambda: ClaimsChunks, aiter=installed)
+CLAIMS_SINKS = backend_target("claims-sinks", lambda: ClaimsSinks, aiter=installed)
+_FA = {
+    "aiter": _stand_in,
+    "sizes": fa_sizes,
+    "rounding": AITER_UNIFIED_ATTENTION.rounding,
+    "refuses": False,
+    "sanitizes": False,
+}
+CLAIMS_ROPE = backend_target("claims-rope", lambda: ClaimsRope, **_FA)
+AITER_FA = backend_target("stand-in-aiter-fa", lambda: AiterFlashAttentionBackend, **_FA)

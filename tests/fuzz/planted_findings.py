@@ -1,0 +1,41 @@
+"""A target with two faults, of which its ledger knows one: sinks make it NaN, and a soft cap is off by 1."""
+
+import dataclasses
+
+from attn_fuzz.ledger import Finding
+from attn_fuzz.targets import REFERENCE_FP32
+from planted import SMALL, attend
+
+SINKS = Finding(
+    name="planted-sinks",
+    what="A sink makes the output NaN.",
+    cause="planted_findings.py, attention: so it is planted.",
+    seen_in="every version",
+    link=None,
+    meets=lambda config: config.sinks,
+    explains=lambda case, verdict: verdict.kind == "nan" and case.sinks is not None,
+)
+
+
+def sinks_are_nan(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    attend(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+    if layer.sinks is not None:
+        out[: int(batch.query_start_loc[-1])] = float("nan")
+
+
+def and_caps_are_wrong(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    sinks_are_nan(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+    if layer.logits_soft_cap is not None and batch.num_requests:
+        out[: int(batch.query_start_loc[-1])] += 1
+
+
+KNOWN = dataclasses.replace(
+    REFERENCE_FP32,
+    name="planted-known",
+    attention=sinks_are_nan,
+    support=lambda device: dataclasses.replace(SMALL, soft_cap=True, output_dtypes=()),
+    refuses=False,
+    findings=(SINKS,),
+)
+UNKNOWN_TOO = dataclasses.replace(KNOWN, name="planted-unknown-too", attention=and_caps_are_wrong)
+FIXED = dataclasses.replace(KNOWN, name="planted-fixed", attention=attend)

@@ -1,0 +1,59 @@
+"""Backends are fuzzed within what they declare, and a declaration that promises too much is found."""
+
+import pytest
+from attn_contract import AttentionConfig, AttentionType
+from attn_fuzz import engine, tensors
+from attn_fuzz.backend_targets import config_of
+from attn_fuzz.engine import Plan, Progress
+from attn_fuzz.poison import DTYPES
+from attn_fuzz.strategies import cases
+from attn_fuzz.targets import REFERENCE_FP32
+from hypothesis import HealthCheck, given, settings
+
+
+@pytest.fixture
+def fuzz_apart(tmp_path):
+    """Fuzzes one shard in a process of its own, in which the interpreter computes every dtype."""
+
+    def run(target: str, examples: int) -> Progress:
+        plan = Plan(target=target, device="cpu", examples=examples, seed=1, folder=tmp_path)
+        with engine.start_executor(plan) as executor:
+            return engine.fuzz(plan, executor)
+
+    return run
+
+
+@pytest.mark.parametrize("target", ["backend-triton", "backend-rocm-attn", "planted_backends:AITER_FA"])
+def test_a_backend_agrees_within_what_it_declares_and_refuses_the_rest(target, fuzz_apart):
+    progress = fuzz_apart(target, examples=50)
+    assert progress.failure is None, progress.failure.verdict.message
+
+
+@pytest.mark.parametrize(
+    ("name", "asks"), [("CLAIMS_CHUNKS", "chunked_local"), ("CLAIMS_SINKS", "sinks"), ("CLAIMS_ROPE", "rope")]
+)
+def test_a_declaration_that_promises_too_much_is_found(name, asks, fuzz_apart):
+    progress = fuzz_apart(f"planted_backends:{name}", examples=500)
+    assert progress.failure is not None, f"survived {progress.examples} examples"
+    assert getattr(progress.failure.case, asks) is not None
+
+
+@settings(
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow]
+)
+@given(case=cases("reference-fp32", REFERENCE_FP32.support("cpu")))
+def test_a_case_asks_for_what_its_layer_and_batch_ask_for(case):
+    step = tensors.build(case)
+    decoder = case.attn_type is AttentionType.DECODER
+    assert config_of(case) == AttentionConfig.of(
+        step.layer,
+        DTYPES[case.dtype],
+        block_size=step.view.block_size if step.view else None,
+        ranges=step.batch.bidirectional_ranges is not None,
+        qq_bias=step.batch.qq_bias is not None,
+        non_causal=decoder and step.batch.causal is not True,
+        per_request_causal=not isinstance(step.batch.causal, bool),
+        lse=step.lse is not None,
+        output_dtype=step.out.dtype if case.output_dtype else None,
+        rope=any(write.rotation for write in step.writes),
+    )

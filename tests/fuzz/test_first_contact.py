@@ -1,0 +1,81 @@
+"""The report on a new machine: every section is there, an error is a result, and nothing written is lost."""
+
+import json
+
+import pytest
+from attn_fuzz import cli, first_contact, targets
+from attn_fuzz.engine import Plan
+
+
+def full(monkeypatch, tmp_path, work):
+    """Run `doctor --full` with these sections; the exit code and the file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(first_contact, "sections", lambda device, **options: iter(work.items()))
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["doctor", "--full", "--json", "here.json"])
+    return exit_.value.code, json.loads((tmp_path / "here.json").read_text())
+
+
+def test_a_machine_without_a_gpu_compiles_for_all_and_fuzzes_every_target(tmp_path):
+    names = [name for name, _ in first_contact.sections("cpu", examples=1, workers=1, seed=0, folder=tmp_path)]
+    assert names[:2] == ["machine", "aiter"]
+    assert [name for name in names if name.startswith("compile")] == [f"compile {a}" for a in first_contact.ARCHITECTURES]
+    assert [name.removeprefix("fuzz ") for name in names if name.startswith("fuzz")] == targets.names()
+    assert len([name for name in names if name.startswith("time")]) == 3
+
+
+def test_all_right_is_0(monkeypatch, tmp_path):
+    code, written = full(monkeypatch, tmp_path, {"machine": lambda: first_contact.machine("cpu")})
+    assert code == 0
+    assert written["schema"] == "attn-parity.doctor/1"
+    assert written["sections"]["machine"]["packages"]["torch"]
+
+
+def test_what_full_alone_takes_is_refused_without_it(attn_parity, tmp_path):
+    for option in (("--examples", 5), ("--seed", 0), ("--json", "here.json")):
+        run = attn_parity("doctor", *option)
+        assert run.code == 2
+        assert "are for --full" in run.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_is_a_result_and_the_next_section_is_done(monkeypatch, tmp_path, capsys):
+    def broken():
+        raise RuntimeError("HIP error: no binary for this GPU")
+
+    code, written = full(monkeypatch, tmp_path, {"broken": broken, "machine": lambda: first_contact.machine("cpu")})
+    assert code == 1
+    assert written["sections"]["broken"]["error"] == "RuntimeError: HIP error: no binary for this GPU"
+    assert "cores" in written["sections"]["machine"]
+    assert "no binary for this GPU" in capsys.readouterr().out
+
+
+def test_an_interrupted_report_keeps_what_it_has(monkeypatch, tmp_path):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    work = {"machine": lambda: first_contact.machine("cpu"), "long": interrupted, "never": lambda: pytest.fail("went on")}
+    code, written = full(monkeypatch, tmp_path, work)
+    assert code == 130
+    assert list(written["sections"]) == ["machine"]
+
+
+def test_interrupted_fuzzing_ends_the_report_too(monkeypatch, tmp_path):
+    result = {"examples": 3, "failures": [], "max_ratio": 0.5, "interrupted": True}
+    code, written = full(monkeypatch, tmp_path, {"fuzz": lambda: dict(result), "never": lambda: pytest.fail("went on")})
+    assert code == 130
+    assert written["sections"]["fuzz"]["examples"] == 3
+
+
+def test_a_failing_target_is_in_the_report_with_its_case(monkeypatch, tmp_path):
+    plan = Plan(target="planted:NO_SINKS", device="cpu", examples=200, seed=0, folder=tmp_path)
+    code, written = full(monkeypatch, tmp_path, {"fuzz": lambda: first_contact.fuzzed(plan, 1)})
+    assert code == 1
+    (failure,) = written["sections"]["fuzz"]["failures"]
+    assert failure["case"]["sinks"]
+
+
+def test_compiled_says_what_the_compiler_says(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # which it must not inherit
+    assert first_contact.compiled("gfx942")["kernels"]
+    assert "architecture: got 'gfx9'" in first_contact.compiled("gfx9")["error"]

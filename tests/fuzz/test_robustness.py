@@ -1,0 +1,189 @@
+"""Whatever ends a run or a part of it, what was found is kept, the exit code is right, and nothing is left running."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from attn_fuzz import case as case_file
+from attn_fuzz import runner
+from attn_fuzz.engine import Plan
+from attn_fuzz.executor import Executor
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
+needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="writes to /dev/full")
+
+
+def alive(called: Path) -> list[int]:
+    """Processes, zombies aside, of the run that was told to say in this file what its kernel was called for."""
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if f"PLANTED_CALLED={called}".encode() in environment.read_bytes().split(b"\0"):
+                found.append(int(environment.parent.name))
+    return found
+
+
+@pytest.fixture
+def signalled(tmp_path, child_environment):
+    """Starts a fuzz run, sends the main process signals once `when` is true, and waits until all its processes have ended."""
+
+    def run(target: str, when, *signals: signal.Signals):
+        called = tmp_path / "called"
+        # a shell that starts the tests in the background has them, and so their children, ignore Ctrl-C
+        heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+        command = [sys.executable, "-c", f"{heed}; from attn_fuzz.cli import main; main()", "fuzz", "--target", target]
+        command += ["--examples", "100000", "--seed", "1", "--workers", "1", "--json", "run.json", "--report", "runs"]
+        process = subprocess.Popen(
+            [*command, "--corpus", "none"],
+            cwd=tmp_path,
+            env=child_environment | {"PLANTED_CALLED": str(called)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            while process.poll() is None and not when():
+                time.sleep(0.05)
+            for number in signals:
+                process.send_signal(number)
+                time.sleep(0.05)
+            out, err = process.communicate(timeout=60)
+            until = time.monotonic() + 30
+            while alive(called) and time.monotonic() < until:
+                time.sleep(0.1)
+            assert alive(called) == []
+        finally:
+            for pid in alive(called):
+                os.kill(pid, signal.SIGKILL)
+        assert "Traceback" not in err
+        return process.returncode, out
+
+    return run
+
+
+@needs_proc
+@pytest.mark.parametrize("signals", [(signal.SIGTERM,), (signal.SIGINT, signal.SIGINT, signal.SIGTERM)], ids=["term", "many"])
+def test_what_was_found_is_told_whatever_signals_come(signals, signalled, tmp_path):
+    code, out = signalled("planted:SLOW_NAN", lambda: list(tmp_path.glob("runs/*-shard-*.json")), *signals)
+    assert code == 1
+    assert "interrupted: 1 failing" in out
+    (failure,) = json.loads((tmp_path / "run.json").read_text())["failures"]
+    assert case_file.load(tmp_path / failure["case_file"])
+    assert {path.suffix for path in tmp_path.glob("runs/*")} == {".json", ".py", ".html"}
+    assert len(list(tmp_path.glob("runs/*"))) == 3, "nothing but the case, its script and the page"
+
+
+@needs_proc
+def test_what_was_found_is_on_the_disk_when_the_main_process_is_killed(signalled, tmp_path):
+    code, _ = signalled("planted:SLOW_NAN", lambda: list(tmp_path.glob("runs/*-shard-*.json")), signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    (path,) = tmp_path.glob("runs/*-shard-*.json")
+    assert case_file.load(path).target == "planted:SLOW_NAN"
+
+
+@pytest.fixture
+def plan(tmp_path):
+    return Plan(target="planted:FLASH", device="cpu", examples=12, seed=3, folder=tmp_path)
+
+
+def kill_workers(index=0, progress=None) -> None:
+    for worker in multiprocessing.active_children():
+        worker.kill()
+        worker.join()
+
+
+def test_a_worker_that_is_killed_is_replaced_and_its_shard_run_again(plan):
+    killed = []
+
+    def once(index, progress):
+        if progress.examples == 5 and not killed:
+            killed.append(index)
+            kill_workers()
+
+    outcome = runner.run([plan], 1, stop_at_failure=True, report=once)
+    assert (outcome.restarted, outcome.finished, outcome.error) == ({0}, {0}, None)
+    assert outcome.progress[0].examples == 12
+    assert list(plan.folder.iterdir()) == []
+
+
+def test_a_shard_whose_workers_all_die_ends_the_run(plan):
+    outcome = runner.run([plan], 1, stop_at_failure=True, report=kill_workers)
+    assert outcome.finished == set()
+    assert "a worker process died" in outcome.error
+
+
+def test_a_worker_that_is_killed_takes_nothing_with_it_that_it_has_found(tmp_path):
+    plan = Plan(target="planted:NAN", device="cpu", examples=50, seed=1, folder=tmp_path)
+
+    def while_shrinking(index, progress):
+        if progress.failure is not None and not progress.failure.minimal:
+            kill_workers()
+
+    outcome = runner.run([plan], 1, stop_at_failure=True, report=while_shrinking)
+    assert (outcome.error, outcome.finished) == (None, {0})
+    assert outcome.progress[0].failure.verdict.kind == "nan"
+    assert not outcome.progress[0].failure.minimal
+
+
+def test_a_case_whose_process_is_killed_from_outside_is_run_again(step_case, tmp_path, monkeypatch):
+    monkeypatch.setenv("PLANTED_CALLED", str(tmp_path / "called"))
+    with Executor("planted:KILLED_ONCE", "cpu", 60.0, tmp_path / "ahead.json") as executor:
+        verdict = executor.run(step_case)
+    assert (verdict.kind, verdict.events) == ("agree", ("killed from outside and run again",))
+
+
+def test_a_case_whose_process_is_always_killed_is_a_failure(step_case, tmp_path):
+    with Executor("planted:KILLED_ALWAYS", "cpu", 60.0, tmp_path / "ahead.json") as executor:
+        verdict = executor.run(step_case)
+    assert verdict.kind == "crashed"
+    assert "SIGKILL twice" in verdict.message
+    assert "memory" in verdict.message
+
+
+@needs_full
+def test_a_case_in_flight_that_cannot_be_written_is_an_error_that_names_it(step_case, tmp_path):
+    (tmp_path / "ahead.json.partial").symlink_to("/dev/full")
+    with (
+        Executor("planted:FLASH", "cpu", 60.0, tmp_path / "ahead.json") as executor,
+        pytest.raises(OSError, match=r"No space left on device: .*ahead\.json"),
+    ):
+        executor.run(step_case)
+
+
+@needs_full
+def test_a_case_file_is_replaced_whole_or_not_at_all(step_case, tmp_path):
+    path = tmp_path / "case.json"
+    case_file.save(path, step_case)
+    (tmp_path / "case.json.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        case_file.save(path, step_case)
+    assert case_file.load(path) == step_case
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@needs_full
+@pytest.mark.parametrize(
+    ("full", "kept"), [(["runs/planted-raises-1.json.partial", "run.json"], "told"), (["runs/planted-raises-1.py"], "written")]
+)
+def test_on_a_full_disk_a_failure_is_told_in_full(full, kept, attn_parity, tmp_path):
+    (tmp_path / "runs").mkdir()
+    for name in full:
+        (tmp_path / name).symlink_to("/dev/full")
+    run = attn_parity(
+        *("fuzz", "--target", "planted:RAISES", "--examples", 5, "--seed", 1, "--workers", 1, "--corpus", "none"),
+        *("--json", "run.json", "--report", "runs"),
+    )
+    assert run.code == 1
+    assert run.err.count("No space left on device") == len(full)
+    printed = run.out[run.out.index("{\n") : run.out.rindex("}\n") + 2]
+    assert case_file.loads(printed).target == "planted:RAISES"
+    assert (tmp_path / "runs" / "planted-raises-1.json").exists() == (kept == "written")
+    early = list(tmp_path.glob("runs/*-shard-*.json"))
+    assert [case_file.load(path) for path in early] == [case_file.loads(printed)], "as far as a shard could write it"

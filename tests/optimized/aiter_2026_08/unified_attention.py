@@ -1,0 +1,58 @@
+"""aiter.ops.triton.attention.unified_attention."""
+
+from typing import Any
+
+import torch
+
+from aiter_2026_08.softmax import attend, capped, paged_rows, per_query_head
+
+
+def unified_attention(
+    *,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    max_seqlen_q: int,
+    seqused_k: torch.Tensor,
+    softmax_scale: float,
+    causal: bool,
+    window_size: tuple[int, int],
+    block_table: torch.Tensor,
+    softcap: float,
+    q_descale: torch.Tensor | None,
+    k_descale: torch.Tensor | None,
+    v_descale: torch.Tensor | None,
+    alibi_slopes: torch.Tensor | None,
+    output_scale: torch.Tensor | None,
+    qq_bias: torch.Tensor | None,
+    sinks: torch.Tensor | None,
+    **not_modelled: Any,
+) -> None:
+    """Causal attention; `1 + window_size[0]` keys are seen, or all for 0; ALiBi counts from the context's end."""
+    assert causal, "Only causal attention is supported"
+    assert q_descale is None
+    assert not any(not_modelled[name] for name in ("q_scales", "shuffled_kv_cache", "skip_reduce"))
+    window = 1 + window_size[0]
+    num_heads = q.shape[1]
+    for r in range(len(seqused_k)):
+        rows = slice(int(cu_seqlens_q[r]), int(cu_seqlens_q[r + 1]))
+        num_queries, num_keys = rows.stop - rows.start, int(seqused_k[r])
+        assert num_queries <= max_seqlen_q
+        keys = paged_rows(k, block_table[r], num_keys) * (1.0 if k_descale is None else k_descale)
+        values = paged_rows(v, block_table[r], num_keys) * (1.0 if v_descale is None else v_descale)
+        context_len = num_keys - num_queries
+        key = torch.arange(num_keys)
+        behind = context_len + torch.arange(num_queries)[:, None] - key[None, :]
+        visible = behind >= 0
+        if window > 0:
+            visible &= behind < window
+        scores = torch.einsum("qhd,khd->hqk", q[rows].float(), per_query_head(keys, num_heads)) * softmax_scale
+        scores = capped(scores, softcap)
+        if alibi_slopes is not None:
+            scores = scores + alibi_slopes[:, None, None] * (key - context_len)
+        if qq_bias is not None and context_len >= 0:
+            scores[:, :, context_len:] += qq_bias[:num_queries, :num_queries]
+        attended, _ = attend(scores, visible, per_query_head(values, num_heads), sinks)
+        out[rows] = attended if output_scale is None else attended / output_scale

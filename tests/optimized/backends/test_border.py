@@ -1,0 +1,184 @@
+"""What no backend takes: it says so by the argument's name, before it writes anything."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from attn_contract import AttentionType, ContractError, Layout
+from attn_optimized.backends import BACKENDS
+
+TRITON = BACKENDS["TRITON_ATTN"]
+LAYOUTS = {name: Layout.X_PACKED if name == "ROCM_ATTN" else Layout.BLOCKS_FIRST_NHD for name in BACKENDS}
+ROTATING = [name for name in BACKENDS if name != "ROCM_AITER_FA"]
+# prefill, extend and decode: a backend of phases may write in the first what it refuses in the last
+MIXED = {"query_lens": [7, 20, 1], "seq_lens": [7, 90, 40]}
+
+every_backend = pytest.mark.parametrize("name", BACKENDS)
+
+
+@every_backend
+@pytest.mark.parametrize("wrong", ["another backend's", "the common one", "none"])
+def test_metadata_of_another_kind(name, wrong, make_step, refuses):
+    step = make_step(**MIXED, layout=LAYOUTS[name])
+    other = BACKENDS["TRITON_ATTN" if name == "ROCM_AITER_FA" else "ROCM_AITER_FA"]
+    metadata = {
+        "another backend's": other.builder(AttentionType.DECODER).build(step.common),
+        "the common one": step.common,
+        "none": None,
+    }[wrong]
+    match = f"attn_metadata: got {type(metadata).__name__}, expected .* as {name}'s builder makes it"
+    refuses(BACKENDS[name], step, ContractError, match, {"attn_metadata": metadata})
+
+
+@every_backend
+def test_a_cache_in_blocks_of_another_size(name, make_step, refuses, aiter, device):
+    step = make_step(**MIXED, layout=LAYOUTS[name], block_size=64)
+    match = "kv_cache: got blocks of 64 slots, expected 16, the layer's block_size"
+    refuses(BACKENDS[name], step, ContractError, match, block_size=16)
+
+    impl = BACKENDS[name].impl(step.layer, aiter=aiter, dtype=step.query.dtype, block_size=16)
+    before, slots = step.kv_cache.clone(), step.common.slot_mapping
+    with pytest.raises(ContractError, match=match):
+        impl.do_kv_cache_update(step.key, step.value, step.kv_cache, slots)
+    if name in ROTATING:
+        positions, cos_sin_cache = torch.zeros_like(slots), torch.randn(4, 64, device=device)
+        rope = step.query, step.key, step.value, positions, cos_sin_cache, step.kv_cache, slots
+        with pytest.raises(ContractError, match=match):
+            impl.do_rope_and_kv_cache_update(*rope, is_neox=True)
+    assert torch.equal(step.kv_cache.view(torch.int16), before.view(torch.int16))
+
+
+@every_backend
+def test_a_step_of_another_dtype(name, make_step, refuses, aiter):
+    step = make_step(**MIXED, layout=LAYOUTS[name], dtype=torch.bfloat16)
+    match = "got torch.bfloat16, expected torch.float16, the layer's dtype"
+    refuses(BACKENDS[name], step, ContractError, f"query: {match}", dtype=torch.float16)
+    impl = BACKENDS[name].impl(step.layer, aiter=aiter, dtype=torch.float16, block_size=step.block_size)
+    with pytest.raises(ContractError, match=f"key: {match}"):
+        impl.do_kv_cache_update(step.key, step.value, step.kv_cache, step.common.slot_mapping)
+
+
+@every_backend
+@pytest.mark.parametrize("argument", ["query", "kv_cache", "output"])
+def test_what_is_no_tensor(name, argument, make_step, refuses):
+    step = make_step(**MIXED, layout=LAYOUTS[name])
+    refuses(BACKENDS[name], step, ContractError, f"{argument}: got None, expected a tensor", {argument: None})
+
+
+@pytest.mark.parametrize("kv_cache", [None, 5])
+def test_no_cache_to_reinterpret(kv_cache, make_step, refuses, aiter):
+    step, options = make_step(**MIXED), {"allocation_layout": Layout.X_PACKED}
+    refuses(TRITON, step, ContractError, "kv_cache: got", {"kv_cache": kv_cache}, **options)
+    impl = TRITON.impl(step.layer, aiter=aiter, **step.constructor, **options)
+    with pytest.raises(ContractError, match="kv_cache: got"):
+        impl.do_kv_cache_update(step.key, step.value, kv_cache, step.common.slot_mapping)
+
+
+@pytest.mark.parametrize("name", ROTATING)
+def test_an_output_that_cannot_hold_scaled_values(name, make_step, refuses):
+    step = make_step(**MIXED, layout=LAYOUTS[name], output_scale=torch.tensor(0.5))
+    refuses(BACKENDS[name], step, ContractError, "^output: got torch.float16, expected float8_e4m3fn")
+
+
+class TestValidate:
+    """Values on a device are read on demand alone: wrong ones crash a kernel, or read and write other requests' memory."""
+
+    @every_backend
+    @pytest.mark.parametrize("wrong", ["block_table", "seq_lens", "query_start_loc"])
+    def test_a_step(self, name, wrong, make_step, refuses):
+        step = make_step(**MIXED, layout=LAYOUTS[name])
+        common = {
+            "block_table": {"block_table_tensor": torch.full_like(step.common.block_table_tensor, 2**30)},
+            "seq_lens": {"seq_lens": step.common.seq_lens + 2**20, "max_seq_len": 2**21},
+            "query_start_loc": {"query_start_loc": step.common.query_start_loc + 1},
+        }[wrong]
+        step = replace(step, common=replace(step.common, **common))
+        refuses(BACKENDS[name], step, ContractError, rf"{wrong}\[", validate=True)
+
+    @pytest.mark.parametrize("name", ROTATING)
+    def test_an_encoder(self, name, make_step, refuses):
+        step = make_step([7, 2], [7, 2], attn_type=AttentionType.ENCODER)
+        step = replace(step, common=replace(step.common, seq_lens=step.common.seq_lens - 1))
+        refuses(BACKENDS[name], step, ContractError, r"seq_lens\[0\]", validate=True)
+
+    @every_backend
+    def test_a_cache_write(self, name, make_step, aiter):
+        step = make_step(**MIXED, layout=LAYOUTS[name])
+        before = step.kv_cache.clone()
+        impl = BACKENDS[name].impl(step.layer, aiter=aiter, validate=True, **step.constructor)
+        with pytest.raises(ContractError, match=r"slot_mapping\[0\]"):
+            impl.do_kv_cache_update(step.key, step.value, step.kv_cache, torch.full_like(step.common.slot_mapping, 2**40))
+        assert torch.equal(step.kv_cache.view(torch.int16), before.view(torch.int16))
+
+    @pytest.mark.parametrize("name", ROTATING)
+    def test_a_rotation(self, name, make_step, aiter, device):
+        step = make_step(**MIXED, layout=LAYOUTS[name])
+        before, slots = step.kv_cache.clone(), step.common.slot_mapping
+        impl = BACKENDS[name].impl(step.layer, aiter=aiter, validate=True, **step.constructor)
+        positions, cos_sin_cache = torch.full_like(slots, 2**40), torch.randn(4, 64, device=device)
+        rope = step.query, step.key, step.value, positions, cos_sin_cache, step.kv_cache, slots
+        with pytest.raises(ContractError, match=r"positions\[0\]"):
+            impl.do_rope_and_kv_cache_update(*rope, is_neox=True)
+        assert torch.equal(step.kv_cache.view(torch.int16), before.view(torch.int16))
+
+    @every_backend
+    def test_right_values_pass(self, name, make_step, assert_agrees):
+        assert_agrees(BACKENDS[name], make_step(**MIXED, layout=LAYOUTS[name]), validate=True, parts=2)
+
+
+@every_backend
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"allocation_layout": "X_PACKED"}, "allocation_layout: got 'X_PACKED', expected None or a Layout"),
+        ({"allocation_layout": Layout.CONTENT_PACKED_SCALED}, "allocation_layout: got CONTENT_PACKED_SCALED, .* footprint"),
+        ({"kv_sharing_target_layer_name": False}, "kv_sharing_target_layer_name: got False"),
+        ({"kv_sharing_target_layer_name": ""}, "kv_sharing_target_layer_name: got ''"),
+        ({"aiter": "none"}, "aiter: got 'none'"),
+        ({"validate": 1}, "validate: got 1, expected a bool"),
+    ],
+)
+def test_arguments_of_a_layer(name, options, match, make_step, aiter):
+    step = make_step([1], [9], layout=LAYOUTS[name])
+    with pytest.raises(ContractError, match=match):
+        BACKENDS[name].impl(step.layer, **{"aiter": aiter, **step.constructor, **options})
+
+
+@every_backend
+def test_no_layer_at_all(name, aiter):
+    with pytest.raises(ContractError, match="layer: got None, expected a Layer"):
+        BACKENDS[name].impl(None, dtype=torch.float16, block_size=16, aiter=aiter)
+
+
+def test_an_encoder_shares_no_allocation(make_step, aiter):
+    step = make_step([3], [3], attn_type=AttentionType.ENCODER)
+    with pytest.raises(ContractError, match="allocation_layout: got X_PACKED, expected None"):
+        TRITON.impl(step.layer, aiter=aiter, allocation_layout=Layout.X_PACKED, **step.constructor)
+
+
+@every_backend
+@pytest.mark.parametrize("attn_type", ["decoder", None])
+def test_a_builder_of_no_attention_type(name, attn_type):
+    with pytest.raises(ContractError, match="attn_type: got"):
+        BACKENDS[name].builder(attn_type)
+
+
+@every_backend
+def test_a_builder_of_no_step(name, make_step):
+    builder = BACKENDS[name].builder(AttentionType.DECODER)
+    with pytest.raises(ContractError, match="common_attn_metadata: got None"):
+        builder.build(None)
+    with pytest.raises(ContractError, match="block_table_tensor: got None"):
+        builder.build(replace(make_step(**MIXED).common, block_table_tensor=None))
+
+
+@pytest.mark.parametrize("given", [{}, {"key": None, "value": None}, {"kv_sharing_target_layer_name": "layers.3"}])
+@pytest.mark.parametrize("wrong", ["kv_cache", "slot_mapping"])
+def test_a_write_is_checked_even_where_it_writes_nothing(given, wrong, make_step, aiter):
+    step = make_step([3], [9])
+    options = {name: value for name, value in given.items() if name not in ("key", "value")}
+    impl = TRITON.impl(step.layer, aiter=aiter, **step.constructor, **options)
+    arguments = {"key": step.key, "value": step.value, "kv_cache": step.kv_cache, "slot_mapping": step.common.slot_mapping}
+    arguments |= {name: value for name, value in given.items() if name in arguments}
+    with pytest.raises(ContractError, match=f"{wrong}: got 5"):
+        impl.do_kv_cache_update(**{**arguments, wrong: 5})

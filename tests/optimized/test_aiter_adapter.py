@@ -1,0 +1,512 @@
+"""Which AITER is there and what it declares; every call is by keyword, converted to AITER's conventions or refused."""
+
+import dataclasses
+import sys
+from dataclasses import replace
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+import attn_reference
+import pytest
+import torch
+from attn_contract import AttentionType, ContractError, Layout, UnsupportedError
+from attn_optimized import aiter_adapter
+from attn_optimized.aiter_adapter import Aiter, Signature, features_of, find_aiter, import_aiter, recorded
+from attn_optimized.aiter_adapter.key_values import key_value_rows, shuffled_pages
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `aiter_2026_08`
+
+from aiter_2026_08 import Call, stand_in
+
+ROWS = ("BLOCKS_FIRST_NHD", "BLOCKS_FIRST_HND", "KV_FIRST_NHD", "KV_FIRST_HND", "CONTENT_PACKED")
+
+
+@pytest.fixture
+def calls() -> list[Call]:
+    return []
+
+
+@pytest.fixture
+def aiter(calls: list[Call]) -> Aiter:
+    return stand_in(calls)
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Puts a package named aiter where Python looks first; its files by name."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "aiter"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "9.9" if name == "amd-aiter" else "1")
+
+    def files(**sources: str) -> Path:
+        for name, source in {"__init__": "", **sources}.items():
+            path = tmp_path.joinpath("aiter", *name.split("__in__")).with_suffix(".py")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(source)
+        return tmp_path / "aiter"
+
+    yield files
+    for name in [name for name in sys.modules if name.split(".")[0] == "aiter"]:
+        del sys.modules[name]
+
+
+class TestFinding:
+    def test_none(self, monkeypatch):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        assert "not installed" in str(find_aiter().missing)
+
+    def test_the_unrelated_package_of_pypi(self, install):
+        install(builtins="")
+        assert "not AMD's" in str(find_aiter().missing)
+
+    def test_the_folder_of_a_clone(self, tmp_path, monkeypatch):
+        """Which Python takes for a namespace where no package of that name is installed."""
+        spec = ModuleSpec("aiter", None)
+        spec.submodule_search_locations = [str(tmp_path)]
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
+        missing = str(find_aiter().missing)
+        assert "is no package" in missing
+        assert "PyPI" not in missing
+
+    def test_without_attention(self, install):
+        install(ops__in__enum="")
+        assert "without attention" in str(find_aiter().missing)
+
+    def test_it_is_read_and_not_run(self, install):
+        install(
+            __init__="raise AssertionError('no hipcc')",
+            ops__in__mha="f()\ndef flash_attn_varlen_func(q, k, *, window_size=(-1, -1), out=None, how=f()): ...",
+        )
+        found = find_aiter()
+        assert (found.missing, found.version) == (None, "9.9")
+        signature = found.signatures["flash_attn_varlen_func"]
+        assert signature.arguments == ("q", "k", "window_size", "out", "how")
+        assert signature.defaults["window_size"] == (-1, -1)
+        assert str(signature) == "aiter.ops.mha.flash_attn_varlen_func(q, k, window_size=(-1, -1), out=None, how=...)"
+        assert not [name for name in sys.modules if name.split(".")[0] == "aiter"]
+
+    @pytest.mark.parametrize("folder", ["ops__in__triton", "ops__in__triton__in__attention"])
+    def test_module_paths_old_and_new(self, folder, install):
+        install(**{f"{folder}__in__unified_attention": "def unified_attention(q, sinks=None): ..."})
+        assert find_aiter().signatures["unified_attention"].module == f"aiter.{folder.replace('__in__', '.')}.unified_attention"
+
+    def test_source_that_cannot_be_parsed_has_no_signature(self, install):
+        install(ops__in__mha="def flash_attn_varlen_func(:", ops__in__attention="def pa_fwd_asm(Q): ...")
+        assert list(find_aiter().signatures) == ["pa_fwd_asm"]
+
+    def test_what_fails_to_import_is_said(self, install):
+        install(__init__="raise AssertionError('no hipcc')", ops__in__mha="def flash_attn_varlen_func(q): ...")
+        assert import_aiter().missing == "AITER does not import here: AssertionError: no hipcc"
+        with pytest.raises(UnsupportedError, match="AssertionError: no hipcc"):
+            find_aiter().call("flash_attn_varlen_func", q=1)
+
+    def test_imported_functions_are_inspected(self, install):
+        """A decorator hides the arguments from the source's reader, and `functools.wraps` shows them to `inspect`."""
+        install(
+            ops__in__mha="import functools\ndef hidden(q, sink_ptr=None): ...\n"
+            "@functools.wraps(hidden)\ndef flash_attn_varlen_func(*args, **kwargs): return kwargs"
+        )
+        assert not find_aiter().has("flash_attn_varlen_func", "sink_ptr")
+        found = import_aiter()
+        assert found.has("flash_attn_varlen_func", "sink_ptr")
+        assert found.call("flash_attn_varlen_func", q=3) == {"q": 3}
+
+
+class TestFeatures:
+    def test_the_recorded_version_has_all(self):
+        assert not any(dataclasses.asdict(features_of(recorded("2026-08"))).values())
+
+    def test_what_a_signature_lacks_is_said_of_that_feature_alone(self):
+        whole = recorded("2026-08")
+        prefill = whole.signatures["flash_attn_varlen_func"]
+        fewer = replace(prefill, arguments=tuple(name for name in prefill.arguments if name != "sink_ptr"))
+        reasons = dataclasses.asdict(
+            features_of(replace(whole, signatures={**whole.signatures, "flash_attn_varlen_func": fewer}))
+        )
+        assert [name for name, reason in reasons.items() if reason] == ["prefill_sinks"]
+        assert "`sink_ptr`" in reasons["prefill_sinks"]
+
+    def test_without_aiter_every_feature_has_its_reason(self):
+        assert set(dataclasses.asdict(features_of(Aiter(missing="not there"))).values()) == {"not there"}
+
+    def test_an_unknown_version_is_an_error(self):
+        with pytest.raises(ValueError, match=r"AITER: got version '1999-01', expected one of .*2026-08"):
+            recorded("1999-01")
+
+
+class TestArguments:
+    def test_one_that_the_signature_lacks(self):
+        aiter = Aiter(version="0", signatures={"f": Signature("f", "aiter.f", ("q",))}, functions={"f": print})
+        with pytest.raises(UnsupportedError, match="AITER's f: sinks not supported: no such argument in AITER 0; use an AITER"):
+            aiter.call("f", q=1, sinks=2)
+
+    def test_one_that_the_signature_wants_and_nobody_knows(self):
+        aiter = Aiter(signatures={"f": Signature("f", "aiter.f", ("q", "more", "less"), {"less": 0})}, functions={"f": print})
+        with pytest.raises(UnsupportedError, match="AITER's f: more not supported"):
+            aiter.call("f", q=1)
+
+    def test_a_function_that_is_not_there(self):
+        with pytest.raises(UnsupportedError, match="has no such function"):
+            Aiter(version="0").call("unified_attention")
+
+
+def expected_of(call: Any) -> torch.Tensor:
+    expected = torch.full(call.q.shape, 7.0, dtype=call.q.dtype)
+    attn_reference.paged_attention(*call, out=expected, precision=torch.float64)
+    return expected
+
+
+def assert_close(got: torch.Tensor, expected: torch.Tensor) -> None:
+    """One rounding of float16 each, and float32 between."""
+    torch.testing.assert_close(got, expected, rtol=2**-10, atol=2**-12, check_stride=False)
+
+
+class TestUnifiedAttention:
+    def attend(self, aiter, call):
+        out = torch.full(call.q.shape, 7.0, dtype=call.q.dtype)
+        assert aiter_adapter.unified_attention(aiter, *call, out=out, validate=True) is out
+        return out
+
+    @pytest.mark.parametrize("layout", ROWS)
+    @pytest.mark.parametrize("kv_cache_dtype", [None, torch.float8_e4m3fn])
+    def test_layouts(self, layout, kv_cache_dtype, paged_call, aiter):
+        call = paged_call(
+            [3, 1, 18], [20, 33, 18], layout=Layout(layout), dtype=torch.float16, kv_cache_dtype=kv_cache_dtype, scales="tensor"
+        )
+        assert_close(self.attend(aiter, call), expected_of(call))
+
+    @pytest.mark.parametrize(
+        "rules",
+        [
+            {"window": (0, -1)},
+            {"window": (5, 0)},
+            {"window": (5, 3)},
+            {"window": (-1, 2)},
+            {"logits_soft_cap": 2.0},
+            {"logits_soft_cap": 0.0},
+            {"sinks": [0.5, -1.0, 2.0, 0.0]},
+            {"alibi_slopes": torch.tensor([0.5, 0.25, 0.125, 1.0])},
+        ],
+        ids=str,
+    )
+    def test_rules(self, rules, paged_call, aiter):
+        call = paged_call([3, 1, 18], [20, 33, 18], dtype=torch.float16, **rules)
+        assert_close(self.attend(aiter, call), expected_of(call))
+
+    def test_a_window_counts_the_query_itself(self, paged_call, aiter, calls):
+        for window, argument in (((0, 0), 0), ((5, 5), 5), ((-1, -1), -1), ((-1, 4), -1)):
+            self.attend(aiter, paged_call([3], [20], dtype=torch.float16, window=window))
+            assert calls[-1].arguments["window_size"][0] == argument
+
+    def test_the_kernel_takes_the_row_stride_of_qq_bias_for_its_width(self, paged_call, aiter, calls):
+        wide = torch.full((11, 16), torch.nan)
+        wide[:, :11] = torch.arange(121.0).view(11, 11) / 16
+        call = paged_call([3, 4], [20, 6], dtype=torch.float16, qq_bias=wide[:, :11])
+        assert_close(self.attend(aiter, call), expected_of(call))
+        assert calls[-1].arguments["qq_bias"].stride() == (11, 1)
+
+    def test_the_rest_of_a_tile_of_the_block_table_can_be_read(self, paged_call, aiter, calls):
+        call = paged_call([18, 3], [20, 33], dtype=torch.float16)
+        table = call.batch.block_table.clone()
+        self.attend(aiter, call._replace(batch=replace(call.batch, block_table=table)))
+        given = calls[-1].arguments["block_table"]
+        behind_last_row = given.untyped_storage().nbytes() // 4 - (len(given) - 1) * given.stride(0)
+        assert behind_last_row >= table.shape[1] + 64 // 16 - 1
+        assert torch.equal(given[:, : table.shape[1]], table)
+        roomy = torch.nn.functional.pad(table, (0, 8))[:, : table.shape[1]]
+        self.attend(aiter, call._replace(batch=replace(call.batch, block_table=roomy)))
+        assert calls[-1].arguments["block_table"].data_ptr() == roomy.data_ptr()
+
+    def test_no_soft_cap_is_a_number_that_it_can_compare(self, paged_call, aiter, calls):
+        self.attend(aiter, paged_call([3], [20], dtype=torch.float16))
+        assert calls[-1].arguments["softcap"] == 0.0
+
+    def test_only_rows_that_count_are_handed_over(self, paged_call, aiter, calls):
+        call = paged_call([2, 1], [20, 33], dtype=torch.float16)
+        self.attend(aiter, call._replace(batch=replace(call.batch, num_actual_tokens=3)))
+        assert len(calls[-1].arguments["q"]) == len(calls[-1].arguments["out"]) == 3
+
+    def test_no_requests_are_no_call(self, paged_call, aiter, calls):
+        for causal in (True, False):
+            assert (self.attend(aiter, paged_call([], [], dtype=torch.float16, causal=causal)) == 7).all()
+        assert calls == []
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"causal": False}, "non-causal attention not supported: its kernel asserts causal .vLLM #40176."),
+            ({"causal": [True, False]}, "non-causal attention"),
+            ({"attn_type": AttentionType.ENCODER_DECODER, "causal": False}, "encoder_decoder attention .* asserts causal"),
+            ({"sink_tokens": 2, "window": (3, 0)}, "sink_tokens"),
+            ({"chunked_local": 4}, "chunked_local"),
+            ({"ranges": [[(0, 1)], [(0, 1)]]}, "bidirectional ranges"),
+            ({"sinks": [0.0] * 4, "alibi_slopes": torch.ones(4)}, "ALiBi with sinks .* where the context ends"),
+            ({"dtype": torch.float32}, "float32 .* TF32"),
+            ({"kv_cache_dtype": torch.int8, "scales": "token"}, "int8"),
+            ({"kv_cache_dtype": torch.float8_e4m3fn, "scales": "token"}, "a scale per token"),
+            ({"kv_cache_dtype": torch.float8_e4m3fn, "scales": "head"}, "a scale per head"),
+            ({"head_size": 80}, "head size 80 .* power of two"),
+            ({"block_size": 48}, "block size 48 .* power of two"),
+            ({"layout": Layout.SHUFFLED}, "layout SHUFFLED"),
+        ],
+        ids=str,
+    )
+    def test_refusals(self, changes, words, paged_call, aiter, calls):
+        call = paged_call([2, 1], [20, 33], **{"dtype": torch.float16, **changes})
+        out = torch.full(call.q.shape, 7.0, dtype=call.q.dtype)
+        with pytest.raises(UnsupportedError, match=f"^AITER's unified_attention: .*{words}"):
+            aiter_adapter.unified_attention(aiter, *call, out=out)
+        assert calls == []
+        assert (out == 7).all()
+
+    def test_it_returns_no_lse(self, paged_call, aiter):
+        call = paged_call([2], [20], dtype=torch.float16)
+        with pytest.raises(UnsupportedError, match="the LSE not supported: it returns none"):
+            aiter_adapter.unified_attention(aiter, *call, out=torch.empty_like(call.q), lse=torch.empty(4, len(call.q)))
+
+    def test_bad_input_is_the_contracts_error(self, paged_call, aiter):
+        call = paged_call([2], [20], dtype=torch.float16)
+        batch = replace(call.batch, block_table=call.batch.block_table[:, :1])
+        with pytest.raises(ContractError, match="seq_lens"):
+            aiter_adapter.unified_attention(aiter, *call[:3], batch, out=torch.empty_like(call.q), validate=True)
+
+
+def dense_rows(call: Any, request: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """K and V of one request, [seq_len, HK, D]."""
+    k, v = key_value_rows(call.kv_cache, call.layer, "test")
+    length = int(call.batch.seq_lens[request])
+    key = torch.arange(length)
+    block = call.batch.block_table[request, key // k.shape[1]].long()
+    return k[block, key % k.shape[1]], v[block, key % k.shape[1]]
+
+
+def attend_dense(aiter: Aiter, call: Any, out: torch.Tensor, lse: torch.Tensor | None, *, causal: bool) -> None:
+    """flash_attn_varlen over the rows of a paged call, with zeros for what no query sees."""
+    rows = [dense_rows(call, r) for r in range(call.batch.num_requests)]
+    lens = torch.tensor([0, *(len(k) for k, _ in rows)])
+    aiter_adapter.flash_attn_varlen(
+        aiter,
+        call.q,
+        torch.cat([k for k, _ in rows]).nan_to_num(),
+        torch.cat([v for _, v in rows]).nan_to_num(),
+        call.layer,
+        query_start_loc=call.batch.query_start_loc,
+        key_start_loc=lens.cumsum(0).int(),
+        max_query_len=call.batch.max_query_len,
+        max_key_len=int(lens.max()),
+        causal=causal,
+        out=out,
+        lse=lse,
+    )
+
+
+class TestFlashAttnVarlen:
+    """Against the paged reference: the cache's rows, made dense."""
+
+    @pytest.mark.parametrize(
+        "rules",
+        [
+            {},
+            {"window": (4, 0)},
+            {"window": (0, 0)},
+            {"window": (4, 7)},
+            {"sinks": [0.5, -1.0, 2.0, 0.0]},
+            {"logits_soft_cap": 2.0},
+        ],
+        ids=str,
+    )
+    @pytest.mark.parametrize("query_lens", [[3, 5], [1, 1]])
+    def test_causal_attention(self, query_lens, rules, paged_call, aiter):
+        call = paged_call(query_lens, [20, 18], dtype=torch.float16, **rules)
+        out, lse = torch.full_like(call.q, 7), torch.empty(4, len(call.q))
+        attend_dense(aiter, call, out, lse, causal=True)
+        expected, expected_lse = torch.full_like(call.q, 7), torch.empty(4, len(call.q))
+        attn_reference.paged_attention(*call, out=expected, lse=expected_lse, precision=torch.float64)
+        rows = sum(query_lens)
+        assert_close(out[:rows], expected[:rows])
+        torch.testing.assert_close(lse[:, :rows], expected_lse[:, :rows], rtol=2**-18, atol=2**-18)
+
+    def test_an_lse_without_keys_is_minus_infinity(self, paged_call, aiter):
+        call = paged_call([2], [0], dtype=torch.float16)
+        lse = torch.zeros(4, len(call.q))
+        attend_dense(aiter, call, torch.empty_like(call.q), lse, causal=False)
+        assert (lse == -torch.inf).all()
+
+    def test_windows_of_two_numbers_and_of_three(self, paged_call, aiter, calls):
+        call = paged_call([3], [20], dtype=torch.float16, window=(4, 2))
+        attend_dense(aiter, call, torch.empty_like(call.q), None, causal=True)
+        assert calls[-1].arguments["window_size"] == (4, 0, 0)
+        signature = aiter.signatures["flash_attn_varlen_func"]
+        older = replace(signature, defaults={**signature.defaults, "window_size": (-1, -1)})
+        given: list[dict] = []
+        older_aiter = replace(
+            aiter,
+            signatures={**aiter.signatures, "flash_attn_varlen_func": older},
+            functions={"flash_attn_varlen_func": lambda **arguments: given.append(arguments)},
+        )
+        attend_dense(older_aiter, call, torch.empty_like(call.q), None, causal=False)
+        assert given[0]["window_size"] == (4, 2)
+
+    def test_sinks_are_refused_where_the_signature_has_none(self, paged_call, aiter):
+        call = paged_call([3], [20], dtype=torch.float16, sinks=[0.0] * 4)
+        signature = aiter.signatures["flash_attn_varlen_func"]
+        older = replace(signature, arguments=tuple(name for name in signature.arguments if name != "sink_ptr"))
+        with pytest.raises(UnsupportedError, match="sink_ptr not supported: no such argument in AITER 2026-08"):
+            attend_dense(
+                replace(aiter, signatures={"flash_attn_varlen_func": older}), call, torch.empty_like(call.q), None, causal=True
+            )
+
+    @pytest.mark.parametrize("window", [(-1, -1), (0, 0), (4, 0)])
+    @pytest.mark.parametrize(("rule", "words"), [({"sinks": [0.0] * 4}, "sinks"), ({"logits_soft_cap": 2.0}, "a soft cap")])
+    def test_what_assembly_kernels_drop_is_refused(self, rule, words, window, paged_call, aiter, calls):
+        """A window past the longest sequence is dropped before the gate that would keep to CK's kernels, so none is a guard."""
+        call = paged_call([3], [20], dtype=torch.bfloat16, head_size=128, window=window, **rule)
+        with pytest.raises(UnsupportedError, match=f"{words} not supported: for bfloat16 and a head size of 128"):
+            attend_dense(aiter, call, torch.empty_like(call.q), None, causal=True)
+        assert calls == []
+
+    def test_the_fallback_is_refused(self, paged_call, aiter, monkeypatch):
+        monkeypatch.setenv("ENABLE_CK", "0")
+        call = paged_call([3], [20], dtype=torch.float16)
+        with pytest.raises(UnsupportedError, match="ENABLE_CK=0"):
+            attend_dense(aiter, call, torch.empty_like(call.q), None, causal=True)
+
+    @pytest.mark.parametrize(
+        ("change", "argument"),
+        [
+            ({"k": torch.zeros(5, 2, 8)}, "k"),
+            ({"out": torch.zeros(1)}, "out"),
+            ({"key_start_loc": torch.zeros(2)}, "key_start_loc"),
+        ],
+        ids=str,
+    )
+    def test_bad_input_is_the_contracts_error(self, change, argument, paged_call, aiter, calls):
+        call = paged_call([3], [20], dtype=torch.float16)
+        k, v = dense_rows(call, 0)
+        arguments = {
+            "q": call.q,
+            "k": k,
+            "v": v,
+            "query_start_loc": call.batch.query_start_loc,
+            "key_start_loc": torch.tensor([0, 20], dtype=torch.int32),
+            "out": torch.empty_like(call.q),
+            **change,
+        }
+        with pytest.raises(ContractError, match=f"^{argument}:"):
+            aiter_adapter.flash_attn_varlen(aiter, layer=call.layer, max_query_len=3, max_key_len=20, causal=True, **arguments)
+        assert calls == []
+
+
+def with_tight_bounds(batch: Any) -> Any:
+    """The batch without rows that no request owns, and without slack in its bounds."""
+    query_lens = batch.query_start_loc.diff()
+    return replace(batch, num_actual_tokens=int(query_lens.sum()), max_query_len=int(query_lens.max()))
+
+
+class TestPagedAttentionV1:
+    def attend(self, aiter, call):
+        batch = with_tight_bounds(call.batch)
+        out = torch.full(call.q.shape, 7.0, dtype=call.q.dtype)
+        aiter_adapter.paged_attention_v1(aiter, *call[:3], batch, out=out)
+        return out
+
+    @pytest.mark.parametrize("layout", ROWS)
+    @pytest.mark.parametrize(
+        "rules",
+        [
+            {},
+            {"window": (4, 0)},
+            {"window": (0, 3)},
+            {"logits_soft_cap": 2.0},
+            {"alibi_slopes": torch.tensor([0.5, 0.25, 0.125, 1.0])},
+            {"kv_cache_dtype": torch.float8_e4m3fn, "scales": "tensor"},
+        ],
+        ids=str,
+    )
+    def test_decode(self, layout, rules, paged_call, aiter):
+        call = paged_call([1, 1, 1], [20, 257, 1], layout=Layout(layout), head_size=64, dtype=torch.float16, **rules)
+        assert_close(self.attend(aiter, call)[:3], expected_of(call)[:3])
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"query_lens": [2, 1]}, "one query token"),
+            ({"query_lens": [0, 1]}, "one query token"),
+            ({"sinks": [0.0] * 4}, "sinks"),
+            ({"window": (3, 0), "logits_soft_cap": 1.0}, "a soft cap with a window"),
+            ({"alibi_slopes": torch.ones(4), "logits_soft_cap": 1.0}, "a soft cap with ALiBi"),
+            ({"head_size": 32}, "head size 32 .*vLLM #34570"),
+            ({"block_size": 64}, "block size 64"),
+            ({"layout": Layout.X_PACKED}, "layout X_PACKED"),
+        ],
+        ids=str,
+    )
+    def test_refusals(self, changes, words, paged_call, aiter, calls):
+        changes = {"head_size": 64, "dtype": torch.float16, **changes}
+        call = paged_call(changes.pop("query_lens", [1, 1]), [20, 33], **changes)
+        with pytest.raises(UnsupportedError, match=f"^AITER's paged_attention_v1: .*{words}"):
+            self.attend(aiter, call)
+        assert calls == []
+
+
+class TestPaFwdAsm:
+    def attend(self, call, **changes):
+        given: list[dict] = []
+        aiter = replace(recorded("2026-08"), functions={"pa_fwd_asm": lambda **arguments: given.append(arguments)})
+        q = call.q.contiguous()
+        batch = with_tight_bounds(call.batch)
+        layer = replace(call.layer, **changes)
+        aiter_adapter.pa_fwd_asm(aiter, q, call.kv_cache, layer, batch, out=torch.empty_like(q))
+        return given[0]
+
+    def test_pages(self, paged_call):
+        """Key j of a request, dim d, is where the layout's formula says."""
+        call = paged_call([1, 1], [20, 33], layout=Layout.SHUFFLED, head_size=128, dtype=torch.float16)
+        given = self.attend(call)
+        k, v = shuffled_pages(call.kv_cache, call.layer)
+        assert (given["K"].data_ptr(), given["V"].data_ptr()) == (k.data_ptr(), v.data_ptr())
+        head, dim, slot, block = 1, 77, 11, 2
+        page = call.kv_cache[:, block]
+        assert (
+            k[block, head, dim // 8, slot, dim % 8].data_ptr()
+            == page[0, ((head * 16 + dim // 8) * 16 + slot) * 8 + dim % 8].data_ptr()
+        )
+        assert (
+            v[block, head, slot // 8, dim, slot % 8].data_ptr()
+            == page[1, ((head * 2 + slot // 8) * 128 + dim) * 8 + slot % 8].data_ptr()
+        )
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"scale": 0.1}, "a scale of 0.1 not supported: it is 0.0883883 inside"),
+            ({"window": (3, 0)}, "a window"),
+            ({"sinks": torch.zeros(4)}, "sinks"),
+            ({"logits_soft_cap": 1.0}, "a soft cap"),
+        ],
+        ids=str,
+    )
+    def test_refusals(self, changes, words, paged_call):
+        call = paged_call([1, 1], [20, 33], layout=Layout.SHUFFLED, head_size=128, dtype=torch.float16)
+        with pytest.raises(UnsupportedError, match=f"^AITER's pa_fwd_asm: {words}"):
+            self.attend(call, **changes)
+
+
+@pytest.mark.skipif(find_aiter().missing is not None, reason="needs AMD's AITER: tox run -e aiter")
+class TestInstalled:
+    """The real package of this environment, whose version pyproject.toml pins: 0.1.7."""
+
+    def test_features(self):
+        reasons = dataclasses.asdict(features_of(find_aiter()))
+        assert [name for name, reason in reasons.items() if reason] == ["prefill_sinks", "unified_q_scales"]
+
+    def test_sinks_in_a_prefill_are_refused(self, paged_call):
+        call = paged_call([3], [3], dtype=torch.float16, sinks=[0.0] * 4)
+        with pytest.raises(UnsupportedError, match=r"sink_ptr not supported: no such argument in AITER 0\.1\.7"):
+            attend_dense(find_aiter(), call, torch.empty_like(call.q), None, causal=True)
+
+    def test_asking_imports_nothing(self):
+        assert find_aiter().signatures["unified_attention"].module == "aiter.ops.triton.unified_attention"
+        assert "aiter" not in sys.modules

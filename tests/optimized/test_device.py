@@ -1,0 +1,89 @@
+"""What is chosen by a GPU's properties, with those that torch gives on GPUs which are not here."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from attn_contract import ContractError, UnsupportedError
+from attn_optimized import device
+from attn_optimized.compilation import gpu_target
+from attn_optimized.launch import attention_tiles, num_splits
+from attn_optimized.quantization import stored_format
+
+CUDA = torch.device("cuda")
+# gcnArchName, compute units and lanes of a wave, as torch.cuda.get_device_properties has them under ROCm
+MI250X = SimpleNamespace(gcnArchName="gfx90a:sramecc+:xnack-", multi_processor_count=110, warp_size=64)
+MI300X = SimpleNamespace(gcnArchName="gfx942:sramecc+:xnack-", multi_processor_count=304, warp_size=64)
+MI355X = SimpleNamespace(gcnArchName="gfx950:sramecc+:xnack-", multi_processor_count=256, warp_size=64)
+RX_9070_XT = SimpleNamespace(gcnArchName="gfx1201", multi_processor_count=32, warp_size=32)
+AMD = {"gfx90a": MI250X, "gfx942": MI300X, "gfx950": MI355X, "gfx1201": RX_9070_XT}
+
+
+@pytest.fixture
+def on(monkeypatch):
+    """Makes torch say that a GPU is here."""
+
+    def give(properties, hip="7.0"):
+        monkeypatch.setattr(device, "_INTERPRETED", False)
+        monkeypatch.setattr(torch.version, "hip", hip)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda which: properties)
+
+    return give
+
+
+@pytest.mark.parametrize("architecture", AMD)
+def test_an_amd_gpu_is_known_by_its_architecture_without_its_features(on, architecture):
+    on(AMD[architecture])
+    assert device.architecture_of(CUDA, torch.bfloat16) == architecture
+    assert device.compute_units_of(CUDA) == AMD[architecture].multi_processor_count
+
+
+def test_an_nvidia_gpu_is_known_by_its_compute_capability(on):
+    on(SimpleNamespace(major=9, minor=0, multi_processor_count=132), hip=None)
+    assert device.architecture_of(CUDA, torch.bfloat16) == "sm90"
+
+
+def test_compiled_kernels_refuse_tensors_on_a_cpu(on):
+    on(MI300X)
+    with pytest.raises(UnsupportedError, match="TRITON_INTERPRET=1"):
+        device.architecture_of(torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize("architecture", AMD)
+def test_code_is_compiled_for_the_wave_size_that_the_gpu_has(architecture):
+    target = gpu_target(architecture)
+    assert (target.backend, target.arch, target.warp_size) == ("hip", architecture, AMD[architecture].warp_size)
+
+
+@pytest.mark.parametrize("name", ["gfx", "gfx9", "gfx942:xnack-", "mi300", ""])
+def test_no_architecture_is_guessed(name):
+    with pytest.raises(ContractError, match="architecture"):
+        gpu_target(name)
+
+
+@pytest.mark.parametrize("architecture", AMD)
+def test_only_gfx942_converts_fnuz_itself(architecture):
+    """MI300's instructions know e4m3fnuz; others decode its bits in integers, as all AMD GPUs do e4m3fn here."""
+    cache = torch.empty(2, dtype=torch.float8_e4m3fnuz)
+    stored, name = stored_format(cache, architecture)
+    assert (stored.dtype, name) == (
+        (torch.float8_e4m3fnuz, "e4m3fnuz") if architecture == "gfx942" else (torch.uint8, "e4m3fnuz_bits")
+    )
+    assert stored_format(cache.view(torch.float8_e4m3fn), architecture)[1] == "e4m3fn_bits"
+
+
+@pytest.mark.parametrize("architecture", AMD)
+def test_tiles_follow_the_wave_size(architecture):
+    """RDNA: fewer rows and more waves, since a wave of 32 lanes has half the registers; AMD's compiler wants one stage."""
+    tiles = attention_tiles(architecture, itemsize=2, head_size=128, group=4, max_query_len=512, batch_invariant=False)
+    waves_of_32 = AMD[architecture].warp_size == 32
+    assert (tiles.block_m, tiles.num_warps) == ((32, 8) if waves_of_32 else (64, 4))
+    assert tiles.num_stages == 1
+
+
+def test_one_long_request_fills_each_gpu(on):
+    for architecture, properties in AMD.items():
+        on(properties)
+        units = device.compute_units_of(CUDA)
+        splits = num_splits(architecture, compute_units=units, num_programs=8, max_seq_len=131072, block_n=64)
+        assert 8 * splits >= min(2 * units, 8 * 64), architecture

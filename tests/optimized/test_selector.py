@@ -1,0 +1,583 @@
+"""What is selected and why, with AITER as recorded: every skip with all its reasons, and layers that share memory agree."""
+
+import functools
+import itertools
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+import torch
+from attn_contract import (
+    AttentionConfig,
+    AttentionType,
+    ContractError,
+    KVCacheView,
+    Layer,
+    Layout,
+    UnsupportedError,
+    check_shared_allocation,
+    same_elements,
+    same_footprint,
+)
+from attn_optimized import selector
+from attn_optimized.aiter_adapter import Aiter, recorded
+from attn_optimized.backends import BACKENDS
+from attn_optimized.selector import PRIORITIES, Assignment, parse_architecture, priorities, select, select_model
+
+AITER = recorded("2026-08")
+NO_AITER = Aiter(missing="AITER is not installed")
+DECODER = AttentionConfig(num_heads=16, num_kv_heads=16, head_size=64, dtype=torch.bfloat16, block_size=16)
+CROSS = replace(DECODER, attn_type=AttentionType.ENCODER_DECODER)
+ENCODER = replace(DECODER, attn_type=AttentionType.ENCODER, block_size=None)
+ONE_OF_EACH = {"gfx11??": "gfx1100", "gfx12??": "gfx1201", "sm*": "sm90"}
+ARCHITECTURES = [ONE_OF_EACH.get(pattern, pattern) for pattern in PRIORITIES]
+
+
+@pytest.fixture(autouse=True)
+def nothing_logged_before():
+    selector._log.cache_clear()
+
+
+def on_mi300(layers: Mapping[str, AttentionConfig], **shared) -> dict[str, Assignment]:
+    return select_model(layers, architecture="gfx942", aiter=AITER, **shared)
+
+
+def view_of(assignment: Assignment, config: AttentionConfig, num_blocks: int = 7) -> KVCacheView:
+    """How an assigned layer addresses the allocation, if its backend keeps its word about `allocation_layout`."""
+    assert assignment.layout is not None
+    assert config.block_size is not None
+    return KVCacheView.dense(
+        Layout.KV_FIRST_NHD if assignment.allocation_layout else assignment.layout,
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+        num_kv_heads=config.num_kv_heads,
+        head_size=config.head_size,
+        itemsize=(config.kv_cache_dtype or config.dtype).itemsize,
+    )
+
+
+def check_shares(layers: Mapping[str, AttentionConfig], assignments: Mapping[str, Assignment], *contents: tuple[str, str]):
+    check_shared_allocation({name: view_of(assignments[name], config) for name, config in layers.items()}, contents)
+
+
+# architectures
+
+
+@pytest.mark.parametrize(
+    ("name", "parsed"),
+    [
+        ("gfx942:sramecc+:xnack-", "gfx942"),
+        ("gfx90a:sramecc+:xnack-", "gfx90a"),
+        ("gfx950", "gfx950"),
+        ("gfx1100", "gfx1100"),
+        ("gfx1201", "gfx1201"),
+        ("sm90", "sm90"),
+        ("sm120", "sm120"),
+        ("interpreter", "interpreter"),
+    ],
+)
+def test_an_architecture_is_parsed(name, parsed):
+    assert parse_architecture(name) == parsed
+
+
+@pytest.mark.parametrize("name", ["gfx906", "gfx94", "gfx942:", "gfx942:xnack", "gfx942 ", "small", "", "cpu", None, 942])
+def test_an_unknown_architecture_is_refused_with_those_known(name):
+    with pytest.raises(ContractError, match="gfx90a, gfx942, gfx950, gfx11") as refused:
+        parse_architecture(name)
+    assert refused.value.argument == "architecture"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_knows_every_backend_and_the_one_that_serves_all(architecture):
+    assert sorted(priorities(architecture)) == sorted(BACKENDS)
+    assert select(CROSS, architecture=architecture, aiter=NO_AITER).backend == "TRITON_ATTN"
+
+
+def test_this_machine_has_an_architecture():
+    assert parse_architecture(selector.this_architecture()) == selector.this_architecture()
+
+
+# one layer
+
+
+@pytest.mark.parametrize(
+    ("architecture", "aiter", "config", "backend", "layout"),
+    [
+        ("gfx942", AITER, DECODER, "ROCM_ATTN", Layout.X_PACKED),
+        ("gfx942", AITER, ENCODER, "ROCM_ATTN", None),
+        ("gfx942", AITER, CROSS, "ROCM_AITER_UNIFIED_ATTN", Layout.BLOCKS_FIRST_NHD),
+        ("gfx942", NO_AITER, CROSS, "TRITON_ATTN", Layout.BLOCKS_FIRST_NHD),
+        ("gfx942", AITER, replace(DECODER, sinks=True), "ROCM_AITER_FA", Layout.BLOCKS_FIRST_NHD),
+        ("gfx90a", AITER, replace(DECODER, sinks=True), "ROCM_AITER_UNIFIED_ATTN", Layout.BLOCKS_FIRST_NHD),
+        ("gfx942", recorded("0.1.7"), replace(DECODER, sinks=True), "ROCM_AITER_UNIFIED_ATTN", Layout.BLOCKS_FIRST_NHD),
+        ("gfx942", AITER, replace(DECODER, logits_soft_cap=50.0), "ROCM_AITER_FA", Layout.BLOCKS_FIRST_NHD),
+        ("gfx942", AITER, replace(DECODER, non_causal=True), "ROCM_ATTN", Layout.X_PACKED),
+        ("gfx942", AITER, replace(DECODER, ranges=True), "TRITON_ATTN", Layout.BLOCKS_FIRST_NHD),
+        ("gfx1201", AITER, DECODER, "ROCM_AITER_UNIFIED_ATTN", Layout.BLOCKS_FIRST_NHD),
+        ("gfx1201", NO_AITER, DECODER, "ROCM_ATTN", Layout.X_PACKED),
+        ("sm90", NO_AITER, DECODER, "TRITON_ATTN", Layout.BLOCKS_FIRST_NHD),
+        ("interpreter", AITER, DECODER, "TRITON_ATTN", Layout.BLOCKS_FIRST_NHD),
+        ("gfx942", AITER, replace(DECODER, layout=Layout.KV_FIRST_HND), "ROCM_AITER_FA", Layout.KV_FIRST_HND),
+        (
+            "gfx942",
+            AITER,
+            replace(DECODER, kv_cache_dtype=torch.int8, scales="inline"),
+            "TRITON_ATTN",
+            Layout.CONTENT_PACKED_SCALED,
+        ),
+    ],
+)
+def test_the_first_that_serves_is_selected(architecture, aiter, config, backend, layout):
+    selection = select(config, architecture=architecture, aiter=aiter)
+    assert (selection.backend, selection.layout) == (backend, layout)
+
+
+def test_seed_38450_cross_attention_skips_those_that_get_it_wrong_and_says_why():
+    selection = select(CROSS, architecture="gfx942", aiter=AITER)
+    assert [one.backend for one in selection.skipped] == ["ROCM_ATTN", "ROCM_AITER_FA"]
+    for one in selection.skipped:
+        assert [refusal.property for refusal in one.refusals] == ["cross-attention (ENCODER_DECODER)"]
+        assert "#38450" in str(one)
+    assert "ROCM_ATTN and ROCM_AITER_FA" in selection.why
+
+
+@pytest.mark.parametrize(
+    ("architecture", "own", "foreign"),
+    [
+        ("gfx942", torch.float8_e4m3fnuz, torch.float8_e4m3fn),
+        ("gfx950", torch.float8_e4m3fn, torch.float8_e4m3fnuz),
+        ("gfx1201", torch.float8_e4m3fnuz, torch.float8_e4m3fn),
+    ],
+)
+def test_an_output_of_a_float8_that_aiter_does_not_clamp_to_there_goes_elsewhere(architecture, own, foreign):
+    """AITER's unified_attention clamps to the range of the architecture's own float8, and refuses the other one."""
+    unified = {"architecture": architecture, "aiter": AITER, "backend": "ROCM_AITER_UNIFIED_ATTN"}
+    assert select(replace(DECODER, output_dtype=own), **unified).backend == "ROCM_AITER_UNIFIED_ATTN"
+    with pytest.raises(UnsupportedError, match="float8_e4m3fn on gfx950") as refused:
+        select(replace(DECODER, output_dtype=foreign), **unified)
+    assert "TRITON_ATTN" in str(refused.value.instead)
+    assert select(replace(CROSS, output_dtype=foreign), **unified), "no decoder: this project's kernels encode both"
+    layer = Layer(
+        num_heads=16, num_kv_heads=16, head_size=64, scale=0.125, layout=Layout.KV_FIRST_NHD, output_scale=torch.ones(())
+    )
+    unified_attn = BACKENDS["ROCM_AITER_UNIFIED_ATTN"]
+    assert unified_attn.impl(layer, dtype=torch.bfloat16, block_size=16, aiter=AITER), "made for no architecture yet"
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "argument"),
+    [
+        (None, {}, "config"),
+        ("DECODER", {}, "config"),
+        (DECODER, {"aiter": "2026-08"}, "aiter"),
+        (DECODER, {"backend": []}, "backend"),
+        (DECODER, {"backend": ""}, "backend"),
+    ],
+)
+def test_what_is_no_config_aiter_or_backend_is_refused(config, options, argument):
+    with pytest.raises(ContractError) as refused:
+        select(config, **{"architecture": "gfx942", "aiter": AITER, **options})
+    assert refused.value.argument == argument
+
+
+def test_a_skip_has_all_its_reasons():
+    config = replace(CROSS, head_size=40, sinks=True, logits_soft_cap=30.0)
+    first = select(config, architecture="gfx942", aiter=NO_AITER).skipped[0]
+    assert first.backend == "ROCM_ATTN"
+    assert [refusal.property for refusal in first.refusals] == [
+        "cross-attention (ENCODER_DECODER)",
+        "head size 40",
+        "a soft cap of the logits",
+        "sinks",
+    ]
+
+
+FLAGS = ("alibi", "sinks", "non_causal", "lse", "batch_invariant", "rope")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_is_selected_serves_and_what_is_skipped_does_not(architecture):
+    configs = [replace(DECODER, **dict.fromkeys(flags, True)) for n in range(3) for flags in itertools.combinations(FLAGS, n)]
+    configs += [replace(DECODER, head_size=head_size, window=(7, 0)) for head_size in (24, 64, 80, 128)]
+    configs += [ENCODER, CROSS, replace(DECODER, block_size=48), replace(DECODER, dtype=torch.float32)]
+    for config in configs:
+        selection = select(config, architecture=architecture, aiter=AITER)
+        chosen = replace(config, layout=selection.layout)
+        assert not BACKENDS[selection.backend].capabilities(AITER).refusals(chosen, architecture)
+        before = priorities(architecture)[: priorities(architecture).index(selection.backend)]
+        assert tuple(one.backend for one in selection.skipped) == before
+        for one in selection.skipped:
+            assert one.refusals == tuple(BACKENDS[one.backend].capabilities(AITER).refusals(config, architecture))
+            assert one.refusals
+
+
+def test_seed_39119_asking_for_a_backend_that_does_not_serve_is_an_error_with_the_alternatives():
+    with pytest.raises(UnsupportedError) as refused:
+        select(replace(CROSS, block_size=64), architecture="gfx942", aiter=AITER, backend="ROCM_AITER_FA")
+    assert str(refused.value).startswith("ROCM_AITER_FA: cross-attention (ENCODER_DECODER) not supported: its prefill takes")
+    assert "cu_seqlens_k" in refused.value.reason
+    assert "causal=True" in refused.value.reason
+    assert "block size 64 not supported" in refused.value.reason
+    assert refused.value.instead == "ROCM_AITER_UNIFIED_ATTN or TRITON_ATTN"
+
+
+def test_asking_for_a_backend_that_serves_skips_nothing():
+    selection = select(DECODER, architecture="gfx942", aiter=AITER, backend="TRITON_ATTN")
+    assert (selection.backend, selection.skipped, selection.why) == ("TRITON_ATTN", (), "asked for by name")
+
+
+def test_an_unknown_backend_is_refused_with_those_known():
+    with pytest.raises(ContractError, match=f"expected one of {', '.join(sorted(BACKENDS))}"):
+        select(DECODER, architecture="gfx942", aiter=AITER, backend="FLASH_ATTN")
+
+
+def test_where_none_serves_all_say_why():
+    with pytest.raises(UnsupportedError) as refused:
+        select(replace(DECODER, head_size=512, sinks=True), architecture="gfx942", aiter=NO_AITER)
+    for backend in BACKENDS:
+        line = next(line for line in refused.value.reason.splitlines() if line.startswith(f"  {backend}: "))
+        assert "head size 512" in line
+        assert ("AITER is not installed" in line) == ("AITER" in backend)
+
+
+def test_a_backend_without_a_fitting_layout_does_not_serve():
+    """In 16 bytes are 16 elements of an fp8 cache: a head of 24 is no multiple of that, and ROCM_ATTN has no other layout."""
+    config = replace(DECODER, head_size=24, kv_cache_dtype=torch.float8_e4m3fn, scales="tensor")
+    selection = select(config, architecture="gfx942", aiter=NO_AITER)
+    assert selection.backend == "TRITON_ATTN"
+    only = select(config, architecture="gfx942", aiter=NO_AITER, backend="TRITON_ATTN")
+    assert only.layout is Layout.BLOCKS_FIRST_NHD
+
+
+def test_without_an_aiter_the_installed_one_is_asked(monkeypatch):
+    monkeypatch.setattr(selector, "find_aiter", lambda: AITER)
+    assert select(CROSS, architecture="gfx942").backend == "ROCM_AITER_UNIFIED_ATTN"
+    monkeypatch.setattr(selector, "find_aiter", lambda: NO_AITER)
+    assert select(CROSS, architecture="gfx942").backend == "TRITON_ATTN"
+
+
+# logging
+
+
+def test_a_selection_that_skipped_is_one_line_at_info_with_reasons_at_debug_once(caplog):
+    caplog.set_level(logging.DEBUG, "attn_optimized.selector")
+    for _ in range(3):
+        select(CROSS, architecture="gfx942", aiter=AITER)
+    lines = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert [level for level, _ in lines] == ["INFO", "DEBUG", "DEBUG"]
+    message = lines[0][1]
+    assert message == "encoder_decoder attention on gfx942: ROCM_AITER_UNIFIED_ATTN, skipping ROCM_ATTN and ROCM_AITER_FA"
+    assert lines[1][1].startswith("ROCM_ATTN: cross-attention (ENCODER_DECODER) not supported: ")
+    assert lines[2][1].startswith("ROCM_AITER_FA: cross-attention (ENCODER_DECODER) not supported: ")
+
+
+def test_a_first_choice_is_not_logged_and_a_model_logs_each_kind_of_layer_once(caplog):
+    caplog.set_level(logging.DEBUG, "attn_optimized.selector")
+    on_mi300({f"layers.{i}": DECODER for i in range(4)})
+    assert not caplog.records
+    on_mi300({f"layers.{i}": replace(DECODER, sinks=True) for i in range(4)})
+    assert [record.levelname for record in caplog.records] == ["INFO", "DEBUG"]
+
+
+# a model
+
+
+def test_layers_that_share_nothing_get_what_they_get_alone():
+    layers = {"encoder": ENCODER, "decoder": DECODER, "cross": CROSS}
+    for name, assignment in on_mi300(layers).items():
+        alone = select(layers[name], architecture="gfx942", aiter=AITER)
+        assert (assignment.backend, assignment.layout, assignment.why, assignment.skipped, assignment.allocation_layout) == (
+            alone.backend,
+            alone.layout,
+            alone.why,
+            alone.skipped,
+            None,
+        )
+
+
+def test_another_layout_is_taken_for_one_footprint_before_anything_else():
+    layers = {"decoder": DECODER, "cross": CROSS}
+    chosen = on_mi300(layers, allocations=[layers])
+    assert [(one.backend, one.layout) for one in chosen.values()] == [
+        ("ROCM_ATTN", Layout.X_PACKED),
+        ("ROCM_AITER_UNIFIED_ATTN", Layout.KV_FIRST_NHD),
+    ]
+    assert chosen["cross"].allocation_layout is None
+    assert "KV_FIRST_NHD instead of BLOCKS_FIRST_NHD, for the footprint of decoder" in chosen["cross"].why
+    check_shares(layers, chosen)
+    assert on_mi300(layers, allocations=[layers]) == chosen
+
+
+def test_seed_43945_a_blocks_first_cache_beside_planes_is_reinterpreted():
+    layers = {"decoder": DECODER, "cross": replace(CROSS, layout=Layout.BLOCKS_FIRST_NHD)}
+    chosen = on_mi300(layers, allocations=[layers])
+    assert chosen["decoder"].layout is Layout.X_PACKED
+    assert chosen["cross"].layout is Layout.BLOCKS_FIRST_NHD
+    assert chosen["cross"].allocation_layout is Layout.X_PACKED
+    assert "reinterpreted as planes of K and V, which decoder has in the same allocation" in chosen["cross"].why
+    check_shares(layers, chosen)
+    as_given = dict(chosen, cross=replace(chosen["cross"], allocation_layout=None))
+    with pytest.raises(ContractError, match="footprint of decoder"):
+        check_shares(layers, as_given)
+
+
+def test_the_constructors_take_what_was_assigned():
+    layers = {"encoder": ENCODER, "decoder": DECODER, "cross": replace(CROSS, layout=Layout.BLOCKS_FIRST_NHD)}
+    for name, assignment in on_mi300(layers, allocations=[("decoder", "cross")]).items():
+        config = layers[name]
+        layer = Layer(
+            num_heads=16, num_kv_heads=16, head_size=64, scale=0.125, attn_type=config.attn_type, layout=assignment.layout
+        )
+        BACKENDS[assignment.backend].impl(
+            layer,
+            dtype=config.dtype,
+            block_size=config.block_size,
+            allocation_layout=assignment.allocation_layout,
+            aiter=AITER,
+        )
+
+
+def test_the_next_backend_is_taken_where_no_view_helps_and_the_skip_says_why():
+    layers = {"decoder": DECODER, "cross": replace(CROSS, layout=Layout.BLOCKS_FIRST_HND)}
+    chosen = on_mi300(layers, allocations=[layers])
+    assert (chosen["decoder"].backend, chosen["decoder"].layout) == ("ROCM_AITER_FA", Layout.BLOCKS_FIRST_NHD)
+    assert str(chosen["decoder"].skipped[0]) == (
+        "ROCM_ATTN: one allocation with cross not supported: none of its layouts agrees with theirs"
+    )
+    check_shares(layers, chosen)
+
+
+def test_footprints_decide_and_not_sizes():
+    half = replace(DECODER, num_heads=32, num_kv_heads=8, head_size=128)
+    narrow = replace(DECODER, kv_cache_dtype=torch.float8_e4m3fn, scales="tensor", block_size=32)
+    layers = {"a": DECODER, "b": half, "c": narrow}
+    chosen = on_mi300(layers, allocations=[layers])
+    check_shares(layers, chosen)
+
+
+@pytest.mark.parametrize(
+    "other", [{"block_size": 32}, {"head_size": 128}, {"num_kv_heads": 8}, {"dtype": torch.float32}, {"block_size": 48}]
+)
+def test_layers_whose_blocks_have_other_sizes_are_refused_by_name(other):
+    layers = {"layers.0": DECODER, "layers.1": replace(DECODER, **other)}
+    with pytest.raises(UnsupportedError, match=r"one allocation for layers\.0 and layers\.1 not supported") as refused:
+        on_mi300(layers, allocations=[layers])
+    assert "layers.1: " in refused.value.reason
+    on_mi300(layers)
+
+
+def test_a_choice_by_name_holds_for_its_layer_and_the_others_follow():
+    layers = {"a": DECODER, "b": DECODER}
+    wanted = {"b": "ROCM_AITER_UNIFIED_ATTN"}
+    chosen = on_mi300(layers, allocations=[layers], backends=wanted)
+    assert [one.backend for one in chosen.values()] == ["ROCM_ATTN", "ROCM_AITER_UNIFIED_ATTN"]
+    assert chosen["b"].why.startswith("asked for by name")
+    check_shares(layers, chosen)
+    with pytest.raises(UnsupportedError, match="b: ROCM_AITER_UNIFIED_ATTN: non-causal decoder attention not supported"):
+        on_mi300({"a": DECODER, "b": replace(DECODER, non_causal=True)}, backends=wanted)
+
+
+def test_who_reads_another_layers_cache_addresses_it_as_that_one_does():
+    reader = replace(DECODER, kv_sharing=True, sinks=True)
+    layers = {"reader": reader, "writer": DECODER, "neighbour": CROSS}
+    chosen = on_mi300(layers, allocations=[("writer", "neighbour")], kv_sharing={"reader": "writer"})
+    check_shares(layers, chosen, ("writer", "reader"))
+    assert chosen["reader"].backend == "ROCM_AITER_UNIFIED_ATTN"
+    assert list(chosen) == list(layers)
+
+
+def test_a_writer_takes_the_layout_that_its_reader_can_read():
+    """ROCM_ATTN packs its planes, which have the footprint of the reader's and not its elements."""
+    layers = {"writer": DECODER, "reader": replace(DECODER, kv_sharing=True, layout=Layout.KV_FIRST_NHD)}
+    chosen = on_mi300(layers, kv_sharing={"reader": "writer"})
+    assert (chosen["writer"].backend, chosen["writer"].layout) == ("ROCM_AITER_FA", Layout.KV_FIRST_NHD)
+    check_shares(layers, chosen, ("writer", "reader"))
+
+
+def test_two_readers_agree_through_their_writer_wherever_it_stands():
+    reader = replace(DECODER, kv_sharing=True)
+    layers = {"first": reader, "second": replace(reader, sinks=True), "writer": DECODER}
+    chosen = on_mi300(layers, allocations=[layers], kv_sharing={"first": "writer", "second": "writer"})
+    check_shares(layers, chosen, ("writer", "first"), ("writer", "second"))
+    assert [(one.backend, one.layout) for one in chosen.values()] == [
+        ("ROCM_ATTN", Layout.X_PACKED),
+        ("TRITON_ATTN", Layout.X_PACKED),
+        ("ROCM_ATTN", Layout.X_PACKED),
+    ]
+
+
+READER = replace(DECODER, kv_sharing=True)
+E4M3FN = {"kv_cache_dtype": torch.float8_e4m3fn, "scales": "tensor"}
+
+
+@pytest.mark.parametrize(
+    ("written", "read", "field"),
+    [
+        ({}, {"num_kv_heads": 8, "head_size": 128}, "num_kv_heads"),
+        ({}, {"head_size": 128, "block_size": 8}, "head_size"),
+        ({}, {"block_size": 32}, "block_size"),
+        ({}, {"dtype": torch.float16}, "kv_cache_dtype"),
+        ({}, {"attn_type": AttentionType.ENCODER_DECODER}, "attn_type"),
+        (E4M3FN, {**E4M3FN, "kv_cache_dtype": torch.float8_e4m3fnuz}, "kv_cache_dtype"),
+        (E4M3FN, {**E4M3FN, "scales": "head"}, "scales"),
+        (E4M3FN, {**E4M3FN, "scales": "token"}, "scales"),
+        ({**E4M3FN, "scales": "token"}, {"kv_cache_dtype": torch.int8, "scales": "token"}, "kv_cache_dtype"),
+    ],
+)
+def test_a_reader_that_takes_the_bytes_for_something_else_is_refused(written, read, field):
+    layers = {"writer": replace(DECODER, **written), "reader": replace(READER, **read)}
+    with pytest.raises(ContractError, match=f"kv_sharing: got layer reader with {field} .*, that of writer"):
+        on_mi300(layers, kv_sharing={"reader": "writer"})
+
+
+def test_a_reader_may_compute_in_another_dtype_than_its_quantized_writer():
+    layers = {"writer": replace(DECODER, **E4M3FN), "reader": replace(READER, **E4M3FN, dtype=torch.float16, num_heads=32)}
+    check_shares(layers, on_mi300(layers, kv_sharing={"reader": "writer"}), ("writer", "reader"))
+
+
+def test_a_writer_moves_for_its_reader_where_that_is_cheaper_for_both():
+    """The writer's own first choice would move its reader to another backend."""
+    layers = {"writer": replace(DECODER, sinks=True), "reader": READER}
+    chosen = select_model(layers, kv_sharing={"reader": "writer"}, architecture="gfx942", aiter=NO_AITER)
+    assert [(one.backend, one.layout) for one in chosen.values()] == [
+        ("TRITON_ATTN", Layout.X_PACKED),
+        ("ROCM_ATTN", Layout.X_PACKED),
+    ]
+    assert not chosen["reader"].skipped
+    check_shares(layers, chosen, ("writer", "reader"))
+
+
+WRITERS = [
+    DECODER,
+    replace(DECODER, sinks=True),
+    replace(DECODER, non_causal=True),
+    replace(DECODER, layout=Layout.KV_FIRST_HND),
+]
+
+
+@pytest.mark.parametrize("aiter", [AITER, NO_AITER], ids=["aiter", "no aiter"])
+@pytest.mark.parametrize("neighbour", [CROSS, replace(CROSS, layout=Layout.BLOCKS_FIRST_NHD)], ids=["any", "blocks first"])
+def test_nothing_that_fits_is_cheaper(neighbour, aiter):
+    for writer, reader in itertools.product(WRITERS, repeat=2):
+        layers = {"writer": writer, "reader": replace(reader, kv_sharing=True), "neighbour": neighbour}
+        places = {
+            name: list(selector._places(selector._verdicts(config, "gfx942", aiter), config)) for name, config in layers.items()
+        }
+        costs = [
+            selector._cost(chosen)
+            for combination in itertools.product(*places.values())
+            if fits(layers, chosen := dict(zip(layers, combination, strict=True)))
+        ]
+        shared = {"allocations": [("writer", "neighbour")], "kv_sharing": {"reader": "writer"}}
+        if not costs:
+            with pytest.raises(UnsupportedError, match="one allocation for writer, neighbour and reader"):
+                select_model(layers, **shared, architecture="gfx942", aiter=aiter)
+            continue
+        assignments = select_model(layers, **shared, architecture="gfx942", aiter=aiter)
+        check_shares(layers, assignments, ("writer", "reader"))
+        assert selector._cost({name: place_of(assignments[name], places[name]) for name in layers}) == min(costs)
+
+
+def fits(layers, places) -> bool:
+    writer, reader, neighbour = (view_of(assigned(place.addressed_as), layers[name]) for name, place in places.items())
+    return have_same_elements(writer, reader) and have_same_footprint(writer, neighbour)
+
+
+have_same_elements, have_same_footprint = functools.cache(same_elements), functools.cache(same_footprint)
+
+
+def place_of(assignment: Assignment, places):
+    asked = assignment.backend, assignment.layout, assignment.allocation_layout is not None
+    return next(place for place in places if (place.backend, place.layout, place.is_reinterpreted) == asked)
+
+
+def alone_and_shared(config: AttentionConfig) -> list[tuple[dict[str, AttentionConfig], dict]]:
+    reader = replace(config, kv_sharing=True)
+    return [
+        ({"a": config}, {}),
+        ({"a": config, "b": config}, {"allocations": [("a", "b")]}),
+        ({"a": config, "b": reader}, {"kv_sharing": {"b": "a"}}),
+    ]
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"block_size": 1 << 29}, {"num_heads": 2**31 - 1, "num_kv_heads": 2**31 - 1, "head_size": 256}],
+)
+def test_no_element_of_a_block_is_listed(sizes):
+    """Such a block has more elements than any memory."""
+    for layers, shared in alone_and_shared(replace(DECODER, **sizes)):
+        chosen = on_mi300(layers, **shared)
+        assert {one.layout for one in chosen.values()} == {Layout.X_PACKED}
+
+
+DENSE = [layout for layout in Layout if not layout.has_inline_scales]
+
+
+@pytest.mark.parametrize("element", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("block_size", [1, 2, 3, 4, 8, 16, 24])
+def test_dense_caches_are_compared_as_the_contract_compares_their_views(element, block_size):
+    x = 16 // element.itemsize
+    for heads, head_size in itertools.product((1, 2, 3), (1, 2, 4, 8, 16, 24)):
+        config = AttentionConfig(num_heads=6, num_kv_heads=heads, head_size=head_size, dtype=element, block_size=block_size)
+        is_packable = head_size % x == 0 and block_size % x == 0
+        layouts = [layout for layout in DENSE if is_packable or not layout.is_x_packed]
+        views = {layout: view_of(assigned(layout), config) for layout in layouts}
+        for a, b in itertools.combinations_with_replacement(layouts, 2):
+            assert selector._same_elements(a, b, config) == same_elements(views[a], views[b]), (a, b, config)
+            has_one = selector._footprint(a, config) == selector._footprint(b, config)
+            assert has_one == same_footprint(views[a], views[b]), (a, b, config)
+
+
+def test_footprints_of_other_sizes_are_compared_as_the_contract_compares_them():
+    sizes = itertools.product((1, 2), (8, 16), (4, 8, 16), (torch.bfloat16, torch.float32))
+    places = {
+        (layout, config): view_of(assigned(layout), config)
+        for heads, head_size, block_size, dtype in sizes
+        for config in [
+            AttentionConfig(num_heads=2, num_kv_heads=heads, head_size=head_size, dtype=dtype, block_size=block_size)
+        ]
+        for layout in (Layout.BLOCKS_FIRST_NHD, Layout.KV_FIRST_NHD, Layout.CONTENT_PACKED)
+    }
+    for (a, one), (b, other) in itertools.combinations(places.items(), 2):
+        assert (selector._footprint(*a) == selector._footprint(*b)) == same_footprint(one, other), (a, b)
+
+
+def assigned(layout: Layout) -> Assignment:
+    return Assignment(backend="", layout=layout, why="", skipped=())
+
+
+@pytest.mark.parametrize(
+    ("layers", "shared", "argument"),
+    [
+        ({"a": DECODER}, {"allocations": [("a", "b")]}, "allocations"),
+        ({"a": DECODER}, {"allocations": [()]}, "allocations"),
+        ({"a": DECODER}, {"allocations": [("a", "a")]}, "allocations"),
+        ({"a": DECODER, "e": ENCODER}, {"allocations": [("a", "e")]}, "allocations"),
+        ({"a": DECODER, "b": DECODER}, {"allocations": [("a",), ("a", "b")]}, "allocations"),
+        ({"a": DECODER, "b": READER}, {"allocations": [("a",), ("b",)], "kv_sharing": {"b": "a"}}, "allocations"),
+        ({"a": DECODER}, {"backends": {"b": "TRITON_ATTN"}}, "backends"),
+        ({"a": DECODER}, {"backends": {"a": "TRITON"}}, "backend"),
+        ({"a": DECODER}, {"kv_sharing": {"a": "b"}}, "kv_sharing"),
+        ({"a": READER}, {}, "kv_sharing"),
+        ({"a": DECODER, "b": DECODER}, {"kv_sharing": {"b": "a"}}, "kv_sharing"),
+        ({"a": READER, "b": READER}, {"kv_sharing": {"b": "a", "a": "b"}}, "kv_sharing"),
+        ({"e": ENCODER, "b": READER}, {"kv_sharing": {"b": "e"}}, "kv_sharing"),
+        ({"a": DECODER, "b": READER}, {"kv_sharing": {"b": []}}, "kv_sharing"),
+        ({"a": DECODER}, {"kv_sharing": None}, "kv_sharing"),
+        ({"a": DECODER, "b": DECODER}, {"allocations": ["ab"]}, "allocations"),
+        ({"a": DECODER}, {"allocations": None}, "allocations"),
+        ({"a": DECODER}, {"allocations": [5]}, "allocations"),
+        ({"a": DECODER}, {"allocations": [iter(["a"])]}, "allocations"),
+        ({"a": DECODER}, {"allocations": [[[]]]}, "allocations"),
+        ({"a": DECODER}, {"backends": ["a"]}, "backends"),
+        ({"a": DECODER}, {"backends": {"a": []}}, "backend"),
+        ({"a": None}, {}, "layers['a']"),
+        ([DECODER], {}, "layers"),
+    ],
+)
+def test_a_model_that_contradicts_itself_is_refused(layers, shared, argument):
+    with pytest.raises(ContractError) as refused:
+        on_mi300(layers, **shared)
+    assert refused.value.argument == argument
