@@ -7,6 +7,7 @@ interrupted run loses nothing.
 import contextlib
 import os
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -313,7 +314,9 @@ def _hypothesis_test(plan: Plan, target: Target, draw: Callable[[Case], None]) -
             num_drawn += 1
 
     def run() -> None:
-        with contextlib.suppress(_Enough):
+        with contextlib.suppress(_Enough), warnings.catch_warnings():
+            # that is the end of a run, which Hypothesis describes for itself with all cases of a family
+            warnings.filterwarnings("ignore", "Generating overly large repr", hypothesis.errors.HypothesisWarning)
             agree()
 
     return run

@@ -12,14 +12,16 @@ from typing import Literal
 import attn_reference
 import msgspec
 import torch
-from attn_fuzz import allocations, permissions, ratios, sanitizer, tensors
-from attn_fuzz.case import Case, CaseError
+from attn_fuzz import allocations, devices, permissions, ratios, sanitizer, tensors
+from attn_fuzz.case import Case, CaseError, num_elements
 from attn_fuzz.judge import Difference, Judgement, check_scores, judge, judge_finite
 from attn_fuzz.poison import bits, canary
 from attn_fuzz.targets import REFERENCE_FP32, Target
 from attn_fuzz.tensors import Rotation, Step, Write
 
 PROPERTIES_OF_CASE = 2
+# more than these, and a GPU makes and judges a case faster than a CPU does
+CPU_ELEMENTS, CPU_PRODUCTS = 1 << 21, 1 << 25
 
 Kind = Literal[
     "agree",
@@ -102,8 +104,9 @@ def _try_once(case: Case, target: Target, device: str) -> tuple[Verdict, bool]:
     """The verdict, and whether it needs no second look."""
     clock = time.perf_counter
     started = clock()
-    step = tensors.build(case, device)
+    step = tensors.build(case, _judged_on(case, device))
     expected = copy.deepcopy(step)
+    its_own = step if step.q.device.type == device else devices.sent(step, device)
     built = clock()
     events = tuple[str, ...]()
 
@@ -127,14 +130,14 @@ def _try_once(case: Case, target: Target, device: str) -> tuple[Verdict, bool]:
     written, num_written = expected.memory, 0
     try:
         with _own_state():
-            for write in step.writes:
-                _write(write, step, target)
+            for write in its_own.writes:
+                _write(write, its_own, target)
                 _synchronize(device)
-                written = {name: tensor.clone() for name, tensor in step.memory.items()}
+                written = {name: tensor.to(step.q.device, copy=True) for name, tensor in its_own.memory.items()}
                 num_written += 1
-            _attend(step, target)
+            _attend(its_own, target)
             _synchronize(device)
-            events = tuple(target.events(step))
+            events = tuple(target.events(its_own))
     except BaseException as raised:
         error = raised
     attended = clock()
@@ -148,6 +151,8 @@ def _try_once(case: Case, target: Target, device: str) -> tuple[Verdict, bool]:
         )
         return verdict("raised", f"{must}{type(error).__name__}: {_one_line(error)}"), True
 
+    if its_own is not step:
+        step = devices.returned(its_own)
     for name, tensor in step.memory.items():
         if place := _first_change(written[name], tensor):
             what = "attention" if num_written == len(step.writes) else "a refused write"
@@ -183,7 +188,7 @@ def _try_once(case: Case, target: Target, device: str) -> tuple[Verdict, bool]:
     if not message and not beyond:
         try:
             with _own_state():
-                broken, asked = _broken_property(case, step, target)
+                broken, asked = _broken_property(case, its_own, target)
         except sanitizer.Violation as violation:
             return verdict("sanitizer", f"on a variant of the step: {violation}"), True
         except Exception as error:
@@ -192,6 +197,12 @@ def _try_once(case: Case, target: Target, device: str) -> tuple[Verdict, bool]:
         if broken:
             return verdict("property", broken, judgement), True
     return verdict(judgement.kind, message, judgement), (judgement.kind == "agree" or judgement.breaks_hard)
+
+
+def _judged_on(case: Case, device: str) -> str:
+    """Where a case is built and judged. A GPU takes longer for each of hundreds of little operations, and many processes share it."""
+    products = case.num_heads * case.head_size * sum(request.query_len * request.seq_len for request in case.requests)
+    return "cpu" if num_elements(case) <= CPU_ELEMENTS and products <= CPU_PRODUCTS else device
 
 
 def _broken_property(case: Case, step: Step, target: Target) -> tuple[str | None, tuple[str, ...]]:

@@ -1,0 +1,56 @@
+"""A step on another device is the same step: the same bytes, lying the same way, shared the same way."""
+
+import pytest
+import torch
+from attn_fuzz import devices, tensors
+from attn_fuzz.poison import bits
+from attn_fuzz.strategies import cases
+from attn_fuzz.targets import Support
+from attn_fuzz.tensors import Step
+from hypothesis import given, settings
+
+SMALL = Support(head_sizes=(16, 32), block_sizes=(16, 1, 4, 48), max_tokens=32, max_seq_len=64)
+
+
+def all_tensors(step: Step) -> dict[str, torch.Tensor]:
+    layers = {f"{name} of the layer of write {i}": tensor for i, w in enumerate(step.writes) for name, tensor in w.layer.tensors.items()}
+    lse = {} if step.lse is None else {"lse": step.lse}
+    return {**step.inputs(), "out": step.out, "out_buffer": step.out_buffer, **lse, "lse_buffer": step.lse_buffer, **layers}
+
+
+def memory(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+
+
+def assert_same(step: Step, other: Step) -> None:
+    first, second = all_tensors(step), all_tensors(other)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        lies = (tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype)
+        assert lies == (second[name].shape, second[name].stride(), second[name].storage_offset(), second[name].dtype), name
+        assert torch.equal(bits(tensor), bits(second[name]).cpu()), name
+        assert torch.equal(memory(tensor), memory(second[name]).cpu()), f"around {name}"
+        assert not len(memory(tensor)) or memory(tensor).data_ptr() != memory(second[name]).data_ptr(), f"{name} is shared"
+    for name, tensor in first.items():
+        for like in first:
+            shares = memory(tensor).data_ptr() == memory(first[like]).data_ptr()
+            assert shares == (memory(second[name]).data_ptr() == memory(second[like]).data_ptr()), (name, like)
+    assert (step.view, step.batch.max_seq_len) == (other.view, other.batch.max_seq_len)
+
+
+@given(cases("anything", SMALL))
+@settings(max_examples=100, deadline=None, database=None)
+def test_what_is_fetched_is_what_was_there(case):
+    step = tensors.build(case)
+    assert_same(step, devices.returned(step))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@given(cases("anything", SMALL))
+@settings(max_examples=100, deadline=None, database=None)
+def test_what_is_sent_is_what_was_there(case):
+    step = tensors.build(case)
+    there = devices.sent(step, "cuda")
+    assert {tensor.device.type for tensor in all_tensors(there).values()} == {"cuda"}
+    assert_same(step, there)
+    assert_same(step, devices.returned(there))
