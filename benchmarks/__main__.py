@@ -1,0 +1,153 @@
+"""`python -m benchmarks speed` measures, `python -m benchmarks page` writes docs/performance.md from what was measured."""
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import click
+from rich.console import Console
+
+console = Console(highlight=False, width=160)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Speed, side by side."""
+
+
+@cli.command()
+@click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Written after each case.")
+@click.option("--only", multiple=True, help="Cases whose name holds this text; all if not given.")
+@click.option("--budget", type=click.FloatRange(min=0, min_open=True), default=360.0, show_default=True, help="Seconds.")
+@click.option("--vllm", type=click.Path(path_type=Path), help="A folder that holds the package `vllm`.")
+@click.option("--aiter", type=click.Path(path_type=Path), help="A folder that holds AMD's package `aiter`.")
+@click.option("--commit", help="Where git does not know it.")
+@click.option("--tiny", is_flag=True, help="A few requests of some tens of keys, on a CPU too. No result has any value.")
+def speed(
+    path: Path | None,
+    only: tuple[str, ...],
+    budget: float,
+    vllm: Path | None,
+    aiter: Path | None,
+    commit: str | None,
+    tiny: bool,
+) -> None:
+    """Measure our kernels, PyTorch's, and vLLM's and AITER's Triton kernels where they are, in one run."""
+    started = time.monotonic()
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu and not tiny:
+        raise click.UsageError("torch sees no GPU here; --tiny interprets tiny cases, whose times have no value")
+    if path is not None and not path.absolute().parent.is_dir():
+        raise click.BadParameter(f"{path.parent} is no folder", param_hint="--json")
+    if not on_gpu:
+        os.environ["TRITON_INTERPRET"] = "1"
+        from attn_fuzz.interpreter import install
+
+        install()
+    from benchmarks.speed import machine, participants, peers, results, run
+    from benchmarks.speed.cases import CASES
+
+    chosen = [case for case in CASES if not only or any(text in case.name for text in only)]
+    if not chosen:
+        raise click.BadParameter(f"no case has {' or '.join(map(repr, only))} in its name", param_hint="--only")
+    device = torch.device("cuda" if on_gpu else "cpu")
+    kernels = {"vllm": _loaded(peers.load_vllm, vllm), "aiter": _loaded(peers.load_aiter, aiter)}
+    found = results.Run(
+        of_value=on_gpu and not tiny,
+        machine=torch.cuda.get_device_name() if on_gpu else "CPU",
+        versions={
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "triton": importlib.metadata.version("triton"),
+            **{name: kernel.version for name, kernel in kernels.items() if kernel is not None},
+        },
+        command=shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        commit=commit or _commit(),
+        rates=machine.rates(device, tiny=tiny),
+    )
+    console.print(f"{found.machine}, {', '.join(f'{name} {version}' for name, version in found.versions.items())}")
+    rates = found.rates
+    console.print(
+        f"read {rates.read / 1e12:.3g} TB/s, copy {rates.copy / 1e12:.3g} TB/s, matmul burst {rates.matmul_burst / 1e12:.4g} "
+        f"TFLOP/s, sustained {rates.matmul_sustained / 1e12:.4g} TFLOP/s"
+    )
+
+    def save(run: results.Run) -> None:
+        if path is not None:
+            results.write(run, path)
+
+    try:
+        run.measure(
+            found,
+            [case.tiny() for case in chosen] if tiny else chosen,
+            participants.participants(kernels["vllm"], kernels["aiter"]),
+            device,
+            sizes=run.TINY if tiny else run.WHOLE,
+            budget=budget,
+            started=started,
+            save=save,
+            console=console,
+        )
+    except KeyboardInterrupt:
+        save(found)
+        console.print(f"interrupted: {len(found.cases)} cases measured, {len(found.unmeasured)} not")
+        sys.exit(130)
+    except run.DeviceError as error:
+        save(found)
+        raise click.ClickException(str(error)) from error
+    if found.host_us:
+        console.print("host, us per call: " + ", ".join(f"{name} {us:.0f}" for name, us in found.host_us.items()))
+    if found.unmeasured:
+        console.print(f"no time left for {', '.join(found.unmeasured)}; --budget gives more")
+
+
+def _loaded(load, folder: Path | None) -> SimpleNamespace | None:
+    """A peer's kernels; None, and why, where they were not asked for and are not there."""
+    from benchmarks.speed.peers import MissingPeerError
+
+    try:
+        return load(folder)
+    except MissingPeerError as error:
+        if folder is not None:
+            raise click.ClickException(str(error)) from error
+        console.print(str(error))
+        return None
+
+
+def _commit() -> str:
+    ended = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return ended.stdout.strip() if ended.returncode == 0 else "unknown"
+
+
+@cli.command()
+@click.option("--check", is_flag=True, help="Write nothing; exit 1 if the page is not what the files make.")
+def page(check: bool) -> None:
+    """Write docs/performance.md and its pictures from docs/performance/*.json."""
+    from benchmarks.speed import page
+
+    try:
+        runs = page.read()
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    if not runs:
+        raise click.UsageError(
+            f"{page.FOLDER} holds no JSON file: on a GPU `python -m benchmarks speed --json FILE` writes one"
+        )
+    written = page.contents(runs)
+    stale = [path for path, text in written.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    if check and stale:
+        raise click.ClickException(f"not current: {', '.join(map(str, stale))}; python -m benchmarks page writes them")
+    for path in stale:
+        path.write_text(written[path], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    cli()

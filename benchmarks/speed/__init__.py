@@ -1,0 +1,1 @@
+"""Every kernel beside its peers, in one run: `python -m benchmarks speed`."""

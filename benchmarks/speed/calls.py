@@ -1,0 +1,152 @@
+"""The tensors of a case."""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from attn_contract import Batch, KVCacheView, Layer
+
+from benchmarks.speed.cases import Attention, RowOp
+
+DTYPE, FLOAT8 = torch.bfloat16, torch.float8_e4m3fn
+LOGIT_STD = 3.0
+"""Of the logits of random keys: a softmax over many keys that were all alike would be a mean of noise, and hide mistakes."""
+LOGIT_STD_OF_CAP = 1 / 8
+"""Of a soft cap: so large that it bends the largest logits."""
+K_SCALE, V_SCALE = 0.023, 0.019
+TABLE_PADDING = 16
+"""Columns past the last block, as engines have them: some kernels look up a whole tile's blocks, and mask then."""
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A step: over a cache, or over dense k and v."""
+
+    case: Attention
+    q: torch.Tensor
+    layer: Layer
+    batch: Batch
+    kv_cache: torch.Tensor | None = None
+    k: torch.Tensor | None = None
+    v: torch.Tensor | None = None
+
+
+def attention_call(case: Attention, device: torch.device, seed: int) -> Call:
+    generator = torch.Generator(device).manual_seed(seed)
+    q = _normal((case.num_tokens, case.num_heads, case.head_size), device, generator)
+    q.mul_(case.soft_cap * LOGIT_STD_OF_CAP if case.soft_cap else LOGIT_STD)
+    reads_cache = case.attn_type.reads_cache
+    layer = Layer(
+        num_heads=case.num_heads,
+        num_kv_heads=case.num_kv_heads,
+        head_size=case.head_size,
+        scale=case.head_size**-0.5,
+        attn_type=case.attn_type,
+        window=(-1, -1) if case.window is None else (case.window - 1, case.window - 1),
+        logits_soft_cap=case.soft_cap,
+        sinks=_sinks(case, device, generator) if case.sinks else None,
+        layout=case.layout if reads_cache else None,
+        **_scales(case.float8_cache, device),
+    )
+    blocks = [-(-n // case.block_size) for n in case.seq_lens]
+    kv_cache, block_table = None, None
+    if reads_cache:
+        block_table = _block_table(case, blocks, device, generator)
+        kv_cache = random_cache(case, int(block_table.max()) + 1, device, generator)
+    starts = [0, *itertools.accumulate(case.query_lens)]
+    batch = Batch(
+        query_start_loc=torch.tensor(starts, dtype=torch.int32, device=device),
+        seq_lens=torch.tensor(case.seq_lens, dtype=torch.int32, device=device),
+        max_query_len=max(case.query_lens),
+        max_seq_len=max(case.seq_lens),
+        num_actual_tokens=case.num_tokens,
+        causal=case.causal,
+        block_table=block_table,
+    )
+    if reads_cache:
+        return Call(case, q, layer, batch, kv_cache=kv_cache)
+    k, v = _normal((2, case.num_tokens, case.num_kv_heads, case.head_size), device, generator)
+    return Call(case, q, layer, batch, k=k, v=v)
+
+
+def random_cache(case: Attention | RowOp, num_blocks: int, device: torch.device, generator: torch.Generator) -> torch.Tensor:
+    """A cache of normal numbers, or of what float8 stores of such."""
+    dtype = FLOAT8 if case.float8_cache else DTYPE
+    view = KVCacheView.dense(
+        case.layout,
+        num_blocks=num_blocks,
+        block_size=case.block_size,
+        num_kv_heads=case.num_kv_heads,
+        head_size=case.head_size,
+        itemsize=dtype.itemsize,
+    )
+    raw = _normal((view.end,), device, generator)
+    return view.tensor(raw.div_(K_SCALE).to(FLOAT8) if case.float8_cache else raw)
+
+
+def row_layer(case: RowOp, device: torch.device) -> Layer:
+    return Layer(
+        num_heads=case.num_heads,
+        num_kv_heads=case.num_kv_heads,
+        head_size=case.head_size,
+        scale=case.head_size**-0.5,
+        layout=case.layout,
+        **_scales(case.float8_cache, device),
+    )
+
+
+def raw_and_view(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, KVCacheView]:
+    """The allocation of a cache, one-dimensional, and where its elements lie."""
+    assert layer.layout is not None
+    view = KVCacheView.of(kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size)
+    return kv_cache.as_strided((view.end,), (1,), 0), view
+
+
+def gathered(kv: int, call: Call, request: int, num_keys: int) -> torch.Tensor:
+    """[num_keys, HK, D]: K (0) or V (1) of a request's first keys, as they are stored, by the layout's formula."""
+    if call.kv_cache is None:
+        start = sum(call.case.query_lens[:request])
+        rows = (call.k, call.v)[kv]
+        assert rows is not None
+        return rows[start : start + num_keys]
+    assert call.batch.block_table is not None
+    raw, view = raw_and_view(call.kv_cache, call.layer)
+    device = raw.device
+    key = torch.arange(num_keys, device=device)
+    block = call.batch.block_table[request].long()[key // view.block_size]
+    head = torch.arange(view.num_kv_heads, device=device).view(-1, 1)
+    dim = torch.arange(view.head_size, device=device)
+    element = view.element(kv, block.view(-1, 1, 1), (key % view.block_size).view(-1, 1, 1), head, dim)
+    if raw.dtype == FLOAT8:  # not every device indexes float8
+        return raw.view(torch.uint8)[element].view(FLOAT8)
+    return raw[element]
+
+
+def _block_table(case: Attention, blocks: list[int], device: torch.device, generator: torch.Generator) -> torch.Tensor:
+    """[R, max_blocks + padding] int32: blocks in random order; those of a common prefix are request 0's."""
+    shared = case.common_prefix_len // case.block_size
+    own = [n - shared for n in blocks]
+    order = torch.randperm(shared + sum(own), device=device, generator=generator).int()
+    table = torch.zeros(len(blocks), max(blocks) + TABLE_PADDING, dtype=torch.int32, device=device)
+    table[:, :shared] = order[:shared]
+    for row, part in zip(table, order[shared:].split(own), strict=True):
+        row[shared : shared + len(part)] = part
+    return table
+
+
+def _sinks(case: Attention, device: torch.device, generator: torch.Generator) -> torch.Tensor:
+    """Logits as large as those of all visible keys together: a sink that is forgotten doubles the output."""
+    all_keys = math.log(len(case.keys(0, case.query_lens[0] - 1))) + LOGIT_STD**2 / 2
+    return all_keys + torch.randn(case.num_heads, device=device, generator=generator)
+
+
+def _scales(float8_cache: bool, device: torch.device) -> dict:
+    if not float8_cache:
+        return {}
+    scales = {name: torch.tensor(scale, device=device) for name, scale in (("k_scale", K_SCALE), ("v_scale", V_SCALE))}
+    return {"kv_cache_dtype": FLOAT8, **scales}
+
+
+def _normal(shape: tuple[int, ...], device: torch.device, generator: torch.Generator) -> torch.Tensor:
+    return torch.empty(shape, dtype=DTYPE, device=device).normal_(generator=generator)

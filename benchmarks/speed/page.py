@@ -1,0 +1,150 @@
+"""docs/performance.md and its pictures, from the JSON files in docs/performance."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+from attn_fuzz.report.markup import element
+
+from benchmarks.speed import results
+from benchmarks.speed.cases import CASES
+from benchmarks.speed.participants import OURS, PEERS
+from benchmarks.speed.reach import standing, time_of
+from benchmarks.speed.results import CaseResult, Run
+
+FOLDER = Path("docs/performance")
+PAGE = Path("docs/performance.md")
+REACH = {case.name: case.reach for case in CASES}
+BAR, GAP, MARGIN, WIDTH, TICKS = 9, 12, 390, 480, (0.25, 0.5, 0.75, 1.0)
+COLOURS = {OURS: "ours", **dict(zip(PEERS, ("vllm", "aiter", "flash", "cudnn"), strict=True))}
+STYLE = """
+text { font: 12px ui-monospace, monospace; fill: #1c2126 }
+.name { text-anchor: end } .tick { text-anchor: middle } .line { stroke: #b0b6bc }
+.ours { fill: #2563a8 } .vllm { fill: #d08a1d } .aiter { fill: #b5404a } .flash { fill: #8a949c } .cudnn { fill: #5e8f5a }
+@media (prefers-color-scheme: dark) { text { fill: #e4e7ea } .line { stroke: #566069 } .ours { fill: #7db4ee } }
+"""
+
+
+def contents(runs: dict[Path, Run]) -> dict[Path, str]:
+    """What the page and each run's picture hold, by path."""
+    pictures = {path.with_suffix(".svg"): _picture(run) for path, run in runs.items()}
+    return {PAGE: "\n".join(_page(runs)) + "\n", **pictures}
+
+
+def read() -> dict[Path, Run]:
+    return {path: results.read(path) for path in sorted(FOLDER.glob("*.json"))}
+
+
+def _page(runs: dict[Path, Run]) -> Iterator[str]:
+    yield from (
+        "# Speed, measured",
+        "",
+        "Written by `python -m benchmarks page` from the files in [performance/](performance).",
+        "",
+        "A *floor* is what no kernel can beat: the bytes of q, of the output and of all keys and values that some query sees,",
+        "once for each KV head, over the bandwidth of a copy, or the FLOPs of all visible pairs over the burst matmul rate,",
+        "whichever is longer; both rates are measured in the same run. Reading alone is faster than copying, so a little more",
+        "than 100 % is possible. Times are medians of CUDA graph replays, all participants in turn, and the spread is from the",
+        "10th to the 90th percentile. Before it is timed, each participant's output is compared with float64 on sampled rows.",
+        "vLLM and AITER are their Triton kernels from PyPI's packages, AITER's with its choices for gfx942, which says nothing",
+        "of AITER on ROCm. SDPA is PyTorch's dense attention on keys and values that were gathered before, without paging: an",
+        "optimistic bound. bfloat16, and if a case does not say otherwise H/HK = 32/8, D = 128, blocks of 16 in random order.",
+    )
+    for path, run in runs.items():
+        yield from _section(path, run)
+
+
+def _section(path: Path, run: Run) -> Iterator[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
+    rates = run.rates
+    yield from ("", f"## {run.machine}", "", f"{versions}. Commit {run.commit}, `{run.command}`.", "")
+    if not run.of_value:
+        yield from ("**Sizes are tiny or there was no GPU: no number here has any value.**", "")
+    yield from (
+        "| read | copy, read and written | matmul, burst | matmul, sustained |",
+        "|--:|--:|--:|--:|",
+        f"| {rates.read / 1e12:.3g} TB/s | {rates.copy / 1e12:.3g} TB/s "
+        f"| {rates.matmul_burst / 1e12:.4g} TFLOP/s | {rates.matmul_sustained / 1e12:.4g} TFLOP/s |",
+        "",
+        f"![share of the floor's speed, by case and participant](performance/{path.stem}.svg)",
+        "",
+        "Behind a peer's time: how many times as long as ours it takes.",
+        "",
+        f"| case | floor, ms | ours, ms | spread | {' | '.join(PEERS)} | is to reach |",
+        "|---|--:|--:|--:|" + "--:|" * len(PEERS) + "---|",
+    )
+    for case in run.cases:
+        yield _row(case, run)
+    if notes := list(_notes(run)):
+        yield from ("", *notes)
+    if run.host_us:
+        yield from (
+            "",
+            "### Python per call",
+            "",
+            "Microseconds of the host for one eager call, 4 requests of 16 keys; the device is not waited for.",
+            "",
+            "| " + " | ".join(run.host_us) + " |",
+            "|" + "--:|" * len(run.host_us),
+            "| " + " | ".join(f"{us:.0f}" for us in run.host_us.values()) + " |",
+        )
+
+
+def _row(case: CaseResult, run: Run) -> str:
+    ours = time_of(case, OURS)
+    cells = [case.name, f"{case.floor_ms:.3g}"]
+    if ours is None:
+        cells += [_cell(case, OURS), ""]
+    else:
+        cells += [f"{ours.ms:.3g} ({case.floor_ms / ours.ms:.0%})", f"{ours.p10:.3g}-{ours.p90:.3g}"]
+    for peer in PEERS:
+        theirs = time_of(case, peer)
+        cells.append(_cell(case, peer) if theirs is None or ours is None else f"{theirs.ms:.3g} ({theirs.ms / ours.ms:.2f})")
+    reached, text = standing(REACH.get(case.name), case, run.rates)
+    word = {True: "reached", False: "short", None: ""}[reached]
+    return f"| {' | '.join(cells)} | {': '.join(part for part in (word, text) if part)} |"
+
+
+def _cell(case: CaseResult, name: str) -> str:
+    """Of a participant whose time, or ours, is missing."""
+    if (time := time_of(case, name)) is not None:
+        return f"{time.ms:.3g}"
+    result = case.results.get(name)
+    return "" if result is None or result.verdict == "refused" else result.verdict
+
+
+def _notes(run: Run) -> Iterator[str]:
+    for case in run.cases:
+        for name, result in case.results.items():
+            if result.verdict in ("wrong", "failed"):
+                yield f"* {case.name}, {name}: {result.verdict}: {(result.why or '').replace('|', '/')}"
+            elif result.time is not None and name not in (OURS, *PEERS) and (ours := time_of(case, OURS)) is not None:
+                yield f"* {case.name}, {name}: {result.time.ms:.3g} ms, {result.time.ms / ours.ms:.2f} times as long as ours"
+    if run.unmeasured:
+        yield f"* Not measured, for lack of time: {', '.join(run.unmeasured)}."
+
+
+def _picture(run: Run) -> str:
+    """Bars of the floor's time over the participant's, a group per case."""
+    marks = [element("style", STYLE)]
+    for i, name in enumerate(COLOURS):
+        marks.append(element("rect", x=MARGIN + i * 110 - 90, y=4, width=10, height=10, class_=COLOURS[name]))
+        marks.append(element("text", name, x=MARGIN + i * 110 - 76, y=13))
+    y = top = 34
+    bars = []
+    for case in run.cases:
+        shares = {name: case.floor_ms / time.ms for name in COLOURS if (time := time_of(case, name)) is not None}
+        height = BAR * max(1, len(shares))
+        bars.append(element("text", case.name, x=MARGIN - 8, y=y + height / 2 + 4, class_="name"))
+        for i, (name, share) in enumerate(shares.items()):
+            title = element("title", f"{name}: {share:.0%}")
+            width = round(WIDTH * min(share, 1.1), 1)
+            bars.append(element("rect", title, x=MARGIN, y=y + i * BAR, width=width, height=BAR - 1, class_=COLOURS[name]))
+        y += height + GAP
+    for tick in TICKS:
+        x = MARGIN + WIDTH * tick
+        marks.append(element("text", f"{tick:.0%}", x=x, y=top - 6, class_="tick"))
+        marks.append(element("line", x1=x, y1=top - 2, x2=x, y2=y, class_="line"))
+    size = (MARGIN + round(1.1 * WIDTH) + 10, y + 4)
+    drawing = element("svg", *marks, *bars, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {size[0]} {size[1]}")
+    return ElementTree.tostring(drawing, encoding="unicode") + "\n"

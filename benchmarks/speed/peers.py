@@ -1,0 +1,189 @@
+"""vLLM's and AITER's Triton kernels, from their own files as they are, without importing the rest of their packages.
+
+`import vllm` wants dozens of packages, and `import aiter` ROCm. What the kernels' modules import is little: packages are taken
+for their folders, without what their `__init__` does, and these modules are stood in for, none of which computes anything:
+
+    vllm.envs, vllm.logger              batch invariance off; Python's logger
+    vllm.platforms                      which GPU this is, asked of torch; the float8 type of its kind
+    vllm.triton_utils                   `triton` and `tl`
+    vllm.v1.kv_cache_interface          the numbers of KVQuantMode that are used here
+    aiter ... arch_info                 not on ROCm: gfx942, for which the kernel's choices are made
+    aiter ... device_info               not on a GPU: 16 compute units
+
+Off ROCm, `waves_per_eu`, which only Triton's compiler for AMD knows, is taken out of AITER's launch options.
+"""
+
+import enum
+import importlib
+import importlib.metadata
+import importlib.util
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+AITER_MODULES = ("aiter.ops.triton.attention.unified_attention", "aiter.ops.triton.unified_attention")
+"""Where it is, the newest first."""
+AITER_ARCHITECTURE, INTERPRETED_COMPUTE_UNITS = "gfx942", 16
+
+
+class KVQuantMode(enum.IntEnum):
+    NONE = 0
+    FP8_PER_TENSOR = 1
+    INT8_PER_TOKEN_HEAD = 2
+    FP8_PER_TOKEN_HEAD = 3
+    INT4_PER_TOKEN_HEAD = 4
+
+
+class MissingPeerError(RuntimeError):
+    """There is no such package, or what is there is not what was expected."""
+
+
+class _Logger(logging.Logger):
+    debug_once, info_once, warning_once = logging.Logger.debug, logging.Logger.info, logging.Logger.warning
+
+
+def load_vllm(folder: Path | None) -> SimpleNamespace:
+    """vLLM's attention kernels from a folder that holds the package `vllm`; from the installed one if None.
+
+    Raises:
+        MissingPeerError: there is none, or its modules import what is not there.
+    """
+    root = _package("vllm", folder)
+    platform = SimpleNamespace(
+        fp8_dtype=lambda: torch.float8_e4m3fnuz if _gpu().startswith("gfx942") else torch.float8_e4m3fn,
+        is_device_capability_family=lambda family: _capability() // 10 == family // 10,
+        has_device_capability=lambda least: _capability() >= least,
+        is_cuda_alike=torch.cuda.is_available,
+        is_rocm=lambda: torch.version.hip is not None,
+    )
+    answers = {
+        "envs": {"VLLM_BATCH_INVARIANT": False},
+        "logger": {"init_logger": _Logger},
+        "platforms": {"current_platform": platform},
+        "triton_utils": {"tl": tl, "triton": triton},
+        "v1.kv_cache_interface": {"KVQuantMode": KVQuantMode},
+    }
+    with _packages("vllm", root, ("utils", "v1", "v1.attention", "v1.attention.ops"), answers):
+        unified = _imported("vllm.v1.attention.ops.triton_unified_attention")
+        prefill = _imported("vllm.v1.attention.ops.triton_prefill_attention")
+    return SimpleNamespace(
+        version=_version("vllm", root),
+        unified_attention=unified.unified_attention,
+        MAX_3D_QUERY_LEN=unified.MAX_3D_QUERY_LEN,
+        KVQuantMode=KVQuantMode,
+        context_attention_fwd=prefill.context_attention_fwd,
+    )
+
+
+def load_aiter(folder: Path | None) -> SimpleNamespace:
+    """AITER's `unified_attention` from a folder that holds the package `aiter`; from the installed one if None.
+
+    Raises:
+        MissingPeerError: there is none, or its modules import what is not there.
+    """
+    root = _package("aiter", folder)
+    names = [name for name in AITER_MODULES if root.parent.joinpath(*name.split(".")).with_suffix(".py").is_file()]
+    if not names:
+        raise MissingPeerError(f"{root} has no Triton unified_attention; PyPI's package `aiter` is another one than AMD's")
+    answers: dict[str, dict[str, Any]] = {}
+    if torch.version.hip is None:
+        answers["ops.triton.utils._triton.arch_info"] = {
+            "get_arch": lambda: AITER_ARCHITECTURE,
+            "is_fp8_avail": lambda: True,
+        }
+    if not torch.cuda.is_available():
+        answers["ops.triton.utils.device_info"] = {"get_num_sms": lambda: INTERPRETED_COMPUTE_UNITS}
+    packages = ("ops", "ops.triton", "ops.triton.attention", "ops.triton.utils", "ops.triton.utils._triton")
+    with _packages("aiter", root, packages, answers):
+        module = _imported(names[0])
+    if torch.version.hip is None:
+        for name in ("select_2d_config", "select_3d_config"):
+            setattr(module, name, _without_waves(getattr(module, name)))
+    return SimpleNamespace(version=_version("amd-aiter", root), unified_attention=module.unified_attention)
+
+
+def _without_waves(select):
+    def selected(*arguments, **options):
+        found = select(*arguments, **options)
+        if isinstance(found, dict):
+            return {name: value for name, value in found.items() if name != "waves_per_eu"}
+        return tuple({name: value for name, value in part.items() if name != "waves_per_eu"} for part in found)
+
+    return selected
+
+
+def _package(name: str, folder: Path | None) -> Path:
+    """The folder of a package, which is not imported."""
+    if folder is not None:
+        if not (folder / name).is_dir():
+            raise MissingPeerError(f"--{name}: got {folder}, expected a folder that holds the package `{name}`")
+        return folder / name
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingPeerError(f"{name} is not measured: it is not installed, and no --{name} FOLDER was given")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+@contextmanager
+def _packages(name: str, root: Path, packages: tuple[str, ...], answers: Mapping[str, dict[str, Any]]) -> Iterator[None]:
+    """The names of a package's parts, while it lasts: folders, and modules that are stood in for."""
+    before = _drop(name)
+    _add(name, __path__=[str(root)])
+    for package in packages:
+        _add(f"{name}.{package}", __path__=[str(root.joinpath(*package.split(".")))])
+    for module, contents in answers.items():
+        _add(f"{name}.{module}", **contents)
+    try:
+        yield
+    finally:
+        _drop(name)
+        sys.modules.update(before)
+
+
+def _drop(name: str) -> dict[str, ModuleType]:
+    """Take a package and all its parts out of sys.modules."""
+    dropped = {part: module for part, module in sys.modules.items() if part == name or part.startswith(f"{name}.")}
+    for part in dropped:
+        del sys.modules[part]
+    return dropped
+
+
+def _add(name: str, **contents: Any) -> None:
+    module = ModuleType(name)
+    module.__dict__.update(contents)
+    sys.modules[name] = module
+    package, _, attribute = name.rpartition(".")
+    if package in sys.modules:
+        setattr(sys.modules[package], attribute, module)
+
+
+def _imported(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # a file that is missing, or another version that asks for more than is answered
+        raise MissingPeerError(f"{name} does not import: {type(error).__name__}: {error}") from error
+
+
+def _version(distribution: str, root: Path) -> str:
+    """As the metadata beside a package says; a checkout or an incomplete folder has none."""
+    found = importlib.metadata.distributions(name=distribution, path=[str(root.parent)])
+    return next((str(each.version) for each in found), "of unknown version")
+
+
+def _capability() -> int:
+    if not torch.cuda.is_available():
+        return 0
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor
+
+
+def _gpu() -> str:
+    return getattr(torch.cuda.get_device_properties(), "gcnArchName", "") if torch.cuda.is_available() else ""

@@ -1,0 +1,79 @@
+"""What a run finds, as the JSON file that it writes: schema `attn-parity.speed/1`."""
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from benchmarks.speed.clock import Spread
+from benchmarks.speed.machine import Rates
+
+SCHEMA = "attn-parity.speed/1"
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Of one participant in one case.
+
+    Attributes:
+        verdict: `refused` what it cannot express, `wrong` what is off by more than the check allows and is not timed,
+            `failed` what raised an error.
+        error: relative error of the sampled rows.
+        why: of a verdict that is not `measured`.
+        calls: in each replay.
+    """
+
+    verdict: Literal["measured", "refused", "wrong", "failed"]
+    error: float | None = None
+    why: str | None = None
+    time: Spread | None = None
+    calls: int | None = None
+
+
+class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    flops: float
+    bytes: float
+    floor_ms: float
+    results: dict[str, Result]
+
+
+class Run(msgspec.Struct, kw_only=True):
+    """One run on one machine.
+
+    Attributes:
+        of_value: whether the times mean anything: full sizes, on a GPU.
+        host_us: microseconds of Python of one call, by participant; a sentence where there is none.
+        unmeasured: cases for which the budget had no time, or before which the run was interrupted.
+    """
+
+    schema: str = SCHEMA
+    of_value: bool
+    machine: str
+    versions: dict[str, str]
+    command: str
+    commit: str
+    rates: Rates
+    cases: list[CaseResult] = msgspec.field(default_factory=list)
+    host_us: dict[str, float] = msgspec.field(default_factory=dict)
+    unmeasured: list[str] = msgspec.field(default_factory=list)
+
+
+def write(run: Run, path: Path) -> None:
+    """Whole or not at all: an interrupt leaves the last one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=1) + b"\n")
+    partial.replace(path)
+
+
+def read(path: Path) -> Run:
+    """
+    Raises:
+        ValueError: it is no such file.
+    """
+    try:
+        run = msgspec.json.decode(path.read_bytes(), type=Run)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if run.schema != SCHEMA:
+        raise ValueError(f"{path}: got schema {run.schema!r}, expected {SCHEMA!r}")
+    return run

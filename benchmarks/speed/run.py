@@ -1,0 +1,193 @@
+"""A run: the machine's rates, then case by case all participants side by side, then what a call costs on the host."""
+
+import contextlib
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from attn_contract import UnsupportedError
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks.speed import check
+from benchmarks.speed.calls import attention_call
+from benchmarks.speed.cases import HOST, Case, RowOp, copies, floor_ms
+from benchmarks.speed.clock import Loop, host_us, loop_of, side_by_side
+from benchmarks.speed.machine import Rates
+from benchmarks.speed.participants import OURS, Participant, Prepared
+from benchmarks.speed.results import CaseResult, Result, Run
+from benchmarks.speed.rows import row_op
+
+TIMING_SECONDS = 4.0
+"""Of the replays of one case, at most."""
+HOST_BATCHES, HOST_CALLS = 20, 100
+
+
+class DeviceError(RuntimeError):
+    """A kernel has left the GPU in a state in which nothing runs any more."""
+
+
+class Sizes(NamedTuple):
+    """How much of everything: the whole, or `--tiny`."""
+
+    copies: int | None
+    rounds: int
+    seconds: float
+    host_batches: int
+    host_calls: int
+
+
+WHOLE = Sizes(copies=None, rounds=200, seconds=TIMING_SECONDS, host_batches=HOST_BATCHES, host_calls=HOST_CALLS)
+TINY = Sizes(copies=2, rounds=2, seconds=0.0, host_batches=2, host_calls=2)
+
+
+class Problem(NamedTuple):
+    """A case on a device: several copies of its inputs, each put to each participant, and what some rows are to be."""
+
+    prepare: dict[str, Callable[[], list[Prepared]]]
+    rows: list[int]
+    expected: torch.Tensor
+
+
+def measure(
+    run: Run,
+    cases: Sequence[Case],
+    participants: Sequence[Participant],
+    device: torch.device,
+    *,
+    sizes: Sizes,
+    budget: float,
+    started: float,
+    save: Callable[[Run], None],
+    console: Console,
+) -> None:
+    """Measure into `run`, saved after each case; what an interrupt or the budget leaves out is in `run.unmeasured`.
+
+    Raises:
+        DeviceError: the GPU no longer runs anything; what was measured before is saved.
+    """
+    run.unmeasured = [case.name for case in cases]
+    columns = (TextColumn("{task.completed}/{task.total}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=len(cases) + 1)
+        for i, case in enumerate(cases):
+            left = budget - (time.monotonic() - started)
+            if left <= 0:
+                break
+            progress.update(task, description=case.name)
+            box = left / (len(cases) - i)
+            run.cases.append(measured(case, participants, device, run.rates, sizes=sizes, box=box))
+            run.unmeasured.remove(case.name)
+            _free()
+            save(run)
+            progress.console.print(_line(run.cases[-1]))
+            progress.advance(task)
+        progress.update(task, description="host overhead")
+        run.host_us = overheads(participants, device, sizes)
+        save(run)
+
+
+def measured(
+    case: Case, participants: Sequence[Participant], device: torch.device, rates: Rates, *, sizes: Sizes, box: float
+) -> CaseResult:
+    """Check every participant, and time those that are right, within about `box` seconds."""
+    deadline = time.monotonic() + box
+    flops, moved = case.flops, case.bytes
+    floor = floor_ms(flops, moved, copy_bandwidth=rates.copy, matmul_rate=rates.matmul_burst)
+    found: dict[str, Result] = {}
+    loops: dict[str, Loop] = {}
+    with _recorded(found, OURS):
+        problem = problem_of(case, participants, device, sizes.copies or copies(case))
+        for name, prepare in problem.prepare.items():
+            with _recorded(found, name):
+                prepared = prepare()
+                error = error_of(prepared[0], problem)
+                found[name] = _judged(error)
+                if found[name].verdict == "measured":
+                    loops[name] = loop_of(device, [each.run for each in prepared])
+    seconds = max(0.0, min(sizes.seconds, deadline - time.monotonic()))
+    times = side_by_side(list(loops.values()), seconds=seconds, rounds=sizes.rounds)
+    for (name, loop), spread in zip(loops.items(), times, strict=True):
+        found[name] = Result(verdict="measured", error=found[name].error, time=spread, calls=loop.calls)
+    return CaseResult(name=case.name, flops=flops, bytes=moved, floor_ms=floor, results=found)
+
+
+def problem_of(case: Case, participants: Sequence[Participant], device: torch.device, count: int) -> Problem:
+    if isinstance(case, RowOp):
+        made = [row_op(case, device, seed) for seed in range(count)]
+        return Problem({OURS: lambda: [prepared for prepared, _ in made]}, list(range(case.num_tokens)), made[0][1])
+    calls = [attention_call(case, device, seed) for seed in range(count)]
+    rows = check.sampled_rows(calls[0])
+    prepare = {
+        participant.name: lambda participant=participant: [participant.prepare(call) for call in calls]
+        for participant in participants
+        if participant.joins(case)
+    }
+    return Problem(prepare, rows, check.expected_rows(calls[0], rows))
+
+
+def error_of(prepared: Prepared, problem: Problem) -> float:
+    output = prepared.output(prepared.run())
+    if not bool(output.isfinite().all()):
+        return float("inf")
+    return check.relative_error(output[problem.rows], problem.expected)
+
+
+def overheads(participants: Sequence[Participant], device: torch.device, sizes: Sizes) -> dict[str, float]:
+    """Microseconds of one call, for all who can make it."""
+    call = attention_call(HOST, device, seed=0)
+    found = {}
+    for participant in participants:
+        if not participant.joins(HOST):
+            continue
+        with contextlib.suppress(UnsupportedError, RuntimeError):
+            run = participant.prepare(call).run
+            found[participant.name] = host_us(run, batches=sizes.host_batches, calls=sizes.host_calls)
+    return found
+
+
+@contextlib.contextmanager
+def _recorded(found: dict[str, Result], name: str) -> Iterator[None]:
+    """What is raised becomes a result: one participant's error is not the others'."""
+    try:
+        yield
+    except UnsupportedError as error:
+        found[name] = Result(verdict="refused", why=str(error))
+    except Exception as error:  # kernels of others raise anything, compilers too
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        found[name] = Result(verdict="failed", why=why)
+        _check_device(error)
+
+
+def _check_device(cause: Exception) -> None:
+    if not torch.cuda.is_available():
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        raise DeviceError(f"the GPU runs nothing any more after: {cause}") from error
+
+
+def _judged(error: float) -> Result:
+    if error <= check.LIMIT:
+        return Result(verdict="measured", error=error)
+    why = f"relative error {error:.2g}, at most {check.LIMIT:.2g} is allowed"
+    return Result(verdict="wrong", error=error if error < float("inf") else None, why=why)
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _line(case: CaseResult) -> str:
+    parts = [f"{case.name}: floor {case.floor_ms:.4g} ms"]
+    for name, result in case.results.items():
+        if result.time is not None:
+            parts.append(f"{name} {result.time.ms:.4g} ({case.floor_ms / result.time.ms:.0%})")
+        elif result.verdict != "refused":
+            parts.append(f"{name} {result.verdict}: {result.why}")
+    return "; ".join(parts)

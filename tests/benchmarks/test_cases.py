@@ -1,0 +1,102 @@
+"""Bytes, FLOPs and floors of the benchmark's cases are what counting by hand gives."""
+
+import itertools
+
+import pytest
+import torch
+from attn_contract import AttentionType
+
+from benchmarks.speed.calls import attention_call, gathered
+from benchmarks.speed.cases import CASES, Attention, RowOp, floor_ms
+from benchmarks.speed.rows import row_op
+
+CPU = torch.device("cpu")
+ATTENTION = [case for case in CASES if isinstance(case, Attention)]
+ROW_OPS = [case for case in CASES if isinstance(case, RowOp)]
+
+FLOORS = {
+    "decode, 64 x 8k": 0.501,
+    "decode, 1 x 128k": 0.125,
+    "decode, 8 x 32k": 0.250,
+    "decode, 256 x 1k": 0.251,
+    "decode, MHA, 32 x 4k": 0.501,
+    "decode, H64/HK8/D64 + sinks, 64 x 8k": 0.251,
+    "decode, H64/HK8/D64 + sinks + window 128, 64 x 8k": 0.0042,
+    "decode, fp8 cache, 64 x 8k": 0.251,
+    "speculative decode, 4 query tokens, 64 x 8k": 0.502,
+    "prefill, 4 x 4k": 0.712,
+    "prefill, 1 x 16k": 2.85,
+    "prefill, H64/HK8/D64, window 128 + sinks, 4 x 4k": 0.070,
+    "prefill, window 1k, 2 x 8k": 0.334,
+    "extend, 8 x 512 new on 8k": 0.734,
+    "mixed, one 2k prefill + 63 decodes at 4k": 0.257,
+    "encoder (Whisper), 16 x 1500, H20 D64, no cache": 0.239,
+    "cross-attention, 64 x 1 query on 1500, H20 D64": 0.115,
+    "prefill, soft cap 50, H16/HK8 D256, 2 x 4k": 0.356,
+}
+"""Milliseconds at 4.29 TB/s and 772 TFLOP/s, as they were once computed elsewhere."""
+
+
+def test_names_are_unique():
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize(("name", "expected"), FLOORS.items())
+def test_floors_are_those_of_other_arithmetic(name, expected):
+    (case,) = (case for case in CASES if case.name == name)
+    assert floor_ms(case.flops, case.bytes, copy_bandwidth=4.29e12, matmul_rate=772e12) == pytest.approx(expected, rel=0.015)
+
+
+@pytest.mark.parametrize("case", ATTENTION, ids=lambda case: case.name)
+def test_every_visible_pair_and_every_seen_key_counts_once(case):
+    tiny = case.tiny()
+    pairs, seen = 0, set()
+    for r, (query_len, seq_len) in enumerate(zip(tiny.query_lens, tiny.seq_lens, strict=True)):
+        for i, j in itertools.product(range(query_len), range(seq_len)):
+            distance = seq_len - query_len + i - j
+            if tiny.attn_type is not AttentionType.DECODER or 0 <= distance < (tiny.window or seq_len):
+                pairs += 1
+                seen.add((0 if j < tiny.common_prefix_len else r, j))
+    assert tiny.flops == 4 * tiny.head_size * tiny.num_heads * pairs
+    stored = 1 if tiny.float8_cache else 2
+    keys_and_values = 2 * len(seen) * tiny.num_kv_heads * tiny.head_size * stored
+    q_and_out = 2 * sum(tiny.query_lens) * tiny.num_heads * tiny.head_size * 2
+    assert tiny.bytes == keys_and_values + q_and_out
+
+
+@pytest.mark.parametrize("case", ROW_OPS, ids=lambda case: case.name)
+def test_rows_are_read_and_written_once(case):
+    tiny = case.tiny()
+    run = row_op(tiny, CPU, seed=0)[0].run
+    tensors = [tensor for tensor in (*run.args, *run.keywords.values()) if isinstance(tensor, torch.Tensor)]
+    if tiny.op == "merge":
+        assert tiny.bytes == sum(tensor.nbytes for tensor in tensors)
+        return
+    by_token = [tensor for tensor in tensors if len(tensor) == tiny.num_tokens]
+    counted = sum(tensor.nbytes for tensor in by_token)
+    counted += tiny.num_tokens * tiny.num_kv_heads * tiny.head_size * 2 * (1 if tiny.float8_cache else 2)
+    if tiny.op == "rope":  # q is written too, and a row of cosines and sines is read for each token
+        counted += by_token[0].nbytes + tiny.num_tokens * tiny.head_size * 2
+    assert tiny.bytes == counted
+
+
+@pytest.mark.parametrize("case", ATTENTION, ids=lambda case: case.name)
+def test_a_tiny_case_keeps_what_makes_it_special(case):
+    tiny = case.tiny()
+    for name in ("name", "head_size", "layout", "attn_type", "sinks", "soft_cap", "float8_cache", "causal", "is_uniform"):
+        assert getattr(tiny, name) == getattr(case, name)
+    assert tiny.num_heads // tiny.num_kv_heads == case.num_heads // case.num_kv_heads
+    assert (tiny.window is None) == (case.window is None)
+    assert (tiny.common_prefix_len > 0) == (case.common_prefix_len > 0)
+    assert max(tiny.query_lens) > 1 or max(case.query_lens) == 1
+    assert tiny.num_tokens <= 60
+    assert sum(tiny.seq_lens) <= 200
+
+
+def test_requests_of_a_cascade_share_the_blocks_of_their_prefix_alone():
+    (case,) = (case.tiny() for case in ATTENTION if case.common_prefix_len)
+    call = attention_call(case, CPU, seed=0)
+    first, second = (gathered(0, call, r, case.seq_lens[r]) for r in (0, 1))
+    prefix = case.common_prefix_len
+    assert torch.equal(first[:prefix], second[:prefix])
+    assert not torch.equal(first[prefix:], second[prefix:])

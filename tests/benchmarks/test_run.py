@@ -1,0 +1,161 @@
+"""Who is wrong is said to be wrong and not timed; what was measured before an error, an interrupt or the end is kept."""
+
+import dataclasses
+import io
+import time
+
+import attn_reference
+import pytest
+import torch
+from attn_contract import UnsupportedError
+from rich.console import Console
+
+from benchmarks.speed import run
+from benchmarks.speed.cases import CASES, Attention
+from benchmarks.speed.machine import Rates
+from benchmarks.speed.participants import OURS, Participant, Prepared, sdpa
+from benchmarks.speed.results import Run
+
+CPU = torch.device("cpu")
+RATES = Rates(read=4e12, copy=4e12, matmul_burst=7e14, matmul_sustained=6e14)
+BY_NAME = {case.name: case.tiny() for case in CASES}
+DECODE = BY_NAME["decode, 64 x 8k"]
+# a cap bends the largest of many logits, and few have none that are large
+CAPPED = dataclasses.replace(BY_NAME["prefill, soft cap 50, H16/HK8 D256, 2 x 4k"], query_lens=(8,), seq_lens=(2000,))
+
+
+def reference(*, tables_rolled: bool = False, **forgotten) -> Participant:
+    """The reference under our name, with fields of the layer replaced."""
+
+    def prepare(call):
+        layer, batch = dataclasses.replace(call.layer, **forgotten), call.batch
+        if tables_rolled:
+            batch = dataclasses.replace(batch, block_table=batch.block_table.roll(1, dims=0))
+        out = torch.full_like(call.q, torch.nan)
+        if call.kv_cache is None:
+            attend, keys = attn_reference.varlen_attention, (call.k, call.v)
+        else:
+            attend, keys = attn_reference.paged_attention, (call.kv_cache,)
+        return Prepared(lambda: attend(call.q, *keys, layer, batch, out=out), lambda _: out)
+
+    return Participant(OURS, prepare)
+
+
+def measured(case, *participants):
+    return run.measured(case, participants, CPU, RATES, sizes=run.TINY, box=1.0).results
+
+
+@pytest.mark.parametrize("case", [case for case in BY_NAME.values() if isinstance(case, Attention)], ids=lambda case: case.name)
+def test_the_reference_is_right_in_every_case(case):
+    ours = measured(case, reference())[OURS]
+    assert ours.verdict == "measured"
+    assert ours.error is not None
+    assert ours.error < run.check.LIMIT / 2
+    assert ours.time is not None
+    assert ours.time.ms > 0
+
+
+def test_dense_attention_is_right_on_what_it_can_express():
+    dense = Participant("SDPA flash", lambda call: sdpa("SDPA flash", call))
+    results = measured(DECODE, dense)
+    assert results["SDPA flash"].verdict == "measured"
+    results = measured(BY_NAME["decode, ragged 64 x 256..16k"], dense)
+    assert results["SDPA flash"].verdict == "refused"
+    assert "different lengths" in results["SDPA flash"].why
+
+
+@pytest.mark.parametrize(
+    ("case", "wrong"),
+    [
+        (DECODE, reference(tables_rolled=True)),
+        (DECODE, reference(scale=128**-0.5 * 1.05)),
+        (BY_NAME["decode, H64/HK8/D64 + sinks, 64 x 8k"], reference(sinks=None)),
+        (BY_NAME["decode, H64/HK8/D64 + sinks + window 128, 64 x 8k"], reference(window=(-1, -1))),
+        (BY_NAME["prefill, window 1k, 2 x 8k"], reference(window=(8, 8))),
+        (CAPPED, reference(logits_soft_cap=None)),
+        (BY_NAME["decode, fp8 cache, 64 x 8k"], reference(v_scale=torch.tensor(0.023))),
+    ],
+    ids=["another request's blocks", "scale", "sinks", "window", "one key more", "soft cap", "K's scale for V"],
+)
+def test_a_wrong_participant_is_reported_and_not_timed(case, wrong):
+    results = measured(case, wrong, Participant("right", reference().prepare))
+    assert results[OURS].verdict == "wrong"
+    assert results[OURS].time is None
+    assert "relative error" in results[OURS].why
+    assert results["right"].time is not None
+
+
+def test_a_row_left_out_is_wrong_even_if_it_is_not_sampled():
+    many = dataclasses.replace(BY_NAME["prefill, 1 x 16k"], query_lens=(200,), seq_lens=(200,))
+    sampled = run.check.sampled_rows(run.attention_call(many, CPU, seed=0))
+    missed = next(row for row in range(200) if row not in sampled)
+
+    def prepare(call):
+        right = reference().prepare(call)
+
+        def output(out):
+            return right.output(out).index_fill(0, torch.tensor([missed]), torch.nan)
+
+        return Prepared(right.run, output)
+
+    result = measured(many, Participant(OURS, prepare))[OURS]
+    assert (result.verdict, result.error) == ("wrong", None)
+
+
+def test_one_participants_error_is_not_the_others():
+    def refuses(call):
+        raise UnsupportedError("the participant", "this", "it says so")
+
+    def raises():
+        raise RuntimeError("out of\nregisters")
+
+    results = measured(
+        DECODE,
+        reference(),
+        Participant("refuses", refuses),
+        Participant("raises", lambda call: Prepared(raises, lambda out: out)),
+    )
+    assert {name: result.verdict for name, result in results.items()} == {
+        OURS: "measured",
+        "refuses": "refused",
+        "raises": "failed",
+    }
+    assert results["raises"].why == "RuntimeError: out of registers"
+
+
+def measure(cases, participants, *, budget=60.0):
+    found = Run(of_value=False, machine="CPU", versions={}, command="", commit="", rates=RATES)
+    saved = []
+    arguments = {
+        "sizes": run.TINY,
+        "budget": budget,
+        "started": time.monotonic(),
+        "save": lambda run: saved.append([case.name for case in run.cases]),
+        "console": Console(file=io.StringIO()),
+    }
+    try:
+        run.measure(found, cases, participants, CPU, **arguments)
+    except KeyboardInterrupt:
+        saved.append("interrupted")
+    return found, saved
+
+
+def test_each_case_is_saved_and_an_interrupt_keeps_them():
+    second = BY_NAME["decode, 1 x 128k"]
+
+    def prepare(call):
+        if call.case is second:
+            raise KeyboardInterrupt
+        return reference().prepare(call)
+
+    found, saved = measure([DECODE, second], [Participant(OURS, prepare)])
+    assert saved == [[DECODE.name], "interrupted"]
+    assert [case.name for case in found.cases] == [DECODE.name]
+    assert found.unmeasured == [second.name]
+
+
+def test_cases_without_time_are_named():
+    found, _ = measure([DECODE], [reference()], budget=1e-9)
+    assert not found.cases
+    assert found.unmeasured == [DECODE.name]
+    assert found.host_us.keys() == {OURS}

@@ -1,0 +1,57 @@
+"""The command, end to end on a CPU, and its errors."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.speed import results
+from benchmarks.speed.participants import OURS
+
+ROOT = Path(__file__).parent.parent.parent
+ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def benchmarks(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks", *arguments]
+    return subprocess.run(command, cwd=folder, env={**os.environ, **ON_CPU}, capture_output=True, text=True)
+
+
+def test_a_tiny_run_writes_its_file_and_the_page_renders(tmp_path):
+    path = tmp_path / "docs" / "performance" / "cpu.json"
+    path.parent.mkdir(parents=True)
+    names = ("decode, fp8 cache", "encoder", "cascade", "cache write", "RoPE", "merge")
+    only = [argument for name in names for argument in ("--only", name)]
+    ended = benchmarks(tmp_path, "speed", "--tiny", "--commit", "abc", "--json", str(path), *only)
+    assert ended.returncode == 0, ended.stderr
+    run = results.read(path)
+    assert (run.of_value, run.machine, run.commit, run.unmeasured) == (False, "CPU", "abc", [])
+    assert len(run.cases) == 7
+    for case in run.cases:
+        assert case.results[OURS].verdict == "measured", case
+        assert case.results[OURS].time is not None
+    assert "ours without cascade" in next(case for case in run.cases if "cascade" in case.name).results
+    assert run.host_us[OURS] > 0
+    assert benchmarks(tmp_path, "page").returncode == 0
+    text = (tmp_path / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert "no number here has any value" in text
+    assert all(case.name in text for case in run.cases)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "torch sees no GPU here; --tiny"),
+        (("--tiny", "--only", "nothing like it"), "no case has 'nothing like it' in its name"),
+        (("--tiny", "--json", "none/run.json"), "none is no folder"),
+        (("--tiny", "--vllm", "none"), "--vllm: got none, expected a folder that holds the package `vllm`"),
+        (("--tiny", "--budget", "0"), "--budget"),
+    ],
+)
+def test_bad_arguments_are_named_before_any_work(tmp_path, arguments, message):
+    ended = benchmarks(tmp_path, "speed", *arguments)
+    assert ended.returncode in (1, 2)
+    assert message in " ".join(ended.stderr.split())
+    assert not list(tmp_path.iterdir())
