@@ -7,6 +7,7 @@ matrices without a BLAS, which is most of its time. `install` replaces the place
     casts between floating types    torch's conversions, to nearest even; float8 saturates, as the GPUs' conversions do
     bfloat16 arithmetic             in float32, rounded once
     tl.dot of 16 bits               in float32, in which products of 16-bit numbers are exact
+    tl.fma of float32               in float64, in which the product is exact: rounded once, not twice
     the language                    patched once per module of kernels
     types                           each made once (`attn_fuzz.interpreter_types`)
 """
@@ -31,7 +32,7 @@ _TORCH = {
 # set on Triton's InterpreterBuilder, for kernels that refuse bfloat16 where it is computed as bit patterns
 EXACT = "exact_bfloat16"
 _HOOKS = ("_patch_lang", "_LangPatchScope", "_convert_float", "InterpreterBuilder")
-_BUILDER_HOOKS = ("create_dot", "binary_op")
+_BUILDER_HOOKS = ("create_dot", "create_fma", "binary_op")
 
 
 def install() -> None:
@@ -54,6 +55,7 @@ def install() -> None:
     interpreter._patch_lang = _patching_once(interpreter._patch_lang, interpreter._LangPatchScope)
     interpreter._convert_float = _converting_exactly(interpreter._convert_float, interpreter._ir.ROUNDING_MODE.RTZ)
     builder.create_dot = _dot_in_float32(builder.create_dot)
+    builder.create_fma = _fma_in_float64(builder.create_fma)
     builder.binary_op = _binary_op_in_float32(builder.binary_op)
     interpreter_types.install()
     setattr(builder, EXACT, True)
@@ -105,6 +107,16 @@ def _dot_in_float32(create_dot: Any) -> Any:
         return type(d)(np.matmul(_float32(a), _float32(b)) + d.data, d.dtype.scalar)
 
     return dot
+
+
+def _fma_in_float64(create_fma: Any) -> Any:
+    def fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
+        if z.data.dtype != np.float32 or z.dtype.scalar.name == "bf16":
+            return create_fma(builder, x, y, z)
+        total = x.data.astype(np.float64) * y.data + z.data
+        return type(z)(total.astype(np.float32), z.dtype.scalar)
+
+    return fma
 
 
 def _binary_op_in_float32(binary_op: Any) -> Any:

@@ -200,7 +200,7 @@ def _try_once(case: Case, target: Target, device: str) -> tuple[Verdict, bool]:
 
 
 def _judged_on(case: Case, device: str) -> str:
-    """Where a case is built and judged. A GPU takes longer for each of hundreds of little operations, and many processes share it."""
+    """Where a case is built and judged: of hundreds of little operations, each takes longer on a GPU that processes share."""
     products = case.num_heads * case.head_size * sum(request.query_len * request.seq_len for request in case.requests)
     return "cpu" if num_elements(case) <= CPU_ELEMENTS and products <= CPU_PRODUCTS else device
 

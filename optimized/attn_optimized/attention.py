@@ -1,15 +1,18 @@
 """Attention over a paged KV cache and over dense tokens: checks, output tensors and launches."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from attn_contract import Batch, Layer
+from attn_contract import Batch, ContractError, Layer
 from attn_contract.validation import check_paged_attention, check_varlen_attention
 
 from attn_optimized.device import architecture_of, compute_units_of
+from attn_optimized.kernel_call import KernelCall
 from attn_optimized.kernels.attention import attention_kernel
 from attn_optimized.kernels.reduce_parts import reduce_parts_kernel
-from attn_optimized.launch import AttentionPlan, attention_plan, distance, in_units, row_grid, row_tiles
+from attn_optimized.launch import AttentionPlan, attention_plan, distance, in_units, reduce_tiles, row_grid
+from attn_optimized.launch_table import Parameters
 from attn_optimized.quantization import stored_format
 from attn_optimized.strides import kv_cache_strides, scale_strides, token_scales
 
@@ -54,10 +57,9 @@ def paged_attention(
             interpreter. Nothing was written.
     """
     check_paged_attention(q, kv_cache, layer, batch, out, lse, values=validate)
-    plan = plan_of(q, layer, batch, batch_invariant=batch_invariant)
     out = q.new_empty(q.shape) if out is None else out
-    if plan.num_programs:
-        attend(plan, q, paged_keys(kv_cache, layer, plan), layer, batch, out, lse)
+    for call in paged_attention_calls(q, kv_cache, layer, batch, out=out, lse=lse, batch_invariant=batch_invariant):
+        call.launch(q.device)
     return out
 
 
@@ -96,32 +98,115 @@ def varlen_attention(
             interpreter. Nothing was written.
     """
     check_varlen_attention(q, k, v, layer, batch, out, lse, values=validate)
-    plan = plan_of(q, layer, batch, batch_invariant=batch_invariant)
     out = q.new_empty(q.shape) if out is None else out
-    if plan.num_programs:
-        attend(plan, q, _dense_keys(k, v), layer, batch, out, lse)
+    for call in varlen_attention_calls(q, k, v, layer, batch, out=out, lse=lse, batch_invariant=batch_invariant):
+        call.launch(q.device)
     return out
 
 
-def plan_of(q: torch.Tensor, layer: Layer, batch: Batch, *, batch_invariant: bool = False) -> AttentionPlan:
+def paged_attention_calls(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    layer: Layer,
+    batch: Batch,
+    *,
+    out: torch.Tensor,
+    lse: torch.Tensor | None = None,
+    batch_invariant: bool = False,
+    architecture: str | None = None,
+    compute_units: int | None = None,
+    parameters: Parameters | None = None,
+) -> Iterator[KernelCall]:
+    """The launches of `paged_attention`, in order, each made when it is asked for: the device need not wait for the last one.
+
+    Its tensors may be on meta, with an architecture and compute units as for `plan_of`: nothing is checked or read.
+    """
+    plan = plan_of(
+        q,
+        layer,
+        batch,
+        batch_invariant=batch_invariant,
+        architecture=architecture,
+        compute_units=compute_units,
+        parameters=parameters,
+    )
+    return attention_calls(plan, q, paged_keys(kv_cache, layer, plan), layer, batch, out, lse)
+
+
+def varlen_attention_calls(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    layer: Layer,
+    batch: Batch,
+    *,
+    out: torch.Tensor,
+    lse: torch.Tensor | None = None,
+    batch_invariant: bool = False,
+    architecture: str | None = None,
+    compute_units: int | None = None,
+    parameters: Parameters | None = None,
+) -> Iterator[KernelCall]:
+    """The launches of `varlen_attention`: see `paged_attention_calls`."""
+    plan = plan_of(
+        q,
+        layer,
+        batch,
+        batch_invariant=batch_invariant,
+        architecture=architecture,
+        compute_units=compute_units,
+        parameters=parameters,
+    )
+    return attention_calls(plan, q, dense_keys(k, v), layer, batch, out, lse)
+
+
+def plan_of(
+    q: torch.Tensor,
+    layer: Layer,
+    batch: Batch,
+    *,
+    batch_invariant: bool = False,
+    architecture: str | None = None,
+    compute_units: int | None = None,
+    parameters: Parameters | None = None,
+) -> AttentionPlan:
     """How a call is launched: its tiles, programs and splits. Reads shapes and host values only.
 
+    Args:
+        architecture, compute_units: of a GPU that need not be here; None: those of q's device.
+        parameters: in place of those of the architecture's table.
+
     Raises:
+        ContractError: only one of the two is given.
         UnsupportedError: as `paged_attention` does.
     """
+    if architecture is None and compute_units is None:
+        architecture, compute_units = architecture_of(q.device, q.dtype), compute_units_of(q.device)
+    if architecture is None or compute_units is None:
+        name = "architecture" if architecture is None else "compute_units"
+        raise ContractError(name, None, "architecture and compute_units of one GPU, or neither")
     return attention_plan(
-        architecture_of(q.device, q.dtype),
-        compute_units=compute_units_of(q.device),
+        architecture,
+        compute_units=compute_units,
         itemsize=q.element_size(),
+        quantized=layer.kv_cache_dtype is not None,
         head_size=layer.head_size,
         num_heads=layer.num_heads,
         num_kv_heads=layer.num_kv_heads,
         num_tokens=batch.num_actual_tokens,
         num_requests=batch.num_requests,
         max_query_len=batch.max_query_len,
-        max_seq_len=batch.max_seq_len,
+        max_keys=_keys_seen(layer, batch),
         batch_invariant=batch_invariant,
+        parameters=parameters,
     )
+
+
+# a loop for tiles without a mask, beside the one for those with it, is worth its start for more than these
+FEW_TILES = 4
+ROUNDED_KEYS = 64
+# so far above logits that it changes none of them
+NO_CAP = 2.0**60
 
 
 class Keys(NamedTuple):
@@ -131,7 +216,6 @@ class Keys(NamedTuple):
     v: torch.Tensor
     k_scale: torch.Tensor | None
     v_scale: torch.Tensor | None
-    block_size: int
     strides: dict[str, int]
     constants: dict[str, Any]
 
@@ -174,15 +258,17 @@ def paged_keys(kv_cache: torch.Tensor, layer: Layer, plan: AttentionPlan) -> Key
     }
     constants = {
         "PAGED": True,
+        "BLOCK_SIZE": cache.block_size,
         "INTERIOR": cache.interior,
         "X": 16 // kv_cache.element_size(),
         "KV_FORMAT": kv_format,
         "TOKEN_SCALES": scales is not None,
     }
-    return Keys(stored, stored, k_scale, v_scale, cache.block_size, strides, constants)
+    return Keys(stored, stored, k_scale, v_scale, strides, constants)
 
 
-def _dense_keys(k: torch.Tensor, v: torch.Tensor) -> Keys:
+def dense_keys(k: torch.Tensor, v: torch.Tensor) -> Keys:
+    """K and V of tokens without a cache."""
     strides = {
         "stride_kv": 0,
         "stride_block": 0,
@@ -191,11 +277,11 @@ def _dense_keys(k: torch.Tensor, v: torch.Tensor) -> Keys:
         "stride_v_slot": v.stride(0),
         "stride_v_head": v.stride(1),
     }
-    constants = {"PAGED": False, "INTERIOR": "rows", "X": 1, "KV_FORMAT": "float", "TOKEN_SCALES": False}
-    return Keys(k, v, None, None, 1, strides, constants)
+    constants = {"PAGED": False, "BLOCK_SIZE": 1, "INTERIOR": "rows", "X": 1, "KV_FORMAT": "float", "TOKEN_SCALES": False}
+    return Keys(k, v, None, None, strides, constants)
 
 
-def attend(
+def attention_calls(
     plan: AttentionPlan,
     q: torch.Tensor,
     keys: Keys,
@@ -203,156 +289,185 @@ def attend(
     batch: Batch,
     out: torch.Tensor,
     lse: torch.Tensor | None,
-) -> None:
-    """Run a plan: one launch, or one over split keys and one that reduces the parts."""
-    if plan.splits == 1:
-        _launch(plan, q, keys, layer, batch, out=out, lse=lse)
-    else:
-        parts = Parts.empty(plan.splits, q, batch)
-        attend_part(plan, q, keys, layer, batch, parts, 0)
-        reduce_parts(plan, parts, layer, batch, out, lse)
+) -> Iterator[KernelCall]:
+    """The launches of a plan: none, one, or one over split keys and one that reduces the parts."""
+    if not plan.num_programs:
+        return
+    parts = Parts.empty(plan.splits, q, batch) if plan.splits > 1 else None
+    yield attention_call(plan, q, keys, layer, batch, out, lse, parts, finishes=True)
+    if parts is not None:
+        yield reduce_call(plan, parts, layer, batch, out, lse)
 
 
-def attend_part(
+def part_call(
     plan: AttentionPlan, q: torch.Tensor, keys: Keys, layer: Layer, batch: Batch, parts: Parts, first_part: int
-) -> None:
-    """Attend to keys in `plan.splits` parts, the first of them `first_part`."""
-    _launch(plan, q, keys, layer, batch, out=parts.acc, lse=parts.row_max, row_sum=parts.row_sum, first_part=first_part)
+) -> KernelCall:
+    """Attend to keys in `plan.splits` parts, the first of them `first_part`; write nothing but them."""
+    return attention_call(plan, q, keys, layer, batch, q, None, parts, first_part, finishes=False)
 
 
-def reduce_parts(
+def reduce_call(
     plan: AttentionPlan, parts: Parts, layer: Layer, batch: Batch, out: torch.Tensor, lse: torch.Tensor | None
-) -> None:
+) -> KernelCall:
     """Reduce all parts to the output and its LSE."""
     num_parts, num_rows, num_heads, head_size = parts.acc.shape
     stored, out_format = stored_format(_by_head(out, layer), plan.architecture)
-    tiles = row_tiles(plan.architecture, head_size=head_size)
-    constants = {**tiles.options, "OUT_FORMAT": out_format}
-    with torch.cuda.device_of(out):
-        reduce_parts_kernel[row_grid(tiles, num_rows * num_heads)](
-            stored,
-            _or_any(lse, batch, torch.float32),
-            parts.acc,
-            parts.row_max,
-            parts.row_sum,
-            _or_any(layer.output_scale, batch, torch.float32),
-            batch.query_start_loc,
-            int(lse is not None),
-            int(layer.output_scale is not None),
-            batch.num_requests,
-            num_heads,
-            num_rows,
-            num_parts,
-            stride_lse_head=0 if lse is None else lse.stride(0),
-            **in_units(out.element_size(), unit="OUT_UNIT", stride_out_row=stored.stride(0), stride_out_head=stored.stride(1)),
-            **constants,
-        )
+    tiles = reduce_tiles(plan.architecture, head_size=head_size, num_parts=num_parts)
+    unit, strides = in_units(out.element_size(), stride_out_row=stored.stride(0), stride_out_head=stored.stride(1))
+    any_floats = batch.query_start_loc.view(torch.float32)
+    return KernelCall.of(
+        reduce_parts_kernel,
+        row_grid(tiles, num_rows * num_heads),
+        {**tiles.constants, "OUT_UNIT": unit, "OUT_FORMAT": out_format},
+        tiles.options,
+        out_ptr=stored,
+        lse_ptr=any_floats if lse is None else lse,
+        acc_ptr=parts.acc,
+        row_max_ptr=parts.row_max,
+        row_sum_ptr=parts.row_sum,
+        output_scale_ptr=any_floats if layer.output_scale is None else layer.output_scale,
+        query_start_loc_ptr=batch.query_start_loc,
+        has_lse=int(lse is not None),
+        has_output_scale=int(layer.output_scale is not None),
+        num_requests=batch.num_requests,
+        num_heads=num_heads,
+        num_rows=num_rows,
+        num_parts=num_parts,
+        stride_lse_head=0 if lse is None else lse.stride(0),
+        **strides,
+    )
 
 
-def _launch(
+def attention_call(
     plan: AttentionPlan,
     q: torch.Tensor,
     keys: Keys,
     layer: Layer,
     batch: Batch,
-    *,
     out: torch.Tensor,
     lse: torch.Tensor | None,
-    row_sum: torch.Tensor | None = None,
+    parts: Parts | None,
     first_part: int = 0,
-) -> None:
-    """Launch the attention kernel: for the output and its LSE, or with a `row_sum` for the parts that all three hold."""
-    is_partial = row_sum is not None
-    stored, out_format = stored_format(out if is_partial else _by_head(out, layer), plan.architecture)
+    *,
+    finishes: bool,
+) -> KernelCall:
+    """The attention kernel: for the output and its LSE, or for parts; tiles of one part are finished if `finishes`."""
+    stored, out_format = stored_format(_by_head(out, layer), plan.architecture)
     causal = batch.causal if isinstance(batch.causal, torch.Tensor) else None
     sinks = None if layer.sinks is None else layer.sinks.float()
     k_scale, v_scale = scale_strides(keys.k_scale), scale_strides(keys.v_scale)
     ranges, qq_bias = batch.bidirectional_ranges, batch.qq_bias
     left, right = layer.window
-    # without an edge the window holds the first keys anyway
-    sink_tokens = layer.sink_tokens if max(left, right) >= 0 else 0
+    holes = _has_holes(layer, batch)
+    q_unit, row_strides = in_units(
+        q.element_size(),
+        stride_out_row=stored.stride(0),
+        stride_out_head=stored.stride(1),
+        stride_q_row=q.stride(0),
+        stride_q_head=q.stride(1),
+    )
+    kv_unit, kv_strides = in_units(keys.k.element_size(), **keys.strides)
     constants = {
-        **plan.tiles.options,
+        **plan.tiles.constants,
         **keys.constants,
+        "Q_UNIT": q_unit,
+        "KV_UNIT": kv_unit,
         "OUT_FORMAT": out_format,
-        "HOLES": bool(sink_tokens or layer.chunked_local or ranges is not None or qq_bias is not None),
-        "LOGITS": bool(layer.logits_soft_cap or layer.alibi_slopes is not None or qq_bias is not None),
-        "PARTIAL": is_partial,
+        "SIGN": (layer.scale > 0) - (layer.scale < 0),
+        "HOLES": holes,
+        "INNER": not holes and _keys_seen(layer, batch) > FEW_TILES * plan.tiles.block_n,
+        "SOFT_CAP": bool(layer.logits_soft_cap) and layer.logits_soft_cap < NO_CAP,
+        "BIAS": layer.alibi_slopes is not None or qq_bias is not None,
+        "PARTIAL": parts is not None,
     }
-    with torch.cuda.device_of(q):
-        attention_kernel[(*plan.grid, plan.splits)](
-            stored,
-            _or_any(lse, batch, torch.float32),
-            _or_any(row_sum, batch, torch.float32),
-            q,
-            keys.k,
-            keys.v,
-            _or_any(keys.k_scale, batch, torch.float32),
-            _or_any(keys.v_scale, batch, torch.float32),
-            _or_any(layer.output_scale, batch, torch.float32),
-            _or_any(sinks, batch, torch.float32),
-            _or_any(layer.alibi_slopes, batch, torch.float32),
-            _or_any(qq_bias, batch, torch.float32),
-            _or_any(ranges, batch, torch.int32),
-            batch.query_start_loc,
-            batch.seq_lens,
-            _or_any(batch.block_table, batch, torch.int32),
-            _or_any(causal, batch, torch.bool),
-            has_lse=int(lse is not None),
-            has_sinks=int(sinks is not None),
-            has_alibi=int(layer.alibi_slopes is not None),
-            has_causal=int(causal is not None),
-            has_scales=int(keys.k_scale is not None and not keys.constants["TOKEN_SCALES"]),
-            has_output_scale=int(layer.output_scale is not None),
-            scale=layer.scale,
-            cap=layer.logits_soft_cap or 0.0,
-            left=distance(left),
-            right=distance(right),
-            ahead=0 if batch.causal is True else distance(-1),
-            range_left=distance(left if layer.ranges_clamped else -1),
-            sink_tokens=sink_tokens,
-            chunk=layer.chunked_local or 0,
-            num_ranges=0 if ranges is None else ranges.shape[1],
-            bias_len=0 if qq_bias is None else len(qq_bias),
-            num_requests=batch.num_requests,
-            num_tokens=batch.num_actual_tokens,
-            queries_per_tile=plan.tiles.queries,
-            group=layer.num_heads // layer.num_kv_heads,
-            block_size=keys.block_size,
-            num_splits=plan.splits,
-            first_part=first_part,
-            stride_lse_part=lse.stride(0) if lse is not None and is_partial else 0,
-            stride_lse_head=0 if lse is None else lse.stride(-2),
-            stride_table=0 if batch.block_table is None else batch.block_table.stride(0),
-            stride_bias=0 if qq_bias is None else qq_bias.stride(0),
-            stride_k_scale_block=k_scale.block,
-            stride_k_scale_slot=k_scale.slot,
-            stride_k_scale_head=k_scale.head,
-            stride_v_scale_block=v_scale.block,
-            stride_v_scale_slot=v_scale.slot,
-            stride_v_scale_head=v_scale.head,
-            **in_units(
-                q.element_size(),
-                unit="Q_UNIT",
-                stride_out_part=stored.stride(0) if is_partial else 0,
-                stride_out_row=stored.stride(-3),
-                stride_out_head=stored.stride(-2),
-                stride_q_row=q.stride(0),
-                stride_q_head=q.stride(1),
-            ),
-            **in_units(keys.k.element_size(), unit="KV_UNIT", **keys.strides),
-            **constants,
-        )
+    # some memory where an optional tensor is not there, as a flag says: None would compile anew for each combination
+    any_ints = batch.query_start_loc
+    any_floats = any_ints.view(torch.float32)
+    return KernelCall.of(
+        attention_kernel,
+        plan.launch_grid,
+        constants,
+        plan.tiles.options,
+        out_ptr=stored,
+        lse_ptr=any_floats if lse is None else lse,
+        acc_ptr=any_floats if parts is None else parts.acc,
+        row_max_ptr=any_floats if parts is None else parts.row_max,
+        row_sum_ptr=any_floats if parts is None else parts.row_sum,
+        q_ptr=q,
+        k_ptr=keys.k,
+        v_ptr=keys.v,
+        k_scale_ptr=any_floats if keys.k_scale is None else keys.k_scale,
+        v_scale_ptr=any_floats if keys.v_scale is None else keys.v_scale,
+        output_scale_ptr=any_floats if layer.output_scale is None else layer.output_scale,
+        sinks_ptr=any_floats if sinks is None else sinks,
+        alibi_slopes_ptr=any_floats if layer.alibi_slopes is None else layer.alibi_slopes,
+        qq_bias_ptr=any_floats if qq_bias is None else qq_bias,
+        ranges_ptr=any_ints if ranges is None else ranges,
+        query_start_loc_ptr=batch.query_start_loc,
+        seq_lens_ptr=batch.seq_lens,
+        block_table_ptr=any_ints if batch.block_table is None else batch.block_table,
+        causal_ptr=any_ints.view(torch.bool) if causal is None else causal,
+        has_lse=int(lse is not None),
+        has_sinks=int(sinks is not None),
+        has_alibi=int(layer.alibi_slopes is not None),
+        has_causal=int(causal is not None),
+        has_scales=int(keys.k_scale is not None and not keys.constants["TOKEN_SCALES"]),
+        has_output_scale=int(layer.output_scale is not None),
+        finishes=int(finishes),
+        scale=layer.scale,
+        cap=layer.logits_soft_cap or 1.0,
+        left=distance(left),
+        right=distance(right),
+        ahead=0 if batch.causal is True else distance(-1),
+        range_left=distance(left if layer.ranges_clamped else -1),
+        sink_tokens=layer.sink_tokens if max(left, right) >= 0 else 0,
+        chunk=layer.chunked_local or 0,
+        num_ranges=0 if ranges is None else ranges.shape[1],
+        bias_len=0 if qq_bias is None else len(qq_bias),
+        num_requests=batch.num_requests,
+        num_tokens=batch.num_actual_tokens,
+        queries_per_tile=plan.tiles.queries,
+        one_each=int(plan.one_tile_each),
+        heads_first=int(plan.heads_first),
+        group=layer.num_heads // layer.num_kv_heads,
+        group_inverse=-(-(1 << 16) * layer.num_kv_heads // layer.num_heads),
+        num_splits=plan.splits,
+        tiles_per_split=plan.tiles_per_split,
+        first_part=first_part,
+        stride_acc_part=0 if parts is None else parts.acc.stride(0),
+        stride_acc_row=0 if parts is None else parts.acc.stride(1),
+        stride_state_part=0 if parts is None else parts.row_max.stride(0),
+        stride_state_head=0 if parts is None else parts.row_max.stride(1),
+        stride_lse_head=0 if lse is None else lse.stride(0),
+        stride_table=0 if batch.block_table is None else batch.block_table.stride(0),
+        stride_bias=0 if qq_bias is None else qq_bias.stride(0),
+        stride_k_scale_block=k_scale.block,
+        stride_k_scale_slot=k_scale.slot,
+        stride_k_scale_head=k_scale.head,
+        stride_v_scale_block=v_scale.block,
+        stride_v_scale_slot=v_scale.slot,
+        stride_v_scale_head=v_scale.head,
+        **row_strides,
+        **kv_strides,
+    )
+
+
+def _keys_seen(layer: Layer, batch: Batch) -> int:
+    """By a query, at most: all of its request's, but for a window without holes."""
+    left, right = layer.window
+    ahead = 0 if batch.causal is True else right
+    # rounded, so that not every step of a decode is planned anew
+    most = -(-batch.max_seq_len // ROUNDED_KEYS) * ROUNDED_KEYS
+    return most if left < 0 or ahead < 0 or _has_holes(layer, batch) else min(most, left + 1 + ahead)
+
+
+def _has_holes(layer: Layer, batch: Batch) -> bool:
+    """Whether what a query sees may be more than one row of keys."""
+    # without an edge the window holds the first keys anyway
+    sink_tokens = layer.sink_tokens and max(layer.window) >= 0
+    return bool(sink_tokens or layer.chunked_local or batch.bidirectional_ranges is not None or batch.qq_bias is not None)
 
 
 def _by_head(out: torch.Tensor, layer: Layer) -> torch.Tensor:
     """[T, H, D] of either shape of an output."""
-    return out.view(len(out), layer.num_heads, layer.head_size)
-
-
-def _or_any(tensor: torch.Tensor | None, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
-    """What a kernel gets for an optional tensor, beside the flag that says whether it is there: some memory, if it is not.
-
-    None instead would compile every kernel anew for each combination.
-    """
-    return batch.query_start_loc.view(dtype) if tensor is None else tensor
+    return out if out.dim() == 3 else out.view(len(out), layer.num_heads, layer.head_size)

@@ -1,13 +1,16 @@
 """Cascade attention: a prefix that all requests share is attended to once, for all of their queries together."""
 
 import dataclasses
+from collections.abc import Iterator
 
 import torch
 from attn_contract import AttentionType, Batch, ContractError, Layer, UnsupportedError
 from attn_contract.arguments import check_int
 from attn_contract.validation import check_paged_attention
 
-from attn_optimized.attention import Parts, attend_part, paged_keys, plan_of, reduce_parts
+from attn_optimized.attention import Parts, paged_keys, part_call, plan_of, reduce_call
+from attn_optimized.kernel_call import KernelCall
+from attn_optimized.strides import kv_cache_strides
 
 
 def cascade_attention(
@@ -51,8 +54,28 @@ def cascade_attention(
         _check_prefix(batch, common_prefix_len, common_prefix_len // view.block_size)
 
     out = q.new_empty(q.shape) if out is None else out
+    for call in cascade_attention_calls(q, kv_cache, layer, batch, common_prefix_len, out=out, lse=lse):
+        call.launch(q.device)
+    return out
+
+
+def cascade_attention_calls(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    layer: Layer,
+    batch: Batch,
+    common_prefix_len: int,
+    *,
+    out: torch.Tensor,
+    lse: torch.Tensor | None = None,
+    architecture: str | None = None,
+    compute_units: int | None = None,
+) -> Iterator[KernelCall]:
+    """The launches of `cascade_attention`: see `paged_attention_calls`. The batch is cut in two on its device at once."""
     if not batch.num_requests:
-        return out
+        return
+    assert batch.block_table is not None
+    prefix_blocks = common_prefix_len // kv_cache_strides(kv_cache, layer).block_size
     query_start_loc = batch.query_start_loc
     prefix = dataclasses.replace(
         batch,
@@ -69,17 +92,18 @@ def cascade_attention(
         batch,
         seq_lens=batch.seq_lens - common_prefix_len,
         max_seq_len=max(0, batch.max_seq_len - common_prefix_len),
-        block_table=batch.block_table[:, common_prefix_len // view.block_size :],
+        block_table=batch.block_table[:, prefix_blocks:],
         slot_mapping=None,
     )
-    prefix_plan, suffix_plan = plan_of(q, layer, prefix), plan_of(q, layer, suffix)
+    prefix_plan, suffix_plan = (
+        plan_of(q, layer, one, architecture=architecture, compute_units=compute_units) for one in (prefix, suffix)
+    )
     parts = Parts.empty(prefix_plan.splits + suffix_plan.splits, q, batch)
     keys = paged_keys(kv_cache, layer, suffix_plan)
     # the sink joins exactly one part
-    attend_part(prefix_plan, q, keys, dataclasses.replace(layer, sinks=None), prefix, parts, 0)
-    attend_part(suffix_plan, q, keys, layer, suffix, parts, prefix_plan.splits)
-    reduce_parts(suffix_plan, parts, layer, batch, out, lse)
-    return out
+    yield part_call(prefix_plan, q, keys, dataclasses.replace(layer, sinks=None), prefix, parts, 0)
+    yield part_call(suffix_plan, q, keys, layer, suffix, parts, prefix_plan.splits)
+    yield reduce_call(suffix_plan, parts, layer, batch, out, lse)
 
 
 # What may be asked for: nothing else of a Layer or a Batch, whatever it will be. Sink tokens do nothing without a window.

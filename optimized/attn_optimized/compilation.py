@@ -21,7 +21,7 @@ from attn_optimized.kernels.attention import attention_kernel
 from attn_optimized.kernels.merge_attn_states import merge_attn_states_kernel
 from attn_optimized.kernels.reduce_parts import reduce_parts_kernel
 from attn_optimized.kernels.write_kv_cache import write_kv_cache_kernel
-from attn_optimized.launch import attention_tiles, row_tiles
+from attn_optimized.launch import attention_tiles, reduce_tiles, row_tiles
 from attn_optimized.quantization import stored_format
 
 _TRITON_NAMES = {
@@ -59,7 +59,7 @@ _POINTERS = {
 # what the attention kernel can be compiled for, beside dtypes and sizes
 _VARIANTS: dict[str, dict[str, Any]] = {
     "dense": {"PAGED": False},
-    "rules": {"HOLES": True, "LOGITS": True},
+    "rules": {"HOLES": True, "INNER": False, "SOFT_CAP": True, "BIAS": True},
     "parts": {"PARTIAL": True},
     "x_packed": {"INTERIOR": "x_packed"},
     "shuffled": {"INTERIOR": "shuffled"},
@@ -117,14 +117,16 @@ def configurations(architecture: str) -> Iterator[Configuration]:
         yield _write(architecture, bf16, torch.float8_e4m3fn, interior, rotates=True)
     yield _write(architecture, torch.float16, torch.float8_e4m3fnuz)
     yield _write(architecture, bf16, torch.int8, token_scales=True)
-    constants = row_tiles(architecture, head_size=128).options
-    options = {"num_warps": constants.pop("num_warps")}
-    for kernel, units in (
-        (merge_attn_states_kernel, {"STRIDE_UNIT": 8}),
-        (reduce_parts_kernel, {"OUT_UNIT": 8, "OUT_FORMAT": "float"}),
+    for kernel, tiles, units in (
+        (merge_attn_states_kernel, row_tiles(architecture, head_size=128), {"STRIDE_UNIT": 8}),
+        (
+            reduce_parts_kernel,
+            reduce_tiles(architecture, head_size=128, num_parts=32),
+            {"OUT_UNIT": 8, "OUT_FORMAT": "float"},
+        ),
     ):
         elements = {"out": "bf16", "out_a": "bf16", "out_b": "bf16"}
-        yield Configuration(kernel.fn.__name__, kernel, elements, {**constants, **units}, options)
+        yield Configuration(kernel.fn.__name__, kernel, elements, {**tiles.constants, **units}, tiles.options)
 
 
 def compile_for(architecture: str, configuration: Configuration) -> dict[str, int]:
@@ -182,34 +184,36 @@ def _attention(
         head_size=head_size,
         group=4,
         max_query_len=max_query_len,
-        batch_invariant=False,
+        phase="decode" if max_query_len == 1 else "prefill",
+        quantized=cache_dtype is not None,
     )
     stored, kv_format = stored_format(torch.empty(0, dtype=cache_dtype or dtype), architecture)
     constants = {
         "Q_UNIT": 16 // dtype.itemsize,
         "KV_UNIT": 16 // stored.itemsize,
         "PAGED": True,
+        "BLOCK_SIZE": 16,
         "INTERIOR": "rows",
         "X": 16 // stored.itemsize,
         "KV_FORMAT": kv_format,
         "OUT_FORMAT": "float",
+        "SIGN": 1,
         "TOKEN_SCALES": False,
         "HOLES": False,
-        "LOGITS": False,
+        "INNER": True,
+        "SOFT_CAP": False,
+        "BIAS": False,
         "PARTIAL": False,
-        **tiles.options,
+        **tiles.constants,
         **_VARIANTS.get(variant, {}),
     }
-    options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
     row, cached = _TRITON_NAMES[dtype], _TRITON_NAMES[stored.dtype]
     elements = {"q": row, "out": row, "k": cached, "v": cached}
-    if constants["PARTIAL"]:
-        elements["out"] = "fp32"
     if constants["OUT_FORMAT"] != "float":
         elements["out"] = "u8"
     cache = f" {kv_format}" if cache_dtype else ""
     name = f"attention_kernel {variant} {_TRITON_NAMES[dtype]}{cache} D{head_size} M{tiles.block_m}"
-    return Configuration(name, attention_kernel, elements, constants, options)
+    return Configuration(name, attention_kernel, elements, constants, tiles.options)
 
 
 def _write(
@@ -221,6 +225,7 @@ def _write(
     token_scales: bool = False,
 ) -> Configuration:
     stored, stored_as = stored_format(torch.empty(0, dtype=cache_dtype or dtype), architecture)
+    tiles = row_tiles(architecture, head_size=128)
     constants = {
         "ROW_UNIT": 16 // dtype.itemsize,
         "KV_UNIT": 16 // stored.itemsize,
@@ -229,9 +234,9 @@ def _write(
         "FORMAT": stored_as,
         "TOKEN_SCALES": token_scales,
         "ROTATES": rotates,
-        **row_tiles(architecture, head_size=128).options,
+        **tiles.constants,
     }
-    options = {"num_warps": constants.pop("num_warps"), "enable_fp_fusion": False}
+    options = {**tiles.options, "enable_fp_fusion": False}
     row = _TRITON_NAMES[dtype]
     elements = {"q": row, "k": row, "v": row, "kv_cache": _TRITON_NAMES[stored.dtype], "cos_sin_cache": "fp32"}
     options_given = f"{' rotary' if rotates else ''}{' token scales' if token_scales else ''}"

@@ -1,12 +1,11 @@
 """Writing this step's keys and values into the KV cache, as they are or after their rotation."""
 
-from typing import Any
-
 import torch
 from attn_contract import Layer
 from attn_contract.validation import check_rope_and_write_kv_cache, check_write_kv_cache
 
 from attn_optimized.device import architecture_of
+from attn_optimized.kernel_call import KernelCall
 from attn_optimized.kernels.write_kv_cache import write_kv_cache_kernel
 from attn_optimized.launch import in_units, row_grid, row_tiles
 from attn_optimized.quantization import stored_format
@@ -44,10 +43,7 @@ def write_kv_cache(
             written.
     """
     check_write_kv_cache(k, v, kv_cache, layer, slot_mapping, values=validate)
-    if layer.kv_cache_dtype is None:
-        # integers: their copies keep every bit, those of a NaN too
-        k, v, kv_cache = (tensor.view(_INTEGER_OF_SIZE[k.element_size()]) for tensor in (k, v, kv_cache))
-    _write(k, v, kv_cache, layer, slot_mapping)
+    write_kv_cache_call(k, v, kv_cache, layer, slot_mapping).launch(k.device)
 
 
 def rope_and_write_kv_cache(
@@ -85,32 +81,69 @@ def rope_and_write_kv_cache(
             Nothing was written.
     """
     check_rope_and_write_kv_cache(q, k, v, positions, cos_sin_cache, is_neox, kv_cache, layer, slot_mapping, values=validate)
-    _write(k, v, kv_cache, layer, slot_mapping, q=q, positions=positions, cos_sin_cache=cos_sin_cache, is_neox=is_neox)
+    call = rope_and_write_kv_cache_call(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, is_neox=is_neox)
+    call.launch(k.device)
 
 
-def _write(
+def write_kv_cache_call(
     k: torch.Tensor,
     v: torch.Tensor,
     kv_cache: torch.Tensor,
     layer: Layer,
     slot_mapping: torch.Tensor,
     *,
+    architecture: str | None = None,
+) -> KernelCall:
+    """The launch of `write_kv_cache`; nothing is checked or read.
+
+    Args:
+        architecture: of a GPU that need not be here, for tensors on meta; None: that of k's device.
+    """
+    if layer.kv_cache_dtype is None:
+        # integers: their copies keep every bit, those of a NaN too
+        k, v, kv_cache = (tensor.view(_INTEGER_OF_SIZE[k.element_size()]) for tensor in (k, v, kv_cache))
+    return _call(k, v, kv_cache, layer, slot_mapping, architecture)
+
+
+def rope_and_write_kv_cache_call(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    positions: torch.Tensor,
+    cos_sin_cache: torch.Tensor,
+    kv_cache: torch.Tensor,
+    layer: Layer,
+    slot_mapping: torch.Tensor,
+    *,
+    is_neox: bool,
+    architecture: str | None = None,
+) -> KernelCall:
+    """The launch of `rope_and_write_kv_cache`: see `write_kv_cache_call`."""
+    rotation = {"q": q, "positions": positions, "cos_sin_cache": cos_sin_cache}
+    return _call(k, v, kv_cache, layer, slot_mapping, architecture, **rotation, is_neox=is_neox)
+
+
+def _call(
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kv_cache: torch.Tensor,
+    layer: Layer,
+    slot_mapping: torch.Tensor,
+    architecture: str | None,
+    *,
     q: torch.Tensor | None = None,
     positions: torch.Tensor | None = None,
     cos_sin_cache: torch.Tensor | None = None,
     is_neox: bool = False,
-) -> None:
-    architecture = architecture_of(k.device, k.dtype)
+) -> KernelCall:
+    architecture = architecture or architecture_of(k.device, k.dtype)
     tiles = row_tiles(architecture, head_size=layer.head_size)
     num_positions = 0 if positions is None else len(positions)
     (num_query_tiles,) = row_grid(tiles, num_positions * layer.num_heads)
     (num_key_tiles,) = row_grid(tiles, len(slot_mapping) * layer.num_kv_heads)
-    if num_query_tiles + num_key_tiles == 0:
-        return
     cache = kv_cache_strides(kv_cache, layer)
-    row_strides = in_units(
+    row_unit, row_strides = in_units(
         k.element_size(),
-        unit="ROW_UNIT",
         stride_q_row=0 if q is None else q.stride(0),
         stride_q_head=0 if q is None else q.stride(1),
         stride_k_row=k.stride(0),
@@ -118,9 +151,8 @@ def _write(
         stride_v_row=v.stride(0),
         stride_v_head=v.stride(1),
     )
-    kv_strides = in_units(
+    kv_unit, kv_strides = in_units(
         kv_cache.element_size(),
-        unit="KV_UNIT",
         stride_kv=cache.kv,
         stride_block=cache.block,
         stride_slot=cache.slot,
@@ -130,44 +162,47 @@ def _write(
     k_scale, v_scale = per_token or (layer.k_scale, layer.v_scale)
     k_scale_strides, v_scale_strides = scale_strides(k_scale), scale_strides(v_scale)
     stored, stored_as = stored_format(kv_cache, architecture)
-    constants: dict[str, Any] = {
+    constants = {
+        **tiles.constants,
+        "ROW_UNIT": row_unit,
+        "KV_UNIT": kv_unit,
         "INTERIOR": cache.interior,
         "X": 16 // kv_cache.element_size(),
         "FORMAT": stored_as,
         "TOKEN_SCALES": per_token is not None,
         "ROTATES": cos_sin_cache is not None,
-        # a product that is not rounded before it is added would be another rotation
-        "enable_fp_fusion": False,
     }
-    with torch.cuda.device_of(k):
-        write_kv_cache_kernel[(num_query_tiles + num_key_tiles,)](
-            stored,
-            k_scale,
-            v_scale,
-            q,
-            k,
-            v,
-            slot_mapping,
-            positions,
-            cos_sin_cache,
-            num_query_tiles,
-            num_positions,
-            len(slot_mapping),
-            cache.num_blocks * cache.block_size,
-            layer.num_heads,
-            layer.num_kv_heads,
-            cache.block_size,
-            0 if cos_sin_cache is None else cos_sin_cache.shape[1],
-            int(is_neox),
-            stride_k_scale_block=k_scale_strides.block,
-            stride_k_scale_slot=k_scale_strides.slot,
-            stride_k_scale_head=k_scale_strides.head,
-            stride_v_scale_block=v_scale_strides.block,
-            stride_v_scale_slot=v_scale_strides.slot,
-            stride_v_scale_head=v_scale_strides.head,
-            stride_cos_sin=0 if cos_sin_cache is None else cos_sin_cache.stride(0),
-            **row_strides,
-            **kv_strides,
-            **constants,
-            **tiles.options,
-        )
+    return KernelCall.of(
+        write_kv_cache_kernel,
+        (num_query_tiles + num_key_tiles,),
+        constants,
+        # a product that is not rounded before it is added would be another rotation
+        {**tiles.options, "enable_fp_fusion": False},
+        kv_cache_ptr=stored,
+        k_scale_ptr=k_scale,
+        v_scale_ptr=v_scale,
+        q_ptr=q,
+        k_ptr=k,
+        v_ptr=v,
+        slot_mapping_ptr=slot_mapping,
+        positions_ptr=positions,
+        cos_sin_cache_ptr=cos_sin_cache,
+        num_query_tiles=num_query_tiles,
+        num_positions=num_positions,
+        num_slots=len(slot_mapping),
+        cache_slots=cache.num_blocks * cache.block_size,
+        num_heads=layer.num_heads,
+        num_kv_heads=layer.num_kv_heads,
+        block_size=cache.block_size,
+        rotary_dim=0 if cos_sin_cache is None else cos_sin_cache.shape[1],
+        is_neox=int(is_neox),
+        stride_k_scale_block=k_scale_strides.block,
+        stride_k_scale_slot=k_scale_strides.slot,
+        stride_k_scale_head=k_scale_strides.head,
+        stride_v_scale_block=v_scale_strides.block,
+        stride_v_scale_slot=v_scale_strides.slot,
+        stride_v_scale_head=v_scale_strides.head,
+        stride_cos_sin=0 if cos_sin_cache is None else cos_sin_cache.stride(0),
+        **row_strides,
+        **kv_strides,
+    )

@@ -4,21 +4,30 @@ GPUs want tiles that feed their matrix units and fit their registers. The interp
 costs it the same whatever its size, but a sequence of a few hundred tokens must still take several tiles of either kind.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property, lru_cache
 
 from attn_contract import UnsupportedError
 
 from attn_optimized.device import INTERPRETER
+from attn_optimized.launch_table import Parameters, Phase, parameters_for
 
 MAX_HEAD_SIZE = 256
 MAX_GROUP = 64
 # tl.dot takes no shorter side.
 _MIN_DOT = 16
+# Rows of a request that decodes or speculates, at most.
+FEW_ROWS = 64
+# Keys that a query sees, at most, where a tile of queries has hardly begun when it ends.
+FEW_KEYS = 256
+# A batch is mixed if its requests have on average so many times fewer queries than its longest.
+MIXED = 4
+_MAX_GRID_Y = 65535
 # Lengths are int32, so a distance of as many keys hides none.
 UNLIMITED = 2**31 - 1
 # More parts than this cost the reduction more than they bring.
-MAX_SPLITS = 64
+MAX_SPLITS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,31 +37,40 @@ class AttentionTiles:
     Args:
         head_size: D.
         queries: queries of a tile; each brings the heads of its group, so `queries * group <= block_m`.
+        few_m: rows of the tile of a request that needs no more; 0: as of every other.
         block_m: rows of a tile, pairs of query and head.
-        block_n: keys of a tile.
         block_d: the head size, padded to a power of two.
-        num_warps, num_stages: as the compiler takes them.
+        parameters: the rest.
     """
 
     head_size: int
     queries: int
+    few_m: int
     block_m: int
-    block_n: int
     block_d: int
-    num_warps: int
-    num_stages: int
+    parameters: Parameters
 
     @property
-    def options(self) -> dict[str, Any]:
-        """Keyword arguments of the launch: the kernel's constants and the compiler's options."""
+    def block_n(self) -> int:
+        """Keys of a tile."""
+        return self.parameters.block_n
+
+    @cached_property
+    def constants(self) -> dict[str, int]:
+        """The kernel's."""
         return {
             "HEAD_SIZE": self.head_size,
+            "FEW_M": self.few_m,
             "BLOCK_M": self.block_m,
             "BLOCK_N": self.block_n,
             "BLOCK_D": self.block_d,
-            "num_warps": self.num_warps,
-            "num_stages": self.num_stages,
         }
+
+    @cached_property
+    def options(self) -> dict[str, int]:
+        """The compiler's."""
+        names = ("num_warps", "num_stages", "maxnreg", "waves_per_eu")
+        return {name: value for name in names if (value := getattr(self.parameters, name)) is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,19 +82,27 @@ class RowTiles:
     block_d: int
     num_warps: int
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """Keyword arguments of the launch: the kernel's constants and the compiler's options."""
-        return {
-            "HEAD_SIZE": self.head_size,
-            "BLOCK_ROWS": self.block_rows,
-            "BLOCK_D": self.block_d,
-            "num_warps": self.num_warps,
-        }
+    @cached_property
+    def constants(self) -> dict[str, int]:
+        """The kernel's."""
+        return {"HEAD_SIZE": self.head_size, "BLOCK_ROWS": self.block_rows, "BLOCK_D": self.block_d}
+
+    @cached_property
+    def options(self) -> dict[str, int]:
+        """The compiler's."""
+        return {"num_warps": self.num_warps}
 
 
 def attention_tiles(
-    architecture: str, *, itemsize: int, head_size: int, group: int, max_query_len: int, batch_invariant: bool
+    architecture: str,
+    *,
+    itemsize: int,
+    head_size: int,
+    group: int,
+    max_query_len: int,
+    phase: Phase,
+    quantized: bool = False,
+    parameters: Parameters | None = None,
 ) -> AttentionTiles:
     """Tiles of the attention kernel.
 
@@ -85,8 +111,9 @@ def attention_tiles(
         itemsize: bytes of an element of q.
         head_size: D.
         group: query heads of a KV head.
-        max_query_len: only a hint; longer queries are attended all the same.
-        batch_invariant: take the same tiles whatever else is in the batch, so whatever the hint.
+        max_query_len: of the requests; only decode's tiles depend on it.
+        phase, quantized: see `launch_table.Entry`.
+        parameters: in place of those of the architecture's table.
 
     Raises:
         UnsupportedError: the head size or the group is too large for a tile.
@@ -103,36 +130,52 @@ def attention_tiles(
             "attn_reference",
         )
     block_d = max(_MIN_DOT, _power_of_2(head_size))
-    if architecture == INTERPRETER:
-        block_m, block_n, num_warps, num_stages = 64, 64, 1, 1
-    else:
-        # two sizes, few rows (decode) and many, and not one more: each is compiled for every head size and dtype. RDNA's warps
-        # have half the lanes of CDNA's, and so half the registers for a tile: more warps, fewer rows and keys make up for it
-        rdna = architecture.startswith("gfx1")
-        many = 64 if itemsize == 2 and not rdna else 32
-        block_m = _MIN_DOT if max_query_len * group <= _MIN_DOT and not batch_invariant else many
-        # keys of 16 KiB at most: with the values, and a second stage, they fit the shared memory of every GPU
-        keys_bytes, most_keys = (8 * 1024, 32) if rdna else (16 * 1024, 64)
-        block_n = max(_MIN_DOT, min(most_keys, keys_bytes // (block_d * itemsize)))
-        num_warps = 8 if rdna and block_m > _MIN_DOT else 4
-        num_stages = 1 if architecture.startswith("gfx") else 2
-    block_m = max(block_m, _power_of_2(group))
+    if parameters is None and architecture == INTERPRETER:
+        # a few hundred keys are split, and most small cases not slowed down
+        parameters = Parameters(block_m=64, block_n=64, num_warps=1, num_stages=1, keys_per_split=128)
+    elif parameters is None:
+        parameters = parameters_for(architecture, phase=phase, itemsize=itemsize, block_d=block_d, quantized=quantized)
+    rows = max_query_len * group if phase == "decode" else group
+    block_m = max(parameters.block_m, _power_of_2(rows))
+    few_m = max(_MIN_DOT, _power_of_2(group)) if phase == "mixed" else 0
     return AttentionTiles(
         head_size=head_size,
         queries=block_m // group,
+        few_m=few_m if few_m < block_m else 0,
         block_m=block_m,
-        block_n=block_n,
         block_d=block_d,
-        num_warps=num_warps,
-        num_stages=num_stages,
+        parameters=parameters,
     )
 
 
-def attention_grid(tiles: AttentionTiles, *, num_tokens: int, num_requests: int, num_kv_heads: int) -> tuple[int, int]:
-    """Programs of the attention kernel: as many tiles as any split of the tokens into requests can need, for each KV head."""
-    if num_requests == 0:
-        return 0, num_kv_heads
-    return -(-num_tokens // tiles.queries) + num_requests - 1, num_kv_heads
+def phase_of(
+    *, group: int, num_tokens: int, num_requests: int, max_query_len: int, max_keys: int, batch_invariant: bool
+) -> Phase:
+    """What a batch mostly is, from host values alone.
+
+    Args:
+        max_keys: that one query sees, at most.
+        batch_invariant: the same for every batch.
+    """
+    if batch_invariant:
+        return "prefill"
+    if max_query_len * group <= FEW_ROWS:
+        return "decode"
+    if num_tokens * MIXED < max_query_len * num_requests:
+        return "mixed"
+    return "window" if max_keys <= FEW_KEYS else "prefill"
+
+
+def attention_grid(
+    tiles: AttentionTiles, *, num_tokens: int, num_requests: int, num_kv_heads: int, max_query_len: int
+) -> tuple[tuple[int, int], bool]:
+    """Tiles of queries and KV heads, and whether each request has one tile.
+
+    Else there are as many as any split of the tokens into requests can need.
+    """
+    if max_query_len <= tiles.queries or num_requests == 0:
+        return (num_requests, num_kv_heads), True
+    return (-(-num_tokens // tiles.queries) + num_requests - 1, num_kv_heads), False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,63 +186,107 @@ class AttentionPlan:
         architecture: see `device.architecture_of`.
         tiles: of queries and keys.
         grid: programs without a split: tiles of queries, KV heads.
+        one_tile_each: whether each request has one tile of queries.
+        heads_first: whether neighbouring programs are heads of one tile, or tiles of one head.
         splits: parts of the keys of each tile, each a program of its own.
+        tiles_per_split: tiles of keys of a part.
         scratch_bytes: memory that the parts take between two kernels; 0 without a split.
     """
 
     architecture: str
     tiles: AttentionTiles
     grid: tuple[int, int]
+    one_tile_each: bool
+    heads_first: bool
     splits: int
+    tiles_per_split: int
     scratch_bytes: int
+
+    @property
+    def launch_grid(self) -> tuple[int, int, int]:
+        """As the kernel takes it."""
+        tiles, heads = self.grid
+        return (heads, tiles, self.splits) if self.heads_first else (tiles, heads, self.splits)
 
     @property
     def num_programs(self) -> int:
         return self.grid[0] * self.grid[1] * self.splits
 
 
+# the layers of a step ask for the same
+@lru_cache(maxsize=1024)
 def attention_plan(
     architecture: str,
     *,
     compute_units: int,
     itemsize: int,
+    quantized: bool,
     head_size: int,
     num_heads: int,
     num_kv_heads: int,
     num_tokens: int,
     num_requests: int,
     max_query_len: int,
-    max_seq_len: int,
+    max_keys: int,
     batch_invariant: bool,
+    parameters: Parameters | None = None,
 ) -> AttentionPlan:
     """Choose tiles, grid and splits from shapes and host values alone.
+
+    Args:
+        max_keys: that one query sees, at most.
+        parameters: in place of those of the architecture's table.
 
     Raises:
         UnsupportedError: as `attention_tiles` does.
     """
+    group = num_heads // num_kv_heads
     tiles = attention_tiles(
         architecture,
         itemsize=itemsize,
         head_size=head_size,
-        group=num_heads // num_kv_heads,
+        group=group,
         max_query_len=max_query_len,
-        batch_invariant=batch_invariant,
+        phase=phase_of(
+            group=group,
+            num_tokens=num_tokens,
+            num_requests=num_requests,
+            max_query_len=max_query_len,
+            max_keys=max_keys,
+            batch_invariant=batch_invariant,
+        ),
+        quantized=quantized,
+        parameters=parameters,
     )
-    grid = attention_grid(tiles, num_tokens=num_tokens, num_requests=num_requests, num_kv_heads=num_kv_heads)
-    splits = 1
+    grid, one_tile_each = attention_grid(
+        tiles,
+        num_tokens=num_tokens,
+        num_requests=num_requests,
+        num_kv_heads=num_kv_heads,
+        max_query_len=max_query_len,
+    )
+    splits, seen = 1, max_keys + tiles.queries - 1
     if not batch_invariant:
         splits = num_splits(
             architecture,
             compute_units=compute_units,
             num_programs=grid[0] * grid[1],
-            max_seq_len=max_seq_len,
-            block_n=tiles.block_n,
+            max_keys=seen,
+            parameters=tiles.parameters,
         )
-    scratch = parts_bytes(splits, num_tokens=num_tokens, num_heads=num_heads, head_size=head_size) if splits > 1 else 0
-    return AttentionPlan(architecture=architecture, tiles=tiles, grid=grid, splits=splits, scratch_bytes=scratch)
+    return AttentionPlan(
+        architecture=architecture,
+        tiles=tiles,
+        grid=grid,
+        one_tile_each=one_tile_each,
+        heads_first=one_tile_each and grid[0] <= _MAX_GRID_Y,
+        splits=splits,
+        tiles_per_split=-(-seen // (splits * tiles.block_n)),
+        scratch_bytes=parts_bytes(splits, num_tokens=num_tokens, num_heads=num_heads, head_size=head_size) if splits > 1 else 0,
+    )
 
 
-def num_splits(architecture: str, *, compute_units: int, num_programs: int, max_seq_len: int, block_n: int) -> int:
+def num_splits(architecture: str, *, compute_units: int, num_programs: int, max_keys: int, parameters: Parameters) -> int:
     """Into how many parts the keys of every tile of queries are split, so that few long requests fill the device.
 
     Each part is a program of its own, and costs a float32 output row in scratch memory and in the reduction. A tile with fewer
@@ -208,16 +295,12 @@ def num_splits(architecture: str, *, compute_units: int, num_programs: int, max_
     Args:
         compute_units: multiprocessors (NVIDIA) or compute units (AMD).
         num_programs: programs without a split.
-        max_seq_len: an upper bound, possibly loose.
-        block_n: keys of a tile.
+        max_keys: that a tile sees, an upper bound, possibly loose.
+        parameters: how many keys are worth a program, and how many programs a compute unit.
     """
-    if architecture == INTERPRETER:
-        # so that a few hundred keys are split, and most small cases are not slowed down
-        wanted, keys_per_split = 6, 2 * block_n
-    else:
-        wanted, keys_per_split = 2 * compute_units, max(256, 4 * block_n)
+    wanted = 6 if architecture == INTERPRETER else parameters.programs_per_unit * compute_units
     by_device = -(-wanted // max(1, num_programs))
-    by_length = -(-max_seq_len // keys_per_split)
+    by_length = -(-max_keys // parameters.keys_per_split)
     return max(1, min(by_device, by_length, MAX_SPLITS))
 
 
@@ -226,6 +309,7 @@ def parts_bytes(num_parts: int, *, num_tokens: int, num_heads: int, head_size: i
     return num_parts * num_tokens * num_heads * (head_size + 2) * 4
 
 
+@lru_cache(maxsize=1024)
 def row_tiles(architecture: str, *, head_size: int) -> RowTiles:
     """Tiles of write_kv_cache and merge_attn_states."""
     block_d = _power_of_2(head_size)
@@ -234,20 +318,57 @@ def row_tiles(architecture: str, *, head_size: int) -> RowTiles:
     return RowTiles(head_size=head_size, block_rows=max(1, 2048 // block_d), block_d=block_d, num_warps=4)
 
 
-def row_grid(tiles: RowTiles, num_rows: int) -> tuple[int]:
+@dataclass(frozen=True, kw_only=True)
+class ReduceTiles:
+    """How the kernel that reduces parts is cut and compiled."""
+
+    head_size: int
+    block_rows: int
+    block_parts: int
+    block_d: int
+    num_warps: int
+
+    @cached_property
+    def constants(self) -> dict[str, int]:
+        """The kernel's."""
+        return {
+            "HEAD_SIZE": self.head_size,
+            "BLOCK_ROWS": self.block_rows,
+            "BLOCK_PARTS": self.block_parts,
+            "BLOCK_D": self.block_d,
+        }
+
+    @cached_property
+    def options(self) -> dict[str, int]:
+        """The compiler's."""
+        return {"num_warps": self.num_warps}
+
+
+def reduce_tiles(architecture: str, *, head_size: int, num_parts: int) -> ReduceTiles:
+    """Tiles of reduce_parts."""
+    block_d = _power_of_2(head_size)
+    if architecture == INTERPRETER:
+        block_rows = max(1, min(64, (1 << 17) // block_d))
+        return ReduceTiles(head_size=head_size, block_rows=block_rows, block_parts=8, block_d=block_d, num_warps=1)
+    # two sizes, and not one for every number of parts: each is compiled
+    block_parts = 4 if num_parts <= 4 else 32
+    return ReduceTiles(head_size=head_size, block_rows=1, block_parts=block_parts, block_d=block_d, num_warps=4)
+
+
+def row_grid(tiles: RowTiles | ReduceTiles, num_rows: int) -> tuple[int]:
     """Programs of such a kernel."""
     return (-(-num_rows // tiles.block_rows),)
 
 
-def in_units(itemsize: int, *, unit: str = "STRIDE_UNIT", **strides: int) -> dict[str, Any]:
-    """Strides as the kernels take them, and the constant, named `unit`, that says what they then count in.
+def in_units(itemsize: int, **strides: int) -> tuple[int, dict[str, int]]:
+    """The unit that strides count in, a constant of their kernel, and the strides in it.
 
     That is 16 bytes of elements, the widest load, if every stride is a whole multiple of that, else one element. A constant
     of two values tells the compiler what its own specialization of every stride would compile ever more variants for.
     """
     widest = 16 // itemsize
-    size = widest if all(stride % widest == 0 for stride in strides.values()) else 1
-    return {unit: size, **{name: stride // size for name, stride in strides.items()}}
+    unit = widest if math.gcd(*strides.values()) % widest == 0 else 1
+    return unit, {name: stride // unit for name, stride in strides.items()}
 
 
 def distance(edge: int) -> int:

@@ -4,6 +4,7 @@ import torch
 from attn_contract.validation import check_merge_attn_states
 
 from attn_optimized.device import architecture_of
+from attn_optimized.kernel_call import KernelCall
 from attn_optimized.kernels.merge_attn_states import merge_attn_states_kernel
 from attn_optimized.launch import in_units, row_grid, row_tiles
 
@@ -36,12 +37,29 @@ def merge_attn_states(
         UnsupportedError: tensors on a CPU without Triton's interpreter. Nothing was written.
     """
     check_merge_attn_states(out_a, lse_a, out_b, lse_b, out, lse)
-    num_tokens, num_heads, head_size = out_a.shape
-    tiles = row_tiles(architecture_of(out_a.device, out_a.dtype), head_size=head_size)
     out = out_a.new_empty(out_a.shape) if out is None else out
-    if not out.numel():
-        return out
-    strides = in_units(
+    merge_attn_states_call(out_a, lse_a, out_b, lse_b, out=out, lse=lse).launch(out_a.device)
+    return out
+
+
+def merge_attn_states_call(
+    out_a: torch.Tensor,
+    lse_a: torch.Tensor,
+    out_b: torch.Tensor,
+    lse_b: torch.Tensor,
+    *,
+    out: torch.Tensor,
+    lse: torch.Tensor | None = None,
+    architecture: str | None = None,
+) -> KernelCall:
+    """The launch of `merge_attn_states`; nothing is checked or read.
+
+    Args:
+        architecture: of a GPU that need not be here, for tensors on meta; None: that of out_a's device.
+    """
+    num_tokens, num_heads, head_size = out_a.shape
+    tiles = row_tiles(architecture or architecture_of(out_a.device, out_a.dtype), head_size=head_size)
+    unit, strides = in_units(
         out.element_size(),
         stride_out_row=out.stride(0),
         stride_out_head=out.stride(1),
@@ -50,20 +68,21 @@ def merge_attn_states(
         stride_b_row=out_b.stride(0),
         stride_b_head=out_b.stride(1),
     )
-    with torch.cuda.device_of(out_a):
-        merge_attn_states_kernel[row_grid(tiles, num_tokens * num_heads)](
-            out,
-            lse,
-            out_a,
-            lse_a,
-            out_b,
-            lse_b,
-            num_tokens,
-            num_heads,
-            stride_lse=0 if lse is None else lse.stride(0),
-            stride_lse_a=lse_a.stride(0),
-            stride_lse_b=lse_b.stride(0),
-            **strides,
-            **tiles.options,
-        )
-    return out
+    return KernelCall.of(
+        merge_attn_states_kernel,
+        row_grid(tiles, num_tokens * num_heads),
+        {**tiles.constants, "STRIDE_UNIT": unit},
+        tiles.options,
+        out_ptr=out,
+        lse_ptr=lse,
+        out_a_ptr=out_a,
+        lse_a_ptr=lse_a,
+        out_b_ptr=out_b,
+        lse_b_ptr=lse_b,
+        num_tokens=num_tokens,
+        num_heads=num_heads,
+        stride_lse=0 if lse is None else lse.stride(0),
+        stride_lse_a=lse_a.stride(0),
+        stride_lse_b=lse_b.stride(0),
+        **strides,
+    )

@@ -138,6 +138,6 @@ def test_scratch_of_a_split_is_small():
 
 
 def test_strides_are_counted_in_16_bytes_where_all_are_multiples():
-    assert in_units(2, row=64, head=8) == {"STRIDE_UNIT": 8, "row": 8, "head": 1}
-    assert in_units(4, row=64, head=4, kv=0) == {"STRIDE_UNIT": 4, "row": 16, "head": 1, "kv": 0}
-    assert in_units(2, row=64, head=12) == {"STRIDE_UNIT": 1, "row": 64, "head": 12}
+    assert in_units(2, row=64, head=8) == (8, {"row": 8, "head": 1})
+    assert in_units(4, row=64, head=4, kv=0) == (4, {"row": 16, "head": 1, "kv": 0})
+    assert in_units(2, row=64, head=12) == (1, {"row": 64, "head": 12})

@@ -4,8 +4,8 @@ import triton
 import triton.language as tl
 
 from attn_optimized.kernels.kv_layout import key_offset, value_offset
-from attn_optimized.kernels.logits import alibi, qq_bias, soft_cap
-from attn_optimized.kernels.online_softmax import attend, begin_rows, normalize
+from attn_optimized.kernels.logits import alibi, qq_bias, tanh
+from attn_optimized.kernels.online_softmax import FINISHED, LOG2E, attend, begin_rows, divide, normalize
 from attn_optimized.kernels.quantization import decode, encode
 from attn_optimized.kernels.query_tiles import find_tile
 from attn_optimized.kernels.visibility import in_any_range, in_chunk, in_window, with_ranges
@@ -13,25 +13,28 @@ from attn_optimized.kernels.visibility import in_any_range, in_chunk, in_window,
 # Compiled once for all of these: what changes from step to step, what is there or not, and strides.
 _RUNTIME = [
     "scale", "cap", "left", "right", "ahead", "sink_tokens", "chunk", "range_left", "num_ranges", "bias_len", "has_lse",
-    "has_sinks", "has_alibi", "has_causal", "has_scales", "has_output_scale", "num_requests", "num_tokens",
-    "queries_per_tile", "group", "block_size", "num_splits", "first_part", "stride_out_part", "stride_out_row",
-    "stride_out_head", "stride_q_row", "stride_q_head", "stride_kv", "stride_block", "stride_k_slot", "stride_k_head",
-    "stride_v_slot", "stride_v_head", "stride_k_scale_block", "stride_k_scale_slot", "stride_k_scale_head",
-    "stride_v_scale_block", "stride_v_scale_slot", "stride_v_scale_head", "stride_lse_head", "stride_lse_part",
-    "stride_table", "stride_bias",
+    "has_sinks", "has_alibi", "has_causal", "has_scales", "has_output_scale", "finishes", "num_requests", "num_tokens",
+    "queries_per_tile", "one_each", "heads_first", "group", "group_inverse", "num_splits", "tiles_per_split", "first_part",
+    "stride_acc_part", "stride_acc_row", "stride_out_row", "stride_out_head", "stride_q_row", "stride_q_head", "stride_kv",
+    "stride_block", "stride_k_slot", "stride_k_head", "stride_v_slot", "stride_v_head", "stride_k_scale_block",
+    "stride_k_scale_slot", "stride_k_scale_head", "stride_v_scale_block", "stride_v_scale_slot", "stride_v_scale_head",
+    "stride_lse_head", "stride_state_part", "stride_state_head", "stride_table", "stride_bias",
 ]  # fmt: skip
 _ANY_ALIGNMENT = [
-    "lse_ptr", "row_sum_ptr", "k_scale_ptr", "v_scale_ptr", "output_scale_ptr", "sinks_ptr", "alibi_slopes_ptr", "qq_bias_ptr",
-    "ranges_ptr", "query_start_loc_ptr", "seq_lens_ptr", "block_table_ptr", "causal_ptr",
+    "lse_ptr", "row_max_ptr", "row_sum_ptr", "k_scale_ptr", "v_scale_ptr", "output_scale_ptr", "sinks_ptr", "alibi_slopes_ptr",
+    "qq_bias_ptr", "ranges_ptr", "query_start_loc_ptr", "seq_lens_ptr", "block_table_ptr", "causal_ptr",
 ]  # fmt: skip
 
 
 @triton.jit(do_not_specialize=_RUNTIME, do_not_specialize_on_alignment=_ANY_ALIGNMENT)
 def attention_kernel(
-    # written: [T, H, D], and [H, T] if has_lse. If PARTIAL, the softmax's state instead, for each part of the keys: its sums
-    # of values [parts, T, H, D], its largest logits [parts, H, T], and the sums of its weights likewise
+    # written: [T, H, D], and [H, T] if has_lse
     out_ptr,
     lse_ptr,
+    # if PARTIAL, the softmax's state for each part of the keys is written instead: its sums of values [parts, T, H, D], its
+    # largest logits in base 2 [parts, H, T], and the sums of its weights likewise
+    acc_ptr,
+    row_max_ptr,
     row_sum_ptr,
     # read: [T, H, D], and K and V; V's begin is stride_kv behind v_ptr
     q_ptr,
@@ -57,6 +60,8 @@ def attention_kernel(
     has_causal,
     has_scales,
     has_output_scale,
+    # whether a tile all of whose keys are one part writes its output itself
+    finishes,
     scale,
     cap,
     # distances: of the window's edges, of the farthest key ahead (0 if causal), and of the farthest key back inside a range
@@ -71,12 +76,21 @@ def attention_kernel(
     num_requests,
     num_tokens,
     queries_per_tile,
+    # whether each request has one tile, or as many as its queries need
+    one_each,
+    # whether neighbouring programs are heads of one tile, or tiles of one head
+    heads_first,
     group,
-    block_size,
+    # 2^16 / group, rounded up: a row of a tile times this, shifted by 16, is its query
+    group_inverse,
     num_splits,
+    # tiles of keys of a part, or more where num_splits parts of so many do not hold all
+    tiles_per_split,
     first_part,
+    # in elements of float32
+    stride_acc_part,
+    stride_acc_row,
     # in Q_UNIT elements
-    stride_out_part,
     stride_out_row,
     stride_out_head,
     stride_q_row,
@@ -95,47 +109,139 @@ def attention_kernel(
     stride_v_scale_block,
     stride_v_scale_slot,
     stride_v_scale_head,
-    stride_lse_part,
+    stride_state_part,
+    stride_state_head,
     stride_lse_head,
     stride_table,
     stride_bias,
     Q_UNIT: tl.constexpr,
     KV_UNIT: tl.constexpr,
     PAGED: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
     INTERIOR: tl.constexpr,
     X: tl.constexpr,
     KV_FORMAT: tl.constexpr,
     OUT_FORMAT: tl.constexpr,
     TOKEN_SCALES: tl.constexpr,
-    # whether what a row sees may have holes (sink_tokens, chunks, ranges, qq_bias), and whether logits are more than products
+    # of scale: 1, -1 or 0
+    SIGN: tl.constexpr,
+    # whether what a row sees may have holes (sink_tokens, chunks, ranges, qq_bias), whether it may be more than a few tiles,
+    # and whether logits are more than products
     HOLES: tl.constexpr,
-    LOGITS: tl.constexpr,
+    INNER: tl.constexpr,
+    SOFT_CAP: tl.constexpr,
+    BIAS: tl.constexpr,
     PARTIAL: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
+    FEW_M: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """One tile of queries of one request, all query heads of one KV head, one split of the keys.
 
-    Grid: (tiles, num_kv_heads, num_splits). Row m of the tile is query `m // group` and head `m % group` of the group, for any
-    group size. Tiles of keys begin at multiples of BLOCK_N, so that a row's sums do not depend on the tile that it is in.
+    Grid: (tiles, num_kv_heads, num_splits), or (num_kv_heads, tiles, num_splits) if heads_first. A request whose
+    rows fit FEW_M takes a tile of so many: what decodes beside a long prefill reads its keys as fast as in a step of its own.
+    FEW_M 0: all tiles are alike.
     """
     # int64 from here on: rows, blocks and heads get multiplied by strides
-    tile = tl.program_id(0).to(tl.int64)
-    kv_head = tl.program_id(1).to(tl.int64)
+    if heads_first:
+        # the heads of a request are neighbours in memory, and are read at the same time
+        tile, kv_head = tl.program_id(1), tl.program_id(0).to(tl.int64)
+    else:
+        # the last tiles of a causal request have the most keys, and begin first; those of one head share its keys
+        tile, kv_head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
     split = tl.program_id(2).to(tl.int64)
-    request, first_row, query_len, first_query, end_query = find_tile(query_start_loc_ptr, num_requests, queries_per_tile, tile)
+    request, first_row, query_len, first_query, end_query = find_tile(
+        query_start_loc_ptr, num_requests, queries_per_tile, one_each, tile
+    )
     if first_query >= query_len:
         return
     seq_len = tl.load(seq_lens_ptr + request).to(tl.int64) if PAGED else query_len
     if has_causal:
         ahead = tl.where(tl.load(causal_ptr + request), 0, ahead)
+    place = (request, kv_head, split, seq_len, first_row, query_len, first_query, end_query)
+    tensors = (
+        out_ptr, lse_ptr, acc_ptr, row_max_ptr, row_sum_ptr, q_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, output_scale_ptr,
+        sinks_ptr, alibi_slopes_ptr, qq_bias_ptr, ranges_ptr, block_table_ptr,
+    )  # fmt: skip
+    flags = (has_lse, has_sinks, has_alibi, has_scales, has_output_scale, finishes)
+    rules = (scale, cap, left, right, ahead, range_left, sink_tokens, chunk, num_ranges, bias_len)
+    sizes = (num_tokens, group, group_inverse, num_splits, tiles_per_split, first_part)
+    strides = (
+        stride_acc_part, stride_acc_row, stride_out_row, stride_out_head, stride_q_row, stride_q_head, stride_kv,
+        stride_block, stride_k_slot, stride_k_head, stride_v_slot, stride_v_head, stride_k_scale_block, stride_k_scale_slot,
+        stride_k_scale_head, stride_v_scale_block, stride_v_scale_slot, stride_v_scale_head, stride_state_part,
+        stride_state_head, stride_lse_head, stride_table, stride_bias,
+    )  # fmt: skip
+    # two ifs: the compiler decides the first
+    if FEW_M > 0:  # noqa: SIM102
+        if query_len * group <= FEW_M:
+            attend_tile(
+                place, tensors, flags, rules, sizes, strides,
+                Q_UNIT, KV_UNIT, PAGED, BLOCK_SIZE, INTERIOR, X, KV_FORMAT, OUT_FORMAT, TOKEN_SCALES, SIGN, HOLES, INNER,
+                SOFT_CAP, BIAS, PARTIAL, HEAD_SIZE, FEW_M, BLOCK_N, BLOCK_D,
+            )  # fmt: skip
+            return
+    attend_tile(
+        place, tensors, flags, rules, sizes, strides,
+        Q_UNIT, KV_UNIT, PAGED, BLOCK_SIZE, INTERIOR, X, KV_FORMAT, OUT_FORMAT, TOKEN_SCALES, SIGN, HOLES, INNER, SOFT_CAP,
+        BIAS, PARTIAL, HEAD_SIZE, BLOCK_M, BLOCK_N, BLOCK_D,
+    )  # fmt: skip
 
+
+@triton.jit
+def attend_tile(
+    place,
+    tensors,
+    flags,
+    rules,
+    sizes,
+    strides,
+    Q_UNIT: tl.constexpr,
+    KV_UNIT: tl.constexpr,
+    PAGED: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    INTERIOR: tl.constexpr,
+    X: tl.constexpr,
+    KV_FORMAT: tl.constexpr,
+    OUT_FORMAT: tl.constexpr,
+    TOKEN_SCALES: tl.constexpr,
+    SIGN: tl.constexpr,
+    HOLES: tl.constexpr,
+    INNER: tl.constexpr,
+    SOFT_CAP: tl.constexpr,
+    BIAS: tl.constexpr,
+    PARTIAL: tl.constexpr,
+    HEAD_SIZE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Attend to a part of the keys; the arguments are the kernel's.
+
+    Row m of the tile is query `m // group` and head `m % group` of the group, for any group size. Tiles of keys begin at
+    multiples of BLOCK_N, so that a row's sums do not depend on the tile that it is in.
+    """
+    request, kv_head, split, seq_len, first_row, query_len, first_query, end_query = place
+    (
+        out_ptr, lse_ptr, acc_ptr, row_max_ptr, row_sum_ptr, q_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, output_scale_ptr,
+        sinks_ptr, alibi_slopes_ptr, qq_bias_ptr, ranges_ptr, block_table_ptr,
+    ) = tensors  # fmt: skip
+    has_lse, has_sinks, has_alibi, has_scales, has_output_scale, finishes = flags
+    scale, cap, left, right, ahead, range_left, sink_tokens, chunk, num_ranges, bias_len = rules
+    num_tokens, group, group_inverse, num_splits, tiles_per_split, first_part = sizes
+    (
+        stride_acc_part, stride_acc_row, stride_out_row, stride_out_head, stride_q_row, stride_q_head, stride_kv,
+        stride_block, stride_k_slot, stride_k_head, stride_v_slot, stride_v_head, stride_k_scale_block, stride_k_scale_slot,
+        stride_k_scale_head, stride_v_scale_block, stride_v_scale_slot, stride_v_scale_head, stride_state_part,
+        stride_state_head, stride_lse_head, stride_table, stride_bias,
+    ) = strides  # fmt: skip
     # [M]
     tile_row = tl.arange(0, BLOCK_M)
-    query = first_query + tile_row // group
-    head = kv_head * group + tile_row % group
+    tile_query = (tile_row * group_inverse) >> 16
+    query = first_query + tile_query
+    head = kv_head * group + (tile_row - tile_query * group)
     row = first_row + query
     # rows are where outputs are written: unchecked lengths must not reach beyond them
     owned = (query < end_query) & (row >= 0) & (row < num_tokens)
@@ -146,7 +252,7 @@ def attention_kernel(
     position = context_len + query
     begin, end = in_window(first_position, last_position, left, tl.minimum(right, ahead), seq_len)
     row_begin, row_end = in_window(position, position, left, tl.minimum(right, ahead), seq_len)
-    row_begin, row_end = row_begin.to(tl.int32), row_end.to(tl.int32)
+    row_begin, row_len = row_begin.to(tl.int32), tl.maximum(row_end - row_begin, 0).to(tl.uint32)
     # tiles of keys: those of sink tokens before all others, then the others
     first_sink_tile, sink_tiles = 0, 0
     if HOLES:
@@ -170,9 +276,17 @@ def attention_kernel(
     position = position.to(tl.int32)
     first_tile = begin // BLOCK_N
     num_tiles = sink_tiles + tl.maximum(tl.cdiv(end, BLOCK_N) - first_tile, 0)
-    tiles_per_split = tl.cdiv(num_tiles, num_splits)
-    split_begin = split * tiles_per_split
-    split_end = tl.minimum(split_begin + tiles_per_split, num_tiles)
+    state_offset = (first_part + split) * stride_state_part + head * stride_state_head + row
+    is_partial = False
+    split_begin, split_end = tl.full((), 0, tl.int64), num_tiles
+    if PARTIAL:
+        tiles_per_split = tl.maximum(tiles_per_split, tl.cdiv(num_tiles, num_splits))
+        split_begin = split * tiles_per_split
+        split_end = tl.minimum(split_begin + tiles_per_split, num_tiles)
+        is_partial = (finishes == 0) | (num_tiles > tiles_per_split)
+        if (split > 0) & (split_begin >= num_tiles):
+            tl.store(row_max_ptr + state_offset, tl.full([BLOCK_M], float("-inf"), tl.float32), mask=owned)
+            return
 
     # [M, D]
     dim = tl.arange(0, BLOCK_D)[None, :]
@@ -185,67 +299,110 @@ def attention_kernel(
     row_max, row_sum, acc = begin_rows(sinks_ptr, tl.where(split == 0, has_sinks, 0), head, owned, BLOCK_M, BLOCK_D)
     k_scale = tl.load(k_scale_ptr + kv_head * stride_k_scale_head, mask=has_scales != 0, other=1.0)
     v_scale = tl.load(v_scale_ptr + kv_head * stride_v_scale_head, mask=has_scales != 0, other=1.0)
+    # the largest logit is that of the largest product if products are scaled by a positive number: its sign goes into q
+    factor = tl.maximum(tl.abs(scale * k_scale), 2.0**-126)
+    if SIGN != 1:
+        q *= SIGN
     table_ptr = block_table_ptr + request * stride_table
     k_head_ptr = k_ptr + kv_head * stride_k_head * KV_UNIT
     v_head_ptr = v_ptr + (stride_kv + kv_head * stride_v_head) * KV_UNIT
-    for i in range(split_begin, split_end):
-        # [N]
-        first_key = tl.where(i < sink_tiles, first_sink_tile + i, first_tile + i - sink_tiles) * BLOCK_N
-        key = first_key.to(tl.int32) + tl.arange(0, BLOCK_N)
-        # [M, N]
-        visible = (row_begin[:, None] <= key[None, :]) & (key[None, :] < row_end[:, None])
-        in_tile = (begin <= key) & (key < end)
-        if LOGITS:
-            bias = alibi(alibi_slopes_ptr, has_alibi, head, owned, position, key)
-            bias += qq_bias(qq_bias_ptr, stride_bias, bias_len, query, key - context_len)
-        if HOLES:
-            visible = visible | (key < sink_tokens)[None, :]
-            visible = visible & (row_limit_begin[:, None] <= key[None, :]) & (key[None, :] < row_limit_end[:, None])
-            request_ranges = ranges_ptr + request * num_ranges * 2
-            visible = in_any_range(visible, position, key, request_ranges, num_ranges, range_left)
-            visible = visible & (key < seq_len)[None, :] & owned[:, None]
-            if LOGITS:
-                visible = visible & (bias > float("-inf"))
-            in_tile = tl.max(visible.to(tl.int32), 0) > 0
-        if PAGED:
-            block = tl.load(table_ptr + key // block_size, mask=in_tile, other=0).to(tl.int64)
-            slot = (key % block_size).to(tl.int64)
+    k_dim_ptr, v_dim_ptr = k_head_ptr + dim, v_head_ptr + dim
+
+    # tiles all of whose keys every row sees need no mask, and are most of a long sequence
+    inner_begin, inner_end = split_end, split_end
+    if INNER:
+        all_begin, _ = in_window(last_position, last_position, left, 0, seq_len)
+        _, all_end = in_window(first_position, first_position, 0, tl.minimum(right, ahead), seq_len)
+        inner_begin = tl.minimum(tl.maximum(tl.cdiv(all_begin, BLOCK_N) - first_tile, split_begin), split_end)
+        inner_end = tl.minimum(tl.maximum(all_end // BLOCK_N - first_tile, inner_begin), split_end)
+    for EDGES in tl.static_range(0 if INNER else 1, 2):
+        if EDGES:
+            # before the inner tiles, and behind them
+            loop_begin, loop_end = split_begin, split_end - (inner_end - inner_begin)
         else:
-            slot = first_row + key
-        # [N, D]
-        page = (block * stride_block * KV_UNIT)[:, None] if PAGED else 0
-        k_offset = page + key_offset(slot[:, None], dim, block_size, stride_k_slot, KV_UNIT, X, INTERIOR)
-        v_offset = page + value_offset(slot[:, None], dim, block_size, stride_v_slot, KV_UNIT, HEAD_SIZE, X, INTERIOR)
-        loaded = in_tile[:, None] & in_head
-        k = decode(tl.load(k_head_ptr + k_offset, mask=loaded, other=0.0), KV_FORMAT, q.dtype)
-        v = decode(tl.load(v_head_ptr + v_offset, mask=loaded, other=0.0), KV_FORMAT, q.dtype)
-        # ieee: the default is TF32 on NVIDIA and XF32 on gfx942, which is no float32 arithmetic
-        logits = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * k_scale)
-        token_v_scale = 1.0
-        if TOKEN_SCALES:
-            k_scale_offset = block * stride_k_scale_block + slot * stride_k_scale_slot + kv_head * stride_k_scale_head
-            v_scale_offset = block * stride_v_scale_block + slot * stride_v_scale_slot + kv_head * stride_v_scale_head
-            logits *= tl.load(k_scale_ptr + k_scale_offset, mask=in_tile, other=0.0)[None, :]
-            token_v_scale = tl.load(v_scale_ptr + v_scale_offset, mask=in_tile, other=0.0)
-        if LOGITS:
-            logits = soft_cap(logits, cap) + bias
-        logits = tl.where(visible, logits, float("-inf"))
-        row_max, row_sum, acc = attend(row_max, row_sum, acc, logits, v, token_v_scale, TOKEN_SCALES)
+            loop_begin, loop_end = inner_begin, inner_end
+        for i in range(loop_begin, loop_end):
+            # [N]
+            n = tl.where(i < inner_begin, i, i + inner_end - inner_begin) if EDGES else i
+            first_key = tl.where(n < sink_tiles, first_sink_tile + n, first_tile + n - sink_tiles) * BLOCK_N
+            key = first_key.to(tl.int32) + tl.arange(0, BLOCK_N)
+            in_tile = (begin <= key) & (key < end)
+            if BIAS:
+                bias = alibi(alibi_slopes_ptr, has_alibi, head, owned, position, key)
+                bias += qq_bias(qq_bias_ptr, stride_bias, bias_len, query, key - context_len)
+            if EDGES:
+                # [M, N]
+                # in one comparison: what is before the first key is a large number without a sign
+                visible = (key[None, :] - row_begin[:, None]).to(tl.uint32, bitcast=True) < row_len[:, None]
+            if HOLES:
+                visible = visible | (key < sink_tokens)[None, :]
+                visible = visible & (row_limit_begin[:, None] <= key[None, :]) & (key[None, :] < row_limit_end[:, None])
+                request_ranges = ranges_ptr + request * num_ranges * 2
+                visible = in_any_range(visible, position, key, request_ranges, num_ranges, range_left)
+                visible = visible & (key < seq_len)[None, :] & owned[:, None]
+                if BIAS:
+                    visible = visible & (bias > float("-inf"))
+                in_tile = tl.max(visible.to(tl.int32), 0) > 0
+            if PAGED:
+                if EDGES:
+                    block = tl.load(table_ptr + key // BLOCK_SIZE, mask=in_tile, other=0).to(tl.int64)
+                else:
+                    block = tl.load(table_ptr + key // BLOCK_SIZE).to(tl.int64)
+                slot = (key % BLOCK_SIZE).to(tl.int64)
+            else:
+                slot = first_row + key
+            if INTERIOR == "rows":
+                # [N]; one sum for both: pointers are most of a loop over a few rows of q
+                k_row = ((block * stride_block if PAGED else 0) + slot * stride_k_slot) * KV_UNIT
+                k_pointer = k_dim_ptr + k_row[:, None]
+                v_pointer = v_dim_ptr + (k_row if PAGED else slot * stride_v_slot * KV_UNIT)[:, None]
+            else:
+                page = (block * stride_block * KV_UNIT)[:, None]
+                k_pointer = k_head_ptr + page + key_offset(slot[:, None], dim, BLOCK_SIZE, 0, 1, X, INTERIOR)
+                v_pointer = v_head_ptr + page + value_offset(slot[:, None], dim, BLOCK_SIZE, 0, 1, HEAD_SIZE, X, INTERIOR)
+            # [N, D]
+            if EDGES:
+                loaded = in_tile[:, None] & in_head
+                k, v = tl.load(k_pointer, mask=loaded, other=0.0), tl.load(v_pointer, mask=loaded, other=0.0)
+            elif HEAD_SIZE < BLOCK_D:
+                k, v = tl.load(k_pointer, mask=in_head, other=0.0), tl.load(v_pointer, mask=in_head, other=0.0)
+            else:
+                k, v = tl.load(k_pointer), tl.load(v_pointer)
+            k, v = decode(k, KV_FORMAT, q.dtype), decode(v, KV_FORMAT, q.dtype)
+            # ieee: the default is TF32 on NVIDIA and XF32 on gfx942, which is no float32 arithmetic
+            logits = tl.dot(q, tl.trans(k), input_precision="ieee")
+            to_base_2 = factor * LOG2E
+            token_v_scale = 1.0
+            if TOKEN_SCALES:
+                k_scale_offset = block * stride_k_scale_block + slot * stride_k_scale_slot + kv_head * stride_k_scale_head
+                v_scale_offset = block * stride_v_scale_block + slot * stride_v_scale_slot + kv_head * stride_v_scale_head
+                logits *= tl.load(k_scale_ptr + k_scale_offset, mask=in_tile, other=0.0)[None, :]
+                token_v_scale = tl.load(v_scale_ptr + v_scale_offset, mask=in_tile, other=0.0)
+            if SOFT_CAP:
+                logits = tanh(logits * tl.minimum(factor / cap, 2.0**100))
+                to_base_2 = cap * LOG2E
+            if BIAS:
+                logits = logits * (cap if SOFT_CAP else factor) + bias
+                to_base_2 = LOG2E
+            if EDGES:
+                logits = tl.where(visible, logits, float("-inf"))
+            row_max, row_sum, acc = attend(row_max, row_sum, acc, logits, to_base_2, v, token_v_scale, TOKEN_SCALES)
 
     if PARTIAL:
-        acc *= v_scale
-        part = first_part + split
-        out_offset = (part * stride_out_part + row * stride_out_row + head * stride_out_head) * Q_UNIT
-        tl.store(out_ptr + out_offset[:, None] + dim, acc, mask=stored & (row_max > float("-inf"))[:, None])
-        state_offset = part * stride_lse_part + head * stride_lse_head + row
-        tl.store(lse_ptr + state_offset, row_max, mask=owned)
-        tl.store(row_sum_ptr + state_offset, row_sum, mask=owned)
-    else:
-        out, lse = normalize(row_max, row_sum, acc)
-        out *= v_scale
-        if has_output_scale:
-            out = tl.div_rn(out, tl.load(output_scale_ptr))
-        out_offset = (row * stride_out_row + head * stride_out_head) * Q_UNIT
-        tl.store(out_ptr + out_offset[:, None] + dim, encode(out, OUT_FORMAT).to(out_ptr.dtype.element_ty), mask=stored)
-        if has_lse:
-            tl.store(lse_ptr + head * stride_lse_head + row, lse, mask=owned)
+        if is_partial:
+            acc_offset = (first_part + split) * stride_acc_part + row * stride_acc_row + head * HEAD_SIZE
+            saw_keys = row_max > float("-inf")
+            tl.store(acc_ptr + acc_offset[:, None] + dim, acc * v_scale, mask=stored & saw_keys[:, None])
+            tl.store(row_max_ptr + state_offset, row_max, mask=owned)
+            tl.store(row_sum_ptr + state_offset, row_sum, mask=owned)
+            return
+        tl.store(row_max_ptr + state_offset, row_max, mask=owned)
+        tl.store(row_sum_ptr + state_offset, tl.full([BLOCK_M], FINISHED, tl.float32), mask=owned)
+    out, lse = normalize(row_max, row_sum, acc)
+    out *= v_scale
+    if has_output_scale:
+        out = divide(out, tl.full([BLOCK_M], 1.0, tl.float32) * tl.load(output_scale_ptr))
+    out_offset = (row * stride_out_row + head * stride_out_head) * Q_UNIT
+    tl.store(out_ptr + out_offset[:, None] + dim, encode(out, OUT_FORMAT).to(out_ptr.dtype.element_ty), mask=stored)
+    if has_lse:
+        tl.store(lse_ptr + head * stride_lse_head + row, lse, mask=owned)

@@ -11,7 +11,7 @@ import triton.language as tl
 @triton.jit
 def key_offset(slot, dim, block_size, stride_slot, STRIDE_UNIT: tl.constexpr, X: tl.constexpr, INTERIOR: tl.constexpr):
     """Of K's element (slot, dim); the two broadcast."""
-    packed_dim = dim // X * block_size.to(tl.int64)
+    packed_dim = dim.to(tl.int64) // X * block_size
     return slot * stride_slot * STRIDE_UNIT + dim if INTERIOR == "rows" else (packed_dim + slot) * X + dim % X
 
 
@@ -30,7 +30,7 @@ def value_offset(
     if INTERIOR == "rows":
         offset = slot * stride_slot * STRIDE_UNIT + dim
     elif INTERIOR == "x_packed":
-        offset = dim * block_size.to(tl.int64) + slot
+        offset = dim.to(tl.int64) * block_size + slot
     else:
         offset = (slot // X * HEAD_SIZE + dim) * X + slot % X
     return offset

@@ -3,20 +3,20 @@
 import triton
 import triton.language as tl
 
+from attn_optimized.kernels.online_softmax import LOG2E
+
 
 @triton.jit
-def soft_cap(logits, cap):
-    """`cap * tanh(logits / cap)`; a cap of 0 is off."""
-    divisor = tl.where(cap == 0.0, 1.0, cap)
-    ratio = tl.abs(logits / divisor)
-    # of the magnitude, whose exponential cannot overflow
-    decayed = tl.exp(ratio * -2.0)
-    large = cap * (1.0 - decayed) / (1.0 + decayed)
-    # where that cancels: Lambert's continued fraction, exact to 2^-22
-    square = ratio * ratio
-    small = tl.abs(logits) * (105.0 + 10.0 * square) / (105.0 + square * (45.0 + square))
-    capped = tl.where(ratio < 0.5, small, large)
-    return tl.where(cap == 0.0, logits, tl.where(logits < 0.0, -capped, capped))
+def tanh(x):
+    """In one exponential: of the magnitude, so that it cannot overflow."""
+    magnitude = tl.abs(x)
+    decayed = tl.exp2(magnitude * (-2.0 * LOG2E))
+    large = (1.0 - decayed) / (1.0 + decayed)
+    # where that cancels: the series, to 2^-29
+    square = x * x
+    small = magnitude * (1.0 + square * (-1.0 / 3.0 + square * (2.0 / 15.0 - square * (17.0 / 315.0))))
+    result = tl.where(magnitude < 0.125, small, large)
+    return tl.where(x < 0.0, -result, result)
 
 
 @triton.jit

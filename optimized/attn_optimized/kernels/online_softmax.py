@@ -1,10 +1,16 @@
 """Softmax over keys that come tile by tile (Milakov & Gimelshein, arXiv 1805.02867), all of it in float32.
 
 Its state is what a row has seen so far: the largest logit, the sum of exp(logit - largest), and the values weighted alike.
+Logits are in base 2, which is what GPUs compute exponentials in: logit * log2(e).
 """
 
 import triton
 import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+# in place of a sum of weights: this row's output is written, and nothing is left to reduce
+FINISHED = tl.constexpr(-1.0)
 
 
 @triton.jit
@@ -16,18 +22,21 @@ def begin_rows(sinks_ptr, has_sinks, head, owned, BLOCK_M: tl.constexpr, BLOCK_D
     """
     # has_sinks is 0 or 1: without sinks, the one element that is there
     sink = tl.load(sinks_ptr + head * has_sinks, mask=owned, other=float("-inf"))
-    row_max = tl.where(has_sinks != 0, sink, float("-inf"))
+    row_max = tl.where(has_sinks != 0, sink * LOG2E, float("-inf"))
     return row_max, tl.full([BLOCK_M], 1.0, tl.float32), tl.full([BLOCK_M, BLOCK_D], 0.0, tl.float32)
 
 
 @triton.jit
-def attend(row_max, row_sum, acc, logits, v, v_scale, SCALES: tl.constexpr):
-    """Fold one tile of keys into the state: logits [M, N], -inf where a row sees no key, v [N, D]; v_scale [N] if SCALES."""
-    new_max = tl.maximum(row_max, tl.max(logits, 1))
+def attend(row_max, row_sum, acc, logits, to_base_2, v, v_scale, SCALES: tl.constexpr):
+    """Fold one tile of keys into the state: logits [M, N], -inf where a row sees no key, v [N, D]; v_scale [N] if SCALES.
+
+    to_base_2 is a positive factor. It joins the exponent's difference, which one instruction computes with it.
+    """
+    new_max = tl.maximum(row_max, tl.max(logits, 1) * to_base_2)
     # a row that has seen no key yet keeps its -inf; shifting by it would be inf - inf
     shift = tl.where(new_max == float("-inf"), 0.0, new_max)
-    weights = tl.exp(logits - shift[:, None])
-    decay = tl.exp(row_max - shift)
+    weights = tl.exp2(logits * to_base_2 - shift[:, None])
+    decay = tl.exp2(row_max - shift)
     row_sum = row_sum * decay + tl.sum(weights, 1)
     # ieee: the default is TF32 on NVIDIA and XF32 on gfx942, which is no float32 arithmetic
     if SCALES:
@@ -45,5 +54,17 @@ def attend(row_max, row_sum, acc, logits, v, v_scale, SCALES: tl.constexpr):
 def normalize(row_max, row_sum, acc):
     """The output and its LSE (natural log). Rows that saw nothing give 0 and -inf."""
     denominator = tl.where(row_sum == 0.0, 1.0, row_sum)
-    # div_rn: rounded once, so that whole numbers in give the exact quotient out
-    return tl.div_rn(acc, denominator[:, None]), row_max + tl.log(denominator)
+    return divide(acc, denominator), row_max * LN2 + tl.log(denominator)
+
+
+@triton.jit
+def divide(acc, denominator):
+    """[M, D] over [M], rounded once, so that whole numbers in give the exact quotient out.
+
+    By the reciprocal and the remainder of its product (Markstein, IBM J. Res. Dev. 1990): a division for each element takes
+    longer than a few tiles of keys.
+    """
+    inverse = tl.div_rn(1.0, denominator)[:, None]
+    quotient = acc * inverse
+    remainder = tl.fma(-quotient, tl.broadcast_to(denominator[:, None], acc.shape), acc)
+    return tl.fma(remainder, tl.broadcast_to(inverse, acc.shape), quotient)

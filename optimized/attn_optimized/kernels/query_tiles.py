@@ -1,27 +1,40 @@
 """How the query rows of a ragged batch are cut into tiles, without a plan made on the host.
 
-Request r needs `ceil(query_len / queries_per_tile)` tiles, so its first one can be
-`query_start_loc[r] // queries_per_tile + r`: room enough for everybody before it, and a binary search finds the way back.
+Where no request has more queries than a tile, each has one. Else request r needs `ceil(query_len / queries_per_tile)` tiles, so
+its first one can be `query_start_loc[r] // queries_per_tile + r`: room enough for everybody before it. These numbers rise, and
+the request of a tile is the last whose number is not above it.
 """
 
 import triton
 import triton.language as tl
 
+REQUESTS_AT_ONCE = tl.constexpr(256)
+
 
 @triton.jit
-def find_tile(query_start_loc_ptr, num_requests, queries_per_tile, tile):
+def find_tile(query_start_loc_ptr, num_requests, queries_per_tile, one_each, tile):
     """The request that a tile belongs to, its first row, its query length, and the tile's first and end query in it."""
-    request = tl.full((), 0, tl.int64)
-    end = num_requests.to(tl.int64)
-    while request + 1 < end:
-        middle = (request + end) // 2
-        first_tile = tl.load(query_start_loc_ptr + middle).to(tl.int64) // queries_per_tile + middle
-        if first_tile <= tile:
-            request = middle
-        else:
-            end = middle
-    first_row = tl.load(query_start_loc_ptr + request).to(tl.int64)
-    query_len = tl.load(query_start_loc_ptr + request + 1).to(tl.int64) - first_row
-    first_query = (tile - request - first_row // queries_per_tile) * queries_per_tile
+    if one_each:
+        request = tile
+    else:
+        # all at once: each step of a binary search would wait for memory
+        request = -1
+        for first in range(0, num_requests, REQUESTS_AT_ONCE):
+            candidate = first + tl.arange(0, REQUESTS_AT_ONCE)
+            row = tl.load(query_start_loc_ptr + candidate, mask=candidate < num_requests, other=0)
+            begins = (candidate < num_requests) & (row // queries_per_tile + candidate <= tile)
+            request += tl.sum(begins.to(tl.int32), 0)
+    first_row = tl.load(query_start_loc_ptr + request)
+    query_len = tl.load(query_start_loc_ptr + request + 1) - first_row
+    first_query = 0
+    if one_each == 0:
+        first_query = (tile - request - first_row // queries_per_tile) * queries_per_tile
     end_query = tl.minimum(first_query + queries_per_tile, query_len)
-    return request, first_row, query_len, first_query, end_query
+    # int64: multiplied by strides
+    return (
+        request.to(tl.int64),
+        first_row.to(tl.int64),
+        query_len.to(tl.int64),
+        first_query.to(tl.int64),
+        end_query.to(tl.int64),
+    )

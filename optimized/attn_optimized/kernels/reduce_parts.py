@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from attn_optimized.kernels.online_softmax import normalize
+from attn_optimized.kernels.online_softmax import FINISHED, divide, normalize
 from attn_optimized.kernels.quantization import encode
 
 # Compiled once for all of these: what changes from step to step, what is there or not, and strides.
@@ -40,42 +40,56 @@ def reduce_parts_kernel(
     OUT_FORMAT: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
+    BLOCK_PARTS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """BLOCK_ROWS pairs of (token, query head), token by token. Grid: (tiles,)."""
+    """BLOCK_ROWS pairs of (token, query head), token by token, BLOCK_PARTS at once: all of them wait for memory together.
+
+    Grid: (tiles,).
+    """
     # [rows]
     pair = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     token = pair // num_heads
     head = pair % num_heads
     owned = token < tl.minimum(tl.load(query_start_loc_ptr + num_requests), num_rows)
-    dim = tl.arange(0, BLOCK_D)[None, :]
-    in_head = dim < HEAD_SIZE
     # int64: multiplied by what counts all elements
     rows, heads = num_rows.to(tl.int64), num_heads.to(tl.int64)
+    in_block = tl.arange(0, BLOCK_PARTS)[None, :]
+    # [1, 1, D]
+    dim = tl.arange(0, BLOCK_D)[None, None, :]
 
     largest = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
-    for part in range(num_parts):
-        offset = (part * heads + head) * rows + token
-        largest = tl.maximum(largest, tl.load(row_max_ptr + offset, mask=owned, other=float("-inf")))
-    shift = tl.where(largest == float("-inf"), 0.0, largest)
-
     row_sum = tl.full([BLOCK_ROWS], 0.0, tl.float32)
     acc = tl.full([BLOCK_ROWS, BLOCK_D], 0.0, tl.float32)
-    for part in range(num_parts):
-        offset = (part * heads + head) * rows + token
-        row_max = tl.load(row_max_ptr + offset, mask=owned, other=float("-inf"))
+    for first_part in range(0, num_parts, BLOCK_PARTS):
+        # [rows, parts]
+        part = first_part + in_block
+        there = owned[:, None] & (part < num_parts)
+        offset = (part * heads + head[:, None]) * rows + token[:, None]
+        row_max = tl.load(row_max_ptr + offset, mask=there, other=float("-inf"))
         # what saw no key was not written, and may be NaN
-        saw_keys = owned & (row_max > float("-inf"))
-        weight = tl.exp(row_max - shift)
-        row_sum += weight * tl.load(row_sum_ptr + offset, mask=saw_keys, other=0.0)
-        acc_offset = ((part * rows + token) * heads + head) * HEAD_SIZE
-        acc += weight[:, None] * tl.load(acc_ptr + acc_offset[:, None] + dim, mask=saw_keys[:, None] & in_head, other=0.0)
+        saw_keys = there & (row_max > float("-inf"))
+        weights = tl.load(row_sum_ptr + offset, mask=saw_keys, other=0.0)
+        owned = owned & (tl.min(weights, 1) != FINISHED)
+        saw_keys = saw_keys & owned[:, None]
+        new_largest = tl.maximum(largest, tl.max(tl.where(saw_keys, row_max, float("-inf")), 1))
+        shift = tl.where(new_largest == float("-inf"), 0.0, new_largest)
+        decay = tl.exp2(largest - shift)
+        weight = tl.where(saw_keys, tl.exp2(row_max - shift[:, None]), 0.0)
+        row_sum = row_sum * decay + tl.sum(weight * weights, 1)
+        # [rows, parts, D]
+        acc_offset = ((part * rows + token[:, None]) * heads + head[:, None]) * HEAD_SIZE
+        read = saw_keys[:, :, None] & (dim < HEAD_SIZE)
+        values = tl.load(acc_ptr + acc_offset[:, :, None] + dim, mask=read, other=0.0)
+        acc = acc * decay[:, None] + tl.sum(weight[:, :, None] * values, 1)
+        largest = new_largest
 
-    out, lse = normalize(largest, row_sum, acc)
+    out, lse = normalize(largest, tl.where(owned, row_sum, 0.0), acc)
     if has_output_scale:
-        out = tl.div_rn(out, tl.load(output_scale_ptr))
+        out = divide(out, tl.full([BLOCK_ROWS], 1.0, tl.float32) * tl.load(output_scale_ptr))
     out_offset = (token * stride_out_row + head * stride_out_head) * OUT_UNIT
+    dim = tl.arange(0, BLOCK_D)[None, :]
     out = encode(out, OUT_FORMAT).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + out_offset[:, None] + dim, out, mask=owned[:, None] & in_head)
+    tl.store(out_ptr + out_offset[:, None] + dim, out, mask=owned[:, None] & (dim < HEAD_SIZE))
     if has_lse:
         tl.store(lse_ptr + head * stride_lse_head + token, lse, mask=owned)

@@ -1,0 +1,81 @@
+"""Launch parameters of the attention kernel, as data: one file per architecture, whose entries say where they come from.
+
+`python -m benchmarks tune` measures candidates on a GPU and writes the file of its architecture.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any, Literal
+
+# Chips whose kernels compile to much the same code.
+_LIKE = {"gfx90a": "gfx942", "gfx950": "gfx942", "gfx1100": "gfx1201", "gfx1250": "gfx1201"}
+Phase = Literal["decode", "mixed", "prefill", "window"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """What is free in a launch.
+
+    Args:
+        block_m: rows of a tile, pairs of query and head; of decode at least, where it is as many as a request has.
+        block_n: keys of a tile.
+        num_warps, num_stages: as the compiler takes them.
+        maxnreg: registers of a thread at most, so that more programs fit a multiprocessor (NVIDIA); None: any number.
+        waves_per_eu: waves that a SIMD should hold (AMD); None: as the compiler likes.
+        keys_per_split: the fewest keys worth a program of their own.
+        programs_per_unit: programs of a compute unit that a split is to give it work for.
+    """
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+    maxnreg: int | None = None
+    waves_per_eu: int | None = None
+    keys_per_split: int = 512
+    programs_per_unit: int = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Parameters for a class of calls; of several that fit, the first counts.
+
+    Args:
+        phase: decode: requests of few queries; mixed: they are most, beside longer ones; window: queries see few keys; prefill.
+        itemsize: bytes of an element of q.
+        most_block_d: the largest head size, padded to a power of two.
+        quantized: whether the cache's elements are of one byte.
+        parameters: see Parameters.
+        source: "measured: ..." with machine and date, or "derived: ..." with from what.
+    """
+
+    phase: Phase
+    itemsize: int
+    most_block_d: int
+    quantized: bool
+    parameters: Parameters
+    source: str
+
+
+def parameters_for(architecture: str, *, phase: Phase, itemsize: int, block_d: int, quantized: bool) -> Parameters:
+    """The first entry that fits; see `device.architecture_of` for the names."""
+    for entry in entries(architecture):
+        fits = entry.phase == phase and entry.itemsize == itemsize and entry.quantized == quantized
+        if fits and block_d <= entry.most_block_d:
+            return entry.parameters
+    raise AssertionError(f"{architecture}: no entry for {phase}, {itemsize} bytes, head size {block_d}")
+
+
+@lru_cache
+def entries(architecture: str) -> tuple[Entry, ...]:
+    """All entries of an architecture, of the most similar one that has a file, or of none in particular."""
+    folder = files(__package__)
+    names = (architecture, _LIKE.get(architecture), "gfx942" if architecture.startswith("gfx") else "sm90")
+    path = next(path for name in names if name and (path := folder / f"{name}.json").is_file())
+    return tuple(_entry(entry) for entry in json.loads(path.read_text(encoding="utf-8"))["entries"])
+
+
+def _entry(fields: dict[str, Any]) -> Entry:
+    return Entry(**{**fields, "parameters": Parameters(**fields["parameters"])})

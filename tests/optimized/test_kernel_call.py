@@ -1,0 +1,186 @@
+"""A launch as data is the launch that happens, and making one needs no device: its tensors may be on meta."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import attn_optimized
+import pytest
+import torch
+from attn_contract import ContractError, Layer, Layout
+from attn_optimized.attention import paged_attention_calls, varlen_attention_calls
+from attn_optimized.cascade import cascade_attention_calls
+from attn_optimized.device import architecture_of, compute_units_of
+from attn_optimized.kernel_call import KernelCall
+from attn_optimized.kv_cache import rope_and_write_kv_cache_call, write_kv_cache_call
+from attn_optimized.merge import merge_attn_states_call
+
+NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE, NUM_ROWS = 4, 2, 32, 7
+RULES = {"window": (40, -1), "sink_tokens": 3, "sinks": [0.5, 1.0, -1.0, 0.0], "alibi_slopes": torch.rand(4), "causal": [True]}
+PAGED = {
+    "prefill": {"query_lens": [20, 3], "seq_lens": [40, 9]},
+    "split": {"query_lens": [1], "seq_lens": [900], "num_kv_heads": 1},
+    "rules": {"query_lens": [5], "seq_lens": [90], **RULES},
+    "draft tree": {"query_lens": [3], "seq_lens": [70], "qq_bias": torch.eye(16).log()},
+    "float8, float8 out": {
+        "query_lens": [5],
+        "seq_lens": [60],
+        "kv_cache_dtype": torch.float8_e4m3fn,
+        "scales": "head",
+        "output_scale": torch.tensor([0.125]),
+    },
+    "inline scales": {
+        "query_lens": [5],
+        "seq_lens": [60],
+        "kv_cache_dtype": torch.int8,
+        "layout": Layout.CONTENT_PACKED_SCALED,
+    },
+    "no request": {"query_lens": [], "seq_lens": []},
+}
+"""What `paged_call` builds."""
+
+
+def on_meta(value: Any) -> Any:
+    """A call's arguments without their memory."""
+    if isinstance(value, torch.Tensor):
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+    tensors = getattr(value, "tensors", {})
+    return replace(value, **{name: on_meta(tensor) for name, tensor in tensors.items()}) if tensors else value
+
+
+def described(call: KernelCall) -> KernelCall:
+    """A call with its tensors as (dtype, shape, strides)."""
+    arguments = {
+        name: (value.dtype, value.shape, value.stride()) if isinstance(value, torch.Tensor) else value
+        for name, value in call.arguments.items()
+    }
+    return call._replace(arguments=arguments)
+
+
+def outputs(q: torch.Tensor, layer: Layer) -> dict[str, torch.Tensor]:
+    dtype = q.dtype if layer.output_scale is None else torch.float8_e4m3fn
+    return {
+        "out": torch.full(q.shape, torch.nan, device=q.device).to(dtype),
+        "lse": torch.full((q.shape[1], len(q)), torch.nan, device=q.device),
+    }
+
+
+def rows(device: torch.device, num_heads: int = NUM_KV_HEADS) -> torch.Tensor:
+    return torch.randn(NUM_ROWS, num_heads, HEAD_SIZE, device=device)
+
+
+def write_arguments(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Layer, torch.Tensor]:
+    layer = Layer(
+        num_heads=NUM_HEADS, num_kv_heads=NUM_KV_HEADS, head_size=HEAD_SIZE, scale=1.0, layout=Layout.BLOCKS_FIRST_HND
+    )
+    cache = torch.zeros(2, 2, NUM_KV_HEADS, 16, HEAD_SIZE, device=device)
+    return rows(device), rows(device), cache, layer, torch.arange(NUM_ROWS, device=device)
+
+
+@pytest.fixture(params=[*PAGED, "varlen", "cascade", "write", "rope", "merge"])
+def make(request, paged_call, varlen_call, device) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, torch.Tensor]]:
+    """A function that makes calls, its arguments, and the outputs by name."""
+    if request.param == "varlen":
+        arguments = varlen_call([5, 9], output_scale=torch.tensor([2.0]))
+        return varlen_attention_calls, arguments, outputs(arguments.q, arguments.layer)
+    if request.param == "cascade":
+        arguments = paged_call([2, 3], [40, 50])
+        return cascade_attention_calls, (*arguments, 16), outputs(arguments.q, arguments.layer)
+    if request.param == "write":
+        return write_kv_cache_call, write_arguments(device), {}
+    if request.param == "rope":
+        k, v, cache, layer, slots = write_arguments(device)
+        q, cos_sin_cache = rows(device, NUM_HEADS), torch.randn(50, HEAD_SIZE, device=device)
+        arguments = (q, k, v, torch.arange(NUM_ROWS, device=device), cos_sin_cache, cache, layer, slots)
+        return partial(rope_and_write_kv_cache_call, is_neox=True), arguments, {}
+    if request.param == "merge":
+        a, b = rows(device), rows(device)
+        lse = torch.randn(NUM_KV_HEADS, NUM_ROWS, device=device)
+        return merge_attn_states_call, (a, lse, b, lse), {"out": torch.empty_like(a)}
+    arguments = paged_call(**PAGED[request.param])
+    return paged_attention_calls, arguments, outputs(arguments.q, arguments.layer)
+
+
+def calls(made: Any) -> list[KernelCall]:
+    return [made] if isinstance(made, KernelCall) else list(made)
+
+
+def test_a_call_names_what_its_kernel_takes(make):
+    function, arguments, out = make
+    for call in calls(function(*arguments, **out)):
+        assert sorted([*call.arguments, *call.constants]) == sorted(call.kernel.arg_names)
+
+
+def test_meta_tensors_make_the_call_that_real_ones_make(make, device):
+    function, arguments, out = make
+    gpu: dict[str, Any] = {"architecture": architecture_of(device, torch.float32)}
+    if function in (paged_attention_calls, varlen_attention_calls, cascade_attention_calls):
+        gpu["compute_units"] = compute_units_of(device)
+    real = calls(function(*arguments, **out))
+    meta = calls(function(*map(on_meta, arguments), **{name: on_meta(tensor) for name, tensor in out.items()}, **gpu))
+    assert [described(call) for call in meta] == [described(call) for call in real]
+    assert all(tensor.is_meta for call in meta for tensor in call.arguments.values() if isinstance(tensor, torch.Tensor))
+
+
+def test_making_calls_writes_nothing_and_launching_them_is_the_function(paged_call, device):
+    call = paged_call(**PAGED["split"])
+    out, expected = outputs(call.q, call.layer), outputs(call.q, call.layer)
+    made = list(paged_attention_calls(*call, **out))
+    assert len(made) == 2, "keys that are split are reduced"
+    assert all(tensor.isnan().all() for tensor in out.values())
+    attn_optimized.paged_attention(*call, **expected)
+    for launch in made:
+        launch.launch(device)
+    for name, tensor in out.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_call_is_launched_by_name_whatever_the_order(device):
+    a, b, lse = rows(device), rows(device), torch.randn(NUM_KV_HEADS, NUM_ROWS, device=device)
+    out, expected = torch.empty_like(a), attn_optimized.merge_attn_states(a, lse, b, lse)
+    call = merge_attn_states_call(a, lse, b, lse, out=out)
+    call._replace(arguments=dict(reversed(call.arguments.items()))).launch(device)
+    torch.testing.assert_close(out, expected, rtol=0, atol=0)
+    with pytest.raises(KeyError, match="stride_lse_b"):
+        call._replace(arguments={n: value for n, value in call.arguments.items() if n != "stride_lse_b"}).launch(device)
+
+
+def test_a_grid_without_programs_launches_nothing(device):
+    a, lse = rows(device), torch.zeros(NUM_KV_HEADS, NUM_ROWS, device=device)
+    out = torch.full_like(a, torch.nan)
+    call = merge_attn_states_call(a, lse, a, lse, out=out)
+    call._replace(grid=(0,)).launch(device)
+    assert out.isnan().all()
+    call.launch(device)
+    torch.testing.assert_close(out, a)
+
+
+def test_a_call_is_made_for_the_gpu_that_is_named(paged_call):
+    """The rows of a tile are the architecture's, the splits the compute units'."""
+    call = paged_call([1], [100_000], dtype=torch.float16, num_heads=8, num_kv_heads=1, head_size=64)
+    out = {name: on_meta(tensor) for name, tensor in outputs(call.q, call.layer).items()}
+    arguments = [on_meta(argument) for argument in call]
+
+    def attention_calls(architecture: str, compute_units: int) -> list[KernelCall]:
+        return list(paged_attention_calls(*arguments, **out, architecture=architecture, compute_units=compute_units))
+
+    (one, _), (many, _) = attention_calls("gfx942", 2), attention_calls("gfx942", 8)
+    assert 1 < one.grid[2] < many.grid[2]
+    q, _, layer, batch = arguments
+    for architecture in ("sm90", "gfx942", "gfx1201"):
+        attention, reduction = attention_calls(architecture, 64)
+        plan = attn_optimized.plan_of(q, layer, batch, architecture=architecture, compute_units=64)
+        assert attention.constants["BLOCK_N"] == plan.tiles.block_n
+        assert attention.options == plan.tiles.options
+        assert attention.grid == (*plan.grid, plan.splits)
+        assert reduction.arguments["num_parts"] == plan.splits
+
+
+@pytest.mark.parametrize(("given", "missing"), [("architecture", "compute_units"), ("compute_units", "architecture")])
+def test_a_gpu_has_both_an_architecture_and_compute_units(given, missing, paged_call):
+    call = paged_call([1], [5])
+    with pytest.raises(ContractError, match=f"{missing}: got None"):
+        attn_optimized.plan_of(
+            call.q, call.layer, call.batch, **{given: {"architecture": "gfx942", "compute_units": 304}[given]}
+        )
