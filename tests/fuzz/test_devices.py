@@ -13,7 +13,11 @@ SMALL = Support(head_sizes=(16, 32), block_sizes=(16, 1, 4, 48), max_tokens=32, 
 
 
 def all_tensors(step: Step) -> dict[str, torch.Tensor]:
-    layers = {f"{name} of the layer of write {i}": tensor for i, w in enumerate(step.writes) for name, tensor in w.layer.tensors.items()}
+    layers = {
+        f"{name} of the layer of write {i}": tensor
+        for i, w in enumerate(step.writes)
+        for name, tensor in w.layer.tensors.items()
+    }
     lse = {} if step.lse is None else {"lse": step.lse}
     return {**step.inputs(), "out": step.out, "out_buffer": step.out_buffer, **lse, "lse_buffer": step.lse_buffer, **layers}
 

@@ -1,11 +1,14 @@
 """Mutants patch memory and never a file; they apply or are an error; and the fuzzer finds what they plant."""
 
+import builtins
+import dis
 import importlib
 import inspect
 import statistics
 import sys
 from collections import Counter
 from pathlib import Path
+from types import CodeType
 from typing import get_args
 
 import msgspec
@@ -87,7 +90,25 @@ def test_a_shipped_mutant_applies_and_is_python(animal):
     for module in {patch.module for patch in animal.patches}:
         patched = mutants.patched_source(module, animal.patches)
         assert patched != mutants.patched_source(module, ())
-        compile(patched, module, "exec")
+        assert unknown_names(patched) == set(), "it would be found by its NameError"
+
+
+def unknown_names(source: str) -> set[str]:
+    """Names that a module loads, in its functions too, and nobody binds."""
+    codes, loaded, bound = [compile(source, "", "exec")], set(), set(dir(builtins))
+    while codes:
+        code = codes.pop()
+        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+        for step in dis.get_instructions(code):
+            if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+                loaded.add(step.argval)
+            elif step.opname == "STORE_NAME":
+                bound.add(step.argval)
+    return {name for name in loaded - bound if not name.startswith("__")}
+
+
+def test_names_that_nobody_binds_are_noticed():
+    assert unknown_names("import a\n\n\ndef f(x: int) -> int:\n    y = x\n    return a.b + y + len(z)") == {"z"}
 
 
 def test_all_classes_and_many_real_bugs_are_in_the_zoo():
