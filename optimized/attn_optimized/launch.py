@@ -19,10 +19,10 @@ MAX_GROUP = 64
 _MIN_DOT = 16
 # Rows of a request that decodes or speculates, at most.
 FEW_ROWS = 64
-# Keys that a query sees, at most, where a tile of queries has hardly begun when it ends.
+# Keys of a short window: a tile of queries that sees no more has hardly begun when it ends.
 FEW_KEYS = 256
-# A batch is mixed if its requests have on average so many times fewer queries than its longest.
-MIXED = 4
+# A batch is mixed if it has so many requests, which have on average so many times fewer queries than the longest.
+MIXED_REQUESTS, MIXED = 8, 4
 _MAX_GRID_Y = 65535
 # Lengths are int32, so a distance of as many keys hides none.
 UNLIMITED = 2**31 - 1
@@ -135,7 +135,8 @@ def attention_tiles(
         parameters = Parameters(block_m=64, block_n=64, num_warps=1, num_stages=1, keys_per_split=128)
     elif parameters is None:
         parameters = parameters_for(architecture, phase=phase, itemsize=itemsize, block_d=block_d, quantized=quantized)
-    rows = max_query_len * group if phase == "decode" else group
+    # of decode, two sizes and not one for every number of queries: each is compiled
+    rows = FEW_ROWS if phase == "decode" and max_query_len * group > _MIN_DOT else group
     block_m = max(parameters.block_m, _power_of_2(rows))
     few_m = max(_MIN_DOT, _power_of_2(group)) if phase == "mixed" else 0
     return AttentionTiles(
@@ -149,21 +150,21 @@ def attention_tiles(
 
 
 def phase_of(
-    *, group: int, num_tokens: int, num_requests: int, max_query_len: int, max_keys: int, batch_invariant: bool
+    *, group: int, num_tokens: int, num_requests: int, max_query_len: int, short_window: bool, batch_invariant: bool
 ) -> Phase:
     """What a batch mostly is, from host values alone.
 
     Args:
-        max_keys: that one query sees, at most.
+        short_window: whether queries see few keys, however long their sequences are.
         batch_invariant: the same for every batch.
     """
     if batch_invariant:
         return "prefill"
     if max_query_len * group <= FEW_ROWS:
         return "decode"
-    if num_tokens * MIXED < max_query_len * num_requests:
+    if num_requests >= MIXED_REQUESTS and num_tokens * MIXED < max_query_len * num_requests:
         return "mixed"
-    return "window" if max_keys <= FEW_KEYS else "prefill"
+    return "window" if short_window else "prefill"
 
 
 def attention_grid(
@@ -228,6 +229,7 @@ def attention_plan(
     num_requests: int,
     max_query_len: int,
     max_keys: int,
+    short_window: bool,
     batch_invariant: bool,
     parameters: Parameters | None = None,
 ) -> AttentionPlan:
@@ -235,6 +237,7 @@ def attention_plan(
 
     Args:
         max_keys: that one query sees, at most.
+        short_window: whether that is so by a window of at most FEW_KEYS.
         parameters: in place of those of the architecture's table.
 
     Raises:
@@ -252,7 +255,7 @@ def attention_plan(
             num_tokens=num_tokens,
             num_requests=num_requests,
             max_query_len=max_query_len,
-            max_keys=max_keys,
+            short_window=short_window,
             batch_invariant=batch_invariant,
         ),
         quantized=quantized,
