@@ -8,6 +8,7 @@ from attn_contract import ContractError, UnsupportedError
 from attn_optimized import device
 from attn_optimized.compilation import gpu_target
 from attn_optimized.launch import attention_tiles, num_splits
+from attn_optimized.launch_table import parameters_for
 from attn_optimized.quantization import stored_format
 
 CUDA = torch.device("cuda")
@@ -75,15 +76,16 @@ def test_only_gfx942_converts_fnuz_itself(architecture):
 @pytest.mark.parametrize("architecture", AMD)
 def test_tiles_follow_the_wave_size(architecture):
     """RDNA: fewer rows and more waves, since a wave of 32 lanes has half the registers; AMD's compiler wants one stage."""
-    tiles = attention_tiles(architecture, itemsize=2, head_size=128, group=4, max_query_len=512, batch_invariant=False)
+    tiles = attention_tiles(architecture, itemsize=2, head_size=128, group=4, max_query_len=512, phase="prefill")
     waves_of_32 = AMD[architecture].warp_size == 32
-    assert (tiles.block_m, tiles.num_warps) == ((32, 8) if waves_of_32 else (64, 4))
-    assert tiles.num_stages == 1
+    assert (tiles.block_m, tiles.parameters.num_warps) == ((32, 8) if waves_of_32 else (64, 4))
+    assert tiles.parameters.num_stages == 1
 
 
 def test_one_long_request_fills_each_gpu(on):
     for architecture, properties in AMD.items():
         on(properties)
         units = device.compute_units_of(CUDA)
-        splits = num_splits(architecture, compute_units=units, num_programs=8, max_seq_len=131072, block_n=64)
+        parameters = parameters_for(architecture, phase="decode", itemsize=2, block_d=128, quantized=False)
+        splits = num_splits(architecture, compute_units=units, num_programs=8, max_keys=131072, parameters=parameters)
         assert 8 * splits >= min(2 * units, 8 * 64), architecture

@@ -1,48 +1,119 @@
 """Tile sizes and grids, on any machine."""
 
 import itertools
+from typing import get_args
 
 import pytest
 from attn_contract import UnsupportedError
-from attn_optimized.launch import attention_grid, attention_plan, attention_tiles, distance, in_units, row_grid, row_tiles
+from attn_optimized.launch import (
+    FEW_KEYS,
+    FEW_ROWS,
+    attention_grid,
+    attention_plan,
+    attention_tiles,
+    distance,
+    in_units,
+    phase_of,
+    reduce_tiles,
+    row_grid,
+    row_tiles,
+)
+from attn_optimized.launch_table import Phase
 
 ARCHITECTURES = ("interpreter", "sm90", "gfx942", "gfx1201")
 HEAD_SIZES = (1, 16, 40, 64, 80, 96, 128, 256)
 GROUPS = (1, 2, 3, 5, 7, 8, 16, 64)
 
 
+def tiles_of(architecture="sm90", **changed):
+    call = {"itemsize": 2, "head_size": 128, "group": 4, "max_query_len": 1, "phase": "decode"}
+    return attention_tiles(architecture, **(call | changed))
+
+
+@pytest.mark.parametrize("phase", get_args(Phase))
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_tiles_hold_whole_groups_and_heads(architecture):
+def test_tiles_hold_whole_groups_and_heads(architecture, phase):
     for itemsize, head_size, group, max_query_len in itertools.product((2, 4), HEAD_SIZES, GROUPS, (0, 1, 5, 4096)):
-        tiles = attention_tiles(
-            architecture,
-            itemsize=itemsize,
-            head_size=head_size,
-            group=group,
-            max_query_len=max_query_len,
-            batch_invariant=False,
+        if phase == "decode" and max_query_len * group > FEW_ROWS:
+            continue
+        tiles = tiles_of(
+            architecture, itemsize=itemsize, head_size=head_size, group=group, max_query_len=max_query_len, phase=phase
         )
         assert tiles.queries >= 1
         assert tiles.queries * group <= tiles.block_m < (tiles.queries + 1) * group
         assert tiles.block_d >= head_size
-        for side in (tiles.block_m, tiles.block_n, tiles.block_d):
+        for side in (tiles.block_m, tiles.block_n, tiles.block_d, tiles.few_m or tiles.block_m):
             assert side >= 16
             assert side.bit_count() == 1
         assert tiles.block_m * tiles.block_d * itemsize <= 64 * 1024, "AMD's shared memory holds a tile of queries"
+        assert tiles.few_m == 0 or group <= tiles.few_m < tiles.block_m
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_decodes_has_one_tile_of_its_size(architecture):
+    """From 16 rows to 64 by powers of two, and the interpreter's at least."""
+    for group in GROUPS:
+        for max_query_len in range(1, FEW_ROWS // group + 1):
+            tiles = tiles_of(architecture, group=group, max_query_len=max_query_len)
+            rows = max_query_len * group
+            assert tiles.queries >= max_query_len
+            assert tiles.block_m == max(tiles.parameters.block_m, 1 << (rows - 1).bit_length()) <= 64
+            assert tiles.few_m == 0
 
 
 def test_few_tile_sizes_are_compiled():
-    """For a head size, a dtype and the usual groups: two, however the batch looks."""
-    sizes = {
-        attention_tiles("sm90", itemsize=2, head_size=128, group=group, max_query_len=n, batch_invariant=False).block_m
-        for group in (1, 2, 3, 5, 7, 8, 16)
-        for n in range(300)
-    }
-    assert sizes == {16, 64}
+    """For a head size, a dtype and the usual groups: three for decode, and one or two more, however the batch looks."""
+    decode, others = set(), set()
+    for group in (1, 2, 3, 5, 7, 8, 16):
+        for n in range(300):
+            for num_requests in (1, 40):
+                call = {"num_heads": 8 * group, "num_tokens": n + num_requests - 1, "num_requests": num_requests}
+                tiles = plan(**call, max_query_len=n).tiles
+                (decode if n * group <= FEW_ROWS else others).add((tiles.few_m > 0, tiles.block_m))
+    assert decode == {(False, 16), (False, 32), (False, 64)}
+    assert len(others) <= 2, "with small tiles beside the large ones, and without"
+
+
+PREFILL = {
+    "group": 4,
+    "num_tokens": 4096,
+    "num_requests": 2,
+    "max_query_len": 2048,
+    "max_keys": 2048,
+    "batch_invariant": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "phase"),
+    [
+        ({}, "prefill"),
+        ({"max_keys": FEW_KEYS}, "window"),
+        ({"max_keys": FEW_KEYS + 1}, "prefill"),
+        ({"num_requests": 8}, "prefill"),
+        ({"num_requests": 9}, "mixed"),
+        ({"num_requests": 9, "max_keys": 1}, "mixed"),
+        ({"num_tokens": 16, "num_requests": 16, "max_query_len": 1}, "decode"),
+        ({"num_tokens": 32, "max_query_len": 16}, "decode"),
+        ({"num_tokens": 34, "max_query_len": 17}, "prefill"),
+        ({"num_tokens": 0, "num_requests": 0, "max_query_len": 0}, "decode"),
+    ],
+)
+def test_phases(changed, phase):
+    """What tiles are chosen by; one for all batches where a request's output must not depend on the others."""
+    assert phase_of(**(PREFILL | changed)) == phase
+    assert phase_of(**(PREFILL | changed | {"batch_invariant": True})) == "prefill"
+
+
+def test_a_short_request_beside_long_ones_has_a_small_tile():
+    tiles = tiles_of(phase="mixed", max_query_len=2048)
+    assert 0 < tiles.few_m < tiles.block_m
+    assert tiles_of(phase="mixed", max_query_len=2048, group=64).few_m == 0, "its heads fill the large one"
+    assert tiles_of(phase="prefill", max_query_len=2048).few_m == 0
 
 
 def test_the_interpreter_takes_several_tiles_for_a_few_hundred_tokens():
-    tiles = attention_tiles("interpreter", itemsize=4, head_size=64, group=4, max_query_len=200, batch_invariant=False)
+    tiles = tiles_of("interpreter", itemsize=4, head_size=64, max_query_len=200, phase="prefill")
     assert 200 / tiles.queries > 3
     assert 200 / tiles.block_n > 3
 
@@ -50,28 +121,48 @@ def test_the_interpreter_takes_several_tiles_for_a_few_hundred_tokens():
 @pytest.mark.parametrize("changed", [{"head_size": 257}, {"group": 65}])
 def test_too_large_for_a_tile(changed):
     with pytest.raises(UnsupportedError, match=r"attn_optimized: .*25[67]|attn_optimized: 65 .*64"):
-        attention_tiles(
-            "sm90", **({"itemsize": 2, "head_size": 64, "group": 4, "max_query_len": 1, "batch_invariant": False} | changed)
-        )
+        tiles_of(**changed)
 
 
 @pytest.mark.parametrize("query_lens", [[1] * 9, [0, 0, 0], [13], [12, 12], [11, 25, 0, 1], [13, 13, 13]])
 def test_grid_has_a_tile_for_every_query(query_lens):
-    """The rule of kernels/query_tiles.py: request r starts at tile query_start_loc[r] // queries + r."""
-    tiles = attention_tiles("interpreter", itemsize=4, head_size=64, group=5, max_query_len=1, batch_invariant=False)
+    """The rule of kernels/query_tiles.py: request r starts at tile query_start_loc[r] // queries + r, or at r with one each."""
+    tiles = tiles_of("interpreter", itemsize=4, head_size=64, group=5)
     assert tiles.queries == 12
-    num_tiles, num_kv_heads = attention_grid(tiles, num_tokens=sum(query_lens), num_requests=len(query_lens), num_kv_heads=2)
+    (num_tiles, num_kv_heads), one_tile_each = attention_grid(
+        tiles,
+        num_tokens=sum(query_lens),
+        num_requests=len(query_lens),
+        num_kv_heads=2,
+        max_query_len=max(query_lens),
+    )
     assert num_kv_heads == 2
+    assert one_tile_each == (max(query_lens) <= 12)
     starts = [0, *itertools.accumulate(query_lens)]
-    first_tiles = [start // 12 + r for r, start in enumerate(starts)]
+    first_tiles = [r if one_tile_each else start // 12 + r for r, start in enumerate(starts)]
     for r, query_len in enumerate(query_lens):
         end = first_tiles[r] + -(-query_len // 12)
         assert end <= (first_tiles[r + 1] if r + 1 < len(query_lens) else num_tiles)
 
 
+def test_one_tile_for_each_request_wastes_no_program():
+    """A bound from the tokens alone would nearly double them."""
+    assert plan(num_tokens=64, num_requests=64).grid == (64, 8)
+    assert plan(num_tokens=64, num_requests=64).one_tile_each
+    assert not plan(num_tokens=600, num_requests=2, max_query_len=500).one_tile_each
+
+
+def test_heads_are_neighbours_where_a_grid_may_have_so_many_tiles():
+    """CUDA's second dimension ends at 65535."""
+    few, many = (plan(num_tokens=n, num_requests=n) for n in (65535, 65536))
+    assert (few.heads_first, few.launch_grid) == (True, (8, 65535, 1))
+    assert (many.heads_first, many.launch_grid) == (False, (65536, 8, 1))
+
+
 def test_no_request_no_program():
-    tiles = attention_tiles("sm90", itemsize=2, head_size=64, group=1, max_query_len=0, batch_invariant=False)
-    assert attention_grid(tiles, num_tokens=100, num_requests=0, num_kv_heads=2) == (0, 2)
+    tiles = tiles_of(head_size=64, group=1, max_query_len=0)
+    grid, _ = attention_grid(tiles, num_tokens=100, num_requests=0, num_kv_heads=2, max_query_len=7)
+    assert grid == (0, 2)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -81,6 +172,18 @@ def test_row_tiles(architecture, head_size):
     assert tiles.block_d >= head_size
     (programs,) = row_grid(tiles, 1000)
     assert programs * tiles.block_rows >= 1000 > (programs - 1) * tiles.block_rows
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("head_size", HEAD_SIZES)
+def test_reduce_tiles(architecture, head_size):
+    """Few sizes whatever the number of parts: each is compiled."""
+    tiles = {reduce_tiles(architecture, head_size=head_size, num_parts=n) for n in range(2, 300)}
+    assert len(tiles) <= 2
+    for size in tiles:
+        assert size.block_d >= head_size
+        for side in (size.block_rows, size.block_parts, size.block_d):
+            assert side.bit_count() == 1
 
 
 def test_an_unlimited_edge_is_farther_than_any_sequence_is_long():
@@ -93,13 +196,14 @@ def plan(architecture="sm90", **changed):
     call = {
         "compute_units": 132,
         "itemsize": 2,
+        "quantized": False,
         "head_size": 128,
         "num_heads": 32,
         "num_kv_heads": 8,
         "num_tokens": 1,
         "num_requests": 1,
         "max_query_len": 1,
-        "max_seq_len": 131072,
+        "max_keys": 131072,
         "batch_invariant": False,
     }
     return attention_plan(architecture, **(call | changed))
@@ -112,28 +216,48 @@ def test_one_long_request_fills_the_device():
 
 def test_what_fills_the_device_or_is_short_is_not_split():
     assert plan(num_tokens=256, num_requests=256).splits == 1
-    assert plan(max_seq_len=200).splits == 1
+    assert plan(max_keys=200).splits == 1
     assert plan(num_tokens=8192, max_query_len=8192).splits == 1
     assert plan(num_tokens=16, num_requests=1, max_query_len=16).splits > 1, "a short extend"
 
 
 def test_batch_invariant_plans_depend_on_shapes_of_the_layer_alone():
     plans = [
-        plan(batch_invariant=True, num_tokens=num_tokens, max_query_len=max_query_len, max_seq_len=max_seq_len)
-        for num_tokens, max_query_len, max_seq_len in ((1, 1, 1 << 17), (4096, 4096, 4096), (64, 1, 300))
+        plan(batch_invariant=True, num_tokens=num_tokens, max_query_len=max_query_len, max_keys=max_keys)
+        for num_tokens, max_query_len, max_keys in ((1, 1, 1 << 17), (4096, 4096, 4096), (64, 1, 300))
     ]
     assert {plan.splits for plan in plans} == {1}
     assert len({plan.tiles for plan in plans}) == 1
 
 
+@pytest.mark.parametrize("max_keys", [1, 64, 65, 500, 4096, 100_000])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_parts_hold_all_keys_and_none_too_many(architecture, max_keys):
+    """The keys of a tile of queries begin anywhere: one tile more than they fill is left to the kernel to make room for."""
+    for num_requests, max_query_len in itertools.product((1, 3, 40), (1, 5, 300)):
+        chosen = plan(
+            architecture,
+            num_requests=num_requests,
+            num_tokens=num_requests * max_query_len,
+            max_query_len=max_query_len,
+            max_keys=max_keys,
+        )
+        seen = max_keys + chosen.tiles.queries - 1
+        part = chosen.tiles_per_split * chosen.tiles.block_n
+        assert chosen.splits * part >= seen
+        assert chosen.splits * (part - chosen.tiles.block_n) < seen
+
+
 def test_scratch_of_a_split_is_small():
-    """At most what two waves of programs leave behind, whatever the batch."""
-    worst = max(
-        plan(num_tokens=n * q, num_requests=n, max_query_len=q, head_size=256, max_seq_len=1 << 20).scratch_bytes
-        for n in range(1, 300)
-        for q in (1, 4, 16, 64)
-    )
-    assert 0 < worst < 32 * 2**20
+    """At most what the programs that a device is given leave behind, the last split of which may double them."""
+    splits = set()
+    for n, q in itertools.product(range(1, 300), (1, 4, 16, 64)):
+        chosen = plan(num_tokens=n * q, num_requests=n, max_query_len=q, head_size=256, max_keys=1 << 20)
+        splits.add(chosen.splits)
+        programs = 2 * 132 * chosen.tiles.parameters.programs_per_unit
+        assert chosen.scratch_bytes <= programs * chosen.tiles.block_m * (256 + 2) * 4
+        assert (chosen.scratch_bytes > 0) == (chosen.splits > 1)
+    assert len(splits) > 3
     assert plan(num_tokens=256, num_requests=256).scratch_bytes == 0
 
 
