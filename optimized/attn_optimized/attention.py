@@ -361,6 +361,8 @@ def attention_call(
     ranges, qq_bias = batch.bidirectional_ranges, batch.qq_bias
     left, right = layer.window
     holes = _has_holes(layer, batch)
+    # behind inner tiles comes the one at a window's left edge, which is first where another request's rules leave no inner ones
+    has_inner = not holes and not (plan.batch_invariant and left >= 0)
     q_unit, row_strides = in_units(
         q.element_size(),
         stride_out_row=stored.stride(0),
@@ -377,7 +379,7 @@ def attention_call(
         "OUT_FORMAT": out_format,
         "SIGN": (layer.scale > 0) - (layer.scale < 0),
         "HOLES": holes,
-        "INNER": not holes and not _has_short_window(layer, batch),
+        "INNER": has_inner and not _has_short_window(layer, batch),
         "SOFT_CAP": bool(layer.logits_soft_cap) and layer.logits_soft_cap < NO_CAP,
         "BIAS": layer.alibi_slopes is not None or qq_bias is not None,
         "PARTIAL": parts is not None,

@@ -187,6 +187,7 @@ class AttentionPlan:
         architecture: see `device.architecture_of`.
         tiles: of queries and keys.
         grid: programs without a split: tiles of queries, KV heads.
+        batch_invariant: whether a request's output must not depend on the rest of the batch.
         one_tile_each: whether each request has one tile of queries.
         heads_first: whether neighbouring programs are heads of one tile, or tiles of one head.
         splits: parts of the keys of each tile, each a program of its own.
@@ -197,6 +198,7 @@ class AttentionPlan:
     architecture: str
     tiles: AttentionTiles
     grid: tuple[int, int]
+    batch_invariant: bool
     one_tile_each: bool
     heads_first: bool
     splits: int
@@ -281,6 +283,7 @@ def attention_plan(
         architecture=architecture,
         tiles=tiles,
         grid=grid,
+        batch_invariant=batch_invariant,
         one_tile_each=one_tile_each,
         heads_first=one_tile_each and grid[0] <= _MAX_GRID_Y,
         splits=splits,

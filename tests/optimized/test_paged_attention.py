@@ -8,6 +8,9 @@ import attn_reference
 import pytest
 import torch
 from attn_contract import AttentionType, Layout
+from attn_optimized.attention import FEW_TILES, Parts, attention_calls, paged_attention_calls, paged_keys
+from attn_optimized.kernels.online_softmax import FINISHED
+from attn_optimized.kernels.query_tiles import REQUESTS_AT_ONCE
 
 ENCODER_DECODER = AttentionType.ENCODER_DECODER
 
@@ -48,6 +51,20 @@ CASES = {
         "sinks": [3.0, 100.0, -100.0, -torch.inf],
     },
     "negative scale": {"query_lens": [9], "seq_lens": [75], "scale": -0.3},
+    "negative scale, soft cap and ALiBi": {
+        "query_lens": [9],
+        "seq_lens": [75],
+        "scale": -3.0,
+        "logits_soft_cap": 2.0,
+        "alibi_slopes": torch.tensor([0.5, 0.25, 0.1, -0.1]),
+    },
+    "scale of 0, soft cap and ALiBi": {
+        "query_lens": [9],
+        "seq_lens": [75],
+        "scale": 0.0,
+        "logits_soft_cap": 2.0,
+        "alibi_slopes": torch.tensor([0.5, 0.25, 0.1, -0.1]),
+    },
     "soft cap": {"query_lens": [9, 1], "seq_lens": [75, 70], "scale": 3.0, "logits_soft_cap": 2.0},
     "soft cap of a hundredth of the logits": {"query_lens": [9], "seq_lens": [75], "scale": 9.0, "logits_soft_cap": 0.1},
     "ALiBi": {"query_lens": [9, 1], "seq_lens": [75, 130], "alibi_slopes": torch.tensor([0.5, 0.25, 0.1, -0.1])},
@@ -105,6 +122,13 @@ CASES = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_agrees_with_the_reference(case, dtype, paged_call, assert_agrees):
     assert_agrees(paged_call(**case, dtype=dtype))
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.0, 1e-3, 1e-30, -1e-30, 1e-40, -1e-60, 1e3])
+@pytest.mark.parametrize("rules", [{}, {"logits_soft_cap": 2.0}, {"sinks": [0.5, 30.0, -30.0, -torch.inf]}], ids=str)
+def test_any_scale(scale, rules, paged_call, assert_agrees):
+    """None, of either sign, and below what float32 holds."""
+    assert_agrees(paged_call([1, 5], [70, 90], scale=scale, **rules))
 
 
 @pytest.mark.parametrize("layout", Layout)
@@ -188,6 +212,141 @@ def test_batch_invariant(dtype, paged_call):
     assert attn_optimized.plan_of(parts[1].q, call.layer, parts[1].batch).splits > 1, "invariant for no reason"
 
 
+@pytest.mark.parametrize(
+    ("window", "others"),
+    [
+        ((-1, -1), {"ranges": [[(5, 4)], [(10, 30)]]}),
+        ((299, -1), {"ranges": [[(5, 4)], [(10, 30)]]}),
+        ((250, 100), {"causal": [True, False]}),
+    ],
+    ids=["ranges", "ranges and a window", "another without causality and a window"],
+)
+def test_batch_invariant_beside_a_request_with_other_rules(window, others, paged_call):
+    """What these rules cost a batch, the loop without a mask, must not show in a request that has none of them."""
+    call = paged_call([70, 5], [700, 300], window=window, sinks=[0.0, 1.0, 2.0, 3.0], **others)
+    together = attn_optimized.paged_attention(*call, batch_invariant=True)
+    plain = replace(call.batch, causal=True, bidirectional_ranges=None)
+    alone = attn_optimized.paged_attention(*only(call._replace(batch=plain), 0), batch_invariant=True)
+    assert torch.equal(alone, together[:70])
+
+
+def attend_in(splits, tiles_per_split=1):
+    """The kernels with keys in so many parts of so many tiles, whatever a plan would choose; the parts begin as NaN."""
+    made = []
+
+    def attend(q, kv_cache, layer, batch, *, out, lse, validate):
+        plan = replace(attn_optimized.plan_of(q, layer, batch), splits=splits, tiles_per_split=tiles_per_split)
+        for kernel in attention_calls(plan, q, paged_keys(kv_cache, layer, plan), layer, batch, out, lse):
+            if not made:
+                made.append(Parts(*(kernel.arguments[f"{name}_ptr"].fill_(torch.nan) for name in Parts._fields)))
+            kernel.launch(q.device)
+        return out
+
+    return attend, made
+
+
+SINKS = [0.5, 3.0, -3.0, -torch.inf]
+
+
+@pytest.mark.parametrize("rules", [{}, {"sinks": SINKS}, {"output_scale": torch.tensor([0.125])}], ids=["", "sinks", "out"])
+def test_a_tile_of_a_single_part_finishes_itself(rules, paged_call, assert_agrees):
+    """Its rows are written by the attention kernel, whose parts hold nothing that the reduction could write there."""
+    call = paged_call([1, 1, 1, 1], [5, 600, 0, 90], dtype=torch.float16, **rules)
+    block_n = attn_optimized.plan_of(call.q, call.layer, call.batch).tiles.block_n
+    attend, made = attend_in(4, -(-100 // block_n))
+    assert_agrees(call, attend)
+    (parts,) = made
+    finished = [0, 2, 3] if "sinks" in rules else [0, 3]  # a row that sees nothing is reduced from nothing, or from its sink
+    assert (parts.row_sum[0][:3, finished] == FINISHED.value).all()
+    assert (parts.row_sum[:, :, 1] > 0).all(), "of several parts"
+    assert parts.acc[:, [0, 2, 3]].isnan().all()
+    assert not parts.acc[:, 1].isnan().any()
+
+
+def test_the_reduction_does_not_touch_a_finished_row(paged_call):
+    call = paged_call([1, 1], [5, 600])
+    out = torch.full_like(call.q, torch.nan)
+    plan = replace(attn_optimized.plan_of(call.q, call.layer, call.batch), splits=3, tiles_per_split=1)
+    kernels = attention_calls(plan, call.q, paged_keys(call.kv_cache, call.layer, plan), call.layer, call.batch, out, None)
+    next(kernels).launch(call.q.device)
+    assert out[0].isfinite().all()
+    assert out[1].isnan().all(), "of several parts: left to the reduction"
+    out[0] = 7
+    next(kernels).launch(call.q.device)
+    assert (out[0] == 7).all()
+    assert out[1].isfinite().all()
+
+
+@pytest.mark.parametrize("splits", [2, 3, 7])
+@pytest.mark.parametrize("tiles_per_split", [1, 2, 5])
+@pytest.mark.parametrize(
+    "rules",
+    [{}, {"window": (130, -1)}, {"window": (20, -1), "sink_tokens": 100}, {"causal": False}, {"chunked_local": 150}],
+    ids=["causal", "window", "sink tokens", "all", "chunks"],
+)
+def test_parts_cover_all_keys(splits, tiles_per_split, rules, paged_call, assert_agrees):
+    """However many tiles a plan took for a part: with too few for a long request, the kernel makes parts longer."""
+    call = paged_call([1, 70, 2], [600, 333, 64], sinks=SINKS, **rules)
+    assert_agrees(call, attend_in(splits, tiles_per_split)[0])
+
+
+@pytest.mark.parametrize("max_seq_len", [600, 601, 640, 5000], ids=["tight", "loose by one", "by a tile", "by far"])
+def test_max_seq_len_may_be_loose(max_seq_len, paged_call, assert_agrees):
+    call = paged_call([1, 2], [600, 64], num_kv_heads=1, num_heads=4)
+    table = torch.nn.functional.pad(call.batch.block_table, (0, 400), value=-1)
+    call = call._replace(batch=replace(call.batch, max_seq_len=max_seq_len, block_table=table))
+    assert attn_optimized.plan_of(call.q, call.layer, call.batch).splits > 1
+    assert_agrees(call)
+
+
+@pytest.mark.parametrize("longest", [1, 70], ids=["one tile each", "tiles behind each other"])
+def test_many_requests(longest, paged_call, assert_agrees):
+    """More than are looked at together, where a tile looks for its request."""
+    n = REQUESTS_AT_ONCE.value + 5
+    query_lens = [int(r % 7 != 3) for r in range(n - 2)] + [longest, 1]
+    call = paged_call(query_lens, [length + r % 3 for r, length in enumerate(query_lens)], num_heads=1, num_kv_heads=1)
+    plan = attn_optimized.plan_of(call.q, call.layer, call.batch)
+    assert plan.one_tile_each == (longest == 1)
+    assert plan.one_tile_each == (plan.grid[0] == n)
+    assert_agrees(call)
+
+
+@pytest.mark.parametrize("heads_first", [False, True])
+def test_either_order_of_programs(heads_first, paged_call, assert_agrees):
+    call = paged_call([1, 0, 3], [5, 9, 90])
+    plan = replace(attn_optimized.plan_of(call.q, call.layer, call.batch), heads_first=heads_first)
+    assert plan.one_tile_each
+
+    def attend(q, kv_cache, layer, batch, *, out, lse, validate):
+        for kernel in attention_calls(plan, q, paged_keys(kv_cache, layer, plan), layer, batch, out, lse):
+            kernel.launch(q.device)
+        return out
+
+    assert_agrees(call, attend)
+
+
+@pytest.mark.parametrize("query_len", [1, 70])
+def test_few_tiles_take_one_loop(query_len, paged_call, assert_agrees):
+    """The one without a mask is worth it only for a query that sees many tiles."""
+    described = paged_call([query_len], [70])
+    few = FEW_TILES * attn_optimized.plan_of(described.q, described.layer, described.batch).tiles.block_n
+    for rules, seq_len, has_two in [
+        ({}, few, False),
+        ({}, few + 1, True),
+        ({"window": (few - 1, -1)}, 2 * few, False),
+        ({"window": (few, -1)}, 2 * few, True),
+        ({"window": (few - 3, 2), "causal": False}, 2 * few, False),
+        ({"window": (-1, 5), "causal": False}, 2 * few, True),
+        ({"chunked_local": 2 * few}, 2 * few, False),
+        ({"window": (few, -1), "sink_tokens": 1}, 2 * few, False),
+    ]:
+        call = paged_call([query_len], [seq_len], **rules)
+        call = call._replace(batch=replace(call.batch, max_seq_len=seq_len))
+        kernel = next(paged_attention_calls(*call, out=torch.empty_like(call.q)))
+        assert kernel.constants["INNER"] == has_two, (rules, seq_len)
+        assert_agrees(call)
+
+
 def test_what_a_split_leaves_unwritten_is_not_read(paged_call, assert_agrees, monkeypatch):
     call = paged_call([1, 2], [500, 3], sinks=[0.5, 3.0, -3.0, -torch.inf])
     plan = attn_optimized.plan_of(call.q, call.layer, call.batch)
@@ -242,11 +401,12 @@ def test_blocks_beyond_two_to_the_31_elements(paged_call, assert_agrees):
     )
 
 
-@pytest.mark.parametrize("starts", [[0, 3, 30], [-5, 3, 8], [5, 8, 13], [0, 900, 905]], ids=str)
+@pytest.mark.parametrize("starts", [[0, 3, 30], [-5, 3, 8], [5, 8, 13], [0, 900, 905], [900, 903, 908]], ids=str)
+@pytest.mark.parametrize("query_len", [5, 200], ids=["one tile each", "more"])
 @pytest.mark.parametrize("seq_len", [60, 400], ids=["whole", "split"])
-def test_unchecked_lengths_reach_no_other_memory(paged_call, starts, seq_len):
+def test_unchecked_lengths_reach_no_other_memory(paged_call, starts, query_len, seq_len):
     """Wrong values give wrong rows, but within the output."""
-    call = paged_call([3, 5], [seq_len, 60])
+    call = paged_call([3, query_len], [seq_len, 260])
     wrong = torch.tensor(starts, dtype=torch.int32, device=call.q.device)
     call = call._replace(batch=replace(call.batch, query_start_loc=wrong))
     rows, width = len(call.q), call.q[0].numel()
@@ -267,7 +427,8 @@ def test_float16_keeps_small_values_of_scaled_tokens(kv_cache_dtype, paged_call)
     assert (out - exact).norm() <= 2.0**-10 * exact.norm()
 
 
-@pytest.mark.parametrize("cap", [1e-3, 50.0, 1e4, 1e8, 3e38])
-def test_soft_cap_keeps_small_logits(cap, paged_call, assert_agrees):
-    """A cap far above every logit changes none of them."""
-    assert_agrees(paged_call([1, 5], [70, 90], logits_soft_cap=cap))
+@pytest.mark.parametrize("cap", [1e-30, 1e-10, 1e-3, 50.0, 1e4, 1e8, 2.0**59, 2.0**60, 3e38])
+@pytest.mark.parametrize("rules", [{}, {"alibi_slopes": torch.tensor([0.5, 0.25, 0.1, -0.1])}], ids=["", "ALiBi"])
+def test_soft_cap_keeps_small_logits(cap, rules, paged_call, assert_agrees):
+    """A cap far above every logit changes none of them; one far below leaves their signs."""
+    assert_agrees(paged_call([1, 5], [70, 90], logits_soft_cap=cap, **rules))

@@ -24,6 +24,8 @@ def find_tile(query_start_loc_ptr, num_requests, queries_per_tile, one_each, til
             row = tl.load(query_start_loc_ptr + candidate, mask=candidate < num_requests, other=0)
             begins = (candidate < num_requests) & (row // queries_per_tile + candidate <= tile)
             request += tl.sum(begins.to(tl.int32), 0)
+        # unchecked, the first request may begin behind all tiles
+        request = tl.maximum(request, 0)
     first_row = tl.load(query_start_loc_ptr + request)
     query_len = tl.load(query_start_loc_ptr + request + 1) - first_row
     first_query = 0
