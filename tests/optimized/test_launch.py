@@ -6,7 +6,6 @@ from typing import get_args
 import pytest
 from attn_contract import UnsupportedError
 from attn_optimized.launch import (
-    FEW_KEYS,
     FEW_ROWS,
     attention_grid,
     attention_plan,
@@ -51,18 +50,18 @@ def test_tiles_hold_whole_groups_and_heads(architecture, phase):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_what_decodes_has_one_tile_of_its_size(architecture):
-    """From 16 rows to 64 by powers of two, and the interpreter's at least."""
+    """Of 16 rows or of 64, or the interpreter's."""
     for group in GROUPS:
         for max_query_len in range(1, FEW_ROWS // group + 1):
             tiles = tiles_of(architecture, group=group, max_query_len=max_query_len)
             rows = max_query_len * group
             assert tiles.queries >= max_query_len
-            assert tiles.block_m == max(tiles.parameters.block_m, 1 << (rows - 1).bit_length()) <= 64
+            assert tiles.block_m == max(tiles.parameters.block_m, 16 if rows <= 16 else 64)
             assert tiles.few_m == 0
 
 
 def test_few_tile_sizes_are_compiled():
-    """For a head size, a dtype and the usual groups: three for decode, and one or two more, however the batch looks."""
+    """For a head size, a dtype and the usual groups: two for decode, and one or two more, however the batch looks."""
     decode, others = set(), set()
     for group in (1, 2, 3, 5, 7, 8, 16):
         for n in range(300):
@@ -70,7 +69,7 @@ def test_few_tile_sizes_are_compiled():
                 call = {"num_heads": 8 * group, "num_tokens": n + num_requests - 1, "num_requests": num_requests}
                 tiles = plan(**call, max_query_len=n).tiles
                 (decode if n * group <= FEW_ROWS else others).add((tiles.few_m > 0, tiles.block_m))
-    assert decode == {(False, 16), (False, 32), (False, 64)}
+    assert decode == {(False, 16), (False, 64)}
     assert len(others) <= 2, "with small tiles beside the large ones, and without"
 
 
@@ -79,7 +78,7 @@ PREFILL = {
     "num_tokens": 4096,
     "num_requests": 2,
     "max_query_len": 2048,
-    "max_keys": 2048,
+    "short_window": False,
     "batch_invariant": False,
 }
 
@@ -88,11 +87,11 @@ PREFILL = {
     ("changed", "phase"),
     [
         ({}, "prefill"),
-        ({"max_keys": FEW_KEYS}, "window"),
-        ({"max_keys": FEW_KEYS + 1}, "prefill"),
+        ({"short_window": True}, "window"),
+        ({"num_requests": 7, "num_tokens": 10}, "prefill"),
         ({"num_requests": 8}, "prefill"),
         ({"num_requests": 9}, "mixed"),
-        ({"num_requests": 9, "max_keys": 1}, "mixed"),
+        ({"num_requests": 9, "short_window": True}, "mixed"),
         ({"num_tokens": 16, "num_requests": 16, "max_query_len": 1}, "decode"),
         ({"num_tokens": 32, "max_query_len": 16}, "decode"),
         ({"num_tokens": 34, "max_query_len": 17}, "prefill"),
@@ -204,6 +203,7 @@ def plan(architecture="sm90", **changed):
         "num_requests": 1,
         "max_query_len": 1,
         "max_keys": 131072,
+        "short_window": False,
         "batch_invariant": False,
     }
     return attention_plan(architecture, **(call | changed))
