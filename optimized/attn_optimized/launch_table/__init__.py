@@ -1,6 +1,6 @@
 """Launch parameters of the attention kernel, as data: one file per architecture, whose entries say where they come from.
 
-`python -m benchmarks tune` measures candidates on a GPU and writes the file of its architecture.
+To try others on a GPU, give `attn_optimized.plan_of` or `paged_attention_calls` a `Parameters` of your own.
 """
 
 import json
