@@ -136,7 +136,7 @@ def compile_for(architecture: str, configuration: Configuration) -> dict[str, in
     """Compile, all pointers and strides multiples of 16 bytes, and count in the code what matters.
 
     Returns:
-        shared_bytes, narrow_products (32-bit ones of what may be an address: in a large cache they overflow), matrix_instructions,
+        shared_bytes, narrow_products (32-bit ones of what may be an address), matrix_instructions,
         wide_loads and fused_multiply_adds; for AMD also vgpr_count, agpr_count, sgpr_count, vgpr_spill_count, sgpr_spill_count.
     """
     _, kernel, elements, constants, options = configuration

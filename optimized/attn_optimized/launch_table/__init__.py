@@ -71,7 +71,7 @@ def parameters_for(architecture: str, *, phase: Phase, itemsize: int, block_d: i
 @lru_cache
 def entries(architecture: str) -> tuple[Entry, ...]:
     """All entries of an architecture, of the most similar one that has a file, or of none in particular."""
-    folder = files(__package__)
+    folder = files("attn_optimized.launch_table")
     names = (architecture, _LIKE.get(architecture), "gfx942" if architecture.startswith("gfx") else "sm90")
     path = next(path for name in names if name and (path := folder / f"{name}.json").is_file())
     return tuple(_entry(entry) for entry in json.loads(path.read_text(encoding="utf-8"))["entries"])
