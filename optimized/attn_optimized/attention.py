@@ -206,6 +206,7 @@ def plan_of(
     )
 
 
+# numbers of keys that are planned alike
 ROUNDED_KEYS = 64
 # so far above logits that it changes none of them
 NO_CAP = 2.0**60
@@ -229,9 +230,9 @@ class Parts(NamedTuple):
     acc: torch.Tensor
     """[parts, rows, H, D] float32: sums of weighted values"""
     row_max: torch.Tensor
-    """[parts, H, rows] float32: largest logits"""
+    """[parts, H, rows] float32: largest logits, in base 2"""
     row_sum: torch.Tensor
-    """[parts, H, rows] float32: sums of weights, relative to row_max"""
+    """[parts, H, rows] float32: sums of weights, relative to row_max; or that nothing is left to reduce"""
 
     @classmethod
     def empty(cls, num_parts: int, q: torch.Tensor, batch: Batch) -> "Parts":
