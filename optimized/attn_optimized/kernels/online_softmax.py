@@ -62,7 +62,7 @@ def divide(acc, denominator):
     """[M, D] over [M], rounded once, so that whole numbers in give the exact quotient out.
 
     By the reciprocal and the remainder of its product (Markstein, IBM J. Res. Dev. 1990): a division for each element takes
-    longer than a few tiles of keys.
+    longer than a few tiles of keys. Triton 3.6's interpreter rounds tl.fma twice, and so this a little differently.
     """
     inverse = tl.div_rn(1.0, denominator)[:, None]
     quotient = acc * inverse
