@@ -11,7 +11,7 @@ from attn_optimized.device import architecture_of, compute_units_of
 from attn_optimized.kernel_call import KernelCall
 from attn_optimized.kernels.attention import attention_kernel
 from attn_optimized.kernels.reduce_parts import reduce_parts_kernel
-from attn_optimized.launch import FEW_KEYS, AttentionPlan, attention_plan, distance, in_units, reduce_tiles, row_grid
+from attn_optimized.launch import AttentionPlan, attention_plan, distance, in_units, reduce_tiles, row_grid
 from attn_optimized.launch_table import Parameters
 from attn_optimized.quantization import stored_format
 from attn_optimized.strides import kv_cache_strides, scale_strides, token_scales
@@ -185,9 +185,6 @@ def plan_of(
     if architecture is None or compute_units is None:
         name = "architecture" if architecture is None else "compute_units"
         raise ContractError(name, None, "architecture and compute_units of one GPU, or neither")
-    window_keys = _window_keys(layer, batch)
-    # rounded, so that not every step of a decode is planned anew
-    max_keys = -(-batch.max_seq_len // ROUNDED_KEYS) * ROUNDED_KEYS
     return attention_plan(
         architecture,
         compute_units=compute_units,
@@ -199,8 +196,9 @@ def plan_of(
         num_tokens=batch.num_actual_tokens,
         num_requests=batch.num_requests,
         max_query_len=batch.max_query_len,
-        max_keys=max_keys if window_keys is None else min(max_keys, window_keys),
-        short_window=_has_short_window(layer, batch),
+        # rounded, so that not every step of a decode is planned anew
+        max_seq_len=-(-batch.max_seq_len // ROUNDED_KEYS) * ROUNDED_KEYS,
+        window_keys=_window_keys(layer, batch),
         batch_invariant=batch_invariant,
         parameters=parameters,
     )
@@ -363,7 +361,7 @@ def attention_call(
     left, right = layer.window
     holes = _has_holes(layer, batch)
     # behind inner tiles comes the one at a window's left edge, which is first where another request's rules leave no inner ones
-    has_inner = not holes and not (plan.batch_invariant and left >= 0)
+    has_inner = not (holes or plan.short_window or (plan.batch_invariant and left >= 0))
     q_unit, row_strides = in_units(
         q.element_size(),
         stride_out_row=stored.stride(0),
@@ -380,7 +378,7 @@ def attention_call(
         "OUT_FORMAT": out_format,
         "SIGN": (layer.scale > 0) - (layer.scale < 0),
         "HOLES": holes,
-        "INNER": has_inner and not _has_short_window(layer, batch),
+        "INNER": has_inner,
         "SOFT_CAP": bool(layer.logits_soft_cap) and layer.logits_soft_cap < NO_CAP,
         "BIAS": layer.alibi_slopes is not None or qq_bias is not None,
         "PARTIAL": parts is not None,
@@ -462,12 +460,6 @@ def _window_keys(layer: Layer, batch: Batch) -> int | None:
     left, right = layer.window
     ahead = 0 if batch.causal is True else right
     return None if left < 0 or ahead < 0 or _has_holes(layer, batch) else left + 1 + ahead
-
-
-def _has_short_window(layer: Layer, batch: Batch) -> bool:
-    """Whether a loop for tiles without a mask is not worth its start."""
-    window_keys = _window_keys(layer, batch)
-    return window_keys is not None and window_keys <= FEW_KEYS
 
 
 def _has_holes(layer: Layer, batch: Batch) -> bool:

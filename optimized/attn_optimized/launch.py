@@ -188,6 +188,7 @@ class AttentionPlan:
         tiles: of queries and keys.
         grid: programs without a split: tiles of queries, KV heads.
         batch_invariant: whether a request's output must not depend on the rest of the batch.
+        short_window: whether a loop for tiles without a mask is not worth its start.
         one_tile_each: whether each request has one tile of queries.
         heads_first: whether neighbouring programs are heads of one tile, or tiles of one head.
         splits: parts of the keys of each tile, each a program of its own.
@@ -199,6 +200,7 @@ class AttentionPlan:
     tiles: AttentionTiles
     grid: tuple[int, int]
     batch_invariant: bool
+    short_window: bool
     one_tile_each: bool
     heads_first: bool
     splits: int
@@ -230,22 +232,24 @@ def attention_plan(
     num_tokens: int,
     num_requests: int,
     max_query_len: int,
-    max_keys: int,
-    short_window: bool,
+    max_seq_len: int,
+    window_keys: int | None,
     batch_invariant: bool,
     parameters: Parameters | None = None,
 ) -> AttentionPlan:
     """Choose tiles, grid and splits from shapes and host values alone.
 
     Args:
-        max_keys: that one query sees, at most.
-        short_window: whether that is so by a window of at most FEW_KEYS.
+        max_seq_len: an upper bound, possibly loose.
+        window_keys: that one query sees through its window, at most; None: all.
         parameters: in place of those of the architecture's table.
 
     Raises:
         UnsupportedError: as `attention_tiles` does.
     """
     group = num_heads // num_kv_heads
+    max_keys = max_seq_len if window_keys is None else min(max_seq_len, window_keys)
+    short_window = window_keys is not None and window_keys <= FEW_KEYS
     tiles = attention_tiles(
         architecture,
         itemsize=itemsize,
@@ -284,6 +288,7 @@ def attention_plan(
         tiles=tiles,
         grid=grid,
         batch_invariant=batch_invariant,
+        short_window=short_window,
         one_tile_each=one_tile_each,
         heads_first=one_tile_each and grid[0] <= _MAX_GRID_Y,
         splits=splits,

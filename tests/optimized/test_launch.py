@@ -6,6 +6,7 @@ from typing import get_args
 import pytest
 from attn_contract import UnsupportedError
 from attn_optimized.launch import (
+    FEW_KEYS,
     FEW_ROWS,
     attention_grid,
     attention_plan,
@@ -202,8 +203,8 @@ def plan(architecture="sm90", **changed):
         "num_tokens": 1,
         "num_requests": 1,
         "max_query_len": 1,
-        "max_keys": 131072,
-        "short_window": False,
+        "max_seq_len": 131072,
+        "window_keys": None,
         "batch_invariant": False,
     }
     return attention_plan(architecture, **(call | changed))
@@ -216,14 +217,21 @@ def test_one_long_request_fills_the_device():
 
 def test_what_fills_the_device_or_is_short_is_not_split():
     assert plan(num_tokens=256, num_requests=256).splits == 1
-    assert plan(max_keys=200).splits == 1
+    assert plan(max_seq_len=200).splits == 1
     assert plan(num_tokens=8192, max_query_len=8192).splits == 1
     assert plan(num_tokens=16, num_requests=1, max_query_len=16).splits > 1, "a short extend"
 
 
+def test_a_window_is_what_is_split_and_may_be_short():
+    assert plan(window_keys=200).splits == 1
+    assert plan(window_keys=1 << 20).splits == plan().splits > 1, "no more than there is"
+    assert [plan(window_keys=keys).short_window for keys in (FEW_KEYS, FEW_KEYS + 1, None)] == [True, False, False]
+    assert not plan(max_seq_len=FEW_KEYS).short_window, "a short sequence is another matter"
+
+
 def test_batch_invariant_plans_depend_on_shapes_of_the_layer_alone():
     plans = [
-        plan(batch_invariant=True, num_tokens=num_tokens, max_query_len=max_query_len, max_keys=max_keys)
+        plan(batch_invariant=True, num_tokens=num_tokens, max_query_len=max_query_len, max_seq_len=max_keys)
         for num_tokens, max_query_len, max_keys in ((1, 1, 1 << 17), (4096, 4096, 4096), (64, 1, 300))
     ]
     assert {plan.splits for plan in plans} == {1}
@@ -240,7 +248,7 @@ def test_parts_hold_all_keys_and_none_too_many(architecture, max_keys):
             num_requests=num_requests,
             num_tokens=num_requests * max_query_len,
             max_query_len=max_query_len,
-            max_keys=max_keys,
+            max_seq_len=max_keys,
         )
         seen = max_keys + chosen.tiles.queries - 1
         part = chosen.tiles_per_split * chosen.tiles.block_n
@@ -252,7 +260,7 @@ def test_scratch_of_a_split_is_small():
     """At most what the programs that a device is given leave behind, the last split of which may double them."""
     splits = set()
     for n, q in itertools.product(range(1, 300), (1, 4, 16, 64)):
-        chosen = plan(num_tokens=n * q, num_requests=n, max_query_len=q, head_size=256, max_keys=1 << 20)
+        chosen = plan(num_tokens=n * q, num_requests=n, max_query_len=q, head_size=256, max_seq_len=1 << 20)
         splits.add(chosen.splits)
         programs = 2 * 132 * chosen.tiles.parameters.programs_per_unit
         assert chosen.scratch_bytes <= programs * chosen.tiles.block_m * (256 + 2) * 4
