@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import triton
+import triton.language as tl
 from attn_fuzz import interpreter
 from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter as triton_interpreter
@@ -57,6 +58,15 @@ def test_float8_rounds_to_the_nearest_and_saturates(name):
     clamped = numbers.clamp(finite[0], finite[-1])
     distance = torch.minimum((finite[above] - clamped).abs(), (finite[below] - clamped).abs())
     torch.testing.assert_close((got - clamped).abs(), distance, rtol=0, atol=0)
+
+
+def test_a_fused_multiply_add_rounds_once():
+    def handle(number):
+        return triton_interpreter.TensorHandle(np.array([number], dtype=np.float32), tl.float32)
+
+    fma = interpreter._fma_in_float64(lambda *arguments: pytest.fail("float32 is replaced"))
+    x = 1 + 2.0**-12
+    assert fma(None, handle(x), handle(x), handle(-(1 + 2.0**-11))).data == [2.0**-24], "rounded twice it is 0"
 
 
 def test_nan_stays_nan():
