@@ -15,16 +15,14 @@ HIGH_ID, SMALL_PAGE = 1 << 15, 64
 
 
 @st.composite
-def caches(
-    draw: st.DrawFn, support: Support, case: Case, layer_cache: dict[str, Any], block_size: int
-) -> tuple[Cache, tuple[Request, ...]]:
+def caches(draw: st.DrawFn, support: Support, case: Case, layer_cache: dict[str, Any]) -> tuple[Cache, tuple[Request, ...]]:
     """A cache that holds a case's requests, and the requests with their blocks.
 
     Args:
         case: without a cache.
         layer_cache: its fields that are fixed for a model.
     """
-    requests = case.requests
+    requests, block_size = case.requests, layer_cache["block_size"]
     needed = [-(-request.seq_len // block_size) for request in requests]
     few = [0, 1, 2, 5] if block_size <= 128 else [0, 1]
     is_small = block_size * case.num_kv_heads * case.head_size <= SMALL_PAGE
@@ -48,7 +46,6 @@ def caches(
         owned.append(replace(request, blocks=tuple(shared + own)))
     cache = Cache(
         **layer_cache,
-        block_size=block_size,
         num_blocks=num_blocks,
         planes="content" not in layer_cache["layout"].dims and draw(st.booleans()),
         padding=draw(st.sampled_from([0, 0, 8, 24])),

@@ -7,7 +7,7 @@ from attn_contract import AttentionType
 from attn_fuzz.case import MAX_ELEMENTS, Case, Rope, Values, num_elements
 from attn_fuzz.strategies.batches import batches
 from attn_fuzz.strategies.caches import caches
-from attn_fuzz.strategies.layers import Layer, block_sizes, layers
+from attn_fuzz.strategies.layers import Layer, layers
 from attn_fuzz.targets import Support
 from hypothesis import assume
 from hypothesis import strategies as st
@@ -49,8 +49,7 @@ def steps(draw: st.DrawFn, target: str, support: Support, layer_drawn: Layer | N
     """Any step within a support, of a layer that `layers` drew."""
     layer, layer_cache, rules = layer_drawn or draw(layers(support))
     attn_type: AttentionType = layer["attn_type"]
-    block_size = draw(block_sizes(support, layer["dtype"], layer_cache)) if layer_cache else 16
-    requests = draw(batches(support, attn_type, block_size, rules))
+    requests = draw(batches(support, attn_type, layer_cache.get("block_size", 16), rules))
     case = Case(
         target=target,
         **layer,
@@ -69,18 +68,16 @@ def steps(draw: st.DrawFn, target: str, support: Support, layer_drawn: Layer | N
         ),
     )
     if layer_cache:
-        case = draw(_with_cache(support, case, layer_cache, block_size, rules))
+        case = draw(_with_cache(support, case, layer_cache, rules))
     assume(num_elements(case) <= MAX_ELEMENTS)  # or what it finds could not be replayed
     return case
 
 
 @st.composite
-def _with_cache(
-    draw: st.DrawFn, support: Support, case: Case, layer_cache: dict[str, Any], block_size: int, rules: set[str]
-) -> Case:
+def _with_cache(draw: st.DrawFn, support: Support, case: Case, layer_cache: dict[str, Any], rules: set[str]) -> Case:
     """The case with a cache, and with what is done to it in this step."""
     case = replace(case, writes="rope" in rules or draw(st.sampled_from([True, True, False])))
-    cache, requests = draw(caches(support, case, layer_cache, block_size))
+    cache, requests = draw(caches(support, case, layer_cache))
     tokens = sum(request.query_len for request in requests)
     unwritten = ()
     if case.attn_type is AttentionType.DECODER and case.writes and tokens:

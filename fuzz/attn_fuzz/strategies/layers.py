@@ -68,7 +68,7 @@ def windows(support: Support) -> st.SearchStrategy[tuple[int, int]]:
 
 @st.composite
 def caches_of_layers(draw: st.DrawFn, support: Support, dtype: str, quantized: bool) -> dict[str, Any]:
-    """A layout that some of the support's sizes fit, and for a quantized cache its dtype and kind of scales."""
+    """A layout that some of the support's sizes fit, a block size, and for a quantized cache its dtype and kind of scales."""
     cache_dtype = draw(st.sampled_from(support.cache_dtypes)) if quantized else None
     itemsize = _itemsize(dtype, cache_dtype)
     fitting = [layout for layout in support.layouts if _fits(support, layout, itemsize, quantized)]
@@ -77,14 +77,14 @@ def caches_of_layers(draw: st.DrawFn, support: Support, dtype: str, quantized: b
     scales = None
     if cache_dtype is not None and not layout.has_inline_scales:
         scales = "token" if cache_dtype == "int8" else draw(st.sampled_from(support.scales))
-    return {"layout": layout, "dtype": cache_dtype, "scales": scales}
+    step = _multiple_of(layout, itemsize)[1]
+    block_size = draw(block_sizes([size for size in support.block_sizes if size % step == 0]))
+    return {"layout": layout, "dtype": cache_dtype, "scales": scales, "block_size": block_size}
 
 
 @st.composite
-def block_sizes(draw: st.DrawFn, support: Support, dtype: str, cache: dict[str, Any]) -> int:
-    """A block size that the layout takes; very large ones, which make a case slow, now and then."""
-    step = _multiple_of(cache["layout"], _itemsize(dtype, cache["dtype"]))[1]
-    fitting = [size for size in support.block_sizes if size % step == 0]
+def block_sizes(draw: st.DrawFn, fitting: list[int]) -> int:
+    """One of some block sizes; very large ones, which make a case slow, now and then."""
     usual = [size for size in fitting if size <= 128] or fitting
     return draw(st.sampled_from(fitting if draw(st.integers(0, 9)) == 9 else usual))
 
