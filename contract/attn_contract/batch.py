@@ -1,11 +1,13 @@
 """What changes every step: exactly what a serving engine hands a backend."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 
 from attn_contract.arguments import check_dense_last, check_dims, check_int, check_tensor, check_type, check_vector
 from attn_contract.errors import ContractError
+from attn_contract.forms import Form, memory_of
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -98,12 +100,28 @@ class Batch:
         if len(bias) < self.max_query_len:
             raise ContractError("qq_bias", f"shape {tuple(bias.shape)}", f"Q at least max_query_len ({self.max_query_len})")
 
-    @property
+    @cached_property
     def num_requests(self) -> int:
         return len(self.query_start_loc) - 1
 
-    @property
+    @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
         """The fields that are tensors, by name."""
-        fields = ("query_start_loc", "seq_lens", "block_table", "slot_mapping", "causal", "bidirectional_ranges", "qq_bias")
-        return {name: value for name in fields if isinstance(value := getattr(self, name), torch.Tensor)}
+        names = ("query_start_loc", "seq_lens", "block_table", "slot_mapping", "causal", "bidirectional_ranges", "qq_bias")
+        return {name: value for name in names if isinstance(value := getattr(self, name), torch.Tensor)}
+
+    @cached_property
+    def form(self) -> Form:
+        """Of all fields but `max_seq_len`, which changes with every step of a decode."""
+        return Form({field.name: getattr(self, field.name) for field in fields(self) if field.name != "max_seq_len"})
+
+    @cached_property
+    def device(self) -> torch.device | None:
+        """Where its tensors are; None if they are on several."""
+        devices = {tensor.device for tensor in self.tensors.values()}
+        return devices.pop() if len(devices) == 1 else None
+
+    @cached_property
+    def memory(self) -> dict[str, tuple[int, int]]:
+        """The addresses of its tensors, by name: see `forms.memory_of`."""
+        return {name: memory_of(tensor) for name, tensor in self.tensors.items()}

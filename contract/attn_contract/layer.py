@@ -1,13 +1,15 @@
 """What is fixed for one attention layer of a model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from attn_contract.arguments import check_dense_last, check_int, check_tensor, check_type, check_vector, shown
 from attn_contract.errors import ContractError
+from attn_contract.forms import Form
 from attn_contract.layouts import Layout
 from attn_contract.scope import refuse_out_of_scope
 
@@ -114,11 +116,16 @@ class Layer:
         if self.output_scale is not None:
             _check_scale("output_scale", self.output_scale, heads=1)
 
-    @property
+    @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
         """The fields that are tensors, by name."""
-        fields = ("alibi_slopes", "sinks", "k_scale", "v_scale", "k_scale_cache", "v_scale_cache", "output_scale")
-        return {name: value for name in fields if isinstance(value := getattr(self, name), torch.Tensor)}
+        names = ("alibi_slopes", "sinks", "k_scale", "v_scale", "k_scale_cache", "v_scale_cache", "output_scale")
+        return {name: value for name in names if isinstance(value := getattr(self, name), torch.Tensor)}
+
+    @cached_property
+    def form(self) -> Form:
+        """Of all fields."""
+        return Form({field.name: getattr(self, field.name) for field in fields(self)})
 
     def _check_visibility(self) -> None:
         if not isinstance(self.window, tuple) or len(self.window) != 2:

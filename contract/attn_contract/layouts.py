@@ -5,9 +5,10 @@ below are the definition. Implementations under test derive their own addressing
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -374,7 +375,8 @@ def check_shared_allocation(views: Mapping[str, KVCacheView], shared_contents: I
             )
 
 
-def overlaps_itself(shape: Sequence[int], stride: Sequence[int]) -> bool:
+@lru_cache(maxsize=4096)
+def overlaps_itself(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
     """Whether two indices of a strided tensor may share memory; nested dimensions, as views of caches have, never do."""
     if 0 in shape:
         return False

@@ -9,8 +9,18 @@ import torch
 from attn_contract.arguments import check_dense_last, check_dims, check_tensor, check_type, check_vector
 from attn_contract.batch import Batch
 from attn_contract.errors import ContractError
+from attn_contract.forms import memory_of
 from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES, AttentionType, Layer
 from attn_contract.layouts import KVCacheView, overlaps_itself
+
+
+def check_attention_tensors(
+    inputs: dict[str, torch.Tensor], layer: Layer, batch: Batch, out: torch.Tensor | None, lse: torch.Tensor | None
+) -> None:
+    """Check what the forms of a call's arguments do not say: devices, gradients and memory."""
+    check_type("layer", layer, Layer, "a Layer")
+    check_type("batch", batch, Batch, "a Batch")
+    _check_tensors({**inputs, **layer.tensors}, _given(out=out, lse=lse), step=batch)
 
 
 def check_paged_attention(
@@ -24,9 +34,10 @@ def check_paged_attention(
     values: bool,
 ) -> KVCacheView:
     """Check a call of paged attention; return the cache's view, read back from its tensor."""
-    _check_attention({"q": q, "kv_cache": kv_cache}, layer, batch, out, lse)
+    check_attention_tensors({"q": q, "kv_cache": kv_cache}, layer, batch, out, lse)
     if layer.layout is None:
         raise ContractError("layer.attn_type", layer.attn_type, "a type that reads the KV cache; use varlen_attention")
+    _check_decoder_rules(layer, batch)
     _check_query(q, layer, batch, out, lse)
     view = _check_cache(kv_cache, layer, q)
     if batch.block_table is None:
@@ -57,9 +68,10 @@ def check_varlen_attention(
     values: bool,
 ) -> None:
     """Check a call of dense varlen attention (ENCODER, ENCODER_ONLY)."""
-    _check_attention({"q": q, "k": k, "v": v}, layer, batch, out, lse)
+    check_attention_tensors({"q": q, "k": k, "v": v}, layer, batch, out, lse)
     if layer.layout is not None:
         raise ContractError("layer.attn_type", layer.attn_type, "ENCODER or ENCODER_ONLY; use paged_attention")
+    _check_decoder_rules(layer, batch)
     _check_query(q, layer, batch, out, lse)
     _check_own_tokens(k, v, q, layer, batch)
     for name in ("block_table", "slot_mapping"):
@@ -237,6 +249,13 @@ def _check_write(
     return view
 
 
+def _check_decoder_rules(layer: Layer, batch: Batch) -> None:
+    if layer.attn_type is not AttentionType.DECODER:
+        for name in ("bidirectional_ranges", "qq_bias"):
+            if getattr(batch, name) is not None:
+                raise ContractError(name, "a tensor", f"None for {layer.attn_type}: only DECODER has it")
+
+
 def _check_query(q: torch.Tensor, layer: Layer, batch: Batch, out: torch.Tensor | None, lse: torch.Tensor | None) -> None:
     if tuple(q.shape[1:]) != (layer.num_heads, layer.head_size):
         raise ContractError("q", f"shape {tuple(q.shape)}", f"shape (T, {layer.num_heads}, {layer.head_size})")
@@ -301,28 +320,21 @@ def _check_lse(name: str, lse: torch.Tensor, out: torch.Tensor) -> None:
     check_dense_last(name, lse)
 
 
-def _check_attention(
-    inputs: dict[str, torch.Tensor], layer: Layer, batch: Batch, out: torch.Tensor | None, lse: torch.Tensor | None
-) -> None:
-    check_type("layer", layer, Layer, "a Layer")
-    check_type("batch", batch, Batch, "a Batch")
-    _check_tensors({**inputs, **batch.tensors, **layer.tensors}, _given(out=out, lse=lse))
-    if layer.attn_type is not AttentionType.DECODER:
-        for name in ("bidirectional_ranges", "qq_bias"):
-            if getattr(batch, name) is not None:
-                raise ContractError(name, "a tensor", f"None for {layer.attn_type}: only DECODER has it")
-
-
 def _given(**optional: torch.Tensor | None) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in optional.items() if tensor is not None}
 
 
 def _check_tensors(
-    read: dict[str, torch.Tensor], written: dict[str, torch.Tensor], in_place: dict[str, tuple[str, ...]] | None = None
+    read: dict[str, torch.Tensor],
+    written: dict[str, torch.Tensor],
+    *,
+    step: Batch | None = None,
+    in_place: dict[str, tuple[str, ...]] | None = None,
 ) -> None:
     """Check all tensors of a call together: one device, no gradients, and memory of its own for whatever is written.
 
     Args:
+        step: what is read beside `read`; it was checked by itself, and serves all layers.
         in_place: by name of a written tensor, those read that may be the very same view.
     """
     tensors = {**read, **written}
@@ -330,32 +342,30 @@ def _check_tensors(
         check_tensor(name, tensor)
     first = next(iter(tensors))
     device, grad_enabled = tensors[first].device, torch.is_grad_enabled()
+    if step is not None and (step.device != device or (grad_enabled and step.qq_bias is not None)):
+        tensors |= step.tensors
     for name, tensor in tensors.items():
         if tensor.device != device:
             raise ContractError(name, f"a tensor on {tensor.device}", f"{device}, where {first} is")
-        if tensor.is_meta:
-            raise ContractError(name, "a tensor on meta", "a device that has memory")
-        if tensor.requires_grad and grad_enabled:
+        if grad_enabled and tensor.requires_grad:
             raise ContractError(name, "requires_grad=True", "no gradients: there is no backward; call under torch.no_grad()")
-    bytes_of = {name: _bytes_of(tensor) for name, tensor in tensors.items()}
+    if device.type == "meta":
+        raise ContractError(first, "a tensor on meta", "a device that has memory")
+    bytes_of = {name: memory_of(tensor) for name, tensor in tensors.items()}
+    if step is not None:
+        tensors |= step.tensors
+        bytes_of |= step.memory
     for name, tensor in written.items():
         if overlaps_itself(tensor.shape, tensor.stride()):
             raise ContractError(name, f"strides {tuple(tensor.stride())}", "elements that do not share memory")
         start, end = bytes_of[name]
         for other, (other_start, other_end) in bytes_of.items():
-            if other == name or max(start, other_start) >= min(end, other_end) or _are_interleaved(tensor, tensors[other]):
+            if end <= other_start or other_end <= start or other == name or start == end or other_start == other_end:
+                continue
+            if _are_interleaved(tensor, tensors[other]):
                 continue
             if other not in (in_place or {}).get(name, ()) or not _is_same_view(tensor, tensors[other]):
                 raise ContractError(name, f"memory that reaches into {other}'s", "memory of its own: it is written")
-
-
-def _bytes_of(tensor: torch.Tensor) -> tuple[int, int]:
-    """Addresses of its first byte and of the end of its last element; what is interleaved with it lies between them."""
-    start = tensor.data_ptr()
-    if 0 in tensor.shape:
-        return start, start
-    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
-    return start, start + (last + 1) * tensor.element_size()
 
 
 def _are_interleaved(a: torch.Tensor, b: torch.Tensor) -> bool:

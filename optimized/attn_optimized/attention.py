@@ -1,14 +1,15 @@
 """Attention over a paged KV cache and over dense tokens: checks, output tensors and launches."""
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from attn_contract import Batch, ContractError, Layer
-from attn_contract.validation import check_paged_attention, check_varlen_attention
+from attn_contract import Batch, ContractError, Layer, Layout
+from attn_contract.forms import tensor_form
+from attn_contract.validation import check_attention_tensors, check_paged_attention, check_varlen_attention
 
 from attn_optimized.device import architecture_of, compute_units_of
-from attn_optimized.kernel_call import KernelCall
+from attn_optimized.kernel_call import KernelCall, LaunchForm
 from attn_optimized.kernels.attention import attention_kernel
 from attn_optimized.kernels.reduce_parts import reduce_parts_kernel
 from attn_optimized.launch import AttentionPlan, attention_plan, distance, in_units, reduce_tiles, row_grid
@@ -56,9 +57,18 @@ def paged_attention(
         UnsupportedError: a head size above 256, more than 64 query heads per KV head, or tensors on a CPU without Triton's
             interpreter. Nothing was written.
     """
-    check_paged_attention(q, kv_cache, layer, batch, out, lse, values=validate)
+    check_attention_tensors({"q": q, "kv_cache": kv_cache}, layer, batch, out, lse)
+    form = _form(q, (kv_cache,), layer, batch, out, lse, batch_invariant)
+    launches = _LAUNCHES.get(form)
+    if launches is None or validate:
+        check_paged_attention(q, kv_cache, layer, batch, out, lse, values=validate)
     out = q.new_empty(q.shape) if out is None else out
-    for call in paged_attention_calls(q, kv_cache, layer, batch, out=out, lse=lse, batch_invariant=batch_invariant):
+    if launches is None:
+        plan = plan_of(q, layer, batch, batch_invariant=batch_invariant)
+        launches = attention_launches(plan, q, paged_keys(kv_cache, layer, plan), layer, batch, out, lse)
+        _remember(form, launches)
+    keys = paged_tensors(kv_cache, layer, launches.plan)
+    for call in attention_calls(launches, q, keys, layer, batch, out, lse):
         call.launch(q.device)
     return out
 
@@ -97,9 +107,17 @@ def varlen_attention(
         UnsupportedError: a head size above 256, more than 64 query heads per KV head, or tensors on a CPU without Triton's
             interpreter. Nothing was written.
     """
-    check_varlen_attention(q, k, v, layer, batch, out, lse, values=validate)
+    check_attention_tensors({"q": q, "k": k, "v": v}, layer, batch, out, lse)
+    form = _form(q, (k, v), layer, batch, out, lse, batch_invariant)
+    launches = _LAUNCHES.get(form)
+    if launches is None or validate:
+        check_varlen_attention(q, k, v, layer, batch, out, lse, values=validate)
     out = q.new_empty(q.shape) if out is None else out
-    for call in varlen_attention_calls(q, k, v, layer, batch, out=out, lse=lse, batch_invariant=batch_invariant):
+    if launches is None:
+        plan = plan_of(q, layer, batch, batch_invariant=batch_invariant)
+        launches = attention_launches(plan, q, dense_keys(k, v), layer, batch, out, lse)
+        _remember(form, launches)
+    for call in attention_calls(launches, q, KeyTensors(k, v), layer, batch, out, lse):
         call.launch(q.device)
     return out
 
@@ -109,28 +127,17 @@ def paged_attention_calls(
     kv_cache: torch.Tensor,
     layer: Layer,
     batch: Batch,
+    plan: AttentionPlan,
     *,
     out: torch.Tensor,
     lse: torch.Tensor | None = None,
-    batch_invariant: bool = False,
-    architecture: str | None = None,
-    compute_units: int | None = None,
-    parameters: Parameters | None = None,
 ) -> Iterator[KernelCall]:
     """The launches of `paged_attention`, in order, each made when it is asked for: the device need not wait for the last one.
 
-    Its tensors may be on meta, with an architecture and compute units as for `plan_of`: nothing is checked or read.
+    Its tensors may be on meta, with a plan for a GPU that need not be here: nothing is checked or read.
     """
-    plan = plan_of(
-        q,
-        layer,
-        batch,
-        batch_invariant=batch_invariant,
-        architecture=architecture,
-        compute_units=compute_units,
-        parameters=parameters,
-    )
-    return attention_calls(plan, q, paged_keys(kv_cache, layer, plan), layer, batch, out, lse)
+    keys = paged_keys(kv_cache, layer, plan)
+    return attention_calls(attention_launches(plan, q, keys, layer, batch, out, lse), q, keys.tensors, layer, batch, out, lse)
 
 
 def varlen_attention_calls(
@@ -139,25 +146,14 @@ def varlen_attention_calls(
     v: torch.Tensor,
     layer: Layer,
     batch: Batch,
+    plan: AttentionPlan,
     *,
     out: torch.Tensor,
     lse: torch.Tensor | None = None,
-    batch_invariant: bool = False,
-    architecture: str | None = None,
-    compute_units: int | None = None,
-    parameters: Parameters | None = None,
 ) -> Iterator[KernelCall]:
     """The launches of `varlen_attention`: see `paged_attention_calls`."""
-    plan = plan_of(
-        q,
-        layer,
-        batch,
-        batch_invariant=batch_invariant,
-        architecture=architecture,
-        compute_units=compute_units,
-        parameters=parameters,
-    )
-    return attention_calls(plan, q, dense_keys(k, v), layer, batch, out, lse)
+    keys = dense_keys(k, v)
+    return attention_calls(attention_launches(plan, q, keys, layer, batch, out, lse), q, keys.tensors, layer, batch, out, lse)
 
 
 def plan_of(
@@ -196,27 +192,32 @@ def plan_of(
         num_tokens=batch.num_actual_tokens,
         num_requests=batch.num_requests,
         max_query_len=batch.max_query_len,
-        # rounded, so that not every step of a decode is planned anew
-        max_seq_len=-(-batch.max_seq_len // ROUNDED_KEYS) * ROUNDED_KEYS,
+        max_seq_len=_rounded(batch.max_seq_len),
         window_keys=_window_keys(layer, batch),
         batch_invariant=batch_invariant,
         parameters=parameters,
     )
 
 
-# numbers of keys that are planned alike
+# numbers of keys that are planned alike, so that not every step of a decode is planned anew
 ROUNDED_KEYS = 64
 # so far above logits that it changes none of them
 NO_CAP = 2.0**60
 
 
-class Keys(NamedTuple):
-    """K and V as the attention kernel takes them."""
+class KeyTensors(NamedTuple):
+    """K and V as the attention kernel takes them, and their scales."""
 
     k: torch.Tensor
     v: torch.Tensor
-    k_scale: torch.Tensor | None
-    v_scale: torch.Tensor | None
+    k_scale: torch.Tensor | None = None
+    v_scale: torch.Tensor | None = None
+
+
+class Keys(NamedTuple):
+    """K and V, and how they lie in memory."""
+
+    tensors: KeyTensors
     strides: dict[str, int]
     constants: dict[str, Any]
 
@@ -243,12 +244,24 @@ class Parts(NamedTuple):
         )
 
 
+class AttentionLaunches(NamedTuple):
+    """What calls of one form have in common: a plan, and what it launches; nothing without programs."""
+
+    plan: AttentionPlan
+    attention: LaunchForm | None
+    reduction: LaunchForm | None
+
+
+# what the layers of a model and the steps of a decode share; the oldest leave
+_LAUNCHES: dict[Hashable, AttentionLaunches] = {}
+_MOST_LAUNCHES = 4096
+
+
 def paged_keys(kv_cache: torch.Tensor, layer: Layer, plan: AttentionPlan) -> Keys:
     """K and V of a cache."""
-    stored, kv_format = stored_format(kv_cache, plan.architecture)
+    tensors = paged_tensors(kv_cache, layer, plan)
+    _, kv_format = stored_format(kv_cache, plan.architecture)
     cache = kv_cache_strides(kv_cache, layer)
-    scales = token_scales(kv_cache, layer)
-    k_scale, v_scale = scales or (layer.k_scale, layer.v_scale)
     strides = {
         "stride_kv": cache.kv,
         "stride_block": cache.block,
@@ -263,9 +276,16 @@ def paged_keys(kv_cache: torch.Tensor, layer: Layer, plan: AttentionPlan) -> Key
         "INTERIOR": cache.interior,
         "X": 16 // kv_cache.element_size(),
         "KV_FORMAT": kv_format,
-        "TOKEN_SCALES": scales is not None,
+        "TOKEN_SCALES": token_scales(kv_cache, layer) is not None,
     }
-    return Keys(stored, stored, k_scale, v_scale, strides, constants)
+    return Keys(tensors, strides, constants)
+
+
+def paged_tensors(kv_cache: torch.Tensor, layer: Layer, plan: AttentionPlan) -> KeyTensors:
+    """Those of `paged_keys`."""
+    stored, _ = stored_format(kv_cache, plan.architecture)
+    k_scale, v_scale = token_scales(kv_cache, layer) or (layer.k_scale, layer.v_scale)
+    return KeyTensors(stored, stored, k_scale, v_scale)
 
 
 def dense_keys(k: torch.Tensor, v: torch.Tensor) -> Keys:
@@ -279,10 +299,10 @@ def dense_keys(k: torch.Tensor, v: torch.Tensor) -> Keys:
         "stride_v_head": v.stride(1),
     }
     constants = {"PAGED": False, "BLOCK_SIZE": 1, "INTERIOR": "rows", "X": 1, "KV_FORMAT": "float", "TOKEN_SCALES": False}
-    return Keys(k, v, None, None, strides, constants)
+    return Keys(KeyTensors(k, v), strides, constants)
 
 
-def attention_calls(
+def attention_launches(
     plan: AttentionPlan,
     q: torch.Tensor,
     keys: Keys,
@@ -290,48 +310,70 @@ def attention_calls(
     batch: Batch,
     out: torch.Tensor,
     lse: torch.Tensor | None,
-) -> Iterator[KernelCall]:
-    """The launches of a plan: none, one, or one over split keys and one that reduces the parts."""
+) -> AttentionLaunches:
+    """What a plan launches: none, one, or one over split keys and one that reduces the parts."""
     if not plan.num_programs:
+        return AttentionLaunches(plan, None, None)
+    is_split = plan.splits > 1
+    return AttentionLaunches(
+        plan,
+        attention_form(plan, q, keys, layer, batch, out, lse, partial=is_split, finishes=True),
+        reduce_form(plan, plan.splits, layer, batch, out, lse) if is_split else None,
+    )
+
+
+def attention_calls(
+    launches: AttentionLaunches,
+    q: torch.Tensor,
+    keys: KeyTensors,
+    layer: Layer,
+    batch: Batch,
+    out: torch.Tensor,
+    lse: torch.Tensor | None,
+) -> Iterator[KernelCall]:
+    """The launches with their tensors, and memory for the parts between two of them."""
+    plan, attention, reduction = launches
+    if attention is None:
         return
-    parts = Parts.empty(plan.splits, q, batch) if plan.splits > 1 else None
-    yield attention_call(plan, q, keys, layer, batch, out, lse, parts, finishes=True)
-    if parts is not None:
-        yield reduce_call(plan, parts, layer, batch, out, lse)
+    parts = None if reduction is None else Parts.empty(plan.splits, q, batch)
+    yield KernelCall(attention, attention_tensors(plan, q, keys, layer, batch, out, lse, parts))
+    if reduction is not None and parts is not None:
+        yield KernelCall(reduction, reduce_tensors(plan, parts, layer, batch, out, lse))
 
 
 def part_call(
     plan: AttentionPlan, q: torch.Tensor, keys: Keys, layer: Layer, batch: Batch, parts: Parts, first_part: int
 ) -> KernelCall:
     """Attend to keys in `plan.splits` parts, the first of them `first_part`; write nothing but them."""
-    return attention_call(plan, q, keys, layer, batch, q, None, parts, first_part, finishes=False)
+    form = attention_form(plan, q, keys, layer, batch, q, None, partial=True, first_part=first_part, finishes=False)
+    return KernelCall(form, attention_tensors(plan, q, keys.tensors, layer, batch, q, None, parts))
 
 
 def reduce_call(
     plan: AttentionPlan, parts: Parts, layer: Layer, batch: Batch, out: torch.Tensor, lse: torch.Tensor | None
 ) -> KernelCall:
     """Reduce all parts to the output and its LSE."""
-    num_parts, num_rows, num_heads, head_size = parts.acc.shape
-    stored, out_format = stored_format(_by_head(out, layer), plan.architecture)
-    tiles = reduce_tiles(plan.architecture, head_size=head_size, num_parts=num_parts)
-    unit, strides = in_units(out.element_size(), stride_out_row=stored.stride(0), stride_out_head=stored.stride(1))
-    any_floats = batch.query_start_loc.view(torch.float32)
-    return KernelCall.of(
+    form = reduce_form(plan, len(parts.acc), layer, batch, out, lse)
+    return KernelCall(form, reduce_tensors(plan, parts, layer, batch, out, lse))
+
+
+def reduce_form(
+    plan: AttentionPlan, num_parts: int, layer: Layer, batch: Batch, out: torch.Tensor, lse: torch.Tensor | None
+) -> LaunchForm:
+    """The kernel that reduces parts."""
+    out, (_, out_format) = _by_head(out, layer), stored_format(out, plan.architecture)
+    tiles = reduce_tiles(plan.architecture, head_size=layer.head_size, num_parts=num_parts)
+    unit, strides = in_units(out.element_size(), stride_out_row=out.stride(0), stride_out_head=out.stride(1))
+    num_rows = batch.num_actual_tokens
+    return LaunchForm(
         reduce_parts_kernel,
-        row_grid(tiles, num_rows * num_heads),
+        row_grid(tiles, num_rows * layer.num_heads),
         {**tiles.constants, "OUT_UNIT": unit, "OUT_FORMAT": out_format},
         tiles.options,
-        out_ptr=stored,
-        lse_ptr=any_floats if lse is None else lse,
-        acc_ptr=parts.acc,
-        row_max_ptr=parts.row_max,
-        row_sum_ptr=parts.row_sum,
-        output_scale_ptr=any_floats if layer.output_scale is None else layer.output_scale,
-        query_start_loc_ptr=batch.query_start_loc,
         has_lse=int(lse is not None),
         has_output_scale=int(layer.output_scale is not None),
         num_requests=batch.num_requests,
-        num_heads=num_heads,
+        num_heads=layer.num_heads,
         num_rows=num_rows,
         num_parts=num_parts,
         stride_lse_head=0 if lse is None else lse.stride(0),
@@ -339,7 +381,23 @@ def reduce_call(
     )
 
 
-def attention_call(
+def reduce_tensors(
+    plan: AttentionPlan, parts: Parts, layer: Layer, batch: Batch, out: torch.Tensor, lse: torch.Tensor | None
+) -> dict[str, torch.Tensor | None]:
+    """What that kernel reads and writes."""
+    any_floats = batch.query_start_loc.view(torch.float32)
+    return {
+        "out_ptr": stored_format(out, plan.architecture)[0],
+        "lse_ptr": any_floats if lse is None else lse,
+        "acc_ptr": parts.acc,
+        "row_max_ptr": parts.row_max,
+        "row_sum_ptr": parts.row_sum,
+        "output_scale_ptr": any_floats if layer.output_scale is None else layer.output_scale,
+        "query_start_loc_ptr": batch.query_start_loc,
+    }
+
+
+def attention_form(
     plan: AttentionPlan,
     q: torch.Tensor,
     keys: Keys,
@@ -347,16 +405,14 @@ def attention_call(
     batch: Batch,
     out: torch.Tensor,
     lse: torch.Tensor | None,
-    parts: Parts | None,
-    first_part: int = 0,
     *,
+    partial: bool,
+    first_part: int = 0,
     finishes: bool,
-) -> KernelCall:
+) -> LaunchForm:
     """The attention kernel: for the output and its LSE, or for parts; tiles of one part are finished if `finishes`."""
-    stored, out_format = stored_format(_by_head(out, layer), plan.architecture)
-    causal = batch.causal if isinstance(batch.causal, torch.Tensor) else None
-    sinks = None if layer.sinks is None else layer.sinks.float()
-    k_scale, v_scale = scale_strides(keys.k_scale), scale_strides(keys.v_scale)
+    out, (_, out_format) = _by_head(out, layer), stored_format(out, plan.architecture)
+    k_scale, v_scale = scale_strides(keys.tensors.k_scale), scale_strides(keys.tensors.v_scale)
     ranges, qq_bias = batch.bidirectional_ranges, batch.qq_bias
     left, right = layer.window
     holes = _has_holes(layer, batch)
@@ -364,12 +420,12 @@ def attention_call(
     has_inner = not (holes or plan.short_window or (plan.batch_invariant and left >= 0))
     q_unit, row_strides = in_units(
         q.element_size(),
-        stride_out_row=stored.stride(0),
-        stride_out_head=stored.stride(1),
+        stride_out_row=out.stride(0),
+        stride_out_head=out.stride(1),
         stride_q_row=q.stride(0),
         stride_q_head=q.stride(1),
     )
-    kv_unit, kv_strides = in_units(keys.k.element_size(), **keys.strides)
+    kv_unit, kv_strides = in_units(keys.tensors.k.element_size(), **keys.strides)
     constants = {
         **plan.tiles.constants,
         **keys.constants,
@@ -381,40 +437,19 @@ def attention_call(
         "INNER": has_inner,
         "SOFT_CAP": bool(layer.logits_soft_cap) and layer.logits_soft_cap < NO_CAP,
         "BIAS": layer.alibi_slopes is not None or qq_bias is not None,
-        "PARTIAL": parts is not None,
+        "PARTIAL": partial,
     }
-    # some memory where an optional tensor is not there, as a flag says: None would compile anew for each combination
-    any_ints = batch.query_start_loc
-    any_floats = any_ints.view(torch.float32)
-    return KernelCall.of(
+    num_rows = batch.num_actual_tokens
+    return LaunchForm(
         attention_kernel,
         plan.launch_grid,
         constants,
         plan.tiles.options,
-        out_ptr=stored,
-        lse_ptr=any_floats if lse is None else lse,
-        acc_ptr=any_floats if parts is None else parts.acc,
-        row_max_ptr=any_floats if parts is None else parts.row_max,
-        row_sum_ptr=any_floats if parts is None else parts.row_sum,
-        q_ptr=q,
-        k_ptr=keys.k,
-        v_ptr=keys.v,
-        k_scale_ptr=any_floats if keys.k_scale is None else keys.k_scale,
-        v_scale_ptr=any_floats if keys.v_scale is None else keys.v_scale,
-        output_scale_ptr=any_floats if layer.output_scale is None else layer.output_scale,
-        sinks_ptr=any_floats if sinks is None else sinks,
-        alibi_slopes_ptr=any_floats if layer.alibi_slopes is None else layer.alibi_slopes,
-        qq_bias_ptr=any_floats if qq_bias is None else qq_bias,
-        ranges_ptr=any_ints if ranges is None else ranges,
-        query_start_loc_ptr=batch.query_start_loc,
-        seq_lens_ptr=batch.seq_lens,
-        block_table_ptr=any_ints if batch.block_table is None else batch.block_table,
-        causal_ptr=any_ints.view(torch.bool) if causal is None else causal,
         has_lse=int(lse is not None),
-        has_sinks=int(sinks is not None),
+        has_sinks=int(layer.sinks is not None),
         has_alibi=int(layer.alibi_slopes is not None),
-        has_causal=int(causal is not None),
-        has_scales=int(keys.k_scale is not None and not keys.constants["TOKEN_SCALES"]),
+        has_causal=int(isinstance(batch.causal, torch.Tensor)),
+        has_scales=int(keys.tensors.k_scale is not None and not keys.constants["TOKEN_SCALES"]),
         has_output_scale=int(layer.output_scale is not None),
         finishes=int(finishes),
         scale=layer.scale,
@@ -428,7 +463,7 @@ def attention_call(
         num_ranges=0 if ranges is None else ranges.shape[1],
         bias_len=0 if qq_bias is None else len(qq_bias),
         num_requests=batch.num_requests,
-        num_tokens=batch.num_actual_tokens,
+        num_tokens=num_rows,
         queries_per_tile=plan.tiles.queries,
         one_each=int(plan.one_tile_each),
         heads_first=int(plan.heads_first),
@@ -437,10 +472,10 @@ def attention_call(
         num_splits=plan.splits,
         tiles_per_split=plan.tiles_per_split,
         first_part=first_part,
-        stride_acc_part=0 if parts is None else parts.acc.stride(0),
-        stride_acc_row=0 if parts is None else parts.acc.stride(1),
-        stride_state_part=0 if parts is None else parts.row_max.stride(0),
-        stride_state_head=0 if parts is None else parts.row_max.stride(1),
+        stride_acc_part=num_rows * layer.num_heads * layer.head_size,
+        stride_acc_row=layer.num_heads * layer.head_size,
+        stride_state_part=layer.num_heads * num_rows,
+        stride_state_head=num_rows,
         stride_lse_head=0 if lse is None else lse.stride(0),
         stride_table=0 if batch.block_table is None else batch.block_table.stride(0),
         stride_bias=0 if qq_bias is None else qq_bias.stride(0),
@@ -453,6 +488,69 @@ def attention_call(
         **row_strides,
         **kv_strides,
     )
+
+
+def attention_tensors(
+    plan: AttentionPlan,
+    q: torch.Tensor,
+    keys: KeyTensors,
+    layer: Layer,
+    batch: Batch,
+    out: torch.Tensor,
+    lse: torch.Tensor | None,
+    parts: Parts | None,
+) -> dict[str, torch.Tensor | None]:
+    """What that kernel reads and writes."""
+    # some memory where an optional tensor is not there, as a flag says: None would compile anew for each combination
+    any_ints = batch.query_start_loc
+    any_floats = any_ints.view(torch.float32)
+    return {
+        "out_ptr": stored_format(out, plan.architecture)[0],
+        "lse_ptr": any_floats if lse is None else lse,
+        "acc_ptr": any_floats if parts is None else parts.acc,
+        "row_max_ptr": any_floats if parts is None else parts.row_max,
+        "row_sum_ptr": any_floats if parts is None else parts.row_sum,
+        "q_ptr": q,
+        "k_ptr": keys.k,
+        "v_ptr": keys.v,
+        "k_scale_ptr": any_floats if keys.k_scale is None else keys.k_scale,
+        "v_scale_ptr": any_floats if keys.v_scale is None else keys.v_scale,
+        "output_scale_ptr": any_floats if layer.output_scale is None else layer.output_scale,
+        "sinks_ptr": any_floats if layer.sinks is None else layer.sinks.float(),
+        "alibi_slopes_ptr": any_floats if layer.alibi_slopes is None else layer.alibi_slopes,
+        "qq_bias_ptr": any_floats if batch.qq_bias is None else batch.qq_bias,
+        "ranges_ptr": any_ints if batch.bidirectional_ranges is None else batch.bidirectional_ranges,
+        "query_start_loc_ptr": batch.query_start_loc,
+        "seq_lens_ptr": batch.seq_lens,
+        "block_table_ptr": any_ints if batch.block_table is None else batch.block_table,
+        "causal_ptr": batch.causal if isinstance(batch.causal, torch.Tensor) else any_ints.view(torch.bool),
+    }
+
+
+def _form(
+    q: torch.Tensor,
+    keys: tuple[torch.Tensor, ...],
+    layer: Layer,
+    batch: Batch,
+    out: torch.Tensor | None,
+    lse: torch.Tensor | None,
+    batch_invariant: bool,
+) -> Hashable:
+    """All that checks and launches depend on, beside what `check_attention_tensors` looks at in every call."""
+    # scales in the rows of a cache are aligned
+    offset = keys[0].storage_offset() if layer.layout is Layout.CONTENT_PACKED_SCALED else 0
+    tensors = (tensor_form(q), *map(tensor_form, keys), tensor_form(out), tensor_form(lse))
+    return (*tensors, layer.form, batch.form, _rounded(batch.max_seq_len), batch_invariant, q.device, offset)
+
+
+def _remember(form: Hashable, launches: AttentionLaunches) -> None:
+    if len(_LAUNCHES) == _MOST_LAUNCHES:
+        _LAUNCHES.pop(next(iter(_LAUNCHES)))
+    _LAUNCHES[form] = launches
+
+
+def _rounded(max_seq_len: int) -> int:
+    return -(-max_seq_len // ROUNDED_KEYS) * ROUNDED_KEYS
 
 
 def _window_keys(layer: Layer, batch: Batch) -> int | None:

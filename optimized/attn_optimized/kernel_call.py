@@ -1,36 +1,91 @@
 """Launches as data: what a kernel is compiled for and run with, made from shapes, strides and host values alone."""
 
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
+from triton import JITFunction
 
-Argument = torch.Tensor | int | float | None
+# of pointers, which the compiler is told of: loads of 16 bytes are the widest
+_ALIGNMENT = 16
+
+
+class LaunchForm:
+    """What of a launch does not depend on where its tensors lie: calls of one form share it.
+
+    Args:
+        kernel: what triton.jit made of a function, compiled or interpreted; it takes tensors, then numbers, then constants.
+        grid: programs.
+        constants: the kernel's tl.constexpr, by name.
+        options: the compiler's: num_warps and its like.
+        numbers: the kernel's ints and floats, by name.
+    """
+
+    def __init__(
+        self,
+        kernel: Any,
+        grid: tuple[int, ...],
+        constants: dict[str, Any],
+        options: dict[str, Any],
+        /,
+        **numbers: int | float,
+    ) -> None:
+        self.kernel, self.grid, self.constants, self.options, self.numbers = kernel, grid, constants, options, numbers
+        self._compiled: dict[int, Any] = {}
+
+    @cached_property
+    def tensor_names(self) -> tuple[str, ...]:
+        """The kernel's tensors, in its order."""
+        return tuple(name for name in self.kernel.arg_names if name not in self.numbers and name not in self.constants)
+
+    @cached_property
+    def _behind_tensors(self) -> list[int | float]:
+        values = self.numbers | self.constants
+        return [values[name] for name in self.kernel.arg_names[len(self.tensor_names) :]]
+
+    @cached_property
+    def _aligned(self) -> list[int]:
+        """Places of the tensors whose alignment the kernel is compiled for."""
+        unspecialized = getattr(self.kernel, "do_not_specialize_on_alignment", ())
+        return [place for place, name in enumerate(self.tensor_names) if name not in unspecialized]
+
+    def launch(self, tensors: list[torch.Tensor | None], device: torch.device) -> None:
+        """Run it on tensors in the order of `tensor_names`; a grid without programs runs nothing."""
+        if 0 in self.grid:
+            return
+        if device.type != "cuda":
+            self.kernel[self.grid](*tensors, *self._behind_tensors, **self.options)
+        elif device.index == torch.cuda.current_device():
+            self._launch_on_gpu(tensors, device.index)
+        else:
+            with torch.cuda.device(device):
+                self._launch_on_gpu(tensors, device.index)
+
+    def _launch_on_gpu(self, tensors: list[torch.Tensor | None], index: int) -> None:
+        # Triton looks at every argument of every launch, to find what is compiled for its like; all of a form are alike, but
+        # for the alignment of tensors
+        pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+        is_aligned = not any((pointers[place] or 0) % _ALIGNMENT for place in self._aligned)
+        if is_aligned and (compiled := self._compiled.get(index)) is not None:
+            compiled[(*self.grid, 1, 1)](*pointers, *self._behind_tensors)
+            return
+        compiled = self.kernel[self.grid](*tensors, *self._behind_tensors, **self.options)
+        if is_aligned and isinstance(self.kernel, JITFunction):
+            self._compiled[index] = compiled
 
 
 class KernelCall(NamedTuple):
     """A launch that has not happened yet. Its tensors may be on meta, where it can be compiled but not launched."""
 
-    kernel: Any
-    """What triton.jit made of a function, compiled or interpreted."""
-    grid: tuple[int, ...]
-    constants: dict[str, Any]
-    """The kernel's tl.constexpr, by name."""
-    options: dict[str, Any]
-    """The compiler's: num_warps and its like."""
-    arguments: dict[str, Argument]
-    """The kernel's others, by name."""
+    form: LaunchForm
+    tensors: dict[str, torch.Tensor | None]
+    """By the kernel's names."""
 
-    @classmethod
-    def of(
-        cls, kernel: Any, grid: tuple[int, ...], constants: dict[str, Any], options: dict[str, Any], /, **arguments: Argument
-    ) -> "KernelCall":
-        return cls(kernel, grid, constants, options, arguments)
+    @property
+    def arguments(self) -> dict[str, torch.Tensor | int | float | None]:
+        """All but the constants, by name."""
+        return self.tensors | self.form.numbers
 
     def launch(self, device: torch.device) -> None:
-        """Run it where its tensors are; a grid without programs runs nothing."""
-        if 0 in self.grid:
-            return
-        # in the kernel's order: by name Triton takes half as long again to bind so many
-        values = self.arguments | self.constants
-        with torch.cuda.device(device.index if device.type == "cuda" else -1):
-            self.kernel[self.grid](*[values[name] for name in self.kernel.arg_names], **self.options)
+        """Run it where its tensors are."""
+        self.form.launch([self.tensors[name] for name in self.form.tensor_names], device)

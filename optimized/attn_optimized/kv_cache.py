@@ -5,7 +5,7 @@ from attn_contract import Layer
 from attn_contract.validation import check_rope_and_write_kv_cache, check_write_kv_cache
 
 from attn_optimized.device import architecture_of
-from attn_optimized.kernel_call import KernelCall
+from attn_optimized.kernel_call import KernelCall, LaunchForm
 from attn_optimized.kernels.write_kv_cache import write_kv_cache_kernel
 from attn_optimized.launch import in_units, row_grid, row_tiles
 from attn_optimized.quantization import stored_format
@@ -172,21 +172,12 @@ def _call(
         "TOKEN_SCALES": per_token is not None,
         "ROTATES": cos_sin_cache is not None,
     }
-    return KernelCall.of(
+    form = LaunchForm(
         write_kv_cache_kernel,
         (num_query_tiles + num_key_tiles,),
         constants,
         # a product that is not rounded before it is added would be another rotation
         {**tiles.options, "enable_fp_fusion": False},
-        kv_cache_ptr=stored,
-        k_scale_ptr=k_scale,
-        v_scale_ptr=v_scale,
-        q_ptr=q,
-        k_ptr=k,
-        v_ptr=v,
-        slot_mapping_ptr=slot_mapping,
-        positions_ptr=positions,
-        cos_sin_cache_ptr=cos_sin_cache,
         num_query_tiles=num_query_tiles,
         num_positions=num_positions,
         num_slots=len(slot_mapping),
@@ -206,3 +197,15 @@ def _call(
         **row_strides,
         **kv_strides,
     )
+    tensors = {
+        "kv_cache_ptr": stored,
+        "k_scale_ptr": k_scale,
+        "v_scale_ptr": v_scale,
+        "q_ptr": q,
+        "k_ptr": k,
+        "v_ptr": v,
+        "slot_mapping_ptr": slot_mapping,
+        "positions_ptr": positions,
+        "cos_sin_cache_ptr": cos_sin_cache,
+    }
+    return KernelCall(form, tensors)

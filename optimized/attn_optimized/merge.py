@@ -4,7 +4,7 @@ import torch
 from attn_contract.validation import check_merge_attn_states
 
 from attn_optimized.device import architecture_of
-from attn_optimized.kernel_call import KernelCall
+from attn_optimized.kernel_call import KernelCall, LaunchForm
 from attn_optimized.kernels.merge_attn_states import merge_attn_states_kernel
 from attn_optimized.launch import in_units, row_grid, row_tiles
 
@@ -68,17 +68,11 @@ def merge_attn_states_call(
         stride_b_row=out_b.stride(0),
         stride_b_head=out_b.stride(1),
     )
-    return KernelCall.of(
+    form = LaunchForm(
         merge_attn_states_kernel,
         row_grid(tiles, num_tokens * num_heads),
         {**tiles.constants, "STRIDE_UNIT": unit},
         tiles.options,
-        out_ptr=out,
-        lse_ptr=lse,
-        out_a_ptr=out_a,
-        lse_a_ptr=lse_a,
-        out_b_ptr=out_b,
-        lse_b_ptr=lse_b,
         num_tokens=num_tokens,
         num_heads=num_heads,
         stride_lse=0 if lse is None else lse.stride(0),
@@ -86,3 +80,12 @@ def merge_attn_states_call(
         stride_lse_b=lse_b.stride(0),
         **strides,
     )
+    tensors = {
+        "out_ptr": out,
+        "lse_ptr": lse,
+        "out_a_ptr": out_a,
+        "lse_a_ptr": lse_a,
+        "out_b_ptr": out_b,
+        "lse_b_ptr": lse_b,
+    }
+    return KernelCall(form, tensors)

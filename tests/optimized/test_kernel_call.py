@@ -6,13 +6,16 @@ from functools import partial
 from typing import Any
 
 import attn_optimized
+import attn_reference
 import pytest
 import torch
 from attn_contract import ContractError, Layer, Layout
+from attn_contract.forms import tensor_form
+from attn_optimized import attention
 from attn_optimized.attention import paged_attention_calls, varlen_attention_calls
 from attn_optimized.cascade import cascade_attention_calls
 from attn_optimized.device import architecture_of, compute_units_of
-from attn_optimized.kernel_call import KernelCall
+from attn_optimized.kernel_call import KernelCall, LaunchForm
 from attn_optimized.kv_cache import rope_and_write_kv_cache_call, write_kv_cache_call
 from attn_optimized.merge import merge_attn_states_call
 
@@ -49,13 +52,11 @@ def on_meta(value: Any) -> Any:
     return replace(value, **{name: on_meta(tensor) for name, tensor in tensors.items()}) if tensors else value
 
 
-def described(call: KernelCall) -> KernelCall:
-    """A call with its tensors as (dtype, shape, strides)."""
-    arguments = {
-        name: (value.dtype, value.shape, value.stride()) if isinstance(value, torch.Tensor) else value
-        for name, value in call.arguments.items()
-    }
-    return call._replace(arguments=arguments)
+def described(call: KernelCall) -> tuple[Any, ...]:
+    """All of a call, its tensors as (dtype, shape, strides)."""
+    tensors = {name: tensor_form(tensor) for name, tensor in call.tensors.items()}
+    form = call.form
+    return form.kernel, form.grid, form.constants, form.options, form.numbers, tensors
 
 
 def outputs(q: torch.Tensor, layer: Layer) -> dict[str, torch.Tensor]:
@@ -83,7 +84,8 @@ def make(request, paged_call, varlen_call, device) -> tuple[Callable[..., Any], 
     """A function that makes calls, its arguments, and the outputs by name."""
     if request.param == "varlen":
         arguments = varlen_call([5, 9], output_scale=torch.tensor([2.0]))
-        return varlen_attention_calls, arguments, outputs(arguments.q, arguments.layer)
+        plan = attn_optimized.plan_of(arguments.q, arguments.layer, arguments.batch)
+        return varlen_attention_calls, (*arguments, plan), outputs(arguments.q, arguments.layer)
     if request.param == "cascade":
         arguments = paged_call([2, 3], [40, 50])
         return cascade_attention_calls, (*arguments, 16), outputs(arguments.q, arguments.layer)
@@ -99,7 +101,8 @@ def make(request, paged_call, varlen_call, device) -> tuple[Callable[..., Any], 
         lse = torch.randn(NUM_KV_HEADS, NUM_ROWS, device=device)
         return merge_attn_states_call, (a, lse, b, lse), {"out": torch.empty_like(a)}
     arguments = paged_call(**PAGED[request.param])
-    return paged_attention_calls, arguments, outputs(arguments.q, arguments.layer)
+    plan = attn_optimized.plan_of(arguments.q, arguments.layer, arguments.batch)
+    return paged_attention_calls, (*arguments, plan), outputs(arguments.q, arguments.layer)
 
 
 def calls(made: Any) -> list[KernelCall]:
@@ -109,24 +112,30 @@ def calls(made: Any) -> list[KernelCall]:
 def test_a_call_names_what_its_kernel_takes(make):
     function, arguments, out = make
     for call in calls(function(*arguments, **out)):
-        assert sorted([*call.arguments, *call.constants]) == sorted(call.kernel.arg_names)
+        form = call.form
+        assert sorted([*call.tensors, *form.numbers, *form.constants]) == sorted(form.kernel.arg_names)
+        assert form.tensor_names == tuple(form.kernel.arg_names[: len(call.tensors)]), "it takes tensors first"
 
 
 def test_meta_tensors_make_the_call_that_real_ones_make(make, device):
     function, arguments, out = make
-    gpu: dict[str, Any] = {"architecture": architecture_of(device, torch.float32)}
-    if function in (paged_attention_calls, varlen_attention_calls, cascade_attention_calls):
+    architecture = architecture_of(device, torch.float32)
+    # a plan says what an attention is launched on
+    gpu: dict[str, Any] = {"architecture": architecture}
+    if function is cascade_attention_calls:
         gpu["compute_units"] = compute_units_of(device)
+    elif function in (paged_attention_calls, varlen_attention_calls):
+        gpu = {}
     real = calls(function(*arguments, **out))
     meta = calls(function(*map(on_meta, arguments), **{name: on_meta(tensor) for name, tensor in out.items()}, **gpu))
     assert [described(call) for call in meta] == [described(call) for call in real]
-    assert all(tensor.is_meta for call in meta for tensor in call.arguments.values() if isinstance(tensor, torch.Tensor))
+    assert all(tensor.is_meta for call in meta for tensor in call.tensors.values() if tensor is not None)
 
 
 def test_making_calls_writes_nothing_and_launching_them_is_the_function(paged_call, device):
     call = paged_call(**PAGED["split"])
     out, expected = outputs(call.q, call.layer), outputs(call.q, call.layer)
-    made = list(paged_attention_calls(*call, **out))
+    made = list(paged_attention_calls(*call, attn_optimized.plan_of(call.q, call.layer, call.batch), **out))
     assert len(made) == 2, "keys that are split are reduced"
     assert all(tensor.isnan().all() for tensor in out.values())
     attn_optimized.paged_attention(*call, **expected)
@@ -140,20 +149,79 @@ def test_a_call_is_launched_by_name_whatever_the_order(device):
     a, b, lse = rows(device), rows(device), torch.randn(NUM_KV_HEADS, NUM_ROWS, device=device)
     out, expected = torch.empty_like(a), attn_optimized.merge_attn_states(a, lse, b, lse)
     call = merge_attn_states_call(a, lse, b, lse, out=out)
-    call._replace(arguments=dict(reversed(call.arguments.items()))).launch(device)
+    call._replace(tensors=dict(reversed(call.tensors.items()))).launch(device)
     torch.testing.assert_close(out, expected, rtol=0, atol=0)
-    with pytest.raises(KeyError, match="stride_lse_b"):
-        call._replace(arguments={n: value for n, value in call.arguments.items() if n != "stride_lse_b"}).launch(device)
+    with pytest.raises(KeyError, match="lse_b_ptr"):
+        call._replace(tensors={name: tensor for name, tensor in call.tensors.items() if name != "lse_b_ptr"}).launch(device)
 
 
 def test_a_grid_without_programs_launches_nothing(device):
     a, lse = rows(device), torch.zeros(NUM_KV_HEADS, NUM_ROWS, device=device)
     out = torch.full_like(a, torch.nan)
     call = merge_attn_states_call(a, lse, a, lse, out=out)
-    call._replace(grid=(0,)).launch(device)
+    form = call.form
+    call._replace(form=LaunchForm(form.kernel, (0,), form.constants, form.options, **form.numbers)).launch(device)
     assert out.isnan().all()
     call.launch(device)
     torch.testing.assert_close(out, a)
+
+
+def test_calls_of_one_form_share_a_launch_but_no_tensors(paged_call):
+    """The second call is launched as the first one was, on its own values, lengths and addresses."""
+    first = paged_call([1, 2], [40, 50], sinks=[0.5] * NUM_HEADS)
+    second = paged_call([2, 1], [45, 61], sinks=[3.0] * NUM_HEADS)
+    assert first.layer.form == second.layer.form
+    assert first.batch.form == second.batch.form
+    assert first.q.data_ptr() != second.q.data_ptr()
+    for call in (first, second, first):
+        owned = slice(3)
+        expected = attn_reference.paged_attention(*call)
+        torch.testing.assert_close(attn_optimized.paged_attention(*call)[owned], expected[owned])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda call: {"out": call.q}, "out: got memory that reaches into q's"),
+        (lambda call: {"lse": torch.empty(1, NUM_HEADS, 2, device=call.q.device)[0, :, :0]}, "lse: got "),
+        (lambda call: {"q": call.q.clone().requires_grad_()}, "q: got requires_grad=True"),
+        (lambda call: {"q": call.q.to("meta")}, "got a tensor on"),
+        (lambda call: {"q": "q"}, "q: got 'q'"),
+        (lambda call: {"batch": replace(call.batch, block_table=None)}, "block_table: got None"),
+        (lambda call: {"layer": replace(call.layer, head_size=8)}, "q: got shape"),
+    ],
+)
+def test_a_call_like_one_before_is_checked_like_that_one(change, message, paged_call):
+    call = paged_call([1, 1], [40, 50])
+    attn_optimized.paged_attention(*call)
+    with pytest.raises(ContractError, match=message):
+        attn_optimized.paged_attention(**{**call._asdict(), **change(call)})
+
+
+def test_forms_that_are_long_unused_are_forgotten(paged_call, monkeypatch):
+    monkeypatch.setattr(attention, "_LAUNCHES", {})
+    monkeypatch.setattr(attention, "_MOST_LAUNCHES", 2)
+    made = [paged_call([1], [length]) for length in (10, 100, 200)]
+    for call in made:
+        attn_optimized.paged_attention(*call)
+    assert len(attention._LAUNCHES) == 2
+    expected = attn_reference.paged_attention(*made[0])
+    torch.testing.assert_close(attn_optimized.paged_attention(*made[0])[:1], expected[:1])
+
+
+def test_a_compiled_kernel_is_launched_again_only_on_tensors_that_it_fits(device):
+    """It may load 16 bytes at once from a tensor that is aligned so, and not from one that is not."""
+    if device.type != "cuda":
+        pytest.skip("nothing is compiled without a GPU")
+    a, b, lse = rows(device), rows(device), torch.randn(NUM_KV_HEADS, NUM_ROWS, device=device)
+    shifted = torch.empty(a.numel() + 1, device=device)[1:].view(a.shape).copy_(a)
+    call = merge_attn_states_call(a, lse, b, lse, out=torch.empty_like(a))
+    expected = attn_optimized.merge_attn_states(a, lse, b, lse)
+    for first in (a, a, shifted, a):
+        call.tensors["out_ptr"].fill_(torch.nan)
+        call._replace(tensors={**call.tensors, "out_a_ptr": first}).launch(device)
+        torch.testing.assert_close(call.tensors["out_ptr"], expected, rtol=0, atol=0)
+    assert list(call.form._compiled) == [device.index]
 
 
 def test_a_call_is_made_for_the_gpu_that_is_named(paged_call):
@@ -163,18 +231,20 @@ def test_a_call_is_made_for_the_gpu_that_is_named(paged_call):
     arguments = [on_meta(argument) for argument in call]
 
     def attention_calls(architecture: str, compute_units: int) -> list[KernelCall]:
-        return list(paged_attention_calls(*arguments, **out, architecture=architecture, compute_units=compute_units))
+        q, _, layer, batch = arguments
+        plan = attn_optimized.plan_of(q, layer, batch, architecture=architecture, compute_units=compute_units)
+        return list(paged_attention_calls(*arguments, plan, **out))
 
     (one, _), (many, _) = attention_calls("gfx942", 2), attention_calls("gfx942", 8)
-    assert 1 < one.grid[2] < many.grid[2]
+    assert 1 < one.form.grid[2] < many.form.grid[2]
     q, _, layer, batch = arguments
     for architecture in ("sm90", "gfx942", "gfx1201"):
-        attention, reduction = attention_calls(architecture, 64)
+        one, reduction = attention_calls(architecture, 64)
         plan = attn_optimized.plan_of(q, layer, batch, architecture=architecture, compute_units=64)
-        assert attention.constants["BLOCK_N"] == plan.tiles.block_n
-        assert attention.options == plan.tiles.options
-        assert attention.grid == (*plan.grid, plan.splits)
-        assert reduction.arguments["num_parts"] == plan.splits
+        assert one.form.constants["BLOCK_N"] == plan.tiles.block_n
+        assert one.form.options == plan.tiles.options
+        assert one.form.grid == (*plan.grid, plan.splits)
+        assert reduction.form.numbers["num_parts"] == plan.splits
 
 
 @pytest.mark.parametrize(("given", "missing"), [("architecture", "compute_units"), ("compute_units", "architecture")])

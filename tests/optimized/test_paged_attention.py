@@ -9,7 +9,7 @@ import pytest
 import torch
 import triton
 from attn_contract import AttentionType, Layout
-from attn_optimized.attention import Parts, attention_calls, paged_attention_calls, paged_keys
+from attn_optimized.attention import Parts, paged_attention_calls
 from attn_optimized.kernels.online_softmax import FINISHED
 from attn_optimized.kernels.query_tiles import REQUESTS_AT_ONCE
 from attn_optimized.launch import FEW_KEYS
@@ -240,7 +240,7 @@ def attend_in(splits, tiles_per_split=1):
 
     def attend(q, kv_cache, layer, batch, *, out, lse, validate):
         plan = replace(attn_optimized.plan_of(q, layer, batch), splits=splits, tiles_per_split=tiles_per_split)
-        for kernel in attention_calls(plan, q, paged_keys(kv_cache, layer, plan), layer, batch, out, lse):
+        for kernel in paged_attention_calls(q, kv_cache, layer, batch, plan, out=out, lse=lse):
             if not made:
                 made.append(Parts(*(kernel.arguments[f"{name}_ptr"].fill_(torch.nan) for name in Parts._fields)))
             kernel.launch(q.device)
@@ -271,7 +271,7 @@ def test_the_reduction_does_not_touch_a_finished_row(paged_call):
     call = paged_call([1, 1], [5, 600])
     out = torch.full_like(call.q, torch.nan)
     plan = replace(attn_optimized.plan_of(call.q, call.layer, call.batch), splits=3, tiles_per_split=1)
-    kernels = attention_calls(plan, call.q, paged_keys(call.kv_cache, call.layer, plan), call.layer, call.batch, out, None)
+    kernels = paged_attention_calls(*call, plan, out=out)
     next(kernels).launch(call.q.device)
     assert out[0].isfinite().all()
     assert out[1].isnan().all(), "of several parts: left to the reduction"
@@ -322,7 +322,7 @@ def test_either_order_of_programs(heads_first, paged_call, assert_agrees):
     assert plan.one_tile_each
 
     def attend(q, kv_cache, layer, batch, *, out, lse, validate):
-        for kernel in attention_calls(plan, q, paged_keys(kv_cache, layer, plan), layer, batch, out, lse):
+        for kernel in paged_attention_calls(q, kv_cache, layer, batch, plan, out=out, lse=lse):
             kernel.launch(q.device)
         return out
 
@@ -344,8 +344,9 @@ def test_a_short_window_takes_one_loop(query_len, paged_call, assert_agrees):
     ]:
         call = paged_call([query_len], [seq_len], **rules)
         call = call._replace(batch=replace(call.batch, max_seq_len=seq_len))
-        kernel = next(paged_attention_calls(*call, out=torch.empty_like(call.q)))
-        assert kernel.constants["INNER"] == has_two, (rules, seq_len)
+        plan = attn_optimized.plan_of(call.q, call.layer, call.batch)
+        kernel = next(paged_attention_calls(*call, plan, out=torch.empty_like(call.q)))
+        assert kernel.form.constants["INNER"] == has_two, (rules, seq_len)
         assert_agrees(call)
 
 
