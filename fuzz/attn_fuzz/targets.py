@@ -324,7 +324,7 @@ def _triton_support(device: str) -> Support:
     if device == "cpu":
         return Support(max_tokens=128, max_seq_len=512)
     # every size is compiled, in all combinations with the rest: those of models only
-    return Support(max_tokens=1024, max_seq_len=4096, head_sizes=(64, 80, 128), steps_per_layer=16)
+    return Support(max_tokens=1024, max_seq_len=4096, head_sizes=(64, 80, 128), steps_per_layer=32)
 
 
 def _triton_missing(device: str) -> str | None:

@@ -424,3 +424,22 @@ def test_the_page_lists_all_properties_and_what_our_kernels_promise():
         compared = "bit by bit" if each.is_bitwise else "within the bound"
         assert f"| {each.name} | {each.says} | {compared} | {each.applies} |" in page, each.name
     assert page.count("\n| ") == len(promised) + 1
+
+
+def test_an_output_that_was_rounded_up_to_the_smallest_normal_number_need_not_double():
+    """2**-14 - 2**-25 is half way between two subnormals of float16; twice that is a number that float16 holds."""
+    half_way = 2.0**-14 - 2.0**-25
+    case = msgspec.structs.replace(SEEN, dtype="float16", writes=False)
+    step = tensors.build(case)
+    assert step.kv_cache is not None
+    first = step.kv_cache[1].nan_to_num().abs().sum()
+
+    def attend(part: Step) -> None:
+        assert part.kv_cache is not None
+        part.out.fill_(half_way * float(part.kv_cache[1].nan_to_num().abs().sum() / first))
+
+    attend(step)
+    assert float(step.out[0, 0, 0]) == 2.0**-14
+    assert properties.doubled_values()(step, attend) is None
+    step.out.fill_(2.0**-13)
+    assert properties.doubled_values()(step, attend) is not None

@@ -44,7 +44,7 @@ from attn_fuzz.runner import Outcome
 from attn_fuzz.targets import Support, Target
 from hypothesis.database import ExampleDatabase
 
-PROFILES = {"ci": 300, "nightly": 20_000, "soak": 1_000_000}
+PROFILES = {"ci": 300, "nightly": 40_000, "soak": 1_000_000}
 FOLDER = Path("attn-parity-runs")
 _PROFILES = ", ".join(f"{name} {examples}" for name, examples in PROFILES.items())
 
