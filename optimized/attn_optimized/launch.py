@@ -28,6 +28,10 @@ _MAX_GRID_Y = 65535
 UNLIMITED = 2**31 - 1
 # More parts than this cost the reduction more than they bring.
 MAX_SPLITS = 128
+# Waves of programs where requests are of different lengths, and at least where they are not.
+UNEVEN_WAVES, LEAST_WAVES = 4, 1.5
+# Of the time without a split, what each further part adds to it: measured at 64 requests of 8k keys.
+PART_COST = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +136,7 @@ def attention_tiles(
     block_d = max(_MIN_DOT, _power_of_2(head_size))
     if parameters is None and architecture == INTERPRETER:
         # a few hundred keys are split, and most small cases not slowed down
-        parameters = Parameters(block_m=64, block_n=64, num_warps=1, num_stages=1, keys_per_split=128)
+        parameters = Parameters(block_m=64, block_n=64, num_warps=1, num_stages=1, keys_per_split=64)
     elif parameters is None:
         parameters = parameters_for(architecture, phase=phase, itemsize=itemsize, block_d=block_d, quantized=quantized)
     # of decode, two sizes and not one for every number of queries: each is compiled
@@ -191,8 +195,9 @@ class AttentionPlan:
         short_window: whether a loop for tiles without a mask is not worth its start.
         one_tile_each: whether each request has one tile of queries.
         heads_first: whether neighbouring programs are heads of one tile, or tiles of one head.
-        splits: parts of the keys of each tile, each a program of its own.
-        tiles_per_split: tiles of keys of a part.
+        splits: parts of the keys of each tile at most, each a program of its own.
+        even_splits: parts where requests are of much the same length; see kernels/split_keys.py.
+        least_tiles, most_tiles: tiles of keys that are worth a part, and that a tile of queries sees at most.
         scratch_bytes: memory that the parts take between two kernels; 0 without a split.
     """
 
@@ -204,7 +209,9 @@ class AttentionPlan:
     one_tile_each: bool
     heads_first: bool
     splits: int
-    tiles_per_split: int
+    even_splits: int
+    least_tiles: int
+    most_tiles: int
     scratch_bytes: int
 
     @property
@@ -274,12 +281,14 @@ def attention_plan(
         num_kv_heads=num_kv_heads,
         max_query_len=max_query_len,
     )
-    splits, seen = 1, max_keys + tiles.queries - 1
+    splits = even_splits = 1
+    seen = max_keys + tiles.queries - 1
     if not batch_invariant:
-        splits = num_splits(
+        splits, even_splits = num_splits(
             architecture,
             compute_units=compute_units,
             num_programs=grid[0] * grid[1],
+            num_requests=num_requests,
             max_keys=seen,
             parameters=tiles.parameters,
         )
@@ -292,27 +301,55 @@ def attention_plan(
         one_tile_each=one_tile_each,
         heads_first=one_tile_each and grid[0] <= _MAX_GRID_Y,
         splits=splits,
-        tiles_per_split=-(-seen // (splits * tiles.block_n)),
+        even_splits=even_splits,
+        least_tiles=-(-tiles.parameters.keys_per_split // tiles.block_n),
+        most_tiles=-(-seen // tiles.block_n),
         scratch_bytes=parts_bytes(splits, num_tokens=num_tokens, num_heads=num_heads, head_size=head_size) if splits > 1 else 0,
     )
 
 
-def num_splits(architecture: str, *, compute_units: int, num_programs: int, max_keys: int, parameters: Parameters) -> int:
-    """Into how many parts the keys of every tile of queries are split, so that few long requests fill the device.
+def num_splits(
+    architecture: str,
+    *,
+    compute_units: int,
+    num_programs: int,
+    num_requests: int,
+    max_keys: int,
+    parameters: Parameters,
+) -> tuple[int, int]:
+    """Into how many parts the keys of a tile of queries are split, so that the device is full until all is done.
 
-    Each part is a program of its own, and costs a float32 output row in scratch memory and in the reduction. A tile with fewer
-    keys than parts leaves the last ones empty.
+    Each part is a program of its own, and costs a float32 output row in scratch memory and in the reduction.
 
     Args:
         compute_units: multiprocessors (NVIDIA) or compute units (AMD).
         num_programs: programs without a split.
         max_keys: that a tile sees, an upper bound, possibly loose.
-        parameters: how many keys are worth a program, and how many programs a compute unit.
+        parameters: how many keys are worth a program, and how many programs run on a compute unit at once.
+
+    Returns:
+        Parts of the longest request: so many that those of few keys fill what it leaves idle; and fewer where all requests are
+        of one length.
     """
-    wanted = 6 if architecture == INTERPRETER else parameters.programs_per_unit * compute_units
-    by_device = -(-wanted // max(1, num_programs))
-    by_length = -(-max_keys // parameters.keys_per_split)
-    return max(1, min(by_device, by_length, MAX_SPLITS))
+    at_once = 2 if architecture == INTERPRETER else parameters.programs_per_unit * compute_units
+    most = max(1, min(-(-max_keys // parameters.keys_per_split), MAX_SPLITS))
+    even = min(most, _even_splits(num_programs, at_once))
+    if num_requests == 1:
+        return even, even
+    return max(even, min(most, -(-UNEVEN_WAVES * at_once // max(1, num_programs)))), even
+
+
+def _even_splits(num_programs: int, at_once: int) -> int:
+    """The fewest parts that make programs of one length end together, in about two waves or more: those of a single one would
+    also begin together, and leave the memory idle meanwhile."""
+    if not num_programs:
+        return 1
+
+    def idle(splits: int) -> float:
+        waves = num_programs * splits / at_once
+        return math.ceil(waves) / waves * (1 + PART_COST * (splits - 1)) if waves >= LEAST_WAVES else math.inf
+
+    return min(range(1, max(4, 2 * at_once // num_programs) + 1), key=idle)
 
 
 def parts_bytes(num_parts: int, *, num_tokens: int, num_heads: int, head_size: int) -> int:
@@ -361,8 +398,8 @@ def reduce_tiles(architecture: str, *, head_size: int, num_parts: int) -> Reduce
     if architecture == INTERPRETER:
         block_rows = max(1, min(64, (1 << 17) // block_d))
         return ReduceTiles(head_size=head_size, block_rows=block_rows, block_parts=8, block_d=block_d, num_warps=1)
-    # two sizes, and not one for every number of parts: each is compiled
-    block_parts = 4 if num_parts <= 4 else 32
+    # three sizes, and not one for every number of parts: each is compiled
+    block_parts = 4 if num_parts <= 4 else 32 if num_parts <= 32 else 128
     return ReduceTiles(head_size=head_size, block_rows=1, block_parts=block_parts, block_d=block_d, num_warps=4)
 
 

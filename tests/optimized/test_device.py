@@ -87,5 +87,7 @@ def test_one_long_request_fills_each_gpu(on):
         on(properties)
         units = device.compute_units_of(CUDA)
         parameters = parameters_for(architecture, phase="decode", itemsize=2, block_d=128, quantized=False)
-        splits = num_splits(architecture, compute_units=units, num_programs=8, max_keys=131072, parameters=parameters)
+        call = {"num_programs": 8, "num_requests": 1, "max_keys": 131072, "parameters": parameters}
+        splits, even_splits = num_splits(architecture, compute_units=units, **call)
         assert 8 * splits >= min(2 * units, 8 * 64), architecture
+        assert splits == even_splits, "a request by itself is as long as all are"

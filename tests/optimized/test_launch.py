@@ -8,17 +8,19 @@ from attn_contract import UnsupportedError
 from attn_optimized.launch import (
     FEW_KEYS,
     FEW_ROWS,
+    UNEVEN_WAVES,
     attention_grid,
     attention_plan,
     attention_tiles,
     distance,
     in_units,
+    num_splits,
     phase_of,
     reduce_tiles,
     row_grid,
     row_tiles,
 )
-from attn_optimized.launch_table import Phase
+from attn_optimized.launch_table import Phase, parameters_for
 
 ARCHITECTURES = ("interpreter", "sm90", "gfx942", "gfx1201")
 HEAD_SIZES = (1, 16, 40, 64, 80, 96, 128, 256)
@@ -179,7 +181,7 @@ def test_row_tiles(architecture, head_size):
 def test_reduce_tiles(architecture, head_size):
     """Few sizes whatever the number of parts: each is compiled."""
     tiles = {reduce_tiles(architecture, head_size=head_size, num_parts=n) for n in range(2, 300)}
-    assert len(tiles) <= 2
+    assert len(tiles) <= 3
     for size in tiles:
         assert size.block_d >= head_size
         for side in (size.block_rows, size.block_parts, size.block_d):
@@ -240,7 +242,7 @@ def test_batch_invariant_plans_depend_on_shapes_of_the_layer_alone():
 
 @pytest.mark.parametrize("max_keys", [1, 64, 65, 500, 4096, 100_000])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_parts_hold_all_keys_and_none_too_many(architecture, max_keys):
+def test_parts_are_no_more_than_keys_are_worth(architecture, max_keys):
     """The keys of a tile of queries begin anywhere: one tile more than they fill is left to the kernel to make room for."""
     for num_requests, max_query_len in itertools.product((1, 3, 40), (1, 5, 300)):
         chosen = plan(
@@ -251,9 +253,19 @@ def test_parts_hold_all_keys_and_none_too_many(architecture, max_keys):
             max_seq_len=max_keys,
         )
         seen = max_keys + chosen.tiles.queries - 1
-        part = chosen.tiles_per_split * chosen.tiles.block_n
-        assert chosen.splits * part >= seen
-        assert chosen.splits * (part - chosen.tiles.block_n) < seen
+        assert 0 <= chosen.most_tiles * chosen.tiles.block_n - seen < chosen.tiles.block_n
+        assert 1 <= chosen.even_splits <= chosen.splits <= max(1, -(-seen // chosen.tiles.parameters.keys_per_split))
+
+
+@pytest.mark.parametrize(
+    ("num_programs", "parts"),
+    [(8, (66, 66)), (64, (17, 8)), (264, (4, 2)), (300, (4, 4)), (512, (3, 1)), (1024, (2, 1)), (2048, (1, 1))],
+)
+def test_programs_of_one_length_end_together(num_programs, parts):
+    """264 run at once. Of one length, in two waves or so; of different lengths, in four, so that short ones fill gaps."""
+    parameters = parameters_for("sm90", phase="decode", itemsize=2, block_d=128, quantized=False)
+    call = {"num_requests": 1 if num_programs == 8 else num_programs // 8, "max_keys": 1 << 20, "parameters": parameters}
+    assert num_splits("sm90", compute_units=132, num_programs=num_programs, **call) == parts
 
 
 def test_scratch_of_a_split_is_small():
@@ -262,7 +274,7 @@ def test_scratch_of_a_split_is_small():
     for n, q in itertools.product(range(1, 300), (1, 4, 16, 64)):
         chosen = plan(num_tokens=n * q, num_requests=n, max_query_len=q, head_size=256, max_seq_len=1 << 20)
         splits.add(chosen.splits)
-        programs = 2 * 132 * chosen.tiles.parameters.programs_per_unit
+        programs = UNEVEN_WAVES * 132 * chosen.tiles.parameters.programs_per_unit + chosen.num_programs // chosen.splits
         assert chosen.scratch_bytes <= programs * chosen.tiles.block_m * (256 + 2) * 4
         assert (chosen.scratch_bytes > 0) == (chosen.splits > 1)
     assert len(splits) > 3

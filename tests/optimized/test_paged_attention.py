@@ -234,12 +234,13 @@ def test_batch_invariant_beside_a_request_with_other_rules(window, others, paged
     assert torch.equal(alone, together[:70])
 
 
-def attend_in(splits, tiles_per_split=1):
-    """The kernels with keys in so many parts of so many tiles, whatever a plan would choose; the parts begin as NaN."""
+def attend_in(splits, least_tiles=1, even_splits=None):
+    """The kernels with keys in so many parts of so many tiles at least, whatever a plan would choose; parts begin as NaN."""
     made = []
 
     def attend(q, kv_cache, layer, batch, *, out, lse, validate):
-        plan = replace(attn_optimized.plan_of(q, layer, batch), splits=splits, tiles_per_split=tiles_per_split)
+        chosen = {"splits": splits, "even_splits": even_splits or splits, "least_tiles": least_tiles}
+        plan = replace(attn_optimized.plan_of(q, layer, batch), **chosen)
         for kernel in paged_attention_calls(q, kv_cache, layer, batch, plan, out=out, lse=lse):
             if not made:
                 made.append(Parts(*(kernel.arguments[f"{name}_ptr"].fill_(torch.nan) for name in Parts._fields)))
@@ -270,7 +271,7 @@ def test_a_tile_of_a_single_part_finishes_itself(rules, paged_call, assert_agree
 def test_the_reduction_does_not_touch_a_finished_row(paged_call):
     call = paged_call([1, 1], [5, 600])
     out = torch.full_like(call.q, torch.nan)
-    plan = replace(attn_optimized.plan_of(call.q, call.layer, call.batch), splits=3, tiles_per_split=1)
+    plan = replace(attn_optimized.plan_of(call.q, call.layer, call.batch), splits=3, least_tiles=1)
     kernels = paged_attention_calls(*call, plan, out=out)
     next(kernels).launch(call.q.device)
     assert out[0].isfinite().all()
@@ -282,16 +283,35 @@ def test_the_reduction_does_not_touch_a_finished_row(paged_call):
 
 
 @pytest.mark.parametrize("splits", [2, 3, 7])
-@pytest.mark.parametrize("tiles_per_split", [1, 2, 5])
+@pytest.mark.parametrize("least_tiles", [1, 2, 5])
+@pytest.mark.parametrize("seq_lens", [[600, 333, 64], [600, 590, 600]], ids=["uneven", "even"])
 @pytest.mark.parametrize(
     "rules",
     [{}, {"window": (130, -1)}, {"window": (20, -1), "sink_tokens": 100}, {"causal": False}, {"chunked_local": 150}],
     ids=["causal", "window", "sink tokens", "all", "chunks"],
 )
-def test_parts_cover_all_keys(splits, tiles_per_split, rules, paged_call, assert_agrees):
-    """However many tiles a plan took for a part: with too few for a long request, the kernel makes parts longer."""
-    call = paged_call([1, 70, 2], [600, 333, 64], sinks=SINKS, **rules)
-    assert_agrees(call, attend_in(splits, tiles_per_split)[0])
+def test_parts_cover_all_keys(splits, least_tiles, seq_lens, rules, paged_call, assert_agrees):
+    call = paged_call([1, 70, 2], seq_lens, sinks=SINKS, **rules)
+    assert_agrees(call, attend_in(splits, least_tiles, even_splits=2)[0])
+
+
+def parts_of(seq_lens, paged_call, max_seq_len=640, **parts):
+    """In how many parts of the keys each request has a state after the kernel."""
+    call = paged_call([1] * len(seq_lens), seq_lens)
+    call = call._replace(batch=replace(call.batch, max_seq_len=max_seq_len))
+    attend, made = attend_in(**parts)
+    attend(*call, out=torch.empty_like(call.q), lse=None, validate=False)
+    return (made[0].row_max[:, 0] > -torch.inf).sum(0)[: len(seq_lens)].tolist()
+
+
+def test_requests_of_one_length_are_cut_into_few_parts_and_others_by_their_length(paged_call):
+    assert parts_of([640, 640, 640], paged_call, splits=5, even_splits=2) == [2, 2, 2]
+    assert parts_of([640, 640, 576], paged_call, splits=5, even_splits=2) == [2, 2, 2], "nearly"
+    assert parts_of([640, 128, 300], paged_call, splits=5, even_splits=2) == [5, 1, 3]
+    assert parts_of([640, 128, 300], paged_call, splits=5, even_splits=2, least_tiles=4) == [3, 1, 2]
+    assert parts_of([640], paged_call, splits=5, even_splits=3) == [3]
+    # as where a captured graph is replayed with shorter lengths
+    assert parts_of([640, 128, 300], paged_call, max_seq_len=100_000, splits=5, even_splits=2) == [5, 1, 3]
 
 
 @pytest.mark.parametrize("max_seq_len", [600, 601, 640, 5000], ids=["tight", "loose by one", "by a tile", "by far"])

@@ -8,17 +8,18 @@ from attn_optimized.kernels.logits import alibi, qq_bias, tanh
 from attn_optimized.kernels.online_softmax import FINISHED, LOG2E, attend, begin_rows, divide, normalize
 from attn_optimized.kernels.quantization import decode, encode
 from attn_optimized.kernels.query_tiles import find_tile
+from attn_optimized.kernels.split_keys import tiles_of_part
 from attn_optimized.kernels.visibility import in_any_range, in_chunk, in_window, with_ranges
 
 # Compiled once for all of these: what changes from step to step, what is there or not, and strides.
 _RUNTIME = [
     "scale", "cap", "left", "right", "ahead", "sink_tokens", "chunk", "range_left", "num_ranges", "bias_len", "has_lse",
     "has_sinks", "has_alibi", "has_causal", "has_scales", "has_output_scale", "finishes", "num_requests", "num_tokens",
-    "queries_per_tile", "one_each", "heads_first", "group", "group_inverse", "num_splits", "tiles_per_split", "first_part",
-    "stride_acc_part", "stride_acc_row", "stride_out_row", "stride_out_head", "stride_q_row", "stride_q_head", "stride_kv",
-    "stride_block", "stride_k_slot", "stride_k_head", "stride_v_slot", "stride_v_head", "stride_k_scale_block",
-    "stride_k_scale_slot", "stride_k_scale_head", "stride_v_scale_block", "stride_v_scale_slot", "stride_v_scale_head",
-    "stride_lse_head", "stride_state_part", "stride_state_head", "stride_table", "stride_bias",
+    "queries_per_tile", "one_each", "heads_first", "group", "group_inverse", "num_splits", "even_splits", "least_tiles",
+    "most_tiles", "first_part", "stride_acc_part", "stride_acc_row", "stride_out_row", "stride_out_head", "stride_q_row",
+    "stride_q_head", "stride_kv", "stride_block", "stride_k_slot", "stride_k_head", "stride_v_slot", "stride_v_head",
+    "stride_k_scale_block", "stride_k_scale_slot", "stride_k_scale_head", "stride_v_scale_block", "stride_v_scale_slot",
+    "stride_v_scale_head", "stride_lse_head", "stride_state_part", "stride_state_head", "stride_table", "stride_bias",
 ]  # fmt: skip
 _ANY_ALIGNMENT = [
     "lse_ptr", "row_max_ptr", "row_sum_ptr", "k_scale_ptr", "v_scale_ptr", "output_scale_ptr", "sinks_ptr", "alibi_slopes_ptr",
@@ -83,9 +84,11 @@ def attention_kernel(
     group,
     # 2^16 / group, rounded up: a row of a tile times this, shifted by 16, is its query
     group_inverse,
+    # see split_keys
     num_splits,
-    # tiles of keys of a part, or more where num_splits parts of so many do not hold all
-    tiles_per_split,
+    even_splits,
+    least_tiles,
+    most_tiles,
     first_part,
     # in elements of float32
     stride_acc_part,
@@ -160,6 +163,9 @@ def attention_kernel(
     seq_len = tl.load(seq_lens_ptr + request).to(tl.int64) if PAGED else query_len
     if has_causal:
         ahead = tl.where(tl.load(causal_ptr + request), 0, ahead)
+    tiles_per_split = 0
+    if PARTIAL:
+        tiles_per_split = tiles_of_part(seq_lens_ptr, num_requests, num_splits, even_splits, least_tiles, most_tiles, BLOCK_N)
     place = (request, kv_head, split, seq_len, first_row, query_len, first_query, end_query)
     tensors = (
         out_ptr, lse_ptr, acc_ptr, row_max_ptr, row_sum_ptr, q_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, output_scale_ptr,
@@ -280,6 +286,7 @@ def attend_tile(
     is_partial = False
     split_begin, split_end = tl.full((), 0, tl.int64), num_tiles
     if PARTIAL:
+        # unchecked, a length may be beyond the host's bound
         tiles_per_split = tl.maximum(tiles_per_split, tl.cdiv(num_tiles, num_splits))
         split_begin = split * tiles_per_split
         split_end = tl.minimum(split_begin + tiles_per_split, num_tiles)

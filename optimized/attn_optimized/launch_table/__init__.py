@@ -25,7 +25,7 @@ class Parameters:
         maxnreg: registers of a thread at most, so that more programs fit a multiprocessor (NVIDIA); None: any number.
         waves_per_eu: waves that a SIMD should hold (AMD); None: as the compiler likes.
         keys_per_split: the fewest keys worth a program of their own.
-        programs_per_unit: programs of a compute unit that a split is to give it work for.
+        programs_per_unit: programs that a compute unit runs at once, which a split of the keys counts on.
     """
 
     block_m: int
@@ -35,7 +35,7 @@ class Parameters:
     maxnreg: int | None = None
     waves_per_eu: int | None = None
     keys_per_split: int = 512
-    programs_per_unit: int = 6
+    programs_per_unit: int = 2
 
 
 @dataclass(frozen=True, kw_only=True)
