@@ -116,7 +116,7 @@ def _launches(shipped: ShippedCall, architecture: str) -> Iterator[KernelCall]:
 
 
 def _layer(shipped: ShippedCall) -> Layer:
-    scales: dict[str, torch.Tensor] = {}
+    scales: dict[str, Any] = {}
     if shipped.token_scales and not shipped.layout.has_inline_scales:
         shape = (_num_blocks(shipped), shipped.block_size, shipped.num_kv_heads)
         scales = {name: _empty(shape, torch.float32) for name in ("k_scale_cache", "v_scale_cache")}
