@@ -28,7 +28,7 @@ GOOD = Facts(
     narrow_products=0,
     fused_multiply_adds=50,
 )
-BUDGETS = Budgets(vgpr_spills=0, waves=2)
+BUDGETS = Budgets(vgpr_spills=0, waves={"gfx942": 2})
 SPILLS = Exceptions(architecture="gfx942", fact="vgpr_spills", triton="3.9", reason="planted", calls={"decode": 7})
 
 
@@ -66,7 +66,7 @@ def test_float32_has_a_matrix_unit_on_cdna_alone():
 
 
 def test_an_exception_is_of_one_launch_architecture_and_version():
-    allowed = Budgets(vgpr_spills=0, waves=2, exceptions=(SPILLS,))
+    allowed = Budgets(vgpr_spills=0, waves={"gfx942": 2}, exceptions=(SPILLS,))
     assert not over(allowed=allowed, vgpr_spills=7)
     assert "vgpr_spills is 8, at most 7" in over(allowed=allowed, vgpr_spills=8)[0]
     assert over("prefill", allowed=allowed, vgpr_spills=7)
@@ -75,7 +75,9 @@ def test_an_exception_is_of_one_launch_architecture_and_version():
 
 
 def test_exceptions_that_nobody_needs_are_told():
-    allowed = Budgets(vgpr_spills=0, waves=2, exceptions=(SPILLS, Exceptions("gfx942", "waves", "3.9", "", {"gone": 1})))
+    allowed = Budgets(
+        vgpr_spills=0, waves={"gfx942": 2}, exceptions=(SPILLS, Exceptions("gfx942", "waves", "3.9", "", {"gone": 1}))
+    )
     names = {"gfx942": ["decode"]}
     told = budgets.unneeded(allowed, {("gfx942", "decode"): replace(GOOD, vgpr_spills=3)}, names, "3.9.0")
     assert told == [
@@ -93,7 +95,9 @@ def test_the_projects_budgets_are_of_launches_that_there_are():
     assert {exception.architecture for exception in budgets.load().exceptions} <= set(ARCHITECTURES)
 
 
-@pytest.mark.parametrize("text", ["vgpr_spills = 'many'\nwaves = 1", "waves = 1", "vgpr_spills = 0\nwaves = 1\nlds = 2", "="])
+@pytest.mark.parametrize(
+    "text", ["vgpr_spills = 'many'\nwaves = {}", "waves = {}", "vgpr_spills = 0\nwaves = {}\nlds = 2", "="]
+)
 def test_a_file_without_budgets_is_named(tmp_path, text):
     path = tmp_path / "budgets.toml"
     path.write_text(text)
@@ -105,7 +109,7 @@ def test_a_budget_below_a_fact_is_1_and_names_call_and_fact(attn_parity, tmp_pat
     assert attn_parity(*MERGE, "--json", "here.json").code == 0
     (row,) = json.loads((tmp_path / "here.json").read_text())["binaries"]
     assert row["facts"]["vgprs"] > 0
-    (tmp_path / "strict.toml").write_text("vgpr_spills = 0\nwaves = 99\n")
+    (tmp_path / "strict.toml").write_text("vgpr_spills = 0\nwaves = {gfx942 = 99}\n")
     run = attn_parity(*MERGE, "--budgets", "strict.toml", "--json", "here.json")
     assert run.code == 1
     assert f"gfx942 merge, fp32: waves is {row['facts']['waves']:g}, at least 99 wanted" in run.out

@@ -43,17 +43,21 @@ class Budgets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         vgpr_spills: at most, by default; nobody may have other spills than an exception says.
-        waves: of a SIMD at least.
+        waves: of a SIMD at least, by architecture.
         exceptions: the later one counts.
     """
 
     vgpr_spills: int
-    waves: float
+    waves: dict[str, float]
     exceptions: tuple[Exceptions, ...] = ()
+
+    def knows(self, triton: str) -> bool:
+        """Whether exceptions are of this version of Triton."""
+        return any(triton.startswith(exception.triton) for exception in self.exceptions)
 
     def allowed(self, fact: Fact, architecture: str, name: str, triton: str) -> float:
         """What a launch may cost with a version of Triton."""
-        figure: float = getattr(self, fact)
+        figure = self.vgpr_spills if fact == "vgpr_spills" else self.waves.get(architecture, 0)
         for exception in self.exceptions:
             if (exception.architecture, exception.fact) == (architecture, fact) and triton.startswith(exception.triton):
                 figure = exception.calls.get(name, figure)
@@ -75,6 +79,10 @@ def load(path: Path | None = None) -> Budgets:
 
 def over(budgets: Budgets, architecture: str, name: str, call: "KernelCall", facts: "Facts", triton: str) -> list[str]:
     """What a binary costs beyond its budget: which fact, what it is and what was allowed."""
+
+    def knows(self, triton: str) -> bool:
+        """Whether exceptions are of this version of Triton."""
+        return any(triton.startswith(exception.triton) for exception in self.exceptions)
 
     def allowed(fact: Fact) -> float:
         return budgets.allowed(fact, architecture, name, triton)

@@ -6,8 +6,7 @@ import msgspec
 from attn_fuzz.binaries.budgets import BudgetError
 
 SCHEMA = "attn-parity.compile/1"
-_REGISTERS = ("VGPRs", "AGPRs", "SGPRs", "VGPR spills", "SGPR spills")
-COLUMNS = ("launch", "kernel", "warps", *_REGISTERS, "LDS", "waves", "matrix", "load")
+COLUMNS = ("launch", "kernel", "warps", "VGPRs", "AGPRs", "SGPRs", "spills", "LDS", "waves", "matrix", "load")
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -65,9 +64,9 @@ What is allowed, and why some launches may cost more, is in `fuzz/attn_fuzz/bina
 kernel is: nothing was run.
 
 Registers are those of a lane, or of a wave for SGPRs; VGPRs include AGPRs, which CDNA has for its matrix unit. On NVIDIA they
-are a thread's, and spills are words of its stack. Waves are what a SIMD can hold, as registers and LDS allow. LDS is in KiB,
-matrix the number of matrix instructions, load the bytes of the widest load of a lane; an empty cell is what is not known, or
-what the architecture has not.
+are a thread's. Spills are VGPRs and SGPRs that the compiler keeps elsewhere (7/26), on NVIDIA words of a thread's stack. Waves
+are what a SIMD can hold, as registers and LDS allow. LDS is in KiB, matrix the number of matrix instructions, load the bytes of
+the widest load of a lane; an empty cell is what is not known, or what the architecture has not.
 """
 
 
@@ -91,11 +90,11 @@ def text(results: Results) -> str:
 def cells(row: Row) -> tuple[str, ...]:
     """What COLUMNS say of a binary."""
     facts = row.facts
-    named = ("vgprs", "agprs", "sgprs", "vgpr_spills", "sgpr_spills")
-    figures = [_shown(facts[name]) for name in named]
+    registers = [_shown(facts[name]) for name in ("vgprs", "agprs", "sgprs")]
+    spills = "/".join(_shown(facts[name]) for name in ("vgpr_spills", "sgpr_spills") if facts[name] is not None)
     lds = f"{(facts['lds_bytes'] or 0) / 1024:.3g}"
     others = [_shown(facts[name]) for name in ("waves", "matrix_instructions", "widest_load")]
-    return (row.call, row.kernel.removesuffix("_kernel"), str(row.num_warps), *figures, lds, *others)
+    return (row.call, row.kernel.removesuffix("_kernel"), str(row.num_warps), *registers, spills, lds, *others)
 
 
 def _shown(figure: float | None) -> str:

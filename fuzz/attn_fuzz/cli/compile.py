@@ -84,6 +84,8 @@ def command(
         save.mkdir(parents=True, exist_ok=True)
     allowed = budgets.load(budget_file)
     triton = version("triton") or ""
+    if not allowed.knows(triton):
+        notes.print(f"no exception of the budgets is of Triton {triton}: what it spills is over them", soft_wrap=True)
     jobs = [(architecture, name) for architecture, some in calls.items() for name in some]
     with progress_bar(len(jobs)) as show_bar:
         outcome = build(jobs, min(workers or default_workers("cpu"), len(jobs)), lambda done: show_bar(done, 0))
