@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # Triton decides on its first import whether kernels are interpreted
@@ -37,6 +37,7 @@ def build(jobs: Sequence[Job], workers: int, report: Callable[[int], None] = lam
         report: is told how many are done.
     """
     outcome, found = Outcome(), {}
+    others = set(active_children())
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin)
     try:
         with _without_interpreter():
@@ -49,6 +50,8 @@ def build(jobs: Sequence[Job], workers: int, report: Callable[[int], None] = lam
             report(len(found))
     except KeyboardInterrupt:
         outcome.interrupted = True
+        for process in set(active_children()) - others:
+            process.terminate()  # else what each is at would first be compiled
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     for job in jobs:

@@ -103,7 +103,8 @@ def command(
         notes.print(f"budgets: {line}", soft_wrap=True)
     for line in (*wrong, *errors):
         results.print(line, soft_wrap=True)
-    results.print(f"{len(rows)} compiled with Triton {triton}, {len(wrong)} over budget, {len(errors)} do not compile")
+    begun = "interrupted; so far: " if outcome.interrupted else ""
+    results.print(f"{begun}{len(rows)} compiled with Triton {triton}, {len(wrong)} over budget, {len(errors)} do not compile")
     if save is not None:
         _save(save, outcome.binaries, calls)
     if json_file:
