@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Any, Literal
 
 # Chips whose kernels compile to much the same code.
-_LIKE = {"gfx90a": "gfx942", "gfx950": "gfx942", "gfx1100": "gfx1201", "gfx1250": "gfx1201"}
+_LIKE = {"gfx90a": "gfx942", "gfx950": "gfx942", "gfx1250": "gfx1201"}
 Phase = Literal["decode", "mixed", "prefill", "window"]
 
 
