@@ -1,0 +1,104 @@
+"""Which launch parameters are tried, as data."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+from attn_optimized.launch_table import Parameters, Phase
+
+from benchmarks.tuning.classes import CallClass
+
+Vendor = Literal["nvidia", "amd"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """Every combination of these values is a candidate; names as in `Parameters`.
+
+    The last two change no binary: they are tried once the others are chosen, and only where few programs need a split.
+    """
+
+    block_m: tuple[int, ...]
+    block_n: tuple[int, ...]
+    num_warps: tuple[int, ...]
+    num_stages: tuple[int, ...]
+    maxnreg: tuple[int | None, ...] = (None,)
+    waves_per_eu: tuple[int | None, ...] = (None,)
+    keys_per_split: tuple[int, ...] = ()
+    programs_per_unit: tuple[int, ...] = ()
+
+
+_SPLITS = {"keys_per_split": (128, 256, 512, 1024), "programs_per_unit": (2, 4, 6, 8, 12)}
+SPACES: dict[Vendor, dict[Phase, Space]] = {
+    "nvidia": {
+        "decode": Space(
+            block_m=(16,), block_n=(16, 32, 64, 128), num_warps=(2, 4), num_stages=(2, 3, 5), maxnreg=(None, 128), **_SPLITS
+        ),
+        "mixed": Space(
+            block_m=(32, 64), block_n=(32, 64, 128), num_warps=(4, 8), num_stages=(2, 3), maxnreg=(None, 128, 168), **_SPLITS
+        ),
+        "window": Space(
+            block_m=(32, 64, 128), block_n=(16, 32, 64), num_warps=(4, 8), num_stages=(2, 3), maxnreg=(None, 80, 128, 168)
+        ),
+        "prefill": Space(
+            block_m=(32, 64, 128), block_n=(16, 32, 64, 128), num_warps=(4, 8), num_stages=(2, 3), maxnreg=(None, 128, 168)
+        ),
+    },
+    "amd": {
+        "decode": Space(
+            block_m=(16,),
+            block_n=(16, 32, 64, 128),
+            num_warps=(1, 2, 4),
+            num_stages=(1, 2),
+            waves_per_eu=(None, 2, 4),
+            **_SPLITS,
+        ),
+        "mixed": Space(
+            block_m=(32, 64), block_n=(16, 32, 64), num_warps=(2, 4, 8), num_stages=(1, 2), waves_per_eu=(None, 2), **_SPLITS
+        ),
+        "window": Space(
+            block_m=(32, 64, 128), block_n=(16, 32, 64), num_warps=(4, 8), num_stages=(1, 2), waves_per_eu=(None, 2)
+        ),
+        "prefill": Space(
+            block_m=(32, 64, 128, 256), block_n=(16, 32, 64, 128), num_warps=(4, 8), num_stages=(1, 2), waves_per_eu=(None, 2)
+        ),
+    },
+}
+LANES = {"nvidia": 32, "cdna": 64, "rdna": 32}
+REGISTERS = {"nvidia": 255, "cdna": 512, "rdna": 256}
+"""Of a thread at most, accumulation registers included."""
+TINY = 2
+"""Candidates of each class beside today's in `--tiny`."""
+
+
+def vendor_of(architecture: str) -> Vendor:
+    return "amd" if architecture.startswith("gfx") else "nvidia"
+
+
+def candidates(call_class: CallClass, architecture: str, today: Parameters) -> list[Parameters]:
+    """What is compiled: all that may fit the registers, those first that differ least from today's, which is left out."""
+    space = SPACES[vendor_of(architecture)][call_class.phase]
+    names = [field.name for field in fields(Space) if field.name not in _SPLITS]
+    product = itertools.product(*(getattr(space, name) for name in names))
+    found = (replace(today, **dict(zip(names, values, strict=True))) for values in product)
+    return sorted(
+        (candidate for candidate in found if candidate != today and may_fit(candidate, call_class, architecture)),
+        key=lambda candidate: sum(getattr(candidate, name) != getattr(today, name) for name in names),
+    )
+
+
+def splits(call_class: CallClass, architecture: str, chosen: Parameters) -> Iterator[Parameters]:
+    """The same binary with other splits of the keys."""
+    space = SPACES[vendor_of(architecture)][call_class.phase]
+    for keys, programs in itertools.product(space.keys_per_split, space.programs_per_unit):
+        candidate = replace(chosen, keys_per_split=keys, programs_per_unit=programs)
+        if candidate != chosen:
+            yield candidate
+
+
+def may_fit(parameters: Parameters, call_class: CallClass, architecture: str) -> bool:
+    """Whether a thread has registers for its share of the float32 accumulator and logits, if it had to hold nothing else."""
+    family = "nvidia" if vendor_of(architecture) == "nvidia" else "cdna" if architecture.startswith("gfx9") else "rdna"
+    held = parameters.block_m * (call_class.most_block_d + parameters.block_n)
+    return held / (parameters.num_warps * LANES[family]) <= min(REGISTERS[family], parameters.maxnreg or REGISTERS[family])
