@@ -138,9 +138,7 @@ def _num_blocks(case: Attention, blocks: list[int]) -> int:
     return sum(blocks) - case.common_prefix_len // case.block_size * (len(blocks) - 1)
 
 
-def _block_table(
-    case: Attention, blocks: list[int], device: torch.device, generator: torch.Generator | None
-) -> torch.Tensor:
+def _block_table(case: Attention, blocks: list[int], device: torch.device, generator: torch.Generator | None) -> torch.Tensor:
     """[R, max_blocks + padding] int32: blocks in random order; those of a common prefix are request 0's."""
     shared = case.common_prefix_len // case.block_size
     own = [n - shared for n in blocks]

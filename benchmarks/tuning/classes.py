@@ -33,7 +33,7 @@ CHECKED: dict[Phase, tuple[Attention, ...]] = {
     "window": (Attention(name="window 70 + sinks", query_lens=(200, 30), seq_lens=(300, 450), window=70, sinks=True),),
     "prefill": (Attention(name="prefill and extend", query_lens=(200, 30), seq_lens=(200, 450)),),
 }
-"""Small cases in which the reference is asked whether a kernel is right: several tiles of queries and of keys, whole and cut."""
+"""Small cases in which the reference says whether a kernel is right: several tiles of queries and of keys, whole and cut."""
 
 CHECKED_HEADS = (8, 2)
 

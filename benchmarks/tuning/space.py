@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
+from attn_contract import ContractError
 from attn_optimized.launch_table import Parameters, Phase
 
 from benchmarks.tuning.classes import CallClass
@@ -68,12 +69,23 @@ SPACES: dict[Vendor, dict[Phase, Space]] = {
 LANES = {"nvidia": 32, "cdna": 64, "rdna": 32}
 REGISTERS = {"nvidia": 255, "cdna": 512, "rdna": 256}
 """Of a thread at most, accumulation registers included."""
+DERIVABLE = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1250")
+"""Whose binaries' facts are known to say which is better."""
 TINY = 2
 """Candidates of each class beside today's in `--tiny`."""
 
 
 def vendor_of(architecture: str) -> Vendor:
     return "amd" if architecture.startswith("gfx") else "nvidia"
+
+
+def check_derivable(architecture: str) -> None:
+    """
+    Raises:
+        ContractError: its binaries' facts rank nothing.
+    """
+    if architecture not in DERIVABLE:
+        raise ContractError("--arch", repr(architecture), f"one of {', '.join(DERIVABLE)}; others are measured on their GPU")
 
 
 def candidates(call_class: CallClass, architecture: str, today: Parameters) -> list[Parameters]:

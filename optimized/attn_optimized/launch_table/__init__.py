@@ -1,7 +1,7 @@
 """Launch parameters of the attention kernel, as data: one file per architecture, whose entries say where they come from.
 
-`python -m benchmarks tune --write` searches for better ones on the GPU that is here and writes its file; with `--arch gfx942` it
-derives them from compiled binaries, for a GPU that is not. To try others yourself, give `attn_optimized.plan_of` or
+`python -m benchmarks tune --write` searches for better ones on the GPU that is here and writes its file; with `--arch gfx942`
+it derives them from compiled binaries, for a GPU that is not. To try others yourself, give `attn_optimized.plan_of` or
 `paged_attention_calls` a `Parameters` of your own.
 """
 
