@@ -125,7 +125,7 @@ def tune(
                 tuning(functools.partial(search, compilers=compilers, architecture=architecture))
     except KeyboardInterrupt:
         save()
-        console.print(f"interrupted: {len(found.classes) - 1} classes searched, {len(found.unfinished)} not")
+        console.print(f"interrupted: {len(chosen) - len(found.unfinished)} classes searched, {len(found.unfinished)} not")
         sys.exit(130)
     except DeviceError as error:
         save()
