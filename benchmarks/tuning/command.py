@@ -69,7 +69,7 @@ def tune(
     from benchmarks.speed.run import DeviceError
     from benchmarks.tuning import classes, results, table
     from benchmarks.tuning import tune as run
-    from benchmarks.tuning.compilers import Compilers
+    from benchmarks.tuning.compilers import Compilers, compiled
     from benchmarks.tuning.space import check_derivable
 
     device = torch.device("cuda" if not (tiny or arch) else "cpu")
@@ -120,7 +120,8 @@ def tune(
             tuning(functools.partial(run.interpreted, architecture="sm90"))
         else:
             units = COMPUTE_UNITS if arch else compute_units_of(device)
-            with Compilers(architecture, units, workers) as compilers:
+            compiler = functools.partial(compiled, architecture=architecture, compute_units=units)
+            with Compilers(compiler, workers) as compilers:
                 search = run.derived if arch else run.on_gpu
                 tuning(functools.partial(search, compilers=compilers, architecture=architecture))
     except KeyboardInterrupt:

@@ -6,7 +6,7 @@ Where it is, the kernels that are run then find their binaries in Triton's cache
 import multiprocessing
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
@@ -24,7 +24,7 @@ from benchmarks.tuning.results import Candidate
 META = torch.device("meta")
 
 
-def compiled(call_class: CallClass, parameters: Parameters, architecture: str, compute_units: int) -> Facts:
+def compiled(call_class: CallClass, parameters: Parameters, *, architecture: str, compute_units: int) -> Facts:
     """The worst facts of the attention kernel in a class's cases."""
     found = []
     for case in call_class.timed:
@@ -36,10 +36,15 @@ def compiled(call_class: CallClass, parameters: Parameters, architecture: str, c
 
 
 class Compilers:
-    """Processes that compile. A candidate whose compiler crashes costs itself and no other."""
+    """Processes that compile. A candidate whose compiler crashes costs itself and no other.
 
-    def __init__(self, architecture: str, compute_units: int, workers: int) -> None:
-        self._gpu, self._workers = (architecture, compute_units), workers
+    Args:
+        compiler: gives the facts of a class and parameters; it is called in another process.
+        workers: processes.
+    """
+
+    def __init__(self, compiler: Callable[[CallClass, Parameters], Facts], workers: int) -> None:
+        self._compiler, self._workers = compiler, workers
         self._pool = self._start(workers)
 
     def __enter__(self) -> Self:
@@ -47,6 +52,8 @@ class Compilers:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():  # what is still compiled, nobody waits for
+            process.terminate()
 
     def compile(self, call_class: CallClass, candidates: Sequence[Candidate], *, deadline: float) -> Iterator[Candidate]:
         """Give candidates their facts or say why they have none, each yielded as it is done; those past the deadline wait."""
@@ -75,7 +82,7 @@ class Compilers:
             self._pool = self._start(self._workers)
 
     def _submit(self, call_class: CallClass, candidate: Candidate) -> Future[Facts]:
-        return self._pool.submit(compiled, call_class, candidate.parameters, *self._gpu)
+        return self._pool.submit(self._compiler, call_class, candidate.parameters)
 
     def _record(self, candidate: Candidate, future: Future[Facts]) -> None:
         try:

@@ -3,6 +3,7 @@
 import re
 from typing import NamedTuple
 
+from attn_optimized.compilation import ARCHITECTURES, compile_call, compiled
 from attn_optimized.kernel_call import KernelCall
 from attn_optimized.launch_table import Parameters
 
@@ -12,42 +13,50 @@ _INSTRUCTION = re.compile(r"^\s+[a-z]+_\w+")
 
 
 class Facts(NamedTuple):
-    """Of a candidate's binaries, the worst of each."""
+    """Of a candidate's binaries, the worst of each; None where it is not known."""
 
-    spills: int
-    matrix_instructions: int
-    shared_bytes: int
-    shared_limit: int
-    waves: int | None
-    """Per SIMD; None where the compiler does not say."""
-    instructions: float | None
-    """Per pair of row and key; None without a loop, or for NVIDIA."""
+    spills: int | None = None
+    """Vector registers that are kept in memory."""
+    matrix_instructions: int | None = None
+    shared_bytes: int | None = None
+    shared_limit: int | None = None
+    waves: float | None = None
+    """Per SIMD, as registers and shared memory allow."""
+    instructions: float | None = None
+    """Per pair of row and key; of AMD's alone."""
 
     @classmethod
     def worst(cls, found: list["Facts"]) -> "Facts":
-        waves = [facts.waves for facts in found if facts.waves is not None]
-        instructions = [facts.instructions for facts in found if facts.instructions is not None]
+        spills, matrix_instructions, shared_bytes, shared_limits, waves, instructions = (
+            [value for value in values if value is not None] for values in zip(*found, strict=True)
+        )
         return cls(
-            spills=max(facts.spills for facts in found),
-            matrix_instructions=min(facts.matrix_instructions for facts in found),
-            shared_bytes=max(facts.shared_bytes for facts in found),
-            shared_limit=min(facts.shared_limit for facts in found),
+            spills=max(spills, default=None),
+            matrix_instructions=min(matrix_instructions, default=None),
+            shared_bytes=max(shared_bytes, default=None),
+            shared_limit=min(shared_limits, default=None),
             waves=min(waves, default=None),
             instructions=max(instructions, default=None),
         )
 
     def __str__(self) -> str:
-        parts = [f"{self.spills or 'no'} spills", f"{self.matrix_instructions or 'no'} matrix instructions"]
-        if self.waves is not None:
-            parts.append(f"{self.waves} waves per SIMD")
-        if self.instructions is not None:
-            parts.append(f"{self.instructions:.3f} instructions per row and key")
-        return ", ".join(parts)
+        parts = [
+            self.spills is not None and f"{self.spills or 'no'} spills",
+            self.matrix_instructions is not None and f"{self.matrix_instructions or 'no'} matrix instructions",
+            self.waves is not None and f"{self.waves:g} waves per SIMD",
+            self.instructions is not None and f"{self.instructions:.3f} instructions per row and key",
+        ]
+        return ", ".join(filter(None, parts))
 
 
 def facts_of(call: KernelCall, parameters: Parameters, architecture: str) -> Facts:
     """Compile an attention kernel's launch, and look at its binary."""
-    raise NotImplementedError
+    binary, _ = compiled(call, architecture)
+    instructions = instructions_per_pair(binary.asm.get("amdgcn", ""), parameters, call.constants["BLOCK_M"])
+    if architecture not in ARCHITECTURES:
+        return Facts(shared_bytes=binary.metadata.shared, instructions=instructions)
+    facts = compile_call(call, architecture).facts
+    return Facts(facts.vgpr_spills, facts.matrix_instructions, facts.lds_bytes, facts.lds_limit, facts.waves, instructions)
 
 
 def instructions_per_pair(assembly: str, parameters: Parameters, block_m: int) -> float | None:

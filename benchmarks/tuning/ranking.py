@@ -7,19 +7,18 @@ In this order, each deciding only between those that are alike in all before it:
 3. most waves per SIMD, up to ENOUGH_WAVES: these hide a load's latency, and more are not worth smaller tiles;
 4. fewest instructions per pair of row and key, in the loop over tiles of keys that need no mask.
 
-How deep loads are pipelined and how keys are split, no binary tells: candidates have today's `num_stages` and splits.
+How deep loads are pipelined and how keys are split, no binary tells: candidates have today's `num_stages`, and are split for as
+many waves as today.
 """
 
-from attn_optimized.launch_table import Phase
+from collections.abc import Sequence
 
 from benchmarks.tuning.facts import Facts
 from benchmarks.tuning.results import Candidate, Search
+from benchmarks.tuning.space import family_of
 
-ENOUGH_WAVES: dict[str, dict[Phase, int]] = {
-    "cdna": {"decode": 4, "mixed": 2, "window": 2, "prefill": 2},
-    "rdna": {"decode": 8, "mixed": 4, "window": 4, "prefill": 4},
-}
-"""Decode waits for memory; RDNA's waves are half as wide."""
+ENOUGH_WAVES = {"cdna": 2, "rdna": 4}
+"""RDNA's waves are half as wide."""
 MARGIN = 0.95
 """Of today's instructions: nearly as many are no reason to change."""
 
@@ -27,47 +26,45 @@ MARGIN = 0.95
 def prune(search: Search) -> None:
     """Leave out what does not fit the shared memory, or spills more than others; never today's, which comes first."""
     today, *others = search.candidates
-    compiled = [candidate for candidate in others if candidate.verdict == "waiting" and candidate.facts is not None]
-    for candidate in compiled:
-        if (facts := _facts(candidate)).shared_bytes > facts.shared_limit:
+    for candidate, facts in _waiting(others):
+        if facts.shared_bytes is not None and facts.shared_limit is not None and facts.shared_bytes > facts.shared_limit:
             candidate.verdict = "pruned"
             candidate.why = f"{facts.shared_bytes} bytes of shared memory, the limit is {facts.shared_limit}"
-    fitting = [candidate for candidate in compiled if candidate.verdict == "waiting"]
-    fewest = min((_facts(candidate).spills for candidate in (today, *fitting) if candidate.facts is not None), default=0)
-    for candidate in fitting:
-        if (spills := _facts(candidate).spills) > fewest:
-            candidate.verdict, candidate.why = "pruned", f"{spills} registers spilled, others spill {fewest}"
+    fewest = min((facts.spills or 0 for _, facts in _waiting([today, *others])), default=0)
+    for candidate, facts in _waiting(others):
+        if facts.spills is not None and facts.spills > fewest:
+            candidate.verdict, candidate.why = "pruned", f"{facts.spills} registers spilled, others spill {fewest}"
 
 
-def rank(search: Search, architecture: str, phase: Phase) -> None:
+def rank(search: Search, architecture: str) -> None:
     """Choose the first by the order above, unless today's parameters are as good."""
     today, *others = search.candidates
     if today.facts is None:
         search.why = f"today's parameters: {today.why or 'were not compiled in time'}"
         return
-    ranked = [candidate for candidate in others if candidate.verdict == "waiting" and candidate.facts is not None]
-    for candidate in (today, *ranked):
+    ranked = _waiting(others)
+    for candidate in (today, *(candidate for candidate, _ in ranked)):
         candidate.verdict = "ranked"
     if not ranked:
         search.why = "no candidate but today's was compiled"
         return
-    enough = ENOUGH_WAVES["cdna" if architecture.startswith("gfx9") else "rdna"][phase]
-    best = min(ranked, key=lambda candidate: _order(_facts(candidate), enough))
-    ours, theirs = _order(_facts(best), enough), _order(_facts(today), enough)
+    enough = ENOUGH_WAVES[family_of(architecture)]
+    best, facts = min(ranked, key=lambda pair: _order(pair[1], enough))
+    ours, theirs = _order(facts, enough), _order(today.facts, enough)
     if ours[:-1] < theirs[:-1] or (ours[:-1] == theirs[:-1] and ours[-1] < MARGIN * theirs[-1]):
         search.chosen = best.parameters
-        search.why = f"{_facts(best)}; today's: {_facts(today)}"
+        search.why = f"{facts}; today's: {today.facts}"
     else:
-        search.why = f"today's are as good: {_facts(today)}; the best other: {_facts(best)}"
+        search.why = f"today's are as good: {today.facts}; the best other: {facts}"
 
 
-def _order(facts: Facts, enough_waves: int) -> tuple[int, bool, int, float]:
+def _order(facts: Facts, enough_waves: int) -> tuple[int, bool, float, float]:
     """Smaller is better."""
     waves = min(facts.waves or 0, enough_waves)
     instructions = float("inf") if facts.instructions is None else facts.instructions
-    return facts.spills, facts.matrix_instructions == 0, -waves, instructions
+    return facts.spills or 0, facts.matrix_instructions == 0, -waves, instructions
 
 
-def _facts(candidate: Candidate) -> Facts:
-    assert candidate.facts is not None
-    return candidate.facts
+def _waiting(candidates: Sequence[Candidate]) -> list[tuple[Candidate, Facts]]:
+    """Those that were compiled, and nothing else is known of."""
+    return [(each, each.facts) for each in candidates if each.verdict == "waiting" and each.facts is not None]

@@ -79,6 +79,10 @@ def vendor_of(architecture: str) -> Vendor:
     return "amd" if architecture.startswith("gfx") else "nvidia"
 
 
+def family_of(architecture: str) -> Literal["nvidia", "cdna", "rdna"]:
+    return "nvidia" if vendor_of(architecture) == "nvidia" else "cdna" if architecture.startswith("gfx9") else "rdna"
+
+
 def check_derivable(architecture: str) -> None:
     """
     Raises:
@@ -100,6 +104,12 @@ def candidates(call_class: CallClass, architecture: str, today: Parameters) -> l
     )
 
 
+def with_as_many_waves(candidate: Parameters, today: Parameters) -> Parameters:
+    """Split so that a compute unit has as many waves as today, which are in programs of more or fewer."""
+    waves = today.programs_per_unit * today.num_warps
+    return replace(candidate, programs_per_unit=max(1, waves // candidate.num_warps))
+
+
 def splits(call_class: CallClass, architecture: str, chosen: Parameters) -> Iterator[Parameters]:
     """The same binary with other splits of the keys."""
     space = SPACES[vendor_of(architecture)][call_class.phase]
@@ -111,6 +121,6 @@ def splits(call_class: CallClass, architecture: str, chosen: Parameters) -> Iter
 
 def may_fit(parameters: Parameters, call_class: CallClass, architecture: str) -> bool:
     """Whether a thread has registers for its share of the float32 accumulator and logits, if it had to hold nothing else."""
-    family = "nvidia" if vendor_of(architecture) == "nvidia" else "cdna" if architecture.startswith("gfx9") else "rdna"
+    family = family_of(architecture)
     held = parameters.block_m * (call_class.most_block_d + parameters.block_n)
     return held / (parameters.num_warps * LANES[family]) <= min(REGISTERS[family], parameters.maxnreg or REGISTERS[family])

@@ -13,7 +13,7 @@ from benchmarks.tuning.compilers import Compilers
 from benchmarks.tuning.ranking import prune, rank
 from benchmarks.tuning.results import Candidate, Search, Tuning
 from benchmarks.tuning.search import GpuClock, check, decide, halve, milliseconds
-from benchmarks.tuning.space import TINY, candidates, splits
+from benchmarks.tuning.space import TINY, candidates, splits, with_as_many_waves
 from benchmarks.tuning.table import entry_of
 
 COMPILING = 0.6
@@ -101,12 +101,12 @@ def derived(
     """Compile, and rank by the facts of the binaries."""
     today = found.candidates[0].parameters
     # how deep loads are pipelined, no binary tells
-    tried = (each for each in candidates(call_class, architecture, today) if each.num_stages == today.num_stages)
-    found.candidates += _tried(tried)
+    alike = (each for each in candidates(call_class, architecture, today) if each.num_stages == today.num_stages)
+    found.candidates += _tried(with_as_many_waves(each, today) for each in alike)
     for i, _ in enumerate(compilers.compile(call_class, found.candidates, deadline=deadline)):
         step(f"{i + 1} of {len(found.candidates)} candidates compiled")
     prune(found)
-    rank(found, architecture, call_class.phase)
+    rank(found, architecture)
 
 
 def chosen_entry(run: Tuning, call_class: CallClass, found: Search) -> Entry | None:

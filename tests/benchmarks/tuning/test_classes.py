@@ -1,14 +1,15 @@
 """The classes are the launch table's, and the cases that stand for one are launched as its calls are."""
 
 import itertools
+from dataclasses import replace
 from typing import get_args
 
 import pytest
 from attn_optimized.launch import FEW_KEYS, phase_of
-from attn_optimized.launch_table import Phase, entries, parameters_for
+from attn_optimized.launch_table import Parameters, Phase, entries, parameters_for
 
 from benchmarks.tuning.classes import CLASSES
-from benchmarks.tuning.space import DERIVABLE, REGISTERS, SPACES, candidates, may_fit, splits
+from benchmarks.tuning.space import DERIVABLE, REGISTERS, SPACES, candidates, may_fit, splits, with_as_many_waves
 from benchmarks.tuning.table import entry_of
 
 by_name = pytest.mark.parametrize("call_class", CLASSES, ids=lambda call_class: call_class.name)
@@ -85,6 +86,12 @@ def test_what_cannot_fit_the_registers_is_not_compiled():
     )
     assert 4 in by_warps, "CDNA's waves are twice as wide, and have twice the registers"
     assert REGISTERS["cdna"] == 2 * REGISTERS["rdna"]
+
+
+def test_fewer_warps_are_more_programs():
+    today = Parameters(block_m=16, block_n=64, num_warps=4, num_stages=1, programs_per_unit=4)
+    programs = {n: with_as_many_waves(replace(today, num_warps=n), today).programs_per_unit for n in (1, 2, 4, 8, 32)}
+    assert programs == {1: 16, 2: 8, 4: 4, 8: 2, 32: 1}
 
 
 def test_derivable_architectures_have_tables():

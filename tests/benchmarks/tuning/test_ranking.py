@@ -31,9 +31,9 @@ def search_of(*facts):
     return Search(name="", candidates=candidates)
 
 
-def ranked(*facts, architecture="gfx942", phase="prefill"):
+def ranked(*facts, architecture="gfx942"):
     found = search_of(*facts)
-    ranking.rank(found, architecture, phase)
+    ranking.rank(found, architecture)
     return found
 
 
@@ -49,11 +49,12 @@ def test_each_fact_decides_among_what_is_alike_before_it(worse):
     assert index(found) == 1 + others.index(BEST_FIRST[worse - 1])
 
 
-def test_waves_count_up_to_what_is_enough_for_the_phase():
+def test_waves_count_up_to_what_is_enough():
     many, few = FACTS._replace(waves=4, instructions=1.0), FACTS._replace(waves=2, instructions=0.5)
-    assert index(ranked(few, many, phase="decode")) == 1
-    assert index(ranked(many, few, phase="prefill")) == 1
-    assert index(ranked(many, few, phase="prefill", architecture="gfx1201")) is None
+    assert index(ranked(many, few, architecture="gfx942")) == 1
+    assert index(ranked(few, many, architecture="gfx942")) is None
+    assert index(ranked(many, few, architecture="gfx1201")) is None
+    assert index(ranked(few, many, architecture="gfx1201")) == 1
 
 
 def test_todays_stay_where_nothing_is_better():
@@ -95,6 +96,15 @@ def test_todays_are_never_pruned_and_their_spills_count():
 def test_of_several_binaries_the_worst_facts_count():
     other = Facts(spills=3, matrix_instructions=4, shared_bytes=99, shared_limit=100, waves=1, instructions=None)
     assert Facts.worst([FACTS, other]) == Facts(3, 4, 8192, 100, 1, 1.0)
+
+
+def test_what_is_not_known_is_not_said_and_prunes_nothing():
+    unknown = Facts(shared_bytes=99)
+    assert Facts.worst([unknown, unknown]) == unknown
+    assert str(unknown) == ""
+    found = search_of(FACTS, unknown)
+    ranking.prune(found)
+    assert found.candidates[1].verdict == "waiting"
 
 
 ASSEMBLY = """
