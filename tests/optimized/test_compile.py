@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import triton
@@ -41,3 +42,19 @@ def test_compiles(architecture, shared_memory):
             spilling += SPILLS_OF_TRITON_3_6[architecture]
         if not any(part in name for part in spilling):
             assert facts.get("vgpr_spill_count", 0) == 0, name
+
+
+def test_what_is_compiled_is_what_the_launcher_would_load():
+    """The hash covers the source, the signature, what is known of pointers, and the options."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    script = Path(__file__).with_name("launcher_hashes.py")
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", script, "gfx942", "gfx1201", "sm90"], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    hashes = json.loads(result.stdout)
+    assert len(hashes) == 12
+    for name, (launched, compiled) in hashes.items():
+        assert compiled == launched, name
+    small, large = (hashes[f"gfx942 attention_kernel {num_blocks}"] for num_blocks in (1 << 8, 1 << 16))
+    assert small != large, "AMD's buffer instructions reach 2 GiB: what holds more is compiled otherwise"
