@@ -51,9 +51,7 @@ class Compilers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():  # what is still compiled, nobody waits for
-            process.terminate()
+        self._stop()
 
     def compile(self, call_class: CallClass, candidates: Sequence[Candidate], *, deadline: float) -> Iterator[Candidate]:
         """Give candidates their facts or say why they have none, each yielded as it is done; those past the deadline wait."""
@@ -68,8 +66,8 @@ class Compilers:
                     left.remove(candidate)
                     yield candidate
             except TimeoutError:
-                for future in waiting:
-                    future.cancel()
+                self._stop()
+                self._pool = self._start(self._workers)
                 return
             except BrokenProcessPool:
                 if workers == 1:  # they were compiled in their order
@@ -92,6 +90,12 @@ class Compilers:
         except Exception as error:  # compilers raise anything
             candidate.verdict = "failed"
             candidate.why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+    def _stop(self) -> None:
+        """Nobody waits for what is still compiled."""
+        for process in multiprocessing.active_children():
+            process.terminate()
+        self._pool.shutdown()
 
     @staticmethod
     def _start(workers: int) -> ProcessPoolExecutor:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from attn_optimized.launch_table import parameters_for
 from rich.console import Console
 
 from benchmarks.tuning import tune
@@ -52,6 +53,29 @@ def test_a_tiny_run_tries_candidates_and_writes_all_of_them(tmp_path):
         assert f"{searched.name}: {searched.why}" in output
         assert [each.verdict for each in searched.candidates] == ["final"] * 3
         assert all(each.rounds for each in searched.candidates)
+
+
+def test_binaries_for_a_gpu_that_is_not_here_are_ranked(tmp_path):
+    path = tmp_path / "tune.json"
+    only = "prefill, 16 bits, D 64, 8-bit cache"
+    process = started(tmp_path, "--arch", "gfx1201", "--only", only, "--budget", "20", "--workers", "1", "--json", str(path))
+    output, errors = process.communicate(timeout=300)
+    assert (process.returncode, errors) == (0, "")
+    found = read(path)
+    assert (found.architecture, found.of_value) == ("gfx1201", True)
+    (searched,) = found.classes
+    assert f"{searched.name}: " in output
+    today = searched.candidates[0]
+    assert today.parameters == parameters_for("gfx1201", phase="prefill", itemsize=2, block_d=64, quantized=True)
+    assert today.verdict == "ranked"
+    assert today.facts is not None
+    assert today.facts.spills is not None
+    assert today.facts.matrix_instructions
+    assert today.facts.shared_bytes
+    assert today.facts.waves
+    assert today.facts.instructions
+    assert {each.parameters.num_stages for each in searched.candidates} == {today.parameters.num_stages}
+    assert not any(each.rounds for each in searched.candidates), "nothing is timed"
 
 
 def test_an_interrupt_keeps_what_was_found(tmp_path):
