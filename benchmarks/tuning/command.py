@@ -122,7 +122,7 @@ def tune(
             units = COMPUTE_UNITS if arch else compute_units_of(device)
             compiler = functools.partial(compiled, architecture=architecture, compute_units=units)
             with Compilers(compiler, workers) as compilers:
-                search = run.derived if arch else run.on_gpu
+                search = run.derived if arch else functools.partial(run.measured, device=device)
                 tuning(functools.partial(search, compilers=compilers, architecture=architecture))
     except KeyboardInterrupt:
         save()

@@ -46,7 +46,7 @@ class Facts(NamedTuple):
             self.waves is not None and f"{self.waves:g} waves per SIMD",
             self.instructions is not None and f"{self.instructions:.3f} instructions per row and key",
         ]
-        return ", ".join(filter(None, parts))
+        return ", ".join(part for part in parts if part)
 
 
 def facts_of(call: KernelCall, parameters: Parameters, architecture: str) -> Facts:

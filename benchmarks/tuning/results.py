@@ -51,7 +51,7 @@ class Tuning(msgspec.Struct, kw_only=True):
     """One run for one architecture.
 
     Attributes:
-        of_value: whether the times mean anything: full sizes, on a GPU. Without a GPU there are none.
+        of_value: whether what was found means anything: all but `--tiny`.
         unfinished: classes for which the budget had no time, or before whose end the run was interrupted.
     """
 

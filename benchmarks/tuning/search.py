@@ -50,9 +50,9 @@ def halve(candidates: Sequence[Candidate], clock: Clock, *, deadline: float) -> 
     today, left, replays = candidates[0], list(candidates), FIRST_REPLAYS
     while True:
         is_last = len(left) <= FINALISTS + 1
-        timed = len(today.rounds)
+        before = [len(candidate.rounds) for candidate in left]
         clock(left, LAST_REPLAYS if is_last else replays)
-        left = [candidate for candidate in left if len(candidate.rounds) > timed]
+        left = [candidate for candidate, rounds in zip(left, before, strict=True) if len(candidate.rounds) > rounds]
         if today not in left:
             return
         if is_last:

@@ -61,11 +61,17 @@ def tune(
             progress.advance(task)
 
 
-def on_gpu(
-    found: Search, call_class: CallClass, deadline: float, step: Step, *, compilers: Compilers, architecture: str
+def measured(
+    found: Search,
+    call_class: CallClass,
+    deadline: float,
+    step: Step,
+    *,
+    compilers: Compilers,
+    architecture: str,
+    device: torch.device,
 ) -> None:
     """Compile and prune, check, time in rounds that halve; then the same for splits of the keys with what is fastest."""
-    device = torch.device("cuda")
     today = found.candidates[0]
     found.candidates += _tried(candidates(call_class, architecture, today.parameters))
     compiling = time.monotonic() + COMPILING * (deadline - time.monotonic())

@@ -11,6 +11,7 @@ from attn_optimized.launch_table import Parameters
 from benchmarks.speed.clock import Spread
 from benchmarks.tuning import launches, search, tune
 from benchmarks.tuning.classes import CLASSES
+from benchmarks.tuning.facts import Facts
 from benchmarks.tuning.results import Candidate, Search
 from benchmarks.tuning.space import candidates
 
@@ -181,6 +182,48 @@ def test_what_is_not_checked_in_time_is_not_timed(monkeypatch):
     found = interpreted(DECODE, monkeypatch, wrong=lambda call: call, deadline=time.monotonic())
     assert [each.verdict for each in found.candidates] == ["final", "waiting", "waiting"]
     assert found.chosen is None
+
+
+class PlantedCompilers:
+    """Of tiles of 32 keys they say that they spill; those of 128 raise."""
+
+    def compile(self, call_class, tried, *, deadline):
+        for candidate in tried:
+            block_n = candidate.parameters.block_n
+            if block_n == 128:
+                candidate.verdict, candidate.why = "failed", "the compiler crashed"
+            else:
+                candidate.facts = Facts(spills=3 if block_n == 32 else 0)
+            yield candidate
+
+
+@pytest.mark.parametrize("faster", [16, 64], ids=["another tile", "today's tile"])
+def test_the_fastest_of_what_may_run_is_split_in_other_ways(faster, monkeypatch):
+    """One is fastest with its keys split by 128; what spills would be faster, and is never run."""
+    today = Parameters(block_m=16, block_n=64, num_warps=2, num_stages=2)
+    few = [dataclasses.replace(today, block_n=block_n) for block_n in (16, 32, 128)]
+    checked = []
+
+    def planted_times(self, left, replays):
+        for candidate in left:
+            parameters = candidate.parameters
+            ms = 0.1 if parameters.block_n == 32 else 1.0 if parameters.block_n == faster else 2.0
+            ms -= 0.5 if parameters.keys_per_split == 128 else 0.0
+            candidate.rounds.append({"a": Spread(ms, ms, ms, replays)})
+
+    monkeypatch.setattr(tune, "candidates", lambda *arguments: few)
+    monkeypatch.setattr(tune, "check", lambda candidate, call_class, device: checked.append(candidate.parameters))
+    monkeypatch.setattr(search.GpuClock, "__call__", planted_times)
+    found = Search(name="", candidates=[Candidate(parameters=today)])
+    gpu = {"compilers": PlantedCompilers(), "architecture": "sm90", "device": CPU}
+    tune.measured(found, DECODE, NEVER, lambda what: None, **gpu)
+    assert found.chosen is not None
+    assert (found.chosen.block_n, found.chosen.keys_per_split) == (faster, 128)
+    verdicts = {each.parameters: each.verdict for each in found.candidates}
+    assert [verdicts[each] for each in few[1:]] == ["pruned", "failed"]
+    assert not set(few[1:]) & set(checked)
+    assert {each.block_n for each in checked if each.keys_per_split == 128} == {faster}
+    assert len(checked) == len(set(checked)), "each is checked once"
 
 
 def test_the_clock_times_every_candidate_in_every_case():
