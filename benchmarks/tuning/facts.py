@@ -40,13 +40,13 @@ class Facts(NamedTuple):
         )
 
     def __str__(self) -> str:
-        parts = [
-            self.spills is not None and f"{self.spills or 'no'} spills",
-            self.matrix_instructions is not None and f"{self.matrix_instructions or 'no'} matrix instructions",
-            self.waves is not None and f"{self.waves:g} waves per SIMD",
-            self.instructions is not None and f"{self.instructions:.3f} instructions per row and key",
-        ]
-        return ", ".join(part for part in parts if part)
+        named = (
+            (self.spills, f"{self.spills or 'no'} spills"),
+            (self.matrix_instructions, f"{self.matrix_instructions or 'no'} matrix instructions"),
+            (self.waves, f"{self.waves or 0:g} waves per SIMD"),
+            (self.instructions, f"{self.instructions or 0:.3f} instructions per row and key"),
+        )
+        return ", ".join(text for value, text in named if value is not None)
 
 
 def facts_of(call: KernelCall, parameters: Parameters, architecture: str) -> Facts:

@@ -193,7 +193,7 @@ class PlantedCompilers:
             if block_n == 128:
                 candidate.verdict, candidate.why = "failed", "the compiler crashed"
             else:
-                candidate.facts = Facts(spills=3 if block_n == 32 else 0)
+                candidate.facts = Facts(spills=300 if block_n == 32 else 0)
             yield candidate
 
 
