@@ -57,7 +57,9 @@ def tune(
             search(found, call_class, deadline, step)
             run.unfinished.remove(call_class.name)
             save(call_class, found)
-            progress.console.print(f"{found.name}: {found.why}")
+            untried = sum(candidate.verdict == "waiting" for candidate in found.candidates)
+            no_time = f" (no time for {untried} of {len(found.candidates)} candidates)" if untried else ""
+            progress.console.print(f"{found.name}: {found.why}{no_time}")
             progress.advance(task)
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from benchmarks.tuning import tune
 from benchmarks.tuning.classes import CLASSES
-from benchmarks.tuning.results import SCHEMA, Tuning
+from benchmarks.tuning.results import SCHEMA, Candidate, Tuning
 
 ROOT = Path(__file__).parents[3]
 ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -116,10 +116,10 @@ def test_bad_arguments_are_named_before_any_work(tmp_path, arguments, message):
     assert not list(tmp_path.iterdir())
 
 
-def run(search, *, budget=60.0):
+def run(search, *, budget=60.0, output=None):
     """Three classes, and what was saved of them."""
     found, saved = Tuning(of_value=False, architecture="sm90", machine="", versions={}, command="", commit="", source=""), []
-    arguments = {"budget": budget, "started": time.monotonic(), "console": Console(file=io.StringIO())}
+    arguments = {"budget": budget, "started": time.monotonic(), "console": Console(file=output or io.StringIO(), width=160)}
     try:
         tune.tune(found, CLASSES[:3], search, save=lambda call_class, searched: saved.append(searched.name), **arguments)
     except KeyboardInterrupt:
@@ -137,6 +137,15 @@ def test_each_class_is_saved_and_one_that_is_interrupted_is_unfinished():
     assert saved == [CLASSES[0].name, "interrupted"]
     assert [each.why for each in found.classes] == ["done", "not finished"]
     assert found.unfinished == [CLASSES[1].name, CLASSES[2].name]
+
+
+def test_candidates_without_time_are_counted():
+    def search(found, call_class, deadline, step):
+        found.candidates.append(Candidate(parameters=found.candidates[0].parameters))
+        found.candidates[0].verdict, found.why = "final", "done"
+
+    run(search, output=(output := io.StringIO()))
+    assert output.getvalue().count("done (no time for 1 of 2 candidates)") == 3
 
 
 def test_the_budget_is_shared_by_what_is_left_and_what_has_none_is_named():
