@@ -5,11 +5,8 @@ Each section is a result by itself: one that fails says so in its place, and the
 
 import dataclasses
 import importlib.metadata
-import json
 import os
 import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +15,7 @@ from typing import Any
 import torch
 from attn_contract import Batch, Layer, Layout
 from attn_fuzz import runner, targets
+from attn_fuzz.binaries.build import build
 from attn_fuzz.engine import Plan
 from attn_fuzz.report.run import failure_json
 
@@ -25,7 +23,6 @@ SCHEMA = "attn-parity.doctor/1"
 PACKAGES = ("attn-parity", "torch", "triton", "pytorch-triton-rocm", "amd-aiter", "hypothesis", "numpy", "vllm")
 # what is compiled where there is no GPU to ask
 ARCHITECTURES = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201")
-COMPILE_SECONDS = 1200
 REPEATS = 20
 # query and key lengths of each request
 TIMED = {
@@ -52,7 +49,7 @@ def sections(
     yield "machine", lambda: machine(device)
     yield "aiter", aiter
     for architecture in [_this_architecture()] if device == "cuda" else ARCHITECTURES:
-        yield f"compile {architecture}", lambda architecture=architecture: compiled(architecture)
+        yield f"compile {architecture}", lambda architecture=architecture: compiled(architecture, workers)
     for name in targets.names():
         plan = Plan(target=name, device=device, examples=examples, seed=seed, folder=folder)
         yield f"fuzz {name}", lambda plan=plan: fuzzed(plan, workers)
@@ -97,15 +94,20 @@ def aiter() -> Section:
     return {"version": found.version, "imports": import_aiter().missing or True, "features": features, "signatures": signatures}
 
 
-def compiled(architecture: str) -> Section:
-    """Every kernel through the compiler, in a process without Triton's interpreter: registers, spills, instructions."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", "-m", "attn_optimized.compilation", architecture]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=COMPILE_SECONDS)
-    if result.returncode:
-        return {"error": result.stderr.strip()[-4000:]}
-    kernels = json.loads(result.stdout)
-    return {"kernels": kernels, "spilling": [name for name, facts in kernels.items() if facts.get("vgpr_spill_count")]}
+def compiled(architecture: str, workers: int) -> Section:
+    """The main launches that ship, through the compiler: registers, spills, instructions."""
+    from attn_optimized.compilation import ARCHITECTURES
+    from attn_optimized.shipped_calls import chosen
+
+    if architecture not in ARCHITECTURES:
+        return {"unavailable": f"what a compute unit of {architecture} has is not known, of {', '.join(ARCHITECTURES)} it is"}
+    done = build([(architecture, name) for name in chosen(architecture, main=True)], workers)
+    if done.interrupted:
+        raise KeyboardInterrupt
+    kernels = {name: dataclasses.asdict(binary.facts) for (_, name), binary in done.binaries.items()}
+    spilling = [name for name, facts in kernels.items() if facts["vgpr_spills"]]
+    error = {"error": "\n".join(f"{name}: {error}" for (_, name), error in done.errors.items())} if done.errors else {}
+    return {"kernels": kernels, "spilling": spilling, **error}
 
 
 def fuzzed(plan: Plan, workers: int) -> Section:

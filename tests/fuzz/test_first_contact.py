@@ -77,5 +77,5 @@ def test_a_failing_target_is_in_the_report_with_its_case(monkeypatch, tmp_path):
 
 def test_compiled_says_what_the_compiler_says(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # which it must not inherit
-    assert first_contact.compiled("gfx942")["kernels"]
-    assert "architecture: got 'gfx9'" in first_contact.compiled("gfx9")["error"]
+    assert first_contact.compiled("gfx942", 2)["kernels"]["decode"]["vgprs"]
+    assert "a compute unit of gfx1036" in first_contact.compiled("gfx1036", 2)["unavailable"]

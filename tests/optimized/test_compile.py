@@ -5,56 +5,96 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import triton
+from attn_contract import ContractError
+from attn_fuzz.binaries import budgets
+from attn_fuzz.binaries.build import build
+from attn_optimized.compilation import ARCHITECTURES, compile_call
+from attn_optimized.kernel_call import KernelCall
+from attn_optimized.shipped_calls import CALLS, COMPUTE_UNITS, chosen
+from triton import knobs
 
-# its compiler takes more registers for these than 3.9's, which spills none
-SPILLS_OF_TRITON_3_6 = {"gfx942": ["rules"], "gfx1201": ["token scales bf16 int8"], "sm90": []}
 
-
-@pytest.mark.parametrize(
-    ("architecture", "shared_memory"), [("gfx942", 64 * 1024), ("gfx1201", 64 * 1024), ("sm90", 227 * 1024)]
-)
-def test_compiles(architecture, shared_memory):
+def compiling(script: str, *arguments: str) -> Any:
+    """What a script beside this file prints, in a process without Triton's interpreter."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "attn_optimized.compilation", architecture],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-W", "ignore", Path(__file__).with_name(script), *arguments]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    kernels = json.loads(result.stdout)
-    assert len({name.split()[0] for name in kernels}) == 4
-    for name, facts in kernels.items():
-        assert facts["shared_bytes"] <= shared_memory, name
-        assert facts["narrow_products"] == 0, f"{name} multiplies in 32 bits: a large cache overflows its offsets"
-        if "float" in name and "rotary" in name:
-            assert facts["fused_multiply_adds"] == 0, f"{name} does not round each product of the rotation"
-        if "attention" not in name:
-            continue
-        has_float32_matrix_unit = architecture == "gfx942"
-        assert (facts["matrix_instructions"] > 0) == ("fp32" not in name or has_float32_matrix_unit), name
-        # RDNA has too few registers for float32, which it multiplies without a matrix unit
-        spilling = ["fp32"] if architecture == "gfx1201" else []
-        if triton.__version__.startswith("3.6."):
-            spilling += SPILLS_OF_TRITON_3_6[architecture]
-        if not any(part in name for part in spilling):
-            assert facts.get("vgpr_spill_count", 0) == 0, name
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def planted() -> dict[str, dict[str, dict[str, Any]]]:
+    return compiling("compile_planted.py", "gfx942", "sm90")
+
+
+@pytest.mark.parametrize("architecture", ["gfx942", "gfx1201", "sm90"])
+def test_what_ships_is_within_its_budget(architecture):
+    calls = chosen(architecture, main=True)
+    assert len({call.kernel.fn.__name__ for call in calls.values()}) == 4
+    done = build([(architecture, name) for name in calls], 2)
+    assert not done.errors
+    assert len(done.binaries) == len(calls)
+    allowed = budgets.load()
+    for (_, name), binary in done.binaries.items():
+        assert budgets.over(allowed, architecture, name, calls[name], binary.facts, triton.__version__) == [], name
 
 
 def test_what_is_compiled_is_what_the_launcher_would_load():
     """The hash covers the source, the signature, what is known of pointers, and the options."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    script = Path(__file__).with_name("launcher_hashes.py")
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", script, "gfx942", "gfx1201", "sm90"], env=environment, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
-    hashes = json.loads(result.stdout)
+    hashes = compiling("launcher_hashes.py", "gfx942", "gfx1201", "sm90")
     assert len(hashes) == 12
     for name, (launched, compiled) in hashes.items():
         assert compiled == launched, name
     small, large = (hashes[f"gfx942 attention_kernel {num_blocks}"] for num_blocks in (1 << 8, 1 << 16))
     assert small != large, "AMD's buffer instructions reach 2 GiB: what holds more is compiled otherwise"
+
+
+@pytest.mark.parametrize("architecture", ["gfx942", "sm90"])
+def test_products_that_lose_bits_are_counted(planted, architecture):
+    facts = planted[architecture]
+    assert facts["tf32"]["tf32_instructions"] == facts["tf32"]["matrix_instructions"] > 0
+    assert facts["ieee"]["tf32_instructions"] == 0
+    assert facts["tf32"]["narrow_products"] == 1, "an offset that is multiplied in 32 bits"
+    assert facts["rotation"]["fused_multiply_adds"] == 0
+    assert facts["fused rotation"]["fused_multiply_adds"] > 0
+
+
+@pytest.mark.parametrize("architecture", ["gfx942", "sm90"])
+def test_registers_and_waves_are_known(planted, architecture):
+    dot, rotation = planted[architecture]["ieee"], planted[architecture]["rotation"]
+    assert 0 < rotation["vgprs"] < dot["vgprs"] <= 512
+    assert rotation["vgpr_spills"] == 0
+    assert 0 < dot["lds_bytes"] <= dot["lds_limit"]
+    assert 0 < dot["waves"] < rotation["waves"] <= 16
+    assert dot["widest_load"] == rotation["widest_load"] == 16
+
+
+def test_each_launch_has_one_name_and_each_architecture_its_units():
+    assert len({shipped.name for shipped in CALLS}) == len(CALLS)
+    assert tuple(COMPUTE_UNITS) == ARCHITECTURES
+    assert {len(chosen(architecture)) for architecture in ARCHITECTURES} == {len(chosen("gfx942"))}
+    assert set(chosen("gfx942", main=True)) < set(chosen("gfx942"))
+    assert all("D256" in name for name in chosen("gfx942", only="D256"))
+
+
+@pytest.mark.parametrize("architecture", ["gfx9", "gfx906", "mi300"])
+def test_no_architecture_is_guessed(architecture):
+    with pytest.raises(ContractError, match=f"architecture: got '{architecture}'"):
+        chosen(architecture)
+    call = next(iter(chosen("gfx942", only="merge").values()))
+    with pytest.raises(ContractError, match=f"architecture: got '{architecture}'"):
+        compile_call(call, architecture)
+
+
+@pytest.mark.skipif(not knobs.runtime.interpret, reason="kernels are compiled in this process")
+def test_an_interpreted_kernel_is_not_compiled():
+    call: KernelCall = next(iter(chosen("gfx942", only="merge").values()))
+    assert all(tensor.is_meta for tensor in call.arguments.values() if isinstance(tensor, torch.Tensor))
+    with pytest.raises(ContractError, match="without TRITON_INTERPRET"):
+        compile_call(call, "gfx942")

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import click
+from attn_fuzz.binaries.budgets import BudgetError
 from attn_fuzz.case import CaseError
-from attn_fuzz.cli import fuzz, machine, matrix, replay, select, show, zoo
+from attn_fuzz.cli import compile, fuzz, machine, matrix, replay, select, show, zoo
 from attn_fuzz.cli.options import notes
 from attn_fuzz.corpus.database import DatabaseError
 from attn_fuzz.executor import ExecutorError
@@ -26,6 +27,7 @@ for command in (
     replay.command,
     show.command,
     zoo.command,
+    compile.command,
     matrix.command,
     select.command,
     machine.list_targets,
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(error.format_message())
     except click.Abort:
         sys.exit(130)
-    except (CaseError, DatabaseError, MutantError, UnknownTargetError) as error:
+    except (BudgetError, CaseError, DatabaseError, MutantError, UnknownTargetError) as error:
         _fail(str(error))
     except ExecutorError as error:
         notes.print(f"attn-parity: {error}", soft_wrap=True)

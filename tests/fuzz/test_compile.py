@@ -1,0 +1,176 @@
+"""`attn-parity compile`: what is over its budget is named, and pages that are not current are noticed."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import triton
+from attn_fuzz.binaries import budgets, page
+from attn_fuzz.binaries.budgets import BudgetError, Budgets, Exceptions
+from attn_fuzz.binaries.build import build
+from attn_fuzz.binaries.page import Results, Row
+from attn_optimized.compilation import ARCHITECTURES, Facts
+from attn_optimized.shipped_calls import chosen
+
+MERGE = ("compile", "--arch", "gfx942", "--only", "merge, fp32")
+GOOD = Facts(
+    vgprs=128,
+    agprs=0,
+    sgprs=40,
+    vgpr_spills=0,
+    sgpr_spills=0,
+    lds_bytes=16 << 10,
+    lds_limit=64 << 10,
+    waves=2,
+    matrix_instructions=80,
+    tf32_instructions=0,
+    widest_load=16,
+    narrow_products=0,
+    fused_multiply_adds=50,
+)
+BUDGETS = Budgets(vgpr_spills=0, waves=2)
+SPILLS = Exceptions(architecture="gfx942", fact="vgpr_spills", triton="3.9", reason="planted", calls={"decode": 7})
+
+
+def over(name="decode", architecture="gfx942", allowed=BUDGETS, version="3.9.0", **facts) -> list[str]:
+    call = chosen(architecture)[name]
+    return budgets.over(allowed, architecture, name, call, replace(GOOD, **facts), version)
+
+
+def test_what_is_within_budget_is_fine():
+    assert over() == []
+    assert over("merge", matrix_instructions=0) == []
+    assert over(architecture="sm90", vgpr_spills=None, waves=None) == []
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"vgpr_spills": 1}, "vgpr_spills is 1, at most 0"),
+        ({"waves": 1}, "waves is 1, at least 2"),
+        ({"lds_bytes": 65537}, "lds_bytes is 65537, at most 65536"),
+        ({"tf32_instructions": 4}, "tf32_instructions is 4"),
+        ({"narrow_products": 2}, "narrow_products is 2"),
+        ({"matrix_instructions": 0}, "matrix_instructions is 0"),
+        ({"name": "RoPE and cache write"}, "fused_multiply_adds is 50"),
+    ],
+)
+def test_each_fact_has_a_budget(facts, words):
+    (sentence,) = over(**facts)
+    assert words in sentence
+
+
+def test_float32_has_a_matrix_unit_on_cdna_alone():
+    assert over("prefill, fp32 D128", matrix_instructions=0)
+    assert not over("prefill, fp32 D128", "gfx1201", matrix_instructions=0)
+
+
+def test_an_exception_is_of_one_launch_architecture_and_version():
+    allowed = Budgets(vgpr_spills=0, waves=2, exceptions=(SPILLS,))
+    assert not over(allowed=allowed, vgpr_spills=7)
+    assert "vgpr_spills is 8, at most 7" in over(allowed=allowed, vgpr_spills=8)[0]
+    assert over("prefill", allowed=allowed, vgpr_spills=7)
+    assert over(architecture="gfx950", allowed=allowed, vgpr_spills=7)
+    assert over(allowed=allowed, vgpr_spills=7, version="3.6.0")
+
+
+def test_exceptions_that_nobody_needs_are_told():
+    allowed = Budgets(vgpr_spills=0, waves=2, exceptions=(SPILLS, Exceptions("gfx942", "waves", "3.9", "", {"gone": 1})))
+    names = {"gfx942": ["decode"]}
+    told = budgets.unneeded(allowed, {("gfx942", "decode"): replace(GOOD, vgpr_spills=3)}, names, "3.9.0")
+    assert told == [
+        "gfx942 decode: vgpr_spills is 3, and 7 is allowed",
+        "gfx942 gone: there is no such launch",
+    ]
+    assert not budgets.unneeded(allowed, {}, {}, "3.6.0")
+
+
+def test_the_projects_budgets_are_of_launches_that_there_are():
+    names = {architecture: list(chosen(architecture)) for architecture in ARCHITECTURES}
+    for version in ("3.6.0", "3.9.0"):
+        assert not budgets.unneeded(budgets.load(), {}, names, version)
+    assert all(exception.reason for exception in budgets.load().exceptions)
+    assert {exception.architecture for exception in budgets.load().exceptions} <= set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("text", ["vgpr_spills = 'many'\nwaves = 1", "waves = 1", "vgpr_spills = 0\nwaves = 1\nlds = 2", "="])
+def test_a_file_without_budgets_is_named(tmp_path, text):
+    path = tmp_path / "budgets.toml"
+    path.write_text(text)
+    with pytest.raises(BudgetError, match=r"budgets\.toml"):
+        budgets.load(path)
+
+
+def test_a_budget_below_a_fact_is_1_and_names_call_and_fact(attn_parity, tmp_path):
+    assert attn_parity(*MERGE, "--json", "here.json").code == 0
+    (row,) = json.loads((tmp_path / "here.json").read_text())["binaries"]
+    assert row["facts"]["vgprs"] > 0
+    (tmp_path / "strict.toml").write_text("vgpr_spills = 0\nwaves = 99\n")
+    run = attn_parity(*MERGE, "--budgets", "strict.toml", "--json", "here.json")
+    assert run.code == 1
+    assert f"gfx942 merge, fp32: waves is {row['facts']['waves']:g}, at least 99 wanted" in run.out
+    assert len(json.loads((tmp_path / "here.json").read_text())["over"]) == 1
+
+
+def test_saved_code_comes_with_what_it_takes_to_launch_it(attn_parity, tmp_path):
+    assert attn_parity(*MERGE, "--save", "code").code == 0
+    written = json.loads((tmp_path / "code" / "launches.json").read_text())
+    (launch,) = written["launches"]
+    assert (tmp_path / "code" / launch["file"]).read_bytes().startswith(b"\x7fELF")
+    call = chosen("gfx942")["merge, fp32"]
+    names = [argument["name"] for argument in launch["arguments"]]
+    passed = [name for name in call.kernel.arg_names if name not in launch["constants"]]
+    assert names == [*passed, "global_scratch", "profile_scratch"]
+    out, tokens = launch["arguments"][0], launch["arguments"][names.index("num_tokens")]
+    assert out["type"] == "*fp32"
+    assert out["attributes"] == {"tt.divisibility": 16, "tt.pointer_range": 32}
+    assert tokens["value"] == out["shape"][0]
+    assert launch["grid"] == list(call.grid)
+
+
+def test_a_launch_that_does_not_compile_is_an_error_and_others_go_on():
+    done = build([("gfx942", "no such launch"), ("gfx942", "merge, fp32")], 1)
+    assert "no such launch" in done.errors["gfx942", "no such launch"]
+    assert list(done.binaries) == [("gfx942", "merge, fp32")]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--arch", "gfx9"), "--arch: got gfx9, expected some of gfx90a"),
+        (("--only", "nothing"), "--only: no launch is named so: nothing"),
+        (("--check", "--main"), "--write and --check are about all launches"),
+        (("--json", "no/here.json", "--main"), "--json: the folder no does not exist"),
+        (("--check",), "docs/binaries.md does not exist"),
+    ],
+)
+def test_bad_input_is_named(attn_parity, options, words):
+    run = attn_parity("compile", *options)
+    assert run.code == 2
+    assert words in run.err
+
+
+def test_a_page_that_is_not_what_its_facts_make_is_noticed(attn_parity, tmp_path):
+    facts = {name: getattr(GOOD, name) for name in GOOD.__dataclass_fields__}
+    rows = [Row(architecture, name, "merge", 4, facts) for architecture in ARCHITECTURES for name in chosen(architecture)]
+    path, data = tmp_path / "binaries.md", tmp_path / "binaries.json"
+
+    def write(results: Results) -> None:
+        path.write_text(page.text(results))
+        data.write_bytes(page.msgspec.json.encode(results))
+
+    def wrong() -> list[str]:
+        run = attn_parity("compile", "--check", "--page", path)
+        assert run.code == int(run.out != "0 wrong\n")
+        return run.out.splitlines()[:-1]
+
+    write(Results(triton.__version__, tuple(rows)))
+    assert wrong() == []
+    path.write_text(path.read_text().replace("| 128 |", "| 64 |", 1))
+    assert "is not what" in wrong()[0]
+    write(Results(triton.__version__, tuple(rows[1:])))
+    assert wrong() == [f"{rows[0].architecture} {rows[0].call}: a launch without facts"]
+    write(Results(triton.__version__, tuple(rows), over=("gfx942 decode: vgpr_spills is 9, at most 0 allowed",)))
+    assert wrong() == ["gfx942 decode: vgpr_spills is 9, at most 0 allowed"]
+    data.write_text("{}")
+    assert attn_parity("compile", "--check", "--page", path).code == 2

@@ -1,0 +1,52 @@
+"""Compile what must not ship for GPUs, which need not be here, and print the facts as JSON.
+
+Run as a script, in a process without Triton's interpreter: `python compile_planted.py gfx942 sm90`.
+"""
+
+import dataclasses
+import json
+import sys
+
+import torch
+import triton
+import triton.language as tl
+from attn_optimized.compilation import compile_call
+from attn_optimized.kernel_call import KernelCall
+from attn_optimized.shipped_calls import chosen
+
+SIDE = 64
+
+
+@triton.jit
+def dot_kernel(out_ptr, x_ptr, y_ptr, stride_row, PRECISION: tl.constexpr, SIDE: tl.constexpr):
+    row = tl.arange(0, SIDE)
+    place = (row * stride_row)[:, None] + row[None, :]
+    product = tl.dot(tl.load(x_ptr + place), tl.load(y_ptr + place), input_precision=PRECISION)
+    tl.store(out_ptr + place, product)
+
+
+def dot(precision: str) -> KernelCall:
+    """Of float32, at 32-bit offsets."""
+    tensor = torch.empty(SIDE, SIDE, device="meta")
+    tensors = {f"{name}_ptr": tensor for name in ("out", "x", "y")}
+    constants = {"PRECISION": precision, "SIDE": SIDE}
+    return KernelCall.of(dot_kernel, (1,), constants, {}, **tensors, stride_row=tensor.stride(0))
+
+
+def main(architectures: list[str]) -> None:
+    report = {}
+    for architecture in architectures:
+        rotation = chosen(architecture, only="RoPE and cache write, fp32")["RoPE and cache write, fp32"]
+        calls = {
+            "tf32": dot("tf32"),
+            "ieee": dot("ieee"),
+            "rotation": rotation,
+            "fused rotation": rotation._replace(options={**rotation.options, "enable_fp_fusion": True}),
+        }
+        binaries = {name: compile_call(call, architecture) for name, call in calls.items()}
+        report[architecture] = {name: dataclasses.asdict(binary.facts) for name, binary in binaries.items()}
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
