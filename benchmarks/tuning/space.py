@@ -93,14 +93,20 @@ def check_derivable(architecture: str) -> None:
 
 
 def candidates(call_class: CallClass, architecture: str, today: Parameters) -> list[Parameters]:
-    """What is compiled: all that may fit the registers, those first that differ least from today's, which is left out."""
+    """What is compiled: all that may fit the registers, those first that differ least from today's, which is left out.
+
+    Hints of how many waves to compile for, which often change nothing, are the last to be followed.
+    """
     space = SPACES[vendor_of(architecture)][call_class.phase]
     names = [field.name for field in fields(Space) if field.name not in _SPLITS]
     product = itertools.product(*(getattr(space, name) for name in names))
     found = (replace(today, **dict(zip(names, values, strict=True))) for values in product)
     return sorted(
         (candidate for candidate in found if candidate != today and may_fit(candidate, call_class, architecture)),
-        key=lambda candidate: sum(getattr(candidate, name) != getattr(today, name) for name in names),
+        key=lambda candidate: (
+            candidate.waves_per_eu != today.waves_per_eu,
+            sum(getattr(candidate, name) != getattr(today, name) for name in names),
+        ),
     )
 
 
