@@ -1,10 +1,10 @@
-"""`python -m benchmarks speed` measures, `python -m benchmarks page` writes docs/performance.md from what was measured."""
+"""`python -m benchmarks speed` measures, `python -m benchmarks page` writes docs/performance.md from what was measured, and
+`python -m benchmarks tune` searches for launch parameters."""
 
 import importlib.metadata
 import os
 import platform
 import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,12 +13,17 @@ from types import SimpleNamespace
 import click
 from rich.console import Console
 
+from benchmarks.tuning.command import tune
+
 console = Console(highlight=False, width=160)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
     """Speed, side by side."""
+
+
+cli.add_command(tune)
 
 
 @cli.command()
@@ -70,7 +75,7 @@ def speed(
             **{name: kernel.version for name, kernel in kernels.items() if kernel is not None},
         },
         command=shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
-        commit=commit or _commit(),
+        commit=commit or results.commit(),
         rates=machine.rates(device, tiny=tiny),
     )
     console.print(f"{found.machine}, {', '.join(f'{name} {version}' for name, version in found.versions.items())}")
@@ -120,11 +125,6 @@ def _loaded(load, folder: Path | None) -> SimpleNamespace | None:
             raise click.ClickException(str(error)) from error
         console.print(str(error))
         return None
-
-
-def _commit() -> str:
-    ended = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return ended.stdout.strip() if ended.returncode == 0 else "unknown"
 
 
 @cli.command()

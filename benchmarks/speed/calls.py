@@ -10,6 +10,8 @@ from attn_contract import Batch, KVCacheView, Layer
 from benchmarks.speed.cases import Attention, RowOp
 
 DTYPE, FLOAT8 = torch.bfloat16, torch.float8_e4m3fn
+DTYPES = {2: DTYPE, 4: torch.float32}
+"""By itemsize."""
 LOGIT_STD = 3.0
 """Of the logits of random keys: a softmax over many keys that were all alike would be a mean of noise, and hide mistakes."""
 LOGIT_STD_OF_CAP = 1 / 8
@@ -33,8 +35,10 @@ class Call:
 
 
 def attention_call(case: Attention, device: torch.device, seed: int) -> Call:
-    generator = torch.Generator(device).manual_seed(seed)
-    q = _normal((case.num_tokens, case.num_heads, case.head_size), device, generator)
+    """On meta without any values, for what is compiled and not run."""
+    generator = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
+    dtype = DTYPES[case.itemsize]
+    q = _normal((case.num_tokens, case.num_heads, case.head_size), device, generator, dtype)
     q.mul_(case.soft_cap * LOGIT_STD_OF_CAP if case.soft_cap else LOGIT_STD)
     reads_cache = case.attn_type.reads_cache
     layer = Layer(
@@ -53,7 +57,7 @@ def attention_call(case: Attention, device: torch.device, seed: int) -> Call:
     kv_cache, block_table = None, None
     if reads_cache:
         block_table = _block_table(case, blocks, device, generator)
-        kv_cache = random_cache(case, int(block_table.max()) + 1, device, generator)
+        kv_cache = random_cache(case, _num_blocks(case, blocks), device, generator, dtype)
     starts = [0, *itertools.accumulate(case.query_lens)]
     batch = Batch(
         query_start_loc=torch.tensor(starts, dtype=torch.int32, device=device),
@@ -66,22 +70,28 @@ def attention_call(case: Attention, device: torch.device, seed: int) -> Call:
     )
     if reads_cache:
         return Call(case, q, layer, batch, kv_cache=kv_cache)
-    k, v = _normal((2, case.num_tokens, case.num_kv_heads, case.head_size), device, generator)
+    k, v = _normal((2, case.num_tokens, case.num_kv_heads, case.head_size), device, generator, dtype)
     return Call(case, q, layer, batch, k=k, v=v)
 
 
-def random_cache(case: Attention | RowOp, num_blocks: int, device: torch.device, generator: torch.Generator) -> torch.Tensor:
-    """A cache of normal numbers, or of what float8 stores of such."""
-    dtype = FLOAT8 if case.float8_cache else DTYPE
+def random_cache(
+    case: Attention | RowOp,
+    num_blocks: int,
+    device: torch.device,
+    generator: torch.Generator | None,
+    dtype: torch.dtype = DTYPE,
+) -> torch.Tensor:
+    """A cache of normal numbers of a dtype, or of what float8 stores of such."""
+    stored = FLOAT8 if case.float8_cache else dtype
     view = KVCacheView.dense(
         case.layout,
         num_blocks=num_blocks,
         block_size=case.block_size,
         num_kv_heads=case.num_kv_heads,
         head_size=case.head_size,
-        itemsize=dtype.itemsize,
+        itemsize=stored.itemsize,
     )
-    raw = _normal((view.end,), device, generator)
+    raw = _normal((view.end,), device, generator, DTYPE if case.float8_cache else dtype)
     return view.tensor(raw.div_(K_SCALE).to(FLOAT8) if case.float8_cache else raw)
 
 
@@ -123,11 +133,16 @@ def gathered(kv: int, call: Call, request: int, num_keys: int) -> torch.Tensor:
     return raw[element]
 
 
-def _block_table(case: Attention, blocks: list[int], device: torch.device, generator: torch.Generator) -> torch.Tensor:
+def _num_blocks(case: Attention, blocks: list[int]) -> int:
+    """Of all requests, whose numbers are given: a common prefix is stored once."""
+    return sum(blocks) - case.common_prefix_len // case.block_size * (len(blocks) - 1)
+
+
+def _block_table(case: Attention, blocks: list[int], device: torch.device, generator: torch.Generator | None) -> torch.Tensor:
     """[R, max_blocks + padding] int32: blocks in random order; those of a common prefix are request 0's."""
     shared = case.common_prefix_len // case.block_size
     own = [n - shared for n in blocks]
-    order = torch.randperm(shared + sum(own), device=device, generator=generator).int()
+    order = torch.randperm(_num_blocks(case, blocks), device=device, generator=generator).int()
     table = torch.zeros(len(blocks), max(blocks) + TABLE_PADDING, dtype=torch.int32, device=device)
     table[:, :shared] = order[:shared]
     for row, part in zip(table, order[shared:].split(own), strict=True):
@@ -135,7 +150,7 @@ def _block_table(case: Attention, blocks: list[int], device: torch.device, gener
     return table
 
 
-def _sinks(case: Attention, device: torch.device, generator: torch.Generator) -> torch.Tensor:
+def _sinks(case: Attention, device: torch.device, generator: torch.Generator | None) -> torch.Tensor:
     """Logits as large as those of all visible keys together: a sink that is forgotten doubles the output."""
     all_keys = math.log(len(case.keys(0, case.query_lens[0] - 1))) + LOGIT_STD**2 / 2
     return all_keys + torch.randn(case.num_heads, device=device, generator=generator)
@@ -148,5 +163,7 @@ def _scales(float8_cache: bool, device: torch.device) -> dict:
     return {"kv_cache_dtype": FLOAT8, **scales}
 
 
-def _normal(shape: tuple[int, ...], device: torch.device, generator: torch.Generator) -> torch.Tensor:
-    return torch.empty(shape, dtype=DTYPE, device=device).normal_(generator=generator)
+def _normal(
+    shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None, dtype: torch.dtype
+) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device=device).normal_(generator=generator)

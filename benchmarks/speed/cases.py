@@ -8,7 +8,7 @@ from typing import Literal, Self
 
 from attn_contract import AttentionType, Layout
 
-ITEMSIZE = 2  # of bfloat16, which everything but a float8 cache is
+ITEMSIZE = 2  # of bfloat16, which everything is but a float8 cache, and what a case says is float32
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Attention:
     """Attention over a paged cache, or over dense tokens for the types that have none. Names as in `attn_contract`.
 
     Attributes:
+        itemsize: bytes of an element of q, and of a cache that is not float8: 2 of bfloat16, 4 of float32.
         common_prefix_len: leading keys that all requests have in the same blocks; cascade attention reads them once.
     """
 
@@ -45,6 +46,7 @@ class Attention:
     window: int | None = None
     sinks: bool = False
     soft_cap: float | None = None
+    itemsize: int = ITEMSIZE
     float8_cache: bool = False
     common_prefix_len: int = 0
     reach: Reach | None = None
@@ -80,8 +82,8 @@ class Attention:
         """K and V of every key that some query sees, once for each KV head, and q and the output."""
         seen = sum(self.keys(r, n - 1).stop - self.keys(r, 0).start for r, n in enumerate(self.query_lens))
         seen -= self.common_prefix_len * (len(self.query_lens) - 1)
-        rows = 2 * self.num_kv_heads * seen * (1 if self.float8_cache else ITEMSIZE)
-        return float(self.head_size * (rows + 2 * self.num_tokens * self.num_heads * ITEMSIZE))
+        rows = 2 * self.num_kv_heads * seen * (1 if self.float8_cache else self.itemsize)
+        return float(self.head_size * (rows + 2 * self.num_tokens * self.num_heads * self.itemsize))
 
     def tiny(self) -> Self:
         """The same features at a size that can be interpreted: three requests, lengths of some tens, two KV heads."""

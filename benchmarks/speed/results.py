@@ -1,5 +1,6 @@
 """What a run finds, as the JSON file that it writes: schema `attn-parity.speed/1`."""
 
+import subprocess
 from pathlib import Path
 from typing import Literal
 
@@ -58,7 +59,13 @@ class Run(msgspec.Struct, kw_only=True):
     unmeasured: list[str] = msgspec.field(default_factory=list)
 
 
-def write(run: Run, path: Path) -> None:
+def commit() -> str:
+    """What git calls the code that is measured."""
+    ended = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return ended.stdout.strip() if ended.returncode == 0 else "unknown"
+
+
+def write(run: msgspec.Struct, path: Path) -> None:
     """Whole or not at all: an interrupt leaves the last one."""
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=1) + b"\n")

@@ -80,7 +80,7 @@ def measure(
             box = left / (len(cases) - i)
             run.cases.append(measured(case, participants, device, run.rates, sizes=sizes, box=box))
             run.unmeasured.remove(case.name)
-            _free()
+            free()
             save(run)
             progress.console.print(_line(run.cases[-1]))
             progress.advance(task)
@@ -158,10 +158,10 @@ def _recorded(found: dict[str, Result], name: str) -> Iterator[None]:
     except Exception as error:  # kernels of others raise anything, compilers too
         why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         found[name] = Result(verdict="failed", why=why)
-        _check_device(error)
+        check_device(error)
 
 
-def _check_device(cause: Exception) -> None:
+def check_device(cause: Exception) -> None:
     if not torch.cuda.is_available():
         return
     try:
@@ -177,7 +177,7 @@ def _judged(error: float) -> Result:
     return Result(verdict="wrong", error=error if error < float("inf") else None, why=why)
 
 
-def _free() -> None:
+def free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -365,7 +365,7 @@ def reduce_form(
     tiles = reduce_tiles(plan.architecture, head_size=layer.head_size, num_parts=num_parts)
     unit, strides = in_units(out.element_size(), stride_out_row=out.stride(0), stride_out_head=out.stride(1))
     num_rows = batch.num_actual_tokens
-    return LaunchForm(
+    return LaunchForm.of(
         reduce_parts_kernel,
         row_grid(tiles, num_rows * layer.num_heads),
         {**tiles.constants, "OUT_UNIT": unit, "OUT_FORMAT": out_format},
@@ -440,7 +440,7 @@ def attention_form(
         "PARTIAL": partial,
     }
     num_rows = batch.num_actual_tokens
-    return LaunchForm(
+    return LaunchForm.of(
         attention_kernel,
         plan.launch_grid,
         constants,

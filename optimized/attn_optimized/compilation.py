@@ -141,14 +141,14 @@ def compiled(call: KernelCall, architecture: str) -> tuple[Any, ASTSource]:
     Raises:
         ContractError: no such architecture, or a kernel that is interpreted in this process.
     """
-    target, kernel = gpu_target(architecture), call.kernel
+    target, kernel = gpu_target(architecture), call.form.kernel
     if not isinstance(kernel, JITFunction):
         raise ContractError("call", "an interpreted kernel", "one of a process without TRITON_INTERPRET")
     backend = make_backend(target)
     # the launcher's own two steps, for a backend that it would take from the GPU at hand
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    options = {"debug": kernel.debug or knobs.runtime.debug, **call.options}
-    bound, specialization, options = bind(**call.arguments, **call.constants, **options)
+    options = {"debug": kernel.debug or knobs.runtime.debug, **call.form.options}
+    bound, specialization, options = bind(**call.arguments, **call.form.constants, **options)
     parsed, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, options)
     source = ASTSource(kernel, signature, constants, attributes)
     return triton.compile(source, target=target, options=parsed.__dict__), source
@@ -178,7 +178,7 @@ def compile_call(call: KernelCall, architecture: str) -> Binary:
         | {"global_scratch": "*i8", "profile_scratch": "*i8"},
         attributes={names[index]: dict(pairs) for (index,), pairs in source.attrs.items() if pairs},
         constants={names[index]: value for (index,), value in source.constants.items()},
-        grid=call.grid,
+        grid=call.form.grid,
         num_warps=metadata.num_warps,
         warp_size=metadata.target.warp_size,
         facts=_facts(binary, _UNITS[architecture]),

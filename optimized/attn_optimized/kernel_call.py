@@ -1,7 +1,8 @@
 """Launches as data: what a kernel is compiled for and run with, made from shapes, strides and host values alone."""
 
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from triton import JITFunction
@@ -10,6 +11,7 @@ from triton import JITFunction
 _ALIGNMENT = 16
 
 
+@dataclass(frozen=True, eq=False)
 class LaunchForm:
     """What of a launch does not depend on where its tensors lie: calls of one form share it.
 
@@ -21,17 +23,24 @@ class LaunchForm:
         numbers: the kernel's ints and floats, by name.
     """
 
-    def __init__(
-        self,
+    kernel: Any
+    grid: tuple[int, ...]
+    constants: dict[str, Any]
+    options: dict[str, Any]
+    numbers: dict[str, int | float]
+    _compiled: dict[int, Any] = field(init=False, repr=False, default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
         kernel: Any,
         grid: tuple[int, ...],
         constants: dict[str, Any],
         options: dict[str, Any],
         /,
         **numbers: int | float,
-    ) -> None:
-        self.kernel, self.grid, self.constants, self.options, self.numbers = kernel, grid, constants, options, numbers
-        self._compiled: dict[int, Any] = {}
+    ) -> Self:
+        return cls(kernel, grid, constants, options, numbers)
 
     @cached_property
     def tensor_names(self) -> tuple[str, ...]:

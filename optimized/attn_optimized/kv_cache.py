@@ -172,7 +172,7 @@ def _call(
         "TOKEN_SCALES": per_token is not None,
         "ROTATES": cos_sin_cache is not None,
     }
-    form = LaunchForm(
+    form = LaunchForm.of(
         write_kv_cache_kernel,
         (num_query_tiles + num_key_tiles,),
         constants,

@@ -31,7 +31,7 @@ MAX_SPLITS = 128
 # Waves of programs where requests are of different lengths, and at least where they are not.
 UNEVEN_WAVES, LEAST_WAVES = 4, 1.5
 # Of the time without a split, what each further part adds to it: measured at 64 requests of 8k keys.
-PART_COST = 0.02
+PART_COST = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)

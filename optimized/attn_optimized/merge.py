@@ -68,7 +68,7 @@ def merge_attn_states_call(
         stride_b_row=out_b.stride(0),
         stride_b_head=out_b.stride(1),
     )
-    form = LaunchForm(
+    form = LaunchForm.of(
         merge_attn_states_kernel,
         row_grid(tiles, num_tokens * num_heads),
         {**tiles.constants, "STRIDE_UNIT": unit},

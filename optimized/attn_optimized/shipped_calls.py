@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 import torch
 from attn_contract import AttentionType, Batch, ContractError, KVCacheView, Layer, Layout
 
-from attn_optimized.attention import paged_attention_calls, varlen_attention_calls
+from attn_optimized.attention import paged_attention_calls, plan_of, varlen_attention_calls
 from attn_optimized.cascade import cascade_attention_calls
 from attn_optimized.kernel_call import KernelCall
 from attn_optimized.kernels.reduce_parts import reduce_parts_kernel
@@ -83,7 +83,7 @@ def kernel_calls(shipped: ShippedCall, architecture: str) -> dict[str, KernelCal
         raise ContractError("architecture", repr(architecture), f"one of {', '.join(COMPUTE_UNITS)}")
     calls: dict[str, KernelCall] = {}
     for call in _launches(shipped, architecture):
-        part = "reduction" if call.kernel is reduce_parts_kernel else "suffix"
+        part = "reduction" if call.form.kernel is reduce_parts_kernel else "suffix"
         calls[f"{shipped.name}, {part}" if calls else shipped.name] = call
     return calls
 
@@ -95,12 +95,12 @@ def _launches(shipped: ShippedCall, architecture: str) -> Iterator[KernelCall]:
     out = _rows(shipped, num_tokens, heads, torch.float8_e4m3fn if shipped.float8_output else shipped.dtype)
     layer, batch = _layer(shipped), _batch(shipped, num_tokens)
     gpu: dict[str, Any] = {"architecture": architecture, "compute_units": COMPUTE_UNITS[architecture]}
-    options = {"out": out, "batch_invariant": shipped.batch_invariant, **gpu}
+    plan = plan_of(q, layer, batch, batch_invariant=shipped.batch_invariant, **gpu)
     match shipped.op:
         case "paged":
-            yield from paged_attention_calls(q, _cache(shipped), layer, batch, **options)
+            yield from paged_attention_calls(q, _cache(shipped), layer, batch, plan, out=out)
         case "varlen":
-            yield from varlen_attention_calls(q, k, v, layer, batch, **options)
+            yield from varlen_attention_calls(q, k, v, layer, batch, plan, out=out)
         case "cascade":
             yield from cascade_attention_calls(q, _cache(shipped), layer, batch, shipped.prefix, out=out, **gpu)
         case "write":

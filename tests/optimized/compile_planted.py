@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from attn_optimized.compilation import compile_call
-from attn_optimized.kernel_call import KernelCall
+from attn_optimized.kernel_call import KernelCall, LaunchForm
 from attn_optimized.shipped_calls import chosen
 
 SIDE = 64
@@ -30,18 +30,19 @@ def dot(precision: str) -> KernelCall:
     tensor = torch.empty(SIDE, SIDE, device="meta")
     tensors = {f"{name}_ptr": tensor for name in ("out", "x", "y")}
     constants = {"PRECISION": precision, "SIDE": SIDE}
-    return KernelCall.of(dot_kernel, (1,), constants, {}, **tensors, stride_row=tensor.stride(0))
+    return KernelCall(LaunchForm.of(dot_kernel, (1,), constants, {}, stride_row=tensor.stride(0)), tensors)
 
 
 def main(architectures: list[str]) -> None:
     report = {}
     for architecture in architectures:
         rotation = chosen(architecture, only="RoPE and cache write, fp32")["RoPE and cache write, fp32"]
+        fused = dataclasses.replace(rotation.form, options={**rotation.form.options, "enable_fp_fusion": True})
         calls = {
             "tf32": dot("tf32"),
             "ieee": dot("ieee"),
             "rotation": rotation,
-            "fused rotation": rotation._replace(options={**rotation.options, "enable_fp_fusion": True}),
+            "fused rotation": rotation._replace(form=fused),
         }
         binaries = {name: compile_call(call, architecture) for name, call in calls.items()}
         report[architecture] = {name: dataclasses.asdict(binary.facts) for name, binary in binaries.items()}

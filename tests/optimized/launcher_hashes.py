@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import torch
 from attn_contract import Batch, Layer, Layout
-from attn_optimized.attention import paged_attention_calls
+from attn_optimized.attention import paged_attention_calls, plan_of
 from attn_optimized.compilation import compiled, gpu_target
 from attn_optimized.kernel_call import KernelCall
 from triton.runtime import driver
@@ -32,8 +32,8 @@ def decode_calls(architecture: str, num_blocks: int) -> list[KernelCall]:
         block_table=on_meta(2, 256, dtype=torch.int32),
     )
     q, cache = on_meta(2, 32, 128), on_meta(num_blocks, 2, 16, 8, 128)
-    calls = paged_attention_calls(q, cache, layer, batch, out=torch.empty_like(q), architecture=architecture, compute_units=64)
-    return list(calls)
+    plan = plan_of(q, layer, batch, architecture=architecture, compute_units=64)
+    return list(paged_attention_calls(q, cache, layer, batch, plan, out=torch.empty_like(q)))
 
 
 def launcher_hash(call: KernelCall, architecture: str) -> str:
@@ -44,13 +44,13 @@ def launcher_hash(call: KernelCall, architecture: str) -> str:
             get_current_target=lambda: target, get_current_device=lambda: architecture, get_current_stream=lambda device: 0
         )
     )
-    kernel = call.kernel.run(grid=call.grid, warmup=True, **call.arguments, **call.constants, **call.options)
-    return kernel.hash
+    form = call.form
+    return form.kernel.run(grid=form.grid, warmup=True, **call.arguments, **form.constants, **form.options).hash
 
 
 def main(architectures: list[str]) -> None:
     report = {
-        f"{architecture} {call.kernel.fn.__name__} {num_blocks}": [
+        f"{architecture} {call.form.kernel.fn.__name__} {num_blocks}": [
             launcher_hash(call, architecture),
             compiled(call, architecture)[0].hash,
         ]

@@ -1,14 +1,18 @@
 """Launch parameters of the attention kernel, as data: one file per architecture, whose entries say where they come from.
 
-To try others on a GPU, give `attn_optimized.plan_of` or `paged_attention_calls` a `Parameters` of your own.
+`python -m benchmarks tune --write` searches for better ones on the GPU that is here and writes its file; with `--arch gfx942`
+it derives them from compiled binaries, for a GPU that is not. To try others yourself, give `attn_optimized.plan_of` or
+`paged_attention_calls` a `Parameters` of your own.
 """
 
 import json
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal
 
+FOLDER = Path(__file__).parent
+SCHEMA = "attn-parity.launch-table/1"
 # Chips whose kernels compile to much the same code.
 _LIKE = {"gfx90a": "gfx942", "gfx950": "gfx942", "gfx1250": "gfx1201"}
 Phase = Literal["decode", "mixed", "prefill", "window"]
@@ -70,11 +74,15 @@ def parameters_for(architecture: str, *, phase: Phase, itemsize: int, block_d: i
 
 @lru_cache
 def entries(architecture: str) -> tuple[Entry, ...]:
-    """All entries of an architecture, of the most similar one that has a file, or of none in particular."""
-    folder = files("attn_optimized.launch_table")
-    names = (architecture, _LIKE.get(architecture), "gfx942" if architecture.startswith("gfx") else "sm90")
-    path = next(path for name in names if name and (path := folder / f"{name}.json").is_file())
+    """All entries of the table that an architecture's calls are launched by."""
+    path = FOLDER / f"{table_of(architecture)}.json"
     return tuple(_entry(entry) for entry in json.loads(path.read_text(encoding="utf-8"))["entries"])
+
+
+def table_of(architecture: str) -> str:
+    """The architecture whose file is read: itself, the most similar one that has a file, or one of none in particular."""
+    names = (architecture, _LIKE.get(architecture), "gfx942" if architecture.startswith("gfx") else "sm90")
+    return next(name for name in names if name and (FOLDER / f"{name}.json").is_file())
 
 
 def _entry(fields: dict[str, Any]) -> Entry:

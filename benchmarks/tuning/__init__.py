@@ -1,0 +1,1 @@
+"""Launch parameters of the attention kernel, searched for: `python -m benchmarks tune`."""

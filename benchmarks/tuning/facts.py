@@ -1,0 +1,87 @@
+"""What a candidate's binaries say of it."""
+
+import re
+from typing import NamedTuple
+
+from attn_optimized.compilation import ARCHITECTURES, compile_call, compiled
+from attn_optimized.kernel_call import KernelCall
+from attn_optimized.launch_table import Parameters
+
+_MULTIPLIES = (re.compile(r"v_(?:s?mfma|s?wmma)"), re.compile(r"v_(?:pk_|dual_)?fmac?_f32"))
+_LABEL, _BRANCH = re.compile(r"^(\.?[A-Za-z_$][\w$.]*):"), re.compile(r"^\s+s_c?branch\w*\s+(\S+)")
+_INSTRUCTION = re.compile(r"^\s+[a-z]+_\w+")
+
+
+class Facts(NamedTuple):
+    """Of a candidate's binaries, the worst of each; None where it is not known."""
+
+    spills: int | None = None
+    """Vector registers that are kept in memory."""
+    matrix_instructions: int | None = None
+    shared_bytes: int | None = None
+    shared_limit: int | None = None
+    waves: float | None = None
+    """Per SIMD, as registers and shared memory allow."""
+    instructions: float | None = None
+    """Per pair of row and key; of AMD's alone."""
+
+    @classmethod
+    def worst(cls, found: list["Facts"]) -> "Facts":
+        spills, matrix_instructions, shared_bytes, shared_limits, waves, instructions = (
+            [value for value in values if value is not None] for values in zip(*found, strict=True)
+        )
+        return cls(
+            spills=max(spills, default=None),
+            matrix_instructions=min(matrix_instructions, default=None),
+            shared_bytes=max(shared_bytes, default=None),
+            shared_limit=min(shared_limits, default=None),
+            waves=min(waves, default=None),
+            instructions=max(instructions, default=None),
+        )
+
+    def __str__(self) -> str:
+        named = (
+            (self.spills, f"{self.spills or 'no'} spills"),
+            (self.matrix_instructions, f"{self.matrix_instructions or 'no'} matrix instructions"),
+            (self.waves, f"{self.waves or 0:g} waves per SIMD"),
+            (self.instructions, f"{self.instructions or 0:.3f} instructions per row and key"),
+        )
+        return ", ".join(text for value, text in named if value is not None)
+
+
+def facts_of(call: KernelCall, parameters: Parameters, architecture: str) -> Facts:
+    """Compile an attention kernel's launch, and look at its binary."""
+    binary, _ = compiled(call, architecture)
+    instructions = instructions_per_pair(binary.asm.get("amdgcn", ""), parameters, call.form.constants["BLOCK_M"])
+    if architecture not in ARCHITECTURES:
+        return Facts(shared_bytes=binary.metadata.shared, instructions=instructions)
+    facts = compile_call(call, architecture).facts
+    return Facts(facts.vgpr_spills, facts.matrix_instructions, facts.lds_bytes, facts.lds_limit, facts.waves, instructions)
+
+
+def instructions_per_pair(assembly: str, parameters: Parameters, block_m: int) -> float | None:
+    """Of all waves of a program."""
+    loop = loop_instructions(assembly)
+    return None if loop is None else loop * parameters.num_warps / (block_m * parameters.block_n)
+
+
+def loop_instructions(assembly: str) -> int | None:
+    """Instructions of the loop over tiles that need no mask: the shortest with a good part of the kernel's multiplications."""
+    lines = assembly.splitlines()
+    multiply = next((kind for kind in _MULTIPLIES if kind.search(assembly)), None)
+    if multiply is None:
+        return None
+    labels: dict[str, int] = {}
+    loops: list[list[str]] = []
+    for i, line in enumerate(lines):
+        if label := _LABEL.match(line):
+            labels[label[1]] = i
+        elif (branch := _BRANCH.match(line)) and branch[1] in labels:
+            loops.append([line for line in lines[labels[branch[1]] : i + 1] if _INSTRUCTION.match(line)])
+    # the loops over tiles with and without a mask have about half each
+    enough = len(multiply.findall(assembly)) / 4
+    return min((len(loop) for loop in loops if sum(map(_count(multiply), loop)) >= enough), default=None)
+
+
+def _count(multiply: re.Pattern[str]):
+    return lambda line: multiply.search(line) is not None

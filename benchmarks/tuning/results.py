@@ -1,0 +1,67 @@
+"""What a search finds, as the JSON file that it writes: schema `attn-parity.tune/1`."""
+
+from typing import Literal
+
+import msgspec
+from attn_optimized.launch_table import Parameters
+
+from benchmarks.speed.clock import Spread
+from benchmarks.tuning.facts import Facts
+
+SCHEMA = "attn-parity.tune/1"
+
+
+class Candidate(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Parameters that were tried.
+
+    Attributes:
+        verdict: `waiting` for its turn when time was up or an interrupt came; `pruned` by the facts of its binaries; `failed`
+            to compile or to run; `wrong`, beside the reference; `slower` than others, after as many rounds as it has times;
+            `final`, timed in the last one; `ranked` by its facts alone, without a GPU.
+        why: of another verdict than the last two.
+        facts: of its binaries, the worst of each.
+        rounds: of each round, milliseconds of a call in each case.
+    """
+
+    parameters: Parameters
+    verdict: Literal["waiting", "pruned", "failed", "wrong", "slower", "final", "ranked"] = "waiting"
+    why: str | None = None
+    facts: Facts | None = None
+    rounds: list[dict[str, Spread]] = msgspec.field(default_factory=list)
+
+
+class Search(msgspec.Struct, kw_only=True):
+    """Of one class of calls.
+
+    Attributes:
+        chosen: in place of today's parameters; None: they stay.
+        why: one line.
+        gain: today's time over that of the chosen ones, the geometric mean over the cases.
+        candidates: today's first.
+    """
+
+    name: str
+    chosen: Parameters | None = None
+    why: str = "not finished"
+    gain: float | None = None
+    candidates: list[Candidate] = msgspec.field(default_factory=list)
+
+
+class Tuning(msgspec.Struct, kw_only=True):
+    """One run for one architecture.
+
+    Attributes:
+        of_value: whether what was found means anything: all but `--tiny`.
+        unfinished: classes for which the budget had no time, or before whose end the run was interrupted.
+    """
+
+    schema: str = SCHEMA
+    of_value: bool
+    architecture: str
+    machine: str
+    versions: dict[str, str]
+    command: str
+    commit: str
+    source: str
+    classes: list[Search] = msgspec.field(default_factory=list)
+    unfinished: list[str] = msgspec.field(default_factory=list)

@@ -1,0 +1,85 @@
+"""The file that the kernels' launches read, taken apart into one entry for each class of calls, and put together again."""
+
+import dataclasses
+import itertools
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from attn_contract import ContractError
+from attn_optimized import launch_table
+from attn_optimized.launch_table import Entry
+
+from benchmarks.tuning.classes import CLASSES, CallClass
+
+ALWAYS_WRITTEN = ("block_m", "block_n", "num_warps", "num_stages", "keys_per_split", "programs_per_unit")
+
+
+def entry_of(architecture: str, call_class: CallClass) -> Entry:
+    """Today's entry of a class; of an architecture without a table of its own, the similar one's, which its source names."""
+    found = next(entry for entry in launch_table.entries(architecture) if call_class.holds(entry))
+    table = launch_table.table_of(architecture)
+    source = found.source if table == architecture else f"derived: as on {table}, where it is {found.source}"
+    return dataclasses.replace(found, most_block_d=call_class.most_block_d, source=source)
+
+
+def updated(architecture: str, found: dict[CallClass, Entry]) -> list[Entry]:
+    """An architecture's whole table with some classes' entries replaced."""
+    return merged([found.get(call_class) or entry_of(architecture, call_class) for call_class in CLASSES])
+
+
+def merged(entries: Sequence[Entry]) -> list[Entry]:
+    """One entry where neighbouring head sizes want the same parameters for reasons of the same kind."""
+    whole: list[Entry] = []
+    for _, group in itertools.groupby(entries, key=lambda entry: (entry.phase, entry.itemsize, entry.quantized)):
+        sizes = sorted(group, key=lambda entry: entry.most_block_d)
+        for (_, kind), alike in itertools.groupby(sizes, key=lambda entry: (entry.parameters, _kind(entry))):
+            same = list(alike)
+            # each reason once, in the order of the head sizes
+            reasons = dict.fromkeys(reason for entry in same for reason in entry.source.removeprefix(f"{kind}: ").split("; "))
+            whole.append(dataclasses.replace(same[-1], source=f"{kind}: {'; '.join(reasons)}"))
+    return whole
+
+
+def text(entries: Sequence[Entry]) -> str:
+    """A table's file: a line for each entry."""
+    lines = ",\n".join(f"  {json.dumps(_fields(entry))}" for entry in entries)
+    return f'{{"schema": "{launch_table.SCHEMA}", "entries": [\n{lines}\n]}}\n'
+
+
+def check_writable(folder: Path) -> None:
+    """
+    Raises:
+        ContractError: no file can be made in the folder.
+    """
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ContractError("--write", f"{folder}: {error.strerror}", "a folder in which a table can be written") from error
+
+
+def write(architecture: str, found: dict[CallClass, Entry]) -> Path:
+    """Write an architecture's table, whole or not at all, and have the launches of this process read it."""
+    path = launch_table.FOLDER / f"{architecture}.json"
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text(updated(architecture, found)), encoding="utf-8")
+    partial.replace(path)
+    launch_table.entries.cache_clear()
+    return path
+
+
+def _kind(entry: Entry) -> str:
+    """How its parameters were found: "measured" or "derived"."""
+    return entry.source.partition(":")[0]
+
+
+def _fields(entry: Entry) -> dict[str, Any]:
+    parameters = {
+        name: value
+        for name in (*ALWAYS_WRITTEN, "maxnreg", "waves_per_eu")
+        if (value := getattr(entry.parameters, name)) is not None
+    }
+    fields = ("phase", "itemsize", "most_block_d", "quantized")
+    return {**{name: getattr(entry, name) for name in fields}, "parameters": parameters, "source": entry.source}

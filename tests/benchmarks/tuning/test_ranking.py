@@ -1,0 +1,137 @@
+"""Candidates are ranked by the facts of their binaries in the documented order, and today's stay where nothing is better."""
+
+import dataclasses
+import random
+
+import pytest
+from attn_optimized.launch_table import Parameters
+
+from benchmarks.tuning import ranking
+from benchmarks.tuning.facts import Facts, instructions_per_pair, loop_instructions
+from benchmarks.tuning.results import Candidate, Search
+
+FACTS = Facts(spills=0, matrix_instructions=8, shared_bytes=8192, shared_limit=65536, waves=2, instructions=1.0)
+PARAMETERS = Parameters(block_m=64, block_n=32, num_warps=4, num_stages=1)
+BEST_FIRST = [
+    FACTS._replace(waves=5, instructions=0.5),  # no more waves than are enough
+    FACTS._replace(instructions=0.6),
+    FACTS._replace(waves=9, instructions=0.7),
+    FACTS._replace(waves=1, instructions=0.1),
+    FACTS._replace(matrix_instructions=0, waves=9, instructions=0.01),
+    FACTS._replace(spills=1, waves=9, instructions=0.01),
+    FACTS._replace(spills=2, waves=9, instructions=0.01),
+]
+
+
+def search_of(*facts):
+    """Today's first."""
+    candidates = [
+        Candidate(parameters=dataclasses.replace(PARAMETERS, num_warps=i), facts=each) for i, each in enumerate(facts)
+    ]
+    return Search(name="", candidates=candidates)
+
+
+def ranked(*facts, architecture="gfx942"):
+    found = search_of(*facts)
+    ranking.rank(found, architecture)
+    return found
+
+
+def index(found):
+    return None if found.chosen is None else found.chosen.num_warps
+
+
+@pytest.mark.parametrize("worse", range(1, len(BEST_FIRST)))
+def test_each_fact_decides_among_what_is_alike_before_it(worse):
+    others = BEST_FIRST[worse - 1 :]
+    random.Random(worse).shuffle(others)
+    found = ranked(BEST_FIRST[-1]._replace(spills=3), *others)
+    assert index(found) == 1 + others.index(BEST_FIRST[worse - 1])
+
+
+def test_waves_count_up_to_what_is_enough():
+    many, few = FACTS._replace(waves=4, instructions=1.0), FACTS._replace(waves=2, instructions=0.5)
+    assert index(ranked(many, few, architecture="gfx942")) == 1
+    assert index(ranked(few, many, architecture="gfx942")) is None
+    assert index(ranked(many, few, architecture="gfx1201")) is None
+    assert index(ranked(few, many, architecture="gfx1201")) == 1
+
+
+def test_todays_stay_where_nothing_is_better():
+    found = ranked(FACTS, FACTS, FACTS._replace(instructions=0.97), FACTS._replace(spills=1, instructions=0.1))
+    assert found.chosen is None
+    assert found.why.startswith("today's are as good: no spills, 8 matrix instructions, 2 waves per SIMD, 1.000 instructions")
+    assert {each.verdict for each in found.candidates} == {"ranked"}
+
+
+def test_a_reason_names_the_facts_of_both():
+    found = ranked(FACTS._replace(spills=7), FACTS)
+    assert found.why == (
+        "no spills, 8 matrix instructions, 2 waves per SIMD, 1.000 instructions per row and key; "
+        "today's: 7 spills, 8 matrix instructions, 2 waves per SIMD, 1.000 instructions per row and key"
+    )
+
+
+def test_without_facts_of_todays_nothing_is_replaced():
+    assert ranked(None, FACTS).why == "today's parameters: were not compiled in time"
+    assert ranked(FACTS, None).why == "no candidate but today's was compiled"
+
+
+def test_what_spills_much_or_does_not_fit_is_pruned():
+    found = search_of(FACTS, FACTS._replace(spills=64), FACTS._replace(spills=65), FACTS._replace(shared_bytes=65537), None)
+    ranking.prune(found)
+    assert [each.verdict for each in found.candidates] == ["waiting", "waiting", "pruned", "pruned", "waiting"]
+    assert found.candidates[2].why == "65 registers spilled, more than 64"
+    assert found.candidates[3].why == "65537 bytes of shared memory, the limit is 65536"
+
+
+def test_todays_are_never_pruned_and_others_may_spill_as_much():
+    found = search_of(FACTS._replace(spills=99), FACTS._replace(spills=99), FACTS._replace(spills=100))
+    ranking.prune(found)
+    assert [each.verdict for each in found.candidates] == ["waiting", "waiting", "pruned"]
+
+
+def test_of_several_binaries_the_worst_facts_count():
+    other = Facts(spills=3, matrix_instructions=4, shared_bytes=99, shared_limit=100, waves=1, instructions=None)
+    assert Facts.worst([FACTS, other]) == Facts(3, 4, 8192, 100, 1, 1.0)
+
+
+def test_what_is_not_known_is_not_said_and_prunes_nothing():
+    unknown = Facts(shared_bytes=99)
+    assert Facts.worst([unknown, unknown]) == unknown
+    assert str(unknown) == ""
+    found = search_of(FACTS, unknown)
+    ranking.prune(found)
+    assert found.candidates[1].verdict == "waiting"
+
+
+ASSEMBLY = """
+kernel:
+	s_load_dword s0, s[0:1], 0x0
+.LBB0_1:                                ; no tile: a search for the request
+	s_add_i32 s1, s1, 1
+	s_cbranch_scc0 .LBB0_1
+.LBB0_2:                                ; tiles without a mask
+	v_mfma_f32_32x32x8_bf16_1k a[0:15], v[0:1], v[2:3], a[0:15]
+	v_exp_f32_e32 v4, v5
+	s_cbranch_vccnz .LBB0_2
+	s_cbranch_vccz .LBB0_4
+.LBB0_3:                                ; tiles with one
+	v_mfma_f32_32x32x8_bf16_1k a[0:15], v[0:1], v[2:3], a[0:15]
+	v_cndmask_b32_e32 v4, v5, v6, vcc
+	v_exp_f32_e32 v4, v5
+	s_cbranch_vccnz .LBB0_3
+.LBB0_4:
+	s_endpgm
+"""
+
+
+def test_the_loop_without_a_mask_is_counted():
+    assert loop_instructions(ASSEMBLY) == 3
+    assert loop_instructions(ASSEMBLY.replace("v_mfma_f32_32x32x8_bf16_1k a", "v_fmac_f32_e32 v")) == 3
+    assert loop_instructions(ASSEMBLY.replace("v_mfma_f32_32x32x8_bf16_1k", "v_nothing")) is None
+    assert loop_instructions(ASSEMBLY.replace(".LBB0_2\n", ".LBB0_9\n").replace(".LBB0_3\n", ".LBB0_9\n")) is None
+
+
+def test_instructions_are_of_all_waves_for_a_pair():
+    assert instructions_per_pair(ASSEMBLY, PARAMETERS, 64) == 3 * 4 / (64 * 32)
