@@ -31,7 +31,7 @@ MAX_SPLITS = 128
 # Waves of programs where requests are of different lengths, and at least where they are not.
 UNEVEN_WAVES, LEAST_WAVES = 4, 1.5
 # Of the time without a split, what each further part adds to it: measured at 64 requests of 8k keys.
-PART_COST = 0.05
+PART_COST = 0.08
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,7 +342,7 @@ def num_splits(
 def _even_splits(num_programs: int, at_once: int) -> int:
     """The fewest parts that make programs of one length end together, in about two waves or more: those of a single one would
     also begin together, and leave the memory idle meanwhile."""
-    if not num_programs:
+    if not num_programs or num_programs >= 2 * at_once:
         return 1
 
     def idle(splits: int) -> float:

@@ -54,7 +54,7 @@ class ShippedCall:
     cache_dtype: torch.dtype | None = None
     token_scales: bool = False
     attn_type: AttentionType = AttentionType.DECODER
-    requests: int = 256
+    requests: int = 1024
     query_len: int = 1
     longest: int = 0
     seq_len: int = 8192
