@@ -398,8 +398,11 @@ def reduce_tiles(architecture: str, *, head_size: int, num_parts: int) -> Reduce
     if architecture == INTERPRETER:
         block_rows = max(1, min(64, (1 << 17) // block_d))
         return ReduceTiles(head_size=head_size, block_rows=block_rows, block_parts=8, block_d=block_d, num_warps=1)
-    # three sizes, and not one for every number of parts: each is compiled
-    block_parts = 4 if num_parts <= 4 else 32 if num_parts <= 32 else 128
+    # three sizes, and not one for every number of parts: each is compiled. Few parts are those of many rows
+    if num_parts <= 4:
+        block_rows = max(1, min(8, 1024 // block_d))
+        return ReduceTiles(head_size=head_size, block_rows=block_rows, block_parts=4, block_d=block_d, num_warps=1)
+    block_parts = 32 if num_parts <= 32 else 128
     return ReduceTiles(head_size=head_size, block_rows=1, block_parts=block_parts, block_d=block_d, num_warps=4)
 
 
