@@ -10,7 +10,7 @@ from typing import Any
 
 from attn_contract import ContractError
 from attn_optimized import launch_table
-from attn_optimized.launch_table import Entry
+from attn_optimized.launch_table import Entry, Parameters
 
 from benchmarks.tuning.classes import CLASSES, CallClass
 
@@ -77,9 +77,9 @@ def _kind(entry: Entry) -> str:
 
 def _fields(entry: Entry) -> dict[str, Any]:
     parameters = {
-        name: value
-        for name in (*ALWAYS_WRITTEN, "maxnreg", "waves_per_eu")
-        if (value := getattr(entry.parameters, name)) is not None
+        field.name: value
+        for field in dataclasses.fields(Parameters)
+        if (value := getattr(entry.parameters, field.name)) != field.default or field.name in ALWAYS_WRITTEN
     }
     fields = ("phase", "itemsize", "most_block_d", "quantized")
     return {**{name: getattr(entry, name) for name in fields}, "parameters": parameters, "source": entry.source}

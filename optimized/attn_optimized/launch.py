@@ -28,8 +28,8 @@ _MAX_GRID_Y = 65535
 UNLIMITED = 2**31 - 1
 # More parts than this cost the reduction more than they bring.
 MAX_SPLITS = 128
-# Waves of programs where requests are of different lengths, and at least where they are not.
-UNEVEN_WAVES, LEAST_WAVES = 4, 1.5
+# Waves of programs of one length, at least.
+LEAST_WAVES = 1.5
 # Of the time without a split, what each further part adds to it: measured at 64 requests of 8k keys.
 PART_COST = 0.08
 
@@ -336,7 +336,7 @@ def num_splits(
     even = min(most, _even_splits(num_programs, at_once))
     if num_requests == 1:
         return even, even
-    return max(even, min(most, -(-UNEVEN_WAVES * at_once // max(1, num_programs)))), even
+    return max(even, min(most, -(-parameters.uneven_waves * at_once // max(1, num_programs)))), even
 
 
 def _even_splits(num_programs: int, at_once: int) -> int:

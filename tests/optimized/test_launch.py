@@ -1,6 +1,7 @@
 """Tile sizes and grids, on any machine."""
 
 import itertools
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -8,7 +9,6 @@ from attn_contract import UnsupportedError
 from attn_optimized.launch import (
     FEW_KEYS,
     FEW_ROWS,
-    UNEVEN_WAVES,
     attention_grid,
     attention_plan,
     attention_tiles,
@@ -266,6 +266,8 @@ def test_programs_of_one_length_end_together(num_programs, parts):
     parameters = parameters_for("sm90", phase="decode", itemsize=2, block_d=128, quantized=False)
     call = {"num_requests": 1 if num_programs == 8 else num_programs // 8, "max_keys": 1 << 20, "parameters": parameters}
     assert num_splits("sm90", compute_units=132, num_programs=num_programs, **call) == parts
+    even = call | {"parameters": replace(parameters, uneven_waves=0)}
+    assert num_splits("sm90", compute_units=132, num_programs=num_programs, **even) == (parts[1], parts[1])
 
 
 def test_scratch_of_a_split_is_small():
@@ -275,7 +277,7 @@ def test_scratch_of_a_split_is_small():
         chosen = plan(num_tokens=n * q, num_requests=n, max_query_len=q, head_size=256, max_seq_len=1 << 20)
         splits.add(chosen.splits)
         at_once = 132 * chosen.tiles.parameters.programs_per_unit
-        programs = (UNEVEN_WAVES + 1) * at_once + chosen.num_programs // chosen.splits
+        programs = 5 * at_once + chosen.num_programs // chosen.splits
         assert chosen.scratch_bytes <= programs * chosen.tiles.block_m * (256 + 2) * 4
         assert (chosen.scratch_bytes > 0) == (chosen.splits > 1)
     assert len(splits) > 3

@@ -7,8 +7,7 @@ length are cut into few parts, so many that all programs run in whole waves; wha
 import triton
 import triton.language as tl
 
-# what every warp holds by itself: a reduction between warps takes shared memory, and leaves the main loop fewer registers
-LENGTHS_AT_ONCE = tl.constexpr(32)
+LENGTHS_AT_ONCE = tl.constexpr(128)
 
 
 @triton.jit

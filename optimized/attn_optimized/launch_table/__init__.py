@@ -30,6 +30,8 @@ class Parameters:
         waves_per_eu: waves that a SIMD should hold (AMD); None: as the compiler likes.
         keys_per_split: the fewest keys worth a program of their own.
         programs_per_unit: programs that a compute unit runs at once, which a split of the keys counts on.
+        uneven_waves: waves of programs where requests are of different lengths; 0: as where they are of one length, without the
+            kernel for parts where that needs none.
     """
 
     block_m: int
@@ -40,6 +42,7 @@ class Parameters:
     waves_per_eu: int | None = None
     keys_per_split: int = 512
     programs_per_unit: int = 2
+    uneven_waves: int = 4
 
 
 @dataclass(frozen=True, kw_only=True)
