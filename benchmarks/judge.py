@@ -56,15 +56,18 @@ def cli() -> None:
 @click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--name", required=True, help="Of the file in docs/judge, such as cpu.")
 def calibration(runs: tuple[Path, ...], name: str) -> None:
-    """Add up runs of one target on one device (`attn-parity fuzz --json RUN.json`) that agree."""
+    """Add up runs of one target on one device that agree (`attn-parity fuzz --json RUN.json`), or earlier totals of such."""
     read = [msgspec.json.decode(run.read_bytes()) for run in runs]
     for path, run in zip(runs, read, strict=True):
-        if run.get("schema") != "attn-parity.fuzz/1" or run["failures"] or run["error"]:
-            raise click.ClickException(f"{path}: expected a run of attn-parity fuzz that agrees")
+        if "seeds" not in run and (run.get("schema") != "attn-parity.fuzz/1" or run["failures"] or run["error"]):
+            raise click.ClickException(f"{path}: expected a run of attn-parity fuzz that agrees, or an earlier total")
     if len({(run["target"], run["device"]) for run in read}) > 1:
         raise click.ClickException("expected runs of one target on one device")
     total = {key: read[0][key] for key in ("target", "device", "versions")}
-    total |= {"seeds": [run["seed"] for run in read], "examples": sum(run["examples"] for run in read)}
+    total |= {
+        "seeds": [seed for run in read for seed in run.get("seeds") or [run["seed"]]],
+        "examples": sum(run["examples"] for run in read),
+    }
     total["ratios"] = functools.reduce(ratios.added, (run["ratios"] for run in read), {})
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / f"{name}.json").write_bytes(msgspec.json.encode(total) + b"\n")

@@ -23,6 +23,12 @@ ROWS = ("BLOCKS_FIRST_NHD", "BLOCKS_FIRST_HND", "KV_FIRST_NHD", "KV_FIRST_HND", 
 
 
 @pytest.fixture
+def device() -> torch.device:
+    """AITER's functions are stood in for by the reference, which needs no GPU."""
+    return torch.device("cpu")
+
+
+@pytest.fixture
 def calls() -> list[Call]:
     return []
 
