@@ -17,7 +17,7 @@ Vendor = Literal["nvidia", "amd"]
 class Space:
     """Every combination of these values is a candidate; names as in `Parameters`.
 
-    The last two change no binary: they are tried once the others are chosen, and only where few programs need a split.
+    The last three change no loop over keys: they are tried once the others are chosen, and only where few programs need a split.
     """
 
     block_m: tuple[int, ...]
@@ -28,9 +28,10 @@ class Space:
     waves_per_eu: tuple[int | None, ...] = (None,)
     keys_per_split: tuple[int, ...] = ()
     programs_per_unit: tuple[int, ...] = ()
+    uneven_waves: tuple[int, ...] = ()
 
 
-_SPLITS = {"keys_per_split": (128, 256, 512, 1024), "programs_per_unit": (1, 2, 3, 4, 6, 8)}
+_SPLITS = {"keys_per_split": (256, 512, 1024), "programs_per_unit": (1, 2, 3, 4, 6), "uneven_waves": (0, 4)}
 SPACES: dict[Vendor, dict[Phase, Space]] = {
     "nvidia": {
         "decode": Space(
@@ -119,8 +120,8 @@ def with_as_many_waves(candidate: Parameters, today: Parameters) -> Parameters:
 def splits(call_class: CallClass, architecture: str, chosen: Parameters) -> Iterator[Parameters]:
     """The same binary with other splits of the keys."""
     space = SPACES[vendor_of(architecture)][call_class.phase]
-    for keys, programs in itertools.product(space.keys_per_split, space.programs_per_unit):
-        candidate = replace(chosen, keys_per_split=keys, programs_per_unit=programs)
+    for keys, programs, waves in itertools.product(space.keys_per_split, space.programs_per_unit, space.uneven_waves):
+        candidate = replace(chosen, keys_per_split=keys, programs_per_unit=programs, uneven_waves=waves)
         if candidate != chosen:
             yield candidate
 

@@ -332,7 +332,7 @@ def num_splits(
         of one length.
     """
     at_once = 2 if architecture == INTERPRETER else parameters.programs_per_unit * compute_units
-    most = max(1, min(-(-max_keys // parameters.keys_per_split), MAX_SPLITS))
+    most = max(1, min(max_keys // parameters.keys_per_split, MAX_SPLITS))
     even = min(most, _even_splits(num_programs, at_once))
     if num_requests == 1:
         return even, even

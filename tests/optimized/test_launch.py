@@ -254,7 +254,7 @@ def test_parts_are_no_more_than_keys_are_worth(architecture, max_keys):
         )
         seen = max_keys + chosen.tiles.queries - 1
         assert 0 <= chosen.most_tiles * chosen.tiles.block_n - seen < chosen.tiles.block_n
-        assert 1 <= chosen.even_splits <= chosen.splits <= max(1, -(-seen // chosen.tiles.parameters.keys_per_split))
+        assert 1 <= chosen.even_splits <= chosen.splits <= max(1, seen // chosen.tiles.parameters.keys_per_split)
 
 
 @pytest.mark.parametrize(

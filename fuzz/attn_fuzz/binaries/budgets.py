@@ -80,10 +80,6 @@ def load(path: Path | None = None) -> Budgets:
 def over(budgets: Budgets, architecture: str, name: str, call: "KernelCall", facts: "Facts", triton: str) -> list[str]:
     """What a binary costs beyond its budget: which fact, what it is and what was allowed."""
 
-    def knows(self, triton: str) -> bool:
-        """Whether exceptions are of this version of Triton."""
-        return any(triton.startswith(exception.triton) for exception in self.exceptions)
-
     def allowed(fact: Fact) -> float:
         return budgets.allowed(fact, architecture, name, triton)
 
