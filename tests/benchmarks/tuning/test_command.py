@@ -21,8 +21,13 @@ ROOT = Path(__file__).parents[3]
 ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks", "tune", *arguments]
+MODULE = ("-m", "benchmarks")
+# a shell has what it starts in the background ignore interrupts
+HEED = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+
+
+def started(folder: Path, *arguments: str, run: tuple[str, str] = MODULE) -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "ignore", *run, "tune", *arguments]
     environment = {**os.environ, **ON_CPU}
     environment.pop("TRITON_INTERPRET", None)
     return subprocess.Popen(
@@ -80,7 +85,8 @@ def test_binaries_for_a_gpu_that_is_not_here_are_ranked(tmp_path):
 
 def test_an_interrupt_keeps_what_was_found(tmp_path):
     path = tmp_path / "tune.json"
-    process = started(tmp_path, "--tiny", "--json", str(path), "--only", "decode")
+    run = ("-c", f"{HEED}; runpy.run_module('benchmarks', run_name='__main__')")
+    process = started(tmp_path, "--tiny", "--json", str(path), "--only", "decode", run=run)
     deadline = time.monotonic() + 300
     while not path.is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -208,7 +208,7 @@ class PlantedCompilers:
 
 @pytest.mark.parametrize("faster", [16, 64], ids=["another tile", "today's tile"])
 def test_the_fastest_of_what_may_run_is_split_in_other_ways(faster, monkeypatch):
-    """One is fastest with its keys split by 128; what spills would be faster, and is never run."""
+    """One is fastest with its keys split by 256; what spills would be faster, and is never run."""
     today = Parameters(block_m=16, block_n=64, num_warps=2, num_stages=2)
     few = [dataclasses.replace(today, block_n=block_n) for block_n in (16, 32, 128)]
     checked = []
@@ -217,7 +217,7 @@ def test_the_fastest_of_what_may_run_is_split_in_other_ways(faster, monkeypatch)
         for candidate in left:
             parameters = candidate.parameters
             ms = 0.1 if parameters.block_n == 32 else 1.0 if parameters.block_n == faster else 2.0
-            ms -= 0.5 if parameters.keys_per_split == 128 else 0.0
+            ms -= 0.5 if parameters.keys_per_split == 256 else 0.0
             candidate.rounds.append({"a": Spread(ms, ms, ms, replays)})
 
     monkeypatch.setattr(tune, "candidates", lambda *arguments: few)
@@ -227,11 +227,11 @@ def test_the_fastest_of_what_may_run_is_split_in_other_ways(faster, monkeypatch)
     gpu = {"compilers": PlantedCompilers(), "architecture": "sm90", "device": CPU}
     tune.measured(found, DECODE, NEVER, lambda what: None, **gpu)
     assert found.chosen is not None
-    assert (found.chosen.block_n, found.chosen.keys_per_split) == (faster, 128)
+    assert (found.chosen.block_n, found.chosen.keys_per_split) == (faster, 256)
     verdicts = {each.parameters: each.verdict for each in found.candidates}
     assert [verdicts[each] for each in few[1:]] == ["pruned", "failed"]
     assert not set(few[1:]) & set(checked)
-    assert {each.block_n for each in checked if each.keys_per_split == 128} == {faster}
+    assert {each.block_n for each in checked if each.keys_per_split == 256} == {faster}
     assert len(checked) == len(set(checked)), "each is checked once"
 
 
