@@ -3,7 +3,8 @@
 import re
 from typing import NamedTuple
 
-from attn_optimized.compilation import ARCHITECTURES, compile_call, compiled
+from attn_optimized.compilation import ARCHITECTURES, compiled
+from attn_optimized.compilation import facts_of as read_off
 from attn_optimized.kernel_call import KernelCall
 from attn_optimized.launch_table import Parameters
 
@@ -55,7 +56,7 @@ def facts_of(call: KernelCall, parameters: Parameters, architecture: str) -> Fac
     instructions = instructions_per_pair(binary.asm.get("amdgcn", ""), parameters, call.form.constants["BLOCK_M"])
     if architecture not in ARCHITECTURES:
         return Facts(shared_bytes=binary.metadata.shared, instructions=instructions)
-    facts = compile_call(call, architecture).facts
+    facts = read_off(binary, architecture)
     return Facts(facts.vgpr_spills, facts.matrix_instructions, facts.lds_bytes, facts.lds_limit, facts.waves, instructions)
 
 

@@ -17,7 +17,7 @@ Vendor = Literal["nvidia", "amd"]
 class Space:
     """Every combination of these values is a candidate; names as in `Parameters`.
 
-    The last three change no loop over keys: they are tried once the others are chosen, and only where few programs need a split.
+    The last three change no loop over keys: they are tried once the others are chosen, where few programs need a split.
     """
 
     block_m: tuple[int, ...]

@@ -181,12 +181,13 @@ def compile_call(call: KernelCall, architecture: str) -> Binary:
         grid=call.form.grid,
         num_warps=metadata.num_warps,
         warp_size=metadata.target.warp_size,
-        facts=_facts(binary, _UNITS[architecture]),
+        facts=facts_of(binary, architecture),
     )
 
 
-def _facts(binary: Any, unit: ComputeUnit) -> Facts:
-    metadata = binary.metadata
+def facts_of(binary: Any, architecture: str) -> Facts:
+    """Read off what `compiled` gave for one of ARCHITECTURES."""
+    metadata, unit = binary.metadata, _UNITS[architecture]
     if "hsaco" in binary.asm:
         text = binary.asm["amdgcn"]
         by_registers, registers = _number(r"; Occupancy: (\d+)", text), _amd_registers(text)
