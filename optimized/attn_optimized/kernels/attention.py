@@ -7,7 +7,7 @@ from attn_optimized.kernels.kv_layout import key_offset, value_offset
 from attn_optimized.kernels.logits import alibi, qq_bias, tanh
 from attn_optimized.kernels.online_softmax import FINISHED, LOG2E, attend, begin_rows, divide, normalize
 from attn_optimized.kernels.quantization import decode, encode
-from attn_optimized.kernels.query_tiles import find_tile
+from attn_optimized.kernels.query_tiles import find_tile, rows_of_tile
 from attn_optimized.kernels.split_keys import tiles_of_part
 from attn_optimized.kernels.visibility import in_any_range, in_chunk, in_window, with_ranges
 
@@ -158,15 +158,18 @@ def attention_kernel(
     request, first_row, query_len, first_query, end_query = find_tile(
         query_start_loc_ptr, num_requests, queries_per_tile, one_each, tile
     )
-    if first_query >= query_len:
-        return
+    # all at once, before what is loaded by now is waited for
     seq_len = tl.load(seq_lens_ptr + request).to(tl.int64) if PAGED else query_len
     if has_causal:
         ahead = tl.where(tl.load(causal_ptr + request), 0, ahead)
+    # 0, and no compiler knows it
+    zero = tl.load(query_start_loc_ptr + request, volatile=True) - first_row.to(tl.int32)
+    if first_query >= query_len:
+        return
     tiles_per_split = 0
     if PARTIAL:
         tiles_per_split = tiles_of_part(seq_lens_ptr, num_requests, num_splits, even_splits, least_tiles, most_tiles, BLOCK_N)
-    place = (request, kv_head, split, seq_len, first_row, query_len, first_query, end_query)
+    place = (request, kv_head, split, seq_len, first_row, query_len, first_query, end_query, zero)
     tensors = (
         out_ptr, lse_ptr, acc_ptr, row_max_ptr, row_sum_ptr, q_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, output_scale_ptr,
         sinks_ptr, alibi_slopes_ptr, qq_bias_ptr, ranges_ptr, block_table_ptr,
@@ -229,7 +232,7 @@ def attend_tile(
     Row m of the tile is query `m // group` and head `m % group` of the group, for any group size. Tiles of keys begin at
     multiples of BLOCK_N, so that a row's sums do not depend on the tile that it is in.
     """
-    request, kv_head, split, seq_len, first_row, query_len, first_query, end_query = place
+    request, kv_head, split, seq_len, first_row, query_len, first_query, end_query, zero = place
     (
         out_ptr, lse_ptr, acc_ptr, row_max_ptr, row_sum_ptr, q_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, output_scale_ptr,
         sinks_ptr, alibi_slopes_ptr, qq_bias_ptr, ranges_ptr, block_table_ptr,
@@ -244,13 +247,9 @@ def attend_tile(
         stride_state_head, stride_lse_head, stride_table, stride_bias,
     ) = strides  # fmt: skip
     # [M]
-    tile_row = tl.arange(0, BLOCK_M)
-    tile_query = (tile_row * group_inverse) >> 16
-    query = first_query + tile_query
-    head = kv_head * group + (tile_row - tile_query * group)
-    row = first_row + query
-    # rows are where outputs are written: unchecked lengths must not reach beyond them
-    owned = (query < end_query) & (row >= 0) & (row < num_tokens)
+    query, head, row, owned = rows_of_tile(
+        first_row, first_query, end_query, kv_head, num_tokens, group, group_inverse, 0, BLOCK_M
+    )
 
     # keys beyond these are seen by no row of the tile: they may be garbage, and are not loaded
     context_len = seq_len - query_len
@@ -282,10 +281,10 @@ def attend_tile(
     position = position.to(tl.int32)
     first_tile = begin // BLOCK_N
     num_tiles = sink_tiles + tl.maximum(tl.cdiv(end, BLOCK_N) - first_tile, 0)
-    state_offset = (first_part + split) * stride_state_part + head * stride_state_head + row
     is_partial = False
     split_begin, split_end = tl.full((), 0, tl.int64), num_tiles
     if PARTIAL:
+        state_offset = (first_part + split) * stride_state_part + head.to(tl.int64) * stride_state_head + row
         # unchecked, a length may be beyond the host's bound
         tiles_per_split = tl.maximum(tiles_per_split, tl.cdiv(num_tiles, num_splits))
         split_begin = split * tiles_per_split
@@ -299,7 +298,7 @@ def attend_tile(
     dim = tl.arange(0, BLOCK_D)[None, :]
     in_head = dim < HEAD_SIZE
     stored = owned[:, None] & in_head
-    q_offset = (row * stride_q_row + head * stride_q_head) * Q_UNIT
+    q_offset = (row.to(tl.int64) * stride_q_row + head.to(tl.int64) * stride_q_head) * Q_UNIT
     q = tl.load(q_ptr + q_offset[:, None] + dim, mask=stored, other=0.0)
 
     # the sink joins exactly one part
@@ -322,6 +321,9 @@ def attend_tile(
         _, all_end = in_window(first_position, first_position, 0, tl.minimum(right, ahead), seq_len)
         inner_begin = tl.minimum(tl.maximum(tl.cdiv(all_begin, BLOCK_N) - first_tile, split_begin), split_end)
         inner_end = tl.minimum(tl.maximum(all_end // BLOCK_N - first_tile, inner_begin), split_end)
+    split_begin, split_end = split_begin.to(tl.int32), split_end.to(tl.int32)
+    inner_begin, inner_end = inner_begin.to(tl.int32), inner_end.to(tl.int32)
+    begin, end, first_tile = begin.to(tl.int32), end.to(tl.int32), first_tile.to(tl.int32)
     for EDGES in tl.static_range(0 if INNER else 1, 2):
         if EDGES:
             # before the inner tiles, and behind them
@@ -331,9 +333,13 @@ def attend_tile(
         for i in range(loop_begin, loop_end):
             # [N]
             n = tl.where(i < inner_begin, i, i + inner_end - inner_begin) if EDGES else i
-            first_key = tl.where(n < sink_tiles, first_sink_tile + n, first_tile + n - sink_tiles) * BLOCK_N
-            key = first_key.to(tl.int32) + tl.arange(0, BLOCK_N)
+            key_tile = first_tile + n
+            if HOLES:
+                key_tile = tl.where(n < sink_tiles, first_sink_tile + n, key_tile - sink_tiles).to(tl.int32)
+            key = key_tile * BLOCK_N + tl.arange(0, BLOCK_N)
             in_tile = (begin <= key) & (key < end)
+            # a division by a power of two is one shift of what has no sign
+            unsigned_key = key.to(tl.uint32, bitcast=True)
             if BIAS:
                 bias = alibi(alibi_slopes_ptr, has_alibi, head, owned, position, key)
                 bias += qq_bias(qq_bias_ptr, stride_bias, bias_len, query, key - context_len)
@@ -352,10 +358,10 @@ def attend_tile(
                 in_tile = tl.max(visible.to(tl.int32), 0) > 0
             if PAGED:
                 if EDGES:
-                    block = tl.load(table_ptr + key // BLOCK_SIZE, mask=in_tile, other=0).to(tl.int64)
+                    block = tl.load(table_ptr + unsigned_key // BLOCK_SIZE, mask=in_tile, other=0).to(tl.int64)
                 else:
-                    block = tl.load(table_ptr + key // BLOCK_SIZE).to(tl.int64)
-                slot = (key % BLOCK_SIZE).to(tl.int64)
+                    block = tl.load(table_ptr + unsigned_key // BLOCK_SIZE).to(tl.int64)
+                slot = (unsigned_key % BLOCK_SIZE).to(tl.int64)
             else:
                 slot = first_row + key
             if INTERIOR == "rows":
@@ -397,7 +403,7 @@ def attend_tile(
 
     if PARTIAL:
         if is_partial:
-            acc_offset = (first_part + split) * stride_acc_part + row * stride_acc_row + head * HEAD_SIZE
+            acc_offset = (first_part + split) * stride_acc_part + row.to(tl.int64) * stride_acc_row + head * HEAD_SIZE
             saw_keys = row_max > float("-inf")
             tl.store(acc_ptr + acc_offset[:, None] + dim, acc * v_scale, mask=stored & saw_keys[:, None])
             tl.store(row_max_ptr + state_offset, row_max, mask=owned)
@@ -405,10 +411,17 @@ def attend_tile(
             return
         tl.store(row_max_ptr + state_offset, row_max, mask=owned)
         tl.store(row_sum_ptr + state_offset, tl.full([BLOCK_M], FINISHED, tl.float32), mask=owned)
-    out, lse = normalize(row_max, row_sum, acc)
-    out *= v_scale
+    out, lse = normalize(row_max, row_sum, acc, out_ptr.dtype.element_ty)
+    if KV_FORMAT != "float":
+        out *= v_scale
     if has_output_scale:
         out = divide(out, tl.full([BLOCK_M], 1.0, tl.float32) * tl.load(output_scale_ptr))
+    # computed anew: kept until here, they would be a few dozen registers of every thread in the loops
+    query, head, row, owned = rows_of_tile(
+        first_row, first_query, end_query, kv_head, num_tokens, group, group_inverse, zero, BLOCK_M
+    )
+    stored = owned[:, None] & in_head
+    head, row = head.to(tl.int64), row.to(tl.int64)
     out_offset = (row * stride_out_row + head * stride_out_head) * Q_UNIT
     tl.store(out_ptr + out_offset[:, None] + dim, encode(out, OUT_FORMAT).to(out_ptr.dtype.element_ty), mask=stored)
     if has_lse:

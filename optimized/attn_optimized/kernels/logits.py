@@ -31,4 +31,4 @@ def alibi(slopes_ptr, has_alibi, head, owned, position, key):
 def qq_bias(bias_ptr, stride_bias, bias_len, query, new_key):
     """Bias between this step's own tokens: query is [M], new_key [N] counts from the first of them. 0 for other keys."""
     known = (query < bias_len)[:, None] & ((new_key >= 0) & (new_key < bias_len))[None, :]
-    return tl.load(bias_ptr + query[:, None] * stride_bias + new_key[None, :], mask=known, other=0.0)
+    return tl.load(bias_ptr + query.to(tl.int64)[:, None] * stride_bias + new_key[None, :], mask=known, other=0.0)

@@ -40,3 +40,18 @@ def find_tile(query_start_loc_ptr, num_requests, queries_per_tile, one_each, til
         first_query.to(tl.int64),
         end_query.to(tl.int64),
     )
+
+
+@triton.jit
+def rows_of_tile(
+    first_row, first_query, end_query, kv_head, num_tokens, group, group_inverse, first, BLOCK_M: tl.constexpr
+):
+    """Of a tile's rows, from `first` on: the query of the request, the head, the row of q, and whether it is the tile's own."""
+    tile_row = first + tl.arange(0, BLOCK_M)
+    tile_query = (tile_row * group_inverse) >> 16
+    query = first_query.to(tl.int32) + tile_query
+    head = kv_head.to(tl.int32) * group + (tile_row - tile_query * group)
+    row = first_row.to(tl.int32) + query
+    # rows are where outputs are written: unchecked lengths must not reach beyond them
+    owned = (query < end_query.to(tl.int32)) & (row >= 0) & (row < num_tokens)
+    return query, head, row, owned
