@@ -4,7 +4,9 @@ Where it is, the kernels that are run then find their binaries in Triton's cache
 """
 
 import multiprocessing
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -99,6 +101,11 @@ class Compilers:
 
     @staticmethod
     def _start(workers: int) -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")
-        # an interrupt from the keyboard ends them at once and without a word
-        return ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_DFL))
+        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin)
+
+
+def _begin() -> None:
+    # an interrupt from the keyboard ends them at once and without a word
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # a candidate that an assembler refuses is its own to report; Triton prints all of its code too
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115

@@ -158,6 +158,10 @@ def _call(
         stride_slot=cache.slot,
         stride_kv_head=cache.head,
     )
+    cos_sin_unit, cos_sin_strides = in_units(
+        4 if cos_sin_cache is None else cos_sin_cache.element_size(),
+        stride_cos_sin=0 if cos_sin_cache is None else cos_sin_cache.stride(0),
+    )
     per_token = token_scales(kv_cache, layer)
     k_scale, v_scale = per_token or (layer.k_scale, layer.v_scale)
     k_scale_strides, v_scale_strides = scale_strides(k_scale), scale_strides(v_scale)
@@ -170,7 +174,9 @@ def _call(
         "X": 16 // kv_cache.element_size(),
         "FORMAT": stored_as,
         "TOKEN_SCALES": per_token is not None,
-        "ROTATES": cos_sin_cache is not None,
+        "ROTARY_DIM": 0 if cos_sin_cache is None else cos_sin_cache.shape[1],
+        "IS_NEOX": is_neox,
+        "COS_SIN_UNIT": cos_sin_unit,
     }
     form = LaunchForm.of(
         write_kv_cache_kernel,
@@ -185,17 +191,15 @@ def _call(
         num_heads=layer.num_heads,
         num_kv_heads=layer.num_kv_heads,
         block_size=cache.block_size,
-        rotary_dim=0 if cos_sin_cache is None else cos_sin_cache.shape[1],
-        is_neox=int(is_neox),
         stride_k_scale_block=k_scale_strides.block,
         stride_k_scale_slot=k_scale_strides.slot,
         stride_k_scale_head=k_scale_strides.head,
         stride_v_scale_block=v_scale_strides.block,
         stride_v_scale_slot=v_scale_strides.slot,
         stride_v_scale_head=v_scale_strides.head,
-        stride_cos_sin=0 if cos_sin_cache is None else cos_sin_cache.stride(0),
         **row_strides,
         **kv_strides,
+        **cos_sin_strides,
     )
     tensors = {
         "kv_cache_ptr": stored,

@@ -131,4 +131,4 @@ def needs_matrix_unit(call: "KernelCall", architecture: str) -> bool:
 
 def rounds_products(call: "KernelCall") -> bool:
     """Whether it rotates, and divides by no scale."""
-    return bool(call.form.constants.get("ROTATES")) and call.form.constants["FORMAT"] == "float"
+    return bool(call.form.constants.get("ROTARY_DIM")) and call.form.constants["FORMAT"] == "float"

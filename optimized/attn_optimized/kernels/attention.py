@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from attn_optimized.kernels.kv_layout import key_offset, value_offset
+from attn_optimized.kernels.kv_layout import load_packed_keys, load_packed_values
 from attn_optimized.kernels.logits import alibi, qq_bias, tanh
 from attn_optimized.kernels.online_softmax import FINISHED, LOG2E, attend, begin_rows, divide, normalize
 from attn_optimized.kernels.quantization import decode, encode
@@ -364,23 +364,26 @@ def attend_tile(
                 slot = (unsigned_key % BLOCK_SIZE).to(tl.int64)
             else:
                 slot = first_row + key
+            # [N, D]
+            loaded = in_tile[:, None] & in_head
             if INTERIOR == "rows":
                 # [N]; one sum for both: pointers are most of a loop over a few rows of q
                 k_row = ((block * stride_block if PAGED else 0) + slot * stride_k_slot) * KV_UNIT
                 k_pointer = k_dim_ptr + k_row[:, None]
                 v_pointer = v_dim_ptr + (k_row if PAGED else slot * stride_v_slot * KV_UNIT)[:, None]
+                if EDGES:
+                    k, v = tl.load(k_pointer, mask=loaded, other=0.0), tl.load(v_pointer, mask=loaded, other=0.0)
+                elif HEAD_SIZE < BLOCK_D:
+                    k, v = tl.load(k_pointer, mask=in_head, other=0.0), tl.load(v_pointer, mask=in_head, other=0.0)
+                else:
+                    k, v = tl.load(k_pointer), tl.load(v_pointer)
             else:
-                page = (block * stride_block * KV_UNIT)[:, None]
-                k_pointer = k_head_ptr + page + key_offset(slot[:, None], dim, BLOCK_SIZE, 0, 1, X, INTERIOR)
-                v_pointer = v_head_ptr + page + value_offset(slot[:, None], dim, BLOCK_SIZE, 0, 1, HEAD_SIZE, X, INTERIOR)
-            # [N, D]
-            if EDGES:
-                loaded = in_tile[:, None] & in_head
-                k, v = tl.load(k_pointer, mask=loaded, other=0.0), tl.load(v_pointer, mask=loaded, other=0.0)
-            elif HEAD_SIZE < BLOCK_D:
-                k, v = tl.load(k_pointer, mask=in_head, other=0.0), tl.load(v_pointer, mask=in_head, other=0.0)
-            else:
-                k, v = tl.load(k_pointer), tl.load(v_pointer)
+                page = block * stride_block * KV_UNIT
+                k = load_packed_keys(k_head_ptr, page, slot, in_tile, BLOCK_SIZE, HEAD_SIZE, BLOCK_D, X, EDGES)
+                v = load_packed_values(
+                    v_head_ptr, table_ptr, stride_block * KV_UNIT, key_tile * BLOCK_N, in_tile,
+                    BLOCK_SIZE, HEAD_SIZE, BLOCK_N, BLOCK_D, X, INTERIOR, EDGES,
+                )  # fmt: skip
             k, v = decode(k, KV_FORMAT, q.dtype), decode(v, KV_FORMAT, q.dtype)
             # ieee: the default is TF32 on NVIDIA and XF32 on gfx942, which is no float32 arithmetic
             logits = tl.dot(q, tl.trans(k), input_precision="ieee")
@@ -411,7 +414,7 @@ def attend_tile(
             return
         tl.store(row_max_ptr + state_offset, row_max, mask=owned)
         tl.store(row_sum_ptr + state_offset, tl.full([BLOCK_M], FINISHED, tl.float32), mask=owned)
-    out, lse = normalize(row_max, row_sum, acc, out_ptr.dtype.element_ty)
+    out, lse = normalize(row_max, row_sum, acc, out_ptr.dtype.element_ty.primitive_bitwidth)
     if KV_FORMAT != "float":
         out *= v_scale
     if has_output_scale:

@@ -34,3 +34,77 @@ def value_offset(
     else:
         offset = (slot // X * HEAD_SIZE + dim) * X + slot % X
     return offset
+
+
+@triton.jit
+def load_packed_keys(
+    head_ptr,
+    page,
+    slot,
+    in_tile,
+    BLOCK_SIZE: tl.constexpr,
+    HEAD_SIZE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    X: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """[N, D] from pages [D/x, BS, x], read as they lie: page, slot and in_tile are [N]."""
+    # [D/x, N, x]
+    packed_dim = tl.arange(0, BLOCK_D // X)[:, None, None]
+    row = (page + slot * X)[None, :, None]
+    pointer = head_ptr + row + packed_dim * (BLOCK_SIZE * X) + tl.arange(0, X)[None, None, :]
+    loaded = packed_dim < HEAD_SIZE // X
+    if MASKED:
+        k = tl.load(pointer, mask=loaded & in_tile[None, :, None], other=0.0)
+    elif HEAD_SIZE < BLOCK_D:
+        k = tl.load(pointer, mask=loaded, other=0.0)
+    else:
+        k = tl.load(pointer)
+    return tl.reshape(tl.permute(k, (1, 0, 2)), [slot.shape[0], BLOCK_D])
+
+
+@triton.constexpr_function
+def slots_side_by_side(BLOCK_SIZE, BLOCK_N, X, INTERIOR):
+    """Slots of a dim of V that lie one behind the other, a power of two of them."""
+    return X if INTERIOR == "shuffled" else min(BLOCK_SIZE & -BLOCK_SIZE, BLOCK_N)
+
+
+@triton.jit
+def load_packed_values(
+    head_ptr,
+    table_ptr,
+    page_stride,
+    first_key,
+    in_tile,
+    BLOCK_SIZE: tl.constexpr,
+    HEAD_SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    X: tl.constexpr,
+    INTERIOR: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """[N, D] from pages [D, BS] or [BS/x, D, x], read as they lie; in_tile is [N]."""
+    S: tl.constexpr = slots_side_by_side(BLOCK_SIZE, BLOCK_N, X, INTERIOR)
+    # [N/S]; the block is looked up once more, and the compiler sees that all of S slots are in one
+    key = first_key + tl.arange(0, BLOCK_N // S) * S
+    unsigned_key = key.to(tl.uint32, bitcast=True)
+    in_tile = tl.reshape(in_tile, [BLOCK_N // S, S])
+    if MASKED:
+        there = tl.max(in_tile.to(tl.int32), 1) > 0
+        block = tl.load(table_ptr + unsigned_key // BLOCK_SIZE, mask=there, other=0).to(tl.int64)
+    else:
+        block = tl.load(table_ptr + unsigned_key // BLOCK_SIZE).to(tl.int64)
+    # [N/S, D, S]
+    first_slot = (unsigned_key % BLOCK_SIZE).to(tl.int64)[:, None, None]
+    dim = tl.arange(0, BLOCK_D)[None, :, None]
+    dim_offset = first_slot * HEAD_SIZE + dim * X if INTERIOR == "shuffled" else dim * BLOCK_SIZE + first_slot
+    pointer = head_ptr + (block * page_stride)[:, None, None] + dim_offset + tl.arange(0, S)[None, None, :]
+    in_head = dim < HEAD_SIZE
+    if MASKED:
+        v = tl.load(pointer, mask=in_tile[:, None, :] & in_head, other=0.0)
+    elif HEAD_SIZE < BLOCK_D:
+        v = tl.load(pointer, mask=in_head, other=0.0)
+    else:
+        v = tl.load(pointer)
+    return tl.reshape(tl.permute(v, (0, 2, 1)), [BLOCK_N, BLOCK_D])

@@ -51,16 +51,13 @@ def attend(row_max, row_sum, acc, logits, to_base_2, v, v_scale, SCALES: tl.cons
 
 
 @triton.jit
-def normalize(row_max, row_sum, acc, DTYPE: tl.constexpr):
+def normalize(row_max, row_sum, acc, BITS: tl.constexpr):
     """The output and its LSE (natural log). Rows that saw nothing give 0 and -inf.
 
-    For an output of 16 bits the quotient is a product with the reciprocal: what that rounds once more is far below them.
+    For an output of 16 BITS the quotient is a product with the reciprocal: what that rounds once more is far below them.
     """
     denominator = tl.where(row_sum == 0.0, 1.0, row_sum)
-    if (DTYPE == tl.bfloat16) | (DTYPE == tl.float16):
-        out = acc * tl.div_rn(1.0, denominator)[:, None]
-    else:
-        out = divide(acc, denominator)
+    out = acc * tl.div_rn(1.0, denominator)[:, None] if BITS == 16 else divide(acc, denominator)
     return out, row_max * LN2 + tl.log(denominator)
 
 

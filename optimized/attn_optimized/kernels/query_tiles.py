@@ -43,9 +43,7 @@ def find_tile(query_start_loc_ptr, num_requests, queries_per_tile, one_each, til
 
 
 @triton.jit
-def rows_of_tile(
-    first_row, first_query, end_query, kv_head, num_tokens, group, group_inverse, first, BLOCK_M: tl.constexpr
-):
+def rows_of_tile(first_row, first_query, end_query, kv_head, num_tokens, group, group_inverse, first, BLOCK_M: tl.constexpr):
     """Of a tile's rows, from `first` on: the query of the request, the head, the row of q, and whether it is the tile's own."""
     tile_row = first + tl.arange(0, BLOCK_M)
     tile_query = (tile_row * group_inverse) >> 16

@@ -9,23 +9,22 @@ from attn_optimized.kernels.rotary import load_rotated
 
 # Compiled once for all of these: what changes from step to step, and strides.
 _RUNTIME = [
-    "num_query_tiles", "num_positions", "num_slots", "cache_slots", "num_heads", "num_kv_heads", "block_size", "rotary_dim",
-    "is_neox", "stride_q_row",
+    "num_query_tiles", "num_positions", "num_slots", "cache_slots", "num_heads", "num_kv_heads", "block_size", "stride_q_row",
     "stride_q_head", "stride_k_row", "stride_k_head", "stride_v_row", "stride_v_head", "stride_kv", "stride_block",
     "stride_slot", "stride_kv_head", "stride_k_scale_block", "stride_k_scale_slot", "stride_k_scale_head",
     "stride_v_scale_block", "stride_v_scale_slot", "stride_v_scale_head", "stride_cos_sin",
 ]  # fmt: skip
-_ANY_ALIGNMENT = ["k_scale_ptr", "v_scale_ptr", "slot_mapping_ptr", "positions_ptr", "cos_sin_cache_ptr"]
+_ANY_ALIGNMENT = ["k_scale_ptr", "v_scale_ptr", "slot_mapping_ptr", "positions_ptr"]
 
 
 @triton.jit(do_not_specialize=_RUNTIME, do_not_specialize_on_alignment=_ANY_ALIGNMENT)
 def write_kv_cache_kernel(
-    # written: the cache, [NB, BS, HK] twice if TOKEN_SCALES (else read), and [T, H, D] if ROTATES
+    # written: the cache, [NB, BS, HK] twice if TOKEN_SCALES (else read), and [T, H, D] if ROTARY_DIM
     kv_cache_ptr,
     k_scale_ptr,
     v_scale_ptr,
     q_ptr,
-    # read: [T_kv, HK, D] twice, [S], and if ROTATES [P] and [max_position, rotary_dim]
+    # read: [T_kv, HK, D] twice, [S], and if ROTARY_DIM [P] and [max_position, ROTARY_DIM]
     k_ptr,
     v_ptr,
     slot_mapping_ptr,
@@ -38,8 +37,6 @@ def write_kv_cache_kernel(
     num_heads,
     num_kv_heads,
     block_size,
-    rotary_dim,
-    is_neox,
     # in ROW_UNIT elements
     stride_q_row,
     stride_q_head,
@@ -59,6 +56,7 @@ def write_kv_cache_kernel(
     stride_v_scale_block,
     stride_v_scale_slot,
     stride_v_scale_head,
+    # in COS_SIN_UNIT elements
     stride_cos_sin,
     ROW_UNIT: tl.constexpr,
     KV_UNIT: tl.constexpr,
@@ -66,7 +64,10 @@ def write_kv_cache_kernel(
     X: tl.constexpr,
     FORMAT: tl.constexpr,
     TOKEN_SCALES: tl.constexpr,
-    ROTATES: tl.constexpr,
+    # dims that are rotated, 0 if none
+    ROTARY_DIM: tl.constexpr,
+    IS_NEOX: tl.constexpr,
+    COS_SIN_UNIT: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -78,20 +79,20 @@ def write_kv_cache_kernel(
     dim = tl.arange(0, BLOCK_D)[None, :]
     in_head = dim < HEAD_SIZE
 
-    if ROTATES:
+    if ROTARY_DIM > 0:
         if tile < num_query_tiles:
             # [rows]
             pair = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
             token, head = pair // num_heads, pair % num_heads
             in_batch = token < num_positions
             position = tl.load(positions_ptr + token, mask=in_batch, other=0)
-            cos_sin_ptr = cos_sin_cache_ptr + (position * stride_cos_sin)[:, None]
+            cos_sin_ptr = cos_sin_cache_ptr + (position * stride_cos_sin * COS_SIN_UNIT)[:, None]
             q_row_ptr = q_ptr + ((token * stride_q_row + head * stride_q_head) * ROW_UNIT)[:, None]
             loaded = in_batch[:, None] & in_head
-            q = load_rotated(q_row_ptr, cos_sin_ptr, dim, loaded, rotary_dim, is_neox)
+            q = load_rotated(q_row_ptr, cos_sin_ptr, dim, loaded, ROTARY_DIM, IS_NEOX)
             # in place: each thread has read both dims of its pairs before any thread writes one
             tl.debug_barrier()
-            tl.store(q_row_ptr + dim, q, mask=loaded & (dim < rotary_dim))
+            tl.store(q_row_ptr + dim, q, mask=loaded & (dim < ROTARY_DIM))
             return
         tile -= num_query_tiles
 
@@ -107,10 +108,10 @@ def write_kv_cache_kernel(
     stored = written[:, None] & in_head
     k_row_ptr = k_ptr + ((token * stride_k_row + head * stride_k_head) * ROW_UNIT)[:, None]
     v_row_ptr = v_ptr + ((token * stride_v_row + head * stride_v_head) * ROW_UNIT)[:, None]
-    if ROTATES:
+    if ROTARY_DIM > 0:
         position = tl.load(positions_ptr + token, mask=written, other=0)
-        cos_sin_ptr = cos_sin_cache_ptr + (position * stride_cos_sin)[:, None]
-        k = load_rotated(k_row_ptr, cos_sin_ptr, dim, stored, rotary_dim, is_neox)
+        cos_sin_ptr = cos_sin_cache_ptr + (position * stride_cos_sin * COS_SIN_UNIT)[:, None]
+        k = load_rotated(k_row_ptr, cos_sin_ptr, dim, stored, ROTARY_DIM, IS_NEOX)
     else:
         k = tl.load(k_row_ptr + dim, mask=stored, other=0)
     v = tl.load(v_row_ptr + dim, mask=stored, other=0)
