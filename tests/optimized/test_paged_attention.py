@@ -205,7 +205,7 @@ def only(call, r, first=0, end=None):
 
 def test_batch_invariant(dtype, paged_call):
     """Bit by bit, alone or in a batch, whole or in steps of whole tiles, where other modes take other splits."""
-    call = paged_call([70, 1, 200], [130, 1500, 333], sinks=[0.0, 1.0, 2.0, 3.0], window=(999, -1), dtype=dtype)
+    call = paged_call([70, 1, 200], [130, 1500, 333], sinks=[0.0, 1.0, 2.0, 3.0], window=(1199, -1), dtype=dtype)
     together = attn_optimized.paged_attention(*call, batch_invariant=True)
     parts = [only(call, 0), only(call, 1)]
     tile = attn_optimized.plan_of(call.q, call.layer, call.batch, batch_invariant=True).tiles.queries
@@ -314,10 +314,10 @@ def test_requests_of_one_length_are_cut_into_few_parts_and_others_by_their_lengt
     assert parts_of([640, 128, 300], paged_call, max_seq_len=100_000, splits=5, even_splits=2) == [5, 1, 3]
 
 
-@pytest.mark.parametrize("max_seq_len", [600, 601, 640, 5000], ids=["tight", "loose by one", "by a tile", "by far"])
+@pytest.mark.parametrize("max_seq_len", [1100, 1101, 1152, 9000], ids=["tight", "loose by one", "by a tile", "by far"])
 def test_max_seq_len_may_be_loose(max_seq_len, paged_call, assert_agrees):
-    call = paged_call([1, 2], [600, 64], num_kv_heads=1, num_heads=4)
-    table = torch.nn.functional.pad(call.batch.block_table, (0, 400), value=-1)
+    call = paged_call([1, 2], [1100, 64], num_kv_heads=1, num_heads=4)
+    table = torch.nn.functional.pad(call.batch.block_table, (0, 600), value=-1)
     call = call._replace(batch=replace(call.batch, max_seq_len=max_seq_len, block_table=table))
     assert attn_optimized.plan_of(call.q, call.layer, call.batch).splits > 1
     assert_agrees(call)
@@ -371,7 +371,7 @@ def test_a_short_window_takes_one_loop(query_len, paged_call, assert_agrees):
 
 
 def test_what_a_split_leaves_unwritten_is_not_read(paged_call, assert_agrees, monkeypatch):
-    call = paged_call([1, 2], [500, 3], sinks=[0.5, 3.0, -3.0, -torch.inf])
+    call = paged_call([1, 2], [1100, 3], sinks=[0.5, 3.0, -3.0, -torch.inf])
     plan = attn_optimized.plan_of(call.q, call.layer, call.batch)
     assert plan.splits > 1
     empty, made = attn_optimized.attention.Parts.empty, []
