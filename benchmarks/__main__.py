@@ -1,5 +1,6 @@
-"""`python -m benchmarks speed` measures, `python -m benchmarks page` writes docs/performance.md from what was measured, and
-`python -m benchmarks tune` searches for launch parameters."""
+"""`python -m benchmarks speed` measures, `python -m benchmarks page` writes docs/performance.md from what was measured,
+`python -m benchmarks tune` searches for launch parameters, and `python -m benchmarks binaries` is what the compilers make of
+the kernels beside vLLM's and AITER's."""
 
 import importlib.metadata
 import os
@@ -8,11 +9,11 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import click
 from rich.console import Console
 
+from benchmarks.binaries.command import binaries
 from benchmarks.tuning.command import tune
 
 console = Console(highlight=False, width=160)
@@ -24,6 +25,7 @@ def cli() -> None:
 
 
 cli.add_command(tune)
+cli.add_command(binaries)
 
 
 @cli.command()
@@ -64,7 +66,13 @@ def speed(
     if not chosen:
         raise click.BadParameter(f"no case has {' or '.join(map(repr, only))} in its name", param_hint="--only")
     device = torch.device("cuda" if on_gpu else "cpu")
-    kernels = {"vllm": _loaded(peers.load_vllm, vllm), "aiter": _loaded(peers.load_aiter, aiter)}
+    try:
+        kernels = {
+            "vllm": peers.load_if_there(peers.load_vllm, vllm, console.print),
+            "aiter": peers.load_if_there(peers.load_aiter, aiter, console.print),
+        }
+    except peers.MissingPeerError as error:
+        raise click.ClickException(str(error)) from error
     found = results.Run(
         of_value=on_gpu and not tiny,
         machine=torch.cuda.get_device_name() if on_gpu else "CPU",
@@ -112,19 +120,6 @@ def speed(
         console.print("host, us per call: " + ", ".join(f"{name} {us:.0f}" for name, us in found.host_us.items()))
     if found.unmeasured:
         console.print(f"no time left for {', '.join(found.unmeasured)}; --budget gives more")
-
-
-def _loaded(load, folder: Path | None) -> SimpleNamespace | None:
-    """A peer's kernels; None, and why, where they were not asked for and are not there."""
-    from benchmarks.speed.peers import MissingPeerError
-
-    try:
-        return load(folder)
-    except MissingPeerError as error:
-        if folder is not None:
-            raise click.ClickException(str(error)) from error
-        console.print(str(error))
-        return None
 
 
 @cli.command()

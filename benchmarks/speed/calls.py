@@ -10,6 +10,8 @@ from attn_contract import Batch, KVCacheView, Layer
 from benchmarks.speed.cases import Attention, RowOp
 
 DTYPE, FLOAT8 = torch.bfloat16, torch.float8_e4m3fn
+FLOAT8_OF = {"gfx90a": torch.float8_e4m3fnuz, "gfx942": torch.float8_e4m3fnuz}
+"""What a float8 cache is of, by architecture; FLOAT8 on all others."""
 DTYPES = {2: DTYPE, 4: torch.float32}
 """By itemsize."""
 LOGIT_STD = 3.0
@@ -34,8 +36,12 @@ class Call:
     v: torch.Tensor | None = None
 
 
-def attention_call(case: Attention, device: torch.device, seed: int) -> Call:
-    """On meta without any values, for what is compiled and not run."""
+def attention_call(case: Attention, device: torch.device, seed: int, float8: torch.dtype = FLOAT8) -> Call:
+    """On meta without any values, for what is compiled and not run.
+
+    Args:
+        float8: what a float8 cache is of.
+    """
     generator = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
     dtype = DTYPES[case.itemsize]
     q = _normal((case.num_tokens, case.num_heads, case.head_size), device, generator, dtype)
@@ -51,13 +57,13 @@ def attention_call(case: Attention, device: torch.device, seed: int) -> Call:
         logits_soft_cap=case.soft_cap,
         sinks=_sinks(case, device, generator) if case.sinks else None,
         layout=case.layout if reads_cache else None,
-        **_scales(case.float8_cache, device),
+        **_scales(case.float8_cache, device, float8),
     )
     blocks = [-(-n // case.block_size) for n in case.seq_lens]
     kv_cache, block_table = None, None
     if reads_cache:
         block_table = _block_table(case, blocks, device, generator)
-        kv_cache = random_cache(case, _num_blocks(case, blocks), device, generator, dtype)
+        kv_cache = random_cache(case, _num_blocks(case, blocks), device, generator, dtype, float8)
     starts = [0, *itertools.accumulate(case.query_lens)]
     batch = Batch(
         query_start_loc=torch.tensor(starts, dtype=torch.int32, device=device),
@@ -80,9 +86,10 @@ def random_cache(
     device: torch.device,
     generator: torch.Generator | None,
     dtype: torch.dtype = DTYPE,
+    float8: torch.dtype = FLOAT8,
 ) -> torch.Tensor:
     """A cache of normal numbers of a dtype, or of what float8 stores of such."""
-    stored = FLOAT8 if case.float8_cache else dtype
+    stored = float8 if case.float8_cache else dtype
     view = KVCacheView.dense(
         case.layout,
         num_blocks=num_blocks,
@@ -92,7 +99,7 @@ def random_cache(
         itemsize=stored.itemsize,
     )
     raw = _normal((view.end,), device, generator, DTYPE if case.float8_cache else dtype)
-    return view.tensor(raw.div_(K_SCALE).to(FLOAT8) if case.float8_cache else raw)
+    return view.tensor(raw.div_(K_SCALE).to(float8) if case.float8_cache else raw)
 
 
 def row_layer(case: RowOp, device: torch.device) -> Layer:
@@ -128,8 +135,8 @@ def gathered(kv: int, call: Call, request: int, num_keys: int) -> torch.Tensor:
     head = torch.arange(view.num_kv_heads, device=device).view(-1, 1)
     dim = torch.arange(view.head_size, device=device)
     element = view.element(kv, block.view(-1, 1, 1), (key % view.block_size).view(-1, 1, 1), head, dim)
-    if raw.dtype == FLOAT8:  # not every device indexes float8
-        return raw.view(torch.uint8)[element].view(FLOAT8)
+    if raw.dtype.itemsize == 1:  # not every device indexes float8
+        return raw.view(torch.uint8)[element].view(raw.dtype)
     return raw[element]
 
 
@@ -156,11 +163,11 @@ def _sinks(case: Attention, device: torch.device, generator: torch.Generator | N
     return all_keys + torch.randn(case.num_heads, device=device, generator=generator)
 
 
-def _scales(float8_cache: bool, device: torch.device) -> dict:
+def _scales(float8_cache: bool, device: torch.device, float8: torch.dtype = FLOAT8) -> dict:
     if not float8_cache:
         return {}
     scales = {name: torch.tensor(scale, device=device) for name, scale in (("k_scale", K_SCALE), ("v_scale", V_SCALE))}
-    return {"kv_cache_dtype": FLOAT8, **scales}
+    return {"kv_cache_dtype": float8, **scales}
 
 
 def _normal(

@@ -4,13 +4,15 @@
 for their folders, without what their `__init__` does, and these modules are stood in for, none of which computes anything:
 
     vllm.envs, vllm.logger              batch invariance off; Python's logger
-    vllm.platforms                      which GPU this is, asked of torch; the float8 type of its kind
+    vllm.platforms                      which GPU this is; the float8 type of its kind
     vllm.triton_utils                   `triton` and `tl`
     vllm.v1.kv_cache_interface          the numbers of KVQuantMode that are used here
     aiter ... arch_info                 not on ROCm: gfx942, for which the kernel's choices are made
     aiter ... device_info               not on a GPU: 16 compute units
 
 Off ROCm, `waves_per_eu`, which only Triton's compiler for AMD knows, is taken out of AITER's launch options.
+
+The GPU is the one that is here, or, for what is compiled and not run, one of the architecture that is given.
 """
 
 import enum
@@ -19,7 +21,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -28,6 +30,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from attn_optimized.shipped_calls import COMPUTE_UNITS
 
 AITER_MODULES = ("aiter.ops.triton.attention.unified_attention", "aiter.ops.triton.unified_attention")
 """Where it is, the newest first."""
@@ -50,19 +53,24 @@ class _Logger(logging.Logger):
     debug_once, info_once, warning_once = logging.Logger.debug, logging.Logger.info, logging.Logger.warning
 
 
-def load_vllm(folder: Path | None) -> SimpleNamespace:
+def load_vllm(folder: Path | None, architecture: str | None = None) -> SimpleNamespace:
     """vLLM's attention kernels from a folder that holds the package `vllm`; from the installed one if None.
+
+    Args:
+        architecture: the GPU's, one of COMPUTE_UNITS; None: of the one that is here.
 
     Raises:
         MissingPeerError: there is none, or its modules import what is not there.
     """
     root = _package("vllm", folder)
+    gpu = architecture or _gpu()
+    capability = _capability(gpu)
     platform = SimpleNamespace(
-        fp8_dtype=lambda: torch.float8_e4m3fnuz if _gpu().startswith("gfx942") else torch.float8_e4m3fn,
-        is_device_capability_family=lambda family: _capability() // 10 == family // 10,
-        has_device_capability=lambda least: _capability() >= least,
-        is_cuda_alike=torch.cuda.is_available,
-        is_rocm=lambda: torch.version.hip is not None,
+        fp8_dtype=lambda: torch.float8_e4m3fnuz if gpu == "gfx942" else torch.float8_e4m3fn,
+        is_device_capability_family=lambda family: capability // 10 == family // 10,
+        has_device_capability=lambda least: capability >= least,
+        is_cuda_alike=lambda: bool(gpu),
+        is_rocm=lambda: gpu.startswith("gfx"),
     )
     answers = {
         "envs": {"VLLM_BATCH_INVARIANT": False},
@@ -74,6 +82,8 @@ def load_vllm(folder: Path | None) -> SimpleNamespace:
     with _packages("vllm", root, ("utils", "v1", "v1.attention", "v1.attention.ops"), answers):
         unified = _imported("vllm.v1.attention.ops.triton_unified_attention")
         prefill = _imported("vllm.v1.attention.ops.triton_prefill_attention")
+    # on ROCm it imports vllm.platforms.rocm when it is called, which is not there any more
+    vars(prefill)["_prefer_narrow_kv_tile"] = lambda: gpu.startswith(("gfx11", "gfx120"))
     return SimpleNamespace(
         version=_version("vllm", root),
         unified_attention=unified.unified_attention,
@@ -83,8 +93,11 @@ def load_vllm(folder: Path | None) -> SimpleNamespace:
     )
 
 
-def load_aiter(folder: Path | None) -> SimpleNamespace:
+def load_aiter(folder: Path | None, architecture: str | None = None) -> SimpleNamespace:
     """AITER's `unified_attention` from a folder that holds the package `aiter`; from the installed one if None.
+
+    Args:
+        architecture: see `load_vllm`.
 
     Raises:
         MissingPeerError: there is none, or its modules import what is not there.
@@ -93,21 +106,41 @@ def load_aiter(folder: Path | None) -> SimpleNamespace:
     names = [name for name in AITER_MODULES if root.parent.joinpath(*name.split(".")).with_suffix(".py").is_file()]
     if not names:
         raise MissingPeerError(f"{root} has no Triton unified_attention; PyPI's package `aiter` is another one than AMD's")
+    gpu = architecture or _gpu()
+    on_rocm = gpu.startswith("gfx")
     answers: dict[str, dict[str, Any]] = {}
-    if torch.version.hip is None:
+    if architecture or not on_rocm:
         answers["ops.triton.utils._triton.arch_info"] = {
-            "get_arch": lambda: AITER_ARCHITECTURE,
-            "is_fp8_avail": lambda: True,
+            "get_arch": lambda: gpu if on_rocm else AITER_ARCHITECTURE,
+            "is_fp8_avail": lambda: not on_rocm or gpu in ("gfx942", "gfx950"),
         }
-    if not torch.cuda.is_available():
-        answers["ops.triton.utils.device_info"] = {"get_num_sms": lambda: INTERPRETED_COMPUTE_UNITS}
+    if architecture or not gpu:
+        units = COMPUTE_UNITS[gpu] if gpu else INTERPRETED_COMPUTE_UNITS
+        answers["ops.triton.utils.device_info"] = {"get_num_sms": lambda: units}
     packages = ("ops", "ops.triton", "ops.triton.attention", "ops.triton.utils", "ops.triton.utils._triton")
     with _packages("aiter", root, packages, answers):
         module = _imported(names[0])
-    if torch.version.hip is None:
+    if not on_rocm:
         for name in ("select_2d_config", "select_3d_config"):
             setattr(module, name, _without_waves(getattr(module, name)))
     return SimpleNamespace(version=_version("amd-aiter", root), unified_attention=module.unified_attention)
+
+
+def load_if_there(
+    load: Callable[[Path | None], SimpleNamespace], folder: Path | None, tell: Callable[[str], None]
+) -> SimpleNamespace | None:
+    """A peer's kernels; None, and why is told, where they were not asked for and are not there.
+
+    Raises:
+        MissingPeerError: they were asked for.
+    """
+    try:
+        return load(folder)
+    except MissingPeerError as error:
+        if folder is not None:
+            raise
+        tell(str(error))
+        return None
 
 
 def _without_waves(select):
@@ -128,7 +161,7 @@ def _package(name: str, folder: Path | None) -> Path:
         return folder / name
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        raise MissingPeerError(f"{name} is not measured: it is not installed, and no --{name} FOLDER was given")
+        raise MissingPeerError(f"{name} is left out: it is not installed, and no --{name} FOLDER was given")
     return Path(next(iter(spec.submodule_search_locations)))
 
 
@@ -178,12 +211,16 @@ def _version(distribution: str, root: Path) -> str:
     return next((str(each.version) for each in found), "of unknown version")
 
 
-def _capability() -> int:
-    if not torch.cuda.is_available():
-        return 0
-    major, minor = torch.cuda.get_device_capability()
-    return 10 * major + minor
-
-
 def _gpu() -> str:
-    return getattr(torch.cuda.get_device_properties(), "gcnArchName", "") if torch.cuda.is_available() else ""
+    """The architecture of the GPU that is here, such as gfx942 or sm90; empty: there is none."""
+    if not torch.cuda.is_available():
+        return ""
+    if torch.version.hip:
+        return torch.cuda.get_device_properties().gcnArchName.split(":")[0]
+    major, minor = torch.cuda.get_device_capability()
+    return f"sm{major}{minor}"
+
+
+def _capability(gpu: str) -> int:
+    """Ten times the major version and the minor one, which in a name of AMD's are before a stepping."""
+    return int((gpu[3:-1] if gpu.startswith("gfx") else gpu[2:]) or 0)

@@ -17,7 +17,7 @@ from typing import Self
 import torch
 from attn_optimized.launch_table import Parameters
 
-from benchmarks.speed.calls import attention_call
+from benchmarks.speed.calls import FLOAT8, FLOAT8_OF, attention_call
 from benchmarks.tuning.classes import CallClass
 from benchmarks.tuning.facts import Facts, facts_of
 from benchmarks.tuning.launches import SEED, launches
@@ -30,7 +30,7 @@ def compiled(call_class: CallClass, parameters: Parameters, *, architecture: str
     """The worst facts of the attention kernel in a class's cases."""
     found = []
     for case in call_class.timed:
-        call = attention_call(case, META, SEED)
+        call = attention_call(case, META, SEED, FLOAT8_OF.get(architecture, FLOAT8))
         gpu = {"architecture": architecture, "compute_units": compute_units}
         attention = next(launches(call, parameters, out=torch.empty_like(call.q), **gpu))
         found.append(facts_of(attention, parameters, architecture))

@@ -134,21 +134,30 @@ def gpu_target(architecture: str) -> GPUTarget:
 
 
 def compiled(call: KernelCall, architecture: str) -> tuple[Any, ASTSource]:
-    """What Triton's own launcher would compile for a call, and of which source.
+    """What Triton's own launcher would compile for a call, and of which source: see `compiled_kernel`."""
+    form = call.form
+    return compiled_kernel(form.kernel, architecture, **call.arguments, **form.constants, **form.options)
 
-    Its tensors may be on meta: a fresh allocation is aligned, and its size is known.
+
+def compiled_kernel(kernel: Any, architecture: str, /, *arguments: Any, **named: Any) -> tuple[Any, ASTSource]:
+    """What Triton's own launcher would compile for kernel[grid](*arguments, **named), and of which source.
+
+    Tensors may be on meta: a fresh allocation is aligned, and its size is known.
+
+    Args:
+        named: arguments, constants and the compiler's options.
 
     Raises:
         ContractError: no such architecture, or a kernel that is interpreted in this process.
     """
-    target, kernel = gpu_target(architecture), call.form.kernel
+    target = gpu_target(architecture)
     if not isinstance(kernel, JITFunction):
         raise ContractError("call", "an interpreted kernel", "one of a process without TRITON_INTERPRET")
     backend = make_backend(target)
     # the launcher's own two steps, for a backend that it would take from the GPU at hand
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    options = {"debug": kernel.debug or knobs.runtime.debug, **call.form.options}
-    bound, specialization, options = bind(**call.arguments, **call.form.constants, **options)
+    named["debug"] = named.get("debug", kernel.debug) or knobs.runtime.debug
+    bound, specialization, options = bind(*arguments, **named)
     parsed, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, options)
     source = ASTSource(kernel, signature, constants, attributes)
     return triton.compile(source, target=target, options=parsed.__dict__), source

@@ -34,6 +34,16 @@ MAX_3D_QUERY_LEN = 8
 def unified_attention():
     return envs.VLLM_BATCH_INVARIANT, torch.finfo(current_platform.fp8_dtype()).max, KVQuantMode.FP8_PER_TENSOR
 """
+VLLM_PREFILL = """
+from vllm.platforms import current_platform as platform
+
+def _prefer_narrow_kv_tile():
+    from vllm.platforms.rocm import on_gfx1x
+
+def context_attention_fwd():
+    asked = platform.is_cuda_alike(), platform.has_device_capability(80), platform.is_device_capability_family(90)
+    return platform.is_rocm(), *asked, _prefer_narrow_kv_tile()
+"""
 
 
 @pytest.fixture
@@ -45,7 +55,7 @@ def folder(tmp_path):
         "amd_aiter-0.1.7.dist-info/METADATA": "Metadata-Version: 2.1\nName: amd-aiter\nVersion: 0.1.7\n",
         "vllm/__init__.py": "raise RuntimeError('no CUDA')",
         "vllm/v1/attention/ops/triton_unified_attention.py": VLLM_KERNEL,
-        "vllm/v1/attention/ops/triton_prefill_attention.py": "def context_attention_fwd(): ...",
+        "vllm/v1/attention/ops/triton_prefill_attention.py": VLLM_PREFILL,
     }
     for name, text in files.items():
         path = tmp_path / name
@@ -73,6 +83,22 @@ def test_vllms_modules_run_without_its_package(folder):
     assert kernels.unified_attention() == (False, 448.0, 1)
     assert kernels.MAX_3D_QUERY_LEN == 8
     assert "vllm.envs" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("architecture", "units", "waves", "float8_max", "prefill"),
+    [
+        ("gfx942", 304, {"waves_per_eu": 2}, 240.0, (True, True, True, True, False)),
+        ("gfx1201", 32, {"waves_per_eu": 2}, 448.0, (True, True, True, False, True)),
+        ("sm90", 132, {}, 448.0, (False, True, True, True, False)),
+    ],
+)
+def test_they_can_be_told_of_a_gpu_that_is_not_here(folder, architecture, units, waves, float8_max, prefill):
+    vllm, aiter = load_vllm(folder, architecture), load_aiter(folder, architecture)
+    assert vllm.unified_attention() == (False, float8_max, 1)
+    assert vllm.context_attention_fwd() == prefill
+    on_amd = architecture.startswith("gfx")
+    assert aiter.unified_attention()[1:4] == (architecture if on_amd else "gfx942", units, {"BLOCK_M": 16} | waves)
 
 
 def test_what_is_missing_is_named(folder):

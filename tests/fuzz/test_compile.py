@@ -1,13 +1,18 @@
 """`attn-parity compile`: what is over its budget is named, and pages that are not current are noticed."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import triton
 from attn_fuzz.binaries import budgets, page
 from attn_fuzz.binaries.budgets import BudgetError, Budgets, Exceptions
-from attn_fuzz.binaries.build import build
+from attn_fuzz.binaries.build import build, in_processes
 from attn_fuzz.binaries.page import Results, Row
 from attn_optimized.compilation import ARCHITECTURES, Facts
 from attn_optimized.shipped_calls import chosen
@@ -136,6 +141,51 @@ def test_a_launch_that_does_not_compile_is_an_error_and_others_go_on():
     done = build([("gfx942", "no such launch"), ("gfx942", "merge, fp32")], 1)
     assert "no such launch" in done.errors["gfx942", "no such launch"]
     assert list(done.binaries) == [("gfx942", "merge, fp32")]
+
+
+def planted(number: int) -> int:
+    """A compiler that raises of 2, and dies of 4."""
+    if number == 2:
+        raise RuntimeError("no 2")
+    if number == 4:
+        os.abort()
+    return number
+
+
+def test_a_compiler_that_dies_costs_its_job_alone():
+    done = []
+    found, interrupted = in_processes(planted, [(number,) for number in range(8)], 2, done.append)
+    assert not interrupted
+    assert found == {(number,): number for number in range(8)} | {(2,): "RuntimeError: no 2", (4,): "a compiling process died"}
+    assert done == list(range(1, 9))
+
+
+def is_there(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_signal_that_ends_it_ends_its_processes(tmp_path):
+    """Killed with SIGTERM, as schedulers do, it once left them compiling all that was asked for."""
+    run = "from attn_fuzz.cli import main; main()"
+    command = [sys.executable, "-W", "ignore", "-c", run, "compile", "--arch", "gfx942", "--workers", "2"]
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    deadline = time.monotonic() + 120
+    while process.poll() is None and len(children.read_text().split()) < 3:  # two and multiprocessing's own
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; so far: " in output
+    while is_there(process.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(

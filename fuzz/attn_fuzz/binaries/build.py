@@ -1,4 +1,4 @@
-"""Compiling the shipped calls, in processes without Triton's interpreter."""
+"""Compiling, in processes without Triton's interpreter; of the shipped calls, all that is asked for."""
 
 import contextlib
 import functools
@@ -10,7 +10,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import active_children, get_context
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:  # Triton decides on its first import whether kernels are interpreted
     from attn_optimized.compilation import Binary
@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # Triton decides on its first import whether kernels are inte
 
 Job = tuple[str, str]
 """An architecture, and the name of a launch: see `attn_optimized.shipped_calls`."""
+Work = TypeVar("Work", bound=tuple[Any, ...])
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -30,36 +32,75 @@ class Outcome:
 
 
 def build(jobs: Sequence[Job], workers: int, report: Callable[[int], None] = lambda done: None) -> Outcome:
-    """Compile every job; Triton's own cache knows those that were compiled before.
-
-    Args:
-        workers: processes at once.
-        report: is told how many are done.
-    """
-    outcome, found = Outcome(), {}
-    others = set(active_children())
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin)
-    try:
-        with _without_interpreter():
-            futures: dict[Future, Job] = {pool.submit(_compile, *job): job for job in jobs}
-        for future in as_completed(futures):
-            try:
-                found[futures[future]] = future.result()
-            except BrokenProcessPool:
-                found[futures[future]] = "a compiling process died"
-            report(len(found))
-    except KeyboardInterrupt:
-        outcome.interrupted = True
-        for process in set(active_children()) - others:
-            process.terminate()  # else what each is at would first be compiled
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    """Compile every job; Triton's own cache knows those that were compiled before: see `in_processes`."""
+    outcome = Outcome()
+    found, outcome.interrupted = in_processes(_compile, jobs, workers, report)
     for job in jobs:
         if isinstance(result := found.get(job), str):
             outcome.errors[job] = result
         elif result is not None:
             outcome.binaries[job] = result
     return outcome
+
+
+def in_processes(
+    work: Callable[..., Result], jobs: Sequence[Work], workers: int, report: Callable[[int], None] = lambda done: None
+) -> tuple[dict[Work, Result | str], bool]:
+    """What work(*job) gives for each job, or why it gives nothing; and whether an interrupt left some out.
+
+    A process that dies, as compilers do, costs its job and no other.
+
+    Args:
+        work: gives no text; it is called in processes without Triton's interpreter.
+        workers: processes at once.
+        report: is told how many are done.
+    """
+    found: dict[Work, Result | str] = {}
+    others, at_once, interrupted = set(active_children()), workers, False
+    try:
+        while left := [job for job in jobs if job not in found]:
+            _pass(work, left, at_once, found, report)
+            left = [job for job in left if job not in found]
+            if left and at_once == 1:  # they were begun in their order
+                found[left[0]] = "a compiling process died"
+                report(len(found))
+            at_once = 1 if left and at_once > 1 else workers
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        if any(job not in found for job in jobs):
+            for process in set(active_children()) - others:
+                process.terminate()  # else what each is at would first be compiled
+    return found, interrupted
+
+
+def _pass(
+    work: Callable[..., Result],
+    jobs: Sequence[Work],
+    workers: int,
+    found: dict[Work, Result | str],
+    report: Callable[[int], None],
+) -> None:
+    """Do jobs until a process dies; of what is left then, one or more were its."""
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin)
+    futures: dict[Future[Result | str], Work] = {}
+    try:
+        with _without_interpreter(), contextlib.suppress(BrokenProcessPool):
+            for job in jobs:
+                futures[pool.submit(_tried, work, job)] = job
+        for future in as_completed(futures):
+            with contextlib.suppress(BrokenProcessPool):
+                found[futures[future]] = future.result()
+                report(len(found))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _tried(work: Callable[..., Result], job: tuple[Any, ...]) -> Result | str:
+    try:
+        return work(*job)
+    except Exception as error:  # whatever a compiler raises is the result
+        return f"{type(error).__name__}: {error}".strip()[-2000:]
 
 
 @contextlib.contextmanager
@@ -78,13 +119,10 @@ def _begin() -> None:
     warnings.simplefilter("ignore")
 
 
-def _compile(architecture: str, name: str) -> "Binary | str":
+def _compile(architecture: str, name: str) -> "Binary":
     from attn_optimized.compilation import compile_call
 
-    try:
-        return compile_call(_calls(architecture)[name], architecture)
-    except Exception as error:  # whatever a compiler raises is the result
-        return f"{type(error).__name__}: {error}".strip()[-2000:]
+    return compile_call(_calls(architecture)[name], architecture)
 
 
 @functools.lru_cache(maxsize=1)

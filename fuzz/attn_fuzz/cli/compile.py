@@ -19,6 +19,7 @@ from attn_fuzz.cli.options import (
     plain_table,
     progress_bar,
     results,
+    sigterm_interrupts,
     workers_option,
     write_json,
 )
@@ -51,6 +52,7 @@ PAGE = Path("docs/binaries.md")
 )
 @workers_option
 @json_option
+@sigterm_interrupts()
 def command(
     architectures: str | None,
     only: str,
@@ -64,7 +66,7 @@ def command(
     json_file: Path | None,
 ) -> int:
     """Compile every kernel that ships: registers, spills, LDS, matrix instructions; exit 1 when one is over its budget."""
-    chosen = _architectures(architectures)
+    chosen = chosen_architectures(architectures)
     partly = bool(architectures or only or main)
     if partly and (writes or check):
         raise click.UsageError("--write and --check are about all launches: leave out --arch, --only and --main")
@@ -118,7 +120,8 @@ def command(
     return int(bool(wrong or errors))
 
 
-def _architectures(given: str | None) -> tuple[str, ...]:
+def chosen_architectures(given: str | None) -> tuple[str, ...]:
+    """Those of A,B,...; all for which facts are known if none is given."""
     from attn_optimized.compilation import ARCHITECTURES
 
     chosen = tuple(dict.fromkeys(given.split(","))) if given else ARCHITECTURES

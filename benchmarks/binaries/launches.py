@@ -1,0 +1,111 @@
+"""Who would launch which kernels for a case, and what the compiler makes of them: in a process without Triton's interpreter.
+
+Ours are known before they are launched. A peer's wrapper is called with tensors on meta, and what it launches is kept instead.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from attn_contract import UnsupportedError
+from attn_optimized.attention import paged_attention_calls, plan_of, varlen_attention_calls
+from attn_optimized.cascade import cascade_attention_calls
+from attn_optimized.compilation import compiled_kernel, facts_of
+from attn_optimized.shipped_calls import COMPUTE_UNITS
+from triton import JITFunction
+
+from benchmarks.binaries.results import Row
+from benchmarks.speed.calls import FLOAT8, FLOAT8_OF, Call, attention_call
+from benchmarks.speed.cases import CASES, Attention
+from benchmarks.speed.participants import AITER, OURS, VLLM, aiter_triton, vllm_triton
+from benchmarks.speed.peers import load_aiter, load_vllm
+
+META, SEED = torch.device("meta"), 1
+_PEERS = {VLLM: (load_vllm, vllm_triton), AITER: (load_aiter, aiter_triton)}
+
+
+class Launch(NamedTuple):
+    """kernel[grid](*arguments, **named), which has not happened."""
+
+    kernel: JITFunction
+    arguments: tuple[Any, ...]
+    named: dict[str, Any]
+
+
+def compiled_case(architecture: str, name: str, whose: str, folder: Path | None) -> tuple[Row, ...]:
+    """The binaries of a participant's launches in a case, in their order; none of what it refuses.
+
+    Args:
+        folder: a peer's, see `benchmarks.speed.peers`.
+    """
+    case = next(case for case in CASES if case.name == name)
+    assert isinstance(case, Attention)
+    call = attention_call(case, META, SEED, FLOAT8_OF.get(architecture, FLOAT8))
+    try:
+        launches = ours(call, architecture) if whose == OURS else theirs(call, whose, _loaded(whose, folder, architecture))
+    except UnsupportedError:
+        return ()
+    return tuple(_row(architecture, name, whose, launch) for launch in launches)
+
+
+def ours(call: Call, architecture: str) -> list[Launch]:
+    """Of the attention kernel, and of what follows it."""
+    layer, batch, out = call.layer, call.batch, torch.empty_like(call.q)
+    gpu: dict[str, Any] = {"architecture": architecture, "compute_units": COMPUTE_UNITS[architecture]}
+    if call.kv_cache is not None and call.case.common_prefix_len:
+        calls = cascade_attention_calls(call.q, call.kv_cache, layer, batch, call.case.common_prefix_len, out=out, **gpu)
+    elif call.kv_cache is not None:
+        calls = paged_attention_calls(call.q, call.kv_cache, layer, batch, plan_of(call.q, layer, batch, **gpu), out=out)
+    else:
+        assert call.k is not None
+        assert call.v is not None
+        calls = varlen_attention_calls(call.q, call.k, call.v, layer, batch, plan_of(call.q, layer, batch, **gpu), out=out)
+    return [Launch(each.form.kernel, (), each.arguments | each.form.constants | each.form.options) for each in calls]
+
+
+def theirs(call: Call, whose: str, module: SimpleNamespace) -> list[Launch]:
+    """What a peer's wrapper launches, with all that it passes.
+
+    Raises:
+        UnsupportedError: it cannot express the case.
+    """
+    prepared = _PEERS[whose][1](module, call)
+    with _recorded() as launches:
+        prepared.run()
+    return launches
+
+
+@functools.lru_cache
+def _loaded(whose: str, folder: Path | None, architecture: str) -> SimpleNamespace:
+    return _PEERS[whose][0](folder, architecture)
+
+
+@contextmanager
+def _recorded() -> Iterator[list[Launch]]:
+    """While it lasts, launches of Triton's kernels are kept, and none happens."""
+    launches: list[Launch] = []
+
+    def keep(kernel: JITFunction, *arguments: Any, grid: Any, warmup: bool, **named: Any) -> None:
+        launches.append(Launch(kernel, arguments, named))
+
+    run = JITFunction.run
+    JITFunction.run = keep
+    try:
+        yield launches
+    finally:
+        JITFunction.run = run
+
+
+def _row(architecture: str, case: str, whose: str, launch: Launch) -> Row:
+    row = Row(architecture, case, whose, launch.kernel.fn.__name__)
+    try:
+        binary, _ = compiled_kernel(launch.kernel, architecture, *launch.arguments, **launch.named)
+    except Exception as error:  # whatever a compiler raises is the result
+        return row.without(f"{type(error).__name__}: {error}")
+    facts = facts_of(binary, architecture)
+    return row.of(binary.metadata.num_warps, dataclasses.asdict(facts))
