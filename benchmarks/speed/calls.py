@@ -10,7 +10,7 @@ from attn_contract import Batch, KVCacheView, Layer
 from benchmarks.speed.cases import Attention, RowOp
 
 DTYPE, FLOAT8 = torch.bfloat16, torch.float8_e4m3fn
-FLOAT8_OF = {"gfx90a": torch.float8_e4m3fnuz, "gfx942": torch.float8_e4m3fnuz}
+FLOAT8_OF = {"gfx942": torch.float8_e4m3fnuz}
 """What a float8 cache is of, by architecture; FLOAT8 on all others."""
 DTYPES = {2: DTYPE, 4: torch.float32}
 """By itemsize."""

@@ -257,6 +257,7 @@ CALLS: tuple[ShippedCall, ...] = (
         )
     ),
     DECODE.named("rules", **_RULES),
+    *(PREFILL.named(f"rules D{head_size}", head_size=head_size, **_RULES) for head_size in (64, 256)),
     *(
         phase.named(name if head_size == 128 else f"{name} D{head_size}", head_size=head_size, main=head_size == 128, **fields)
         for phase in (DECODE, PREFILL)
@@ -271,6 +272,7 @@ CALLS: tuple[ShippedCall, ...] = (
     replace(_ENCODER, main=True),
     _ENCODER.named("Whisper", **_WHISPER),
     _ENCODER.named("fp32", dtype=_FP32),
+    _ENCODER.named("ALiBi D64", head_size=64, alibi=True),
     replace(DECODE, name="cross-attention, Whisper, decode", main=False, **_CROSS, **_WHISPER),
     replace(PREFILL, name="cross-attention, Whisper, prefill", main=False, **_CROSS, **_WHISPER),
     ShippedCall(name="cascade", op="cascade", prefix=4096),
