@@ -21,8 +21,9 @@ from attn_optimized.kernel_call import KernelCall
 
 KI = 1024
 _NARROW_PRODUCT = re.compile(r"%([a-z_]+?)(?:_\d+)? = arith\.muli .* : (?:tensor<[\dx]*i32|i32)")
-# products of no address: a query of its request, and a row of a tile as a query and a head
-_SMALL = {"first_query", "tile_query", "head"}
+# products of no address: a query or a key of its request, a row of a tile as a query and a head, what a head has or has not, a
+# dim of its page
+_SMALL = {"first_query", "first_key", "key", "tile_query", "head", "sink", "slope", "in_page"}
 _AMD_LOAD = re.compile(r"\b(?:global|buffer|flat)_load_(\w+)")
 _AMD_WIDTH = re.compile(r"dwordx(\d)|dword|[bui](8|16|32|64|96|128)\b|short|byte")
 _PTX_LOAD = re.compile(r"\bld\.global[\w.:]*?(?:\.v(\d))?\.[bfsu](\d+)\b")

@@ -336,7 +336,8 @@ def attend_tile(
             key_tile = first_tile + n
             if HOLES:
                 key_tile = tl.where(n < sink_tiles, first_sink_tile + n, key_tile - sink_tiles).to(tl.int32)
-            key = key_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+            first_key = key_tile * BLOCK_N
+            key = first_key + tl.arange(0, BLOCK_N)
             in_tile = (begin <= key) & (key < end)
             # a division by a power of two is one shift of what has no sign
             unsigned_key = key.to(tl.uint32, bitcast=True)
@@ -361,7 +362,8 @@ def attend_tile(
                     block = tl.load(table_ptr + unsigned_key // BLOCK_SIZE, mask=in_tile, other=0).to(tl.int64)
                 else:
                     block = tl.load(table_ptr + unsigned_key // BLOCK_SIZE).to(tl.int64)
-                slot = (unsigned_key % BLOCK_SIZE).to(tl.int64)
+                # without a sign, a slot is seen to be the same in all tiles, and kept: registers that tiles of few rows lack
+                slot = ((unsigned_key if BLOCK_M > 16 else key) % BLOCK_SIZE).to(tl.int64)
             else:
                 slot = first_row + key
             # [N, D]
@@ -381,8 +383,8 @@ def attend_tile(
                 page = block * stride_block * KV_UNIT
                 k = load_packed_keys(k_head_ptr, page, slot, in_tile, BLOCK_SIZE, HEAD_SIZE, BLOCK_D, X, EDGES)
                 v = load_packed_values(
-                    v_head_ptr, table_ptr, stride_block * KV_UNIT, key_tile * BLOCK_N, in_tile,
-                    BLOCK_SIZE, HEAD_SIZE, BLOCK_N, BLOCK_D, X, INTERIOR, EDGES,
+                    v_head_ptr, table_ptr, stride_block, first_key, in_tile,
+                    KV_UNIT, BLOCK_SIZE, HEAD_SIZE, BLOCK_N, BLOCK_D, X, INTERIOR, EDGES,
                 )  # fmt: skip
             k, v = decode(k, KV_FORMAT, q.dtype), decode(v, KV_FORMAT, q.dtype)
             # ieee: the default is TF32 on NVIDIA and XF32 on gfx942, which is no float32 arithmetic
@@ -406,7 +408,9 @@ def attend_tile(
 
     if PARTIAL:
         if is_partial:
-            acc_offset = (first_part + split) * stride_acc_part + row.to(tl.int64) * stride_acc_row + head * HEAD_SIZE
+            acc_offset = (
+                (first_part + split) * stride_acc_part + row.to(tl.int64) * stride_acc_row + head.to(tl.int64) * HEAD_SIZE
+            )
             saw_keys = row_max > float("-inf")
             tl.store(acc_ptr + acc_offset[:, None] + dim, acc * v_scale, mask=stored & saw_keys[:, None])
             tl.store(row_max_ptr + state_offset, row_max, mask=owned)

@@ -52,7 +52,8 @@ def load_packed_keys(
     # [D/x, N, x]
     packed_dim = tl.arange(0, BLOCK_D // X)[:, None, None]
     row = (page + slot * X)[None, :, None]
-    pointer = head_ptr + row + packed_dim * (BLOCK_SIZE * X) + tl.arange(0, X)[None, None, :]
+    in_page = packed_dim * (BLOCK_SIZE * X) + tl.arange(0, X)[None, None, :]
+    pointer = head_ptr + row + in_page
     loaded = packed_dim < HEAD_SIZE // X
     if MASKED:
         k = tl.load(pointer, mask=loaded & in_tile[None, :, None], other=0.0)
@@ -73,9 +74,10 @@ def slots_side_by_side(BLOCK_SIZE, BLOCK_N, X, INTERIOR):
 def load_packed_values(
     head_ptr,
     table_ptr,
-    page_stride,
+    stride_block,
     first_key,
     in_tile,
+    STRIDE_UNIT: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -98,8 +100,9 @@ def load_packed_values(
     # [N/S, D, S]
     first_slot = (unsigned_key % BLOCK_SIZE).to(tl.int64)[:, None, None]
     dim = tl.arange(0, BLOCK_D)[None, :, None]
-    dim_offset = first_slot * HEAD_SIZE + dim * X if INTERIOR == "shuffled" else dim * BLOCK_SIZE + first_slot
-    pointer = head_ptr + (block * page_stride)[:, None, None] + dim_offset + tl.arange(0, S)[None, None, :]
+    in_page = dim * (X if INTERIOR == "shuffled" else BLOCK_SIZE) + tl.arange(0, S)[None, None, :]
+    row = (block * stride_block * STRIDE_UNIT)[:, None, None] + first_slot * (HEAD_SIZE if INTERIOR == "shuffled" else 1)
+    pointer = head_ptr + row + in_page
     in_head = dim < HEAD_SIZE
     if MASKED:
         v = tl.load(pointer, mask=in_tile[:, None, :] & in_head, other=0.0)
