@@ -36,11 +36,14 @@ class Call:
     v: torch.Tensor | None = None
 
 
-def attention_call(case: Attention, device: torch.device, seed: int, float8: torch.dtype = FLOAT8) -> Call:
+def attention_call(
+    case: Attention, device: torch.device, seed: int, float8: torch.dtype = FLOAT8, cache_bytes: int = 0
+) -> Call:
     """On meta without any values, for what is compiled and not run.
 
     Args:
         float8: what a float8 cache is of.
+        cache_bytes: of the cache at least; blocks that no request needs come last.
     """
     generator = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
     dtype = DTYPES[case.itemsize]
@@ -54,6 +57,7 @@ def attention_call(case: Attention, device: torch.device, seed: int, float8: tor
         scale=case.head_size**-0.5,
         attn_type=case.attn_type,
         window=(-1, -1) if case.window is None else (case.window - 1, case.window - 1),
+        chunked_local=case.chunked_local,
         logits_soft_cap=case.soft_cap,
         sinks=_sinks(case, device, generator) if case.sinks else None,
         layout=case.layout if reads_cache else None,
@@ -63,7 +67,10 @@ def attention_call(case: Attention, device: torch.device, seed: int, float8: tor
     kv_cache, block_table = None, None
     if reads_cache:
         block_table = _block_table(case, blocks, device, generator)
-        kv_cache = random_cache(case, _num_blocks(case, blocks), device, generator, dtype, float8)
+        row_bytes = case.head_size * (float8 if case.float8_cache else dtype).itemsize
+        enough_blocks = -(-cache_bytes // (2 * case.block_size * case.num_kv_heads * row_bytes))
+        num_blocks = max(_num_blocks(case, blocks), enough_blocks)
+        kv_cache = random_cache(case, num_blocks, device, generator, dtype, float8)
     starts = [0, *itertools.accumulate(case.query_lens)]
     batch = Batch(
         query_start_loc=torch.tensor(starts, dtype=torch.int32, device=device),

@@ -44,6 +44,7 @@ class Attention:
     layout: Layout = Layout.BLOCKS_FIRST_NHD
     attn_type: AttentionType = AttentionType.DECODER
     window: int | None = None
+    chunked_local: int | None = None
     sinks: bool = False
     soft_cap: float | None = None
     itemsize: int = ITEMSIZE
@@ -69,7 +70,10 @@ class Attention:
         if not self.causal:
             return range(seq_len)
         position = seq_len - query_len + query
-        return range(max(0, position + 1 - self.window) if self.window else 0, position + 1)
+        first = position + 1 - self.window if self.window else 0
+        if self.chunked_local:
+            first = max(first, position // self.chunked_local * self.chunked_local)
+        return range(max(0, first), position + 1)
 
     @property
     def flops(self) -> float:
@@ -102,6 +106,7 @@ class Attention:
             num_kv_heads=2,
             block_size=min(self.block_size, 48),
             window=self.window and min(self.window, 8),
+            chunked_local=self.chunked_local and min(self.chunked_local, 8),
             common_prefix_len=min(self.common_prefix_len, 32),
         )
 
@@ -206,6 +211,7 @@ CASES: tuple[Case, ...] = (
     _prefill(
         "prefill, soft cap 50, H16/HK8 D256, 2 x 4k", 2, 4 * KI, num_heads=16, head_size=256, soft_cap=50.0, reach=_FASTER
     ),
+    _prefill("prefill, chunks of 1k, 2 x 8k", 2, 8 * KI, chunked_local=KI),
     _decode("decode, SHUFFLED, 64 x 8k", 64, 8 * KI, layout=Layout.SHUFFLED),
     _decode("decode, X_PACKED, 64 x 8k", 64, 8 * KI, layout=Layout.X_PACKED),
     _decode("decode, blocks of 544, 64 x 8k", 64, 8 * KI, block_size=544),

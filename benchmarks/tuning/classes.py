@@ -20,6 +20,7 @@ TIMED: dict[Phase, dict[str, str]] = {
     },
     "mixed": {"one 2k prefill + 63 decodes at 4k": "mixed, one 2k prefill + 63 decodes at 4k"},
     "window": {"window 128 + sinks, 4 x 4k": "prefill, H64/HK8/D64, window 128 + sinks, 4 x 4k"},
+    "rules": {"chunks of 1k, 2 x 8k": "prefill, chunks of 1k, 2 x 8k"},
     "prefill": {"4 x 4k": "prefill, 4 x 4k", "8 x 512 new on 8k": "extend, 8 x 512 new on 8k"},
 }
 """Cases of `benchmarks.speed` that are timed, with the heads, dtype and cache of the class."""
@@ -31,6 +32,7 @@ CHECKED: dict[Phase, tuple[Attention, ...]] = {
     ),
     "mixed": (Attention(name="one prefill + 8 decodes", query_lens=(200, *[1] * 8), seq_lens=(300, *range(5, 645, 80))),),
     "window": (Attention(name="window 70 + sinks", query_lens=(200, 30), seq_lens=(300, 450), window=70, sinks=True),),
+    "rules": (Attention(name="chunks of 150", query_lens=(200, 30), seq_lens=(300, 450), chunked_local=150),),
     "prefill": (Attention(name="prefill and extend", query_lens=(200, 30), seq_lens=(200, 450)),),
 }
 """Small cases in which the reference says whether a kernel is right: several tiles of queries and of keys, whole and cut."""

@@ -26,11 +26,17 @@ from benchmarks.tuning.results import Candidate
 META = torch.device("meta")
 
 
-def compiled(call_class: CallClass, parameters: Parameters, *, architecture: str, compute_units: int) -> Facts:
-    """The worst facts of the attention kernel in a class's cases."""
+def compiled(
+    call_class: CallClass, parameters: Parameters, *, architecture: str, compute_units: int, cache_bytes: int = 0
+) -> Facts:
+    """The worst facts of the attention kernel in a class's cases.
+
+    Args:
+        cache_bytes: see `attention_call`. AMD's buffer instructions reach 2 GiB: what holds more is compiled otherwise.
+    """
     found = []
     for case in call_class.timed:
-        call = attention_call(case, META, SEED, FLOAT8_OF.get(architecture, FLOAT8))
+        call = attention_call(case, META, SEED, FLOAT8_OF.get(architecture, FLOAT8), cache_bytes)
         gpu = {"architecture": architecture, "compute_units": compute_units}
         attention = next(launches(call, parameters, out=torch.empty_like(call.q), **gpu))
         found.append(facts_of(attention, parameters, architecture))

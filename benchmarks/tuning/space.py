@@ -43,6 +43,9 @@ SPACES: dict[Vendor, dict[Phase, Space]] = {
         "window": Space(
             block_m=(32, 64, 128), block_n=(16, 32, 64), num_warps=(4, 8), num_stages=(2, 3), maxnreg=(None, 80, 128, 168)
         ),
+        "rules": Space(
+            block_m=(32, 64, 128), block_n=(16, 32, 64), num_warps=(4, 8), num_stages=(2, 3), maxnreg=(None, 128, 168)
+        ),
         "prefill": Space(
             block_m=(32, 64, 128), block_n=(16, 32, 64, 128), num_warps=(4, 8), num_stages=(2, 3), maxnreg=(None, 128, 168)
         ),
@@ -60,6 +63,9 @@ SPACES: dict[Vendor, dict[Phase, Space]] = {
             block_m=(32, 64), block_n=(16, 32, 64), num_warps=(2, 4, 8), num_stages=(1, 2), waves_per_eu=(None, 2), **_SPLITS
         ),
         "window": Space(
+            block_m=(32, 64, 128), block_n=(16, 32, 64), num_warps=(4, 8), num_stages=(1, 2), waves_per_eu=(None, 2)
+        ),
+        "rules": Space(
             block_m=(32, 64, 128), block_n=(16, 32, 64), num_warps=(4, 8), num_stages=(1, 2), waves_per_eu=(None, 2)
         ),
         "prefill": Space(

@@ -194,6 +194,7 @@ def plan_of(
         max_query_len=batch.max_query_len,
         max_seq_len=_rounded(batch.max_seq_len),
         window_keys=_window_keys(layer, batch),
+        rules=_has_holes(layer, batch) or _has_bias(layer, batch),
         batch_invariant=batch_invariant,
         parameters=parameters,
     )
@@ -416,8 +417,9 @@ def attention_form(
     ranges, qq_bias = batch.bidirectional_ranges, batch.qq_bias
     left, right = layer.window
     holes = _has_holes(layer, batch)
-    # behind inner tiles comes the one at a window's left edge, which is first where another request's rules leave no inner ones
-    has_inner = not (holes or plan.short_window or (plan.batch_invariant and left >= 0))
+    # behind inner tiles comes that of a window's or chunk's left edge, which is first where others' rules leave no inner ones
+    has_left_edge = left >= 0 or layer.chunked_local is not None
+    has_inner = not (plan.short_window or (plan.batch_invariant and has_left_edge))
     q_unit, row_strides = in_units(
         q.element_size(),
         stride_out_row=out.stride(0),
@@ -436,7 +438,7 @@ def attention_form(
         "HOLES": holes,
         "INNER": has_inner,
         "SOFT_CAP": bool(layer.logits_soft_cap) and layer.logits_soft_cap < NO_CAP,
-        "BIAS": layer.alibi_slopes is not None or qq_bias is not None,
+        "BIAS": _has_bias(layer, batch),
         "PARTIAL": partial,
     }
     num_rows = batch.num_actual_tokens
@@ -458,7 +460,7 @@ def attention_form(
         right=distance(right),
         ahead=0 if batch.causal is True else distance(-1),
         range_left=distance(left if layer.ranges_clamped else -1),
-        sink_tokens=layer.sink_tokens if max(left, right) >= 0 else 0,
+        sink_tokens=layer.sink_tokens if _has_sink_tokens(layer) else 0,
         chunk=layer.chunked_local or 0,
         num_ranges=0 if ranges is None else ranges.shape[1],
         bias_len=0 if qq_bias is None else len(qq_bias),
@@ -556,17 +558,31 @@ def _rounded(max_seq_len: int) -> int:
 
 
 def _window_keys(layer: Layer, batch: Batch) -> int | None:
-    """That a query sees through a window without holes; None: all of its request's."""
+    """That a query sees through a window or in its chunk, at most; None: all of its request's, or others beside them."""
+    if _has_sink_tokens(layer) or batch.bidirectional_ranges is not None:
+        return None
     left, right = layer.window
     ahead = 0 if batch.causal is True else right
-    return None if left < 0 or ahead < 0 or _has_holes(layer, batch) else left + 1 + ahead
+    seen = [left + 1 + ahead] if min(left, ahead) >= 0 else []
+    if layer.chunked_local is not None:
+        seen.append(layer.chunked_local)
+    return min(seen, default=None)
 
 
 def _has_holes(layer: Layer, batch: Batch) -> bool:
     """Whether what a query sees may be more than one row of keys."""
-    # without an edge the window holds the first keys anyway
-    sink_tokens = layer.sink_tokens and max(layer.window) >= 0
-    return bool(sink_tokens or layer.chunked_local or batch.bidirectional_ranges is not None or batch.qq_bias is not None)
+    tensors = batch.bidirectional_ranges, batch.qq_bias
+    return _has_sink_tokens(layer) or layer.chunked_local is not None or any(tensor is not None for tensor in tensors)
+
+
+def _has_sink_tokens(layer: Layer) -> bool:
+    """Whether they are seen apart from others: without an edge, a window holds the first keys anyway."""
+    return layer.sink_tokens > 0 and max(layer.window) >= 0
+
+
+def _has_bias(layer: Layer, batch: Batch) -> bool:
+    """Whether something is added to logits."""
+    return layer.alibi_slopes is not None or batch.qq_bias is not None
 
 
 def _by_head(out: torch.Tensor, layer: Layer) -> torch.Tensor:

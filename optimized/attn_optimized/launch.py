@@ -154,11 +154,19 @@ def attention_tiles(
 
 
 def phase_of(
-    *, group: int, num_tokens: int, num_requests: int, max_query_len: int, short_window: bool, batch_invariant: bool
+    *,
+    group: int,
+    num_tokens: int,
+    num_requests: int,
+    max_query_len: int,
+    rules: bool,
+    short_window: bool,
+    batch_invariant: bool,
 ) -> Phase:
     """What a batch mostly is, from host values alone.
 
     Args:
+        rules: whether what a query sees has holes, or logits have a bias.
         short_window: whether queries see few keys, however long their sequences are.
         batch_invariant: the same for every batch.
     """
@@ -168,6 +176,8 @@ def phase_of(
         return "decode"
     if num_requests >= MIXED_REQUESTS and num_tokens * MIXED < max_query_len * num_requests:
         return "mixed"
+    if rules:
+        return "rules"
     return "window" if short_window else "prefill"
 
 
@@ -241,6 +251,7 @@ def attention_plan(
     max_query_len: int,
     max_seq_len: int,
     window_keys: int | None,
+    rules: bool,
     batch_invariant: bool,
     parameters: Parameters | None = None,
 ) -> AttentionPlan:
@@ -248,7 +259,8 @@ def attention_plan(
 
     Args:
         max_seq_len: an upper bound, possibly loose.
-        window_keys: that one query sees through its window, at most; None: all.
+        window_keys: that one query sees through its window or in its chunk, at most; None: all.
+        rules: see `phase_of`.
         parameters: in place of those of the architecture's table.
 
     Raises:
@@ -268,6 +280,7 @@ def attention_plan(
             num_tokens=num_tokens,
             num_requests=num_requests,
             max_query_len=max_query_len,
+            rules=rules,
             short_window=short_window,
             batch_invariant=batch_invariant,
         ),

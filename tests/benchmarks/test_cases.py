@@ -54,7 +54,10 @@ def test_every_visible_pair_and_every_seen_key_counts_once(case):
     for r, (query_len, seq_len) in enumerate(zip(tiny.query_lens, tiny.seq_lens, strict=True)):
         for i, j in itertools.product(range(query_len), range(seq_len)):
             distance = seq_len - query_len + i - j
-            if tiny.attn_type is not AttentionType.DECODER or 0 <= distance < (tiny.window or seq_len):
+            in_window = 0 <= distance < (tiny.window or seq_len)
+            chunk = tiny.chunked_local or seq_len
+            in_chunk = (seq_len - query_len + i) // chunk == j // chunk
+            if tiny.attn_type is not AttentionType.DECODER or (in_window and in_chunk):
                 pairs += 1
                 seen.add((0 if j < tiny.common_prefix_len else r, j))
     assert tiny.flops == 4 * tiny.head_size * tiny.num_heads * pairs

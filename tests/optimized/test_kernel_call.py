@@ -17,6 +17,7 @@ from attn_optimized.cascade import cascade_attention_calls
 from attn_optimized.device import architecture_of, compute_units_of
 from attn_optimized.kernel_call import KernelCall
 from attn_optimized.kv_cache import rope_and_write_kv_cache_call, write_kv_cache_call
+from attn_optimized.launch_table import parameters_for
 from attn_optimized.merge import merge_attn_states_call
 
 NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE, NUM_ROWS = 4, 2, 32, 7
@@ -244,6 +245,27 @@ def test_a_call_is_made_for_the_gpu_that_is_named(paged_call):
         assert one.form.options == plan.tiles.options
         assert one.form.grid == (*plan.grid, plan.splits)
         assert reduction.form.numbers["num_parts"] == plan.splits
+
+
+@pytest.mark.parametrize(
+    ("rule", "phase"),
+    [
+        ({}, "prefill"),
+        ({"chunked_local": 64}, "rules"),
+        ({"window": (31, 31), "sink_tokens": 4}, "rules"),
+        ({"alibi_slopes": torch.ones(2)}, "rules"),
+        ({"window": (31, 31)}, "window"),
+        ({"sink_tokens": 4}, "prefill"),
+    ],
+    ids=str,
+)
+def test_keys_that_are_compared_one_by_one_have_tiles_of_their_own(rule, phase, paged_call):
+    """Sink tokens without a window leave nothing out."""
+    call = paged_call([200], [300], dtype=torch.bfloat16, num_heads=2, num_kv_heads=2, head_size=64, **rule)
+    for architecture in ("sm90", "gfx942", "gfx1201"):
+        plan = attn_optimized.plan_of(call.q, call.layer, call.batch, architecture=architecture, compute_units=64)
+        expected = parameters_for(architecture, phase=phase, itemsize=2, block_d=64, quantized=False)
+        assert plan.tiles.parameters == expected
 
 
 @pytest.mark.parametrize(("given", "missing"), [("architecture", "compute_units"), ("compute_units", "architecture")])

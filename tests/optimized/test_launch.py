@@ -81,6 +81,7 @@ PREFILL = {
     "num_tokens": 4096,
     "num_requests": 2,
     "max_query_len": 2048,
+    "rules": False,
     "short_window": False,
     "batch_invariant": False,
 }
@@ -91,6 +92,9 @@ PREFILL = {
     [
         ({}, "prefill"),
         ({"short_window": True}, "window"),
+        ({"rules": True}, "rules"),
+        ({"rules": True, "short_window": True}, "rules"),
+        ({"rules": True, "num_requests": 9}, "mixed"),
         ({"num_requests": 7, "num_tokens": 10}, "prefill"),
         ({"num_requests": 8}, "prefill"),
         ({"num_requests": 9}, "mixed"),
@@ -207,6 +211,7 @@ def plan(architecture="sm90", **changed):
         "max_query_len": 1,
         "max_seq_len": 131072,
         "window_keys": None,
+        "rules": False,
         "batch_invariant": False,
     }
     return attention_plan(architecture, **(call | changed))

@@ -359,8 +359,11 @@ def test_a_short_window_takes_one_loop(query_len, paged_call, assert_agrees):
         ({"window": (few, -1)}, 2 * few, True),
         ({"window": (few - 3, 2), "causal": False}, 2 * few, False),
         ({"window": (-1, 5), "causal": False}, 2 * few, True),
-        ({"chunked_local": 2 * few}, 2 * few, False),
-        ({"window": (few, -1), "sink_tokens": 1}, 2 * few, False),
+        ({"chunked_local": few}, 2 * few, False),
+        ({"chunked_local": few + 1}, 2 * few, True),
+        ({"window": (few - 1, -1), "chunked_local": 2 * few}, 2 * few, False),
+        ({"window": (few - 1, -1), "sink_tokens": 1}, 2 * few, True),
+        ({"alibi_slopes": torch.tensor([0.5, 1.0, 2.0, 4.0])}, few, True),
     ]:
         call = paged_call([query_len], [seq_len], **rules)
         call = call._replace(batch=replace(call.batch, max_seq_len=seq_len))

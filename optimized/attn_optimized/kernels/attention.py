@@ -9,7 +9,7 @@ from attn_optimized.kernels.online_softmax import FINISHED, LOG2E, attend, begin
 from attn_optimized.kernels.quantization import decode, encode
 from attn_optimized.kernels.query_tiles import find_tile, rows_of_tile
 from attn_optimized.kernels.split_keys import tiles_of_part
-from attn_optimized.kernels.visibility import in_any_range, in_chunk, in_window, with_ranges
+from attn_optimized.kernels.visibility import among, in_any_range, in_chunk, in_window, num_keys, with_ranges
 
 # Compiled once for all of these: what changes from step to step, what is there or not, and strides.
 _RUNTIME = [
@@ -257,8 +257,8 @@ def attend_tile(
     position = context_len + query
     begin, end = in_window(first_position, last_position, left, tl.minimum(right, ahead), seq_len)
     row_begin, row_end = in_window(position, position, left, tl.minimum(right, ahead), seq_len)
-    row_begin, row_len = row_begin.to(tl.int32), tl.maximum(row_end - row_begin, 0).to(tl.uint32)
-    # tiles of keys: those of sink tokens before all others, then the others
+    row_begin, row_len = row_begin.to(tl.int32), num_keys(row_begin, row_end)
+    # tile n of keys: those of sink tokens before all others, then the others from first_tile + n on
     first_sink_tile, sink_tiles = 0, 0
     if HOLES:
         limit_begin, limit_end = in_chunk(first_position, last_position, chunk, tl.minimum(seq_len, last_position + ahead + 1))
@@ -277,10 +277,11 @@ def attend_tile(
         first_sink_tile = limit_begin // BLOCK_N
         sink_tiles = tl.maximum(tl.minimum(tl.cdiv(sink_end, BLOCK_N), begin // BLOCK_N) - first_sink_tile, 0)
         row_limit_begin, row_limit_end = in_chunk(position, position, chunk, tl.minimum(seq_len, position + ahead + 1))
-        row_limit_begin, row_limit_end = row_limit_begin.to(tl.int32), row_limit_end.to(tl.int32)
+        row_limit_len = num_keys(row_limit_begin, tl.where(owned, row_limit_end, 0))
+        row_limit_begin = row_limit_begin.to(tl.int32)
     position = position.to(tl.int32)
-    first_tile = begin // BLOCK_N
-    num_tiles = sink_tiles + tl.maximum(tl.cdiv(end, BLOCK_N) - first_tile, 0)
+    first_tile = begin // BLOCK_N - sink_tiles
+    num_tiles = tl.maximum(tl.cdiv(end, BLOCK_N) - first_tile, sink_tiles)
     is_partial = False
     split_begin, split_end = tl.full((), 0, tl.int64), num_tiles
     if PARTIAL:
@@ -319,6 +320,13 @@ def attend_tile(
     if INNER:
         all_begin, _ = in_window(last_position, last_position, left, 0, seq_len)
         _, all_end = in_window(first_position, first_position, 0, tl.minimum(right, ahead), seq_len)
+        if HOLES:
+            # from where the last position's chunk begins to where the first one's ends
+            chunk_begin, all_end = in_chunk(last_position, first_position, chunk, all_end)
+            all_begin = tl.maximum(all_begin, chunk_begin)
+            if BIAS:
+                # which hides keys of the step's own tokens
+                all_end = tl.where(bias_len > 0, tl.minimum(all_end, context_len), all_end)
         inner_begin = tl.minimum(tl.maximum(tl.cdiv(all_begin, BLOCK_N) - first_tile, split_begin), split_end)
         inner_end = tl.minimum(tl.maximum(all_end // BLOCK_N - first_tile, inner_begin), split_end)
     split_begin, split_end = split_begin.to(tl.int32), split_end.to(tl.int32)
@@ -334,8 +342,8 @@ def attend_tile(
             # [N]
             n = tl.where(i < inner_begin, i, i + inner_end - inner_begin) if EDGES else i
             key_tile = first_tile + n
-            if HOLES:
-                key_tile = tl.where(n < sink_tiles, first_sink_tile + n, key_tile - sink_tiles).to(tl.int32)
+            if HOLES and EDGES:
+                key_tile = tl.where(n < sink_tiles, first_sink_tile + n, key_tile).to(tl.int32)
             first_key = key_tile * BLOCK_N
             key = first_key + tl.arange(0, BLOCK_N)
             in_tile = (begin <= key) & (key < end)
@@ -346,14 +354,12 @@ def attend_tile(
                 bias += qq_bias(qq_bias_ptr, stride_bias, bias_len, query, key - context_len)
             if EDGES:
                 # [M, N]
-                # in one comparison: what is before the first key is a large number without a sign
-                visible = (key[None, :] - row_begin[:, None]).to(tl.uint32, bitcast=True) < row_len[:, None]
-            if HOLES:
+                visible = among(key, row_begin, row_len)
+            if HOLES and EDGES:
                 visible = visible | (key < sink_tokens)[None, :]
-                visible = visible & (row_limit_begin[:, None] <= key[None, :]) & (key[None, :] < row_limit_end[:, None])
+                visible = visible & among(key, row_limit_begin, row_limit_len)
                 request_ranges = ranges_ptr + request * num_ranges * 2
-                visible = in_any_range(visible, position, key, request_ranges, num_ranges, range_left)
-                visible = visible & (key < seq_len)[None, :] & owned[:, None]
+                visible = in_any_range(visible, position, owned, key, request_ranges, num_ranges, range_left, seq_len)
                 if BIAS:
                     visible = visible & (bias > float("-inf"))
                 in_tile = tl.max(visible.to(tl.int32), 0) > 0

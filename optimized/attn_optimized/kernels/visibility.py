@@ -25,16 +25,32 @@ def in_chunk(first_position, last_position, chunk, seq_len):
 
 
 @triton.jit
-def in_any_range(visible, position, key, ranges_ptr, num_ranges, range_left):
-    """`visible`, and keys that lie with their query in one of the request's bidirectional ranges. Shapes: [M, N], [M], [N]."""
-    distance = position[:, None] - key[None, :]
+def num_keys(begin, end):
+    """In [begin, end), without a sign."""
+    return tl.maximum(end - begin, 0).to(tl.uint32)
+
+
+@triton.jit
+def among(key, begin, num_keys):
+    """[M, N]: which keys [N] are of the first `num_keys` [M] from `begin` [M] on."""
+    # in one comparison: what is before the first key is a large number without a sign
+    return (key[None, :] - begin.to(tl.int32)[:, None]).to(tl.uint32, bitcast=True) < num_keys[:, None]
+
+
+@triton.jit
+def in_any_range(visible, position, owned, key, ranges_ptr, num_ranges, range_left, seq_len):
+    """`visible`, and keys that lie with their query in one of the request's bidirectional ranges.
+
+    Shapes: [M, N], [M], [M], [N].
+    """
     for _ in range(num_ranges):
-        first = tl.load(ranges_ptr)
-        last = tl.load(ranges_ptr + 1)
+        first = tl.load(ranges_ptr).to(tl.int64)
+        last = tl.load(ranges_ptr + 1).to(tl.int64)
         ranges_ptr += 2
         query_in_range = (first <= position) & (position <= last)
-        key_in_range = (first <= key) & (key <= last)
-        visible = visible | (query_in_range[:, None] & key_in_range[None, :] & (distance <= range_left))
+        begin = tl.maximum(tl.maximum(first, position.to(tl.int64) - range_left), 0)
+        end = tl.where(query_in_range & owned, tl.minimum(last + 1, seq_len), 0)
+        visible = visible | among(key, begin, num_keys(begin, end))
     return visible
 
 

@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parent
 SCHEMA = "attn-parity.launch-table/1"
 # Chips whose kernels compile to much the same code.
 _LIKE = {"gfx90a": "gfx942", "gfx950": "gfx942", "gfx1250": "gfx1201"}
-Phase = Literal["decode", "mixed", "prefill", "window"]
+Phase = Literal["decode", "mixed", "prefill", "window", "rules"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,8 @@ class Entry:
     """Parameters for a class of calls; of several that fit, the first counts.
 
     Args:
-        phase: decode: requests of few queries; mixed: they are most, beside longer ones; window: queries see few keys; prefill.
+        phase: decode: requests of few queries; mixed: they are most, beside longer ones; rules: longer ones whose keys have a
+            bias, or holes among them; window: queries see few keys; prefill: the others.
         itemsize: bytes of an element of q.
         most_block_d: the largest head size, padded to a power of two.
         quantized: whether the cache's elements are of one byte.

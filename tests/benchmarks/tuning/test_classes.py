@@ -30,6 +30,7 @@ def test_cases_are_of_their_class(call_class):
             num_tokens=case.num_tokens,
             num_requests=len(case.query_lens),
             max_query_len=max(case.query_lens),
+            rules=case.chunked_local is not None,
             short_window=case.window is not None and case.window <= FEW_KEYS,
             batch_invariant=False,
         )
