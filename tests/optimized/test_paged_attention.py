@@ -187,6 +187,19 @@ def test_equal_logits_give_the_exact_mean(scale, dtype, paged_call):
     torch.testing.assert_close(lse[:, 0].cpu(), torch.full((4,), 32 * scale + math.log(199)))
 
 
+@pytest.mark.parametrize("total", [97, 388])
+@pytest.mark.parametrize("query_len", [1, 70])
+def test_a_mean_near_the_half_between_two_numbers_is_rounded_once(query_len, total, paged_call):
+    """A product with the rounded reciprocal of 3439 is on the other side of the half."""
+    mean = torch.tensor(total / 3439, dtype=torch.float64).half()
+    assert not torch.equal((total * torch.tensor(1 / 3439)).half(), mean), "nothing hangs on the reciprocal"
+    call = paged_call([query_len], [3439], dtype=torch.float16, causal=False, scale=0.0)
+    blocks = call.batch.block_table[0, :215].long()
+    call.kv_cache[blocks, 1] = (torch.arange(215 * 16) < total).view(215, 16, 1, 1).to(call.q)
+    out = attn_optimized.paged_attention(*call)[:query_len]
+    assert torch.equal(out, mean.to(out).expand_as(out))
+
+
 def only(call, r, first=0, end=None):
     """Queries `first` to `end` of request r as a call of their own."""
     starts = call.batch.query_start_loc.tolist()

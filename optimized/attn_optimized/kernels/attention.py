@@ -424,7 +424,7 @@ def attend_tile(
             return
         tl.store(row_max_ptr + state_offset, row_max, mask=owned)
         tl.store(row_sum_ptr + state_offset, tl.full([BLOCK_M], FINISHED, tl.float32), mask=owned)
-    out, lse = normalize(row_max, row_sum, acc, out_ptr.dtype.element_ty.primitive_bitwidth)
+    out, lse = normalize(row_max, row_sum, acc)
     if KV_FORMAT != "float":
         out *= v_scale
     if has_output_scale:

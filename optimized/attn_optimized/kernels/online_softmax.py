@@ -51,24 +51,20 @@ def attend(row_max, row_sum, acc, logits, to_base_2, v, v_scale, SCALES: tl.cons
 
 
 @triton.jit
-def normalize(row_max, row_sum, acc, BITS: tl.constexpr):
-    """The output and its LSE (natural log). Rows that saw nothing give 0 and -inf.
-
-    For an output of 16 BITS the quotient is a product with the reciprocal: what that rounds once more is far below them.
-    """
+def normalize(row_max, row_sum, acc):
+    """The output and its LSE (natural log). Rows that saw nothing give 0 and -inf."""
     denominator = tl.where(row_sum == 0.0, 1.0, row_sum)
-    out = acc * tl.div_rn(1.0, denominator)[:, None] if BITS == 16 else divide(acc, denominator)
-    return out, row_max * LN2 + tl.log(denominator)
+    return divide(acc, denominator), row_max * LN2 + tl.log(denominator)
 
 
 @triton.jit
 def divide(acc, denominator):
-    """[M, D] over [M], rounded once, so that whole numbers in give the exact quotient out.
+    """[M, D] over [M], rounded once, so that whole numbers in give the exact quotient out, and 16 bits what they round it to.
 
-    By the reciprocal and the remainder of its product (Markstein, IBM J. Res. Dev. 1990): a division for each element takes
-    longer than a few tiles of keys. Triton 3.6's interpreter rounds tl.fma twice, and so this a little differently.
+    By a reciprocal of twice the precision: a division for each element takes longer than a few tiles of keys, and what a
+    product with a rounded one loses decides where a quotient is half between two numbers of 16 bits. Triton 3.6's interpreter
+    rounds tl.fma twice, and so this a little differently.
     """
-    inverse = tl.div_rn(1.0, denominator)[:, None]
-    quotient = acc * inverse
-    remainder = tl.fma(-quotient, tl.broadcast_to(denominator[:, None], acc.shape), acc)
-    return tl.fma(remainder, tl.broadcast_to(inverse, acc.shape), quotient)
+    inverse = tl.div_rn(1.0, denominator)
+    rest = tl.fma(-inverse, denominator, tl.full(inverse.shape, 1.0, tl.float32)) * inverse
+    return tl.fma(acc, tl.broadcast_to(inverse[:, None], acc.shape), acc * rest[:, None])

@@ -84,8 +84,7 @@ def reduce_parts_kernel(
         acc = acc * decay[:, None] + tl.sum(weight[:, :, None] * values, 1)
         largest = new_largest
 
-    bits: tl.constexpr = out_ptr.dtype.element_ty.primitive_bitwidth
-    out, lse = normalize(largest, tl.where(owned, row_sum, 0.0), acc, bits)
+    out, lse = normalize(largest, tl.where(owned, row_sum, 0.0), acc)
     if has_output_scale:
         out = divide(out, tl.full([BLOCK_ROWS], 1.0, tl.float32) * tl.load(output_scale_ptr))
     out_offset = (token * stride_out_row + head * stride_out_head) * OUT_UNIT
