@@ -3,6 +3,7 @@
 the kernels beside vLLM's and AITER's."""
 
 import importlib.metadata
+import math
 import os
 import platform
 import shlex
@@ -52,6 +53,8 @@ def speed(
     on_gpu = torch.cuda.is_available()
     if not on_gpu and not tiny:
         raise click.UsageError("torch sees no GPU here; --tiny interprets tiny cases, whose times have no value")
+    if math.isnan(budget):
+        raise click.BadParameter("nan is no number of seconds", param_hint="--budget")
     if path is not None and not path.absolute().parent.is_dir():
         raise click.BadParameter(f"{path.parent} is no folder", param_hint="--json")
     if not on_gpu:
@@ -59,6 +62,8 @@ def speed(
         from attn_fuzz.interpreter import install
 
         install()
+    from attn_fuzz.cli.options import sigterm_interrupts
+
     from benchmarks.speed import machine, participants, peers, results, run
     from benchmarks.speed.cases import CASES
 
@@ -98,17 +103,18 @@ def speed(
             results.write(run, path)
 
     try:
-        run.measure(
-            found,
-            [case.tiny() for case in chosen] if tiny else chosen,
-            participants.participants(kernels["vllm"], kernels["aiter"]),
-            device,
-            sizes=run.TINY if tiny else run.WHOLE,
-            budget=budget,
-            started=started,
-            save=save,
-            console=console,
-        )
+        with sigterm_interrupts():
+            run.measure(
+                found,
+                [case.tiny() for case in chosen] if tiny else chosen,
+                participants.participants(kernels["vllm"], kernels["aiter"]),
+                device,
+                sizes=run.TINY if tiny else run.WHOLE,
+                budget=budget,
+                started=started,
+                save=save,
+                console=console,
+            )
     except KeyboardInterrupt:
         save(found)
         console.print(f"interrupted: {len(found.cases)} cases measured, {len(found.unmeasured)} not")

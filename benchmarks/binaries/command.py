@@ -55,7 +55,7 @@ def binaries(
     import msgspec
     from attn_fuzz.binaries.build import in_processes
     from attn_fuzz.cli.compile import chosen_architectures
-    from attn_fuzz.cli.options import check_writable, notes, progress_bar, sigterm_interrupts, write_json
+    from attn_fuzz.cli.options import check_page_writable, check_writable, notes, progress_bar, sigterm_interrupts, write_json
     from attn_fuzz.first_contact import version
 
     from benchmarks.binaries import page
@@ -72,8 +72,7 @@ def binaries(
         raise click.BadParameter(f"no case of attention has {' or '.join(map(repr, only))} in its name", param_hint="--only")
     check_writable(json_file)
     if path is not None:
-        check_writable(path, "--page")
-        check_writable(path.with_suffix(".json"), "--page")
+        check_page_writable(path)
     peers = _peers(vllm, aiter)
     from benchmarks.binaries.launches import compiled_case
     from benchmarks.speed.participants import OURS

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.metadata
+import math
 import os
 import shlex
 import sys
@@ -48,6 +49,8 @@ def tune(
 
     if tiny and (write or arch):
         raise click.UsageError("--tiny: its results have no value, and are neither written nor of an architecture")
+    if math.isnan(budget):
+        raise click.BadParameter("nan is no number of seconds", param_hint="--budget")
     if path is not None and not path.absolute().parent.is_dir():
         raise click.BadParameter(f"{path.parent} is no folder", param_hint="--json")
     if not (tiny or arch or torch.cuda.is_available()):
@@ -61,6 +64,7 @@ def tune(
 
         install()
     from attn_contract import ContractError
+    from attn_fuzz.cli.options import sigterm_interrupts
     from attn_optimized import launch_table, shipped_calls
     from attn_optimized.device import INTERPRETER, architecture_of, compute_units_of
 
@@ -123,7 +127,7 @@ def tune(
             # engines' caches are large; on a GPU, what is compiled is what is timed
             cache_bytes = shipped_calls.CACHE_BYTES if arch else 0
             compiler = functools.partial(compiled, architecture=architecture, compute_units=units, cache_bytes=cache_bytes)
-            with Compilers(compiler, workers) as compilers:
+            with sigterm_interrupts(), Compilers(compiler, workers) as compilers:
                 search = run.derived if arch else functools.partial(run.measured, device=device)
                 tuning(functools.partial(search, compilers=compilers, architecture=architecture))
     except KeyboardInterrupt:

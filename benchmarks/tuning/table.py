@@ -31,15 +31,12 @@ def updated(architecture: str, found: dict[CallClass, Entry]) -> list[Entry]:
 
 
 def merged(entries: Sequence[Entry]) -> list[Entry]:
-    """One entry where neighbouring head sizes want the same parameters for reasons of the same kind."""
+    """One entry where neighbouring head sizes want the same parameters for the same reason."""
     whole: list[Entry] = []
     for _, group in itertools.groupby(entries, key=lambda entry: (entry.phase, entry.itemsize, entry.quantized)):
         sizes = sorted(group, key=lambda entry: entry.most_block_d)
-        for (_, kind), alike in itertools.groupby(sizes, key=lambda entry: (entry.parameters, _kind(entry))):
-            same = list(alike)
-            # each reason once, in the order of the head sizes
-            reasons = dict.fromkeys(reason for entry in same for reason in entry.source.removeprefix(f"{kind}: ").split("; "))
-            whole.append(dataclasses.replace(same[-1], source=f"{kind}: {'; '.join(reasons)}"))
+        for _, alike in itertools.groupby(sizes, key=lambda entry: (entry.parameters, entry.source)):
+            whole.append(list(alike)[-1])
     return whole
 
 
@@ -68,11 +65,6 @@ def write(architecture: str, found: dict[CallClass, Entry]) -> Path:
     partial.replace(path)
     launch_table.entries.cache_clear()
     return path
-
-
-def _kind(entry: Entry) -> str:
-    """How its parameters were found: "measured" or "derived"."""
-    return entry.source.partition(":")[0]
 
 
 def _fields(entry: Entry) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from attn_contract import Batch, ContractError, Layer, Layout
+from attn_contract.arguments import check_int
 from attn_contract.forms import tensor_form
 from attn_contract.validation import check_attention_tensors, check_paged_attention, check_varlen_attention
 
@@ -173,7 +174,7 @@ def plan_of(
         parameters: in place of those of the architecture's table.
 
     Raises:
-        ContractError: only one of the two is given.
+        ContractError: only one of the two is given, or what is given is none of a GPU.
         UnsupportedError: as `paged_attention` does.
     """
     if architecture is None and compute_units is None:
@@ -181,6 +182,9 @@ def plan_of(
     if architecture is None or compute_units is None:
         name = "architecture" if architecture is None else "compute_units"
         raise ContractError(name, None, "architecture and compute_units of one GPU, or neither")
+    check_int("compute_units", compute_units, minimum=1)
+    if parameters is not None and not isinstance(parameters, Parameters):
+        raise ContractError("parameters", repr(parameters), "attn_optimized.launch_table.Parameters")
     return attention_plan(
         architecture,
         compute_units=compute_units,

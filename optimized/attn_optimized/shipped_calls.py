@@ -37,6 +37,7 @@ class ShippedCall:
         token_scales: whether a quantized cache has a scale per token and head, in the cache itself if its layout says so.
         prefix: keys that all requests share, of "cascade".
         window: keys that a query sees, itself included.
+        chunk: keys of a chunk of positions, of which a query sees its own.
         ranges: bidirectional ones of each request.
         float8_output: whether the output is e4m3fn, with a scale.
     """
@@ -60,6 +61,7 @@ class ShippedCall:
     seq_len: int = 8192
     prefix: int = 0
     window: int | None = None
+    chunk: int | None = None
     sink_tokens: int = 0
     ranges: int = 0
     soft_cap: float | None = None
@@ -131,6 +133,7 @@ def _layer(shipped: ShippedCall) -> Layer:
         attn_type=shipped.attn_type,
         window=(-1, -1) if shipped.window is None else (shipped.window - 1, shipped.window - 1),
         sink_tokens=shipped.sink_tokens,
+        chunked_local=shipped.chunk,
         logits_soft_cap=shipped.soft_cap,
         alibi_slopes=_empty((shipped.num_heads,), torch.float32) if shipped.alibi else None,
         sinks=_empty((shipped.num_heads,), torch.float32) if shipped.sinks else None,
@@ -189,6 +192,7 @@ _BF16, _FP16, _FP32 = torch.bfloat16, torch.float16, torch.float32
 _E4M3FN, _E4M3FNUZ, _INT8 = torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.int8
 _RULES: dict[str, Any] = {"window": 1024, "sink_tokens": 4, "ranges": 4, "soft_cap": 50.0, "alibi": True}
 _PREFILL: dict[str, Any] = {"requests": 32, "query_len": 1024}
+_TWO: dict[str, Any] = {"requests": 2, "query_len": 2048, "seq_len": 2048}
 _FEW: dict[str, Any] = {"requests": 4, "seq_len": 32768}
 _CACHES: dict[str, dict[str, Any]] = {
     "e4m3fn cache": {"cache_dtype": _E4M3FN},
@@ -257,7 +261,20 @@ CALLS: tuple[ShippedCall, ...] = (
         )
     ),
     DECODE.named("rules", **_RULES),
+    DECODE.named("split, rules", **_FEW, **_RULES),
+    DECODE.named("mixed, rules", longest=2048, **_RULES),
     *(PREFILL.named(f"rules D{head_size}", head_size=head_size, **_RULES) for head_size in (64, 256)),
+    PREFILL.named("rules, int8 cache", cache_dtype=_INT8, token_scales=True, **_RULES),
+    PREFILL.named("rules, batch-invariant", batch_invariant=True, **_RULES),
+    *(
+        PREFILL.named("chunks" if head_size == 128 else f"chunks D{head_size}", head_size=head_size, chunk=1024)
+        for head_size in (64, 128, 256)
+    ),
+    *(
+        PREFILL.named("2 requests" if head_size == 128 else f"2 requests D{head_size}", head_size=head_size, **_TWO)
+        for head_size in (64, 128, 256)
+    ),
+    DECODE.named("mixed, e4m3fn cache", longest=2048, cache_dtype=_E4M3FN),
     *(
         phase.named(name if head_size == 128 else f"{name} D{head_size}", head_size=head_size, main=head_size == 128, **fields)
         for phase in (DECODE, PREFILL)
@@ -291,7 +308,7 @@ CALLS: tuple[ShippedCall, ...] = (
     _MERGE.named("fp16 D80", dtype=_FP16, head_size=80),
     _MERGE.named("fp32", dtype=_FP32),
 )
-"""Every launch that serving needs; each name once."""
+"""What serving launches, in every phase, with every kind of cache and of rule; each name once."""
 
 
 def chosen(architecture: str, *, only: str = "", main: bool = False) -> dict[str, KernelCall]:

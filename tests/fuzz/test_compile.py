@@ -101,7 +101,19 @@ def test_the_projects_budgets_are_of_launches_that_there_are():
 
 
 @pytest.mark.parametrize(
-    "text", ["vgpr_spills = 'many'\nwaves = {}", "waves = {}", "vgpr_spills = 0\nwaves = {}\nlds = 2", "="]
+    "text",
+    [
+        "vgpr_spills = 'many'\nwaves = {}",
+        "waves = {}",
+        "vgpr_spills = 0\nwaves = {}\nlds = 2",
+        "=",
+        "vgpr_spills = 0\nwaves = {gfx906 = 1}",
+        "vgpr_spills = 0\nwaves = {gfx942 = nan}",
+        *(
+            "vgpr_spills = 0\nwaves = {}\n[[exceptions]]\nfact = 'waves'\ntriton = '3.9'\nreason = 'planted'\n" + rest
+            for rest in ("architecture = 'gfx906'\ncalls = {}", "architecture = 'gfx942'\ncalls = {merge = nan}")
+        ),
+    ],
 )
 def test_a_file_without_budgets_is_named(tmp_path, text):
     path = tmp_path / "budgets.toml"
@@ -194,6 +206,8 @@ def test_a_signal_that_ends_it_ends_its_processes(tmp_path):
         (("--arch", "gfx9"), "--arch: got gfx9, expected some of gfx90a"),
         (("--only", "nothing"), "--only: no launch is named so: nothing"),
         (("--check", "--main"), "--write and --check are about all launches"),
+        (("--check", "--save", "there"), "--check compiles and writes nothing"),
+        (("--write", "--page", "facts.json"), "--page: facts.json is where the facts go"),
         (("--json", "no/here.json", "--main"), "--json: the folder no does not exist"),
         (("--check",), "docs/binaries.md does not exist"),
     ],

@@ -275,3 +275,13 @@ def test_a_gpu_has_both_an_architecture_and_compute_units(given, missing, paged_
         attn_optimized.plan_of(
             call.q, call.layer, call.batch, **{given: {"architecture": "gfx942", "compute_units": 304}[given]}
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("compute_units", 0), ("compute_units", "304"), ("parameters", {"block_m": 16}), ("architecture", "zz")]
+)
+def test_a_plan_is_for_what_can_be(name, value, paged_call):
+    call = paged_call([1], [5])
+    given = {"architecture": "gfx942", "compute_units": 304} | {name: value}
+    with pytest.raises(ContractError, match=f"{name}: got "):
+        attn_optimized.plan_of(call.q, call.layer, call.batch, **given)

@@ -4,7 +4,8 @@ import itertools
 from typing import get_args
 
 import pytest
-from attn_optimized.launch_table import Phase, entries, parameters_for, table_of
+from attn_contract import ContractError
+from attn_optimized.launch_table import Parameters, Phase, entries, parameters_for, table_of
 
 ARCHITECTURES = ("sm80", "sm90", "sm100", "gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1250", "gfx1301")
 PHASES = get_args(Phase)
@@ -44,3 +45,32 @@ def test_the_first_entry_that_fits_counts():
     call = {"phase": "decode", "itemsize": 2, "quantized": False}
     for entry in decode:
         assert parameters_for("sm90", **call, block_d=entry.most_block_d) == entry.parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("block_m", 8, "an int, at least 16"),
+        ("block_n", -16, "an int, at least 16"),
+        ("block_n", 48, "a power of two"),
+        ("block_m", 64.0, "an int, at least 16"),
+        ("num_warps", 0, "an int, at least 1"),
+        ("num_warps", 3, "a power of two"),
+        ("num_stages", None, "an int, at least 1"),
+        ("maxnreg", 0, "an int, at least 16"),
+        ("waves_per_eu", "2", "an int, at least 1"),
+        ("keys_per_split", 0, "an int, at least 1"),
+        ("programs_per_unit", True, "an int, at least 1"),
+        ("uneven_waves", -1, "an int, at least 0"),
+    ],
+)
+def test_parameters_that_no_kernel_can_have(name, value, expected):
+    good = {"block_m": 16, "block_n": 16, "num_warps": 4, "num_stages": 1}
+    with pytest.raises(ContractError, match=rf"parameters\.{name}: got .*{value}.*, expected {expected}"):
+        Parameters(**(good | {name: value}))
+
+
+@pytest.mark.parametrize("architecture", ["", "sm", "SM90", " gfx942", "../launch_table/gfx942", "interpreter", 90])
+def test_a_table_is_of_an_architecture(architecture):
+    with pytest.raises(ContractError, match=r"architecture: got .*, expected such as gfx90a"):
+        table_of(architecture)

@@ -1,5 +1,6 @@
 """What a binary may cost: defaults for all, and exceptions by name, each with its reason, in budgets.toml."""
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -68,13 +69,22 @@ def load(path: Path | None = None) -> Budgets:
     """Read a file; None: the project's own.
 
     Raises:
-        BudgetError: it is no such file.
+        BudgetError: it is no such file, or limits nothing where it seems to.
     """
+    from attn_optimized.compilation import ARCHITECTURES  # imports Triton
+
     source = path or files("attn_fuzz.binaries") / "budgets.toml"
     try:
-        return msgspec.convert(tomllib.loads(source.read_text(encoding="utf-8")), Budgets)
+        budgets = msgspec.convert(tomllib.loads(source.read_text(encoding="utf-8")), Budgets)
     except (msgspec.ValidationError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BudgetError(f"{source}: {error}") from None
+    for name in (*budgets.waves, *(exception.architecture for exception in budgets.exceptions)):
+        if name not in ARCHITECTURES:
+            raise BudgetError(f"{source}: architecture {name!r} is none of {', '.join(ARCHITECTURES)}")
+    figures = [("waves", budgets.waves), *((exception.reason, exception.calls) for exception in budgets.exceptions)]
+    for table, name in ((table, name) for table, by_name in figures for name, figure in by_name.items() if math.isnan(figure)):
+        raise BudgetError(f"{source}: {table}: {name!r} is NaN, which no figure is above or below")
+    return budgets
 
 
 def over(budgets: Budgets, architecture: str, name: str, call: "KernelCall", facts: "Facts", triton: str) -> list[str]:

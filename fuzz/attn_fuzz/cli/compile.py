@@ -12,6 +12,7 @@ from attn_fuzz.binaries import budgets, page
 from attn_fuzz.binaries.build import build
 from attn_fuzz.binaries.page import Results, Row
 from attn_fuzz.cli.options import (
+    check_page_writable,
     check_writable,
     default_workers,
     json_option,
@@ -77,11 +78,12 @@ def command(
         raise click.UsageError(f"--only: no launch is named so: {only}")
     names = {architecture: list(some) for architecture, some in calls.items()}
     if check:
+        if writes or save or json_file or budget_file:
+            raise click.UsageError("--check compiles and writes nothing: leave out --write, --save, --json and --budgets")
         return _check(path, names)
     check_writable(json_file)
     if writes:
-        check_writable(path, "--page")
-        check_writable(path.with_suffix(".json"), "--page")
+        check_page_writable(path)
     if save is not None:
         save.mkdir(parents=True, exist_ok=True)
     allowed = budgets.load(budget_file)

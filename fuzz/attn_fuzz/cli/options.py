@@ -131,6 +131,14 @@ def sigterm_interrupts() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def check_page_writable(path: Path) -> None:
+    """A page and, beside it, the JSON that it is made of."""
+    if path.suffix == ".json":
+        raise click.UsageError(f"--page: {path} is where the facts go, beside a page such as {path.with_suffix('.md')}")
+    check_writable(path, "--page")
+    check_writable(path.with_suffix(".json"), "--page")
+
+
 def check_writable(path: Path | None, option: str = "--json") -> None:
     """Fail before the work instead of after it."""
     if path is not None and path.is_dir():

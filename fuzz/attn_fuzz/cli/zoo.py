@@ -9,6 +9,7 @@ from attn_fuzz import engine, runner, targets
 from attn_fuzz.cli.options import (
     Positive,
     Seed,
+    check_page_writable,
     check_writable,
     default_workers,
     device_name,
@@ -81,8 +82,7 @@ def command(
     if writes:
         if not path.suffix:
             raise click.UsageError(f"--page: got {path}, expected a name such as {PAGE}: its JSON is to lie beside it")
-        check_writable(path, "--page")
-        check_writable(path.with_suffix(".json"), "--page")
+        check_page_writable(path)
     device = use_device(device)
     running = [mutant for mutant in residents if device != "cpu" or not mutant.needs_gpu]
     checked = {mutant.name: sanitizes(sanitize, targets.usable(mutant.target, device), device) for mutant in running}

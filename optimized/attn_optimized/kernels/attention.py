@@ -128,8 +128,8 @@ def attention_kernel(
     TOKEN_SCALES: tl.constexpr,
     # of scale: 1, -1 or 0
     SIGN: tl.constexpr,
-    # whether what a row sees may have holes (sink_tokens, chunks, ranges, qq_bias), whether it may be more than a few tiles,
-    # and whether logits are more than products
+    # whether what a row sees may have holes (sink_tokens, chunks, ranges, qq_bias), whether tiles that every row sees have a
+    # loop of their own, and whether logits are more than products
     HOLES: tl.constexpr,
     INNER: tl.constexpr,
     SOFT_CAP: tl.constexpr,
@@ -412,13 +412,18 @@ def attend_tile(
                 logits = tl.where(visible, logits, float("-inf"))
             row_max, row_sum, acc = attend(row_max, row_sum, acc, logits, to_base_2, v, token_v_scale, TOKEN_SCALES)
 
+    # rows are computed anew: kept until here, they would be a few dozen registers of every thread in the loops
     if PARTIAL:
+        query, head, row, owned = rows_of_tile(
+            first_row, first_query, end_query, kv_head, num_tokens, group, group_inverse, zero, BLOCK_M
+        )
+        state_offset = (first_part + split) * stride_state_part + head.to(tl.int64) * stride_state_head + row
         if is_partial:
             acc_offset = (
                 (first_part + split) * stride_acc_part + row.to(tl.int64) * stride_acc_row + head.to(tl.int64) * HEAD_SIZE
             )
             saw_keys = row_max > float("-inf")
-            tl.store(acc_ptr + acc_offset[:, None] + dim, acc * v_scale, mask=stored & saw_keys[:, None])
+            tl.store(acc_ptr + acc_offset[:, None] + dim, acc * v_scale, mask=(owned & saw_keys)[:, None] & in_head)
             tl.store(row_max_ptr + state_offset, row_max, mask=owned)
             tl.store(row_sum_ptr + state_offset, row_sum, mask=owned)
             return
@@ -429,7 +434,6 @@ def attend_tile(
         out *= v_scale
     if has_output_scale:
         out = divide(out, tl.full([BLOCK_M], 1.0, tl.float32) * tl.load(output_scale_ptr))
-    # computed anew: kept until here, they would be a few dozen registers of every thread in the loops
     query, head, row, owned = rows_of_tile(
         first_row, first_query, end_query, kv_head, num_tokens, group, group_inverse, zero, BLOCK_M
     )

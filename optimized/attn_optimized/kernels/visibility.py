@@ -2,7 +2,8 @@
 
 Each rule is one function of a position, scalar or tensor, that gives keys [begin, end) (empty if `end <= begin`). Both ends
 rise with the position, so what a tile of queries sees together lies between the begin of its first position and the end of its
-last. An unlimited edge is a distance greater than any sequence is long.
+last, and what each of them sees between the begin of the last and the end of the first: then the two change places. An
+unlimited edge is a distance greater than any sequence is long.
 """
 
 import triton

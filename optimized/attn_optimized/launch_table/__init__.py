@@ -1,20 +1,35 @@
 """Launch parameters of the attention kernel, as data: one file per architecture, whose entries say where they come from.
 
 `python -m benchmarks tune --write` searches for better ones on the GPU that is here and writes its file; with `--arch gfx942`
-it derives them from compiled binaries, for a GPU that is not. To try others yourself, give `attn_optimized.plan_of` or
-`paged_attention_calls` a `Parameters` of your own.
+it derives them from compiled binaries, for a GPU that is not. To try others yourself, give `attn_optimized.plan_of` a
+`Parameters` of your own, and the plan to `attention.paged_attention_calls`.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from attn_contract import ContractError
+from attn_contract.arguments import check_int
+
 FOLDER = Path(__file__).parent
 SCHEMA = "attn-parity.launch-table/1"
 # Chips whose kernels compile to much the same code.
 _LIKE = {"gfx90a": "gfx942", "gfx950": "gfx942", "gfx1250": "gfx1201"}
+_LEAST = {
+    "block_m": 16,
+    "block_n": 16,
+    "num_warps": 1,
+    "num_stages": 1,
+    "maxnreg": 16,
+    "waves_per_eu": 1,
+    "keys_per_split": 1,
+    "programs_per_unit": 1,
+    "uneven_waves": 0,
+}
 Phase = Literal["decode", "mixed", "prefill", "window", "rules"]
 
 
@@ -32,6 +47,9 @@ class Parameters:
         programs_per_unit: programs that a compute unit runs at once, which a split of the keys counts on.
         uneven_waves: waves of programs where requests are of different lengths; 0: as where they are of one length, without the
             kernel for parts where that needs none.
+
+    Raises:
+        ContractError: a value is no int or too small, or sides of a tile or warps are no power of two.
     """
 
     block_m: int
@@ -44,6 +62,16 @@ class Parameters:
     programs_per_unit: int = 2
     uneven_waves: int = 4
 
+    def __post_init__(self) -> None:
+        for name, minimum in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None or name not in ("maxnreg", "waves_per_eu"):
+                check_int(f"parameters.{name}", value, minimum=minimum)
+        for name in ("block_m", "block_n", "num_warps"):
+            value = getattr(self, name)
+            if value.bit_count() != 1:
+                raise ContractError(f"parameters.{name}", value, "a power of two")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -51,7 +79,8 @@ class Entry:
 
     Args:
         phase: decode: requests of few queries; mixed: they are most, beside longer ones; rules: longer ones whose keys have a
-            bias, or holes among them; window: queries see few keys; prefill: the others.
+            bias, or holes among them; window: queries see few keys; prefill: the others, and all that is batch-invariant. See
+            `launch.phase_of`.
         itemsize: bytes of an element of q.
         most_block_d: the largest head size, padded to a power of two.
         quantized: whether the cache's elements are of one byte.
@@ -84,7 +113,13 @@ def entries(architecture: str) -> tuple[Entry, ...]:
 
 
 def table_of(architecture: str) -> str:
-    """The architecture whose file is read: itself, the most similar one that has a file, or one of none in particular."""
+    """The architecture whose file is read: itself, the most similar one that has a file, or one of none in particular.
+
+    Raises:
+        ContractError: it is no name of an architecture.
+    """
+    if not isinstance(architecture, str) or not re.fullmatch(r"gfx1?[0-9a-f]{3}|sm\d+", architecture):
+        raise ContractError("architecture", repr(architecture), "such as gfx90a, gfx942, gfx1201 or sm90")
     names = (architecture, _LIKE.get(architecture), "gfx942" if architecture.startswith("gfx") else "sm90")
     return next(name for name in names if name and (FOLDER / f"{name}.json").is_file())
 
