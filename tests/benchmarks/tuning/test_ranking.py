@@ -26,7 +26,7 @@ BEST_FIRST = [
 def search_of(*facts):
     """Today's first."""
     candidates = [
-        Candidate(parameters=dataclasses.replace(PARAMETERS, num_warps=i), facts=each) for i, each in enumerate(facts)
+        Candidate(parameters=dataclasses.replace(PARAMETERS, uneven_waves=i), facts=each) for i, each in enumerate(facts)
     ]
     return Search(name="", candidates=candidates)
 
@@ -38,7 +38,7 @@ def ranked(*facts, architecture="gfx942"):
 
 
 def index(found):
-    return None if found.chosen is None else found.chosen.num_warps
+    return None if found.chosen is None else found.chosen.uneven_waves
 
 
 @pytest.mark.parametrize("worse", range(1, len(BEST_FIRST)))

@@ -24,7 +24,7 @@ PREFILL = next(each for each in CLASSES if (each.phase, each.itemsize, each.most
 
 def contenders(count):
     """Today's and others, told apart by their warps."""
-    return [Candidate(parameters=dataclasses.replace(TODAY, num_warps=i)) for i in range(count)]
+    return [Candidate(parameters=dataclasses.replace(TODAY, uneven_waves=i)) for i in range(count)]
 
 
 class PlantedClock:
@@ -36,7 +36,7 @@ class PlantedClock:
     def __call__(self, left, replays):
         self.replays.append((len(left), replays))
         for candidate in left:
-            times = self.times[candidate.parameters.num_warps]
+            times = self.times[candidate.parameters.uneven_waves]
             if times is None:
                 candidate.verdict, candidate.why = "failed", "out of registers"
                 continue
@@ -56,7 +56,7 @@ def searched(clock, *, deadline=NEVER):
 def test_the_fastest_is_chosen():
     found = searched(PlantedClock((1.0, 2.0), (0.9, 1.8), (0.8, 1.6), (1.5, 1.0)))
     assert found.chosen is not None
-    assert found.chosen.num_warps == 2
+    assert found.chosen.uneven_waves == 2
     assert found.gain == pytest.approx(1.25)
     assert found.why == "1.250 times as fast as today's"
 
@@ -80,7 +80,7 @@ def test_todays_parameters_stay(others, why):
 def test_one_that_is_faster_in_all_cases_is_chosen_before_a_faster_one_that_is_not():
     found = searched(PlantedClock((1.0, 2.0), (0.5, 2.1), (0.9, 1.8)))
     assert found.chosen is not None
-    assert found.chosen.num_warps == 2
+    assert found.chosen.uneven_waves == 2
 
 
 def test_parameters_that_fail_today_are_replaced_by_nothing():
