@@ -84,7 +84,7 @@ def test_a_prefix_is_context_and_shared(shared_prefix):
         ("window", {"window": (4, -1)}),
         ("chunked_local", {"chunked_local": 64}),
         ("alibi_slopes", {"alibi_slopes": torch.ones(4)}),
-        ("bidirectional_ranges", {"ranges": [[(1, 2)], [(1, 2)]]}),
+        ("bidirectional_ranges", {"bidirectional_ranges": [[(1, 2)], [(1, 2)]]}),
         ("encoder_decoder attention", {"attn_type": AttentionType.ENCODER_DECODER, "causal": False}),
     ],
 )

@@ -14,6 +14,8 @@ from attn_optimized.kernels.online_softmax import FINISHED
 from attn_optimized.kernels.query_tiles import REQUESTS_AT_ONCE
 from attn_optimized.launch import FEW_KEYS
 
+from tests.calls import HEAD_SCALES, ONE_SCALE
+
 ENCODER_DECODER = AttentionType.ENCODER_DECODER
 
 CASES = {
@@ -82,19 +84,28 @@ CASES = {
         "window": (9, -1),
         "sink_tokens": 104,
     },
-    "ranges": {"query_lens": [70, 2], "seq_lens": [200, 90], "ranges": [[(131, 170), (3, 140)], [(80, 89), (5, 4)]]},
-    "ranges ignore the window": {"query_lens": [70], "seq_lens": [200], "ranges": [[(20, 190)]], "window": (10, -1)},
+    "ranges": {
+        "query_lens": [70, 2],
+        "seq_lens": [200, 90],
+        "bidirectional_ranges": [[(131, 170), (3, 140)], [(80, 89), (5, 4)]],
+    },
+    "ranges ignore the window": {
+        "query_lens": [70],
+        "seq_lens": [200],
+        "bidirectional_ranges": [[(20, 190)]],
+        "window": (10, -1),
+    },
     "ranges that the window clamps": {
         "query_lens": [70],
         "seq_lens": [200],
-        "ranges": [[(20, 190)]],
+        "bidirectional_ranges": [[(20, 190)]],
         "window": (10, -1),
         "ranges_clamped": True,
     },
     "ranges before the sink tokens' chunk": {
         "query_lens": [2],
         "seq_lens": [70],
-        "ranges": [[(10, 69)]],
+        "bidirectional_ranges": [[(10, 69)]],
         "window": (3, -1),
         "sink_tokens": 70,
         "chunked_local": 1,
@@ -111,7 +122,7 @@ CASES = {
         "window": (30, 2),
         "sink_tokens": 3,
         "chunked_local": 140,
-        "ranges": [[(100, 145)], [(70, 80)]],
+        "bidirectional_ranges": [[(100, 145)], [(70, 80)]],
         "logits_soft_cap": 1.5,
         "alibi_slopes": torch.tensor([0.5, 0.25, 0.1, -0.1]),
         "qq_bias": torch.arange(256.0).view(16, 16) / 64,
@@ -152,9 +163,9 @@ def test_reads_every_layout(layout, kv_cache_dtype, paged_call, assert_agrees):
 
 
 @pytest.mark.parametrize("kv_cache_dtype", [torch.float8_e4m3fn, torch.float8_e4m3fnuz])
-@pytest.mark.parametrize("scales", ["tensor", "head"])
+@pytest.mark.parametrize("scales", [ONE_SCALE, HEAD_SCALES], ids=["one", "of heads"])
 def test_reads_scaled_caches(kv_cache_dtype, scales, dtype, paged_call, assert_agrees):
-    assert_agrees(paged_call([20, 1], [110, 33], kv_cache_dtype=kv_cache_dtype, scales=scales, dtype=dtype))
+    assert_agrees(paged_call([20, 1], [110, 33], kv_cache_dtype=kv_cache_dtype, dtype=dtype, **scales))
 
 
 @pytest.mark.parametrize("seq_len", [40, 500], ids=["one part", "keys split"])
@@ -232,8 +243,8 @@ def test_batch_invariant(dtype, paged_call):
 @pytest.mark.parametrize(
     ("window", "others"),
     [
-        ((-1, -1), {"ranges": [[(5, 4)], [(10, 30)]]}),
-        ((299, -1), {"ranges": [[(5, 4)], [(10, 30)]]}),
+        ((-1, -1), {"bidirectional_ranges": [[(5, 4)], [(10, 30)]]}),
+        ((299, -1), {"bidirectional_ranges": [[(5, 4)], [(10, 30)]]}),
         ((250, 100), {"causal": [True, False]}),
     ],
     ids=["ranges", "ranges and a window", "another without causality and a window"],
