@@ -18,7 +18,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "findings.md"
 @pytest.fixture
 def store(step_case, tmp_path, monkeypatch):
     """Stores the planted finding's case, of one target, where those of all are looked for."""
-    monkeypatch.setattr(ledger, "CASES", tmp_path)
+    monkeypatch.setattr("attn_fuzz.targets.finding.CASES", tmp_path)
 
     def write(target: str) -> None:
         case = msgspec.structs.replace(step_case, target=target, sinks="zero", head_size=16)

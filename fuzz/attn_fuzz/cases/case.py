@@ -1,7 +1,7 @@
 """The whole input of one check as plain data: it prints, diffs, shrinks and mails.
 
-A case holds numbers and a seed, never tensors; `attn_fuzz.cases.tensors` makes those. Field defaults are the simplest choice, so
-a small case is also a short file.
+A case holds numbers and a seed, never tensors; `attn_fuzz.cases.tensors` makes those. Field defaults are the simplest choice,
+so a small case is also a short file.
 """
 
 import contextlib

@@ -26,9 +26,9 @@ def check(call: Call, out: torch.Tensor, lse: torch.Tensor | None = None, *, rou
     """Judge what a kernel made of a call, by the reference in float64 on exactly the stored values.
 
     Every row that a request owns is held to the bound that no rounding breaks (HARD; `attn_fuzz.verdict.judge` derives it),
-    since nothing is known about the numbers; but first to the lower bound that generic numbers keep to, and if they do it is done.
-    `statistical_ratio` says how it stands with that one. Runs where the tensors are, in [H, 256, seq_len] float64 numbers a
-    dozen times over.
+    since nothing is known about the numbers; but first to the lower bound that generic numbers keep to, and if they do it is
+    done. `statistical_ratio` says how it stands with that one. Runs where the tensors are, in [H, 256, seq_len] float64
+    numbers a dozen times over.
 
     Args:
         call: what the kernel was given.
