@@ -3,7 +3,7 @@
 A finding is a predicate over cases that fail. One that it explains is counted and is no failure. Its stored case must fail:
 `no_longer_failing` says which do not.
 
-    python -m attn_fuzz.ledger > docs/findings.md
+    python -m attn_fuzz.ledger > docs/generated/findings.md
 
 writes the page of all targets' findings.
 """

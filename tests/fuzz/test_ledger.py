@@ -10,7 +10,7 @@ from attn_fuzz import ledger, targets
 from attn_fuzz.trial import Verdict
 from planted_findings import SINKS
 
-DOCS = Path(__file__).parents[2] / "docs" / "findings.md"
+DOCS = Path(__file__).parents[2] / "docs" / "generated" / "findings.md"
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def declared() -> list[targets.Target]:
 
 
 def test_the_page_is_what_the_targets_declare():
-    """If it is not: python -m attn_fuzz.ledger > docs/findings.md"""
+    """If it is not: python -m attn_fuzz.ledger > docs/generated/findings.md"""
     assert DOCS.read_text(encoding="utf-8") == ledger.page((target.name, target.findings) for target in declared())
 
 

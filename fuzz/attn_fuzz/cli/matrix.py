@@ -11,6 +11,7 @@ import hypothesis
 from attn_fuzz import coverage, runner
 from attn_fuzz.cli.fuzz import PROFILES
 from attn_fuzz.cli.options import (
+    PAGES,
     check_writable,
     default_workers,
     json_option,
@@ -25,7 +26,7 @@ from attn_fuzz.engine import Plan
 from attn_fuzz.features import undefined
 
 SCHEMA = "attn-parity.matrix/1"
-PAGE = Path("docs/coverage.md")
+PAGE = PAGES / "coverage.md"
 SEED = 0
 # the CPU's ci job, and what a GPU does over night
 DEVICES = {"ci": "cpu", "nightly": "cuda"}

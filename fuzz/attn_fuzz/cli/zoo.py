@@ -7,6 +7,7 @@ import click
 import msgspec
 from attn_fuzz import engine, runner, targets
 from attn_fuzz.cli.options import (
+    PAGES,
     Positive,
     Seed,
     check_page_writable,
@@ -34,7 +35,7 @@ from attn_fuzz.zoo.mutants import Mutant, MutantError
 from attn_fuzz.zoo.page import Results, Row
 
 EXAMPLES = 500
-PAGE = Path("docs/zoo.md")
+PAGE = PAGES / "zoo.md"
 
 
 @click.command("zoo")
