@@ -213,7 +213,7 @@ def test_a_page_of_another_hypothesis_is_refused_before_anything_is_drawn(attn_p
     ("arguments", "names"),
     [
         (["--check"], "docs/generated/coverage.md does not exist"),
-        ([], "the folder docs does not exist"),
+        ([], "the folder docs/generated does not exist"),
         (["--page", "no/page.md"], "the folder no does not exist"),
         (["--json", "no/run.json"], "the folder no does not exist"),
     ],
