@@ -1,8 +1,8 @@
 """One comparison of outputs with the reference, for all tests of kernels and backends."""
 
 import torch
-from attn_fuzz.call import Call
-from attn_fuzz.judge import Rounding, judge_call
+from attn_fuzz.cases.call import Call
+from attn_fuzz.verdict.judge import Rounding, judge_call
 
 from tests.calls import PagedCall, VarlenCall
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import attn_reference
 import pytest
 import torch
-from attn_fuzz.judge import DisagreementError, Rounding
+from attn_fuzz.verdict.judge import DisagreementError, Rounding
 
 from tests.agreement import assert_within_bound
 from tests.calls import PagedCall, paged_call, random_tokens

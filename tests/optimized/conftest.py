@@ -6,7 +6,7 @@ from typing import Any
 import attn_optimized
 import pytest
 import torch
-from attn_fuzz.targets import TRITON
+from attn_fuzz.targets.triton import TRITON
 
 from tests import calls
 from tests.agreement import assert_within_bound

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from attn_contract import AttentionType, ContractError, Layout, UnsupportedError
-from attn_fuzz.aiter_target import AITER_UNIFIED_ATTENTION
+from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION
 from attn_optimized import aiter_adapter
 from attn_optimized.aiter_adapter import Aiter, Signature, features_of, find_aiter, import_aiter, recorded
 from attn_optimized.aiter_adapter.key_values import key_value_rows, shuffled_pages

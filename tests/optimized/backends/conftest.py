@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
-from attn_fuzz.aiter_interpreter import interpreted
-from attn_fuzz.targets import TRITON
+from attn_fuzz.interpreted.aiter import interpreted
+from attn_fuzz.targets.triton import TRITON
 from attn_optimized.aiter_adapter import Aiter, find_aiter, import_aiter
 from attn_optimized.backends import AttentionBackend, CommonAttentionMetadata
 
