@@ -7,6 +7,7 @@ test says the numbers. And the fuzzer's own tests compare its tensors with what 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, NamedTuple
 
 import attn_reference
@@ -246,3 +247,20 @@ def _batch(tokens: Tokens, device: torch.device | str, *, causal: bool | torch.T
         causal=causal if isinstance(causal, bool) else causal.to(device),
         **{name: None if tensor is None else tensor.to(device) for name, tensor in tensors.items()},
     )
+
+
+def op_arguments(call: PagedCall | VarlenCall) -> dict[str, Any]:
+    """Arguments of the call's torch op by name, without its outputs and without options that are off."""
+    ops = torch.ops.attn_parity
+    op = ops.paged_attention.default if isinstance(call, PagedCall) else ops.varlen_attention.default
+    given = {**call._asdict(), **vars(call.layer), **vars(call.batch)}
+    if isinstance(call.batch.causal, torch.Tensor):
+        given |= {"causal": None, "causal_per_request": call.batch.causal}
+    arguments = {"causal_per_request": None} if isinstance(call, PagedCall) else {}
+    for argument in op._schema.arguments:
+        value = given.get(argument.name)
+        value = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, StrEnum) else value
+        is_off = argument.has_default_value() and not isinstance(value, torch.Tensor) and value == argument.default_value
+        if argument.name in given and not is_off:
+            arguments[argument.name] = value
+    return arguments
