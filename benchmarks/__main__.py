@@ -59,10 +59,10 @@ def speed(
         raise click.BadParameter(f"{path.parent} is no folder", param_hint="--json")
     if not on_gpu:
         os.environ["TRITON_INTERPRET"] = "1"
-        from attn_fuzz.interpreter import install
+        from attn_fuzz.interpreted.interpreter import install
 
         install()
-    from attn_fuzz.cli.options import sigterm_interrupts
+    from attn_parity.options import sigterm_interrupts
 
     from benchmarks.speed import machine, participants, peers, results, run
     from benchmarks.speed.cases import CASES

@@ -20,13 +20,14 @@ import click
 import msgspec
 import torch
 from attn_contract import Layout
-from attn_fuzz import ratios, tensors
-from attn_fuzz.case import Cache, Case, Request, Values
-from attn_fuzz.judge import Rounding, judge
+from attn_fuzz.cases import tensors
+from attn_fuzz.cases.case import Cache, Case, Request, Values
+from attn_fuzz.cases.tensors import Step
 from attn_fuzz.report import svg
 from attn_fuzz.report.markup import element
 from attn_fuzz.strategies.cases import VALUES
-from attn_fuzz.tensors import Step
+from attn_fuzz.verdict import ratios
+from attn_fuzz.verdict.judge import Rounding, judge
 from rich.console import Console
 from rich.table import Table
 
@@ -121,8 +122,9 @@ def _page() -> Iterator[str]:
         "## One key among n",
         "",
         f"A decode step whose kernel forgets the last of n keys, D = {HEAD_SIZE}: the output's largest error / bound, the",
-        f"median over {found['seeds']} seeds, and in how many of them it is seen, by kind of values (`attn_fuzz.contents`).",
-        "Exact numbers and one-hot values see it at every length and in every dtype; no kind of values sees everything.",
+        f"median over {found['seeds']} seeds, and in how many of them it is seen, by kind of values",
+        "(`attn_fuzz.cases.contents`). Exact numbers and one-hot values see it at every length and in every dtype;",
+        "no kind of values sees everything.",
         "",
         "| dtype | values | " + " | ".join(f"n = {n}" for n in LENGTHS) + " |",
         "|---|---|" + "--:|" * len(LENGTHS),

@@ -34,9 +34,9 @@ def test_the_guide(tmp_path):
 
     name, *arguments = COMMAND.split()
     assert name == "attn-parity"
-    replay = run("-c", "from attn_fuzz.cli import main; main()", *arguments, folder=tmp_path)
+    replay = run("-c", "from attn_parity import main; main()", *arguments, folder=tmp_path)
     assert replay.returncode == 1, replay.stderr
     assert without_numbers(replay.stdout) == without_numbers(REPLAYED)
 
     (tmp_path / "suspect.py").write_text(SUSPECT.replace("sinks=None", "sinks=layer.sinks"))
-    assert run("-c", "from attn_fuzz.cli import main; main()", *arguments, folder=tmp_path).returncode == 0
+    assert run("-c", "from attn_parity import main; main()", *arguments, folder=tmp_path).returncode == 0

@@ -5,8 +5,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-from attn_fuzz import cli
-from attn_fuzz.cli.options import results
+from attn_parity import main
+from attn_parity.options import results
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "models.md").read_text()
@@ -19,7 +19,7 @@ def test_an_example_prints_what_the_page_shows(command, printed, capsys, monkeyp
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(results, "width", 140)
     with pytest.raises(SystemExit) as end:
-        cli.main(shlex.split(command))
+        main(shlex.split(command))
     assert end.value.code == int(" not supported: " in printed)
     assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == printed.splitlines()
 

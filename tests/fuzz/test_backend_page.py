@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from attn_contract import AttentionType, No
-from attn_fuzz.backend_page import backend_page
-from attn_fuzz.cli import matrix
 from attn_optimized.aiter_adapter import RECORDED, recorded
 from attn_optimized.backends import BACKENDS
+from attn_parity import matrix
+from attn_parity.backend_page import backend_page
 
 
 @pytest.fixture

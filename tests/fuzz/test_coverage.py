@@ -15,12 +15,13 @@ import hypothesis
 import msgspec
 import pytest
 from attn_contract import AttentionType, Layout
-from attn_fuzz import coverage, engine, runner
-from attn_fuzz.case import Cache, Case, Request
-from attn_fuzz.cli import matrix
-from attn_fuzz.coverage import NAMES, Coverage
-from attn_fuzz.engine import Plan
-from attn_fuzz.features import undefined
+from attn_fuzz.cases.case import Cache, Case, Request
+from attn_fuzz.cases.features import undefined
+from attn_fuzz.report import coverage
+from attn_fuzz.report.coverage import NAMES, Coverage
+from attn_fuzz.run import engine, runner
+from attn_fuzz.run.engine import Plan
+from attn_parity import matrix
 
 replace = msgspec.structs.replace
 PLAN = Plan(target="triton", device="cpu", examples=3, seed=0, folder=Path())
@@ -121,7 +122,8 @@ DRAW = """
 import hashlib, pathlib, sys
 for module in sys.argv[1:]:
     __import__(module)
-from attn_fuzz import case, engine
+from attn_fuzz.cases import case
+from attn_fuzz.run import engine
 plan = engine.Plan(target="triton", device="cpu", examples=60, seed=0, folder=pathlib.Path())
 print(hashlib.sha256("".join(map(case.dumps, engine.drawn(plan))).encode()).hexdigest())
 """
@@ -227,7 +229,7 @@ def test_what_cannot_be_written_or_checked_is_refused_before_anything_is_drawn(a
 
 def test_ctrl_c_ends_it_without_a_page(tmp_path, child_environment):
     heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    quick = "from attn_fuzz.cli import main, matrix; matrix.PROFILES = {'ci': 1, 'nightly': 100_000}"
+    quick = "from attn_parity import main, matrix; matrix.PROFILES = {'ci': 1, 'nightly': 100_000}"
     process = subprocess.Popen(
         [sys.executable, "-c", f"{heed}; {quick}; main()", "matrix", "--page", "page.md", "--workers", "1"],
         cwd=tmp_path,

@@ -18,14 +18,16 @@ import torch
 import triton
 import triton.language as tl
 from attn_contract import AttentionType, Layout
-from attn_fuzz import case as case_file
-from attn_fuzz import sanitizer
-from attn_fuzz.case import Cache, Case, Request, Rope
-from attn_fuzz.cli.options import sanitizes
-from attn_fuzz.executor import Executor
-from attn_fuzz.permissions import READ, WRITE, Region, region
-from attn_fuzz.targets import REFERENCE_FP32, TRITON, Target
-from attn_fuzz.trial import try_case
+from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases.case import Cache, Case, Request, Rope
+from attn_fuzz.interpreted import sanitizer
+from attn_fuzz.interpreted.permissions import READ, WRITE, Region, region
+from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.trial import try_case
+from attn_fuzz.targets.reference import REFERENCE_FP32
+from attn_fuzz.targets.target import Target
+from attn_fuzz.targets.triton import TRITON
+from attn_parity.options import sanitizes
 from triton import knobs
 from triton.runtime import interpreter
 

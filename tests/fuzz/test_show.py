@@ -6,12 +6,12 @@ from pathlib import Path
 import msgspec
 import pytest
 from attn_contract import AttentionType, Layout, PhysicalOrder
-from attn_fuzz import case as case_file
-from attn_fuzz import tensors
-from attn_fuzz.case import Cache, Case, Request
+from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import tensors
+from attn_fuzz.cases.case import Cache, Case, Request
 from attn_fuzz.report import pictures, terminal
 from attn_fuzz.report.pictures import Limits, Picture
-from attn_fuzz.trial import try_case
+from attn_fuzz.run.trial import try_case
 from planted import FLASH, NAN, UNOWNED_ROWS
 from rich.console import Console
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import hypothesis
 import msgspec
-from attn_fuzz.engine import Progress
+from attn_fuzz.run.engine import Progress
 from attn_fuzz.zoo.mutants import Mutant, MutantError
 
 replace = msgspec.structs.replace
