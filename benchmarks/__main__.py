@@ -1,4 +1,4 @@
-"""`python -m benchmarks speed` measures, `python -m benchmarks page` writes docs/performance.md from what was measured,
+"""`python -m benchmarks speed` measures, `python -m benchmarks page` writes performance.md from what was measured,
 `python -m benchmarks tune` searches for launch parameters, and `python -m benchmarks binaries` is what the compilers make of
 the kernels beside vLLM's and AITER's."""
 
@@ -131,7 +131,7 @@ def speed(
 @cli.command()
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if the page is not what the files make.")
 def page(check: bool) -> None:
-    """Write docs/performance.md and its pictures from docs/performance/*.json."""
+    """Write docs/generated/performance.md and its pictures from docs/generated/performance/*.json."""
     from benchmarks.speed import page
 
     try:

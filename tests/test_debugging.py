@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-GUIDE = (Path(__file__).parent.parent / "docs" / "debugging.md").read_text()
+GUIDE = (Path(__file__).parent.parent / "docs" / "guide" / "debugging.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", GUIDE, flags=re.DOTALL)
 SUSPECT = next(text for language, text in BLOCKS if text.startswith("# suspect.py"))
 PROGRAM = "".join(text for language, text in BLOCKS if language == "python" and text is not SUSPECT)

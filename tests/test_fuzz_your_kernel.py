@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-GUIDE = (ROOT / "docs" / "fuzz-your-kernel.md").read_text()
+GUIDE = (ROOT / "docs" / "guide" / "fuzz-your-kernel.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", GUIDE, flags=re.DOTALL)
 (ADAPTER,) = (text for language, text in BLOCKS if language == "python")
 (DIFF,) = (text for language, text in BLOCKS if language == "diff")

@@ -1,4 +1,4 @@
-"""docs/models.md shows what `attn-parity select` prints, for every model file beside it."""
+"""docs/guide/models.md shows what `attn-parity select` prints, for every model file beside it."""
 
 import re
 import shlex
@@ -9,9 +9,9 @@ from attn_parity import main
 from attn_parity.options import results
 
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "models.md").read_text()
+PAGE = (ROOT / "docs" / "guide" / "models.md").read_text()
 EXAMPLES = re.findall(r"```\nattn-parity (.*?)\n```\n\n```\n(.*?)```", PAGE, flags=re.DOTALL)
-FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs" / "models").glob("*.json"))
+FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs" / "guide" / "models").glob("*.json"))
 
 
 @pytest.mark.parametrize(("command", "printed"), EXAMPLES, ids=[command for command, _ in EXAMPLES])

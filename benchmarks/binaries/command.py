@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
+from benchmarks import PAGES
+
 if TYPE_CHECKING:
     from benchmarks.binaries.results import Results
 
-PAGE = Path("docs/binaries-peers.md")
+PAGE = PAGES / "binaries-peers.md"
 WIDTH = 180
 """Of a table that nobody's terminal bounds."""
 

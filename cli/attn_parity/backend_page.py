@@ -15,7 +15,7 @@ Cell = tuple[str, str]
 
 
 def backend_page() -> str:
-    """docs/backends.md, whole; the same on every machine."""
+    """docs/generated/backends.md, whole; the same on every machine."""
     newest = _tables(recorded(NEWEST))
     others = {f"AITER {version}": recorded(version) for version in RECORDED[:-1]}
     others["no AITER"] = Aiter(missing="AITER is not installed")

@@ -12,6 +12,7 @@ from attn_fuzz.binaries import budgets, page
 from attn_fuzz.binaries.build import build
 from attn_fuzz.binaries.page import Results, Row
 from attn_parity.options import (
+    PAGES,
     check_page_writable,
     check_writable,
     default_workers,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from attn_optimized.kernel_call import KernelCall
 
 LAUNCHES = "attn-parity.launches/1"
-PAGE = Path("docs/binaries.md")
+PAGE = PAGES / "binaries.md"
 
 
 @click.command("compile")

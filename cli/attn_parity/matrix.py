@@ -15,6 +15,7 @@ from attn_fuzz.run import runner
 from attn_fuzz.run.engine import Plan
 from attn_parity.fuzz import PROFILES
 from attn_parity.options import (
+    PAGES,
     check_writable,
     default_workers,
     json_option,
@@ -26,7 +27,7 @@ from attn_parity.options import (
 )
 
 SCHEMA = "attn-parity.matrix/1"
-PAGE = Path("docs/coverage.md")
+PAGE = PAGES / "coverage.md"
 SEED = 0
 # the CPU's ci job, and what a GPU does over night
 DEVICES = {"ci": "cpu", "nightly": "cuda"}

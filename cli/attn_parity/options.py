@@ -15,6 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+PAGES = Path("docs/generated")
+"""Where commands write their pages, relative to the repository's root."""
+
 notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
 results = Console(highlight=False, markup=False, emoji=False)
 if not results.is_terminal:

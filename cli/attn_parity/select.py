@@ -250,7 +250,7 @@ def _print_findings(configs: dict[str, AttentionConfig], assignments: dict[str, 
         for finding in FINDINGS.get(chosen.backend, ()):
             if finding.meets(configs[name]):
                 layers[chosen.backend, finding.name, finding.seen_in].append(name)
-    _print_by_backend(("known bugs of", "for", "docs/findings.md", "seen in"), layers)
+    _print_by_backend(("known bugs of", "for", "finding", "seen in"), layers)
 
 
 def _print_by_backend(columns: tuple[str, ...], layers: Mapping[tuple[str, str, str], list[str]]) -> None:

@@ -14,6 +14,7 @@ from attn_fuzz.zoo import mutants, page
 from attn_fuzz.zoo.mutants import Mutant, MutantError
 from attn_fuzz.zoo.page import Results, Row
 from attn_parity.options import (
+    PAGES,
     Positive,
     Seed,
     check_page_writable,
@@ -35,7 +36,7 @@ from attn_parity.options import (
 )
 
 EXAMPLES = 500
-PAGE = Path("docs/zoo.md")
+PAGE = PAGES / "zoo.md"
 
 
 @click.command("zoo")

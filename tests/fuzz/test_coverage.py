@@ -146,9 +146,9 @@ def page(attn_parity, tmp_path, monkeypatch) -> Path:
     """A page of few cases, on which pairs are never drawn."""
     monkeypatch.setattr(matrix, "PROFILES", {"ci": 20, "nightly": 100})
     monkeypatch.setattr(coverage, "missing", lambda drawn: [])
-    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "generated").mkdir(parents=True)
     assert attn_parity("matrix").code == 0
-    return tmp_path / "docs" / "coverage.md"
+    return tmp_path / "docs" / "generated" / "coverage.md"
 
 
 def test_the_page_says_what_the_matrix_counted(attn_parity, page, tmp_path):
@@ -214,8 +214,8 @@ def test_a_page_of_another_hypothesis_is_refused_before_anything_is_drawn(attn_p
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
-        (["--check"], "docs/coverage.md does not exist"),
-        ([], "the folder docs does not exist"),
+        (["--check"], "docs/generated/coverage.md does not exist"),
+        ([], "the folder docs/generated does not exist"),
         (["--page", "no/page.md"], "the folder no does not exist"),
         (["--json", "no/run.json"], "the folder no does not exist"),
     ],

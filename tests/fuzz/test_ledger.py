@@ -12,7 +12,7 @@ from attn_fuzz.targets.finding import explanation
 from attn_fuzz.verdict.verdict import Verdict
 from planted_findings import SINKS
 
-DOCS = Path(__file__).parents[2] / "docs" / "findings.md"
+DOCS = Path(__file__).parents[2] / "docs" / "generated" / "findings.md"
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def declared() -> list[Target]:
 
 
 def test_the_page_is_what_the_targets_declare():
-    """If it is not: python -m attn_fuzz.run.ledger > docs/findings.md"""
+    """If it is not: python -m attn_fuzz.run.ledger > docs/generated/findings.md"""
     assert DOCS.read_text(encoding="utf-8") == ledger.page((target.name, target.findings) for target in declared())
 
 

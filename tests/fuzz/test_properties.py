@@ -419,7 +419,7 @@ def test_the_bound_holds_for_what_is_right_and_not_for_much_more(rules, kind, dt
 
 
 def test_the_page_lists_all_properties_and_what_our_kernels_promise():
-    page = Path(__file__, "../../../docs/properties.md").resolve().read_text(encoding="utf-8")
+    page = Path(__file__, "../../../docs/reference/properties.md").resolve().read_text(encoding="utf-8")
     promised = {each.name: each for each in triton.TRITON_PROPERTIES.properties}
     assert set(promised) == {each.name for each in ALL}
     assert {each.name for each in triton.TRITON_INVARIANT.properties} == {"batch composition", "chunked prefill"}

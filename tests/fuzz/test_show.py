@@ -216,7 +216,7 @@ def test_the_command_draws_a_failing_case_and_exits_1(attn_parity, step_case, tm
 
 
 def test_what_the_guide_shows(attn_parity, tmp_path):
-    guide = (Path(__file__).parents[2] / "docs" / "reports.md").read_text()
+    guide = (Path(__file__).parents[2] / "docs" / "guide" / "reports.md").read_text()
     blocks = dict(re.findall(r"```(python|json|)\n(.*?)```", guide, flags=re.DOTALL))
     (tmp_path / "my_kernel.py").write_text(blocks["python"])
     (tmp_path / "case.json").write_text(blocks["json"])

@@ -21,8 +21,8 @@ from attn_fuzz.zoo import mutants, page
 from attn_fuzz.zoo.mutants import Mutant, MutantError, Patch
 
 SHIPPED = mutants.load_all()
-PAGE = Path(__file__).parents[2] / "docs" / "zoo.md"
-KEPT = page.loads(PAGE.with_suffix(".json").read_bytes(), "docs/zoo.json")
+PAGE = Path(__file__).parents[2] / "docs" / "generated" / "zoo.md"
+KEPT = page.loads(PAGE.with_suffix(".json").read_bytes(), "docs/generated/zoo.json")
 
 
 def mutant(*patches: Patch) -> Mutant:

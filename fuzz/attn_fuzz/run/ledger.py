@@ -1,6 +1,6 @@
 """The ledger of known findings: which of them no longer fail, and their page.
 
-    python -m attn_fuzz.run.ledger > docs/findings.md
+    python -m attn_fuzz.run.ledger > docs/generated/findings.md
 
 writes the page of all targets' findings.
 """
