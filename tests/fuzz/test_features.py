@@ -30,7 +30,7 @@ def case_of(*changes: dict) -> Case:
     for r in range(max(len(lens), len(flags))):
         query_len, seq_len = lens[r % len(lens)]
         blocks = () if None in caches else tuple(range(r * 2, r * 2 + -(-seq_len // cache["block_size"])))
-        requests.append(Request(query_len, seq_len, blocks=blocks, causal=flags[r % len(flags)], ranges=ranges))
+        requests.append(Request(query_len, seq_len, blocks=blocks, causal=flags[r % len(flags)], bidirectional_ranges=ranges))
     return Case(target="t", requests=tuple(requests), cache=None if None in caches else Cache(**cache), **fields)
 
 
@@ -63,8 +63,8 @@ WAYS = {
     "chunked_local": [{"chunked_local": 1}],
     "bidirectional_ranges": [{"ranges": ((0, 1),), "ranges_clamped": False}],
     "bidirectional_ranges, clamped": [{"ranges": ((0, 1),), "ranges_clamped": True}],
-    "logits_soft_cap": [{"soft_cap": 1.0}],
-    "alibi_slopes": [{"alibi": True}],
+    "logits_soft_cap": [{"logits_soft_cap": 1.0}],
+    "alibi_slopes": [{"alibi_slopes": True}],
     "qq_bias, a tree": [{"qq_bias": "tree"}],
     "qq_bias, random": [{"qq_bias": "random"}],
     "sinks": [{"sinks": "off"}],
@@ -103,7 +103,7 @@ WAYS = {
     "rope, interleaved": [{"rope": Rope(rotary_dim=16, neox=False)}],
     "rope, partial": [{"rope": Rope(rotary_dim=2)}, {"rope": Rope(rotary_dim=2, neox=False)}],
     "fused qkv": [{"fused_qkv": True}],
-    "LSE": [{"return_lse": True}],
+    "LSE": [{"lse": True}],
     "output fp8_e4m3fn": [{"output_dtype": "fp8_e4m3fn"}],
     "output fp8_e4m3fnuz": [{"output_dtype": "fp8_e4m3fnuz"}],
 }

@@ -167,7 +167,7 @@ def test_what_is_not_understood_ends_with_2(arguments, said, attn_parity):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"schema": "attn-parity.case/1"}, "attn-parity.case/1"),
+        ({"schema": "attn-parity.case/2"}, "attn-parity.case/2"),
         ({"schema": None}, "`$.schema`"),
         ({"layer": {}}, "unknown field `layer`"),
         ({"layers": {}}, "`$.layers`"),
