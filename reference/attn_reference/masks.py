@@ -80,8 +80,9 @@ def in_chunk(p: torch.Tensor, j: torch.Tensor, chunked_local: int) -> torch.Tens
 def in_range(p: torch.Tensor, j: torch.Tensor, ranges: torch.Tensor, left: int) -> torch.Tensor:
     """One inclusive range holds both, and the key is at most `left` positions before the query; -1 is unlimited.
 
-    Gemma 3 lets the tokens of an image see each other whatever the window is, Gemma 4 keeps its left edge (vLLM's prefix-LM
-    ranges, `mm_prefix_range`). A range whose last position is before its first holds nothing.
+    With `ranges_clamped`, `left` is the window's left edge: Gemma 3 and 4 and transformers AND the window with
+    causal-or-image. Without it, `left` is -1: vLLM's kernels OR the image with causal-and-window (`mm_prefix_range`), except
+    for Gemma 4. A range whose last position is before its first holds nothing.
     """
     together = torch.zeros_like(p - j, dtype=torch.bool)
     for first, last in ranges.tolist():
