@@ -25,8 +25,8 @@ range too, as in Gemma 3's own code (`create_attention_mask` in google/gemma_pyt
 (`create_masks_for_vision_model`) and in Gemma 4. A range with b < a is none.
 
 A key whose qq_bias is -inf is hidden by it, even in a range (tree drafts: a token of another branch). Cross-attention
-(ENCODER_DECODER) sees all keys, for any number of queries, 1 or more (vLLM #38450, #39119: causality is invisible at q_len 1 and
-wrong above it). A key past seq_len is never visible, causal or not (vLLM #40176: the tail of the last tile).
+(ENCODER_DECODER) sees all keys, for any number of queries, 1 or more (vLLM #38450, #39119: causality is invisible at q_len 1
+and wrong above it). A key past seq_len is never visible, causal or not (vLLM #40176: the tail of the last tile).
 
 **Logits**, in this order, with query head h reading KV head `h // (H // HK)`; the rules are in `attn_reference.logits`:
 
@@ -55,7 +55,8 @@ request are never read. The K and V of a key that none of the request's queries 
 the blocks that a sliding window has left (vLLM #30887). A weight of 0 does not make their NaN harmless, since 0 * NaN is NaN;
 what nobody sees is selected away. The K and V of a key that some query of the request sees are finite.
 
-The arithmetic is float32 or float64 throughout: inputs are converted exactly, and results rounded when they are written. A
+The arithmetic is float32 or float64 throughout: inputs are converted exactly, and results are rounded once, when they are
+written (`attn_reference.rounding`). A
 quantized cache is read as `stored * scale`. With an output_scale, `out` is float8 and holds the quantized float32 output; the
 LSE is not scaled. The cache is read where its layout says (vLLM #43945), by `attn_reference.kv_cache`.
 """
@@ -73,6 +74,7 @@ from attn_reference.kv_cache import gather_kv_cache
 from attn_reference.logits import logit_bias, place_qq_bias, soft_cap
 from attn_reference.masks import visible
 from attn_reference.quantization import quantize
+from attn_reference.rounding import rounded
 
 # Rows are independent: a long prompt is cut, so that its [H, rows, seq_len] weights fit in memory.
 ROWS_AT_ONCE = 256
@@ -297,11 +299,11 @@ def _write(
     for request in requests:
         attention = attend(request, layer)
         if layer.output_scale is None:
-            out_heads[request.rows] = attention.out.to(q.dtype)
+            out_heads[request.rows] = rounded(attention.out, q.dtype)
         else:
             out_heads[request.rows] = quantize(attention.out, layer.output_scale, out.dtype)
         if lse is not None:
-            lse[:, request.rows] = attention.lse.to(lse.dtype)
+            lse[:, request.rows] = rounded(attention.lse, lse.dtype)
     return out
 
 

@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import torch
 
+from attn_reference.rounding import rounded
+
 SMALLEST_SCALE = 2.0**-100
 """Of a scale per token and head: a row of zeros needs some scale to be divided by."""
 MANTISSA_BITS = 3
@@ -69,7 +71,7 @@ def dequantize(stored: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) ->
         Of stored's shape, in dtype.
     """
     numbers = stored.double() if stored.dtype == torch.int8 else _decode(stored.view(torch.uint8), FLOAT8[stored.dtype])
-    return (numbers * scale.double()).to(dtype)
+    return rounded(numbers * scale.double(), dtype)
 
 
 def row_scales(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
