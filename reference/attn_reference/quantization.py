@@ -70,7 +70,11 @@ def dequantize(stored: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) ->
     Returns:
         Of stored's shape, in dtype.
     """
-    numbers = stored.double() if stored.dtype == torch.int8 else _decode(stored.view(torch.uint8), FLOAT8[stored.dtype])
+    if stored.dtype == torch.int8:
+        numbers = stored.double()
+    else:
+        every_code = torch.arange(256, dtype=torch.uint8, device=stored.device)
+        numbers = _decode(every_code, FLOAT8[stored.dtype])[stored.view(torch.uint8).int()]
     return rounded(numbers * scale.double(), dtype)
 
 
