@@ -69,7 +69,7 @@ from typing import NamedTuple
 
 import torch
 from attn_contract import Batch, ContractError, KVCacheView, Layer, UnsupportedError
-from attn_contract.arguments import check_type
+from attn_contract.arguments import check_type, shown
 from attn_contract.validation import check_paged_attention, check_varlen_attention
 
 from attn_reference.kv_cache import gather_rows
@@ -226,11 +226,13 @@ def attend(request: Request, layer: Layer) -> Attention:
         layer: its scale, logits_soft_cap and sinks are used; the other rules are in the request.
 
     Raises:
-        ContractError: request or layer is of another type.
+        ContractError: request or layer is of another type, or they have not the same heads.
     """
     check_type("request", request, Request, "a Request")
     check_type("layer", layer, Layer, "a Layer")
-    num_heads, num_kv_heads = request.query.shape[1], request.key.shape[1]
+    num_heads, num_kv_heads = layer.num_heads, layer.num_kv_heads
+    if (request.query.shape[1], request.key.shape[1]) != (num_heads, num_kv_heads):
+        raise ContractError("layer", f"{num_heads} heads, {num_kv_heads} KV heads", "as many as the request has")
     value = torch.where(request.visible.any(dim=0)[:, None, None], request.value, 0)
 
     # n: KV head, g: query head of its group
@@ -325,10 +327,11 @@ def _write(
 
 def _check_precision(precision: torch.dtype) -> None:
     if precision not in (torch.float32, torch.float64):
-        raise ContractError("precision", precision, "torch.float32 or torch.float64")
+        raise ContractError("precision", shown(precision), "torch.float32 or torch.float64")
 
 
 def _refuse_batch_invariant(batch_invariant: bool) -> None:
+    check_type("batch_invariant", batch_invariant, bool, "a bool")
     if batch_invariant:
         reason = "BLAS chooses the order in which it sums by the shapes of a call"
         raise UnsupportedError("attn_reference", "batch_invariant", reason)

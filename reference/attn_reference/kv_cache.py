@@ -9,14 +9,13 @@ a NaN stays the same NaN. A quantized cache holds `value / scale`, as `attn_refe
 """
 
 import torch
-from attn_contract import ContractError, KVCacheView, Layer
+from attn_contract import KVCacheView, Layer
 from attn_contract.layouts import K, V
 from attn_contract.validation import check_gather_kv_cache, check_write_kv_cache
 
-from attn_reference.quantization import dequantize, quantize, row_scales
+from attn_reference.quantization import check_number_dtype, dequantize, quantize, row_scales
 
 BYTES_OF_SCALE = torch.float32.itemsize
-GATHERED_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
@@ -71,8 +70,7 @@ def gather_kv_cache(
         ContractError: an argument contradicts the contract, or the block table leads out of the cache.
     """
     view = check_gather_kv_cache(kv_cache, layer, block_table, seq_len)
-    if dtype not in GATHERED_DTYPES:
-        raise ContractError("dtype", dtype, "torch.float64, float32, float16 or bfloat16")
+    check_number_dtype("dtype", dtype)
     return gather_rows(kv_cache, layer, block_table, seq_len, dtype, view)
 
 

@@ -5,7 +5,8 @@ tensor that broadcasts to [q_len, k_len]. The formula is in `attn_reference.atte
 """
 
 import torch
-from attn_contract import Batch, Layer
+from attn_contract import Batch, ContractError, Layer
+from attn_contract.arguments import check_dims, check_int, check_tensor, check_type
 
 from attn_reference.logits import place_qq_bias
 
@@ -26,7 +27,11 @@ def visible(
 
     Returns:
         [q_len, k_len] bool.
+
+    Raises:
+        ContractError: an argument is of another type or shape, or the batch has no such request.
     """
+    _check_visible(query_positions, key_positions, layer, batch, request)
     p, j = query_positions[:, None], key_positions[None, :]
     seen = in_window(p, j, layer.window) | is_sink_token(j, layer.sink_tokens)
     if batch.causal if isinstance(batch.causal, bool) else batch.causal[request]:
@@ -90,3 +95,18 @@ def in_range(p: torch.Tensor, j: torch.Tensor, ranges: torch.Tensor, left: int) 
 def is_hidden(qq_bias: torch.Tensor) -> torch.Tensor:
     """The bias between query and key is -inf: the key is on another branch of a tree of drafts."""
     return qq_bias == -torch.inf
+
+
+def _check_visible(
+    query_positions: torch.Tensor, key_positions: torch.Tensor, layer: Layer, batch: Batch, request: int
+) -> None:
+    for name, positions, dim in (("query_positions", query_positions, "q_len"), ("key_positions", key_positions, "k_len")):
+        check_tensor(name, positions)
+        check_dims(name, positions, (dim,))
+        if positions.dtype not in (torch.int32, torch.int64):
+            raise ContractError(name, positions.dtype, "torch.int32 or torch.int64")
+    check_type("layer", layer, Layer, "a Layer")
+    check_type("batch", batch, Batch, "a Batch")
+    check_int("request", request, minimum=0)
+    if request >= batch.num_requests:
+        raise ContractError("request", request, f"one of the {batch.num_requests} requests, from 0")

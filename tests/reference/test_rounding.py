@@ -96,7 +96,7 @@ def test_a_merge_rounds_its_output_once(randn):
 @pytest.mark.parametrize("dtype", HALVES)
 def test_a_dequantized_number_is_rounded_once(dtype):
     """Scales that take one number n to about the midpoint of 1 and the next number of the dtype."""
-    stored = torch.arange(-127, 128, dtype=torch.int8)
+    stored = torch.arange(-127, 128, dtype=torch.int8).repeat(127, 1)
     scales = (1 + 2.0 ** -PRECISION[dtype]) / torch.arange(1.0, 128)[:, None]
     exact = stored.double() * scales.double()
     assert_rounds_to_nearest(dequantize(stored, scales, dtype), exact)
