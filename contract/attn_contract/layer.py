@@ -104,7 +104,8 @@ class Layer:
             Not the same as `sinks`.
         chunked_local: C; positions are cut into chunks of C, and a query sees keys of its own chunk only (Llama 4). None:
             off.
-        ranges_clamped: whether the left edge of the window also holds inside the batch's `bidirectional_ranges` (Gemma 4).
+        ranges_clamped: whether the left edge of the window also holds inside the batch's `bidirectional_ranges`, as in Gemma 3
+            and 4 and transformers. vLLM ignores the window inside a range, except for Gemma 4.
         logits_soft_cap: c of `c * tanh(s / c)`, applied to scaled logits (Gemma 2). None or 0 is off.
         alibi_slopes: [H] float32: the logit of key j is lowered by `slope * abs(j - p)` (Press et al., arXiv:2108.12409).
         sinks: [H], float32, float16 or bfloat16: one logit per query head that joins each row's softmax denominator,

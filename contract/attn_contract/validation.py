@@ -6,7 +6,7 @@ ContractError, and all of them run before anything is written.
 
 import torch
 
-from attn_contract.arguments import check_dense_last, check_dims, check_tensor, check_type, check_vector
+from attn_contract.arguments import check_dense_last, check_dims, check_int, check_tensor, check_type, check_vector
 from attn_contract.attention_type import AttentionType
 from attn_contract.batch import Batch
 from attn_contract.errors import ContractError
@@ -14,6 +14,8 @@ from attn_contract.forms import memory_of
 from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES, Layer
 from attn_contract.layouts import KVCacheView, overlaps_itself
 from attn_contract.rules import held_rules
+
+_SCALES = ("k_scale", "v_scale", "k_scale_cache", "v_scale_cache")
 
 
 def check_attention_tensors(
@@ -139,6 +141,29 @@ def check_write_kv_cache(
 ) -> KVCacheView:
     """Check a cache write; return the cache's view, read back from its tensor."""
     return _check_write({"k": k, "v": v}, kv_cache, layer, slot_mapping, written={}, values=values)
+
+
+def check_gather_kv_cache(kv_cache: torch.Tensor, layer: Layer, block_table: torch.Tensor, seq_len: int) -> KVCacheView:
+    """Check a reading of one request's keys and values, the block table [max_blocks] included; return the cache's view."""
+    check_type("layer", layer, Layer, "a Layer")
+    check_vector("block_table", block_table, torch.int32)
+    check_int("seq_len", seq_len, minimum=0)
+    scales = {name: tensor for name, tensor in layer.tensors.items() if name in _SCALES}
+    _check_tensors({"kv_cache": kv_cache, "block_table": block_table, **scales}, {})
+    if layer.layout is None:
+        raise ContractError("layer.attn_type", layer.attn_type, "a type that has a KV cache")
+    if layer.kv_cache_dtype is None and kv_cache.dtype not in FLOAT_DTYPES:
+        raise ContractError("kv_cache", kv_cache.dtype, "float32, float16 or bfloat16: the layer has no kv_cache_dtype")
+    view = _check_cache(kv_cache, layer, kv_cache)
+    _check_scale_values(scales)
+    capacity = len(block_table) * view.block_size
+    if seq_len > capacity:
+        raise ContractError("seq_len", seq_len, f"at most {capacity}: block_table has {len(block_table)} blocks")
+    used = block_table[: -(-seq_len // view.block_size)].cpu()
+    if len(wrong := ((used < 0) | (used >= view.num_blocks)).nonzero()):
+        i = int(wrong[0])
+        raise ContractError(f"block_table[{i}]", int(used[i]), f"a block of the cache, 0 to {view.num_blocks - 1}")
+    return view
 
 
 def check_rope_and_write_kv_cache(
