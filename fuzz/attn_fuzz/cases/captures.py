@@ -126,7 +126,7 @@ def place(case: Case, cache: Cache, held: dict[str, torch.Tensor], view: KVCache
 
 def _case(call: Call, kept: Sequence[int], target: str, values: Values) -> tuple[Case, list[int]]:
     """The case, and for each block of its cache the one of the call."""
-    layer, batch = call.layer, call.batch
+    layer, batch, rules = call.layer, call.batch, _rules(call)
     starts, seq_lens = batch.query_start_loc.tolist(), batch.seq_lens.tolist()
     causal = batch.causal.tolist() if isinstance(batch.causal, torch.Tensor) else [batch.causal] * batch.num_requests
     ranges = batch.bidirectional_ranges.tolist() if batch.bidirectional_ranges is not None else [[]] * batch.num_requests
@@ -154,7 +154,7 @@ def _case(call: Call, kept: Sequence[int], target: str, values: Values) -> tuple
         group_size=layer.num_heads // layer.num_kv_heads,
         head_size=layer.head_size,
         scale=layer.scale,
-        **_rules(call),
+        **rules,
         narrow_sinks=layer.sinks is not None and layer.sinks.dtype == call.q.dtype != torch.float32,
         per_request_causal=isinstance(batch.causal, torch.Tensor),
         requests=requests,
