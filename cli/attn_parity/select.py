@@ -71,7 +71,7 @@ _OPTION_TYPES: dict[Any, dict[str, Any]] = {
 
 def _rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """An option for each rule: a number, or a flag where a tensor or a bool is meant."""
-    for rule in reversed(RULES.values()):
+    for rule in reversed(list(RULES.values())):
         name = f"--{rule.name.replace('_', '-')}"
         kind = _OPTION_TYPES.get(rule.type, {"is_flag": True})
         command = click.option(name, rule.name, help=f"{rule.words[0].upper()}{rule.words[1:]}.", **kind)(command)

@@ -156,7 +156,7 @@ def register(implementation: ModuleType, dispatch_key: str) -> None:
 
 def _layer(q: torch.Tensor, num_kv_heads: int, scale: float, attn_type: str, options: dict[str, Any], **cache: Any) -> Layer:
     """The layer of an attention op; an op hands a tuple of ints over as a list."""
-    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    settings: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
     return Layer(
         num_heads=q.shape[1],
         num_kv_heads=num_kv_heads,

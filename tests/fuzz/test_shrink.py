@@ -43,7 +43,7 @@ PREDICATES = {
     "a window and sinks": lambda case: case.window[0] >= 2 and case.sinks is not None,
     "an odd seed": lambda case: case.values.seed % 2 == 1,
     "a cap and slopes": lambda case: case.logits_soft_cap is not None and case.alibi_slopes,
-    "a range from 2 on": lambda case: any(2 <= a < b for r in case.requests for a, b in r.ranges),
+    "a range from 2 on": lambda case: any(2 <= a < b for r in case.requests for a, b in r.bidirectional_ranges),
     "chunks of 3 or more beside drafts": lambda case: (case.chunked_local or 0) >= 3 and case.qq_bias is not None,
     "sink tokens in a window": lambda case: case.sink_tokens >= 2 and case.window[0] >= 0,
     "an int8 cache": lambda case: case.cache is not None and case.cache.dtype == "int8",

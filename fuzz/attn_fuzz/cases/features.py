@@ -184,7 +184,7 @@ _UNDEFINED = (
     ),
     *(
         (types, {feature.name for feature in _rule_features(name)}, rule.why_not)
-        for name, rule in (held_rules(Layer) | held_rules(Batch)).items()
+        for name, rule in {**held_rules(Layer), **held_rules(Batch)}.items()
         for attn_type, types in _TYPES.items()
         if attn_type not in rule.attn_types
     ),

@@ -8,6 +8,7 @@ window   self-attention with a sliding window and sinks
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from attn_contract import AttentionConfig, AttentionType, Layer, Layout
@@ -92,9 +93,9 @@ def served(
         rope: whether the cache update of `full` rotates.
         rounding, dtype, free_slots: as in Model.
     """
-    shape = {"num_heads": NUM_HEADS, "num_kv_heads": NUM_KV_HEADS, "head_size": head_size}
+    shape: dict[str, Any] = {"num_heads": NUM_HEADS, "num_kv_heads": NUM_KV_HEADS, "head_size": head_size}
     attn_types = {"full": AttentionType.DECODER, "cross": CROSS, "window": AttentionType.DECODER}
-    rules = {"full": {"rope": rope}, "cross": {}, "window": {"window": (19, 19), "sinks": True}}
+    rules: dict[str, dict[str, Any]] = {"full": {"rope": rope}, "cross": {}, "window": {"window": (19, 19), "sinks": True}}
     configs = {
         name: AttentionConfig(
             **shape,

@@ -116,8 +116,13 @@ class AttentionImpl(ABC, Generic[Metadata]):
         self.validate = validate
         self.aiter = find_aiter() if aiter is None else aiter
         self.capabilities = self.backend.capabilities(self.aiter)
-        rules = {"batch_invariant": batch_invariant, "kv_sharing": kv_sharing_target_layer_name is not None}
-        self.config = AttentionConfig.of(layer, dtype, block_size=block_size, **rules)
+        self.config = AttentionConfig.of(
+            layer,
+            dtype,
+            block_size=block_size,
+            batch_invariant=batch_invariant,
+            kv_sharing=kv_sharing_target_layer_name is not None,
+        )
         self._refuse(self.config)
         self.kv_sharing_target_layer_name = kv_sharing_target_layer_name
         self._reinterprets = _must_reinterpret(layer.layout, allocation_layout)
@@ -234,7 +239,6 @@ class AttentionImpl(ABC, Generic[Metadata]):
         key = (per_request or batch.causal, *asked(batch), output_dtype, lse is not None)
         if key in self._served:
             return
-        asks = {"batch_invariant": self.config.asks("batch_invariant"), "kv_sharing": self.config.asks("kv_sharing")}
         step = AttentionConfig.of(
             self.layer,
             self.config.dtype,
@@ -242,7 +246,8 @@ class AttentionImpl(ABC, Generic[Metadata]):
             batch=batch,
             output_dtype=output_dtype,
             lse=lse is not None,
-            **asks,
+            batch_invariant=self.config.asks("batch_invariant"),
+            kv_sharing=self.config.asks("kv_sharing"),
         )
         self._refuse(step)
         self._served.add(key)

@@ -30,7 +30,16 @@ LAYOUTS_OF_ROWS = (
 )
 """Layouts in which the dims of one head and slot are a dense row, in the order in which AITER's backends prefer them."""
 
-_LAYOUTS = (*LAYOUTS_OF_ROWS, Layout.X_PACKED, Layout.SHUFFLED, Layout.CONTENT_PACKED_SCALED)
+_LAYOUTS = (
+    Layout.BLOCKS_FIRST_NHD,
+    Layout.BLOCKS_FIRST_HND,
+    Layout.KV_FIRST_NHD,
+    Layout.KV_FIRST_HND,
+    Layout.X_PACKED,
+    Layout.SHUFFLED,
+    Layout.CONTENT_PACKED,
+    Layout.CONTENT_PACKED_SCALED,
+)
 _SCALES: tuple[Scales, ...] = ("tensor", "head", "token", "inline")
 
 
