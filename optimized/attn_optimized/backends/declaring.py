@@ -63,9 +63,7 @@ def triton_capabilities(backend: str, **narrower: Any) -> Capabilities:
         "head_sizes": Multiples(1, "a tile holds whole heads", at_most=MAX_HEAD_SIZE),
         "group_sizes": Multiples(1, "a tile holds whole groups of heads", at_most=MAX_GROUP),
         "block_sizes": ANY,
-        "layouts": Only(
-            (*LAYOUTS_OF_ROWS, Layout.X_PACKED, Layout.SHUFFLED, Layout.CONTENT_PACKED_SCALED), "there are no others"
-        ),
+        "layouts": Only(_LAYOUTS, "its kernels address no other"),
         "kv_cache_dtypes": Only((*FLOAT8_DTYPES, torch.int8), "its kernels decode no other type"),
         "scales": Only(_SCALES, "its kernels know no other kind"),
         "output_dtypes": Only(FLOAT8_DTYPES, "its kernels encode no other type"),
