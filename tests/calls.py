@@ -253,10 +253,10 @@ def op_arguments(call: PagedCall | VarlenCall) -> dict[str, Any]:
     """Arguments of the call's torch op by name, without its outputs and without options that are off."""
     ops = torch.ops.attn_parity
     op = ops.paged_attention.default if isinstance(call, PagedCall) else ops.varlen_attention.default
-    given = {**call._asdict(), **vars(call.layer), **vars(call.batch)}
+    given = {**call._asdict(), **vars(call.layer), **vars(call.batch), "causal_per_request": None}
     if isinstance(call.batch.causal, torch.Tensor):
         given |= {"causal": None, "causal_per_request": call.batch.causal}
-    arguments = {"causal_per_request": None} if isinstance(call, PagedCall) else {}
+    arguments = {}
     for argument in op._schema.arguments:
         value = given.get(argument.name)
         value = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, StrEnum) else value
