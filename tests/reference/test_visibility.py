@@ -144,7 +144,7 @@ def test_weights_are_zero_exactly_where_a_key_is_not_seen(causal, paged_call, ra
     for rules in (replace(rules, causal=causal) for rules in ALL):
         for request, (q_len, seq_len) in zip(requests_of(paged_call, tokens, rules), lengths, strict=True):
             expected = truth_table(q_len, seq_len, rules)
-            attention = attend(request, layer_of(rules))
+            attention = attend(request, replace(layer_of(rules), num_heads=2))
             assert torch.equal(attention.weights != 0, expected.expand(2, -1, -1)), rules
             assert torch.equal(attention.logits != -torch.inf, expected.expand(2, -1, -1)), rules
             assert torch.equal(attention.lse == -torch.inf, ~expected.any(-1).expand(2, -1)), rules
