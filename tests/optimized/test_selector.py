@@ -22,7 +22,16 @@ from attn_contract import (
 )
 from attn_optimized.aiter_adapter import Aiter, recorded
 from attn_optimized.backends import BACKENDS
-from attn_optimized.selector import PRIORITIES, Assignment, model, parse_architecture, priorities, select, select_model
+from attn_optimized.selector import (
+    PRIORITIES,
+    Assignment,
+    model,
+    parse_architecture,
+    priorities,
+    select,
+    select_model,
+    this_architecture,
+)
 from attn_optimized.selector import layer as one_layer
 
 AITER = recorded("2026-08")
