@@ -70,6 +70,7 @@ from typing import NamedTuple
 import torch
 from attn_contract import Batch, ContractError, KVCacheView, Layer, UnsupportedError
 from attn_contract.arguments import check_type, shown
+from attn_contract.rules import refuse_unnamed
 from attn_contract.validation import check_paged_attention, check_varlen_attention
 
 from attn_reference.kv_cache import gather_rows
@@ -265,6 +266,7 @@ def _paged_requests(
     q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch, precision: torch.dtype, view: KVCacheView
 ) -> Iterator[Request]:
     """`paged_requests` of arguments that are checked; view is the cache's."""
+    refuse_unnamed("attn_reference", IMPLEMENTED_RULES, layer, batch)
     block_table, seq_lens = batch.block_table, batch.seq_lens.tolist()
     assert block_table is not None
 
@@ -278,6 +280,7 @@ def _varlen_requests(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: Layer, batch: Batch, precision: torch.dtype
 ) -> Iterator[Request]:
     """`varlen_requests` of arguments that are checked."""
+    refuse_unnamed("attn_reference", IMPLEMENTED_RULES, layer, batch)
 
     def keys_and_values(r: int, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
         return k[rows].to(precision), v[rows].to(precision)

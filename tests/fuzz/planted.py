@@ -16,10 +16,11 @@ import attn_reference
 import torch
 from attn_contract import Batch, KVCacheView, Layer
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import AttentionFunction, RopeFunction, Support, Target, WriteFunction
+from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, RopeFunction, Target, WriteFunction
 from attn_fuzz.verdict.judge import LARGEST, Rounding
 
-SMALL = Support(
+SMALL = dataclasses.replace(
+    EVERYTHING,
     dtypes=("float32", "float16"),
     head_sizes=(16, 32),
     group_sizes=(1, 2),
@@ -28,6 +29,7 @@ SMALL = Support(
     max_tokens=32,
     max_seq_len=64,
 )
+WITHOUT_LSE = dataclasses.replace(SMALL, rules=tuple(name for name in SMALL.rules if name != "lse"))
 ALL_DTYPES = dataclasses.replace(SMALL, dtypes=("float32", "float16", "bfloat16"), max_seq_len=256)
 
 attend = REFERENCE_FP32.attention
@@ -422,10 +424,14 @@ OTHER_MEMORY = _target("planted-other-memory", _other_memory)
 SETS_STATE = _target("planted-sets-state", _sets_state)
 FORKS = _target("planted-forks", _forks)
 REFUSES_TOO_LATE = _target(
-    "planted-refuses-too-late", _refuses_too_late, support=lambda device: dataclasses.replace(SMALL, lse=False)
+    "planted-refuses-too-late",
+    _refuses_too_late,
+    support=lambda device: WITHOUT_LSE,
 )
 REFUSES_IN_TIME = _target(
-    "planted-refuses-in-time", _refuses_in_time, support=lambda device: dataclasses.replace(SMALL, lse=False)
+    "planted-refuses-in-time",
+    _refuses_in_time,
+    support=lambda device: WITHOUT_LSE,
 )
 NO_NARROW_SINKS = _target(
     "planted-no-narrow-sinks",
