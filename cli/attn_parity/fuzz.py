@@ -15,14 +15,15 @@ from attn_fuzz import report
 from attn_fuzz.cases import case as case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.corpus import database, files
+from attn_fuzz.errors import ExecutorError
+from attn_fuzz.findings.finding import Finding
 from attn_fuzz.report import page
 from attn_fuzz.report.run import Found, Run
 from attn_fuzz.run import engine, ledger, runner
 from attn_fuzz.run.engine import Failure, Plan
-from attn_fuzz.run.executor import Executor, ExecutorError
+from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.targets import registry
-from attn_fuzz.targets.finding import Finding
 from attn_fuzz.targets.target import Support, Target
 from attn_parity.options import (
     Duration,

@@ -20,8 +20,8 @@ import pytest
 
 if TYPE_CHECKING:
     from attn_fuzz.cases.case import Case
+    from attn_fuzz.findings.finding import Finding
     from attn_fuzz.run.engine import Plan
-    from attn_fuzz.targets.finding import Finding
     from attn_fuzz.verdict.verdict import Verdict
 
 
@@ -95,7 +95,7 @@ class _DisagreementError(Exception):
 class _Item(pytest.Item):
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: object = None) -> str:
         from attn_fuzz.cases.case import CaseError
-        from attn_fuzz.run.executor import ExecutorError
+        from attn_fuzz.errors import ExecutorError
         from attn_fuzz.targets.registry import UnknownTargetError
 
         if isinstance(excinfo.value, _DisagreementError | CaseError | ExecutorError | UnknownTargetError | OSError):
@@ -125,8 +125,8 @@ class _StoredCase(_Item):
 
     def runtest(self) -> None:
         from attn_fuzz.cases import case as case_file
+        from attn_fuzz.findings.finding import explanation
         from attn_fuzz.run import engine
-        from attn_fuzz.targets.finding import explanation
 
         case = case_file.load(self.finding.path)
         with engine.start_executor(self.plan) as executor:

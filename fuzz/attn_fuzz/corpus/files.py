@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 from attn_fuzz.cases import case as case_file
 from attn_fuzz.cases.case import Case, CaseError
-from attn_fuzz.targets import finding
+from attn_fuzz.findings import finding
 from attn_fuzz.targets.target import Support
 
 SHIPPED = Path(__file__).parent

@@ -16,12 +16,12 @@ import hypothesis.errors
 import msgspec
 from attn_fuzz.cases import features
 from attn_fuzz.cases.case import Case, CaseError
+from attn_fuzz.findings.finding import Finding, explanation
 from attn_fuzz.run import shrink
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.strategies import families
 from attn_fuzz.strategies.independent import INDEPENDENT
 from attn_fuzz.targets import registry
-from attn_fuzz.targets.finding import Finding, explanation
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict import ratios
 from attn_fuzz.verdict.verdict import Verdict

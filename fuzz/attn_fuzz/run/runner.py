@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 
 import msgspec
 from attn_fuzz.cases.case import Case
+from attn_fuzz.errors import ExecutorError
 from attn_fuzz.run import engine
 from attn_fuzz.run.engine import Plan, Progress
-from attn_fuzz.run.executor import Executor, ExecutorError
+from attn_fuzz.run.executor import Executor
 from attn_fuzz.targets.registry import UnknownTargetError
 
 SHARD_EXAMPLES = 150
