@@ -18,7 +18,7 @@ import torch
 from attn_contract import Batch, KVCacheView, Layer
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import AttentionFunction, RopeFunction, Support, Target, WriteFunction
-from attn_fuzz.verdict.judge import LARGEST, Rounding
+from attn_fuzz.verdict.rounding import LARGEST, Rounding
 
 SMALL = Support(
     dtypes=("float32", "float16"),

@@ -20,7 +20,7 @@ from attn_fuzz.run.trial import _write, try_case
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import Support
-from attn_fuzz.verdict import judge
+from attn_fuzz.verdict import oracle
 from attn_fuzz.verdict.verdict import Verdict
 from hypothesis import given, settings
 
@@ -42,7 +42,7 @@ def test_a_captured_call_attends_to_the_same_numbers(case):
     call = call_of(case)
     with tempfile.TemporaryDirectory() as folder:
         step = tensors.build(case_file.load(capture(call, Path(folder, "call.json"))))
-    pairs = zip(judge.requests(call), judge.requests(step), strict=True)
+    pairs = zip(oracle.requests(call), oracle.requests(step), strict=True)
     for live, again in pairs:
         assert (live.index, live.rows) == (again.index, again.rows)
         assert torch.equal(live.visible, again.visible)

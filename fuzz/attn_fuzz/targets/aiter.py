@@ -12,7 +12,7 @@ from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.aiter import SPLIT_KEYS, UNIFIED_ATTENTION
 from attn_fuzz.interpreted.aiter import ARCHITECTURE, COMPUTE_UNITS
 from attn_fuzz.targets.target import Support, Target
-from attn_fuzz.verdict.judge import Rounding
+from attn_fuzz.verdict.rounding import Rounding
 
 if TYPE_CHECKING:
     from attn_optimized.aiter_adapter import Aiter

@@ -12,7 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 from attn_fuzz.errors import InputError
 from attn_fuzz.targets.target import Support, Target
-from attn_fuzz.verdict.judge import Rounding
+from attn_fuzz.verdict.rounding import Rounding
 
 GROUP = "attn_parity.targets"
 

@@ -11,7 +11,7 @@ from attn_fuzz.cases.case import Case, ScaleKind
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.properties import Property
-from attn_fuzz.verdict.judge import Rounding
+from attn_fuzz.verdict.rounding import Rounding
 
 
 class AttentionFunction(Protocol):
