@@ -20,7 +20,7 @@ from attn_parity.options import device_option, limit_option, results, sanitize_o
 @device_option
 @sanitize_option
 def command(files: tuple[Path, ...], target_name: str | None, limit: float, device: str, sanitize: bool | None) -> int:
-    """Run cases again."""
+    """Run case files again, each on the target that it names; exit 1 if one fails."""
     device = use_device(device)
     cases = []
     for path in files:

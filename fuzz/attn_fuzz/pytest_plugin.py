@@ -55,7 +55,7 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, p
 
 
 class _Battery(pytest.Collector):
-    """All items of one target."""
+    """The tests of one target: its declarations, one test for each known finding, and one for each shard of drawn cases."""
 
     def collect(self) -> Iterator[pytest.Item]:
         import msgspec
@@ -88,7 +88,7 @@ class _Battery(pytest.Collector):
             yield _Cases.from_parent(self, name=f"cases[{i}]", plan=shard)
 
 
-class _DisagreementError(Exception):
+class _TargetFails(Exception):  # noqa: N818 - the outcome of a test, no error of this plugin
     """A case on which the target is wrong; its text is for people."""
 
 
@@ -98,7 +98,7 @@ class _Item(pytest.Item):
         from attn_fuzz.errors import ExecutorError
         from attn_fuzz.targets.registry import UnknownTargetError
 
-        if isinstance(excinfo.value, _DisagreementError | CaseError | ExecutorError | UnknownTargetError | OSError):
+        if isinstance(excinfo.value, _TargetFails | CaseError | ExecutorError | UnknownTargetError | OSError):
             return str(excinfo.value)
         return str(super().repr_failure(excinfo))
 
@@ -133,11 +133,11 @@ class _StoredCase(_Item):
             verdict = executor.run(case)
         if explanation([self.finding], case, verdict) is not None:
             pytest.xfail(self.finding.what)
-        raise _DisagreementError(f"its stored case no longer fails so: {verdict.kind}. Fixed? {self.finding.path}")
+        raise _TargetFails(f"its stored case no longer fails so: {verdict.kind}. Fixed? {self.finding.path}")
 
 
 class _Cases(_Item):
-    """One shard."""
+    """Draws and runs the cases of one shard; fails with the smallest failing case."""
 
     def __init__(self, *, plan: "Plan", **options: object) -> None:
         super().__init__(**options)  # pyright: ignore[reportArgumentType]
@@ -154,7 +154,7 @@ class _Cases(_Item):
         )
         self.add_report_section("call", "attn-parity", text)
         if progress.failure is not None:
-            raise _DisagreementError(_told(progress.failure.case, progress.failure.verdict, self.plan, self.name))
+            raise _TargetFails(_told(progress.failure.case, progress.failure.verdict, self.plan, self.name))
 
 
 def _told(case: "Case", verdict: "Verdict", plan: "Plan", item: str) -> str:

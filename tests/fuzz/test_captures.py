@@ -15,8 +15,9 @@ from attn_fuzz.cases import captures, tensors
 from attn_fuzz.cases import case as case_file
 from attn_fuzz.cases.case import Case, CaseError
 from attn_fuzz.cases.poison import bits
+from attn_fuzz.run.attempt import write
 from attn_fuzz.run.shrink import lowered
-from attn_fuzz.run.trial import _write, try_case
+from attn_fuzz.run.trial import try_case
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import Support
@@ -30,8 +31,8 @@ SUPPORT = Support(head_sizes=(16, 32), max_tokens=32, max_seq_len=64)
 
 def call_of(case: Case) -> Call:
     step = tensors.build(case)
-    for write in step.writes:
-        _write(write, step, REFERENCE_FP32)
+    for cache_write in step.writes:
+        write(cache_write, step, REFERENCE_FP32)
     dense = {} if step.kv_cache is not None else {"k": step.k, "v": step.v}
     return Call(q=step.q, layer=step.layer, batch=step.batch, kv_cache=step.kv_cache, **dense)
 

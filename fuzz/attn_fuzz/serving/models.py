@@ -129,7 +129,7 @@ def served(
 
 
 def triton(device: str) -> Model:
-    """TRITON_ATTN throughout."""
+    """All layers on TRITON_ATTN, this project's own kernels."""
     return served(device, "interpreter", rounding=TRITON.rounding(device))
 
 

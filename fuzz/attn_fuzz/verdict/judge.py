@@ -73,7 +73,7 @@ class Judgement(msgspec.Struct, frozen=True):
         return str(self.differences[0]) if self.differences else ""
 
     def raise_for_differences(self) -> None:
-        """Raise DisagreementError unless they agree."""
+        """Raise a DisagreementError with the worst element of each request, unless all agree."""
         if not self.agrees:
             raise DisagreementError(self)
 
