@@ -2,14 +2,14 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import click
 import torch
-from attn_contract import AttentionConfig, AttentionType, ContractError, Layout
+from attn_contract import RULES, AttentionConfig, AttentionType, ContractError, Layout
 from attn_fuzz.cases.poison import DTYPES
 
 SCHEMA = "attn-parity.model/1"
@@ -23,7 +23,8 @@ class ModelFile:
         schema: names this format.
         model: the model's name.
         source: where its numbers are from.
-        layers: the fields of AttentionConfig by a layer's name; one entry may stand for all layers that are alike.
+        layers: by a layer's name, the fields of AttentionConfig and the rules that the layer has; one entry may stand for all
+            layers that are alike.
         allocations: for each allocation, the names of the layers that share it.
         kv_sharing: by the name of a layer that has no keys of its own, the layer whose cache it reads.
     """
@@ -68,9 +69,11 @@ def config(layer: str, fields: object) -> AttentionConfig:
         ContractError: a field is unknown, missing, of another type, or contradicts another one; it names the layer, too.
     """
     try:
-        known = _checked_fields(fields, AttentionConfig)
+        known = _checked_fields(fields, AttentionConfig, also=RULES)
+        rules = {name: value for name, value in known.items() if name in RULES}
         types = get_type_hints(AttentionConfig)
-        return AttentionConfig(**{name: _read(name, value, types[name]) for name, value in known.items()})
+        plain = {name: _read(name, value, types[name]) for name, value in known.items() if name not in RULES}
+        return AttentionConfig(**plain, rules=rules)
     except ContractError as error:
         raise ContractError(f"{layer}: {error.argument}", error.got, error.expected) from error
 
@@ -90,14 +93,15 @@ def _read(name: str, value: Any, kind: Any) -> Any:
     return value
 
 
-def _checked_fields(content: object, record: type) -> dict[str, Any]:
-    """The content as keyword arguments of a dataclass: an object with all fields it must have, and none it does not know."""
+def _checked_fields(content: object, record: type, also: Collection[str] = ()) -> dict[str, Any]:
+    """The content, an object with every field that a dataclass must have, and no others than its fields and those in `also`."""
     if not isinstance(content, dict):
         raise ContractError("content", repr(content), "an object of fields")
-    fields = {field.name: field for field in dataclasses.fields(record)}
-    for field in content:
-        _check("field", field, field in fields, f"one of {', '.join(fields)}")
-    for field in fields.values():
+    fields = [field for field in dataclasses.fields(record) if field.name != "rules"]
+    names = [*(field.name for field in fields), *also]
+    for name in content:
+        _check("field", name, name in names, f"one of {', '.join(names)}")
+    for field in fields:
         has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if field.name not in content and not has_default:
             raise ContractError(field.name, "nothing", "a value: this field has no default")

@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
-from attn_contract import AttentionConfig, AttentionType, ContractError, Layout, UnsupportedError
+from attn_contract import RULES, AttentionConfig, AttentionType, ContractError, Layout, UnsupportedError
 from attn_contract.capabilities import Scales
 from attn_fuzz.findings.aiter import BACKENDS
 from attn_parity import model_file
@@ -27,6 +27,23 @@ _FLOATS = ("float32", "float16", "bfloat16")
 _FLOAT8 = ("fp8_e4m3fn", "fp8_e4m3fnuz")
 
 
+_OPTION_TYPES: dict[Any, dict[str, Any]] = {
+    int: {"type": int},
+    int | None: {"type": int},
+    float | None: {"type": float},
+    tuple[int, int]: {"type": int, "nargs": 2, "metavar": "LEFT RIGHT"},
+}
+
+
+def _rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """An option for each rule: a number, or a flag where a tensor or a bool is meant."""
+    for rule in reversed(list(RULES.values())):
+        name = f"--{rule.name.replace('_', '-')}"
+        kind = _OPTION_TYPES.get(rule.type, {"is_flag": True})
+        command = click.option(name, rule.name, help=f"{rule.words[0].upper()}{rule.words[1:]}.", **kind)(command)
+    return command
+
+
 @click.command("select")
 @click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
@@ -42,21 +59,9 @@ _FLOAT8 = ("fp8_e4m3fn", "fp8_e4m3fnuz")
 )
 @click.option("--kv-cache-dtype", type=click.Choice((*_FLOAT8, "int8")), help="Of a quantized cache.")
 @click.option("--scales", type=click.Choice(get_args(Scales)), help="Of a quantized cache.")
-@click.option("--window", "sliding_window", type=click.IntRange(min=1), help="A model's sliding_window, the token included.")
-@click.option("--sink-tokens", type=int, help="First keys, which stay visible outside the window.")
-@click.option("--chunked-local", type=int, help="Size of a chunk.")
-@click.option("--soft-cap", "logits_soft_cap", type=float)
-@click.option("--alibi", is_flag=True)
-@click.option("--sinks", is_flag=True, help="One logit per head in the denominator.")
-@click.option("--ranges", is_flag=True, help="Bidirectional ranges: images in a prompt.")
-@click.option("--ranges-clamped", is_flag=True, help="The same, inside the window.")
-@click.option("--qq-bias", is_flag=True, help="Trees of drafts.")
-@click.option("--non-causal", is_flag=True, help="Some steps of a decoder are.")
-@click.option("--per-request-causal", is_flag=True, help="Some requests of a step are causal, others are not.")
-@click.option("--lse", is_flag=True, help="The LSE is wanted.")
+@click.option("--sliding-window", type=click.IntRange(min=1), help="A model's number: the window, the token itself included.")
 @click.option("--output-dtype", type=click.Choice(_FLOAT8), help="Of a quantized output.")
-@click.option("--batch-invariant", is_flag=True)
-@click.option("--rope", is_flag=True, help="The cache write rotates.")
+@_rule_options
 @click.option("--arch", metavar="NAME", help="Such as gfx942 or sm90; this machine's, if not given.")
 @click.option(
     "--aiter",

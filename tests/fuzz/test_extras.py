@@ -21,7 +21,7 @@ def without_the_extra(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_select_serves_a_layer_and_names_known_bugs():
-    layer = ["--heads", "16", "--head-size", "64", "--sinks", "--soft-cap", "50"]
+    layer = ["--heads", "16", "--head-size", "64", "--sinks", "--logits-soft-cap", "50"]
     run = without_the_extra("select", *layer, "--arch", "gfx942", "--aiter", "2026-08")
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("one layer on gfx942, AITER 2026-08")

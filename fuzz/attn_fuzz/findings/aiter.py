@@ -41,7 +41,7 @@ def _is_decoder(config: AttentionConfig) -> bool:
 
 
 def _has_window(config: AttentionConfig) -> bool:
-    return config.window[0] >= 0
+    return config.value_of("window")[0] >= 0
 
 
 UNIFIED_ATTENTION = (
@@ -74,7 +74,7 @@ UNIFIED_ATTENTION = (
         "instead of minus infinity, and never falls below that.",
         seen_in=SEEN_IN,
         link=None,
-        meets=lambda config: _is_decoder(config) and not (_has_window(config) and config.sinks),
+        meets=lambda config: _is_decoder(config) and not (_has_window(config) and config.asks("sinks")),
         explains=lambda case, verdict: verdict.kind in ("nan", "value") and _hides_tiles(case),
     ),
     Finding(
@@ -83,8 +83,8 @@ UNIFIED_ATTENTION = (
         cause=f"{KERNELS}, apply_softcap: tanh by exp2(x) and exp2(-x), one of which overflows; infinity over itself is NaN.",
         seen_in=SEEN_IN,
         link="vllm-project/vllm#56578 (the same lines in vLLM)",
-        meets=lambda config: _is_decoder(config) and config.logits_soft_cap is not None,
-        explains=lambda case, verdict: _is_nan(case, verdict) and case.soft_cap is not None,
+        meets=lambda config: _is_decoder(config) and config.asks("logits_soft_cap"),
+        explains=lambda case, verdict: _is_nan(case, verdict) and case.logits_soft_cap is not None,
     ),
     Finding(
         name="aiter-split-writes-unowned-rows",

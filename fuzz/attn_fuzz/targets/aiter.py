@@ -61,17 +61,10 @@ def _support(device: str) -> Support:
         layouts=ROWS,
         head_sizes=(32, 16, 64, 128),
         block_sizes=(16, 32, 64, 128),
-        non_causal=False,
-        per_request_causal=False,
-        sink_tokens=False,
-        chunked_local=False,
-        ranges=False,
-        qq_bias=device != "cpu",
+        rules=("window", "logits_soft_cap", "alibi_slopes", "sinks", *(("qq_bias",) if device != "cpu" else ())),
         cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz") if device == "cpu" else (_native_float8(device),),
         scales=("tensor",),
         output_dtypes=(_native_float8(device),),
-        rope=False,
-        lse=False,
         unused_slots="mostly finite",
         max_tokens=128,
         max_seq_len=1024,
@@ -80,7 +73,7 @@ def _support(device: str) -> Support:
 
 
 def _beyond(case: Case) -> str | None:
-    return "ALiBi with sinks" if case.alibi and case.sinks else None
+    return "ALiBi with sinks" if case.alibi_slopes and case.sinks else None
 
 
 def _events(step: Step) -> Iterable[str]:
