@@ -27,7 +27,8 @@ from attn_fuzz.report import svg
 from attn_fuzz.report.markup import element
 from attn_fuzz.strategies.cases import VALUES
 from attn_fuzz.verdict import ratios
-from attn_fuzz.verdict.judge import Rounding, judge
+from attn_fuzz.verdict.judge import judge
+from attn_fuzz.verdict.rounding import Rounding
 from rich.console import Console
 from rich.table import Table
 

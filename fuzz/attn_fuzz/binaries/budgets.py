@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
+from attn_fuzz.errors import InputError
 
 if TYPE_CHECKING:
     from attn_optimized.compilation import Facts
@@ -17,7 +18,7 @@ Fact = Literal["vgpr_spills", "waves"]
 """What has exceptions: the most spilled registers, and the fewest waves of a SIMD."""
 
 
-class BudgetError(Exception):
+class BudgetError(InputError):
     """The file of the budgets is none."""
 
 

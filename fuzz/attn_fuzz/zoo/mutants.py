@@ -28,6 +28,7 @@ from types import ModuleType
 from typing import Annotated, Literal
 
 import msgspec
+from attn_fuzz.errors import InputError
 
 Kind = Literal[
     "mask",
@@ -52,7 +53,7 @@ Kind = Literal[
 MAX_BYTES = 1 << 20
 
 
-class MutantError(ValueError):
+class MutantError(InputError):
     """A mutant file that cannot be read, or a patch that no longer applies."""
 
 
