@@ -1,6 +1,7 @@
 """The README's first run prints what is shown, and its figures are those of the pages that hold them."""
 
 import re
+import tomllib
 
 from tests.pages import PAGES, ROOT, run_command, without_numbers
 
@@ -28,3 +29,9 @@ def test_how_many_findings_there_are():
     findings = (ROOT / "docs" / "generated" / "findings.md").read_text()
     words = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
     assert f"[{words[findings.count('- Seen in: amd-aiter')]} in AITER]" in README
+
+
+def test_every_file_names_the_same_version():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"{version}\n" in (ROOT / "CHANGELOG.md").read_text()
