@@ -1,9 +1,12 @@
-"""Pages of docs/reference name what there is: every command, every kind of failure, every JSON schema, every mutant's field."""
+"""Pages of docs/reference name what there is: every command, kind of failure, JSON schema, and name of the API."""
 
 import re
 import tomllib
 from typing import get_args
 
+import attn_contract
+import attn_optimized
+import attn_reference
 import click
 import msgspec
 from attn_fuzz.verdict.verdict import Kind
@@ -42,3 +45,19 @@ def test_the_mutant_on_its_page_applies():
     (block,) = (block for block in blocks(PAGES["docs/reference/mutants.md"]) if block.language == "toml")
     mutant = msgspec.convert(tomllib.loads(block.text), Mutant)
     assert patched_source(mutant.patches[0].module, mutant.patches).count("batch.max_query_len > 1") == 1
+
+
+def test_every_name_of_the_python_api_is_there():
+    sections = re.split(r"^## ", PAGES["docs/reference/python-api.md"], flags=re.MULTILINE)
+    contract, sides = (section for section in sections if section.startswith(("`attn_contract`", "`attn_reference`")))
+    for cell in re.findall(r"^\| (`.*?) \|", contract, flags=re.MULTILINE):
+        assert all(hasattr(attn_contract, name) for name in names_in(cell)), cell
+    for row in re.findall(r"^\| `.*$", sides, flags=re.MULTILINE):
+        cell, *columns = (column.strip() for column in row.strip("|").split("|"))
+        for package, answer in zip((attn_reference, attn_optimized), columns, strict=True):
+            assert {hasattr(package, name) for name in names_in(cell)} == {answer.startswith("yes")}, (cell, package)
+
+
+def names_in(cell: str) -> list[str]:
+    """The names in backticks of a cell, without their arguments."""
+    return re.findall(r"`(\w+)", cell)
