@@ -9,7 +9,8 @@ from pathlib import Path
 
 import msgspec
 import torch
-from attn_fuzz.zoo.mutants import Mutant, patched_source
+from attn_fuzz.zoo.mutants import Mutant
+from attn_fuzz.zoo.patches import patched_sources
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -69,4 +70,5 @@ def test_what_select_prints():
 
 def test_the_mutant_applies():
     mutant = msgspec.convert(tomllib.loads(blocks("toml")[0]), Mutant)
-    assert patched_source(mutant.patches[0].module, mutant.patches).count("batch.max_query_len > 1") == 1
+    (source,) = patched_sources(mutant.patches).values()
+    assert source.count("batch.max_query_len > 1") == 1

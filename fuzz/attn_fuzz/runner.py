@@ -18,6 +18,7 @@ from attn_fuzz.case import Case
 from attn_fuzz.engine import Plan, Progress
 from attn_fuzz.executor import Executor, ExecutorError
 from attn_fuzz.targets import UnknownTargetError
+from attn_fuzz.zoo.mutants import MutantError
 
 SHARD_EXAMPLES = 150
 MAX_SHARDS = 4096
@@ -182,6 +183,8 @@ def _shard(plan: Plan, executor: Executor, connection: multiprocessing.connectio
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         engine.fuzz(plan, executor, connection.send)
+    except MutantError as error:
+        connection.send(Progress(broken=str(error)))
     except (ExecutorError, UnknownTargetError, OSError) as error:
         return str(error)
     except Exception:

@@ -1,14 +1,12 @@
 """Mutants patch memory and never a file; they apply or are an error; and the fuzzer finds what they plant."""
 
-import builtins
-import dis
+import ast
 import importlib
 import inspect
 import statistics
 import sys
 from collections import Counter
 from pathlib import Path
-from types import CodeType
 from typing import get_args
 
 import msgspec
@@ -18,7 +16,8 @@ from attn_fuzz.case import Case
 from attn_fuzz.executor import Executor
 from attn_fuzz.trial import Kind
 from attn_fuzz.zoo import mutants, page
-from attn_fuzz.zoo.mutants import Mutant, MutantError, Patch
+from attn_fuzz.zoo.mutants import Mutant, MutantError
+from attn_fuzz.zoo.patches import Patch, patched_sources, text_of
 
 SHIPPED = mutants.load_all()
 PAGE = Path(__file__).parents[2] / "docs" / "zoo.md"
@@ -35,7 +34,7 @@ def victim(tmp_path, monkeypatch):
     package = tmp_path / "victim"
     package.mkdir()
     (package / "__init__.py").write_text("")
-    (package / "sums.py").write_text("def add(a, b):\n    return a + b\n")
+    (package / "sums.py").write_text("ZERO = 0\n\n\ndef add(a, b):\n    return a + b\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     yield package
@@ -43,7 +42,7 @@ def victim(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-SUBTRACTS = Patch(module="victim.sums", find="a + b", replace="a - b")
+SUBTRACTS = Patch(place="victim.sums.add", find="a + b", replace="a - b")
 
 
 def test_a_patched_module_is_imported_and_its_file_stays_as_it_is(victim):
@@ -56,21 +55,14 @@ def test_a_patched_module_is_imported_and_its_file_stays_as_it_is(victim):
 
 
 def test_patches_of_one_module_apply_together(victim):
-    mutants.install(mutant(SUBTRACTS, Patch(module="victim.sums", find="def add", replace="def subtract")))
-    assert importlib.import_module("victim.sums").subtract(5, 3) == 2
+    mutants.install(mutant(SUBTRACTS, Patch(place="victim.sums", find="ZERO = 0", replace="ZERO = 1")))
+    sums = importlib.import_module("victim.sums")
+    assert (sums.add(5, 3), sums.ZERO) == (2, 1)
 
 
-@pytest.mark.parametrize(
-    ("patch", "message"),
-    [
-        (Patch(module="victim.sums", find="a * b", replace=""), "0 times"),
-        (Patch(module="victim.sums", find="a", replace=""), "times, expected once"),
-        (Patch(module="victim.products", find="a", replace=""), "victim.products"),
-    ],
-)
-def test_a_patch_that_does_not_apply_is_an_error(patch, message, victim):
-    with pytest.raises(MutantError, match=message):
-        mutants.install(mutant(patch))
+def test_a_patch_that_does_not_apply_is_an_error(victim):
+    with pytest.raises(MutantError, match=r"planted: victim.sums.add: its `find` stands there 0 times"):
+        mutants.install(mutant(Patch(place="victim.sums.add", find="a * b", replace="1")))
 
 
 def test_a_module_that_is_imported_already_is_an_error(victim):
@@ -86,29 +78,9 @@ def test_the_five_reports_are_in_the_zoo():
 
 
 @pytest.mark.parametrize("animal", SHIPPED, ids=lambda animal: animal.name)
-def test_a_shipped_mutant_applies_and_is_python(animal):
-    for module in {patch.module for patch in animal.patches}:
-        patched = mutants.patched_source(module, animal.patches)
-        assert patched != mutants.patched_source(module, ())
-        assert unknown_names(patched) == set(), "it would be found by its NameError"
-
-
-def unknown_names(source: str) -> set[str]:
-    """Names that a module loads, in its functions too, and nobody binds."""
-    codes, loaded, bound = [compile(source, "", "exec")], set(), set(dir(builtins))
-    while codes:
-        code = codes.pop()
-        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-        for step in dis.get_instructions(code):
-            if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-                loaded.add(step.argval)
-            elif step.opname == "STORE_NAME":
-                bound.add(step.argval)
-    return {name for name in loaded - bound if not name.startswith("__")}
-
-
-def test_names_that_nobody_binds_are_noticed():
-    assert unknown_names("import a\n\n\ndef f(x: int) -> int:\n    y = x\n    return a.b + y + len(z)") == {"z"}
+def test_a_shipped_mutant_applies(animal):
+    for module, patched in patched_sources(animal.patches).items():
+        assert ast.dump(ast.parse(patched)) != ast.dump(ast.parse(text_of(module)))
 
 
 def test_all_classes_and_many_real_bugs_are_in_the_zoo():
@@ -239,14 +211,9 @@ def test_a_mutant_of_ones_own_is_found(attn_parity, tmp_path):
         target = "triton"
 
         [[patch]]
-        module = "attn_optimized.kv_cache"
-        find = "def write_kv_cache("
-        replace = '''
-def write_kv_cache(*args, **kwargs):
-    pass
-
-
-def _unused('''
+        in = "attn_optimized.kv_cache.write_kv_cache"
+        find = "write_kv_cache_call(k, v, kv_cache, layer, slot_mapping).launch(k.device)"
+        replace = ""
         """
     )
     run, result = zoo(attn_parity, "--dir", tmp_path, "--examples", 50, "--corpus", "small")
@@ -270,9 +237,9 @@ def test_a_mutant_that_changes_nothing_survives(attn_parity, tmp_path):
         target = "triton"
 
         [[patch]]
-        module = "attn_optimized.kv_cache"
-        find = "def write_kv_cache("
-        replace = "def write_kv_cache(  # harmless"
+        in = "attn_optimized.kv_cache.write_kv_cache"
+        find = "k.device"
+        replace = "k.device or None"
         """
     )
     run, result = zoo(attn_parity, "--dir", tmp_path, "--examples", 10)

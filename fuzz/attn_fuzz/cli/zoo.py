@@ -121,6 +121,8 @@ def command(
         write_json(json_file, msgspec.to_builtins(found))
     if outcome.error:
         raise ExecutorError(outcome.error)
+    if broken := [progress.broken for progress in outcome.progress if progress.broken]:
+        raise MutantError("; ".join(dict.fromkeys(broken)))
     if writes and not outcome.interrupted:
         write_json(path.with_suffix(".json"), msgspec.to_builtins(found))
         path.write_bytes(page.text(found).encode())
