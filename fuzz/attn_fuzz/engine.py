@@ -140,7 +140,7 @@ def fuzz(plan: Plan, executor: Executor, report: Callable[[Progress], None] = la
             raise
     failure = shard.progress.failure
     if plan.mutant is not None and failure is None and shard.progress.examples and not shard.has_run:
-        raise MutantError(f"{plan.mutant.name}: it raised on every case that was drawn")
+        raise MutantError(f"{plan.mutant.name}: it ran none of the cases that have queries and keys")
     if failure is not None and plan.shrinks:
         within = support if support.beyond(failure.case) is None else support.widened()
         _, minimal = shrink.shrink(failure.case, within, shard.still_fails, shard.may_shrink)
@@ -212,9 +212,10 @@ class _Shard:
                 raise
             return
         self._count(case, verdict, first, finding)
-        self.has_run |= verdict.kind not in ("raised", "refused")
-        if self.plan.mutant is not None and not self.has_run:
-            return  # what a mutant raises is a finding only if there are cases that it runs
+        if any(request.query_len and request.seq_len for request in case.requests):
+            self.has_run |= verdict.kind not in ("raised", "refused")
+        if self.plan.mutant is not None and verdict.kind == "raised" and not self.has_run:
+            return  # what a mutant raises is a finding only if there are other cases, with work to do, that it runs
         if verdict.failed and finding is None:
             self._keep(case, verdict)
             raise _DisagreementError(verdict.message)

@@ -366,7 +366,7 @@ def test_zoo_refuses_names_and_folders_that_hold_nothing(refused, tmp_path):
     (tmp_path / "animals" / "planted.toml").write_bytes(b"#" * (1 << 20) + b"#")
     refused("zoo", "--dir", "animals", names="planted.toml: larger than 1048576 bytes")
     refused("zoo", "--examples", 0, names="--examples")
-    refused("zoo", "--check", names="docs/zoo.md")
+    refused("zoo", "--check", names="docs/zoo.json")
     refused("zoo", "--write", "--page", "nowhere/zoo.md", names="nowhere")
     refused("zoo", "--write", "--page", "zoo", names="--page")
     refused("zoo", "--json", "missing/zoo.json", names="missing")
