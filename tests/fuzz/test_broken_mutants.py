@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from attn_fuzz.executor import Executor
+from attn_fuzz.run.executor import Executor
 from attn_fuzz.zoo import mutants, page
 from attn_fuzz.zoo.mutants import Mutant, MutantError
 from attn_fuzz.zoo.patches import Patch

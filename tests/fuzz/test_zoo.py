@@ -11,18 +11,18 @@ from typing import get_args
 
 import msgspec
 import pytest
-from attn_fuzz import case as case_file
+from attn_fuzz.cases import case as case_file
 from attn_fuzz.corpus import files
-from attn_fuzz.executor import Executor
-from attn_fuzz.trial import Kind
+from attn_fuzz.run.executor import Executor
+from attn_fuzz.verdict.verdict import Kind
 from attn_fuzz.zoo import mutants, page
 from attn_fuzz.zoo.mutants import Mutant, MutantError
 from attn_fuzz.zoo.patches import Patch, patched_sources, text_of
 
 SHIPPED = mutants.load_all()
-PAGE = Path(__file__).parents[2] / "docs" / "zoo.md"
+PAGE = Path(__file__).parents[2] / "docs" / "generated" / "zoo.md"
 README = Path(__file__).parents[2] / "README.md"
-KEPT = page.loads(PAGE.with_suffix(".json").read_bytes(), "docs/zoo.json")
+KEPT = page.loads(PAGE.with_suffix(".json").read_bytes(), "docs/generated/zoo.json")
 
 
 def mutant(*patches: Patch) -> Mutant:

@@ -1,4 +1,4 @@
-"""What became of the mutants: as a table, as one line, as JSON, and as the page docs/zoo.md."""
+"""What became of the mutants: as a table, as one line, as JSON, and as the page docs/generated/zoo.md."""
 
 import re
 from collections import Counter
@@ -7,13 +7,13 @@ from statistics import median
 
 import hypothesis
 import msgspec
-from attn_fuzz.case import Case
-from attn_fuzz.engine import Progress
+from attn_fuzz.cases.case import Case
+from attn_fuzz.run.engine import Progress
 from attn_fuzz.zoo.mutants import Mutant, MutantError
 
 replace = msgspec.structs.replace
 SCHEMA = "attn-parity.zoo/3"
-SURVIVED, NEEDS_GPU, DOES_NOT_RUN = "SURVIVED", "needs a GPU", "DOES NOT RUN"
+SURVIVED, NEEDS_GPU, NOT_RUN, DOES_NOT_RUN = "SURVIVED", "needs a GPU", "not run", "DOES NOT RUN"
 JUDGES = {
     "value": ("value", "bitwise", "lse", "rope"),
     "poison": ("nan", "unwritten"),
@@ -68,9 +68,12 @@ class Results(msgspec.Struct, frozen=True, tag_field="schema", tag=SCHEMA):
 
 
 def row(name: str, runs: Sequence[Progress]) -> Row:
-    """What a mutant's seeds came to; the case is of the first one that found it. No runs: it needs a GPU."""
+    """What a mutant's seeds came to; the case is of the first one that found it. No runs, or one that examined
+    nothing before all ended: it was not run."""
     if error := next((progress.broken for progress in runs if progress.broken), None):
         return Row(name, error=error)
+    if not all(progress.examples for progress in runs):
+        return Row(name)
     failures = [progress.failure for progress in runs]
     found = [failure for failure in failures if failure is not None]
     return Row(
@@ -109,12 +112,12 @@ def loads(text: bytes, name: str) -> Results:
         raise MutantError(f"{name}: {error}") from None
 
 
-def by(row: Row) -> str:
-    """What caught it, or that nothing did."""
+def by(row: Row, mutant: Mutant) -> str:
+    """What caught a mutant, or that nothing did."""
     if row.error:
         return DOES_NOT_RUN
     if not row.found:
-        return NEEDS_GPU
+        return NEEDS_GPU if mutant.needs_gpu else NOT_RUN
     if not row.survived:
         return str(row.by)
     return SURVIVED if row.by is None else f"{SURVIVED} {row.found.count(None)} of {len(row.found)}"
@@ -172,7 +175,7 @@ A mutant must compile, import and run. An exception counts as a finding only if 
 
 
 def text(results: Results, mutants: Sequence[Mutant]) -> str:
-    """docs/zoo.md, whole: what docs/zoo.json says, and the mutants' files, and nothing else."""
+    """docs/generated/zoo.md, whole: what docs/generated/zoo.json says, and the mutants' files, and nothing else."""
     preface = PREFACE.format(
         count=len(results.seeds),
         seeds=", ".join(map(str, results.seeds)),
@@ -196,7 +199,7 @@ def text(results: Results, mutants: Sequence[Mutant]) -> str:
 def _line(mutant: Mutant, row: Row) -> str:
     numbers = ["" if number is None else f"{number:g}" for number in (row.examples, row.seconds)]
     size = ", ".join(map(str, row.size or ()))
-    cells = (f"`{mutant.name}`", _linked(mutant.origin), mutant.what, mutant.trigger, *numbers, by(row), size)
+    cells = (f"`{mutant.name}`", _linked(mutant.origin), mutant.what, mutant.trigger, *numbers, by(row, mutant), size)
     return f"| {' | '.join(cells)} |"
 
 
