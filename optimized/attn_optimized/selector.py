@@ -332,7 +332,7 @@ def _view(layout: Layout, config: AttentionConfig, block_size: int, head_size: i
         block_size=block_size,
         num_kv_heads=num_kv_heads,
         head_size=head_size,
-        itemsize=(config.kv_cache_dtype or config.dtype).itemsize,
+        itemsize=config.itemsize,
     )
 
 
@@ -346,7 +346,7 @@ def _same_elements(a: Layout | None, b: Layout | None, config: AttentionConfig) 
     """
     if a is None or b is None or config.block_size is None:
         return a is b
-    few = 2 * 16 // (config.kv_cache_dtype or config.dtype).itemsize
+    few = 2 * 16 // config.itemsize
     sizes = min(config.block_size, few), min(config.head_size, few), min(config.num_kv_heads, 2)
     return same_elements(_view(a, config, *sizes), _view(b, config, *sizes))
 
@@ -478,8 +478,8 @@ def _groups(
 def _check_kv_sharing(layers: Mapping[str, AttentionConfig], kv_sharing: Mapping[str, str]) -> None:
     _check_known("kv_sharing", [*kv_sharing, *kv_sharing.values()], layers)
     for name, config in layers.items():
-        if config.kv_sharing != (name in kv_sharing):
-            expected = "whose cache it reads" if config.kv_sharing else "nothing: it has a cache of its own"
+        if config.asks("kv_sharing") != (name in kv_sharing):
+            expected = "whose cache it reads" if config.asks("kv_sharing") else "nothing: it has a cache of its own"
             raise ContractError("kv_sharing", f"{kv_sharing.get(name)} for layer {name}", expected)
     for reader, target in kv_sharing.items():
         if target in kv_sharing or not layers[target].attn_type.reads_cache:

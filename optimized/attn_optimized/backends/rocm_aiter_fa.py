@@ -44,10 +44,9 @@ from attn_optimized.aiter_adapter import (
     unified_attention,
 )
 from attn_optimized.aiter_adapter.key_values import key_value_rows
-from attn_optimized.backends.backend import AttentionBackend, AttentionImpl, AttentionMetadataBuilder
+from attn_optimized.backends.base import AttentionBackend, AttentionImpl, AttentionMetadataBuilder
+from attn_optimized.backends.declaring import LAYOUTS_OF_ROWS, answer, declared_features, triton_capabilities
 from attn_optimized.backends.metadata import CommonAttentionMetadata
-from attn_optimized.backends.rocm_aiter_unified_attn import LAYOUTS_OF_ROWS, answer, declared_features
-from attn_optimized.backends.triton_attn import triton_capabilities
 from attn_optimized.merge import merge_attn_states
 
 _NAME = "ROCM_AITER_FA"
@@ -380,41 +379,42 @@ class AiterFlashAttentionBackend(AttentionBackend):
             kv_cache_dtypes=Only(FLOAT8_DTYPES, "AITER's decode reads no int8"),
             scales=Only(("tensor",), "AITER's decode takes one k_scale and one v_scale"),
             output_dtypes=Only((), "AITER's flash_attn_varlen_func has no output_scale"),
-            window=answer(features.prefill_window or features.unified_window),
-            sink_tokens=No("its `sink_size` has not been shown to mean the same, and unified_attention has none"),
-            chunked_local=no_such_mask,
-            logits_soft_cap=answer(features.prefill_soft_cap or features.unified_soft_cap),
-            alibi=No("its extend attends to the context in chunks, and AITER would anchor ALiBi at each chunk's own end"),
-            sinks=answer(features.prefill_sinks or features.unified_sinks),
-            ranges=no_such_mask,
-            qq_bias=No("AITER's flash_attn_varlen_func has no such bias"),
-            non_causal=non_causal,
-            per_request_causal=non_causal,
-            lse=No("AITER's kernels for decode return none"),
-            batch_invariant=No("it takes another kernel for another mix of requests"),
-            rope=No("its prefill attends to this step's own keys, and a cache write rotates only what it writes"),
+            rules={
+                "window": answer(features.prefill_window or features.unified_window),
+                "sink_tokens": No("its `sink_size` has not been shown to mean the same, and unified_attention has none"),
+                "chunked_local": no_such_mask,
+                "logits_soft_cap": answer(features.prefill_soft_cap or features.unified_soft_cap),
+                "alibi_slopes": No(
+                    "its extend attends to the context in chunks, and AITER would anchor ALiBi at each chunk's own end"
+                ),
+                "sinks": answer(features.prefill_sinks or features.unified_sinks),
+                "bidirectional_ranges": no_such_mask,
+                "ranges_clamped": no_such_mask,
+                "qq_bias": No("AITER's flash_attn_varlen_func has no such bias"),
+                "non_causal": non_causal,
+                "per_request_causal": non_causal,
+                "lse": No("AITER's kernels for decode return none"),
+                "batch_invariant": No("it takes another kernel for another mix of requests"),
+                "rope": No("its prefill attends to this step's own keys, and a cache write rotates only what it writes"),
+                "kv_sharing": No("its prefill reads this step's own keys and values, which such a layer has not"),
+            },
             combinations=(
                 Combination(
                     property="sinks in bfloat16 with a head size of 128",
-                    applies=lambda config, _: config.sinks and _may_run_assembly(config),
+                    applies=lambda config, _: config.asks("sinks") and _may_run_assembly(config),
                     reason="AITER's prefill may take assembly kernels for them, which have not been shown to keep sinks",
                 ),
                 Combination(
                     property="a soft cap in bfloat16 with a head size of 128",
-                    applies=lambda config, _: config.logits_soft_cap is not None and _may_run_assembly(config),
+                    applies=lambda config, _: config.asks("logits_soft_cap") and _may_run_assembly(config),
                     reason="AITER's prefill may take assembly kernels for them, which have not been shown to cap",
-                ),
-                Combination(
-                    property="a cache that another layer writes",
-                    applies=lambda config, _: config.kv_sharing,
-                    reason="its prefill reads this step's own keys and values, which such a layer has not",
                 ),
             ),
         )
 
 
 def _may_run_assembly(config: AttentionConfig) -> bool:
-    return may_run_assembly(config.head_size, config.dtype, alibi=config.alibi)
+    return may_run_assembly(config.head_size, config.dtype, alibi=config.asks("alibi_slopes"))
 
 
 def _phase(step: Batch, query_lens: torch.Tensor, seq_lens: torch.Tensor, chosen: torch.Tensor) -> PhaseMetadata:
