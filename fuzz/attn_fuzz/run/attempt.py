@@ -148,7 +148,9 @@ def _synchronize(device: str) -> None:
 def one_line(error: BaseException) -> str:
     """An exception's message as one printable line, whatever its __str__ does."""
     try:
-        text = " ".join(str(error).split())[:300]
+        text = " ".join(str(error).split())
+        if len(text) > 300:
+            text = f"{text[:120]} ... {text[-175:]}"  # a compiler quotes the source first, and then says what is wrong
         return "".join(character if character.isprintable() else "?" for character in text)
     except BaseException:
         return "(its message cannot be printed)"

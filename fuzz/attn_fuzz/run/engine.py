@@ -25,7 +25,7 @@ from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict import ratios
 from attn_fuzz.verdict.verdict import Verdict
-from attn_fuzz.zoo.mutants import Mutant
+from attn_fuzz.zoo.mutants import Mutant, MutantError
 from hypothesis import HealthCheck, Phase
 
 SHRINK_SECONDS = 240.0
@@ -90,7 +90,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     `failure` is the smallest failing case so far; `shrinking` counts the cases tried for it; `events` counts the examples that
     took each of the target's paths, `known` those that failed as one of its findings says; `together` those that have a feature
     or a pair of features (`attn_fuzz.cases.features.count`); `ratios` counts the elements of outputs by error / bound, as
-    `attn_fuzz.verdict.ratios.counts` does.
+    `attn_fuzz.verdict.ratios.counts` does; `broken` is why the shard's mutant does not run.
     """
 
     replayed: int = 0
@@ -105,6 +105,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     ratios: dict[str, list[int]] = {}
     shrinking: int = 0
     failure: Failure | None = None
+    broken: str | None = None
 
 
 class _OutOfTime(Exception):  # noqa: N818 - ends a run, is no error
@@ -125,6 +126,7 @@ def fuzz(plan: Plan, executor: Executor, report: Callable[[Progress], None] = la
 
     Raises:
         UnknownTargetError, ExecutorError: the target cannot be run.
+        MutantError: the mutant cannot be run; see `attn_fuzz.zoo.mutants`.
     """
     target = registry.load(plan.target)
     support = target.support(plan.device)
@@ -140,6 +142,8 @@ def fuzz(plan: Plan, executor: Executor, report: Callable[[Progress], None] = la
         if shard.progress.failure is None and not shard.is_late():
             raise
     failure = shard.progress.failure
+    if plan.mutant is not None and failure is None and shard.progress.examples and not shard.has_run:
+        raise MutantError(f"{plan.mutant.name}: it ran none of the cases that have queries and keys")
     if failure is not None and plan.shrinks:
         within = support if support.beyond(failure.case) is None else support.widened()
         _, minimal = shrink.shrink(failure.case, within, shard.still_fails, shard.may_shrink)
@@ -184,6 +188,7 @@ class _Shard:
         self.progress = Progress()
         self.shrink_until = float("inf")
         self.unexpected: Exception | None = None
+        self.has_run = False
 
     def tell(self, **changes: object) -> None:
         self.progress = msgspec.structs.replace(self.progress, seconds=time.monotonic() - self.started, **changes)
@@ -203,8 +208,17 @@ class _Shard:
             raise _OutOfTime
         if not first and not self.may_shrink():
             return
-        verdict, finding = self._run(case)
+        try:
+            verdict, finding = self._run(case)
+        except MutantError:
+            if first:
+                raise
+            return
         self._count(case, verdict, first, finding)
+        if any(request.query_len and request.seq_len for request in case.requests):
+            self.has_run |= verdict.kind not in ("raised", "refused")
+        if self.plan.mutant is not None and verdict.kind == "raised" and not self.has_run:
+            return  # what a mutant raises is a finding only if there are other cases, with work to do, that it runs
         if verdict.failed and finding is None:
             self._keep(case, verdict)
             raise _CaseFails(verdict.message)
@@ -223,14 +237,15 @@ class _Shard:
         try:
             verdict = self.executor.run(case)
         except Exception as error:
-            self.unexpected = error
+            if self.progress.failure is None or not isinstance(error, MutantError):
+                self.unexpected = error
             raise
         return verdict, explanation(self.findings, case, verdict)
 
     def still_fails(self, case: Case) -> bool:
         try:
             verdict = self.executor.run(case)
-        except CaseError:
+        except (CaseError, MutantError):
             return False
         finding = explanation(self.findings, case, verdict)
         self._count(case, verdict, False, finding)

@@ -20,6 +20,7 @@ from attn_fuzz.run import engine
 from attn_fuzz.run.engine import Plan, Progress
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.targets.registry import UnknownTargetError
+from attn_fuzz.zoo.mutants import MutantError
 
 SHARD_EXAMPLES = 150
 MAX_SHARDS = 4096
@@ -220,6 +221,8 @@ def _shard(plan: Plan, executor: Executor, connection: Connection) -> str | None
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         engine.fuzz(plan, executor, connection.send)
+    except MutantError as error:
+        connection.send(Progress(broken=str(error)))
     except (ExecutorError, UnknownTargetError, OSError) as error:
         return str(error)
     except Exception:
