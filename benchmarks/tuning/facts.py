@@ -53,7 +53,7 @@ class Facts(NamedTuple):
 def facts_of(call: KernelCall, parameters: Parameters, architecture: str) -> Facts:
     """Compile an attention kernel's launch, and look at its binary."""
     binary, _ = compiled(call, architecture)
-    instructions = instructions_per_pair(binary.asm.get("amdgcn", ""), parameters, call.form.constants["BLOCK_M"])
+    instructions = instructions_per_pair(binary.asm.get("amdgcn", ""), parameters, call.form.constants["KIND"].block_m)
     if architecture not in ARCHITECTURES:
         return Facts(shared_bytes=binary.metadata.shared, instructions=instructions)
     facts = read_off(binary, architecture)
