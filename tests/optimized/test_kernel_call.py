@@ -17,7 +17,7 @@ from attn_optimized.cascade import cascade_attention_calls
 from attn_optimized.device import architecture_of, compute_units_of
 from attn_optimized.kernel_call import KernelCall
 from attn_optimized.kv_cache import rope_and_write_kv_cache_call, write_kv_cache_call
-from attn_optimized.launch_table import parameters_for
+from attn_optimized.launch.table import parameters_for
 from attn_optimized.merge import merge_attn_states_call
 
 NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE, NUM_ROWS = 4, 2, 32, 7

@@ -23,7 +23,7 @@ from attn_contract import (
 import attn_optimized
 from attn_optimized.aiter_adapter import Aiter
 from attn_optimized.backends.backend import AttentionBackend, AttentionImpl, BatchBuilder
-from attn_optimized.launch import MAX_GROUP, MAX_HEAD_SIZE
+from attn_optimized.launch.tiles import MAX_GROUP, MAX_HEAD_SIZE
 
 
 class TritonAttentionImpl(AttentionImpl[Batch]):

@@ -133,7 +133,7 @@ def not_ahead(position, rules, seq_len):
 
 @triton.jit
 def in_chunk(begin_position, end_position, rules, end_key):
-    """Keys below `end_key` of the query's own chunk of positions. A query before the sequence has none; chunked_local 0 is off."""
+    """Keys below `end_key` of the query's own chunk of positions. One before the sequence has none; chunked_local 0 is off."""
     size = tl.maximum(rules.chunked_local, 1)
     begin = tl.where(rules.chunked_local > 0, tl.maximum(begin_position, 0) // size * size, 0)
     end = tl.where(rules.chunked_local > 0, tl.where(end_position < 0, 0, (end_position // size + 1) * size), end_key)
