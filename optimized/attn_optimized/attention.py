@@ -128,7 +128,7 @@ def _attend(
 
     Checks and launches of a call are those of every call with the same signature, and are not repeated.
     """
-    check_attention_tensors({"q": q, **keys._asdict()}, layer, batch, out, lse)
+    check_attention_tensors(keys.inputs(q), layer, batch, out, lse)
     signature = _signature(q, keys, layer, batch, out, lse, batch_invariant)
     launches = _LAUNCHES.get(signature)
     if launches is None or validate:

@@ -1,5 +1,7 @@
 """The launch of the attention kernel: its Kind, its numbers and its tensors."""
 
+from functools import lru_cache
+
 import torch
 from attn_contract import Batch, Layer
 
@@ -75,22 +77,21 @@ def attention_launch(plan: AttentionPlan, call: AttentionCall, first_part: int |
 
 def attention_tensors(plan: AttentionPlan, call: AttentionCall, parts: Parts | None) -> dict[str, torch.Tensor | None]:
     """The tensors of that launch, by the kernel's names."""
-    layer, batch = call.layer, call.batch
-    keys = call.keys.tensors(layer, plan.architecture)
-    # some memory where an optional tensor is not there, as a flag says: None would compile anew for each combination
+    q, keys, layer, batch, out, lse = call
+    k, v, k_scale, v_scale = keys.tensors(layer, plan.architecture)
     any_ints = batch.query_start_loc
-    any_floats = any_ints.view(torch.float32)
+    any_floats, any_bools = _stand_ins(any_ints)
     return {
-        "out_ptr": stored_format(call.out, plan.architecture)[0],
-        "lse_ptr": any_floats if call.lse is None else call.lse,
+        "out_ptr": stored_format(out, plan.architecture)[0],
+        "lse_ptr": any_floats if lse is None else lse,
         "acc_ptr": any_floats if parts is None else parts.acc,
         "row_max_ptr": any_floats if parts is None else parts.row_max,
         "row_sum_ptr": any_floats if parts is None else parts.row_sum,
-        "q_ptr": call.q,
-        "k_ptr": keys.k,
-        "v_ptr": keys.v,
-        "k_scale_ptr": any_floats if keys.k_scale is None else keys.k_scale,
-        "v_scale_ptr": any_floats if keys.v_scale is None else keys.v_scale,
+        "q_ptr": q,
+        "k_ptr": k,
+        "v_ptr": v,
+        "k_scale_ptr": any_floats if k_scale is None else k_scale,
+        "v_scale_ptr": any_floats if v_scale is None else v_scale,
         "output_scale_ptr": any_floats if layer.output_scale is None else layer.output_scale,
         "sinks_ptr": any_floats if layer.sinks is None else layer.sinks.float(),
         "alibi_slopes_ptr": any_floats if layer.alibi_slopes is None else layer.alibi_slopes,
@@ -99,8 +100,18 @@ def attention_tensors(plan: AttentionPlan, call: AttentionCall, parts: Parts | N
         "query_start_loc_ptr": batch.query_start_loc,
         "seq_lens_ptr": batch.seq_lens,
         "block_table_ptr": any_ints if batch.block_table is None else batch.block_table,
-        "causal_ptr": batch.causal if isinstance(batch.causal, torch.Tensor) else any_ints.view(torch.bool),
+        "causal_ptr": batch.causal if isinstance(batch.causal, torch.Tensor) else any_bools,
     }
+
+
+# the layers of a step share its batch
+@lru_cache(maxsize=1)
+def _stand_ins(ints: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Some memory as floats and as bools, for optional tensors that are not there, as a flag says, and are not read.
+
+    If None stood for them, the kernel would be compiled anew for each combination.
+    """
+    return ints.view(torch.float32), ints.view(torch.bool)
 
 
 def _has_unmasked_loop(plan: AttentionPlan, layer: Layer) -> bool:

@@ -24,6 +24,10 @@ class PagedKeys(NamedTuple):
 
     kv_cache: torch.Tensor
 
+    def inputs(self, q: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The tensors that a call reads, by the names of its arguments."""
+        return {"q": q, "kv_cache": self.kv_cache}
+
     def check(
         self, q: torch.Tensor, layer: Layer, batch: Batch, out: torch.Tensor | None, lse: torch.Tensor | None, *, values: bool
     ) -> None:
@@ -65,6 +69,10 @@ class DenseKeys(NamedTuple):
 
     k: torch.Tensor
     v: torch.Tensor
+
+    def inputs(self, q: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The tensors that a call reads, by the names of its arguments."""
+        return {"q": q, "k": self.k, "v": self.v}
 
     def check(
         self, q: torch.Tensor, layer: Layer, batch: Batch, out: torch.Tensor | None, lse: torch.Tensor | None, *, values: bool
