@@ -7,6 +7,7 @@ import torch
 from attn_contract import Batch, ContractError, Layer, Layout
 from attn_contract.arguments import check_int
 from attn_contract.forms import tensor_form
+from attn_contract.rules import refuse_unnamed
 from attn_contract.validation import check_attention_tensors
 
 from attn_optimized.device import architecture_of, compute_units_of
@@ -133,6 +134,7 @@ def _attend(
     launches = _LAUNCHES.get(signature)
     if launches is None or validate:
         keys.check(q, layer, batch, out, lse, values=validate)
+        refuse_unnamed("attn_optimized", IMPLEMENTED_RULES, layer, batch)
     call = AttentionCall(q, keys, layer, batch, q.new_empty(q.shape) if out is None else out, lse)
     if launches is None:
         launches = attention_launches(plan_of(q, layer, batch, batch_invariant=batch_invariant), call)
