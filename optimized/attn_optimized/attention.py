@@ -16,23 +16,9 @@ from attn_optimized.launch.attention import attention_launch, attention_tensors
 from attn_optimized.launch.call import AttentionCall, DenseKeys, Keys, PagedKeys
 from attn_optimized.launch.parts import Parts, reduce_launch, reduce_tensors
 from attn_optimized.launch.plan import AttentionPlan, attention_plan
+from attn_optimized.launch.rules import IMPLEMENTED_RULES
 from attn_optimized.launch.table import Parameters
 from attn_optimized.launch.workload import Workload, rounded
-
-IMPLEMENTED_RULES = frozenset(
-    {
-        "window",
-        "sink_tokens",
-        "chunked_local",
-        "ranges_clamped",
-        "logits_soft_cap",
-        "alibi_slopes",
-        "sinks",
-        "bidirectional_ranges",
-        "qq_bias",
-    }
-)
-"""The rules of a layer and of a step that the kernels implement. Any other is refused before a launch."""
 
 
 def paged_attention(

@@ -11,13 +11,10 @@ from attn_optimized.kernels.attention import attention_kernel
 from attn_optimized.launch.call import AttentionCall
 from attn_optimized.launch.parts import Parts, rows_by_head
 from attn_optimized.launch.plan import AttentionPlan
-from attn_optimized.launch.units import distance, in_units
-from attn_optimized.launch.workload import has_bias, has_gaps, has_sink_tokens
+from attn_optimized.launch.rules import has_bias, has_gaps, has_left_edge, has_soft_cap, rule_numbers
+from attn_optimized.launch.units import in_units
 from attn_optimized.quantization import stored_format
 from attn_optimized.strides import scale_strides
-
-_NO_CAP = 2.0**60
-"""So far above all logits that it changes none of them."""
 
 
 def attention_launch(plan: AttentionPlan, call: AttentionCall, first_part: int | None = None) -> LaunchForm:
@@ -46,7 +43,7 @@ def attention_launch(plan: AttentionPlan, call: AttentionCall, first_part: int |
         scale_sign=(layer.scale > 0) - (layer.scale < 0),
         has_gaps=has_gaps(layer, batch),
         has_unmasked_loop=_has_unmasked_loop(plan, layer),
-        has_soft_cap=bool(layer.logits_soft_cap) and layer.logits_soft_cap < _NO_CAP,
+        has_soft_cap=has_soft_cap(layer),
         has_bias=has_bias(layer, batch),
         is_partial=plan.splits > 1 or first_part is not None,
     )
@@ -63,7 +60,7 @@ def attention_launch(plan: AttentionPlan, call: AttentionCall, first_part: int |
         has_output_scale=int(layer.output_scale is not None),
         writes_output=int(first_part is None),
         first_part=first_part or 0,
-        **_rules(layer, batch),
+        **rule_numbers(layer, batch),
         **_sizes(plan, layer, batch),
         **row_strides,
         **kv_strides,
@@ -121,25 +118,7 @@ def _has_unmasked_loop(plan: AttentionPlan, layer: Layer) -> bool:
     unmasked tile, the tile at the left edge comes first. So a batch-invariant call, which must sum a request's keys in one
     order whatever else is in the batch, has no loop for unmasked tiles if there is a left edge.
     """
-    has_left_edge = layer.window[0] >= 0 or layer.chunked_local is not None
-    return not (plan.has_short_window or (plan.batch_invariant and has_left_edge))
-
-
-def _rules(layer: Layer, batch: Batch) -> dict[str, int | float]:
-    """Numbers of the rules. A rule that is off has a number that changes nothing."""
-    left, right = layer.window
-    return {
-        "scale": layer.scale,
-        "logits_soft_cap": layer.logits_soft_cap or 1.0,
-        "window_left": distance(left),
-        "window_right": distance(right),
-        "max_ahead": 0 if batch.causal is True else distance(-1),
-        "range_left": distance(left if layer.ranges_clamped else -1),
-        "sink_tokens": layer.sink_tokens if has_sink_tokens(layer) else 0,
-        "chunked_local": layer.chunked_local or 0,
-        "num_ranges": 0 if batch.bidirectional_ranges is None else batch.bidirectional_ranges.shape[1],
-        "qq_bias_len": 0 if batch.qq_bias is None else len(batch.qq_bias),
-    }
+    return not (plan.has_short_window or (plan.batch_invariant and has_left_edge(layer)))
 
 
 def _sizes(plan: AttentionPlan, layer: Layer, batch: Batch) -> dict[str, int]:

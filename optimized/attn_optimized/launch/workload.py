@@ -6,6 +6,7 @@ from typing import Self
 import torch
 from attn_contract import Batch, Layer
 
+from attn_optimized.launch.rules import has_bias, has_gaps, window_keys
 from attn_optimized.launch.table import Phase
 
 DECODE_TILE_ROWS = 64
@@ -94,31 +95,3 @@ def phase_of(workload: Workload) -> Phase:
 def rounded(max_seq_len: int) -> int:
     """The next multiple of ROUNDED_KEYS."""
     return -(-max_seq_len // ROUNDED_KEYS) * ROUNDED_KEYS
-
-
-def window_keys(layer: Layer, batch: Batch) -> int | None:
-    """An upper bound of the keys that a query sees through its window or in its chunk; None if there is no such bound."""
-    if has_sink_tokens(layer) or batch.bidirectional_ranges is not None:
-        return None
-    left, right = layer.window
-    ahead = 0 if batch.causal is True else right
-    bounds = [left + 1 + ahead] if min(left, ahead) >= 0 else []
-    if layer.chunked_local is not None:
-        bounds.append(layer.chunked_local)
-    return min(bounds, default=None)
-
-
-def has_gaps(layer: Layer, batch: Batch) -> bool:
-    """Whether the keys that a query sees may be other than its window."""
-    tensors = batch.bidirectional_ranges, batch.qq_bias
-    return has_sink_tokens(layer) or layer.chunked_local is not None or any(tensor is not None for tensor in tensors)
-
-
-def has_sink_tokens(layer: Layer) -> bool:
-    """Whether sink tokens are seen apart from other keys: a window without edges holds the first keys anyway."""
-    return layer.sink_tokens > 0 and max(layer.window) >= 0
-
-
-def has_bias(layer: Layer, batch: Batch) -> bool:
-    """Whether something is added to logits."""
-    return layer.alibi_slopes is not None or batch.qq_bias is not None
