@@ -137,7 +137,7 @@ def unneeded(
 def needs_matrix_unit(call: "KernelCall", architecture: str) -> bool:
     """Whether it computes dots for which the architecture has instructions: of 16 bits everywhere, of float32 on CDNA."""
     q: Any = call.tensors.get("q_ptr")
-    return "BLOCK_N" in call.form.constants and (q.element_size() == 2 or architecture.startswith("gfx9"))
+    return "KIND" in call.form.constants and (q.element_size() == 2 or architecture.startswith("gfx9"))
 
 
 def rounds_products(call: "KernelCall") -> bool:
