@@ -135,10 +135,17 @@ def unneeded(
 
 def needs_matrix_unit(call: "KernelCall", architecture: str) -> bool:
     """Whether it computes dots for which the architecture has instructions: of 16 bits everywhere, of float32 on CDNA."""
+    from attn_optimized.kernels.attention import attention_kernel  # imports Triton
+
     q: Any = call.tensors.get("q_ptr")
-    return "BLOCK_N" in call.form.constants and (q.element_size() == 2 or architecture.startswith("gfx9"))
+    return call.form.kernel is attention_kernel and (q.element_size() == 2 or architecture.startswith("gfx9"))
 
 
 def rounds_products(call: "KernelCall") -> bool:
     """Whether it rotates, and divides by no scale."""
-    return bool(call.form.constants.get("ROTARY_DIM")) and call.form.constants["FORMAT"] == "float"
+    from attn_optimized.kernels.write_kv_cache import write_kv_cache_kernel
+
+    if call.form.kernel is not write_kv_cache_kernel:
+        return False
+    kind = call.form.constants["KIND"]
+    return kind.rotary_dim > 0 and kind.kv_format == "float"
