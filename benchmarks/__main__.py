@@ -1,4 +1,4 @@
-"""`python -m benchmarks speed` measures, `python -m benchmarks page` writes docs/performance.md from what was measured,
+"""`python -m benchmarks speed` measures, `python -m benchmarks page` writes performance.md from what was measured,
 `python -m benchmarks tune` searches for launch parameters, and `python -m benchmarks binaries` is what the compilers make of
 the kernels beside vLLM's and AITER's."""
 
@@ -59,10 +59,10 @@ def speed(
         raise click.BadParameter(f"{path.parent} is no folder", param_hint="--json")
     if not on_gpu:
         os.environ["TRITON_INTERPRET"] = "1"
-        from attn_fuzz.interpreter import install
+        from attn_fuzz.interpreted.interpreter import install
 
         install()
-    from attn_fuzz.cli.options import sigterm_interrupts
+    from attn_parity.options import sigterm_interrupts
 
     from benchmarks.speed import machine, participants, peers, results, run
     from benchmarks.speed.cases import CASES
@@ -131,7 +131,7 @@ def speed(
 @cli.command()
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if the page is not what the files make.")
 def page(check: bool) -> None:
-    """Write docs/performance.md and its pictures from docs/performance/*.json."""
+    """Write docs/generated/performance.md and its pictures from docs/generated/performance/*.json."""
     from benchmarks.speed import page
 
     try:

@@ -12,11 +12,12 @@ from pathlib import Path
 import click
 import msgspec
 import torch
-from attn_fuzz import engine, runner, targets
-from attn_fuzz.case import Case
-from attn_fuzz.engine import Plan
-from attn_fuzz.executor import Executor
-from attn_fuzz.trial import Verdict
+from attn_fuzz.cases.case import Case
+from attn_fuzz.run import engine, runner
+from attn_fuzz.run.engine import Plan
+from attn_fuzz.run.executor import Executor
+from attn_fuzz.targets import registry
+from attn_fuzz.verdict.verdict import Verdict
 from rich.console import Console
 from rich.table import Table
 
@@ -50,7 +51,7 @@ def main(examples: int, seed: int, names: tuple[str, ...], workers: int | None) 
 def _one_worker(plans: list[Plan], kernels: str) -> Table:
     table = _table("target", "kernels", "examples/s", "ms: target", "judge", "build", "Hypothesis", "processes")
     for plan in plans:
-        for sanitize in (True, False) if targets.load(plan.target).can_be_sanitized(plan.device) else (False,):
+        for sanitize in (True, False) if registry.load(plan.target).can_be_sanitized(plan.device) else (False,):
             chosen = msgspec.structs.replace(plan, sanitize=sanitize)
             started = time.perf_counter()
             engine.fuzz(chosen, _Undone(plan.target, plan.device, 1.0, plan.folder / "none"))

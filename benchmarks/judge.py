@@ -2,7 +2,7 @@
 
 calibration     how the elements of fuzz runs are spread over error / bound, from the JSON files of those runs
 sensitivity     the smallest effect that is seen: one key among n that a kernel forgets
-page            docs/judge-measured.md and its pictures, from the files in docs/judge that these two write; --check compares
+page            judge-measured.md and its pictures, from the files in its folder judge that these two write; --check compares
 """
 
 import bisect
@@ -20,22 +20,25 @@ import click
 import msgspec
 import torch
 from attn_contract import Layout
-from attn_fuzz import ratios, tensors
-from attn_fuzz.case import Cache, Case, Request, Values
-from attn_fuzz.judge import Rounding, judge
+from attn_fuzz.cases import tensors
+from attn_fuzz.cases.case import Cache, Case, Request, Values
+from attn_fuzz.cases.tensors import Step
 from attn_fuzz.report import svg
 from attn_fuzz.report.markup import element
 from attn_fuzz.strategies.cases import VALUES
-from attn_fuzz.tensors import Step
+from attn_fuzz.verdict import ratios
+from attn_fuzz.verdict.judge import Rounding, judge
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks import PAGES
 
 BLOCK_SIZE, HEAD_SIZE, GROUP_SIZE = 16, 64, 2
 LENGTHS = [128 << (2 * i) for i in range(5)]
 # of a kernel: the interpreter's, and a GPU's that splits the keys
 ROUNDING = Rounding(keys_per_tile=64, splits=8, exact_division=True)
-FOLDER = Path("docs/judge")
-PAGE = Path("docs/judge-measured.md")
+FOLDER = PAGES / "judge"
+PAGE = PAGES / "judge-measured.md"
 PHASES = ("prefill", "extend", "decode", "multi-token decode", "cross", "encoder")
 DTYPES = ("float32", "float16", "bfloat16", "fp8_e4m3fn", "fp8_e4m3fnuz")
 WIDTH, HEIGHT, MARGIN = 230, 46, 110
@@ -54,7 +57,7 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--name", required=True, help="Of the file in docs/judge, such as cpu.")
+@click.option("--name", required=True, help="Of the file in docs/generated/judge, such as cpu.")
 def calibration(runs: tuple[Path, ...], name: str) -> None:
     """Add up runs of one target on one device that agree (`attn-parity fuzz --json RUN.json`), or earlier totals of such."""
     read = [msgspec.json.decode(run.read_bytes()) for run in runs]
@@ -69,7 +72,7 @@ def calibration(runs: tuple[Path, ...], name: str) -> None:
         "examples": sum(run["examples"] for run in read),
     }
     total["ratios"] = functools.reduce(ratios.added, (run["ratios"] for run in read), {})
-    FOLDER.mkdir(exist_ok=True)
+    FOLDER.mkdir(exist_ok=True, parents=True)
     (FOLDER / f"{name}.json").write_bytes(msgspec.json.encode(total) + b"\n")
 
 
@@ -95,7 +98,8 @@ def _page() -> Iterator[str]:
     yield from (
         "# How sharp the judge is, measured",
         "",
-        "Written by `python -m benchmarks.judge page` from the files in [judge/](judge). [judge.md](judge.md) derives it.",
+        "Written by `python -m benchmarks.judge page` from the files in [judge/](judge). The bound is derived in",
+        "[judge.md](../reference/judge.md).",
         "",
         "## Error over bound",
         "",
@@ -121,8 +125,9 @@ def _page() -> Iterator[str]:
         "## One key among n",
         "",
         f"A decode step whose kernel forgets the last of n keys, D = {HEAD_SIZE}: the output's largest error / bound, the",
-        f"median over {found['seeds']} seeds, and in how many of them it is seen, by kind of values (`attn_fuzz.contents`).",
-        "Exact numbers and one-hot values see it at every length and in every dtype; no kind of values sees everything.",
+        f"median over {found['seeds']} seeds, and in how many of them it is seen, by kind of values",
+        "(`attn_fuzz.cases.contents`). Exact numbers and one-hot values see it at every length and in every dtype;",
+        "no kind of values sees everything.",
         "",
         "| dtype | values | " + " | ".join(f"n = {n}" for n in LENGTHS) + " |",
         "|---|---|" + "--:|" * len(LENGTHS),
@@ -163,7 +168,7 @@ def _picture(counts: dict[str, list[int]]) -> str:
 def sensitivity(seeds: int) -> None:
     """Forget the last of n keys: the largest error / bound of the output (median over seeds), and how often it is seen.
 
-    Written to docs/judge/sensitivity.json, and printed.
+    Written to docs/generated/judge/sensitivity.json, and printed.
     """
     rows = []
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -175,7 +180,7 @@ def sensitivity(seeds: int) -> None:
             table.add_row(dtype, kind, *map(_cell, found))
             rows += [{"dtype": dtype, "values": kind, **row} for row in found]
     Console(highlight=False, width=140).print(table)
-    FOLDER.mkdir(exist_ok=True)
+    FOLDER.mkdir(exist_ok=True, parents=True)
     result = msgspec.json.format(msgspec.json.encode({"seeds": seeds, "rows": rows}), indent=1)
     (FOLDER / "sensitivity.json").write_bytes(result + b"\n")
 

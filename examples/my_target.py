@@ -1,8 +1,7 @@
 """What the fuzzer has to know of my_unified_attention: how to call it, what it can do, and where it rounds."""
 
 from attn_contract import AttentionType, Layout
-from attn_fuzz.judge import Rounding
-from attn_fuzz.targets import Support, Target
+from attn_fuzz.targets import Rounding, Support, Target
 from my_unified_attention import TILE, unified_attention
 
 

@@ -8,8 +8,9 @@ import zlib
 
 import pytest
 import torch
-from attn_fuzz import interpreter, scheduler
-from attn_fuzz.served_models import MODELS, unavailable
+from attn_fuzz.interpreted import interpreter
+from attn_fuzz.serving import scheduler
+from attn_fuzz.serving.models import MODELS, unavailable
 
 ACTIONS = 30
 CASES_PER_SEQUENCE = 10

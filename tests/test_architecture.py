@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("contract", "reference", "optimized", "fuzz", "plugins")
+SOURCES = ("contract", "reference", "optimized", "fuzz", "cli", "plugins")
 
 
 @pytest.fixture
@@ -39,6 +39,8 @@ def test_imports_point_one_way(copy):
         ("reference/attn_reference/kv_cache.py", "from attn_optimized.strides import kv_cache_strides"),
         ("optimized/attn_optimized/attention.py", "from attn_reference.attention import visible"),
         ("optimized/attn_optimized/launch.py", "import attn_fuzz"),
+        ("fuzz/attn_fuzz/targets/registry.py", "import attn_parity"),
+        ("plugins/attn_vllm/layer.py", "import attn_parity"),
         ("contract/attn_contract/ops.py", "import attn_reference"),
         ("plugins/attn_vllm/layer.py", "import attn_fuzz"),
     ],
@@ -48,9 +50,21 @@ def test_an_import_the_other_way_is_found(copy, module, line):
     with (copy / module).open("a") as file:
         file.write(f"\n\ndef planted():\n    {line}\n")
     result = lint_imports(copy)
-    importer, imported = Path(module).parent.name, line.split()[1].split(".")[0]
+    importer, imported = Path(module).parts[1], line.split()[1].split(".")[0]
     assert result.returncode == 1, result.stdout + result.stderr
     assert f"{importer} is not allowed to import {imported}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("room", "above"),
+    [("cases", "verdict"), ("verdict", "targets"), ("targets", "run"), ("strategies", "run"), ("run", "report")],
+)
+def test_an_import_from_a_room_above_is_found(copy, room, above):
+    with (copy / f"fuzz/attn_fuzz/{room}/__init__.py").open("a") as file:
+        file.write(f"\n\ndef planted():\n    import attn_fuzz.{above}\n")
+    result = lint_imports(copy)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert f"attn_fuzz.{room} is not allowed to import attn_fuzz.{above}" in result.stdout
 
 
 def test_an_import_brings_no_aiter_no_vllm_and_no_gpu():
@@ -59,7 +73,8 @@ def test_an_import_brings_no_aiter_no_vllm_and_no_gpu():
     code = (
         f"import sys, torch, {modules}\n"
         "assert not torch.cuda.is_initialized()\n"
-        "print([name for name in sys.modules if name.split('.')[0] in ('aiter', 'vllm', 'attn_fuzz', 'hypothesis')])"
+        "above = ('aiter', 'vllm', 'attn_fuzz', 'attn_parity', 'hypothesis')\n"
+        "print([name for name in sys.modules if name.split('.')[0] in above])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout == "[]\n", result.stdout + result.stderr

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-GUIDE = (Path(__file__).parent.parent / "docs" / "debugging.md").read_text()
+GUIDE = (Path(__file__).parent.parent / "docs" / "guide" / "debugging.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", GUIDE, flags=re.DOTALL)
 SUSPECT = next(text for language, text in BLOCKS if text.startswith("# suspect.py"))
 PROGRAM = "".join(text for language, text in BLOCKS if language == "python" and text is not SUSPECT)
@@ -34,9 +34,9 @@ def test_the_guide(tmp_path):
 
     name, *arguments = COMMAND.split()
     assert name == "attn-parity"
-    replay = run("-c", "from attn_fuzz.cli import main; main()", *arguments, folder=tmp_path)
+    replay = run("-c", "from attn_parity import main; main()", *arguments, folder=tmp_path)
     assert replay.returncode == 1, replay.stderr
     assert without_numbers(replay.stdout) == without_numbers(REPLAYED)
 
     (tmp_path / "suspect.py").write_text(SUSPECT.replace("sinks=None", "sinks=layer.sinks"))
-    assert run("-c", "from attn_fuzz.cli import main; main()", *arguments, folder=tmp_path).returncode == 0
+    assert run("-c", "from attn_parity import main; main()", *arguments, folder=tmp_path).returncode == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-GUIDE = (ROOT / "docs" / "fuzz-your-kernel.md").read_text()
+GUIDE = (ROOT / "docs" / "guide" / "fuzz-your-kernel.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", GUIDE, flags=re.DOTALL)
 (ADAPTER,) = (text for language, text in BLOCKS if language == "python")
 (DIFF,) = (text for language, text in BLOCKS if language == "diff")
@@ -23,7 +23,7 @@ def folder(tmp_path) -> Path:
 
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     name, *arguments = command.split()
-    code = {"attn-parity": "from attn_fuzz.cli import main; main()", "pytest": "import pytest; sys.exit(pytest.main())"}
+    code = {"attn-parity": "from attn_parity import main; main()", "pytest": "import pytest; sys.exit(pytest.main())"}
     return subprocess.run(
         [sys.executable, "-c", f"import sys; sys.argv[0] = {name!r}; {code[name]}", *arguments],
         cwd=folder,

@@ -1,4 +1,4 @@
-"""docs/judge-measured.md is what its files make; one that is not is noticed."""
+"""docs/generated/judge-measured.md is what its files make; one that is not is noticed."""
 
 import os
 import shutil
@@ -18,9 +18,10 @@ def check(folder: Path) -> subprocess.CompletedProcess[str]:
 def test_a_changed_number_or_picture_is_not_current(tmp_path):
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     assert check(tmp_path).returncode == 0
-    page, picture = tmp_path / "docs" / "judge-measured.md", tmp_path / "docs" / "judge" / "cpu.svg"
+    pages = tmp_path / "docs" / "generated"
+    page, picture = pages / "judge-measured.md", pages / "judge" / "cpu.svg"
     page.write_text(page.read_text().replace("5000 examples", "5001 examples", 1))
     picture.unlink()
     ended = check(tmp_path)
     assert ended.returncode == 1
-    assert "not current: docs/judge-measured.md, docs/judge/cpu.svg;" in ended.stderr
+    assert "not current: docs/generated/judge-measured.md, docs/generated/judge/cpu.svg;" in ended.stderr

@@ -1,17 +1,17 @@
-"""docs/models.md shows what `attn-parity select` prints, for every model file beside it."""
+"""docs/guide/models.md shows what `attn-parity select` prints, for every model file beside it."""
 
 import re
 import shlex
 from pathlib import Path
 
 import pytest
-from attn_fuzz import cli
-from attn_fuzz.cli.options import results
+from attn_parity import main
+from attn_parity.options import results
 
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "models.md").read_text()
+PAGE = (ROOT / "docs" / "guide" / "models.md").read_text()
 EXAMPLES = re.findall(r"```\nattn-parity (.*?)\n```\n\n```\n(.*?)```", PAGE, flags=re.DOTALL)
-FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs" / "models").glob("*.json"))
+FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs" / "guide" / "models").glob("*.json"))
 
 
 @pytest.mark.parametrize(("command", "printed"), EXAMPLES, ids=[command for command, _ in EXAMPLES])
@@ -19,7 +19,7 @@ def test_an_example_prints_what_the_page_shows(command, printed, capsys, monkeyp
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(results, "width", 140)
     with pytest.raises(SystemExit) as end:
-        cli.main(shlex.split(command))
+        main(shlex.split(command))
     assert end.value.code == int(" not supported: " in printed)
     assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == printed.splitlines()
 

@@ -25,7 +25,7 @@ def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_the_kernel_with_a_bug(tmp_path):
     (tmp_path / "my_kernel.py").write_text(blocks("python")[0])
     result = run(
-        "-c", "from attn_fuzz.cli import main; main()", "fuzz", "--target", "my_kernel:TARGET", "--seed", "1", folder=tmp_path
+        "-c", "from attn_parity import main; main()", "fuzz", "--target", "my_kernel:TARGET", "--seed", "1", folder=tmp_path
     )
     assert result.returncode == 1, result.stderr
     assert "sinks=" in result.stdout
@@ -62,7 +62,7 @@ for rows in (slice(0, 3), slice(3, 5)):
 
 def test_what_select_prints():
     command, printed = re.findall(r"\.venv/bin/attn-parity (select .*)\n```\n\n```\n(.*?)```", README, flags=re.DOTALL)[0]
-    code = "from attn_fuzz.cli import main; main()"
+    code = "from attn_parity import main; main()"
     result = subprocess.run([sys.executable, "-c", code, *command.split()], capture_output=True, text=True)
     assert [line.rstrip() for line in result.stdout.splitlines()] == printed.splitlines(), result.stderr
 

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
+from benchmarks import PAGES
+
 if TYPE_CHECKING:
     from benchmarks.binaries.results import Results
 
-PAGE = Path("docs/binaries-peers.md")
+PAGE = PAGES / "binaries-peers.md"
 WIDTH = 180
 """Of a table that nobody's terminal bounds."""
 
@@ -54,9 +56,9 @@ def binaries(
         return
     import msgspec
     from attn_fuzz.binaries.build import in_processes
-    from attn_fuzz.cli.compile import chosen_architectures
-    from attn_fuzz.cli.options import check_page_writable, check_writable, notes, progress_bar, sigterm_interrupts, write_json
-    from attn_fuzz.first_contact import version
+    from attn_parity.compile import chosen_architectures
+    from attn_parity.options import check_page_writable, check_writable, notes, progress_bar, sigterm_interrupts, write_json
+    from attn_parity.versions import version
 
     from benchmarks.binaries import page
     from benchmarks.binaries.results import Results, Row
@@ -107,7 +109,7 @@ def binaries(
 
 def _peers(vllm: Path | None, aiter: Path | None) -> dict[str, tuple[Path | None, SimpleNamespace]]:
     """Those that are there, by name: the folder that was given, and what was loaded."""
-    from attn_fuzz.cli.options import notes
+    from attn_parity.options import notes
 
     from benchmarks.speed.participants import AITER, VLLM
     from benchmarks.speed.peers import MissingPeerError, load_aiter, load_if_there, load_vllm
@@ -128,7 +130,7 @@ def _peers(vllm: Path | None, aiter: Path | None) -> dict[str, tuple[Path | None
 
 
 def _print(results: "Results") -> None:
-    from attn_fuzz.cli.options import plain_table
+    from attn_parity.options import plain_table
 
     from benchmarks.binaries.results import COLUMNS, NUMBERS
 

@@ -1,4 +1,4 @@
-"""docs/performance.md and its pictures, from the JSON files in docs/performance."""
+"""docs/generated/performance.md and its pictures, from the JSON files in docs/generated/performance."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,14 +6,15 @@ from xml.etree import ElementTree
 
 from attn_fuzz.report.markup import element
 
+from benchmarks import PAGES
 from benchmarks.speed import results
 from benchmarks.speed.cases import CASES
 from benchmarks.speed.participants import OURS, PEERS
 from benchmarks.speed.reach import standing, time_of
 from benchmarks.speed.results import CaseResult, Run
 
-FOLDER = Path("docs/performance")
-PAGE = Path("docs/performance.md")
+FOLDER = PAGES / "performance"
+PAGE = PAGES / "performance.md"
 REACH = {case.name: case.reach for case in CASES}
 BAR, GAP, MARGIN, WIDTH, TICKS = 9, 12, 390, 480, (0.25, 0.5, 0.75, 1.0)
 COLOURS = {OURS: "ours", **dict(zip(PEERS, ("vllm", "aiter", "flash", "cudnn"), strict=True))}

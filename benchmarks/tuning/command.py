@@ -60,13 +60,13 @@ def tune(
     os.environ.pop("TRITON_INTERPRET", None)
     if tiny:
         os.environ["TRITON_INTERPRET"] = "1"
-        from attn_fuzz.interpreter import install
+        from attn_fuzz.interpreted.interpreter import install
 
         install()
     from attn_contract import ContractError
-    from attn_fuzz.cli.options import sigterm_interrupts
     from attn_optimized import launch_table, shipped_calls
     from attn_optimized.device import INTERPRETER, architecture_of, compute_units_of
+    from attn_parity.options import sigterm_interrupts
 
     from benchmarks.speed.results import commit
     from benchmarks.speed.results import write as write_json

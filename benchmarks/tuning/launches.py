@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-import attn_fuzz.call
+import attn_fuzz.cases.call
 import torch
-from attn_fuzz.judge import Judgement, Rounding, judge_call
+from attn_fuzz.verdict.judge import Judgement, Rounding, judge_call
 from attn_optimized import plan_of
 from attn_optimized.attention import paged_attention_calls
 from attn_optimized.kernel_call import KernelCall
@@ -41,5 +41,5 @@ def judged(case: Attention, parameters: Parameters, device: torch.device) -> Jud
         launch.launch(device)
     splits = plan_of(call.q, call.layer, call.batch, parameters=parameters).splits
     rounding = Rounding(keys_per_tile=parameters.block_n, dot_is_chained=device.type != "cpu", splits=splits)
-    given = attn_fuzz.call.Call(q=call.q, layer=call.layer, batch=call.batch, kv_cache=call.kv_cache)
+    given = attn_fuzz.cases.call.Call(q=call.q, layer=call.layer, batch=call.batch, kv_cache=call.kv_cache)
     return judge_call(given, out, lse, rounding, generic=True)

@@ -7,21 +7,21 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from attn_fuzz.call import Call
-    from attn_fuzz.captures import CaptureError, capture
-    from attn_fuzz.judge import DisagreementError, Judgement, Rounding
-    from attn_fuzz.live import Recording, check, recording
+    from attn_fuzz.cases.call import Call
+    from attn_fuzz.cases.captures import CaptureError, capture
+    from attn_fuzz.verdict.judge import DisagreementError, Judgement, Rounding
+    from attn_fuzz.verdict.live import Recording, check, recording
 
 _HOMES = {
-    "Call": "call",
-    "CaptureError": "captures",
-    "capture": "captures",
-    "DisagreementError": "judge",
-    "Judgement": "judge",
-    "Rounding": "judge",
-    "Recording": "live",
-    "check": "live",
-    "recording": "live",
+    "Call": "cases.call",
+    "CaptureError": "cases.captures",
+    "capture": "cases.captures",
+    "DisagreementError": "verdict.judge",
+    "Judgement": "verdict.judge",
+    "Rounding": "verdict.judge",
+    "Recording": "verdict.live",
+    "check": "verdict.live",
+    "recording": "verdict.live",
 }
 
 __all__ = [

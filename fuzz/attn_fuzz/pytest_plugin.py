@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from attn_fuzz.case import Case
-    from attn_fuzz.engine import Plan
-    from attn_fuzz.ledger import Finding
-    from attn_fuzz.trial import Verdict
+    from attn_fuzz.cases.case import Case
+    from attn_fuzz.run.engine import Plan
+    from attn_fuzz.targets.finding import Finding
+    from attn_fuzz.verdict.verdict import Verdict
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,15 +60,16 @@ class _Battery(pytest.Collector):
     def collect(self) -> Iterator[pytest.Item]:
         import msgspec
         import torch
-        from attn_fuzz import runner, targets
         from attn_fuzz.corpus import files
-        from attn_fuzz.engine import Plan
+        from attn_fuzz.run import runner
+        from attn_fuzz.run.engine import Plan
+        from attn_fuzz.targets import registry
 
         yield _Declarations.from_parent(self, name="declarations")
         device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            target = targets.usable(self.name, device)
-        except targets.UnknownTargetError:
+            target = registry.usable(self.name, device)
+        except registry.UnknownTargetError:
             return  # the declarations say so
         option = self.config.option
         plan = Plan(
@@ -93,9 +94,9 @@ class _DisagreementError(Exception):
 
 class _Item(pytest.Item):
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: object = None) -> str:
-        from attn_fuzz.case import CaseError
-        from attn_fuzz.executor import ExecutorError
-        from attn_fuzz.targets import UnknownTargetError
+        from attn_fuzz.cases.case import CaseError
+        from attn_fuzz.run.executor import ExecutorError
+        from attn_fuzz.targets.registry import UnknownTargetError
 
         if isinstance(excinfo.value, _DisagreementError | CaseError | ExecutorError | UnknownTargetError | OSError):
             return str(excinfo.value)
@@ -109,10 +110,10 @@ class _Item(pytest.Item):
 class _Declarations(_Item):
     def runtest(self) -> None:
         import torch
-        from attn_fuzz import targets
+        from attn_fuzz.targets import registry
 
         assert self.parent is not None
-        targets.usable(self.parent.name, "cuda" if torch.cuda.is_available() else "cpu")
+        registry.usable(self.parent.name, "cuda" if torch.cuda.is_available() else "cpu")
 
 
 class _StoredCase(_Item):
@@ -123,13 +124,14 @@ class _StoredCase(_Item):
         self.plan, self.finding = plan, finding
 
     def runtest(self) -> None:
-        from attn_fuzz import case as case_file
-        from attn_fuzz import engine, ledger
+        from attn_fuzz.cases import case as case_file
+        from attn_fuzz.run import engine
+        from attn_fuzz.targets.finding import explanation
 
         case = case_file.load(self.finding.path)
         with engine.start_executor(self.plan) as executor:
             verdict = executor.run(case)
-        if ledger.explanation([self.finding], case, verdict) is not None:
+        if explanation([self.finding], case, verdict) is not None:
             pytest.xfail(self.finding.what)
         raise _DisagreementError(f"its stored case no longer fails so: {verdict.kind}. Fixed? {self.finding.path}")
 
@@ -142,7 +144,7 @@ class _Cases(_Item):
         self.plan = plan
 
     def runtest(self) -> None:
-        from attn_fuzz import engine
+        from attn_fuzz.run import engine
 
         with engine.start_executor(self.plan) as executor:
             progress = engine.fuzz(self.plan, executor)

@@ -23,7 +23,7 @@ def architecture_of(device: torch.device, dtype: torch.dtype) -> str:
                 "attn_optimized",
                 "bfloat16 under Triton's interpreter",
                 "it computes with the bit patterns",
-                "float32 or float16, or call attn_fuzz.interpreter.install() first",
+                "float32 or float16, or call attn_fuzz.interpreted.interpreter.install() first",
             )
         return INTERPRETER
     if device.type != "cuda":

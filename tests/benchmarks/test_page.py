@@ -1,4 +1,4 @@
-"""docs/performance.md is what its files make, one that is not is noticed, and what is reached is judged by the figures."""
+"""performance.md is what its files make, one that is not is noticed, and what is reached is judged by the figures."""
 
 from pathlib import Path
 from xml.etree import ElementTree
@@ -78,7 +78,7 @@ def test_a_changed_page_or_picture_or_file_is_not_current(docs):
     PAGE.write_text(written.replace("0.52", "0.42"), encoding="utf-8")
     ended = page("--check")
     assert ended.exit_code == 1
-    assert "not current: docs/performance.md;" in ended.output
+    assert "not current: docs/generated/performance.md;" in ended.output
     page()
     assert PAGE.read_text(encoding="utf-8") == written
     (FOLDER / "gpu.svg").unlink()

@@ -20,7 +20,7 @@ def benchmarks(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
 
 
 def test_a_tiny_run_writes_its_file_and_the_page_renders(tmp_path):
-    path = tmp_path / "docs" / "performance" / "cpu.json"
+    path = tmp_path / "docs" / "generated" / "performance" / "cpu.json"
     path.parent.mkdir(parents=True)
     names = ("decode, fp8 cache", "encoder", "cascade", "cache write", "RoPE", "merge")
     only = [argument for name in names for argument in ("--only", name)]
@@ -35,7 +35,7 @@ def test_a_tiny_run_writes_its_file_and_the_page_renders(tmp_path):
     assert "ours without cascade" in next(case for case in run.cases if "cascade" in case.name).results
     assert run.host_us[OURS] > 0
     assert benchmarks(tmp_path, "page").returncode == 0
-    text = (tmp_path / "docs" / "performance.md").read_text(encoding="utf-8")
+    text = (tmp_path / "docs" / "generated" / "performance.md").read_text(encoding="utf-8")
     assert "no number here has any value" in text
     assert all(case.name in text for case in run.cases)
 

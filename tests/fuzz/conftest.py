@@ -8,10 +8,13 @@ from typing import NamedTuple
 
 import pytest
 from attn_contract import Layout
-from attn_fuzz import cli, engine, targets
-from attn_fuzz.case import Cache, Case, Request
-from attn_fuzz.engine import Plan
-from attn_fuzz.trial import Verdict, try_case
+from attn_fuzz.cases.case import Cache, Case, Request
+from attn_fuzz.run import engine
+from attn_fuzz.run.engine import Plan
+from attn_fuzz.run.trial import try_case
+from attn_fuzz.targets import registry
+from attn_fuzz.verdict.verdict import Verdict
+from attn_parity import main
 
 FOLDER = str(Path(__file__).parent)
 sys.path.insert(0, FOLDER)  # spawned processes inherit it: they find `planted`
@@ -31,7 +34,7 @@ def attn_parity(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch:
 
     def run(*arguments: object) -> Ended:
         with pytest.raises(SystemExit) as end:
-            cli.main([str(argument) for argument in arguments])
+            main([str(argument) for argument in arguments])
         assert isinstance(end.value.code, int)
         return Ended(end.value.code, *capsys.readouterr())
 
@@ -49,7 +52,7 @@ class InProcess:
     """Runs cases as an Executor does, but here: for targets that neither hang nor kill."""
 
     def __init__(self, target: str) -> None:
-        self.target = targets.load(target)
+        self.target = registry.load(target)
         self.cases: list[Case] = []
 
     def run(self, case: Case) -> Verdict:

@@ -6,7 +6,7 @@ import math
 import torch
 import triton
 import triton.language as tl
-from attn_fuzz import interpreter
+from attn_fuzz.interpreted import interpreter
 
 interpreter.install()
 interpreter.install()  # twice is once

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-import attn_fuzz.trial
+import attn_fuzz.run.trial
 import attn_reference
 import torch
 from attn_contract import Batch, KVCacheView, Layer
-from attn_fuzz.judge import LARGEST, Rounding
-from attn_fuzz.targets import REFERENCE_FP32, AttentionFunction, RopeFunction, Support, Target, WriteFunction
+from attn_fuzz.targets.reference import REFERENCE_FP32
+from attn_fuzz.targets.target import AttentionFunction, RopeFunction, Support, Target, WriteFunction
+from attn_fuzz.verdict.judge import LARGEST, Rounding
 
 SMALL = Support(
     dtypes=("float32", "float16"),
@@ -259,7 +260,7 @@ def _is_slow_and_nan(q, kv_cache, batch, out, lse) -> None:
 
 
 def _breaks_the_judge(q, kv_cache, batch, out, lse) -> None:
-    attn_fuzz.trial.judge = None
+    attn_fuzz.run.trial.judge = None
 
 
 def _raises(*args, **kwargs) -> None:

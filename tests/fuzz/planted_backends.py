@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from attn_contract import YES, Capabilities
-from attn_fuzz.aiter_target import AITER_UNIFIED_ATTENTION
-from attn_fuzz.backend_targets import backend_target, fa_sizes, installed
+from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION
+from attn_fuzz.targets.backends import backend_target, fa_sizes, installed
 from attn_optimized.backends.rocm_aiter_fa import AiterFlashAttentionBackend, AiterFlashAttentionImpl
 from attn_optimized.backends.rocm_attn import RocmAttentionBackend, RocmAttentionImpl
 from attn_optimized.backends.triton_attn import TritonAttentionBackend, TritonAttentionImpl

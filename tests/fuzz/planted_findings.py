@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from attn_fuzz.ledger import Finding
-from attn_fuzz.targets import REFERENCE_FP32
+from attn_fuzz.targets.finding import Finding
+from attn_fuzz.targets.reference import REFERENCE_FP32
 from planted import SMALL, attend
 
 SINKS = Finding(

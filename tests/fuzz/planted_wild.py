@@ -3,7 +3,7 @@
 import dataclasses
 
 import attn_optimized
-from attn_fuzz.targets import TRITON
+from attn_fuzz.targets.triton import TRITON
 
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from attn_fuzz import case as case_file
-from attn_fuzz import targets
-from attn_fuzz.aiter_target import AITER_UNIFIED_ATTENTION, FINDINGS
-from attn_fuzz.executor import Executor
+from attn_fuzz.cases import case as case_file
+from attn_fuzz.run.executor import Executor
+from attn_fuzz.targets import registry
+from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION, FINDINGS
 from attn_optimized.aiter_adapter import Aiter, find_aiter
 
 needs_aiter = pytest.mark.skipif(find_aiter().missing is not None, reason="needs AMD's AITER: tox run -e aiter")
@@ -25,7 +25,7 @@ def test_where_it_is_missing_the_target_says_what_to_install(attn_parity, monkey
 
 
 def test_declarations_need_no_aiter():
-    assert targets.load("aiter-unified-attention") is AITER_UNIFIED_ATTENTION
+    assert registry.load("aiter-unified-attention") is AITER_UNIFIED_ATTENTION
     assert not AITER_UNIFIED_ATTENTION.support("cpu").non_causal
 
 
@@ -60,10 +60,10 @@ IN_A_PROCESS_OF_ITS_OWN = """
 import sys
 
 import torch
-from attn_fuzz import interpreter
+from attn_fuzz.interpreted import interpreter
 
 interpreter.install()
-from attn_fuzz.aiter_interpreter import interpreted
+from attn_fuzz.interpreted.aiter import interpreted
 from attn_optimized.aiter_adapter import find_aiter
 
 aiter = interpreted(find_aiter())

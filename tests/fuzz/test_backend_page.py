@@ -1,4 +1,4 @@
-"""docs/backends.md is what the backends declare, and a declaration that changed is noticed."""
+"""docs/generated/backends.md is what the backends declare, and a declaration that changed is noticed."""
 
 import re
 from dataclasses import replace
@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 from attn_contract import AttentionType, No
-from attn_fuzz.backend_page import backend_page
-from attn_fuzz.cli import matrix
 from attn_optimized.aiter_adapter import RECORDED, recorded
 from attn_optimized.backends import BACKENDS
+from attn_parity import matrix
+from attn_parity.backend_page import backend_page
 
 
 @pytest.fixture
 def page(attn_parity, tmp_path):
-    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "generated").mkdir(parents=True)
     assert attn_parity("matrix", "--only", "backends").code == 0
-    return tmp_path / "docs" / "backends.md"
+    return tmp_path / "docs" / "generated" / "backends.md"
 
 
 def table(text: str) -> dict[str, list[str]]:
@@ -26,7 +26,7 @@ def table(text: str) -> dict[str, list[str]]:
 
 
 def test_the_page_in_the_repository_is_current():
-    page = Path(__file__).parents[2] / "docs" / "backends.md"
+    page = Path(__file__).parents[2] / "docs" / "generated" / "backends.md"
     assert page.read_text() == backend_page(), "run `attn-parity matrix --only backends`"
 
 
@@ -44,7 +44,7 @@ def test_a_declaration_that_the_page_does_not_have_is_noticed(backend, attn_pari
     before = page.read_text()
     run = attn_parity("matrix", "--only", "backends", "--check")
     assert run.code == 1
-    assert "docs/backends.md is not current: run `attn-parity matrix`" in run.out
+    assert "docs/generated/backends.md is not current: run `attn-parity matrix`" in run.out
     assert page.read_text() == before, "--check changes nothing"
     assert attn_parity("matrix", "--only", "backends").code == 0
     assert page.read_text().count("planted") == 1

@@ -2,12 +2,13 @@
 
 import pytest
 from attn_contract import AttentionConfig, AttentionType
-from attn_fuzz import engine, tensors
-from attn_fuzz.backend_targets import config_of
-from attn_fuzz.engine import Plan, Progress
-from attn_fuzz.poison import DTYPES
+from attn_fuzz.cases import tensors
+from attn_fuzz.cases.poison import DTYPES
+from attn_fuzz.run import engine
+from attn_fuzz.run.engine import Plan, Progress
 from attn_fuzz.strategies import cases
-from attn_fuzz.targets import REFERENCE_FP32
+from attn_fuzz.targets.backends import config_of
+from attn_fuzz.targets.reference import REFERENCE_FP32
 from hypothesis import HealthCheck, given, settings
 
 

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 import torch
 from attn_contract import AttentionType, Layout
-from attn_fuzz import case as case_file
-from attn_fuzz.case import MAX_BYTES, Cache, CaseError, Request
-from attn_fuzz.executor import Executor
+from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases.case import MAX_BYTES, Cache, CaseError, Request
+from attn_fuzz.run.executor import Executor
 
 NOTE = "no GPU in use: Triton interprets the kernels on the CPU"
 
@@ -352,7 +352,7 @@ def test_zoo_refuses_names_and_folders_that_hold_nothing(refused, tmp_path):
     (tmp_path / "animals" / "planted.toml").write_bytes(b"#" * (1 << 20) + b"#")
     refused("zoo", "--dir", "animals", names="planted.toml: larger than 1048576 bytes")
     refused("zoo", "--examples", 0, names="--examples")
-    refused("zoo", "--check", names="docs/zoo.md")
+    refused("zoo", "--check", names="docs/generated/zoo.md")
     refused("zoo", "--write", "--page", "nowhere/zoo.md", names="nowhere")
     refused("zoo", "--write", "--page", "zoo", names="--page")
     refused("zoo", "--json", "missing/zoo.json", names="missing")
@@ -363,7 +363,7 @@ def test_an_unknown_command_is_refused(refused):
 
 
 def test_a_process_of_its_own_says_the_same(tmp_path, child_environment):
-    command = [sys.executable, "-c", "from attn_fuzz.cli import main; main()", "replay", "missing.json"]
+    command = [sys.executable, "-c", "from attn_parity import main; main()", "replay", "missing.json"]
     ended = subprocess.run(command, cwd=tmp_path, env=child_environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert ended.stdout == ""

@@ -10,14 +10,18 @@ import msgspec
 import pytest
 import safetensors.torch
 import torch
-from attn_fuzz import Call, CaptureError, capture, captures, judge, report, tensors
-from attn_fuzz import case as case_file
-from attn_fuzz.case import Case, CaseError
-from attn_fuzz.poison import bits
-from attn_fuzz.shrink import lowered
+from attn_fuzz import Call, CaptureError, capture, report
+from attn_fuzz.cases import captures, tensors
+from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases.case import Case, CaseError
+from attn_fuzz.cases.poison import bits
+from attn_fuzz.run.shrink import lowered
+from attn_fuzz.run.trial import _write, try_case
 from attn_fuzz.strategies import cases
-from attn_fuzz.targets import REFERENCE_FP32, Support
-from attn_fuzz.trial import Verdict, _write, try_case
+from attn_fuzz.targets.reference import REFERENCE_FP32
+from attn_fuzz.targets.target import Support
+from attn_fuzz.verdict import judge
+from attn_fuzz.verdict.verdict import Verdict
 from hypothesis import given, settings
 
 replace = msgspec.structs.replace

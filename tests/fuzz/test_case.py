@@ -6,11 +6,12 @@ import math
 import msgspec
 import pytest
 from attn_contract import AttentionType, Layout, PhysicalOrder
-from attn_fuzz import case as case_file
-from attn_fuzz import trial
-from attn_fuzz.case import SCHEMA, Cache, Case, CaseError, Request, Rope
+from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases.case import SCHEMA, Cache, Case, CaseError, Request, Rope
+from attn_fuzz.run import trial
 from attn_fuzz.strategies import cases
-from attn_fuzz.targets import REFERENCE_FP32, Support
+from attn_fuzz.targets.reference import REFERENCE_FP32
+from attn_fuzz.targets.target import Support
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

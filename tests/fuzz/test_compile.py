@@ -182,7 +182,7 @@ def is_there(group: int) -> bool:
 
 def test_a_signal_that_ends_it_ends_its_processes(tmp_path):
     """Killed with SIGTERM, as schedulers do, it once left them compiling all that was asked for."""
-    run = "from attn_fuzz.cli import main; main()"
+    run = "from attn_parity import main; main()"
     command = [sys.executable, "-W", "ignore", "-c", run, "compile", "--arch", "gfx942", "--workers", "2"]
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
@@ -209,7 +209,7 @@ def test_a_signal_that_ends_it_ends_its_processes(tmp_path):
         (("--check", "--save", "there"), "--check compiles and writes nothing"),
         (("--write", "--page", "facts.json"), "--page: facts.json is where the facts go"),
         (("--json", "no/here.json", "--main"), "--json: the folder no does not exist"),
-        (("--check",), "docs/binaries.md does not exist"),
+        (("--check",), "docs/generated/binaries.md does not exist"),
     ],
 )
 def test_bad_input_is_named(attn_parity, options, words):

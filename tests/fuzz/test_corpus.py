@@ -8,11 +8,12 @@ import threading
 import fakeredis
 import msgspec
 import pytest
-from attn_fuzz import case as case_file
-from attn_fuzz import engine, runner, targets
+from attn_fuzz.cases import case as case_file
 from attn_fuzz.corpus import database, files
 from attn_fuzz.corpus.database import DatabaseError
-from attn_fuzz.engine import Plan
+from attn_fuzz.run import engine, runner
+from attn_fuzz.run.engine import Plan
+from attn_fuzz.targets import Support, registry
 from attn_fuzz.zoo import mutants
 from hypothesis.database import InMemoryExampleDatabase
 
@@ -25,7 +26,7 @@ def step(step_case):
 
 
 def test_the_shipped_corpus_agrees(tmp_path):
-    past = tuple(files.admitted(files.shipped(), "triton", targets.load("triton").support("cpu")))
+    past = tuple(files.admitted(files.shipped(), "triton", registry.load("triton").support("cpu")))
     assert len(past) >= 70
     plan = Plan(target="triton", device="cpu", examples=0, seed=0, folder=tmp_path, past=past)
     with engine.start_executor(plan) as executor:
@@ -46,7 +47,7 @@ def test_a_case_is_run_on_any_target_that_supports_it_once_and_in_a_size_that_it
         "too wide": replace(step, head_size=256),
         "beyond": replace(step, sinks="near"),
     }
-    support = dataclasses.replace(targets.Support(), head_sizes=(32, 64), sinks=False)
+    support = dataclasses.replace(Support(), head_sizes=(32, 64), sinks=False)
     own = files.admitted(cases, "mine", support)
     assert {name: (case.target, case.head_size) for case, name in own.items()} == {"one": ("mine", 32), "wide": ("mine", 64)}
 

@@ -15,12 +15,13 @@ import hypothesis
 import msgspec
 import pytest
 from attn_contract import AttentionType, Layout
-from attn_fuzz import coverage, engine, runner
-from attn_fuzz.case import Cache, Case, Request
-from attn_fuzz.cli import matrix
-from attn_fuzz.coverage import NAMES, Coverage
-from attn_fuzz.engine import Plan
-from attn_fuzz.features import undefined
+from attn_fuzz.cases.case import Cache, Case, Request
+from attn_fuzz.cases.features import undefined
+from attn_fuzz.report import coverage
+from attn_fuzz.report.coverage import NAMES, Coverage
+from attn_fuzz.run import engine, runner
+from attn_fuzz.run.engine import Plan
+from attn_parity import matrix
 
 replace = msgspec.structs.replace
 PLAN = Plan(target="triton", device="cpu", examples=3, seed=0, folder=Path())
@@ -121,7 +122,8 @@ DRAW = """
 import hashlib, pathlib, sys
 for module in sys.argv[1:]:
     __import__(module)
-from attn_fuzz import case, engine
+from attn_fuzz.cases import case
+from attn_fuzz.run import engine
 plan = engine.Plan(target="triton", device="cpu", examples=60, seed=0, folder=pathlib.Path())
 print(hashlib.sha256("".join(map(case.dumps, engine.drawn(plan))).encode()).hexdigest())
 """
@@ -144,9 +146,9 @@ def page(attn_parity, tmp_path, monkeypatch) -> Path:
     """A page of few cases, on which pairs are never drawn."""
     monkeypatch.setattr(matrix, "PROFILES", {"ci": 20, "nightly": 100})
     monkeypatch.setattr(coverage, "missing", lambda drawn: [])
-    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "generated").mkdir(parents=True)
     assert attn_parity("matrix").code == 0
-    return tmp_path / "docs" / "coverage.md"
+    return tmp_path / "docs" / "generated" / "coverage.md"
 
 
 def test_the_page_says_what_the_matrix_counted(attn_parity, page, tmp_path):
@@ -212,8 +214,8 @@ def test_a_page_of_another_hypothesis_is_refused_before_anything_is_drawn(attn_p
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
-        (["--check"], "docs/coverage.md does not exist"),
-        ([], "the folder docs does not exist"),
+        (["--check"], "docs/generated/coverage.md does not exist"),
+        ([], "the folder docs/generated does not exist"),
         (["--page", "no/page.md"], "the folder no does not exist"),
         (["--json", "no/run.json"], "the folder no does not exist"),
     ],
@@ -227,7 +229,7 @@ def test_what_cannot_be_written_or_checked_is_refused_before_anything_is_drawn(a
 
 def test_ctrl_c_ends_it_without_a_page(tmp_path, child_environment):
     heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    quick = "from attn_fuzz.cli import main, matrix; matrix.PROFILES = {'ci': 1, 'nightly': 100_000}"
+    quick = "from attn_parity import main, matrix; matrix.PROFILES = {'ci': 1, 'nightly': 100_000}"
     process = subprocess.Popen(
         [sys.executable, "-c", f"{heed}; {quick}; main()", "matrix", "--page", "page.md", "--workers", "1"],
         cwd=tmp_path,

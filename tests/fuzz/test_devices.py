@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from attn_fuzz import devices, tensors
-from attn_fuzz.poison import bits
+from attn_fuzz.cases import tensors
+from attn_fuzz.cases.poison import bits
+from attn_fuzz.cases.tensors import Step
+from attn_fuzz.run import devices
 from attn_fuzz.strategies import cases
-from attn_fuzz.targets import Support
-from attn_fuzz.tensors import Step
+from attn_fuzz.targets.target import Support
 from hypothesis import given, settings
 
 SMALL = Support(head_sizes=(16, 32), block_sizes=(16, 1, 4, 48), max_tokens=32, max_seq_len=64)

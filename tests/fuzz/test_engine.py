@@ -10,10 +10,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from attn_fuzz import case as case_file
-from attn_fuzz import runner
-from attn_fuzz.engine import Plan
-from attn_fuzz.executor import Executor, ExecutorError
+from attn_fuzz.cases import case as case_file
+from attn_fuzz.run import runner
+from attn_fuzz.run.engine import Plan
+from attn_fuzz.run.executor import Executor, ExecutorError
 
 
 def test_a_seed_means_the_same_cases(fuzz_here):
@@ -125,7 +125,7 @@ def interrupted(tmp_path, child_environment):
         called = tmp_path / "called"
         # a shell that starts the tests in the background has them, and so their children, ignore Ctrl-C
         heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-        command = [sys.executable, "-c", f"{heed}; from attn_fuzz.cli import main; main()", "fuzz", "--target", target]
+        command = [sys.executable, "-c", f"{heed}; from attn_parity import main; main()", "fuzz", "--target", target]
         command += ["--examples", "100000", "--seed", "1", "--workers", str(workers), "--json", "run.json", "--report", "runs"]
         command += ["--corpus", "none"]
         process = subprocess.Popen(

@@ -4,10 +4,10 @@ from itertools import combinations, product
 
 import pytest
 from attn_contract import AttentionType, Layout, PhysicalOrder
-from attn_fuzz import case as case_file
-from attn_fuzz.case import Cache, Case, CaseError, Request, Rope
-from attn_fuzz.coverage import NAMES
-from attn_fuzz.features import features, undefined
+from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases.case import Cache, Case, CaseError, Request, Rope
+from attn_fuzz.cases.features import features, undefined
+from attn_fuzz.report.coverage import NAMES
 
 CAUSAL = {"attn_type": AttentionType.DECODER, "causal": (True,)}
 ENCODER = {"attn_type": AttentionType.ENCODER, "causal": (False,), "cache": None}

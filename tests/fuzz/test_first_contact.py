@@ -3,29 +3,31 @@
 import json
 
 import pytest
-from attn_fuzz import cli, first_contact, targets
-from attn_fuzz.engine import Plan
+from attn_fuzz.run.engine import Plan
+from attn_fuzz.targets import registry
+from attn_parity import main
+from attn_parity.doctor import sections
 
 
 def full(monkeypatch, tmp_path, work):
     """Run `doctor --full` with these sections; the exit code and the file."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(first_contact, "sections", lambda device, **options: iter(work.items()))
+    monkeypatch.setattr(sections, "sections", lambda device, **options: iter(work.items()))
     with pytest.raises(SystemExit) as exit_:
-        cli.main(["doctor", "--full", "--json", "here.json"])
+        main(["doctor", "--full", "--json", "here.json"])
     return exit_.value.code, json.loads((tmp_path / "here.json").read_text())
 
 
 def test_a_machine_without_a_gpu_compiles_for_all_and_fuzzes_every_target(tmp_path):
-    names = [name for name, _ in first_contact.sections("cpu", examples=1, workers=1, seed=0, folder=tmp_path)]
+    names = [name for name, _ in sections.sections("cpu", examples=1, workers=1, seed=0, folder=tmp_path)]
     assert names[:2] == ["machine", "aiter"]
-    assert [name for name in names if name.startswith("compile")] == [f"compile {a}" for a in first_contact.ARCHITECTURES]
-    assert [name.removeprefix("fuzz ") for name in names if name.startswith("fuzz")] == targets.names()
+    assert [name for name in names if name.startswith("compile")] == [f"compile {a}" for a in sections.ARCHITECTURES]
+    assert [name.removeprefix("fuzz ") for name in names if name.startswith("fuzz")] == registry.names()
     assert len([name for name in names if name.startswith("time")]) == 3
 
 
 def test_all_right_is_0(monkeypatch, tmp_path):
-    code, written = full(monkeypatch, tmp_path, {"machine": lambda: first_contact.machine("cpu")})
+    code, written = full(monkeypatch, tmp_path, {"machine": lambda: sections.machine("cpu")})
     assert code == 0
     assert written["schema"] == "attn-parity.doctor/1"
     assert written["sections"]["machine"]["packages"]["torch"]
@@ -43,7 +45,7 @@ def test_an_error_is_a_result_and_the_next_section_is_done(monkeypatch, tmp_path
     def broken():
         raise RuntimeError("HIP error: no binary for this GPU")
 
-    code, written = full(monkeypatch, tmp_path, {"broken": broken, "machine": lambda: first_contact.machine("cpu")})
+    code, written = full(monkeypatch, tmp_path, {"broken": broken, "machine": lambda: sections.machine("cpu")})
     assert code == 1
     assert written["sections"]["broken"]["error"] == "RuntimeError: HIP error: no binary for this GPU"
     assert "cores" in written["sections"]["machine"]
@@ -54,7 +56,7 @@ def test_an_interrupted_report_keeps_what_it_has(monkeypatch, tmp_path):
     def interrupted():
         raise KeyboardInterrupt
 
-    work = {"machine": lambda: first_contact.machine("cpu"), "long": interrupted, "never": lambda: pytest.fail("went on")}
+    work = {"machine": lambda: sections.machine("cpu"), "long": interrupted, "never": lambda: pytest.fail("went on")}
     code, written = full(monkeypatch, tmp_path, work)
     assert code == 130
     assert list(written["sections"]) == ["machine"]
@@ -69,7 +71,7 @@ def test_interrupted_fuzzing_ends_the_report_too(monkeypatch, tmp_path):
 
 def test_a_failing_target_is_in_the_report_with_its_case(monkeypatch, tmp_path):
     plan = Plan(target="planted:NO_SINKS", device="cpu", examples=200, seed=0, folder=tmp_path)
-    code, written = full(monkeypatch, tmp_path, {"fuzz": lambda: first_contact.fuzzed(plan, 1)})
+    code, written = full(monkeypatch, tmp_path, {"fuzz": lambda: sections.fuzzed(plan, 1)})
     assert code == 1
     (failure,) = written["sections"]["fuzz"]["failures"]
     assert failure["case"]["sinks"]
@@ -77,5 +79,5 @@ def test_a_failing_target_is_in_the_report_with_its_case(monkeypatch, tmp_path):
 
 def test_compiled_says_what_the_compiler_says(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # which it must not inherit
-    assert first_contact.compiled("gfx942", 2)["kernels"]["decode"]["vgprs"]
-    assert "a compute unit of gfx1036" in first_contact.compiled("gfx1036", 2)["unavailable"]
+    assert sections.compiled("gfx942", 2)["kernels"]["decode"]["vgprs"]
+    assert "a compute unit of gfx1036" in sections.compiled("gfx1036", 2)["unavailable"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from attn_fuzz import interpreter
+from attn_fuzz.interpreted import interpreter
 from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter as triton_interpreter
 

@@ -8,15 +8,17 @@ import planted
 import pytest
 import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
-from attn_fuzz import judge, tensors
-from attn_fuzz.call import Call
-from attn_fuzz.case import Cache, Case, Request, Rope, Values
-from attn_fuzz.judge import Rounding
-from attn_fuzz.poison import bits, canary
+from attn_fuzz.cases import tensors
+from attn_fuzz.cases.call import Call
+from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values
+from attn_fuzz.cases.poison import bits, canary
+from attn_fuzz.run.trial import try_case
 from attn_fuzz.strategies import cases
 from attn_fuzz.strategies.cases import VALUES
-from attn_fuzz.targets import REFERENCE_FP32, Support, Target
-from attn_fuzz.trial import try_case
+from attn_fuzz.targets.reference import REFERENCE_FP32
+from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.verdict import judge
+from attn_fuzz.verdict.judge import Rounding
 from hypothesis import given, settings
 
 replace = msgspec.structs.replace

@@ -5,18 +5,20 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from attn_fuzz import case as case_file
-from attn_fuzz import ledger, targets
-from attn_fuzz.trial import Verdict
+from attn_fuzz.cases import case as case_file
+from attn_fuzz.run import ledger
+from attn_fuzz.targets import Target, registry
+from attn_fuzz.targets.finding import explanation
+from attn_fuzz.verdict.verdict import Verdict
 from planted_findings import SINKS
 
-DOCS = Path(__file__).parents[2] / "docs" / "findings.md"
+DOCS = Path(__file__).parents[2] / "docs" / "generated" / "findings.md"
 
 
 @pytest.fixture
 def store(step_case, tmp_path, monkeypatch):
     """Stores the planted finding's case, of one target, where those of all are looked for."""
-    monkeypatch.setattr(ledger, "CASES", tmp_path)
+    monkeypatch.setattr("attn_fuzz.targets.finding.CASES", tmp_path)
 
     def write(target: str) -> None:
         case = msgspec.structs.replace(step_case, target=target, sinks="zero", head_size=16)
@@ -76,17 +78,17 @@ def test_a_stored_case_replays(attn_parity, store):
 
 def test_only_failures_are_explained(step_case):
     case = msgspec.structs.replace(step_case, sinks="zero")
-    assert ledger.explanation([SINKS], case, Verdict(kind="nan")) is SINKS
-    assert ledger.explanation([SINKS], case, Verdict(kind="value")) is None
-    assert ledger.explanation([SINKS], case, Verdict(kind="agree")) is None
+    assert explanation([SINKS], case, Verdict(kind="nan")) is SINKS
+    assert explanation([SINKS], case, Verdict(kind="value")) is None
+    assert explanation([SINKS], case, Verdict(kind="agree")) is None
 
 
-def declared() -> list[targets.Target]:
-    return [target for target in map(targets.load, targets.names()) if target.findings]
+def declared() -> list[Target]:
+    return [target for target in map(registry.load, registry.names()) if target.findings]
 
 
 def test_the_page_is_what_the_targets_declare():
-    """If it is not: python -m attn_fuzz.ledger > docs/findings.md"""
+    """If it is not: python -m attn_fuzz.run.ledger > docs/generated/findings.md"""
     assert DOCS.read_text(encoding="utf-8") == ledger.page((target.name, target.findings) for target in declared())
 
 
@@ -97,7 +99,7 @@ def test_the_page_is_what_the_targets_declare():
 )
 def test_every_finding_has_a_case_that_its_target_can_run(finding):
     case = case_file.load(finding.path)
-    support = targets.load(case.target).support("cpu")
-    assert finding.name in [declared.name for declared in targets.load(case.target).findings]
+    support = registry.load(case.target).support("cpu")
+    assert finding.name in [declared.name for declared in registry.load(case.target).findings]
     assert support.limit(case) is None
     assert support.beyond(case) is None

@@ -17,8 +17,7 @@ SUSPECT = """
 import dataclasses
 
 import attn_reference
-from attn_fuzz import Rounding
-from attn_fuzz.targets import Target
+from attn_fuzz.targets import Rounding, Target
 
 right = attn_reference.paged_attention
 

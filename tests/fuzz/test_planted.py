@@ -10,12 +10,13 @@ import msgspec
 import planted
 import pytest
 import torch
-from attn_fuzz import case as case_file
-from attn_fuzz import report, targets
-from attn_fuzz.case import Rope
-from attn_fuzz.executor import Executor
-from attn_fuzz.targets import REFERENCE_FP32
-from attn_fuzz.trial import try_case
+from attn_fuzz import report
+from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases.case import Rope
+from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.trial import try_case
+from attn_fuzz.targets import registry
+from attn_fuzz.targets.reference import REFERENCE_FP32
 
 KINDS = {
     "NAN": {"nan"},
@@ -110,7 +111,7 @@ def test_the_script_of_a_failure_fails_until_the_kernel_is_repaired(name, fuzz_h
 @pytest.mark.parametrize("seed", range(4))
 def test_the_script_of_any_wrong_case_passes_a_kernel_that_only_rounds(seed, fuzz_here, tmp_path, monkeypatch, capsys):
     """On cases as they are drawn, in which elements have very different bounds: each is held to its own."""
-    target = targets.load("planted:FLASH_ONE_KEY_SHORT")
+    target = registry.load("planted:FLASH_ONE_KEY_SHORT")
     _, drawn = fuzz_here("planted:FLASH", seed=seed, examples=12)
     failing = [(case, verdict) for case in drawn if (verdict := try_case(case, target, "cpu")).failed]
     assert failing

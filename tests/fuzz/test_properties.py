@@ -9,13 +9,16 @@ import msgspec
 import pytest
 import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
-from attn_fuzz import case as case_file
-from attn_fuzz import properties, targets, tensors
-from attn_fuzz.case import Cache, Case, CaseError, Request, Values
+from attn_fuzz import properties
+from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import tensors
+from attn_fuzz.cases.case import Cache, Case, CaseError, Request, Values
+from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties import Property, batch_composition, chunked_prefill
-from attn_fuzz.targets import REFERENCE_FP32, Target
-from attn_fuzz.tensors import Step
-from attn_fuzz.trial import PROPERTIES_OF_CASE, try_case
+from attn_fuzz.run.trial import PROPERTIES_OF_CASE, try_case
+from attn_fuzz.targets import triton
+from attn_fuzz.targets.reference import REFERENCE_FP32
+from attn_fuzz.targets.target import Target
 
 TILE = 4
 ERROR = properties.error_bound(REFERENCE_FP32.rounding)
@@ -416,10 +419,10 @@ def test_the_bound_holds_for_what_is_right_and_not_for_much_more(rules, kind, dt
 
 
 def test_the_page_lists_all_properties_and_what_our_kernels_promise():
-    page = Path(__file__, "../../../docs/properties.md").resolve().read_text(encoding="utf-8")
-    promised = {each.name: each for each in targets.TRITON_PROPERTIES.properties}
+    page = Path(__file__, "../../../docs/reference/properties.md").resolve().read_text(encoding="utf-8")
+    promised = {each.name: each for each in triton.TRITON_PROPERTIES.properties}
     assert set(promised) == {each.name for each in ALL}
-    assert {each.name for each in targets.TRITON_INVARIANT.properties} == {"batch composition", "chunked prefill"}
+    assert {each.name for each in triton.TRITON_INVARIANT.properties} == {"batch composition", "chunked prefill"}
     for each in promised.values():
         compared = "bit by bit" if each.is_bitwise else "within the bound"
         assert f"| {each.name} | {each.says} | {compared} | {each.applies} |" in page, each.name

@@ -6,13 +6,12 @@ import sys
 
 import msgspec
 import pytest
-from attn_fuzz import case as case_file
+from attn_fuzz.cases import case as case_file
 
 KERNEL = """
 import attn_reference
 from attn_contract import AttentionType
-from attn_fuzz import Rounding
-from attn_fuzz.targets import Support, Target
+from attn_fuzz.targets import Rounding, Support, Target
 
 
 def attention(q, k, v, kv_cache, layer, batch, *, out, lse):
@@ -59,10 +58,10 @@ def test_a_folder_without_tests_is_enough(run_pytest, tmp_path):
 STORED = """
 from pathlib import Path
 
-from attn_fuzz import ledger
+from attn_fuzz.targets import finding
 from planted_findings import FIXED, KNOWN
 
-ledger.CASES = Path(__file__).parent
+finding.CASES = Path(__file__).parent
 """
 
 

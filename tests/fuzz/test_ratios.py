@@ -3,11 +3,12 @@
 import msgspec
 import pytest
 import torch
-from attn_fuzz import judge, ratios, tensors
-from attn_fuzz.case import Request
-from attn_fuzz.features import FEATURES, count, features, phase
-from attn_fuzz.judge import Rounding
-from attn_fuzz.trial import try_case
+from attn_fuzz.cases import tensors
+from attn_fuzz.cases.case import Request
+from attn_fuzz.cases.features import FEATURES, count, features, phase
+from attn_fuzz.run.trial import try_case
+from attn_fuzz.verdict import judge, ratios
+from attn_fuzz.verdict.judge import Rounding
 from planted import FLASH, UNOWNED_ROWS
 
 replace = msgspec.structs.replace

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from attn_fuzz import case as case_file
-from attn_fuzz.engine import Failure, Progress, Size
-from attn_fuzz.features import FEATURES, count
+from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases.features import FEATURES, count
 from attn_fuzz.report import page
 from attn_fuzz.report.run import Found, Run
-from attn_fuzz.trial import Verdict, try_case
+from attn_fuzz.run.engine import Failure, Progress, Size
+from attn_fuzz.run.trial import try_case
+from attn_fuzz.verdict.verdict import Verdict
 from planted import FLASH, NAN
 
 replace = msgspec.structs.replace

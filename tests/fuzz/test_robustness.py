@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-from attn_fuzz import case as case_file
-from attn_fuzz import runner
-from attn_fuzz.engine import Plan
-from attn_fuzz.executor import Executor
+from attn_fuzz.cases import case as case_file
+from attn_fuzz.run import runner
+from attn_fuzz.run.engine import Plan
+from attn_fuzz.run.executor import Executor
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="writes to /dev/full")
@@ -38,7 +38,7 @@ def signalled(tmp_path, child_environment):
         called = tmp_path / "called"
         # a shell that starts the tests in the background has them, and so their children, ignore Ctrl-C
         heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-        command = [sys.executable, "-c", f"{heed}; from attn_fuzz.cli import main; main()", "fuzz", "--target", target]
+        command = [sys.executable, "-c", f"{heed}; from attn_parity import main; main()", "fuzz", "--target", target]
         command += ["--examples", "100000", "--seed", "1", "--workers", "1", "--json", "run.json", "--report", "runs"]
         process = subprocess.Popen(
             [*command, "--corpus", "none"],

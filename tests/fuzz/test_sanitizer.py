@@ -18,14 +18,16 @@ import torch
 import triton
 import triton.language as tl
 from attn_contract import AttentionType, Layout
-from attn_fuzz import case as case_file
-from attn_fuzz import sanitizer
-from attn_fuzz.case import Cache, Case, Request, Rope
-from attn_fuzz.cli.options import sanitizes
-from attn_fuzz.executor import Executor
-from attn_fuzz.permissions import READ, WRITE, Region, region
-from attn_fuzz.targets import REFERENCE_FP32, TRITON, Target
-from attn_fuzz.trial import try_case
+from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases.case import Cache, Case, Request, Rope
+from attn_fuzz.interpreted import sanitizer
+from attn_fuzz.interpreted.permissions import READ, WRITE, Region, region
+from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.trial import try_case
+from attn_fuzz.targets.reference import REFERENCE_FP32
+from attn_fuzz.targets.target import Target
+from attn_fuzz.targets.triton import TRITON
+from attn_parity.options import sanitizes
 from triton import knobs
 from triton.runtime import interpreter
 
@@ -520,7 +522,7 @@ def test_a_gpu_cannot_be_sanitized():
 
 
 def test_the_page_s_program_runs_and_its_message_is_one(sanitized, tmp_path):
-    page = (Path(__file__).parents[2] / "docs" / "sanitizer.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "sanitizer.md").read_text()
     program, message = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)[0], re.findall(r"```\n(load .*)\n```", page)[0]
     case, changes, _ = FAULTS["a slot past the sequence"]
     without_line = re.compile(r"py:\d+ ")

@@ -241,7 +241,7 @@ def test_a_file_that_is_no_json_is_named(content, attn_parity, tmp_path):
 
 
 def test_without_triton_it_says_so():
-    missing = "import sys; sys.modules['triton'] = None; from attn_fuzz.cli import main; main()"
+    missing = "import sys; sys.modules['triton'] = None; from attn_parity import main; main()"
     run = subprocess.run([sys.executable, "-c", missing, "select", *LAYER], capture_output=True, text=True)
     assert run.returncode == 2
     assert run.stderr.startswith("attn-parity: this needs Triton, which is missing: pip install 'attn-parity[cpu]'")

@@ -13,11 +13,11 @@ from typing import ClassVar
 import pytest
 import torch
 from attn_contract import AttentionType
-from attn_fuzz import scheduler
-from attn_fuzz.aiter_target import AITER_UNIFIED_ATTENTION
-from attn_fuzz.served_models import Model, rocm, served, triton
-from attn_fuzz.serving import Scheduled, ServingEngine
-from attn_fuzz.uncached import DisagreementError
+from attn_fuzz.serving import scheduler
+from attn_fuzz.serving.engine import Scheduled, ServingEngine
+from attn_fuzz.serving.models import Model, rocm, served, triton
+from attn_fuzz.serving.uncached import DisagreementError
+from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION
 from attn_optimized.backends import CommonAttentionMetadata, backend
 from hypothesis import Phase, settings
 

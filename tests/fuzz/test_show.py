@@ -6,12 +6,12 @@ from pathlib import Path
 import msgspec
 import pytest
 from attn_contract import AttentionType, Layout, PhysicalOrder
-from attn_fuzz import case as case_file
-from attn_fuzz import tensors
-from attn_fuzz.case import Cache, Case, Request
+from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import tensors
+from attn_fuzz.cases.case import Cache, Case, Request
 from attn_fuzz.report import pictures, terminal
 from attn_fuzz.report.pictures import Limits, Picture
-from attn_fuzz.trial import try_case
+from attn_fuzz.run.trial import try_case
 from planted import FLASH, NAN, UNOWNED_ROWS
 from rich.console import Console
 
@@ -216,7 +216,7 @@ def test_the_command_draws_a_failing_case_and_exits_1(attn_parity, step_case, tm
 
 
 def test_what_the_guide_shows(attn_parity, tmp_path):
-    guide = (Path(__file__).parents[2] / "docs" / "reports.md").read_text()
+    guide = (Path(__file__).parents[2] / "docs" / "guide" / "reports.md").read_text()
     blocks = dict(re.findall(r"```(python|json|)\n(.*?)```", guide, flags=re.DOTALL))
     (tmp_path / "my_kernel.py").write_text(blocks["python"])
     (tmp_path / "case.json").write_text(blocks["json"])

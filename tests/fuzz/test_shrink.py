@@ -3,12 +3,13 @@
 import planted
 import pytest
 from attn_contract import AttentionType, Layout
-from attn_fuzz import case as case_file
-from attn_fuzz import shrink, targets
-from attn_fuzz.case import Cache, Case
+from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases.case import Cache, Case
+from attn_fuzz.run import shrink
+from attn_fuzz.run.trial import try_case
 from attn_fuzz.strategies import cases
-from attn_fuzz.targets import Support
-from attn_fuzz.trial import try_case
+from attn_fuzz.targets import registry
+from attn_fuzz.targets.target import Support
 from hypothesis import HealthCheck, assume, given, settings
 
 SUPPORT = Support(max_tokens=64, max_seq_len=200, dtypes=("float16", "bfloat16"))
@@ -122,7 +123,7 @@ def test_it_stops_when_told_and_does_not_claim_to_be_done(step_case):
 
 def test_a_real_failure_ends_where_every_smaller_case_passes(fuzz_here):
     failure = fuzz_here("planted:ONE_KEY_SHORT")[0].failure
-    target = targets.load("planted:ONE_KEY_SHORT")
+    target = registry.load("planted:ONE_KEY_SHORT")
     assert failure.minimal
     assert try_case(failure.case, target, "cpu").failed
     smaller = list(shrink.lowered(failure.case, planted.SMALL))

@@ -5,14 +5,15 @@ import itertools
 
 import pytest
 from attn_contract import AttentionType, Layout, PhysicalOrder
-from attn_fuzz import case as case_file
-from attn_fuzz.case import ROWS, X_PACKED, Case
-from attn_fuzz.independent import INDEPENDENT
+from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases.case import ROWS, X_PACKED, Case
+from attn_fuzz.run.trial import try_case
 from attn_fuzz.strategies import cases, families
 from attn_fuzz.strategies.cases import VALUES
+from attn_fuzz.strategies.independent import INDEPENDENT
 from attn_fuzz.strategies.layers import SINKS
-from attn_fuzz.targets import REFERENCE_FP32, Support
-from attn_fuzz.trial import try_case
+from attn_fuzz.targets.reference import REFERENCE_FP32
+from attn_fuzz.targets.target import Support
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 DRAWN = settings(INDEPENDENT, max_examples=600, phases=[Phase.generate], suppress_health_check=list(HealthCheck))

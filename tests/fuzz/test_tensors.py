@@ -5,12 +5,12 @@ import msgspec
 import pytest
 import torch
 from attn_contract import KVCacheView, Layout, PhysicalOrder, same_elements, same_footprint
-from attn_fuzz import allocations, contents, tensors
-from attn_fuzz.case import Cache, Case, Request, Rope, Values, neighbours, writers, written_slots
-from attn_fuzz.poison import CANARY, LEFTOVER, POISON, bits, canary, poison
+from attn_fuzz.cases import allocations, contents, tensors
+from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values, neighbours, writers, written_slots
+from attn_fuzz.cases.poison import CANARY, LEFTOVER, POISON, bits, canary, poison
+from attn_fuzz.cases.tensors import GUARD, Step
 from attn_fuzz.strategies import cases
-from attn_fuzz.targets import Support
-from attn_fuzz.tensors import GUARD, Step
+from attn_fuzz.targets.target import Support
 from hypothesis import given, settings
 
 replace = msgspec.structs.replace

@@ -13,16 +13,16 @@ from typing import get_args
 
 import msgspec
 import pytest
-from attn_fuzz import case as case_file
-from attn_fuzz.case import Case
-from attn_fuzz.executor import Executor
-from attn_fuzz.trial import Kind
+from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases.case import Case
+from attn_fuzz.run.executor import Executor
+from attn_fuzz.verdict.verdict import Kind
 from attn_fuzz.zoo import mutants, page
 from attn_fuzz.zoo.mutants import Mutant, MutantError, Patch
 
 SHIPPED = mutants.load_all()
-PAGE = Path(__file__).parents[2] / "docs" / "zoo.md"
-KEPT = page.loads(PAGE.with_suffix(".json").read_bytes(), "docs/zoo.json")
+PAGE = Path(__file__).parents[2] / "docs" / "generated" / "zoo.md"
+KEPT = page.loads(PAGE.with_suffix(".json").read_bytes(), "docs/generated/zoo.json")
 
 
 def mutant(*patches: Patch) -> Mutant:

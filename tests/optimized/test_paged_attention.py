@@ -173,7 +173,7 @@ def test_float8_formats_without_conversions(paged_call, assert_agrees, monkeypat
 def test_equal_logits_give_the_exact_mean(scale, dtype, paged_call):
     """Every weight is exp(0) = 1, for logits beyond exp's range too, and every sum is exact: the quotient is rounded once."""
     if triton.__version__.startswith("3.6.") and not torch.cuda.is_available() and dtype == torch.float32:
-        pytest.skip("Triton 3.6 interprets a fused multiply-add in two roundings, unless attn_fuzz.interpreter teaches it")
+        pytest.skip("Triton 3.6 interprets a fused multiply-add in two roundings, unless attn_fuzz teaches it")
     call = paged_call([1, 3], [199, 130], dtype=dtype, causal=False, scale=scale)  # the first one's keys are split
     blocks = call.batch.block_table[0, :13].long()
     values = torch.randint(-8, 9, (13, 16, 2, 32), dtype=dtype, device=call.q.device)

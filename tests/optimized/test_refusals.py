@@ -53,7 +53,7 @@ def test_every_function_checks_its_arguments(paged_call, varlen_call, device):
     ("interpret", "element", "words"),
     [
         ("0", "float32", ["a tensor on cpu not supported", "use attn_reference", "TRITON_INTERPRET=1"]),
-        ("1", "bfloat16", ["bfloat16 under Triton's interpreter not supported", "attn_fuzz.interpreter.install()"]),
+        ("1", "bfloat16", ["bfloat16 under Triton's interpreter not supported", "attn_fuzz.interpreted.interpreter.install()"]),
     ],
 )
 def test_where_no_kernel_can_run(interpret, element, words):

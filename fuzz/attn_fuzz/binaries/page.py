@@ -1,4 +1,4 @@
-"""The page of the binaries, docs/binaries.md, made of the facts beside it and nothing else."""
+"""The page of the binaries, docs/generated/binaries.md, made of the facts beside it and nothing else."""
 
 from collections.abc import Mapping, Sequence
 
@@ -71,7 +71,7 @@ the widest load of a lane; an empty cell is what is not known, or what the archi
 
 
 def text(results: Results) -> str:
-    """docs/binaries.md, whole."""
+    """docs/generated/binaries.md, whole."""
     lines = PREFACE.format(triton=results.triton).splitlines()
     architectures = dict.fromkeys(row.architecture for row in results.binaries)
     lines += ["", _line("architecture", "launches", "spill vector registers", "most", "one wave of a SIMD")]

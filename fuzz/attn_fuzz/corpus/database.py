@@ -9,8 +9,8 @@ import os
 import stat
 from pathlib import Path
 
-from attn_fuzz import case as case_file
-from attn_fuzz.case import MAX_BYTES, SCHEMA, Case, CaseError
+from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases.case import MAX_BYTES, SCHEMA, Case, CaseError
 from attn_fuzz.corpus.files import MAX_CASES
 from hypothesis.database import DirectoryBasedExampleDatabase, ExampleDatabase
 

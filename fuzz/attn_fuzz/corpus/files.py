@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
-from attn_fuzz import case as case_file
-from attn_fuzz import ledger
-from attn_fuzz.case import Case, CaseError
-from attn_fuzz.targets import Support
+from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases.case import Case, CaseError
+from attn_fuzz.targets import finding
+from attn_fuzz.targets.target import Support
 
 SHIPPED = Path(__file__).parent
 MAX_CASES = 10_000
@@ -16,7 +16,7 @@ MAX_CASES = 10_000
 
 def shipped() -> dict[str, Case]:
     """What comes with the fuzzer: the corpus, and the stored cases of known findings, which other targets may share."""
-    return load(SHIPPED) | load(ledger.CASES)
+    return load(SHIPPED) | load(finding.CASES)
 
 
 def load(path: Path) -> dict[str, Case]:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 import torch
+from attn_fuzz.cases.tensors import GARBAGE_BLOCKS, Step
 from attn_fuzz.properties.relation import (
     Attend,
     Comparison,
@@ -16,7 +17,6 @@ from attn_fuzz.properties.relation import (
     same_bits,
     variant,
 )
-from attn_fuzz.tensors import GARBAGE_BLOCKS, Step
 
 
 def repetition() -> Property:

@@ -1,8 +1,8 @@
 """How far an output may be from the right one, from what is known without an oracle.
 
-`attn_fuzz.judge` bounds the error of an element by the row's own weights and logits. Here both are unknown; what is known is
-how large they can be. With n keys, v_c the largest magnitude of their values in channel c, k_c of their keys, t the largest
-magnitude that is stored, and u, eta, B, T and S as in the judge:
+`attn_fuzz.verdict.judge` bounds the error of an element by the row's own weights and logits. Here both are unknown; what is
+known is how large they can be. With n keys, v_c the largest magnitude of their values in channel c, k_c of their keys, t the
+largest magnitude that is stored, and u, eta, B, T and S as in the judge:
 
     |z| <= A = |scale| sum_c |q_c| k_c               a score; capped to c, |z| <= min(A, c)
     |s| <= Z + b                                     a logit; b the largest magnitude of a bias
@@ -28,9 +28,9 @@ Nothing here is statistics: it is the judge's HARD bound with each sum replaced 
 from collections.abc import Callable
 
 import torch
-from attn_fuzz.judge import CAP_ROUNDINGS, U32, UNDERFLOW, UNIT_ROUNDOFF, Rounding
+from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties.relation import ErrorBound, Outputs, request_rows
-from attn_fuzz.tensors import Step
+from attn_fuzz.verdict.judge import CAP_ROUNDINGS, U32, UNDERFLOW, UNIT_ROUNDOFF, Rounding
 from attn_reference import gather_kv_cache
 
 

@@ -3,9 +3,9 @@
 import dataclasses
 
 import torch
+from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties.relation import Attend, ErrorBound, Outputs, Property, close, same_bits, variant
 from attn_fuzz.properties.slots import rows_of_slots, slots_of_keys, with_rows
-from attn_fuzz.tensors import Step
 
 # keys become multiples of 1 / LEVELS of a power of two, so that they and their shifted twins have six significant bits, which
 # every dtype holds

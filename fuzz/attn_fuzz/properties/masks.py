@@ -4,9 +4,9 @@ import dataclasses
 
 import torch
 from attn_contract import AttentionType
+from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties.relation import Attend, Comparison, ErrorBound, Property, request_rows, variant
 from attn_fuzz.properties.slots import without_first_blocks
-from attn_fuzz.tensors import Step
 
 
 def wide_window(error: ErrorBound | None = None) -> Property:

@@ -3,10 +3,10 @@
 import dataclasses
 
 import torch
-from attn_fuzz.poison import bits
+from attn_fuzz.cases.poison import bits
+from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties.relation import Attend, Outputs, Property, same_bits, variant
 from attn_fuzz.properties.slots import elements, rows_of_slots, slots_of_keys, used_entries, with_rows
-from attn_fuzz.tensors import Step
 
 # finite, and noticed; unused memory of a case holds NaN, or another finite number
 GARBAGE = -7.0

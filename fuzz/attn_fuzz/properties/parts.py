@@ -4,9 +4,9 @@ import dataclasses
 
 import torch
 from attn_contract import AttentionType
+from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties.relation import Attend, ErrorBound, Outputs, Property, causal_flags, close, request_rows, variant
 from attn_fuzz.properties.slots import without_first_blocks
-from attn_fuzz.tensors import Step
 
 
 def split_keys(error: ErrorBound) -> Property:

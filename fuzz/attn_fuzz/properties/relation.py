@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from attn_contract import Batch
-from attn_fuzz.poison import bits, canary
-from attn_fuzz.tensors import Step
+from attn_fuzz.cases.poison import bits, canary
+from attn_fuzz.cases.tensors import Step
 from attn_reference import dequantize
 
 Attend = Callable[[Step], None]

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from attn_contract import Batch, KVCacheView
 from attn_contract.layouts import K, V
-from attn_fuzz.poison import bits
-from attn_fuzz.tensors import Step
+from attn_fuzz.cases.poison import bits
+from attn_fuzz.cases.tensors import Step
 
 
 def elements(view: KVCacheView, device: torch.device) -> torch.Tensor:

@@ -3,11 +3,11 @@
 import shutil
 from pathlib import Path
 
-from attn_fuzz import case as case_file
-from attn_fuzz.case import Case
+from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases.case import Case
 from attn_fuzz.report.overview import summary
 from attn_fuzz.report.standalone import script
-from attn_fuzz.trial import Verdict
+from attn_fuzz.verdict.verdict import Verdict
 
 __all__ = ["again", "script", "summary", "write"]
 

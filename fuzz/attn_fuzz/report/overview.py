@@ -1,8 +1,8 @@
 """A failure as a short table."""
 
 import msgspec
-from attn_fuzz.case import Case
-from attn_fuzz.trial import Verdict
+from attn_fuzz.cases.case import Case
+from attn_fuzz.verdict.verdict import Verdict
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text

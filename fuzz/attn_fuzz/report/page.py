@@ -8,16 +8,16 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 import msgspec
-from attn_fuzz import ratios
-from attn_fuzz.case import Case
-from attn_fuzz.engine import Progress
-from attn_fuzz.features import FEATURES, undefined
+from attn_fuzz.cases.case import Case
+from attn_fuzz.cases.features import FEATURES, undefined
 from attn_fuzz.report import again, pictures, svg
 from attn_fuzz.report.markup import element, facts, page, table
 from attn_fuzz.report.overview import headline, properties, requests
 from attn_fuzz.report.pictures import Limits
 from attn_fuzz.report.run import Found, Run
-from attn_fuzz.trial import Verdict
+from attn_fuzz.run.engine import Progress
+from attn_fuzz.verdict import ratios
+from attn_fuzz.verdict.verdict import Verdict
 
 ROOM = Limits(rows=48, columns=128)
 NO_BREAK_SPACE = "\u00a0"

@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 import torch
 from attn_contract.layouts import K, V
-from attn_fuzz import allocations, judge, ratios, tensors
-from attn_fuzz.case import Cache, Case, written_slots
-from attn_fuzz.poison import bits, leftovers, poison
-from attn_fuzz.ratios import EDGES, NOT_FINITE, STRAY, UNOWNED, UNWRITTEN
-from attn_fuzz.tensors import Step
-from attn_fuzz.trial import Verdict
+from attn_fuzz.cases import allocations, tensors
+from attn_fuzz.cases.case import Cache, Case, written_slots
+from attn_fuzz.cases.poison import bits, leftovers, poison
+from attn_fuzz.cases.tensors import Step
+from attn_fuzz.verdict import judge, ratios
+from attn_fuzz.verdict.ratios import EDGES, NOT_FINITE, STRAY, UNOWNED, UNWRITTEN
+from attn_fuzz.verdict.verdict import Verdict
 from attn_reference import Request, masks
 
 MOST_REQUESTS = 8
@@ -101,7 +102,7 @@ def draw(case: Case, verdict: Verdict | None, limits: Limits) -> list[Picture]:
 
 
 def error_over_bound(case: Case, tensor: str, codes: bytes, limits: Limits) -> Picture:
-    """Error over bound by head and row of q: `attn_fuzz.ratios.picture`, drawn."""
+    """Error over bound by head and row of q: `attn_fuzz.verdict.ratios.picture`, drawn."""
     by_row = torch.tensor(list(codes), dtype=torch.int64).reshape(-1, case.num_heads)
     by_row = torch.where(by_row == UNOWNED, -1, by_row)  # whatever else is in a cell counts more
     heads, rows = _cuts(case.num_heads, limits.rows), _cuts(len(by_row), limits.columns)

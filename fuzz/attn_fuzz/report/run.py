@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-from attn_fuzz import ratios
-from attn_fuzz.engine import Failure, Progress
-from attn_fuzz.ledger import Finding
+from attn_fuzz.run.engine import Failure, Progress
+from attn_fuzz.targets.finding import Finding
+from attn_fuzz.verdict import ratios
 
 SCHEMA = "attn-parity.fuzz/1"
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from attn_contract import Layer
-from attn_fuzz import tensors
-from attn_fuzz.case import Case
-from attn_fuzz.tensors import Step
-from attn_fuzz.trial import Verdict
+from attn_fuzz.cases import tensors
+from attn_fuzz.cases.case import Case
+from attn_fuzz.cases.tensors import Step
+from attn_fuzz.verdict.verdict import Verdict
 
 LITERAL_ELEMENTS = 64
 
@@ -59,7 +59,7 @@ import sys
 import zlib
 
 import torch
-from attn_fuzz import interpreter
+from attn_fuzz.interpreted import interpreter
 
 sys.path.append(os.getcwd())  # where a target given as module:attribute is
 
@@ -70,7 +70,7 @@ if DEVICE == "cpu":
 
 import attn_reference
 from attn_contract import AttentionType, Batch, KVCacheView, Layer, Layout
-from attn_fuzz import targets
+from attn_fuzz.targets import registry
 
 
 def packed(data, dtype, shape):
@@ -82,7 +82,7 @@ def all_bytes(tensor):
     return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(memory)
 
 
-target = targets.load("{target}")
+target = registry.load("{target}")
 layer = {layer}
 batch = {batch}
 q = {q}

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from xml.etree.ElementTree import Element
 
-from attn_fuzz.features import FEATURES, undefined
-from attn_fuzz.ratios import BROKEN, NUM_BINS
+from attn_fuzz.cases.features import FEATURES, undefined
 from attn_fuzz.report.markup import element
 from attn_fuzz.report.pictures import Cell, Picture
+from attn_fuzz.verdict.ratios import BROKEN, NUM_BINS
 
 LETTER_WIDTH, LINE = 7.5, 18
 MOST_COLUMNS_WITH_TEXT = 64

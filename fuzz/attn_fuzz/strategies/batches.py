@@ -2,8 +2,8 @@
 
 import msgspec
 from attn_contract import AttentionType
-from attn_fuzz.case import Request
-from attn_fuzz.targets import Support
+from attn_fuzz.cases.case import Request
+from attn_fuzz.targets.target import Support
 from hypothesis import strategies as st
 
 MAX_REQUESTS = 8

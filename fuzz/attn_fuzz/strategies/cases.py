@@ -4,11 +4,11 @@ from typing import Any
 
 import msgspec
 from attn_contract import AttentionType
-from attn_fuzz.case import MAX_ELEMENTS, Case, Rope, Values, num_elements
+from attn_fuzz.cases.case import MAX_ELEMENTS, Case, Rope, Values, num_elements
 from attn_fuzz.strategies.batches import batches
 from attn_fuzz.strategies.caches import caches
 from attn_fuzz.strategies.layers import Layer, layers
-from attn_fuzz.targets import Support
+from attn_fuzz.targets.target import Support
 from hypothesis import assume
 from hypothesis import strategies as st
 

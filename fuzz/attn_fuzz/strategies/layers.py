@@ -3,9 +3,9 @@
 from typing import Any, NamedTuple
 
 from attn_contract import AttentionType, Layout
-from attn_fuzz.case import ITEMSIZE
+from attn_fuzz.cases.case import ITEMSIZE
 from attn_fuzz.strategies.rules import rules
-from attn_fuzz.targets import Support
+from attn_fuzz.targets.target import Support
 from hypothesis import strategies as st
 
 SINKS = ("zero", "near", "above", "below", "off")

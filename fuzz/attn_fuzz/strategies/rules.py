@@ -1,8 +1,8 @@
 """Which rules a case has: none, the usual two, one alone, or several together."""
 
 from attn_contract import AttentionType
-from attn_fuzz.case import UNDEFINED
-from attn_fuzz.targets import Support
+from attn_fuzz.cases.case import UNDEFINED
+from attn_fuzz.targets.target import Support
 from hypothesis import strategies as st
 
 USUAL = ("window", "sinks")

@@ -1,4 +1,4 @@
-"""What became of the mutants: over seeds, by what caught them, in all, and as the page docs/zoo.md."""
+"""What became of the mutants: over seeds, by what caught them, in all, and as the page docs/generated/zoo.md."""
 
 import re
 from collections import Counter
@@ -8,7 +8,7 @@ from typing import Any
 
 import hypothesis
 import msgspec
-from attn_fuzz.engine import Progress
+from attn_fuzz.run.engine import Progress
 from attn_fuzz.zoo.mutants import Mutant, MutantError
 
 replace = msgspec.structs.replace
@@ -173,7 +173,7 @@ rows and keys, is what the first seed's failure was shrunk to, if it was.
 
 
 def text(results: Results) -> str:
-    """docs/zoo.md, whole: what is in docs/zoo.json and nothing else."""
+    """docs/generated/zoo.md, whole: what is in docs/generated/zoo.json and nothing else."""
     preface = PREFACE.format(
         count=len(results.seeds),
         seeds=", ".join(map(str, results.seeds)),

@@ -122,7 +122,7 @@ class RocmAiterUnifiedAttentionBackend(AttentionBackend):
                     property="a window without sinks in float16",
                     applies=lambda config, _: _has_bare_window_in_float16(config),
                     reason="where a row sees nothing of a tile, AITER's unified_attention holds its largest logit for 0, and "
-                    "float16 weights of logits below about -9 underflow (docs/findings.md, aiter-hidden-tile, seen in 0.1.7)",
+                    "float16 weights of logits below about -9 underflow (finding aiter-hidden-tile, seen in 0.1.7)",
                 ),
                 Combination(
                     property="a float8 output that is not of the architecture's own type",

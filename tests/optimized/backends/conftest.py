@@ -11,7 +11,7 @@ import attn_reference
 import pytest
 import torch
 from attn_contract import AttentionType, Batch, KVCacheView, Layer, Layout
-from attn_fuzz.aiter_interpreter import interpreted
+from attn_fuzz.interpreted.aiter import interpreted
 from attn_optimized.aiter_adapter import Aiter, find_aiter, import_aiter
 from attn_optimized.backends import AttentionBackend, CommonAttentionMetadata
 

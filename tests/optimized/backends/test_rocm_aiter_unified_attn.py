@@ -35,7 +35,7 @@ def test_decoders_run_on_aiter_in_every_phase(rules, make_step, assert_agrees, c
 
 
 def test_a_window_in_float16_is_refused_without_sinks(make_step, aiter):
-    """A known bug of AITER's kernel, which is silent: aiter-hidden-tile of docs/findings.md."""
+    """A known bug of AITER's kernel, which is silent: the finding aiter-hidden-tile."""
     step = make_step(**MIXED, window=(9, 9))
     with pytest.raises(UnsupportedError, match=r"aiter-hidden-tile.*use .*TRITON_ATTN"):
         UNIFIED.impl(step.layer, aiter=aiter, **step.constructor)
@@ -147,6 +147,6 @@ def test_a_missing_aiter_is_the_only_reason(make_step):
 )
 def test_decoders_on_aiters_own_kernel(rules, make_step, assert_agrees, installed_aiter):
     step = make_step(**MIXED, **rules)
-    # the kernel multiplies what lies past a sequence by 0, so that it must be finite: see docs/findings.md
+    # the kernel multiplies what lies past a sequence by 0, so that it must be finite: finding aiter-unused-slots
     step.kv_cache.nan_to_num_(0.0)
     assert_agrees(UNIFIED, step, aiter=installed_aiter)

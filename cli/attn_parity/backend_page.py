@@ -1,0 +1,100 @@
+"""The page of the backends: what each declares, as tables. The selector and the constructors ask the same declarations."""
+
+import dataclasses
+from collections.abc import Iterator
+
+from attn_contract import Answer, AttentionType, Capabilities, No
+from attn_contract.capabilities import PROPERTIES, Values
+from attn_optimized.aiter_adapter import RECORDED, Aiter, recorded
+from attn_optimized.backends import BACKENDS
+from attn_optimized.selector import PRIORITIES
+
+NEWEST = RECORDED[-1]
+Cell = tuple[str, str]
+"""What a backend answers, and why not more; "" where there is nothing to explain."""
+
+
+def backend_page() -> str:
+    """docs/generated/backends.md, whole; the same on every machine."""
+    newest = _tables(recorded(NEWEST))
+    others = {f"AITER {version}": recorded(version) for version in RECORDED[:-1]}
+    others["no AITER"] = Aiter(missing="AITER is not installed")
+    lines = [
+        "# What each backend can do",
+        "",
+        "Written by `attn-parity matrix` from the declarations in `attn_optimized/backends`, which the selector and the",
+        "constructors ask too; `attn-parity matrix --check` says whether it is current. `attn-parity select` applies it to a",
+        "layer or a model, and says why the others do not serve.",
+        "",
+        "## Order",
+        "",
+        "The first that serves a layer is selected. The order is vLLM 0.33's, so that a name means the same there and here; an",
+        "order by speed wants measurements, and no AMD GPU has run these backends yet. Known bugs of kernels that are not ours",
+        "are in [findings.md](findings.md).",
+        "",
+        _row("architecture", "backends"),
+        _row("---", "---"),
+        *(_row(f"`{pattern}`", ", ".join(names)) for pattern, names in PRIORITIES.items()),
+        "",
+        f"## With AITER {NEWEST}",
+        "",
+        "Numbers in brackets are reasons, below the table.",
+        "",
+        *_with_footnotes(newest),
+    ]
+    for name, aiter in others.items():
+        lines += ["", f"## With {name} instead", "", *_differences(newest, _tables(aiter))]
+    return "\n".join(lines) + "\n"
+
+
+def _tables(aiter: Aiter) -> dict[str, dict[str, Cell]]:
+    """What every backend answers, by its name and the property; every backend has the same properties."""
+    declared = {name: backend.capabilities(aiter) for name, backend in BACKENDS.items()}
+    together = {one.property for capabilities in declared.values() for one in capabilities.combinations}
+    return {name: dict(_answers(capabilities, sorted(together))) for name, capabilities in declared.items()}
+
+
+def _answers(capabilities: Capabilities, together: list[str]) -> Iterator[tuple[str, Cell]]:
+    for field in dataclasses.fields(capabilities):
+        answer = getattr(capabilities, field.name)
+        if field.name == "attn_types":
+            yield from ((attn_type.name, _cell(answer[attn_type])) for attn_type in AttentionType)
+        elif field.name not in ("backend", "combinations"):
+            yield PROPERTIES.get(field.name, field.name.replace("_", " ")), _cell(answer)
+    reasons = {one.property: one.reason for one in capabilities.combinations}
+    for text in together:
+        yield f"together: {text}", ("no", reasons[text]) if text in reasons else ("", "")
+
+
+def _cell(answer: Answer | Values) -> Cell:
+    if isinstance(answer, bool | No):
+        return ("yes", "") if answer else ("no", str(answer))
+    return str(answer), answer.why
+
+
+def _with_footnotes(tables: dict[str, dict[str, Cell]]) -> list[str]:
+    reasons: dict[str, int] = {}
+    lines = [_row("", *tables), _row("---", *["---"] * len(tables))]
+    for text in next(iter(tables.values())):
+        cells = []
+        for table in tables.values():
+            answer, why = table[text]
+            cells.append(f"{answer} [{reasons.setdefault(why, len(reasons) + 1)}]" if why else answer)
+        lines.append(_row(text, *cells))
+    return [*lines, "", *(f"{number}. {why}" for why, number in reasons.items())]
+
+
+def _differences(usual: dict[str, dict[str, Cell]], tables: dict[str, dict[str, Cell]]) -> list[str]:
+    lines = [
+        _row(name, text, answer, why)
+        for name, table in tables.items()
+        for text, (answer, why) in table.items()
+        if usual[name][text] != (answer, why)
+    ]
+    if not lines:
+        return ["Nothing changes."]
+    return [_row("backend", "property", "then", "why"), _row(*["---"] * 4), *lines]
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,191 @@
+"""What one command learns of a machine that this project has never run on: `attn-parity doctor --full`.
+
+Each section is a result by itself: one that fails says so in its place, and the others are still there.
+"""
+
+import dataclasses
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from attn_contract import Batch, Layer, Layout
+from attn_fuzz.binaries.build import build
+from attn_fuzz.report.run import failure_json
+from attn_fuzz.run import runner
+from attn_fuzz.run.engine import Plan
+from attn_fuzz.targets import registry
+from attn_parity.versions import version
+
+SCHEMA = "attn-parity.doctor/1"
+PACKAGES = ("attn-parity", "torch", "triton", "pytorch-triton-rocm", "amd-aiter", "hypothesis", "numpy", "vllm")
+# what is compiled where there is no GPU to ask
+ARCHITECTURES = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201")
+REPEATS = 20
+# query and key lengths of each request
+TIMED = {
+    "decode, 64 x 8k": ([1] * 64, [8192] * 64),
+    "decode, 1 x 128k": ([1], [131072]),
+    "prefill, 4 x 4k": ([4096] * 4, [4096] * 4),
+}
+
+Section = dict[str, Any]
+
+
+def sections(
+    device: str, *, examples: int, workers: int, seed: int, folder: Path
+) -> Iterator[tuple[str, Callable[[], Section]]]:
+    """The sections of the report, by name; calling one does its work.
+
+    Args:
+        device: "cpu" or "cuda".
+        examples: of each target.
+        workers: fuzzing processes.
+        seed: of the fuzzer.
+        folder: where failing cases go.
+    """
+    yield "machine", lambda: machine(device)
+    yield "aiter", aiter
+    for architecture in [_this_architecture()] if device == "cuda" else ARCHITECTURES:
+        yield f"compile {architecture}", lambda architecture=architecture: compiled(architecture, workers)
+    for name in registry.names():
+        plan = Plan(target=name, device=device, examples=examples, seed=seed, folder=folder)
+        yield f"fuzz {name}", lambda plan=plan: fuzzed(plan, workers)
+    for name, lengths in TIMED.items():
+        yield f"time {name}", lambda lengths=lengths: timed(device, *lengths)
+
+
+def outcome(work: Callable[[], Section]) -> Section:
+    """Do a section's work; an error is its result."""
+    started = time.monotonic()
+    try:
+        result = work()
+    except Exception as error:
+        result = {"error": f"{type(error).__name__}: {error}"}
+    return {**result, "seconds": round(time.monotonic() - started, 1)}
+
+
+def machine(device: str) -> Section:
+    """Versions, and what torch says of each GPU."""
+    count = torch.cuda.device_count() if device == "cuda" else 0
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "hip": torch.version.hip,
+        "cuda": torch.version.cuda,
+        "kernels": "compiled" if device == "cuda" else "interpreted",
+        "devices": [_properties(index) for index in range(count)],
+    }
+
+
+def aiter() -> Section:
+    """What AMD's AITER can do here, None for what it has, and whether it imports."""
+    from attn_optimized.aiter_adapter import features_of, find_aiter, import_aiter
+
+    found = find_aiter()
+    if found.missing is not None:
+        return {"unavailable": found.missing}
+    signatures = {name: signature.arguments for name, signature in found.signatures.items()}
+    features = dataclasses.asdict(features_of(found))
+    return {"version": found.version, "imports": import_aiter().missing or True, "features": features, "signatures": signatures}
+
+
+def compiled(architecture: str, workers: int) -> Section:
+    """The main launches that ship, through the compiler: registers, spills, instructions."""
+    from attn_optimized.compilation import ARCHITECTURES
+    from attn_optimized.shipped_calls import chosen
+
+    if architecture not in ARCHITECTURES:
+        return {"unavailable": f"what a compute unit of {architecture} has is not known, of {', '.join(ARCHITECTURES)} it is"}
+    done = build([(architecture, name) for name in chosen(architecture, main=True)], workers)
+    if done.interrupted:
+        raise KeyboardInterrupt
+    kernels = {name: dataclasses.asdict(binary.facts) for (_, name), binary in done.binaries.items()}
+    spilling = [name for name, facts in kernels.items() if facts["vgpr_spills"]]
+    error = {"error": "\n".join(f"{name}: {error}" for (_, name), error in done.errors.items())} if done.errors else {}
+    return {"kernels": kernels, "spilling": spilling, **error}
+
+
+def fuzzed(plan: Plan, workers: int) -> Section:
+    """A target against the reference; its failing cases, made small, are part of the result."""
+    target = registry.load(plan.target)
+    if reason := target.unavailable(plan.device):
+        return {"unavailable": reason}
+    done = runner.run(runner.shards(plan), workers, stop_at_failure=True)
+    return {
+        "seed": plan.seed,
+        "examples": sum(progress.examples for progress in done.progress),
+        "refused": sum(progress.refused for progress in done.progress),
+        "max_ratio": max(progress.ratio for progress in done.progress),
+        "failures": [failure_json(progress.failure) for progress in done.progress if progress.failure is not None],
+        **({"error": done.error} if done.error else {}),
+        **({"interrupted": True} if done.interrupted else {}),
+    }
+
+
+def timed(device: str, query_lens: list[int], seq_lens: list[int]) -> Section:
+    """The paged kernel, bfloat16, 32 query heads on 8, head size 128, blocks of 16, beside torch's SDPA on dense keys."""
+    if device != "cuda":
+        return {"unavailable": "no GPU in use: an interpreter's speed says nothing"}
+    import attn_optimized
+
+    num_heads, num_kv_heads, head_size, block_size = 32, 8, 128, 16
+    options = {"dtype": torch.bfloat16, "device": device}
+    num_requests, query_len, seq_len = len(query_lens), query_lens[0], seq_lens[0]
+    num_blocks = num_requests * seq_len // block_size
+    block_table = torch.randperm(num_blocks, device=device).int().view(num_requests, -1)
+    kv_cache = torch.randn(num_blocks, 2, block_size, num_kv_heads, head_size, **options)
+    q = torch.randn(num_requests * query_len, num_heads, head_size, **options)
+    layer = Layer(
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_size=head_size,
+        scale=head_size**-0.5,
+        layout=Layout.BLOCKS_FIRST_NHD,
+    )
+    batch = Batch(
+        query_start_loc=torch.arange(num_requests + 1, dtype=torch.int32, device=device) * query_len,
+        seq_lens=torch.tensor(seq_lens, dtype=torch.int32, device=device),
+        max_query_len=query_len,
+        max_seq_len=seq_len,
+        num_actual_tokens=len(q),
+        causal=True,
+        block_table=block_table,
+    )
+    dense_q = torch.randn(num_requests, num_heads, query_len, head_size, **options)
+    dense_k, dense_v = (torch.randn(num_requests, num_kv_heads, seq_len, head_size, **options) for _ in range(2))
+    out = torch.empty_like(q)
+    ours = _median_ms(lambda: attn_optimized.paged_attention(q, kv_cache, layer, batch, out=out))
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    peer = _median_ms(lambda: sdpa(dense_q, dense_k, dense_v, is_causal=query_len > 1, enable_gqa=True))
+    return {"triton_ms": ours, "torch_sdpa_dense_ms": peer, "ratio": ours / peer}
+
+
+def _median_ms(run: Callable[[], object]) -> float:
+    run()  # compiles
+    times = []
+    for _ in range(REPEATS):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end))
+    return sorted(times)[REPEATS // 2]
+
+
+def _this_architecture() -> str:
+    from attn_optimized.selector import this_architecture
+
+    return this_architecture()
+
+
+def _properties(index: int) -> Section:
+    properties = torch.cuda.get_device_properties(index)
+    names = ("name", "gcnArchName", "major", "minor", "multi_processor_count", "warp_size", "total_memory", "L2_cache_size")
+    return {name: getattr(properties, name) for name in names if hasattr(properties, name)}

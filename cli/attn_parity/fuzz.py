@@ -1,0 +1,267 @@
+"""`attn-parity fuzz`: the main job."""
+
+import contextlib
+import platform
+import re
+import secrets
+import shlex
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+
+import click
+from attn_fuzz import report
+from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases.case import Case
+from attn_fuzz.corpus import database, files
+from attn_fuzz.report import page
+from attn_fuzz.report.run import Found, Run
+from attn_fuzz.run import engine, ledger, runner
+from attn_fuzz.run.engine import Failure, Plan
+from attn_fuzz.run.executor import Executor, ExecutorError
+from attn_fuzz.run.runner import Outcome
+from attn_fuzz.targets import registry
+from attn_fuzz.targets.finding import Finding
+from attn_fuzz.targets.target import Support, Target
+from attn_parity.options import (
+    Duration,
+    Positive,
+    Seed,
+    check_writable,
+    default_workers,
+    device_name,
+    device_option,
+    json_option,
+    limit_option,
+    notes,
+    progress_bar,
+    results,
+    sanitize_option,
+    sanitizes,
+    sigterm_interrupts,
+    use_device,
+    workers_option,
+    write_json,
+)
+from hypothesis.database import ExampleDatabase
+
+PROFILES = {"ci": 300, "nightly": 40_000, "soak": 1_000_000}
+FOLDER = Path("attn-parity-runs")
+_PROFILES = ", ".join(f"{name} {examples}" for name, examples in PROFILES.items())
+
+
+@click.command("fuzz")
+@click.option("--target", "target_name", default="triton", show_default=True, help="What to check; see `targets`.")
+@click.option("--profile", type=click.Choice(list(PROFILES)), default="ci", show_default=True, help=f"Examples: {_PROFILES}.")
+@click.option("--examples", type=Positive, help="Cases to draw, instead of the profile's number.")
+@click.option("--minutes", type=Duration, help="Stop drawing after so long.")
+@click.option("--seed", type=Seed, help="Draws the same cases again; chosen and printed if not given.")
+@workers_option
+@limit_option
+@device_option
+@sanitize_option
+@json_option
+@click.option(
+    "--report",
+    "report_folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help=f"Write a page about the run into this folder, and failing cases, which else go to {FOLDER}.",
+)
+@click.option(
+    "--corpus",
+    metavar="FOLDER|FILE|none",
+    help="Cases to run first, on whatever target; those that come with the fuzzer if not given.",
+)
+@click.option(
+    "--database",
+    "where",
+    metavar="FOLDER|redis://HOST",
+    help="Failures of earlier runs, run first; those of this one are added.",
+)
+@sigterm_interrupts()
+def command(
+    target_name: str,
+    profile: str,
+    examples: int | None,
+    minutes: float | None,
+    seed: int | None,
+    workers: int | None,
+    limit: float,
+    device: str,
+    sanitize: bool | None,
+    json_file: Path | None,
+    report_folder: Path | None,
+    corpus: str | None,
+    where: str | None,
+) -> int:
+    """Draw cases, run them on a target, judge them. The main job."""
+    device = use_device(device)
+    target = registry.usable(target_name, device)
+    check_writable(json_file)
+    folder = report_folder or FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = Plan(
+        target=target_name,
+        device=device,
+        examples=examples or PROFILES[profile],
+        seed=secrets.randbelow(1 << 31) if seed is None else seed,
+        folder=folder,
+        limit=limit,
+        until=time.time() + 60 * minutes if minutes else None,
+        sanitize=sanitizes(sanitize, target, device),
+    )
+    failures_of = database.connect(where) if where else None
+    key = database.key(target_name, device_name(device))
+    past = _past(corpus, failures_of, key, target_name, target.support(device))
+    workers = workers or default_workers(device)
+    name = re.sub(r"[^\w.+-]+", "-", target.name)[:80] + f"-{plan.seed}"
+    work = f"{len(past)} past case{'s' * (len(past) > 1)}, " * bool(past) + f"{plan.examples} examples"
+    results.print(f"target {target.name} on {device_name(device)}, {work}, {workers} workers, --seed {plan.seed}")
+    started = time.monotonic()
+    outcome, early = _run(plan, past, workers, folder / name)
+    seconds = time.monotonic() - started
+    errors = [outcome.error] if outcome.error else []
+    failures = [
+        _written(failure, folder, name + (f"-{i + 1}" if i else ""), past, errors)
+        for i, failure in enumerate(_distinct(outcome.progress))
+    ]
+    if all(found.case_file for found in failures):
+        for path in early:
+            path.unlink(missing_ok=True)
+    if failures_of is not None:
+        for found in failures:
+            try:
+                database.save(failures_of, key, found.failure.case)
+            except database.DatabaseError as error:
+                errors.append(str(error))
+    run = Run(
+        target=target.name,
+        device=device_name(device),
+        versions=_versions(),
+        command=_again(plan),
+        seed=plan.seed,
+        workers=workers,
+        planned=plan.examples,
+        seconds=seconds,
+        progress=outcome.progress,
+        failures=failures,
+        fixed=[] if outcome.interrupted or outcome.error else _fixed(target_name, target, device, limit),
+        restarted=len(outcome.restarted),
+        interrupted=outcome.interrupted,
+        error=outcome.error,
+    )
+    _tell(run)
+    if json_file:
+        try:
+            write_json(json_file, run.to_json())
+        except click.ClickException as error:
+            errors.append(error.message)
+    if report_folder:
+        page_path = report_folder / f"{name}.html"
+        try:
+            page_path.write_bytes(page.of_run(run))
+            results.print(f"page: {page_path}", soft_wrap=True)
+        except OSError as error:
+            errors.append(f"{page_path}: {error.strerror}")
+    if errors and not failures:
+        raise ExecutorError("\n".join(errors))
+    for error in errors:
+        notes.print(f"attn-parity: {error}", soft_wrap=True)
+    if failures:
+        return 1
+    return 130 if outcome.interrupted else 0
+
+
+def _past(
+    corpus: str | None, failures_of: ExampleDatabase | None, key: bytes, target: str, support: Support
+) -> dict[Case, str]:
+    """The cases to run first that the target supports, and what each is called."""
+    cases: dict[str, Case] = {}
+    if corpus != "none":
+        loaded = files.load(Path(corpus)) if corpus is not None else files.shipped()
+        cases |= {f"corpus case {name}": case for name, case in loaded.items()}
+    if failures_of is not None:
+        stored, skipped = database.fetch(failures_of, key)
+        cases |= {f"database case {name}": case for name, case in stored.items()}
+        for reason in skipped:
+            notes.print(f"skipped: {reason}", soft_wrap=True)
+    return files.admitted(cases, target, support)
+
+
+def _run(plan: Plan, past: dict[Case, str], workers: int, prefix: Path) -> tuple[Outcome, list[Path]]:
+    """Past cases, then the plan's shards. What is found is on the disk at once, in the files that are returned."""
+    plans = [*runner.replays(plan, list(past), workers), *runner.shards(plan)]
+    done = [engine.Progress() for _ in plans]
+    early: dict[int, Path] = {}
+    with progress_bar(len(past) + plan.examples) as show_bar:
+
+        def show(index: int, progress: engine.Progress) -> None:
+            if progress.failure is not None and progress.failure != done[index].failure:
+                early[index] = prefix.with_name(f"{prefix.name}-shard-{index}.json")
+                with contextlib.suppress(OSError):  # on a full disk, it is told and tried again when the run has ended
+                    case_file.save(early[index], progress.failure.case)
+            done[index] = progress
+            show_bar(sum(p.replayed + p.examples for p in done), sum(p.shrinking for p in done))
+
+        return runner.run(plans, workers, stop_at_failure=True, report=show), list(early.values())
+
+
+def _distinct(progress: list[engine.Progress]) -> list[Failure]:
+    """Each failing case once, those that were made small first, then in the order of their shards."""
+    failures = {p.failure.case: p.failure for p in progress if p.failure is not None}
+    return sorted(failures.values(), key=lambda failure: not failure.minimal)
+
+
+def _written(failure: Failure, folder: Path, name: str, past: dict[Case, str], errors: list[str]) -> Found:
+    """A failure with its case and script; or without, and one more error, if they could not be written."""
+    case_path, script_path = None, None
+    try:
+        case_path, script_path = report.write(failure.case, failure.verdict, folder, name)
+    except OSError as error:
+        errors.append(f"{error.filename or folder / name}: {error.strerror}")
+    return Found(failure, case_path, script_path, past.get(failure.first))
+
+
+def _again(plan: Plan) -> list[str]:
+    options = {"target": plan.target, "device": plan.device, "examples": plan.examples, "seed": plan.seed}
+    return ["attn-parity", "fuzz", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
+
+
+def _versions() -> dict[str, str]:
+    """Of what a seed's meaning and a kernel's numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in ("attn-parity", "torch", "triton", "hypothesis"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def _fixed(name: str, target: Target, device: str, limit: float) -> list[Finding]:
+    """The target's findings whose stored cases, those that can be run on this device, do not fail any more."""
+    support = target.support(device)
+    findings = [finding for finding in target.findings if support.limit(case_file.load(finding.path)) is None]
+    with tempfile.TemporaryDirectory() as scratch, Executor(name, device, limit, Path(scratch, "finding.json")) as executor:
+        return ledger.no_longer_failing(findings, executor)
+
+
+def _tell(run: Run) -> None:
+    for i, found in enumerate(run.failures):
+        failure = found.failure
+        if i:
+            results.print("another shard failed too, perhaps for the same reason:")
+        if found.past:
+            results.print(f"{found.past} fails")
+        results.print(report.summary(failure.case, failure.verdict))
+        size = "smallest case" if failure.minimal else "failing case, not yet the smallest"
+        if found.case_file is None:
+            results.print(f"{size}, which could not be written:\n{case_file.dumps(failure.case)}", soft_wrap=True)
+            continue
+        results.print(f"{size}: {found.case_file}   script: {found.script}", soft_wrap=True)
+        results.print(f"again: {shlex.join(report.again(failure.case, found.case_file))}", soft_wrap=True)
+    for finding in run.fixed:
+        results.print(f"finding {finding.name}: its stored case no longer fails. Fixed? {finding.path}", soft_wrap=True)
+    if run.restarted:
+        died = f"{run.restarted} worker process{'es' * (run.restarted > 1)} died"
+        results.print(f"{died}; what it was to run was run again")
+    results.print(run.sentence, soft_wrap=True)

@@ -1,0 +1,215 @@
+"""`attn-parity matrix`: which features each side has, how often the fuzzer draws each pair, and what each backend can do."""
+
+import re
+from collections import defaultdict
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import click
+import hypothesis
+from attn_fuzz.cases.features import undefined
+from attn_fuzz.report import coverage
+from attn_fuzz.report.coverage import NAMES, Coverage
+from attn_fuzz.run import runner
+from attn_fuzz.run.engine import Plan
+from attn_parity.fuzz import PROFILES
+from attn_parity.options import (
+    PAGES,
+    check_writable,
+    default_workers,
+    json_option,
+    notes,
+    progress_bar,
+    results,
+    workers_option,
+    write_json,
+)
+
+SCHEMA = "attn-parity.matrix/1"
+PAGE = PAGES / "coverage.md"
+SEED = 0
+# the CPU's ci job, and what a GPU does over night
+DEVICES = {"ci": "cpu", "nightly": "cuda"}
+SIDES = ("reference-fp32", "triton", "triton-varlen", "triton-cascade", "triton-invariant")
+UNDEFINED = {pair: reason for pair in combinations(NAMES, 2) if (reason := undefined(*pair))}
+
+
+@click.command("matrix")
+@click.option("--check", is_flag=True, help="Change nothing; exit 1 if a page is not current.")
+@click.option("--only", type=click.Choice(["coverage", "backends"]), help="One of the two pages; backends takes no time.")
+@click.option(
+    "--page",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=PAGE,
+    show_default=True,
+    help="The page of coverage, which has backends.md beside it.",
+)
+@workers_option
+@json_option
+def command(check: bool, only: str | None, page: Path, workers: int | None, json_file: Path | None) -> int:
+    """Write the table of features, sides and drawn pairs, and that of the backends. Nothing is run; needs no GPU."""
+    check_writable(json_file)
+    if json_file and only == "backends":
+        raise click.UsageError("--json counts what is drawn: leave out --only backends")
+    if not page.name:
+        raise click.UsageError("--page: it names no file")
+    pages = {"coverage": page, "backends": page.with_name("backends.md")}
+    if only is not None:
+        pages = {only: pages[only]}
+    if "coverage" in pages and page.name == "backends.md":
+        raise click.UsageError(f"--page: {page} is the page of the backends, and not that of coverage")
+    for path in pages.values():
+        if not check:
+            check_writable(path, "--page")
+        elif not path.is_file():
+            raise click.ClickException(f"--page: {path} does not exist; `attn-parity matrix` writes it")
+    wrong, drawn = [], {}
+    if "coverage" in pages:
+        if check:
+            _check_version(page)
+        drawn = {profile: _draw(profile, device, workers or default_workers("cpu")) for profile, device in DEVICES.items()}
+        ci, nightly = drawn.values()
+        wrong += [f"never drawn together: {a} and {b}" for a, b in coverage.missing(nightly)]
+        wrong += [f"drawn together, though undefined: {a} and {b}" for a, b in coverage.impossible(nightly)]
+        wrong += _settle(page, _page(ci, nightly), check)
+        defined = sum(1 for _ in combinations(NAMES, 2)) - len(UNDEFINED)
+        results.print(f"{len(NAMES)} features, {defined} defined pairs")
+    if "backends" in pages:
+        from attn_parity.backend_page import backend_page  # imports Triton
+
+        wrong += _settle(pages["backends"], backend_page(), check)
+    for line in wrong:
+        results.print(line, soft_wrap=True)
+    results.print(f"{len(wrong)} wrong")
+    if json_file:
+        write_json(json_file, _as_json(drawn, wrong))
+    return 1 if wrong else 0
+
+
+def _settle(page: Path, text: str, check: bool) -> list[str]:
+    """Write a page, or only say whether it is another."""
+    if check:
+        return [] if page.read_bytes() == text.encode() else [f"{page} is not current: run `attn-parity matrix`"]
+    page.write_bytes(text.encode())
+    results.print(f"{page} written")
+    return []
+
+
+def _check_version(page: Path) -> None:
+    """Say so before the work where the page is of another Hypothesis, whose cases are others."""
+    named = re.search(rb"with Hypothesis ([\w.]+);", page.read_bytes())
+    if named and (version := named[1].decode()) != hypothesis.__version__:
+        raise click.ClickException(
+            f"{page} counts what Hypothesis {version} draws, and this is {hypothesis.__version__}, which draws other cases: "
+            f"install hypothesis=={version}, or write the page anew without --check"
+        )
+
+
+def _draw(profile: str, device: str, workers: int) -> Coverage:
+    plan = Plan(target="triton", device=device, examples=PROFILES[profile], seed=SEED, folder=Path())
+    notes.print(f"drawing {plan.examples} cases of the {profile} profile")
+    with progress_bar(plan.examples) as show_bar:
+        return coverage.cover(runner.shards(plan), workers, SIDES, lambda examples: show_bar(examples, 0))
+
+
+def _page(ci: Coverage, nightly: Coverage) -> str:
+    lines = [
+        "# What is supported, and what the fuzzer draws",
+        "",
+        f"Written by `attn-parity matrix` with Hypothesis {hypothesis.__version__}; `attn-parity matrix --check` says whether",
+        "it is current. Nothing is run for it: the strategies draw, for the target `triton`, the cases of",
+        f"`attn-parity fuzz --profile ci --seed {SEED}` on a CPU ({ci.examples}) and of",
+        f"`attn-parity fuzz --profile nightly --seed {SEED}` on a GPU ({nightly.examples}).",
+        "",
+        "## Features and sides",
+        "",
+        "A side that is not marked refuses every case with the feature, for the reason below the table (the one that goes with",
+        "the feature most closely, where cases are refused for several). `ci` and `nightly` count the cases that have it;",
+        "`rarest partner` is the feature that nightly drew least often with it, of those that can be.",
+        "",
+        *_sides(ci, nightly),
+        "",
+        *_refusals(nightly),
+        "",
+        "## Pairs that no case has",
+        "",
+        *_undefined(),
+        "",
+        "## All pairs",
+        "",
+        "Cases of the nightly profile that have both features; `-` where no case can.",
+        "",
+        *_triangle(nightly),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _sides(ci: Coverage, nightly: Coverage) -> list[str]:
+    lines = [
+        _row("feature", *SIDES, "ci", "nightly", "rarest partner"),
+        _row("---", *["---"] * len(SIDES), "--:", "--:", "---"),
+    ]
+    for name in NAMES:
+        marks = ["" if name in nightly.refused[side] else "yes" for side in SIDES]
+        lines.append(_row(name, *marks, ci.single.get(name, 0), nightly.single.get(name, 0), _rarest(name, nightly)))
+    return lines
+
+
+def _refusals(drawn: Coverage) -> list[str]:
+    features: dict[str, list[str]] = defaultdict(list)
+    for side in SIDES:
+        for name, reason in drawn.refused[side].items():
+            features[f"{side}, {reason}"].append(f"`{name}`")
+    return [f"* {sentence}: {', '.join(names)}" for sentence, names in features.items()]
+
+
+def _undefined() -> list[str]:
+    pairs: dict[str, list[str]] = defaultdict(list)
+    for (a, b), reason in UNDEFINED.items():
+        pairs[reason].append(f"`{a}` and `{b}`")
+    return [
+        f"* {reason}: {len(some)} pairs, such as {some[0]}" if len(some) > 1 else f"* {reason}: {some[0]}"
+        for reason, some in pairs.items()
+    ]
+
+
+def _triangle(drawn: Coverage) -> list[str]:
+    """One row per feature, its counts with those before it; columns are numbers, which rows begin with."""
+    columns = range(1, len(NAMES))
+    lines = [_row("", "feature", *columns), _row("--:", "---", *["--:"] * len(columns))]
+    for i, name in enumerate(NAMES):
+        cells = ["-" if (other, name) in UNDEFINED else drawn.pairs.get((other, name), 0) for other in NAMES[:i]]
+        lines.append(_row(i + 1, name, *cells, *[""] * (len(columns) - i)))
+    return lines
+
+
+def _rarest(name: str, drawn: Coverage) -> str:
+    """The feature that was drawn with it least often, the first of several."""
+    pairs = [pair for pair in combinations(NAMES, 2) if name in pair and pair not in UNDEFINED]
+    rarest = min(pairs, key=lambda pair: drawn.pairs.get(pair, 0))
+    return f"{rarest[rarest[0] == name]}: {drawn.pairs.get(rarest, 0)}"
+
+
+def _row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _as_json(drawn: dict[str, Coverage], wrong: list[str]) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "hypothesis": hypothesis.__version__,
+        "seed": SEED,
+        "wrong": wrong,
+        "features": NAMES,
+        "undefined": [{"pair": pair, "reason": reason} for pair, reason in UNDEFINED.items()],
+        "profiles": {
+            profile: {
+                "examples": counted.examples,
+                "single": counted.single,
+                "pairs": [{"pair": pair, "cases": counted.pairs.get(pair, 0)} for pair in combinations(NAMES, 2)],
+                "refused": counted.refused,
+            }
+            for profile, counted in drawn.items()
+        },
+    }

@@ -1,0 +1,159 @@
+"""What the commands share: consoles, options, and what they look up before they start."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from attn_fuzz.cases.case import Case, CaseError
+from attn_fuzz.targets.target import Target
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+PAGES = Path("docs/generated")
+"""Where commands write their pages, relative to the repository's root."""
+
+notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
+results = Console(highlight=False, markup=False, emoji=False)
+if not results.is_terminal:
+    results.width = 140
+
+
+class _Duration(click.FloatRange):
+    """A positive number up to a day of seconds, or as many minutes; NaN, which compares with nothing, is none."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, max=86_400, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        return number if number == number else self.fail(f"{value} is not a number.", param, ctx)
+
+
+Positive = click.IntRange(min=1, max=10**9)
+Seed = click.IntRange(min=0, max=(1 << 63) - 1)
+Duration = _Duration()
+
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    help="auto: a GPU if there is one (HIP's is cuda too).",
+)
+workers_option = click.option(
+    "--workers", type=click.IntRange(min=1, max=256), help="Processes at once; one per core, at most 8 on a GPU."
+)
+limit_option = click.option(
+    "--limit", type=Duration, default=60.0, show_default=True, help="Seconds per case, compiling included."
+)
+sanitize_option = click.option(
+    "--sanitize/--no-sanitize",
+    default=None,
+    help="Check every address that interpreted kernels access; on for this project's own on a CPU.",
+)
+json_option = click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the result here."
+)
+
+
+def use_device(choice: str) -> str:
+    """ "cpu" or "cuda"; says so where Triton will interpret."""
+    import torch
+
+    available = torch.cuda.is_available()
+    if choice == "cuda" and not available:
+        raise click.ClickException("--device cuda: torch sees no GPU here")
+    if choice == "cpu" or not available:
+        notes.print("no GPU in use: Triton interprets the kernels on the CPU")
+        return "cpu"
+    return "cuda"
+
+
+def sanitizes(choice: bool | None, target: Target, device: str) -> bool:
+    """Whether a target's accesses are checked; by default wherever they can be."""
+    if choice and device != "cpu":
+        raise click.ClickException("--sanitize: accesses are checked under Triton's interpreter, so only with --device cpu")
+    if choice and not target.sanitizes:
+        raise click.ClickException(f"--sanitize: target {target.name} does not declare Triton kernels (Target.sanitizes)")
+    return choice is not False and target.can_be_sanitized(device)
+
+
+def target_of(case: Case, path: Path, given: str | None) -> str:
+    """The target to run a case file on. A module is imported for whoever is at the command line, not for who wrote the file."""
+    if given is None and ":" in case.target:
+        raise CaseError(f"{path}: its target is a module, which would be imported: if you trust it, --target {case.target}")
+    return given or case.target
+
+
+def device_name(device: str) -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if device == "cuda" else "CPU"
+
+
+def default_workers(device: str) -> int:
+    cores = os.cpu_count() or 1
+    return cores if device == "cpu" else min(8, cores)
+
+
+def plain_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left")
+    return table
+
+
+@contextlib.contextmanager
+def progress_bar(total: int) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar; call it with how many are done and how many cases shrinking has tried."""
+    columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn())
+    hidden = not notes.is_terminal
+    with Progress(*columns, TextColumn("{task.description}"), console=notes, transient=True, disable=hidden) as progress:
+        task = progress.add_task("starting", total=total)
+
+        def show(completed: int, tried: int) -> None:
+            progress.update(task, completed=completed, description=f"{tried} cases tried to shrink" if tried else "")
+
+        yield show
+
+
+@contextlib.contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does; what a run changes in how either is handled ends with it."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def check_page_writable(path: Path) -> None:
+    """A page and, beside it, the JSON that it is made of."""
+    if path.suffix == ".json":
+        raise click.UsageError(f"--page: {path} is where the facts go, beside a page such as {path.with_suffix('.md')}")
+    check_writable(path, "--page")
+    check_writable(path.with_suffix(".json"), "--page")
+
+
+def check_writable(path: Path | None, option: str = "--json") -> None:
+    """Fail before the work instead of after it."""
+    if path is not None and path.is_dir():
+        raise click.ClickException(f"{option}: {path} is a folder")
+    if path is not None and not path.parent.is_dir():
+        raise click.ClickException(f"{option}: the folder {path.parent} does not exist")
+    if path is not None and not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise click.ClickException(f"{option}: {path} cannot be written")
+
+
+def write_json(path: Path, result: dict[str, Any]) -> None:
+    try:
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+    except OSError as error:  # of a full disk it names no file
+        raise click.ClickException(f"--json: {path}: {error.strerror}") from error

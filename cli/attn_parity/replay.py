@@ -1,0 +1,47 @@
+"""`attn-parity replay`: run a case file again."""
+
+import tempfile
+from pathlib import Path
+
+import click
+from attn_fuzz import report
+from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases.case import CaseError
+from attn_fuzz.run.executor import Executor
+from attn_fuzz.targets import registry
+from attn_fuzz.targets.finding import explanation
+from attn_parity.options import device_option, limit_option, results, sanitize_option, sanitizes, target_of, use_device
+
+
+@click.command("replay")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--target", "target_name", help="Instead of the one that the case names; needed where that is module:attribute.")
+@limit_option
+@device_option
+@sanitize_option
+def command(files: tuple[Path, ...], target_name: str | None, limit: float, device: str, sanitize: bool | None) -> int:
+    """Run cases again."""
+    device = use_device(device)
+    cases = []
+    for path in files:
+        case = case_file.load(path)
+        name = target_of(case, path, target_name)
+        target = registry.usable(name, device)
+        # sizes are what is drawn, not all that a kernel can do: a captured call is handed to it as it is
+        if case.values.kind != "captured" and (reason := target.support(device).limit(case)):
+            raise CaseError(f"{path}: target {target.name} cannot run this case on {device}: {reason}")
+        cases.append((path, case, name, sanitizes(sanitize, target, device)))
+    failed = False
+    with tempfile.TemporaryDirectory() as scratch:
+        for path, case, name, checked in cases:
+            ahead = Path(scratch, "in-flight.json")
+            with Executor(name, device, limit, ahead, sanitize=checked) as executor:
+                verdict = executor.run(case)
+            error = f", largest error {verdict.ratio:.2f} of its bound" if verdict.ratio else ""
+            finding = explanation(registry.load(name).findings, case, verdict)
+            known = f", as the known finding {finding.name} says" if finding else ""
+            results.print(f"{path}: {verdict.kind}{error}{known}", soft_wrap=True)
+            if verdict.failed:
+                failed = True
+                results.print(report.summary(case, verdict))
+    return int(failed)

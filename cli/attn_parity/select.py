@@ -1,0 +1,263 @@
+"""`attn-parity select`: which backend serves a layer, or each layer of a model, and why the others do not."""
+
+import dataclasses
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+import click
+import msgspec
+import torch
+from attn_contract import AttentionConfig, AttentionType, ContractError, Layout, UnsupportedError
+from attn_contract.capabilities import Scales
+from attn_fuzz.cases.poison import DTYPES
+from attn_parity.options import check_writable, json_option, plain_table, results, write_json
+
+if TYPE_CHECKING:
+    from attn_optimized.aiter_adapter import Aiter
+    from attn_optimized.selector import Assignment
+
+SCHEMA = "attn-parity.select/1"
+ONE_LAYER = "layer"
+
+
+class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A model file.
+
+    Attributes:
+        schema: names this format.
+        model, source: its name, and where its numbers are from.
+        layers: by name, the fields of AttentionConfig; one entry may stand for all layers that are alike.
+        allocations: the names of layers that share one allocation, for each.
+        kv_sharing: by a layer's name, the one whose cache it reads.
+    """
+
+    schema: Literal["attn-parity.model/1"]
+    model: str
+    source: str = ""
+    layers: Annotated[dict[str, Any], msgspec.Meta(min_length=1)]
+    allocations: tuple[tuple[str, ...], ...] = ()
+    kv_sharing: dict[str, str] = {}
+
+
+# AttentionConfig itself would decode too, but a dataclass lets unknown fields pass
+_LayerFields = msgspec.defstruct(
+    "LayerFields",
+    [
+        (field.name, field.type) if field.default is dataclasses.MISSING else (field.name, field.type, field.default)
+        for field in dataclasses.fields(AttentionConfig)
+    ],
+    frozen=True,
+    forbid_unknown_fields=True,
+    kw_only=True,
+)
+
+_NEEDED = {"num_heads": "--heads", "head_size": "--head-size"}
+_FLOATS = ("float32", "float16", "bfloat16")
+_FLOAT8 = ("fp8_e4m3fn", "fp8_e4m3fnuz")
+
+
+@click.command("select")
+@click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--attn-type", type=click.Choice([str(attn_type) for attn_type in AttentionType]), help="decoder, if nothing else is said."
+)
+@click.option("--heads", "num_heads", type=int, help="Query heads.")
+@click.option("--kv-heads", "num_kv_heads", type=int, help="KV heads; as many as there are query heads, if not given.")
+@click.option("--head-size", type=int)
+@click.option("--dtype", type=click.Choice(_FLOATS), help="bfloat16, if nothing else is said.")
+@click.option("--block-size", type=int, help="Slots of a block of the cache: 16, if nothing else is said.")
+@click.option(
+    "--layout", type=click.Choice([str(layout) for layout in Layout]), help="Of the cache; left to the backend, if not given."
+)
+@click.option("--kv-cache-dtype", type=click.Choice((*_FLOAT8, "int8")), help="Of a quantized cache.")
+@click.option("--scales", type=click.Choice(get_args(Scales)), help="Of a quantized cache.")
+@click.option("--window", "sliding_window", type=click.IntRange(min=1), help="A model's sliding_window, the token included.")
+@click.option("--sink-tokens", type=int, help="First keys, which stay visible outside the window.")
+@click.option("--chunked-local", type=int, help="Size of a chunk.")
+@click.option("--soft-cap", "logits_soft_cap", type=float)
+@click.option("--alibi", is_flag=True)
+@click.option("--sinks", is_flag=True, help="One logit per head in the denominator.")
+@click.option("--ranges", is_flag=True, help="Bidirectional ranges: images in a prompt.")
+@click.option("--ranges-clamped", is_flag=True, help="The same, inside the window.")
+@click.option("--qq-bias", is_flag=True, help="Trees of drafts.")
+@click.option("--non-causal", is_flag=True, help="Some steps of a decoder are.")
+@click.option("--per-request-causal", is_flag=True, help="Some requests of a step are causal, others are not.")
+@click.option("--lse", is_flag=True, help="The LSE is wanted.")
+@click.option("--output-dtype", type=click.Choice(_FLOAT8), help="Of a quantized output.")
+@click.option("--batch-invariant", is_flag=True)
+@click.option("--rope", is_flag=True, help="The cache write rotates.")
+@click.option("--arch", metavar="NAME", help="Such as gfx942 or sm90; this machine's, if not given.")
+@click.option(
+    "--aiter",
+    "aiter_version",
+    metavar="installed|none|VERSION",
+    default="installed",
+    show_default=True,
+    help="Which AITER is there: this machine's, none, or one whose signatures are recorded, such as 2026-08.",
+)
+@click.option("--backend", "backends", multiple=True, metavar="[LAYER=]NAME", help="The only one that is wanted.")
+@json_option
+def command(
+    file: Path | None, arch: str | None, aiter_version: str, backends: tuple[str, ...], json_file: Path | None, **layer: Any
+) -> int:
+    """Which backend serves a layer, given by options, or each layer of the model in FILE. Runs nothing; needs no GPU.
+
+    Exit code 1 where no backend does.
+    """
+    # Triton decides how kernels run when they are imported: not before another command has had its say
+    from attn_optimized.selector import select_model
+
+    check_writable(json_file)
+    given = {name: value for name, value in layer.items() if value is not None and value is not False}
+    if file is not None and given:
+        raise click.UsageError(f"FILE says all about its layers: leave out {', '.join(sorted(given))}")
+    if file is not None and json_file is not None and json_file.exists() and json_file.samefile(file):
+        raise click.UsageError(f"--json: {json_file} is FILE itself")
+    model = _one_layer(given) if file is None else _load(file)
+    aiter, architecture = _aiter(aiter_version), _architecture(arch)
+    try:
+        layers = {name: _config(name, fields) for name, fields in model.layers.items()}
+        assignments = select_model(
+            layers,
+            allocations=model.allocations,
+            kv_sharing=model.kv_sharing,
+            architecture=architecture,
+            aiter=aiter,
+            backends=_by_layer(backends, layers),
+        )
+    except (ContractError, msgspec.ValidationError) as error:
+        raise click.ClickException(f"{file}: {error}" if file else str(error)) from error
+    except UnsupportedError as error:
+        result = {"error": str(error), "layers": {}}
+        results.print(str(error), soft_wrap=True)
+    else:
+        result = {"error": None, "layers": {name: dataclasses.asdict(assignment) for name, assignment in assignments.items()}}
+        results.print(f"{model.model} on {architecture}, {aiter}", soft_wrap=True)
+        _print_assignments(assignments)
+        _print_findings(layers, assignments)
+    if json_file:
+        about = {"schema": SCHEMA, "model": model.model, "architecture": architecture, "aiter": str(aiter)}
+        write_json(json_file, {**about, **result})
+    return 1 if result["error"] else 0
+
+
+def _one_layer(given: dict[str, Any]) -> Model:
+    if missing := [option for name, option in _NEEDED.items() if name not in given]:
+        raise click.UsageError(f"give a model's FILE, or of a layer at least {', '.join(missing)}")
+    fields = {"dtype": "bfloat16", "num_kv_heads": given["num_heads"], **given}
+    if (width := fields.pop("sliding_window", None)) is not None:
+        fields["window"] = (width - 1, width - 1)
+    if AttentionType(fields.get("attn_type", AttentionType.DECODER)).reads_cache:
+        fields.setdefault("block_size", 16)
+    return Model(schema="attn-parity.model/1", model="one layer", layers={ONE_LAYER: fields})
+
+
+def _load(file: Path) -> Model:
+    try:
+        content = json.loads(file.read_bytes(), object_pairs_hook=_without_duplicates)
+        model = msgspec.convert(content, type=Model)
+    except (msgspec.ValidationError, ValueError, RecursionError) as error:
+        raise click.ClickException(f"{file}: {error}") from error
+    for name in (model.model, *model.layers):
+        if not name.isprintable():
+            raise click.ClickException(f"{file}: a name: got {name!a}, expected one that can be printed")
+    return model
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise ValueError(f"{name!a} is there twice")
+        fields[name] = value
+    return fields
+
+
+def _config(name: str, fields: Any) -> AttentionConfig:
+    try:
+        return AttentionConfig(**msgspec.structs.asdict(msgspec.convert(fields, type=_LayerFields, dec_hook=_dtype)))
+    except msgspec.ValidationError as error:
+        raise msgspec.ValidationError(f"{name}: {error}") from error
+    except ContractError as error:
+        raise ContractError(f"{name}: {error.argument}", error.got, error.expected) from error
+
+
+def _dtype(kind: type, name: Any) -> torch.dtype:
+    if kind is torch.dtype and isinstance(name, str) and name in DTYPES:
+        return DTYPES[name]
+    raise ValueError(f"got {name!r}, expected one of {', '.join(DTYPES)}")
+
+
+def _by_layer(choices: tuple[str, ...], layers: dict[str, AttentionConfig]) -> dict[str, str]:
+    """What is wanted by a layer's name; a backend without one is for all the others."""
+    wanted: dict[str | None, str] = {}
+    for choice in choices:
+        name, is_given, backend = choice.rpartition("=")
+        if is_given and name not in layers:
+            raise click.UsageError(f"--backend {choice}: got layer {name!r}, expected one of {', '.join(layers)}")
+        chosen_for = name if is_given else None
+        if chosen_for in wanted:
+            raise click.UsageError(f"--backend {choice}: there is one already for {name if is_given else 'all layers'}")
+        wanted[chosen_for] = backend
+    return {name: backend for name in layers if (backend := wanted.get(name, wanted.get(None))) is not None}
+
+
+def _architecture(name: str | None) -> str:
+    from attn_optimized.selector import parse_architecture, this_architecture
+
+    try:
+        return this_architecture() if name is None else parse_architecture(name)
+    except ContractError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _aiter(version: str) -> "Aiter":
+    from attn_optimized.aiter_adapter import Aiter, find_aiter, recorded
+
+    if version == "none":
+        return Aiter(missing="AITER is not installed (--aiter none)")
+    try:
+        return find_aiter() if version == "installed" else recorded(version)
+    except ValueError as error:
+        raise click.ClickException(f"--aiter: {error}") from error
+
+
+def _print_assignments(assignments: dict[str, "Assignment"]) -> None:
+    table = plain_table("layer", "backend", "layout", "why")
+    for name, chosen in assignments.items():
+        layout = str(chosen.layout or "no cache")
+        if chosen.allocation_layout:
+            layout += f", as planes beside {chosen.allocation_layout}"
+        table.add_row(name, chosen.backend, layout, chosen.why)
+    results.print(table)
+    layers: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for name, chosen in assignments.items():
+        for one in chosen.skipped:
+            for refusal in one.refusals:
+                layers[one.backend, refusal.property, refusal.reason].append(name)
+    _print_by_backend(("skipped", "for", "not supported", "why"), layers)
+
+
+def _print_findings(configs: dict[str, AttentionConfig], assignments: dict[str, "Assignment"]) -> None:
+    """What layers can meet in the backends that were selected for them: selected does not mean free of known bugs."""
+    from attn_fuzz.targets.backends import FINDINGS
+
+    layers: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for name, chosen in assignments.items():
+        for finding in FINDINGS.get(chosen.backend, ()):
+            if finding.meets(configs[name]):
+                layers[chosen.backend, finding.name, finding.seen_in].append(name)
+    _print_by_backend(("known bugs of", "for", "finding", "seen in"), layers)
+
+
+def _print_by_backend(columns: tuple[str, ...], layers: Mapping[tuple[str, str, str], list[str]]) -> None:
+    """What is said of a backend, after the layers of which it is; no table if nothing is."""
+    if layers:
+        table = plain_table(*columns)
+        for (backend, what, why), names in layers.items():
+            table.add_row(backend, ", ".join(names), what, why)
+        results.print()
+        results.print(table)

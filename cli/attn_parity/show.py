@@ -1,0 +1,48 @@
+"""`attn-parity show`: draw a case."""
+
+import tempfile
+from pathlib import Path
+
+import click
+from attn_fuzz import report
+from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases.case import CaseError
+from attn_fuzz.report import page, pictures, terminal
+from attn_fuzz.report.pictures import Limits
+from attn_fuzz.run.executor import Executor
+from attn_fuzz.targets import registry
+from attn_parity.options import check_writable, device_option, limit_option, results, target_of, use_device
+
+TERMINAL_ROWS = 32
+ROW_NAMES = 24
+
+
+@click.command("show")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--target", "target_name", help="Instead of the one that the case names; needed where that is module:attribute.")
+@click.option("--run/--no-run", "runs", default=True, show_default=True, help="Whether to run the target and draw its errors.")
+@click.option("--html", "html", type=click.Path(dir_okay=False, path_type=Path), help="Write the pictures as a page, too.")
+@limit_option
+@device_option
+def command(file: Path, target_name: str | None, runs: bool, html: Path | None, limit: float, device: str) -> int:
+    """Draw a case: masks, block table, allocation, and error against bound; exit 1 if it fails."""
+    check_writable(html, "--html")
+    case = case_file.load(file)
+    if html is not None and html.exists() and html.samefile(file):
+        raise click.ClickException(f"--html: {html} is the case itself")
+    verdict = None
+    if runs:
+        device = use_device(device)
+        name = target_of(case, file, target_name)
+        target = registry.usable(name, device)
+        if reason := target.support(device).limit(case):
+            raise CaseError(f"{file}: target {target.name} cannot run this case on {device}: {reason}; --no-run draws it")
+        with tempfile.TemporaryDirectory() as scratch, Executor(name, device, limit, Path(scratch, "case.json")) as executor:
+            verdict = executor.run(case)
+    results.print(report.summary(case, verdict))
+    room = Limits(TERMINAL_ROWS, max(8, results.width - ROW_NAMES))
+    results.print(terminal.render(pictures.draw(case, verdict, room)))
+    if html is not None:
+        html.write_bytes(page.of_case(case, verdict, file))
+        results.print(f"page: {html}", soft_wrap=True)
+    return int(verdict is not None and verdict.failed)

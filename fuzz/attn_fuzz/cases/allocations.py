@@ -1,0 +1,174 @@
+"""The memory of a case's KV cache: the views that its layers have of one allocation, and the poison that it starts as.
+
+An allocation holds a block more on either side, so that what a kernel writes too far lands where it is found, and not in the
+allocator's own memory.
+"""
+
+import dataclasses
+
+import torch
+from attn_contract import KVCacheView, Layout, PhysicalOrder
+from attn_contract.layouts import K, V
+from attn_fuzz.cases.case import Cache, Case, scatters_heads
+from attn_fuzz.cases.poison import DTYPES, leftovers, poison
+
+SCALE_BYTES = 4
+
+
+def cache_view(case: Case, cache: Cache) -> KVCacheView:
+    """The view of the layer under test."""
+    return dataclasses.replace(_strides(case, cache, cache.layer), layout=cache.layout)
+
+
+def layer_views(case: Case, cache: Cache) -> list[KVCacheView]:
+    """The views of all layers that share the allocation, that of the layer under test among them."""
+    return [dataclasses.replace(_strides(case, cache, layer), layout=cache.layout) for layer in range(cache.num_layers)]
+
+
+def writer_view(case: Case, cache: Cache) -> KVCacheView:
+    """The view that this step is written through: the same elements, by another layout's order of dimensions."""
+    return dataclasses.replace(cache_view(case, cache), layout=cache.writer or cache.layout)
+
+
+def neighbour_view(case: Case, cache: Cache, layout: Layout) -> KVCacheView:
+    """The view of a second layer: the same blocks, arranged inside as its own layout has them."""
+    view = cache_view(case, cache)
+    if "content" in layout.dims and cache.holds_content_rows:
+        return dataclasses.replace(view, layout=layout)
+    # pages in a block, or a head's rows of K and then those of V where other blocks lie between the heads
+    rows = cache.block_size * case.head_size
+    kv_stride = view.kv_stride
+    if not cache.planes:
+        kv_stride = rows if scatters_heads(case, cache) else rows * case.num_kv_heads
+    interior = _interior(case, cache, layout)
+    if scatters_heads(case, cache):
+        interior |= {"slot_stride": case.head_size, "head_stride": view.head_stride}
+    return dataclasses.replace(view, layout=layout, **{"kv_stride": kv_stride, **interior})
+
+
+def place_of(view: KVCacheView, element: int) -> str:
+    """What of a layer an element of its allocation is, in words."""
+    inside = view.first_block_elements() + torch.arange(view.num_blocks).view(-1, 1, 1, 1, 1) * view.block_stride
+    if not len(found := (inside == element).nonzero()):
+        return f"element {element} of the allocation, which belongs to no block"
+    block, kv, slot, head, dim = found[0].tolist()
+    return f"{'KV'[kv]} of block {block}, slot {slot}, head {head}, dim {dim}"
+
+
+def poisoned(case: Case, cache: Cache, device: torch.device | str) -> torch.Tensor:
+    """The raw allocation with nothing in it: poison, and NaN for every scale in the rows of every layer; or finite numbers."""
+    dtype = DTYPES[cache.dtype or case.dtype]
+    unused = leftovers if case.finite_slots else poison
+    raw = unused((2 * _guard(case, cache) + _size(case, cache),), dtype, device)
+    if cache.layout.has_inline_scales:
+        scale = unused((1,), torch.float32, device).view(torch.uint8)
+        for layer in range(cache.num_layers):
+            raw.view(torch.uint8)[
+                _inline_scales(dataclasses.replace(_strides(case, cache, layer), layout=cache.layout), device)
+            ] = scale
+    return raw
+
+
+def poisoned_scales(case: Case, cache: Cache, device: torch.device | str) -> dict[str, torch.Tensor]:
+    """Buffers, NaN all over, of which k_scale_cache and v_scale_cache are the inside; none unless each token has a scale."""
+    if cache.scales != "token":
+        return {}
+    shape = (cache.num_blocks + 2, cache.block_size, case.num_kv_heads + 1)
+    unused = leftovers if case.finite_slots else poison
+    return {name: unused(shape, torch.float32, device) for name in ("k_scale_cache", "v_scale_cache")}
+
+
+def inside(scales: torch.Tensor) -> torch.Tensor:
+    """[NB, BS, HK] of a buffer of scales."""
+    return scales[1:-1, :, :-1]
+
+
+def _strides(case: Case, cache: Cache, layer: int) -> KVCacheView:
+    """A layer's strides, whatever its layout is called."""
+    guard = _guard(case, cache)
+    sizes = {
+        "num_blocks": cache.num_blocks,
+        "block_size": cache.block_size,
+        "num_kv_heads": case.num_kv_heads,
+        "head_size": case.head_size,
+        "itemsize": case.itemsize,
+    }
+    if cache.holds_content_rows:
+        strides = _content_strides(case, cache)
+        return KVCacheView(
+            layout=Layout.CONTENT_PACKED_SCALED if cache.layout.has_inline_scales else Layout.CONTENT_PACKED,
+            **sizes,
+            kv_stride=_row_size(case, cache),
+            block_stride=strides["B"],
+            slot_stride=strides["N"],
+            head_stride=strides["H"],
+            offset=guard + layer * strides["L"],
+        )
+    page = cache.block_size * case.num_kv_heads * case.head_size
+    block_stride = (page if cache.planes else 2 * page) + cache.padding
+    return KVCacheView(
+        layout=cache.layout,
+        **sizes,
+        kv_stride=cache.num_blocks * block_stride if cache.planes else page,
+        block_stride=block_stride,
+        **_interior(case, cache, cache.layout),
+        offset=guard,
+    )
+
+
+def _interior(case: Case, cache: Cache, layout: Layout) -> dict[str, int]:
+    """Strides of slots and heads in a page."""
+    if layout.is_x_packed:
+        return {"slot_stride": 0, "head_stride": 0}
+    if "content" in layout.dims:
+        return {
+            "kv_stride": case.head_size,
+            "slot_stride": 2 * case.head_size,
+            "head_stride": 2 * cache.block_size * case.head_size,
+        }
+    if layout in (Layout.BLOCKS_FIRST_NHD, Layout.KV_FIRST_NHD):
+        return {"slot_stride": case.num_kv_heads * case.head_size, "head_stride": case.head_size}
+    return {"slot_stride": case.head_size, "head_stride": cache.block_size * case.head_size}
+
+
+def _content_strides(case: Case, cache: Cache) -> dict[str, int]:
+    """By dimension of the physical order, and the whole's size as "": padding follows whatever makes up one block."""
+    sizes = {
+        "L": cache.num_layers,
+        "B": cache.num_blocks,
+        "H": case.num_kv_heads,
+        "N": cache.block_size,
+        "C": 2 * _row_size(case, cache),
+    }
+    strides, stride = {}, 1
+    for dim in reversed(PhysicalOrder(cache.order)):
+        stride += cache.padding if dim == "B" else 0
+        strides[dim] = stride
+        stride *= sizes[dim]
+    return {**strides, "": stride}
+
+
+def _row_size(case: Case, cache: Cache) -> int:
+    return case.head_size + (SCALE_BYTES if cache.layout.has_inline_scales else 0)
+
+
+def _size(case: Case, cache: Cache) -> int:
+    """Elements of the allocation without its guards."""
+    if cache.holds_content_rows:
+        return _content_strides(case, cache)[""]
+    page = cache.block_size * case.num_kv_heads * case.head_size
+    return cache.num_blocks * (2 * page + cache.padding * (2 if cache.planes else 1))
+
+
+def _guard(case: Case, cache: Cache) -> int:
+    """Elements of a block."""
+    return 2 * cache.block_size * case.num_kv_heads * _row_size(case, cache) + cache.padding
+
+
+def _inline_scales(view: KVCacheView, device: torch.device | str) -> torch.Tensor:
+    """[2, NB, BS, HK, 4] int64: the elements that hold the scales of all slots."""
+    block = torch.arange(view.num_blocks, device=device).view(-1, 1, 1, 1)
+    slot = torch.arange(view.block_size, device=device).view(-1, 1, 1)
+    head = torch.arange(view.num_kv_heads, device=device).view(-1, 1)
+    byte = view.head_size + torch.arange(SCALE_BYTES, device=device)
+    return torch.stack([view.element(kv, block, slot, head, byte) for kv in (K, V)])

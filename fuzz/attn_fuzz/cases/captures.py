@@ -1,0 +1,296 @@
+"""Calls of a running model as cases: a case file, and beside it the tensors of the call as safetensors.
+
+The file holds, as far as the case has them, each once and dense:
+
+    q                               [rows, H, D], the rows that requests own
+    k, v                            [slots, HK, row] as they are stored, of the slots that hold a key, in their order; a row of
+                                    inline scales has its scale too. Without a cache [rows, HK, D]
+    k_scale_cache, v_scale_cache    [slots, HK]
+    k_scale, v_scale                [1] or [HK]
+    sinks, alibi_slopes             [H]
+    qq_bias                         [Q, Q] with Q = max_query_len
+    output_scale                    [1]
+
+Slots, rows and table entries that the call has no business with are not in it: they hold poison when it is replayed.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import attn_reference
+import msgspec
+import safetensors
+import safetensors.torch
+import torch
+from attn_contract import KVCacheView, Layer, PhysicalOrder
+from attn_contract.layouts import K, V
+from attn_fuzz.cases import allocations
+from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases.call import Call
+from attn_fuzz.cases.case import Cache, Case, CaseError, Float8, Request, Values, slots_of_keys
+from attn_fuzz.cases.poison import DTYPES, bits
+
+HEADER_BYTES = 1 << 16
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class CaptureError(ValueError):
+    """A call that no case can represent; it names what is in the way."""
+
+
+def capture(call: Call, path: str | Path, *, target: str = "triton", requests: Sequence[int] | None = None) -> Path:
+    """Write a call as a case with its tensors beside it, which `attn-parity replay` runs on any machine.
+
+    Cache blocks are numbered anew, and only those in use are copied. The case attends and does not write: its cache holds what
+    the call's held. Of strides, only whether K and V lie in two planes and which of slots and heads lies outside is kept.
+
+    Args:
+        call: tensors on any device.
+        path: of the case, *.json; the tensors go into a file of the same name, *.safetensors.
+        target: what `replay` runs it on, unless told otherwise.
+        requests: indices of those to keep; None keeps all.
+
+    Returns:
+        path.
+
+    Raises:
+        CaptureError: no case can represent the call, such as one whose tensors are too large.
+        ContractError: the call contradicts the contract.
+        OSError: a file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".json":
+        raise CaptureError(f"path: got {path}, expected a name that ends in .json")
+    kept = range(call.batch.num_requests) if requests is None else sorted(set(requests))
+    if any(not 0 <= r < call.batch.num_requests for r in kept):
+        raise CaptureError(f"requests: got {list(kept)}, expected indices of {call.batch.num_requests} requests")
+    unhashed = Values("captured", file=path.with_suffix(".safetensors").name, sha256="0" * 64)
+    case, blocks = _case(call, kept, target, unhashed)
+    try:
+        case = case_file.loads(case_file.dumps(case))
+    except (CaseError, UnicodeEncodeError) as error:
+        raise CaptureError(f"no case can represent this call: {error}") from None
+    data = safetensors.torch.save(_tensors(call, kept, case, blocks))
+    hashed = msgspec.structs.replace(unhashed, sha256=hashlib.sha256(data).hexdigest())
+    path.with_suffix(".safetensors").write_bytes(data)
+    path.write_text(case_file.dumps(msgspec.structs.replace(case, values=hashed)), encoding="utf-8")
+    return path
+
+
+def load(case: Case) -> dict[str, torch.Tensor]:
+    """The tensors of a captured case, by name, on the CPU.
+
+    Raises:
+        CaseError: the file cannot be read, is larger than the case's tensors, is another one, or holds something else.
+    """
+    expected = _expected(case)
+    most = HEADER_BYTES + sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in expected.values())
+    path = Path(case.values.file or "")
+    try:
+        if not path.is_file():
+            raise CaseError(f"values.file: {path} is not a file")
+        if path.stat().st_size > most:
+            raise CaseError(f"values.file: {path} is larger than the tensors of the case ({most} bytes)")
+        data = path.read_bytes()
+    except OSError as error:
+        raise CaseError(f"values.file: {path}: {error.strerror}") from None
+    if hashlib.sha256(data).hexdigest() != case.values.sha256:
+        raise CaseError(f"values.sha256: {path} is not the file that was captured")
+    try:
+        held = safetensors.torch.load(data)
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise CaseError(f"values.file: {path} is no safetensors file: {error}") from None
+    if held.keys() != expected.keys():
+        raise CaseError(f"values.file: {path} holds {', '.join(sorted(held))}, expected {', '.join(sorted(expected))}")
+    for name, (shape, dtype) in expected.items():
+        got = held[name]
+        if (tuple(got.shape), got.dtype) != (shape, dtype):
+            raise CaseError(f"values.file: {name} is {got.dtype} {tuple(got.shape)}, expected {dtype} {shape}")
+    return held
+
+
+def place(case: Case, cache: Cache, held: dict[str, torch.Tensor], view: KVCacheView, raw: torch.Tensor, layer: Layer) -> None:
+    """Put the captured keys and values, and their scales, where the case's cache has them."""
+    slots = torch.tensor(slots_of_keys(case, cache), dtype=torch.int64, device=raw.device)
+    block, offset = slots // cache.block_size, slots % cache.block_size
+    for kv, name in ((K, "k"), (V, "v")):
+        bits(raw)[_elements(view, kv, block, offset)] = bits(held[name].to(raw.device))
+    for name in ("k_scale_cache", "v_scale_cache"):
+        if name in held:
+            layer.tensors[name][block, offset] = held[name].to(raw.device)
+
+
+def _case(call: Call, kept: Sequence[int], target: str, values: Values) -> tuple[Case, list[int]]:
+    """The case, and for each block of its cache the one of the call."""
+    layer, batch = call.layer, call.batch
+    starts, seq_lens = batch.query_start_loc.tolist(), batch.seq_lens.tolist()
+    causal = batch.causal.tolist() if isinstance(batch.causal, torch.Tensor) else [batch.causal] * batch.num_requests
+    ranges = batch.bidirectional_ranges.tolist() if batch.bidirectional_ranges is not None else [[]] * batch.num_requests
+    cache, tables, blocks = None, [()] * batch.num_requests, []
+    if call.kv_cache is not None:
+        assert layer.layout is not None
+        view = KVCacheView.of(call.kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size)
+        tables, blocks = _numbered_anew(call, kept, view.block_size)
+        cache = _cache(layer, view, len(blocks))
+    requests = tuple(
+        Request(
+            query_len=starts[r + 1] - starts[r],
+            seq_len=seq_lens[r],
+            blocks=tables[r],
+            causal=causal[r],
+            ranges=tuple((first, last) for first, last in ranges[r] if first <= last),
+        )
+        for r in kept
+    )
+    case = Case(
+        target=target,
+        attn_type=layer.attn_type,
+        dtype=_NAMES[call.q.dtype],  # pyright: ignore[reportArgumentType]
+        num_kv_heads=layer.num_kv_heads,
+        group_size=layer.num_heads // layer.num_kv_heads,
+        head_size=layer.head_size,
+        scale=layer.scale,
+        window=layer.window,
+        sink_tokens=layer.sink_tokens,
+        chunked_local=layer.chunked_local,
+        ranges_clamped=layer.ranges_clamped,
+        soft_cap=layer.logits_soft_cap,
+        alibi=layer.alibi_slopes is not None,
+        qq_bias="random" if batch.qq_bias is not None else None,
+        sinks="near" if layer.sinks is not None else None,
+        narrow_sinks=layer.sinks is not None and layer.sinks.dtype == call.q.dtype != torch.float32,
+        per_request_causal=isinstance(batch.causal, torch.Tensor),
+        requests=requests,
+        cache=cache,
+        writes=cache is None,
+        slack=batch.max_query_len - max((starts[r + 1] - starts[r] for r in kept), default=0),
+        output_dtype=None if layer.output_scale is None else _output_dtype(layer),
+        values=values,
+    )
+    return case, blocks
+
+
+def _output_dtype(layer: Layer) -> Float8:
+    """The float8 type of the machine: that of its cache, if it is one."""
+    return "fp8_e4m3fnuz" if layer.kv_cache_dtype == torch.float8_e4m3fnuz else "fp8_e4m3fn"
+
+
+def _cache(layer: Layer, view: KVCacheView, num_blocks: int) -> Cache:
+    scales = None
+    if layer.k_scale_cache is not None:
+        scales = "token"
+    elif layer.k_scale is not None and layer.v_scale is not None:
+        scales = "head" if max(layer.k_scale.numel(), layer.v_scale.numel()) > 1 else "tensor"
+    has_planes = view.kv_stride > view.block_stride if view.num_blocks > 1 else view.layout.dims[0] == "kv"
+    has_content_rows = "content" in view.layout.dims
+    slots_outside = has_content_rows and view.slot_stride > view.head_stride
+    return Cache(
+        layout=view.layout,
+        block_size=view.block_size,
+        num_blocks=max(1, num_blocks),
+        planes=has_planes and not has_content_rows,
+        order=PhysicalOrder.LBNHC if slots_outside else PhysicalOrder.LBHNC,
+        dtype=_NAMES[layer.kv_cache_dtype] if layer.kv_cache_dtype is not None else None,  # pyright: ignore[reportArgumentType]
+        scales=scales,
+    )
+
+
+def _numbered_anew(call: Call, kept: Sequence[int], block_size: int) -> tuple[list[tuple[int, ...]], list[int]]:
+    """By request, its blocks by new numbers; and by new number the block of the call.
+
+    Blocks of which a request sees no key may be in others' hands by now (vLLM leaves its null block there): they become blocks
+    of the request's own.
+    """
+    assert call.kv_cache is not None
+    assert call.batch.block_table is not None
+    seq_lens, table = call.batch.seq_lens.tolist(), call.batch.block_table.tolist()
+    seen = [torch.zeros(seq_len, dtype=torch.bool) for seq_len in seq_lens]
+    for request in attn_reference.paged_requests(call.q, call.kv_cache, call.layer, call.batch, torch.float32):
+        seen[request.index] |= request.visible.any(0).cpu()
+    tables: list[tuple[int, ...]] = [()] * len(seq_lens)
+    numbers: dict[int, int] = {}
+    blocks: list[int] = []
+    for r in kept:
+        row = []
+        for i, first in enumerate(range(0, seq_lens[r], block_size)):
+            block, is_seen = table[r][i], seen[r][first : first + block_size].any()
+            number = numbers.setdefault(block, len(blocks)) if is_seen else len(blocks)
+            if number == len(blocks):
+                blocks.append(block)
+            row.append(number)
+        tables[r] = tuple(row)
+    return tables, blocks
+
+
+def _tensors(call: Call, kept: Sequence[int], case: Case, blocks: list[int]) -> dict[str, torch.Tensor]:
+    """What `_expected` says, from the call."""
+    layer, rows = call.layer, _rows(call, kept)
+    found = {"q": call.q[rows], **layer.tensors}
+    if case.cache is None:
+        assert call.k is not None
+        assert call.v is not None
+        found |= {"k": call.k[rows], "v": call.v[rows]}
+    else:
+        found |= _keys_and_values(call, case, case.cache, blocks)
+    if call.batch.qq_bias is not None:
+        found["qq_bias"] = call.batch.qq_bias[: case.max_query_len, : case.max_query_len]
+    expected = _expected(case)
+    # a scale of one element may have any number of dimensions, and stands for all heads
+    return {
+        name: found[name].detach().expand(shape).to(device="cpu", dtype=dtype).contiguous()
+        for name, (shape, dtype) in expected.items()
+    }
+
+
+def _rows(call: Call, kept: Sequence[int]) -> torch.Tensor:
+    bounds = list(itertools.pairwise(call.batch.query_start_loc.tolist()))
+    return torch.tensor([row for r in kept for row in range(*bounds[r])], dtype=torch.int64, device=call.q.device)
+
+
+def _keys_and_values(call: Call, case: Case, cache: Cache, blocks: list[int]) -> dict[str, torch.Tensor]:
+    layer, kv_cache = call.layer, call.kv_cache
+    assert kv_cache is not None
+    view = KVCacheView.of(kv_cache, cache.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size)
+    slots = torch.tensor(slots_of_keys(case, cache), dtype=torch.int64)
+    block = torch.tensor(blocks, dtype=torch.int64)[slots // cache.block_size].to(kv_cache.device)
+    offset = (slots % cache.block_size).to(kv_cache.device)
+    raw = bits(kv_cache.as_strided((view.end,), (1,), 0))
+    found = {name: raw[_elements(view, kv, block, offset)].view(kv_cache.dtype) for kv, name in ((K, "k"), (V, "v"))}
+    for name in ("k_scale_cache", "v_scale_cache"):
+        if name in layer.tensors:
+            found[name] = layer.tensors[name][block, offset]
+    return found
+
+
+def _elements(view: KVCacheView, kv: int, block: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+    """[slots, HK, row] int64: the elements of the allocation that hold K or V, and inline scales, of some slots."""
+    head = torch.arange(view.num_kv_heads, device=block.device)[:, None]
+    return view.element(kv, block[:, None, None], offset[:, None, None], head, torch.arange(view.row_size, device=block.device))
+
+
+def _expected(case: Case) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of each tensor in the file."""
+    dtype, f32 = DTYPES[case.dtype], torch.float32
+    rows, heads, kv_heads = case.query_start_loc[-1], case.num_heads, case.num_kv_heads
+    expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"q": ((rows, heads, case.head_size), dtype)}
+    if case.cache is None:
+        expected |= dict.fromkeys(("k", "v"), ((rows, kv_heads, case.head_size), dtype))
+    else:
+        num_slots, stored = len(slots_of_keys(case, case.cache)), DTYPES[case.cache.dtype or case.dtype]
+        row_size = allocations.cache_view(case, case.cache).row_size
+        expected |= dict.fromkeys(("k", "v"), ((num_slots, kv_heads, row_size), stored))
+        if case.cache.scales == "token":
+            expected |= dict.fromkeys(("k_scale_cache", "v_scale_cache"), ((num_slots, kv_heads), f32))
+        elif case.cache.scales is not None:
+            expected |= dict.fromkeys(("k_scale", "v_scale"), ((kv_heads if case.cache.scales == "head" else 1,), f32))
+    if case.sinks is not None:
+        expected["sinks"] = ((heads,), dtype if case.narrow_sinks else f32)
+    if case.alibi:
+        expected["alibi_slopes"] = ((heads,), f32)
+    if case.qq_bias is not None:
+        expected["qq_bias"] = ((case.max_query_len, case.max_query_len), f32)
+    if case.output_dtype is not None:
+        expected["output_scale"] = ((1,), f32)
+    return expected

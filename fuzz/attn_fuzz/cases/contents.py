@@ -1,0 +1,201 @@
+"""What a case's tensors hold, drawn on the CPU from its seed, so that a case means the same on every device.
+
+Value kinds (Case.values.kind), simplest first:
+    exact       q is 0, v holds small integers: each output is a sum divided by a count, compared bitwise
+    one_hot     v is 256 in one channel of keys where sequences, blocks, tiles and rules end, else 0: outputs are the weights
+    signature   v spells its slot and head; one key outweighs all others: outputs name the slot that was read
+    random      everything normal
+    extreme     logits of both signs around EXTREME_LOGIT, whatever the head size and scale, with ties
+"""
+
+import math
+
+import torch
+from attn_fuzz.cases.case import Cache, Case, Request, Rope, slot_of
+from attn_fuzz.cases.poison import poison
+
+TILES = 32
+EXTREME_QUERY, EXTREME_LOGIT = 16, 100
+# of the rows and elements that a neighbour writes, one in so many is special
+SPECIAL_ROWS, SPECIAL_ELEMENTS, TIES = 8, 64, 4
+SCALE_EXPONENTS = range(-4, 4)
+ROPE_BASE = 10000.0
+# finite, and enough to be noticed where it is added although no pair of a request's tokens has it
+STRAY_BIAS = 3e4
+
+
+def queries(case: Case, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """q of the owned rows [rows, H, D], and the direction [D] that all queries share where one key is to dominate."""
+    shape = (case.query_start_loc[-1], case.num_heads, case.head_size)
+    direction = torch.randint(0, 2, (case.head_size,), generator=generator) * 2.0 - 1.0
+    noise = torch.randn(shape, generator=generator)
+    if case.values.kind == "exact":
+        return torch.zeros(shape), direction
+    if case.values.kind == "signature":
+        return direction + noise / 8, direction
+    if case.values.kind == "extreme":
+        return noise.sign() * EXTREME_QUERY, direction
+    return noise, direction
+
+
+def keys_and_values(case: Case, direction: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """K and V of every slot of the cache, or of every query row where there is no cache, [slots, HK, D] each."""
+    cache = case.cache
+    slots = cache.num_blocks * cache.block_size if cache else case.query_start_loc[-1]
+    shape = (slots, case.num_kv_heads, case.head_size)
+    kind = case.values.kind
+    if kind == "exact":
+        return torch.randint(-2, 3, shape, generator=generator).float(), torch.randint(
+            -8, 9, shape, generator=generator
+        ).float()
+    keys, values = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+    if kind == "extreme":
+        # a product of random signs is about the root of their number
+        size = EXTREME_LOGIT / EXTREME_QUERY / max(abs(case.scale), 1e-3) / math.sqrt(case.head_size)
+        keys = (keys.sign() * size).clamp(-1000, 1000)
+        keys[::3] = keys[:1].clone()
+    elif kind == "one_hot":
+        values = torch.zeros(shape)
+        for r, request in enumerate(case.requests):
+            for channel, position in enumerate(_edges(case, request)[: case.head_size]):
+                values[_slot(case, r, position), :, channel] = 256
+    elif kind == "signature":
+        values = _signatures(shape)
+        keys = keys / 8
+        for r, request in enumerate(case.requests):
+            if request.seq_len and case.scale:
+                position = int(torch.randint(0, request.seq_len, (), generator=generator))
+                logit = math.log(request.seq_len) + 3
+                keys[_slot(case, r, position)] = direction * (logit / (case.scale * case.head_size))
+    return keys, values
+
+
+def sinks(case: Case, generator: torch.Generator) -> torch.Tensor | None:
+    """[H]"""
+    near = torch.randn(case.num_heads, generator=generator)
+    far = torch.where(torch.arange(case.num_heads) % 2 == 0, 20.0, 300.0)
+    kinds = {"off": torch.full_like(near, -torch.inf), "zero": near * 0, "near": near, "above": far, "below": -far}
+    return kinds[case.sinks] if case.sinks else None
+
+
+def alibi_slopes(case: Case, generator: torch.Generator) -> torch.Tensor:
+    """[H], from 2^-8 to 1, as models have them, and no two alike."""
+    return torch.exp2(-8 * torch.rand(case.num_heads, generator=generator))
+
+
+def qq_bias(case: Case, generator: torch.Generator) -> torch.Tensor:
+    """[Q, Q] of the longest request's queries, and a number to be noticed in the rows and columns that bounds leave over."""
+    queries = case.max_query_len - case.slack
+    bias = torch.full((case.max_query_len + 1, case.max_query_len + 1), STRAY_BIAS)
+    if case.qq_bias == "tree":
+        bias[:queries, :queries] = torch.where(_ancestors(queries, generator), 0.0, -torch.inf)
+    else:
+        bias[:queries, :queries] = torch.randn(queries, queries, generator=generator) * 2
+    return bias
+
+
+def _ancestors(count: int, generator: torch.Generator) -> torch.Tensor:
+    """[count, count]: whether token j is i, its parent, or one before that, in a random tree."""
+    back = torch.randint(1, 4, (count,), generator=generator).tolist()
+    sees = torch.eye(count, dtype=torch.bool)
+    for i in range(count):
+        if i >= back[i]:
+            sees[i] |= sees[i - back[i]]
+    return sees
+
+
+def fixed_scales(case: Case, cache: Cache, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """k_scale and v_scale, all different, of any shape that the contract allows; powers of two where sums are to be exact."""
+    if cache.scales not in ("tensor", "head"):
+        return {}
+    count = case.num_kv_heads if cache.scales == "head" else 1
+    steps = max(len(SCALE_EXPONENTS), 2 * count)
+    exponents = torch.randperm(steps, generator=generator)[: 2 * count] % len(SCALE_EXPONENTS) + SCALE_EXPONENTS.start
+    factors = 1 + torch.rand(2 * count, generator=generator)
+    scales = torch.exp2(exponents.float()) * (1 if case.values.kind == "exact" else factors)
+    is_scalar = count == 1 and bool(torch.randint(0, 2, (), generator=generator))
+    return {
+        name: part.reshape(()) if is_scalar else part
+        for name, part in zip(("k_scale", "v_scale"), scales.split(count), strict=True)
+    }
+
+
+def output_scale(case: Case, generator: torch.Generator) -> torch.Tensor:
+    """[1]"""
+    exponent = torch.randint(-6, 3, (1,), generator=generator)
+    return torch.exp2(exponent.float()) * (1 + torch.rand(1, generator=generator))
+
+
+def rope_positions(case: Case, rope: Rope, generator: torch.Generator) -> list[int]:
+    """A position for each row that counts, or for all; not the request's own, but so many more."""
+    positions: list[int] = []
+    for request in case.requests:
+        shift = int(torch.randint(0, 4, (), generator=generator))
+        positions += [max(request.context_len + i, 0) + shift for i in range(request.query_len)]
+    rows = case.num_rows if rope.all_rows else case.num_actual_tokens
+    return positions + [0] * (rows - len(positions))
+
+
+def cos_sin_cache(rope: Rope, num_positions: int) -> torch.Tensor:
+    """[num_positions, rotary_dim] float64: the cosines of each position's pairs, then the sines."""
+    pairs = torch.arange(rope.rotary_dim // 2, dtype=torch.float64) / (rope.rotary_dim // 2)
+    angles = torch.arange(num_positions, dtype=torch.float64)[:, None] * ROPE_BASE**-pairs
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def with_specials(rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Rows in which some elements are what a write may stumble over: NaN, infinities, zeros of both signs, the extremes."""
+    limits = torch.finfo(rows.dtype)
+    numbers = torch.tensor([torch.inf, -torch.inf, 0.0, -0.0, limits.max, -limits.max, limits.tiny, -limits.tiny / 2])
+    specials = torch.cat([poison((1,), rows.dtype, "cpu"), numbers.to(rows.dtype)])
+    chosen = specials[torch.randint(0, len(specials), rows.shape, generator=generator)]
+    in_row = torch.randint(0, SPECIAL_ROWS, rows.shape[:2], generator=generator) == 0
+    in_element = torch.randint(0, SPECIAL_ELEMENTS, rows.shape, generator=generator) == 0
+    return torch.where(in_element, chosen, torch.where(in_row[..., None], 0, rows))
+
+
+def with_ties(rows: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    """Rows in which some elements lie halfway between two numbers of a quantized dtype, as far as theirs can say it.
+
+    Only there does it show that a quotient was rounded twice.
+    """
+    halves = torch.randint(0, 60, rows.shape, generator=generator) + 0.5
+    if dtype != torch.int8:
+        # of a number with four bits the fifth decides
+        fifth = 2 * torch.randint(8, 16, rows.shape, generator=generator) + 1
+        halves = torch.ldexp(fifth.float(), torch.randint(-4, 3, rows.shape, generator=generator))
+    is_tie = (torch.randint(0, TIES, rows.shape, generator=generator) == 0) & rows.isfinite() & (rows != 0)
+    return torch.where(is_tie, (halves * scale).to(rows.dtype), rows)
+
+
+def _signatures(shape: tuple[int, int, int]) -> torch.Tensor:
+    """Digits of (slot, head), base 16, over the channels; other channels hold the slot's parity."""
+    slots, num_kv_heads, head_size = shape
+    slot = torch.arange(slots)[:, None].expand(slots, num_kv_heads)
+    head = torch.arange(num_kv_heads).expand(slots, num_kv_heads)
+    digits = torch.stack([slot % 16, slot // 16 % 16, slot // 256 % 16, head, slot % 2], dim=-1) + 1
+    return digits[..., torch.arange(head_size).clamp(max=4)].float()
+
+
+def _edges(case: Case, request: Request) -> list[int]:
+    """Positions where masks and tiles go wrong: both ends, the edges of the case's rules, those of blocks and tiles."""
+    last = request.seq_len - 1
+    near = [0, last, last - 1, 1]
+    for first, end in request.ranges:
+        near += [end, end + 1, first, first - 1]
+    if case.sink_tokens:
+        near += [case.sink_tokens - 1, case.sink_tokens]
+    if case.window[0] >= 0:
+        near += [edge - case.window[0] - more for edge in (last, request.context_len) for more in (0, 1)]
+    periods = [case.chunked_local] if case.chunked_local else []
+    periods += [case.cache.block_size if case.cache else TILES // 2, TILES]
+    for period in periods:
+        for edge in range(period, request.seq_len, period):
+            near += [edge - 1, edge]
+    return [position for position in dict.fromkeys(near) if 0 <= position < request.seq_len]
+
+
+def _slot(case: Case, r: int, position: int) -> int:
+    if case.cache is not None:
+        return slot_of(case.requests[r], case.cache, position)
+    return case.query_start_loc[r] + position

@@ -1,0 +1,188 @@
+"""What a case exercises, by names that the coverage table counts; and which two can never meet in one case, and why."""
+
+from collections.abc import Callable
+from itertools import combinations_with_replacement
+from typing import NamedTuple
+
+from attn_contract import AttentionType, Layout, PhysicalOrder
+from attn_fuzz.cases.case import Cache, Case, Request, Rope, written_slots
+
+MULTI_TOKEN_DECODE = 8
+"""Most query tokens of a request that is decoding, with its drafts; more are a part of its prompt."""
+
+
+class Feature(NamedTuple):
+    """One thing that a case may have. Those that name one `choice` exclude each other."""
+
+    name: str
+    group: str
+    has: Callable[[Case], bool]
+    choice: str | None = None
+
+
+def _of_cache(has: Callable[[Cache], object]) -> Callable[[Case], bool]:
+    return lambda case: case.cache is not None and bool(has(case.cache))
+
+
+def _of_request(has: Callable[[Request], bool]) -> Callable[[Case], bool]:
+    return lambda case: any(has(request) for request in case.requests)
+
+
+def _of_rope(has: Callable[[Rope, Case], bool]) -> Callable[[Case], bool]:
+    return lambda case: case.rope is not None and has(case.rope, case)
+
+
+def _causal(*flags: bool) -> Callable[[Case], bool]:
+    def has(case: Case) -> bool:
+        return case.attn_type is AttentionType.DECODER and {request.causal for request in case.requests} == set(flags)
+
+    return has
+
+
+def _is(attn_type: AttentionType) -> Callable[[Case], bool]:
+    return lambda case: case.attn_type is attn_type
+
+
+def _layout(layout: Layout) -> Callable[[Case], bool]:
+    return _of_cache(lambda cache: cache.layout is layout)
+
+
+def _order(order: PhysicalOrder) -> Callable[[Case], bool]:
+    return _of_cache(lambda cache: cache.holds_content_rows and cache.order is order)
+
+
+def _is_written_in_another_layout(case: Case) -> bool:
+    return case.cache is not None and case.writes and case.cache.writer not in (None, case.cache.layout)
+
+
+FEATURES = (
+    Feature("decoder, causal", "attention", _causal(True), choice="attention"),
+    Feature("decoder, non-causal", "attention", _causal(False), choice="attention"),
+    Feature("decoder, causal per request", "attention", _causal(True, False), choice="attention"),
+    Feature("encoder", "attention", _is(AttentionType.ENCODER), choice="attention"),
+    Feature("encoder-only", "attention", _is(AttentionType.ENCODER_ONLY), choice="attention"),
+    Feature("cross-attention", "attention", _is(AttentionType.ENCODER_DECODER), choice="attention"),
+    Feature("prefill", "phase", _of_request(lambda r: r.query_len > 1 and r.context_len == 0)),
+    Feature("extend", "phase", _of_request(lambda r: r.query_len > MULTI_TOKEN_DECODE and r.context_len > 0)),
+    Feature("decode", "phase", _of_request(lambda r: r.query_len == 1 and r.context_len > 0)),
+    Feature("multi-token decode", "phase", _of_request(lambda r: 1 < r.query_len <= MULTI_TOKEN_DECODE and r.context_len > 0)),
+    Feature("more queries than keys", "phase", _of_request(lambda r: r.context_len < 0)),
+    Feature("request without a query", "phase", _of_request(lambda r: r.query_len == 0)),
+    Feature("window", "rule", lambda case: case.window != (-1, -1)),
+    Feature("sink_tokens", "rule", lambda case: case.sink_tokens > 0),
+    Feature("chunked_local", "rule", lambda case: case.chunked_local is not None),
+    Feature("bidirectional_ranges", "rule", lambda case: case.has_ranges and not case.ranges_clamped, choice="ranges"),
+    Feature("bidirectional_ranges, clamped", "rule", lambda case: case.has_ranges and case.ranges_clamped, choice="ranges"),
+    Feature("logits_soft_cap", "rule", lambda case: case.soft_cap is not None),
+    Feature("alibi_slopes", "rule", lambda case: case.alibi),
+    Feature("qq_bias, a tree", "rule", lambda case: case.qq_bias == "tree", choice="qq_bias"),
+    Feature("qq_bias, random", "rule", lambda case: case.qq_bias == "random", choice="qq_bias"),
+    Feature("sinks", "rule", lambda case: case.sinks is not None),
+    Feature("float32", "dtype", lambda case: case.dtype == "float32", choice="dtype"),
+    Feature("float16", "dtype", lambda case: case.dtype == "float16", choice="dtype"),
+    Feature("bfloat16", "dtype", lambda case: case.dtype == "bfloat16", choice="dtype"),
+    *(Feature(str(layout), "layout", _layout(layout), choice="layout") for layout in Layout),
+    *(Feature(f"order {order}", "allocation", _order(order), choice="order") for order in PhysicalOrder),
+    Feature("interleaved layers", "allocation", _of_cache(lambda cache: cache.num_layers > 1)),
+    Feature("K and V planes", "allocation", _of_cache(lambda cache: cache.planes)),
+    Feature("padded blocks", "allocation", _of_cache(lambda cache: cache.padding)),
+    Feature("block size no power of two", "allocation", _of_cache(lambda cache: cache.block_size.bit_count() > 1)),
+    Feature("writer in another layout", "allocation", _is_written_in_another_layout),
+    Feature("neighbour in another layout", "allocation", _of_cache(lambda cache: cache.neighbour not in (None, cache.layout))),
+    Feature("cache of the layer's dtype", "cache dtype", _of_cache(lambda cache: cache.dtype is None), choice="cache dtype"),
+    Feature("cache fp8_e4m3fn", "cache dtype", _of_cache(lambda cache: cache.dtype == "fp8_e4m3fn"), choice="cache dtype"),
+    Feature("cache fp8_e4m3fnuz", "cache dtype", _of_cache(lambda cache: cache.dtype == "fp8_e4m3fnuz"), choice="cache dtype"),
+    Feature("cache int8", "cache dtype", _of_cache(lambda cache: cache.dtype == "int8"), choice="cache dtype"),
+    Feature("scale per tensor", "scales", _of_cache(lambda cache: cache.scales == "tensor"), choice="scales"),
+    Feature("scale per head", "scales", _of_cache(lambda cache: cache.scales == "head"), choice="scales"),
+    Feature("scale per token, separate", "scales", _of_cache(lambda cache: cache.scales == "token"), choice="scales"),
+    Feature("slot -1", "write", lambda case: -1 in written_slots(case)),
+    Feature("nothing written", "write", lambda case: case.cache is not None and not case.writes),
+    Feature("rope, NeoX", "write", _of_rope(lambda rope, case: rope.neox), choice="rope"),
+    Feature("rope, interleaved", "write", _of_rope(lambda rope, case: not rope.neox), choice="rope"),
+    Feature("rope, partial", "write", _of_rope(lambda rope, case: rope.rotary_dim < case.head_size)),
+    Feature("fused qkv", "call", lambda case: case.fused_qkv and case.writes),
+    Feature("LSE", "call", lambda case: case.return_lse),
+    Feature("output fp8_e4m3fn", "call", lambda case: case.output_dtype == "fp8_e4m3fn", choice="output"),
+    Feature("output fp8_e4m3fnuz", "call", lambda case: case.output_dtype == "fp8_e4m3fnuz", choice="output"),
+)
+
+
+def phase(case: Case, request: Request) -> str:
+    """What a request does in this step: kernels have a path for each, and round differently there."""
+    if case.cache is None:
+        return "encoder"
+    if case.attn_type is AttentionType.ENCODER_DECODER:
+        return "cross"
+    if request.query_len == 1:
+        return "decode"
+    if request.context_len <= 0:
+        return "prefill"
+    return "multi-token decode" if request.query_len <= MULTI_TOKEN_DECODE else "extend"
+
+
+def features(case: Case) -> list[str]:
+    """Names of the features of a case, in the order of FEATURES."""
+    return [feature.name for feature in FEATURES if feature.has(case)]
+
+
+def count(case: Case, together: list[int]) -> list[int]:
+    """One more case in a table of features and pairs, row by row; [] is the empty table.
+
+    Place i * len(FEATURES) + j, i <= j, counts the cases that have features i and j, or where i == j the one.
+    """
+    counts = together.copy() or [0] * len(FEATURES) ** 2
+    found = [i for i, feature in enumerate(FEATURES) if feature.has(case)]
+    for i, j in combinations_with_replacement(found, 2):
+        counts[i * len(FEATURES) + j] += 1
+    return counts
+
+
+def _names(*groups: str) -> set[str]:
+    return {feature.name for feature in FEATURES if feature.group in groups}
+
+
+_ENCODERS = {"encoder", "encoder-only"}
+_RANGES = {"bidirectional_ranges", "bidirectional_ranges, clamped"}
+_DRAFTS = {"qq_bias, a tree", "qq_bias, random"}
+_ROPE = {"rope, NeoX", "rope, interleaved", "rope, partial"}
+_CONTENT = {"CONTENT_PACKED", "CONTENT_PACKED_SCALED"}
+_ORDERS = {f"order {order}" for order in PhysicalOrder}
+_UNDEFINED = (
+    (
+        {"cross-attention"},
+        {"window", "sink_tokens", "chunked_local", "alibi_slopes"} | _RANGES | _DRAFTS,
+        "query and key positions belong to different sequences",
+    ),
+    ({"cross-attention"}, _ROPE | {"slot -1"}, "the keys that it writes are the encoder's, once"),
+    (_ENCODERS, _RANGES | _DRAFTS, "only a decoder has it"),
+    (_ENCODERS, _names("layout", "allocation", "cache dtype", "scales", "write"), "there is no KV cache"),
+    (
+        _ENCODERS,
+        {"extend", "decode", "multi-token decode", "more queries than keys"},
+        "its keys are its own tokens: there is no context",
+    ),
+    ({"cache of the layer's dtype"}, _names("scales") | {"CONTENT_PACKED_SCALED"}, "only a quantized cache has scales"),
+    ({"CONTENT_PACKED_SCALED"}, _names("scales"), "its scales are in its rows"),
+    ({"cache int8"}, {"scale per tensor", "scale per head"}, "int8 has a scale per token and head"),
+    ({"K and V planes"}, _CONTENT | _ORDERS | {"interleaved layers"}, "K and V share each row of such an allocation"),
+    ({"X_PACKED", "SHUFFLED"}, _ORDERS | {"interleaved layers"}, "no row of them holds K and V, whatever the view"),
+    ({"CONTENT_PACKED_SCALED"}, {"writer in another layout", "neighbour in another layout"}, "no other layout has its scales"),
+    (
+        {"nothing written"},
+        _ROPE | {"slot -1", "writer in another layout", "fused qkv"},
+        "without a write there is neither K nor V",
+    ),
+)
+_BY_NAME = {feature.name: feature for feature in FEATURES}
+
+
+def undefined(first: str, second: str) -> str | None:
+    """Why no case has both features, in words; None if some case can."""
+    choice = _BY_NAME[first].choice
+    if choice is not None and choice == _BY_NAME[second].choice:
+        return "a case has one or the other"
+    for some, others, reason in _UNDEFINED:
+        if (first in some and second in others) or (second in some and first in others):
+            return reason
+    return None

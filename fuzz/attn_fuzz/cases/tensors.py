@@ -1,0 +1,326 @@
+"""A case made concrete: every tensor of the step, poisoned wherever the step has no business.
+
+Unused slots, unowned rows and everything around the cache and the other inputs hold NaN (the poison), or an index that leads
+astray; `out`, `lse` and everything around them hold another NaN (the canary). So a stray read shows as NaN, and a stray write
+as a changed byte.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import attn_reference
+import torch
+from attn_contract import Batch, KVCacheView, Layer, check_shared_allocation
+from attn_fuzz.cases import allocations, captures, contents
+from attn_fuzz.cases.case import GUARD, Cache, Case, Rope, slot_of, slots_of_keys, written_slots
+from attn_fuzz.cases.poison import DTYPES, canary, poison
+
+PADDING = 8  # elements after each row, and rows before and after inputs
+GARBAGE_BLOCKS = (-1, 2**31 - 1)
+NO_RANGE = (1, 0)
+ALL_POSITIONS = (0, 2**31 - 1)
+HELD_BY_LAYER = ("alibi_slopes", "k_scale", "v_scale", "output_scale")
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """What `rope_and_write_kv_cache` is given beyond a plain write."""
+
+    positions: torch.Tensor
+    cos_sin_cache: torch.Tensor
+    is_neox: bool
+
+
+@dataclass(frozen=True)
+class Write:
+    """One cache write: by which layer, through which view of the allocation, what, and where to."""
+
+    layer: Layer
+    view: KVCacheView
+    k: torch.Tensor
+    v: torch.Tensor
+    slot_mapping: torch.Tensor
+    rotation: Rotation | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """All tensors of one case. `out` and `lse` are views into buffers that are larger on every side, as scale caches are."""
+
+    layer: Layer
+    batch: Batch
+    q: torch.Tensor
+    k: torch.Tensor | None
+    v: torch.Tensor | None
+    raw: torch.Tensor | None
+    scale_buffers: dict[str, torch.Tensor]
+    view: KVCacheView | None
+    writes: tuple[Write, ...]
+    out_buffer: torch.Tensor
+    out: torch.Tensor
+    lse_buffer: torch.Tensor
+    lse: torch.Tensor | None
+
+    @property
+    def kv_cache(self) -> torch.Tensor | None:
+        if self.raw is None or self.view is None:
+            return None
+        return self.view.tensor(self.raw)
+
+    @property
+    def memory(self) -> dict[str, torch.Tensor]:
+        """What cache writes change, whole allocations by name."""
+        return {} if self.raw is None else {"kv_cache": self.raw, **self.scale_buffers}
+
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """Every tensor that attention may only read, by name."""
+        named = {"q": self.q, "k": self.k, "v": self.v, **self.layer.tensors, **self.memory, **self.batch.tensors}
+        for i, write in enumerate(self.writes):
+            parts = {"k": write.k, "v": write.v, "slot_mapping": write.slot_mapping}
+            if write.rotation is not None:
+                parts |= {"positions": write.rotation.positions, "cos_sin_cache": write.rotation.cos_sin_cache}
+            named |= {f"{name} of write {i}": tensor for name, tensor in parts.items()}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+def build(case: Case, device: torch.device | str = "cpu") -> Step:
+    """Make the tensors of a valid case."""
+    dtype = DTYPES[case.dtype]
+    generator = torch.Generator().manual_seed(case.values.seed)
+    held = captures.load(case) if case.values.kind == "captured" else {}
+    if held:
+        q, keys, values = held["q"], held["k"], held["v"]
+    else:
+        q, direction = contents.queries(case, generator)
+        keys, values = (x.to(dtype) for x in contents.keys_and_values(case, direction, generator))
+    buffers = allocations.poisoned_scales(case, case.cache, device) if case.cache else {}
+    layer = _layer(case, buffers, held, generator, device)
+    q_rows = _rows(q.to(dtype), case.num_rows, device)
+    slots = written_slots(case)
+    raw, view, k, v = None, None, None, None
+    writes = tuple[Write, ...]()
+    if case.cache is None:
+        k, v = (_rows(content, case.num_rows + case.kv_rows_past, device) for content in (keys, values))
+    else:
+        view = allocations.cache_view(case, case.cache)
+        raw = allocations.poisoned(case, case.cache, device)
+        writes = _writes(case, case.cache, layer, keys, values, generator, device)
+        views = {str(i): write.view for i, write in enumerate(writes)}
+        check_shared_allocation({"read": view, **views}, [("read", "0")] if slots else [])
+        if slots:
+            k, v = writes[0].k, writes[0].v
+    if case.fused_qkv:
+        q_rows, k, v = _fuse(q_rows, k, v)
+        if slots and k is not None and v is not None:
+            writes = (dataclasses.replace(writes[0], k=k, v=v), *writes[1:])
+    batch = _batch(case, writes[0].slot_mapping if slots else None, held, generator, device)
+    if raw is not None and view is not None and case.cache is not None and held:
+        captures.place(case, case.cache, held, view, raw, layer)
+    elif raw is not None and view is not None and case.cache is not None:
+        kv_cache = view.tensor(raw)
+        read = (
+            _slots_seen(case, case.cache, q_rows, kv_cache, layer, batch) if case.recycled else slots_of_keys(case, case.cache)
+        )
+        before = torch.tensor(sorted(set(read) - set(slots)), dtype=torch.int64)
+        k_before, v_before = (x[before].to(device) for x in (keys, values))
+        attn_reference.write_kv_cache(k_before, v_before, kv_cache, layer, before.to(device))
+    out_buffer, out = _output(case, device)
+    lse_buffer, lse = _lse(case, device)
+    return Step(
+        layer=layer,
+        batch=batch,
+        q=q_rows,
+        k=k,
+        v=v,
+        raw=raw,
+        scale_buffers=buffers,
+        view=view,
+        writes=writes,
+        out_buffer=out_buffer,
+        out=out,
+        lse_buffer=lse_buffer,
+        lse=lse,
+    )
+
+
+def _layer(
+    case: Case,
+    buffers: dict[str, torch.Tensor],
+    held: dict[str, torch.Tensor],
+    generator: torch.Generator,
+    device: torch.device | str,
+) -> Layer:
+    sinks = held.get("sinks") if held else contents.sinks(case, generator)
+    tensors: dict[str, Any] = {name: held[name] for name in HELD_BY_LAYER if name in held}
+    if case.alibi and not held:
+        tensors["alibi_slopes"] = contents.alibi_slopes(case, generator)
+    if case.cache is not None and not held:
+        tensors |= contents.fixed_scales(case, case.cache, generator)
+    if case.output_dtype is not None and not held:
+        tensors["output_scale"] = contents.output_scale(case, generator)
+    if sinks is not None:
+        tensors["sinks"] = sinks.to(DTYPES[case.dtype] if case.narrow_sinks else torch.float32)
+    tensors = {name: _embedded(tensor, torch.nan, device) for name, tensor in tensors.items()}
+    return Layer(
+        num_heads=case.num_heads,
+        num_kv_heads=case.num_kv_heads,
+        head_size=case.head_size,
+        scale=case.scale,
+        attn_type=case.attn_type,
+        window=case.window,
+        sink_tokens=case.sink_tokens,
+        chunked_local=case.chunked_local,
+        ranges_clamped=case.ranges_clamped,
+        logits_soft_cap=case.soft_cap,
+        layout=case.cache.layout if case.cache else None,
+        kv_cache_dtype=DTYPES[case.cache.dtype] if case.cache and case.cache.dtype else None,
+        **{name: allocations.inside(buffer) for name, buffer in buffers.items()},
+        **tensors,
+    )
+
+
+def _rows(owned: torch.Tensor, num_rows: int, device: torch.device | str) -> torch.Tensor:
+    """[num_rows, ...]: owned rows, then poison in all rows that no request owns; and around them."""
+    rows = poison((num_rows + 2 * PADDING, *owned.shape[1:]), owned.dtype, device)[PADDING:-PADDING]
+    rows[: len(owned)] = owned.to(device)
+    return rows
+
+
+def _output(case: Case, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
+    width = case.num_heads * case.head_size
+    buffer = canary((case.num_rows + 2 * GUARD, width + PADDING), DTYPES[case.output_dtype or case.dtype], device)
+    out = buffer[GUARD : GUARD + case.num_rows, :width]
+    return buffer, out if case.flat_out else out.unflatten(1, (case.num_heads, case.head_size))
+
+
+def _lse(case: Case, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    buffer = canary((case.num_heads + 2, case.num_rows + 2 * GUARD), torch.float32, device)
+    return buffer, buffer[1:-1, GUARD : GUARD + case.num_rows] if case.return_lse else None
+
+
+def _batch(
+    case: Case,
+    slot_mapping: torch.Tensor | None,
+    held: dict[str, torch.Tensor],
+    generator: torch.Generator,
+    device: torch.device | str,
+) -> Batch:
+    causal = [request.causal for request in case.requests]
+    seq_lens = [request.seq_len for request in case.requests]
+    return Batch(
+        query_start_loc=_embedded(torch.tensor(case.query_start_loc, dtype=torch.int32), 1 << 20, device),
+        seq_lens=_embedded(torch.tensor(seq_lens, dtype=torch.int32), 1 << 20, device),
+        max_query_len=case.max_query_len,
+        max_seq_len=max(seq_lens, default=0) + case.slack,
+        num_actual_tokens=case.num_actual_tokens,
+        causal=_embedded(torch.tensor(causal, dtype=torch.bool), True, device) if case.per_request_causal else any(causal),
+        block_table=_block_table(case, case.cache, device) if case.cache else None,
+        slot_mapping=slot_mapping,
+        bidirectional_ranges=_ranges(case, device) if case.has_ranges else None,
+        qq_bias=_qq_bias(held["qq_bias"] if held else contents.qq_bias(case, generator), device) if case.qq_bias else None,
+    )
+
+
+def _ranges(case: Case, device: torch.device | str) -> torch.Tensor:
+    """[R, max_ranges, 2]: ranges that are none after each request's own, and around them what makes everything visible."""
+    most = max(len(request.ranges) for request in case.requests)
+    rows = [[*request.ranges, *[NO_RANGE] * (most + 1 - len(request.ranges))] for request in case.requests]
+    everything = [ALL_POSITIONS] * (most + 1)
+    return torch.tensor([everything, *rows, everything], dtype=torch.int32, device=device)[1:-1]
+
+
+def _qq_bias(bias: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    buffer = poison((len(bias) + 2, len(bias) + PADDING), torch.float32, device)
+    buffer[1:-1, : len(bias)] = bias
+    return buffer[1:-1, : len(bias)]
+
+
+def _block_table(case: Case, cache: Cache, device: torch.device | str) -> torch.Tensor:
+    used = max((len(request.blocks) for request in case.requests), default=0)
+    garbage = (*GARBAGE_BLOCKS, cache.num_blocks, 0)
+    table = torch.tensor(garbage).repeat(len(case.requests) + 2, used + case.table_padding)[:, : used + case.table_padding + 1]
+    for r, request in enumerate(case.requests):
+        table[r + 1, : len(request.blocks)] = torch.tensor(request.blocks)
+    return table.to(device=device, dtype=torch.int32)[1:-1, : used + case.table_padding]
+
+
+def _embedded(values: torch.Tensor, around: float, device: torch.device | str) -> torch.Tensor:
+    """A vector or a scalar inside a longer one: reading past its ends is harmless to memory and visible in the result."""
+    guard = torch.full((GUARD,), around, dtype=values.dtype)
+    return torch.cat([guard, values.flatten(), guard]).to(device)[GUARD:-GUARD].view(values.shape)
+
+
+def _slots_seen(case: Case, cache: Cache, q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch) -> set[int]:
+    """Slots of the keys that some query sees, by the reference's own visibility."""
+    slots = set()
+    for request in attn_reference.paged_requests(q, kv_cache, layer, batch, torch.float32):
+        seen = request.visible.any(0).nonzero().flatten().tolist()
+        slots |= {slot_of(case.requests[request.index], cache, position) for position in seen}
+    return slots
+
+
+def _writes(
+    case: Case,
+    cache: Cache,
+    layer: Layer,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    generator: torch.Generator,
+    device: torch.device | str,
+) -> tuple[Write, ...]:
+    """This step's write, through the writer's view, and the neighbour's into the blocks that no request owns."""
+    writes = []
+    if slots := written_slots(case):
+        rows = torch.tensor([max(slot, 0) for slot in slots])
+        k, v = (_rows(x[rows], len(rows) + case.kv_rows_past, device) for x in (keys, values))
+        for row in (row for row, slot in enumerate(slots) if slot < 0):
+            k[row] = v[row] = torch.nan
+        view = allocations.writer_view(case, cache)
+        rotation = _rotation(case, case.rope, generator, device) if case.rope else None
+        writer = dataclasses.replace(layer, layout=view.layout)
+        writes.append(Write(writer, view, k, v, _embedded(torch.tensor(slots), 0, device), rotation))
+    if cache.neighbour is not None:
+        owned = {block for request in case.requests for block in request.blocks}
+        free = [block for block in range(cache.num_blocks) if block not in owned][:2]
+        slots = [block * cache.block_size + offset for block in free for offset in range(cache.block_size)]
+        if slots:
+            rows = torch.tensor(slots)
+            k, v = (contents.with_specials(x[rows], generator) for x in (keys, values))
+            if layer.kv_cache_dtype is not None:
+                scales = (layer.k_scale, layer.v_scale)
+                k, v = (_with_ties(x, layer.kv_cache_dtype, s, generator) for x, s in zip((k, v), scales, strict=True))
+            view = allocations.neighbour_view(case, cache, cache.neighbour)
+            neighbour = dataclasses.replace(layer, layout=view.layout)
+            k, v = (_rows(x, len(x), device) for x in (k, v))
+            writes.append(Write(neighbour, view, k, v, _embedded(rows, 0, device)))
+    return tuple(writes)
+
+
+def _with_ties(rows: torch.Tensor, dtype: torch.dtype, scale: torch.Tensor | None, generator: torch.Generator) -> torch.Tensor:
+    scales = attn_reference.row_scales(rows, dtype) if scale is None else scale.cpu().reshape(-1, 1)
+    return contents.with_ties(rows, scales, dtype, generator)
+
+
+def _rotation(case: Case, rope: Rope, generator: torch.Generator, device: torch.device | str) -> Rotation:
+    positions = contents.rope_positions(case, rope, generator)
+    angles = contents.cos_sin_cache(rope, max(positions, default=0) + 1)
+    dtype = DTYPES[case.dtype] if rope.narrow_cache else torch.float32
+    table = poison((len(angles) + 2, rope.rotary_dim + PADDING), dtype, device)[1:-1, : rope.rotary_dim]
+    table.copy_(angles)
+    return Rotation(_embedded(torch.tensor(positions, dtype=torch.int64), len(angles), device), table, rope.neox)
+
+
+def _fuse(
+    q: torch.Tensor, k: torch.Tensor | None, v: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """q, k and v as slices of one tensor of as many rows as the longest has."""
+    parts = [part.flatten(1) for part in (q, k, v) if part is not None]
+    shape = (max(map(len, parts)) + 2 * PADDING, sum(part.shape[1] for part in parts))
+    fused = poison(shape, q.dtype, q.device)[PADDING:-PADDING]
+    slices, column = [], 0
+    for part, like in zip(parts, (part for part in (q, k, v) if part is not None), strict=True):
+        fused[: len(part), column : column + part.shape[1]] = part
+        slices.append(fused[: len(part), column : column + part.shape[1]].unflatten(1, like.shape[1:]))
+        column += part.shape[1]
+    return (slices[0], slices[1], slices[2]) if len(slices) == 3 else (slices[0], k, v)

@@ -1,0 +1,119 @@
+"""What the fuzzer draws: how often each feature, and each pair of features, in how many cases of a profile.
+
+Nothing is run. A pair that no case can have says why (`attn_fuzz.cases.features.undefined`); every other pair must be drawn.
+"""
+
+import contextlib
+import multiprocessing
+import signal
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import combinations, repeat
+
+import msgspec
+from attn_fuzz.cases.features import FEATURES, features, undefined
+from attn_fuzz.run import engine
+from attn_fuzz.run.engine import Plan
+from attn_fuzz.targets import registry
+
+NAMES = [feature.name for feature in FEATURES]
+
+
+class Coverage(msgspec.Struct, frozen=True, kw_only=True):
+    """How many cases have what.
+
+    Attributes:
+        examples: cases drawn.
+        single, pairs: cases by feature and by pair of features, which stand in the order of FEATURES.
+        refused: by side and feature, why the side refuses every one of the cases that have the feature.
+    """
+
+    examples: int
+    single: Mapping[str, int]
+    pairs: Mapping[tuple[str, str], int]
+    refused: Mapping[str, Mapping[str, str]]
+
+
+def cover(
+    plans: Sequence[Plan], workers: int, sides: Sequence[str] = (), report: Callable[[int], None] = lambda examples: None
+) -> Coverage:
+    """Draw the cases of all plans and count; the counts do not depend on the number of workers.
+
+    Args:
+        plans: shards; see `runner.shards`.
+        workers: processes at once.
+        sides: targets whose support is asked about every case.
+        report: is told how many cases have been drawn.
+
+    Raises:
+        UnknownTargetError: a plan's target or a side cannot be loaded.
+    """
+    examples, single, pairs = 0, Counter[str](), Counter[tuple[str, str]]()
+    refusals = {side: _Refusals() for side in sides}
+    with ProcessPoolExecutor(min(workers, len(plans)), multiprocessing.get_context("spawn")) as pool:
+        with _ignored_interrupts():
+            shards = pool.map(_draw, plans, repeat(sides))
+        for shard in shards:
+            for found, reasons in shard:
+                single.update(found)
+                pairs.update(combinations(found, 2))
+                for side, reason in reasons.items():
+                    refusals[side].add(found, reason)
+            examples += len(shard)
+            report(examples)
+    refused = {side: refusals[side].sentences(single) for side in sides}
+    return Coverage(examples=examples, single=single, pairs=pairs, refused=refused)
+
+
+def missing(coverage: Coverage) -> list[tuple[str, str]]:
+    """Defined pairs that no case had."""
+    return [pair for pair in combinations(NAMES, 2) if not undefined(*pair) and not coverage.pairs.get(pair)]
+
+
+def impossible(coverage: Coverage) -> list[tuple[str, str]]:
+    """Pairs that are called undefined and were drawn all the same."""
+    return [pair for pair in combinations(NAMES, 2) if undefined(*pair) and coverage.pairs.get(pair)]
+
+
+class _Refusals:
+    """What one side refuses: by reason, in how many cases, and how many of those have which feature."""
+
+    def __init__(self) -> None:
+        self.cases = Counter[str]()
+        self.features: dict[str, Counter[str]] = defaultdict(Counter)
+
+    def add(self, found: Sequence[str], reason: str) -> None:
+        self.cases[reason] += 1
+        self.features[reason].update(found)
+
+    def sentences(self, single: Mapping[str, int]) -> dict[str, str]:
+        """For each feature that only refused cases have, the reason that it is most closely bound to.
+
+        A case is refused for the first reason that applies: one of a feature that is not supported may be refused for another.
+        """
+        total = sum(self.features.values(), Counter[str]())
+        return {
+            name: max(sorted(self.cases), key=lambda reason: self.features[reason][name] / self.cases[reason])
+            for name in NAMES
+            if total[name] and total[name] == single[name]
+        }
+
+
+def _draw(plan: Plan, sides: Sequence[str]) -> list[tuple[list[str], dict[str, str]]]:
+    """Of each case its features, and by side why that refuses it, if it does."""
+    supports = {side: registry.load(side).support(plan.device) for side in sides}
+    return [
+        (features(case), {side: reason for side, support in supports.items() if (reason := support.beyond(case))})
+        for case in engine.drawn(plan)
+    ]
+
+
+@contextlib.contextmanager
+def _ignored_interrupts() -> Iterator[None]:
+    """Processes that start meanwhile go on ignoring Ctrl-C: it ends whoever waits for them, who ends them in order."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,62 @@
+"""A step's tensors on another device: how they lie in memory, and which of them share it, stays as it is."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from attn_fuzz.cases.tensors import Step
+
+T = TypeVar("T")
+
+
+def sent(step: Step, device: str) -> Step:
+    """The step on a device. Each allocation is one of its own there."""
+    storages = _storages(step)
+    return _with(step, {key: storage.to(device=torch.device(device)) for key, storage in storages.items()})
+
+
+def returned(step: Step) -> Step:
+    """The step on the CPU, fetched in one transfer: each one waits until the device is free."""
+    storages = _storages(step)
+    parts = [torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage) for storage in storages.values()]
+    sizes = [len(part) for part in parts]
+    fetched = torch.cat(parts).cpu().split(sizes)
+    return _with(step, {key: part.clone().untyped_storage() for key, part in zip(storages, fetched, strict=True)})
+
+
+def _storages(step: Step) -> dict[int, torch.UntypedStorage]:
+    """All allocations that its tensors lie in, by address."""
+    found = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    _mapped(step, note)
+    return found
+
+
+def _with(step: Step, storages: dict[int, torch.UntypedStorage]) -> Step:
+    def place(tensor: torch.Tensor) -> torch.Tensor:
+        storage = storages[tensor.untyped_storage().data_ptr()]
+        empty = torch.empty(0, dtype=tensor.dtype, device=storage.device)
+        return empty.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+    return _mapped(step, place)
+
+
+def _mapped(value: T, change: Callable[[torch.Tensor], torch.Tensor]) -> T:
+    """The same value, each tensor in it changed."""
+    if isinstance(value, torch.Tensor):
+        return change(value)  # pyright: ignore[reportReturnType]
+    if isinstance(value, dict):
+        return {name: _mapped(item, change) for name, item in value.items()}  # pyright: ignore[reportReturnType]
+    if isinstance(value, tuple):
+        return tuple(_mapped(item, change) for item in value)  # pyright: ignore[reportReturnType]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields: dict[str, Any] = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+        changed = {name: _mapped(item, change) for name, item in fields.items()}
+        if any(changed[name] is not item for name, item in fields.items()):
+            return dataclasses.replace(value, **changed)  # pyright: ignore[reportReturnType]
+    return value

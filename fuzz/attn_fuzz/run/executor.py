@@ -1,0 +1,230 @@
+"""A process that runs cases, so that a kernel which hangs or kills its process costs a verdict and not the fuzzer.
+
+The case is written to a file before it is sent: whatever happens to the machine, the last case is on the disk.
+"""
+
+import contextlib
+import importlib.util
+import multiprocessing
+import multiprocessing.connection
+import multiprocessing.process
+import os
+import signal
+import threading
+import time
+import traceback
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases.case import Case, CaseError
+from attn_fuzz.interpreted import interpreter
+from attn_fuzz.targets import registry
+from attn_fuzz.verdict.verdict import Verdict
+from attn_fuzz.zoo import mutants
+from attn_fuzz.zoo.mutants import Mutant
+
+START_SECONDS = 120.0
+KILL_SECONDS = 10.0
+HARMLESS = "reference-fp32"
+KILLED = "the process was killed by SIGKILL"
+KILLED_FROM_OUTSIDE = "killed from outside and run again"
+# the child's: its BLAS works on small matrices, and its neighbours need the other cores
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+class ExecutorError(RuntimeError):
+    """A target that does not load, a patch that does not apply, or a fault of the fuzzer's own; never of a kernel."""
+
+
+@dataclass
+class Executor:
+    """Runs cases of one target in a child process, and starts a new one after each that died.
+
+    Args:
+        target: name of the target.
+        device: "cpu" or "cuda".
+        limit: seconds that one case may take, kernel compilation included.
+        ahead: file that holds the case in flight.
+        mutant: patch to apply to the target's package in the child's memory.
+        sanitize: check every access of interpreted kernels; see `attn_fuzz.interpreted.sanitizer`.
+    """
+
+    target: str
+    device: str
+    limit: float
+    ahead: Path
+    mutant: Mutant | None = None
+    sanitize: bool = False
+    _process: multiprocessing.process.BaseProcess | None = field(default=None, init=False)
+    _connection: multiprocessing.connection.Connection | None = field(default=None, init=False)
+
+    def __enter__(self) -> "Executor":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def run(self, case: Case) -> Verdict:
+        """The verdict on one case.
+
+        A case whose process is killed by SIGKILL is run once more: kernels do not send that, but an operator does, or a system
+        that is short of memory.
+
+        Raises:
+            CaseError: the case contradicts itself, or the contract.
+            ExecutorError: the process could not be started, or the fuzzer itself is at fault.
+            OSError: the case in flight cannot be written.
+        """
+        verdict = self._run_once(case)
+        if verdict.message != KILLED:
+            return verdict
+        verdict = self._run_once(case)
+        if verdict.message == KILLED:
+            return msgspec.structs.replace(verdict, message=f"{KILLED} twice: it may need more memory than there is")
+        return msgspec.structs.replace(verdict, events=(*verdict.events, KILLED_FROM_OUTSIDE))
+
+    def _run_once(self, case: Case) -> Verdict:
+        case_file.save(self.ahead, case)
+        connection = self.start()
+        assert self._process is not None
+        started = time.monotonic()
+        try:
+            connection.send(case)
+            # the process too: a copy that it forked may hold the connection open
+            if not multiprocessing.connection.wait([connection, self._process.sentinel], self.limit):
+                self._kill()
+                return Verdict(kind="hung", message=f"no answer in {self.limit:g} s")
+            if not connection.poll():
+                raise EOFError
+            answer, sound = connection.recv()
+        except (EOFError, ConnectionError):
+            return Verdict(kind="crashed", message=self._cause_of_death(), seconds={"target": time.monotonic() - started})
+        except Exception as error:
+            self._kill()
+            return Verdict(kind="crashed", message=f"it wrote into the fuzzer's own connection: {type(error).__name__}")
+        if not sound:
+            self._kill()
+        if isinstance(answer, ExecutorError) and self.target != HARMLESS and self._fuzzer_can(case):
+            self._kill()
+            return Verdict(kind="crashed", message=f"the target left its process unsound: {answer.args[0].splitlines()[-1]}")
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _fuzzer_can(self, case: Case) -> bool:
+        """Whether the fuzzer itself copes with a case, in a process that the target has not touched."""
+        with Executor(HARMLESS, self.device, self.limit, self.ahead.with_suffix(".again.json")) as sound:
+            try:
+                return not sound.run(case).failed
+            except ExecutorError:
+                return False
+
+    def stop(self) -> None:
+        """End the process; no case is in flight any more."""
+        self._kill()
+        self.ahead.unlink(missing_ok=True)
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            assert self._process.pid is not None
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # with all that it has started
+            self._process.kill()
+            self._process.join(KILL_SECONDS)  # a process inside a driver may outlive its killing; another takes its place
+            self._process = None
+
+    def start(self) -> multiprocessing.connection.Connection:
+        """Start the process unless it runs, and wait until it is ready."""
+        if self._process is not None and self._process.is_alive() and self._connection is not None:
+            return self._connection
+        context = multiprocessing.get_context("spawn")
+        os.environ.update(ONE_THREAD)
+        self._connection, theirs = context.Pipe()
+        args = (theirs, self.target, self.device, self.mutant, self.sanitize)
+        self._process = context.Process(target=_serve, args=args, daemon=True)
+        self._process.start()
+        theirs.close()
+        try:
+            ready = self._connection.poll(START_SECONDS) and self._connection.recv()
+        except (EOFError, ConnectionError):
+            ready = self._cause_of_death()
+        if ready is not True:
+            self._kill()
+            raise ExecutorError(f"target {self.target}: {ready or f'did not start in {START_SECONDS:g} s'}")
+        return self._connection
+
+    def _cause_of_death(self) -> str:
+        assert self._process is not None
+        self._process.join(KILL_SECONDS)
+        code = self._process.exitcode or 0
+        self._process = None
+        return f"the process was killed by {signal.Signals(-code).name}" if code < 0 else f"the process exited with code {code}"
+
+
+def use_interpreter(device: str) -> None:
+    """Have Triton interpret kernels on a CPU; it looks at this when a kernel is defined, so call it before any import."""
+    if device == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
+def _serve(
+    connection: multiprocessing.connection.Connection, name: str, device: str, mutant: Mutant | None, sanitize: bool
+) -> None:
+    """The child: one case in, one verdict out, until the parent is gone."""
+    os.setsid()  # a kernel that signals its group reaches itself
+    os.dup2(2, 1)  # what a kernel prints is no result
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    me = os.getpid()
+    threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
+    warnings.simplefilter("ignore")
+    use_interpreter(device)
+    try:
+        if mutant is not None:
+            mutants.install(mutant)
+        import torch
+        from attn_fuzz.interpreted import sanitizer
+        from attn_fuzz.run.trial import try_case
+
+        torch.set_num_threads(1)
+        if device == "cpu" and importlib.util.find_spec("triton"):
+            interpreter.install()
+        if sanitize:
+            sanitizer.install()
+        target = registry.load(name)
+    except Exception as error:
+        connection.send(f"{type(error).__name__}: {error}")
+        return
+    connection.send(True)
+    while True:
+        try:
+            case = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer = try_case(case, target, device)
+        except CaseError as error:
+            answer = error
+        except Exception:
+            answer = ExecutorError(f"the fuzzer itself failed on {case_file.dumps(case)}\n{traceback.format_exc()}")
+        if os.getpid() != me:
+            os._exit(1)  # a copy that the kernel forked: one of us answers
+        connection.send((answer, _is_sound(device)))
+
+
+def _is_sound(device: str) -> bool:
+    """Whether the device still answers: after an illegal access, a process's CUDA calls fail for good."""
+    import torch
+
+    try:
+        return device == "cpu" or torch.zeros(1, device=device).item() == 0
+    except Exception:
+        return False
+
+
+def _die_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

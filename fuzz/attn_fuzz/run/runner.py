@@ -1,0 +1,191 @@
+"""Shards over worker processes: what finishes, fails or is interrupted, nothing found is lost.
+
+Shards do not depend on the number of workers, so that a seed means the same run everywhere.
+"""
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+from attn_fuzz.cases.case import Case
+from attn_fuzz.run import engine
+from attn_fuzz.run.engine import Plan, Progress
+from attn_fuzz.run.executor import Executor, ExecutorError
+from attn_fuzz.targets.registry import UnknownTargetError
+
+SHARD_EXAMPLES = 150
+MAX_SHARDS = 4096
+END_SECONDS = 15.0
+
+
+@dataclass
+class Outcome:
+    """What became of the shards, by their index; one that was never started has examined nothing. `restarted` are those whose
+    worker process died before they had found anything."""
+
+    progress: list[Progress]
+    restarted: set[int] = field(default_factory=set)
+    interrupted: bool = False
+    error: str | None = None
+    finished: set[int] = field(default_factory=set)
+
+
+def shards(plan: Plan) -> list[Plan]:
+    """Cut a plan into shards of about SHARD_EXAMPLES, each with its own seed."""
+    count = min(max(1, round(plan.examples / SHARD_EXAMPLES)), MAX_SHARDS)
+    sizes = [plan.examples // count + (i < plan.examples % count) for i in range(count)]
+    return [
+        msgspec.structs.replace(plan, examples=size, seed=(plan.seed * 1_000_003 + i) % (1 << 63))
+        for i, size in enumerate(sizes)
+    ]
+
+
+def replays(plan: Plan, past: Sequence[Case], workers: int) -> list[Plan]:
+    """Plans that run past cases, spread over as many workers, and draw none."""
+    return [msgspec.structs.replace(plan, examples=0, past=tuple(past[i::workers])) for i in range(min(workers, len(past)))]
+
+
+def run(
+    plans: Sequence[Plan],
+    workers: int,
+    *,
+    stop_at_failure: bool,
+    report: Callable[[int, Progress], None] = lambda index, progress: None,
+) -> Outcome:
+    """Run every plan on one of the workers. A plan whose worker dies, as by a system short of memory, is run once more.
+
+    Args:
+        plans: shards.
+        workers: processes at once; each drives one executor.
+        stop_at_failure: once a shard has found a failure and made it small, end those that have found none.
+        report: is told of every case, with the index of its plan.
+    """
+    outcome = Outcome([Progress() for _ in plans])
+    waiting = list(enumerate(plans))
+    with _processes(plans) as start:
+        busy: dict[multiprocessing.connection.Connection, int] = {}
+        try:
+            idle = [start() for _ in range(min(workers, len(plans)))]
+            while True:
+                failed = any(outcome.progress[index].failure for index in outcome.finished)
+                if (stop_at_failure and failed) or _is_late(plans):
+                    waiting.clear()
+                if stop_at_failure and failed:
+                    busy = {connection: i for connection, i in busy.items() if outcome.progress[i].failure is not None}
+                while idle and waiting:
+                    index, plan = waiting.pop(0)
+                    connection = idle.pop()
+                    with contextlib.suppress(ConnectionError):  # one that died while it was idle is noticed below
+                        connection.send(plan)
+                    busy[connection] = index
+                if not busy:
+                    return outcome
+                for connection in multiprocessing.connection.wait(list(busy)):
+                    assert isinstance(connection, multiprocessing.connection.Connection)
+                    index = busy[connection]
+                    try:
+                        message = connection.recv()
+                    except (EOFError, OSError):
+                        del busy[connection]
+                        idle.append(start())
+                        if outcome.progress[index].failure is not None:
+                            outcome.finished.add(index)
+                        elif index not in outcome.restarted:
+                            outcome.restarted.add(index)
+                            waiting.insert(0, (index, plans[index]))
+                        else:
+                            outcome.error = "a worker process died, and so did the one that took its place"
+                            return outcome
+                        continue
+                    if isinstance(message, Progress):
+                        outcome.progress[index] = message
+                        report(index, message)
+                        continue
+                    if message is not None:
+                        outcome.error = message
+                        return outcome
+                    outcome.finished.add(index)
+                    del busy[connection]
+                    idle.append(connection)
+        except KeyboardInterrupt:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)  # a second one would lose what is now to be told
+            outcome.interrupted = True
+            return outcome
+
+
+def _is_late(plans: Sequence[Plan]) -> bool:
+    return any(plan.until is not None and time.time() > plan.until for plan in plans)
+
+
+@contextlib.contextmanager
+def _processes(plans: Sequence[Plan]) -> Iterator[Callable[[], multiprocessing.connection.Connection]]:
+    """A function that starts a worker; all that it has started end with the block."""
+    context = multiprocessing.get_context("spawn")
+    connections, processes = [], []
+
+    def start() -> multiprocessing.connection.Connection:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(theirs,))
+        process.start()
+        theirs.close()
+        connections.append(ours)
+        processes.append(process)
+        return ours
+
+    try:
+        yield start
+    finally:
+        for connection in connections:
+            connection.close()  # whoever loses the signal, in a callback that swallows exceptions, ends at its next message
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join(END_SECONDS)
+            process.kill()  # one that lost the signal; its executor ends when it sees that it is alone
+            process.join()
+            for plan in {plan.folder: plan for plan in plans}.values():
+                engine.in_flight(plan, process.pid or 0).unlink(missing_ok=True)
+
+
+def _work(connection: multiprocessing.connection.Connection) -> None:
+    """A worker: one plan after another; its messages are Progress, then None or the text of an error."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # idle, it ends when its connection does
+    executor: Executor | None = None
+    try:
+        while True:
+            plan: Plan = connection.recv()
+            if executor is None or (executor.target, executor.mutant) != (plan.target, plan.mutant):
+                if executor is not None:
+                    executor.stop()
+                executor = engine.start_executor(plan)
+            connection.send(_shard(plan, executor, connection))
+    except (EOFError, ConnectionError, KeyboardInterrupt):
+        pass
+    finally:
+        if executor is not None:
+            executor.stop()
+
+
+def _shard(plan: Plan, executor: Executor, connection: multiprocessing.connection.Connection) -> str | None:
+    """Run a plan; None, or the text of what made it impossible. A SIGTERM ends it as KeyboardInterrupt.
+
+    (Hypothesis takes SystemExit for a failing example and goes on.)
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        engine.fuzz(plan, executor, connection.send)
+    except (ExecutorError, UnknownTargetError, OSError) as error:
+        return str(error)
+    except Exception:
+        return f"the fuzzer itself failed\n{traceback.format_exc()}"
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return None

@@ -1,0 +1,324 @@
+"""A small serving engine, so that backends meet what lies between steps: blocks that come and go, drafts, forks, preemption.
+
+As in vLLM, layers of one attention type form a group with block tables of its own, all groups take blocks from one pool, and an
+allocation holds one layer of each group. After every layer of every step the output is compared with `serving.uncached`.
+"""
+
+import itertools
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from attn_contract import AttentionType, KVCacheView
+from attn_fuzz.cases.poison import DTYPES, canary
+from attn_fuzz.serving.models import Model, ModelLayer
+from attn_fuzz.serving.uncached import MAX_MODEL_LEN, VOCABULARY, Attended, UncachedReference
+from attn_optimized.backends import BACKENDS, AttentionImpl, CommonAttentionMetadata
+
+DECODER, CROSS = AttentionType.DECODER, AttentionType.ENCODER_DECODER
+NO_BLOCK = -1
+
+
+class Work(NamedTuple):
+    """What a step does for one request: a chunk of its tokens and, where that reaches the last one, drafts after it."""
+
+    num_tokens: int
+    num_drafts: int = 0
+    num_accepted: int = 0
+
+
+@dataclass(kw_only=True)
+class Request:
+    """A request: its tokens, of which the first `num_computed_tokens` are in the caches, and the blocks that hold them."""
+
+    id: int
+    tokens: list[int]
+    encoder_tokens: list[int]
+    num_computed_tokens: int = 0
+    encoder_is_written: bool = False
+    blocks: dict[AttentionType, list[int]] = field(default_factory=lambda: {DECODER: [], CROSS: []})
+
+    def sequence(self, attn_type: AttentionType) -> list[int]:
+        """The tokens that layers of a type attend to."""
+        return self.encoder_tokens if attn_type is CROSS else self.tokens
+
+
+class Scheduled(NamedTuple):
+    """A request in a step's batch."""
+
+    request: Request
+    query_len: int
+    num_rejected: int
+
+    @property
+    def seq_len(self) -> int:
+        return self.request.num_computed_tokens + self.query_len
+
+
+class BlockPool:
+    """Ids of blocks, and how many block tables hold each. The block freed last is given away first."""
+
+    def __init__(self, num_blocks: int) -> None:
+        self.ref_counts = [0] * num_blocks
+        self.free = list(reversed(range(num_blocks)))
+
+    def allocate(self) -> int:
+        block = self.free.pop()
+        self.ref_counts[block] = 1
+        return block
+
+    def share(self, block: int) -> None:
+        self.ref_counts[block] += 1
+
+    def release(self, block: int) -> bool:
+        """Give up one reference; whether the block is free now."""
+        self.ref_counts[block] -= 1
+        if self.ref_counts[block]:
+            return False
+        self.free.append(block)
+        return True
+
+
+class ServingEngine:
+    """Requests, their blocks, and a model whose every layer is compared with the reference in every step.
+
+    Args:
+        model: what is served.
+        num_blocks: of the pool; a request that finds no block is preempted.
+        device: where the caches are.
+    """
+
+    def __init__(self, model: Model, *, num_blocks: int, device: str = "cpu") -> None:
+        self.model = model
+        self.device = device
+        self.pool = BlockPool(num_blocks)
+        self.requests: dict[int, Request] = {}
+        self.reference = UncachedReference(model, device)
+        self._new_id = itertools.count()
+        self._random = random.Random(0)
+        self._generator = torch.Generator().manual_seed(1)
+        self._caches: dict[str, torch.Tensor] = {}
+        self._impls: dict[str, AttentionImpl[Any]] = {}
+        self._pages: list[torch.Tensor] = []
+        for _, parts in itertools.groupby(model.layers, key=lambda part: part.allocation):
+            self._allocate(list(parts), num_blocks)
+
+    @property
+    def has_cross_attention(self) -> bool:
+        return any(part.layer.attn_type is CROSS for part in self.model.layers)
+
+    def add_request(self, prompt_len: int, encoder_len: int) -> int:
+        """A new request of random tokens; encoder_len counts only for a model with cross-attention."""
+        encoder_tokens = self._tokens(encoder_len if self.has_cross_attention else 0)
+        return self._add(Request(id=next(self._new_id), tokens=self._tokens(prompt_len), encoder_tokens=encoder_tokens))
+
+    def step(self, work: Mapping[int, Work]) -> None:
+        """Run a batch of requests, in the order given, through all layers; then reject drafts and sample.
+
+        Raises:
+            DisagreementError: a layer's output is wrong.
+        """
+        batch = [scheduled for id, chunk in work.items() if (scheduled := self._schedule(id, chunk))]
+        if not batch:
+            return
+        metadata = {attn_type: self.metadata(attn_type, batch) for attn_type in (DECODER, CROSS)}
+        for part in self.model.layers:
+            self._run(part, batch, metadata[part.layer.attn_type])
+        for request, query_len, num_rejected in batch:
+            request.encoder_is_written = True
+            request.num_computed_tokens += query_len
+            self.reject(request, num_rejected)
+            if request.num_computed_tokens == len(request.tokens):
+                request.tokens += self._tokens(1)
+        self.check_blocks()
+
+    def reject(self, request: Request, num_rejected: int) -> None:
+        """Take back the last drafts; what they wrote stays in their slots until other tokens are written there."""
+        request.num_computed_tokens -= num_rejected
+        del request.tokens[len(request.tokens) - num_rejected :]
+
+    def fork(self, id: int, num_shared_tokens: int, num_new_tokens: int) -> int:
+        """A request that begins with another one's computed tokens, in the same blocks: a beam, or one with a common prefix."""
+        parent = self.requests[id]
+        num_shared = min(num_shared_tokens, parent.num_computed_tokens)
+        shared = {DECODER: parent.blocks[DECODER][: self._num_blocks(num_shared)], CROSS: list(parent.blocks[CROSS])}
+        for block in itertools.chain(*shared.values()):
+            self.pool.share(block)
+        child = Request(
+            id=next(self._new_id),
+            tokens=parent.tokens[:num_shared] + self._tokens(num_new_tokens),
+            encoder_tokens=parent.encoder_tokens,
+            num_computed_tokens=num_shared,
+            encoder_is_written=parent.encoder_is_written,
+            blocks=shared,
+        )
+        return self._add(child)
+
+    def preempt(self, id: int) -> None:
+        """Take all blocks of a request; its next steps compute its tokens again."""
+        request = self.requests[id]
+        for blocks in request.blocks.values():
+            for block in blocks:
+                if self.pool.release(block):
+                    self._fill(block)
+            blocks.clear()
+        request.num_computed_tokens, request.encoder_is_written = 0, False
+        self.check_blocks()
+
+    def finish(self, id: int) -> None:
+        self.preempt(id)
+        del self.requests[id]
+
+    def check_blocks(self) -> None:
+        """Check that the pool counts what requests hold, and that no block serves two groups; every action ends with it.
+
+        Raises:
+            AssertionError: a block is counted wrongly, or held by both groups.
+        """
+        held = [{block for r in self.requests.values() for block in r.blocks[group]} for group in (DECODER, CROSS)]
+        counts = Counter(block for r in self.requests.values() for blocks in r.blocks.values() for block in blocks)
+        num_blocks = len(self.pool.ref_counts)
+        assert self.pool.ref_counts == [counts[block] for block in range(num_blocks)]
+        assert sorted(self.pool.free) == [block for block in range(num_blocks) if not counts[block]]
+        assert not held[0] & held[1], f"blocks {held[0] & held[1]} hold tokens of the decoder and of the encoder"
+
+    def _allocate(self, parts: Sequence[ModelLayer], num_blocks: int) -> None:
+        """One raw allocation, each layer's view of it, and the layers."""
+        dtype, block_size = DTYPES[self.model.dtype], self.model.block_size
+        views = {}
+        for part in parts:
+            layer = part.layer
+            assert layer.layout is not None, f"{part.name} has no cache"
+            views[part.name] = KVCacheView.dense(
+                layer.layout,
+                num_blocks=num_blocks,
+                block_size=block_size,
+                num_kv_heads=layer.num_kv_heads,
+                head_size=layer.head_size,
+                itemsize=dtype.itemsize,
+            )
+            self._impls[part.name] = BACKENDS[part.backend].impl(
+                layer, dtype=dtype, block_size=block_size, allocation_layout=part.allocation_layout, aiter=self.model.aiter
+            )
+        first = parts[0]
+        raw = torch.full((views[first.name].end,), self.model.free_slots, dtype=dtype, device=self.device)
+        self._caches |= {name: view.tensor(raw) for name, view in views.items()}
+        is_planes = (first.allocation_layout or views[first.name].layout).dims[0] == "kv"
+        self._pages.append(raw.view(2, num_blocks, -1).transpose(0, 1) if is_planes else raw.view(num_blocks, 2, -1))
+
+    def metadata(self, attn_type: AttentionType, batch: Sequence[Scheduled]) -> CommonAttentionMetadata:
+        """What the layers of one group are told of the step."""
+        query_start_loc = self._int32([0, *itertools.accumulate(scheduled.query_len for scheduled in batch)])
+        tables = [scheduled.request.blocks[attn_type] for scheduled in batch]
+        width = max(map(len, tables)) + 1
+        written = [self._written(scheduled, attn_type) for scheduled in batch]
+        slots = [slot for table, positions in zip(tables, written, strict=True) for slot in self._slots(table, positions)]
+        encoder_lens = [len(scheduled.request.encoder_tokens) for scheduled in batch]
+        seq_lens = self._int32([scheduled.seq_len for scheduled in batch])
+        return CommonAttentionMetadata(
+            query_start_loc=query_start_loc,
+            query_start_loc_cpu=query_start_loc.cpu(),
+            seq_lens=seq_lens,
+            seq_lens_cpu=seq_lens.cpu(),
+            num_actual_tokens=sum(scheduled.query_len for scheduled in batch),
+            max_query_len=max(scheduled.query_len for scheduled in batch),
+            max_seq_len=max(scheduled.seq_len for scheduled in batch),
+            block_table_tensor=self._int32([table + [NO_BLOCK] * (width - len(table)) for table in tables]),
+            slot_mapping=torch.tensor(slots, dtype=torch.int64, device=self.device),
+            causal=True,
+            encoder_seq_lens=self._int32(encoder_lens),
+            max_encoder_seq_len=max(encoder_lens),
+        )
+
+    def _schedule(self, id: int, work: Work) -> Scheduled | None:
+        """Give a request's chunk the blocks that it writes to; without enough of them it is preempted instead."""
+        request = self.requests[id]
+        waiting = len(request.tokens) - request.num_computed_tokens
+        num_tokens = min(work.num_tokens, waiting)
+        num_drafts = work.num_drafts if num_tokens == waiting else 0
+        if not self._reserve(request, request.num_computed_tokens + num_tokens + num_drafts):
+            self.preempt(id)
+            return None
+        request.tokens += self._tokens(num_drafts)
+        return Scheduled(request, num_tokens + num_drafts, max(0, num_drafts - work.num_accepted))
+
+    def _reserve(self, request: Request, seq_len: int) -> bool:
+        """Allocate the blocks of a step, and copy those that it writes to and others hold too; whether there are enough."""
+        own, cross = request.blocks[DECODER], request.blocks[CROSS]
+        first, end = request.num_computed_tokens // self.model.block_size, self._num_blocks(seq_len)
+        shared = [i for i in range(first, min(end, len(own))) if self.pool.ref_counts[own[i]] > 1]
+        new = max(0, end - len(own))
+        new_cross = 0 if request.encoder_is_written else self._num_blocks(len(request.encoder_tokens))
+        if len(shared) + new + new_cross > len(self.pool.free) or seq_len > MAX_MODEL_LEN:
+            return False
+        for i in shared:
+            copy = self.pool.allocate()
+            for pages in self._pages:
+                pages[copy] = pages[own[i]]
+            self.pool.release(own[i])
+            own[i] = copy
+        own += [self.pool.allocate() for _ in range(new)]
+        cross += [self.pool.allocate() for _ in range(new_cross)]
+        return True
+
+    def _run(self, part: ModelLayer, batch: Sequence[Scheduled], common: CommonAttentionMetadata) -> None:
+        """One layer's step, the cache update and then attention, as the backend does them; the reference checks it."""
+        attn_type, impl, kv_cache = part.layer.attn_type, self._impls[part.name], self._caches[part.name]
+        shape = (common.num_actual_tokens, part.layer.num_heads, part.layer.head_size)
+        query = torch.randn(shape, generator=self._generator).to(device=self.device, dtype=DTYPES[self.model.dtype])
+        rotated = query.clone()
+        written = [(scheduled.request, self._written(scheduled, attn_type)) for scheduled in batch]
+        tokens = [request.sequence(attn_type)[position] for request, positions in written for position in positions]
+        positions = [position for _, positions in written for position in positions]
+        key, value = self.reference.keys_and_values(part, tokens, positions)
+        slot_mapping = common.slot_mapping
+        assert slot_mapping is not None
+        if part.rope:
+            at = torch.tensor(positions, device=self.device)
+            impl.do_rope_and_kv_cache_update(
+                rotated, key, value, at, self.reference.cos_sin_cache, kv_cache, slot_mapping, is_neox=True
+            )
+        else:
+            if not tokens:  # cross-attention after the first step
+                key = value = None
+            impl.do_kv_cache_update(key, value, kv_cache, slot_mapping)
+        output = canary(shape, query.dtype, self.device)
+        metadata = impl.backend.builder(attn_type).build(common)
+        impl.forward(rotated, key, value, kv_cache, metadata, output=output)
+        attended = [
+            Attended(s.request.id, s.request.sequence(attn_type)[: None if attn_type is CROSS else s.seq_len], s.query_len)
+            for s in batch
+        ]
+        self.reference.check(part, attended, query, output)
+
+    def _written(self, scheduled: Scheduled, attn_type: AttentionType) -> range:
+        """Positions whose keys and values a step brings: the new tokens', or once the encoder's."""
+        request = scheduled.request
+        if attn_type is CROSS:
+            return range(0 if request.encoder_is_written else len(request.encoder_tokens))
+        return range(request.num_computed_tokens, scheduled.seq_len)
+
+    def _slots(self, table: Sequence[int], positions: Iterable[int]) -> list[int]:
+        size = self.model.block_size
+        return [table[position // size] * size + position % size for position in positions]
+
+    def _num_blocks(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.model.block_size)
+
+    def _fill(self, block: int) -> None:
+        for pages in self._pages:
+            pages[block] = self.model.free_slots
+
+    def _add(self, request: Request) -> int:
+        self.requests[request.id] = request
+        self.check_blocks()
+        return request.id
+
+    def _tokens(self, count: int) -> list[int]:
+        return [self._random.randrange(VOCABULARY) for _ in range(count)]
+
+    def _int32(self, numbers: Sequence[int] | Sequence[list[int]]) -> torch.Tensor:
+        return torch.tensor(numbers, dtype=torch.int32, device=self.device)

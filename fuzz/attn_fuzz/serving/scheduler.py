@@ -1,0 +1,109 @@
+"""A scheduler that Hypothesis plays: it looks for actions after which a backend is wrong, and then for fewer of them."""
+
+from typing import Any
+
+import hypothesis
+from attn_fuzz.serving.engine import Request, ServingEngine, Work
+from attn_fuzz.serving.models import Model
+from attn_fuzz.strategies.independent import INDEPENDENT
+from hypothesis import HealthCheck
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+
+NUM_BLOCKS = 14
+MAX_REQUESTS = 5
+# around the ends of blocks and of a kernel's tiles
+LENGTHS = st.sampled_from([1, 2, 15, 16, 17, 33])
+DRAFTS = st.sampled_from([0, 1, 2, 4])
+WORK = st.builds(Work, num_tokens=st.sampled_from([1, 3, 16, 64]), num_drafts=DRAFTS, num_accepted=DRAFTS)
+# of the requests that there are, counted around
+REQUEST = st.integers(0, MAX_REQUESTS - 1)
+
+
+class Scheduler(RuleBasedStateMachine):
+    """What a scheduler may do, in any order."""
+
+    def __init__(self, model: Model, engine: type[ServingEngine] = ServingEngine, device: str = "cpu") -> None:
+        super().__init__()
+        self.engine = engine(model, num_blocks=NUM_BLOCKS, device=device)
+
+    @precondition(lambda self: len(self.engine.requests) < MAX_REQUESTS)
+    @rule(prompt_len=LENGTHS, encoder_len=LENGTHS)
+    def add_request(self, prompt_len: int, encoder_len: int) -> None:
+        self.engine.add_request(prompt_len, encoder_len)
+
+    @precondition(lambda self: self.engine.requests)
+    @rule(batch=st.lists(st.tuples(REQUEST, WORK), min_size=1, max_size=MAX_REQUESTS))
+    def step(self, batch: list[tuple[int, Work]]) -> None:
+        """Chunks of prefill, decodes and speculation, mixed, with the requests in any order."""
+        self.engine.step({self._request(request).id: work for request, work in batch})
+
+    @precondition(lambda self: self.engine.requests)
+    @rule(num_drafts=DRAFTS, num_accepted=DRAFTS)
+    def decode(self, num_drafts: int, num_accepted: int) -> None:
+        """A token of every request, and drafts after it, as most of an engine's steps are."""
+        self.engine.step(dict.fromkeys(self.engine.requests, Work(1, num_drafts, num_accepted)))
+
+    @precondition(lambda self: 0 < len(self.engine.requests) < MAX_REQUESTS)
+    @rule(request=REQUEST, num_shared_tokens=LENGTHS, num_new_tokens=LENGTHS)
+    def share_a_prefix(self, request: int, num_shared_tokens: int, num_new_tokens: int) -> None:
+        self.engine.fork(self._request(request).id, num_shared_tokens, num_new_tokens)
+
+    @precondition(lambda self: 0 < len(self.engine.requests) < MAX_REQUESTS)
+    @rule(request=REQUEST)
+    def fork_a_beam(self, request: int) -> None:
+        parent = self._request(request)
+        self.engine.fork(parent.id, parent.num_computed_tokens, 1)
+
+    @precondition(lambda self: self.engine.requests)
+    @rule(request=REQUEST)
+    def preempt(self, request: int) -> None:
+        self.engine.preempt(self._request(request).id)
+
+    @precondition(lambda self: self.engine.requests)
+    @rule(request=REQUEST)
+    def finish(self, request: int) -> None:
+        self.engine.finish(self._request(request).id)
+
+    def _request(self, number: int) -> Request:
+        return list(self.engine.requests.values())[number % len(self.engine.requests)]
+
+
+def play(
+    model: Model,
+    device: str,
+    *,
+    seed: int,
+    sequences: int,
+    actions: int,
+    engine: type[ServingEngine] = ServingEngine,
+    **options: Any,
+) -> None:
+    """Serve a model under sequences of actions that a seed determines.
+
+    Args:
+        model: what is served.
+        device: "cpu" or "cuda".
+        seed: the same one plays the same sequences.
+        sequences: how many, each on a new engine.
+        actions: of one sequence, at most.
+        engine: what serves.
+        options: further settings of Hypothesis.
+
+    Raises:
+        DisagreementError: a backend is wrong. Its notes are the fewest actions that Hypothesis found to end there.
+    """
+
+    def scheduler() -> Scheduler:
+        return Scheduler(model, engine, device)
+
+    run_state_machine_as_test(
+        hypothesis.seed(seed)(scheduler),  # pyright: ignore[reportArgumentType]: it takes any function that makes one
+        settings=hypothesis.settings(
+            INDEPENDENT,
+            max_examples=sequences,
+            stateful_step_count=actions,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+            **options,
+        ),
+    )

@@ -1,0 +1,342 @@
+"""Backends as targets: whole layers, made and called as an engine does, and judged like any kernel.
+
+What a backend declares is what is drawn; what it does not declare, it must refuse.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from attn_contract import AttentionConfig, AttentionType, Batch, Capabilities, KVCacheView, Layer, Layout
+from attn_contract.capabilities import Scales
+from attn_fuzz.cases.case import Case
+from attn_fuzz.cases.poison import DTYPES
+from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION, usable_aiter
+from attn_fuzz.targets.finding import Finding
+from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.triton import TRITON
+
+
+def config_of(case: Case) -> AttentionConfig:
+    """What a case asks of its layer, and of a step."""
+    decoder = case.attn_type is AttentionType.DECODER
+    some_causal = any(request.causal for request in case.requests)
+    return AttentionConfig(
+        num_heads=case.num_heads,
+        num_kv_heads=case.num_kv_heads,
+        head_size=case.head_size,
+        dtype=DTYPES[case.dtype],
+        attn_type=case.attn_type,
+        block_size=case.cache.block_size if case.cache else None,
+        layout=case.cache.layout if case.cache else None,
+        kv_cache_dtype=DTYPES[case.cache.dtype] if case.cache and case.cache.dtype else None,
+        scales=_scales_of(case),
+        window=case.window,
+        sink_tokens=case.sink_tokens,
+        chunked_local=case.chunked_local,
+        logits_soft_cap=case.soft_cap,
+        alibi=case.alibi,
+        sinks=case.sinks is not None,
+        ranges=case.has_ranges,
+        ranges_clamped=case.ranges_clamped,
+        qq_bias=case.qq_bias is not None,
+        non_causal=decoder and (case.per_request_causal or not some_causal),
+        per_request_causal=case.per_request_causal,
+        lse=case.return_lse,
+        output_dtype=DTYPES[case.output_dtype] if case.output_dtype else None,
+        rope=case.rope is not None,
+    )
+
+
+def _scales_of(case: Case) -> Scales | None:
+    if case.cache is None or case.cache.dtype is None:
+        return None
+    if case.cache.layout.has_inline_scales:
+        return "inline"
+    # a scale for the only head is one for all
+    return "tensor" if case.cache.scales == "head" and case.num_kv_heads == 1 else case.cache.scales
+
+
+def support_of(capabilities: Capabilities, sizes: Support) -> Support:
+    """A declaration as what is drawn, of some sizes those that it allows, and what must be refused."""
+    can = capabilities
+
+    def exclude(case: Case) -> str | None:
+        refusals = can.refusals(config_of(case))
+        return str(refusals[0]) if refusals else sizes.exclude(case)
+
+    return dataclasses.replace(
+        sizes,
+        attn_types=tuple(attn_type for attn_type in AttentionType if can.attn_types[attn_type]),
+        dtypes=tuple(name for name in sizes.dtypes if DTYPES[name] in can.dtypes),
+        layouts=tuple(layout for layout in sizes.layouts if layout in can.layouts),
+        head_sizes=tuple(size for size in sizes.head_sizes if size in can.head_sizes),
+        group_sizes=tuple(size for size in sizes.group_sizes if size in can.group_sizes),
+        block_sizes=tuple(size for size in sizes.block_sizes if size in can.block_sizes),
+        non_causal=bool(can.non_causal),
+        per_request_causal=bool(can.per_request_causal),
+        window=bool(can.window),
+        sink_tokens=bool(can.sink_tokens),
+        chunked_local=bool(can.chunked_local),
+        ranges=bool(can.ranges),
+        soft_cap=bool(can.logits_soft_cap),
+        alibi=bool(can.alibi),
+        qq_bias=bool(can.qq_bias),
+        sinks=bool(can.sinks),
+        cache_dtypes=tuple(name for name in sizes.cache_dtypes if DTYPES[name] in can.kv_cache_dtypes),
+        scales=tuple(scales for scales in sizes.scales if scales in can.scales),
+        output_dtypes=tuple(name for name in sizes.output_dtypes if DTYPES[name] in can.output_dtypes),
+        rope=bool(can.rope),
+        lse=bool(can.lse),
+        exclude=exclude,
+    )
+
+
+@dataclass(frozen=True)
+class _Backend:
+    """A backend with the AITER of a device type; both are functions, since what they import is imported when a case runs."""
+
+    load: Callable[[], Any]
+    aiter: Callable[[str], Any]
+    sizes: Callable[[str], Support]
+
+    def attention(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        kv_cache: torch.Tensor | None,
+        layer: Layer,
+        batch: Batch,
+        *,
+        out: torch.Tensor,
+        lse: torch.Tensor | None,
+    ) -> None:
+        impl, kv_cache = self._impl(layer, q, kv_cache)
+        metadata = impl.backend.builder(layer.attn_type).build(_common_metadata(batch, layer.attn_type))
+        impl.forward(q, k, v, kv_cache, metadata, output=out, lse=lse)
+
+    def write_kv_cache(
+        self, k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slot_mapping: torch.Tensor
+    ) -> None:
+        impl, kv_cache = self._impl(layer, k, kv_cache)
+        impl.do_kv_cache_update(k, v, kv_cache, slot_mapping)
+
+    def rope_and_write_kv_cache(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        positions: torch.Tensor,
+        cos_sin_cache: torch.Tensor,
+        kv_cache: torch.Tensor,
+        layer: Layer,
+        slot_mapping: torch.Tensor,
+        *,
+        is_neox: bool,
+    ) -> None:
+        impl, kv_cache = self._impl(layer, q, kv_cache)
+        impl.do_rope_and_kv_cache_update(q, k, v, positions, cos_sin_cache, kv_cache, slot_mapping, is_neox=is_neox)
+
+    def unavailable(self, device: str) -> str | None:
+        reason = TRITON.unavailable(device)
+        if reason is None:
+            available = self._capabilities(device).available
+            reason = None if available else str(available)
+        return reason
+
+    def support(self, device: str) -> Support:
+        return support_of(self._capabilities(device), self.sizes(device))
+
+    def _capabilities(self, device: str) -> Capabilities:
+        return self.load().capabilities(self.aiter(device))
+
+    def _impl(self, layer: Layer, rows: torch.Tensor, kv_cache: torch.Tensor | None) -> tuple[Any, Any]:
+        """The backend's layer, and the cache as an engine would hand it to that.
+
+        Dense planes of K and V are blocks to an engine whose layer asked for those (vLLM #43945): such a layer gets the view
+        that is wrong unless it is reinterpreted.
+        """
+        block_size = allocation_layout = None
+        if kv_cache is not None and layer.layout is not None:
+            view = KVCacheView.of(kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size)
+            block_size = view.block_size
+            planes = kv_cache.transpose(0, 1)
+            if layer.layout is Layout.BLOCKS_FIRST_NHD and planes.is_contiguous() and not kv_cache.is_contiguous():
+                kv_cache, allocation_layout = planes.view(kv_cache.shape), Layout.KV_FIRST_NHD
+        impl = self.load().impl(
+            layer,
+            dtype=rows.dtype,
+            block_size=block_size,
+            allocation_layout=allocation_layout,
+            aiter=self.aiter(rows.device.type),
+        )
+        return impl, kv_cache
+
+
+def _common_metadata(batch: Batch, attn_type: AttentionType) -> Any:
+    """What an engine knows of the step: causality is that of the decoder's layers, whatever this layer is."""
+    from attn_optimized.backends import CommonAttentionMetadata
+
+    crosses = attn_type is AttentionType.ENCODER_DECODER
+    seq_lens = batch.query_start_loc.diff() if crosses else batch.seq_lens
+    return CommonAttentionMetadata(
+        query_start_loc=batch.query_start_loc,
+        query_start_loc_cpu=batch.query_start_loc.cpu(),
+        seq_lens=seq_lens,
+        seq_lens_cpu=seq_lens.cpu(),
+        num_actual_tokens=batch.num_actual_tokens,
+        max_query_len=batch.max_query_len,
+        max_seq_len=batch.max_query_len if crosses else batch.max_seq_len,
+        block_table_tensor=batch.block_table,
+        slot_mapping=batch.slot_mapping,
+        causal=batch.causal if attn_type is AttentionType.DECODER else True,
+        encoder_seq_lens=batch.seq_lens if crosses else None,
+        max_encoder_seq_len=batch.max_seq_len if crosses else None,
+        bidirectional_ranges=batch.bidirectional_ranges,
+        qq_bias=batch.qq_bias,
+    )
+
+
+def backend_target(
+    name: str,
+    backend: Callable[[], Any],
+    *,
+    aiter: Callable[[str], Any],
+    sizes: Callable[[str], Support] = TRITON.support,
+    **fields: Any,
+) -> Target:
+    """A backend as a target.
+
+    Args:
+        name: of the target.
+        backend: returns the AttentionBackend.
+        aiter: AMD's AITER on a device type.
+        sizes: what is drawn on a device type, within what the backend declares.
+        fields: of Target, where they are not those of the target `triton`.
+    """
+    layer = _Backend(backend, aiter, sizes)
+    return dataclasses.replace(
+        TRITON,
+        name=name,
+        attention=layer.attention,
+        write_kv_cache=layer.write_kv_cache,
+        rope_and_write_kv_cache=layer.rope_and_write_kv_cache,
+        **{"support": layer.support, "unavailable": layer.unavailable, **fields},
+    )
+
+
+def _named(backend: str) -> Callable[[], Any]:
+    def load() -> Any:
+        from attn_optimized.backends import BACKENDS
+
+        return BACKENDS[backend]
+
+    return load
+
+
+def installed(device: str) -> Any:
+    """The AITER that is installed here, if any."""
+    from attn_optimized.aiter_adapter import find_aiter
+
+    return find_aiter()
+
+
+@functools.cache
+def interpreted_on_a_cpu(device: str) -> Any:
+    """The installed AITER, on a CPU with its unified_attention under Triton's interpreter.
+
+    There it has no qq_bias: the kernel joins two masks with `and`, which the interpreter takes for the last one alone.
+    """
+    aiter = installed(device)
+    if device != "cpu" or "unified_attention" not in aiter.signatures:
+        return aiter
+    signature = aiter.signatures["unified_attention"]
+    arguments = tuple(name for name in signature.arguments if name != "qq_bias")
+    return dataclasses.replace(
+        aiter,
+        signatures={**aiter.signatures, "unified_attention": dataclasses.replace(signature, arguments=arguments)},
+        functions={"unified_attention": lambda **options: usable_aiter(device).functions["unified_attention"](**options)},
+    )
+
+
+def unified_sizes(device: str) -> Support:
+    """What ROCM_AITER_UNIFIED_ATTN is drawn: of float8 types the device's own, which a layer cannot know."""
+    kernel = AITER_UNIFIED_ATTENTION.support(device)
+    return dataclasses.replace(
+        TRITON.support(device),
+        cache_dtypes=kernel.cache_dtypes,
+        output_dtypes=kernel.output_dtypes,
+        unused_slots=kernel.unused_slots,
+    )
+
+
+def fa_sizes(device: str) -> Support:
+    """What ROCM_AITER_FA is drawn: its prefill and extend attend to the step's own tensors, and not to what the cache holds."""
+
+    def exclude(case: Case) -> str | None:
+        if any(request.query_len > request.seq_len for request in case.requests):
+            return "more queries than keys"
+        if not case.writes or case.unwritten:
+            return "query tokens whose keys are in the cache alone"
+        return None
+
+    return dataclasses.replace(TRITON.support(device), cache_dtypes=(), unused_slots="mostly finite", exclude=exclude)
+
+
+def _needs_an_amd_gpu(device: str) -> str | None:
+    if device == "cpu" or torch.version.hip is None:
+        return "AITER's flash attention is compiled for AMD's GPUs"
+    return _FA.unavailable(device)
+
+
+def _of_decoders(finding: Finding) -> Finding:
+    """A finding in AITER's unified_attention; the other attention types take kernels of this project."""
+    return dataclasses.replace(
+        finding,
+        explains=lambda case, verdict: case.attn_type is AttentionType.DECODER and finding.explains(case, verdict),
+    )
+
+
+_FA = _Backend(_named("ROCM_AITER_FA"), installed, fa_sizes)
+_FINDINGS = tuple(_of_decoders(finding) for finding in AITER_UNIFIED_ATTENTION.findings)
+FINDINGS = {"ROCM_AITER_UNIFIED_ATTN": _FINDINGS, "ROCM_AITER_FA": _FINDINGS}
+"""What is known to be wrong in the kernels that a backend takes, by its name."""
+
+BACKEND_TRITON = backend_target(
+    "backend-triton",
+    _named("TRITON_ATTN"),
+    description="the backend TRITON_ATTN: whole layers, within what it declares",
+    aiter=installed,
+)
+BACKEND_ROCM_ATTN = backend_target(
+    "backend-rocm-attn",
+    _named("ROCM_ATTN"),
+    description="the backend ROCM_ATTN: whole layers, within what it declares",
+    aiter=installed,
+)
+BACKEND_AITER_UNIFIED = backend_target(
+    "backend-aiter-unified",
+    _named("ROCM_AITER_UNIFIED_ATTN"),
+    description="the backend ROCM_AITER_UNIFIED_ATTN on the installed AITER",
+    aiter=interpreted_on_a_cpu,
+    sizes=unified_sizes,
+    rounding=AITER_UNIFIED_ATTENTION.rounding,
+    findings=_FINDINGS,
+    sanitizes=False,
+)
+BACKEND_AITER_FA = backend_target(
+    "backend-aiter-fa",
+    _named("ROCM_AITER_FA"),
+    description="the backend ROCM_AITER_FA on the installed AITER",
+    aiter=installed,
+    sizes=fa_sizes,
+    unavailable=_needs_an_amd_gpu,
+    refuses=False,
+    rounding=AITER_UNIFIED_ATTENTION.rounding,
+    findings=_FINDINGS,
+    sanitizes=False,
+)

@@ -1,0 +1,67 @@
+"""The targets that can be named: entry points of the group `attn_parity.targets`, this package's and anybody's alike.
+
+A package adds one with
+
+    [project.entry-points."attn_parity.targets"]
+    my-kernel = "my_package.fuzzing:TARGET"
+
+and then `attn-parity fuzz --target my-kernel`; without one, `--target my_package.fuzzing:TARGET` does the same.
+"""
+
+from importlib.metadata import EntryPoint, entry_points
+
+from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.verdict.judge import Rounding
+
+GROUP = "attn_parity.targets"
+
+
+class UnknownTargetError(ValueError):
+    """No such target, or one that cannot be loaded."""
+
+
+def names() -> list[str]:
+    return sorted({entry.name for entry in entry_points(group=GROUP)})
+
+
+def load(name: str) -> Target:
+    """Load a target by the name of its entry point, or as `module:attribute`.
+
+    Raises:
+        UnknownTargetError: there is none of that name, its module does not import, or it is no Target.
+    """
+    if ":" in name:
+        if EntryPoint.pattern.match(name) is None:
+            raise UnknownTargetError(f"target: got {name!r}, expected a name or module:attribute")
+        entry = EntryPoint(name, name, GROUP)
+    else:
+        found = [entry for entry in entry_points(group=GROUP) if entry.name == name]
+        if not found:
+            raise UnknownTargetError(f"target: got {name!r}, expected one of {', '.join(names())}, or module:attribute")
+        entry = found[0]
+    try:
+        target = entry.load()
+    except (Exception, SystemExit) as error:
+        raise UnknownTargetError(f"target {name}: it does not load: {type(error).__name__}: {error}") from error
+    if not isinstance(target, Target):
+        raise UnknownTargetError(f"target {name}: it is a {type(target).__name__}, expected an attn_fuzz.targets.Target")
+    return target
+
+
+def usable(name: str, device: str) -> Target:
+    """A target that can run on a device type here, its declarations looked at once.
+
+    Raises:
+        UnknownTargetError: as `load`; or it says why it cannot run, or what it declares is no declaration.
+    """
+    target = load(name)
+    try:
+        reason = target.unavailable(device)
+        support, rounding = target.support(device), target.rounding(device)
+    except (Exception, SystemExit) as error:
+        raise UnknownTargetError(f"target {name}: its declarations raise {type(error).__name__}: {error}") from error
+    if reason:
+        raise UnknownTargetError(f"target {name}: {reason}")
+    if not isinstance(support, Support) or not isinstance(rounding, Rounding):
+        raise UnknownTargetError(f"target {name}: it declares {support!r} and {rounding!r}, expected a Support and a Rounding")
+    return target

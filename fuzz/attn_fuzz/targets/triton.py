@@ -1,0 +1,223 @@
+"""This project's Triton kernels as targets: whole, dense, cascade, batch-invariant, and without an oracle."""
+
+import dataclasses
+import importlib.util
+from collections.abc import Iterable
+
+import torch
+from attn_contract import AttentionType, Batch, KVCacheView, Layer
+from attn_fuzz import properties
+from attn_fuzz.cases.tensors import Step
+from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.verdict.judge import Rounding
+
+
+def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    import attn_optimized
+
+    if layer.attn_type.reads_cache:
+        attn_optimized.paged_attention(q, kv_cache, layer, batch, out=out, lse=lse, validate=True)
+    else:
+        attn_optimized.varlen_attention(q, k, v, layer, batch, out=out, lse=lse, validate=True)
+
+
+def _triton_write(k, v, kv_cache, layer, slot_mapping) -> None:
+    import attn_optimized
+
+    attn_optimized.write_kv_cache(k, v, kv_cache, layer, slot_mapping, validate=True)
+
+
+def _triton_rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, is_neox) -> None:
+    import attn_optimized
+
+    attn_optimized.rope_and_write_kv_cache(
+        q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, is_neox=is_neox, validate=True
+    )
+
+
+def _triton_support(device: str) -> Support:
+    if device == "cpu":
+        return Support(max_tokens=128, max_seq_len=512)
+    # every size is compiled, in all combinations with the rest: those of models only
+    return Support(max_tokens=1024, max_seq_len=4096, head_sizes=(64, 80, 128), steps_per_layer=32)
+
+
+def _triton_missing(device: str) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed: pip install 'attn-parity[cpu]', or a torch build that brings it"
+    return None
+
+
+def _triton_events(step: Step) -> Iterable[str]:
+    import attn_optimized
+
+    return ["split"] if attn_optimized.plan_of(step.q, step.layer, step.batch).splits > 1 else []
+
+
+def _triton_rounding(device: str) -> Rounding:
+    interpreted = device == "cpu"
+    return Rounding(keys_per_tile=64, dot_is_chained=not interpreted, splits=8 if interpreted else 64, exact_division=True)
+
+
+TRITON = Target(
+    name="triton",
+    description="the shipping Triton kernels: paged and varlen attention, cache write",
+    attention=_triton_attention,
+    write_kv_cache=_triton_write,
+    rope_and_write_kv_cache=_triton_rope,
+    support=_triton_support,
+    rounding=_triton_rounding,
+    unavailable=_triton_missing,
+    events=_triton_events,
+    sanitizes=True,
+)
+
+
+def _cascade_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    import attn_optimized
+
+    prefix = _common_prefix(batch, layer, kv_cache)
+    attn_optimized.cascade_attention(q, kv_cache, layer, batch, prefix, out=out, lse=lse, validate=True)
+
+
+def _common_prefix(batch: Batch, layer: Layer, kv_cache: torch.Tensor | None) -> int:
+    """How many leading keys all requests with a query share with the first request, in whole blocks of their contexts."""
+    if layer.layout is None or kv_cache is None or batch.block_table is None:
+        return 0
+    view = KVCacheView.of(kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size)
+    query_lens = batch.query_start_loc.diff()
+    contexts = (batch.seq_lens - query_lens)[query_lens > 0].tolist()
+    if not contexts or int(batch.seq_lens[0]) < view.block_size:
+        return 0
+    blocks = max(0, min(*contexts, int(batch.seq_lens[0]))) // view.block_size
+    table = batch.block_table[query_lens > 0, :blocks]
+    same = (table == batch.block_table[:1, :blocks]).all(0).long().cumprod(0)
+    return int(same.sum()) * view.block_size
+
+
+def _cascade_events(step: Step) -> Iterable[str]:
+    return ["cascade"] if _common_prefix(step.batch, step.layer, step.kv_cache) else []
+
+
+TRITON_CASCADE = Target(
+    name="triton-cascade",
+    description="cascade attention of the Triton kernels, where requests share their first blocks",
+    attention=_cascade_attention,
+    support=lambda device: dataclasses.replace(
+        _triton_support(device),
+        attn_types=(AttentionType.DECODER,),
+        window=False,
+        chunked_local=False,
+        alibi=False,
+        ranges=False,
+    ),
+    rounding=_triton_rounding,
+    unavailable=_triton_missing,
+    events=_cascade_events,
+    sanitizes=True,
+)
+
+
+def _invariant_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    import attn_optimized
+
+    options = {"out": out, "lse": lse, "batch_invariant": True, "validate": True}
+    if layer.attn_type.reads_cache:
+        attn_optimized.paged_attention(q, kv_cache, layer, batch, **options)
+    else:
+        attn_optimized.varlen_attention(q, k, v, layer, batch, **options)
+
+
+def _queries_per_tile(step: Step) -> int:
+    import attn_optimized
+
+    return attn_optimized.plan_of(step.q, step.layer, step.batch, batch_invariant=True).tiles.queries
+
+
+TRITON_INVARIANT = Target(
+    name="triton-invariant",
+    description="the Triton kernels in batch-invariant mode: each request also alone, and in steps of whole tiles, bit by bit",
+    attention=_invariant_attention,
+    support=_triton_support,
+    rounding=_triton_rounding,
+    unavailable=_triton_missing,
+    properties=(properties.batch_composition(), properties.chunked_prefill(_queries_per_tile)),
+    sanitizes=True,
+)
+
+
+def _properties_support(device: str) -> Support:
+    if device == "cpu":
+        return _triton_support(device)
+    return dataclasses.replace(
+        _triton_support(device),
+        max_tokens=8192,
+        max_seq_len=65536,
+        tile_sizes=(64, 16, 256, 2048),
+        block_sizes=(16, 32, 48, 544),
+    )
+
+
+def _queries_per_chunk(step: Step) -> int:
+    """More than half a tile, so that chunks end inside."""
+    import attn_optimized
+
+    return attn_optimized.plan_of(step.q, step.layer, step.batch).tiles.queries // 2 + 1
+
+
+_ERROR = properties.error_bound(_triton_rounding)
+
+TRITON_PROPERTIES = Target(
+    name="triton-properties",
+    description="the shipping Triton kernels without an oracle, at sizes at which the reference is too slow: their properties",
+    attention=_triton_attention,
+    write_kv_cache=_triton_write,
+    rope_and_write_kv_cache=_triton_rope,
+    support=_properties_support,
+    rounding=_triton_rounding,
+    unavailable=_triton_missing,
+    events=_triton_events,
+    oracle=False,
+    # how keys are split depends on the batch's sizes alone, so bits may differ only where these do; or where the interpreter's
+    # matrix products do, which sum the last columns in another order
+    properties=(
+        properties.repetition(),
+        properties.request_order(),
+        properties.batch_composition(_ERROR),
+        properties.chunked_prefill(_queries_per_chunk, _ERROR),
+        properties.padded_batch(_ERROR),
+        properties.block_permutation(),
+        properties.garbage(),
+        properties.head_permutation(),
+        properties.channel_permutation(_ERROR),
+        properties.doubled_values(),
+        properties.additivity(_ERROR),
+        properties.weights(_ERROR),
+        properties.shifted_keys(_ERROR),
+        properties.scale_in_query(),
+        properties.wide_window(),
+        properties.last_row(),
+        properties.forgotten_keys(_ERROR),
+        properties.split_keys(_ERROR),
+    ),
+    sanitizes=True,
+)
+
+
+def _varlen_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    import attn_optimized
+
+    attn_optimized.varlen_attention(q, k, v, layer, batch, out=out, lse=lse, validate=True)
+
+
+TRITON_VARLEN = Target(
+    name="triton-varlen",
+    description="the dense Triton kernel alone, which must refuse what needs a cache",
+    attention=_varlen_attention,
+    support=lambda device: dataclasses.replace(
+        _triton_support(device), attn_types=(AttentionType.ENCODER, AttentionType.ENCODER_ONLY)
+    ),
+    rounding=_triton_rounding,
+    unavailable=_triton_missing,
+    sanitizes=True,
+)
