@@ -43,10 +43,10 @@ def hashes(
     file: Path, before: Path | None, architectures: str | None, only: str, main: bool, texts: Path | None, workers: int
 ) -> None:
     """Compile the launches that ship, and write hashes of their assembly to FILE."""
-    from attn_fuzz.binaries.build import in_processes
     from attn_fuzz.cli.compile import chosen_architectures
     from attn_fuzz.cli.options import progress_bar, sigterm_interrupts
-    from attn_optimized.shipped_calls import chosen
+    from attn_parity.binaries.build import in_processes
+    from attn_parity.binaries.shipped_calls import chosen
 
     earlier = None if before is None else _read(before)
     names = {name: list(chosen(name, only=only, main=main)) for name in chosen_architectures(architectures)}
@@ -70,7 +70,7 @@ def hashes(
         click.echo(line)
     if before is not None:
         click.echo(f"{len(jobs)} launches compared with {before}, {len(differ)} differ")
-    sys.exit(bool(failed or differ))
+    sys.exit(bool(differ) if earlier else bool(failed))
 
 
 def without_debug(assembly: str, kernel: str) -> str:
@@ -96,7 +96,8 @@ def described(call: "KernelCall", architecture: str) -> tuple[dict[str, Any], st
 
     Its grid and the values of its numbers, in the kernel's order, are kept too: a refactoring of a launch changes neither.
     """
-    from attn_optimized.compilation import compiled, facts_of
+    from attn_parity.binaries.compilation import compiled
+    from attn_parity.binaries.facts import facts_of
 
     binary, _ = compiled(call, architecture)
     text = without_debug(binary.asm.get("amdgcn") or binary.asm["ptx"], binary.metadata.name)
@@ -118,6 +119,8 @@ def differences(before: dict[str, Any], after: dict[str, Any], jobs: set[tuple[s
         return
     for architecture, name in sorted(jobs):
         old, new = (result["launches"].get(architecture, {}).get(name) for result in (before, after))
+        if old is None and new is None:
+            continue  # it compiles with neither
         if old is None or new is None:
             yield f"{architecture} {name}: not compiled {'before' if old is None else 'after'}"
         elif changed := [key for key in new if old.get(key) != new[key]]:
@@ -134,9 +137,9 @@ def _change(key: str, old: Any, new: Any) -> str:
 
 
 def _hashed(architecture: str, name: str, texts: Path | None) -> dict[str, Any]:
-    from attn_fuzz.binaries.build import _calls
+    from attn_parity.binaries.shipped_calls import all_of
 
-    kept, text = described(_calls(architecture)[name], architecture)
+    kept, text = described(all_of(architecture)[name], architecture)
     if texts is not None:
         path = texts / f"{architecture}-{re.sub('[^A-Za-z0-9]+', '-', name)}.txt"
         path.write_text(text, encoding="utf-8")

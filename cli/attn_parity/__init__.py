@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import click
-from attn_fuzz.binaries.budgets import BudgetError
 from attn_fuzz.cases.case import CaseError
 from attn_fuzz.corpus.database import DatabaseError
 from attn_fuzz.run.executor import ExecutorError
 from attn_fuzz.targets.registry import UnknownTargetError
 from attn_fuzz.zoo.mutants import MutantError
-from attn_parity import compile, fuzz, matrix, replay, select, show, targets, zoo
+from attn_parity import fuzz, matrix, replay, select, show, targets, zoo
+from attn_parity.binaries.budgets import BudgetError
+from attn_parity.binaries.command import compile_launches
 from attn_parity.doctor.command import doctor
 from attn_parity.options import notes
 
@@ -28,7 +29,7 @@ for command in (
     replay.command,
     show.command,
     zoo.command,
-    compile.command,
+    compile_launches,
     matrix.command,
     select.command,
     targets.list_targets,

@@ -4,7 +4,7 @@ import json
 from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
-from attn_fuzz.binaries.build import in_processes
+from attn_parity.binaries.build import in_processes
 from click.testing import CliRunner
 
 from benchmarks.binaries.hashes import described, differences, hashes

@@ -1,35 +1,36 @@
-"""What a binary may cost: defaults for all, and exceptions by name, each with its reason, in budgets.toml."""
+"""What a binary may cost: defaults for all launches, and exceptions by name, each with its reason, in budgets.toml."""
 
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import msgspec
+from attn_parity.binaries.architectures import ARCHITECTURES
+from attn_parity.binaries.facts import Facts
 
 if TYPE_CHECKING:
-    from attn_optimized.compilation import Facts
     from attn_optimized.kernel_call import KernelCall
 
 Fact = Literal["vgpr_spills", "waves"]
-"""What has exceptions: the most spilled registers, and the fewest waves of a SIMD."""
+"""Facts with a budget of their own: the most spilled registers, and the fewest waves of a SIMD."""
 
 
 class BudgetError(Exception):
-    """The file of the budgets is none."""
+    """A file of budgets says something that cannot be."""
 
 
-class Exceptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What some calls may cost.
+@dataclass(frozen=True)
+class Exceptions:
+    """What some launches may cost on an architecture.
 
-    Attributes:
-        architecture: theirs.
-        fact: which one.
-        triton: the beginning of the version that needs it.
-        reason: why.
-        calls: what is allowed, by the name of the launch.
+    Args:
+        fact: which of their facts the figures are.
+        triton: the beginning of the version of Triton that needs the exception.
+        reason: why they may.
+        calls: the figure that is allowed, by the name of the launch.
     """
 
     architecture: str
@@ -39,16 +40,17 @@ class Exceptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     calls: dict[str, float]
 
 
-class Budgets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All of it.
+@dataclass(frozen=True)
+class Budgets:
+    """The default figures, and the exceptions.
 
-    Attributes:
-        vgpr_spills: at most, by default; nobody may have other spills than an exception says.
-        waves: of a SIMD at least, by architecture.
-        exceptions: the later one counts.
+    Args:
+        vgpr_spills: the most spilled registers of a launch without an exception.
+        waves: the fewest waves of a SIMD of a launch without an exception, by architecture.
+        exceptions: where several name a launch, the last one counts.
     """
 
-    vgpr_spills: int
+    vgpr_spills: float
     waves: dict[str, float]
     exceptions: tuple[Exceptions, ...] = ()
 
@@ -69,26 +71,46 @@ def load(path: Path | None = None) -> Budgets:
     """Read a file; None: the project's own.
 
     Raises:
-        BudgetError: it is no such file, or limits nothing where it seems to.
+        BudgetError: the file is not TOML, has other entries than Budgets, or names an unknown architecture or a figure NaN.
     """
-    from attn_optimized.compilation import ARCHITECTURES  # imports Triton
-
-    source = path or files("attn_fuzz.binaries") / "budgets.toml"
+    source = path or files("attn_parity.binaries") / "budgets.toml"
     try:
-        budgets = msgspec.convert(tomllib.loads(source.read_text(encoding="utf-8")), Budgets)
-    except (msgspec.ValidationError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        table = tomllib.loads(source.read_text(encoding="utf-8"))
+        _check_table(table, {"vgpr_spills": int, "waves": dict, "exceptions": list}, optional="exceptions")
+        exceptions = tuple(_exceptions(entry) for entry in table.pop("exceptions", []))
+        _check_figures("waves", table["waves"])
+    except (BudgetError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BudgetError(f"{source}: {error}") from None
-    for name in (*budgets.waves, *(exception.architecture for exception in budgets.exceptions)):
+    for name in (*table["waves"], *(exception.architecture for exception in exceptions)):
         if name not in ARCHITECTURES:
             raise BudgetError(f"{source}: architecture {name!r} is none of {', '.join(ARCHITECTURES)}")
-    figures = [("waves", budgets.waves), *((exception.reason, exception.calls) for exception in budgets.exceptions)]
-    for table, name in ((table, name) for table, by_name in figures for name, figure in by_name.items() if math.isnan(figure)):
-        raise BudgetError(f"{source}: {table}: {name!r} is NaN, which no figure is above or below")
-    return budgets
+    return Budgets(**table, exceptions=exceptions)
 
 
-def over(budgets: Budgets, architecture: str, name: str, call: "KernelCall", facts: "Facts", triton: str) -> list[str]:
-    """What a binary costs beyond its budget: which fact, what it is and what was allowed."""
+def _exceptions(entry: Any) -> Exceptions:
+    _check_table(entry, {"architecture": str, "fact": str, "triton": str, "reason": str, "calls": dict})
+    if entry["fact"] not in get_args(Fact):
+        raise BudgetError(f"fact {entry['fact']!r} is none of {', '.join(get_args(Fact))}")
+    _check_figures(entry["reason"], entry["calls"])
+    return Exceptions(**entry)
+
+
+def _check_table(table: Any, kinds: Mapping[str, type], optional: str = "") -> None:
+    if not isinstance(table, dict) or set(table) - {optional} != set(kinds) - {optional}:
+        raise BudgetError(f"expected a table of {', '.join(kinds)}, got {table!r}")
+    for name, entry in table.items():
+        if not isinstance(entry, kinds[name]) or isinstance(entry, bool):
+            raise BudgetError(f"{name} is {entry!r}")
+
+
+def _check_figures(where: str, figures: dict[str, Any]) -> None:
+    for name, figure in figures.items():
+        if not isinstance(figure, int | float) or math.isnan(figure):
+            raise BudgetError(f"{where}: {name!r} is {figure!r}, which no figure is above or below")
+
+
+def over(budgets: Budgets, architecture: str, name: str, call: "KernelCall", facts: Facts, triton: str) -> list[str]:
+    """What a binary costs beyond its budget: the fact, its figure and what was allowed."""
 
     def allowed(fact: Fact) -> float:
         return budgets.allowed(fact, architecture, name, triton)
@@ -112,12 +134,12 @@ def over(budgets: Budgets, architecture: str, name: str, call: "KernelCall", fac
 
 
 def unneeded(
-    budgets: Budgets, facts: "Mapping[tuple[str, str], Facts]", names: Mapping[str, Sequence[str]], triton: str
+    budgets: Budgets, facts: Mapping[tuple[str, str], Facts], names: Mapping[str, Sequence[str]], triton: str
 ) -> list[str]:
-    """Exceptions that allow more than a binary costs, and those of launches that an architecture has not.
+    """Exceptions that allow more than a binary costs, and exceptions for a launch that an architecture does not have.
 
     Args:
-        facts: by architecture and name; exceptions of others are not judged.
+        facts: by architecture and name; exceptions for other launches are not judged.
         names: every launch, by architecture.
     """
     found = []
@@ -134,7 +156,7 @@ def unneeded(
 
 
 def needs_matrix_unit(call: "KernelCall", architecture: str) -> bool:
-    """Whether it computes dots for which the architecture has instructions: of 16 bits everywhere, of float32 on CDNA."""
+    """Whether a launch computes dots for which the architecture has instructions: of 16 bits, and on CDNA of float32."""
     from attn_optimized.kernels.attention import attention_kernel  # imports Triton
 
     q: Any = call.tensors.get("q_ptr")
@@ -142,7 +164,7 @@ def needs_matrix_unit(call: "KernelCall", architecture: str) -> bool:
 
 
 def rounds_products(call: "KernelCall") -> bool:
-    """Whether it rotates, and divides by no scale."""
+    """Whether a launch rotates, and divides by no scale."""
     from attn_optimized.kernels.write_kv_cache import write_kv_cache_kernel
 
     if call.form.kernel is not write_kv_cache_kernel:
