@@ -29,9 +29,8 @@ TARGET = Target(
     description="the example kernel",
     attention=attention,
     support=lambda device: Support(
-        attn_types=(AttentionType.DECODER,), layouts=(Layout.BLOCKS_FIRST_NHD, Layout.KV_FIRST_NHD),
-        cache_dtypes=(), output_dtypes=(), non_causal=False, per_request_causal=False, sink_tokens=False, chunked_local=False,
-        ranges=False, alibi=False, qq_bias=False, sinks=False, rope=False, lse=False,
+        attn_types=(AttentionType.DECODER,), dtypes=("float32", "float16", "bfloat16"),
+        layouts=(Layout.BLOCKS_FIRST_NHD, Layout.KV_FIRST_NHD), rules=("window", "logits_soft_cap"),
         tile_sizes=(TILE,), max_tokens=64, max_seq_len=128,
     ),
     refuses=False,

@@ -48,7 +48,7 @@ def attention_call(
     generator = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
     dtype = DTYPES[case.itemsize]
     q = _normal((case.num_tokens, case.num_heads, case.head_size), device, generator, dtype)
-    q.mul_(case.soft_cap * LOGIT_STD_OF_CAP if case.soft_cap else LOGIT_STD)
+    q.mul_(case.logits_soft_cap * LOGIT_STD_OF_CAP if case.logits_soft_cap else LOGIT_STD)
     reads_cache = case.attn_type.reads_cache
     layer = Layer(
         num_heads=case.num_heads,
@@ -58,7 +58,7 @@ def attention_call(
         attn_type=case.attn_type,
         window=(-1, -1) if case.window is None else (case.window - 1, case.window - 1),
         chunked_local=case.chunked_local,
-        logits_soft_cap=case.soft_cap,
+        logits_soft_cap=case.logits_soft_cap,
         sinks=_sinks(case, device, generator) if case.sinks else None,
         layout=case.layout if reads_cache else None,
         **_scales(case.float8_cache, device, float8),

@@ -46,7 +46,7 @@ class Attention:
     window: int | None = None
     chunked_local: int | None = None
     sinks: bool = False
-    soft_cap: float | None = None
+    logits_soft_cap: float | None = None
     itemsize: int = ITEMSIZE
     float8_cache: bool = False
     common_prefix_len: int = 0
@@ -209,7 +209,13 @@ CASES: tuple[Case, ...] = (
         reach=Reach("bandwidth", 0.85, 0.97),
     ),
     _prefill(
-        "prefill, soft cap 50, H16/HK8 D256, 2 x 4k", 2, 4 * KI, num_heads=16, head_size=256, soft_cap=50.0, reach=_FASTER
+        "prefill, soft cap 50, H16/HK8 D256, 2 x 4k",
+        2,
+        4 * KI,
+        num_heads=16,
+        head_size=256,
+        logits_soft_cap=50.0,
+        reach=_FASTER,
     ),
     _prefill("prefill, chunks of 1k, 2 x 8k", 2, 8 * KI, chunked_local=KI),
     _decode("decode, SHUFFLED, 64 x 8k", 64, 8 * KI, layout=Layout.SHUFFLED),

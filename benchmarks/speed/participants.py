@@ -91,7 +91,7 @@ def sdpa(name: str, call: Call) -> Prepared:
         (case.window is not None, "a window"),
         (case.chunked_local is not None, "chunks"),
         (case.sinks, "sinks"),
-        (case.soft_cap is not None, "a soft cap"),
+        (case.logits_soft_cap is not None, "a soft cap"),
         (case.float8_cache, "a float8 cache"),
     )
     requests = len(case.seq_lens)

@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Iterator
 
-from attn_contract import Answer, AttentionType, Capabilities, No
-from attn_contract.capabilities import PROPERTIES, Values
+from attn_contract import RULES, Answer, AttentionType, Capabilities, No
+from attn_contract.capabilities import Values
 from attn_optimized.aiter_adapter import RECORDED, Aiter, recorded
 from attn_optimized.backends import BACKENDS
 from attn_optimized.selector import PRIORITIES
@@ -59,8 +59,10 @@ def _answers(capabilities: Capabilities, together: list[str]) -> Iterator[tuple[
         answer = getattr(capabilities, field.name)
         if field.name == "attn_types":
             yield from ((attn_type.name, _cell(answer[attn_type])) for attn_type in AttentionType)
+        elif field.name == "rules":
+            yield from ((rule.words, _cell(capabilities.answer(name))) for name, rule in RULES.items())
         elif field.name not in ("backend", "combinations"):
-            yield PROPERTIES.get(field.name, field.name.replace("_", " ")), _cell(answer)
+            yield field.name.replace("_", " "), _cell(answer)
     reasons = {one.property: one.reason for one in capabilities.combinations}
     for text in together:
         yield f"together: {text}", ("no", reasons[text]) if text in reasons else ("", "")

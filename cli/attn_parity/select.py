@@ -3,14 +3,14 @@
 import dataclasses
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import click
 import msgspec
 import torch
-from attn_contract import AttentionConfig, AttentionType, ContractError, Layout, UnsupportedError
+from attn_contract import RULES, AttentionConfig, AttentionType, ContractError, Layout, UnsupportedError
 from attn_contract.capabilities import Scales
 from attn_fuzz.cases.poison import DTYPES
 from attn_parity.options import check_writable, json_option, plain_table, results, write_json
@@ -42,21 +42,40 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     kv_sharing: dict[str, str] = {}
 
 
-# AttentionConfig itself would decode too, but a dataclass lets unknown fields pass
-_LayerFields = msgspec.defstruct(
-    "LayerFields",
-    [
+def _fields() -> list[tuple[Any, ...]]:
+    """Of a layer in a model file: the fields of AttentionConfig, and each rule by its name."""
+    plain = [field for field in dataclasses.fields(AttentionConfig) if field.name != "rules"]
+    fields = [
         (field.name, field.type) if field.default is dataclasses.MISSING else (field.name, field.type, field.default)
-        for field in dataclasses.fields(AttentionConfig)
-    ],
-    frozen=True,
-    forbid_unknown_fields=True,
-    kw_only=True,
-)
+        for field in plain
+    ]
+    rules = [(rule.name, bool, False) if rule.is_tensor else (rule.name, rule.type, rule.off) for rule in RULES.values()]
+    return [*fields, *rules]
+
+
+# AttentionConfig itself would decode too, but a dataclass lets unknown fields pass
+_LayerFields = msgspec.defstruct("LayerFields", _fields(), frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 _NEEDED = {"num_heads": "--heads", "head_size": "--head-size"}
 _FLOATS = ("float32", "float16", "bfloat16")
 _FLOAT8 = ("fp8_e4m3fn", "fp8_e4m3fnuz")
+
+
+_OPTION_TYPES: dict[Any, dict[str, Any]] = {
+    int: {"type": int},
+    int | None: {"type": int},
+    float | None: {"type": float},
+    tuple[int, int]: {"type": int, "nargs": 2, "metavar": "LEFT RIGHT"},
+}
+
+
+def _rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """An option for each rule: a number, or a flag where a tensor or a bool is meant."""
+    for rule in reversed(list(RULES.values())):
+        name = f"--{rule.name.replace('_', '-')}"
+        kind = _OPTION_TYPES.get(rule.type, {"is_flag": True})
+        command = click.option(name, rule.name, help=f"{rule.words[0].upper()}{rule.words[1:]}.", **kind)(command)
+    return command
 
 
 @click.command("select")
@@ -74,21 +93,9 @@ _FLOAT8 = ("fp8_e4m3fn", "fp8_e4m3fnuz")
 )
 @click.option("--kv-cache-dtype", type=click.Choice((*_FLOAT8, "int8")), help="Of a quantized cache.")
 @click.option("--scales", type=click.Choice(get_args(Scales)), help="Of a quantized cache.")
-@click.option("--window", "sliding_window", type=click.IntRange(min=1), help="A model's sliding_window, the token included.")
-@click.option("--sink-tokens", type=int, help="First keys, which stay visible outside the window.")
-@click.option("--chunked-local", type=int, help="Size of a chunk.")
-@click.option("--soft-cap", "logits_soft_cap", type=float)
-@click.option("--alibi", is_flag=True)
-@click.option("--sinks", is_flag=True, help="One logit per head in the denominator.")
-@click.option("--ranges", is_flag=True, help="Bidirectional ranges: images in a prompt.")
-@click.option("--ranges-clamped", is_flag=True, help="The same, inside the window.")
-@click.option("--qq-bias", is_flag=True, help="Trees of drafts.")
-@click.option("--non-causal", is_flag=True, help="Some steps of a decoder are.")
-@click.option("--per-request-causal", is_flag=True, help="Some requests of a step are causal, others are not.")
-@click.option("--lse", is_flag=True, help="The LSE is wanted.")
+@click.option("--sliding-window", type=click.IntRange(min=1), help="A model's number: the window, the token itself included.")
 @click.option("--output-dtype", type=click.Choice(_FLOAT8), help="Of a quantized output.")
-@click.option("--batch-invariant", is_flag=True)
-@click.option("--rope", is_flag=True, help="The cache write rotates.")
+@_rule_options
 @click.option("--arch", metavar="NAME", help="Such as gfx942 or sm90; this machine's, if not given.")
 @click.option(
     "--aiter",
@@ -178,7 +185,9 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _config(name: str, fields: Any) -> AttentionConfig:
     try:
-        return AttentionConfig(**msgspec.structs.asdict(msgspec.convert(fields, type=_LayerFields, dec_hook=_dtype)))
+        given = msgspec.structs.asdict(msgspec.convert(fields, type=_LayerFields, dec_hook=_dtype))
+        rules = {rule: given.pop(rule) for rule in RULES}
+        return AttentionConfig(**given, rules=rules)
     except msgspec.ValidationError as error:
         raise msgspec.ValidationError(f"{name}: {error}") from error
     except ContractError as error:

@@ -1,5 +1,6 @@
-"""What both sides obey: layers, batches, capabilities, KV cache layouts, border checks, op schemas. No arithmetic."""
+"""What both sides obey: layers, batches, rules, capabilities, KV cache layouts, border checks, op schemas. No arithmetic."""
 
+from attn_contract.attention_type import AttentionType
 from attn_contract.batch import Batch
 from attn_contract.capabilities import (
     ANY,
@@ -14,7 +15,7 @@ from attn_contract.capabilities import (
     Refusal,
 )
 from attn_contract.errors import ContractError, UnsupportedError
-from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES, QUANTIZED_DTYPES, AttentionType, Layer
+from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES, QUANTIZED_DTYPES, Layer
 from attn_contract.layouts import (
     KVCacheView,
     Layout,
@@ -23,12 +24,14 @@ from attn_contract.layouts import (
     same_elements,
     same_footprint,
 )
+from attn_contract.rules import RULES, Rule
 
 __all__ = [
     "ANY",
     "FLOAT8_DTYPES",
     "FLOAT_DTYPES",
     "QUANTIZED_DTYPES",
+    "RULES",
     "YES",
     "Answer",
     "AttentionConfig",
@@ -45,6 +48,7 @@ __all__ = [
     "Only",
     "PhysicalOrder",
     "Refusal",
+    "Rule",
     "UnsupportedError",
     "check_shared_allocation",
     "same_elements",

@@ -2,14 +2,41 @@
 
 from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any
 
 import torch
 
 from attn_contract.arguments import check_dense_last, check_dims, check_int, check_tensor, check_type, check_vector
 from attn_contract.errors import ContractError
 from attn_contract.forms import Form, memory_of
+from attn_contract.rules import DECODER_ONLY, LOGITS, VISIBILITY, held_rules, holds_rules, rule
 
 
+def _check_ranges(name: str, value: Any, _: object) -> torch.Tensor:
+    check_tensor(name, value)
+    check_dims(name, value, ("R", "max_ranges", "2"))
+    if value.shape[2] != 2 or value.dtype != torch.int32:
+        raise ContractError(name, f"{value.dtype} {tuple(value.shape)}", "torch.int32 (R, max_ranges, 2)")
+    if not value.is_contiguous():
+        raise ContractError(name, f"strides {tuple(value.stride())}", "a contiguous tensor")
+    return value
+
+
+def _check_qq_bias(name: str, value: Any, batch: "Batch") -> torch.Tensor:
+    check_tensor(name, value)
+    check_dims(name, value, ("Q", "Q"))
+    if value.dtype != torch.float32 or value.shape[0] != value.shape[1]:
+        raise ContractError(name, f"{value.dtype} {tuple(value.shape)}", "torch.float32 (Q, Q): queries, then keys")
+    check_dense_last(name, value)
+    if len(value) < batch.max_query_len:
+        raise ContractError(name, f"shape {tuple(value.shape)}", f"Q at least max_query_len ({batch.max_query_len})")
+    return value
+
+
+_OF_DECODERS: dict[str, Any] = {"attn_types": DECODER_ONLY, "why_not": "only DECODER has it"}
+
+
+@holds_rules
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Batch:
     """R requests of one step. Request r owns query rows `[query_start_loc[r], query_start_loc[r + 1])`.
@@ -48,8 +75,10 @@ class Batch:
     causal: bool | torch.Tensor
     block_table: torch.Tensor | None = None
     slot_mapping: torch.Tensor | None = None
-    bidirectional_ranges: torch.Tensor | None = None
-    qq_bias: torch.Tensor | None = None
+    bidirectional_ranges: torch.Tensor | None = rule(
+        None, words="bidirectional ranges", acts_on=VISIBILITY, check=_check_ranges, **_OF_DECODERS
+    )
+    qq_bias: torch.Tensor | None = rule(None, words="qq_bias", acts_on=LOGITS, check=_check_qq_bias, **_OF_DECODERS)
 
     def __post_init__(self) -> None:
         for name in ("max_query_len", "max_seq_len", "num_actual_tokens"):
@@ -69,36 +98,13 @@ class Batch:
             if self.block_table.dtype != torch.int32:
                 raise ContractError("block_table", self.block_table.dtype, "torch.int32")
             check_dense_last("block_table", self.block_table)
-        if self.bidirectional_ranges is not None:
-            self._check_ranges(self.bidirectional_ranges)
-        if self.qq_bias is not None:
-            self._check_qq_bias(self.qq_bias)
+        for name, record in held_rules(self).items():
+            object.__setattr__(self, name, record.checked(getattr(self, name), self))
         for name, tensor in self.tensors.items():
             if name in ("bidirectional_ranges", "seq_lens", "causal", "block_table") and len(tensor) != self.num_requests:
                 raise ContractError(
                     name, f"{len(tensor)} entries", f"{self.num_requests}: query_start_loc has R + 1 = {self.num_requests + 1}"
                 )
-
-    def _check_ranges(self, ranges: torch.Tensor) -> None:
-        check_tensor("bidirectional_ranges", ranges)
-        check_dims("bidirectional_ranges", ranges, ("R", "max_ranges", "2"))
-        if ranges.shape[2] != 2 or ranges.dtype != torch.int32:
-            raise ContractError(
-                "bidirectional_ranges",
-                f"{ranges.dtype} {tuple(ranges.shape)}",
-                "torch.int32 (R, max_ranges, 2)",
-            )
-        if not ranges.is_contiguous():
-            raise ContractError("bidirectional_ranges", f"strides {tuple(ranges.stride())}", "a contiguous tensor")
-
-    def _check_qq_bias(self, bias: torch.Tensor) -> None:
-        check_tensor("qq_bias", bias)
-        check_dims("qq_bias", bias, ("Q", "Q"))
-        if bias.dtype != torch.float32 or bias.shape[0] != bias.shape[1]:
-            raise ContractError("qq_bias", f"{bias.dtype} {tuple(bias.shape)}", "torch.float32 (Q, Q): queries, then keys")
-        check_dense_last("qq_bias", bias)
-        if len(bias) < self.max_query_len:
-            raise ContractError("qq_bias", f"shape {tuple(bias.shape)}", f"Q at least max_query_len ({self.max_query_len})")
 
     @cached_property
     def num_requests(self) -> int:
@@ -107,8 +113,7 @@ class Batch:
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
         """The fields that are tensors, by name."""
-        names = ("query_start_loc", "seq_lens", "block_table", "slot_mapping", "causal", "bidirectional_ranges", "qq_bias")
-        return {name: value for name in names if isinstance(value := getattr(self, name), torch.Tensor)}
+        return {field.name: value for field in fields(self) if isinstance(value := getattr(self, field.name), torch.Tensor)}
 
     @cached_property
     def form(self) -> Form:

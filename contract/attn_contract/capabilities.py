@@ -1,7 +1,8 @@
 """What a backend can do, declared once: the selector, a backend's constructor and the table in the docs all ask this.
 
-A property is YES, or No with the reason; a set of values is Only, Multiples or ANY. `Capabilities.refusals` gives every reason
-at once, since an engineer who repairs one wants to know of the others.
+The answer about a rule (`attn_contract.rules`) is YES, or No with the reason; a set of values is Only, Multiples or ANY. A rule
+that a declaration does not name is refused. `Capabilities.refusals` gives every reason at once: an engineer who repairs one
+wants to know of the others.
 """
 
 import dataclasses
@@ -12,9 +13,12 @@ from typing import Any, Final, Literal, get_args
 import torch
 
 from attn_contract.arguments import check_int, check_type, shown
+from attn_contract.attention_type import AttentionType
+from attn_contract.batch import Batch
 from attn_contract.errors import ContractError, UnsupportedError
-from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES, QUANTIZED_DTYPES, UNLIMITED, AttentionType, Layer, soft_cap
+from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES, QUANTIZED_DTYPES, Layer
 from attn_contract.layouts import Layout
+from attn_contract.rules import RULES, asked, words_of
 
 Scales = Literal["tensor", "head", "token", "inline"]
 """Of a quantized cache: `k_scale` and `v_scale` for all heads or one per head; one per token and head in `k_scale_cache`; the
@@ -31,6 +35,7 @@ class No(str):
 
 
 YES: Final = True
+NOT_DECLARED: Final = No("it is not declared")
 Answer = Literal[True] | No
 
 
@@ -89,15 +94,12 @@ class AttentionConfig:
         block_size: slots of a block; None exactly for the types that have no cache.
         layout: how the cache is laid out, where the engine has decided that; None leaves it to the backend.
         kv_cache_dtype: of a quantized cache, with its kind of `scales`; None: the cache is of `dtype`.
-        window, sink_tokens, chunked_local, logits_soft_cap: as in Layer.
-        alibi, sinks, ranges, ranges_clamped, qq_bias: whether the layer or its batches have that.
-        non_causal: whether a DECODER may see steps with causal=False (DFlash drafts).
-        per_request_causal: whether one step may hold both kinds of requests.
-        lse: whether the caller wants the LSE.
         output_dtype: a float8 type of `out`, with an output scale.
-        batch_invariant: whether outputs must not depend on the rest of the batch.
-        rope: whether the cache write is to rotate too: of a DECODER that writes.
-        kv_sharing: whether the layer reads what another one wrote (`kv_sharing_target_layer_name`), and writes nothing.
+        rules: by the name of each rule of `attn_contract.rules` that the layer or one of its steps asks for, its value: as in
+            Layer, or True for a tensor. A DECODER asks for `non_causal` if it may see steps with causal=False, for
+            `per_request_causal` if one step may hold both kinds of requests; any layer for `lse` if the caller wants it, for
+            `batch_invariant` if outputs must not depend on the rest of the batch, for `rope` if the cache write is to rotate
+            too, for `kv_sharing` if it reads what another layer wrote and writes nothing.
 
     Raises:
         ContractError: a field has another type, is out of range or contradicts another one.
@@ -112,22 +114,8 @@ class AttentionConfig:
     layout: Layout | None = None
     kv_cache_dtype: torch.dtype | None = None
     scales: Scales | None = None
-    window: tuple[int, int] = (UNLIMITED, UNLIMITED)
-    sink_tokens: int = 0
-    chunked_local: int | None = None
-    logits_soft_cap: float | None = None
-    alibi: bool = False
-    sinks: bool = False
-    ranges: bool = False
-    ranges_clamped: bool = False
-    qq_bias: bool = False
-    non_causal: bool = False
-    per_request_causal: bool = False
-    lse: bool = False
     output_dtype: torch.dtype | None = None
-    batch_invariant: bool = False
-    rope: bool = False
-    kv_sharing: bool = False
+    rules: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for name in ("num_heads", "num_kv_heads", "head_size"):
@@ -135,8 +123,6 @@ class AttentionConfig:
         if self.num_heads % self.num_kv_heads:
             raise ContractError("num_heads", self.num_heads, f"a multiple of num_kv_heads ({self.num_kv_heads})")
         check_type("attn_type", self.attn_type, AttentionType, f"an AttentionType: {', '.join(AttentionType)}")
-        for name in _FLAGS:
-            check_type(name, getattr(self, name), bool, "a bool")
         if self.layout is not None:
             check_type("layout", self.layout, Layout, f"None or a Layout: {', '.join(Layout)}")
         _check_one_of("dtype", self.dtype, FLOAT_DTYPES)
@@ -151,55 +137,74 @@ class AttentionConfig:
         if self.attn_type.reads_cache or self.block_size is not None:
             check_int("block_size", self.block_size, minimum=1)
         if not self.attn_type.reads_cache:
-            self._check_off(_OF_A_CACHE, f"{self.attn_type} has no KV cache")
-        if self.attn_type is not AttentionType.DECODER:
-            self._check_off(_OF_CAUSALITY, f"{self.attn_type} is never causal, only DECODER has the choice")
-        if self.scales == "inline" and self.head_size % 4:
-            raise ContractError("head_size", self.head_size, "a multiple of 4: inline scales are float32 in rows of bytes")
+            for name in ("block_size", "layout", "kv_cache_dtype"):
+                if (got := getattr(self, name)) is not None:
+                    raise ContractError(name, named(got), f"None: {self.attn_type} has no KV cache")
         if self.layout is not None and self.layout.has_inline_scales != (self.scales == "inline"):
             raise ContractError(
                 "layout", self.layout, f"one for scales {self.scales}: only CONTENT_PACKED_SCALED holds its own"
             )
-        if self.per_request_causal and not self.non_causal:
-            raise ContractError("per_request_causal", True, "non_causal=True with it: some of the requests are")
+        if self.scales == "inline" and self.block_size is not None:
+            Layout.CONTENT_PACKED_SCALED.check_sizes(self.head_size, self.block_size, itemsize=1)
         self._check_rules()
 
     def _check_rules(self) -> None:
-        """The rules that Layer and Batch check, where they are known already."""
-        check_type("window", self.window, tuple, "a tuple (left, right)")
-        if len(self.window) != 2:
-            raise ContractError("window", self.window, "a tuple (left, right)")
-        for side, distance in enumerate(self.window):
-            check_int(f"window[{side}]", distance, minimum=UNLIMITED)
-        check_int("sink_tokens", self.sink_tokens, minimum=0)
-        if self.chunked_local is not None:
-            check_int("chunked_local", self.chunked_local, minimum=1)
-        object.__setattr__(self, "logits_soft_cap", soft_cap(self.logits_soft_cap))
-        if self.attn_type is not AttentionType.DECODER:
-            self._check_off(_OF_A_DECODER, f"{self.attn_type} has none, only DECODER does")
-        if self.attn_type is AttentionType.ENCODER_DECODER:
-            self._check_off(_OF_COMMON_POSITIONS, f"{self.attn_type} has no common positions")
-        if self.rope and self.kv_sharing:
+        """The rules that Layer and Batch check, where they are known already; those that are off are dropped."""
+        check_type("rules", self.rules, Mapping, "values by the name of a rule")
+        kept = {}
+        for name, value in self.rules.items():
+            if name not in RULES:
+                raise ContractError("rules", shown(name), f"one of {', '.join(RULES)}")
+            rule = RULES[name]
+            if rule.is_tensor or rule.type is bool:
+                check_type(name, value, bool, "a bool" + (": whether there is one" if rule.is_tensor else ""))
+            else:
+                value = rule.checked(value)
+            if value is not False and rule.is_asked(value):
+                rule.check_defined(value, self.attn_type)
+                kept[name] = value
+        object.__setattr__(self, "rules", {name: kept[name] for name in RULES if name in kept})
+        if self.asks("per_request_causal") and not self.asks("non_causal"):
+            raise ContractError("per_request_causal", True, "non_causal=True with it: some of the requests are")
+        if self.asks("rope") and self.asks("kv_sharing"):
             raise ContractError("rope", True, "False with kv_sharing: it writes nothing that could be rotated")
 
-    def _check_off(self, fields: Mapping[str, object], why: str) -> None:
-        """Check that fields have the values that ask for nothing."""
-        for name, off in fields.items():
-            if (got := getattr(self, name)) != off:
-                raise ContractError(name, named(got), f"{off}: {why}")
+    def asks(self, name: str) -> bool:
+        """Whether a rule is asked for."""
+        return name in self.rules
+
+    def value_of(self, name: str) -> Any:
+        """The value of a rule; where it is not asked for, the one that asks for nothing."""
+        return self.rules.get(name, RULES[name].off)
+
+    def with_rules(self, **rules: Any) -> "AttentionConfig":
+        """The same with these rules, too."""
+        return dataclasses.replace(self, rules={**self.rules, **rules})
 
     @classmethod
-    def of(cls, layer: Layer, dtype: torch.dtype, *, block_size: int | None, **batches: Any) -> "AttentionConfig":
-        """What a layer asks for.
+    def of(
+        cls,
+        layer: Layer,
+        dtype: torch.dtype,
+        *,
+        block_size: int | None,
+        batch: Batch | None = None,
+        output_dtype: torch.dtype | None = None,
+        **rules: Any,
+    ) -> "AttentionConfig":
+        """What a layer asks for, or a layer in one step.
 
-        `batches` says what its steps may be: ranges, qq_bias, non_causal, per_request_causal, lse, batch_invariant, rope,
-        kv_sharing, output_dtype.
+        Args:
+            batch: the step; None: what the layer asks for in all steps.
+            output_dtype: of a float8 output.
+            rules: what the caller asks for besides: lse, batch_invariant, rope, kv_sharing.
         """
-        scales: Scales | None = None
-        if layer.kv_cache_dtype is not None:
-            fixed = [scale.numel() for scale in (layer.k_scale, layer.v_scale) if scale is not None]
-            inline = layer.layout is not None and layer.layout.has_inline_scales
-            scales = "inline" if inline else "token" if not fixed else "tensor" if max(fixed) == 1 else "head"
+        held = asked(layer) if batch is None else asked(layer, batch)
+        held = {name: isinstance(value, torch.Tensor) or value for name, value in held.items()}
+        if batch is not None:
+            decoder = layer.attn_type is AttentionType.DECODER
+            held["non_causal"] = decoder and batch.causal is not True
+            held["per_request_causal"] = decoder and isinstance(batch.causal, torch.Tensor)
         return cls(
             num_heads=layer.num_heads,
             num_kv_heads=layer.num_kv_heads,
@@ -209,28 +214,29 @@ class AttentionConfig:
             block_size=block_size,
             layout=layer.layout,
             kv_cache_dtype=layer.kv_cache_dtype,
-            scales=scales,
-            window=layer.window,
-            sink_tokens=layer.sink_tokens,
-            chunked_local=layer.chunked_local,
-            logits_soft_cap=layer.logits_soft_cap,
-            alibi=layer.alibi_slopes is not None,
-            sinks=layer.sinks is not None,
-            ranges_clamped=layer.ranges_clamped,
-            **batches,
+            scales=scales_of(layer),
+            output_dtype=output_dtype,
+            rules={**held, **rules},
         )
 
     @property
     def group_size(self) -> int:
         return self.num_heads // self.num_kv_heads
 
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element of the cache."""
+        return (self.kv_cache_dtype or self.dtype).itemsize
 
-_FLAGS = tuple(field.name for field in dataclasses.fields(AttentionConfig) if field.type is bool)
-# by what a layer may lack: the fields that ask for it, and their values that do not
-_OF_A_CACHE = {"block_size": None, "layout": None, "kv_cache_dtype": None, "kv_sharing": False}
-_OF_CAUSALITY = {"non_causal": False, "per_request_causal": False}
-_OF_A_DECODER = {"ranges": False, "ranges_clamped": False, "qq_bias": False, "rope": False}
-_OF_COMMON_POSITIONS = {"window": (UNLIMITED, UNLIMITED), "sink_tokens": 0, "chunked_local": None, "alibi": False}
+
+def scales_of(layer: Layer) -> Scales | None:
+    """The kind of scales of a layer's quantized cache; None if it is not quantized."""
+    if layer.kv_cache_dtype is None:
+        return None
+    if layer.layout is not None and layer.layout.has_inline_scales:
+        return "inline"
+    fixed = [scale.numel() for scale in (layer.k_scale, layer.v_scale) if scale is not None]
+    return "token" if not fixed else "tensor" if max(fixed) == 1 else "head"
 
 
 @dataclass(frozen=True)
@@ -267,7 +273,7 @@ class Combination:
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """A backend's declaration. There are no defaults: silence about a property is how it gets lost.
+    """What a backend, or one function, declares to serve. Silence is refusal: whatever it does not name, it does not serve.
 
     Args:
         backend: its name.
@@ -276,7 +282,7 @@ class Capabilities:
         attn_types: an answer for each.
         layouts: in order of preference; empty for a backend without a cache.
         scales: of quantized caches.
-        window: an answer about any window but (-1, -1); the rest likewise, by the field of AttentionConfig.
+        rules: an answer by the name of each rule that somebody thought of; any other rule is refused as not declared.
         combinations: what it does not support together.
 
     Raises:
@@ -295,19 +301,7 @@ class Capabilities:
     kv_cache_dtypes: Values
     scales: Values
     output_dtypes: Values
-    window: Answer
-    sink_tokens: Answer
-    chunked_local: Answer
-    logits_soft_cap: Answer
-    alibi: Answer
-    sinks: Answer
-    ranges: Answer
-    qq_bias: Answer
-    non_causal: Answer
-    per_request_causal: Answer
-    lse: Answer
-    batch_invariant: Answer
-    rope: Answer
+    rules: Mapping[str, Answer]
     combinations: tuple[Combination, ...] = ()
 
     def __post_init__(self) -> None:
@@ -319,8 +313,16 @@ class Capabilities:
             answer = getattr(self, field.name)
             if field.type is Values:
                 check_type(field.name, answer, Values, "Only, Multiples or ANY")
-            if field.type is Answer and answer is not True and not (isinstance(answer, No) and str.__len__(answer)):
-                raise ContractError(field.name, shown(answer), "YES, or No with a reason")
+        check_type("rules", self.rules, Mapping, "answers by the name of a rule")
+        for name, answer in {"available": self.available, **self.rules}.items():
+            if name != "available" and name not in RULES:
+                raise ContractError("rules", shown(name), f"one of {', '.join(RULES)}")
+            if answer is not True and not (isinstance(answer, No) and str.__len__(answer)):
+                raise ContractError(name, shown(answer), "YES, or No with a reason")
+
+    def answer(self, name: str) -> Answer:
+        """About a rule, by its name."""
+        return self.rules.get(name, NOT_DECLARED)
 
     def refusals(self, config: AttentionConfig, architecture: str | None = None) -> list[Refusal]:
         """All that a config (on an architecture, if given) asks for and this backend does not do; none: it serves it."""
@@ -347,33 +349,19 @@ class Capabilities:
         ):
             if value is not None and value not in values:
                 yield Refusal(f"{name} {named(value)}", f"{values.why} (it takes {values})")
-        for field, text in PROPERTIES.items():
-            asked = config.window != (UNLIMITED, UNLIMITED) if field == "window" else getattr(config, field)
-            if field == "ranges":
-                asked = config.ranges or config.ranges_clamped
-            if asked and isinstance(answer := getattr(self, field), No):
-                yield Refusal(text, str(answer))
+        if config.layout is not None and config.block_size is not None:
+            try:
+                config.layout.check_sizes(config.head_size, config.block_size, config.itemsize)
+            except ContractError as error:
+                property = f"{error.argument.replace('_', ' ')} {error.got} in layout {config.layout}"
+                yield Refusal(property, f"it must be {error.expected}")
+        for name in config.rules:
+            if isinstance(answer := self.answer(name), No):
+                yield Refusal(words_of(name), str(answer))
         for combination in self.combinations:
             if combination.applies(config, architecture):
                 yield Refusal(combination.property, combination.reason)
 
-
-PROPERTIES = {
-    "window": "a sliding window",
-    "sink_tokens": "sink_tokens (keys that stay visible)",
-    "chunked_local": "chunked_local",
-    "logits_soft_cap": "a soft cap of the logits",
-    "alibi": "ALiBi",
-    "sinks": "sinks",
-    "ranges": "bidirectional ranges",
-    "qq_bias": "qq_bias",
-    "non_causal": "non-causal decoder attention",
-    "per_request_causal": "one causal flag per request",
-    "lse": "the LSE",
-    "batch_invariant": "batch invariance",
-    "rope": "RoPE in the cache write",
-}
-"""The yes-or-no properties, by field, in words."""
 
 _ATTN_TYPES = {
     AttentionType.DECODER: "decoder attention (DECODER)",

@@ -1,42 +1,93 @@
 """What is fixed for one attention layer of a model."""
 
 from dataclasses import dataclass, fields
-from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
 import torch
 
 from attn_contract.arguments import check_dense_last, check_int, check_tensor, check_type, check_vector, shown
+from attn_contract.attention_type import AttentionType
 from attn_contract.errors import ContractError
 from attn_contract.forms import Form
 from attn_contract.layouts import Layout
+from attn_contract.rules import (
+    DECODER_ONLY,
+    LOGITS,
+    SELF_ATTENTION,
+    SOFTMAX,
+    VISIBILITY,
+    held_rules,
+    holds_rules,
+    rule,
+)
 from attn_contract.scope import refuse_out_of_scope
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FLOAT8_DTYPES = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
 QUANTIZED_DTYPES = (*FLOAT8_DTYPES, torch.int8)
 UNLIMITED = -1
-_DIFFERENT_SEQUENCES = "query and key positions belong to different sequences"
 
 
-class AttentionType(StrEnum):
-    """Where the keys of a layer come from. The values are vLLM's."""
-
-    DECODER = "decoder"
-    """Context and this step's tokens, from the KV cache, which this step's tokens are written to first."""
-    ENCODER = "encoder"
-    """This request's own tokens, dense and bidirectional, in the encoder of an encoder-decoder model."""
-    ENCODER_ONLY = "encoder_only"
-    """The same in a model that has no decoder."""
-    ENCODER_DECODER = "encoder_decoder"
-    """Cross-attention: all the encoder's tokens, from the KV cache, whatever the number of query tokens."""
-
-    @property
-    def reads_cache(self) -> bool:
-        return self in (AttentionType.DECODER, AttentionType.ENCODER_DECODER)
+def _check_window(name: str, value: Any, _: object) -> tuple[int, int]:
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise ContractError(name, shown(value), "a tuple (left, right)")
+    for side, distance in enumerate(value):
+        check_int(f"{name}[{side}]", distance, minimum=UNLIMITED)
+    return value
 
 
+def _check_sink_tokens(name: str, value: Any, _: object) -> int:
+    check_int(name, value, minimum=0)
+    return value
+
+
+def _check_chunk(name: str, value: Any, _: object) -> int | None:
+    if value is not None:
+        check_int(name, value, minimum=1)
+    return value
+
+
+def _check_flag(name: str, value: Any, _: object) -> bool:
+    check_type(name, value, bool, "a bool")
+    return value
+
+
+def _check_soft_cap(name: str, value: Any, _: object) -> float | None:
+    if value is None:
+        return None
+    if not _fits_float32(value) or not (value == 0 or value >= torch.finfo(torch.float32).tiny):
+        raise ContractError(name, shown(value), "None or 0 (off), or a positive number that float32 holds normally")
+    return float(value) or None
+
+
+def _check_slopes(name: str, value: Any, layer: "Layer") -> torch.Tensor:
+    check_vector(name, value, torch.float32)
+    return _one_per_head(name, value, layer)
+
+
+def _check_sinks(name: str, value: Any, layer: "Layer") -> torch.Tensor:
+    check_tensor(name, value)
+    _one_per_head(name, value, layer)
+    if value.dtype not in FLOAT_DTYPES:
+        raise ContractError(name, value.dtype, "float32, float16 or bfloat16")
+    check_dense_last(name, value)
+    return value
+
+
+def _one_per_head(name: str, tensor: torch.Tensor, layer: "Layer") -> torch.Tensor:
+    if tuple(tensor.shape) != (layer.num_heads,):
+        raise ContractError(name, f"shape {tuple(tensor.shape)}", f"shape ({layer.num_heads},): one per query head")
+    return tensor
+
+
+_OF_POSITIONS: dict[str, Any] = {
+    "attn_types": SELF_ATTENTION,
+    "why_not": "query and key positions belong to different sequences",
+}
+
+
+@holds_rules
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Layer:
     """One attention layer. Which keys a query sees, and what a logit is, `attn_reference.attention` defines.
@@ -53,7 +104,8 @@ class Layer:
             Not the same as `sinks`.
         chunked_local: C; positions are cut into chunks of C, and a query sees keys of its own chunk only (Llama 4). None:
             off.
-        ranges_clamped: whether the left edge of the window also holds inside the batch's `bidirectional_ranges` (Gemma 4).
+        ranges_clamped: whether the left edge of the window also holds inside the batch's `bidirectional_ranges`, as in Gemma 3
+            and 4 and transformers. vLLM ignores the window inside a range, except for Gemma 4.
         logits_soft_cap: c of `c * tanh(s / c)`, applied to scaled logits (Gemma 2). None or 0 is off.
         alibi_slopes: [H] float32: the logit of key j is lowered by `slope * abs(j - p)` (Press et al., arXiv:2108.12409).
         sinks: [H], float32, float16 or bfloat16: one logit per query head that joins each row's softmax denominator,
@@ -80,13 +132,24 @@ class Layer:
     head_size: int
     scale: float
     attn_type: AttentionType = AttentionType.DECODER
-    window: tuple[int, int] = (UNLIMITED, UNLIMITED)
-    sink_tokens: int = 0
-    chunked_local: int | None = None
-    ranges_clamped: bool = False
-    logits_soft_cap: float | None = None
-    alibi_slopes: torch.Tensor | None = None
-    sinks: torch.Tensor | None = None
+    window: tuple[int, int] = rule(
+        (UNLIMITED, UNLIMITED), words="a sliding window", acts_on=VISIBILITY, check=_check_window, **_OF_POSITIONS
+    )
+    sink_tokens: int = rule(
+        0, words="sink_tokens (keys that stay visible)", acts_on=VISIBILITY, check=_check_sink_tokens, **_OF_POSITIONS
+    )
+    chunked_local: int | None = rule(None, words="chunked_local", acts_on=VISIBILITY, check=_check_chunk, **_OF_POSITIONS)
+    ranges_clamped: bool = rule(
+        False,
+        words="bidirectional ranges clamped by the window",
+        acts_on=VISIBILITY,
+        attn_types=DECODER_ONLY,
+        why_not="only DECODER has bidirectional ranges",
+        check=_check_flag,
+    )
+    logits_soft_cap: float | None = rule(None, words="a soft cap of the logits", acts_on=LOGITS, check=_check_soft_cap)
+    alibi_slopes: torch.Tensor | None = rule(None, words="ALiBi", acts_on=LOGITS, check=_check_slopes, **_OF_POSITIONS)
+    sinks: torch.Tensor | None = rule(None, words="sinks", acts_on=SOFTMAX, check=_check_sinks)
     layout: Layout | None = None
     kv_cache_dtype: torch.dtype | None = None
     k_scale: torch.Tensor | None = None
@@ -110,8 +173,10 @@ class Layer:
             raise ContractError("scale", shown(self.scale), "a finite number of float32, in which every kernel scales")
         object.__setattr__(self, "scale", float(self.scale))
         check_type("attn_type", self.attn_type, AttentionType, f"an AttentionType: {', '.join(AttentionType)}")
-        self._check_visibility()
-        self._check_logits()
+        for name, record in held_rules(self).items():
+            value = record.checked(getattr(self, name), self)
+            object.__setattr__(self, name, value)
+            record.check_defined(value, self.attn_type)
         self._check_cache()
         if self.output_scale is not None:
             _check_scale("output_scale", self.output_scale, heads=1)
@@ -119,48 +184,12 @@ class Layer:
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
         """The fields that are tensors, by name."""
-        names = ("alibi_slopes", "sinks", "k_scale", "v_scale", "k_scale_cache", "v_scale_cache", "output_scale")
-        return {name: value for name in names if isinstance(value := getattr(self, name), torch.Tensor)}
+        return {field.name: value for field in fields(self) if isinstance(value := getattr(self, field.name), torch.Tensor)}
 
     @cached_property
     def form(self) -> Form:
         """Of all fields."""
         return Form({field.name: getattr(self, field.name) for field in fields(self)})
-
-    def _check_visibility(self) -> None:
-        if not isinstance(self.window, tuple) or len(self.window) != 2:
-            raise ContractError("window", shown(self.window), "a tuple (left, right)")
-        for side, distance in enumerate(self.window):
-            check_int(f"window[{side}]", distance, minimum=UNLIMITED)
-        check_int("sink_tokens", self.sink_tokens, minimum=0)
-        if self.chunked_local is not None:
-            check_int("chunked_local", self.chunked_local, minimum=1)
-        check_type("ranges_clamped", self.ranges_clamped, bool, "a bool")
-        if self.attn_type is AttentionType.ENCODER_DECODER:
-            off = {"window": (UNLIMITED, UNLIMITED), "sink_tokens": 0, "chunked_local": None}
-            for name, value in off.items():
-                if (got := getattr(self, name)) != value:
-                    raise ContractError(name, got, f"{value} for ENCODER_DECODER: {_DIFFERENT_SEQUENCES}")
-        if self.ranges_clamped and self.attn_type is not AttentionType.DECODER:
-            raise ContractError("ranges_clamped", True, f"False for {self.attn_type}: only DECODER has bidirectional ranges")
-
-    def _check_logits(self) -> None:
-        object.__setattr__(self, "logits_soft_cap", soft_cap(self.logits_soft_cap))
-        if self.alibi_slopes is not None:
-            check_vector("alibi_slopes", self.alibi_slopes, torch.float32)
-            self._check_one_per_head("alibi_slopes", self.alibi_slopes)
-            if self.attn_type is AttentionType.ENCODER_DECODER:
-                raise ContractError("alibi_slopes", "a tensor", f"None for ENCODER_DECODER: {_DIFFERENT_SEQUENCES}")
-        if self.sinks is not None:
-            check_tensor("sinks", self.sinks)
-            self._check_one_per_head("sinks", self.sinks)
-            if self.sinks.dtype not in FLOAT_DTYPES:
-                raise ContractError("sinks", self.sinks.dtype, "float32, float16 or bfloat16")
-            check_dense_last("sinks", self.sinks)
-
-    def _check_one_per_head(self, name: str, tensor: torch.Tensor) -> None:
-        if tuple(tensor.shape) != (self.num_heads,):
-            raise ContractError(name, f"shape {tuple(tensor.shape)}", f"shape ({self.num_heads},): one per query head")
 
     def _check_cache(self) -> None:
         if self.layout is not None:
@@ -206,19 +235,6 @@ class Layer:
                     _check_scale(name, scale, heads=self.num_kv_heads)
                 else:
                     _check_scale_cache(name, scale, self.num_kv_heads)
-
-
-def soft_cap(cap: float | None) -> float | None:
-    """A checked `logits_soft_cap`; None for 0, which is off too.
-
-    Raises:
-        ContractError: it is no number, or none that float32 holds normally.
-    """
-    if cap is None:
-        return None
-    if not _fits_float32(cap) or not (cap == 0 or cap >= torch.finfo(torch.float32).tiny):
-        raise ContractError("logits_soft_cap", shown(cap), "None or 0 (off), or a positive number that float32 holds normally")
-    return float(cap) or None
 
 
 def _check_scale(name: str, scale: torch.Tensor, *, heads: int) -> None:

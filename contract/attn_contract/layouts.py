@@ -56,6 +56,21 @@ class Layout(StrEnum):
         """Whether each row of K and of V is followed by its scale."""
         return self is Layout.CONTENT_PACKED_SCALED
 
+    def units(self, itemsize: int) -> tuple[int, int]:
+        """Numbers of which head_size and block_size must be multiples, for elements of `itemsize` bytes.
+
+        X_PACKED and SHUFFLED cut heads and blocks into units of 16 bytes. Inline scales are float32 behind each row of bytes.
+        """
+        if self.is_x_packed:
+            return 16 // itemsize, 16 // itemsize
+        return (4, 1) if self.has_inline_scales else (1, 1)
+
+    def check_sizes(self, head_size: int, block_size: int, itemsize: int) -> None:
+        """Raise ContractError for a head or block size that is no multiple of its unit."""
+        for name, size, unit in zip(("head_size", "block_size"), (head_size, block_size), self.units(itemsize), strict=True):
+            if size % unit:
+                raise ContractError(name, size, f"a multiple of {unit} ({unit * itemsize} bytes) in layout {self}")
+
 
 class PhysicalOrder(StrEnum):
     """Order in memory, outermost first, of vLLM 0.33's cache: L layers, B blocks, H KV heads, N slots, C content of a row."""
@@ -106,15 +121,9 @@ class KVCacheView:
     offset: int = 0
 
     def __post_init__(self) -> None:
-        if self.layout.is_x_packed:
-            for name in ("head_size", "block_size"):
-                if getattr(self, name) % self.x:
-                    raise ContractError(name, getattr(self, name), f"a multiple of {self.x} (16 bytes) in layout {self.layout}")
-        if self.layout.has_inline_scales:
-            if self.itemsize != 1:
-                raise ContractError("kv_cache", f"elements of {self.itemsize} bytes", f"1 byte in layout {self.layout}")
-            if self.head_size % 4:
-                raise ContractError("head_size", self.head_size, f"a multiple of 4 in layout {self.layout}: scales are float32")
+        if self.layout.has_inline_scales and self.itemsize != 1:
+            raise ContractError("kv_cache", f"elements of {self.itemsize} bytes", f"1 byte in layout {self.layout}")
+        self.layout.check_sizes(self.head_size, self.block_size, self.itemsize)
 
     @classmethod
     def dense(

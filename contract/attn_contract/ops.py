@@ -4,24 +4,46 @@
 the reference without a change of its code. Every op writes into the tensors it is given and returns nothing.
 """
 
+from collections.abc import Iterable
 from enum import StrEnum
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from attn_contract.arguments import check_dims, check_tensor
+from attn_contract.attention_type import AttentionType
 from attn_contract.batch import Batch
 from attn_contract.errors import ContractError
-from attn_contract.layer import FLOAT_DTYPES, AttentionType, Layer
+from attn_contract.layer import FLOAT_DTYPES, Layer
 from attn_contract.layouts import Layout
+from attn_contract.rules import Rule, held_rules
 
 # A SymInt may change from step to step without a new compilation; an int would be a constant of the compiled graph.
 _BATCH = "Tensor query_start_loc, Tensor seq_lens, SymInt max_query_len, SymInt max_seq_len, SymInt num_actual_tokens"
 _OUTPUTS = "Tensor(a!) out, Tensor(b!)? lse"
-# Options of a layer: schemas name what is written, and a float8 scale never is.
-_RULES = "int[] window=[-1, -1], int sink_tokens=0, int? chunked_local=None, float? logits_soft_cap=None"
-_PER_HEAD = "Tensor? alibi_slopes=None, Tensor? sinks=None"
+# as a schema writes the types of rules
+_TYPES = {
+    tuple[int, int]: "int[]",
+    int: "int",
+    int | None: "int?",
+    float | None: "float?",
+    bool: "bool",
+    torch.Tensor | None: "Tensor?",
+}
+
+
+def _option(rule: Rule) -> str:
+    off = list(rule.off) if isinstance(rule.off, tuple) else rule.off
+    return f"{_TYPES[rule.type]} {rule.name}={off}"
+
+
+def _options(rules: Iterable[Rule]) -> str:
+    return ", ".join(map(_option, rules))
+
+
+_LAYER_RULES, _STEP_RULES = tuple(held_rules(Layer).values()), tuple(held_rules(Batch).values())
+_DENSE_RULES = tuple(rule for rule in _LAYER_RULES if AttentionType.ENCODER in rule.attn_types)
 _SCALES = "Tensor? k_scale=None, Tensor? v_scale=None"
 _SCALE_CACHES = "Tensor? k_scale_cache=None, Tensor? v_scale_cache=None"
 _WRITTEN_SCALE_CACHES = "Tensor(c!)? k_scale_cache=None, Tensor(d!)? v_scale_cache=None"
@@ -33,11 +55,12 @@ _Name = TypeVar("_Name", bound=StrEnum)
 _SCHEMAS = {
     "paged_attention": (
         f"Tensor q, Tensor kv_cache, str layout, int num_kv_heads, float scale, str attn_type, {_BATCH}, Tensor block_table, "
-        f"bool? causal, Tensor? causal_per_request, {_OUTPUTS}, *, {_RULES}, Tensor? bidirectional_ranges=None, "
-        f"bool ranges_clamped=False, Tensor? qq_bias=None, {_PER_HEAD}, {_SCALES}, {_SCALE_CACHES}, {_OUTPUT}"
+        f"bool? causal, Tensor? causal_per_request, {_OUTPUTS}, *, {_options(_LAYER_RULES + _STEP_RULES)}, {_SCALES}, "
+        f"{_SCALE_CACHES}, {_OUTPUT}"
     ),
     "varlen_attention": (
-        f"Tensor q, Tensor k, Tensor v, float scale, str attn_type, {_BATCH}, {_OUTPUTS}, *, {_RULES}, {_PER_HEAD}, {_OUTPUT}"
+        f"Tensor q, Tensor k, Tensor v, float scale, str attn_type, {_BATCH}, {_OUTPUTS}, *, {_options(_DENSE_RULES)}, "
+        f"{_OUTPUT}"
     ),
     "write_kv_cache": (
         f"Tensor k, Tensor v, Tensor(a!) kv_cache, str layout, Tensor slot_mapping, *, {_SCALES}, {_WRITTEN_SCALE_CACHES}"
@@ -65,24 +88,17 @@ def register(implementation: ModuleType, dispatch_key: str) -> None:
 
     def paged_attention(
         q, kv_cache, layout, num_kv_heads, scale, attn_type, query_start_loc, seq_lens, max_query_len, max_seq_len,
-        num_actual_tokens, block_table, causal, causal_per_request, out, lse, *, bidirectional_ranges=None, qq_bias=None,
-        window=(-1, -1), batch_invariant=False, **options,
+        num_actual_tokens, block_table, causal, causal_per_request, out, lse, *, batch_invariant=False, **options,
     ) -> None:  # fmt: skip
         check_dims("q", q, _QUERY_DIMS)
         if (causal is None) == (causal_per_request is None):
             both = f"{causal}, and {'no' if causal is None else 'a'} causal_per_request"
             raise ContractError("causal", both, "either a bool or causal_per_request")
-        layer = Layer(
-            num_heads=q.shape[1],
-            num_kv_heads=num_kv_heads,
-            head_size=q.shape[2],
-            scale=scale,
-            attn_type=_named(AttentionType, "attn_type", attn_type),
-            window=tuple(window),
-            layout=_named(Layout, "layout", layout),
-            kv_cache_dtype=_kv_cache_dtype(kv_cache),
-            **options,
-        )
+        step = {rule.name: options.pop(rule.name, rule.off) for rule in _STEP_RULES}
+        layer = _layer(
+            q, num_kv_heads, scale, attn_type, options,
+            layout=_named(Layout, "layout", layout), kv_cache_dtype=_kv_cache_dtype(kv_cache),
+        )  # fmt: skip
         batch = Batch(
             query_start_loc=query_start_loc,
             seq_lens=seq_lens,
@@ -91,27 +107,18 @@ def register(implementation: ModuleType, dispatch_key: str) -> None:
             num_actual_tokens=num_actual_tokens,
             causal=causal if causal_per_request is None else causal_per_request,
             block_table=block_table,
-            bidirectional_ranges=bidirectional_ranges,
-            qq_bias=qq_bias,
+            **step,
         )
         check_tensor("out", out)
         implementation.paged_attention(q, kv_cache, layer, batch, out=out, lse=lse, batch_invariant=batch_invariant)
 
     def varlen_attention(
         q, k, v, scale, attn_type, query_start_loc, seq_lens, max_query_len, max_seq_len, num_actual_tokens, out, lse, *,
-        window=(-1, -1), batch_invariant=False, **options,
+        batch_invariant=False, **options,
     ) -> None:  # fmt: skip
         check_dims("q", q, _QUERY_DIMS)
         check_dims("k", k, _KEY_DIMS)
-        layer = Layer(
-            num_heads=q.shape[1],
-            num_kv_heads=k.shape[1],
-            head_size=q.shape[2],
-            scale=scale,
-            attn_type=_named(AttentionType, "attn_type", attn_type),
-            window=tuple(window),
-            **options,
-        )
+        layer = _layer(q, k.shape[1], scale, attn_type, options)
         batch = Batch(
             query_start_loc=query_start_loc,
             seq_lens=seq_lens,
@@ -145,6 +152,20 @@ def register(implementation: ModuleType, dispatch_key: str) -> None:
     kernels = (paged_attention, varlen_attention, write_kv_cache, rope_and_write_kv_cache, merge_attn_states)
     for kernel in kernels:
         torch.library.impl(f"attn_parity::{kernel.__name__}", dispatch_key, lib=_library)(kernel)
+
+
+def _layer(q: torch.Tensor, num_kv_heads: int, scale: float, attn_type: str, options: dict[str, Any], **cache: Any) -> Layer:
+    """The layer of an attention op; an op hands a tuple of ints over as a list."""
+    settings: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    return Layer(
+        num_heads=q.shape[1],
+        num_kv_heads=num_kv_heads,
+        head_size=q.shape[2],
+        scale=scale,
+        attn_type=_named(AttentionType, "attn_type", attn_type),
+        **cache,
+        **settings,
+    )
 
 
 def _cached_layer(

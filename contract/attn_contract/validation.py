@@ -6,12 +6,16 @@ ContractError, and all of them run before anything is written.
 
 import torch
 
-from attn_contract.arguments import check_dense_last, check_dims, check_tensor, check_type, check_vector
+from attn_contract.arguments import check_dense_last, check_dims, check_int, check_tensor, check_type, check_vector
+from attn_contract.attention_type import AttentionType
 from attn_contract.batch import Batch
 from attn_contract.errors import ContractError
 from attn_contract.forms import memory_of
-from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES, AttentionType, Layer
+from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES, Layer
 from attn_contract.layouts import KVCacheView, overlaps_itself
+from attn_contract.rules import held_rules
+
+_SCALES = ("k_scale", "v_scale", "k_scale_cache", "v_scale_cache")
 
 
 def check_attention_tensors(
@@ -37,7 +41,7 @@ def check_paged_attention(
     check_attention_tensors({"q": q, "kv_cache": kv_cache}, layer, batch, out, lse)
     if layer.layout is None:
         raise ContractError("layer.attn_type", layer.attn_type, "a type that reads the KV cache; use varlen_attention")
-    _check_decoder_rules(layer, batch)
+    _check_rules_of_step(layer, batch)
     _check_query(q, layer, batch, out, lse)
     view = _check_cache(kv_cache, layer, q)
     if batch.block_table is None:
@@ -71,14 +75,14 @@ def check_varlen_attention(
     check_attention_tensors({"q": q, "k": k, "v": v}, layer, batch, out, lse)
     if layer.layout is not None:
         raise ContractError("layer.attn_type", layer.attn_type, "ENCODER or ENCODER_ONLY; use paged_attention")
-    _check_decoder_rules(layer, batch)
+    _check_rules_of_step(layer, batch)
     _check_query(q, layer, batch, out, lse)
-    _check_own_tokens(k, v, q, layer, batch)
+    _check_rows_of_step(k, v, q, layer, batch)
     for name in ("block_table", "slot_mapping"):
         if getattr(batch, name) is not None:
             raise ContractError(name, "a tensor", f"None: {layer.attn_type} has no KV cache")
     if batch.causal is not False:
-        raise ContractError("causal", _describe(batch.causal), f"False for {layer.attn_type}: it is bidirectional")
+        raise ContractError("causal", _describe(batch.causal), f"False for {layer.attn_type.name}: it is bidirectional")
     if values:
         query_lens = check_lengths(batch)
         different = (batch.seq_lens.cpu() != query_lens).nonzero()
@@ -98,7 +102,7 @@ def check_own_tokens(
 ) -> None:
     """Check a step's own keys and values [T_kv, HK, D], which a prefill may read beside the cache of check_paged_attention."""
     _check_tensors({"q": q, "k": k, "v": v}, _given(out=out))
-    _check_own_tokens(k, v, q, layer, batch)
+    _check_rows_of_step(k, v, q, layer, batch)
 
 
 def check_lengths(batch: Batch, names: tuple[str, str] = ("query_start_loc", "seq_lens")) -> torch.Tensor:
@@ -137,6 +141,29 @@ def check_write_kv_cache(
 ) -> KVCacheView:
     """Check a cache write; return the cache's view, read back from its tensor."""
     return _check_write({"k": k, "v": v}, kv_cache, layer, slot_mapping, written={}, values=values)
+
+
+def check_gather_kv_cache(kv_cache: torch.Tensor, layer: Layer, block_table: torch.Tensor, seq_len: int) -> KVCacheView:
+    """Check a reading of one request's keys and values, the block table [max_blocks] included; return the cache's view."""
+    check_type("layer", layer, Layer, "a Layer")
+    check_vector("block_table", block_table, torch.int32)
+    check_int("seq_len", seq_len, minimum=0)
+    scales = {name: tensor for name, tensor in layer.tensors.items() if name in _SCALES}
+    _check_tensors({"kv_cache": kv_cache, "block_table": block_table, **scales}, {})
+    if layer.layout is None:
+        raise ContractError("layer.attn_type", layer.attn_type, "a type that has a KV cache")
+    if layer.kv_cache_dtype is None and kv_cache.dtype not in FLOAT_DTYPES:
+        raise ContractError("kv_cache", kv_cache.dtype, "float32, float16 or bfloat16: the layer has no kv_cache_dtype")
+    view = _check_cache(kv_cache, layer, kv_cache)
+    _check_scale_values(scales)
+    capacity = len(block_table) * view.block_size
+    if seq_len > capacity:
+        raise ContractError("seq_len", seq_len, f"at most {capacity}: block_table has {len(block_table)} blocks")
+    used = block_table[: -(-seq_len // view.block_size)].cpu()
+    if len(wrong := ((used < 0) | (used >= view.num_blocks)).nonzero()):
+        i = int(wrong[0])
+        raise ContractError(f"block_table[{i}]", int(used[i]), f"a block of the cache, 0 to {view.num_blocks - 1}")
+    return view
 
 
 def check_rope_and_write_kv_cache(
@@ -249,11 +276,9 @@ def _check_write(
     return view
 
 
-def _check_decoder_rules(layer: Layer, batch: Batch) -> None:
-    if layer.attn_type is not AttentionType.DECODER:
-        for name in ("bidirectional_ranges", "qq_bias"):
-            if getattr(batch, name) is not None:
-                raise ContractError(name, "a tensor", f"None for {layer.attn_type}: only DECODER has it")
+def _check_rules_of_step(layer: Layer, batch: Batch) -> None:
+    for name, rule in held_rules(batch).items():
+        rule.check_defined(getattr(batch, name), layer.attn_type)
 
 
 def _check_query(q: torch.Tensor, layer: Layer, batch: Batch, out: torch.Tensor | None, lse: torch.Tensor | None) -> None:
@@ -279,7 +304,7 @@ def _check_query(q: torch.Tensor, layer: Layer, batch: Batch, out: torch.Tensor 
         _check_lse("lse", lse, q)
 
 
-def _check_own_tokens(k: torch.Tensor, v: torch.Tensor, q: torch.Tensor, layer: Layer, batch: Batch) -> None:
+def _check_rows_of_step(k: torch.Tensor, v: torch.Tensor, q: torch.Tensor, layer: Layer, batch: Batch) -> None:
     _check_key_value(k, v, q)
     if tuple(k.shape[1:]) != (layer.num_kv_heads, layer.head_size):
         raise ContractError("k", f"shape {tuple(k.shape)}", f"shape (T_kv, {layer.num_kv_heads}, {layer.head_size})")

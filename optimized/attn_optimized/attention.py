@@ -7,6 +7,7 @@ import torch
 from attn_contract import Batch, ContractError, Layer, Layout
 from attn_contract.arguments import check_int
 from attn_contract.forms import tensor_form
+from attn_contract.rules import refuse_unnamed
 from attn_contract.validation import check_attention_tensors, check_paged_attention, check_varlen_attention
 
 from attn_optimized.device import architecture_of, compute_units_of
@@ -17,6 +18,21 @@ from attn_optimized.launch import AttentionPlan, attention_plan, distance, in_un
 from attn_optimized.launch_table import Parameters
 from attn_optimized.quantization import stored_format
 from attn_optimized.strides import kv_cache_strides, scale_strides, token_scales
+
+IMPLEMENTED_RULES = frozenset(
+    {
+        "window",
+        "sink_tokens",
+        "chunked_local",
+        "ranges_clamped",
+        "logits_soft_cap",
+        "alibi_slopes",
+        "sinks",
+        "bidirectional_ranges",
+        "qq_bias",
+    }
+)
+"""The rules of a layer and of a step that the kernels implement. Any other is refused before a launch."""
 
 
 def paged_attention(
@@ -63,6 +79,7 @@ def paged_attention(
     launches = _LAUNCHES.get(form)
     if launches is None or validate:
         check_paged_attention(q, kv_cache, layer, batch, out, lse, values=validate)
+        refuse_unnamed("attn_optimized", IMPLEMENTED_RULES, layer, batch)
     out = q.new_empty(q.shape) if out is None else out
     if launches is None:
         plan = plan_of(q, layer, batch, batch_invariant=batch_invariant)
@@ -113,6 +130,7 @@ def varlen_attention(
     launches = _LAUNCHES.get(form)
     if launches is None or validate:
         check_varlen_attention(q, k, v, layer, batch, out, lse, values=validate)
+        refuse_unnamed("attn_optimized", IMPLEMENTED_RULES, layer, batch)
     out = q.new_empty(q.shape) if out is None else out
     if launches is None:
         plan = plan_of(q, layer, batch, batch_invariant=batch_invariant)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from attn_contract import AttentionType, Batch, ContractError, Layer, UnsupportedError
 from attn_contract.arguments import check_int
+from attn_contract.rules import asked, words_of
 from attn_contract.validation import check_paged_attention
 
 from attn_optimized.attention import Parts, paged_keys, part_call, plan_of, reduce_call
@@ -106,21 +107,13 @@ def cascade_attention_calls(
     yield reduce_call(suffix_plan, parts, layer, batch, out, lse)
 
 
-# What may be asked for: nothing else of a Layer or a Batch, whatever it will be. Sink tokens do nothing without a window.
-_FREE_OF_POSITIONS = {
-    *("num_heads", "num_kv_heads", "head_size", "scale", "attn_type", "sink_tokens", "ranges_clamped", "logits_soft_cap"),
-    *("sinks", "layout", "kv_cache_dtype", "k_scale", "v_scale", "k_scale_cache", "v_scale_cache", "output_scale"),
-    *("query_start_loc", "seq_lens", "max_query_len", "max_seq_len", "num_actual_tokens", "causal", "block_table"),
-    *("slot_mapping", "qq_bias"),
-}
+# Sink tokens do nothing without a window, and how ranges meet a window is nothing without ranges.
+_RULES = {"logits_soft_cap", "sinks", "sink_tokens", "ranges_clamped", "qq_bias"}
 
 
 def _refuse_positions(layer: Layer, batch: Batch) -> None:
     refused = [] if layer.attn_type is AttentionType.DECODER else [f"{layer.attn_type} attention"]
-    for described in (layer, batch):
-        for field in dataclasses.fields(described):
-            if field.name not in _FREE_OF_POSITIONS and getattr(described, field.name) != field.default:
-                refused.append(field.name)
+    refused += [words_of(name) for name in asked(layer, batch) if name not in _RULES]
     if refused:
         reason = "the shared prefix is attended to without the positions of each request"
         raise UnsupportedError("cascade_attention", refused[0], reason, "paged_attention")

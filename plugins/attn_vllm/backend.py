@@ -75,23 +75,23 @@ class ParityBackend(AttentionBackend):
 
     @classmethod
     def supports_sink(cls) -> bool:
-        return bool(cls.capabilities.sinks)
+        return bool(cls.capabilities.answer("sinks"))
 
     @classmethod
     def supports_sliding_window(cls) -> bool:
-        return bool(cls.capabilities.window)
+        return bool(cls.capabilities.answer("window"))
 
     @classmethod
     def supports_mm_prefix(cls) -> bool:
-        return bool(cls.capabilities.ranges)
+        return bool(cls.capabilities.answer("bidirectional_ranges"))
 
     @classmethod
     def supports_non_causal(cls) -> bool:
-        return bool(cls.capabilities.non_causal)
+        return bool(cls.capabilities.answer("non_causal"))
 
     @classmethod
     def supports_batch_invariance(cls) -> bool:
-        return bool(cls.capabilities.batch_invariant)
+        return bool(cls.capabilities.answer("batch_invariant"))
 
     @classmethod
     def supports_combination(
@@ -123,8 +123,7 @@ class ParityBackend(AttentionBackend):
                 layout=stored.layout,
                 kv_cache_dtype=stored.quantized,
                 scales=stored.scales,
-                sinks=has_sink,
-                ranges=use_mm_prefix,
+                rules={"sinks": has_sink, "bidirectional_ranges": use_mm_prefix},
             )
         except (UnsupportedError, ContractError) as error:
             return str(error)
@@ -260,7 +259,7 @@ class ParityImpl(AttentionImpl[ParityMetadata]):
         )
 
     def fused_rope_kvcache_supported(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]  # vLLM's is False
-        return self.layer.layout is not None and bool(self.capabilities.rope)
+        return self.layer.layout is not None and bool(self.capabilities.answer("rope"))
 
     def fused_output_quant_supported(self, quant_key: QuantKey) -> bool:
         return quant_key == kFp8StaticTensorSym and quant_key.dtype in self.capabilities.output_dtypes

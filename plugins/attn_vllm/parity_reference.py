@@ -20,19 +20,15 @@ CAPABILITIES = Capabilities(
     kv_cache_dtypes=Only(QUANTIZED_DTYPES, "the contract has no other type"),
     scales=SCALES,
     output_dtypes=Only(FLOAT8_DTYPES, "the contract has no other type"),
-    window=YES,
-    sink_tokens=YES,
-    chunked_local=YES,
-    logits_soft_cap=YES,
-    alibi=YES,
-    sinks=YES,
-    ranges=YES,
-    qq_bias=YES,
-    non_causal=YES,
-    per_request_causal=YES,
-    lse=YES,
-    batch_invariant=No("BLAS chooses the order in which it sums by the shapes of a call"),
-    rope=YES,
+    rules={
+        **dict.fromkeys(attn_reference.IMPLEMENTED_RULES, YES),
+        "non_causal": YES,
+        "per_request_causal": YES,
+        "lse": YES,
+        "rope": YES,
+        "kv_sharing": YES,
+        "batch_invariant": No("BLAS chooses the order in which it sums by the shapes of a call"),
+    },
 )
 
 

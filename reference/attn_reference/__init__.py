@@ -11,6 +11,7 @@ import torch
 from attn_contract.ops import register
 
 from attn_reference.attention import (
+    IMPLEMENTED_RULES,
     Attention,
     Request,
     attend,
@@ -26,6 +27,7 @@ from attn_reference.quantization import dequantize, quantize, row_scales
 from attn_reference.rotary import rope_and_write_kv_cache
 
 __all__ = [
+    "IMPLEMENTED_RULES",
     "Attention",
     "Request",
     "attend",

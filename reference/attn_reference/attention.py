@@ -1,10 +1,10 @@
-"""Attention: the specification, and the code that is it.
+"""Attention: the specification, and the code that computes it step by step.
 
-Request r has q_len queries, `query_start_loc[r + 1] - query_start_loc[r]` of them, and seq_len keys, `seq_lens[r]`. Its query i
+Request r has `q_len = query_start_loc[r + 1] - query_start_loc[r]` queries and `seq_len = seq_lens[r]` keys. Its query i
 stands at position `p = seq_len - q_len + i`: the new tokens are the last ones of the sequence. Key j stands at position j. The
 keys from `context_len = seq_len - q_len` on are this step's own tokens.
 
-**Visibility.** One formula for every rule, evaluated by `attn_reference.masks`:
+**Visibility.** All rules together are one formula, which `attn_reference.masks` evaluates:
 
     visible(p, j) = 0 <= j < seq_len  and  (base(p, j)  or  in_range(p, j))  and  qq_bias does not hide j
     base          = (not causal or j <= p)  and  (in_window or j < sink_tokens)  and  in_chunk
@@ -14,14 +14,19 @@ keys from `context_len = seq_len - q_len` on are this step's own tokens.
                     and  (not ranges_clamped  or  left < 0  or  p - j <= left)
 
 In a window (left, right) both edges are inclusive, -1 is unlimited and 0 a real edge. A window leaves the first sink_tokens
-keys visible (StreamingLLM; Xiao et al., arXiv:2309.17453; AITER's `sink_size`), but causality and chunks hide them too. Chunks
-cut the positions into stretches of chunked_local, and a query sees its own only (Llama 4's chunked attention); `//` is a
-floor, so a query before the sequence, p < 0, shares its chunk with no key. A range is what a prompt's image covers: in it
-tokens see each other both ways, whatever causality, window and chunks say (Gemma 3; vLLM's `mm_prefix_range`); with
-ranges_clamped the left edge of the window holds in it too (Gemma 4). A range with b < a is none. A key whose qq_bias is -inf is
-hidden by it, even in a range (tree drafts: a token of another branch). Cross-attention (ENCODER_DECODER) sees all keys, for
-any number of queries, 1 or more (vLLM #38450, #39119: causality is invisible at q_len 1 and wrong above it). A key past
-seq_len is never visible, causal or not (vLLM #40176: the tail of the last tile).
+keys visible (StreamingLLM; Xiao et al., arXiv:2309.17453; AITER's `sink_size`), but causality and chunks hide them too.
+
+Chunks cut the positions into stretches of chunked_local, and a query sees the keys of its own chunk only (Llama 4's chunked
+attention). `//` is a floor: a query before the sequence, p < 0, shares its chunk with no key.
+
+A bidirectional range is the stretch of a prompt that an image covers: the tokens in it see each other both ways, whatever
+causality, window and chunks say (vLLM's `mm_prefix_range`). With ranges_clamped the left edge of the window holds inside the
+range too, as in Gemma 3's own code (`create_attention_mask` in google/gemma_pytorch), in transformers
+(`create_masks_for_vision_model`) and in Gemma 4. A range with b < a is none.
+
+A key whose qq_bias is -inf is hidden by it, even in a range (tree drafts: a token of another branch). Cross-attention
+(ENCODER_DECODER) sees all keys, for any number of queries, 1 or more (vLLM #38450, #39119: causality is invisible at q_len 1
+and wrong above it). A key past seq_len is never visible, causal or not (vLLM #40176: the tail of the last tile).
 
 **Logits**, in this order, with query head h reading KV head `h // (H // HK)`; the rules are in `attn_reference.logits`:
 
@@ -41,18 +46,20 @@ seq_len is never visible, causal or not (vLLM #40176: the tail of the last tile)
 ALiBi is anchored at the query. Kernels that add `slope * j` instead shift all logits of a row: a causal softmax does not
 notice, but the LSE, a sink and a merge do.
 
-**Empty rows.** A row that sees no key gives out = 0, and lse = the sink, or -inf without one. So do all rows of a request whose
-seq_len is 0, and in causal attention the first `q_len - seq_len` rows where q_len > seq_len (but for a range that begins before
-position 0). A request with q_len 0 is padding.
+**Empty rows.** A row that sees no key gives out = 0, and lse = the sink, or -inf without one. With seq_len 0 all rows are
+empty. In causal attention with q_len > seq_len the first `q_len - seq_len` rows are, unless a range begins before position 0.
+A request with q_len 0 is padding.
 
-**What may hold anything.** Keys from seq_len on, block table entries past `ceil(seq_len / block_size)` and query rows of no
-request are never read. The K and V of a key that none of the request's queries sees do not matter either: an engine recycles
-the blocks that a sliding window has left (vLLM #30887). A weight of 0 does not make their NaN harmless, since 0 * NaN is NaN;
-what nobody sees is selected away. The K and V of a key that some query of the request sees are finite.
+**What may hold anything.** Keys from seq_len on and query rows that no request owns are not used, and block table entries past
+`ceil(seq_len / block_size)` are not followed. The K and V of a key that none of the request's queries sees do not matter
+either: an engine recycles the blocks that a sliding window has left (vLLM #30887). A weight of 0 would not make their NaN
+harmless, since 0 * NaN is NaN: keys that no query sees are selected away. The K and V of a key that some query of the request
+sees are finite.
 
-The arithmetic is float32 or float64 throughout: inputs are converted exactly, and results rounded when they are written. A
-quantized cache is read as `stored * scale`. With an output_scale, `out` is float8 and holds the quantized float32 output; the
-LSE is not scaled. The cache is read where its layout says (vLLM #43945), by `attn_reference.kv_cache`.
+**Numbers.** The arithmetic is float32 or float64 throughout. Inputs are converted exactly, and each result is rounded once,
+when it is written (`attn_reference.rounding`). A quantized cache is read as `stored * scale` (`attn_reference.quantization`),
+where its layout says (`attn_reference.kv_cache`; vLLM #43945). With an output_scale, `out` is float8 and holds the quantized
+float32 output; the LSE is not scaled.
 """
 
 import itertools
@@ -61,16 +68,22 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from attn_contract import Batch, ContractError, Layer, UnsupportedError
+from attn_contract import Batch, ContractError, KVCacheView, Layer, UnsupportedError
+from attn_contract.arguments import check_type, shown
+from attn_contract.rules import refuse_unnamed
 from attn_contract.validation import check_paged_attention, check_varlen_attention
 
-from attn_reference.kv_cache import gather_kv_cache
-from attn_reference.logits import logit_bias, place_qq_bias, soft_cap
-from attn_reference.masks import visible
+from attn_reference.kv_cache import gather_rows
+from attn_reference.logits import LOGIT_RULES, logit_bias, to_logits, with_sink
+from attn_reference.masks import VISIBILITY_RULES, visible
 from attn_reference.quantization import quantize
+from attn_reference.rounding import rounded
 
-# Rows are independent: a long prompt is cut, so that its [H, rows, seq_len] weights fit in memory.
+IMPLEMENTED_RULES = VISIBILITY_RULES | LOGIT_RULES
+"""The fields of Layer and Batch that the reference implements, beside `causal`."""
+
 ROWS_AT_ONCE = 256
+"""Rows are independent: a long prompt is cut into slices, so that its [H, rows, seq_len] weights fit in memory."""
 
 
 def paged_attention(
@@ -92,9 +105,9 @@ def paged_attention(
             already written.
         layer, batch: what is fixed for the layer, and what changes every step.
         out: [T, H, D] or [T, H * D] of q's dtype, or float8 if there is a `layer.output_scale`; only rows that a request owns
-            are written. Zeros [T, H, D] of q's dtype if None.
-        lse: [H, T] float32, written likewise if given.
-        batch_invariant: whether a request's output must not depend on the rest of the batch, bit by bit; refused here.
+            are written. None: a new [T, H, D] of q's dtype, with zeros in the other rows.
+        lse: [H, T] float32, natural logarithms; if given, the columns of the same rows are written.
+        batch_invariant: asks that a request's output does not depend on the rest of the batch, bit by bit. Refused here.
         precision: dtype of the arithmetic, torch.float32 or torch.float64.
 
     Returns:
@@ -104,9 +117,10 @@ def paged_attention(
         ContractError: an argument, or a value in a tensor, contradicts the contract. Nothing is written then.
         UnsupportedError: batch_invariant is set.
     """
-    check_paged_attention(q, kv_cache, layer, batch, out, lse, values=True)
+    view = check_paged_attention(q, kv_cache, layer, batch, out, lse, values=True)
+    _check_precision(precision)
     _refuse_batch_invariant(batch_invariant)
-    return _write(paged_requests(q, kv_cache, layer, batch, precision), q, layer, out, lse)
+    return _write(_paged_requests(q, kv_cache, layer, batch, precision, view), q, layer, out, lse)
 
 
 def varlen_attention(
@@ -135,18 +149,19 @@ def varlen_attention(
         UnsupportedError: batch_invariant is set.
     """
     check_varlen_attention(q, k, v, layer, batch, out, lse, values=True)
+    _check_precision(precision)
     _refuse_batch_invariant(batch_invariant)
-    return _write(varlen_requests(q, k, v, layer, batch, precision), q, layer, out, lse)
+    return _write(_varlen_requests(q, k, v, layer, batch, precision), q, layer, out, lse)
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One request's queries, or a slice of them, with all its keys. Tensors of the arithmetic's dtype."""
+    """One request's queries, or a slice of them, with all its keys. Float tensors are of the arithmetic's dtype."""
 
     index: int
-    """r"""
+    """r, the request's index in the batch"""
     rows: slice
-    """rows of q"""
+    """the rows of q that hold the queries"""
     query: torch.Tensor
     """[q_len, H, D]"""
     key: torch.Tensor
@@ -158,41 +173,33 @@ class Request:
     query_positions: torch.Tensor
     """[q_len] int64, p of each query"""
     bias: torch.Tensor | None
-    """[H, q_len, seq_len], what ALiBi and qq_bias add to a logit; None where there is neither"""
+    """[H, q_len, seq_len], what step 3 adds to a logit; None where it adds nothing"""
 
 
 def paged_requests(
     q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch, precision: torch.dtype
 ) -> Iterator[Request]:
-    """What `paged_attention` attends to, request by request; requests without a query are left out.
+    """The requests that `paged_attention` attends to, one by one; those without a query are left out.
 
     Raises:
         ContractError: as `paged_attention` does.
     """
-    check_paged_attention(q, kv_cache, _without_output(layer), batch, None, None, values=True)
-    block_table, seq_lens = batch.block_table, batch.seq_lens.tolist()
-    assert block_table is not None
-
-    def keys_and_values(r: int, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        return gather_kv_cache(kv_cache, layer, block_table[r], seq_lens[r], precision)
-
-    return _requests(q, layer, batch, precision, keys_and_values)
+    view = check_paged_attention(q, kv_cache, _without_output(layer), batch, None, None, values=True)
+    _check_precision(precision)
+    return _paged_requests(q, kv_cache, layer, batch, precision, view)
 
 
 def varlen_requests(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: Layer, batch: Batch, precision: torch.dtype
 ) -> Iterator[Request]:
-    """What `varlen_attention` attends to, request by request; requests without a query are left out.
+    """The requests that `varlen_attention` attends to, one by one; those without a query are left out.
 
     Raises:
         ContractError: as `varlen_attention` does.
     """
     check_varlen_attention(q, k, v, _without_output(layer), batch, None, None, values=True)
-
-    def keys_and_values(r: int, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        return k[rows].to(precision), v[rows].to(precision)
-
-    return _requests(q, layer, batch, precision, keys_and_values)
+    _check_precision(precision)
+    return _varlen_requests(q, k, v, layer, batch, precision)
 
 
 class Attention(NamedTuple):
@@ -203,44 +210,44 @@ class Attention(NamedTuple):
     lse: torch.Tensor
     """[H, q_len], natural logarithm, sink included"""
     scores: torch.Tensor
-    """[H, q_len, seq_len], scale * q.k, before the cap; anything where invisible"""
+    """[H, q_len, seq_len], scale * q.k, before the cap; arbitrary where the key is not visible"""
     bias: torch.Tensor | None
     """[H, q_len, seq_len], what was added after the cap, or None"""
     logits: torch.Tensor
-    """[H, q_len, seq_len], what the softmax is taken of; -inf where invisible"""
+    """[H, q_len, seq_len], whose softmax is taken; -inf where the key is not visible"""
     weights: torch.Tensor
-    """[H, q_len, seq_len], 0 where invisible"""
+    """[H, q_len, seq_len], 0 where the key is not visible"""
 
 
 def attend(request: Request, layer: Layer) -> Attention:
     """Attention of one request's queries over its keys: steps 1 to 6 of the specification.
 
     Args:
-        request: in the dtype of the arithmetic; keys and values that no row sees may hold anything.
-        layer: its scale, logits_soft_cap and sinks count.
+        request: keys and values that none of its queries sees may hold anything.
+        layer: its scale, logits_soft_cap and sinks are used; the other rules are in the request.
+
+    Raises:
+        ContractError: request or layer is of another type, or they have not the same heads.
     """
-    q_len, num_heads, _ = request.query.shape
-    num_kv_heads = request.key.shape[1]
+    check_type("request", request, Request, "a Request")
+    check_type("layer", layer, Layer, "a Layer")
+    num_heads, num_kv_heads = layer.num_heads, layer.num_kv_heads
+    if (request.query.shape[1], request.key.shape[1]) != (num_heads, num_kv_heads):
+        raise ContractError("layer", f"{num_heads} heads, {num_kv_heads} KV heads", "as many as the request has")
     value = torch.where(request.visible.any(dim=0)[:, None, None], request.value, 0)
 
     # n: KV head, g: query head of its group
     query_groups = request.query.unflatten(1, (num_kv_heads, num_heads // num_kv_heads))
     scores = layer.scale * torch.einsum("qngd,knd->ngqk", query_groups, request.key).flatten(0, 1)
+    logits = torch.where(request.visible, to_logits(scores, request.bias, layer), -torch.inf)
 
-    logits = scores if layer.logits_soft_cap is None else soft_cap(scores, layer.logits_soft_cap)
-    if request.bias is not None:
-        logits = logits + request.bias
-    logits = torch.where(request.visible, logits, -torch.inf)
-
-    # The sink is one more logit per row.
-    sink = logits.new_full((num_heads,), -torch.inf) if layer.sinks is None else layer.sinks.to(logits.dtype)
-    all_logits = torch.cat([logits, sink[:, None, None].expand(-1, q_len, 1)], dim=-1)
-    maximum = all_logits.amax(dim=-1, keepdim=True)
-    # Where all is -inf, exp(-inf - 0) is the 0 that exp(-inf + inf) is not.
+    logits_and_sink = with_sink(logits, layer)
+    maximum = logits_and_sink.amax(dim=-1, keepdim=True)
+    # In a row of nothing but -inf, exp(-inf + inf) would be NaN; exp(-inf - 0) is 0.
     maximum = maximum.masked_fill(maximum == -torch.inf, 0)
-    exponentials = torch.exp(all_logits - maximum)
+    exponentials = torch.exp(logits_and_sink - maximum)
     denominator = exponentials.sum(dim=-1, keepdim=True)
-    # It is 0 where a row sees nothing, or only logits that are -inf.
+    # The denominator of such a row is 0, and its weights are 0, too.
     weights = torch.where(request.visible, exponentials[..., :-1] / denominator.masked_fill(denominator == 0, 1), 0)
     lse = (maximum + torch.log(denominator)).squeeze(-1)
 
@@ -250,8 +257,35 @@ def attend(request: Request, layer: Layer) -> Attention:
 
 
 def _without_output(layer: Layer) -> Layer:
-    """The layer as requests need it: nothing is written, so nothing has a scale of its own."""
+    """The layer as its requests need it: they have no output, and so no output_scale."""
+    check_type("layer", layer, Layer, "a Layer")
     return replace(layer, output_scale=None)
+
+
+def _paged_requests(
+    q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch, precision: torch.dtype, view: KVCacheView
+) -> Iterator[Request]:
+    """`paged_requests` of arguments that are checked; view is the cache's."""
+    refuse_unnamed("attn_reference", IMPLEMENTED_RULES, layer, batch)
+    block_table, seq_lens = batch.block_table, batch.seq_lens.tolist()
+    assert block_table is not None
+
+    def keys_and_values(r: int, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        return gather_rows(kv_cache, layer, block_table[r], seq_lens[r], precision, view)
+
+    return _requests(q, layer, batch, precision, keys_and_values)
+
+
+def _varlen_requests(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: Layer, batch: Batch, precision: torch.dtype
+) -> Iterator[Request]:
+    """`varlen_requests` of arguments that are checked."""
+    refuse_unnamed("attn_reference", IMPLEMENTED_RULES, layer, batch)
+
+    def keys_and_values(r: int, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        return k[rows].to(precision), v[rows].to(precision)
+
+    return _requests(q, layer, batch, precision, keys_and_values)
 
 
 def _requests(
@@ -261,46 +295,46 @@ def _requests(
     precision: torch.dtype,
     keys_and_values: Callable[[int, slice], tuple[torch.Tensor, torch.Tensor]],
 ) -> Iterator[Request]:
-    if precision not in (torch.float32, torch.float64):
-        raise ContractError("precision", precision, "torch.float32 or torch.float64")
-    seq_lens = batch.seq_lens.tolist()
-    causal = batch.causal.tolist() if isinstance(batch.causal, torch.Tensor) else [batch.causal] * batch.num_requests
+    """Cut a call into requests of at most ROWS_AT_ONCE queries; `keys_and_values(r, rows)` reads those of request r."""
     for r, (start, end) in enumerate(itertools.pairwise(batch.query_start_loc.tolist())):
         if start == end:
             continue
         key, value = keys_and_values(r, slice(start, end))
-        ranges = None if batch.bidirectional_ranges is None else batch.bidirectional_ranges[r]
-        key_positions = torch.arange(seq_lens[r], device=q.device)
-        context_len = seq_lens[r] - (end - start)
+        key_positions = torch.arange(len(key), device=q.device)
+        context_len = len(key) - (end - start)
         for first in range(start, end, ROWS_AT_ONCE):
             rows = slice(first, min(first + ROWS_AT_ONCE, end))
             query_positions = context_len + torch.arange(rows.start - start, rows.stop - start, device=q.device)
-            qq_bias = None
-            if batch.qq_bias is not None:
-                qq_bias = place_qq_bias(batch.qq_bias, query_positions, key_positions, context_len)
-            seen = visible(query_positions, key_positions, seq_lens[r], layer, causal=causal[r], ranges=ranges, qq_bias=qq_bias)
-            bias = logit_bias(layer, query_positions, key_positions, qq_bias, precision)
+            seen = visible(query_positions, key_positions, layer, batch, r)
+            bias = logit_bias(query_positions, key_positions, layer, batch, r, precision)
             yield Request(r, rows, q[rows].to(precision), key, value, seen, query_positions, bias)
 
 
 def _write(
     requests: Iterator[Request], q: torch.Tensor, layer: Layer, out: torch.Tensor | None, lse: torch.Tensor | None
 ) -> torch.Tensor:
+    """Attend to each request and write its rows of out and lse."""
     if out is None:
         out = q.new_zeros(q.shape)
     out_heads = out.view(q.shape)
     for request in requests:
         attention = attend(request, layer)
         if layer.output_scale is None:
-            out_heads[request.rows] = attention.out.to(q.dtype)
+            out_heads[request.rows] = rounded(attention.out, q.dtype)
         else:
             out_heads[request.rows] = quantize(attention.out, layer.output_scale, out.dtype)
         if lse is not None:
-            lse[:, request.rows] = attention.lse.to(lse.dtype)
+            lse[:, request.rows] = rounded(attention.lse, lse.dtype)
     return out
 
 
+def _check_precision(precision: torch.dtype) -> None:
+    if precision not in (torch.float32, torch.float64):
+        raise ContractError("precision", shown(precision), "torch.float32 or torch.float64")
+
+
 def _refuse_batch_invariant(batch_invariant: bool) -> None:
+    check_type("batch_invariant", batch_invariant, bool, "a bool")
     if batch_invariant:
         reason = "BLAS chooses the order in which it sums by the shapes of a call"
         raise UnsupportedError("attn_reference", "batch_invariant", reason)

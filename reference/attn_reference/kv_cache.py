@@ -1,35 +1,44 @@
-"""The KV cache, written and read through one formula: `KVCacheView.element` over the raw allocation.
+"""The KV cache, written and read where its layout's formula says: `KVCacheView.element`, over the raw allocation.
 
-No index here knows the order of the cache's dimensions. In a cache of the model's dtype bits are moved, never computed with: a
-NaN stays the same NaN. A quantized cache holds `value / scale`, as `attn_reference.quantization` defines it, with scales that
-are fixed, per tensor or KV head (`layer.k_scale`, `layer.v_scale`), or that each token has for itself in each KV head, beside
-the cache (`layer.k_scale_cache`, `layer.v_scale_cache`) or in the cache's own rows (Layout.CONTENT_PACKED_SCALED).
+No code here knows the order of the cache's dimensions. In a cache of the model's dtype, bits are moved and never computed with:
+a NaN stays the same NaN. A quantized cache holds `value / scale`, as `attn_reference.quantization` defines it. Its scales are
+
+    fixed, per tensor or per KV head                layer.k_scale, layer.v_scale
+    per token and KV head, beside the cache         layer.k_scale_cache, layer.v_scale_cache
+    per token and KV head, in the cache's own rows  Layout.CONTENT_PACKED_SCALED
 """
 
 import torch
 from attn_contract import KVCacheView, Layer
 from attn_contract.layouts import K, V
-from attn_contract.validation import check_write_kv_cache
+from attn_contract.validation import check_gather_kv_cache, check_write_kv_cache
 
-from attn_reference.quantization import dequantize, quantize, row_scales
+from attn_reference.quantization import check_number_dtype, dequantize, quantize, row_scales
 
 BYTES_OF_SCALE = torch.float32.itemsize
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
 def write_kv_cache(k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slot_mapping: torch.Tensor) -> None:
-    """Write rows of k and v to the slots of a cache, in place, and with them their scales if each has its own.
+    """Write rows of k and v to the slots of a cache, in place. Scales per token and head are computed, and written too.
 
     Args:
         k, v: [T_kv, HK, D] float32, float16 or bfloat16; rows from len(slot_mapping) on are not read.
         kv_cache: of k's dtype or `layer.kv_cache_dtype`, shaped as `layer.layout` says, of any strides.
-        layer: its layout, kv_cache_dtype and scales count.
+        layer: its layout, kv_cache_dtype and scales are used.
         slot_mapping: [S] int64, `block * block_size + offset` of each row; -1 writes nothing. S <= T_kv.
 
     Raises:
         ContractError: an argument contradicts the contract, a slot lies outside the cache or is given twice.
     """
     view = check_write_kv_cache(k, v, kv_cache, layer, slot_mapping, values=True)
+    write_rows(k, v, kv_cache, layer, slot_mapping, view)
+
+
+def write_rows(
+    k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slot_mapping: torch.Tensor, view: KVCacheView
+) -> None:
+    """`write_kv_cache` of arguments that are checked; view is the cache's."""
     rows = (slot_mapping >= 0).nonzero().flatten()
     slots = slot_mapping[rows]
     for kv, values in ((K, k[rows]), (V, v[rows])):
@@ -39,50 +48,52 @@ def write_kv_cache(k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, lay
                 scales = row_scales(values, layer.kv_cache_dtype)
                 _write_scales(scales, kv, kv_cache, layer, view, slots)
             values = quantize(values, scales, layer.kv_cache_dtype)
-        # as integers: moving a float may change the bits of its NaN
-        integer = _INTEGERS[values.element_size()]
-        _allocation(kv_cache, integer)[_elements(view, kv, slots)] = values.view(integer)
+        _store(kv_cache, view, kv, slots, range(view.head_size), values)
 
 
 def gather_kv_cache(
     kv_cache: torch.Tensor, layer: Layer, block_table: torch.Tensor, seq_len: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read one request's keys and values.
+    """Read the keys and values of one request.
 
     Args:
-        kv_cache: shaped as `layer.layout` says, of any strides.
-        layer: its layout, kv_cache_dtype and scales count.
+        kv_cache: of `layer.kv_cache_dtype`, or of a float dtype if that is None; shaped as `layer.layout` says, of any strides.
+        layer: its layout, kv_cache_dtype and scales are used.
         block_table: [max_blocks] int32, the request's row; entries past `ceil(seq_len / block_size)` are never followed.
         seq_len: how many keys to read.
-        dtype: of what is returned; float64 is exact for every cache.
+        dtype: of the result: float64, which is exact for every cache, float32, float16 or bfloat16.
 
     Returns:
-        key, value: [seq_len, HK, D] each, in dtype; a quantized cache's are `stored * scale`, rounded once.
+        key, value: [seq_len, HK, D] each, in dtype. Those of a quantized cache are `stored * scale`, rounded once.
 
     Raises:
-        ContractError: the cache is no view of this layout.
+        ContractError: an argument contradicts the contract, or the block table leads out of the cache.
     """
-    assert layer.layout is not None
-    view = KVCacheView.of(kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size)
-    positions = torch.arange(seq_len, device=kv_cache.device)
-    blocks = block_table.long()[positions // view.block_size]
-    slots = blocks * view.block_size + positions % view.block_size
+    view = check_gather_kv_cache(kv_cache, layer, block_table, seq_len)
+    check_number_dtype("dtype", dtype)
+    return gather_rows(kv_cache, layer, block_table, seq_len, dtype, view)
+
+
+def gather_rows(
+    kv_cache: torch.Tensor, layer: Layer, block_table: torch.Tensor, seq_len: int, dtype: torch.dtype, view: KVCacheView
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`gather_kv_cache` of arguments that are checked; view is the cache's."""
+    blocks = block_table[: -(-seq_len // view.block_size)].long()
 
     def read(kv: int) -> torch.Tensor:
-        elements = _elements(view, kv, slots)
+        stored = _load(kv_cache, view, kv, blocks, range(view.head_size))[:seq_len].view(kv_cache.dtype)
         if layer.kv_cache_dtype is None:
-            return _allocation(kv_cache, kv_cache.dtype)[elements].to(dtype)
-        stored = _allocation(kv_cache, torch.uint8)[elements].view(layer.kv_cache_dtype)
+            return stored.to(dtype)
         scales = _fixed_scale(layer, kv)
         if scales is None:
-            scales = _read_scales(kv, kv_cache, layer, view, slots)
+            scales = _read_scales(kv, kv_cache, layer, view, blocks)[:seq_len]
         return dequantize(stored, scales, dtype)
 
     return read(K), read(V)
 
 
 def _fixed_scale(layer: Layer, kv: int) -> torch.Tensor | None:
-    """[1, 1] or [HK, 1], which broadcasts to [tokens, HK, D]; None where each token has its own."""
+    """[1, 1] or [HK, 1], which broadcasts to [tokens, HK, D]; None where each token has its own scale."""
     scale = (layer.k_scale, layer.v_scale)[kv]
     return None if scale is None else scale.reshape(-1, 1)
 
@@ -90,42 +101,57 @@ def _fixed_scale(layer: Layer, kv: int) -> torch.Tensor | None:
 def _write_scales(
     scales: torch.Tensor, kv: int, kv_cache: torch.Tensor, layer: Layer, view: KVCacheView, slots: torch.Tensor
 ) -> None:
-    """Write [len(slots), HK, 1] float32 to where the layer keeps the scales of K or of V."""
+    """Write [len(slots), HK, 1] float32 where the layer keeps the scales of K or of V."""
     scale_cache = (layer.k_scale_cache, layer.v_scale_cache)[kv]
     if scale_cache is None:
-        _allocation(kv_cache, torch.uint8)[_inline_scales(view, kv, slots)] = scales.view(torch.uint8)
+        _store(kv_cache, view, kv, slots, _inline_scale(view), scales)
     else:
         scale_cache[slots // view.block_size, slots % view.block_size] = scales.squeeze(-1)
 
 
-def _read_scales(kv: int, kv_cache: torch.Tensor, layer: Layer, view: KVCacheView, slots: torch.Tensor) -> torch.Tensor:
-    """[len(slots), HK, 1] float32."""
+def _read_scales(kv: int, kv_cache: torch.Tensor, layer: Layer, view: KVCacheView, blocks: torch.Tensor) -> torch.Tensor:
+    """[len(blocks) * BS, HK, 1] float32: the scales of K or of V in all slots of some blocks."""
     scale_cache = (layer.k_scale_cache, layer.v_scale_cache)[kv]
     if scale_cache is None:
-        return _allocation(kv_cache, torch.uint8)[_inline_scales(view, kv, slots)].view(torch.float32)
-    return scale_cache[slots // view.block_size, slots % view.block_size].unsqueeze(-1)
+        return _load(kv_cache, view, kv, blocks, _inline_scale(view)).view(torch.float32)
+    return scale_cache[blocks].flatten(0, 1).unsqueeze(-1)
 
 
-def _elements(view: KVCacheView, kv: int, slots: torch.Tensor) -> torch.Tensor:
-    """[len(slots), HK, D] int64: where the allocation holds the K or the V of each slot."""
-    return _indices(view, kv, slots, range(view.head_size))
+def _inline_scale(view: KVCacheView) -> range:
+    """The dims of a row that hold its scale, one byte each: they follow the dims of the key or value."""
+    return range(view.head_size, view.head_size + BYTES_OF_SCALE)
 
 
-def _inline_scales(view: KVCacheView, kv: int, slots: torch.Tensor) -> torch.Tensor:
-    """[len(slots), HK, 4] int64: the bytes of the scales, which follow each row's dims."""
-    return _indices(view, kv, slots, range(view.head_size, view.head_size + BYTES_OF_SCALE))
+def _load(kv_cache: torch.Tensor, view: KVCacheView, kv: int, blocks: torch.Tensor, dims: range) -> torch.Tensor:
+    """[len(blocks) * BS, HK, len(dims)] integers of the cache's width: the bits of K or of V in all slots of some blocks."""
+    return _elements(kv_cache, view, kv, dims).index_select(0, blocks).flatten(0, 2).flatten(-2)
 
 
-def _indices(view: KVCacheView, kv: int, slots: torch.Tensor, dims: range) -> torch.Tensor:
-    device = slots.device
-    block = (slots // view.block_size).view(-1, 1, 1)
-    slot = (slots % view.block_size).view(-1, 1, 1)
-    head = torch.arange(view.num_kv_heads, device=device).view(-1, 1)
-    dim = torch.arange(dims.start, dims.stop, device=device)
-    return view.element(kv, block, slot, head, dim)
+def _store(kv_cache: torch.Tensor, view: KVCacheView, kv: int, slots: torch.Tensor, dims: range, values: torch.Tensor) -> None:
+    """Write the bits of values [len(slots), HK, len(dims)] to K or V. As floats, the bits of a NaN might change."""
+    elements = _elements(kv_cache, view, kv, dims)
+    x = elements.shape[-1]
+    index = slots // view.block_size, slots % view.block_size // x, slots % x
+    elements[index] = values.view(elements.dtype).unflatten(-1, elements.shape[-2:])
 
 
-def _allocation(kv_cache: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The whole allocation under a view, [elements], as elements of the cache's own size."""
+def _elements(kv_cache: torch.Tensor, view: KVCacheView, kv: int, dims: range) -> torch.Tensor:
+    """The dims of K or of V in every slot, as integers in the cache's own memory: [NB, BS / x, x, HK, len(dims) / x, x].
+
+    Slots and dims are counted in units of x elements, so that `view.element` is linear in each of the six indices: one step of
+    an index always moves the element by as much, which is the stride of its dimension. Only packed layouts have an x above 1.
+    """
+    x = view.x if view.layout.is_x_packed else 1
+    first = view.element(kv, 0, 0, 0, dims.start)
+    strides = [
+        view.element(kv, block, slot, head, dims.start + dim) - first
+        for block, slot, head, dim in ((1, 0, 0, 0), (0, x, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, x), (0, 0, 0, 1))
+    ]
+    sizes = (view.num_blocks, view.block_size // x, x, view.num_kv_heads, len(dims) // x, x)
+    return _allocation(kv_cache).as_strided(sizes, strides, first)
+
+
+def _allocation(kv_cache: torch.Tensor) -> torch.Tensor:
+    """The whole allocation under a view, as integers of the width of the cache's elements."""
     elements = kv_cache.untyped_storage().nbytes() // kv_cache.element_size()
-    return kv_cache.as_strided((elements,), (1,), 0).view(dtype)
+    return kv_cache.as_strided((elements,), (1,), 0).view(_INTEGERS[kv_cache.element_size()])

@@ -1,43 +1,64 @@
-"""What happens to a scaled dot product on its way to the softmax: one function per rule.
+"""From a scaled dot product to a logit of the softmax: one function per rule, and the three that compose them.
 
-Their order is in `attn_reference.attention`: the cap first, then what is added.
+`logit_bias` says what is added, `to_logits` applies the cap and then the bias, and `with_sink` adds one logit to each row. The
+formulas are in `attn_reference.attention`.
 """
 
 import torch
-from attn_contract import Layer
+from attn_contract import Batch, Layer
+
+LOGIT_RULES = frozenset({"logits_soft_cap", "alibi_slopes", "qq_bias", "sinks"})
+"""The fields of Layer and Batch that this module implements."""
+
+
+def to_logits(scores: torch.Tensor, bias: torch.Tensor | None, layer: Layer) -> torch.Tensor:
+    """Scaled dot products [H, q_len, k_len], capped, then biased: steps 2 and 3.
+
+    Args:
+        bias: as `logit_bias` gives it.
+        layer: its logits_soft_cap is used.
+    """
+    capped = scores if layer.logits_soft_cap is None else soft_cap(scores, layer.logits_soft_cap)
+    return capped if bias is None else capped + bias
+
+
+def logit_bias(
+    query_positions: torch.Tensor, key_positions: torch.Tensor, layer: Layer, batch: Batch, request: int, dtype: torch.dtype
+) -> torch.Tensor | None:
+    """What step 3 adds to the capped logits of a request.
+
+    Args:
+        query_positions: [q_len] integers.
+        key_positions: [k_len] integers.
+        layer, batch: their alibi_slopes and qq_bias.
+        request: r, the index of the request in the batch.
+        dtype: of the arithmetic and of the result.
+
+    Returns:
+        [H, q_len, k_len], or None where nothing is added.
+    """
+    biases = []
+    if layer.alibi_slopes is not None:
+        biases.append(alibi(query_positions, key_positions, layer.alibi_slopes.to(dtype)))
+    if batch.qq_bias is not None:
+        placed = place_qq_bias(query_positions, key_positions, batch, request).to(dtype)
+        biases.append(placed.expand(layer.num_heads, -1, -1))
+    return sum(biases[1:], start=biases[0]) if biases else None
+
+
+def with_sink(logits: torch.Tensor, layer: Layer) -> torch.Tensor:
+    """[H, q_len, k_len + 1]: the logits of each row and, behind them, the sink of its head: -inf where the layer has none."""
+    num_heads, q_len, _ = logits.shape
+    sink = logits.new_full((num_heads,), -torch.inf) if layer.sinks is None else layer.sinks.to(logits.dtype)
+    return torch.cat([logits, sink[:, None, None].expand(-1, q_len, 1)], dim=-1)
 
 
 def soft_cap(scores: torch.Tensor, cap: float) -> torch.Tensor:
     """`cap * tanh(score / cap)`: within [-cap, cap], nearly unchanged where it is small (Gemma 2, arXiv:2408.00118).
 
-    torch's tanh saturates. Written as a quotient of exponentials it overflows from abs(score / cap) = 88 on (vLLM #56578).
+    torch's tanh saturates. Written as a quotient of exponentials, it overflows from abs(score / cap) = 88 on (vLLM #56578).
     """
     return cap * torch.tanh(scores / cap)
-
-
-def logit_bias(
-    layer: Layer,
-    query_positions: torch.Tensor,
-    key_positions: torch.Tensor,
-    qq_bias: torch.Tensor | None,
-    dtype: torch.dtype,
-) -> torch.Tensor | None:
-    """What is added to the capped logits, in the dtype of the arithmetic.
-
-    Args:
-        layer: of which num_heads and alibi_slopes count.
-        query_positions: [q_len] integers.
-        key_positions: [k_len] integers.
-        qq_bias: [q_len, k_len], as `place_qq_bias` gives it, or None.
-
-    Returns:
-        [H, q_len, k_len], or None where nothing is added.
-    """
-    bias = None if qq_bias is None else qq_bias.to(dtype).expand(layer.num_heads, -1, -1)
-    if layer.alibi_slopes is None:
-        return bias
-    distances = alibi(query_positions, key_positions, layer.alibi_slopes.to(dtype))
-    return distances if bias is None else distances + bias
 
 
 def alibi(query_positions: torch.Tensor, key_positions: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
@@ -55,19 +76,22 @@ def alibi(query_positions: torch.Tensor, key_positions: torch.Tensor, slopes: to
     return -slopes[:, None, None] * distance
 
 
-def place_qq_bias(
-    qq_bias: torch.Tensor, query_positions: torch.Tensor, key_positions: torch.Tensor, context_len: int
-) -> torch.Tensor:
-    """A step's bias between its queries, laid over all keys of a request (tree drafts; vLLM's and AITER's `qq_bias`).
+def place_qq_bias(query_positions: torch.Tensor, key_positions: torch.Tensor, batch: Batch, request: int) -> torch.Tensor:
+    """A step's bias between its own tokens, laid over all keys of a request (tree drafts; vLLM's and AITER's `qq_bias`).
+
+    Row i and column i of `batch.qq_bias` belong to the request's token at position context_len + i.
 
     Args:
-        qq_bias: [Q, Q] float32, of query i and key j of this step's own tokens, which stand at position context_len + j.
         query_positions: [q_len] integers.
         key_positions: [k_len] integers.
-        context_len: seq_len - q_len of the request; negative where it has more queries than keys.
+        batch: has a qq_bias.
+        request: r, the index of the request in the batch.
 
     Returns:
         [q_len, k_len] float32: 0 for the keys of the context, which stand before those of the step.
     """
+    assert batch.qq_bias is not None
+    query_len = batch.query_start_loc[request + 1] - batch.query_start_loc[request]
+    context_len = batch.seq_lens[request] - query_len  # negative where the request has more queries than keys
     i, j = query_positions[:, None] - context_len, key_positions[None, :] - context_len
-    return torch.where(j >= 0, qq_bias[i, j.clamp(min=0)], 0)
+    return torch.where(j >= 0, batch.qq_bias[i, j.clamp(min=0)], 0)

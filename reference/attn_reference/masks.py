@@ -1,48 +1,48 @@
 """Which keys a query sees: one function per rule, and `visible`, which composes them.
 
-Everywhere p is [q_len, 1], the positions of the queries, and j is [1, k_len], those of the keys; a rule gives a bool tensor
-that broadcasts to [q_len, k_len]. The formula is in `attn_reference.attention`.
+Everywhere p is [q_len, 1], the positions of the queries, and j is [1, k_len], the positions of the keys. A rule gives a bool
+tensor that broadcasts to [q_len, k_len]. The formula is in `attn_reference.attention`.
 """
 
 import torch
-from attn_contract import Layer
+from attn_contract import Batch, ContractError, Layer
+from attn_contract.arguments import check_dims, check_int, check_tensor, check_type
+
+from attn_reference.logits import place_qq_bias
+
+VISIBILITY_RULES = frozenset({"window", "sink_tokens", "chunked_local", "bidirectional_ranges", "ranges_clamped"})
+"""The fields of Layer and Batch that `visible` implements, beside `causal`."""
 
 
 def visible(
-    query_positions: torch.Tensor,
-    key_positions: torch.Tensor,
-    seq_len: int,
-    layer: Layer,
-    *,
-    causal: bool,
-    ranges: torch.Tensor | None = None,
-    qq_bias: torch.Tensor | None = None,
+    query_positions: torch.Tensor, key_positions: torch.Tensor, layer: Layer, batch: Batch, request: int
 ) -> torch.Tensor:
-    """Which keys of one request its queries see.
+    """Which keys of a request its queries see.
 
     Args:
         query_positions: [q_len] integers, p of each query; negative where q_len > seq_len.
         key_positions: [k_len] integers, j of each key.
-        seq_len: keys of the request.
-        layer: of which window, sink_tokens, chunked_local and ranges_clamped count.
-        causal: whether a query sees only keys at or before its own position.
-        ranges: [n, 2] integers, the request's bidirectional ranges, or None.
-        qq_bias: [q_len, k_len], as `attn_reference.logits.place_qq_bias` gives it, or None.
+        layer, batch: their rules, and the request's seq_len, causal flag, ranges and qq_bias.
+        request: r, the index of the request in the batch.
 
     Returns:
         [q_len, k_len] bool.
+
+    Raises:
+        ContractError: an argument is of another type or shape, or the batch has no such request.
     """
+    _check_visible(query_positions, key_positions, layer, batch, request)
     p, j = query_positions[:, None], key_positions[None, :]
     seen = in_window(p, j, layer.window) | is_sink_token(j, layer.sink_tokens)
-    if causal:
+    if batch.causal if isinstance(batch.causal, bool) else batch.causal[request]:
         seen &= is_causal(p, j)
     if layer.chunked_local is not None:
         seen &= in_chunk(p, j, layer.chunked_local)
-    if ranges is not None:
-        seen |= in_range(p, j, ranges, layer.window[0] if layer.ranges_clamped else -1)
-    if qq_bias is not None:
-        seen &= ~is_hidden(qq_bias)
-    return seen & (j >= 0) & (j < seq_len)
+    if batch.bidirectional_ranges is not None:
+        seen |= in_range(p, j, batch.bidirectional_ranges[request], layer.window[0] if layer.ranges_clamped else -1)
+    if batch.qq_bias is not None:
+        seen &= ~is_hidden(place_qq_bias(query_positions, key_positions, batch, request))
+    return seen & (j >= 0) & (j < batch.seq_lens[request])
 
 
 def is_causal(p: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
@@ -70,7 +70,7 @@ def is_sink_token(j: torch.Tensor, sink_tokens: int) -> torch.Tensor:
 
 
 def in_chunk(p: torch.Tensor, j: torch.Tensor, chunked_local: int) -> torch.Tensor:
-    """Both lie in one chunk of positions (Llama 4's `attention_chunk_size`).
+    """Query and key lie in one chunk of positions (Llama 4's `attention_chunk_size`).
 
     The division is a floor: a query before the sequence (p < 0) lies in a chunk that holds no key.
     """
@@ -78,10 +78,13 @@ def in_chunk(p: torch.Tensor, j: torch.Tensor, chunked_local: int) -> torch.Tens
 
 
 def in_range(p: torch.Tensor, j: torch.Tensor, ranges: torch.Tensor, left: int) -> torch.Tensor:
-    """One inclusive range holds both, and the key is at most `left` positions before the query; -1 is unlimited.
+    """One inclusive range holds query and key, and the key is at most `left` positions before the query; -1 is unlimited.
 
-    Gemma 3 lets the tokens of an image see each other whatever the window is, Gemma 4 keeps its left edge (vLLM's prefix-LM
-    ranges, `mm_prefix_range`). A range whose last position is before its first holds nothing.
+    With `ranges_clamped`, `left` is the window's left edge: Gemma 3 and 4 and transformers AND the window with causal-or-image.
+    Without it, `left` is -1: vLLM's kernels OR the image with causal-and-window (`mm_prefix_range`), except for Gemma 4.
+
+    Args:
+        ranges: [n, 2] integers, the first and the last position of each; a range whose last is before its first holds nothing.
     """
     together = torch.zeros_like(p - j, dtype=torch.bool)
     for first, last in ranges.tolist():
@@ -90,5 +93,20 @@ def in_range(p: torch.Tensor, j: torch.Tensor, ranges: torch.Tensor, left: int) 
 
 
 def is_hidden(qq_bias: torch.Tensor) -> torch.Tensor:
-    """The bias of the pair is -inf: the key is on another branch of a tree of drafts."""
+    """The bias between query and key is -inf: the key is on another branch of a tree of drafts."""
     return qq_bias == -torch.inf
+
+
+def _check_visible(
+    query_positions: torch.Tensor, key_positions: torch.Tensor, layer: Layer, batch: Batch, request: int
+) -> None:
+    for name, positions, dim in (("query_positions", query_positions, "q_len"), ("key_positions", key_positions, "k_len")):
+        check_tensor(name, positions)
+        check_dims(name, positions, (dim,))
+        if positions.dtype not in (torch.int32, torch.int64):
+            raise ContractError(name, positions.dtype, "torch.int32 or torch.int64")
+    check_type("layer", layer, Layer, "a Layer")
+    check_type("batch", batch, Batch, "a Batch")
+    check_int("request", request, minimum=0)
+    if request >= batch.num_requests:
+        raise ContractError("request", request, f"one of the {batch.num_requests} requests, from 0")

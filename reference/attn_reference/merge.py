@@ -11,6 +11,8 @@ chunked context are this one identity. A sink logit joins exactly one of the par
 import torch
 from attn_contract.validation import check_merge_attn_states
 
+from attn_reference.rounding import rounded
+
 
 def merge_attn_states(
     out_a: torch.Tensor,
@@ -21,7 +23,7 @@ def merge_attn_states(
     out: torch.Tensor | None = None,
     lse: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Merge two attention states. Computes in float64, rounds once, and is associative up to that rounding.
+    """Merge two attention states. The arithmetic is float64, its result is rounded once, and merging is associative up to that.
 
     A part that saw no key (its lse is -inf) does not count, whatever its out holds, NaN included (vLLM #39148); the other
     part is then returned exactly. Where both saw none, out is 0 and lse -inf.
@@ -43,9 +45,9 @@ def merge_attn_states(
     merged = _share(out_a, lse_a, merged_lse) + _share(out_b, lse_b, merged_lse)
     if out is None:
         out = torch.empty_like(out_a)
-    out.copy_(merged)
+    out.copy_(rounded(merged, out.dtype))
     if lse is not None:
-        lse.copy_(merged_lse)
+        lse.copy_(rounded(merged_lse, lse.dtype))
     return out
 
 

@@ -1,4 +1,4 @@
-"""Quantized numbers from first principles: float8 of two kinds, int8, and the scales that bring a value into their range.
+"""Quantized numbers from first principles: two kinds of float8, int8, and the scales that bring a value into their range.
 
 A float8 e4m3 number has a sign, four bits of exponent and three of mantissa: it is `n * 2**(e - 3)` with n in 8..15, or n in
 0..7 at the smallest exponent (subnormals). Codes count up with the magnitude: `8 * (e - smallest) + n`.
@@ -8,17 +8,22 @@ A float8 e4m3 number has a sign, four bits of exponent and three of mantissa: it
     float8_e4m3fnuz 240       -7           0x80              0x00 only        (Noune et al., arXiv:2206.02915; AMD's gfx942)
     int8            127                    none                               (-128 is not used: the range is symmetric)
 
-What is stored is `value / scale`, one correctly rounded float32 division, clamped to [-largest, largest] and rounded to the
-nearest number of the type, ties to the even code. So infinities saturate. NaN stays NaN, as 0x7F or 0x80. What is read is
-`stored * scale`. Every bit of this is defined, and a fast implementation is compared byte by byte.
+The stored number is `value / scale`, one correctly rounded float32 division, clamped to [-largest, largest] and rounded to the
+nearest number of the type, ties to the even code. So infinities saturate. NaN stays NaN, as 0x7F or 0x80. The number that is
+read back is `stored * scale`. Every bit of this is defined, and a fast implementation is compared byte by byte.
 """
 
 from typing import NamedTuple
 
 import torch
+from attn_contract import QUANTIZED_DTYPES, ContractError
+from attn_contract.arguments import check_tensor, shown
 
+from attn_reference.rounding import rounded
+
+NUMBER_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SMALLEST_SCALE = 2.0**-100
-"""Of a scale per token and head: a row of zeros needs some scale to be divided by."""
+"""The least scale per token and head: a row of zeros needs some scale to be divided by."""
 MANTISSA_BITS = 3
 SIGN_BIT = 0x80
 
@@ -29,7 +34,7 @@ class Float8(NamedTuple):
     largest: float
     smallest_exponent: int
     nan: tuple[int, ...]
-    """The bytes that are NaN; the first is the one that is written."""
+    """The codes that are NaN; the first is the one that is written."""
     has_negative_zero: bool
 
 
@@ -44,13 +49,20 @@ def quantize(values: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> t
     """`values / scale` in a type of 8 bits.
 
     Args:
-        values: of any shape, float32 or a dtype that float32 holds.
-        scale: float32, broadcasts to values. NaN makes all of it NaN, which int8, having none, stores as 0.
+        values: float64, float32, float16 or bfloat16, of any shape. float64 is rounded to float32 first.
+        scale: float32, broadcasts to values. Where it is NaN so is the result; int8, which has no NaN, stores 0.
         dtype: torch.float8_e4m3fn, torch.float8_e4m3fnuz or torch.int8.
 
     Returns:
         Of values' shape, in dtype.
+
+    Raises:
+        ContractError: an argument is of another type, or scale does not broadcast to values.
     """
+    check_tensor("values", values)
+    check_number_dtype("values", values.dtype)
+    _check_scale(scale, values)
+    _check_quantized_dtype("dtype", dtype)
     quotient = values.float() / scale
     if dtype == torch.int8:
         return quotient.clamp(-INT8_LARGEST, INT8_LARGEST).round().nan_to_num(nan=0).to(torch.int8)
@@ -61,30 +73,49 @@ def dequantize(stored: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) ->
     """`stored * scale`, rounded once.
 
     Args:
-        stored: of any shape: float8_e4m3fn, float8_e4m3fnuz or int8.
+        stored: float8_e4m3fn, float8_e4m3fnuz or int8, of any shape.
         scale: float32, broadcasts to stored.
-        dtype: of the result. float64 holds every such product exactly.
+        dtype: of the result: float64, which holds every such product exactly, float32, float16 or bfloat16.
 
     Returns:
         Of stored's shape, in dtype.
+
+    Raises:
+        ContractError: an argument is of another type, or scale does not broadcast to stored.
     """
-    numbers = stored.double() if stored.dtype == torch.int8 else _decode(stored.view(torch.uint8), FLOAT8[stored.dtype])
-    return (numbers * scale.double()).to(dtype)
+    check_tensor("stored", stored)
+    _check_quantized_dtype("stored", stored.dtype)
+    _check_scale(scale, stored)
+    check_number_dtype("dtype", dtype)
+    if stored.dtype == torch.int8:
+        numbers = stored.double()
+    else:
+        every_code = torch.arange(256, dtype=torch.uint8, device=stored.device)
+        numbers = _decode(every_code, FLOAT8[stored.dtype])[stored.view(torch.uint8).int()]
+    return rounded(numbers * scale.double(), dtype)
 
 
 def row_scales(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The scale of each row, one row being what a token has in one head: `max(largest magnitude / largest of dtype, 2**-100)`.
+    """The scale of each row: `max(largest magnitude / largest of dtype, 2**-100)`. A row is one token's K or V in one head.
 
-    Only finite magnitudes count: an infinity would take the others' bits, and saturates. A row that holds a NaN gets the scale
-    NaN in int8, whose numbers cannot say it, and reads as NaN throughout.
+    Only finite magnitudes count: an infinity would take the bits of all others, and saturates instead. A row that holds a NaN
+    gets the scale NaN in int8, which has no NaN of its own, and reads as NaN throughout.
 
     Args:
-        rows: [..., D], float32 or a dtype that float32 holds.
-        dtype: of 8 bits, what the rows are to be quantized to.
+        rows: [..., D] float64, float32, float16 or bfloat16. float64 is rounded to float32 first.
+        dtype: torch.float8_e4m3fn, torch.float8_e4m3fnuz or torch.int8, to which the rows are to be quantized.
 
     Returns:
         [..., 1] float32.
+
+    Raises:
+        ContractError: an argument is of another type, or rows has no dims.
     """
+    check_tensor("rows", rows)
+    check_number_dtype("rows", rows.dtype)
+    _check_quantized_dtype("dtype", dtype)
+    if rows.dim() == 0 or rows.shape[-1] == 0:
+        raise ContractError("rows", f"shape {tuple(rows.shape)}", "[..., D], D at least 1")
     rows = rows.float()
     largest = torch.where(rows.isfinite(), rows.abs(), 0).amax(dim=-1, keepdim=True)
     bound = INT8_LARGEST if dtype == torch.int8 else FLOAT8[dtype].largest
@@ -95,12 +126,34 @@ def row_scales(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return scales
 
 
+def check_number_dtype(argument: str, dtype: torch.dtype) -> None:
+    """Check a dtype of numbers that are not quantized, and may be an argument or a result."""
+    if dtype not in NUMBER_DTYPES:
+        raise ContractError(argument, shown(dtype), "torch.float64, float32, float16 or bfloat16")
+
+
+def _check_quantized_dtype(argument: str, dtype: torch.dtype) -> None:
+    if dtype not in QUANTIZED_DTYPES:
+        raise ContractError(argument, shown(dtype), f"one of {', '.join(map(str, QUANTIZED_DTYPES))}")
+
+
+def _check_scale(scale: torch.Tensor, numbers: torch.Tensor) -> None:
+    check_tensor("scale", scale)
+    if scale.dtype != torch.float32:
+        raise ContractError("scale", scale.dtype, "torch.float32")
+    if scale.device != numbers.device:
+        raise ContractError("scale", f"a tensor on {scale.device}", f"{numbers.device}, where the numbers are")
+    sizes = zip(reversed(scale.shape), reversed(numbers.shape), strict=False)
+    if scale.dim() > numbers.dim() or any(size not in (1, expected) for size, expected in sizes):
+        raise ContractError("scale", f"shape {tuple(scale.shape)}", f"a shape that broadcasts to {tuple(numbers.shape)}")
+
+
 def _encode(numbers: torch.Tensor, kind: Float8) -> torch.Tensor:
-    """uint8 of float32."""
+    """The codes, uint8, of float32 numbers."""
     magnitude = numbers.abs().clamp(max=kind.largest)
-    # frexp's mantissa lies in [0.5, 1), so that its exponent is one above ours
+    # frexp's mantissa lies in [0.5, 1), so its exponent is one above e
     exponent = torch.frexp(magnitude.clamp(min=2.0**kind.smallest_exponent)).exponent - 1
-    # a multiple of the spacing of numbers there; torch.round takes ties to the even one
+    # n counts the spacing of numbers at this exponent; torch.round takes ties to the even n
     n = torch.round(torch.ldexp(magnitude, MANTISSA_BITS - exponent)).nan_to_num(nan=0).int()
     # where n was rounded up to 16, this is the code of 8 at the next exponent
     code = (exponent - kind.smallest_exponent) * 2**MANTISSA_BITS + n
@@ -111,7 +164,7 @@ def _encode(numbers: torch.Tensor, kind: Float8) -> torch.Tensor:
 
 
 def _decode(codes: torch.Tensor, kind: Float8) -> torch.Tensor:
-    """float64 of uint8."""
+    """The numbers, float64, of uint8 codes."""
     code = codes.int() % SIGN_BIT
     is_negative = codes >= SIGN_BIT
     steps, n = code // 2**MANTISSA_BITS, code % 2**MANTISSA_BITS

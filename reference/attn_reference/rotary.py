@@ -13,7 +13,7 @@ import torch
 from attn_contract import Layer
 from attn_contract.validation import check_rope_and_write_kv_cache
 
-from attn_reference.kv_cache import write_kv_cache
+from attn_reference.kv_cache import write_rows
 
 
 def rope_and_write_kv_cache(
@@ -43,12 +43,13 @@ def rope_and_write_kv_cache(
     Raises:
         ContractError: an argument contradicts the contract. Nothing is written then.
     """
-    check_rope_and_write_kv_cache(
+    view = check_rope_and_write_kv_cache(
         q, k, v, positions, cos_sin_cache, is_neox, kv_cache, layer, slot_mapping, values=True
     )  # fmt: skip
     cos, sin = cos_sin_cache[positions].float().chunk(2, dim=-1)
     rows, slots = len(positions), len(slot_mapping)
-    write_kv_cache(rotate(k[:slots], cos[:slots], sin[:slots], is_neox=is_neox), v[:slots], kv_cache, layer, slot_mapping)
+    rotated = rotate(k[:slots], cos[:slots], sin[:slots], is_neox=is_neox)
+    write_rows(rotated, v[:slots], kv_cache, layer, slot_mapping, view)
     q[:rows] = rotate(q[:rows], cos, sin, is_neox=is_neox)
 
 

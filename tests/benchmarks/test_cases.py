@@ -86,7 +86,17 @@ def test_rows_are_read_and_written_once(case):
 @pytest.mark.parametrize("case", ATTENTION, ids=lambda case: case.name)
 def test_a_tiny_case_keeps_what_makes_it_special(case):
     tiny = case.tiny()
-    for name in ("name", "head_size", "layout", "attn_type", "sinks", "soft_cap", "float8_cache", "causal", "is_uniform"):
+    for name in (
+        "name",
+        "head_size",
+        "layout",
+        "attn_type",
+        "sinks",
+        "logits_soft_cap",
+        "float8_cache",
+        "causal",
+        "is_uniform",
+    ):
         assert getattr(tiny, name) == getattr(case, name)
     assert tiny.num_heads // tiny.num_kv_heads == case.num_heads // case.num_kv_heads
     assert (tiny.window is None) == (case.window is None)

@@ -1,6 +1,6 @@
 """A declaration answers everything, and its refusals are all there are; what a config cannot be."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,8 +8,8 @@ import torch
 from attn_contract import (
     ANY,
     FLOAT8_DTYPES,
+    RULES,
     YES,
-    Answer,
     AttentionConfig,
     AttentionType,
     Capabilities,
@@ -21,11 +21,10 @@ from attn_contract import (
     No,
     Only,
 )
-from attn_contract.capabilities import PROPERTIES
+from attn_contract.rules import words_of
 
 CONFIG = AttentionConfig(num_heads=8, num_kv_heads=2, head_size=64, dtype=torch.float16, block_size=16)
 ENCODER = replace(CONFIG, attn_type=AttentionType.ENCODER, block_size=None)
-EVERY_PROPERTY: dict[str, Any] = dict.fromkeys(PROPERTIES, YES)
 ALL = Capabilities(
     backend="ALL",
     available=YES,
@@ -39,33 +38,46 @@ ALL = Capabilities(
     kv_cache_dtypes=ANY,
     scales=ANY,
     output_dtypes=ANY,
-    **EVERY_PROPERTY,
+    rules=dict.fromkeys(RULES, YES),
 )
 
 
 def asking_for(name: str) -> AttentionConfig:
-    """A config that asks for one yes-or-no property."""
+    """A config that asks for one rule."""
     values = {"window": (3, 0), "sink_tokens": 2, "chunked_local": 8, "logits_soft_cap": 30.0}
     needed = {"per_request_causal": {"non_causal": True}}
-    return replace(CONFIG, **{name: values.get(name, True)}, **needed.get(name, {}))
+    return CONFIG.with_rules(**{name: values.get(name, True)}, **needed.get(name, {}))
+
+
+def answering(**answers: Any) -> Capabilities:
+    """A declaration that serves everything, but for some answers about rules."""
+    return replace(ALL, rules={**ALL.rules, **answers})
 
 
 def words(capabilities: Capabilities, config: AttentionConfig, architecture: str | None = None) -> list[str]:
     return [str(refusal) for refusal in capabilities.refusals(config, architecture)]
 
 
-@pytest.mark.parametrize("name", PROPERTIES)
-def test_a_property_is_refused_with_its_reason_exactly_where_it_is_asked_for(name):
-    without = replace(ALL, **{name: No("too hard")})
-    assert words(without, asking_for(name)) == [f"{PROPERTIES[name]} not supported: too hard"]
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_is_refused_with_its_reason_exactly_where_it_is_asked_for(name):
+    without = answering(**{name: No("too hard")})
+    assert words(without, asking_for(name)) == [f"{words_of(name)} not supported: too hard"]
     assert words(without, CONFIG) == []
     assert words(ALL, asking_for(name)) == []
 
 
-def test_clamped_ranges_are_ranges():
-    assert words(replace(ALL, ranges=No("none")), replace(CONFIG, ranges_clamped=True)) == [
-        "bidirectional ranges not supported: none"
-    ]
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_that_is_not_named_is_refused(name):
+    silent = replace(ALL, rules={other: YES for other in RULES if other != name})
+    assert words(silent, asking_for(name)) == [f"{words_of(name)} not supported: it is not declared"]
+    assert words(silent, CONFIG) == []
+
+
+@pytest.mark.parametrize(("layout", "refused"), [(Layout.X_PACKED, True), (Layout.KV_FIRST_NHD, False)])
+def test_a_size_that_a_layout_cannot_hold_is_refused_whatever_is_declared(layout, refused):
+    said = words(ALL, replace(CONFIG, head_size=12, layout=layout))
+    expected = "head size 12 in layout X_PACKED not supported: it must be a multiple of 8 (16 bytes) in layout X_PACKED"
+    assert said == ([expected] if refused else [])
 
 
 @pytest.mark.parametrize("attn_type", AttentionType)
@@ -151,13 +163,12 @@ def test_all_refusals_are_given_and_not_the_first():
         ALL,
         available=No("not here"),
         dtypes=Only((torch.float32,), "slow"),
-        sinks=No("lost"),
-        lse=No("kept secret"),
+        rules={**ALL.rules, "sinks": No("lost"), "lse": No("kept secret")},
         combinations=(
             Combination(property="sinks with GQA", applies=lambda config, _: config.group_size > 1, reason="untested"),
         ),
     )
-    assert [refusal.property for refusal in poor.refusals(replace(CONFIG, sinks=True, lse=True), "sm90")] == [
+    assert [refusal.property for refusal in poor.refusals(CONFIG.with_rules(sinks=True, lse=True), "sm90")] == [
         "this installation",
         "dtype float16",
         "sinks",
@@ -168,10 +179,10 @@ def test_all_refusals_are_given_and_not_the_first():
 
 def test_a_combination_may_depend_on_the_architecture():
     def is_wrong(config: AttentionConfig, architecture: str | None) -> bool:
-        return config.sinks and architecture == "gfx950"
+        return config.asks("sinks") and architecture == "gfx950"
 
     some = replace(ALL, combinations=(Combination(property="sinks", applies=is_wrong, reason="untested there"),))
-    asks = replace(CONFIG, sinks=True)
+    asks = CONFIG.with_rules(sinks=True)
     assert words(some, asks, "gfx950") == ["sinks not supported: untested there"]
     assert words(some, asks, "gfx942") == words(some, asks) == words(some, CONFIG, "gfx950") == []
 
@@ -184,6 +195,8 @@ def test_a_combination_may_depend_on_the_architecture():
         ({"layouts": ANY}, "layouts"),
         ({"layouts": tuple(Layout)}, "layouts"),
         ({"attn_types": [AttentionType.DECODER]}, "attn_types"),
+        ({"rules": ("window",)}, "rules"),
+        ({"rules": {"windows": YES}}, "rules"),
     ],
 )
 def test_a_declaration_of_another_kind_is_refused(changes, argument):
@@ -205,10 +218,10 @@ def test_a_declaration_answers_about_every_type():
 
 
 @pytest.mark.parametrize("answer", [False, None, "no", No(""), 1])
-@pytest.mark.parametrize("name", [field.name for field in fields(Capabilities) if field.type is Answer][:2])
-def test_an_answer_is_yes_or_no_with_a_reason(name, answer):
+@pytest.mark.parametrize(("field", "name"), [("available", "available"), ("rules", "sinks")])
+def test_an_answer_is_yes_or_no_with_a_reason(field, name, answer):
     with pytest.raises(ContractError, match="YES, or No with a reason") as refused:
-        replace(ALL, **{name: answer})
+        replace(ALL, **{field: {"sinks": answer} if field == "rules" else answer})
     assert refused.value.argument == name
 
 
@@ -238,30 +251,35 @@ def test_no_is_false():
         ({"block_size": 0}, "block_size"),
         ({"attn_type": AttentionType.ENCODER}, "block_size"),
         ({"attn_type": AttentionType.ENCODER, "block_size": None, "layout": Layout.KV_FIRST_NHD}, "layout"),
-        ({"attn_type": AttentionType.ENCODER, "block_size": None, "kv_sharing": True}, "kv_sharing"),
-        ({"attn_type": AttentionType.ENCODER, "block_size": None, "per_request_causal": True}, "per_request_causal"),
-        ({"attn_type": AttentionType.ENCODER, "block_size": None, "rope": True}, "rope"),
-        ({"attn_type": AttentionType.ENCODER_DECODER, "rope": True}, "rope"),
-        ({"rope": True, "kv_sharing": True}, "rope"),
+        ({"attn_type": AttentionType.ENCODER, "block_size": None, "rules": {"kv_sharing": True}}, "kv_sharing"),
+        ({"attn_type": AttentionType.ENCODER, "block_size": None, "rules": {"per_request_causal": True}}, "per_request_causal"),
+        ({"attn_type": AttentionType.ENCODER, "block_size": None, "rules": {"rope": True}}, "rope"),
+        ({"attn_type": AttentionType.ENCODER_DECODER, "rules": {"rope": True}}, "rope"),
+        ({"rules": {"rope": True, "kv_sharing": True}}, "rope"),
         ({"layout": "X_PACKED"}, "layout"),
         ({"layout": 5}, "layout"),
-        ({"per_request_causal": torch.tensor([True, False])}, "per_request_causal"),
+        ({"rules": {"per_request_causal": torch.tensor([True, False])}}, "per_request_causal"),
         ({"layout": Layout.CONTENT_PACKED_SCALED}, "layout"),
         ({"head_size": 6, "kv_cache_dtype": torch.int8, "scales": "inline"}, "head_size"),
         ({"layout": Layout.X_PACKED, "kv_cache_dtype": torch.int8, "scales": "inline"}, "layout"),
-        ({"attn_type": AttentionType.ENCODER_DECODER, "non_causal": True}, "non_causal"),
-        ({"per_request_causal": True}, "per_request_causal"),
-        ({"sinks": torch.zeros(8)}, "sinks"),
-        ({"alibi": 1}, "alibi"),
-        ({"window": 128}, "window"),
-        ({"window": (1, 2, 3)}, "window"),
-        ({"window": (-2, 0)}, "window[0]"),
-        ({"sink_tokens": -1}, "sink_tokens"),
-        ({"chunked_local": 0}, "chunked_local"),
-        ({"attn_type": AttentionType.ENCODER, "block_size": None, "ranges": True}, "ranges"),
-        ({"attn_type": AttentionType.ENCODER_DECODER, "qq_bias": True}, "qq_bias"),
-        ({"attn_type": AttentionType.ENCODER_DECODER, "window": (3, 3)}, "window"),
-        ({"attn_type": AttentionType.ENCODER_DECODER, "alibi": True}, "alibi"),
+        ({"attn_type": AttentionType.ENCODER_DECODER, "rules": {"non_causal": True}}, "non_causal"),
+        ({"rules": {"per_request_causal": True}}, "per_request_causal"),
+        ({"rules": {"sinks": torch.zeros(8)}}, "sinks"),
+        ({"rules": {"alibi_slopes": 1}}, "alibi_slopes"),
+        ({"rules": {"window": 128}}, "window"),
+        ({"rules": {"window": (1, 2, 3)}}, "window"),
+        ({"rules": {"window": (-2, 0)}}, "window[0]"),
+        ({"rules": {"sink_tokens": -1}}, "sink_tokens"),
+        ({"rules": {"chunked_local": 0}}, "chunked_local"),
+        (
+            {"attn_type": AttentionType.ENCODER, "block_size": None, "rules": {"bidirectional_ranges": True}},
+            "bidirectional_ranges",
+        ),
+        ({"attn_type": AttentionType.ENCODER_DECODER, "rules": {"qq_bias": True}}, "qq_bias"),
+        ({"attn_type": AttentionType.ENCODER_DECODER, "rules": {"window": (3, 3)}}, "window"),
+        ({"attn_type": AttentionType.ENCODER_DECODER, "rules": {"alibi_slopes": True}}, "alibi_slopes"),
+        ({"rules": {"dilation": 3}}, "rules"),
+        ({"rules": ("sinks",)}, "rules"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(changes, argument):
@@ -276,7 +294,7 @@ NO_SOFT_CAPS = [float("nan"), float("inf"), -1, -0.5, 1e300, 10**400, 1e-40, "30
 @pytest.mark.parametrize("cap", NO_SOFT_CAPS, ids=str)
 def test_a_soft_cap_is_checked_as_a_layer_checks_it(cap):
     shape: dict[str, Any] = {"num_heads": 8, "num_kv_heads": 2, "head_size": 64, "layout": Layout.KV_FIRST_NHD}
-    for make in (lambda: replace(CONFIG, logits_soft_cap=cap), lambda: Layer(**shape, scale=0.125, logits_soft_cap=cap)):
+    for make in (lambda: CONFIG.with_rules(logits_soft_cap=cap), lambda: Layer(**shape, scale=0.125, logits_soft_cap=cap)):
         with pytest.raises(ContractError) as refused:
             make()
         assert refused.value.argument == "logits_soft_cap"
@@ -284,8 +302,8 @@ def test_a_soft_cap_is_checked_as_a_layer_checks_it(cap):
 
 @pytest.mark.parametrize("off", [0, 0.0, -0.0, None])
 def test_a_soft_cap_of_0_is_none(off):
-    assert replace(CONFIG, logits_soft_cap=off) == CONFIG
-    assert words(replace(ALL, logits_soft_cap=No("uncapped")), replace(CONFIG, logits_soft_cap=off)) == []
+    assert CONFIG.with_rules(logits_soft_cap=off) == CONFIG
+    assert words(answering(logits_soft_cap=No("uncapped")), CONFIG.with_rules(logits_soft_cap=off)) == []
 
 
 SCALE = torch.ones(())
@@ -321,11 +339,13 @@ def test_a_layer_says_what_it_asks_for(settings, scales):
         layout=layer.layout,
         kv_cache_dtype=layer.kv_cache_dtype,
         scales=scales,
-        window=(7, 0),
-        sink_tokens=1,
-        logits_soft_cap=30.0,
-        sinks=True,
-        alibi=True,
-        lse=True,
+        rules={
+            "window": (7, 0),
+            "sink_tokens": 1,
+            "logits_soft_cap": 30.0,
+            "sinks": True,
+            "alibi_slopes": True,
+            "lse": True,
+        },
     )
     assert config.group_size == 4

@@ -103,9 +103,9 @@ REFUSED = [
     ({"ranges_clamped": np.bool_(True)}, "ranges_clamped: got np.True_, expected a bool"),
     (
         ENCODER | {"ranges_clamped": True},
-        "ranges_clamped: got True, expected False for encoder: only DECODER has bidirectional",
+        "ranges_clamped: got True, expected False for ENCODER: only DECODER has bidirectional",
     ),
-    (CROSS | {"ranges_clamped": True}, "ranges_clamped: got True, expected False for encoder_decoder"),
+    (CROSS | {"ranges_clamped": True}, "ranges_clamped: got True, expected False for ENCODER_DECODER"),
     (CROSS | {"window": (4, -1)}, "window: got (4, -1), expected (-1, -1) for ENCODER_DECODER: query and key positions belong"),
     (CROSS | {"sink_tokens": 1}, "sink_tokens: got 1, expected 0 for ENCODER_DECODER"),
     (CROSS | {"chunked_local": 4}, "chunked_local: got 4, expected None for ENCODER_DECODER"),

@@ -327,7 +327,7 @@ def test_tensors_that_are_no_view(layout, tensor, message):
         ({"head_size": np.int64(4)}, "head_size: got np.int64(4), expected an int"),
         (
             {"layout": CONTENT_PACKED_SCALED, "itemsize": 1, "head_size": 6},
-            "head_size: got 6, expected a multiple of 4 in layout",
+            "head_size: got 6, expected a multiple of 4 (4 bytes) in layout",
         ),
         ({"layout": CONTENT_PACKED_SCALED}, "kv_cache: got elements of 2 bytes, expected 1 byte in layout"),
     ],

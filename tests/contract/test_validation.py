@@ -273,7 +273,7 @@ HOST = [
     (paged, {"causal": int32(1, 1, 0)}, "causal: got torch.int32, expected torch.bool"),
     (cross, {"causal": True}, "causal: got True, expected False for ENCODER_DECODER"),
     (cross, {"causal": torch.tensor([False] * 3)}, "causal: got a tensor of 3 flags, expected False for ENCODER_DECODER"),
-    (varlen, {"causal": True}, "causal: got True, expected False for encoder"),
+    (varlen, {"causal": True}, "causal: got True, expected False for ENCODER"),
     # bidirectional ranges and tree drafts
     (rules, {"bidirectional_ranges": [[0, 1]]}, "bidirectional_ranges: got [[0, 1]], expected a tensor"),
     (
@@ -305,12 +305,12 @@ HOST = [
     (
         cross,
         {"bidirectional_ranges": torch.zeros(3, 1, 2).int()},
-        "bidirectional_ranges: got a tensor, expected None for encoder",
+        "bidirectional_ranges: got a tensor, expected None for ENCODER",
     ),
     (
         varlen,
         {"bidirectional_ranges": torch.zeros(3, 1, 2).int()},
-        "bidirectional_ranges: got a tensor, expected None for encod",
+        "bidirectional_ranges: got a tensor, expected None for ENCOD",
     ),
     (rules, {"qq_bias": 0.0}, "qq_bias: got 0.0, expected a tensor"),
     (rules, {"qq_bias": torch.zeros(16)}, "qq_bias: got shape (16,), expected 2 dimensions: Q, Q"),
@@ -322,8 +322,8 @@ HOST = [
     (rules, {"qq_bias": torch.zeros(4, 4).half()}, "qq_bias: got torch.float16 (4, 4), expected torch.float32 (Q, Q)"),
     (rules, {"qq_bias": every_other(torch.zeros(4, 4))}, "qq_bias: got stride 2 in the last dimension, expected 1"),
     (rules, {"qq_bias": torch.zeros(2, 2)}, "qq_bias: got shape (2, 2), expected Q at least max_query_len (3)"),
-    (cross, {"qq_bias": torch.zeros(4, 4)}, "qq_bias: got a tensor, expected None for encoder_decoder: only DECODER has it"),
-    (varlen, {"qq_bias": torch.zeros(4, 4)}, "qq_bias: got a tensor, expected None for encoder: only DECODER has it"),
+    (cross, {"qq_bias": torch.zeros(4, 4)}, "qq_bias: got a tensor, expected None for ENCODER_DECODER: only DECODER has it"),
+    (varlen, {"qq_bias": torch.zeros(4, 4)}, "qq_bias: got a tensor, expected None for ENCODER: only DECODER has it"),
     # q
     (paged, {"q": None}, "q: got None, expected a tensor"),
     (paged, {"q": [[[0.0]]]}, "q: got [[[0.0]]], expected a tensor"),

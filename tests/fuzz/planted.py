@@ -3,7 +3,6 @@
 Beside its fault each of them is the reference in float32, or an online softmax; and all of it is where PLANTED_REPAIRED is set.
 """
 
-import contextlib
 import dataclasses
 import os
 import signal
@@ -17,10 +16,11 @@ import attn_reference
 import torch
 from attn_contract import Batch, KVCacheView, Layer
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import AttentionFunction, RopeFunction, Support, Target, WriteFunction
+from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, RopeFunction, Target, WriteFunction
 from attn_fuzz.verdict.judge import LARGEST, Rounding
 
-SMALL = Support(
+SMALL = dataclasses.replace(
+    EVERYTHING,
     dtypes=("float32", "float16"),
     head_sizes=(16, 32),
     group_sizes=(1, 2),
@@ -29,6 +29,7 @@ SMALL = Support(
     max_tokens=32,
     max_seq_len=64,
 )
+WITHOUT_LSE = dataclasses.replace(SMALL, rules=tuple(name for name in SMALL.rules if name != "lse"))
 ALL_DTYPES = dataclasses.replace(SMALL, dtypes=("float32", "float16", "bfloat16"), max_seq_len=256)
 
 attend = REFERENCE_FP32.attention
@@ -353,28 +354,6 @@ def _rotate_k_too(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mappi
     k[: len(slot_mapping)] *= -1
 
 
-def _cap_after_bias(q, k, v, kv_cache, layer: Layer, batch, *, out, lse) -> None:
-    """The bias joins the scores before they are capped."""
-    cap = layer.logits_soft_cap
-    with contextlib.ExitStack() as patches:
-        if cap is not None:
-            right = attn_reference.attention.soft_cap
-            request_of = attn_reference.attention.Request
-
-            def uncapped(*fields):
-                request = request_of(*fields)
-                if request.bias is None:
-                    return request
-                group = layer.num_heads // layer.num_kv_heads
-                query, key = request.query.transpose(0, 1), request.key.transpose(0, 1).repeat_interleave(group, 0)
-                scores = layer.scale * (query @ key.transpose(1, 2))
-                wrong = right(scores + request.bias, cap) - right(scores, cap)
-                return dataclasses.replace(request, bias=torch.where(request.visible, wrong, 0))
-
-            patches.enter_context(mock.patch.object(attn_reference.attention, "Request", uncapped))
-        attend(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
-
-
 def _qq_bias_transposed(q, k, v, kv_cache, layer, batch: Batch, *, out, lse) -> None:
     if batch.qq_bias is not None:
         batch = dataclasses.replace(batch, qq_bias=batch.qq_bias.T.contiguous())
@@ -445,10 +424,14 @@ OTHER_MEMORY = _target("planted-other-memory", _other_memory)
 SETS_STATE = _target("planted-sets-state", _sets_state)
 FORKS = _target("planted-forks", _forks)
 REFUSES_TOO_LATE = _target(
-    "planted-refuses-too-late", _refuses_too_late, support=lambda device: dataclasses.replace(SMALL, lse=False)
+    "planted-refuses-too-late",
+    _refuses_too_late,
+    support=lambda device: WITHOUT_LSE,
 )
 REFUSES_IN_TIME = _target(
-    "planted-refuses-in-time", _refuses_in_time, support=lambda device: dataclasses.replace(SMALL, lse=False)
+    "planted-refuses-in-time",
+    _refuses_in_time,
+    support=lambda device: WITHOUT_LSE,
 )
 NO_NARROW_SINKS = _target(
     "planted-no-narrow-sinks",
@@ -480,11 +463,15 @@ WRITE_ALL_BUT_THE_LAST = _target("planted-write-all-but-the-last", write_kv_cach
 WRITE_WHERE_NOTHING_GOES = _target("planted-write-where-nothing-goes", write_kv_cache=_write_where_nothing_goes)
 WRITE_ANY_NAN = _target("planted-write-any-nan", write_kv_cache=_write_any_nan)
 WRITES = ("write_kv_cache", "rope_and_write_kv_cache")
-CAP_BEFORE_SCALE = _mutant("cap-before-scale", "attention.soft_cap", lambda right, scores, cap: right(scores * 0.5, cap) * 2)
-CAP_AFTER_BIAS = _target("planted-cap-after-bias", _cap_after_bias)
+CAP_BEFORE_SCALE = _mutant("cap-before-scale", "logits.soft_cap", lambda right, scores, cap: right(scores * 0.5, cap) * 2)
+CAP_AFTER_BIAS = _mutant(
+    "cap-after-bias",
+    "attention.to_logits",
+    lambda right, scores, bias, layer: right(scores if bias is None else scores + bias, None, layer),
+)
 CAP_OVERFLOWS = _mutant(
     "cap-overflows",
-    "attention.soft_cap",
+    "logits.soft_cap",
     lambda right, scores, cap: cap * (1 - 2 * torch.exp(-2 * scores / cap) / (1 + torch.exp(-2 * scores / cap))),
 )
 ALIBI_FROM_THE_START = _mutant(
@@ -517,8 +504,8 @@ RANGES_END_CAUSALLY = _mutant(
 QQ_BIAS_TRANSPOSED = _target("planted-qq-bias-transposed", _qq_bias_transposed)
 QQ_BIAS_WITHOUT_CONTEXT = _mutant(
     "qq-bias-without-context",
-    "attention.place_qq_bias",
-    lambda right, bias, p, j, context_len: right(bias, p, j.clamp(max=context_len + len(p) - 1), context_len).roll(1, 1),
+    "logits.place_qq_bias",
+    lambda right, *args: right(*args).roll(1, 1),
 )
 K_SCALE_FOR_V = _mutant("k-scale-for-v", "kv_cache._fixed_scale", lambda right, layer, kv: right(layer, 0))
 SCALE_OF_ANOTHER_HEAD = _mutant(

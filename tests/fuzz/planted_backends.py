@@ -16,6 +16,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "optimized"))
 from aiter_2026_08 import stand_in  # pyright: ignore[reportMissingImports]
 
 
+def claiming(declared: Capabilities, rule: str) -> Capabilities:
+    return dataclasses.replace(declared, rules={**declared.rules, rule: YES})
+
+
 class IgnoresChunks(RocmAttentionImpl):
     """An implementation that never hands its kernel chunked_local."""
 
@@ -29,7 +33,7 @@ class ClaimsChunks(RocmAttentionBackend):
 
     @classmethod
     def capabilities(cls, aiter) -> Capabilities:
-        return dataclasses.replace(super().capabilities(aiter), chunked_local=YES)
+        return claiming(super().capabilities(aiter), "chunked_local")
 
 
 IgnoresChunks.backend = ClaimsChunks
@@ -59,7 +63,7 @@ class ClaimsRope(AiterFlashAttentionBackend):
 
     @classmethod
     def capabilities(cls, aiter) -> Capabilities:
-        return dataclasses.replace(super().capabilities(aiter), rope=YES)
+        return claiming(super().capabilities(aiter), "rope")
 
 
 class RotatesOnlyTheCache(AiterFlashAttentionImpl):

@@ -33,7 +33,7 @@ KNOWN = dataclasses.replace(
     REFERENCE_FP32,
     name="planted-known",
     attention=sinks_are_nan,
-    support=lambda device: dataclasses.replace(SMALL, soft_cap=True, output_dtypes=()),
+    support=lambda device: dataclasses.replace(SMALL, output_dtypes=()),
     refuses=False,
     findings=(SINKS,),
 )

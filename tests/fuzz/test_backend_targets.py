@@ -1,7 +1,7 @@
 """Backends are fuzzed within what they declare, and a declaration that promises too much is found."""
 
 import pytest
-from attn_contract import AttentionConfig, AttentionType
+from attn_contract import AttentionConfig
 from attn_fuzz.cases import tensors
 from attn_fuzz.cases.poison import DTYPES
 from attn_fuzz.run import engine
@@ -45,15 +45,11 @@ def test_a_declaration_that_promises_too_much_is_found(name, asks, fuzz_apart):
 @given(case=cases("reference-fp32", REFERENCE_FP32.support("cpu")))
 def test_a_case_asks_for_what_its_layer_and_batch_ask_for(case):
     step = tensors.build(case)
-    decoder = case.attn_type is AttentionType.DECODER
     assert config_of(case) == AttentionConfig.of(
         step.layer,
         DTYPES[case.dtype],
         block_size=step.view.block_size if step.view else None,
-        ranges=step.batch.bidirectional_ranges is not None,
-        qq_bias=step.batch.qq_bias is not None,
-        non_causal=decoder and step.batch.causal is not True,
-        per_request_causal=not isinstance(step.batch.causal, bool),
+        batch=step.batch,
         lse=step.lse is not None,
         output_dtype=step.out.dtype if case.output_dtype else None,
         rope=any(write.rotation for write in step.writes),

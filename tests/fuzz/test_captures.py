@@ -19,13 +19,13 @@ from attn_fuzz.run.shrink import lowered
 from attn_fuzz.run.trial import _write, try_case
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.target import EVERYTHING
 from attn_fuzz.verdict import judge
 from attn_fuzz.verdict.verdict import Verdict
 from hypothesis import given, settings
 
 replace = msgspec.structs.replace
-SUPPORT = Support(head_sizes=(16, 32), max_tokens=32, max_seq_len=64)
+SUPPORT = dataclasses.replace(EVERYTHING, head_sizes=(16, 32), max_tokens=32, max_seq_len=64)
 
 
 def call_of(case: Case) -> Call:

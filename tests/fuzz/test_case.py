@@ -1,5 +1,6 @@
 """A case is data: it survives its own file, and one whose fields contradict each other is refused by name."""
 
+import dataclasses
 import json
 import math
 
@@ -11,12 +12,12 @@ from attn_fuzz.cases.case import SCHEMA, Cache, Case, CaseError, Request, Rope
 from attn_fuzz.run import trial
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.target import EVERYTHING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 replace = msgspec.structs.replace
-SMALL = Support(head_sizes=(16,), max_tokens=16, max_seq_len=32)
+SMALL = dataclasses.replace(EVERYTHING, head_sizes=(16,), max_tokens=16, max_seq_len=32)
 NONSENSE = st.sampled_from([-2, -1, 0, 1, 2, 3, 7, 100, 1 << 33, 0.5, 1e300, None, True, "", "x", [], [3], [-1, 3], {}])
 
 encoder = Case(target="t", attn_type=AttentionType.ENCODER, requests=(Request(query_len=3, seq_len=3),))
@@ -30,7 +31,7 @@ cross = Case(
 
 def test_a_file_from_before_the_rules_still_means_what_it_did(step_case):
     """No field of it is new, and every new field is as simple as it was."""
-    text = """{"schema": "attn-parity.case/1", "target": "reference-fp32", "head_size": 8, "requests": [
+    text = """{"schema": "attn-parity.case/2", "target": "reference-fp32", "head_size": 8, "requests": [
       {"query_len": 2, "seq_len": 7, "blocks": [2, 0], "causal": true},
       {"query_len": 3, "seq_len": 3, "blocks": [3], "causal": true}],
       "cache": {"layout": "KV_FIRST_NHD", "block_size": 4, "num_blocks": 4}}"""
@@ -38,7 +39,7 @@ def test_a_file_from_before_the_rules_still_means_what_it_did(step_case):
 
 
 @settings(max_examples=100, deadline=None, database=None)
-@given(cases("reference-fp32", Support()))
+@given(cases("reference-fp32", EVERYTHING))
 def test_a_case_is_what_its_file_says(case):
     text = case_file.dumps(case)
     assert json.loads(text)["schema"] == SCHEMA
@@ -60,7 +61,7 @@ def contradictions():
     yield "a block twice", "twice", {"requests": (Request(query_len=1, seq_len=8, blocks=(1, 1)),)}
     yield "a slot written twice", "one slot", {"requests": (causal, causal)}
     for cap in (0.0, -1.0, math.nan, math.inf):
-        yield f"soft cap {cap}", "soft_cap", {"soft_cap": cap}
+        yield f"soft cap {cap}", "logits_soft_cap", {"logits_soft_cap": cap}
     yield "a rotation of an odd number of dims", "rotary_dim", {"rope": Rope(rotary_dim=3)}
     yield "a rotation of more than all dims", "rotary_dim", {"rope": Rope(rotary_dim=10)}
     yield "a rotation without a write", "rope", {"rope": Rope(rotary_dim=4), "writes": False}
@@ -109,12 +110,16 @@ def test_a_contradiction_is_refused(name, changes, step_case):
         (cross, "window", {"window": (3, -1)}),
         (cross, "sink_tokens", {"sink_tokens": 1}),
         (cross, "chunked_local", {"chunked_local": 4}),
-        (cross, "alibi", {"alibi": True}),
+        (cross, "alibi_slopes", {"alibi_slopes": True}),
         (cross, "qq_bias", {"qq_bias": "tree"}),
-        (cross, "has_ranges", {"requests": (Request(query_len=2, seq_len=3, blocks=(0,), ranges=((0, 1),)),)}),
+        (
+            cross,
+            "bidirectional_ranges",
+            {"requests": (Request(query_len=2, seq_len=3, blocks=(0,), bidirectional_ranges=((0, 1),)),)},
+        ),
         (cross, "rope", {"rope": Rope(rotary_dim=4)}),
         (encoder, "ranges_clamped", {"ranges_clamped": True}),
-        (encoder, "has_ranges", {"requests": (Request(query_len=3, seq_len=3, ranges=((0, 1),)),)}),
+        (encoder, "bidirectional_ranges", {"requests": (Request(query_len=3, seq_len=3, bidirectional_ranges=((0, 1),)),)}),
         (encoder, "qq_bias", {"qq_bias": "random"}),
         (encoder, "rope", {"rope": Rope(rotary_dim=4)}),
         (cross, "cache", {"cache": None}),

@@ -13,7 +13,8 @@ from attn_fuzz.corpus import database, files
 from attn_fuzz.corpus.database import DatabaseError
 from attn_fuzz.run import engine, runner
 from attn_fuzz.run.engine import Plan
-from attn_fuzz.targets import Support, registry
+from attn_fuzz.targets import registry
+from attn_fuzz.targets.target import EVERYTHING
 from attn_fuzz.zoo import mutants
 from hypothesis.database import InMemoryExampleDatabase
 
@@ -47,7 +48,7 @@ def test_a_case_is_run_on_any_target_that_supports_it_once_and_in_a_size_that_it
         "too wide": replace(step, head_size=256),
         "beyond": replace(step, sinks="near"),
     }
-    support = dataclasses.replace(Support(), head_sizes=(32, 64), sinks=False)
+    support = dataclasses.replace(EVERYTHING, head_sizes=(32, 64), rules=tuple(set(EVERYTHING.rules) - {"sinks"}))
     own = files.admitted(cases, "mine", support)
     assert {name: (case.target, case.head_size) for case, name in own.items()} == {"one": ("mine", 32), "wide": ("mine", 64)}
 
@@ -127,7 +128,7 @@ def test_a_database_that_keeps_nothing_is_an_error(step):
 
 def test_entries_that_are_no_cases_are_skipped_and_named(step):
     store = InMemoryExampleDatabase()
-    huge = b'{"schema": "attn-parity.case/1", "target": "t", "num_kv_heads": 1048576, "head_size": 1048576}'
+    huge = b'{"schema": "attn-parity.case/2", "target": "t", "num_kv_heads": 1048576, "head_size": 1048576}'
     for entry in (b"", b"{", b"[" * 100_000, b" " * (case_file.MAX_BYTES + 1), huge, case_file.dumps(step).encode()):
         store.save(b"key", entry)
     cases, skipped = database.fetch(store, b"key")

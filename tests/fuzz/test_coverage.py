@@ -30,8 +30,8 @@ DECODE = Case(
     requests=(Request(query_len=1, seq_len=3, blocks=(0,), causal=True),),
     cache=Cache(layout=Layout.KV_FIRST_NHD, block_size=4, num_blocks=1),
 )
-CAPPED = replace(DECODE, soft_cap=1.0)
-CAPPED_ALIBI = replace(CAPPED, alibi=True)
+CAPPED = replace(DECODE, logits_soft_cap=1.0)
+CAPPED_ALIBI = replace(CAPPED, alibi_slopes=True)
 CAPPED_WINDOW = replace(CAPPED, window=(1, 0))
 ENCODER_WINDOW = Case(
     target="triton", attn_type=AttentionType.ENCODER, requests=(Request(query_len=3, seq_len=3),), window=(1, 0)

@@ -1,5 +1,7 @@
 """A step on another device is the same step: the same bytes, lying the same way, shared the same way."""
 
+import dataclasses
+
 import pytest
 import torch
 from attn_fuzz.cases import tensors
@@ -7,10 +9,10 @@ from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.run import devices
 from attn_fuzz.strategies import cases
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.target import EVERYTHING
 from hypothesis import given, settings
 
-SMALL = Support(head_sizes=(16, 32), block_sizes=(16, 1, 4, 48), max_tokens=32, max_seq_len=64)
+SMALL = dataclasses.replace(EVERYTHING, head_sizes=(16, 32), block_sizes=(16, 1, 4, 48), max_tokens=32, max_seq_len=64)
 
 
 def all_tensors(step: Step) -> dict[str, torch.Tensor]:

@@ -30,7 +30,7 @@ def case_of(*changes: dict) -> Case:
     for r in range(max(len(lens), len(flags))):
         query_len, seq_len = lens[r % len(lens)]
         blocks = () if None in caches else tuple(range(r * 2, r * 2 + -(-seq_len // cache["block_size"])))
-        requests.append(Request(query_len, seq_len, blocks=blocks, causal=flags[r % len(flags)], ranges=ranges))
+        requests.append(Request(query_len, seq_len, blocks=blocks, causal=flags[r % len(flags)], bidirectional_ranges=ranges))
     return Case(target="t", requests=tuple(requests), cache=None if None in caches else Cache(**cache), **fields)
 
 
@@ -61,13 +61,13 @@ WAYS = {
     "window": [{"window": (0, -1)}, {"window": (-1, 0)}],
     "sink_tokens": [{"sink_tokens": 1}],
     "chunked_local": [{"chunked_local": 1}],
+    "logits_soft_cap": [{"logits_soft_cap": 1.0}],
+    "alibi_slopes": [{"alibi_slopes": True}],
+    "sinks": [{"sinks": "off"}],
     "bidirectional_ranges": [{"ranges": ((0, 1),), "ranges_clamped": False}],
     "bidirectional_ranges, clamped": [{"ranges": ((0, 1),), "ranges_clamped": True}],
-    "logits_soft_cap": [{"soft_cap": 1.0}],
-    "alibi_slopes": [{"alibi": True}],
     "qq_bias, a tree": [{"qq_bias": "tree"}],
     "qq_bias, random": [{"qq_bias": "random"}],
-    "sinks": [{"sinks": "off"}],
     "float32": [{"dtype": "float32"}],
     "float16": [{"dtype": "float16"}],
     "bfloat16": [{"dtype": "bfloat16"}],
@@ -103,7 +103,7 @@ WAYS = {
     "rope, interleaved": [{"rope": Rope(rotary_dim=16, neox=False)}],
     "rope, partial": [{"rope": Rope(rotary_dim=2)}, {"rope": Rope(rotary_dim=2, neox=False)}],
     "fused qkv": [{"fused_qkv": True}],
-    "LSE": [{"return_lse": True}],
+    "LSE": [{"lse": True}],
     "output fp8_e4m3fn": [{"output_dtype": "fp8_e4m3fn"}],
     "output fp8_e4m3fnuz": [{"output_dtype": "fp8_e4m3fnuz"}],
 }
@@ -161,7 +161,7 @@ def test_undefined_is_symmetric_and_says_why():
     ("first", "second", "why"),
     [
         ("cross-attention", "alibi_slopes", "different sequences"),
-        ("encoder", "qq_bias, a tree", "only a decoder"),
+        ("encoder", "qq_bias, a tree", "only DECODER has it"),
         ("encoder-only", "order LBHNC", "no KV cache"),
         ("float16", "bfloat16", "one or the other"),
         ("rope, NeoX", "rope, interleaved", "one or the other"),

@@ -16,16 +16,16 @@ from attn_fuzz.run.trial import try_case
 from attn_fuzz.strategies import cases
 from attn_fuzz.strategies.cases import VALUES
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.target import EVERYTHING, Target
 from attn_fuzz.verdict import judge
 from attn_fuzz.verdict.judge import Rounding
 from hypothesis import given, settings
 
 replace = msgspec.structs.replace
 ROUNDING = Rounding(keys_per_tile=4, exact_division=True)
-NAMES = Support().dtypes
+NAMES = EVERYTHING.dtypes
 few = settings(max_examples=80, deadline=None, database=None)
-each_case = given(cases("anything", Support(head_sizes=(16, 32), max_tokens=32, max_seq_len=64)))
+each_case = given(cases("anything", dataclasses.replace(EVERYTHING, head_sizes=(16, 32), max_tokens=32, max_seq_len=64)))
 
 
 def seeing(see) -> Target:
@@ -55,7 +55,7 @@ def answered(case):
 @pytest.mark.parametrize("kind", VALUES)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_right_answer_agrees(kind, dtype, seed, step_case):
-    case = valued(step_case, kind, dtype, return_lse=True, sinks="near")
+    case = valued(step_case, kind, dtype, lse=True, sinks="near")
     case = replace(case, values=replace(case.values, seed=seed))
     for target in (seeing(lambda visible: visible), REFERENCE_FP32):
         assert not try_case(case, target, "cpu").failed
@@ -63,18 +63,18 @@ def test_a_right_answer_agrees(kind, dtype, seed, step_case):
 
 def rules():
     """By name: fields of a case, and of its cache."""
-    yield "cap", {"soft_cap": 1.0}, {}
-    yield "ALiBi", {"alibi": True}, {}
+    yield "cap", {"logits_soft_cap": 1.0}, {}
+    yield "ALiBi", {"alibi_slopes": True}, {}
     yield "tree", {"qq_bias": "tree"}, {}
-    yield "biases that cancel", {"alibi": True, "qq_bias": "random", "soft_cap": 50.0}, {}
+    yield "biases that cancel", {"alibi_slopes": True, "qq_bias": "random", "logits_soft_cap": 50.0}, {}
     yield "everything visible is hidden but ranges", {"window": (0, 0), "sink_tokens": 2, "chunked_local": 3}, {}
     yield "rotation", {"rope": Rope(rotary_dim=8)}, {}
     for dtype in ("fp8_e4m3fn", "fp8_e4m3fnuz"):
         yield f"out of {dtype}", {"output_dtype": dtype}, {}
         for scales in ("tensor", "head", "token"):
             yield f"{dtype} by {scales}", {}, {"dtype": dtype, "scales": scales}
-    yield "int8 by token", {"soft_cap": 5.0}, {"dtype": "int8", "scales": "token"}
-    yield "int8 by row", {"alibi": True}, {"dtype": "int8", "layout": Layout.CONTENT_PACKED_SCALED}
+    yield "int8 by token", {"logits_soft_cap": 5.0}, {"dtype": "int8", "scales": "token"}
+    yield "int8 by row", {"alibi_slopes": True}, {"dtype": "int8", "layout": Layout.CONTENT_PACKED_SCALED}
     yield "quantized twice", {"output_dtype": "fp8_e4m3fn"}, {"dtype": "fp8_e4m3fnuz", "scales": "head"}
 
 
@@ -89,11 +89,11 @@ def test_a_right_answer_agrees_under_every_rule(fields, cache, kind, dtype):
         group_size=2,
         scale=0.25,
         requests=(
-            Request(query_len=5, seq_len=39, blocks=(2, 0, 4), causal=True, ranges=((3, 36), (35, 38))),
+            Request(query_len=5, seq_len=39, blocks=(2, 0, 4), causal=True, bidirectional_ranges=((3, 36), (35, 38))),
             Request(query_len=3, seq_len=3, blocks=(3,), causal=True),
         ),
         cache=Cache(**{"layout": Layout.KV_FIRST_NHD, "block_size": 16, "num_blocks": 6, **cache}),
-        return_lse=True,
+        lse=True,
         values=Values(kind, 5),
         **fields,
     )
@@ -155,7 +155,7 @@ def test_one_key_too_few_too_many_or_another_is_seen(see, kind, dtype, step_case
 @pytest.mark.parametrize("dtype", NAMES)
 @pytest.mark.parametrize("attn_type", [AttentionType.DECODER, AttentionType.ENCODER])
 def test_nan_is_never_accepted(kind, dtype, attn_type, step_case):
-    case = valued(step_case, kind, dtype, return_lse=True)
+    case = valued(step_case, kind, dtype, lse=True)
     if attn_type is AttentionType.ENCODER:
         requests = tuple(replace(r, seq_len=r.query_len, blocks=(), causal=False) for r in case.requests)
         case = replace(case, attn_type=attn_type, cache=None, requests=requests)
@@ -196,7 +196,7 @@ def test_a_row_that_was_never_written_is_called_so(step_case):
 
 def test_rows_without_a_key_are_0_and_their_lse_minus_infinity(step_case):
     first, second = step_case.requests
-    case = replace(step_case, requests=(replace(first, seq_len=0, blocks=()), second), return_lse=True, values=Values("random"))
+    case = replace(step_case, requests=(replace(first, seq_len=0, blocks=()), second), lse=True, values=Values("random"))
     step = answered(case)
     assert judge.judge(case, step, ROUNDING).kind == "agree"
     step.lse[0, 0] = 0

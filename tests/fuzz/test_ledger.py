@@ -37,7 +37,7 @@ def test_a_known_finding_is_counted_and_is_no_failure(fuzz_here):
 def test_it_hides_no_other_failure_and_does_not_shrink_into_itself(fuzz_here):
     progress, _ = fuzz_here("planted_findings:UNKNOWN_TOO", examples=200)
     assert progress.failure is not None
-    assert progress.failure.case.soft_cap is not None
+    assert progress.failure.case.logits_soft_cap is not None
     assert progress.failure.case.sinks is None
     assert progress.failure.verdict.kind in ("value", "bitwise")
 

@@ -159,7 +159,7 @@ def test_from_the_command_line_to_the_repaired_kernel(name, kinds, attn_parity, 
 def test_a_process_that_dies_or_hangs_is_a_verdict_and_the_next_case_gets_a_new_one(name, kind, message, step_case, tmp_path):
     ahead = tmp_path / "ahead.json"
     harmless = case_file.loads(
-        '{"schema": "attn-parity.case/1", "target": "t", "cache": {"layout": "KV_FIRST_NHD", "block_size": 4, "num_blocks": 1}}'
+        '{"schema": "attn-parity.case/2", "target": "t", "cache": {"layout": "KV_FIRST_NHD", "block_size": 4, "num_blocks": 1}}'
     )
     with Executor(f"planted:{name}", "cpu", 60.0, ahead) as executor:
         assert executor.run(harmless).kind == "agree"

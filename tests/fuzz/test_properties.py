@@ -64,7 +64,7 @@ STEP = Case(
     cache=Cache(layout=Layout.KV_FIRST_NHD, block_size=4, num_blocks=12),
     unowned_rows=1,
     rows_past=1,
-    return_lse=True,
+    lse=True,
 )
 NON_CAUSAL = replace(STEP, requests=requests((2, 7), (10, 12), causal=False))
 PER_REQUEST = replace(STEP, requests=(NON_CAUSAL.requests[0], STEP.requests[1]), per_request_causal=True)
@@ -74,7 +74,7 @@ DENSE = Case(
     head_size=8,
     requests=(Request(3, 3), Request(9, 9)),
     kv_rows_past=2,
-    return_lse=True,
+    lse=True,
 )
 
 
@@ -147,11 +147,11 @@ STEPS = {
         NON_CAUSAL, attn_type=AttentionType.ENCODER_DECODER, requests=requests((2, 7), (5, 3), causal=False)
     ),
     "drafts": replace(STEP, qq_bias="tree"),
-    "ranges": replace(STEP, requests=tuple(replace(request, ranges=((0, 11),)) for request in STEP.requests)),
+    "ranges": replace(STEP, requests=tuple(replace(request, bidirectional_ranges=((0, 11),)) for request in STEP.requests)),
     "fewer keys than queries": replace(STEP, requests=requests((10, 1), (6, 5))),
     "masks": replace(STEP, window=(3, 0), sink_tokens=1, chunked_local=5),
     "a quantized cache": replace(STEP, cache=replace(STEP.cache, dtype="fp8_e4m3fn", scales="head")),
-    "a float8 output": replace(STEP, output_dtype="fp8_e4m3fn", flat_out=True, return_lse=False),
+    "a float8 output": replace(STEP, output_dtype="fp8_e4m3fn", flat_out=True, lse=False),
     "nothing written": replace(STEP, writes=False),
 }
 
@@ -207,7 +207,7 @@ def test_a_wrong_output_is_named_before_a_broken_promise():
 SEEN = replace(
     STEP, num_kv_heads=2, group_size=2, scale=0.25, requests=requests((1, 5), (2, 7), (5, 11)), values=Values("random", 3)
 )
-WINDOWED = replace(SEEN, window=(2, -1), alibi=True)
+WINDOWED = replace(SEEN, window=(2, -1), alibi_slopes=True)
 
 
 @dataclasses.dataclass
@@ -396,7 +396,7 @@ def test_only_an_oracle_limits_the_number_of_scores():
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("kind", ["one_hot", "signature", "random", "extreme"])
-@pytest.mark.parametrize("rules", [{}, {"alibi": True, "sinks": "above"}, {"soft_cap": 5.0, "qq_bias": "random"}])
+@pytest.mark.parametrize("rules", [{}, {"alibi_slopes": True, "sinks": "above"}, {"logits_soft_cap": 5.0, "qq_bias": "random"}])
 def test_the_bound_holds_for_what_is_right_and_not_for_much_more(rules, kind, dtype):
     case = replace(SEEN, dtype=dtype, values=Values(kind, 11), **rules)
     step = tensors.build(replace(case, requests=requests((1, 5), (2, 7), (5, 11))))

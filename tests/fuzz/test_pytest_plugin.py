@@ -10,7 +10,7 @@ from attn_fuzz.cases import case as case_file
 
 KERNEL = """
 import attn_reference
-from attn_contract import AttentionType
+from attn_contract import AttentionType, Layout
 from attn_fuzz.targets import Rounding, Support, Target
 
 
@@ -23,7 +23,7 @@ TARGET = Target(
     name="wrong",
     description="one row is wrong",
     attention=attention,
-    support=lambda device: Support(attn_types=(AttentionType.DECODER,)),
+    support=lambda device: Support(attn_types=(AttentionType.DECODER,), dtypes=("float32",), layouts=(Layout.KV_FIRST_NHD,)),
     rounding=lambda device: Rounding(keys_per_tile=64),
     refuses=False,
 )
@@ -90,7 +90,7 @@ def test_a_number_out_of_range_is_a_usage_error(option, run_pytest):
 
 
 def test_what_is_no_declaration_or_cannot_be_written_is_said_in_a_line(run_pytest, tmp_path):
-    (tmp_path / "my_kernel.py").write_text(KERNEL.replace("Support(attn_types=(AttentionType.DECODER,))", "None"))
+    (tmp_path / "my_kernel.py").write_text(KERNEL.replace("support=lambda device: Support(", "support=lambda device: dict("))
     (tmp_path / "file").touch()
     ended = run_pytest("--attn-target=my_kernel:TARGET", "--attn-target=reference-fp32", "--attn-report=file/runs")
     failed = re.findall(r"FAILED (\S+)", ended.stdout)

@@ -35,7 +35,7 @@ def test_the_phase_of_a_request(step_case, query_len, seq_len, expected):
 
 
 def test_a_run_counts_each_element_once_by_dtype_and_phase(step_case):
-    case = replace(step_case, return_lse=True, values=replace(step_case.values, kind="random"))
+    case = replace(step_case, lse=True, values=replace(step_case.values, kind="random"))
     counts = try_case(case, FLASH, "cpu").ratios
     elements = {name: sum(bins) for name, bins in counts.items()}
     assert elements == {
@@ -48,7 +48,7 @@ def test_a_run_counts_each_element_once_by_dtype_and_phase(step_case):
 
 
 def test_a_quantized_output_is_counted_apart(step_case):
-    case = replace(step_case, output_dtype="fp8_e4m3fn", return_lse=True, values=replace(step_case.values, kind="random"))
+    case = replace(step_case, output_dtype="fp8_e4m3fn", lse=True, values=replace(step_case.values, kind="random"))
     counts = try_case(case, FLASH, "cpu").ratios
     assert {name.rpartition(" ")[0] for name in counts if name.endswith("prefill")} == {"out fp8_e4m3fn", "lse float32"}
 
@@ -82,7 +82,7 @@ def test_a_picture_tells_what_is_wrong_with_a_row(step_case):
 
 
 def test_a_row_without_keys_whose_lse_is_right_is_no_fault(step_case):
-    nothing = replace(step_case, requests=(Request(2, 0),), return_lse=True)
+    nothing = replace(step_case, requests=(Request(2, 0),), lse=True)
     assert try_case(nothing, FLASH, "cpu").pictures == {"out": bytes(2), "lse": bytes(2)}
 
 

@@ -297,7 +297,7 @@ PAGED = Case(
     rows_past=1,
     unwritten=(0,),
     table_padding=1,
-    return_lse=True,
+    lse=True,
 )
 DENSE = Case(
     target="planted",

@@ -34,7 +34,7 @@ def model_file(tmp_path):
 
 
 def test_one_layer_and_what_was_skipped(attn_parity):
-    run = attn_parity("select", *LAYER, "--sinks", "--window", "128", *ON_MI300)
+    run = attn_parity("select", *LAYER, "--sinks", "--sliding-window", "128", *ON_MI300)
     assert run.code == 0
     assert run.out.splitlines()[0].startswith("one layer on gfx942, AITER 2026-08")
     assert run.out.splitlines()[2].split()[:3] == ["layer", "ROCM_AITER_FA", "BLOCKS_FIRST_NHD"]
@@ -48,15 +48,16 @@ def test_one_layer_and_what_was_skipped(attn_parity):
         (["--attn-type", "encoder"], "ROCM_ATTN"),
         (["--attn-type", "encoder_decoder"], "ROCM_AITER_UNIFIED_ATTN"),
         (["--kv-heads", "2", "--dtype", "float16", "--block-size", "32"], "ROCM_ATTN"),
-        (["--soft-cap", "50"], "ROCM_AITER_FA"),
-        (["--alibi", "--window", "64"], "ROCM_AITER_UNIFIED_ATTN"),
-        (["--ranges"], "TRITON_ATTN"),
-        (["--ranges-clamped", "--window", "64"], "TRITON_ATTN"),
+        (["--logits-soft-cap", "50"], "ROCM_AITER_FA"),
+        (["--window", "63", "0"], "ROCM_ATTN"),
+        (["--alibi-slopes", "--sliding-window", "64"], "ROCM_AITER_UNIFIED_ATTN"),
+        (["--bidirectional-ranges"], "TRITON_ATTN"),
+        (["--ranges-clamped", "--sliding-window", "64"], "TRITON_ATTN"),
         (["--qq-bias"], "ROCM_AITER_UNIFIED_ATTN"),
         (["--non-causal"], "ROCM_ATTN"),
         (["--non-causal", "--per-request-causal"], "TRITON_ATTN"),
         (["--chunked-local", "64"], "TRITON_ATTN"),
-        (["--window", "64", "--sink-tokens", "4"], "TRITON_ATTN"),
+        (["--sliding-window", "64", "--sink-tokens", "4"], "TRITON_ATTN"),
         (["--lse"], "TRITON_ATTN"),
         (["--batch-invariant"], "TRITON_ATTN"),
         (["--rope"], "ROCM_ATTN"),
@@ -133,8 +134,8 @@ def test_a_backend_that_does_not_serve_ends_with_1_and_names_others(attn_parity,
         (["--heads", "16", "--head-size", "0"], "layer: head_size: got 0"),
         (["--heads", "16", "--kv-heads", "3", "--head-size", "64"], "layer: num_heads: got 16, expected a multiple"),
         ([*LAYER, "--attn-type", "DECODER"], "--attn-type"),
-        ([*LAYER, "--window", "0"], "--window"),
-        ([*LAYER, "--window", "8", "--attn-type", "encoder_decoder"], "layer: window: got (7, 7)"),
+        ([*LAYER, "--sliding-window", "0"], "--sliding-window"),
+        ([*LAYER, "--sliding-window", "8", "--attn-type", "encoder_decoder"], "layer: window: got (7, 7)"),
         ([*LAYER, "--sink-tokens", "-1"], "layer: sink_tokens: got -1"),
         ([*LAYER, "--chunked-local", "0"], "layer: chunked_local: got 0"),
         ([*LAYER, "--kv-cache-dtype", "int8"], "layer: scales: got None"),
@@ -150,9 +151,9 @@ def test_a_backend_that_does_not_serve_ends_with_1_and_names_others(attn_parity,
             [*LAYER, "--backend", "layer=TRITON_ATTN", "--backend", "layer=ROCM_ATTN"],
             "--backend layer=ROCM_ATTN: there is one already for layer",
         ),
-        ([*LAYER, "--soft-cap", "nan"], "layer: logits_soft_cap: got nan"),
-        ([*LAYER, "--soft-cap", "inf"], "layer: logits_soft_cap: got inf"),
-        ([*LAYER, "--soft-cap", "-1"], "layer: logits_soft_cap: got -1.0"),
+        ([*LAYER, "--logits-soft-cap", "nan"], "layer: logits_soft_cap: got nan"),
+        ([*LAYER, "--logits-soft-cap", "inf"], "layer: logits_soft_cap: got inf"),
+        ([*LAYER, "--logits-soft-cap", "-1"], "layer: logits_soft_cap: got -1.0"),
         ([*LAYER, "--rope", "--attn-type", "encoder"], "layer: rope: got True"),
         (["no.json"], "no.json"),
         ([*LAYER, "--json", "no/selected.json"], "the folder no does not exist"),
@@ -167,7 +168,7 @@ def test_what_is_not_understood_ends_with_2(arguments, said, attn_parity):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"schema": "attn-parity.case/1"}, "attn-parity.case/1"),
+        ({"schema": "attn-parity.case/2"}, "attn-parity.case/2"),
         ({"schema": None}, "`$.schema`"),
         ({"layer": {}}, "unknown field `layer`"),
         ({"layers": {}}, "`$.layers`"),

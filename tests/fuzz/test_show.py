@@ -50,7 +50,7 @@ def test_a_mask_without_causality(step_case):
 
 
 def test_a_mask_shows_what_a_range_opens(step_case):
-    request = replace(step_case.requests[0], ranges=((5, 6),))
+    request = replace(step_case.requests[0], bidirectional_ranges=((5, 6),))
     assert mask(replace(step_case, requests=(request,), window=(2, -1))) == ["www###r.", "wwww###."]
 
 

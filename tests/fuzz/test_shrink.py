@@ -1,5 +1,7 @@
 """Shrinking ends, stays within the support, and where it ends no field can be lowered."""
 
+from dataclasses import replace
+
 import planted
 import pytest
 from attn_contract import AttentionType, Layout
@@ -9,10 +11,10 @@ from attn_fuzz.run import shrink
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets import registry
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.target import EVERYTHING, Support
 from hypothesis import HealthCheck, assume, given, settings
 
-SUPPORT = Support(max_tokens=64, max_seq_len=200, dtypes=("float16", "bfloat16"))
+SUPPORT = replace(EVERYTHING, max_tokens=64, max_seq_len=200, dtypes=("float16", "bfloat16"))
 few = settings(max_examples=15, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 
@@ -40,8 +42,8 @@ PREDICATES = {
     "a block that is not its own index": lambda case: any(b != i for r in case.requests for i, b in enumerate(r.blocks)),
     "a window and sinks": lambda case: case.window[0] >= 2 and case.sinks is not None,
     "an odd seed": lambda case: case.values.seed % 2 == 1,
-    "a cap and slopes": lambda case: case.soft_cap is not None and case.alibi,
-    "a range from 2 on": lambda case: any(2 <= a < b for r in case.requests for a, b in r.ranges),
+    "a cap and slopes": lambda case: case.logits_soft_cap is not None and case.alibi_slopes,
+    "a range from 2 on": lambda case: any(2 <= a < b for r in case.requests for a, b in r.bidirectional_ranges),
     "chunks of 3 or more beside drafts": lambda case: (case.chunked_local or 0) >= 3 and case.qq_bias is not None,
     "sink tokens in a window": lambda case: case.sink_tokens >= 2 and case.window[0] >= 0,
     "an int8 cache": lambda case: case.cache is not None and case.cache.dtype == "int8",
@@ -108,13 +110,13 @@ def test_what_always_fails_ends_at_an_empty_step(case):
 
 
 def test_what_fails_no_more_stays_as_it_is(step_case):
-    assert shrink.shrink(step_case, Support(head_sizes=(8,)), lambda case: False, always) == (step_case, True)
+    assert shrink.shrink(step_case, replace(EVERYTHING, head_sizes=(8,)), lambda case: False, always) == (step_case, True)
 
 
 def test_it_stops_when_told_and_does_not_claim_to_be_done(step_case):
     tried = []
     smallest, minimal = shrink.shrink(
-        step_case, Support(head_sizes=(8,)), lambda case: not tried.append(case), lambda: len(tried) < 2
+        step_case, replace(EVERYTHING, head_sizes=(8,)), lambda case: not tried.append(case), lambda: len(tried) < 2
     )
     assert not minimal
     assert smallest == tried[-1]

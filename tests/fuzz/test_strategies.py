@@ -1,19 +1,20 @@
 """What is drawn is valid and within the target's support; and a few hundred cases visit every edge that bugs live on."""
 
-import dataclasses
 import itertools
+from dataclasses import replace
 
 import pytest
-from attn_contract import AttentionType, Layout, PhysicalOrder
+from attn_contract import AttentionType, Batch, Layer, Layout, PhysicalOrder
+from attn_contract.rules import held_rules
 from attn_fuzz.cases import case as case_file
 from attn_fuzz.cases.case import ROWS, X_PACKED, Case
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.strategies import cases, families
 from attn_fuzz.strategies.cases import VALUES
 from attn_fuzz.strategies.independent import INDEPENDENT
-from attn_fuzz.strategies.layers import SINKS
+from attn_fuzz.strategies.rules import DRAWN_ELSEWHERE, NUMBERS
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.target import EVERYTHING, Support
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 DRAWN = settings(INDEPENDENT, max_examples=600, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
@@ -34,7 +35,7 @@ def draw(support: Support) -> list[Case]:
 
 @pytest.fixture(scope="module")
 def drawn() -> list[Case]:
-    return draw(Support())
+    return draw(EVERYTHING)
 
 
 def some_request(holds):
@@ -70,7 +71,22 @@ def rules_of(case) -> set[str]:
     return quantized | {name for name in RULES if getattr(case, name)}
 
 
-RULES = ("sink_tokens", "chunked_local", "has_ranges", "soft_cap", "alibi", "qq_bias", "rope", "output_dtype")
+RULES = (
+    "sink_tokens",
+    "chunked_local",
+    "bidirectional_ranges",
+    "logits_soft_cap",
+    "alibi_slopes",
+    "qq_bias",
+    "rope",
+    "output_dtype",
+)
+
+
+def ranges_of(request) -> tuple[tuple[int, int], ...]:
+    return request.bidirectional_ranges
+
+
 EDGES = {
     "query_len 0": some_request(lambda case, r: r.query_len == 0),
     "query_len 1": some_request(lambda case, r: r.query_len == 1),
@@ -123,10 +139,12 @@ EDGES = {
     "per-request causal": lambda case: case.per_request_causal,
     "fused qkv": lambda case: case.fused_qkv,
     "flat out": lambda case: case.flat_out,
-    "lse": lambda case: case.return_lse,
+    "lse": lambda case: case.lse,
     "a tree of drafts": lambda case: case.qq_bias == "tree" and case.max_query_len - case.slack > 1,
     "random biases of drafts": lambda case: case.qq_bias == "random" and case.max_query_len - case.slack > 1,
-    "a cap below large logits": lambda case: case.soft_cap is not None and case.soft_cap <= 1 and case.values.kind == "extreme",
+    "a cap below large logits": lambda case: (
+        case.logits_soft_cap is not None and case.logits_soft_cap <= 1 and case.values.kind == "extreme"
+    ),
     "sink tokens outside a window": some_request(
         lambda case, r: case.sink_tokens and 0 <= case.window[0] < r.context_len - case.sink_tokens
     ),
@@ -134,13 +152,13 @@ EDGES = {
     "chunks of more than one key": lambda case: (case.chunked_local or 0) > 1,
     "queries before chunks": some_request(lambda case, r: case.chunked_local is not None and r.context_len < 0),
     "a range over the context's end": some_request(
-        lambda case, r: any(0 <= a < r.context_len <= b for a, b in r.ranges) and r.query_len
+        lambda case, r: any(0 <= a < r.context_len <= b for a, b in ranges_of(r)) and r.query_len
     ),
-    "a range of new tokens": some_request(lambda case, r: r.causal and any(r.context_len <= a < b for a, b in r.ranges)),
-    "a range past the end": some_request(lambda case, r: any(a <= r.seq_len <= b for a, b in r.ranges)),
-    "a range that is none": some_request(lambda case, r: any(b < a for a, b in r.ranges)),
-    "ranges that overlap": some_request(lambda case, r: any(a < c <= b < d for a, b in r.ranges for c, d in r.ranges)),
-    "clamped ranges": lambda case: case.ranges_clamped and case.has_ranges and case.window[0] >= 0,
+    "a range of new tokens": some_request(lambda case, r: r.causal and any(r.context_len <= a < b for a, b in ranges_of(r))),
+    "a range past the end": some_request(lambda case, r: any(a <= r.seq_len <= b for a, b in ranges_of(r))),
+    "a range that is none": some_request(lambda case, r: any(b < a for a, b in ranges_of(r))),
+    "ranges that overlap": some_request(lambda case, r: any(a < c <= b < d for a, b in ranges_of(r) for c, d in ranges_of(r))),
+    "clamped ranges": lambda case: case.ranges_clamped and case.bidirectional_ranges and case.window[0] >= 0,
     "a rotation of all dims": lambda case: case.rope is not None and case.rope.rotary_dim == case.head_size,
     "a rotation of some dims": lambda case: case.rope is not None and case.rope.rotary_dim < case.head_size,
     "a rotation of neighbours": lambda case: case.rope is not None and not case.rope.neox,
@@ -163,20 +181,20 @@ EDGES = {
     "no rule": lambda case: not rules_of(case),
     "groups": lambda case: case.group_size > 1 and case.num_kv_heads > 1,
     "no sinks": lambda case: case.sinks is None,
-    **{f"sinks {kind}": lambda case, kind=kind: case.sinks == kind for kind in SINKS},
+    **{f"sinks {kind}": lambda case, kind=kind: case.sinks == kind for kind in ("zero", "near", "above", "below", "off")},
     **{f"values {kind}": lambda case, kind=kind: case.values.kind == kind for kind in VALUES},
     **{f"{kind}": lambda case, kind=kind: case.attn_type is kind for kind in AttentionType},
     **{f"{layout}": lambda case, layout=layout: case.cache is not None and case.cache.layout is layout for layout in Layout},
-    **{dtype: lambda case, dtype=dtype: case.dtype == dtype for dtype in Support().dtypes},
+    **{dtype: lambda case, dtype=dtype: case.dtype == dtype for dtype in EVERYTHING.dtypes},
     **{
         f"a cache of {dtype}": lambda case, dtype=dtype: case.cache is not None and case.cache.dtype == dtype
-        for dtype in Support().cache_dtypes
+        for dtype in EVERYTHING.cache_dtypes
     },
     **{
         f"scales of each {kind}": lambda case, kind=kind: case.cache is not None and case.cache.scales == kind
         for kind in ("tensor", "head", "token")
     },
-    **{f"an output of {dtype}": lambda case, dtype=dtype: case.output_dtype == dtype for dtype in Support().output_dtypes},
+    **{f"an output of {dtype}": lambda case, dtype=dtype: case.output_dtype == dtype for dtype in EVERYTHING.output_dtypes},
     **{
         f"order {order}": lambda case, order=order: (
             case.cache is not None and case.cache.holds_content_rows and case.cache.order is order
@@ -209,8 +227,14 @@ def test_every_case_is_a_valid_call(drawn):
         assert verdict.kind == "agree", verdict.message
 
 
+def without(*names: str) -> tuple[str, ...]:
+    """All rules that a case can have but these."""
+    return tuple(name for name in EVERYTHING.rules if name not in names)
+
+
 SUPPORTS = {
-    "one of everything": Support(
+    "one of everything": replace(
+        EVERYTHING,
         attn_types=(AttentionType.DECODER,),
         dtypes=("bfloat16",),
         layouts=(Layout.KV_FIRST_HND,),
@@ -218,25 +242,20 @@ SUPPORTS = {
         group_sizes=(3,),
         block_sizes=(48,),
     ),
-    "causal only": Support(non_causal=False, per_request_causal=False),
-    "non-causal only": Support(causal=False),
-    "no mask but causality, no sinks, no LSE": Support(window=False, sinks=False, lse=False, per_request_causal=False),
-    "no rule": Support(
-        soft_cap=False,
-        alibi=False,
-        sink_tokens=False,
-        chunked_local=False,
-        ranges=False,
-        qq_bias=False,
-        cache_dtypes=(),
-        output_dtypes=(),
-        rope=False,
+    "causal only": replace(EVERYTHING, rules=without("non_causal", "per_request_causal")),
+    "non-causal only": replace(EVERYTHING, causal=False),
+    "no mask but causality, no sinks, no LSE": replace(
+        EVERYTHING, rules=without("window", "sinks", "lse", "per_request_causal")
     ),
-    "x-packed in large blocks only": Support(layouts=(Layout.SHUFFLED,), block_sizes=(16, 1), head_sizes=(16, 20)),
-    "fnuz only": Support(cache_dtypes=("fp8_e4m3fnuz",), output_dtypes=("fp8_e4m3fnuz",)),
-    "dense": Support(attn_types=(AttentionType.ENCODER_ONLY,)),
-    "tiles larger than a step": Support(tile_sizes=(512,), max_tokens=64, max_seq_len=128),
-    "tiny": Support(max_tokens=1, max_seq_len=1, tile_sizes=(16,)),
+    "no rule": replace(EVERYTHING, rules=("non_causal",), cache_dtypes=(), output_dtypes=()),
+    "nothing but what must be named": Support(
+        attn_types=(AttentionType.DECODER,), dtypes=("float32",), layouts=(Layout.BLOCKS_FIRST_NHD,)
+    ),
+    "x-packed in large blocks only": replace(EVERYTHING, layouts=(Layout.SHUFFLED,), block_sizes=(16, 1), head_sizes=(16, 20)),
+    "fnuz only": replace(EVERYTHING, cache_dtypes=("fp8_e4m3fnuz",), output_dtypes=("fp8_e4m3fnuz",)),
+    "dense": replace(EVERYTHING, attn_types=(AttentionType.ENCODER_ONLY,)),
+    "tiles larger than a step": replace(EVERYTHING, tile_sizes=(512,), max_tokens=64, max_seq_len=128),
+    "tiny": replace(EVERYTHING, max_tokens=1, max_seq_len=1, tile_sizes=(16,)),
 }
 
 
@@ -255,12 +274,34 @@ def test_sizes_are_within_the_support_and_properties_beyond_it_are_drawn_to_be_r
             assert sum(request.seq_len for request in case.requests) <= 2 * support.max_seq_len
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Support) if field.type in (bool, "bool")])
-def test_what_a_support_leaves_out_is_beyond_it(name, drawn):
-    """A property that `beyond` forgets would be run, and its refusal a failure; or worse, never asked for."""
-    without = dataclasses.replace(Support(), **{name: False})
-    assert any(without.beyond(case) for case in drawn)
-    assert without.widened() == Support()
+@pytest.mark.parametrize("name", EVERYTHING.rules)
+def test_a_rule_that_a_support_does_not_name_is_beyond_it(name, drawn):
+    """A rule that `beyond` forgets would be run, and its refusal a failure; or worse, never asked for."""
+    silent = replace(EVERYTHING, rules=without(name))
+    assert any(silent.beyond(case) for case in drawn)
+    assert silent.widened() == EVERYTHING
+
+
+@pytest.mark.parametrize("name", [*held_rules(Layer), *held_rules(Batch)])
+def test_every_rule_is_drawn_or_says_where(name):
+    """A rule of which a case knows nothing would be refused by all, and agree with nobody."""
+    assert name in EVERYTHING.rules, f"{name}: cases.case.Case has no field for it"
+    assert (name in NUMBERS) != (name in DRAWN_ELSEWHERE), f"{name}: strategies.rules draws nothing for it"
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"attn_types": ()}, "attn_types: got none"),
+        ({"layouts": ()}, "layouts: got none"),
+        ({"cache_dtypes": ("int8",), "scales": ()}, "scales: got none"),
+        ({"rules": ("windows",)}, "got 'windows', expected names among window, "),
+        ({"causal": False, "rules": ("window",)}, "neither causal nor the rule non_causal"),
+    ],
+)
+def test_a_support_that_names_nothing_or_something_else_is_refused(fields, said):
+    with pytest.raises(ValueError, match=said):
+        replace(EVERYTHING, **fields)
 
 
 def test_most_cases_are_within_the_support():
@@ -272,20 +313,20 @@ def test_most_cases_are_within_the_support():
 
 @pytest.mark.parametrize("scales", ["tensor", "head", "token"])
 def test_scales_of_a_quantized_cache_are_those_of_the_support(scales):
-    support = dataclasses.replace(Support(), cache_dtypes=("fp8_e4m3fn",), scales=(scales,))
+    support = replace(EVERYTHING, cache_dtypes=("fp8_e4m3fn",), scales=(scales,))
     found = draw(support)
     drawn = {case.cache.scales for case in found if case.cache is not None and support.beyond(case) is None}
     assert drawn == {None, scales}
 
 
 def test_slots_are_mostly_finite_where_a_support_says_so():
-    assert not any(case.finite_slots for case in draw(Support()))
-    cached = [case for case in draw(dataclasses.replace(Support(), unused_slots="mostly finite")) if case.cache is not None]
+    assert not any(case.finite_slots for case in draw(EVERYTHING))
+    cached = [case for case in draw(replace(EVERYTHING, unused_slots="mostly finite")) if case.cache is not None]
     assert 0.6 < sum(case.finite_slots for case in cached) / len(cached) < 0.9
 
 
 def test_cases_of_a_family_share_their_layer_and_keep_to_the_support():
-    support = Support(steps_per_layer=4, sinks=False)
+    support = replace(EVERYTHING, steps_per_layer=4, rules=without("sinks"))
     found = []
 
     @seed(1)

@@ -1,5 +1,7 @@
 """Whatever a kernel has no business with is poison or canary, and a case means the same tensors every time."""
 
+import dataclasses
+
 import attn_reference
 import msgspec
 import pytest
@@ -10,11 +12,11 @@ from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values, neighbours,
 from attn_fuzz.cases.poison import CANARY, LEFTOVER, POISON, bits, canary, poison
 from attn_fuzz.cases.tensors import GUARD, Step
 from attn_fuzz.strategies import cases
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.target import EVERYTHING
 from hypothesis import given, settings
 
 replace = msgspec.structs.replace
-SMALL = Support(head_sizes=(16, 32), block_sizes=(16, 1, 4, 48), max_tokens=32, max_seq_len=64)
+SMALL = dataclasses.replace(EVERYTHING, head_sizes=(16, 32), block_sizes=(16, 1, 4, 48), max_tokens=32, max_seq_len=64)
 each_case = given(cases("anything", SMALL))
 few = settings(max_examples=150, deadline=None, database=None)
 

@@ -98,20 +98,19 @@ def paged_call(device: torch.device) -> Callable[..., PagedCall]:
         )
         table = torch.tensor([-1, 2**31 - 1], dtype=torch.int32).repeat(len(seq_lens), max(blocks_used, default=0) // 2 + 1)
         free = torch.randperm(num_blocks, generator=generator).tolist()
-        per_request = [causal] * len(seq_lens) if isinstance(causal, bool) else causal
+        on_host = _batch(
+            query_lens,
+            seq_lens,
+            torch.device("cpu"),
+            causal=causal if isinstance(causal, bool) else torch.tensor(causal),
+            bidirectional_ranges=None if ranges is None else torch.tensor(ranges, dtype=torch.int32),
+        )
         slots = []
         for r, (query_len, seq_len) in enumerate(zip(query_lens, seq_lens, strict=True)):
             for i in range(blocks_used[r]):
                 table[r, i] = free.pop()
             key = torch.arange(seq_len)
-            seen = visible(
-                torch.arange(query_len) + seq_len - query_len,
-                key,
-                seq_len,
-                layer,
-                causal=per_request[r],
-                ranges=None if ranges is None else torch.tensor(ranges[r]).view(-1, 2),
-            ).any(0)
+            seen = visible(torch.arange(query_len) + seq_len - query_len, key, layer, on_host, r).any(0)
             slots.append(torch.where(seen, table[r].long()[key // block_size] * block_size + key % block_size, -1))
         slot_mapping = torch.cat(slots) if slots else torch.empty(0, dtype=torch.int64)
         k, v = torch.randn(2, len(slot_mapping), num_kv_heads, head_size, generator=generator).to(dtype)

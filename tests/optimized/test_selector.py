@@ -20,10 +20,19 @@ from attn_contract import (
     same_elements,
     same_footprint,
 )
-from attn_optimized import selector
 from attn_optimized.aiter_adapter import Aiter, recorded
 from attn_optimized.backends import BACKENDS
-from attn_optimized.selector import PRIORITIES, Assignment, parse_architecture, priorities, select, select_model
+from attn_optimized.selector import (
+    PRIORITIES,
+    Assignment,
+    model,
+    parse_architecture,
+    priorities,
+    select,
+    select_model,
+    this_architecture,
+)
+from attn_optimized.selector import layer as one_layer
 
 AITER = recorded("2026-08")
 NO_AITER = Aiter(missing="AITER is not installed")
@@ -36,7 +45,7 @@ ARCHITECTURES = [ONE_OF_EACH.get(pattern, pattern) for pattern in PRIORITIES]
 
 @pytest.fixture(autouse=True)
 def nothing_logged_before():
-    selector._log.cache_clear()
+    one_layer.log_skipped.cache_clear()
 
 
 def on_mi300(layers: Mapping[str, AttentionConfig], **shared) -> dict[str, Assignment]:
@@ -95,7 +104,7 @@ def test_every_architecture_knows_every_backend_and_the_one_that_serves_all(arch
 
 
 def test_this_machine_has_an_architecture():
-    assert parse_architecture(selector.this_architecture()) == selector.this_architecture()
+    assert parse_architecture(this_architecture()) == this_architecture()
 
 
 # one layer
@@ -108,12 +117,12 @@ def test_this_machine_has_an_architecture():
         ("gfx942", AITER, ENCODER, "ROCM_ATTN", None),
         ("gfx942", AITER, CROSS, "ROCM_AITER_UNIFIED_ATTN", Layout.BLOCKS_FIRST_NHD),
         ("gfx942", NO_AITER, CROSS, "TRITON_ATTN", Layout.BLOCKS_FIRST_NHD),
-        ("gfx942", AITER, replace(DECODER, sinks=True), "ROCM_AITER_FA", Layout.BLOCKS_FIRST_NHD),
-        ("gfx90a", AITER, replace(DECODER, sinks=True), "ROCM_AITER_UNIFIED_ATTN", Layout.BLOCKS_FIRST_NHD),
-        ("gfx942", recorded("0.1.7"), replace(DECODER, sinks=True), "ROCM_AITER_UNIFIED_ATTN", Layout.BLOCKS_FIRST_NHD),
-        ("gfx942", AITER, replace(DECODER, logits_soft_cap=50.0), "ROCM_AITER_FA", Layout.BLOCKS_FIRST_NHD),
-        ("gfx942", AITER, replace(DECODER, non_causal=True), "ROCM_ATTN", Layout.X_PACKED),
-        ("gfx942", AITER, replace(DECODER, ranges=True), "TRITON_ATTN", Layout.BLOCKS_FIRST_NHD),
+        ("gfx942", AITER, DECODER.with_rules(sinks=True), "ROCM_AITER_FA", Layout.BLOCKS_FIRST_NHD),
+        ("gfx90a", AITER, DECODER.with_rules(sinks=True), "ROCM_AITER_UNIFIED_ATTN", Layout.BLOCKS_FIRST_NHD),
+        ("gfx942", recorded("0.1.7"), DECODER.with_rules(sinks=True), "ROCM_AITER_UNIFIED_ATTN", Layout.BLOCKS_FIRST_NHD),
+        ("gfx942", AITER, DECODER.with_rules(logits_soft_cap=50.0), "ROCM_AITER_FA", Layout.BLOCKS_FIRST_NHD),
+        ("gfx942", AITER, DECODER.with_rules(non_causal=True), "ROCM_ATTN", Layout.X_PACKED),
+        ("gfx942", AITER, DECODER.with_rules(bidirectional_ranges=True), "TRITON_ATTN", Layout.BLOCKS_FIRST_NHD),
         ("gfx1201", AITER, DECODER, "ROCM_AITER_UNIFIED_ATTN", Layout.BLOCKS_FIRST_NHD),
         ("gfx1201", NO_AITER, DECODER, "ROCM_ATTN", Layout.X_PACKED),
         ("sm90", NO_AITER, DECODER, "TRITON_ATTN", Layout.BLOCKS_FIRST_NHD),
@@ -182,7 +191,7 @@ def test_what_is_no_config_aiter_or_backend_is_refused(config, options, argument
 
 
 def test_a_skip_has_all_its_reasons():
-    config = replace(CROSS, head_size=40, sinks=True, logits_soft_cap=30.0)
+    config = replace(CROSS, head_size=40).with_rules(sinks=True, logits_soft_cap=30.0)
     first = select(config, architecture="gfx942", aiter=NO_AITER).skipped[0]
     assert first.backend == "ROCM_ATTN"
     assert [refusal.property for refusal in first.refusals] == [
@@ -193,13 +202,13 @@ def test_a_skip_has_all_its_reasons():
     ]
 
 
-FLAGS = ("alibi", "sinks", "non_causal", "lse", "batch_invariant", "rope")
+FLAGS = ("alibi_slopes", "sinks", "non_causal", "lse", "batch_invariant", "rope")
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_what_is_selected_serves_and_what_is_skipped_does_not(architecture):
-    configs = [replace(DECODER, **dict.fromkeys(flags, True)) for n in range(3) for flags in itertools.combinations(FLAGS, n)]
-    configs += [replace(DECODER, head_size=head_size, window=(7, 0)) for head_size in (24, 64, 80, 128)]
+    configs = [DECODER.with_rules(**dict.fromkeys(flags, True)) for n in range(3) for flags in itertools.combinations(FLAGS, n)]
+    configs += [replace(DECODER, head_size=head_size).with_rules(window=(7, 0)) for head_size in (24, 64, 80, 128)]
     configs += [ENCODER, CROSS, replace(DECODER, block_size=48), replace(DECODER, dtype=torch.float32)]
     for config in configs:
         selection = select(config, architecture=architecture, aiter=AITER)
@@ -234,7 +243,7 @@ def test_an_unknown_backend_is_refused_with_those_known():
 
 def test_where_none_serves_all_say_why():
     with pytest.raises(UnsupportedError) as refused:
-        select(replace(DECODER, head_size=512, sinks=True), architecture="gfx942", aiter=NO_AITER)
+        select(replace(DECODER, head_size=512).with_rules(sinks=True), architecture="gfx942", aiter=NO_AITER)
     for backend in BACKENDS:
         line = next(line for line in refused.value.reason.splitlines() if line.startswith(f"  {backend}: "))
         assert "head size 512" in line
@@ -251,9 +260,9 @@ def test_a_backend_without_a_fitting_layout_does_not_serve():
 
 
 def test_without_an_aiter_the_installed_one_is_asked(monkeypatch):
-    monkeypatch.setattr(selector, "find_aiter", lambda: AITER)
+    monkeypatch.setattr(one_layer, "find_aiter", lambda: AITER)
     assert select(CROSS, architecture="gfx942").backend == "ROCM_AITER_UNIFIED_ATTN"
-    monkeypatch.setattr(selector, "find_aiter", lambda: NO_AITER)
+    monkeypatch.setattr(one_layer, "find_aiter", lambda: NO_AITER)
     assert select(CROSS, architecture="gfx942").backend == "TRITON_ATTN"
 
 
@@ -276,7 +285,7 @@ def test_a_first_choice_is_not_logged_and_a_model_logs_each_kind_of_layer_once(c
     caplog.set_level(logging.DEBUG, "attn_optimized.selector")
     on_mi300({f"layers.{i}": DECODER for i in range(4)})
     assert not caplog.records
-    on_mi300({f"layers.{i}": replace(DECODER, sinks=True) for i in range(4)})
+    on_mi300({f"layers.{i}": DECODER.with_rules(sinks=True) for i in range(4)})
     assert [record.levelname for record in caplog.records] == ["INFO", "DEBUG"]
 
 
@@ -375,11 +384,11 @@ def test_a_choice_by_name_holds_for_its_layer_and_the_others_follow():
     assert chosen["b"].why.startswith("asked for by name")
     check_shares(layers, chosen)
     with pytest.raises(UnsupportedError, match="b: ROCM_AITER_UNIFIED_ATTN: non-causal decoder attention not supported"):
-        on_mi300({"a": DECODER, "b": replace(DECODER, non_causal=True)}, backends=wanted)
+        on_mi300({"a": DECODER, "b": DECODER.with_rules(non_causal=True)}, backends=wanted)
 
 
 def test_who_reads_another_layers_cache_addresses_it_as_that_one_does():
-    reader = replace(DECODER, kv_sharing=True, sinks=True)
+    reader = DECODER.with_rules(kv_sharing=True, sinks=True)
     layers = {"reader": reader, "writer": DECODER, "neighbour": CROSS}
     chosen = on_mi300(layers, allocations=[("writer", "neighbour")], kv_sharing={"reader": "writer"})
     check_shares(layers, chosen, ("writer", "reader"))
@@ -389,15 +398,15 @@ def test_who_reads_another_layers_cache_addresses_it_as_that_one_does():
 
 def test_a_writer_takes_the_layout_that_its_reader_can_read():
     """ROCM_ATTN packs its planes, which have the footprint of the reader's and not its elements."""
-    layers = {"writer": DECODER, "reader": replace(DECODER, kv_sharing=True, layout=Layout.KV_FIRST_NHD)}
+    layers = {"writer": DECODER, "reader": replace(DECODER, layout=Layout.KV_FIRST_NHD).with_rules(kv_sharing=True)}
     chosen = on_mi300(layers, kv_sharing={"reader": "writer"})
     assert (chosen["writer"].backend, chosen["writer"].layout) == ("ROCM_AITER_FA", Layout.KV_FIRST_NHD)
     check_shares(layers, chosen, ("writer", "reader"))
 
 
 def test_two_readers_agree_through_their_writer_wherever_it_stands():
-    reader = replace(DECODER, kv_sharing=True)
-    layers = {"first": reader, "second": replace(reader, sinks=True), "writer": DECODER}
+    reader = DECODER.with_rules(kv_sharing=True)
+    layers = {"first": reader, "second": reader.with_rules(sinks=True), "writer": DECODER}
     chosen = on_mi300(layers, allocations=[layers], kv_sharing={"first": "writer", "second": "writer"})
     check_shares(layers, chosen, ("writer", "first"), ("writer", "second"))
     assert [(one.backend, one.layout) for one in chosen.values()] == [
@@ -407,7 +416,7 @@ def test_two_readers_agree_through_their_writer_wherever_it_stands():
     ]
 
 
-READER = replace(DECODER, kv_sharing=True)
+READER = DECODER.with_rules(kv_sharing=True)
 E4M3FN = {"kv_cache_dtype": torch.float8_e4m3fn, "scales": "tensor"}
 
 
@@ -438,7 +447,7 @@ def test_a_reader_may_compute_in_another_dtype_than_its_quantized_writer():
 
 def test_a_writer_moves_for_its_reader_where_that_is_cheaper_for_both():
     """The writer's own first choice would move its reader to another backend."""
-    layers = {"writer": replace(DECODER, sinks=True), "reader": READER}
+    layers = {"writer": DECODER.with_rules(sinks=True), "reader": READER}
     chosen = select_model(layers, kv_sharing={"reader": "writer"}, architecture="gfx942", aiter=NO_AITER)
     assert [(one.backend, one.layout) for one in chosen.values()] == [
         ("TRITON_ATTN", Layout.X_PACKED),
@@ -450,8 +459,8 @@ def test_a_writer_moves_for_its_reader_where_that_is_cheaper_for_both():
 
 WRITERS = [
     DECODER,
-    replace(DECODER, sinks=True),
-    replace(DECODER, non_causal=True),
+    DECODER.with_rules(sinks=True),
+    DECODER.with_rules(non_causal=True),
     replace(DECODER, layout=Layout.KV_FIRST_HND),
 ]
 
@@ -460,12 +469,12 @@ WRITERS = [
 @pytest.mark.parametrize("neighbour", [CROSS, replace(CROSS, layout=Layout.BLOCKS_FIRST_NHD)], ids=["any", "blocks first"])
 def test_nothing_that_fits_is_cheaper(neighbour, aiter):
     for writer, reader in itertools.product(WRITERS, repeat=2):
-        layers = {"writer": writer, "reader": replace(reader, kv_sharing=True), "neighbour": neighbour}
+        layers = {"writer": writer, "reader": reader.with_rules(kv_sharing=True), "neighbour": neighbour}
         places = {
-            name: list(selector._places(selector._verdicts(config, "gfx942", aiter), config)) for name, config in layers.items()
+            name: list(model._places(one_layer.verdicts_of(config, "gfx942", aiter), config)) for name, config in layers.items()
         }
         costs = [
-            selector._cost(chosen)
+            model._cost(chosen)
             for combination in itertools.product(*places.values())
             if fits(layers, chosen := dict(zip(layers, combination, strict=True)))
         ]
@@ -476,7 +485,7 @@ def test_nothing_that_fits_is_cheaper(neighbour, aiter):
             continue
         assignments = select_model(layers, **shared, architecture="gfx942", aiter=aiter)
         check_shares(layers, assignments, ("writer", "reader"))
-        assert selector._cost({name: place_of(assignments[name], places[name]) for name in layers}) == min(costs)
+        assert model._cost({name: place_of(assignments[name], places[name]) for name in layers}) == min(costs)
 
 
 def fits(layers, places) -> bool:
@@ -493,7 +502,7 @@ def place_of(assignment: Assignment, places):
 
 
 def alone_and_shared(config: AttentionConfig) -> list[tuple[dict[str, AttentionConfig], dict]]:
-    reader = replace(config, kv_sharing=True)
+    reader = config.with_rules(kv_sharing=True)
     return [
         ({"a": config}, {}),
         ({"a": config, "b": config}, {"allocations": [("a", "b")]}),
@@ -525,8 +534,8 @@ def test_dense_caches_are_compared_as_the_contract_compares_their_views(element,
         layouts = [layout for layout in DENSE if is_packable or not layout.is_x_packed]
         views = {layout: view_of(assigned(layout), config) for layout in layouts}
         for a, b in itertools.combinations_with_replacement(layouts, 2):
-            assert selector._same_elements(a, b, config) == same_elements(views[a], views[b]), (a, b, config)
-            has_one = selector._footprint(a, config) == selector._footprint(b, config)
+            assert model._same_elements(a, b, config) == same_elements(views[a], views[b]), (a, b, config)
+            has_one = model._footprint(a, config) == model._footprint(b, config)
             assert has_one == same_footprint(views[a], views[b]), (a, b, config)
 
 
@@ -541,7 +550,7 @@ def test_footprints_of_other_sizes_are_compared_as_the_contract_compares_them():
         for layout in (Layout.BLOCKS_FIRST_NHD, Layout.KV_FIRST_NHD, Layout.CONTENT_PACKED)
     }
     for (a, one), (b, other) in itertools.combinations(places.items(), 2):
-        assert (selector._footprint(*a) == selector._footprint(*b)) == same_footprint(one, other), (a, b)
+        assert (model._footprint(*a) == model._footprint(*b)) == same_footprint(one, other), (a, b)
 
 
 def assigned(layout: Layout) -> Assignment:

@@ -165,7 +165,8 @@ def test_what_vllm_does_not_ask_is_refused_with_all_reasons():
 def test_a_declaration_that_says_no_is_heeded(monkeypatch):
     """Soft cap and ALiBi are not in vLLM's questions."""
     impl = ParityTritonBackend.get_impl_cls()
-    narrow = dataclasses.replace(impl.capabilities, logits_soft_cap=No("planted"), alibi=No("planted, too"))
+    refused = {"logits_soft_cap": No("planted"), "alibi_slopes": No("planted, too")}
+    narrow = dataclasses.replace(impl.capabilities, rules={**impl.capabilities.rules, **refused})
     monkeypatch.setattr(impl, "capabilities", narrow)
     impl(4, 64, 0.125)
     with pytest.raises(NotImplementedError, match=r"a soft cap of the logits .* planted; ALiBi not supported: planted, too"):

@@ -14,6 +14,7 @@ from attn_reference import attend, paged_requests, varlen_requests
 
 transformers = pytest.importorskip("transformers")
 modeling_gemma2 = pytest.importorskip("transformers.models.gemma2.modeling_gemma2")
+modeling_gemma3 = pytest.importorskip("transformers.models.gemma3.modeling_gemma3")
 modeling_llama4 = pytest.importorskip("transformers.models.llama4.modeling_llama4")
 modeling_gpt_oss = pytest.importorskip("transformers.models.gpt_oss.modeling_gpt_oss")
 modeling_mpt = pytest.importorskip("transformers.models.mpt.modeling_mpt")
@@ -137,6 +138,32 @@ def test_gemma2(record, paged_call):
         requests = list(paged_requests(*paged, torch.float64))
         assert max(attend(request, paged.layer).scores.abs().max() for request in requests) > 4
         assert_agrees(requests, paged.layer, call.expected, is_softmax_single=True)
+
+
+@pytest.mark.skipif(
+    not hasattr(modeling_gemma3, "create_masks_for_vision_model"),
+    reason="transformers before its #46850 ignored the window inside an image",
+)
+def test_gemma3_keeps_the_window_inside_an_image(paged_call, randn):
+    """The masks of both layer types, for a prompt with an image of 6 tokens, wider than the window of W = 4, and one of 3."""
+    W, token_types = 4, torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 0]])
+    ranges = torch.tensor([[[2, 7], [9, 11]]], dtype=torch.int32)
+    tokens = token_types.shape[1]
+    config = transformers.Gemma3TextConfig(hidden_size=8, num_hidden_layers=1, sliding_window=W, attn_implementation="eager")
+    masks = modeling_gemma3.create_masks_for_vision_model(
+        config,
+        inputs_embeds=torch.zeros(1, tokens, 8),
+        attention_mask=None,
+        past_key_values=None,
+        position_ids=None,
+        block_sequence_ids=modeling_gemma3.get_block_sequence_ids_for_mask(token_types),
+    )
+    rules = {"sliding_attention": {"window": (W - 1, W - 1), "ranges_clamped": True}, "full_attention": {}}
+    for layer_type, fields in rules.items():
+        request = (randn(tokens, 1, 4), randn(tokens, 1, 4), randn(tokens, 1, 4))
+        call = paged_call([request], bidirectional_ranges=ranges, **fields)
+        (request,) = paged_requests(*call, torch.float64)
+        assert torch.equal(request.visible, masks[layer_type][0, 0] == 0), layer_type
 
 
 @torch.no_grad()

@@ -1,23 +1,80 @@
 """The reference refuses at its border, values included, and has then written nothing."""
 
 import dataclasses
+import inspect
 
+import attn_reference
 import pytest
 import torch
-from attn_contract import ContractError, UnsupportedError
+from attn_contract import ContractError, Layer, Layout, UnsupportedError
 from attn_reference import (
+    attend,
+    dequantize,
+    gather_kv_cache,
     merge_attn_states,
     paged_attention,
     paged_requests,
+    quantize,
     rope_and_write_kv_cache,
+    row_scales,
     varlen_attention,
+    varlen_requests,
+    visible,
     write_kv_cache,
 )
+
+FUNCTIONS = (
+    *(attend, dequantize, gather_kv_cache, merge_attn_states, paged_attention, paged_requests, quantize),
+    *(rope_and_write_kv_cache, row_scales, varlen_attention, varlen_requests, visible, write_kv_cache),
+)
+OPTIONAL = ("out", "lse")
 
 
 @pytest.fixture
 def call(paged_call, randn):
     return paged_call([(randn(3, 2, 4), randn(6, 1, 4), randn(6, 1, 4))])
+
+
+@pytest.fixture
+def right_arguments(call, varlen_call, randn):
+    """Arguments that each public function accepts, by their names."""
+    dense = varlen_call([(randn(3, 2, 4), randn(3, 1, 4), randn(3, 1, 4))])
+    outputs = {"out": None, "lse": None}
+    paged = {**call._asdict(), "precision": torch.float64}
+    varlen = {**dense._asdict(), "precision": torch.float64}
+    write = {"k": randn(2, 1, 4), "v": randn(2, 1, 4), **_of(paged, "kv_cache", "layer"), "slot_mapping": torch.tensor([-1, 3])}
+    rotation = {"q": randn(2, 2, 4), "positions": torch.tensor([0, 4]), "cos_sin_cache": torch.ones(5, 4), "is_neox": True}
+    states = {f"{name}_{side}": randn(*shape) for side in "ab" for name, shape in (("out", (3, 2, 4)), ("lse", (2, 3)))}
+    scale = {"scale": torch.tensor(0.5)}
+    return {
+        attend: {"request": next(paged_requests(**paged)), "layer": call.layer},
+        dequantize: {"stored": torch.zeros(3, 4, dtype=torch.int8), **scale, "dtype": torch.float32},
+        gather_kv_cache: {
+            **_of(paged, "kv_cache", "layer"),
+            "block_table": call.batch.block_table[0],
+            "seq_len": 6,
+            "dtype": torch.float32,
+        },
+        merge_attn_states: states | outputs,
+        paged_attention: paged | outputs | {"batch_invariant": False},
+        paged_requests: paged,
+        quantize: {"values": randn(3, 4), **scale, "dtype": torch.int8},
+        rope_and_write_kv_cache: write | rotation,
+        row_scales: {"rows": randn(3, 4), "dtype": torch.float8_e4m3fn},
+        varlen_attention: varlen | outputs | {"batch_invariant": False},
+        varlen_requests: varlen,
+        visible: {
+            "query_positions": torch.arange(3, 6),
+            "key_positions": torch.arange(6),
+            **_of(paged, "layer", "batch"),
+            "request": 0,
+        },
+        write_kv_cache: write,
+    }
+
+
+def _of(arguments: dict, *names: str) -> dict:
+    return {name: arguments[name] for name in names}
 
 
 def refused(function, *args, **kwargs) -> ContractError:
@@ -28,6 +85,66 @@ def refused(function, *args, **kwargs) -> ContractError:
     for name, value in before.items():
         torch.testing.assert_close(kwargs[name], value, rtol=0, atol=0, equal_nan=True)
     return caught.value
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
+def test_an_argument_of_a_wrong_type_is_named(function, right_arguments):
+    arguments = right_arguments[function]
+    function(**arguments)
+    for name in arguments:
+        for wrong in (None, -7, "x", object()):
+            if wrong is None and name in OPTIONAL:
+                continue
+            error = refused(function, **arguments | {name: wrong})
+            assert error.argument.startswith(name), (name, wrong, error)
+
+
+def test_every_public_function_is_attacked():
+    functions = {getattr(attn_reference, name) for name in attn_reference.__all__}
+    assert {f for f in functions if inspect.isfunction(f)} == set(FUNCTIONS)
+
+
+@pytest.mark.parametrize(
+    ("function", "changes", "argument"),
+    [
+        (attend, {"layer": Layer(num_heads=4, num_kv_heads=1, head_size=4, scale=1.0, layout=Layout.KV_FIRST_NHD)}, "layer"),
+        (dequantize, {"stored": torch.zeros(3, 4)}, "stored"),
+        (dequantize, {"scale": torch.ones(2, 4)}, "scale"),
+        (dequantize, {"scale": torch.ones(3, 4).double()}, "scale"),
+        (dequantize, {"dtype": torch.int8}, "dtype"),
+        (gather_kv_cache, {"block_table": torch.tensor([0, -1], dtype=torch.int32)}, "block_table[1]"),
+        (gather_kv_cache, {"block_table": torch.tensor([4, 0], dtype=torch.int32)}, "block_table[0]"),
+        (gather_kv_cache, {"block_table": torch.tensor([0, 1])}, "block_table"),
+        (gather_kv_cache, {"block_table": torch.tensor([0], dtype=torch.int32)}, "seq_len"),
+        (gather_kv_cache, {"dtype": torch.int32}, "dtype"),
+        (gather_kv_cache, {"kv_cache": torch.zeros(2, 4, 4, 1, 4).int()}, "kv_cache"),
+        (gather_kv_cache, {"kv_cache": torch.zeros(2, 4, 4, 2, 4)}, "kv_cache"),
+        (quantize, {"scale": torch.ones(2, 1, 4)}, "scale"),
+        (quantize, {"dtype": torch.float8_e5m2}, "dtype"),
+        (quantize, {"values": torch.zeros(3, 4).int()}, "values"),
+        (row_scales, {"dtype": torch.float16}, "dtype"),
+        (row_scales, {"rows": torch.zeros(3, 0)}, "rows"),
+        (visible, {"request": 1}, "request"),
+        (visible, {"query_positions": torch.zeros(3)}, "query_positions"),
+        (visible, {"key_positions": torch.zeros(2, 3).int()}, "key_positions"),
+    ],
+)
+def test_what_only_the_reference_has_refuses_by_name(function, changes, argument, right_arguments):
+    assert refused(function, **right_arguments[function] | changes).argument == argument
+
+
+def test_a_layer_without_a_cache_gathers_nothing(right_arguments, varlen_call, randn):
+    dense = varlen_call([(randn(3, 2, 4), randn(3, 1, 4), randn(3, 1, 4))])
+    assert refused(gather_kv_cache, **right_arguments[gather_kv_cache] | {"layer": dense.layer}).argument == "layer.attn_type"
+
+
+def test_entries_of_a_block_table_past_the_sequence_are_garbage(right_arguments):
+    """The fixture's block table ends in -1 and 2^31 - 1, which a longer sequence would follow."""
+    arguments = right_arguments[gather_kv_cache]
+    key, value = gather_kv_cache(**arguments)
+    assert key.isfinite().all()
+    assert value.isfinite().all()
+    assert refused(gather_kv_cache, **arguments | {"seq_len": 9}).argument == "block_table[2]"
 
 
 def test_values_are_always_checked(call):

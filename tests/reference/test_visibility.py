@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from attn_contract import AttentionType, Layer, Layout
+from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_reference import attend, paged_requests, varlen_requests, visible
+from attn_reference.masks import in_range
 
 LENGTHS = list(itertools.product(range(1, 5), range(8)))
 """q_len, seq_len; queries stand before the sequence where there are more of them than keys."""
@@ -62,6 +63,20 @@ def layer_of(rules: Rules) -> Layer:
     )
 
 
+def seen_keys(q_len: int, seq_len: int, keys: range, rules: Rules) -> torch.Tensor:
+    """`visible` of a request of its own, also for keys that it does not have."""
+    batch = Batch(
+        query_start_loc=torch.tensor([0, q_len], dtype=torch.int32),
+        seq_lens=torch.tensor([seq_len], dtype=torch.int32),
+        max_query_len=q_len,
+        max_seq_len=seq_len,
+        num_actual_tokens=q_len,
+        causal=rules.causal,
+    )
+    positions, key_positions = torch.arange(seq_len - q_len, seq_len), torch.tensor(keys, dtype=torch.int64)
+    return visible(positions, key_positions, layer_of(rules), batch, 0)
+
+
 OPTIONS = {
     "window": [(-1, -1), (0, 0), (2, -1), (-1, 1), (1, 2)],
     "sink_tokens": [0, 2],
@@ -98,7 +113,7 @@ def test_windows(window, causal):
     rules = Rules(causal=causal, window=window)
     for q_len, seq_len in LENGTHS:
         keys = range(-2, seq_len + 3)
-        seen = visible(torch.arange(seq_len - q_len, seq_len), torch.tensor(keys), seq_len, layer_of(rules), causal=causal)
+        seen = seen_keys(q_len, seq_len, keys, rules)
         expected = [[sees(i, j, q_len, seq_len, rules) for j in keys] for i in range(q_len)]
         assert seen.tolist() == expected, (q_len, seq_len)
 
@@ -109,8 +124,7 @@ def test_windows(window, causal):
 def test_chunks_and_sink_tokens(sink_tokens, chunked_local, causal):
     rules = Rules(causal=causal, window=(1, 0), sink_tokens=sink_tokens, chunked_local=chunked_local)
     for q_len, seq_len in LENGTHS:
-        positions = torch.arange(seq_len - q_len, seq_len)
-        seen = visible(positions, torch.arange(seq_len), seq_len, layer_of(rules), causal=causal)
+        seen = seen_keys(q_len, seq_len, range(seq_len), rules)
         assert torch.equal(seen, truth_table(q_len, seq_len, rules)), (q_len, seq_len)
 
 
@@ -201,8 +215,6 @@ def test_encoders_look_both_ways(window, chunked_local, sink_tokens, varlen_call
 
 def test_thousands_of_ranges_fit_in_memory():
     """Each is laid over the mask by itself: together they would be a tensor of billions of elements."""
-    layer = Layer(num_heads=1, num_kv_heads=1, head_size=1, scale=1.0, layout=Layout.KV_FIRST_NHD, window=(0, 0))
-    positions = torch.arange(1000)
-    ranges = torch.arange(1000).repeat(2, 4).T
-    seen = visible(positions, positions, 1000, layer, causal=True, ranges=ranges)
+    p = torch.arange(1000)
+    seen = in_range(p[:, None], p[None], torch.arange(1000).repeat(2, 4).T, -1)
     assert torch.equal(seen, torch.eye(1000, dtype=torch.bool))

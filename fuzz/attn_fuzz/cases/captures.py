@@ -18,6 +18,7 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import attn_reference
 import msgspec
@@ -26,6 +27,7 @@ import safetensors.torch
 import torch
 from attn_contract import KVCacheView, Layer, PhysicalOrder
 from attn_contract.layouts import K, V
+from attn_contract.rules import asked
 from attn_fuzz.cases import allocations
 from attn_fuzz.cases import case as case_file
 from attn_fuzz.cases.call import Call
@@ -124,7 +126,7 @@ def place(case: Case, cache: Cache, held: dict[str, torch.Tensor], view: KVCache
 
 def _case(call: Call, kept: Sequence[int], target: str, values: Values) -> tuple[Case, list[int]]:
     """The case, and for each block of its cache the one of the call."""
-    layer, batch = call.layer, call.batch
+    layer, batch, rules = call.layer, call.batch, _rules(call)
     starts, seq_lens = batch.query_start_loc.tolist(), batch.seq_lens.tolist()
     causal = batch.causal.tolist() if isinstance(batch.causal, torch.Tensor) else [batch.causal] * batch.num_requests
     ranges = batch.bidirectional_ranges.tolist() if batch.bidirectional_ranges is not None else [[]] * batch.num_requests
@@ -140,7 +142,7 @@ def _case(call: Call, kept: Sequence[int], target: str, values: Values) -> tuple
             seq_len=seq_lens[r],
             blocks=tables[r],
             causal=causal[r],
-            ranges=tuple((first, last) for first, last in ranges[r] if first <= last),
+            bidirectional_ranges=tuple((first, last) for first, last in ranges[r] if first <= last),
         )
         for r in kept
     )
@@ -152,14 +154,7 @@ def _case(call: Call, kept: Sequence[int], target: str, values: Values) -> tuple
         group_size=layer.num_heads // layer.num_kv_heads,
         head_size=layer.head_size,
         scale=layer.scale,
-        window=layer.window,
-        sink_tokens=layer.sink_tokens,
-        chunked_local=layer.chunked_local,
-        ranges_clamped=layer.ranges_clamped,
-        soft_cap=layer.logits_soft_cap,
-        alibi=layer.alibi_slopes is not None,
-        qq_bias="random" if batch.qq_bias is not None else None,
-        sinks="near" if layer.sinks is not None else None,
+        **rules,
         narrow_sinks=layer.sinks is not None and layer.sinks.dtype == call.q.dtype != torch.float32,
         per_request_causal=isinstance(batch.causal, torch.Tensor),
         requests=requests,
@@ -170,6 +165,26 @@ def _case(call: Call, kept: Sequence[int], target: str, values: Values) -> tuple
         values=values,
     )
     return case, blocks
+
+
+# what a case says of a rule whose tensor it holds, where that is more than a flag
+_KINDS = {"qq_bias": "random", "sinks": "near"}
+
+
+def _rules(call: Call) -> dict[str, Any]:
+    """The fields of a case for the rules that a call asks for, but for the ranges, which are its requests'.
+
+    Raises:
+        CaptureError: a case has no field for one of them.
+    """
+    found = asked(call.layer, call.batch)
+    if missing := [name for name in found if name not in (*Case.__struct_fields__, "bidirectional_ranges")]:
+        raise CaptureError(f"no case can represent this call: it asks for {', '.join(missing)}")
+    return {
+        name: _KINDS.get(name, True) if isinstance(value, torch.Tensor) else value
+        for name, value in found.items()
+        if name != "bidirectional_ranges"
+    }
 
 
 def _output_dtype(layer: Layer) -> Float8:
@@ -237,6 +252,9 @@ def _tensors(call: Call, kept: Sequence[int], case: Case, blocks: list[int]) -> 
     if call.batch.qq_bias is not None:
         found["qq_bias"] = call.batch.qq_bias[: case.max_query_len, : case.max_query_len]
     expected = _expected(case)
+    for name in call.layer.tensors:
+        if name not in expected:
+            raise CaptureError(f"no case can represent this call: it has {name}")
     # a scale of one element may have any number of dimensions, and stands for all heads
     return {
         name: found[name].detach().expand(shape).to(device="cpu", dtype=dtype).contiguous()
@@ -287,7 +305,7 @@ def _expected(case: Case) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
             expected |= dict.fromkeys(("k_scale", "v_scale"), ((kv_heads if case.cache.scales == "head" else 1,), f32))
     if case.sinks is not None:
         expected["sinks"] = ((heads,), dtype if case.narrow_sinks else f32)
-    if case.alibi:
+    if case.alibi_slopes:
         expected["alibi_slopes"] = ((heads,), f32)
     if case.qq_bias is not None:
         expected["qq_bias"] = ((case.max_query_len, case.max_query_len), f32)

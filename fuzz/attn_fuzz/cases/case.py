@@ -6,13 +6,13 @@ so a small case is also a short file.
 
 import contextlib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from attn_contract import AttentionType, Layout, PhysicalOrder
+from attn_contract import RULES, AttentionType, Layout, PhysicalOrder
 from msgspec import Meta
 
-SCHEMA = "attn-parity.case/1"
+SCHEMA = "attn-parity.case/2"
 # of all tensors together: half a gigabyte of float32, and a few copies
 MAX_ELEMENTS = 1 << 27
 MAX_BYTES = 1 << 24
@@ -43,14 +43,15 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     """One request of the batch.
 
     `blocks` is the request's row of the block table as far as it is used (empty where there is no cache). Blocks that two
-    requests share hold a common prefix. `ranges` are inclusive positions (first, last) that see each other both ways.
+    requests share hold a common prefix. `bidirectional_ranges` are inclusive positions (first, last) that see each other both
+    ways.
     """
 
     query_len: Count
     seq_len: Count
     blocks: tuple[Count, ...] = ()
     causal: bool = False
-    ranges: Annotated[tuple[tuple[Position, Position], ...], Meta(max_length=MAX_RANGES)] = ()
+    bidirectional_ranges: Annotated[tuple[tuple[Position, Position], ...], Meta(max_length=MAX_RANGES)] = ()
 
     @property
     def context_len(self) -> int:
@@ -120,7 +121,7 @@ class Values(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     Attributes:
         seed: of what is drawn.
         file, sha256: of a captured call: the file with its tensors, by a plain name beside the case (in memory, by its path),
-            and that file's hash. The case's own sinks, alibi, qq_bias and scales then say what there is, not what it holds.
+            and that file's hash. The case's own sinks, alibi_slopes, qq_bias and scales then say that there are some.
     """
 
     kind: ValueKind = "exact"
@@ -134,12 +135,14 @@ class Case(
 ):
     """One step of one layer: write this step's K and V, then attend.
 
+    A rule of `attn_contract.rules` is an attribute of the rule's name. A rule of tensors is a flag or the kind of its values.
+
     Attributes:
         target: name of what is checked; `replay --target` overrides it.
         group_size: query heads per KV head.
         window: (left, right), -1 unlimited.
-        sink_tokens, chunked_local, ranges_clamped, soft_cap: as in `attn_contract.Layer`.
-        alibi: there are slopes, drawn from the seed.
+        sink_tokens, chunked_local, ranges_clamped, logits_soft_cap: as in `attn_contract.Layer`.
+        alibi_slopes: there are slopes, drawn from the seed.
         qq_bias: a tree of drafts, whose tokens see their ancestors only, or random numbers.
         narrow_sinks: sinks are of the layer's dtype instead of float32.
         per_request_causal: pass `causal` as a tensor; otherwise all requests agree.
@@ -157,7 +160,7 @@ class Case(
         rope: the step's write rotates q and k.
         output_dtype: out is of that type, with an output_scale.
         flat_out: out is [T, H*D].
-        return_lse: ask for the LSE too.
+        lse: ask for the LSE too.
     """
 
     target: Annotated[str, Meta(max_length=MESSAGE)]
@@ -171,8 +174,8 @@ class Case(
     sink_tokens: Count = 0
     chunked_local: Size | None = None
     ranges_clamped: bool = False
-    soft_cap: float | None = None
-    alibi: bool = False
+    logits_soft_cap: float | None = None
+    alibi_slopes: bool = False
     qq_bias: BiasKind | None = None
     sinks: SinkKind | None = None
     narrow_sinks: bool = False
@@ -192,7 +195,7 @@ class Case(
     rope: Rope | None = None
     output_dtype: Float8 | None = None
     flat_out: bool = False
-    return_lse: bool = False
+    lse: bool = False
     values: Values = Values()
 
     @property
@@ -219,8 +222,20 @@ class Case(
         return max((request.query_len for request in self.requests), default=0) + self.slack
 
     @property
-    def has_ranges(self) -> bool:
-        return any(request.ranges for request in self.requests)
+    def bidirectional_ranges(self) -> bool:
+        return any(request.bidirectional_ranges for request in self.requests)
+
+    @property
+    def non_causal(self) -> bool:
+        """Whether some request of a decoder is not causal."""
+        decoder = self.attn_type is AttentionType.DECODER
+        return decoder and (self.per_request_causal or not any(request.causal for request in self.requests))
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """The rules that the step asks for, with what the case says of each."""
+        found = {name: getattr(self, name, rule.off) for name, rule in RULES.items()}
+        return {name: value for name, value in found.items() if value and RULES[name].is_asked(value)}
 
     @property
     def itemsize(self) -> int:
@@ -236,8 +251,8 @@ def check(case: Case) -> None:
         raise CaseError(f"cache: {case.attn_type} {'needs one' if case.attn_type.reads_cache else 'has none'}")
     if case.scale and not 1e-6 <= abs(case.scale) <= 1e6:
         raise CaseError(f"scale: got {case.scale}, expected 0, or a magnitude between 1e-6 and 1e6")
-    if case.soft_cap is not None and not 1e-3 <= case.soft_cap <= 1e6:
-        raise CaseError(f"soft_cap: got {case.soft_cap}, expected null, or a number between 1e-3 and 1e6")
+    if case.logits_soft_cap is not None and not 1e-3 <= case.logits_soft_cap <= 1e6:
+        raise CaseError(f"logits_soft_cap: got {case.logits_soft_cap}, expected null, or a number between 1e-3 and 1e6")
     _check_rules(case)
     flags = {request.causal for request in case.requests}
     if case.attn_type is not AttentionType.DECODER and (True in flags or case.per_request_causal):
@@ -257,22 +272,10 @@ def check(case: Case) -> None:
     _check_values(case)
 
 
-_POSITIONS = ("window", "sink_tokens", "chunked_local", "alibi")
-_DECODER_ONLY = ("has_ranges", "ranges_clamped", "qq_bias", "rope")
-UNDEFINED = {
-    AttentionType.DECODER: (),
-    AttentionType.ENCODER: _DECODER_ONLY,
-    AttentionType.ENCODER_ONLY: _DECODER_ONLY,
-    AttentionType.ENCODER_DECODER: _POSITIONS + _DECODER_ONLY,
-}
-"""By attention type: the properties of a Case that it does not have."""
-
-
 def _check_rules(case: Case) -> None:
-    simplest = Case(target=case.target)
-    for name in UNDEFINED[case.attn_type]:
-        if getattr(case, name) != getattr(simplest, name):
-            raise CaseError(f"{name}: {case.attn_type} has none")
+    for name in case.rules:
+        if case.attn_type not in RULES[name].attn_types:
+            raise CaseError(f"{name}: {case.attn_type} has none: {RULES[name].why_not}")
 
 
 def _check_dense(case: Case) -> None:
@@ -287,15 +290,13 @@ def _check_dense(case: Case) -> None:
 
 def _check_allocation(case: Case, cache: Cache) -> None:
     """Layouts, dtype and scales of the cache, and the views that look at it."""
-    if cache.layout.is_x_packed:
-        x = 16 // case.itemsize
-        if case.head_size % x or cache.block_size % x:
-            raise CaseError(f"cache.layout: {cache.layout} needs a head_size and a block_size that are multiples of {x}")
-    if cache.layout.has_inline_scales:
-        if cache.dtype is None:
-            raise CaseError(f"cache.dtype: {cache.layout} holds scales, so it is quantized")
-        if case.head_size % 4 or cache.padding % 4:
-            raise CaseError(f"cache.layout: {cache.layout} needs a head_size and a padding that are multiples of 4")
+    head_unit, block_unit = cache.layout.units(case.itemsize)
+    if case.head_size % head_unit or cache.block_size % block_unit or (cache.layout.has_inline_scales and cache.padding % 4):
+        sizes = f"a head_size that is a multiple of {head_unit} and a block_size that is a multiple of {block_unit}"
+        rest = ", and a padding that is a multiple of 4" if cache.layout.has_inline_scales else ""
+        raise CaseError(f"cache.layout: {cache.layout} needs {sizes}{rest}")
+    if cache.layout.has_inline_scales and cache.dtype is None:
+        raise CaseError(f"cache.dtype: {cache.layout} holds scales, so it is quantized")
     if (cache.scales is not None) != (cache.dtype is not None and not cache.layout.has_inline_scales):
         raise CaseError("cache.scales: null exactly where the cache is not quantized, or each row holds its own")
     if cache.dtype == "int8" and cache.scales in ("tensor", "head"):
@@ -329,8 +330,8 @@ def neighbours(case: Case, cache: Cache) -> tuple[Layout, ...]:
     """Layouts whose views can have the same footprint (`attn_contract.same_footprint`)."""
     if cache.layout.has_inline_scales:
         return (cache.layout,)
-    x = 16 // case.itemsize
-    fits = case.head_size % x == 0 and cache.block_size % x == 0 and not scatters_heads(case, cache)
+    head_unit, block_unit = Layout.X_PACKED.units(case.itemsize)
+    fits = case.head_size % head_unit == 0 and cache.block_size % block_unit == 0 and not scatters_heads(case, cache)
     return (*ROWS, *(X_PACKED if fits else ()), *(() if cache.planes else (Layout.CONTENT_PACKED,)))
 
 
@@ -404,7 +405,7 @@ def num_elements(case: Case) -> int:
         row = 2 * (case.head_size + 4) * case.num_kv_heads  # with inline scales, or so many of its own
         block = case.cache.num_layers * (case.cache.block_size * row + case.num_kv_heads * case.cache.padding)
         in_cache = (case.cache.num_blocks + 2) * block  # with guards of a block each; heads and layers may each be padded
-    ranges = max((len(request.ranges) for request in case.requests), default=0)
+    ranges = max((len(request.bidirectional_ranges) for request in case.requests), default=0)
     table = len(case.requests) * (max((len(r.blocks) for r in case.requests), default=0) + case.table_padding + 2 * ranges)
     rows = case.num_rows + case.kv_rows_past + 2 * GUARD
     tree = (case.max_query_len + 1) ** 2 if case.qq_bias else 0

@@ -181,7 +181,7 @@ def _edges(case: Case, request: Request) -> list[int]:
     """Positions where masks and tiles go wrong: both ends, the edges of the case's rules, those of blocks and tiles."""
     last = request.seq_len - 1
     near = [0, last, last - 1, 1]
-    for first, end in request.ranges:
+    for first, end in request.bidirectional_ranges:
         near += [end, end + 1, first, first - 1]
     if case.sink_tokens:
         near += [case.sink_tokens - 1, case.sink_tokens]

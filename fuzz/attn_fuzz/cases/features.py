@@ -4,7 +4,8 @@ from collections.abc import Callable
 from itertools import combinations_with_replacement
 from typing import NamedTuple
 
-from attn_contract import AttentionType, Layout, PhysicalOrder
+from attn_contract import AttentionType, Batch, Layer, Layout, PhysicalOrder
+from attn_contract.rules import held_rules
 from attn_fuzz.cases.case import Cache, Case, Request, Rope, written_slots
 
 MULTI_TOKEN_DECODE = 8
@@ -55,6 +56,26 @@ def _is_written_in_another_layout(case: Case) -> bool:
     return case.cache is not None and case.writes and case.cache.writer not in (None, case.cache.layout)
 
 
+# of rules that cases have in more than one way, by the rule's name
+_KINDS_OF_RULES = {
+    "ranges_clamped": (),
+    "bidirectional_ranges": (
+        Feature("bidirectional_ranges", "rule", lambda case: not case.ranges_clamped, choice="ranges"),
+        Feature("bidirectional_ranges, clamped", "rule", lambda case: case.ranges_clamped, choice="ranges"),
+    ),
+    "qq_bias": (
+        Feature("qq_bias, a tree", "rule", lambda case: case.qq_bias == "tree", choice="qq_bias"),
+        Feature("qq_bias, random", "rule", lambda case: case.qq_bias == "random", choice="qq_bias"),
+    ),
+}
+
+
+def _rule_features(name: str) -> list[Feature]:
+    """One feature for a rule, or one for each way in which cases have it."""
+    kinds = _KINDS_OF_RULES.get(name, (Feature(name, "rule", lambda case: True),))
+    return [kind._replace(has=lambda case, has=kind.has: name in case.rules and has(case)) for kind in kinds]
+
+
 FEATURES = (
     Feature("decoder, causal", "attention", _causal(True), choice="attention"),
     Feature("decoder, non-causal", "attention", _causal(False), choice="attention"),
@@ -68,16 +89,7 @@ FEATURES = (
     Feature("multi-token decode", "phase", _of_request(lambda r: 1 < r.query_len <= MULTI_TOKEN_DECODE and r.context_len > 0)),
     Feature("more queries than keys", "phase", _of_request(lambda r: r.context_len < 0)),
     Feature("request without a query", "phase", _of_request(lambda r: r.query_len == 0)),
-    Feature("window", "rule", lambda case: case.window != (-1, -1)),
-    Feature("sink_tokens", "rule", lambda case: case.sink_tokens > 0),
-    Feature("chunked_local", "rule", lambda case: case.chunked_local is not None),
-    Feature("bidirectional_ranges", "rule", lambda case: case.has_ranges and not case.ranges_clamped, choice="ranges"),
-    Feature("bidirectional_ranges, clamped", "rule", lambda case: case.has_ranges and case.ranges_clamped, choice="ranges"),
-    Feature("logits_soft_cap", "rule", lambda case: case.soft_cap is not None),
-    Feature("alibi_slopes", "rule", lambda case: case.alibi),
-    Feature("qq_bias, a tree", "rule", lambda case: case.qq_bias == "tree", choice="qq_bias"),
-    Feature("qq_bias, random", "rule", lambda case: case.qq_bias == "random", choice="qq_bias"),
-    Feature("sinks", "rule", lambda case: case.sinks is not None),
+    *(feature for name in (*held_rules(Layer), *held_rules(Batch)) for feature in _rule_features(name)),
     Feature("float32", "dtype", lambda case: case.dtype == "float32", choice="dtype"),
     Feature("float16", "dtype", lambda case: case.dtype == "float16", choice="dtype"),
     Feature("bfloat16", "dtype", lambda case: case.dtype == "bfloat16", choice="dtype"),
@@ -102,7 +114,7 @@ FEATURES = (
     Feature("rope, interleaved", "write", _of_rope(lambda rope, case: not rope.neox), choice="rope"),
     Feature("rope, partial", "write", _of_rope(lambda rope, case: rope.rotary_dim < case.head_size)),
     Feature("fused qkv", "call", lambda case: case.fused_qkv and case.writes),
-    Feature("LSE", "call", lambda case: case.return_lse),
+    Feature("LSE", "call", lambda case: case.lse),
     Feature("output fp8_e4m3fn", "call", lambda case: case.output_dtype == "fp8_e4m3fn", choice="output"),
     Feature("output fp8_e4m3fnuz", "call", lambda case: case.output_dtype == "fp8_e4m3fnuz", choice="output"),
 )
@@ -143,19 +155,16 @@ def _names(*groups: str) -> set[str]:
 
 
 _ENCODERS = {"encoder", "encoder-only"}
-_RANGES = {"bidirectional_ranges", "bidirectional_ranges, clamped"}
-_DRAFTS = {"qq_bias, a tree", "qq_bias, random"}
+_TYPES = {
+    AttentionType.ENCODER: {"encoder"},
+    AttentionType.ENCODER_ONLY: {"encoder-only"},
+    AttentionType.ENCODER_DECODER: {"cross-attention"},
+}
 _ROPE = {"rope, NeoX", "rope, interleaved", "rope, partial"}
 _CONTENT = {"CONTENT_PACKED", "CONTENT_PACKED_SCALED"}
 _ORDERS = {f"order {order}" for order in PhysicalOrder}
 _UNDEFINED = (
-    (
-        {"cross-attention"},
-        {"window", "sink_tokens", "chunked_local", "alibi_slopes"} | _RANGES | _DRAFTS,
-        "query and key positions belong to different sequences",
-    ),
     ({"cross-attention"}, _ROPE | {"slot -1"}, "the keys that it writes are the encoder's, once"),
-    (_ENCODERS, _RANGES | _DRAFTS, "only a decoder has it"),
     (_ENCODERS, _names("layout", "allocation", "cache dtype", "scales", "write"), "there is no KV cache"),
     (
         _ENCODERS,
@@ -172,6 +181,12 @@ _UNDEFINED = (
         {"nothing written"},
         _ROPE | {"slot -1", "writer in another layout", "fused qkv"},
         "without a write there is neither K nor V",
+    ),
+    *(
+        (types, {feature.name for feature in _rule_features(name)}, rule.why_not)
+        for name, rule in {**held_rules(Layer), **held_rules(Batch)}.items()
+        for attn_type, types in _TYPES.items()
+        if attn_type not in rule.attn_types
     ),
 )
 _BY_NAME = {feature.name: feature for feature in FEATURES}

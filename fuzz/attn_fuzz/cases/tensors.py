@@ -12,6 +12,7 @@ from typing import Any
 import attn_reference
 import torch
 from attn_contract import Batch, KVCacheView, Layer, check_shared_allocation
+from attn_contract.rules import held_rules
 from attn_fuzz.cases import allocations, captures, contents
 from attn_fuzz.cases.case import GUARD, Cache, Case, Rope, slot_of, slots_of_keys, written_slots
 from attn_fuzz.cases.poison import DTYPES, canary, poison
@@ -153,7 +154,7 @@ def _layer(
 ) -> Layer:
     sinks = held.get("sinks") if held else contents.sinks(case, generator)
     tensors: dict[str, Any] = {name: held[name] for name in HELD_BY_LAYER if name in held}
-    if case.alibi and not held:
+    if case.alibi_slopes and not held:
         tensors["alibi_slopes"] = contents.alibi_slopes(case, generator)
     if case.cache is not None and not held:
         tensors |= contents.fixed_scales(case, case.cache, generator)
@@ -168,13 +169,9 @@ def _layer(
         head_size=case.head_size,
         scale=case.scale,
         attn_type=case.attn_type,
-        window=case.window,
-        sink_tokens=case.sink_tokens,
-        chunked_local=case.chunked_local,
-        ranges_clamped=case.ranges_clamped,
-        logits_soft_cap=case.soft_cap,
         layout=case.cache.layout if case.cache else None,
         kv_cache_dtype=DTYPES[case.cache.dtype] if case.cache and case.cache.dtype else None,
+        **{name: case.rules[name] for name, rule in held_rules(Layer).items() if name in case.rules and not rule.is_tensor},
         **{name: allocations.inside(buffer) for name, buffer in buffers.items()},
         **tensors,
     )
@@ -196,7 +193,7 @@ def _output(case: Case, device: torch.device | str) -> tuple[torch.Tensor, torch
 
 def _lse(case: Case, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor | None]:
     buffer = canary((case.num_heads + 2, case.num_rows + 2 * GUARD), torch.float32, device)
-    return buffer, buffer[1:-1, GUARD : GUARD + case.num_rows] if case.return_lse else None
+    return buffer, buffer[1:-1, GUARD : GUARD + case.num_rows] if case.lse else None
 
 
 def _batch(
@@ -217,15 +214,16 @@ def _batch(
         causal=_embedded(torch.tensor(causal, dtype=torch.bool), True, device) if case.per_request_causal else any(causal),
         block_table=_block_table(case, case.cache, device) if case.cache else None,
         slot_mapping=slot_mapping,
-        bidirectional_ranges=_ranges(case, device) if case.has_ranges else None,
+        bidirectional_ranges=_ranges(case, device) if case.bidirectional_ranges else None,
         qq_bias=_qq_bias(held["qq_bias"] if held else contents.qq_bias(case, generator), device) if case.qq_bias else None,
     )
 
 
 def _ranges(case: Case, device: torch.device | str) -> torch.Tensor:
     """[R, max_ranges, 2]: ranges that are none after each request's own, and around them what makes everything visible."""
-    most = max(len(request.ranges) for request in case.requests)
-    rows = [[*request.ranges, *[NO_RANGE] * (most + 1 - len(request.ranges))] for request in case.requests]
+    own = [request.bidirectional_ranges for request in case.requests]
+    most = max(map(len, own))
+    rows = [[*ranges, *[NO_RANGE] * (most + 1 - len(ranges))] for ranges in own]
     everything = [ALL_POSITIONS] * (most + 1)
     return torch.tensor([everything, *rows, everything], dtype=torch.int32, device=device)[1:-1]
 

@@ -33,12 +33,14 @@ def requests(case: Case, verdict: Verdict | None) -> tuple[list[str], list[list[
     """The table of requests, each with its worst element if it has one: names of columns, and rows."""
     found = {difference.request: difference for difference in reversed(verdict.differences)} if verdict else {}
     columns = ["request", "query", "keys", "causal", "blocks"]
-    columns += ["ranges"] if case.has_ranges else []
+    columns += ["ranges"] if case.bidirectional_ranges else []
     columns += ["differs", "worst at", "got", "expected", "bound"] if found else []
     rows = []
     for r, request in enumerate(case.requests):
         row = [str(r), str(request.query_len), str(request.seq_len), "yes" if request.causal else "no", _short(request.blocks)]
-        row += [" ".join(f"{first}..{last}" for first, last in request.ranges)] if case.has_ranges else []
+        row += (
+            [" ".join(f"{first}..{last}" for first, last in request.bidirectional_ranges)] if case.bidirectional_ranges else []
+        )
         if worst := found.get(r):
             place = f"row {worst.row} head {worst.head}" + ("" if worst.dim is None else f" dim {worst.dim}")
             row += [

@@ -51,33 +51,12 @@ def lowered(case: Case, support: Support) -> Iterator[Case]:
             yield candidate
 
 
+# What a case is about, and what is lowered in steps below.
+_KEPT = {"target", "attn_type", "num_kv_heads", "group_size", "head_size", "requests", "cache", "writes", "values"}
 SIMPLEST: dict[str, Any] = {
-    "rope": None,
-    "output_dtype": None,
-    "qq_bias": None,
-    "alibi": False,
-    "soft_cap": None,
-    "ranges_clamped": False,
-    "chunked_local": None,
-    "sink_tokens": 0,
-    "sinks": None,
-    "narrow_sinks": False,
-    "window": (-1, -1),
-    "per_request_causal": False,
-    "unowned_rows": 0,
-    "rows_past": 0,
-    "kv_rows_past": 0,
-    "unwritten": (),
-    "recycled": False,
-    "finite_slots": False,
-    "table_padding": 0,
-    "slack": 0,
-    "fused_qkv": False,
-    "flat_out": False,
-    "return_lse": False,
-    "dtype": "float32",
-    "scale": 1.0,
+    field.name: field.default for field in reversed(msgspec.structs.fields(Case)) if field.name not in _KEPT
 }
+"""The value of each field of a case that asks for nothing: its default."""
 
 
 LAYOUTS, ORDERS = tuple(Layout), tuple(PhysicalOrder)
@@ -88,7 +67,7 @@ SCALES = ("tensor", "head", "token")
 def _candidates(case: Case, support: Support) -> Iterator[Case]:
     for r in range(len(case.requests)):
         yield _with_requests(case, case.requests[:r] + case.requests[r + 1 :])
-    yield replace(case, requests=tuple(replace(request, ranges=()) for request in case.requests))
+    yield replace(case, requests=tuple(replace(request, bidirectional_ranges=()) for request in case.requests))
     for name, value in SIMPLEST.items():
         yield replace(case, **{name: value})
     for kind in VALUES[: VALUES.index(case.values.kind)]:
@@ -114,7 +93,7 @@ def _candidates(case: Case, support: Support) -> Iterator[Case]:
             yield replace(case, **{name: value})
     for value in _smaller(case.chunked_local or 1, 1):
         yield replace(case, chunked_local=value)
-    for name, simple in {"soft_cap": 1.0, "qq_bias": "tree", "output_dtype": "fp8_e4m3fn"}.items():
+    for name, simple in {"logits_soft_cap": 1.0, "qq_bias": "tree", "output_dtype": "fp8_e4m3fn"}.items():
         if getattr(case, name) is not None:
             yield replace(case, **{name: simple})
     if case.rope is not None:
@@ -168,13 +147,16 @@ def _smaller_ropes(rope: Rope) -> Iterator[Rope]:
 
 
 def _smaller_ranges(request: Request) -> Iterator[Request]:
-    for i, (first, last) in enumerate(request.ranges):
-        before, after = request.ranges[:i], request.ranges[i + 1 :]
-        yield replace(request, ranges=before + after)
+    def with_ranges(*ranges: tuple[int, int]) -> Request:
+        return replace(request, bidirectional_ranges=ranges)
+
+    for i, (first, last) in enumerate(request.bidirectional_ranges):
+        before, after = request.bidirectional_ranges[:i], request.bidirectional_ranges[i + 1 :]
+        yield with_ranges(*before, *after)
         for lower in _smaller(first, 0) if first >= 0 else (0,):
-            yield replace(request, ranges=(*before, (lower, last), *after))
+            yield with_ranges(*before, (lower, last), *after)
         for lower in _smaller(last, first):
-            yield replace(request, ranges=(*before, (first, lower), *after))
+            yield with_ranges(*before, (first, lower), *after)
 
 
 def _smaller_requests(request: Request, attn_type: AttentionType) -> Iterator[Request]:

@@ -8,6 +8,7 @@ window   self-attention with a sliding window and sinks
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from attn_contract import AttentionConfig, AttentionType, Layer, Layout
@@ -92,17 +93,17 @@ def served(
         rope: whether the cache update of `full` rotates.
         rounding, dtype, free_slots: as in Model.
     """
-    shape = {"num_heads": NUM_HEADS, "num_kv_heads": NUM_KV_HEADS, "head_size": head_size}
-    rules = {"full": {}, "cross": {"attn_type": CROSS}, "window": {"window": (19, 19)}}
+    shape: dict[str, Any] = {"num_heads": NUM_HEADS, "num_kv_heads": NUM_KV_HEADS, "head_size": head_size}
+    attn_types = {"full": AttentionType.DECODER, "cross": CROSS, "window": AttentionType.DECODER}
+    rules: dict[str, dict[str, Any]] = {"full": {"rope": rope}, "cross": {}, "window": {"window": (19, 19), "sinks": True}}
     configs = {
         name: AttentionConfig(
             **shape,
-            **rules[name],
+            attn_type=attn_types[name],
             dtype=DTYPES[dtype],
             block_size=BLOCK_SIZE,
             layout=cross_layout if name == "cross" else None,
-            rope=rope and name == "full",
-            sinks=name == "window",
+            rules=rules[name],
         )
         for name in rules
     }
@@ -113,14 +114,15 @@ def served(
             backend=assignments[name].backend,
             layer=Layer(
                 **shape,
-                **rules[name],
+                attn_type=attn_types[name],
+                window=configs[name].value_of("window"),
                 scale=head_size**-0.5,
-                sinks=torch.tensor(SINKS, device=device) if configs[name].sinks else None,
+                sinks=torch.tensor(SINKS, device=device) if configs[name].asks("sinks") else None,
                 layout=assignments[name].layout,
             ),
             allocation=allocation,
             allocation_layout=assignments[name].allocation_layout,
-            rope=configs[name].rope,
+            rope=configs[name].asks("rope"),
         )
         for allocation, names in enumerate(ALLOCATIONS)
         for name in names

@@ -23,7 +23,7 @@ def query_lens(support: Support, rules: set[str]) -> st.SearchStrategy[st.Search
     mixed = st.one_of(decode, few, tiles)
     if "qq_bias" in rules:
         return st.sampled_from([few, few, mixed, tiles])
-    if "has_ranges" in rules:
+    if "bidirectional_ranges" in rules:
         several = st.sampled_from(
             [n for n in around if max(support.tile_sizes) < n <= support.max_tokens] or [support.max_tokens]
         )
@@ -46,8 +46,8 @@ def batches(
     draw: st.DrawFn, support: Support, attn_type: AttentionType, block_size: int, rules: set[str]
 ) -> tuple[Request, ...]:
     """1 to 8 requests without their blocks, within the support's number of tokens and keys."""
-    flags = [flag for flag, can in ((True, support.causal), (False, support.non_causal)) if can]
-    per_request = attn_type is AttentionType.DECODER and support.per_request_causal and draw(st.booleans())
+    flags = [flag for flag, can in ((True, support.causal), (False, "non_causal" in support.rules)) if can]
+    per_request = attn_type is AttentionType.DECODER and "per_request_causal" in support.rules and draw(st.booleans())
     causal = attn_type is AttentionType.DECODER and draw(st.sampled_from(flags))
     kind_of_step = draw(query_lens(support, rules))
     requests: list[Request] = []
@@ -73,9 +73,9 @@ def batches(
             break
         flag = draw(st.sampled_from(flags)) if per_request else causal
         request = Request(query_len=query_len, seq_len=seq_len, causal=flag)
-        if "has_ranges" in rules:
+        if "bidirectional_ranges" in rules:
             request = msgspec.structs.replace(
-                request, ranges=tuple(draw(st.lists(ranges(support, block_size, request), max_size=3)))
+                request, bidirectional_ranges=tuple(draw(st.lists(ranges(support, block_size, request), max_size=3)))
             )
         requests.append(request)
     return tuple(requests)

@@ -61,16 +61,23 @@ def steps(draw: st.DrawFn, target: str, support: Support, layer_drawn: Layer | N
         slack=draw(st.sampled_from([0, 0, 0, 0, 1, 100])),
         fused_qkv=draw(st.booleans()),
         flat_out=draw(st.booleans()),
-        return_lse=support.lse and draw(st.booleans()),
+        lse="lse" in support.rules and draw(st.booleans()),
         # caps matter for large logits
         values=Values(
-            kind=draw(st.sampled_from(VALUES + VALUES[-1:] * ("soft_cap" in rules))), seed=draw(st.integers(0, 2**32 - 1))
+            kind=draw(st.sampled_from(VALUES + VALUES[-1:] * ("logits_soft_cap" in rules))),
+            seed=draw(st.integers(0, 2**32 - 1)),
         ),
     )
     if layer_cache:
         case = draw(_with_cache(support, case, layer_cache, rules))
     assume(num_elements(case) <= MAX_ELEMENTS)  # or what it finds could not be replayed
     return case
+
+
+def values(rules: set[str]) -> st.SearchStrategy[Values]:
+    """Every kind; large logits twice as often where there is a cap, which matters for them."""
+    kinds = st.sampled_from(VALUES + VALUES[-1:] * ("logits_soft_cap" in rules))
+    return st.builds(Values, kind=kinds, seed=st.integers(0, 2**32 - 1))
 
 
 @st.composite

@@ -4,12 +4,9 @@ from typing import Any, NamedTuple
 
 from attn_contract import AttentionType, Layout
 from attn_fuzz.cases.case import ITEMSIZE
-from attn_fuzz.strategies.rules import rules
+from attn_fuzz.strategies.rules import NUMBERS, rules
 from attn_fuzz.targets.target import Support
 from hypothesis import strategies as st
-
-SINKS = ("zero", "near", "above", "below", "off")
-SOFT_CAPS = (50.0, 5.0, 1.0, 0.25)
 
 
 class Layer(NamedTuple):
@@ -29,8 +26,12 @@ def layers(draw: st.DrawFn, support: Support) -> Layer:
     cache = draw(caches_of_layers(support, dtype, "quantized" in chosen)) if attn_type.reads_cache else {}
     step = _multiple_of(cache.get("layout"), _itemsize(dtype, cache.get("dtype")))[0]
     head_size = draw(st.sampled_from([size for size in support.head_sizes if size % step == 0]))
-    ranges_clamped = "has_ranges" in chosen and draw(st.booleans())
-    if ("sink_tokens" in chosen or ranges_clamped) and support.window and draw(st.sampled_from([True, True, True, False])):
+    ranges_clamped = "bidirectional_ranges" in chosen and "ranges_clamped" in support.rules and draw(st.booleans())
+    if (
+        ("sink_tokens" in chosen or ranges_clamped)
+        and "window" in support.rules
+        and draw(st.sampled_from([True, True, True, False]))
+    ):
         chosen = chosen | {"window"}  # neither says anything without one
     layer = {
         "attn_type": attn_type,
@@ -39,14 +40,8 @@ def layers(draw: st.DrawFn, support: Support) -> Layer:
         "group_size": draw(st.sampled_from(support.group_sizes)),
         "head_size": head_size,
         "scale": draw(st.sampled_from([0.25, round(head_size**-0.5, 6), 1.0, 0.1])),
-        "window": draw(windows(support)) if "window" in chosen else (-1, -1),
-        "sink_tokens": draw(st.sampled_from([1, 2, 4, *_around(support)])) if "sink_tokens" in chosen else 0,
-        "chunked_local": draw(st.sampled_from([16, 1, 2, 7, *_around(support)])) if "chunked_local" in chosen else None,
+        **{name: draw(numbers(support)) for name, numbers in NUMBERS.items() if name in chosen},
         "ranges_clamped": ranges_clamped,
-        "soft_cap": draw(st.sampled_from(SOFT_CAPS)) if "soft_cap" in chosen else None,
-        "alibi": "alibi" in chosen,
-        "qq_bias": draw(st.sampled_from(["tree", "random"])) if "qq_bias" in chosen else None,
-        "sinks": draw(st.sampled_from(SINKS)) if "sinks" in chosen else None,
         "narrow_sinks": draw(st.booleans()),
         "output_dtype": draw(st.sampled_from(support.output_dtypes)) if "output_dtype" in chosen else None,
     }
@@ -58,12 +53,6 @@ def attn_types(support: Support) -> st.SearchStrategy[AttentionType]:
     others = [attn_type for attn_type in support.attn_types if attn_type is not AttentionType.DECODER]
     decoder = [AttentionType.DECODER] * max(1, 2 * len(others)) if AttentionType.DECODER in support.attn_types else []
     return st.sampled_from(decoder + others)
-
-
-def windows(support: Support) -> st.SearchStrategy[tuple[int, int]]:
-    """(left, right), each unlimited, 0, small, or around a tile's end; and as engines have it, nothing to the right."""
-    side = st.sampled_from([-1, 0, 1, 2, 7, *_around(support)])
-    return st.one_of(st.tuples(side, st.sampled_from([-1, 0])), st.tuples(side, side))
 
 
 @st.composite
@@ -98,15 +87,9 @@ def _fits(support: Support, layout: Layout, itemsize: int, quantized: bool) -> b
 
 
 def _multiple_of(layout: Layout | None, itemsize: int) -> tuple[int, int]:
-    """What a layout's head size and block size are multiples of."""
-    if layout is not None and layout.is_x_packed:
-        return 16 // itemsize, 16 // itemsize
-    return (4 if layout is not None and layout.has_inline_scales else 1), 1
+    """Numbers of which a layer's head size and block size are multiples."""
+    return (1, 1) if layout is None else layout.units(itemsize)
 
 
 def _itemsize(dtype: str, cache_dtype: str | None) -> int:
     return 1 if cache_dtype else ITEMSIZE[dtype]
-
-
-def _around(support: Support) -> list[int]:
-    return [tile + more for tile in support.tile_sizes for more in (-1, 0, 1)]

@@ -1,13 +1,43 @@
-"""Which rules a case has: none, the usual two, one alone, or several together."""
+"""Which rules a case has: none, the usual two, one alone, or several together; and the numbers of each."""
 
-from attn_contract import AttentionType
-from attn_fuzz.cases.case import UNDEFINED
+from collections.abc import Callable
+from typing import Any
+
+from attn_contract import RULES, AttentionType
 from attn_fuzz.targets.target import Support
 from hypothesis import strategies as st
 
 USUAL = ("window", "sinks")
-# those of many kinds, or that only some cases can have, are chosen so many times as often as others
-WEIGHT = {"quantized": 4, "rope": 2, "has_ranges": 2, "qq_bias": 2}
+# Rules of many kinds are chosen so many times as often as others, and so are rules that only some cases can have.
+WEIGHT = {"quantized": 4, "rope": 2, "bidirectional_ranges": 2, "qq_bias": 2}
+
+
+def windows(support: Support) -> st.SearchStrategy[tuple[int, int]]:
+    """(left, right), each unlimited, 0, small, or around a tile's end; and as engines have it, nothing to the right."""
+    side = st.sampled_from([-1, 0, 1, 2, 7, *_around(support)])
+    return st.one_of(st.tuples(side, st.sampled_from([-1, 0])), st.tuples(side, side))
+
+
+def _around(support: Support) -> list[int]:
+    return [tile + more for tile in support.tile_sizes for more in (-1, 0, 1)]
+
+
+NUMBERS: dict[str, Callable[[Support], st.SearchStrategy[Any]]] = {
+    "window": windows,
+    "sink_tokens": lambda support: st.sampled_from([1, 2, 4, *_around(support)]),
+    "chunked_local": lambda support: st.sampled_from([16, 1, 2, 7, *_around(support)]),
+    "logits_soft_cap": lambda support: st.sampled_from([50.0, 5.0, 1.0, 0.25]),
+    "alibi_slopes": lambda support: st.just(True),
+    "qq_bias": lambda support: st.sampled_from(["tree", "random"]),
+    "sinks": lambda support: st.sampled_from(["zero", "near", "above", "below", "off"]),
+}
+"""By the name of a rule of a layer or of a step: the strategy of what a case says of it. Without one, a rule is not drawn."""
+
+DRAWN_ELSEWHERE = {
+    "bidirectional_ranges": "strategies.batches draws the ranges of each request",
+    "ranges_clamped": "strategies.layers draws it where there are ranges",
+}
+"""By the name of a rule of a layer or of a step that has no strategy here: where it is drawn."""
 
 
 def rules(support: Support, attn_type: AttentionType) -> st.SearchStrategy[set[str]]:
@@ -23,17 +53,8 @@ def rules(support: Support, attn_type: AttentionType) -> st.SearchStrategy[set[s
 
 
 def _possible(support: Support, attn_type: AttentionType) -> list[str]:
-    can = {
-        "window": support.window,
-        "sinks": support.sinks,
-        "soft_cap": support.soft_cap,
-        "alibi": support.alibi,
-        "sink_tokens": support.sink_tokens,
-        "chunked_local": support.chunked_local,
-        "has_ranges": support.ranges,
-        "qq_bias": support.qq_bias,
-        "quantized": bool(support.cache_dtypes) and attn_type.reads_cache,
-        "output_dtype": bool(support.output_dtypes),
-        "rope": support.rope,
-    }
-    return [rule for rule, is_supported in can.items() if is_supported and rule not in UNDEFINED[attn_type]]
+    """Names of what is chosen as rules are; a quantized cache and a quantized output count as such."""
+    named = [*NUMBERS, "bidirectional_ranges", "rope"]
+    possible = [rule for rule in named if rule in support.rules and attn_type in RULES[rule].attn_types]
+    quantized = ["quantized"] if support.cache_dtypes and attn_type.reads_cache else []
+    return [*possible, *quantized, *(["output_dtype"] if support.output_dtypes else [])]

@@ -66,17 +66,10 @@ def _support(device: str) -> Support:
         layouts=ROWS,
         head_sizes=(32, 16, 64, 128),
         block_sizes=(16, 32, 64, 128),
-        non_causal=False,
-        per_request_causal=False,
-        sink_tokens=False,
-        chunked_local=False,
-        ranges=False,
-        qq_bias=device != "cpu",
+        rules=("window", "logits_soft_cap", "alibi_slopes", "sinks", *(("qq_bias",) if device != "cpu" else ())),
         cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz") if device == "cpu" else (_native_float8(device),),
         scales=("tensor",),
         output_dtypes=(_native_float8(device),),
-        rope=False,
-        lse=False,
         unused_slots="mostly finite",
         max_tokens=128,
         max_seq_len=1024,
@@ -85,7 +78,7 @@ def _support(device: str) -> Support:
 
 
 def _beyond(case: Case) -> str | None:
-    return "ALiBi with sinks" if case.alibi and case.sinks else None
+    return "ALiBi with sinks" if case.alibi_slopes and case.sinks else None
 
 
 def _events(step: Step) -> Iterable[str]:
@@ -144,7 +137,7 @@ def _is_decoder(config: AttentionConfig) -> bool:
 
 
 def _has_window(config: AttentionConfig) -> bool:
-    return config.window[0] >= 0
+    return config.value_of("window")[0] >= 0
 
 
 FINDINGS = (
@@ -177,7 +170,7 @@ FINDINGS = (
         "instead of minus infinity, and never falls below that.",
         seen_in=SEEN_IN,
         link=None,
-        meets=lambda config: _is_decoder(config) and not (_has_window(config) and config.sinks),
+        meets=lambda config: _is_decoder(config) and not (_has_window(config) and config.asks("sinks")),
         explains=lambda case, verdict: verdict.kind in ("nan", "value") and _hides_tiles(case),
     ),
     Finding(
@@ -186,8 +179,8 @@ FINDINGS = (
         cause=f"{KERNELS}, apply_softcap: tanh by exp2(x) and exp2(-x), one of which overflows; infinity over itself is NaN.",
         seen_in=SEEN_IN,
         link="vllm-project/vllm#56578 (the same lines in vLLM)",
-        meets=lambda config: _is_decoder(config) and config.logits_soft_cap is not None,
-        explains=lambda case, verdict: _is_nan(case, verdict) and case.soft_cap is not None,
+        meets=lambda config: _is_decoder(config) and config.asks("logits_soft_cap"),
+        explains=lambda case, verdict: _is_nan(case, verdict) and case.logits_soft_cap is not None,
     ),
     Finding(
         name="aiter-split-writes-unowned-rows",

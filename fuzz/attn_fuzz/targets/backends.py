@@ -22,8 +22,6 @@ from attn_fuzz.targets.triton import TRITON
 
 def config_of(case: Case) -> AttentionConfig:
     """What a case asks of its layer, and of a step."""
-    decoder = case.attn_type is AttentionType.DECODER
-    some_causal = any(request.causal for request in case.requests)
     return AttentionConfig(
         num_heads=case.num_heads,
         num_kv_heads=case.num_kv_heads,
@@ -34,20 +32,8 @@ def config_of(case: Case) -> AttentionConfig:
         layout=case.cache.layout if case.cache else None,
         kv_cache_dtype=DTYPES[case.cache.dtype] if case.cache and case.cache.dtype else None,
         scales=_scales_of(case),
-        window=case.window,
-        sink_tokens=case.sink_tokens,
-        chunked_local=case.chunked_local,
-        logits_soft_cap=case.soft_cap,
-        alibi=case.alibi,
-        sinks=case.sinks is not None,
-        ranges=case.has_ranges,
-        ranges_clamped=case.ranges_clamped,
-        qq_bias=case.qq_bias is not None,
-        non_causal=decoder and (case.per_request_causal or not some_causal),
-        per_request_causal=case.per_request_causal,
-        lse=case.return_lse,
         output_dtype=DTYPES[case.output_dtype] if case.output_dtype else None,
-        rope=case.rope is not None,
+        rules={name: value if isinstance(value, int | float | tuple) else True for name, value in case.rules.items()},
     )
 
 
@@ -76,21 +62,10 @@ def support_of(capabilities: Capabilities, sizes: Support) -> Support:
         head_sizes=tuple(size for size in sizes.head_sizes if size in can.head_sizes),
         group_sizes=tuple(size for size in sizes.group_sizes if size in can.group_sizes),
         block_sizes=tuple(size for size in sizes.block_sizes if size in can.block_sizes),
-        non_causal=bool(can.non_causal),
-        per_request_causal=bool(can.per_request_causal),
-        window=bool(can.window),
-        sink_tokens=bool(can.sink_tokens),
-        chunked_local=bool(can.chunked_local),
-        ranges=bool(can.ranges),
-        soft_cap=bool(can.logits_soft_cap),
-        alibi=bool(can.alibi),
-        qq_bias=bool(can.qq_bias),
-        sinks=bool(can.sinks),
+        rules=tuple(name for name in sizes.rules if can.answer(name)),
         cache_dtypes=tuple(name for name in sizes.cache_dtypes if DTYPES[name] in can.kv_cache_dtypes),
         scales=tuple(scales for scales in sizes.scales if scales in can.scales),
         output_dtypes=tuple(name for name in sizes.output_dtypes if DTYPES[name] in can.output_dtypes),
-        rope=bool(can.rope),
-        lse=bool(can.lse),
         exclude=exclude,
     )
 

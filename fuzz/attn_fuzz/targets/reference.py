@@ -1,6 +1,6 @@
 """The reference in float32 as a target."""
 
-from attn_fuzz.targets.target import Target
+from attn_fuzz.targets.target import EVERYTHING, Target
 from attn_fuzz.verdict.judge import Rounding
 
 
@@ -31,5 +31,6 @@ REFERENCE_FP32 = Target(
     attention=_reference_attention,
     write_kv_cache=_reference_write,
     rope_and_write_kv_cache=_reference_rope,
+    support=lambda device: EVERYTHING,
     rounding=lambda device: Rounding(keys_per_tile=1024),
 )

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
-from attn_contract import AttentionType, Batch, Layer, Layout
+from attn_contract import RULES, AttentionType, Batch, Layer, Layout
+from attn_contract.rules import words_of
 from attn_fuzz.cases.case import Case, ScaleKind
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties import Property
@@ -67,62 +68,62 @@ def _nothing(case: Case) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Support:
-    """What a target can do. It is right about all of that, and refuses the rest: with a ValueError or a NotImplementedError
-    before it writes anything. Sizes and dtypes are only what is drawn.
+    """What a target can do. Everything declared here must be right. Everything else must be refused, with a ValueError or a
+    NotImplementedError before anything is written. Sizes, dtypes and layouts are only what is drawn.
 
     Args:
-        exclude: says of a case, in words, why the target does not support it; for what no field can say, such as windows that
-            are open to the right, K and V planes (`case.cache.planes`) or a fused qkv tensor.
-        causal, non_causal, per_request_causal: for DECODER.
-        soft_cap, alibi, sink_tokens, chunked_local, ranges, qq_bias, rope: whether it has the rule.
+        attn_types, dtypes: at least one of each.
+        layouts: of the KV cache; at least one if one of the attention types reads it.
+        rules: names of the rules of `attn_contract.rules` that the target has, such as "window", "sinks", "lse",
+            "non_causal" and "rope". A rule that is not named must be refused.
+        causal: whether a DECODER may be causal.
         cache_dtypes, scales: of quantized caches; rows with inline scales are of layout CONTENT_PACKED_SCALED instead.
         output_dtypes: of `out` where there is an output_scale.
+        exclude: says of a case, in words, why the target does not support it; for what no field can say, such as windows that
+            are open to the right, K and V planes (`case.cache.planes`) or a fused qkv tensor.
         unused_slots: what slots that no query sees hold: NaN; or in 3 of 4 cases a finite number, for a kernel that is known to
             read them and to give them a weight of 0: 0 * NaN is NaN.
         tile_sizes: sizes at whose multiples the kernel changes its ways; lengths are drawn around them.
         max_tokens, max_seq_len: keep an example affordable.
         steps_per_layer: how many cases in a row share a layer, where a kernel is compiled for each layer and that takes longer
             than many cases do.
+
+    Raises:
+        ValueError: a field names nothing where it must, or something that there is not.
     """
 
-    attn_types: tuple[AttentionType, ...] = tuple(AttentionType)
-    dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
-    layouts: tuple[Layout, ...] = tuple(Layout)
+    attn_types: tuple[AttentionType, ...]
+    dtypes: tuple[str, ...]
+    layouts: tuple[Layout, ...] = ()
+    rules: tuple[str, ...] = ()
+    causal: bool = True
+    cache_dtypes: tuple[str, ...] = ()
+    scales: tuple[ScaleKind, ...] = ()
+    output_dtypes: tuple[str, ...] = ()
     head_sizes: tuple[int, ...] = (32, 16, 64, 80, 96, 128)
     group_sizes: tuple[int, ...] = (1, 2, 3, 4, 5, 7, 8)
     block_sizes: tuple[int, ...] = (16, 1, 4, 8, 32, 48, 80, 544)
-    causal: bool = True
-    non_causal: bool = True
-    per_request_causal: bool = True
-    window: bool = True
-    sink_tokens: bool = True
-    chunked_local: bool = True
-    ranges: bool = True
-    soft_cap: bool = True
-    alibi: bool = True
-    qq_bias: bool = True
-    sinks: bool = True
-    cache_dtypes: tuple[str, ...] = ("fp8_e4m3fn", "fp8_e4m3fnuz", "int8")
-    scales: tuple[ScaleKind, ...] = ("tensor", "head", "token")
-    output_dtypes: tuple[str, ...] = ("fp8_e4m3fn", "fp8_e4m3fnuz")
-    rope: bool = True
-    lse: bool = True
+    exclude: Callable[[Case], str | None] = _nothing
     unused_slots: Literal["NaN", "mostly finite"] = "NaN"
     tile_sizes: tuple[int, ...] = (16, 32, 64)
     max_tokens: int = 256
     max_seq_len: int = 1024
     steps_per_layer: int = 1
-    exclude: Callable[[Case], str | None] = _nothing
 
     def __post_init__(self) -> None:
-        for name in ("attn_types", "dtypes", "layouts", "head_sizes", "group_sizes", "block_sizes", "scales", "tile_sizes"):
+        needed = ["attn_types", "dtypes", "head_sizes", "group_sizes", "block_sizes", "tile_sizes"]
+        needed += ["layouts"] if any(attn_type.reads_cache for attn_type in self.attn_types) else []
+        needed += ["scales"] if self.cache_dtypes else []
+        for name in needed:
             if not getattr(self, name):
                 raise ValueError(f"Support.{name}: got none, expected at least one")
-        if AttentionType.DECODER in self.attn_types and not (self.causal or self.non_causal):
-            raise ValueError("Support: got DECODER without causal and without non_causal, expected one of them")
+        if unknown := [name for name in self.rules if name not in RULES]:
+            raise ValueError(f"Support.rules: got {unknown[0]!r}, expected names among {', '.join(RULES)}")
+        if AttentionType.DECODER in self.attn_types and not (self.causal or "non_causal" in self.rules):
+            raise ValueError("Support: got DECODER with neither causal nor the rule non_causal, expected one of them")
 
     def limit(self, case: Case) -> str | None:
-        """Why a case cannot be run, in words: a dtype or a size that is not drawn. None if it can."""
+        """Why a case cannot be run, in words: a dtype, a layout or a size that is not drawn. None if it can."""
         choices = {
             "dtype": (case.dtype, self.dtypes),
             "head_size": (case.head_size, self.head_sizes),
@@ -138,39 +139,42 @@ class Support:
 
     def beyond(self, case: Case) -> str | None:
         """The first property of a case that the target does not support and must refuse, in words; None if there is none."""
-        decoder = case.attn_type is AttentionType.DECODER
-        flags = {request.causal for request in case.requests} if decoder else set()
+        if case.attn_type not in self.attn_types:
+            return f"{case.attn_type} attention"
+        if not self.causal and any(request.causal for request in case.requests):
+            return "causal attention"
+        for name in case.rules:
+            if name not in self.rules:
+                return words_of(name)
         cache_dtype, scales = (case.cache.dtype, case.cache.scales) if case.cache else (None, None)
-        properties = {
-            f"{case.attn_type} attention": case.attn_type not in self.attn_types,
-            "causal attention": True in flags and not self.causal,
-            "non-causal decoder attention": False in flags and not self.non_causal,
-            "one causal flag per request": case.per_request_causal and not self.per_request_causal,
-            "a window": case.window != (-1, -1) and not self.window,
-            "sink_tokens": case.sink_tokens and not self.sink_tokens,
-            "chunked_local": case.chunked_local and not self.chunked_local,
-            "bidirectional ranges": (case.has_ranges or case.ranges_clamped) and not self.ranges,
-            "a soft cap": case.soft_cap and not self.soft_cap,
-            "ALiBi": case.alibi and not self.alibi,
-            "qq_bias": case.qq_bias and not self.qq_bias,
-            "sinks": case.sinks and not self.sinks,
-            f"a cache of {cache_dtype}": cache_dtype and cache_dtype not in self.cache_dtypes,
-            f"a scale of the cache for each {scales}": scales and scales not in self.scales,
-            f"an output of {case.output_dtype}": case.output_dtype and case.output_dtype not in self.output_dtypes,
-            "RoPE in the cache write": case.rope and not self.rope,
-            "the LSE": case.return_lse and not self.lse,
-        }
-        return next((name for name, is_beyond in properties.items() if is_beyond), None) or self.exclude(case)
+        if cache_dtype is not None and cache_dtype not in self.cache_dtypes:
+            return f"a cache of {cache_dtype}"
+        if scales is not None and scales not in self.scales:
+            return f"a scale of the cache for each {scales}"
+        if case.output_dtype is not None and case.output_dtype not in self.output_dtypes:
+            return f"an output of {case.output_dtype}"
+        return self.exclude(case)
 
     def widened(self) -> "Support":
-        """The same sizes with every property: what the strategies draw refusals from."""
-        return dataclasses.replace(Support(), **{name: getattr(self, name) for name in _DRAWN})
+        """The same sizes, dtypes and layouts with every property: what the strategies draw refusals from."""
+        layouts = self.layouts or EVERYTHING.layouts
+        return dataclasses.replace(EVERYTHING, layouts=layouts, **{name: getattr(self, name) for name in _DRAWN})
 
+
+EVERYTHING = Support(
+    attn_types=tuple(AttentionType),
+    dtypes=("float32", "float16", "bfloat16"),
+    layouts=tuple(Layout),
+    rules=tuple(name for name in RULES if hasattr(Case, name)),
+    cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz", "int8"),
+    scales=("tensor", "head", "token"),
+    output_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
+)
+"""All that a case can have."""
 
 _DRAWN = (
     "unused_slots",
     "dtypes",
-    "layouts",
     "head_sizes",
     "group_sizes",
     "block_sizes",
@@ -213,7 +217,7 @@ class Target:
     attention: AttentionFunction
     write_kv_cache: WriteFunction | None = None
     rope_and_write_kv_cache: RopeFunction | None = None
-    support: Callable[[str], Support] = lambda device: Support()
+    support: Callable[[str], Support]
     rounding: Callable[[str], Rounding]
     refuses: bool = True
     unavailable: Callable[[str], str | None] = lambda device: None

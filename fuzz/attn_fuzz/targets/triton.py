@@ -8,7 +8,7 @@ import torch
 from attn_contract import AttentionType, Batch, KVCacheView, Layer
 from attn_fuzz import properties
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.target import EVERYTHING, Support, Target
 from attn_fuzz.verdict.judge import Rounding
 
 
@@ -37,9 +37,9 @@ def _triton_rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mappin
 
 def _triton_support(device: str) -> Support:
     if device == "cpu":
-        return Support(max_tokens=128, max_seq_len=512)
+        return dataclasses.replace(EVERYTHING, max_tokens=128, max_seq_len=512)
     # every size is compiled, in all combinations with the rest: those of models only
-    return Support(max_tokens=1024, max_seq_len=4096, head_sizes=(64, 80, 128), steps_per_layer=32)
+    return dataclasses.replace(EVERYTHING, max_tokens=1024, max_seq_len=4096, head_sizes=(64, 80, 128), steps_per_layer=32)
 
 
 def _triton_missing(device: str) -> str | None:
@@ -99,6 +99,11 @@ def _cascade_events(step: Step) -> Iterable[str]:
     return ["cascade"] if _common_prefix(step.batch, step.layer, step.kv_cache) else []
 
 
+_CASCADE_RULES = (
+    *("sink_tokens", "ranges_clamped", "logits_soft_cap", "sinks", "qq_bias"),
+    *("non_causal", "per_request_causal", "lse", "rope"),
+)
+
 TRITON_CASCADE = Target(
     name="triton-cascade",
     description="cascade attention of the Triton kernels, where requests share their first blocks",
@@ -106,10 +111,7 @@ TRITON_CASCADE = Target(
     support=lambda device: dataclasses.replace(
         _triton_support(device),
         attn_types=(AttentionType.DECODER,),
-        window=False,
-        chunked_local=False,
-        alibi=False,
-        ranges=False,
+        rules=_CASCADE_RULES,
     ),
     rounding=_triton_rounding,
     unavailable=_triton_missing,

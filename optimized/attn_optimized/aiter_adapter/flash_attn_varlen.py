@@ -3,14 +3,23 @@
 import os
 
 import torch
-from attn_contract import ContractError, Layer
+from attn_contract import YES, ContractError, Layer, No
 from attn_contract.arguments import check_dense_last, check_dims, check_int, check_vector
 
 from attn_optimized.aiter_adapter.features import PREFILL_HEAD_SIZES, may_run_assembly, window_edges
 from attn_optimized.aiter_adapter.installation import Aiter
-from attn_optimized.aiter_adapter.refusals import NO_ARGUMENT, NO_SUCH_MASK, dtype, refuse, size
+from attn_optimized.aiter_adapter.refusals import NO_ARGUMENT, NO_SUCH_MASK, dtype, refuse, rules, size
 
 _NAME = "flash_attn_varlen_func"
+_RULES = {
+    "window": YES,
+    "logits_soft_cap": YES,
+    "alibi_slopes": YES,
+    "sinks": YES,
+    "sink_tokens": No("its `sink_size` has not been shown to mean the same"),
+    "chunked_local": No(NO_SUCH_MASK),
+    "ranges_clamped": No(NO_SUCH_MASK),
+}
 
 
 def flash_attn_varlen(
@@ -67,9 +76,7 @@ def flash_attn_varlen(
             "AITER then takes a fallback that drops soft caps and windows of 0",
         ),
         dtype(q.dtype),
-        (layer.sink_tokens > 0, "sink_tokens", "its `sink_size` has not been shown to mean the same"),
-        (layer.chunked_local is not None, "chunked_local", NO_SUCH_MASK),
-        (layer.ranges_clamped, "bidirectional ranges", NO_SUCH_MASK),
+        *rules(_RULES, layer),
         (layer.output_scale is not None, "a float8 output", NO_ARGUMENT),
         (layer.sinks is not None and assembly, "sinks", dropped),
         (layer.logits_soft_cap is not None and assembly, "a soft cap", dropped),

@@ -3,15 +3,27 @@
 import math
 
 import torch
-from attn_contract import Batch, Layer, Layout
+from attn_contract import YES, Batch, Layer, Layout, No
+from attn_contract.rules import words_of
 from attn_contract.validation import check_paged_attention
 
 from attn_optimized.aiter_adapter.features import ASSEMBLY_BLOCK_SIZES, ASSEMBLY_HEAD_SIZES
 from attn_optimized.aiter_adapter.installation import Aiter
 from attn_optimized.aiter_adapter.key_values import shuffled_pages
-from attn_optimized.aiter_adapter.refusals import NO_ARGUMENT, NO_SUCH_MASK, dtype, one_token, refuse, size
+from attn_optimized.aiter_adapter.refusals import NO_ARGUMENT, NO_SUCH_MASK, cache, dtype, one_token, refuse, rules, size
 
 _NAME = "pa_fwd_asm"
+_RULES = {
+    "window": YES,  # of its right edge, which the only query, at the last key, does not reach
+    "logits_soft_cap": No(NO_ARGUMENT),
+    "alibi_slopes": No(NO_ARGUMENT),
+    "sinks": No(NO_ARGUMENT),
+    "sink_tokens": No(NO_SUCH_MASK),
+    "chunked_local": No(NO_SUCH_MASK),
+    "bidirectional_ranges": No(NO_SUCH_MASK),
+    "ranges_clamped": YES,  # it says how ranges meet a window, and there are no ranges
+    "qq_bias": No(NO_ARGUMENT),
+}
 _MAX_ROWS = 16
 
 
@@ -46,20 +58,16 @@ def pa_fwd_asm(
     """
     view = check_paged_attention(q, kv_cache, layer, batch, out, lse, values=False)
     fixed, group = layer.head_size**-0.5, layer.num_heads // layer.num_kv_heads
-    masks = (layer.window[0] >= 0, layer.sink_tokens, layer.chunked_local, batch.bidirectional_ranges is not None)
     refuse(
         _NAME,
         *one_token(layer, batch),
-        (any(masks), "a window, sink_tokens, chunks or ranges", NO_SUCH_MASK),
-        (layer.sinks is not None, "sinks", NO_ARGUMENT),
+        *rules(_RULES, layer, batch),
+        (layer.window[0] >= 0, words_of("window"), NO_SUCH_MASK),
         (lse is not None, "the LSE", "it returns none"),
-        (layer.alibi_slopes is not None, "ALiBi", NO_ARGUMENT),
-        (batch.qq_bias is not None, "qq_bias", NO_ARGUMENT),
-        (layer.logits_soft_cap is not None, "a soft cap", NO_ARGUMENT),
         (not math.isclose(layer.scale, fixed, rel_tol=1e-6), f"a scale of {layer.scale:g}", f"it is {fixed:g} inside"),
         dtype(q.dtype),
         (layer.output_scale is not None, "a float8 output", NO_ARGUMENT),
-        (layer.kv_cache_dtype is not None, "a quantized cache", "its scales are per token, in an order of its own"),
+        cache(layer, (None,), "its scales are per token, in an order of its own"),
         (layer.layout is not Layout.SHUFFLED, f"layout {layer.layout}", "it reads SHUFFLED pages"),
         (group > _MAX_ROWS, f"{group} query heads per KV head", f"at most {_MAX_ROWS} share a tile"),
         size("head size", layer.head_size, ASSEMBLY_HEAD_SIZES),

@@ -1,15 +1,26 @@
 """AITER's paged_attention_v1: a HIP kernel for one query token per request over a paged cache."""
 
 import torch
-from attn_contract import Batch, Layer, Layout
+from attn_contract import YES, Batch, Layer, Layout, No
 from attn_contract.validation import check_paged_attention
 
 from attn_optimized.aiter_adapter.features import PAGED_ATTENTION_BLOCK_SIZES, PAGED_ATTENTION_HEAD_SIZES
 from attn_optimized.aiter_adapter.installation import Aiter
 from attn_optimized.aiter_adapter.key_values import key_value_rows
-from attn_optimized.aiter_adapter.refusals import NO_ARGUMENT, NO_SUCH_MASK, dtype, one_token, refuse, scales, size
+from attn_optimized.aiter_adapter.refusals import NO_ARGUMENT, NO_SUCH_MASK, cache, dtype, one_token, refuse, rules, size
 
 _NAME = "paged_attention_v1"
+_RULES = {
+    "window": YES,
+    "logits_soft_cap": YES,
+    "alibi_slopes": YES,
+    "sinks": No(NO_ARGUMENT),
+    "sink_tokens": No(NO_SUCH_MASK),
+    "chunked_local": No(NO_SUCH_MASK),
+    "bidirectional_ranges": No(NO_SUCH_MASK),
+    "ranges_clamped": YES,  # it says how ranges meet a window, and there are no ranges
+    "qq_bias": No(NO_ARGUMENT),
+}
 PARTITION_SIZE = 256
 
 
@@ -49,17 +60,13 @@ def paged_attention_v1(
     refuse(
         _NAME,
         *one_token(layer, batch),
-        (layer.sinks is not None, "sinks", NO_ARGUMENT),
+        *rules(_RULES, layer, batch),
         (lse is not None, "the LSE", "it returns none"),
-        (layer.sink_tokens > 0, "sink_tokens", NO_SUCH_MASK),
-        (layer.chunked_local is not None, "chunked_local", NO_SUCH_MASK),
-        (batch.bidirectional_ranges is not None, "bidirectional ranges", NO_SUCH_MASK),
-        (batch.qq_bias is not None, "qq_bias", NO_ARGUMENT),
         (cap and window, "a soft cap with a window", "it caps what the window has masked, which makes it visible"),
         (cap and alibi, "a soft cap with ALiBi", "it caps the biased logit instead of the score"),
         (layer.output_scale is not None, "a float8 output", "its fp8_out_scale has not been shown to mean the same"),
         dtype(q.dtype),
-        *scales(layer),
+        cache(layer, (None, "tensor"), "it reads float8 with one k_scale and one v_scale"),
         (q.stride(1) != layer.head_size, "heads of q that are not packed", "it steps over q by rows alone"),
         (not out.is_contiguous(), "an output that is not contiguous", "it writes dense rows"),
         size("head size", layer.head_size, PAGED_ATTENTION_HEAD_SIZES),

@@ -1,8 +1,14 @@
-"""What a function of AITER does not do: one sentence each, before it is called."""
+"""What a function of AITER does not do: one sentence each, before it is called.
+
+Each adapter names the rules, dtypes, caches and outputs that its function serves. Whatever it does not name is refused.
+"""
+
+from collections.abc import Collection, Mapping
 
 import torch
-from attn_contract import AttentionType, Batch, Layer, UnsupportedError
-from attn_contract.capabilities import Values
+from attn_contract import AttentionType, Batch, Layer, No, UnsupportedError
+from attn_contract.capabilities import NOT_DECLARED, Answer, Scales, Values, named, scales_of
+from attn_contract.rules import asked, words_of
 
 Limit = tuple[bool, str, str]
 """Whether a call asks for it, what it is, and why it is not served."""
@@ -27,8 +33,15 @@ def size(name: str, value: int, values: Values) -> Limit:
     return value not in values, f"{name} {value}", f"{values.why} (it takes {values})"
 
 
+def rules(answers: Mapping[str, Answer], *holders: Layer | Batch) -> tuple[Limit, ...]:
+    """That a layer or a step asks for rules to which a function does not answer YES."""
+    found = {name: answers.get(name, NOT_DECLARED) for name in asked(*holders)}
+    return tuple((isinstance(answer, No), words_of(name), str(answer)) for name, answer in found.items())
+
+
 def dtype(given: torch.dtype) -> Limit:
-    return given == torch.float32, "float32", "its dots take 16 bits, or round float32 to TF32 or XF32"
+    reason = "its dots take 16 bits, or round float32 to TF32 or XF32"
+    return given not in (torch.float16, torch.bfloat16), named(given), reason
 
 
 def one_token(layer: Layer, batch: Batch) -> tuple[Limit, ...]:
@@ -44,11 +57,7 @@ def one_token(layer: Layer, batch: Batch) -> tuple[Limit, ...]:
     )
 
 
-def scales(layer: Layer) -> tuple[Limit, ...]:
-    """That the cache is quantized in another way than float8 with one scale of K and one of V."""
-    fixed = [scale for scale in (layer.k_scale, layer.v_scale) if scale is not None]
-    return (
-        (layer.kv_cache_dtype == torch.int8, "an int8 cache", "it reads float8 only"),
-        (layer.k_scale_cache is not None, "a scale per token", "it has one k_scale and one v_scale"),
-        (any(scale.numel() > 1 for scale in fixed), "a scale per head", "it has one k_scale and one v_scale"),
-    )
+def cache(layer: Layer, served: Collection[Scales | None], why: str) -> Limit:
+    """That the cache is quantized with a kind of scales that a function does not read."""
+    kind = scales_of(layer)
+    return kind not in served, f"a cache of {named(layer.kv_cache_dtype)} with scales per {kind}", why

@@ -1,16 +1,28 @@
 """AITER's Triton unified_attention: causal attention over a paged cache, for steps of any mix of requests."""
 
 import torch
-from attn_contract import AttentionType, Batch, Layer
+from attn_contract import YES, AttentionType, Batch, Layer, No
 from attn_contract.validation import check_paged_attention
 
 from attn_optimized.aiter_adapter.features import UNIFIED_BLOCK_SIZES, UNIFIED_HEAD_SIZES
 from attn_optimized.aiter_adapter.installation import Aiter
 from attn_optimized.aiter_adapter.key_values import key_value_rows
-from attn_optimized.aiter_adapter.refusals import NO_SUCH_MASK, dtype, refuse, scales, size
+from attn_optimized.aiter_adapter.refusals import NO_SUCH_MASK, cache, dtype, refuse, rules, size
 from attn_optimized.device import architecture_of
 
 _NAME = "unified_attention"
+_ONLY_CAUSAL = "its kernel asserts causal (vLLM #40176)"
+_RULES = {
+    "window": YES,
+    "logits_soft_cap": YES,
+    "alibi_slopes": YES,
+    "sinks": YES,
+    "qq_bias": YES,
+    "sink_tokens": No(NO_SUCH_MASK),
+    "chunked_local": No(NO_SUCH_MASK),
+    "bidirectional_ranges": No(_ONLY_CAUSAL),
+    "ranges_clamped": No(_ONLY_CAUSAL),
+}
 # of a prefill's tiles, whatever the block size
 _TILE_KEYS = 64
 
@@ -54,22 +66,19 @@ def unified_attention(
     view = check_paged_attention(q, kv_cache, layer, batch, out, lse, values=validate)
     causal = batch.causal is True or batch.num_requests == 0
     native = None if layer.output_scale is None else native_float8(architecture_of(q.device, q.dtype))
-    only_causal = "its kernel asserts causal (vLLM #40176)"
     refuse(
         _NAME,
-        (layer.attn_type is not AttentionType.DECODER, f"{layer.attn_type} attention", only_causal),
-        (not causal, "non-causal attention", only_causal),
-        (batch.bidirectional_ranges is not None or layer.ranges_clamped, "bidirectional ranges", only_causal),
+        (layer.attn_type is not AttentionType.DECODER, f"{layer.attn_type} attention", _ONLY_CAUSAL),
+        (not causal, "non-causal attention", _ONLY_CAUSAL),
+        *rules(_RULES, layer, batch),
         (lse is not None, "the LSE", "it returns none"),
-        (layer.sink_tokens > 0, "sink_tokens", NO_SUCH_MASK),
-        (layer.chunked_local is not None, "chunked_local", NO_SUCH_MASK),
         (
             layer.alibi_slopes is not None and layer.sinks is not None,
             "ALiBi with sinks",
             "it anchors ALiBi where the context ends, which moves a row's logits and not its sink",
         ),
         dtype(q.dtype),
-        *scales(layer),
+        cache(layer, (None, "tensor"), "it reads float8 with one k_scale and one v_scale"),
         size("head size", layer.head_size, UNIFIED_HEAD_SIZES),
         size("block size", view.block_size, UNIFIED_BLOCK_SIZES),
         (

@@ -1,6 +1,6 @@
 """Attention backends, by vLLM's names. Each declares once what it can do, and refuses the rest with the reason."""
 
-from attn_optimized.backends.backend import AttentionBackend, AttentionImpl, AttentionMetadataBuilder
+from attn_optimized.backends.base import AttentionBackend, AttentionImpl, AttentionMetadataBuilder
 from attn_optimized.backends.metadata import CommonAttentionMetadata
 from attn_optimized.backends.rocm_aiter_fa import AiterFlashAttentionBackend
 from attn_optimized.backends.rocm_aiter_unified_attn import RocmAiterUnifiedAttentionBackend

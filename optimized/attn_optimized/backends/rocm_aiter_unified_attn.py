@@ -8,39 +8,27 @@ import torch
 from attn_contract import (
     FLOAT8_DTYPES,
     YES,
-    Answer,
     AttentionConfig,
     AttentionType,
     Batch,
     Capabilities,
     Combination,
-    Layout,
     No,
     Only,
 )
 from attn_contract.layer import UNLIMITED
 
 from attn_optimized.aiter_adapter import (
-    RECORDED,
     UNIFIED_BLOCK_SIZES,
     UNIFIED_HEAD_SIZES,
     Aiter,
-    Features,
-    features_of,
     native_float8,
-    recorded,
     unified_attention,
 )
-from attn_optimized.backends.backend import AttentionBackend, BatchBuilder
-from attn_optimized.backends.triton_attn import TritonAttentionImpl, triton_capabilities
+from attn_optimized.backends.base import AttentionBackend, BatchBuilder
+from attn_optimized.backends.declaring import LAYOUTS_OF_ROWS, answer, declared_features, triton_capabilities
+from attn_optimized.backends.triton_attn import TritonAttentionImpl
 
-LAYOUTS_OF_ROWS = (
-    Layout.BLOCKS_FIRST_NHD,
-    Layout.CONTENT_PACKED,
-    Layout.BLOCKS_FIRST_HND,
-    Layout.KV_FIRST_NHD,
-    Layout.KV_FIRST_HND,
-)
 _CAUSAL_ONLY = No("AITER's unified_attention asserts causal (vLLM #40176)")
 
 
@@ -100,18 +88,23 @@ class RocmAiterUnifiedAttentionBackend(AttentionBackend):
                 () if features.unified_output_scale else FLOAT8_DTYPES,
                 features.unified_output_scale or "AITER's unified_attention clamps to these",
             ),
-            window=answer(features.unified_window),
-            sink_tokens=no_such_mask,
-            chunked_local=no_such_mask,
-            logits_soft_cap=answer(features.unified_soft_cap),
-            alibi=answer(features.unified_alibi),
-            sinks=answer(features.unified_sinks),
-            ranges=_CAUSAL_ONLY,
-            qq_bias=answer(features.unified_qq_bias),
-            non_causal=_CAUSAL_ONLY,
-            per_request_causal=_CAUSAL_ONLY,
-            lse=No("AITER's unified_attention returns none"),
-            batch_invariant=No("AITER's unified_attention splits keys or does not, by what else is in the batch"),
+            rules={
+                "window": answer(features.unified_window),
+                "sink_tokens": no_such_mask,
+                "chunked_local": no_such_mask,
+                "logits_soft_cap": answer(features.unified_soft_cap),
+                "alibi_slopes": answer(features.unified_alibi),
+                "sinks": answer(features.unified_sinks),
+                "bidirectional_ranges": _CAUSAL_ONLY,
+                "ranges_clamped": _CAUSAL_ONLY,
+                "qq_bias": answer(features.unified_qq_bias),
+                "non_causal": _CAUSAL_ONLY,
+                "per_request_causal": _CAUSAL_ONLY,
+                "lse": No("AITER's unified_attention returns none"),
+                "batch_invariant": No("AITER's unified_attention splits keys or does not, by what else is in the batch"),
+                "rope": YES,
+                "kv_sharing": YES,
+            },
             combinations=(
                 Combination(
                     property="ALiBi with sinks",
@@ -133,23 +126,13 @@ class RocmAiterUnifiedAttentionBackend(AttentionBackend):
         )
 
 
-def declared_features(aiter: Aiter) -> Features:
-    """What an AITER declares; for a missing one, what the newest record does: missing is one reason, and not ten."""
-    return features_of(aiter if aiter.missing is None else recorded(RECORDED[-1]))
-
-
-def answer(why_not: str | None) -> Answer:
-    """A feature of AITER as an answer of a declaration."""
-    return YES if why_not is None else No(why_not)
-
-
 def _has_bare_window_in_float16(config: AttentionConfig) -> bool:
-    windowed = config.attn_type is AttentionType.DECODER and config.window[0] != UNLIMITED
-    return windowed and config.dtype == torch.float16 and not config.sinks
+    windowed = config.attn_type is AttentionType.DECODER and config.value_of("window")[0] != UNLIMITED
+    return windowed and config.dtype == torch.float16 and not config.asks("sinks")
 
 
 def _has_alibi_and_sinks(config: AttentionConfig) -> bool:
-    return config.alibi and config.sinks and config.attn_type is AttentionType.DECODER
+    return config.asks("alibi_slopes") and config.asks("sinks") and config.attn_type is AttentionType.DECODER
 
 
 def _has_foreign_output(config: AttentionConfig, architecture: str | None) -> bool:

@@ -7,6 +7,7 @@ token has one value in all steps that see it.
 """
 
 from attn_contract import (
+    FLOAT8_DTYPES,
     YES,
     AttentionConfig,
     AttentionType,
@@ -17,11 +18,11 @@ from attn_contract import (
     No,
     Only,
 )
-from attn_contract.layer import FLOAT8_DTYPES, UNLIMITED
 
 from attn_optimized.aiter_adapter import Aiter
-from attn_optimized.backends.backend import AttentionBackend, BatchBuilder
-from attn_optimized.backends.triton_attn import PACKED_UNITS, TritonAttentionImpl, triton_capabilities
+from attn_optimized.backends.base import AttentionBackend, BatchBuilder
+from attn_optimized.backends.declaring import triton_capabilities
+from attn_optimized.backends.triton_attn import TritonAttentionImpl
 
 HEAD_SIZES = (32, 64, 80, 96, 128, 160, 192, 224, 256)
 
@@ -41,7 +42,9 @@ class RocmAttentionBackend(AttentionBackend):
         return triton_capabilities(
             cls.name,
             attn_types={
-                **dict.fromkeys(AttentionType, YES),
+                AttentionType.DECODER: YES,
+                AttentionType.ENCODER: YES,
+                AttentionType.ENCODER_ONLY: YES,
                 AttentionType.ENCODER_DECODER: No(
                     "vLLM's prefill takes the newest keys for the decoder's own tokens, so that only steps of one query token "
                     "per request come out right (vLLM #38450)"
@@ -52,34 +55,45 @@ class RocmAttentionBackend(AttentionBackend):
             layouts=Only((Layout.X_PACKED,), "its cache is a plane of packed keys and a plane of values"),
             kv_cache_dtypes=Only(FLOAT8_DTYPES, "its paged decode reads no int8"),
             scales=Only(("tensor", "head"), "its cache has no room for scales of tokens"),
-            sink_tokens=never_told,
-            chunked_local=No("vLLM cuts chunks into requests of their own, in metadata that this backend does not build"),
-            logits_soft_cap=never_told,
-            sinks=No("vLLM's decode is handed none, so that a request would lose them after its prefill"),
-            ranges=never_told,
-            qq_bias=never_told,
-            per_request_causal=No("vLLM's kernels are compiled for one causal flag in a step"),
-            lse=No("vLLM's decode keeps none"),
-            batch_invariant=No("vLLM's decode takes another kernel for another batch"),
-            combinations=(PACKED_UNITS, *_ALIBI),
+            rules={
+                "window": YES,
+                "alibi_slopes": YES,
+                "non_causal": YES,
+                "rope": YES,
+                "kv_sharing": YES,
+                "sink_tokens": never_told,
+                "chunked_local": No(
+                    "vLLM cuts chunks into requests of their own, in metadata that this backend does not build"
+                ),
+                "logits_soft_cap": never_told,
+                "sinks": No("vLLM's decode is handed none, so that a request would lose them after its prefill"),
+                "bidirectional_ranges": never_told,
+                "ranges_clamped": never_told,
+                "qq_bias": never_told,
+                "per_request_causal": No("vLLM's kernels are compiled for one causal flag in a step"),
+                "lse": No("vLLM's decode keeps none"),
+                "batch_invariant": No("vLLM's decode takes another kernel for another batch"),
+            },
+            combinations=_ALIBI,
         )
-
-
-def _has_window(config: AttentionConfig) -> bool:
-    return config.window != (UNLIMITED, UNLIMITED)
 
 
 _ALIBI = (
     Combination(
         property="ALiBi with a window",
-        applies=lambda config, _: config.alibi and _has_window(config),
+        applies=lambda config, _: config.asks("alibi_slopes") and config.asks("window"),
         reason="vLLM's prefill with ALiBi takes no window",
     ),
     Combination(
         property="ALiBi without causality",
-        applies=lambda config, _: config.alibi and (config.non_causal or config.attn_type is not AttentionType.DECODER),
+        applies=lambda config, _: config.asks("alibi_slopes") and not _is_causal(config),
         reason="vLLM's prefill with ALiBi is causal",
     ),
 )
+
+
+def _is_causal(config: AttentionConfig) -> bool:
+    return config.attn_type is AttentionType.DECODER and not config.asks("non_causal")
+
 
 RocmAttentionImpl.backend = RocmAttentionBackend

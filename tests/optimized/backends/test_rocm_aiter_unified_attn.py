@@ -105,7 +105,7 @@ def test_it_does_not_promise_batch_invariance(batch_invariant, make_step, aiter)
     refused = [
         refusal.property
         for refusal in UNIFIED.capabilities(aiter).refusals(
-            replace(UNIFIED.impl(step.layer, aiter=aiter, **step.constructor).config, batch_invariant=batch_invariant)
+            UNIFIED.impl(step.layer, aiter=aiter, **step.constructor).config.with_rules(batch_invariant=batch_invariant)
         )
     ]
     assert refused == (["batch invariance"] if batch_invariant else [])

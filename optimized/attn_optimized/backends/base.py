@@ -22,6 +22,7 @@ from attn_contract import (
 )
 from attn_contract.arguments import check_tensor, check_type, check_vector
 from attn_contract.capabilities import unsupported
+from attn_contract.rules import asked
 from attn_contract.validation import check_write_kv_cache
 
 import attn_optimized
@@ -207,7 +208,7 @@ class AttentionImpl(ABC, Generic[Metadata]):
                 f"{self.kv_sharing_target_layer_name} writes it, and the query would stay unrotated",
                 "a rotation of the query alone",
             )
-        self._refuse(dataclasses.replace(self.config, rope=True))
+        self._refuse(self.config.with_rules(rope=True))
         self._check_dtype("query", query)
         attn_optimized.rope_and_write_kv_cache(
             query,
@@ -233,20 +234,22 @@ class AttentionImpl(ABC, Generic[Metadata]):
         check_tensor("output", output)
         if self.layer.output_scale is not None and output.dtype not in FLOAT8_DTYPES:
             raise ContractError("output", output.dtype, "float8_e4m3fn or float8_e4m3fnuz: the layer has an output_scale")
-        decoder = self.layer.attn_type is AttentionType.DECODER
+        output_dtype = None if self.layer.output_scale is None else output.dtype
         per_request = isinstance(batch.causal, torch.Tensor)
-        asked = {
-            "non_causal": decoder and batch.causal is not True,
-            "per_request_causal": decoder and per_request,
-            "ranges": batch.bidirectional_ranges is not None,
-            "qq_bias": batch.qq_bias is not None,
-            "lse": lse is not None,
-            "output_dtype": None if self.layer.output_scale is None else output.dtype,
-        }
-        key = tuple(asked.values())
+        key = (per_request or batch.causal, *asked(batch), output_dtype, lse is not None)
         if key in self._served:
             return
-        self._refuse(dataclasses.replace(self.config, **asked))
+        step = AttentionConfig.of(
+            self.layer,
+            self.config.dtype,
+            block_size=self.config.block_size,
+            batch=batch,
+            output_dtype=output_dtype,
+            lse=lse is not None,
+            batch_invariant=self.config.asks("batch_invariant"),
+            kv_sharing=self.config.asks("kv_sharing"),
+        )
+        self._refuse(step)
         self._served.add(key)
 
     def _check_dtype(self, name: str, tensor: torch.Tensor) -> None:

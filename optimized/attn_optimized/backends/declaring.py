@@ -1,0 +1,90 @@
+"""What backends share in their declarations. A rule that a declaration does not name is refused."""
+
+from typing import Any
+
+import torch
+from attn_contract import (
+    ANY,
+    FLOAT8_DTYPES,
+    YES,
+    Answer,
+    AttentionType,
+    Capabilities,
+    Layout,
+    Multiples,
+    No,
+    Only,
+)
+from attn_contract.capabilities import Scales
+
+from attn_optimized.aiter_adapter import RECORDED, Aiter, Features, features_of, recorded
+from attn_optimized.attention import IMPLEMENTED_RULES
+from attn_optimized.launch import MAX_GROUP, MAX_HEAD_SIZE
+
+LAYOUTS_OF_ROWS = (
+    Layout.BLOCKS_FIRST_NHD,
+    Layout.CONTENT_PACKED,
+    Layout.BLOCKS_FIRST_HND,
+    Layout.KV_FIRST_NHD,
+    Layout.KV_FIRST_HND,
+)
+"""Layouts in which the dims of one head and slot are a dense row, in the order in which AITER's backends prefer them."""
+
+_LAYOUTS = (
+    Layout.BLOCKS_FIRST_NHD,
+    Layout.BLOCKS_FIRST_HND,
+    Layout.KV_FIRST_NHD,
+    Layout.KV_FIRST_HND,
+    Layout.X_PACKED,
+    Layout.SHUFFLED,
+    Layout.CONTENT_PACKED,
+    Layout.CONTENT_PACKED_SCALED,
+)
+_SCALES: tuple[Scales, ...] = ("tensor", "head", "token", "inline")
+
+
+def triton_capabilities(backend: str, **narrower: Any) -> Capabilities:
+    """What the project's Triton kernels serve, under the name of a backend that may serve less.
+
+    Args:
+        narrower: fields of Capabilities in place of the kernels' own. A backend that gives `rules` names all of its own.
+    """
+    served = {
+        "backend": backend,
+        "available": YES,
+        "architectures": ANY,
+        "attn_types": {
+            AttentionType.DECODER: YES,
+            AttentionType.ENCODER: YES,
+            AttentionType.ENCODER_ONLY: YES,
+            AttentionType.ENCODER_DECODER: YES,
+        },
+        "dtypes": Only((torch.float32, torch.float16, torch.bfloat16), "its kernels load no other type"),
+        "head_sizes": Multiples(1, "a tile holds whole heads", at_most=MAX_HEAD_SIZE),
+        "group_sizes": Multiples(1, "a tile holds whole groups of heads", at_most=MAX_GROUP),
+        "block_sizes": ANY,
+        "layouts": Only(_LAYOUTS, "its kernels address no other"),
+        "kv_cache_dtypes": Only((*FLOAT8_DTYPES, torch.int8), "its kernels decode no other type"),
+        "scales": Only(_SCALES, "its kernels know no other kind"),
+        "output_dtypes": Only(FLOAT8_DTYPES, "its kernels encode no other type"),
+        "rules": {
+            **dict.fromkeys(IMPLEMENTED_RULES, YES),
+            "non_causal": YES,
+            "per_request_causal": YES,
+            "lse": YES,
+            "batch_invariant": YES,
+            "rope": YES,
+            "kv_sharing": YES,
+        },
+    }
+    return Capabilities(**{**served, **narrower})
+
+
+def declared_features(aiter: Aiter) -> Features:
+    """What an AITER declares; for a missing one, what the newest record does: missing is one reason, and not ten."""
+    return features_of(aiter if aiter.missing is None else recorded(RECORDED[-1]))
+
+
+def answer(why_not: str | None) -> Answer:
+    """A feature of AITER as an answer of a declaration."""
+    return YES if why_not is None else No(why_not)

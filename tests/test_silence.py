@@ -1,0 +1,231 @@
+"""Silence is refusal: a rule that nobody has named is refused by everybody, and by name.
+
+The rule is one that does not exist, `dilation`. A contributor who adds a rule to the contract, and forgets somebody, sees the
+same refusals.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import attn_optimized
+import attn_reference
+import msgspec
+import pytest
+import torch
+from attn_contract import (
+    YES,
+    AttentionConfig,
+    AttentionType,
+    Batch,
+    Capabilities,
+    ContractError,
+    KVCacheView,
+    Layer,
+    Layout,
+    UnsupportedError,
+    rules,
+)
+from attn_contract.rules import VISIBILITY, asked, holds_rules, rule
+from attn_fuzz import Call, CaptureError, capture
+from attn_fuzz.cases.case import Cache, Case
+from attn_fuzz.targets import registry
+from attn_optimized import aiter_adapter, attention
+from attn_optimized.aiter_adapter import recorded
+from attn_optimized.backends import BACKENDS
+from attn_optimized.selector import PRIORITIES, select
+
+AITER = recorded("2026-08")
+SHAPE: dict[str, Any] = {"num_heads": 2, "num_kv_heads": 2, "head_size": 64, "scale": 0.125}
+
+
+@pytest.fixture
+def dilated(monkeypatch) -> Iterator[type[Layer]]:
+    """A Layer that has one more rule, which is registered while a test runs."""
+
+    @holds_rules
+    @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+    class Dilated(Layer):
+        dilation: int = rule(1, words="a dilation", acts_on=VISIBILITY)
+
+    yield Dilated
+    del rules._rules["dilation"]
+
+
+@pytest.fixture
+def forgotten() -> type[Layer]:
+    """A Layer with one more field, of which no record tells anything."""
+
+    @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+    class Forgotten(Layer):
+        dilation: int = 1
+
+    return Forgotten
+
+
+@dataclasses.dataclass
+class Arguments:
+    """One decode of two requests in float16."""
+
+    layer: Layer
+    batch: Batch
+    q: torch.Tensor
+    kv_cache: torch.Tensor
+    out: torch.Tensor
+
+
+def call_of(layer_type: type[Layer], layout: Layout = Layout.BLOCKS_FIRST_NHD, **settings: Any) -> Arguments:
+    sizes = {"num_blocks": 2, "block_size": 16, "num_kv_heads": 2, "head_size": 64, "itemsize": 2}
+    view = KVCacheView.dense(layout, **sizes)
+    q = torch.ones(2, 2, 64, dtype=torch.float16)
+    batch = Batch(
+        query_start_loc=torch.tensor([0, 1, 2], dtype=torch.int32),
+        seq_lens=torch.tensor([3, 2], dtype=torch.int32),
+        max_query_len=1,
+        max_seq_len=3,
+        num_actual_tokens=2,
+        causal=True,
+        block_table=torch.tensor([[0], [1]], dtype=torch.int32),
+    )
+    kv_cache = view.tensor(torch.ones(view.end, dtype=torch.float16))
+    return Arguments(layer_type(**SHAPE, layout=layout, **settings), batch, q, kv_cache, torch.full_like(q, torch.nan))
+
+
+def dense_call(layer_type: type[Layer], **settings: Any) -> Arguments:
+    call = call_of(layer_type)
+    encoder = layer_type(**SHAPE, attn_type=AttentionType.ENCODER, **settings)
+    batch = dataclasses.replace(call.batch, seq_lens=torch.tensor([1, 1], dtype=torch.int32), causal=False, block_table=None)
+    return dataclasses.replace(call, layer=encoder, batch=batch)
+
+
+def paged(function: Callable[..., Any], *before: Any) -> Callable[[type[Layer]], Any]:
+    def run(layer_type: type[Layer], **settings: Any) -> None:
+        call = call_of(layer_type, **settings)
+        function(*before, call.q, call.kv_cache, call.layer, call.batch, out=call.out)
+
+    return run
+
+
+def varlen(package: Any) -> Callable[[type[Layer]], Any]:
+    def run(layer_type: type[Layer], **settings: Any) -> None:
+        call = dense_call(layer_type, **settings)
+        package.varlen_attention(call.q, call.q, call.q, call.layer, call.batch, out=call.out)
+
+    return run
+
+
+def cascade(layer_type: type[Layer], **settings: Any) -> None:
+    call = call_of(layer_type, **settings)
+    attn_optimized.cascade_attention(call.q, call.kv_cache, call.layer, call.batch, 0, out=call.out)
+
+
+def flash(layer_type: type[Layer], **settings: Any) -> None:
+    call = call_of(layer_type, **settings)
+    starts = call.batch.query_start_loc
+    options = {"max_query_len": 1, "max_key_len": 1, "causal": True, "out": call.out}
+    aiter_adapter.flash_attn_varlen(
+        AITER, call.q, call.q, call.q, call.layer, query_start_loc=starts, key_start_loc=starts, **options
+    )
+
+
+def assembly(layer_type: type[Layer], **settings: Any) -> None:
+    paged(aiter_adapter.pa_fwd_asm, AITER)(layer_type, layout=Layout.SHUFFLED, **settings)
+
+
+def kernel_of(backend: str) -> Callable[[type[Layer]], Any]:
+    def run(layer_type: type[Layer], **settings: Any) -> None:
+        layout = BACKENDS[backend].capabilities(AITER).layouts.values[0]
+        layer = call_of(layer_type, layout, **settings).layer
+        BACKENDS[backend].impl(layer, dtype=torch.float16, block_size=16, aiter=AITER)
+
+    return run
+
+
+CALLED: dict[str, Callable[..., None]] = {
+    "the kernels, paged": paged(attn_optimized.paged_attention),
+    "the kernels, dense": varlen(attn_optimized),
+    "cascade attention": cascade,
+    "the reference, paged": paged(attn_reference.paged_attention),
+    "the reference, dense": varlen(attn_reference),
+    "AITER's unified_attention": paged(aiter_adapter.unified_attention, AITER),
+    "AITER's paged_attention_v1": paged(aiter_adapter.paged_attention_v1, AITER),
+    "AITER's pa_fwd_asm": assembly,
+    "AITER's flash_attn_varlen_func": flash,
+    **{f"backend {name}": kernel_of(name) for name in BACKENDS},
+}
+
+
+@pytest.mark.parametrize("run", CALLED.values(), ids=CALLED)
+def test_a_rule_that_is_not_named_is_refused(run, dilated):
+    with pytest.raises(UnsupportedError, match="a dilation"):
+        run(dilated, dilation=3)
+
+
+@pytest.mark.parametrize("run", CALLED.values(), ids=CALLED)
+def test_a_field_without_a_record_is_refused(run, forgotten):
+    with pytest.raises((UnsupportedError, ContractError), match="dilation"):
+        run(forgotten, dilation=3)
+
+
+@pytest.mark.parametrize("name", [name for name in CALLED if "AITER" not in name])
+def test_a_rule_that_is_off_is_refused_by_nobody(name, dilated):
+    """Or the refusals above would be of something else."""
+    CALLED[name](dilated, dilation=1)
+
+
+@pytest.mark.parametrize("name", ["the kernels, paged", "the kernels, dense"])
+def test_kernels_that_name_the_rule_are_launched(name, dilated, monkeypatch):
+    monkeypatch.setattr(attention, "IMPLEMENTED_RULES", attention.IMPLEMENTED_RULES | {"dilation"})
+    CALLED[name](dilated, dilation=3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_backend_that_names_the_rule_serves_it(backend, dilated, monkeypatch):
+    declared: Capabilities = BACKENDS[backend].capabilities(AITER)
+    named = dataclasses.replace(declared, rules={**declared.rules, "dilation": YES})
+    monkeypatch.setattr(BACKENDS[backend], "capabilities", classmethod(lambda cls, aiter: named))
+    kernel_of(backend)(dilated, dilation=3)
+
+
+@pytest.mark.parametrize("architecture", ["gfx942", "gfx1201", "sm90", "interpreter"])
+def test_no_backend_is_selected(architecture, dilated):
+    config = AttentionConfig.of(call_of(dilated, dilation=3).layer, torch.float16, block_size=16)
+    with pytest.raises(UnsupportedError) as refused:
+        select(dataclasses.replace(config, layout=None), architecture=architecture, aiter=AITER)
+    assert str(refused.value).count("a dilation not supported: it is not declared") == len(BACKENDS)
+    assert architecture in PRIORITIES or architecture.startswith(("gfx", "sm"))
+
+
+@pytest.mark.parametrize("name", ["dilated", "forgotten"])
+def test_no_case_is_written_without_the_rule(name, request, tmp_path):
+    call = call_of(request.getfixturevalue(name), dilation=3)
+    with pytest.raises(CaptureError, match="dilation"):
+        capture(Call(q=call.q, layer=call.layer, batch=call.batch, kv_cache=call.kv_cache), tmp_path / "case.json")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_every_target_must_refuse_the_rule(name, dilated):
+    class DilatedCase(Case, tag="dilated"):
+        dilation: int = 1
+
+    support = registry.load(name).support("cpu")
+    attn_type = support.attn_types[0]
+    cache = Cache(layout=support.layouts[0], block_size=16, num_blocks=1) if attn_type.reads_cache else None
+    plain = DilatedCase(target=name, attn_type=attn_type, head_size=64, cache=cache)
+    assert support.beyond(msgspec.structs.replace(plain, dilation=3)) == "a dilation"
+    assert support.beyond(plain) != "a dilation"
+
+
+def test_a_batch_asks_as_a_layer_does():
+    @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+    class Marked(Batch):
+        marks: torch.Tensor | None = None
+
+    call = call_of(Layer)
+    batch = Marked(**{field.name: getattr(call.batch, field.name) for field in dataclasses.fields(Batch)}, marks=torch.ones(2))
+    assert list(asked(batch)) == ["marks"]
+    for package in (attn_optimized, attn_reference):
+        with pytest.raises(UnsupportedError, match="marks"):
+            package.paged_attention(call.q, call.kv_cache, call.layer, batch, out=call.out)
+    assert call.out.isnan().all(), "nothing was written"
