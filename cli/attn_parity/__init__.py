@@ -13,7 +13,6 @@ from attn_fuzz.run.executor import ExecutorError
 from attn_fuzz.targets.registry import UnknownTargetError
 from attn_fuzz.zoo.mutants import MutantError
 from attn_parity import fuzz, matrix, replay, select, show, targets, zoo
-from attn_parity.binaries.budgets import BudgetError
 from attn_parity.binaries.command import compile_launches
 from attn_parity.doctor.command import doctor
 from attn_parity.options import notes
@@ -53,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(error.format_message())
     except click.Abort:
         sys.exit(130)
-    except (BudgetError, CaseError, DatabaseError, MutantError, UnknownTargetError) as error:
+    except (CaseError, DatabaseError, MutantError, UnknownTargetError) as error:
         _fail(str(error))
     except ExecutorError as error:
         notes.print(f"attn-parity: {error}", soft_wrap=True)
