@@ -4,7 +4,7 @@ import re
 from typing import NamedTuple
 
 from attn_optimized.kernel_call import KernelCall
-from attn_optimized.launch_table import Parameters
+from attn_optimized.launch.table import Parameters
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.compilation import compiled
 from attn_parity.binaries.facts import facts_of as read_off
@@ -54,7 +54,7 @@ class Facts(NamedTuple):
 def facts_of(call: KernelCall, parameters: Parameters, architecture: str) -> Facts:
     """Compile an attention kernel's launch, and look at its binary."""
     binary, _ = compiled(call, architecture)
-    instructions = instructions_per_pair(binary.asm.get("amdgcn", ""), parameters, call.form.constants["BLOCK_M"])
+    instructions = instructions_per_pair(binary.asm.get("amdgcn", ""), parameters, call.form.constants["KIND"].block_m)
     if architecture not in ARCHITECTURES:
         return Facts(shared_bytes=binary.metadata.shared, instructions=instructions)
     facts = read_off(binary, architecture)

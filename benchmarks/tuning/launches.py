@@ -8,7 +8,7 @@ from attn_fuzz.verdict.judge import Judgement, Rounding, judge_call
 from attn_optimized import plan_of
 from attn_optimized.attention import paged_attention_calls
 from attn_optimized.kernel_call import KernelCall
-from attn_optimized.launch_table import Parameters
+from attn_optimized.launch.table import Parameters
 
 from benchmarks.speed.calls import Call, attention_call
 from benchmarks.speed.cases import Attention

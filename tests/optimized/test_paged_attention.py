@@ -9,10 +9,11 @@ import pytest
 import torch
 import triton
 from attn_contract import AttentionType, Layout
-from attn_optimized.attention import Parts, paged_attention_calls
+from attn_optimized.attention import paged_attention_calls
 from attn_optimized.kernels.online_softmax import FINISHED
 from attn_optimized.kernels.query_tiles import REQUESTS_AT_ONCE
-from attn_optimized.launch import FEW_KEYS
+from attn_optimized.launch.parts import Parts
+from attn_optimized.launch.workload import SHORT_WINDOW_KEYS
 
 ENCODER_DECODER = AttentionType.ENCODER_DECODER
 
@@ -247,12 +248,12 @@ def test_batch_invariant_beside_a_request_with_other_rules(window, others, paged
     assert torch.equal(alone, together[:70])
 
 
-def attend_in(splits, least_tiles=1, even_splits=None):
+def attend_in(splits, min_tiles_per_split=1, balanced_splits=None):
     """The kernels with keys in so many parts of so many tiles at least, whatever a plan would choose; parts begin as NaN."""
     made = []
 
     def attend(q, kv_cache, layer, batch, *, out, lse, validate):
-        chosen = {"splits": splits, "even_splits": even_splits or splits, "least_tiles": least_tiles}
+        chosen = {"splits": splits, "balanced_splits": balanced_splits or splits, "min_tiles_per_split": min_tiles_per_split}
         plan = replace(attn_optimized.plan_of(q, layer, batch), **chosen)
         for kernel in paged_attention_calls(q, kv_cache, layer, batch, plan, out=out, lse=lse):
             if not made:
@@ -284,7 +285,7 @@ def test_a_tile_of_a_single_part_finishes_itself(rules, paged_call, assert_agree
 def test_the_reduction_does_not_touch_a_finished_row(paged_call):
     call = paged_call([1, 1], [5, 600])
     out = torch.full_like(call.q, torch.nan)
-    plan = replace(attn_optimized.plan_of(call.q, call.layer, call.batch), splits=3, least_tiles=1)
+    plan = replace(attn_optimized.plan_of(call.q, call.layer, call.batch), splits=3, min_tiles_per_split=1)
     kernels = paged_attention_calls(*call, plan, out=out)
     next(kernels).launch(call.q.device)
     assert out[0].isfinite().all()
@@ -296,16 +297,16 @@ def test_the_reduction_does_not_touch_a_finished_row(paged_call):
 
 
 @pytest.mark.parametrize("splits", [2, 3, 7])
-@pytest.mark.parametrize("least_tiles", [1, 2, 5])
+@pytest.mark.parametrize("min_tiles_per_split", [1, 2, 5])
 @pytest.mark.parametrize("seq_lens", [[600, 333, 64], [600, 590, 600]], ids=["uneven", "even"])
 @pytest.mark.parametrize(
     "rules",
     [{}, {"window": (130, -1)}, {"window": (20, -1), "sink_tokens": 100}, {"causal": False}, {"chunked_local": 150}],
     ids=["causal", "window", "sink tokens", "all", "chunks"],
 )
-def test_parts_cover_all_keys(splits, least_tiles, seq_lens, rules, paged_call, assert_agrees):
+def test_parts_cover_all_keys(splits, min_tiles_per_split, seq_lens, rules, paged_call, assert_agrees):
     call = paged_call([1, 70, 2], seq_lens, sinks=SINKS, **rules)
-    assert_agrees(call, attend_in(splits, least_tiles, even_splits=2)[0])
+    assert_agrees(call, attend_in(splits, min_tiles_per_split, balanced_splits=2)[0])
 
 
 def parts_of(seq_lens, paged_call, max_seq_len=640, **parts):
@@ -318,13 +319,13 @@ def parts_of(seq_lens, paged_call, max_seq_len=640, **parts):
 
 
 def test_requests_of_one_length_are_cut_into_few_parts_and_others_by_their_length(paged_call):
-    assert parts_of([640, 640, 640], paged_call, splits=5, even_splits=2) == [2, 2, 2]
-    assert parts_of([640, 640, 576], paged_call, splits=5, even_splits=2) == [2, 2, 2], "nearly"
-    assert parts_of([640, 128, 300], paged_call, splits=5, even_splits=2) == [5, 1, 3]
-    assert parts_of([640, 128, 300], paged_call, splits=5, even_splits=2, least_tiles=4) == [3, 1, 2]
-    assert parts_of([640], paged_call, splits=5, even_splits=3) == [3]
+    assert parts_of([640, 640, 640], paged_call, splits=5, balanced_splits=2) == [2, 2, 2]
+    assert parts_of([640, 640, 576], paged_call, splits=5, balanced_splits=2) == [2, 2, 2], "nearly"
+    assert parts_of([640, 128, 300], paged_call, splits=5, balanced_splits=2) == [5, 1, 3]
+    assert parts_of([640, 128, 300], paged_call, splits=5, balanced_splits=2, min_tiles_per_split=4) == [3, 1, 2]
+    assert parts_of([640], paged_call, splits=5, balanced_splits=3) == [3]
     # as where a captured graph is replayed with shorter lengths
-    assert parts_of([640, 128, 300], paged_call, max_seq_len=100_000, splits=5, even_splits=2) == [5, 1, 3]
+    assert parts_of([640, 128, 300], paged_call, max_seq_len=100_000, splits=5, balanced_splits=2) == [5, 1, 3]
 
 
 @pytest.mark.parametrize("max_seq_len", [1100, 1101, 1152, 9000], ids=["tight", "loose by one", "by a tile", "by far"])
@@ -343,8 +344,8 @@ def test_many_requests(longest, paged_call, assert_agrees):
     query_lens = [int(r % 7 != 3) for r in range(n - 2)] + [longest, 1]
     call = paged_call(query_lens, [length + r % 3 for r, length in enumerate(query_lens)], num_heads=1, num_kv_heads=1)
     plan = attn_optimized.plan_of(call.q, call.layer, call.batch)
-    assert plan.one_tile_each == (longest == 1)
-    assert plan.one_tile_each == (plan.grid[0] == n)
+    assert plan.one_tile_per_request == (longest == 1)
+    assert plan.one_tile_per_request == (plan.grid[0] == n)
     assert_agrees(call)
 
 
@@ -352,7 +353,7 @@ def test_many_requests(longest, paged_call, assert_agrees):
 def test_either_order_of_programs(heads_first, paged_call, assert_agrees):
     call = paged_call([1, 0, 3], [5, 9, 90])
     plan = replace(attn_optimized.plan_of(call.q, call.layer, call.batch), heads_first=heads_first)
-    assert plan.one_tile_each
+    assert plan.one_tile_per_request
 
     def attend(q, kv_cache, layer, batch, *, out, lse, validate):
         for kernel in paged_attention_calls(q, kv_cache, layer, batch, plan, out=out, lse=lse):
@@ -365,7 +366,7 @@ def test_either_order_of_programs(heads_first, paged_call, assert_agrees):
 @pytest.mark.parametrize("query_len", [1, 70])
 def test_a_short_window_takes_one_loop(query_len, paged_call, assert_agrees):
     """The one without a mask is worth its start only where queries may see many tiles."""
-    few = FEW_KEYS
+    few = SHORT_WINDOW_KEYS
     for rules, seq_len, has_two in [
         ({}, few, True),
         ({"window": (few - 1, -1)}, 2 * few, False),
@@ -382,7 +383,7 @@ def test_a_short_window_takes_one_loop(query_len, paged_call, assert_agrees):
         call = call._replace(batch=replace(call.batch, max_seq_len=seq_len))
         plan = attn_optimized.plan_of(call.q, call.layer, call.batch)
         kernel = next(paged_attention_calls(*call, plan, out=torch.empty_like(call.q)))
-        assert kernel.form.constants["INNER"] == has_two, (rules, seq_len)
+        assert kernel.form.constants["KIND"].has_unmasked_loop == has_two, (rules, seq_len)
         assert_agrees(call)
 
 
@@ -390,7 +391,7 @@ def test_what_a_split_leaves_unwritten_is_not_read(paged_call, assert_agrees, mo
     call = paged_call([1, 2], [1100, 3], sinks=[0.5, 3.0, -3.0, -torch.inf])
     plan = attn_optimized.plan_of(call.q, call.layer, call.batch)
     assert plan.splits > 1
-    empty, made = attn_optimized.attention.Parts.empty, []
+    empty, made = Parts.empty, []
 
     def poisoned(*args):
         made.append(empty(*args))
@@ -398,7 +399,7 @@ def test_what_a_split_leaves_unwritten_is_not_read(paged_call, assert_agrees, mo
             tensor.fill_(torch.nan)
         return made[-1]
 
-    monkeypatch.setattr(attn_optimized.attention.Parts, "empty", poisoned)
+    monkeypatch.setattr(Parts, "empty", poisoned)
     assert_agrees(call)
     (parts,) = made
     assert sum(tensor.nbytes for tensor in parts) == plan.scratch_bytes

@@ -8,14 +8,14 @@ import triton
 
 
 def compiled_once(*, aligned: tuple[str, ...]) -> Callable[[Callable[..., Any]], Any]:
-    """`triton.jit` for a kernel whose numbers change from step to step, tell what is there, or are strides.
+    """`triton.jit` for a kernel whose numbers change from step to step, say what is there, or are strides.
 
-    Triton would compile a kernel anew for a number that is 1, for a number that is a multiple of 16, and for a tensor at an
-    address that is no multiple of 16. Such a kernel is compiled once for all numbers (lower-case parameters that are no
-    pointers), and once for all addresses of tensors that are not named.
+    By itself, Triton compiles a kernel anew for a number that is 1, for one that is a multiple of 16, and for a tensor whose
+    address is no multiple of 16. A kernel of this decorator is compiled once for all numbers (parameters in lower case that are
+    no pointers) and once for all addresses of tensors that `aligned` does not name.
 
     Args:
-        aligned: tensors of rows, which are read or written 16 bytes at once: the kernel is compiled for their alignment.
+        aligned: tensors whose rows are read or written 16 bytes at once. The kernel is compiled anew for an unaligned one.
     """
 
     def jit(function: Callable[..., Any]) -> Any:
