@@ -3,10 +3,11 @@
 import re
 from typing import NamedTuple
 
-from attn_optimized.compilation import ARCHITECTURES, compiled
-from attn_optimized.compilation import facts_of as read_off
 from attn_optimized.kernel_call import KernelCall
 from attn_optimized.launch.table import Parameters
+from attn_parity.binaries.architectures import ARCHITECTURES
+from attn_parity.binaries.compilation import compiled
+from attn_parity.binaries.facts import facts_of as read_off
 
 _MULTIPLIES = (re.compile(r"v_(?:s?mfma|s?wmma)"), re.compile(r"v_(?:pk_|dual_)?fmac?_f32"))
 _LABEL, _BRANCH = re.compile(r"^(\.?[A-Za-z_$][\w$.]*):"), re.compile(r"^\s+s_c?branch\w*\s+(\S+)")
