@@ -20,10 +20,19 @@ from attn_contract import (
     same_elements,
     same_footprint,
 )
-from attn_optimized import selector
 from attn_optimized.aiter_adapter import Aiter, recorded
 from attn_optimized.backends import BACKENDS
-from attn_optimized.selector import PRIORITIES, Assignment, parse_architecture, priorities, select, select_model
+from attn_optimized.selector import (
+    PRIORITIES,
+    Assignment,
+    model,
+    parse_architecture,
+    priorities,
+    select,
+    select_model,
+    this_architecture,
+)
+from attn_optimized.selector import layer as one_layer
 
 AITER = recorded("2026-08")
 NO_AITER = Aiter(missing="AITER is not installed")
@@ -36,7 +45,7 @@ ARCHITECTURES = [ONE_OF_EACH.get(pattern, pattern) for pattern in PRIORITIES]
 
 @pytest.fixture(autouse=True)
 def nothing_logged_before():
-    selector._log.cache_clear()
+    one_layer.log_skipped.cache_clear()
 
 
 def on_mi300(layers: Mapping[str, AttentionConfig], **shared) -> dict[str, Assignment]:
@@ -95,7 +104,7 @@ def test_every_architecture_knows_every_backend_and_the_one_that_serves_all(arch
 
 
 def test_this_machine_has_an_architecture():
-    assert parse_architecture(selector.this_architecture()) == selector.this_architecture()
+    assert parse_architecture(this_architecture()) == this_architecture()
 
 
 # one layer
@@ -251,9 +260,9 @@ def test_a_backend_without_a_fitting_layout_does_not_serve():
 
 
 def test_without_an_aiter_the_installed_one_is_asked(monkeypatch):
-    monkeypatch.setattr(selector, "find_aiter", lambda: AITER)
+    monkeypatch.setattr(one_layer, "find_aiter", lambda: AITER)
     assert select(CROSS, architecture="gfx942").backend == "ROCM_AITER_UNIFIED_ATTN"
-    monkeypatch.setattr(selector, "find_aiter", lambda: NO_AITER)
+    monkeypatch.setattr(one_layer, "find_aiter", lambda: NO_AITER)
     assert select(CROSS, architecture="gfx942").backend == "TRITON_ATTN"
 
 
@@ -462,10 +471,10 @@ def test_nothing_that_fits_is_cheaper(neighbour, aiter):
     for writer, reader in itertools.product(WRITERS, repeat=2):
         layers = {"writer": writer, "reader": reader.with_rules(kv_sharing=True), "neighbour": neighbour}
         places = {
-            name: list(selector._places(selector._verdicts(config, "gfx942", aiter), config)) for name, config in layers.items()
+            name: list(model._places(one_layer.verdicts_of(config, "gfx942", aiter), config)) for name, config in layers.items()
         }
         costs = [
-            selector._cost(chosen)
+            model._cost(chosen)
             for combination in itertools.product(*places.values())
             if fits(layers, chosen := dict(zip(layers, combination, strict=True)))
         ]
@@ -476,7 +485,7 @@ def test_nothing_that_fits_is_cheaper(neighbour, aiter):
             continue
         assignments = select_model(layers, **shared, architecture="gfx942", aiter=aiter)
         check_shares(layers, assignments, ("writer", "reader"))
-        assert selector._cost({name: place_of(assignments[name], places[name]) for name in layers}) == min(costs)
+        assert model._cost({name: place_of(assignments[name], places[name]) for name in layers}) == min(costs)
 
 
 def fits(layers, places) -> bool:
@@ -525,8 +534,8 @@ def test_dense_caches_are_compared_as_the_contract_compares_their_views(element,
         layouts = [layout for layout in DENSE if is_packable or not layout.is_x_packed]
         views = {layout: view_of(assigned(layout), config) for layout in layouts}
         for a, b in itertools.combinations_with_replacement(layouts, 2):
-            assert selector._same_elements(a, b, config) == same_elements(views[a], views[b]), (a, b, config)
-            has_one = selector._footprint(a, config) == selector._footprint(b, config)
+            assert model._same_elements(a, b, config) == same_elements(views[a], views[b]), (a, b, config)
+            has_one = model._footprint(a, config) == model._footprint(b, config)
             assert has_one == same_footprint(views[a], views[b]), (a, b, config)
 
 
@@ -541,7 +550,7 @@ def test_footprints_of_other_sizes_are_compared_as_the_contract_compares_them():
         for layout in (Layout.BLOCKS_FIRST_NHD, Layout.KV_FIRST_NHD, Layout.CONTENT_PACKED)
     }
     for (a, one), (b, other) in itertools.combinations(places.items(), 2):
-        assert (selector._footprint(*a) == selector._footprint(*b)) == same_footprint(one, other), (a, b)
+        assert (model._footprint(*a) == model._footprint(*b)) == same_footprint(one, other), (a, b)
 
 
 def assigned(layout: Layout) -> Assignment:

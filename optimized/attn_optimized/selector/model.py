@@ -1,85 +1,29 @@
-"""Which backend serves a layer, and why those before it do not; for a layer, or for all layers of a model that share memory.
-
-Data in, data out: nothing here runs a kernel or asks a device, but `this_architecture`.
-"""
+"""Which backends serve the layers of a model, so that layers which share memory agree about it."""
 
 import functools
-import itertools
-import logging
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from dataclasses import dataclass
 from types import MappingProxyType
 
-import torch
-from attn_contract import (
-    AttentionConfig,
-    ContractError,
-    KVCacheView,
-    Layout,
-    Refusal,
-    UnsupportedError,
-    same_elements,
-)
+from attn_contract import AttentionConfig, ContractError, KVCacheView, Layout, Refusal, UnsupportedError, same_elements
 from attn_contract.arguments import check_type, shown
-from attn_contract.capabilities import named, unsupported
+from attn_contract.capabilities import named
 
-from attn_optimized.aiter_adapter import Aiter, find_aiter
-from attn_optimized.backends import BACKENDS
-from attn_optimized.device import INTERPRETER, architecture_of
-
-logger = logging.getLogger(__name__)
-
-# vLLM's order (0.33), so that a name means the same there and here; an order by speed wants measurements, and no AMD GPU has
-# run these backends yet. vLLM drops ROCM_ATTN for every layer of an encoder-decoder model; here it keeps those that it serves,
-# and select_model sees to the memory that they share.
-_CDNA = ("ROCM_ATTN", "ROCM_AITER_FA", "ROCM_AITER_UNIFIED_ATTN", "TRITON_ATTN")
-# Likewise: where AITER is there, its Triton kernel goes first on RDNA, which has none of its assembly.
-_RDNA = ("ROCM_AITER_UNIFIED_ATTN", "ROCM_ATTN", "ROCM_AITER_FA", "TRITON_ATTN")
-# What is built for ROCm is no first choice elsewhere, but may be asked for by name: to debug it, mostly.
-_ELSEWHERE = ("TRITON_ATTN", "ROCM_ATTN", "ROCM_AITER_UNIFIED_ATTN", "ROCM_AITER_FA")
-
-PRIORITIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "gfx90a": _CDNA,
-        "gfx942": _CDNA,
-        "gfx950": _CDNA,
-        "gfx11??": _RDNA,
-        "gfx12??": _RDNA,
-        "sm*": _ELSEWHERE,
-        INTERPRETER: _ELSEWHERE,
-    }
+from attn_optimized.aiter_adapter import Aiter
+from attn_optimized.selector.layer import (
+    Selection,
+    Skipped,
+    Verdict,
+    as_lines,
+    known_aiter,
+    listed,
+    log_skipped,
+    skipped_before,
+    verdicts_of,
+    wanted_of,
+    why_selected,
 )
-"""Backends by architecture, most preferred first. Every row names all of them, so that a skip always has its reasons."""
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A backend that goes before the selected one and does not serve, with all its reasons."""
-
-    backend: str
-    refusals: tuple[Refusal, ...]
-
-    def __str__(self) -> str:
-        return f"{self.backend}: {'; '.join(map(str, self.refusals))}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Selection:
-    """What serves a layer.
-
-    Attributes:
-        backend: its name, a key of `attn_optimized.backends.BACKENDS`.
-        layout: of the layer's KV cache; None for the types that have none.
-        why: a sentence.
-        skipped: the backends that were tried before, in that order.
-    """
-
-    backend: str
-    layout: Layout | None
-    why: str
-    skipped: tuple[Skipped, ...]
+from attn_optimized.selector.priorities import parse_architecture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,64 +36,6 @@ class Assignment(Selection):
     """
 
     allocation_layout: Layout | None = None
-
-
-def this_architecture() -> str:
-    """What runs Triton kernels in this process: a GPU's architecture, or "interpreter" where there is no GPU."""
-    return architecture_of(torch.device("cuda"), torch.float32) if torch.cuda.is_available() else INTERPRETER
-
-
-def parse_architecture(name: str) -> str:
-    """An architecture as PRIORITIES knows it, such as "gfx942" of HIP's `gcnArchName` "gfx942:sramecc+:xnack-".
-
-    Raises:
-        ContractError: there are no priorities for it.
-    """
-    parsed = re.fullmatch(r"(gfx[0-9a-f]+|sm[0-9]+|interpreter)(:\w+[+-])*", name) if isinstance(name, str) else None
-    if parsed is None or not any(fnmatchcase(parsed[1], pattern) for pattern in PRIORITIES):
-        raise ContractError("architecture", shown(name), f"one of {', '.join(PRIORITIES)}")
-    return parsed[1]
-
-
-def priorities(architecture: str) -> tuple[str, ...]:
-    """All backends in the order in which they are tried on an architecture.
-
-    Raises:
-        ContractError: as `parse_architecture` does.
-    """
-    architecture = parse_architecture(architecture)
-    return next(backends for pattern, backends in PRIORITIES.items() if fnmatchcase(architecture, pattern))
-
-
-def select(config: AttentionConfig, *, architecture: str, aiter: Aiter | None = None, backend: str | None = None) -> Selection:
-    """The first backend, in the architecture's order, that serves a layer.
-
-    Says so in one INFO line where others were skipped, with all their reasons at DEBUG (vLLM #38450), once for each config.
-
-    Args:
-        config: what the layer asks for; its `layout`, if given, is kept.
-        architecture: such as "gfx942", "sm90" or "interpreter".
-        aiter: AMD's AITER; the installed one if None.
-        backend: the name of the only one that is wanted.
-
-    Raises:
-        UnsupportedError: `backend` does not serve the layer, or none does; with all reasons, and who does.
-        ContractError: an unknown architecture or backend.
-    """
-    check_type("config", config, AttentionConfig, "an AttentionConfig")
-    architecture = parse_architecture(architecture)
-    verdicts = _verdicts(config, architecture, _known(aiter))
-    wanted = _wanted(verdicts, config, architecture, backend)
-    verdict = next(verdict for verdict in wanted if not verdict.refusals)
-    skipped = _skipped(wanted, verdict)
-    selection = Selection(
-        backend=verdict.backend,
-        layout=verdict.layouts[0],
-        why=_why(architecture, backend, skipped),
-        skipped=skipped,
-    )
-    _log(config, architecture, selection)
-    return selection
 
 
 def select_model(
@@ -188,16 +74,16 @@ def select_model(
     for name, config in layers.items():
         check_type(f"layers[{shown(name)}]", config, AttentionConfig, "an AttentionConfig")
     architecture = parse_architecture(architecture)
-    aiter = _known(aiter)
+    aiter = known_aiter(aiter)
     backends = {} if backends is None else backends
     _check_known("backends", backends, layers)
     _check_kv_sharing(layers, kv_sharing)
 
-    verdicts = {config: _verdicts(config, architecture, aiter) for config in dict.fromkeys(layers.values())}
+    verdicts = {config: verdicts_of(config, architecture, aiter) for config in dict.fromkeys(layers.values())}
     wanted = {}
     for name, config in layers.items():
         try:
-            wanted[name] = _wanted(verdicts[config], config, architecture, backends.get(name))
+            wanted[name] = wanted_of(verdicts[config], config, architecture, backends.get(name))
         except UnsupportedError as error:
             raise UnsupportedError(f"{name}: {error.implementation}", *error.args[1:]) from None
     places = {name: list(_places(wanted[name], config)) for name, config in layers.items()}
@@ -208,17 +94,8 @@ def select_model(
         for name in group:
             assignments[name] = _assignment(name, chosen, wanted[name], architecture, backends.get(name))
     for name, config in layers.items():
-        _log(config, architecture, assignments[name])
+        log_skipped(config, architecture, assignments[name])
     return {name: assignments[name] for name in layers}
-
-
-@dataclass(frozen=True)
-class _Verdict:
-    """About one backend and one layer: the layouts that fit, in its order, or why it does not serve."""
-
-    backend: str
-    layouts: tuple[Layout | None, ...]
-    refusals: tuple[Refusal, ...]
 
 
 @dataclass(frozen=True)
@@ -239,73 +116,7 @@ class _Place:
         return self.addressed_as is not self.layout
 
 
-def _known(aiter: Aiter | None) -> Aiter:
-    check_type("aiter", aiter, Aiter | None, "None (the installed one) or an Aiter")
-    return find_aiter() if aiter is None else aiter
-
-
-def _verdicts(config: AttentionConfig, architecture: str, aiter: Aiter) -> list[_Verdict]:
-    return [_verdict(name, config, architecture, aiter) for name in priorities(architecture)]
-
-
-def _verdict(name: str, config: AttentionConfig, architecture: str, aiter: Aiter) -> _Verdict:
-    capabilities = BACKENDS[name].capabilities(aiter)
-    refusals = capabilities.refusals(config, architecture)
-    if refusals or config.layout is not None or not config.attn_type.reads_cache:
-        return _Verdict(name, (config.layout,), tuple(refusals))
-    layouts: list[Layout] = []
-    reasons: list[Refusal] = []
-    for layout in capabilities.layouts.values:
-        if layout.has_inline_scales != (config.scales == "inline"):
-            reasons.append(Refusal(f"layout {layout} with scales {config.scales}", "its rows hold their scales, no other's do"))
-        elif refused := capabilities.refusals(replace(config, layout=layout), architecture):
-            reasons += refused
-        else:
-            layouts.append(layout)
-    return _Verdict(name, tuple(layouts), () if layouts else tuple(dict.fromkeys(reasons)))
-
-
-def _wanted(verdicts: list[_Verdict], config: AttentionConfig, architecture: str, backend: str | None) -> list[_Verdict]:
-    """Those that may be selected, at least one of which serves."""
-    if backend is None:
-        if all(verdict.refusals for verdict in verdicts):
-            reasons = _as_lines(map(str, _skipped(verdicts, None)))
-            raise UnsupportedError(f"every backend on {architecture}", f"{config.attn_type} attention of this kind", reasons)
-        return verdicts
-    if not isinstance(backend, str) or backend not in BACKENDS:
-        raise ContractError("backend", shown(backend), f"one of {', '.join(sorted(BACKENDS))}")
-    verdict = next(verdict for verdict in verdicts if verdict.backend == backend)
-    if verdict.refusals:
-        serving = " or ".join(verdict.backend for verdict in verdicts if not verdict.refusals)
-        raise unsupported(backend, verdict.refusals, serving or None)
-    return [verdict]
-
-
-def _skipped(verdicts: list[_Verdict], selected: _Verdict | None) -> tuple[Skipped, ...]:
-    before = itertools.takewhile(lambda verdict: verdict is not selected, verdicts)
-    return tuple(Skipped(verdict.backend, verdict.refusals) for verdict in before)
-
-
-def _why(architecture: str, backend: str | None, skipped: tuple[Skipped, ...]) -> str:
-    if backend is not None:
-        return "asked for by name"
-    if not skipped:
-        return f"the first choice on {architecture}"
-    return f"the first on {architecture} that serves it, after {_listed(one.backend for one in skipped)}"
-
-
-# once for each config, however often it is selected
-@functools.lru_cache(maxsize=1024)
-def _log(config: AttentionConfig, architecture: str, selection: Selection) -> None:
-    if not selection.skipped:
-        return
-    skipped = _listed(one.backend for one in selection.skipped)
-    logger.info("%s attention on %s: %s, skipping %s", config.attn_type, architecture, selection.backend, skipped)
-    for one in selection.skipped:
-        logger.debug("%s", one)
-
-
-def _places(verdicts: list[_Verdict], config: AttentionConfig) -> Iterator[_Place]:
+def _places(verdicts: list[Verdict], config: AttentionConfig) -> Iterator[_Place]:
     """All ways to serve a layer, the cheapest first."""
     for passed_over, verdict in enumerate(verdicts):
         if verdict.refusals:
@@ -367,11 +178,11 @@ def _share(
         if len(found) == len(group) and (not best or _cost(found) < _cost(best)):
             best = {name: found[name] for name in group}
     if not best:
-        offers = _as_lines(f"{name}: {_offered(places[name])}" for name in group)
+        offers = as_lines(f"{name}: {_offered(places[name])}" for name in group)
         elements = ", with every element where its writer puts it" if any(readers.values()) else ""
         raise UnsupportedError(
             "attn_optimized.selector",
-            f"one allocation for {_listed(group)}",
+            f"one allocation for {listed(group)}",
             f"{offers}\nIn no choice of these does a block id cover the same bytes for all of them{elements}",
             "an allocation for each, or block sizes whose blocks have as many bytes",
         )
@@ -413,18 +224,19 @@ def _offered(places: list[_Place]) -> str:
 
 
 def _assignment(
-    name: str, chosen: Mapping[str, _Place], wanted: list[_Verdict], architecture: str, backend: str | None
+    name: str, chosen: Mapping[str, _Place], wanted: list[Verdict], architecture: str, backend: str | None
 ) -> Assignment:
     """One layer of a group, and what the others changed about it."""
     place, partners = chosen[name], [other for other in chosen if other != name]
     verdict = next(verdict for verdict in wanted if verdict.backend == place.backend)
     unshared = (
-        Refusal(f"one allocation with {_listed(partners)}", "none of its layouts agrees with theirs") if partners else None
+        Refusal(f"one allocation with {listed(partners)}", "none of its layouts agrees with theirs") if partners else None
     )
     skipped = tuple(
-        one if one.refusals or unshared is None else Skipped(one.backend, (unshared,)) for one in _skipped(wanted, verdict)
+        one if one.refusals or unshared is None else Skipped(one.backend, (unshared,))
+        for one in skipped_before(wanted, verdict)
     )
-    why = _why(architecture, backend, skipped)
+    why = why_selected(architecture, backend, skipped)
     allocation_layout = None
     if place.is_reinterpreted:
         # somebody has planes: had nobody, all would be cheaper without
@@ -432,7 +244,7 @@ def _assignment(
         allocation_layout = chosen[neighbour].layout
         why += f"; its cache is reinterpreted as planes of K and V, which {neighbour} has in the same allocation"
     elif partners and place.layout is not verdict.layouts[0]:
-        why += f"; {place.layout} instead of {verdict.layouts[0]}, for the footprint of {_listed(partners)}"
+        why += f"; {place.layout} instead of {verdict.layouts[0]}, for the footprint of {listed(partners)}"
     return Assignment(backend=place.backend, layout=place.layout, why=why, skipped=skipped, allocation_layout=allocation_layout)
 
 
@@ -506,12 +318,3 @@ def _check_known(argument: str, names: Iterable[str], layers: Mapping[str, Atten
     for name in names:
         if not isinstance(name, str) or name not in layers:
             raise ContractError(argument, shown(name), f"one of the layers: {', '.join(layers)}")
-
-
-def _as_lines(texts: Iterable[str]) -> str:
-    return "".join(f"\n  {text}" for text in texts)
-
-
-def _listed(names: Iterable[str]) -> str:
-    *most, last = names
-    return f"{', '.join(most)} and {last}" if most else last

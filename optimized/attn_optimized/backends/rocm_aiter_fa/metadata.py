@@ -1,0 +1,218 @@
+"""A step split into its phases, by lengths that the host knows."""
+
+import dataclasses
+from dataclasses import dataclass, field
+
+import torch
+from attn_contract import AttentionType, Batch, ContractError, UnsupportedError
+from attn_contract.arguments import check_int, check_vector
+from attn_contract.validation import check_lengths
+
+from attn_optimized.backends.base import AttentionMetadataBuilder
+from attn_optimized.backends.metadata import CommonAttentionMetadata
+
+NAME = "ROCM_AITER_FA"
+DECODER_PHASES = "its phases are a decoder's: prefill, extend and decode"
+CONTEXT_CHUNK_KEYS = 32 * 1024
+"""Keys of all requests together that an extend gathers at a time."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class KeySpan:
+    """Consecutive keys of each of R requests, to be gathered from the cache.
+
+    Args:
+        begins: [R] int32, the first key of each request.
+        key_start_loc: [R + 1] int32, prefix sum of the numbers of keys.
+        num_keys, max_key_len: their sum and their largest, on the host.
+    """
+
+    begins: torch.Tensor
+    key_start_loc: torch.Tensor
+    num_keys: int
+    max_key_len: int
+
+    @classmethod
+    def of(cls, begins: torch.Tensor, ends: torch.Tensor, device: torch.device) -> "KeySpan":
+        """Keys [begin, end) of each request, from lengths on the host."""
+        lens = ends - begins
+        return cls(
+            begins=_to(device, begins.int()),
+            key_start_loc=_to(device, _start_loc(lens)),
+            num_keys=int(lens.sum()),
+            max_key_len=int(lens.max()),
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PhaseMetadata:
+    """The requests of one phase, in the order of the step.
+
+    Args:
+        batch: these requests alone; its query rows count from 0 and are all owned.
+        rows: which rows of the step they are: a slice, or their int64 indices where requests of other phases lie in between.
+        query_lens, seq_lens: [R] int64, on the host.
+    """
+
+    batch: Batch
+    rows: slice | torch.Tensor
+    query_lens: torch.Tensor
+    seq_lens: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ExtendMetadata(PhaseMetadata):
+    """Extends, and their context in chunks that are gathered one after the other."""
+
+    context_chunks: tuple[KeySpan, ...]
+    _reaches: dict[int, KeySpan] = field(default_factory=dict)
+
+    def reach(self, left: int) -> KeySpan:
+        """The keys that a window with this left edge can see; copied to the device once for all layers that have it."""
+        if left not in self._reaches:
+            begins = (self.seq_lens - self.query_lens - left).clamp(min=0)
+            self._reaches[left] = KeySpan.of(begins, self.seq_lens, self.batch.seq_lens.device)
+        return self._reaches[left]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AiterFlashAttentionMetadata:
+    """A step, whole and split into phases; a phase without requests is None.
+
+    Args:
+        step: what the device is told of all requests.
+        query_start_loc_cpu, seq_lens_cpu: what the host was told, by which the step is split.
+    """
+
+    step: Batch
+    query_start_loc_cpu: torch.Tensor
+    seq_lens_cpu: torch.Tensor
+    decode: PhaseMetadata | None
+    extend: ExtendMetadata | None
+    prefill: PhaseMetadata | None
+
+
+class AiterFlashAttentionMetadataBuilder(AttentionMetadataBuilder[AiterFlashAttentionMetadata]):
+    """Splits a step into decode, extend and prefill.
+
+    An engine that keeps its batch in this order spares every copy of rows: each phase is then a slice of the step. Any other
+    order is served too.
+
+    Args:
+        attn_type: DECODER.
+        num_speculative_tokens: of a draft, each request's query tokens beyond the first: up to so many more are a decode.
+        context_chunk_keys: keys of all requests together that an extend gathers at a time.
+
+    Raises:
+        UnsupportedError: another `attn_type` than DECODER.
+        ContractError: an argument is out of range.
+    """
+
+    metadata = AiterFlashAttentionMetadata
+
+    def __init__(
+        self, attn_type: AttentionType, *, num_speculative_tokens: int = 0, context_chunk_keys: int = CONTEXT_CHUNK_KEYS
+    ) -> None:
+        super().__init__(attn_type)
+        if attn_type is not AttentionType.DECODER:
+            raise UnsupportedError(NAME, f"{attn_type} attention", DECODER_PHASES, "TRITON_ATTN")
+        check_int("num_speculative_tokens", num_speculative_tokens, minimum=0)
+        check_int("context_chunk_keys", context_chunk_keys, minimum=1)
+        self.reorder_batch_threshold = 1 + num_speculative_tokens
+        self.context_chunk_keys = context_chunk_keys
+
+    def build(self, common_attn_metadata: CommonAttentionMetadata) -> AiterFlashAttentionMetadata:
+        """Split a step by the lengths that the host knows; waits for no device.
+
+        Raises:
+            ContractError: it is no CommonAttentionMetadata, or what its `batch` refuses; the host does not know `seq_lens_cpu`,
+                or its lengths are not as many as the device's, no lengths, or beyond the step's bounds.
+            UnsupportedError: a request with more queries than keys.
+        """
+        return super().build(common_attn_metadata)
+
+    def _build(self, common_attn_metadata: CommonAttentionMetadata) -> AiterFlashAttentionMetadata:
+        step = common_attn_metadata.batch(self.attn_type)
+        query_start_loc_cpu, seq_lens_cpu = common_attn_metadata.query_start_loc_cpu, common_attn_metadata.seq_lens_cpu
+        if seq_lens_cpu is None:
+            raise ContractError("seq_lens_cpu", None, f"a tensor: {NAME} splits a step by lengths that the host knows")
+        _check_host("query_start_loc_cpu", query_start_loc_cpu, step.query_start_loc)
+        _check_host("seq_lens_cpu", seq_lens_cpu, step.seq_lens)
+        on_host = dataclasses.replace(step, query_start_loc=query_start_loc_cpu, seq_lens=seq_lens_cpu)
+        query_lens = check_lengths(on_host, ("query_start_loc_cpu", "seq_lens_cpu"))
+        seq_lens = seq_lens_cpu.long()
+        if len(wrong := (query_lens > seq_lens).nonzero()):
+            r = int(wrong[0])
+            reason = f"its prefill takes them from the same rows (request {r}: {query_lens[r]} and {seq_lens[r]})"
+            raise UnsupportedError(NAME, "more queries than keys", reason, "TRITON_ATTN")
+        is_short = query_lens <= self.reorder_batch_threshold
+        has_context = query_lens < seq_lens
+
+        def phase(chosen: torch.Tensor) -> PhaseMetadata | None:
+            return _phase(step, query_lens, seq_lens, chosen) if chosen.any() else None
+
+        extend = phase(~is_short & has_context)
+        return AiterFlashAttentionMetadata(
+            step=step,
+            query_start_loc_cpu=query_start_loc_cpu,
+            seq_lens_cpu=seq_lens_cpu,
+            decode=phase(is_short & (query_lens > 0)),
+            extend=None if extend is None else self._with_context(extend),
+            prefill=phase(~is_short & ~has_context),
+        )
+
+    def _with_context(self, extend: PhaseMetadata) -> ExtendMetadata:
+        device = extend.batch.seq_lens.device
+        context_lens = extend.seq_lens - extend.query_lens
+        chunk = max(1, self.context_chunk_keys // len(context_lens))
+        chunks = tuple(
+            KeySpan.of(context_lens.clamp(max=begin), context_lens.clamp(max=begin + chunk), device)
+            for begin in range(0, int(context_lens.max()), chunk)
+        )
+        return ExtendMetadata(
+            batch=extend.batch,
+            rows=extend.rows,
+            query_lens=extend.query_lens,
+            seq_lens=extend.seq_lens,
+            context_chunks=chunks,
+        )
+
+
+def _phase(step: Batch, query_lens: torch.Tensor, seq_lens: torch.Tensor, chosen: torch.Tensor) -> PhaseMetadata:
+    """The phase of the chosen requests, [R] bool; all lengths are the host's."""
+    device = step.query_start_loc.device
+    rows = chosen.repeat_interleave(query_lens).nonzero().flatten()
+    taken = _consecutive(chosen.nonzero().flatten(), device)
+    query_lens, seq_lens = query_lens[chosen], seq_lens[chosen]
+    assert step.block_table is not None
+    batch = Batch(
+        query_start_loc=_to(device, _start_loc(query_lens)),
+        seq_lens=step.seq_lens[taken],
+        max_query_len=int(query_lens.max()),
+        max_seq_len=int(seq_lens.max()),
+        num_actual_tokens=len(rows),
+        causal=True,
+        block_table=step.block_table[taken],
+    )
+    return PhaseMetadata(batch=batch, rows=_consecutive(rows, device), query_lens=query_lens, seq_lens=seq_lens)
+
+
+def _check_host(name: str, host: torch.Tensor, like: torch.Tensor) -> None:
+    check_vector(name, host, torch.int32)
+    if len(host) != len(like) or host.device.type != "cpu":
+        raise ContractError(name, f"{len(host)} entries on {host.device}", f"{len(like)} on the CPU, as many as on the device")
+
+
+def _consecutive(indices: torch.Tensor, device: torch.device) -> slice | torch.Tensor:
+    """Ascending indices as a slice, where they have no gap."""
+    first, last = int(indices[0]), int(indices[-1])
+    return slice(first, last + 1) if last - first + 1 == len(indices) else _to(device, indices)
+
+
+def _start_loc(lens: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.pad(lens.cumsum(0), (1, 0)).int()
+
+
+def _to(device: torch.device, host: torch.Tensor) -> torch.Tensor:
+    """On the device, without waiting for it."""
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)

@@ -1,0 +1,20 @@
+"""Which backend serves a layer, or each layer of a model whose layers share memory, and why the others do not.
+
+Data in, data out: nothing here runs a kernel or asks a device, but `this_architecture`.
+"""
+
+from attn_optimized.selector.layer import Selection, Skipped, select
+from attn_optimized.selector.model import Assignment, select_model
+from attn_optimized.selector.priorities import PRIORITIES, parse_architecture, priorities, this_architecture
+
+__all__ = [
+    "PRIORITIES",
+    "Assignment",
+    "Selection",
+    "Skipped",
+    "parse_architecture",
+    "priorities",
+    "select",
+    "select_model",
+    "this_architecture",
+]

@@ -1,0 +1,161 @@
+"""Which backend serves one layer, and why the backends before it do not."""
+
+import functools
+import itertools
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from attn_contract import AttentionConfig, ContractError, Layout, Refusal, UnsupportedError
+from attn_contract.arguments import check_type, shown
+from attn_contract.capabilities import unsupported
+
+from attn_optimized.aiter_adapter import Aiter, find_aiter
+from attn_optimized.backends import BACKENDS
+from attn_optimized.selector.priorities import parse_architecture, priorities
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A backend that goes before the selected one and does not serve, with all its reasons."""
+
+    backend: str
+    refusals: tuple[Refusal, ...]
+
+    def __str__(self) -> str:
+        return f"{self.backend}: {'; '.join(map(str, self.refusals))}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What serves a layer.
+
+    Attributes:
+        backend: its name, a key of `attn_optimized.backends.BACKENDS`.
+        layout: of the layer's KV cache; None for the types that have none.
+        why: a sentence.
+        skipped: the backends that were tried before, in that order.
+    """
+
+    backend: str
+    layout: Layout | None
+    why: str
+    skipped: tuple[Skipped, ...]
+
+
+def select(config: AttentionConfig, *, architecture: str, aiter: Aiter | None = None, backend: str | None = None) -> Selection:
+    """The first backend, in the architecture's order, that serves a layer.
+
+    Says so in one INFO line where others were skipped, with all their reasons at DEBUG (vLLM #38450), once for each config.
+
+    Args:
+        config: what the layer asks for; its `layout`, if given, is kept.
+        architecture: such as "gfx942", "sm90" or "interpreter".
+        aiter: AMD's AITER; the installed one if None.
+        backend: the name of the only one that is wanted.
+
+    Raises:
+        UnsupportedError: `backend` does not serve the layer, or none does; with all reasons, and who does.
+        ContractError: an unknown architecture or backend.
+    """
+    check_type("config", config, AttentionConfig, "an AttentionConfig")
+    architecture = parse_architecture(architecture)
+    verdicts = verdicts_of(config, architecture, known_aiter(aiter))
+    wanted = wanted_of(verdicts, config, architecture, backend)
+    verdict = next(verdict for verdict in wanted if not verdict.refusals)
+    skipped = skipped_before(wanted, verdict)
+    selection = Selection(
+        backend=verdict.backend,
+        layout=verdict.layouts[0],
+        why=why_selected(architecture, backend, skipped),
+        skipped=skipped,
+    )
+    log_skipped(config, architecture, selection)
+    return selection
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """About one backend and one layer: the layouts that fit, in its order, or why it does not serve."""
+
+    backend: str
+    layouts: tuple[Layout | None, ...]
+    refusals: tuple[Refusal, ...]
+
+
+def known_aiter(aiter: Aiter | None) -> Aiter:
+    check_type("aiter", aiter, Aiter | None, "None (the installed one) or an Aiter")
+    return find_aiter() if aiter is None else aiter
+
+
+def verdicts_of(config: AttentionConfig, architecture: str, aiter: Aiter) -> list[Verdict]:
+    return [_verdict(name, config, architecture, aiter) for name in priorities(architecture)]
+
+
+def _verdict(name: str, config: AttentionConfig, architecture: str, aiter: Aiter) -> Verdict:
+    capabilities = BACKENDS[name].capabilities(aiter)
+    refusals = capabilities.refusals(config, architecture)
+    if refusals or config.layout is not None or not config.attn_type.reads_cache:
+        return Verdict(name, (config.layout,), tuple(refusals))
+    layouts: list[Layout] = []
+    reasons: list[Refusal] = []
+    for layout in capabilities.layouts.values:
+        if layout.has_inline_scales != (config.scales == "inline"):
+            reasons.append(Refusal(f"layout {layout} with scales {config.scales}", "its rows hold their scales, no other's do"))
+        elif refused := capabilities.refusals(replace(config, layout=layout), architecture):
+            reasons += refused
+        else:
+            layouts.append(layout)
+    return Verdict(name, tuple(layouts), () if layouts else tuple(dict.fromkeys(reasons)))
+
+
+def wanted_of(verdicts: list[Verdict], config: AttentionConfig, architecture: str, backend: str | None) -> list[Verdict]:
+    """Those that may be selected, at least one of which serves."""
+    if backend is None:
+        if all(verdict.refusals for verdict in verdicts):
+            reasons = as_lines(map(str, skipped_before(verdicts, None)))
+            raise UnsupportedError(f"every backend on {architecture}", f"{config.attn_type} attention of this kind", reasons)
+        return verdicts
+    if not isinstance(backend, str) or backend not in BACKENDS:
+        raise ContractError("backend", shown(backend), f"one of {', '.join(sorted(BACKENDS))}")
+    verdict = next(verdict for verdict in verdicts if verdict.backend == backend)
+    if verdict.refusals:
+        serving = " or ".join(verdict.backend for verdict in verdicts if not verdict.refusals)
+        raise unsupported(backend, verdict.refusals, serving or None)
+    return [verdict]
+
+
+def skipped_before(verdicts: list[Verdict], selected: Verdict | None) -> tuple[Skipped, ...]:
+    before = itertools.takewhile(lambda verdict: verdict is not selected, verdicts)
+    return tuple(Skipped(verdict.backend, verdict.refusals) for verdict in before)
+
+
+def why_selected(architecture: str, backend: str | None, skipped: tuple[Skipped, ...]) -> str:
+    if backend is not None:
+        return "asked for by name"
+    if not skipped:
+        return f"the first choice on {architecture}"
+    return f"the first on {architecture} that serves it, after {listed(one.backend for one in skipped)}"
+
+
+logger = logging.getLogger("attn_optimized.selector")
+
+
+# once for each config, however often it is selected
+@functools.lru_cache(maxsize=1024)
+def log_skipped(config: AttentionConfig, architecture: str, selection: Selection) -> None:
+    if not selection.skipped:
+        return
+    skipped = listed(one.backend for one in selection.skipped)
+    logger.info("%s attention on %s: %s, skipping %s", config.attn_type, architecture, selection.backend, skipped)
+    for one in selection.skipped:
+        logger.debug("%s", one)
+
+
+def as_lines(texts: Iterable[str]) -> str:
+    return "".join(f"\n  {text}" for text in texts)
+
+
+def listed(names: Iterable[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last

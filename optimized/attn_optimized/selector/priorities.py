@@ -1,0 +1,61 @@
+"""Which backends an architecture has, most preferred first."""
+
+import re
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from types import MappingProxyType
+
+import torch
+from attn_contract import ContractError
+from attn_contract.arguments import shown
+
+from attn_optimized.device import INTERPRETER, architecture_of
+
+# vLLM's order (0.33), so that a name means the same there and here; an order by speed wants measurements, and no AMD GPU has
+# run these backends yet. vLLM drops ROCM_ATTN for every layer of an encoder-decoder model; here it keeps those that it serves,
+# and select_model sees to the memory that they share.
+_CDNA = ("ROCM_ATTN", "ROCM_AITER_FA", "ROCM_AITER_UNIFIED_ATTN", "TRITON_ATTN")
+# Likewise: where AITER is there, its Triton kernel goes first on RDNA, which has none of its assembly.
+_RDNA = ("ROCM_AITER_UNIFIED_ATTN", "ROCM_ATTN", "ROCM_AITER_FA", "TRITON_ATTN")
+# What is built for ROCm is no first choice elsewhere, but may be asked for by name: to debug it, mostly.
+_ELSEWHERE = ("TRITON_ATTN", "ROCM_ATTN", "ROCM_AITER_UNIFIED_ATTN", "ROCM_AITER_FA")
+
+PRIORITIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "gfx90a": _CDNA,
+        "gfx942": _CDNA,
+        "gfx950": _CDNA,
+        "gfx11??": _RDNA,
+        "gfx12??": _RDNA,
+        "sm*": _ELSEWHERE,
+        INTERPRETER: _ELSEWHERE,
+    }
+)
+"""Backends by architecture, most preferred first. Every row names all of them, so that a skip always has its reasons."""
+
+
+def this_architecture() -> str:
+    """What runs Triton kernels in this process: a GPU's architecture, or "interpreter" where there is no GPU."""
+    return architecture_of(torch.device("cuda"), torch.float32) if torch.cuda.is_available() else INTERPRETER
+
+
+def parse_architecture(name: str) -> str:
+    """An architecture as PRIORITIES knows it, such as "gfx942" of HIP's `gcnArchName` "gfx942:sramecc+:xnack-".
+
+    Raises:
+        ContractError: there are no priorities for it.
+    """
+    parsed = re.fullmatch(r"(gfx[0-9a-f]+|sm[0-9]+|interpreter)(:\w+[+-])*", name) if isinstance(name, str) else None
+    if parsed is None or not any(fnmatchcase(parsed[1], pattern) for pattern in PRIORITIES):
+        raise ContractError("architecture", shown(name), f"one of {', '.join(PRIORITIES)}")
+    return parsed[1]
+
+
+def priorities(architecture: str) -> tuple[str, ...]:
+    """All backends in the order in which they are tried on an architecture.
+
+    Raises:
+        ContractError: as `parse_architecture` does.
+    """
+    architecture = parse_architecture(architecture)
+    return next(backends for pattern, backends in PRIORITIES.items() if fnmatchcase(architecture, pattern))
