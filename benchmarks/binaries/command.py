@@ -14,6 +14,9 @@ from benchmarks import PAGES
 if TYPE_CHECKING:
     from benchmarks.binaries.results import Results
 
+    Peers = dict[str, tuple[Path | None, SimpleNamespace]]
+    """By name: the folder that was given, and what was loaded."""
+
 PAGE = PAGES / "binaries-peers.md"
 WIDTH = 180
 """Of a table that nobody's terminal bounds."""
@@ -28,11 +31,11 @@ WIDTH = 180
     "--page",
     "path",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write a page and, beside it, the JSON that it is made of; of a few main cases on three architectures, "
+    help="Write a page and, beside it, the CSV file that it is made of; of a few main cases on three architectures, "
     "if nothing else is asked for.",
 )
 @click.option(
-    "--check", is_flag=True, help=f"Compile nothing; exit 1 if the page, {PAGE} if not given, is not what its JSON says."
+    "--check", is_flag=True, help=f"Compile nothing; exit 1 if the page, {PAGE} if not given, is not what its CSV file says."
 )
 @click.option("--workers", type=click.IntRange(min=1), default=os.cpu_count(), help="Processes that compile; a core each.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the result here.")
@@ -54,29 +57,57 @@ def binaries(
     if check:
         _check(path or PAGE)
         return
-    import msgspec
-    from attn_fuzz.binaries.build import in_processes
-    from attn_parity.compile import chosen_architectures
-    from attn_parity.options import check_page_writable, check_writable, notes, progress_bar, sigterm_interrupts, write_json
-    from attn_parity.versions import version
+    from attn_parity.options import check_page_writable, check_writable, notes, write_json
 
     from benchmarks.binaries import page
-    from benchmarks.binaries.results import Results, Row
-    from benchmarks.speed.cases import CASES, Attention
 
-    if path is not None and not (architectures or only):
-        chosen, names = page.ARCHITECTURES, list(page.CASES)
-    else:
-        chosen = chosen_architectures(architectures)
-        cases = [case.name for case in CASES if isinstance(case, Attention)]
-        names = [name for name in cases if not only or any(text in name for text in only)]
-    if not names:
-        raise click.BadParameter(f"no case of attention has {' or '.join(map(repr, only))} in its name", param_hint="--only")
+    chosen, names = _asked_for(architectures, only, of_the_page=path is not None and not (architectures or only))
     check_writable(json_file)
     if path is not None:
         check_page_writable(path)
-    peers = _peers(vllm, aiter)
+    results, interrupted = _compiled(chosen, names, _peers(vllm, aiter), workers)
+    _print(results)
+    begun = "interrupted; so far: " if interrupted else ""
+    failed = sum(row.facts is None for row in results.rows)
+    made = ", ".join(f"{name} {known}" for name, known in results.versions.items())
+    click.echo(f"{begun}{len(results.rows) - failed} compiled, {failed} not: {made}")
+    if json_file:
+        write_json(json_file, results.json())
+    if interrupted:
+        sys.exit(130)
+    if path is not None:
+        path.with_suffix(".csv").write_text(results.csv(), encoding="utf-8")
+        path.write_text(page.text(results), encoding="utf-8")
+        notes.print(f"{path} written")
+
+
+def _asked_for(
+    architectures: str | None, only: tuple[str, ...], *, of_the_page: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Architectures, and names of cases."""
+    from attn_parity.compile import chosen_architectures
+
+    from benchmarks.binaries import page
+    from benchmarks.speed.cases import CASES, Attention
+
+    if of_the_page:
+        return page.ARCHITECTURES, page.CASES
+    chosen = chosen_architectures(architectures)
+    cases = [case.name for case in CASES if isinstance(case, Attention)]
+    names = tuple(name for name in cases if not only or any(text in name for text in only))
+    if not names:
+        raise click.BadParameter(f"no case of attention has {' or '.join(map(repr, only))} in its name", param_hint="--only")
+    return chosen, names
+
+
+def _compiled(chosen: tuple[str, ...], names: tuple[str, ...], peers: "Peers", workers: int) -> "tuple[Results, bool]":
+    """Every participant's launches in every case, and whether an interrupt left some out."""
+    from attn_parity.binaries.build import in_processes
+    from attn_parity.options import progress_bar, sigterm_interrupts
+    from attn_parity.versions import version
+
     from benchmarks.binaries.launches import compiled_case
+    from benchmarks.binaries.results import Results, Row
     from benchmarks.speed.participants import OURS
 
     folders = {OURS: None} | {whose: folder for whose, (folder, _) in peers.items()}
@@ -88,27 +119,13 @@ def binaries(
         if isinstance(outcome := found.get(job, ()), str):
             outcome = (Row(*job[:3]).without(outcome),)
         rows += outcome
-    versions = {"Triton": version("triton") or ""} | {
-        whose.removesuffix(" Triton"): module.version for whose, (_, module) in peers.items()
-    }
-    results = Results(versions=versions, rows=tuple(rows))
-    _print(results)
-    begun = "interrupted; so far: " if interrupted else ""
-    failed = sum(row.facts is None for row in rows)
-    made = ", ".join(f"{name} {known}" for name, known in versions.items())
-    click.echo(f"{begun}{len(rows) - failed} compiled, {failed} not: {made}")
-    if json_file:
-        write_json(json_file, msgspec.to_builtins(results))
-    if interrupted:
-        sys.exit(130)
-    if path is not None:
-        write_json(path.with_suffix(".json"), msgspec.to_builtins(results))
-        path.write_text(page.text(results), encoding="utf-8")
-        notes.print(f"{path} written")
+    shown = {row.whose for row in rows}
+    versions = {whose: module.version for whose, (_, module) in peers.items() if whose in shown}
+    return Results(triton=version("triton") or "", peers=versions, rows=tuple(rows)), interrupted
 
 
-def _peers(vllm: Path | None, aiter: Path | None) -> dict[str, tuple[Path | None, SimpleNamespace]]:
-    """Those that are there, by name: the folder that was given, and what was loaded."""
+def _peers(vllm: Path | None, aiter: Path | None) -> "Peers":
+    """The peers that are there."""
     from attn_parity.options import notes
 
     from benchmarks.speed.participants import AITER, VLLM
@@ -150,7 +167,7 @@ def _check(path: Path) -> None:
     from benchmarks.binaries import page
     from benchmarks.binaries.results import read
 
-    data = path.with_suffix(".json")
+    data = path.with_suffix(".csv")
     try:
         results = read(data)
     except ValueError as error:

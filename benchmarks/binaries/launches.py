@@ -3,7 +3,6 @@
 Ours are known before they are launched. A peer's wrapper is called with tensors on meta, and what it launches is kept instead.
 """
 
-import dataclasses
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +14,9 @@ import torch
 from attn_contract import UnsupportedError
 from attn_optimized.attention import paged_attention_calls, plan_of, varlen_attention_calls
 from attn_optimized.cascade import cascade_attention_calls
-from attn_optimized.compilation import compiled_kernel, facts_of
-from attn_optimized.shipped_calls import COMPUTE_UNITS
+from attn_parity.binaries.architectures import ARCHITECTURES
+from attn_parity.binaries.compilation import compiled_kernel
+from attn_parity.binaries.facts import facts_of
 from triton import JITFunction
 
 from benchmarks.binaries.results import Row
@@ -56,7 +56,7 @@ def compiled_case(architecture: str, name: str, whose: str, folder: Path | None)
 def ours(call: Call, architecture: str) -> list[Launch]:
     """Of the attention kernel, and of what follows it."""
     layer, batch, out = call.layer, call.batch, torch.empty_like(call.q)
-    gpu: dict[str, Any] = {"architecture": architecture, "compute_units": COMPUTE_UNITS[architecture]}
+    gpu: dict[str, Any] = {"architecture": architecture, "compute_units": ARCHITECTURES[architecture].compute_units}
     if call.kv_cache is not None and call.case.common_prefix_len:
         calls = cascade_attention_calls(call.q, call.kv_cache, layer, batch, call.case.common_prefix_len, out=out, **gpu)
     elif call.kv_cache is not None:
@@ -107,5 +107,4 @@ def _row(architecture: str, case: str, whose: str, launch: Launch) -> Row:
         binary, _ = compiled_kernel(launch.kernel, architecture, *launch.arguments, **launch.named)
     except Exception as error:  # whatever a compiler raises is the result
         return row.without(f"{type(error).__name__}: {error}")
-    facts = facts_of(binary, architecture)
-    return row.of(binary.metadata.num_warps, dataclasses.asdict(facts))
+    return row.of(binary.metadata.num_warps, facts_of(binary, architecture))

@@ -1,4 +1,4 @@
-"""The page of the peers' binaries, made of the JSON beside it and nothing else."""
+"""The page of the peers' binaries, made of the CSV file beside it and nothing else."""
 
 from collections.abc import Iterable
 
@@ -21,7 +21,7 @@ PREFACE = """\
 # What the compilers make of others' kernels beside ours
 
 Written by `python -m benchmarks binaries --page FILE` on a machine without a GPU, with {versions}.
-The facts are kept in the JSON file beside it, and `--check` says whether this page is what they say. Each kernel is compiled
+The CSV file beside this page keeps the facts, and `--check` says whether the page is what they say. Each kernel is compiled
 for exactly what its wrapper passes in a case of [performance.md](performance.md): constants, warps, stages and, on AMD, the
 waves that AITER asks for, which are then the most that it has. The columns are those of [binaries.md](binaries.md). None of
 this says how fast a kernel is: nothing was run, and programs differ in how much is theirs to do.

@@ -1,22 +1,28 @@
-"""What was compiled, as the JSON file that keeps it: schema `attn-parity.binaries/1`."""
+"""What was compiled, as the CSV file that keeps it: a line for each launch of a participant, or for why there is none."""
 
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-import msgspec
-from attn_fuzz.binaries import page
+from attn_parity.binaries import page
+from attn_parity.binaries.facts import Facts
+from attn_parity.binaries.results import FACTS, csv_of, fact_cells, facts_from, records_of
+from attn_parity.binaries.results import Row as Binary
 
 SCHEMA = "attn-parity.binaries/1"
 FEW_WORDS = 100
 """Characters of a reason."""
+_COLUMNS = ("triton", "architecture", "case", "whose", "version", "kernel", "num_warps", *FACTS, "why")
 
 
-class Row(msgspec.Struct, frozen=True, omit_defaults=True):
+@dataclass(frozen=True)
+class Row:
     """A participant's launch in a case, on an architecture.
 
     Attributes:
         kernel: its name; empty where nothing is launched.
-        num_warps, facts: of its binary, see `attn_optimized.compilation.Facts`.
+        num_warps, facts: of its binary.
         why: there is no binary, or what keeps it from being launched.
     """
 
@@ -25,20 +31,20 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
     whose: str
     kernel: str = ""
     num_warps: int = 0
-    facts: dict[str, float | None] | None = None
+    facts: Facts | None = None
     why: str = ""
 
-    def of(self, num_warps: int, facts: dict[str, float | None]) -> Self:
+    def of(self, num_warps: int, facts: Facts) -> Self:
         """With what was compiled."""
-        wanted, there = facts["lds_bytes"] or 0, facts["lds_limit"] or 0
+        wanted, there = facts.lds_bytes, facts.lds_limit
         why = f"{wanted / 1024:.3g} KiB of LDS, of {there / 1024:.3g}" if wanted > there else ""
-        return msgspec.structs.replace(self, num_warps=num_warps, facts=facts, why=why)
+        return dataclasses.replace(self, num_warps=num_warps, facts=facts, why=why)
 
     def without(self, error: str) -> Self:
         """With the last of the words that a compiler has for what it does not compile."""
         kind, _, rest = error.partition(":")
         lines = [line.strip() for line in rest.splitlines() if line.strip()]
-        return msgspec.structs.replace(self, why=f"{kind}: {lines[-1]}"[:FEW_WORDS] if lines else kind[:FEW_WORDS])
+        return dataclasses.replace(self, why=f"{kind}: {lines[-1]}"[:FEW_WORDS] if lines else kind[:FEW_WORDS])
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -46,7 +52,7 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
         if self.facts is None:
             nothing = ("",) * (len(page.COLUMNS) - 2)
             return (self.case, self.whose, ": ".join(filter(None, (self.kernel.removesuffix("_kernel"), self.why))), *nothing)
-        _, kernel, *others = page.cells(page.Row(self.architecture, self.case, self.kernel, self.num_warps, self.facts))
+        _, kernel, *others = page.cells(Binary(self.architecture, self.case, self.kernel, self.num_warps, self.facts))
         return (self.case, self.whose, ": ".join(filter(None, (kernel, self.why))), *others)
 
 
@@ -54,11 +60,31 @@ COLUMNS = ("case", "whose", *page.COLUMNS[1:])
 NUMBERS = page.COLUMNS[2:]
 
 
-class Results(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag=SCHEMA):
-    """All of it, and the versions of Triton and of the peers that were there."""
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """All rows, and the versions: of Triton, and of each peer whose rows there are, by what `Row.whose` calls it."""
 
-    versions: dict[str, str]
+    triton: str
+    peers: dict[str, str]
     rows: tuple[Row, ...]
+
+    def json(self) -> dict[str, Any]:
+        """As `--json` writes them."""
+        return {"schema": SCHEMA, "versions": self.versions, "rows": [dataclasses.asdict(row) for row in self.rows]}
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of Triton and of the peers, as people call them."""
+        return {"Triton": self.triton} | {whose.removesuffix(" Triton"): version for whose, version in self.peers.items()}
+
+    def csv(self) -> str:
+        """As a file keeps them."""
+        return csv_of(_COLUMNS, map(self._line, self.rows))
+
+    def _line(self, row: Row) -> list[object]:
+        facts = [""] * len(FACTS) if row.facts is None else fact_cells(row.facts)
+        version = self.peers.get(row.whose, "")
+        return [self.triton, row.architecture, row.case, row.whose, version, row.kernel, row.num_warps, *facts, row.why]
 
 
 def read(path: Path) -> Results:
@@ -67,6 +93,13 @@ def read(path: Path) -> Results:
         ValueError: it is no such file.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Results)
-    except (OSError, msgspec.MsgspecError) as error:
+        records = records_of(path.read_text(encoding="utf-8"), _COLUMNS, str(path))
+    except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: {error}") from error
+    rows = []
+    for record in records:
+        named = {name: record[name] for name in ("architecture", "case", "whose", "kernel", "why")}
+        facts = facts_from(record, str(path)) if record["lds_bytes"] else None
+        rows.append(Row(**named, num_warps=int(record["num_warps"]), facts=facts))
+    peers = {record["whose"]: record["version"] for record in records if record["version"]}
+    return Results(triton=records[0]["triton"], peers=peers, rows=tuple(rows))

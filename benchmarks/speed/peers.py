@@ -30,7 +30,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from attn_optimized.shipped_calls import COMPUTE_UNITS
+from attn_parity.binaries.architectures import ARCHITECTURES
 
 AITER_MODULES = ("aiter.ops.triton.attention.unified_attention", "aiter.ops.triton.unified_attention")
 """Where it is, the newest first."""
@@ -57,7 +57,7 @@ def load_vllm(folder: Path | None, architecture: str | None = None) -> SimpleNam
     """vLLM's attention kernels from a folder that holds the package `vllm`; from the installed one if None.
 
     Args:
-        architecture: the GPU's, one of COMPUTE_UNITS; None: of the one that is here.
+        architecture: the GPU's, one of ARCHITECTURES; None: of the one that is here.
 
     Raises:
         MissingPeerError: there is none, or its modules import what is not there.
@@ -115,7 +115,7 @@ def load_aiter(folder: Path | None, architecture: str | None = None) -> SimpleNa
             "is_fp8_avail": lambda: not on_rocm or gpu in ("gfx942", "gfx950"),
         }
     if architecture or not gpu:
-        units = COMPUTE_UNITS[gpu] if gpu else INTERPRETED_COMPUTE_UNITS
+        units = ARCHITECTURES[gpu].compute_units if gpu else INTERPRETED_COMPUTE_UNITS
         answers["ops.triton.utils.device_info"] = {"get_num_sms": lambda: units}
     packages = ("ops", "ops.triton", "ops.triton.attention", "ops.triton.utils", "ops.triton.utils._triton")
     with _packages("aiter", root, packages, answers):

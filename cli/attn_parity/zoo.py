@@ -6,9 +6,9 @@ from pathlib import Path
 import click
 import msgspec
 from attn_fuzz.corpus import files
+from attn_fuzz.errors import ExecutorError
 from attn_fuzz.run import runner
 from attn_fuzz.run.engine import Plan, Progress
-from attn_fuzz.run.executor import ExecutorError
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.targets import registry
 from attn_fuzz.zoo import mutants, page

@@ -6,7 +6,8 @@ from attn_contract.validation import check_merge_attn_states
 from attn_optimized.device import architecture_of
 from attn_optimized.kernel_call import KernelCall, LaunchForm
 from attn_optimized.kernels.merge_attn_states import merge_attn_states_kernel
-from attn_optimized.launch import in_units, row_grid, row_tiles
+from attn_optimized.launch.tiles import row_grid, row_tiles
+from attn_optimized.launch.units import in_units
 
 
 def merge_attn_states(
@@ -21,7 +22,7 @@ def merge_attn_states(
     """Attention over the union of two disjoint sets of keys, from the attention over each (FlashInfer, arXiv 2501.01005).
 
     `out = (exp(lse_a) * out_a + exp(lse_b) * out_b) / exp(lse)` with `exp(lse) = exp(lse_a) + exp(lse_b)`, in float32. A side
-    whose LSE is -inf is empty: it is ignored, NaN or not, and the other one comes out unchanged.
+    whose LSE is -inf saw no key: its output is ignored, even a NaN, and the other side comes out unchanged.
 
     Args:
         out_a, out_b: [T, H, D] float32, float16 or bfloat16; the last dimension is dense.
@@ -30,7 +31,7 @@ def merge_attn_states(
         lse: [H, T] float32, may be lse_a or lse_b itself; not computed if None.
 
     Returns:
-        out. Where both sides are empty it is 0, and the LSE -inf.
+        out. Where neither side saw a key, out is 0 and the LSE is -inf.
 
     Raises:
         ContractError: the arguments contradict the contract. Nothing was written.
@@ -52,10 +53,10 @@ def merge_attn_states_call(
     lse: torch.Tensor | None = None,
     architecture: str | None = None,
 ) -> KernelCall:
-    """The launch of `merge_attn_states`; nothing is checked or read.
+    """The launch of `merge_attn_states`. No argument is checked, and no element is read.
 
     Args:
-        architecture: of a GPU that need not be here, for tensors on meta; None: that of out_a's device.
+        architecture: of the GPU to launch on, which need not be here if the tensors are on meta; None: of out_a's device.
     """
     num_tokens, num_heads, head_size = out_a.shape
     tiles = row_tiles(architecture or architecture_of(out_a.device, out_a.dtype), head_size=head_size)

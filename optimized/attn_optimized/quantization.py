@@ -1,4 +1,4 @@
-"""How kernels take tensors of one-byte elements."""
+"""What kernels are given for a tensor of one-byte elements: a pointer of a type that they can convert, and a format."""
 
 import torch
 from attn_contract import FLOAT8_DTYPES
@@ -12,7 +12,7 @@ def stored_format(tensor: torch.Tensor, architecture: str) -> tuple[torch.Tensor
     """A cache or an output as kernels take it, and its FORMAT: see kernels/quantization.py.
 
     Args:
-        tensor: of a floating type, float8_e4m3fn, float8_e4m3fnuz or int8.
+        tensor: of float32, float16, bfloat16, float8_e4m3fn, float8_e4m3fnuz or int8.
         architecture: see `device.architecture_of`.
     """
     name = _FORMATS.get(tensor.dtype, "float")
@@ -22,9 +22,9 @@ def stored_format(tensor: torch.Tensor, architecture: str) -> tuple[torch.Tensor
 
 
 def _is_converted(float8: torch.dtype, architecture: str) -> bool:
-    """Whether all supported releases of Triton have the architecture's own instructions convert a type.
+    """Whether every supported release of Triton converts a float8 type by an instruction of the architecture.
 
-    Elsewhere some refuse it, or take more instructions than kernels/quantization.py does.
+    On other architectures some releases refuse the type, or take more instructions than kernels/quantization.py.
     """
     if float8 == torch.float8_e4m3fnuz:
         return architecture == "gfx942"

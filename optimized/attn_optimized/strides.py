@@ -7,7 +7,7 @@ from attn_contract import Layer, Layout
 
 
 class KVCacheStrides(NamedTuple):
-    """Elements from one K or V, block, slot and KV head to the next, and what lies inside a page.
+    """Elements from K to V, and from one block, slot and KV head to the next; and what lies inside a page.
 
     `interior` is "rows" where each slot of a head is a dense row of dims, else "x_packed" or "shuffled", where the slot stride
     is not used: see kernels/kv_layout.py.
@@ -24,7 +24,7 @@ class KVCacheStrides(NamedTuple):
 
 def kv_cache_strides(kv_cache: torch.Tensor, layer: Layer) -> KVCacheStrides:
     """Read the strides off a cache whose dimensions stand in the order of the layer's layout."""
-    stride = kv_cache.stride()
+    shape, stride = kv_cache.shape, kv_cache.stride()
     match layer.layout:
         case Layout.BLOCKS_FIRST_NHD:
             block, kv, slot, head = 0, 1, 2, 3
@@ -35,27 +35,25 @@ def kv_cache_strides(kv_cache: torch.Tensor, layer: Layer) -> KVCacheStrides:
         case Layout.KV_FIRST_HND:
             kv, block, head, slot = 0, 1, 2, 3
         case Layout.CONTENT_PACKED | Layout.CONTENT_PACKED_SCALED:
-            half = kv_cache.shape[3] // 2
-            return KVCacheStrides(half, stride[0], stride[2], stride[1], kv_cache.shape[0], kv_cache.shape[2], "rows")
+            half = shape[3] // 2
+            return KVCacheStrides(half, stride[0], stride[2], stride[1], shape[0], shape[2], "rows")
         case Layout.X_PACKED | Layout.SHUFFLED:
-            head_elements = kv_cache.shape[2] // layer.num_kv_heads
+            head_elements = shape[2] // layer.num_kv_heads
             block_size = head_elements // layer.head_size
-            return KVCacheStrides(stride[0], stride[1], 0, head_elements, kv_cache.shape[1], block_size, layer.layout.lower())
+            return KVCacheStrides(stride[0], stride[1], 0, head_elements, shape[1], block_size, layer.layout.lower())
         case _:
             raise AssertionError(layer.layout)
-    return KVCacheStrides(
-        stride[kv], stride[block], stride[slot], stride[head], kv_cache.shape[block], kv_cache.shape[slot], "rows"
-    )
+    return KVCacheStrides(stride[kv], stride[block], stride[slot], stride[head], shape[block], shape[slot], "rows")
 
 
 def token_scales(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The scales of K and of V, one per token and head, as [NB, BS, HK] float32 of any strides; None if there are none."""
+    """The scales of K and of V, one for each token and head: [NB, BS, HK] float32, any strides; None if there are none."""
     if layer.k_scale_cache is not None and layer.v_scale_cache is not None:
         return layer.k_scale_cache, layer.v_scale_cache
     if layer.layout is not Layout.CONTENT_PACKED_SCALED:
         return None
-    # [NB, HK, BS, content]: the float32 behind each row of K and of V. What is stepped over once may have any stride, and
-    # Tensor.view refuses those that are no multiple of 4
+    # [NB, HK, BS, content]: a float32 scale stands behind each row of K and of V. Tensor.view wants strides that are multiples
+    # of 4 bytes, even the stride of a dimension of size 1, which may be anything
     block, head, slot = (step if size > 1 else 0 for size, step in zip(kv_cache.shape[:3], kv_cache.stride()[:3], strict=True))
     rows = kv_cache.as_strided(kv_cache.shape, (block, head, slot, 1))
     k_scale, v_scale = (
@@ -72,9 +70,13 @@ class ScaleStrides(NamedTuple):
     slot: int
     head: int
 
+    def named(self, prefix: str) -> dict[str, int]:
+        """As a kernel's numbers: `{prefix}_block`, `{prefix}_slot` and `{prefix}_head`."""
+        return {f"{prefix}_{name}": stride for name, stride in self._asdict().items()}
+
 
 def scale_strides(scale: torch.Tensor | None) -> ScaleStrides:
-    """Of scales per token and head, [NB, BS, HK], or of a fixed one, which all blocks and slots share, and maybe all heads."""
+    """Of scales for each token and head, [NB, BS, HK], or of what all blocks and slots share: one scale, or one per KV head."""
     if scale is not None and scale.dim() == 3:
         return ScaleStrides(*scale.stride())
     return ScaleStrides(0, 0, 0 if scale is None or scale.numel() == 1 else 1)

@@ -1,14 +1,16 @@
 """`python -m benchmarks binaries`: what stand-ins for vLLM and AITER pass is what is compiled, and what is wrong is told."""
 
+import dataclasses
+import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import msgspec
 import pytest
 import torch
+from attn_parity.binaries.facts import Facts
 from click.testing import CliRunner
 
 from benchmarks.__main__ import cli
@@ -99,7 +101,7 @@ def test_what_a_wrapper_passes_is_what_is_compiled(folder):
     process = started(folder, "--arch", "gfx942", *only, "--workers", 1, "--page", path)
     output, errors = process.communicate(timeout=400)
     assert process.returncode == 0, errors
-    results = read(path.with_suffix(".json"))
+    results = read(path.with_suffix(".csv"))
     assert results.versions.keys() == {"Triton", "vLLM", "AITER"}
     found = {(row.case, row.whose): row for row in results.rows if row.kernel != "reduce_parts_kernel"}
     assert set(found) == {(case, whose) for case in (CROSS, WINDOW) for whose in (OURS, THEIRS, AMDS)}
@@ -108,13 +110,13 @@ def test_what_a_wrapper_passes_is_what_is_compiled(folder):
         ours = found[case, OURS]
         assert ours.kernel == "attention_kernel"
         assert ours.facts
-        assert ours.facts["matrix_instructions"]
+        assert ours.facts.matrix_instructions
     copy, picky = found[CROSS, THEIRS], found[CROSS, AMDS]
     assert (copy.kernel, copy.num_warps) == ("copy_kernel", 8), "as its wrapper does on ROCm"
     assert (picky.kernel, picky.num_warps) == ("picky_kernel", 1)
     assert copy.facts
     assert picky.facts
-    assert (copy.facts["waves"], picky.facts["waves"]) == (8, 3), "as many as AITER asks for"
+    assert (copy.facts.waves, picky.facts.waves) == (8, 3), "as many as AITER asks for"
     assert (found[WINDOW, THEIRS].kernel, found[WINDOW, THEIRS].why) == ("", "ValueError: are not for us")
     assert found[WINDOW, AMDS].kernel == "picky_kernel"
     assert "only wide ones" in found[WINDOW, AMDS].why
@@ -131,7 +133,7 @@ def test_a_signal_ends_it_with_what_was_found(folder):
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "interrupted; so far: " in output
-    assert read(folder / "found.json").versions
+    assert json.loads((folder / "found.json").read_text())["versions"]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +144,7 @@ def test_a_signal_ends_it_with_what_was_found(folder):
         (("--json", "none/found.json"), 1, "--json: the folder none does not exist"),
         (("--aiter", "none"), 1, "--aiter: got none, expected a folder that holds the package `aiter`"),
         ((), 2, "vllm is left out: it is not installed, and no --vllm FOLDER was given; aiter is left out"),
-        (("--check", "--page", "none.md"), 2, "none.json"),
+        (("--check", "--page", "none.md"), 2, "none.csv"),
     ],
 )
 def test_bad_input_is_named(monkeypatch, arguments, code, words):
@@ -153,14 +155,14 @@ def test_bad_input_is_named(monkeypatch, arguments, code, words):
 
 
 def test_a_page_that_is_not_what_its_facts_make_is_noticed(tmp_path):
-    facts = dict.fromkeys(("vgprs", "agprs", "sgprs", "vgpr_spills", "sgpr_spills", "waves", "matrix_instructions"), 8.0)
-    facts |= {"lds_bytes": 80 << 10, "lds_limit": 64 << 10, "widest_load": 16}
+    eights = {field.name: 8 for field in dataclasses.fields(Facts)}
+    facts = Facts(**eights | {"lds_bytes": 80 << 10, "lds_limit": 64 << 10, "widest_load": 16})
     row = Row("gfx942", CROSS, THEIRS, "copy_kernel")
-    results = Results(
-        versions={"Triton": "3.9"}, rows=(row.of(4, facts), row.without("CompilationError: at 1:2\n\n  no | way\n"))
-    )
+    rows = (row.of(4, facts), row.without("CompilationError: at 1:2\n\n  no | way\n"))
+    results = Results(triton="3.9", peers={THEIRS: "0.33"}, rows=rows)
     path = tmp_path / "page.md"
-    path.with_suffix(".json").write_bytes(msgspec.json.encode(results))
+    path.with_suffix(".csv").write_text(results.csv())
+    assert read(path.with_suffix(".csv")) == results
     path.write_text(page.text(results))
     assert "| copy: 80 KiB of LDS, of 64 | 4 | 8 | 8 | 8 | 8/8 | 80 | 8 | 8 | 16 |" in path.read_text()
     assert "| copy: CompilationError: no / way | " in path.read_text()

@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 import triton
-from attn_fuzz.binaries import budgets, page
-from attn_fuzz.binaries.budgets import BudgetError, Budgets, Exceptions
-from attn_fuzz.binaries.build import build, in_processes
-from attn_fuzz.binaries.page import Results, Row
-from attn_optimized.compilation import ARCHITECTURES, Facts
-from attn_optimized.shipped_calls import chosen
+from attn_parity.binaries import budgets, page
+from attn_parity.binaries.architectures import ARCHITECTURES
+from attn_parity.binaries.budgets import BudgetError, Budgets, Exceptions
+from attn_parity.binaries.build import build, in_processes
+from attn_parity.binaries.facts import Facts
+from attn_parity.binaries.results import Results, Row, loads
+from attn_parity.binaries.shipped_calls import chosen, main_names
 
 MERGE = ("compile", "--arch", "gfx942", "--only", "merge, fp32")
+DECODE = ("gfx942", "decode")
 GOOD = Facts(
     vgprs=128,
     agprs=0,
@@ -219,13 +221,17 @@ def test_bad_input_is_named(attn_parity, options, words):
 
 
 def test_a_page_that_is_not_what_its_facts_make_is_noticed(attn_parity, tmp_path):
-    facts = {name: getattr(GOOD, name) for name in GOOD.__dataclass_fields__}
-    rows = [Row(architecture, name, "merge", 4, facts) for architecture in ARCHITECTURES for name in chosen(architecture)]
-    path, data = tmp_path / "binaries.md", tmp_path / "binaries.json"
+    facts = replace(GOOD, waves=16, fused_multiply_adds=0)
+    rows = [
+        Row(name, call, "merge", 4, replace(facts, lds_limit=architecture.lds_limit))
+        for name, architecture in ARCHITECTURES.items()
+        for call in chosen(name)
+    ]
+    path, data = tmp_path / "binaries.md", tmp_path / "binaries.csv"
 
     def write(results: Results) -> None:
-        path.write_text(page.text(results))
-        data.write_bytes(page.msgspec.json.encode(results))
+        path.write_text(page.text(results, budgets.load(), main_names()))
+        data.write_text(results.csv())
 
     def wrong() -> list[str]:
         run = attn_parity("compile", "--check", "--page", path)
@@ -233,12 +239,14 @@ def test_a_page_that_is_not_what_its_facts_make_is_noticed(attn_parity, tmp_path
         return run.out.splitlines()[:-1]
 
     write(Results(triton.__version__, tuple(rows)))
+    assert loads(data.read_text(), "").binaries == tuple(rows)
     assert wrong() == []
-    path.write_text(path.read_text().replace("| 128 |", "| 64 |", 1))
+    path.write_text(path.read_text().replace("| 128, 16 |", "| 64, 16 |", 1))
     assert "is not what" in wrong()[0]
     write(Results(triton.__version__, tuple(rows[1:])))
     assert wrong() == [f"{rows[0].architecture} {rows[0].call}: a launch without facts"]
-    write(Results(triton.__version__, tuple(rows), over=("gfx942 decode: vgpr_spills is 9, at most 0 allowed",)))
+    spilling = [replace(row, facts=replace(row.facts, vgpr_spills=9)) for row in rows if (row.architecture, row.call) == DECODE]
+    write(Results(triton.__version__, (*(row for row in rows if (row.architecture, row.call) != DECODE), *spilling)))
     assert wrong() == ["gfx942 decode: vgpr_spills is 9, at most 0 allowed"]
     data.write_text("{}")
     assert attn_parity("compile", "--check", "--page", path).code == 2

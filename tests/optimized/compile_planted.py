@@ -10,9 +10,9 @@ import sys
 import torch
 import triton
 import triton.language as tl
-from attn_optimized.compilation import compile_call
 from attn_optimized.kernel_call import KernelCall, LaunchForm
-from attn_optimized.shipped_calls import chosen
+from attn_parity.binaries.compilation import compile_call
+from attn_parity.binaries.shipped_calls import chosen
 
 SIDE = 64
 

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import torch
 from attn_contract import Batch, Layer, Layout
 from attn_optimized.attention import paged_attention_calls, plan_of
-from attn_optimized.compilation import compiled, gpu_target
 from attn_optimized.kernel_call import KernelCall
+from attn_parity.binaries.compilation import compiled, gpu_target
 from triton.runtime import driver
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from attn_contract import Batch, Layer, Layout
-from attn_fuzz.binaries.build import build
 from attn_fuzz.report.run import failure_json
 from attn_fuzz.run import runner
 from attn_fuzz.run.engine import Plan
 from attn_fuzz.targets import registry
+from attn_parity.binaries.build import build
 from attn_parity.versions import version
 
 SCHEMA = "attn-parity.doctor/1"
@@ -97,11 +97,11 @@ def aiter() -> Section:
 
 def compiled(architecture: str, workers: int) -> Section:
     """The main launches that ship, through the compiler: registers, spills, instructions."""
-    from attn_optimized.compilation import ARCHITECTURES
-    from attn_optimized.shipped_calls import chosen
+    from attn_parity.binaries.architectures import ARCHITECTURES as KNOWN
+    from attn_parity.binaries.shipped_calls import chosen
 
-    if architecture not in ARCHITECTURES:
-        return {"unavailable": f"what a compute unit of {architecture} has is not known, of {', '.join(ARCHITECTURES)} it is"}
+    if architecture not in KNOWN:
+        return {"unavailable": f"what a compute unit of {architecture} has is not known, of {', '.join(KNOWN)} it is"}
     done = build([(architecture, name) for name in chosen(architecture, main=True)], workers)
     if done.interrupted:
         raise KeyboardInterrupt

@@ -16,12 +16,12 @@ import hypothesis.errors
 import msgspec
 from attn_fuzz.cases import features
 from attn_fuzz.cases.case import Case, CaseError
+from attn_fuzz.findings.finding import Finding, explanation
 from attn_fuzz.run import shrink
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.strategies import families
 from attn_fuzz.strategies.independent import INDEPENDENT
 from attn_fuzz.targets import registry
-from attn_fuzz.targets.finding import Finding, explanation
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict import ratios
 from attn_fuzz.verdict.verdict import Verdict
@@ -136,7 +136,7 @@ def fuzz(plan: Plan, executor: Executor, report: Callable[[Progress], None] = la
             shard.replay(case)
         if plan.examples:
             _hypothesis_test(plan, target, shard.draw)()
-    except (_DisagreementError, hypothesis.errors.Flaky, _OutOfTime, ExceptionGroup):
+    except (_CaseFails, hypothesis.errors.Flaky, _OutOfTime, ExceptionGroup):
         if shard.unexpected is not None:
             raise shard.unexpected from None
         if shard.progress.failure is None and not shard.is_late():
@@ -170,7 +170,7 @@ def in_flight(plan: Plan, pid: int) -> Path:
     return plan.folder / f"in-flight-{pid}.json"
 
 
-class _DisagreementError(AssertionError):
+class _CaseFails(AssertionError):  # noqa: N818 - tells Hypothesis that an example fails
     pass
 
 
@@ -221,17 +221,17 @@ class _Shard:
             return  # what a mutant raises is a finding only if there are other cases, with work to do, that it runs
         if verdict.failed and finding is None:
             self._keep(case, verdict)
-            raise _DisagreementError(verdict.message)
+            raise _CaseFails(verdict.message)
 
     def replay(self, case: Case) -> None:
-        """One past case."""
+        """Run a past case; it fails the run as a drawn one does, and is counted apart."""
         if self.is_late():
             raise _OutOfTime
         verdict, finding = self._run(case)
         self.tell(replayed=self.progress.replayed + 1)
         if verdict.failed and finding is None:
             self._keep(case, verdict)
-            raise _DisagreementError(verdict.message)
+            raise _CaseFails(verdict.message)
 
     def _run(self, case: Case) -> tuple[Verdict, Finding | None]:
         try:

@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 from attn_fuzz.cases import case as case_file
 from attn_fuzz.cases.case import Case, CaseError
+from attn_fuzz.errors import ExecutorError
 from attn_fuzz.interpreted import interpreter
 from attn_fuzz.targets import registry
 from attn_fuzz.verdict.verdict import Verdict
@@ -33,10 +34,6 @@ KILLED = "the process was killed by SIGKILL"
 KILLED_FROM_OUTSIDE = "killed from outside and run again"
 # the child's: its BLAS works on small matrices, and its neighbours need the other cores
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-
-
-class ExecutorError(RuntimeError):
-    """A target that does not load, a patch that does not apply, or a fault of the fuzzer's own; never of a kernel."""
 
 
 @dataclass

@@ -32,6 +32,7 @@ from types import ModuleType
 from typing import Literal
 
 import msgspec
+from attn_fuzz.errors import InputError
 from attn_fuzz.zoo.patches import Patch, PatchError, patched_sources
 
 Kind = Literal[
@@ -57,7 +58,7 @@ Kind = Literal[
 MAX_BYTES = 1 << 20
 
 
-class MutantError(ValueError):
+class MutantError(InputError):
     """A mutant file that cannot be read, a patch that does not apply, or a mutant that does not run."""
 
 

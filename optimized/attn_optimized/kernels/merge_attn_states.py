@@ -1,44 +1,24 @@
-"""Recombination of attention over two disjoint sets of keys."""
+"""Merging attention over two disjoint sets of keys."""
 
-import triton
 import triton.language as tl
 
-# Compiled once for all of these: what changes from step to step, and strides, which are counted in STRIDE_UNIT elements.
-_RUNTIME = [
-    "num_tokens", "num_heads", "stride_out_row", "stride_out_head", "stride_a_row", "stride_a_head", "stride_b_row",
-    "stride_b_head", "stride_lse", "stride_lse_a", "stride_lse_b",
-]  # fmt: skip
+from attn_optimized.kernels.compiled_once import compiled_once
 
 
-@triton.jit(do_not_specialize=_RUNTIME, do_not_specialize_on_alignment=["lse_ptr", "lse_a_ptr", "lse_b_ptr"])
+@compiled_once(aligned=("out_ptr", "out_a_ptr", "out_b_ptr"))
 def merge_attn_states_kernel(
-    # written: [T, H, D] and [H, T] or None
-    out_ptr,
-    lse_ptr,
-    # read: the same, twice
-    out_a_ptr,
-    lse_a_ptr,
-    out_b_ptr,
-    lse_b_ptr,
-    num_tokens,
-    num_heads,
+    # written: [T, H, D], and [H, T] or None
+    out_ptr, lse_ptr,
+    # read: the attention over each set of keys, shaped as the result
+    out_a_ptr, lse_a_ptr, out_b_ptr, lse_b_ptr,
+    num_tokens, num_heads,
     # in STRIDE_UNIT elements
-    stride_out_row,
-    stride_out_head,
-    stride_a_row,
-    stride_a_head,
-    stride_b_row,
-    stride_b_head,
+    stride_out_row, stride_out_head, stride_a_row, stride_a_head, stride_b_row, stride_b_head,
     # in elements
-    stride_lse,
-    stride_lse_a,
-    stride_lse_b,
-    STRIDE_UNIT: tl.constexpr,
-    HEAD_SIZE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """BLOCK_ROWS pairs of (token, query head), token by token. Grid: (tiles,)."""
+    stride_lse, stride_lse_a, stride_lse_b,
+    STRIDE_UNIT: tl.constexpr, HEAD_SIZE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """A tile of BLOCK_ROWS pairs of (token, query head), token by token. Grid: (tiles,)."""
     # [rows]
     pair = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     token = pair // num_heads
@@ -54,7 +34,7 @@ def merge_attn_states_kernel(
     denominator = tl.where(total == 0.0, 1.0, total)
 
     dim = tl.arange(0, BLOCK_D)[None, :]
-    # [rows, D]; an empty side is not read: its output may be NaN, and 0 * NaN is NaN
+    # [rows, D]; a side that saw no key is not read: its output may be NaN, and 0 * NaN is NaN
     stored = owned[:, None] & (dim < HEAD_SIZE)
     from_a = stored & (lse_a > float("-inf"))[:, None]
     from_b = stored & (lse_b > float("-inf"))[:, None]

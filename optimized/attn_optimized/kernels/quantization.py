@@ -1,15 +1,15 @@
 """Numbers as elements of one byte, and back.
 
-FORMAT says how: "float" (not at all), "int8", "e4m3fn" or "e4m3fnuz" (the pointer is of that float8 type), "e4m3fn_bits" or
-"e4m3fnuz_bits" (the pointer is uint8, where the compiler does not convert the type). e4m3fn (OCP 8-bit Floating Point, 2023)
-has exponents biased by 7, NaN at 0x7F and 0xFF, and no infinity; e4m3fnuz (Noune et al., arXiv:2206.02915) a bias of 8, its
-only NaN at 0x80, and neither infinity nor -0.
+FORMAT is the type of the elements: "float" (numbers are stored as they are), "int8", "e4m3fn" or "e4m3fnuz" (the pointer has
+this float8 type), "e4m3fn_bits" or "e4m3fnuz_bits" (the pointer is uint8, because the compiler does not convert the float8
+type). e4m3fn (OCP 8-bit Floating Point, 2023) has exponents biased by 7, NaN at 0x7F and 0xFF, and no infinity. e4m3fnuz (Noune
+et al., arXiv:2206.02915) has exponents biased by 8, its only NaN at 0x80, and neither infinity nor -0.
 """
 
 import triton
 import triton.language as tl
 
-# Far from where float32 gets subnormal, and far below any key or value that matters.
+# Far above the subnormal numbers of float32, and far below the scale of any key or value that matters.
 _LEAST_SCALE = tl.constexpr(2.0**-100)
 
 
@@ -30,11 +30,11 @@ def _largest(FORMAT):
 
 @triton.jit
 def decode(stored, FORMAT: tl.constexpr, DTYPE: tl.constexpr):
-    """Elements as they were loaded -> numbers of a floating type, which holds all of them exactly."""
+    """Elements as they were loaded -> numbers of the floating type DTYPE, which holds each of them exactly."""
     if _is_bits(FORMAT):
         bits = stored.to(tl.int8, bitcast=True).to(tl.int32)
-        # exponent and mantissa stand where float32 has its lowest ones, so that subnormals are subnormal there too; of the
-        # sign, which now fills all the bits above, the mask takes one
+        # exponent and mantissa move to the lowest bits of float32's exponent and the highest bits of its mantissa: subnormal
+        # elements become subnormal numbers; the sign was extended into all the bits above, and the mask keeps one of them
         number = ((bits << 20) & -0x78100000).to(tl.float32, bitcast=True)
         if _is_fnuz(FORMAT):
             number = tl.where(bits == -0x80, float("nan"), number * 2.0**119)
@@ -44,30 +44,31 @@ def decode(stored, FORMAT: tl.constexpr, DTYPE: tl.constexpr):
     elif FORMAT == "float":
         decoded = stored.to(DTYPE)
     else:
-        # by way of float32: NVIDIA converts float8 to float16, and that to bfloat16 at a quarter of the usual rate
+        # by way of float32: NVIDIA converts float8 to float16, and float16 to bfloat16 at a quarter of the usual rate
         decoded = stored.to(tl.float32).to(DTYPE)
     return decoded
 
 
 @triton.jit
 def encode(values, FORMAT: tl.constexpr):
-    """Float32 values, divided by their scale -> elements to store: clamped, to nearest even; a NaN stays one, and is 0 in int8.
+    """Float32 values, divided by their scale -> elements to store: clamped, rounded to nearest even. A NaN becomes 0 in int8.
 
-    In integers for every GPU: conversions of the compilers differ in the sign of NaN, in -0, and may round to float16 first.
+    The arithmetic is of integers, on every GPU: the compilers' own conversions differ in the sign of a NaN and in -0, and some
+    round to float16 first.
     """
     if FORMAT == "float":
         encoded = values
     elif FORMAT == "int8":
-        # float32 numbers of this size are whole, and their low bits count them
+        # neighbouring float32 numbers of this size are 1 apart, so that adding rounds to an integer, which the low bits hold
         rounded = tl.clamp(values, -127.0, 127.0) + 1.5 * 2.0**23
         encoded = tl.where(values == values, rounded.to(tl.int32, bitcast=True), 0).to(tl.int8)
     else:
         BIAS: tl.constexpr = 8 if _is_fnuz(FORMAT) else 7
         magnitude = tl.minimum(tl.abs(values), _largest(FORMAT))
         bits = magnitude.to(tl.int32, bitcast=True)
-        # a normal number keeps 3 bits of its mantissa: a half of the last one is added, or a little less if that is even
+        # a normal number keeps 3 bits of its mantissa: half of the last bit is added, or a little less if the last bit is 0
         normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - ((127 - BIAS) << 3)
-        # a smaller one counts subnormals, which are what these float32 numbers are spaced by
+        # a smaller number is rounded to a multiple of the least subnormal: neighbouring float32 numbers here are this far apart
         subnormal = (magnitude + 2.0 ** (21 - BIAS)).to(tl.int32, bitcast=True) & 0xF
         code = tl.where(magnitude < 2.0 ** (1 - BIAS), subnormal, normal)
         sign = (values.to(tl.int32, bitcast=True) >> 24) & 0x80
@@ -85,9 +86,9 @@ def encode(values, FORMAT: tl.constexpr):
 
 @triton.jit
 def token_scale(values, FORMAT: tl.constexpr):
-    """The scale of each row of float32 values [rows, D]: its largest finite magnitude becomes the largest element.
+    """The scale [rows] of each row of float32 values [rows, D]: the row's largest finite magnitude becomes the largest element.
 
-    Of a row with a NaN that is NaN in int8, which has none itself.
+    In int8, which has no NaN, a row that holds a NaN gets a scale of NaN.
     """
     magnitude = tl.abs(values)
     largest = tl.max(tl.where(magnitude < float("inf"), magnitude, 0.0), 1)

@@ -6,15 +6,16 @@ import triton.language as tl
 
 @triton.jit
 def load_rotated(row_ptr, cos_sin_ptr, dim, loaded, ROTARY_DIM: tl.constexpr, IS_NEOX: tl.constexpr):
-    """Rows of heads, rotated to their positions and rounded to their dtype; dims from ROTARY_DIM on as they are. [rows, D]
+    """Load rows of heads, rotate them to their positions and round them to their dtype; dims from ROTARY_DIM on stay. [rows, D]
 
-    Compile it without fusing products and sums: each is rounded to float32 by itself.
+    A kernel that calls this is compiled without fused multiply-adds: each product and each sum is rounded to float32.
 
     Args:
-        row_ptr, cos_sin_ptr: [rows, 1], of a row's first element, and of the ROTARY_DIM / 2 cosines of its position, which its
-            sines follow.
-        dim, loaded: [1, D], and [rows, D] where there is something to load.
-        IS_NEOX: dims (i, i + ROTARY_DIM / 2) rotate together; else dims (2i, 2i + 1).
+        row_ptr: [rows, 1], the first element of each row.
+        cos_sin_ptr: [rows, 1], the first of the ROTARY_DIM / 2 cosines of each row's position; the sines follow them.
+        dim: [1, D].
+        loaded: [rows, D], whether an element is there.
+        IS_NEOX: whether dims (i, i + ROTARY_DIM / 2) rotate together, as in GPT-NeoX, else dims (2i, 2i + 1), as in GPT-J.
     """
     half: tl.constexpr = ROTARY_DIM // 2
     rotates = loaded & (dim < ROTARY_DIM)

@@ -1,7 +1,6 @@
 """Compiling, in processes without Triton's interpreter; of the shipped calls, all that is asked for."""
 
 import contextlib
-import functools
 import os
 import signal
 import warnings
@@ -13,11 +12,10 @@ from multiprocessing import active_children, get_context
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:  # Triton decides on its first import whether kernels are interpreted
-    from attn_optimized.compilation import Binary
-    from attn_optimized.kernel_call import KernelCall
+    from attn_parity.binaries.compilation import Binary
 
 Job = tuple[str, str]
-"""An architecture, and the name of a launch: see `attn_optimized.shipped_calls`."""
+"""An architecture, and the name of a launch: see `attn_parity.binaries.shipped_calls`."""
 Work = TypeVar("Work", bound=tuple[Any, ...])
 Result = TypeVar("Result")
 
@@ -120,13 +118,7 @@ def _begin() -> None:
 
 
 def _compile(architecture: str, name: str) -> "Binary":
-    from attn_optimized.compilation import compile_call
+    from attn_parity.binaries.compilation import compile_call
+    from attn_parity.binaries.shipped_calls import all_of
 
-    return compile_call(_calls(architecture)[name], architecture)
-
-
-@functools.lru_cache(maxsize=1)
-def _calls(architecture: str) -> "dict[str, KernelCall]":
-    from attn_optimized.shipped_calls import chosen
-
-    return chosen(architecture)
+    return compile_call(all_of(architecture)[name], architecture)

@@ -1,0 +1,174 @@
+"""What a binary may cost: defaults for all launches, and exceptions by name, each with its reason, in budgets.toml."""
+
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from attn_fuzz.errors import InputError
+from attn_parity.binaries.architectures import ARCHITECTURES
+from attn_parity.binaries.facts import Facts
+
+if TYPE_CHECKING:
+    from attn_optimized.kernel_call import KernelCall
+
+Fact = Literal["vgpr_spills", "waves"]
+"""Facts with a budget of their own: the most spilled registers, and the fewest waves of a SIMD."""
+
+
+class BudgetError(InputError):
+    """A file of budgets says something that cannot be."""
+
+
+@dataclass(frozen=True)
+class Exceptions:
+    """What some launches may cost on an architecture.
+
+    Args:
+        fact: which of their facts the figures are.
+        triton: the beginning of the version of Triton that needs the exception.
+        reason: why they may.
+        calls: the figure that is allowed, by the name of the launch.
+    """
+
+    architecture: str
+    fact: Fact
+    triton: str
+    reason: str
+    calls: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """The default figures, and the exceptions.
+
+    Args:
+        vgpr_spills: the most spilled registers of a launch without an exception.
+        waves: the fewest waves of a SIMD of a launch without an exception, by architecture.
+        exceptions: where several name a launch, the last one counts.
+    """
+
+    vgpr_spills: float
+    waves: dict[str, float]
+    exceptions: tuple[Exceptions, ...] = ()
+
+    def knows(self, triton: str) -> bool:
+        """Whether exceptions are of this version of Triton."""
+        return any(triton.startswith(exception.triton) for exception in self.exceptions)
+
+    def allowed(self, fact: Fact, architecture: str, name: str, triton: str) -> float:
+        """What a launch may cost with a version of Triton."""
+        figure = self.vgpr_spills if fact == "vgpr_spills" else self.waves.get(architecture, 0)
+        for exception in self.exceptions:
+            if (exception.architecture, exception.fact) == (architecture, fact) and triton.startswith(exception.triton):
+                figure = exception.calls.get(name, figure)
+        return figure
+
+
+def load(path: Path | None = None) -> Budgets:
+    """Read a file; None: the project's own.
+
+    Raises:
+        BudgetError: the file is not TOML, has other entries than Budgets, or names an unknown architecture or a figure NaN.
+    """
+    source = path or files("attn_parity.binaries") / "budgets.toml"
+    try:
+        table = tomllib.loads(source.read_text(encoding="utf-8"))
+        _check_table(table, {"vgpr_spills": int, "waves": dict, "exceptions": list}, optional="exceptions")
+        exceptions = tuple(_exceptions(entry) for entry in table.pop("exceptions", []))
+        _check_figures("waves", table["waves"])
+    except (BudgetError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BudgetError(f"{source}: {error}") from None
+    for name in (*table["waves"], *(exception.architecture for exception in exceptions)):
+        if name not in ARCHITECTURES:
+            raise BudgetError(f"{source}: architecture {name!r} is none of {', '.join(ARCHITECTURES)}")
+    return Budgets(**table, exceptions=exceptions)
+
+
+def _exceptions(entry: Any) -> Exceptions:
+    _check_table(entry, {"architecture": str, "fact": str, "triton": str, "reason": str, "calls": dict})
+    if entry["fact"] not in get_args(Fact):
+        raise BudgetError(f"fact {entry['fact']!r} is none of {', '.join(get_args(Fact))}")
+    _check_figures(entry["reason"], entry["calls"])
+    return Exceptions(**entry)
+
+
+def _check_table(table: Any, kinds: Mapping[str, type], optional: str = "") -> None:
+    if not isinstance(table, dict) or set(table) - {optional} != set(kinds) - {optional}:
+        raise BudgetError(f"expected a table of {', '.join(kinds)}, got {table!r}")
+    for name, entry in table.items():
+        if not isinstance(entry, kinds[name]) or isinstance(entry, bool):
+            raise BudgetError(f"{name} is {entry!r}")
+
+
+def _check_figures(where: str, figures: dict[str, Any]) -> None:
+    for name, figure in figures.items():
+        if not isinstance(figure, int | float) or math.isnan(figure):
+            raise BudgetError(f"{where}: {name!r} is {figure!r}, which no figure is above or below")
+
+
+def over(budgets: Budgets, architecture: str, name: str, call: "KernelCall", facts: Facts, triton: str) -> list[str]:
+    """What a binary costs beyond its budget: the fact, its figure and what was allowed."""
+
+    def allowed(fact: Fact) -> float:
+        return budgets.allowed(fact, architecture, name, triton)
+
+    wrong = []
+    if (facts.vgpr_spills or 0) > (most := allowed("vgpr_spills")):
+        wrong.append(f"vgpr_spills is {facts.vgpr_spills}, at most {most:g} allowed")
+    if facts.waves is not None and facts.waves < (least := allowed("waves")):
+        wrong.append(f"waves is {facts.waves:g}, at least {least:g} wanted")
+    if facts.lds_bytes > facts.lds_limit:
+        wrong.append(f"lds_bytes is {facts.lds_bytes}, at most {facts.lds_limit} there")
+    if facts.tf32_instructions:
+        wrong.append(f"tf32_instructions is {facts.tf32_instructions}, none allowed: float32 would lose 13 bits")
+    if facts.narrow_products:
+        wrong.append(f"narrow_products is {facts.narrow_products}, none allowed: a large cache overflows its offsets")
+    if needs_matrix_unit(call, architecture) and not facts.matrix_instructions:
+        wrong.append("matrix_instructions is 0, some wanted: the dots are computed without the matrix unit")
+    if rounds_products(call) and facts.fused_multiply_adds:
+        wrong.append(f"fused_multiply_adds is {facts.fused_multiply_adds}, none allowed: a rotation rounds each product")
+    return wrong
+
+
+def unneeded(
+    budgets: Budgets, facts: Mapping[tuple[str, str], Facts], names: Mapping[str, Sequence[str]], triton: str
+) -> list[str]:
+    """Exceptions that allow more than a binary costs, and exceptions for a launch that an architecture does not have.
+
+    Args:
+        facts: by architecture and name; exceptions for other launches are not judged.
+        names: every launch, by architecture.
+    """
+    found = []
+    for exception in budgets.exceptions:
+        if not triton.startswith(exception.triton):
+            continue
+        for name, figure in exception.calls.items():
+            key = exception.architecture, name
+            if exception.architecture in names and name not in names[exception.architecture]:
+                found.append(f"{exception.architecture} {name}: there is no such launch")
+            elif key in facts and (actual := getattr(facts[key], exception.fact)) != figure:
+                found.append(f"{exception.architecture} {name}: {exception.fact} is {actual:g}, and {figure:g} is allowed")
+    return found
+
+
+def needs_matrix_unit(call: "KernelCall", architecture: str) -> bool:
+    """Whether a launch computes dots for which the architecture has instructions: of 16 bits, and on CDNA of float32."""
+    from attn_optimized.kernels.attention import attention_kernel  # imports Triton
+
+    q: Any = call.tensors.get("q_ptr")
+    return call.form.kernel is attention_kernel and (q.element_size() == 2 or architecture.startswith("gfx9"))
+
+
+def rounds_products(call: "KernelCall") -> bool:
+    """Whether a launch rotates, and divides by no scale."""
+    from attn_optimized.kernels.write_kv_cache import write_kv_cache_kernel
+
+    if call.form.kernel is not write_kv_cache_kernel:
+        return False
+    kind = call.form.constants["KIND"]
+    return kind.rotary_dim > 0 and kind.kv_format == "float"

@@ -1,0 +1,139 @@
+"""What can be read off a binary: registers, spills, shared memory, waves, and some kinds of instructions."""
+
+import os
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+from attn_parity.binaries.architectures import ARCHITECTURES, Architecture
+
+_NARROW_PRODUCT = re.compile(r"%([a-z_]+?)(?:_\d+)? = arith\.muli .* : (?:tensor<[\dx]*i32|i32)")
+# products of no address: a query or a key of its request, a row of a tile as a query and a head, what a head has or has not, a
+# dim of its page
+_SMALL = {"first_query", "first_key", "key", "tile_query", "head", "sink", "slope", "in_page"}
+_AMD_LOAD = re.compile(r"\b(?:global|buffer|flat)_load_(\w+)")
+_AMD_WIDTH = re.compile(r"dwordx(\d)|dword|[bui](8|16|32|64|96|128)\b|short|byte")
+_PTX_LOAD = re.compile(r"\bld\.global[\w.:]*?(?:\.v(\d))?\.[bfsu](\d+)\b")
+_PTX_COPY = re.compile(r"\bcp\.async\.c[ag]\.shared\.global \[[^\]]*\], \[[^\]]*\], (0x[0-9a-f]+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What can be read off a binary. None: unknown, or nothing that the architecture has.
+
+    Args:
+        vgprs: of a lane, those of the matrix unit (agprs) included; a thread's registers on NVIDIA.
+        agprs: of them, CDNA's accumulation registers.
+        sgprs: of a wave.
+        vgpr_spills: registers of a lane that are kept in memory; on NVIDIA words of a thread's stack.
+        sgpr_spills: scalar registers that are kept in vector registers or in memory.
+        lds_bytes, lds_limit: shared memory of a program, and how much there may be.
+        waves: that a SIMD can hold, as registers and LDS allow.
+        matrix_instructions: mfma, wmma, mma or wgmma.
+        tf32_instructions: of them, those that round float32 to TF32 or XF32.
+        widest_load: bytes of the widest load of a lane from global memory.
+        narrow_products: 32-bit products of what may be an address.
+        fused_multiply_adds: of float32.
+    """
+
+    vgprs: int | None
+    agprs: int | None
+    sgprs: int | None
+    vgpr_spills: int | None
+    sgpr_spills: int | None
+    lds_bytes: int
+    lds_limit: int
+    waves: float | None
+    matrix_instructions: int
+    tf32_instructions: int
+    widest_load: int
+    narrow_products: int
+    fused_multiply_adds: int
+
+
+def facts_of(binary: Any, architecture: str) -> Facts:
+    """Read off what `compiled` gave for one of ARCHITECTURES."""
+    metadata, unit = binary.metadata, ARCHITECTURES[architecture]
+    if "hsaco" in binary.asm:
+        text = binary.asm["amdgcn"]
+        by_registers, registers = _number(r"; Occupancy: (\d+)", text), _amd_registers(text)
+        instructions = re.findall(r"\bv_s?w?mf?mac?_\w+", text)
+        rounding = [name for name in instructions if "xf32" in name]
+        widest = max((_amd_width(suffix) for suffix in _AMD_LOAD.findall(text)), default=0)
+        fused = len(re.findall(r"\bv_(?:pk_|dual_)?fmac?_f32", text))
+    else:
+        text, registers = binary.asm["ptx"], _nvidia_registers(binary.asm["cubin"])
+        # 64 Ki registers of a multiprocessor are 512 of each lane of its four schedulers, given out by eights
+        vgprs = registers["vgprs"]
+        by_registers = min(16, 512 // (-(-vgprs // 8) * 8)) if vgprs else None
+        instructions = re.findall(r"\b(?:wgmma\.mma_async|mma\.sync)\.\S+", text)
+        rounding = [name for name in instructions if ".tf32" in name]
+        widths = [int(size) // 8 * int(count or 1) for count, size in _PTX_LOAD.findall(text)]
+        widest = max([*widths, *(int(size, 16) for size in _PTX_COPY.findall(text))], default=0)
+        fused = len(re.findall(r"\bfma\.\w+\.f32", text))
+    return Facts(
+        **registers,
+        lds_bytes=metadata.shared,
+        lds_limit=unit.lds_limit,
+        waves=_waves(by_registers, metadata.shared, metadata.num_warps, unit),
+        matrix_instructions=len(instructions),
+        tf32_instructions=len(rounding),
+        widest_load=widest,
+        narrow_products=sum(name not in _SMALL for name in _NARROW_PRODUCT.findall(binary.asm["ttir"])),
+        fused_multiply_adds=fused,
+    )
+
+
+def _waves(by_registers: int | None, lds_bytes: int, num_warps: int, unit: Architecture) -> float | None:
+    """Of a SIMD: no more than registers are there for, and than belong to the programs that share the LDS."""
+    if by_registers is None or not lds_bytes:
+        return by_registers
+    return min(by_registers, unit.lds // lds_bytes * num_warps / unit.simds)
+
+
+def _amd_registers(text: str) -> dict[str, int | None]:
+    names = {name: f"{name[:-1]}_count" for name in ("vgprs", "agprs", "sgprs", "vgpr_spills", "sgpr_spills")}
+    return {name: _number(rf"\.{field}:\s*(\d+)", text) for name, field in names.items()}
+
+
+def _nvidia_registers(cubin: bytes) -> dict[str, int | None]:
+    """As Triton's cuobjdump says; nothing where it is not there."""
+    from triton import knobs
+
+    text = ""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "kernel.cubin")
+        with open(path, "wb") as file:
+            file.write(cubin)
+        try:
+            command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", path]
+            text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        except (OSError, RuntimeError, subprocess.CalledProcessError):
+            pass
+    stack, local = _number(r"\bSTACK:(\d+)", text), _number(r"\bLOCAL:(\d+)", text)
+    return {
+        "vgprs": _number(r"\bREG:(\d+)", text),
+        "agprs": None,
+        "sgprs": None,
+        "vgpr_spills": None if stack is None or local is None else (stack + local) // 4,
+        "sgpr_spills": None,
+    }
+
+
+def _amd_width(suffix: str) -> int:
+    """Bytes of a lane that a load of this name brings."""
+    found = _AMD_WIDTH.search(suffix)
+    if found is None:
+        return 0
+    if found[1]:
+        return 4 * int(found[1])
+    if found[2]:
+        return int(found[2]) // 8
+    return {"dword": 4, "short": 2, "byte": 1}[found[0]]
+
+
+def _number(pattern: str, text: str) -> int | None:
+    found = re.search(pattern, text)
+    return int(found[1]) if found else None

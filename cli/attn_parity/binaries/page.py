@@ -1,0 +1,98 @@
+"""The page of the binaries, docs/generated/binaries.md, made of the facts in the CSV file beside it and of the budgets."""
+
+from collections.abc import Iterable, Sequence
+
+from attn_parity.binaries.budgets import Budgets, Exceptions
+from attn_parity.binaries.results import Results, Row
+
+COLUMNS = ("launch", "kernel", "warps", "VGPRs", "AGPRs", "SGPRs", "spills", "LDS", "waves", "matrix", "load")
+"""Of a table of binaries; all but the first two hold numbers."""
+
+_PREFACE = """\
+# What the compilers make of the kernels
+
+Written by `attn-parity compile --write` with Triton {triton}, on a machine without a GPU: nothing was run, and no figure here
+says how fast a kernel is. [binaries.csv](binaries.csv) holds the facts of all {count} binaries. `attn-parity compile --check`
+says whether this page follows from that file, and whether the file has the launches of
+`cli/attn_parity/binaries/shipped_calls.toml`, all within their budgets.
+
+Each binary is what Triton's own launcher would compile for the same call. Registers are a lane's (a thread's on NVIDIA); VGPRs
+include the AGPRs of CDNA's matrix unit. A spilled register is kept in memory. Waves are the most that a SIMD can hold, as
+registers and LDS allow.
+"""
+_EXCEPTIONS = """
+## Exceptions
+
+Launches that may cost more than the defaults of `cli/attn_parity/binaries/budgets.toml`: why, and how much each costs.
+"""
+_WORDS = {"vgpr_spills": "spilled VGPRs", "waves": "waves of a SIMD"}
+_MAIN = """
+## The launches that are compiled on every change
+
+VGPRs, then spilled VGPRs if there are any (+), then waves of a SIMD.
+"""
+
+
+def text(results: Results, budgets: Budgets, main: Sequence[str]) -> str:
+    """The page, whole.
+
+    Args:
+        main: names of the launches that are compiled on every change.
+    """
+    lines = _PREFACE.format(triton=results.triton, count=len(results.binaries)).splitlines()
+    lines += ["", *_summary(results)]
+    exceptions = [exception for exception in budgets.exceptions if results.triton.startswith(exception.triton)]
+    if exceptions:
+        lines += _EXCEPTIONS.splitlines() + [""] + [_told(exception) for exception in exceptions]
+    return "\n".join([*lines, *_MAIN.splitlines(), "", *_main_launches(results, main)]) + "\n"
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """What COLUMNS say of a binary. Spills are of VGPRs and of SGPRs, LDS is in KiB, load the bytes of a lane's widest load."""
+    facts = row.facts
+    spills = "/".join(_shown(spilled) for spilled in (facts.vgpr_spills, facts.sgpr_spills) if spilled is not None)
+    registers = (_shown(facts.vgprs), _shown(facts.agprs), _shown(facts.sgprs))
+    others = (_shown(facts.waves), _shown(facts.matrix_instructions), _shown(facts.widest_load))
+    kernel = row.kernel.removesuffix("_kernel")
+    return (row.call, kernel, str(row.num_warps), *registers, spills, f"{facts.lds_bytes / 1024:.3g}", *others)
+
+
+def table(columns: Sequence[str], rows: Iterable[Iterable[object]], *, words: int) -> list[str]:
+    """The lines of a table whose first columns hold words, and the others numbers."""
+    rule = ["---"] * words + ["--:"] * (len(columns) - words)
+    return [f"| {' | '.join(map(str, row))} |" for row in (columns, rule, *rows)]
+
+
+def _summary(results: Results) -> list[str]:
+    rows = []
+    for architecture in dict.fromkeys(row.architecture for row in results.binaries):
+        all_facts = [row.facts for row in results.binaries if row.architecture == architecture]
+        spills = [facts.vgpr_spills or 0 for facts in all_facts]
+        lone = sum(facts.waves is not None and facts.waves <= 1 for facts in all_facts)
+        rows.append((f"`{architecture}`", len(all_facts), sum(map(bool, spills)), max(spills), lone))
+    columns = ("architecture", "launches", "spill VGPRs", "most spilled", "one wave of a SIMD")
+    return table(columns, rows, words=1)
+
+
+def _told(exception: Exceptions) -> str:
+    worst_first = sorted(exception.calls.items(), key=lambda item: -item[1] if exception.fact == "vgpr_spills" else item[1])
+    launches = ", ".join(f"`{name}` {figure:g}" for name, figure in worst_first)
+    return f"- {exception.architecture}, {_WORDS[exception.fact]}. {exception.reason} {launches}."
+
+
+def _main_launches(results: Results, main: Sequence[str]) -> list[str]:
+    found = {(row.call, row.architecture): row.facts for row in results.binaries}
+    architectures = list(dict.fromkeys(row.architecture for row in results.binaries))
+    rows = []
+    for name in main:
+        facts = [found.get((name, architecture)) for architecture in architectures]
+        rows.append([name, *("" if each is None else _in_short(each.vgprs, each.vgpr_spills, each.waves) for each in facts)])
+    return table(("launch", *architectures), rows, words=1)
+
+
+def _in_short(vgprs: int | None, spills: int | None, waves: float | None) -> str:
+    return f"{_shown(vgprs)}{f'+{spills}' if spills else ''}, {_shown(waves)}"
+
+
+def _shown(figure: float | None) -> str:
+    return "" if figure is None else f"{figure:g}"

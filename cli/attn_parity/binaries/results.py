@@ -1,0 +1,122 @@
+"""What was compiled: rows of facts, kept as a CSV file with a line for each binary."""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from attn_parity.binaries.architectures import ARCHITECTURES
+from attn_parity.binaries.facts import Facts
+
+SCHEMA = "attn-parity.compile/1"
+FACTS = tuple(field.name for field in dataclasses.fields(Facts) if field.name != "lds_limit")
+"""The facts that a file keeps: its architecture says what the limit is."""
+_COLUMNS = ("triton", "architecture", "launch", "kernel", "num_warps", *FACTS)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One binary: a launch on an architecture, its kernel, its waves (warps) and its facts."""
+
+    architecture: str
+    call: str
+    kernel: str
+    num_warps: int
+    facts: Facts
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was compiled with a version of Triton, what is over budget, and what does not compile."""
+
+    triton: str
+    binaries: tuple[Row, ...]
+    over: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+
+    def json(self) -> dict[str, Any]:
+        """As `--json` writes them."""
+        return {"schema": SCHEMA, **dataclasses.asdict(self)}
+
+    def csv(self) -> str:
+        """The binaries, as a file keeps them."""
+        return csv_of(
+            _COLUMNS,
+            (
+                [self.triton, row.architecture, row.call, row.kernel, row.num_warps, *fact_cells(row.facts)]
+                for row in self.binaries
+            ),
+        )
+
+
+def loads(text: str, name: str) -> Results:
+    """Read the binaries back from a file of that name.
+
+    Raises:
+        ValueError: the text is no such file.
+    """
+    records = records_of(text, _COLUMNS, name)
+    rows = tuple(
+        Row(record["architecture"], record["launch"], record["kernel"], int(record["num_warps"]), facts_from(record, name))
+        for record in records
+    )
+    return Results(records[0]["triton"], rows)
+
+
+def csv_of(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A CSV file's text."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def records_of(text: str, columns: Sequence[str], name: str) -> list[dict[str, str]]:
+    """The lines of a CSV file, by column.
+
+    Raises:
+        ValueError: it has other columns, no line, or a line of another length.
+    """
+    lines = [line for line in csv.reader(io.StringIO(text)) if line]
+    if len(lines) < 2 or tuple(lines[0]) != tuple(columns):
+        raise ValueError(f"{name}: expected lines of {', '.join(columns)}")
+    if wrong := next((line for line in lines if len(line) != len(columns)), None):
+        raise ValueError(f"{name}: a line has {len(wrong)} cells, expected {len(columns)}: {','.join(wrong)}")
+    return [dict(zip(columns, line, strict=True)) for line in lines[1:]]
+
+
+def fact_cells(facts: Facts) -> list[str]:
+    """The cells of FACTS, empty for None."""
+    return ["" if (fact := getattr(facts, name)) is None else f"{fact:g}" if name == "waves" else str(fact) for name in FACTS]
+
+
+def facts_from(record: Mapping[str, str], name: str) -> Facts:
+    """The facts of a line.
+
+    Raises:
+        ValueError: a cell is no number, or the architecture is unknown.
+    """
+    if record["architecture"] not in ARCHITECTURES:
+        raise ValueError(f"{name}: architecture {record['architecture']!r} is none of {', '.join(ARCHITECTURES)}")
+    figures: dict[str, Any] = {}
+    for fact in FACTS:
+        try:
+            figures[fact] = (float if fact == "waves" else int)(record[fact]) if record[fact] else None
+        except ValueError as error:
+            raise ValueError(f"{name}: {fact}: {error}") from error
+    return Facts(**figures, lds_limit=ARCHITECTURES[record["architecture"]].lds_limit)
+
+
+def differences(results: Results, names: Mapping[str, Sequence[str]]) -> list[str]:
+    """Launches without facts, and facts without a launch.
+
+    Args:
+        names: every launch, by architecture.
+    """
+    kept = {(row.architecture, row.call) for row in results.binaries}
+    wanted = {(architecture, name) for architecture, calls in names.items() for name in calls}
+    wrong = [f"{architecture} {name}: a launch without facts" for architecture, name in sorted(wanted - kept)]
+    return wrong + [f"{architecture} {name}: facts without a launch" for architecture, name in sorted(kept - wanted)]

@@ -1,0 +1,236 @@
+"""The launches that serving needs, by name (shipped_calls.toml): the kernels are compiled for them without a GPU.
+
+Their tensors are on meta: none of them takes memory.
+"""
+
+import functools
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, Literal
+
+import torch
+from attn_contract import AttentionType, Batch, ContractError, KVCacheView, Layer, Layout
+from attn_optimized.attention import paged_attention_calls, plan_of, varlen_attention_calls
+from attn_optimized.cascade import cascade_attention_calls
+from attn_optimized.kernel_call import KernelCall
+from attn_optimized.kernels.reduce_parts import reduce_parts_kernel
+from attn_optimized.kv_cache import rope_and_write_kv_cache_call, write_kv_cache_call
+from attn_optimized.merge import merge_attn_states_call
+from attn_parity.binaries.architectures import ARCHITECTURES
+
+CACHE_BYTES = 8 << 30
+"""Of a layer: more than AMD's buffer instructions reach, as on GPUs that serve."""
+MAX_POSITION = 32768
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShippedCall:
+    """What a step asks for. Fields are named as in `attn_contract`, and are sizes or flags where a Layer or Batch has tensors.
+
+    Attributes:
+        name: as budgets and tables call it.
+        main: whether every change compiles it.
+        cache_bytes: of the layer's allocation.
+        token_scales: whether a quantized cache has a scale per token and head, in the cache itself if its layout says so.
+        requests, query_len: the batch has so many requests of so many queries.
+        longest: queries of one more request, in the place of one of these; 0 for none.
+        prefix: keys that all requests share, of "cascade".
+        window: keys that a query sees, itself included.
+        bidirectional_ranges: of each request.
+        float8_output: whether the output is e4m3fn, with a scale.
+    """
+
+    name: str
+    op: Literal["paged", "varlen", "cascade", "write", "rope", "merge"] = "paged"
+    main: bool = False
+    dtype: torch.dtype = torch.bfloat16
+    num_heads: int = 32
+    num_kv_heads: int = 8
+    head_size: int = 128
+    block_size: int = 16
+    layout: Layout = Layout.BLOCKS_FIRST_NHD
+    cache_bytes: int = CACHE_BYTES
+    kv_cache_dtype: torch.dtype | None = None
+    token_scales: bool = False
+    attn_type: AttentionType = AttentionType.DECODER
+    requests: int = 1024
+    query_len: int = 1
+    longest: int = 0
+    seq_len: int = 8192
+    prefix: int = 0
+    window: int | None = None
+    chunked_local: int | None = None
+    sink_tokens: int = 0
+    bidirectional_ranges: int = 0
+    logits_soft_cap: float | None = None
+    alibi_slopes: bool = False
+    sinks: bool = False
+    batch_invariant: bool = False
+    float8_output: bool = False
+
+
+def kernel_calls(shipped: ShippedCall, architecture: str) -> dict[str, KernelCall]:
+    """Its launches on a GPU, by name: the call's own name for the first one.
+
+    Raises:
+        ContractError: how many compute units the GPU has is not known.
+    """
+    if architecture not in ARCHITECTURES:
+        raise ContractError("architecture", repr(architecture), f"one of {', '.join(ARCHITECTURES)}")
+    calls: dict[str, KernelCall] = {}
+    for call in _launches(shipped, architecture):
+        part = "reduction" if call.form.kernel is reduce_parts_kernel else "suffix"
+        calls[f"{shipped.name}, {part}" if calls else shipped.name] = call
+    return calls
+
+
+def _launches(shipped: ShippedCall, architecture: str) -> Iterator[KernelCall]:
+    num_tokens = (shipped.requests - 1) * shipped.query_len + max(shipped.query_len, shipped.longest)
+    heads, kv_heads = shipped.num_heads, shipped.num_kv_heads
+    q, k, v = _rows(shipped, num_tokens, heads + 2 * kv_heads).split([heads, kv_heads, kv_heads], dim=1)
+    out = _rows(shipped, num_tokens, heads, torch.float8_e4m3fn if shipped.float8_output else shipped.dtype)
+    layer, batch = _layer(shipped), _batch(shipped, num_tokens)
+    gpu: dict[str, Any] = {"architecture": architecture, "compute_units": ARCHITECTURES[architecture].compute_units}
+    plan = plan_of(q, layer, batch, batch_invariant=shipped.batch_invariant, **gpu)
+    match shipped.op:
+        case "paged":
+            yield from paged_attention_calls(q, _cache(shipped), layer, batch, plan, out=out)
+        case "varlen":
+            yield from varlen_attention_calls(q, k, v, layer, batch, plan, out=out)
+        case "cascade":
+            yield from cascade_attention_calls(q, _cache(shipped), layer, batch, shipped.prefix, out=out, **gpu)
+        case "write":
+            yield write_kv_cache_call(k, v, _cache(shipped), layer, _integers(num_tokens), architecture=architecture)
+        case "rope":
+            positions, cos_sin = _integers(num_tokens), _empty((MAX_POSITION, shipped.head_size), torch.float32)
+            arguments = (q, k, v, positions, cos_sin, _cache(shipped), layer, _integers(num_tokens))
+            yield rope_and_write_kv_cache_call(*arguments, is_neox=True, architecture=architecture)
+        case "merge":
+            lse = _empty((heads, num_tokens), torch.float32)
+            whole = _rows(shipped, num_tokens, heads)
+            yield merge_attn_states_call(whole, lse, whole, lse, out=out, lse=lse, architecture=architecture)
+
+
+def _layer(shipped: ShippedCall) -> Layer:
+    scales: dict[str, Any] = {}
+    if shipped.token_scales and not shipped.layout.has_inline_scales:
+        shape = (_num_blocks(shipped), shipped.block_size, shipped.num_kv_heads)
+        scales = {name: _empty(shape, torch.float32) for name in ("k_scale_cache", "v_scale_cache")}
+    elif shipped.kv_cache_dtype and not shipped.token_scales:
+        scales = {name: _empty((), torch.float32) for name in ("k_scale", "v_scale")}
+    reads_cache = shipped.attn_type.reads_cache
+    return Layer(
+        num_heads=shipped.num_heads,
+        num_kv_heads=shipped.num_kv_heads,
+        head_size=shipped.head_size,
+        scale=shipped.head_size**-0.5,
+        attn_type=shipped.attn_type,
+        window=(-1, -1) if shipped.window is None else (shipped.window - 1, shipped.window - 1),
+        sink_tokens=shipped.sink_tokens,
+        chunked_local=shipped.chunked_local,
+        logits_soft_cap=shipped.logits_soft_cap,
+        alibi_slopes=_empty((shipped.num_heads,), torch.float32) if shipped.alibi_slopes else None,
+        sinks=_empty((shipped.num_heads,), torch.float32) if shipped.sinks else None,
+        layout=shipped.layout if reads_cache else None,
+        kv_cache_dtype=shipped.kv_cache_dtype,
+        output_scale=_empty((), torch.float32) if shipped.float8_output else None,
+        **scales,
+    )
+
+
+def _batch(shipped: ShippedCall, num_tokens: int) -> Batch:
+    blocks = -(-shipped.seq_len // shipped.block_size)
+    return Batch(
+        query_start_loc=_empty((shipped.requests + 1,), torch.int32),
+        seq_lens=_empty((shipped.requests,), torch.int32),
+        max_query_len=max(shipped.query_len, shipped.longest),
+        max_seq_len=shipped.seq_len,
+        num_actual_tokens=num_tokens,
+        causal=shipped.attn_type is AttentionType.DECODER,
+        block_table=_empty((shipped.requests, blocks), torch.int32) if shipped.attn_type.reads_cache else None,
+        bidirectional_ranges=_empty((shipped.requests, shipped.bidirectional_ranges, 2), torch.int32)
+        if shipped.bidirectional_ranges
+        else None,
+    )
+
+
+def _cache(shipped: ShippedCall) -> torch.Tensor:
+    dtype = shipped.kv_cache_dtype or shipped.dtype
+    view = KVCacheView.dense(
+        shipped.layout,
+        num_blocks=_num_blocks(shipped),
+        block_size=shipped.block_size,
+        num_kv_heads=shipped.num_kv_heads,
+        head_size=shipped.head_size,
+        itemsize=dtype.itemsize,
+    )
+    return view.tensor(_empty((view.end,), dtype))
+
+
+def _num_blocks(shipped: ShippedCall) -> int:
+    row = shipped.head_size * (shipped.kv_cache_dtype or shipped.dtype).itemsize
+    return shipped.cache_bytes // (2 * shipped.block_size * shipped.num_kv_heads * row)
+
+
+def _rows(shipped: ShippedCall, num_tokens: int, num_heads: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+    return _empty((num_tokens, num_heads, shipped.head_size), dtype or shipped.dtype)
+
+
+def _integers(size: int) -> torch.Tensor:
+    return _empty((size,), torch.int64)
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _read() -> Iterator[ShippedCall]:
+    """The launches of shipped_calls.toml, which says how to read it."""
+    text = (files("attn_parity.binaries") / "shipped_calls.toml").read_text(encoding="utf-8")
+    tables = tomllib.loads(text)
+    groups = tables.pop("groups")
+    for kind, table in tables.items():
+        variants = table.pop("variants", {})
+        fields = _fields(table, groups)
+        yield ShippedCall(name=kind, **fields)
+        for variant, own in variants.items():
+            yield ShippedCall(name=f"{kind}, {variant}", **fields | {"main": False} | _fields(own, groups))
+
+
+def _fields(table: dict[str, Any], groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """An entry's fields, and those of its groups, as `ShippedCall` has them."""
+    fields = table.copy()
+    named = [name for group in fields.pop("with", ()) for name in groups[group].items()]
+    return {name: _OF_TEXT[name](value) if name in _OF_TEXT else value for name, value in [*named, *fields.items()]}
+
+
+_OF_TEXT: dict[str, Callable[[str], Any]] = {
+    "dtype": lambda name: getattr(torch, name),
+    "kv_cache_dtype": lambda name: getattr(torch, name),
+    "layout": lambda name: Layout[name],
+    "attn_type": lambda name: AttentionType[name],
+}
+CALLS: tuple[ShippedCall, ...] = tuple(_read())
+"""What serving launches, in every phase, with every kind of cache and of rule; each name once."""
+
+
+def chosen(architecture: str, *, only: str = "", main: bool = False) -> dict[str, KernelCall]:
+    """Launches by name, those whose names hold a text, or the main ones."""
+    calls: dict[str, KernelCall] = {}
+    for shipped in CALLS:
+        if main <= shipped.main:
+            calls |= {name: call for name, call in kernel_calls(shipped, architecture).items() if only in name}
+    return calls
+
+
+@functools.lru_cache(maxsize=1)
+def all_of(architecture: str) -> dict[str, KernelCall]:
+    """Every launch by name, for processes that compile many of them."""
+    return chosen(architecture)
+
+
+def main_names() -> list[str]:
+    """Launches that every change compiles, on whatever architecture they are needed."""
+    return list(dict.fromkeys(name for architecture in ARCHITECTURES for name in chosen(architecture, main=True)))
