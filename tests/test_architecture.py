@@ -57,7 +57,14 @@ def test_an_import_the_other_way_is_found(copy, module, line):
 
 @pytest.mark.parametrize(
     ("room", "above"),
-    [("cases", "verdict"), ("verdict", "targets"), ("targets", "run"), ("strategies", "run"), ("run", "report")],
+    [
+        ("cases", "verdict"),
+        ("verdict", "findings"),
+        ("findings", "targets"),
+        ("targets", "run"),
+        ("strategies", "run"),
+        ("run", "report"),
+    ],
 )
 def test_an_import_from_a_room_above_is_found(copy, room, above):
     with (copy / f"fuzz/attn_fuzz/{room}/__init__.py").open("a") as file:

@@ -85,7 +85,7 @@ def _asked_for(
     architectures: str | None, only: tuple[str, ...], *, of_the_page: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Architectures, and names of cases."""
-    from attn_parity.binaries.command import chosen_architectures
+    from attn_parity.compile import chosen_architectures
 
     from benchmarks.binaries import page
     from benchmarks.speed.cases import CASES, Attention

@@ -20,6 +20,8 @@ from attn_optimized.kv_cache import rope_and_write_kv_cache_call, write_kv_cache
 from attn_optimized.launch.table import parameters_for
 from attn_optimized.merge import merge_attn_states_call
 
+from tests.calls import HEAD_SCALES
+
 NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE, NUM_ROWS = 4, 2, 32, 7
 RULES = {"window": (40, -1), "sink_tokens": 3, "sinks": [0.5, 1.0, -1.0, 0.0], "alibi_slopes": torch.rand(4), "causal": [True]}
 PAGED = {
@@ -31,7 +33,7 @@ PAGED = {
         "query_lens": [5],
         "seq_lens": [60],
         "kv_cache_dtype": torch.float8_e4m3fn,
-        "scales": "head",
+        **HEAD_SCALES,
         "output_scale": torch.tensor([0.125]),
     },
     "inline scales": {

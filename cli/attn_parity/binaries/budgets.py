@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from attn_fuzz.errors import InputError
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.facts import Facts
 
@@ -18,7 +19,7 @@ Fact = Literal["vgpr_spills", "waves"]
 """Facts with a budget of their own: the most spilled registers, and the fewest waves of a SIMD."""
 
 
-class BudgetError(Exception):
+class BudgetError(InputError):
     """A file of budgets says something that cannot be."""
 
 

@@ -55,7 +55,7 @@ PAGE = PAGES / "binaries.md"
 @workers_option
 @json_option
 @sigterm_interrupts()
-def compile_launches(
+def command(
     architectures: str | None,
     only: str,
     main: bool,
