@@ -10,10 +10,10 @@ from attn_contract.arguments import check_dense_last, check_dims, check_int, che
 from attn_contract.attention_type import AttentionType
 from attn_contract.batch import Batch
 from attn_contract.errors import ContractError
-from attn_contract.forms import memory_of
 from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES, Layer
 from attn_contract.layouts import KVCacheView, overlaps_itself
 from attn_contract.rules import held_rules
+from attn_contract.signatures import memory_of
 
 _SCALES = ("k_scale", "v_scale", "k_scale_cache", "v_scale_cache")
 
@@ -21,7 +21,7 @@ _SCALES = ("k_scale", "v_scale", "k_scale_cache", "v_scale_cache")
 def check_attention_tensors(
     inputs: dict[str, torch.Tensor], layer: Layer, batch: Batch, out: torch.Tensor | None, lse: torch.Tensor | None
 ) -> None:
-    """Check what the forms of a call's arguments do not say: devices, gradients and memory."""
+    """Check what the signatures of a call's arguments do not say: devices, gradients and memory."""
     check_type("layer", layer, Layer, "a Layer")
     check_type("batch", batch, Batch, "a Batch")
     _check_tensors({**inputs, **layer.tensors}, _given(out=out, lse=lse), step=batch)

@@ -225,7 +225,7 @@ def test_a_mutant_of_ones_own_is_found(attn_parity, tmp_path):
 
         [[patch]]
         in = "attn_optimized.kv_cache.write_kv_cache"
-        find = "write_kv_cache_call(k, v, kv_cache, layer, slot_mapping).launch(k.device)"
+        find = "write_kv_cache_call(k, v, kv_cache, layer, slot_mapping).run(k.device)"
         replace = ""
         """
     )
