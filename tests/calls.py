@@ -1,6 +1,6 @@
 """Calls of attention that a test builds from numbers of its own, with poison wherever attention must not read.
 
-The fuzzer builds its calls in `attn_fuzz.tensors`. Tests do not: a case of the fuzzer says which kind of numbers to draw, and a
+The fuzzer builds its calls in `attn_fuzz.cases.tensors`. Tests do not: a case of the fuzzer says which kind of numbers to draw, and a
 test says the numbers. And the fuzzer's own tests compare its tensors with what is written here and in `tests/fuzz`.
 """
 
