@@ -124,7 +124,7 @@ def by(row: Row, mutant: Mutant) -> str:
 
 
 def summary(rows: Sequence[Row], mutants: Sequence[Mutant]) -> str:
-    """All in one line, which the README repeats: how many were found, of which kinds, how soon, and by what."""
+    """All in one line, whose first half the README repeats: how many were found, of which kinds, how soon, and by what."""
     by_name = {mutant.name: mutant for mutant in mutants}
     run = [row for row in rows if row.found]
     caught = [row for row in run if not row.survived]
