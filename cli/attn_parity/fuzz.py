@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 from attn_fuzz import report
-from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.corpus import database, files
 from attn_fuzz.errors import ExecutorError

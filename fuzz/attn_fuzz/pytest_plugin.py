@@ -124,7 +124,7 @@ class _StoredCase(_Item):
         self.plan, self.finding = plan, finding
 
     def runtest(self) -> None:
-        from attn_fuzz.cases import case as case_file
+        from attn_fuzz.cases import case_file
         from attn_fuzz.findings.finding import explanation
         from attn_fuzz.run import engine
 

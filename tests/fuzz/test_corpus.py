@@ -8,7 +8,7 @@ import threading
 import fakeredis
 import msgspec
 import pytest
-from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import case_file
 from attn_fuzz.corpus import database, files
 from attn_fuzz.corpus.database import DatabaseError
 from attn_fuzz.run import engine, runner

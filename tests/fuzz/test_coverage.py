@@ -122,10 +122,10 @@ DRAW = """
 import hashlib, pathlib, sys
 for module in sys.argv[1:]:
     __import__(module)
-from attn_fuzz.cases import case
+from attn_fuzz.cases import case_file
 from attn_fuzz.run import engine
 plan = engine.Plan(target="triton", device="cpu", examples=60, seed=0, folder=pathlib.Path())
-print(hashlib.sha256("".join(map(case.dumps, engine.drawn(plan))).encode()).hexdigest())
+print(hashlib.sha256("".join(map(case_file.dumps, engine.drawn(plan))).encode()).hexdigest())
 """
 
 

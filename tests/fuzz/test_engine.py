@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import case_file
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.run import runner
 from attn_fuzz.run.engine import Plan

@@ -11,7 +11,7 @@ import planted
 import pytest
 import torch
 from attn_fuzz import report
-from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Rope
 from attn_fuzz.run.engine import Progress
 from attn_fuzz.run.executor import Executor

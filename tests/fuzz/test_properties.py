@@ -10,8 +10,7 @@ import pytest
 import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz import properties
-from attn_fuzz.cases import case as case_file
-from attn_fuzz.cases import tensors
+from attn_fuzz.cases import contradictions, tensors
 from attn_fuzz.cases.case import Cache, Case, CaseError, Request, Values
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties import Property, batch_composition, chunked_prefill
@@ -385,7 +384,7 @@ def test_only_an_oracle_limits_the_number_of_scores():
     blocks = tuple(range(4096))
     cache = Cache(layout=Layout.KV_FIRST_NHD, block_size=16, num_blocks=4096)
     case = replace(STEP, group_size=8, requests=(Request(512, 65536, blocks, True),), cache=cache)
-    case_file.check(case)
+    contradictions.check(case)
     with pytest.raises(CaseError, match="134217728 scores at once"):
         try_case(case, REFERENCE_FP32, "cpu")
     attended: list[Step] = []

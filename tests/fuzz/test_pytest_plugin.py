@@ -6,7 +6,7 @@ import sys
 
 import msgspec
 import pytest
-from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import case_file
 
 KERNEL = """
 import attn_reference

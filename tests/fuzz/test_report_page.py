@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import case_file
 from attn_fuzz.cases.features import FEATURES, count
 from attn_fuzz.report import page, svg
 from attn_fuzz.report.run import Found, Run

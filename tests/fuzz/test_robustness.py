@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import case_file
 from attn_fuzz.run import runner
 from attn_fuzz.run.engine import Plan
 from attn_fuzz.run.executor import Executor

@@ -11,7 +11,7 @@ from typing import get_args
 
 import msgspec
 import pytest
-from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import case_file
 from attn_fuzz.corpus import files
 from attn_fuzz.report import zoo_page
 from attn_fuzz.run.executor import Executor
