@@ -13,17 +13,18 @@ from attn_fuzz.cases.poison import bits, canary
 from attn_fuzz.cases.tensors import Step
 from attn_reference import dequantize
 
-Attend = Callable[[Step], None]
+CallTarget = Callable[[Step], None]
+"""Calls the target's attention on a step, which writes the step's outputs."""
 Rows = slice | torch.Tensor
 ALL = slice(None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Property:
-    """A relation between a target's outputs for a step and for variants of it, which holds whatever the right outputs are.
+    """A relation between a target's outputs for a step and for variants of the step. It needs no right outputs to compare with.
 
-    It is called with a step whose outputs are written and with what attends to one, and says what does not hold, or None. Where
-    it does not apply it attends to nothing.
+    A property is called with a step whose outputs are written, and with a function that calls the target on a variant. It
+    returns a message that says what does not hold, or None. A property that does not apply to the step never calls the target.
 
     Args:
         name: as reports name it.
@@ -37,10 +38,10 @@ class Property:
     says: str
     applies: str = "all"
     is_bitwise: bool
-    holds: Callable[[Step, Attend], str | None]
+    holds: Callable[[Step, CallTarget], str | None]
 
-    def __call__(self, step: Step, attend: Attend) -> str | None:
-        return self.holds(step, attend)
+    def __call__(self, step: Step, call_target: CallTarget) -> str | None:
+        return self.holds(step, call_target)
 
 
 @dataclass(frozen=True)
@@ -80,20 +81,20 @@ ErrorBound = Callable[[Step], Outputs]
 """How far each output of a step may be from the right one; see `attn_fuzz.properties.bound`."""
 
 
-def again(step: Step, attend: Attend) -> Step:
-    """Attend to a step once more, into outputs of its own."""
+def again(step: Step, call_target: CallTarget) -> Step:
+    """Call the target on a step once more, with new outputs."""
     rows = len(step.q)
     out = _strided_as(step.out, canary((rows, *step.out.shape[1:]), step.out.dtype, step.out.device))
     lse = None
     if step.lse is not None:
         lse = _strided_as(step.lse, canary((len(step.lse), rows), step.lse.dtype, step.lse.device))
     repeated = dataclasses.replace(step, out=out, lse=lse)
-    attend(repeated)
+    call_target(repeated)
     return repeated
 
 
-def variant(step: Step, attend: Attend, **changes: Any) -> Step:
-    """Attend to a step with some fields changed; it writes nothing, since its cache is written already.
+def variant(step: Step, call_target: CallTarget, **changes: Any) -> Step:
+    """Call the target on a step with some fields changed. The variant writes no keys: the step's cache is written already.
 
     Strides stay what they were: kernels are compiled for them, and two compiled kernels may differ in a bit.
     """
@@ -103,7 +104,7 @@ def variant(step: Step, attend: Attend, **changes: Any) -> Step:
     if changed.kv_cache is not None:
         batch = dataclasses.replace(changed.batch, slot_mapping=None)
         changed = dataclasses.replace(changed, k=None, v=None, batch=batch)
-    return again(changed, attend)
+    return again(changed, call_target)
 
 
 def _strided_as(original: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
