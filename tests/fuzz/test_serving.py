@@ -15,7 +15,7 @@ import torch
 from attn_contract import AttentionType
 from attn_fuzz.serving import scheduler
 from attn_fuzz.serving.engine import Scheduled, ServingEngine
-from attn_fuzz.serving.models import Model, rocm, served, triton
+from attn_fuzz.serving.models import ServedModel, rocm, served, triton
 from attn_fuzz.serving.uncached import DisagreementError
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION
 from attn_optimized.backends import CommonAttentionMetadata, backend
@@ -29,15 +29,17 @@ SEQUENCES, ACTIONS = 8, 30
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def play_briefly(model: Model, engine: type[ServingEngine] = ServingEngine) -> None:
+def play_briefly(model: ServedModel, engine: type[ServingEngine] = ServingEngine) -> None:
     scheduler.play(model, DEVICE, seed=1, sequences=SEQUENCES, actions=ACTIONS, engine=engine, phases=[Phase.generate])
 
 
-def play_until_found(model: Model, engine: type[ServingEngine] = ServingEngine, phases: Sequence[Phase] = (Phase.generate,)):
+def play_until_found(
+    model: ServedModel, engine: type[ServingEngine] = ServingEngine, phases: Sequence[Phase] = (Phase.generate,)
+):
     scheduler.play(model, DEVICE, seed=1, sequences=100, actions=ACTIONS, engine=engine, phases=phases)
 
 
-def backends_of(model: Model) -> dict[str, str]:
+def backends_of(model: ServedModel) -> dict[str, str]:
     return {part.name: part.backend for part in model.layers}
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from attn_contract import AttentionType, KVCacheView
 from attn_fuzz.cases.poison import DTYPES, canary
-from attn_fuzz.serving.models import Model, ModelLayer
+from attn_fuzz.serving.models import ModelLayer, ServedModel
 from attn_fuzz.serving.uncached import MAX_MODEL_LEN, VOCABULARY, Attended, UncachedReference
 from attn_optimized.backends import BACKENDS, AttentionImpl, CommonAttentionMetadata
 
@@ -91,7 +91,7 @@ class ServingEngine:
         device: where the caches are.
     """
 
-    def __init__(self, model: Model, *, num_blocks: int, device: str = "cpu") -> None:
+    def __init__(self, model: ServedModel, *, num_blocks: int, device: str = "cpu") -> None:
         self.model = model
         self.device = device
         self.pool = BlockPool(num_blocks)

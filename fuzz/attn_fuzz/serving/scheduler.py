@@ -4,7 +4,7 @@ from typing import Any
 
 import hypothesis
 from attn_fuzz.serving.engine import Request, ServingEngine, Work
-from attn_fuzz.serving.models import Model
+from attn_fuzz.serving.models import ServedModel
 from attn_fuzz.strategies.independent import INDEPENDENT
 from hypothesis import HealthCheck
 from hypothesis import strategies as st
@@ -23,7 +23,7 @@ REQUEST = st.integers(0, MAX_REQUESTS - 1)
 class Scheduler(RuleBasedStateMachine):
     """What a scheduler may do, in any order."""
 
-    def __init__(self, model: Model, engine: type[ServingEngine] = ServingEngine, device: str = "cpu") -> None:
+    def __init__(self, model: ServedModel, engine: type[ServingEngine] = ServingEngine, device: str = "cpu") -> None:
         super().__init__()
         self.engine = engine(model, num_blocks=NUM_BLOCKS, device=device)
 
@@ -70,7 +70,7 @@ class Scheduler(RuleBasedStateMachine):
 
 
 def play(
-    model: Model,
+    model: ServedModel,
     device: str,
     *,
     seed: int,

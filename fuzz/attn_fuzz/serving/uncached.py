@@ -17,7 +17,7 @@ from attn_fuzz.cases.call import Call
 from attn_fuzz.cases.case import Rope
 from attn_fuzz.cases.contents import cos_sin_cache
 from attn_fuzz.cases.poison import DTYPES
-from attn_fuzz.serving.models import Model, ModelLayer
+from attn_fuzz.serving.models import ModelLayer, ServedModel
 from attn_fuzz.verdict.judge import judge_call
 
 VOCABULARY = 64
@@ -45,7 +45,7 @@ class UncachedReference:
         device: where.
     """
 
-    def __init__(self, model: Model, device: str) -> None:
+    def __init__(self, model: ServedModel, device: str) -> None:
         self.model = model
         self.device = device
         generator = torch.Generator().manual_seed(0)
