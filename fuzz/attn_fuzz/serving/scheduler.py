@@ -3,7 +3,7 @@
 from typing import Any
 
 import hypothesis
-from attn_fuzz.serving.engine import Request, ServingEngine, Work
+from attn_fuzz.serving.engine import ServedRequest, ServingEngine, Work
 from attn_fuzz.serving.models import ServedModel
 from attn_fuzz.strategies.independent import INDEPENDENT
 from hypothesis import HealthCheck
@@ -65,7 +65,7 @@ class Scheduler(RuleBasedStateMachine):
     def finish(self, request: int) -> None:
         self.engine.finish(self._request(request).id)
 
-    def _request(self, number: int) -> Request:
+    def _request(self, number: int) -> ServedRequest:
         return list(self.engine.requests.values())[number % len(self.engine.requests)]
 
 
