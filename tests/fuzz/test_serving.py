@@ -16,7 +16,7 @@ from attn_contract import AttentionType
 from attn_fuzz.serving import scheduler
 from attn_fuzz.serving.engine import Scheduled, ServingEngine
 from attn_fuzz.serving.models import ServedModel, rocm, served, triton
-from attn_fuzz.serving.uncached import DisagreementError
+from attn_fuzz.serving.uncached import WrongOutputError
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION
 from attn_optimized.backends import CommonAttentionMetadata, backend
 from hypothesis import Phase, settings
@@ -143,13 +143,13 @@ class FreesSharedBlocks(ServingEngine):
 
 @pytest.mark.parametrize("engine", [CountsRejectedDrafts, FreesSharedBlocks])
 def test_a_fault_that_no_single_step_shows_is_found(engine):
-    with pytest.raises(DisagreementError):
+    with pytest.raises(WrongOutputError):
         play_until_found(triton(DEVICE), engine)
 
 
 def test_a_missing_reinterpretation_of_a_shared_allocation_is_found(monkeypatch):
     monkeypatch.setattr(backend, "_must_reinterpret", lambda layout, allocation_layout: False)
-    with pytest.raises(DisagreementError):
+    with pytest.raises(WrongOutputError):
         play_until_found(rocm(DEVICE))
 
 

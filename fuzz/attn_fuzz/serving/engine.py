@@ -119,7 +119,7 @@ class ServingEngine:
         """Run a batch of requests, in the order given, through all layers; then reject drafts and sample.
 
         Raises:
-            DisagreementError: a layer's output is wrong.
+            WrongOutputError: a layer's output is wrong.
         """
         batch = [scheduled for id, chunk in work.items() if (scheduled := self._schedule(id, chunk))]
         if not batch:

@@ -91,7 +91,7 @@ def play(
         options: further settings of Hypothesis.
 
     Raises:
-        DisagreementError: a backend is wrong. Its notes are the fewest actions that Hypothesis found to end there.
+        WrongOutputError: a backend is wrong. Its notes are the fewest actions that Hypothesis found to end there.
     """
 
     def scheduler() -> Scheduler:
