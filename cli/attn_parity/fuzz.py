@@ -20,7 +20,7 @@ from attn_fuzz.findings.finding import Finding
 from attn_fuzz.report import page
 from attn_fuzz.report.run import Found, Run
 from attn_fuzz.run import engine, ledger, runner
-from attn_fuzz.run.engine import Failure, Plan
+from attn_fuzz.run.engine import Failure, FuzzPlan
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.targets import registry
@@ -102,7 +102,7 @@ def command(
     check_writable(json_file)
     folder = report_folder or FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    plan = Plan(
+    plan = FuzzPlan(
         target=target_name,
         device=device,
         examples=examples or PROFILES[profile],
@@ -201,7 +201,7 @@ def _past(
     return files.admitted(cases, target, support)
 
 
-def _run(plan: Plan, past: dict[Case, str], workers: int, prefix: Path) -> tuple[Outcome, list[Path]]:
+def _run(plan: FuzzPlan, past: dict[Case, str], workers: int, prefix: Path) -> tuple[Outcome, list[Path]]:
     """Past cases, then the plan's shards. What is found is on the disk at once, in the files that are returned."""
     plans = [*runner.replays(plan, list(past), workers), *runner.shards(plan)]
     done = [engine.Progress() for _ in plans]
@@ -236,7 +236,7 @@ def _written(failure: Failure, folder: Path, name: str, past: dict[Case, str], e
     return Found(failure, case_path, script_path, past.get(failure.first))
 
 
-def _again(plan: Plan) -> list[str]:
+def _again(plan: FuzzPlan) -> list[str]:
     options = {"target": plan.target, "device": plan.device, "examples": plan.examples, "seed": plan.seed}
     return ["attn-parity", "fuzz", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
 

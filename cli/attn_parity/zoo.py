@@ -10,7 +10,7 @@ from attn_fuzz.errors import ExecutorError
 from attn_fuzz.report import zoo_page
 from attn_fuzz.report.zoo_page import Results, Row
 from attn_fuzz.run import runner
-from attn_fuzz.run.engine import Plan, Progress
+from attn_fuzz.run.engine import FuzzPlan, Progress
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.targets import registry
 from attn_fuzz.zoo import mutants
@@ -99,7 +99,7 @@ def command(
     numbers = range(seed, seed + seeds)
     with tempfile.TemporaryDirectory() as scratch:
         plans = [
-            Plan(
+            FuzzPlan(
                 target=mutant.target,
                 device=device,
                 examples=examples,
@@ -136,7 +136,7 @@ def command(
     return int(any(row.survived for row in rows))
 
 
-def _run(plans: list[Plan], workers: int) -> Outcome:
+def _run(plans: list[FuzzPlan], workers: int) -> Outcome:
     """Every plan, with a progress bar."""
     done = [Progress() for _ in plans]
     with progress_bar(len(plans)) as show_bar:

@@ -21,7 +21,7 @@ import pytest
 if TYPE_CHECKING:
     from attn_fuzz.cases.case import Case
     from attn_fuzz.findings.finding import Finding
-    from attn_fuzz.run.engine import Plan
+    from attn_fuzz.run.engine import FuzzPlan
     from attn_fuzz.verdict.verdict import Verdict
 
 
@@ -62,7 +62,7 @@ class _Battery(pytest.Collector):
         import torch
         from attn_fuzz.corpus import files
         from attn_fuzz.run import runner
-        from attn_fuzz.run.engine import Plan
+        from attn_fuzz.run.engine import FuzzPlan
         from attn_fuzz.targets import registry
 
         yield _Declarations.from_parent(self, name="declarations")
@@ -72,7 +72,7 @@ class _Battery(pytest.Collector):
         except registry.UnknownTargetError:
             return  # the declarations say so
         option = self.config.option
-        plan = Plan(
+        plan = FuzzPlan(
             target=self.name,
             device=device,
             examples=option.attn_examples,
@@ -119,7 +119,7 @@ class _Declarations(_Item):
 class _StoredCase(_Item):
     """The stored case of something that the target is known to do wrong."""
 
-    def __init__(self, *, plan: "Plan", finding: "Finding", **options: object) -> None:
+    def __init__(self, *, plan: "FuzzPlan", finding: "Finding", **options: object) -> None:
         super().__init__(**options)  # pyright: ignore[reportArgumentType]
         self.plan, self.finding = plan, finding
 
@@ -139,7 +139,7 @@ class _StoredCase(_Item):
 class _Cases(_Item):
     """Draws and runs the cases of one shard; fails with the smallest failing case."""
 
-    def __init__(self, *, plan: "Plan", **options: object) -> None:
+    def __init__(self, *, plan: "FuzzPlan", **options: object) -> None:
         super().__init__(**options)  # pyright: ignore[reportArgumentType]
         self.plan = plan
 
@@ -157,7 +157,7 @@ class _Cases(_Item):
             raise _TargetFails(_told(progress.failure.case, progress.failure.verdict, self.plan, self.name))
 
 
-def _told(case: "Case", verdict: "Verdict", plan: "Plan", item: str) -> str:
+def _told(case: "Case", verdict: "Verdict", plan: "FuzzPlan", item: str) -> str:
     """The table of a failure, and where its case and script were written: several items of a target may fail."""
     import re
     import shlex

@@ -11,7 +11,7 @@ import pytest
 from attn_contract import Layout
 from attn_fuzz.cases.case import Cache, Case, Request
 from attn_fuzz.run import engine
-from attn_fuzz.run.engine import Plan
+from attn_fuzz.run.engine import FuzzPlan
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.targets import registry
 from attn_fuzz.verdict.verdict import Verdict
@@ -67,7 +67,7 @@ def fuzz_in() -> Callable[..., tuple[engine.Progress, list[Case]]]:
 
     def run(folder: Path, target: str, **fields) -> tuple[engine.Progress, list[Case]]:
         executor = InProcess(target)
-        plan = Plan(**{"target": target, "device": "cpu", "examples": 200, "seed": 1, "folder": folder, **fields})
+        plan = FuzzPlan(**{"target": target, "device": "cpu", "examples": 200, "seed": 1, "folder": folder, **fields})
         return engine.fuzz(plan, executor), executor.cases  # pyright: ignore[reportArgumentType]
 
     return run

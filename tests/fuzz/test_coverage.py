@@ -20,11 +20,11 @@ from attn_fuzz.cases.features import undefined
 from attn_fuzz.report import coverage
 from attn_fuzz.report.coverage import NAMES, Coverage
 from attn_fuzz.run import engine, runner
-from attn_fuzz.run.engine import Plan
+from attn_fuzz.run.engine import FuzzPlan
 from attn_parity import matrix
 
 replace = msgspec.structs.replace
-PLAN = Plan(target="triton", device="cpu", examples=3, seed=0, folder=Path())
+PLAN = FuzzPlan(target="triton", device="cpu", examples=3, seed=0, folder=Path())
 DECODE = Case(
     target="triton",
     requests=(Request(query_len=1, seq_len=3, blocks=(0,), causal=True),),
@@ -124,7 +124,7 @@ for module in sys.argv[1:]:
     __import__(module)
 from attn_fuzz.cases import case_file
 from attn_fuzz.run import engine
-plan = engine.Plan(target="triton", device="cpu", examples=60, seed=0, folder=pathlib.Path())
+plan = engine.FuzzPlan(target="triton", device="cpu", examples=60, seed=0, folder=pathlib.Path())
 print(hashlib.sha256("".join(map(case_file.dumps, engine.drawn(plan))).encode()).hexdigest())
 """
 

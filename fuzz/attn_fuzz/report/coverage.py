@@ -14,7 +14,7 @@ from itertools import combinations, repeat
 import msgspec
 from attn_fuzz.cases.features import FEATURES, features, undefined
 from attn_fuzz.run import engine
-from attn_fuzz.run.engine import Plan
+from attn_fuzz.run.engine import FuzzPlan
 from attn_fuzz.targets import registry
 
 NAMES = [feature.name for feature in FEATURES]
@@ -36,7 +36,7 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def cover(
-    plans: Sequence[Plan], workers: int, sides: Sequence[str] = (), report: Callable[[int], None] = lambda examples: None
+    plans: Sequence[FuzzPlan], workers: int, sides: Sequence[str] = (), report: Callable[[int], None] = lambda examples: None
 ) -> Coverage:
     """Draw the cases of all plans and count; the counts do not depend on the number of workers.
 
@@ -100,7 +100,7 @@ class _Refusals:
         }
 
 
-def _draw(plan: Plan, sides: Sequence[str]) -> list[tuple[list[str], dict[str, str]]]:
+def _draw(plan: FuzzPlan, sides: Sequence[str]) -> list[tuple[list[str], dict[str, str]]]:
     """Of each case its features, and by side why that refuses it, if it does."""
     supports = {side: registry.load(side).support(plan.device) for side in sides}
     return [
