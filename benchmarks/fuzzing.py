@@ -13,9 +13,9 @@ import click
 import msgspec
 import torch
 from attn_fuzz.cases.case import Case
-from attn_fuzz.run import engine, runner
-from attn_fuzz.run.engine import FuzzPlan
+from attn_fuzz.run import runner, shard
 from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_fuzz.verdict.verdict import Verdict
 from rich.console import Console
@@ -54,12 +54,12 @@ def _one_worker(plans: list[FuzzPlan], kernels: str) -> Table:
         for sanitize in (True, False) if registry.load(plan.target).can_be_sanitized(plan.device) else (False,):
             chosen = msgspec.structs.replace(plan, sanitize=sanitize)
             started = time.perf_counter()
-            engine.fuzz(chosen, _Undone(plan.target, plan.device, 1.0, plan.folder / "none"))
+            shard.fuzz(chosen, _Undone(plan.target, plan.device, 1.0, plan.folder / "none"))
             drawing = time.perf_counter() - started
-            with engine.start_executor(chosen) as executor:
+            with shard.start_executor(chosen) as executor:
                 executor.start()
                 started = time.perf_counter()
-                progress = engine.fuzz(chosen, executor)
+                progress = shard.fuzz(chosen, executor)
                 seconds = time.perf_counter() - started
             inside = [progress.spent[name] for name in ("target", "judge", "build")]
             parts = [*inside, drawing, max(0.0, seconds - sum(inside) - drawing)]

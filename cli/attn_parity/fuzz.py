@@ -19,10 +19,10 @@ from attn_fuzz.errors import ExecutorError
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.report import page
 from attn_fuzz.report.run import Found, Run
-from attn_fuzz.run import engine, ledger, runner
-from attn_fuzz.run.engine import Failure, FuzzPlan
+from attn_fuzz.run import ledger, runner, shard
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.runner import Outcome
+from attn_fuzz.run.shard import Failure, FuzzPlan
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Support, Target
 from attn_parity.options import (
@@ -204,11 +204,11 @@ def _past(
 def _run(plan: FuzzPlan, past: dict[Case, str], workers: int, prefix: Path) -> tuple[Outcome, list[Path]]:
     """Past cases, then the plan's shards. What is found is on the disk at once, in the files that are returned."""
     plans = [*runner.replays(plan, list(past), workers), *runner.shards(plan)]
-    done = [engine.Progress() for _ in plans]
+    done = [shard.Progress() for _ in plans]
     early: dict[int, Path] = {}
     with progress_bar(len(past) + plan.examples) as show_bar:
 
-        def show(index: int, progress: engine.Progress) -> None:
+        def show(index: int, progress: shard.Progress) -> None:
             if progress.failure is not None and progress.failure != done[index].failure:
                 early[index] = prefix.with_name(f"{prefix.name}-shard-{index}.json")
                 with contextlib.suppress(OSError):  # on a full disk, it is told and tried again when the run has ended

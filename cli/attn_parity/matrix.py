@@ -12,7 +12,7 @@ from attn_fuzz.cases.features import undefined
 from attn_fuzz.report import coverage
 from attn_fuzz.report.coverage import NAMES, Coverage
 from attn_fuzz.run import runner
-from attn_fuzz.run.engine import FuzzPlan
+from attn_fuzz.run.shard import FuzzPlan
 from attn_parity.fuzz import PROFILES
 from attn_parity.options import (
     PAGES,

@@ -10,8 +10,8 @@ from attn_fuzz.errors import ExecutorError
 from attn_fuzz.report import zoo_page
 from attn_fuzz.report.zoo_page import Results, Row
 from attn_fuzz.run import runner
-from attn_fuzz.run.engine import FuzzPlan, Progress
 from attn_fuzz.run.runner import Outcome
+from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.targets import registry
 from attn_fuzz.zoo import mutants
 from attn_fuzz.zoo.mutants import Mutant, MutantError

@@ -21,7 +21,7 @@ import pytest
 if TYPE_CHECKING:
     from attn_fuzz.cases.case import Case
     from attn_fuzz.findings.finding import Finding
-    from attn_fuzz.run.engine import FuzzPlan
+    from attn_fuzz.run.shard import FuzzPlan
     from attn_fuzz.verdict.verdict import Verdict
 
 
@@ -62,7 +62,7 @@ class _Battery(pytest.Collector):
         import torch
         from attn_fuzz.corpus import files
         from attn_fuzz.run import runner
-        from attn_fuzz.run.engine import FuzzPlan
+        from attn_fuzz.run.shard import FuzzPlan
         from attn_fuzz.targets import registry
 
         yield _Declarations.from_parent(self, name="declarations")
@@ -126,10 +126,10 @@ class _StoredCase(_Item):
     def runtest(self) -> None:
         from attn_fuzz.cases import case_file
         from attn_fuzz.findings.finding import explanation
-        from attn_fuzz.run import engine
+        from attn_fuzz.run import shard
 
         case = case_file.load(self.finding.path)
-        with engine.start_executor(self.plan) as executor:
+        with shard.start_executor(self.plan) as executor:
             verdict = executor.run(case)
         if explanation([self.finding], case, verdict) is not None:
             pytest.xfail(self.finding.what)
@@ -144,10 +144,10 @@ class _Cases(_Item):
         self.plan = plan
 
     def runtest(self) -> None:
-        from attn_fuzz.run import engine
+        from attn_fuzz.run import shard
 
-        with engine.start_executor(self.plan) as executor:
-            progress = engine.fuzz(self.plan, executor)
+        with shard.start_executor(self.plan) as executor:
+            progress = shard.fuzz(self.plan, executor)
         known = [f"{count} fail as the known finding {name} says" for name, count in progress.known.items()]
         text = ", ".join(
             [f"{progress.replayed + progress.examples} cases, largest error {progress.ratio:.2f} of its bound", *known]

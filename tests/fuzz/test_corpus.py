@@ -11,8 +11,8 @@ import pytest
 from attn_fuzz.cases import case_file
 from attn_fuzz.corpus import database, files
 from attn_fuzz.corpus.database import DatabaseError
-from attn_fuzz.run import engine, runner
-from attn_fuzz.run.engine import FuzzPlan
+from attn_fuzz.run import runner, shard
+from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import EVERYTHING
 from attn_fuzz.zoo import mutants
@@ -30,8 +30,8 @@ def test_the_shipped_corpus_agrees(tmp_path):
     past = tuple(files.admitted(files.shipped(), "triton", registry.load("triton").support("cpu")))
     assert len(past) >= 70
     plan = FuzzPlan(target="triton", device="cpu", examples=0, seed=0, folder=tmp_path, past=past)
-    with engine.start_executor(plan) as executor:
-        progress = engine.fuzz(plan, executor)
+    with shard.start_executor(plan) as executor:
+        progress = shard.fuzz(plan, executor)
     assert progress.failure is None, progress.failure
     assert (progress.replayed, progress.examples) == (len(past), 0)
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from attn_fuzz.run.engine import FuzzPlan
+from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_parity import main
 from attn_parity.doctor import sections

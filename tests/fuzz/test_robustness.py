@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from attn_fuzz.cases import case_file
 from attn_fuzz.run import runner
-from attn_fuzz.run.engine import FuzzPlan
 from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.shard import FuzzPlan
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="writes to /dev/full")

@@ -15,7 +15,7 @@ import torch
 from attn_contract import Batch, Layer, Layout
 from attn_fuzz.report.run import failure_json
 from attn_fuzz.run import runner
-from attn_fuzz.run.engine import FuzzPlan
+from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_parity.binaries.build import build
 from attn_parity.versions import version

@@ -16,9 +16,9 @@ from multiprocessing.connection import Connection
 import msgspec
 from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import ExecutorError
-from attn_fuzz.run import engine
-from attn_fuzz.run.engine import FuzzPlan, Progress
+from attn_fuzz.run import shard
 from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.targets.registry import UnknownTargetError
 from attn_fuzz.zoo.mutants import MutantError
 
@@ -190,7 +190,7 @@ def _processes(plans: Sequence[FuzzPlan]) -> Iterator[Callable[[], Connection]]:
             process.kill()  # one that lost the signal; its executor ends when it sees that it is alone
             process.join()
             for plan in {plan.folder: plan for plan in plans}.values():
-                engine.in_flight(plan, process.pid or 0).unlink(missing_ok=True)
+                shard.in_flight(plan, process.pid or 0).unlink(missing_ok=True)
 
 
 def _work(connection: Connection) -> None:
@@ -204,7 +204,7 @@ def _work(connection: Connection) -> None:
             if executor is None or (executor.target, executor.mutant) != (plan.target, plan.mutant):
                 if executor is not None:
                     executor.stop()
-                executor = engine.start_executor(plan)
+                executor = shard.start_executor(plan)
             connection.send(_shard(plan, executor, connection))
     except (EOFError, ConnectionError, KeyboardInterrupt):
         pass
@@ -220,7 +220,7 @@ def _shard(plan: FuzzPlan, executor: Executor, connection: Connection) -> str | 
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        engine.fuzz(plan, executor, connection.send)
+        shard.fuzz(plan, executor, connection.send)
     except MutantError as error:
         connection.send(Progress(broken=str(error)))
     except (ExecutorError, UnknownTargetError, OSError) as error:

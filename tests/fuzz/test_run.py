@@ -13,8 +13,8 @@ import pytest
 from attn_fuzz.cases import case_file
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.run import runner
-from attn_fuzz.run.engine import FuzzPlan
 from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.shard import FuzzPlan
 
 
 def test_a_seed_means_the_same_cases(fuzz_here):

@@ -1,7 +1,7 @@
 """The one loop behind the command line, the pytest job and the zoo: draw, run, judge, shrink.
 
-`fuzz` is one shard: one seed, one executor. Whatever is found is handed out through `report` as it is found, so that an
-interrupted run loses nothing.
+`fuzz` runs one shard: one seed, one executor. It reports each failure as soon as the failure is found, so an interrupted run
+loses nothing.
 """
 
 import contextlib
