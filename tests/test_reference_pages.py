@@ -10,7 +10,8 @@ import attn_reference
 import click
 import msgspec
 from attn_fuzz.verdict.verdict import Kind
-from attn_fuzz.zoo.mutants import Mutant, patched_source
+from attn_fuzz.zoo.mutants import Mutant
+from attn_fuzz.zoo.patches import patched_sources
 from attn_parity import cli
 
 from tests.pages import PAGES, ROOT, blocks
@@ -44,7 +45,8 @@ def test_every_schema_is_described():
 def test_the_mutant_on_its_page_applies():
     (block,) = (block for block in blocks(PAGES["docs/reference/mutants.md"]) if block.language == "toml")
     mutant = msgspec.convert(tomllib.loads(block.text), Mutant)
-    assert patched_source(mutant.patches[0].module, mutant.patches).count("batch.max_query_len > 1") == 1
+    (patched,) = patched_sources(mutant.patches).values()
+    assert patched.count("batch.max_query_len > 1") == 1
 
 
 def test_every_name_of_the_python_api_is_there():

@@ -61,6 +61,7 @@ def test_products_that_lose_bits_are_counted(planted, architecture):
     assert facts["tf32"]["tf32_instructions"] == facts["tf32"]["matrix_instructions"] > 0
     assert facts["ieee"]["tf32_instructions"] == 0
     assert facts["tf32"]["narrow_products"] == 1, "an offset that is multiplied in 32 bits"
+    assert facts["excused"]["narrow_products"] == 0, "its line says why it cannot overflow"
     assert facts["rotation"]["fused_multiply_adds"] == 0
     assert facts["fused rotation"]["fused_multiply_adds"] > 0
 

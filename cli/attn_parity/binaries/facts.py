@@ -1,18 +1,21 @@
 """What can be read off a binary: registers, spills, shared memory, waves, and some kinds of instructions."""
 
+import linecache
 import os
 import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from attn_parity.binaries.architectures import ARCHITECTURES, Architecture
 
-_NARROW_PRODUCT = re.compile(r"%([a-z_]+?)(?:_\d+)? = arith\.muli .* : (?:tensor<[\dx]*i32|i32)")
-# products of no address: a query or a key of its request, a row of a tile as a query and a head, what a head has or has not, a
-# dim of its page
-_SMALL = {"first_query", "first_key", "key", "tile_query", "head", "sink", "slope", "in_page"}
+_NARROW_PRODUCT = re.compile(r"= arith\.muli .* : (?:tensor<[\dx]*i32|i32).* loc\((#loc\d*)\)$", re.MULTILINE)
+_LOCATION = re.compile(r"^(#loc\d*) = loc\((.*)\)$", re.MULTILINE)
+_LINE_OF_FILE = re.compile(r'"([^"]+)":(\d+):\d+')
+_EXCUSE = "# int32: "
+"""Behind a line of a kernel whose product of 32 bits cannot overflow, and before the words why."""
 _AMD_LOAD = re.compile(r"\b(?:global|buffer|flat)_load_(\w+)")
 _AMD_WIDTH = re.compile(r"dwordx(\d)|dword|[bui](8|16|32|64|96|128)\b|short|byte")
 _PTX_LOAD = re.compile(r"\bld\.global[\w.:]*?(?:\.v(\d))?\.[bfsu](\d+)\b")
@@ -81,9 +84,33 @@ def facts_of(binary: Any, architecture: str) -> Facts:
         matrix_instructions=len(instructions),
         tf32_instructions=len(rounding),
         widest_load=widest,
-        narrow_products=sum(name not in _SMALL for name in _NARROW_PRODUCT.findall(binary.asm["ttir"])),
+        narrow_products=_narrow_products(binary.asm["ttir"], _folder_of(binary)),
         fused_multiply_adds=fused,
     )
+
+
+def _narrow_products(ttir: str, folder: Path) -> int:
+    """Products of 32 bits, but those whose line in the kernel's source says why they cannot overflow: `# int32: why`.
+
+    Args:
+        folder: of the kernel's source; Triton's cache may hold what was compiled from a copy elsewhere.
+    """
+    locations = dict(_LOCATION.findall(ttir))
+    return sum(_EXCUSE not in _source_line(location, locations, folder) for location in _NARROW_PRODUCT.findall(ttir))
+
+
+def _source_line(location: str, locations: dict[str, str], folder: Path) -> str:
+    """Of a location, which may be one's name, `"name"(#loc1)`, or one called from another, `callsite(#loc1 at #loc2)`."""
+    text = locations.get(location, "")
+    if found := _LINE_OF_FILE.fullmatch(text):
+        beside = folder / Path(found[1]).name
+        return linecache.getline(str(beside) if beside.is_file() else found[1], int(found[2]))
+    inner = re.search(r"#loc\d*", text)
+    return _source_line(inner[0], locations, folder) if inner else ""
+
+
+def _folder_of(binary: Any) -> Path:
+    return Path(binary.src.fn.fn.__code__.co_filename).parent
 
 
 def _waves(by_registers: int | None, lds_bytes: int, num_warps: int, unit: Architecture) -> float | None:

@@ -196,7 +196,8 @@ def _read() -> Iterator[ShippedCall]:
         fields = _fields(table, groups)
         yield ShippedCall(name=kind, **fields)
         for variant, own in variants.items():
-            yield ShippedCall(name=f"{kind}, {variant}", **fields | {"main": False} | _fields(own, groups))
+            of_variant: dict[str, Any] = {**fields, "main": False, **_fields(own, groups)}
+            yield ShippedCall(name=f"{kind}, {variant}", **of_variant)
 
 
 def _fields(table: dict[str, Any], groups: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 
 SHOWN = 200
+_Node = ast.expr | ast.stmt | ast.keyword
 _Scope = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -110,7 +111,7 @@ class _Piece(NamedTuple):
     """
 
     kind: str
-    nodes: tuple[ast.AST, ...]
+    nodes: tuple[_Node, ...]
     begin: int = 0
     end: int = 0
 
@@ -207,7 +208,7 @@ class _Source:
         for child in ast.iter_child_nodes(node):
             yield from self._rows(child, kind)
 
-    def _piece(self, kind: str, *nodes: ast.AST) -> _Piece:
+    def _piece(self, kind: str, *nodes: _Node) -> _Piece:
         first, last = nodes[0], nodes[-1]
         if decorators := getattr(first, "decorator_list", None):
             begin = self.text.rindex(b"@", 0, self._at(decorators[0].lineno, decorators[0].col_offset))

@@ -73,6 +73,6 @@ def keys_of_tile(i, loops, KIND: tl.constexpr, MASKED: tl.constexpr):
     tile = loops.first_tile + n
     if KIND.has_gaps and MASKED:
         tile = tl.where(n < loops.num_sink_tiles, loops.first_sink_tile + n, tile).to(tl.int32)
-    first_key = tile * KIND.block_n
+    first_key = tile * KIND.block_n  # int32: a key of its request
     key = first_key + tl.arange(0, KIND.block_n)
     return first_key, key, (loops.first_key <= key) & (key < loops.end_key)

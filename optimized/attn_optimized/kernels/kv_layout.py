@@ -52,7 +52,7 @@ def load_packed_keys(
     # [D/x, N, x]
     packed_dim = tl.arange(0, BLOCK_D // X)[:, None, None]
     row = (page + slot * X)[None, :, None]
-    in_page = packed_dim * (BLOCK_SIZE * X) + tl.arange(0, X)[None, None, :]
+    in_page = packed_dim * (BLOCK_SIZE * X) + tl.arange(0, X)[None, None, :]  # int32: in its page
     pointer = head_ptr + row + in_page
     loaded = packed_dim < HEAD_SIZE // X
     if MASKED:
@@ -89,7 +89,7 @@ def load_packed_values(
     """[N, D] from pages [D, BS] or [BS/x, D, x], read as they lie; in_tile is [N]."""
     S: tl.constexpr = slots_side_by_side(BLOCK_SIZE, BLOCK_N, X, INTERIOR)
     # [N/S]; the block is looked up once more, and the compiler sees that all of S slots are in one
-    key = first_key + tl.arange(0, BLOCK_N // S) * S
+    key = first_key + tl.arange(0, BLOCK_N // S) * S  # int32: a key of its request
     unsigned_key = key.to(tl.uint32, bitcast=True)
     in_tile = tl.reshape(in_tile, [BLOCK_N // S, S])
     if MASKED:
@@ -100,7 +100,7 @@ def load_packed_values(
     # [N/S, D, S]
     first_slot = (unsigned_key % BLOCK_SIZE).to(tl.int64)[:, None, None]
     dim = tl.arange(0, BLOCK_D)[None, :, None]
-    in_page = dim * (X if INTERIOR == "shuffled" else BLOCK_SIZE) + tl.arange(0, S)[None, None, :]
+    in_page = dim * (X if INTERIOR == "shuffled" else BLOCK_SIZE) + tl.arange(0, S)[None, None, :]  # int32: in its page
     row = (block * stride_block * STRIDE_UNIT)[:, None, None] + first_slot * (HEAD_SIZE if INTERIOR == "shuffled" else 1)
     pointer = head_ptr + row + in_page
     in_head = dim < HEAD_SIZE

@@ -21,7 +21,8 @@ def begin_rows(sinks_ptr, has_sinks, rows, BLOCK_M: tl.constexpr, BLOCK_D: tl.co
     visible key decays its weight to 0.
     """
     # has_sinks is 0 or 1: without sinks, a row reads the one element that is there
-    sink = tl.load(sinks_ptr + rows.head * has_sinks, mask=rows.owned, other=float("-inf"))
+    sink_ptr = sinks_ptr + rows.head * has_sinks  # int32: a head or 0
+    sink = tl.load(sink_ptr, mask=rows.owned, other=float("-inf"))
     row_max = tl.where(has_sinks != 0, sink * LOG2E, float("-inf"))
     return row_max, tl.full([BLOCK_M], 1.0, tl.float32), tl.full([BLOCK_M, BLOCK_D], 0.0, tl.float32)
 

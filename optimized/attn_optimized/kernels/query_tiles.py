@@ -55,7 +55,7 @@ def find_tile(query_start_loc_ptr, num_requests, queries_per_tile, one_tile_per_
     query_len = tl.load(query_start_loc_ptr + request + 1) - first_row
     first_query = 0
     if one_tile_per_request == 0:
-        first_query = (tile - request - first_row // queries_per_tile) * queries_per_tile
+        first_query = (tile - request - first_row // queries_per_tile) * queries_per_tile  # int32: a query of its request
     end_query = tl.minimum(first_query + queries_per_tile, query_len)
     # int64: multiplied by strides
     return (
@@ -71,9 +71,9 @@ def find_tile(query_start_loc_ptr, num_requests, queries_per_tile, one_tile_per_
 def rows_of_tile(tile, sizes, first, BLOCK_M: tl.constexpr):
     """The tile's rows, from row `first` on."""
     tile_row = first + tl.arange(0, BLOCK_M)
-    tile_query = (tile_row * sizes.group_inverse) >> 16
+    tile_query = (tile_row * sizes.group_inverse) >> 16  # int32: a row of a tile, times 2^16 at most
     query = tile.first_query.to(tl.int32) + tile_query
-    head = tile.kv_head.to(tl.int32) * sizes.group + (tile_row - tile_query * sizes.group)
+    head = tile.kv_head.to(tl.int32) * sizes.group + (tile_row - tile_query * sizes.group)  # int32: a head
     row = tile.first_row.to(tl.int32) + query
     # rows are where outputs are written: unchecked lengths must not reach beyond them
     owned = (query < tile.end_query.to(tl.int32)) & (row >= 0) & (row < sizes.num_tokens)
