@@ -137,7 +137,7 @@ def command(
 
 
 def _run(plans: list[FuzzPlan], workers: int) -> Outcome:
-    """Every plan, with a progress bar."""
+    """Run every plan while a progress bar counts findings and examples."""
     done = [Progress() for _ in plans]
     with progress_bar(len(plans)) as show_bar:
 
@@ -179,7 +179,7 @@ def _check(path: Path, residents: list[Mutant]) -> int:
 
 
 def _kept(path: Path) -> Results:
-    """The results beside a page."""
+    """The results in the JSON file beside a page, from which the page is made."""
     data = path.with_suffix(".json")
     if not data.is_file():
         raise click.ClickException(f"--page: {data} does not exist; `attn-parity zoo --write` writes it")

@@ -1,7 +1,7 @@
-"""The whole input of one check as plain data: it prints, diffs, shrinks and mails.
+"""A case: the whole input of one check as plain data, which can be printed, compared, made smaller and sent by mail.
 
-A case holds numbers and a seed, never tensors; `attn_fuzz.cases.tensors` makes those. Field defaults are the simplest choice,
-so a small case is also a short file.
+A case holds numbers and a seed, never tensors. `attn_fuzz.cases.tensors` makes the tensors of a case. Field defaults are the
+simplest choice, so a small case is also a short file.
 """
 
 from typing import Annotated, Any, Literal
@@ -12,7 +12,7 @@ from attn_fuzz.errors import InputError
 from msgspec import Meta
 
 SCHEMA = "attn-parity.case/2"
-# of all tensors together: half a gigabyte of float32, and a few copies
+# elements of all tensors of a case: half a gigabyte of float32, of which a check makes a few copies
 MAX_ELEMENTS = 1 << 27
 GUARD = 64  # rows before and after outputs: about a kernel's tile of queries
 MAX_REQUESTS = 1 << 12
@@ -34,15 +34,15 @@ ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 class CaseError(InputError):
-    """A case file that cannot be read, or a case whose fields contradict each other."""
+    """A case file cannot be read, or the fields of a case contradict each other."""
 
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One request of the batch.
 
-    `blocks` is the request's row of the block table as far as it is used (empty where there is no cache). Blocks that two
-    requests share hold a common prefix. `bidirectional_ranges` are inclusive positions (first, last) that see each other both
-    ways.
+    `blocks` is the used part of the request's row of the block table, and empty without a cache. Blocks that two requests
+    share hold a common prefix. `bidirectional_ranges` are pairs of positions (first, last), both inclusive. The tokens of a
+    range see each other both ways.
     """
 
     query_len: Count
@@ -58,19 +58,19 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
 
 
 class Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """The raw allocation that holds K and V, and who else looks at it.
+    """The raw allocation that holds K and V, and the other views of the same memory.
 
     Attributes:
         layout: order of dimensions of the view that the layer under test is given.
-        planes: physically a K plane and then a V plane, instead of K and V side by side in each block. Any layout but the
-            content-packed ones can view either, by its strides (vLLM #43945).
+        planes: the allocation is a K plane and then a V plane, instead of K and V side by side in each block. All layouts
+            except the content-packed ones can view either form, by their strides (vLLM #43945).
         padding: unused elements after each block.
-        order, num_layers, layer: where rows hold K and V side by side: what the allocation is made of, from the outside in,
-            how many layers share it, and which of them is under test.
-        dtype: of a quantized cache; None: the layer's.
-        scales: of a quantized cache; None exactly where there are none, or each row holds its own.
-        writer: another layout through which this step's K and V are written; both views address the same elements.
-        neighbour: the layout of a second layer, which owns the blocks that no request does; both have one footprint.
+        order, num_layers, layer: only for layouts whose rows hold K and V side by side. `order` is the order of dimensions in
+            memory, `num_layers` layers share the allocation, and `layer` is the index of the layer under test.
+        dtype: of a quantized cache; None: the cache has the layer's dtype.
+        scales: kind of a quantized cache's scales. None if the cache is not quantized, or if its rows hold their own scales.
+        writer: another layout through which this step's K and V are written. Both views address the same elements.
+        neighbour: layout of a second layer, which owns all blocks that no request owns. Both layouts have the same footprint.
     """
 
     layout: Layout
@@ -101,10 +101,11 @@ class Rope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     """The step rotates q in place and writes rotated keys.
 
     Attributes:
-        rotary_dim: even; dims past it pass through.
+        rotary_dim: even number of dims that are rotated; the other dims stay as they are.
         neox: whether dims i and i + rotary_dim / 2 are a pair, instead of 2i and 2i + 1.
         narrow_cache: cos_sin_cache is of the layer's dtype instead of float32.
-        all_rows: positions are given for all rows of q, as a captured graph pads them; there are then fewer slots.
+        all_rows: positions are given for all rows of q, as in a captured graph with padding. There are then fewer slots than
+            positions.
     """
 
     rotary_dim: Size
@@ -114,12 +115,13 @@ class Rope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
 
 
 class Values(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """How tensors are filled; the kinds are explained in `attn_fuzz.cases.contents`, a captured call's in `captures`.
+    """How tensors are filled. `attn_fuzz.cases.contents` explains the kinds, and `captures` the kind "captured".
 
     Attributes:
-        seed: of what is drawn.
-        file, sha256: of a captured call: the file with its tensors, by a plain name beside the case (in memory, by its path),
-            and that file's hash. The case's own sinks, alibi_slopes, qq_bias and scales then say that there are some.
+        seed: of all numbers that are drawn.
+        file, sha256: only of a captured call: the file that holds its tensors, and the hash of this file. A case file gives the
+            plain name of a file in its folder; in memory, `file` is a path. The case's fields sinks, alibi_slopes, qq_bias and
+            scales then say only that the file holds such tensors.
     """
 
     kind: ValueKind = "exact"
@@ -133,32 +135,33 @@ class Case(
 ):
     """One step of one layer: write this step's K and V, then attend.
 
-    A rule of `attn_contract.rules` is an attribute of the rule's name. A rule of tensors is a flag or the kind of its values.
+    A rule of `attn_contract.rules` is the attribute with the rule's name. If the rule's value is a tensor, the attribute is a
+    flag or the kind of the tensor's numbers.
 
     Attributes:
-        target: name of what is checked; `replay --target` overrides it.
+        target: name of the target to check; `replay --target` overrides it.
         group_size: query heads per KV head.
         window: (left, right), -1 unlimited.
         sink_tokens, chunked_local, ranges_clamped, logits_soft_cap: as in `attn_contract.Layer`.
-        alibi_slopes: there are slopes, drawn from the seed.
-        qq_bias: a tree of drafts, whose tokens see their ancestors only, or random numbers.
+        alibi_slopes: the layer has slopes, drawn from the seed.
+        qq_bias: "tree": drafts form a tree, and a token sees only its ancestors. "random": random numbers.
         narrow_sinks: sinks are of the layer's dtype instead of float32.
-        per_request_causal: pass `causal` as a tensor; otherwise all requests agree.
+        per_request_causal: `causal` is passed as a tensor. If false, all requests have the same flag.
         unowned_rows: rows of q after the last request that still count in num_actual_tokens.
         rows_past: rows of q after num_actual_tokens.
         kv_rows_past: rows of k and v after the last slot.
-        unwritten: query rows whose slot is -1 although their K and V are in the cache (written before).
-        writes: whether this step writes at all (cross-attention does so once).
-        recycled: keys that no query sees hold NaN, as blocks outside every window do once they are given to others.
-        finite_slots: slots that hold no key, and those of `recycled`, hold a finite number, as earlier requests leave them,
-            instead of NaN.
-        table_padding: extra columns of the block table; they and all other unused entries hold garbage.
+        unwritten: query rows whose slot is -1, because an earlier step has written their K and V.
+        writes: whether this step writes K and V. Cross-attention writes only in its first step.
+        recycled: keys that no query sees hold NaN. An engine gives blocks outside every window to other requests.
+        finite_slots: slots that hold no key, and slots whose key is `recycled`, hold a finite number instead of NaN, as earlier
+            requests leave it.
+        table_padding: extra columns of the block table. All unused entries of the table hold garbage.
         slack: added to max_query_len and max_seq_len, which are upper bounds.
         fused_qkv: q, k and v are slices of one tensor.
         rope: the step's write rotates q and k.
-        output_dtype: out is of that type, with an output_scale.
+        output_dtype: dtype of a quantized out, which has an output_scale. None: the layer's dtype.
         flat_out: out is [T, H*D].
-        lse: ask for the LSE too.
+        lse: the call asks for the LSE too.
     """
 
     target: Annotated[str, Meta(max_length=MESSAGE)]
@@ -225,13 +228,13 @@ class Case(
 
     @property
     def non_causal(self) -> bool:
-        """Whether some request of a decoder is not causal."""
+        """Whether the case has the rule non_causal: a decoder that passes flags per request, or has no causal request."""
         decoder = self.attn_type is AttentionType.DECODER
         return decoder and (self.per_request_causal or not any(request.causal for request in self.requests))
 
     @property
     def rules(self) -> dict[str, Any]:
-        """The rules that the step asks for, with what the case says of each."""
+        """The rules that the step asks for, by name, with the case's value of each."""
         found = {name: getattr(self, name, rule.off) for name, rule in RULES.items()}
         return {name: value for name, value in found.items() if value and RULES[name].is_asked(value)}
 
@@ -242,7 +245,7 @@ class Case(
 
 
 def written_slots(case: Case) -> list[int]:
-    """slot_mapping of the step: one slot per written row of k and v, -1 where nothing is written."""
+    """slot_mapping of the step: a slot for each row of k and v, or -1 for a row that is not written."""
     cache = case.cache
     if cache is None or not case.writes:
         return []
@@ -260,7 +263,7 @@ def written_slots(case: Case) -> list[int]:
 
 
 def slots_of_keys(case: Case, cache: Cache) -> list[int]:
-    """The slots that hold a key of some request, in order."""
+    """The slots that hold a key of some request, in ascending order."""
     return sorted({slot_of(request, cache, position) for request in case.requests for position in range(request.seq_len)})
 
 
@@ -269,13 +272,17 @@ def slot_of(request: Request, cache: Cache, position: int) -> int:
 
 
 def num_elements(case: Case) -> int:
-    """Of the tensors of a case, about; scores are not among them, which only an oracle holds."""
+    """About how many elements the tensors of a case have together. Scores do not count: only the oracle holds them."""
     head = case.head_size * case.num_kv_heads
     in_cache = 0
     if case.cache is not None:
-        row = 2 * (case.head_size + 4) * case.num_kv_heads  # with inline scales, or so many of its own
+        row = (
+            2 * (case.head_size + 4) * case.num_kv_heads
+        )  # 4 more elements per row make room for scales, inline or in a tensor of their own
         block = case.cache.num_layers * (case.cache.block_size * row + case.num_kv_heads * case.cache.padding)
-        in_cache = (case.cache.num_blocks + 2) * block  # with guards of a block each; heads and layers may each be padded
+        in_cache = (
+            case.cache.num_blocks + 2
+        ) * block  # a guard of one block on either side; each head of each layer may be padded
     ranges = max((len(request.bidirectional_ranges) for request in case.requests), default=0)
     table = len(case.requests) * (max((len(r.blocks) for r in case.requests), default=0) + case.table_padding + 2 * ranges)
     rows = case.num_rows + case.kv_rows_past + 2 * GUARD

@@ -25,8 +25,8 @@ def loads(text: str | bytes) -> Case:
     """Read a case.
 
     Raises:
-        CaseError: not JSON, another schema, an unknown field or value, fields that contradict each other, or a file that does
-            not lie beside the case.
+        CaseError: the text is not JSON or has another schema, a field is unknown or out of range, fields contradict each other,
+            or `values.file` is not the plain name of a .safetensors file.
     """
     try:
         head = msgspec.json.decode(text)
@@ -35,7 +35,7 @@ def loads(text: str | bytes) -> Case:
             raise CaseError(f"schema: got {repr(found)[:MESSAGE]}, expected {SCHEMA!r}")
         case = _decoder.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        # it quotes the file: names of fields may be long, and may control terminals
+        # the message quotes the file: names in it may be long, and may hold characters that control a terminal
         said = str(error)[:MESSAGE]
         raise CaseError("".join(character if character.isprintable() else "?" for character in said)) from None
     check(case)
@@ -46,7 +46,7 @@ def loads(text: str | bytes) -> Case:
 
 
 def save(path: Path, case: Case) -> None:
-    """Write a case file all at once: on a full disk, the file is as it was before, or not there."""
+    """Write a case file in one step. If the disk is full, an old file stays as it was, and a new file is not created."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         partial.write_text(dumps(case) + "\n", encoding="utf-8")
@@ -54,11 +54,15 @@ def save(path: Path, case: Case) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink()
-        raise OSError(error.errno, error.strerror, str(path)) from None  # of a full disk it names no file
+        raise OSError(error.errno, error.strerror, str(path)) from None  # the error of a full disk names no file
 
 
 def load(path: Path) -> Case:
-    """Read a case file, its tensors beside it if it has any; CaseError names the file."""
+    """Read a case file. The tensors of a captured call must lie beside the file.
+
+    Raises:
+        CaseError: the file cannot be read, or is no valid case. The message begins with the path.
+    """
     try:
         if path.exists() and not path.is_file():
             raise CaseError("not a file")

@@ -8,8 +8,14 @@ X_PACKED = (Layout.X_PACKED, Layout.SHUFFLED)
 
 
 def check(case: Case) -> None:
-    """Raise CaseError where fields contradict each other, so that what is left is a valid call of the contract."""
-    if num_elements(case) > MAX_ELEMENTS:  # first: what follows goes through the rows one by one
+    """Check that a case is a valid call of the contract.
+
+    Raises:
+        CaseError: fields contradict each other, or the tensors would be too large. The message begins with the fields' names.
+    """
+    if (
+        num_elements(case) > MAX_ELEMENTS
+    ):  # checked first: the checks below go through all rows, and need time if there are many
         raise CaseError(f"case: its tensors would hold more than {MAX_ELEMENTS} elements")
     if (case.cache is not None) != case.attn_type.reads_cache:
         raise CaseError(f"cache: {case.attn_type} {'needs one' if case.attn_type.reads_cache else 'has none'}")
@@ -53,7 +59,7 @@ def _check_dense(case: Case) -> None:
 
 
 def _check_allocation(case: Case, cache: Cache) -> None:
-    """Layouts, dtype and scales of the cache, and the views that look at it."""
+    """Check the layout, dtype and scales of the cache, and its other views."""
     head_unit, block_unit = cache.layout.units(case.itemsize)
     if case.head_size % head_unit or cache.block_size % block_unit or (cache.layout.has_inline_scales and cache.padding % 4):
         sizes = f"a head_size that is a multiple of {head_unit} and a block_size that is a multiple of {block_unit}"
@@ -78,7 +84,7 @@ def _check_allocation(case: Case, cache: Cache) -> None:
 
 
 def writers(case: Case, cache: Cache) -> tuple[Layout, ...]:
-    """Layouts whose views can address the same elements (`attn_contract.same_elements`)."""
+    """Layouts that can address the same elements as the cache's layout (`attn_contract.same_elements`)."""
     if cache.layout in X_PACKED:
         return X_PACKED if cache.block_size == 16 // case.itemsize else (cache.layout,)
     if cache.layout.has_inline_scales:
@@ -87,7 +93,7 @@ def writers(case: Case, cache: Cache) -> tuple[Layout, ...]:
 
 
 def neighbours(case: Case, cache: Cache) -> tuple[Layout, ...]:
-    """Layouts whose views can have the same footprint (`attn_contract.same_footprint`)."""
+    """Layouts that can have the same footprint as the cache's layout (`attn_contract.same_footprint`)."""
     if cache.layout.has_inline_scales:
         return (cache.layout,)
     head_unit, block_unit = Layout.X_PACKED.units(case.itemsize)

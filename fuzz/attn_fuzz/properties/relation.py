@@ -1,4 +1,4 @@
-"""What a property is, and what all of them are made of: variants of a step, and outputs compared."""
+"""What a property is, and the parts that properties share: variants of a step, and comparisons of outputs."""
 
 import dataclasses
 import functools
@@ -46,12 +46,12 @@ class Property:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The rows that requests own, of one step or of what is made of several."""
+    """Outputs in the rows that requests own. They come from one step, or are computed from several steps."""
 
     out: torch.Tensor
     """[rows, H, D] as stored, or float64"""
     lse: torch.Tensor | None
-    """[rows, H]"""
+    """[rows, H], or None if the step asks for no LSE"""
 
     @classmethod
     def of(cls, step: Step) -> "Outputs":
@@ -61,7 +61,7 @@ class Outputs:
 
     @classmethod
     def read(cls, step: Step) -> "Outputs":
-        """In float64; a quantized output as the number that it stands for."""
+        """The outputs in float64. A quantized output is multiplied by its scale."""
         stored, scale = cls.of(step), step.layer.output_scale
         out = stored.out.double() if scale is None else dequantize(stored.out.contiguous(), scale, torch.float64)
         return cls(out, None if stored.lse is None else stored.lse.double())
@@ -78,7 +78,7 @@ class Outputs:
 
 
 ErrorBound = Callable[[Step], Outputs]
-"""How far each output of a step may be from the right one; see `attn_fuzz.properties.bound`."""
+"""Bounds the distance of each output of a step from the right output; see `attn_fuzz.properties.bound`."""
 
 
 def again(step: Step, call_target: CallTarget) -> Step:
@@ -112,7 +112,7 @@ def _strided_as(original: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def same_bits(expected: Outputs, got: Outputs, rows: Rows = ALL) -> str | None:
-    """What differs in a bit, in words; `rows` are those of the expected outputs that were got."""
+    """The first element that differs in a bit, in words; None if none does. `got` has the rows `rows` of `expected`."""
     for name, tensor in expected.named().items():
         tensor, other = tensor[rows], got.named()[name]
         if found := _first(name, bits(tensor.contiguous()) != bits(other.contiguous()), tensor, other, rows):
@@ -121,7 +121,7 @@ def same_bits(expected: Outputs, got: Outputs, rows: Rows = ALL) -> str | None:
 
 
 def close(expected: Outputs, got: Outputs, allowed: Outputs, rows: Rows = ALL) -> str | None:
-    """What differs by more than is allowed, in words; all in float64."""
+    """The first element that differs by more than `allowed`, in words; None if none does. All outputs are float64."""
     for name, tensor in expected.named().items():
         tensor, other, bound = tensor[rows], got.named()[name], allowed.named()[name][rows]
         error = torch.where(tensor == other, 0.0, (tensor - other).abs())  # an LSE of -inf equals itself
@@ -132,9 +132,9 @@ def close(expected: Outputs, got: Outputs, allowed: Outputs, rows: Rows = ALL) -
 
 
 class Comparison:
-    """Compares rows of a step with rows of variants in which they attend to the same numbers.
+    """Compares rows of a step with rows of variants that attend to the same numbers.
 
-    Without an error bound bit by bit; with one, they differ by no more than both may err.
+    Without an error bound, rows must be equal bit by bit. With an error bound, they may differ by twice the bound.
     """
 
     def __init__(self, step: Step, error: ErrorBound | None) -> None:
@@ -142,7 +142,7 @@ class Comparison:
         self.error = error
 
     def differs(self, part: Step, rows: Rows = ALL, part_rows: Rows = ALL) -> str | None:
-        """The first element of `rows` that is not that of `part_rows` in the variant, in words; None if all are."""
+        """The first element of `rows` that differs from its twin in the variant's `part_rows`, in words; None if none does."""
         if self._allowed is None:
             return same_bits(Outputs.of(self.step), Outputs.of(part)[part_rows], rows)
         return close(Outputs.read(self.step), Outputs.read(part)[part_rows], self._allowed, rows)
@@ -156,7 +156,7 @@ class Comparison:
 
 
 def request_rows(batch: Batch) -> list[tuple[int, int]]:
-    """The first row of each request, and the one after its last."""
+    """The first row of each request, and the row after its last row."""
     return list(itertools.pairwise(batch.query_start_loc.tolist()))
 
 
