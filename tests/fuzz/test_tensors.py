@@ -8,7 +8,8 @@ import pytest
 import torch
 from attn_contract import KVCacheView, Layout, PhysicalOrder, same_elements, same_footprint
 from attn_fuzz.cases import allocations, contents, tensors
-from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values, neighbours, writers, written_slots
+from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values, written_slots
+from attn_fuzz.cases.contradictions import neighbours, writers
 from attn_fuzz.cases.poison import CANARY, LEFTOVER, POISON, bits, canary, poison
 from attn_fuzz.cases.tensors import GUARD, Step
 from attn_fuzz.strategies import cases
