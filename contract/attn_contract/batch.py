@@ -8,7 +8,8 @@ import torch
 
 from attn_contract.arguments import check_dense_last, check_dims, check_int, check_tensor, check_type, check_vector
 from attn_contract.errors import ContractError
-from attn_contract.forms import Form, memory_of
+from attn_contract.forms import Form
+from attn_contract.memory import memory_of
 from attn_contract.rules import DECODER_ONLY, LOGITS, VISIBILITY, held_rules, holds_rules, rule
 
 
@@ -128,5 +129,5 @@ class Batch:
 
     @cached_property
     def memory(self) -> dict[str, tuple[int, int]]:
-        """The addresses of its tensors, by name: see `forms.memory_of`."""
+        """The addresses of its tensors, by name: see `memory.memory_of`."""
         return {name: memory_of(tensor) for name, tensor in self.tensors.items()}

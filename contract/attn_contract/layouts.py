@@ -8,13 +8,13 @@ import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
 from typing import Any
 
 import torch
 
 from attn_contract.arguments import check_dense_last, check_dims, check_int, check_tensor, check_type
 from attn_contract.errors import ContractError
+from attn_contract.memory import overlaps_itself
 
 K, V = 0, 1
 
@@ -382,19 +382,6 @@ def check_shared_allocation(views: Mapping[str, KVCacheView], shared_contents: I
             raise ContractError(
                 reader, _describe(views[reader]), f"the elements of {writer} ({_describe(views[writer])}): they share contents"
             )
-
-
-@lru_cache(maxsize=4096)
-def overlaps_itself(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
-    """Whether two indices of a strided tensor may share memory; nested dimensions, as views of caches have, never do."""
-    if 0 in shape:
-        return False
-    span = 1
-    for step, size in sorted((step, size) for size, step in zip(shape, stride, strict=True) if size > 1):
-        if step < span:
-            return True
-        span = step * (size - 1) + span
-    return False
 
 
 def _byte_runs(view: KVCacheView) -> list[tuple[int, int]]:
