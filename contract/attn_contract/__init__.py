@@ -15,16 +15,11 @@ from attn_contract.capabilities import (
     Refusal,
 )
 from attn_contract.errors import ContractError, UnsupportedError
+from attn_contract.kv_cache_view import KVCacheView
 from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES, QUANTIZED_DTYPES, Layer
-from attn_contract.layouts import (
-    KVCacheView,
-    Layout,
-    PhysicalOrder,
-    check_shared_allocation,
-    same_elements,
-    same_footprint,
-)
+from attn_contract.layouts import Layout, PhysicalOrder
 from attn_contract.rules import RULES, Rule
+from attn_contract.shared_allocations import check_shared_allocation, same_elements, same_footprint
 
 __all__ = [
     "ANY",

@@ -6,8 +6,8 @@ from attn_contract.arguments import check_dense_last, check_type
 from attn_contract.attention_type import AttentionType
 from attn_contract.batch import Batch
 from attn_contract.errors import ContractError
+from attn_contract.kv_cache_view import KVCacheView
 from attn_contract.layer import FLOAT8_DTYPES, Layer
-from attn_contract.layouts import KVCacheView
 from attn_contract.rules import held_rules
 from attn_contract.validation.shapes import check_cache, check_float, check_heads, check_key_value, check_lse, given
 from attn_contract.validation.tensors import check_tensors

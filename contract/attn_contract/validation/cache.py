@@ -4,8 +4,8 @@ import torch
 
 from attn_contract.arguments import check_dense_last, check_dims, check_int, check_type, check_vector
 from attn_contract.errors import ContractError
+from attn_contract.kv_cache_view import KVCacheView
 from attn_contract.layer import Layer
-from attn_contract.layouts import KVCacheView
 from attn_contract.validation.shapes import check_cache, check_float, check_heads, check_key_value
 from attn_contract.validation.tensors import check_tensors
 from attn_contract.validation.values import check_positions, check_scale_values, check_slots

@@ -4,8 +4,8 @@ import torch
 
 from attn_contract.arguments import check_dense_last, check_dims
 from attn_contract.errors import ContractError
+from attn_contract.kv_cache_view import KVCacheView
 from attn_contract.layer import FLOAT_DTYPES, Layer
-from attn_contract.layouts import KVCacheView
 
 
 def check_heads(name: str, tensor: torch.Tensor, rows: str, num_heads: int, head_size: int) -> None:

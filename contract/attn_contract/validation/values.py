@@ -6,8 +6,8 @@ import torch
 
 from attn_contract.batch import Batch
 from attn_contract.errors import ContractError
+from attn_contract.kv_cache_view import KVCacheView
 from attn_contract.layer import Layer
-from attn_contract.layouts import KVCacheView
 
 
 def check_lengths(batch: Batch, names: tuple[str, str] = ("query_start_loc", "seq_lens")) -> torch.Tensor:
