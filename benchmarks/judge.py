@@ -27,7 +27,8 @@ from attn_fuzz.report import svg
 from attn_fuzz.report.markup import element
 from attn_fuzz.strategies.cases import VALUES
 from attn_fuzz.verdict import ratios
-from attn_fuzz.verdict.judge import Rounding, judge
+from attn_fuzz.verdict.judge import judge
+from attn_fuzz.verdict.rounding import Rounding
 from rich.console import Console
 from rich.table import Table
 
@@ -98,14 +99,28 @@ def _page() -> Iterator[str]:
     yield from (
         "# How sharp the judge is, measured",
         "",
-        "Written by `python -m benchmarks.judge page` from the files in [judge/](judge). The bound is derived in",
-        "[judge.md](../reference/judge.md).",
+        "`python -m benchmarks.judge page` writes this page from the files in [judge/](judge).",
+        "[judge.md](../reference/judge.md) derives the bound.",
         "",
-        "## Error over bound",
+        "Error over bound of the elements of `out` in runs in which all cases agree:",
         "",
-        "Elements of the outputs of runs that agree, by how much of its bound each needs. Edges of bins, a quarter of a factor",
-        "of 2 apart: half of the elements, and 99 %, are below the edge that is given, and all are below the largest. What is",
-        "compared bitwise has no bound and is not counted. The largest is below 1, or the run would have failed.",
+        "| run | examples | elements | half are below | 99 % are below | all are below |",
+        "|---|--:|--:|--:|--:|--:|",
+    )
+    for path in _runs():
+        run = msgspec.json.decode(path.read_bytes())
+        counts = [
+            sum(bins) for bins in zip(*(bins for name, bins in run["ratios"].items() if name.startswith("out ")), strict=True)
+        ]
+        edges = " | ".join(f"{_quantile(counts, share):.2g}" for share in (0.5, 0.99, 1))
+        yield f"| `{run['target']}` on {run['device']} | {run['examples']} | {sum(counts)} | {edges} |"
+    yield from _one_key_among_n()
+    yield from (
+        "",
+        "## Error over bound, by dtype and phase",
+        "",
+        "Elements are counted in bins whose edges are a quarter of a factor of 2 apart; the tables name the upper edges of",
+        "bins. Cases that are compared bitwise have no bound and are not counted.",
     )
     for path in _runs():
         run = msgspec.json.decode(path.read_bytes())
@@ -119,15 +134,19 @@ def _page() -> Iterator[str]:
             if counts:
                 edges = (f"{_quantile(counts, share):.2g}" for share in (0.5, 0.99, 1))
                 yield f"| {tensor} | {dtype} | {phase} | {sum(counts)} | {' | '.join(edges)} |"
+
+
+def _one_key_among_n() -> Iterator[str]:
+    """The smallest effect that is seen: a kernel that forgets one key among n."""
     found = msgspec.json.decode((FOLDER / "sensitivity.json").read_bytes())
     yield from (
         "",
         "## One key among n",
         "",
-        f"A decode step whose kernel forgets the last of n keys, D = {HEAD_SIZE}: the output's largest error / bound, the",
-        f"median over {found['seeds']} seeds, and in how many of them it is seen, by kind of values",
-        "(`attn_fuzz.cases.contents`). Exact numbers and one-hot values see it at every length and in every dtype;",
-        "no kind of values sees everything.",
+        f"In a decode step with D = {HEAD_SIZE}, the kernel forgets the last of n keys. The table gives the largest error",
+        f"over bound of the output, as the median over {found['seeds']} seeds, and in brackets the share of the seeds in",
+        "which the judge sees the bug. The kinds of values are those of `attn_fuzz.cases.contents`. Exact numbers and",
+        "one-hot values show the bug at every length and in every dtype. No single kind of values shows every bug.",
         "",
         "| dtype | values | " + " | ".join(f"n = {n}" for n in LENGTHS) + " |",
         "|---|---|" + "--:|" * len(LENGTHS),

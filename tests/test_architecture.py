@@ -38,7 +38,7 @@ def test_imports_point_one_way(copy):
         ("reference/attn_reference/attention.py", "import attn_optimized"),
         ("reference/attn_reference/kv_cache.py", "from attn_optimized.strides import kv_cache_strides"),
         ("optimized/attn_optimized/attention.py", "from attn_reference.attention import visible"),
-        ("optimized/attn_optimized/launch.py", "import attn_fuzz"),
+        ("optimized/attn_optimized/launch/plan.py", "import attn_fuzz"),
         ("fuzz/attn_fuzz/targets/registry.py", "import attn_parity"),
         ("plugins/attn_vllm/layer.py", "import attn_parity"),
         ("contract/attn_contract/ops.py", "import attn_reference"),
@@ -57,7 +57,14 @@ def test_an_import_the_other_way_is_found(copy, module, line):
 
 @pytest.mark.parametrize(
     ("room", "above"),
-    [("cases", "verdict"), ("verdict", "targets"), ("targets", "run"), ("strategies", "run"), ("run", "report")],
+    [
+        ("cases", "verdict"),
+        ("verdict", "findings"),
+        ("findings", "targets"),
+        ("targets", "run"),
+        ("strategies", "run"),
+        ("run", "report"),
+    ],
 )
 def test_an_import_from_a_room_above_is_found(copy, room, above):
     with (copy / f"fuzz/attn_fuzz/{room}/__init__.py").open("a") as file:

@@ -40,19 +40,46 @@ def _page(runs: dict[Path, Run]) -> Iterator[str]:
     yield from (
         "# Speed, measured",
         "",
-        "Written by `python -m benchmarks page` from the files in [performance/](performance).",
+        "`python -m benchmarks page` writes this page from the files in [performance/](performance).",
         "",
-        "A *floor* is what no kernel can beat: the bytes of q, of the output and of all keys and values that some query sees,",
-        "once for each KV head, over the bandwidth of a copy, or the FLOPs of all visible pairs over the burst matmul rate,",
-        "whichever is longer; both rates are measured in the same run. Reading alone is faster than copying, so a little more",
-        "than 100 % is possible. Times are medians of CUDA graph replays, all participants in turn, and the spread is from the",
-        "10th to the 90th percentile. Before it is timed, each participant's output is compared with float64 on sampled rows.",
-        "vLLM and AITER are their Triton kernels from PyPI's packages, AITER's with its choices for gfx942, which says nothing",
-        "of AITER on ROCm. SDPA is PyTorch's dense attention on keys and values that were gathered before, without paging: an",
-        "optimistic bound. bfloat16, and if a case does not say otherwise H/HK = 32/8, D = 128, blocks of 16 in random order.",
+    )
+    for run in runs.values():
+        yield from _summary(run)
+    yield from (
+        "",
+        "## How it was measured",
+        "",
+        "- The *floor* of a case is a time that no kernel can beat. It is the longer one of two times. The first is the",
+        "  bytes of q, of the output and of all keys and values that some query sees, once for each KV head, divided by the",
+        "  bandwidth of a copy. The second is the FLOPs of all visible pairs divided by the burst matmul rate. The bandwidth",
+        "  and the rate are measured in the same run. Reading alone is faster than copying, so a little more than 100 % of",
+        "  the floor's speed is possible.",
+        "- Times are medians of CUDA graph replays. The participants take turns. The spread is from the 10th to the 90th",
+        "  percentile.",
+        "- Each participant's output is compared with float64 on sampled rows before it is timed.",
+        "- vLLM and AITER are the Triton kernels of their packages on PyPI. AITER's kernels run with AITER's choices for",
+        "  gfx942: their times say nothing about AITER on ROCm.",
+        "- SDPA is PyTorch's dense attention. Its keys and values were gathered beforehand, so it pays nothing for paging.",
+        "- All cases are bfloat16. Unless a case says otherwise, H/HK is 32/8, D is 128, and blocks of 16 are in random order.",
     )
     for path, run in runs.items():
         yield from _section(path, run)
+
+
+def _summary(run: Run) -> Iterator[str]:
+    """How many cases reach their goals, which do not, and in how many a peer is faster."""
+    found = {case.name: standing(REACH.get(case.name), case, run.rates) for case in run.cases}
+    reached = [name for name, one in found.items() if one.reached]
+    short = {name: one.text for name, one in found.items() if one.reached is False}
+    yield f"- **{run.machine}**: {len(reached)} of {len(reached) + len(short)} cases with a goal reach it."
+    yield from (f"  - short: {name}: {text}" for name, text in short.items())
+    for peer in PEERS:
+        times = [
+            (ours.ms, theirs.ms) for case in run.cases if (ours := time_of(case, OURS)) and (theirs := time_of(case, peer))
+        ]
+        if times:
+            faster = sum(ours < theirs for ours, theirs in times)
+            yield f"  - Our kernels are faster than {peer} in {faster} of {len(times)} cases."
 
 
 def _section(path: Path, run: Run) -> Iterator[str]:
@@ -69,9 +96,9 @@ def _section(path: Path, run: Run) -> Iterator[str]:
         "",
         f"![share of the floor's speed, by case and participant](performance/{path.stem}.svg)",
         "",
-        "Behind a peer's time: how many times as long as ours it takes.",
+        "In brackets: for our time, the share of the floor's speed; for a peer's time, how many times as long as ours it is.",
         "",
-        f"| case | floor, ms | ours, ms | spread | {' | '.join(PEERS)} | is to reach |",
+        f"| case | floor, ms | ours, ms | spread | {' | '.join(PEERS)} | goal |",
         "|---|--:|--:|--:|" + "--:|" * len(PEERS) + "---|",
     )
     for case in run.cases:
@@ -83,7 +110,7 @@ def _section(path: Path, run: Run) -> Iterator[str]:
             "",
             "### Python per call",
             "",
-            "Microseconds of the host for one eager call, 4 requests of 16 keys; the device is not waited for.",
+            "Microseconds of the host for one eager call with 4 requests of 16 keys. The host does not wait for the device.",
             "",
             "| " + " | ".join(run.host_us) + " |",
             "|" + "--:|" * len(run.host_us),
@@ -136,14 +163,14 @@ def _picture(run: Run) -> str:
     for case in run.cases:
         shares = {name: case.floor_ms / time.ms for name in COLOURS if (time := time_of(case, name)) is not None}
         height = BAR * max(1, len(shares))
-        bars.append(element("text", case.name, x=MARGIN - 8, y=y + height / 2 + 4, class_="name"))
+        bars.append(element("text", case.name, x=MARGIN - 8, y=y + height // 2 + 4, class_="name"))
         for i, (name, share) in enumerate(shares.items()):
             title = element("title", f"{name}: {share:.0%}")
-            width = round(WIDTH * min(share, 1.1), 1)
+            width = round(WIDTH * min(share, 1.1))
             bars.append(element("rect", title, x=MARGIN, y=y + i * BAR, width=width, height=BAR - 1, class_=COLOURS[name]))
         y += height + GAP
     for tick in TICKS:
-        x = MARGIN + WIDTH * tick
+        x = round(MARGIN + WIDTH * tick)
         marks.append(element("text", f"{tick:.0%}", x=x, y=top - 6, class_="tick"))
         marks.append(element("line", x1=x, y1=top - 2, x2=x, y2=y, class_="line"))
     size = (MARGIN + round(1.1 * WIDTH) + 10, y + 4)

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from typing import NamedTuple, get_args
 
-from attn_optimized.launch_table import Entry, Phase
+from attn_optimized.launch.table import Entry, Phase
 
 from benchmarks.speed.cases import CASES, Attention
 
@@ -41,7 +41,7 @@ CHECKED_HEADS = (8, 2)
 
 
 class CallClass(NamedTuple):
-    """Calls that are launched alike: see `launch_table.Entry`."""
+    """Calls that are launched alike: see `launch.table.Entry`."""
 
     phase: Phase
     itemsize: int

@@ -64,8 +64,9 @@ def tune(
 
         install()
     from attn_contract import ContractError
-    from attn_optimized import launch_table, shipped_calls
+    from attn_optimized import shipped_calls
     from attn_optimized.device import INTERPRETER, architecture_of, compute_units_of
+    from attn_optimized.launch import table as launch_table
     from attn_parity.options import sigterm_interrupts
 
     from benchmarks.speed.results import commit

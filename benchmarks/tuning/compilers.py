@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 import torch
-from attn_optimized.launch_table import Parameters
+from attn_optimized.launch.table import Parameters
 
 from benchmarks.speed.calls import FLOAT8, FLOAT8_OF, attention_call
 from benchmarks.tuning.classes import CallClass

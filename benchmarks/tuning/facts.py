@@ -6,7 +6,7 @@ from typing import NamedTuple
 from attn_optimized.compilation import ARCHITECTURES, compiled
 from attn_optimized.compilation import facts_of as read_off
 from attn_optimized.kernel_call import KernelCall
-from attn_optimized.launch_table import Parameters
+from attn_optimized.launch.table import Parameters
 
 _MULTIPLIES = (re.compile(r"v_(?:s?mfma|s?wmma)"), re.compile(r"v_(?:pk_|dual_)?fmac?_f32"))
 _LABEL, _BRANCH = re.compile(r"^(\.?[A-Za-z_$][\w$.]*):"), re.compile(r"^\s+s_c?branch\w*\s+(\S+)")
@@ -53,7 +53,7 @@ class Facts(NamedTuple):
 def facts_of(call: KernelCall, parameters: Parameters, architecture: str) -> Facts:
     """Compile an attention kernel's launch, and look at its binary."""
     binary, _ = compiled(call, architecture)
-    instructions = instructions_per_pair(binary.asm.get("amdgcn", ""), parameters, call.form.constants["BLOCK_M"])
+    instructions = instructions_per_pair(binary.asm.get("amdgcn", ""), parameters, call.form.constants["KIND"].block_m)
     if architecture not in ARCHITECTURES:
         return Facts(shared_bytes=binary.metadata.shared, instructions=instructions)
     facts = read_off(binary, architecture)

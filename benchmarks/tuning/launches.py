@@ -4,11 +4,12 @@ from collections.abc import Iterator
 
 import attn_fuzz.cases.call
 import torch
-from attn_fuzz.verdict.judge import Judgement, Rounding, judge_call
+from attn_fuzz.verdict.judge import Judgement, judge_call
+from attn_fuzz.verdict.rounding import Rounding
 from attn_optimized import plan_of
 from attn_optimized.attention import paged_attention_calls
 from attn_optimized.kernel_call import KernelCall
-from attn_optimized.launch_table import Parameters
+from attn_optimized.launch.table import Parameters
 
 from benchmarks.speed.calls import Call, attention_call
 from benchmarks.speed.cases import Attention

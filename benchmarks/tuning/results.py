@@ -3,7 +3,7 @@
 from typing import Literal
 
 import msgspec
-from attn_optimized.launch_table import Parameters
+from attn_optimized.launch.table import Parameters
 
 from benchmarks.speed.clock import Spread
 from benchmarks.tuning.facts import Facts

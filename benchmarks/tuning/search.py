@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from attn_contract import UnsupportedError
-from attn_optimized.launch_table import Parameters
+from attn_optimized.launch.table import Parameters
 
 from benchmarks.speed.calls import Call, attention_call
 from benchmarks.speed.cases import Attention

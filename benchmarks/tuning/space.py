@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from attn_contract import ContractError
-from attn_optimized.launch_table import Parameters, Phase
+from attn_optimized.launch.table import Parameters, Phase
 
 from benchmarks.tuning.classes import CallClass
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from attn_contract import ContractError
-from attn_optimized import launch_table
-from attn_optimized.launch_table import Entry, Parameters
+from attn_optimized.launch import table as launch_table
+from attn_optimized.launch.table import Entry, Parameters
 
 from benchmarks.tuning.classes import CLASSES, CallClass
 

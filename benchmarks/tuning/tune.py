@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from attn_optimized.launch_table import Entry, Parameters
+from attn_optimized.launch.table import Entry, Parameters
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -1,5 +1,6 @@
 """The command `attn-parity`. Exit codes: 0 agreement, 1 a mismatch, 2 usage or set-up, 130 interrupted with nothing found."""
 
+import importlib
 import io
 import os
 import sys
@@ -7,34 +8,49 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import click
-from attn_fuzz.binaries.budgets import BudgetError
-from attn_fuzz.cases.case import CaseError
-from attn_fuzz.corpus.database import DatabaseError
-from attn_fuzz.run.executor import ExecutorError
-from attn_fuzz.targets.registry import UnknownTargetError
-from attn_fuzz.zoo.mutants import MutantError
-from attn_parity import compile, fuzz, matrix, replay, select, show, targets, zoo
-from attn_parity.doctor.command import doctor
-from attn_parity.options import notes
+from attn_fuzz.errors import ExecutorError, InputError
+from attn_parity.options import FUZZ_EXTRA, INSTALL_FUZZ, notes
+
+COMMANDS = {
+    "fuzz": "Draw cases, run them on a target, judge them. The main job.",
+    "replay": "Run cases again.",
+    "show": "Draw a case: masks, block table, allocation, error against bound.",
+    "zoo": "Put real bugs back, one at a time, and see whether the fuzzer finds each.",
+    "compile": "Compile every kernel that ships: registers, spills, LDS, matrix instructions.",
+    "matrix": "Write the tables of what is supported and what the fuzzer draws.",
+    "select": "Say which backend serves a layer, or each layer of a model.",
+    "targets": "List what can be fuzzed here.",
+    "doctor": "Say what this machine has, and what to install for the rest.",
+}
+"""What `attn-parity --help` lists. Command NAME is `command` of the module attn_parity.NAME, imported when it is asked for:
+`select` needs nothing of what `fuzz` imports."""
+
+_INSTALLED_BY = {
+    **dict.fromkeys(FUZZ_EXTRA, INSTALL_FUZZ),
+    "triton": "pip install 'attn-parity[cpu]', or a torch build for GPUs, which brings it",
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """The commands of COMMANDS, each imported when it runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return importlib.import_module(f"attn_parity.{cmd_name}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="attn-parity", prog_name="attn-parity")
 def cli() -> None:
     """Two implementations of one attention contract, and a fuzzer that proves they agree."""
-
-
-for command in (
-    fuzz.command,
-    replay.command,
-    show.command,
-    zoo.command,
-    compile.command,
-    matrix.command,
-    select.command,
-    targets.list_targets,
-    doctor,
-):
-    cli.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -52,22 +68,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(error.format_message())
     except click.Abort:
         sys.exit(130)
-    except (BudgetError, CaseError, DatabaseError, MutantError, UnknownTargetError) as error:
+    except InputError as error:
         _fail(str(error))
     except ExecutorError as error:
         notes.print(f"attn-parity: {error}", soft_wrap=True)
         sys.exit(2)
     except ModuleNotFoundError as error:
-        if error.name != "triton":
+        package = (error.name or "").split(".")[0]
+        if package not in _INSTALLED_BY:
             raise
-        _fail("this needs Triton, which is missing: pip install 'attn-parity[cpu]', or a torch build for GPUs, which brings it")
+        _fail(f"this needs {package}, which is missing: {_INSTALLED_BY[package]}")
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str) -> NoReturn:
-    # it may quote a stranger's file, which may hold what controls terminals
+    # the message may quote a stranger's file, and that may hold characters that control terminals
     line = "".join(character if character.isprintable() else "?" for character in " ".join(message.split()))
     notes.print(f"attn-parity: {line}", soft_wrap=True)
     sys.exit(2)

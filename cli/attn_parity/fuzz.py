@@ -1,4 +1,4 @@
-"""`attn-parity fuzz`: the main job."""
+"""`attn-parity fuzz`: draw cases, run them on a target, judge them, and make small what fails."""
 
 import contextlib
 import platform
@@ -15,14 +15,15 @@ from attn_fuzz import report
 from attn_fuzz.cases import case as case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.corpus import database, files
+from attn_fuzz.errors import ExecutorError
+from attn_fuzz.findings.finding import Finding
 from attn_fuzz.report import page
 from attn_fuzz.report.run import Found, Run
 from attn_fuzz.run import engine, ledger, runner
 from attn_fuzz.run.engine import Failure, Plan
-from attn_fuzz.run.executor import Executor, ExecutorError
+from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.targets import registry
-from attn_fuzz.targets.finding import Finding
 from attn_fuzz.targets.target import Support, Target
 from attn_parity.options import (
     Duration,
@@ -122,19 +123,12 @@ def command(
     outcome, early = _run(plan, past, workers, folder / name)
     seconds = time.monotonic() - started
     errors = [outcome.error] if outcome.error else []
-    failures = [
-        _written(failure, folder, name + (f"-{i + 1}" if i else ""), past, errors)
-        for i, failure in enumerate(_distinct(outcome.progress))
-    ]
+    failures = _written_failures(outcome, folder, name, past, errors)
     if all(found.case_file for found in failures):
         for path in early:
             path.unlink(missing_ok=True)
     if failures_of is not None:
-        for found in failures:
-            try:
-                database.save(failures_of, key, found.failure.case)
-            except database.DatabaseError as error:
-                errors.append(str(error))
+        _store(failures_of, key, failures, errors)
     run = Run(
         target=target.name,
         device=device_name(device),
@@ -152,25 +146,43 @@ def command(
         error=outcome.error,
     )
     _tell(run)
-    if json_file:
+    _write_reports(run, json_file, report_folder and report_folder / f"{name}.html", errors)
+    return _exit_code(run, errors)
+
+
+def _exit_code(run: Run, errors: list[str]) -> int:
+    """1 where a case fails, 130 after an interruption; errors are printed, and without a failing case they are the result."""
+    if errors and not run.failures:
+        raise ExecutorError("\n".join(errors))
+    for error in errors:
+        notes.print(f"attn-parity: {error}", soft_wrap=True)
+    if run.failures:
+        return 1
+    return 130 if run.interrupted else 0
+
+
+def _write_reports(run: Run, json_file: Path | None, page_file: Path | None, errors: list[str]) -> None:
+    """Write the run's JSON and its page, where they are wanted; a file that cannot be written is one more error."""
+    if json_file is not None:
         try:
             write_json(json_file, run.to_json())
         except click.ClickException as error:
             errors.append(error.message)
-    if report_folder:
-        page_path = report_folder / f"{name}.html"
+    if page_file is not None:
         try:
-            page_path.write_bytes(page.of_run(run))
-            results.print(f"page: {page_path}", soft_wrap=True)
+            page_file.write_bytes(page.of_run(run))
+            results.print(f"page: {page_file}", soft_wrap=True)
         except OSError as error:
-            errors.append(f"{page_path}: {error.strerror}")
-    if errors and not failures:
-        raise ExecutorError("\n".join(errors))
-    for error in errors:
-        notes.print(f"attn-parity: {error}", soft_wrap=True)
-    if failures:
-        return 1
-    return 130 if outcome.interrupted else 0
+            errors.append(f"{page_file}: {error.strerror}")
+
+
+def _store(failures_of: ExampleDatabase, key: bytes, failures: list[Found], errors: list[str]) -> None:
+    """Add failing cases to the database; a case that cannot be added is one more error."""
+    for found in failures:
+        try:
+            database.save(failures_of, key, found.failure.case)
+        except database.DatabaseError as error:
+            errors.append(str(error))
 
 
 def _past(
@@ -207,10 +219,11 @@ def _run(plan: Plan, past: dict[Case, str], workers: int, prefix: Path) -> tuple
         return runner.run(plans, workers, stop_at_failure=True, report=show), list(early.values())
 
 
-def _distinct(progress: list[engine.Progress]) -> list[Failure]:
-    """Each failing case once, those that were made small first, then in the order of their shards."""
-    failures = {p.failure.case: p.failure for p in progress if p.failure is not None}
-    return sorted(failures.values(), key=lambda failure: not failure.minimal)
+def _written_failures(outcome: Outcome, folder: Path, name: str, past: dict[Case, str], errors: list[str]) -> list[Found]:
+    """Each failing case once, written into the folder: those that were made small first, then in the order of their shards."""
+    failures = {p.failure.case: p.failure for p in outcome.progress if p.failure is not None}
+    small_first = sorted(failures.values(), key=lambda failure: not failure.minimal)
+    return [_written(failure, folder, name + (f"-{i + 1}" if i else ""), past, errors) for i, failure in enumerate(small_first)]
 
 
 def _written(failure: Failure, folder: Path, name: str, past: dict[Case, str], errors: list[str]) -> Found:

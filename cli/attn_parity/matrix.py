@@ -117,16 +117,20 @@ def _page(ci: Coverage, nightly: Coverage) -> str:
     lines = [
         "# What is supported, and what the fuzzer draws",
         "",
-        f"Written by `attn-parity matrix` with Hypothesis {hypothesis.__version__}; `attn-parity matrix --check` says whether",
-        "it is current. Nothing is run for it: the strategies draw, for the target `triton`, the cases of",
-        f"`attn-parity fuzz --profile ci --seed {SEED}` on a CPU ({ci.examples}) and of",
-        f"`attn-parity fuzz --profile nightly --seed {SEED}` on a GPU ({nightly.examples}).",
+        *_summary(nightly),
+        "",
+        f"`attn-parity matrix` wrote this page with Hypothesis {hypothesis.__version__}; `attn-parity matrix --check` fails",
+        "if the page is not current. No kernel is run for it. The strategies draw what two runs for the target `triton` draw:",
+        "",
+        f"- `attn-parity fuzz --profile ci --seed {SEED}` on a CPU: {ci.examples} cases.",
+        f"- `attn-parity fuzz --profile nightly --seed {SEED}` on a GPU: {nightly.examples} cases.",
         "",
         "## Features and sides",
         "",
-        "A side that is not marked refuses every case with the feature, for the reason below the table (the one that goes with",
-        "the feature most closely, where cases are refused for several). `ci` and `nightly` count the cases that have it;",
-        "`rarest partner` is the feature that nightly drew least often with it, of those that can be.",
+        "A side without a mark refuses every case with the feature. The reasons are below the table; where several apply,",
+        "the page names the reason that goes with the feature most closely. `ci` and `nightly` count the cases with the",
+        "feature. `rarest partner` is the feature that nightly drew least often together with it, of those that a case can",
+        "have together.",
         "",
         *_sides(ci, nightly),
         "",
@@ -138,11 +142,22 @@ def _page(ci: Coverage, nightly: Coverage) -> str:
         "",
         "## All pairs",
         "",
-        "Cases of the nightly profile that have both features; `-` where no case can.",
+        "How many cases of the nightly profile have both features; `-` where no case can have both.",
         "",
         *_triangle(nightly),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _summary(nightly: Coverage) -> list[str]:
+    """How many pairs were drawn, and those drawn least."""
+    pairs = sorted((nightly.pairs.get(pair, 0), pair) for pair in combinations(NAMES, 2) if pair not in UNDEFINED)
+    rarest = "; ".join(f"{a} and {b} ({count})" for count, (a, b) in pairs[:3])
+    never = sum(not count for count, _ in pairs)
+    return [
+        f"- The fuzzer knows {len(NAMES)} features. A case can have {len(pairs)} pairs of them together.",
+        f"- The nightly profile draws {len(pairs) - never} of these pairs. The rarest are {rarest}.",
+    ]
 
 
 def _sides(ci: Coverage, nightly: Coverage) -> list[str]:

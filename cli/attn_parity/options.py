@@ -1,22 +1,29 @@
 """What the commands share: consoles, options, and what they look up before they start."""
 
 import contextlib
+import json
+import math
 import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
-from attn_fuzz.cases.case import Case, CaseError
-from attn_fuzz.targets.target import Target
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 PAGES = Path("docs/generated")
 """Where commands write their pages, relative to the repository's root."""
+
+if TYPE_CHECKING:
+    from attn_fuzz.cases.case import Case
+    from attn_fuzz.targets.target import Target
+
+FUZZ_EXTRA = ("hypothesis", "msgspec", "safetensors")
+"""What the extra `fuzz` installs: `select`, `targets` and `doctor` run without."""
+INSTALL_FUZZ = "pip install 'attn-parity[fuzz]'"
 
 notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
 results = Console(highlight=False, markup=False, emoji=False)
@@ -74,7 +81,7 @@ def use_device(choice: str) -> str:
     return "cuda"
 
 
-def sanitizes(choice: bool | None, target: Target, device: str) -> bool:
+def sanitizes(choice: bool | None, target: "Target", device: str) -> bool:
     """Whether a target's accesses are checked; by default wherever they can be."""
     if choice and device != "cpu":
         raise click.ClickException("--sanitize: accesses are checked under Triton's interpreter, so only with --device cpu")
@@ -83,10 +90,12 @@ def sanitizes(choice: bool | None, target: Target, device: str) -> bool:
     return choice is not False and target.can_be_sanitized(device)
 
 
-def target_of(case: Case, path: Path, given: str | None) -> str:
+def target_of(case: "Case", path: Path, given: str | None) -> str:
     """The target to run a case file on. A module is imported for whoever is at the command line, not for who wrote the file."""
     if given is None and ":" in case.target:
-        raise CaseError(f"{path}: its target is a module, which would be imported: if you trust it, --target {case.target}")
+        raise click.ClickException(
+            f"{path}: its target is a module, which would be imported: if you trust it, --target {case.target}"
+        )
     return given or case.target
 
 
@@ -153,7 +162,16 @@ def check_writable(path: Path | None, option: str = "--json") -> None:
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
+    """Write a result; NaN and infinities, which JSON has not, are null."""
     try:
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+        path.write_text(json.dumps(_finite(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="")
     except OSError as error:  # of a full disk it names no file
         raise click.ClickException(f"--json: {path}: {error.strerror}") from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,9 +7,9 @@ import click
 from attn_fuzz import report
 from attn_fuzz.cases import case as case_file
 from attn_fuzz.cases.case import CaseError
+from attn_fuzz.findings.finding import explanation
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.targets import registry
-from attn_fuzz.targets.finding import explanation
 from attn_parity.options import device_option, limit_option, results, sanitize_option, sanitizes, target_of, use_device
 
 
@@ -20,7 +20,7 @@ from attn_parity.options import device_option, limit_option, results, sanitize_o
 @device_option
 @sanitize_option
 def command(files: tuple[Path, ...], target_name: str | None, limit: float, device: str, sanitize: bool | None) -> int:
-    """Run cases again."""
+    """Run case files again, each on the target that it names; exit 1 if one fails."""
     device = use_device(device)
     cases = []
     for path in files:

@@ -1,18 +1,17 @@
 """`attn-parity select`: which backend serves a layer, or each layer of a model, and why the others do not."""
 
 import dataclasses
-import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
-import msgspec
-import torch
 from attn_contract import RULES, AttentionConfig, AttentionType, ContractError, Layout, UnsupportedError
 from attn_contract.capabilities import Scales
-from attn_fuzz.cases.poison import DTYPES
+from attn_fuzz.findings.aiter import BACKENDS
+from attn_parity import model_file
+from attn_parity.model_file import ModelFile
 from attn_parity.options import check_writable, json_option, plain_table, results, write_json
 
 if TYPE_CHECKING:
@@ -22,39 +21,6 @@ if TYPE_CHECKING:
 SCHEMA = "attn-parity.select/1"
 ONE_LAYER = "layer"
 
-
-class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A model file.
-
-    Attributes:
-        schema: names this format.
-        model, source: its name, and where its numbers are from.
-        layers: by name, the fields of AttentionConfig; one entry may stand for all layers that are alike.
-        allocations: the names of layers that share one allocation, for each.
-        kv_sharing: by a layer's name, the one whose cache it reads.
-    """
-
-    schema: Literal["attn-parity.model/1"]
-    model: str
-    source: str = ""
-    layers: Annotated[dict[str, Any], msgspec.Meta(min_length=1)]
-    allocations: tuple[tuple[str, ...], ...] = ()
-    kv_sharing: dict[str, str] = {}
-
-
-def _fields() -> list[tuple[Any, ...]]:
-    """Of a layer in a model file: the fields of AttentionConfig, and each rule by its name."""
-    plain = [field for field in dataclasses.fields(AttentionConfig) if field.name != "rules"]
-    fields = [
-        (field.name, field.type) if field.default is dataclasses.MISSING else (field.name, field.type, field.default)
-        for field in plain
-    ]
-    rules = [(rule.name, bool, False) if rule.is_tensor else (rule.name, rule.type, rule.off) for rule in RULES.values()]
-    return [*fields, *rules]
-
-
-# AttentionConfig itself would decode too, but a dataclass lets unknown fields pass
-_LayerFields = msgspec.defstruct("LayerFields", _fields(), frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 _NEEDED = {"num_heads": "--heads", "head_size": "--head-size"}
 _FLOATS = ("float32", "float16", "bfloat16")
@@ -123,10 +89,10 @@ def command(
         raise click.UsageError(f"FILE says all about its layers: leave out {', '.join(sorted(given))}")
     if file is not None and json_file is not None and json_file.exists() and json_file.samefile(file):
         raise click.UsageError(f"--json: {json_file} is FILE itself")
-    model = _one_layer(given) if file is None else _load(file)
+    model = _one_layer(given) if file is None else model_file.load(file)
     aiter, architecture = _aiter(aiter_version), _architecture(arch)
     try:
-        layers = {name: _config(name, fields) for name, fields in model.layers.items()}
+        layers = {name: model_file.config(name, fields) for name, fields in model.layers.items()}
         assignments = select_model(
             layers,
             allocations=model.allocations,
@@ -135,7 +101,7 @@ def command(
             aiter=aiter,
             backends=_by_layer(backends, layers),
         )
-    except (ContractError, msgspec.ValidationError) as error:
+    except ContractError as error:
         raise click.ClickException(f"{file}: {error}" if file else str(error)) from error
     except UnsupportedError as error:
         result = {"error": str(error), "layers": {}}
@@ -151,7 +117,7 @@ def command(
     return 1 if result["error"] else 0
 
 
-def _one_layer(given: dict[str, Any]) -> Model:
+def _one_layer(given: dict[str, Any]) -> ModelFile:
     if missing := [option for name, option in _NEEDED.items() if name not in given]:
         raise click.UsageError(f"give a model's FILE, or of a layer at least {', '.join(missing)}")
     fields = {"dtype": "bfloat16", "num_kv_heads": given["num_heads"], **given}
@@ -159,45 +125,7 @@ def _one_layer(given: dict[str, Any]) -> Model:
         fields["window"] = (width - 1, width - 1)
     if AttentionType(fields.get("attn_type", AttentionType.DECODER)).reads_cache:
         fields.setdefault("block_size", 16)
-    return Model(schema="attn-parity.model/1", model="one layer", layers={ONE_LAYER: fields})
-
-
-def _load(file: Path) -> Model:
-    try:
-        content = json.loads(file.read_bytes(), object_pairs_hook=_without_duplicates)
-        model = msgspec.convert(content, type=Model)
-    except (msgspec.ValidationError, ValueError, RecursionError) as error:
-        raise click.ClickException(f"{file}: {error}") from error
-    for name in (model.model, *model.layers):
-        if not name.isprintable():
-            raise click.ClickException(f"{file}: a name: got {name!a}, expected one that can be printed")
-    return model
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in fields:
-            raise ValueError(f"{name!a} is there twice")
-        fields[name] = value
-    return fields
-
-
-def _config(name: str, fields: Any) -> AttentionConfig:
-    try:
-        given = msgspec.structs.asdict(msgspec.convert(fields, type=_LayerFields, dec_hook=_dtype))
-        rules = {rule: given.pop(rule) for rule in RULES}
-        return AttentionConfig(**given, rules=rules)
-    except msgspec.ValidationError as error:
-        raise msgspec.ValidationError(f"{name}: {error}") from error
-    except ContractError as error:
-        raise ContractError(f"{name}: {error.argument}", error.got, error.expected) from error
-
-
-def _dtype(kind: type, name: Any) -> torch.dtype:
-    if kind is torch.dtype and isinstance(name, str) and name in DTYPES:
-        return DTYPES[name]
-    raise ValueError(f"got {name!r}, expected one of {', '.join(DTYPES)}")
+    return ModelFile(schema=model_file.SCHEMA, model="one layer", layers={ONE_LAYER: fields})
 
 
 def _by_layer(choices: tuple[str, ...], layers: dict[str, AttentionConfig]) -> dict[str, str]:
@@ -252,11 +180,9 @@ def _print_assignments(assignments: dict[str, "Assignment"]) -> None:
 
 def _print_findings(configs: dict[str, AttentionConfig], assignments: dict[str, "Assignment"]) -> None:
     """What layers can meet in the backends that were selected for them: selected does not mean free of known bugs."""
-    from attn_fuzz.targets.backends import FINDINGS
-
     layers: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for name, chosen in assignments.items():
-        for finding in FINDINGS.get(chosen.backend, ()):
+        for finding in BACKENDS.get(chosen.backend, ()):
             if finding.meets(configs[name]):
                 layers[chosen.backend, finding.name, finding.seen_in].append(name)
     _print_by_backend(("known bugs of", "for", "finding", "seen in"), layers)

@@ -1,4 +1,4 @@
-"""`attn-parity show`: draw a case."""
+"""`attn-parity show`: pictures of a case, in the terminal or as a page."""
 
 import tempfile
 from pathlib import Path

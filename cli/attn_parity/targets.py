@@ -1,21 +1,33 @@
 """`attn-parity targets`: what can be fuzzed."""
 
+from importlib.metadata import entry_points
+
 import click
-from attn_fuzz.targets import registry
-from attn_fuzz.targets.registry import UnknownTargetError
-from attn_parity.options import device_option, plain_table, results, use_device
+from attn_parity.options import FUZZ_EXTRA, INSTALL_FUZZ, device_option, notes, plain_table, results, use_device
 
 
 @click.command("targets")
 @device_option
-def list_targets(device: str) -> None:
-    """What can be fuzzed here."""
+def command(device: str) -> None:
+    """List what can be fuzzed here: every target with what it supports, or why it cannot run.
+
+    Without the extra `fuzz`, the names alone.
+    """
+    try:
+        from attn_fuzz.targets import registry
+    except ModuleNotFoundError as error:
+        if error.name not in FUZZ_EXTRA:
+            raise
+        for name in sorted({entry.name for entry in entry_points(group="attn_parity.targets")}):
+            results.print(name)
+        notes.print(f"to see what each supports: {INSTALL_FUZZ}", soft_wrap=True)
+        return
     device = use_device(device)
     table = plain_table("target", "what", f"on {device}")
     for name in registry.names():
         try:
             target = registry.load(name)
-        except UnknownTargetError as error:
+        except registry.UnknownTargetError as error:
             table.add_row(name, "", str(error))
             continue
         support = target.support(device)

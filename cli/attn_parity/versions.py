@@ -1,10 +1,10 @@
-"""What is installed."""
+"""The versions of installed packages."""
 
 import importlib.metadata
 
 
 def version(distribution: str) -> str | None:
-    """Of an installed distribution; None if it is not."""
+    """The version of a distribution; None if it is not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

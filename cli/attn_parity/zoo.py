@@ -6,9 +6,10 @@ from pathlib import Path
 import click
 import msgspec
 from attn_fuzz.corpus import files
-from attn_fuzz.run import engine, runner
-from attn_fuzz.run.engine import Plan
-from attn_fuzz.run.executor import ExecutorError
+from attn_fuzz.errors import ExecutorError
+from attn_fuzz.run import runner
+from attn_fuzz.run.engine import Plan, Progress
+from attn_fuzz.run.runner import Outcome
 from attn_fuzz.targets import registry
 from attn_fuzz.zoo import mutants, page
 from attn_fuzz.zoo.mutants import Mutant, MutantError
@@ -47,7 +48,8 @@ PAGE = PAGES / "zoo.md"
 @click.option("--seeds", type=click.IntRange(1, 100), default=1, show_default=True, help="So many, one after the other.")
 @click.option("--shrink/--no-shrink", "shrinks", default=True, help="Look for the smallest case of the first seed.")
 @click.option("--write", "writes", is_flag=True, help="Write the page and, beside it, the JSON that it is made of.")
-@click.option("--check", is_flag=True, help="Run nothing; exit 1 if the page is not current, or not of these mutants.")
+@click.option("--rewrite", "rewrites", is_flag=True, help="Run nothing; write the page again, from its JSON and the mutants.")
+@click.option("--check", is_flag=True, help="Run nothing; exit 1 if the page is not made of its JSON and these mutants.")
 @click.option(
     "--page", "path", type=click.Path(dir_okay=False, path_type=Path), default=PAGE, show_default=True, help="The page."
 )
@@ -67,6 +69,7 @@ def command(
     seeds: int,
     shrinks: bool,
     writes: bool,
+    rewrites: bool,
     check: bool,
     path: Path,
     corpus: Path | None,
@@ -76,9 +79,14 @@ def command(
     sanitize: bool | None,
     json_file: Path | None,
 ) -> int:
-    """Put real bugs back, one at a time, and see whether the fuzzer finds each; exit 1 when one survives."""
+    """Put real bugs back, one at a time, and see whether the fuzzer finds each.
+
+    Exit 1 when one survives, and 2 when one does not run.
+    """
     residents = _chosen(mutants.load_all(folder) if folder else mutants.load_all(), only)
-    if check:
+    if rewrites:
+        path.write_text(page.text(_kept(path), residents), encoding="utf-8")
+    if check or rewrites:
         return _check(path, residents)
     check_writable(json_file)
     if writes:
@@ -87,9 +95,8 @@ def command(
         check_page_writable(path)
     device = use_device(device)
     running = [mutant for mutant in residents if device != "cpu" or not mutant.needs_gpu]
-    checked = {mutant.name: sanitizes(sanitize, registry.usable(mutant.target, device), device) for mutant in running}
     numbers = range(seed, seed + seeds)
-    with tempfile.TemporaryDirectory() as scratch, progress_bar(len(running) * seeds) as show_bar:
+    with tempfile.TemporaryDirectory() as scratch:
         plans = [
             Plan(
                 target=mutant.target,
@@ -99,22 +106,16 @@ def command(
                 folder=Path(scratch),
                 limit=limit,
                 mutant=mutant,
-                sanitize=checked[mutant.name],
+                sanitize=sanitizes(sanitize, registry.usable(mutant.target, device), device),
                 shrinks=shrinks and number == seed,
             )
             for mutant in running
             for number in numbers
         ]
-        done = [engine.Progress() for _ in plans]
-
-        def show(index: int, progress: engine.Progress) -> None:
-            done[index] = progress
-            show_bar(sum(p.failure is not None for p in done), sum(p.examples + p.shrinking for p in done))
-
-        outcome = runner.run(plans, workers or default_workers(device), stop_at_failure=False, report=show)
+        outcome = _run(plans, workers or default_workers(device))
     runs = {mutant.name: outcome.progress[i * seeds : (i + 1) * seeds] for i, mutant in enumerate(running)}
-    rows = [page.row(mutant, runs.get(mutant.name, [])) for mutant in residents]
-    _print(rows)
+    rows = [page.row(mutant.name, runs.get(mutant.name, [])) for mutant in residents]
+    _print(rows, residents)
     if corpus:
         first = {name: progress[0].failure for name, progress in runs.items()}
         files.write(corpus, {name: failure.case for name, failure in first.items() if failure and failure.minimal})
@@ -123,11 +124,27 @@ def command(
         write_json(json_file, msgspec.to_builtins(found))
     if outcome.error:
         raise ExecutorError(outcome.error)
-    if writes and not outcome.interrupted:
-        write_json(path.with_suffix(".json"), msgspec.to_builtins(found))
-        path.write_bytes(page.text(found).encode())
+    if outcome.interrupted:
+        return 130
+    if broken := [row.error for row in rows if row.error]:
+        raise MutantError("; ".join(broken))
+    if writes:
+        path.with_suffix(".json").write_bytes(page.dumps(found))
+        path.write_text(page.text(found, residents), encoding="utf-8")
         notes.print(f"{path} written")
-    return 130 if outcome.interrupted else int(any(row.survived for row in rows))
+    return int(any(row.survived for row in rows))
+
+
+def _run(plans: list[Plan], workers: int) -> Outcome:
+    """Every plan, with a progress bar."""
+    done = [Progress() for _ in plans]
+    with progress_bar(len(plans)) as show_bar:
+
+        def show(index: int, progress: Progress) -> None:
+            done[index] = progress
+            show_bar(sum(p.failure is not None for p in done), sum(p.examples + p.shrinking for p in done))
+
+        return runner.run(plans, workers, stop_at_failure=False, report=show)
 
 
 def _chosen(residents: list[Mutant], only: tuple[str, ...]) -> list[Mutant]:
@@ -137,27 +154,32 @@ def _chosen(residents: list[Mutant], only: tuple[str, ...]) -> list[Mutant]:
     return [mutant for mutant in residents if not only or mutant.name in only]
 
 
-def _print(rows: list[Row]) -> None:
+def _print(rows: list[Row], residents: list[Mutant]) -> None:
     sizes = ("requests", "queries", "keys")
     table = plain_table("mutant", "class", "origin", "examples", "seconds", "by", *sizes, right=("examples", "seconds", *sizes))
-    for row in rows:
+    for row, mutant in zip(rows, residents, strict=True):
         counts = ["" if number is None else f"{number:g}" for number in (row.examples, row.seconds)]
-        size = map(str, row.size or ())
-        table.add_row(row.name, row.kind, page.real_bug(row.origin) or "own", *counts, page.by(row), *size)
+        origin = page.real_bug(mutant.origin) or "own"
+        table.add_row(mutant.name, mutant.kind, origin, *counts, page.by(row, mutant), *map(str, row.size or ()))
     results.print(table)
-    results.print(page.summary(rows), soft_wrap=True)
+    results.print(page.summary(rows, residents), soft_wrap=True)
 
 
 def _check(path: Path, residents: list[Mutant]) -> int:
-    """Whether a page is what its JSON says, and that is of these mutants."""
-    data = path.with_suffix(".json")
-    if missing := next((file for file in (path, data) if not file.is_file()), None):
-        raise click.ClickException(f"--page: {missing} does not exist; `attn-parity zoo --write` writes it")
-    found: Results = page.loads(data.read_bytes(), str(data))
+    """Whether a page is what its JSON and these mutants make, and every mutant has results."""
+    found = _kept(path)
     wrong = page.differences(found, residents)
-    if path.read_bytes() != page.text(found).encode():
-        wrong.append(f"{path} is not what {data} says: run `attn-parity zoo --seeds 3 --write`")
+    if not path.is_file() or path.read_text(encoding="utf-8") != page.text(found, residents):
+        wrong.append(f"{path} is not what {path.with_suffix('.json')} and the mutants make: run `attn-parity zoo --rewrite`")
     for line in wrong:
         results.print(line, soft_wrap=True)
-    results.print(f"{len(wrong)} wrong")
+    results.print(page.summary(found.mutants, residents) if not wrong else f"{len(wrong)} wrong", soft_wrap=True)
     return 1 if wrong else 0
+
+
+def _kept(path: Path) -> Results:
+    """The results beside a page."""
+    data = path.with_suffix(".json")
+    if not data.is_file():
+        raise click.ClickException(f"--page: {data} does not exist; `attn-parity zoo --write` writes it")
+    return page.loads(data.read_bytes(), str(data))

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from attn_fuzz.cases.call import Call
     from attn_fuzz.cases.captures import CaptureError, capture
-    from attn_fuzz.verdict.judge import DisagreementError, Judgement, Rounding
+    from attn_fuzz.verdict.judge import DisagreementError, Judgement
     from attn_fuzz.verdict.live import Recording, check, recording
+    from attn_fuzz.verdict.rounding import Rounding
 
 _HOMES = {
     "Call": "cases.call",
@@ -18,7 +19,7 @@ _HOMES = {
     "capture": "cases.captures",
     "DisagreementError": "verdict.judge",
     "Judgement": "verdict.judge",
-    "Rounding": "verdict.judge",
+    "Rounding": "verdict.rounding",
     "Recording": "verdict.live",
     "check": "verdict.live",
     "recording": "verdict.live",

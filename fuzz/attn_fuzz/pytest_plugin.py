@@ -20,8 +20,8 @@ import pytest
 
 if TYPE_CHECKING:
     from attn_fuzz.cases.case import Case
+    from attn_fuzz.findings.finding import Finding
     from attn_fuzz.run.engine import Plan
-    from attn_fuzz.targets.finding import Finding
     from attn_fuzz.verdict.verdict import Verdict
 
 
@@ -55,7 +55,7 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, p
 
 
 class _Battery(pytest.Collector):
-    """All items of one target."""
+    """The tests of one target: its declarations, one test for each known finding, and one for each shard of drawn cases."""
 
     def collect(self) -> Iterator[pytest.Item]:
         import msgspec
@@ -88,17 +88,17 @@ class _Battery(pytest.Collector):
             yield _Cases.from_parent(self, name=f"cases[{i}]", plan=shard)
 
 
-class _DisagreementError(Exception):
+class _TargetFails(Exception):  # noqa: N818 - the outcome of a test, no error of this plugin
     """A case on which the target is wrong; its text is for people."""
 
 
 class _Item(pytest.Item):
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: object = None) -> str:
         from attn_fuzz.cases.case import CaseError
-        from attn_fuzz.run.executor import ExecutorError
+        from attn_fuzz.errors import ExecutorError
         from attn_fuzz.targets.registry import UnknownTargetError
 
-        if isinstance(excinfo.value, _DisagreementError | CaseError | ExecutorError | UnknownTargetError | OSError):
+        if isinstance(excinfo.value, _TargetFails | CaseError | ExecutorError | UnknownTargetError | OSError):
             return str(excinfo.value)
         return str(super().repr_failure(excinfo))
 
@@ -125,19 +125,19 @@ class _StoredCase(_Item):
 
     def runtest(self) -> None:
         from attn_fuzz.cases import case as case_file
+        from attn_fuzz.findings.finding import explanation
         from attn_fuzz.run import engine
-        from attn_fuzz.targets.finding import explanation
 
         case = case_file.load(self.finding.path)
         with engine.start_executor(self.plan) as executor:
             verdict = executor.run(case)
         if explanation([self.finding], case, verdict) is not None:
             pytest.xfail(self.finding.what)
-        raise _DisagreementError(f"its stored case no longer fails so: {verdict.kind}. Fixed? {self.finding.path}")
+        raise _TargetFails(f"its stored case no longer fails so: {verdict.kind}. Fixed? {self.finding.path}")
 
 
 class _Cases(_Item):
-    """One shard."""
+    """Draws and runs the cases of one shard; fails with the smallest failing case."""
 
     def __init__(self, *, plan: "Plan", **options: object) -> None:
         super().__init__(**options)  # pyright: ignore[reportArgumentType]
@@ -154,7 +154,7 @@ class _Cases(_Item):
         )
         self.add_report_section("call", "attn-parity", text)
         if progress.failure is not None:
-            raise _DisagreementError(_told(progress.failure.case, progress.failure.verdict, self.plan, self.name))
+            raise _TargetFails(_told(progress.failure.case, progress.failure.verdict, self.plan, self.name))
 
 
 def _told(case: "Case", verdict: "Verdict", plan: "Plan", item: str) -> str:

@@ -9,8 +9,10 @@ from attn_contract.arguments import check_int
 from attn_contract.rules import asked, words_of
 from attn_contract.validation import check_paged_attention
 
-from attn_optimized.attention import Parts, paged_keys, part_call, plan_of, reduce_call
+from attn_optimized.attention import part_call, plan_of, reduce_call
 from attn_optimized.kernel_call import KernelCall
+from attn_optimized.launch.call import AttentionCall, PagedKeys
+from attn_optimized.launch.parts import Parts
 from attn_optimized.strides import kv_cache_strides
 
 
@@ -100,11 +102,13 @@ def cascade_attention_calls(
         plan_of(q, layer, one, architecture=architecture, compute_units=compute_units) for one in (prefix, suffix)
     )
     parts = Parts.empty(prefix_plan.splits + suffix_plan.splits, q, batch)
-    keys = paged_keys(kv_cache, layer, suffix_plan)
-    # the sink joins exactly one part
-    yield part_call(prefix_plan, q, keys, dataclasses.replace(layer, sinks=None), prefix, parts, 0)
-    yield part_call(suffix_plan, q, keys, layer, suffix, parts, prefix_plan.splits)
-    yield reduce_call(suffix_plan, parts, layer, batch, out, lse)
+    keys = PagedKeys(kv_cache)
+    # the sink joins exactly one part; the output is not written by these two, but read for its strides
+    attend_prefix = AttentionCall(q, keys, dataclasses.replace(layer, sinks=None), prefix, q, None)
+    attend_suffix = AttentionCall(q, keys, layer, suffix, q, None)
+    yield part_call(prefix_plan, attend_prefix, parts, 0)
+    yield part_call(suffix_plan, attend_suffix, parts, prefix_plan.splits)
+    yield reduce_call(suffix_plan, AttentionCall(q, keys, layer, batch, out, lse), parts)
 
 
 # Sink tokens do nothing without a window, and how ranges meet a window is nothing without ranges.

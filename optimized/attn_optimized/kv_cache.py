@@ -7,7 +7,8 @@ from attn_contract.validation import check_rope_and_write_kv_cache, check_write_
 from attn_optimized.device import architecture_of
 from attn_optimized.kernel_call import KernelCall, LaunchForm
 from attn_optimized.kernels.write_kv_cache import write_kv_cache_kernel
-from attn_optimized.launch import in_units, row_grid, row_tiles
+from attn_optimized.launch.tiles import row_grid, row_tiles
+from attn_optimized.launch.units import in_units
 from attn_optimized.quantization import stored_format
 from attn_optimized.strides import kv_cache_strides, scale_strides, token_scales
 

@@ -6,7 +6,8 @@ from attn_contract.validation import check_merge_attn_states
 from attn_optimized.device import architecture_of
 from attn_optimized.kernel_call import KernelCall, LaunchForm
 from attn_optimized.kernels.merge_attn_states import merge_attn_states_kernel
-from attn_optimized.launch import in_units, row_grid, row_tiles
+from attn_optimized.launch.tiles import row_grid, row_tiles
+from attn_optimized.launch.units import in_units
 
 
 def merge_attn_states(

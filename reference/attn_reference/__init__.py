@@ -1,8 +1,9 @@
-"""Attention as it is defined, in plain PyTorch: slow, obvious, and what the fast kernels are judged against.
+"""Attention as it is defined, in plain PyTorch: slow, obvious, and the standard that the fast kernels are judged by.
 
-Start with `attn_reference.attention`: its docstring is the specification. `masks` and `logits` hold its rules one by one;
-`quantization` and `rotary` define every bit. Importing the package makes its functions the CPU implementation of the torch
-ops `attn_parity::*`, so a model moved to the CPU runs them without a change.
+Start with `attn_reference.attention`: its docstring is the specification. `masks` and `logits` hold the rules one by one;
+`kv_cache` reads and writes the cache, `merge` joins partial results; `quantization`, `rotary` and `rounding` define every bit.
+Importing the package makes its functions the CPU implementation of the torch ops `attn_parity::*`: a model that is moved to the
+CPU runs them without a change.
 """
 
 import sys
@@ -45,6 +46,6 @@ __all__ = [
     "write_kv_cache",
 ]
 
-# A reload comes here again, and the dispatcher, which outlives the module, warns of every kernel registered twice.
+# The dispatcher outlives the module: after a reload it would warn that each kernel is registered twice.
 if not torch._C._dispatch_has_kernel_for_dispatch_key("attn_parity::paged_attention", "CPU"):
     register(sys.modules[__name__], "CPU")

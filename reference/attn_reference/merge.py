@@ -1,11 +1,11 @@
 """Attention over two disjoint sets of keys, recombined into attention over their union.
 
-With (o, lse) of each part, the union's are
+From the output o and the LSE of each part, those of the union are
 
     lse = log(exp(lse_a) + exp(lse_b))        o = exp(lse_a - lse) * o_a + exp(lse_b - lse) * o_b
 
 (Milakov & Gimelshein, arXiv:1805.02867; Dao et al., FlashAttention, arXiv:2205.14135). Split-KV decode, cascade attention and
-chunked context are this one identity. A sink logit joins exactly one of the parts.
+chunked context all rest on this identity. A sink logit joins exactly one of the parts.
 """
 
 import torch
@@ -23,10 +23,11 @@ def merge_attn_states(
     out: torch.Tensor | None = None,
     lse: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Merge two attention states. The arithmetic is float64, its result is rounded once, and merging is associative up to that.
+    """Merge two attention states.
 
-    A part that saw no key (its lse is -inf) does not count, whatever its out holds, NaN included (vLLM #39148); the other
-    part is then returned exactly. Where both saw none, out is 0 and lse -inf.
+    The arithmetic is float64 and its result is rounded once; merging is associative up to that rounding. A part that saw no key
+    (its lse is -inf) does not count, whatever its out holds, NaN included (vLLM #39148): the other part is then returned
+    exactly. Where both parts saw no key, out is 0 and lse -inf.
 
     Args:
         out_a, out_b: [T, H, D], of one dtype.

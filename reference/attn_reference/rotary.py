@@ -1,12 +1,12 @@
 """Rotary position embedding (RoPE; Su et al., arXiv:2104.09864), and its fusion with the cache write.
 
-A pair of dims (x1, x2) of a query or key at a position turns by an angle of that position and pair:
+Each pair of dims (x1, x2) of a query or key is turned by an angle that depends on the position and the pair:
 
     x1' = x1 * cos - x2 * sin        x2' = x2 * cos + x1 * sin
 
-Each product and each sum is rounded to float32 by itself, without fused multiply-add, and the result once to the dtype of q: so
-every bit is defined. The pairs are (i, i + rotary_dim / 2) in the style of GPT-NeoX, and (2i, 2i + 1), interleaved, in that of
-GPT-J. Dims from rotary_dim on are left as they are (partial rotation).
+Each product and each sum is rounded to float32 by itself, without fused multiply-add, and the result once to the dtype of q.
+So every bit is defined. In the style of GPT-NeoX the pairs are (i, i + rotary_dim / 2); in the style of GPT-J they are
+interleaved, (2i, 2i + 1). Dims from rotary_dim on stay as they are (partial rotation).
 """
 
 import torch
@@ -28,17 +28,17 @@ def rope_and_write_kv_cache(
     *,
     is_neox: bool,
 ) -> None:
-    """Rotate q in place, and write the rotated k and v as it is to the cache; k itself stays.
+    """Rotate q in place, and write the rotated k and the unrotated v to the cache. The tensor k itself stays as it is.
 
     Args:
-        q: [T, H, D], of which rows 0 to len(positions) - 1 are rotated, also those whose slot is -1.
+        q: [T, H, D]. Rows 0 to len(positions) - 1 are rotated, also where their slot is -1.
         k, v: [T_kv, HK, D] of q's dtype; rows from len(slot_mapping) on are not read. The rotated k is rounded to its dtype
-            before it is written, and quantized if the cache is.
+            before it is written (and quantized, if the cache is).
         positions: [P] int64, S <= P <= T: the position of each row of q and k.
-        cos_sin_cache: [max_position, rotary_dim] float32 or q's dtype: of each position the cosines of the rotary_dim / 2
-            pairs, then the sines.
+        cos_sin_cache: [max_position, rotary_dim] float32 or q's dtype. The row of a position holds the cosines of its
+            rotary_dim / 2 pairs, then the sines.
         kv_cache, layer, slot_mapping: as for `write_kv_cache`.
-        is_neox: which dims are a pair.
+        is_neox: whether the pairs are GPT-NeoX's; otherwise they are GPT-J's.
 
     Raises:
         ContractError: an argument contradicts the contract. Nothing is written then.
@@ -54,12 +54,12 @@ def rope_and_write_kv_cache(
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, is_neox: bool) -> torch.Tensor:
-    """The pairs of dims of x, each turned by its angle.
+    """x with each of its pairs of dims turned.
 
     Args:
         x: [T, heads, D].
-        cos, sin: [T, rotary_dim / 2] float32.
-        is_neox: which dims are a pair.
+        cos, sin: [T, rotary_dim / 2] float32, of the angle of each pair.
+        is_neox: whether the pairs are GPT-NeoX's; otherwise they are GPT-J's.
 
     Returns:
         Of x's shape and dtype.

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,16 +61,22 @@ class InProcess:
         return try_case(case, self.target, "cpu")
 
 
-@pytest.fixture
-def fuzz_here(tmp_path: Path) -> Callable[..., tuple[engine.Progress, list[Case]]]:
-    """Fuzzes one shard in this process; returns how it ended and all cases that it ran."""
+@pytest.fixture(scope="session")
+def fuzz_in() -> Callable[..., tuple[engine.Progress, list[Case]]]:
+    """Fuzzes one shard in this process and leaves its files in a folder; returns how it ended and all cases that it ran."""
 
-    def run(target: str, **fields) -> tuple[engine.Progress, list[Case]]:
+    def run(folder: Path, target: str, **fields) -> tuple[engine.Progress, list[Case]]:
         executor = InProcess(target)
-        plan = Plan(**{"target": target, "device": "cpu", "examples": 200, "seed": 1, "folder": tmp_path, **fields})
+        plan = Plan(**{"target": target, "device": "cpu", "examples": 200, "seed": 1, "folder": folder, **fields})
         return engine.fuzz(plan, executor), executor.cases  # pyright: ignore[reportArgumentType]
 
     return run
+
+
+@pytest.fixture
+def fuzz_here(fuzz_in, tmp_path: Path) -> Callable[..., tuple[engine.Progress, list[Case]]]:
+    """`fuzz_in` the test's own folder."""
+    return partial(fuzz_in, tmp_path)
 
 
 @pytest.fixture

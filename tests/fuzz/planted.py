@@ -17,7 +17,7 @@ import torch
 from attn_contract import Batch, KVCacheView, Layer
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, RopeFunction, Target, WriteFunction
-from attn_fuzz.verdict.judge import LARGEST, Rounding
+from attn_fuzz.verdict.rounding import LARGEST, Rounding
 
 SMALL = dataclasses.replace(
     EVERYTHING,

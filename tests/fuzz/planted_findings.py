@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from attn_fuzz.targets.finding import Finding
+from attn_fuzz.findings.finding import Finding
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from planted import SMALL, attend
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from attn_fuzz.cases import case as case_file
+from attn_fuzz.findings.aiter import UNIFIED_ATTENTION
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.targets import registry
-from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION, FINDINGS
+from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION
 from attn_optimized.aiter_adapter import Aiter, find_aiter
 
 needs_aiter = pytest.mark.skipif(find_aiter().missing is not None, reason="needs AMD's AITER: tox run -e aiter")
@@ -37,7 +38,7 @@ def test_doctor_says_what_its_signatures_declare(attn_parity):
 
 
 @needs_aiter
-@pytest.mark.parametrize("finding", FINDINGS, ids=lambda finding: finding.name)
+@pytest.mark.parametrize("finding", UNIFIED_ATTENTION, ids=lambda finding: finding.name)
 def test_every_finding_replays(finding, tmp_path):
     case = case_file.load(finding.path)
     with Executor("aiter-unified-attention", "cpu", 60.0, tmp_path / "ahead.json") as executor:

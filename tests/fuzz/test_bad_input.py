@@ -24,9 +24,9 @@ trigger = "planted"
 target = "reference-fp32"
 
 [[patch]]
-module = "attn_reference.attention"
-find = "def attend("
-replace = "def attend_not("
+in = "attn_reference.masks.is_causal"
+find = "j <= p"
+replace = "j < p"
 """
 
 
@@ -305,12 +305,21 @@ def test_replay_runs_nothing_when_one_of_its_files_is_bad(refused, attn_parity, 
         ('what = "planted"', "what = 3", "what"),
         ('what = "planted"', 'what = "planted"\nwhy = "planted"', "why"),
         ('class = "mask"', 'class = "masque"', "masque"),
-        ("def attend(", "nowhere to be found", "0 times"),
-        ('find = "def attend("', 'find = "return"', "times, expected once"),
-        ('find = "def attend("', 'find = ""', "find"),
-        ("attn_reference.attention", "attn_reference.nothing", "attn_reference.nothing"),
-        ("attn_reference.attention", "nothing.at.all", "nothing.at.all"),
-        ("attn_reference.attention", "", "module"),
+        ('find = "j <= p"', 'find = "j >= p"', "0 times, expected once: 'j >= p'; nearest is line"),
+        ('find = "j <= p"', 'find = "torch.Tensor"', "3 times, expected once: 'torch.Tensor'"),
+        ('find = "j <= p"', 'find = ""', "find"),
+        ('find = "j <= p"', 'find = "j <="', "`find` is not Python"),
+        ("j < p", "((((", "`replace` is not Python"),
+        ("j < p", "j < position", "reads a name that is not defined: position"),
+        ("j < p", "(yield) and (await j)", "attn_reference.masks does not compile any more"),
+        (
+            "is_causal",
+            "is_causla",
+            "attn_reference.masks has no function or class is_causla; nearest is attn_reference.masks.is_causal",
+        ),
+        ("masks.is_causal", "mask.is_causal", "nearest is attn_reference.masks.is_causal"),
+        ("attn_reference.masks", "nothing.at.all", "nothing.at.all"),
+        ("attn_reference.masks.is_causal", "", "in"),
         (MUTANT[MUTANT.index("[[patch]]") :], "", "patch"),
         (MUTANT[MUTANT.index("[[patch]]") :], "patch = []", "[[patch]]"),
         ("reference-fp32", "nobody", "nobody"),
@@ -324,9 +333,14 @@ def test_replay_runs_nothing_when_one_of_its_files_is_bad(refused, attn_parity, 
         "find stands nowhere",
         "find stands often",
         "an empty find",
+        "find is no Python",
+        "replace is no Python",
+        "an unknown name",
+        "Python that does not compile",
+        "no such function",
         "no such module",
         "no such package",
-        "no module",
+        "no place",
         "no patch",
         "empty patches",
         "unknown target",
@@ -352,7 +366,7 @@ def test_zoo_refuses_names_and_folders_that_hold_nothing(refused, tmp_path):
     (tmp_path / "animals" / "planted.toml").write_bytes(b"#" * (1 << 20) + b"#")
     refused("zoo", "--dir", "animals", names="planted.toml: larger than 1048576 bytes")
     refused("zoo", "--examples", 0, names="--examples")
-    refused("zoo", "--check", names="docs/generated/zoo.md")
+    refused("zoo", "--check", names="docs/generated/zoo.json")
     refused("zoo", "--write", "--page", "nowhere/zoo.md", names="nowhere")
     refused("zoo", "--write", "--page", "zoo", names="--page")
     refused("zoo", "--json", "missing/zoo.json", names="missing")

@@ -15,12 +15,13 @@ from attn_fuzz.cases import captures, tensors
 from attn_fuzz.cases import case as case_file
 from attn_fuzz.cases.case import Case, CaseError
 from attn_fuzz.cases.poison import bits
+from attn_fuzz.run.attempt import write
 from attn_fuzz.run.shrink import lowered
-from attn_fuzz.run.trial import _write, try_case
+from attn_fuzz.run.trial import try_case
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING
-from attn_fuzz.verdict import judge
+from attn_fuzz.verdict import oracle
 from attn_fuzz.verdict.verdict import Verdict
 from hypothesis import given, settings
 
@@ -30,8 +31,8 @@ SUPPORT = dataclasses.replace(EVERYTHING, head_sizes=(16, 32), max_tokens=32, ma
 
 def call_of(case: Case) -> Call:
     step = tensors.build(case)
-    for write in step.writes:
-        _write(write, step, REFERENCE_FP32)
+    for cache_write in step.writes:
+        write(cache_write, step, REFERENCE_FP32)
     dense = {} if step.kv_cache is not None else {"k": step.k, "v": step.v}
     return Call(q=step.q, layer=step.layer, batch=step.batch, kv_cache=step.kv_cache, **dense)
 
@@ -42,7 +43,7 @@ def test_a_captured_call_attends_to_the_same_numbers(case):
     call = call_of(case)
     with tempfile.TemporaryDirectory() as folder:
         step = tensors.build(case_file.load(capture(call, Path(folder, "call.json"))))
-    pairs = zip(judge.requests(call), judge.requests(step), strict=True)
+    pairs = zip(oracle.requests(call), oracle.requests(step), strict=True)
     for live, again in pairs:
         assert (live.index, live.rows) == (again.index, again.rows)
         assert torch.equal(live.visible, again.visible)

@@ -11,9 +11,10 @@ from pathlib import Path
 import msgspec
 import pytest
 from attn_fuzz.cases import case as case_file
+from attn_fuzz.errors import ExecutorError
 from attn_fuzz.run import runner
 from attn_fuzz.run.engine import Plan
-from attn_fuzz.run.executor import Executor, ExecutorError
+from attn_fuzz.run.executor import Executor
 
 
 def test_a_seed_means_the_same_cases(fuzz_here):

@@ -17,8 +17,8 @@ from attn_fuzz.strategies import cases
 from attn_fuzz.strategies.cases import VALUES
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, Target
-from attn_fuzz.verdict import judge
-from attn_fuzz.verdict.judge import Rounding
+from attn_fuzz.verdict import judge, oracle
+from attn_fuzz.verdict.rounding import Rounding
 from hypothesis import given, settings
 
 replace = msgspec.structs.replace
@@ -211,8 +211,8 @@ def test_rows_without_a_key_are_0_and_their_lse_minus_infinity(step_case):
 def test_no_element_may_differ_by_more_than_hard_allows(case):
     """HARD holds for every rounding of every input: whoever breaks it is wrong, generic numbers or not."""
     step = answered(case)
-    for request in judge.requests(step):
-        expected = judge._Oracle(request, step.layer, step.out.dtype, ROUNDING, step.q.dtype)
+    for request in oracle.requests(step):
+        expected = oracle.Oracle(request, step.layer, step.out.dtype, ROUNDING, step.q.dtype)
         loose = expected.hard_bound()
         for bound, right in ((loose.out, expected.out), (loose.lse, expected.lse)):
             assert (bound >= 0).all()
@@ -221,12 +221,12 @@ def test_no_element_may_differ_by_more_than_hard_allows(case):
     owned = case.query_start_loc[-1]
     if not owned or judge.has_exact_sums(case):
         return
-    request = next(iter(judge.requests(step)))
-    expected = judge._Oracle(request, step.layer, step.out.dtype, ROUNDING, step.q.dtype)
+    request = next(iter(oracle.requests(step)))
+    expected = oracle.Oracle(request, step.layer, step.out.dtype, ROUNDING, step.q.dtype)
     loose = expected.hard_bound()
     out = step.out.view(-1, case.num_heads, case.head_size)
-    wrong = judge._stored_as((expected.out[0] + 4 * loose.out[0]).float(), out.dtype, step.layer)
-    beyond = (judge._read(wrong, step.layer) - expected.out[0]).abs() > loose.out[0]
+    wrong = oracle.as_stored((expected.out[0] + 4 * loose.out[0]).float(), out.dtype, step.layer)
+    beyond = (oracle.as_read(wrong, step.layer) - expected.out[0]).abs() > loose.out[0]
     out[request.rows.start] = wrong
     if beyond.any():
         assert judge.judge(case, step, ROUNDING).breaks_hard

@@ -6,9 +6,9 @@ from pathlib import Path
 import msgspec
 import pytest
 from attn_fuzz.cases import case as case_file
+from attn_fuzz.findings.finding import explanation
 from attn_fuzz.run import ledger
 from attn_fuzz.targets import Target, registry
-from attn_fuzz.targets.finding import explanation
 from attn_fuzz.verdict.verdict import Verdict
 from planted_findings import SINKS
 
@@ -18,7 +18,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "generated" / "findings.md"
 @pytest.fixture
 def store(step_case, tmp_path, monkeypatch):
     """Stores the planted finding's case, of one target, where those of all are looked for."""
-    monkeypatch.setattr("attn_fuzz.targets.finding.CASES", tmp_path)
+    monkeypatch.setattr("attn_fuzz.findings.finding.CASES", tmp_path)
 
     def write(target: str) -> None:
         case = msgspec.structs.replace(step_case, target=target, sinks="zero", head_size=16)

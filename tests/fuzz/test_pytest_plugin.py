@@ -58,7 +58,7 @@ def test_a_folder_without_tests_is_enough(run_pytest, tmp_path):
 STORED = """
 from pathlib import Path
 
-from attn_fuzz.targets import finding
+from attn_fuzz.findings import finding
 from planted_findings import FIXED, KNOWN
 
 finding.CASES = Path(__file__).parent

@@ -9,10 +9,11 @@ import msgspec
 import pytest
 from attn_fuzz.cases import case as case_file
 from attn_fuzz.cases.features import FEATURES, count
-from attn_fuzz.report import page
+from attn_fuzz.report import page, svg
 from attn_fuzz.report.run import Found, Run
 from attn_fuzz.run.engine import Failure, Progress, Size
 from attn_fuzz.run.trial import try_case
+from attn_fuzz.verdict import ratios
 from attn_fuzz.verdict.verdict import Verdict
 from planted import FLASH, NAN
 
@@ -145,6 +146,15 @@ def test_a_clean_run_has_its_numbers_and_no_failure(run_of):
     ):
         assert said in text
     assert "6 elements, 99% below 0.84, the largest below 0.84" in text
+
+
+def test_a_histogram_has_a_step_for_each_bin_and_those_beyond_the_bound_are_marked():
+    counts = [0] * ratios.NUM_BINS
+    counts[1:3], counts[ratios.BROKEN] = [4, 4], 1
+    inside, beyond = svg.histogram(counts).findall("path")
+    assert inside.get("d") == f"M0 48V48h4V2h8V48h{4 * (ratios.BROKEN - 3)}V48z"
+    assert beyond.get("class") == "bar-broken"
+    assert (beyond.get("d") or "").startswith(f"M{4 * ratios.BROKEN} 48V25h4")
 
 
 def test_pairs_are_counted_and_named(run_of, step_case):

@@ -523,7 +523,8 @@ def test_a_gpu_cannot_be_sanitized():
 
 def test_the_page_s_program_runs_and_its_message_is_one(sanitized, tmp_path):
     page = (Path(__file__).parents[2] / "docs" / "reference" / "sanitizer.md").read_text()
-    program, message = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)[0], re.findall(r"```\n(load .*)\n```", page)[0]
+    program = re.findall(r"```python in_process.py\n(.*?)```", page, flags=re.DOTALL)[0]
+    message = re.findall(r"```\n(load .*)\n```", page)[0]
     case, changes, _ = FAULTS["a slot past the sequence"]
     without_line = re.compile(r"py:\d+ ")
     assert without_line.sub("", try_case(case, handed(**changes), "cpu").message) == without_line.sub("", message)

@@ -1,7 +1,6 @@
 """What a picture shows is what the case has: who sees which key, who owns which block, where memory lies, what is wrong."""
 
 import re
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -14,6 +13,8 @@ from attn_fuzz.report.pictures import Limits, Picture
 from attn_fuzz.run.trial import try_case
 from planted import FLASH, NAN, UNOWNED_ROWS
 from rich.console import Console
+
+from tests import pages
 
 replace = msgspec.structs.replace
 ROOM = Limits(rows=32, columns=96)
@@ -216,12 +217,11 @@ def test_the_command_draws_a_failing_case_and_exits_1(attn_parity, step_case, tm
 
 
 def test_what_the_guide_shows(attn_parity, tmp_path):
-    guide = (Path(__file__).parents[2] / "docs" / "guide" / "reports.md").read_text()
-    blocks = dict(re.findall(r"```(python|json|)\n(.*?)```", guide, flags=re.DOTALL))
-    (tmp_path / "my_kernel.py").write_text(blocks["python"])
-    (tmp_path / "case.json").write_text(blocks["json"])
+    guide = pages.PAGES["docs/guide/reports.md"]
+    pages.save_files(guide, tmp_path)
     run = attn_parity("show", "case.json", "--target", "my_kernel:TARGET")
-    assert [line.rstrip() for line in run.out.splitlines()] == blocks[""].splitlines()
+    (shown,) = (block.text for block in pages.blocks(guide) if block.is_output)
+    assert pages.lines(run.out) == pages.lines(shown)
 
 
 def test_without_a_run_no_target_is_needed(attn_parity, step_case, tmp_path):

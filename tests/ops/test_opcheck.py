@@ -2,6 +2,8 @@
 
 import torch
 
+from tests.ops.small_calls import CALLS
+
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone().flatten().view(torch.uint8)
@@ -25,3 +27,13 @@ def test_what_the_schema_calls_written_is_and_nothing_else(call):
     before = {name: bits(tensor) for name, tensor in tensors.items()}
     call.op(**call.arguments)
     assert [name for name, tensor in tensors.items() if not torch.equal(bits(tensor), before[name])] == call.written
+
+
+def test_every_argument_of_every_op_is_given_by_some_call():
+    """A rule that becomes an option is checked here only if a call has it."""
+    given: dict[str, set[str]] = {}
+    for name, arguments in CALLS.items():
+        given.setdefault(name.split()[0], set()).update(arguments(torch.device("cpu")))
+    for name, arguments in given.items():
+        schema = getattr(torch.ops.attn_parity, name).default._schema
+        assert {argument.name for argument in schema.arguments} == arguments, name

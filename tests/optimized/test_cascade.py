@@ -6,6 +6,7 @@ import attn_optimized
 import pytest
 import torch
 from attn_contract import AttentionType, ContractError, UnsupportedError
+from attn_contract.rules import words_of
 
 
 @pytest.fixture
@@ -84,14 +85,14 @@ def test_a_prefix_is_context_and_shared(shared_prefix):
         ("window", {"window": (4, -1)}),
         ("chunked_local", {"chunked_local": 64}),
         ("alibi_slopes", {"alibi_slopes": torch.ones(4)}),
-        ("bidirectional_ranges", {"ranges": [[(1, 2)], [(1, 2)]]}),
+        ("bidirectional_ranges", {"bidirectional_ranges": [[(1, 2)], [(1, 2)]]}),
         ("encoder_decoder attention", {"attn_type": AttentionType.ENCODER_DECODER, "causal": False}),
     ],
 )
 def test_rules_of_positions_are_refused(rule, options, shared_prefix):
     call = shared_prefix(2, [1, 1], [40, 60], **options)
     out = torch.full_like(call.q, 7)
-    with pytest.raises(UnsupportedError, match=f"^cascade_attention: {rule} not supported: .*; use paged_attention$"):
+    with pytest.raises(UnsupportedError, match=f"^cascade_attention: {words_of(rule)} not supported: .*; use paged_attention$"):
         attn_optimized.cascade_attention(*call, 32, out=out)
     assert (out == 7).all()
 

@@ -7,8 +7,10 @@ import torch
 from attn_contract import ContractError, UnsupportedError
 from attn_optimized import device
 from attn_optimized.compilation import gpu_target
-from attn_optimized.launch import attention_tiles, num_splits
-from attn_optimized.launch_table import parameters_for
+from attn_optimized.launch.splits import num_splits
+from attn_optimized.launch.table import parameters_for
+from attn_optimized.launch.tiles import attention_tiles
+from attn_optimized.launch.workload import Workload
 from attn_optimized.quantization import stored_format
 
 CUDA = torch.device("cuda")
@@ -18,6 +20,8 @@ MI300X = SimpleNamespace(gcnArchName="gfx942:sramecc+:xnack-", multi_processor_c
 MI355X = SimpleNamespace(gcnArchName="gfx950:sramecc+:xnack-", multi_processor_count=256, warp_size=64)
 RX_9070_XT = SimpleNamespace(gcnArchName="gfx1201", multi_processor_count=32, warp_size=32)
 AMD = {"gfx90a": MI250X, "gfx942": MI300X, "gfx950": MI355X, "gfx1201": RX_9070_XT}
+
+LLAMA = {"itemsize": 2, "quantized": False, "head_size": 128, "num_heads": 32, "num_kv_heads": 8}
 
 
 @pytest.fixture
@@ -76,7 +80,7 @@ def test_only_gfx942_converts_fnuz_itself(architecture):
 @pytest.mark.parametrize("architecture", AMD)
 def test_tiles_follow_the_wave_size(architecture):
     """RDNA: fewer rows for each wave, since one of 32 lanes has half the registers; AMD's compiler wants one stage."""
-    tiles = attention_tiles(architecture, itemsize=2, head_size=128, group=4, max_query_len=512, phase="prefill")
+    tiles = attention_tiles(Workload(**LLAMA, num_tokens=512, num_requests=1, max_query_len=512, max_seq_len=512), architecture)
     assert tiles.block_m // tiles.parameters.num_warps == AMD[architecture].warp_size // 2
     assert tiles.parameters.num_stages == 1
 
@@ -86,7 +90,8 @@ def test_one_long_request_fills_each_gpu(on):
         on(properties)
         units = device.compute_units_of(CUDA)
         parameters = parameters_for(architecture, phase="decode", itemsize=2, block_d=128, quantized=False)
-        call = {"num_programs": 8, "num_requests": 1, "max_keys": 131072, "parameters": parameters}
-        splits, even_splits = num_splits(architecture, compute_units=units, **call)
+        workload = Workload(**LLAMA, num_tokens=1, num_requests=1, max_query_len=1, max_seq_len=131072)
+        gpu = {"architecture": architecture, "compute_units": units}
+        splits, balanced_splits = num_splits(workload, **gpu, num_programs=8, max_keys=131072, parameters=parameters)
         assert 8 * splits >= min(2 * units, 8 * 64), architecture
-        assert splits == even_splits, "a request by itself is as long as all are"
+        assert splits == balanced_splits, "a request by itself is as long as all are"

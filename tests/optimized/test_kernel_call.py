@@ -17,8 +17,10 @@ from attn_optimized.cascade import cascade_attention_calls
 from attn_optimized.device import architecture_of, compute_units_of
 from attn_optimized.kernel_call import KernelCall
 from attn_optimized.kv_cache import rope_and_write_kv_cache_call, write_kv_cache_call
-from attn_optimized.launch_table import parameters_for
+from attn_optimized.launch.table import parameters_for
 from attn_optimized.merge import merge_attn_states_call
+
+from tests.calls import HEAD_SCALES
 
 NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE, NUM_ROWS = 4, 2, 32, 7
 RULES = {"window": (40, -1), "sink_tokens": 3, "sinks": [0.5, 1.0, -1.0, 0.0], "alibi_slopes": torch.rand(4), "causal": [True]}
@@ -31,7 +33,7 @@ PAGED = {
         "query_lens": [5],
         "seq_lens": [60],
         "kv_cache_dtype": torch.float8_e4m3fn,
-        "scales": "head",
+        **HEAD_SCALES,
         "output_scale": torch.tensor([0.125]),
     },
     "inline scales": {
@@ -241,7 +243,7 @@ def test_a_call_is_made_for_the_gpu_that_is_named(paged_call):
     for architecture in ("sm90", "gfx942", "gfx1201"):
         one, reduction = attention_calls(architecture, 64)
         plan = attn_optimized.plan_of(q, layer, batch, architecture=architecture, compute_units=64)
-        assert one.form.constants["BLOCK_N"] == plan.tiles.block_n
+        assert one.form.constants["KIND"].block_n == plan.tiles.block_n
         assert one.form.options == plan.tiles.options
         assert one.form.grid == (*plan.grid, plan.splits)
         assert reduction.form.numbers["num_parts"] == plan.splits

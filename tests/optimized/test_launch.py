@@ -6,61 +6,78 @@ from typing import get_args
 
 import pytest
 from attn_contract import UnsupportedError
-from attn_optimized.launch import (
-    FEW_KEYS,
-    FEW_ROWS,
-    attention_grid,
-    attention_plan,
-    attention_tiles,
-    distance,
-    in_units,
-    num_splits,
-    phase_of,
-    reduce_tiles,
-    row_grid,
-    row_tiles,
-)
-from attn_optimized.launch_table import Phase, parameters_for
+from attn_optimized.launch.plan import attention_grid, attention_plan
+from attn_optimized.launch.splits import num_splits
+from attn_optimized.launch.table import Phase, parameters_for
+from attn_optimized.launch.tiles import attention_tiles, reduce_tiles, row_grid, row_tiles
+from attn_optimized.launch.units import distance, in_units
+from attn_optimized.launch.workload import DECODE_TILE_ROWS, SHORT_WINDOW_KEYS, Workload, phase_of
 
 ARCHITECTURES = ("interpreter", "sm90", "gfx942", "gfx1201")
 HEAD_SIZES = (1, 16, 40, 64, 80, 96, 128, 256)
 GROUPS = (1, 2, 3, 5, 7, 8, 16, 64)
 
 
-def tiles_of(architecture="sm90", **changed):
-    call = {"itemsize": 2, "head_size": 128, "group": 4, "max_query_len": 1, "phase": "decode"}
-    return attention_tiles(architecture, **(call | changed))
+CALL = {
+    "itemsize": 2,
+    "quantized": False,
+    "head_size": 128,
+    "num_heads": 32,
+    "num_kv_heads": 8,
+    "num_tokens": 1,
+    "num_requests": 1,
+    "max_query_len": 1,
+    "max_seq_len": 131072,
+}
+PHASES = {
+    "decode": {},
+    "mixed": {"num_requests": 9, "num_tokens": 2056, "max_query_len": 2048},
+    "prefill": {"num_tokens": 2048, "max_query_len": 2048},
+    "window": {"num_tokens": 2048, "max_query_len": 2048, "window_keys": SHORT_WINDOW_KEYS},
+    "rules": {"num_tokens": 2048, "max_query_len": 2048, "has_gaps": True},
+}
+"""What changes a decode of one request into a batch of another phase."""
 
 
-@pytest.mark.parametrize("phase", get_args(Phase))
+def tiles_of(architecture="sm90", phase="decode", **changed):
+    return attention_tiles(Workload(**(CALL | PHASES[phase] | changed)), architecture)
+
+
+def test_every_phase_has_an_example():
+    assert {phase: phase_of(Workload(**(CALL | changed))) for phase, changed in PHASES.items()} == {
+        phase: phase for phase in get_args(Phase)
+    }
+
+
+@pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_tiles_hold_whole_groups_and_heads(architecture, phase):
-    for itemsize, head_size, group, max_query_len in itertools.product((2, 4), HEAD_SIZES, GROUPS, (0, 1, 5, 4096)):
-        if phase == "decode" and max_query_len * group > FEW_ROWS:
+    for itemsize, head_size, group, few_queries in itertools.product((2, 4), HEAD_SIZES, GROUPS, (0, 1, 5)):
+        max_query_len = few_queries if phase == "decode" else 4096
+        if phase == "decode" and max_query_len * group > DECODE_TILE_ROWS:
             continue
-        tiles = tiles_of(
-            architecture, itemsize=itemsize, head_size=head_size, group=group, max_query_len=max_query_len, phase=phase
-        )
+        heads = {"num_heads": 2 * group, "num_kv_heads": 2}
+        tiles = tiles_of(architecture, phase, itemsize=itemsize, head_size=head_size, **heads, max_query_len=max_query_len)
         assert tiles.queries >= 1
         assert tiles.queries * group <= tiles.block_m < (tiles.queries + 1) * group
         assert tiles.block_d >= head_size
-        for side in (tiles.block_m, tiles.block_n, tiles.block_d, tiles.few_m or tiles.block_m):
+        for side in (tiles.block_m, tiles.block_n, tiles.block_d, tiles.small_block_m or tiles.block_m):
             assert side >= 16
             assert side.bit_count() == 1
         assert tiles.block_m * tiles.block_d * itemsize <= 64 * 1024, "AMD's shared memory holds a tile of queries"
-        assert tiles.few_m == 0 or group <= tiles.few_m < tiles.block_m
+        assert tiles.small_block_m == 0 or group <= tiles.small_block_m < tiles.block_m
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_what_decodes_has_one_tile_of_its_size(architecture):
     """Of 16 rows or of 64, or the interpreter's."""
     for group in GROUPS:
-        for max_query_len in range(1, FEW_ROWS // group + 1):
-            tiles = tiles_of(architecture, group=group, max_query_len=max_query_len)
+        for max_query_len in range(1, DECODE_TILE_ROWS // group + 1):
+            tiles = tiles_of(architecture, num_heads=8 * group, max_query_len=max_query_len)
             rows = max_query_len * group
             assert tiles.queries >= max_query_len
             assert tiles.block_m == max(tiles.parameters.block_m, 16 if rows <= 16 else 64)
-            assert tiles.few_m == 0
+            assert tiles.small_block_m == 0
 
 
 def test_few_tile_sizes_are_compiled():
@@ -71,34 +88,29 @@ def test_few_tile_sizes_are_compiled():
             for num_requests in (1, 40):
                 call = {"num_heads": 8 * group, "num_tokens": n + num_requests - 1, "num_requests": num_requests}
                 tiles = plan(**call, max_query_len=n).tiles
-                (decode if n * group <= FEW_ROWS else others).add((tiles.few_m > 0, tiles.block_m))
+                (decode if n * group <= DECODE_TILE_ROWS else others).add((tiles.small_block_m > 0, tiles.block_m))
     assert decode == {(False, 16), (False, 64)}
     assert len(others) <= 2, "with small tiles beside the large ones, and without"
 
 
-PREFILL = {
-    "group": 4,
-    "num_tokens": 4096,
-    "num_requests": 2,
-    "max_query_len": 2048,
-    "rules": False,
-    "short_window": False,
-    "batch_invariant": False,
-}
+PREFILL = {"num_tokens": 4096, "num_requests": 2, "max_query_len": 2048}
+SHORT_WINDOW = {"window_keys": SHORT_WINDOW_KEYS}
 
 
 @pytest.mark.parametrize(
     ("changed", "phase"),
     [
         ({}, "prefill"),
-        ({"short_window": True}, "window"),
-        ({"rules": True}, "rules"),
-        ({"rules": True, "short_window": True}, "rules"),
-        ({"rules": True, "num_requests": 9}, "mixed"),
+        (SHORT_WINDOW, "window"),
+        ({"window_keys": SHORT_WINDOW_KEYS + 1}, "prefill"),
+        ({"has_gaps": True}, "rules"),
+        ({"has_bias": True}, "rules"),
+        ({"has_gaps": True, **SHORT_WINDOW}, "rules"),
+        ({"has_gaps": True, "num_requests": 9}, "mixed"),
         ({"num_requests": 7, "num_tokens": 10}, "prefill"),
         ({"num_requests": 8}, "prefill"),
         ({"num_requests": 9}, "mixed"),
-        ({"num_requests": 9, "short_window": True}, "mixed"),
+        ({"num_requests": 9, **SHORT_WINDOW}, "mixed"),
         ({"num_tokens": 16, "num_requests": 16, "max_query_len": 1}, "decode"),
         ({"num_tokens": 32, "max_query_len": 16}, "decode"),
         ({"num_tokens": 34, "max_query_len": 17}, "prefill"),
@@ -107,24 +119,25 @@ PREFILL = {
 )
 def test_phases(changed, phase):
     """What tiles are chosen by; one for all batches where a request's output must not depend on the others."""
-    assert phase_of(**(PREFILL | changed)) == phase
-    assert phase_of(**(PREFILL | changed | {"batch_invariant": True})) == "prefill"
+    workload = Workload(**(CALL | PREFILL | changed))
+    assert phase_of(workload) == phase
+    assert phase_of(replace(workload, batch_invariant=True)) == "prefill"
 
 
 def test_a_short_request_beside_long_ones_has_a_small_tile():
-    tiles = tiles_of(phase="mixed", max_query_len=2048)
-    assert 0 < tiles.few_m < tiles.block_m
-    assert tiles_of(phase="mixed", max_query_len=2048, group=64).few_m == 0, "its heads fill the large one"
-    assert tiles_of(phase="prefill", max_query_len=2048).few_m == 0
+    tiles = tiles_of(phase="mixed")
+    assert 0 < tiles.small_block_m < tiles.block_m
+    assert tiles_of(phase="mixed", num_heads=64, num_kv_heads=1).small_block_m == 0, "its heads fill the large one"
+    assert tiles_of(phase="prefill").small_block_m == 0
 
 
 def test_the_interpreter_takes_several_tiles_for_a_few_hundred_tokens():
-    tiles = tiles_of("interpreter", itemsize=4, head_size=64, max_query_len=200, phase="prefill")
+    tiles = tiles_of("interpreter", "prefill", itemsize=4, head_size=64, max_query_len=200)
     assert 200 / tiles.queries > 3
     assert 200 / tiles.block_n > 3
 
 
-@pytest.mark.parametrize("changed", [{"head_size": 257}, {"group": 65}])
+@pytest.mark.parametrize("changed", [{"head_size": 257}, {"num_heads": 65, "num_kv_heads": 1}])
 def test_too_large_for_a_tile(changed):
     with pytest.raises(UnsupportedError, match=r"attn_optimized: .*25[67]|attn_optimized: 65 .*64"):
         tiles_of(**changed)
@@ -133,19 +146,15 @@ def test_too_large_for_a_tile(changed):
 @pytest.mark.parametrize("query_lens", [[1] * 9, [0, 0, 0], [13], [12, 12], [11, 25, 0, 1], [13, 13, 13]])
 def test_grid_has_a_tile_for_every_query(query_lens):
     """The rule of kernels/query_tiles.py: request r starts at tile query_start_loc[r] // queries + r, or at r with one each."""
-    tiles = tiles_of("interpreter", itemsize=4, head_size=64, group=5)
+    batch = {"num_tokens": sum(query_lens), "num_requests": len(query_lens), "max_query_len": max(query_lens)}
+    workload = Workload(**(CALL | {"head_size": 64, "num_heads": 10, "num_kv_heads": 2} | batch))
+    tiles = attention_tiles(workload, "interpreter")
     assert tiles.queries == 12
-    (num_tiles, num_kv_heads), one_tile_each = attention_grid(
-        tiles,
-        num_tokens=sum(query_lens),
-        num_requests=len(query_lens),
-        num_kv_heads=2,
-        max_query_len=max(query_lens),
-    )
+    (num_tiles, num_kv_heads), one_tile_per_request = attention_grid(workload, tiles)
     assert num_kv_heads == 2
-    assert one_tile_each == (max(query_lens) <= 12)
+    assert one_tile_per_request == (max(query_lens) <= 12)
     starts = [0, *itertools.accumulate(query_lens)]
-    first_tiles = [r if one_tile_each else start // 12 + r for r, start in enumerate(starts)]
+    first_tiles = [r if one_tile_per_request else start // 12 + r for r, start in enumerate(starts)]
     for r, query_len in enumerate(query_lens):
         end = first_tiles[r] + -(-query_len // 12)
         assert end <= (first_tiles[r + 1] if r + 1 < len(query_lens) else num_tiles)
@@ -154,8 +163,8 @@ def test_grid_has_a_tile_for_every_query(query_lens):
 def test_one_tile_for_each_request_wastes_no_program():
     """A bound from the tokens alone would nearly double them."""
     assert plan(num_tokens=64, num_requests=64).grid == (64, 8)
-    assert plan(num_tokens=64, num_requests=64).one_tile_each
-    assert not plan(num_tokens=600, num_requests=2, max_query_len=500).one_tile_each
+    assert plan(num_tokens=64, num_requests=64).one_tile_per_request
+    assert not plan(num_tokens=600, num_requests=2, max_query_len=500).one_tile_per_request
 
 
 def test_heads_are_neighbours_where_a_grid_may_have_so_many_tiles():
@@ -166,9 +175,9 @@ def test_heads_are_neighbours_where_a_grid_may_have_so_many_tiles():
 
 
 def test_no_request_no_program():
-    tiles = tiles_of(head_size=64, group=1, max_query_len=0)
-    grid, _ = attention_grid(tiles, num_tokens=100, num_requests=0, num_kv_heads=2, max_query_len=7)
-    assert grid == (0, 2)
+    workload = Workload(**(CALL | {"num_tokens": 100, "num_requests": 0, "max_query_len": 7}))
+    grid, _ = attention_grid(workload, attention_tiles(workload, "sm90"))
+    assert grid == (0, 8)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -198,23 +207,8 @@ def test_an_unlimited_edge_is_farther_than_any_sequence_is_long():
     assert distance(7) == 7
 
 
-def plan(architecture="sm90", **changed):
-    call = {
-        "compute_units": 132,
-        "itemsize": 2,
-        "quantized": False,
-        "head_size": 128,
-        "num_heads": 32,
-        "num_kv_heads": 8,
-        "num_tokens": 1,
-        "num_requests": 1,
-        "max_query_len": 1,
-        "max_seq_len": 131072,
-        "window_keys": None,
-        "rules": False,
-        "batch_invariant": False,
-    }
-    return attention_plan(architecture, **(call | changed))
+def plan(architecture="sm90", compute_units=132, **changed):
+    return attention_plan(Workload(**(CALL | changed)), architecture=architecture, compute_units=compute_units)
 
 
 def test_one_long_request_fills_the_device():
@@ -232,8 +226,12 @@ def test_what_fills_the_device_or_is_short_is_not_split():
 def test_a_window_is_what_is_split_and_may_be_short():
     assert plan(window_keys=200).splits == 1
     assert plan(window_keys=1 << 20).splits == plan().splits > 1, "no more than there is"
-    assert [plan(window_keys=keys).short_window for keys in (FEW_KEYS, FEW_KEYS + 1, None)] == [True, False, False]
-    assert not plan(max_seq_len=FEW_KEYS).short_window, "a short sequence is another matter"
+    assert [plan(window_keys=keys).has_short_window for keys in (SHORT_WINDOW_KEYS, SHORT_WINDOW_KEYS + 1, None)] == [
+        True,
+        False,
+        False,
+    ]
+    assert not plan(max_seq_len=SHORT_WINDOW_KEYS).has_short_window, "a short sequence is another matter"
 
 
 def test_batch_invariant_plans_depend_on_shapes_of_the_layer_alone():
@@ -258,8 +256,8 @@ def test_parts_are_no_more_than_keys_are_worth(architecture, max_keys):
             max_seq_len=max_keys,
         )
         seen = max_keys + chosen.tiles.queries - 1
-        assert 0 <= chosen.most_tiles * chosen.tiles.block_n - seen < chosen.tiles.block_n
-        assert 1 <= chosen.even_splits <= chosen.splits <= max(1, seen // chosen.tiles.parameters.keys_per_split)
+        assert 0 <= chosen.max_tiles * chosen.tiles.block_n - seen < chosen.tiles.block_n
+        assert 1 <= chosen.balanced_splits <= chosen.splits <= max(1, seen // chosen.tiles.parameters.keys_per_split)
 
 
 @pytest.mark.parametrize(
@@ -269,10 +267,12 @@ def test_parts_are_no_more_than_keys_are_worth(architecture, max_keys):
 def test_programs_of_one_length_end_together(num_programs, parts):
     """264 run at once. Of one length, in two waves or so; of different lengths, in four, so that short ones fill gaps."""
     parameters = parameters_for("sm90", phase="decode", itemsize=2, block_d=128, quantized=False)
-    call = {"num_requests": 1 if num_programs == 8 else num_programs // 8, "max_keys": 1 << 20, "parameters": parameters}
-    assert num_splits("sm90", compute_units=132, num_programs=num_programs, **call) == parts
-    even = call | {"parameters": replace(parameters, uneven_waves=0)}
-    assert num_splits("sm90", compute_units=132, num_programs=num_programs, **even) == (parts[1], parts[1])
+    workload = Workload(**(CALL | {"num_requests": 1 if num_programs == 8 else num_programs // 8}))
+    gpu = {"architecture": "sm90", "compute_units": 132}
+    call = {**gpu, "num_programs": num_programs, "max_keys": 1 << 20}
+    assert num_splits(workload, **call, parameters=parameters) == parts
+    assert num_splits(workload, **call, parameters=replace(parameters, uneven_waves=0)) == (parts[1], parts[1])
+    assert num_splits(replace(workload, batch_invariant=True), **call, parameters=parameters) == (1, 1)
 
 
 def test_scratch_of_a_split_is_small():

@@ -13,10 +13,10 @@ MANY = [r * 5 % 31 for r in range(REQUESTS_AT_ONCE.value + 9)]
 
 
 @triton.jit
-def find_all(found_ptr, query_start_loc_ptr, num_requests, queries_per_tile, one_each):
+def find_all(found_ptr, query_start_loc_ptr, num_requests, queries_per_tile, one_tile_per_request):
     tile = tl.program_id(0)
     request, first_row, query_len, first_query, end_query = find_tile(
-        query_start_loc_ptr, num_requests, queries_per_tile, one_each, tile
+        query_start_loc_ptr, num_requests, queries_per_tile, one_tile_per_request, tile
     )
     tl.store(found_ptr + tile * 5, request)
     tl.store(found_ptr + tile * 5 + 1, first_row)
@@ -25,12 +25,12 @@ def find_all(found_ptr, query_start_loc_ptr, num_requests, queries_per_tile, one
     tl.store(found_ptr + tile * 5 + 4, end_query)
 
 
-def tiles(starts, num_tiles, device, *, one_each=False):
+def tiles(starts, num_tiles, device, *, one_tile_per_request=False):
     """What each tile finds; starts that are not there are negative."""
     there = torch.full((len(starts) + 2,), -(2**20), dtype=torch.int32, device=device)
     there[1:-1] = torch.tensor(starts)
     found = torch.zeros(num_tiles, 5, dtype=torch.int64, device=device)
-    find_all[(num_tiles,)](found, there[1:-1], len(starts) - 1, QUERIES, int(one_each))
+    find_all[(num_tiles,)](found, there[1:-1], len(starts) - 1, QUERIES, int(one_tile_per_request))
     return found.tolist()
 
 
@@ -48,7 +48,7 @@ def test_every_query_is_in_one_tile(query_lens, device):
 def test_one_tile_each(device):
     """Tile r is request r's, and holds all of its queries."""
     starts = [0, 3, 3, 15, 16]
-    found = tiles(starts, 4, device, one_each=True)
+    found = tiles(starts, 4, device, one_tile_per_request=True)
     assert found == [[0, 0, 3, 0, 3], [1, 3, 0, 0, 0], [2, 3, 12, 0, 12], [3, 15, 1, 0, 1]]
 
 

@@ -1,4 +1,4 @@
-"""The reference against torch.nn.functional.scaled_dot_product_attention, where that applies: no sinks, no empty rows."""
+"""The reference against torch.nn.functional.scaled_dot_product_attention, which has no sinks and no empty rows."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ SHAPES = [(1, 1, 1), (4, 2, 8), (6, 1, 80)]
 
 
 def sdpa(query, key, value, **options):
-    """torch's attention of one request, in float64: [q_len, H, D]."""
+    """[q_len, H, D]: torch's attention of one request, in float64."""
     heads_first = (x.double().transpose(0, 1) for x in (query, key, value))
     return scaled_dot_product_attention(*heads_first, enable_gqa=True, **options).transpose(0, 1)
 
@@ -23,7 +23,7 @@ def assert_agrees(call, requests, expected):
 
 @pytest.mark.parametrize(("H", "HK", "D"), SHAPES)
 def test_causal_prefill(H, HK, D, paged_call, randn):
-    """torch's is_causal aligns to the top left corner: the same as ours only where q_len is seq_len."""
+    """torch's is_causal aligns to the top left corner, which is the same as ours only where q_len is seq_len."""
     tokens = [(randn(n, H, D), randn(n, HK, D), randn(n, HK, D)) for n in (1, 5, 13)]
     call = paged_call(tokens, scale=0.3)
     assert_agrees(call, paged_requests(*call, torch.float64), [sdpa(*request, is_causal=True, scale=0.3) for request in tokens])

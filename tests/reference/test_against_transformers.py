@@ -1,7 +1,7 @@
-"""The reference against the eager attention of `transformers`, in tiny random models: what real layers really pass.
+"""The reference against the eager attention of `transformers`: tiny random models show what real layers pass.
 
-While a model runs, every call of its eager attention is recorded and computed once more in float64; each is then replayed
-through a paged cache (or dense, for an encoder), without the model's mask.
+While a model runs, every call of its eager attention is recorded and computed once more in float64. Each call is then replayed
+through a paged cache (dense, for an encoder), without the mask of the model.
 """
 
 from types import ModuleType
@@ -47,8 +47,11 @@ def record(monkeypatch):
 
 
 def assert_agrees(requests, layer, expected, *, is_softmax_single=False):
-    """Some models take the softmax in float32 whatever their dtype is: of n logits s it is then right to within
-    2^-24 * (2 * abs(s) + n + 4), relatively, and the output so much of the values."""
+    """Compare the outputs.
+
+    Some models take the softmax in float32 whatever their dtype is. The relative error of a softmax of n logits s is then at
+    most 2^-24 * (2 * abs(s) + n + 4), and the error of the output as large a part of the largest value.
+    """
     for request, theirs in zip(requests, expected, strict=True):
         ours = attend(request, layer)
         rtol, atol = 1e-12, 1e-14
@@ -60,7 +63,7 @@ def assert_agrees(requests, layer, expected, *, is_softmax_single=False):
 
 
 def sharpen(model):
-    """A random model's logits are all about 0, and its attention a mean: no rule would show."""
+    """Make logits large. A random model's are all about 0: its attention is a mean, and no rule would show."""
     for name, weight in model.named_parameters():
         if "q_proj.weight" in name or "k_proj.weight" in name:
             weight.mul_(20)
@@ -68,7 +71,7 @@ def sharpen(model):
 
 @torch.no_grad()
 def test_gpt_oss(record, paged_call):
-    """Sinks in every layer and a window of W = 4 tokens, itself counted, in every other: prefill, extend and decode."""
+    """Prefill, extend and decode, with sinks in every layer and a window of W = 4 tokens, itself included, in every other."""
     torch.manual_seed(0)
     config = transformers.GptOssConfig(
         num_hidden_layers=2,
@@ -106,7 +109,7 @@ def test_gpt_oss(record, paged_call):
 
 @torch.no_grad()
 def test_gemma2(record, paged_call):
-    """A soft cap of 2 in every layer, which saturates, and a window of W = 4 tokens in every other."""
+    """Every layer has a soft cap of 2, which saturates. Every other layer has a window of W = 4 tokens."""
     torch.manual_seed(0)
     config = transformers.Gemma2Config(
         num_hidden_layers=2,
@@ -168,7 +171,7 @@ def test_gemma3_keeps_the_window_inside_an_image(paged_call, randn):
 
 @torch.no_grad()
 def test_llama4(record, paged_call):
-    """Chunks of 4 tokens in the layers that rotate, everything in the one that does not; steps that cross a chunk's end."""
+    """The layer with RoPE attends within chunks of 4 tokens, the other one to everything. Steps cross the end of a chunk."""
     torch.manual_seed(0)
     config = transformers.Llama4TextConfig(
         num_hidden_layers=2,
@@ -203,8 +206,8 @@ def test_llama4(record, paged_call):
 
 @torch.no_grad()
 def test_mpt(paged_call):
-    """ALiBi, in the other usual form: added as `slope * (j - last)`, it shifts the logits of a row, and a softmax over a causal
-    row without a sink does not notice. MPT has no function to record, so its module is run with its projections in view."""
+    """ALiBi in the other usual form, `slope * (j - last)`. It shifts all logits of a row, which a causal softmax without a sink
+    does not notice. MPT has no attention function to record, so its module runs here with its projections made visible."""
     torch.manual_seed(0)
     num_heads, head_size, tokens = 3, 4, 6
     config = transformers.MptConfig(d_model=num_heads * head_size, n_heads=num_heads, n_layers=1, max_seq_len=8, vocab_size=16)
@@ -228,7 +231,7 @@ def test_mpt(paged_call):
 
 @torch.no_grad()
 def test_whisper(record, paged_call, varlen_call):
-    """All three types of an encoder-decoder model, cross-attention with several queries and with one."""
+    """The three attention types of an encoder-decoder model; cross-attention with several queries and with one."""
     torch.manual_seed(0)
     config = transformers.WhisperConfig(
         vocab_size=32,

@@ -23,7 +23,7 @@ def lse_of(call):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_uniform_logits_give_the_mean_of_the_visible_values(dtype, paged_call):
-    """Small integers: sums are exact, so the only rounding is the last one."""
+    """The values are small integers: sums are exact, so the last rounding is the only one."""
     value = torch.arange(-8, 8, dtype=dtype).reshape(8, 1, 2)
     query, key = torch.zeros(3, 2, 2, dtype=dtype), torch.ones(8, 1, 2, dtype=dtype)
     out = paged_attention(*paged_call([(query, key, value)]), precision=torch.float64)
@@ -66,7 +66,7 @@ def test_lse_of_uniform_logits_is_their_logit_plus_the_log_of_their_number(paged
 
 
 def test_logits_beyond_the_range_of_exp(paged_call):
-    """exp(800) overflows even in float64; the running maximum is what prevents it. -800 alone would underflow to 0 / 0."""
+    """exp(800) overflows even in float64, unless the maximum is subtracted. -800 alone would underflow to 0 / 0."""
     key = torch.tensor([1.0, -1.0]).view(2, 1, 1)
     for sign in (1, -1):
         (result,) = attend_exactly(paged_call([(sign * torch.ones(1, 1, 1), key, key)], scale=800.0))
@@ -162,7 +162,7 @@ def test_without_keys_the_output_is_zero_and_the_lse_the_sink(sink, paged_call, 
 
 @pytest.mark.parametrize("flat", [False, True])
 def test_rows_of_no_request_are_untouched(flat, paged_call, randn):
-    """Between them stands a request without a query, which owns no row either."""
+    """A request without a query stands between two others, and owns no row."""
     tokens = [(randn(q, 2, 4), randn(s, 1, 4), randn(s, 1, 4)) for q, s in ((2, 3), (0, 6), (1, 1))]
     call = paged_call(tokens)
     out = torch.full((5, 8) if flat else (5, 2, 4), torch.nan)
@@ -199,7 +199,7 @@ def test_layouts_do_not_change_the_result(paged_call, randn):
 @pytest.mark.parametrize("layout", [Layout.KV_FIRST_NHD, Layout.SHUFFLED, Layout.CONTENT_PACKED_SCALED])
 @pytest.mark.parametrize("kv_cache_dtype", QUANTIZED_DTYPES)
 def test_a_quantized_cache_holds_other_keys_and_values(kv_cache_dtype, layout, paged_call, randn):
-    """Numbers that the cache holds exactly: the result is then that of the unquantized cache, whatever else is stored."""
+    """The cache holds these numbers exactly, so the result is the one of an unquantized cache."""
     rows = torch.tensor([1.0, -0.5, 0.25, 127.0]).repeat(4)
     if kv_cache_dtype == torch.int8:
         rows = torch.tensor([1.0, -3.0, 5.0, 127.0]).repeat(4)
@@ -217,7 +217,7 @@ def test_a_quantized_cache_holds_other_keys_and_values(kv_cache_dtype, layout, p
 
 @pytest.mark.parametrize("kv_cache_dtype", FLOAT8_DTYPES)
 def test_fixed_scales_of_keys_and_of_values(kv_cache_dtype, paged_call):
-    """Uniform logits, and stored values of 1: the output names v_scale's head, the logits k_scale's."""
+    """All stored numbers are 1: the output then shows which head's v_scale was used, and the logits which head's k_scale."""
     query, ones = torch.ones(1, 4, 1), torch.ones(3, 2, 1)
     scales = {"k_scale": torch.tensor([0.5, 2.0]), "v_scale": torch.tensor([8.0, 32.0])}
     key, value = (ones * scale[:, None] for scale in scales.values())
@@ -236,7 +236,7 @@ def test_fixed_scales_of_keys_and_of_values(kv_cache_dtype, paged_call):
 @pytest.mark.parametrize("dtype", FLOAT8_DTYPES)
 @pytest.mark.parametrize("shape", [(5, 2, 4), (5, 8)])
 def test_a_float8_output_is_the_quantized_output(shape, dtype, precision, paged_call, randn):
-    """The LSE is not scaled, and rows of nobody are not written."""
+    """The LSE is not scaled, and rows that no request owns are not written."""
     tokens = [(randn(3, 2, 4).bfloat16(), randn(6, 1, 4).bfloat16(), randn(6, 1, 4).bfloat16())]
     scale = torch.tensor([0.01])
     call, plain = paged_call(tokens, output_scale=scale), paged_call(tokens)
@@ -251,7 +251,8 @@ def test_a_float8_output_is_the_quantized_output(shape, dtype, precision, paged_
 
 
 def test_a_float8_output_is_rounded_once(paged_call):
-    """The mean of 31 times 17 and once 18 is above 17, the midpoint of float8's 16 and 18; bfloat16 would first make it 17."""
+    """The mean of 31 values of 17 and one of 18 is just above 17, the midpoint of float8's 16 and 18. Rounded to bfloat16
+    first, it would be 17."""
     value = torch.full((32, 1, 1), 17.0, dtype=torch.bfloat16)
     value[5] = 18
     zeros = torch.zeros(32, 1, 1, dtype=torch.bfloat16)
@@ -302,7 +303,7 @@ def test_encoders_attend_both_ways_within_a_request(attn_type, varlen_call):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_precision_is_that_of_the_arithmetic_only(dtype, paged_call, randn):
-    """The bound: a rounding of the output, and those of float32 in the logits (times the outputs' sensitivity) and the sum."""
+    """The bound has two terms: one rounding of the output, and the float32 roundings in the logits and the sum."""
     query, key, value = (x.to(dtype) for x in (randn(3, 2, 16), randn(40, 1, 16), randn(40, 1, 16)))
     call = paged_call([(query, key, value)])
     single, double = paged_attention(*call), paged_attention(*call, precision=torch.float64)

@@ -1,4 +1,4 @@
-"""The reference refuses at its border, values included, and has then written nothing."""
+"""The reference refuses bad arguments and bad values at its border, and has then written nothing."""
 
 import dataclasses
 import inspect
@@ -6,7 +6,7 @@ import inspect
 import attn_reference
 import pytest
 import torch
-from attn_contract import ContractError, Layer, Layout, UnsupportedError
+from attn_contract import Batch, ContractError, Layer, Layout, UnsupportedError
 from attn_reference import (
     attend,
     dequantize,
@@ -78,7 +78,7 @@ def _of(arguments: dict, *names: str) -> dict:
 
 
 def refused(function, *args, **kwargs) -> ContractError:
-    """The error, once its outputs are known to be as they were."""
+    """The error of a call, which must have left its tensors as they were."""
     before = {name: value.clone() for name, value in kwargs.items() if isinstance(value, torch.Tensor)}
     with pytest.raises(ContractError) as caught:
         function(*args, **kwargs)
@@ -97,6 +97,11 @@ def test_an_argument_of_a_wrong_type_is_named(function, right_arguments):
                 continue
             error = refused(function, **arguments | {name: wrong})
             assert error.argument.startswith(name), (name, wrong, error)
+
+
+def test_the_rules_are_named_as_fields_of_a_layer_or_a_batch():
+    fields = {field.name for holder in (Layer, Batch) for field in dataclasses.fields(holder)}
+    assert fields >= attn_reference.IMPLEMENTED_RULES
 
 
 def test_every_public_function_is_attacked():
@@ -148,7 +153,7 @@ def test_entries_of_a_block_table_past_the_sequence_are_garbage(right_arguments)
 
 
 def test_values_are_always_checked(call):
-    """A shipping kernel reads no value of a device tensor; this is a debugging tool, and does."""
+    """The kernels read no value of a device tensor at their border. The reference does: it is a debugging tool."""
     table = call.batch.block_table.clone()
     table[0, 1] = 99
     batch = dataclasses.replace(call.batch, block_table=table)
@@ -196,7 +201,7 @@ def test_a_write_outside_or_twice_writes_nothing(call, slots, randn):
     ],
 )
 def test_a_refused_rotation_turns_and_writes_nothing(changes, argument, call, randn):
-    """q is rotated in place: a call that was half done could not be repeated."""
+    """q is rotated in place, so a call that failed half way could not be repeated."""
     arguments = {
         "q": randn(2, 2, 4),
         "k": randn(2, 1, 4),

@@ -1,4 +1,4 @@
-"""The cache's write and gather: against addresses typed by hand, and against loops that index the tensor's own dimensions."""
+"""Writing and gathering a cache, against addresses typed by hand and against loops that index the tensor's own dimensions."""
 
 import functools
 from dataclasses import replace
@@ -11,7 +11,7 @@ from attn_reference import dequantize, gather_kv_cache, quantize, row_scales, wr
 
 NB, HK = 5, 2
 BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
-"""Integers of a dtype's size: random ones, seen as floats, are NaN of many payloads, infinities and subnormals too."""
+"""Integers as wide as each dtype. Viewed as floats, random ones include NaN of many payloads, infinities and subnormals."""
 
 FLOAT_LAYOUTS = [layout for layout in Layout if not layout.has_inline_scales]
 
@@ -33,7 +33,7 @@ ADDRESSES = {
 
 @pytest.mark.parametrize("layout", Layout)
 def test_addresses(layout):
-    """One row after the other is written, with the written element the only one that is not 0; 127 has the int8 scale 1."""
+    """Each call writes one row, of which one element is not 0. That element is 127, so an int8 row has the scale 1."""
     dtype = torch.int8 if layout.has_inline_scales else torch.float32
     sizes = {"num_blocks": 2, "block_size": 8, "num_kv_heads": 2, "head_size": 8, "itemsize": dtype.itemsize}
     view = KVCacheView.dense(layout, **sizes)
@@ -73,7 +73,7 @@ def layer_of(view: KVCacheView, dtype: torch.dtype, **scales: torch.Tensor) -> L
 
 
 def row(cache: torch.Tensor, view: KVCacheView, kv: int, slot: int) -> torch.Tensor:
-    """K or V of a slot: [HK, D], or [HK, D / x, x] where the layout packs it so. A view of the cache."""
+    """A view of a slot's K or V: [HK, D], or [HK, D / x, x] where the layout packs it like this."""
     D, BS, x = view.head_size, view.block_size, view.x
     b, o = divmod(slot, BS)
     match view.layout:
@@ -96,7 +96,7 @@ def row(cache: torch.Tensor, view: KVCacheView, kv: int, slot: int) -> torch.Ten
 
 
 def inline_scale(cache: torch.Tensor, view: KVCacheView, kv: int, slot: int) -> torch.Tensor:
-    """[HK, 4]: the bytes of a row's scales."""
+    """[HK, 4]: the bytes of the scales of a slot's K or V."""
     b, o = divmod(slot, view.block_size)
     return cache[b, :, o].unflatten(-1, (2, -1))[:, kv, view.head_size :]
 
@@ -108,7 +108,7 @@ def dense(layout, dtype):
 
 
 def padded(layout, dtype):
-    """The second of three layers that take turns in every block (or plane), with some elements between them."""
+    """The view of the second of three layers, which share every block (or plane) with gaps between them."""
     view = dense(layout, dtype)
     outer = "kv_stride" if view.block_stride < view.kv_stride else "block_stride"
     layer = view.end // (2 if outer == "kv_stride" else NB) + 16
@@ -116,7 +116,7 @@ def padded(layout, dtype):
 
 
 def ordered(order, layout, dtype):
-    """The second of three layers in one of vLLM 0.33's physical orders."""
+    """The view of the second of three layers in one of vLLM 0.33's physical orders."""
     sizes = {"num_blocks": NB, "block_size": 3, "num_kv_heads": HK, "head_size": 4, "itemsize": dtype.itemsize}
     return KVCacheView.content_packed(layout, order, num_layers=3, layer=1, **sizes)
 
@@ -195,7 +195,7 @@ def quantized_caches():
 
 @pytest.mark.parametrize(("layout", "dtype", "kind", "build"), list(quantized_caches()))
 def test_quantized_caches(layout, dtype, kind, build):
-    """What is written is what `quantize` says, where the layout says, and no other byte; what is read, stored * scale."""
+    """A write stores the bytes of `quantize` where the layout says, and changes no others; a gather reads stored * scale."""
     view = build(layout, dtype)
     raw = random_bits((view.end + 7,), torch.uint8, seed=1)
     expected = raw.clone()
@@ -294,9 +294,9 @@ def test_rows_of_a_fused_qkv_tensor():
         (Layout.BLOCKS_FIRST_HND, Layout.CONTENT_PACKED),
     ],
 )
-def test_a_layer_writes_none_of_another_ones_blocks(first, second):
-    """Two layers of one allocation, in layouts of one footprint, own other blocks. With blocks-first beside K/V-first, block 0
-    would lie over blocks 0 and 1 of both planes (vLLM #43945)."""
+def test_a_layer_writes_no_block_of_another_layer(first, second):
+    """Two layers own different blocks of one allocation, in layouts with the same footprint. If one layout were blocks-first
+    and the other K/V-first, block 0 of one would lie over blocks 0 and 1 of the other's planes (vLLM #43945)."""
     sizes = {"num_blocks": NB, "block_size": 4, "num_kv_heads": HK, "head_size": 4, "itemsize": 4}
     a, b = (KVCacheView.dense(layout, **sizes) for layout in (first, second))
     raw = torch.zeros(a.end)

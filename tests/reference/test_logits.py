@@ -1,4 +1,4 @@
-"""Soft cap, ALiBi and qq_bias: logits known in closed form, their order, and what a sink has to do with them."""
+"""Soft cap, ALiBi, qq_bias and sinks: logits that are known in closed form, and the order in which the rules apply."""
 
 import math
 
@@ -15,7 +15,7 @@ def only_request(call):
 
 
 def scores_as(values):
-    """A request with one query whose product with key j is values[j]; V tells keys apart."""
+    """A request with one query, whose product with key j is values[j]. Each key has another value."""
     key = torch.tensor(values).view(-1, 1, 1)
     return torch.ones(1, 1, 1), key, torch.arange(1.0, len(values) + 1).view(-1, 1, 1)
 
@@ -34,7 +34,7 @@ def assert_logits(result, expected, sink=-math.inf):
 
 
 def test_soft_cap(paged_call):
-    """After the scale: 2 * 3 = 6 under a cap of 5."""
+    """The cap applies after the scale: 2 * 3 = 6 is capped at 5."""
     _, result = only_request(paged_call([scores_as([3.0, -0.5, 0.0])], scale=2.0, logits_soft_cap=5.0))
     assert result.scores.flatten().tolist() == [6, -1, 0]
     assert_logits(result, [5 * math.tanh(6 / 5), 5 * math.tanh(-1 / 5), 0])
@@ -57,7 +57,7 @@ def test_a_saturated_soft_cap(cap, precision, paged_call):
 
 
 def test_a_hidden_key_is_not_capped(paged_call):
-    """Capping after masking makes -inf the logit -c: here half of the weight would go to the hidden key."""
+    """Capping after masking would turn -inf into the logit -c. Here half of the weight would then go to the hidden key."""
     call = paged_call([scores_as([0.0, 9.0])], scale=1.0, logits_soft_cap=1e-3, window=(1, 0), qq_bias=None)
     hidden = torch.zeros(8, 8)
     hidden[0, 0] = -torch.inf
@@ -70,7 +70,7 @@ def test_a_hidden_key_is_not_capped(paged_call):
 
 
 def test_alibi_is_a_distance_from_the_query(paged_call):
-    """Two queries at positions 2 and 3 of four keys; the second head's slope is another one, and may be negative."""
+    """Two queries at positions 2 and 3 of four keys. The two heads have different slopes, one of them negative."""
     zeros = torch.zeros(2, 2, 1), torch.zeros(4, 1, 1), torch.ones(4, 1, 1)
     slopes = torch.tensor([0.5, -2.0])
     request, result = only_request(paged_call([zeros], causal=False, alibi_slopes=slopes))
@@ -81,7 +81,7 @@ def test_alibi_is_a_distance_from_the_query(paged_call):
 
 
 def test_alibi_before_the_sequence(paged_call):
-    """More queries than keys: the first query stands at -1, one from key 0 and two from key 1."""
+    """With more queries than keys, the first query stands at -1: one position from key 0 and two from key 1."""
     zeros = torch.zeros(3, 1, 1), torch.zeros(2, 1, 1), torch.ones(2, 1, 1)
     _, result = only_request(paged_call([zeros], causal=False, alibi_slopes=ONE_HEAD))
     assert result.logits[0].tolist() == [[-1, -2], [0, -1], [-1, 0]]
@@ -100,8 +100,8 @@ def test_alibi_is_neither_scaled_nor_capped(paged_call):
     assert_logits(only_request(call)[1], [capped - 20, capped - 10, capped])
 
 
-def test_qq_bias_is_of_this_steps_tokens(paged_call):
-    """Two queries after three keys of context: the bias starts at key 3, and its other rows and columns are of nobody."""
+def test_qq_bias_applies_to_the_tokens_of_the_step(paged_call):
+    """Two queries follow three keys of context. The bias starts at key 3; its further rows and columns belong to no token."""
     bias = torch.arange(64.0).view(8, 8)
     zeros = torch.zeros(2, 1, 1), torch.zeros(5, 1, 1), torch.ones(5, 1, 1)
     _, result = only_request(paged_call([zeros], causal=False, qq_bias=bias, logits_soft_cap=1.0))
@@ -109,14 +109,14 @@ def test_qq_bias_is_of_this_steps_tokens(paged_call):
 
 
 def test_qq_bias_of_more_queries_than_keys(paged_call):
-    """The keys are the step's last tokens: columns 1 and 2 of three."""
+    """The two keys are the last two of the step's three tokens: columns 1 and 2."""
     zeros = torch.zeros(3, 1, 1), torch.zeros(2, 1, 1), torch.ones(2, 1, 1)
     _, result = only_request(paged_call([zeros], causal=False, qq_bias=torch.arange(64.0).view(8, 8)))
     assert result.logits[0].tolist() == [[1, 2], [9, 10], [17, 18]]
 
 
 def test_a_tree_of_drafts(paged_call, randn):
-    """Tokens 1 and 2 continue token 0, token 3 continues 1: each is attended to as if its branch were all there is."""
+    """Tokens 1 and 2 continue token 0, and token 3 continues token 1. Each attends as if its branch were the whole sequence."""
     query, key, value = randn(4, 2, 4), randn(7, 1, 4), randn(7, 1, 4)
     branches = {0: [0], 1: [0, 1], 2: [0, 2], 3: [0, 1, 3]}
     tree = torch.full((8, 8), -torch.inf)
@@ -129,7 +129,7 @@ def test_a_tree_of_drafts(paged_call, randn):
         torch.testing.assert_close(together[i], paged_attention(*alone, precision=torch.float64)[0], rtol=2**-23, atol=1e-9)
 
 
-def test_what_qq_bias_hides_from_all_may_hold_anything(paged_call):
+def test_a_key_that_qq_bias_hides_from_all_queries_may_hold_anything(paged_call):
     bias = torch.zeros(8, 8)
     bias[:, 1] = -torch.inf
     query, key, value = torch.zeros(2, 1, 1), torch.zeros(4, 1, 1), torch.ones(4, 1, 1)

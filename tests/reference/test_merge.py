@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 H, HK, D, SCALE = 4, 2, 3, 2.0
 U = 2**-24
-"""Unit roundoff of float32, in which out and lse are handed over."""
+"""Unit roundoff of float32, the dtype of out and lse."""
 LARGEST_OUT, LARGEST_LSE = 1, 9
 """Tokens are drawn from [-1, 1]: a logit is at most 6 in absolute value, and 6 + log(13) < 9 for 12 keys and a sink."""
 
@@ -23,7 +23,7 @@ def random_tokens(q_len, seq_len, seed):
 
 
 def state(query, key, value, seen, sinks=None):
-    """Attention to the seen keys, as the float32 (out, lse) that a kernel hands over."""
+    """(out, lse) of attention to the seen keys, in float32 as a kernel returns them."""
     layer = Layer(num_heads=H, num_kv_heads=HK, head_size=D, scale=SCALE, attn_type=AttentionType.ENCODER, sinks=sinks)
     rows, positions = slice(0, len(query)), torch.arange(len(query))
     attention = attend(Request(0, rows, query, key, value, seen, positions, bias=None), layer)
@@ -36,8 +36,11 @@ def merge(a, b):
 
 
 def assert_same_state(a, b, roundings):
-    """Each time that a state is rounded, its out moves by U * |out|, its lse by U * |lse|, and so the weight that a merge
-    gives it by a factor of up to 1 + U * |lse|, on either side, over values that are at most 2 * LARGEST_OUT apart."""
+    """Compare two states that were rounded a number of times.
+
+    Each rounding moves out by U * |out| and lse by U * |lse|. A merge then weights the state wrong by a factor of up to
+    1 + U * |lse|, and the outputs that it weights are at most 2 * LARGEST_OUT apart.
+    """
     torch.testing.assert_close(a[0], b[0], rtol=0, atol=roundings * U * (1 + 4 * LARGEST_LSE) * LARGEST_OUT)
     torch.testing.assert_close(a[1], b[1], rtol=0, atol=roundings * U * LARGEST_LSE)
 
@@ -47,7 +50,7 @@ def assert_same_state(a, b, roundings):
     q_len=st.integers(0, 4), seq_len=st.integers(0, 12), with_sinks=st.booleans(), seed=st.integers(0, 2**16), data=st.data()
 )
 def test_any_split_merges_into_the_whole(q_len, seq_len, with_sinks, seed, data):
-    """Keys fall to one of two parts, not only contiguously; the sink joins exactly one of them."""
+    """Each key belongs to one of two parts, which need not be contiguous. The sink joins exactly one part."""
     in_a = torch.tensor(data.draw(st.lists(st.booleans(), min_size=seq_len, max_size=seq_len)), dtype=torch.bool)
     tokens = random_tokens(q_len, seq_len, seed)
     sinks = torch.linspace(-2, 2, H) if with_sinks else None

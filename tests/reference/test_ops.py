@@ -14,7 +14,7 @@ KERNELS = ("paged_attention", "varlen_attention", "write_kv_cache", "rope_and_wr
 
 @pytest.fixture
 def arguments(paged_call, varlen_call, randn):
-    """Of a call of each op, (args, options), with the outputs last of args."""
+    """(args, options) of a call of each op. The outputs are the last args."""
     tokens = [(randn(q, 4, 8), randn(s, 2, 8), randn(s, 2, 8)) for q, s in ((3, 9), (1, 4))]
     rules = {"window": (2, 2), "sink_tokens": 1, "chunked_local": 6, "logits_soft_cap": 5.0, "ranges_clamped": True}
     per_head = {"alibi_slopes": randn(4), "sinks": randn(4)}
@@ -65,7 +65,7 @@ def test_a_second_import_registers_nothing_twice():
 
 
 def test_paged_attention_writes_out_and_lse(arguments):
-    """In the rows of requests, and [T, H, D] as [T, H * D]."""
+    """Outputs are written in the rows of requests; out may be [T, H * D]."""
     (*inputs, out, lse), options = arguments["paged_attention"]
     ops.paged_attention(*inputs, out, lse, **options)
     assert out[:4].any(dim=-1).all()
@@ -77,7 +77,7 @@ def test_paged_attention_writes_out_and_lse(arguments):
 
 
 def test_every_rule_arrives(arguments):
-    """Each option changes the output: none is lost on its way."""
+    """Each option changes the output, so none was lost on its way."""
     (*inputs, out, _), options = arguments["paged_attention"]
     ops.paged_attention(*inputs, out, None, **options)
     for name in options:
@@ -103,7 +103,7 @@ def test_float8_out(arguments):
 
 @pytest.mark.parametrize("quantized", [False, True])
 def test_write_then_read(quantized):
-    """One value at slot 6, then read by a query that sees nothing else."""
+    """A value is written to slot 6, then read by a query that sees no other key."""
     k, v = torch.ones(1, 1, 4), torch.full((1, 1, 4), 5.0)
     cache = torch.zeros(2, 3, 4, 1, 4) if not quantized else torch.zeros(2, 3, 4, 1, 4, dtype=torch.int8)
     names = ("k_scale_cache", "v_scale_cache") if quantized else ()

@@ -1,4 +1,4 @@
-"""Quantized numbers against torch's decoding of all bytes, its cast where that is defined, and exact fractions."""
+"""Quantized numbers against exact fractions, torch's decoding of all bytes, and torch's cast where it is defined."""
 
 import itertools
 from fractions import Fraction
@@ -21,7 +21,7 @@ def stored_bytes(values, dtype, scale=ONE):
 
 
 def numbers_of(dtype):
-    """All finite numbers of a type with their byte, by magnitude; zero is the positive one."""
+    """(number, byte) for all finite numbers of a type, in ascending order. The byte of 0 is the positive zero's."""
     decoded = EVERY_BYTE.view(dtype).double().tolist()
     found = {number: byte for byte, number in reversed(list(enumerate(decoded))) if number == number}
     return sorted(found.items())
@@ -48,7 +48,7 @@ def test_every_number_is_stored_as_itself(dtype):
 
 @pytest.mark.parametrize("dtype", FLOAT8)
 def test_as_torch_casts_what_is_in_range(dtype):
-    """torch rounds to nearest even too; what it makes of an overflow depends on the type, and is not asked here."""
+    """torch rounds to nearest even, too. Its overflows depend on the type and are left out here."""
     generator = torch.Generator().manual_seed(0)
     bits = torch.randint(-(2**31), 2**31, (200_000,), generator=generator, dtype=torch.int64).to(torch.int32)
     values = torch.cat(
@@ -60,7 +60,7 @@ def test_as_torch_casts_what_is_in_range(dtype):
 
 @pytest.mark.parametrize("dtype", LARGEST)
 def test_ties_go_to_the_even_code(dtype):
-    """Of each two neighbours: their midpoint, and the float32 numbers next to it on both sides."""
+    """The midpoint of each pair of neighbours goes to the even code; the float32 numbers next to it go to their own side."""
     neighbours = [(a, b) for a, b in itertools.pairwise(numbers_of(dtype)) if a[0] >= -LARGEST[dtype]]
     midpoints = torch.tensor([(a[0] + b[0]) / 2 for a, b in neighbours])
     below, above = (torch.nextafter(midpoints, torch.tensor(to)) for to in (-torch.inf, torch.inf))
@@ -74,7 +74,7 @@ def test_ties_go_to_the_even_code(dtype):
 
 @pytest.mark.parametrize("dtype", LARGEST)
 def test_overflow_and_infinity_saturate(dtype):
-    """torch's own cast makes NaN of an e4m3fnuz overflow."""
+    """torch's own cast turns an e4m3fnuz overflow into NaN."""
     largest = LARGEST[dtype]
     values = torch.tensor([largest, largest * 1.01, largest * 1.5, 1e38, torch.inf])
     for sign in (1, -1):
@@ -92,7 +92,7 @@ def test_nan_is_the_canonical_one(dtype):
 
 
 def test_signs_of_zero():
-    """e4m3fnuz has one zero: the byte of a negative one is its NaN. So has int8."""
+    """e4m3fnuz has only one zero, since the byte of a negative zero is its NaN. int8 has only one, too."""
     values = torch.tensor([0.0, -0.0, 1e-30, -1e-30])
     assert stored_bytes(values, torch.float8_e4m3fn).tolist() == [0, 0x80, 0, 0x80]
     assert stored_bytes(values, torch.float8_e4m3fnuz).tolist() == [0, 0, 0, 0]
@@ -101,7 +101,7 @@ def test_signs_of_zero():
 
 @pytest.mark.parametrize("dtype", LARGEST)
 def test_the_quotient_is_one_division(dtype):
-    """n * scale / scale is n, and a midpoint stays one; times the reciprocal it would often be a bit more or less."""
+    """tie * scale / scale is the tie again. Multiplied by the reciprocal, it would often be slightly more or less."""
     tie, even = {torch.int8: (16.5, 16)}.get(dtype, (17.0, 16))
     scales = torch.arange(1, 400).float()
     products = tie * scales
@@ -110,7 +110,7 @@ def test_the_quotient_is_one_division(dtype):
 
 
 @pytest.mark.parametrize("dtype", LARGEST)
-def test_what_is_read_is_the_exact_product(dtype):
+def test_a_number_is_read_as_the_exact_product(dtype):
     scale = torch.tensor(0.1)
     stored = EVERY_BYTE.view(dtype)
     read = dequantize(stored, scale, torch.float64).tolist()
@@ -123,7 +123,7 @@ def test_what_is_read_is_the_exact_product(dtype):
 
 @pytest.mark.parametrize("dtype", LARGEST)
 def test_row_scales(dtype):
-    """The largest finite magnitude becomes the largest number; a row without one gets 2^-100."""
+    """The largest finite magnitude of a row becomes the largest number. A row without a finite magnitude gets 2^-100."""
     rows = torch.tensor([[1.0, -3.0], [torch.inf, 2.0], [-torch.inf, torch.inf], [0.0, -0.0], [1e-30, 1e-38]])
     largest = torch.tensor([3.0, 2.0, 0.0, 0.0, 1e-30])
     expected = torch.maximum(largest / torch.full_like(largest, LARGEST[dtype]), torch.tensor(2.0**-100))
@@ -145,7 +145,7 @@ def test_a_nan_in_a_row_of_float8_is_itself_alone(dtype):
 
 
 def test_a_nan_in_a_row_of_int8_is_the_whole_row():
-    """int8 cannot say NaN, so the scale does."""
+    """int8 has no NaN, so the scale becomes NaN."""
     rows = torch.tensor([[torch.nan, 3.0], [1.0, 3.0]])
     scales = row_scales(rows, torch.int8)
     assert scales.isnan().flatten().tolist() == [True, False]

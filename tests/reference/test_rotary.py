@@ -1,4 +1,4 @@
-"""Rotation against complex numbers and rounding by hand, and what the fused cache write leaves alone."""
+"""Rotation against complex numbers and hand-made roundings, and the tensors that the fused cache write leaves alone."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def pairs(x, rotary_dim, is_neox):
 @pytest.mark.parametrize("rotary_dim", [2, 4, D])
 @pytest.mark.parametrize("is_neox", [False, True])
 def test_rotation_is_a_product_of_complex_numbers(is_neox, rotary_dim, randn):
-    """cos, sin, two products and a sum are rounded, each to within 2^-24 of numbers that are at most abs(x1) + abs(x2)."""
+    """cos, sin, two products and a sum are rounded. Each error is at most 2^-24 times abs(x1) + abs(x2)."""
     x, positions = randn(5, 3, D), torch.tensor([0, 1, 7, 49, 7])
     cos, sin = cos_sin_cache(rotary_dim)[positions].chunk(2, dim=-1)
     rotated = rotate(x, cos, sin, is_neox=is_neox)
@@ -53,7 +53,7 @@ def test_neox_and_interleaved_pairs():
 
 
 def test_products_are_rounded_before_they_are_added():
-    """(1 + 2^-12)^2 - (1 + 2^-11) is 2^-24, which a fused multiply-add keeps; rounded by itself the square is 1 + 2^-11."""
+    """(1 + 2^-12)^2 - (1 + 2^-11) is 2^-24. A fused multiply-add keeps it; rounded by itself, the square is 1 + 2^-11."""
     a = 1 + 2.0**-12
     x, cos, sin = torch.tensor([[[a, 1.0]]]), torch.tensor([[a]]), torch.tensor([[1 + 2.0**-11]])
     assert rotate(x, cos, sin, is_neox=True)[0, 0, 0] == 0
@@ -71,7 +71,7 @@ def test_arithmetic_is_float32_and_rounded_once(dtype, randn):
 
 
 def call(randn, *, dtype=torch.float32, kv_cache_dtype=None, layout=Layout.BLOCKS_FIRST_HND, cos_sin_dtype=torch.float32):
-    """5 rows of q, 4 positions, 3 slots of which one is -1; k and v have a row more than there are slots, of NaN."""
+    """5 rows of q, 4 positions and 3 slots, one of them -1. k and v have one row more than there are slots, which holds NaN."""
     stored = kv_cache_dtype or dtype
     view = KVCacheView.dense(layout, num_blocks=2, block_size=4, num_kv_heads=HK, head_size=D, itemsize=stored.itemsize)
     fixed = kv_cache_dtype in (torch.float8_e4m3fn, torch.float8_e4m3fnuz) and not layout.has_inline_scales
@@ -101,7 +101,7 @@ def call(randn, *, dtype=torch.float32, kv_cache_dtype=None, layout=Layout.BLOCK
 @pytest.mark.parametrize("is_neox", [False, True])
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)
 def test_the_fused_write_is_a_rotation_and_a_write(dtype, is_neox, randn):
-    """q turns in the rows that have a position, also where the slot is -1; k stays, and v does not turn."""
+    """q is rotated in all rows that have a position, also where the slot is -1. The tensor k stays, and v is not rotated."""
     arguments = call(randn, dtype=dtype, cos_sin_dtype=dtype)
     before = {name: x.clone() for name, x in arguments.items() if isinstance(x, torch.Tensor)}
     cos, sin = before["cos_sin_cache"][before["positions"]].float().chunk(2, dim=-1)

@@ -15,7 +15,7 @@ HALVES = tuple(PRECISION)
 
 
 def nearest(number: float, dtype: torch.dtype) -> float:
-    """The number of the dtype that is nearest, ties to the even one: a whole multiple of the spacing of numbers there."""
+    """The nearest number of the dtype, ties to even: a whole multiple of the spacing of its numbers there."""
     if number == 0 or not math.isfinite(number):
         return number
     info = torch.finfo(dtype)
@@ -32,13 +32,13 @@ def assert_rounds_to_nearest(got: torch.Tensor, exact: torch.Tensor) -> None:
 
 
 def assert_shows(exact: torch.Tensor, dtype: torch.dtype) -> None:
-    """Some of these numbers are among those that torch's conversion rounds twice: otherwise the test would prove nothing."""
+    """Check that torch's conversion rounds some of these numbers twice. If it did not, the test would prove nothing."""
     twice = exact.to(dtype).double().flatten().tolist()
     assert twice != [nearest(number, dtype) for number in exact.flatten().tolist()]
 
 
 def around_midpoints(dtype: torch.dtype) -> torch.Tensor:
-    """float64: numbers of the dtype, the midpoints above them, and what is closest to the midpoints on both sides."""
+    """float64 numbers: some of the dtype, the midpoints above them, and close numbers on both sides of each midpoint."""
     bits = torch.arange(0, 2**15, 31, dtype=torch.int16)
     numbers = bits.view(dtype)[bits.view(dtype).isfinite()].double()
     above = (bits + 1).view(dtype)[bits.view(dtype).isfinite()].double()
@@ -95,7 +95,7 @@ def test_a_merge_rounds_its_output_once(randn):
 
 @pytest.mark.parametrize("dtype", HALVES)
 def test_a_dequantized_number_is_rounded_once(dtype):
-    """Scales that take one number n to about the midpoint of 1 and the next number of the dtype."""
+    """Each scale takes one stored number to about the midpoint of 1 and the next number of the dtype."""
     stored = torch.arange(-127, 128, dtype=torch.int8).repeat(127, 1)
     scales = (1 + 2.0 ** -PRECISION[dtype]) / torch.arange(1.0, 128)[:, None]
     exact = stored.double() * scales.double()

@@ -11,11 +11,11 @@ from attn_reference import attend, paged_requests, varlen_requests, visible
 from attn_reference.masks import in_range
 
 LENGTHS = list(itertools.product(range(1, 5), range(8)))
-"""q_len, seq_len; queries stand before the sequence where there are more of them than keys."""
+"""(q_len, seq_len). With more queries than keys, the first queries stand before the sequence."""
 
 WINDOWS = list(itertools.product((-1, 0, 1, 3), repeat=2))
 RANGES = [[1, 4], [6, 6], [4, 2], [-2, 0]]
-"""Some positions both ways, one by itself, none, and one that begins before the sequence."""
+"""A range of several positions, one of a single position, an empty one, and one that begins before the sequence."""
 SOME_HIDDEN = [[0, -math.inf, 0.5, 0], [1, 0, 0, -math.inf], [-math.inf, 0, -1, 0], [0, 0, -math.inf, -math.inf]]
 
 
@@ -64,7 +64,7 @@ def layer_of(rules: Rules) -> Layer:
 
 
 def seen_keys(q_len: int, seq_len: int, keys: range, rules: Rules) -> torch.Tensor:
-    """`visible` of a request of its own, also for keys that it does not have."""
+    """`visible` for a batch of one request. The keys may lie outside the request."""
     batch = Batch(
         query_start_loc=torch.tensor([0, q_len], dtype=torch.int32),
         seq_lens=torch.tensor([seq_len], dtype=torch.int32),
@@ -109,7 +109,7 @@ def test_the_truth_table_itself():
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("window", WINDOWS)
 def test_windows(window, causal):
-    """Also of keys that are none: before position 0 and from seq_len on."""
+    """Positions before 0 and from seq_len on hold no key, and are never visible."""
     rules = Rules(causal=causal, window=window)
     for q_len, seq_len in LENGTHS:
         keys = range(-2, seq_len + 3)
@@ -130,7 +130,7 @@ def test_chunks_and_sink_tokens(sink_tokens, chunked_local, causal):
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_all_rules_together(causal, paged_call, randn):
-    """As a call applies them: every combination, over every length."""
+    """Every combination of the rules, over every length, as a call applies them."""
     tokens = [(randn(q_len, 1, 4), randn(seq_len, 1, 4), randn(seq_len, 1, 4)) for q_len, seq_len in LENGTHS]
     for rules in (replace(rules, causal=causal) for rules in ALL):
         for request, (q_len, seq_len) in zip(requests_of(paged_call, tokens, rules), LENGTHS, strict=True):
@@ -144,7 +144,7 @@ def test_weights_are_zero_exactly_where_a_key_is_not_seen(causal, paged_call, ra
     for rules in (replace(rules, causal=causal) for rules in ALL):
         for request, (q_len, seq_len) in zip(requests_of(paged_call, tokens, rules), lengths, strict=True):
             expected = truth_table(q_len, seq_len, rules)
-            attention = attend(request, layer_of(rules))
+            attention = attend(request, replace(layer_of(rules), num_heads=2))
             assert torch.equal(attention.weights != 0, expected.expand(2, -1, -1)), rules
             assert torch.equal(attention.logits != -torch.inf, expected.expand(2, -1, -1)), rules
             assert torch.equal(attention.lse == -torch.inf, ~expected.any(-1).expand(2, -1)), rules
@@ -169,7 +169,7 @@ def requests_of(paged_call, tokens, rules):
 
 
 def larger(qq_bias):
-    """[Q, Q] with rows and columns of no query, in numbers that would show."""
+    """qq_bias in the corner of a larger [Q, Q]. The rest belongs to no query, and its numbers would show in a result."""
     bias = torch.full((8, 8), -1e30)
     bias[:4, :4] = qq_bias
     return bias
@@ -214,7 +214,7 @@ def test_encoders_look_both_ways(window, chunked_local, sink_tokens, varlen_call
 
 
 def test_thousands_of_ranges_fit_in_memory():
-    """Each is laid over the mask by itself: together they would be a tensor of billions of elements."""
+    """Ranges are laid over the mask one by one: all at once they would be a tensor of billions of elements."""
     p = torch.arange(1000)
     seen = in_range(p[:, None], p[None], torch.arange(1000).repeat(2, 4).T, -1)
     assert torch.equal(seen, torch.eye(1000, dtype=torch.bool))

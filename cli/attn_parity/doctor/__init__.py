@@ -1,0 +1,65 @@
+"""`attn-parity doctor`: what this machine has."""
+
+import dataclasses
+import importlib.util
+import os
+import platform
+from pathlib import Path
+
+import click
+from attn_parity.options import Positive, Seed, device_name, plain_table, results, use_device
+from attn_parity.versions import version
+
+EXAMPLES = 500
+REPORT = Path("attn-parity-doctor.json")
+
+
+@click.command("doctor")
+@click.option("--full", is_flag=True, help="Compile every kernel, fuzz every target, time a few calls: minutes to an hour.")
+@click.option("--examples", type=Positive, help=f"With --full: cases of each target; {EXAMPLES}, if not given.")
+@click.option("--seed", type=Seed, help="With --full: draws the same cases again.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help=f"With --full: where the result goes; {REPORT}, if not given.",
+)
+def command(full: bool, examples: int | None, seed: int | None, json_file: Path | None) -> int:
+    """Say what this machine has, and what to install for the rest; with --full, everything that can be learned of it."""
+    import torch
+
+    if full:
+        from attn_parity.doctor.full import report  # of the extra
+
+        return report(json_file or REPORT, examples or EXAMPLES, seed)
+    if (examples, seed, json_file) != (None, None, None):
+        raise click.UsageError("--examples, --seed and --json are for --full")
+
+    device = use_device("auto")
+    table = plain_table("part", "here")
+    table.add_row("python", platform.python_version())
+    table.add_row("torch", torch.__version__)
+    table.add_row("device", device_name(device))
+    table.add_row("triton", version("triton") or "missing: pip install 'attn-parity[cpu]'")
+    table.add_row("kernels", "compiled" if device == "cuda" else "interpreted on the CPU")
+    table.add_row("hypothesis", version("hypothesis") or "missing: pip install 'attn-parity[fuzz]'")
+    for part, here in _aiter().items():
+        table.add_row(part, here)
+    table.add_row("cores", str(os.cpu_count()))
+    results.print(table)
+    return 0
+
+
+def _aiter() -> dict[str, str]:
+    """The AITER that is installed, and what its signatures declare: nothing of it is imported."""
+    if importlib.util.find_spec("triton") is None:
+        return {"AITER": "not asked: its adapter is part of attn_optimized, which needs triton"}
+    from attn_optimized.aiter_adapter import features_of, find_aiter
+
+    aiter = find_aiter()
+    if aiter.missing is not None:
+        return {"AITER": aiter.missing}
+    features = dataclasses.asdict(features_of(aiter))
+    return {"AITER": f"{aiter} in {aiter.location}"} | {
+        f"AITER, {name.replace('_', ' ')}": why_not or "yes" for name, why_not in features.items()
+    }

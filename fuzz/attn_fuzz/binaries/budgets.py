@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
+from attn_fuzz.errors import InputError
 
 if TYPE_CHECKING:
     from attn_optimized.compilation import Facts
@@ -17,7 +18,7 @@ Fact = Literal["vgpr_spills", "waves"]
 """What has exceptions: the most spilled registers, and the fewest waves of a SIMD."""
 
 
-class BudgetError(Exception):
+class BudgetError(InputError):
     """The file of the budgets is none."""
 
 
@@ -136,7 +137,7 @@ def unneeded(
 def needs_matrix_unit(call: "KernelCall", architecture: str) -> bool:
     """Whether it computes dots for which the architecture has instructions: of 16 bits everywhere, of float32 on CDNA."""
     q: Any = call.tensors.get("q_ptr")
-    return "BLOCK_N" in call.form.constants and (q.element_size() == 2 or architecture.startswith("gfx9"))
+    return "KIND" in call.form.constants and (q.element_size() == 2 or architecture.startswith("gfx9"))
 
 
 def rounds_products(call: "KernelCall") -> bool:

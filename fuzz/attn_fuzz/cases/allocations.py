@@ -161,7 +161,7 @@ def _size(case: Case, cache: Cache) -> int:
 
 
 def _guard(case: Case, cache: Cache) -> int:
-    """Elements of a block."""
+    """How many elements lie before the first block and after the last: as many as one block has."""
     return 2 * cache.block_size * case.num_kv_heads * _row_size(case, cache) + cache.padding
 
 

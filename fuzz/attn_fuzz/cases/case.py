@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from attn_contract import RULES, AttentionType, Layout, PhysicalOrder
+from attn_fuzz.errors import InputError
 from msgspec import Meta
 
 SCHEMA = "attn-parity.case/2"
@@ -35,7 +36,7 @@ BiasKind = Literal["tree", "random"]
 ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
-class CaseError(ValueError):
+class CaseError(InputError):
     """A case file that cannot be read, or a case whose fields contradict each other."""
 
 

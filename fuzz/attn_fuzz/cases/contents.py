@@ -71,7 +71,7 @@ def keys_and_values(case: Case, direction: torch.Tensor, generator: torch.Genera
 
 
 def sinks(case: Case, generator: torch.Generator) -> torch.Tensor | None:
-    """[H]"""
+    """[H] float32: the logit of each head's sink, of the kind that the case names; None for a case without sinks."""
     near = torch.randn(case.num_heads, generator=generator)
     far = torch.where(torch.arange(case.num_heads) % 2 == 0, 20.0, 300.0)
     kinds = {"off": torch.full_like(near, -torch.inf), "zero": near * 0, "near": near, "above": far, "below": -far}
@@ -121,7 +121,7 @@ def fixed_scales(case: Case, cache: Cache, generator: torch.Generator) -> dict[s
 
 
 def output_scale(case: Case, generator: torch.Generator) -> torch.Tensor:
-    """[1]"""
+    """[1] float32: a positive number that is no power of two, so that dividing by it rounds."""
     exponent = torch.randint(-6, 3, (1,), generator=generator)
     return torch.exp2(exponent.float()) * (1 + torch.rand(1, generator=generator))
 

@@ -12,13 +12,14 @@ from pathlib import Path
 from attn_fuzz.cases import case as case_file
 from attn_fuzz.cases.case import MAX_BYTES, SCHEMA, Case, CaseError
 from attn_fuzz.corpus.files import MAX_CASES
+from attn_fuzz.errors import InputError
 from hypothesis.database import DirectoryBasedExampleDatabase, ExampleDatabase
 
 REDIS = ("redis://", "rediss://")
 ANSWER_SECONDS = 10
 
 
-class DatabaseError(RuntimeError):
+class DatabaseError(InputError):
     """A database that cannot be reached, read or written."""
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 from attn_fuzz.cases import case as case_file
 from attn_fuzz.cases.case import Case, CaseError
-from attn_fuzz.targets import finding
+from attn_fuzz.findings import finding
 from attn_fuzz.targets.target import Support
 
 SHIPPED = Path(__file__).parent
@@ -32,7 +32,7 @@ def load(path: Path) -> dict[str, Case]:
 
 
 def write(folder: Path, cases: Mapping[str, Case]) -> None:
-    """Write NAME.json for each case."""
+    """Write each case as NAME.json into the folder; characters of NAME other than letters, digits and _.+- become "-"."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, case in cases.items():
         case_file.save(folder / f"{re.sub(r'[^a-zA-Z0-9_.+-]+', '-', name)}.json", case)

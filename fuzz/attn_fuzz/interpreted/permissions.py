@@ -92,7 +92,7 @@ def region(name: str, tensor: torch.Tensor, rights: torch.Tensor | int, **rule: 
 
 
 def of_attention(step: Step) -> list[Region]:
-    """What `Target.attention` may touch."""
+    """The memory that `Target.attention` may touch: of each byte, who may read it and who may write it."""
     batch, layer = step.batch, step.layer
     bits = [1 << r % REQUEST_BITS for r in range(batch.num_requests)]
     owner = torch.zeros(len(step.q), dtype=torch.int32)

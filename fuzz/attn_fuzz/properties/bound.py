@@ -1,8 +1,8 @@
 """How far an output may be from the right one, from what is known without an oracle.
 
-`attn_fuzz.verdict.judge` bounds the error of an element by the row's own weights and logits. Here both are unknown; what is
+`attn_fuzz.verdict.oracle` bounds the error of an element by the row's own weights and logits. Here both are unknown; what is
 known is how large they can be. With n keys, v_c the largest magnitude of their values in channel c, k_c of their keys, t the
-largest magnitude that is stored, and u, eta, B, T and S as in the judge:
+largest magnitude that is stored, and u, eta, B, T and S as there:
 
     |z| <= A = |scale| sum_c |q_c| k_c               a score; capped to c, |z| <= min(A, c)
     |s| <= Z + b                                     a logit; b the largest magnitude of a bias
@@ -16,13 +16,13 @@ The average error of a logit is then at most
 
     e = u32 ((D + 2) A + 2 (M + L) + 2 L + 4 + r)
 
-with r by the same bounds from the judge's, and an output differs from the right one by at most
+with r from the same bounds, and an output differs from the right one by at most
 
     rest = u_P v_c + eta_P n t + 2 v_c e + 2 u32 (B + 2 T + S) v_c + 2 u32 v_c
     u_out (v_c + rest) + eta_out + rest
 
 since |v_jc - o_c| <= 2 v_c and the denominator relative to m is at least 1; an LSE by e + u32 (2 (B + 2 T + S) + M + L).
-Nothing here is statistics: it is the judge's HARD bound with each sum replaced by what it can be at most, to first order in e.
+Nothing here is statistics. It is the HARD bound with each sum replaced by what the sum can be at most, to first order in e.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ from collections.abc import Callable
 import torch
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties.relation import ErrorBound, Outputs, request_rows
-from attn_fuzz.verdict.judge import CAP_ROUNDINGS, U32, UNDERFLOW, UNIT_ROUNDOFF, Rounding
+from attn_fuzz.verdict.rounding import U32, UNDERFLOW, UNIT_ROUNDOFF, CallRounding, Rounding, further_roundings, shared_scale
 from attn_reference import gather_kv_cache
 
 
@@ -51,11 +51,12 @@ def error_bound(rounding: Callable[[str], Rounding]) -> ErrorBound:
 
 
 def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[torch.Tensor, torch.Tensor]:
-    layer, dtype, out_dtype = step.layer, step.q.dtype, step.out.dtype
+    """[q, H, D] and [q, H]: the bound of request r's rows; the names are those of the module's docstring, in words."""
+    layer = step.layer
+    rounds = CallRounding(rounding=rounding, layer=layer, dtype=step.q.dtype, out_dtype=step.out.dtype)
     group = layer.num_heads // layer.num_kv_heads
     key, value = _keys_and_values(step, r, rows)
     n, d = len(key), layer.head_size
-    is_quantized, is_scaled = layer.kv_cache_dtype is not None, layer.output_scale is not None
 
     # [H, D]; what no query sees may be NaN, and does not count
     largest_key, largest_value = (
@@ -72,25 +73,18 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
     largest = torch.maximum(score + bias, sink)
     spread = torch.log(torch.tensor(n + 1.0, dtype=torch.float64, device=step.q.device))
 
-    further = 2 * product * is_quantized
-    if layer.logits_soft_cap is not None:
-        further = further + 2 * product + CAP_ROUNDINGS * layer.logits_soft_cap
-    elif bias.any():
-        further = further + 2 * product
-    if bias.any():
-        further = further + 3 * (largest + spread + score + 2 * further_bias)
-    logit = U32 * ((d + 2) * product + 2 * (largest + spread) + 2 * spread + 4 + further)
-    u_stored = UNIT_ROUNDOFF[dtype] if is_quantized and rounding.rounds_dequantized else 0.0
-    logit = logit + u_stored * product
+    biases = largest + spread + score + 2 * further_bias if bias.any() else None
+    further = further_roundings(product, biases, layer)
+    # e
+    logit = U32 * ((d + 2) * product + 2 * (largest + spread) + 2 * spread + 4 + further) + rounds.of_dequantized * product
 
-    terms = n if rounding.dot_is_chained else rounding.keys_per_tile
-    steps = terms + 2 * -(-n // rounding.keys_per_tile) + rounding.splits
-    u_weight = UNIT_ROUNDOFF[dtype] + u_stored + 3 * U32 * is_quantized
-    eta_out = UNDERFLOW[out_dtype] * (float(layer.output_scale) if layer.output_scale is not None else 1.0)
-    constant = u_weight + U32 * (2 * steps + 2 * (is_quantized + is_scaled))
-    rest = largest_value * (constant + 2 * logit[..., None]) + UNDERFLOW[dtype] * n * _largest_stored(step, largest_value)
-    out = UNIT_ROUNDOFF[out_dtype] * (largest_value + rest) + eta_out + rest
-    return out, logit + U32 * (2 * steps + largest + spread)
+    # u_P v_c + 2 u32 (B + 2 T + S) v_c + 2 u32 v_c, and 2 v_c e + eta_P n t
+    constant = rounds.of_weights + U32 * 2 * rounds.terms(n) + rounds.of_scales
+    underflowed = UNDERFLOW[rounds.dtype] * n * _largest_stored(step, largest_value)
+    rest = largest_value * (constant + 2 * logit[..., None]) + underflowed
+    # u_out (v_c + rest) + eta_out + rest
+    out = UNIT_ROUNDOFF[rounds.out_dtype] * (largest_value + rest) + rounds.of_underflow + rest
+    return out, logit + U32 * (2 * rounds.terms(n) + largest + spread)
 
 
 def _keys_and_values(step: Step, r: int, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
@@ -124,5 +118,4 @@ def _largest_stored(step: Step, largest_value: torch.Tensor) -> torch.Tensor:
         return largest_value
     if layer.v_scale is None:
         return largest_value.amax(-1, keepdim=True)
-    scale = layer.v_scale.double().reshape(-1, 1).expand(layer.num_kv_heads, 1)
-    return largest_value / scale.repeat_interleave(layer.num_heads // layer.num_kv_heads, 0).clamp(max=1.0)
+    return largest_value / shared_scale(layer)[:, None]

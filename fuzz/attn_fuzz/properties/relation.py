@@ -141,7 +141,7 @@ class Comparison:
         self.error = error
 
     def differs(self, part: Step, rows: Rows = ALL, part_rows: Rows = ALL) -> str | None:
-        """What differs, in words."""
+        """The first element of `rows` that is not that of `part_rows` in the variant, in words; None if all are."""
         if self._allowed is None:
             return same_bits(Outputs.of(self.step), Outputs.of(part)[part_rows], rows)
         return close(Outputs.read(self.step), Outputs.read(part)[part_rows], self._allowed, rows)

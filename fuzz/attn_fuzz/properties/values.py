@@ -6,7 +6,7 @@ import torch
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties.relation import Attend, ErrorBound, Outputs, Property, close, same_bits, variant
 from attn_fuzz.properties.slots import has_inline_scales, replaced_scales, rows_of_slots, with_rows
-from attn_fuzz.verdict.judge import UNDERFLOW
+from attn_fuzz.verdict.rounding import UNDERFLOW
 
 # below this, float32 sums of products may hold subnormals, which are rounded absolutely or flushed
 SMALLEST_SUM = 2.0**-64

@@ -24,7 +24,7 @@ NO_BREAK_SPACE = "\u00a0"
 
 
 def of_run(run: Run) -> bytes:
-    """The page of a run."""
+    """A run as one HTML file that needs no other: its command and figures, each failing case with pictures, what was drawn."""
     return page(
         f"{run.target}: {run.outcome}",
         element("h1", element("span", run.outcome, class_="failed" if run.failures or run.error else "passed"), run.target),

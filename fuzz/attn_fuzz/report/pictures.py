@@ -16,7 +16,7 @@ from attn_fuzz.cases import allocations, tensors
 from attn_fuzz.cases.case import Cache, Case, written_slots
 from attn_fuzz.cases.poison import bits, leftovers, poison
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.verdict import judge, ratios
+from attn_fuzz.verdict import oracle, ratios
 from attn_fuzz.verdict.ratios import EDGES, NOT_FINITE, STRAY, UNOWNED, UNWRITTEN
 from attn_fuzz.verdict.verdict import Verdict
 from attn_reference import Request, masks
@@ -137,7 +137,7 @@ def visible_keys(case: Case, step: Step, verdict: Verdict | None, limits: Limits
     chosen = sorted(asking, key=lambda r: r not in differing)[:MOST_REQUESTS]
     small = [r for r in chosen if case.requests[r].query_len * case.requests[r].seq_len <= MOST_PAIRS]
     found: dict[int, list[Request]] = {r: [] for r in small}
-    for part in judge.requests(step) if small else ():
+    for part in oracle.requests(step) if small else ():
         if part.index in found:
             found[part.index].append(part)
     for r in sorted(chosen):

@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+from attn_fuzz.findings.finding import Finding
 from attn_fuzz.run.engine import Failure, Progress
-from attn_fuzz.targets.finding import Finding
 from attn_fuzz.verdict import ratios
 
 SCHEMA = "attn-parity.fuzz/1"
+PATHS = {
+    "split": "in {} the keys were split",
+    "cascade": "in {} the requests' common prefix was attended to once",
+}
+"""How a run's last line counts the examples that took a path of the kernels; other events are named after their number."""
 
 
 class Found(NamedTuple):
@@ -88,7 +93,7 @@ class Run:
 
     @property
     def outcome(self) -> str:
-        """In a few words."""
+        """How the run ended, in a few words: "all agree", "2 failing", "interrupted: no failure so far"."""
         if self.failures:
             words = f"{len(self.failures)} failing"
         elif not self.examples + self.replayed:
@@ -111,7 +116,8 @@ class Run:
         if known := self.known:
             listed = ", ".join(f"{count} {name}" for name, count in known.items())
             parts.append(f"{sum(known.values())} fail by known findings ({listed})")
-        return ", ".join([*parts, *(f"{count} {name}" for name, count in self.events.items())])
+        paths = [PATHS.get(name, f"{{}} {name}").format(count) for name, count in self.events.items()]
+        return ", ".join([*parts, *paths])
 
     def to_json(self) -> dict[str, Any]:
         """As plain data, with the cases of its failures."""

@@ -65,21 +65,15 @@ def _runs(row: Sequence[Cell]) -> Iterator[tuple[int, int, Cell]]:
 
 
 def histogram(counts: Sequence[int]) -> Element:
-    """Elements by error over bound, 2^-20 to 2, a bar per quarter of a factor of 2; the heights are square roots of counts."""
+    """Elements by error over bound, 2^-20 to 2, a step per quarter of a factor of 2; the heights are square roots of counts.
+
+    All steps are one path: a page has dozens of histograms, and an element per step makes them ten times as large.
+    """
     most = max(counts) or 1
-    bars = [
-        element(
-            "rect",
-            element("title", f"{count} elements"),
-            x=4 * i,
-            y=round(48 - 46 * (count / most) ** 0.5, 1),
-            width=3,
-            height=round(46 * (count / most) ** 0.5, 1),
-            class_="bar-broken" if i >= BROKEN else "bar",
-        )
-        for i, count in enumerate(counts)
-        if count
-    ]
+    tops = [f"{round(48 - 46 * (count / most) ** 0.5, 1):g}" for count in counts]
+    bars = [_steps(0, tops[:BROKEN], "bar")]
+    if any(counts[BROKEN:]):
+        bars.append(_steps(BROKEN, tops[BROKEN:], "bar-broken"))
     bound = 4 * BROKEN - 0.5
     marks = [
         element("line", x1=0, y1=48.5, x2=4 * NUM_BINS, y2=48.5, class_="axis"),
@@ -90,6 +84,12 @@ def histogram(counts: Sequence[int]) -> Element:
         ),
     ]
     return element("svg", *bars, *marks, viewBox=f"-10 0 {4 * NUM_BINS + 20} 64", class_="histogram", role="img")
+
+
+def _steps(first: int, tops: Sequence[str], kind: str) -> Element:
+    """The area between the axis and the tops of bins, the first of which has this index; equal neighbours are one step."""
+    steps = "".join(f"V{top}h{4 * len(list(run))}" for top, run in groupby(tops))
+    return element("path", d=f"M{4 * first} 48{steps}V48z", class_=kind)
 
 
 def pairs(together: Sequence[int]) -> Element:

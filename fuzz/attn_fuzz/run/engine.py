@@ -16,16 +16,16 @@ import hypothesis.errors
 import msgspec
 from attn_fuzz.cases import features
 from attn_fuzz.cases.case import Case, CaseError
+from attn_fuzz.findings.finding import Finding, explanation
 from attn_fuzz.run import shrink
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.strategies import families
 from attn_fuzz.strategies.independent import INDEPENDENT
 from attn_fuzz.targets import registry
-from attn_fuzz.targets.finding import Finding, explanation
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict import ratios
 from attn_fuzz.verdict.verdict import Verdict
-from attn_fuzz.zoo.mutants import Mutant
+from attn_fuzz.zoo.mutants import Mutant, MutantError
 from hypothesis import HealthCheck, Phase
 
 SHRINK_SECONDS = 240.0
@@ -90,7 +90,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     `failure` is the smallest failing case so far; `shrinking` counts the cases tried for it; `events` counts the examples that
     took each of the target's paths, `known` those that failed as one of its findings says; `together` those that have a feature
     or a pair of features (`attn_fuzz.cases.features.count`); `ratios` counts the elements of outputs by error / bound, as
-    `attn_fuzz.verdict.ratios.counts` does.
+    `attn_fuzz.verdict.ratios.counts` does; `broken` is why the shard's mutant does not run.
     """
 
     replayed: int = 0
@@ -105,6 +105,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     ratios: dict[str, list[int]] = {}
     shrinking: int = 0
     failure: Failure | None = None
+    broken: str | None = None
 
 
 class _OutOfTime(Exception):  # noqa: N818 - ends a run, is no error
@@ -125,6 +126,7 @@ def fuzz(plan: Plan, executor: Executor, report: Callable[[Progress], None] = la
 
     Raises:
         UnknownTargetError, ExecutorError: the target cannot be run.
+        MutantError: the mutant cannot be run; see `attn_fuzz.zoo.mutants`.
     """
     target = registry.load(plan.target)
     support = target.support(plan.device)
@@ -134,12 +136,14 @@ def fuzz(plan: Plan, executor: Executor, report: Callable[[Progress], None] = la
             shard.replay(case)
         if plan.examples:
             _hypothesis_test(plan, target, shard.draw)()
-    except (_DisagreementError, hypothesis.errors.Flaky, _OutOfTime, ExceptionGroup):
+    except (_CaseFails, hypothesis.errors.Flaky, _OutOfTime, ExceptionGroup):
         if shard.unexpected is not None:
             raise shard.unexpected from None
         if shard.progress.failure is None and not shard.is_late():
             raise
     failure = shard.progress.failure
+    if plan.mutant is not None and failure is None and shard.progress.examples and not shard.has_run:
+        raise MutantError(f"{plan.mutant.name}: it ran none of the cases that have queries and keys")
     if failure is not None and plan.shrinks:
         within = support if support.beyond(failure.case) is None else support.widened()
         _, minimal = shrink.shrink(failure.case, within, shard.still_fails, shard.may_shrink)
@@ -166,7 +170,7 @@ def in_flight(plan: Plan, pid: int) -> Path:
     return plan.folder / f"in-flight-{pid}.json"
 
 
-class _DisagreementError(AssertionError):
+class _CaseFails(AssertionError):  # noqa: N818 - tells Hypothesis that an example fails
     pass
 
 
@@ -184,6 +188,7 @@ class _Shard:
         self.progress = Progress()
         self.shrink_until = float("inf")
         self.unexpected: Exception | None = None
+        self.has_run = False
 
     def tell(self, **changes: object) -> None:
         self.progress = msgspec.structs.replace(self.progress, seconds=time.monotonic() - self.started, **changes)
@@ -203,34 +208,44 @@ class _Shard:
             raise _OutOfTime
         if not first and not self.may_shrink():
             return
-        verdict, finding = self._run(case)
+        try:
+            verdict, finding = self._run(case)
+        except MutantError:
+            if first:
+                raise
+            return
         self._count(case, verdict, first, finding)
+        if any(request.query_len and request.seq_len for request in case.requests):
+            self.has_run |= verdict.kind not in ("raised", "refused")
+        if self.plan.mutant is not None and verdict.kind == "raised" and not self.has_run:
+            return  # what a mutant raises is a finding only if there are other cases, with work to do, that it runs
         if verdict.failed and finding is None:
             self._keep(case, verdict)
-            raise _DisagreementError(verdict.message)
+            raise _CaseFails(verdict.message)
 
     def replay(self, case: Case) -> None:
-        """One past case."""
+        """Run a past case; it fails the run as a drawn one does, and is counted apart."""
         if self.is_late():
             raise _OutOfTime
         verdict, finding = self._run(case)
         self.tell(replayed=self.progress.replayed + 1)
         if verdict.failed and finding is None:
             self._keep(case, verdict)
-            raise _DisagreementError(verdict.message)
+            raise _CaseFails(verdict.message)
 
     def _run(self, case: Case) -> tuple[Verdict, Finding | None]:
         try:
             verdict = self.executor.run(case)
         except Exception as error:
-            self.unexpected = error
+            if self.progress.failure is None or not isinstance(error, MutantError):
+                self.unexpected = error
             raise
         return verdict, explanation(self.findings, case, verdict)
 
     def still_fails(self, case: Case) -> bool:
         try:
             verdict = self.executor.run(case)
-        except CaseError:
+        except (CaseError, MutantError):
             return False
         finding = explanation(self.findings, case, verdict)
         self._count(case, verdict, False, finding)

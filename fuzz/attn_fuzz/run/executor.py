@@ -20,11 +20,12 @@ from pathlib import Path
 import msgspec
 from attn_fuzz.cases import case as case_file
 from attn_fuzz.cases.case import Case, CaseError
+from attn_fuzz.errors import ExecutorError
 from attn_fuzz.interpreted import interpreter
 from attn_fuzz.targets import registry
 from attn_fuzz.verdict.verdict import Verdict
 from attn_fuzz.zoo import mutants
-from attn_fuzz.zoo.mutants import Mutant
+from attn_fuzz.zoo.mutants import Mutant, MutantError
 
 START_SECONDS = 120.0
 KILL_SECONDS = 10.0
@@ -33,10 +34,6 @@ KILLED = "the process was killed by SIGKILL"
 KILLED_FROM_OUTSIDE = "killed from outside and run again"
 # the child's: its BLAS works on small matrices, and its neighbours need the other cores
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-
-
-class ExecutorError(RuntimeError):
-    """A target that does not load, a patch that does not apply, or a fault of the fuzzer's own; never of a kernel."""
 
 
 @dataclass
@@ -76,6 +73,7 @@ class Executor:
         Raises:
             CaseError: the case contradicts itself, or the contract.
             ExecutorError: the process could not be started, or the fuzzer itself is at fault.
+            MutantError: the mutant does not import, or raises what it does not announce.
             OSError: the case in flight cannot be written.
         """
         verdict = self._run_once(case)
@@ -112,6 +110,9 @@ class Executor:
             return Verdict(kind="crashed", message=f"the target left its process unsound: {answer.args[0].splitlines()[-1]}")
         if isinstance(answer, Exception):
             raise answer
+        # a device that is broken for good met a bad access, and no bad code
+        if self.mutant is not None and answer.kind == "raised" and sound:
+            self.mutant.check_announced(answer.message)
         return answer
 
     def _fuzzer_can(self, case: Case) -> bool:
@@ -153,6 +154,8 @@ class Executor:
             ready = self._cause_of_death()
         if ready is not True:
             self._kill()
+            if isinstance(ready, MutantError):
+                raise ready
             raise ExecutorError(f"target {self.target}: {ready or f'did not start in {START_SECONDS:g} s'}")
         return self._connection
 
@@ -193,7 +196,12 @@ def _serve(
             interpreter.install()
         if sanitize:
             sanitizer.install()
+        if mutant is not None:
+            mutants.import_patched(mutant)
         target = registry.load(name)
+    except MutantError as error:
+        connection.send(error)
+        return
     except Exception as error:
         connection.send(f"{type(error).__name__}: {error}")
         return

@@ -8,8 +8,8 @@ writes the page of all targets' findings.
 from collections.abc import Iterable
 
 from attn_fuzz.cases import case as case_file
+from attn_fuzz.findings.finding import Finding, explanation
 from attn_fuzz.run.executor import Executor
-from attn_fuzz.targets.finding import Finding, explanation
 
 
 def no_longer_failing(findings: Iterable[Finding], executor: Executor) -> list[Finding]:
@@ -31,12 +31,20 @@ def page(targets: Iterable[tuple[str, Iterable[Finding]]]) -> str:
     lines = [
         "# Known findings",
         "",
-        "What the fuzzer has found in kernels that are not ours. `attn-parity select` lists those that a layer can meet in the",
-        "backend that it selects. A run counts cases that one of these explains, and goes on; when a stored case no longer",
-        "fails, it says so. Newer versions than the one that is named have not been run.",
+        "Bugs that the fuzzer has found in kernels of other projects.",
         "",
-        "A replay needs the kernel's package (`pip install -e '.[aiter]'`), starts in the repository's root, and exits with 1",
-        "and the name of the finding. Written by `python -m attn_fuzz.run.ledger` from what targets declare.",
+        "| finding | seen in | reported |",
+        "| --- | --- | --- |",
+        *(f"| [{name}](#{name}) | {finding.seen_in} | {finding.link or 'not yet'} |" for name, (finding, _) in shared.items()),
+        "",
+        "- A run counts the cases that a finding explains, and goes on. It says when the stored case of a finding no longer",
+        "  fails.",
+        "- `attn-parity select` lists the findings that a layer can meet in the selected backend.",
+        "- Versions newer than the named ones have not been run.",
+        "- To replay a finding, install the kernel's package (`pip install -e '.[aiter]'`) and start in the repository's",
+        "  root. The replay exits with 1 and names the finding.",
+        "",
+        "`python -m attn_fuzz.run.ledger` writes this page from the declarations of the targets.",
     ]
     for finding, names in shared.values():
         lines += [

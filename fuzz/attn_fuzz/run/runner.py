@@ -11,13 +11,16 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 
 import msgspec
 from attn_fuzz.cases.case import Case
+from attn_fuzz.errors import ExecutorError
 from attn_fuzz.run import engine
 from attn_fuzz.run.engine import Plan, Progress
-from attn_fuzz.run.executor import Executor, ExecutorError
+from attn_fuzz.run.executor import Executor
 from attn_fuzz.targets.registry import UnknownTargetError
+from attn_fuzz.zoo.mutants import MutantError
 
 SHARD_EXAMPLES = 150
 MAX_SHARDS = 4096
@@ -67,57 +70,93 @@ def run(
         report: is told of every case, with the index of its plan.
     """
     outcome = Outcome([Progress() for _ in plans])
-    waiting = list(enumerate(plans))
     with _processes(plans) as start:
-        busy: dict[multiprocessing.connection.Connection, int] = {}
         try:
-            idle = [start() for _ in range(min(workers, len(plans)))]
-            while True:
-                failed = any(outcome.progress[index].failure for index in outcome.finished)
-                if (stop_at_failure and failed) or _is_late(plans):
-                    waiting.clear()
-                if stop_at_failure and failed:
-                    busy = {connection: i for connection, i in busy.items() if outcome.progress[i].failure is not None}
-                while idle and waiting:
-                    index, plan = waiting.pop(0)
-                    connection = idle.pop()
-                    with contextlib.suppress(ConnectionError):  # one that died while it was idle is noticed below
-                        connection.send(plan)
-                    busy[connection] = index
-                if not busy:
+            pool = _Pool(plans, outcome, report, start, waiting=list(range(len(plans))))
+            pool.idle = [start() for _ in range(min(workers, len(plans)))]
+            while outcome.error is None:
+                if stop_at_failure and any(outcome.progress[index].failure for index in outcome.finished):
+                    pool.drop_what_found_nothing()
+                if _is_late(plans):
+                    pool.waiting.clear()
+                pool.hand_out()
+                if not pool.busy:
                     return outcome
-                for connection in multiprocessing.connection.wait(list(busy)):
-                    assert isinstance(connection, multiprocessing.connection.Connection)
-                    index = busy[connection]
-                    try:
-                        message = connection.recv()
-                    except (EOFError, OSError):
-                        del busy[connection]
-                        idle.append(start())
-                        if outcome.progress[index].failure is not None:
-                            outcome.finished.add(index)
-                        elif index not in outcome.restarted:
-                            outcome.restarted.add(index)
-                            waiting.insert(0, (index, plans[index]))
-                        else:
-                            outcome.error = "a worker process died, and so did the one that took its place"
-                            return outcome
-                        continue
-                    if isinstance(message, Progress):
-                        outcome.progress[index] = message
-                        report(index, message)
-                        continue
-                    if message is not None:
-                        outcome.error = message
-                        return outcome
-                    outcome.finished.add(index)
-                    del busy[connection]
-                    idle.append(connection)
+                pool.receive()
         except KeyboardInterrupt:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_IGN)  # a second one would lose what is now to be told
             outcome.interrupted = True
-            return outcome
+        return outcome
+
+
+@dataclass
+class _Pool:
+    """Worker processes, and which plan each of them runs.
+
+    Args:
+        plans: all shards; the others name them by their index.
+        outcome: what is known of them.
+        report: is told of every case.
+        start: starts a worker process.
+        waiting: plans that are still to be run, in order.
+        idle: workers without a plan.
+        busy: the plan of each other worker.
+    """
+
+    plans: Sequence[Plan]
+    outcome: Outcome
+    report: Callable[[int, Progress], None]
+    start: Callable[[], Connection]
+    waiting: list[int]
+    idle: list[Connection] = field(default_factory=list)
+    busy: dict[Connection, int] = field(default_factory=dict)
+
+    def drop_what_found_nothing(self) -> None:
+        """Wait for no plan any more but those that have found a failure and are making it small."""
+        self.waiting.clear()
+        self.busy = {worker: index for worker, index in self.busy.items() if self.outcome.progress[index].failure is not None}
+
+    def hand_out(self) -> None:
+        while self.idle and self.waiting:
+            index, worker = self.waiting.pop(0), self.idle.pop()
+            with contextlib.suppress(ConnectionError):  # a worker that died while it was idle is noticed by `receive`
+                worker.send(self.plans[index])
+            self.busy[worker] = index
+
+    def receive(self) -> None:
+        """Wait for messages, and take one from each worker that has sent any. The first error ends the run."""
+        for worker in multiprocessing.connection.wait(list(self.busy)):
+            assert isinstance(worker, Connection)
+            index = self.busy[worker]
+            try:
+                message = worker.recv()
+            except (EOFError, OSError):
+                self._replace(worker)
+            else:
+                if isinstance(message, Progress):
+                    self.outcome.progress[index] = message
+                    self.report(index, message)
+                elif message is None:
+                    self.outcome.finished.add(index)
+                    del self.busy[worker]
+                    self.idle.append(worker)
+                else:
+                    self.outcome.error = message
+            if self.outcome.error is not None:
+                return
+
+    def _replace(self, worker: Connection) -> None:
+        """Start another worker for one that died. Its plan is run once more, unless it has found something already."""
+        index = self.busy.pop(worker)
+        self.idle.append(self.start())
+        if self.outcome.progress[index].failure is not None:
+            self.outcome.finished.add(index)
+        elif index not in self.outcome.restarted:
+            self.outcome.restarted.add(index)
+            self.waiting.insert(0, index)
+        else:
+            self.outcome.error = "a worker process died, and so did the one that took its place"
 
 
 def _is_late(plans: Sequence[Plan]) -> bool:
@@ -125,12 +164,12 @@ def _is_late(plans: Sequence[Plan]) -> bool:
 
 
 @contextlib.contextmanager
-def _processes(plans: Sequence[Plan]) -> Iterator[Callable[[], multiprocessing.connection.Connection]]:
+def _processes(plans: Sequence[Plan]) -> Iterator[Callable[[], Connection]]:
     """A function that starts a worker; all that it has started end with the block."""
     context = multiprocessing.get_context("spawn")
     connections, processes = [], []
 
-    def start() -> multiprocessing.connection.Connection:
+    def start() -> Connection:
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs,))
         process.start()
@@ -154,7 +193,7 @@ def _processes(plans: Sequence[Plan]) -> Iterator[Callable[[], multiprocessing.c
                 engine.in_flight(plan, process.pid or 0).unlink(missing_ok=True)
 
 
-def _work(connection: multiprocessing.connection.Connection) -> None:
+def _work(connection: Connection) -> None:
     """A worker: one plan after another; its messages are Progress, then None or the text of an error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # idle, it ends when its connection does
@@ -174,7 +213,7 @@ def _work(connection: multiprocessing.connection.Connection) -> None:
             executor.stop()
 
 
-def _shard(plan: Plan, executor: Executor, connection: multiprocessing.connection.Connection) -> str | None:
+def _shard(plan: Plan, executor: Executor, connection: Connection) -> str | None:
     """Run a plan; None, or the text of what made it impossible. A SIGTERM ends it as KeyboardInterrupt.
 
     (Hypothesis takes SystemExit for a failing example and goes on.)
@@ -182,6 +221,8 @@ def _shard(plan: Plan, executor: Executor, connection: multiprocessing.connectio
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         engine.fuzz(plan, executor, connection.send)
+    except MutantError as error:
+        connection.send(Progress(broken=str(error)))
     except (ExecutorError, UnknownTargetError, OSError) as error:
         return str(error)
     except Exception:

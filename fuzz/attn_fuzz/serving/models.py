@@ -17,7 +17,7 @@ from attn_fuzz.cases.poison import DTYPES
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION
 from attn_fuzz.targets.backends import interpreted_on_a_cpu
 from attn_fuzz.targets.triton import TRITON
-from attn_fuzz.verdict.judge import Rounding
+from attn_fuzz.verdict.rounding import Rounding
 from attn_optimized.aiter_adapter import Aiter
 from attn_optimized.selector import select_model
 
@@ -131,7 +131,7 @@ def served(
 
 
 def triton(device: str) -> Model:
-    """TRITON_ATTN throughout."""
+    """All layers on TRITON_ATTN, this project's own kernels."""
     return served(device, "interpreter", rounding=TRITON.rounding(device))
 
 

@@ -1,4 +1,4 @@
-"""Whole cases."""
+"""Strategies of whole cases: what a target supports, and now and then what it must refuse."""
 
 from typing import Any
 

@@ -14,8 +14,8 @@ from attn_contract import AttentionConfig, AttentionType, Batch, Capabilities, K
 from attn_contract.capabilities import Scales
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.poison import DTYPES
+from attn_fuzz.findings import aiter as aiter_findings
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION, usable_aiter
-from attn_fuzz.targets.finding import Finding
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.targets.triton import TRITON
 
@@ -268,18 +268,7 @@ def _needs_an_amd_gpu(device: str) -> str | None:
     return _FA.unavailable(device)
 
 
-def _of_decoders(finding: Finding) -> Finding:
-    """A finding in AITER's unified_attention; the other attention types take kernels of this project."""
-    return dataclasses.replace(
-        finding,
-        explains=lambda case, verdict: case.attn_type is AttentionType.DECODER and finding.explains(case, verdict),
-    )
-
-
 _FA = _Backend(_named("ROCM_AITER_FA"), installed, fa_sizes)
-_FINDINGS = tuple(_of_decoders(finding) for finding in AITER_UNIFIED_ATTENTION.findings)
-FINDINGS = {"ROCM_AITER_UNIFIED_ATTN": _FINDINGS, "ROCM_AITER_FA": _FINDINGS}
-"""What is known to be wrong in the kernels that a backend takes, by its name."""
 
 BACKEND_TRITON = backend_target(
     "backend-triton",
@@ -300,7 +289,7 @@ BACKEND_AITER_UNIFIED = backend_target(
     aiter=interpreted_on_a_cpu,
     sizes=unified_sizes,
     rounding=AITER_UNIFIED_ATTENTION.rounding,
-    findings=_FINDINGS,
+    findings=aiter_findings.BACKENDS["ROCM_AITER_UNIFIED_ATTN"],
     sanitizes=False,
 )
 BACKEND_AITER_FA = backend_target(
@@ -312,6 +301,6 @@ BACKEND_AITER_FA = backend_target(
     unavailable=_needs_an_amd_gpu,
     refuses=False,
     rounding=AITER_UNIFIED_ATTENTION.rounding,
-    findings=_FINDINGS,
+    findings=aiter_findings.BACKENDS["ROCM_AITER_FA"],
     sanitizes=False,
 )

@@ -1,7 +1,7 @@
 """The reference in float32 as a target."""
 
 from attn_fuzz.targets.target import EVERYTHING, Target
-from attn_fuzz.verdict.judge import Rounding
+from attn_fuzz.verdict.rounding import Rounding
 
 
 def _reference_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:

@@ -10,13 +10,14 @@ and then `attn-parity fuzz --target my-kernel`; without one, `--target my_packag
 
 from importlib.metadata import EntryPoint, entry_points
 
+from attn_fuzz.errors import InputError
 from attn_fuzz.targets.target import Support, Target
-from attn_fuzz.verdict.judge import Rounding
+from attn_fuzz.verdict.rounding import Rounding
 
 GROUP = "attn_parity.targets"
 
 
-class UnknownTargetError(ValueError):
+class UnknownTargetError(InputError):
     """No such target, or one that cannot be loaded."""
 
 

@@ -10,9 +10,9 @@ from attn_contract import RULES, AttentionType, Batch, Layer, Layout
 from attn_contract.rules import words_of
 from attn_fuzz.cases.case import Case, ScaleKind
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.findings.finding import Finding
 from attn_fuzz.properties import Property
-from attn_fuzz.targets.finding import Finding
-from attn_fuzz.verdict.judge import Rounding
+from attn_fuzz.verdict.rounding import Rounding
 
 
 class AttentionFunction(Protocol):
@@ -208,7 +208,7 @@ class Target:
             those that apply to it.
         oracle: whether the reference judges its outputs too. If not, memory and properties alone do, and sizes may be such that
             the reference would take too long.
-        findings: what it is known to do wrong; see `attn_fuzz.targets.finding`.
+        findings: what it is known to do wrong; see `attn_fuzz.findings.finding`.
         sanitizes: whether its kernels are Triton's and keep to what `attn_fuzz.interpreted.permissions` says, access by access.
     """
 

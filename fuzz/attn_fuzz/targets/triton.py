@@ -9,7 +9,7 @@ from attn_contract import AttentionType, Batch, KVCacheView, Layer
 from attn_fuzz import properties
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.targets.target import EVERYTHING, Support, Target
-from attn_fuzz.verdict.judge import Rounding
+from attn_fuzz.verdict.rounding import Rounding
 
 
 def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:

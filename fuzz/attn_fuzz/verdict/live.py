@@ -15,7 +15,8 @@ from attn_contract import FLOAT8_DTYPES, Batch, ContractError, Layer
 from attn_contract.arguments import check_tensor
 from attn_fuzz.cases.call import Call
 from attn_fuzz.cases.captures import CaptureError, capture
-from attn_fuzz.verdict.judge import Judgement, Rounding, judge_call
+from attn_fuzz.verdict.judge import Judgement, judge_call
+from attn_fuzz.verdict.rounding import Rounding
 
 UNKNOWN_KERNEL = Rounding(keys_per_tile=16, dot_is_chained=True, splits=64, rounds_dequantized=True)
 """What is allowed to a kernel of which nothing is known: tiles of 16 keys or more, all keys of a row added one after the other,
@@ -25,7 +26,7 @@ up to 64 splits, and K and V of a quantized cache rounded to q's dtype before th
 def check(call: Call, out: torch.Tensor, lse: torch.Tensor | None = None, *, rounding: Rounding = UNKNOWN_KERNEL) -> Judgement:
     """Judge what a kernel made of a call, by the reference in float64 on exactly the stored values.
 
-    Every row that a request owns is held to the bound that no rounding breaks (HARD; `attn_fuzz.verdict.judge` derives it),
+    Every row that a request owns is held to the bound that no rounding breaks (HARD; `attn_fuzz.verdict.oracle` derives it),
     since nothing is known about the numbers; but first to the lower bound that generic numbers keep to, and if they do it is
     done. `statistical_ratio` says how it stands with that one. Runs where the tensors are, in [H, 256, seq_len] float64
     numbers a dozen times over.

@@ -1,4 +1,4 @@
-"""What became of one case."""
+"""The verdict on one case: agreement, a rightful refusal, or what went wrong first."""
 
 from typing import Literal
 
@@ -26,7 +26,7 @@ Kind = Literal[
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one case.
+    """The verdict on one case, and what a report shows of it.
 
     Attributes:
         kind: "agree"; "refused", rightly; or what went wrong first: a value past its bound, NaN, an inexact sum, a row never

@@ -9,13 +9,17 @@ A mutant is a TOML file:
     trigger = "what a batch must have for it to matter"
     target = "triton"
     # needs_gpu = true where no interpreter can show it
+    # raises = "a part of the message" where the bug shows itself as an exception
 
-    [[patch]]
-    module = "attn_optimized.kernels.attention"
-    find = "text that stands exactly once in the module"
-    replace = "what the bug made of it"
+    [[patch]]  # see attn_fuzz.zoo.patches
+    in = "attn_optimized.kernels.visibility.in_window"
+    find = "an expression or statements, as they stand in that function"
+    replace = "what the bug made of them"
+
+A mutant has to run: an exception that its `raises` does not announce is a fault of the mutant, and finds nothing.
 """
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -25,9 +29,11 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
+from attn_fuzz.errors import InputError
+from attn_fuzz.zoo.patches import Patch, PatchError, patched_sources
 
 Kind = Literal[
     "mask",
@@ -52,14 +58,8 @@ Kind = Literal[
 MAX_BYTES = 1 << 20
 
 
-class MutantError(ValueError):
-    """A mutant file that cannot be read, or a patch that no longer applies."""
-
-
-class Patch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    module: Annotated[str, msgspec.Meta(pattern=r"^\w+(\.\w+)*$")]
-    find: Annotated[str, msgspec.Meta(min_length=1)]
-    replace: str
+class MutantError(InputError):
+    """A mutant file that cannot be read, a patch that does not apply, or a mutant that does not run."""
 
 
 class Mutant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"kind": "class", "patches": "patch"}):
@@ -71,6 +71,21 @@ class Mutant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"k
     target: str
     patches: tuple[Patch, ...]
     needs_gpu: bool = False
+    raises: str | None = None
+
+    def check_announced(self, exception: str) -> None:
+        """Tell an exception that is the bug from one that only shows that the mutant is broken.
+
+        Args:
+            exception: what the mutated target raised, as text.
+
+        Raises:
+            MutantError: `raises` is not a part of it.
+        """
+        if self.raises is None:
+            raise MutantError(f"{self.name}: it has no `raises`, and raised {exception}")
+        if self.raises not in exception:
+            raise MutantError(f"{self.name}: it has raises = {self.raises!r}, and raised {exception}")
 
 
 def load(path: Path) -> Mutant:
@@ -85,8 +100,7 @@ def load(path: Path) -> Mutant:
         if path.stat().st_size > MAX_BYTES:
             raise MutantError(f"larger than {MAX_BYTES} bytes: not a mutant")
         mutant = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Mutant)
-        for module in {patch.module for patch in mutant.patches}:
-            patched_source(module, mutant.patches)
+        patched_sources(mutant.patches)
     except OSError as error:
         raise MutantError(f"{path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # not TOML, not text, not a mutant, not to be applied
@@ -108,51 +122,33 @@ def load_all(folder: Path = Path(__file__).parent) -> list[Mutant]:
     return [load(path) for path in paths]
 
 
-def patched_source(module: str, patches: Sequence[Patch]) -> str:
-    """A module's source with its patches applied, each at the one place where its `find` stands.
-
-    Raises:
-        MutantError: there is no such module, or a `find` stands nowhere or more than once.
-    """
-    source = _source_file(module).read_text(encoding="utf-8")
-    for patch in patches:
-        if patch.module != module:
-            continue
-        count = source.count(patch.find)
-        if count != 1:
-            raise MutantError(
-                f"patch of {module} no longer applies: its `find` stands there {count} times, expected once: {patch.find!r}"
-            )
-        source = source.replace(patch.find, patch.replace)
-    return source
-
-
-def _source_file(module: str) -> Path:
-    """Where a module's source is, without importing anything of its package."""
-    top, *rest = module.split(".")
-    spec = importlib.util.find_spec(top)
-    if spec is not None and spec.origin and not rest and not spec.submodule_search_locations:
-        return Path(spec.origin)
-    if spec is not None and spec.submodule_search_locations:
-        inside = Path(spec.submodule_search_locations[0], *rest)
-        for path in (inside.with_suffix(".py"), inside / "__init__.py"):
-            if path.is_file():
-                return path
-    raise MutantError(f"patch: no package holds a module {module}")
-
-
 def install(mutant: Mutant) -> None:
     """Have this process import the mutant's modules patched. Call it before any of them is imported.
 
     Raises:
-        MutantError: a patch no longer applies, or a module is imported already.
+        MutantError: a patch does not apply, or a module is imported already.
     """
-    sources = {}
-    for module in {patch.module for patch in mutant.patches}:
+    try:
+        sources = patched_sources(mutant.patches)
+    except PatchError as error:
+        raise MutantError(f"{mutant.name}: {error}") from None
+    for module in sources:
         if module in sys.modules:
-            raise MutantError(f"patch of {module}: it is imported already")
-        sources[module] = patched_source(module, mutant.patches)
+            raise MutantError(f"{mutant.name}: {module} is imported already")
     sys.meta_path.insert(0, _PatchedFinder(mutant.name, sources))
+
+
+def import_patched(mutant: Mutant) -> None:
+    """Import the modules of a mutant that is installed, so that one which cannot be imported is not taken for the bug.
+
+    Raises:
+        MutantError: a module does not import.
+    """
+    for module in patched_sources(mutant.patches):
+        try:
+            importlib.import_module(module)
+        except Exception as error:
+            raise MutantError(f"{mutant.name}: {module} does not import: {type(error).__name__}: {error}") from None
 
 
 class _PatchedFinder(importlib.abc.MetaPathFinder):

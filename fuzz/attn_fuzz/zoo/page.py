@@ -1,68 +1,60 @@
-"""What became of the mutants: over seeds, by what caught them, in all, and as the page docs/generated/zoo.md."""
+"""What became of the mutants: as a table, as one line, as JSON, and as the page docs/generated/zoo.md."""
 
 import re
 from collections import Counter
 from collections.abc import Sequence
 from statistics import median
-from typing import Any
 
 import hypothesis
 import msgspec
+from attn_fuzz.cases.case import Case
 from attn_fuzz.run.engine import Progress
 from attn_fuzz.zoo.mutants import Mutant, MutantError
 
 replace = msgspec.structs.replace
-SCHEMA = "attn-parity.zoo/2"
-SURVIVED, NEEDS_GPU = "SURVIVED", "needs a GPU"
+SCHEMA = "attn-parity.zoo/3"
+SURVIVED, NEEDS_GPU, NOT_RUN, DOES_NOT_RUN = "SURVIVED", "needs a GPU", "not run", "DOES NOT RUN"
 JUDGES = {
     "value": ("value", "bitwise", "lse", "rope"),
     "poison": ("nan", "unwritten"),
     "stray writes": ("cache", "guard", "input"),
     "property": ("property",),
     "sanitizer": ("sanitizer",),
-    "refusal": ("raised",),
+    "exception": ("raised",),
     "dead process": ("crashed", "hung"),
 }
 """What can catch a mutant, and which kinds of verdicts are its."""
 _REAL = re.compile(r"[\w.-]+/[\w.-]+#\d+")
 
 
-class Row(msgspec.Struct, frozen=True, rename={"kind": "class"}):
-    """One mutant.
+class Row(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What became of one mutant.
 
     Attributes:
-        name, origin, kind, what, trigger, target: the mutant's.
+        name: the mutant's; what else there is to say of it is in its own file.
         found: after how many examples each seed found it, None where it survived; empty where it was not run.
-        examples, seconds: the medians over the seeds, None unless all found it.
-        by: the kind of the smallest failing case's verdict.
-        minimal: whether nothing in that case can be lowered.
-        case: that case.
+        seconds: the median over the seeds, None unless all found it.
+        by: the kind of the verdict that found it first.
+        size: requests, query rows and keys of the smallest failing case; None unless it was made as small as it gets.
+        error: why the mutant does not run, if it does not.
     """
 
     name: str
-    origin: str
-    kind: str
-    what: str
-    trigger: str
-    target: str
     found: tuple[int | None, ...] = ()
-    examples: float | None = None
     seconds: float | None = None
     by: str | None = None
-    minimal: bool = False
-    case: dict[str, Any] | None = None
+    size: tuple[int, int, int] | None = None
+    error: str | None = None
 
     @property
     def survived(self) -> bool:
         return None in self.found
 
     @property
-    def size(self) -> tuple[int, int, int] | None:
-        """Requests, query rows and keys of the case."""
-        if self.case is None:
-            return None
-        requests = self.case.get("requests", [])
-        return len(requests), sum(r["query_len"] for r in requests), sum(r["seq_len"] for r in requests)
+    def examples(self) -> float | None:
+        """The median over the seeds; None unless all found it."""
+        counts = [count for count in self.found if count is not None]
+        return median(counts) if counts and len(counts) == len(self.found) else None
 
 
 class Results(msgspec.Struct, frozen=True, tag_field="schema", tag=SCHEMA):
@@ -75,26 +67,37 @@ class Results(msgspec.Struct, frozen=True, tag_field="schema", tag=SCHEMA):
     mutants: tuple[Row, ...]
 
 
-def row(mutant: Mutant, runs: Sequence[Progress]) -> Row:
-    """A mutant with what its seeds came to; the case is the first one's that found it. No runs: it needs a GPU."""
+def row(name: str, runs: Sequence[Progress]) -> Row:
+    """What a mutant's seeds came to; the case is of the first one that found it. No runs, or one that examined
+    nothing before all ended: it was not run."""
+    if error := next((progress.broken for progress in runs if progress.broken), None):
+        return Row(name, error=error)
+    if not all(progress.examples for progress in runs):
+        return Row(name)
     failures = [progress.failure for progress in runs]
     found = [failure for failure in failures if failure is not None]
-    described = Row(mutant.name, mutant.origin, mutant.kind, mutant.what, mutant.trigger, mutant.target)
-    described = replace(described, found=tuple(failure and failure.found_after for failure in failures))
-    if found:
-        first = found[0]
-        case = msgspec.to_builtins(first.case)
-        described = replace(described, by=first.verdict.kind, minimal=first.minimal, case=case)
-    if found and len(found) == len(runs):
-        examples = median(failure.found_after for failure in found)
-        seconds = median(failure.found_seconds for failure in found)
-        described = replace(described, examples=examples, seconds=round(seconds, 1))
-    return described
+    return Row(
+        name,
+        found=tuple(failure and failure.found_after for failure in failures),
+        seconds=round(median(each.found_seconds for each in found), 1) if found and len(found) == len(runs) else None,
+        by=found[0].verdict.kind if found else None,
+        size=_size(found[0].case) if found and found[0].minimal else None,
+    )
+
+
+def _size(case: Case) -> tuple[int, int, int]:
+    return len(case.requests), case.query_start_loc[-1], sum(request.seq_len for request in case.requests)
 
 
 def results(device: str, seeds: Sequence[int], at_most: int, rows: Sequence[Row]) -> Results:
     """A run that has just ended."""
     return Results(device, hypothesis.__version__, tuple(seeds), at_most, tuple(rows))
+
+
+def dumps(results: Results) -> bytes:
+    """Results as JSON, with a line for each mutant."""
+    rows = b",\n".join(map(msgspec.json.encode, results.mutants))
+    return msgspec.json.encode(replace(results, mutants=())).removesuffix(b"]}") + b"\n" + rows + b"\n]}\n"
 
 
 def loads(text: bytes, name: str) -> Results:
@@ -109,44 +112,38 @@ def loads(text: bytes, name: str) -> Results:
         raise MutantError(f"{name}: {error}") from None
 
 
-def by(row: Row) -> str:
-    """What caught it, or that nothing did."""
+def by(row: Row, mutant: Mutant) -> str:
+    """What caught a mutant, or that nothing did."""
+    if row.error:
+        return DOES_NOT_RUN
     if not row.found:
-        return NEEDS_GPU
+        return NEEDS_GPU if mutant.needs_gpu else NOT_RUN
     if not row.survived:
         return str(row.by)
     return SURVIVED if row.by is None else f"{SURVIVED} {row.found.count(None)} of {len(row.found)}"
 
 
-def summary(rows: Sequence[Row]) -> str:
-    """All in one line: how many were found, of which classes and real bugs, after how many examples, and by what."""
+def summary(rows: Sequence[Row], mutants: Sequence[Mutant]) -> str:
+    """All in one line, which the README repeats: how many were found, of which kinds, how soon, and by what."""
+    by_name = {mutant.name: mutant for mutant in mutants}
     run = [row for row in rows if row.found]
     caught = [row for row in run if not row.survived]
-    origins = {number for row in caught if (number := real_bug(row.origin))}
-    judges = Counter(next(judge for judge, kinds in JUDGES.items() if row.by in kinds) for row in caught)
-    parts = [
-        f"{len(caught)} of {len(run)} found",
-        f"classes: {len({row.kind for row in caught})}",
-        f"real bugs: {len(origins)}",
-    ]
+    origins = {number for row in caught if (number := real_bug(by_name[row.name].origin))}
+    classes = {by_name[row.name].kind for row in caught}
+    text = f"{len(caught)} of {len(run)} found: {len(classes)} classes, {len(origins)} real bugs"
     if caught:
         examples = [row.examples for row in caught if row.examples is not None]
-        parts += [f"median {median(examples):g} examples, most {max(examples):g}"]
-        parts += ["by " + ", ".join(f"{judge} {judges[judge]}" for judge in JUDGES if judges[judge])]
-    return "; ".join(parts)
+        judges = Counter(next(judge for judge, kinds in JUDGES.items() if row.by in kinds) for row in caught)
+        text += f"; examples until found: median {median(examples):g}, most {max(examples):g}"
+        text += "; by " + ", ".join(f"{judge} {judges[judge]}" for judge in JUDGES if judges[judge])
+    return text
 
 
 def differences(results: Results, mutants: Sequence[Mutant]) -> list[str]:
-    """What results say that is not so of mutants: one that is missing, too many, or described otherwise."""
-    described = {mutant.name: row(mutant, []) for mutant in mutants}
-    kept = {row.name: row for row in results.mutants}
-    wrong = [f"{name}: a mutant without results" for name in described if name not in kept]
-    wrong += [f"{name}: results without a mutant" for name in kept if name not in described]
-    fields = ("origin", "kind", "what", "trigger", "target")
-    for name in described.keys() & kept.keys():
-        changed = [field for field in fields if getattr(described[name], field) != getattr(kept[name], field)]
-        wrong += [f"{name}: the mutant has another {field}" for field in changed]
-    return sorted(wrong)
+    """Mutants without results, and results without a mutant."""
+    described, kept = {mutant.name for mutant in mutants}, {row.name for row in results.mutants}
+    wrong = [f"{name}: a mutant without results" for name in described - kept]
+    return sorted([*wrong, *(f"{name}: results without a mutant" for name in kept - described)])
 
 
 def real_bug(origin: str) -> str | None:
@@ -158,22 +155,27 @@ def real_bug(origin: str) -> str | None:
 PREFACE = """\
 # The zoo: known bugs, and how soon they are found
 
-Written by `attn-parity zoo --seeds {count} --write` on {device}, with Hypothesis {hypothesis}; the numbers are kept in
-zoo.json. `attn-parity zoo --check` says whether this page is what they say, and whether they are of the mutants that there are.
+Each mutant puts a known bug back into a copy of our code in memory: a patch of the kernels, the cache write, the reduction of
+split keys, the launch, the metadata or the backends (`fuzz/attn_fuzz/zoo/*.toml`). The column `origin` names the issue or pull
+request with the bug; the mutant makes the same mistake in our code. Mutants named `seed-` and `backend-` are the five reports
+that this project began with. No strategy knows of any mutant: all mutants meet the same random cases.
 
-Each mutant puts a bug back into a copy of our code in memory: a patch of the kernels, the cache write, the reduction of split
-keys, the launch, the metadata or the backends (`fuzz/attn_fuzz/zoo/*.toml`). Its origin is the issue or pull request with the
-bug; what is put back is the same mistake, made in our code. Those named `seed-` and `backend-` are the five reports that this
-project began with. The strategies know of no mutant: all meet the same cases.
+`attn-parity zoo --seeds {count} --write` ran the mutants on {device}, with Hypothesis {hypothesis}, and wrote this page and
+zoo.json, which holds its numbers. `attn-parity zoo --rewrite` writes the page again after a change of a mutant's description.
+`attn-parity zoo --check` fails if the page is not made of zoo.json and today's mutants.
 
-Examples and seconds until a mutant is found are medians over the seeds {seeds}, of at most {at_most} examples each; the seconds
-include the start of a process. `by` is the kind of the verdict, as the README lists them. The smallest case, in requests, query
-rows and keys, is what the first seed's failure was shrunk to, if it was.
+- Examples and seconds: how long the fuzzer looked until it found the bug. They are medians over the seeds {seeds}, of at most
+  {at_most} examples each. The seconds include the start of a process.
+- By: the kind of the verdict, as the README lists them.
+- Smallest case: the requests, query rows and keys of the case that the first seed's failure was shrunk to.
+
+A mutant must compile, import and run. An exception counts as a finding only if the mutant's file announces it
+(`raises = "a part of its message"`), and only if the mutant runs other cases; every other exception is an error of the mutant.
 """
 
 
-def text(results: Results) -> str:
-    """docs/generated/zoo.md, whole: what is in docs/generated/zoo.json and nothing else."""
+def text(results: Results, mutants: Sequence[Mutant]) -> str:
+    """docs/generated/zoo.md, whole: what docs/generated/zoo.json says, and the mutants' files, and nothing else."""
     preface = PREFACE.format(
         count=len(results.seeds),
         seeds=", ".join(map(str, results.seeds)),
@@ -181,21 +183,23 @@ def text(results: Results) -> str:
         hypothesis=results.hypothesis,
         at_most=results.at_most,
     )
-    lines = [*preface.splitlines(), "", summary(results.mutants) + "."]
-    for kind in dict.fromkeys(sorted(row.kind for row in results.mutants)):
+    rows = {row.name: row for row in results.mutants}
+    residents = [mutant for mutant in mutants if mutant.name in rows]
+    lines = [*preface.splitlines(), "", summary([rows[mutant.name] for mutant in residents], residents) + "."]
+    for kind in sorted({mutant.kind for mutant in residents}):
         lines += ["", f"## {kind.capitalize() if kind != 'int32' else kind}", ""]
         lines += [
             "| mutant | origin | what went wrong | trigger | examples | seconds | by | smallest case |",
             "| --- | --- | --- | --- | --: | --: | --- | --- |",
         ]
-        lines += [_line(row) for row in results.mutants if row.kind == kind]
+        lines += [_line(mutant, rows[mutant.name]) for mutant in residents if mutant.kind == kind]
     return "\n".join(lines) + "\n"
 
 
-def _line(row: Row) -> str:
+def _line(mutant: Mutant, row: Row) -> str:
     numbers = ["" if number is None else f"{number:g}" for number in (row.examples, row.seconds)]
-    size = ", ".join(map(str, row.size)) if row.size and row.minimal else ""
-    cells = (f"`{row.name}`", _linked(row.origin), row.what, row.trigger, *numbers, by(row), size)
+    size = ", ".join(map(str, row.size or ()))
+    cells = (f"`{mutant.name}`", _linked(mutant.origin), mutant.what, mutant.trigger, *numbers, by(row, mutant), size)
     return f"| {' | '.join(cells)} |"
 
 

@@ -19,7 +19,7 @@ from attn_contract.capabilities import Scales
 
 from attn_optimized.aiter_adapter import RECORDED, Aiter, Features, features_of, recorded
 from attn_optimized.attention import IMPLEMENTED_RULES
-from attn_optimized.launch import MAX_GROUP, MAX_HEAD_SIZE
+from attn_optimized.launch.tiles import MAX_GROUP, MAX_HEAD_SIZE
 
 LAYOUTS_OF_ROWS = (
     Layout.BLOCKS_FIRST_NHD,

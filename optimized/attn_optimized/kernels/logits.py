@@ -1,4 +1,4 @@
-"""What happens to a logit between the dot product and the softmax, in float32. Shapes: logits [M, N], position [M], key [N]."""
+"""Logits, from the dot product to the softmax, in float32."""
 
 import triton
 import triton.language as tl
@@ -7,12 +7,52 @@ from attn_optimized.kernels.online_softmax import LOG2E
 
 
 @triton.jit
+def added_to_logits(rows, position, key, context_len, args, HAS_BIAS: tl.constexpr):
+    """[M, N]: ALiBi and qq_bias; a plain 0 without either. `position` is [M], `key` [N]."""
+    bias = 0.0
+    if HAS_BIAS:
+        bias = alibi(args.tensors.alibi_slopes_ptr, args.flags.has_alibi_slopes, rows, position, key)
+        bias += qq_bias(args.tensors.qq_bias_ptr, args.strides.qq_bias, args.rules.qq_bias_len, rows.query, key - context_len)
+    return bias
+
+
+@triton.jit
+def scores(q, k, factor, bias, source, block, slot, in_tile, args, KIND: tl.constexpr):
+    """Logits [M, N] of a tile of keys, the positive number that takes them to base 2, and the scales of its values.
+
+    Args:
+        factor: the layer's scale times that of K, without a sign.
+        bias: see `added_to_logits`.
+        source, block, slot, in_tile: where the keys are. If their scales are per token, those of values, [N], lie beside those
+            of keys; else the scale of values here is 1.0.
+    """
+    # ieee: the default is TF32 on NVIDIA and XF32 on gfx942, which is no float32 arithmetic
+    logits = tl.dot(q, tl.trans(k), input_precision="ieee")
+    to_base_2 = factor * LOG2E
+    v_token_scale = 1.0
+    if KIND.has_token_scales:
+        tensors, strides = args.tensors, args.strides
+        k_offset = block * strides.k_scale_block + slot * strides.k_scale_slot + source.kv_head * strides.k_scale_head
+        v_offset = block * strides.v_scale_block + slot * strides.v_scale_slot + source.kv_head * strides.v_scale_head
+        logits *= tl.load(tensors.k_scale_ptr + k_offset, mask=in_tile, other=0.0)[None, :]
+        v_token_scale = tl.load(tensors.v_scale_ptr + v_offset, mask=in_tile, other=0.0)
+    if KIND.has_soft_cap:
+        logits_soft_cap = args.rules.logits_soft_cap
+        logits = tanh(logits * tl.minimum(factor / logits_soft_cap, 2.0**100))
+        to_base_2 = logits_soft_cap * LOG2E
+    if KIND.has_bias:
+        logits = logits * (args.rules.logits_soft_cap if KIND.has_soft_cap else factor) + bias
+        to_base_2 = LOG2E
+    return logits, to_base_2, v_token_scale
+
+
+@triton.jit
 def tanh(x):
-    """In one exponential: of the magnitude, so that it cannot overflow."""
+    """tanh, in one exponential. It is that of minus the magnitude, which cannot overflow."""
     magnitude = tl.abs(x)
     decayed = tl.exp2(magnitude * (-2.0 * LOG2E))
     large = (1.0 - decayed) / (1.0 + decayed)
-    # where that cancels: the series, to 2^-29
+    # where 1 - decayed cancels: the series, to 2^-29
     square = x * x
     small = magnitude * (1.0 + square * (-1.0 / 3.0 + square * (2.0 / 15.0 - square * (17.0 / 315.0))))
     result = tl.where(magnitude < 0.125, small, large)
@@ -20,15 +60,15 @@ def tanh(x):
 
 
 @triton.jit
-def alibi(slopes_ptr, has_alibi, head, owned, position, key):
-    """Minus slope times distance, of each head of the tile's rows."""
-    # has_alibi is 0 or 1: without slopes, the one element that is there
-    slope = tl.where(has_alibi != 0, tl.load(slopes_ptr + head * has_alibi, mask=owned, other=0.0), 0.0)
+def alibi(slopes_ptr, has_slopes, rows, position, key):
+    """[M, N]: minus the head's slope times the distance of query and key."""
+    # has_slopes is 0 or 1: without slopes, a row reads the one element that is there
+    slope = tl.where(has_slopes != 0, tl.load(slopes_ptr + rows.head * has_slopes, mask=rows.owned, other=0.0), 0.0)
     return -slope[:, None] * tl.abs(key[None, :] - position[:, None]).to(tl.float32)
 
 
 @triton.jit
 def qq_bias(bias_ptr, stride_bias, bias_len, query, new_key):
-    """Bias between this step's own tokens: query is [M], new_key [N] counts from the first of them. 0 for other keys."""
+    """[M, N]: the bias between the step's own tokens, both counted from the step's first: query [M], new_key [N]; else 0."""
     known = (query < bias_len)[:, None] & ((new_key >= 0) & (new_key < bias_len))[None, :]
     return tl.load(bias_ptr + query.to(tl.int64)[:, None] * stride_bias + new_key[None, :], mask=known, other=0.0)

@@ -14,23 +14,26 @@ FINISHED = tl.constexpr(-1.0)
 
 
 @triton.jit
-def begin_rows(sinks_ptr, has_sinks, head, owned, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The state before the first key; head and owned are [M].
+def begin_rows(sinks_ptr, has_sinks, rows, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The state before the first key: row_max [M], row_sum [M], acc [M, D].
 
-    A sink is a first logit without a value, of weight exp(sink - max) = 1. Without one that logit is -inf, and the first key
-    that is visible decays its weight to 0.
+    A sink is a first logit without a value, of weight exp(sink - max) = 1. Without a sink this logit is -inf, and the first
+    visible key decays its weight to 0.
     """
-    # has_sinks is 0 or 1: without sinks, the one element that is there
-    sink = tl.load(sinks_ptr + head * has_sinks, mask=owned, other=float("-inf"))
+    # has_sinks is 0 or 1: without sinks, a row reads the one element that is there
+    sink = tl.load(sinks_ptr + rows.head * has_sinks, mask=rows.owned, other=float("-inf"))
     row_max = tl.where(has_sinks != 0, sink * LOG2E, float("-inf"))
     return row_max, tl.full([BLOCK_M], 1.0, tl.float32), tl.full([BLOCK_M, BLOCK_D], 0.0, tl.float32)
 
 
 @triton.jit
 def attend(row_max, row_sum, acc, logits, to_base_2, v, v_scale, SCALES: tl.constexpr):
-    """Fold one tile of keys into the state: logits [M, N], -inf where a row sees no key, v [N, D]; v_scale [N] if SCALES.
+    """The state after one more tile of keys.
 
-    to_base_2 is a positive factor. It joins the exponent's difference, which one instruction computes with it.
+    Args:
+        logits: [M, N], -inf where a row does not see a key.
+        to_base_2: a positive factor of logits. It is applied with the exponent's difference, in one instruction.
+        v, v_scale: [N, D], and [N] if SCALES.
     """
     new_max = tl.maximum(row_max, tl.max(logits, 1) * to_base_2)
     # a row that has seen no key yet keeps its -inf; shifting by it would be inf - inf
@@ -52,18 +55,19 @@ def attend(row_max, row_sum, acc, logits, to_base_2, v, v_scale, SCALES: tl.cons
 
 @triton.jit
 def normalize(row_max, row_sum, acc):
-    """The output and its LSE (natural log). Rows that saw nothing give 0 and -inf."""
+    """The output [M, D] and its LSE [M] (natural log). Rows that saw nothing give 0 and -inf."""
     denominator = tl.where(row_sum == 0.0, 1.0, row_sum)
     return divide(acc, denominator), row_max * LN2 + tl.log(denominator)
 
 
 @triton.jit
 def divide(acc, denominator):
-    """[M, D] over [M], rounded once, so that whole numbers in give the exact quotient out, and 16 bits what they round it to.
+    """acc [M, D] / denominator [M], rounded once.
 
-    By a reciprocal of twice the precision: a division for each element takes longer than a few tiles of keys, and what a
-    product with a rounded one loses decides where a quotient is half between two numbers of 16 bits. Triton 3.6's interpreter
-    rounds tl.fma twice, and so this a little differently.
+    An output of 16 bits needs this: where a quotient lies near the half between two numbers of 16 bits, one rounding more can
+    take it to the other side. A division of each element would be rounded once, and would take longer than a few tiles of keys.
+    So each row has one division, for a reciprocal in two float32 numbers (the second is what the first lost by rounding), and
+    each element two fused multiply-adds. Triton 3.6's interpreter rounds tl.fma twice, and gives slightly different results.
     """
     inverse = tl.div_rn(1.0, denominator)
     rest = tl.fma(-inverse, denominator, tl.full(inverse.shape, 1.0, tl.float32)) * inverse

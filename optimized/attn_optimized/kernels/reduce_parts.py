@@ -1,25 +1,18 @@
 """Attention over parts of the keys, reduced to attention over all of them (split-KV decode, cascade)."""
 
-import triton
 import triton.language as tl
 
+from attn_optimized.kernels.compiled_once import compiled_once
 from attn_optimized.kernels.online_softmax import FINISHED, divide, normalize
 from attn_optimized.kernels.quantization import encode
 
-# Compiled once for all of these: what changes from step to step, what is there or not, and strides.
-_RUNTIME = [
-    "has_lse", "has_output_scale", "num_requests", "num_heads", "num_rows", "num_parts", "stride_out_row", "stride_out_head",
-    "stride_lse_head",
-]  # fmt: skip
-_ANY_ALIGNMENT = ["lse_ptr", "row_max_ptr", "row_sum_ptr", "output_scale_ptr", "query_start_loc_ptr"]
 
-
-@triton.jit(do_not_specialize=_RUNTIME, do_not_specialize_on_alignment=_ANY_ALIGNMENT)
+@compiled_once(aligned=("out_ptr", "acc_ptr"))
 def reduce_parts_kernel(
     # written: [T, H, D], and [H, T] if has_lse
     out_ptr,
     lse_ptr,
-    # read, dense: [parts, rows, H, D], [parts, H, rows] twice; only parts in which a row saw a key were written
+    # read, dense: [parts, rows, H, D] and [parts, H, rows] twice. Rows that saw no key of a part have no sums there
     acc_ptr,
     row_max_ptr,
     row_sum_ptr,
@@ -43,16 +36,16 @@ def reduce_parts_kernel(
     BLOCK_PARTS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """BLOCK_ROWS pairs of (token, query head), token by token, BLOCK_PARTS at once: all of them wait for memory together.
+    """Reduce BLOCK_ROWS pairs of (token, query head), in the order of tokens.
 
-    Grid: (tiles,).
+    BLOCK_PARTS parts are loaded at once, so that a program waits for memory once for all of them. Grid: (tiles,).
     """
     # [rows]
     pair = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     token = pair // num_heads
     head = pair % num_heads
     owned = token < tl.minimum(tl.load(query_start_loc_ptr + num_requests), num_rows)
-    # int64: multiplied by what counts all elements
+    # int64: offsets count all elements
     rows, heads = num_rows.to(tl.int64), num_heads.to(tl.int64)
     in_block = tl.arange(0, BLOCK_PARTS)[None, :]
     # [1, 1, D]
@@ -67,7 +60,7 @@ def reduce_parts_kernel(
         there = owned[:, None] & (part < num_parts)
         offset = (part * heads + head[:, None]) * rows + token[:, None]
         row_max = tl.load(row_max_ptr + offset, mask=there, other=float("-inf"))
-        # what saw no key was not written, and may be NaN
+        # sums of a row that saw no key were not written, and may be NaN
         saw_keys = there & (row_max > float("-inf"))
         weights = tl.load(row_sum_ptr + offset, mask=saw_keys, other=0.0)
         owned = owned & (tl.min(weights, 1) != FINISHED)

@@ -1,7 +1,7 @@
 """How the keys of a tile of queries are cut into parts, by the lengths that the device knows.
 
-The host knows an upper bound of them at most, and a captured graph is replayed with other lengths. Requests of much the same
-length are cut into few parts, so many that all programs run in whole waves; what is longer than most is cut finely.
+The host knows at most an upper bound of the lengths, and a captured graph is replayed with other lengths. If no request is much
+longer than the others, keys are cut into few parts, so many that all programs run in whole waves; else into many.
 """
 
 import triton
@@ -11,14 +11,16 @@ LENGTHS_AT_ONCE = tl.constexpr(128)
 
 
 @triton.jit
-def tiles_of_part(seq_lens_ptr, num_requests, num_splits, even_splits, least_tiles, most_tiles, BLOCK_N: tl.constexpr):
+def tiles_of_part(
+    seq_lens_ptr, num_requests, num_splits, balanced_splits, min_tiles_per_split, max_tiles, BLOCK_N: tl.constexpr
+):
     """Tiles of keys of a part.
 
     Args:
-        num_splits, even_splits: parts of the longest request; the second where none is longer than the average by more than a
-            quarter.
-        least_tiles: worth a part.
-        most_tiles: that a tile of queries sees, by what the host knows.
+        num_splits: parts of the longest request.
+        balanced_splits: its parts where it is no longer than 5/4 of the average.
+        min_tiles_per_split: the fewest tiles worth a part.
+        max_tiles: an upper bound of the tiles that a tile of queries sees, by what the host knows.
     """
     longest = 0
     total = tl.full((), 0, tl.int64)
@@ -27,6 +29,16 @@ def tiles_of_part(seq_lens_ptr, num_requests, num_splits, even_splits, least_til
         seq_len = tl.load(seq_lens_ptr + request, mask=request < num_requests, other=0)
         longest = tl.maximum(longest, tl.max(seq_len, 0))
         total += tl.sum(seq_len.to(tl.int64), 0)
-    is_even = longest.to(tl.int64) * num_requests * 4 <= total * 5
-    parts = tl.where(is_even, even_splits, num_splits)
-    return tl.maximum(tl.cdiv(tl.minimum(tl.cdiv(longest, BLOCK_N), most_tiles), parts), least_tiles)
+    is_balanced = longest.to(tl.int64) * num_requests * 4 <= total * 5
+    parts = tl.where(is_balanced, balanced_splits, num_splits)
+    return tl.maximum(tl.cdiv(tl.minimum(tl.cdiv(longest, BLOCK_N), max_tiles), parts), min_tiles_per_split)
+
+
+@triton.jit
+def tiles_of_split(split, num_tiles, sizes, writes_output):
+    """Tiles [begin, end) of a split, and whether they are a part, to be reduced, rather than all of the keys."""
+    # unchecked, a length may be beyond the host's bound
+    tiles_per_split = tl.maximum(sizes.tiles_per_split, tl.cdiv(num_tiles, sizes.num_splits))
+    begin = split * tiles_per_split
+    end = tl.minimum(begin + tiles_per_split, num_tiles)
+    return begin, end, (writes_output == 0) | (num_tiles > tiles_per_split)

@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import get_args
 
 import pytest
-from attn_optimized.launch import FEW_KEYS, phase_of
-from attn_optimized.launch_table import Parameters, Phase, entries, parameters_for
+from attn_optimized.launch.table import Parameters, Phase, entries, parameters_for
+from attn_optimized.launch.workload import Workload, phase_of
 
 from benchmarks.tuning.classes import CLASSES
 from benchmarks.tuning.space import DERIVABLE, REGISTERS, SPACES, candidates, may_fit, splits, with_as_many_waves
@@ -25,16 +25,20 @@ def test_every_call_has_a_class():
 @by_name
 def test_cases_are_of_their_class(call_class):
     for case in call_class.timed + call_class.checked:
-        phase = phase_of(
-            group=case.num_heads // case.num_kv_heads,
+        workload = Workload(
+            itemsize=case.itemsize,
+            quantized=case.float8_cache,
+            head_size=case.head_size,
+            num_heads=case.num_heads,
+            num_kv_heads=case.num_kv_heads,
             num_tokens=case.num_tokens,
             num_requests=len(case.query_lens),
             max_query_len=max(case.query_lens),
-            rules=case.chunked_local is not None,
-            short_window=case.window is not None and case.window <= FEW_KEYS,
-            batch_invariant=False,
+            max_seq_len=max(case.seq_lens),
+            window_keys=case.window,
+            has_gaps=case.chunked_local is not None,
         )
-        assert phase == call_class.phase, case.name
+        assert phase_of(workload) == call_class.phase, case.name
         assert (case.itemsize, case.head_size) == (call_class.itemsize, call_class.most_block_d)
         assert case.float8_cache == call_class.quantized
 

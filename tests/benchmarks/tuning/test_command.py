@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from attn_optimized.launch_table import parameters_for
+from attn_optimized.launch.table import parameters_for
 from rich.console import Console
 
 from benchmarks.tuning import tune

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import time
 
-from attn_optimized.launch_table import Parameters
+from attn_optimized.launch.table import Parameters
 
 from benchmarks.tuning.classes import CLASSES
 from benchmarks.tuning.compilers import Compilers

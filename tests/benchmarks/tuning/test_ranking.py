@@ -4,7 +4,7 @@ import dataclasses
 import random
 
 import pytest
-from attn_optimized.launch_table import Parameters
+from attn_optimized.launch.table import Parameters
 
 from benchmarks.tuning import ranking
 from benchmarks.tuning.facts import Facts, instructions_per_pair, loop_instructions

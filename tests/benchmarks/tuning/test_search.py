@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from attn_optimized.launch_table import Parameters
+from attn_optimized.launch.table import Parameters
 
 from benchmarks.speed.clock import Spread
 from benchmarks.tuning import launches, search, tune

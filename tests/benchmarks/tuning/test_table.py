@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from attn_contract import ContractError
-from attn_optimized import launch_table
-from attn_optimized.launch_table import Entry, Parameters, parameters_for
+from attn_optimized.launch import table as launch_table
+from attn_optimized.launch.table import Entry, Parameters, parameters_for
 
 from benchmarks.tuning import table
 from benchmarks.tuning.classes import CLASSES, CallClass

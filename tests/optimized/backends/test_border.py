@@ -123,7 +123,7 @@ class TestValidate:
 
     @every_backend
     def test_right_values_pass(self, name, make_step, assert_agrees):
-        assert_agrees(BACKENDS[name], make_step(**MIXED, layout=LAYOUTS[name]), validate=True, parts=2)
+        assert_agrees(BACKENDS[name], make_step(**MIXED, layout=LAYOUTS[name]), validate=True)
 
 
 @every_backend

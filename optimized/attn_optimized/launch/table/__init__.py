@@ -80,7 +80,7 @@ class Entry:
     Args:
         phase: decode: requests of few queries; mixed: they are most, beside longer ones; rules: longer ones whose keys have a
             bias, or holes among them; window: queries see few keys; prefill: the others, and all that is batch-invariant. See
-            `launch.phase_of`.
+            `workload.phase_of`.
         itemsize: bytes of an element of q.
         most_block_d: the largest head size, padded to a power of two.
         quantized: whether the cache's elements are of one byte.

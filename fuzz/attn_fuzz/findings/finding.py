@@ -1,18 +1,23 @@
-"""Known findings: what a target is known to do wrong, as data, so that a run is drawn around it and finds the rest.
+"""A known finding: a bug that a target is known to have, as data, so that a run counts it and goes on to find others.
 
-A finding is a predicate over cases that fail. One that it explains is counted and is no failure. Its stored case must fail:
-`attn_fuzz.run.ledger` says which do not.
+Each finding has a predicate over failing cases. A case that a finding explains is counted, and the run does not fail by it.
+Each finding also has a stored case, which must fail: `attn_fuzz.run.ledger` says which stored cases no longer do.
+
+`attn-parity select` names findings too, and runs without the fuzz extra: this module imports nothing of the extra.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attn_contract import AttentionConfig
-from attn_fuzz.cases.case import Case
-from attn_fuzz.verdict.verdict import Verdict
 
-CASES = Path(__file__).parents[1] / "findings"
+if TYPE_CHECKING:
+    from attn_fuzz.cases.case import Case
+    from attn_fuzz.verdict.verdict import Verdict
+
+CASES = Path(__file__).parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +31,7 @@ class Finding:
         seen_in: the version in which the fuzzer saw it.
         link: its report, or None while it is not reported.
         meets: which layers can meet it.
-        explains: whether it is why a case fails with a verdict; never asked about cases that do not fail.
+        explains: whether a case that fails with a verdict fails because of this finding. Only failing cases are asked about.
     """
 
     name: str
@@ -35,14 +40,14 @@ class Finding:
     seen_in: str
     link: str | None
     meets: Callable[[AttentionConfig], bool]
-    explains: Callable[[Case, Verdict], bool]
+    explains: Callable[["Case", "Verdict"], bool]
 
     @property
     def path(self) -> Path:
         return CASES / f"{self.name}.json"
 
 
-def explanation(findings: Iterable[Finding], case: Case, verdict: Verdict) -> Finding | None:
+def explanation(findings: Iterable[Finding], case: "Case", verdict: "Verdict") -> Finding | None:
     """The first finding that explains a failure; None if it is a new one, or the case did not fail."""
     if not verdict.failed:
         return None

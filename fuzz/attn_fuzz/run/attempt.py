@@ -1,0 +1,156 @@
+"""One call of a target with a case: what went in, what came out, and what was raised."""
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import Iterator
+
+import attn_reference
+import torch
+from attn_fuzz.cases import tensors
+from attn_fuzz.cases.case import Case, num_elements
+from attn_fuzz.cases.tensors import Step, Write
+from attn_fuzz.interpreted import permissions, sanitizer
+from attn_fuzz.run import devices
+from attn_fuzz.targets.reference import REFERENCE_FP32
+from attn_fuzz.targets.target import Target
+
+CPU_ELEMENTS, CPU_PRODUCTS = 1 << 21, 1 << 25
+"""A case with more elements or products is built and judged faster by a GPU than by a CPU."""
+
+
+class Attempt:
+    """A case on a target, once: making one builds the step, has the target write the cache and attend, and keeps its error.
+
+    Attributes:
+        case, target, device: what was tried, and where.
+        called: the step on the target's device, as the target left it.
+        written: the memory of the cache after the last write and before attention, by name, where the case is judged.
+        num_written: how many of the step's cache writes the target has made.
+        error: what the target raised, if it did.
+        events: the paths that the target says it took.
+        seconds: how long building the step and the target took.
+    """
+
+    def __init__(self, case: Case, target: Target, device: str) -> None:
+        started = time.perf_counter()
+        self.case, self.target, self.device = case, target, device
+        self._built = tensors.build(case, _judged_on(case, device))
+        self._untouched = copy.deepcopy(self._built)
+        self.called = self._built if self._built.q.device.type == device else devices.sent(self._built, device)
+        self.written, self.num_written = self._untouched.memory, 0
+        self.error: BaseException | None = None
+        self.events: tuple[str, ...] = ()
+        built = time.perf_counter()
+        try:
+            with own_state():
+                self._call()
+        except BaseException as raised:
+            self.error = raised
+        self.seconds = {"build": built - started, "target": time.perf_counter() - built}
+
+    def _call(self) -> None:
+        for cache_write in self.called.writes:
+            write(cache_write, self.called, self.target)
+            _synchronize(self.device)
+            self.written = {name: tensor.to(self._built.q.device, copy=True) for name, tensor in self.called.memory.items()}
+            self.num_written += 1
+        attend(self.called, self.target)
+        _synchronize(self.device)
+        self.events = tuple(self.target.events(self.called))
+
+    @functools.cached_property
+    def step(self) -> Step:
+        """The step as the target left it, where the case is judged."""
+        return self._built if self.called is self._built else devices.returned(self.called)
+
+    @functools.cached_property
+    def expected(self) -> Step:
+        """The step as it was built, after the reference has made the writes that the target has made."""
+        for cache_write in self._untouched.writes[: self.num_written]:
+            write(cache_write, self._untouched, REFERENCE_FP32)
+        return self._untouched
+
+    @functools.cached_property
+    def beyond(self) -> str | None:
+        """What of the case is beyond the target's support, in words."""
+        return self.target.support(self.device).beyond(self.case)
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the target raised what it may raise: a refusal of what is beyond its support."""
+        return bool(self.beyond) and isinstance(self.error, ValueError | NotImplementedError)
+
+    @property
+    def not_refused(self) -> str:
+        """How a message begins where the target did something about what is beyond its support."""
+        return f"{self.beyond} is beyond its support{' and was not refused' * self.target.refuses}: " if self.beyond else ""
+
+
+def _judged_on(case: Case, device: str) -> str:
+    """Where a case is built and judged: of hundreds of little operations, each takes longer on a GPU that processes share."""
+    products = case.num_heads * case.head_size * sum(request.query_len * request.seq_len for request in case.requests)
+    return "cpu" if num_elements(case) <= CPU_ELEMENTS and products <= CPU_PRODUCTS else device
+
+
+@contextlib.contextmanager
+def own_state() -> Iterator[None]:
+    """What a target does to torch's global state ends with it; and memory that it allocates uninitialized starts as NaN."""
+    default_dtype, default_device, threads = torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()
+    folder = os.getcwd()
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills uninitialized memory
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_default_dtype(default_dtype)
+        if torch.get_default_device() != default_device:
+            torch.set_default_device(default_device)
+        os.chdir(folder)
+        torch.set_num_threads(threads)
+
+
+def attend(step: Step, target: Target) -> None:
+    """Call the target with tensors of its own over the same memory, so that what it does to the objects changes nothing."""
+    q, out = step.q.view_as(step.q), step.out.view_as(step.out)
+    k, v, lse = (None if tensor is None else tensor.view_as(tensor) for tensor in (step.k, step.v, step.lse))
+    batch = dataclasses.replace(step.batch, **{name: tensor.view_as(tensor) for name, tensor in step.batch.tensors.items()})
+    with sanitizer.watch(lambda: permissions.of_attention(step)):
+        target.attention(q, k, v, step.kv_cache, dataclasses.replace(step.layer), batch, out=out, lse=lse)
+
+
+def write(cache_write: Write, step: Step, target: Target) -> None:
+    """One cache write by the target, or by the reference where the target has none."""
+    assert step.raw is not None
+    k, v, slot_mapping = (tensor.view_as(tensor) for tensor in (cache_write.k, cache_write.v, cache_write.slot_mapping))
+    kv_cache, layer = cache_write.view.tensor(step.raw), dataclasses.replace(cache_write.layer)
+    if cache_write.rotation is None:
+        function = target.write_kv_cache or attn_reference.write_kv_cache
+        with sanitizer.watch(lambda: permissions.of_write(cache_write, step)):
+            function(k, v, kv_cache, layer, slot_mapping)
+        return
+    positions, table = cache_write.rotation.positions, cache_write.rotation.cos_sin_cache
+    rotate = target.rope_and_write_kv_cache or attn_reference.rope_and_write_kv_cache
+    q, positions, table = (tensor.view_as(tensor) for tensor in (step.q, positions, table))
+    with sanitizer.watch(lambda: permissions.of_write(cache_write, step)):
+        rotate(q, k, v, positions, table, kv_cache, layer, slot_mapping, is_neox=cache_write.rotation.is_neox)
+
+
+def _synchronize(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message as one printable line, whatever its __str__ does."""
+    try:
+        text = " ".join(str(error).split())
+        if len(text) > 300:
+            text = f"{text[:120]} ... {text[-175:]}"  # a compiler quotes the source first, and then says what is wrong
+        return "".join(character if character.isprintable() else "?" for character in text)
+    except BaseException:
+        return "(its message cannot be printed)"

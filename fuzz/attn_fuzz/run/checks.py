@@ -1,0 +1,161 @@
+"""What a target must not have done, whatever its outputs are: raised, accessed what is forbidden, or changed other memory.
+
+`CHECKS` are asked in order. Each takes an `Attempt`, and says in one line what is wrong; None if nothing is.
+"""
+
+from collections.abc import Callable
+
+import torch
+from attn_fuzz.cases import allocations, tensors
+from attn_fuzz.cases.poison import bits, canary
+from attn_fuzz.cases.tensors import Rotation, Step
+from attn_fuzz.interpreted import sanitizer
+from attn_fuzz.run.attempt import Attempt, one_line
+from attn_fuzz.verdict.verdict import Kind
+
+
+def forbidden_access(attempt: Attempt) -> str | None:
+    return f"{attempt.not_refused}{attempt.error}" if isinstance(attempt.error, sanitizer.Violation) else None
+
+
+def wrong_error(attempt: Attempt) -> str | None:
+    """An error that is no refusal of what is beyond the target's support."""
+    error, must = attempt.error, ""
+    if error is None or attempt.is_refused:
+        return None
+    if attempt.beyond:
+        must = f"{attempt.beyond} is beyond its support and must be refused with a ValueError or NotImplementedError: "
+    return f"{must}{type(error).__name__}: {one_line(error)}"
+
+
+def written_cache(attempt: Attempt) -> str | None:
+    """A change of the cache after the target's cache writes."""
+    step = attempt.step
+    for name, tensor in step.memory.items():
+        written = attempt.written[name]
+        if place := _changes(written, tensor):
+            what = "attention" if attempt.num_written == len(step.writes) else "a refused write"
+            return f"{what} wrote into the cache: {_locate(name, place, step, written, tensor)}"
+    return None
+
+
+def wrong_cache_write(attempt: Attempt) -> str | None:
+    """A byte of the cache that is not what the reference writes."""
+    for name, tensor in attempt.expected.memory.items():
+        written = attempt.written[name]
+        if place := _changes(tensor, written):
+            return f"the cache write: {_locate(name, place, attempt.step, tensor, written)}"
+    return None
+
+
+def wrong_query(attempt: Attempt) -> str | None:
+    """A query that a rotating cache write did not rotate as the reference does."""
+    wrong = (_wrong_rotation(rotation, attempt.expected.q, attempt.step.q) for rotation in _rotations(attempt))
+    return next((message for message in wrong if message), None)
+
+
+def changed_input(attempt: Attempt) -> str | None:
+    compared, expected = _compared(attempt), attempt.expected.inputs()
+    for name, tensor in attempt.step.inputs().items():
+        if name not in compared and not torch.equal(bits(expected[name]), bits(tensor)):
+            return f"it changed its input {name}"
+    return None
+
+
+def write_around_an_input(attempt: Attempt) -> str | None:
+    """A change in the allocation that an input is a part of."""
+    if _rotations(attempt) and attempt.case.fused_qkv:
+        return None  # q, k and v lie in one allocation, of which q is rotated in place
+    compared, expected = _compared(attempt), attempt.expected.inputs()
+    for name, tensor in attempt.step.inputs().items():
+        # an input that was compared by a check of its own may hold another NaN
+        memory = _around if name in compared else _storage
+        if not torch.equal(memory(expected[name]), memory(tensor)):
+            return f"it wrote outside of its input {name}"
+    return None
+
+
+def stray_write(attempt: Attempt) -> str | None:
+    """A changed element around `out` or `lse`, or in rows that were not to be written."""
+    case, step = attempt.case, attempt.step
+    owned = torch.zeros(case.num_rows, dtype=torch.bool, device=step.out.device)
+    owned[: case.query_start_loc[-1] if attempt.error is None else 0] = True
+    fresh = {"out": step.out_buffer, "lse": step.lse_buffer}
+    for name, buffer in fresh.items():
+        untouched = torch.ones_like(buffer, dtype=torch.bool)
+        if name == "out":
+            untouched[tensors.GUARD : tensors.GUARD + case.num_rows, : case.num_heads * case.head_size] = ~owned[:, None]
+        elif step.lse is not None:
+            untouched[1:-1, tensors.GUARD : tensors.GUARD + case.num_rows] = ~owned
+        changed = untouched & (bits(buffer) != bits(canary((1,), buffer.dtype, buffer.device)))
+        if changed.any():
+            place = changed.nonzero()[0]
+            row = int(place[0 if name == "out" else 1]) - tensors.GUARD
+            what = "a row that it must not write" if 0 <= row < case.num_rows else "outside the tensor"
+            return f"it wrote to {name} row {row}, {what}; {int(changed.sum())} elements"
+    return None
+
+
+CHECKS: tuple[tuple[Kind, Callable[[Attempt], str | None]], ...] = (
+    ("sanitizer", forbidden_access),
+    ("raised", wrong_error),
+    ("cache", written_cache),
+    ("cache", wrong_cache_write),
+    ("rope", wrong_query),
+    ("input", changed_input),
+    ("guard", write_around_an_input),
+    ("guard", stray_write),
+)
+"""The kind of verdict where a check finds something, and the check; the first that does decides."""
+
+
+def _rotations(attempt: Attempt) -> list[Rotation]:
+    """The rotations of the cache writes that the target has made."""
+    made = attempt.step.writes[: attempt.num_written]
+    return [cache_write.rotation for cache_write in made if cache_write.rotation is not None]
+
+
+def _compared(attempt: Attempt) -> set[str]:
+    """The inputs that `written_cache`, `wrong_cache_write` and `wrong_query` have compared: a target may write them."""
+    return {*attempt.step.memory, *(["q"] if _rotations(attempt) else [])}
+
+
+def _changes(expected: torch.Tensor, got: torch.Tensor) -> list[int] | None:
+    """The places of all elements that differ in a bit, in order; None if none does."""
+    changed = bits(expected).flatten() != bits(got).flatten()
+    return changed.nonzero().flatten().tolist() if changed.any() else None
+
+
+def _locate(name: str, changed: list[int], step: Step, expected: torch.Tensor, got: torch.Tensor) -> str:
+    """Name the first changed element of the allocation, or of a buffer of scales, by the view of the layer under test."""
+    view, at = step.view, changed[0]
+    assert view is not None
+    numbers = f"got {float(got.flatten()[at])}, expected {float(expected.flatten()[at])}; {len(changed)} elements differ"
+    if name != "kv_cache":
+        block, slot, head = (int(index) for index in torch.unravel_index(torch.tensor(at), got.shape))
+        return f"{name} of block {block - 1}, slot {slot}, head {head}: {numbers}"
+    return f"{allocations.place_of(view, at)}: {numbers}"
+
+
+def _wrong_rotation(rotation: Rotation, expected: torch.Tensor, got: torch.Tensor) -> str | None:
+    """A query that is not what the rotation makes of it, or that it leaves alone; of poison it makes any NaN."""
+    rotated = torch.zeros_like(got, dtype=torch.bool)
+    rotated[: len(rotation.positions), :, : rotation.cos_sin_cache.shape[1]] = True
+    differs = (bits(expected) != bits(got)) & ~(rotated & expected.isnan() & got.isnan())
+    if not differs.any():
+        return None
+    row, head, dim = differs.nonzero()[0].tolist()
+    numbers = f"got {float(got[row, head, dim])}, expected {float(expected[row, head, dim])}"
+    return f"q at row {row}, head {head}, dim {dim}: {numbers}; {int(differs.sum())} elements differ"
+
+
+def _storage(tensor: torch.Tensor) -> torch.Tensor:
+    """[bytes] uint8: all of the memory that a tensor is a part of."""
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+
+
+def _around(tensor: torch.Tensor) -> torch.Tensor:
+    """[bytes] uint8: a copy of that memory, with 0 for the tensor's own elements."""
+    memory = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage()).clone()
+    bits(memory).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).zero_()
+    return _storage(memory)

@@ -1,0 +1,299 @@
+"""What is right for one request, in float64, and a bound on every element's error, derived from the request's own numbers.
+
+The oracle computes in float64 on the stored values that the kernel reads. Per row, with s the logits, m their maximum (sink
+included), w the softmax weights, l the denominator relative to m, o the output, u = eps / 2 of a dtype and eta half its
+smallest normal or subnormal step, an output element may differ from o_c by
+
+    u_out (|o_c| + the rest) + eta_out                   output rounding
+    + lam u_P norm2(w v_c)                               P rounded to V's dtype before P.V
+    + lam (eta_P / l) norm2(t_c)                         P underflow; t = v, but for a quantized cache
+    + sum_j w_j |v_jc - o_c| e_j                         error of logit j times exact sensitivity; e_j is eps_j, see below
+    + lam u32 sqrt(B + 2 T + S) sum_j w_j |v_jc|         float32 accumulation: B terms in a row, T tiles, S splits
+    eps_j = u32 (lam sqrt(D) A2_j + 2 |s_j| + 2 |s_j - m| + 4 + r_j),  A2_j = |scale| sqrt(sum (q k_j)^2)
+
+and the LSE by sum_j w_j e_j + u32 (lam sqrt(B + 2 T + S) + |lse|): it moves with each logit by that logit's weight. Here
+e_j = (exp(eps_j) - 1) / sum_i w_i exp(-eps_i), which is eps_j but for logits of 10^4 or more: a logit that is off by eps_j
+multiplies its weight by exp(eps_j) at most, and all of them divide the denominator by no more than that sum. The terms of P and
+of accumulation take weights that are as large as this makes them.
+
+Rounding errors of generic numbers are independent, and lam = 6 leaves each element a chance of 3e-8 (Hoeffding). Structured
+numbers make errors correlate: HARD is the same bound without statistics, norm2 becomes a sum of magnitudes, sqrt(D) A2 becomes
+(D + 2) A with A_j = |scale| sum |q k_j|, and lam sqrt(B + 2 T + S) becomes 2 (B + 2 T + S). A breach of HARD is always a bug.
+
+r_j is what a logit's further steps round, with z = scale q.k_j the score before them; it is 0 where s is z. Errors go through
+a cap undiminished at most, since the slope of tanh is at most 1.
+
+    2 |z_j|     with a cap or a bias: z is scaled to the exponential's base before s is, and s may be far smaller
+    2 |z_j|     with a quantized cache: its scale of K joins the layer's in one or two roundings more
+    8 c         the cap by one exponential, 1 - 2 / (exp(2x) + 1) or (1 - t) / (1 + t) with t = exp(-|2x|), x = z / c: an error
+                of 2 u32 in the exponential's value and |2x| u32 in its argument, times a slope that decays as exp(-|2x|); three
+                more roundings of numbers up to 2; and c times that
+    3 b_j       the biases: each is computed, scaled to the base and added; b is the sum of their magnitudes, which may cancel
+
+A quantized value v = t sigma is read exactly as t, and a weight is multiplied by the scale sigma of its token and head,
+relative to the largest of the tile's, before it is rounded to V's dtype: u_P becomes u_P + 3 u32 for that quotient and two
+products, and a weight that underflows loses eta_P of t times the largest scale.
+A scale that all tokens share may instead multiply the output, in two more roundings and without that loss: 2 u32 |o_c|, and
+t is the larger of v and v / sigma.
+
+A kernel may instead round the dequantized K and V to q's dtype first (`Rounding.rounds_dequantized`): that is u_P once more for
+V, and u_P instead of u32 in a further term lam A2_j of eps_j.
+
+With an output_scale, out is read back as stored times scale: u_out = 2^-4 and eta_out is half a subnormal step times the scale;
+o is clamped to the range as the stored number is, which brings no two numbers further apart. u32 for the quotient is in
+2 u32 |o_c|.
+
+B is the keys of a tile where a tile is summed before it joins the accumulator, and all keys where a dot adds each product to
+the accumulator in turn, as float32 dots do on GPUs: thousands of nearly equal weights then round the same way.
+
+The sensitivity is bounded by Cauchy and Schwarz, sum w e |v - o| <= sqrt(sum w e) sqrt(sum w e (v - o)^2), which needs
+matrix products only. A sink is one more key whose value is 0.
+
+Where q is 0, every weight is 1 over their number, and sums of small integers are exact: such a case is compared bit by bit.
+So it is with a cap (of 0 it is 0), with a tree of drafts (0 or hidden), with fixed scales, which are then powers of two, and
+through an output_scale, whose quotient is defined bitwise. ALiBi, a random qq_bias, a sink other than 0 and scales of tokens'
+own, which are no powers of two, leave it to the bound.
+
+Sources: Blanchard, Higham and Higham, "Accurately computing the log-sum-exp and softmax functions" (IMA J. Numer. Anal. 2021);
+Higham and Mary, "A new approach to probabilistic rounding error analysis" (SIAM J. Sci. Comput. 2019).
+"""
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from attn_contract import Layer
+from attn_fuzz.cases.call import Call
+from attn_fuzz.cases.tensors import Step
+from attn_fuzz.verdict.rounding import (
+    LARGEST,
+    U32,
+    UNDERFLOW,
+    UNIT_ROUNDOFF,
+    CallRounding,
+    Rounding,
+    further_roundings,
+    shared_scale,
+)
+from attn_reference import Attention, Request, attend, dequantize, paged_requests, quantize, varlen_requests
+
+LAMBDA = 6.0
+# an eps beyond this bounds nothing; its exponential must stay finite, since weights of 0 are multiplied by it
+LARGEST_EPS = 64.0
+
+
+def requests(call: Call | Step) -> Iterator[Request]:
+    """The rows of every request with the float64 keys and values that they see, read by the reference."""
+    if call.kv_cache is not None:
+        return paged_requests(call.q, call.kv_cache, call.layer, call.batch, torch.float64)
+    assert call.k is not None
+    assert call.v is not None
+    return varlen_requests(call.q, call.k, call.v, call.layer, call.batch, torch.float64)
+
+
+class Bound(NamedTuple):
+    """How far each element of `out` [q, H, D] and of the LSE [q, H] may be from the right one, in float64."""
+
+    out: torch.Tensor
+    lse: torch.Tensor
+
+
+class _Weights(NamedTuple):
+    """What errors of logits make of the softmax weights of a row.
+
+    Args:
+        largest: [H, q, k], the most that each weight can become.
+        errors: [H, q, k], w_j e_j.
+        sink_error: [H, q, 1], the same of the sink; 0 without one.
+        total_error: [H, q, 1], sum_j w_j e_j of the keys.
+    """
+
+    largest: torch.Tensor
+    errors: torch.Tensor
+    sink_error: torch.Tensor
+    total_error: torch.Tensor
+
+
+class Oracle:
+    """What is right for one request's rows, in float64, and how far from it a kernel may be.
+
+    Attributes:
+        out: [q, H, D], as an output of its dtype can be.
+        lse: [q, H].
+    """
+
+    def __init__(self, request: Request, layer: Layer, out_dtype: torch.dtype, rounding: Rounding, dtype: torch.dtype) -> None:
+        self.request, self.layer = request, layer
+        self.rounding = CallRounding(rounding=rounding, layer=layer, dtype=dtype, out_dtype=out_dtype)
+        self.state = state = attend(request, layer)
+        group = layer.num_heads // layer.num_kv_heads
+        seen = request.visible.any(0)[:, None]
+        self.query = request.query.transpose(0, 1)  # [H, q, D]
+        self.key, self.value = (  # [H, k, D] each
+            torch.where(seen, x.transpose(0, 1).repeat_interleave(group, 0), 0.0) for x in (request.key, request.value)
+        )
+        self.stored_out = _clamped(state.out.transpose(0, 1), out_dtype, layer)  # [H, q, D]
+        self.sink = torch.full_like(self.stored_out[:, :1, 0], -torch.inf)  # [H, 1]
+        if layer.sinks is not None:
+            self.sink = layer.sinks.double()[:, None]
+        visible_logits = torch.where(request.visible, state.logits, -torch.inf)
+        has_keys = state.weights.shape[-1] > 0
+        highest = visible_logits.amax(-1) if has_keys else self.sink.expand(self.stored_out.shape[:2])
+        maximum = torch.maximum(highest, self.sink)  # m [H, q]
+        self.maximum = torch.where(maximum.isinf(), 0.0, maximum)
+        self.finite_lse = torch.where(state.lse.isinf(), 0.0, state.lse)  # [H, q], 0 in a row that sees nothing
+        self.denominator = torch.exp(self.finite_lse - self.maximum)  # l [H, q]
+        self.out, self.lse = self.stored_out.transpose(0, 1), state.lse.T
+
+    @property
+    def exact_out(self) -> torch.Tensor:
+        """[q, H, D] float32, where every weight is 1: numerator and denominator are exact, and their quotient is rounded."""
+        count = self.denominator.float()[..., None]
+        sums = (self.request.visible.double() @ self.value).float()
+        return torch.where(count > 0, sums / count, 0.0).transpose(0, 1)
+
+    def hard_bound(self) -> Bound:
+        """The bound that no rounding can break."""
+        head_size, scale = self.query.shape[-1], abs(self.layer.scale)
+        magnitudes = self.query.abs() @ self.key.abs().transpose(1, 2)  # A_j / |scale|
+        return self._bound(
+            eps=U32 * ((head_size + 2) * scale * magnitudes + self._steps_of_logits)
+            + self.rounding.of_dequantized * scale * magnitudes,
+            norm=lambda weights: weights @ self.value.abs(),
+            stored_norm=self._stored_magnitudes.sum(1, keepdim=True),
+            accumulation=2.0 * self._terms,
+        )
+
+    def statistical_bound(self, hard: Bound) -> Bound:
+        """The bound that independent roundings break once in many millions, or HARD where that is lower."""
+        head_size, scale = self.query.shape[-1], abs(self.layer.scale)
+        magnitudes = LAMBDA * ((self.query**2) @ (self.key**2).transpose(1, 2)).sqrt()  # lam A2_j / |scale|
+        bound = self._bound(
+            eps=U32 * (head_size**0.5 * scale * magnitudes + self._steps_of_logits)
+            + self.rounding.of_dequantized * scale * magnitudes,
+            norm=lambda weights: LAMBDA * ((weights**2) @ (self.value**2)).sqrt(),
+            stored_norm=LAMBDA * (self._stored_magnitudes**2).sum(1, keepdim=True).sqrt(),
+            accumulation=LAMBDA * self._terms**0.5,
+        )
+        return Bound(torch.minimum(bound.out, hard.out), torch.minimum(bound.lse, hard.lse))
+
+    @cached_property
+    def _terms(self) -> int:
+        """B + 2 T + S"""
+        return self.rounding.terms(self.key.shape[1])
+
+    @cached_property
+    def _steps_of_logits(self) -> torch.Tensor:
+        """[H, q, k]: 2 |s_j| + 2 |s_j - m| + 4 + r_j"""
+        logits = torch.where(self.request.visible, self.state.logits, 0.0)
+        further = further_roundings(self.state.scores.abs(), _bias_magnitudes(self.request, self.state, self.layer), self.layer)
+        return 2 * logits.abs() + 2 * (logits - self.maximum[..., None]).abs() + 4 + further
+
+    @cached_property
+    def _stored_magnitudes(self) -> torch.Tensor:
+        return _stored_magnitudes(self.value, self.layer)
+
+    def _bound(
+        self,
+        *,
+        eps: torch.Tensor,
+        norm: Callable[[torch.Tensor], torch.Tensor],
+        stored_norm: torch.Tensor,
+        accumulation: float,
+    ) -> Bound:
+        """The bound of the module's docstring, by the four terms that differ between HARD and the statistical one.
+
+        Args:
+            eps: [H, q, k], eps_j of each logit.
+            norm: lam norm2(w v_c) [H, q, D] of weights [H, q, k]; HARD: their sum of magnitudes.
+            stored_norm: [H, 1, D], lam norm2(t_c); HARD: the sum of magnitudes.
+            accumulation: lam sqrt(B + 2 T + S); HARD: 2 (B + 2 T + S).
+        """
+        weights, rounding, out = self._perturbed(eps), self.rounding, self.state.out.transpose(0, 1)
+        rest = (
+            # lam u_P norm2(w v_c)
+            rounding.of_weights * norm(weights.largest)
+            # lam (eta_P / l) norm2(t_c)
+            + UNDERFLOW[rounding.dtype] / self.denominator[..., None] * stored_norm
+            # sum_j w_j |v_jc - o_c| e_j
+            + self._sensitivity(weights)
+            # lam u32 sqrt(B + 2 T + S) sum_j w_j |v_jc|
+            + U32 * accumulation * (weights.largest @ self.value.abs())
+            # 2 u32 |o_c| for each scale that multiplies the output
+            + rounding.of_scales * out.abs()
+        )
+        # u_out (|o_c| + the rest) + eta_out: what is rounded at the end is the output with all these errors
+        error = rest + UNIT_ROUNDOFF[rounding.out_dtype] * (self.stored_out.abs() + rest) + rounding.of_underflow
+        # sum_j w_j e_j + u32 (lam sqrt(B + 2 T + S) + |lse|)
+        lse = (weights.total_error + weights.sink_error)[..., 0] + U32 * (accumulation + self.finite_lse.abs())
+        return Bound(error.transpose(0, 1), lse.T)
+
+    def _perturbed(self, eps: torch.Tensor) -> _Weights:
+        """The weights where each logit is off by eps_j [H, q, k], and the sink's by what it takes to scale it to the base."""
+        weights = self.state.weights
+        sink = torch.where(self.sink.isinf(), 0.0, self.sink)
+        sink_weight = torch.where(self.sink.isinf(), 0.0, torch.exp(sink - self.maximum) / self.denominator)
+        sink_eps = U32 * (2 * sink.abs() + 2 * (sink - self.maximum).abs() + 4)
+        # exp(eps_j) - 1: by how much more a weight can become
+        growth = torch.expm1(torch.where(self.request.visible, eps, 0.0).clamp(max=LARGEST_EPS))
+        sink_growth = torch.expm1(sink_eps.clamp(max=LARGEST_EPS))
+        # sum_i w_i exp(-eps_i): the least that the denominator can become, relative to the right one
+        least = (weights / (1 + growth)).sum(-1) + sink_weight / (1 + sink_growth)
+        least = torch.where(least > 0, least, 1.0)[..., None]  # 0 of a row that sees nothing
+        errors = weights * growth / least
+        return _Weights(
+            largest=weights * (1 + growth) / least,
+            errors=errors,
+            sink_error=(sink_weight * sink_growth)[..., None] / least,
+            total_error=errors.sum(-1, keepdim=True),
+        )
+
+    def _sensitivity(self, weights: _Weights) -> torch.Tensor:
+        """[H, q, D]: sqrt(sum w e) sqrt(sum w e (v - o)^2), and |o| times the sink's w e: a sink is a key whose value is 0."""
+        value, out, errors = self.value, self.state.out.transpose(0, 1), weights.errors
+        # sum_j w_j e_j (v_jc - o_c)^2, multiplied out
+        squares = (errors @ value**2 - 2 * out * (errors @ value) + out**2 * weights.total_error).clamp(min=0)
+        return (weights.total_error * squares).sqrt() + weights.sink_error * out.abs()
+
+
+def _bias_magnitudes(request: Request, state: Attention, layer: Layer) -> torch.Tensor | None:
+    """b [H, q, k]: the sum of the magnitudes of what is added to a score; anything where invisible. None if nothing is."""
+    bias = state.bias
+    if bias is None:
+        return None
+    if layer.alibi_slopes is not None:  # it may cancel against a bias between drafts
+        keys = torch.arange(bias.shape[-1], device=bias.device)
+        distance = (request.query_positions[:, None] - keys).abs()
+        alibi = layer.alibi_slopes.double()[:, None, None] * distance
+        bias = alibi.abs() + (bias + alibi).abs()
+    return bias.abs()
+
+
+def _stored_magnitudes(value: torch.Tensor, layer: Layer) -> torch.Tensor:
+    """|t| of values [H, k, D]; with a scale for each token, times the largest scale of the head."""
+    if layer.kv_cache_dtype is None or not value.numel():
+        return value.abs()
+    if layer.v_scale is None:
+        # a row's scale is proportional to its largest magnitude
+        largest = value.abs().amax(-1, keepdim=True)
+        return torch.where(largest > 0, value.abs() / largest * largest.amax(1, keepdim=True), 0.0)
+    return value.abs() / shared_scale(layer)[:, None, None]
+
+
+def as_stored(out: torch.Tensor, dtype: torch.dtype, layer: Layer) -> torch.Tensor:
+    """A float32 output as a kernel writes it: rounded to its dtype, or quantized by the layer's output_scale."""
+    return out.to(dtype) if layer.output_scale is None else quantize(out, layer.output_scale, dtype)
+
+
+def as_read(out: torch.Tensor, layer: Layer) -> torch.Tensor:
+    """A stored output in float64, times the layer's output_scale."""
+    return out.double() if layer.output_scale is None else dequantize(out.contiguous(), layer.output_scale, torch.float64)
+
+
+def _clamped(out: torch.Tensor, dtype: torch.dtype, layer: Layer) -> torch.Tensor:
+    """The nearest numbers that a quantized output of this dtype can hold; other outputs as they are."""
+    if layer.output_scale is None:
+        return out
+    largest = LARGEST[dtype] * layer.output_scale.double()
+    return out.clamp(-largest, largest)

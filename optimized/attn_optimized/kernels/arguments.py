@@ -1,0 +1,146 @@
+"""The attention kernel's arguments in groups, so that its functions take and read them by name.
+
+The parameters of a kernel itself stay flat. Triton would compile it anew for special values of numbers in a tuple (1, multiples
+of 16): `do_not_specialize` does not reach into a tuple.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import triton.language as tl
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What the attention kernel is compiled for: its one `tl.constexpr`.
+
+    Triton 3.6 takes a string from it only by way of a local constant: `KV_FORMAT: tl.constexpr = KIND.kv_format`.
+    """
+
+    q_unit: int
+    """elements that strides of q and out count in; see `launch.in_units`"""
+    kv_unit: int
+    """elements that strides of K and V count in"""
+    is_paged: bool
+    """whether K and V are blocks of a cache, or rows as q is"""
+    block_size: int
+    interior: str
+    """how a page lies in memory, and the elements of 16 bytes in it: see kv_layout"""
+    x: int
+    kv_format: str
+    """of elements of K and V, and of the output: see quantization"""
+    out_format: str
+    has_token_scales: bool
+    scale_sign: int
+    """1, -1 or 0"""
+    has_gaps: bool
+    """whether the keys that a query sees may be other than one interval: sink tokens, chunks, ranges, qq_bias"""
+    has_unmasked_loop: bool
+    """whether tiles of keys that every query sees have a loop of their own, without a mask"""
+    has_soft_cap: bool
+    has_bias: bool
+    """whether something is added to logits: ALiBi, qq_bias"""
+    is_partial: bool
+    """whether the softmax's state for parts of the keys is written"""
+    head_size: int
+    small_block_m: int
+    """rows of the tile of a request that needs no more, 0 if all tiles are alike"""
+    block_m: int
+    block_n: int
+    block_d: int
+
+
+class Tensors(NamedTuple):
+    """Pointers. An optional tensor that is not there is some other memory, and is not read."""
+
+    out_ptr: tl.tensor
+    lse_ptr: tl.tensor
+    acc_ptr: tl.tensor
+    row_max_ptr: tl.tensor
+    row_sum_ptr: tl.tensor
+    q_ptr: tl.tensor
+    k_ptr: tl.tensor
+    v_ptr: tl.tensor
+    k_scale_ptr: tl.tensor
+    v_scale_ptr: tl.tensor
+    output_scale_ptr: tl.tensor
+    sinks_ptr: tl.tensor
+    alibi_slopes_ptr: tl.tensor
+    qq_bias_ptr: tl.tensor
+    bidirectional_ranges_ptr: tl.tensor
+    block_table_ptr: tl.tensor
+
+
+class Flags(NamedTuple):
+    """1 or 0: which tensors are there, and what is written."""
+
+    has_lse: tl.tensor
+    has_sinks: tl.tensor
+    has_alibi_slopes: tl.tensor
+    has_scales: tl.tensor
+    has_output_scale: tl.tensor
+    writes_output: tl.tensor
+
+
+class Rules(NamedTuple):
+    """Numbers of the rules of visibility and of logits: see visibility.py and logits.py."""
+
+    scale: tl.tensor
+    logits_soft_cap: tl.tensor
+    window_left: tl.tensor
+    window_right: tl.tensor
+    max_ahead: tl.tensor
+    range_left: tl.tensor
+    sink_tokens: tl.tensor
+    chunked_local: tl.tensor
+    num_ranges: tl.tensor
+    qq_bias_len: tl.tensor
+
+
+class Sizes(NamedTuple):
+    """Sizes of the batch, of groups of heads, and of parts of the keys: see query_tiles.py and split_keys.py."""
+
+    num_tokens: tl.tensor
+    group: tl.tensor
+    group_inverse: tl.tensor
+    num_splits: tl.tensor
+    tiles_per_split: tl.tensor
+    first_part: tl.tensor
+
+
+class Strides(NamedTuple):
+    """Strides, in the units that the kernel's signature says."""
+
+    acc_part: tl.tensor
+    acc_row: tl.tensor
+    out_row: tl.tensor
+    out_head: tl.tensor
+    q_row: tl.tensor
+    q_head: tl.tensor
+    kv: tl.tensor
+    block: tl.tensor
+    k_slot: tl.tensor
+    k_head: tl.tensor
+    v_slot: tl.tensor
+    v_head: tl.tensor
+    k_scale_block: tl.tensor
+    k_scale_slot: tl.tensor
+    k_scale_head: tl.tensor
+    v_scale_block: tl.tensor
+    v_scale_slot: tl.tensor
+    v_scale_head: tl.tensor
+    state_part: tl.tensor
+    state_head: tl.tensor
+    lse_head: tl.tensor
+    block_table: tl.tensor
+    qq_bias: tl.tensor
+
+
+class Arguments(NamedTuple):
+    """All groups."""
+
+    tensors: Tensors
+    flags: Flags
+    rules: Rules
+    sizes: Sizes
+    strides: Strides

@@ -1,0 +1,78 @@
+"""Which tiles of keys a program goes through, and which of them need no mask."""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from attn_optimized.kernels.visibility import keys_seen_by_all
+
+
+class KeyTiles(NamedTuple):
+    """The tiles of keys of a tile of queries, in the order of the loops: first those of sink tokens, then the others.
+
+    A key outside [first_key, end_key) is seen by no query: it may be garbage, and is not loaded.
+    """
+
+    first_key: tl.tensor
+    end_key: tl.tensor
+    first_tile: tl.tensor
+    """tile `n` of the order is `first_tile + n`, or `first_sink_tile + n` if it is one of the sink tiles"""
+    count: tl.tensor
+    first_sink_tile: tl.tensor
+    num_sink_tiles: tl.tensor
+
+
+class Loops(NamedTuple):
+    """The tiles of one split: [begin, end) of their order, those of them that need no mask, and KeyTiles in 32 bits."""
+
+    begin: tl.tensor
+    end: tl.tensor
+    unmasked_begin: tl.tensor
+    unmasked_end: tl.tensor
+    first_key: tl.tensor
+    end_key: tl.tensor
+    first_tile: tl.tensor
+    first_sink_tile: tl.tensor
+    num_sink_tiles: tl.tensor
+
+
+@triton.jit
+def key_tiles(seen, BLOCK_N: tl.constexpr):
+    """The tiles that hold what some query of a tile sees."""
+    first_tile = seen.begin // BLOCK_N - seen.num_sink_tiles
+    count = tl.maximum(tl.cdiv(seen.end, BLOCK_N) - first_tile, seen.num_sink_tiles)
+    return KeyTiles(seen.begin, seen.end, first_tile, count, seen.first_sink_tile, seen.num_sink_tiles)
+
+
+@triton.jit
+def loops_over(tiles, begin, end, tile, positions, rules, KIND: tl.constexpr):
+    """The loops over tiles [begin, end) of the order."""
+    unmasked_begin, unmasked_end = end, end
+    if KIND.has_unmasked_loop:
+        begin_key, end_key = keys_seen_by_all(tile, positions, rules, KIND)
+        unmasked_begin = tl.minimum(tl.maximum(tl.cdiv(begin_key, KIND.block_n) - tiles.first_tile, begin), end)
+        unmasked_end = tl.minimum(tl.maximum(end_key // KIND.block_n - tiles.first_tile, unmasked_begin), end)
+    return Loops(
+        begin=begin.to(tl.int32),
+        end=end.to(tl.int32),
+        unmasked_begin=unmasked_begin.to(tl.int32),
+        unmasked_end=unmasked_end.to(tl.int32),
+        first_key=tiles.first_key.to(tl.int32),
+        end_key=tiles.end_key.to(tl.int32),
+        first_tile=tiles.first_tile.to(tl.int32),
+        first_sink_tile=tiles.first_sink_tile,
+        num_sink_tiles=tiles.num_sink_tiles,
+    )
+
+
+@triton.jit
+def keys_of_tile(i, loops, KIND: tl.constexpr, MASKED: tl.constexpr):
+    """The tile of step `i` of a loop: its first key, its keys [N], and whether any query may see them [N]."""
+    n = tl.where(i < loops.unmasked_begin, i, i + loops.unmasked_end - loops.unmasked_begin) if MASKED else i
+    tile = loops.first_tile + n
+    if KIND.has_gaps and MASKED:
+        tile = tl.where(n < loops.num_sink_tiles, loops.first_sink_tile + n, tile).to(tl.int32)
+    first_key = tile * KIND.block_n
+    key = first_key + tl.arange(0, KIND.block_n)
+    return first_key, key, (loops.first_key <= key) & (key < loops.end_key)

@@ -1,0 +1,117 @@
+"""What a program of the attention kernel loads: its queries, and tiles of keys and values from a cache or from rows."""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from attn_optimized.kernels.kv_layout import load_packed_keys, load_packed_values
+from attn_optimized.kernels.quantization import decode
+
+
+class Source(NamedTuple):
+    """Where the keys and values of a request and a KV head lie. `k_dim_ptr` and `v_dim_ptr` point to the dims [1, D]."""
+
+    request_table_ptr: tl.tensor
+    k_head_ptr: tl.tensor
+    v_head_ptr: tl.tensor
+    k_dim_ptr: tl.tensor
+    v_dim_ptr: tl.tensor
+    first_row: tl.tensor
+    kv_head: tl.tensor
+
+
+@triton.jit
+def load_queries(rows, args, KIND: tl.constexpr):
+    """[M, D], with the sign of the layer's scale: the largest logit of a row is then that of its largest product."""
+    dim = tl.arange(0, KIND.block_d)[None, :]
+    in_head = dim < KIND.head_size
+    loaded = rows.owned[:, None] & in_head
+    offset = (rows.row.to(tl.int64) * args.strides.q_row + rows.head.to(tl.int64) * args.strides.q_head) * KIND.q_unit
+    q = tl.load(args.tensors.q_ptr + offset[:, None] + dim, mask=loaded, other=0.0)
+    if KIND.scale_sign != 1:
+        q *= KIND.scale_sign
+    return q
+
+
+@triton.jit
+def load_scales(tile, args):
+    """The positive number that products of q and k are scaled by, and the scale of values; of scales per token, 1.0."""
+    has_scales = args.flags.has_scales != 0
+    k_scale = tl.load(args.tensors.k_scale_ptr + tile.kv_head * args.strides.k_scale_head, mask=has_scales, other=1.0)
+    v_scale = tl.load(args.tensors.v_scale_ptr + tile.kv_head * args.strides.v_scale_head, mask=has_scales, other=1.0)
+    return tl.maximum(tl.abs(args.rules.scale * k_scale), 2.0**-126), v_scale
+
+
+@triton.jit
+def source_of_keys(tile, args, KIND: tl.constexpr):
+    """Where a tile of queries finds its keys and values."""
+    dim = tl.arange(0, KIND.block_d)[None, :]
+    request_table_ptr = args.tensors.block_table_ptr + tile.request * args.strides.block_table
+    k_head_ptr = args.tensors.k_ptr + tile.kv_head * args.strides.k_head * KIND.kv_unit
+    v_head_ptr = args.tensors.v_ptr + (args.strides.kv + tile.kv_head * args.strides.v_head) * KIND.kv_unit
+    return Source(
+        request_table_ptr=request_table_ptr,
+        k_head_ptr=k_head_ptr,
+        v_head_ptr=v_head_ptr,
+        k_dim_ptr=k_head_ptr + dim,
+        v_dim_ptr=v_head_ptr + dim,
+        first_row=tile.first_row,
+        kv_head=tile.kv_head,
+    )
+
+
+@triton.jit
+def load_keys_and_values(
+    source, first_key, key, in_tile, dtype, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr, MASKED: tl.constexpr
+):
+    """A tile of keys and one of values [N, D] in a dtype, and the block and slot [N] of each key.
+
+    Args:
+        key: [N], keys of the request from `first_key` on.
+        in_tile: [N], whether a key is loaded, if MASKED; else all are.
+    """
+    KV_FORMAT: tl.constexpr = KIND.kv_format
+    INTERIOR: tl.constexpr = KIND.interior
+    # a division by a power of two is one shift if the number has no sign
+    unsigned_key = key.to(tl.uint32, bitcast=True)
+    block = 0
+    if KIND.is_paged:
+        if MASKED:
+            block = tl.load(source.request_table_ptr + unsigned_key // KIND.block_size, mask=in_tile, other=0).to(tl.int64)
+        else:
+            block = tl.load(source.request_table_ptr + unsigned_key // KIND.block_size).to(tl.int64)
+        # Unsigned arithmetic lets the compiler hoist the slot out of the loop. Small tiles have no registers to spare for it.
+        slot = ((unsigned_key if BLOCK_M > 16 else key) % KIND.block_size).to(tl.int64)
+    else:
+        slot = source.first_row + key
+    if INTERIOR == "rows":
+        k, v = load_rows(source, block, slot, in_tile, args.strides, KIND, MASKED)
+    else:
+        page = block * args.strides.block * KIND.kv_unit
+        k = load_packed_keys(
+            source.k_head_ptr, page, slot, in_tile, KIND.block_size, KIND.head_size, KIND.block_d, KIND.x, MASKED
+        )
+        v = load_packed_values(
+            source.v_head_ptr, source.request_table_ptr, args.strides.block, first_key, in_tile,
+            KIND.kv_unit, KIND.block_size, KIND.head_size, KIND.block_n, KIND.block_d, KIND.x, INTERIOR, MASKED,
+        )  # fmt: skip
+    return decode(k, KV_FORMAT, dtype), decode(v, KV_FORMAT, dtype), block, slot
+
+
+@triton.jit
+def load_rows(source, block, slot, in_tile, strides, KIND: tl.constexpr, MASKED: tl.constexpr):
+    """[N, D] twice, where each slot of a head is a dense row of dims."""
+    in_head = tl.arange(0, KIND.block_d)[None, :] < KIND.head_size
+    loaded = in_tile[:, None] & in_head
+    # [N]; blocks have one sum for both: pointers are most of a loop over a few rows of q
+    k_row = ((block * strides.block if KIND.is_paged else 0) + slot * strides.k_slot) * KIND.kv_unit
+    k_pointer = source.k_dim_ptr + k_row[:, None]
+    v_pointer = source.v_dim_ptr + (k_row if KIND.is_paged else slot * strides.v_slot * KIND.kv_unit)[:, None]
+    if MASKED:
+        k, v = tl.load(k_pointer, mask=loaded, other=0.0), tl.load(v_pointer, mask=loaded, other=0.0)
+    elif KIND.head_size < KIND.block_d:
+        k, v = tl.load(k_pointer, mask=in_head, other=0.0), tl.load(v_pointer, mask=in_head, other=0.0)
+    else:
+        k, v = tl.load(k_pointer), tl.load(v_pointer)
+    return k, v

@@ -1,0 +1,60 @@
+"""What a program of the attention kernel stores: rows of the output, or the softmax's state for a part of the keys."""
+
+import triton
+import triton.language as tl
+
+from attn_optimized.kernels.online_softmax import FINISHED, divide, normalize
+from attn_optimized.kernels.quantization import encode
+from attn_optimized.kernels.query_tiles import recomputed_rows
+
+
+@triton.jit
+def finish(tile, is_part, row_max, row_sum, acc, v_scale, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Store the state of the rows if it is that of a part of their keys, else the output."""
+    tensors = args.tensors
+    if KIND.is_partial:
+        rows = recomputed_rows(tile, args.sizes, BLOCK_M)
+        state_offset = offset_of_state(tile, rows, args)
+        if is_part:
+            part = args.sizes.first_part + tile.split
+            row, head = rows.row.to(tl.int64), rows.head.to(tl.int64)
+            acc_offset = part * args.strides.acc_part + row * args.strides.acc_row + head * KIND.head_size
+            dim = tl.arange(0, KIND.block_d)[None, :]
+            saw_keys = row_max > float("-inf")
+            stored = (rows.owned & saw_keys)[:, None] & (dim < KIND.head_size)
+            tl.store(tensors.acc_ptr + acc_offset[:, None] + dim, acc * v_scale, mask=stored)
+            tl.store(tensors.row_max_ptr + state_offset, row_max, mask=rows.owned)
+            tl.store(tensors.row_sum_ptr + state_offset, row_sum, mask=rows.owned)
+            return
+        tl.store(tensors.row_max_ptr + state_offset, row_max, mask=rows.owned)
+        tl.store(tensors.row_sum_ptr + state_offset, tl.full([BLOCK_M], FINISHED, tl.float32), mask=rows.owned)
+    store_output(tile, row_max, row_sum, acc, v_scale, args, KIND, BLOCK_M)
+
+
+@triton.jit
+def store_output(tile, row_max, row_sum, acc, v_scale, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Normalize, scale and round the output, and store it and its LSE."""
+    KV_FORMAT: tl.constexpr = KIND.kv_format
+    OUT_FORMAT: tl.constexpr = KIND.out_format
+    tensors, strides = args.tensors, args.strides
+    out, lse = normalize(row_max, row_sum, acc)
+    if KV_FORMAT != "float":
+        out *= v_scale
+    if args.flags.has_output_scale:
+        out = divide(out, tl.full([BLOCK_M], 1.0, tl.float32) * tl.load(tensors.output_scale_ptr))
+    rows = recomputed_rows(tile, args.sizes, BLOCK_M)
+    dim = tl.arange(0, KIND.block_d)[None, :]
+    stored = rows.owned[:, None] & (dim < KIND.head_size)
+    head, row = rows.head.to(tl.int64), rows.row.to(tl.int64)
+    out_offset = (row * strides.out_row + head * strides.out_head) * KIND.q_unit
+    out_type = tensors.out_ptr.dtype.element_ty
+    tl.store(tensors.out_ptr + out_offset[:, None] + dim, encode(out, OUT_FORMAT).to(out_type), mask=stored)
+    if args.flags.has_lse:
+        tl.store(tensors.lse_ptr + head * strides.lse_head + row, lse, mask=rows.owned)
+
+
+@triton.jit
+def offset_of_state(tile, rows, args):
+    """[M]: where a part's largest logits and sums of weights lie."""
+    part = args.sizes.first_part + tile.split
+    return part * args.strides.state_part + rows.head.to(tl.int64) * args.strides.state_head + rows.row

@@ -1,0 +1,161 @@
+"""The launch of the attention kernel: its Kind, its numbers and its tensors."""
+
+from functools import lru_cache
+
+import torch
+from attn_contract import Batch, Layer
+
+from attn_optimized.kernel_call import LaunchForm
+from attn_optimized.kernels.arguments import Kind
+from attn_optimized.kernels.attention import attention_kernel
+from attn_optimized.launch.call import AttentionCall
+from attn_optimized.launch.parts import Parts, rows_by_head
+from attn_optimized.launch.plan import AttentionPlan
+from attn_optimized.launch.rules import has_bias, has_gaps, has_left_edge, has_soft_cap, rule_numbers
+from attn_optimized.launch.units import in_units
+from attn_optimized.quantization import stored_format
+from attn_optimized.strides import scale_strides
+
+
+def attention_launch(plan: AttentionPlan, call: AttentionCall, first_part: int | None = None) -> LaunchForm:
+    """The launch that writes a call's output, or nothing but parts.
+
+    Args:
+        first_part: write the `plan.splits` parts from this one on, whatever they hold, and no output; None: write the output of
+            each tile of queries whose keys are not split, and parts of the others, if the plan has splits.
+    """
+    layer, batch, out = call.layer, call.batch, rows_by_head(call)
+    q_unit, row_strides = in_units(
+        call.q.element_size(),
+        stride_out_row=out.stride(0),
+        stride_out_head=out.stride(1),
+        stride_q_row=call.q.stride(0),
+        stride_q_head=call.q.stride(1),
+    )
+    keys = call.keys.tensors(layer, plan.architecture)
+    kv_unit, kv_strides = in_units(keys.k.element_size(), **call.keys.strides(layer))
+    kind = Kind(
+        **plan.tiles.kind,
+        **call.keys.kind(layer, plan.architecture),
+        q_unit=q_unit,
+        kv_unit=kv_unit,
+        out_format=stored_format(out, plan.architecture)[1],
+        scale_sign=(layer.scale > 0) - (layer.scale < 0),
+        has_gaps=has_gaps(layer, batch),
+        has_unmasked_loop=_has_unmasked_loop(plan, layer),
+        has_soft_cap=has_soft_cap(layer),
+        has_bias=has_bias(layer, batch),
+        is_partial=plan.splits > 1 or first_part is not None,
+    )
+    return LaunchForm.of(
+        attention_kernel,
+        plan.launch_grid,
+        {"KIND": kind},
+        plan.tiles.options,
+        has_lse=int(call.lse is not None),
+        has_sinks=int(layer.sinks is not None),
+        has_alibi_slopes=int(layer.alibi_slopes is not None),
+        has_causal=int(isinstance(batch.causal, torch.Tensor)),
+        has_scales=int(keys.k_scale is not None and not kind.has_token_scales),
+        has_output_scale=int(layer.output_scale is not None),
+        writes_output=int(first_part is None),
+        first_part=first_part or 0,
+        **rule_numbers(layer, batch),
+        **_sizes(plan, layer, batch),
+        **row_strides,
+        **kv_strides,
+        **_scale_strides(keys.k_scale, keys.v_scale),
+        **_state_strides(layer, batch),
+        stride_lse_head=0 if call.lse is None else call.lse.stride(0),
+        stride_block_table=0 if batch.block_table is None else batch.block_table.stride(0),
+        stride_qq_bias=0 if batch.qq_bias is None else batch.qq_bias.stride(0),
+    )
+
+
+def attention_tensors(plan: AttentionPlan, call: AttentionCall, parts: Parts | None) -> dict[str, torch.Tensor | None]:
+    """The tensors of that launch, by the kernel's names."""
+    q, keys, layer, batch, out, lse = call
+    k, v, k_scale, v_scale = keys.tensors(layer, plan.architecture)
+    any_ints = batch.query_start_loc
+    any_floats, any_bools = _stand_ins(any_ints)
+    return {
+        "out_ptr": stored_format(out, plan.architecture)[0],
+        "lse_ptr": any_floats if lse is None else lse,
+        "acc_ptr": any_floats if parts is None else parts.acc,
+        "row_max_ptr": any_floats if parts is None else parts.row_max,
+        "row_sum_ptr": any_floats if parts is None else parts.row_sum,
+        "q_ptr": q,
+        "k_ptr": k,
+        "v_ptr": v,
+        "k_scale_ptr": any_floats if k_scale is None else k_scale,
+        "v_scale_ptr": any_floats if v_scale is None else v_scale,
+        "output_scale_ptr": any_floats if layer.output_scale is None else layer.output_scale,
+        "sinks_ptr": any_floats if layer.sinks is None else layer.sinks.float(),
+        "alibi_slopes_ptr": any_floats if layer.alibi_slopes is None else layer.alibi_slopes,
+        "qq_bias_ptr": any_floats if batch.qq_bias is None else batch.qq_bias,
+        "bidirectional_ranges_ptr": any_ints if batch.bidirectional_ranges is None else batch.bidirectional_ranges,
+        "query_start_loc_ptr": batch.query_start_loc,
+        "seq_lens_ptr": batch.seq_lens,
+        "block_table_ptr": any_ints if batch.block_table is None else batch.block_table,
+        "causal_ptr": batch.causal if isinstance(batch.causal, torch.Tensor) else any_bools,
+    }
+
+
+# the layers of a step share its batch
+@lru_cache(maxsize=1)
+def _stand_ins(ints: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Some memory as floats and as bools, for optional tensors that are not there, as a flag says, and are not read.
+
+    If None stood for them, the kernel would be compiled anew for each combination.
+    """
+    return ints.view(torch.float32), ints.view(torch.bool)
+
+
+def _has_unmasked_loop(plan: AttentionPlan, layer: Layer) -> bool:
+    """Whether tiles that need no mask have a loop of their own.
+
+    That loop comes first, and the tile at the left edge of a window or chunk after it. In a batch whose other rules leave no
+    unmasked tile, the tile at the left edge comes first. So a batch-invariant call, which must sum a request's keys in one
+    order whatever else is in the batch, has no loop for unmasked tiles if there is a left edge.
+    """
+    return not (plan.has_short_window or (plan.batch_invariant and has_left_edge(layer)))
+
+
+def _sizes(plan: AttentionPlan, layer: Layer, batch: Batch) -> dict[str, int]:
+    """Sizes of the batch, of tiles and of splits."""
+    return {
+        "num_requests": batch.num_requests,
+        "num_tokens": batch.num_actual_tokens,
+        "queries_per_tile": plan.tiles.queries,
+        "one_tile_per_request": int(plan.one_tile_per_request),
+        "heads_first": int(plan.heads_first),
+        "group": layer.num_heads // layer.num_kv_heads,
+        "group_inverse": -(-(1 << 16) * layer.num_kv_heads // layer.num_heads),
+        "num_splits": plan.splits,
+        "balanced_splits": plan.balanced_splits,
+        "min_tiles_per_split": plan.min_tiles_per_split,
+        "max_tiles": plan.max_tiles,
+    }
+
+
+def _scale_strides(k_scale: torch.Tensor | None, v_scale: torch.Tensor | None) -> dict[str, int]:
+    k, v = scale_strides(k_scale), scale_strides(v_scale)
+    return {
+        "stride_k_scale_block": k.block,
+        "stride_k_scale_slot": k.slot,
+        "stride_k_scale_head": k.head,
+        "stride_v_scale_block": v.block,
+        "stride_v_scale_slot": v.slot,
+        "stride_v_scale_head": v.head,
+    }
+
+
+def _state_strides(layer: Layer, batch: Batch) -> dict[str, int]:
+    """Strides of Parts, which are dense."""
+    num_rows, num_heads, head_size = batch.num_actual_tokens, layer.num_heads, layer.head_size
+    return {
+        "stride_acc_part": num_rows * num_heads * head_size,
+        "stride_acc_row": num_heads * head_size,
+        "stride_state_part": num_heads * num_rows,
+        "stride_state_head": num_rows,
+    }

@@ -1,0 +1,109 @@
+"""How a call of attention is launched."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from attn_optimized.launch.splits import num_splits, parts_bytes
+from attn_optimized.launch.table import Parameters
+from attn_optimized.launch.tiles import AttentionTiles, attention_tiles
+from attn_optimized.launch.workload import Workload
+
+_MAX_GRID_Y = 65535
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionPlan:
+    """The tiles, programs and splits of a call.
+
+    Args:
+        architecture: see `device.architecture_of`.
+        tiles: of queries and keys.
+        grid: programs without a split: tiles of queries, KV heads.
+        batch_invariant: whether a request's output must not depend on the rest of the batch.
+        has_short_window: whether a loop for tiles without a mask is not worth its start.
+        one_tile_per_request: whether each request has one tile of queries.
+        heads_first: whether neighbouring programs are heads of one tile, or tiles of one head.
+        splits: the most parts of the keys of a tile of queries, each a program of its own.
+        balanced_splits: parts where requests are of much the same length; see kernels/split_keys.py.
+        min_tiles_per_split: the fewest tiles of keys that are worth a part.
+        max_tiles: an upper bound of the tiles of keys that a tile of queries sees.
+        scratch_bytes: memory that the parts take between two kernels; 0 without a split.
+    """
+
+    architecture: str
+    tiles: AttentionTiles
+    grid: tuple[int, int]
+    batch_invariant: bool
+    has_short_window: bool
+    one_tile_per_request: bool
+    heads_first: bool
+    splits: int
+    balanced_splits: int
+    min_tiles_per_split: int
+    max_tiles: int
+    scratch_bytes: int
+
+    @property
+    def launch_grid(self) -> tuple[int, int, int]:
+        """Programs in the kernel's three dimensions."""
+        tiles, heads = self.grid
+        return (heads, tiles, self.splits) if self.heads_first else (tiles, heads, self.splits)
+
+    @property
+    def num_programs(self) -> int:
+        return self.grid[0] * self.grid[1] * self.splits
+
+
+# the layers of a model ask for the same plan in a step
+@lru_cache(maxsize=1024)
+def attention_plan(
+    workload: Workload, *, architecture: str, compute_units: int, parameters: Parameters | None = None
+) -> AttentionPlan:
+    """The plan of a workload on a GPU.
+
+    Args:
+        architecture, compute_units: of the GPU; see `device.architecture_of`.
+        parameters: in place of those of the architecture's table.
+
+    Raises:
+        UnsupportedError: the head size or the group is too large for a tile.
+    """
+    tiles = attention_tiles(workload, architecture, parameters)
+    grid, one_tile_per_request = attention_grid(workload, tiles)
+    max_keys = workload.max_seq_len
+    if workload.window_keys is not None:
+        max_keys = min(max_keys, workload.window_keys)
+    max_keys_of_tile = max_keys + tiles.queries - 1
+    splits, balanced_splits = num_splits(
+        workload,
+        architecture=architecture,
+        compute_units=compute_units,
+        num_programs=grid[0] * grid[1],
+        max_keys=max_keys_of_tile,
+        parameters=tiles.parameters,
+    )
+    return AttentionPlan(
+        architecture=architecture,
+        tiles=tiles,
+        grid=grid,
+        batch_invariant=workload.batch_invariant,
+        has_short_window=workload.has_short_window,
+        one_tile_per_request=one_tile_per_request,
+        heads_first=one_tile_per_request and grid[0] <= _MAX_GRID_Y,
+        splits=splits,
+        balanced_splits=balanced_splits,
+        min_tiles_per_split=-(-tiles.parameters.keys_per_split // tiles.block_n),
+        max_tiles=-(-max_keys_of_tile // tiles.block_n),
+        scratch_bytes=parts_bytes(splits, workload) if splits > 1 else 0,
+    )
+
+
+def attention_grid(workload: Workload, tiles: AttentionTiles) -> tuple[tuple[int, int], bool]:
+    """Programs without a split (tiles of queries, KV heads), and whether each request has one tile.
+
+    If a request may need more than one, there are as many tiles as any division of the tokens into requests can need.
+    """
+    num_requests = workload.num_requests
+    if workload.max_query_len <= tiles.queries or num_requests == 0:
+        return (num_requests, workload.num_kv_heads), True
+    return (-(-workload.num_tokens // tiles.queries) + num_requests - 1, workload.num_kv_heads), False

@@ -1,0 +1,187 @@
+"""Tile sizes, warps and compiler options of the kernels.
+
+GPUs want tiles that feed their matrix units and fit their registers. The interpreter wants few programs, since an operation
+costs it the same whatever its size. But a sequence of a few hundred tokens must still take several tiles of either kind.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from attn_contract import UnsupportedError
+
+from attn_optimized.device import INTERPRETER
+from attn_optimized.launch.table import Parameters, parameters_for
+from attn_optimized.launch.workload import DECODE_TILE_ROWS, Workload, phase_of
+
+MAX_HEAD_SIZE = 256
+MAX_GROUP = 64
+_MIN_DOT = 16
+"""tl.dot takes no shorter side."""
+# a few hundred keys are split, and most small cases are not slowed down
+_INTERPRETED = Parameters(block_m=64, block_n=64, num_warps=1, num_stages=1, keys_per_split=64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionTiles:
+    """How the attention kernel is cut and compiled.
+
+    Args:
+        head_size: D.
+        queries: queries of a tile; each brings the heads of its group, so `queries * group <= block_m`.
+        small_block_m: rows of the tile of a request that needs no more; 0: all tiles are alike.
+        block_m: rows of a tile, pairs of query and head.
+        block_d: the head size, padded to a power of two.
+        parameters: the rest.
+    """
+
+    head_size: int
+    queries: int
+    small_block_m: int
+    block_m: int
+    block_d: int
+    parameters: Parameters
+
+    @property
+    def block_n(self) -> int:
+        """Keys of a tile."""
+        return self.parameters.block_n
+
+    @cached_property
+    def kind(self) -> dict[str, int]:
+        """Fields of the kernel's Kind."""
+        return {
+            "head_size": self.head_size,
+            "small_block_m": self.small_block_m,
+            "block_m": self.block_m,
+            "block_n": self.block_n,
+            "block_d": self.block_d,
+        }
+
+    @cached_property
+    def options(self) -> dict[str, int]:
+        """Options of the compiler, those that are given."""
+        names = ("num_warps", "num_stages", "maxnreg", "waves_per_eu")
+        return {name: value for name in names if (value := getattr(self.parameters, name)) is not None}
+
+
+def attention_tiles(workload: Workload, architecture: str, parameters: Parameters | None = None) -> AttentionTiles:
+    """Tiles of the attention kernel.
+
+    Args:
+        architecture: see `device.architecture_of`.
+        parameters: in place of those of the architecture's table.
+
+    Raises:
+        UnsupportedError: the head size or the group is too large for a tile.
+    """
+    head_size, group = workload.head_size, workload.group
+    if head_size > MAX_HEAD_SIZE:
+        raise UnsupportedError(
+            "attn_optimized", f"head size {head_size}", f"a tile holds whole heads of at most {MAX_HEAD_SIZE}", "attn_reference"
+        )
+    if group > MAX_GROUP:
+        raise UnsupportedError(
+            "attn_optimized",
+            f"{group} query heads for each KV head",
+            f"a tile holds whole groups of at most {MAX_GROUP}",
+            "attn_reference",
+        )
+    phase = phase_of(workload)
+    block_d = max(_MIN_DOT, power_of_2(head_size))
+    if parameters is None and architecture == INTERPRETER:
+        parameters = _INTERPRETED
+    elif parameters is None:
+        parameters = parameters_for(
+            architecture, phase=phase, itemsize=workload.itemsize, block_d=block_d, quantized=workload.quantized
+        )
+    # a decode's tile is of two sizes, and not of one for every number of queries: each is compiled
+    rows = DECODE_TILE_ROWS if phase == "decode" and workload.max_query_len * group > _MIN_DOT else group
+    block_m = max(parameters.block_m, power_of_2(rows))
+    small_block_m = max(_MIN_DOT, power_of_2(group)) if phase == "mixed" else 0
+    return AttentionTiles(
+        head_size=head_size,
+        queries=block_m // group,
+        small_block_m=small_block_m if small_block_m < block_m else 0,
+        block_m=block_m,
+        block_d=block_d,
+        parameters=parameters,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowTiles:
+    """How a kernel that treats each row (pair of token and head) by itself is cut and compiled."""
+
+    head_size: int
+    block_rows: int
+    block_d: int
+    num_warps: int
+
+    @cached_property
+    def constants(self) -> dict[str, int]:
+        """The kernel's constants, by name."""
+        return {"HEAD_SIZE": self.head_size, "BLOCK_ROWS": self.block_rows, "BLOCK_D": self.block_d}
+
+    @cached_property
+    def options(self) -> dict[str, int]:
+        """Options of the compiler."""
+        return {"num_warps": self.num_warps}
+
+
+@lru_cache(maxsize=1024)
+def row_tiles(architecture: str, *, head_size: int) -> RowTiles:
+    """Tiles of write_kv_cache and merge_attn_states."""
+    block_d = power_of_2(head_size)
+    if architecture == INTERPRETER:
+        return RowTiles(head_size=head_size, block_rows=max(1, min(256, (1 << 19) // block_d)), block_d=block_d, num_warps=1)
+    return RowTiles(head_size=head_size, block_rows=max(1, 2048 // block_d), block_d=block_d, num_warps=4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReduceTiles:
+    """How the kernel that reduces parts is cut and compiled."""
+
+    head_size: int
+    block_rows: int
+    block_parts: int
+    block_d: int
+    num_warps: int
+
+    @cached_property
+    def constants(self) -> dict[str, int]:
+        """The kernel's constants, by name."""
+        return {
+            "HEAD_SIZE": self.head_size,
+            "BLOCK_ROWS": self.block_rows,
+            "BLOCK_PARTS": self.block_parts,
+            "BLOCK_D": self.block_d,
+        }
+
+    @cached_property
+    def options(self) -> dict[str, int]:
+        """Options of the compiler."""
+        return {"num_warps": self.num_warps}
+
+
+def reduce_tiles(architecture: str, *, head_size: int, num_parts: int) -> ReduceTiles:
+    """Tiles of reduce_parts."""
+    block_d = power_of_2(head_size)
+    if architecture == INTERPRETER:
+        block_rows = max(1, min(64, (1 << 17) // block_d))
+        return ReduceTiles(head_size=head_size, block_rows=block_rows, block_parts=8, block_d=block_d, num_warps=1)
+    # three sizes, and not one for every number of parts: each is compiled. Batches of many rows have few parts
+    if num_parts <= 4:
+        block_rows = max(1, min(8, 1024 // block_d))
+        return ReduceTiles(head_size=head_size, block_rows=block_rows, block_parts=4, block_d=block_d, num_warps=1)
+    block_parts = 32 if num_parts <= 32 else 128
+    return ReduceTiles(head_size=head_size, block_rows=1, block_parts=block_parts, block_d=block_d, num_warps=4)
+
+
+def row_grid(tiles: RowTiles | ReduceTiles, num_rows: int) -> tuple[int]:
+    """Programs of a kernel with such tiles."""
+    return (-(-num_rows // tiles.block_rows),)
+
+
+def power_of_2(size: int) -> int:
+    """The least power of two that is not below a size."""
+    return 1 << (size - 1).bit_length()

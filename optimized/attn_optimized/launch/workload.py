@@ -1,0 +1,97 @@
+"""What the host knows of a call of attention, and what follows from that about the batch."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from attn_contract import Batch, Layer
+
+from attn_optimized.launch.rules import has_bias, has_gaps, window_keys
+from attn_optimized.launch.table import Phase
+
+DECODE_TILE_ROWS = 64
+"""The most rows (pairs of query and head of a group) of a request that decodes or speculates."""
+SHORT_WINDOW_KEYS = 256
+"""The most keys of a short window: a tile of queries that sees no more has hardly begun when it ends."""
+MIN_REQUESTS_OF_MIXED_BATCH = 8
+MIXED_LENGTH_RATIO = 4
+"""A batch is mixed if it has MIN_REQUESTS_OF_MIXED_BATCH, and its longest query is longer than this many average ones."""
+ROUNDED_KEYS = 64
+"""Lengths are rounded up to a multiple of this, so that not every step of a decode is planned anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What a plan depends on beside the GPU: sizes, and upper bounds of lengths. The names are those of Layer and Batch.
+
+    Args:
+        itemsize: bytes of an element of q.
+        quantized: whether the cache's elements are of one byte.
+        num_tokens, num_requests: of the batch, padding included.
+        max_seq_len: an upper bound, possibly loose, rounded up to ROUNDED_KEYS.
+        window_keys: the most keys that one query sees through its window or in its chunk; None: there is no such bound.
+        has_gaps: whether the keys that a query sees may be other than one interval.
+        has_bias: whether something is added to logits.
+        batch_invariant: whether a request's output must not depend on the rest of the batch.
+    """
+
+    itemsize: int
+    quantized: bool
+    head_size: int
+    num_heads: int
+    num_kv_heads: int
+    num_tokens: int
+    num_requests: int
+    max_query_len: int
+    max_seq_len: int
+    window_keys: int | None = None
+    has_gaps: bool = False
+    has_bias: bool = False
+    batch_invariant: bool = False
+
+    @classmethod
+    def of(cls, q: torch.Tensor, layer: Layer, batch: Batch, *, batch_invariant: bool = False) -> Self:
+        return cls(
+            itemsize=q.element_size(),
+            quantized=layer.kv_cache_dtype is not None,
+            head_size=layer.head_size,
+            num_heads=layer.num_heads,
+            num_kv_heads=layer.num_kv_heads,
+            num_tokens=batch.num_actual_tokens,
+            num_requests=batch.num_requests,
+            max_query_len=batch.max_query_len,
+            max_seq_len=rounded(batch.max_seq_len),
+            window_keys=window_keys(layer, batch),
+            has_gaps=has_gaps(layer, batch),
+            has_bias=has_bias(layer, batch),
+            batch_invariant=batch_invariant,
+        )
+
+    @property
+    def group(self) -> int:
+        """Query heads of a KV head."""
+        return self.num_heads // self.num_kv_heads
+
+    @property
+    def has_short_window(self) -> bool:
+        """Whether queries see few keys, however long their sequences are."""
+        return self.window_keys is not None and self.window_keys <= SHORT_WINDOW_KEYS
+
+
+def phase_of(workload: Workload) -> Phase:
+    """What most of a batch is, which its tiles are chosen by; see `table.Entry`. One phase for all if batch_invariant."""
+    if workload.batch_invariant:
+        return "prefill"
+    if workload.max_query_len * workload.group <= DECODE_TILE_ROWS:
+        return "decode"
+    has_many_requests = workload.num_requests >= MIN_REQUESTS_OF_MIXED_BATCH
+    if has_many_requests and workload.num_tokens * MIXED_LENGTH_RATIO < workload.max_query_len * workload.num_requests:
+        return "mixed"
+    if workload.has_gaps or workload.has_bias:
+        return "rules"
+    return "window" if workload.has_short_window else "prefill"
+
+
+def rounded(max_seq_len: int) -> int:
+    """The next multiple of ROUNDED_KEYS."""
+    return -(-max_seq_len // ROUNDED_KEYS) * ROUNDED_KEYS

@@ -1,0 +1,116 @@
+"""A mutant that does not import or run proves nothing: it is an error with a name and a reason, and never "found"."""
+
+from pathlib import Path
+
+import pytest
+from attn_fuzz.run.executor import Executor
+from attn_fuzz.zoo import mutants, page
+from attn_fuzz.zoo.mutants import Mutant, MutantError
+from attn_fuzz.zoo.patches import Patch
+
+VISIBILITY = "attn_optimized.kernels.visibility"
+LOGITS = "attn_optimized.kernels.logits"
+NO_SUCH_FUNCTION = Patch(place=f"{VISIBILITY}.in_window", find="tl.minimum", replace="tl.smallest")
+
+
+def planted(name: str, patch: Patch, raises: str | None = None) -> Mutant:
+    return Mutant(
+        name=name, origin="planted", kind="mask", what="", trigger="", target="triton", patches=(patch,), raises=raises
+    )
+
+
+SOUND = planted(
+    "sound", Patch(place=f"{VISIBILITY}.in_window", find="last_position + right + 1", replace="last_position + right")
+)
+RAISES = planted(
+    "raises",
+    Patch(place=f"{LOGITS}.tanh", find="x * x", replace="tl.reshape(x, [3])"),
+    raises="power of 2",
+)
+BROKEN = {
+    planted(
+        "not-defined-at-import",
+        Patch(place=LOGITS, find="import triton", replace="import triton; del triton"),
+    ): f"{LOGITS} does not import: NameError: name 'triton' is not defined",
+    planted(
+        "no-such-attribute-at-import",
+        Patch(place="attn_optimized.kv_cache", find="torch.int16", replace="torch.int17"),
+    ): "attn_optimized.kv_cache does not import: AttributeError: module 'torch' has no attribute 'int17'",
+    planted("no-such-function", NO_SUCH_FUNCTION): "it has no `raises`, and raised",
+    planted(
+        "no-such-function-in-a-rule", Patch(place=f"{LOGITS}.alibi", find="tl.abs", replace="tl.size")
+    ): "it has no `raises`, and raised",
+    planted(
+        "announced-and-in-every-case", NO_SUCH_FUNCTION, raises="smallest"
+    ): "it ran none of the cases that have queries and keys",
+    planted("announced-otherwise", NO_SUCH_FUNCTION, raises="largest"): "it has raises = 'largest', and raised",
+}
+
+
+def toml(mutant: Mutant) -> str:
+    (patch,) = mutant.patches
+    raises = "" if mutant.raises is None else f"raises = '{mutant.raises}'"
+    return f"""
+        name = "{mutant.name}"
+        origin = "planted"
+        class = "mask"
+        what = "planted"
+        trigger = "planted"
+        target = "{mutant.target}"
+        {raises}
+
+        [[patch]]
+        in = "{patch.place}"
+        find = "{patch.find}"
+        replace = "{patch.replace}"
+    """
+
+
+@pytest.mark.timeout(600)
+def test_a_broken_mutant_is_an_error_and_the_others_are_looked_for(attn_parity, tmp_path):
+    (tmp_path / "animals").mkdir()
+    for mutant in [*BROKEN, SOUND, RAISES]:
+        (tmp_path / "animals" / f"{mutant.name}.toml").write_text(toml(mutant))
+    (tmp_path / "zoo.md").write_text("as it was")
+    run = attn_parity(
+        *("zoo", "--dir", "animals", "--workers", 2, "--examples", 25, "--no-shrink", "--json", "zoo.json"),
+        *("--write", "--page", "zoo.md"),
+    )
+    assert run.code == 2
+    result = page.loads(Path("zoo.json").read_bytes(), "zoo.json")
+    rows = {row.name: row for row in result.mutants}
+    assert rows.keys() == {"sound", "raises", *(mutant.name for mutant in BROKEN)}
+    for mutant, reason in BROKEN.items():
+        row = rows[mutant.name]
+        assert row.error is not None, mutant.name
+        assert row.error.startswith(f"{mutant.name}: {reason}"), mutant.name
+        assert row.found == ()
+        assert f"{mutant.name}: {reason}" in run.err
+    assert run.out.count(page.DOES_NOT_RUN) == len(BROKEN)
+    assert "2 of 2 found" in run.out
+    assert rows["sound"].by in ("value", "bitwise")
+    assert rows["raises"].by == "raised"
+    assert (tmp_path / "zoo.md").read_text() == "as it was"
+
+
+def test_a_stored_case_fails_no_broken_mutant(step_case, tmp_path):
+    mutant = planted("broken", NO_SUCH_FUNCTION)
+    with (
+        Executor("triton", "cpu", 60.0, tmp_path / "ahead.json", mutant) as executor,
+        pytest.raises(MutantError, match="smallest"),
+    ):
+        executor.run(step_case)
+
+
+def test_an_exception_is_a_finding_only_if_it_is_announced():
+    RAISES.check_announced("InterpreterError: must be a power of 2")
+    with pytest.raises(MutantError, match=r"raises: it has raises = 'power of 2', and raised ValueError: no"):
+        RAISES.check_announced("ValueError: no")
+    with pytest.raises(MutantError, match="sound: it has no `raises`, and raised ValueError: no"):
+        SOUND.check_announced("ValueError: no")
+
+
+def test_shipped_mutants_that_raise_announce_what():
+    """Those whose exception is the bug: a tile that no kernel takes, and a mask that the contract refuses."""
+    announced = {mutant.name for mutant in mutants.load_all() if mutant.raises}
+    assert announced == {"backend-38450-causal", "vllm-18088"}

@@ -1,0 +1,131 @@
+"""One small call of each op without options, and others that together give every option, on each device that there is."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import attn_optimized  # noqa: F401  registers the ops of GPUs
+import attn_reference  # noqa: F401  registers the ops of CPUs
+import torch
+from attn_contract import AttentionType, Layer, Layout
+
+from tests.calls import HEAD_SCALES, Tokens, op_arguments, padded_rows, paged_call, random_tokens, varlen_call
+
+NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE, BLOCK_SIZE = 4, 2, 16, 4
+FP8 = torch.float8_e4m3fn
+FLOAT8_CACHE = {"kv_cache_dtype": FP8, **HEAD_SCALES}
+INT8_CACHE = {"kv_cache_dtype": torch.int8}
+INLINE_CACHE = {"kv_cache_dtype": torch.int8, "layout": Layout.CONTENT_PACKED_SCALED}
+RULES = {
+    "window": (2, 2),
+    "sink_tokens": 1,
+    "chunked_local": 6,
+    "logits_soft_cap": 5.0,
+    "alibi_slopes": torch.tensor([0.5, 0.25, 0.1, -0.1]),
+    "sinks": [0.5, 1.0, -1.0, 0.0],
+}
+BATCH_RULES = {
+    "causal": [True, False],
+    "bidirectional_ranges": [[(1, 7)], [(0, -1)]],
+    "ranges_clamped": True,
+    "qq_bias": torch.arange(36.0).view(6, 6) / 36,
+}
+
+
+class Call(NamedTuple):
+    op: torch._ops.OpOverload
+    arguments: dict[str, Any]
+
+    @property
+    def written(self) -> list[str]:
+        """The tensors among the arguments that the schema says are written."""
+        is_write = {a.name: a.alias_info is not None and a.alias_info.is_write for a in self.op._schema.arguments}
+        return [name for name, value in self.arguments.items() if is_write[name] and value is not None]
+
+
+def tokens() -> Tokens:
+    """Requests of 3 and 1 query tokens, the first of which continues 6 tokens, and the second 3."""
+    return random_tokens([3, 1], [9, 4], num_heads=NUM_HEADS, num_kv_heads=NUM_KV_HEADS, head_size=HEAD_SIZE)
+
+
+def outputs(q: torch.Tensor, dtype: torch.dtype = torch.float32, *, has_lse: bool = False) -> dict[str, torch.Tensor | None]:
+    out = torch.zeros(q.shape, device=q.device).to(dtype)
+    return {"out": out, "lse": torch.zeros(q.shape[1], len(q), device=q.device) if has_lse else None}
+
+
+def paged_attention(device: torch.device, **options: Any) -> dict[str, Any]:
+    call = paged_call(tokens(), block_size=BLOCK_SIZE, device=device, **options)
+    return {**op_arguments(call), **outputs(call.q, FP8 if "output_scale" in options else call.q.dtype)}
+
+
+def varlen_attention(device: torch.device, **options: Any) -> dict[str, Any]:
+    encoded = random_tokens([3, 1], [3, 1], head_size=HEAD_SIZE)
+    call = varlen_call(encoded, attn_type=AttentionType.ENCODER_ONLY, device=device, **options)
+    return {**op_arguments(call), **outputs(call.q, FP8 if "output_scale" in options else call.q.dtype)}
+
+
+def with_every_rule(attention: Callable[..., dict[str, Any]], device: torch.device, **options: Any) -> dict[str, Any]:
+    arguments = attention(device, **RULES, **options)
+    return {**arguments, **outputs(arguments["q"], has_lse=True), "batch_invariant": False}
+
+
+def write_kv_cache(device: torch.device, **cache: Any) -> dict[str, Any]:
+    """Three rows, one of which goes nowhere; a fourth belongs to nobody."""
+    call = paged_call(tokens(), block_size=BLOCK_SIZE, device=device, **cache)
+    k, v = padded_rows(tokens().key[:4], tokens().value[:4], device=device)
+    slots = torch.tensor([1, -1, 9], device=device)
+    return {
+        "k": k,
+        "v": v,
+        "kv_cache": call.kv_cache,
+        "layout": str(call.layer.layout),
+        "slot_mapping": slots,
+        **scales(call.layer),
+    }
+
+
+def scales(layer: Layer) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in layer.tensors.items() if "_scale" in name}
+
+
+def rope_and_write_kv_cache(device: torch.device, *, is_neox: bool, **cache: Any) -> dict[str, Any]:
+    """Rotates a row of q more than it writes of k."""
+    arguments = write_kv_cache(device, **cache)
+    (q,) = padded_rows(tokens().query, device=device)
+    angles = torch.linspace(0, 3, 48, device=device).view(6, 8)
+    return {
+        **arguments,
+        "q": q,
+        "positions": torch.tensor([5, 3, 1, 2], device=device),
+        "cos_sin_cache": angles,
+        "is_neox": is_neox,
+    }
+
+
+def merge_attn_states(device: torch.device, *, has_lse: bool = False) -> dict[str, Any]:
+    out_a, out_b = torch.randn(2, 6, NUM_HEADS, HEAD_SIZE, device=device)
+    lse_a, lse_b = torch.randn(2, NUM_HEADS, 6, device=device)
+    return {"out_a": out_a, "lse_a": lse_a, "out_b": out_b, "lse_b": lse_b, **outputs(out_a, has_lse=has_lse)}
+
+
+CALLS: dict[str, Callable[[torch.device], dict[str, Any]]] = {
+    "paged_attention": paged_attention,
+    "paged_attention with every rule": lambda device: with_every_rule(paged_attention, device, **BATCH_RULES),
+    "paged_attention batch-invariant": lambda device: {**paged_attention(device), "batch_invariant": True},
+    "paged_attention of int8": lambda device: paged_attention(device, **INT8_CACHE),
+    "paged_attention of int8 with inline scales": lambda device: paged_attention(device, **INLINE_CACHE),
+    "paged_attention of float8 to float8": lambda device: paged_attention(
+        device, **FLOAT8_CACHE, output_scale=torch.tensor(0.25)
+    ),
+    "varlen_attention": varlen_attention,
+    "varlen_attention with every rule": lambda device: with_every_rule(varlen_attention, device),
+    "varlen_attention to float8": lambda device: varlen_attention(device, output_scale=torch.tensor([0.25])),
+    "write_kv_cache": write_kv_cache,
+    "write_kv_cache of int8": lambda device: write_kv_cache(device, **INT8_CACHE),
+    "write_kv_cache of int8 with inline scales": lambda device: write_kv_cache(device, **INLINE_CACHE),
+    "write_kv_cache of float8": lambda device: write_kv_cache(device, **FLOAT8_CACHE),
+    "rope_and_write_kv_cache": lambda device: rope_and_write_kv_cache(device, is_neox=True),
+    "rope_and_write_kv_cache of int8": lambda device: rope_and_write_kv_cache(device, is_neox=False, **INT8_CACHE),
+    "rope_and_write_kv_cache of float8": lambda device: rope_and_write_kv_cache(device, is_neox=True, **FLOAT8_CACHE),
+    "merge_attn_states": merge_attn_states,
+    "merge_attn_states with an lse": lambda device: merge_attn_states(device, has_lse=True),
+}

@@ -1,0 +1,107 @@
+"""The pages of the documentation, and the code on them. What follows the opening fence says what a block is:
+
+```python          a part of the page's program, whose output is the plain block below
+```python FILE     a file; ```json FILE too
+```py              a fragment, which needs what is not on the page
+```                a command, whose output is the plain block below
+"""
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
+    if "generated" not in path.parts
+}
+_COMMAND = re.compile(r"(?:\.venv/bin/)?(attn-parity|pytest) (.*)\n")
+_RUN = {"attn-parity": "from attn_parity import main; main()", "pytest": "import pytest; sys.exit(pytest.main())"}
+
+
+class Block(NamedTuple):
+    """A fenced block: its language, the file that it is (or ""), its text and its line on the page."""
+
+    language: str
+    file: str
+    text: str
+    line: int
+
+    @property
+    def is_program(self) -> bool:
+        return self.language == "python" and not self.file
+
+    @property
+    def is_command(self) -> bool:
+        return not self.language and _COMMAND.fullmatch(self.text) is not None
+
+    @property
+    def is_output(self) -> bool:
+        return not self.language and not self.is_command
+
+
+def blocks(page: str) -> list[Block]:
+    """The fenced blocks of a page that start in its first column."""
+    found = re.finditer(r"^```(\w*) ?(\S*)\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
+    return [Block(match[1], match[2], match[3], page.count("\n", 0, match.start()) + 1) for match in found]
+
+
+def program(page: str) -> str:
+    """The page's program, whole."""
+    return "\n".join(block.text for block in blocks(page) if block.is_program)
+
+
+def printed(page: str) -> str:
+    """What the page's program prints."""
+    found = blocks(page)
+    return "".join(after.text for block, after in itertools.pairwise(found) if block.is_program and after.is_output)
+
+
+def commands(page: str) -> list[tuple[Block, str]]:
+    """The commands of a page that show what they print, with that."""
+    found = blocks(page)
+    return [(block, after.text) for block, after in itertools.pairwise(found) if block.is_command and after.is_output]
+
+
+def save_files(page: str, folder: Path) -> None:
+    """Write the files of a page into a folder."""
+    for block in blocks(page):
+        if block.file:
+            (folder / block.file).write_text(block.text)
+
+
+def run_program(page: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a page's program in a folder; kernels are interpreted where there is no GPU."""
+    (folder / "page.py").write_text(program(page))
+    environment = {**os.environ, "TRITON_INTERPRET": "0" if torch.cuda.is_available() else "1"}
+    return _run(["page.py"], folder, environment)
+
+
+def run_command(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run `attn-parity ...` or `pytest ...` in a folder."""
+    match = _COMMAND.fullmatch(command.rstrip("\n") + "\n")
+    assert match is not None, f"neither attn-parity nor pytest: {command}"
+    code = f"import sys; sys.argv[0] = {match[1]!r}; {_RUN[match[1]]}"
+    return _run(["-c", code, *match[2].split()], folder, dict(os.environ))
+
+
+def _run(arguments: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.splitlines()]
+
+
+def without_numbers(text: str) -> list[str]:
+    """What remains of a report where the last digits depend on the machine, and with them the width of columns."""
+    return [" ".join(re.sub(r"-?\d+(\.\d+)?(e-\d+)?", "#", line).split()) for line in text.splitlines()]

@@ -1,0 +1,63 @@
+"""Pages of docs/reference name what there is: every command, kind of failure, JSON schema, and name of the API."""
+
+import re
+import tomllib
+from typing import get_args
+
+import attn_contract
+import attn_optimized
+import attn_reference
+import click
+import msgspec
+from attn_fuzz.verdict.verdict import Kind
+from attn_fuzz.zoo.mutants import Mutant, patched_source
+from attn_parity import cli
+
+from tests.pages import PAGES, ROOT, blocks
+
+SOURCES = [path for folder in ("optimized", "fuzz", "cli", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+
+
+def test_every_command_is_described_and_every_option_there_is():
+    page = PAGES["docs/reference/command-line.md"]
+    options = {"--help"}
+    context = click.Context(cli)
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert command is not None
+        assert f"**`attn-parity {name}" in page
+        options |= {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    assert set(re.findall(r"--[a-z][a-z-]*", page)) <= options
+
+
+def test_every_kind_of_failure_is_described():
+    table = PAGES["docs/reference/verdicts.md"].split("## Read a failure")[0]
+    named = {kind for row in re.findall(r"^\| (`.*?) \|", table, flags=re.MULTILINE) for kind in re.findall(r"`(\w+)`", row)}
+    assert named == {*get_args(Kind)} - {"agree", "refused"}
+
+
+def test_every_schema_is_described():
+    written = {schema for path in SOURCES for schema in re.findall(r'"(attn-parity\.[\w-]+/\d+)"', path.read_text())}
+    assert set(re.findall(r"attn-parity\.[\w-]+/\d+", PAGES["docs/reference/json-schemas.md"])) == written
+
+
+def test_the_mutant_on_its_page_applies():
+    (block,) = (block for block in blocks(PAGES["docs/reference/mutants.md"]) if block.language == "toml")
+    mutant = msgspec.convert(tomllib.loads(block.text), Mutant)
+    assert patched_source(mutant.patches[0].module, mutant.patches).count("batch.max_query_len > 1") == 1
+
+
+def test_every_name_of_the_python_api_is_there():
+    sections = re.split(r"^## ", PAGES["docs/reference/python-api.md"], flags=re.MULTILINE)
+    contract, sides = (section for section in sections if section.startswith(("`attn_contract`", "`attn_reference`")))
+    for cell in re.findall(r"^\| (`.*?) \|", contract, flags=re.MULTILINE):
+        assert all(hasattr(attn_contract, name) for name in names_in(cell)), cell
+    for row in re.findall(r"^\| `.*$", sides, flags=re.MULTILINE):
+        cell, *columns = (column.strip() for column in row.strip("|").split("|"))
+        for package, answer in zip((attn_reference, attn_optimized), columns, strict=True):
+            assert {hasattr(package, name) for name in names_in(cell)} == {answer.startswith("yes")}, (cell, package)
+
+
+def names_in(cell: str) -> list[str]:
+    """The names in backticks of a cell, without their arguments."""
+    return re.findall(r"`(\w+)", cell)
