@@ -8,9 +8,9 @@ import torch
 
 from attn_contract.arguments import check_dense_last, check_dims, check_int, check_tensor, check_type, check_vector
 from attn_contract.errors import ContractError
-from attn_contract.forms import Form
 from attn_contract.memory import memory_of
 from attn_contract.rules import DECODER_ONLY, LOGITS, VISIBILITY, held_rules, holds_rules, rule
+from attn_contract.signatures import Signature
 
 
 def _check_ranges(name: str, value: Any, _: object) -> torch.Tensor:
@@ -117,9 +117,9 @@ class Batch:
         return {field.name: value for field in fields(self) if isinstance(value := getattr(self, field.name), torch.Tensor)}
 
     @cached_property
-    def form(self) -> Form:
+    def signature(self) -> Signature:
         """Of all fields but `max_seq_len`, which changes with every step of a decode."""
-        return Form({field.name: getattr(self, field.name) for field in fields(self) if field.name != "max_seq_len"})
+        return Signature({field.name: getattr(self, field.name) for field in fields(self) if field.name != "max_seq_len"})
 
     @cached_property
     def device(self) -> torch.device | None:

@@ -9,7 +9,6 @@ import torch
 from attn_contract.arguments import check_dense_last, check_int, check_tensor, check_type, check_vector, shown
 from attn_contract.attention_type import AttentionType
 from attn_contract.errors import ContractError
-from attn_contract.forms import Form
 from attn_contract.layouts import Layout
 from attn_contract.rules import (
     DECODER_ONLY,
@@ -22,6 +21,7 @@ from attn_contract.rules import (
     rule,
 )
 from attn_contract.scope import refuse_out_of_scope
+from attn_contract.signatures import Signature
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FLOAT8_DTYPES = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
@@ -187,9 +187,9 @@ class Layer:
         return {field.name: value for field in fields(self) if isinstance(value := getattr(self, field.name), torch.Tensor)}
 
     @cached_property
-    def form(self) -> Form:
+    def signature(self) -> Signature:
         """Of all fields."""
-        return Form({field.name: getattr(self, field.name) for field in fields(self)})
+        return Signature({field.name: getattr(self, field.name) for field in fields(self)})
 
     def _check_cache(self) -> None:
         if self.layout is not None:

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from attn_contract import Batch, ContractError, Layer, Layout
 from attn_contract.arguments import check_int
-from attn_contract.forms import tensor_form
 from attn_contract.rules import refuse_unnamed
+from attn_contract.signatures import tensor_signature
 from attn_contract.validation import check_attention_tensors
 
 from attn_optimized.device import architecture_of, compute_units_of
@@ -250,8 +250,8 @@ def _signature(
     """All that checks and launches depend on, but for what `check_attention_tensors` looks at in every call."""
     # scales in the rows of a cache must be aligned
     offset = keys[0].storage_offset() if layer.layout is Layout.CONTENT_PACKED_SCALED else 0
-    tensors = (tensor_form(q), *map(tensor_form, keys), tensor_form(out), tensor_form(lse))
-    return (*tensors, layer.form, batch.form, rounded(batch.max_seq_len), batch_invariant, q.device, offset)
+    tensors = (tensor_signature(q), *map(tensor_signature, keys), tensor_signature(out), tensor_signature(lse))
+    return (*tensors, layer.signature, batch.signature, rounded(batch.max_seq_len), batch_invariant, q.device, offset)
 
 
 def _remember(signature: Hashable, launches: AttentionLaunches) -> None:

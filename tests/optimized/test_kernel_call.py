@@ -10,7 +10,7 @@ import attn_reference
 import pytest
 import torch
 from attn_contract import ContractError, Layer, Layout
-from attn_contract.forms import tensor_form
+from attn_contract.signatures import tensor_signature
 from attn_optimized import attention
 from attn_optimized.attention import paged_attention_calls, varlen_attention_calls
 from attn_optimized.cascade import cascade_attention_calls
@@ -57,7 +57,7 @@ def on_meta(value: Any) -> Any:
 
 def described(call: KernelCall) -> tuple[Any, ...]:
     """All of a call, its tensors as (dtype, shape, strides)."""
-    tensors = {name: tensor_form(tensor) for name, tensor in call.tensors.items()}
+    tensors = {name: tensor_signature(tensor) for name, tensor in call.tensors.items()}
     form = call.form
     return form.kernel, form.grid, form.constants, form.options, form.numbers, tensors
 
@@ -172,8 +172,8 @@ def test_calls_of_one_form_share_a_launch_but_no_tensors(paged_call):
     """The second call is launched as the first one was, on its own values, lengths and addresses."""
     first = paged_call([1, 2], [40, 50], sinks=[0.5] * NUM_HEADS)
     second = paged_call([2, 1], [45, 61], sinks=[3.0] * NUM_HEADS)
-    assert first.layer.form == second.layer.form
-    assert first.batch.form == second.batch.form
+    assert first.layer.signature == second.layer.signature
+    assert first.batch.signature == second.batch.signature
     assert first.q.data_ptr() != second.q.data_ptr()
     for call in (first, second, first):
         owned = slice(3)
