@@ -1,12 +1,12 @@
 """What both sides obey: layers, batches, rules, capabilities, KV cache layouts, border checks, op schemas. No arithmetic."""
 
+from attn_contract.attention_config import AttentionConfig
 from attn_contract.attention_type import AttentionType
 from attn_contract.batch import Batch
 from attn_contract.capabilities import (
     ANY,
     YES,
     Answer,
-    AttentionConfig,
     Capabilities,
     Combination,
     Multiples,

@@ -48,11 +48,6 @@ def _check_chunk(name: str, value: Any, _: object) -> int | None:
     return value
 
 
-def _check_flag(name: str, value: Any, _: object) -> bool:
-    check_type(name, value, bool, "a bool")
-    return value
-
-
 def _check_soft_cap(name: str, value: Any, _: object) -> float | None:
     if value is None:
         return None
@@ -145,7 +140,6 @@ class Layer:
         acts_on=VISIBILITY,
         attn_types=DECODER_ONLY,
         why_not="only DECODER has bidirectional ranges",
-        check=_check_flag,
     )
     logits_soft_cap: float | None = rule(None, words="a soft cap of the logits", acts_on=LOGITS, check=_check_soft_cap)
     alibi_slopes: torch.Tensor | None = rule(None, words="ALiBi", acts_on=LOGITS, check=_check_slopes, **_OF_POSITIONS)

@@ -4,7 +4,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from attn_contract import AttentionType, ContractError, Layer, Layout, Only, UnsupportedError
-from attn_contract.capabilities import Scales
+from attn_contract.attention_config import Scales
 from vllm.platforms import current_platform
 
 

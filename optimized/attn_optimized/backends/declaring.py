@@ -15,7 +15,7 @@ from attn_contract import (
     No,
     Only,
 )
-from attn_contract.capabilities import Scales
+from attn_contract.attention_config import Scales
 
 from attn_optimized.aiter_adapter import RECORDED, Aiter, Features, features_of, recorded
 from attn_optimized.attention import IMPLEMENTED_RULES
