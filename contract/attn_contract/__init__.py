@@ -1,4 +1,8 @@
-"""What both sides obey: layers, batches, rules, capabilities, KV cache layouts, border checks, op schemas. No arithmetic."""
+"""What the reference and the kernels both obey. There is no arithmetic of attention here.
+
+`Layer` and `Batch` describe a call, and `rules` what a call may ask for beyond plain attention. `KVCacheView` says where the
+elements of a cache lie, and `Capabilities` what a backend serves. `validation` has the border checks, `ops` the torch ops.
+"""
 
 from attn_contract.attention_config import AttentionConfig
 from attn_contract.attention_type import AttentionType

@@ -16,26 +16,30 @@ from attn_contract.layouts import Layout
 from attn_contract.rules import RULES, asked, rule_named
 
 Scales = Literal["tensor", "head", "token", "inline"]
-"""Of a quantized cache: `k_scale` and `v_scale` for all heads or one per head; one per token and head in `k_scale_cache`; the
-same in the cache's rows."""
+"""Where a quantized cache has its scales.
+
+`tensor`: k_scale and v_scale, one number for all heads. `head`: k_scale and v_scale, one number per KV head. `token`:
+k_scale_cache and v_scale_cache, one number per token and head. `inline`: one number per token and head in the cache's rows.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
-    """What a model and an engine ask of one layer, known before there is a tensor: what a backend is selected by.
+    """What a model and an engine ask of one layer. A backend is selected by it, before there is a tensor.
 
     Args:
         num_heads, num_kv_heads, head_size, attn_type: as in Layer.
-        dtype: of q, k and v.
+        dtype: of q, k and v: float32, float16 or bfloat16.
         block_size: slots of a block; None exactly for the types that have no cache.
-        layout: how the cache is laid out, where the engine has decided that; None leaves it to the backend.
-        kv_cache_dtype: of a quantized cache, with its kind of `scales`; None: the cache is of `dtype`.
-        output_dtype: a float8 type of `out`, with an output scale.
-        rules: by the name of each rule of `attn_contract.rules` that the layer or one of its steps asks for, its value: as in
-            Layer, or True for a tensor. A DECODER asks for `non_causal` if it may see steps with causal=False, for
-            `per_request_causal` if one step may hold both kinds of requests; any layer for `lse` if the caller wants it, for
-            `batch_invariant` if outputs must not depend on the rest of the batch, for `rope` if the cache write is to rotate
-            too, for `kv_sharing` if it reads what another layer wrote and writes nothing.
+        layout: how the cache is laid out, if the engine has decided; None leaves the choice to the backend.
+        kv_cache_dtype: the element type of a quantized cache; None: the cache is of `dtype`.
+        scales: the kind of scales of a quantized cache; None exactly where kv_cache_dtype is None.
+        output_dtype: the float8 type of an output with an output scale; None: the output is of `dtype`.
+        rules: by the rule's name, the value of each rule that the layer or one of its steps asks for: as in Layer, or True for
+            a tensor. Values that are off are dropped. A DECODER asks for `non_causal` if it may see steps with causal=False,
+            and for `per_request_causal` if one step may hold both kinds of requests. A layer asks for `lse` if the caller wants
+            the LSE; for `batch_invariant` if outputs must not depend on the rest of the batch; for `rope` if the cache write
+            also rotates; for `kv_sharing` if it reads what another layer wrote, and writes nothing.
 
     Raises:
         ContractError: a field has another type, is out of range or contradicts another one.

@@ -1,8 +1,8 @@
-"""What a backend can do, declared once: the selector, a backend's constructor and the table in the docs all ask this.
+"""What a backend serves, declared once. The selector, a backend's constructor and the table in the docs all ask this.
 
-The answer about a rule (`attn_contract.rules`) is YES, or No with the reason; a set of values is Only, Multiples or ANY. A rule
-that a declaration does not name is refused. `Capabilities.refusals` gives every reason at once: an engineer who repairs one
-wants to know of the others.
+The answer about a rule (`attn_contract.rules`) is YES, or No with the reason. A set of values is Only, Multiples or ANY. A rule
+that a declaration does not name is refused. `Capabilities.refusals` gives all reasons at once, so that nobody removes one to
+meet the next.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from attn_contract.rules import rule_named, words_of
 
 
 class No(str):
-    """A property that is not supported, and why not."""
+    """The answer that something is not supported. The text is the reason; as a truth value it is False."""
 
     __slots__ = ()
 
@@ -33,10 +33,21 @@ Answer = Literal[True] | No
 
 @dataclass(frozen=True)
 class Only:
-    """These values and no other; `why` says what forbids the rest."""
+    """These values and no other.
+
+    Args:
+        values: of any type that compares by equality.
+        why: what forbids all other values.
+
+    Raises:
+        ContractError: `values` is no tuple. A text would be taken for its letters.
+    """
 
     values: tuple[Any, ...]
     why: str
+
+    def __post_init__(self) -> None:
+        check_type("values", self.values, tuple, "a tuple of values")
 
     def __contains__(self, value: object) -> bool:
         return value in self.values
@@ -47,7 +58,13 @@ class Only:
 
 @dataclass(frozen=True)
 class Multiples:
-    """Multiples of a number up to a largest one (None: any); `why` says what forbids the rest."""
+    """Multiples of a number.
+
+    Args:
+        of: the number, at least 1.
+        why: what forbids all other numbers.
+        at_most: the largest one; None: there is no largest.
+    """
 
     of: int
     why: str
@@ -88,7 +105,7 @@ class Refusal:
 
 
 def unsupported(backend: str, refusals: Sequence[Refusal], instead: str | None = None) -> UnsupportedError:
-    """The error that has all the reasons, of which there is at least one."""
+    """The error that tells all the refusals. There must be at least one."""
     first, *others = refusals
     return UnsupportedError(backend, first.property, "; ".join((first.reason, *map(str, others))), instead)
 
@@ -98,9 +115,9 @@ class Combination:
     """Properties that a backend supports one by one, but not together, or not on every architecture.
 
     Args:
-        property: in words.
-        applies: whether a config asks for that, on an architecture; None where that is not known yet.
-        reason: why not.
+        property: what is not supported, in words.
+        applies: whether a config asks for it, on an architecture. The architecture is None where it is not known yet.
+        reason: why it is not supported.
     """
 
     property: str
@@ -115,15 +132,18 @@ class Capabilities:
     Args:
         backend: its name.
         available: YES, or why it cannot run at all where it is installed.
-        architectures: prefixes of what it runs on, such as "gfx94".
-        attn_types: an answer for each.
-        layouts: in order of preference; empty for a backend without a cache.
-        scales: of quantized caches.
-        rules: an answer by the name of each rule that somebody thought of; any other rule is refused as not declared.
+        architectures: prefixes of the names of architectures that it runs on, such as "gfx94".
+        attn_types: an answer about every attention type.
+        dtypes: of q, k and v.
+        head_sizes, group_sizes, block_sizes: head size D, query heads of each KV head, slots of a block.
+        layouts: of the KV cache, in order of preference; empty for a backend without a cache.
+        kv_cache_dtypes, scales: of quantized caches.
+        output_dtypes: of an output that is quantized with output_scale.
+        rules: an answer by the name of each rule that the author has thought of. Any other rule is refused as not declared.
         combinations: what it does not support together.
 
     Raises:
-        ContractError: an answer of another kind, or none about an attention type.
+        ContractError: an answer of another kind, an answer about an unknown rule, or none about an attention type.
     """
 
     backend: str
@@ -163,7 +183,7 @@ class Capabilities:
         return self.rules.get(rule_named("name", name).name, NOT_DECLARED)
 
     def refusals(self, config: AttentionConfig, architecture: str | None = None) -> list[Refusal]:
-        """All that a config (on an architecture, if given) asks for and this backend does not do; none: it serves it."""
+        """All reasons why this backend does not serve a config, on an architecture if one is given. Empty: it serves it."""
         check_type("config", config, AttentionConfig, "an AttentionConfig")
         check_type("architecture", architecture, str | None, "None or a name such as gfx942")
         return list(self._refusals(config, architecture))

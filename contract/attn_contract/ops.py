@@ -145,8 +145,8 @@ def _merge_attn_states(implementation: ModuleType, given: Given) -> None:
 
 def _layer(given: Given, **sizes: Any) -> Layer:
     """The layer that a call describes: the arguments that are fields of Layer, and sizes that shapes of tensors say."""
-    settings = {field.name: given[field.name] for field in fields(Layer) if field.name in given}
-    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+    settings: Given = {field.name: given[field.name] for field in fields(Layer) if field.name in given}
+    settings |= {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}  # a schema has no tuples
     for name, kind in (("attn_type", AttentionType), ("layout", Layout)):
         if name in settings:
             settings[name] = _named(kind, name, settings[name])

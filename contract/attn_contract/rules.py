@@ -33,11 +33,11 @@ class ActsOn(StrEnum):
     VISIBILITY = "visibility"
     """Which keys a query sees."""
     LOGITS = "logits"
-    """What the logit of a visible key is."""
+    """The logit of a visible key."""
     SOFTMAX = "softmax"
-    """What the weights of the visible keys sum up to."""
+    """The sum of the weights of the visible keys."""
     CALL = "call"
-    """How the step is run: what is returned, written or promised besides the output."""
+    """How a step is run, and what it returns, writes or promises besides the output."""
 
 
 VISIBILITY, LOGITS, SOFTMAX, CALL = ActsOn
@@ -139,7 +139,7 @@ def rule(
 _HOLDERS = ("Layer", "Batch", "call")
 _rules: dict[str, Rule] = {}
 RULES: Final[Mapping[str, Rule]] = MappingProxyType(_rules)
-"""Every rule, by name: those of a layer, those of a step, those of a call."""
+"""Every rule by its name: first the rules of Layer, then those of Batch, then those of a call."""
 
 _Holder = TypeVar("_Holder")
 
