@@ -1,9 +1,9 @@
-"""Where tensors lie, and signatures of calls: shapes, strides, dtypes and host values, but no values or addresses of tensors.
+"""Signatures: all that decides how a call is checked and launched, except values in tensors and addresses.
 
-Calls of one signature pass the same checks and take the same launches.
+Calls of one signature pass the same checks of shapes and take the same launches, so that what was found for one of them serves
+the others.
 """
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,17 +12,21 @@ TensorSignature = tuple[torch.Size, tuple[int, ...], torch.dtype]
 
 
 def tensor_signature(tensor: torch.Tensor | None) -> TensorSignature | None:
-    """Shape, strides and dtype; None of None."""
+    """Shape, strides and dtype of a tensor; None for None."""
     return None if tensor is None else (tensor.shape, tensor.stride(), tensor.dtype)
 
 
 class Signature:
-    """Values and signatures of tensors, as a key of a dictionary: hashed once, however often it is looked up."""
+    """The signature of a Layer or a Batch, as a key of a dictionary: hashed once, however often it is looked up.
+
+    Args:
+        fields: by name. A tensor counts by its signature, and every other value by itself.
+    """
 
     __slots__ = ("_hash", "_parts")
 
-    def __init__(self, parts: dict[str, Any]) -> None:
-        self._parts = tuple(tensor_signature(part) if isinstance(part, torch.Tensor) else part for part in parts.values())
+    def __init__(self, fields: dict[str, Any]) -> None:
+        self._parts = tuple(tensor_signature(part) if isinstance(part, torch.Tensor) else part for part in fields.values())
         self._hash = hash(self._parts)
 
     def __hash__(self) -> int:
@@ -30,17 +34,3 @@ class Signature:
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Signature) and self._parts == other._parts)
-
-
-def memory_of(tensor: torch.Tensor) -> tuple[int, int]:
-    """Addresses of its first byte and of the end of its last element; what is interleaved with it lies between them."""
-    start = tensor.data_ptr()
-    return start, start + _extent(tensor.shape, tensor.stride()) * tensor.element_size()
-
-
-@lru_cache(maxsize=4096)
-def _extent(shape: torch.Size, strides: tuple[int, ...]) -> int:
-    """Elements from a tensor's first to the end of its last."""
-    if 0 in shape:
-        return 0
-    return 1 + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
