@@ -36,6 +36,8 @@ from attn_optimized.backends import BACKENDS
 from attn_optimized.selector import PRIORITIES, select
 
 AITER = recorded("2026-08")
+# the kernels run where the other tests run them
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPE: dict[str, Any] = {"num_heads": 2, "num_kv_heads": 2, "head_size": 64, "scale": 0.125}
 
 
@@ -77,24 +79,24 @@ class Arguments:
 def call_of(layer_type: type[Layer], layout: Layout = Layout.BLOCKS_FIRST_NHD, **settings: Any) -> Arguments:
     sizes = {"num_blocks": 2, "block_size": 16, "num_kv_heads": 2, "head_size": 64, "itemsize": 2}
     view = KVCacheView.dense(layout, **sizes)
-    q = torch.ones(2, 2, 64, dtype=torch.float16)
+    q = torch.ones(2, 2, 64, dtype=torch.float16, device=DEVICE)
     batch = Batch(
-        query_start_loc=torch.tensor([0, 1, 2], dtype=torch.int32),
-        seq_lens=torch.tensor([3, 2], dtype=torch.int32),
+        query_start_loc=torch.tensor([0, 1, 2], dtype=torch.int32, device=DEVICE),
+        seq_lens=torch.tensor([3, 2], dtype=torch.int32, device=DEVICE),
         max_query_len=1,
         max_seq_len=3,
         num_actual_tokens=2,
         causal=True,
-        block_table=torch.tensor([[0], [1]], dtype=torch.int32),
+        block_table=torch.tensor([[0], [1]], dtype=torch.int32, device=DEVICE),
     )
-    kv_cache = view.tensor(torch.ones(view.end, dtype=torch.float16))
+    kv_cache = view.tensor(torch.ones(view.end, dtype=torch.float16, device=DEVICE))
     return Arguments(layer_type(**SHAPE, layout=layout, **settings), batch, q, kv_cache, torch.full_like(q, torch.nan))
 
 
 def dense_call(layer_type: type[Layer], **settings: Any) -> Arguments:
     call = call_of(layer_type)
     encoder = layer_type(**SHAPE, attn_type=AttentionType.ENCODER, **settings)
-    batch = dataclasses.replace(call.batch, seq_lens=torch.tensor([1, 1], dtype=torch.int32), causal=False, block_table=None)
+    batch = dataclasses.replace(call.batch, seq_lens=torch.ones_like(call.batch.seq_lens), causal=False, block_table=None)
     return dataclasses.replace(call, layer=encoder, batch=batch)
 
 
@@ -223,7 +225,10 @@ def test_a_batch_asks_as_a_layer_does():
         marks: torch.Tensor | None = None
 
     call = call_of(Layer)
-    batch = Marked(**{field.name: getattr(call.batch, field.name) for field in dataclasses.fields(Batch)}, marks=torch.ones(2))
+    batch = Marked(
+        **{field.name: getattr(call.batch, field.name) for field in dataclasses.fields(Batch)},
+        marks=torch.ones(2, device=DEVICE),
+    )
     assert list(asked(batch)) == ["marks"]
     for package in (attn_optimized, attn_reference):
         with pytest.raises(UnsupportedError, match="marks"):
