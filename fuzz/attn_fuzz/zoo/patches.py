@@ -135,7 +135,7 @@ class _Edit(NamedTuple):
 
 
 class _Source:
-    """A module's source, parsed."""
+    """The source of a module with its syntax tree, in which patches are looked up."""
 
     def __init__(self, module: str) -> None:
         self.module = module
@@ -189,7 +189,7 @@ class _Source:
                 yield row[first : first + length]
 
     def _rows(self, node: ast.AST, kind: str) -> Iterator[list[_Piece]]:
-        """All neighbours of one kind in a node and in what it is made of."""
+        """All lists of neighbouring code of one kind, in a node and in the nodes below it."""
         if isinstance(node, ast.JoinedStr):
             return  # Python 3.11 does not know where the parts of an f-string stand
         for field, value in ast.iter_fields(node):
@@ -233,7 +233,7 @@ class _Source:
         find: dict[str, list[_Piece]],
         found: list[tuple[int, int]],
     ) -> str:
-        """Why a patch does not apply, for who has changed the code and for who writes a patch."""
+        """Why a patch does not apply. The message names the nearest code, for whoever moved the code or writes the patch."""
         stands = f"its `find` stands there {len(found)} times, expected once: {_one_line(patch.find)}"
         if found:
             return f"{stands} (lines {', '.join(str(self._line(begin)) for begin, _ in sorted(found))})"
@@ -247,7 +247,7 @@ class _Source:
 
 
 def _readings(text: str, name: str) -> dict[str, list[_Piece]]:
-    """What a text can be read as, by kind."""
+    """The pieces of code that a text can be read as, by kind."""
     text = textwrap.dedent(text).strip("\n")
     expression, call, entries = (_parsed(form, "eval") for form in (f"(\n{text}\n)", f"f(\n{text}\n)", f"{{\n{text}\n}}"))
     statements = _parsed(text, "exec")
