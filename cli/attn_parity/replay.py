@@ -27,7 +27,7 @@ def command(files: tuple[Path, ...], target_name: str | None, limit: float, devi
         case = case_file.load(path)
         name = target_of(case, path, target_name)
         target = registry.usable(name, device)
-        # sizes are what is drawn, not all that a kernel can do: a captured call is handed to it as it is
+        # a Support's sizes say what is drawn, not what the kernel can do: a captured call runs with the sizes that it has
         if case.values.kind != "captured" and (reason := target.support(device).limit(case)):
             raise CaseError(f"{path}: target {target.name} cannot run this case on {device}: {reason}")
         cases.append((path, case, name, sanitizes(sanitize, target, device)))

@@ -36,7 +36,7 @@ _OPTION_TYPES: dict[Any, dict[str, Any]] = {
 
 
 def _rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """An option for each rule: a number, or a flag where a tensor or a bool is meant."""
+    """Add an option for each rule: a number, or a flag if the rule's value is a tensor or a bool."""
     for rule in reversed(list(RULES.values())):
         name = f"--{rule.name.replace('_', '-')}"
         kind = _OPTION_TYPES.get(rule.type, {"is_flag": True})
@@ -80,7 +80,7 @@ def command(
 
     Exit code 1 where no backend does.
     """
-    # Triton decides how kernels run when they are imported: not before another command has had its say
+    # imported here: Triton decides at import whether kernels are interpreted, and other commands set that first
     from attn_optimized.selector import select_model
 
     check_writable(json_file)
@@ -129,7 +129,7 @@ def _one_layer(given: dict[str, Any]) -> ModelFile:
 
 
 def _by_layer(choices: tuple[str, ...], layers: dict[str, AttentionConfig]) -> dict[str, str]:
-    """What is wanted by a layer's name; a backend without one is for all the others."""
+    """The backend that the user wants, by layer. A backend without a layer's name is for all other layers."""
     wanted: dict[str | None, str] = {}
     for choice in choices:
         name, is_given, backend = choice.rpartition("=")
@@ -179,7 +179,7 @@ def _print_assignments(assignments: dict[str, "Assignment"]) -> None:
 
 
 def _print_findings(configs: dict[str, AttentionConfig], assignments: dict[str, "Assignment"]) -> None:
-    """What layers can meet in the backends that were selected for them: selected does not mean free of known bugs."""
+    """Known bugs that layers can meet in the backends that were selected for them."""
     layers: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for name, chosen in assignments.items():
         for finding in BACKENDS.get(chosen.backend, ()):

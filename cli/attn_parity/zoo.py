@@ -167,7 +167,7 @@ def _print(rows: list[Row], residents: list[Mutant]) -> None:
 
 
 def _check(path: Path, residents: list[Mutant]) -> int:
-    """Whether a page is what its JSON and these mutants make, and every mutant has results."""
+    """The exit code: 0 if the page follows from its JSON and these mutants, and every mutant has results; else 1."""
     found = _kept(path)
     wrong = zoo_page.differences(found, residents)
     if not path.is_file() or path.read_text(encoding="utf-8") != zoo_page.text(found, residents):
