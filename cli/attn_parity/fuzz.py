@@ -151,7 +151,11 @@ def command(
 
 
 def _exit_code(run: Run, errors: list[str]) -> int:
-    """1 where a case fails, 130 after an interruption; errors are printed, and without a failing case they are the result."""
+    """The exit code: 1 if a case fails, 130 after an interruption. Errors are printed, or raised if no case fails.
+
+    Raises:
+        ExecutorError: there are errors, and no failing case.
+    """
     if errors and not run.failures:
         raise ExecutorError("\n".join(errors))
     for error in errors:

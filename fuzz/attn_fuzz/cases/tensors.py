@@ -244,7 +244,7 @@ def _block_table(case: Case, cache: Cache, device: torch.device | str) -> torch.
 
 
 def _embedded(values: torch.Tensor, around: float, device: torch.device | str) -> torch.Tensor:
-    """A vector or scalar inside a longer vector of poison: a read past its ends is safe and makes the result NaN."""
+    """A vector or scalar inside a longer vector of the number `around`. A read past its ends is safe and changes the result."""
     guard = torch.full((GUARD,), around, dtype=values.dtype)
     return torch.cat([guard, values.flatten(), guard]).to(device)[GUARD:-GUARD].view(values.shape)
 
