@@ -21,7 +21,7 @@ SOURCES = [path for folder in ("optimized", "fuzz", "cli", "benchmarks") for pat
 
 def test_every_command_is_described_and_every_option_there_is():
     page = PAGES["docs/reference/command-line.md"]
-    options = {"--help"}
+    options = {"--help", "--version"}
     context = click.Context(cli)
     for name in cli.list_commands(context):
         command = cli.get_command(context, name)

@@ -3,6 +3,7 @@
 The caches, metadata and specs are vLLM's objects; what runs is this project's.
 """
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -223,7 +224,7 @@ def test_images_are_seen_both_ways(backend, clamped, device):
     q, k, v = qkv(step, device)
     layer.write(k, v, step, [5, 3, 9])
     own_ranges = [[(1, 3), (0, -1)], [(0, -1)] * 2, [(0, 1), (5, 8)], [(0, -1)] * 2]
-    own = Batch(**{**vars(step.own), "bidirectional_ranges": torch.tensor(own_ranges, dtype=torch.int32, device=device)})
+    own = replace(step.own, bidirectional_ranges=torch.tensor(own_ranges, dtype=torch.int32, device=device))
     metadata = builder_of(backend, device).build(0, step.common)
     layer.check(q, step._replace(own=own), metadata, window=(1, 1), ranges_clamped=clamped)
 
@@ -258,7 +259,7 @@ def test_an_encoder_reads_no_cache(backend, device):
         attn_type=AttentionType.ENCODER_ONLY,
         window=(2, 2),
     )
-    own = Batch(**{**vars(step.own), "block_table": None})
+    own = replace(step.own, block_table=None)
     n = step.num_tokens
     expected = attn_reference.varlen_attention(q[:n], k[:n], v[:n], layer, own, precision=torch.float64)
     torch.testing.assert_close(out[:n], expected, rtol=0, atol=2e-5)

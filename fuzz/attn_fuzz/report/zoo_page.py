@@ -124,7 +124,7 @@ def by(row: Row, mutant: Mutant) -> str:
 
 
 def summary(rows: Sequence[Row], mutants: Sequence[Mutant]) -> str:
-    """All in one line, which the README repeats: how many were found, of which kinds, how soon, and by what."""
+    """All in one line, whose first half the README repeats: how many were found, of which kinds, how soon, and by what."""
     by_name = {mutant.name: mutant for mutant in mutants}
     run = [row for row in rows if row.found]
     caught = [row for row in run if not row.survived]
@@ -166,7 +166,7 @@ zoo.json, which holds its numbers. `attn-parity zoo --rewrite` writes the page a
 
 - Examples and seconds: how long the fuzzer looked until it found the bug. They are medians over the seeds {seeds}, of at most
   {at_most} examples each. The seconds include the start of a process.
-- By: the kind of the verdict, as the README lists them.
+- By: the kind of the verdict, as [verdicts.md](../reference/verdicts.md) lists them.
 - Smallest case: the requests, query rows and keys of the case that the first seed's failure was shrunk to.
 
 A mutant must compile, import and run. An exception counts as a finding only if the mutant's file announces it
