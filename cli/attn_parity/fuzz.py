@@ -53,11 +53,17 @@ _PROFILES = ", ".join(f"{name} {examples}" for name, examples in PROFILES.items(
 
 
 @click.command("fuzz")
-@click.option("--target", "target_name", default="triton", show_default=True, help="What to check; see `targets`.")
+@click.option(
+    "--target",
+    "target_name",
+    default="triton",
+    show_default=True,
+    help="The target to check; `attn-parity targets` lists them.",
+)
 @click.option("--profile", type=click.Choice(list(PROFILES)), default="ci", show_default=True, help=f"Examples: {_PROFILES}.")
-@click.option("--examples", type=Positive, help="Cases to draw, instead of the profile's number.")
-@click.option("--minutes", type=Duration, help="Stop drawing after so long.")
-@click.option("--seed", type=Seed, help="Draws the same cases again; chosen and printed if not given.")
+@click.option("--examples", type=Positive, help="Number of cases to draw, instead of the profile's.")
+@click.option("--minutes", type=Duration, help="Stop drawing after this many minutes.")
+@click.option("--seed", type=Seed, help="The same seed draws the same cases; default: a new seed, which is printed.")
 @workers_option
 @limit_option
 @device_option
@@ -67,18 +73,18 @@ _PROFILES = ", ".join(f"{name} {examples}" for name, examples in PROFILES.items(
     "--report",
     "report_folder",
     type=click.Path(file_okay=False, path_type=Path),
-    help=f"Write a page about the run into this folder, and failing cases, which else go to {FOLDER}.",
+    help=f"Write a page about the run and failing cases into this folder; default: no page, cases into {FOLDER}.",
 )
 @click.option(
     "--corpus",
     metavar="FOLDER|FILE|none",
-    help="Cases to run first, on whatever target; those that come with the fuzzer if not given.",
+    help="A file or folder of cases to run first; default: those that come with the fuzzer; none: no cases.",
 )
 @click.option(
     "--database",
     "where",
     metavar="FOLDER|redis://HOST",
-    help="Failures of earlier runs, run first; those of this one are added.",
+    help="A database of failures: its cases run first, and failures of this run are added.",
 )
 @sigterm_interrupts()
 def command(

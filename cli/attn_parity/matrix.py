@@ -36,14 +36,16 @@ UNDEFINED = {pair: reason for pair in combinations(NAMES, 2) if (reason := undef
 
 
 @click.command("matrix")
-@click.option("--check", is_flag=True, help="Change nothing; exit 1 if a page is not current.")
-@click.option("--only", type=click.Choice(["coverage", "backends"]), help="One of the two pages; backends takes no time.")
+@click.option("--check", is_flag=True, help="Write nothing; exit 1 if a page is out of date.")
+@click.option(
+    "--only", type=click.Choice(["coverage", "backends"]), help="Make only one of the two pages; backends takes no time."
+)
 @click.option(
     "--page",
     type=click.Path(dir_okay=False, path_type=Path),
     default=PAGE,
     show_default=True,
-    help="The page of coverage, which has backends.md beside it.",
+    help="The page of coverage; backends.md lies beside it.",
 )
 @workers_option
 @json_option

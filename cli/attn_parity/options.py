@@ -50,21 +50,21 @@ device_option = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
-    help="auto: a GPU if there is one (HIP's is cuda too).",
+    help="auto: a GPU if there is one. AMD GPUs are cuda, too.",
 )
 workers_option = click.option(
-    "--workers", type=click.IntRange(min=1, max=256), help="Processes at once; one per core, at most 8 on a GPU."
+    "--workers", type=click.IntRange(min=1, max=256), help="Number of processes; default: one per core, at most 8 on a GPU."
 )
 limit_option = click.option(
-    "--limit", type=Duration, default=60.0, show_default=True, help="Seconds per case, compiling included."
+    "--limit", type=Duration, default=60.0, show_default=True, help="Seconds that a case may take, compilation included."
 )
 sanitize_option = click.option(
     "--sanitize/--no-sanitize",
     default=None,
-    help="Check every address that interpreted kernels access; on for this project's own on a CPU.",
+    help="Check every address that interpreted kernels access; default: on for this project's kernels on a CPU.",
 )
 json_option = click.option(
-    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the result here."
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the result into this file as JSON."
 )
 
 

@@ -15,7 +15,11 @@ from attn_parity.options import device_option, limit_option, results, sanitize_o
 
 @click.command("replay")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--target", "target_name", help="Instead of the one that the case names; needed where that is module:attribute.")
+@click.option(
+    "--target",
+    "target_name",
+    help="Run this target instead of the case's; needed if the case names a target as module:attribute.",
+)
 @limit_option
 @device_option
 @sanitize_option

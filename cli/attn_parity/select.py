@@ -47,31 +47,35 @@ def _rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command("select")
 @click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
-    "--attn-type", type=click.Choice([str(attn_type) for attn_type in AttentionType]), help="decoder, if nothing else is said."
+    "--attn-type", type=click.Choice([str(attn_type) for attn_type in AttentionType]), help="Attention type; default: decoder."
 )
-@click.option("--heads", "num_heads", type=int, help="Query heads.")
-@click.option("--kv-heads", "num_kv_heads", type=int, help="KV heads; as many as there are query heads, if not given.")
+@click.option("--heads", "num_heads", type=int, help="Number of query heads.")
+@click.option("--kv-heads", "num_kv_heads", type=int, help="Number of KV heads; default: the number of query heads.")
 @click.option("--head-size", type=int)
-@click.option("--dtype", type=click.Choice(_FLOATS), help="bfloat16, if nothing else is said.")
-@click.option("--block-size", type=int, help="Slots of a block of the cache: 16, if nothing else is said.")
+@click.option("--dtype", type=click.Choice(_FLOATS), help="Dtype of q; default: bfloat16.")
+@click.option("--block-size", type=int, help="Slots of a block of the cache; default: 16.")
 @click.option(
-    "--layout", type=click.Choice([str(layout) for layout in Layout]), help="Of the cache; left to the backend, if not given."
+    "--layout", type=click.Choice([str(layout) for layout in Layout]), help="Layout of the cache; default: the backend chooses."
 )
 @click.option("--kv-cache-dtype", type=click.Choice((*_FLOAT8, "int8")), help="Of a quantized cache.")
 @click.option("--scales", type=click.Choice(get_args(Scales)), help="Of a quantized cache.")
-@click.option("--sliding-window", type=click.IntRange(min=1), help="A model's number: the window, the token itself included.")
-@click.option("--output-dtype", type=click.Choice(_FLOAT8), help="Of a quantized output.")
+@click.option(
+    "--sliding-window", type=click.IntRange(min=1), help="Keys that a token sees, itself included, as models give the number."
+)
+@click.option("--output-dtype", type=click.Choice(_FLOAT8), help="Dtype of a quantized output.")
 @_rule_options
-@click.option("--arch", metavar="NAME", help="Such as gfx942 or sm90; this machine's, if not given.")
+@click.option("--arch", metavar="NAME", help="Architecture, such as gfx942 or sm90; default: this machine's.")
 @click.option(
     "--aiter",
     "aiter_version",
     metavar="installed|none|VERSION",
     default="installed",
     show_default=True,
-    help="Which AITER is there: this machine's, none, or one whose signatures are recorded, such as 2026-08.",
+    help="Which AITER there is: this machine's, none, or a version whose signatures are recorded, such as 2026-08.",
 )
-@click.option("--backend", "backends", multiple=True, metavar="[LAYER=]NAME", help="The only one that is wanted.")
+@click.option(
+    "--backend", "backends", multiple=True, metavar="[LAYER=]NAME", help="Use only this backend, for LAYER or for all layers."
+)
 @json_option
 def command(
     file: Path | None, arch: str | None, aiter_version: str, backends: tuple[str, ...], json_file: Path | None, **layer: Any
