@@ -13,9 +13,9 @@ import click
 import msgspec
 import torch
 from attn_fuzz.cases.case import Case
-from attn_fuzz.run import engine, runner
-from attn_fuzz.run.engine import Plan
+from attn_fuzz.run import runner, shard
 from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_fuzz.verdict.verdict import Verdict
 from rich.console import Console
@@ -41,25 +41,25 @@ def main(examples: int, seed: int, names: tuple[str, ...], workers: int | None) 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     passes = ("compiling", "compiled") if device == "cuda" else ("interpreted",)
     with tempfile.TemporaryDirectory() as folder:
-        plans = [Plan(target=name, device=device, examples=examples, seed=seed, folder=Path(folder)) for name in names]
+        plans = [FuzzPlan(target=name, device=device, examples=examples, seed=seed, folder=Path(folder)) for name in names]
         for kernels in passes:
             results.print(_one_worker(plans, kernels))
         for kernels in passes:
             results.print(_more_workers(plans[0], workers or os.cpu_count() or 1, kernels))
 
 
-def _one_worker(plans: list[Plan], kernels: str) -> Table:
+def _one_worker(plans: list[FuzzPlan], kernels: str) -> Table:
     table = _table("target", "kernels", "examples/s", "ms: target", "judge", "build", "Hypothesis", "processes")
     for plan in plans:
         for sanitize in (True, False) if registry.load(plan.target).can_be_sanitized(plan.device) else (False,):
             chosen = msgspec.structs.replace(plan, sanitize=sanitize)
             started = time.perf_counter()
-            engine.fuzz(chosen, _Undone(plan.target, plan.device, 1.0, plan.folder / "none"))
+            shard.fuzz(chosen, _Undone(plan.target, plan.device, 1.0, plan.folder / "none"))
             drawing = time.perf_counter() - started
-            with engine.start_executor(chosen) as executor:
+            with shard.start_executor(chosen) as executor:
                 executor.start()
                 started = time.perf_counter()
-                progress = engine.fuzz(chosen, executor)
+                progress = shard.fuzz(chosen, executor)
                 seconds = time.perf_counter() - started
             inside = [progress.spent[name] for name in ("target", "judge", "build")]
             parts = [*inside, drawing, max(0.0, seconds - sum(inside) - drawing)]
@@ -69,7 +69,7 @@ def _one_worker(plans: list[Plan], kernels: str) -> Table:
     return table
 
 
-def _more_workers(plan: Plan, most: int, kernels: str) -> Table:
+def _more_workers(plan: FuzzPlan, most: int, kernels: str) -> Table:
     table = _table("workers", "kernels", "examples/s", "of each")
     for workers in _doubled(most):
         # as many examples for each worker, and none that another number of workers has run

@@ -64,6 +64,7 @@ def test_an_import_the_other_way_is_found(copy, module, line):
         ("targets", "run"),
         ("strategies", "run"),
         ("run", "report"),
+        ("zoo", "run"),
     ],
 )
 def test_an_import_from_a_room_above_is_found(copy, room, above):

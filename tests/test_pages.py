@@ -102,7 +102,7 @@ def _is_there(module: str, name: str) -> bool:
 
 
 def test_an_import_that_leads_nowhere_is_found():
-    tree = ast.parse("from attn_fuzz.targets import Target, Aim\nfrom attn_fuzz.run import engine")
+    tree = ast.parse("from attn_fuzz.targets import Target, Aim\nfrom attn_fuzz.run import shard")
     assert missing(tree) == ["attn_fuzz.targets.Aim"]
 
 

@@ -101,13 +101,13 @@ def described(call: "KernelCall", architecture: str) -> tuple[dict[str, Any], st
 
     binary, _ = compiled(call, architecture)
     text = without_debug(binary.asm.get("amdgcn") or binary.asm["ptx"], binary.metadata.name)
-    facts, numbers = facts_of(binary, architecture), call.form.numbers
+    facts, numbers = facts_of(binary, architecture), call.launch.numbers
     kept = {
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
         "num_warps": binary.metadata.num_warps,
         **{name: getattr(facts, name) for name in FACTS},
-        "grid": list(call.form.grid),
-        "numbers": [numbers[name] for name in call.form.kernel.arg_names if name in numbers],
+        "grid": list(call.launch.grid),
+        "numbers": [numbers[name] for name in call.launch.kernel.arg_names if name in numbers],
     }
     return kept, text
 

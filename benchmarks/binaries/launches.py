@@ -65,7 +65,7 @@ def ours(call: Call, architecture: str) -> list[Launch]:
         assert call.k is not None
         assert call.v is not None
         calls = varlen_attention_calls(call.q, call.k, call.v, layer, batch, plan_of(call.q, layer, batch, **gpu), out=out)
-    return [Launch(each.form.kernel, (), each.arguments | each.form.constants | each.form.options) for each in calls]
+    return [Launch(each.launch.kernel, (), each.arguments | each.launch.constants | each.launch.options) for each in calls]
 
 
 def theirs(call: Call, whose: str, module: SimpleNamespace) -> list[Launch]:

@@ -39,7 +39,7 @@ def judged(case: Attention, parameters: Parameters, device: torch.device) -> Jud
     out = torch.full_like(call.q, torch.nan)
     lse = torch.full(call.q.shape[1::-1], torch.nan, device=device)
     for launch in launches(call, parameters, out=out, lse=lse):
-        launch.launch(device)
+        launch.run(device)
     splits = plan_of(call.q, call.layer, call.batch, parameters=parameters).splits
     rounding = Rounding(keys_per_tile=parameters.block_n, dot_is_chained=device.type != "cpu", splits=splits)
     given = attn_fuzz.cases.call.Call(q=call.q, layer=call.layer, batch=call.batch, kv_cache=call.kv_cache)

@@ -138,7 +138,7 @@ def fail(candidate: Candidate, error: Exception) -> None:
 
 def _run(call: Call, parameters: Parameters, out: torch.Tensor) -> None:
     for launch in launches(call, parameters, out=out):
-        launch.launch(call.q.device)
+        launch.run(call.q.device)
 
 
 def _mean(times: Sequence[float]) -> float:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from attn_optimized.kernel_call import KernelCall
 
     Calls = dict[str, dict[str, KernelCall]]
-    """Launches by architecture and name."""
+    """Each launch by its architecture and then by its name."""
 
 PAGE = PAGES / "binaries.md"
 

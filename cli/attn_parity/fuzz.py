@@ -12,17 +12,17 @@ from pathlib import Path
 
 import click
 from attn_fuzz import report
-from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.corpus import database, files
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.report import page
 from attn_fuzz.report.run import Found, Run
-from attn_fuzz.run import engine, ledger, runner
-from attn_fuzz.run.engine import Failure, Plan
+from attn_fuzz.run import ledger, runner, shard
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.runner import Outcome
+from attn_fuzz.run.shard import Failure, FuzzPlan
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Support, Target
 from attn_parity.options import (
@@ -102,7 +102,7 @@ def command(
     check_writable(json_file)
     folder = report_folder or FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    plan = Plan(
+    plan = FuzzPlan(
         target=target_name,
         device=device,
         examples=examples or PROFILES[profile],
@@ -201,14 +201,14 @@ def _past(
     return files.admitted(cases, target, support)
 
 
-def _run(plan: Plan, past: dict[Case, str], workers: int, prefix: Path) -> tuple[Outcome, list[Path]]:
+def _run(plan: FuzzPlan, past: dict[Case, str], workers: int, prefix: Path) -> tuple[Outcome, list[Path]]:
     """Past cases, then the plan's shards. What is found is on the disk at once, in the files that are returned."""
     plans = [*runner.replays(plan, list(past), workers), *runner.shards(plan)]
-    done = [engine.Progress() for _ in plans]
+    done = [shard.Progress() for _ in plans]
     early: dict[int, Path] = {}
     with progress_bar(len(past) + plan.examples) as show_bar:
 
-        def show(index: int, progress: engine.Progress) -> None:
+        def show(index: int, progress: shard.Progress) -> None:
             if progress.failure is not None and progress.failure != done[index].failure:
                 early[index] = prefix.with_name(f"{prefix.name}-shard-{index}.json")
                 with contextlib.suppress(OSError):  # on a full disk, it is told and tried again when the run has ended
@@ -236,7 +236,7 @@ def _written(failure: Failure, folder: Path, name: str, past: dict[Case, str], e
     return Found(failure, case_path, script_path, past.get(failure.first))
 
 
-def _again(plan: Plan) -> list[str]:
+def _again(plan: FuzzPlan) -> list[str]:
     options = {"target": plan.target, "device": plan.device, "examples": plan.examples, "seed": plan.seed}
     return ["attn-parity", "fuzz", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
 

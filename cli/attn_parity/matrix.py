@@ -12,7 +12,7 @@ from attn_fuzz.cases.features import undefined
 from attn_fuzz.report import coverage
 from attn_fuzz.report.coverage import NAMES, Coverage
 from attn_fuzz.run import runner
-from attn_fuzz.run.engine import Plan
+from attn_fuzz.run.shard import FuzzPlan
 from attn_parity.fuzz import PROFILES
 from attn_parity.options import (
     PAGES,
@@ -107,7 +107,7 @@ def _check_version(page: Path) -> None:
 
 
 def _draw(profile: str, device: str, workers: int) -> Coverage:
-    plan = Plan(target="triton", device=device, examples=PROFILES[profile], seed=SEED, folder=Path())
+    plan = FuzzPlan(target="triton", device=device, examples=PROFILES[profile], seed=SEED, folder=Path())
     notes.print(f"drawing {plan.examples} cases of the {profile} profile")
     with progress_bar(plan.examples) as show_bar:
         return coverage.cover(runner.shards(plan), workers, SIDES, lambda examples: show_bar(examples, 0))

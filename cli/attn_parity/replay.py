@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 from attn_fuzz import report
-from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import CaseError
 from attn_fuzz.findings.finding import explanation
 from attn_fuzz.run.executor import Executor

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from attn_contract import RULES, AttentionConfig, AttentionType, ContractError, Layout, UnsupportedError
-from attn_contract.capabilities import Scales
+from attn_contract.attention_config import Scales
 from attn_fuzz.findings.aiter import BACKENDS
 from attn_parity import model_file
 from attn_parity.model_file import ModelFile

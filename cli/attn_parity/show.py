@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 from attn_fuzz import report
-from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import CaseError
 from attn_fuzz.report import page, pictures, terminal
 from attn_fuzz.report.pictures import Limits

@@ -1,10 +1,10 @@
-"""The versions of installed packages."""
+"""Which version of a package is installed, read from its metadata: no package is imported."""
 
 import importlib.metadata
 
 
 def version(distribution: str) -> str | None:
-    """The version of a distribution; None if it is not installed."""
+    """The installed version of a distribution, or None if the distribution is not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

@@ -7,13 +7,14 @@ import click
 import msgspec
 from attn_fuzz.corpus import files
 from attn_fuzz.errors import ExecutorError
+from attn_fuzz.report import zoo_page
+from attn_fuzz.report.zoo_page import Results, Row
 from attn_fuzz.run import runner
-from attn_fuzz.run.engine import Plan, Progress
 from attn_fuzz.run.runner import Outcome
+from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.targets import registry
-from attn_fuzz.zoo import mutants, page
+from attn_fuzz.zoo import mutants
 from attn_fuzz.zoo.mutants import Mutant, MutantError
-from attn_fuzz.zoo.page import Results, Row
 from attn_parity.options import (
     PAGES,
     Positive,
@@ -85,7 +86,7 @@ def command(
     """
     residents = _chosen(mutants.load_all(folder) if folder else mutants.load_all(), only)
     if rewrites:
-        path.write_text(page.text(_kept(path), residents), encoding="utf-8")
+        path.write_text(zoo_page.text(_kept(path), residents), encoding="utf-8")
     if check or rewrites:
         return _check(path, residents)
     check_writable(json_file)
@@ -98,7 +99,7 @@ def command(
     numbers = range(seed, seed + seeds)
     with tempfile.TemporaryDirectory() as scratch:
         plans = [
-            Plan(
+            FuzzPlan(
                 target=mutant.target,
                 device=device,
                 examples=examples,
@@ -114,12 +115,12 @@ def command(
         ]
         outcome = _run(plans, workers or default_workers(device))
     runs = {mutant.name: outcome.progress[i * seeds : (i + 1) * seeds] for i, mutant in enumerate(running)}
-    rows = [page.row(mutant.name, runs.get(mutant.name, [])) for mutant in residents]
+    rows = [zoo_page.row(mutant.name, runs.get(mutant.name, [])) for mutant in residents]
     _print(rows, residents)
     if corpus:
         first = {name: progress[0].failure for name, progress in runs.items()}
         files.write(corpus, {name: failure.case for name, failure in first.items() if failure and failure.minimal})
-    found = page.results(device_name(device), numbers, examples, rows)
+    found = zoo_page.results(device_name(device), numbers, examples, rows)
     if json_file:
         write_json(json_file, msgspec.to_builtins(found))
     if outcome.error:
@@ -129,14 +130,14 @@ def command(
     if broken := [row.error for row in rows if row.error]:
         raise MutantError("; ".join(broken))
     if writes:
-        path.with_suffix(".json").write_bytes(page.dumps(found))
-        path.write_text(page.text(found, residents), encoding="utf-8")
+        path.with_suffix(".json").write_bytes(zoo_page.dumps(found))
+        path.write_text(zoo_page.text(found, residents), encoding="utf-8")
         notes.print(f"{path} written")
     return int(any(row.survived for row in rows))
 
 
-def _run(plans: list[Plan], workers: int) -> Outcome:
-    """Every plan, with a progress bar."""
+def _run(plans: list[FuzzPlan], workers: int) -> Outcome:
+    """Run every plan while a progress bar counts findings and examples."""
     done = [Progress() for _ in plans]
     with progress_bar(len(plans)) as show_bar:
 
@@ -159,27 +160,27 @@ def _print(rows: list[Row], residents: list[Mutant]) -> None:
     table = plain_table("mutant", "class", "origin", "examples", "seconds", "by", *sizes, right=("examples", "seconds", *sizes))
     for row, mutant in zip(rows, residents, strict=True):
         counts = ["" if number is None else f"{number:g}" for number in (row.examples, row.seconds)]
-        origin = page.real_bug(mutant.origin) or "own"
-        table.add_row(mutant.name, mutant.kind, origin, *counts, page.by(row, mutant), *map(str, row.size or ()))
+        origin = zoo_page.real_bug(mutant.origin) or "own"
+        table.add_row(mutant.name, mutant.kind, origin, *counts, zoo_page.by(row, mutant), *map(str, row.size or ()))
     results.print(table)
-    results.print(page.summary(rows, residents), soft_wrap=True)
+    results.print(zoo_page.summary(rows, residents), soft_wrap=True)
 
 
 def _check(path: Path, residents: list[Mutant]) -> int:
     """Whether a page is what its JSON and these mutants make, and every mutant has results."""
     found = _kept(path)
-    wrong = page.differences(found, residents)
-    if not path.is_file() or path.read_text(encoding="utf-8") != page.text(found, residents):
+    wrong = zoo_page.differences(found, residents)
+    if not path.is_file() or path.read_text(encoding="utf-8") != zoo_page.text(found, residents):
         wrong.append(f"{path} is not what {path.with_suffix('.json')} and the mutants make: run `attn-parity zoo --rewrite`")
     for line in wrong:
         results.print(line, soft_wrap=True)
-    results.print(page.summary(found.mutants, residents) if not wrong else f"{len(wrong)} wrong", soft_wrap=True)
+    results.print(zoo_page.summary(found.mutants, residents) if not wrong else f"{len(wrong)} wrong", soft_wrap=True)
     return 1 if wrong else 0
 
 
 def _kept(path: Path) -> Results:
-    """The results beside a page."""
+    """The results in the JSON file beside a page, from which the page is made."""
     data = path.with_suffix(".json")
     if not data.is_file():
         raise click.ClickException(f"--page: {data} does not exist; `attn-parity zoo --write` writes it")
-    return page.loads(data.read_bytes(), str(data))
+    return zoo_page.loads(data.read_bytes(), str(data))

@@ -1,12 +1,16 @@
-"""What both sides obey: layers, batches, rules, capabilities, KV cache layouts, border checks, op schemas. No arithmetic."""
+"""What the reference and the kernels both obey. There is no arithmetic of attention here.
 
+`Layer` and `Batch` describe a call, and `rules` what a call may ask for beyond plain attention. `KVCacheView` says where the
+elements of a cache lie, and `Capabilities` what a backend serves. `validation` has the border checks, `ops` the torch ops.
+"""
+
+from attn_contract.attention_config import AttentionConfig
 from attn_contract.attention_type import AttentionType
 from attn_contract.batch import Batch
 from attn_contract.capabilities import (
     ANY,
     YES,
     Answer,
-    AttentionConfig,
     Capabilities,
     Combination,
     Multiples,
@@ -15,16 +19,11 @@ from attn_contract.capabilities import (
     Refusal,
 )
 from attn_contract.errors import ContractError, UnsupportedError
+from attn_contract.kv_cache_view import KVCacheView
 from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES, QUANTIZED_DTYPES, Layer
-from attn_contract.layouts import (
-    KVCacheView,
-    Layout,
-    PhysicalOrder,
-    check_shared_allocation,
-    same_elements,
-    same_footprint,
-)
+from attn_contract.layouts import Layout, PhysicalOrder
 from attn_contract.rules import RULES, Rule
+from attn_contract.shared_allocations import check_shared_allocation, same_elements, same_footprint
 
 __all__ = [
     "ANY",

@@ -18,6 +18,11 @@ def shown(value: object) -> str:
         return f"{type(value).__name__} that is too long to show"
 
 
+def named(value: object) -> str:
+    """A value as a message shows it: a dtype without its module."""
+    return str(value).removeprefix("torch.")
+
+
 def check_type(argument: str, value: object, kind: type | UnionType, expected: str) -> None:
     if not isinstance(value, kind):
         raise ContractError(argument, shown(value), expected)

@@ -1,4 +1,4 @@
-"""Where the keys of a layer come from."""
+"""The types of attention."""
 
 from enum import StrEnum
 
@@ -7,14 +7,15 @@ class AttentionType(StrEnum):
     """Where the keys of a layer come from. The values are vLLM's."""
 
     DECODER = "decoder"
-    """Context and this step's tokens, from the KV cache, which this step's tokens are written to first."""
+    """Keys are the context and this step's tokens, read from the KV cache, to which this step's tokens are written first."""
     ENCODER = "encoder"
-    """This request's own tokens, dense and bidirectional, in the encoder of an encoder-decoder model."""
+    """Keys are the request's own tokens, dense and bidirectional, in the encoder of an encoder-decoder model."""
     ENCODER_ONLY = "encoder_only"
-    """The same in a model that has no decoder."""
+    """Keys are the request's own tokens, dense and bidirectional, in a model that has no decoder."""
     ENCODER_DECODER = "encoder_decoder"
-    """Cross-attention: all the encoder's tokens, from the KV cache, whatever the number of query tokens."""
+    """Cross-attention: keys are all the encoder's tokens, read from the KV cache, however many query tokens there are."""
 
     @property
     def reads_cache(self) -> bool:
+        """Whether the keys come from the KV cache."""
         return self in (AttentionType.DECODER, AttentionType.ENCODER_DECODER)

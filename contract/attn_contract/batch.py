@@ -1,4 +1,4 @@
-"""What changes every step: exactly what a serving engine hands a backend."""
+"""What changes every step: exactly what a serving engine passes to a backend."""
 
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -8,8 +8,9 @@ import torch
 
 from attn_contract.arguments import check_dense_last, check_dims, check_int, check_tensor, check_type, check_vector
 from attn_contract.errors import ContractError
-from attn_contract.forms import Form, memory_of
+from attn_contract.memory import memory_of
 from attn_contract.rules import DECODER_ONLY, LOGITS, VISIBILITY, held_rules, holds_rules, rule
+from attn_contract.signatures import Signature
 
 
 def _check_ranges(name: str, value: Any, _: object) -> torch.Tensor:
@@ -41,8 +42,8 @@ _OF_DECODERS: dict[str, Any] = {"attn_types": DECODER_ONLY, "why_not": "only DEC
 class Batch:
     """R requests of one step. Request r owns query rows `[query_start_loc[r], query_start_loc[r + 1])`.
 
-    Its new tokens are the last ones of its sequence: with q_len and seq_len of request r, query i stands at position
-    `seq_len - q_len + i`. Creating a Batch reads no tensor value; the checks of `attn_contract.validation` do on demand.
+    The queries of a request are the last tokens of its sequence: query i of q_len stands at position `seq_len - q_len + i`.
+    Creating a Batch reads no value in a tensor. The checks of `attn_contract.validation` do so on demand.
 
     Args:
         query_start_loc: [R + 1] int32, prefix sum of the query lengths, from 0.
@@ -55,13 +56,13 @@ class Batch:
             DECODER only: it must be False for the other types.
         block_table: [R, max_blocks] int32, physical block of each logical block; entries past
             `ceil(seq_len / block_size)` are garbage and never followed. None exactly where there is no cache.
-        slot_mapping: [S] int64, `block * block_size + offset` of where row s of k and v is written; -1 writes nothing.
-            None where nothing is written.
+        slot_mapping: [S] int64: row s of k and v is written to slot `block * block_size + offset`; -1 writes nothing. None if
+            nothing is written.
         bidirectional_ranges: [R, max_ranges, 2] int32, dense: inclusive ranges [first, last] of positions of each request, in
-            which queries and keys see each other both ways (the images of a multimodal prompt). `last < first` is none.
-            DECODER only.
-        qq_bias: [Q, Q] float32: added to the logit of query i and the key of query j of the same step (tree drafts); -inf
-            hides the key. Q is at least max_query_len. DECODER only.
+            which queries and keys see each other both ways (the images of a multimodal prompt). A range with `last < first` is
+            empty. DECODER only.
+        qq_bias: [Q, Q] float32: element (i, j) is added to the logit of query i and the key of query j of the same request, as
+            in tree drafts; -inf hides the key. Q is at least max_query_len. DECODER only.
 
     Raises:
         ContractError: a field has another type, shape, dtype or stride, or contradicts another one.
@@ -116,17 +117,17 @@ class Batch:
         return {field.name: value for field in fields(self) if isinstance(value := getattr(self, field.name), torch.Tensor)}
 
     @cached_property
-    def form(self) -> Form:
-        """Of all fields but `max_seq_len`, which changes with every step of a decode."""
-        return Form({field.name: getattr(self, field.name) for field in fields(self) if field.name != "max_seq_len"})
+    def signature(self) -> Signature:
+        """The signature of all fields except `max_seq_len`, which changes with every step of a decode."""
+        return Signature({field.name: getattr(self, field.name) for field in fields(self) if field.name != "max_seq_len"})
 
     @cached_property
     def device(self) -> torch.device | None:
-        """Where its tensors are; None if they are on several."""
+        """The device of its tensors; None if they are on several."""
         devices = {tensor.device for tensor in self.tensors.values()}
         return devices.pop() if len(devices) == 1 else None
 
     @cached_property
     def memory(self) -> dict[str, tuple[int, int]]:
-        """The addresses of its tensors, by name: see `forms.memory_of`."""
+        """The addresses of its tensors, by name: see `memory.memory_of`."""
         return {name: memory_of(tensor) for name, tensor in self.tensors.items()}

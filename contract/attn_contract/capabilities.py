@@ -1,32 +1,24 @@
-"""What a backend can do, declared once: the selector, a backend's constructor and the table in the docs all ask this.
+"""What a backend serves, declared once. The selector, a backend's constructor and the table in the docs all ask this.
 
-The answer about a rule (`attn_contract.rules`) is YES, or No with the reason; a set of values is Only, Multiples or ANY. A rule
-that a declaration does not name is refused. `Capabilities.refusals` gives every reason at once: an engineer who repairs one
-wants to know of the others.
+The answer about a rule (`attn_contract.rules`) is YES, or No with the reason. A set of values is Only, Multiples or ANY. A rule
+that a declaration does not name is refused. `Capabilities.refusals` gives all reasons at once, so that nobody removes one to
+meet the next.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
-import torch
-
-from attn_contract.arguments import check_int, check_type, shown
+from attn_contract.arguments import check_type, named, shown
+from attn_contract.attention_config import AttentionConfig
 from attn_contract.attention_type import AttentionType
-from attn_contract.batch import Batch
 from attn_contract.errors import ContractError, UnsupportedError
-from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES, QUANTIZED_DTYPES, Layer
-from attn_contract.layouts import Layout
-from attn_contract.rules import RULES, asked, words_of
-
-Scales = Literal["tensor", "head", "token", "inline"]
-"""Of a quantized cache: `k_scale` and `v_scale` for all heads or one per head; one per token and head in `k_scale_cache`; the
-same in the cache's rows."""
+from attn_contract.rules import rule_named, words_of
 
 
 class No(str):
-    """A property that is not supported, and why not."""
+    """The answer that something is not supported. The text is the reason; as a truth value it is False."""
 
     __slots__ = ()
 
@@ -41,10 +33,21 @@ Answer = Literal[True] | No
 
 @dataclass(frozen=True)
 class Only:
-    """These values and no other; `why` says what forbids the rest."""
+    """These values and no other.
+
+    Args:
+        values: of any type that compares by equality.
+        why: what forbids all other values.
+
+    Raises:
+        ContractError: `values` is no tuple. A text would be taken for its letters.
+    """
 
     values: tuple[Any, ...]
     why: str
+
+    def __post_init__(self) -> None:
+        check_type("values", self.values, tuple, "a tuple of values")
 
     def __contains__(self, value: object) -> bool:
         return value in self.values
@@ -55,7 +58,13 @@ class Only:
 
 @dataclass(frozen=True)
 class Multiples:
-    """Multiples of a number up to a largest one (None: any); `why` says what forbids the rest."""
+    """Multiples of a number.
+
+    Args:
+        of: the number, at least 1.
+        why: what forbids all other numbers.
+        at_most: the largest one; None: there is no largest.
+    """
 
     of: int
     why: str
@@ -84,161 +93,6 @@ ANY: Final = _Any()
 Values = Only | Multiples | _Any
 
 
-@dataclass(frozen=True, kw_only=True)
-class AttentionConfig:
-    """What a model and an engine ask of one layer, known before there is a tensor: what a backend is selected by.
-
-    Args:
-        num_heads, num_kv_heads, head_size, attn_type: as in Layer.
-        dtype: of q, k and v.
-        block_size: slots of a block; None exactly for the types that have no cache.
-        layout: how the cache is laid out, where the engine has decided that; None leaves it to the backend.
-        kv_cache_dtype: of a quantized cache, with its kind of `scales`; None: the cache is of `dtype`.
-        output_dtype: a float8 type of `out`, with an output scale.
-        rules: by the name of each rule of `attn_contract.rules` that the layer or one of its steps asks for, its value: as in
-            Layer, or True for a tensor. A DECODER asks for `non_causal` if it may see steps with causal=False, for
-            `per_request_causal` if one step may hold both kinds of requests; any layer for `lse` if the caller wants it, for
-            `batch_invariant` if outputs must not depend on the rest of the batch, for `rope` if the cache write is to rotate
-            too, for `kv_sharing` if it reads what another layer wrote and writes nothing.
-
-    Raises:
-        ContractError: a field has another type, is out of range or contradicts another one.
-    """
-
-    num_heads: int
-    num_kv_heads: int
-    head_size: int
-    dtype: torch.dtype
-    attn_type: AttentionType = AttentionType.DECODER
-    block_size: int | None = None
-    layout: Layout | None = None
-    kv_cache_dtype: torch.dtype | None = None
-    scales: Scales | None = None
-    output_dtype: torch.dtype | None = None
-    rules: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
-
-    def __post_init__(self) -> None:
-        for name in ("num_heads", "num_kv_heads", "head_size"):
-            check_int(name, getattr(self, name), minimum=1)
-        if self.num_heads % self.num_kv_heads:
-            raise ContractError("num_heads", self.num_heads, f"a multiple of num_kv_heads ({self.num_kv_heads})")
-        check_type("attn_type", self.attn_type, AttentionType, f"an AttentionType: {', '.join(AttentionType)}")
-        if self.layout is not None:
-            check_type("layout", self.layout, Layout, f"None or a Layout: {', '.join(Layout)}")
-        _check_one_of("dtype", self.dtype, FLOAT_DTYPES)
-        _check_one_of("kv_cache_dtype", self.kv_cache_dtype, (None, *QUANTIZED_DTYPES))
-        _check_one_of("output_dtype", self.output_dtype, (None, *FLOAT8_DTYPES))
-        _check_one_of("scales", self.scales, (None, *get_args(Scales)))
-        if (self.kv_cache_dtype is None) != (self.scales is None):
-            expected = f"one of {', '.join(get_args(Scales))} with a kv_cache_dtype, and None without"
-            raise ContractError("scales", self.scales, expected)
-        if self.kv_cache_dtype == torch.int8 and self.scales in ("tensor", "head"):
-            raise ContractError("scales", self.scales, "token or inline: int8 has one scale per token")
-        if self.attn_type.reads_cache or self.block_size is not None:
-            check_int("block_size", self.block_size, minimum=1)
-        if not self.attn_type.reads_cache:
-            for name in ("block_size", "layout", "kv_cache_dtype"):
-                if (got := getattr(self, name)) is not None:
-                    raise ContractError(name, named(got), f"None: {self.attn_type} has no KV cache")
-        if self.layout is not None and self.layout.has_inline_scales != (self.scales == "inline"):
-            raise ContractError(
-                "layout", self.layout, f"one for scales {self.scales}: only CONTENT_PACKED_SCALED holds its own"
-            )
-        if self.scales == "inline" and self.block_size is not None:
-            Layout.CONTENT_PACKED_SCALED.check_sizes(self.head_size, self.block_size, itemsize=1)
-        self._check_rules()
-
-    def _check_rules(self) -> None:
-        """The rules that Layer and Batch check, where they are known already; those that are off are dropped."""
-        check_type("rules", self.rules, Mapping, "values by the name of a rule")
-        kept = {}
-        for name, value in self.rules.items():
-            if name not in RULES:
-                raise ContractError("rules", shown(name), f"one of {', '.join(RULES)}")
-            rule = RULES[name]
-            if rule.is_tensor or rule.type is bool:
-                check_type(name, value, bool, "a bool" + (": whether there is one" if rule.is_tensor else ""))
-            else:
-                value = rule.checked(value)
-            if value is not False and rule.is_asked(value):
-                rule.check_defined(value, self.attn_type)
-                kept[name] = value
-        object.__setattr__(self, "rules", {name: kept[name] for name in RULES if name in kept})
-        if self.asks("per_request_causal") and not self.asks("non_causal"):
-            raise ContractError("per_request_causal", True, "non_causal=True with it: some of the requests are")
-        if self.asks("rope") and self.asks("kv_sharing"):
-            raise ContractError("rope", True, "False with kv_sharing: it writes nothing that could be rotated")
-
-    def asks(self, name: str) -> bool:
-        """Whether a rule is asked for."""
-        return name in self.rules
-
-    def value_of(self, name: str) -> Any:
-        """The value of a rule; where it is not asked for, the one that asks for nothing."""
-        return self.rules.get(name, RULES[name].off)
-
-    def with_rules(self, **rules: Any) -> "AttentionConfig":
-        """The same with these rules, too."""
-        return dataclasses.replace(self, rules={**self.rules, **rules})
-
-    @classmethod
-    def of(
-        cls,
-        layer: Layer,
-        dtype: torch.dtype,
-        *,
-        block_size: int | None,
-        batch: Batch | None = None,
-        output_dtype: torch.dtype | None = None,
-        **rules: Any,
-    ) -> "AttentionConfig":
-        """What a layer asks for, or a layer in one step.
-
-        Args:
-            batch: the step; None: what the layer asks for in all steps.
-            output_dtype: of a float8 output.
-            rules: what the caller asks for besides: lse, batch_invariant, rope, kv_sharing.
-        """
-        held = asked(layer) if batch is None else asked(layer, batch)
-        held = {name: isinstance(value, torch.Tensor) or value for name, value in held.items()}
-        if batch is not None:
-            decoder = layer.attn_type is AttentionType.DECODER
-            held["non_causal"] = decoder and batch.causal is not True
-            held["per_request_causal"] = decoder and isinstance(batch.causal, torch.Tensor)
-        return cls(
-            num_heads=layer.num_heads,
-            num_kv_heads=layer.num_kv_heads,
-            head_size=layer.head_size,
-            dtype=dtype,
-            attn_type=layer.attn_type,
-            block_size=block_size,
-            layout=layer.layout,
-            kv_cache_dtype=layer.kv_cache_dtype,
-            scales=scales_of(layer),
-            output_dtype=output_dtype,
-            rules={**held, **rules},
-        )
-
-    @property
-    def group_size(self) -> int:
-        return self.num_heads // self.num_kv_heads
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of an element of the cache."""
-        return (self.kv_cache_dtype or self.dtype).itemsize
-
-
-def scales_of(layer: Layer) -> Scales | None:
-    """The kind of scales of a layer's quantized cache; None if it is not quantized."""
-    if layer.kv_cache_dtype is None:
-        return None
-    if layer.layout is not None and layer.layout.has_inline_scales:
-        return "inline"
-    fixed = [scale.numel() for scale in (layer.k_scale, layer.v_scale) if scale is not None]
-    return "token" if not fixed else "tensor" if max(fixed) == 1 else "head"
-
-
 @dataclass(frozen=True)
 class Refusal:
     """One property that a backend does not support, in words, and why not."""
@@ -251,7 +105,7 @@ class Refusal:
 
 
 def unsupported(backend: str, refusals: Sequence[Refusal], instead: str | None = None) -> UnsupportedError:
-    """The error that has all the reasons, of which there is at least one."""
+    """The error that tells all the refusals. There must be at least one."""
     first, *others = refusals
     return UnsupportedError(backend, first.property, "; ".join((first.reason, *map(str, others))), instead)
 
@@ -261,9 +115,9 @@ class Combination:
     """Properties that a backend supports one by one, but not together, or not on every architecture.
 
     Args:
-        property: in words.
-        applies: whether a config asks for that, on an architecture; None where that is not known yet.
-        reason: why not.
+        property: what is not supported, in words.
+        applies: whether a config asks for it, on an architecture. The architecture is None where it is not known yet.
+        reason: why it is not supported.
     """
 
     property: str
@@ -278,15 +132,18 @@ class Capabilities:
     Args:
         backend: its name.
         available: YES, or why it cannot run at all where it is installed.
-        architectures: prefixes of what it runs on, such as "gfx94".
-        attn_types: an answer for each.
-        layouts: in order of preference; empty for a backend without a cache.
-        scales: of quantized caches.
-        rules: an answer by the name of each rule that somebody thought of; any other rule is refused as not declared.
+        architectures: prefixes of the names of architectures that it runs on, such as "gfx94".
+        attn_types: an answer about every attention type.
+        dtypes: of q, k and v.
+        head_sizes, group_sizes, block_sizes: head size D, query heads of each KV head, slots of a block.
+        layouts: of the KV cache, in order of preference; empty for a backend without a cache.
+        kv_cache_dtypes, scales: of quantized caches.
+        output_dtypes: of an output that is quantized with output_scale.
+        rules: an answer by the name of each rule that the author has thought of. Any other rule is refused as not declared.
         combinations: what it does not support together.
 
     Raises:
-        ContractError: an answer of another kind, or none about an attention type.
+        ContractError: an answer of another kind, an answer about an unknown rule, or none about an attention type.
     """
 
     backend: str
@@ -314,18 +171,19 @@ class Capabilities:
             if field.type is Values:
                 check_type(field.name, answer, Values, "Only, Multiples or ANY")
         check_type("rules", self.rules, Mapping, "answers by the name of a rule")
-        for name, answer in {"available": self.available, **self.rules}.items():
-            if name != "available" and name not in RULES:
-                raise ContractError("rules", shown(name), f"one of {', '.join(RULES)}")
+        for name in self.rules:
+            rule_named("rules", name)
+        answers = {"available": self.available, **{str(kind): answer for kind, answer in self.attn_types.items()}, **self.rules}
+        for name, answer in answers.items():
             if answer is not True and not (isinstance(answer, No) and str.__len__(answer)):
                 raise ContractError(name, shown(answer), "YES, or No with a reason")
 
     def answer(self, name: str) -> Answer:
-        """About a rule, by its name."""
-        return self.rules.get(name, NOT_DECLARED)
+        """The answer about a rule; NOT_DECLARED where there is none. An unknown name is a ContractError."""
+        return self.rules.get(rule_named("name", name).name, NOT_DECLARED)
 
     def refusals(self, config: AttentionConfig, architecture: str | None = None) -> list[Refusal]:
-        """All that a config (on an architecture, if given) asks for and this backend does not do; none: it serves it."""
+        """All reasons why this backend does not serve a config, on an architecture if one is given. Empty: it serves it."""
         check_type("config", config, AttentionConfig, "an AttentionConfig")
         check_type("architecture", architecture, str | None, "None or a name such as gfx942")
         return list(self._refusals(config, architecture))
@@ -371,17 +229,7 @@ _ATTN_TYPES = {
 }
 
 
-def named(value: object) -> str:
-    """A value as a message shows it: a dtype without its module."""
-    return str(value).removeprefix("torch.")
-
-
 def _has_prefix(values: Values, architecture: str) -> bool:
     if isinstance(values, Only):
         return any(architecture.startswith(prefix) for prefix in values.values)
     return architecture in values
-
-
-def _check_one_of(name: str, value: object, allowed: tuple[Any, ...]) -> None:
-    if not any(value is one or (type(value) is type(one) and value == one) for one in allowed):
-        raise ContractError(name, shown(value), f"one of {', '.join(named(one) for one in allowed)}")

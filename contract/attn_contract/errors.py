@@ -1,13 +1,13 @@
-"""The two ways to say no: a call that contradicts the contract, and a valid call that somebody cannot serve."""
+"""The two refusals: of a call that contradicts the contract, and of a valid call that an implementation does not serve."""
 
 
 class ContractError(ValueError):
     """An argument of a call contradicts the contract. Raised before anything is written.
 
     Attributes:
-        argument: name of the argument, as the caller wrote it (`block_table`, `q`, `window`, ...).
-        got: what it was, in words.
-        expected: what it should have been, in words.
+        argument: its name, as the caller wrote it (`block_table`, `q`, `window`, ...).
+        got: the argument as it was, in words.
+        expected: the argument as it should have been, in words.
     """
 
     def __init__(self, argument: str, got: object, expected: str) -> None:
@@ -21,13 +21,13 @@ class ContractError(ValueError):
 
 
 class UnsupportedError(NotImplementedError):
-    """A valid call that this implementation does not serve. It says who refuses what, why, and who can.
+    """A valid call that an implementation does not serve.
 
     Attributes:
-        implementation: who refuses.
-        feature: the property that is not supported.
-        reason: why not.
-        instead: who serves it, or None if nobody does.
+        implementation: the name of who refuses.
+        feature: the property of the call that is not supported, in words.
+        reason: why it is not supported.
+        instead: who serves the call; None if nobody does, or nobody knows.
     """
 
     def __init__(self, implementation: str, feature: str, reason: str, instead: str | None = None) -> None:

@@ -9,7 +9,6 @@ import torch
 from attn_contract.arguments import check_dense_last, check_int, check_tensor, check_type, check_vector, shown
 from attn_contract.attention_type import AttentionType
 from attn_contract.errors import ContractError
-from attn_contract.forms import Form
 from attn_contract.layouts import Layout
 from attn_contract.rules import (
     DECODER_ONLY,
@@ -22,6 +21,7 @@ from attn_contract.rules import (
     rule,
 )
 from attn_contract.scope import refuse_out_of_scope
+from attn_contract.signatures import Signature
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FLOAT8_DTYPES = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
@@ -45,11 +45,6 @@ def _check_sink_tokens(name: str, value: Any, _: object) -> int:
 def _check_chunk(name: str, value: Any, _: object) -> int | None:
     if value is not None:
         check_int(name, value, minimum=1)
-    return value
-
-
-def _check_flag(name: str, value: Any, _: object) -> bool:
-    check_type(name, value, bool, "a bool")
     return value
 
 
@@ -90,11 +85,11 @@ _OF_POSITIONS: dict[str, Any] = {
 @holds_rules
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Layer:
-    """One attention layer. Which keys a query sees, and what a logit is, `attn_reference.attention` defines.
+    """One attention layer. `attn_reference.attention` defines which keys a query sees and what a logit is.
 
     Args:
         num_heads: query heads H.
-        num_kv_heads: KV heads HK; H is a multiple of HK and query head h reads KV head `h // (H // HK)`.
+        num_kv_heads: KV heads HK; H is a multiple of HK, and query head h reads KV head `h // (H // HK)`.
         head_size: D.
         scale: factor of q.k, usually `head_size ** -0.5`; any number that float32 holds.
         attn_type: where the keys come from.
@@ -102,19 +97,18 @@ class Layer:
             a real window (only itself). A model's `sliding_window=W` counts the token itself and is (W - 1, W - 1).
         sink_tokens: the first keys of a request, which stay visible outside the window (StreamingLLM; AITER's `sink_size`).
             Not the same as `sinks`.
-        chunked_local: C; positions are cut into chunks of C, and a query sees keys of its own chunk only (Llama 4). None:
-            off.
+        chunked_local: C: positions are cut into chunks of C, and a query sees only keys of its chunk (Llama 4). None is off.
         ranges_clamped: whether the left edge of the window also holds inside the batch's `bidirectional_ranges`, as in Gemma 3
             and 4 and transformers. vLLM ignores the window inside a range, except for Gemma 4.
         logits_soft_cap: c of `c * tanh(s / c)`, applied to scaled logits (Gemma 2). None or 0 is off.
         alibi_slopes: [H] float32: the logit of key j is lowered by `slope * abs(j - p)` (Press et al., arXiv:2108.12409).
-        sinks: [H], float32, float16 or bfloat16: one logit per query head that joins each row's softmax denominator,
-            without a value, not scaled (GPT-OSS). -inf is no sink.
+        sinks: [H] float32, float16 or bfloat16: one logit per query head. It is not scaled, joins the denominator of each row's
+            softmax and has no value (GPT-OSS). -inf is no sink.
         layout: how the KV cache is laid out; None exactly for the types that have no cache.
         kv_cache_dtype: torch.float8_e4m3fn, torch.float8_e4m3fnuz or torch.int8 of a quantized cache, which needs scales:
-            per tensor or head, per token and head, or inline (CONTENT_PACKED_SCALED). int8 needs one per token and head. None:
-            the cache is of q's dtype.
-        k_scale, v_scale: float32, [] or [1] for all heads, or [HK]: what is stored is value / scale.
+            per tensor or head, per token and head, or inline (CONTENT_PACKED_SCALED). An int8 cache needs one scale per token
+            and head. None: the cache is of q's dtype.
+        k_scale, v_scale: float32, [] or [1] for all heads, or [HK]: the cache stores value / scale.
         k_scale_cache, v_scale_cache: [NB, BS, HK] float32, any strides: one scale per token and head, which `write_kv_cache`
             computes and writes.
         output_scale: [] or [1] float32: `out` is of a float8 type and holds output / scale.
@@ -124,7 +118,7 @@ class Layer:
 
     Raises:
         ContractError: a field has another type, is out of range or contradicts another one.
-        UnsupportedError: an argument asks for what is out of scope, such as `dropout_p`.
+        UnsupportedError: an argument is out of this project's scope, such as `dropout_p`.
     """
 
     num_heads: int
@@ -145,7 +139,6 @@ class Layer:
         acts_on=VISIBILITY,
         attn_types=DECODER_ONLY,
         why_not="only DECODER has bidirectional ranges",
-        check=_check_flag,
     )
     logits_soft_cap: float | None = rule(None, words="a soft cap of the logits", acts_on=LOGITS, check=_check_soft_cap)
     alibi_slopes: torch.Tensor | None = rule(None, words="ALiBi", acts_on=LOGITS, check=_check_slopes, **_OF_POSITIONS)
@@ -187,9 +180,9 @@ class Layer:
         return {field.name: value for field in fields(self) if isinstance(value := getattr(self, field.name), torch.Tensor)}
 
     @cached_property
-    def form(self) -> Form:
-        """Of all fields."""
-        return Form({field.name: getattr(self, field.name) for field in fields(self)})
+    def signature(self) -> Signature:
+        """The signature of all fields."""
+        return Signature({field.name: getattr(self, field.name) for field in fields(self)})
 
     def _check_cache(self) -> None:
         if self.layout is not None:
@@ -211,7 +204,7 @@ class Layer:
         self._check_scales()
 
     def _check_scales(self) -> None:
-        """Exactly one kind of scales for a quantized cache, and none for another one."""
+        """A quantized cache has exactly one kind of scales. Any other cache has none."""
         fixed, cached = ("k_scale", "v_scale"), ("k_scale_cache", "v_scale_cache")
         given = [pair for pair in (fixed, cached) if any(getattr(self, name) is not None for name in pair)]
         kinds = [" and ".join(pair) for pair in given]

@@ -1,10 +1,14 @@
 """Schemas of the torch ops `attn_parity::*`: one op, two devices.
 
-`attn_reference` registers the CPU implementations, `attn_optimized` those of CUDA and HIP; a model moved to the CPU then runs
-the reference without a change of its code. Every op writes into the tensors it is given and returns nothing.
+`attn_reference` registers the CPU implementations, `attn_optimized` those of CUDA and HIP. A model that is moved to the CPU
+runs the reference without a change of its code. Every op writes into tensors that it is given, and returns nothing.
+
+An op takes the fields of Layer and Batch as arguments of the same names. Its schema is the only list of them: options are
+written by the rules' records, and a call comes back as values by the schema's names.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import fields
 from enum import StrEnum
 from types import ModuleType
 from typing import Any, TypeVar
@@ -19,11 +23,7 @@ from attn_contract.layer import FLOAT_DTYPES, Layer
 from attn_contract.layouts import Layout
 from attn_contract.rules import Rule, held_rules
 
-# A SymInt may change from step to step without a new compilation; an int would be a constant of the compiled graph.
-_BATCH = "Tensor query_start_loc, Tensor seq_lens, SymInt max_query_len, SymInt max_seq_len, SymInt num_actual_tokens"
-_OUTPUTS = "Tensor(a!) out, Tensor(b!)? lse"
-# as a schema writes the types of rules
-_TYPES = {
+_SCHEMA_TYPES = {
     tuple[int, int]: "int[]",
     int: "int",
     int | None: "int?",
@@ -33,34 +33,41 @@ _TYPES = {
 }
 
 
-def _option(rule: Rule) -> str:
+def option(rule: Rule) -> str:
+    """A rule as an optional argument of a schema, such as `int? chunked_local=None`.
+
+    Raises:
+        TypeError: no schema has values of the rule's type.
+    """
+    if rule.type not in _SCHEMA_TYPES:
+        raise TypeError(f"rule {rule.name}: an op takes no {rule.type}, but one of {', '.join(map(str, _SCHEMA_TYPES))}")
     off = list(rule.off) if isinstance(rule.off, tuple) else rule.off
-    return f"{_TYPES[rule.type]} {rule.name}={off}"
+    return f"{_SCHEMA_TYPES[rule.type]} {rule.name}={off}"
 
 
 def _options(rules: Iterable[Rule]) -> str:
-    return ", ".join(map(_option, rules))
+    return ", ".join(map(option, rules))
 
 
-_LAYER_RULES, _STEP_RULES = tuple(held_rules(Layer).values()), tuple(held_rules(Batch).values())
-_DENSE_RULES = tuple(rule for rule in _LAYER_RULES if AttentionType.ENCODER in rule.attn_types)
+_RULES = (*held_rules(Layer).values(), *held_rules(Batch).values())
+_ENCODER_RULES = tuple(rule for rule in _RULES if AttentionType.ENCODER in rule.attn_types)
+# A SymInt may change from step to step without a new compilation; an int would be a constant of the compiled graph.
+_STEP = "Tensor query_start_loc, Tensor seq_lens, SymInt max_query_len, SymInt max_seq_len, SymInt num_actual_tokens"
+_OUTPUTS = "Tensor(a!) out, Tensor(b!)? lse"
 _SCALES = "Tensor? k_scale=None, Tensor? v_scale=None"
 _SCALE_CACHES = "Tensor? k_scale_cache=None, Tensor? v_scale_cache=None"
 _WRITTEN_SCALE_CACHES = "Tensor(c!)? k_scale_cache=None, Tensor(d!)? v_scale_cache=None"
-_OUTPUT = "Tensor? output_scale=None, bool batch_invariant=False"
-_QUERY_DIMS = ("T", "num_heads", "head_size")
-_KEY_DIMS = ("T_kv", "num_kv_heads", "head_size")
-_Name = TypeVar("_Name", bound=StrEnum)
+_ATTENTION_OPTIONS = "Tensor? output_scale=None, bool batch_invariant=False"
 
 _SCHEMAS = {
     "paged_attention": (
-        f"Tensor q, Tensor kv_cache, str layout, int num_kv_heads, float scale, str attn_type, {_BATCH}, Tensor block_table, "
-        f"bool? causal, Tensor? causal_per_request, {_OUTPUTS}, *, {_options(_LAYER_RULES + _STEP_RULES)}, {_SCALES}, "
-        f"{_SCALE_CACHES}, {_OUTPUT}"
+        f"Tensor q, Tensor kv_cache, str layout, int num_kv_heads, float scale, str attn_type, {_STEP}, Tensor block_table, "
+        f"bool? causal, Tensor? causal_per_request, {_OUTPUTS}, *, {_options(_RULES)}, {_SCALES}, {_SCALE_CACHES}, "
+        f"{_ATTENTION_OPTIONS}"
     ),
     "varlen_attention": (
-        f"Tensor q, Tensor k, Tensor v, float scale, str attn_type, {_BATCH}, {_OUTPUTS}, *, {_options(_DENSE_RULES)}, "
-        f"{_OUTPUT}"
+        f"Tensor q, Tensor k, Tensor v, float scale, str attn_type, {_STEP}, {_OUTPUTS}, *, {_options(_ENCODER_RULES)}, "
+        f"{_ATTENTION_OPTIONS}"
     ),
     "write_kv_cache": (
         f"Tensor k, Tensor v, Tensor(a!) kv_cache, str layout, Tensor slot_mapping, *, {_SCALES}, {_WRITTEN_SCALE_CACHES}"
@@ -72,9 +79,12 @@ _SCHEMAS = {
     "merge_attn_states": "Tensor out_a, Tensor lse_a, Tensor out_b, Tensor lse_b, Tensor(a!) out, Tensor(b!)? lse",
 }
 _library = torch.library.Library("attn_parity", "DEF")
-for _name, _arguments in _SCHEMAS.items():
-    _library.define(f"{_name}({_arguments}) -> ()")
-    torch.library.register_fake(f"attn_parity::{_name}", lambda *args, **options: None)
+for _op, _arguments in _SCHEMAS.items():
+    _library.define(f"{_op}({_arguments}) -> ()")
+    torch.library.register_fake(f"attn_parity::{_op}", lambda *args, **options: None)
+
+Given = dict[str, Any]
+"""The arguments of one call of an op, by the names of its schema. torch leaves out options that have their default."""
 
 
 def register(implementation: ModuleType, dispatch_key: str) -> None:
@@ -85,106 +95,101 @@ def register(implementation: ModuleType, dispatch_key: str) -> None:
             `merge_attn_states` with the signatures of `attn_reference`, and `batch_invariant` for the first two.
         dispatch_key: "CPU", or "CUDA" (HIP's devices dispatch there too).
     """
-
-    def paged_attention(
-        q, kv_cache, layout, num_kv_heads, scale, attn_type, query_start_loc, seq_lens, max_query_len, max_seq_len,
-        num_actual_tokens, block_table, causal, causal_per_request, out, lse, *, batch_invariant=False, **options,
-    ) -> None:  # fmt: skip
-        check_dims("q", q, _QUERY_DIMS)
-        if (causal is None) == (causal_per_request is None):
-            both = f"{causal}, and {'no' if causal is None else 'a'} causal_per_request"
-            raise ContractError("causal", both, "either a bool or causal_per_request")
-        step = {rule.name: options.pop(rule.name, rule.off) for rule in _STEP_RULES}
-        layer = _layer(
-            q, num_kv_heads, scale, attn_type, options,
-            layout=_named(Layout, "layout", layout), kv_cache_dtype=_kv_cache_dtype(kv_cache),
-        )  # fmt: skip
-        batch = Batch(
-            query_start_loc=query_start_loc,
-            seq_lens=seq_lens,
-            max_query_len=max_query_len,
-            max_seq_len=max_seq_len,
-            num_actual_tokens=num_actual_tokens,
-            causal=causal if causal_per_request is None else causal_per_request,
-            block_table=block_table,
-            **step,
-        )
-        check_tensor("out", out)
-        implementation.paged_attention(q, kv_cache, layer, batch, out=out, lse=lse, batch_invariant=batch_invariant)
-
-    def varlen_attention(
-        q, k, v, scale, attn_type, query_start_loc, seq_lens, max_query_len, max_seq_len, num_actual_tokens, out, lse, *,
-        batch_invariant=False, **options,
-    ) -> None:  # fmt: skip
-        check_dims("q", q, _QUERY_DIMS)
-        check_dims("k", k, _KEY_DIMS)
-        layer = _layer(q, k.shape[1], scale, attn_type, options)
-        batch = Batch(
-            query_start_loc=query_start_loc,
-            seq_lens=seq_lens,
-            max_query_len=max_query_len,
-            max_seq_len=max_seq_len,
-            num_actual_tokens=num_actual_tokens,
-            causal=False,
-        )
-        check_tensor("out", out)
-        implementation.varlen_attention(q, k, v, layer, batch, out=out, lse=lse, batch_invariant=batch_invariant)
-
-    def write_kv_cache(k, v, kv_cache, layout, slot_mapping, **scales) -> None:
-        check_dims("k", k, _KEY_DIMS)
-        layer = _cached_layer(k.shape[1], k, kv_cache, layout, scales)
-        implementation.write_kv_cache(k, v, kv_cache, layer, slot_mapping)
-
-    def rope_and_write_kv_cache(
-        q, k, v, positions, cos_sin_cache, is_neox, kv_cache, layout, slot_mapping, **scales
-    ) -> None:  # fmt: skip
-        check_dims("q", q, _QUERY_DIMS)
-        check_dims("k", k, _KEY_DIMS)
-        layer = _cached_layer(q.shape[1], k, kv_cache, layout, scales)
-        implementation.rope_and_write_kv_cache(
-            q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, is_neox=is_neox
-        )
-
-    def merge_attn_states(out_a, lse_a, out_b, lse_b, out, lse) -> None:
-        check_tensor("out", out)
-        implementation.merge_attn_states(out_a, lse_a, out_b, lse_b, out=out, lse=lse)
-
-    kernels = (paged_attention, varlen_attention, write_kv_cache, rope_and_write_kv_cache, merge_attn_states)
-    for kernel in kernels:
-        torch.library.impl(f"attn_parity::{kernel.__name__}", dispatch_key, lib=_library)(kernel)
+    for call in (_paged_attention, _varlen_attention, _write_kv_cache, _rope_and_write_kv_cache, _merge_attn_states):
+        op = call.__name__.removeprefix("_")
+        torch.library.impl(f"attn_parity::{op}", dispatch_key, lib=_library)(_by_name(op, call, implementation))
 
 
-def _layer(q: torch.Tensor, num_kv_heads: int, scale: float, attn_type: str, options: dict[str, Any], **cache: Any) -> Layer:
-    """The layer of an attention op; an op hands a tuple of ints over as a list."""
-    settings: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-    return Layer(
-        num_heads=q.shape[1],
+def _by_name(op: str, call: Callable[[ModuleType, Given], None], implementation: ModuleType) -> Callable[..., None]:
+    """The function that torch calls, with positions as the op's schema has them."""
+    names = [argument.name for argument in getattr(torch.ops.attn_parity, op).default._schema.arguments]
+
+    def kernel(*values: Any, **options: Any) -> None:
+        call(implementation, dict(zip(names, values, strict=False)) | options)
+
+    return kernel
+
+
+def _paged_attention(implementation: ModuleType, given: Given) -> None:
+    q, kv_cache = given["q"], given["kv_cache"]
+    check_dims("q", q, ("T", "num_heads", "head_size"))
+    layer = _layer(given, num_heads=q.shape[1], head_size=q.shape[2])
+    batch = _batch(given, causal=_causal(given))
+    implementation.paged_attention(q, kv_cache, layer, batch, **_outputs(given))
+
+
+def _varlen_attention(implementation: ModuleType, given: Given) -> None:
+    q, k, v = given["q"], given["k"], given["v"]
+    check_dims("q", q, ("T", "num_heads", "head_size"))
+    check_dims("k", k, ("T_kv", "num_kv_heads", "head_size"))
+    layer = _layer(given, num_heads=q.shape[1], num_kv_heads=k.shape[1], head_size=q.shape[2])
+    implementation.varlen_attention(q, k, v, layer, _batch(given, causal=False), **_outputs(given))
+
+
+def _write_kv_cache(implementation: ModuleType, given: Given) -> None:
+    layer = _written_layer(given)
+    implementation.write_kv_cache(given["k"], given["v"], given["kv_cache"], layer, given["slot_mapping"])
+
+
+def _rope_and_write_kv_cache(implementation: ModuleType, given: Given) -> None:
+    check_dims("q", given["q"], ("T", "num_heads", "head_size"))
+    layer = _written_layer(given, num_heads=given["q"].shape[1])
+    tensors = [given[name] for name in ("q", "k", "v", "positions", "cos_sin_cache", "kv_cache")]
+    implementation.rope_and_write_kv_cache(*tensors, layer, given["slot_mapping"], is_neox=given["is_neox"])
+
+
+def _merge_attn_states(implementation: ModuleType, given: Given) -> None:
+    check_tensor("out", given["out"])
+    implementation.merge_attn_states(**given)
+
+
+def _layer(given: Given, **sizes: Any) -> Layer:
+    """The layer that a call describes: the arguments that are fields of Layer, and sizes that shapes of tensors say."""
+    settings: Given = {field.name: given[field.name] for field in fields(Layer) if field.name in given}
+    settings |= {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}  # a schema has no tuples
+    for name, kind in (("attn_type", AttentionType), ("layout", Layout)):
+        if name in settings:
+            settings[name] = _named(kind, name, settings[name])
+    if "kv_cache" in given:
+        dtype = given["kv_cache"].dtype
+        settings["kv_cache_dtype"] = None if dtype in FLOAT_DTYPES else dtype
+    return Layer(**settings, **sizes)
+
+
+def _written_layer(given: Given, num_heads: int | None = None) -> Layer:
+    """As much of a layer as a cache write knows: it has no scale of logits, and without q no query heads."""
+    k = given["k"]
+    check_dims("k", k, ("T_kv", "num_kv_heads", "head_size"))
+    num_kv_heads, head_size = k.shape[1:]
+    return _layer(
+        given,
+        num_heads=num_kv_heads if num_heads is None else num_heads,
         num_kv_heads=num_kv_heads,
-        head_size=q.shape[2],
-        scale=scale,
-        attn_type=_named(AttentionType, "attn_type", attn_type),
-        **cache,
-        **settings,
-    )
-
-
-def _cached_layer(
-    num_heads: int, k: torch.Tensor, kv_cache: torch.Tensor, layout: str, scales: dict[str, torch.Tensor | None]
-) -> Layer:
-    """As much of a layer as a cache write asks for."""
-    return Layer(
-        num_heads=num_heads,
-        num_kv_heads=k.shape[1],
-        head_size=k.shape[2],
+        head_size=head_size,
         scale=1.0,
-        layout=_named(Layout, "layout", layout),
-        kv_cache_dtype=_kv_cache_dtype(kv_cache),
-        **scales,  # pyright: ignore[reportArgumentType]
     )
 
 
-def _kv_cache_dtype(kv_cache: torch.Tensor) -> torch.dtype | None:
-    return None if kv_cache.dtype in FLOAT_DTYPES else kv_cache.dtype
+def _batch(given: Given, *, causal: bool | torch.Tensor) -> Batch:
+    """The step that a call describes: the arguments that are fields of Batch."""
+    settings = {field.name: given[field.name] for field in fields(Batch) if field.name in given}
+    return Batch(**{**settings, "causal": causal})
+
+
+def _causal(given: Given) -> bool | torch.Tensor:
+    one, per_request = given["causal"], given["causal_per_request"]
+    if (one is None) == (per_request is None):
+        both = f"{one}, and {'no' if one is None else 'a'} causal_per_request"
+        raise ContractError("causal", both, "either a bool or causal_per_request")
+    return one if per_request is None else per_request
+
+
+def _outputs(given: Given) -> Given:
+    check_tensor("out", given["out"])
+    return {"out": given["out"], "lse": given["lse"], "batch_invariant": given.get("batch_invariant", False)}
+
+
+_Name = TypeVar("_Name", bound=StrEnum)
 
 
 def _named(kind: type[_Name], argument: str, value: str) -> _Name:

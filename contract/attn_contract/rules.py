@@ -5,13 +5,14 @@ A rule of a layer or of a step is a field of Layer or Batch, and the field's dec
     chunked_local: int | None = rule(None, words="chunked_local", acts_on=VISIBILITY, check=...)
 
 Whatever must know of all rules is derived from these records: the border checks, the op schemas, AttentionConfig, the
-declarations of backends and adapters, the fuzzer's cases, targets and tables, the options of the command line. An
-implementation names the rules that it implements; it refuses a call that asks for any other (`asked`, `refuse_unnamed`), also
-for a rule that was added after it was written, and for a field that has no record at all.
+declarations of backends and adapters, the fuzzer's cases, targets and tables, the options of the command line.
+
+An implementation names the rules that it implements, and refuses a call that asks for any other rule (`asked`,
+`refuse_unnamed`). So it also refuses a rule that was added after it was written, and a field that has no record at all.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -20,8 +21,10 @@ from typing import Any, Final, Literal, TypeVar
 
 import torch
 
+from attn_contract.arguments import shown
 from attn_contract.attention_type import AttentionType
 from attn_contract.errors import ContractError, UnsupportedError
+from attn_contract.rule_types import RULE_TYPES, Check, is_of_type
 
 
 class ActsOn(StrEnum):
@@ -30,17 +33,14 @@ class ActsOn(StrEnum):
     VISIBILITY = "visibility"
     """Which keys a query sees."""
     LOGITS = "logits"
-    """What the logit of a visible key is."""
+    """The logit of a visible key."""
     SOFTMAX = "softmax"
-    """What the weights of the visible keys sum up to."""
+    """The sum of the weights of the visible keys."""
     CALL = "call"
-    """How the step is run: what is returned, written or promised besides the output."""
+    """How a step is run, and what it returns, writes or promises besides the output."""
 
 
 VISIBILITY, LOGITS, SOFTMAX, CALL = ActsOn
-
-Check = Callable[[str, Any, Any], Any]
-"""(name, value, the Layer or Batch or None) to the value as it is kept. It raises ContractError."""
 
 ALL_TYPES: Final = tuple(AttentionType)
 SELF_ATTENTION: Final = (AttentionType.DECODER, AttentionType.ENCODER, AttentionType.ENCODER_ONLY)
@@ -53,15 +53,19 @@ class Rule:
     """One rule.
 
     Args:
-        name: its name everywhere: of the field of Layer or Batch, in declarations, cases, options and tables.
-        holder: whose field it is; "call" is how a layer is called or what its steps are, which no field says alone.
-        off: the value that asks for nothing.
-        type: of the field's values, such as `int | None`.
+        name: the rule's name everywhere: of the field of Layer or Batch, in declarations, cases, options and tables.
+        holder: the class whose field the rule is. "call" is for what a caller asks for, or what steps of a layer may be, and no
+            field says alone.
+        off: the value that asks for nothing. It is None for tensors, and False for bools.
+        type: of the rule's values, one of RULE_TYPES.
         words: a noun for people, such as "a sliding window".
-        acts_on: the step of attention that it changes.
-        attn_types: the attention types that have it.
-        why_not: why the other attention types have none.
-        check: of the value by itself; None where there is nothing to check.
+        acts_on: the step of attention that the rule changes.
+        attn_types: the attention types that have the rule.
+        why_not: why the other attention types do not have it; empty if all have it.
+        check: what a value must fulfil beyond its type. A rule without a check takes every value of its type.
+
+    Raises:
+        TypeError: a type that RULE_TYPES lacks, an off value of another type, or attention types without a reason.
     """
 
     name: str
@@ -74,24 +78,36 @@ class Rule:
     why_not: str = ""
     check: Check | None = None
 
+    def __post_init__(self) -> None:
+        if self.type not in RULE_TYPES:
+            raise TypeError(f"rule {self.name}: its type is {self.type}, expected one of {', '.join(map(str, RULE_TYPES))}")
+        if self.is_tensor or self.type is bool:
+            fits = self.off is (None if self.is_tensor else False)
+        else:
+            fits = is_of_type(self.off, self.type)
+        if not fits:
+            raise TypeError(f"rule {self.name}: {shown(self.off)} cannot be the off value of {self.type}")
+        if bool(self.why_not) != (set(self.attn_types) != set(ALL_TYPES)):
+            raise TypeError(f"rule {self.name}: why_not says why some attention types lack the rule, and only then")
+
     @property
     def is_tensor(self) -> bool:
-        """Whether its values are tensors, of which a config or a case can only say that there is one."""
+        """Whether the values are tensors. A config or a case can only say that there is a tensor, not which."""
         return self.type == torch.Tensor | None
 
     def is_asked(self, value: object) -> bool:
-        """Whether a value of the field asks for the rule."""
+        """Whether a value asks for the rule: any other than the off value does."""
         return _is_on(value, self.off)
 
     def checked(self, value: object, holder: object = None) -> Any:
         """The value as Layer and Batch keep it.
 
         Raises:
-            ContractError: it is of another type or out of range.
+            ContractError: the value is of another type or out of range.
         """
-        if self.check is None or (self.is_tensor and value is None):
+        if self.is_tensor and value is None:
             return value
-        return self.check(self.name, value, holder)
+        return (self.check or RULE_TYPES[self.type])(self.name, value, holder)
 
     def check_defined(self, value: object, attn_type: AttentionType) -> None:
         """Raise ContractError where a value asks for the rule and the attention type has none."""
@@ -109,7 +125,7 @@ def rule(
     why_not: str = "",
     check: Check | None = None,
 ) -> Any:
-    """A field of Layer or Batch that is a rule, off by default. The arguments are those of Rule."""
+    """The default of a field of Layer or Batch that is a rule. The arguments are those of Rule."""
     record = {
         "words": words,
         "acts_on": acts_on,
@@ -123,7 +139,7 @@ def rule(
 _HOLDERS = ("Layer", "Batch", "call")
 _rules: dict[str, Rule] = {}
 RULES: Final[Mapping[str, Rule]] = MappingProxyType(_rules)
-"""Every rule, by name: those of a layer, those of a step, those of a call."""
+"""Every rule by its name: first the rules of Layer, then those of Batch, then those of a call."""
 
 _Holder = TypeVar("_Holder")
 
@@ -132,13 +148,19 @@ def holds_rules(holder: type[_Holder]) -> type[_Holder]:
     """Register the rules of Layer or Batch, or of a class that adds fields to one of them.
 
     Raises:
-        TypeError: a rule of that name exists already.
+        TypeError: a rule of that name exists already, a record is unsound (see Rule), or the class is another one.
     """
-    is_batch = any(base.__name__ == "Batch" for base in holder.__mro__)
-    inherited = {name for base in holder.__mro__[1:] for name in getattr(base, "__dataclass_fields__", ())}
+    named = [base.__name__ for base in holder.__mro__ if base.__name__ in ("Layer", "Batch")]
+    if not named:
+        raise TypeError(f"{holder.__name__} holds no rules: it is neither Layer nor Batch")
+    inherited = [field for base in holder.__mro__[1:] for field in getattr(base, "__dataclass_fields__", {}).values()]
     for field in dataclasses.fields(holder):  # pyright: ignore[reportArgumentType]  # a dataclass
-        if _RECORD in field.metadata and field.name not in inherited:
-            held = {"name": field.name, "holder": "Batch" if is_batch else "Layer", "off": field.default, "type": field.type}
+        if any(field is known for known in inherited):
+            continue
+        if field.name in _rules and _RECORD not in field.metadata:
+            raise TypeError(f"rule {field.name}: {holder.__name__} hides it by a field without a record")
+        if _RECORD in field.metadata:
+            held = {"name": field.name, "holder": named[0], "off": field.default, "type": field.type}
             _register(Rule(**held, **field.metadata[_RECORD]))
     return holder
 
@@ -171,37 +193,60 @@ for _rule in (
 ):
     _register(_rule)
 
-# Fields with a default that are no rules: declarations answer for them by their values.
-_FORMATS = {
-    *("attn_type", "layout", "kv_cache_dtype", "k_scale", "v_scale", "k_scale_cache", "v_scale_cache", "output_scale"),
-    *("block_table", "slot_mapping"),
-}
+PLAIN_FIELDS: Final = frozenset(
+    {
+        *("num_heads", "num_kv_heads", "head_size", "scale", "attn_type", "layout", "kv_cache_dtype"),
+        *("k_scale", "v_scale", "k_scale_cache", "v_scale_cache", "output_scale"),
+        *("query_start_loc", "seq_lens", "max_query_len", "max_seq_len", "num_actual_tokens", "causal"),
+        *("block_table", "slot_mapping"),
+    }
+)
+"""The fields of Layer and Batch that are no rules: every implementation reads them, or declares which values it serves.
+
+A field that is missing here and has no record is refused by everybody. So a name that is forgotten costs a refusal, and a name
+that is wrong costs silence: tests/contract/test_rules.py compares the names with the fields.
+"""
 
 
 def asked(*holders: Any) -> dict[str, Any]:
     """What a Layer or a Batch, or both, ask for: by the name of each rule that is on, its value.
 
-    A field of an unknown name counts too, unless it has its default: nobody names it, so everybody refuses it.
+    A field that is neither a rule nor plain counts too, unless it has its default: nobody names it, so everybody refuses it.
     """
     return {
         field.name: value
         for holder in holders
         for field in dataclasses.fields(holder)
-        if field.default is not dataclasses.MISSING and field.name not in _FORMATS
-        if _is_on(value := getattr(holder, field.name), field.default)
+        if field.name not in PLAIN_FIELDS and _is_on(value := getattr(holder, field.name), _default(field))
     }
 
 
+def rule_named(argument: str, name: object) -> Rule:
+    """The rule of that name.
+
+    Raises:
+        ContractError: naming the argument, because there is no such rule.
+    """
+    if name not in RULES:
+        raise ContractError(argument, shown(name), f"one of {', '.join(RULES)}")
+    return RULES[str(name)]
+
+
 def words_of(name: str) -> str:
-    """A rule for people; a name that is no rule's stands for itself."""
+    """The words of a rule. A name that is no rule's stands for itself."""
     return RULES[name].words if name in RULES else name
 
 
 def refuse_unnamed(implementation: str, names: Collection[str], *holders: Any, instead: str | None = None) -> None:
     """Refuse a Layer or a Batch, or both, that ask for a rule which an implementation does not name.
 
+    Args:
+        implementation: who refuses, for the message.
+        names: the rules that it implements.
+        instead: who serves the call, for the message.
+
     Raises:
-        UnsupportedError: naming the implementation and the first such rule.
+        UnsupportedError: naming the implementation and the first rule that it does not name.
     """
     for name in asked(*holders):
         if name not in names:
@@ -211,12 +256,23 @@ def refuse_unnamed(implementation: str, names: Collection[str], *holders: Any, i
 @lru_cache
 def _held(holder: type) -> Mapping[str, Rule]:
     names = [field.name for field in dataclasses.fields(holder) if _RECORD in field.metadata]
+    if unregistered := [name for name in names if name not in _rules]:
+        raise TypeError(f"rule {unregistered[0]} is not registered: decorate {holder.__name__} with holds_rules")
     return MappingProxyType({name: _rules[name] for name in names})
 
 
 def held_rules(holder: Any) -> Mapping[str, Rule]:
-    """The rules among the fields of a Layer or Batch, or of either class, by name and in the order of the fields."""
+    """The rules among the fields of a Layer or Batch, or of either class, by name and in the order of the fields.
+
+    Raises:
+        TypeError: a class that adds a rule is not decorated with holds_rules.
+    """
     return _held(holder if isinstance(holder, type) else type(holder))
+
+
+def _default(field: "dataclasses.Field[Any]") -> object:
+    """A field's value where nobody gives one; MISSING, which equals no value, where somebody must."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _is_on(value: object, off: object) -> bool:

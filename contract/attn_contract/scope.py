@@ -1,10 +1,9 @@
-"""What this project does not do, by the names that engines give it. Each is refused with a sentence, never ignored."""
+"""What this project does not do, by the names of engines' arguments. Each such argument is refused with a reason."""
 
 from collections.abc import Mapping
 
 from attn_contract.errors import UnsupportedError
 
-# by the argument that asks for it
 OUT_OF_SCOPE = {
     "kv_lora_rank": ("MLA", "its keys and values are one latent vector, which no layout here holds"),
     "rswa_window": ("R-SWA", "its window is counted from a prefix of each request, which the visibility rule has no term for"),
@@ -17,13 +16,14 @@ OUT_OF_SCOPE = {
         "merge_attn_states merges what devices saw, but a call sees one",
     ),
 }
+"""Feature and reason, by the name of the argument that asks for the feature."""
 
 
 def refuse_out_of_scope(settings: Mapping[str, object]) -> None:
     """Refuse the first setting that is out of scope, whatever its value.
 
     Raises:
-        UnsupportedError: naming it.
+        UnsupportedError: naming the feature and the argument that asks for it.
     """
     for name in settings:
         if name in OUT_OF_SCOPE:

@@ -21,7 +21,7 @@ import pytest
 if TYPE_CHECKING:
     from attn_fuzz.cases.case import Case
     from attn_fuzz.findings.finding import Finding
-    from attn_fuzz.run.engine import Plan
+    from attn_fuzz.run.shard import FuzzPlan
     from attn_fuzz.verdict.verdict import Verdict
 
 
@@ -62,7 +62,7 @@ class _Battery(pytest.Collector):
         import torch
         from attn_fuzz.corpus import files
         from attn_fuzz.run import runner
-        from attn_fuzz.run.engine import Plan
+        from attn_fuzz.run.shard import FuzzPlan
         from attn_fuzz.targets import registry
 
         yield _Declarations.from_parent(self, name="declarations")
@@ -72,7 +72,7 @@ class _Battery(pytest.Collector):
         except registry.UnknownTargetError:
             return  # the declarations say so
         option = self.config.option
-        plan = Plan(
+        plan = FuzzPlan(
             target=self.name,
             device=device,
             examples=option.attn_examples,
@@ -119,17 +119,17 @@ class _Declarations(_Item):
 class _StoredCase(_Item):
     """The stored case of something that the target is known to do wrong."""
 
-    def __init__(self, *, plan: "Plan", finding: "Finding", **options: object) -> None:
+    def __init__(self, *, plan: "FuzzPlan", finding: "Finding", **options: object) -> None:
         super().__init__(**options)  # pyright: ignore[reportArgumentType]
         self.plan, self.finding = plan, finding
 
     def runtest(self) -> None:
-        from attn_fuzz.cases import case as case_file
+        from attn_fuzz.cases import case_file
         from attn_fuzz.findings.finding import explanation
-        from attn_fuzz.run import engine
+        from attn_fuzz.run import shard
 
         case = case_file.load(self.finding.path)
-        with engine.start_executor(self.plan) as executor:
+        with shard.start_executor(self.plan) as executor:
             verdict = executor.run(case)
         if explanation([self.finding], case, verdict) is not None:
             pytest.xfail(self.finding.what)
@@ -139,15 +139,15 @@ class _StoredCase(_Item):
 class _Cases(_Item):
     """Draws and runs the cases of one shard; fails with the smallest failing case."""
 
-    def __init__(self, *, plan: "Plan", **options: object) -> None:
+    def __init__(self, *, plan: "FuzzPlan", **options: object) -> None:
         super().__init__(**options)  # pyright: ignore[reportArgumentType]
         self.plan = plan
 
     def runtest(self) -> None:
-        from attn_fuzz.run import engine
+        from attn_fuzz.run import shard
 
-        with engine.start_executor(self.plan) as executor:
-            progress = engine.fuzz(self.plan, executor)
+        with shard.start_executor(self.plan) as executor:
+            progress = shard.fuzz(self.plan, executor)
         known = [f"{count} fail as the known finding {name} says" for name, count in progress.known.items()]
         text = ", ".join(
             [f"{progress.replayed + progress.examples} cases, largest error {progress.ratio:.2f} of its bound", *known]
@@ -157,7 +157,7 @@ class _Cases(_Item):
             raise _TargetFails(_told(progress.failure.case, progress.failure.verdict, self.plan, self.name))
 
 
-def _told(case: "Case", verdict: "Verdict", plan: "Plan", item: str) -> str:
+def _told(case: "Case", verdict: "Verdict", plan: "FuzzPlan", item: str) -> str:
     """The table of a failure, and where its case and script were written: several items of a target may fail."""
     import re
     import shlex

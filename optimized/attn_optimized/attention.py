@@ -6,12 +6,12 @@ from typing import NamedTuple
 import torch
 from attn_contract import Batch, ContractError, Layer, Layout
 from attn_contract.arguments import check_int
-from attn_contract.forms import tensor_form
 from attn_contract.rules import refuse_unnamed
+from attn_contract.signatures import tensor_signature
 from attn_contract.validation import check_attention_tensors
 
 from attn_optimized.device import architecture_of, compute_units_of
-from attn_optimized.kernel_call import KernelCall, LaunchForm
+from attn_optimized.kernel_call import KernelCall, Launch
 from attn_optimized.launch.attention import attention_launch, attention_tensors
 from attn_optimized.launch.call import AttentionCall, DenseKeys, Keys, PagedKeys
 from attn_optimized.launch.parts import Parts, reduce_launch, reduce_tensors
@@ -126,7 +126,7 @@ def _attend(
         launches = attention_launches(plan_of(q, layer, batch, batch_invariant=batch_invariant), call)
         _remember(signature, launches)
     for kernel_call in attention_calls(launches, call):
-        kernel_call.launch(q.device)
+        kernel_call.run(q.device)
     return call.out
 
 
@@ -200,8 +200,8 @@ class AttentionLaunches(NamedTuple):
     """What calls of one signature have in common: a plan, and its launches; none if the plan has no programs."""
 
     plan: AttentionPlan
-    attention: LaunchForm | None
-    reduction: LaunchForm | None
+    attention: Launch | None
+    reduction: Launch | None
 
 
 # what the layers of a model and the steps of a decode share; the oldest leave
@@ -250,8 +250,8 @@ def _signature(
     """All that checks and launches depend on, but for what `check_attention_tensors` looks at in every call."""
     # scales in the rows of a cache must be aligned
     offset = keys[0].storage_offset() if layer.layout is Layout.CONTENT_PACKED_SCALED else 0
-    tensors = (tensor_form(q), *map(tensor_form, keys), tensor_form(out), tensor_form(lse))
-    return (*tensors, layer.form, batch.form, rounded(batch.max_seq_len), batch_invariant, q.device, offset)
+    tensors = (tensor_signature(q), *map(tensor_signature, keys), tensor_signature(out), tensor_signature(lse))
+    return (*tensors, layer.signature, batch.signature, rounded(batch.max_seq_len), batch_invariant, q.device, offset)
 
 
 def _remember(signature: Hashable, launches: AttentionLaunches) -> None:

@@ -58,7 +58,7 @@ def cascade_attention(
 
     out = q.new_empty(q.shape) if out is None else out
     for call in cascade_attention_calls(q, kv_cache, layer, batch, common_prefix_len, out=out, lse=lse):
-        call.launch(q.device)
+        call.run(q.device)
     return out
 
 

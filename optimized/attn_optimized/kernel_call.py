@@ -7,19 +7,20 @@ from typing import Any, NamedTuple, Self
 import torch
 from triton import JITFunction
 
-# of pointers, which the compiler is told of: loads of 16 bytes are the widest
 _ALIGNMENT = 16
+"""The alignment of pointers that a kernel may be compiled for: the widest loads are of 16 bytes."""
 
 
 @dataclass(frozen=True, eq=False)
-class LaunchForm:
-    """What of a launch does not depend on where its tensors lie: calls of one form share it.
+class Launch:
+    """A launch without its tensors: calls of one signature share it.
 
     Args:
-        kernel: what triton.jit made of a function, compiled or interpreted; it takes tensors, then numbers, then constants.
+        kernel: what triton.jit made of a function, compiled or interpreted. Its parameters are tensors, then numbers, then
+            constants.
         grid: programs.
         constants: the kernel's tl.constexpr, by name.
-        options: the compiler's: num_warps and its like.
+        options: the compiler's, such as num_warps.
         numbers: the kernel's ints and floats, by name.
     """
 
@@ -40,6 +41,7 @@ class LaunchForm:
         /,
         **numbers: int | float,
     ) -> Self:
+        """A launch whose numbers are given as keywords."""
         return cls(kernel, grid, constants, options, numbers)
 
     @cached_property
@@ -48,7 +50,8 @@ class LaunchForm:
         return tuple(name for name in self.kernel.arg_names if name not in self.numbers and name not in self.constants)
 
     @cached_property
-    def _behind_tensors(self) -> list[int | float]:
+    def _behind_tensors(self) -> list[Any]:
+        """The numbers and constants, in the kernel's order."""
         values = self.numbers | self.constants
         return [values[name] for name in self.kernel.arg_names[len(self.tensor_names) :]]
 
@@ -58,21 +61,21 @@ class LaunchForm:
         unspecialized = getattr(self.kernel, "do_not_specialize_on_alignment", ())
         return [place for place, name in enumerate(self.tensor_names) if name not in unspecialized]
 
-    def launch(self, tensors: list[torch.Tensor | None], device: torch.device) -> None:
-        """Run it on tensors in the order of `tensor_names`; a grid without programs runs nothing."""
+    def run(self, tensors: list[torch.Tensor | None], device: torch.device) -> None:
+        """Launch on tensors in the order of `tensor_names`. A grid without programs launches nothing."""
         if 0 in self.grid:
             return
         if device.type != "cuda":
             self.kernel[self.grid](*tensors, *self._behind_tensors, **self.options)
         elif device.index == torch.cuda.current_device():
-            self._launch_on_gpu(tensors, device.index)
+            self._run_on_gpu(tensors, device.index)
         else:
             with torch.cuda.device(device):
-                self._launch_on_gpu(tensors, device.index)
+                self._run_on_gpu(tensors, device.index)
 
-    def _launch_on_gpu(self, tensors: list[torch.Tensor | None], index: int) -> None:
-        # Triton looks at every argument of every launch, to find what is compiled for its like; all of a form are alike, but
-        # for the alignment of tensors
+    def _run_on_gpu(self, tensors: list[torch.Tensor | None], index: int) -> None:
+        # In every launch Triton looks at every argument, to find what is compiled for such arguments. Here they are all alike
+        # but for the alignment of tensors.
         pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
         is_aligned = not any((pointers[place] or 0) % _ALIGNMENT for place in self._aligned)
         if is_aligned and (compiled := self._compiled.get(index)) is not None:
@@ -84,17 +87,17 @@ class LaunchForm:
 
 
 class KernelCall(NamedTuple):
-    """A launch that has not happened yet. Its tensors may be on meta, where it can be compiled but not launched."""
+    """A launch and its tensors, not run yet. Tensors on meta can be compiled for, but not run on."""
 
-    form: LaunchForm
+    launch: Launch
     tensors: dict[str, torch.Tensor | None]
     """By the kernel's names."""
 
     @property
     def arguments(self) -> dict[str, torch.Tensor | int | float | None]:
         """All but the constants, by name."""
-        return self.tensors | self.form.numbers
+        return self.tensors | self.launch.numbers
 
-    def launch(self, device: torch.device) -> None:
-        """Run it where its tensors are."""
-        self.form.launch([self.tensors[name] for name in self.form.tensor_names], device)
+    def run(self, device: torch.device) -> None:
+        """Launch on the device of the tensors."""
+        self.launch.run([self.tensors[name] for name in self.launch.tensor_names], device)

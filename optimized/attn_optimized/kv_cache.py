@@ -7,7 +7,7 @@ from attn_contract import Layer
 from attn_contract.validation import check_rope_and_write_kv_cache, check_write_kv_cache
 
 from attn_optimized.device import architecture_of
-from attn_optimized.kernel_call import KernelCall, LaunchForm
+from attn_optimized.kernel_call import KernelCall, Launch
 from attn_optimized.kernels.write_kv_cache import WriteKind, write_kv_cache_kernel
 from attn_optimized.launch.tiles import row_grid, row_tiles
 from attn_optimized.launch.units import in_units
@@ -46,7 +46,7 @@ def write_kv_cache(
             written.
     """
     check_write_kv_cache(k, v, kv_cache, layer, slot_mapping, values=validate)
-    write_kv_cache_call(k, v, kv_cache, layer, slot_mapping).launch(k.device)
+    write_kv_cache_call(k, v, kv_cache, layer, slot_mapping).run(k.device)
 
 
 def rope_and_write_kv_cache(
@@ -85,7 +85,7 @@ def rope_and_write_kv_cache(
     """
     check_rope_and_write_kv_cache(q, k, v, positions, cos_sin_cache, is_neox, kv_cache, layer, slot_mapping, values=validate)
     call = rope_and_write_kv_cache_call(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, is_neox=is_neox)
-    call.launch(k.device)
+    call.run(k.device)
 
 
 def write_kv_cache_call(
@@ -166,7 +166,7 @@ def _call(
         block_rows=tiles.block_rows,
         block_d=tiles.block_d,
     )
-    form = LaunchForm.of(
+    launch = Launch.of(
         write_kv_cache_kernel,
         (num_query_tiles + num_key_tiles,),
         {"KIND": kind},
@@ -194,7 +194,7 @@ def _call(
         "positions_ptr": rotation.positions if rotation else None,
         "cos_sin_cache_ptr": rotation.cos_sin_cache if rotation else None,
     }
-    return KernelCall(form, tensors)
+    return KernelCall(launch, tensors)
 
 
 def _strides(

@@ -4,7 +4,7 @@ import torch
 from attn_contract.validation import check_merge_attn_states
 
 from attn_optimized.device import architecture_of
-from attn_optimized.kernel_call import KernelCall, LaunchForm
+from attn_optimized.kernel_call import KernelCall, Launch
 from attn_optimized.kernels.merge_attn_states import merge_attn_states_kernel
 from attn_optimized.launch.tiles import row_grid, row_tiles
 from attn_optimized.launch.units import in_units
@@ -39,7 +39,7 @@ def merge_attn_states(
     """
     check_merge_attn_states(out_a, lse_a, out_b, lse_b, out, lse)
     out = out_a.new_empty(out_a.shape) if out is None else out
-    merge_attn_states_call(out_a, lse_a, out_b, lse_b, out=out, lse=lse).launch(out_a.device)
+    merge_attn_states_call(out_a, lse_a, out_b, lse_b, out=out, lse=lse).run(out_a.device)
     return out
 
 
@@ -69,7 +69,7 @@ def merge_attn_states_call(
         stride_b_row=out_b.stride(0),
         stride_b_head=out_b.stride(1),
     )
-    form = LaunchForm.of(
+    launch = Launch.of(
         merge_attn_states_kernel,
         row_grid(tiles, num_tokens * num_heads),
         {**tiles.constants, "STRIDE_UNIT": unit},
@@ -89,4 +89,4 @@ def merge_attn_states_call(
         "out_b_ptr": out_b,
         "lse_b_ptr": lse_b,
     }
-    return KernelCall(form, tensors)
+    return KernelCall(launch, tensors)

@@ -1,6 +1,7 @@
-"""What both backends are to vLLM. All that vLLM may ask of them is answered from one declaration, their Capabilities.
+"""What both backends share. All questions of vLLM are answered from one declaration, the backend's Capabilities.
 
-vLLM's selector does not ask about a soft cap, ALiBi and the number of heads: the constructor of a layer refuses those.
+vLLM's selector does not ask about a soft cap, ALiBi, or the number of heads. The constructor of a layer refuses them where the
+declaration does.
 """
 
 import dataclasses
@@ -31,9 +32,9 @@ from attn_vllm.metadata import ParityMetadata
 
 
 class ParityBackend(AttentionBackend):
-    """A backend of vLLM that is what `capabilities` says.
+    """A backend of vLLM that serves what `capabilities` declares.
 
-    Its caches are vLLM's own [NB, HK, BS, content] in whichever physical order vLLM resolves: kernels address them by strides.
+    Its caches are vLLM's own [NB, HK, BS, content], in any physical order that vLLM chooses: kernels address them by strides.
     """
 
     capabilities: ClassVar[Capabilities]
@@ -55,7 +56,7 @@ class ParityBackend(AttentionBackend):
 
     @classmethod
     def customize_spec(cls, spec: AttentionSpec) -> AttentionSpec:
-        """Make room for the scales of a cache that has one per token and head: behind each row of K, and of V."""
+        """Make room for scales per token and head: one float32 behind each row of K, and one behind each row of V."""
         if spec.kv_quant_mode not in (KVQuantMode.INT8_PER_TOKEN_HEAD, KVQuantMode.FP8_PER_TOKEN_HEAD):
             return spec
         content = spec.head_size + spec.head_size_v + 2 * torch.float32.itemsize
@@ -67,7 +68,7 @@ class ParityBackend(AttentionBackend):
 
     @classmethod
     def supports_attn_type(cls, attn_type: str) -> bool:
-        return bool(cls.capabilities.attn_types[AttentionType(attn_type)])
+        return attn_type in set(AttentionType) and bool(cls.capabilities.attn_types[AttentionType(attn_type)])
 
     @classmethod
     def supports_per_head_quant_scales(cls) -> bool:
@@ -106,7 +107,7 @@ class ParityBackend(AttentionBackend):
         use_mm_prefix: bool,
         device_capability: DeviceCapability,
     ) -> str | None:
-        """Why something is refused, in words that vLLM's yes-or-no questions have no room for."""
+        """All reasons to refuse a layer, in words; None if it is served. vLLM's other questions only take yes or no."""
         if dtype not in FLOAT_DTYPES:
             return None  # vLLM has asked about the dtype alone
         try:
@@ -134,16 +135,18 @@ class ParityImpl(AttentionImpl[ParityMetadata]):
     """One layer of a model in vLLM.
 
     Args:
-        as vLLM's AttentionImpl; `extra_impl_args` is what else a model gives its layer, such as `sinks`.
+        extra_impl_args: what else a model gives its layer, such as `sinks`.
+
+    The other arguments are those of vLLM's AttentionImpl.
 
     Raises:
-        UnsupportedError: the backend does not serve such a layer; it has all the reasons.
+        UnsupportedError: the backend does not serve such a layer; the message gives all the reasons.
         ContractError: the arguments contradict each other.
     """
 
     capabilities: ClassVar[Capabilities]
     kernels: ClassVar[ModuleType]
-    """`attn_optimized` or `attn_reference`: they have the same functions."""
+    """`attn_optimized` or `attn_reference`, which have the same functions."""
 
     def __init__(
         self,
@@ -174,7 +177,7 @@ class ParityImpl(AttentionImpl[ParityMetadata]):
         self.stored = cache_format(kv_cache_dtype) if self.layer.layout else CacheFormat()
         self.batch_invariant = envs.VLLM_BATCH_INVARIANT
         self._refuse_unsupported(kv_sharing=kv_sharing_target_layer_name is not None)
-        # what vLLM reads
+        # vLLM reads these
         self.num_heads, self.num_kv_heads, self.head_size = num_heads, self.layer.num_kv_heads, head_size
         self.scale, self.kv_cache_dtype, self.attn_type = self.layer.scale, kv_cache_dtype, attn_type
         self.kv_sharing_target_layer_name = kv_sharing_target_layer_name
@@ -191,14 +194,14 @@ class ParityImpl(AttentionImpl[ParityMetadata]):
         output_scale: torch.Tensor | None = None,
         output_block_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Attend to the cache, which holds this step's tokens already, or in an encoder to key and value.
+        """Attend to the cache, which already holds this step's tokens. In an encoder, attend to key and value.
 
         Args:
-            layer: has the scales of a float8 cache.
+            layer: vLLM's layer, which has the scales of a float8 cache.
             query: [T, H, D].
             key, value: [T, HK, D]; layers with a cache do not look at them.
             kv_cache: [NB, HK, BS, content] of vLLM's element type, any strides.
-            attn_metadata: None while vLLM measures memory; output is 0 then.
+            attn_metadata: None while vLLM measures memory; output is then filled with 0.
             output: [T, H, D]; only rows that a request owns are written.
             output_scale: [] or [1] float32 of a float8 output.
             output_block_scale: refused.
@@ -207,7 +210,7 @@ class ParityImpl(AttentionImpl[ParityMetadata]):
             output.
 
         Raises:
-            UnsupportedError: an output_block_scale, or what the kernels do not serve. Nothing was written.
+            UnsupportedError: there is an output_block_scale, or the kernels do not serve the call. Nothing was written.
             ContractError: the arguments contradict the contract. Nothing was written.
         """
         if output_block_scale is not None:
@@ -229,7 +232,7 @@ class ParityImpl(AttentionImpl[ParityMetadata]):
         kv_cache: torch.Tensor,
         slot_mapping: torch.Tensor,
     ) -> None:
-        """Write key and value [T_kv, HK, D] where slot_mapping [S] says; encoders, which have no cache, write nothing."""
+        """Write key and value [T_kv, HK, D] to the slots of slot_mapping [S]. Encoders have no cache and write nothing."""
         if self.layer.layout is not None:
             self.kernels.write_kv_cache(key, value, self._view(kv_cache), self._with_loaded(layer), slot_mapping)
 
@@ -245,7 +248,17 @@ class ParityImpl(AttentionImpl[ParityMetadata]):
         kv_cache: torch.Tensor,
         layer_slot_mapping: torch.Tensor,
     ) -> None:
-        """Rotate query in place, and write rotated key, and value. Key itself stays as it is: `forward` reads the cache."""
+        """Rotate query [T, H, D] in place, and write rotated key and value [T_kv, HK, D] to the cache.
+
+        Key itself stays as it is, because `forward` reads the cache.
+
+        Args:
+            layer: vLLM's layer, which has the scales of a float8 cache.
+            positions: [P] int64.
+            cos_sin_cache: [max_position, rotary_dim].
+            is_neox: whether a pair of dims is (i, i + rotary_dim / 2), and not (2 * i, 2 * i + 1).
+            layer_slot_mapping: [S] int64.
+        """
         self.kernels.rope_and_write_kv_cache(
             query,
             key,
@@ -265,9 +278,9 @@ class ParityImpl(AttentionImpl[ParityMetadata]):
         return quant_key == kFp8StaticTensorSym and quant_key.dtype in self.capabilities.output_dtypes
 
     def _with_loaded(self, layer: AttentionLayer, output_scale: torch.Tensor | None = None) -> Layer:
-        """The layer with what vLLM sets on its own only after the constructor."""
+        """The layer, completed by what vLLM's layer only has after its constructor: scales, and whether ranges are clamped."""
         changes: dict[str, Any] = {}
-        if self.stored.scales == "tensor":  # or one per head, if the checkpoint has those
+        if self.stored.scales == "tensor":  # the same attributes hold one scale per head if the checkpoint has them
             changes = {"kv_cache_dtype": self.stored.quantized, "k_scale": layer._k_scale, "v_scale": layer._v_scale}
         if output_scale is not None:
             changes["output_scale"] = output_scale
@@ -276,13 +289,13 @@ class ParityImpl(AttentionImpl[ParityMetadata]):
         return dataclasses.replace(self.layer, **changes) if changes else self.layer
 
     def _view(self, kv_cache: torch.Tensor) -> torch.Tensor:
-        """vLLM hands float8 caches over as bytes."""
+        """The cache with its own element type: vLLM passes float8 caches as bytes."""
         return kv_cache if self.stored.quantized is None else kv_cache.view(self.stored.quantized)
 
     def _refuse_unsupported(self, *, kv_sharing: bool) -> None:
         config = AttentionConfig.of(
             self.layer,
-            torch.get_default_dtype(),  # the model's, while vLLM builds it
+            torch.get_default_dtype(),  # while vLLM builds a model, this is the model's dtype
             block_size=_a_block_size(self.capabilities) if self.layer.layout else None,
             batch_invariant=self.batch_invariant,
             kv_sharing=kv_sharing,
@@ -303,7 +316,7 @@ def _is_served(stored: CacheFormat, capabilities: Capabilities) -> bool:
 
 
 def _a_block_size(capabilities: Capabilities) -> int:
-    """One that is supported: where vLLM has not chosen a block size yet, it must not be what is refused."""
+    """A block size that is supported. vLLM may not have chosen one yet, and then the block size must not be the refusal."""
     match capabilities.block_sizes:
         case Only(values=sizes):
             return sizes[0]

@@ -1,25 +1,25 @@
-"""What vLLM hands the constructor of an attention layer, as the contract's Layer."""
+"""The arguments with which vLLM constructs an attention layer, as the contract's Layer."""
 
 from typing import Any, Final, NamedTuple
 
 import torch
 from attn_contract import AttentionType, ContractError, Layer, Layout, Only, UnsupportedError
-from attn_contract.capabilities import Scales
+from attn_contract.attention_config import Scales
 from vllm.platforms import current_platform
 
 
 class CacheFormat(NamedTuple):
-    """What one of vLLM's `kv_cache_dtype` strings means."""
+    """The meaning of one of vLLM's `kv_cache_dtype` strings."""
 
     quantized: torch.dtype | None = None
-    """The element type of a quantized cache; None: not quantized."""
+    """The element type of a quantized cache; None where the cache is not quantized."""
     scales: Scales | None = None
     unquantized: torch.dtype | None = None
-    """The element type that an unquantized cache is asked to have; None: the model's."""
+    """The element type that an unquantized cache must have; None: the model's."""
 
     @property
     def layout(self) -> Layout:
-        """vLLM's rows of K, then V, each with its scale behind it where there is one per token and head."""
+        """The layout of vLLM's caches: rows of K, then V, each followed by its scale if scales are per token and head."""
         return Layout.CONTENT_PACKED_SCALED if self.scales == "inline" else Layout.CONTENT_PACKED
 
 
@@ -27,7 +27,7 @@ LAYOUTS: Final = Only((Layout.CONTENT_PACKED, Layout.CONTENT_PACKED_SCALED), "vL
 SCALES: Final = Only(("tensor", "head", "inline"), "vLLM keeps no scales beside a cache")
 
 FLOAT8: Final = current_platform.fp8_dtype()
-"""The e4m3 type of this machine: vLLM doubles a checkpoint's scales where it is e4m3fnuz."""
+"""The e4m3 type of this machine. Where it is e4m3fnuz, vLLM doubles the scales of a checkpoint."""
 
 CACHE_FORMATS: Final = {
     "auto": CacheFormat(),
@@ -66,19 +66,25 @@ def layer_of(
     attn_type: str,
     **extra_impl_args: Any,
 ) -> Layer:
-    """The layer without the scales of a float8 cache, which vLLM loads later: its kv_cache_dtype is then None.
+    """The contract's Layer. vLLM loads the scales of a float8 cache later: until then the layer has no kv_cache_dtype.
 
     Args:
-        sliding_window: W keys, the query's own among them: (W - 1, W - 1), of which causality cuts the right side. vLLM's
-            kernels take (W - 1, 0) for decoders and treat it as symmetric where they are not causal.
+        num_kv_heads: None: as many as num_heads.
+        alibi_slopes: H numbers.
+        sliding_window: W keys, the query's own among them. The layer's window is (W - 1, W - 1), and causality cuts its right
+            side. vLLM's kernels take (W - 1, 0) for decoders, and treat it as symmetric where they are not causal.
+        attn_type: vLLM's name of an attention type.
         extra_impl_args: what else a model gives its layer, such as `sinks`.
 
     Raises:
         ContractError: the arguments contradict each other or the contract.
-        UnsupportedError: one asks for what the contract has no word for, such as chunk_lookback, or for an unknown cache.
+        UnsupportedError: the contract has no such attention type or cache, or an argument is out of its scope, such as
+            chunk_lookback.
     """
     if sliding_window is not None and sliding_window < 1:
         raise ContractError("sliding_window", sliding_window, "None, or at least 1: it counts the token itself")
+    if attn_type not in set(AttentionType):
+        raise UnsupportedError("attn_vllm", f"attention type {attn_type}", "the contract has no such type")
     kind = AttentionType(attn_type)
     cache = cache_format(kv_cache_dtype) if kind.reads_cache else None
     return Layer(

@@ -1,4 +1,4 @@
-"""What vLLM says of a step, as the contract's Batch: built once for all layers that share a KV cache group."""
+"""A step of vLLM as the contract's Batch, built once for all layers of a KV cache group."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class ParityMetadata(AttentionMetadata):
 
     batch: Batch
     slot_mapping: torch.Tensor
-    """[S] int64. vLLM's cross-attention puts the encoder's slots here, after `build`."""
+    """[S] int64: where keys and values are written. vLLM's cross-attention sets the encoder's slots after `build`."""
 
     @property
     def causal(self) -> bool | torch.Tensor:
@@ -25,21 +25,24 @@ class ParityMetadata(AttentionMetadata):
 
 
 class ParityMetadataBuilder(AttentionMetadataBuilder[ParityMetadata]):
-    """Reads no value of a tensor, so that it never waits for the device."""
+    """Builds a step's metadata. It reads no value of a tensor, so it never waits for the device."""
 
     supports_update_block_table = True
 
-    # abstract in vLLM
+    # vLLM's is abstract
     def __init__(self, kv_cache_spec: KVCacheSpec, layer_names: list[str], vllm_config: VllmConfig, device: torch.device):
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
     ) -> ParityMetadata:
-        """The step as its layers see it.
+        """The metadata of one step.
 
-        vLLM's own wrappers have already put the encoder's lengths and causal=False here for cross-attention, and
-        causal=False for encoders.
+        Args:
+            common_prefix_len: not used: cascade attention is not offered to vLLM.
+            common_attn_metadata: for cross-attention, vLLM's wrapper has put in the encoder's lengths and causal=False; for
+                encoders, causal=False.
+            fast_build: not used: there is only one way to build.
 
         Raises:
             ContractError: a tensor has another type or shape than the contract's Batch asks for.
@@ -65,7 +68,7 @@ class ParityMetadataBuilder(AttentionMetadataBuilder[ParityMetadata]):
 
 
 def _bidirectional_ranges(common: CommonAttentionMetadata) -> torch.Tensor | None:
-    """[R, max_ranges, 2] int32 of the step's inclusive ranges; (0, -1), which is none, where a request has fewer."""
+    """[R, max_ranges, 2] int32: the inclusive ranges of each request, filled up with the empty range (0, -1)."""
     of_request = common.mm_req_doc_ranges or {}
     most = max(map(len, of_request.values()), default=0)
     if most == 0:

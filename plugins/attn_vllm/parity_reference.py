@@ -1,7 +1,8 @@
-"""PARITY_REFERENCE: the project's reference in vLLM, on whatever device the tensors are. Slow: for debugging a model."""
+"""PARITY_REFERENCE: the project's reference in vLLM, on whatever device the tensors are. It is slow, and for debugging."""
 
 import attn_reference
-from attn_contract import ANY, FLOAT8_DTYPES, FLOAT_DTYPES, QUANTIZED_DTYPES, YES, AttentionType, Capabilities, No, Only
+import torch
+from attn_contract import ANY, YES, AttentionType, Capabilities, No, Only
 
 from attn_vllm.backend import ParityBackend, ParityImpl
 from attn_vllm.layer import LAYOUTS, SCALES
@@ -11,15 +12,20 @@ CAPABILITIES = Capabilities(
     backend="PARITY_REFERENCE",
     available=YES,
     architectures=ANY,
-    attn_types=dict.fromkeys(AttentionType, YES),
-    dtypes=Only(FLOAT_DTYPES, "the contract has no other type"),
+    attn_types={
+        AttentionType.DECODER: YES,
+        AttentionType.ENCODER: YES,
+        AttentionType.ENCODER_ONLY: YES,
+        AttentionType.ENCODER_DECODER: YES,
+    },
+    dtypes=Only((torch.float32, torch.float16, torch.bfloat16), "it was written for no other type"),
     head_sizes=ANY,
     group_sizes=ANY,
     block_sizes=ANY,
     layouts=LAYOUTS,
-    kv_cache_dtypes=Only(QUANTIZED_DTYPES, "the contract has no other type"),
+    kv_cache_dtypes=Only((torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.int8), "it decodes no other type"),
     scales=SCALES,
-    output_dtypes=Only(FLOAT8_DTYPES, "the contract has no other type"),
+    output_dtypes=Only((torch.float8_e4m3fn, torch.float8_e4m3fnuz), "it encodes no other type"),
     rules={
         **dict.fromkeys(attn_reference.IMPLEMENTED_RULES, YES),
         "non_causal": YES,

@@ -1,7 +1,7 @@
 """PARITY_TRITON: the project's Triton kernels in vLLM."""
 
 import attn_optimized
-from attn_optimized.backends.triton_attn import triton_capabilities
+from attn_optimized.backends.declaring import triton_capabilities
 from vllm.config import VllmConfig
 from vllm.v1.attention.backend import AttentionCGSupport, CommonAttentionMetadata
 from vllm.v1.kv_cache_interface import KVCacheSpec
@@ -16,9 +16,10 @@ CAPABILITIES = triton_capabilities("PARITY_TRITON", layouts=LAYOUTS, scales=SCAL
 class ParityTritonMetadataBuilder(ParityMetadataBuilder):
     @classmethod
     def get_cudagraph_support(cls, vllm_config: VllmConfig, kv_cache_spec: KVCacheSpec) -> AttentionCGSupport:
-        """Any batch, but for models with bidirectional ranges: a graph would replay those of the step it was captured in.
+        """Graphs of any batch; for models with bidirectional ranges, graphs of decodes of one token per request only.
 
-        A step of one token per request never needs them: vLLM does not cut an image, so that its tokens come together.
+        A graph would replay the ranges of the step in which it was captured. A step of one token per request needs no ranges:
+        vLLM does not cut an image, so all tokens of an image come in one step.
         """
         model_config = vllm_config.model_config
         if model_config is not None and model_config.is_mm_prefix_lm:
@@ -26,9 +27,9 @@ class ParityTritonMetadataBuilder(ParityMetadataBuilder):
         return AttentionCGSupport.ALWAYS
 
     def build_for_cudagraph_capture(self, common_attn_metadata: CommonAttentionMetadata) -> ParityMetadata:
-        """A graph of the largest step, captured with sequences of one token: those of `max_seq_len` would take long.
+        """The step that a graph is captured with. Its sequences are cut to one token: at `max_seq_len` a capture takes long.
 
-        They are shortened in place, since the graph reads this very tensor, and vLLM fills it anew before every replay.
+        `seq_lens` is changed in place. The graph reads this very tensor, and vLLM fills it anew before every replay.
         """
         metadata = self.build(0, common_attn_metadata)
         metadata.batch.seq_lens.fill_(1)

@@ -13,7 +13,7 @@ SOURCE = """
 import torch
 import triton
 import triton.language as tl
-from attn_optimized.kernel_call import KernelCall, LaunchForm
+from attn_optimized.kernel_call import KernelCall, Launch
 
 @triton.jit
 def twice(x):
@@ -29,7 +29,7 @@ def add_kernel(out_ptr, x_ptr, size, BLOCK: tl.constexpr):
     tl.store(out_ptr + place, x, mask=inside)
 
 tensors = {"out_ptr": torch.empty(256, device="meta"), "x_ptr": torch.empty(256, device="meta")}
-CALL = KernelCall(LaunchForm.of(add_kernel, (2,), {"BLOCK": 128}, {}, size=200), tensors)
+CALL = KernelCall(Launch.of(add_kernel, (2,), {"BLOCK": 128}, {}, size=200), tensors)
 """
 MOVED = SOURCE.replace("    inside", "\n    # a comment\n    inside").replace("twice", "double")
 RENAMED = (

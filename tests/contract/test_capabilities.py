@@ -349,3 +349,9 @@ def test_a_layer_says_what_it_asks_for(settings, scales):
         },
     )
     assert config.group_size == 4
+
+
+def test_a_text_is_no_set_of_values():
+    """`Only("gfx942", ...)` would take any architecture whose name begins with a g."""
+    with pytest.raises(ContractError, match=r"^values: got 'gfx942', expected a tuple"):
+        Only("gfx942", "no other runs it")  # pyright: ignore[reportArgumentType]

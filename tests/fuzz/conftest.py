@@ -10,8 +10,8 @@ from typing import NamedTuple
 import pytest
 from attn_contract import Layout
 from attn_fuzz.cases.case import Cache, Case, Request
-from attn_fuzz.run import engine
-from attn_fuzz.run.engine import Plan
+from attn_fuzz.run import shard
+from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.targets import registry
 from attn_fuzz.verdict.verdict import Verdict
@@ -62,19 +62,19 @@ class InProcess:
 
 
 @pytest.fixture(scope="session")
-def fuzz_in() -> Callable[..., tuple[engine.Progress, list[Case]]]:
+def fuzz_in() -> Callable[..., tuple[shard.Progress, list[Case]]]:
     """Fuzzes one shard in this process and leaves its files in a folder; returns how it ended and all cases that it ran."""
 
-    def run(folder: Path, target: str, **fields) -> tuple[engine.Progress, list[Case]]:
+    def run(folder: Path, target: str, **fields) -> tuple[shard.Progress, list[Case]]:
         executor = InProcess(target)
-        plan = Plan(**{"target": target, "device": "cpu", "examples": 200, "seed": 1, "folder": folder, **fields})
-        return engine.fuzz(plan, executor), executor.cases  # pyright: ignore[reportArgumentType]
+        plan = FuzzPlan(**{"target": target, "device": "cpu", "examples": 200, "seed": 1, "folder": folder, **fields})
+        return shard.fuzz(plan, executor), executor.cases  # pyright: ignore[reportArgumentType]
 
     return run
 
 
 @pytest.fixture
-def fuzz_here(fuzz_in, tmp_path: Path) -> Callable[..., tuple[engine.Progress, list[Case]]]:
+def fuzz_here(fuzz_in, tmp_path: Path) -> Callable[..., tuple[shard.Progress, list[Case]]]:
     """`fuzz_in` the test's own folder."""
     return partial(fuzz_in, tmp_path)
 

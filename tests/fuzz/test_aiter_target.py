@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import case_file
 from attn_fuzz.findings.aiter import UNIFIED_ATTENTION
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.targets import registry

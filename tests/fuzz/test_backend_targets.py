@@ -4,8 +4,8 @@ import pytest
 from attn_contract import AttentionConfig
 from attn_fuzz.cases import tensors
 from attn_fuzz.cases.poison import DTYPES
-from attn_fuzz.run import engine
-from attn_fuzz.run.engine import Plan, Progress
+from attn_fuzz.run import shard
+from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets.backends import config_of
 from attn_fuzz.targets.reference import REFERENCE_FP32
@@ -17,9 +17,9 @@ def fuzz_apart(tmp_path):
     """Fuzzes one shard in a process of its own, in which the interpreter computes every dtype."""
 
     def run(target: str, examples: int) -> Progress:
-        plan = Plan(target=target, device="cpu", examples=examples, seed=1, folder=tmp_path)
-        with engine.start_executor(plan) as executor:
-            return engine.fuzz(plan, executor)
+        plan = FuzzPlan(target=target, device="cpu", examples=examples, seed=1, folder=tmp_path)
+        with shard.start_executor(plan) as executor:
+            return shard.fuzz(plan, executor)
 
     return run
 

@@ -9,8 +9,9 @@ import msgspec
 import pytest
 import torch
 from attn_contract import AttentionType, Layout
-from attn_fuzz.cases import case as case_file
-from attn_fuzz.cases.case import MAX_BYTES, Cache, CaseError, Request
+from attn_fuzz.cases import case_file, contradictions
+from attn_fuzz.cases.case import Cache, CaseError, Request
+from attn_fuzz.cases.case_file import MAX_BYTES
 from attn_fuzz.run.executor import Executor
 
 NOTE = "no GPU in use: Triton interprets the kernels on the CPU"
@@ -244,7 +245,7 @@ def test_scores_that_would_take_all_memory_are_refused_where_the_reference_is_as
     blocks = tuple(range(long.num_blocks))
     paged = replace(step_case, cache=long, requests=(Request(8192, 32 << 14, blocks, causal=True),), num_kv_heads=1)
     case = replace({"paged": paged, "dense": dense}[cache], head_size=16, group_size=1)
-    case_file.check(case)
+    contradictions.check(case)
     (tmp_path / "case.json").write_text(case_file.dumps(case))
     run = attn_parity("replay", "case.json", "--target", "reference-fp32")
     assert run.code == 2

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from attn_fuzz.report import zoo_page
 from attn_fuzz.run.executor import Executor
-from attn_fuzz.zoo import mutants, page
+from attn_fuzz.zoo import mutants
 from attn_fuzz.zoo.mutants import Mutant, MutantError
 from attn_fuzz.zoo.patches import Patch
 
@@ -77,7 +78,7 @@ def test_a_broken_mutant_is_an_error_and_the_others_are_looked_for(attn_parity, 
         *("--write", "--page", "zoo.md"),
     )
     assert run.code == 2
-    result = page.loads(Path("zoo.json").read_bytes(), "zoo.json")
+    result = zoo_page.loads(Path("zoo.json").read_bytes(), "zoo.json")
     rows = {row.name: row for row in result.mutants}
     assert rows.keys() == {"sound", "raises", *(mutant.name for mutant in BROKEN)}
     for mutant, reason in BROKEN.items():
@@ -86,7 +87,7 @@ def test_a_broken_mutant_is_an_error_and_the_others_are_looked_for(attn_parity, 
         assert row.error.startswith(f"{mutant.name}: {reason}"), mutant.name
         assert row.found == ()
         assert f"{mutant.name}: {reason}" in run.err
-    assert run.out.count(page.DOES_NOT_RUN) == len(BROKEN)
+    assert run.out.count(zoo_page.DOES_NOT_RUN) == len(BROKEN)
     assert "2 of 2 found" in run.out
     assert rows["sound"].by in ("value", "bitwise")
     assert rows["raises"].by == "raised"

@@ -11,8 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from attn_fuzz import Call, CaptureError, capture, report
-from attn_fuzz.cases import captures, tensors
-from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import captures, case_file, tensors
 from attn_fuzz.cases.case import Case, CaseError
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.run.attempt import write

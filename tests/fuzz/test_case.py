@@ -7,7 +7,7 @@ import math
 import msgspec
 import pytest
 from attn_contract import AttentionType, Layout, PhysicalOrder
-from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import case_file, contradictions
 from attn_fuzz.cases.case import SCHEMA, Cache, Case, CaseError, Request, Rope
 from attn_fuzz.run import trial
 from attn_fuzz.strategies import cases
@@ -46,7 +46,7 @@ def test_a_case_is_what_its_file_says(case):
     assert case_file.loads(text) == case
 
 
-def contradictions():
+def contradicting_fields():
     one_block = Cache(layout=Layout.KV_FIRST_NHD, block_size=4, num_blocks=1)
     causal = Request(query_len=1, seq_len=1, blocks=(0,), causal=True)
     yield "a decoder without a cache", "cache", {"cache": None}
@@ -87,12 +87,14 @@ def contradictions():
 
 
 @pytest.mark.parametrize(
-    ("name", "changes"), [(name, changes) for _, name, changes in contradictions()], ids=[c[0] for c in contradictions()]
+    ("name", "changes"),
+    [(name, changes) for _, name, changes in contradicting_fields()],
+    ids=[c[0] for c in contradicting_fields()],
 )
 def test_a_contradiction_is_refused(name, changes, step_case):
-    case_file.check(step_case)
+    contradictions.check(step_case)
     with pytest.raises(CaseError, match=name):
-        case_file.check(replace(step_case, **changes))
+        contradictions.check(replace(step_case, **changes))
 
 
 @pytest.mark.parametrize(
@@ -126,9 +128,9 @@ def test_a_contradiction_is_refused(name, changes, step_case):
     ],
 )
 def test_a_contradiction_with_the_attention_type_is_refused(case, name, changes):
-    case_file.check(case)
+    contradictions.check(case)
     with pytest.raises(CaseError, match=name):
-        case_file.check(replace(case, **changes))
+        contradictions.check(replace(case, **changes))
 
 
 @pytest.mark.parametrize(
@@ -153,7 +155,7 @@ def test_a_case_that_no_machine_holds_is_refused(changes, step_case, monkeypatch
     monkeypatch.setattr(case_file, "written_slots", lambda case: pytest.fail("it lists the slots of billions of rows"))
     refitted = replace(step_case, requests=tuple(replace(r, seq_len=0, query_len=0, blocks=()) for r in step_case.requests))
     with pytest.raises(CaseError, match="elements"):
-        case_file.check(replace(refitted, **changes))
+        contradictions.check(replace(refitted, **changes))
 
 
 @settings(max_examples=400, deadline=None, database=None)

@@ -142,13 +142,13 @@ def test_saved_code_comes_with_what_it_takes_to_launch_it(attn_parity, tmp_path)
     assert (tmp_path / "code" / launch["file"]).read_bytes().startswith(b"\x7fELF")
     call = chosen("gfx942")["merge, fp32"]
     names = [argument["name"] for argument in launch["arguments"]]
-    passed = [name for name in call.form.kernel.arg_names if name not in launch["constants"]]
+    passed = [name for name in call.launch.kernel.arg_names if name not in launch["constants"]]
     assert names == [*passed, "global_scratch", "profile_scratch"]
     out, tokens = launch["arguments"][0], launch["arguments"][names.index("num_tokens")]
     assert out["type"] == "*fp32"
     assert out["attributes"] == {"tt.divisibility": 16, "tt.pointer_range": 32}
     assert tokens["value"] == out["shape"][0]
-    assert launch["grid"] == list(call.form.grid)
+    assert launch["grid"] == list(call.launch.grid)
 
 
 def test_a_launch_that_does_not_compile_is_an_error_and_others_go_on():

@@ -8,11 +8,11 @@ import threading
 import fakeredis
 import msgspec
 import pytest
-from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import case_file
 from attn_fuzz.corpus import database, files
 from attn_fuzz.corpus.database import DatabaseError
-from attn_fuzz.run import engine, runner
-from attn_fuzz.run.engine import Plan
+from attn_fuzz.run import runner, shard
+from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import EVERYTHING
 from attn_fuzz.zoo import mutants
@@ -29,9 +29,9 @@ def step(step_case):
 def test_the_shipped_corpus_agrees(tmp_path):
     past = tuple(files.admitted(files.shipped(), "triton", registry.load("triton").support("cpu")))
     assert len(past) >= 70
-    plan = Plan(target="triton", device="cpu", examples=0, seed=0, folder=tmp_path, past=past)
-    with engine.start_executor(plan) as executor:
-        progress = engine.fuzz(plan, executor)
+    plan = FuzzPlan(target="triton", device="cpu", examples=0, seed=0, folder=tmp_path, past=past)
+    with shard.start_executor(plan) as executor:
+        progress = shard.fuzz(plan, executor)
     assert progress.failure is None, progress.failure
     assert (progress.replayed, progress.examples) == (len(past), 0)
 
@@ -65,7 +65,7 @@ def test_past_cases_are_run_before_any_is_drawn_and_one_that_fails_is_a_failure_
 
 def test_all_past_cases_are_spread_over_workers(step, tmp_path):
     past = [replace(step, slack=n) for n in range(5)]
-    plan = Plan(target="reference-fp32", device="cpu", examples=9, seed=0, folder=tmp_path)
+    plan = FuzzPlan(target="reference-fp32", device="cpu", examples=9, seed=0, folder=tmp_path)
     plans = runner.replays(plan, past, 2)
     assert [plan.examples for plan in plans] == [0, 0]
     assert sorted(case.slack for plan in plans for case in plan.past) == [0, 1, 2, 3, 4]

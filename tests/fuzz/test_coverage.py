@@ -19,12 +19,12 @@ from attn_fuzz.cases.case import Cache, Case, Request
 from attn_fuzz.cases.features import undefined
 from attn_fuzz.report import coverage
 from attn_fuzz.report.coverage import NAMES, Coverage
-from attn_fuzz.run import engine, runner
-from attn_fuzz.run.engine import Plan
+from attn_fuzz.run import runner, shard
+from attn_fuzz.run.shard import FuzzPlan
 from attn_parity import matrix
 
 replace = msgspec.structs.replace
-PLAN = Plan(target="triton", device="cpu", examples=3, seed=0, folder=Path())
+PLAN = FuzzPlan(target="triton", device="cpu", examples=3, seed=0, folder=Path())
 DECODE = Case(
     target="triton",
     requests=(Request(query_len=1, seq_len=3, blocks=(0,), causal=True),),
@@ -62,7 +62,7 @@ def count(monkeypatch):
 
     def run(*cases: Case, sides: tuple[str, ...] = ()) -> Coverage:
         halves = [list(cases[::2]), list(cases[1::2])]
-        monkeypatch.setattr(engine, "drawn", lambda plan: halves[plan.seed])
+        monkeypatch.setattr(shard, "drawn", lambda plan: halves[plan.seed])
         return coverage.cover([PLAN, replace(PLAN, seed=1)], 2, sides)
 
     return run
@@ -82,7 +82,7 @@ def test_cover_counts_features_and_pairs_of_all_shards(count):
 
 def test_cover_tells_how_many_cases_have_been_drawn(monkeypatch):
     told = []
-    monkeypatch.setattr(engine, "drawn", lambda plan: [DECODE] * 3)
+    monkeypatch.setattr(shard, "drawn", lambda plan: [DECODE] * 3)
     coverage.cover([PLAN, PLAN], 1, report=told.append)
     assert told == [3, 6]
 
@@ -115,17 +115,17 @@ def test_a_defined_pair_that_was_never_drawn_is_missing_and_an_undefined_one_tha
 def test_what_is_counted_is_what_a_fuzz_run_draws(fuzz_here):
     plan = replace(PLAN, target="planted:FLASH", examples=20, seed=7)
     _, ran = fuzz_here("planted:FLASH", examples=20, seed=7)
-    assert engine.drawn(plan) == ran
+    assert shard.drawn(plan) == ran
 
 
 DRAW = """
 import hashlib, pathlib, sys
 for module in sys.argv[1:]:
     __import__(module)
-from attn_fuzz.cases import case
-from attn_fuzz.run import engine
-plan = engine.Plan(target="triton", device="cpu", examples=60, seed=0, folder=pathlib.Path())
-print(hashlib.sha256("".join(map(case.dumps, engine.drawn(plan))).encode()).hexdigest())
+from attn_fuzz.cases import case_file
+from attn_fuzz.run import shard
+plan = shard.FuzzPlan(target="triton", device="cpu", examples=60, seed=0, folder=pathlib.Path())
+print(hashlib.sha256("".join(map(case_file.dumps, shard.drawn(plan))).encode()).hexdigest())
 """
 
 
@@ -203,7 +203,7 @@ def test_a_pair_that_is_never_drawn_or_called_undefined_is_named(attn_parity, pa
 
 def test_a_page_of_another_hypothesis_is_refused_before_anything_is_drawn(attn_parity, page, monkeypatch):
     page.write_text(page.read_text().replace(hypothesis.__version__, "1.2.3", 1))
-    monkeypatch.setattr(engine, "drawn", lambda plan: pytest.fail("it drew"))
+    monkeypatch.setattr(shard, "drawn", lambda plan: pytest.fail("it drew"))
     run = attn_parity("matrix", "--check")
     assert run.code == 2
     assert "Hypothesis 1.2.3" in run.err
@@ -221,7 +221,7 @@ def test_a_page_of_another_hypothesis_is_refused_before_anything_is_drawn(attn_p
     ],
 )
 def test_what_cannot_be_written_or_checked_is_refused_before_anything_is_drawn(arguments, names, attn_parity, monkeypatch):
-    monkeypatch.setattr(engine, "drawn", lambda plan: pytest.fail("it drew"))
+    monkeypatch.setattr(shard, "drawn", lambda plan: pytest.fail("it drew"))
     run = attn_parity("matrix", *arguments)
     assert run.code == 2
     assert names in run.err

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from attn_fuzz.run.engine import Plan
+from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_parity import main
 from attn_parity.doctor import sections
@@ -70,7 +70,7 @@ def test_interrupted_fuzzing_ends_the_report_too(monkeypatch, tmp_path):
 
 
 def test_a_failing_target_is_in_the_report_with_its_case(monkeypatch, tmp_path):
-    plan = Plan(target="planted:NO_SINKS", device="cpu", examples=200, seed=0, folder=tmp_path)
+    plan = FuzzPlan(target="planted:NO_SINKS", device="cpu", examples=200, seed=0, folder=tmp_path)
     code, written = full(monkeypatch, tmp_path, {"fuzz": lambda: sections.fuzzed(plan, 1)})
     assert code == 1
     (failure,) = written["sections"]["fuzz"]["failures"]

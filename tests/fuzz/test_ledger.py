@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import case_file
 from attn_fuzz.findings.finding import explanation
 from attn_fuzz.run import ledger
 from attn_fuzz.targets import Target, registry

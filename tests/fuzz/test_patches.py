@@ -147,6 +147,9 @@ def test_patches_are_applied_to_the_source_as_it_is(source):
         ("boxes.area", "if scale == 2: product *= 2", "", "0 times"),  # an elif is no statement of its own
         ("boxes.aera", "width", "1", r"shapes.boxes has no function or class aera; nearest is shapes.boxes.area"),
         ("boxes.area_of_circle", "r", "1", "nearest is shapes.inner.area_of_circle"),
+        ("boxes.aerial", "3 * r * r", "1", "aerial; .*; it stands in shapes.inner.area_of_circle"),
+        ("boxes.rounded", "r * r * 3", "1", "0 times"),
+        ("boxes.rounded", "3 * r", "1", "0 times, .*; it stands in shapes.inner.area_of_circle"),
         ("boxes.Box.weight", "width", "1", "no function or class Box.weight"),
         ("spheres.area", "width", "1", "no function or class spheres.area; nearest is shapes.boxes.area"),
         ("", "SIDES", "1", "0 times"),

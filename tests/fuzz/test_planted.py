@@ -11,10 +11,10 @@ import planted
 import pytest
 import torch
 from attn_fuzz import report
-from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Rope
-from attn_fuzz.run.engine import Progress
 from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.shard import Progress
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.reference import REFERENCE_FP32

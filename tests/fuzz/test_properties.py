@@ -10,8 +10,7 @@ import pytest
 import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz import properties
-from attn_fuzz.cases import case as case_file
-from attn_fuzz.cases import tensors
+from attn_fuzz.cases import contradictions, tensors
 from attn_fuzz.cases.case import Cache, Case, CaseError, Request, Values
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties import Property, batch_composition, chunked_prefill
@@ -285,7 +284,7 @@ def seen_by(case: Case, fault: Callable[[Call], object]) -> set[str]:
     """Names of the properties that a faulty kernel breaks."""
     number = 0
 
-    def attend(step: Step) -> None:
+    def call_target(step: Step) -> None:
         nonlocal number
         REFERENCE_FP32.attention(step.q, step.k, step.v, step.kv_cache, step.layer, step.batch, out=step.out, lse=step.lse)
         values = step.kv_cache[1] if step.kv_cache is not None else step.v
@@ -295,8 +294,8 @@ def seen_by(case: Case, fault: Callable[[Call], object]) -> set[str]:
     step = tensors.build(case)
     for write in step.writes:
         attn_reference.write_kv_cache(write.k, write.v, write.view.tensor(step.raw), write.layer, write.slot_mapping)
-    attend(step)
-    return {each.name for each in ALL if each(step, attend)}
+    call_target(step)
+    return {each.name for each in ALL if each(step, call_target)}
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -385,7 +384,7 @@ def test_only_an_oracle_limits_the_number_of_scores():
     blocks = tuple(range(4096))
     cache = Cache(layout=Layout.KV_FIRST_NHD, block_size=16, num_blocks=4096)
     case = replace(STEP, group_size=8, requests=(Request(512, 65536, blocks, True),), cache=cache)
-    case_file.check(case)
+    contradictions.check(case)
     with pytest.raises(CaseError, match="134217728 scores at once"):
         try_case(case, REFERENCE_FP32, "cpu")
     attended: list[Step] = []
@@ -437,12 +436,12 @@ def test_an_output_that_was_rounded_up_to_the_smallest_normal_number_need_not_do
     assert step.kv_cache is not None
     first = step.kv_cache[1].nan_to_num().abs().sum()
 
-    def attend(part: Step) -> None:
+    def call_target(part: Step) -> None:
         assert part.kv_cache is not None
         part.out.fill_(half_way * float(part.kv_cache[1].nan_to_num().abs().sum() / first))
 
-    attend(step)
+    call_target(step)
     assert float(step.out[0, 0, 0]) == 2.0**-14
-    assert properties.doubled_values()(step, attend) is None
+    assert properties.doubled_values()(step, call_target) is None
     step.out.fill_(2.0**-13)
-    assert properties.doubled_values()(step, attend) is not None
+    assert properties.doubled_values()(step, call_target) is not None

@@ -6,7 +6,7 @@ import sys
 
 import msgspec
 import pytest
-from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import case_file
 
 KERNEL = """
 import attn_reference
@@ -23,7 +23,12 @@ TARGET = Target(
     name="wrong",
     description="one row is wrong",
     attention=attention,
-    support=lambda device: Support(attn_types=(AttentionType.DECODER,), dtypes=("float32",), layouts=(Layout.KV_FIRST_NHD,)),
+    support=lambda device: Support(
+        attn_types=(AttentionType.DECODER,),
+        dtypes=("float32",),
+        layouts=(Layout.BLOCKS_FIRST_NHD, Layout.KV_FIRST_NHD),
+        rules=("non_causal", "window", "sinks"),
+    ),
     rounding=lambda device: Rounding(keys_per_tile=64),
     refuses=False,
 )

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import case_file
 from attn_fuzz.cases.features import FEATURES, count
 from attn_fuzz.report import page, svg
 from attn_fuzz.report.run import Found, Run
-from attn_fuzz.run.engine import Failure, Progress, Size
+from attn_fuzz.run.shard import Failure, Progress, Size
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.verdict import ratios
 from attn_fuzz.verdict.verdict import Verdict

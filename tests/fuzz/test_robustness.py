@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import case_file
 from attn_fuzz.run import runner
-from attn_fuzz.run.engine import Plan
 from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.shard import FuzzPlan
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="writes to /dev/full")
@@ -90,7 +90,7 @@ def test_what_was_found_is_on_the_disk_when_the_main_process_is_killed(signalled
 
 @pytest.fixture
 def plan(tmp_path):
-    return Plan(target="planted:FLASH", device="cpu", examples=12, seed=3, folder=tmp_path)
+    return FuzzPlan(target="planted:FLASH", device="cpu", examples=12, seed=3, folder=tmp_path)
 
 
 def kill_workers(index=0, progress=None) -> None:
@@ -120,7 +120,7 @@ def test_a_shard_whose_workers_all_die_ends_the_run(plan):
 
 
 def test_a_worker_that_is_killed_takes_nothing_with_it_that_it_has_found(tmp_path):
-    plan = Plan(target="planted:NAN", device="cpu", examples=50, seed=1, folder=tmp_path)
+    plan = FuzzPlan(target="planted:NAN", device="cpu", examples=50, seed=1, folder=tmp_path)
 
     def while_shrinking(index, progress):
         if progress.failure is not None and not progress.failure.minimal:

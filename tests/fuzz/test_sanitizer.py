@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 from attn_contract import AttentionType, Layout
-from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Cache, Case, Request, Rope
 from attn_fuzz.interpreted import sanitizer
 from attn_fuzz.interpreted.permissions import READ, WRITE, Region, region

@@ -15,8 +15,8 @@ import torch
 from attn_contract import AttentionType
 from attn_fuzz.serving import scheduler
 from attn_fuzz.serving.engine import Scheduled, ServingEngine
-from attn_fuzz.serving.models import Model, rocm, served, triton
-from attn_fuzz.serving.uncached import DisagreementError
+from attn_fuzz.serving.models import ServedModel, rocm, served, triton
+from attn_fuzz.serving.uncached import WrongOutputError
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION
 from attn_optimized.backends import CommonAttentionMetadata, backend
 from hypothesis import Phase, settings
@@ -29,15 +29,17 @@ SEQUENCES, ACTIONS = 8, 30
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def play_briefly(model: Model, engine: type[ServingEngine] = ServingEngine) -> None:
+def play_briefly(model: ServedModel, engine: type[ServingEngine] = ServingEngine) -> None:
     scheduler.play(model, DEVICE, seed=1, sequences=SEQUENCES, actions=ACTIONS, engine=engine, phases=[Phase.generate])
 
 
-def play_until_found(model: Model, engine: type[ServingEngine] = ServingEngine, phases: Sequence[Phase] = (Phase.generate,)):
+def play_until_found(
+    model: ServedModel, engine: type[ServingEngine] = ServingEngine, phases: Sequence[Phase] = (Phase.generate,)
+):
     scheduler.play(model, DEVICE, seed=1, sequences=100, actions=ACTIONS, engine=engine, phases=phases)
 
 
-def backends_of(model: Model) -> dict[str, str]:
+def backends_of(model: ServedModel) -> dict[str, str]:
     return {part.name: part.backend for part in model.layers}
 
 
@@ -141,13 +143,13 @@ class FreesSharedBlocks(ServingEngine):
 
 @pytest.mark.parametrize("engine", [CountsRejectedDrafts, FreesSharedBlocks])
 def test_a_fault_that_no_single_step_shows_is_found(engine):
-    with pytest.raises(DisagreementError):
+    with pytest.raises(WrongOutputError):
         play_until_found(triton(DEVICE), engine)
 
 
 def test_a_missing_reinterpretation_of_a_shared_allocation_is_found(monkeypatch):
     monkeypatch.setattr(backend, "_must_reinterpret", lambda layout, allocation_layout: False)
-    with pytest.raises(DisagreementError):
+    with pytest.raises(WrongOutputError):
         play_until_found(rocm(DEVICE))
 
 

@@ -5,8 +5,7 @@ import re
 import msgspec
 import pytest
 from attn_contract import AttentionType, Layout, PhysicalOrder
-from attn_fuzz.cases import case as case_file
-from attn_fuzz.cases import tensors
+from attn_fuzz.cases import case_file, tensors
 from attn_fuzz.cases.case import Cache, Case, Request
 from attn_fuzz.report import pictures, terminal
 from attn_fuzz.report.pictures import Limits, Picture

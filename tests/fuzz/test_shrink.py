@@ -5,7 +5,7 @@ from dataclasses import replace
 import planted
 import pytest
 from attn_contract import AttentionType, Layout
-from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import contradictions
 from attn_fuzz.cases.case import Cache, Case
 from attn_fuzz.run import shrink
 from attn_fuzz.run.trial import try_case
@@ -70,7 +70,7 @@ def test_where_it_ends_no_field_can_be_lowered(name):
         smallest, minimal = shrink.shrink(case, SUPPORT, fails, always)
         assert minimal
         assert fails(smallest)
-        case_file.check(smallest)
+        contradictions.check(smallest)
         assert is_within(SUPPORT, smallest)
         assert not any(fails(candidate) for candidate in shrink.lowered(smallest, SUPPORT))
         seen.append(smallest)
@@ -84,7 +84,7 @@ def test_where_it_ends_no_field_can_be_lowered(name):
 def test_candidates_are_valid_and_supported(case):
     for candidate in shrink.lowered(case, SUPPORT):
         assert candidate != case
-        case_file.check(candidate)
+        contradictions.check(candidate)
         assert is_within(SUPPORT, candidate)
 
 

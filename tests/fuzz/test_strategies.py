@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 from attn_contract import AttentionType, Batch, Layer, Layout, PhysicalOrder
 from attn_contract.rules import held_rules
-from attn_fuzz.cases import case as case_file
-from attn_fuzz.cases.case import ROWS, X_PACKED, Case
+from attn_fuzz.cases import contradictions
+from attn_fuzz.cases.case import Case
+from attn_fuzz.cases.contradictions import ROWS, X_PACKED
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.strategies import cases, families
 from attn_fuzz.strategies.cases import VALUES
@@ -222,7 +223,7 @@ def names_of(case) -> set[str]:
 def test_every_case_is_a_valid_call(drawn):
     """By the case's own check and by all checks of the contract, those that read tensors included."""
     for case in drawn[::3]:
-        case_file.check(case)
+        contradictions.check(case)
         verdict = try_case(case, REFERENCE_FP32, "cpu")
         assert verdict.kind == "agree", verdict.message
 

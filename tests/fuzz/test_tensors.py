@@ -8,7 +8,8 @@ import pytest
 import torch
 from attn_contract import KVCacheView, Layout, PhysicalOrder, same_elements, same_footprint
 from attn_fuzz.cases import allocations, contents, tensors
-from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values, neighbours, writers, written_slots
+from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values, written_slots
+from attn_fuzz.cases.contradictions import neighbours, writers
 from attn_fuzz.cases.poison import CANARY, LEFTOVER, POISON, bits, canary, poison
 from attn_fuzz.cases.tensors import GUARD, Step
 from attn_fuzz.strategies import cases
@@ -99,7 +100,7 @@ def seen_slots(case: Case) -> set[int]:
                 chunk = case.chunked_local is None or p // case.chunked_local == j // case.chunked_local
                 base = (not request.causal or j <= p) and (window or j < case.sink_tokens) and chunk
                 clamped = case.ranges_clamped and 0 <= left < p - j
-                together = any(a <= p <= b and a <= j <= b for a, b in request.ranges) and not clamped
+                together = any(a <= p <= b and a <= j <= b for a, b in request.bidirectional_ranges) and not clamped
                 key = j - request.context_len
                 hidden = ancestors is not None and key >= 0 and ancestors[i, key] == -torch.inf
                 if (base or together) and not hidden:
@@ -246,8 +247,8 @@ def test_the_range_and_the_bias_past_a_request_s_own_would_be_noticed(case):
     if batch.bidirectional_ranges is not None:
         for r, request in enumerate(case.requests):
             first, last = batch.bidirectional_ranges[r].T
-            own = len(request.ranges)
-            assert list(zip(first[:own].tolist(), last[:own].tolist(), strict=True)) == list(request.ranges)
+            own = len(request.bidirectional_ranges)
+            assert list(zip(first[:own].tolist(), last[:own].tolist(), strict=True)) == list(request.bidirectional_ranges)
             assert (last[own:] < first[own:]).all()
     if batch.qq_bias is not None:
         longest = case.max_query_len - case.slack

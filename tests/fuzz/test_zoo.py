@@ -11,17 +11,18 @@ from typing import get_args
 
 import msgspec
 import pytest
-from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import case_file
 from attn_fuzz.corpus import files
+from attn_fuzz.report import zoo_page
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.verdict.verdict import Kind
-from attn_fuzz.zoo import mutants, page
+from attn_fuzz.zoo import mutants
 from attn_fuzz.zoo.mutants import Mutant, MutantError
 from attn_fuzz.zoo.patches import Patch, patched_sources, text_of
 
 SHIPPED = mutants.load_all()
 PAGE = Path(__file__).parents[2] / "docs" / "generated" / "zoo.md"
-KEPT = page.loads(PAGE.with_suffix(".json").read_bytes(), "docs/generated/zoo.json")
+KEPT = zoo_page.loads(PAGE.with_suffix(".json").read_bytes(), "docs/generated/zoo.json")
 
 
 def mutant(*patches: Patch) -> Mutant:
@@ -86,12 +87,12 @@ def test_a_shipped_mutant_applies(animal):
 def test_all_classes_and_many_real_bugs_are_in_the_zoo():
     assert {animal.kind for animal in SHIPPED} == set(get_args(mutants.Kind))
     assert len(SHIPPED) >= 50
-    assert len({page.real_bug(animal.origin) for animal in SHIPPED} - {None}) >= 35
+    assert len({zoo_page.real_bug(animal.origin) for animal in SHIPPED} - {None}) >= 35
 
 
 def zoo(attn_parity, *arguments):
     run = attn_parity("zoo", "--workers", 2, "--json", "zoo.json", *arguments)
-    return run, page.loads(Path("zoo.json").read_bytes(), "zoo.json")
+    return run, zoo_page.loads(Path("zoo.json").read_bytes(), "zoo.json")
 
 
 LATE = 20
@@ -150,7 +151,7 @@ def test_the_page_in_the_repository_is_current(attn_parity):
 
 def test_every_kind_of_failure_is_of_one_judge():
     failures = set(get_args(Kind)) - {"agree", "refused"}
-    counted = Counter(kind for kinds in page.JUDGES.values() for kind in kinds)
+    counted = Counter(kind for kinds in zoo_page.JUDGES.values() for kind in kinds)
     assert failures <= counted.keys()
     assert set(counted.values()) == {1}
 
@@ -161,9 +162,9 @@ TF32 = next(animal for animal in SHIPPED if animal.name == "tf32")
 @pytest.fixture
 def small_page(attn_parity, tmp_path):
     """A page of one mutant, which nobody ran."""
-    results = page.results("CPU", [0], 500, [page.row("tf32", [])])
-    (tmp_path / "zoo.json").write_bytes(page.dumps(results))
-    (tmp_path / "zoo.md").write_text(page.text(results, [TF32]))
+    results = zoo_page.results("CPU", [0], 500, [zoo_page.row("tf32", [])])
+    (tmp_path / "zoo.json").write_bytes(zoo_page.dumps(results))
+    (tmp_path / "zoo.md").write_text(zoo_page.text(results, [TF32]))
     assert attn_parity("zoo", "--check", "--page", "zoo.md", "--only", "tf32").code == 0
     return tmp_path / "zoo.md"
 
@@ -186,14 +187,14 @@ def test_results_of_other_mutants_are_noticed(attn_parity, small_page):
 
 
 def test_a_mutant_that_is_described_anew_makes_another_page(small_page):
-    kept = page.loads(small_page.with_suffix(".json").read_bytes(), "zoo.json")
-    assert page.text(kept, [TF32]) == small_page.read_text()
+    kept = zoo_page.loads(small_page.with_suffix(".json").read_bytes(), "zoo.json")
+    assert zoo_page.text(kept, [TF32]) == small_page.read_text()
     for field in ("origin", "what", "trigger"):
-        assert page.text(kept, [msgspec.structs.replace(TF32, **{field: "another"})]) != small_page.read_text()
+        assert zoo_page.text(kept, [msgspec.structs.replace(TF32, **{field: "another"})]) != small_page.read_text()
 
 
 def test_results_are_kept_with_a_line_for_each_mutant():
-    text = page.dumps(KEPT)
+    text = zoo_page.dumps(KEPT)
     assert PAGE.with_suffix(".json").read_bytes() == text
     assert text.count(b"\n") == len(KEPT.mutants) + 2
     assert all(b"what" not in line for line in text.splitlines())
@@ -220,7 +221,7 @@ def test_a_mutant_of_ones_own_is_found(attn_parity, tmp_path):
 
         [[patch]]
         in = "attn_optimized.kv_cache.write_kv_cache"
-        find = "write_kv_cache_call(k, v, kv_cache, layer, slot_mapping).launch(k.device)"
+        find = "write_kv_cache_call(k, v, kv_cache, layer, slot_mapping).run(k.device)"
         replace = ""
         """
     )

@@ -18,7 +18,7 @@ PROMPTS = [[5, 17, 3, 40, 8, 21, 60], [11, 2, 33], [50, 9, 9, 28, 14]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class ModelStep:
     """The new tokens of all requests, packed; request r owns the blocks r, r + R, r + 2 * R and so on of R requests."""
 
     tokens: torch.Tensor
@@ -31,7 +31,7 @@ class Step:
     max_seq_len: int
 
     @classmethod
-    def of(cls, sequences: list[list[int]], context_lens: list[int], device: torch.device) -> "Step":
+    def of(cls, sequences: list[list[int]], context_lens: list[int], device: torch.device) -> "ModelStep":
         num_requests, seq_lens = len(sequences), [len(tokens) for tokens in sequences]
         positions = [range(context, end) for context, end in zip(context_lens, seq_lens, strict=True)]
         blocks = torch.arange(NUM_BLOCKS // num_requests * num_requests).view(-1, num_requests).T
@@ -50,11 +50,11 @@ class Step:
 
 
 @torch.no_grad()
-def generate(logits_of: Callable[[Step], torch.Tensor], device: torch.device) -> list[list[int]]:
+def generate(logits_of: Callable[[ModelStep], torch.Tensor], device: torch.device) -> list[list[int]]:
     """Greedily, all prompts in one batch: prompts first, then one token of each in every step."""
     sequences, context_lens = [list(prompt) for prompt in PROMPTS], [0] * len(PROMPTS)
     for _ in range(NUM_NEW_TOKENS):
-        step = Step.of(sequences, context_lens, device)
+        step = ModelStep.of(sequences, context_lens, device)
         last = step.query_start_loc[1:].long() - 1
         context_lens = [len(tokens) for tokens in sequences]
         for tokens, token in zip(sequences, logits_of(step)[last].argmax(-1).tolist(), strict=True):
@@ -67,7 +67,7 @@ def empty_kv_cache() -> torch.Tensor:
 
 
 def attend(
-    q: torch.Tensor, kv_cache: torch.Tensor, step: Step, *, sliding_window: int | None, sinks: torch.Tensor
+    q: torch.Tensor, kv_cache: torch.Tensor, step: ModelStep, *, sliding_window: int | None, sinks: torch.Tensor
 ) -> torch.Tensor:
     """[T, H, D], over a cache that holds this step's keys and values."""
     left = -1 if sliding_window is None else sliding_window - 1
@@ -111,7 +111,7 @@ class Attention(nn.Module):
         self.register_buffer("cos_sin_cache", torch.cat([angles.cos(), angles.sin()], dim=1))
         self.register_buffer("kv_cache", empty_kv_cache())
 
-    def forward(self, hidden: torch.Tensor, step: Step) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, step: ModelStep) -> torch.Tensor:
         heads = self.qkv_proj(hidden).unflatten(1, (-1, HEAD_SIZE))
         q, k, v = heads.split([NUM_HEADS, NUM_KV_HEADS, NUM_KV_HEADS], dim=1)
         ops.rope_and_write_kv_cache(q, k, v, step.positions, self.cos_sin_cache, True, self.kv_cache, LAYOUT, step.slot_mapping)
@@ -126,7 +126,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Attention(window) for window in (SLIDING_WINDOW, None))
         self.head = nn.Linear(HIDDEN_SIZE, VOCABULARY)
 
-    def forward(self, step: Step) -> torch.Tensor:
+    def forward(self, step: ModelStep) -> torch.Tensor:
         hidden = self.embedding(step.tokens)
         for layer in self.layers:
             hidden = hidden + layer(nn.functional.rms_norm(hidden, (HIDDEN_SIZE,)), step)
@@ -154,7 +154,7 @@ def paged_attention(
     sliding_window: int | None,
     s_aux: torch.Tensor,
     kv_caches: list[torch.Tensor],
-    step: Step,
+    step: ModelStep,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls: [1, heads, T, D] of this step's tokens, since it keeps no cache of its own."""
@@ -197,7 +197,7 @@ def test_gpt_oss_generates_the_tokens_of_its_own_eager_attention(device):
     model.to(device)
     kv_caches = [empty_kv_cache().to(device) for _ in range(NUM_LAYERS)]
 
-    def logits_of(step: Step) -> torch.Tensor:
+    def logits_of(step: ModelStep) -> torch.Tensor:
         ids, positions = step.tokens[None], step.positions[None]
         return model(ids, position_ids=positions, use_cache=False, kv_caches=kv_caches, step=step).logits[0]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from attn_optimized.kernel_call import KernelCall, LaunchForm
+from attn_optimized.kernel_call import KernelCall, Launch
 from attn_parity.binaries.compilation import compile_call
 from attn_parity.binaries.shipped_calls import chosen
 
@@ -43,20 +43,20 @@ def dot(precision: str, kernel: Any = dot_kernel) -> KernelCall:
     tensor = torch.empty(SIDE, SIDE, device="meta")
     tensors = {f"{name}_ptr": tensor for name in ("out", "x", "y")}
     constants = {"PRECISION": precision, "SIDE": SIDE}
-    return KernelCall(LaunchForm.of(kernel, (1,), constants, {}, stride_row=tensor.stride(0)), tensors)
+    return KernelCall(Launch.of(kernel, (1,), constants, {}, stride_row=tensor.stride(0)), tensors)
 
 
 def main(architectures: list[str]) -> None:
     report = {}
     for architecture in architectures:
         rotation = chosen(architecture, only="RoPE and cache write, fp32")["RoPE and cache write, fp32"]
-        fused = dataclasses.replace(rotation.form, options={**rotation.form.options, "enable_fp_fusion": True})
+        fused = dataclasses.replace(rotation.launch, options={**rotation.launch.options, "enable_fp_fusion": True})
         calls = {
             "tf32": dot("tf32"),
             "ieee": dot("ieee"),
             "excused": dot("ieee", excused_kernel),
             "rotation": rotation,
-            "fused rotation": rotation._replace(form=fused),
+            "fused rotation": rotation._replace(launch=fused),
         }
         binaries = {name: compile_call(call, architecture) for name, call in calls.items()}
         report[architecture] = {name: dataclasses.asdict(binary.facts) for name, binary in binaries.items()}

@@ -44,13 +44,13 @@ def launcher_hash(call: KernelCall, architecture: str) -> str:
             get_current_target=lambda: target, get_current_device=lambda: architecture, get_current_stream=lambda device: 0
         )
     )
-    form = call.form
-    return form.kernel.run(grid=form.grid, warmup=True, **call.arguments, **form.constants, **form.options).hash
+    launch = call.launch
+    return launch.kernel.run(grid=launch.grid, warmup=True, **call.arguments, **launch.constants, **launch.options).hash
 
 
 def main(architectures: list[str]) -> None:
     report = {
-        f"{architecture} {call.form.kernel.fn.__name__} {num_blocks}": [
+        f"{architecture} {call.launch.kernel.fn.__name__} {num_blocks}": [
             launcher_hash(call, architecture),
             compiled(call, architecture)[0].hash,
         ]

@@ -36,7 +36,7 @@ def planted() -> dict[str, dict[str, dict[str, Any]]]:
 @pytest.mark.parametrize("architecture", ["gfx942", "gfx1201", "sm90"])
 def test_what_ships_is_within_its_budget(architecture):
     calls = chosen(architecture, main=True)
-    assert len({call.form.kernel.fn.__name__ for call in calls.values()}) == 4
+    assert len({call.launch.kernel.fn.__name__ for call in calls.values()}) == 4
     done = build([(architecture, name) for name in calls], 2)
     assert not done.errors
     assert len(done.binaries) == len(calls)

@@ -10,7 +10,7 @@ import attn_reference
 import pytest
 import torch
 from attn_contract import ContractError, Layer, Layout
-from attn_contract.forms import tensor_form
+from attn_contract.signatures import tensor_signature
 from attn_optimized import attention
 from attn_optimized.attention import paged_attention_calls, varlen_attention_calls
 from attn_optimized.cascade import cascade_attention_calls
@@ -57,9 +57,9 @@ def on_meta(value: Any) -> Any:
 
 def described(call: KernelCall) -> tuple[Any, ...]:
     """All of a call, its tensors as (dtype, shape, strides)."""
-    tensors = {name: tensor_form(tensor) for name, tensor in call.tensors.items()}
-    form = call.form
-    return form.kernel, form.grid, form.constants, form.options, form.numbers, tensors
+    tensors = {name: tensor_signature(tensor) for name, tensor in call.tensors.items()}
+    launch = call.launch
+    return launch.kernel, launch.grid, launch.constants, launch.options, launch.numbers, tensors
 
 
 def outputs(q: torch.Tensor, layer: Layer) -> dict[str, torch.Tensor]:
@@ -115,9 +115,11 @@ def calls(made: Any) -> list[KernelCall]:
 def test_a_call_names_what_its_kernel_takes(make):
     function, arguments, out = make
     for call in calls(function(*arguments, **out)):
-        form = call.form
-        assert sorted([*call.tensors, *form.numbers, *form.constants]) == sorted(form.kernel.arg_names)
-        assert form.tensor_names == tuple(form.kernel.arg_names[: len(call.tensors)]), "it takes tensors first"
+        launch = call.launch
+        assert sorted([*call.tensors, *launch.numbers, *launch.constants]) == sorted(launch.kernel.arg_names)
+        names = launch.kernel.arg_names
+        assert launch.tensor_names == tuple(names[: len(call.tensors)]), "it takes tensors first"
+        assert set(names[len(call.tensors) :][: len(launch.numbers)]) == set(launch.numbers), "then numbers, then constants"
 
 
 def test_meta_tensors_make_the_call_that_real_ones_make(make, device):
@@ -143,7 +145,7 @@ def test_making_calls_writes_nothing_and_launching_them_is_the_function(paged_ca
     assert all(tensor.isnan().all() for tensor in out.values())
     attn_optimized.paged_attention(*call, **expected)
     for launch in made:
-        launch.launch(device)
+        launch.run(device)
     for name, tensor in out.items():
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0, equal_nan=True)
 
@@ -152,28 +154,28 @@ def test_a_call_is_launched_by_name_whatever_the_order(device):
     a, b, lse = rows(device), rows(device), torch.randn(NUM_KV_HEADS, NUM_ROWS, device=device)
     out, expected = torch.empty_like(a), attn_optimized.merge_attn_states(a, lse, b, lse)
     call = merge_attn_states_call(a, lse, b, lse, out=out)
-    call._replace(tensors=dict(reversed(call.tensors.items()))).launch(device)
+    call._replace(tensors=dict(reversed(call.tensors.items()))).run(device)
     torch.testing.assert_close(out, expected, rtol=0, atol=0)
     with pytest.raises(KeyError, match="lse_b_ptr"):
-        call._replace(tensors={name: tensor for name, tensor in call.tensors.items() if name != "lse_b_ptr"}).launch(device)
+        call._replace(tensors={name: tensor for name, tensor in call.tensors.items() if name != "lse_b_ptr"}).run(device)
 
 
 def test_a_grid_without_programs_launches_nothing(device):
     a, lse = rows(device), torch.zeros(NUM_KV_HEADS, NUM_ROWS, device=device)
     out = torch.full_like(a, torch.nan)
     call = merge_attn_states_call(a, lse, a, lse, out=out)
-    call._replace(form=replace(call.form, grid=(0,))).launch(device)
+    call._replace(launch=replace(call.launch, grid=(0,))).run(device)
     assert out.isnan().all()
-    call.launch(device)
+    call.run(device)
     torch.testing.assert_close(out, a)
 
 
-def test_calls_of_one_form_share_a_launch_but_no_tensors(paged_call):
+def test_calls_of_one_signature_share_a_launch_but_no_tensors(paged_call):
     """The second call is launched as the first one was, on its own values, lengths and addresses."""
     first = paged_call([1, 2], [40, 50], sinks=[0.5] * NUM_HEADS)
     second = paged_call([2, 1], [45, 61], sinks=[3.0] * NUM_HEADS)
-    assert first.layer.form == second.layer.form
-    assert first.batch.form == second.batch.form
+    assert first.layer.signature == second.layer.signature
+    assert first.batch.signature == second.batch.signature
     assert first.q.data_ptr() != second.q.data_ptr()
     for call in (first, second, first):
         owned = slice(3)
@@ -200,7 +202,7 @@ def test_a_call_like_one_before_is_checked_like_that_one(change, message, paged_
         attn_optimized.paged_attention(**{**call._asdict(), **change(call)})
 
 
-def test_forms_that_are_long_unused_are_forgotten(paged_call, monkeypatch):
+def test_signatures_that_are_long_unused_are_forgotten(paged_call, monkeypatch):
     monkeypatch.setattr(attention, "_LAUNCHES", {})
     monkeypatch.setattr(attention, "_MOST_LAUNCHES", 2)
     made = [paged_call([1], [length]) for length in (10, 100, 200)]
@@ -221,9 +223,9 @@ def test_a_compiled_kernel_is_launched_again_only_on_tensors_that_it_fits(device
     expected = attn_optimized.merge_attn_states(a, lse, b, lse)
     for first in (a, a, shifted, a):
         call.tensors["out_ptr"].fill_(torch.nan)
-        call._replace(tensors={**call.tensors, "out_a_ptr": first}).launch(device)
+        call._replace(tensors={**call.tensors, "out_a_ptr": first}).run(device)
         torch.testing.assert_close(call.tensors["out_ptr"], expected, rtol=0, atol=0)
-    assert list(call.form._compiled) == [device.index]
+    assert list(call.launch._compiled) == [device.index]
 
 
 def test_a_call_is_made_for_the_gpu_that_is_named(paged_call):
@@ -238,15 +240,15 @@ def test_a_call_is_made_for_the_gpu_that_is_named(paged_call):
         return list(paged_attention_calls(*arguments, plan, **out))
 
     (one, _), (many, _) = attention_calls("gfx942", 2), attention_calls("gfx942", 8)
-    assert 1 < one.form.grid[2] < many.form.grid[2]
+    assert 1 < one.launch.grid[2] < many.launch.grid[2]
     q, _, layer, batch = arguments
     for architecture in ("sm90", "gfx942", "gfx1201"):
         one, reduction = attention_calls(architecture, 64)
         plan = attn_optimized.plan_of(q, layer, batch, architecture=architecture, compute_units=64)
-        assert one.form.constants["KIND"].block_n == plan.tiles.block_n
-        assert one.form.options == plan.tiles.options
-        assert one.form.grid == (*plan.grid, plan.splits)
-        assert reduction.form.numbers["num_parts"] == plan.splits
+        assert one.launch.constants["KIND"].block_n == plan.tiles.block_n
+        assert one.launch.options == plan.tiles.options
+        assert one.launch.grid == (*plan.grid, plan.splits)
+        assert reduction.launch.numbers["num_parts"] == plan.splits
 
 
 @pytest.mark.parametrize(

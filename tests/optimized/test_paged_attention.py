@@ -269,7 +269,7 @@ def attend_in(splits, min_tiles_per_split=1, balanced_splits=None):
         for kernel in paged_attention_calls(q, kv_cache, layer, batch, plan, out=out, lse=lse):
             if not made:
                 made.append(Parts(*(kernel.arguments[f"{name}_ptr"].fill_(torch.nan) for name in Parts._fields)))
-            kernel.launch(q.device)
+            kernel.run(q.device)
         return out
 
     return attend, made
@@ -298,11 +298,11 @@ def test_the_reduction_does_not_touch_a_finished_row(paged_call):
     out = torch.full_like(call.q, torch.nan)
     plan = replace(attn_optimized.plan_of(call.q, call.layer, call.batch), splits=3, min_tiles_per_split=1)
     kernels = paged_attention_calls(*call, plan, out=out)
-    next(kernels).launch(call.q.device)
+    next(kernels).run(call.q.device)
     assert out[0].isfinite().all()
     assert out[1].isnan().all(), "of several parts: left to the reduction"
     out[0] = 7
-    next(kernels).launch(call.q.device)
+    next(kernels).run(call.q.device)
     assert (out[0] == 7).all()
     assert out[1].isfinite().all()
 
@@ -372,7 +372,7 @@ def test_either_order_of_programs(heads_first, paged_call, assert_agrees):
 
     def attend(q, kv_cache, layer, batch, *, out, lse, validate):
         for kernel in paged_attention_calls(q, kv_cache, layer, batch, plan, out=out, lse=lse):
-            kernel.launch(q.device)
+            kernel.run(q.device)
         return out
 
     assert_agrees(call, attend)
@@ -398,7 +398,7 @@ def test_a_short_window_takes_one_loop(query_len, paged_call, assert_agrees):
         call = call._replace(batch=replace(call.batch, max_seq_len=seq_len))
         plan = attn_optimized.plan_of(call.q, call.layer, call.batch)
         kernel = next(paged_attention_calls(*call, plan, out=torch.empty_like(call.q)))
-        assert kernel.form.constants["KIND"].has_unmasked_loop == has_two, (rules, seq_len)
+        assert kernel.launch.constants["KIND"].has_unmasked_loop == has_two, (rules, seq_len)
         assert_agrees(call)
 
 

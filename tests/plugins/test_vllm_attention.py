@@ -3,6 +3,7 @@
 The caches, metadata and specs are vLLM's objects; what runs is this project's.
 """
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -50,7 +51,7 @@ class LoadedLayer(SimpleNamespace):
         super().__init__(_k_scale=torch.tensor(0.02, device=device), _v_scale=torch.tensor(0.03, device=device), **more)
 
 
-class Step(NamedTuple):
+class VllmStep(NamedTuple):
     """One step of vLLM, and the same for requests that each have one block of their own."""
 
     common: CommonAttentionMetadata
@@ -58,7 +59,7 @@ class Step(NamedTuple):
     own: Batch
 
 
-def step_of(query_lens, seq_lens, block_table, device, *, causal=True, padding=2, ranges=None) -> Step:
+def step_of(query_lens, seq_lens, block_table, device, *, causal=True, padding=2, ranges=None) -> VllmStep:
     """`padding` tokens belong to no request, and one request more has neither queries nor keys."""
     starts = torch.tensor([0, *query_lens, 0]).cumsum(0).int()
     lengths = torch.tensor([*seq_lens, 0]).int()
@@ -87,7 +88,7 @@ def step_of(query_lens, seq_lens, block_table, device, *, causal=True, padding=2
         causal=causal,
         block_table=torch.arange(len(lengths), dtype=torch.int32, device=device)[:, None],
     )
-    return Step(common, num_tokens, own)
+    return VllmStep(common, num_tokens, own)
 
 
 class Served:
@@ -102,7 +103,7 @@ class Served:
         self.loaded = LoadedLayer(device, **(loaded or {}))
         self.own_cache = torch.full((4, 2, 64, NUM_KV_HEADS, HEAD_SIZE), torch.nan, device=device)
 
-    def write(self, k, v, step: Step, seq_lens) -> None:
+    def write(self, k, v, step: VllmStep, seq_lens) -> None:
         self.impl.do_kv_cache_update(self.loaded, k, v, self.kv_cache, step.common.slot_mapping)
         starts = step.common.query_start_loc_cpu
         for r, seq_len in enumerate(seq_lens):
@@ -118,7 +119,7 @@ class Served:
             scale = attn_reference.row_scales(rows, dtype)
         return attn_reference.dequantize(attn_reference.quantize(rows, scale, dtype), scale, torch.float32)
 
-    def check(self, q, step: Step, metadata, **layer) -> None:
+    def check(self, q, step: VllmStep, metadata, **layer) -> None:
         out = torch.full_like(q, torch.nan)
         assert self.impl.forward(self.loaded, q, None, None, self.kv_cache, metadata, out) is out
         expected = attn_reference.paged_attention(
@@ -167,7 +168,7 @@ def shuffled_blocks() -> torch.Tensor:
     return (1 + torch.randperm(NUM_BLOCKS - 1, generator=torch.Generator().manual_seed(0)))[:15].view(3, 5).int()
 
 
-def qkv(step: Step, device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def qkv(step: VllmStep, device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Slices of one fused tensor, as a model's are; padded rows hold NaN."""
     fused = torch.randn(step.common.num_actual_tokens, NUM_HEADS + 2 * NUM_KV_HEADS, HEAD_SIZE)
     fused[step.num_tokens :] = torch.nan
@@ -223,7 +224,7 @@ def test_images_are_seen_both_ways(backend, clamped, device):
     q, k, v = qkv(step, device)
     layer.write(k, v, step, [5, 3, 9])
     own_ranges = [[(1, 3), (0, -1)], [(0, -1)] * 2, [(0, 1), (5, 8)], [(0, -1)] * 2]
-    own = Batch(**{**vars(step.own), "bidirectional_ranges": torch.tensor(own_ranges, dtype=torch.int32, device=device)})
+    own = replace(step.own, bidirectional_ranges=torch.tensor(own_ranges, dtype=torch.int32, device=device))
     metadata = builder_of(backend, device).build(0, step.common)
     layer.check(q, step._replace(own=own), metadata, window=(1, 1), ranges_clamped=clamped)
 
@@ -258,7 +259,7 @@ def test_an_encoder_reads_no_cache(backend, device):
         attn_type=AttentionType.ENCODER_ONLY,
         window=(2, 2),
     )
-    own = Batch(**{**vars(step.own), "block_table": None})
+    own = replace(step.own, block_table=None)
     n = step.num_tokens
     expected = attn_reference.varlen_attention(q[:n], k[:n], v[:n], layer, own, precision=torch.float64)
     torch.testing.assert_close(out[:n], expected, rtol=0, atol=2e-5)

@@ -132,6 +132,12 @@ def test_refusals_follow_the_declarations():
 
 
 @both
+def test_a_type_of_attention_that_the_contract_does_not_know_is_refused(backend):
+    assert backend.supports_attn_type("encoder_decoder")
+    assert not backend.supports_attn_type("sideways")
+
+
+@both
 def test_any_block_size_and_any_physical_order(backend):
     assert backend.get_supported_kernel_block_sizes() == [MultipleOf(1)]
     assert backend.supported_kv_cache_layouts() is None
@@ -144,6 +150,7 @@ def test_any_block_size_and_any_physical_order(backend):
         ({"kv_cache_dtype": "fp8_e5m2"}, UnsupportedError, "two bits of mantissa"),
         ({"use_alibi_sqrt": True}, UnsupportedError, "ALiBi-sqrt"),
         ({"chunk_lookback": 1}, UnsupportedError, "chunk look-back"),
+        ({"attn_type": "sideways"}, UnsupportedError, "attention type sideways"),
         ({"sliding_window": 0}, ContractError, "counts the token itself"),
         ({"sliding_window": 4, "attn_type": "encoder_decoder"}, ContractError, "different sequences"),
         ({"alibi_slopes": [1.0]}, ContractError, "one per query head"),

@@ -161,14 +161,14 @@ def needs_matrix_unit(call: "KernelCall", architecture: str) -> bool:
     from attn_optimized.kernels.attention import attention_kernel  # imports Triton
 
     q: Any = call.tensors.get("q_ptr")
-    return call.form.kernel is attention_kernel and (q.element_size() == 2 or architecture.startswith("gfx9"))
+    return call.launch.kernel is attention_kernel and (q.element_size() == 2 or architecture.startswith("gfx9"))
 
 
 def rounds_products(call: "KernelCall") -> bool:
     """Whether a launch rotates, and divides by no scale."""
     from attn_optimized.kernels.write_kv_cache import write_kv_cache_kernel
 
-    if call.form.kernel is not write_kv_cache_kernel:
+    if call.launch.kernel is not write_kv_cache_kernel:
         return False
-    kind = call.form.constants["KIND"]
+    kind = call.launch.constants["KIND"]
     return kind.rotary_dim > 0 and kind.kv_format == "float"

@@ -63,8 +63,8 @@ def gpu_target(architecture: str) -> GPUTarget:
 
 def compiled(call: KernelCall, architecture: str) -> tuple[Any, ASTSource]:
     """What Triton's own launcher would compile for a call, and of which source: see `compiled_kernel`."""
-    form = call.form
-    return compiled_kernel(form.kernel, architecture, **call.arguments, **form.constants, **form.options)
+    launch = call.launch
+    return compiled_kernel(launch.kernel, architecture, **call.arguments, **launch.constants, **launch.options)
 
 
 def compiled_kernel(kernel: Any, architecture: str, /, *arguments: Any, **named: Any) -> tuple[Any, ASTSource]:
@@ -115,7 +115,7 @@ def compile_call(call: KernelCall, architecture: str) -> Binary:
         | {"global_scratch": "*i8", "profile_scratch": "*i8"},
         attributes={names[index]: dict(pairs) for (index,), pairs in source.attrs.items() if pairs},
         constants={names[index]: value for (index,), value in source.constants.items()},
-        grid=call.form.grid,
+        grid=call.launch.grid,
         num_warps=metadata.num_warps,
         warp_size=metadata.target.warp_size,
         facts=facts_of(binary, architecture),

@@ -12,7 +12,7 @@ from attn_parity.binaries.facts import Facts
 
 SCHEMA = "attn-parity.compile/1"
 FACTS = tuple(field.name for field in dataclasses.fields(Facts) if field.name != "lds_limit")
-"""The facts that a file keeps: its architecture says what the limit is."""
+"""The facts that a CSV file keeps. `lds_limit` is not kept: it follows from the architecture."""
 _COLUMNS = ("triton", "architecture", "launch", "kernel", "num_warps", *FACTS)
 
 
@@ -37,11 +37,11 @@ class Results:
     errors: tuple[str, ...] = ()
 
     def json(self) -> dict[str, Any]:
-        """As `--json` writes them."""
+        """The results as plain data, which `compile --json` writes."""
         return {"schema": SCHEMA, **dataclasses.asdict(self)}
 
     def csv(self) -> str:
-        """The binaries, as a file keeps them."""
+        """The binaries as CSV, a line each. What is over budget and what does not compile is left out."""
         return csv_of(
             _COLUMNS,
             (
@@ -66,7 +66,7 @@ def loads(text: str, name: str) -> Results:
 
 
 def csv_of(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A CSV file's text."""
+    """The text of a CSV file with these column names and rows."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -89,12 +89,12 @@ def records_of(text: str, columns: Sequence[str], name: str) -> list[dict[str, s
 
 
 def fact_cells(facts: Facts) -> list[str]:
-    """The cells of FACTS, empty for None."""
+    """A binary's cells for the columns of FACTS. The cell of an unknown fact is empty."""
     return ["" if (fact := getattr(facts, name)) is None else f"{fact:g}" if name == "waves" else str(fact) for name in FACTS]
 
 
 def facts_from(record: Mapping[str, str], name: str) -> Facts:
-    """The facts of a line.
+    """Read a binary's facts from a line.
 
     Raises:
         ValueError: a cell is no number, or the architecture is unknown.
@@ -111,7 +111,7 @@ def facts_from(record: Mapping[str, str], name: str) -> Facts:
 
 
 def differences(results: Results, names: Mapping[str, Sequence[str]]) -> list[str]:
-    """Launches without facts, and facts without a launch.
+    """Name the launches that have no facts, and the facts that have no launch.
 
     Args:
         names: every launch, by architecture.

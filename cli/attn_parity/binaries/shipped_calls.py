@@ -81,7 +81,7 @@ def kernel_calls(shipped: ShippedCall, architecture: str) -> dict[str, KernelCal
         raise ContractError("architecture", repr(architecture), f"one of {', '.join(ARCHITECTURES)}")
     calls: dict[str, KernelCall] = {}
     for call in _launches(shipped, architecture):
-        part = "reduction" if call.form.kernel is reduce_parts_kernel else "suffix"
+        part = "reduction" if call.launch.kernel is reduce_parts_kernel else "suffix"
         calls[f"{shipped.name}, {part}" if calls else shipped.name] = call
     return calls
 

@@ -15,7 +15,7 @@ import torch
 from attn_contract import Batch, Layer, Layout
 from attn_fuzz.report.run import failure_json
 from attn_fuzz.run import runner
-from attn_fuzz.run.engine import Plan
+from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_parity.binaries.build import build
 from attn_parity.versions import version
@@ -52,7 +52,7 @@ def sections(
     for architecture in [_this_architecture()] if device == "cuda" else ARCHITECTURES:
         yield f"compile {architecture}", lambda architecture=architecture: compiled(architecture, workers)
     for name in registry.names():
-        plan = Plan(target=name, device=device, examples=examples, seed=seed, folder=folder)
+        plan = FuzzPlan(target=name, device=device, examples=examples, seed=seed, folder=folder)
         yield f"fuzz {name}", lambda plan=plan: fuzzed(plan, workers)
     for name, lengths in TIMED.items():
         yield f"time {name}", lambda lengths=lengths: timed(device, *lengths)
@@ -111,7 +111,7 @@ def compiled(architecture: str, workers: int) -> Section:
     return {"kernels": kernels, "spilling": spilling, **error}
 
 
-def fuzzed(plan: Plan, workers: int) -> Section:
+def fuzzed(plan: FuzzPlan, workers: int) -> Section:
     """A target against the reference; its failing cases, made small, are part of the result."""
     target = registry.load(plan.target)
     if reason := target.unavailable(plan.device):

@@ -9,7 +9,8 @@ import dataclasses
 import torch
 from attn_contract import KVCacheView, Layout, PhysicalOrder
 from attn_contract.layouts import K, V
-from attn_fuzz.cases.case import Cache, Case, scatters_heads
+from attn_fuzz.cases.case import Cache, Case
+from attn_fuzz.cases.contradictions import scatters_heads
 from attn_fuzz.cases.poison import DTYPES, leftovers, poison
 
 SCALE_BYTES = 4

@@ -28,8 +28,7 @@ import torch
 from attn_contract import KVCacheView, Layer, PhysicalOrder
 from attn_contract.layouts import K, V
 from attn_contract.rules import asked
-from attn_fuzz.cases import allocations
-from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import allocations, case_file
 from attn_fuzz.cases.call import Call
 from attn_fuzz.cases.case import Cache, Case, CaseError, Float8, Request, Values, slots_of_keys
 from attn_fuzz.cases.poison import DTYPES, bits

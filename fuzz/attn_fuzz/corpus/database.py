@@ -9,8 +9,9 @@ import os
 import stat
 from pathlib import Path
 
-from attn_fuzz.cases import case as case_file
-from attn_fuzz.cases.case import MAX_BYTES, SCHEMA, Case, CaseError
+from attn_fuzz.cases import case_file
+from attn_fuzz.cases.case import SCHEMA, Case, CaseError
+from attn_fuzz.cases.case_file import MAX_BYTES
 from attn_fuzz.corpus.files import MAX_CASES
 from attn_fuzz.errors import InputError
 from hypothesis.database import DirectoryBasedExampleDatabase, ExampleDatabase

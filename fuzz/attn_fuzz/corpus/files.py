@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
-from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import case_file, contradictions
 from attn_fuzz.cases.case import Case, CaseError
 from attn_fuzz.findings import finding
 from attn_fuzz.targets.target import Support
@@ -55,7 +55,7 @@ def admitted(cases: Mapping[str, Case], target: str, support: Support) -> dict[C
 
 def _is_valid(case: Case) -> bool:
     try:
-        case_file.check(case)
+        contradictions.check(case)
     except CaseError:
         return False
     return True

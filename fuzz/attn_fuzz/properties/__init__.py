@@ -24,11 +24,11 @@ from attn_fuzz.properties.logits import scale_in_query, shifted_keys
 from attn_fuzz.properties.masks import forgotten_keys, last_row, wide_window
 from attn_fuzz.properties.memory import block_permutation, garbage
 from attn_fuzz.properties.parts import split_keys
-from attn_fuzz.properties.relation import Attend, ErrorBound, Property
+from attn_fuzz.properties.relation import CallTarget, ErrorBound, Property
 from attn_fuzz.properties.values import additivity, doubled_values, weights
 
 __all__ = [
-    "Attend",
+    "CallTarget",
     "ErrorBound",
     "Property",
     "additivity",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from attn_fuzz.cases.tensors import GARBAGE_BLOCKS, Step
 from attn_fuzz.properties.relation import (
-    Attend,
+    CallTarget,
     Comparison,
     ErrorBound,
     Outputs,
@@ -20,14 +20,14 @@ from attn_fuzz.properties.relation import (
 
 
 def repetition() -> Property:
-    def holds(step: Step, attend: Attend) -> str | None:
-        return same_bits(Outputs.of(step), Outputs.of(again(step, attend)))
+    def holds(step: Step, call_target: CallTarget) -> str | None:
+        return same_bits(Outputs.of(step), Outputs.of(again(step, call_target)))
 
     return Property(name="repetition", says="The same call gives the same outputs.", is_bitwise=True, holds=holds)
 
 
 def request_order(error: ErrorBound | None = None) -> Property:
-    def holds(step: Step, attend: Attend) -> str | None:
+    def holds(step: Step, call_target: CallTarget) -> str | None:
         if step.batch.num_requests < 2:
             return None
         rows, order = request_rows(step.batch), list(reversed(range(step.batch.num_requests)))
@@ -41,7 +41,7 @@ def request_order(error: ErrorBound | None = None) -> Property:
         changes = {"batch": batch, "q": step.q[moved]}
         if step.kv_cache is None and step.k is not None and step.v is not None:
             changes |= {"k": step.k[moved], "v": step.v[moved]}
-        return Comparison(step, error).differs(variant(step, attend, **changes), moved[: len(owned)])
+        return Comparison(step, error).differs(variant(step, call_target, **changes), moved[: len(owned)])
 
     return Property(
         name="request order",
@@ -53,10 +53,10 @@ def request_order(error: ErrorBound | None = None) -> Property:
 
 
 def batch_composition(error: ErrorBound | None = None) -> Property:
-    def holds(step: Step, attend: Attend) -> str | None:
+    def holds(step: Step, call_target: CallTarget) -> str | None:
         compare = Comparison(step, error)
         for r, (start, end) in enumerate(request_rows(step.batch)):
-            if start < end and (message := compare.differs(_run(step, r, start, end, end, attend), slice(start, end))):
+            if start < end and (message := compare.differs(_run(step, r, start, end, end, call_target), slice(start, end))):
                 return f"request {r} alone: {message}"
         return None
 
@@ -76,7 +76,7 @@ def chunked_prefill(queries_per_chunk: Callable[[Step], int], error: ErrorBound 
         error: of the kernel, if it gives not the same bits.
     """
 
-    def holds(step: Step, attend: Attend) -> str | None:
+    def holds(step: Step, call_target: CallTarget) -> str | None:
         if step.batch.bidirectional_ranges is not None or step.batch.qq_bias is not None:
             return None  # queries of an earlier step would see less
         chunk, compare = queries_per_chunk(step), Comparison(step, error)
@@ -85,7 +85,7 @@ def chunked_prefill(queries_per_chunk: Callable[[Step], int], error: ErrorBound 
                 last = min(first + chunk, end)
                 if int(step.batch.seq_lens[r]) < end - last:
                     continue  # these rows come before the sequence
-                if message := compare.differs(_run(step, r, first, last, end, attend), slice(first, last)):
+                if message := compare.differs(_run(step, r, first, last, end, call_target), slice(first, last)):
                     return f"rows {first} to {last - 1} of request {r} in a step of their own: {message}"
         return None
 
@@ -99,7 +99,7 @@ def chunked_prefill(queries_per_chunk: Callable[[Step], int], error: ErrorBound 
 
 
 def padded_batch(error: ErrorBound | None = None) -> Property:
-    def holds(step: Step, attend: Attend) -> str | None:
+    def holds(step: Step, call_target: CallTarget) -> str | None:
         batch, device = step.batch, step.q.device
         none = torch.zeros(1, dtype=torch.int32, device=device)
         more = {
@@ -119,7 +119,7 @@ def padded_batch(error: ErrorBound | None = None) -> Property:
         changes = {"batch": padded, "q": _one_row_more(step.q)}
         if step.kv_cache is None and step.k is not None and step.v is not None:
             changes |= {"k": _one_row_more(step.k), "v": _one_row_more(step.v)}
-        return Comparison(step, error).differs(variant(step, attend, **changes))
+        return Comparison(step, error).differs(variant(step, call_target, **changes))
 
     return Property(
         name="padded batch",
@@ -146,8 +146,8 @@ def _causal_requests(step: Step) -> Iterator[tuple[int, int, int]]:
             yield r, start, end
 
 
-def _run(step: Step, r: int, first: int, last: int, end: int, attend: Attend) -> Step:
-    """Attend to rows `first` to `last - 1` of request r, whose rows end at `end`, in a step of their own."""
+def _run(step: Step, r: int, first: int, last: int, end: int, call_target: CallTarget) -> Step:
+    """Call the target on rows `first` to `last - 1` of request r, in a step of their own; the request's rows end at `end`."""
     batch, queries = step.batch, last - first
     per_request = {name: tensor[r : r + 1] for name, tensor in _per_request(step).items()}
     per_request["seq_lens"] = batch.seq_lens[r : r + 1] - (end - last)
@@ -163,4 +163,4 @@ def _run(step: Step, r: int, first: int, last: int, end: int, attend: Attend) ->
     changes = {"batch": alone, "q": step.q[first:last]}
     if step.kv_cache is None and step.k is not None and step.v is not None:
         changes |= {"k": step.k[first:last], "v": step.v[first:last]}
-    return variant(step, attend, **changes)
+    return variant(step, call_target, **changes)

@@ -5,12 +5,12 @@ import dataclasses
 import torch
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.properties.relation import Attend, Comparison, ErrorBound, Outputs, Property, same_bits, variant
+from attn_fuzz.properties.relation import CallTarget, Comparison, ErrorBound, Outputs, Property, same_bits, variant
 from attn_fuzz.properties.slots import elements, rows_of_slots, with_rows
 
 
 def head_permutation() -> Property:
-    def holds(step: Step, attend: Attend) -> str | None:
+    def holds(step: Step, call_target: CallTarget) -> str | None:
         layer, device = step.layer, step.q.device
         if layer.num_kv_heads < 2:
             return None
@@ -28,7 +28,7 @@ def head_permutation() -> Property:
             scale = layer.tensors.get(name)
             if scale is not None and scale.dim() and scale.shape[-1] == layer.num_kv_heads:
                 moved[name] = scale[..., kv_heads]
-        part = Outputs.of(variant(step, attend, layer=dataclasses.replace(layer, **moved), **changes))
+        part = Outputs.of(variant(step, call_target, layer=dataclasses.replace(layer, **moved), **changes))
         expected = Outputs.of(step)
         lse = None if expected.lse is None else expected.lse[:, heads]
         return same_bits(Outputs(expected.out[:, heads], lse), part)
@@ -43,9 +43,9 @@ def head_permutation() -> Property:
 
 
 def channel_permutation(error: ErrorBound | None = None) -> Property:
-    def holds(step: Step, attend: Attend) -> str | None:
+    def holds(step: Step, call_target: CallTarget) -> str | None:
         channels = torch.arange(step.layer.head_size, device=step.q.device).flip(0)
-        part = variant(step, attend, **with_rows(step, v=rows_of_slots(step)[1][..., channels]))
+        part = variant(step, call_target, **with_rows(step, v=rows_of_slots(step)[1][..., channels]))
         # back in their order
         back = part.out.unflatten(-1, (-1, step.layer.head_size))[..., channels].reshape(part.out.shape)
         return Comparison(step, error).differs(dataclasses.replace(part, out=back))

@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.properties.relation import Attend, ErrorBound, Outputs, Property, close, same_bits, variant
+from attn_fuzz.properties.relation import CallTarget, ErrorBound, Outputs, Property, close, same_bits, variant
 from attn_fuzz.properties.slots import rows_of_slots, slots_of_keys, with_rows
 
 # keys become multiples of 1 / LEVELS of a power of two, so that they and their shifted twins have six significant bits, which
@@ -13,7 +13,7 @@ LEVELS = 32
 
 
 def shifted_keys(error: ErrorBound) -> Property:
-    def holds(step: Step, attend: Attend) -> str | None:
+    def holds(step: Step, call_target: CallTarget) -> str | None:
         layer = step.layer
         if layer.kv_cache_dtype is not None or layer.logits_soft_cap is not None or layer.sinks is not None:
             return None
@@ -26,7 +26,7 @@ def shifted_keys(error: ErrorBound) -> Property:
         shift = spacing * (1 + (heads[:, None] * 3 + channels * 5) % (LEVELS // 2))
         coarse = torch.round(k.double() / spacing) * spacing
         here, there = (
-            variant(step, attend, **with_rows(step, k=torch.where(is_key, keys, k.double()).to(k.dtype)))
+            variant(step, call_target, **with_rows(step, k=torch.where(is_key, keys, k.double()).to(k.dtype)))
             for keys in (coarse, coarse + shift)
         )
         allowed = error(here) + error(there)
@@ -48,9 +48,9 @@ def shifted_keys(error: ErrorBound) -> Property:
 
 
 def scale_in_query() -> Property:
-    def holds(step: Step, attend: Attend) -> str | None:
+    def holds(step: Step, call_target: CallTarget) -> str | None:
         layer = dataclasses.replace(step.layer, scale=step.layer.scale / 4)
-        return same_bits(Outputs.of(step), Outputs.of(variant(step, attend, q=4 * step.q, layer=layer)))
+        return same_bits(Outputs.of(step), Outputs.of(variant(step, call_target, q=4 * step.q, layer=layer)))
 
     return Property(
         name="scale in q",

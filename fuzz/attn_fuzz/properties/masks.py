@@ -5,18 +5,18 @@ import dataclasses
 import torch
 from attn_contract import AttentionType
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.properties.relation import Attend, Comparison, ErrorBound, Property, request_rows, variant
+from attn_fuzz.properties.relation import CallTarget, Comparison, ErrorBound, Property, request_rows, variant
 from attn_fuzz.properties.slots import without_first_blocks
 
 
 def wide_window(error: ErrorBound | None = None) -> Property:
-    def holds(step: Step, attend: Attend) -> str | None:
+    def holds(step: Step, call_target: CallTarget) -> str | None:
         if step.layer.attn_type is AttentionType.ENCODER_DECODER or -1 not in step.layer.window:
             return None
         longest = max(step.batch.max_seq_len, step.batch.max_query_len)
         left, right = (longest if edge == -1 else edge for edge in step.layer.window)
         layer = dataclasses.replace(step.layer, window=(left, right))
-        return Comparison(step, error).differs(variant(step, attend, layer=layer))
+        return Comparison(step, error).differs(variant(step, call_target, layer=layer))
 
     return Property(
         name="wide window",
@@ -28,7 +28,7 @@ def wide_window(error: ErrorBound | None = None) -> Property:
 
 
 def last_row(error: ErrorBound | None = None) -> Property:
-    def holds(step: Step, attend: Attend) -> str | None:
+    def holds(step: Step, call_target: CallTarget) -> str | None:
         if step.layer.attn_type is not AttentionType.DECODER:
             return None
         rows = torch.tensor([end - 1 for start, end in request_rows(step.batch) if start < end], device=step.q.device).long()
@@ -36,7 +36,7 @@ def last_row(error: ErrorBound | None = None) -> Property:
             return None
         causal = step.batch.causal
         batch = dataclasses.replace(step.batch, causal=~causal if isinstance(causal, torch.Tensor) else not causal)
-        return Comparison(step, error).differs(variant(step, attend, batch=batch), rows, rows)
+        return Comparison(step, error).differs(variant(step, call_target, batch=batch), rows, rows)
 
     return Property(
         name="last row",
@@ -48,7 +48,7 @@ def last_row(error: ErrorBound | None = None) -> Property:
 
 
 def forgotten_keys(error: ErrorBound | None = None) -> Property:
-    def holds(step: Step, attend: Attend) -> str | None:
+    def holds(step: Step, call_target: CallTarget) -> str | None:
         layer, left = step.layer, step.layer.window[0]
         has_places = layer.sink_tokens or layer.chunked_local or step.batch.bidirectional_ranges is not None
         if layer.attn_type is not AttentionType.DECODER or left < 0 or has_places or step.view is None:
@@ -57,7 +57,7 @@ def forgotten_keys(error: ErrorBound | None = None) -> Property:
         blocks = [max(0, context - left) // step.view.block_size for context in contexts]
         if not any(blocks):
             return None
-        return Comparison(step, error).differs(variant(step, attend, batch=without_first_blocks(step, blocks)))
+        return Comparison(step, error).differs(variant(step, call_target, batch=without_first_blocks(step, blocks)))
 
     return Property(
         name="forgotten keys",

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.properties.relation import Attend, Outputs, Property, same_bits, variant
+from attn_fuzz.properties.relation import CallTarget, Outputs, Property, same_bits, variant
 from attn_fuzz.properties.slots import elements, rows_of_slots, slots_of_keys, used_entries, with_rows
 
 # finite, and noticed; unused memory of a case holds NaN, or another finite number
@@ -13,7 +13,7 @@ GARBAGE = -7.0
 
 
 def block_permutation() -> Property:
-    def holds(step: Step, attend: Attend) -> str | None:
+    def holds(step: Step, call_target: CallTarget) -> str | None:
         if step.raw is None or step.view is None or step.batch.block_table is None or step.view.num_blocks < 2:
             return None
         device = step.q.device
@@ -30,7 +30,7 @@ def block_permutation() -> Property:
         table = torch.where(used_entries(step), moved[inside].int(), table)
         batch = dataclasses.replace(step.batch, block_table=table)
         layer = dataclasses.replace(step.layer, **scales)
-        return same_bits(Outputs.of(step), Outputs.of(variant(step, attend, raw=raw, batch=batch, layer=layer)))
+        return same_bits(Outputs.of(step), Outputs.of(variant(step, call_target, raw=raw, batch=batch, layer=layer)))
 
     return Property(
         name="block permutation",
@@ -42,7 +42,7 @@ def block_permutation() -> Property:
 
 
 def garbage() -> Property:
-    def holds(step: Step, attend: Attend) -> str | None:
+    def holds(step: Step, call_target: CallTarget) -> str | None:
         owned = int(step.batch.query_start_loc[-1])
         q = step.q.clone()
         q[owned:] = GARBAGE
@@ -63,7 +63,7 @@ def garbage() -> Property:
                 "batch": dataclasses.replace(step.batch, block_table=wider),
                 "layer": dataclasses.replace(step.layer, **scales),
             }
-        return same_bits(Outputs.of(step), Outputs.of(variant(step, attend, **changes)))
+        return same_bits(Outputs.of(step), Outputs.of(variant(step, call_target, **changes)))
 
     return Property(
         name="garbage",

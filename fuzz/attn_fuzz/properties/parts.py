@@ -5,17 +5,17 @@ import dataclasses
 import torch
 from attn_contract import AttentionType
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.properties.relation import Attend, ErrorBound, Outputs, Property, causal_flags, close, request_rows, variant
+from attn_fuzz.properties.relation import CallTarget, ErrorBound, Outputs, Property, causal_flags, close, request_rows, variant
 from attn_fuzz.properties.slots import without_first_blocks
 
 
 def split_keys(error: ErrorBound) -> Property:
-    def holds(step: Step, attend: Attend) -> str | None:
+    def holds(step: Step, call_target: CallTarget) -> str | None:
         blocks = _blocks_of_first_part(step)
         if step.lse is None or step.layer.output_scale is not None or _has_positions(step) or not any(blocks):
             return None
-        second = variant(step, attend, batch=without_first_blocks(step, blocks))
-        a, b = Outputs.read(_first_part(step, blocks, attend)), Outputs.read(second)
+        second = variant(step, call_target, batch=without_first_blocks(step, blocks))
+        a, b = Outputs.read(_first_part(step, blocks, call_target)), Outputs.read(second)
         # of the parts too: they see fewer keys
         bound = error(step)
         assert a.lse is not None
@@ -56,9 +56,9 @@ def _blocks_of_first_part(step: Step) -> list[int]:
     return blocks
 
 
-def _first_part(step: Step, blocks: list[int], attend: Attend) -> Step:
+def _first_part(step: Step, blocks: list[int], call_target: CallTarget) -> Step:
     """All queries see all of these keys, whether they are causal or not; without sinks."""
     assert step.view is not None
     keys = torch.tensor(blocks, dtype=torch.int32, device=step.q.device) * step.view.block_size
     batch = dataclasses.replace(step.batch, seq_lens=keys, causal=False)
-    return variant(step, attend, batch=batch, layer=dataclasses.replace(step.layer, sinks=None))
+    return variant(step, call_target, batch=batch, layer=dataclasses.replace(step.layer, sinks=None))

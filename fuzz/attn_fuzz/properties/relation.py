@@ -1,4 +1,4 @@
-"""What a property is, and what all of them are made of: variants of a step, and outputs compared."""
+"""What a property is, and the parts that properties share: variants of a step, and comparisons of outputs."""
 
 import dataclasses
 import functools
@@ -13,17 +13,18 @@ from attn_fuzz.cases.poison import bits, canary
 from attn_fuzz.cases.tensors import Step
 from attn_reference import dequantize
 
-Attend = Callable[[Step], None]
+CallTarget = Callable[[Step], None]
+"""Calls the target's attention on a step, which writes the step's outputs."""
 Rows = slice | torch.Tensor
 ALL = slice(None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Property:
-    """A relation between a target's outputs for a step and for variants of it, which holds whatever the right outputs are.
+    """A relation between a target's outputs for a step and for variants of the step. It needs no right outputs to compare with.
 
-    It is called with a step whose outputs are written and with what attends to one, and says what does not hold, or None. Where
-    it does not apply it attends to nothing.
+    A property is called with a step whose outputs are written, and with a function that calls the target on a variant. It
+    returns a message that says what does not hold, or None. A property that does not apply to the step never calls the target.
 
     Args:
         name: as reports name it.
@@ -37,20 +38,20 @@ class Property:
     says: str
     applies: str = "all"
     is_bitwise: bool
-    holds: Callable[[Step, Attend], str | None]
+    holds: Callable[[Step, CallTarget], str | None]
 
-    def __call__(self, step: Step, attend: Attend) -> str | None:
-        return self.holds(step, attend)
+    def __call__(self, step: Step, call_target: CallTarget) -> str | None:
+        return self.holds(step, call_target)
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """The rows that requests own, of one step or of what is made of several."""
+    """Outputs in the rows that requests own. They come from one step, or are computed from several steps."""
 
     out: torch.Tensor
     """[rows, H, D] as stored, or float64"""
     lse: torch.Tensor | None
-    """[rows, H]"""
+    """[rows, H], or None if the step asks for no LSE"""
 
     @classmethod
     def of(cls, step: Step) -> "Outputs":
@@ -60,7 +61,7 @@ class Outputs:
 
     @classmethod
     def read(cls, step: Step) -> "Outputs":
-        """In float64; a quantized output as the number that it stands for."""
+        """The outputs in float64. A quantized output is multiplied by its scale."""
         stored, scale = cls.of(step), step.layer.output_scale
         out = stored.out.double() if scale is None else dequantize(stored.out.contiguous(), scale, torch.float64)
         return cls(out, None if stored.lse is None else stored.lse.double())
@@ -77,23 +78,23 @@ class Outputs:
 
 
 ErrorBound = Callable[[Step], Outputs]
-"""How far each output of a step may be from the right one; see `attn_fuzz.properties.bound`."""
+"""Bounds the distance of each output of a step from the right output; see `attn_fuzz.properties.bound`."""
 
 
-def again(step: Step, attend: Attend) -> Step:
-    """Attend to a step once more, into outputs of its own."""
+def again(step: Step, call_target: CallTarget) -> Step:
+    """Call the target on a step once more, with new outputs."""
     rows = len(step.q)
     out = _strided_as(step.out, canary((rows, *step.out.shape[1:]), step.out.dtype, step.out.device))
     lse = None
     if step.lse is not None:
         lse = _strided_as(step.lse, canary((len(step.lse), rows), step.lse.dtype, step.lse.device))
     repeated = dataclasses.replace(step, out=out, lse=lse)
-    attend(repeated)
+    call_target(repeated)
     return repeated
 
 
-def variant(step: Step, attend: Attend, **changes: Any) -> Step:
-    """Attend to a step with some fields changed; it writes nothing, since its cache is written already.
+def variant(step: Step, call_target: CallTarget, **changes: Any) -> Step:
+    """Call the target on a step with some fields changed. The variant writes no keys: the step's cache is written already.
 
     Strides stay what they were: kernels are compiled for them, and two compiled kernels may differ in a bit.
     """
@@ -103,7 +104,7 @@ def variant(step: Step, attend: Attend, **changes: Any) -> Step:
     if changed.kv_cache is not None:
         batch = dataclasses.replace(changed.batch, slot_mapping=None)
         changed = dataclasses.replace(changed, k=None, v=None, batch=batch)
-    return again(changed, attend)
+    return again(changed, call_target)
 
 
 def _strided_as(original: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
@@ -111,7 +112,7 @@ def _strided_as(original: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def same_bits(expected: Outputs, got: Outputs, rows: Rows = ALL) -> str | None:
-    """What differs in a bit, in words; `rows` are those of the expected outputs that were got."""
+    """The first element that differs in a bit, in words; None if none does. `got` has the rows `rows` of `expected`."""
     for name, tensor in expected.named().items():
         tensor, other = tensor[rows], got.named()[name]
         if found := _first(name, bits(tensor.contiguous()) != bits(other.contiguous()), tensor, other, rows):
@@ -120,7 +121,7 @@ def same_bits(expected: Outputs, got: Outputs, rows: Rows = ALL) -> str | None:
 
 
 def close(expected: Outputs, got: Outputs, allowed: Outputs, rows: Rows = ALL) -> str | None:
-    """What differs by more than is allowed, in words; all in float64."""
+    """The first element that differs by more than `allowed`, in words; None if none does. All outputs are float64."""
     for name, tensor in expected.named().items():
         tensor, other, bound = tensor[rows], got.named()[name], allowed.named()[name][rows]
         error = torch.where(tensor == other, 0.0, (tensor - other).abs())  # an LSE of -inf equals itself
@@ -131,9 +132,9 @@ def close(expected: Outputs, got: Outputs, allowed: Outputs, rows: Rows = ALL) -
 
 
 class Comparison:
-    """Compares rows of a step with rows of variants in which they attend to the same numbers.
+    """Compares rows of a step with rows of variants that attend to the same numbers.
 
-    Without an error bound bit by bit; with one, they differ by no more than both may err.
+    Without an error bound, rows must be equal bit by bit. With an error bound, they may differ by twice the bound.
     """
 
     def __init__(self, step: Step, error: ErrorBound | None) -> None:
@@ -141,7 +142,7 @@ class Comparison:
         self.error = error
 
     def differs(self, part: Step, rows: Rows = ALL, part_rows: Rows = ALL) -> str | None:
-        """The first element of `rows` that is not that of `part_rows` in the variant, in words; None if all are."""
+        """The first element of `rows` that differs from its twin in the variant's `part_rows`, in words; None if none does."""
         if self._allowed is None:
             return same_bits(Outputs.of(self.step), Outputs.of(part)[part_rows], rows)
         return close(Outputs.read(self.step), Outputs.read(part)[part_rows], self._allowed, rows)
@@ -155,7 +156,7 @@ class Comparison:
 
 
 def request_rows(batch: Batch) -> list[tuple[int, int]]:
-    """The first row of each request, and the one after its last."""
+    """The first row of each request, and the row after its last row."""
     return list(itertools.pairwise(batch.query_start_loc.tolist()))
 
 

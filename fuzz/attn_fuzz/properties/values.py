@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.properties.relation import Attend, ErrorBound, Outputs, Property, close, same_bits, variant
+from attn_fuzz.properties.relation import CallTarget, ErrorBound, Outputs, Property, close, same_bits, variant
 from attn_fuzz.properties.slots import has_inline_scales, replaced_scales, rows_of_slots, with_rows
 from attn_fuzz.verdict.rounding import UNDERFLOW
 
@@ -13,7 +13,7 @@ SMALLEST_SUM = 2.0**-64
 
 
 def doubled_values() -> Property:
-    def holds(step: Step, attend: Attend) -> str | None:
+    def holds(step: Step, call_target: CallTarget) -> str | None:
         if has_inline_scales(step):
             return None
         if step.layer.kv_cache_dtype is None:
@@ -23,7 +23,7 @@ def doubled_values() -> Property:
         if step.layer.output_scale is not None:  # then the numbers that are stored are the same ones
             layer = dataclasses.replace(doubled.layer, output_scale=2 * step.layer.output_scale)
             doubled = dataclasses.replace(doubled, layer=layer)
-        once, twice = Outputs.of(step), Outputs.of(variant(doubled, attend))
+        once, twice = Outputs.of(step), Outputs.of(variant(doubled, call_target))
         if step.layer.output_scale is None:
             # the smallest normal number itself may be what a subnormal was rounded up to
             smallest = max(float(torch.finfo(once.out.dtype).tiny), SMALLEST_SUM)
@@ -42,7 +42,7 @@ def doubled_values() -> Property:
 
 
 def additivity(error: ErrorBound) -> Property:
-    def holds(step: Step, attend: Attend) -> str | None:
+    def holds(step: Step, call_target: CallTarget) -> str | None:
         if step.layer.output_scale is not None:
             return None
         v = rows_of_slots(step)[1]
@@ -50,7 +50,7 @@ def additivity(error: ErrorBound) -> Property:
         channel = torch.arange(v.shape[2], device=v.device)
         is_first = ((slot + channel) % 2 == 0).expand(v.shape)
         first, second = (
-            Outputs.read(variant(step, attend, **with_rows(step, v=torch.where(mask, v.float(), 0.0).to(v.dtype))))
+            Outputs.read(variant(step, call_target, **with_rows(step, v=torch.where(mask, v.float(), 0.0).to(v.dtype))))
             for mask in (is_first, ~is_first)
         )
         allowed = error(step)  # of the parts too: their values are no larger
@@ -68,7 +68,7 @@ def additivity(error: ErrorBound) -> Property:
 
 
 def weights(error: ErrorBound) -> Property:
-    def holds(step: Step, attend: Attend) -> str | None:
+    def holds(step: Step, call_target: CallTarget) -> str | None:
         layer = step.layer
         if layer.output_scale is not None or has_inline_scales(step) or (layer.sinks is not None and step.lse is None):
             return None
@@ -76,7 +76,7 @@ def weights(error: ErrorBound) -> Property:
         slot = torch.arange(len(v), device=v.device).view(-1, 1, 1)
         one_hot = (slot % layer.head_size == torch.arange(layer.head_size, device=v.device)).expand(v.shape)
         units = dataclasses.replace(step, **with_rows(step, v=one_hot.to(v.dtype)))
-        part = variant(replaced_scales(units, torch.ones_like), attend)
+        part = variant(replaced_scales(units, torch.ones_like), call_target)
         shares, bound = Outputs.read(part), error(part)
         negative = (shares.out < 0).any(-1)
         if negative.any():

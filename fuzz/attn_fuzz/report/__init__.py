@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.report.overview import summary
 from attn_fuzz.report.standalone import script

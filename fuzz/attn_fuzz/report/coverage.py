@@ -13,8 +13,8 @@ from itertools import combinations, repeat
 
 import msgspec
 from attn_fuzz.cases.features import FEATURES, features, undefined
-from attn_fuzz.run import engine
-from attn_fuzz.run.engine import Plan
+from attn_fuzz.run import shard
+from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 
 NAMES = [feature.name for feature in FEATURES]
@@ -36,7 +36,7 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def cover(
-    plans: Sequence[Plan], workers: int, sides: Sequence[str] = (), report: Callable[[int], None] = lambda examples: None
+    plans: Sequence[FuzzPlan], workers: int, sides: Sequence[str] = (), report: Callable[[int], None] = lambda examples: None
 ) -> Coverage:
     """Draw the cases of all plans and count; the counts do not depend on the number of workers.
 
@@ -54,13 +54,13 @@ def cover(
     with ProcessPoolExecutor(min(workers, len(plans)), multiprocessing.get_context("spawn")) as pool:
         with _ignored_interrupts():
             shards = pool.map(_draw, plans, repeat(sides))
-        for shard in shards:
-            for found, reasons in shard:
+        for of_plan in shards:
+            for found, reasons in of_plan:
                 single.update(found)
                 pairs.update(combinations(found, 2))
                 for side, reason in reasons.items():
                     refusals[side].add(found, reason)
-            examples += len(shard)
+            examples += len(of_plan)
             report(examples)
     refused = {side: refusals[side].sentences(single) for side in sides}
     return Coverage(examples=examples, single=single, pairs=pairs, refused=refused)
@@ -100,12 +100,12 @@ class _Refusals:
         }
 
 
-def _draw(plan: Plan, sides: Sequence[str]) -> list[tuple[list[str], dict[str, str]]]:
+def _draw(plan: FuzzPlan, sides: Sequence[str]) -> list[tuple[list[str], dict[str, str]]]:
     """Of each case its features, and by side why that refuses it, if it does."""
     supports = {side: registry.load(side).support(plan.device) for side in sides}
     return [
         (features(case), {side: reason for side, support in supports.items() if (reason := support.beyond(case))})
-        for case in engine.drawn(plan)
+        for case in shard.drawn(plan)
     ]
 
 

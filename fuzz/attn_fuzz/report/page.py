@@ -15,7 +15,7 @@ from attn_fuzz.report.markup import element, facts, page, table
 from attn_fuzz.report.overview import headline, properties, requests
 from attn_fuzz.report.pictures import Limits
 from attn_fuzz.report.run import Found, Run
-from attn_fuzz.run.engine import Progress
+from attn_fuzz.run.shard import Progress
 from attn_fuzz.verdict import ratios
 from attn_fuzz.verdict.verdict import Verdict
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 from attn_fuzz.findings.finding import Finding
-from attn_fuzz.run.engine import Failure, Progress
+from attn_fuzz.run.shard import Failure, Progress
 from attn_fuzz.verdict import ratios
 
 SCHEMA = "attn-parity.fuzz/1"

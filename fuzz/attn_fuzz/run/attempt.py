@@ -58,7 +58,7 @@ class Attempt:
             _synchronize(self.device)
             self.written = {name: tensor.to(self._built.q.device, copy=True) for name, tensor in self.called.memory.items()}
             self.num_written += 1
-        attend(self.called, self.target)
+        call_attention(self.called, self.target)
         _synchronize(self.device)
         self.events = tuple(self.target.events(self.called))
 
@@ -114,7 +114,7 @@ def own_state() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def attend(step: Step, target: Target) -> None:
+def call_attention(step: Step, target: Target) -> None:
     """Call the target with tensors of its own over the same memory, so that what it does to the objects changes nothing."""
     q, out = step.q.view_as(step.q), step.out.view_as(step.out)
     k, v, lse = (None if tensor is None else tensor.view_as(tensor) for tensor in (step.k, step.v, step.lse))

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
-from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case, CaseError
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.interpreted import interpreter

@@ -7,7 +7,7 @@ writes the page of all targets' findings.
 
 from collections.abc import Iterable
 
-from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import case_file
 from attn_fuzz.findings.finding import Finding, explanation
 from attn_fuzz.run.executor import Executor
 

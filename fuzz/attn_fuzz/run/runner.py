@@ -16,9 +16,9 @@ from multiprocessing.connection import Connection
 import msgspec
 from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import ExecutorError
-from attn_fuzz.run import engine
-from attn_fuzz.run.engine import Plan, Progress
+from attn_fuzz.run import shard
 from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.targets.registry import UnknownTargetError
 from attn_fuzz.zoo.mutants import MutantError
 
@@ -39,7 +39,7 @@ class Outcome:
     finished: set[int] = field(default_factory=set)
 
 
-def shards(plan: Plan) -> list[Plan]:
+def shards(plan: FuzzPlan) -> list[FuzzPlan]:
     """Cut a plan into shards of about SHARD_EXAMPLES, each with its own seed."""
     count = min(max(1, round(plan.examples / SHARD_EXAMPLES)), MAX_SHARDS)
     sizes = [plan.examples // count + (i < plan.examples % count) for i in range(count)]
@@ -49,13 +49,13 @@ def shards(plan: Plan) -> list[Plan]:
     ]
 
 
-def replays(plan: Plan, past: Sequence[Case], workers: int) -> list[Plan]:
+def replays(plan: FuzzPlan, past: Sequence[Case], workers: int) -> list[FuzzPlan]:
     """Plans that run past cases, spread over as many workers, and draw none."""
     return [msgspec.structs.replace(plan, examples=0, past=tuple(past[i::workers])) for i in range(min(workers, len(past)))]
 
 
 def run(
-    plans: Sequence[Plan],
+    plans: Sequence[FuzzPlan],
     workers: int,
     *,
     stop_at_failure: bool,
@@ -104,7 +104,7 @@ class _Pool:
         busy: the plan of each other worker.
     """
 
-    plans: Sequence[Plan]
+    plans: Sequence[FuzzPlan]
     outcome: Outcome
     report: Callable[[int, Progress], None]
     start: Callable[[], Connection]
@@ -159,12 +159,12 @@ class _Pool:
             self.outcome.error = "a worker process died, and so did the one that took its place"
 
 
-def _is_late(plans: Sequence[Plan]) -> bool:
+def _is_late(plans: Sequence[FuzzPlan]) -> bool:
     return any(plan.until is not None and time.time() > plan.until for plan in plans)
 
 
 @contextlib.contextmanager
-def _processes(plans: Sequence[Plan]) -> Iterator[Callable[[], Connection]]:
+def _processes(plans: Sequence[FuzzPlan]) -> Iterator[Callable[[], Connection]]:
     """A function that starts a worker; all that it has started end with the block."""
     context = multiprocessing.get_context("spawn")
     connections, processes = [], []
@@ -190,7 +190,7 @@ def _processes(plans: Sequence[Plan]) -> Iterator[Callable[[], Connection]]:
             process.kill()  # one that lost the signal; its executor ends when it sees that it is alone
             process.join()
             for plan in {plan.folder: plan for plan in plans}.values():
-                engine.in_flight(plan, process.pid or 0).unlink(missing_ok=True)
+                shard.in_flight(plan, process.pid or 0).unlink(missing_ok=True)
 
 
 def _work(connection: Connection) -> None:
@@ -200,11 +200,11 @@ def _work(connection: Connection) -> None:
     executor: Executor | None = None
     try:
         while True:
-            plan: Plan = connection.recv()
+            plan: FuzzPlan = connection.recv()
             if executor is None or (executor.target, executor.mutant) != (plan.target, plan.mutant):
                 if executor is not None:
                     executor.stop()
-                executor = engine.start_executor(plan)
+                executor = shard.start_executor(plan)
             connection.send(_shard(plan, executor, connection))
     except (EOFError, ConnectionError, KeyboardInterrupt):
         pass
@@ -213,14 +213,14 @@ def _work(connection: Connection) -> None:
             executor.stop()
 
 
-def _shard(plan: Plan, executor: Executor, connection: Connection) -> str | None:
+def _shard(plan: FuzzPlan, executor: Executor, connection: Connection) -> str | None:
     """Run a plan; None, or the text of what made it impossible. A SIGTERM ends it as KeyboardInterrupt.
 
     (Hypothesis takes SystemExit for a failing example and goes on.)
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        engine.fuzz(plan, executor, connection.send)
+        shard.fuzz(plan, executor, connection.send)
     except MutantError as error:
         connection.send(Progress(broken=str(error)))
     except (ExecutorError, UnknownTargetError, OSError) as error:

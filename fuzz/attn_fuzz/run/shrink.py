@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 from attn_contract import AttentionType, Layout, PhysicalOrder
-from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import contradictions
 from attn_fuzz.cases.case import Cache, Case, CaseError, Request, Rope, Values
 from attn_fuzz.strategies.cases import VALUES
 from attn_fuzz.targets.target import Support
@@ -44,7 +44,7 @@ def lowered(case: Case, support: Support) -> Iterator[Case]:
         return
     for candidate in _candidates(case, support):
         try:
-            case_file.check(candidate)
+            contradictions.check(candidate)
         except CaseError:
             continue
         if candidate != case and support.limit(candidate) is None and support.beyond(candidate) is None:

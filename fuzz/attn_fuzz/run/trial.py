@@ -7,7 +7,7 @@ import msgspec
 from attn_fuzz.cases.case import Case, CaseError
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.interpreted import sanitizer
-from attn_fuzz.run.attempt import Attempt, attend, one_line, own_state
+from attn_fuzz.run.attempt import Attempt, call_attention, one_line, own_state
 from attn_fuzz.run.checks import CHECKS, stray_write
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict import ratios
@@ -105,14 +105,14 @@ def _broken_property(attempt: Attempt) -> str | None:
     properties = attempt.target.properties
     calls = asked = 0
 
-    def attend_to(part: Step) -> None:
+    def call_target(part: Step) -> None:
         nonlocal calls
         calls += 1
-        attend(part, attempt.target)
+        call_attention(part, attempt.target)
 
     for each in random.Random(attempt.case.values.seed).sample(properties, len(properties)):
         before = calls
-        if message := each(attempt.called, attend_to):
+        if message := each(attempt.called, call_target):
             return f"{each.name}: {message}"
         if calls > before:
             attempt.events += (each.name,)

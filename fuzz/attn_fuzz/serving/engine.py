@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from attn_contract import AttentionType, KVCacheView
 from attn_fuzz.cases.poison import DTYPES, canary
-from attn_fuzz.serving.models import Model, ModelLayer
+from attn_fuzz.serving.models import ModelLayer, ServedModel
 from attn_fuzz.serving.uncached import MAX_MODEL_LEN, VOCABULARY, Attended, UncachedReference
 from attn_optimized.backends import BACKENDS, AttentionImpl, CommonAttentionMetadata
 
@@ -31,8 +31,8 @@ class Work(NamedTuple):
 
 
 @dataclass(kw_only=True)
-class Request:
-    """A request: its tokens, of which the first `num_computed_tokens` are in the caches, and the blocks that hold them."""
+class ServedRequest:
+    """A request that the engine serves. The caches hold its first `num_computed_tokens` tokens, in the blocks of `blocks`."""
 
     id: int
     tokens: list[int]
@@ -49,7 +49,7 @@ class Request:
 class Scheduled(NamedTuple):
     """A request in a step's batch."""
 
-    request: Request
+    request: ServedRequest
     query_len: int
     num_rejected: int
 
@@ -91,11 +91,11 @@ class ServingEngine:
         device: where the caches are.
     """
 
-    def __init__(self, model: Model, *, num_blocks: int, device: str = "cpu") -> None:
+    def __init__(self, model: ServedModel, *, num_blocks: int, device: str = "cpu") -> None:
         self.model = model
         self.device = device
         self.pool = BlockPool(num_blocks)
-        self.requests: dict[int, Request] = {}
+        self.requests: dict[int, ServedRequest] = {}
         self.reference = UncachedReference(model, device)
         self._new_id = itertools.count()
         self._random = random.Random(0)
@@ -113,13 +113,13 @@ class ServingEngine:
     def add_request(self, prompt_len: int, encoder_len: int) -> int:
         """A new request of random tokens; encoder_len counts only for a model with cross-attention."""
         encoder_tokens = self._tokens(encoder_len if self.has_cross_attention else 0)
-        return self._add(Request(id=next(self._new_id), tokens=self._tokens(prompt_len), encoder_tokens=encoder_tokens))
+        return self._add(ServedRequest(id=next(self._new_id), tokens=self._tokens(prompt_len), encoder_tokens=encoder_tokens))
 
     def step(self, work: Mapping[int, Work]) -> None:
         """Run a batch of requests, in the order given, through all layers; then reject drafts and sample.
 
         Raises:
-            DisagreementError: a layer's output is wrong.
+            WrongOutputError: a layer's output is wrong.
         """
         batch = [scheduled for id, chunk in work.items() if (scheduled := self._schedule(id, chunk))]
         if not batch:
@@ -135,7 +135,7 @@ class ServingEngine:
                 request.tokens += self._tokens(1)
         self.check_blocks()
 
-    def reject(self, request: Request, num_rejected: int) -> None:
+    def reject(self, request: ServedRequest, num_rejected: int) -> None:
         """Take back the last drafts; what they wrote stays in their slots until other tokens are written there."""
         request.num_computed_tokens -= num_rejected
         del request.tokens[len(request.tokens) - num_rejected :]
@@ -147,7 +147,7 @@ class ServingEngine:
         shared = {DECODER: parent.blocks[DECODER][: self._num_blocks(num_shared)], CROSS: list(parent.blocks[CROSS])}
         for block in itertools.chain(*shared.values()):
             self.pool.share(block)
-        child = Request(
+        child = ServedRequest(
             id=next(self._new_id),
             tokens=parent.tokens[:num_shared] + self._tokens(num_new_tokens),
             encoder_tokens=parent.encoder_tokens,
@@ -245,7 +245,7 @@ class ServingEngine:
         request.tokens += self._tokens(num_drafts)
         return Scheduled(request, num_tokens + num_drafts, max(0, num_drafts - work.num_accepted))
 
-    def _reserve(self, request: Request, seq_len: int) -> bool:
+    def _reserve(self, request: ServedRequest, seq_len: int) -> bool:
         """Allocate the blocks of a step, and copy those that it writes to and others hold too; whether there are enough."""
         own, cross = request.blocks[DECODER], request.blocks[CROSS]
         first, end = request.num_computed_tokens // self.model.block_size, self._num_blocks(seq_len)
@@ -312,7 +312,7 @@ class ServingEngine:
         for pages in self._pages:
             pages[block] = self.model.free_slots
 
-    def _add(self, request: Request) -> int:
+    def _add(self, request: ServedRequest) -> int:
         self.requests[request.id] = request
         self.check_blocks()
         return request.id

@@ -51,7 +51,7 @@ class ModelLayer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class ServedModel:
     """Layers that are served together. They agree in the heads and the head size of their caches.
 
     Args:
@@ -83,7 +83,7 @@ def served(
     backends: Mapping[str, str] | None = None,
     rope: bool = True,
     free_slots: float = math.nan,
-) -> Model:
+) -> ServedModel:
     """The model as an architecture would serve it, run on any device.
 
     Args:
@@ -91,7 +91,7 @@ def served(
         architecture, aiter, backends: as for attn_optimized.selector.select_model.
         cross_layout: of the cross-attention, where the engine decides that.
         rope: whether the cache update of `full` rotates.
-        rounding, dtype, free_slots: as in Model.
+        rounding, dtype, free_slots: as in ServedModel.
     """
     shape: dict[str, Any] = {"num_heads": NUM_HEADS, "num_kv_heads": NUM_KV_HEADS, "head_size": head_size}
     attn_types = {"full": AttentionType.DECODER, "cross": CROSS, "window": AttentionType.DECODER}
@@ -127,20 +127,20 @@ def served(
         for allocation, names in enumerate(ALLOCATIONS)
         for name in names
     )
-    return Model(layers=layers, dtype=dtype, block_size=BLOCK_SIZE, rounding=rounding, free_slots=free_slots, aiter=aiter)
+    return ServedModel(layers=layers, dtype=dtype, block_size=BLOCK_SIZE, rounding=rounding, free_slots=free_slots, aiter=aiter)
 
 
-def triton(device: str) -> Model:
+def triton(device: str) -> ServedModel:
     """All layers on TRITON_ATTN, this project's own kernels."""
     return served(device, "interpreter", rounding=TRITON.rounding(device))
 
 
-def rocm(device: str) -> Model:
+def rocm(device: str) -> ServedModel:
     """ROCM_ATTN where it serves, beside a cross-attention of TRITON_ATTN whose blocks are read as planes (vLLM #43945)."""
     return served(device, "gfx942", rounding=TRITON.rounding(device), cross_layout=Layout.BLOCKS_FIRST_NHD)
 
 
-def aiter_unified(device: str) -> Model:
+def aiter_unified(device: str) -> ServedModel:
     """ROCM_AITER_UNIFIED_ATTN throughout, with the installed AITER; its kernel reads slots that no query sees."""
     return served(
         device,
@@ -152,7 +152,7 @@ def aiter_unified(device: str) -> Model:
     )
 
 
-MODELS: dict[str, Callable[[str], Model]] = {"triton": triton, "rocm": rocm, "aiter-unified": aiter_unified}
+MODELS: dict[str, Callable[[str], ServedModel]] = {"triton": triton, "rocm": rocm, "aiter-unified": aiter_unified}
 
 
 def unavailable(name: str, device: str) -> str | None:

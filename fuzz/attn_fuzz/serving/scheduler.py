@@ -3,8 +3,8 @@
 from typing import Any
 
 import hypothesis
-from attn_fuzz.serving.engine import Request, ServingEngine, Work
-from attn_fuzz.serving.models import Model
+from attn_fuzz.serving.engine import ServedRequest, ServingEngine, Work
+from attn_fuzz.serving.models import ServedModel
 from attn_fuzz.strategies.independent import INDEPENDENT
 from hypothesis import HealthCheck
 from hypothesis import strategies as st
@@ -23,7 +23,7 @@ REQUEST = st.integers(0, MAX_REQUESTS - 1)
 class Scheduler(RuleBasedStateMachine):
     """What a scheduler may do, in any order."""
 
-    def __init__(self, model: Model, engine: type[ServingEngine] = ServingEngine, device: str = "cpu") -> None:
+    def __init__(self, model: ServedModel, engine: type[ServingEngine] = ServingEngine, device: str = "cpu") -> None:
         super().__init__()
         self.engine = engine(model, num_blocks=NUM_BLOCKS, device=device)
 
@@ -65,12 +65,12 @@ class Scheduler(RuleBasedStateMachine):
     def finish(self, request: int) -> None:
         self.engine.finish(self._request(request).id)
 
-    def _request(self, number: int) -> Request:
+    def _request(self, number: int) -> ServedRequest:
         return list(self.engine.requests.values())[number % len(self.engine.requests)]
 
 
 def play(
-    model: Model,
+    model: ServedModel,
     device: str,
     *,
     seed: int,
@@ -91,7 +91,7 @@ def play(
         options: further settings of Hypothesis.
 
     Raises:
-        DisagreementError: a backend is wrong. Its notes are the fewest actions that Hypothesis found to end there.
+        WrongOutputError: a backend is wrong. Its notes are the fewest actions that Hypothesis found to end there.
     """
 
     def scheduler() -> Scheduler:

@@ -17,15 +17,15 @@ from attn_fuzz.cases.call import Call
 from attn_fuzz.cases.case import Rope
 from attn_fuzz.cases.contents import cos_sin_cache
 from attn_fuzz.cases.poison import DTYPES
-from attn_fuzz.serving.models import Model, ModelLayer
+from attn_fuzz.serving.models import ModelLayer, ServedModel
 from attn_fuzz.verdict.judge import judge_call
 
 VOCABULARY = 64
 MAX_MODEL_LEN = 512
 
 
-class DisagreementError(AssertionError):
-    """A backend's output is not what the request's own tokens make of it."""
+class WrongOutputError(AssertionError):
+    """A backend's output for a request differs from the reference's output for the request's own tokens."""
 
 
 class Attended(NamedTuple):
@@ -45,7 +45,7 @@ class UncachedReference:
         device: where.
     """
 
-    def __init__(self, model: Model, device: str) -> None:
+    def __init__(self, model: ServedModel, device: str) -> None:
         self.model = model
         self.device = device
         generator = torch.Generator().manual_seed(0)
@@ -71,7 +71,7 @@ class UncachedReference:
             output: [T, H, D], as the backend left it.
 
         Raises:
-            DisagreementError: it is beyond the judge's bound.
+            WrongOutputError: it is beyond the judge's bound.
         """
         lens = [len(sequence.tokens) for sequence in sequences]
         positions = [position for length in lens for position in range(length)]
@@ -88,7 +88,7 @@ class UncachedReference:
         if judgement.differences:
             worst = judgement.differences[0]
             request, _, query_len = sequences[worst.request]
-            raise DisagreementError(
+            raise WrongOutputError(
                 f"layer {part.name} on {part.backend}: request {request}, {query_len} queries of {lens[worst.request]} keys: "
                 f"got {worst.got:.9g}, expected {worst.expected:.9g} +- {worst.bound:.2g} "
                 f"at row {worst.row}, head {worst.head}, dim {worst.dim}"

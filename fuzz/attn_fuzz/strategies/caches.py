@@ -5,7 +5,8 @@ from typing import Any
 
 import msgspec
 from attn_contract import AttentionType, Layout, PhysicalOrder
-from attn_fuzz.cases.case import Cache, Case, Request, neighbours, writers
+from attn_fuzz.cases.case import Cache, Case, Request
+from attn_fuzz.cases.contradictions import neighbours, writers
 from attn_fuzz.targets.target import Support
 from hypothesis import strategies as st
 

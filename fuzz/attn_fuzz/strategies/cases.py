@@ -7,7 +7,7 @@ from attn_contract import AttentionType
 from attn_fuzz.cases.case import MAX_ELEMENTS, Case, Rope, Values, num_elements
 from attn_fuzz.strategies.batches import batches
 from attn_fuzz.strategies.caches import caches
-from attn_fuzz.strategies.layers import Layer, layers
+from attn_fuzz.strategies.layers import DrawnLayer, layers
 from attn_fuzz.targets.target import Support
 from hypothesis import assume
 from hypothesis import strategies as st
@@ -45,7 +45,7 @@ def _families(draw: st.DrawFn, target: str, support: Support, refuses: bool) -> 
 
 
 @st.composite
-def steps(draw: st.DrawFn, target: str, support: Support, layer_drawn: Layer | None = None) -> Case:
+def steps(draw: st.DrawFn, target: str, support: Support, layer_drawn: DrawnLayer | None = None) -> Case:
     """Any step within a support, of a layer that `layers` drew."""
     layer, layer_cache, rules = layer_drawn or draw(layers(support))
     attn_type: AttentionType = layer["attn_type"]

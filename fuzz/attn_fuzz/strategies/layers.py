@@ -9,8 +9,8 @@ from attn_fuzz.targets.target import Support
 from hypothesis import strategies as st
 
 
-class Layer(NamedTuple):
-    """What is fixed for a model: fields of a Case, those of its Cache (none without one), and the names of the case's rules."""
+class DrawnLayer(NamedTuple):
+    """What the strategies draw once per layer: fields of a Case, fields of its Cache ({} for no cache), and names of rules."""
 
     case: dict[str, Any]
     cache: dict[str, Any]
@@ -18,8 +18,8 @@ class Layer(NamedTuple):
 
 
 @st.composite
-def layers(draw: st.DrawFn, support: Support) -> Layer:
-    """Layers within a support."""
+def layers(draw: st.DrawFn, support: Support) -> DrawnLayer:
+    """Layers that a support allows: an attention type, rules and their numbers, heads, sizes, and the form of the cache."""
     attn_type = draw(attn_types(support))
     chosen = draw(rules(support, attn_type))
     dtype = draw(st.sampled_from(support.dtypes))
@@ -45,7 +45,7 @@ def layers(draw: st.DrawFn, support: Support) -> Layer:
         "narrow_sinks": draw(st.booleans()),
         "output_dtype": draw(st.sampled_from(support.output_dtypes)) if "output_dtype" in chosen else None,
     }
-    return Layer(layer, cache, chosen)
+    return DrawnLayer(layer, cache, chosen)
 
 
 def attn_types(support: Support) -> st.SearchStrategy[AttentionType]:

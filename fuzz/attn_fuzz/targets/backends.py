@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from attn_contract import AttentionConfig, AttentionType, Batch, Capabilities, KVCacheView, Layer, Layout
-from attn_contract.capabilities import Scales
+from attn_contract.attention_config import Scales
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.poison import DTYPES
 from attn_fuzz.findings import aiter as aiter_findings

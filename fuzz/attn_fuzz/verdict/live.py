@@ -77,28 +77,28 @@ class Found:
     """A call that was wrong, captured, or could not be judged."""
 
     index: int
-    """of the call, from 0"""
+    """number of the call in the recording, from 0"""
     function: str
     judgement: Judgement | None
     case: Path | None
-    """where it was captured"""
+    """path of the captured case, or None if the call was not captured"""
     error: str | None
-    """why it was not judged, or not captured"""
+    """why the call was not judged or not captured, or None"""
 
 
 @dataclass
 class Recording:
-    """What went by.
+    """The calls of attention that a program has made, with the judgements on them.
 
     Args:
-        folder: of the captured cases, call-N.json.
-        every: judge each so-manieth call.
-        limit: keep so many calls in `found`, the rest is only counted.
+        folder: where captured calls are written, as call-N.json.
+        every: judge every call whose number is a multiple of this.
+        limit: how many calls to keep in `found`; further calls are only counted.
         captures: which of the judged calls are captured.
         rounding: as for `check`.
 
     Attributes:
-        calls, judged, wrong: how many.
+        calls, judged, wrong: how many calls were made, how many were judged, and how many of these were wrong.
         ratio, statistical_ratio: the largest of all judgements.
     """
 

@@ -26,7 +26,7 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
-SHOWN = 200
+SHOWN, SHOWN_PLACES = 200, 3
 _Node = ast.expr | ast.stmt | ast.keyword
 _Scope = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -135,7 +135,7 @@ class _Edit(NamedTuple):
 
 
 class _Source:
-    """A module's source, parsed."""
+    """The source of a module with its syntax tree, in which patches are looked up."""
 
     def __init__(self, module: str) -> None:
         self.module = module
@@ -156,13 +156,14 @@ class _Source:
         path = _module_and_path(patch.place)[1]
         scopes = [scope for name, scope in _scopes(self.tree) if name == path]
         if not scopes:
-            raise PatchError(f"{self.module} has no function or class {path}{_hint(patch.place)}")
+            stands = _stands_in(_modules(self.module), find)
+            raise PatchError(f"{self.module} has no function or class {path}{_hint(patch.place)}{stands}")
         # an expression that is a statement by itself is found as both
         found = {
             (run[0].begin, run[-1].end): (kind, run)
             for scope in scopes
             for kind in reversed(kinds)
-            for run in self._runs(scope, kind, len(find[kind]))
+            for run in self.runs(scope, kind, len(find[kind]))
             if run == find[kind]
         }
         if len(found) != 1:
@@ -181,14 +182,14 @@ class _Source:
     def _line(self, at: int) -> int:
         return sum(begin <= at for begin in self.line_begins)
 
-    def _runs(self, scope: ast.AST, kind: str, length: int) -> Iterator[list[_Piece]]:
+    def runs(self, scope: ast.AST, kind: str, length: int) -> Iterator[list[_Piece]]:
         """As many neighbours of one kind, wherever they stand in a scope."""
         for row in self._rows(scope, kind):
             for first in range(len(row) - length + 1):
                 yield row[first : first + length]
 
     def _rows(self, node: ast.AST, kind: str) -> Iterator[list[_Piece]]:
-        """All neighbours of one kind in a node and in what it is made of."""
+        """All lists of neighbouring code of one kind, in a node and in the nodes below it."""
         if isinstance(node, ast.JoinedStr):
             return  # Python 3.11 does not know where the parts of an f-string stand
         for field, value in ast.iter_fields(node):
@@ -214,6 +215,8 @@ class _Source:
             begin = self.text.rindex(b"@", 0, self._at(decorators[0].lineno, decorators[0].col_offset))
         else:
             begin = self._at(first.lineno, first.col_offset)
+        assert last.end_lineno is not None
+        assert last.end_col_offset is not None
         return _Piece(kind, nodes, begin, self._at(last.end_lineno, last.end_col_offset))
 
     def _at(self, line: int, column: int) -> int:
@@ -230,18 +233,13 @@ class _Source:
         find: dict[str, list[_Piece]],
         found: list[tuple[int, int]],
     ) -> str:
-        """Why a patch does not apply, for who has changed the code and for who writes a patch."""
+        """Why a patch does not apply. The message names the nearest code, for whoever moved the code or writes the patch."""
         stands = f"its `find` stands there {len(found)} times, expected once: {_one_line(patch.find)}"
         if found:
             return f"{stands} (lines {', '.join(str(self._line(begin)) for begin, _ in sorted(found))})"
-        others = [
-            name
-            for name, scope in _scopes(self.tree)
-            if name and any(run == find[kind] for kind in kinds for run in self._runs(scope, kind, len(find[kind])))
-        ]
-        if others:
-            return f"{stands}; it stands in {self.module}.{others[-1]}"
-        runs = [run for scope in scopes for kind in kinds for run in self._runs(scope, kind, len(find[kind]))]
+        if elsewhere := _stands_in(_modules(self.module), find):
+            return stands + elsewhere
+        runs = [run for scope in scopes for kind in kinds for run in self.runs(scope, kind, len(find[kind]))]
         by_text = {"\n".join(map(str, run)): run[0].begin for run in runs}
         texts = ["\n".join(map(str, find[kind])) for kind in kinds]
         nearest = difflib.get_close_matches(texts[0], by_text, 1, cutoff=0.4)
@@ -249,13 +247,13 @@ class _Source:
 
 
 def _readings(text: str, name: str) -> dict[str, list[_Piece]]:
-    """What a text can be read as, by kind."""
+    """The pieces of code that a text can be read as, by kind."""
     text = textwrap.dedent(text).strip("\n")
     expression, call, entries = (_parsed(form, "eval") for form in (f"(\n{text}\n)", f"f(\n{text}\n)", f"{{\n{text}\n}}"))
     statements = _parsed(text, "exec")
     readings: dict[str, list[_Piece]] = {}
-    # an empty text in parentheses is a tuple
-    if isinstance(expression, ast.Expression) and (isinstance(statements, SyntaxError) or statements.body):
+    is_empty = isinstance(statements, ast.Module) and not statements.body  # in parentheses, that is a tuple
+    if isinstance(expression, ast.Expression) and not is_empty:
         readings["expression"] = [_Piece("expression", (expression.body,))]
     if isinstance(call, ast.Expression) and isinstance(call.body, ast.Call) and call.body.keywords and not call.body.args:
         readings["arguments"] = [_Piece("arguments", (keyword,)) for keyword in call.body.keywords]
@@ -269,7 +267,7 @@ def _readings(text: str, name: str) -> dict[str, list[_Piece]]:
     return readings
 
 
-def _parsed(text: str, mode: str) -> ast.AST | SyntaxError:
+def _parsed(text: str, mode: str) -> ast.mod | SyntaxError:
     try:
         return ast.parse(text, mode=mode)
     except SyntaxError as error:
@@ -315,18 +313,34 @@ def _file_of(module: str) -> Path | None:
 
 def _hint(place: str) -> str:
     """What a place that is not there may be called now: another of the same name in the package, or one with a similar name."""
-    package = _file_of(place.split(".")[0])
-    if package is None or package.name != "__init__.py":
-        return ""
-    names = []
-    for file in sorted(package.parent.rglob("*.py")):
-        module = ".".join(file.relative_to(package.parent.parent).with_suffix("").parts).removesuffix(".__init__")
-        tree = ast.parse(file.read_bytes())
-        names += [f"{module}.{path}".rstrip(".") for path, _ in _scopes(tree)]
+    names = [f"{module}.{path}".rstrip(".") for module in _modules(place) for path, _ in _scopes(_Source(module).tree)]
     last = place.rpartition(".")[2]
     same = [name for name in names if name.rpartition(".")[2] == last]
     nearest = difflib.get_close_matches(place, same or names, 1, cutoff=0 if same else 0.6)
     return f"; nearest is {nearest[0]}" if nearest else ""
+
+
+def _stands_in(modules: Sequence[str], find: dict[str, list[_Piece]]) -> str:
+    """The functions where the code of a patch stands now, if there are any."""
+    names = []
+    for module in modules:
+        source = _Source(module)
+        for path, scope in _scopes(source.tree):
+            holds = any(
+                run == pieces for kind, pieces in find.items() if pieces for run in source.runs(scope, kind, len(pieces))
+            )
+            if holds and isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef):
+                names.append(f"{module}.{path}")
+    return f"; it stands in {' and in '.join(names[:SHOWN_PLACES])}" if names else ""
+
+
+def _modules(place: str) -> list[str]:
+    """All modules of the package that a place belongs to."""
+    init = _file_of(place.split(".")[0])
+    if init is None or init.name != "__init__.py":
+        return []
+    files = [file.relative_to(init.parent.parent).with_suffix("") for file in sorted(init.parent.rglob("*.py"))]
+    return [".".join(file.parts).removesuffix(".__init__") for file in files]
 
 
 def _one_line(text: str) -> str:

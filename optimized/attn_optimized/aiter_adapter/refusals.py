@@ -7,7 +7,9 @@ from collections.abc import Collection, Mapping
 
 import torch
 from attn_contract import AttentionType, Batch, Layer, No, UnsupportedError
-from attn_contract.capabilities import NOT_DECLARED, Answer, Scales, Values, named, scales_of
+from attn_contract.arguments import named
+from attn_contract.attention_config import Scales, scales_of
+from attn_contract.capabilities import NOT_DECLARED, Answer, Values
 from attn_contract.rules import asked, words_of
 
 Limit = tuple[bool, str, str]

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from attn_contract import (
     ANY,
-    FLOAT8_DTYPES,
     YES,
     Answer,
     AttentionType,
@@ -15,7 +14,7 @@ from attn_contract import (
     No,
     Only,
 )
-from attn_contract.capabilities import Scales
+from attn_contract.attention_config import Scales
 
 from attn_optimized.aiter_adapter import RECORDED, Aiter, Features, features_of, recorded
 from attn_optimized.attention import IMPLEMENTED_RULES
@@ -64,9 +63,9 @@ def triton_capabilities(backend: str, **narrower: Any) -> Capabilities:
         "group_sizes": Multiples(1, "a tile holds whole groups of heads", at_most=MAX_GROUP),
         "block_sizes": ANY,
         "layouts": Only(_LAYOUTS, "its kernels address no other"),
-        "kv_cache_dtypes": Only((*FLOAT8_DTYPES, torch.int8), "its kernels decode no other type"),
+        "kv_cache_dtypes": Only((torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.int8), "its kernels decode no other type"),
         "scales": Only(_SCALES, "its kernels know no other kind"),
-        "output_dtypes": Only(FLOAT8_DTYPES, "its kernels encode no other type"),
+        "output_dtypes": Only((torch.float8_e4m3fn, torch.float8_e4m3fnuz), "its kernels encode no other type"),
         "rules": {
             **dict.fromkeys(IMPLEMENTED_RULES, YES),
             "non_causal": YES,

@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 from attn_contract import Batch, Layer
 
-from attn_optimized.kernel_call import LaunchForm
+from attn_optimized.kernel_call import Launch
 from attn_optimized.kernels.arguments import Kind
 from attn_optimized.kernels.attention import attention_kernel
 from attn_optimized.launch.call import AttentionCall
@@ -17,7 +17,7 @@ from attn_optimized.quantization import stored_format
 from attn_optimized.strides import scale_strides
 
 
-def attention_launch(plan: AttentionPlan, call: AttentionCall, first_part: int | None = None) -> LaunchForm:
+def attention_launch(plan: AttentionPlan, call: AttentionCall, first_part: int | None = None) -> Launch:
     """The launch that writes a call's output, or nothing but parts.
 
     Args:
@@ -47,7 +47,7 @@ def attention_launch(plan: AttentionPlan, call: AttentionCall, first_part: int |
         has_bias=has_bias(layer, batch),
         is_partial=plan.splits > 1 or first_part is not None,
     )
-    return LaunchForm.of(
+    return Launch.of(
         attention_kernel,
         plan.launch_grid,
         {"KIND": kind},

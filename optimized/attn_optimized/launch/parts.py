@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from attn_contract import Batch
 
-from attn_optimized.kernel_call import LaunchForm
+from attn_optimized.kernel_call import Launch
 from attn_optimized.kernels.reduce_parts import reduce_parts_kernel
 from attn_optimized.launch.call import AttentionCall
 from attn_optimized.launch.plan import AttentionPlan
@@ -36,14 +36,14 @@ class Parts(NamedTuple):
         )
 
 
-def reduce_launch(plan: AttentionPlan, call: AttentionCall, num_parts: int) -> LaunchForm:
+def reduce_launch(plan: AttentionPlan, call: AttentionCall, num_parts: int) -> Launch:
     """The launch that reduces parts to the output and its LSE."""
     layer, batch, lse = call.layer, call.batch, call.lse
     out = rows_by_head(call)
     tiles = reduce_tiles(plan.architecture, head_size=layer.head_size, num_parts=num_parts)
     out_unit, out_strides = in_units(out.element_size(), stride_out_row=out.stride(0), stride_out_head=out.stride(1))
     num_rows = batch.num_actual_tokens
-    return LaunchForm.of(
+    return Launch.of(
         reduce_parts_kernel,
         row_grid(tiles, num_rows * layer.num_heads),
         {**tiles.constants, "OUT_UNIT": out_unit, "OUT_FORMAT": stored_format(out, plan.architecture)[1]},

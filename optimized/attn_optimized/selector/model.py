@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from attn_contract import AttentionConfig, ContractError, KVCacheView, Layout, Refusal, UnsupportedError, same_elements
-from attn_contract.arguments import check_type, shown
-from attn_contract.capabilities import named
+from attn_contract.arguments import check_type, named, shown
 
 from attn_optimized.aiter_adapter import Aiter
 from attn_optimized.selector.layer import (

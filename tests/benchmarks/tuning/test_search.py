@@ -142,14 +142,14 @@ def interpreted(call_class, monkeypatch, *, wrong, deadline=NEVER):
     return found
 
 
-def with_form(call, **changed):
-    return call._replace(form=dataclasses.replace(call.form, **changed))
+def with_launch(call, **changed):
+    return call._replace(launch=dataclasses.replace(call.launch, **changed))
 
 
 def with_number(**changed):
     def wrong(call):
-        numbers = call.form.numbers
-        return with_form(call, numbers={**numbers, **{name: value for name, value in changed.items() if name in numbers}})
+        numbers = call.launch.numbers
+        return with_launch(call, numbers={**numbers, **{name: value for name, value in changed.items() if name in numbers}})
 
     return wrong
 
@@ -163,9 +163,9 @@ def test_a_right_candidate_is_chosen(monkeypatch):
     ("call_class", "wrong"),
     [
         (DECODE, with_number(scale=1.001 * 64**-0.5)),
-        (DECODE, with_number(stride_table=0)),
-        (PREFILL, with_number(ahead=1)),
-        (PREFILL, lambda call: with_form(call, grid=(*call.form.grid[:2], 0))),
+        (DECODE, with_number(stride_block_table=0)),
+        (PREFILL, with_number(max_ahead=1)),
+        (PREFILL, lambda call: with_launch(call, grid=(*call.launch.grid[:2], 0))),
     ],
     ids=["another scale", "the first request's blocks", "one key ahead", "nothing written"],
 )

@@ -34,7 +34,7 @@ from tests.calls import (
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Step:
+class BackendStep:
     """One step of one layer: its cache holds the contexts, and this step's tokens are still to be written.
 
     `batch` is what the layer must see of it, for the reference; backends make theirs from `common`.
@@ -76,7 +76,7 @@ def installed_aiter() -> Aiter:
 
 
 @pytest.fixture
-def make_step(device: torch.device) -> Callable[..., Step]:
+def make_step(device: torch.device) -> Callable[..., BackendStep]:
     """Builds a step from lengths. What this step writes is not in the cache yet, which holds NaN there.
 
     For cross-attention `seq_lens` are the encoder's, and this step brings all of the encoder's tokens.
@@ -96,7 +96,7 @@ def make_step(device: torch.device) -> Callable[..., Step]:
         causal: bool | torch.Tensor = True,
         host_lens: bool = True,
         **rules: Any,
-    ) -> Step:
+    ) -> BackendStep:
         sizes = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_size": head_size}
         tokens = random_tokens(query_lens, seq_lens, dtype=dtype, **sizes)
         blocks = shuffled_blocks(seq_lens, block_size)
@@ -126,7 +126,7 @@ def make_step(device: torch.device) -> Callable[..., Step]:
             encoder_seq_lens=call.batch.seq_lens if is_cross else None,
             max_encoder_seq_len=call.batch.max_seq_len if is_cross else None,
         )
-        return Step(
+        return BackendStep(
             query=call.q,
             key=key,
             value=value,
@@ -145,7 +145,7 @@ def forward(aiter: Aiter) -> Callable[..., torch.Tensor]:
     """Runs a step on a backend: the cache write, the builder, the implementation. Rows that nobody owns stay NaN."""
 
     def run(
-        backend: type[AttentionBackend], step: Step, *, builder: dict[str, Any] | None = None, **options: Any
+        backend: type[AttentionBackend], step: BackendStep, *, builder: dict[str, Any] | None = None, **options: Any
     ) -> torch.Tensor:
         impl = backend.impl(step.layer, **{"aiter": aiter, **step.constructor, **options})
         if step.kv_cache is not None:
@@ -164,7 +164,7 @@ def refuses(aiter: Aiter, calls: list[Call]) -> Callable[..., None]:
 
     def check(
         backend: type[AttentionBackend],
-        step: Step,
+        step: BackendStep,
         error: type[Exception],
         match: str,
         replaced: dict[str, Any] | None = None,
@@ -199,7 +199,7 @@ def assert_agrees(forward: Callable[..., torch.Tensor]) -> Callable[..., None]:
     that.
     """
 
-    def check(backend: type[AttentionBackend], step: Step, **options: Any) -> None:
+    def check(backend: type[AttentionBackend], step: BackendStep, **options: Any) -> None:
         output = forward(backend, step, **options)
         rounding = TRITON.rounding(output.device.type)
         if step.kv_cache is None:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from attn_fuzz.cases import case as case_file
+from attn_fuzz.cases import case_file
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.run import runner
-from attn_fuzz.run.engine import Plan
 from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.shard import FuzzPlan
 
 
 def test_a_seed_means_the_same_cases(fuzz_here):
@@ -27,15 +27,15 @@ def test_a_seed_means_the_same_cases(fuzz_here):
 
 
 def test_shards_cover_the_plan_with_seeds_of_their_own(tmp_path):
-    plan = Plan(target="reference-fp32", device="cpu", examples=1001, seed=3, folder=tmp_path)
+    plan = FuzzPlan(target="reference-fp32", device="cpu", examples=1001, seed=3, folder=tmp_path)
     shards = runner.shards(plan)
     assert sum(shard.examples for shard in shards) == 1001
     assert len({shard.seed for shard in shards}) == len(shards) > 1
 
 
 def test_a_seed_means_the_same_run_with_any_number_of_workers(tmp_path):
-    plan = Plan(target="planted:FLASH", device="cpu", examples=20, seed=3, folder=tmp_path)
-    plans = [plan, Plan(target="planted:FLASH", device="cpu", examples=20, seed=4, folder=tmp_path)]
+    plan = FuzzPlan(target="planted:FLASH", device="cpu", examples=20, seed=3, folder=tmp_path)
+    plans = [plan, FuzzPlan(target="planted:FLASH", device="cpu", examples=20, seed=4, folder=tmp_path)]
     one, two = (runner.run(plans, workers, stop_at_failure=True) for workers in (1, 2))
     assert one.finished == two.finished == {0, 1}
     assert [p.examples for p in one.progress] == [20, 20]

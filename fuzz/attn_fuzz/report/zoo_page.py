@@ -8,7 +8,7 @@ from statistics import median
 import hypothesis
 import msgspec
 from attn_fuzz.cases.case import Case
-from attn_fuzz.run.engine import Progress
+from attn_fuzz.run.shard import Progress
 from attn_fuzz.zoo.mutants import Mutant, MutantError
 
 replace = msgspec.structs.replace

@@ -1,7 +1,7 @@
 """The one loop behind the command line, the pytest job and the zoo: draw, run, judge, shrink.
 
-`fuzz` is one shard: one seed, one executor. Whatever is found is handed out through `report` as it is found, so that an
-interrupted run loses nothing.
+`fuzz` runs one shard: one seed, one executor. It reports each failure as soon as the failure is found, so an interrupted run
+loses nothing.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from hypothesis import HealthCheck, Phase
 SHRINK_SECONDS = 240.0
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What one shard does.
 
     Attributes:
@@ -116,7 +116,7 @@ class _Enough(Exception):  # noqa: N818 - likewise
     pass
 
 
-def fuzz(plan: Plan, executor: Executor, report: Callable[[Progress], None] = lambda progress: None) -> Progress:
+def fuzz(plan: FuzzPlan, executor: Executor, report: Callable[[Progress], None] = lambda progress: None) -> Progress:
     """Draw and check cases until one fails or the plan ends; shrink what fails.
 
     Args:
@@ -151,21 +151,21 @@ def fuzz(plan: Plan, executor: Executor, report: Callable[[Progress], None] = la
     return shard.progress
 
 
-def drawn(plan: Plan) -> list[Case]:
+def drawn(plan: FuzzPlan) -> list[Case]:
     """The cases that a plan draws while none fails; nothing is run."""
     found: list[Case] = []
     _hypothesis_test(plan, registry.load(plan.target), found.append)()
     return found
 
 
-def start_executor(plan: Plan) -> Executor:
+def start_executor(plan: FuzzPlan) -> Executor:
     """An executor for the plan's target, device and mutant; stop it when done with it."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     sanitize = plan.sanitize and registry.load(plan.target).can_be_sanitized(plan.device)
     return Executor(plan.target, plan.device, plan.limit, in_flight(plan, os.getpid()), plan.mutant, sanitize)
 
 
-def in_flight(plan: Plan, pid: int) -> Path:
+def in_flight(plan: FuzzPlan, pid: int) -> Path:
     """Where the process that drives an executor keeps the case that is running."""
     return plan.folder / f"in-flight-{pid}.json"
 
@@ -178,7 +178,7 @@ class _Shard:
     """The state of one run, and what Hypothesis and the shrinker call."""
 
     def __init__(
-        self, plan: Plan, executor: Executor, report: Callable[[Progress], None], findings: tuple[Finding, ...]
+        self, plan: FuzzPlan, executor: Executor, report: Callable[[Progress], None], findings: tuple[Finding, ...]
     ) -> None:
         self.findings = findings
         self.plan = plan
@@ -307,7 +307,7 @@ def _size(case: Case, tried: int) -> Size:
     )
 
 
-def _hypothesis_test(plan: Plan, target: Target, draw: Callable[[Case], None]) -> Callable[[], None]:
+def _hypothesis_test(plan: FuzzPlan, target: Target, draw: Callable[[Case], None]) -> Callable[[], None]:
     support = target.support(plan.device)
     # a family has more than the case that fails: what is left to shrink is that case, and not the draws behind it
     shrinks = plan.shrinks and support.steps_per_layer == 1

@@ -1,0 +1,191 @@
+"""What a backend is selected by: all that is known of a layer, and of its steps, before there is a tensor."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+
+from attn_contract.arguments import check_int, check_type, named, shown
+from attn_contract.attention_type import AttentionType
+from attn_contract.batch import Batch
+from attn_contract.errors import ContractError
+from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES, QUANTIZED_DTYPES, Layer
+from attn_contract.layouts import Layout
+from attn_contract.rules import RULES, asked, rule_named
+
+Scales = Literal["tensor", "head", "token", "inline"]
+"""Where a quantized cache has its scales.
+
+`tensor`: k_scale and v_scale, one number for all heads. `head`: k_scale and v_scale, one number per KV head. `token`:
+k_scale_cache and v_scale_cache, one number per token and head. `inline`: one number per token and head in the cache's rows.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """What a model and an engine ask of one layer. A backend is selected by it, before there is a tensor.
+
+    Args:
+        num_heads, num_kv_heads, head_size, attn_type: as in Layer.
+        dtype: of q, k and v: float32, float16 or bfloat16.
+        block_size: slots of a block; None exactly for the types that have no cache.
+        layout: how the cache is laid out, if the engine has decided; None leaves the choice to the backend.
+        kv_cache_dtype: the element type of a quantized cache; None: the cache is of `dtype`.
+        scales: the kind of scales of a quantized cache; None exactly where kv_cache_dtype is None.
+        output_dtype: the float8 type of an output with an output scale; None: the output is of `dtype`.
+        rules: by the rule's name, the value of each rule that the layer or one of its steps asks for: as in Layer, or True for
+            a tensor. Values that are off are dropped. A DECODER asks for `non_causal` if it may see steps with causal=False,
+            and for `per_request_causal` if one step may hold both kinds of requests. A layer asks for `lse` if the caller wants
+            the LSE; for `batch_invariant` if outputs must not depend on the rest of the batch; for `rope` if the cache write
+            also rotates; for `kv_sharing` if it reads what another layer wrote, and writes nothing.
+
+    Raises:
+        ContractError: a field has another type, is out of range or contradicts another one.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    dtype: torch.dtype
+    attn_type: AttentionType = AttentionType.DECODER
+    block_size: int | None = None
+    layout: Layout | None = None
+    kv_cache_dtype: torch.dtype | None = None
+    scales: Scales | None = None
+    output_dtype: torch.dtype | None = None
+    rules: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        for name in ("num_heads", "num_kv_heads", "head_size"):
+            check_int(name, getattr(self, name), minimum=1)
+        if self.num_heads % self.num_kv_heads:
+            raise ContractError("num_heads", self.num_heads, f"a multiple of num_kv_heads ({self.num_kv_heads})")
+        check_type("attn_type", self.attn_type, AttentionType, f"an AttentionType: {', '.join(AttentionType)}")
+        if self.layout is not None:
+            check_type("layout", self.layout, Layout, f"None or a Layout: {', '.join(Layout)}")
+        _check_one_of("dtype", self.dtype, FLOAT_DTYPES)
+        _check_one_of("kv_cache_dtype", self.kv_cache_dtype, (None, *QUANTIZED_DTYPES))
+        _check_one_of("output_dtype", self.output_dtype, (None, *FLOAT8_DTYPES))
+        _check_one_of("scales", self.scales, (None, *get_args(Scales)))
+        if (self.kv_cache_dtype is None) != (self.scales is None):
+            expected = f"one of {', '.join(get_args(Scales))} with a kv_cache_dtype, and None without"
+            raise ContractError("scales", self.scales, expected)
+        if self.kv_cache_dtype == torch.int8 and self.scales in ("tensor", "head"):
+            raise ContractError("scales", self.scales, "token or inline: int8 has one scale per token")
+        if self.attn_type.reads_cache or self.block_size is not None:
+            check_int("block_size", self.block_size, minimum=1)
+        if not self.attn_type.reads_cache:
+            for name in ("block_size", "layout", "kv_cache_dtype"):
+                if (got := getattr(self, name)) is not None:
+                    raise ContractError(name, named(got), f"None: {self.attn_type} has no KV cache")
+        if self.layout is not None and self.layout.has_inline_scales != (self.scales == "inline"):
+            raise ContractError(
+                "layout", self.layout, f"one for scales {self.scales}: only CONTENT_PACKED_SCALED holds its own"
+            )
+        if self.scales == "inline" and self.block_size is not None:
+            Layout.CONTENT_PACKED_SCALED.check_sizes(self.head_size, self.block_size, itemsize=1)
+        self._check_rules()
+
+    def _check_rules(self) -> None:
+        """Check values as Layer and Batch do, as far as they are known without tensors; drop those that are off."""
+        check_type("rules", self.rules, Mapping, "values by the name of a rule")
+        kept = {}
+        for name, value in self.rules.items():
+            rule = rule_named("rules", name)
+            if rule.is_tensor:
+                check_type(name, value, bool, "a bool: whether there is one")
+            else:
+                value = rule.checked(value)
+            if value is not False and rule.is_asked(value):
+                rule.check_defined(value, self.attn_type)
+                kept[name] = value
+        object.__setattr__(self, "rules", {name: kept[name] for name in RULES if name in kept})
+        if self.asks("per_request_causal") and not self.asks("non_causal"):
+            raise ContractError("per_request_causal", True, "non_causal=True with it: some of the requests are")
+        if self.asks("rope") and self.asks("kv_sharing"):
+            raise ContractError("rope", True, "False with kv_sharing: it writes nothing that could be rotated")
+
+    def asks(self, name: str) -> bool:
+        """Whether a rule is asked for. An unknown name is a ContractError."""
+        return rule_named("name", name).name in self.rules
+
+    def value_of(self, name: str) -> Any:
+        """The value of a rule; its off value where it is not asked for. An unknown name is a ContractError."""
+        return self.rules.get(name, rule_named("name", name).off)
+
+    def with_rules(self, **rules: Any) -> "AttentionConfig":
+        """The same config, with these rules in addition or instead."""
+        return dataclasses.replace(self, rules={**self.rules, **rules})
+
+    @classmethod
+    def of(
+        cls,
+        layer: Layer,
+        dtype: torch.dtype,
+        *,
+        block_size: int | None,
+        batch: Batch | None = None,
+        output_dtype: torch.dtype | None = None,
+        **rules: Any,
+    ) -> "AttentionConfig":
+        """What a layer asks for, or a layer in one step.
+
+        Args:
+            dtype: of q, k and v.
+            block_size: slots of a block; None for the types that have no cache.
+            batch: the step; None: what the layer asks for in all steps.
+            output_dtype: of a float8 output.
+            rules: what the caller asks for besides: lse, batch_invariant, rope, kv_sharing; without a batch also non_causal and
+                per_request_causal.
+
+        Raises:
+            ContractError: `rules` names what the layer or the batch says, or the arguments contradict each other.
+        """
+        held = asked(layer) if batch is None else asked(layer, batch)
+        held = {name: isinstance(value, torch.Tensor) or value for name, value in held.items()}
+        if batch is not None:
+            decoder = layer.attn_type is AttentionType.DECODER
+            held["non_causal"] = decoder and batch.causal is not True
+            held["per_request_causal"] = decoder and isinstance(batch.causal, torch.Tensor)
+        for name, value in rules.items():
+            if name in held or rule_named("rules", name).holder != "call":
+                raise ContractError(name, shown(value), "no value of its own: the layer or the batch says it")
+        return cls(
+            num_heads=layer.num_heads,
+            num_kv_heads=layer.num_kv_heads,
+            head_size=layer.head_size,
+            dtype=dtype,
+            attn_type=layer.attn_type,
+            block_size=block_size,
+            layout=layer.layout,
+            kv_cache_dtype=layer.kv_cache_dtype,
+            scales=scales_of(layer),
+            output_dtype=output_dtype,
+            rules={**held, **rules},
+        )
+
+    @property
+    def group_size(self) -> int:
+        return self.num_heads // self.num_kv_heads
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element of the cache."""
+        return (self.kv_cache_dtype or self.dtype).itemsize
+
+
+def scales_of(layer: Layer) -> Scales | None:
+    """The kind of scales of a layer's quantized cache; None if it is not quantized."""
+    if layer.kv_cache_dtype is None:
+        return None
+    if layer.layout is not None and layer.layout.has_inline_scales:
+        return "inline"
+    fixed = [scale.numel() for scale in (layer.k_scale, layer.v_scale) if scale is not None]
+    return "token" if not fixed else "tensor" if max(fixed) == 1 else "head"
+
+
+def _check_one_of(name: str, value: object, allowed: tuple[Any, ...]) -> None:
+    if not any(value is one or (type(value) is type(one) and value == one) for one in allowed):
+        raise ContractError(name, shown(value), f"one of {', '.join(named(one) for one in allowed)}")

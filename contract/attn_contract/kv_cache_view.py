@@ -1,0 +1,271 @@
+"""One layer's view of a raw allocation: where the element of (K or V, block, slot, KV head, dim) lies.
+
+A layout is passed, never guessed from a shape: with two blocks or two KV heads, two layouts have one shape. The formulas below
+are the definition. Implementations under test derive their own addressing and are pinned to literal tables.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypedDict, Unpack
+
+import torch
+
+from attn_contract.arguments import check_dense_last, check_dims, check_int, check_tensor, check_type
+from attn_contract.errors import ContractError
+from attn_contract.layouts import K, Layout, PhysicalOrder, V
+from attn_contract.memory import overlaps_itself
+
+_A_LAYOUT = f"a Layout: {', '.join(Layout)}"  # written once: every call reads a view back
+
+
+class _Sizes(TypedDict):
+    num_blocks: int
+    block_size: int
+    num_kv_heads: int
+    head_size: int
+    itemsize: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class KVCacheSizes:
+    """What one layer keeps in a cache, wherever it lies.
+
+    Args:
+        layout: the order of the view's dimensions.
+        num_blocks: NB, may be 0.
+        block_size: BS, slots of a block.
+        num_kv_heads: HK.
+        head_size: D.
+        itemsize: bytes of one element.
+
+    Raises:
+        ContractError: a size has another type or is out of range; the layout is x-packed and the head or block size is no
+            multiple of x; or the layout holds scales and the elements are not one byte or the head size is no multiple of 4.
+    """
+
+    layout: Layout
+    num_blocks: int
+    block_size: int
+    num_kv_heads: int
+    head_size: int
+    itemsize: int
+
+    def __post_init__(self) -> None:
+        _check_sizes(
+            self.layout,
+            num_blocks=self.num_blocks,
+            block_size=self.block_size,
+            num_kv_heads=self.num_kv_heads,
+            head_size=self.head_size,
+            itemsize=self.itemsize,
+        )
+        if self.layout.has_inline_scales and self.itemsize != 1:
+            raise ContractError("kv_cache", f"elements of {self.itemsize} bytes", f"1 byte in layout {self.layout}")
+        self.layout.check_sizes(self.head_size, self.block_size, self.itemsize)
+
+    @property
+    def x(self) -> int:
+        """Elements in 16 bytes."""
+        return 16 // self.itemsize
+
+    @property
+    def row_size(self) -> int:
+        """Elements of one slot's K (or V) of one head, its inline scale included."""
+        return self.layout.row_size(self.head_size)
+
+    @property
+    def num_slots(self) -> int:
+        """Slots of all blocks."""
+        return self.num_blocks * self.block_size
+
+    @property
+    def size_of(self) -> dict[str, int]:
+        """Elements in each dimension that any layout may have, by the dimension's name."""
+        return {
+            "block": self.num_blocks,
+            "kv": 2,
+            "slot": self.block_size,
+            "head": self.num_kv_heads,
+            "dim": self.head_size,
+            "page": self.block_size * self.num_kv_heads * self.head_size,
+            "content": 2 * self.row_size,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class KVCacheView(KVCacheSizes):
+    """One layer's view of a raw allocation.
+
+    `dense` and `content_packed` build the views of allocations that hold nothing else. Larger strides describe padded blocks,
+    and several layers interleaved in one allocation. The pages of X_PACKED and SHUFFLED are dense: only their kv_stride and
+    block_stride are free, and the other two are 0 and mean nothing.
+
+    Args:
+        kv_stride: elements from K to V.
+        block_stride, slot_stride, head_stride: elements from one block, slot or KV head to the next.
+        offset: elements before the view's first one.
+
+    The other arguments and the errors are those of KVCacheSizes.
+    """
+
+    kv_stride: int
+    block_stride: int
+    slot_stride: int
+    head_stride: int
+    offset: int = 0
+
+    @classmethod
+    def dense(cls, layout: Layout, **sizes: Unpack[_Sizes]) -> "KVCacheView":
+        """The view of an allocation that holds this layer and nothing else. `sizes` are the arguments of KVCacheSizes."""
+        size_of = KVCacheSizes(layout=layout, **sizes).size_of
+        return cls._of_strides(layout, sizes, _dense_strides(layout.dims, size_of))
+
+    @classmethod
+    def content_packed(
+        cls, layout: Layout, order: PhysicalOrder, *, num_layers: int, layer: int, **sizes: Unpack[_Sizes]
+    ) -> "KVCacheView":
+        """The view of one layer of a CONTENT_PACKED or CONTENT_PACKED_SCALED cache of several layers.
+
+        Args:
+            layout: CONTENT_PACKED or CONTENT_PACKED_SCALED.
+            order: the order of the allocation's dimensions in memory.
+            num_layers: layers of the allocation.
+            layer: which of them, from 0.
+            sizes: the other arguments of KVCacheSizes.
+
+        Raises:
+            ContractError: as KVCacheSizes, or another layout, no such order, or no such layer.
+        """
+        _check_sizes(layout, num_layers=num_layers)
+        check_type("order", order, PhysicalOrder, f"a PhysicalOrder: {', '.join(PhysicalOrder)}")
+        check_int("layer", layer, minimum=0)
+        if layer >= num_layers:
+            raise ContractError("layer", layer, f"one of the {num_layers} layers, from 0")
+        if "content" not in layout.dims:
+            raise ContractError("layout", layout, "CONTENT_PACKED or CONTENT_PACKED_SCALED: only those have a physical order")
+        size_of = KVCacheSizes(layout=layout, **sizes).size_of
+        strides = _dense_strides(order.dims, {**size_of, "layer": num_layers})
+        return cls._of_strides(layout, sizes, strides, offset=layer * strides["layer"])
+
+    @classmethod
+    def of(cls, kv_cache: torch.Tensor, layout: Layout, *, num_kv_heads: int, head_size: int) -> "KVCacheView":
+        """Read a view back from a tensor shaped as the layout says.
+
+        Raises:
+            ContractError: the tensor has not the layout's dimensions, or other sizes than they say; blocks have no slots; the
+                last dimension is not dense; elements share memory; or inline scales do not lie on multiples of 4 bytes.
+        """
+        _check_sizes(layout, num_kv_heads=num_kv_heads, head_size=head_size)
+        check_tensor("kv_cache", kv_cache)
+        check_dims("kv_cache", kv_cache, layout.dims)
+        sizes = _sizes_of(kv_cache, layout, num_kv_heads, head_size)
+        check_dense_last("kv_cache", kv_cache)
+        if overlaps_itself(kv_cache.shape, kv_cache.stride()):
+            raise ContractError("kv_cache", f"strides {tuple(kv_cache.stride())}", "elements that do not share memory")
+        strides = dict(zip(layout.dims, kv_cache.stride(), strict=True))
+        view = cls._of_strides(layout, sizes, strides, offset=int(kv_cache.storage_offset()))
+        steps = [step for size, step in zip(kv_cache.shape, kv_cache.stride(), strict=True) if size > 1][:-1]
+        if layout.has_inline_scales and any(step % 4 for step in (*steps, view.offset)):
+            raise ContractError(
+                "kv_cache", f"strides {tuple(kv_cache.stride())} from {view.offset}", "multiples of 4: scales are float32"
+            )
+        return view
+
+    @classmethod
+    def _of_strides(cls, layout: Layout, sizes: _Sizes, strides: Mapping[str, int], offset: int = 0) -> "KVCacheView":
+        """The view with these strides, by the dimensions that the layout has."""
+        return cls(
+            layout=layout,
+            **sizes,
+            kv_stride=strides.get("kv", layout.row_size(sizes["head_size"])),  # without that dimension, V is behind K in a row
+            block_stride=strides["block"],
+            slot_stride=strides.get("slot", 0),
+            head_stride=strides.get("head", 0),
+            offset=offset,
+        )
+
+    def element(self, kv: int, block: Any, slot: Any, head: Any, dim: Any) -> Any:
+        """Index into the raw allocation of one element, or of several.
+
+        Dense BLOCKS_FIRST_NHD, page = BS*HK*D: `(block*2 + kv)*page + (slot*HK + head)*D + dim`. Dense KV_FIRST_NHD:
+        `(kv*NB + block)*page + (slot*HK + head)*D + dim`. The HND layouts swap slot and head. In CONTENT_PACKED_SCALED the four
+        bytes of a row's scale are its dims D to D + 3.
+
+        Args:
+            kv: K or V.
+            block, slot, head, dim: ints, or int64 tensors that broadcast.
+        """
+        x, block_size, head_size = self.x, self.block_size, self.head_size
+        page = self.offset + kv * self.kv_stride + block * self.block_stride
+        if self.layout.is_x_packed and kv == K:
+            return page + ((head * (head_size // x) + dim // x) * block_size + slot) * x + dim % x
+        if self.layout is Layout.X_PACKED:
+            return page + (head * head_size + dim) * block_size + slot
+        if self.layout is Layout.SHUFFLED:
+            return page + ((head * (block_size // x) + slot // x) * head_size + dim) * x + slot % x
+        return page + slot * self.slot_stride + head * self.head_stride + dim
+
+    def tensor(self, raw: torch.Tensor) -> torch.Tensor:
+        """The view as a tensor over `raw`, a one-dimensional allocation of elements of the cache's dtype."""
+        stride_of = {
+            "block": self.block_stride,
+            "kv": self.kv_stride,
+            "slot": self.slot_stride,
+            "head": self.head_stride,
+            "dim": 1,
+            "page": 1,
+            "content": 1,
+        }
+        dims, size_of = self.layout.dims, self.size_of
+        return raw.as_strided([size_of[dim] for dim in dims], [stride_of[dim] for dim in dims], self.offset)
+
+    @property
+    def end(self) -> int:
+        """One past the largest element index."""
+        last = (self.num_blocks - 1, self.block_size - 1, self.num_kv_heads - 1, self.row_size - 1)
+        return max(self.element(kv, *last) for kv in (K, V)) + 1
+
+    def first_block_elements(self) -> torch.Tensor:
+        """[2, BS, HK, row_size] int64: the element index of everything in block 0."""
+        slot = torch.arange(self.block_size).view(-1, 1, 1)
+        head = torch.arange(self.num_kv_heads).view(-1, 1)
+        dim = torch.arange(self.row_size)
+        return torch.stack([self.element(kv, 0, slot, head, dim) for kv in (K, V)])
+
+
+def _check_sizes(layout: Layout, **sizes: int) -> None:
+    check_type("layout", layout, Layout, _A_LAYOUT)
+    for name, size in sizes.items():
+        check_int(name, size, minimum=0 if name == "num_blocks" else 1)
+
+
+def _dense_strides(dims: Iterable[str], size_of: Mapping[str, int]) -> dict[str, int]:
+    """Strides of an allocation that has these dimensions, outermost first, and no padding."""
+    strides, stride = {}, 1
+    for dim in reversed(tuple(dims)):
+        strides[dim] = stride
+        stride *= size_of[dim]
+    return strides
+
+
+def _sizes_of(kv_cache: torch.Tensor, layout: Layout, num_kv_heads: int, head_size: int) -> _Sizes:
+    """The sizes that a tensor with the layout's dimensions has, checked against the layer's."""
+    shape = f"shape {tuple(kv_cache.shape)}"
+    expected = {"kv": 2, "head": num_kv_heads, "dim": head_size, "content": 2 * layout.row_size(head_size)}
+    size = dict(zip(layout.dims, kv_cache.shape, strict=True))
+    for axis, dim in enumerate(layout.dims):
+        if size[dim] != expected.get(dim, size[dim]):
+            raise ContractError("kv_cache", shape, f"{expected[dim]} ({dim}) in dimension {axis} of {layout}")
+    slots, rest = divmod(size.get("page", 0), num_kv_heads * head_size)
+    if rest:
+        raise ContractError("kv_cache", shape, f"pages of {num_kv_heads} heads of size {head_size} in {layout}")
+    block_size = size.get("slot", slots)
+    if block_size == 0:
+        raise ContractError("kv_cache", shape, "at least one slot in a block")
+    return {
+        "num_blocks": size["block"],
+        "block_size": block_size,
+        "num_kv_heads": num_kv_heads,
+        "head_size": head_size,
+        "itemsize": kv_cache.element_size(),
+    }

@@ -1,0 +1,28 @@
+"""The border of every call: one check for each operation.
+
+Shapes, dtypes, strides and numbers of the host are always checked. Values in tensors are checked with `values=True`: to read
+them from a device means to wait for the device, so implementations that ship read none unless they are asked to. Each check
+raises ContractError, and all checks run before anything is written.
+"""
+
+from attn_contract.validation.attention import (
+    check_attention_tensors,
+    check_own_tokens,
+    check_paged_attention,
+    check_varlen_attention,
+)
+from attn_contract.validation.cache import check_gather_kv_cache, check_rope_and_write_kv_cache, check_write_kv_cache
+from attn_contract.validation.merge import check_merge_attn_states
+from attn_contract.validation.values import check_lengths
+
+__all__ = [
+    "check_attention_tensors",
+    "check_gather_kv_cache",
+    "check_lengths",
+    "check_merge_attn_states",
+    "check_own_tokens",
+    "check_paged_attention",
+    "check_rope_and_write_kv_cache",
+    "check_varlen_attention",
+    "check_write_kv_cache",
+]

@@ -1,0 +1,167 @@
+"""Writes to a KV cache, with and without RoPE, and the reading of one request from it."""
+
+import torch
+
+from attn_contract.arguments import check_dense_last, check_dims, check_int, check_type, check_vector
+from attn_contract.errors import ContractError
+from attn_contract.kv_cache_view import KVCacheView
+from attn_contract.layer import Layer
+from attn_contract.validation.shapes import check_cache, check_float, check_heads, check_key_value
+from attn_contract.validation.tensors import check_tensors
+from attn_contract.validation.values import check_positions, check_scale_values, check_slots
+
+_FIXED_SCALES = ("k_scale", "v_scale")
+_SCALE_CACHES = ("k_scale_cache", "v_scale_cache")
+
+
+def check_write_kv_cache(
+    k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slot_mapping: torch.Tensor, *, values: bool
+) -> KVCacheView:
+    """Check a cache write.
+
+    Args:
+        k, v: [T_kv, HK, D].
+        slot_mapping: [S] int64, S at most T_kv.
+        values: whether to check the slots and scales, too.
+
+    Returns:
+        The cache's view, read back from its shape and strides.
+
+    Raises:
+        ContractError: naming the first argument that is wrong.
+    """
+    return _check_write({"k": k, "v": v}, kv_cache, layer, slot_mapping, written={}, values=values)
+
+
+def check_rope_and_write_kv_cache(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    positions: torch.Tensor,
+    cos_sin_cache: torch.Tensor,
+    is_neox: bool,
+    kv_cache: torch.Tensor,
+    layer: Layer,
+    slot_mapping: torch.Tensor,
+    *,
+    values: bool,
+) -> KVCacheView:
+    """Check a rotation of q in place, together with the cache write of rotated k and of v.
+
+    Args:
+        q: [T, H, D], written.
+        k, v: [T_kv, HK, D].
+        positions: [P] int64, of the first P rows of q and of k; S <= P <= T.
+        cos_sin_cache: [max_position, rotary_dim], float32 or q's dtype; rotary_dim is even and at most D.
+        slot_mapping: [S] int64, S at most T_kv.
+        values: whether to check positions, slots and scales, too.
+
+    Returns:
+        The cache's view, read back from its shape and strides.
+
+    Raises:
+        ContractError: naming the first argument that is wrong.
+    """
+    check_type("is_neox", is_neox, bool, "a bool")
+    check_vector("positions", positions, torch.int64)
+    read = {"k": k, "v": v, "positions": positions, "cos_sin_cache": cos_sin_cache}
+    view = _check_write(read, kv_cache, layer, slot_mapping, written={"q": q}, values=values)
+    check_heads("q", q, "T", layer.num_heads, layer.head_size)
+    if q.dtype != k.dtype:
+        raise ContractError("q", q.dtype, f"{k.dtype}, as k has")
+    check_dense_last("q", q)
+    if len(positions) > len(q):
+        raise ContractError("positions", f"{len(positions)} positions", f"at most the {len(q)} rows of q")
+    if len(slot_mapping) > len(positions):
+        raise ContractError("slot_mapping", f"{len(slot_mapping)} slots", f"at most the {len(positions)} positions")
+    _check_cos_sin_cache(cos_sin_cache, q.dtype, layer.head_size)
+    if values:
+        check_positions(positions, len(cos_sin_cache))
+    return view
+
+
+def check_gather_kv_cache(kv_cache: torch.Tensor, layer: Layer, block_table: torch.Tensor, seq_len: int) -> KVCacheView:
+    """Check a reading of one request's keys and values, with the values of the block table and of the scales.
+
+    Args:
+        block_table: [max_blocks] int32.
+        seq_len: keys of the request.
+
+    Returns:
+        The cache's view, read back from its shape and strides.
+
+    Raises:
+        ContractError: naming the first argument that is wrong.
+    """
+    check_type("layer", layer, Layer, "a Layer")
+    check_vector("block_table", block_table, torch.int32)
+    check_int("seq_len", seq_len, minimum=0)
+    scales = _tensors(layer, _FIXED_SCALES + _SCALE_CACHES)
+    check_tensors({"kv_cache": kv_cache, "block_table": block_table, **scales}, {})
+    _check_has_cache(layer)
+    if layer.kv_cache_dtype is None:
+        check_float("kv_cache", kv_cache)
+    view = check_cache(kv_cache, layer, kv_cache.dtype)
+    check_scale_values(scales)
+    capacity = len(block_table) * view.block_size
+    if seq_len > capacity:
+        raise ContractError("seq_len", seq_len, f"at most {capacity}: block_table has {len(block_table)} blocks")
+    used = block_table[: -(-seq_len // view.block_size)].cpu()
+    if len(wrong := ((used < 0) | (used >= view.num_blocks)).nonzero()):
+        i = int(wrong[0])
+        raise ContractError(f"block_table[{i}]", int(used[i]), f"a block of the cache, 0 to {view.num_blocks - 1}")
+    return view
+
+
+def _check_write(
+    read: dict[str, torch.Tensor],
+    kv_cache: torch.Tensor,
+    layer: Layer,
+    slot_mapping: torch.Tensor,
+    *,
+    written: dict[str, torch.Tensor],
+    values: bool,
+) -> KVCacheView:
+    """The checks that both cache writes share.
+
+    Args:
+        read: k and v, and whatever else the write reads.
+        written: what it writes besides the cache and its scales.
+    """
+    check_type("layer", layer, Layer, "a Layer")
+    check_vector("slot_mapping", slot_mapping, torch.int64)
+    scales = _tensors(layer, _FIXED_SCALES)
+    caches = {"kv_cache": kv_cache, **_tensors(layer, _SCALE_CACHES)}
+    check_tensors({**read, "slot_mapping": slot_mapping, **scales}, {**written, **caches})
+    _check_has_cache(layer)
+    k, v = read["k"], read["v"]
+    check_float("k", k)
+    check_key_value(k, v, k.dtype)
+    view = check_cache(kv_cache, layer, k.dtype)
+    check_heads("k", k, "T_kv", layer.num_kv_heads, layer.head_size)
+    if len(slot_mapping) > len(k):
+        raise ContractError("slot_mapping", f"{len(slot_mapping)} slots", f"at most the {len(k)} rows of k and v")
+    if values:
+        check_slots(slot_mapping, view)
+        check_scale_values(scales)
+    return view
+
+
+def _check_has_cache(layer: Layer) -> None:
+    if layer.layout is None:
+        raise ContractError("layer.attn_type", layer.attn_type, "a type that has a KV cache")
+
+
+def _check_cos_sin_cache(cos_sin_cache: torch.Tensor, dtype: torch.dtype, head_size: int) -> None:
+    check_dims("cos_sin_cache", cos_sin_cache, ("max_position", "rotary_dim"))
+    if cos_sin_cache.dtype not in (torch.float32, dtype):
+        raise ContractError("cos_sin_cache", cos_sin_cache.dtype, f"torch.float32 or {dtype}, as q has")
+    rotary_dim = cos_sin_cache.shape[1]
+    if rotary_dim % 2 or not 0 < rotary_dim <= head_size:
+        expected = f"an even rotary_dim, at most {head_size}"
+        raise ContractError("cos_sin_cache", f"shape {tuple(cos_sin_cache.shape)}", expected)
+    check_dense_last("cos_sin_cache", cos_sin_cache)
+
+
+def _tensors(layer: Layer, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in layer.tensors.items() if name in names}

@@ -1,0 +1,68 @@
+"""Shape, dtype and strides of the tensors that several operations take: q, k and v, the cache, the LSE."""
+
+import torch
+
+from attn_contract.arguments import check_dense_last, check_dims
+from attn_contract.errors import ContractError
+from attn_contract.kv_cache_view import KVCacheView
+from attn_contract.layer import FLOAT_DTYPES, Layer
+
+
+def check_heads(name: str, tensor: torch.Tensor, rows: str, num_heads: int, head_size: int) -> None:
+    """Check that the tensor is [any number of rows, num_heads, head_size]. `rows` names the first dimension in messages."""
+    if tuple(tensor.shape[1:]) != (num_heads, head_size):
+        raise ContractError(name, f"shape {tuple(tensor.shape)}", f"shape ({rows}, {num_heads}, {head_size})")
+
+
+def check_key_value(k: torch.Tensor, v: torch.Tensor, dtype: torch.dtype) -> None:
+    """Check that k and v are both [T_kv, HK, D] of `dtype`, dense in the last dimension."""
+    for name, tensor in {"k": k, "v": v}.items():
+        check_dims(name, tensor, ("T_kv", "num_kv_heads", "head_size"))
+        if tensor.dtype != dtype:
+            raise ContractError(name, tensor.dtype, f"{dtype}: one dtype for q, k and v")
+        check_dense_last(name, tensor)
+    if k.shape != v.shape:
+        raise ContractError("v", f"shape {tuple(v.shape)}", f"shape {tuple(k.shape)}, as k has")
+
+
+def check_cache(kv_cache: torch.Tensor, layer: Layer, dtype: torch.dtype) -> KVCacheView:
+    """Check a cache, and the caches of its scales, against a layer that has a layout.
+
+    Args:
+        dtype: of q, k and v; an unquantized cache has the same.
+
+    Returns:
+        The cache's view, read back from its shape and strides.
+    """
+    expected = layer.kv_cache_dtype or dtype
+    if kv_cache.dtype != expected:
+        why = "the layer's kv_cache_dtype" if layer.kv_cache_dtype else "one dtype for q, k, v and an unquantized cache"
+        raise ContractError("kv_cache", kv_cache.dtype, f"{expected}: {why}")
+    assert layer.layout is not None
+    view = KVCacheView.of(kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size)
+    for name in ("k_scale_cache", "v_scale_cache"):
+        scales = layer.tensors.get(name)
+        if scales is not None and tuple(scales.shape[:2]) != (view.num_blocks, view.block_size):
+            raise ContractError(
+                name, f"shape {tuple(scales.shape)}", f"shape ({view.num_blocks}, {view.block_size}, {view.num_kv_heads})"
+            )
+    return view
+
+
+def check_lse(name: str, lse: torch.Tensor, like: torch.Tensor) -> None:
+    """Check that an LSE is float32 [H, T], heads first, for `like` [T, H, D]."""
+    expected = (like.shape[1], like.shape[0])
+    if tuple(lse.shape) != expected or lse.dtype != torch.float32:
+        raise ContractError(name, f"{lse.dtype} {tuple(lse.shape)}", f"torch.float32 {expected}: heads, then tokens")
+    check_dense_last(name, lse)
+
+
+def check_float(name: str, tensor: torch.Tensor) -> None:
+    """Check that the tensor's dtype is one that attention computes on."""
+    if tensor.dtype not in FLOAT_DTYPES:
+        raise ContractError(name, tensor.dtype, "float32, float16 or bfloat16")
+
+
+def given(**optional: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """The tensors that are not None."""
+    return {name: tensor for name, tensor in optional.items() if tensor is not None}

@@ -1,0 +1,122 @@
+"""Values in tensors. Each check copies what it looks at to the host, which waits for the device."""
+
+from collections.abc import Mapping
+
+import torch
+
+from attn_contract.batch import Batch
+from attn_contract.errors import ContractError
+from attn_contract.kv_cache_view import KVCacheView
+from attn_contract.layer import Layer
+
+
+def check_lengths(batch: Batch, names: tuple[str, str] = ("query_start_loc", "seq_lens")) -> torch.Tensor:
+    """Check query_start_loc and seq_lens against each other and against the bounds of the batch.
+
+    Args:
+        names: what the caller calls query_start_loc and seq_lens, for messages.
+
+    Returns:
+        [R] int64 on the host: the number of query tokens of each request.
+
+    Raises:
+        ContractError: query_start_loc does not start at 0, falls, or goes beyond num_actual_tokens; a length is negative or
+            larger than max_query_len or max_seq_len says.
+    """
+    start_name, seq_name = names
+    starts = batch.query_start_loc.cpu().long()  # differences of int32 may wrap
+    if starts[0] != 0:
+        raise ContractError(f"{start_name}[0]", int(starts[0]), "0")
+    query_lens = starts.diff()
+    if len(falls := (query_lens < 0).nonzero()):
+        r = int(falls[0])
+        raise ContractError(
+            f"{start_name}[{r + 1}]", int(starts[r + 1]), f"at least {int(starts[r])}: a prefix sum does not fall"
+        )
+    if starts[-1] > batch.num_actual_tokens:
+        raise ContractError(f"{start_name}[-1]", int(starts[-1]), f"at most num_actual_tokens ({batch.num_actual_tokens})")
+    if len(long := (query_lens > batch.max_query_len).nonzero()):
+        r = int(long[0])
+        raise ContractError("max_query_len", batch.max_query_len, f"at least {int(query_lens[r])}, request {r}'s query length")
+    seq_lens = batch.seq_lens.cpu()
+    if len(negative := (seq_lens < 0).nonzero()):
+        r = int(negative[0])
+        raise ContractError(f"{seq_name}[{r}]", int(seq_lens[r]), "at least 0")
+    if len(long := (seq_lens > batch.max_seq_len).nonzero()):
+        r = int(long[0])
+        raise ContractError("max_seq_len", batch.max_seq_len, f"at least {int(seq_lens[r])}, request {r}'s length")
+    return query_lens
+
+
+def check_keys_are_own(batch: Batch, query_lens: torch.Tensor) -> None:
+    """Check that each request has as many keys as queries, as an encoder's does. `query_lens`: [R] int64 on the host."""
+    different = (batch.seq_lens.cpu() != query_lens).nonzero()
+    if len(different):
+        r = int(different[0])
+        expected = f"{int(query_lens[r])}, the request's query length: its keys are its own tokens"
+        raise ContractError(f"seq_lens[{r}]", int(batch.seq_lens[r]), expected)
+
+
+def check_block_table(block_table: torch.Tensor, seq_lens: torch.Tensor, view: KVCacheView) -> None:
+    """Check that block_table [R, max_blocks] has a block of the cache for every key. Later entries are garbage."""
+    table, seq_lens = block_table.cpu(), seq_lens.cpu().long()
+    capacity = table.shape[1] * view.block_size
+    if len(long := (seq_lens > capacity).nonzero()):
+        r = int(long[0])
+        expected = f"at most {capacity}: block_table has {table.shape[1]} columns of {view.block_size} slots"
+        raise ContractError(f"seq_lens[{r}]", int(seq_lens[r]), expected)
+    blocks_used = (seq_lens + view.block_size - 1) // view.block_size
+    used = torch.arange(table.shape[1]) < blocks_used[:, None]
+    if len(wrong := (used & ((table < 0) | (table >= view.num_blocks))).nonzero()):
+        r, i = wrong[0].tolist()
+        raise ContractError(f"block_table[{r}, {i}]", int(table[r, i]), f"a block of the cache, 0 to {view.num_blocks - 1}")
+
+
+def check_slots(slot_mapping: torch.Tensor, view: KVCacheView) -> None:
+    """Check that slot_mapping [S] holds -1 or slots of the cache, and no slot twice: the order of two writes is undefined."""
+    slots = slot_mapping.cpu()
+    if len(wrong := ((slots < -1) | (slots >= view.num_slots)).nonzero()):
+        s = int(wrong[0])
+        raise ContractError(
+            f"slot_mapping[{s}]", int(slots[s]), f"-1 (write nothing) or a slot of the cache, 0 to {view.num_slots - 1}"
+        )
+    written = slots[slots >= 0].sort().values
+    if len(twice := (written.diff() == 0).nonzero()):
+        raise ContractError("slot_mapping", f"slot {int(written[twice[0]])} twice", "every slot at most once")
+
+
+def check_positions(positions: torch.Tensor, num_rows: int) -> None:
+    """Check that every position has a row of cos_sin_cache."""
+    at = positions.cpu()
+    if len(wrong := ((at < 0) | (at >= num_rows)).nonzero()):
+        s = int(wrong[0])
+        raise ContractError(f"positions[{s}]", int(at[s]), f"a row of cos_sin_cache, 0 to {num_rows - 1}")
+
+
+def check_logit_values(layer: Layer, batch: Batch) -> None:
+    """Check alibi_slopes, sinks and qq_bias: they are finite numbers, or -inf where it hides a key or a sink."""
+    if layer.alibi_slopes is not None:
+        slopes = layer.alibi_slopes.cpu()
+        if len(wrong := (~slopes.isfinite()).nonzero()):
+            h = int(wrong[0])
+            raise ContractError(f"alibi_slopes[{h}]", float(slopes[h]), "a finite number")
+    if layer.sinks is not None:
+        sinks = layer.sinks.float().cpu()
+        if len(wrong := (sinks.isnan() | (sinks == torch.inf)).nonzero()):
+            h = int(wrong[0])
+            raise ContractError(f"sinks[{h}]", float(sinks[h]), "a finite logit or -inf (no sink)")
+    if batch.qq_bias is not None:
+        bias = batch.qq_bias.cpu()
+        if len(wrong := (bias.isnan() | (bias == torch.inf)).nonzero()):
+            i, j = wrong[0].tolist()
+            raise ContractError(f"qq_bias[{i}, {j}]", float(bias[i, j]), "a finite number or -inf (hidden)")
+
+
+def check_scale_values(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Check k_scale, v_scale and output_scale where `tensors` has them: positive and finite, because kernels divide by them."""
+    for name in ("k_scale", "v_scale", "output_scale"):
+        if name in tensors:
+            scale = tensors[name].flatten().cpu()
+            if len(wrong := (~scale.isfinite() | (scale <= 0)).nonzero()):
+                i = int(wrong[0])
+                raise ContractError(f"{name}[{i}]", float(scale[i]), "a positive finite number")

@@ -1,0 +1,136 @@
+"""What makes a case impossible: fields that contradict each other, and layouts that cannot share an allocation."""
+
+from attn_contract import RULES, AttentionType, Layout, PhysicalOrder
+from attn_fuzz.cases.case import MAX_ELEMENTS, Cache, Case, CaseError, Rope, num_elements, written_slots
+
+ROWS = (Layout.BLOCKS_FIRST_NHD, Layout.BLOCKS_FIRST_HND, Layout.KV_FIRST_NHD, Layout.KV_FIRST_HND)
+X_PACKED = (Layout.X_PACKED, Layout.SHUFFLED)
+
+
+def check(case: Case) -> None:
+    """Check that a case is a valid call of the contract.
+
+    Raises:
+        CaseError: fields contradict each other, or the tensors would be too large. The message begins with the fields' names.
+    """
+    if (
+        num_elements(case) > MAX_ELEMENTS
+    ):  # checked first: the checks below go through all rows, and need time if there are many
+        raise CaseError(f"case: its tensors would hold more than {MAX_ELEMENTS} elements")
+    if (case.cache is not None) != case.attn_type.reads_cache:
+        raise CaseError(f"cache: {case.attn_type} {'needs one' if case.attn_type.reads_cache else 'has none'}")
+    if case.scale and not 1e-6 <= abs(case.scale) <= 1e6:
+        raise CaseError(f"scale: got {case.scale}, expected 0, or a magnitude between 1e-6 and 1e6")
+    if case.logits_soft_cap is not None and not 1e-3 <= case.logits_soft_cap <= 1e6:
+        raise CaseError(f"logits_soft_cap: got {case.logits_soft_cap}, expected null, or a number between 1e-3 and 1e6")
+    _check_rules(case)
+    flags = {request.causal for request in case.requests}
+    if case.attn_type is not AttentionType.DECODER and (True in flags or case.per_request_causal):
+        raise CaseError(f"requests.causal: {case.attn_type} is never causal")
+    if len(flags) > 1 and not case.per_request_causal:
+        raise CaseError("requests.causal: they differ, so per_request_causal must be true")
+    rows = case.query_start_loc[-1]
+    if any(row >= rows for row in case.unwritten):
+        raise CaseError(f"unwritten: a row past the last query row ({rows - 1})")
+    if case.cache is None:
+        _check_dense(case)
+    else:
+        _check_allocation(case, case.cache)
+        _check_blocks(case, case.cache)
+    if case.rope is not None:
+        _check_rope(case, case.rope)
+    _check_values(case)
+
+
+def _check_rules(case: Case) -> None:
+    for name in case.rules:
+        if case.attn_type not in RULES[name].attn_types:
+            raise CaseError(f"{name}: {case.attn_type} has none: {RULES[name].why_not}")
+
+
+def _check_dense(case: Case) -> None:
+    for r, request in enumerate(case.requests):
+        if request.seq_len != request.query_len:
+            raise CaseError(f"requests[{r}].seq_len: without a cache it equals query_len ({request.query_len})")
+        if request.blocks:
+            raise CaseError(f"requests[{r}].blocks: without a cache there are none")
+    if not case.writes or case.unwritten or case.recycled or case.finite_slots:
+        raise CaseError("writes, unwritten, recycled, finite_slots: they speak of a cache and there is none")
+
+
+def _check_allocation(case: Case, cache: Cache) -> None:
+    """Check the layout, dtype and scales of the cache, and its other views."""
+    head_unit, block_unit = cache.layout.units(case.itemsize)
+    if case.head_size % head_unit or cache.block_size % block_unit or (cache.layout.has_inline_scales and cache.padding % 4):
+        sizes = f"a head_size that is a multiple of {head_unit} and a block_size that is a multiple of {block_unit}"
+        rest = ", and a padding that is a multiple of 4" if cache.layout.has_inline_scales else ""
+        raise CaseError(f"cache.layout: {cache.layout} needs {sizes}{rest}")
+    if cache.layout.has_inline_scales and cache.dtype is None:
+        raise CaseError(f"cache.dtype: {cache.layout} holds scales, so it is quantized")
+    if (cache.scales is not None) != (cache.dtype is not None and not cache.layout.has_inline_scales):
+        raise CaseError("cache.scales: null exactly where the cache is not quantized, or each row holds its own")
+    if cache.dtype == "int8" and cache.scales in ("tensor", "head"):
+        raise CaseError("cache.scales: int8 has a scale for each token")
+    if not cache.holds_content_rows and (cache.order, cache.num_layers) != (PhysicalOrder.LBHNC, 1):
+        raise CaseError("cache.order, cache.num_layers: only content-packed allocations have them")
+    if cache.layer >= cache.num_layers:
+        raise CaseError(f"cache.layer: got {cache.layer}, expected less than num_layers ({cache.num_layers})")
+    if cache.holds_content_rows and cache.planes:
+        raise CaseError("cache.planes: rows that hold K and V are in no plane")
+    if cache.writer is not None and cache.writer not in writers(case, cache):
+        raise CaseError(f"cache.writer: {cache.writer} cannot address the elements of {cache.layout}")
+    if cache.neighbour is not None and cache.neighbour not in neighbours(case, cache):
+        raise CaseError(f"cache.neighbour: {cache.neighbour} cannot have the footprint of {cache.layout} here")
+
+
+def writers(case: Case, cache: Cache) -> tuple[Layout, ...]:
+    """Layouts that can address the same elements as the cache's layout (`attn_contract.same_elements`)."""
+    if cache.layout in X_PACKED:
+        return X_PACKED if cache.block_size == 16 // case.itemsize else (cache.layout,)
+    if cache.layout.has_inline_scales:
+        return (cache.layout,)
+    return ROWS if cache.planes else (*ROWS, Layout.CONTENT_PACKED)
+
+
+def neighbours(case: Case, cache: Cache) -> tuple[Layout, ...]:
+    """Layouts that can have the same footprint as the cache's layout (`attn_contract.same_footprint`)."""
+    if cache.layout.has_inline_scales:
+        return (cache.layout,)
+    head_unit, block_unit = Layout.X_PACKED.units(case.itemsize)
+    fits = case.head_size % head_unit == 0 and cache.block_size % block_unit == 0 and not scatters_heads(case, cache)
+    return (*ROWS, *(X_PACKED if fits else ()), *(() if cache.planes else (Layout.CONTENT_PACKED,)))
+
+
+def scatters_heads(case: Case, cache: Cache) -> bool:
+    """Whether other blocks or layers lie between the heads of one block."""
+    between = {PhysicalOrder.LHBNC: cache.num_blocks > 1 or cache.padding > 0, PhysicalOrder.BHLNC: cache.num_layers > 1}
+    return cache.holds_content_rows and case.num_kv_heads > 1 and between.get(cache.order, False)
+
+
+def _check_rope(case: Case, rope: Rope) -> None:
+    if not case.writes:
+        raise CaseError("rope: only steps that write have it")
+    if rope.rotary_dim % 2 or rope.rotary_dim > case.head_size:
+        raise CaseError(f"rope.rotary_dim: got {rope.rotary_dim}, expected an even number, at most head_size")
+
+
+def _check_values(case: Case) -> None:
+    captured = case.values.kind == "captured"
+    if (captured, captured) != (case.values.file is not None, case.values.sha256 is not None):
+        raise CaseError("values.file, values.sha256: a captured case has both, and no other one has")
+    if captured and case.cache is not None and (case.writes or case.recycled or case.cache.neighbour is not None):
+        raise CaseError("writes, recycled, cache.neighbour: off in a captured case, whose cache holds what it held")
+
+
+def _check_blocks(case: Case, cache: Cache) -> None:
+    for r, request in enumerate(case.requests):
+        used = -(-request.seq_len // cache.block_size)
+        if len(request.blocks) != used:
+            raise CaseError(f"requests[{r}].blocks: got {len(request.blocks)}, expected {used} for {request.seq_len} keys")
+        if any(block >= cache.num_blocks for block in request.blocks):
+            raise CaseError(f"requests[{r}].blocks: a block past the cache's last ({cache.num_blocks - 1})")
+        if len(set(request.blocks)) != len(request.blocks):
+            raise CaseError(f"requests[{r}].blocks: a block twice in one request")
+    slots = [slot for slot in written_slots(case) if slot >= 0]
+    if len(set(slots)) != len(slots):
+        raise CaseError("requests.blocks: two requests would write one slot")
