@@ -1,7 +1,7 @@
 """Calls of attention that a test builds from numbers of its own, with poison wherever attention must not read.
 
 The fuzzer builds its calls in `attn_fuzz.cases.tensors`, and tests do not: a case of the fuzzer says which kind of numbers to
-draw, and a test says the numbers. The fuzzer's own tests compare the fuzzer's tensors with calls from here and from `tests/fuzz`.
+draw, and a test says the numbers. The fuzzer's own tests compare its tensors with calls from here and from `tests/fuzz`.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Silence is refusal: a rule that nobody has named is refused by everybody, and by name.
 
-The rule is one that does not exist, `dilation`. A contributor who adds a rule to the contract, and forgets somebody, sees the
+The rule is one that does not exist, `unheard_of`. A contributor who adds a rule to the contract, and forgets somebody, sees the
 same refusals.
 """
 
@@ -36,20 +36,22 @@ from attn_optimized.backends import BACKENDS
 from attn_optimized.selector import PRIORITIES, select
 
 AITER = recorded("2026-08")
+# the kernels run where the other tests run them
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPE: dict[str, Any] = {"num_heads": 2, "num_kv_heads": 2, "head_size": 64, "scale": 0.125}
 
 
 @pytest.fixture
-def dilated(monkeypatch) -> Iterator[type[Layer]]:
+def unheard(monkeypatch) -> Iterator[type[Layer]]:
     """A Layer that has one more rule, which is registered while a test runs."""
 
     @holds_rules
     @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-    class Dilated(Layer):
-        dilation: int = rule(1, words="a dilation", acts_on=VISIBILITY)
+    class Unheard(Layer):
+        unheard_of: int = rule(1, words="an unheard-of rule", acts_on=VISIBILITY)
 
-    yield Dilated
-    del rules._rules["dilation"]
+    yield Unheard
+    del rules._rules["unheard_of"]
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def forgotten() -> type[Layer]:
 
     @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
     class Forgotten(Layer):
-        dilation: int = 1
+        unheard_of: int = 1
 
     return Forgotten
 
@@ -77,24 +79,24 @@ class Arguments:
 def call_of(layer_type: type[Layer], layout: Layout = Layout.BLOCKS_FIRST_NHD, **settings: Any) -> Arguments:
     sizes = {"num_blocks": 2, "block_size": 16, "num_kv_heads": 2, "head_size": 64, "itemsize": 2}
     view = KVCacheView.dense(layout, **sizes)
-    q = torch.ones(2, 2, 64, dtype=torch.float16)
+    q = torch.ones(2, 2, 64, dtype=torch.float16, device=DEVICE)
     batch = Batch(
-        query_start_loc=torch.tensor([0, 1, 2], dtype=torch.int32),
-        seq_lens=torch.tensor([3, 2], dtype=torch.int32),
+        query_start_loc=torch.tensor([0, 1, 2], dtype=torch.int32, device=DEVICE),
+        seq_lens=torch.tensor([3, 2], dtype=torch.int32, device=DEVICE),
         max_query_len=1,
         max_seq_len=3,
         num_actual_tokens=2,
         causal=True,
-        block_table=torch.tensor([[0], [1]], dtype=torch.int32),
+        block_table=torch.tensor([[0], [1]], dtype=torch.int32, device=DEVICE),
     )
-    kv_cache = view.tensor(torch.ones(view.end, dtype=torch.float16))
+    kv_cache = view.tensor(torch.ones(view.end, dtype=torch.float16, device=DEVICE))
     return Arguments(layer_type(**SHAPE, layout=layout, **settings), batch, q, kv_cache, torch.full_like(q, torch.nan))
 
 
 def dense_call(layer_type: type[Layer], **settings: Any) -> Arguments:
     call = call_of(layer_type)
     encoder = layer_type(**SHAPE, attn_type=AttentionType.ENCODER, **settings)
-    batch = dataclasses.replace(call.batch, seq_lens=torch.tensor([1, 1], dtype=torch.int32), causal=False, block_table=None)
+    batch = dataclasses.replace(call.batch, seq_lens=torch.ones_like(call.batch.seq_lens), causal=False, block_table=None)
     return dataclasses.replace(call, layer=encoder, batch=batch)
 
 
@@ -156,65 +158,65 @@ CALLED: dict[str, Callable[..., None]] = {
 
 
 @pytest.mark.parametrize("run", CALLED.values(), ids=CALLED)
-def test_a_rule_that_is_not_named_is_refused(run, dilated):
-    with pytest.raises(UnsupportedError, match="a dilation"):
-        run(dilated, dilation=3)
+def test_a_rule_that_is_not_named_is_refused(run, unheard):
+    with pytest.raises(UnsupportedError, match="an unheard-of rule"):
+        run(unheard, unheard_of=3)
 
 
 @pytest.mark.parametrize("run", CALLED.values(), ids=CALLED)
 def test_a_field_without_a_record_is_refused(run, forgotten):
-    with pytest.raises((UnsupportedError, ContractError), match="dilation"):
-        run(forgotten, dilation=3)
+    with pytest.raises((UnsupportedError, ContractError), match="unheard_of"):
+        run(forgotten, unheard_of=3)
 
 
 @pytest.mark.parametrize("name", [name for name in CALLED if "AITER" not in name])
-def test_a_rule_that_is_off_is_refused_by_nobody(name, dilated):
+def test_a_rule_that_is_off_is_refused_by_nobody(name, unheard):
     """Or the refusals above would be of something else."""
-    CALLED[name](dilated, dilation=1)
+    CALLED[name](unheard, unheard_of=1)
 
 
 @pytest.mark.parametrize("name", ["the kernels, paged", "the kernels, dense"])
-def test_kernels_that_name_the_rule_are_launched(name, dilated, monkeypatch):
-    monkeypatch.setattr(attention, "IMPLEMENTED_RULES", attention.IMPLEMENTED_RULES | {"dilation"})
-    CALLED[name](dilated, dilation=3)
+def test_kernels_that_name_the_rule_are_launched(name, unheard, monkeypatch):
+    monkeypatch.setattr(attention, "IMPLEMENTED_RULES", attention.IMPLEMENTED_RULES | {"unheard_of"})
+    CALLED[name](unheard, unheard_of=3)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_backend_that_names_the_rule_serves_it(backend, dilated, monkeypatch):
+def test_a_backend_that_names_the_rule_serves_it(backend, unheard, monkeypatch):
     declared: Capabilities = BACKENDS[backend].capabilities(AITER)
-    named = dataclasses.replace(declared, rules={**declared.rules, "dilation": YES})
+    named = dataclasses.replace(declared, rules={**declared.rules, "unheard_of": YES})
     monkeypatch.setattr(BACKENDS[backend], "capabilities", classmethod(lambda cls, aiter: named))
-    kernel_of(backend)(dilated, dilation=3)
+    kernel_of(backend)(unheard, unheard_of=3)
 
 
 @pytest.mark.parametrize("architecture", ["gfx942", "gfx1201", "sm90", "interpreter"])
-def test_no_backend_is_selected(architecture, dilated):
-    config = AttentionConfig.of(call_of(dilated, dilation=3).layer, torch.float16, block_size=16)
+def test_no_backend_is_selected(architecture, unheard):
+    config = AttentionConfig.of(call_of(unheard, unheard_of=3).layer, torch.float16, block_size=16)
     with pytest.raises(UnsupportedError) as refused:
         select(dataclasses.replace(config, layout=None), architecture=architecture, aiter=AITER)
-    assert str(refused.value).count("a dilation not supported: it is not declared") == len(BACKENDS)
+    assert str(refused.value).count("an unheard-of rule not supported: it is not declared") == len(BACKENDS)
     assert architecture in PRIORITIES or architecture.startswith(("gfx", "sm"))
 
 
-@pytest.mark.parametrize("name", ["dilated", "forgotten"])
+@pytest.mark.parametrize("name", ["unheard", "forgotten"])
 def test_no_case_is_written_without_the_rule(name, request, tmp_path):
-    call = call_of(request.getfixturevalue(name), dilation=3)
-    with pytest.raises(CaptureError, match="dilation"):
+    call = call_of(request.getfixturevalue(name), unheard_of=3)
+    with pytest.raises(CaptureError, match="unheard_of"):
         capture(Call(q=call.q, layer=call.layer, batch=call.batch, kv_cache=call.kv_cache), tmp_path / "case.json")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", registry.names())
-def test_every_target_must_refuse_the_rule(name, dilated):
-    class DilatedCase(Case, tag="dilated"):
-        dilation: int = 1
+def test_every_target_must_refuse_the_rule(name, unheard):
+    class UnheardCase(Case, tag="unheard"):
+        unheard_of: int = 1
 
     support = registry.load(name).support("cpu")
     attn_type = support.attn_types[0]
     cache = Cache(layout=support.layouts[0], block_size=16, num_blocks=1) if attn_type.reads_cache else None
-    plain = DilatedCase(target=name, attn_type=attn_type, head_size=64, cache=cache)
-    assert support.beyond(msgspec.structs.replace(plain, dilation=3)) == "a dilation"
-    assert support.beyond(plain) != "a dilation"
+    plain = UnheardCase(target=name, attn_type=attn_type, head_size=64, cache=cache)
+    assert support.beyond(msgspec.structs.replace(plain, unheard_of=3)) == "an unheard-of rule"
+    assert support.beyond(plain) != "an unheard-of rule"
 
 
 def test_a_batch_asks_as_a_layer_does():
@@ -223,7 +225,10 @@ def test_a_batch_asks_as_a_layer_does():
         marks: torch.Tensor | None = None
 
     call = call_of(Layer)
-    batch = Marked(**{field.name: getattr(call.batch, field.name) for field in dataclasses.fields(Batch)}, marks=torch.ones(2))
+    batch = Marked(
+        **{field.name: getattr(call.batch, field.name) for field in dataclasses.fields(Batch)},
+        marks=torch.ones(2, device=DEVICE),
+    )
     assert list(asked(batch)) == ["marks"]
     for package in (attn_optimized, attn_reference):
         with pytest.raises(UnsupportedError, match="marks"):

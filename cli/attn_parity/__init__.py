@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    # the message may quote a stranger's file, and that may hold characters that control terminals
+    # the message may quote a file from elsewhere, which may hold characters that control a terminal
     line = "".join(character if character.isprintable() else "?" for character in " ".join(message.split()))
     notes.print(f"attn-parity: {line}", soft_wrap=True)
     sys.exit(2)

@@ -36,21 +36,24 @@ PAGE = PAGES / "binaries.md"
 
 
 @click.command("compile")
-@click.option("--arch", "architectures", metavar="A,B,...", help="All, if not given.")
-@click.option("--only", default="", metavar="TEXT", help="Just launches whose names hold this.")
-@click.option("--main", is_flag=True, help="Just the launches that are compiled on every change.")
+@click.option("--arch", "architectures", metavar="A,B,...", help="Architectures to compile for; default: all.")
+@click.option("--only", default="", metavar="TEXT", help="Compile only launches whose name contains TEXT.")
+@click.option("--main", is_flag=True, help="Compile only the launches that every change compiles.")
 @click.option(
     "--save",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Write code objects there, and how to launch them.",
+    help="Write code objects into this folder, with a description of how to launch them.",
 )
-@click.option("--write", "writes", is_flag=True, help="Write the page and, beside it, the CSV file that it is made of.")
-@click.option("--check", is_flag=True, help="Compile nothing; exit 1 if the page is not current, or not of these launches.")
+@click.option("--write", "writes", is_flag=True, help="Write the page, and beside it the CSV file from which the page is made.")
+@click.option("--check", is_flag=True, help="Compile nothing; exit 1 if the page is out of date.")
 @click.option(
     "--page", "path", type=click.Path(dir_okay=False, path_type=Path), default=PAGE, show_default=True, help="The page."
 )
 @click.option(
-    "--budgets", "budget_file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Others than the project's."
+    "--budgets",
+    "budget_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file of budgets to use instead of the project's.",
 )
 @workers_option
 @json_option

@@ -53,11 +53,17 @@ _PROFILES = ", ".join(f"{name} {examples}" for name, examples in PROFILES.items(
 
 
 @click.command("fuzz")
-@click.option("--target", "target_name", default="triton", show_default=True, help="What to check; see `targets`.")
+@click.option(
+    "--target",
+    "target_name",
+    default="triton",
+    show_default=True,
+    help="The target to check; `attn-parity targets` lists them.",
+)
 @click.option("--profile", type=click.Choice(list(PROFILES)), default="ci", show_default=True, help=f"Examples: {_PROFILES}.")
-@click.option("--examples", type=Positive, help="Cases to draw, instead of the profile's number.")
-@click.option("--minutes", type=Duration, help="Stop drawing after so long.")
-@click.option("--seed", type=Seed, help="Draws the same cases again; chosen and printed if not given.")
+@click.option("--examples", type=Positive, help="Number of cases to draw, instead of the profile's.")
+@click.option("--minutes", type=Duration, help="Stop drawing after this many minutes.")
+@click.option("--seed", type=Seed, help="The same seed draws the same cases; default: a new seed, which is printed.")
 @workers_option
 @limit_option
 @device_option
@@ -67,18 +73,18 @@ _PROFILES = ", ".join(f"{name} {examples}" for name, examples in PROFILES.items(
     "--report",
     "report_folder",
     type=click.Path(file_okay=False, path_type=Path),
-    help=f"Write a page about the run into this folder, and failing cases, which else go to {FOLDER}.",
+    help=f"Write a page about the run and failing cases into this folder; default: no page, cases into {FOLDER}.",
 )
 @click.option(
     "--corpus",
     metavar="FOLDER|FILE|none",
-    help="Cases to run first, on whatever target; those that come with the fuzzer if not given.",
+    help="A file or folder of cases to run first; default: those that come with the fuzzer; none: no cases.",
 )
 @click.option(
     "--database",
     "where",
     metavar="FOLDER|redis://HOST",
-    help="Failures of earlier runs, run first; those of this one are added.",
+    help="A database of failures: its cases run first, and failures of this run are added.",
 )
 @sigterm_interrupts()
 def command(
@@ -151,7 +157,11 @@ def command(
 
 
 def _exit_code(run: Run, errors: list[str]) -> int:
-    """1 where a case fails, 130 after an interruption; errors are printed, and without a failing case they are the result."""
+    """The exit code: 1 if a case fails, 130 after an interruption. Errors are printed, or raised if no case fails.
+
+    Raises:
+        ExecutorError: there are errors, and no failing case.
+    """
     if errors and not run.failures:
         raise ExecutorError("\n".join(errors))
     for error in errors:
@@ -162,7 +172,7 @@ def _exit_code(run: Run, errors: list[str]) -> int:
 
 
 def _write_reports(run: Run, json_file: Path | None, page_file: Path | None, errors: list[str]) -> None:
-    """Write the run's JSON and its page, where they are wanted; a file that cannot be written is one more error."""
+    """Write the run's JSON and its page, if they are asked for. A file that cannot be written adds an error."""
     if json_file is not None:
         try:
             write_json(json_file, run.to_json())
@@ -177,7 +187,7 @@ def _write_reports(run: Run, json_file: Path | None, page_file: Path | None, err
 
 
 def _store(failures_of: ExampleDatabase, key: bytes, failures: list[Found], errors: list[str]) -> None:
-    """Add failing cases to the database; a case that cannot be added is one more error."""
+    """Add failing cases to the database. A case that cannot be added adds an error."""
     for found in failures:
         try:
             database.save(failures_of, key, found.failure.case)
@@ -188,7 +198,7 @@ def _store(failures_of: ExampleDatabase, key: bytes, failures: list[Found], erro
 def _past(
     corpus: str | None, failures_of: ExampleDatabase | None, key: bytes, target: str, support: Support
 ) -> dict[Case, str]:
-    """The cases to run first that the target supports, and what each is called."""
+    """The past cases that the target supports, each with its name. They run before cases are drawn."""
     cases: dict[str, Case] = {}
     if corpus != "none":
         loaded = files.load(Path(corpus)) if corpus is not None else files.shipped()
@@ -202,7 +212,7 @@ def _past(
 
 
 def _run(plan: FuzzPlan, past: dict[Case, str], workers: int, prefix: Path) -> tuple[Outcome, list[Path]]:
-    """Past cases, then the plan's shards. What is found is on the disk at once, in the files that are returned."""
+    """Run past cases and then the plan's shards. Each failure is written at once, into one of the files that are returned."""
     plans = [*runner.replays(plan, list(past), workers), *runner.shards(plan)]
     done = [shard.Progress() for _ in plans]
     early: dict[int, Path] = {}
@@ -211,7 +221,9 @@ def _run(plan: FuzzPlan, past: dict[Case, str], workers: int, prefix: Path) -> t
         def show(index: int, progress: shard.Progress) -> None:
             if progress.failure is not None and progress.failure != done[index].failure:
                 early[index] = prefix.with_name(f"{prefix.name}-shard-{index}.json")
-                with contextlib.suppress(OSError):  # on a full disk, it is told and tried again when the run has ended
+                with contextlib.suppress(
+                    OSError
+                ):  # if the disk is full, the case is written again when the run has ended, and the error is reported then
                     case_file.save(early[index], progress.failure.case)
             done[index] = progress
             show_bar(sum(p.replayed + p.examples for p in done), sum(p.shrinking for p in done))
@@ -220,14 +232,14 @@ def _run(plan: FuzzPlan, past: dict[Case, str], workers: int, prefix: Path) -> t
 
 
 def _written_failures(outcome: Outcome, folder: Path, name: str, past: dict[Case, str], errors: list[str]) -> list[Found]:
-    """Each failing case once, written into the folder: those that were made small first, then in the order of their shards."""
+    """Write each failing case once into the folder. Shrunk cases come first, then the order is that of the shards."""
     failures = {p.failure.case: p.failure for p in outcome.progress if p.failure is not None}
     small_first = sorted(failures.values(), key=lambda failure: not failure.minimal)
     return [_written(failure, folder, name + (f"-{i + 1}" if i else ""), past, errors) for i, failure in enumerate(small_first)]
 
 
 def _written(failure: Failure, folder: Path, name: str, past: dict[Case, str], errors: list[str]) -> Found:
-    """A failure with its case and script; or without, and one more error, if they could not be written."""
+    """A failure with the paths of its case and script. If they cannot be written there are no paths, and one more error."""
     case_path, script_path = None, None
     try:
         case_path, script_path = report.write(failure.case, failure.verdict, folder, name)
@@ -242,7 +254,7 @@ def _again(plan: FuzzPlan) -> list[str]:
 
 
 def _versions() -> dict[str, str]:
-    """Of what a seed's meaning and a kernel's numbers depend on."""
+    """The versions that decide which cases a seed draws, and which numbers a kernel computes."""
     found = {"python": platform.python_version()}
     for package in ("attn-parity", "torch", "triton", "hypothesis"):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -251,7 +263,7 @@ def _versions() -> dict[str, str]:
 
 
 def _fixed(name: str, target: Target, device: str, limit: float) -> list[Finding]:
-    """The target's findings whose stored cases, those that can be run on this device, do not fail any more."""
+    """The target's findings whose stored cases run on this device and no longer fail."""
     support = target.support(device)
     findings = [finding for finding in target.findings if support.limit(case_file.load(finding.path)) is None]
     with tempfile.TemporaryDirectory() as scratch, Executor(name, device, limit, Path(scratch, "finding.json")) as executor:

@@ -36,14 +36,16 @@ UNDEFINED = {pair: reason for pair in combinations(NAMES, 2) if (reason := undef
 
 
 @click.command("matrix")
-@click.option("--check", is_flag=True, help="Change nothing; exit 1 if a page is not current.")
-@click.option("--only", type=click.Choice(["coverage", "backends"]), help="One of the two pages; backends takes no time.")
+@click.option("--check", is_flag=True, help="Write nothing; exit 1 if a page is out of date.")
+@click.option(
+    "--only", type=click.Choice(["coverage", "backends"]), help="Make only one of the two pages; backends takes no time."
+)
 @click.option(
     "--page",
     type=click.Path(dir_okay=False, path_type=Path),
     default=PAGE,
     show_default=True,
-    help="The page of coverage, which has backends.md beside it.",
+    help="The page of coverage; backends.md lies beside it.",
 )
 @workers_option
 @json_option
@@ -88,7 +90,7 @@ def command(check: bool, only: str | None, page: Path, workers: int | None, json
 
 
 def _settle(page: Path, text: str, check: bool) -> list[str]:
-    """Write a page, or only say whether it is another."""
+    """Write a page, or with --check only compare it with the file."""
     if check:
         return [] if page.read_bytes() == text.encode() else [f"{page} is not current: run `attn-parity matrix`"]
     page.write_bytes(text.encode())
@@ -97,7 +99,7 @@ def _settle(page: Path, text: str, check: bool) -> list[str]:
 
 
 def _check_version(page: Path) -> None:
-    """Say so before the work where the page is of another Hypothesis, whose cases are others."""
+    """Fail before the work if another version of Hypothesis made the page: that version draws other cases."""
     named = re.search(rb"with Hypothesis ([\w.]+);", page.read_bytes())
     if named and (version := named[1].decode()) != hypothesis.__version__:
         raise click.ClickException(
@@ -150,7 +152,7 @@ def _page(ci: Coverage, nightly: Coverage) -> str:
 
 
 def _summary(nightly: Coverage) -> list[str]:
-    """How many pairs were drawn, and those drawn least."""
+    """How many pairs of features were drawn, and the pairs that were drawn least often."""
     pairs = sorted((nightly.pairs.get(pair, 0), pair) for pair in combinations(NAMES, 2) if pair not in UNDEFINED)
     rarest = "; ".join(f"{a} and {b} ({count})" for count, (a, b) in pairs[:3])
     never = sum(not count for count, _ in pairs)
@@ -190,7 +192,7 @@ def _undefined() -> list[str]:
 
 
 def _triangle(drawn: Coverage) -> list[str]:
-    """One row per feature, its counts with those before it; columns are numbers, which rows begin with."""
+    """A row per feature, with its counts together with each earlier feature. Columns are numbered as the rows are."""
     columns = range(1, len(NAMES))
     lines = [_row("", "feature", *columns), _row("--:", "---", *["--:"] * len(columns))]
     for i, name in enumerate(NAMES):
@@ -200,7 +202,7 @@ def _triangle(drawn: Coverage) -> list[str]:
 
 
 def _rarest(name: str, drawn: Coverage) -> str:
-    """The feature that was drawn with it least often, the first of several."""
+    """The feature that was drawn least often together with this one; the first of several."""
     pairs = [pair for pair in combinations(NAMES, 2) if name in pair and pair not in UNDEFINED]
     rarest = min(pairs, key=lambda pair: drawn.pairs.get(pair, 0))
     return f"{rarest[rarest[0] == name]}: {drawn.pairs.get(rarest, 0)}"

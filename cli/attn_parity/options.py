@@ -1,4 +1,4 @@
-"""What the commands share: consoles, options, and what they look up before they start."""
+"""What the commands share: consoles, options, and checks before the work starts."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from attn_fuzz.targets.target import Target
 
 FUZZ_EXTRA = ("hypothesis", "msgspec", "safetensors")
-"""What the extra `fuzz` installs: `select`, `targets` and `doctor` run without."""
+"""Modules that the extra `fuzz` installs. `select`, `targets` and `doctor` run without them."""
 INSTALL_FUZZ = "pip install 'attn-parity[fuzz]'"
 
 notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
@@ -32,7 +32,7 @@ if not results.is_terminal:
 
 
 class _Duration(click.FloatRange):
-    """A positive number up to a day of seconds, or as many minutes; NaN, which compares with nothing, is none."""
+    """A positive number of seconds or minutes, at most the number of seconds in a day. NaN is refused."""
 
     def __init__(self) -> None:
         super().__init__(min=0, max=86_400, min_open=True)
@@ -50,21 +50,21 @@ device_option = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
-    help="auto: a GPU if there is one (HIP's is cuda too).",
+    help="auto: a GPU if there is one. AMD GPUs are cuda, too.",
 )
 workers_option = click.option(
-    "--workers", type=click.IntRange(min=1, max=256), help="Processes at once; one per core, at most 8 on a GPU."
+    "--workers", type=click.IntRange(min=1, max=256), help="Number of processes; default: one per core, at most 8 on a GPU."
 )
 limit_option = click.option(
-    "--limit", type=Duration, default=60.0, show_default=True, help="Seconds per case, compiling included."
+    "--limit", type=Duration, default=60.0, show_default=True, help="Seconds that a case may take, compilation included."
 )
 sanitize_option = click.option(
     "--sanitize/--no-sanitize",
     default=None,
-    help="Check every address that interpreted kernels access; on for this project's own on a CPU.",
+    help="Check every address that interpreted kernels access; default: on for this project's kernels on a CPU.",
 )
 json_option = click.option(
-    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the result here."
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the result into this file as JSON."
 )
 
 
@@ -82,7 +82,7 @@ def use_device(choice: str) -> str:
 
 
 def sanitizes(choice: bool | None, target: "Target", device: str) -> bool:
-    """Whether a target's accesses are checked; by default wherever they can be."""
+    """Whether a target's memory accesses are checked. By default they are checked wherever that is possible."""
     if choice and device != "cpu":
         raise click.ClickException("--sanitize: accesses are checked under Triton's interpreter, so only with --device cpu")
     if choice and not target.sanitizes:
@@ -91,7 +91,7 @@ def sanitizes(choice: bool | None, target: "Target", device: str) -> bool:
 
 
 def target_of(case: "Case", path: Path, given: str | None) -> str:
-    """The target to run a case file on. A module is imported for whoever is at the command line, not for who wrote the file."""
+    """The target to run a case file on. A module is imported only if the command line names it, never because a file does."""
     if given is None and ":" in case.target:
         raise click.ClickException(
             f"{path}: its target is a module, which would be imported: if you trust it, --target {case.target}"
@@ -144,7 +144,7 @@ def sigterm_interrupts() -> Iterator[None]:
 
 
 def check_page_writable(path: Path) -> None:
-    """A page and, beside it, the JSON that it is made of."""
+    """Fail before the work if a page, or the JSON file beside it, cannot be written."""
     if path.suffix == ".json":
         raise click.UsageError(f"--page: {path} is where the facts go, beside a page such as {path.with_suffix('.md')}")
     check_writable(path, "--page")
@@ -152,7 +152,7 @@ def check_page_writable(path: Path) -> None:
 
 
 def check_writable(path: Path | None, option: str = "--json") -> None:
-    """Fail before the work instead of after it."""
+    """Fail before the work if a file cannot be written."""
     if path is not None and path.is_dir():
         raise click.ClickException(f"{option}: {path} is a folder")
     if path is not None and not path.parent.is_dir():
@@ -162,10 +162,10 @@ def check_writable(path: Path | None, option: str = "--json") -> None:
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Write a result; NaN and infinities, which JSON has not, are null."""
+    """Write a result as JSON. NaN and infinities become null: JSON has no such numbers."""
     try:
         path.write_text(json.dumps(_finite(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="")
-    except OSError as error:  # of a full disk it names no file
+    except OSError as error:  # the error of a full disk names no file
         raise click.ClickException(f"--json: {path}: {error.strerror}") from error
 
 

@@ -15,7 +15,11 @@ from attn_parity.options import device_option, limit_option, results, sanitize_o
 
 @click.command("replay")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--target", "target_name", help="Instead of the one that the case names; needed where that is module:attribute.")
+@click.option(
+    "--target",
+    "target_name",
+    help="Run this target instead of the case's; needed if the case names a target as module:attribute.",
+)
 @limit_option
 @device_option
 @sanitize_option
@@ -27,7 +31,7 @@ def command(files: tuple[Path, ...], target_name: str | None, limit: float, devi
         case = case_file.load(path)
         name = target_of(case, path, target_name)
         target = registry.usable(name, device)
-        # sizes are what is drawn, not all that a kernel can do: a captured call is handed to it as it is
+        # a Support's sizes say what is drawn, not what the kernel can do: a captured call runs with the sizes that it has
         if case.values.kind != "captured" and (reason := target.support(device).limit(case)):
             raise CaseError(f"{path}: target {target.name} cannot run this case on {device}: {reason}")
         cases.append((path, case, name, sanitizes(sanitize, target, device)))

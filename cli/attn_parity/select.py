@@ -36,7 +36,7 @@ _OPTION_TYPES: dict[Any, dict[str, Any]] = {
 
 
 def _rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """An option for each rule: a number, or a flag where a tensor or a bool is meant."""
+    """Add an option for each rule: a number, or a flag if the rule's value is a tensor or a bool."""
     for rule in reversed(list(RULES.values())):
         name = f"--{rule.name.replace('_', '-')}"
         kind = _OPTION_TYPES.get(rule.type, {"is_flag": True})
@@ -47,31 +47,35 @@ def _rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command("select")
 @click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
-    "--attn-type", type=click.Choice([str(attn_type) for attn_type in AttentionType]), help="decoder, if nothing else is said."
+    "--attn-type", type=click.Choice([str(attn_type) for attn_type in AttentionType]), help="Attention type; default: decoder."
 )
-@click.option("--heads", "num_heads", type=int, help="Query heads.")
-@click.option("--kv-heads", "num_kv_heads", type=int, help="KV heads; as many as there are query heads, if not given.")
+@click.option("--heads", "num_heads", type=int, help="Number of query heads.")
+@click.option("--kv-heads", "num_kv_heads", type=int, help="Number of KV heads; default: the number of query heads.")
 @click.option("--head-size", type=int)
-@click.option("--dtype", type=click.Choice(_FLOATS), help="bfloat16, if nothing else is said.")
-@click.option("--block-size", type=int, help="Slots of a block of the cache: 16, if nothing else is said.")
+@click.option("--dtype", type=click.Choice(_FLOATS), help="Dtype of q; default: bfloat16.")
+@click.option("--block-size", type=int, help="Slots of a block of the cache; default: 16.")
 @click.option(
-    "--layout", type=click.Choice([str(layout) for layout in Layout]), help="Of the cache; left to the backend, if not given."
+    "--layout", type=click.Choice([str(layout) for layout in Layout]), help="Layout of the cache; default: the backend chooses."
 )
 @click.option("--kv-cache-dtype", type=click.Choice((*_FLOAT8, "int8")), help="Of a quantized cache.")
 @click.option("--scales", type=click.Choice(get_args(Scales)), help="Of a quantized cache.")
-@click.option("--sliding-window", type=click.IntRange(min=1), help="A model's number: the window, the token itself included.")
-@click.option("--output-dtype", type=click.Choice(_FLOAT8), help="Of a quantized output.")
+@click.option(
+    "--sliding-window", type=click.IntRange(min=1), help="Keys that a token sees, itself included, as models give the number."
+)
+@click.option("--output-dtype", type=click.Choice(_FLOAT8), help="Dtype of a quantized output.")
 @_rule_options
-@click.option("--arch", metavar="NAME", help="Such as gfx942 or sm90; this machine's, if not given.")
+@click.option("--arch", metavar="NAME", help="Architecture, such as gfx942 or sm90; default: this machine's.")
 @click.option(
     "--aiter",
     "aiter_version",
     metavar="installed|none|VERSION",
     default="installed",
     show_default=True,
-    help="Which AITER is there: this machine's, none, or one whose signatures are recorded, such as 2026-08.",
+    help="Which AITER there is: this machine's, none, or a version whose signatures are recorded, such as 2026-08.",
 )
-@click.option("--backend", "backends", multiple=True, metavar="[LAYER=]NAME", help="The only one that is wanted.")
+@click.option(
+    "--backend", "backends", multiple=True, metavar="[LAYER=]NAME", help="Use only this backend, for LAYER or for all layers."
+)
 @json_option
 def command(
     file: Path | None, arch: str | None, aiter_version: str, backends: tuple[str, ...], json_file: Path | None, **layer: Any
@@ -80,7 +84,7 @@ def command(
 
     Exit code 1 where no backend does.
     """
-    # Triton decides how kernels run when they are imported: not before another command has had its say
+    # imported here: Triton decides at import whether kernels are interpreted, and other commands set that first
     from attn_optimized.selector import select_model
 
     check_writable(json_file)
@@ -129,7 +133,7 @@ def _one_layer(given: dict[str, Any]) -> ModelFile:
 
 
 def _by_layer(choices: tuple[str, ...], layers: dict[str, AttentionConfig]) -> dict[str, str]:
-    """What is wanted by a layer's name; a backend without one is for all the others."""
+    """The backend that the user wants, by layer. A backend without a layer's name is for all other layers."""
     wanted: dict[str | None, str] = {}
     for choice in choices:
         name, is_given, backend = choice.rpartition("=")
@@ -179,7 +183,7 @@ def _print_assignments(assignments: dict[str, "Assignment"]) -> None:
 
 
 def _print_findings(configs: dict[str, AttentionConfig], assignments: dict[str, "Assignment"]) -> None:
-    """What layers can meet in the backends that were selected for them: selected does not mean free of known bugs."""
+    """Known bugs that layers can meet in the backends that were selected for them."""
     layers: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for name, chosen in assignments.items():
         for finding in BACKENDS.get(chosen.backend, ()):

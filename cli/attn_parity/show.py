@@ -19,9 +19,15 @@ ROW_NAMES = 24
 
 @click.command("show")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--target", "target_name", help="Instead of the one that the case names; needed where that is module:attribute.")
+@click.option(
+    "--target",
+    "target_name",
+    help="Run this target instead of the case's; needed if the case names a target as module:attribute.",
+)
 @click.option("--run/--no-run", "runs", default=True, show_default=True, help="Whether to run the target and draw its errors.")
-@click.option("--html", "html", type=click.Path(dir_okay=False, path_type=Path), help="Write the pictures as a page, too.")
+@click.option(
+    "--html", "html", type=click.Path(dir_okay=False, path_type=Path), help="Write the pictures as an HTML page, too."
+)
 @limit_option
 @device_option
 def command(file: Path, target_name: str | None, runs: bool, html: Path | None, limit: float, device: str) -> int:

@@ -42,20 +42,30 @@ PAGE = PAGES / "zoo.md"
 
 
 @click.command("zoo")
-@click.option("--only", multiple=True, metavar="NAME", help="Just this mutant; may be given more than once.")
-@click.option("--dir", "folder", type=click.Path(file_okay=False, path_type=Path), help="Mutants of your own, *.toml.")
-@click.option("--examples", type=Positive, default=EXAMPLES, show_default=True, help="Per mutant and seed at most.")
-@click.option("--seed", type=Seed, default=0, show_default=True, help="The first one.")
-@click.option("--seeds", type=click.IntRange(1, 100), default=1, show_default=True, help="So many, one after the other.")
-@click.option("--shrink/--no-shrink", "shrinks", default=True, help="Look for the smallest case of the first seed.")
-@click.option("--write", "writes", is_flag=True, help="Write the page and, beside it, the JSON that it is made of.")
-@click.option("--rewrite", "rewrites", is_flag=True, help="Run nothing; write the page again, from its JSON and the mutants.")
-@click.option("--check", is_flag=True, help="Run nothing; exit 1 if the page is not made of its JSON and these mutants.")
+@click.option("--only", multiple=True, metavar="NAME", help="Run only this mutant; may be given more than once.")
+@click.option(
+    "--dir", "folder", type=click.Path(file_okay=False, path_type=Path), help="A folder with mutants of your own, *.toml."
+)
+@click.option(
+    "--examples", type=Positive, default=EXAMPLES, show_default=True, help="The most examples for each mutant and seed."
+)
+@click.option("--seed", type=Seed, default=0, show_default=True, help="The first seed.")
+@click.option(
+    "--seeds", type=click.IntRange(1, 100), default=1, show_default=True, help="Number of seeds, counted up from the first."
+)
+@click.option("--shrink/--no-shrink", "shrinks", default=True, help="Shrink the failing case of the first seed.")
+@click.option(
+    "--write", "writes", is_flag=True, help="Write the page, and beside it the JSON file from which the page is made."
+)
+@click.option("--rewrite", "rewrites", is_flag=True, help="Run nothing; write the page again from its JSON and the mutants.")
+@click.option("--check", is_flag=True, help="Run nothing; exit 1 if the page is out of date.")
 @click.option(
     "--page", "path", type=click.Path(dir_okay=False, path_type=Path), default=PAGE, show_default=True, help="The page."
 )
 @click.option(
-    "--corpus", type=click.Path(file_okay=False, path_type=Path), help="Write what each mutant shrank to there, NAME.json."
+    "--corpus",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write the smallest failing case of each mutant into this folder, as NAME.json.",
 )
 @workers_option
 @limit_option
@@ -167,7 +177,7 @@ def _print(rows: list[Row], residents: list[Mutant]) -> None:
 
 
 def _check(path: Path, residents: list[Mutant]) -> int:
-    """Whether a page is what its JSON and these mutants make, and every mutant has results."""
+    """The exit code: 0 if the page follows from its JSON and these mutants, and every mutant has results; else 1."""
     found = _kept(path)
     wrong = zoo_page.differences(found, residents)
     if not path.is_file() or path.read_text(encoding="utf-8") != zoo_page.text(found, residents):

@@ -1,4 +1,4 @@
-"""Cascade attention: a prefix that all requests share is attended to once, for all of their queries together."""
+"""Cascade attention: the prefix that all requests share is attended to once, for all of their queries together."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -29,12 +29,12 @@ def cascade_attention(
 ) -> torch.Tensor:
     """`paged_attention` where the first keys of all requests are the same blocks (Hydragen, arXiv 2402.05099).
 
-    The prefix's keys are read once for all queries instead of once for each request; the rest of each request is attended to by
-    itself, and both are reduced to one softmax.
+    The prefix's keys are read once for all queries instead of once for each request. The rest of each request is attended to by
+    itself, and both parts are reduced to one softmax.
 
     Args:
-        common_prefix_len: leading keys that request 0 and every request with a query have in the same blocks, all of them
-            context: a multiple of the block size.
+        common_prefix_len: how many leading keys request 0 and every request with a query have in the same blocks. It is a
+            multiple of the block size, and all these keys are context.
         q, kv_cache, layer, batch, out, lse, validate: as for `paged_attention`.
 
     Returns:
@@ -42,8 +42,8 @@ def cascade_attention(
 
     Raises:
         ContractError: the arguments contradict the contract. Nothing was written.
-        UnsupportedError: the layer is no decoder or has a rule of positions, which a prefix taken out of its request has not;
-            or as `paged_attention`. Nothing was written.
+        UnsupportedError: the layer is no decoder, or has a rule of positions, which the prefix is attended to without; or as
+            `paged_attention`. Nothing was written.
     """
     view = check_paged_attention(q, kv_cache, layer, batch, out, lse, values=validate)
     check_int("common_prefix_len", common_prefix_len, minimum=0)
@@ -103,7 +103,7 @@ def cascade_attention_calls(
     )
     parts = Parts.empty(prefix_plan.splits + suffix_plan.splits, q, batch)
     keys = PagedKeys(kv_cache)
-    # the sink joins exactly one part; the output is not written by these two, but read for its strides
+    # the sink joins exactly one part; q stands for an output, which these two calls do not write
     attend_prefix = AttentionCall(q, keys, dataclasses.replace(layer, sinks=None), prefix, q, None)
     attend_suffix = AttentionCall(q, keys, layer, suffix, q, None)
     yield part_call(prefix_plan, attend_prefix, parts, 0)

@@ -10,7 +10,7 @@ keys from `context_len = seq_len - q_len` on are this step's own tokens.
     base          = (not causal or j <= p)  and  (in_window or j < sink_tokens)  and  in_chunk
     in_window     = (left < 0 or p - j <= left)  and  (right < 0 or j - p <= right)
     in_chunk      = chunked_local is None  or  p // chunked_local == j // chunked_local
-    in_range      = some bidirectional range [a, b] of the request holds both p and j
+    in_range      = some [a, b] of the request's bidirectional_ranges holds both p and j
                     and  (not ranges_clamped  or  left < 0  or  p - j <= left)
 
 In a window (left, right) both edges are inclusive, -1 is unlimited and 0 a real edge. A window leaves the first sink_tokens
@@ -33,10 +33,11 @@ and wrong above it). A key past seq_len is never visible, causal or not (vLLM #4
     1.  s_j = scale * q.k_j                                      scaled dot products (Vaswani et al., arXiv:1706.03762)
     2.  s_j = c * tanh(s_j / c)                                  logits_soft_cap c, if there is one (Gemma 2, arXiv:2408.00118;
                                                                  vLLM's and AITER's `softcap`)
-    3.  s_j = s_j - slope_h * abs(j - p)                         ALiBi, if there are slopes (Press et al., arXiv:2108.12409)
+    3.  s_j = s_j - slope_h * abs(j - p)                         ALiBi, if there are alibi_slopes (Press et al.,
+                                                                 arXiv:2108.12409)
         s_j = s_j + qq_bias[i, j - context_len]                  for this step's own tokens, if there is a qq_bias
     4.  s_j = -inf where key j is not visible                    after the cap, which would turn -inf into the logit -c
-    5.  m = max(max_j s_j, sink)                                 the sink of the head: a logit with no key and no value, neither
+    5.  m = max(max_j s_j, sink)                                 sinks has one per head: a logit with no key and value, neither
         l = exp(sink - m) + sum_j exp(s_j - m)                   scaled nor capped, once per row (Xiao et al.,
         P_j = exp(s_j - m) / l                                   arXiv:2309.17453; GPT-OSS, arXiv:2508.10925; vLLM #43817);
                                                                  -inf is none. Not the same as sink_tokens

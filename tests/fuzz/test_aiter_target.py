@@ -27,7 +27,7 @@ def test_where_it_is_missing_the_target_says_what_to_install(attn_parity, monkey
 
 def test_declarations_need_no_aiter():
     assert registry.load("aiter-unified-attention") is AITER_UNIFIED_ATTENTION
-    assert not AITER_UNIFIED_ATTENTION.support("cpu").non_causal
+    assert "non_causal" not in AITER_UNIFIED_ATTENTION.support("cpu").rules
 
 
 @needs_aiter

@@ -11,7 +11,7 @@ from attn_fuzz.zoo.patches import Patch
 
 VISIBILITY = "attn_optimized.kernels.visibility"
 LOGITS = "attn_optimized.kernels.logits"
-NO_SUCH_FUNCTION = Patch(place=f"{VISIBILITY}.in_window", find="tl.minimum", replace="tl.smallest")
+NO_SUCH_FUNCTION = Patch(place=f"{VISIBILITY}.in_window", find="tl.maximum", replace="tl.smallest")
 
 
 def planted(name: str, patch: Patch, raises: str | None = None) -> Mutant:
@@ -21,7 +21,7 @@ def planted(name: str, patch: Patch, raises: str | None = None) -> Mutant:
 
 
 SOUND = planted(
-    "sound", Patch(place=f"{VISIBILITY}.in_window", find="last_position + right + 1", replace="last_position + right")
+    "sound", Patch(place=f"{VISIBILITY}.in_window", find="end_position + right + 1", replace="end_position + right")
 )
 RAISES = planted(
     "raises",
@@ -77,7 +77,7 @@ def test_a_broken_mutant_is_an_error_and_the_others_are_looked_for(attn_parity, 
         *("zoo", "--dir", "animals", "--workers", 2, "--examples", 25, "--no-shrink", "--json", "zoo.json"),
         *("--write", "--page", "zoo.md"),
     )
-    assert run.code == 2
+    assert run.code == 2, run.err
     result = zoo_page.loads(Path("zoo.json").read_bytes(), "zoo.json")
     rows = {row.name: row for row in result.mutants}
     assert rows.keys() == {"sound", "raises", *(mutant.name for mutant in BROKEN)}

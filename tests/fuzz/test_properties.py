@@ -155,6 +155,28 @@ STEPS = {
 }
 
 
+@pytest.mark.parametrize("relation", [properties.split_keys(ERROR), properties.forgotten_keys(ERROR)], ids=lambda one: one.name)
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_rule_that_a_property_does_not_name_is_not_asked_of_it(relation, asked):
+    """Nobody knows how a rule that was added later behaves where positions change."""
+
+    @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+    class Unheard(Layer):
+        unheard_of: int = 1
+
+    def attend(*_, **__) -> None:
+        raise RuntimeError("asked")
+
+    step = tensors.build(replace(STEP, window=(0, -1) if relation.name == "forgotten keys" else (-1, -1)), "cpu")
+    settings = {field.name: getattr(step.layer, field.name) for field in dataclasses.fields(step.layer)}
+    layer = Unheard(**settings, unheard_of=3 if asked else 1)
+    if asked:
+        assert relation.holds(dataclasses.replace(step, layer=layer), attend) is None
+    else:
+        with pytest.raises(RuntimeError, match="asked"):
+            relation.holds(dataclasses.replace(step, layer=layer), attend)
+
+
 @pytest.mark.parametrize("name", STEPS)
 def test_a_kernel_that_keeps_its_promises_agrees(name):
     verdict = try_case(STEPS[name], planted(nowhere), "cpu")

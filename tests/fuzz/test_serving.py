@@ -18,7 +18,7 @@ from attn_fuzz.serving.engine import Scheduled, ServingEngine
 from attn_fuzz.serving.models import ServedModel, rocm, served, triton
 from attn_fuzz.serving.uncached import WrongOutputError
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION
-from attn_optimized.backends import CommonAttentionMetadata, backend
+from attn_optimized.backends import CommonAttentionMetadata, base
 from hypothesis import Phase, settings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "optimized"))
@@ -148,7 +148,7 @@ def test_a_fault_that_no_single_step_shows_is_found(engine):
 
 
 def test_a_missing_reinterpretation_of_a_shared_allocation_is_found(monkeypatch):
-    monkeypatch.setattr(backend, "_must_reinterpret", lambda layout, allocation_layout: False)
+    monkeypatch.setattr(base, "_must_reinterpret", lambda layout, allocation_layout: False)
     with pytest.raises(WrongOutputError):
         play_until_found(rocm(DEVICE))
 

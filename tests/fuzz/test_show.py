@@ -1,9 +1,11 @@
 """What a picture shows is what the case has: who sees which key, who owns which block, where memory lies, what is wrong."""
 
+import dataclasses
 import re
 
 import msgspec
 import pytest
+import torch
 from attn_contract import AttentionType, Layout, PhysicalOrder
 from attn_fuzz.cases import case_file, tensors
 from attn_fuzz.cases.case import Cache, Case, Request
@@ -244,3 +246,13 @@ def test_a_page_does_not_replace_the_case(attn_parity, step_case, tmp_path):
     assert run.code == 2
     assert run.err == "attn-parity: --html: case.json is the case itself\n"
     assert case_file.load(tmp_path / "case.json") == step_case
+
+
+@pytest.mark.parametrize(("qq_bias", "kind"), [(None, "other"), ("random", "tree")])
+def test_a_key_that_no_known_rule_hides_is_not_blamed_on_drafts(step_case, qq_bias, kind):
+    """As a rule that was added later does."""
+    step = tensors.build(replace(step_case, qq_bias=qq_bias))
+    part = next(part for part in pictures.oracle.requests(step) if part.visible.any())
+    hidden = dataclasses.replace(part, visible=torch.zeros_like(part.visible))
+    kinds = pictures._kinds(hidden, step, causal=False)
+    assert pictures._RULES.index(kind) in kinds

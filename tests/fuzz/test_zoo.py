@@ -11,6 +11,8 @@ from typing import get_args
 
 import msgspec
 import pytest
+from attn_contract import Batch, Layer
+from attn_contract.rules import held_rules
 from attn_fuzz.cases import case_file
 from attn_fuzz.corpus import files
 from attn_fuzz.report import zoo_page
@@ -82,6 +84,12 @@ def test_the_five_reports_are_in_the_zoo():
 def test_a_shipped_mutant_applies(animal):
     for module, patched in patched_sources(animal.patches).items():
         assert ast.dump(ast.parse(patched)) != ast.dump(ast.parse(text_of(module)))
+
+
+@pytest.mark.parametrize("name", [*held_rules(Layer), *held_rules(Batch)])
+def test_every_rule_is_broken_by_a_mutant(name):
+    """Whose trigger names the rule."""
+    assert any(name in animal.trigger for animal in SHIPPED), f"{name}: nothing shows that the fuzzer finds a kernel without it"
 
 
 def test_all_classes_and_many_real_bugs_are_in_the_zoo():

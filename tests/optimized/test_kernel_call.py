@@ -140,8 +140,10 @@ def test_meta_tensors_make_the_call_that_real_ones_make(make, device):
 def test_making_calls_writes_nothing_and_launching_them_is_the_function(paged_call, device):
     call = paged_call(**PAGED["split"])
     out, expected = outputs(call.q, call.layer), outputs(call.q, call.layer)
-    made = list(paged_attention_calls(*call, attn_optimized.plan_of(call.q, call.layer, call.batch), **out))
-    assert len(made) == 2, "keys that are split are reduced"
+    plan = attn_optimized.plan_of(call.q, call.layer, call.batch)
+    made = list(paged_attention_calls(*call, plan, **out))
+    assert len(made) == (2 if plan.splits > 1 else 1), "keys that are split are reduced"
+    assert plan.splits > 1 or device.type == "cuda", "a GPU's table keeps these few keys whole"
     assert all(tensor.isnan().all() for tensor in out.values())
     attn_optimized.paged_attention(*call, **expected)
     for launch in made:

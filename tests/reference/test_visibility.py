@@ -3,10 +3,12 @@
 import itertools
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
-from attn_contract import AttentionType, Batch, Layer, Layout
+from attn_contract import RULES, AttentionType, Batch, Layer, Layout
+from attn_contract.rules import VISIBILITY, held_rules
 from attn_reference import attend, paged_requests, varlen_requests, visible
 from attn_reference.masks import in_range
 
@@ -25,7 +27,7 @@ class Rules:
     window: tuple[int, int] = (-1, -1)
     sink_tokens: int = 0
     chunked_local: int | None = None
-    ranges: bool = False
+    bidirectional_ranges: bool = False
     ranges_clamped: bool = False
     qq_bias: bool = False
 
@@ -38,7 +40,7 @@ def sees(i: int, j: int, q_len: int, seq_len: int, rules: Rules) -> bool:
     in_window = (left < 0 or p - j <= left) and (right < 0 or j - p <= right)
     in_chunk = rules.chunked_local is None or p // rules.chunked_local == j // rules.chunked_local
     base = (not rules.causal or j <= p) and (in_window or j < rules.sink_tokens) and in_chunk
-    together = rules.ranges and any(first <= p <= last and first <= j <= last for first, last in RANGES)
+    together = rules.bidirectional_ranges and any(first <= p <= last and first <= j <= last for first, last in RANGES)
     in_range = together and (not rules.ranges_clamped or left < 0 or p - j <= left)
     hidden = rules.qq_bias and j >= context_len and SOME_HIDDEN[i][j - context_len] == -math.inf
     return 0 <= j < seq_len and (base or in_range) and not hidden
@@ -56,11 +58,12 @@ def layer_of(rules: Rules) -> Layer:
         head_size=4,
         scale=0.5,
         layout=Layout.KV_FIRST_NHD,
-        window=rules.window,
-        sink_tokens=rules.sink_tokens,
-        chunked_local=rules.chunked_local,
-        ranges_clamped=rules.ranges_clamped,
+        **of_the_layer(rules),
     )
+
+
+def of_the_layer(rules: Rules) -> dict[str, Any]:
+    return {name: value for name, value in vars(rules).items() if name in held_rules(Layer)}
 
 
 def seen_keys(q_len: int, seq_len: int, keys: range, rules: Rules) -> torch.Tensor:
@@ -81,11 +84,16 @@ OPTIONS = {
     "window": [(-1, -1), (0, 0), (2, -1), (-1, 1), (1, 2)],
     "sink_tokens": [0, 2],
     "chunked_local": [None, 3],
-    "ranges": [False, True],
+    "bidirectional_ranges": [False, True],
     "ranges_clamped": [False, True],
     "qq_bias": [False, True],
 }
 ALL = [Rules(causal=True, **dict(zip(OPTIONS, values, strict=True))) for values in itertools.product(*OPTIONS.values())]
+
+
+@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if rule.acts_on is VISIBILITY])
+def test_every_rule_of_visibility_is_in_the_table(name):
+    assert name in OPTIONS, f"{name}: no test compares it with a formula of integers"
 
 
 def test_the_truth_table_itself():
@@ -100,7 +108,7 @@ def test_the_truth_table_itself():
     assert truth_table(2, 4, Rules(causal=True, chunked_local=3)).int().tolist() == [[1, 1, 1, 0], [0, 0, 0, 1]]
     assert truth_table(2, 4, Rules(causal=True, chunked_local=3, sink_tokens=1)).int().tolist() == [[1, 1, 1, 0], [0, 0, 0, 1]]
     assert truth_table(3, 2, Rules(chunked_local=3)).int().tolist() == [[0, 0], [1, 1], [1, 1]]
-    in_range = Rules(causal=True, window=(0, 0), ranges=True)
+    in_range = Rules(causal=True, window=(0, 0), bidirectional_ranges=True)
     assert truth_table(2, 5, in_range).int().tolist() == [[0, 1, 1, 1, 1], [0, 1, 1, 1, 1]]
     assert truth_table(2, 5, replace(in_range, ranges_clamped=True)).int().tolist() == [[0, 0, 0, 1, 1], [0, 0, 0, 0, 1]]
     assert truth_table(2, 3, Rules(causal=True, qq_bias=True)).int().tolist() == [[1, 1, 0], [1, 1, 1]]
@@ -156,11 +164,10 @@ def requests_of(paged_call, tokens, rules):
         tokens,
         causal=rules.causal,
         scale=0.5,
-        window=rules.window,
-        sink_tokens=rules.sink_tokens,
-        chunked_local=rules.chunked_local,
-        ranges_clamped=rules.ranges_clamped,
-        bidirectional_ranges=torch.tensor(RANGES, dtype=torch.int32).repeat(len(tokens), 1, 1) if rules.ranges else None,
+        **of_the_layer(rules),
+        bidirectional_ranges=torch.tensor(RANGES, dtype=torch.int32).repeat(len(tokens), 1, 1)
+        if rules.bidirectional_ranges
+        else None,
         qq_bias=larger(torch.tensor(SOME_HIDDEN)) if rules.qq_bias else None,
     )
     requests = list(paged_requests(*call, torch.float64))

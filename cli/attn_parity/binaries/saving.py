@@ -46,5 +46,6 @@ def _arguments(binary: Binary, call: KernelCall) -> list[dict[str, Any]]:
 
 def _plain(constant: Any) -> Any:
     """A constant as JSON has it: a kernel may have one record for all of them."""
-    is_record = dataclasses.is_dataclass(constant) and not isinstance(constant, type)
-    return dataclasses.asdict(constant) if is_record else constant
+    if dataclasses.is_dataclass(constant) and not isinstance(constant, type):
+        return dataclasses.asdict(constant)
+    return constant

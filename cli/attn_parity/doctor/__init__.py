@@ -16,13 +16,13 @@ REPORT = Path("attn-parity-doctor.json")
 
 @click.command("doctor")
 @click.option("--full", is_flag=True, help="Compile every kernel, fuzz every target, time a few calls: minutes to an hour.")
-@click.option("--examples", type=Positive, help=f"With --full: cases of each target; {EXAMPLES}, if not given.")
-@click.option("--seed", type=Seed, help="With --full: draws the same cases again.")
+@click.option("--examples", type=Positive, help=f"With --full: number of cases for each target; default: {EXAMPLES}.")
+@click.option("--seed", type=Seed, help="With --full: the same seed draws the same cases.")
 @click.option(
     "--json",
     "json_file",
     type=click.Path(dir_okay=False, path_type=Path),
-    help=f"With --full: where the result goes; {REPORT}, if not given.",
+    help=f"With --full: the file for the result; default: {REPORT}.",
 )
 def command(full: bool, examples: int | None, seed: int | None, json_file: Path | None) -> int:
     """Say what this machine has, and what to install for the rest; with --full, everything that can be learned of it."""

@@ -1,7 +1,7 @@
-"""The memory of a case's KV cache: the views that its layers have of one allocation, and the poison that it starts as.
+"""The memory of a case's KV cache: one allocation filled with poison, and the views that its layers have of it.
 
-An allocation holds a block more on either side, so that what a kernel writes too far lands where it is found, and not in the
-allocator's own memory.
+An allocation has a guard of one block on either side. A kernel that writes too far writes into a guard, where the write is
+found, and not into memory of others.
 """
 
 import dataclasses
@@ -22,17 +22,17 @@ def cache_view(case: Case, cache: Cache) -> KVCacheView:
 
 
 def layer_views(case: Case, cache: Cache) -> list[KVCacheView]:
-    """The views of all layers that share the allocation, that of the layer under test among them."""
+    """The views of all layers that share the allocation, the layer under test included."""
     return [dataclasses.replace(_strides(case, cache, layer), layout=cache.layout) for layer in range(cache.num_layers)]
 
 
 def writer_view(case: Case, cache: Cache) -> KVCacheView:
-    """The view that this step is written through: the same elements, by another layout's order of dimensions."""
+    """The view through which this step is written. It may address the same elements by another layout."""
     return dataclasses.replace(cache_view(case, cache), layout=cache.writer or cache.layout)
 
 
 def neighbour_view(case: Case, cache: Cache, layout: Layout) -> KVCacheView:
-    """The view of a second layer: the same blocks, arranged inside as its own layout has them."""
+    """The view of a second layer, whose layout arranges the elements of each block differently."""
     view = cache_view(case, cache)
     if "content" in layout.dims and cache.holds_content_rows:
         return dataclasses.replace(view, layout=layout)
@@ -71,7 +71,7 @@ def poisoned(case: Case, cache: Cache, device: torch.device | str) -> torch.Tens
 
 
 def poisoned_scales(case: Case, cache: Cache, device: torch.device | str) -> dict[str, torch.Tensor]:
-    """Buffers, NaN all over, of which k_scale_cache and v_scale_cache are the inside; none unless each token has a scale."""
+    """Buffers full of NaN, whose inner parts are k_scale_cache and v_scale_cache. Empty unless each token has a scale."""
     if cache.scales != "token":
         return {}
     shape = (cache.num_blocks + 2, cache.block_size, case.num_kv_heads + 1)
@@ -85,7 +85,7 @@ def inside(scales: torch.Tensor) -> torch.Tensor:
 
 
 def _strides(case: Case, cache: Cache, layer: int) -> KVCacheView:
-    """A layer's strides, whatever its layout is called."""
+    """The strides of a layer's view, which do not depend on the layout's name."""
     guard = _guard(case, cache)
     sizes = {
         "num_blocks": cache.num_blocks,
@@ -162,7 +162,7 @@ def _size(case: Case, cache: Cache) -> int:
 
 
 def _guard(case: Case, cache: Cache) -> int:
-    """How many elements lie before the first block and after the last: as many as one block has."""
+    """How many elements each guard has, before the first block and after the last: as many as one block."""
     return 2 * cache.block_size * case.num_kv_heads * _row_size(case, cache) + cache.padding
 
 

@@ -1,4 +1,4 @@
-"""One call of attention by its tensors: what a kernel is given, wherever that is."""
+"""One call of attention, by the tensors that a kernel is given."""
 
 from dataclasses import dataclass
 
@@ -13,14 +13,14 @@ class Call:
 
     Args:
         q: [T, H, D] float32, float16 or bfloat16.
-        layer, batch: what is fixed for the layer, and what belongs to this step.
+        layer, batch: the fields that are fixed for the layer, and the fields of this step.
         kv_cache: of a layer that reads a cache (DECODER, ENCODER_DECODER), this step's keys and values already written; shaped
             as `layer.layout` says.
         k, v: [T_kv, HK, D] of q's dtype, of a layer that has no cache (ENCODER, ENCODER_ONLY).
 
     Raises:
-        ContractError: q is no tensor of three dimensions; there is no cache where the layer reads one, or no k and v where it
-            does not.
+        ContractError: q is no tensor of three dimensions, the layer reads a cache and there is none, or the layer reads no
+            cache and there are no k and v.
     """
 
     q: torch.Tensor

@@ -1,6 +1,6 @@
 """Calls of a running model as cases: a case file, and beside it the tensors of the call as safetensors.
 
-The file holds, as far as the case has them, each once and dense:
+The file holds these tensors, if the case has them. Each is dense:
 
     q                               [rows, H, D], the rows that requests own
     k, v                            [slots, HK, row] as they are stored, of the slots that hold a key, in their order; a row of
@@ -11,7 +11,7 @@ The file holds, as far as the case has them, each once and dense:
     qq_bias                         [Q, Q] with Q = max_query_len
     output_scale                    [1]
 
-Slots, rows and table entries that the call has no business with are not in it: they hold poison when it is replayed.
+The file does not hold slots, rows and table entries that the call does not use. A replay fills them with poison.
 """
 
 import hashlib
@@ -38,20 +38,21 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class CaptureError(ValueError):
-    """A call that no case can represent; it names what is in the way."""
+    """No case can represent a call. The message says why."""
 
 
 def capture(call: Call, path: str | Path, *, target: str = "triton", requests: Sequence[int] | None = None) -> Path:
-    """Write a call as a case with its tensors beside it, which `attn-parity replay` runs on any machine.
+    """Write a call as a case, with its tensors in a file beside the case. `attn-parity replay` runs the case on any machine.
 
-    Cache blocks are numbered anew, and only those in use are copied. The case attends and does not write: its cache holds what
-    the call's held. Of strides, only whether K and V lie in two planes and which of slots and heads lies outside is kept.
+    Only cache blocks in use are copied, and they get new numbers. The case attends and does not write: its cache holds the
+    numbers of the call's cache. Two things are kept of the call's strides: whether K and V lie in two planes, and whether slots
+    lie outside heads.
 
     Args:
         call: tensors on any device.
         path: of the case, *.json; the tensors go into a file of the same name, *.safetensors.
-        target: what `replay` runs it on, unless told otherwise.
-        requests: indices of those to keep; None keeps all.
+        target: name of the target on which `replay` runs the case by default.
+        requests: indices of the requests to keep; None keeps all.
 
     Returns:
         path.
@@ -84,7 +85,7 @@ def load(case: Case) -> dict[str, torch.Tensor]:
     """The tensors of a captured case, by name, on the CPU.
 
     Raises:
-        CaseError: the file cannot be read, is larger than the case's tensors, is another one, or holds something else.
+        CaseError: the file cannot be read, is larger than the case's tensors, has another hash, or holds other tensors.
     """
     expected = _expected(case)
     most = HEADER_BYTES + sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in expected.values())
@@ -124,7 +125,7 @@ def place(case: Case, cache: Cache, held: dict[str, torch.Tensor], view: KVCache
 
 
 def _case(call: Call, kept: Sequence[int], target: str, values: Values) -> tuple[Case, list[int]]:
-    """The case, and for each block of its cache the one of the call."""
+    """The case, and for each block of its cache the number of that block in the call."""
     layer, batch, rules = call.layer, call.batch, _rules(call)
     starts, seq_lens = batch.query_start_loc.tolist(), batch.seq_lens.tolist()
     causal = batch.causal.tolist() if isinstance(batch.causal, torch.Tensor) else [batch.causal] * batch.num_requests
@@ -166,12 +167,12 @@ def _case(call: Call, kept: Sequence[int], target: str, values: Values) -> tuple
     return case, blocks
 
 
-# what a case says of a rule whose tensor it holds, where that is more than a flag
+# the case's value of a rule whose tensor it holds, if this value is more than a flag
 _KINDS = {"qq_bias": "random", "sinks": "near"}
 
 
 def _rules(call: Call) -> dict[str, Any]:
-    """The fields of a case for the rules that a call asks for, but for the ranges, which are its requests'.
+    """The fields of a case for the rules that a call asks for. Ranges are left out: they are fields of the requests.
 
     Raises:
         CaptureError: a case has no field for one of them.
@@ -212,10 +213,10 @@ def _cache(layer: Layer, view: KVCacheView, num_blocks: int) -> Cache:
 
 
 def _numbered_anew(call: Call, kept: Sequence[int], block_size: int) -> tuple[list[tuple[int, ...]], list[int]]:
-    """By request, its blocks by new numbers; and by new number the block of the call.
+    """For each request the new numbers of its blocks, and for each new number the block of the call.
 
-    Blocks of which a request sees no key may be in others' hands by now (vLLM leaves its null block there): they become blocks
-    of the request's own.
+    A block of which a request sees no key may belong to another request by now; vLLM leaves its null block there. Such a block
+    becomes a block of the request's own.
     """
     assert call.kv_cache is not None
     assert call.batch.block_table is not None
@@ -254,7 +255,7 @@ def _tensors(call: Call, kept: Sequence[int], case: Case, blocks: list[int]) -> 
     for name in call.layer.tensors:
         if name not in expected:
             raise CaptureError(f"no case can represent this call: it has {name}")
-    # a scale of one element may have any number of dimensions, and stands for all heads
+    # a scale with one element may have any number of dimensions, and applies to all heads
     return {
         name: found[name].detach().expand(shape).to(device="cpu", dtype=dtype).contiguous()
         for name, (shape, dtype) in expected.items()

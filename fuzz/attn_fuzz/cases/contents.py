@@ -1,4 +1,4 @@
-"""What a case's tensors hold, drawn on the CPU from its seed, so that a case means the same on every device.
+"""The numbers in a case's tensors. They are drawn on the CPU from the case's seed, so they are the same for every device.
 
 Value kinds (Case.values.kind), simplest first:
     exact       q is 0, v holds small integers: each output is a sum divided by a count, compared bitwise
@@ -16,16 +16,16 @@ from attn_fuzz.cases.poison import poison
 
 TILES = 32
 EXTREME_QUERY, EXTREME_LOGIT = 16, 100
-# of the rows and elements that a neighbour writes, one in so many is special
+# one row or element in this many, of those that a neighbour writes, is special
 SPECIAL_ROWS, SPECIAL_ELEMENTS, TIES = 8, 64, 4
 SCALE_EXPONENTS = range(-4, 4)
 ROPE_BASE = 10000.0
-# finite, and enough to be noticed where it is added although no pair of a request's tokens has it
+# finite, and large enough to be noticed if a kernel adds it: no two tokens of a request have this bias
 STRAY_BIAS = 3e4
 
 
 def queries(case: Case, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """q of the owned rows [rows, H, D], and the direction [D] that all queries share where one key is to dominate."""
+    """q of the owned rows [rows, H, D], and the direction [D] that all queries share if one key is to outweigh the others."""
     shape = (case.query_start_loc[-1], case.num_heads, case.head_size)
     direction = torch.randint(0, 2, (case.head_size,), generator=generator) * 2.0 - 1.0
     noise = torch.randn(shape, generator=generator)
@@ -79,12 +79,12 @@ def sinks(case: Case, generator: torch.Generator) -> torch.Tensor | None:
 
 
 def alibi_slopes(case: Case, generator: torch.Generator) -> torch.Tensor:
-    """[H], from 2^-8 to 1, as models have them, and no two alike."""
+    """[H] slopes from 2^-8 to 1, as in models. No two are equal."""
     return torch.exp2(-8 * torch.rand(case.num_heads, generator=generator))
 
 
 def qq_bias(case: Case, generator: torch.Generator) -> torch.Tensor:
-    """[Q, Q] of the longest request's queries, and a number to be noticed in the rows and columns that bounds leave over."""
+    """[Q, Q] biases between the queries of the longest request. Rows and columns beyond them hold a large number."""
     queries = case.max_query_len - case.slack
     bias = torch.full((case.max_query_len + 1, case.max_query_len + 1), STRAY_BIAS)
     if case.qq_bias == "tree":
@@ -95,7 +95,7 @@ def qq_bias(case: Case, generator: torch.Generator) -> torch.Tensor:
 
 
 def _ancestors(count: int, generator: torch.Generator) -> torch.Tensor:
-    """[count, count]: whether token j is i, its parent, or one before that, in a random tree."""
+    """[count, count]: whether token j is token i or one of its ancestors in a random tree."""
     back = torch.randint(1, 4, (count,), generator=generator).tolist()
     sees = torch.eye(count, dtype=torch.bool)
     for i in range(count):
@@ -105,7 +105,7 @@ def _ancestors(count: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def fixed_scales(case: Case, cache: Cache, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """k_scale and v_scale, all different, of any shape that the contract allows; powers of two where sums are to be exact."""
+    """k_scale and v_scale, all different, in a shape that the contract allows. They are powers of two if sums must be exact."""
     if cache.scales not in ("tensor", "head"):
         return {}
     count = case.num_kv_heads if cache.scales == "head" else 1
@@ -144,7 +144,7 @@ def cos_sin_cache(rope: Rope, num_positions: int) -> torch.Tensor:
 
 
 def with_specials(rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Rows in which some elements are what a write may stumble over: NaN, infinities, zeros of both signs, the extremes."""
+    """Rows in which some elements are hard to write: NaN, infinities, zeros of both signs, the largest and smallest numbers."""
     limits = torch.finfo(rows.dtype)
     numbers = torch.tensor([torch.inf, -torch.inf, 0.0, -0.0, limits.max, -limits.max, limits.tiny, -limits.tiny / 2])
     specials = torch.cat([poison((1,), rows.dtype, "cpu"), numbers.to(rows.dtype)])
@@ -178,7 +178,7 @@ def _signatures(shape: tuple[int, int, int]) -> torch.Tensor:
 
 
 def _edges(case: Case, request: Request) -> list[int]:
-    """Positions where masks and tiles go wrong: both ends, the edges of the case's rules, those of blocks and tiles."""
+    """Positions where masks and tiles often go wrong: both ends, and the edges of the case's rules, of blocks and of tiles."""
     last = request.seq_len - 1
     near = [0, last, last - 1, 1]
     for first, end in request.bidirectional_ranges:

@@ -1,4 +1,4 @@
-"""What a case exercises, by names that the coverage table counts; and which two can never meet in one case, and why."""
+"""Features of cases, which the coverage table counts, and why some pairs of features cannot meet in one case."""
 
 from collections.abc import Callable
 from itertools import combinations_with_replacement
@@ -9,11 +9,11 @@ from attn_contract.rules import held_rules
 from attn_fuzz.cases.case import Cache, Case, Request, Rope, written_slots
 
 MULTI_TOKEN_DECODE = 8
-"""Most query tokens of a request that is decoding, with its drafts; more are a part of its prompt."""
+"""The most query tokens of a request that is decoding, drafts included. A request with more is in its prompt."""
 
 
 class Feature(NamedTuple):
-    """One thing that a case may have. Those that name one `choice` exclude each other."""
+    """Something that a case may have. Features with the same `choice` exclude each other."""
 
     name: str
     group: str
@@ -71,7 +71,7 @@ _KINDS_OF_RULES = {
 
 
 def _rule_features(name: str) -> list[Feature]:
-    """One feature for a rule, or one for each way in which cases have it."""
+    """The features of a rule: one, or one for each way in which cases have the rule."""
     kinds = _KINDS_OF_RULES.get(name, (Feature(name, "rule", lambda case: True),))
     return [kind._replace(has=lambda case, has=kind.has: name in case.rules and has(case)) for kind in kinds]
 
@@ -121,7 +121,7 @@ FEATURES = (
 
 
 def phase(case: Case, request: Request) -> str:
-    """What a request does in this step: kernels have a path for each, and round differently there."""
+    """The phase of a request in this step. Kernels have a path for each phase, and each path rounds differently."""
     if case.cache is None:
         return "encoder"
     if case.attn_type is AttentionType.ENCODER_DECODER:

@@ -1,4 +1,4 @@
-"""Bit patterns that show what a kernel had no business with: a stray read as NaN, a stray write as a changed byte."""
+"""Bit patterns that reveal stray accesses: a stray read gives NaN, and a stray write changes a byte."""
 
 import torch
 
@@ -10,8 +10,8 @@ DTYPES = {
     "fp8_e4m3fnuz": torch.float8_e4m3fnuz,
     "int8": torch.int8,
 }
-# NaN of payloads that no arithmetic makes: POISON where nothing may be read, CANARY where nothing may be written. float8's are
-# NaN too, if it has two of them the one that is never written; int8 has none: -128, which no valid write makes
+# NaN whose payloads no arithmetic makes: POISON where nothing may be read, CANARY where nothing may be written. A float8 type
+# has one NaN, or two of which the one that is never written is taken. int8 has no NaN: no valid write makes its -128
 POISON = {
     torch.float32: 0x7FC0BEEF,
     torch.float16: 0x7EAD,
@@ -32,17 +32,17 @@ _BITS = {4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 
 def canary(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
-    """What outputs and everything around them start as."""
+    """A tensor full of CANARY: outputs, and the memory around them, before the target runs."""
     return torch.full(shape, CANARY[dtype], dtype=_BITS[dtype.itemsize], device=device).view(dtype)
 
 
 def poison(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
-    """What inputs hold wherever the step has no business."""
+    """A tensor full of POISON: memory of inputs that the step must not read."""
     return torch.full(shape, POISON[dtype], dtype=_BITS[dtype.itemsize], device=device).view(dtype)
 
 
 def leftovers(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
-    """What unused memory holds instead of poison where a target may read it, if it makes nothing of it: a finite number."""
+    """A tensor full of one finite number: unused memory that a target may read if the number does not change its outputs."""
     return torch.full(shape, LEFTOVER, device=device).to(dtype)
 
 

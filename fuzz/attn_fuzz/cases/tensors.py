@@ -1,8 +1,8 @@
-"""A case made concrete: every tensor of the step, poisoned wherever the step has no business.
+"""Makes the tensors of a case. All memory that the step must not touch is poisoned.
 
-Unused slots, unowned rows and everything around the cache and the other inputs hold NaN (the poison), or an index that leads
-astray; `out`, `lse` and everything around them hold another NaN (the canary). So a stray read shows as NaN, and a stray write
-as a changed byte.
+Unused slots, unowned rows and the memory around the cache and the other inputs hold NaN (the poison), or an index that leads
+astray. `out`, `lse` and the memory around them hold another NaN (the canary). So a stray read gives NaN, and a stray write
+changes a byte.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ HELD_BY_LAYER = ("alibi_slopes", "k_scale", "v_scale", "output_scale")
 
 @dataclass(frozen=True)
 class Rotation:
-    """What `rope_and_write_kv_cache` is given beyond a plain write."""
+    """The arguments that `rope_and_write_kv_cache` has in addition to those of a plain write."""
 
     positions: torch.Tensor
     cos_sin_cache: torch.Tensor
@@ -35,7 +35,7 @@ class Rotation:
 
 @dataclass(frozen=True)
 class Write:
-    """One cache write: by which layer, through which view of the allocation, what, and where to."""
+    """One cache write: k and v, the slots to write them to, and the layer and its view of the allocation."""
 
     layer: Layer
     view: KVCacheView
@@ -47,7 +47,7 @@ class Write:
 
 @dataclass(frozen=True)
 class Step:
-    """All tensors of one case. `out` and `lse` are views into buffers that are larger on every side, as scale caches are."""
+    """All tensors of one case. `out`, `lse` and scale caches are views into buffers that are larger on every side."""
 
     layer: Layer
     batch: Batch
@@ -71,7 +71,7 @@ class Step:
 
     @property
     def memory(self) -> dict[str, torch.Tensor]:
-        """What cache writes change, whole allocations by name."""
+        """Memory that cache writes change: whole allocations, by name."""
         return {} if self.raw is None else {"kv_cache": self.raw, **self.scale_buffers}
 
     def inputs(self) -> dict[str, torch.Tensor]:
@@ -178,7 +178,7 @@ def _layer(
 
 
 def _rows(owned: torch.Tensor, num_rows: int, device: torch.device | str) -> torch.Tensor:
-    """[num_rows, ...]: owned rows, then poison in all rows that no request owns; and around them."""
+    """[num_rows, ...]: the owned rows, then poison in rows that no request owns. Poison surrounds the tensor."""
     rows = poison((num_rows + 2 * PADDING, *owned.shape[1:]), owned.dtype, device)[PADDING:-PADDING]
     rows[: len(owned)] = owned.to(device)
     return rows
@@ -220,7 +220,7 @@ def _batch(
 
 
 def _ranges(case: Case, device: torch.device | str) -> torch.Tensor:
-    """[R, max_ranges, 2]: ranges that are none after each request's own, and around them what makes everything visible."""
+    """[R, max_ranges, 2]: each request's ranges, then empty ranges. Ranges around the tensor would make every key visible."""
     own = [request.bidirectional_ranges for request in case.requests]
     most = max(map(len, own))
     rows = [[*ranges, *[NO_RANGE] * (most + 1 - len(ranges))] for ranges in own]
@@ -244,13 +244,13 @@ def _block_table(case: Case, cache: Cache, device: torch.device | str) -> torch.
 
 
 def _embedded(values: torch.Tensor, around: float, device: torch.device | str) -> torch.Tensor:
-    """A vector or a scalar inside a longer one: reading past its ends is harmless to memory and visible in the result."""
+    """A vector or scalar inside a longer vector of the number `around`. A read past its ends is safe and changes the result."""
     guard = torch.full((GUARD,), around, dtype=values.dtype)
     return torch.cat([guard, values.flatten(), guard]).to(device)[GUARD:-GUARD].view(values.shape)
 
 
 def _slots_seen(case: Case, cache: Cache, q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch) -> set[int]:
-    """Slots of the keys that some query sees, by the reference's own visibility."""
+    """Slots of the keys that some query sees, according to the reference."""
     slots = set()
     for request in attn_reference.paged_requests(q, kv_cache, layer, batch, torch.float32):
         seen = request.visible.any(0).nonzero().flatten().tolist()
@@ -267,7 +267,7 @@ def _writes(
     generator: torch.Generator,
     device: torch.device | str,
 ) -> tuple[Write, ...]:
-    """This step's write, through the writer's view, and the neighbour's into the blocks that no request owns."""
+    """This step's write through the writer's view, and the neighbour's write into blocks that no request owns."""
     writes = []
     if slots := written_slots(case):
         rows = torch.tensor([max(slot, 0) for slot in slots])
@@ -312,7 +312,7 @@ def _rotation(case: Case, rope: Rope, generator: torch.Generator, device: torch.
 def _fuse(
     q: torch.Tensor, k: torch.Tensor | None, v: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """q, k and v as slices of one tensor of as many rows as the longest has."""
+    """q, k and v as slices of one tensor, which has as many rows as the longest of them."""
     parts = [part.flatten(1) for part in (q, k, v) if part is not None]
     shape = (max(map(len, parts)) + 2 * PADDING, sum(part.shape[1] for part in parts))
     fused = poison(shape, q.dtype, q.device)[PADDING:-PADDING]

@@ -1,7 +1,8 @@
 """A database of failures: each run adds the cases that it found, and the next one runs them first.
 
-Hypothesis's example databases are stores of bytes under keys, such as folders or Redis sets. Here the bytes are cases as JSON,
-not the choices that Hypothesis made for them: those mean other cases after every edit of a strategy, and are read by nobody.
+Hypothesis's example databases store bytes under keys, in folders or Redis sets for example. Here the bytes are cases as JSON.
+Hypothesis itself would store the choices behind a case, which nobody can read. They mean another case after every edit of a
+strategy.
 """
 
 import hashlib
@@ -28,26 +29,27 @@ def connect(where: str) -> ExampleDatabase:
     """The database in a folder, or at a redis:// address.
 
     Raises:
-        DatabaseError: it is no folder that can be written, holds what is no entry, or does not answer; or redis is missing.
+        DatabaseError: the folder cannot be written or holds files that are no entries, redis is not installed, or the server
+            does not answer.
     """
     return _redis(where) if where.startswith(REDIS) else _folder(Path(where))
 
 
 def key(target: str, device_name: str) -> bytes:
-    """Failures are a target's on one kind of device: what fails on a GPU may agree on a CPU."""
+    """The key of a target's failures on one kind of device: a case that fails on a GPU may pass on a CPU."""
     return f"{SCHEMA} {target} {device_name}".encode()
 
 
 def fetch(database: ExampleDatabase, key: bytes) -> tuple[dict[str, Case], list[str]]:
-    """The cases under a key, by a digest of their contents, and why other entries are no cases.
+    """The cases under a key, by a digest of their contents, and the reasons why other entries are no cases.
 
     Raises:
-        DatabaseError: it does not answer, or holds more than MAX_CASES.
+        DatabaseError: the database does not answer, or the key holds more than MAX_CASES.
     """
     cases, skipped = {}, []
     try:
         entries = sorted(database.fetch(key))
-    except Exception as error:  # the errors of clients have no base in common
+    except Exception as error:  # clients of databases have no common base class of errors
         raise DatabaseError(f"database: {error}") from error
     if len(entries) > MAX_CASES:
         raise DatabaseError(f"database: got {len(entries)} cases of this target, expected at most {MAX_CASES}")
@@ -66,7 +68,7 @@ def save(database: ExampleDatabase, key: bytes, case: Case) -> None:
     """Add a case.
 
     Raises:
-        DatabaseError: it is not there afterwards, as on a full disk.
+        DatabaseError: the case is not in the database afterwards, for example because the disk is full.
     """
     entry = case_file.dumps(case).encode()
     try:
@@ -79,7 +81,7 @@ def save(database: ExampleDatabase, key: bytes, case: Case) -> None:
 
 
 def _folder(path: Path) -> ExampleDatabase:
-    """Its files are looked at first: to read a pipe takes forever, and a huge file all memory."""
+    """Checks files before it reads them: reading a pipe never ends, and reading a huge file needs all memory."""
     if path.exists() and not path.is_dir():
         raise DatabaseError(f"--database: {path} is not a folder")
     for root, _, names in os.walk(path):

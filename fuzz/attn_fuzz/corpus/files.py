@@ -1,4 +1,4 @@
-"""A corpus: a folder of case files. The shipped one, beside this module, holds what the zoo's mutants shrank to, by mutant."""
+"""A corpus: a folder of case files. The shipped corpus, beside this module, holds the smallest failing case of each mutant."""
 
 import re
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ MAX_CASES = 10_000
 
 
 def shipped() -> dict[str, Case]:
-    """What comes with the fuzzer: the corpus, and the stored cases of known findings, which other targets may share."""
+    """The cases that come with the fuzzer: the corpus, and the stored cases of known findings."""
     return load(SHIPPED) | load(finding.CASES)
 
 
@@ -39,10 +39,10 @@ def write(folder: Path, cases: Mapping[str, Case]) -> None:
 
 
 def admitted(cases: Mapping[str, Case], target: str, support: Support) -> dict[Case, str]:
-    """Those of the cases, each once and with its name, that a target supports, as cases of that target.
+    """The cases that a target supports, as cases of this target. Each case comes once, with its name.
 
-    A head size that the target does not draw becomes its next larger one: a GPU's kernels are compiled for a few sizes, and
-    the smallest failing case of another target has the smallest of all.
+    A head size that the target does not draw becomes the next larger size that it draws. A GPU's kernels are compiled for a few
+    sizes, and the smallest failing case of another target often has a smaller one.
     """
     own: dict[Case, str] = {}
     for name, case in cases.items():

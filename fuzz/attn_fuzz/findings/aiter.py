@@ -22,7 +22,7 @@ def _may_split(case: "Case") -> bool:
 
 
 def _hides_tiles(case: "Case") -> bool:
-    """Whether a row may see nothing of a tile that its neighbours in the tile of queries do, and something of another."""
+    """Whether a row may see no key of a tile that other rows of its tile of queries see, and still see keys of another tile."""
     is_windowed = case.window[0] >= 0 and case.sinks in (None, "off")
     return (is_windowed or _may_split(case)) and any(request.query_len > 1 for request in case.requests)
 
@@ -32,7 +32,7 @@ def _has_no_keys(case: "Case") -> bool:
 
 
 def _is_nan(case: "Case", verdict: "Verdict") -> bool:
-    """An output that is NaN, or was: float8 is clamped, and that makes a number of it."""
+    """Whether an output is NaN, or was NaN before it was clamped to float8, which makes it a number."""
     return verdict.kind == "nan" or (verdict.kind == "value" and case.output_dtype is not None)
 
 

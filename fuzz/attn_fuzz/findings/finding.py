@@ -22,15 +22,15 @@ CASES = Path(__file__).parent
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something that a target does wrong.
+    """A known bug of a target.
 
     Args:
         name: of the finding, and of its stored case `findings/NAME.json`.
         what: what goes wrong, and when.
         cause: why, with file and function.
-        seen_in: the version in which the fuzzer saw it.
-        link: its report, or None while it is not reported.
-        meets: which layers can meet it.
+        seen_in: the version in which the fuzzer saw the bug.
+        link: of the bug's report; None while the bug is not reported.
+        meets: whether a layer can meet the bug.
         explains: whether a case that fails with a verdict fails because of this finding. Only failing cases are asked about.
     """
 
@@ -48,7 +48,7 @@ class Finding:
 
 
 def explanation(findings: Iterable[Finding], case: "Case", verdict: "Verdict") -> Finding | None:
-    """The first finding that explains a failure; None if it is a new one, or the case did not fail."""
+    """The first finding that explains a failure. None if no finding does, or if the case did not fail."""
     if not verdict.failed:
         return None
     return next((finding for finding in findings if finding.explains(case, verdict)), None)

@@ -4,6 +4,7 @@ import dataclasses
 
 import torch
 from attn_contract import AttentionType
+from attn_contract.rules import asked
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties.relation import CallTarget, Comparison, ErrorBound, Property, request_rows, variant
 from attn_fuzz.properties.slots import without_first_blocks
@@ -47,10 +48,14 @@ def last_row(error: ErrorBound | None = None) -> Property:
     )
 
 
+_OF_DISTANCES = {"window", "ranges_clamped", "logits_soft_cap", "alibi_slopes", "sinks", "qq_bias"}
+"""Rules that hold as before if all positions become less. Any other rule counts as one of places."""
+
+
 def forgotten_keys(error: ErrorBound | None = None) -> Property:
     def holds(step: Step, call_target: CallTarget) -> str | None:
         layer, left = step.layer, step.layer.window[0]
-        has_places = layer.sink_tokens or layer.chunked_local or step.batch.bidirectional_ranges is not None
+        has_places = not _OF_DISTANCES.issuperset(asked(layer, step.batch))
         if layer.attn_type is not AttentionType.DECODER or left < 0 or has_places or step.view is None:
             return None
         contexts = (step.batch.seq_lens - step.batch.query_start_loc.diff()).tolist()

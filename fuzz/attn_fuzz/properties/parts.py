@@ -4,6 +4,7 @@ import dataclasses
 
 import torch
 from attn_contract import AttentionType
+from attn_contract.rules import asked
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties.relation import CallTarget, ErrorBound, Outputs, Property, causal_flags, close, request_rows, variant
 from attn_fuzz.properties.slots import without_first_blocks
@@ -38,10 +39,12 @@ def split_keys(error: ErrorBound) -> Property:
     )
 
 
+_WITHOUT_POSITIONS = {"sink_tokens", "ranges_clamped", "logits_soft_cap", "sinks"}
+"""Rules that a part of the keys keeps as the whole does. Sink tokens do nothing without a window. No other rule is asked."""
+
+
 def _has_positions(step: Step) -> bool:
-    layer, batch = step.layer, step.batch
-    has_masks = max(layer.window) >= 0 or layer.chunked_local is not None or batch.bidirectional_ranges is not None
-    return has_masks or layer.alibi_slopes is not None or batch.qq_bias is not None
+    return not _WITHOUT_POSITIONS.issuperset(asked(step.layer, step.batch))
 
 
 def _blocks_of_first_part(step: Step) -> list[int]:

@@ -26,5 +26,5 @@ def write(case: Case, verdict: Verdict, folder: Path, name: str) -> tuple[Path, 
 
 
 def again(case: Case, path: Path) -> list[str]:
-    """The words that run a case file again: a module is imported only if it is named there."""
+    """The command that runs a case file again. It names the target if that is a module: replay imports only named modules."""
     return ["attn-parity", "replay", str(path), *(["--target", case.target] if ":" in case.target else [])]

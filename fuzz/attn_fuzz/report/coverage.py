@@ -1,4 +1,4 @@
-"""What the fuzzer draws: how often each feature, and each pair of features, in how many cases of a profile.
+"""Counts how often the fuzzer draws each feature and each pair of features, in the cases of a profile.
 
 Nothing is run. A pair that no case can have says why (`attn_fuzz.cases.features.undefined`); every other pair must be drawn.
 """
@@ -21,7 +21,7 @@ NAMES = [feature.name for feature in FEATURES]
 
 
 class Coverage(msgspec.Struct, frozen=True, kw_only=True):
-    """How many cases have what.
+    """How many cases have each feature and each pair of features.
 
     Attributes:
         examples: cases drawn.
@@ -44,7 +44,7 @@ def cover(
         plans: shards; see `runner.shards`.
         workers: processes at once.
         sides: targets whose support is asked about every case.
-        report: is told how many cases have been drawn.
+        report: called with the number of cases drawn so far.
 
     Raises:
         UnknownTargetError: a plan's target or a side cannot be loaded.
@@ -67,12 +67,12 @@ def cover(
 
 
 def missing(coverage: Coverage) -> list[tuple[str, str]]:
-    """Defined pairs that no case had."""
+    """Pairs that a case could have, and that no drawn case had."""
     return [pair for pair in combinations(NAMES, 2) if not undefined(*pair) and not coverage.pairs.get(pair)]
 
 
 def impossible(coverage: Coverage) -> list[tuple[str, str]]:
-    """Pairs that are called undefined and were drawn all the same."""
+    """Pairs that a drawn case had, although `undefined` says that no case can have them."""
     return [pair for pair in combinations(NAMES, 2) if undefined(*pair) and coverage.pairs.get(pair)]
 
 
@@ -101,7 +101,7 @@ class _Refusals:
 
 
 def _draw(plan: FuzzPlan, sides: Sequence[str]) -> list[tuple[list[str], dict[str, str]]]:
-    """Of each case its features, and by side why that refuses it, if it does."""
+    """The features of each case that a plan draws, and for each side that refuses the case the reason."""
     supports = {side: registry.load(side).support(plan.device) for side in sides}
     return [
         (features(case), {side: reason for side, support in supports.items() if (reason := support.beyond(case))})
@@ -111,7 +111,7 @@ def _draw(plan: FuzzPlan, sides: Sequence[str]) -> list[tuple[list[str], dict[st
 
 @contextlib.contextmanager
 def _ignored_interrupts() -> Iterator[None]:
-    """Processes that start meanwhile go on ignoring Ctrl-C: it ends whoever waits for them, who ends them in order."""
+    """Processes that start inside the block ignore Ctrl-C. It ends the process that waits for them, which then ends them."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield

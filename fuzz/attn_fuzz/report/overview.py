@@ -1,4 +1,4 @@
-"""A failure as a short table."""
+"""A case and its verdict as a short table for the terminal."""
 
 import msgspec
 from attn_fuzz.cases.case import Case
@@ -9,7 +9,7 @@ from rich.text import Text
 
 
 def summary(case: Case, verdict: Verdict | None) -> RenderableType:
-    """The case and what is wrong with it: its properties that are not the simplest, and a row per request."""
+    """A table of the case and its verdict: the fields that differ from their defaults, and a row per request."""
     columns, rows = requests(case, verdict)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
@@ -30,7 +30,7 @@ def headline(verdict: Verdict | None) -> list[Text]:
 
 
 def requests(case: Case, verdict: Verdict | None) -> tuple[list[str], list[list[str]]]:
-    """The table of requests, each with its worst element if it has one: names of columns, and rows."""
+    """The table of requests, as names of columns and rows. A wrong request has its worst element beside it."""
     found = {difference.request: difference for difference in reversed(verdict.differences)} if verdict else {}
     columns = ["request", "query", "keys", "causal", "blocks"]
     columns += ["ranges"] if case.bidirectional_ranges else []
@@ -55,7 +55,7 @@ def requests(case: Case, verdict: Verdict | None) -> tuple[list[str], list[list[
 
 
 def properties(case: Case) -> str:
-    """The fields that are not the simplest, in the case's own words."""
+    """The fields of the case that differ from their defaults."""
     return "  ".join(_changed(case, leave_out=("target", "requests")))
 
 

@@ -24,7 +24,7 @@ NO_BREAK_SPACE = "\u00a0"
 
 
 def of_run(run: Run) -> bytes:
-    """A run as one HTML file that needs no other: its command and figures, each failing case with pictures, what was drawn."""
+    """A run as one HTML file that needs no other file: command and figures, failing cases with pictures, what was drawn."""
     return page(
         f"{run.target}: {run.outcome}",
         element("h1", element("span", run.outcome, class_="failed" if run.failures or run.error else "passed"), run.target),
@@ -39,7 +39,7 @@ def of_run(run: Run) -> bytes:
 
 
 def of_case(case: Case, verdict: Verdict | None, file: Path) -> bytes:
-    """The page of one case, and of what a target made of it."""
+    """The page of one case, with the verdict if a target ran it."""
     return page(f"{file.name}", element("h1", file.name), _command(*again(case, file)), *_drawn(case, verdict))
 
 
@@ -66,7 +66,7 @@ def _listed(counts: Mapping[str, int]) -> str:
 
 
 def _time(run: Run) -> Element:
-    """A bar of where the workers' time went."""
+    """A bar that shows on what the workers spent their time."""
     spent = dict(run.spent)
     everything = max(sum(p.seconds for p in run.progress), sum(spent.values()), 1e-9)
     spent["drawing, shrinking, waiting"] = everything - sum(spent.values())
@@ -144,7 +144,7 @@ def _distribution(progress: Sequence[Progress]) -> Element:
 
 
 def _quantiles(counts: Sequence[int]) -> str:
-    """Number of elements, 99th percentile and maximum, as edges of bins: what they are below."""
+    """The number of elements, and the edges below which their 99th percentile and maximum lie."""
     up_to = list(itertools.accumulate(counts))
     highest = (bisect.bisect_left(up_to, share * up_to[-1]) for share in (0.99, 1))
     most, everything = (f"below {ratios.EDGES[i]:.2g}" if i < len(ratios.EDGES) else "at 2 or beyond" for i in highest)

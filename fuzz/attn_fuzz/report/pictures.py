@@ -34,6 +34,7 @@ MEANINGS = {
     "window": ("w", "hidden: outside the window"),
     "chunk": ("k", "hidden: in another chunk"),
     "tree": ("t", "hidden: on another branch of the drafts"),
+    "other": ("o", "hidden: by a rule that has no letter of its own"),
     "past": (".", "a slot past seq_len"),
     "some": ("%", "visible in part"),
     "shared": ("", "shared by several requests"),
@@ -164,7 +165,7 @@ def visible_keys(case: Case, step: Step, verdict: Verdict | None, limits: Limits
         )
 
 
-_RULES = ("visible", "sink-token", "range", "causal", "window", "chunk", "tree", "past")
+_RULES = ("visible", "sink-token", "range", "causal", "window", "chunk", "tree", "other", "past")
 
 
 def _kinds(part: Request, step: Step, causal: bool) -> torch.Tensor:
@@ -172,15 +173,16 @@ def _kinds(part: Request, step: Step, causal: bool) -> torch.Tensor:
     layer, batch = step.layer, step.batch
     p, j = part.query_positions[:, None], torch.arange(part.visible.shape[1])[None]
     in_window = masks.in_window(p, j, layer.window)
+    unexplained = "tree" if batch.qq_bias is not None else "other"
     held = {
         "causal": masks.is_causal(p, j) | torch.tensor(not causal),
         "window": in_window | masks.is_sink_token(j, layer.sink_tokens),
         "chunk": masks.in_chunk(p, j, layer.chunked_local) if layer.chunked_local else torch.ones_like(in_window),
-        "tree": part.visible,
+        unexplained: part.visible,
     }
     kinds = torch.full(part.visible.shape, _RULES.index("visible"))
     kinds[part.visible & ~in_window] = _RULES.index("sink-token")
-    for rule in ("tree", "chunk", "window", "causal"):
+    for rule in (unexplained, "chunk", "window", "causal"):
         kinds[~held[rule].expand_as(kinds) & ~part.visible] = _RULES.index(rule)
     if batch.bidirectional_ranges is not None:
         kinds[part.visible & ~(held["causal"] & held["window"] & held["chunk"])] = _RULES.index("range")

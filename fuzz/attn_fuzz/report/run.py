@@ -1,4 +1,4 @@
-"""What there is to tell of a run: what the page, the JSON file and the closing line are made of."""
+"""The results of a run, from which the page, the JSON file and the closing line are made."""
 
 import functools
 from collections import Counter
@@ -34,17 +34,17 @@ class Run:
     """A run of `attn-parity fuzz`.
 
     Args:
-        target, device: as people know them.
-        versions: of what it ran on, by name.
-        command: the words that run it again.
-        seed, workers, planned: as given; `planned` examples.
+        target, device: names for people.
+        versions: of the packages that matter to the run, by name.
+        command: the command that runs it again.
+        seed, workers, planned: as given. `planned` is the number of examples.
         seconds: from beginning to end.
         progress: of every shard.
-        failures: those that were made small first.
+        failures: failing cases, shrunk ones first.
         fixed: known findings whose stored case no longer fails.
-        restarted: worker processes that died, and whose shard was run again.
-        interrupted: whether it ended early.
-        error: what made it impossible to go on.
+        restarted: number of shards that ran again because their worker process died.
+        interrupted: whether Ctrl-C or SIGTERM ended the run.
+        error: the error that ended the run, or None.
     """
 
     target: str
@@ -88,7 +88,7 @@ class Run:
 
     @property
     def spent(self) -> dict[str, float]:
-        """Seconds of all workers together, by what they were spent on."""
+        """The seconds of all workers together, by kind of work."""
         return {name: sum(p.spent.get(name, 0.0) for p in self.progress) for name in ("build", "target", "judge")}
 
     @property
@@ -112,7 +112,9 @@ class Run:
         parts = [f"{past}{self.examples} examples in {self.seconds:.1f} s ({rate:.1f}/s)", self.outcome]
         if not self.failures:
             parts += [f"{self.refused} refused"] if self.refused else []
-            parts += [f"largest error {self.max_ratio:.2f} of its bound"] if self.max_ratio else []  # there may be no oracle
+            parts += (
+                [f"largest error {self.max_ratio:.2f} of its bound"] if self.max_ratio else []
+            )  # a target without an oracle has no ratio
         if known := self.known:
             listed = ", ".join(f"{count} {name}" for name, count in known.items())
             parts.append(f"{sum(known.values())} fail by known findings ({listed})")

@@ -23,15 +23,16 @@ CPU_ELEMENTS, CPU_PRODUCTS = 1 << 21, 1 << 25
 
 
 class Attempt:
-    """A case on a target, once: making one builds the step, has the target write the cache and attend, and keeps its error.
+    """One run of a case on a target. The constructor builds the step, lets the target write the cache and attend, and keeps
+    the exception that the target raised.
 
     Attributes:
-        case, target, device: what was tried, and where.
+        case, target, device: as given.
         called: the step on the target's device, as the target left it.
         written: the memory of the cache after the last write and before attention, by name, where the case is judged.
         num_written: how many of the step's cache writes the target has made.
-        error: what the target raised, if it did.
-        events: the paths that the target says it took.
+        error: the exception that the target raised, or None.
+        events: the paths that the target took, by its own account.
         seconds: how long building the step and the target took.
     """
 
@@ -76,29 +77,32 @@ class Attempt:
 
     @functools.cached_property
     def beyond(self) -> str | None:
-        """What of the case is beyond the target's support, in words."""
+        """The first property of the case that the target does not support, in words; None if it supports the case."""
         return self.target.support(self.device).beyond(self.case)
 
     @property
     def is_refused(self) -> bool:
-        """Whether the target raised what it may raise: a refusal of what is beyond its support."""
+        """Whether the target refused, with a ValueError or NotImplementedError, a case that it does not support."""
         return bool(self.beyond) and isinstance(self.error, ValueError | NotImplementedError)
 
     @property
     def not_refused(self) -> str:
-        """How a message begins where the target did something about what is beyond its support."""
+        """The beginning of a message about a target that ran a case beyond its support; else empty."""
         return f"{self.beyond} is beyond its support{' and was not refused' * self.target.refuses}: " if self.beyond else ""
 
 
 def _judged_on(case: Case, device: str) -> str:
-    """Where a case is built and judged: of hundreds of little operations, each takes longer on a GPU that processes share."""
+    """The device on which a case is built and judged: the CPU for small cases.
+
+    A small case needs hundreds of small operations, and each of them takes longer on a GPU that processes share.
+    """
     products = case.num_heads * case.head_size * sum(request.query_len * request.seq_len for request in case.requests)
     return "cpu" if num_elements(case) <= CPU_ELEMENTS and products <= CPU_PRODUCTS else device
 
 
 @contextlib.contextmanager
 def own_state() -> Iterator[None]:
-    """What a target does to torch's global state ends with it; and memory that it allocates uninitialized starts as NaN."""
+    """Restore torch's global state after a target. Inside the block, uninitialized memory starts as NaN."""
     default_dtype, default_device, threads = torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()
     folder = os.getcwd()
     torch.use_deterministic_algorithms(True, warn_only=True)  # fills uninitialized memory
@@ -115,7 +119,7 @@ def own_state() -> Iterator[None]:
 
 
 def call_attention(step: Step, target: Target) -> None:
-    """Call the target with tensors of its own over the same memory, so that what it does to the objects changes nothing."""
+    """Call the target's attention with views of the step's tensors. If the target changes an object, the step keeps its own."""
     q, out = step.q.view_as(step.q), step.out.view_as(step.out)
     k, v, lse = (None if tensor is None else tensor.view_as(tensor) for tensor in (step.k, step.v, step.lse))
     batch = dataclasses.replace(step.batch, **{name: tensor.view_as(tensor) for name, tensor in step.batch.tensors.items()})
@@ -124,7 +128,7 @@ def call_attention(step: Step, target: Target) -> None:
 
 
 def write(cache_write: Write, step: Step, target: Target) -> None:
-    """One cache write by the target, or by the reference where the target has none."""
+    """Have the target write the cache, or the reference if the target has no such function."""
     assert step.raw is not None
     k, v, slot_mapping = (tensor.view_as(tensor) for tensor in (cache_write.k, cache_write.v, cache_write.slot_mapping))
     kv_cache, layer = cache_write.view.tensor(step.raw), dataclasses.replace(cache_write.layer)

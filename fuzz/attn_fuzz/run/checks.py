@@ -6,7 +6,8 @@
 from collections.abc import Callable
 
 import torch
-from attn_fuzz.cases import allocations, tensors
+from attn_fuzz.cases import allocations
+from attn_fuzz.cases.case import GUARD
 from attn_fuzz.cases.poison import bits, canary
 from attn_fuzz.cases.tensors import Rotation, Step
 from attn_fuzz.interpreted import sanitizer
@@ -84,13 +85,13 @@ def stray_write(attempt: Attempt) -> str | None:
     for name, buffer in fresh.items():
         untouched = torch.ones_like(buffer, dtype=torch.bool)
         if name == "out":
-            untouched[tensors.GUARD : tensors.GUARD + case.num_rows, : case.num_heads * case.head_size] = ~owned[:, None]
+            untouched[GUARD : GUARD + case.num_rows, : case.num_heads * case.head_size] = ~owned[:, None]
         elif step.lse is not None:
-            untouched[1:-1, tensors.GUARD : tensors.GUARD + case.num_rows] = ~owned
+            untouched[1:-1, GUARD : GUARD + case.num_rows] = ~owned
         changed = untouched & (bits(buffer) != bits(canary((1,), buffer.dtype, buffer.device)))
         if changed.any():
             place = changed.nonzero()[0]
-            row = int(place[0 if name == "out" else 1]) - tensors.GUARD
+            row = int(place[0 if name == "out" else 1]) - GUARD
             what = "a row that it must not write" if 0 <= row < case.num_rows else "outside the tensor"
             return f"it wrote to {name} row {row}, {what}; {int(changed.sum())} elements"
     return None

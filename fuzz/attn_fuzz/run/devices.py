@@ -1,4 +1,4 @@
-"""A step's tensors on another device: how they lie in memory, and which of them share it, stays as it is."""
+"""Copies a step's tensors to another device. Their strides stay, and tensors that share memory still share it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,13 +11,13 @@ T = TypeVar("T")
 
 
 def sent(step: Step, device: str) -> Step:
-    """The step on a device. Each allocation is one of its own there."""
+    """The step on a device, with a copy of each allocation."""
     storages = _storages(step)
     return _with(step, {key: storage.to(device=torch.device(device)) for key, storage in storages.items()})
 
 
 def returned(step: Step) -> Step:
-    """The step on the CPU, fetched in one transfer: each one waits until the device is free."""
+    """The step on the CPU. It is fetched in one transfer, because every transfer waits until the device is free."""
     storages = _storages(step)
     parts = [torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage) for storage in storages.values()]
     sizes = [len(part) for part in parts]
@@ -26,7 +26,7 @@ def returned(step: Step) -> Step:
 
 
 def _storages(step: Step) -> dict[int, torch.UntypedStorage]:
-    """All allocations that its tensors lie in, by address."""
+    """All allocations that hold tensors of a value, by address."""
     found = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -47,7 +47,7 @@ def _with(step: Step, storages: dict[int, torch.UntypedStorage]) -> Step:
 
 
 def _mapped(value: T, change: Callable[[torch.Tensor], torch.Tensor]) -> T:
-    """The same value, each tensor in it changed."""
+    """The value with each of its tensors replaced by what the function returns."""
     if isinstance(value, torch.Tensor):
         return change(value)  # pyright: ignore[reportReturnType]
     if isinstance(value, dict):

@@ -1,6 +1,6 @@
-"""A process that runs cases, so that a kernel which hangs or kills its process costs a verdict and not the fuzzer.
+"""Runs cases in a process of their own: a kernel that hangs or kills its process gets a verdict, and the fuzzer goes on.
 
-The case is written to a file before it is sent: whatever happens to the machine, the last case is on the disk.
+A case is written to a file before the process gets it. So the last case is on the disk even if the whole machine hangs.
 """
 
 import contextlib
@@ -32,21 +32,21 @@ KILL_SECONDS = 10.0
 HARMLESS = "reference-fp32"
 KILLED = "the process was killed by SIGKILL"
 KILLED_FROM_OUTSIDE = "killed from outside and run again"
-# the child's: its BLAS works on small matrices, and its neighbours need the other cores
+# set for the child process: its BLAS works on small matrices, and other workers need the other cores
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 @dataclass
 class Executor:
-    """Runs cases of one target in a child process, and starts a new one after each that died.
+    """Runs cases of one target in a child process. If the process dies, the next case starts a new one.
 
     Args:
         target: name of the target.
         device: "cpu" or "cuda".
         limit: seconds that one case may take, kernel compilation included.
-        ahead: file that holds the case in flight.
-        mutant: patch to apply to the target's package in the child's memory.
-        sanitize: check every access of interpreted kernels; see `attn_fuzz.interpreted.sanitizer`.
+        ahead: file that holds the running case.
+        mutant: the bug to put back in the child's memory.
+        sanitize: whether to check every access of interpreted kernels (`attn_fuzz.interpreted.sanitizer`).
     """
 
     target: str
@@ -67,8 +67,8 @@ class Executor:
     def run(self, case: Case) -> Verdict:
         """The verdict on one case.
 
-        A case whose process is killed by SIGKILL is run once more: kernels do not send that, but an operator does, or a system
-        that is short of memory.
+        A case whose process is killed by SIGKILL is run once more. A kernel does not send SIGKILL to its own process, but an
+        operator may, or a system that is short of memory.
 
         Raises:
             CaseError: the case contradicts itself, or the contract.
@@ -91,7 +91,7 @@ class Executor:
         started = time.monotonic()
         try:
             connection.send(case)
-            # the process too: a copy that it forked may hold the connection open
+            # wait for the process too: a copy that it has forked may hold the connection open
             if not multiprocessing.connection.wait([connection, self._process.sentinel], self.limit):
                 self._kill()
                 return Verdict(kind="hung", message=f"no answer in {self.limit:g} s")
@@ -110,13 +110,13 @@ class Executor:
             return Verdict(kind="crashed", message=f"the target left its process unsound: {answer.args[0].splitlines()[-1]}")
         if isinstance(answer, Exception):
             raise answer
-        # a device that is broken for good met a bad access, and no bad code
+        # a device that is broken for good (not `sound`) met a bad access: the mutant does run
         if self.mutant is not None and answer.kind == "raised" and sound:
             self.mutant.check_announced(answer.message)
         return answer
 
     def _fuzzer_can(self, case: Case) -> bool:
-        """Whether the fuzzer itself copes with a case, in a process that the target has not touched."""
+        """Whether the fuzzer can run a case with the reference as target, in a process that this target has not touched."""
         with Executor(HARMLESS, self.device, self.limit, self.ahead.with_suffix(".again.json")) as sound:
             try:
                 return not sound.run(case).failed
@@ -124,7 +124,7 @@ class Executor:
                 return False
 
     def stop(self) -> None:
-        """End the process; no case is in flight any more."""
+        """End the process, and delete the file of the running case."""
         self._kill()
         self.ahead.unlink(missing_ok=True)
 
@@ -132,9 +132,9 @@ class Executor:
         if self._process is not None:
             assert self._process.pid is not None
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)  # with all that it has started
+                os.killpg(self._process.pid, signal.SIGKILL)  # the processes that it has started, too
             self._process.kill()
-            self._process.join(KILL_SECONDS)  # a process inside a driver may outlive its killing; another takes its place
+            self._process.join(KILL_SECONDS)  # a process inside a driver call may not die; the next case starts another one
             self._process = None
 
     def start(self) -> multiprocessing.connection.Connection:
@@ -168,7 +168,7 @@ class Executor:
 
 
 def use_interpreter(device: str) -> None:
-    """Have Triton interpret kernels on a CPU; it looks at this when a kernel is defined, so call it before any import."""
+    """Have Triton interpret kernels on a CPU. Triton reads this setting when a kernel is defined: call it before any import."""
     if device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
 
@@ -176,9 +176,9 @@ def use_interpreter(device: str) -> None:
 def _serve(
     connection: multiprocessing.connection.Connection, name: str, device: str, mutant: Mutant | None, sanitize: bool
 ) -> None:
-    """The child: one case in, one verdict out, until the parent is gone."""
+    """The child process: it receives a case and sends the verdict, until the parent is gone."""
     os.setsid()  # a kernel that signals its group reaches itself
-    os.dup2(2, 1)  # what a kernel prints is no result
+    os.dup2(2, 1)  # stdout is for results: a kernel's prints go to stderr
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     me = os.getpid()
     threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()

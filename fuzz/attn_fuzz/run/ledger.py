@@ -13,7 +13,7 @@ from attn_fuzz.run.executor import Executor
 
 
 def no_longer_failing(findings: Iterable[Finding], executor: Executor) -> list[Finding]:
-    """The findings whose stored case is the executor's target's, and does not fail as it did."""
+    """The findings whose stored case no longer fails on the executor's target as the finding says."""
     stored = [(finding, case_file.load(finding.path)) for finding in findings]
     return [
         finding

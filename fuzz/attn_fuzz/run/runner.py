@@ -1,6 +1,6 @@
-"""Shards over worker processes: what finishes, fails or is interrupted, nothing found is lost.
+"""Runs shards on worker processes. No failure that was found is lost, even if a worker dies or the run is interrupted.
 
-Shards do not depend on the number of workers, so that a seed means the same run everywhere.
+Shards do not depend on the number of workers, so a seed means the same run on every machine.
 """
 
 import contextlib
@@ -29,8 +29,15 @@ END_SECONDS = 15.0
 
 @dataclass
 class Outcome:
-    """What became of the shards, by their index; one that was never started has examined nothing. `restarted` are those whose
-    worker process died before they had found anything."""
+    """What became of a run's shards.
+
+    Attributes:
+        progress: of each shard, by its index; a shard that never started has no examples.
+        restarted: indices of shards that ran again because their worker process died before it had found a failure.
+        interrupted: whether Ctrl-C or SIGTERM ended the run.
+        error: the error that ended the run, or None.
+        finished: indices of shards that ran to their end.
+    """
 
     progress: list[Progress]
     restarted: set[int] = field(default_factory=set)
@@ -50,7 +57,7 @@ def shards(plan: FuzzPlan) -> list[FuzzPlan]:
 
 
 def replays(plan: FuzzPlan, past: Sequence[Case], workers: int) -> list[FuzzPlan]:
-    """Plans that run past cases, spread over as many workers, and draw none."""
+    """Plans that only run past cases, at most one plan per worker."""
     return [msgspec.structs.replace(plan, examples=0, past=tuple(past[i::workers])) for i in range(min(workers, len(past)))]
 
 
@@ -61,13 +68,13 @@ def run(
     stop_at_failure: bool,
     report: Callable[[int, Progress], None] = lambda index, progress: None,
 ) -> Outcome:
-    """Run every plan on one of the workers. A plan whose worker dies, as by a system short of memory, is run once more.
+    """Run every plan on one of the workers. If a worker dies, for example because memory is short, its plan is run once more.
 
     Args:
         plans: shards.
         workers: processes at once; each drives one executor.
-        stop_at_failure: once a shard has found a failure and made it small, end those that have found none.
-        report: is told of every case, with the index of its plan.
+        stop_at_failure: when a shard has found a failure and shrunk it, end all shards that have found none.
+        report: called after every case with the index of the plan and its progress.
     """
     outcome = Outcome([Progress() for _ in plans])
     with _processes(plans) as start:
@@ -85,7 +92,7 @@ def run(
                 pool.receive()
         except KeyboardInterrupt:
             for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)  # a second one would lose what is now to be told
+                signal.signal(number, signal.SIG_IGN)  # a second signal would lose the failures that are about to be reported
             outcome.interrupted = True
         return outcome
 
@@ -95,13 +102,13 @@ class _Pool:
     """Worker processes, and which plan each of them runs.
 
     Args:
-        plans: all shards; the others name them by their index.
-        outcome: what is known of them.
-        report: is told of every case.
+        plans: all shards. The other fields name a plan by its index.
+        outcome: what became of the plans so far.
+        report: called after every case.
         start: starts a worker process.
-        waiting: plans that are still to be run, in order.
+        waiting: plans that still have to run, in order.
         idle: workers without a plan.
-        busy: the plan of each other worker.
+        busy: the plan of each worker that has one.
     """
 
     plans: Sequence[FuzzPlan]
@@ -113,7 +120,7 @@ class _Pool:
     busy: dict[Connection, int] = field(default_factory=dict)
 
     def drop_what_found_nothing(self) -> None:
-        """Wait for no plan any more but those that have found a failure and are making it small."""
+        """Wait only for plans that have found a failure and are shrinking it."""
         self.waiting.clear()
         self.busy = {worker: index for worker, index in self.busy.items() if self.outcome.progress[index].failure is not None}
 
@@ -125,7 +132,7 @@ class _Pool:
             self.busy[worker] = index
 
     def receive(self) -> None:
-        """Wait for messages, and take one from each worker that has sent any. The first error ends the run."""
+        """Wait for messages, and take one message from each worker that has sent some. The first error ends the run."""
         for worker in multiprocessing.connection.wait(list(self.busy)):
             assert isinstance(worker, Connection)
             index = self.busy[worker]
@@ -147,7 +154,7 @@ class _Pool:
                 return
 
     def _replace(self, worker: Connection) -> None:
-        """Start another worker for one that died. Its plan is run once more, unless it has found something already."""
+        """Start another worker in place of a dead one, whose plan is run once more unless it has already found a failure."""
         index = self.busy.pop(worker)
         self.idle.append(self.start())
         if self.outcome.progress[index].failure is not None:
@@ -165,7 +172,7 @@ def _is_late(plans: Sequence[FuzzPlan]) -> bool:
 
 @contextlib.contextmanager
 def _processes(plans: Sequence[FuzzPlan]) -> Iterator[Callable[[], Connection]]:
-    """A function that starts a worker; all that it has started end with the block."""
+    """Yield a function that starts a worker process. All workers end when the block ends."""
     context = multiprocessing.get_context("spawn")
     connections, processes = [], []
 
@@ -182,21 +189,21 @@ def _processes(plans: Sequence[FuzzPlan]) -> Iterator[Callable[[], Connection]]:
         yield start
     finally:
         for connection in connections:
-            connection.close()  # whoever loses the signal, in a callback that swallows exceptions, ends at its next message
+            connection.close()  # a callback may swallow the signal's exception: such a worker ends at its next message
         for process in processes:
             process.terminate()
         for process in processes:
             process.join(END_SECONDS)
-            process.kill()  # one that lost the signal; its executor ends when it sees that it is alone
+            process.kill()  # a worker that lost the signal; its executor notices that the worker is gone, and ends
             process.join()
             for plan in {plan.folder: plan for plan in plans}.values():
                 shard.in_flight(plan, process.pid or 0).unlink(missing_ok=True)
 
 
 def _work(connection: Connection) -> None:
-    """A worker: one plan after another; its messages are Progress, then None or the text of an error."""
+    """A worker process: it runs one plan after another. For each it sends Progress, and at the end None or an error's text."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # idle, it ends when its connection does
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # an idle worker ends when its connection closes
     executor: Executor | None = None
     try:
         while True:
@@ -214,9 +221,9 @@ def _work(connection: Connection) -> None:
 
 
 def _shard(plan: FuzzPlan, executor: Executor, connection: Connection) -> str | None:
-    """Run a plan; None, or the text of what made it impossible. A SIGTERM ends it as KeyboardInterrupt.
+    """Run a plan, and return None or the text of the error that ended it. SIGTERM ends a plan by KeyboardInterrupt.
 
-    (Hypothesis takes SystemExit for a failing example and goes on.)
+    SystemExit would not end a plan: Hypothesis takes it for a failing example and goes on.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

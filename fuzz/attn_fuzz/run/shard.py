@@ -38,14 +38,14 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
         target: name of the target.
         device: "cpu" or "cuda".
         examples: how many cases to draw.
-        past: cases to run before any is drawn.
-        seed: of Hypothesis; the same plan draws the same cases.
+        past: cases of earlier runs, which run before any case is drawn.
+        seed: of Hypothesis. The same plan draws the same cases.
         limit: seconds that one case may take.
         until: stop drawing at this time (`time.time()`), if given.
-        folder: where the case in flight is written.
-        mutant: a bug to put back first.
-        sanitize: whether to check every access, where the target can be sanitized; see `attn_fuzz.interpreted.sanitizer`.
-        shrinks: whether to look for the smallest case.
+        folder: where the running case is written.
+        mutant: a bug that is put back before the target is imported.
+        sanitize: whether to check every memory access of a target that can be sanitized (`attn_fuzz.interpreted.sanitizer`).
+        shrinks: whether to look for the smallest failing case.
     """
 
     target: str
@@ -62,7 +62,7 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
-    """How large a failing case was after so many others had been tried; `fields` are those that are not the simplest."""
+    """The size of a failing case after `tried` smaller cases. `fields` counts the fields that differ from their defaults."""
 
     tried: int
     requests: int
@@ -73,7 +73,15 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """A case that fails: as small as it got, after how many examples it was first seen, and the sizes from then to now."""
+    """A case that fails.
+
+    Attributes:
+        case, verdict: the smallest failing case so far, and its verdict.
+        first: the case as it was found.
+        found_after, found_seconds: the number of examples and the seconds until it was found.
+        minimal: whether no field can be lowered further.
+        path: the sizes of the failing cases from the first to the smallest.
+    """
 
     case: Case
     verdict: Verdict
@@ -85,12 +93,20 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """How a shard stands. `replayed` counts its past cases; all other counts are of cases that were drawn.
+    """How far a shard has come. All counts except `replayed` are of cases that were drawn.
 
-    `failure` is the smallest failing case so far; `shrinking` counts the cases tried for it; `events` counts the examples that
-    took each of the target's paths, `known` those that failed as one of its findings says; `together` those that have a feature
-    or a pair of features (`attn_fuzz.cases.features.count`); `ratios` counts the elements of outputs by error / bound, as
-    `attn_fuzz.verdict.ratios.counts` does; `broken` is why the shard's mutant does not run.
+    Attributes:
+        replayed: past cases that ran.
+        examples, refused: cases that ran, and how many of them the target refused rightly.
+        seconds, spent: seconds since the start, and the seconds spent on each kind of work.
+        ratio: the largest error / bound.
+        events: by path of the target, how many examples took the path.
+        known: by known finding, how many examples failed because of the finding.
+        together: how many examples have a feature or a pair of features (`attn_fuzz.cases.features.count`).
+        ratios: elements of outputs by error / bound (`attn_fuzz.verdict.ratios.counts`).
+        shrinking: cases that were tried in order to shrink the failure.
+        failure: the smallest failing case so far.
+        broken: why the shard's mutant does not run.
     """
 
     replayed: int = 0
@@ -117,12 +133,12 @@ class _Enough(Exception):  # noqa: N818 - likewise
 
 
 def fuzz(plan: FuzzPlan, executor: Executor, report: Callable[[Progress], None] = lambda progress: None) -> Progress:
-    """Draw and check cases until one fails or the plan ends; shrink what fails.
+    """Draw and check cases until a case fails or the plan ends. A failing case is shrunk.
 
     Args:
         plan: the shard.
         executor: runs the cases; see `start_executor`.
-        report: is told after each case.
+        report: called after each case with the progress.
 
     Raises:
         UnknownTargetError, ExecutorError: the target cannot be run.
@@ -152,21 +168,21 @@ def fuzz(plan: FuzzPlan, executor: Executor, report: Callable[[Progress], None] 
 
 
 def drawn(plan: FuzzPlan) -> list[Case]:
-    """The cases that a plan draws while none fails; nothing is run."""
+    """The cases that a plan draws if no case fails. No case is run."""
     found: list[Case] = []
     _hypothesis_test(plan, registry.load(plan.target), found.append)()
     return found
 
 
 def start_executor(plan: FuzzPlan) -> Executor:
-    """An executor for the plan's target, device and mutant; stop it when done with it."""
+    """An executor for the plan's target, device and mutant. The caller stops it."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     sanitize = plan.sanitize and registry.load(plan.target).can_be_sanitized(plan.device)
     return Executor(plan.target, plan.device, plan.limit, in_flight(plan, os.getpid()), plan.mutant, sanitize)
 
 
 def in_flight(plan: FuzzPlan, pid: int) -> Path:
-    """Where the process that drives an executor keeps the case that is running."""
+    """The file in which the process `pid` keeps the case that its executor is running."""
     return plan.folder / f"in-flight-{pid}.json"
 
 
@@ -175,7 +191,7 @@ class _CaseFails(AssertionError):  # noqa: N818 - tells Hypothesis that an examp
 
 
 class _Shard:
-    """The state of one run, and what Hypothesis and the shrinker call."""
+    """The state of a running shard, with the functions that Hypothesis and the shrinker call."""
 
     def __init__(
         self, plan: FuzzPlan, executor: Executor, report: Callable[[Progress], None], findings: tuple[Finding, ...]
@@ -202,7 +218,7 @@ class _Shard:
         self.tell(failure=msgspec.structs.replace(self.progress.failure, minimal=minimal))
 
     def draw(self, case: Case) -> None:
-        """One example of Hypothesis, while it draws and while it shrinks."""
+        """Run a case that Hypothesis has drawn, for a new example or in order to shrink a failing one."""
         first = self.progress.failure is None
         if first and self.is_late():
             raise _OutOfTime
@@ -218,13 +234,13 @@ class _Shard:
         if any(request.query_len and request.seq_len for request in case.requests):
             self.has_run |= verdict.kind not in ("raised", "refused")
         if self.plan.mutant is not None and verdict.kind == "raised" and not self.has_run:
-            return  # what a mutant raises is a finding only if there are other cases, with work to do, that it runs
+            return  # a mutant that raises in every case is broken: raising counts only after a case with work to do has run
         if verdict.failed and finding is None:
             self._keep(case, verdict)
             raise _CaseFails(verdict.message)
 
     def replay(self, case: Case) -> None:
-        """Run a past case; it fails the run as a drawn one does, and is counted apart."""
+        """Run a past case. It is counted apart, and its failure ends the run as the failure of a drawn case does."""
         if self.is_late():
             raise _OutOfTime
         verdict, finding = self._run(case)
@@ -309,7 +325,7 @@ def _size(case: Case, tried: int) -> Size:
 
 def _hypothesis_test(plan: FuzzPlan, target: Target, draw: Callable[[Case], None]) -> Callable[[], None]:
     support = target.support(plan.device)
-    # a family has more than the case that fails: what is left to shrink is that case, and not the draws behind it
+    # Hypothesis would shrink the draws of the whole family: a failing case of a family is shrunk by `shrink` alone
     shrinks = plan.shrinks and support.steps_per_layer == 1
 
     num_drawn = 0
@@ -333,7 +349,7 @@ def _hypothesis_test(plan: FuzzPlan, target: Target, draw: Callable[[Case], None
 
     def run() -> None:
         with contextlib.suppress(_Enough), warnings.catch_warnings():
-            # that is the end of a run, which Hypothesis describes for itself with all cases of a family
+            # at the end of a run Hypothesis writes the repr of the whole family, and warns about its length
             warnings.filterwarnings("ignore", "Generating overly large repr", hypothesis.errors.HypothesisWarning)
             agree()
 

@@ -1,4 +1,4 @@
-"""A case on a target, and what became of it: one call, every byte that should not have changed, the judge, properties."""
+"""Runs a case on a target and reaches a verdict: by checks of memory, by the judge, and by properties."""
 
 import random
 import time
@@ -48,7 +48,7 @@ def _may_be_chance(verdict: Verdict, judgement: Judgement | None) -> bool:
 
 
 def _tried(case: Case, target: Target, device: str) -> tuple[Verdict, Judgement | None]:
-    """The verdict on one attempt, with the judgement that it is made of, if it is."""
+    """The verdict on one attempt, with the judgement if the judge was asked."""
     attempt = Attempt(case, target, device)
     attended = time.perf_counter()
 
@@ -85,7 +85,7 @@ def _with_judgement(verdict: Verdict, attempt: Attempt, judgement: Judgement) ->
 
 
 def _wrong_by_properties(attempt: Attempt) -> tuple[Kind, str] | None:
-    """What goes wrong as the target attends to variants of the step, and which kind that is."""
+    """The kind and the message of what goes wrong when properties call the target on variants of the step; else None."""
     try:
         with own_state():
             broken = _broken_property(attempt)
@@ -97,10 +97,10 @@ def _wrong_by_properties(attempt: Attempt) -> tuple[Kind, str] | None:
 
 
 def _broken_property(attempt: Attempt) -> str | None:
-    """The first property of the target that does not hold, in words; those that were asked become events of the attempt.
+    """The first property of the target that does not hold, in words. The checked properties become events of the attempt.
 
-    Each property takes more calls of the target. So a case asks PROPERTIES_OF_CASE of those that apply to it: its seed says
-    which.
+    Each property needs more calls of the target. So a case checks only PROPERTIES_OF_CASE of the properties that apply to it.
+    The case's seed chooses them.
     """
     properties = attempt.target.properties
     calls = asked = 0

@@ -1,4 +1,4 @@
-"""A small serving engine, so that backends meet what lies between steps: blocks that come and go, drafts, forks, preemption.
+"""A small serving engine. It shows backends what happens between steps: blocks that come and go, drafts, forks, preemption.
 
 As in vLLM, layers of one attention type form a group with block tables of its own, all groups take blocks from one pool, and an
 allocation holds one layer of each group. After every layer of every step the output is compared with `serving.uncached`.
@@ -23,7 +23,7 @@ NO_BLOCK = -1
 
 
 class Work(NamedTuple):
-    """What a step does for one request: a chunk of its tokens and, where that reaches the last one, drafts after it."""
+    """The work of a step for one request: a chunk of its tokens. Drafts follow if the chunk ends with the last token."""
 
     num_tokens: int
     num_drafts: int = 0
@@ -42,7 +42,7 @@ class ServedRequest:
     blocks: dict[AttentionType, list[int]] = field(default_factory=lambda: {DECODER: [], CROSS: []})
 
     def sequence(self, attn_type: AttentionType) -> list[int]:
-        """The tokens that layers of a type attend to."""
+        """The tokens whose keys layers of a type see: the request's own tokens, or the encoder's tokens."""
         return self.encoder_tokens if attn_type is CROSS else self.tokens
 
 
@@ -59,7 +59,7 @@ class Scheduled(NamedTuple):
 
 
 class BlockPool:
-    """Ids of blocks, and how many block tables hold each. The block freed last is given away first."""
+    """Ids of blocks, and how many block tables hold each block. The block that was freed last is allocated first."""
 
     def __init__(self, num_blocks: int) -> None:
         self.ref_counts = [0] * num_blocks
@@ -74,7 +74,7 @@ class BlockPool:
         self.ref_counts[block] += 1
 
     def release(self, block: int) -> bool:
-        """Give up one reference; whether the block is free now."""
+        """Give up one reference to a block, and return whether the block is free now."""
         self.ref_counts[block] -= 1
         if self.ref_counts[block]:
             return False
@@ -86,9 +86,9 @@ class ServingEngine:
     """Requests, their blocks, and a model whose every layer is compared with the reference in every step.
 
     Args:
-        model: what is served.
-        num_blocks: of the pool; a request that finds no block is preempted.
-        device: where the caches are.
+        model: the model to serve.
+        num_blocks: size of the pool. A request that gets no block is preempted.
+        device: of the caches.
     """
 
     def __init__(self, model: ServedModel, *, num_blocks: int, device: str = "cpu") -> None:
@@ -111,12 +111,12 @@ class ServingEngine:
         return any(part.layer.attn_type is CROSS for part in self.model.layers)
 
     def add_request(self, prompt_len: int, encoder_len: int) -> int:
-        """A new request of random tokens; encoder_len counts only for a model with cross-attention."""
+        """Add a request with random tokens. encoder_len is used only for a model with cross-attention."""
         encoder_tokens = self._tokens(encoder_len if self.has_cross_attention else 0)
         return self._add(ServedRequest(id=next(self._new_id), tokens=self._tokens(prompt_len), encoder_tokens=encoder_tokens))
 
     def step(self, work: Mapping[int, Work]) -> None:
-        """Run a batch of requests, in the order given, through all layers; then reject drafts and sample.
+        """Run a batch of requests through all layers, in the given order. Then reject drafts and sample tokens.
 
         Raises:
             WrongOutputError: a layer's output is wrong.
@@ -136,12 +136,12 @@ class ServingEngine:
         self.check_blocks()
 
     def reject(self, request: ServedRequest, num_rejected: int) -> None:
-        """Take back the last drafts; what they wrote stays in their slots until other tokens are written there."""
+        """Take back the last drafts. Their keys stay in the slots until other tokens are written there."""
         request.num_computed_tokens -= num_rejected
         del request.tokens[len(request.tokens) - num_rejected :]
 
     def fork(self, id: int, num_shared_tokens: int, num_new_tokens: int) -> int:
-        """A request that begins with another one's computed tokens, in the same blocks: a beam, or one with a common prefix."""
+        """Add a request that begins with another request's computed tokens, in the same blocks: a beam, or a common prefix."""
         parent = self.requests[id]
         num_shared = min(num_shared_tokens, parent.num_computed_tokens)
         shared = {DECODER: parent.blocks[DECODER][: self._num_blocks(num_shared)], CROSS: list(parent.blocks[CROSS])}
@@ -158,7 +158,7 @@ class ServingEngine:
         return self._add(child)
 
     def preempt(self, id: int) -> None:
-        """Take all blocks of a request; its next steps compute its tokens again."""
+        """Take all blocks from a request. Its next steps compute its tokens again."""
         request = self.requests[id]
         for blocks in request.blocks.values():
             for block in blocks:
@@ -173,10 +173,10 @@ class ServingEngine:
         del self.requests[id]
 
     def check_blocks(self) -> None:
-        """Check that the pool counts what requests hold, and that no block serves two groups; every action ends with it.
+        """Check that the pool counts the blocks of all requests, and that no block serves two groups. Every action ends so.
 
         Raises:
-            AssertionError: a block is counted wrongly, or held by both groups.
+            AssertionError: the count of a block is wrong, or both groups hold a block.
         """
         held = [{block for r in self.requests.values() for block in r.blocks[group]} for group in (DECODER, CROSS)]
         counts = Counter(block for r in self.requests.values() for blocks in r.blocks.values() for block in blocks)
@@ -186,7 +186,7 @@ class ServingEngine:
         assert not held[0] & held[1], f"blocks {held[0] & held[1]} hold tokens of the decoder and of the encoder"
 
     def _allocate(self, parts: Sequence[ModelLayer], num_blocks: int) -> None:
-        """One raw allocation, each layer's view of it, and the layers."""
+        """Make a raw allocation, the view of each layer that shares it, and the backends' layers."""
         dtype, block_size = DTYPES[self.model.dtype], self.model.block_size
         views = {}
         for part in parts:
@@ -210,7 +210,7 @@ class ServingEngine:
         self._pages.append(raw.view(2, num_blocks, -1).transpose(0, 1) if is_planes else raw.view(num_blocks, 2, -1))
 
     def metadata(self, attn_type: AttentionType, batch: Sequence[Scheduled]) -> CommonAttentionMetadata:
-        """What the layers of one group are told of the step."""
+        """The metadata of a step, which all layers of a group share."""
         query_start_loc = self._int32([0, *itertools.accumulate(scheduled.query_len for scheduled in batch)])
         tables = [scheduled.request.blocks[attn_type] for scheduled in batch]
         width = max(map(len, tables)) + 1
@@ -234,7 +234,7 @@ class ServingEngine:
         )
 
     def _schedule(self, id: int, work: Work) -> Scheduled | None:
-        """Give a request's chunk the blocks that it writes to; without enough of them it is preempted instead."""
+        """Allocate the blocks that a request's chunk writes to. If there are too few, preempt the request and return None."""
         request = self.requests[id]
         waiting = len(request.tokens) - request.num_computed_tokens
         num_tokens = min(work.num_tokens, waiting)
@@ -246,7 +246,7 @@ class ServingEngine:
         return Scheduled(request, num_tokens + num_drafts, max(0, num_drafts - work.num_accepted))
 
     def _reserve(self, request: ServedRequest, seq_len: int) -> bool:
-        """Allocate the blocks of a step, and copy those that it writes to and others hold too; whether there are enough."""
+        """Allocate the blocks of a step, and copy shared blocks that the step writes to. Return whether there are enough."""
         own, cross = request.blocks[DECODER], request.blocks[CROSS]
         first, end = request.num_computed_tokens // self.model.block_size, self._num_blocks(seq_len)
         shared = [i for i in range(first, min(end, len(own))) if self.pool.ref_counts[own[i]] > 1]
@@ -265,7 +265,7 @@ class ServingEngine:
         return True
 
     def _run(self, part: ModelLayer, batch: Sequence[Scheduled], common: CommonAttentionMetadata) -> None:
-        """One layer's step, the cache update and then attention, as the backend does them; the reference checks it."""
+        """Run one layer as the backend does, first the cache update and then attention, and check the output."""
         attn_type, impl, kv_cache = part.layer.attn_type, self._impls[part.name], self._caches[part.name]
         shape = (common.num_actual_tokens, part.layer.num_heads, part.layer.head_size)
         query = torch.randn(shape, generator=self._generator).to(device=self.device, dtype=DTYPES[self.model.dtype])
@@ -282,7 +282,7 @@ class ServingEngine:
                 rotated, key, value, at, self.reference.cos_sin_cache, kv_cache, slot_mapping, is_neox=True
             )
         else:
-            if not tokens:  # cross-attention after the first step
+            if not tokens:  # cross-attention writes only in the first step
                 key = value = None
             impl.do_kv_cache_update(key, value, kv_cache, slot_mapping)
         output = canary(shape, query.dtype, self.device)
@@ -295,7 +295,7 @@ class ServingEngine:
         self.reference.check(part, attended, query, output)
 
     def _written(self, scheduled: Scheduled, attn_type: AttentionType) -> range:
-        """Positions whose keys and values a step brings: the new tokens', or once the encoder's."""
+        """Positions whose keys and values a step writes: those of new tokens, or in the first step those of the encoder."""
         request = scheduled.request
         if attn_type is CROSS:
             return range(0 if request.encoder_is_written else len(request.encoder_tokens))

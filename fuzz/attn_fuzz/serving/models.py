@@ -34,10 +34,10 @@ class ModelLayer:
     """One attention layer of a model.
 
     Args:
-        name: for messages.
+        name: of the layer, for messages.
         backend: a name in attn_optimized.backends.BACKENDS.
-        layer: of DECODER or ENCODER_DECODER; `layout` is that of the view which the backend is handed.
-        allocation: which of the model's raw allocations holds its cache.
+        layer: of type DECODER or ENCODER_DECODER. Its `layout` is the layout of the view that the backend gets.
+        allocation: index of the model's raw allocation that holds the cache.
         allocation_layout: as for AttentionImpl.
         rope: whether its cache update rotates.
     """
@@ -52,14 +52,14 @@ class ModelLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
-    """Layers that are served together. They agree in the heads and the head size of their caches.
+    """Layers that are served together. Their caches have the same number of heads and the same head size.
 
     Args:
         layers: in the order in which a step runs them, allocation by allocation.
         dtype: of queries, keys, values and caches, by name.
         block_size: slots of a block.
         rounding: where the layers' kernels round.
-        free_slots: what slots hold that nobody has written since their block was free.
+        free_slots: the number in slots that are not written since their block was free.
         aiter: AMD's AITER for the backends that use it; the installed one if None.
     """
 
@@ -89,7 +89,7 @@ def served(
     Args:
         device: "cpu" or "cuda".
         architecture, aiter, backends: as for attn_optimized.selector.select_model.
-        cross_layout: of the cross-attention, where the engine decides that.
+        cross_layout: layout of the cross-attention's cache, if the engine decides it.
         rope: whether the cache update of `full` rotates.
         rounding, dtype, free_slots: as in ServedModel.
     """
@@ -136,12 +136,12 @@ def triton(device: str) -> ServedModel:
 
 
 def rocm(device: str) -> ServedModel:
-    """ROCM_ATTN where it serves, beside a cross-attention of TRITON_ATTN whose blocks are read as planes (vLLM #43945)."""
+    """ROCM_ATTN for self-attention. TRITON_ATTN runs the cross-attention, and reads its blocks as planes (vLLM #43945)."""
     return served(device, "gfx942", rounding=TRITON.rounding(device), cross_layout=Layout.BLOCKS_FIRST_NHD)
 
 
 def aiter_unified(device: str) -> ServedModel:
-    """ROCM_AITER_UNIFIED_ATTN throughout, with the installed AITER; its kernel reads slots that no query sees."""
+    """All layers on ROCM_AITER_UNIFIED_ATTN, with the installed AITER. Its kernel reads slots that no query sees."""
     return served(
         device,
         "gfx1100",

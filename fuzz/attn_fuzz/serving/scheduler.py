@@ -1,4 +1,4 @@
-"""A scheduler that Hypothesis plays: it looks for actions after which a backend is wrong, and then for fewer of them."""
+"""A scheduler that Hypothesis plays. It looks for actions after which a backend is wrong, and then for fewer actions."""
 
 from typing import Any
 
@@ -12,16 +12,16 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 
 NUM_BLOCKS = 14
 MAX_REQUESTS = 5
-# around the ends of blocks and of a kernel's tiles
+# lengths around the ends of blocks and of a kernel's tiles
 LENGTHS = st.sampled_from([1, 2, 15, 16, 17, 33])
 DRAFTS = st.sampled_from([0, 1, 2, 4])
 WORK = st.builds(Work, num_tokens=st.sampled_from([1, 3, 16, 64]), num_drafts=DRAFTS, num_accepted=DRAFTS)
-# of the requests that there are, counted around
+# the index of a request, modulo the number of requests
 REQUEST = st.integers(0, MAX_REQUESTS - 1)
 
 
 class Scheduler(RuleBasedStateMachine):
-    """What a scheduler may do, in any order."""
+    """The actions of a scheduler, as rules that Hypothesis applies in any order."""
 
     def __init__(self, model: ServedModel, engine: type[ServingEngine] = ServingEngine, device: str = "cpu") -> None:
         super().__init__()
@@ -35,13 +35,13 @@ class Scheduler(RuleBasedStateMachine):
     @precondition(lambda self: self.engine.requests)
     @rule(batch=st.lists(st.tuples(REQUEST, WORK), min_size=1, max_size=MAX_REQUESTS))
     def step(self, batch: list[tuple[int, Work]]) -> None:
-        """Chunks of prefill, decodes and speculation, mixed, with the requests in any order."""
+        """Run chunks of prefill, decodes and drafts in one batch, with the requests in any order."""
         self.engine.step({self._request(request).id: work for request, work in batch})
 
     @precondition(lambda self: self.engine.requests)
     @rule(num_drafts=DRAFTS, num_accepted=DRAFTS)
     def decode(self, num_drafts: int, num_accepted: int) -> None:
-        """A token of every request, and drafts after it, as most of an engine's steps are."""
+        """Run one token of every request and the drafts after it. Most steps of an engine are like this."""
         self.engine.step(dict.fromkeys(self.engine.requests, Work(1, num_drafts, num_accepted)))
 
     @precondition(lambda self: 0 < len(self.engine.requests) < MAX_REQUESTS)
@@ -82,16 +82,16 @@ def play(
     """Serve a model under sequences of actions that a seed determines.
 
     Args:
-        model: what is served.
+        model: the model to serve.
         device: "cpu" or "cuda".
         seed: the same one plays the same sequences.
-        sequences: how many, each on a new engine.
-        actions: of one sequence, at most.
-        engine: what serves.
+        sequences: number of sequences. Each starts a new engine.
+        actions: the most actions of a sequence.
+        engine: class of the engine.
         options: further settings of Hypothesis.
 
     Raises:
-        WrongOutputError: a backend is wrong. Its notes are the fewest actions that Hypothesis found to end there.
+        WrongOutputError: a backend is wrong. The notes of the error list the shortest sequence that Hypothesis found.
     """
 
     def scheduler() -> Scheduler:

@@ -1,8 +1,8 @@
-"""The reference on whole sequences: what the layers of a served model should have given, with no cache and no earlier step.
+"""The reference on whole sequences: the right outputs of a served model's layers, without a cache or earlier steps.
 
-Which key and value a token has is a function of the layer, the token and its position: any sequence can be laid out anew.
-Numbers are random and held to the judge's bound without statistics, which no rounding breaks; in float32 a single key that is
-missing, stale or too many is orders of magnitude beyond it.
+A token's key and value depend only on the layer, the token and its position, so they can be computed again for any sequence.
+Numbers are random, and outputs are held to the bound that no rounding breaks. In float32, an error by a single missing, stale
+or extra key exceeds this bound by orders of magnitude.
 """
 
 import dataclasses
@@ -29,20 +29,20 @@ class WrongOutputError(AssertionError):
 
 
 class Attended(NamedTuple):
-    """What one request attends to in a step."""
+    """A request in a step, with the tokens of all keys that the request sees."""
 
     request: int
     tokens: Sequence[int]
-    """all keys' tokens: the encoder's for cross-attention"""
+    """the token of each key; the encoder's tokens for cross-attention"""
     query_len: int
 
 
 class UncachedReference:
-    """Keys and values of tokens, and what queries make of them.
+    """Computes keys and values of tokens, and checks the outputs of layers.
 
     Args:
-        model: what is served.
-        device: where.
+        model: the served model.
+        device: of all tensors.
     """
 
     def __init__(self, model: ServedModel, device: str) -> None:
@@ -56,7 +56,7 @@ class UncachedReference:
     def keys_and_values(
         self, part: ModelLayer, tokens: Iterable[int], positions: Iterable[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """[rows, HK, D] each: what tokens at some positions have in a layer, before any rotation."""
+        """The keys and values [rows, HK, D] of tokens at some positions, in one layer and before any rotation."""
         of_tokens, of_positions = self._embeddings[part.name]
         key, value = of_tokens[:, list(tokens)] + of_positions[:, list(positions)]
         return key, value
@@ -66,12 +66,12 @@ class UncachedReference:
 
         Args:
             part: the layer.
-            sequences: of each request in the batch.
+            sequences: one for each request in the batch.
             query: [T, H, D], before any rotation.
             output: [T, H, D], as the backend left it.
 
         Raises:
-            WrongOutputError: it is beyond the judge's bound.
+            WrongOutputError: the output is beyond the judge's bound.
         """
         lens = [len(sequence.tokens) for sequence in sequences]
         positions = [position for length in lens for position in range(length)]
@@ -118,7 +118,7 @@ class UncachedReference:
         kv_cache: torch.Tensor,
         layer: Layer,
     ) -> torch.Tensor:
-        """The rotated queries; the keys of whole sequences are rotated into their cache."""
+        """Write the rotated keys of whole sequences into kv_cache, and return the rotated queries."""
         new = torch.tensor(is_new, device=self.device)
         queries = query.new_zeros(len(new), *query.shape[1:])
         queries[new] = query

@@ -12,9 +12,12 @@ MAX_REQUESTS = 8
 def query_lens(support: Support, rules: set[str]) -> st.SearchStrategy[st.SearchStrategy[int]]:
     """The kinds of steps that an engine makes, as strategies of one request's query length.
 
-    Decode (1 and graph padding), speculative decode (a few), prefill and extend (around a tile's end), and mixes of them.
-    Drafts are most often a few; ranges, which may end a tile later than they begin, longer than a tile; and chunks, which are
-    miscounted before the sequence begins, less often one.
+    Decode has 1 query (or 0, as graph padding), speculative decode a few, and prefill and extend lengths around a tile's end.
+    Some batches mix them.
+
+    - With drafts (qq_bias), a few queries are drawn most often.
+    - With ranges, lengths beyond a tile are drawn more often: a range may end a tile later than it begins.
+    - With chunks, single queries are drawn less often: chunks are easily miscounted before the sequence begins.
     """
     around = sorted({tile * k + more for tile in support.tile_sizes for k in (1, 2) for more in (-1, 0, 1)})
     decode = st.sampled_from([1, 1, 1, 0])
@@ -45,7 +48,7 @@ def lengths(support: Support, block_size: int) -> st.SearchStrategy[int]:
 def batches(
     draw: st.DrawFn, support: Support, attn_type: AttentionType, block_size: int, rules: set[str]
 ) -> tuple[Request, ...]:
-    """1 to 8 requests without their blocks, within the support's number of tokens and keys."""
+    """1 to 8 requests without blocks, within the support's limits on tokens and keys."""
     flags = [flag for flag, can in ((True, support.causal), (False, "non_causal" in support.rules)) if can]
     per_request = attn_type is AttentionType.DECODER and "per_request_causal" in support.rules and draw(st.booleans())
     causal = attn_type is AttentionType.DECODER and draw(st.sampled_from(flags))

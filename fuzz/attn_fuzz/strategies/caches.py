@@ -11,7 +11,7 @@ from attn_fuzz.targets.target import Support
 from hypothesis import strategies as st
 
 replace = msgspec.structs.replace
-# ids that 16 bits do not hold, where so many blocks take little memory
+# ids beyond 16 bits, if this many blocks need little memory
 HIGH_ID, SMALL_PAGE = 1 << 15, 64
 
 
@@ -20,15 +20,15 @@ def caches(draw: st.DrawFn, support: Support, case: Case, layer_cache: dict[str,
     """A cache that holds a case's requests, and the requests with their blocks.
 
     Args:
-        case: without a cache.
-        layer_cache: its fields that are fixed for a model.
+        case: a case without a cache.
+        layer_cache: the fields of the cache that were drawn with the layer.
     """
     requests, block_size = case.requests, layer_cache["block_size"]
     needed = [-(-request.seq_len // block_size) for request in requests]
     few = [0, 1, 2, 5] if block_size <= 128 else [0, 1]
     is_small = block_size * case.num_kv_heads * case.head_size <= SMALL_PAGE
     high = [HIGH_ID, HIGH_ID] if is_small else []
-    # as many as K and V are: a dimension that is 2 is easily taken for theirs
+    # 2 is often drawn: a kernel may take a dimension of 2 for the dimension of K and V
     two = [2 - sum(needed)] * len(few) if sum(needed) <= 2 else []
     unused = draw(st.sampled_from(few + two + high))
     num_blocks = max(1, sum(needed) + unused)
@@ -66,7 +66,7 @@ def _among(support: Support, layouts: tuple[Layout, ...]) -> st.SearchStrategy[L
 
 
 def _shareable(first: Request, request: Request, block_size: int, attn_type: AttentionType, writes: bool) -> int:
-    """Leading blocks of `first` that hold context of both, so that neither writes them in this step."""
+    """Leading blocks of `first` that both requests can share: they hold context of both, so neither request writes them."""
     if attn_type is AttentionType.ENCODER_DECODER:
         return 0 if writes else min(first.seq_len, request.seq_len) // block_size
     contexts = (max(0, r.seq_len - r.query_len) for r in (first, request))

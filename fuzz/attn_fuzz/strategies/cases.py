@@ -1,4 +1,4 @@
-"""Strategies of whole cases: what a target supports, and now and then what it must refuse."""
+"""Strategies of whole cases: cases that a target supports, and sometimes a case that it must refuse."""
 
 from typing import Any
 
@@ -17,17 +17,17 @@ VALUES = ("exact", "one_hot", "signature", "random", "extreme")
 
 
 def cases(target: str, support: Support, refuses: bool = True) -> st.SearchStrategy[Case]:
-    """Any step that a target supports; and now and then one that it must refuse, if there is any and it promises to."""
+    """Any step that a target supports. If the target promises refusals, a step that it must refuse is sometimes drawn."""
     supported = steps(target, support).filter(lambda case: support.beyond(case) is None)
     if not refuses or support.widened() == support:
         return supported
     refused = steps(target, support.widened()).filter(lambda case: support.beyond(case) is not None)
-    # st.one_of would count a strategy that it is given three times once
+    # st.one_of would count a strategy only once, even if it is given three times
     return st.sampled_from([supported, supported, supported, refused]).flatmap(lambda steps: steps)
 
 
 def families(target: str, support: Support, refuses: bool = True) -> st.SearchStrategy[tuple[Case, ...]]:
-    """Cases that share a layer, at most `support.steps_per_layer`: a kernel compiled for the first serves the others."""
+    """At most `support.steps_per_layer` cases that share a layer. A kernel compiled for the first case serves all of them."""
     if support.steps_per_layer == 1:
         return cases(target, support, refuses).map(lambda case: (case,))
     return _families(target, support, refuses and support.widened() != support)
@@ -46,7 +46,7 @@ def _families(draw: st.DrawFn, target: str, support: Support, refuses: bool) -> 
 
 @st.composite
 def steps(draw: st.DrawFn, target: str, support: Support, layer_drawn: DrawnLayer | None = None) -> Case:
-    """Any step within a support, of a layer that `layers` drew."""
+    """Any step that a support allows, of a layer that `layers` has drawn."""
     layer, layer_cache, rules = layer_drawn or draw(layers(support))
     attn_type: AttentionType = layer["attn_type"]
     requests = draw(batches(support, attn_type, layer_cache.get("block_size", 16), rules))
@@ -70,19 +70,19 @@ def steps(draw: st.DrawFn, target: str, support: Support, layer_drawn: DrawnLaye
     )
     if layer_cache:
         case = draw(_with_cache(support, case, layer_cache, rules))
-    assume(num_elements(case) <= MAX_ELEMENTS)  # or what it finds could not be replayed
+    assume(num_elements(case) <= MAX_ELEMENTS)  # a case beyond this limit could not be replayed
     return case
 
 
 def values(rules: set[str]) -> st.SearchStrategy[Values]:
-    """Every kind; large logits twice as often where there is a cap, which matters for them."""
+    """All kinds of values. Large logits are drawn twice as often with a cap, because a cap changes large logits most."""
     kinds = st.sampled_from(VALUES + VALUES[-1:] * ("logits_soft_cap" in rules))
     return st.builds(Values, kind=kinds, seed=st.integers(0, 2**32 - 1))
 
 
 @st.composite
 def _with_cache(draw: st.DrawFn, support: Support, case: Case, layer_cache: dict[str, Any], rules: set[str]) -> Case:
-    """The case with a cache, and with what is done to it in this step."""
+    """The case with a cache, and with the fields that say how this step uses the cache."""
     case = replace(case, writes="rope" in rules or draw(st.sampled_from([True, True, False])))
     cache, requests = draw(caches(support, case, layer_cache))
     tokens = sum(request.query_len for request in requests)
@@ -103,7 +103,7 @@ def _with_cache(draw: st.DrawFn, support: Support, case: Case, layer_cache: dict
 
 @st.composite
 def ropes(draw: st.DrawFn, head_size: int) -> Rope:
-    """Rotations of all dims, of half of them, or of one pair."""
+    """Rotations of all dims, half of the dims, or one pair of dims."""
     return Rope(
         rotary_dim=draw(st.sampled_from([head_size - head_size % 2, max(2, head_size // 4 * 2), 2])),
         neox=draw(st.booleans()),

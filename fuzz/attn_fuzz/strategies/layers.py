@@ -32,7 +32,7 @@ def layers(draw: st.DrawFn, support: Support) -> DrawnLayer:
         and "window" in support.rules
         and draw(st.sampled_from([True, True, True, False]))
     ):
-        chosen = chosen | {"window"}  # neither says anything without one
+        chosen = chosen | {"window"}  # without a window, neither rule has an effect
     layer = {
         "attn_type": attn_type,
         "dtype": dtype,
@@ -49,7 +49,7 @@ def layers(draw: st.DrawFn, support: Support) -> DrawnLayer:
 
 
 def attn_types(support: Support) -> st.SearchStrategy[AttentionType]:
-    """DECODER twice as often as all others together: it has the most ways to be wrong."""
+    """DECODER is drawn twice as often as all other types together, because it has the most ways to be wrong."""
     others = [attn_type for attn_type in support.attn_types if attn_type is not AttentionType.DECODER]
     decoder = [AttentionType.DECODER] * max(1, 2 * len(others)) if AttentionType.DECODER in support.attn_types else []
     return st.sampled_from(decoder + others)
@@ -57,12 +57,12 @@ def attn_types(support: Support) -> st.SearchStrategy[AttentionType]:
 
 @st.composite
 def caches_of_layers(draw: st.DrawFn, support: Support, dtype: str, quantized: bool) -> dict[str, Any]:
-    """A layout that some of the support's sizes fit, a block size, and for a quantized cache its dtype and kind of scales."""
+    """A layout that fits some of the support's sizes, a block size, and a quantized cache's dtype and kind of scales."""
     cache_dtype = draw(st.sampled_from(support.cache_dtypes)) if quantized else None
     itemsize = _itemsize(dtype, cache_dtype)
     fitting = [layout for layout in support.layouts if _fits(support, layout, itemsize, quantized)]
     inline = [layout for layout in fitting if layout.has_inline_scales]
-    layout = draw(st.sampled_from(fitting + inline))  # as often as each other kind of scales
+    layout = draw(st.sampled_from(fitting + inline))  # inline scales are drawn as often as each other kind of scales
     scales = None
     if cache_dtype is not None and not layout.has_inline_scales:
         scales = "token" if cache_dtype == "int8" else draw(st.sampled_from(support.scales))
@@ -73,7 +73,7 @@ def caches_of_layers(draw: st.DrawFn, support: Support, dtype: str, quantized: b
 
 @st.composite
 def block_sizes(draw: st.DrawFn, fitting: list[int]) -> int:
-    """One of some block sizes; very large ones, which make a case slow, now and then."""
+    """A block size among those that fit. Very large sizes make a case slow, and are drawn rarely."""
     usual = [size for size in fitting if size <= 128] or fitting
     return draw(st.sampled_from(fitting if draw(st.integers(0, 9)) == 9 else usual))
 
@@ -87,7 +87,7 @@ def _fits(support: Support, layout: Layout, itemsize: int, quantized: bool) -> b
 
 
 def _multiple_of(layout: Layout | None, itemsize: int) -> tuple[int, int]:
-    """Numbers of which a layer's head size and block size are multiples."""
+    """The numbers of which head size and block size must be multiples."""
     return (1, 1) if layout is None else layout.units(itemsize)
 
 

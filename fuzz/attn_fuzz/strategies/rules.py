@@ -41,7 +41,7 @@ DRAWN_ELSEWHERE = {
 
 
 def rules(support: Support, attn_type: AttentionType) -> st.SearchStrategy[set[str]]:
-    """Names of rules that are defined for an attention type and that the target supports."""
+    """Names of the rules that the attention type has and the target supports."""
     possible = _possible(support, attn_type)
     if not possible:
         return st.just(set())

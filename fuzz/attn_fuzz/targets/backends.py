@@ -21,7 +21,7 @@ from attn_fuzz.targets.triton import TRITON
 
 
 def config_of(case: Case) -> AttentionConfig:
-    """What a case asks of its layer, and of a step."""
+    """The AttentionConfig of a case: what the case asks of its layer and of a step."""
     return AttentionConfig(
         num_heads=case.num_heads,
         num_kv_heads=case.num_kv_heads,
@@ -42,12 +42,12 @@ def _scales_of(case: Case) -> Scales | None:
         return None
     if case.cache.layout.has_inline_scales:
         return "inline"
-    # a scale for the only head is one for all
+    # with a single KV head, a scale per head is a scale for all heads
     return "tensor" if case.cache.scales == "head" and case.num_kv_heads == 1 else case.cache.scales
 
 
 def support_of(capabilities: Capabilities, sizes: Support) -> Support:
-    """A declaration as what is drawn, of some sizes those that it allows, and what must be refused."""
+    """The Support that a backend declares: the rules and the sizes it allows are drawn, and the rest must be refused."""
     can = capabilities
 
     def exclude(case: Case) -> str | None:
@@ -153,7 +153,7 @@ class _Backend:
 
 
 def _common_metadata(batch: Batch, attn_type: AttentionType) -> Any:
-    """What an engine knows of the step: causality is that of the decoder's layers, whatever this layer is."""
+    """The metadata of a step as an engine makes it: `causal` is the decoder's, whatever the layer's attention type is."""
     from attn_optimized.backends import CommonAttentionMetadata
 
     crosses = attn_type is AttentionType.ENCODER_DECODER

@@ -1,4 +1,4 @@
-"""What a target is: functions that attend, and what they declare of themselves."""
+"""What a target is: functions that write a cache and attend, with a declaration of what they support and where they round."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -68,8 +68,10 @@ def _nothing(case: Case) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Support:
-    """What a target can do. Everything declared here must be right. Everything else must be refused, with a ValueError or a
-    NotImplementedError before anything is written. Sizes, dtypes and layouts are only what is drawn.
+    """What a target supports.
+
+    The target must be right in everything that is declared here. It must refuse everything else, with a ValueError or a
+    NotImplementedError before anything is written. Sizes, dtypes and layouts only say what is drawn.
 
     Args:
         attn_types, dtypes: at least one of each.
@@ -79,17 +81,17 @@ class Support:
         causal: whether a DECODER may be causal.
         cache_dtypes, scales: of quantized caches; rows with inline scales are of layout CONTENT_PACKED_SCALED instead.
         output_dtypes: of `out` where there is an output_scale.
-        exclude: says of a case, in words, why the target does not support it; for what no field can say, such as windows that
-            are open to the right, K and V planes (`case.cache.planes`) or a fused qkv tensor.
-        unused_slots: what slots that no query sees hold: NaN; or in 3 of 4 cases a finite number, for a kernel that is known to
-            read them and to give them a weight of 0: 0 * NaN is NaN.
-        tile_sizes: sizes at whose multiples the kernel changes its ways; lengths are drawn around them.
-        max_tokens, max_seq_len: keep an example affordable.
-        steps_per_layer: how many cases in a row share a layer, where a kernel is compiled for each layer and that takes longer
-            than many cases do.
+        exclude: returns why the target does not support a case, or None. It is for limits that no field can express, such as
+            windows that are open to the right, K and V planes (`case.cache.planes`) or a fused qkv tensor.
+        unused_slots: the numbers in slots that no query sees. "NaN" finds a kernel that reads them. "mostly finite" is for a
+            kernel that is known to read them with a weight of 0, because 0 * NaN is NaN: 3 of 4 cases hold a finite number.
+        tile_sizes: sizes of the kernel's tiles. Lengths are drawn around their multiples.
+        max_tokens, max_seq_len: the most query tokens of a batch and keys of a request, so that an example stays fast.
+        steps_per_layer: how many cases in a row share a layer. Raise it if a kernel is compiled for each layer, and compiling
+            takes longer than running many cases.
 
     Raises:
-        ValueError: a field names nothing where it must, or something that there is not.
+        ValueError: a field that needs an entry has none, or a rule is unknown.
     """
 
     attn_types: tuple[AttentionType, ...]
@@ -156,7 +158,7 @@ class Support:
         return self.exclude(case)
 
     def widened(self) -> "Support":
-        """The same sizes, dtypes and layouts with every property: what the strategies draw refusals from."""
+        """A Support with the same sizes, dtypes and layouts, and every rule. Refusals are drawn from it."""
         layouts = self.layouts or EVERYTHING.layouts
         return dataclasses.replace(EVERYTHING, layouts=layouts, **{name: getattr(self, name) for name in _DRAWN})
 
@@ -170,7 +172,7 @@ EVERYTHING = Support(
     scales=("tensor", "head", "token"),
     output_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
 )
-"""All that a case can have."""
+"""A Support of everything that a case can have."""
 
 _DRAWN = (
     "unused_slots",
@@ -191,25 +193,25 @@ def _no_events(step: Step) -> Iterable[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Something that attends.
+    """Attention to check: functions to call, and what they declare.
 
     Args:
         name: as in the entry point.
         description: one line.
         attention: see AttentionFunction.
-        write_kv_cache, rope_and_write_kv_cache: see WriteFunction and RopeFunction; None: the reference writes the cache, and
-            only the rest is checked.
-        support: what it can do on a device type, "cpu" or "cuda".
-        refuses: whether it promises to refuse what is beyond its support; if not, none of that is drawn.
-        rounding: where it rounds on a device type.
-        unavailable: None if it can run on a device type here, else why not, in words.
-        events: names of the paths that it takes for a step, such as "split"; a run counts them.
-        properties: what its outputs promise of each other, beyond being right; see `attn_fuzz.properties`. A case asks two of
-            those that apply to it.
-        oracle: whether the reference judges its outputs too. If not, memory and properties alone do, and sizes may be such that
-            the reference would take too long.
-        findings: what it is known to do wrong; see `attn_fuzz.findings.finding`.
-        sanitizes: whether its kernels are Triton's and keep to what `attn_fuzz.interpreted.permissions` says, access by access.
+        write_kv_cache, rope_and_write_kv_cache: see WriteFunction and RopeFunction. If None, the reference writes the cache,
+            and the write is not checked.
+        support: returns what the target supports on a device type, "cpu" or "cuda".
+        refuses: whether the target refuses cases beyond its support. If not, such cases are not drawn.
+        rounding: returns where the target rounds on a device type.
+        unavailable: returns why the target cannot run on a device type here, or None if it can.
+        events: returns names of the paths that the target takes for a step, such as "split". A run counts them.
+        properties: relations between outputs that the target promises (`attn_fuzz.properties`). A case checks two of the
+            properties that apply to it.
+        oracle: whether the reference judges the outputs. Without an oracle only memory and properties are checked, and sizes
+            may be too large for the reference.
+        findings: known bugs of the target (`attn_fuzz.findings.finding`).
+        sanitizes: whether its kernels are written in Triton and access only what `attn_fuzz.interpreted.permissions` allows.
     """
 
     name: str

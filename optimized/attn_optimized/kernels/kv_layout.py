@@ -10,7 +10,7 @@ import triton.language as tl
 
 @triton.jit
 def key_offset(slot, dim, block_size, stride_slot, STRIDE_UNIT: tl.constexpr, X: tl.constexpr, INTERIOR: tl.constexpr):
-    """Of K's element (slot, dim); the two broadcast."""
+    """The offset of K's element (slot, dim) in its page; slot and dim broadcast."""
     packed_dim = dim.to(tl.int64) // X * block_size
     return slot * stride_slot * STRIDE_UNIT + dim if INTERIOR == "rows" else (packed_dim + slot) * X + dim % X
 
@@ -26,7 +26,7 @@ def value_offset(
     X: tl.constexpr,
     INTERIOR: tl.constexpr,
 ):
-    """Of V's element (slot, dim); the two broadcast."""
+    """The offset of V's element (slot, dim) in its page; slot and dim broadcast."""
     if INTERIOR == "rows":
         offset = slot * stride_slot * STRIDE_UNIT + dim
     elif INTERIOR == "x_packed":
@@ -48,7 +48,7 @@ def load_packed_keys(
     X: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """[N, D] from pages [D/x, BS, x], read as they lie: page, slot and in_tile are [N]."""
+    """Keys [N, D] from pages [D/x, BS, x], in the order of memory: page, slot and in_tile are [N]."""
     # [D/x, N, x]
     packed_dim = tl.arange(0, BLOCK_D // X)[:, None, None]
     row = (page + slot * X)[None, :, None]
@@ -66,7 +66,7 @@ def load_packed_keys(
 
 @triton.constexpr_function
 def slots_side_by_side(BLOCK_SIZE, BLOCK_N, X, INTERIOR):
-    """Slots of a dim of V that lie one behind the other, a power of two of them."""
+    """How many slots of a dim of V lie one behind the other in a tile, as a power of two."""
     return X if INTERIOR == "shuffled" else min(BLOCK_SIZE & -BLOCK_SIZE, BLOCK_N)
 
 
@@ -86,9 +86,9 @@ def load_packed_values(
     INTERIOR: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """[N, D] from pages [D, BS] or [BS/x, D, x], read as they lie; in_tile is [N]."""
+    """Values [N, D] from pages [D, BS] or [BS/x, D, x], in the order of memory; in_tile is [N]."""
     S: tl.constexpr = slots_side_by_side(BLOCK_SIZE, BLOCK_N, X, INTERIOR)
-    # [N/S]; the block is looked up once more, and the compiler sees that all of S slots are in one
+    # [N/S]; blocks are looked up anew, once for S slots: so the compiler sees that they are in one block
     key = first_key + tl.arange(0, BLOCK_N // S) * S  # int32: a key of its request
     unsigned_key = key.to(tl.uint32, bitcast=True)
     in_tile = tl.reshape(in_tile, [BLOCK_N // S, S])

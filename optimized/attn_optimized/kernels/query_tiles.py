@@ -1,8 +1,8 @@
 """How the query rows of a ragged batch are cut into tiles, without a plan made on the host.
 
-Where no request has more queries than a tile, each has one. Else request r needs `ceil(query_len / queries_per_tile)` tiles, so
-its first one can be `query_start_loc[r] // queries_per_tile + r`: room enough for everybody before it. These numbers rise, and
-the request of a tile is the last whose number is not above it.
+If no request has more queries than a tile, each request has one tile. Else request r needs `ceil(query_len / queries_per_tile)`
+tiles, and its first tile is `query_start_loc[r] // queries_per_tile + r`. That leaves room for the tiles of all requests before
+it. First tiles rise with the request, so a tile belongs to the last request whose first tile is not above it.
 """
 
 from typing import NamedTuple
@@ -42,7 +42,7 @@ def find_tile(query_start_loc_ptr, num_requests, queries_per_tile, one_tile_per_
     if one_tile_per_request:
         request = tile
     else:
-        # all at once: each step of a binary search would wait for memory
+        # all requests are loaded at once: each step of a binary search would wait for memory
         request = -1
         for first in range(0, num_requests, REQUESTS_AT_ONCE):
             candidate = first + tl.arange(0, REQUESTS_AT_ONCE)

@@ -1,4 +1,4 @@
-"""Attention over parts of the keys, reduced to attention over all of them (split-KV decode, cascade)."""
+"""Reducing attention over parts of the keys to attention over all of them (split-KV decode, cascade)."""
 
 import triton.language as tl
 
