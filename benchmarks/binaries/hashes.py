@@ -6,6 +6,10 @@
 A refactoring of a kernel proves with it that nothing has changed. Left out of a hash is what no GPU reads: comments, source
 files and lines, and the names of the kernel and of its labels. Names of a kernel's parameters and variables are only in
 comments. The order of the parameters is not left out: it is where the kernel finds them.
+
+AMD's compiler is not deterministic: when the same source is compiled again, about one launch in a hundred comes out with other
+registers, or with operands the other way round. A launch that differs is compiled again in both trees, with an empty
+TRITON_CACHE_DIR, before it counts as changed.
 """
 
 import hashlib
