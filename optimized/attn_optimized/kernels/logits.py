@@ -63,8 +63,9 @@ def tanh(x):
 def alibi(slopes_ptr, has_slopes, rows, position, key):
     """[M, N]: minus the head's slope times the distance of query and key."""
     # has_slopes is 0 or 1: without slopes, a row reads the one element that is there
+    has_any = has_slopes != 0
     slope_ptr = slopes_ptr + rows.head * has_slopes  # int32: a head or 0
-    slope = tl.where(has_slopes != 0, tl.load(slope_ptr, mask=rows.owned, other=0.0), 0.0)
+    slope = tl.where(has_any, tl.load(slope_ptr, mask=rows.owned, other=0.0), 0.0)
     return -slope[:, None] * tl.abs(key[None, :] - position[:, None]).to(tl.float32)
 
 
