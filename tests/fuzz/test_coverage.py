@@ -91,7 +91,12 @@ def test_a_side_refuses_a_feature_if_it_refuses_every_case_that_has_it(count):
     """For the reason that belongs to the feature: a case of two such features is refused for the first of them."""
     both = replace(CAPPED_ALIBI, window=(1, 0))
     cases = (CAPPED, CAPPED_WINDOW, ENCODER_WINDOW, both, both, both, CAPPED_ALIBI)
-    expected = {"encoder": "encoder attention", "window": "a window", "alibi_slopes": "ALiBi", "prefill": "encoder attention"}
+    expected = {
+        "encoder": "encoder attention",
+        "window": "a sliding window",
+        "alibi_slopes": "ALiBi",
+        "prefill": "encoder attention",
+    }
     for drawn in (cases, cases[::-1]):
         refused = count(*drawn, sides=("triton", "triton-cascade")).refused
         assert refused == {"triton": {}, "triton-cascade": expected}

@@ -30,7 +30,13 @@ each_case = given(cases("anything", dataclasses.replace(EVERYTHING, head_sizes=(
 
 def seeing(see) -> Target:
     """A kernel that is right but for which keys it sees."""
-    return Target(name="seeing", description="", attention=planted.flash(4, 1, see), rounding=lambda device: ROUNDING)
+    return Target(
+        name="seeing",
+        description="",
+        attention=planted.flash(4, 1, see),
+        support=lambda device: EVERYTHING,
+        rounding=lambda device: ROUNDING,
+    )
 
 
 def valued(case, kind, dtype, **changes):
@@ -120,6 +126,7 @@ def test_a_cache_that_is_rounded_when_it_is_dequantized_agrees_with_who_declares
                 name="rounding",
                 description="",
                 attention=rounding_attention,
+                support=lambda device: EVERYTHING,
                 rounding=lambda device, declared=declared: dataclasses.replace(ROUNDING, rounds_dequantized=declared),
             )
             kinds[declared].add(try_case(case, target, "cpu").kind)

@@ -18,6 +18,7 @@ import dataclasses
 
 import attn_reference
 from attn_fuzz.targets import Rounding, Target
+from attn_fuzz.targets.target import EVERYTHING
 
 right = attn_reference.paged_attention
 
@@ -32,6 +33,7 @@ TARGET = Target(
     name="suspect",
     description="loses the sinks where each request has one query",
     attention=lambda q, k, v, kv_cache, layer, batch, *, out, lse: paged_attention(q, kv_cache, layer, batch, out=out, lse=lse),
+    support=lambda device: EVERYTHING,
     rounding=lambda device: Rounding(keys_per_tile=1024),
 )
 """

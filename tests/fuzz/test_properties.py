@@ -90,6 +90,7 @@ def planted(rows: Rows, *names: str, attend=REFERENCE_FP32.attention) -> Target:
         name="planted",
         description="planted",
         attention=attention,
+        support=REFERENCE_FP32.support,
         rounding=REFERENCE_FP32.rounding,
         properties=(batch_composition(), chunked_prefill(lambda step: TILE)),
     )
@@ -342,6 +343,7 @@ def judged_without_an_oracle(attention, asked: tuple[Property, ...] = ()) -> Tar
         name="planted",
         description="planted",
         attention=attention,
+        support=REFERENCE_FP32.support,
         rounding=REFERENCE_FP32.rounding,
         properties=asked,
         oracle=False,
