@@ -219,7 +219,7 @@ def test_only_who_promises_to_refuse_is_blamed_for_not_refusing(step_case):
         (True, "sinks is beyond its support and was not refused: "),
         (False, "sinks is beyond its support: "),
     ):
-        support = dataclasses.replace(planted.SMALL, sinks=False)
+        support = dataclasses.replace(planted.SMALL, rules=tuple(set(planted.SMALL.rules) - {"sinks"}))
         target = dataclasses.replace(planted.NO_SINKS, support=lambda device, support=support: support, refuses=refuses)
         verdict = try_case(asked, target, "cpu")
         assert verdict.kind == "value"

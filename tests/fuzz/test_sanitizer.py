@@ -502,9 +502,9 @@ def test_a_target_that_cannot_be_sanitized_is_an_error(attn_parity, tmp_path, co
         trigger = "never"
         target = "reference-fp32"
         [[patch]]
-        module = "attn_reference.attention"
-        find = "def paged_attention("
-        replace = "def paged_attention( "
+        in = "attn_reference.attention.paged_attention"
+        find = "values=True"
+        replace = "values=False"
         """
     )
     target = () if command[0] == "zoo" else ("--target", "reference-fp32")
@@ -527,7 +527,8 @@ def test_the_page_s_program_runs_and_its_message_is_one(sanitized, tmp_path):
     message = re.findall(r"```\n(load .*)\n```", page)[0]
     case, changes, _ = FAULTS["a slot past the sequence"]
     without_line = re.compile(r"py:\d+ ")
-    assert without_line.sub("", try_case(case, handed(**changes), "cpu").message) == without_line.sub("", message)
+    got = try_case(case, handed(**changes), "cpu").message
+    assert without_line.sub("", got) == without_line.sub("", message), got
     (tmp_path / "in_process.py").write_text(program.replace('"cuda"', '"cpu"'))
     result = subprocess.run([sys.executable, "in_process.py", "triton", "2", "1"], cwd=tmp_path, capture_output=True, text=True)
     assert result.stdout == "2 cases, 0 failed\n", result.stderr

@@ -70,7 +70,7 @@ def test_masks_agree_with_the_reference(step_case):
     case = replace(step_case, window=(1, 0), sink_tokens=2)
     step = tensors.build(case)
     for request, picture in zip(
-        pictures.judge.requests(step), list(pictures.visible_keys(case, step, None, ROOM)), strict=True
+        pictures.oracle.requests(step), list(pictures.visible_keys(case, step, None, ROOM)), strict=True
     ):
         shown = [[letter in "#sr" for letter in row[: request.visible.shape[1]]] for row in letters(picture)]
         assert shown == request.visible.tolist()
