@@ -254,6 +254,12 @@ def _signature(
     return (*tensors, layer.signature, batch.signature, rounded(batch.max_seq_len), batch_invariant, q.device, offset)
 
 
+def forget_launches() -> None:
+    """Forget the launches and plans that are kept for calls of one signature. Kernels stay compiled."""
+    _LAUNCHES.clear()
+    attention_plan.cache_clear()
+
+
 def _remember(signature: Hashable, launches: AttentionLaunches) -> None:
     if len(_LAUNCHES) == _MOST_LAUNCHES:
         _LAUNCHES.pop(next(iter(_LAUNCHES)))

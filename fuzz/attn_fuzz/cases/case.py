@@ -7,7 +7,8 @@ simplest choice, so a small case is also a short file.
 from typing import Annotated, Any, Literal
 
 import msgspec
-from attn_contract import RULES, AttentionType, Layout, PhysicalOrder
+from attn_contract import RULES, AttentionType, Batch, Layer, Layout, PhysicalOrder
+from attn_contract.rules import held_rules
 from attn_fuzz.errors import InputError
 from msgspec import Meta
 
@@ -30,6 +31,17 @@ ScaleKind = Literal["tensor", "head", "token"]
 ValueKind = Literal["exact", "one_hot", "signature", "random", "extreme", "captured"]
 SinkKind = Literal["off", "zero", "near", "above", "below"]
 BiasKind = Literal["tree", "random"]
+MODE = "mode"
+MAX_EARLIER = 3
+_HELD_RULES = {**held_rules(Layer), **held_rules(Batch)}
+CHANGES = (
+    *("same", "output strides", "output shape", "output dtype", "lse", "lse strides", "q strides", "k strides", "v strides"),
+    *("cache strides", "table strides", "dtype", "alignment", "rows", "scale", "scales", "causal", "per_request_causal"),
+    *("requests", "max_query_len", "max_seq_len", "num_actual_tokens", "contents", MODE),
+    *_HELD_RULES,
+    *(f"no {name}" for name, rule in _HELD_RULES.items() if not rule.is_tensor and rule.type is not bool),
+)
+"""What an earlier call may have instead of the case's own: `attn_fuzz.cases.earlier` explains each name."""
 ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -162,6 +174,8 @@ class Case(
         output_dtype: dtype of a quantized out, which has an output_scale. None: the layer's dtype.
         flat_out: out is [T, H*D].
         lse: the call asks for the LSE too.
+        earlier: calls of the target that come before the case's own call, in their order. Each is the case's own call with one
+            change, a name of CHANGES. The outputs of earlier calls are not judged.
     """
 
     target: Annotated[str, Meta(max_length=MESSAGE)]
@@ -197,6 +211,7 @@ class Case(
     output_dtype: Float8 | None = None
     flat_out: bool = False
     lse: bool = False
+    earlier: Annotated[tuple[str, ...], Meta(max_length=MAX_EARLIER)] = ()
     values: Values = Values()
 
     @property

@@ -1,7 +1,7 @@
 """What makes a case impossible: fields that contradict each other, and layouts that cannot share an allocation."""
 
 from attn_contract import RULES, AttentionType, Layout, PhysicalOrder
-from attn_fuzz.cases.case import MAX_ELEMENTS, Cache, Case, CaseError, Rope, num_elements, written_slots
+from attn_fuzz.cases.case import CHANGES, MAX_ELEMENTS, Cache, Case, CaseError, Rope, num_elements, written_slots
 
 ROWS = (Layout.BLOCKS_FIRST_NHD, Layout.BLOCKS_FIRST_HND, Layout.KV_FIRST_NHD, Layout.KV_FIRST_HND)
 X_PACKED = (Layout.X_PACKED, Layout.SHUFFLED)
@@ -23,6 +23,8 @@ def check(case: Case) -> None:
         raise CaseError(f"scale: got {case.scale}, expected 0, or a magnitude between 1e-6 and 1e6")
     if case.logits_soft_cap is not None and not 1e-3 <= case.logits_soft_cap <= 1e6:
         raise CaseError(f"logits_soft_cap: got {case.logits_soft_cap}, expected null, or a number between 1e-3 and 1e6")
+    if unknown := [name for name in case.earlier if name not in CHANGES]:
+        raise CaseError(f"earlier: got {unknown[0]!r}, expected names among {', '.join(CHANGES)}")
     _check_rules(case)
     flags = {request.causal for request in case.requests}
     if case.attn_type is not AttentionType.DECODER and (True in flags or case.per_request_causal):

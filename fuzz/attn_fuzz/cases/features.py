@@ -115,6 +115,7 @@ FEATURES = (
     Feature("rope, partial", "write", _of_rope(lambda rope, case: rope.rotary_dim < case.head_size)),
     Feature("fused qkv", "call", lambda case: case.fused_qkv and case.writes),
     Feature("LSE", "call", lambda case: case.lse),
+    Feature("earlier call", "call", lambda case: bool(case.earlier)),
     Feature("output fp8_e4m3fn", "call", lambda case: case.output_dtype == "fp8_e4m3fn", choice="output"),
     Feature("output fp8_e4m3fnuz", "call", lambda case: case.output_dtype == "fp8_e4m3fnuz", choice="output"),
 )

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 
 import attn_reference
 import torch
-from attn_fuzz.cases import tensors
-from attn_fuzz.cases.case import Case, num_elements
+from attn_contract import Batch
+from attn_fuzz.cases import earlier, tensors
+from attn_fuzz.cases.case import MODE, Case, num_elements
 from attn_fuzz.cases.tensors import Step, Write
 from attn_fuzz.interpreted import permissions, sanitizer
 from attn_fuzz.run import devices
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import Target
+from attn_fuzz.targets.target import AttentionFunction, Target
 
 CPU_ELEMENTS, CPU_PRODUCTS = 1 << 21, 1 << 25
 """A case with more elements or products is built and judged faster by a GPU than by a CPU."""
@@ -24,7 +25,7 @@ CPU_ELEMENTS, CPU_PRODUCTS = 1 << 21, 1 << 25
 
 class Attempt:
     """One run of a case on a target. The constructor builds the step, lets the target write the cache and attend, and keeps
-    the exception that the target raised.
+    the exception that the target raised. The case's earlier calls come between the writes and the case's own call.
 
     Attributes:
         case, target, device: as given.
@@ -54,12 +55,16 @@ class Attempt:
         self.seconds = {"build": built - started, "target": time.perf_counter() - built}
 
     def _call(self) -> None:
+        self.target.forget()
         for cache_write in self.called.writes:
             write(cache_write, self.called, self.target)
             _synchronize(self.device)
             self.written = {name: tensor.to(self._built.q.device, copy=True) for name, tensor in self.called.memory.items()}
             self.num_written += 1
-        call_attention(self.called, self.target)
+        own = dataclasses.replace(self.called, batch=_own(self.called.batch))
+        for name in self.case.earlier:
+            call_earlier(own, name, self.target, short=self.target.can_be_sanitized(self.device))
+        attend(own, self.target.attention)
         _synchronize(self.device)
         self.events = tuple(self.target.events(self.called))
 
@@ -120,11 +125,42 @@ def own_state() -> Iterator[None]:
 
 def call_attention(step: Step, target: Target) -> None:
     """Call the target's attention with views of the step's tensors. If the target changes an object, the step keeps its own."""
+    attend(dataclasses.replace(step, batch=_own(step.batch)), target.attention)
+
+
+def call_earlier(step: Step, name: str, target: Target, *, short: bool) -> None:
+    """Make one earlier call of a case (`attn_fuzz.cases.earlier`). A call that the change leaves as it is is not made.
+
+    The target may refuse the call. A target that promises no refusals may raise anything.
+
+    Args:
+        step: of the case's own call. A change of the layer keeps its Batch: the layers of a model share it.
+        name: of the change.
+        short: whether requests have few queries and keys, because the target is slow.
+    """
+    refusals = (ValueError, NotImplementedError) if target.refuses else (Exception,)
+    with earlier.short(step) if short else contextlib.nullcontext(), earlier.changed(step, name) as other:
+        for attention in () if other is None else target.siblings if name == MODE else (target.attention,):
+            try:
+                attend(other, attention)
+            except sanitizer.Violation:
+                raise
+            except refusals:
+                pass
+        _synchronize(step.q.device.type)
+
+
+def attend(step: Step, attention: AttentionFunction) -> None:
+    """Call a target's function with the step's own Batch, and with views of its other tensors."""
     q, out = step.q.view_as(step.q), step.out.view_as(step.out)
     k, v, lse = (None if tensor is None else tensor.view_as(tensor) for tensor in (step.k, step.v, step.lse))
-    batch = dataclasses.replace(step.batch, **{name: tensor.view_as(tensor) for name, tensor in step.batch.tensors.items()})
     with sanitizer.watch(lambda: permissions.of_attention(step)):
-        target.attention(q, k, v, step.kv_cache, dataclasses.replace(step.layer), batch, out=out, lse=lse)
+        attention(q, k, v, step.kv_cache, dataclasses.replace(step.layer), step.batch, out=out, lse=lse)
+
+
+def _own(batch: Batch) -> Batch:
+    """The batch with views of its tensors, for a target to keep."""
+    return dataclasses.replace(batch, **{name: tensor.view_as(tensor) for name, tensor in batch.tensors.items()})
 
 
 def write(cache_write: Write, step: Step, target: Target) -> None:

@@ -52,7 +52,7 @@ def lowered(case: Case, support: Support) -> Iterator[Case]:
 
 
 # What a case is about, and what is lowered in steps below.
-_KEPT = {"target", "attn_type", "num_kv_heads", "group_size", "head_size", "requests", "cache", "writes", "values"}
+_KEPT = {"target", "attn_type", "num_kv_heads", "group_size", "head_size", "requests", "cache", "writes", "earlier", "values"}
 SIMPLEST: dict[str, Any] = {
     field.name: field.default for field in reversed(msgspec.structs.fields(Case)) if field.name not in _KEPT
 }
@@ -65,6 +65,9 @@ SCALES = ("tensor", "head", "token")
 
 
 def _candidates(case: Case, support: Support) -> Iterator[Case]:
+    yield replace(case, earlier=())
+    for i in range(len(case.earlier)):
+        yield replace(case, earlier=case.earlier[:i] + case.earlier[i + 1 :])
     for r in range(len(case.requests)):
         yield _with_requests(case, case.requests[:r] + case.requests[r + 1 :])
     yield replace(case, requests=tuple(replace(request, bidirectional_ranges=()) for request in case.requests))

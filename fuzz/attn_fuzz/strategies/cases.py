@@ -3,8 +3,8 @@
 from typing import Any
 
 import msgspec
-from attn_contract import AttentionType
-from attn_fuzz.cases.case import MAX_ELEMENTS, Case, Rope, Values, num_elements
+from attn_contract import RULES, AttentionType
+from attn_fuzz.cases.case import CHANGES, MAX_ELEMENTS, Case, Rope, Values, num_elements
 from attn_fuzz.strategies.batches import batches
 from attn_fuzz.strategies.caches import caches
 from attn_fuzz.strategies.layers import DrawnLayer, layers
@@ -18,6 +18,10 @@ VALUES = ("exact", "one_hot", "signature", "random", "extreme")
 
 def cases(target: str, support: Support, refuses: bool = True) -> st.SearchStrategy[Case]:
     """Any step that a target supports. If the target promises refusals, a step that it must refuse is sometimes drawn."""
+    return _steps_of_both_kinds(target, support, refuses).flatmap(lambda case: with_earlier(case, support, refuses))
+
+
+def _steps_of_both_kinds(target: str, support: Support, refuses: bool) -> st.SearchStrategy[Case]:
     supported = steps(target, support).filter(lambda case: support.beyond(case) is None)
     if not refuses or support.widened() == support:
         return supported
@@ -30,18 +34,37 @@ def families(target: str, support: Support, refuses: bool = True) -> st.SearchSt
     """At most `support.steps_per_layer` cases that share a layer. A kernel compiled for the first case serves all of them."""
     if support.steps_per_layer == 1:
         return cases(target, support, refuses).map(lambda case: (case,))
-    return _families(target, support, refuses and support.widened() != support)
+    return _families(target, support, refuses)
 
 
 @st.composite
 def _families(draw: st.DrawFn, target: str, support: Support, refuses: bool) -> tuple[Case, ...]:
-    refused = refuses and draw(st.sampled_from([False, False, False, True]))
+    refused = refuses and support.widened() != support and draw(st.sampled_from([False, False, False, True]))
     within = support.widened() if refused else support
     layer = draw(layers(within))
     drawn = [draw(steps(target, within, layer)) for _ in range(support.steps_per_layer)]
-    fitting = tuple(case for case in drawn if (support.beyond(case) is not None) == refused)
+    fitting = [case for case in drawn if (support.beyond(case) is not None) == refused]
     assume(fitting)
-    return fitting
+    return tuple(draw(with_earlier(case, support, refuses)) for case in fitting)
+
+
+def with_earlier(case: Case, support: Support, refuses: bool) -> st.SearchStrategy[Case]:
+    """The case. In one of three draws it has earlier calls: one with a change, or its own call and then one with a change."""
+    names = [name for name in CHANGES if _may_come_earlier(name, case, support, refuses)]
+    one = st.sampled_from(names).map(lambda name: (name,))
+    back = one.map(lambda names: ("same", *names))
+    lists = st.sampled_from([0] * 6 + [1, 1, 2])
+    return lists.flatmap(lambda kind: (st.just(()), one, back)[kind]).map(lambda earlier: replace(case, earlier=earlier))
+
+
+def _may_come_earlier(name: str, case: Case, support: Support, refuses: bool) -> bool:
+    """Whether a target may get a call with this change. If it does not refuse, it gets no call that asks for more than the case."""
+    if name.startswith("no "):
+        return name.removeprefix("no ") in case.rules
+    rule = {"causal": "non_causal"}.get(name, name)
+    if rule in RULES:
+        return rule in case.rules or (refuses and rule in support.rules)
+    return refuses or name in ("same", "requests", "contents")
 
 
 @st.composite

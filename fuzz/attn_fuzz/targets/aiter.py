@@ -1,7 +1,6 @@
 """AITER's own Triton unified_attention as a target: the installed package's kernel, called through the adapter."""
 
 import functools
-import importlib.util
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.aiter import SPLIT_KEYS, UNIFIED_ATTENTION
 from attn_fuzz.interpreted.aiter import ARCHITECTURE, COMPUTE_UNITS
 from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.triton import missing_triton
 from attn_fuzz.verdict.rounding import Rounding
 
 if TYPE_CHECKING:
@@ -93,8 +93,8 @@ def _rounding(device: str) -> Rounding:
 
 
 def _missing(device: str) -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed: pip install 'attn-parity[cpu]', or a torch build that brings it"
+    if reason := missing_triton(device):
+        return reason
     import triton
 
     release = triton.__version__

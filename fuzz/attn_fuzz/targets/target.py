@@ -206,6 +206,11 @@ class Target:
         rounding: returns where the target rounds on a device type.
         unavailable: returns why the target cannot run on a device type here, or None if it can.
         events: returns names of the paths that the target takes for a step, such as "split". A run counts them.
+        siblings: other functions that share with `attention` what is kept between calls, such as another mode of the same
+            kernels. Earlier calls of a case may be theirs (`attn_fuzz.cases.earlier`).
+        forget: drops what is kept between calls in this process: launches, plans, layers. It is called before each case, so
+            that a case depends on its own calls alone. If the target keeps something that is not dropped, a failure may not
+            come again when its case is replayed.
         properties: relations between outputs that the target promises (`attn_fuzz.properties`). A case checks two of the
             properties that apply to it.
         oracle: whether the reference judges the outputs. Without an oracle only memory and properties are checked, and sizes
@@ -224,13 +229,15 @@ class Target:
     refuses: bool = True
     unavailable: Callable[[str], str | None] = lambda device: None
     events: Callable[[Step], Iterable[str]] = _no_events
+    siblings: tuple[AttentionFunction, ...] = ()
+    forget: Callable[[], None] = lambda: None
     properties: tuple[Property, ...] = ()
     oracle: bool = True
     findings: tuple[Finding, ...] = ()
     sanitizes: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("attention", "support", "rounding", "unavailable", "events"):
+        for name in ("attention", "support", "rounding", "unavailable", "events", "forget"):
             if not callable(getattr(self, name)):
                 raise TypeError(f"Target.{name}: got {getattr(self, name)!r}, expected a function")
 

@@ -21,6 +21,16 @@ def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         attn_optimized.varlen_attention(q, k, v, layer, batch, out=out, lse=lse, validate=True)
 
 
+def _invariant_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    import attn_optimized
+
+    options = {"out": out, "lse": lse, "batch_invariant": True, "validate": True}
+    if layer.attn_type.reads_cache:
+        attn_optimized.paged_attention(q, kv_cache, layer, batch, **options)
+    else:
+        attn_optimized.varlen_attention(q, k, v, layer, batch, **options)
+
+
 def _triton_write(k, v, kv_cache, layer, slot_mapping) -> None:
     import attn_optimized
 
@@ -42,7 +52,8 @@ def _triton_support(device: str) -> Support:
     return dataclasses.replace(EVERYTHING, max_tokens=1024, max_seq_len=4096, head_sizes=(64, 80, 128), steps_per_layer=32)
 
 
-def _triton_missing(device: str) -> str | None:
+def missing_triton(device: str) -> str | None:
+    """Why Triton's kernels cannot run on a device type here, or None if they can."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed: pip install 'attn-parity[cpu]', or a torch build that brings it"
     return None
@@ -59,6 +70,12 @@ def _triton_rounding(device: str) -> Rounding:
     return Rounding(keys_per_tile=64, dot_is_chained=not interpreted, splits=8 if interpreted else 64, exact_division=True)
 
 
+def _forget_launches() -> None:
+    from attn_optimized.attention import forget_launches
+
+    forget_launches()
+
+
 TRITON = Target(
     name="triton",
     description="the shipping Triton kernels: paged and varlen attention, cache write",
@@ -67,8 +84,10 @@ TRITON = Target(
     rope_and_write_kv_cache=_triton_rope,
     support=_triton_support,
     rounding=_triton_rounding,
-    unavailable=_triton_missing,
+    unavailable=missing_triton,
     events=_triton_events,
+    siblings=(_invariant_attention,),
+    forget=_forget_launches,
     sanitizes=True,
 )
 
@@ -114,20 +133,12 @@ TRITON_CASCADE = Target(
         rules=_CASCADE_RULES,
     ),
     rounding=_triton_rounding,
-    unavailable=_triton_missing,
+    unavailable=missing_triton,
     events=_cascade_events,
+    siblings=(_triton_attention, _invariant_attention),
+    forget=_forget_launches,
     sanitizes=True,
 )
-
-
-def _invariant_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    import attn_optimized
-
-    options = {"out": out, "lse": lse, "batch_invariant": True, "validate": True}
-    if layer.attn_type.reads_cache:
-        attn_optimized.paged_attention(q, kv_cache, layer, batch, **options)
-    else:
-        attn_optimized.varlen_attention(q, k, v, layer, batch, **options)
 
 
 def _queries_per_tile(step: Step) -> int:
@@ -142,7 +153,9 @@ TRITON_INVARIANT = Target(
     attention=_invariant_attention,
     support=_triton_support,
     rounding=_triton_rounding,
-    unavailable=_triton_missing,
+    unavailable=missing_triton,
+    siblings=(_triton_attention,),
+    forget=_forget_launches,
     properties=(properties.batch_composition(), properties.chunked_prefill(_queries_per_tile)),
     sanitizes=True,
 )
@@ -177,8 +190,10 @@ TRITON_PROPERTIES = Target(
     rope_and_write_kv_cache=_triton_rope,
     support=_properties_support,
     rounding=_triton_rounding,
-    unavailable=_triton_missing,
+    unavailable=missing_triton,
     events=_triton_events,
+    siblings=(_invariant_attention,),
+    forget=_forget_launches,
     oracle=False,
     # how keys are split depends on the batch's sizes alone, so bits may differ only where these do; or where the interpreter's
     # matrix products do, which sum the last columns in another order
@@ -220,6 +235,8 @@ TRITON_VARLEN = Target(
         _triton_support(device), attn_types=(AttentionType.ENCODER, AttentionType.ENCODER_ONLY)
     ),
     rounding=_triton_rounding,
-    unavailable=_triton_missing,
+    unavailable=missing_triton,
+    siblings=(_invariant_attention,),
+    forget=_forget_launches,
     sanitizes=True,
 )

@@ -1,0 +1,358 @@
+"""Earlier calls: what a process has called before it makes a case's own call.
+
+Kernels keep launches, plans and checks for calls that look alike. Backends keep them for a layer and for a step. A key that
+lacks something of a call hands the next call what belongs to another one. So a case names calls that come before its own. Each
+of them is the case's own call with one change, on the same tensors wherever the change leaves them alone:
+
+    same                                the call as it is
+    output, lse, q, k, v, cache, ...    a tensor of another shape, dtype or stride, or of another alignment
+    a rule's name                       the rule is on where it was off. Where it was on, it has another number; a rule without
+                                        a number is off. The layers of a model differ so, and share the objects of a step
+    no, and a rule's name               a rule with a number is off
+    max_query_len, requests, ...        another step of the same layer
+    contents                            the same tensors with other numbers, which are restored after the call
+    mode                                other functions of the target, which share what it keeps (`Target.siblings`)
+
+The order of the names is that of a sequence: ("no window", "same") calls without a window, then with it, and then once more.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from attn_contract import RULES, AttentionType, Batch, ContractError, KVCacheView, Layer
+from attn_contract.rules import held_rules
+from attn_fuzz.cases.case import CHANGES, MODE
+from attn_fuzz.cases.poison import bits, canary
+from attn_fuzz.cases.tensors import PADDING, Step
+
+SHORT_SEQ_LEN = 64
+"""The most keys of a request in a short call: a tile of them."""
+
+
+@contextlib.contextmanager
+def changed(step: Step, name: str) -> Iterator[Step | None]:
+    """The step of an earlier call, with outputs of its own; None if the change does nothing to this step, or is not defined for it.
+
+    At the end of the block every tensor holds what it held before.
+    """
+    other = _changed(step, name)
+    if other is None:
+        yield None
+        return
+    with _holding(_other_contents(other) if name == "contents" else []):
+        yield with_own_outputs(other)
+
+
+def _changed(step: Step, name: str) -> Step | None:
+    try:
+        return _CHANGES[name](step)
+    except ContractError:  # no rule of this attention type; no bias for so many queries
+        return None
+
+
+@contextlib.contextmanager
+def short(step: Step) -> Iterator[None]:
+    """Within the block one request has one query and at most SHORT_SEQ_LEN keys, and the others have no query.
+
+    The tensors are the same, with other lengths. An interpreted kernel is slow, and what is kept between calls depends on no
+    length in a tensor.
+    """
+    batch = step.batch
+    query_lens = batch.query_start_loc.diff().clamp(max=1)
+    query_lens *= query_lens.cumsum(0) == 1
+    starts = torch.nn.functional.pad(query_lens.cumsum(0), (1, 0)).to(torch.int32)
+    seq_lens = batch.seq_lens.clamp(max=SHORT_SEQ_LEN) if step.layer.attn_type.reads_cache else query_lens
+    with _holding([(batch.query_start_loc, starts), (batch.seq_lens, seq_lens)]):
+        yield
+
+
+def with_own_outputs(step: Step) -> Step:
+    """The step with new outputs of the same shapes and strides, full of CANARY."""
+    out, lse = (None if tensor is None else _like(tensor, tensor.dtype) for tensor in (step.out, step.lse))
+    assert out is not None
+    return dataclasses.replace(step, out=out, lse=lse)
+
+
+def _like(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A new tensor of the same shape and strides."""
+    size = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    return canary((max(0, size),), dtype, tensor.device).as_strided(tensor.shape, tensor.stride())
+
+
+@contextlib.contextmanager
+def _holding(contents: list[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[None]:
+    """Each tensor with other contents, and at the end with its own again."""
+    before = [bits(tensor).clone() for tensor, _ in contents]
+    try:
+        for tensor, other in contents:
+            tensor.copy_(other)
+        yield
+    finally:
+        for (tensor, _), own in zip(contents, before, strict=True):
+            bits(tensor).copy_(own)
+
+
+def _other_contents(step: Step) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Other numbers for q, k and v or the cache, the layer's tensors, and the part of the block table that is in use."""
+    batch = step.batch
+    keys = (step.k, step.v) if step.raw is None else (step.raw,)
+    floats = [step.q, *step.layer.tensors.values(), *(tensor for tensor in keys if tensor is not None)]
+    contents = [(tensor, torch.ones_like(tensor, dtype=torch.float32).to(tensor.dtype)) for tensor in floats]
+    if batch.block_table is not None and step.view is not None:
+        used = -(-batch.seq_lens // step.view.block_size)
+        in_use = torch.arange(batch.block_table.shape[1], device=used.device) < used[:, None]
+        contents.append((batch.block_table, torch.where(in_use, batch.block_table[:, :1], batch.block_table)))
+    return contents
+
+
+def _of_layer(**changes: Any) -> Callable[[Step], Step | None]:
+    return lambda step: dataclasses.replace(step, layer=dataclasses.replace(step.layer, **changes))
+
+
+def _with_batch(step: Step, **changes: Any) -> Step:
+    return dataclasses.replace(step, batch=dataclasses.replace(step.batch, **changes))
+
+
+def _same(step: Step) -> Step:
+    return step
+
+
+# --- tensors of another form ---
+
+
+def _restrided(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers with another stride of the outermost dimension."""
+    dense = tensor.contiguous()
+    if dense.stride() != tensor.stride():
+        return dense
+    wide = dense.new_empty((len(dense), dense[0].numel() + PADDING if len(dense) else PADDING))
+    other = wide.as_strided(dense.shape, (wide.stride(0), *dense.stride()[1:]))
+    bits(other).copy_(bits(dense))
+    return other
+
+
+def _restrided_field(name: str) -> Callable[[Step], Step | None]:
+    def change(step: Step) -> Step | None:
+        tensor = getattr(step, name)
+        return None if tensor is None else dataclasses.replace(step, **{name: _restrided(tensor)})
+
+    return change
+
+
+def _key_strides(name: str) -> Callable[[Step], Step | None]:
+    """Of a step without a cache. With a cache, attention does not read this step's k and v."""
+    restride = _restrided_field(name)
+    return lambda step: restride(step) if step.raw is None else None
+
+
+def _cache_strides(step: Step) -> Step | None:
+    if step.kv_cache is None or step.view is None:
+        return None
+    return _with_cache(step, step.view, _restrided(step.kv_cache))
+
+
+def _with_cache(step: Step, view: KVCacheView, kv_cache: torch.Tensor) -> Step:
+    sizes = {"num_kv_heads": view.num_kv_heads, "head_size": view.head_size}
+    raw = kv_cache.new_empty(0).set_(kv_cache.untyped_storage())
+    return dataclasses.replace(step, raw=raw, view=KVCacheView.of(kv_cache, view.layout, **sizes))
+
+
+def _table_strides(step: Step) -> Step | None:
+    table = step.batch.block_table
+    return None if table is None else _with_batch(step, block_table=_restrided(table))
+
+
+def _output_shape(step: Step) -> Step | None:
+    heads = (step.layer.num_heads, step.layer.head_size)
+    return dataclasses.replace(step, out=step.out.unflatten(1, heads) if step.out.dim() == 2 else step.out.flatten(1))
+
+
+def _output_dtype(step: Step) -> Step | None:
+    others = {torch.float8_e4m3fn: torch.float8_e4m3fnuz, torch.float8_e4m3fnuz: torch.float8_e4m3fn}
+    if step.out.dtype not in others:
+        return None
+    return dataclasses.replace(step, out=_like(step.out, others[step.out.dtype]))
+
+
+def _lse(step: Step) -> Step | None:
+    rows = len(step.q)
+    lse = canary((step.layer.num_heads, rows), torch.float32, step.q.device) if step.lse is None else None
+    return dataclasses.replace(step, lse=lse)
+
+
+def _dtype(step: Step) -> Step | None:
+    """All of the layer's tensors of a step in another dtype."""
+    others = {torch.float32: torch.float16, torch.float16: torch.bfloat16, torch.bfloat16: torch.float16}
+    dtype = others[step.q.dtype]
+    changes: dict[str, Any] = {"q": step.q.to(dtype)}
+    if step.layer.output_scale is None:
+        changes["out"] = _like(step.out, dtype)
+    if step.raw is None:
+        changes |= {name: None if tensor is None else tensor.to(dtype) for name, tensor in (("k", step.k), ("v", step.v))}
+    elif step.layer.kv_cache_dtype is None and step.view is not None:
+        if step.view.layout.is_x_packed and step.view.itemsize != dtype.itemsize:
+            return None  # its pages are cut into pieces of 16 bytes
+        changes |= {"raw": step.raw.to(dtype), "view": dataclasses.replace(step.view, itemsize=dtype.itemsize)}
+    return dataclasses.replace(step, **changes)
+
+
+def _alignment(step: Step) -> Step | None:
+    """q at an address that is no multiple of 16 bytes where its own is one, or the other way round."""
+    own = step.q.storage_offset() * step.q.element_size() % 16
+    size = sum((size - 1) * step_ for size, step_ in zip(step.q.shape, step.q.stride(), strict=True)) + 1
+    memory = step.q.new_empty(max(0, size) + 1)
+    q = memory.as_strided(step.q.shape, step.q.stride(), 0 if own else 1)
+    bits(q).copy_(bits(step.q))
+    return dataclasses.replace(step, q=q)
+
+
+def _rows(step: Step) -> Step | None:
+    """Without rows past num_actual_tokens."""
+    rows = step.batch.num_actual_tokens
+    if rows == len(step.q):
+        return None
+    return dataclasses.replace(step, q=step.q[:rows], out=step.out[:rows], lse=None if step.lse is None else step.lse[:, :rows])
+
+
+# --- another layer, another step ---
+
+
+def _scale(step: Step) -> Step | None:
+    return _of_layer(scale=2 * step.layer.scale or 1.0)(step)
+
+
+def _scales(step: Step) -> Step | None:
+    """A scale of the cache for each head where there was one, and one where there was one for each head."""
+    layer = step.layer
+    if layer.k_scale is None or layer.v_scale is None or layer.num_kv_heads == 1:
+        return None
+    heads = layer.num_kv_heads if layer.k_scale.numel() == 1 else 1
+    k_scale, v_scale = (scale.reshape(-1)[:1].expand(heads).clone() for scale in (layer.k_scale, layer.v_scale))
+    return _of_layer(k_scale=k_scale, v_scale=v_scale)(step)
+
+
+def _causal(step: Step) -> Step | None:
+    batch = step.batch
+    if step.layer.attn_type is not AttentionType.DECODER:
+        return None
+    causal = ~batch.causal if isinstance(batch.causal, torch.Tensor) else not batch.causal
+    return _with_batch(step, causal=causal)
+
+
+def _per_request_causal(step: Step) -> Step | None:
+    batch = step.batch
+    if step.layer.attn_type is not AttentionType.DECODER:
+        return None
+    if isinstance(batch.causal, torch.Tensor):
+        return _with_batch(step, causal=True)
+    flags = torch.full((batch.num_requests,), batch.causal, dtype=torch.bool, device=step.q.device)
+    return _with_batch(step, causal=flags)
+
+
+def _requests(step: Step) -> Step | None:
+    """Without the last request."""
+    batch, last = step.batch, step.batch.num_requests - 1
+    if last < 1:
+        return None
+    per_request = ("seq_lens", "causal", "block_table", "bidirectional_ranges")
+    fewer = {name: tensor[:last] for name, tensor in batch.tensors.items() if name in per_request}
+    return _with_batch(step, query_start_loc=batch.query_start_loc[: last + 1], **fewer)
+
+
+def _max_query_len(step: Step) -> Step | None:
+    return _with_batch(step, max_query_len=2 * step.batch.max_query_len + 16)
+
+
+def _max_seq_len(step: Step) -> Step | None:
+    return _with_batch(step, max_seq_len=2 * step.batch.max_seq_len + 64)
+
+
+def _num_actual_tokens(step: Step) -> Step | None:
+    owned, tokens = int(step.batch.query_start_loc[-1]), step.batch.num_actual_tokens
+    other = owned if owned < tokens else min(len(step.q), tokens + 1)
+    return None if other == tokens else _with_batch(step, num_actual_tokens=other)
+
+
+# --- rules ---
+
+
+_ON: dict[Any, Any] = {bool: True, int: 2, int | None: 2, float | None: 4.0, tuple[int, int]: (2, -1)}
+"""A value that turns a rule on, by the type of its values."""
+_TENSORS: dict[str, Callable[[Step], torch.Tensor]] = {
+    "alibi_slopes": lambda step: torch.full((step.layer.num_heads,), 0.5, device=step.q.device),
+    "sinks": lambda step: torch.zeros(step.layer.num_heads, device=step.q.device),
+    "bidirectional_ranges": lambda step: torch.tensor([[0, 1]], dtype=torch.int32, device=step.q.device).repeat(
+        step.batch.num_requests, 1, 1
+    ),
+    "qq_bias": lambda step: torch.zeros((step.batch.max_query_len,) * 2, device=step.q.device),
+}
+"""The tensor that turns a rule on, by the rule's name."""
+
+
+def _another(value: Any) -> Any:
+    """Another number of a rule that is on."""
+    if isinstance(value, tuple):
+        return tuple(side + 1 if side >= 0 else side for side in value)
+    return value + 1 if isinstance(value, int) else 2 * value
+
+
+def _rule(name: str) -> Callable[[Step], Step | None]:
+    rule = RULES[name]
+
+    def change(step: Step) -> Step | None:
+        value = getattr(step.layer if rule.holder == "Layer" else step.batch, name)
+        if not rule.is_asked(value):
+            other = _TENSORS[name](step) if rule.is_tensor else _ON[rule.type]
+        else:
+            other = rule.off if rule.is_tensor or rule.type is bool else _another(value)
+        return _with_rule(step, name, other)
+
+    return change
+
+
+def _without_rule(name: str) -> Callable[[Step], Step | None]:
+    rule = RULES[name]
+
+    def change(step: Step) -> Step | None:
+        is_on = rule.is_asked(getattr(step.layer if rule.holder == "Layer" else step.batch, name))
+        return _with_rule(step, name, rule.off) if is_on else None
+
+    return change
+
+
+def _with_rule(step: Step, name: str, value: Any) -> Step:
+    return _of_layer(**{name: value})(step) if RULES[name].holder == "Layer" else _with_batch(step, **{name: value})
+
+
+_HELD = (*held_rules(Layer), *held_rules(Batch))
+_CHANGES: dict[str, Callable[[Step], Step | None]] = {
+    "same": _same,
+    "output strides": _restrided_field("out"),
+    "output shape": _output_shape,
+    "output dtype": _output_dtype,
+    "lse": _lse,
+    "lse strides": _restrided_field("lse"),
+    "q strides": _restrided_field("q"),
+    "k strides": _key_strides("k"),
+    "v strides": _key_strides("v"),
+    "cache strides": _cache_strides,
+    "table strides": _table_strides,
+    "dtype": _dtype,
+    "alignment": _alignment,
+    "rows": _rows,
+    "scale": _scale,
+    "scales": _scales,
+    "causal": _causal,
+    "per_request_causal": _per_request_causal,
+    "requests": _requests,
+    "max_query_len": _max_query_len,
+    "max_seq_len": _max_seq_len,
+    "num_actual_tokens": _num_actual_tokens,
+    "contents": _same,
+    MODE: _same,
+    **{name: _rule(name) for name in _HELD},
+    **{name: _without_rule(name.removeprefix("no ")) for name in CHANGES if name.startswith("no ")},
+}
