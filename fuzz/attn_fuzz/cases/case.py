@@ -31,13 +31,13 @@ ScaleKind = Literal["tensor", "head", "token"]
 ValueKind = Literal["exact", "one_hot", "signature", "random", "extreme", "captured"]
 SinkKind = Literal["off", "zero", "near", "above", "below"]
 BiasKind = Literal["tree", "random"]
-MODE = "mode"
+CONTENTS, MODE = "contents", "mode"
 MAX_EARLIER = 3
 _HELD_RULES = {**held_rules(Layer), **held_rules(Batch)}
 CHANGES = (
     *("same", "output strides", "output shape", "output dtype", "lse", "lse strides", "q strides", "k strides", "v strides"),
     *("cache strides", "table strides", "dtype", "alignment", "rows", "scale", "scales", "causal", "per_request_causal"),
-    *("requests", "max_query_len", "max_seq_len", "num_actual_tokens", "contents", MODE),
+    *("requests", "max_query_len", "max_seq_len", "num_actual_tokens", CONTENTS, MODE),
     *_HELD_RULES,
     *(f"no {name}" for name, rule in _HELD_RULES.items() if not rule.is_tensor and rule.type is not bool),
 )

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from attn_contract import RULES, AttentionType, Batch, ContractError, KVCacheView, Layer
 from attn_contract.rules import held_rules
-from attn_fuzz.cases.case import CHANGES, MODE
+from attn_fuzz.cases.case import CHANGES, CONTENTS, MODE
 from attn_fuzz.cases.poison import bits, canary
 from attn_fuzz.cases.tensors import PADDING, Step
 
@@ -34,7 +34,7 @@ SHORT_SEQ_LEN = 64
 
 @contextlib.contextmanager
 def changed(step: Step, name: str) -> Iterator[Step | None]:
-    """The step of an earlier call, with outputs of its own; None if the change does nothing to this step, or is not defined for it.
+    """The step of an earlier call, with outputs of its own; None if the change is not defined for the step or changes nothing.
 
     At the end of the block every tensor holds what it held before.
     """
@@ -42,7 +42,7 @@ def changed(step: Step, name: str) -> Iterator[Step | None]:
     if other is None:
         yield None
         return
-    with _holding(_other_contents(other) if name == "contents" else []):
+    with _holding(_other_contents(other) if name == CONTENTS else []):
         yield with_own_outputs(other)
 
 
@@ -57,8 +57,8 @@ def _changed(step: Step, name: str) -> Step | None:
 def short(step: Step) -> Iterator[None]:
     """Within the block one request has one query and at most SHORT_SEQ_LEN keys, and the others have no query.
 
-    The tensors are the same, with other lengths. An interpreted kernel is slow, and what is kept between calls depends on no
-    length in a tensor.
+    The Batch and its tensors are the same, with other lengths. So this is for targets whose metadata hold no lengths. It makes
+    an earlier call cheap: an interpreted kernel is slow.
     """
     batch = step.batch
     query_lens = batch.query_start_loc.diff().clamp(max=1)
@@ -118,6 +118,11 @@ def _with_batch(step: Step, **changes: Any) -> Step:
 
 def _same(step: Step) -> Step:
     return step
+
+
+def _another_step(step: Step) -> Step:
+    """The same tensors in another Batch: metadata that hold numbers of a step are built anew."""
+    return _with_batch(step)
 
 
 # --- tensors of another form ---
@@ -351,7 +356,7 @@ _CHANGES: dict[str, Callable[[Step], Step | None]] = {
     "max_query_len": _max_query_len,
     "max_seq_len": _max_seq_len,
     "num_actual_tokens": _num_actual_tokens,
-    "contents": _same,
+    CONTENTS: _another_step,
     MODE: _same,
     **{name: _rule(name) for name in _HELD},
     **{name: _without_rule(name.removeprefix("no ")) for name in CHANGES if name.startswith("no ")},

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 from attn_contract import RULES, AttentionType
-from attn_fuzz.cases.case import CHANGES, MAX_ELEMENTS, Case, Rope, Values, num_elements
+from attn_fuzz.cases.case import CHANGES, CONTENTS, MAX_ELEMENTS, Case, Rope, Values, num_elements
 from attn_fuzz.strategies.batches import batches
 from attn_fuzz.strategies.caches import caches
 from attn_fuzz.strategies.layers import DrawnLayer, layers
@@ -58,13 +58,13 @@ def with_earlier(case: Case, support: Support, refuses: bool) -> st.SearchStrate
 
 
 def _may_come_earlier(name: str, case: Case, support: Support, refuses: bool) -> bool:
-    """Whether a target may get a call with this change. If it does not refuse, it gets no call that asks for more than the case."""
+    """Whether a target may get a call with this change. If it does not refuse, it gets none that asks for more than the case."""
     if name.startswith("no "):
         return name.removeprefix("no ") in case.rules
     rule = {"causal": "non_causal"}.get(name, name)
     if rule in RULES:
         return rule in case.rules or (refuses and rule in support.rules)
-    return refuses or name in ("same", "requests", "contents")
+    return refuses or name in ("same", "requests", CONTENTS)
 
 
 @st.composite

@@ -1,12 +1,13 @@
 """Backends as targets: whole layers, made and called as an engine does, and judged like any kernel.
 
-What a backend declares is what is drawn; what it does not declare, it must refuse.
+A layer is made once and serves all calls of a case. The metadata of a step is built once and serves all layers that are called
+with the same Batch. What a backend declares is drawn. The backend must refuse what it does not declare.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -70,13 +71,21 @@ def support_of(capabilities: Capabilities, sizes: Support) -> Support:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Backend:
-    """A backend with the AITER of a device type; both are functions, since what they import is imported when a case runs."""
+    """A backend and the layers that were made of it.
+
+    Args:
+        load: returns the backend's class.
+        aiter: returns AMD's AITER on a device type. Both functions import what they need when a case runs.
+        sizes: returns what is drawn on a device type, within what the backend declares.
+    """
 
     load: Callable[[], Any]
     aiter: Callable[[str], Any]
     sizes: Callable[[str], Support]
+    _impls: dict[Hashable, Any] = field(init=False, repr=False, default_factory=dict)
+    _steps: dict[AttentionType, tuple[Batch, Any]] = field(init=False, repr=False, default_factory=dict)
 
     def attention(
         self,
@@ -89,10 +98,24 @@ class _Backend:
         *,
         out: torch.Tensor,
         lse: torch.Tensor | None,
+        batch_invariant: bool = False,
     ) -> None:
-        impl, kv_cache = self._impl(layer, q, kv_cache)
-        metadata = impl.backend.builder(layer.attn_type).build(_common_metadata(batch, layer.attn_type))
-        impl.forward(q, k, v, kv_cache, metadata, output=out, lse=lse)
+        impl, kv_cache = self._impl(layer, q, kv_cache, batch_invariant)
+        impl.forward(q, k, v, kv_cache, self._metadata(batch, layer.attn_type), output=out, lse=lse)
+
+    def batch_invariant_attention(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        kv_cache: torch.Tensor | None,
+        layer: Layer,
+        batch: Batch,
+        *,
+        out: torch.Tensor,
+        lse: torch.Tensor | None,
+    ) -> None:
+        self.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse, batch_invariant=True)
 
     def write_kv_cache(
         self, k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slot_mapping: torch.Tensor
@@ -129,11 +152,27 @@ class _Backend:
     def _capabilities(self, device: str) -> Capabilities:
         return self.load().capabilities(self.aiter(device))
 
-    def _impl(self, layer: Layer, rows: torch.Tensor, kv_cache: torch.Tensor | None) -> tuple[Any, Any]:
-        """The backend's layer, and the cache as an engine would hand it to that.
+    def forget(self) -> None:
+        """Drop all layers and metadata, and the launches behind them."""
+        TRITON.forget()
+        self._impls.clear()
+        self._steps.clear()
 
-        Dense planes of K and V are blocks to an engine whose layer asked for those (vLLM #43945): such a layer gets the view
-        that is wrong unless it is reinterpreted.
+    def _metadata(self, batch: Batch, attn_type: AttentionType) -> Any:
+        """The metadata of a step, built once for all layers that are called with this Batch."""
+        known = self._steps.get(attn_type)
+        if known is None or known[0] is not batch:
+            metadata = self.load().builder(attn_type).build(_common_metadata(batch, attn_type))
+            known = self._steps[attn_type] = (batch, metadata)
+        return known[1]
+
+    def _impl(
+        self, layer: Layer, rows: torch.Tensor, kv_cache: torch.Tensor | None, batch_invariant: bool = False
+    ) -> tuple[Any, Any]:
+        """The backend's layer, and the cache as an engine would hand it to the layer. A layer is made once.
+
+        Dense planes of K and V are blocks to an engine whose layer asked for blocks (vLLM #43945). Such a layer gets the view
+        that is wrong unless the layer reinterprets it.
         """
         block_size = allocation_layout = None
         if kv_cache is not None and layer.layout is not None:
@@ -142,14 +181,19 @@ class _Backend:
             planes = kv_cache.transpose(0, 1)
             if layer.layout is Layout.BLOCKS_FIRST_NHD and planes.is_contiguous() and not kv_cache.is_contiguous():
                 kv_cache, allocation_layout = planes.view(kv_cache.shape), Layout.KV_FIRST_NHD
-        impl = self.load().impl(
-            layer,
-            dtype=rows.dtype,
-            block_size=block_size,
-            allocation_layout=allocation_layout,
-            aiter=self.aiter(rows.device.type),
-        )
-        return impl, kv_cache
+        options = {
+            "dtype": rows.dtype,
+            "block_size": block_size,
+            "allocation_layout": allocation_layout,
+            "batch_invariant": batch_invariant,
+        }
+        fields = (getattr(layer, one.name) for one in dataclasses.fields(layer))
+        # the layer keeps its tensors alive, so that no other tensor has the id of one of them
+        parts = (id(value) if isinstance(value, torch.Tensor) else value for value in fields)
+        key = (*parts, *options.values(), rows.device)
+        if key not in self._impls:
+            self._impls[key] = self.load().impl(layer, **options, aiter=self.aiter(rows.device.type))
+        return self._impls[key], kv_cache
 
 
 def _common_metadata(batch: Batch, attn_type: AttentionType) -> Any:
@@ -200,6 +244,8 @@ def backend_target(
         attention=layer.attention,
         write_kv_cache=layer.write_kv_cache,
         rope_and_write_kv_cache=layer.rope_and_write_kv_cache,
+        siblings=(layer.batch_invariant_attention,),
+        forget=layer.forget,
         **{"support": layer.support, "unavailable": layer.unavailable, **fields},
     )
 
