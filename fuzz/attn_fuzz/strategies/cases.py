@@ -58,7 +58,7 @@ def with_earlier(case: Case, support: Support, refuses: bool) -> st.SearchStrate
 
 
 def _may_come_earlier(name: str, case: Case, support: Support, refuses: bool) -> bool:
-    """Whether a target may get a call with this change. If it does not refuse, it gets none that asks for more than the case."""
+    """Whether a target may get a call with this change. If it does not refuse, no call asks for more than the case."""
     if name.startswith("no "):
         return name.removeprefix("no ") in case.rules
     rule = {"causal": "non_causal"}.get(name, name)
