@@ -35,7 +35,7 @@ CONTENTS, MODE = "contents", "mode"
 MAX_EARLIER = 3
 _HELD_RULES = {**held_rules(Layer), **held_rules(Batch)}
 CHANGES = (
-    *("same", "output strides", "output shape", "output dtype", "lse", "lse strides", "q strides", "k strides", "v strides"),
+    *("same", "output strides", "output dtype", "lse", "lse strides", "q strides", "k strides", "v strides"),
     *("cache strides", "table strides", "dtype", "alignment", "rows", "scale", "scales", "causal", "per_request_causal"),
     *("requests", "max_query_len", "max_seq_len", "num_actual_tokens", CONTENTS, MODE),
     *_HELD_RULES,

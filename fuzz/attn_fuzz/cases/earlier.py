@@ -28,9 +28,6 @@ from attn_fuzz.cases.case import CHANGES, CONTENTS, MODE
 from attn_fuzz.cases.poison import bits, canary
 from attn_fuzz.cases.tensors import PADDING, Step
 
-SHORT_SEQ_LEN = 64
-"""The most keys of a request in a short call: a tile of them."""
-
 
 @contextlib.contextmanager
 def changed(step: Step, name: str) -> Iterator[Step | None]:
@@ -54,18 +51,16 @@ def _changed(step: Step, name: str) -> Step | None:
 
 
 @contextlib.contextmanager
-def short(step: Step) -> Iterator[None]:
-    """Within the block one request has one query and at most SHORT_SEQ_LEN keys, and the others have no query.
+def without_queries(step: Step) -> Iterator[None]:
+    """Within the block no request of the step has a query. The Batch and its tensors are the same, with other numbers.
 
-    The Batch and its tensors are the same, with other lengths. So this is for targets whose metadata hold no lengths. It makes
-    an earlier call cheap: an interpreted kernel is slow.
+    So a call is launched, and ends at once: an interpreted kernel is slow. This is for targets that read no length on the host.
     """
     batch = step.batch
-    query_lens = batch.query_start_loc.diff().clamp(max=1)
-    query_lens *= query_lens.cumsum(0) == 1
-    starts = torch.nn.functional.pad(query_lens.cumsum(0), (1, 0)).to(torch.int32)
-    seq_lens = batch.seq_lens.clamp(max=SHORT_SEQ_LEN) if step.layer.attn_type.reads_cache else query_lens
-    with _holding([(batch.query_start_loc, starts), (batch.seq_lens, seq_lens)]):
+    numbers = [(batch.query_start_loc, torch.zeros_like(batch.query_start_loc))]
+    if not step.layer.attn_type.reads_cache:
+        numbers.append((batch.seq_lens, torch.zeros_like(batch.seq_lens)))
+    with _holding(numbers):
         yield
 
 
@@ -168,11 +163,6 @@ def _with_cache(step: Step, view: KVCacheView, kv_cache: torch.Tensor) -> Step:
 def _table_strides(step: Step) -> Step | None:
     table = step.batch.block_table
     return None if table is None else _with_batch(step, block_table=_restrided(table))
-
-
-def _output_shape(step: Step) -> Step | None:
-    heads = (step.layer.num_heads, step.layer.head_size)
-    return dataclasses.replace(step, out=step.out.unflatten(1, heads) if step.out.dim() == 2 else step.out.flatten(1))
 
 
 def _output_dtype(step: Step) -> Step | None:
@@ -336,7 +326,6 @@ _HELD = (*held_rules(Layer), *held_rules(Batch))
 _CHANGES: dict[str, Callable[[Step], Step | None]] = {
     "same": _same,
     "output strides": _restrided_field("out"),
-    "output shape": _output_shape,
     "output dtype": _output_dtype,
     "lse": _lse,
     "lse strides": _restrided_field("lse"),

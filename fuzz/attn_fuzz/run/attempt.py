@@ -63,7 +63,7 @@ class Attempt:
             self.num_written += 1
         own = dataclasses.replace(self.called, batch=_own(self.called.batch))
         for name in self.case.earlier:
-            call_earlier(own, name, self.target, short=self.target.can_be_sanitized(self.device))
+            call_earlier(own, name, self.target, in_full=not self.target.can_be_sanitized(self.device))
         attend(own, self.target.attention)
         _synchronize(self.device)
         self.events = tuple(self.target.events(self.called))
@@ -128,7 +128,7 @@ def call_attention(step: Step, target: Target) -> None:
     attend(dataclasses.replace(step, batch=_own(step.batch)), target.attention)
 
 
-def call_earlier(step: Step, name: str, target: Target, *, short: bool) -> None:
+def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> None:
     """Make one earlier call of a case (`attn_fuzz.cases.earlier`). A call that the change leaves as it is is not made.
 
     The target may refuse the call. A target that promises no refusals may raise anything.
@@ -136,10 +136,11 @@ def call_earlier(step: Step, name: str, target: Target, *, short: bool) -> None:
     Args:
         step: of the case's own call. A change of the layer keeps its Batch: the layers of a model share it.
         name: of the change.
-        short: whether requests have few queries and keys, because the target is slow.
+        in_full: whether requests have their queries. An interpreted kernel is slow.
     """
     refusals = (ValueError, NotImplementedError) if target.refuses else (Exception,)
-    with earlier.short(step) if short else contextlib.nullcontext(), earlier.changed(step, name) as other:
+    lengths = contextlib.nullcontext() if in_full else earlier.without_queries(step)
+    with lengths, earlier.changed(step, name) as other:
         for attention in () if other is None else target.siblings if name == MODE else (target.attention,):
             try:
                 attend(other, attention)

@@ -3,10 +3,11 @@
 from typing import Any
 
 import msgspec
-from attn_contract import RULES, AttentionType
-from attn_fuzz.cases.case import CHANGES, CONTENTS, MAX_ELEMENTS, Case, Rope, Values, num_elements
+from attn_contract import AttentionType
+from attn_fuzz.cases.case import MAX_ELEMENTS, Case, Rope, Values, num_elements
 from attn_fuzz.strategies.batches import batches
 from attn_fuzz.strategies.caches import caches
+from attn_fuzz.strategies.earlier import with_earlier
 from attn_fuzz.strategies.layers import DrawnLayer, layers
 from attn_fuzz.targets.target import Support
 from hypothesis import assume
@@ -46,25 +47,6 @@ def _families(draw: st.DrawFn, target: str, support: Support, refuses: bool) -> 
     fitting = [case for case in drawn if (support.beyond(case) is not None) == refused]
     assume(fitting)
     return tuple(draw(with_earlier(case, support, refuses)) for case in fitting)
-
-
-def with_earlier(case: Case, support: Support, refuses: bool) -> st.SearchStrategy[Case]:
-    """The case. In one of three draws it has earlier calls: one with a change, or its own call and then one with a change."""
-    names = [name for name in CHANGES if _may_come_earlier(name, case, support, refuses)]
-    one = st.sampled_from(names).map(lambda name: (name,))
-    back = one.map(lambda names: ("same", *names))
-    lists = st.sampled_from([0] * 6 + [1, 1, 2])
-    return lists.flatmap(lambda kind: (st.just(()), one, back)[kind]).map(lambda earlier: replace(case, earlier=earlier))
-
-
-def _may_come_earlier(name: str, case: Case, support: Support, refuses: bool) -> bool:
-    """Whether a target may get a call with this change. If it does not refuse, no call asks for more than the case."""
-    if name.startswith("no "):
-        return name.removeprefix("no ") in case.rules
-    rule = {"causal": "non_causal"}.get(name, name)
-    if rule in RULES:
-        return rule in case.rules or (refuses and rule in support.rules)
-    return refuses or name in ("same", "requests", CONTENTS)
 
 
 @st.composite

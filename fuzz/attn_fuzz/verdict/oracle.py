@@ -39,6 +39,10 @@ t is the larger of v and v / sigma.
 A kernel may instead round the dequantized K and V to q's dtype first (`Rounding.rounds_dequantized`): that is u_P once more for
 V, and u_P instead of u32 in a further term lam A2_j of eps_j.
 
+Where the outputs of M parts of the keys are rounded to the output's dtype and then merged, one after the other
+(`Rounding.merged_parts`), each of them is at most sum_j w_j |v_jc| over its share of the weights. Rounding the parts, and what
+the merges but the last give, costs (M - 1) u_out sum_j w_j |v_jc|, and eta_out for each part.
+
 With an output_scale, out is read back as stored times scale: u_out = 2^-4 and eta_out is half a subnormal step times the scale;
 o is clamped to the range as the stored number is, which brings no two numbers further apart. u32 for the quotient is in
 2 u32 |o_c|.
@@ -220,6 +224,8 @@ class Oracle:
             + self._sensitivity(weights)
             # lam u32 sqrt(B + 2 T + S) sum_j w_j |v_jc|
             + U32 * accumulation * (weights.largest @ self.value.abs())
+            # (M - 1) u_out sum_j w_j |v_jc|
+            + rounding.of_parts * (weights.largest @ self.value.abs())
             # 2 u32 |o_c| for each scale that multiplies the output
             + rounding.of_scales * out.abs()
         )

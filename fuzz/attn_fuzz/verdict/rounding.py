@@ -38,6 +38,8 @@ class Rounding:
         dot_is_chained: a dot adds its products to the accumulator one after the other, instead of summing the tile first.
         splits: parts that the keys are split into, at most.
         rounds_dequantized: K and V of a quantized cache are rounded to q's dtype before the dots, not read exactly.
+        merged_parts: parts of the keys whose outputs are rounded to the output's dtype before they are merged, one after the
+            other. 1: the output is rounded once.
         exact_division: the output is the correctly rounded quotient when numerator and denominator are exact; cases of exact
             numbers are then compared bitwise.
     """
@@ -46,11 +48,13 @@ class Rounding:
     dot_is_chained: bool = False
     splits: int = 1
     rounds_dequantized: bool = False
+    merged_parts: int = 1
     exact_division: bool = False
 
     def __post_init__(self) -> None:
-        if self.keys_per_tile < 1 or self.splits < 1:
-            raise ValueError(f"Rounding: got {self.keys_per_tile} keys_per_tile and {self.splits} splits, expected at least 1")
+        for name in ("keys_per_tile", "splits", "merged_parts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Rounding: got {getattr(self, name)} {name}, expected at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,14 +85,23 @@ class CallRounding:
         return UNIT_ROUNDOFF[self.dtype] + self.of_dequantized + 3 * U32 * (self.layer.kv_cache_dtype is not None)
 
     @property
+    def of_parts(self) -> float:
+        """(M - 1) u_out: each of M parts is rounded with its weight, and again in each merge but the last."""
+        return (self.rounding.merged_parts - 1) * UNIT_ROUNDOFF[self.out_dtype]
+
+    @property
     def of_scales(self) -> float:
         """2 u32 for each scale that may multiply the output: the cache's scale of V, and the output's own."""
         return 2 * U32 * ((self.layer.kv_cache_dtype is not None) + (self.layer.output_scale is not None))
 
     @property
     def of_underflow(self) -> torch.Tensor | float:
-        """eta_out: half the smallest step of a stored output, times the scale that it is read back with."""
-        return UNDERFLOW[self.out_dtype] * (1.0 if self.layer.output_scale is None else self.layer.output_scale.double())
+        """M eta_out: half the smallest step of a stored output, times the scale that it is read back with, for each of M parts."""
+        return (
+            self.rounding.merged_parts
+            * UNDERFLOW[self.out_dtype]
+            * (1.0 if self.layer.output_scale is None else self.layer.output_scale.double())
+        )
 
     def terms(self, keys: int) -> int:
         """B + 2 T + S of a sum over so many keys: its terms in a row, its tiles twice, its splits."""

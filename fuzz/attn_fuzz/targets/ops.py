@@ -1,0 +1,105 @@
+"""The torch ops `attn_parity::*` as targets: every argument is passed by the name that the op's schema has for it.
+
+On a CPU the ops run the reference, on a GPU the Triton kernels. What is checked is the way there: registration, schemas, and
+how a call's arguments become a Layer and a Batch again.
+"""
+
+import dataclasses
+from typing import Any
+
+import torch
+from attn_contract import Batch, ContractError, Layer
+from attn_fuzz.targets.merge import merge_target
+from attn_fuzz.targets.reference import REFERENCE_FP32
+from attn_fuzz.targets.target import EVERYTHING, Support, Target
+from attn_fuzz.targets.triton import TRITON, missing_triton
+from attn_fuzz.verdict.rounding import Rounding
+
+
+def _call(op: str, *holders: Layer | Batch, **given: Any) -> None:
+    """Call an op with `given` and the fields of a Layer or Batch whose names its schema has.
+
+    Raises:
+        ContractError: a field has another value than its default, and the op has no argument for the field. The tensors of a
+            call say its sizes and its dtypes.
+    """
+    function = getattr(torch.ops.attn_parity, op).default
+    names = {argument.name for argument in function._schema.arguments}
+    for holder in holders:
+        for field in dataclasses.fields(holder):
+            value = getattr(holder, field.name)
+            if field.name in names:
+                given.setdefault(field.name, list(value) if isinstance(value, tuple) else value)
+            elif field.name not in _SAID_BY_TENSORS and value is not field.default and value != field.default:
+                raise ContractError(field.name, value, f"{field.default}: the op {op} has no such argument")
+    function(**given)
+
+
+_SAID_BY_TENSORS = {"num_heads", "num_kv_heads", "head_size", "kv_cache_dtype", "layout", "causal"}
+
+
+def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    tensors = {"q": q, "out": out, "lse": lse}
+    if kv_cache is None:
+        _call("varlen_attention", layer, batch, **tensors, k=k, v=v)
+        return
+    per_request = isinstance(batch.causal, torch.Tensor)
+    causal = {"causal": None if per_request else batch.causal, "causal_per_request": batch.causal if per_request else None}
+    _call("paged_attention", layer, dataclasses.replace(batch, slot_mapping=None), **tensors, kv_cache=kv_cache, **causal)
+
+
+def _write(k, v, kv_cache, layer, slot_mapping) -> None:
+    _call("write_kv_cache", k=k, v=v, kv_cache=kv_cache, slot_mapping=slot_mapping, **_of_a_cache(layer))
+
+
+def _rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, is_neox) -> None:
+    tensors = {"q": q, "k": k, "v": v, "positions": positions, "cos_sin_cache": cos_sin_cache, "kv_cache": kv_cache}
+    _call("rope_and_write_kv_cache", **tensors, slot_mapping=slot_mapping, is_neox=is_neox, **_of_a_cache(layer))
+
+
+def _of_a_cache(layer: Layer) -> dict[str, Any]:
+    """What a cache write is told of its layer."""
+    return {name: getattr(layer, name) for name in ("layout", "k_scale", "v_scale", "k_scale_cache", "v_scale_cache")}
+
+
+def _support(device: str) -> Support:
+    return dataclasses.replace(EVERYTHING, max_tokens=128, max_seq_len=512) if device == "cpu" else TRITON.support(device)
+
+
+def _rounding(device: str) -> Rounding:
+    return (REFERENCE_FP32 if device == "cpu" else TRITON).rounding(device)
+
+
+def _missing(device: str) -> str | None:
+    if device == "cpu":
+        return None
+    if reason := missing_triton(device):
+        return reason
+    import attn_optimized  # noqa: F401 - registers the ops of a GPU
+
+    return None
+
+
+def _merge() -> Any:
+    return lambda out_a, lse_a, out_b, lse_b, *, out, lse: _call(
+        "merge_attn_states", out_a=out_a, lse_a=lse_a, out_b=out_b, lse_b=lse_b, out=out, lse=lse
+    )
+
+
+TORCH_OPS = Target(
+    name="torch-ops",
+    description="the torch ops attn_parity::*: the reference on a CPU, the Triton kernels on a GPU",
+    attention=_attention,
+    write_kv_cache=_write,
+    rope_and_write_kv_cache=_rope,
+    support=_support,
+    rounding=_rounding,
+    unavailable=_missing,
+    forget=TRITON.forget,
+)
+TORCH_OPS_MERGE = merge_target(
+    "torch-ops-merge",
+    _merge,
+    description="the torch op attn_parity::merge_attn_states: parts of the keys by the reference, merged",
+    unavailable=_missing,
+)
