@@ -214,11 +214,14 @@ def asked(*holders: Any) -> dict[str, Any]:
     A field that is neither a rule nor plain counts too, unless it has its default: nobody names it, so everybody refuses it.
     """
     return {
-        field.name: value
-        for holder in holders
-        for field in dataclasses.fields(holder)
-        if field.name not in PLAIN_FIELDS and _is_on(value := getattr(holder, field.name), _default(field))
+        name: value for holder in holders for name, off in _askable(type(holder)) if _is_on(value := getattr(holder, name), off)
     }
+
+
+@lru_cache
+def _askable(holder: type) -> tuple[tuple[str, object], ...]:
+    """The fields of a class that ask for something, with the value of each that asks for nothing. A backend asks in each step."""
+    return tuple((field.name, _default(field)) for field in dataclasses.fields(holder) if field.name not in PLAIN_FIELDS)
 
 
 def rule_named(argument: str, name: object) -> Rule:

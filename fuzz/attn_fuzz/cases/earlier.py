@@ -91,7 +91,7 @@ def _holding(contents: list[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[None
 
 
 def _other_contents(step: Step) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Other numbers for q, k and v or the cache, the layer's tensors, and the part of the block table that is in use."""
+    """Other numbers for q, k and v or the cache, the layer's tensors, lengths, and the entries of the block table in use."""
     batch = step.batch
     keys = (step.k, step.v) if step.raw is None else (step.raw,)
     floats = [step.q, *step.layer.tensors.values(), *(tensor for tensor in keys if tensor is not None)]
@@ -100,6 +100,10 @@ def _other_contents(step: Step) -> list[tuple[torch.Tensor, torch.Tensor]]:
         used = -(-batch.seq_lens // step.view.block_size)
         in_use = torch.arange(batch.block_table.shape[1], device=used.device) < used[:, None]
         contents.append((batch.block_table, torch.where(in_use, batch.block_table[:, :1], batch.block_table)))
+        # a request that has a key for each query keeps that
+        query_lens = batch.query_start_loc.diff()
+        halves = torch.where(batch.seq_lens >= query_lens, torch.maximum(query_lens, batch.seq_lens // 2), batch.seq_lens)
+        contents.append((batch.seq_lens, halves))
     return contents
 
 
@@ -318,7 +322,7 @@ def _without_rule(name: str) -> Callable[[Step], Step | None]:
     return change
 
 
-def _with_rule(step: Step, name: str, value: Any) -> Step:
+def _with_rule(step: Step, name: str, value: Any) -> Step | None:
     return _of_layer(**{name: value})(step) if RULES[name].holder == "Layer" else _with_batch(step, **{name: value})
 
 

@@ -27,6 +27,7 @@ def script(case: Case, verdict: Verdict) -> str:
         q=_tensor(step.q),
         cache=_cache(step) if step.raw is not None else _dense(step),
         writes=_writes(step),
+        earlier=_EARLIER.format(names=case.earlier) if case.earlier else "",
         reference="paged_attention(q, kv_cache, layer, batch"
         if step.raw is not None
         else "varlen_attention(q, k, v, layer, batch",
@@ -97,7 +98,7 @@ reference = torch.zeros(q.shape, dtype=out.dtype, device=DEVICE)
 reference_lse = torch.zeros(q.shape[1], q.shape[0], device=DEVICE)
 attn_reference.{reference}, out=reference, lse=reference_lse, precision=torch.float64)
 torch.use_deterministic_algorithms(True, warn_only=True)  # memory that the target allocates starts as NaN
-target.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+{earlier}target.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
 
 scale = 1.0 if layer.output_scale is None else layer.output_scale.item()
 got = {{"out": out.reshape(q.shape).double() * scale, "lse": None if lse is None else lse.T}}
@@ -121,6 +122,20 @@ for name, (tensor, before) in inputs.items():
         print(f"{{name}}: changed")
 sys.exit(wrong)
 '''
+
+
+_EARLIER = """
+from attn_fuzz.cases.tensors import Step
+from attn_fuzz.run.attempt import call_earlier
+
+view = None
+if kv_cache is not None:
+    view = KVCacheView.of(kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size)
+memory = None if kv_cache is None else raw
+step = Step(layer, batch, q, k, v, memory, {{}}, view, (), out_buffer, out, lse_buffer, lse)
+for change in {names}:
+    call_earlier(step, change, target, in_full=True)
+"""
 
 
 def _slice_of(buffer: str, tensor: torch.Tensor | None) -> str:

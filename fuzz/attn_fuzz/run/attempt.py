@@ -141,7 +141,9 @@ def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> Non
     refusals = (ValueError, NotImplementedError) if target.refuses else (Exception,)
     lengths = contextlib.nullcontext() if in_full else earlier.without_queries(step)
     with lengths, earlier.changed(step, name) as other:
-        for attention in () if other is None else target.siblings if name == MODE else (target.attention,):
+        if other is None:
+            return
+        for attention in target.siblings if name == MODE else (target.attention,):
             try:
                 attend(other, attention)
             except sanitizer.Violation:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import msgspec
 from attn_contract import RULES, AttentionType
-from attn_fuzz.cases.case import CHANGES, CONTENTS, Case
+from attn_fuzz.cases.case import CHANGES, CONTENTS, MODE, Case
 from attn_fuzz.targets.target import Support
 from hypothesis import strategies as st
 
@@ -30,6 +30,8 @@ _APPLIES: dict[str, Callable[[Case], object]] = {
 def with_earlier(case: Case, support: Support, refuses: bool) -> st.SearchStrategy[Case]:
     """The case. In half of the draws an earlier call has a change; sometimes the case's own call comes before that one too."""
     names = [name for name in CHANGES if _may_change(name, case, support, refuses)]
+    # a mode has more keys to be kept apart by than a number has
+    names += [MODE] * 3 * (MODE in names)
     one = st.sampled_from(names).map(lambda name: (name,))
     back = one.map(lambda names: ("same", *names))
     lists = st.sampled_from([0] * 6 + [1] * 5 + [2])

@@ -42,23 +42,24 @@ def attention_by(load_merge: Callable[[], MergeFunction]) -> AttentionFunction:
         parts = [_state(q[:rows], choose) for _ in range(choose.randint(2, MOST_PARTS))]
         for request in _requests(q, k, v, kv_cache, layer, batch):
             _attend(request, layer, parts, choose)
-        merged = State(out.view(q.shape)[:rows], None if lse is None else lse[:, :rows])
-        _merge(merge, parts, merged, choose)
+        _merge(merge, parts, out.view(q.shape)[:rows], None if lse is None else lse[:, :rows], choose)
 
     return attention
 
 
-def _merge(merge: MergeFunction, parts: list[State], merged: State, choose: random.Random) -> None:
-    """Merge the parts one after the other. The last merge writes the outputs of the call, the others write into a part."""
+def _merge(
+    merge: MergeFunction, parts: list[State], out: torch.Tensor, lse: torch.Tensor | None, choose: random.Random
+) -> None:
+    """Merge the parts one after the other into the outputs of the call. A merge may write into a tensor that it reads."""
     state, *others = parts
-    for i, other in enumerate(others, 1):
-        out, lse = choose.choice((state, other)) if i < len(others) else merged
-        if i == len(others) and lse is not None and choose.random() < 0.5:  # the merge reads what it writes
-            merged.out.copy_(state.out)
-            merged.lse.copy_(state.lse)
-            state = merged
-        merge(*state, *other, out=out, lse=lse)
-        state = State(out, lse)
+    *inner, last = others
+    for other in inner:
+        into = choose.choice((state, other))
+        merge(*state, *other, out=into.out, lse=into.lse)
+        state = into
+    if lse is not None and choose.random() < 0.5:
+        state = State(out.copy_(state.out), lse.copy_(state.lse))
+    merge(*state, *last, out=out, lse=lse)
 
 
 def _requests(

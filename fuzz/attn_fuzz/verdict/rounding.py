@@ -96,12 +96,9 @@ class CallRounding:
 
     @property
     def of_underflow(self) -> torch.Tensor | float:
-        """M eta_out: half the smallest step of a stored output, times the scale that it is read back with, for each of M parts."""
-        return (
-            self.rounding.merged_parts
-            * UNDERFLOW[self.out_dtype]
-            * (1.0 if self.layer.output_scale is None else self.layer.output_scale.double())
-        )
+        """M eta_out: for each of M parts half the smallest step of a stored output, times the scale that reads it back."""
+        eta = self.rounding.merged_parts * UNDERFLOW[self.out_dtype]
+        return eta * (1.0 if self.layer.output_scale is None else self.layer.output_scale.double())
 
     def terms(self, keys: int) -> int:
         """B + 2 T + S of a sum over so many keys: its terms in a row, its tiles twice, its splits."""

@@ -124,6 +124,8 @@ class AttentionImpl(ABC, Generic[Metadata]):
             kv_sharing=kv_sharing_target_layer_name is not None,
         )
         self._refuse(self.config)
+        if layer.output_scale is not None:
+            self._refuse_every_output()
         self.kv_sharing_target_layer_name = kv_sharing_target_layer_name
         self._reinterprets = _must_reinterpret(layer.layout, allocation_layout)
         self.layer = dataclasses.replace(layer, layout=Layout.KV_FIRST_NHD) if self._reinterprets else layer
@@ -284,6 +286,12 @@ class AttentionImpl(ABC, Generic[Metadata]):
             )
         num_blocks, _, *page = kv_cache.shape
         return kv_cache.view(2, num_blocks, *page)
+
+    def _refuse_every_output(self) -> None:
+        """Refuse a layer with an output_scale, if the backend serves no dtype that an output with a scale can have."""
+        configs = [dataclasses.replace(self.config, output_dtype=dtype) for dtype in FLOAT8_DTYPES]
+        if all(self.capabilities.refusals(config) for config in configs):
+            self._refuse(configs[0])
 
     def _refuse(self, config: AttentionConfig) -> None:
         refusals = self.capabilities.refusals(config)

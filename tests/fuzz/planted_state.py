@@ -1,0 +1,55 @@
+"""Targets `planted_state:NAME` that keep something between calls under a key that lacks something of a call.
+
+Beside that each of them is the reference in float32; and all of it is where PLANTED_REPAIRED is set.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from attn_contract import Batch, Layer
+from attn_fuzz.targets.reference import REFERENCE_FP32
+from attn_fuzz.targets.target import Target
+from planted import SMALL
+
+Change = Callable[[Layer, Batch, Any], tuple[Layer, Batch]]
+
+
+def keeping(name: str, key: Callable[[Layer, Batch], Hashable], kept: Callable[[Layer, Batch], Any], change: Change) -> Target:
+    """The reference on a Layer and a Batch that `change` makes of what was kept at the first call with that key."""
+    memory: dict[Hashable, Any] = {}
+
+    def attention(q, k, v, kv_cache, layer, batch, *, out, lse):
+        if "PLANTED_REPAIRED" not in os.environ:
+            layer, batch = change(layer, batch, memory.setdefault((q.shape, key(layer, batch)), kept(layer, batch)))
+        REFERENCE_FP32.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+
+    return dataclasses.replace(
+        REFERENCE_FP32,
+        name=name,
+        description="keeps too much",
+        attention=attention,
+        support=lambda device: SMALL,
+        forget=memory.clear,
+    )
+
+
+KEEPS_WINDOW = keeping(
+    "keeps-window",
+    key=lambda layer, batch: layer.attn_type,
+    kept=lambda layer, batch: layer.window,
+    change=lambda layer, batch, kept: (dataclasses.replace(layer, window=kept), batch),
+)
+KEEPS_SCALE = keeping(
+    "keeps-scale",
+    key=lambda layer, batch: layer.attn_type,
+    kept=lambda layer, batch: layer.scale,
+    change=lambda layer, batch, kept: (dataclasses.replace(layer, scale=kept), batch),
+)
+KEEPS_TABLE = keeping(
+    "keeps-table",
+    key=lambda layer, batch: None if batch.block_table is None else (batch.block_table.data_ptr(), batch.block_table.shape),
+    kept=lambda layer, batch: None if batch.block_table is None else batch.block_table.clone(),
+    change=lambda layer, batch, kept: (layer, dataclasses.replace(batch, block_table=kept)),
+)

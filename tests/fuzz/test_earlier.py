@@ -1,0 +1,169 @@
+"""Earlier calls change one thing and leave nothing behind, and a target that keeps too much between calls is found."""
+
+import copy
+import dataclasses
+
+import msgspec
+import pytest
+import torch
+from attn_contract import RULES, Batch, Layer
+from attn_contract.rules import held_rules
+from attn_fuzz import report
+from attn_fuzz.cases import earlier, tensors
+from attn_fuzz.cases.case import CHANGES, MODE, Values
+from attn_fuzz.cases.contradictions import CaseError, check
+from attn_fuzz.cases.poison import bits
+from attn_fuzz.cases.tensors import Step
+from attn_fuzz.run import shard, shrink
+from attn_fuzz.run.attempt import Attempt
+from attn_fuzz.run.shard import FuzzPlan
+from attn_fuzz.run.trial import try_case
+from attn_fuzz.strategies import cases
+from attn_fuzz.targets import backends, registry
+from attn_fuzz.targets.reference import REFERENCE_FP32
+from attn_fuzz.targets.target import EVERYTHING
+from attn_fuzz.targets.triton import TRITON
+from hypothesis import HealthCheck, given, settings
+from planted import SMALL
+
+replace = msgspec.structs.replace
+few = settings(max_examples=25, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def memory_of(step: Step) -> dict[str, torch.Tensor]:
+    """A copy of the bits of every tensor of a step."""
+    return {name: bits(tensor).clone() for name, tensor in {**step.inputs(), "out": step.out_buffer}.items()}
+
+
+def parts_of(step: Step) -> dict[str, object]:
+    """What a call is told: values, and shapes, strides, dtypes and alignments of tensors."""
+    named = {"q": step.q, "k": step.k, "v": step.v, "kv_cache": step.kv_cache, "out": step.out, "lse": step.lse}
+    for holder in (step.layer, step.batch):
+        named |= {field.name: getattr(holder, field.name) for field in dataclasses.fields(holder)}
+    return {
+        name: (value.shape, value.stride(), value.dtype, value.data_ptr() % 16) if isinstance(value, torch.Tensor) else value
+        for name, value in named.items()
+    } | {"causal": step.batch.causal.tolist() if isinstance(step.batch.causal, torch.Tensor) else step.batch.causal}
+
+
+def test_every_change_is_made_by_a_function_and_every_rule_is_a_change():
+    assert set(earlier._CHANGES) == set(CHANGES)
+    assert {*held_rules(Layer), *held_rules(Batch)} <= set(CHANGES)
+    for name in (*held_rules(Layer), *held_rules(Batch)):
+        assert name in earlier._TENSORS if RULES[name].is_tensor else RULES[name].type in earlier._ON, f"{name} cannot be on"
+
+
+@few
+@given(case=cases("anything", SMALL))
+def test_a_change_is_of_the_step_and_nothing_is_left_behind(case):
+    step = tensors.build(case)
+    before, parts = memory_of(step), parts_of(step)
+    for name in CHANGES:
+        with earlier.changed(step, name) as other:
+            if other is not None and name not in ("same", MODE, "contents"):
+                assert parts_of(other) != parts, name
+            if other is not None:
+                assert other.out.data_ptr() != step.out.data_ptr()
+        after = memory_of(step)
+        left = [tensor for tensor in before if not torch.equal(before[tensor], after[tensor])]
+        assert not left, f"{name} left {left} changed"
+
+
+@few
+@given(case=cases("reference-fp32", SMALL))
+def test_the_reference_serves_every_earlier_call_that_is_drawn(case):
+    """A change of a valid call is a valid call."""
+    attempt = Attempt(case, REFERENCE_FP32, "cpu")
+    assert attempt.error is None
+
+
+@few
+@given(case=cases("reference-fp32", dataclasses.replace(SMALL, rules=("window", "non_causal")), refuses=False))
+def test_a_target_that_does_not_refuse_is_asked_for_no_more_than_the_case_asks(case):
+    step = tensors.build(case)
+    for name in case.earlier:
+        with earlier.changed(step, name) as other:
+            assert other is not None
+            assert set(asked_of(other)) <= set(asked_of(step))
+            assert parts_of(other)["kv_cache"] == parts_of(step)["kv_cache"]
+
+
+def asked_of(step: Step) -> list[str]:
+    held = {**held_rules(Layer), **held_rules(Batch)}
+    values = {name: getattr(step.layer if rule.holder == "Layer" else step.batch, name) for name, rule in held.items()}
+    return [name for name, value in values.items() if RULES[name].is_asked(value)]
+
+
+def test_half_of_the_cases_have_an_earlier_call(tmp_path):
+    plan = FuzzPlan(target="triton", device="cpu", examples=200, seed=1, folder=tmp_path)
+    found = shard.drawn(plan)
+    assert 0.4 < sum(bool(case.earlier) for case in found) / len(found) < 0.6
+    drawn = {name for case in found for name in case.earlier}
+    assert len(drawn) > len(CHANGES) * 3 / 4
+
+
+def test_an_unknown_change_is_refused_by_name(step_case):
+    with pytest.raises(CaseError, match="earlier: got 'widow', expected names among same, "):
+        check(replace(step_case, earlier=("widow",)))
+
+
+def test_the_shrinker_first_drops_all_earlier_calls(step_case):
+    case = replace(step_case, earlier=("same", "window"))
+    support = dataclasses.replace(EVERYTHING, head_sizes=(8,), block_sizes=(4,))
+    first, second, third, *_ = shrink.lowered(case, support)
+    assert [first.earlier, second.earlier, third.earlier] == [(), ("window",), ("same",)]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("KEEPS_WINDOW", {"window", "no window"}), ("KEEPS_TABLE", {"contents"})],
+)
+def test_a_target_that_keeps_too_much_is_found(name, changes, fuzz_here):
+    progress, _ = fuzz_here(f"planted_state:{name}", examples=500, shrinks=False)
+    assert progress.failure is not None, f"survived {progress.examples} examples"
+    case, target = progress.failure.case, registry.load(f"planted_state:{name}")
+    assert case.earlier[-1] in changes
+    # a case depends on its own calls alone
+    assert try_case(case, target, "cpu").failed
+    assert not try_case(replace(case, earlier=()), target, "cpu").failed
+    assert try_case(case, target, "cpu").failed
+
+
+def test_the_script_of_a_failure_makes_the_earlier_calls(step_case, tmp_path, monkeypatch):
+    case = replace(step_case, target="planted_state:KEEPS_SCALE", earlier=("scale",), values=Values("random"))
+    target = registry.load(case.target)
+    _, script = report.write(case, try_case(case, target, "cpu"), tmp_path, "failure")
+    source = compile(script.read_text(), str(script), "exec")
+    for repaired in (False, True):
+        target.forget()
+        if repaired:
+            monkeypatch.setenv("PLANTED_REPAIRED", "1")
+        with pytest.raises(SystemExit) as end:
+            exec(source, {})
+        assert bool(end.value.code) != repaired
+
+
+def test_a_backend_makes_a_layer_once_and_the_metadata_of_a_step_once(step_case, monkeypatch):
+    from attn_optimized.backends.base import BatchBuilder
+    from attn_optimized.backends.triton_attn import TritonAttentionImpl
+
+    made, built = [], []
+    make, build = TritonAttentionImpl.__init__, BatchBuilder.build
+    monkeypatch.setattr(TritonAttentionImpl, "__init__", lambda self, *a, **k: (made.append(self), make(self, *a, **k))[1])
+    monkeypatch.setattr(BatchBuilder, "build", lambda self, common: (built.append(common), build(self, common))[1])
+    case = replace(step_case, earlier=("same", "window", "max_seq_len"))
+    assert Attempt(case, backends.BACKEND_TRITON, "cpu").error is None
+    # the case's own layer and one with another window; a step of the case's own, one with another bound, and its own again
+    assert len(made) == 2
+    assert len(built) == 3
+
+
+def test_a_call_without_queries_is_cheap_and_has_the_same_signature(step_case):
+    step = tensors.build(step_case)
+    lengths = copy.deepcopy(step.batch.query_start_loc)
+    parts = parts_of(step)
+    with earlier.without_queries(step):
+        assert not step.batch.query_start_loc.any()
+        assert parts_of(step) == parts
+    assert torch.equal(step.batch.query_start_loc, lengths)
+    assert TRITON.can_be_sanitized("cpu")
