@@ -292,10 +292,12 @@ _TENSORS: dict[str, Callable[[Step], torch.Tensor]] = {
 
 
 def _another(value: Any) -> Any:
-    """Another number of a rule that is on."""
+    """Another number of a rule that is on: a lower one, because what is kept of a wider window serves a narrower one too."""
     if isinstance(value, tuple):
-        return tuple(side + 1 if side >= 0 else side for side in value)
-    return value + 1 if isinstance(value, int) else 2 * value
+        return tuple(side if side < 0 else _another(side) for side in value)
+    if isinstance(value, float):
+        return value / 2
+    return value // 2 if value > 1 else value + 1
 
 
 def _rule(name: str) -> Callable[[Step], Step | None]:

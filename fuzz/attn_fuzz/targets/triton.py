@@ -1,4 +1,4 @@
-"""This project's Triton kernels as targets: whole, dense, cascade, batch-invariant, and without an oracle."""
+"""This project's Triton kernels as targets: whole, dense, cascade, batch-invariant, without an oracle, and writes alone."""
 
 import dataclasses
 import importlib.util
@@ -8,6 +8,7 @@ import torch
 from attn_contract import AttentionType, Batch, KVCacheView, Layer
 from attn_fuzz import properties
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -238,5 +239,18 @@ TRITON_VARLEN = Target(
     unavailable=missing_triton,
     siblings=(_invariant_attention,),
     forget=_forget_launches,
+    sanitizes=True,
+)
+
+TRITON_WRITE = dataclasses.replace(
+    REFERENCE_FP32,
+    name="triton-write",
+    description="the Triton kernel that writes and rotates, alone: the reference attends to what it has written",
+    write_kv_cache=_triton_write,
+    rope_and_write_kv_cache=_triton_rope,
+    support=lambda device: dataclasses.replace(
+        _triton_support(device), attn_types=(AttentionType.DECODER, AttentionType.ENCODER_DECODER)
+    ),
+    unavailable=missing_triton,
     sanitizes=True,
 )

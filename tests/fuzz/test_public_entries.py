@@ -1,0 +1,105 @@
+"""Every public function that computes has a target that calls it, or a reason why it needs none."""
+
+import attn_optimized
+import attn_reference
+import pytest
+import torch
+from attn_contract import ops
+from attn_fuzz.cases import tensors
+from attn_fuzz.run import shard
+from attn_fuzz.run.attempt import Attempt
+from attn_fuzz.run.shard import FuzzPlan
+from attn_fuzz.targets import registry
+from attn_optimized.backends import BACKENDS
+
+TARGETS = {
+    "attn_optimized.paged_attention": "triton",
+    "attn_optimized.varlen_attention": "triton-varlen",
+    "attn_optimized.cascade_attention": "triton-cascade",
+    "attn_optimized.write_kv_cache": "triton-write",
+    "attn_optimized.rope_and_write_kv_cache": "triton-write",
+    "attn_optimized.merge_attn_states": "triton-merge",
+    "attn_reference.paged_attention": "reference-fp32",
+    "attn_reference.varlen_attention": "reference-fp32",
+    "attn_reference.write_kv_cache": "reference-fp32",
+    "attn_reference.rope_and_write_kv_cache": "reference-fp32",
+    "attn_reference.merge_attn_states": "torch-ops-merge",
+    "attn_reference.attend": "torch-ops-merge",
+    "attn_reference.paged_requests": "torch-ops-merge",
+    "attn_reference.varlen_requests": "torch-ops-merge",
+    "attn_parity::paged_attention": "torch-ops",
+    "attn_parity::varlen_attention": "torch-ops",
+    "attn_parity::write_kv_cache": "torch-ops",
+    "attn_parity::rope_and_write_kv_cache": "torch-ops",
+    "attn_parity::merge_attn_states": "torch-ops-merge",
+    "TRITON_ATTN": "backend-triton",
+    "ROCM_ATTN": "backend-rocm-attn",
+    "ROCM_AITER_UNIFIED_ATTN": "backend-aiter-unified",
+    "ROCM_AITER_FA": "backend-aiter-fa",
+}
+REASONS = {
+    "attn_optimized.plan_of": "it computes nothing: each launch of triton is what it says",
+    "attn_reference.IMPLEMENTED_RULES": "names",
+    "attn_reference.Attention": "a tuple, which attend returns",
+    "attn_reference.Request": "an input of attend",
+    "attn_reference.gather_kv_cache": "a part of the definition, held to literal tables by tests/reference",
+    "attn_reference.visible": "a part of the definition, held to truth tables by tests/reference",
+    "attn_reference.dequantize": "a part of the definition, held to closed forms by tests/reference",
+    "attn_reference.quantize": "a part of the definition, held to closed forms by tests/reference",
+    "attn_reference.row_scales": "a part of the definition, held to closed forms by tests/reference",
+}
+NEEDS_OTHERS = {"backend-aiter-unified": "AITER", "backend-aiter-fa": "an AMD GPU"}
+
+
+def public_entries() -> set[str]:
+    functions = {f"{package.__name__}.{name}" for package in (attn_optimized, attn_reference) for name in package.__all__}
+    return {*functions, *(f"attn_parity::{op}" for op in ops._SCHEMAS), *BACKENDS}
+
+
+def test_every_public_entry_has_a_target_or_a_reason():
+    assert public_entries() == {*TARGETS, *REASONS}
+    assert not TARGETS.keys() & REASONS.keys()
+    assert {*TARGETS.values()} <= {*registry.names()}
+
+
+class Called(BaseException):
+    """The entry was called."""
+
+
+def _raise(*args, **options) -> None:
+    raise Called
+
+
+@pytest.mark.parametrize("entry", [entry for entry, target in TARGETS.items() if target not in NEEDS_OTHERS])
+def test_the_target_calls_the_entry(entry, monkeypatch, tmp_path):
+    """A target whose function calls another one would check nothing of this one."""
+    target = registry.load(TARGETS[entry])
+    for case in shard.drawn(FuzzPlan(target=target.name, device="cpu", examples=40, seed=1, folder=tmp_path)):
+        step = tensors.build(case)  # the reference writes what the cache holds before the step
+        with monkeypatch.context() as patched:
+            patched.setattr(tensors, "build", lambda case, device, step=step: step)
+            _break(entry, patched)
+            if isinstance(Attempt(case, target, "cpu").error, Called):
+                return
+    pytest.fail(f"{target.name} never called {entry}")
+
+
+def _break(entry: str, patched: pytest.MonkeyPatch) -> None:
+    """Have a call of the entry raise."""
+    if entry in BACKENDS:
+        patched.setattr(BACKENDS[entry].impl, "forward", _raise)
+    elif "::" in entry:
+        function = getattr(torch.ops.attn_parity, entry.removeprefix("attn_parity::"))
+        patched.setattr(function, "default", _WithSchema(function.default._schema))
+    else:
+        package, name = entry.split(".")
+        patched.setattr({"attn_optimized": attn_optimized, "attn_reference": attn_reference}[package], name, _raise)
+
+
+class _WithSchema:
+    """An op that says its arguments and cannot be called."""
+
+    def __init__(self, schema) -> None:
+        self._schema = schema
+
+    __call__ = staticmethod(_raise)
