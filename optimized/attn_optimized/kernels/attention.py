@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from attn_optimized.kernels.arguments import Arguments, Flags, Rules, Sizes, Strides, Tensors
+from attn_optimized.kernels.arguments import Arguments, Flags, Sizes, Strides, Tensors
 from attn_optimized.kernels.compiled_once import compiled_once
 from attn_optimized.kernels.key_tiles import key_tiles, keys_of_tile, loops_over
 from attn_optimized.kernels.load import load_keys_and_values, load_queries, load_scales, source_of_keys
@@ -12,7 +12,7 @@ from attn_optimized.kernels.online_softmax import attend, begin_rows
 from attn_optimized.kernels.query_tiles import Tile, find_tile, hidden_zero, rows_of_tile
 from attn_optimized.kernels.split_keys import tiles_of_part, tiles_of_split
 from attn_optimized.kernels.store import finish, offset_of_state
-from attn_optimized.kernels.visibility import positions_of, seen_keys, visible_keys
+from attn_optimized.kernels.visibility import Rules, positions_of, seen_keys, visible_keys
 
 
 @compiled_once(aligned=("out_ptr", "acc_ptr", "q_ptr", "k_ptr", "v_ptr"))
