@@ -84,6 +84,7 @@ def failure(step_case) -> Failure:
         case=step_case,
         verdict=try_case(step_case, NAN, "cpu"),
         first=replace(step_case, window=(3, 0)),
+        first_verdict=try_case(step_case, NAN, "cpu"),
         found_after=17,
         found_seconds=1.5,
         minimal=True,

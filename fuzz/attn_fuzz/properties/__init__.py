@@ -24,18 +24,20 @@ from attn_fuzz.properties.logits import scale_in_query, shifted_keys
 from attn_fuzz.properties.masks import forgotten_keys, last_row, wide_window
 from attn_fuzz.properties.memory import block_permutation, garbage
 from attn_fuzz.properties.parts import split_keys
-from attn_fuzz.properties.relation import CallTarget, ErrorBound, Property
+from attn_fuzz.properties.relation import CallTarget, ErrorBound, Launch, Property, compared
 from attn_fuzz.properties.values import additivity, doubled_values, weights
 
 __all__ = [
     "CallTarget",
     "ErrorBound",
+    "Launch",
     "Property",
     "additivity",
     "batch_composition",
     "block_permutation",
     "channel_permutation",
     "chunked_prefill",
+    "compared",
     "doubled_values",
     "error_bound",
     "forgotten_keys",

@@ -6,7 +6,17 @@ import torch
 from attn_contract import AttentionType
 from attn_contract.rules import asked
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.properties.relation import CallTarget, ErrorBound, Outputs, Property, causal_flags, close, request_rows, variant
+from attn_fuzz.properties.relation import (
+    CallTarget,
+    ErrorBound,
+    Outputs,
+    Property,
+    causal_flags,
+    close,
+    compared,
+    request_rows,
+    variant,
+)
 from attn_fuzz.properties.slots import without_first_blocks
 
 
@@ -34,7 +44,7 @@ def split_keys(error: ErrorBound) -> Property:
         name="split keys",
         says="Attention to two parts of the keys, merged by their LSEs, is attention to all; the sinks join one of them.",
         applies="steps with a cache and an LSE, without rules of positions and quantized outputs; contexts of a block or more",
-        is_bitwise=False,
+        compared=compared(error),
         holds=holds,
     )
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.properties.relation import CallTarget, ErrorBound, Outputs, Property, close, same_bits, variant
+from attn_fuzz.properties.relation import CallTarget, ErrorBound, Outputs, Property, close, compared, same_bits, variant
 from attn_fuzz.properties.slots import has_inline_scales, replaced_scales, rows_of_slots, with_rows
 from attn_fuzz.verdict.rounding import UNDERFLOW
 
@@ -36,7 +36,7 @@ def doubled_values() -> Property:
         name="doubled values",
         says="V times 2 gives the output times 2.",
         applies="all but caches with inline scales; outputs above float underflow",
-        is_bitwise=True,
+        compared=compared(None),
         holds=holds,
     )
 
@@ -62,7 +62,7 @@ def additivity(error: ErrorBound) -> Property:
         name="additivity",
         says="V is the sum of two parts, and the output that of the two parts' outputs.",
         applies="all but quantized outputs",
-        is_bitwise=False,
+        compared=compared(error),
         holds=holds,
     )
 
@@ -105,6 +105,6 @@ def weights(error: ErrorBound) -> Property:
         name="weights",
         says="With one-hot V the output is the weights: none is negative, and they sum to 1 less the sink's share.",
         applies="all but quantized outputs and caches with inline scales; with sinks, steps with an LSE",
-        is_bitwise=False,
+        compared=compared(error),
         holds=holds,
     )
