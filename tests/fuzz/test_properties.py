@@ -491,7 +491,7 @@ LAUNCHED = {
     ),
 }
 CAN_BE_LAUNCHED_OTHERWISE = {"batch composition", "chunked prefill", "padded batch", "wide window", "last row"}
-"""The variants of all other properties have the launch of their step. Those of `forgotten keys` and `split keys` have other keys."""
+"""The variants of all other properties have the launch of their step, and in `forgotten keys` and `split keys` other keys."""
 
 
 def with_other_launches(case: Case, architecture: str) -> set[str]:
