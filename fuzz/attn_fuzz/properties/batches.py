@@ -70,9 +70,9 @@ def batch_composition(error: ErrorBound | None = None) -> Property:
 def chunked_prefill(queries_per_chunk: Callable[[Step], int], error: ErrorBound | None = None) -> Property:
     """
     Args:
-        queries_per_chunk: for a step. A kernel that gives the same bits does so for whole tiles of queries; within a bound a
-            chunk had better end inside a tile.
-        error: of the kernel, if it gives not the same bits.
+        queries_per_chunk: returns the size of a chunk for a step. A kernel that promises equal bits promises them for whole
+            tiles of queries. Within a bound, a chunk should end inside a tile.
+        error: bounds the error of the kernel; None if the kernel promises equal bits.
     """
 
     def holds(step: Step, call_target: CallTarget) -> str | None:
@@ -109,7 +109,7 @@ def padded_batch(error: ErrorBound | None = None) -> Property:
         padded = dataclasses.replace(
             batch,
             query_start_loc=torch.cat([batch.query_start_loc, batch.query_start_loc[-1:] + none]),
-            # an upper bound of the queries is one of qq_bias's sides too
+            # qq_bias has at least max_query_len rows: the bound cannot be looser then
             max_query_len=batch.max_query_len + (batch.qq_bias is None),
             max_seq_len=2 * batch.max_seq_len + 1,
             num_actual_tokens=len(step.q) + 1,
@@ -133,7 +133,7 @@ def _one_row_more(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _per_request(step: Step) -> dict[str, torch.Tensor]:
-    """Fields of the batch with an entry for each request; query_start_loc has one more."""
+    """The fields of the batch that have an entry for each request. query_start_loc, which has one more entry, is left out."""
     names = ("seq_lens", "block_table", "bidirectional_ranges", "causal")
     return {name: tensor for name, tensor in step.batch.tensors.items() if name in names}
 

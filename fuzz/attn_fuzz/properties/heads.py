@@ -45,7 +45,7 @@ def channel_permutation(error: ErrorBound | None = None) -> Property:
     def holds(step: Step, call_target: CallTarget) -> str | None:
         channels = torch.arange(step.layer.head_size, device=step.q.device).flip(0)
         part = variant(step, call_target, **with_rows(step, v=rows_of_slots(step)[1][..., channels]))
-        # back in their order
+        # the channels back in their first order
         back = part.out.unflatten(-1, (-1, step.layer.head_size))[..., channels].reshape(part.out.shape)
         return Comparison(step, error).differs(dataclasses.replace(part, out=back))
 

@@ -1,4 +1,4 @@
-"""What leaves the softmax unchanged: a shift of all keys, and a factor that moves from the scale into q."""
+"""Changes that leave the softmax as it is: a shift of all keys, and a factor that moves from the scale into q."""
 
 import dataclasses
 
@@ -7,8 +7,8 @@ from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties.relation import CallTarget, ErrorBound, Outputs, Property, close, compared, same_bits, variant
 from attn_fuzz.properties.slots import rows_of_slots, slots_of_keys, with_rows
 
-# keys become multiples of 1 / LEVELS of a power of two, so that they and their shifted twins have six significant bits, which
-# every dtype holds
+# Keys are rounded to multiples of a power of two divided by LEVELS. Then rounded and shifted keys have six significant bits,
+# and every dtype can hold them.
 LEVELS = 32
 
 

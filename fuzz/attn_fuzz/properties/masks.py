@@ -58,14 +58,14 @@ def last_row(error: ErrorBound | None = None, launch: Launch | None = None) -> P
 
 
 _OF_DISTANCES = {"window", "ranges_clamped", "logits_soft_cap", "alibi_slopes", "sinks", "qq_bias"}
-"""Rules that hold as before if all positions become less. Any other rule counts as one of places."""
+"""Rules of distances, which hold as before if all positions become less. Any other rule may depend on positions."""
 
 
 def forgotten_keys(error: ErrorBound | None = None) -> Property:
     def holds(step: Step, call_target: CallTarget) -> str | None:
         layer, left = step.layer, step.layer.window[0]
-        has_places = not _OF_DISTANCES.issuperset(asked(layer, step.batch))
-        if layer.attn_type is not AttentionType.DECODER or left < 0 or has_places or step.view is None:
+        has_positions = not _OF_DISTANCES.issuperset(asked(layer, step.batch))
+        if layer.attn_type is not AttentionType.DECODER or left < 0 or has_positions or step.view is None:
             return None
         contexts = (step.batch.seq_lens - step.batch.query_start_loc.diff()).tolist()
         blocks = [max(0, context - left) // step.view.block_size for context in contexts]

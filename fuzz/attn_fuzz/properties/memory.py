@@ -1,4 +1,4 @@
-"""The same numbers elsewhere in memory, and other numbers where nobody reads."""
+"""The same numbers elsewhere in memory, and other numbers in memory that nobody reads."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties.relation import CallTarget, Outputs, Property, compared, same_bits, variant
 from attn_fuzz.properties.slots import elements, rows_of_slots, slots_of_keys, used_entries, with_rows
 
-# finite, and noticed; unused memory of a case holds NaN, or another finite number
+# A finite number that changes outputs if it is used. The unused memory of a case holds NaN, or another finite number.
 GARBAGE = -7.0
 
 

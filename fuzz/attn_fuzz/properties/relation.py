@@ -125,7 +125,7 @@ def _strided_as(original: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def same_bits(expected: Outputs, got: Outputs, rows: Rows = ALL) -> str | None:
-    """The first element that differs in a bit, in words; None if none does. `got` has the rows `rows` of `expected`."""
+    """Name the first element that differs in a bit, or return None. `got` has the rows `rows` of `expected`."""
     for name, tensor in expected.named().items():
         tensor, other = tensor[rows], got.named()[name]
         if found := _first(name, bits(tensor.contiguous()) != bits(other.contiguous()), tensor, other, rows):
@@ -134,7 +134,7 @@ def same_bits(expected: Outputs, got: Outputs, rows: Rows = ALL) -> str | None:
 
 
 def close(expected: Outputs, got: Outputs, allowed: Outputs, rows: Rows = ALL) -> str | None:
-    """The first element that differs by more than `allowed`, in words; None if none does. All outputs are float64."""
+    """Name the first element that differs by more than `allowed`, or return None. All outputs are float64."""
     for name, tensor in expected.named().items():
         tensor, other, bound = tensor[rows], got.named()[name], allowed.named()[name][rows]
         error = torch.where(tensor == other, 0.0, (tensor - other).abs())  # an LSE of -inf equals itself
@@ -157,7 +157,7 @@ class Comparison:
         self.launch = launch
 
     def differs(self, part: Step, rows: Rows = ALL, part_rows: Rows = ALL) -> str | None:
-        """The first element of `rows` that differs from its twin in the variant's `part_rows`, in words; None if none does."""
+        """Name the first element of `rows` that differs from the same element of the variant's `part_rows`, or return None."""
         different_bits = same_bits(Outputs.of(self.step), Outputs.of(part)[part_rows], rows)
         if different_bits is None or self.error is None or self._is_same_launch(part):
             return different_bits
