@@ -62,12 +62,12 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 def what_failed(verdict: Verdict) -> tuple[str, str]:
     """What a failure is a failure of. Two cases with equal answers fail in the same way, so the smaller may stand for both.
 
-    The answer is the verdict's kind and what the verdict is about. Three kinds count as one kind, "number": where only the
-    values of a case change, a wrong number of a tensor may become NaN, or a sum that is not exact.
+    The answer is the verdict's kind and what the verdict is about. Four kinds count as one kind, "number". Where only the
+    values of a case change, a wrong number of a tensor may become NaN, or a sum that is not exact. And a float8 output cannot
+    tell NaN from a number that was never written.
 
     All other kinds stay apart, because they have different causes:
 
-    - A row that is never written was not computed wrongly; its store is missing.
     - The output and the LSE are computed from the same weights, but they are divided, scaled and stored by different code.
     - A stray write, a changed input or a forbidden access may kill the process in another case. But a process also dies of
       something else, and a dead process says neither what was written nor where.
@@ -76,4 +76,4 @@ def what_failed(verdict: Verdict) -> tuple[str, str]:
 
     How a process died says little (a wild pointer ends in SIGSEGV, SIGBUS or SIGABRT), so all deaths count as one.
     """
-    return ("number" if verdict.kind in ("value", "nan", "bitwise") else verdict.kind), verdict.about
+    return ("number" if verdict.kind in ("value", "nan", "bitwise", "unwritten") else verdict.kind), verdict.about
