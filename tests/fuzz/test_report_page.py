@@ -114,6 +114,15 @@ def test_the_page_of_a_failure(run_of, failure):
     assert "window" in rects, "the case as it was found"
 
 
+def test_a_failure_that_was_met_on_the_way_says_so(run_of, failure):
+    told = "It was met while the failure before it was shrunk."
+    for is_other in (False, True):
+        found = Found(failure, Path("f.json"), Path("f.py"), while_shrinking=is_other)
+        run = run_of(failures=[found])
+        assert (told in Parsed(page.of_run(run).decode()).texts) == is_other
+        assert run.to_json()["failures"][0]["while_shrinking"] == is_other
+
+
 def test_the_path_of_the_shrink_has_a_row_per_size(run_of, failure):
     source = page.of_run(run_of(failure)).decode()
     rows = re.findall(r"<tr><td>(\d+)</td><td>2</td><td>5</td><td>(\d+)</td><td>4</td><td>3</td></tr>", source)
