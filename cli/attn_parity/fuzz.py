@@ -4,14 +4,12 @@ import contextlib
 import platform
 import re
 import secrets
-import shlex
 import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
 
 import click
-from attn_fuzz import report
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.corpus import database, files
@@ -22,9 +20,10 @@ from attn_fuzz.report.run import Found, Run
 from attn_fuzz.run import ledger, runner, shard
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.runner import Outcome
-from attn_fuzz.run.shard import Failure, FuzzPlan
+from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Support, Target
+from attn_parity import failing
 from attn_parity.options import (
     Duration,
     Positive,
@@ -126,13 +125,10 @@ def command(
     work = f"{len(past)} past case{'s' * (len(past) > 1)}, " * bool(past) + f"{plan.examples} examples"
     results.print(f"target {target.name} on {device_name(device)}, {work}, {workers} workers, --seed {plan.seed}")
     started = time.monotonic()
-    outcome, early = _run(plan, past, workers, folder / name)
+    outcome, files_of = _run(plan, past, workers, folder, name)
     seconds = time.monotonic() - started
     errors = [outcome.error] if outcome.error else []
-    failures = _written_failures(outcome, folder, name, past, errors)
-    if all(found.case_file for found in failures):
-        for path in early:
-            path.unlink(missing_ok=True)
+    failures = failing.written(outcome.progress, files_of, folder, name, past, errors)
     if failures_of is not None:
         _store(failures_of, key, failures, errors)
     run = Run(
@@ -211,41 +207,26 @@ def _past(
     return files.admitted(cases, target, support)
 
 
-def _run(plan: FuzzPlan, past: dict[Case, str], workers: int, prefix: Path) -> tuple[Outcome, list[Path]]:
-    """Run past cases and then the plan's shards. Each failure is written at once, into one of the files that are returned."""
+def _run(
+    plan: FuzzPlan, past: dict[Case, str], workers: int, folder: Path, name: str
+) -> tuple[Outcome, list[failing.EarlyFiles]]:
+    """Run past cases and then the plan's shards. Each failure is shown and written at once; returns the files of each shard."""
     plans = [*runner.replays(plan, list(past), workers), *runner.shards(plan)]
     done = [shard.Progress() for _ in plans]
-    early: dict[int, Path] = {}
+    files_of = [failing.EarlyFiles() for _ in plans]
     with progress_bar(len(past) + plan.examples) as show_bar:
 
         def show(index: int, progress: shard.Progress) -> None:
-            if progress.failure is not None and progress.failure != done[index].failure:
-                early[index] = prefix.with_name(f"{prefix.name}-shard-{index}.json")
-                with contextlib.suppress(
-                    OSError
-                ):  # if the disk is full, the case is written again when the run has ended, and the error is reported then
-                    case_file.save(early[index], progress.failure.case)
+            before = done[index].failure
+            if progress.failure is not None and before is None:
+                number = sum(p.failure is not None for p in done) + 1
+                files_of[index].first = failing.show_first(progress.failure, folder, name, number)
+            elif progress.failure is not None and progress.failure != before:
+                files_of[index].smallest = failing.saved(progress.failure.case, folder, f"{name}-shard-{index}")
             done[index] = progress
             show_bar(sum(p.replayed + p.examples for p in done), sum(p.shrinking for p in done))
 
-        return runner.run(plans, workers, stop_at_failure=True, report=show), list(early.values())
-
-
-def _written_failures(outcome: Outcome, folder: Path, name: str, past: dict[Case, str], errors: list[str]) -> list[Found]:
-    """Write each failing case once into the folder. Shrunk cases come first, then the order is that of the shards."""
-    failures = {p.failure.case: p.failure for p in outcome.progress if p.failure is not None}
-    small_first = sorted(failures.values(), key=lambda failure: not failure.minimal)
-    return [_written(failure, folder, name + (f"-{i + 1}" if i else ""), past, errors) for i, failure in enumerate(small_first)]
-
-
-def _written(failure: Failure, folder: Path, name: str, past: dict[Case, str], errors: list[str]) -> Found:
-    """A failure with the paths of its case and script. If they cannot be written there are no paths, and one more error."""
-    case_path, script_path = None, None
-    try:
-        case_path, script_path = report.write(failure.case, failure.verdict, folder, name)
-    except OSError as error:
-        errors.append(f"{error.filename or folder / name}: {error.strerror}")
-    return Found(failure, case_path, script_path, past.get(failure.first))
+        return runner.run(plans, workers, stop_at_failure=True, report=show), files_of
 
 
 def _again(plan: FuzzPlan) -> list[str]:
@@ -272,18 +253,7 @@ def _fixed(name: str, target: Target, device: str, limit: float) -> list[Finding
 
 def _tell(run: Run) -> None:
     for i, found in enumerate(run.failures):
-        failure = found.failure
-        if i:
-            results.print("another shard failed too, perhaps for the same reason:")
-        if found.past:
-            results.print(f"{found.past} fails")
-        results.print(report.summary(failure.case, failure.verdict))
-        size = "smallest case" if failure.minimal else "failing case, not yet the smallest"
-        if found.case_file is None:
-            results.print(f"{size}, which could not be written:\n{case_file.dumps(failure.case)}", soft_wrap=True)
-            continue
-        results.print(f"{size}: {found.case_file}   script: {found.script}", soft_wrap=True)
-        results.print(f"again: {shlex.join(report.again(failure.case, found.case_file))}", soft_wrap=True)
+        failing.tell(found, is_first=i == 0)
     for finding in run.fixed:
         results.print(f"finding {finding.name}: its stored case no longer fails. Fixed? {finding.path}", soft_wrap=True)
     if run.restarted:

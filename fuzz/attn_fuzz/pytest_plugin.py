@@ -7,10 +7,12 @@ Without the option nothing is collected and nothing is imported. Per target, in 
     past                the corpus of cases that failed once, as far as the target supports them
     cases[I]            a shard of cases, drawn, run and judged; those that `attn-parity fuzz` draws for the same seed
 
-A failure shows the table, and where the smallest case and its script are.
+A failure shows the table, and where the smallest case, its script and the case as it was found are. The case as it was found is
+written before it is shrunk: a run that is ended meanwhile has it.
 """
 
 import os
+import re
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -19,10 +21,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from attn_fuzz.cases.case import Case
     from attn_fuzz.findings.finding import Finding
-    from attn_fuzz.run.shard import FuzzPlan
-    from attn_fuzz.verdict.verdict import Verdict
+    from attn_fuzz.run.shard import Failure, FuzzPlan, Progress
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -144,30 +144,47 @@ class _Cases(_Item):
         self.plan = plan
 
     def runtest(self) -> None:
+        from attn_fuzz import report
         from attn_fuzz.run import shard
 
+        first: Path | None = None
+
+        def save_first(progress: "Progress") -> None:
+            nonlocal first
+            if progress.failure is not None and first is None:
+                first = report.save(progress.failure.first, self.plan.folder, f"{self._file_name}-first")
+
         with shard.start_executor(self.plan) as executor:
-            progress = shard.fuzz(self.plan, executor)
+            progress = shard.fuzz(self.plan, executor, save_first)
         known = [f"{count} fail as the known finding {name} says" for name, count in progress.known.items()]
         text = ", ".join(
             [f"{progress.replayed + progress.examples} cases, largest error {progress.ratio:.2f} of its bound", *known]
         )
         self.add_report_section("call", "attn-parity", text)
         if progress.failure is not None:
-            raise _TargetFails(_told(progress.failure.case, progress.failure.verdict, self.plan, self.name))
+            failures = [progress.failure, *progress.others]
+            names = [self._file_name, *(f"{self._file_name}-{i + 2}" for i in range(len(progress.others)))]
+            told = [_told(failure, self.plan.folder, name) for failure, name in zip(failures, names, strict=True)]
+            told[0] += f"\nas it was found: {first}"
+            raise _TargetFails("\n\nanother failure, which was met while this one was shrunk:\n".join(told))
+
+    @property
+    def _file_name(self) -> str:
+        """Names the files of a failure: several items of a target may fail."""
+        target, item = (re.sub(r"[^\w.+-]+", "-", name).strip("-")[:80] for name in (self.plan.target, self.name))
+        return f"{target}-{self.plan.seed}-{item}"
 
 
-def _told(case: "Case", verdict: "Verdict", plan: "FuzzPlan", item: str) -> str:
-    """The table of a failure, and where its case and script were written: several items of a target may fail."""
-    import re
+def _told(failure: "Failure", folder: Path, name: str) -> str:
+    """The table of a failure, and where its case and script were written."""
     import shlex
 
     from attn_fuzz import report
     from rich.console import Console
 
+    case, verdict = failure.case, failure.verdict
     console = Console(width=140, color_system=None)
     with console.capture() as table:
         console.print(report.summary(case, verdict))
-    target, item = (re.sub(r"[^\w.+-]+", "-", name).strip("-")[:80] for name in (plan.target, item))
-    case_path, script_path = report.write(case, verdict, plan.folder, f"{target}-{plan.seed}-{item}")
+    case_path, script_path = report.write(case, verdict, folder, name)
     return f"{table.get()}case: {case_path}   script: {script_path}\nagain: {shlex.join(report.again(case, case_path))}"

@@ -293,6 +293,13 @@ def _killed_always(*args, **kwargs) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _writes_into_a_neighbours_row(q, kv_cache, batch, out, lse) -> None:
+    """A stray write after the rows of the requests; a step without tokens fails in another way."""
+    if not batch.max_query_len:
+        raise ZeroDivisionError("no tokens")
+    _unowned_rows(q, kv_cache, batch, out, lse)
+
+
 def _exits(q, kv_cache, batch, out, lse) -> None:
     if batch.max_query_len:
         os._exit(3)
@@ -452,6 +459,7 @@ CHANGES_SEQ_LENS = _target("planted-changes-seq-lens", _afterwards(_changes_seq_
 RAISES = _target("planted-raises", _raises)
 HANGS = _target("planted-hangs", _hangs)
 SEGFAULTS = _target("planted-segfaults", _afterwards(_segfaults))
+WRITES_INTO_A_NEIGHBOURS_ROW = _target("planted-writes-into-a-neighbours-row", _afterwards(_writes_into_a_neighbours_row))
 KILLED_ONCE = _target("planted-killed-once", _killed_once)
 KILLED_ALWAYS = _target("planted-killed-always", _killed_always)
 EXITS = _target("planted-exits", _afterwards(_exits))

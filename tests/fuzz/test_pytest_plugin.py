@@ -55,7 +55,11 @@ def test_a_folder_without_tests_is_enough(run_pytest, tmp_path):
     for item in ("past", "cases-0"):
         name = f"my_kernel-TARGET-0-{item}"
         assert f"case: attn-parity-runs/{name}.json   script: attn-parity-runs/{name}.py" in ended.stdout
-        assert (tmp_path / "attn-parity-runs" / f"{name}.json").is_file()
+        assert f"as it was found: attn-parity-runs/{name}-first.json" in ended.stdout
+        assert {path.name for path in (tmp_path / "attn-parity-runs").glob(f"{name}*.json")} >= {
+            f"{name}.json",
+            f"{name}-first.json",
+        }
     assert "target missing:TARGET: it does not load: ModuleNotFoundError: No module named 'missing'" in ended.stdout
     assert "Traceback" not in ended.stdout + ended.stderr
 

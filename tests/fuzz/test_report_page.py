@@ -84,6 +84,7 @@ def failure(step_case) -> Failure:
         case=step_case,
         verdict=try_case(step_case, NAN, "cpu"),
         first=replace(step_case, window=(3, 0)),
+        first_verdict=try_case(step_case, NAN, "cpu"),
         found_after=17,
         found_seconds=1.5,
         minimal=True,
@@ -111,6 +112,15 @@ def test_the_page_of_a_failure(run_of, failure):
     rects = [attributes.get("class") for tag, attributes in parsed.tags if tag == "rect"]
     assert {"nan", "visible", "causal", "owner-0", "owner-1", "free", "unused", "written", "before"} <= set(rects)
     assert "window" in rects, "the case as it was found"
+
+
+def test_a_failure_that_was_met_on_the_way_says_so(run_of, failure):
+    told = "It was met while the failure before it was shrunk."
+    for is_other in (False, True):
+        found = Found(failure, Path("f.json"), Path("f.py"), while_shrinking=is_other)
+        run = run_of(failures=[found])
+        assert (told in Parsed(page.of_run(run).decode()).texts) == is_other
+        assert run.to_json()["failures"][0]["while_shrinking"] == is_other
 
 
 def test_the_path_of_the_shrink_has_a_row_per_size(run_of, failure):

@@ -71,13 +71,13 @@ def signalled(tmp_path, child_environment):
 @needs_proc
 @pytest.mark.parametrize("signals", [(signal.SIGTERM,), (signal.SIGINT, signal.SIGINT, signal.SIGTERM)], ids=["term", "many"])
 def test_what_was_found_is_told_whatever_signals_come(signals, signalled, tmp_path):
-    code, out = signalled("planted:SLOW_NAN", lambda: list(tmp_path.glob("runs/*-shard-*.json")), *signals)
+    code, out = signalled("planted:SLOW_NAN", lambda: list(tmp_path.glob("runs/*-first.json")), *signals)
     assert code == 1
     assert "interrupted: 1 failing" in out
     (failure,) = json.loads((tmp_path / "run.json").read_text())["failures"]
     assert case_file.load(tmp_path / failure["case_file"])
     assert {path.suffix for path in tmp_path.glob("runs/*")} == {".json", ".py", ".html"}
-    assert len(list(tmp_path.glob("runs/*"))) == 3, "nothing but the case, its script and the page"
+    assert len(list(tmp_path.glob("runs/*"))) == 4, "nothing but the case, the case as it was found, its script and the page"
 
 
 @needs_proc

@@ -1,17 +1,23 @@
-"""Shrinking ends, stays within the support, and where it ends no field can be lowered."""
+"""Shrinking ends, stays within the support, keeps its failure, and where it ends no field can be lowered."""
 
+import json
 from dataclasses import replace
+from typing import get_args, get_type_hints
 
+import msgspec
 import planted
 import pytest
-from attn_contract import AttentionType, Layout
+from attn_contract import RULES, AttentionType, Layout
 from attn_fuzz.cases import contradictions
 from attn_fuzz.cases.case import Cache, Case
-from attn_fuzz.run import shrink
+from attn_fuzz.run import shard, shrink
+from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import EVERYTHING, Support
+from attn_fuzz.verdict.verdict import Kind, Verdict, what_failed
+from attn_fuzz.zoo import mutants
 from hypothesis import HealthCheck, assume, given, settings
 
 SUPPORT = replace(EVERYTHING, max_tokens=64, max_seq_len=200, dtypes=("float16", "bfloat16"))
@@ -132,3 +138,173 @@ def test_a_real_failure_ends_where_every_smaller_case_passes(fuzz_here):
     assert smaller
     assert not any(try_case(candidate, target, "cpu").failed for candidate in smaller)
     assert failure.case.attn_type in (AttentionType.DECODER, AttentionType.ENCODER_DECODER)
+
+
+def test_a_rule_that_the_case_needs_stays(step_case):
+    """Two bugs look alike. One needs a window; the other one is in every step of one row."""
+    case = msgspec.structs.replace(step_case, window=(5, -1), lse=True)
+
+    def fails(case: Case) -> bool:
+        return case.window != (-1, -1) or tokens(case) == 1
+
+    smallest, minimal = shrink.shrink(case, replace(EVERYTHING, head_sizes=(8,)), fails, always)
+    assert minimal
+    assert smallest.window != (-1, -1)
+    assert not smallest.lse, "it fails without the LSE too"
+
+
+LOWER = {
+    "window": ((7, 2), [(-1, 2), (3, 2), (5, 2), (6, 2), (7, -1), (7, 1)]),
+    "sink_tokens": (3, [0, 2]),
+    "chunked_local": (16, [1, 9, 13, 15]),
+    "logits_soft_cap": (50.0, [1.0]),
+    "qq_bias": ("random", ["tree"]),
+    "sinks": ("above", ["off", "zero", "near"]),
+}
+
+
+@pytest.mark.parametrize("name", LOWER)
+def test_a_rule_is_lowered_by_its_declared_type(name):
+    value, expected = LOWER[name]
+    assert list(shrink.lower_values(value, get_type_hints(Case, include_extras=True)[name])) == expected
+
+
+def test_every_rule_of_a_layer_that_has_more_than_one_value_is_lowered():
+    declared = get_type_hints(Case, include_extras=True)
+    of_layers = {name for name, rule in RULES.items() if rule.holder != "call" and name in declared}
+    assert {name for name in of_layers if declared[name] is not bool} == set(LOWER)
+
+
+class Scripted:
+    """Runs a case as an Executor does: each verdict is a function of the case."""
+
+    def __init__(self, verdict_of) -> None:
+        self.verdict_of = verdict_of
+        self.cases: list[Case] = []
+
+    def run(self, case: Case) -> Verdict:
+        self.cases.append(case)
+        return self.verdict_of(case)
+
+
+def shrunk(verdict_of, case: Case, tmp_path, **fields) -> shard.Progress:
+    """How a run ends whose past case is the given one."""
+    case = msgspec.structs.replace(case, head_size=16)
+    plan = FuzzPlan(target="reference-fp32", device="cpu", examples=0, seed=1, folder=tmp_path, past=(case,), **fields)
+    return shard.fuzz(plan, Scripted(verdict_of))  # pyright: ignore[reportArgumentType]
+
+
+def slips(case: Case) -> Verdict:
+    """A stray write that becomes another failure where the step has no tokens."""
+    if not tokens(case):
+        return Verdict(kind="crashed", message="the process was killed by SIGSEGV")
+    return Verdict(kind="guard", about="out", message=f"it wrote to out row {tokens(case)}")
+
+
+def test_another_failure_on_the_way_is_a_second_one_and_does_not_replace_the_first(step_case, tmp_path):
+    progress = shrunk(slips, step_case, tmp_path)
+    assert progress.failure is not None
+    assert (progress.failure.verdict.kind, tokens(progress.failure.case)) == ("guard", 1)
+    assert progress.failure.minimal
+    (other,) = progress.others
+    assert (other.verdict.kind, tokens(other.case)) == ("crashed", 0)
+    assert other.minimal, "it is shrunk in the time that is left"
+
+
+def test_the_others_are_named_where_no_time_is_left(step_case, tmp_path, monkeypatch):
+    monkeypatch.setattr(shard, "OTHERS_SECONDS", 0.0)
+    progress = shrunk(slips, step_case, tmp_path)
+    assert progress.failure is not None
+    assert progress.failure.minimal
+    assert [other.verdict.kind for other in progress.others] == ["crashed"]
+    assert not progress.others[0].minimal
+
+
+def test_a_mutant_is_one_bug_whatever_else_fails_on_the_way(step_case, tmp_path):
+    progress = shrunk(slips, step_case, tmp_path, mutant=mutants.load_all()[0])
+    assert progress.failure is not None
+    assert progress.others == ()
+
+
+def test_the_first_case_is_reported_before_anything_is_shrunk(step_case, tmp_path):
+    told: list[shard.Progress] = []
+    executor = Scripted(slips)
+    step_case = msgspec.structs.replace(step_case, head_size=16)
+    plan = FuzzPlan(target="reference-fp32", device="cpu", examples=0, seed=1, folder=tmp_path, past=(step_case,))
+
+    def report(progress: shard.Progress) -> None:
+        if progress.failure is not None:
+            told.append(progress)
+            assert len(told) > 1 or executor.cases == [step_case]
+
+    shard.fuzz(plan, executor, report)  # pyright: ignore[reportArgumentType]
+    assert told[0].failure.case == told[-1].failure.first == step_case
+    assert told[-1].failure.first_verdict.message == "it wrote to out row 5"
+    assert len(told) > 2
+
+
+SAME = [
+    (("value", "out"), ("nan", "out")),
+    (("value", "out"), ("bitwise", "out")),
+    (("nan", "out"), ("unwritten", "out")),
+    (("crashed", ""), ("crashed", "")),
+    (("raised", "TypeError"), ("raised", "TypeError")),
+    (("sanitizer", "load of kv_cache"), ("sanitizer", "load of kv_cache")),
+]
+DIFFERENT = [
+    (("value", "out"), ("lse", "lse")),
+    (("value", "out"), ("value", "sinks is beyond its support: out")),
+    (("guard", "out"), ("guard", "lse")),
+    (("guard", "out"), ("crashed", "")),
+    (("guard", "out"), ("input", "q")),
+    (("input", "q"), ("input", "seq_lens")),
+    (("raised", "TypeError"), ("raised", "RuntimeError")),
+    (("raised", "RuntimeError"), ("crashed", "")),
+    (("sanitizer", "load of kv_cache"), ("sanitizer", "store of kv_cache")),
+    (("sanitizer", "load of kv_cache"), ("sanitizer", "load of block_table")),
+    (("property", "weights"), ("property", "wide window")),
+    (("cache", "kv_cache"), ("cache", "kv_cache, by attention")),
+    (("hung", ""), ("crashed", "")),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), [*SAME, *DIFFERENT])
+def test_which_failures_may_stand_for_each_other(one, other):
+    first, second = (Verdict(kind=kind, about=about, message=f"at {i}") for i, (kind, about) in enumerate((one, other)))
+    assert (what_failed(first) == what_failed(second)) == ((one, other) in SAME)
+
+
+def test_every_kind_of_failure_has_been_thought_of():
+    named = {kind for pair in (*SAME, *DIFFERENT) for kind, _ in pair}
+    assert set(get_args(Kind)) - named == {"agree", "refused", "rope"}, "a query that is rotated wrongly is of one tensor"
+
+
+def test_a_wrong_number_may_become_nan(step_case, tmp_path):
+    progress = shrunk(
+        lambda case: Verdict(kind="value" if tokens(case) > 3 else "nan", about="out", message="wrong"), step_case, tmp_path
+    )
+    assert progress.failure is not None
+    assert (progress.failure.first_verdict.kind, progress.failure.verdict.kind) == ("value", "nan")
+    assert progress.failure.minimal
+    assert progress.others == ()
+
+
+def test_the_story_of_a_stray_write_that_ended_as_another_failure(attn_parity, tmp_path):
+    """It ended as another failure on a batch without tokens, and the first failure was never shown."""
+    run = attn_parity(
+        *("fuzz", "--target", "planted:WRITES_INTO_A_NEIGHBOURS_ROW", "--examples", 60, "--seed", 1, "--workers", 1),
+        *("--corpus", "none", "--json", "run.json"),
+    )
+    assert run.code == 1
+    first, *others = json.loads((tmp_path / "run.json").read_text())["failures"]
+    assert first["kind"] == first["first"]["kind"] == "guard"
+    assert first["minimal"]
+    assert sum(request["query_len"] for request in first["case"]["requests"]) > 0
+    assert [other["kind"] for other in others] == ["raised"]
+    assert others[0]["while_shrinking"]
+    shown = run.out.index(first["first_file"])
+    assert shown < run.out.index("smallest case")
+    assert run.out.index("guard: it wrote to out row") < run.out.index("smallest case")
+    for path in (first["first_file"], first["case_file"], first["script"], others[0]["case_file"], others[0]["script"]):
+        assert (tmp_path / path).exists()
+    assert attn_parity("replay", first["first_file"], "--target", "planted:WRITES_INTO_A_NEIGHBOURS_ROW").code == 1

@@ -45,7 +45,16 @@ _ACCESS_HOOKS = ("create_masked_load", "create_masked_store", "create_atomic_rmw
 
 
 class Violation(Exception):  # noqa: N818 - what a kernel did, not what went wrong here
-    """An access that is not allowed; its message is one line."""
+    """An access that is not allowed; its message is one line.
+
+    Args:
+        message: the line.
+        about: the kind of access and the name of the tensor, such as "store of out".
+    """
+
+    def __init__(self, message: str, about: str) -> None:
+        super().__init__(message)
+        self.about = about
 
 
 def install() -> None:
@@ -198,7 +207,7 @@ class Watch:
                 self._check_in(region, access, addresses[inside], width)
                 addresses = addresses[~inside]
         if addresses.size:
-            self._violate(access, f"address {int(addresses[0]):#x}", "outside of every argument")
+            self._violate(access, "an address", f"address {int(addresses[0]):#x}", "outside of every argument")
 
     def _check_in(self, region: Region, access: Access, addresses: np.ndarray, width: int) -> None:
         itemsize = region.tensor.element_size()
@@ -209,7 +218,7 @@ class Watch:
         outside = element.view(np.uint64) >= len(region.rights)
         if outside.any():
             at = int(element[outside][0])
-            self._violate(access, region.describe(at), f"{self._count(outside)}outside of its memory")
+            self._violate(access, region.name, region.describe(at), f"{self._count(outside)}outside of its memory")
         rights = region.rights[element]
         if access != "load":
             self._require(rights & WRITE != 0, region, element, access, f"{_only(region.writes)} may be written")
@@ -258,7 +267,7 @@ class Watch:
             return
         lane = int(np.argmin(allowed))
         reason = why if isinstance(why, str) else why(lane)
-        self._violate(access, region.describe(int(element[lane])), f"{self._count(~allowed)}{reason}")
+        self._violate(access, region.name, region.describe(int(element[lane])), f"{self._count(~allowed)}{reason}")
 
     def _count(self, wrong: np.ndarray) -> str:
         count = int(wrong.sum())
@@ -271,8 +280,9 @@ class Watch:
         xy, z = divmod(int(program) - 1, num_z)
         return f"program {(*divmod(xy, num_y), z)}"
 
-    def _violate(self, access: Access, what: str, why: str) -> None:
-        self.violation = Violation(f"{access} at {_line()} in {self._kernel}, program {self._grid_idx}: {what}: {why}")
+    def _violate(self, access: Access, name: str, what: str, why: str) -> None:
+        message = f"{access} at {_line()} in {self._kernel}, program {self._grid_idx}: {what}: {why}"
+        self.violation = Violation(message, f"{access} of {name}")
         raise self.violation
 
 

@@ -9,9 +9,10 @@ reference is too slow.
     masks       masks that hide nothing, and keys that are hidden from everyone
     parts       attention to parts of the keys, merged
 
-A property takes a step whose outputs are written, calls the target again on variants of it, and compares bit by bit, or within
-what rounding alone may make of it (`bound`). Those that a kernel's schedule decides about are made either way: without an error
-bound they are bitwise.
+A property takes a step whose outputs are written, calls the target again on variants of the step, and compares outputs bit by
+bit, or within a bound of rounding errors (`bound`). Some properties take an error bound, because a variant may be launched in
+another way than the step. Without an error bound they compare bit by bit. A property that also takes a launch compares bit by
+bit where the launches are equal.
 
 Sources: Chen, Cheung and Yiu, "Metamorphic testing: a new approach for generating next test cases" (HKUST-CS98-01, 1998); He,
 "Defeating nondeterminism in LLM inference" (2025), on batch invariance.
@@ -24,18 +25,20 @@ from attn_fuzz.properties.logits import scale_in_query, shifted_keys
 from attn_fuzz.properties.masks import forgotten_keys, last_row, wide_window
 from attn_fuzz.properties.memory import block_permutation, garbage
 from attn_fuzz.properties.parts import split_keys
-from attn_fuzz.properties.relation import CallTarget, ErrorBound, Property
+from attn_fuzz.properties.relation import CallTarget, ErrorBound, Launch, Property, compared
 from attn_fuzz.properties.values import additivity, doubled_values, weights
 
 __all__ = [
     "CallTarget",
     "ErrorBound",
+    "Launch",
     "Property",
     "additivity",
     "batch_composition",
     "block_permutation",
     "channel_permutation",
     "chunked_prefill",
+    "compared",
     "doubled_values",
     "error_bound",
     "forgotten_keys",

@@ -1,7 +1,8 @@
 """The same requests in another batch."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from attn_fuzz.cases.tensors import GARBAGE_BLOCKS, Step
@@ -13,6 +14,7 @@ from attn_fuzz.properties.relation import (
     Property,
     again,
     causal_flags,
+    compared,
     request_rows,
     same_bits,
     variant,
@@ -23,31 +25,23 @@ def repetition() -> Property:
     def holds(step: Step, call_target: CallTarget) -> str | None:
         return same_bits(Outputs.of(step), Outputs.of(again(step, call_target)))
 
-    return Property(name="repetition", says="The same call gives the same outputs.", is_bitwise=True, holds=holds)
+    return Property(name="repetition", says="The same call gives the same outputs.", compared=compared(None), holds=holds)
 
 
 def request_order(error: ErrorBound | None = None) -> Property:
     def holds(step: Step, call_target: CallTarget) -> str | None:
         if step.batch.num_requests < 2:
             return None
-        rows, order = request_rows(step.batch), list(reversed(range(step.batch.num_requests)))
-        owned = [row for r in order for row in range(*rows[r])]
-        moved = torch.tensor(owned + list(range(len(owned), len(step.q))), device=step.q.device)
-        lens = torch.tensor([0, *(rows[r][1] - rows[r][0] for r in order)], dtype=torch.int32)
-        per_request = {name: tensor.flip(0) for name, tensor in _per_request(step).items()}
-        batch = dataclasses.replace(
-            step.batch, query_start_loc=lens.cumsum(0, dtype=torch.int32).to(step.q.device), **per_request
-        )
-        changes = {"batch": batch, "q": step.q[moved]}
-        if step.kv_cache is None and step.k is not None and step.v is not None:
-            changes |= {"k": step.k[moved], "v": step.v[moved]}
-        return Comparison(step, error).differs(variant(step, call_target, **changes), moved[: len(owned)])
+        owned = int(step.batch.query_start_loc[-1])
+        order, unowned = list(reversed(range(step.batch.num_requests))), range(owned, len(step.q))
+        changes, rows = _rearranged(step, order, unowned, step.batch.num_actual_tokens)
+        return Comparison(step, error).differs(variant(step, call_target, **changes), rows)
 
     return Property(
         name="request order",
         says="The order of the requests does not matter.",
         applies="two requests or more",
-        is_bitwise=error is None,
+        compared=compared(error),
         holds=holds,
     )
 
@@ -58,12 +52,17 @@ def batch_composition(error: ErrorBound | None = None) -> Property:
         for r, (start, end) in enumerate(request_rows(step.batch)):
             if start < end and (message := compare.differs(_run(step, r, start, end, end, call_target), slice(start, end))):
                 return f"request {r} alone: {message}"
+        everyone = list(range(step.batch.num_requests))
+        num_rows = int(step.batch.query_start_loc[-1])
+        changes, rows = _rearranged(step, [*reversed(everyone), *everyone], (), 2 * num_rows)
+        if num_rows and (message := compare.differs(variant(step, call_target, **changes), rows)):
+            return f"in a batch with each request twice: {message}"
         return None
 
     return Property(
         name="batch composition",
-        says="A request gives alone what it gives in its batch.",
-        is_bitwise=error is None,
+        says="A request gives alone, and in a larger batch, what it gives in its batch.",
+        compared=compared(error),
         holds=holds,
     )
 
@@ -71,9 +70,9 @@ def batch_composition(error: ErrorBound | None = None) -> Property:
 def chunked_prefill(queries_per_chunk: Callable[[Step], int], error: ErrorBound | None = None) -> Property:
     """
     Args:
-        queries_per_chunk: for a step. A kernel that gives the same bits does so for whole tiles of queries; within a bound a
-            chunk had better end inside a tile.
-        error: of the kernel, if it gives not the same bits.
+        queries_per_chunk: returns the size of a chunk for a step. A kernel that promises equal bits promises them for whole
+            tiles of queries. Within a bound, a chunk should end inside a tile.
+        error: bounds the error of the kernel; None if the kernel promises equal bits.
     """
 
     def holds(step: Step, call_target: CallTarget) -> str | None:
@@ -93,7 +92,7 @@ def chunked_prefill(queries_per_chunk: Callable[[Step], int], error: ErrorBound 
         name="chunked prefill",
         says="A causal request gives in several steps what it gives in one.",
         applies="causal requests longer than a chunk, without ranges and qq_bias",
-        is_bitwise=error is None,
+        compared=compared(error),
         holds=holds,
     )
 
@@ -110,7 +109,7 @@ def padded_batch(error: ErrorBound | None = None) -> Property:
         padded = dataclasses.replace(
             batch,
             query_start_loc=torch.cat([batch.query_start_loc, batch.query_start_loc[-1:] + none]),
-            # an upper bound of the queries is one of qq_bias's sides too
+            # qq_bias has at least max_query_len rows: the bound cannot be looser then
             max_query_len=batch.max_query_len + (batch.qq_bias is None),
             max_seq_len=2 * batch.max_seq_len + 1,
             num_actual_tokens=len(step.q) + 1,
@@ -124,7 +123,7 @@ def padded_batch(error: ErrorBound | None = None) -> Property:
     return Property(
         name="padded batch",
         says="More rows that no request owns, a request without queries and looser upper bounds of lengths change nothing.",
-        is_bitwise=error is None,
+        compared=compared(error),
         holds=holds,
     )
 
@@ -134,7 +133,7 @@ def _one_row_more(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _per_request(step: Step) -> dict[str, torch.Tensor]:
-    """Fields of the batch with an entry for each request; query_start_loc has one more."""
+    """The fields of the batch that have an entry for each request. query_start_loc, which has one more entry, is left out."""
     names = ("seq_lens", "block_table", "bidirectional_ranges", "causal")
     return {name: tensor for name, tensor in step.batch.tensors.items() if name in names}
 
@@ -146,19 +145,59 @@ def _causal_requests(step: Step) -> Iterator[tuple[int, int, int]]:
             yield r, start, end
 
 
+def _rearranged(
+    step: Step, order: list[int], unowned: Sequence[int], num_actual_tokens: int
+) -> tuple[dict[str, Any], torch.Tensor]:
+    """The fields of a step with the requests in another order, and the row of the given step for each row of a request.
+
+    Args:
+        order: indices of requests. A request may come more than once.
+        unowned: rows of the given step that follow, and that no request owns.
+        num_actual_tokens: of the new batch.
+    """
+    rows, device = request_rows(step.batch), step.q.device
+    owned = [row for r in order for row in range(*rows[r])]
+    lens = torch.tensor([0, *(rows[r][1] - rows[r][0] for r in order)], dtype=torch.int32)
+    chosen = torch.tensor(order, dtype=torch.int64, device=device)
+    moved = torch.tensor([*owned, *unowned], dtype=torch.int64, device=device)
+    batch = dataclasses.replace(
+        step.batch,
+        query_start_loc=lens.cumsum(0, dtype=torch.int32).to(device),
+        num_actual_tokens=num_actual_tokens,
+        **{name: tensor[chosen] for name, tensor in _per_request(step).items()},
+    )
+    changes: dict[str, Any] = {"batch": batch, "q": step.q[moved]}
+    if step.kv_cache is None and step.k is not None and step.v is not None:
+        changes |= {"k": step.k[moved], "v": step.v[moved]}
+    return changes, moved[: len(owned)]
+
+
 def _run(step: Step, r: int, first: int, last: int, end: int, call_target: CallTarget) -> Step:
-    """Call the target on rows `first` to `last - 1` of request r, in a step of their own; the request's rows end at `end`."""
+    """Call the target on rows `first` to `last - 1` of request r, in a step of their own; the request's rows end at `end`.
+
+    The step has what the request alone needs: a block table of its blocks, its ranges if it has any, and its part of qq_bias.
+    So it may be launched in another way.
+    """
     batch, queries = step.batch, last - first
-    per_request = {name: tensor[r : r + 1] for name, tensor in _per_request(step).items()}
-    per_request["seq_lens"] = batch.seq_lens[r : r + 1] - (end - last)
+    seq_lens = batch.seq_lens[r : r + 1] - (end - last)
+    changed: dict[str, Any] = {"seq_lens": seq_lens}
+    if batch.block_table is not None and step.view is not None:
+        changed["block_table"] = batch.block_table[r : r + 1, : -(-int(seq_lens) // step.view.block_size)]
+    if batch.bidirectional_ranges is not None:
+        ranges = batch.bidirectional_ranges[r]
+        ranges = ranges[ranges[:, 0] <= ranges[:, 1]]
+        changed["bidirectional_ranges"] = ranges[None] if len(ranges) else None
+    if batch.qq_bias is not None:
+        changed["qq_bias"] = batch.qq_bias[:queries, :queries]
     alone = dataclasses.replace(
         batch,
         query_start_loc=torch.tensor([0, queries], dtype=torch.int32, device=step.q.device),
         max_query_len=queries,
-        max_seq_len=max(0, int(per_request["seq_lens"])),
+        max_seq_len=max(0, int(seq_lens)),
         num_actual_tokens=queries,
+        causal=causal_flags(batch)[r],
         slot_mapping=None,
-        **per_request,
+        **changed,
     )
     changes = {"batch": alone, "q": step.q[first:last]}
     if step.kv_cache is None and step.k is not None and step.v is not None:

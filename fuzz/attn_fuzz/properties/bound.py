@@ -1,28 +1,32 @@
-"""How far an output may be from the right one, from what is known without an oracle.
+"""A bound for the distance of an output from the right output, if the right output is unknown.
 
-`attn_fuzz.verdict.oracle` bounds the error of an element by the row's own weights and logits. Here both are unknown; what is
-known is how large they can be. With n keys, v_c the largest magnitude of their values in channel c, k_c of their keys, t the
-largest magnitude that is stored, and u, eta, B, T and S as there:
+`attn_fuzz.verdict.oracle` bounds the error of an element by the row's own weights and logits. Without an oracle both are
+unknown, but their largest magnitudes are not. Let n be the number of keys, v_c the largest magnitude of values in channel c,
+k_c the largest magnitude of keys in channel c, t the largest magnitude of stored values, and u, eta, B, T and S as in `oracle`.
+Then
 
-    |z| <= A = |scale| sum_c |q_c| k_c               a score; capped to c, |z| <= min(A, c)
-    |s| <= Z + b                                     a logit; b the largest magnitude of a bias
-    |m| <= M = max(Z + b, |sink|)                    the largest of a row
-    sum_j w_j |v_jc| <= v_c,   |o_c| <= v_c          weights are at most 1 together
-    sum_j w_j (m - s_j) <= log(n + 1) = L            it is at most the entropy of the weights (lse >= m), with the sink's
+    |z| <= A = |scale| sum_c |q_c| k_c               a score; if it is capped to c, |z| <= Z = min(A, c), else Z = A
+    |s| <= Z + b                                     a logit; b is the largest magnitude of a bias
+    |m| <= M = max(Z + b, |sink|)                    the largest logit of a row
+    sum_j w_j |v_jc| <= v_c,   |o_c| <= v_c          the weights sum to 1 at most
+    sum_j w_j (m - s_j) <= log(n + 1) = L            this sum is at most the entropy of the weights and the sink (lse >= m)
     sum_j w_j |s_j| <= M + L                         by the triangle inequality
-    sum_j w_j |b_j| <= M + L + Z                     so far as one bias is all that is added; twice the other one's b more
+    sum_j w_j |b_j| <= M + L + Z                     if there is one bias; with two biases, twice the b of the second one more
 
 The average error of a logit is then at most
 
     e = u32 ((D + 2) A + 2 (M + L) + 2 L + 4 + r)
 
-with r from the same bounds, and an output differs from the right one by at most
+with r from the same bounds, and an output differs from the right output by at most
 
     rest = u_P v_c + eta_P n t + 2 v_c e + 2 u32 (B + 2 T + S) v_c + 2 u32 v_c
     u_out (v_c + rest) + eta_out + rest
 
-since |v_jc - o_c| <= 2 v_c and the denominator relative to m is at least 1; an LSE by e + u32 (2 (B + 2 T + S) + M + L).
-Nothing here is statistics. It is the HARD bound with each sum replaced by what the sum can be at most, to first order in e.
+since |v_jc - o_c| <= 2 v_c and the denominator relative to m is at least 1. An LSE differs by at most
+
+    e + u32 (2 (B + 2 T + S) + M + L)
+
+This bound uses no statistics. It is the HARD bound, to first order in e, with each sum replaced by an upper bound of the sum.
 """
 
 from collections.abc import Callable
@@ -35,10 +39,14 @@ from attn_reference import gather_kv_cache
 
 
 def error_bound(rounding: Callable[[str], Rounding]) -> ErrorBound:
-    """The bound of a target that rounds where its `Rounding` says, on a device type."""
+    """The bound of a target.
+
+    Args:
+        rounding: returns where the target rounds on a device type.
+    """
 
     def of_step(step: Step) -> Outputs:
-        """[rows, H, D] and [rows, H] float64, of the rows that requests own."""
+        """[rows, H, D] and [rows, H] float64, for the rows that requests own."""
         rows, layer = int(step.batch.query_start_loc[-1]), step.layer
         out = torch.zeros((rows, layer.num_heads, layer.head_size), dtype=torch.float64, device=step.q.device)
         lse = torch.zeros((rows, layer.num_heads), dtype=torch.float64, device=step.q.device)
@@ -51,14 +59,14 @@ def error_bound(rounding: Callable[[str], Rounding]) -> ErrorBound:
 
 
 def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[torch.Tensor, torch.Tensor]:
-    """[q, H, D] and [q, H]: the bound of request r's rows; the names are those of the module's docstring, in words."""
+    """[q, H, D] and [q, H]: the bound of request r's rows. Comments give the symbols of the module's docstring."""
     layer = step.layer
     rounds = CallRounding(rounding=rounding, layer=layer, dtype=step.q.dtype, out_dtype=step.out.dtype)
     group = layer.num_heads // layer.num_kv_heads
     key, value = _keys_and_values(step, r, rows)
     n, d = len(key), layer.head_size
 
-    # [H, D]; what no query sees may be NaN, and does not count
+    # [H, D]; slots that no query sees may be NaN, and do not count
     largest_key, largest_value = (
         x.abs().nan_to_num(nan=0.0).amax(0).double().repeat_interleave(group, 0)
         if n
@@ -112,7 +120,10 @@ def _biases(step: Step, reach: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _largest_stored(step: Step, largest_value: torch.Tensor) -> torch.Tensor:
-    """t, which multiplies a weight that underflows: v; v / scale if that is more; with a scale for each token, the head's v."""
+    """t, the largest magnitude that multiplies a weight that underflows.
+
+    It is v, or v / scale if that is larger. If each token has a scale, it is the largest v of the head.
+    """
     layer = step.layer
     if layer.kv_cache_dtype is None:
         return largest_value

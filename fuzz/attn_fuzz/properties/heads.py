@@ -5,7 +5,7 @@ import dataclasses
 import torch
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.properties.relation import CallTarget, Comparison, ErrorBound, Outputs, Property, same_bits, variant
+from attn_fuzz.properties.relation import CallTarget, Comparison, ErrorBound, Outputs, Property, compared, same_bits, variant
 from attn_fuzz.properties.slots import elements, rows_of_slots, with_rows
 
 
@@ -29,15 +29,14 @@ def head_permutation() -> Property:
             if scale is not None and scale.dim() and scale.shape[-1] == layer.num_kv_heads:
                 moved[name] = scale[..., kv_heads]
         part = Outputs.of(variant(step, call_target, layer=dataclasses.replace(layer, **moved), **changes))
-        expected = Outputs.of(step)
-        lse = None if expected.lse is None else expected.lse[:, heads]
-        return same_bits(Outputs(expected.out[:, heads], lse), part)
+        back = heads.argsort()
+        return same_bits(Outputs.of(step), Outputs(part.out[:, back], None if part.lse is None else part.lse[:, back]))
 
     return Property(
         name="head permutation",
         says="KV heads, each with its group of query heads, give the same in another order.",
         applies="two KV heads or more",
-        is_bitwise=True,
+        compared=compared(None),
         holds=holds,
     )
 
@@ -46,13 +45,13 @@ def channel_permutation(error: ErrorBound | None = None) -> Property:
     def holds(step: Step, call_target: CallTarget) -> str | None:
         channels = torch.arange(step.layer.head_size, device=step.q.device).flip(0)
         part = variant(step, call_target, **with_rows(step, v=rows_of_slots(step)[1][..., channels]))
-        # back in their order
+        # the channels back in their first order
         back = part.out.unflatten(-1, (-1, step.layer.head_size))[..., channels].reshape(part.out.shape)
         return Comparison(step, error).differs(dataclasses.replace(part, out=back))
 
     return Property(
         name="channel permutation",
         says="The channels of V in another order give those of the output in that order.",
-        is_bitwise=error is None,
+        compared=compared(error),
         holds=holds,
     )

@@ -1,14 +1,14 @@
-"""What leaves the softmax unchanged: a shift of all keys, and a factor that moves from the scale into q."""
+"""Changes that leave the softmax as it is: a shift of all keys, and a factor that moves from the scale into q."""
 
 import dataclasses
 
 import torch
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.properties.relation import CallTarget, ErrorBound, Outputs, Property, close, same_bits, variant
+from attn_fuzz.properties.relation import CallTarget, ErrorBound, Outputs, Property, close, compared, same_bits, variant
 from attn_fuzz.properties.slots import rows_of_slots, slots_of_keys, with_rows
 
-# keys become multiples of 1 / LEVELS of a power of two, so that they and their shifted twins have six significant bits, which
-# every dtype holds
+# Keys are rounded to multiples of a power of two divided by LEVELS. Then rounded and shifted keys have six significant bits,
+# and every dtype can hold them.
 LEVELS = 32
 
 
@@ -42,7 +42,7 @@ def shifted_keys(error: ErrorBound) -> Property:
         name="shifted keys",
         says="Keys K + c, the same c for all keys of a head, give the same output, and an LSE that is scale * q.c more.",
         applies="all but quantized caches, soft caps and sinks",
-        is_bitwise=False,
+        compared=compared(error),
         holds=holds,
     )
 
@@ -55,6 +55,6 @@ def scale_in_query() -> Property:
     return Property(
         name="scale in q",
         says="Queries times 4 and a quarter of the scale give the same.",
-        is_bitwise=True,
+        compared=compared(None),
         holds=holds,
     )

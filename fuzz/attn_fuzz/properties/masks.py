@@ -6,29 +6,38 @@ import torch
 from attn_contract import AttentionType
 from attn_contract.rules import asked
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.properties.relation import CallTarget, Comparison, ErrorBound, Property, request_rows, variant
+from attn_fuzz.properties.relation import (
+    CallTarget,
+    Comparison,
+    ErrorBound,
+    Launch,
+    Property,
+    compared,
+    request_rows,
+    variant,
+)
 from attn_fuzz.properties.slots import without_first_blocks
 
 
-def wide_window(error: ErrorBound | None = None) -> Property:
+def wide_window(error: ErrorBound | None = None, launch: Launch | None = None) -> Property:
     def holds(step: Step, call_target: CallTarget) -> str | None:
         if step.layer.attn_type is AttentionType.ENCODER_DECODER or -1 not in step.layer.window:
             return None
         longest = max(step.batch.max_seq_len, step.batch.max_query_len)
         left, right = (longest if edge == -1 else edge for edge in step.layer.window)
         layer = dataclasses.replace(step.layer, window=(left, right))
-        return Comparison(step, error).differs(variant(step, call_target, layer=layer))
+        return Comparison(step, error, launch).differs(variant(step, call_target, layer=layer))
 
     return Property(
         name="wide window",
         says="A window that is wider than every sequence gives what none gives.",
         applies="layers whose window is unlimited on a side, or that have none",
-        is_bitwise=error is None,
+        compared=compared(error, launch),
         holds=holds,
     )
 
 
-def last_row(error: ErrorBound | None = None) -> Property:
+def last_row(error: ErrorBound | None = None, launch: Launch | None = None) -> Property:
     def holds(step: Step, call_target: CallTarget) -> str | None:
         if step.layer.attn_type is not AttentionType.DECODER:
             return None
@@ -37,26 +46,26 @@ def last_row(error: ErrorBound | None = None) -> Property:
             return None
         causal = step.batch.causal
         batch = dataclasses.replace(step.batch, causal=~causal if isinstance(causal, torch.Tensor) else not causal)
-        return Comparison(step, error).differs(variant(step, call_target, batch=batch), rows, rows)
+        return Comparison(step, error, launch).differs(variant(step, call_target, batch=batch), rows, rows)
 
     return Property(
         name="last row",
         says="The last query of a request, which sees all keys either way, gives the same causal and not.",
         applies="decoders",
-        is_bitwise=error is None,
+        compared=compared(error, launch),
         holds=holds,
     )
 
 
 _OF_DISTANCES = {"window", "ranges_clamped", "logits_soft_cap", "alibi_slopes", "sinks", "qq_bias"}
-"""Rules that hold as before if all positions become less. Any other rule counts as one of places."""
+"""Rules of distances, which hold as before if all positions become less. Any other rule may depend on positions."""
 
 
 def forgotten_keys(error: ErrorBound | None = None) -> Property:
     def holds(step: Step, call_target: CallTarget) -> str | None:
         layer, left = step.layer, step.layer.window[0]
-        has_places = not _OF_DISTANCES.issuperset(asked(layer, step.batch))
-        if layer.attn_type is not AttentionType.DECODER or left < 0 or has_places or step.view is None:
+        has_positions = not _OF_DISTANCES.issuperset(asked(layer, step.batch))
+        if layer.attn_type is not AttentionType.DECODER or left < 0 or has_positions or step.view is None:
             return None
         contexts = (step.batch.seq_lens - step.batch.query_start_loc.diff()).tolist()
         blocks = [max(0, context - left) // step.view.block_size for context in contexts]
@@ -68,6 +77,6 @@ def forgotten_keys(error: ErrorBound | None = None) -> Property:
         name="forgotten keys",
         says="Keys that have left every query's window might never have been: without their blocks, all positions are less.",
         applies="decoders with a window that is limited to the left, without sink_tokens, chunks and ranges; long contexts",
-        is_bitwise=error is None,
+        compared=compared(error),
         holds=holds,
     )

@@ -1,14 +1,14 @@
-"""The same numbers elsewhere in memory, and other numbers where nobody reads."""
+"""The same numbers elsewhere in memory, and other numbers in memory that nobody reads."""
 
 import dataclasses
 
 import torch
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.properties.relation import CallTarget, Outputs, Property, same_bits, variant
+from attn_fuzz.properties.relation import CallTarget, Outputs, Property, compared, same_bits, variant
 from attn_fuzz.properties.slots import elements, rows_of_slots, slots_of_keys, used_entries, with_rows
 
-# finite, and noticed; unused memory of a case holds NaN, or another finite number
+# A finite number that changes outputs if it is used. The unused memory of a case holds NaN, or another finite number.
 GARBAGE = -7.0
 
 
@@ -36,7 +36,7 @@ def block_permutation() -> Property:
         name="block permutation",
         says="Where the blocks of the cache lie does not matter, as long as the block table says so.",
         applies="caches of two blocks or more",
-        is_bitwise=True,
+        compared=compared(None),
         holds=holds,
     )
 
@@ -68,6 +68,6 @@ def garbage() -> Property:
     return Property(
         name="garbage",
         says="What unused slots, unused entries of a wider block table and rows that no request owns hold does not matter.",
-        is_bitwise=True,
+        compared=compared(None),
         holds=holds,
     )

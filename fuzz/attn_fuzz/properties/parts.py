@@ -1,4 +1,4 @@
-"""Attention over two parts of the keys, merged by their LSEs, is attention over all."""
+"""Attention to two parts of the keys, merged by the parts' LSEs, is attention to all keys."""
 
 import dataclasses
 
@@ -6,7 +6,17 @@ import torch
 from attn_contract import AttentionType
 from attn_contract.rules import asked
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.properties.relation import CallTarget, ErrorBound, Outputs, Property, causal_flags, close, request_rows, variant
+from attn_fuzz.properties.relation import (
+    CallTarget,
+    ErrorBound,
+    Outputs,
+    Property,
+    causal_flags,
+    close,
+    compared,
+    request_rows,
+    variant,
+)
 from attn_fuzz.properties.slots import without_first_blocks
 
 
@@ -17,7 +27,7 @@ def split_keys(error: ErrorBound) -> Property:
             return None
         second = variant(step, call_target, batch=without_first_blocks(step, blocks))
         a, b = Outputs.read(_first_part(step, blocks, call_target)), Outputs.read(second)
-        # of the parts too: they see fewer keys
+        # a bound of the parts too, because they see fewer keys
         bound = error(step)
         assert a.lse is not None
         assert b.lse is not None
@@ -34,13 +44,14 @@ def split_keys(error: ErrorBound) -> Property:
         name="split keys",
         says="Attention to two parts of the keys, merged by their LSEs, is attention to all; the sinks join one of them.",
         applies="steps with a cache and an LSE, without rules of positions and quantized outputs; contexts of a block or more",
-        is_bitwise=False,
+        compared=compared(error),
         holds=holds,
     )
 
 
 _WITHOUT_POSITIONS = {"sink_tokens", "ranges_clamped", "logits_soft_cap", "sinks"}
-"""Rules that a part of the keys keeps as the whole does. Sink tokens do nothing without a window. No other rule is asked."""
+"""Rules that hold for a part of the keys as for all keys. (Sink tokens do nothing without a window.) A step with any other rule
+is not asked."""
 
 
 def _has_positions(step: Step) -> bool:
@@ -48,7 +59,7 @@ def _has_positions(step: Step) -> bool:
 
 
 def _blocks_of_first_part(step: Step) -> list[int]:
-    """Of each request about half of the blocks, of a causal one of those that all its queries see."""
+    """For each request, how many blocks the first part has: about half of the blocks that all queries of the request see."""
     if step.view is None:
         return []
     blocks = []
@@ -60,7 +71,7 @@ def _blocks_of_first_part(step: Step) -> list[int]:
 
 
 def _first_part(step: Step, blocks: list[int], call_target: CallTarget) -> Step:
-    """All queries see all of these keys, whether they are causal or not; without sinks."""
+    """Attend to the first part of the keys, without sinks. Every query sees all of these keys, so the step is not causal."""
     assert step.view is not None
     keys = torch.tensor(blocks, dtype=torch.int32, device=step.q.device) * step.view.block_size
     batch = dataclasses.replace(step.batch, seq_lens=keys, causal=False)

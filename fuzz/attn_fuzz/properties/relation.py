@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,14 +30,14 @@ class Property:
         name: as reports name it.
         says: what holds, in a sentence.
         applies: to which steps.
-        is_bitwise: whether outputs are compared bit by bit, or within the bound that `attn_fuzz.properties.bound` derives.
+        compared: how outputs are compared, in words; see `compared`.
         holds: the relation itself.
     """
 
     name: str
     says: str
     applies: str = "all"
-    is_bitwise: bool
+    compared: str
     holds: Callable[[Step, CallTarget], str | None]
 
     def __call__(self, step: Step, call_target: CallTarget) -> str | None:
@@ -80,6 +80,19 @@ class Outputs:
 ErrorBound = Callable[[Step], Outputs]
 """Bounds the distance of each output of a step from the right output; see `attn_fuzz.properties.bound`."""
 
+Launch = Callable[[Step], Hashable]
+"""What decides in which order a target adds the numbers of a step: tiles, splits, and what its kernel is compiled for.
+
+Where two steps attend to the same numbers, equal launches give equal bits. Other launches may add in another order.
+"""
+
+
+def compared(error: ErrorBound | None, launch: Launch | None = None) -> str:
+    """How a property compares outputs, in words. The arguments are those of Comparison."""
+    if error is None:
+        return "bit by bit"
+    return "within the bound" if launch is None else "bit by bit if the launch is the same, else within the bound"
+
 
 def again(step: Step, call_target: CallTarget) -> Step:
     """Call the target on a step once more, with new outputs."""
@@ -112,7 +125,7 @@ def _strided_as(original: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def same_bits(expected: Outputs, got: Outputs, rows: Rows = ALL) -> str | None:
-    """The first element that differs in a bit, in words; None if none does. `got` has the rows `rows` of `expected`."""
+    """Name the first element that differs in a bit, or return None. `got` has the rows `rows` of `expected`."""
     for name, tensor in expected.named().items():
         tensor, other = tensor[rows], got.named()[name]
         if found := _first(name, bits(tensor.contiguous()) != bits(other.contiguous()), tensor, other, rows):
@@ -121,7 +134,7 @@ def same_bits(expected: Outputs, got: Outputs, rows: Rows = ALL) -> str | None:
 
 
 def close(expected: Outputs, got: Outputs, allowed: Outputs, rows: Rows = ALL) -> str | None:
-    """The first element that differs by more than `allowed`, in words; None if none does. All outputs are float64."""
+    """Name the first element that differs by more than `allowed`, or return None. All outputs are float64."""
     for name, tensor in expected.named().items():
         tensor, other, bound = tensor[rows], got.named()[name], allowed.named()[name][rows]
         error = torch.where(tensor == other, 0.0, (tensor - other).abs())  # an LSE of -inf equals itself
@@ -134,23 +147,28 @@ def close(expected: Outputs, got: Outputs, allowed: Outputs, rows: Rows = ALL) -
 class Comparison:
     """Compares rows of a step with rows of variants that attend to the same numbers.
 
-    Without an error bound, rows must be equal bit by bit. With an error bound, they may differ by twice the bound.
+    Without an error bound, rows must be equal bit by bit. With an error bound, they may differ by twice the bound; but with a
+    launch too, rows of variants of the same launch must be equal bit by bit.
     """
 
-    def __init__(self, step: Step, error: ErrorBound | None) -> None:
+    def __init__(self, step: Step, error: ErrorBound | None, launch: Launch | None = None) -> None:
         self.step = step
         self.error = error
+        self.launch = launch
 
     def differs(self, part: Step, rows: Rows = ALL, part_rows: Rows = ALL) -> str | None:
-        """The first element of `rows` that differs from its twin in the variant's `part_rows`, in words; None if none does."""
-        if self._allowed is None:
-            return same_bits(Outputs.of(self.step), Outputs.of(part)[part_rows], rows)
+        """Name the first element of `rows` that differs from the same element of the variant's `part_rows`, or return None."""
+        different_bits = same_bits(Outputs.of(self.step), Outputs.of(part)[part_rows], rows)
+        if different_bits is None or self.error is None or self._is_same_launch(part):
+            return different_bits
         return close(Outputs.read(self.step), Outputs.read(part)[part_rows], self._allowed, rows)
 
+    def _is_same_launch(self, part: Step) -> bool:
+        return self.launch is not None and self.launch(self.step) == self.launch(part)
+
     @functools.cached_property
-    def _allowed(self) -> Outputs | None:
-        if self.error is None:
-            return None
+    def _allowed(self) -> Outputs:
+        assert self.error is not None
         allowed = self.error(self.step)
         return allowed + allowed
 

@@ -1,6 +1,6 @@
-"""The keys and values that a step attends to, as rows of slots, and steps in which they are others.
+"""The keys and values that a step attends to, as rows of slots, and the fields of steps that have other keys and values.
 
-A slot is one of the cache, `block * block_size + offset`; where there is no cache, a row of k and v.
+A slot is `block * block_size + offset` of the cache. In a step without a cache, a slot is a row of k and v.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from attn_fuzz.cases.tensors import Step
 
 
 def elements(view: KVCacheView, device: torch.device) -> torch.Tensor:
-    """[NB, 2, BS, HK, row_size] int64: where the allocation holds every block's K and V, inline scales included."""
+    """[NB, 2, BS, HK, row_size] int64: the index in the allocation of each element of K and V, inline scales included."""
     block = torch.arange(view.num_blocks, device=device).view(-1, 1, 1, 1, 1)
     return view.first_block_elements().to(device) + block * view.block_stride
 
@@ -30,14 +30,14 @@ def rows_of_slots(step: Step) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def with_rows(step: Step, k: torch.Tensor | None = None, v: torch.Tensor | None = None) -> dict[str, Any]:
-    """The fields of a step whose slots hold other K or V, as they are stored; scales stay."""
+    """The fields of a step whose slots hold other stored K or V. The scales stay."""
     if step.raw is None or step.view is None:
         return {name: rows for name, rows in (("k", k), ("v", v)) if rows is not None}
     raw = step.raw.clone()
     places = elements(step.view, raw.device)[..., : step.view.head_size]
     for kv, rows in ((K, k), (V, v)):
         if rows is not None:
-            # as integers: moving a float may change the bits of its NaN
+            # copied as integers: copying floats may change the bits of a NaN
             bits(raw)[places[:, kv].flatten(0, 1)] = bits(rows)
     return {"raw": raw}
 
@@ -65,7 +65,11 @@ def used_entries(step: Step) -> torch.Tensor:
 
 
 def without_first_blocks(step: Step, blocks: list[int]) -> Batch:
-    """The batch without so many of each request's first blocks; their slots keep what they hold."""
+    """The batch without the first blocks of its requests. The cache stays as it is.
+
+    Args:
+        blocks: for each request, how many of its blocks are left out.
+    """
     batch, device = step.batch, step.q.device
     assert batch.block_table is not None
     assert step.view is not None
@@ -76,7 +80,11 @@ def without_first_blocks(step: Step, blocks: list[int]) -> Batch:
 
 
 def replaced_scales(step: Step, v_scale: Any) -> Step:
-    """A step whose scales of V, of either kind, are `v_scale` of what they were."""
+    """A step with other scales of V.
+
+    Args:
+        v_scale: makes the new scales, [1] or [HK] or those of the tokens, of the old ones.
+    """
     scales = {name: v_scale(getattr(step.layer, name)) for name in ("v_scale", "v_scale_cache") if name in step.layer.tensors}
     return dataclasses.replace(step, layer=dataclasses.replace(step.layer, **scales))
 

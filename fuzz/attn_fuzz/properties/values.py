@@ -1,14 +1,14 @@
-"""The output is linear in V, and made of weights that sum to 1 less the sink's share."""
+"""The output is linear in V, and the weights sum to 1 less the sink's share."""
 
 import dataclasses
 
 import torch
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.properties.relation import CallTarget, ErrorBound, Outputs, Property, close, same_bits, variant
+from attn_fuzz.properties.relation import CallTarget, ErrorBound, Outputs, Property, close, compared, same_bits, variant
 from attn_fuzz.properties.slots import has_inline_scales, replaced_scales, rows_of_slots, with_rows
 from attn_fuzz.verdict.rounding import UNDERFLOW
 
-# below this, float32 sums of products may hold subnormals, which are rounded absolutely or flushed
+# smaller float32 sums of products may hold subnormals, which are rounded to a fixed step or flushed to 0
 SMALLEST_SUM = 2.0**-64
 
 
@@ -20,12 +20,12 @@ def doubled_values() -> Property:
             doubled = dataclasses.replace(step, **with_rows(step, v=2 * rows_of_slots(step)[1]))
         else:
             doubled = replaced_scales(step, lambda scale: 2 * scale)
-        if step.layer.output_scale is not None:  # then the numbers that are stored are the same ones
+        if step.layer.output_scale is not None:  # with twice the scale, the stored numbers stay the same
             layer = dataclasses.replace(doubled.layer, output_scale=2 * step.layer.output_scale)
             doubled = dataclasses.replace(doubled, layer=layer)
         once, twice = Outputs.of(step), Outputs.of(variant(doubled, call_target))
         if step.layer.output_scale is None:
-            # the smallest normal number itself may be what a subnormal was rounded up to
+            # even the smallest normal number may be a subnormal that was rounded up
             smallest = max(float(torch.finfo(once.out.dtype).tiny), SMALLEST_SUM)
             is_exact = (once.out.abs() > smallest) & (2 * once.out).isfinite()
             expected = torch.where(is_exact, 2 * once.out, twice.out)
@@ -36,7 +36,7 @@ def doubled_values() -> Property:
         name="doubled values",
         says="V times 2 gives the output times 2.",
         applies="all but caches with inline scales; outputs above float underflow",
-        is_bitwise=True,
+        compared=compared(None),
         holds=holds,
     )
 
@@ -53,7 +53,7 @@ def additivity(error: ErrorBound) -> Property:
             Outputs.read(variant(step, call_target, **with_rows(step, v=torch.where(mask, v.float(), 0.0).to(v.dtype))))
             for mask in (is_first, ~is_first)
         )
-        allowed = error(step)  # of the parts too: their values are no larger
+        allowed = error(step)  # a bound of the parts too, because their values are no larger
         three = Outputs(3 * allowed.out, None)
         together = Outputs.read(step)
         return close(Outputs(together.out, None), Outputs(first.out + second.out, None), three)
@@ -62,7 +62,7 @@ def additivity(error: ErrorBound) -> Property:
         name="additivity",
         says="V is the sum of two parts, and the output that of the two parts' outputs.",
         applies="all but quantized outputs",
-        is_bitwise=False,
+        compared=compared(error),
         holds=holds,
     )
 
@@ -88,7 +88,7 @@ def weights(error: ErrorBound) -> Property:
             sink = torch.full_like(total, -torch.inf) if layer.sinks is None else layer.sinks.double().expand(total.shape)
             lse = shares.lse.masked_fill(shares.lse.isinf(), 0.0)
             expected = torch.where(shares.lse.isinf(), 0.0, 1 - torch.exp(sink - lse))
-        # the errors of all channels together are at most one channel's that has all the weight, but for underflow
+        # apart from underflow, the errors of all channels together are at most the error of one channel that has all the weight
         allowed = bound.out.amax(-1) + layer.head_size * UNDERFLOW[part.out.dtype]
         if layer.sinks is not None and bound.lse is not None:
             allowed = allowed + torch.expm1(bound.lse)
@@ -105,6 +105,6 @@ def weights(error: ErrorBound) -> Property:
         name="weights",
         says="With one-hot V the output is the weights: none is negative, and they sum to 1 less the sink's share.",
         applies="all but quantized outputs and caches with inline scales; with sinks, steps with an LSE",
-        is_bitwise=False,
+        compared=compared(error),
         holds=holds,
     )

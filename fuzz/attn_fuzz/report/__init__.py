@@ -9,18 +9,24 @@ from attn_fuzz.report.overview import summary
 from attn_fuzz.report.standalone import script
 from attn_fuzz.verdict.verdict import Verdict
 
-__all__ = ["again", "script", "summary", "write"]
+__all__ = ["again", "save", "script", "summary", "write"]
 
 
-def write(case: Case, verdict: Verdict, folder: Path, name: str) -> tuple[Path, Path]:
-    """Write NAME.json and NAME.py, and captured tensors beside them; return the first two paths."""
+def save(case: Case, folder: Path, name: str) -> Path:
+    """Write NAME.json, and captured tensors beside it. Return its path."""
     folder.mkdir(parents=True, exist_ok=True)
-    case_path, script_path = folder / f"{name}.json", folder / f"{name}.py"
-    case_file.save(case_path, case)
+    path = folder / f"{name}.json"
+    case_file.save(path, case)
     if case.values.file is not None:
         beside = folder / Path(case.values.file).name
         if not (beside.exists() and beside.samefile(case.values.file)):
             shutil.copyfile(case.values.file, beside)
+    return path
+
+
+def write(case: Case, verdict: Verdict, folder: Path, name: str) -> tuple[Path, Path]:
+    """Write NAME.json, captured tensors beside it, and the script NAME.py. Return the paths of the case and of the script."""
+    case_path, script_path = save(case, folder, name), folder / f"{name}.py"
     script_path.write_text(script(case, verdict), encoding="utf-8")
     return case_path, script_path
 

@@ -1,4 +1,4 @@
-"""HTML and SVG as elements. Every text and attribute is escaped when a page is written: a case may come from a stranger."""
+"""HTML and SVG as elements. All texts and attributes are escaped when a page is written: a case may come from a stranger."""
 
 from importlib.resources import files
 from xml.etree import ElementTree
@@ -6,7 +6,7 @@ from xml.etree.ElementTree import Element
 
 
 def element(tag: str, *children: Element | str, **attributes: object) -> Element:
-    """An element with children in their order; an attribute's `_` is a `-`, but at its end it is left out (`class_`)."""
+    """An element with its children in order. In an attribute's name, `_` becomes `-`; at the end it is left out (`class_`)."""
     names = {name.rstrip("_").replace("_", "-"): str(value) for name, value in attributes.items()}
     parent = Element(tag, names)
     for child in children:
@@ -26,12 +26,12 @@ def table(columns: list[str], rows: list[list[str]]) -> Element:
 
 
 def facts(pairs: dict[str, str]) -> Element:
-    """Names and what they are, side by side."""
+    """A list of names and values, side by side."""
     return element("dl", *(element("div", element("dt", name), element("dd", text)) for name, text in pairs.items()))
 
 
 def page(title: str, *children: Element) -> bytes:
-    """A page that holds all it needs: its style, no script, nothing from elsewhere."""
+    """A page that holds its style, has no script, and fetches nothing."""
     style = files("attn_fuzz.report").joinpath("page.css").read_text(encoding="utf-8")
     head = element(
         "head",

@@ -20,7 +20,7 @@ def summary(case: Case, verdict: Verdict | None) -> RenderableType:
 
 
 def headline(verdict: Verdict | None) -> list[Text]:
-    """What became of it: none if it was not run."""
+    """The verdict in a line; no line if the case was not run."""
     if verdict is None:
         return []
     if verdict.failed:

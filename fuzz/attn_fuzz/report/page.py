@@ -98,10 +98,11 @@ def _failure(found: Found) -> Element:
         "section",
         element("h2", f"Failure: {failure.verdict.kind}"),
         *([element("p", f"{found.past} fails")] if found.past else []),
+        *([element("p", "It was met while the failure before it was shrunk.")] if found.while_shrinking else []),
         *_lines(found),
         *_drawn(failure.case, failure.verdict),
         shrunk,
-        element("details", element("summary", "the case as it was found"), *_drawn(failure.first, None)),
+        element("details", element("summary", "the case as it was found"), *_drawn(failure.first, failure.first_verdict)),
         class_="failure",
     )
 

@@ -1,6 +1,7 @@
-"""A case as grids of cells: what each query sees, where each block lies, and how far off the output is.
+"""A case as grids of cells: which keys each query sees, where each block lies, and how large the errors of the output are.
 
-Nothing is rendered here: `terminal` and `svg` do. A cell says what it is by its kind, with a letter that reads without colour.
+`terminal` and `svg` render the pictures. A cell has a kind, which gives it a colour, and a letter that can be read without
+colour.
 """
 
 import itertools
@@ -55,18 +56,18 @@ MEANINGS = {
     "stray": ("S", "written, and must not be"),
     "unowned": ("-", "row of no request"),
 }
-"""Kinds of cells: the letter, and what it means."""
+"""By kind of a cell: its letter, and the letter's meaning."""
 
 
 class Cell(NamedTuple):
     text: str
     kind: str
-    """a key of MEANINGS, "owner-N" for what request N owns (modulo the number of colours), or "heat-N" (0 to 5)"""
+    """a key of MEANINGS; "owner-N" for a block of request N, modulo the number of colours; "heat-N" for an error, N up to 5"""
     title: str = ""
 
 
 class Limits(NamedTuple):
-    """The most cells of a picture; what is larger is sampled."""
+    """The most cells of a picture. A larger picture is sampled."""
 
     rows: int
     columns: int
@@ -74,7 +75,7 @@ class Limits(NamedTuple):
 
 @dataclass(frozen=True)
 class Picture:
-    """A grid of cells. `ticks` are names of columns, by index; `note` is a line below the title."""
+    """A grid of cells. `ticks` are names of columns, by index. `note` is a line below the title."""
 
     title: str
     cells: Sequence[Sequence[Cell]]
@@ -84,7 +85,7 @@ class Picture:
 
     @property
     def legend(self) -> list[tuple[Cell, str]]:
-        """A cell of each kind with a meaning that the picture has."""
+        """For each kind in the picture that has a meaning: a cell of the kind, and the meaning."""
         found = {cell.kind: cell for row in self.cells for cell in row}
         entries = [(found[kind], meaning) for kind, (_, meaning) in MEANINGS.items() if kind in found]
         if owned := sorted(kind for kind in found if kind.startswith("owner")):
@@ -95,7 +96,7 @@ class Picture:
 
 
 def draw(case: Case, verdict: Verdict | None, limits: Limits) -> list[Picture]:
-    """All pictures of a case; those of its output only with the verdict of a run that came to be judged."""
+    """All pictures of a case. Pictures of the output need a verdict on judged outputs."""
     step = tensors.build(case)
     blocks = [] if case.cache is None else [block_table(case, step, limits), *_allocation(case, case.cache, step, limits)]
     output = [] if verdict is None else [error_over_bound(case, name, x, limits) for name, x in verdict.pictures.items()]
@@ -103,9 +104,13 @@ def draw(case: Case, verdict: Verdict | None, limits: Limits) -> list[Picture]:
 
 
 def error_over_bound(case: Case, tensor: str, codes: bytes, limits: Limits) -> Picture:
-    """Error over bound by head and row of q: `attn_fuzz.verdict.ratios.picture`, drawn."""
+    """Error over bound by head and row of q.
+
+    Args:
+        codes: the bytes of `attn_fuzz.verdict.ratios.picture`.
+    """
     by_row = torch.tensor(list(codes), dtype=torch.int64).reshape(-1, case.num_heads)
-    by_row = torch.where(by_row == UNOWNED, -1, by_row)  # whatever else is in a cell counts more
+    by_row = torch.where(by_row == UNOWNED, -1, by_row)  # a cell shows its largest code, and any other code counts more
     heads, rows = _cuts(case.num_heads, limits.rows), _cuts(len(by_row), limits.columns)
     worst = [[int(by_row[row, head].max()) for row in rows] for head in heads]
     starts = {start: f"r{r}" for r, start in reversed(list(enumerate(case.query_start_loc[:-1])))}
@@ -127,12 +132,15 @@ def _heat(code: int, place: str) -> Cell:
     if code >= ratios.BROKEN:
         return _cell("broken", f"{place}: at least {EDGES[code - 1]:.2g} times its bound")
     most = EDGES[code]
-    colour = max(0, 5 - int(math.log(1 / most, 4)))  # a factor of 4 wide, the last one ends at the bound
+    colour = max(0, 5 - int(math.log(1 / most, 4)))  # a colour spans a factor of 4, and the last colour ends at the bound
     return Cell(str(int(10 * most * 0.999)), f"heat-{colour}", f"{place}: below {most:.2g} of its bound")
 
 
 def visible_keys(case: Case, step: Step, verdict: Verdict | None, limits: Limits) -> Iterator[Picture]:
-    """One picture per request that has a query, those that differ first: who sees which key, or what hides it."""
+    """One picture per request that has a query: which keys each query sees, and which rule hides the others.
+
+    If there are too many requests, the wrong requests are drawn first.
+    """
     differing = {difference.request for difference in verdict.differences} if verdict else set[int]()
     asking = [r for r, request in enumerate(case.requests) if request.query_len]
     chosen = sorted(asking, key=lambda r: r not in differing)[:MOST_REQUESTS]
@@ -169,7 +177,7 @@ _RULES = ("visible", "sink-token", "range", "causal", "window", "chunk", "tree",
 
 
 def _kinds(part: Request, step: Step, causal: bool) -> torch.Tensor:
-    """[q, k]: indices into _RULES, by the reference's own rules; of several that hide a key, the first one of them."""
+    """[q, k]: indices into _RULES, from the rules of the reference. If several rules hide a key, the first one counts."""
     layer, batch = step.layer, step.batch
     p, j = part.query_positions[:, None], torch.arange(part.visible.shape[1])[None]
     in_window = masks.in_window(p, j, layer.window)
@@ -201,7 +209,7 @@ def _mask_cell(kinds: torch.Tensor, row: slice, column: slice, first: int) -> Ce
 
 
 def block_table(case: Case, step: Step, limits: Limits) -> Picture:
-    """The block table as the target gets it, its unused entries included."""
+    """The block table as the target gets it, with its unused entries."""
     table = step.batch.block_table
     assert table is not None
     users = Counter(block for request in case.requests for block in request.blocks)
@@ -227,10 +235,10 @@ def _allocation(case: Case, cache: Cache, step: Step, limits: Limits) -> Iterato
 
 
 def slots(case: Case, cache: Cache, step: Step, owners: Mapping[int, Sequence[int]], limits: Limits) -> Picture:
-    """What every slot of every block holds when attention begins, and which requests own the block."""
+    """For every block, the requests that own it, and the contents of its slots when attention begins."""
     assert step.view is not None
     assert step.raw is not None
-    elements = step.view.first_block_elements()[:, :, 0, : case.head_size]  # head 0 speaks for all
+    elements = step.view.first_block_elements()[:, :, 0, : case.head_size]  # all heads of a slot are written together
     chosen = sorted([*sorted(owners), *(block for block in range(cache.num_blocks) if block not in owners)][: limits.rows])
     every = torch.tensor(chosen).view(-1, 1, 1, 1) * step.view.block_stride + elements
     held = bits(step.raw)[every]
@@ -270,7 +278,8 @@ def slots(case: Case, cache: Cache, step: Step, owners: Mapping[int, Sequence[in
 
 
 def memory(case: Case, cache: Cache, step: Step, owners: Mapping[int, Sequence[int]], limits: Limits) -> Picture:
-    """The allocation from its first element to its last: a cell per stretch of one block's K or V, or evenly spaced samples."""
+    """The allocation from its first element to its last. A cell is a stretch of one block's K or V, or one of evenly spaced
+    samples."""
     assert step.raw is not None
     assert step.view is not None
     views = allocations.layer_views(case, cache)
@@ -304,11 +313,11 @@ def memory(case: Case, cache: Cache, step: Step, owners: Mapping[int, Sequence[i
 
 
 _PADDING, _GUARD = -1, -3
-"""As codes of elements; a half of one is not that of another."""
+"""Codes of elements that belong to no block. Halved and rounded down, they still differ from each other."""
 
 
 def _stretches(codes: torch.Tensor) -> list[slice]:
-    """Where equal codes stand side by side."""
+    """Stretches of equal codes."""
     starts = [0, *((codes[1:] != codes[:-1]).nonzero().flatten() + 1).tolist(), len(codes)]
     return [slice(start, end) for start, end in itertools.pairwise(starts)]
 
@@ -345,7 +354,7 @@ def _cell(kind: str, place: str = "") -> Cell:
 
 
 def _cuts(size: int, most: int) -> list[slice]:
-    """The range of a size in at most so many parts, as even as can be."""
+    """Slices that cut the range of a size into at most so many parts, which are as even as possible."""
     parts = max(1, min(size, most))
     return [slice(size * i // parts, size * (i + 1) // parts) for i in range(parts)] if size else []
 

@@ -21,12 +21,21 @@ PATHS = {
 
 
 class Found(NamedTuple):
-    """A failure, where its case and script were written (None if they could not be), and of which past case it is one."""
+    """A failure, and the files that were written about it. A file that could not be written is None.
+
+    Args:
+        case_file, script: of the smallest case.
+        first_file: of the case as it was found.
+        past: the name of the past case that fails, if it is one.
+        while_shrinking: whether the failure was met while another failure was shrunk.
+    """
 
     failure: Failure
     case_file: Path | None
     script: Path | None
+    first_file: Path | None = None
     past: str | None = None
+    while_shrinking: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +49,7 @@ class Run:
         seed, workers, planned: as given. `planned` is the number of examples.
         seconds: from beginning to end.
         progress: of every shard.
-        failures: failing cases, shrunk ones first.
+        failures: failing cases, shrunk ones first. A failure that was met while another one was shrunk follows that one.
         fixed: known findings whose stored case no longer fails.
         restarted: number of shards that ran again because their worker process died.
         interrupted: whether Ctrl-C or SIGTERM ended the run.
@@ -148,6 +157,8 @@ class Run:
                 {
                     **failure_json(found.failure),
                     "past": found.past,
+                    "while_shrinking": found.while_shrinking,
+                    "first_file": str(found.first_file) if found.first_file else None,
                     "case_file": str(found.case_file) if found.case_file else None,
                     "script": str(found.script) if found.script else None,
                 }
@@ -164,6 +175,11 @@ def failure_json(failure: Failure) -> dict[str, Any]:
         "found_after": failure.found_after,
         "minimal": failure.minimal,
         "case": msgspec.to_builtins(failure.case),
+        "first": {
+            "kind": failure.first_verdict.kind,
+            "message": failure.first_verdict.message,
+            "case": msgspec.to_builtins(failure.first),
+        },
     }
 
 

@@ -1,4 +1,4 @@
-"""A failure as a script that needs the target and the reference alone."""
+"""A failure as a script that needs only the target and the reference."""
 
 import base64
 import dataclasses
@@ -17,7 +17,7 @@ LITERAL_ELEMENTS = 64
 
 
 def script(case: Case, verdict: Verdict) -> str:
-    """A standalone script: the tensors, the target, the reference, and where they differ. It exits 1 if they do."""
+    """A standalone script: it runs the target and the reference on the case's tensors, and exits with 1 if they differ."""
     step = tensors.build(case)
     return _SCRIPT.format(
         title=f"{case.target}: {verdict.kind}: {verdict.message}".replace("\\", "/").replace('"', "'"),
@@ -42,7 +42,7 @@ def script(case: Case, verdict: Verdict) -> str:
 
 
 def _checks(verdict: Verdict) -> str:
-    """The worst elements as the script's literals; `float` spells what is not finite."""
+    """The worst elements as literals of the script. `float` also spells numbers that are not finite."""
     lines = []
     for worst in verdict.differences:
         place = (worst.row, worst.head) if worst.dim is None else (worst.row, worst.head, worst.dim)
@@ -145,7 +145,7 @@ def _slice_of(buffer: str, tensor: torch.Tensor | None) -> str:
 
 
 def _layer(layer: Layer) -> str:
-    """The layer's fields, but those that are as they are by default."""
+    """The layer as an expression, without fields that have their default."""
     words = []
     for field in dataclasses.fields(layer):
         value = getattr(layer, field.name)
@@ -176,7 +176,7 @@ def _dense(step: Step) -> str:
 
 
 def _writes(step: Step) -> str:
-    """The cache writes of the step, by the target, compared byte by byte with the reference's; and q where it is rotated."""
+    """Code that has the target and the reference write the cache and rotate q, and compares every byte of the results."""
     if not step.writes:
         return ""
     lines = ["writes = ["]
@@ -226,7 +226,7 @@ def _view(view: Any) -> str:
 
 
 def _tensor(tensor: torch.Tensor | None) -> str:
-    """A tensor on DEVICE as an expression: a literal if short and finite, else its bytes; a slice with what lies around it."""
+    """A tensor on DEVICE as an expression: a literal if it is short and finite, else its bytes. A slice has all its memory."""
     assert tensor is not None
     if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() != tensor.nbytes:
         storage = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())

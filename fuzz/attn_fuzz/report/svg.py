@@ -1,4 +1,4 @@
-"""Pictures, histograms and the table of pairs as SVG; colours are classes that the page's style defines, for light and dark."""
+"""Pictures, histograms and the table of pairs as SVG. Colours are classes that the page's style defines, light and dark."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -15,7 +15,7 @@ SMALLEST_CELL = 8
 
 
 def picture(picture: Picture) -> Element:
-    """A figure: the grid with its names, and what the colours and letters mean."""
+    """A figure: the grid with the names of its rows and columns, and a legend of colours and letters."""
     columns = max(map(len, picture.cells), default=0)
     longest = max((len(cell.text) for row in picture.cells for cell in row), default=1)
     with_text = columns <= MOST_COLUMNS_WITH_TEXT
@@ -48,7 +48,7 @@ def picture(picture: Picture) -> Element:
 
 
 def _ticks(picture: Picture, margin: int, width: int) -> Iterator[Element]:
-    """Names of columns, those left out for which there is no room."""
+    """The names of columns. A name for which there is no room is left out."""
     free = 0
     for column, name in sorted(picture.ticks.items()):
         x = column * width
@@ -58,16 +58,16 @@ def _ticks(picture: Picture, margin: int, width: int) -> Iterator[Element]:
 
 
 def _runs(row: Sequence[Cell]) -> Iterator[tuple[int, int, Cell]]:
-    """Start, length and first cell of what is alike from cell to cell; cells with a name of their own stay apart."""
+    """Start, length and first cell of each run of equal cells. Cells with different titles are not equal."""
     for _, run in groupby(enumerate(row), key=lambda item: item[1]):
         cells = list(run)
         yield cells[0][0], len(cells), cells[0][1]
 
 
 def histogram(counts: Sequence[int]) -> Element:
-    """Elements by error over bound, 2^-20 to 2, a step per quarter of a factor of 2; the heights are square roots of counts.
+    """Elements by error over bound, from 2^-20 to 2, with four steps to a factor of 2. The heights are square roots of counts.
 
-    All steps are one path: a page has dozens of histograms, and an element per step makes them ten times as large.
+    All steps are one path. A page has dozens of histograms, and an element for each step would make them ten times as large.
     """
     most = max(counts) or 1
     tops = [f"{round(48 - 46 * (count / most) ** 0.5, 1):g}" for count in counts]
@@ -87,13 +87,17 @@ def histogram(counts: Sequence[int]) -> Element:
 
 
 def _steps(first: int, tops: Sequence[str], kind: str) -> Element:
-    """The area between the axis and the tops of bins, the first of which has this index; equal neighbours are one step."""
+    """The area between the axis and the tops of bins. Neighbours of equal height are one step.
+
+    Args:
+        first: index of the first bin.
+    """
     steps = "".join(f"V{top}h{4 * len(list(run))}" for top, run in groupby(tops))
     return element("path", d=f"M{4 * first} 48{steps}V48z", class_=kind)
 
 
 def pairs(together: Sequence[int]) -> Element:
-    """How many examples had each two features: the darker the more; crossed where no case can."""
+    """How many examples had each pair of features. A darker cell is a larger count. A pair that no case can have is marked."""
     names, cell, margin = [feature.name for feature in FEATURES], 11, 190
     most = max(together, default=0) or 1
     marks = []

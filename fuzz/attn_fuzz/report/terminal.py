@@ -1,4 +1,4 @@
-"""Pictures in a terminal: letters first, so that they read without colour; colour where there is one."""
+"""Pictures in a terminal. Cells have letters, so that a picture can be read without colours, and colours if there are any."""
 
 from collections.abc import Iterator, Sequence
 
@@ -66,7 +66,7 @@ def _lines(picture: Picture) -> Iterator[Text]:
 
 
 def _ruler(picture: Picture, step: int) -> str:
-    """Names of columns above them, those left out for which there is no room."""
+    """The names of columns, above the columns. A name for which there is no room is left out."""
     line = ""
     for column, name in sorted(picture.ticks.items()):
         if column * step >= len(line):

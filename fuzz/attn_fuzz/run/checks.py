@@ -1,69 +1,88 @@
 """What a target must not have done, whatever its outputs are: raised, accessed what is forbidden, or changed other memory.
 
-`CHECKS` are asked in order. Each takes an `Attempt`, and says in one line what is wrong; None if nothing is.
+`CHECKS` are asked in order. Each takes an `Attempt`, and returns a `Wrong`, or None if it finds nothing wrong.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from attn_fuzz.cases import allocations
-from attn_fuzz.cases.case import GUARD
+from attn_fuzz.cases.case import GUARD, Case
 from attn_fuzz.cases.poison import bits, canary
-from attn_fuzz.cases.tensors import Rotation, Step
+from attn_fuzz.cases.tensors import PADDING, Rotation, Step
 from attn_fuzz.interpreted import sanitizer
 from attn_fuzz.run.attempt import Attempt, one_line
 from attn_fuzz.verdict.verdict import Kind
 
 
-def forbidden_access(attempt: Attempt) -> str | None:
-    return f"{attempt.not_refused}{attempt.error}" if isinstance(attempt.error, sanitizer.Violation) else None
+class Wrong(NamedTuple):
+    """What a check found.
+
+    Args:
+        about: what is wrong, as `Verdict.about` has it: the name of a tensor, or the type of an exception.
+        message: one line for a person.
+    """
+
+    about: str
+    message: str
 
 
-def wrong_error(attempt: Attempt) -> str | None:
-    """An error that is no refusal of what is beyond the target's support."""
+def forbidden_access(attempt: Attempt) -> Wrong | None:
+    error = attempt.error
+    if not isinstance(error, sanitizer.Violation):
+        return None
+    return Wrong(f"{attempt.not_refused}{error.about}", f"{attempt.not_refused}{error}")
+
+
+def wrong_error(attempt: Attempt) -> Wrong | None:
+    """An exception that does not refuse what is beyond the target's support."""
     error, must = attempt.error, ""
     if error is None or attempt.is_refused:
         return None
     if attempt.beyond:
         must = f"{attempt.beyond} is beyond its support and must be refused with a ValueError or NotImplementedError: "
-    return f"{must}{type(error).__name__}: {one_line(error)}"
+    name = type(error).__name__
+    return Wrong(f"{must}{name}", f"{must}{name}: {one_line(error)}")
 
 
-def written_cache(attempt: Attempt) -> str | None:
+def written_cache(attempt: Attempt) -> Wrong | None:
     """A change of the cache after the target's cache writes."""
     step = attempt.step
     for name, tensor in step.memory.items():
         written = attempt.written[name]
         if place := _changes(written, tensor):
             what = "attention" if attempt.num_written == len(step.writes) else "a refused write"
-            return f"{what} wrote into the cache: {_locate(name, place, step, written, tensor)}"
+            where = _locate(name, place, step, written, tensor)
+            return Wrong(f"{name}, by {what}", f"{what} wrote into the cache: {where}")
     return None
 
 
-def wrong_cache_write(attempt: Attempt) -> str | None:
+def wrong_cache_write(attempt: Attempt) -> Wrong | None:
     """A byte of the cache that is not what the reference writes."""
     for name, tensor in attempt.expected.memory.items():
         written = attempt.written[name]
         if place := _changes(tensor, written):
-            return f"the cache write: {_locate(name, place, attempt.step, tensor, written)}"
+            return Wrong(name, f"the cache write: {_locate(name, place, attempt.step, tensor, written)}")
     return None
 
 
-def wrong_query(attempt: Attempt) -> str | None:
+def wrong_query(attempt: Attempt) -> Wrong | None:
     """A query that a rotating cache write did not rotate as the reference does."""
     wrong = (_wrong_rotation(rotation, attempt.expected.q, attempt.step.q) for rotation in _rotations(attempt))
-    return next((message for message in wrong if message), None)
+    return next((Wrong("q", message) for message in wrong if message), None)
 
 
-def changed_input(attempt: Attempt) -> str | None:
+def changed_input(attempt: Attempt) -> Wrong | None:
+    """A changed element of an input that the target must not write."""
     compared, expected = _compared(attempt), attempt.expected.inputs()
     for name, tensor in attempt.step.inputs().items():
         if name not in compared and not torch.equal(bits(expected[name]), bits(tensor)):
-            return f"it changed its input {name}"
+            return Wrong(name, f"it changed its input {name}")
     return None
 
 
-def write_around_an_input(attempt: Attempt) -> str | None:
+def write_around_an_input(attempt: Attempt) -> Wrong | None:
     """A change in the allocation that an input is a part of."""
     if _rotations(attempt) and attempt.case.fused_qkv:
         return None  # q, k and v lie in one allocation, of which q is rotated in place
@@ -72,11 +91,11 @@ def write_around_an_input(attempt: Attempt) -> str | None:
         # an input that was compared by a check of its own may hold another NaN
         memory = _around if name in compared else _storage
         if not torch.equal(memory(expected[name]), memory(tensor)):
-            return f"it wrote outside of its input {name}"
+            return Wrong(name, f"it wrote outside of its input {name}")
     return None
 
 
-def stray_write(attempt: Attempt) -> str | None:
+def stray_write(attempt: Attempt) -> Wrong | None:
     """A changed element around `out` or `lse`, or in rows that were not to be written."""
     case, step = attempt.case, attempt.step
     owned = torch.zeros(case.num_rows, dtype=torch.bool, device=step.out.device)
@@ -90,14 +109,16 @@ def stray_write(attempt: Attempt) -> str | None:
             untouched[1:-1, GUARD : GUARD + case.num_rows] = ~owned
         changed = untouched & (bits(buffer) != bits(canary((1,), buffer.dtype, buffer.device)))
         if changed.any():
-            place = changed.nonzero()[0]
-            row = int(place[0 if name == "out" else 1]) - GUARD
-            what = "a row that it must not write" if 0 <= row < case.num_rows else "outside the tensor"
-            return f"it wrote to {name} row {row}, {what}; {int(changed.sum())} elements"
+            first, second = changed.nonzero()[0].tolist()
+            if name == "out":
+                where = _place_around_out(first - GUARD, second, case)
+            else:
+                where = _place_around_lse(first - 1, second - GUARD, case)
+            return Wrong(name, f"it wrote to {name} {where}; {int(changed.sum())} elements")
     return None
 
 
-CHECKS: tuple[tuple[Kind, Callable[[Attempt], str | None]], ...] = (
+CHECKS: tuple[tuple[Kind, Callable[[Attempt], Wrong | None]], ...] = (
     ("sanitizer", forbidden_access),
     ("raised", wrong_error),
     ("cache", written_cache),
@@ -107,7 +128,7 @@ CHECKS: tuple[tuple[Kind, Callable[[Attempt], str | None]], ...] = (
     ("guard", write_around_an_input),
     ("guard", stray_write),
 )
-"""The kind of verdict where a check finds something, and the check; the first that does decides."""
+"""Each check with the kind of verdict that it leads to. The first check that finds something decides."""
 
 
 def _rotations(attempt: Attempt) -> list[Rotation]:
@@ -122,13 +143,18 @@ def _compared(attempt: Attempt) -> set[str]:
 
 
 def _changes(expected: torch.Tensor, got: torch.Tensor) -> list[int] | None:
-    """The places of all elements that differ in a bit, in order; None if none does."""
+    """The indices of all elements of the flattened tensors that differ in a bit, in order; None if no element differs."""
     changed = bits(expected).flatten() != bits(got).flatten()
     return changed.nonzero().flatten().tolist() if changed.any() else None
 
 
 def _locate(name: str, changed: list[int], step: Step, expected: torch.Tensor, got: torch.Tensor) -> str:
-    """Name the first changed element of the allocation, or of a buffer of scales, by the view of the layer under test."""
+    """Name the first changed element of the allocation, or of a buffer of scales, in the view of the layer under test.
+
+    Args:
+        name: "kv_cache", or the name of a tensor of scales.
+        changed: indices of changed elements of the flattened tensors.
+    """
     view, at = step.view, changed[0]
     assert view is not None
     numbers = f"got {float(got.flatten()[at])}, expected {float(expected.flatten()[at])}; {len(changed)} elements differ"
@@ -139,7 +165,7 @@ def _locate(name: str, changed: list[int], step: Step, expected: torch.Tensor, g
 
 
 def _wrong_rotation(rotation: Rotation, expected: torch.Tensor, got: torch.Tensor) -> str | None:
-    """A query that is not what the rotation makes of it, or that it leaves alone; of poison it makes any NaN."""
+    """Name the first element of q that differs from what the rotation makes of q. The rotation of poison may be any NaN."""
     rotated = torch.zeros_like(got, dtype=torch.bool)
     rotated[: len(rotation.positions), :, : rotation.cos_sin_cache.shape[1]] = True
     differs = (bits(expected) != bits(got)) & ~(rotated & expected.isnan() & got.isnan())
@@ -150,13 +176,43 @@ def _wrong_rotation(rotation: Rotation, expected: torch.Tensor, got: torch.Tenso
     return f"q at row {row}, head {head}, dim {dim}: {numbers}; {int(differs.sum())} elements differ"
 
 
+def _place_around_out(row: int, column: int, case: Case) -> str:
+    """Name an element of the buffer around `out` [T, H, D].
+
+    Args:
+        row: of the buffer, where 0 is the first row of `out`. It may be negative.
+        column: of the buffer, whose rows are longer than those of `out`.
+    """
+    width = case.num_heads * case.head_size
+    if column < width:
+        return _row_in_words(row, "", case)
+    if case.num_rows == 1 and row == 0:
+        # torch takes a tensor of one row for contiguous, whatever its stride is: to a kernel, the next row begins here
+        return _row_in_words(column // width, "", case)
+    if row == -1:
+        return f"{width + PADDING - column} elements before row 0, outside the tensor"
+    return f"{column - width + 1} elements past the end of row {row}, outside the tensor"
+
+
+def _place_around_lse(head: int, row: int, case: Case) -> str:
+    """Name an element of the buffer around `lse` [H, T]. Both indices may lie outside the tensor."""
+    if not 0 <= head < case.num_heads:
+        return f"row {row}, head {head}, outside the tensor"
+    return _row_in_words(row, f", head {head}", case)
+
+
+def _row_in_words(row: int, head: str, case: Case) -> str:
+    what = "a row that it must not write" if 0 <= row < case.num_rows else "outside the tensor"
+    return f"row {row}{head}, {what}"
+
+
 def _storage(tensor: torch.Tensor) -> torch.Tensor:
     """[bytes] uint8: all of the memory that a tensor is a part of."""
     return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
 
 
 def _around(tensor: torch.Tensor) -> torch.Tensor:
-    """[bytes] uint8: a copy of that memory, with 0 for the tensor's own elements."""
+    """[bytes] uint8: a copy of all of the memory that a tensor is a part of, with 0 for the tensor's own elements."""
     memory = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage()).clone()
     bits(memory).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).zero_()
     return _storage(memory)

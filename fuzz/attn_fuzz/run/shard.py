@@ -1,10 +1,11 @@
 """The one loop behind the command line, the pytest job and the zoo: draw, run, judge, shrink.
 
-`fuzz` runs one shard: one seed, one executor. It reports each failure as soon as the failure is found, so an interrupted run
-loses nothing.
+`fuzz` runs one shard: one seed, one executor. It reports a failure as soon as the failure is found, and every smaller case that
+fails in the same way, so an interrupted run loses nothing. A smaller case that fails in another way is another failure.
 """
 
 import contextlib
+import functools
 import os
 import time
 import warnings
@@ -22,13 +23,17 @@ from attn_fuzz.run.executor import Executor
 from attn_fuzz.strategies import families
 from attn_fuzz.strategies.independent import INDEPENDENT
 from attn_fuzz.targets import registry
-from attn_fuzz.targets.target import Target
+from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict import ratios
-from attn_fuzz.verdict.verdict import Verdict
+from attn_fuzz.verdict.verdict import Verdict, what_failed
 from attn_fuzz.zoo.mutants import Mutant, MutantError
 from hypothesis import HealthCheck, Phase
 
 SHRINK_SECONDS = 240.0
+MOST_OTHERS = 4
+"""The most failures of other kinds that are kept beside the first one."""
+OTHERS_SECONDS = 30.0
+"""The time to shrink all of them. A failure that kills its process takes seconds for each case that is tried."""
 
 
 class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,8 +81,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     """A case that fails.
 
     Attributes:
-        case, verdict: the smallest failing case so far, and its verdict.
-        first: the case as it was found.
+        case, verdict: the smallest case so far that fails in the same way as the first one, and its verdict.
+        first, first_verdict: the case as it was found, and its verdict.
         found_after, found_seconds: the number of examples and the seconds until it was found.
         minimal: whether no field can be lowered further.
         path: the sizes of the failing cases from the first to the smallest.
@@ -86,6 +91,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     case: Case
     verdict: Verdict
     first: Case
+    first_verdict: Verdict
     found_after: int
     found_seconds: float
     minimal: bool
@@ -105,7 +111,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         together: how many examples have a feature or a pair of features (`attn_fuzz.cases.features.count`).
         ratios: elements of outputs by error / bound (`attn_fuzz.verdict.ratios.counts`).
         shrinking: cases that were tried in order to shrink the failure.
-        failure: the smallest failing case so far.
+        failure: the failure that ended the drawing.
+        others: failures of other kinds that were met while `failure` was shrunk.
         broken: why the shard's mutant does not run.
     """
 
@@ -121,6 +128,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     ratios: dict[str, list[int]] = {}
     shrinking: int = 0
     failure: Failure | None = None
+    others: tuple[Failure, ...] = ()
     broken: str | None = None
 
 
@@ -128,12 +136,12 @@ class _OutOfTime(Exception):  # noqa: N818 - ends a run, is no error
     pass
 
 
-class _Enough(Exception):  # noqa: N818 - likewise
+class _Enough(Exception):  # noqa: N818 - ends a run, is no error
     pass
 
 
 def fuzz(plan: FuzzPlan, executor: Executor, report: Callable[[Progress], None] = lambda progress: None) -> Progress:
-    """Draw and check cases until a case fails or the plan ends. A failing case is shrunk.
+    """Draw and check cases until a case fails or the plan ends. A failing case is reported as it is, and then shrunk.
 
     Args:
         plan: the shard.
@@ -152,18 +160,12 @@ def fuzz(plan: FuzzPlan, executor: Executor, report: Callable[[Progress], None] 
             shard.replay(case)
         if plan.examples:
             _hypothesis_test(plan, target, shard.draw)()
-    except (_CaseFails, hypothesis.errors.Flaky, _OutOfTime, ExceptionGroup):
-        if shard.unexpected is not None:
-            raise shard.unexpected from None
-        if shard.progress.failure is None and not shard.is_late():
-            raise
-    failure = shard.progress.failure
-    if plan.mutant is not None and failure is None and shard.progress.examples and not shard.has_run:
+    except (_CaseFails, _OutOfTime):
+        pass
+    if plan.mutant is not None and not shard.failures and shard.progress.examples and not shard.has_run:
         raise MutantError(f"{plan.mutant.name}: it ran none of the cases that have queries and keys")
-    if failure is not None and plan.shrinks:
-        within = support if support.beyond(failure.case) is None else support.widened()
-        _, minimal = shrink.shrink(failure.case, within, shard.still_fails, shard.may_shrink)
-        shard.finish(minimal)
+    if plan.shrinks:
+        shard.shrink(support)
     return shard.progress
 
 
@@ -191,7 +193,13 @@ class _CaseFails(AssertionError):  # noqa: N818 - tells Hypothesis that an examp
 
 
 class _Shard:
-    """The state of a running shard, with the functions that Hypothesis and the shrinker call."""
+    """The state of a running shard, with the functions that Hypothesis and the shrinker call.
+
+    Attributes:
+        failures: the failure that ended the drawing, and then failures of other kinds that were met while it was shrunk.
+        unexpected: an error of the fuzzer itself. Hypothesis takes it for a failing example, and runs the example again.
+        has_run: whether the target has run a case that has queries and keys.
+    """
 
     def __init__(
         self, plan: FuzzPlan, executor: Executor, report: Callable[[Progress], None], findings: tuple[Finding, ...]
@@ -202,7 +210,7 @@ class _Shard:
         self.report = report
         self.started = time.monotonic()
         self.progress = Progress()
-        self.shrink_until = float("inf")
+        self.failures: list[Failure] = []
         self.unexpected: Exception | None = None
         self.has_run = False
 
@@ -213,31 +221,21 @@ class _Shard:
     def is_late(self) -> bool:
         return self.plan.until is not None and time.time() > self.plan.until
 
-    def finish(self, minimal: bool) -> None:
-        assert self.progress.failure is not None
-        self.tell(failure=msgspec.structs.replace(self.progress.failure, minimal=minimal))
-
     def draw(self, case: Case) -> None:
-        """Run a case that Hypothesis has drawn, for a new example or in order to shrink a failing one."""
-        first = self.progress.failure is None
-        if first and self.is_late():
+        """Run a case that Hypothesis has drawn."""
+        if self.unexpected is not None:
+            raise self.unexpected
+        if self.failures:
+            raise _CaseFails  # Hypothesis runs a failing example once more
+        if self.is_late():
             raise _OutOfTime
-        if not first and not self.may_shrink():
-            return
-        try:
-            verdict, finding = self._run(case)
-        except MutantError:
-            if first:
-                raise
-            return
-        self._count(case, verdict, first, finding)
+        verdict, finding = self._run(case)
+        self._count(case, verdict, finding)
         if any(request.query_len and request.seq_len for request in case.requests):
             self.has_run |= verdict.kind not in ("raised", "refused")
         if self.plan.mutant is not None and verdict.kind == "raised" and not self.has_run:
             return  # a mutant that raises in every case is broken: raising counts only after a case with work to do has run
-        if verdict.failed and finding is None:
-            self._keep(case, verdict)
-            raise _CaseFails(verdict.message)
+        self._end_if_failed(case, verdict, finding)
 
     def replay(self, case: Case) -> None:
         """Run a past case. It is counted apart, and its failure ends the run as the failure of a drawn case does."""
@@ -245,70 +243,90 @@ class _Shard:
             raise _OutOfTime
         verdict, finding = self._run(case)
         self.tell(replayed=self.progress.replayed + 1)
-        if verdict.failed and finding is None:
-            self._keep(case, verdict)
-            raise _CaseFails(verdict.message)
+        self._end_if_failed(case, verdict, finding)
+
+    def shrink(self, support: Support) -> None:
+        """Shrink the failure that ended the drawing, and then the others that were met meanwhile."""
+        until = time.monotonic() + SHRINK_SECONDS
+        for at, failure in enumerate(self.failures):  # shrinking may add failures
+            if at == 1:
+                until = time.monotonic() + OTHERS_SECONDS
+            within = support if support.beyond(failure.first) is None else support.widened()
+            _, minimal = shrink.shrink(
+                failure.first, within, functools.partial(self._fails_like, at), lambda until=until: time.monotonic() < until
+            )
+            self._keep(at, minimal=minimal)
 
     def _run(self, case: Case) -> tuple[Verdict, Finding | None]:
         try:
             verdict = self.executor.run(case)
         except Exception as error:
-            if self.progress.failure is None or not isinstance(error, MutantError):
-                self.unexpected = error
+            self.unexpected = error
             raise
         return verdict, explanation(self.findings, case, verdict)
 
-    def still_fails(self, case: Case) -> bool:
+    def _end_if_failed(self, case: Case, verdict: Verdict, finding: Finding | None) -> None:
+        if verdict.failed and finding is None:
+            self._add(case, verdict)
+            raise _CaseFails(verdict.message)
+
+    def _fails_like(self, at: int, case: Case) -> bool:
+        """Whether a case fails in the same way as the failure `at`. Then it is kept as this failure's smallest case."""
         try:
             verdict = self.executor.run(case)
         except (CaseError, MutantError):
             return False
-        finding = explanation(self.findings, case, verdict)
-        self._count(case, verdict, False, finding)
-        fails = verdict.failed and finding is None
-        if fails:
-            self._keep(case, verdict)
-        return fails
+        self.tell(shrinking=self.progress.shrinking + 1)
+        if not verdict.failed or explanation(self.findings, case, verdict) is not None:
+            return False
+        failed = what_failed(verdict)
+        if failed == what_failed(self.failures[at].first_verdict):
+            path = (*self.failures[at].path, _size(case, self.progress.shrinking))
+            self._keep(at, case=case, verdict=verdict, path=path)
+            return True
+        is_new = all(failed != what_failed(known.first_verdict) for known in self.failures)
+        # a mutant is one bug, however many failures it leads to
+        if is_new and len(self.failures) <= MOST_OTHERS and self.plan.mutant is None:
+            self._add(case, verdict)
+        return False
 
-    def may_shrink(self) -> bool:
-        return self.plan.shrinks and time.monotonic() < self.shrink_until
-
-    def _count(self, case: Case, verdict: Verdict, first: bool, finding: Finding | None) -> None:
+    def _count(self, case: Case, verdict: Verdict, finding: Finding | None) -> None:
         spent = {name: self.progress.spent.get(name, 0.0) + seconds for name, seconds in verdict.seconds.items()}
         events = {name: self.progress.events.get(name, 0) + 1 for name in set(verdict.events)}
         known = {} if finding is None else {finding.name: self.progress.known.get(finding.name, 0) + 1}
-        if first:
-            self.tell(
-                examples=self.progress.examples + 1,
-                refused=self.progress.refused + (verdict.kind == "refused"),
-                known={**self.progress.known, **known},
-                ratio=self.progress.ratio if known else max(self.progress.ratio, verdict.ratio),
-                spent={**self.progress.spent, **spent},
-                events={**self.progress.events, **events},
-                together=features.count(case, self.progress.together),
-                ratios=self.progress.ratios if known else ratios.added(self.progress.ratios, verdict.ratios),
-            )
-        else:
-            self.tell(shrinking=self.progress.shrinking + 1)
+        self.tell(
+            examples=self.progress.examples + 1,
+            refused=self.progress.refused + (verdict.kind == "refused"),
+            known={**self.progress.known, **known},
+            ratio=self.progress.ratio if known else max(self.progress.ratio, verdict.ratio),
+            spent={**self.progress.spent, **spent},
+            events={**self.progress.events, **events},
+            together=features.count(case, self.progress.together),
+            ratios=self.progress.ratios if known else ratios.added(self.progress.ratios, verdict.ratios),
+        )
 
-    def _keep(self, case: Case, verdict: Verdict) -> None:
-        old = self.progress.failure
-        size = _size(case, self.progress.shrinking)
-        if old is None:
-            self.shrink_until = time.monotonic() + SHRINK_SECONDS
-            failure = Failure(
+    def _add(self, case: Case, verdict: Verdict) -> None:
+        """Report a failure of a new kind."""
+        self.failures.append(
+            Failure(
                 case=case,
                 verdict=verdict,
                 first=case,
+                first_verdict=verdict,
                 found_after=self.progress.examples,
                 found_seconds=time.monotonic() - self.started,
                 minimal=False,
-                path=(size,),
+                path=(_size(case, self.progress.shrinking),),
             )
-        else:
-            path = (*old.path, size)
-            failure = msgspec.structs.replace(old, case=case, verdict=verdict, path=path)
-        self.tell(failure=failure)
+        )
+        self._tell_failures()
+
+    def _keep(self, at: int, **changes: object) -> None:
+        self.failures[at] = msgspec.structs.replace(self.failures[at], **changes)
+        self._tell_failures()
+
+    def _tell_failures(self) -> None:
+        self.tell(failure=self.failures[0], others=tuple(self.failures[1:]))
 
 
 def _size(case: Case, tried: int) -> Size:
@@ -325,16 +343,13 @@ def _size(case: Case, tried: int) -> Size:
 
 def _hypothesis_test(plan: FuzzPlan, target: Target, draw: Callable[[Case], None]) -> Callable[[], None]:
     support = target.support(plan.device)
-    # Hypothesis would shrink the draws of the whole family: a failing case of a family is shrunk by `shrink` alone
-    shrinks = plan.shrinks and support.steps_per_layer == 1
-
     num_drawn = 0
 
     @hypothesis.seed(plan.seed)
     @hypothesis.settings(
         INDEPENDENT,
         max_examples=plan.examples,
-        phases=[Phase.generate, *([Phase.shrink] if shrinks else [])],
+        phases=[Phase.generate],  # `attn_fuzz.run.shrink` shrinks
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
         verbosity=hypothesis.Verbosity.quiet,
     )
@@ -342,7 +357,7 @@ def _hypothesis_test(plan: FuzzPlan, target: Target, draw: Callable[[Case], None
     def agree(family: tuple[Case, ...]) -> None:
         nonlocal num_drawn
         for case in family:
-            if num_drawn == plan.examples and not shrinks:
+            if num_drawn == plan.examples:
                 raise _Enough
             draw(case)
             num_drawn += 1

@@ -1,11 +1,13 @@
-"""From a failing case to one in which no single field can be lowered: greedy, on the case's own data.
+"""From a failing case to a small one that fails in the same way: a greedy search that lowers one field after the other.
 
-Hypothesis shrinks the choices behind a case; this goes on where those are entangled, and guarantees the end: every case that
-`lowered` offers passes.
+Hypothesis does not shrink: it would shrink the choices behind a case, which needs ten times as many calls of the target, and
+most of these choices are entangled. The search ends at a case of which `lowered` offers no smaller one that fails in the same
+way.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 from attn_contract import AttentionType, Layout, PhysicalOrder
@@ -18,12 +20,35 @@ replace = msgspec.structs.replace
 
 
 def shrink(case: Case, support: Support, fails: Callable[[Case], bool], may_go_on: Callable[[], bool]) -> tuple[Case, bool]:
-    """The smallest failing case found, and whether it is minimal or `may_go_on` ended the search."""
+    """The smallest case found that fails in the same way.
+
+    A rule that the given case needs stays: a smaller case that fails without the rule fails for another reason.
+
+    Args:
+        support: the target's. Only cases within the support are tried.
+        fails: whether a case fails in the same way as the given one.
+        may_go_on: asked before each call of `fails`.
+
+    Returns:
+        The case, and whether it is minimal. It is not if `may_go_on` has ended the search.
+    """
     known: set[Case] = {case}
+    needed: set[str] = set()
+    for name in case.rules:
+        candidate = _without_rule(case, name)
+        if candidate in known or not _is_valid(candidate, support):
+            continue
+        if not may_go_on():
+            return case, False
+        known.add(candidate)
+        if fails(candidate):
+            case = candidate
+        else:
+            needed.add(name)
     at = 0
     while True:
         for index, candidate in enumerate(lowered(case, support)):
-            if index < at or candidate in known:
+            if index < at or candidate in known or not needed.issubset(candidate.rules):
                 continue
             if not may_go_on():
                 return case, False
@@ -38,25 +63,27 @@ def shrink(case: Case, support: Support, fails: Callable[[Case], bool], may_go_o
 
 
 def lowered(case: Case, support: Support) -> Iterator[Case]:
-    """Valid cases that are `case` with one field lowered, the largest steps first; none of a captured call, whose tensors are
+    """Valid cases that are `case` with one field lowered, the largest steps first. A captured call has none: its tensors are
     given."""
-    if case.values.kind == "captured":
-        return
-    for candidate in _candidates(case, support):
-        try:
-            contradictions.check(candidate)
-        except CaseError:
-            continue
-        if candidate != case and support.limit(candidate) is None and support.beyond(candidate) is None:
-            yield candidate
+    return (candidate for candidate in _candidates(case, support) if candidate != case and _is_valid(candidate, support))
 
 
-# What a case is about, and what is lowered in steps below.
+def _is_valid(case: Case, support: Support) -> bool:
+    try:
+        contradictions.check(case)
+    except CaseError:
+        return False
+    return support.limit(case) is None and support.beyond(case) is None
+
+
+# What a case is about, and what has steps of its own below.
 _KEPT = {"target", "attn_type", "num_kv_heads", "group_size", "head_size", "requests", "cache", "writes", "earlier", "values"}
 SIMPLEST: dict[str, Any] = {
     field.name: field.default for field in reversed(msgspec.structs.fields(Case)) if field.name not in _KEPT
 }
 """The value of each field of a case that asks for nothing: its default."""
+_TYPES = get_type_hints(Case, include_extras=True)
+"""The declared type of each field of a case. It says which values are lower than another."""
 
 
 LAYOUTS, ORDERS = tuple(Layout), tuple(PhysicalOrder)
@@ -65,12 +92,14 @@ SCALES = ("tensor", "head", "token")
 
 
 def _candidates(case: Case, support: Support) -> Iterator[Case]:
+    if case.values.kind == "captured":
+        return
     yield replace(case, earlier=())
     for i in range(len(case.earlier)):
         yield replace(case, earlier=case.earlier[:i] + case.earlier[i + 1 :])
     for r in range(len(case.requests)):
         yield _with_requests(case, case.requests[:r] + case.requests[r + 1 :])
-    yield replace(case, requests=tuple(replace(request, bidirectional_ranges=()) for request in case.requests))
+    yield _without_rule(case, "bidirectional_ranges")
     for name, value in SIMPLEST.items():
         yield replace(case, **{name: value})
     for kind in VALUES[: VALUES.index(case.values.kind)]:
@@ -88,17 +117,9 @@ def _candidates(case: Case, support: Support) -> Iterator[Case]:
     for r, request in enumerate(case.requests):
         for smaller in _smaller_requests(request, case.attn_type):
             yield _with_requests(case, (*case.requests[:r], smaller, *case.requests[r + 1 :]))
-    for side in (0, 1):
-        for value in (-1, *_smaller(case.window[side], 0)):
-            yield replace(case, window=(value, case.window[1]) if side == 0 else (case.window[0], value))
-    for name in ("sink_tokens", "unowned_rows", "rows_past", "kv_rows_past", "table_padding", "slack"):
-        for value in _smaller(getattr(case, name), 0):
+    for name in SIMPLEST:
+        for value in lower_values(getattr(case, name), _TYPES[name]):
             yield replace(case, **{name: value})
-    for value in _smaller(case.chunked_local or 1, 1):
-        yield replace(case, chunked_local=value)
-    for name, simple in {"logits_soft_cap": 1.0, "qq_bias": "tree", "output_dtype": "fp8_e4m3fn"}.items():
-        if getattr(case, name) is not None:
-            yield replace(case, **{name: simple})
     if case.rope is not None:
         for rope in _smaller_ropes(case.rope):
             yield replace(case, rope=rope)
@@ -107,8 +128,38 @@ def _candidates(case: Case, support: Support) -> Iterator[Case]:
     yield from _canonical_blocks(case)
 
 
+def _without_rule(case: Case, name: str) -> Case:
+    """The case with a rule off. A rule that no field of its own turns off stays."""
+    if name == "bidirectional_ranges":
+        return replace(case, requests=tuple(replace(request, bidirectional_ranges=()) for request in case.requests))
+    return replace(case, **{name: SIMPLEST[name]}) if name in SIMPLEST else case
+
+
+def lower_values(value: Any, declared: Any) -> Iterator[Any]:
+    """Values of a field that are lower than its value.
+
+    The field's declared type says what is lower: an integer that is closer to the least one, 1.0 for a float, an earlier word
+    of a Literal, and a tuple in which one element is lower. None and flags have no lower values: the default of every field is
+    tried anyway.
+    """
+    origin, arguments = get_origin(declared), get_args(declared)
+    if origin in (Union, UnionType):
+        for one in arguments:
+            yield from lower_values(value, one)
+    elif origin is Annotated and isinstance(value, int):
+        yield from _smaller(value, next(each.ge for each in arguments[1:] if each.ge is not None))
+    elif origin is Literal and value in arguments:
+        yield from arguments[: arguments.index(value)]
+    elif origin is tuple and Ellipsis not in arguments:
+        for i, (element, of_element) in enumerate(zip(value, arguments, strict=True)):
+            for lower in lower_values(element, of_element):
+                yield (*value[:i], lower, *value[i + 1 :])
+    elif declared is float and value not in (None, 1.0):
+        yield 1.0
+
+
 def _smaller(value: int, least: int) -> Iterator[int]:
-    """The least, then ever closer below the value."""
+    """The least integer, and then integers ever closer below the value."""
     step = value - least
     while step > 0:
         yield value - step
@@ -172,6 +223,10 @@ def _smaller_requests(request: Request, attn_type: AttentionType) -> Iterator[Re
             yield replace(request, query_len=query_len)
     if not dense:
         for seq_len in _smaller(request.seq_len, 0):
+            fewer = request.seq_len - seq_len
+            # without the first keys: the ranges stay where they are to the queries
+            moved = tuple((first - fewer, last - fewer) for first, last in request.bidirectional_ranges)
+            yield replace(request, seq_len=seq_len, bidirectional_ranges=moved)
             yield replace(request, seq_len=seq_len)
     yield from _smaller_ranges(request)
     if request.causal:
@@ -179,7 +234,7 @@ def _smaller_requests(request: Request, attn_type: AttentionType) -> Iterator[Re
 
 
 def _with_requests(case: Case, requests: tuple[Request, ...]) -> Case:
-    """The case with these requests; their blocks and the rows that they do not write refitted."""
+    """The case with these requests. Their blocks, and the rows that they do not write, are fitted to their lengths."""
     if case.cache is not None:
         taken = {block for request in requests for block in request.blocks}
         free = iter([block for block in range(case.cache.num_blocks) if block not in taken])
@@ -202,7 +257,7 @@ def _with_requests(case: Case, requests: tuple[Request, ...]) -> Case:
 
 
 def _canonical_blocks(case: Case) -> Iterator[Case]:
-    """Block tables that count up from 0, for all requests and then for each block."""
+    """Cases whose block tables count up from 0, and then cases in which a single block has a lower number."""
     if case.cache is None:
         return
     order = {block: i for i, block in enumerate(dict.fromkeys(block for r in case.requests for block in r.blocks))}

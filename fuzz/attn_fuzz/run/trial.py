@@ -52,25 +52,29 @@ def _tried(case: Case, target: Target, device: str) -> tuple[Verdict, Judgement 
     attempt = Attempt(case, target, device)
     attended = time.perf_counter()
 
-    def verdict(kind: Kind, message: str, judgement: Judgement | None = None) -> tuple[Verdict, Judgement | None]:
+    def verdict(
+        kind: Kind, message: str, judgement: Judgement | None = None, about: str = ""
+    ) -> tuple[Verdict, Judgement | None]:
         seconds = {**attempt.seconds, "judge": time.perf_counter() - attended}
-        plain = Verdict(kind=kind, message=message, seconds=seconds, events=attempt.events)
+        plain = Verdict(kind=kind, message=message, about=about, seconds=seconds, events=attempt.events)
         return (plain if judgement is None else _with_judgement(plain, attempt, judgement)), judgement
 
     for kind, check in CHECKS:
-        if message := check(attempt):
+        if wrong := check(attempt):
             shows_outputs = check is stray_write and target.oracle
-            return verdict(kind, message, judge(case, attempt.step, target.rounding(device)) if shows_outputs else None)
+            judgement = judge(case, attempt.step, target.rounding(device)) if shows_outputs else None
+            return verdict(kind, wrong.message, judgement, wrong.about)
     if attempt.error is not None:
         return verdict("refused", one_line(attempt.error))
     judgement = judge(case, attempt.step, target.rounding(device)) if target.oracle else judge_finite(attempt.step)
     if case.values.kind == "captured" and any(worst.expected != worst.expected for worst in judgement.differences):
         raise CaseError(f"values.file: {case.values.file}: NaN or infinity in what a request attends to")
     if not judgement.agrees:
-        return verdict(judgement.kind, f"{attempt.not_refused}{judgement.message}", judgement)
+        about = f"{attempt.not_refused}{judgement.differences[0].tensor}"
+        return verdict(judgement.kind, f"{attempt.not_refused}{judgement.message}", judgement, about)
     if not attempt.beyond and (wrong := _wrong_by_properties(attempt)):
-        kind, message = wrong
-        return verdict(kind, message, judgement if kind == "property" else None)
+        kind, about, message = wrong
+        return verdict(kind, message, judgement if kind == "property" else None, about)
     return verdict("agree", "", judgement)
 
 
@@ -84,20 +88,21 @@ def _with_judgement(verdict: Verdict, attempt: Attempt, judgement: Judgement) ->
     )
 
 
-def _wrong_by_properties(attempt: Attempt) -> tuple[Kind, str] | None:
-    """The kind and the message of what goes wrong when properties call the target on variants of the step; else None."""
+def _wrong_by_properties(attempt: Attempt) -> tuple[Kind, str, str] | None:
+    """What goes wrong when properties call the target on variants of the step, as kind, about and message of a verdict."""
     try:
         with own_state():
             broken = _broken_property(attempt)
     except sanitizer.Violation as violation:
-        return "sanitizer", f"on a variant of the step: {violation}"
+        return "sanitizer", violation.about, f"on a variant of the step: {violation}"
     except Exception as error:
-        return "raised", f"on a variant of the step: {type(error).__name__}: {one_line(error)}"
-    return ("property", broken) if broken else None
+        name = type(error).__name__
+        return "raised", name, f"on a variant of the step: {name}: {one_line(error)}"
+    return ("property", *broken) if broken else None
 
 
-def _broken_property(attempt: Attempt) -> str | None:
-    """The first property of the target that does not hold, in words. The checked properties become events of the attempt.
+def _broken_property(attempt: Attempt) -> tuple[str, str] | None:
+    """The name of the first property that does not hold, and a message. The checked properties become events of the attempt.
 
     Each property needs more calls of the target. So a case checks only PROPERTIES_OF_CASE of the properties that apply to it.
     The case's seed chooses them.
@@ -113,7 +118,7 @@ def _broken_property(attempt: Attempt) -> str | None:
     for each in random.Random(attempt.case.values.seed).sample(properties, len(properties)):
         before = calls
         if message := each(attempt.called, call_target):
-            return f"{each.name}: {message}"
+            return each.name, f"{each.name}: {message}"
         if calls > before:
             attempt.events += (each.name,)
             asked += 1

@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 
 import torch
 from attn_contract import AttentionType, Batch, KVCacheView, Layer
@@ -181,6 +181,29 @@ def _queries_per_chunk(step: Step) -> int:
     return attn_optimized.plan_of(step.q, step.layer, step.batch).tiles.queries // 2 + 1
 
 
+def launch_of(step: Step, architecture: str | None = None, compute_units: int | None = None) -> Hashable:
+    """What the order of sums depends on: tiles, splits, and what the kernel is compiled for.
+
+    Args:
+        architecture, compute_units: of a GPU; None: those of the step's device.
+    """
+    import attn_optimized
+    from attn_optimized.launch.attention import attention_launch
+    from attn_optimized.launch.call import AttentionCall, DenseKeys, PagedKeys
+
+    plan = attn_optimized.plan_of(step.q, step.layer, step.batch, architecture=architecture, compute_units=compute_units)
+    if step.kv_cache is not None:
+        keys = PagedKeys(step.kv_cache)
+    else:
+        assert step.k is not None
+        assert step.v is not None
+        keys = DenseKeys(step.k, step.v)
+    launch = attention_launch(plan, AttentionCall(step.q, keys, step.layer, step.batch, step.out, step.lse))
+    # these cut keys into parts, and do nothing where there is one part
+    parts = (plan.splits, plan.balanced_splits, plan.min_tiles_per_split, plan.max_tiles) if plan.splits > 1 else ()
+    return plan.tiles, plan.one_tile_per_request, parts, launch.constants["KIND"]
+
+
 _ERROR = properties.error_bound(_triton_rounding)
 
 TRITON_PROPERTIES = Target(
@@ -213,8 +236,8 @@ TRITON_PROPERTIES = Target(
         properties.weights(_ERROR),
         properties.shifted_keys(_ERROR),
         properties.scale_in_query(),
-        properties.wide_window(),
-        properties.last_row(),
+        properties.wide_window(_ERROR, launch_of),
+        properties.last_row(_ERROR, launch_of),
         properties.forgotten_keys(_ERROR),
         properties.split_keys(_ERROR),
     ),

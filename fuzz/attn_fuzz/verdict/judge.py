@@ -1,4 +1,4 @@
-"""Is an output right? Its elements are compared with the reference, within the bounds of `attn_fuzz.verdict.oracle`."""
+"""Judges outputs: compares each element with the reference, within the bounds of `attn_fuzz.verdict.oracle`."""
 
 import itertools
 from dataclasses import dataclass
@@ -47,12 +47,14 @@ class Judgement(msgspec.Struct, frozen=True):
     Attributes:
         differences: the worst element of each request and tensor that is wrong.
         ratio: the largest error / bound of a finite output.
-        kind: what is wrong with the first of them.
-        breaks_hard: whether the bound without statistics is broken too, as it always is by what is not a matter of a bound.
-        of_bound: error / bound of every element, of "out" [T, H, D] and where there is one of "lse" [T, H]; 0 in rows of no
-            request; infinite where numbers that are compared bitwise differ, or one is NaN.
+        kind: what is wrong with the first of the differences.
+        breaks_hard: whether an error is larger than the bound without statistics, too. A number that is NaN, or that differs
+            from one that it must equal bitwise, breaks every bound.
+        of_bound: error / bound of every element of "out" [T, H, D], and of "lse" [T, H] if the step has an LSE. It is 0 in rows
+            of no request. It is infinite where a number is NaN, or differs from one that it must equal bitwise.
         bitwise: whether `out` was compared bitwise.
-        statistical_ratio: of a live call (`attn_fuzz.check`), as `ratio` by the bound with statistics, whichever decided.
+        statistical_ratio: only of a live call (`attn_fuzz.check`): the ratio by the bound with statistics, whichever bound
+            decided.
     """
 
     differences: tuple[Difference, ...]
@@ -108,8 +110,8 @@ def judge_call(
         out: [T, H, D] or [T, H * D] of q's dtype, or float8 with an output_scale.
         lse: [H, T] float32, or None.
         rounding: of what attended.
-        generic: whether the numbers are independent of each other, so that statistics apply; else HARD decides.
-        exact: whether every weight is 1 over their number and every sum exact, so that `out` is compared bitwise.
+        generic: whether the numbers are independent of each other. Then the bound with statistics decides, else HARD.
+        exact: whether all weights of a row are equal and every sum is exact, so that `out` is compared bitwise.
 
     Raises:
         ContractError: the call contradicts the contract.
@@ -134,7 +136,7 @@ def judge_call(
             compared.append(_Compared(request, "lse", lse[:, request.rows].T.double(), oracle.lse, bound.lse, hard.lse))
     for part in compared:
         of_bound[part.tensor][part.request.rows] = part.of_bound
-    # one look at the device, and a closer one only where it is needed
+    # one transfer from the device, and more only if something is wrong
     largest = torch.stack([ratio.amax() if ratio.numel() else ratio.new_zeros(()) for ratio in of_bound.values()]).amax()
     wrong = [part for part in compared if part.is_wrong()] if float(largest) > 1 else []
     finite = [ratio[ratio.isfinite()] for ratio in of_bound.values()] if wrong else [largest.reshape(1)]
@@ -150,8 +152,8 @@ def judge_call(
 
 @dataclass(frozen=True)
 class _Compared:
-    """One request's rows of one tensor beside the oracle's, [q, H, D] or [q, H] in float64. Without a `hard` bound they are
-    compared bitwise."""
+    """One request's rows of one tensor and those of the oracle, [q, H, D] or [q, H] in float64. Without a `hard` bound the rows
+    are compared bitwise."""
 
     request: Request
     tensor: Literal["out", "lse"]
@@ -162,7 +164,7 @@ class _Compared:
 
     @property
     def error(self) -> torch.Tensor:
-        """Infinite where either is NaN, and 0 where both are the same infinity."""
+        """The absolute differences. They are infinite where a number is NaN, and 0 where both are the same infinity."""
         return torch.where(self.got == self.right, 0.0, (self.got - self.right).abs().nan_to_num(nan=torch.inf))
 
     @property
@@ -176,7 +178,7 @@ class _Compared:
         return self.hard is None or bool((self.error > self.hard).any())
 
     def difference(self) -> Difference:
-        """The worst of the wrong elements; those that are not finite come first."""
+        """The worst of the wrong elements. An element that is not finite is worse than any other."""
         place = torch.unravel_index(self.of_bound.argmax(), self.got.shape)
         row, head, *dim = (int(index) for index in place)
         return Difference(
@@ -192,7 +194,11 @@ class _Compared:
         )
 
     def kind(self, out: torch.Tensor) -> Literal["value", "nan", "bitwise", "unwritten", "lse"]:
-        """What is wrong with the worst of them; `out` as the target left it."""
+        """What is wrong with the worst element.
+
+        Args:
+            out: as the target left it.
+        """
         if self.tensor == "lse":
             return "lse"
         worst = self.difference()
@@ -205,14 +211,18 @@ class _Compared:
 
 
 def check_scores(case: Case) -> None:
-    """Raise CaseError where the reference's scores would not fit in memory; without an oracle nobody computes them."""
+    """Check that the scores that the reference computes fit in memory.
+
+    Raises:
+        CaseError: they do not.
+    """
     scores = case.num_heads * max((min(r.query_len, ROWS_AT_ONCE) * r.seq_len for r in case.requests), default=0)
     if scores > MAX_SCORES:
         raise CaseError(f"case: the reference would hold {scores} scores at once, expected at most {MAX_SCORES}")
 
 
 def judge_finite(step: Step) -> Judgement:
-    """What can be said without an oracle: each owned row is written, and holds finite numbers; an LSE may be -inf."""
+    """Judge without an oracle: each row of a request must be written, and hold finite numbers. An LSE may also be -inf."""
     out = step.out.reshape(-1, step.layer.num_heads, step.layer.head_size)
     outputs: dict[Literal["out", "lse"], torch.Tensor] = {"out": out} if step.lse is None else {"out": out, "lse": step.lse.T}
     differences: list[Difference] = []
@@ -244,6 +254,6 @@ def judge_finite(step: Step) -> Judgement:
 
 
 def has_exact_sums(case: Case) -> bool:
-    """Whether every weight of a case is 1 over their number, and every sum of values exact."""
+    """Whether all weights of a row are equal and every sum of values is exact, in a case."""
     equal_weights = case.sinks in (None, "off", "zero") and not case.alibi_slopes and case.qq_bias != "random"
     return case.values.kind == "exact" and equal_weights and not (case.cache is not None and case.cache.scales_tokens)

@@ -1,4 +1,4 @@
-"""What is right for one request, in float64, and a bound on every element's error, derived from the request's own numbers.
+"""The right outputs of one request in float64, and a bound for every element's error, derived from the request's own numbers.
 
 The oracle computes in float64 on the stored values that the kernel reads. Per row, with s the logits, m their maximum (sink
 included), w the softmax weights, l the denominator relative to m, o the output, u = eps / 2 of a dtype and eta half its
@@ -11,52 +11,53 @@ smallest normal or subnormal step, an output element may differ from o_c by
     + lam u32 sqrt(B + 2 T + S) sum_j w_j |v_jc|         float32 accumulation: B terms in a row, T tiles, S splits
     eps_j = u32 (lam sqrt(D) A2_j + 2 |s_j| + 2 |s_j - m| + 4 + r_j),  A2_j = |scale| sqrt(sum (q k_j)^2)
 
-and the LSE by sum_j w_j e_j + u32 (lam sqrt(B + 2 T + S) + |lse|): it moves with each logit by that logit's weight. Here
-e_j = (exp(eps_j) - 1) / sum_i w_i exp(-eps_i), which is eps_j but for logits of 10^4 or more: a logit that is off by eps_j
-multiplies its weight by exp(eps_j) at most, and all of them divide the denominator by no more than that sum. The terms of P and
-of accumulation take weights that are as large as this makes them.
+and the LSE by sum_j w_j e_j + u32 (lam sqrt(B + 2 T + S) + |lse|), because the LSE moves with each logit by that logit's
+weight. Here e_j = (exp(eps_j) - 1) / sum_i w_i exp(-eps_i), which is nearly eps_j unless logits are 10^4 or more: a logit that
+is off by eps_j multiplies its weight by exp(eps_j) at most, and all logits together divide the denominator by no more than that
+sum. The terms of P and of accumulation take the largest weights that these errors allow.
 
 Rounding errors of generic numbers are independent, and lam = 6 leaves each element a chance of 3e-8 (Hoeffding). Structured
 numbers make errors correlate: HARD is the same bound without statistics, norm2 becomes a sum of magnitudes, sqrt(D) A2 becomes
 (D + 2) A with A_j = |scale| sum |q k_j|, and lam sqrt(B + 2 T + S) becomes 2 (B + 2 T + S). A breach of HARD is always a bug.
 
-r_j is what a logit's further steps round, with z = scale q.k_j the score before them; it is 0 where s is z. Errors go through
-a cap undiminished at most, since the slope of tanh is at most 1.
+r_j counts the roundings of a logit's further steps. z = scale q.k_j is the score before these steps; r_j is 0 if there are
+none. A cap does not enlarge errors, since the slope of tanh is at most 1.
 
     2 |z_j|     with a cap or a bias: z is scaled to the exponential's base before s is, and s may be far smaller
-    2 |z_j|     with a quantized cache: its scale of K joins the layer's in one or two roundings more
+    2 |z_j|     with a quantized cache: the scale of K multiplies the layer's scale or the score, in one or two more roundings
     8 c         the cap by one exponential, 1 - 2 / (exp(2x) + 1) or (1 - t) / (1 + t) with t = exp(-|2x|), x = z / c: an error
                 of 2 u32 in the exponential's value and |2x| u32 in its argument, times a slope that decays as exp(-|2x|); three
-                more roundings of numbers up to 2; and c times that
-    3 b_j       the biases: each is computed, scaled to the base and added; b is the sum of their magnitudes, which may cancel
+                more roundings of numbers up to 2; all of this times c
+    3 b_j       the biases: each bias is computed, scaled to the base and added; b is the sum of the biases' magnitudes, since
+                biases may cancel
 
-A quantized value v = t sigma is read exactly as t, and a weight is multiplied by the scale sigma of its token and head,
-relative to the largest of the tile's, before it is rounded to V's dtype: u_P becomes u_P + 3 u32 for that quotient and two
-products, and a weight that underflows loses eta_P of t times the largest scale.
-A scale that all tokens share may instead multiply the output, in two more roundings and without that loss: 2 u32 |o_c|, and
-t is the larger of v and v / sigma.
+A quantized value v = t sigma is read exactly as t. A weight is multiplied by the scale sigma of its token and head, relative to
+the largest scale of the tile, before the weight is rounded to V's dtype. So u_P becomes u_P + 3 u32, for this quotient and two
+products, and a weight that underflows loses eta_P of t times the largest scale. If all tokens share a scale, it may multiply
+the output instead, in two more roundings and without that loss: 2 u32 |o_c|. Then t is the larger of v and v / sigma.
 
-A kernel may instead round the dequantized K and V to q's dtype first (`Rounding.rounds_dequantized`): that is u_P once more for
-V, and u_P instead of u32 in a further term lam A2_j of eps_j.
+A kernel may instead round the dequantized K and V to q's dtype first (`Rounding.rounds_dequantized`). This adds u_P once more
+for V, and a further term lam A2_j to eps_j, with u_P instead of u32.
 
 Where the outputs of M parts of the keys are rounded to the output's dtype and then merged, one after the other
 (`Rounding.merged_parts`), each of them is at most sum_j w_j |v_jc| over its share of the weights. Rounding the parts, and what
 the merges but the last give, costs (M - 1) u_out sum_j w_j |v_jc|, and eta_out for each part.
 
-With an output_scale, out is read back as stored times scale: u_out = 2^-4 and eta_out is half a subnormal step times the scale;
-o is clamped to the range as the stored number is, which brings no two numbers further apart. u32 for the quotient is in
-2 u32 |o_c|.
+With an output_scale, the stored out is multiplied by the scale when it is read back: u_out = 2^-4, and eta_out is half a
+subnormal step times the scale. o is clamped to the range as the stored number is; clamping brings no two numbers further apart.
+The u32 of the quotient is a part of 2 u32 |o_c|.
 
-B is the keys of a tile where a tile is summed before it joins the accumulator, and all keys where a dot adds each product to
-the accumulator in turn, as float32 dots do on GPUs: thousands of nearly equal weights then round the same way.
+If the products of a tile are summed before the sum joins the accumulator, B is the number of keys of a tile. If a dot adds each
+product to the accumulator in turn, as float32 dots do on GPUs, B is the number of all keys: thousands of nearly equal weights
+then round in the same direction.
 
-The sensitivity is bounded by Cauchy and Schwarz, sum w e |v - o| <= sqrt(sum w e) sqrt(sum w e (v - o)^2), which needs
-matrix products only. A sink is one more key whose value is 0.
+The sensitivity is bounded by the inequality of Cauchy and Schwarz, sum w e |v - o| <= sqrt(sum w e) sqrt(sum w e (v - o)^2),
+which needs only matrix products. A sink counts as one more key, whose value is 0.
 
-Where q is 0, every weight is 1 over their number, and sums of small integers are exact: such a case is compared bit by bit.
-So it is with a cap (of 0 it is 0), with a tree of drafts (0 or hidden), with fixed scales, which are then powers of two, and
-through an output_scale, whose quotient is defined bitwise. ALiBi, a random qq_bias, a sink other than 0 and scales of tokens'
-own, which are no powers of two, leave it to the bound.
+Where q is 0, all weights of a row are equal, and sums of small integers are exact. Such a case is compared bit by bit, also
+with a cap (the cap of 0 is 0), with a tree of drafts (whose biases are 0 or hide a key), with fixed scales (which are then
+powers of two), and with an output_scale (whose quotient is defined bitwise). With ALiBi, a random qq_bias, a sink other than 0,
+or scales of tokens (which are no powers of two), such a case is held to the bound.
 
 Sources: Blanchard, Higham and Higham, "Accurately computing the log-sum-exp and softmax functions" (IMA J. Numer. Anal. 2021);
 Higham and Mary, "A new approach to probabilistic rounding error analysis" (SIAM J. Sci. Comput. 2019).
@@ -83,12 +84,12 @@ from attn_fuzz.verdict.rounding import (
 from attn_reference import Attention, Request, attend, dequantize, paged_requests, quantize, varlen_requests
 
 LAMBDA = 6.0
-# an eps beyond this bounds nothing; its exponential must stay finite, since weights of 0 are multiplied by it
+# a larger eps bounds nothing, and its exponential must stay finite, since weights of 0 are multiplied by the exponential
 LARGEST_EPS = 64.0
 
 
 def requests(call: Call | Step) -> Iterator[Request]:
-    """The rows of every request with the float64 keys and values that they see, read by the reference."""
+    """The rows of every request, with the keys and values that they see in float64, as the reference reads them."""
     if call.kv_cache is not None:
         return paged_requests(call.q, call.kv_cache, call.layer, call.batch, torch.float64)
     assert call.k is not None
@@ -104,12 +105,12 @@ class Bound(NamedTuple):
 
 
 class _Weights(NamedTuple):
-    """What errors of logits make of the softmax weights of a row.
+    """How far errors of logits can change the softmax weights of a row.
 
     Args:
-        largest: [H, q, k], the most that each weight can become.
+        largest: [H, q, k], the largest number that each weight can become.
         errors: [H, q, k], w_j e_j.
-        sink_error: [H, q, 1], the same of the sink; 0 without one.
+        sink_error: [H, q, 1], w e of the sink; 0 without a sink.
         total_error: [H, q, 1], sum_j w_j e_j of the keys.
     """
 
@@ -120,10 +121,10 @@ class _Weights(NamedTuple):
 
 
 class Oracle:
-    """What is right for one request's rows, in float64, and how far from it a kernel may be.
+    """The right outputs of one request's rows in float64, and how far from them a kernel's outputs may be.
 
     Attributes:
-        out: [q, H, D], as an output of its dtype can be.
+        out: [q, H, D], clamped to the range of the output's dtype.
         lse: [q, H].
     """
 
@@ -152,7 +153,7 @@ class Oracle:
 
     @property
     def exact_out(self) -> torch.Tensor:
-        """[q, H, D] float32, where every weight is 1: numerator and denominator are exact, and their quotient is rounded."""
+        """[q, H, D] float32, if all weights are 1: numerator and denominator are exact, and only the quotient is rounded."""
         count = self.denominator.float()[..., None]
         sums = (self.request.visible.double() @ self.value).float()
         return torch.where(count > 0, sums / count, 0.0).transpose(0, 1)
@@ -206,12 +207,12 @@ class Oracle:
         stored_norm: torch.Tensor,
         accumulation: float,
     ) -> Bound:
-        """The bound of the module's docstring, by the four terms that differ between HARD and the statistical one.
+        """The bound of the module's docstring, from the four terms in which HARD and the statistical bound differ.
 
         Args:
             eps: [H, q, k], eps_j of each logit.
-            norm: lam norm2(w v_c) [H, q, D] of weights [H, q, k]; HARD: their sum of magnitudes.
-            stored_norm: [H, 1, D], lam norm2(t_c); HARD: the sum of magnitudes.
+            norm: lam norm2(w v_c) [H, q, D] of weights [H, q, k]; HARD: the sum of the products' magnitudes.
+            stored_norm: [H, 1, D], lam norm2(t_c); HARD: the sum of the magnitudes of t_c.
             accumulation: lam sqrt(B + 2 T + S); HARD: 2 (B + 2 T + S).
         """
         weights, rounding, out = self._perturbed(eps), self.rounding, self.state.out.transpose(0, 1)
@@ -229,22 +230,22 @@ class Oracle:
             # 2 u32 |o_c| for each scale that multiplies the output
             + rounding.of_scales * out.abs()
         )
-        # u_out (|o_c| + the rest) + eta_out: what is rounded at the end is the output with all these errors
+        # u_out (|o_c| + the rest) + eta_out: the output is rounded at the end, with all these errors in it
         error = rest + UNIT_ROUNDOFF[rounding.out_dtype] * (self.stored_out.abs() + rest) + rounding.of_underflow
         # sum_j w_j e_j + u32 (lam sqrt(B + 2 T + S) + |lse|)
         lse = (weights.total_error + weights.sink_error)[..., 0] + U32 * (accumulation + self.finite_lse.abs())
         return Bound(error.transpose(0, 1), lse.T)
 
     def _perturbed(self, eps: torch.Tensor) -> _Weights:
-        """The weights where each logit is off by eps_j [H, q, k], and the sink's by what it takes to scale it to the base."""
+        """The weights if each logit is off by eps_j [H, q, k], and the sink by the error of its scaling to the base."""
         weights = self.state.weights
         sink = torch.where(self.sink.isinf(), 0.0, self.sink)
         sink_weight = torch.where(self.sink.isinf(), 0.0, torch.exp(sink - self.maximum) / self.denominator)
         sink_eps = U32 * (2 * sink.abs() + 2 * (sink - self.maximum).abs() + 4)
-        # exp(eps_j) - 1: by how much more a weight can become
+        # exp(eps_j) - 1: by which share a weight can grow
         growth = torch.expm1(torch.where(self.request.visible, eps, 0.0).clamp(max=LARGEST_EPS))
         sink_growth = torch.expm1(sink_eps.clamp(max=LARGEST_EPS))
-        # sum_i w_i exp(-eps_i): the least that the denominator can become, relative to the right one
+        # sum_i w_i exp(-eps_i): the least denominator, relative to the right one
         least = (weights / (1 + growth)).sum(-1) + sink_weight / (1 + sink_growth)
         least = torch.where(least > 0, least, 1.0)[..., None]  # 0 of a row that sees nothing
         errors = weights * growth / least
@@ -264,11 +265,14 @@ class Oracle:
 
 
 def _bias_magnitudes(request: Request, state: Attention, layer: Layer) -> torch.Tensor | None:
-    """b [H, q, k]: the sum of the magnitudes of what is added to a score; anything where invisible. None if nothing is."""
+    """b [H, q, k]: the sum of the magnitudes of all biases of a score. None if there is no bias.
+
+    Where a key is not visible, the number means nothing.
+    """
     bias = state.bias
     if bias is None:
         return None
-    if layer.alibi_slopes is not None:  # it may cancel against a bias between drafts
+    if layer.alibi_slopes is not None:  # ALiBi may cancel a bias between drafts
         keys = torch.arange(bias.shape[-1], device=bias.device)
         distance = (request.query_positions[:, None] - keys).abs()
         alibi = layer.alibi_slopes.double()[:, None, None] * distance
@@ -277,7 +281,7 @@ def _bias_magnitudes(request: Request, state: Attention, layer: Layer) -> torch.
 
 
 def _stored_magnitudes(value: torch.Tensor, layer: Layer) -> torch.Tensor:
-    """|t| of values [H, k, D]; with a scale for each token, times the largest scale of the head."""
+    """|t| of values [H, k, D]. If each token has a scale, |t| is multiplied by the largest scale of the head."""
     if layer.kv_cache_dtype is None or not value.numel():
         return value.abs()
     if layer.v_scale is None:
@@ -298,7 +302,7 @@ def as_read(out: torch.Tensor, layer: Layer) -> torch.Tensor:
 
 
 def _clamped(out: torch.Tensor, dtype: torch.dtype, layer: Layer) -> torch.Tensor:
-    """The nearest numbers that a quantized output of this dtype can hold; other outputs as they are."""
+    """The numbers, clamped to the range of a quantized output of this dtype. Without an output_scale nothing is clamped."""
     if layer.output_scale is None:
         return out
     largest = LARGEST[dtype] * layer.output_scale.double()

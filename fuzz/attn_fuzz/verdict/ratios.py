@@ -1,7 +1,7 @@
 """Error over bound in logarithmic bins: how the elements of a run are distributed, and one step's picture by row and head.
 
-Bins are a quarter of a factor of 2 wide. Bin 0 is all below 2^-20, the last one 2 and more, and `EDGES[i]` lies between bin i
-and bin i + 1; what breaks its bound is in a bin from `BROKEN` on.
+There are four bins to a factor of 2. Bin 0 holds all ratios below 2^-20, and the last bin ratios of 2 and more. `EDGES[i]` lies
+between bin i and bin i + 1. Bins from `BROKEN` on hold elements that break their bounds.
 """
 
 from collections.abc import Mapping
@@ -19,15 +19,16 @@ EDGES = tuple(2.0 ** (OCTAVES.start + i / BINS_PER_OCTAVE) for i in range(BINS_P
 NUM_BINS = len(EDGES) + 1
 BROKEN = EDGES.index(1.0) + 1
 UNOWNED, STRAY, UNWRITTEN, NOT_FINITE = range(252, 256)
-"""In a picture, instead of a bin: a row of no request; one that was written all the same; never written; NaN or infinite."""
+"""In a picture, instead of a bin: a row of no request; a row of no request that was written; a row of a request that was never
+written; a row with NaN or an infinity."""
 
 
 def count(ratio: torch.Tensor, group: torch.Tensor, num_groups: int) -> list[list[int]]:
-    """How many elements lie in each of the NUM_BINS bins, of each group of rows; what is not finite is in the last.
+    """How many elements of each group of rows lie in each of the NUM_BINS bins. The last bin also holds what is not finite.
 
     Args:
         ratio: [T, ...].
-        group: [T] int64, of each row; num_groups for a row that is not counted.
+        group: [T] int64, the group of each row. It is num_groups for a row that is not counted.
     """
     places = _bins(ratio.flatten(1)) + NUM_BINS * group[:, None]
     counts = torch.bincount(places.flatten(), minlength=NUM_BINS * (num_groups + 1))
@@ -35,8 +36,10 @@ def count(ratio: torch.Tensor, group: torch.Tensor, num_groups: int) -> list[lis
 
 
 def counts(case: Case, judgement: Judgement) -> dict[str, list[int]]:
-    """Of the elements that have a bound, by tensor, dtype and phase: "out float16 decode". The dtype of `out` is the case's
-    output_dtype where it has one."""
+    """Counts of the elements that have a bound, by tensor, dtype and phase, such as "out float16 decode".
+
+    If the case has an output_dtype, this is the dtype of `out`.
+    """
     phases = [phase(case, request) for request in case.requests]
     names = list(dict.fromkeys(name for name, request in zip(phases, case.requests, strict=True) if request.query_len))
     rows = [names.index(name) for name, r in zip(phases, case.requests, strict=True) for _ in range(r.query_len)]
@@ -70,9 +73,9 @@ def picture(ratio: torch.Tensor, got: torch.Tensor, owned_rows: int) -> bytes:
     """A byte per row and head: the bin of the largest ratio, or UNOWNED, STRAY, UNWRITTEN or NOT_FINITE.
 
     Args:
-        ratio: [T, H, D] or [T, H], error over bound; anything in rows from owned_rows on.
-        got: of that shape, what the target left there.
-        owned_rows: rows of requests.
+        ratio: [T, H, D] or [T, H], error over bound. Rows from owned_rows on may hold anything.
+        got: the output of that shape, as the target left it.
+        owned_rows: the number of rows that belong to requests.
     """
     ratio, got = (x.unflatten(1, (x.shape[1], -1)) if x.dim() == 2 else x for x in (ratio, got))
     fresh = bits(got) == bits(canary((1,), got.dtype, got.device))

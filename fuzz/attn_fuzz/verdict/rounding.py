@@ -1,7 +1,7 @@
-"""Where kernels round, and by how much: what the bounds of outputs and of properties are made of.
+"""Where kernels round, and by how much. The bounds of outputs and of properties are made of these numbers.
 
-`attn_fuzz.verdict.oracle` derives the bound of an output whose right value is known, and `attn_fuzz.properties.bound` one for
-outputs whose right value is not. Both use the symbols of the first: u, eta, B, T, S, r and t.
+`attn_fuzz.verdict.oracle` derives the bound of an output whose right value is known. `attn_fuzz.properties.bound` derives the
+bound of an output whose right value is unknown. Both use the symbols that `oracle` defines: u, eta, B, T, S, r and t.
 """
 
 from dataclasses import dataclass
@@ -31,17 +31,18 @@ CAP_ROUNDINGS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Rounding:
-    """Where a kernel rounds: what a target declares so that the judge can be as strict as the kernel is precise.
+    """Where a kernel rounds. A target declares it, so that the judge can be as strict as the kernel is precise.
 
     Args:
-        keys_per_tile: keys of one step of the online softmax.
-        dot_is_chained: a dot adds its products to the accumulator one after the other, instead of summing the tile first.
-        splits: parts that the keys are split into, at most.
-        rounds_dequantized: K and V of a quantized cache are rounded to q's dtype before the dots, not read exactly.
-        merged_parts: parts of the keys whose outputs are rounded to the output's dtype before they are merged, one after the
-            other. 1: the output is rounded once.
-        exact_division: the output is the correctly rounded quotient when numerator and denominator are exact; cases of exact
-            numbers are then compared bitwise.
+        keys_per_tile: the number of keys in one step of the online softmax.
+        dot_is_chained: whether a dot adds its products to the accumulator one after the other, instead of summing the tile
+            first.
+        splits: the most parts into which the keys are split.
+        rounds_dequantized: whether K and V of a quantized cache are rounded to q's dtype before the dots.
+        merged_parts: the number of parts of the keys whose outputs are rounded to the output's dtype before they are merged, one
+            after the other. 1: the output is rounded once.
+        exact_division: whether the output is the correctly rounded quotient if numerator and denominator are exact. Cases of
+            exact numbers are then compared bitwise.
     """
 
     keys_per_tile: int
@@ -59,13 +60,13 @@ class Rounding:
 
 @dataclass(frozen=True, kw_only=True)
 class CallRounding:
-    """The roundings of one call: what a `Rounding` comes to for its layer and its dtypes.
+    """The roundings of one call: a `Rounding`, applied to the call's layer and dtypes.
 
     Args:
         rounding: where the kernel rounds.
         layer: says whether the cache and the output are quantized.
         dtype: of q, and of the weights that are multiplied by V.
-        out_dtype: of the output as it is stored.
+        out_dtype: dtype of the stored output.
     """
 
     rounding: Rounding
@@ -75,13 +76,13 @@ class CallRounding:
 
     @property
     def of_dequantized(self) -> float:
-        """u_P for K and for V where a kernel rounds them, dequantized, to q's dtype; else 0."""
+        """u_P if a kernel rounds dequantized K and V to q's dtype, else 0."""
         rounds = self.layer.kv_cache_dtype is not None and self.rounding.rounds_dequantized
         return UNIT_ROUNDOFF[self.dtype] if rounds else 0.0
 
     @property
     def of_weights(self) -> float:
-        """u_P, and with a quantized cache 3 u32 for the quotient of two scales and for two products."""
+        """u_P. With a quantized cache, 3 u32 more for the quotient of two scales and for two products."""
         return UNIT_ROUNDOFF[self.dtype] + self.of_dequantized + 3 * U32 * (self.layer.kv_cache_dtype is not None)
 
     @property
@@ -91,7 +92,7 @@ class CallRounding:
 
     @property
     def of_scales(self) -> float:
-        """2 u32 for each scale that may multiply the output: the cache's scale of V, and the output's own."""
+        """2 u32 for each scale that may multiply the output: the scale of V, and the output_scale."""
         return 2 * U32 * ((self.layer.kv_cache_dtype is not None) + (self.layer.output_scale is not None))
 
     @property
@@ -101,17 +102,17 @@ class CallRounding:
         return eta * (1.0 if self.layer.output_scale is None else self.layer.output_scale.double())
 
     def terms(self, keys: int) -> int:
-        """B + 2 T + S of a sum over so many keys: its terms in a row, its tiles twice, its splits."""
+        """B + 2 T + S of a sum over so many keys: the terms in a row, twice the tiles, and the splits."""
         in_a_row = keys if self.rounding.dot_is_chained else self.rounding.keys_per_tile
         return in_a_row + 2 * -(-keys // self.rounding.keys_per_tile) + self.rounding.splits
 
 
 def further_roundings(score: torch.Tensor, bias: torch.Tensor | None, layer: Layer) -> torch.Tensor | float:
-    """r: what the steps between a scaled product and its logit round, in units of u32.
+    """r: the roundings between a scaled product and its logit, in units of u32.
 
     Args:
-        score: |z| of each scaled product, or a bound of it.
-        bias: the sum of the magnitudes of all that is added to it, or a bound of that; None if nothing is.
+        score: |z| of each scaled product, or a bound of |z|.
+        bias: the sum of the magnitudes of all biases of a score, or a bound of this sum. None if there is no bias.
         layer: says whether there are a cap and a quantized cache.
     """
     further = 0.0
@@ -127,7 +128,10 @@ def further_roundings(score: torch.Tensor, bias: torch.Tensor | None, layer: Lay
 
 
 def shared_scale(layer: Layer) -> torch.Tensor:
-    """[H] float64: sigma of V for each head where all tokens share it, 1 at most; |v| / this is the larger of |v| and |t|."""
+    """[H] float64: for each head the scale of V that all tokens share, or 1 if the scale is larger.
+
+    |v| divided by this number is the larger one of |v| and |t|.
+    """
     assert layer.v_scale is not None
     scale = layer.v_scale.double().reshape(-1).expand(layer.num_kv_heads)
     return scale.repeat_interleave(layer.num_heads // layer.num_kv_heads).clamp(max=1)

@@ -34,6 +34,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
             changed input, a byte outside the owned outputs, an access that `attn_fuzz.interpreted.sanitizer` forbids, an
             exception, a dead process, no answer in time.
         message: one line for a person; empty if they agree.
+        about: what the failure is about, such as the tensor that is wrong, the type of the exception, or the property that does
+            not hold. A failure of a call that the target should have refused also names what it should have refused.
         differences: the worst element per request.
         ratio: the largest error / bound.
         ratios: counts of elements by error / bound, by tensor, dtype and phase; none of what was compared bitwise.
@@ -44,6 +46,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: Kind
     message: str = ""
+    about: str = ""
     differences: tuple[Difference, ...] = ()
     ratio: float = 0.0
     ratios: dict[str, list[int]] = {}
@@ -54,3 +57,23 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def failed(self) -> bool:
         return self.kind not in ("agree", "refused")
+
+
+def what_failed(verdict: Verdict) -> tuple[str, str]:
+    """What a failure is a failure of. Two cases with equal answers fail in the same way, so the smaller may stand for both.
+
+    The answer is the verdict's kind and what the verdict is about. Four kinds count as one kind, "number". Where only the
+    values of a case change, a wrong number of a tensor may become NaN, or a sum that is not exact. And a float8 output cannot
+    tell NaN from a number that was never written.
+
+    All other kinds stay apart, because they have different causes:
+
+    - The output and the LSE are computed from the same weights, but they are divided, scaled and stored by different code.
+    - A stray write, a changed input or a forbidden access may kill the process in another case. But a process also dies of
+      something else, and a dead process says neither what was written nor where.
+    - An exception of another type is raised at another place.
+    - A property that does not hold says nothing of the other properties.
+
+    How a process died says little (a wild pointer ends in SIGSEGV, SIGBUS or SIGABRT), so all deaths count as one.
+    """
+    return ("number" if verdict.kind in ("value", "nan", "bitwise", "unwritten") else verdict.kind), verdict.about

@@ -1,0 +1,101 @@
+"""The failing cases of `attn-parity fuzz`: shown when they are found, written to files, and told at the end of the run."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from attn_fuzz import report
+from attn_fuzz.cases import case_file
+from attn_fuzz.cases.case import Case
+from attn_fuzz.report.run import Found
+from attn_fuzz.run.shard import Failure, Progress
+from attn_parity.options import results
+
+
+@dataclass
+class EarlyFiles:
+    """The files that a shard's failure is written to before the run ends. A file that could not be written is None.
+
+    Args:
+        first: of the case as it was found. The file stays.
+        smallest: of the smallest case so far. The file goes when the run has written all failures.
+    """
+
+    first: Path | None = None
+    smallest: Path | None = None
+
+
+def saved(case: Case, folder: Path, name: str) -> Path | None:
+    """Write a case file. A full disk is no error yet: the case is written again when the run has ended."""
+    try:
+        return report.save(case, folder, name)
+    except OSError:
+        return None
+
+
+def show_first(failure: Failure, folder: Path, name: str, number: int) -> Path | None:
+    """Write and show a failure as it was found, before it is shrunk.
+
+    Args:
+        number: how many shards have failed, this one included.
+    """
+    path = saved(failure.first, folder, f"{name}-first" + (f"-{number}" if number > 1 else ""))
+    verdict = failure.first_verdict
+    results.print(f"failing case, as it was found: {path or 'it could not be written'}", soft_wrap=True)
+    results.print(f"{verdict.kind}: {verdict.message}", soft_wrap=True, markup=False)
+    return path
+
+
+def written(
+    progress: Sequence[Progress],
+    files_of: Sequence[EarlyFiles],
+    folder: Path,
+    name: str,
+    past: Mapping[Case, str],
+    errors: list[str],
+) -> list[Found]:
+    """Write each failing case once into the folder. A case that cannot be written adds an error.
+
+    Shrunk cases come first, and then the order is that of the shards. A failure that was met while another one was shrunk
+    follows that one.
+    """
+    found: dict[Case, Found] = {}
+    of_shards = [(p.failure, p.others, files) for p, files in zip(progress, files_of, strict=True) if p.failure is not None]
+    for first, others, files in sorted(of_shards, key=lambda of_shard: not of_shard[0].minimal):
+        for failure in (first, *others):
+            if failure.case in found:
+                continue
+            number = f"-{len(found) + 1}" if found else ""
+            try:
+                paths = report.write(failure.case, failure.verdict, folder, name + number)
+            except OSError as error:
+                errors.append(f"{error.filename or folder / name}: {error.strerror}")
+                paths = (None, None)
+            first_file = files.first if failure is first else None
+            found[failure.case] = Found(failure, *paths, first_file, past.get(failure.first), failure is not first)
+    if all(each.case_file for each in found.values()):
+        for files in files_of:
+            if files.smallest is not None:
+                files.smallest.unlink(missing_ok=True)
+    return list(found.values())
+
+
+def tell(found: Found, *, is_first: bool) -> None:
+    """Print a failure: its smallest case, its files, and how it was found."""
+    failure = found.failure
+    if found.while_shrinking:
+        results.print("another failure, which was met while this one was shrunk:")
+    elif not is_first:
+        results.print("another shard failed too, perhaps for the same reason:")
+    if found.past:
+        results.print(f"{found.past} fails")
+    results.print(report.summary(failure.case, failure.verdict))
+    size = "smallest case" if failure.minimal else "failing case, not yet the smallest"
+    if found.case_file is None:
+        results.print(f"{size}, which could not be written:\n{case_file.dumps(failure.case)}", soft_wrap=True)
+        return
+    results.print(f"{size}: {found.case_file}   script: {found.script}", soft_wrap=True)
+    if found.first_file is not None and failure.case != failure.first:
+        results.print(f"as it was found: {found.first_file}", soft_wrap=True)
+    results.print(f"again: {shlex.join(report.again(failure.case, found.case_file))}", soft_wrap=True)
