@@ -30,6 +30,7 @@ ScaleKind = Literal["tensor", "head", "token"]
 ValueKind = Literal["exact", "one_hot", "signature", "random", "extreme", "captured"]
 SinkKind = Literal["off", "zero", "near", "above", "below"]
 BiasKind = Literal["tree", "random"]
+ProgramOrder = Literal["in order", "reversed", "shuffled"]
 ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -162,6 +163,8 @@ class Case(
         output_dtype: dtype of a quantized out, which has an output_scale. None: the layer's dtype.
         flat_out: out is [T, H*D].
         lse: the call asks for the LSE too.
+        program_order: the order in which Triton's interpreter runs the programs of each launch. It has no effect on a GPU.
+            "in order": by their index. "shuffled": each launch in an order of its own, drawn from the values' seed.
     """
 
     target: Annotated[str, Meta(max_length=MESSAGE)]
@@ -197,6 +200,7 @@ class Case(
     output_dtype: Float8 | None = None
     flat_out: bool = False
     lse: bool = False
+    program_order: ProgramOrder = "in order"
     values: Values = Values()
 
     @property

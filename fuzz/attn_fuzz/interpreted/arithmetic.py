@@ -1,7 +1,7 @@
 """Arithmetic of Triton's interpreter, made right: methods that replace those of its `InterpreterBuilder`.
 
-As it comes (Triton 3.6 to 3.9), the interpreter computes with the bit patterns of bfloat16 and float8, and its comparisons return
-the dtype of their operands. The methods here compute as compiled code does:
+As it comes (Triton 3.6 to 3.9), the interpreter computes with the bit patterns of bfloat16 and float8, and its comparisons
+return the dtype of their operands. The methods here compute as compiled code does:
 
     bfloat16      in float32, rounded once to nearest even
     float8        not at all: no backend compiles arithmetic or comparisons of float8, and a kernel casts first

@@ -10,8 +10,8 @@
     types of the language, each made once        `attn_fuzz.interpreted.types`
     the language, patched once per module of kernels and not in every call
 
-What is not replaced is right as it comes, or raises. `tests/fuzz/test_interpreter.py` goes through all dtypes and all functions of
-Triton's language.
+What is not replaced is right as it comes, or raises. `tests/fuzz/test_interpreter.py` goes through all dtypes and all functions
+of the language.
 """
 
 import importlib

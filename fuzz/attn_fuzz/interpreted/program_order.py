@@ -7,11 +7,9 @@ the wrong one writes its neighbour's row, and then the neighbour does. In anothe
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any
 
-ProgramOrder = Literal["in order", "reversed", "shuffled"]
-"""In order: by index, the last axis of the grid fastest. Shuffled: each launch by the next numbers of a seed."""
-ORDERS: tuple[ProgramOrder, ...] = get_args(ProgramOrder)
+from attn_fuzz.cases.case import ProgramOrder
 
 
 class _State:
@@ -25,20 +23,25 @@ class _State:
 _state = _State()
 
 
-@contextmanager
-def programs(order: ProgramOrder, seed: int = 0) -> Iterator[None]:
-    """Run the launches inside in this order. It has an effect where `attn_fuzz.interpreted.interpreter` is installed.
+def use(order: ProgramOrder, seed: int) -> None:
+    """Run launches in this order from now on, where `attn_fuzz.interpreted.interpreter` is installed.
 
     Args:
-        seed: of "shuffled". The same launches with the same seed run in the same orders.
+        order: "in order": by index, the last axis of the grid fastest. "shuffled": each launch by the next numbers of the seed.
+        seed: with the same seed, the same launches run in the same orders.
     """
-    before = _state.order, _state.draws
     _state.order, _state.draws = order, random.Random(seed)
+
+
+@contextmanager
+def programs(order: ProgramOrder, seed: int) -> Iterator[None]:
+    """`use` for the launches inside."""
+    before = _state.order, _state.draws
+    use(order, seed)
     try:
         yield
     finally:
         _state.order, _state.draws = before
-        _state.places = None
 
 
 def install(builder: Any) -> None:

@@ -1,7 +1,7 @@
 """Reductions and scans of Triton's interpreter by the kernel's own function, in a tree, as compiled code reduces.
 
-As it comes, the interpreter adds bit patterns of bfloat16, compares them in `argmax`, sums float16 in float32, raises at `argmax`
-of NaN alone, and calls other functions element by element.
+As it comes, the interpreter adds bit patterns of bfloat16, compares them in `argmax`, sums float16 in float32, raises where
+`argmax` is of NaN alone, and calls other functions element by element.
 
 The order in which elements meet is one that compiled code may take: neighbours first. Each result is rounded to its dtype.
 NumPy reduces float32, float64 and integers where it has the function.
