@@ -31,6 +31,7 @@ ScaleKind = Literal["tensor", "head", "token"]
 ValueKind = Literal["exact", "one_hot", "signature", "random", "extreme", "captured"]
 SinkKind = Literal["off", "zero", "near", "above", "below"]
 BiasKind = Literal["tree", "random"]
+ProgramOrder = Literal["in order", "reversed", "shuffled"]
 CONTENTS, MODE = "contents", "mode"
 MAX_EARLIER = 3
 _HELD_RULES = {**held_rules(Layer), **held_rules(Batch)}
@@ -176,6 +177,8 @@ class Case(
         lse: the call asks for the LSE too.
         earlier: calls of the target that come before the case's own call, in their order. Each is the case's own call with one
             change, a name of CHANGES. The outputs of earlier calls are not judged.
+        program_order: the order in which Triton's interpreter runs the programs of each launch. It has no effect on a GPU.
+            "in order": by their index. "shuffled": each launch in an order of its own, drawn from the values' seed.
     """
 
     target: Annotated[str, Meta(max_length=MESSAGE)]
@@ -212,6 +215,7 @@ class Case(
     flat_out: bool = False
     lse: bool = False
     earlier: Annotated[tuple[str, ...], Meta(max_length=MAX_EARLIER)] = ()
+    program_order: ProgramOrder = "in order"
     values: Values = Values()
 
     @property

@@ -38,6 +38,8 @@ def script(case: Case, verdict: Verdict) -> str:
         lse=_slice_of("lse_buffer", step.lse),
         checks=_checks(verdict),
         rows=case.query_start_loc[-1],
+        program_order=case.program_order,
+        seed=case.values.seed,
     )
 
 
@@ -60,7 +62,7 @@ import sys
 import zlib
 
 import torch
-from attn_fuzz.interpreted import interpreter
+from attn_fuzz.interpreted import interpreter, program_order
 
 sys.path.append(os.getcwd())  # where a target given as module:attribute is
 
@@ -68,6 +70,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported
     interpreter.install()
+    program_order.use({program_order!r}, seed={seed})
 
 import attn_reference
 from attn_contract import AttentionType, Batch, KVCacheView, Layer, Layout

@@ -14,7 +14,7 @@ from attn_contract import Batch
 from attn_fuzz.cases import earlier, tensors
 from attn_fuzz.cases.case import MODE, Case, num_elements
 from attn_fuzz.cases.tensors import Step, Write
-from attn_fuzz.interpreted import permissions, sanitizer
+from attn_fuzz.interpreted import permissions, program_order, sanitizer
 from attn_fuzz.run import devices
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import AttentionFunction, Target
@@ -48,7 +48,7 @@ class Attempt:
         self.events: tuple[str, ...] = ()
         built = time.perf_counter()
         try:
-            with own_state():
+            with own_state(), program_order.programs(case.program_order, case.values.seed):
                 self._call()
         except BaseException as raised:
             self.error = raised

@@ -6,7 +6,7 @@ import time
 import msgspec
 from attn_fuzz.cases.case import Case, CaseError
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.interpreted import sanitizer
+from attn_fuzz.interpreted import program_order, sanitizer
 from attn_fuzz.run.attempt import Attempt, call_attention, one_line, own_state
 from attn_fuzz.run.checks import CHECKS, stray_write
 from attn_fuzz.targets.target import Target
@@ -91,7 +91,7 @@ def _with_judgement(verdict: Verdict, attempt: Attempt, judgement: Judgement) ->
 def _wrong_by_properties(attempt: Attempt) -> tuple[Kind, str, str] | None:
     """What goes wrong when properties call the target on variants of the step, as kind, about and message of a verdict."""
     try:
-        with own_state():
+        with own_state(), program_order.programs(attempt.case.program_order, attempt.case.values.seed):
             broken = _broken_property(attempt)
     except sanitizer.Violation as violation:
         return "sanitizer", violation.about, f"on a variant of the step: {violation}"

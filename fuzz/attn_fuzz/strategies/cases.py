@@ -1,10 +1,10 @@
 """Strategies of whole cases: cases that a target supports, and sometimes a case that it must refuse."""
 
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from attn_contract import AttentionType
-from attn_fuzz.cases.case import MAX_ELEMENTS, Case, Rope, Values, num_elements
+from attn_fuzz.cases.case import MAX_ELEMENTS, Case, ProgramOrder, Rope, Values, num_elements
 from attn_fuzz.strategies.batches import batches
 from attn_fuzz.strategies.caches import caches
 from attn_fuzz.strategies.earlier import with_earlier
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 replace = msgspec.structs.replace
 VALUES = ("exact", "one_hot", "signature", "random", "extreme")
+ORDERS = get_args(ProgramOrder)
 
 
 def cases(target: str, support: Support, refuses: bool = True) -> st.SearchStrategy[Case]:
@@ -72,6 +73,7 @@ def steps(draw: st.DrawFn, target: str, support: Support, layer_drawn: DrawnLaye
             kind=draw(st.sampled_from(VALUES + VALUES[-1:] * ("logits_soft_cap" in rules))),
             seed=draw(st.integers(0, 2**32 - 1)),
         ),
+        program_order=draw(st.sampled_from(ORDERS)),
     )
     if layer_cache:
         case = draw(_with_cache(support, case, layer_cache, rules))

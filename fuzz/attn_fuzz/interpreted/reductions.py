@@ -1,0 +1,103 @@
+"""Reductions and scans of Triton's interpreter by the kernel's own function, in a tree, as compiled code reduces.
+
+As it comes, the interpreter adds bit patterns of bfloat16, compares them in `argmax`, sums float16 in float32, raises where
+`argmax` is of NaN alone, and calls other functions element by element.
+
+The order in which elements meet is one that compiled code may take: neighbours first. Each result is rounded to its dtype.
+NumPy reduces float32, float64 and integers where it has the function.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from attn_fuzz.interpreted.numbers import largest, smallest
+
+_OF_NUMPY = ("fp32", "fp64", "int32", "int64", "uint32", "uint64")
+
+
+def reduced(interpreter: Any) -> Callable[[Any, tuple[Any, ...]], Any]:
+    """What replaces `ReduceOps.apply_impl` of Triton's module `triton.runtime.interpreter`."""
+    standard = interpreter.tl.standard
+    by_numpy = {
+        id(standard._elementwise_max): largest,
+        id(standard._elementwise_min): smallest,
+        id(standard._sum_combine): np.sum,
+    }
+
+    def apply(self: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        arrays = [each.handle.data for each in inputs]
+        rank, axis = arrays[0].ndim, self.axis
+        if axis is None:
+            arrays, axis = [array.ravel() for array in arrays], 0
+        function = by_numpy.get(id(self.combine_fn))
+        if function is not None and inputs[0].dtype.name in _OF_NUMPY:
+            results = [function(arrays[0], axis=axis)]
+        else:
+            results = _tree(interpreter, self.combine_fn, arrays, inputs, axis)
+        if self.keep_dims:
+            places = tuple(range(rank)) if self.axis is None else axis
+            results = [np.expand_dims(result, places) for result in results]
+        return tuple(self.to_tensor(result, each.dtype) for result, each in zip(results, inputs, strict=True))
+
+    return apply
+
+
+def _tree(interpreter: Any, combine: Any, arrays: list[Any], inputs: tuple[Any, ...], axis: int) -> list[np.ndarray]:
+    dtypes = [each.dtype for each in inputs]
+    arrays = [np.moveaxis(array, axis, -1) for array in arrays]
+    while arrays[0].shape[-1] > 1:
+        left, right = ([array[..., side::2] for array in arrays] for side in (0, 1))
+        arrays = _combined(interpreter, combine, left, right, dtypes)
+    return [array[..., 0] for array in arrays]
+
+
+def scanned(interpreter: Any) -> Callable[[Any, tuple[Any, ...]], Any]:
+    """What replaces `ScanOps.apply_impl`: in each step, prefixes of twice the length."""
+    standard = interpreter.tl.standard
+    by_numpy = {id(standard._sum_combine): np.cumsum, id(standard._prod_combine): np.cumprod}
+
+    def apply(self: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        arrays = [np.moveaxis(each.handle.data, self.axis, -1) for each in inputs]
+        if self.reverse:
+            arrays = [array[..., ::-1] for array in arrays]
+        function = by_numpy.get(id(self.combine_fn))
+        if function is not None and inputs[0].dtype.name in _OF_NUMPY:
+            arrays = [function(arrays[0], axis=-1)]
+        else:
+            arrays = _prefixes(interpreter, self.combine_fn, arrays, inputs)
+        if self.reverse:
+            arrays = [array[..., ::-1] for array in arrays]
+        results = [np.ascontiguousarray(np.moveaxis(array, -1, self.axis)) for array in arrays]
+        return tuple(self.to_tensor(result, each.dtype) for result, each in zip(results, inputs, strict=True))
+
+    return apply
+
+
+def _prefixes(interpreter: Any, combine: Any, arrays: list[Any], inputs: tuple[Any, ...]) -> list[np.ndarray]:
+    dtypes = [each.dtype for each in inputs]
+    place = np.arange(arrays[0].shape[-1])
+    distance = 1
+    while distance < len(place):
+        before = [np.roll(array, distance, axis=-1) for array in arrays]  # a block's size stays a power of two
+        longer = _combined(interpreter, combine, before, arrays, dtypes)
+        arrays = [np.where(place >= distance, new, old) for new, old in zip(longer, arrays, strict=True)]
+        distance *= 2
+    return arrays
+
+
+def _combined(interpreter: Any, combine: Any, left: list[Any], right: list[Any], dtypes: list[Any]) -> list[np.ndarray]:
+    """What the kernel's function makes of two blocks of each operand."""
+    tl, handle = interpreter.tl, interpreter.TensorHandle
+
+    def blocks(arrays: list[Any]) -> list[Any]:
+        return [
+            tl.tensor(handle(array, dtype.scalar), tl.block_type(dtype, list(array.shape)))
+            for array, dtype in zip(arrays, dtypes, strict=True)
+        ]
+
+    results = combine(*blocks(left), *blocks(right))
+    results = results if isinstance(results, tuple) else (results,)
+    if [result.dtype for result in results] != dtypes:
+        raise TypeError(f"a reduction of {dtypes}: its function returns {[result.dtype for result in results]}")
+    return [result.handle.data for result in results]
