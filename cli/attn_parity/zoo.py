@@ -14,7 +14,7 @@ from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.targets import registry
 from attn_fuzz.zoo import mutants
-from attn_fuzz.zoo.mutants import Mutant, MutantError
+from attn_fuzz.zoo.mutants import KnownBug, MutantError
 from attn_parity.options import (
     PAGES,
     Positive,
@@ -158,14 +158,14 @@ def _run(plans: list[FuzzPlan], workers: int) -> Outcome:
         return runner.run(plans, workers, stop_at_failure=False, report=show)
 
 
-def _chosen(residents: list[Mutant], only: tuple[str, ...]) -> list[Mutant]:
+def _chosen(residents: list[KnownBug], only: tuple[str, ...]) -> list[KnownBug]:
     names = [mutant.name for mutant in residents]
     if unknown := sorted(set(only) - set(names)):
         raise MutantError(f"--only: got {', '.join(unknown)}, expected some of {', '.join(names)}")
     return [mutant for mutant in residents if not only or mutant.name in only]
 
 
-def _print(rows: list[Row], residents: list[Mutant]) -> None:
+def _print(rows: list[Row], residents: list[KnownBug]) -> None:
     sizes = ("requests", "queries", "keys")
     table = plain_table("mutant", "class", "origin", "examples", "seconds", "by", *sizes, right=("examples", "seconds", *sizes))
     for row, mutant in zip(rows, residents, strict=True):
@@ -176,7 +176,7 @@ def _print(rows: list[Row], residents: list[Mutant]) -> None:
     results.print(zoo_page.summary(rows, residents), soft_wrap=True)
 
 
-def _check(path: Path, residents: list[Mutant]) -> int:
+def _check(path: Path, residents: list[KnownBug]) -> int:
     """The exit code: 0 if the page follows from its JSON and these mutants, and every mutant has results; else 1."""
     found = _kept(path)
     wrong = zoo_page.differences(found, residents)

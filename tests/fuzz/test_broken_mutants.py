@@ -6,7 +6,7 @@ import pytest
 from attn_fuzz.report import zoo_page
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.zoo import mutants
-from attn_fuzz.zoo.mutants import Mutant, MutantError
+from attn_fuzz.zoo.mutants import KnownBug, MutantError
 from attn_fuzz.zoo.patches import Patch
 
 VISIBILITY = "attn_optimized.kernels.visibility"
@@ -14,8 +14,8 @@ LOGITS = "attn_optimized.kernels.logits"
 NO_SUCH_FUNCTION = Patch(place=f"{VISIBILITY}.in_window", find="tl.maximum", replace="tl.smallest")
 
 
-def planted(name: str, patch: Patch, raises: str | None = None) -> Mutant:
-    return Mutant(
+def planted(name: str, patch: Patch, raises: str | None = None) -> KnownBug:
+    return KnownBug(
         name=name, origin="planted", kind="mask", what="", trigger="", target="triton", patches=(patch,), raises=raises
     )
 
@@ -48,7 +48,7 @@ BROKEN = {
 }
 
 
-def toml(mutant: Mutant) -> str:
+def toml(mutant: KnownBug) -> str:
     (patch,) = mutant.patches
     raises = "" if mutant.raises is None else f"raises = '{mutant.raises}'"
     return f"""

@@ -9,7 +9,7 @@ import hypothesis
 import msgspec
 from attn_fuzz.cases.case import Case
 from attn_fuzz.run.shard import Progress
-from attn_fuzz.zoo.mutants import Mutant, MutantError
+from attn_fuzz.zoo.mutants import KnownBug, MutantError
 
 replace = msgspec.structs.replace
 SCHEMA = "attn-parity.zoo/3"
@@ -112,7 +112,7 @@ def loads(text: bytes, name: str) -> Results:
         raise MutantError(f"{name}: {error}") from None
 
 
-def by(row: Row, mutant: Mutant) -> str:
+def by(row: Row, mutant: KnownBug) -> str:
     """What caught a mutant, or that nothing did."""
     if row.error:
         return DOES_NOT_RUN
@@ -123,7 +123,7 @@ def by(row: Row, mutant: Mutant) -> str:
     return SURVIVED if row.by is None else f"{SURVIVED} {row.found.count(None)} of {len(row.found)}"
 
 
-def summary(rows: Sequence[Row], mutants: Sequence[Mutant]) -> str:
+def summary(rows: Sequence[Row], mutants: Sequence[KnownBug]) -> str:
     """All in one line, whose first half the README repeats: how many were found, of which kinds, how soon, and by what."""
     by_name = {mutant.name: mutant for mutant in mutants}
     run = [row for row in rows if row.found]
@@ -139,7 +139,7 @@ def summary(rows: Sequence[Row], mutants: Sequence[Mutant]) -> str:
     return text
 
 
-def differences(results: Results, mutants: Sequence[Mutant]) -> list[str]:
+def differences(results: Results, mutants: Sequence[KnownBug]) -> list[str]:
     """Mutants without results, and results without a mutant."""
     described, kept = {mutant.name for mutant in mutants}, {row.name for row in results.mutants}
     wrong = [f"{name}: a mutant without results" for name in described - kept]
@@ -174,7 +174,7 @@ A mutant must compile, import and run. An exception counts as a finding only if 
 """
 
 
-def text(results: Results, mutants: Sequence[Mutant]) -> str:
+def text(results: Results, mutants: Sequence[KnownBug]) -> str:
     """docs/generated/zoo.md, whole: what docs/generated/zoo.json says, and the mutants' files, and nothing else."""
     preface = PREFACE.format(
         count=len(results.seeds),

@@ -1,6 +1,6 @@
-"""Mutants: a module's source with one real bug put back, in one process's memory.
+"""Mutants: modules whose source is patched in one process's memory.
 
-A mutant is a TOML file:
+A known bug is a mutant in a TOML file:
 
     name = "seed-40176"
     origin = "vllm-project/vllm#40176"
@@ -16,7 +16,8 @@ A mutant is a TOML file:
     find = "an expression or statements, as they stand in that function"
     replace = "what the bug made of them"
 
-A mutant has to run: an exception that its `raises` does not announce is a fault of the mutant, and finds nothing.
+A known bug has to run: an exception that its `raises` does not announce is a fault of the mutant, and finds nothing.
+`attn_fuzz.zoo.generate` makes mutants by operators instead.
 """
 
 import importlib
@@ -56,21 +57,23 @@ Kind = Literal[
 """Where attention goes wrong: the classes of bugs."""
 
 MAX_BYTES = 1 << 20
+EQUIVALENT = Path(__file__).with_name("equivalent.toml")
+"""Generated mutants that change no result: see `attn_fuzz.zoo.equivalence`."""
 
 
 class MutantError(InputError):
     """A mutant file that cannot be read, a patch that does not apply, or a mutant that does not run."""
 
 
-class Mutant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"kind": "class", "patches": "patch"}):
+class Mutant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"kind": "class", "patches": "patch"}):
+    """Patches that are installed together.
+
+    Attributes:
+        raises: a part of the message of the exceptions that count as a finding; empty if all count, None if none does.
+    """
+
     name: str
-    origin: str
-    kind: Kind
-    what: str
-    trigger: str
-    target: str
     patches: tuple[Patch, ...]
-    needs_gpu: bool = False
     raises: str | None = None
 
     def check_announced(self, exception: str) -> None:
@@ -88,7 +91,18 @@ class Mutant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"k
             raise MutantError(f"{self.name}: it has raises = {self.raises!r}, and raised {exception}")
 
 
-def load(path: Path) -> Mutant:
+class KnownBug(Mutant, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"kind": "class", "patches": "patch"}):
+    """A mutant of the zoo: a real bug that is put back. The module's docstring says what the fields hold."""
+
+    origin: str
+    kind: Kind
+    what: str
+    trigger: str
+    target: str
+    needs_gpu: bool = False
+
+
+def load(path: Path) -> KnownBug:
     """Read a mutant file and check that its patches apply.
 
     Raises:
@@ -99,7 +113,7 @@ def load(path: Path) -> Mutant:
             raise MutantError("not a file")
         if path.stat().st_size > MAX_BYTES:
             raise MutantError(f"larger than {MAX_BYTES} bytes: not a mutant")
-        mutant = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Mutant)
+        mutant = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), KnownBug)
         patched_sources(mutant.patches)
     except OSError as error:
         raise MutantError(f"{path}: {error.strerror}") from None
@@ -110,13 +124,13 @@ def load(path: Path) -> Mutant:
     return mutant
 
 
-def load_all(folder: Path = Path(__file__).parent) -> list[Mutant]:
+def load_all(folder: Path = Path(__file__).parent) -> list[KnownBug]:
     """The mutants of a folder, by file name.
 
     Raises:
         MutantError: the folder has none, or one of them cannot be loaded.
     """
-    paths = sorted(folder.glob("*.toml"))
+    paths = sorted(path for path in folder.glob("*.toml") if path != EQUIVALENT)
     if not paths:
         raise MutantError(f"{folder}: no mutants (*.toml) there")
     return [load(path) for path in paths]

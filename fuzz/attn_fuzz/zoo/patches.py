@@ -156,7 +156,7 @@ class _Source:
         path = _module_and_path(patch.place)[1]
         scopes = [scope for name, scope in _scopes(self.tree) if name == path]
         if not scopes:
-            stands = _stands_in(_modules(self.module), find)
+            stands = _stands_in(modules_of(self.module), find)
             raise PatchError(f"{self.module} has no function or class {path}{_hint(patch.place)}{stands}")
         # an expression that is a statement by itself is found as both
         found = {
@@ -237,7 +237,7 @@ class _Source:
         stands = f"its `find` stands there {len(found)} times, expected once: {_one_line(patch.find)}"
         if found:
             return f"{stands} (lines {', '.join(str(self._line(begin)) for begin, _ in sorted(found))})"
-        if elsewhere := _stands_in(_modules(self.module), find):
+        if elsewhere := _stands_in(modules_of(self.module), find):
             return stands + elsewhere
         runs = [run for scope in scopes for kind in kinds for run in self.runs(scope, kind, len(find[kind]))]
         by_text = {"\n".join(map(str, run)): run[0].begin for run in runs}
@@ -313,7 +313,7 @@ def _file_of(module: str) -> Path | None:
 
 def _hint(place: str) -> str:
     """What a place that is not there may be called now: another of the same name in the package, or one with a similar name."""
-    names = [f"{module}.{path}".rstrip(".") for module in _modules(place) for path, _ in _scopes(_Source(module).tree)]
+    names = [f"{module}.{path}".rstrip(".") for module in modules_of(place) for path, _ in _scopes(_Source(module).tree)]
     last = place.rpartition(".")[2]
     same = [name for name in names if name.rpartition(".")[2] == last]
     nearest = difflib.get_close_matches(place, same or names, 1, cutoff=0 if same else 0.6)
@@ -334,7 +334,7 @@ def _stands_in(modules: Sequence[str], find: dict[str, list[_Piece]]) -> str:
     return f"; it stands in {' and in '.join(names[:SHOWN_PLACES])}" if names else ""
 
 
-def _modules(place: str) -> list[str]:
+def modules_of(place: str) -> list[str]:
     """All modules of the package that a place belongs to."""
     init = _file_of(place.split(".")[0])
     if init is None or init.name != "__init__.py":
