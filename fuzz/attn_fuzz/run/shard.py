@@ -25,7 +25,7 @@ from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict import ratios
 from attn_fuzz.verdict.verdict import Verdict
-from attn_fuzz.zoo.mutants import Mutant, MutantError
+from attn_fuzz.zoo.mutants import Mutant, MutantError, NeverRanError
 from hypothesis import HealthCheck, Phase
 
 SHRINK_SECONDS = 240.0
@@ -107,6 +107,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         shrinking: cases that were tried in order to shrink the failure.
         failure: the smallest failing case so far.
         broken: why the shard's mutant does not run.
+        never_ran: whether that is because the mutant raised in every case that has something to compute.
     """
 
     replayed: int = 0
@@ -122,6 +123,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     shrinking: int = 0
     failure: Failure | None = None
     broken: str | None = None
+    never_ran: bool = False
 
 
 class _OutOfTime(Exception):  # noqa: N818 - ends a run, is no error
@@ -159,7 +161,8 @@ def fuzz(plan: FuzzPlan, executor: Executor, report: Callable[[Progress], None] 
             raise
     failure = shard.progress.failure
     if plan.mutant is not None and failure is None and shard.progress.examples and not shard.has_run:
-        raise MutantError(f"{plan.mutant.name}: it ran none of the cases that have queries and keys")
+        because = f", and raised {shard.raised}" if shard.raised else ""
+        raise NeverRanError(f"{plan.mutant.name}: it ran none of the cases that have queries and keys{because}")
     if failure is not None and plan.shrinks:
         within = support if support.beyond(failure.case) is None else support.widened()
         _, minimal = shrink.shrink(failure.case, within, shard.still_fails, shard.may_shrink)
@@ -205,6 +208,7 @@ class _Shard:
         self.shrink_until = float("inf")
         self.unexpected: Exception | None = None
         self.has_run = False
+        self.raised = ""
 
     def tell(self, **changes: object) -> None:
         self.progress = msgspec.structs.replace(self.progress, seconds=time.monotonic() - self.started, **changes)
@@ -234,6 +238,7 @@ class _Shard:
         if any(request.query_len and request.seq_len for request in case.requests):
             self.has_run |= verdict.kind not in ("raised", "refused")
         if self.plan.mutant is not None and verdict.kind == "raised" and not self.has_run:
+            self.raised = verdict.message
             return  # a mutant that raises in every case is broken: raising counts only after a case with work to do has run
         if verdict.failed and finding is None:
             self._keep(case, verdict)

@@ -3,6 +3,7 @@
 import ast
 import functools
 import itertools
+import os
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from attn_fuzz.zoo.patches import Patch, PatchError, modules_of, patched_sources
 from attn_fuzz.zoo.places import PatchMaker, Place, places, way
 
 PACKAGE = "attn_optimized"
+LONG, CONTEXT = 120, 40
 
 
 class Generated(NamedTuple):
@@ -25,7 +27,7 @@ class Generated(NamedTuple):
             of another function renames no mutant. A name alone says which mutant it is.
         module, operator: names.
         patch: what the mutant changes.
-        lines: the first and the last line of the statement that is changed, or of its condition.
+        line: where the statement begins that is changed, or that holds what is changed.
         change: the code that is replaced and what takes its place, in one line.
     """
 
@@ -33,7 +35,7 @@ class Generated(NamedTuple):
     module: str
     operator: str
     patch: Patch
-    lines: tuple[int, int]
+    line: int
     change: str
 
     @property
@@ -64,7 +66,7 @@ def of_module(module: str) -> tuple[Generated, ...]:
                 name = f"{module}.{place.path}".rstrip(".") + f":{operator}"
                 numbers[name] += 1
                 patch = maker.patch(place, change)
-                made.append(Generated(f"{name}:{numbers[name]}", module, operator, patch, _lines(place, change), _told(change)))
+                made.append(Generated(f"{name}:{numbers[name]}", module, operator, patch, _line(place, change), _told(change)))
     return tuple(made)
 
 
@@ -132,17 +134,18 @@ def _essence(code: CodeType) -> object:
     return code.co_code, constants, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars
 
 
-def _lines(place: Place, change: Change) -> tuple[int, int]:
-    """The lines of the innermost statement around a change; of a compound statement, those of the part that is changed."""
-    chain = [*place.around, *way(place.node, change.old)]
-    statement = max(i for i, node in enumerate(chain) if isinstance(node, ast.stmt | ast.Module))
-    node = chain[statement]
-    if hasattr(node, "body"):
-        inside = [part for part in chain[statement + 1 :] if hasattr(part, "lineno")]
-        node = inside[0] if inside else next((each for each in ast.iter_child_nodes(node) if hasattr(each, "lineno")), node)
-    line = getattr(node, "lineno", 1)
-    return line, getattr(node, "end_lineno", None) or line
+def _line(place: Place, change: Change) -> int:
+    """The line where the innermost statement around a change begins."""
+    around = [node for node in [*place.around, *way(place.node, change.old)] if isinstance(node, ast.stmt)]
+    return around[-1].lineno
 
 
 def _told(change: Change) -> str:
-    return " -> ".join(" ".join(ast.unparse(code).split()) for code in change)
+    """What a change replaces, and by what. Of long code only the part that differs is shown, with a little around it."""
+    old, new = (" ".join(ast.unparse(code).split()) for code in change)
+    if max(len(old), len(new)) > LONG:
+        same = len(os.path.commonprefix([old, new])), len(os.path.commonprefix([old[::-1], new[::-1]]))
+        begin = max(0, same[0] - CONTEXT)
+        cut = max(0, min(same[1], len(old) - same[0], len(new) - same[0]) - CONTEXT)
+        old, new = ("..." * bool(begin) + code[begin : len(code) - cut] + "..." * bool(cut) for code in (old, new))
+    return f"{old} -> {new}"

@@ -23,7 +23,6 @@ A known bug has to run: an exception that its `raises` does not announce is a fa
 import importlib
 import importlib.abc
 import importlib.machinery
-import importlib.util
 import linecache
 import sys
 import tomllib
@@ -65,7 +64,9 @@ class MutantError(InputError):
     """A mutant file that cannot be read, a patch that does not apply, or a mutant that does not run."""
 
 
-class Mutant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"kind": "class", "patches": "patch"}):
+class Mutant(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"kind": "class", "patches": "patch"}
+):
     """Patches that are installed together.
 
     Attributes:
@@ -136,6 +137,10 @@ def load_all(folder: Path = Path(__file__).parent) -> list[KnownBug]:
     return [load(path) for path in paths]
 
 
+class NeverRanError(MutantError):
+    """A mutant that raised in every case that has something to compute."""
+
+
 def install(mutant: Mutant) -> None:
     """Have this process import the mutant's modules patched. Call it before any of them is imported.
 
@@ -146,10 +151,19 @@ def install(mutant: Mutant) -> None:
         sources = patched_sources(mutant.patches)
     except PatchError as error:
         raise MutantError(f"{mutant.name}: {error}") from None
+    import_from(sources, f"mutant {mutant.name}")
+
+
+def import_from(sources: dict[str, str], name: str) -> None:
+    """Have this process import modules from these sources, by the modules' names. `name` says what changed the sources.
+
+    Raises:
+        MutantError: a module is imported already.
+    """
     for module in sources:
         if module in sys.modules:
-            raise MutantError(f"{mutant.name}: {module} is imported already")
-    sys.meta_path.insert(0, _PatchedFinder(mutant.name, sources))
+            raise MutantError(f"{name}: {module} is imported already")
+    sys.meta_path.insert(0, _PatchedFinder(name, sources))
 
 
 def import_patched(mutant: Mutant) -> None:
@@ -177,11 +191,11 @@ class _PatchedFinder(importlib.abc.MetaPathFinder):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path)
         assert spec is not None
-        filename = f"<mutant {self.name}>/{fullname}.py"
+        filename = f"<{self.name}>/{fullname}.py"
         loader = _PatchedLoader(filename, self.sources[fullname])
-        return importlib.util.spec_from_loader(
-            fullname, loader, origin=filename, is_package=bool(spec.submodule_search_locations)
-        )
+        patched = importlib.machinery.ModuleSpec(fullname, loader, origin=filename)
+        patched.submodule_search_locations = spec.submodule_search_locations  # the other modules of a package are files
+        return patched
 
 
 class _PatchedLoader(importlib.abc.InspectLoader):

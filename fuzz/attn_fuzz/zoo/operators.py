@@ -44,7 +44,9 @@ def off_by_one(node: ast.AST) -> Iterator[Change]:
     """One more and one less than an integer expression. A sum counts once: one more than its term is one more than the sum."""
     is_sum = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub)
     is_product = isinstance(node, ast.BinOp) and isinstance(node.op, _WHOLE)
-    if is_sum and any(isinstance(term, ast.BinOp) and isinstance(term.op, ast.Add | ast.Sub) for term in (node.left, node.right)):
+    if is_sum and any(
+        isinstance(term, ast.BinOp) and isinstance(term.op, ast.Add | ast.Sub) for term in (node.left, node.right)
+    ):
         return
     if (is_sum or is_product or _name_of_call(node) in _INTEGER_CALLS) and _is_integer(node):
         for op in (ast.Add(), ast.Sub()):

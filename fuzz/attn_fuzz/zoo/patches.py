@@ -79,7 +79,7 @@ def text_of(module: str) -> str:
     Raises:
         PatchError: there is no such module.
     """
-    file = _file_of(module)
+    file = file_of(module)
     if file is None:
         raise PatchError(f"there is no module {module}")
     return file.read_text(encoding="utf-8")
@@ -294,12 +294,12 @@ def _module_and_path(place: str) -> tuple[str, str]:
     parts = place.split(".")
     for length in range(len(parts), 0, -1):
         module = ".".join(parts[:length])
-        if _file_of(module) is not None:
+        if file_of(module) is not None:
             return module, ".".join(parts[length:])
     raise PatchError(f"there is no module {place}{_hint(place)}")
 
 
-def _file_of(module: str) -> Path | None:
+def file_of(module: str) -> Path | None:
     """Where a module's source is, without importing anything of its package; None if there is no such module."""
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
@@ -336,7 +336,7 @@ def _stands_in(modules: Sequence[str], find: dict[str, list[_Piece]]) -> str:
 
 def modules_of(place: str) -> list[str]:
     """All modules of the package that a place belongs to."""
-    init = _file_of(place.split(".")[0])
+    init = file_of(place.split(".")[0])
     if init is None or init.name != "__init__.py":
         return []
     files = [file.relative_to(init.parent.parent).with_suffix("") for file in sorted(init.parent.rglob("*.py"))]
