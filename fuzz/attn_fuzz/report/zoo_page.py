@@ -13,7 +13,7 @@ from attn_fuzz.zoo.mutants import KnownBug, MutantError
 
 replace = msgspec.structs.replace
 SCHEMA = "attn-parity.zoo/3"
-SURVIVED, NEEDS_GPU, NOT_RUN, DOES_NOT_RUN = "SURVIVED", "needs a GPU", "not run", "DOES NOT RUN"
+SURVIVED, NEEDS_GPU, UNFINISHED, DOES_NOT_RUN = "SURVIVED", "needs a GPU", "unfinished", "DOES NOT RUN"
 JUDGES = {
     "value": ("value", "bitwise", "lse", "rope"),
     "poison": ("nan", "unwritten"),
@@ -32,7 +32,7 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         name: the mutant's; what else there is to say of it is in its own file.
-        found: after how many examples each seed found it, None where it survived; empty where it was not run.
+        found: after how many examples each seed found it, None where it survived; empty if it was not run to its end.
         seconds: the median over the seeds, None unless all found it.
         by: the kind of the verdict that found it first.
         size: requests, query rows and keys of the smallest failing case; None unless it was made as small as it gets.
@@ -68,11 +68,14 @@ class Results(msgspec.Struct, frozen=True, tag_field="schema", tag=SCHEMA):
 
 
 def row(name: str, runs: Sequence[Progress]) -> Row:
-    """What a mutant's seeds came to; the case is of the first one that found it. No runs, or one that examined
-    nothing before all ended: it was not run."""
+    """What became of a mutant by its seeds; the case is of the first seed that found it.
+
+    Args:
+        runs: of all seeds. If a seed was interrupted, the mutant is unfinished: give no runs.
+    """
     if error := next((progress.broken for progress in runs if progress.broken), None):
         return Row(name, error=error)
-    if not all(progress.examples for progress in runs):
+    if not runs:
         return Row(name)
     failures = [progress.failure for progress in runs]
     found = [failure for failure in failures if failure is not None]
@@ -117,7 +120,7 @@ def by(row: Row, mutant: KnownBug) -> str:
     if row.error:
         return DOES_NOT_RUN
     if not row.found:
-        return NEEDS_GPU if mutant.needs_gpu else NOT_RUN
+        return NEEDS_GPU if mutant.needs_gpu else UNFINISHED
     if not row.survived:
         return str(row.by)
     return SURVIVED if row.by is None else f"{SURVIVED} {row.found.count(None)} of {len(row.found)}"
@@ -196,7 +199,7 @@ def text(results: Results, mutants: Sequence[KnownBug]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _line(mutant: Mutant, row: Row) -> str:
+def _line(mutant: KnownBug, row: Row) -> str:
     numbers = ["" if number is None else f"{number:g}" for number in (row.examples, row.seconds)]
     size = ", ".join(map(str, row.size or ()))
     cells = (f"`{mutant.name}`", _linked(mutant.origin), mutant.what, mutant.trigger, *numbers, by(row, mutant), size)

@@ -18,7 +18,7 @@ from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.zoo.generate import Generated
 from attn_fuzz.zoo.patches import modules_of, text_of
 
-SCHEMA = "attn-parity.mutants/1"
+SCHEMA = "attn-parity.ledger/1"
 SHARDS_AT_ONCE = 8
 """Shards of a mutant and target that are planned together, beyond those of the smallest profile."""
 NOT_COMPILED = ("InterpreterError", "CompilationError")
@@ -26,7 +26,7 @@ NOT_COMPILED = ("InterpreterError", "CompilationError")
 
 
 class Ledger:
-    """The file of a campaign: its first line says what it is of; each other line is the result of a shard or what a target runs.
+    """The file of a campaign. Its first line says what it is of; each other line is a shard's result, or what a target runs.
 
     Args:
         path: of the file, which is made if it does not exist.
@@ -63,6 +63,12 @@ class Ledger:
             raise InputError(f"{self.path}: no results of mutants: {error}") from None
         if lines and lines[-1]:
             self.path.write_bytes(b"\n".join([first, *lines[:-1], b""]))
+
+    def of_targets(self) -> list[Reach]:
+        return [entry for entry in self.reaches.values() if not entry.tests]
+
+    def of_tests(self) -> list[Reach]:
+        return [entry for entry in self.reaches.values() if entry.tests]
 
     def add(self, entry: "Trial | Reach") -> None:
         with self.path.open("ab") as file:
@@ -159,7 +165,7 @@ def run(
         workers: processes at once.
         report: called after each shard.
     """
-    reaches = list(ledger.reaches.values())
+    reaches = ledger.of_targets()
     queues: dict[tuple[str, int], list[Key]] = {}
     for mutant in mutants:
         targets = reach.targets_of(mutant.module, mutant.line, reaches)
@@ -175,9 +181,7 @@ def run(
     return outcome
 
 
-def _run(
-    plans: list[FuzzPlan], keys: list[Key], ledger: Ledger, workers: int, report: Callable[[Ledger], None]
-) -> Outcome:
+def _run(plans: list[FuzzPlan], keys: list[Key], ledger: Ledger, workers: int, report: Callable[[Ledger], None]) -> Outcome:
     over = {trial.key[:2] for trial in ledger.trials.values() if trial.is_last}
 
     def note(index: int, progress: Progress, *, ended: bool = False) -> None:

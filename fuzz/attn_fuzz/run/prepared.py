@@ -1,16 +1,16 @@
 """Processes in which torch and Triton are imported already, and no kernel is.
 
-On a CPU a process is a fork of a server that has imported them. Its first case has run after half a second instead of five. Runs of many
-mutants need it, and so does shrinking a case that kills its process. No target is imported in the server, so a process can
-still install a mutant.
+On a CPU a process is a fork of a server that has imported them. Its first case has run after half a second instead of five.
+Runs of many mutants need that, and so does shrinking a case that kills its process. No target is imported in the server, so a
+process can still install a mutant.
 """
 
 import contextlib
 import multiprocessing
-import multiprocessing.context
 import os
 from collections.abc import Iterator
 from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, SpawnContext
 
 # its BLAS works on small matrices, and other workers need the other cores
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -20,7 +20,7 @@ INTERPRETS = {"TRITON_INTERPRET": "1"}
 _IMPORTED = ["torch", "torch._inductor", "triton", "triton.runtime.interpreter", "attn_fuzz.run.trial"]
 
 
-def context(device: str) -> multiprocessing.context.BaseContext:
+def context(device: str) -> SpawnContext | ForkServerContext:
     """How to start a process that runs a target on "cpu" or "cuda".
 
     With a GPU every process starts from nothing: CUDA survives no fork, and compiling takes longer than importing.

@@ -1,6 +1,6 @@
-"""Which lines of the optimized side a target executes: recorded while the target runs the cases that it is fuzzed with.
+"""Which statements of the optimized side a target runs: recorded while the target runs cases such as it is fuzzed with.
 
-A mutant of a line that no case reaches cannot be found by these cases, so the target need not run it.
+A target cannot find a mutant of a statement that it does not run.
 """
 
 import time
@@ -16,18 +16,20 @@ from attn_fuzz.targets import registry
 from attn_fuzz.zoo import reached
 
 
-class Reach(msgspec.Struct, frozen=True, tag="reach"):
-    """What the cases of one target execute.
+class Reach(msgspec.Struct, frozen=True, omit_defaults=True, tag="reach"):
+    """What the cases of a target run, or the tests of a file.
 
     Attributes:
-        target: its name.
-        seconds: how long a case takes.
-        cases: by module and line, how many cases execute the line. Lines that run at import count for all cases.
+        target: the name of the target or of the file.
+        seconds: how long a case takes, or a test.
+        cases: by module and line, how many of them run the statement that begins there. What runs at import counts once.
+        tests: whether it is a file of tests.
     """
 
     target: str
     seconds: float
     cases: dict[str, dict[int, int]]
+    tests: bool = False
 
     def count(self, module: str, line: int) -> int:
         """How many cases run the statement of a module that begins on a line."""
@@ -35,7 +37,7 @@ class Reach(msgspec.Struct, frozen=True, tag="reach"):
 
 
 def record(plan: FuzzPlan, package: str) -> Reach:
-    """Run the cases of a plan on the CPU, where Triton's kernels are Python, and record what they execute of a package.
+    """Run the cases of a plan on the CPU, where Triton's kernels are Python, and record what they run of a package.
 
     Raises:
         UnknownTargetError: the target cannot run on a CPU.

@@ -3,7 +3,6 @@
 import ast
 import functools
 import itertools
-import os
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -105,27 +104,26 @@ def sample(count: int, seed: int, package: str = PACKAGE) -> list[Generated]:
 
 
 def _distinct(mutants: Iterator[Generated]) -> Iterator[Generated]:
-    seen: set[tuple[str, object]] = set()
+    seen: dict[str, set[object]] = {}
     for mutant in mutants:
-        if not (code := compiled(mutant)):
-            continue
-        original = (mutant.module, _essence(_compiled(text_of(mutant.module))))
-        if (key := (mutant.module, code)) not in seen and key != original:
-            seen.add(key)
+        if mutant.module not in seen:
+            seen[mutant.module] = {None, _compiled(text_of(mutant.module))}
+        if (code := compiled(mutant)) not in seen[mutant.module]:
+            seen[mutant.module].add(code)
             yield mutant
 
 
 def compiled(mutant: Generated) -> object:
-    """What Python makes of a mutant's module, without its lines; None if that does not compile."""
+    """What Python makes of a mutant's module, without its lines; None if the module does not compile."""
     try:
         (source,) = patched_sources([mutant.patch]).values()
     except PatchError:
         return None
-    return _essence(_compiled(source))
+    return _compiled(source)
 
 
-def _compiled(source: str) -> CodeType:
-    return compile(source, "module", "exec")
+def _compiled(source: str) -> object:
+    return _essence(compile(source, "module", "exec"))
 
 
 def _essence(code: CodeType) -> object:
@@ -144,8 +142,14 @@ def _told(change: Change) -> str:
     """What a change replaces, and by what. Of long code only the part that differs is shown, with a little around it."""
     old, new = (" ".join(ast.unparse(code).split()) for code in change)
     if max(len(old), len(new)) > LONG:
-        same = len(os.path.commonprefix([old, new])), len(os.path.commonprefix([old[::-1], new[::-1]]))
-        begin = max(0, same[0] - CONTEXT)
-        cut = max(0, min(same[1], len(old) - same[0], len(new) - same[0]) - CONTEXT)
+        before, behind = _common(old, new), _common(old[::-1], new[::-1])
+        begin = max(0, before - CONTEXT)
+        cut = max(0, min(behind, len(old) - before, len(new) - before) - CONTEXT)
         old, new = ("..." * bool(begin) + code[begin : len(code) - cut] + "..." * bool(cut) for code in (old, new))
     return f"{old} -> {new}"
+
+
+def _common(one: str, other: str) -> int:
+    """The length of the common beginning of two texts."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))

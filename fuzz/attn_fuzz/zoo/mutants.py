@@ -151,11 +151,11 @@ def install(mutant: Mutant) -> None:
         sources = patched_sources(mutant.patches)
     except PatchError as error:
         raise MutantError(f"{mutant.name}: {error}") from None
-    import_from(sources, f"mutant {mutant.name}")
+    import_from(sources, mutant.name)
 
 
 def import_from(sources: dict[str, str], name: str) -> None:
-    """Have this process import modules from these sources, by the modules' names. `name` says what changed the sources.
+    """Have this process import modules from these sources, by the modules' names. Messages begin with `name`.
 
     Raises:
         MutantError: a module is imported already.

@@ -21,8 +21,16 @@ class Change(NamedTuple):
 Operator = Callable[[ast.AST], Iterator[Change]]
 
 _EDGES = {
-    **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt},
-    **{ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In},
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
 }
 _OTHER_END = {"minimum": "maximum", "maximum": "minimum", "min": "max", "max": "min"}
 _ONE_SIDED = ast.Sub | ast.Div | ast.FloorDiv | ast.Mod | ast.Pow | ast.LShift | ast.RShift
@@ -42,15 +50,14 @@ def edge(node: ast.AST) -> Iterator[Change]:
 
 def off_by_one(node: ast.AST) -> Iterator[Change]:
     """One more and one less than an integer expression. A sum counts once: one more than its term is one more than the sum."""
-    is_sum = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub)
-    is_product = isinstance(node, ast.BinOp) and isinstance(node.op, _WHOLE)
-    if is_sum and any(
-        isinstance(term, ast.BinOp) and isinstance(term.op, ast.Add | ast.Sub) for term in (node.left, node.right)
-    ):
+    if not isinstance(node, ast.BinOp | ast.Call) or not _is_integer(node):
         return
-    if (is_sum or is_product or _name_of_call(node) in _INTEGER_CALLS) and _is_integer(node):
-        for op in (ast.Add(), ast.Sub()):
-            yield Change(node, ast.BinOp(node, op, ast.Constant(1)))
+    if isinstance(node, ast.BinOp):
+        applies = isinstance(node.op, _WHOLE) or (_is_sum(node) and not (_is_sum(node.left) or _is_sum(node.right)))
+    else:
+        applies = _name_of_call(node) in _INTEGER_CALLS
+    if applies:
+        yield from (Change(node, ast.BinOp(node, op, ast.Constant(1))) for op in (ast.Add(), ast.Sub()))
 
 
 def min_max(node: ast.AST) -> Iterator[Change]:
@@ -80,7 +87,7 @@ def dropped_term(node: ast.AST) -> Iterator[Change]:
 
 
 def swapped(node: ast.AST) -> Iterator[Change]:
-    """Operands of a non-commutative operation the other way round, or two neighbours of like names in one call, dict or tuple."""
+    """The other way round: operands whose order matters, or two values of like names in one call, dict or tuple."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, _ONE_SIDED):
         yield Change(node, _with(node, left=node.right, right=node.left))
     if isinstance(node, ast.Call):
@@ -98,10 +105,10 @@ def swapped(node: ast.AST) -> Iterator[Change]:
 
 
 def constant(node: ast.AST) -> Iterator[Change]:
-    """Another number: one more, one less, 0 for a float, the other bool, the other infinity."""
+    """Another number: one more, one less, 0 or the double of a float, the other bool, and 0 for infinity."""
+    if isinstance(node, ast.Call) and ast.unparse(node) == "float('-inf')":
+        yield Change(node, ast.Constant(0.0))
     if not isinstance(node, ast.Constant):
-        if _name_of_call(node) == "float" and ast.unparse(node) == "float('-inf')":
-            yield Change(_expression(node), ast.Constant(0.0))
         return
     value = node.value
     if isinstance(value, bool):
@@ -196,11 +203,6 @@ def _with(node, **fields):
     return changed
 
 
-def _expression(node: ast.AST) -> ast.expr:
-    assert isinstance(node, ast.expr)
-    return node
-
-
 def _name_of_call(node: ast.AST) -> str:
     """The last part of a called function's name; empty for all that is no call of a name."""
     func = node.func if isinstance(node, ast.Call) else None
@@ -209,6 +211,10 @@ def _name_of_call(node: ast.AST) -> str:
 
 def _renamed(node: ast.expr, name: str) -> ast.expr:
     return _with(node, attr=name) if isinstance(node, ast.Attribute) else ast.Name(name, ast.Load())
+
+
+def _is_sum(node: ast.expr) -> bool:
+    return isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub)
 
 
 def _is_integer(node: ast.AST) -> bool:
@@ -221,11 +227,11 @@ def _is_integer(node: ast.AST) -> bool:
 
 def _is_type(node: ast.expr) -> bool:
     name = ast.unparse(node).rpartition(".")[2]
-    return name[:1].isupper() and not name.isupper() or name in ("int", "float", "bool", "str", "slice")
+    return (name[:1].isupper() and not name.isupper()) or name in ("int", "float", "bool", "str", "slice")
 
 
 def _rebinds(target: ast.expr, value: ast.expr) -> bool:
-    """Whether what is assigned to has a value without the assignment: an attribute, an element, or a name that the value reads."""
+    """Whether a target has a value without the assignment: an attribute, an element, or a name that the value reads."""
     if isinstance(target, ast.Tuple):
         return all(_rebinds(each, value) for each in target.elts)
     read = {part.id for part in ast.walk(value) if isinstance(part, ast.Name)}
