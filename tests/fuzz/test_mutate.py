@@ -101,7 +101,7 @@ def ledger(tmp_path):
 
 @pytest.fixture
 def ran(monkeypatch):
-    """In place of the runner: the first value lists what ran, and by the second a shard ends as it says for the mutant."""
+    """In place of the runner. Returns what ran, in order, and how shards end, by the name of their mutant."""
     ran: list[tuple[str, str]] = []
     answers: dict[str, Progress] = {}
 
