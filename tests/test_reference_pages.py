@@ -10,7 +10,7 @@ import attn_reference
 import click
 import msgspec
 from attn_fuzz.verdict.verdict import Kind
-from attn_fuzz.zoo.mutants import Mutant
+from attn_fuzz.zoo.mutants import KnownBug
 from attn_fuzz.zoo.patches import patched_sources
 from attn_parity import cli
 
@@ -44,7 +44,7 @@ def test_every_schema_is_described():
 
 def test_the_mutant_on_its_page_applies():
     (block,) = (block for block in blocks(PAGES["docs/reference/mutants.md"]) if block.language == "toml")
-    mutant = msgspec.convert(tomllib.loads(block.text), Mutant)
+    mutant = msgspec.convert(tomllib.loads(block.text), KnownBug)
     (patched,) = patched_sources(mutant.patches).values()
     assert patched.count("batch.max_query_len > 1") == 1
 

@@ -105,7 +105,7 @@ def ran(monkeypatch):
     ran: list[tuple[str, str]] = []
     answers: dict[str, Progress] = {}
 
-    def run(plans, workers, *, stop_at_failure, report, wanted):
+    def run(plans, workers, *, stop_at_failure, ended, wanted):
         outcome = Outcome([Progress() for _ in plans])
         for index, plan in enumerate(plans):
             if len(ran) == answers.get("interrupted after"):
@@ -115,7 +115,7 @@ def ran(monkeypatch):
                 ran.append((plan.mutant.name, plan.target))
                 outcome.progress[index] = answers.get(plan.mutant.name, Progress(examples=plan.examples))
                 outcome.finished.add(index)
-                report(index, outcome.progress[index])
+                ended(index, outcome.progress[index])
         return outcome
 
     monkeypatch.setattr(runner, "run", run)

@@ -184,19 +184,13 @@ def run(
 def _run(plans: list[FuzzPlan], keys: list[Key], ledger: Ledger, workers: int, report: Callable[[Ledger], None]) -> Outcome:
     over = {trial.key[:2] for trial in ledger.trials.values() if trial.is_last}
 
-    def note(index: int, progress: Progress, *, ended: bool = False) -> None:
-        key = keys[index]
-        ended |= progress.failure is not None or progress.broken is not None or progress.examples == plans[index].examples
-        if ended and key not in ledger.trials:
-            ledger.add(trial := Trial.of(key, progress))
-            if trial.is_last:
-                over.add(key[:2])
-            report(ledger)
+    def note(index: int, progress: Progress) -> None:
+        ledger.add(trial := Trial.of(keys[index], progress))
+        if trial.is_last:
+            over.add(trial.key[:2])
+        report(ledger)
 
-    outcome = runner.run(plans, workers, stop_at_failure=False, report=note, wanted=lambda index: keys[index][:2] not in over)
-    for index in outcome.finished:
-        note(index, outcome.progress[index], ended=True)
-    return outcome
+    return runner.run(plans, workers, stop_at_failure=False, ended=note, wanted=lambda index: keys[index][:2] not in over)
 
 
 def _turns(queues: dict[tuple[str, int], list[Key]], ledger: Ledger) -> Iterator[list[Key]]:
