@@ -9,12 +9,12 @@ from attn_fuzz.errors import ExecutorError
 from attn_fuzz.report import mutants_page
 from attn_fuzz.report.mutants_page import Results
 from attn_fuzz.run import campaign, reach, suite
-from attn_fuzz.run.campaign import Ledger
+from attn_fuzz.run.campaign import Log
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.registry import UnknownTargetError
 from attn_fuzz.zoo import equivalence, generate
-from attn_fuzz.zoo.generate import PACKAGE
+from attn_fuzz.zoo.generate import PACKAGE, Generated
 from attn_fuzz.zoo.operators import OPERATORS
 from attn_parity.fuzz import FOLDER, PROFILES
 from attn_parity.options import (
@@ -73,7 +73,7 @@ PAGE = PAGES / "mutants.md"
     help="Run the tests of this folder on the mutants, too.",
 )
 @click.option(
-    "--ledger",
+    "--log",
     "path",
     type=click.Path(dir_okay=False, path_type=Path),
     default=FOLDER / "mutants.jsonl",
@@ -81,6 +81,7 @@ PAGE = PAGES / "mutants.md"
     help="The file of results. A second call with the same file goes on where the first ended.",
 )
 @click.option("--write", "writes", is_flag=True, help="Write the page, and its JSON beside it.")
+@click.option("--rewrite", "rewrites", is_flag=True, help="Run nothing; write the page of what the log holds.")
 @click.option("--check", is_flag=True, help="Run nothing; exit 1 if the page is out of date.")
 @click.option("--page", type=click.Path(dir_okay=False, path_type=Path), default=PAGE, show_default=True, help="The page.")
 @workers_option
@@ -102,6 +103,7 @@ def command(
     tests: Path | None,
     path: Path,
     writes: bool,
+    rewrites: bool,
     check: bool,
     page: Path,
     workers: int | None,
@@ -122,10 +124,10 @@ def command(
             results.print(f"{mutant.name}  {mutant.change}", soft_wrap=True)
         return 0
     check_writable(json_file)
-    if writes:
+    if writes or rewrites:
         check_page_writable(page)
     device = use_device(device)
-    ledger = Ledger(path, device, PACKAGE)
+    log = Log(path, device, PACKAGE)
     running = [mutant for mutant in mutants if mutant.name not in equivalent]
     numbers = range(seed, seed + seeds)
     at_most = examples or PROFILES[profile]
@@ -135,28 +137,38 @@ def command(
     workers = workers or default_workers(device)
     interrupted = False
     try:
-        _record(ledger, _usable(chosen, device), recorded, plan)
-        outcome = campaign.run(running, numbers, plan, ci, ledger, workers, _report)
-        if outcome.error:
-            raise ExecutorError(outcome.error)
-        interrupted = outcome.interrupted
-        if tests and not interrupted:
-            _record_tests(ledger, tests)
-            suite.run(running, ledger, workers, _report)
+        if not rewrites:
+            _record(log, _usable(chosen, device), recorded, plan)
+            interrupted = _run(running, numbers, plan, ci, log, workers)
+        if tests and not (rewrites or interrupted):
+            _record_tests(log, tests)
+            suite.run(running, log, workers, _report)
     except KeyboardInterrupt:
         interrupted = True
-    rows = [mutants_page.row(mutant, ledger, numbers, ci, nightly, equivalent) for mutant in mutants]
+    rows = [mutants_page.row(mutant, log, numbers, ci, nightly, equivalent) for mutant in mutants]
     found = mutants_page.results(device_name(device), (len(mutants), sample_seed), numbers, ci, nightly, rows)
     _print(found)
     if json_file:
         write_json(json_file, msgspec.to_builtins(found))
     if interrupted:
         return 130
-    if writes:
+    if writes or rewrites:
         page.with_suffix(".json").write_bytes(mutants_page.dumps(found))
         page.write_text(mutants_page.text(found), encoding="utf-8")
         notes.print(f"{page} written")
     return 0
+
+
+def _run(mutants: Sequence[Generated], seeds: range, plan: FuzzPlan, ci: int, log: Log, workers: int) -> bool:
+    """Fuzz, and return whether the run was interrupted.
+
+    Raises:
+        ExecutorError: the fuzzer itself failed.
+    """
+    outcome = campaign.run(mutants, seeds, plan, ci, log, workers, _report)
+    if outcome.error:
+        raise ExecutorError(outcome.error)
+    return outcome.interrupted
 
 
 def _usable(chosen: tuple[str, ...], device: str) -> list[str]:
@@ -175,26 +187,26 @@ def _usable(chosen: tuple[str, ...], device: str) -> list[str]:
     return found
 
 
-def _record(ledger: Ledger, targets: Sequence[str], examples: int, plan: FuzzPlan) -> None:
-    """Record what the targets run, unless the ledger knows it."""
+def _record(log: Log, targets: Sequence[str], examples: int, plan: FuzzPlan) -> None:
+    """Record what the targets run, unless the log knows it."""
     for name in targets:
-        if name not in ledger.reaches:
+        if name not in log.reaches:
             part = FuzzPlan(target=name, device="cpu", examples=examples, seed=plan.seed, folder=plan.folder)
-            ledger.add(reach.record(part, PACKAGE))
-            notes.print(f"recorded: {name}, {ledger.reaches[name].seconds:.2f} s for a case")
+            log.add(reach.record(part, PACKAGE))
+            notes.print(f"recorded: {name}, {log.reaches[name].seconds:.2f} s for a case")
 
 
-def _record_tests(ledger: Ledger, folder: Path) -> None:
-    """Record what the tests run, unless the ledger knows it."""
+def _record_tests(log: Log, folder: Path) -> None:
+    """Record what the tests run, unless the log knows it."""
     for file in suite.test_files(folder):
-        if file not in ledger.reaches:
-            ledger.add(suite.record(file, PACKAGE))
+        if file not in log.reaches:
+            log.add(suite.record(file, PACKAGE))
             notes.print(f"recorded: {file}")
 
 
-def _report(ledger: Ledger) -> None:
+def _report(log: Log) -> None:
     """Tell what the last shard or file came to."""
-    trial = next(reversed(ledger.trials.values()))
+    trial = next(reversed(log.trials.values()))
     came_to = trial.by or ("does not run" if trial.broken else "survives")
     notes.print(f"{trial.key.mutant}: {trial.key.target}: {came_to} {trial.message}", soft_wrap=True)
 

@@ -9,7 +9,7 @@ import pytest
 from attn_fuzz.report import mutants_page
 from attn_fuzz.report.mutants_page import BROKEN, NOT_RUN_BY_ANY, UNFINISHED
 from attn_fuzz.run import campaign, runner
-from attn_fuzz.run.campaign import Key, Ledger, Trial
+from attn_fuzz.run.campaign import Key, Log, Trial
 from attn_fuzz.run.reach import Reach, targets_of
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import FuzzPlan, Progress
@@ -92,8 +92,8 @@ PLAN = FuzzPlan(target="", device="cpu", examples=300, seed=0, folder=Path("unus
 
 
 @pytest.fixture
-def ledger(tmp_path):
-    made = Ledger(tmp_path / "mutants.jsonl", "cpu", generate.PACKAGE)
+def log(tmp_path):
+    made = Log(tmp_path / "mutants.jsonl", "cpu", generate.PACKAGE)
     for name, seconds in (("slow", 1.0), ("quick", 0.1)):
         made.add(Reach(name, seconds, LINES))
     return made
@@ -132,14 +132,14 @@ def test_shards_of_ci_come_before_those_of_nightly():
     assert [(key.target, key.shard) for key in keys] == [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("a", 2), ("b", 2)]
 
 
-def test_a_campaign_goes_on_where_it_was_interrupted(ledger, ran):
+def test_a_campaign_goes_on_where_it_was_interrupted(log, ran):
     done, answers = ran
     answers["interrupted after"] = 3
-    assert campaign.run([MUTANT, OTHER], [0], PLAN, 300, ledger, 1).interrupted
+    assert campaign.run([MUTANT, OTHER], [0], PLAN, 300, log, 1).interrupted
     assert done == [(MUTANT.name, "quick"), (OTHER.name, "quick"), (MUTANT.name, "quick")]
-    row = mutants_page.row(OTHER, ledger, [0], 300, None, {})
+    row = mutants_page.row(OTHER, log, [0], 300, None, {})
     assert (row.state, row.counts) == (UNFINISHED, False)
-    again = Ledger(ledger.path, "cpu", generate.PACKAGE)
+    again = Log(log.path, "cpu", generate.PACKAGE)
     del answers["interrupted after"]
     campaign.run([MUTANT, OTHER], [0], PLAN, 300, again, 1)
     assert sorted(done) == sorted((name, target) for name in (MUTANT.name, OTHER.name) for target in ("quick", "slow") * 2)
@@ -147,12 +147,12 @@ def test_a_campaign_goes_on_where_it_was_interrupted(ledger, ran):
     assert (row.ci, row.state) == ((None,), "")
 
 
-def test_a_mutant_that_does_not_import_is_no_kill_and_ends_no_run(ledger, ran):
+def test_a_mutant_that_does_not_import_is_no_kill_and_ends_no_run(log, ran):
     done, answers = ran
     answers[MUTANT.name] = Progress(broken="it does not import")
-    campaign.run([MUTANT, OTHER], [0], PLAN, 300, ledger, 1)
+    campaign.run([MUTANT, OTHER], [0], PLAN, 300, log, 1)
     assert done.count((MUTANT.name, "quick")) == 1
-    row = mutants_page.row(MUTANT, ledger, [0], 300, None, {})
+    row = mutants_page.row(MUTANT, log, [0], 300, None, {})
     assert (row.state, row.why, row.counts) == (BROKEN, "it does not import", False)
 
 
@@ -164,30 +164,30 @@ def test_an_exception_in_every_case_is_a_kill_unless_the_kernel_does_not_compile
     assert (trial.by, trial.always, trial.broken) == (by, not broken, broken)
 
 
-def test_a_ledger_of_other_sources_is_an_error(tmp_path, ledger):
+def test_a_log_of_other_sources_is_an_error(tmp_path, log):
     with pytest.raises(ValueError, match="of other sources or of another device"):
-        Ledger(ledger.path, "cuda", generate.PACKAGE)
+        Log(log.path, "cuda", generate.PACKAGE)
 
 
-def test_a_line_that_was_cut_off_is_run_again(ledger):
+def test_a_line_that_was_cut_off_is_run_again(log):
     key = Key(MUTANT.name, 0, "quick", 0)
-    ledger.add(Trial(key, 150, 1.0))
-    ledger.path.write_bytes(ledger.path.read_bytes()[:-5])
-    again = Ledger(ledger.path, "cpu", generate.PACKAGE)
+    log.add(Trial(key, 150, 1.0))
+    log.path.write_bytes(log.path.read_bytes()[:-5])
+    again = Log(log.path, "cpu", generate.PACKAGE)
     assert key not in again.trials
     again.add(Trial(key, 150, 1.0))
-    assert key in Ledger(ledger.path, "cpu", generate.PACKAGE).trials
+    assert key in Log(log.path, "cpu", generate.PACKAGE).trials
 
 
-def test_rates_count_seeds_and_tests_and_leave_out_what_does_not_run(ledger):
+def test_rates_count_seeds_and_tests_and_leave_out_what_does_not_run(log):
     for seed, target, by in [(0, "quick", "value"), (1, "quick", None), (1, "slow", None)]:
         for shard in (0, 1)[: 1 if by else 2]:
-            ledger.add(Trial(Key(MUTANT.name, seed, target, shard), 7, 1.0, by))
-    ledger.add(Reach("tests/test_a.py", 1.0, LINES, tests=True))
-    ledger.add(Trial(Key(MUTANT.name, TESTS, "tests/test_a.py", 0), 3, 1.0, "test"))
-    ledger.add(Trial(Key(OTHER.name, 0, "quick", 0), 0, 1.0, broken=True, message="no"))
+            log.add(Trial(Key(MUTANT.name, seed, target, shard), 7, 1.0, by))
+    log.add(Reach("tests/test_a.py", 1.0, LINES, tests=True))
+    log.add(Trial(Key(MUTANT.name, TESTS, "tests/test_a.py", 0), 3, 1.0, "test"))
+    log.add(Trial(Key(OTHER.name, 0, "quick", 0), 0, 1.0, broken=True, message="no"))
     elsewhere = generate.by_name(["attn_optimized.selector.model._check_known:edge:1"])[0]
-    rows = [mutants_page.row(each, ledger, [0, 1], 300, None, {}) for each in (MUTANT, OTHER, elsewhere)]
+    rows = [mutants_page.row(each, log, [0, 1], 300, None, {}) for each in (MUTANT, OTHER, elsewhere)]
     assert [row.state for row in rows] == ["", BROKEN, NOT_RUN_BY_ANY]
     assert rows[0].ci == (7, None)
     assert mutants_page.rate(rows, "ci") == "25 % of 2"
@@ -195,8 +195,8 @@ def test_rates_count_seeds_and_tests_and_leave_out_what_does_not_run(ledger):
     assert mutants_page.rate(rows, "ci and tests") == "50 % of 2"
 
 
-def test_an_equivalent_mutant_is_in_no_rate_and_needs_a_reason(tmp_path, ledger):
-    row = mutants_page.row(MUTANT, ledger, [0], 300, None, {MUTANT.name: "the same sums"})
+def test_an_equivalent_mutant_is_in_no_rate_and_needs_a_reason(tmp_path, log):
+    row = mutants_page.row(MUTANT, log, [0], 300, None, {MUTANT.name: "the same sums"})
     assert (row.counts, row.why) == (False, "the same sums")
     path = tmp_path / "equivalent.toml"
     for entry, message in (
@@ -212,14 +212,18 @@ def test_the_shipped_reasons_are_of_mutants_that_exist():
     assert isinstance(equivalence.load(), dict)
 
 
-def test_a_page_is_made_of_its_json(attn_parity, ledger, monkeypatch):
-    rows = [mutants_page.row(MUTANT, ledger, [0], 300, None, {MUTANT.name: "the same"})]
+def test_a_page_is_made_of_its_json(attn_parity, log, monkeypatch):
+    rows = [mutants_page.row(MUTANT, log, [0], 300, None, {MUTANT.name: "the same"})]
     found = mutants_page.results("CPU", (1, 0), [0], 300, None, rows)
     assert mutants_page.loads(mutants_page.dumps(found), "mutants.json") == found
     monkeypatch.setattr(equivalence, "load", lambda: {MUTANT.name: "the same"})
     Path("mutants.json").write_bytes(mutants_page.dumps(found))
     Path("mutants.md").write_text(mutants_page.text(found))
     assert attn_parity("mutate", "--check", "--page", "mutants.md").code == 0
+    again = attn_parity("mutate", "--rewrite", "--only", OTHER.name, "--log", log.path, "--page", "again.md")
+    assert again.code == 0
+    assert f"{UNFINISHED}: {OTHER.name}" in again.out
+    assert "again.md written" in again.err
     Path("mutants.md").write_text(mutants_page.text(found) + "more")
     run = attn_parity("mutate", "--check", "--page", "mutants.md")
     assert run.code == 1
@@ -237,7 +241,7 @@ def test_a_mutant_is_found_by_the_fuzzer_and_by_tests(attn_parity, tmp_path):
     strides, units = "attn_optimized.launch.call.DenseKeys.strides:constant:5", "attn_optimized.launch.units.in_units:forced:1"
     run = attn_parity(
         *("mutate", "--only", strides, "--only", units, "--target", "triton-varlen", "--recorded", 10, "--examples", 25),
-        *("--workers", 1, "--ledger", "ledger.jsonl", "--tests", "suite", "--json", "out.json"),
+        *("--workers", 1, "--log", "log.jsonl", "--tests", "suite", "--json", "out.json"),
         *("--write", "--page", "mutants.md"),
     )
     assert run.code == 0, run.err

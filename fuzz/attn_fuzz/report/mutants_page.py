@@ -6,7 +6,7 @@ from statistics import median
 import hypothesis
 import msgspec
 from attn_fuzz.run import reach
-from attn_fuzz.run.campaign import Ledger, Trial, order
+from attn_fuzz.run.campaign import Log, Trial, order
 from attn_fuzz.run.suite import TESTS
 from attn_fuzz.zoo.generate import Generated
 from attn_fuzz.zoo.mutants import MutantError
@@ -68,20 +68,18 @@ class Results(msgspec.Struct, frozen=True, tag_field="schema", tag=SCHEMA):
     mutants: tuple[Row, ...]
 
 
-def row(
-    mutant: Generated, ledger: Ledger, seeds: Sequence[int], ci: int, nightly: int | None, equivalent: dict[str, str]
-) -> Row:
-    """What a ledger knows of a mutant.
+def row(mutant: Generated, log: Log, seeds: Sequence[int], ci: int, nightly: int | None, equivalent: dict[str, str]) -> Row:
+    """What a log knows of a mutant.
 
     Args:
         ci, nightly: examples for each target; None if only ci was run.
         equivalent: reasons by name.
     """
-    found = Row(mutant.name, mutant.change, tests=_of_tests(mutant, ledger))
+    found = Row(mutant.name, mutant.change, tests=_of_tests(mutant, log))
     if mutant.name in equivalent:
         return msgspec.structs.replace(found, state=EQUIVALENT, why=equivalent[mutant.name])
-    targets = reach.targets_of(mutant.module, mutant.line, ledger.of_targets())
-    by_seed = [[ledger.trials.get(key) for key in order(mutant, seed, targets, nightly or ci, ci)] for seed in seeds]
+    targets = reach.targets_of(mutant.module, mutant.line, log.of_targets())
+    by_seed = [[log.trials.get(key) for key in order(mutant, seed, targets, nightly or ci, ci)] for seed in seeds]
     trials = [trial for trials in by_seed for trial in trials if trial is not None]
     if broken := next((trial for trial in trials if trial.broken), None):
         return msgspec.structs.replace(found, state=BROKEN, why=broken.message)
@@ -116,12 +114,12 @@ def _number(found: int | str) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def _of_tests(mutant: Generated, ledger: Ledger) -> bool | None:
-    files = reach.targets_of(mutant.module, mutant.line, ledger.of_tests())
-    trials = [ledger.trials.get(key) for key in order(mutant, TESTS, files, 1, 1)]
+def _of_tests(mutant: Generated, log: Log) -> bool | None:
+    files = reach.targets_of(mutant.module, mutant.line, log.of_tests())
+    trials = [log.trials.get(key) for key in order(mutant, TESTS, files, 1, 1)]
     if any(trial is not None and trial.by for trial in trials):
         return True
-    return None if None in trials or not ledger.of_tests() else False
+    return None if None in trials or not log.of_tests() else False
 
 
 def results(

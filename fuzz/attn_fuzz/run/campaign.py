@@ -1,7 +1,7 @@
 """A campaign: generated mutants, each by several seeds on the targets that run it, until a case fails.
 
 A mutant's shards take turns with those of all others. So an interrupted campaign has tried every mutant a little, and not a few
-of them to the end. Each shard's result is written into the ledger when the shard ends. A second call goes on from there.
+of them to the end. Each shard's result is written into the log when the shard ends. A second call goes on from there.
 """
 
 import hashlib
@@ -18,14 +18,14 @@ from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.zoo.generate import Generated
 from attn_fuzz.zoo.patches import modules_of, text_of
 
-SCHEMA = "attn-parity.ledger/1"
+SCHEMA = "attn-parity.mutants-log/1"
 SHARDS_AT_ONCE = 8
 """Shards of a mutant and target that are planned together, beyond those of the smallest profile."""
 NOT_COMPILED = ("InterpreterError", "CompilationError")
 """Triton's exceptions for a kernel that is no program."""
 
 
-class Ledger:
+class Log:
     """The file of a campaign. Its first line says what it is of; each other line is a shard's result, or what a target runs.
 
     Args:
@@ -34,7 +34,7 @@ class Ledger:
         package: whose mutants these are.
 
     Raises:
-        InputError: the file is of another device or of other sources, or it is no ledger.
+        InputError: the file is of another device or of other sources, or it is no log.
     """
 
     def __init__(self, path: Path, device: str, package: str) -> None:
@@ -151,21 +151,21 @@ def run(
     seeds: Sequence[int],
     plan: FuzzPlan,
     first: int,
-    ledger: Ledger,
+    log: Log,
     workers: int,
-    report: Callable[[Ledger], None] = lambda ledger: None,
+    report: Callable[[Log], None] = lambda log: None,
 ) -> Outcome:
-    """Run what the ledger does not hold yet.
+    """Run what the log does not hold yet.
 
     Args:
         mutants, seeds: every mutant meets every seed.
         plan: its examples are for each mutant, seed and target; its target, seed and mutant are replaced.
         first: see `order`.
-        ledger: holds the reach of every target that is to be used; results are added as they come.
+        log: holds the reach of every target that is to be used; results are added as they come.
         workers: processes at once.
         report: called after each shard.
     """
-    reaches = ledger.of_targets()
+    reaches = log.of_targets()
     queues: dict[tuple[str, int], list[Key]] = {}
     for mutant in mutants:
         targets = reach.targets_of(mutant.module, mutant.line, reaches)
@@ -173,33 +173,34 @@ def run(
             queues[mutant.name, seed] = order(mutant, seed, targets, plan.examples, first)
     by_name = {mutant.name: mutant for mutant in mutants}
     outcome = Outcome([])
-    while keys := [key for turn in _turns(queues, ledger) for key in turn]:
+    while keys := [key for turn in _turns(queues, log) for key in turn]:
         plans = [_plan(plan, key, by_name[key.mutant]) for key in keys]
-        outcome = _run(plans, keys, ledger, workers, report)
+        outcome = _run(plans, keys, log, workers, report)
         if outcome.interrupted or outcome.error:
             break
     return outcome
 
 
-def _run(plans: list[FuzzPlan], keys: list[Key], ledger: Ledger, workers: int, report: Callable[[Ledger], None]) -> Outcome:
-    over = {trial.key[:2] for trial in ledger.trials.values() if trial.is_last}
+def _run(plans: list[FuzzPlan], keys: list[Key], log: Log, workers: int, report: Callable[[Log], None]) -> Outcome:
+    over = {trial.key[:2] for trial in log.trials.values() if trial.is_last}
 
     def note(index: int, progress: Progress) -> None:
-        ledger.add(trial := Trial.of(keys[index], progress))
+        log.add(trial := Trial.of(keys[index], progress))
         if trial.is_last:
             over.add(trial.key[:2])
-        report(ledger)
+        report(log)
 
     return runner.run(plans, workers, stop_at_failure=False, ended=note, wanted=lambda index: keys[index][:2] not in over)
 
 
-def _turns(queues: dict[tuple[str, int], list[Key]], ledger: Ledger) -> Iterator[list[Key]]:
+def _turns(queues: dict[tuple[str, int], list[Key]], log: Log) -> Iterator[list[Key]]:
     """The next shards of all mutants and seeds that are not over: the first of each, the second of each, and so on."""
-    over = {trial.key[:2] for trial in ledger.trials.values() if trial.is_last}
-    waiting = [[key for key in queue if key not in ledger.trials] for queue in queues.values()]
-    waiting = [queue for queue in waiting if queue and queue[0][:2] not in over]
-    for turn in range(SHARDS_AT_ONCE):
-        yield [queue[turn] for queue in waiting if turn < len(queue)]
+    over = {trial.key[:2] for trial in log.trials.values() if trial.is_last}
+    waiting = [queue for name, queue in queues.items() if name not in over]
+    left = [turn for queue in waiting for turn, key in enumerate(queue) if key not in log.trials]
+    begin = min(left, default=0)
+    for turn in range(begin, begin + SHARDS_AT_ONCE):
+        yield [queue[turn] for queue in waiting if turn < len(queue) and queue[turn] not in log.trials]
 
 
 def _plan(plan: FuzzPlan, key: Key, mutant: Generated) -> FuzzPlan:

@@ -8,6 +8,7 @@ process can still install a mutant.
 import contextlib
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, SpawnContext
@@ -19,6 +20,9 @@ INTERPRETS = {"TRITON_INTERPRET": "1"}
 # torch.use_deterministic_algorithms imports torch._inductor, which takes two seconds
 _IMPORTED = ["torch", "torch._inductor", "triton", "triton.runtime.interpreter", "attn_fuzz.run.trial"]
 
+_STARTS = threading.Lock()
+"""Held while the environment of this process is that of the server."""
+
 
 def context(device: str) -> SpawnContext | ForkServerContext:
     """How to start a process that runs a target on "cpu" or "cuda".
@@ -29,7 +33,7 @@ def context(device: str) -> SpawnContext | ForkServerContext:
         os.environ.update(ONE_THREAD)
         return multiprocessing.get_context("spawn")
     forkserver.set_forkserver_preload(_IMPORTED)
-    with _environment(ONE_THREAD | INTERPRETS):
+    with _STARTS, _environment(ONE_THREAD | INTERPRETS):
         forkserver.ensure_running()
     return multiprocessing.get_context("forkserver")
 

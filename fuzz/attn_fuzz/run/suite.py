@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from attn_fuzz.run import prepared, reach
-from attn_fuzz.run.campaign import Key, Ledger, Trial
+from attn_fuzz.run.campaign import Key, Log, Trial
 from attn_fuzz.run.reach import Reach
 from attn_fuzz.zoo import mutants, reached
 from attn_fuzz.zoo.generate import Generated
@@ -42,25 +42,23 @@ def record(file: str, package: str) -> Reach:
     return Reach(file, (time.monotonic() - started) / max(1, count), cases, tests=True)
 
 
-def run(
-    mutants: Sequence[Generated], ledger: Ledger, workers: int, report: Callable[[Ledger], None] = lambda ledger: None
-) -> None:
-    """Run what the ledger does not hold yet: for each mutant, file by file, until a test fails.
+def run(mutants: Sequence[Generated], log: Log, workers: int, report: Callable[[Log], None] = lambda log: None) -> None:
+    """Run what the log does not hold yet: for each mutant, file by file, until a test fails.
 
     Args:
-        ledger: holds the reach of every file that is to be used; results are added as they come.
+        log: holds the reach of every file that is to be used; results are added as they come.
         workers: files at once.
         report: called after each file.
     """
-    files = {each.target: each for each in ledger.of_tests()}
+    files = {each.target: each for each in log.of_tests()}
 
     def meet(mutant: Generated) -> None:
         for file in reach.targets_of(mutant.module, mutant.line, [*files.values()]):
             key = Key(mutant.name, TESTS, file, 0)
-            if key not in ledger.trials:
-                ledger.add(_tried(key, mutant.mutant, files[file]))
-                report(ledger)
-            if ledger.trials[key].is_last:
+            if key not in log.trials:
+                log.add(_tried(key, mutant.mutant, files[file]))
+                report(log)
+            if log.trials[key].is_last:
                 return
 
     with ThreadPoolExecutor(workers) as pool:
