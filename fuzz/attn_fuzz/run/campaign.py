@@ -20,7 +20,7 @@ from attn_fuzz.zoo.patches import modules_of, text_of
 
 SCHEMA = "attn-parity.mutants-log/1"
 SHARDS_AT_ONCE = 8
-"""Shards of a mutant and target that are planned together, beyond those of the smallest profile."""
+"""Shards of each mutant and seed that are planned together."""
 NOT_COMPILED = ("InterpreterError", "CompilationError")
 """Triton's exceptions for a kernel that is no program."""
 
