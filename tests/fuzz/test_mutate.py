@@ -237,6 +237,7 @@ def test_a_mutant_is_found_by_the_fuzzer_and_by_tests(attn_parity, tmp_path):
     (tmp_path / "suite").mkdir()
     (tmp_path / "suite" / "test_units.py").write_text(
         "from attn_optimized.launch.units import in_units\n\n\ndef test_units():\n    assert in_units(2, stride=16)[0] == 8\n"
+        "\n\ndef test_that_fails_anyway():\n    assert in_units(2, stride=16)[0] == 1\n"
     )
     strides, units = "attn_optimized.launch.call.DenseKeys.strides:constant:5", "attn_optimized.launch.units.in_units:forced:1"
     run = attn_parity(
@@ -248,6 +249,7 @@ def test_a_mutant_is_found_by_the_fuzzer_and_by_tests(attn_parity, tmp_path):
     rows = {row["name"]: row for row in json.loads(Path("out.json").read_text())["mutants"]}
     assert rows[strides]["ci"][0] <= 25
     assert rows[strides]["by"] == "sanitizer"
-    assert rows[units]["tests"] is True, "the test asserts what the mutant changes"
+    assert rows[units]["tests"] is True, "a test asserts what the mutant changes"
+    assert "test_that_fails_anyway" in Path("log.jsonl").read_text().partition("failing")[2].partition("\n")[0]
     assert rows[strides]["tests"] is False, "no test runs it"
     assert attn_parity("mutate", "--check", "--page", "mutants.md").code == 0

@@ -24,12 +24,14 @@ class Reach(msgspec.Struct, frozen=True, omit_defaults=True, tag="reach"):
         seconds: how long a case takes, or a test.
         cases: by module and line, how many of them run the statement that begins there. What runs at import counts once.
         tests: whether it is a file of tests.
+        failing: tests that fail without a mutant.
     """
 
     target: str
     seconds: float
     cases: dict[str, dict[int, int]]
     tests: bool = False
+    failing: tuple[str, ...] = ()
 
     def count(self, module: str, line: int) -> int:
         """How many cases run the statement of a module that begins on a line."""

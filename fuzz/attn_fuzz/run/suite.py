@@ -37,9 +37,8 @@ def test_files(folder: Path) -> list[str]:
 def record(file: str, package: str) -> Reach:
     """Run a file of tests, and record which statements of a package its tests run. A file that hangs runs none."""
     started = time.monotonic()
-    answer = _in_process(_record, (file, package), RECORD_SECONDS)
-    cases, count = answer if isinstance(answer, tuple) else ({}, 1)
-    return Reach(file, (time.monotonic() - started) / max(1, count), cases, tests=True)
+    cases, count, failing = _in_process(_record, (file, package), RECORD_SECONDS) or ({}, 1, ())
+    return Reach(file, (time.monotonic() - started) / max(1, count), cases, tests=True, failing=failing)
 
 
 def run(mutants: Sequence[Generated], log: Log, workers: int, report: Callable[[Log], None] = lambda log: None) -> None:
@@ -73,7 +72,7 @@ def run(mutants: Sequence[Generated], log: Log, workers: int, report: Callable[[
 def _tried(key: Key, mutant: Mutant, file: Reach) -> Trial:
     num_tests = max((number for lines in file.cases.values() for number in lines.values()), default=1)
     started = time.monotonic()
-    answer = _in_process(_test, (key.target, mutant), max(LEAST_SECONDS, PATIENCE * file.seconds * num_tests))
+    answer = _in_process(_test, (key.target, mutant, file.failing), max(LEAST_SECONDS, PATIENCE * file.seconds * num_tests))
     seconds = round(time.monotonic() - started, 2)
     if isinstance(answer, MutantError):
         return Trial(key, 0, seconds, message=str(answer), broken=True)
@@ -107,10 +106,10 @@ def _record(connection: Connection, file: str, package: str) -> None:
     reached.install(package)
     notes = _Notes()
     _pytest(["-q", file], notes)
-    connection.send((notes.lines(), notes.count))
+    connection.send((notes.lines(), notes.count, tuple(notes.failed)))
 
 
-def _test(connection: Connection, file: str, mutant: Mutant) -> None:
+def _test(connection: Connection, file: str, mutant: Mutant, failing: tuple[str, ...]) -> None:
     os.setsid()
     try:
         mutants.install(mutant)
@@ -119,21 +118,22 @@ def _test(connection: Connection, file: str, mutant: Mutant) -> None:
         connection.send(error)
         return
     notes = _Notes()
-    code = _pytest(["-x", "-q", file], notes)
-    connection.send((notes.failed or ("its tests cannot be collected" if code not in (0, 1, 5) else ""), notes.count))
+    code = _pytest(["-x", "-q", file, *(f"--deselect={test}" for test in failing)], notes)
+    failed = notes.failed or ["its tests cannot be collected"] * (code not in (0, 1, 5))
+    connection.send(("".join(failed[:1]), notes.count))
 
 
 class _Notes:
-    """A plugin of pytest that counts tests, and notes the first that fails and which statements tests run."""
+    """A plugin of pytest that counts tests, and notes which of them fail and which statements they run."""
 
     def __init__(self) -> None:
         self.count = 0
-        self.failed = ""
+        self.failed: list[str] = []
         self._cases: Counter[tuple[str, int]] = Counter()
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        if report.failed and not self.failed:
-            self.failed = report.nodeid
+        if report.failed:
+            self.failed.append(report.nodeid)
         if report.when == "teardown":
             self.count += 1
             self._cases.update((module, line) for module, lines in reached.take().items() for line in lines)
