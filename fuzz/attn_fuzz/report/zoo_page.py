@@ -23,7 +23,7 @@ JUDGES = {
     "exception": ("raised",),
     "dead process": ("crashed", "hung"),
 }
-"""What can catch a mutant, and which kinds of verdicts are its."""
+"""The kinds of verdicts that find a mutant, by the part of the fuzzer that gives them."""
 _REAL = re.compile(r"[\w.-]+/[\w.-]+#\d+")
 
 
@@ -31,7 +31,7 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
     """What became of one mutant.
 
     Attributes:
-        name: the mutant's; what else there is to say of it is in its own file.
+        name: the mutant's name. Its file says everything else about the mutant.
         found: after how many examples each seed found it, None where it survived; empty if it was not run to its end.
         seconds: the median over the seeds, None unless all found it.
         by: the kind of the verdict that found it first.
@@ -93,7 +93,7 @@ def _size(case: Case) -> tuple[int, int, int]:
 
 
 def results(device: str, seeds: Sequence[int], at_most: int, rows: Sequence[Row]) -> Results:
-    """A run that has just ended."""
+    """The results of a run that has just ended."""
     return Results(device, hypothesis.__version__, tuple(seeds), at_most, tuple(rows))
 
 
@@ -116,7 +116,7 @@ def loads(text: bytes, name: str) -> Results:
 
 
 def by(row: Row, mutant: KnownBug) -> str:
-    """What caught a mutant, or that nothing did."""
+    """The kind of the verdict that found a mutant, or why there is none."""
     if row.error:
         return DOES_NOT_RUN
     if not row.found:
@@ -127,7 +127,7 @@ def by(row: Row, mutant: KnownBug) -> str:
 
 
 def summary(rows: Sequence[Row], mutants: Sequence[KnownBug]) -> str:
-    """All in one line, whose first half the README repeats: how many were found, of which kinds, how soon, and by what."""
+    """One line: how many mutants were found, of which classes, how soon and by what. The README repeats its first half."""
     by_name = {mutant.name: mutant for mutant in mutants}
     run = [row for row in rows if row.found]
     caught = [row for row in run if not row.survived]

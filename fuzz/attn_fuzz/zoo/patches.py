@@ -102,12 +102,12 @@ def undefined_names(source: str) -> set[str]:
 
 
 class _Piece(NamedTuple):
-    """Neighbouring pieces of code can be replaced together.
+    """A piece of code that a patch can replace, alone or together with its neighbours.
 
     Attributes:
         kind: "expression", "statements", "arguments" or "entries".
         nodes: the key and the value of an entry; of all others one node.
-        begin, end: where it stands, in bytes.
+        begin, end: where the piece stands in the source, in bytes.
     """
 
     kind: str
@@ -183,7 +183,7 @@ class _Source:
         return sum(begin <= at for begin in self.line_begins)
 
     def runs(self, scope: ast.AST, kind: str, length: int) -> Iterator[list[_Piece]]:
-        """As many neighbours of one kind, wherever they stand in a scope."""
+        """All runs of `length` neighbouring pieces of one kind in a scope."""
         for row in self._rows(scope, kind):
             for first in range(len(row) - length + 1):
                 yield row[first : first + length]
@@ -277,7 +277,7 @@ def _parsed(text: str, mode: str) -> ast.mod | SyntaxError:
 
 
 def _scopes(node: ast.AST, path: str = "") -> Iterator[tuple[str, _Scope]]:
-    """A module, by the empty path, and its classes and functions, nested ones too, by theirs: `Class.method`."""
+    """All scopes of a module with their paths: the module itself (its path is empty), classes and functions, nested ones too."""
     if isinstance(node, ast.Module):
         yield path, node
     for child in ast.iter_child_nodes(node):
@@ -300,7 +300,7 @@ def _module_and_path(place: str) -> tuple[str, str]:
 
 
 def file_of(module: str) -> Path | None:
-    """Where a module's source is, without importing anything of its package; None if there is no such module."""
+    """The file of a module's source, or None if there is no such module. Nothing of the module's package is imported."""
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
     if spec is None:
@@ -312,7 +312,7 @@ def file_of(module: str) -> Path | None:
 
 
 def _hint(place: str) -> str:
-    """What a place that is not there may be called now: another of the same name in the package, or one with a similar name."""
+    """The place that may be meant by a place that is not there: a place of the same name, or else of a similar name."""
     names = [f"{module}.{path}".rstrip(".") for module in modules_of(place) for path, _ in _scopes(_Source(module).tree)]
     last = place.rpartition(".")[2]
     same = [name for name in names if name.rpartition(".")[2] == last]
