@@ -277,7 +277,7 @@ def _parsed(text: str, mode: str) -> ast.mod | SyntaxError:
 
 
 def _scopes(node: ast.AST, path: str = "") -> Iterator[tuple[str, _Scope]]:
-    """All scopes of a module with their paths: the module itself (its path is empty), classes and functions, nested ones too."""
+    """All scopes of a module with their paths: the module, whose path is empty, and classes and functions, nested ones too."""
     if isinstance(node, ast.Module):
         yield path, node
     for child in ast.iter_child_nodes(node):
