@@ -10,7 +10,8 @@ import attn_reference
 import click
 import msgspec
 from attn_fuzz.verdict.verdict import Kind
-from attn_fuzz.zoo.mutants import Mutant
+from attn_fuzz.zoo.mutants import KnownBug
+from attn_fuzz.zoo.operators import OPERATORS
 from attn_fuzz.zoo.patches import patched_sources
 from attn_parity import cli
 
@@ -44,9 +45,14 @@ def test_every_schema_is_described():
 
 def test_the_mutant_on_its_page_applies():
     (block,) = (block for block in blocks(PAGES["docs/reference/mutants.md"]) if block.language == "toml")
-    mutant = msgspec.convert(tomllib.loads(block.text), Mutant)
+    mutant = msgspec.convert(tomllib.loads(block.text), KnownBug)
     (patched,) = patched_sources(mutant.patches).values()
     assert patched.count("batch.max_query_len > 1") == 1
+
+
+def test_every_operator_is_described():
+    table = PAGES["docs/reference/mutants.md"].split("| operator |")[1].split("\n\n")[0]
+    assert set(re.findall(r"^\| `([\w-]+)` \|", table, flags=re.MULTILINE)) == set(OPERATORS)
 
 
 def test_every_name_of_the_python_api_is_there():

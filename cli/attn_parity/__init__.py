@@ -16,6 +16,7 @@ COMMANDS = {
     "replay": "Run cases again.",
     "show": "Draw a case: masks, block table, allocation, error against bound.",
     "zoo": "Put real bugs back, one at a time, and see whether the fuzzer finds each.",
+    "mutate": "Make mutants by operators, and count those that the fuzzer finds.",
     "compile": "Compile every kernel that ships: registers, spills, LDS, matrix instructions.",
     "matrix": "Write the tables of what is supported and what the fuzzer draws.",
     "select": "Say which backend serves a layer, or each layer of a model.",

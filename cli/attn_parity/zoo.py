@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import get_args
 
 import click
 import msgspec
@@ -13,8 +14,9 @@ from attn_fuzz.run import runner
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.targets import registry
+from attn_fuzz.targets.registry import UnknownTargetError
 from attn_fuzz.zoo import mutants
-from attn_fuzz.zoo.mutants import Mutant, MutantError
+from attn_fuzz.zoo.mutants import KnownBug, MutantError
 from attn_parity.options import (
     PAGES,
     Positive,
@@ -41,7 +43,7 @@ EXAMPLES = 500
 PAGE = PAGES / "zoo.md"
 
 
-@click.command("zoo")
+@click.command("zoo", epilog=f"Classes of mutants: {', '.join(get_args(mutants.Kind))}.")
 @click.option("--only", multiple=True, metavar="NAME", help="Run only this mutant; may be given more than once.")
 @click.option(
     "--dir", "folder", type=click.Path(file_okay=False, path_type=Path), help="A folder with mutants of your own, *.toml."
@@ -92,7 +94,7 @@ def command(
 ) -> int:
     """Put real bugs back, one at a time, and see whether the fuzzer finds each.
 
-    Exit 1 when one survives, and 2 when one does not run.
+    Exit 1 if a mutant survives, 2 if a mutant does not run, and 130 if the run is interrupted.
     """
     residents = _chosen(mutants.load_all(folder) if folder else mutants.load_all(), only)
     if rewrites:
@@ -105,7 +107,8 @@ def command(
             raise click.UsageError(f"--page: got {path}, expected a name such as {PAGE}: its JSON is to lie beside it")
         check_page_writable(path)
     device = use_device(device)
-    running = [mutant for mutant in residents if device != "cpu" or not mutant.needs_gpu]
+    missing = _missing_targets(residents, device)
+    running = [mutant for mutant in residents if mutant.name not in missing and (device != "cpu" or not mutant.needs_gpu)]
     numbers = range(seed, seed + seeds)
     with tempfile.TemporaryDirectory() as scratch:
         plans = [
@@ -124,11 +127,12 @@ def command(
             for number in numbers
         ]
         outcome = _run(plans, workers or default_workers(device))
-    runs = {mutant.name: outcome.progress[i * seeds : (i + 1) * seeds] for i, mutant in enumerate(running)}
+    runs = {mutant.name: _ended(outcome, range(i * seeds, (i + 1) * seeds)) for i, mutant in enumerate(running)}
+    runs |= {name: [Progress(broken=why)] for name, why in missing.items()}
     rows = [zoo_page.row(mutant.name, runs.get(mutant.name, [])) for mutant in residents]
     _print(rows, residents)
     if corpus:
-        first = {name: progress[0].failure for name, progress in runs.items()}
+        first = {name: progress[0].failure for name, progress in runs.items() if progress}
         files.write(corpus, {name: failure.case for name, failure in first.items() if failure and failure.minimal})
     found = zoo_page.results(device_name(device), numbers, examples, rows)
     if json_file:
@@ -158,14 +162,33 @@ def _run(plans: list[FuzzPlan], workers: int) -> Outcome:
         return runner.run(plans, workers, stop_at_failure=False, report=show)
 
 
-def _chosen(residents: list[Mutant], only: tuple[str, ...]) -> list[Mutant]:
+def _missing_targets(residents: list[KnownBug], device: str) -> dict[str, str]:
+    """By mutant, why its target cannot run on this device. A mutant that needs a GPU is not looked at on a CPU."""
+    found = {}
+    for mutant in residents:
+        try:
+            if device != "cpu" or not mutant.needs_gpu:
+                registry.usable(mutant.target, device)
+        except UnknownTargetError as error:
+            found[mutant.name] = f"{mutant.name}: {error}"
+    return found
+
+
+def _ended(outcome: Outcome, plans: range) -> list[Progress]:
+    """The runs of a mutant, by the indices of its plans; none if the run ended before one of them had its result."""
+    runs = [outcome.progress[index] for index in plans]
+    has_result = (i in outcome.finished or outcome.progress[i].failure or outcome.progress[i].broken for i in plans)
+    return runs if all(has_result) else []
+
+
+def _chosen(residents: list[KnownBug], only: tuple[str, ...]) -> list[KnownBug]:
     names = [mutant.name for mutant in residents]
     if unknown := sorted(set(only) - set(names)):
         raise MutantError(f"--only: got {', '.join(unknown)}, expected some of {', '.join(names)}")
     return [mutant for mutant in residents if not only or mutant.name in only]
 
 
-def _print(rows: list[Row], residents: list[Mutant]) -> None:
+def _print(rows: list[Row], residents: list[KnownBug]) -> None:
     sizes = ("requests", "queries", "keys")
     table = plain_table("mutant", "class", "origin", "examples", "seconds", "by", *sizes, right=("examples", "seconds", *sizes))
     for row, mutant in zip(rows, residents, strict=True):
@@ -176,7 +199,7 @@ def _print(rows: list[Row], residents: list[Mutant]) -> None:
     results.print(zoo_page.summary(rows, residents), soft_wrap=True)
 
 
-def _check(path: Path, residents: list[Mutant]) -> int:
+def _check(path: Path, residents: list[KnownBug]) -> int:
     """The exit code: 0 if the page follows from its JSON and these mutants, and every mutant has results; else 1."""
     found = _kept(path)
     wrong = zoo_page.differences(found, residents)

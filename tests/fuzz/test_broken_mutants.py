@@ -1,12 +1,19 @@
 """A mutant that does not import or run proves nothing: it is an error with a name and a reason, and never "found"."""
 
 from pathlib import Path
+from typing import get_args
 
+import msgspec
 import pytest
+from attn_fuzz.cases.case import Case
 from attn_fuzz.report import zoo_page
+from attn_fuzz.run import runner
 from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.runner import Outcome
+from attn_fuzz.run.shard import Failure, Progress
+from attn_fuzz.verdict.verdict import Verdict
 from attn_fuzz.zoo import mutants
-from attn_fuzz.zoo.mutants import Mutant, MutantError
+from attn_fuzz.zoo.mutants import KnownBug, MutantError
 from attn_fuzz.zoo.patches import Patch
 
 VISIBILITY = "attn_optimized.kernels.visibility"
@@ -14,8 +21,8 @@ LOGITS = "attn_optimized.kernels.logits"
 NO_SUCH_FUNCTION = Patch(place=f"{VISIBILITY}.in_window", find="tl.maximum", replace="tl.smallest")
 
 
-def planted(name: str, patch: Patch, raises: str | None = None) -> Mutant:
-    return Mutant(
+def planted(name: str, patch: Patch, raises: str | None = None) -> KnownBug:
+    return KnownBug(
         name=name, origin="planted", kind="mask", what="", trigger="", target="triton", patches=(patch,), raises=raises
     )
 
@@ -48,7 +55,18 @@ BROKEN = {
 }
 
 
-def toml(mutant: Mutant) -> str:
+CASE = Case(target="triton")
+FAILURE = {
+    "case": CASE,
+    "first": CASE,
+    "verdict": Verdict(kind="value", message=""),
+    "found_after": 3,
+    "found_seconds": 1.0,
+    "minimal": False,
+}
+
+
+def toml(mutant: KnownBug) -> str:
     (patch,) = mutant.patches
     raises = "" if mutant.raises is None else f"raises = '{mutant.raises}'"
     return f"""
@@ -92,6 +110,46 @@ def test_a_broken_mutant_is_an_error_and_the_others_are_looked_for(attn_parity, 
     assert rows["sound"].by in ("value", "bitwise")
     assert rows["raises"].by == "raised"
     assert (tmp_path / "zoo.md").read_text() == "as it was"
+
+
+CONTRACT = Patch(place="attn_contract.arguments.check_int", find="isinstance(value, bool)", replace="False")
+NOT_INSTALLED = planted("not-installed", CONTRACT)
+NO_TARGET = msgspec.structs.replace(planted("no-target", SOUND.patches[0]), target="backend-nowhere")
+
+
+def test_a_mutant_that_cannot_be_installed_is_an_error_and_the_others_are_looked_for(attn_parity, tmp_path):
+    """The fuzzer itself has imported all of the contract; and a target may be missing on this machine."""
+    (tmp_path / "animals").mkdir()
+    for mutant in (NOT_INSTALLED, NO_TARGET, SOUND):
+        (tmp_path / "animals" / f"{mutant.name}.toml").write_text(toml(mutant))
+    run = attn_parity("zoo", "--dir", "animals", "--workers", 1, "--examples", 25, "--no-shrink", "--json", "zoo.json")
+    assert run.code == 2
+    rows = {row.name: row for row in zoo_page.loads(Path("zoo.json").read_bytes(), "zoo.json").mutants}
+    assert rows["not-installed"].error == "not-installed: attn_contract.arguments is imported already"
+    assert "got 'backend-nowhere', expected one of" in rows["no-target"].error
+    assert rows["sound"].by in ("value", "bitwise")
+    assert zoo_page.SURVIVED not in run.out
+
+
+def test_an_interrupted_run_says_what_is_unfinished(attn_parity, tmp_path, monkeypatch):
+    found = Progress(examples=3, failure=Failure(**FAILURE))
+    progress = [Progress(examples=9), found, Progress(examples=25), Progress()]
+    outcome = Outcome(progress, interrupted=True, finished={2})
+    monkeypatch.setattr(runner, "run", lambda plans, *_, **__: outcome)
+    (tmp_path / "animals").mkdir()
+    for name in "abcd":
+        (tmp_path / "animals" / f"{name}.toml").write_text(toml(msgspec.structs.replace(SOUND, name=name)))
+    run = attn_parity("zoo", "--dir", "animals", "--json", "zoo.json")
+    assert run.code == 130
+    rows = {row.name: row for row in zoo_page.loads(Path("zoo.json").read_bytes(), "zoo.json").mutants}
+    assert [rows[name].found for name in "abcd"] == [(), (3,), (None,), ()]
+    assert run.out.count(zoo_page.UNFINISHED) == 2
+    assert "1 of 2 found" in run.out
+
+
+def test_all_classes_are_listed(attn_parity):
+    text = " ".join(attn_parity("zoo", "--help").out.split())
+    assert f"Classes of mutants: {', '.join(get_args(mutants.Kind))}." in text
 
 
 def test_a_stored_case_fails_no_broken_mutant(step_case, tmp_path):

@@ -19,7 +19,7 @@ from attn_fuzz.report import zoo_page
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.verdict.verdict import Kind
 from attn_fuzz.zoo import mutants
-from attn_fuzz.zoo.mutants import Mutant, MutantError
+from attn_fuzz.zoo.mutants import KnownBug, MutantError
 from attn_fuzz.zoo.patches import Patch, patched_sources, text_of
 
 SHIPPED = mutants.load_all()
@@ -27,8 +27,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "generated" / "zoo.md"
 KEPT = zoo_page.loads(PAGE.with_suffix(".json").read_bytes(), "docs/generated/zoo.json")
 
 
-def mutant(*patches: Patch) -> Mutant:
-    return Mutant(name="planted", origin="", kind="mask", what="", trigger="", target="", patches=patches)
+def mutant(*patches: Patch) -> KnownBug:
+    return KnownBug(name="planted", origin="", kind="mask", what="", trigger="", target="", patches=patches)
 
 
 @pytest.fixture

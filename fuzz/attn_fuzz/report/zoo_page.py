@@ -9,11 +9,11 @@ import hypothesis
 import msgspec
 from attn_fuzz.cases.case import Case
 from attn_fuzz.run.shard import Progress
-from attn_fuzz.zoo.mutants import Mutant, MutantError
+from attn_fuzz.zoo.mutants import KnownBug, MutantError
 
 replace = msgspec.structs.replace
 SCHEMA = "attn-parity.zoo/3"
-SURVIVED, NEEDS_GPU, NOT_RUN, DOES_NOT_RUN = "SURVIVED", "needs a GPU", "not run", "DOES NOT RUN"
+SURVIVED, NEEDS_GPU, UNFINISHED, DOES_NOT_RUN = "SURVIVED", "needs a GPU", "unfinished", "DOES NOT RUN"
 JUDGES = {
     "value": ("value", "bitwise", "lse", "rope"),
     "poison": ("nan", "unwritten"),
@@ -23,7 +23,7 @@ JUDGES = {
     "exception": ("raised",),
     "dead process": ("crashed", "hung"),
 }
-"""What can catch a mutant, and which kinds of verdicts are its."""
+"""The kinds of verdicts that find a mutant, by the part of the fuzzer that gives them."""
 _REAL = re.compile(r"[\w.-]+/[\w.-]+#\d+")
 
 
@@ -31,8 +31,8 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
     """What became of one mutant.
 
     Attributes:
-        name: the mutant's; what else there is to say of it is in its own file.
-        found: after how many examples each seed found it, None where it survived; empty where it was not run.
+        name: the mutant's name. Its file says everything else about the mutant.
+        found: after how many examples each seed found it, None where it survived; empty if it was not run to its end.
         seconds: the median over the seeds, None unless all found it.
         by: the kind of the verdict that found it first.
         size: requests, query rows and keys of the smallest failing case; None unless it was made as small as it gets.
@@ -68,11 +68,14 @@ class Results(msgspec.Struct, frozen=True, tag_field="schema", tag=SCHEMA):
 
 
 def row(name: str, runs: Sequence[Progress]) -> Row:
-    """What a mutant's seeds came to; the case is of the first one that found it. No runs, or one that examined
-    nothing before all ended: it was not run."""
+    """What became of a mutant by its seeds; the case is of the first seed that found it.
+
+    Args:
+        runs: of all seeds. If a seed was interrupted, the mutant is unfinished: give no runs.
+    """
     if error := next((progress.broken for progress in runs if progress.broken), None):
         return Row(name, error=error)
-    if not all(progress.examples for progress in runs):
+    if not runs:
         return Row(name)
     failures = [progress.failure for progress in runs]
     found = [failure for failure in failures if failure is not None]
@@ -90,7 +93,7 @@ def _size(case: Case) -> tuple[int, int, int]:
 
 
 def results(device: str, seeds: Sequence[int], at_most: int, rows: Sequence[Row]) -> Results:
-    """A run that has just ended."""
+    """The results of a run that has just ended."""
     return Results(device, hypothesis.__version__, tuple(seeds), at_most, tuple(rows))
 
 
@@ -112,19 +115,19 @@ def loads(text: bytes, name: str) -> Results:
         raise MutantError(f"{name}: {error}") from None
 
 
-def by(row: Row, mutant: Mutant) -> str:
-    """What caught a mutant, or that nothing did."""
+def by(row: Row, mutant: KnownBug) -> str:
+    """The kind of the verdict that found a mutant, or why there is none."""
     if row.error:
         return DOES_NOT_RUN
     if not row.found:
-        return NEEDS_GPU if mutant.needs_gpu else NOT_RUN
+        return NEEDS_GPU if mutant.needs_gpu else UNFINISHED
     if not row.survived:
         return str(row.by)
     return SURVIVED if row.by is None else f"{SURVIVED} {row.found.count(None)} of {len(row.found)}"
 
 
-def summary(rows: Sequence[Row], mutants: Sequence[Mutant]) -> str:
-    """All in one line, whose first half the README repeats: how many were found, of which kinds, how soon, and by what."""
+def summary(rows: Sequence[Row], mutants: Sequence[KnownBug]) -> str:
+    """One line: how many mutants were found, of which classes, how soon and by what. The README repeats its first half."""
     by_name = {mutant.name: mutant for mutant in mutants}
     run = [row for row in rows if row.found]
     caught = [row for row in run if not row.survived]
@@ -139,7 +142,7 @@ def summary(rows: Sequence[Row], mutants: Sequence[Mutant]) -> str:
     return text
 
 
-def differences(results: Results, mutants: Sequence[Mutant]) -> list[str]:
+def differences(results: Results, mutants: Sequence[KnownBug]) -> list[str]:
     """Mutants without results, and results without a mutant."""
     described, kept = {mutant.name for mutant in mutants}, {row.name for row in results.mutants}
     wrong = [f"{name}: a mutant without results" for name in described - kept]
@@ -174,7 +177,7 @@ A mutant must compile, import and run. An exception counts as a finding only if 
 """
 
 
-def text(results: Results, mutants: Sequence[Mutant]) -> str:
+def text(results: Results, mutants: Sequence[KnownBug]) -> str:
     """docs/generated/zoo.md, whole: what docs/generated/zoo.json says, and the mutants' files, and nothing else."""
     preface = PREFACE.format(
         count=len(results.seeds),
@@ -196,7 +199,7 @@ def text(results: Results, mutants: Sequence[Mutant]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _line(mutant: Mutant, row: Row) -> str:
+def _line(mutant: KnownBug, row: Row) -> str:
     numbers = ["" if number is None else f"{number:g}" for number in (row.examples, row.seconds)]
     size = ", ".join(map(str, row.size or ()))
     cells = (f"`{mutant.name}`", _linked(mutant.origin), mutant.what, mutant.trigger, *numbers, by(row, mutant), size)

@@ -22,6 +22,7 @@ from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case, CaseError
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.interpreted import interpreter
+from attn_fuzz.run import prepared
 from attn_fuzz.targets import registry
 from attn_fuzz.verdict.verdict import Verdict
 from attn_fuzz.zoo import mutants
@@ -32,8 +33,6 @@ KILL_SECONDS = 10.0
 HARMLESS = "reference-fp32"
 KILLED = "the process was killed by SIGKILL"
 KILLED_FROM_OUTSIDE = "killed from outside and run again"
-# set for the child process: its BLAS works on small matrices, and other workers need the other cores
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 @dataclass
@@ -141,8 +140,7 @@ class Executor:
         """Start the process unless it runs, and wait until it is ready."""
         if self._process is not None and self._process.is_alive() and self._connection is not None:
             return self._connection
-        context = multiprocessing.get_context("spawn")
-        os.environ.update(ONE_THREAD)
+        context = prepared.context(self.device)
         self._connection, theirs = context.Pipe()
         args = (theirs, self.target, self.device, self.mutant, self.sanitize)
         self._process = context.Process(target=_serve, args=args, daemon=True)
@@ -181,7 +179,7 @@ def _serve(
     os.dup2(2, 1)  # stdout is for results: a kernel's prints go to stderr
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     me = os.getpid()
-    threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     warnings.simplefilter("ignore")
     use_interpreter(device)
     try:
@@ -232,7 +230,8 @@ def _is_sound(device: str) -> bool:
         return False
 
 
-def _die_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()  # which is not the process that forked this one
+    assert parent is not None
+    parent.join()
     os._exit(1)

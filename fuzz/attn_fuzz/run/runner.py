@@ -20,7 +20,7 @@ from attn_fuzz.run import shard
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.targets.registry import UnknownTargetError
-from attn_fuzz.zoo.mutants import MutantError
+from attn_fuzz.zoo.mutants import MutantError, NeverRanError
 
 SHARD_EXAMPLES = 150
 MAX_SHARDS = 4096
@@ -67,6 +67,8 @@ def run(
     *,
     stop_at_failure: bool,
     report: Callable[[int, Progress], None] = lambda index, progress: None,
+    ended: Callable[[int, Progress], None] = lambda index, progress: None,
+    wanted: Callable[[int], bool] = lambda index: True,
 ) -> Outcome:
     """Run every plan on one of the workers. If a worker dies, for example because memory is short, its plan is run once more.
 
@@ -75,11 +77,13 @@ def run(
         workers: processes at once; each drives one executor.
         stop_at_failure: when a shard has found a failure and shrunk it, end all shards that have found none.
         report: called after every case with the index of the plan and its progress.
+        ended: called when a plan has run to its end.
+        wanted: asked before a plan starts, with its index: whether the plan is still to run.
     """
     outcome = Outcome([Progress() for _ in plans])
     with _processes(plans) as start:
         try:
-            pool = _Pool(plans, outcome, report, start, waiting=list(range(len(plans))))
+            pool = _Pool(plans, outcome, report, ended, wanted, start, waiting=list(range(len(plans))))
             pool.idle = [start() for _ in range(min(workers, len(plans)))]
             while outcome.error is None:
                 if stop_at_failure and any(outcome.progress[index].failure for index in outcome.finished):
@@ -105,6 +109,8 @@ class _Pool:
         plans: all shards. The other fields name a plan by its index.
         outcome: what became of the plans so far.
         report: called after every case.
+        ended: called when a plan has run to its end.
+        wanted: asked before a plan starts.
         start: starts a worker process.
         waiting: plans that still have to run, in order.
         idle: workers without a plan.
@@ -114,6 +120,8 @@ class _Pool:
     plans: Sequence[FuzzPlan]
     outcome: Outcome
     report: Callable[[int, Progress], None]
+    ended: Callable[[int, Progress], None]
+    wanted: Callable[[int], bool]
     start: Callable[[], Connection]
     waiting: list[int]
     idle: list[Connection] = field(default_factory=list)
@@ -126,7 +134,10 @@ class _Pool:
 
     def hand_out(self) -> None:
         while self.idle and self.waiting:
-            index, worker = self.waiting.pop(0), self.idle.pop()
+            index = self.waiting.pop(0)
+            if not self.wanted(index):
+                continue
+            worker = self.idle.pop()
             with contextlib.suppress(ConnectionError):  # a worker that died while it was idle is noticed by `receive`
                 worker.send(self.plans[index])
             self.busy[worker] = index
@@ -145,7 +156,7 @@ class _Pool:
                     self.outcome.progress[index] = message
                     self.report(index, message)
                 elif message is None:
-                    self.outcome.finished.add(index)
+                    self._end(index)
                     del self.busy[worker]
                     self.idle.append(worker)
                 else:
@@ -158,12 +169,20 @@ class _Pool:
         index = self.busy.pop(worker)
         self.idle.append(self.start())
         if self.outcome.progress[index].failure is not None:
-            self.outcome.finished.add(index)
+            self._end(index)
         elif index not in self.outcome.restarted:
             self.outcome.restarted.add(index)
             self.waiting.insert(0, index)
+        elif (mutant := self.plans[index].mutant) is not None:
+            why = f"{mutant.name}: its worker process died, and so did the one that took its place"
+            self.outcome.progress[index] = Progress(broken=why)
+            self._end(index)
         else:
             self.outcome.error = "a worker process died, and so did the one that took its place"
+
+    def _end(self, index: int) -> None:
+        self.outcome.finished.add(index)
+        self.ended(index, self.outcome.progress[index])
 
 
 def _is_late(plans: Sequence[FuzzPlan]) -> bool:
@@ -229,9 +248,11 @@ def _shard(plan: FuzzPlan, executor: Executor, connection: Connection) -> str | 
     try:
         shard.fuzz(plan, executor, connection.send)
     except MutantError as error:
-        connection.send(Progress(broken=str(error)))
+        connection.send(Progress(broken=str(error), never_ran=isinstance(error, NeverRanError)))
     except (ExecutorError, UnknownTargetError, OSError) as error:
-        return str(error)
+        if plan.mutant is None:
+            return str(error)
+        connection.send(Progress(broken=f"{plan.mutant.name}: {error}"))
     except Exception:
         return f"the fuzzer itself failed\n{traceback.format_exc()}"
     finally:

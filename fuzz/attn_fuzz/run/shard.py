@@ -26,7 +26,7 @@ from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict import ratios
 from attn_fuzz.verdict.verdict import Verdict, what_failed
-from attn_fuzz.zoo.mutants import Mutant, MutantError
+from attn_fuzz.zoo.mutants import Mutant, MutantError, NeverRanError
 from hypothesis import HealthCheck, Phase
 
 SHRINK_SECONDS = 240.0
@@ -114,6 +114,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         failure: the failure that ended the drawing.
         others: failures of other kinds that were met while `failure` was shrunk.
         broken: why the shard's mutant does not run.
+        never_ran: whether that is because the mutant raised in every case that has something to compute.
     """
 
     replayed: int = 0
@@ -130,6 +131,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     failure: Failure | None = None
     others: tuple[Failure, ...] = ()
     broken: str | None = None
+    never_ran: bool = False
 
 
 class _OutOfTime(Exception):  # noqa: N818 - ends a run, is no error
@@ -163,7 +165,8 @@ def fuzz(plan: FuzzPlan, executor: Executor, report: Callable[[Progress], None] 
     except (_CaseFails, _OutOfTime):
         pass
     if plan.mutant is not None and not shard.failures and shard.progress.examples and not shard.has_run:
-        raise MutantError(f"{plan.mutant.name}: it ran none of the cases that have queries and keys")
+        because = f", and raised {shard.raised}" if shard.raised else ""
+        raise NeverRanError(f"{plan.mutant.name}: it ran none of the cases that have queries and keys{because}")
     if plan.shrinks:
         shard.shrink(support)
     return shard.progress
@@ -213,6 +216,7 @@ class _Shard:
         self.failures: list[Failure] = []
         self.unexpected: Exception | None = None
         self.has_run = False
+        self.raised = ""
 
     def tell(self, **changes: object) -> None:
         self.progress = msgspec.structs.replace(self.progress, seconds=time.monotonic() - self.started, **changes)
@@ -234,6 +238,7 @@ class _Shard:
         if any(request.query_len and request.seq_len for request in case.requests):
             self.has_run |= verdict.kind not in ("raised", "refused")
         if self.plan.mutant is not None and verdict.kind == "raised" and not self.has_run:
+            self.raised = verdict.message
             return  # a mutant that raises in every case is broken: raising counts only after a case with work to do has run
         self._end_if_failed(case, verdict, finding)
 

@@ -39,8 +39,8 @@ class Rounding:
             first.
         splits: the most parts into which the keys are split.
         rounds_dequantized: whether K and V of a quantized cache are rounded to q's dtype before the dots.
-        merged_parts: the number of parts of the keys whose outputs are rounded to the output's dtype before they are merged, one
-            after the other. 1: the output is rounded once.
+        merged_parts: the number of parts of the keys whose outputs are rounded to the output's dtype and then merged, one after
+            the other. 1: the output is rounded once.
         exact_division: whether the output is the correctly rounded quotient if numerator and denominator are exact. Cases of
             exact numbers are then compared bitwise.
     """

@@ -1,6 +1,6 @@
-"""Mutants: a module's source with one real bug put back, in one process's memory.
+"""Mutants: modules whose source is patched in one process's memory.
 
-A mutant is a TOML file:
+A known bug is a mutant in a TOML file:
 
     name = "seed-40176"
     origin = "vllm-project/vllm#40176"
@@ -16,13 +16,13 @@ A mutant is a TOML file:
     find = "an expression or statements, as they stand in that function"
     replace = "what the bug made of them"
 
-A mutant has to run: an exception that its `raises` does not announce is a fault of the mutant, and finds nothing.
+A known bug has to run: an exception that its `raises` does not announce is a fault of the mutant, and finds nothing.
+`attn_fuzz.zoo.generate` makes mutants by operators instead.
 """
 
 import importlib
 import importlib.abc
 import importlib.machinery
-import importlib.util
 import linecache
 import sys
 import tomllib
@@ -56,21 +56,25 @@ Kind = Literal[
 """Where attention goes wrong: the classes of bugs."""
 
 MAX_BYTES = 1 << 20
+EQUIVALENT = Path(__file__).with_name("equivalent.toml")
+"""Generated mutants that change no result: see `attn_fuzz.zoo.equivalence`."""
 
 
 class MutantError(InputError):
     """A mutant file that cannot be read, a patch that does not apply, or a mutant that does not run."""
 
 
-class Mutant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"kind": "class", "patches": "patch"}):
+class Mutant(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"kind": "class", "patches": "patch"}
+):
+    """Patches that are installed together.
+
+    Attributes:
+        raises: a part of the message of the exceptions that count as a finding; empty if all count, None if none does.
+    """
+
     name: str
-    origin: str
-    kind: Kind
-    what: str
-    trigger: str
-    target: str
     patches: tuple[Patch, ...]
-    needs_gpu: bool = False
     raises: str | None = None
 
     def check_announced(self, exception: str) -> None:
@@ -88,7 +92,18 @@ class Mutant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"k
             raise MutantError(f"{self.name}: it has raises = {self.raises!r}, and raised {exception}")
 
 
-def load(path: Path) -> Mutant:
+class KnownBug(Mutant, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"kind": "class", "patches": "patch"}):
+    """A mutant of the zoo: a real bug that is put back. The module's docstring says what the fields hold."""
+
+    origin: str
+    kind: Kind
+    what: str
+    trigger: str
+    target: str
+    needs_gpu: bool = False
+
+
+def load(path: Path) -> KnownBug:
     """Read a mutant file and check that its patches apply.
 
     Raises:
@@ -99,7 +114,7 @@ def load(path: Path) -> Mutant:
             raise MutantError("not a file")
         if path.stat().st_size > MAX_BYTES:
             raise MutantError(f"larger than {MAX_BYTES} bytes: not a mutant")
-        mutant = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Mutant)
+        mutant = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), KnownBug)
         patched_sources(mutant.patches)
     except OSError as error:
         raise MutantError(f"{path}: {error.strerror}") from None
@@ -110,16 +125,20 @@ def load(path: Path) -> Mutant:
     return mutant
 
 
-def load_all(folder: Path = Path(__file__).parent) -> list[Mutant]:
+def load_all(folder: Path = Path(__file__).parent) -> list[KnownBug]:
     """The mutants of a folder, by file name.
 
     Raises:
         MutantError: the folder has none, or one of them cannot be loaded.
     """
-    paths = sorted(folder.glob("*.toml"))
+    paths = sorted(path for path in folder.glob("*.toml") if path != EQUIVALENT)
     if not paths:
         raise MutantError(f"{folder}: no mutants (*.toml) there")
     return [load(path) for path in paths]
+
+
+class NeverRanError(MutantError):
+    """A mutant that raised in every case that has something to compute."""
 
 
 def install(mutant: Mutant) -> None:
@@ -132,10 +151,19 @@ def install(mutant: Mutant) -> None:
         sources = patched_sources(mutant.patches)
     except PatchError as error:
         raise MutantError(f"{mutant.name}: {error}") from None
+    import_from(sources, mutant.name)
+
+
+def import_from(sources: dict[str, str], name: str) -> None:
+    """Have this process import modules from these sources, by the modules' names. Messages begin with `name`.
+
+    Raises:
+        MutantError: a module is imported already.
+    """
     for module in sources:
         if module in sys.modules:
-            raise MutantError(f"{mutant.name}: {module} is imported already")
-    sys.meta_path.insert(0, _PatchedFinder(mutant.name, sources))
+            raise MutantError(f"{name}: {module} is imported already")
+    sys.meta_path.insert(0, _PatchedFinder(name, sources))
 
 
 def import_patched(mutant: Mutant) -> None:
@@ -163,11 +191,11 @@ class _PatchedFinder(importlib.abc.MetaPathFinder):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path)
         assert spec is not None
-        filename = f"<mutant {self.name}>/{fullname}.py"
+        filename = f"<{self.name}>/{fullname}.py"
         loader = _PatchedLoader(filename, self.sources[fullname])
-        return importlib.util.spec_from_loader(
-            fullname, loader, origin=filename, is_package=bool(spec.submodule_search_locations)
-        )
+        patched = importlib.machinery.ModuleSpec(fullname, loader, origin=filename)
+        patched.submodule_search_locations = spec.submodule_search_locations  # the other modules of a package are files
+        return patched
 
 
 class _PatchedLoader(importlib.abc.InspectLoader):

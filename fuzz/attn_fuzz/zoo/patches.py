@@ -79,7 +79,7 @@ def text_of(module: str) -> str:
     Raises:
         PatchError: there is no such module.
     """
-    file = _file_of(module)
+    file = file_of(module)
     if file is None:
         raise PatchError(f"there is no module {module}")
     return file.read_text(encoding="utf-8")
@@ -102,12 +102,12 @@ def undefined_names(source: str) -> set[str]:
 
 
 class _Piece(NamedTuple):
-    """Neighbouring pieces of code can be replaced together.
+    """A piece of code that a patch can replace, alone or together with its neighbours.
 
     Attributes:
         kind: "expression", "statements", "arguments" or "entries".
         nodes: the key and the value of an entry; of all others one node.
-        begin, end: where it stands, in bytes.
+        begin, end: where the piece stands in the source, in bytes.
     """
 
     kind: str
@@ -156,7 +156,7 @@ class _Source:
         path = _module_and_path(patch.place)[1]
         scopes = [scope for name, scope in _scopes(self.tree) if name == path]
         if not scopes:
-            stands = _stands_in(_modules(self.module), find)
+            stands = _stands_in(modules_of(self.module), find)
             raise PatchError(f"{self.module} has no function or class {path}{_hint(patch.place)}{stands}")
         # an expression that is a statement by itself is found as both
         found = {
@@ -183,7 +183,7 @@ class _Source:
         return sum(begin <= at for begin in self.line_begins)
 
     def runs(self, scope: ast.AST, kind: str, length: int) -> Iterator[list[_Piece]]:
-        """As many neighbours of one kind, wherever they stand in a scope."""
+        """All runs of `length` neighbouring pieces of one kind in a scope."""
         for row in self._rows(scope, kind):
             for first in range(len(row) - length + 1):
                 yield row[first : first + length]
@@ -237,7 +237,7 @@ class _Source:
         stands = f"its `find` stands there {len(found)} times, expected once: {_one_line(patch.find)}"
         if found:
             return f"{stands} (lines {', '.join(str(self._line(begin)) for begin, _ in sorted(found))})"
-        if elsewhere := _stands_in(_modules(self.module), find):
+        if elsewhere := _stands_in(modules_of(self.module), find):
             return stands + elsewhere
         runs = [run for scope in scopes for kind in kinds for run in self.runs(scope, kind, len(find[kind]))]
         by_text = {"\n".join(map(str, run)): run[0].begin for run in runs}
@@ -277,7 +277,7 @@ def _parsed(text: str, mode: str) -> ast.mod | SyntaxError:
 
 
 def _scopes(node: ast.AST, path: str = "") -> Iterator[tuple[str, _Scope]]:
-    """A module, by the empty path, and its classes and functions, nested ones too, by theirs: `Class.method`."""
+    """All scopes of a module with their paths: the module, whose path is empty, and classes and functions, nested ones too."""
     if isinstance(node, ast.Module):
         yield path, node
     for child in ast.iter_child_nodes(node):
@@ -294,13 +294,13 @@ def _module_and_path(place: str) -> tuple[str, str]:
     parts = place.split(".")
     for length in range(len(parts), 0, -1):
         module = ".".join(parts[:length])
-        if _file_of(module) is not None:
+        if file_of(module) is not None:
             return module, ".".join(parts[length:])
     raise PatchError(f"there is no module {place}{_hint(place)}")
 
 
-def _file_of(module: str) -> Path | None:
-    """Where a module's source is, without importing anything of its package; None if there is no such module."""
+def file_of(module: str) -> Path | None:
+    """The file of a module's source, or None if there is no such module. Nothing of the module's package is imported."""
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
     if spec is None:
@@ -312,8 +312,8 @@ def _file_of(module: str) -> Path | None:
 
 
 def _hint(place: str) -> str:
-    """What a place that is not there may be called now: another of the same name in the package, or one with a similar name."""
-    names = [f"{module}.{path}".rstrip(".") for module in _modules(place) for path, _ in _scopes(_Source(module).tree)]
+    """The place that may be meant by a place that is not there: a place of the same name, or else of a similar name."""
+    names = [f"{module}.{path}".rstrip(".") for module in modules_of(place) for path, _ in _scopes(_Source(module).tree)]
     last = place.rpartition(".")[2]
     same = [name for name in names if name.rpartition(".")[2] == last]
     nearest = difflib.get_close_matches(place, same or names, 1, cutoff=0 if same else 0.6)
@@ -334,9 +334,9 @@ def _stands_in(modules: Sequence[str], find: dict[str, list[_Piece]]) -> str:
     return f"; it stands in {' and in '.join(names[:SHOWN_PLACES])}" if names else ""
 
 
-def _modules(place: str) -> list[str]:
+def modules_of(place: str) -> list[str]:
     """All modules of the package that a place belongs to."""
-    init = _file_of(place.split(".")[0])
+    init = file_of(place.split(".")[0])
     if init is None or init.name != "__init__.py":
         return []
     files = [file.relative_to(init.parent.parent).with_suffix("") for file in sorted(init.parent.rglob("*.py"))]

@@ -1,0 +1,233 @@
+"""`attn-parity mutate`: mutants that operators make, a sample by seed, and how many of them are found."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import msgspec
+from attn_fuzz.errors import ExecutorError
+from attn_fuzz.report import mutants_page
+from attn_fuzz.report.mutants_page import Results
+from attn_fuzz.run import campaign, reach, suite
+from attn_fuzz.run.campaign import Log
+from attn_fuzz.run.shard import FuzzPlan
+from attn_fuzz.targets import registry
+from attn_fuzz.targets.registry import UnknownTargetError
+from attn_fuzz.zoo import equivalence, generate
+from attn_fuzz.zoo.generate import PACKAGE, Generated
+from attn_fuzz.zoo.operators import OPERATORS
+from attn_parity.fuzz import FOLDER, PROFILES
+from attn_parity.options import (
+    PAGES,
+    Positive,
+    Seed,
+    check_page_writable,
+    check_writable,
+    default_workers,
+    device_name,
+    device_option,
+    json_option,
+    limit_option,
+    notes,
+    results,
+    sigterm_interrupts,
+    use_device,
+    workers_option,
+    write_json,
+)
+
+SAMPLE = 600
+RECORDED = 150
+PAGE = PAGES / "mutants.md"
+
+
+@click.command("mutate", epilog=f"Operators: {', '.join(OPERATORS)}.")
+@click.option("--sample", type=Positive, default=SAMPLE, show_default=True, help="Number of mutants to draw.")
+@click.option("--sample-seed", type=Seed, default=0, show_default=True, help="The same seed draws the same mutants.")
+@click.option("--only", multiple=True, metavar="NAME", help="Run only this mutant; may be given more than once.")
+@click.option("--list", "lists", is_flag=True, help="Run nothing; list the mutants and what they change.")
+@click.option(
+    "--profile",
+    type=click.Choice(["ci", "nightly"]),
+    default="ci",
+    show_default=True,
+    help="Cases for each mutant, seed and target, as of `fuzz`. nightly goes on with what ci has not found.",
+)
+@click.option("--examples", type=Positive, help="At most so many cases for each mutant, seed and target.")
+@click.option("--seed", type=Seed, default=0, show_default=True, help="The first seed of cases.")
+@click.option(
+    "--seeds", type=click.IntRange(1, 100), default=1, show_default=True, help="Number of seeds, counted up from the first."
+)
+@click.option("--target", "chosen", multiple=True, metavar="T", help="Use only this target; default: all that can run here.")
+@click.option(
+    "--recorded",
+    type=Positive,
+    default=RECORDED,
+    show_default=True,
+    help="Cases of each target that run first, to learn which statements the target runs.",
+)
+@click.option(
+    "--tests",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Run the tests of this folder on the mutants, too.",
+)
+@click.option(
+    "--log",
+    "path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=FOLDER / "mutants.jsonl",
+    show_default=True,
+    help="The file of results. A second call with the same file goes on where the first ended.",
+)
+@click.option("--write", "writes", is_flag=True, help="Write the page, and its JSON beside it.")
+@click.option("--rewrite", "rewrites", is_flag=True, help="Run nothing; write the page of what the log holds.")
+@click.option("--check", is_flag=True, help="Run nothing; exit 1 if the page is out of date.")
+@click.option("--page", type=click.Path(dir_okay=False, path_type=Path), default=PAGE, show_default=True, help="The page.")
+@workers_option
+@limit_option
+@device_option
+@json_option
+@sigterm_interrupts()
+def command(
+    sample: int,
+    sample_seed: int,
+    only: tuple[str, ...],
+    lists: bool,
+    profile: str,
+    examples: int | None,
+    seed: int,
+    seeds: int,
+    chosen: tuple[str, ...],
+    recorded: int,
+    tests: Path | None,
+    path: Path,
+    writes: bool,
+    rewrites: bool,
+    check: bool,
+    page: Path,
+    workers: int | None,
+    limit: float,
+    device: str,
+    json_file: Path | None,
+) -> int:
+    """Make mutants by operators, and count those that the fuzzer finds.
+
+    Exit 2 if the run cannot go on, and 130 if it is interrupted. Survivors are a result, no error.
+    """
+    equivalent = equivalence.load()
+    if check:
+        return _check(page, equivalent)
+    mutants = generate.by_name(only) if only else generate.sample(sample, sample_seed)
+    if lists:
+        for mutant in mutants:
+            results.print(f"{mutant.name}  {mutant.change}", soft_wrap=True)
+        return 0
+    check_writable(json_file)
+    if writes or rewrites:
+        check_page_writable(page)
+    device = use_device(device)
+    log = Log(path, device, PACKAGE)
+    running = [mutant for mutant in mutants if mutant.name not in equivalent]
+    numbers = range(seed, seed + seeds)
+    at_most = examples or PROFILES[profile]
+    ci = min(PROFILES["ci"], at_most)
+    nightly = at_most if at_most > ci else None
+    plan = FuzzPlan(target="", device=device, examples=at_most, seed=seed, folder=path.parent, limit=limit)
+    workers = workers or default_workers(device)
+    interrupted = False
+    try:
+        if not rewrites:
+            _record(log, _usable(chosen, device), recorded, plan)
+            interrupted = _run(running, numbers, plan, ci, log, workers)
+        if tests and not (rewrites or interrupted):
+            _record_tests(log, tests)
+            suite.run(running, log, workers, _report)
+    except KeyboardInterrupt:
+        interrupted = True
+    rows = [mutants_page.row(mutant, log, numbers, ci, nightly, equivalent) for mutant in mutants]
+    found = mutants_page.results(device_name(device), (len(mutants), sample_seed), numbers, ci, nightly, rows)
+    _print(found)
+    if json_file:
+        write_json(json_file, msgspec.to_builtins(found))
+    if interrupted:
+        return 130
+    if writes or rewrites:
+        page.with_suffix(".json").write_bytes(mutants_page.dumps(found))
+        page.write_text(mutants_page.text(found), encoding="utf-8")
+        notes.print(f"{page} written")
+    return 0
+
+
+def _run(mutants: Sequence[Generated], seeds: range, plan: FuzzPlan, ci: int, log: Log, workers: int) -> bool:
+    """Fuzz, and return whether the run was interrupted.
+
+    Raises:
+        ExecutorError: the fuzzer itself failed.
+    """
+    outcome = campaign.run(mutants, seeds, plan, ci, log, workers, _report)
+    if outcome.error:
+        raise ExecutorError(outcome.error)
+    return outcome.interrupted
+
+
+def _usable(chosen: tuple[str, ...], device: str) -> list[str]:
+    """The targets that can run here, on the CPU as well, where it is recorded what they run."""
+    found = []
+    for name in chosen or registry.names():
+        try:
+            registry.usable(name, device)
+            registry.usable(name, "cpu")
+        except UnknownTargetError as error:
+            if chosen:
+                raise
+            notes.print(f"left out: {error}", soft_wrap=True)
+        else:
+            found.append(name)
+    return found
+
+
+def _record(log: Log, targets: Sequence[str], examples: int, plan: FuzzPlan) -> None:
+    """Record what the targets run, unless the log knows it."""
+    for name in targets:
+        if name not in log.reaches:
+            part = FuzzPlan(target=name, device="cpu", examples=examples, seed=plan.seed, folder=plan.folder)
+            log.add(reach.record(part, PACKAGE))
+            notes.print(f"recorded: {name}, {log.reaches[name].seconds:.2f} s for a case")
+
+
+def _record_tests(log: Log, folder: Path) -> None:
+    """Record what the tests run, unless the log knows it."""
+    for file in suite.test_files(folder):
+        if file not in log.reaches:
+            log.add(suite.record(file, PACKAGE))
+            notes.print(f"recorded: {file}")
+
+
+def _report(log: Log) -> None:
+    """Tell what the last shard or file came to."""
+    trial = next(reversed(log.trials.values()))
+    came_to = trial.by or ("does not run" if trial.broken else "survives")
+    notes.print(f"{trial.key.mutant}: {trial.key.target}: {came_to} {trial.message}", soft_wrap=True)
+
+
+def _print(found: Results) -> None:
+    for row in found.mutants:
+        if row.state or None in (row.nightly or row.ci):
+            results.print(f"{row.state or mutants_page.SURVIVED}: {row.name}: {row.change}", soft_wrap=True)
+    results.print(mutants_page.summary(found.mutants), soft_wrap=True)
+
+
+def _check(page: Path, equivalent: dict[str, str]) -> int:
+    """The exit code: 0 if the page follows from its JSON and today's sources; else 1."""
+    data = page.with_suffix(".json")
+    if not data.is_file():
+        raise click.ClickException(f"--page: {data} does not exist; `attn-parity mutate --write` writes it")
+    found = mutants_page.loads(data.read_bytes(), str(data))
+    wrong = mutants_page.differences(found, (mutant.name for mutant in generate.of_package()), equivalent)
+    if not page.is_file() or page.read_text(encoding="utf-8") != mutants_page.text(found):
+        wrong.append(f"{page} is not what {data} makes: run `attn-parity mutate --write`")
+    for line in wrong:
+        results.print(line, soft_wrap=True)
+    results.print(mutants_page.summary(found.mutants) if not wrong else f"{len(wrong)} wrong", soft_wrap=True)
+    return 1 if wrong else 0

@@ -1,0 +1,243 @@
+"""What became of generated mutants: rates, and survivors by class, as the page docs/generated/mutants.md and its JSON."""
+
+from collections.abc import Callable, Iterable, Sequence
+from statistics import median
+
+import hypothesis
+import msgspec
+from attn_fuzz.run import reach
+from attn_fuzz.run.campaign import Log, Trial, order
+from attn_fuzz.run.suite import TESTS
+from attn_fuzz.zoo.generate import Generated
+from attn_fuzz.zoo.mutants import MutantError
+
+SCHEMA = "attn-parity.mutants/1"
+SURVIVED, NOT_RUN_BY_ANY, UNFINISHED = "survived", "no target runs it", "unfinished"
+BROKEN, EQUIVALENT = "does not run", "equivalent"
+
+
+class Row(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What became of one mutant.
+
+    Attributes:
+        name, change: as in `attn_fuzz.zoo.generate.Generated`.
+        ci, nightly: for each seed, after how many examples of the profile it was found; None where it survived.
+        by: the kind of the verdict that found it first.
+        always: whether it raised in every case.
+        tests: whether the test suite found it; None if the suite was not run to its end.
+        state: why it is in no rate, or why no target could find it; empty if there is nothing to say.
+        why: the reason in words: of an equivalent mutant, or of one that does not run.
+    """
+
+    name: str
+    change: str
+    ci: tuple[int | None, ...] = ()
+    nightly: tuple[int | None, ...] = ()
+    by: str | None = None
+    always: bool = False
+    tests: bool | None = None
+    state: str = ""
+    why: str = ""
+
+    @property
+    def operator(self) -> str:
+        return self.name.split(":")[1]
+
+    @property
+    def room(self) -> str:
+        """The folder of the module, or the module where it lies in none."""
+        module = self.name.split(":")[0].split(".")[1:]
+        return module[0] if module else "attn_optimized"
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is in the rates."""
+        return self.state in ("", NOT_RUN_BY_ANY)
+
+
+class Results(msgspec.Struct, frozen=True, tag_field="schema", tag=SCHEMA):
+    """Where a campaign ran, with which Hypothesis, sample, seeds and examples for each target, and each mutant."""
+
+    device: str
+    hypothesis: str
+    sample: int
+    sample_seed: int
+    seeds: tuple[int, ...]
+    ci: int
+    nightly: int | None
+    mutants: tuple[Row, ...]
+
+
+def row(mutant: Generated, log: Log, seeds: Sequence[int], ci: int, nightly: int | None, equivalent: dict[str, str]) -> Row:
+    """What a log knows of a mutant.
+
+    Args:
+        ci, nightly: examples for each target; None if only ci was run.
+        equivalent: reasons by name.
+    """
+    found = Row(mutant.name, mutant.change, tests=_of_tests(mutant, log))
+    if mutant.name in equivalent:
+        return msgspec.structs.replace(found, state=EQUIVALENT, why=equivalent[mutant.name])
+    targets = reach.targets_of(mutant.module, mutant.line, log.of_targets())
+    by_seed = [[log.trials.get(key) for key in order(mutant, seed, targets, nightly or ci, ci)] for seed in seeds]
+    trials = [trial for trials in by_seed for trial in trials if trial is not None]
+    if broken := next((trial for trial in trials if trial.broken), None):
+        return msgspec.structs.replace(found, state=BROKEN, why=broken.message)
+    first = next((trial for trial in trials if trial.by), None)
+    num_first = len(order(mutant, 0, targets, ci, ci))
+    counts = [_found_after(trials) for trials in by_seed]
+    if UNFINISHED in (_found_after(trials[:num_first]) for trials in by_seed):
+        return msgspec.structs.replace(found, state=UNFINISHED)
+    return msgspec.structs.replace(
+        found,
+        ci=tuple(_number(_found_after(trials[:num_first])) for trials in by_seed),
+        nightly=() if nightly is None or UNFINISHED in counts else tuple(map(_number, counts)),
+        by=first.by if first else None,
+        always=first.always if first else False,
+        state="" if targets else NOT_RUN_BY_ANY,
+    )
+
+
+def _found_after(trials: Sequence[Trial | None]) -> int | str:
+    """The number of examples until a mutant was found; SURVIVED, or UNFINISHED if a shard is missing."""
+    examples = 0
+    for trial in trials:
+        if trial is None:
+            return UNFINISHED
+        examples += trial.examples
+        if trial.by:
+            return max(1, examples)
+    return SURVIVED
+
+
+def _number(found: int | str) -> int | None:
+    return found if isinstance(found, int) else None
+
+
+def _of_tests(mutant: Generated, log: Log) -> bool | None:
+    files = reach.targets_of(mutant.module, mutant.line, log.of_tests())
+    trials = [log.trials.get(key) for key in order(mutant, TESTS, files, 1, 1)]
+    if any(trial is not None and trial.by for trial in trials):
+        return True
+    return None if None in trials or not log.of_tests() else False
+
+
+def results(
+    device: str, sample: tuple[int, int], seeds: Sequence[int], ci: int, nightly: int | None, rows: Iterable[Row]
+) -> Results:
+    """A campaign that has just ended. `sample` is its size and its seed."""
+    return Results(device, hypothesis.__version__, *sample, tuple(seeds), ci, nightly, tuple(rows))
+
+
+def dumps(results: Results) -> bytes:
+    """Results as JSON, with a line for each mutant."""
+    rows = b",\n".join(map(msgspec.json.encode, results.mutants))
+    return msgspec.json.encode(msgspec.structs.replace(results, mutants=())).removesuffix(b"]}") + b"\n" + rows + b"\n]}\n"
+
+
+def loads(text: bytes, name: str) -> Results:
+    """Read results back.
+
+    Raises:
+        MutantError: they are none, or of another schema.
+    """
+    try:
+        return msgspec.json.decode(text, type=Results)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise MutantError(f"{name}: {error}") from None
+
+
+Judge = Callable[[Row], list[bool] | None]
+"""Whether each seed found a mutant; None if that is not known."""
+
+JUDGES: dict[str, Judge] = {
+    "ci": lambda row: [each is not None for each in row.ci] or None,
+    "nightly": lambda row: [each is not None for each in row.nightly] or None,
+    "tests": lambda row: None if row.tests is None else [row.tests],
+    "ci and tests": lambda row: None if row.tests is None else [each is not None or row.tests for each in row.ci] or None,
+}
+
+
+def rate(rows: Iterable[Row], judge: str) -> str:
+    """Of how many mutants a judge found how many, as a mean over the seeds; empty if it judged none."""
+    judged = [found for row in rows if row.counts and (found := JUDGES[judge](row)) is not None]
+    if not judged:
+        return ""
+    share = sum(sum(found) / len(found) for found in judged) / len(judged)
+    return f"{100 * share:.0f} % of {len(judged)}"
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """All in one line."""
+    parts = [f"{judge} {found}" for judge in JUDGES if (found := rate(rows, judge))]
+    examples = [count for row in rows for count in row.ci if count is not None]
+    if examples:
+        parts.append(f"examples until found: median {median(examples):g}, most {max(examples)}")
+    left_out = {state: sum(row.state == state for row in rows) for state in (BROKEN, EQUIVALENT, UNFINISHED)}
+    parts += [f"{count} {state}" for state, count in left_out.items() if count]
+    if always := sum(row.always for row in rows):
+        parts.append(f"{always} of the found ones raise in every case")
+    return "; ".join(["found: " + ", ".join(parts[:1]), *parts[1:]]) if parts else "nothing was run"
+
+
+PREFACE = """\
+# Generated mutants
+
+Operators (`attn_fuzz.zoo.operators`) make a small change at every place of the optimized side where they apply. A sample of
+these mutants, which nobody chose, is run: {sample} mutants of seed {sample_seed}, in which all modules and operators have
+their share. [mutants.md](../reference/mutants.md) says how.
+
+`attn-parity mutate` ran them on {device}, with Hypothesis {hypothesis} and the seeds {seeds}. Each target that runs the
+changed statement drew at most {ci} cases at `ci`{nightly}. `attn-parity mutate --check` fails if this page is not made of
+mutants.json and of today's sources.
+
+A rate counts the mutants that are found. A mutant that does not import or compile, and an equivalent mutant, is in no rate. A
+mutant that no target runs is in the rates, and survives.
+"""
+
+
+def text(results: Results) -> str:
+    """docs/generated/mutants.md, whole: what docs/generated/mutants.json says, and nothing else."""
+    seeds = ", ".join(map(str, results.seeds))
+    nightly = f" and {results.nightly} at `nightly`" if results.nightly else ""
+    fields = {name: getattr(results, name) for name in ("sample", "sample_seed", "device", "hypothesis", "ci")}
+    rows = results.mutants
+    lines = PREFACE.format(**fields, seeds=seeds, nightly=nightly).splitlines()
+    lines += ["", summary(rows) + ".", "", "## Rates", ""]
+    lines += _table("operator", rows, lambda row: row.operator)
+    lines += ["", *_table("room", rows, lambda row: row.room)]
+    for state in ("", NOT_RUN_BY_ANY, BROKEN, EQUIVALENT, UNFINISHED):
+        lines += _survivors(state, [row for row in rows if row.state == state and (state or None in (row.nightly or row.ci))])
+    return "\n".join(lines) + "\n"
+
+
+def _table(name: str, rows: Sequence[Row], key: Callable[[Row], str]) -> list[str]:
+    lines = [f"| {name} | mutants | {' | '.join(JUDGES)} |", f"| --- | --: |{' --: |' * len(JUDGES)}"]
+    for group in sorted(set(map(key, rows))):
+        members = [row for row in rows if key(row) == group]
+        lines.append(f"| {group} | {len(members)} | {' | '.join(rate(members, judge) for judge in JUDGES)} |")
+    return [*lines, f"| all | {len(rows)} | {' | '.join(rate(rows, judge) for judge in JUDGES)} |"]
+
+
+def _survivors(state: str, rows: Sequence[Row]) -> list[str]:
+    if not rows:
+        return []
+    lines = ["", f"## {(state or 'Survived').capitalize()}", "", "| mutant | change | seeds that found it | tests | why |"]
+    lines += ["| --- | --- | --: | --- | --- |"]
+    for row in rows:
+        found = row.nightly or row.ci
+        seeds = f"{sum(each is not None for each in found)} of {len(found)}" if found else ""
+        tests = {None: "", True: "found", False: "survived"}[row.tests]
+        change, why = (cell.replace("|", "\\|") for cell in (row.change, row.why))
+        lines.append(f"| `{row.name.removeprefix('attn_optimized.')}` | `{change}` | {seeds} | {tests} | {why} |")
+    return lines
+
+
+def differences(results: Results, known: Iterable[str], equivalent: dict[str, str]) -> list[str]:
+    """What is not of today: mutants that no operator makes any more, and reasons that are new or gone."""
+    there = {*known}
+    wrong = [f"{row.name}: no operator makes it any more" for row in results.mutants if row.name not in there]
+    for row in results.mutants:
+        if (row.state == EQUIVALENT) != (row.name in equivalent):
+            wrong.append(f"{row.name}: equivalent.toml and the results differ on it")
+    return wrong

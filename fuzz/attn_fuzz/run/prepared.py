@@ -1,0 +1,52 @@
+"""Processes in which torch and Triton are imported already, and no kernel is.
+
+On a CPU a process is a fork of a server that has imported them. Its first case has run after half a second instead of five.
+Runs of many mutants need that, and so does shrinking a case that kills its process. No target is imported in the server, so a
+process can still install a mutant.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, SpawnContext
+
+# its BLAS works on small matrices, and other workers need the other cores
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+# Triton reads it when a kernel is defined, and its own language has jitted functions
+INTERPRETS = {"TRITON_INTERPRET": "1"}
+# torch.use_deterministic_algorithms imports torch._inductor, which takes two seconds
+_IMPORTED = ["torch", "torch._inductor", "triton", "triton.runtime.interpreter", "attn_fuzz.run.trial"]
+
+_STARTS = threading.Lock()
+"""Held while the environment of this process is that of the server."""
+
+
+def context(device: str) -> SpawnContext | ForkServerContext:
+    """How to start a process that runs a target on "cpu" or "cuda".
+
+    With a GPU every process starts from nothing: CUDA survives no fork, and compiling takes longer than importing.
+    """
+    if device != "cpu":
+        os.environ.update(ONE_THREAD)
+        return multiprocessing.get_context("spawn")
+    forkserver.set_forkserver_preload(_IMPORTED)
+    with _STARTS, _environment(ONE_THREAD | INTERPRETS):
+        forkserver.ensure_running()
+    return multiprocessing.get_context("forkserver")
+
+
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,87 @@
+"""Which statements of the optimized side a target runs: recorded while the target runs cases such as it is fuzzed with.
+
+A target cannot find a mutant of a statement that it does not run.
+"""
+
+import time
+from collections import Counter
+from multiprocessing.connection import Connection
+
+import msgspec
+from attn_fuzz.errors import ExecutorError
+from attn_fuzz.interpreted import interpreter
+from attn_fuzz.run import prepared, runner, shard
+from attn_fuzz.run.shard import FuzzPlan
+from attn_fuzz.targets import registry
+from attn_fuzz.zoo import reached
+
+
+class Reach(msgspec.Struct, frozen=True, omit_defaults=True, tag="reach"):
+    """What the cases of a target run, or the tests of a file.
+
+    Attributes:
+        target: the name of the target or of the file.
+        seconds: how long a case takes, or a test.
+        cases: by module and line, how many of them run the statement that begins there. What runs at import counts once.
+        tests: whether it is a file of tests.
+        failing: tests that fail without a mutant.
+    """
+
+    target: str
+    seconds: float
+    cases: dict[str, dict[int, int]]
+    tests: bool = False
+    failing: tuple[str, ...] = ()
+
+    def count(self, module: str, line: int) -> int:
+        """How many cases run the statement of a module that begins on a line."""
+        return self.cases.get(module, {}).get(line, 0)
+
+
+def record(plan: FuzzPlan, package: str) -> Reach:
+    """Run the cases of a plan on the CPU, where Triton's kernels are Python, and record what they run of a package.
+
+    Raises:
+        UnknownTargetError: the target cannot run on a CPU.
+        ExecutorError: its process ended before it had run all cases.
+    """
+    registry.usable(plan.target, "cpu")
+    context = prepared.context("cpu")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_record, args=(theirs, plan, package), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    except EOFError:
+        raise ExecutorError(f"target {plan.target}: its process ended while its lines were recorded") from None
+    finally:
+        process.terminate()
+        process.join()
+
+
+def targets_of(module: str, line: int, reaches: list[Reach]) -> list[str]:
+    """The targets that run the statement on this line, first those that do so most often in the same time."""
+    found = {reach.target: reach.count(module, line) / reach.seconds for reach in reaches if reach.count(module, line)}
+    return sorted(found, key=lambda name: -found[name])
+
+
+def _record(connection: Connection, plan: FuzzPlan, package: str) -> None:
+    reached.install(package)
+    import torch
+    from attn_fuzz.run.trial import try_case
+
+    torch.set_num_threads(1)
+    interpreter.install()
+    target = registry.load(plan.target)
+    cases = [case for part in runner.shards(plan) for case in shard.drawn(part)]
+    count: Counter[tuple[str, int]] = Counter()
+    started = time.perf_counter()
+    for case in cases:
+        try_case(case, target, "cpu")
+        count.update((module, line) for module, lines in reached.take().items() for line in lines)
+    seconds = (time.perf_counter() - started) / len(cases)
+    lines: dict[str, dict[int, int]] = {}
+    for (module, line), number in count.items():
+        lines.setdefault(module, {})[line] = number
+    connection.send(Reach(plan.target, seconds, lines))

@@ -1,0 +1,45 @@
+"""Generated mutants that change no result, with the reason in words: `equivalent.toml`.
+
+    [[mutant]]
+    name = "attn_optimized.launch.tiles.reduce_tiles:constant:29"
+    reason = "a tile of another size: the same sums"
+
+Mutants whose bytecode is that of the module need no entry, because no sample holds them.
+"""
+
+import tomllib
+from pathlib import Path
+
+import msgspec
+from attn_fuzz.zoo import generate
+from attn_fuzz.zoo.mutants import EQUIVALENT, MutantError
+
+
+class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    reason: str
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    mutants: list[_Entry] = msgspec.field(name="mutant", default_factory=list)
+
+
+def load(path: Path = EQUIVALENT) -> dict[str, str]:
+    """The reasons by the names of the mutants.
+
+    Raises:
+        MutantError: the file cannot be read, an entry has no reason, a mutant has two entries, or no operator makes it.
+    """
+    try:
+        entries = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), _File).mutants
+        reasons = {entry.name: entry.reason for entry in entries}
+        if len(reasons) < len(entries):
+            raise MutantError("a mutant has two entries")
+        if silent := [name for name, reason in reasons.items() if not reason.strip()]:
+            raise MutantError(f"{silent[0]}: it has no reason")
+        generate.by_name([*reasons])
+    except OSError as error:
+        raise MutantError(f"{path}: {error.strerror}") from None
+    except ValueError as error:  # not TOML, not text, another field, or a MutantError
+        raise MutantError(f"{path}: {error}") from None
+    return reasons

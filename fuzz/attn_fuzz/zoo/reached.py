@@ -1,0 +1,54 @@
+"""Which statements of a package run: each notes its own line when it runs. Works for interpreted kernels, too.
+
+A trace function of Python would slow interpreted kernels down tenfold, because it is called for every function of Triton's
+interpreter.
+"""
+
+import ast
+
+from attn_fuzz.zoo import mutants
+from attn_fuzz.zoo.patches import modules_of, text_of
+
+LINES: dict[str, set[int]] = {}
+"""By module, the lines of the statements that have run in this process since somebody cleared the sets."""
+_NOTE = "_note_line"
+
+
+def install(package: str) -> None:
+    """Have this process import a package's modules so that their statements note their lines in `LINES`.
+
+    Raises:
+        MutantError: a module is imported already.
+    """
+    sources = {module: _noting(module) for module in modules_of(package)}
+    LINES.update({module: set() for module in sources})
+    mutants.import_from(sources, "reached")
+
+
+def take() -> dict[str, set[int]]:
+    """The lines that have run since the last call, by module."""
+    taken = {module: set(lines) for module, lines in LINES.items() if lines}
+    for lines in LINES.values():
+        lines.clear()
+    return taken
+
+
+def _noting(module: str) -> str:
+    """A module's source with a call before each statement."""
+    tree = ast.parse(text_of(module))
+    for node in ast.walk(tree):
+        for field in ("body", "orelse", "finalbody"):
+            statements = getattr(node, field, None)
+            if isinstance(statements, list) and statements and isinstance(statements[0], ast.stmt):
+                setattr(node, field, [each for statement in statements for each in _with_note(statement)])
+    header = ast.parse(f"from {__name__} import LINES\n{_NOTE} = LINES[{module!r}].add").body
+    docstring = tree.body[:1] if ast.get_docstring(tree) else []
+    tree.body = [*docstring, *header, *tree.body[len(docstring) :]]
+    return ast.unparse(tree)
+
+
+def _with_note(statement: ast.stmt) -> list[ast.stmt]:
+    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+        return [statement]  # a docstring must stay the first statement
+    note = ast.Expr(ast.Call(ast.Name(_NOTE, ast.Load()), [ast.Constant(statement.lineno)], []))
+    return [ast.copy_location(note, statement), statement]

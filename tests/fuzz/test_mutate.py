@@ -1,0 +1,255 @@
+"""Generated mutants have names that last; a campaign goes on where it ended; rates count what they say."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+import pytest
+from attn_fuzz.report import mutants_page
+from attn_fuzz.report.mutants_page import BROKEN, NOT_RUN_BY_ANY, UNFINISHED
+from attn_fuzz.run import campaign, runner
+from attn_fuzz.run.campaign import Key, Log, Trial
+from attn_fuzz.run.reach import Reach, targets_of
+from attn_fuzz.run.runner import Outcome
+from attn_fuzz.run.shard import FuzzPlan, Progress
+from attn_fuzz.run.suite import TESTS
+from attn_fuzz.zoo import equivalence, generate
+from attn_fuzz.zoo.mutants import MutantError
+from attn_fuzz.zoo.patches import patched_sources
+
+SUMS = """\
+def add(a, b):
+    if a < b:
+        return a + b
+    return a - b
+
+
+def harmless(a):
+    return [a for _ in range(1)]
+"""
+
+
+@pytest.fixture
+def sums(tmp_path, monkeypatch):
+    """The package `plain`, which nobody imports; returns the names of its mutants."""
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "__init__.py").write_text("")
+    (tmp_path / "plain" / "sums.py").write_text(SUMS)
+    monkeypatch.syspath_prepend(tmp_path)
+    generate.of_module.cache_clear()
+    yield lambda: [mutant.name for mutant in generate.of_package("plain")]
+    generate.of_module.cache_clear()
+
+
+def test_a_name_says_where_a_mutant_is_and_which(sums):
+    names = sums()
+    assert "plain.sums.add:edge:1" in names
+    assert [name.rpartition(":")[2] for name in names if name.startswith("plain.sums.add:forced")] == ["1", "2"]
+    assert len(set(names)) == len(names)
+    (mutant,) = generate.by_name(["plain.sums.add:edge:1"], "plain")
+    assert (mutant.change, mutant.line) == ("a < b -> a <= b", 2)
+    assert "if (a <= b):" in patched_sources([mutant.patch])["plain.sums"]
+
+
+def test_a_change_of_a_function_renames_no_mutant_of_another(sums, tmp_path):
+    names = sums()
+    (tmp_path / "plain" / "sums.py").write_text("def first(a):\n    return a < 1 and a + 1\n\n\n" + SUMS)
+    generate.of_module.cache_clear()
+    assert [name for name in sums() if not name.startswith("plain.sums.first")] == names
+
+
+def test_a_name_that_no_operator_makes_is_an_error(sums):
+    with pytest.raises(MutantError, match=r"got plain.sums.add:edge:2, which no operator makes, expected .*add:edge:1"):
+        generate.by_name(["plain.sums.add:edge:2"], "plain")
+
+
+def test_a_sample_is_of_its_seed_and_of_all_modules_and_operators():
+    taken = generate.sample(60, 0)
+    assert taken[:20] == generate.sample(20, 0)
+    assert taken[:20] != generate.sample(20, 1)
+    assert len({mutant.module for mutant in taken}) > 25
+    assert len({mutant.operator for mutant in taken}) >= 10
+    assert max(Counter(mutant.module for mutant in taken).values()) < 8
+
+
+def test_a_sample_holds_no_mutant_that_is_the_same_code(sums):
+    taken = generate.sample(100, 0, "plain")
+    codes = [generate.compiled(mutant) for mutant in taken]
+    assert None not in codes
+    assert len(set(codes)) == len(codes)
+
+
+def test_patches_of_all_operators_apply():
+    for mutant in generate.sample(40, 3):
+        assert patched_sources([mutant.patch])
+
+
+MUTANT = generate.by_name(["attn_optimized.kernels.visibility.in_window:min-max:1"])[0]
+OTHER = generate.by_name(["attn_optimized.kernels.visibility.in_window:min-max:2"])[0]
+LINES = {MUTANT.module: {MUTANT.line: 3, OTHER.line: 3}}
+PLAN = FuzzPlan(target="", device="cpu", examples=300, seed=0, folder=Path("unused"))
+
+
+@pytest.fixture
+def log(tmp_path):
+    made = Log(tmp_path / "mutants.jsonl", "cpu", generate.PACKAGE)
+    for name, seconds in (("slow", 1.0), ("quick", 0.1)):
+        made.add(Reach(name, seconds, LINES))
+    return made
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """In place of the runner. Returns what ran, in order, and how shards end, by the name of their mutant."""
+    ran: list[tuple[str, str]] = []
+    answers: dict[str, Progress] = {}
+
+    def run(plans, workers, *, stop_at_failure, ended, wanted):
+        outcome = Outcome([Progress() for _ in plans])
+        for index, plan in enumerate(plans):
+            if len(ran) == answers.get("interrupted after"):
+                outcome.interrupted = True
+                return outcome
+            if wanted(index):
+                ran.append((plan.mutant.name, plan.target))
+                outcome.progress[index] = answers.get(plan.mutant.name, Progress(examples=plan.examples))
+                outcome.finished.add(index)
+                ended(index, outcome.progress[index])
+        return outcome
+
+    monkeypatch.setattr(runner, "run", run)
+    return ran, answers
+
+
+def test_targets_are_those_that_run_the_statement_the_quickest_first():
+    reaches = [Reach("slow", 1.0, LINES), Reach("quick", 0.1, LINES), Reach("elsewhere", 0.1, {})]
+    assert targets_of(MUTANT.module, MUTANT.line, reaches) == ["quick", "slow"]
+
+
+def test_shards_of_ci_come_before_those_of_nightly():
+    keys = campaign.order(MUTANT, 0, ["a", "b"], 450, 300)
+    assert [(key.target, key.shard) for key in keys] == [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("a", 2), ("b", 2)]
+
+
+def test_a_campaign_goes_on_where_it_was_interrupted(log, ran):
+    done, answers = ran
+    answers["interrupted after"] = 3
+    assert campaign.run([MUTANT, OTHER], [0], PLAN, 300, log, 1).interrupted
+    assert done == [(MUTANT.name, "quick"), (OTHER.name, "quick"), (MUTANT.name, "quick")]
+    row = mutants_page.row(OTHER, log, [0], 300, None, {})
+    assert (row.state, row.counts) == (UNFINISHED, False)
+    again = Log(log.path, "cpu", generate.PACKAGE)
+    del answers["interrupted after"]
+    campaign.run([MUTANT, OTHER], [0], PLAN, 300, again, 1)
+    assert sorted(done) == sorted((name, target) for name in (MUTANT.name, OTHER.name) for target in ("quick", "slow") * 2)
+    row = mutants_page.row(OTHER, again, [0], 300, None, {})
+    assert (row.ci, row.state) == ((None,), "")
+
+
+def test_a_mutant_that_does_not_import_is_no_kill_and_ends_no_run(log, ran):
+    done, answers = ran
+    answers[MUTANT.name] = Progress(broken="it does not import")
+    campaign.run([MUTANT, OTHER], [0], PLAN, 300, log, 1)
+    assert done.count((MUTANT.name, "quick")) == 1
+    row = mutants_page.row(MUTANT, log, [0], 300, None, {})
+    assert (row.state, row.why, row.counts) == (BROKEN, "it does not import", False)
+
+
+@pytest.mark.parametrize(
+    ("message", "by", "broken"), [("TypeError: no", "raised", False), ("InterpreterError: no", None, True)]
+)
+def test_an_exception_in_every_case_is_a_kill_unless_the_kernel_does_not_compile(message, by, broken):
+    trial = Trial.of(Key("m", 0, "t", 0), Progress(broken=f"it ran none, and raised {message}", never_ran=True))
+    assert (trial.by, trial.always, trial.broken) == (by, not broken, broken)
+
+
+def test_a_log_of_other_sources_is_an_error(tmp_path, log):
+    with pytest.raises(ValueError, match="of other sources or of another device"):
+        Log(log.path, "cuda", generate.PACKAGE)
+
+
+def test_a_line_that_was_cut_off_is_run_again(log):
+    key = Key(MUTANT.name, 0, "quick", 0)
+    log.add(Trial(key, 150, 1.0))
+    log.path.write_bytes(log.path.read_bytes()[:-5])
+    again = Log(log.path, "cpu", generate.PACKAGE)
+    assert key not in again.trials
+    again.add(Trial(key, 150, 1.0))
+    assert key in Log(log.path, "cpu", generate.PACKAGE).trials
+
+
+def test_rates_count_seeds_and_tests_and_leave_out_what_does_not_run(log):
+    for seed, target, by in [(0, "quick", "value"), (1, "quick", None), (1, "slow", None)]:
+        for shard in (0, 1)[: 1 if by else 2]:
+            log.add(Trial(Key(MUTANT.name, seed, target, shard), 7, 1.0, by))
+    log.add(Reach("tests/test_a.py", 1.0, LINES, tests=True))
+    log.add(Trial(Key(MUTANT.name, TESTS, "tests/test_a.py", 0), 3, 1.0, "test"))
+    log.add(Trial(Key(OTHER.name, 0, "quick", 0), 0, 1.0, broken=True, message="no"))
+    elsewhere = generate.by_name(["attn_optimized.selector.model._check_known:edge:1"])[0]
+    rows = [mutants_page.row(each, log, [0, 1], 300, None, {}) for each in (MUTANT, OTHER, elsewhere)]
+    assert [row.state for row in rows] == ["", BROKEN, NOT_RUN_BY_ANY]
+    assert rows[0].ci == (7, None)
+    assert mutants_page.rate(rows, "ci") == "25 % of 2"
+    assert mutants_page.rate(rows, "tests") == "50 % of 2"
+    assert mutants_page.rate(rows, "ci and tests") == "50 % of 2"
+
+
+def test_an_equivalent_mutant_is_in_no_rate_and_needs_a_reason(tmp_path, log):
+    row = mutants_page.row(MUTANT, log, [0], 300, None, {MUTANT.name: "the same sums"})
+    assert (row.counts, row.why) == (False, "the same sums")
+    path = tmp_path / "equivalent.toml"
+    for entry, message in (
+        (f'name = "{MUTANT.name}"\nreason = " "', "has no reason"),
+        ('name = "attn_optimized.nothing:edge:1"\nreason = "gone"', "no operator makes"),
+    ):
+        path.write_text(f"[[mutant]]\n{entry}\n")
+        with pytest.raises(MutantError, match=message):
+            equivalence.load(path)
+
+
+def test_the_shipped_reasons_are_of_mutants_that_exist():
+    assert isinstance(equivalence.load(), dict)
+
+
+def test_a_page_is_made_of_its_json(attn_parity, log, monkeypatch):
+    rows = [mutants_page.row(MUTANT, log, [0], 300, None, {MUTANT.name: "the same"})]
+    found = mutants_page.results("CPU", (1, 0), [0], 300, None, rows)
+    assert mutants_page.loads(mutants_page.dumps(found), "mutants.json") == found
+    monkeypatch.setattr(equivalence, "load", lambda: {MUTANT.name: "the same"})
+    Path("mutants.json").write_bytes(mutants_page.dumps(found))
+    Path("mutants.md").write_text(mutants_page.text(found))
+    assert attn_parity("mutate", "--check", "--page", "mutants.md").code == 0
+    again = attn_parity("mutate", "--rewrite", "--only", OTHER.name, "--log", log.path, "--page", "again.md")
+    assert again.code == 0
+    assert f"{UNFINISHED}: {OTHER.name}" in again.out
+    assert "again.md written" in again.err
+    Path("mutants.md").write_text(mutants_page.text(found) + "more")
+    run = attn_parity("mutate", "--check", "--page", "mutants.md")
+    assert run.code == 1
+    assert "mutants.md is not what mutants.json makes" in run.out
+    gone = msgspec.structs.replace(found, mutants=(msgspec.structs.replace(rows[0], name="attn_optimized.gone:edge:1"),))
+    assert "no operator makes it any more" in "".join(mutants_page.differences(gone, [MUTANT.name], {}))
+
+
+@pytest.mark.timeout(300)  # processes that import torch, and a file of tests
+def test_a_mutant_is_found_by_the_fuzzer_and_by_tests(attn_parity, tmp_path):
+    (tmp_path / "suite").mkdir()
+    (tmp_path / "suite" / "test_units.py").write_text(
+        "from attn_optimized.launch.units import in_units\n\n\ndef test_units():\n    assert in_units(2, stride=16)[0] == 8\n"
+        "\n\ndef test_that_fails_anyway():\n    assert in_units(2, stride=16)[0] == 1\n"
+    )
+    strides, units = "attn_optimized.launch.call.DenseKeys.strides:constant:5", "attn_optimized.launch.units.in_units:forced:1"
+    run = attn_parity(
+        *("mutate", "--only", strides, "--only", units, "--target", "triton-varlen", "--recorded", 10, "--examples", 25),
+        *("--workers", 1, "--log", "log.jsonl", "--tests", "suite", "--json", "out.json"),
+        *("--write", "--page", "mutants.md"),
+    )
+    assert run.code == 0, run.err
+    rows = {row["name"]: row for row in json.loads(Path("out.json").read_text())["mutants"]}
+    assert rows[strides]["ci"][0] <= 25
+    assert rows[strides]["by"] == "sanitizer"
+    assert rows[units]["tests"] is True, "a test asserts what the mutant changes"
+    assert "test_that_fails_anyway" in Path("log.jsonl").read_text().partition("failing")[2].partition("\n")[0]
+    assert rows[strides]["tests"] is False, "no test runs it"
+    assert attn_parity("mutate", "--check", "--page", "mutants.md").code == 0
