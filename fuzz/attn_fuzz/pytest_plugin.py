@@ -3,7 +3,7 @@
 Without the option nothing is collected and nothing is imported. Per target, in this order:
 
     declarations        it loads, can run on this device, and declares a Support and a Rounding
-    finding[NAME]       its stored case still fails as the finding says, and is then an expected failure
+    finding[NAME]       its stored case still fails as the finding says, and is then an expected failure; or it is refused
     past                the corpus of cases that failed once, as far as the target supports them
     cases[I]            a shard of cases, drawn, run and judged; those that `attn-parity fuzz` draws for the same seed
 
@@ -127,12 +127,16 @@ class _StoredCase(_Item):
         from attn_fuzz.cases import case_file
         from attn_fuzz.findings.finding import explanation
         from attn_fuzz.run import shard
+        from attn_fuzz.targets import registry
 
         case = case_file.load(self.finding.path)
         with shard.start_executor(self.plan) as executor:
             verdict = executor.run(case)
         if explanation([self.finding], case, verdict) is not None:
             pytest.xfail(self.finding.what)
+        if verdict.kind == "refused":
+            support = registry.load(self.plan.target).support(self.plan.device)
+            pytest.skip(f"the target refuses its stored case: {support.beyond(case)}")
         raise _TargetFails(f"its stored case no longer fails so: {verdict.kind}. Fixed? {self.finding.path}")
 
 

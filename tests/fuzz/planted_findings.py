@@ -39,3 +39,19 @@ KNOWN = dataclasses.replace(
 )
 UNKNOWN_TOO = dataclasses.replace(KNOWN, name="planted-unknown-too", attention=and_caps_are_wrong)
 FIXED = dataclasses.replace(KNOWN, name="planted-fixed", attention=attend)
+
+
+def refuses_sinks(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    if layer.sinks is not None:
+        raise NotImplementedError("sinks are NaN")
+    attend(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+
+
+REFUSING = dataclasses.replace(
+    KNOWN,
+    name="planted-refusing",
+    attention=refuses_sinks,
+    support=lambda device: dataclasses.replace(SMALL, output_dtypes=(), rules=tuple(set(SMALL.rules) - {"sinks"})),
+    refuses=True,
+)
+"""What knows of its fault and refuses the case does not fail, and is not repaired either."""
