@@ -9,11 +9,14 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 import torch
+from attn_fuzz import report
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import SCHEMA, Case
 from attn_fuzz.interpreted import program_order
 from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.shrink import lowered
 from attn_fuzz.strategies.cases import ORDERS
+from attn_fuzz.targets.target import EVERYTHING
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU chooses the order itself")
 replace = msgspec.structs.replace
@@ -75,23 +78,22 @@ def test_a_row_that_its_neighbour_repairs_is_wrong_in_another_order(race, step_c
     assert verdict.kind == kind, verdict.message
 
 
-def test_a_race_is_found_without_the_sanitizer_and_its_case_keeps_the_order(attn_parity, tmp_path, child_environment):
-    ended = attn_parity(
-        *("fuzz", "--target", "planted_race:RACE", "--examples", 60, "--seed", 3, "--workers", 1, "--json", "run.json"),
-        *("--corpus", "none"),
-    )
-    assert ended.code == 1, ended.err
-    (failure,) = json.loads((tmp_path / "run.json").read_text())["failures"]
-    case = case_file.load(tmp_path / failure["case_file"])
-    assert (failure["kind"], case.program_order) in {("value", "reversed"), ("value", "shuffled")}
-    assert f"program_order={case.program_order}" in ended.out
+def test_the_script_of_a_failure_runs_programs_in_the_order_of_its_case(race, step_case, tmp_path, child_environment):
+    case = replace(step_case, program_order="reversed", target="planted_race:RACE")
+    _, script = report.write(case, race.run(case), tmp_path, "failure")
+    in_order = tmp_path / "in_order.py"
+    in_order.write_text(script.read_text().replace("program_order.use('reversed'", "program_order.use('in order'"))
 
-    def script(**more: str) -> int:
-        command = [sys.executable, failure["script"]]
-        return subprocess.run(command, env=child_environment | more, cwd=tmp_path, capture_output=True, check=False).returncode
+    def ends(path) -> int:
+        command = [sys.executable, str(path)]
+        return subprocess.run(command, env=child_environment, cwd=tmp_path, capture_output=True, check=False).returncode
 
-    assert script() == 1, "the script runs programs in the case's order"
-    assert script(PLANTED_REPAIRED="1") == 0
+    assert (ends(script), ends(in_order)) == (1, 0)
+
+
+def test_a_case_is_shrunk_to_programs_in_order(step_case):
+    smaller = lowered(replace(step_case, program_order="shuffled"), EVERYTHING)
+    assert replace(step_case, program_order="in order") in smaller
 
 
 def test_a_stored_case_without_an_order_runs_in_order(step_case):

@@ -9,8 +9,10 @@ from typing import NamedTuple
 
 import triton
 import triton.language as tl
+from triton import knobs
 
-REQUESTS_AT_ONCE = tl.constexpr(256)
+# few under the interpreter, where batches are small: the loop over them is to turn more than once
+REQUESTS_AT_ONCE = tl.constexpr(4 if knobs.runtime.interpret else 256)
 
 
 class Tile(NamedTuple):
@@ -44,6 +46,7 @@ def find_tile(query_start_loc_ptr, num_requests, queries_per_tile, one_tile_per_
     else:
         # all requests are loaded at once: each step of a binary search would wait for memory
         request = -1
+        # at least once: no program runs without requests
         for first in range(0, num_requests, REQUESTS_AT_ONCE):
             candidate = first + tl.arange(0, REQUESTS_AT_ONCE)
             row = tl.load(query_start_loc_ptr + candidate, mask=candidate < num_requests, other=0)

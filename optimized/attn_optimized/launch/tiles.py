@@ -1,7 +1,8 @@
 """Tile sizes, warps and compiler options of the kernels.
 
 GPUs want tiles that feed their matrix units and fit their registers. The interpreter wants few programs, since an operation
-costs it the same whatever its size. But a sequence of a few hundred tokens must still take several tiles of either kind.
+costs it the same whatever its size. But a sequence of a few hundred tokens must still take several tiles of either kind, and
+several rounds of the reduction: a loop that turns once hides what its second turn gets wrong.
 """
 
 from dataclasses import dataclass
@@ -168,7 +169,7 @@ def reduce_tiles(architecture: str, *, head_size: int, num_parts: int) -> Reduce
     block_d = power_of_2(head_size)
     if architecture == INTERPRETER:
         block_rows = max(1, min(64, (1 << 17) // block_d))
-        return ReduceTiles(head_size=head_size, block_rows=block_rows, block_parts=8, block_d=block_d, num_warps=1)
+        return ReduceTiles(head_size=head_size, block_rows=block_rows, block_parts=2, block_d=block_d, num_warps=1)
     # three sizes, and not one for every number of parts: each is compiled. Batches of many rows have few parts
     if num_parts <= 4:
         block_rows = max(1, min(8, 1024 // block_d))

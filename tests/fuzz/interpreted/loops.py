@@ -1,0 +1,87 @@
+"""How often the loops of our kernels turn in the draws of a small fuzz run, as JSON: `python -m interpreted.loops EXAMPLES`."""
+
+import ast
+import json
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from attn_fuzz.interpreted import interpreter
+
+FOLDER = Path(__file__).parents[3] / "optimized" / "attn_optimized" / "kernels"
+_COUNTED = "_counted_turns"
+
+
+def loops() -> dict[str, bool]:
+    """File and line of each loop in the kernels, and whether it can turn 0 times.
+
+    A loop cannot if the compiler unrolls it, or if the comment above it begins with "at least once:" and says why.
+    """
+    found = {}
+    for path in sorted(FOLDER.glob("*.py")):
+        lines = path.read_text().splitlines()
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not isinstance(node, ast.While), f"{path.name}:{node.lineno}: a loop that is not counted here"
+            if isinstance(node, ast.For):
+                turns = "static_range" in ast.unparse(node.iter) or "# at least once: " in lines[node.lineno - 2]
+                found[f"{path.name}:{node.iter.lineno}"] = not turns
+    return found
+
+
+def count_turns() -> dict[str, set[int]]:
+    """Have every loop of an interpreted function count its turns, by its file and line: 0, 1, or 2 for more."""
+    from triton.runtime import interpreter as triton_interpreter
+
+    turns: dict[str, set[int]] = defaultdict(set)
+
+    def counted(iterable: Iterable[Any]) -> Iterator[Any]:
+        caller = sys._getframe(1)
+        return counting(iterable, f"{Path(caller.f_code.co_filename).name}:{caller.f_lineno}")
+
+    def counting(iterable: Iterable[Any], place: str) -> Iterator[Any]:
+        number = 0
+        for item in iterable:
+            number += 1
+            yield item
+        turns[place].add(min(number, 2))
+
+    def visit(self: Any, node: ast.For) -> ast.AST:
+        self.generic_visit(node)
+        call = ast.Call(func=ast.Name(id=_COUNTED, ctx=ast.Load()), args=[node.iter], keywords=[])
+        node.iter = ast.copy_location(call, node.iter)
+        return node
+
+    triton_interpreter.ASTTransformer.visit_For = visit
+    setattr(triton_interpreter, _COUNTED, counted)
+    return turns
+
+
+def main(examples: int) -> None:
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+    torch.set_num_threads(1)
+    interpreter.install()
+    turns = count_turns()
+    from attn_fuzz.run.attempt import Attempt
+    from attn_fuzz.strategies.cases import cases
+    from attn_fuzz.strategies.independent import INDEPENDENT
+    from attn_fuzz.targets.triton import TRITON
+    from hypothesis import HealthCheck, given, seed, settings
+
+    @seed(1)
+    @settings(INDEPENDENT, max_examples=examples, suppress_health_check=list(HealthCheck))
+    @given(cases(TRITON.name, TRITON.support("cpu"), refuses=False))
+    def run(case) -> None:
+        error = Attempt(case, TRITON, "cpu").error
+        if error is not None:
+            raise error
+
+    run()
+    print(json.dumps({place: sorted(numbers) for place, numbers in turns.items()}))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
