@@ -220,7 +220,7 @@ def asked(*holders: Any) -> dict[str, Any]:
 
 @lru_cache
 def _askable(holder: type) -> tuple[tuple[str, object], ...]:
-    """The fields of a class that can ask for something, each with its value that asks for nothing. Backends ask every step."""
+    """The fields of a class that may ask for something, with the value that asks for nothing. A backend asks in each step."""
     return tuple((field.name, _default(field)) for field in dataclasses.fields(holder) if field.name not in PLAIN_FIELDS)
 
 

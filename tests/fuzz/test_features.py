@@ -104,6 +104,7 @@ WAYS = {
     "rope, partial": [{"rope": Rope(rotary_dim=2)}, {"rope": Rope(rotary_dim=2, neox=False)}],
     "fused qkv": [{"fused_qkv": True}],
     "LSE": [{"lse": True}],
+    "earlier call": [{"earlier": ("same",)}],
     "output fp8_e4m3fn": [{"output_dtype": "fp8_e4m3fn"}],
     "output fp8_e4m3fnuz": [{"output_dtype": "fp8_e4m3fnuz"}],
 }

@@ -52,6 +52,7 @@ Kind = Literal[
     "selection",
     "aliasing",
     "determinism",
+    "state",
 ]
 """Where attention goes wrong: the classes of bugs."""
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attn_contract import AttentionType, ContractError, Layout
+from attn_contract import AttentionType, ContractError, Layout, UnsupportedError
 from attn_optimized.backends import BACKENDS
 
 TRITON = BACKENDS["TRITON_ATTN"]
@@ -182,3 +182,24 @@ def test_a_write_is_checked_even_where_it_writes_nothing(given, wrong, make_step
     arguments |= {name: value for name, value in given.items() if name in arguments}
     with pytest.raises(ContractError, match=f"{wrong}: got 5"):
         impl.do_kv_cache_update(**{**arguments, wrong: 5})
+
+
+def test_a_layer_of_an_output_that_no_step_can_have(make_step, aiter):
+    """It is refused when it is made, and not in its first step."""
+    step = make_step(**MIXED, output_scale=torch.tensor(0.5))
+    with pytest.raises(UnsupportedError, match="ROCM_AITER_FA: output dtype float8_e4m3fn not supported"):
+        BACKENDS["ROCM_AITER_FA"].impl(step.layer, aiter=aiter, **step.constructor)
+
+
+def test_a_step_is_refused_after_one_that_was_served(make_step, aiter):
+    """What a layer was found to serve in one step says nothing of a step that asks for more."""
+    step = make_step([3], [9], layout=LAYOUTS["ROCM_ATTN"])
+    impl = BACKENDS["ROCM_ATTN"].impl(step.layer, aiter=aiter, **step.constructor)
+    impl.do_kv_cache_update(step.key, step.value, step.kv_cache, step.common.slot_mapping)
+    metadata, out = impl.backend.builder(AttentionType.DECODER).build(step.common), torch.empty_like(step.query)
+    arguments = (step.query, step.key, step.value, step.kv_cache, metadata)
+    lse = torch.empty(step.layer.num_heads, len(step.query), device=step.query.device)
+    for _ in range(2):
+        impl.forward(*arguments, output=out)
+        with pytest.raises(UnsupportedError, match="ROCM_ATTN: the LSE not supported"):
+            impl.forward(*arguments, output=out, lse=lse)
