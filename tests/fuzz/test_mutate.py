@@ -213,6 +213,11 @@ def test_the_shipped_reasons_are_of_mutants_that_exist():
     assert isinstance(equivalence.load(), dict)
 
 
+def test_the_page_in_the_repository_is_current(attn_parity):
+    run = attn_parity("mutate", "--check", "--page", Path(__file__).parents[2] / "docs" / "generated" / "mutants.md")
+    assert run.code == 0, run.out
+
+
 def test_a_page_is_made_of_its_json(attn_parity, log, monkeypatch):
     rows = [mutants_page.row(MUTANT, log, [0], 300, None, {MUTANT.name: "the same"})]
     found = mutants_page.results("CPU", (1, 0), [0], 300, None, rows)
