@@ -194,8 +194,8 @@ statement drew at most {ci} cases at `ci`{nightly}. `attn-parity mutate --check`
 or if an operator does not make one of its mutants any more.
 
 A rate counts the mutants that are found. A mutant is in no rate if it does not import or compile, if it is equivalent, or if
-the run ended before the mutant had met all of its targets. Mutants without an end are mostly survivors, because a mutant that is
-found ends at once. A mutant that no target runs is in the rates, and survives.
+the run ended before the mutant had met all of its targets. Mutants without an end are mostly survivors: a mutant that is found
+ends at once. A mutant that no target runs is in the rates, and survives.
 """
 
 
