@@ -139,7 +139,7 @@ def command(
     try:
         if not rewrites:
             _record(log, _usable(chosen, device), recorded, plan)
-            interrupted = _run(running, numbers, plan, ci, log, workers)
+            interrupted = _run(running, numbers, plan, log, workers)
         if tests and not (rewrites or interrupted):
             _record_tests(log, tests)
             suite.run(running, log, workers, _report)
@@ -159,13 +159,13 @@ def command(
     return 0
 
 
-def _run(mutants: Sequence[Generated], seeds: range, plan: FuzzPlan, ci: int, log: Log, workers: int) -> bool:
+def _run(mutants: Sequence[Generated], seeds: range, plan: FuzzPlan, log: Log, workers: int) -> bool:
     """Fuzz, and return whether the run was interrupted.
 
     Raises:
         ExecutorError: the fuzzer itself failed.
     """
-    outcome = campaign.run(mutants, seeds, plan, ci, log, workers, _report)
+    outcome = campaign.run(mutants, seeds, plan, log, workers, _report)
     if outcome.error:
         raise ExecutorError(outcome.error)
     return outcome.interrupted

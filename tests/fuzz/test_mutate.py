@@ -128,20 +128,21 @@ def test_targets_are_those_that_run_the_statement_the_quickest_first():
 
 
 def test_shards_of_ci_come_before_those_of_nightly():
-    keys = campaign.order(MUTANT, 0, ["a", "b"], 450, 300)
-    assert [(key.target, key.shard) for key in keys] == [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("a", 2), ("b", 2)]
+    keys = campaign.order(MUTANT, 0, ["a", "b"], 450)
+    assert [(key.target, key.shard) for key in keys] == [(target, i) for i in (0, 1, 2) for target in "ab"]
+    assert keys[:4] == campaign.order(MUTANT, 0, ["a", "b"], 300)
 
 
 def test_a_campaign_goes_on_where_it_was_interrupted(log, ran):
     done, answers = ran
     answers["interrupted after"] = 3
-    assert campaign.run([MUTANT, OTHER], [0], PLAN, 300, log, 1).interrupted
-    assert done == [(MUTANT.name, "quick"), (OTHER.name, "quick"), (MUTANT.name, "quick")]
+    assert campaign.run([MUTANT, OTHER], [0], PLAN, log, 1).interrupted
+    assert done == [(MUTANT.name, "quick"), (OTHER.name, "quick"), (MUTANT.name, "slow")]
     row = mutants_page.row(OTHER, log, [0], 300, None, {})
     assert (row.state, row.counts) == (UNFINISHED, False)
     again = Log(log.path, "cpu", generate.PACKAGE)
     del answers["interrupted after"]
-    campaign.run([MUTANT, OTHER], [0], PLAN, 300, again, 1)
+    campaign.run([MUTANT, OTHER], [0], PLAN, again, 1)
     assert sorted(done) == sorted((name, target) for name in (MUTANT.name, OTHER.name) for target in ("quick", "slow") * 2)
     row = mutants_page.row(OTHER, again, [0], 300, None, {})
     assert (row.ci, row.state) == ((None,), "")
@@ -150,7 +151,7 @@ def test_a_campaign_goes_on_where_it_was_interrupted(log, ran):
 def test_a_mutant_that_does_not_import_is_no_kill_and_ends_no_run(log, ran):
     done, answers = ran
     answers[MUTANT.name] = Progress(broken="it does not import")
-    campaign.run([MUTANT, OTHER], [0], PLAN, 300, log, 1)
+    campaign.run([MUTANT, OTHER], [0], PLAN, log, 1)
     assert done.count((MUTANT.name, "quick")) == 1
     row = mutants_page.row(MUTANT, log, [0], 300, None, {})
     assert (row.state, row.why, row.counts) == (BROKEN, "it does not import", False)
@@ -210,6 +211,11 @@ def test_an_equivalent_mutant_is_in_no_rate_and_needs_a_reason(tmp_path, log):
 
 def test_the_shipped_reasons_are_of_mutants_that_exist():
     assert isinstance(equivalence.load(), dict)
+
+
+def test_the_page_in_the_repository_is_current(attn_parity):
+    run = attn_parity("mutate", "--check", "--page", Path(__file__).parents[2] / "docs" / "generated" / "mutants.md")
+    assert run.code == 0, run.out
 
 
 def test_a_page_is_made_of_its_json(attn_parity, log, monkeypatch):

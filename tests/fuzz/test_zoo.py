@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.resources
 import inspect
 import statistics
 import sys
@@ -55,6 +56,16 @@ def test_a_patched_module_is_imported_and_its_file_stays_as_it_is(victim):
     assert sums.add(5, 3) == 2
     assert "a - b" in inspect.getsource(sums.add), "Triton reads kernels so"
     assert (victim / "sums.py").read_bytes() == before
+
+
+def test_a_patched_package_finds_the_files_beside_it(victim):
+    (victim / "table.txt").write_text("42")
+    (victim / "__init__.py").write_text("from pathlib import Path\n\nTABLE = Path(__file__).with_name('tables.txt')\n")
+    mutants.install(mutant(Patch(place="victim", find="'tables.txt'", replace="'table.txt'")))
+    package = importlib.import_module("victim")
+    assert package.TABLE.read_text() == "42"
+    assert importlib.resources.files("victim").joinpath("table.txt").read_text() == "42"
+    assert importlib.import_module("victim.sums").add(5, 3) == 8, "other modules of the package are files"
 
 
 def test_patches_of_one_module_apply_together(victim):

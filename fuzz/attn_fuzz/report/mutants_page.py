@@ -79,12 +79,12 @@ def row(mutant: Generated, log: Log, seeds: Sequence[int], ci: int, nightly: int
     if mutant.name in equivalent:
         return msgspec.structs.replace(found, state=EQUIVALENT, why=equivalent[mutant.name])
     targets = reach.targets_of(mutant.module, mutant.line, log.of_targets())
-    by_seed = [[log.trials.get(key) for key in order(mutant, seed, targets, nightly or ci, ci)] for seed in seeds]
+    by_seed = [[log.trials.get(key) for key in order(mutant, seed, targets, nightly or ci)] for seed in seeds]
     trials = [trial for trials in by_seed for trial in trials if trial is not None]
     if broken := next((trial for trial in trials if trial.broken), None):
         return msgspec.structs.replace(found, state=BROKEN, why=broken.message)
     first = next((trial for trial in trials if trial.by), None)
-    num_first = len(order(mutant, 0, targets, ci, ci))
+    num_first = len(order(mutant, 0, targets, ci))
     counts = [_found_after(trials) for trials in by_seed]
     if UNFINISHED in (_found_after(trials[:num_first]) for trials in by_seed):
         return msgspec.structs.replace(found, state=UNFINISHED)
@@ -116,7 +116,7 @@ def _number(found: int | str) -> int | None:
 
 def _of_tests(mutant: Generated, log: Log) -> bool | None:
     files = reach.targets_of(mutant.module, mutant.line, log.of_tests())
-    trials = [log.trials.get(key) for key in order(mutant, TESTS, files, 1, 1)]
+    trials = [log.trials.get(key) for key in order(mutant, TESTS, files, 1)]
     if any(trial is not None and trial.by for trial in trials):
         return True
     return None if None in trials or not log.of_tests() else False
@@ -169,7 +169,9 @@ def rate(rows: Iterable[Row], judge: str) -> str:
 
 def summary(rows: Sequence[Row]) -> str:
     """All in one line."""
+    reached = [row for row in rows if row.state != NOT_RUN_BY_ANY]
     parts = [f"{judge} {found}" for judge in JUDGES if (found := rate(rows, judge))]
+    parts += [f"of those that a target runs {judge} {found}" for judge in ("ci", "nightly") if (found := rate(reached, judge))]
     examples = [count for row in rows for count in row.ci if count is not None]
     if examples:
         parts.append(f"examples until found: median {median(examples):g}, most {max(examples)}")
@@ -177,22 +179,23 @@ def summary(rows: Sequence[Row]) -> str:
     parts += [f"{count} {state}" for state, count in left_out.items() if count]
     if always := sum(row.always for row in rows):
         parts.append(f"{always} of the found ones raise in every case")
-    return "; ".join(["found: " + ", ".join(parts[:1]), *parts[1:]]) if parts else "nothing was run"
+    return "found: " + "; ".join(parts) if parts else "nothing was run"
 
 
 PREFACE = """\
 # Generated mutants
 
 Operators (`attn_fuzz.zoo.operators`) make a small change at every place of the optimized side where they apply. A sample of
-these mutants, which nobody chose, is run: {sample} mutants of seed {sample_seed}, in which all modules and operators have
-their share. [mutants.md](../reference/mutants.md) says how.
+these mutants, which nobody chose, is run: {sample} mutants of seed {sample_seed}, in which all modules and operators have their
+share. [mutants.md](../reference/mutants.md) says how.
 
-`attn-parity mutate` ran them on {device}, with Hypothesis {hypothesis} and the seeds {seeds}. Each target that runs the
-changed statement drew at most {ci} cases at `ci`{nightly}. `attn-parity mutate --check` fails if this page is not made of
-mutants.json and of today's sources.
+`attn-parity mutate` ran them on {device}, with Hypothesis {hypothesis} and seed {seeds}. Each target that runs the changed
+statement drew at most {ci} cases at `ci`{nightly}. `attn-parity mutate --check` fails if this page is not made of mutants.json,
+or if an operator does not make one of its mutants any more.
 
-A rate counts the mutants that are found. A mutant that does not import or compile, and an equivalent mutant, is in no rate. A
-mutant that no target runs is in the rates, and survives.
+A rate counts the mutants that are found. A mutant is in no rate if it does not import or compile, if it is equivalent, or if
+the run ended before the mutant had met all of its targets. Mutants without an end are mostly survivors: a mutant that is found
+ends at once. A mutant that no target runs is in the rates, and survives.
 """
 
 
@@ -212,11 +215,12 @@ def text(results: Results) -> str:
 
 
 def _table(name: str, rows: Sequence[Row], key: Callable[[Row], str]) -> list[str]:
-    lines = [f"| {name} | mutants | {' | '.join(JUDGES)} |", f"| --- | --: |{' --: |' * len(JUDGES)}"]
-    for group in sorted(set(map(key, rows))):
-        members = [row for row in rows if key(row) == group]
-        lines.append(f"| {group} | {len(members)} | {' | '.join(rate(members, judge) for judge in JUDGES)} |")
-    return [*lines, f"| all | {len(rows)} | {' | '.join(rate(rows, judge) for judge in JUDGES)} |"]
+    judges = [judge for judge in JUDGES if rate(rows, judge)]
+    groups = {group: [row for row in rows if key(row) == group] for group in sorted(set(map(key, rows)))}
+    lines = [f"| {' | '.join([name, 'mutants', *judges])} |", f"| --- | --: |{' --: |' * len(judges)}"]
+    for group, members in {**groups, "all": rows}.items():
+        lines.append(f"| {' | '.join([group, str(len(members)), *(rate(members, judge) for judge in judges)])} |")
+    return lines
 
 
 def _survivors(state: str, rows: Sequence[Row]) -> list[str]:

@@ -133,24 +133,23 @@ class Trial(msgspec.Struct, frozen=True, omit_defaults=True, tag="trial"):
         return self.by is not None or self.broken
 
 
-def order(mutant: Generated, seed: int, targets: Sequence[str], examples: int, first: int) -> list[Key]:
-    """A mutant's shards in the order in which they run: each target's first ones, and then one shard of each target in turn.
+def order(mutant: Generated, seed: int, targets: Sequence[str], examples: int) -> list[Key]:
+    """A mutant's shards in the order in which they run: the first shard of each target, the second of each, and so on.
+
+    A profile with more examples begins with the shards of one with less.
 
     Args:
         targets: those that run the mutant.
         examples: for each target.
-        first: of these examples, those that a target runs before it is the next target's turn.
     """
-    beginnings, count = _num_shards(first), _num_shards(examples)
-    keys = [Key(mutant.name, seed, target, i) for target in targets for i in range(min(beginnings, count))]
-    return keys + [Key(mutant.name, seed, target, i) for i in range(beginnings, count) for target in targets]
+    count = max(1, round(examples / runner.SHARD_EXAMPLES))
+    return [Key(mutant.name, seed, target, i) for i in range(count) for target in targets]
 
 
 def run(
     mutants: Sequence[Generated],
     seeds: Sequence[int],
     plan: FuzzPlan,
-    first: int,
     log: Log,
     workers: int,
     report: Callable[[Log], None] = lambda log: None,
@@ -160,7 +159,6 @@ def run(
     Args:
         mutants, seeds: every mutant meets every seed.
         plan: its examples are for each mutant, seed and target; its target, seed and mutant are replaced.
-        first: see `order`.
         log: holds the reach of every target that is to be used; results are added as they come.
         workers: processes at once.
         report: called after each shard.
@@ -170,7 +168,7 @@ def run(
     for mutant in mutants:
         targets = reach.targets_of(mutant.module, mutant.line, reaches)
         for seed in seeds:
-            queues[mutant.name, seed] = order(mutant, seed, targets, plan.examples, first)
+            queues[mutant.name, seed] = order(mutant, seed, targets, plan.examples)
     by_name = {mutant.name: mutant for mutant in mutants}
     outcome = Outcome([])
     while keys := [key for turn in _turns(queues, log) for key in turn]:
@@ -206,10 +204,6 @@ def _turns(queues: dict[tuple[str, int], list[Key]], log: Log) -> Iterator[list[
 def _plan(plan: FuzzPlan, key: Key, mutant: Generated) -> FuzzPlan:
     whole = msgspec.structs.replace(plan, target=key.target, seed=key.seed, mutant=mutant.mutant, shrinks=False)
     return runner.shards(whole)[key.shard]
-
-
-def _num_shards(examples: int) -> int:
-    return max(1, round(examples / runner.SHARD_EXAMPLES))
 
 
 def _digest(package: str) -> str:

@@ -193,16 +193,25 @@ class _PatchedFinder(importlib.abc.MetaPathFinder):
         spec = importlib.machinery.PathFinder.find_spec(fullname, path)
         assert spec is not None
         filename = f"<{self.name}>/{fullname}.py"
-        loader = _PatchedLoader(filename, self.sources[fullname])
+        assert spec.origin is not None
+        loader = _PatchedLoader(fullname, spec.origin, filename, self.sources[fullname])
         patched = importlib.machinery.ModuleSpec(fullname, loader, origin=filename)
         patched.submodule_search_locations = spec.submodule_search_locations  # the other modules of a package are files
         return patched
 
 
-class _PatchedLoader(importlib.abc.InspectLoader):
-    """Triton reads a kernel's source through `inspect`, so the patched text must be where linecache looks."""
+class _PatchedLoader(importlib.machinery.SourceFileLoader):
+    """Executes a patched source in place of that of the module's file. The module still finds the files beside its own.
 
-    def __init__(self, filename: str, source: str) -> None:
+    Args:
+        fullname: the module's name.
+        path: its file.
+        filename: names the patched source, in tracebacks and in linecache, where Triton looks for the source of a kernel.
+        source: the patched source.
+    """
+
+    def __init__(self, fullname: str, path: str, filename: str, source: str) -> None:
+        super().__init__(fullname, path)
         self.filename = filename
         self.source = source
 
@@ -210,6 +219,6 @@ class _PatchedLoader(importlib.abc.InspectLoader):
         return self.source
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__file__ = self.filename
+        module.__file__ = self.path
         linecache.cache[self.filename] = (len(self.source), None, self.source.splitlines(keepends=True), self.filename)
         exec(compile(self.source, self.filename, "exec"), module.__dict__)
