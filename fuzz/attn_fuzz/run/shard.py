@@ -21,6 +21,7 @@ from attn_fuzz.run import shrink
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.strategies import families
 from attn_fuzz.strategies.independent import INDEPENDENT
+from attn_fuzz.strategies.tally import Tally
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict import ratios
@@ -151,7 +152,7 @@ def fuzz(plan: FuzzPlan, executor: Executor, report: Callable[[Progress], None] 
         for case in plan.past:
             shard.replay(case)
         if plan.examples:
-            _hypothesis_test(plan, target, shard.draw)()
+            _hypothesis_test(plan, target, shard.draw, shard.tally)()
     except (_CaseFails, hypothesis.errors.Flaky, _OutOfTime, ExceptionGroup):
         if shard.unexpected is not None:
             raise shard.unexpected from None
@@ -170,7 +171,7 @@ def fuzz(plan: FuzzPlan, executor: Executor, report: Callable[[Progress], None] 
 def drawn(plan: FuzzPlan) -> list[Case]:
     """The cases that a plan draws if no case fails. No case is run."""
     found: list[Case] = []
-    _hypothesis_test(plan, registry.load(plan.target), found.append)()
+    _hypothesis_test(plan, registry.load(plan.target), found.append, Tally())()
     return found
 
 
@@ -202,6 +203,7 @@ class _Shard:
         self.report = report
         self.started = time.monotonic()
         self.progress = Progress()
+        self.tally = Tally()
         self.shrink_until = float("inf")
         self.unexpected: Exception | None = None
         self.has_run = False
@@ -323,12 +325,18 @@ def _size(case: Case, tried: int) -> Size:
     )
 
 
-def _hypothesis_test(plan: FuzzPlan, target: Target, draw: Callable[[Case], None]) -> Callable[[], None]:
+def _hypothesis_test(
+    plan: FuzzPlan, target: Target, draw: Callable[[Case], None], tally: Tally
+) -> Callable[[], None]:
+    """A function that draws the plan's cases and hands each one to `draw`, until `draw` raises.
+
+    From then on the tally stays as it is: while Hypothesis shrinks, the same choices must give the same case.
+    """
     support = target.support(plan.device)
     # Hypothesis would shrink the draws of the whole family: a failing case of a family is shrunk by `shrink` alone
     shrinks = plan.shrinks and support.steps_per_layer == 1
 
-    num_drawn = 0
+    num_drawn, has_raised = 0, False
 
     @hypothesis.seed(plan.seed)
     @hypothesis.settings(
@@ -338,14 +346,20 @@ def _hypothesis_test(plan: FuzzPlan, target: Target, draw: Callable[[Case], None
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
         verbosity=hypothesis.Verbosity.quiet,
     )
-    @hypothesis.given(families(plan.target, support, target.refuses))
+    @hypothesis.given(families(plan.target, support, target.refuses, tally))
     def agree(family: tuple[Case, ...]) -> None:
-        nonlocal num_drawn
+        nonlocal num_drawn, has_raised
         for case in family:
             if num_drawn == plan.examples and not shrinks:
                 raise _Enough
-            draw(case)
+            try:
+                draw(case)
+            except BaseException:
+                has_raised = True
+                raise
             num_drawn += 1
+            if not has_raised:
+                tally.add(case)
 
     def run() -> None:
         with contextlib.suppress(_Enough), warnings.catch_warnings():

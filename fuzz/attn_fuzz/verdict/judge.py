@@ -245,5 +245,5 @@ def judge_finite(step: Step) -> Judgement:
 
 def has_exact_sums(case: Case) -> bool:
     """Whether every weight of a case is 1 over their number, and every sum of values exact."""
-    equal_weights = case.sinks in (None, "off", "zero") and not case.alibi_slopes and case.qq_bias != "random"
+    equal_weights = case.sinks in (None, "off", "zero") and not case.alibi_slopes and case.qq_bias in (None, "tree")
     return case.values.kind == "exact" and equal_weights and not (case.cache is not None and case.cache.scales_tokens)
