@@ -138,6 +138,7 @@ def command(
     run = Run(
         target=target.name,
         device=device_name(device),
+        support=target.support(device),
         versions=_versions(),
         command=_again(plan),
         seed=plan.seed,
@@ -289,4 +290,7 @@ def _tell(run: Run) -> None:
     if run.restarted:
         died = f"{run.restarted} worker process{'es' * (run.restarted > 1)} died"
         results.print(f"{died}; what it was to run was run again")
+    if run.examples:
+        for line in run.drawn.lines:
+            notes.print(line, soft_wrap=True)
     results.print(run.sentence, soft_wrap=True)

@@ -13,6 +13,7 @@ from attn_fuzz.report import page, svg
 from attn_fuzz.report.run import Found, Run
 from attn_fuzz.run.shard import Failure, Progress, Size
 from attn_fuzz.run.trial import try_case
+from attn_fuzz.targets.target import EVERYTHING
 from attn_fuzz.verdict import ratios
 from attn_fuzz.verdict.verdict import Verdict
 from planted import FLASH, NAN
@@ -62,6 +63,7 @@ def run_of(step_case):
         fields = {
             "target": "a-target",
             "device": "CPU",
+            "support": EVERYTHING,
             "versions": {"torch": "2.13.0"},
             "command": ["attn-parity", "fuzz", "--target", "a-target", "--seed", "9"],
             "seed": 9,

@@ -129,9 +129,10 @@ def fixed_scales(case: Case, cache: Cache, generator: torch.Generator) -> dict[s
 
 
 def output_scale(case: Case, generator: torch.Generator) -> torch.Tensor:
-    """[1] float32: a positive number that is no power of two, so that dividing by it rounds."""
+    """[1] or [] float32: a positive number that is no power of two, so that dividing by it rounds."""
     exponent = torch.randint(-6, 3, (1,), generator=generator)
-    return torch.exp2(exponent.float()) * (1 + torch.rand(1, generator=generator))
+    scale = torch.exp2(exponent.float()) * (1 + torch.rand(1, generator=generator))
+    return scale.reshape(()) if case.values.seed % 2 else scale
 
 
 def rope_positions(case: Case, rope: Rope, generator: torch.Generator) -> list[int]:

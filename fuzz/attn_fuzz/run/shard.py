@@ -105,6 +105,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         known: by known finding, how many examples failed because of the finding.
         together: how many examples have a feature or a pair of features (`attn_fuzz.cases.features.count`).
         ratios: elements of outputs by error / bound (`attn_fuzz.verdict.ratios.counts`).
+        rejected, remedies: by reason, cases that were drawn and thrown away, and at the end what says so directly
+            (`attn_fuzz.strategies.tally`).
         shrinking: cases that were tried in order to shrink the failure.
         failure: the smallest failing case so far.
         broken: why the shard's mutant does not run.
@@ -120,6 +122,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     known: dict[str, int] = {}
     together: list[int] = []
     ratios: dict[str, list[int]] = {}
+    rejected: dict[str, int] = {}
+    remedies: dict[str, list[str]] = {}
     shrinking: int = 0
     failure: Failure | None = None
     broken: str | None = None
@@ -158,6 +162,8 @@ def fuzz(plan: FuzzPlan, executor: Executor, report: Callable[[Progress], None] 
             raise shard.unexpected from None
         if shard.progress.failure is None and not shard.is_late():
             raise
+    if shard.tally.rejected:
+        shard.tell(remedies=shard.tally.remedies())
     failure = shard.progress.failure
     if plan.mutant is not None and failure is None and shard.progress.examples and not shard.has_run:
         raise MutantError(f"{plan.mutant.name}: it ran none of the cases that have queries and keys")
@@ -288,6 +294,7 @@ class _Shard:
                 spent={**self.progress.spent, **spent},
                 events={**self.progress.events, **events},
                 together=features.count(case, self.progress.together),
+                rejected=dict(self.tally.rejected),
                 ratios=self.progress.ratios if known else ratios.added(self.progress.ratios, verdict.ratios),
             )
         else:
@@ -325,9 +332,7 @@ def _size(case: Case, tried: int) -> Size:
     )
 
 
-def _hypothesis_test(
-    plan: FuzzPlan, target: Target, draw: Callable[[Case], None], tally: Tally
-) -> Callable[[], None]:
+def _hypothesis_test(plan: FuzzPlan, target: Target, draw: Callable[[Case], None], tally: Tally) -> Callable[[], None]:
     """A function that draws the plan's cases and hands each one to `draw`, until `draw` raises.
 
     From then on the tally stays as it is: while Hypothesis shrinks, the same choices must give the same case.

@@ -4,7 +4,7 @@ import random
 from typing import Any
 
 import msgspec
-from attn_contract import AttentionType, Layout, PhysicalOrder
+from attn_contract import AttentionType, Layout
 from attn_fuzz.cases.case import Cache, Case, Request
 from attn_fuzz.cases.contradictions import neighbours, writers
 from attn_fuzz.strategies.choices import pick

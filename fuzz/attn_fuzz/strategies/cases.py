@@ -39,14 +39,14 @@ def families(
 
 
 @st.composite
-def _families(
-    draw: st.DrawFn, target: str, support: Support, refuses: bool, tally: Tally, num_steps: int
-) -> tuple[Case, ...]:
+def _families(draw: st.DrawFn, target: str, support: Support, refuses: bool, tally: Tally, num_steps: int) -> tuple[Case, ...]:
     can_refuse = refuses and support.widened() != support
     refused = can_refuse and pick(draw, (False, False, False, True))
     within = pick(draw, support.widenings()) if refused else support
     candidates = [layer(draw, within) for _ in range(CANDIDATES)]
-    drawn = [draw(steps(target, within, _rarest(candidates, target, support, refused, tally))) for _ in range(max(num_steps, STEPS))]
+    drawn = [
+        draw(steps(target, within, _rarest(candidates, target, support, refused, tally))) for _ in range(max(num_steps, STEPS))
+    ]
     fitting = [case for case in drawn if tally.takes(case, support, refused)]
     if not fitting:
         reject()
@@ -77,7 +77,7 @@ def steps(draw: st.DrawFn, target: str, support: Support, drawn: DrawnLayer) -> 
     case = Case(
         target=target,
         **drawn.case,
-        per_request_causal=len({request.causal for request in requests}) > 1,
+        per_request_causal=_is_per_request(draw, support, attn_type, requests),
         requests=requests,
         unowned_rows=pick(draw, engine.unowned_rows),
         rows_past=pick(draw, engine.rows_past),
@@ -93,6 +93,14 @@ def steps(draw: st.DrawFn, target: str, support: Support, drawn: DrawnLayer) -> 
     if "window" in rules and drawn.window_kind == "by causality":
         case = replace(case, window=window_by_causality(case.window[0], case))
     return _with_cache(draw, support, case, drawn) if drawn.cache else case
+
+
+def _is_per_request(draw: st.DrawFn, support: Support, attn_type: AttentionType, requests: tuple[Request, ...]) -> bool:
+    """Whether the step has a causal flag for each request: where they differ, and now and then where they agree."""
+    if len({request.causal for request in requests}) > 1:
+        return True
+    possible = attn_type is AttentionType.DECODER and {"non_causal", "per_request_causal"} <= set(support.rules)
+    return possible and pick(draw, (False,) * 7 + (True,))
 
 
 def values(draw: st.DrawFn, rules: set[str]) -> Values:

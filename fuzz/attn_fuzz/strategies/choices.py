@@ -1,7 +1,7 @@
 """Choices among values, which are most of what is drawn."""
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import TypeVar
 
 from hypothesis import strategies as st
@@ -14,6 +14,6 @@ def pick(draw: st.DrawFn, values: Sequence[T]) -> T:
     return values[0] if len(values) == 1 else values[draw(_index(len(values)))]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _index(count: int) -> st.SearchStrategy[int]:
     return st.integers(0, count - 1)

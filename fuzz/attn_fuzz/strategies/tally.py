@@ -14,6 +14,8 @@ SMALL_PAGE = 64
 """Elements of a block of K at most, for block ids beyond 16 bits."""
 SURE = 0.8
 """A restriction is a remedy if this share of the cases that were thrown away break it, and no case that was kept."""
+SUPPORTED = "supported, where a case was to be refused"
+"""The reason why a case is thrown away that was drawn beyond the support, and is not beyond it."""
 SAMPLE = 200
 """How many cases are remembered in order to find remedies."""
 
@@ -63,7 +65,7 @@ class Tally:
         return reason is None
 
     def remedies(self) -> dict[str, list[str]]:
-        """By reason why cases were thrown away: restrictions of Support that say so directly, and no case that was kept broke."""
+        """By reason: the restrictions that most of the cases thrown away break, and none of those that were kept."""
         kept_to = {name: keeps for name, keeps in RESTRICTIONS.items() if all(map(keeps, self._kept))}
         return {
             reason: [name for name, keeps in kept_to.items() if sum(not keeps(case) for case in cases) >= SURE * len(cases)]
@@ -78,7 +80,7 @@ def _why_not(case: Case, support: Support, refused: bool) -> str | None:
     if (beyond is not None) == refused:
         return None
     if beyond is None:
-        return "drawn to be refused, but supported"
+        return SUPPORTED
     return f"excluded: {beyond}" if support.exclude(case) == beyond else beyond
 
 

@@ -83,8 +83,8 @@ class Support:
         causal: whether a DECODER may be causal.
         cache_dtypes, scales: of quantized caches; rows with inline scales are of layout CONTENT_PACKED_SCALED instead.
         output_dtypes: of `out` where there is an output_scale.
-        engine: what the engine that calls the target sends, such as windows of one kind, no K and V planes or no request without
-            a query (`attn_fuzz.targets.engine`). `VLLM` is what vLLM sends.
+        engine: what the engine that calls the target sends, such as windows of one kind, no K and V planes or no request
+            without a query (`attn_fuzz.targets.engine`). `VLLM` is what vLLM sends.
         exclude: returns why the target does not support a case, or None. It is for limits that no field can express, such as
             two rules that are not supported together. What it excludes is drawn and thrown away.
         unused_slots: the numbers in slots that no query sees. "NaN" finds a kernel that reads them. "mostly finite" is for a
@@ -170,14 +170,12 @@ class Support:
         layouts = self.layouts or EVERYTHING.layouts
         return dataclasses.replace(EVERYTHING, layouts=layouts, **{name: getattr(self, name) for name in _DRAWN})
 
-
     def widenings(self) -> tuple["Support", ...]:
         """Supports to draw refusals from: everything, half of the time; and else one attention type, rule or format more."""
         types = [{"attn_types": (one,)} for one in EVERYTHING.attn_types if one not in self.attn_types]
         rules = [{"rules": (*self.rules, one)} for one in EVERYTHING.rules if one not in self.rules]
-        formats = [
-            {"cache_dtypes": (one,), "scales": EVERYTHING.scales} for one in EVERYTHING.cache_dtypes if one not in self.cache_dtypes
-        ]
+        cache_dtypes = set(EVERYTHING.cache_dtypes) - set(self.cache_dtypes)
+        formats = [{"cache_dtypes": (one,), "scales": EVERYTHING.scales} for one in sorted(cache_dtypes)]
         formats += [{"output_dtypes": (one,)} for one in EVERYTHING.output_dtypes if one not in self.output_dtypes]
         layouts = self.layouts or EVERYTHING.layouts
         one_more = [
@@ -195,6 +193,7 @@ EVERYTHING = Support(
     cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz", "int8"),
     scales=("tensor", "head", "token"),
     output_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
+    head_sizes=(32, 16, 64, 80, 96, 128, 20, 256),
 )
 """A Support of everything that a case can have."""
 
