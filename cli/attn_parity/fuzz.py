@@ -209,7 +209,10 @@ def _past(
         cases |= {f"database case {name}": case for name, case in stored.items()}
         for reason in skipped:
             notes.print(f"skipped: {reason}", soft_wrap=True)
-    return files.admitted(cases, target, support)
+    admitted = files.admitted(cases, target, support)
+    if admitted.sentence:
+        notes.print(admitted.sentence, soft_wrap=True)
+    return admitted.cases
 
 
 def _run(plan: FuzzPlan, past: dict[Case, str], workers: int, prefix: Path) -> tuple[Outcome, list[Path]]:

@@ -354,16 +354,17 @@ def _hypothesis_test(plan: FuzzPlan, target: Target, draw: Callable[[Case], None
     @hypothesis.given(families(plan.target, support, target.refuses, tally))
     def agree(family: tuple[Case, ...]) -> None:
         nonlocal num_drawn, has_raised
-        for case in family:
-            if num_drawn == plan.examples and not shrinks:
-                raise _Enough
-            try:
+        try:
+            for case in family:
+                if num_drawn == plan.examples and not shrinks:
+                    raise _Enough
                 draw(case)
-            except BaseException:
-                has_raised = True
-                raise
-            num_drawn += 1
-            if not has_raised:
+                num_drawn += 1
+        except BaseException:
+            has_raised = True
+            raise
+        if not has_raised:
+            for case in family:
                 tally.add(case)
 
     def run() -> None:
