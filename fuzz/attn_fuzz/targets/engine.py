@@ -196,7 +196,7 @@ VLLM: Final = Engine(
 """What vLLM sends to a backend. Rows of padding, slots of -1, shared prefixes and requests without a query are part of it."""
 
 
-def _restriction(field: str, value: object) -> Callable[[Case], bool]:
+def _restriction(field: str, value: Any) -> Callable[[Case], bool]:
     engine = Engine(**{field: value})
     return lambda case: engine.limit(case) is None
 
