@@ -25,7 +25,7 @@ from attn_parity.options import (
     workers_option,
     write_json,
 )
-from attn_parity.region_page import region_counts, region_page
+from attn_parity.region_page import never_drawn, region_counts, region_page
 
 SCHEMA = "attn-parity.matrix/1"
 PAGE = PAGES / "coverage.md"
@@ -85,7 +85,7 @@ def command(check: bool, only: str | None, page: Path, workers: int | None, json
         results.print(f"{len(NAMES)} features, {defined} defined pairs")
     if "regions" in pages:
         drawn_regions = region_counts(_plan("ci", "cpu"))
-        wrong += [f"never drawn: {field}, {name}" for (field, name), count in drawn_regions.items() if not count]
+        wrong += [f"never drawn: {field}, {name}" for field, name in never_drawn(drawn_regions)]
         wrong += _settle(pages["regions"], region_page(drawn_regions), check)
     if "backends" in pages:
         from attn_parity.backend_page import backend_page  # imports Triton

@@ -14,6 +14,11 @@ def region_counts(plan: FuzzPlan) -> dict[tuple[str, str], int]:
     return regions.counts((case, tensors.build(case)) for case in cases)
 
 
+def never_drawn(counts: Mapping[tuple[str, str], int]) -> list[tuple[str, str]]:
+    """The regions that no case lies in, though they have no reason not to be drawn."""
+    return [region for region, count in counts.items() if not count]
+
+
 def region_page(counts: Mapping[tuple[str, str], int]) -> str:
     """The page, of the counts of `region_counts`."""
     legal = [region for found in regions.REGIONS.values() for region in found if region.legal]

@@ -22,8 +22,8 @@ STEPS = 2
 
 
 def cases(target: str, support: Support, refuses: bool = True, tally: Tally | None = None) -> st.SearchStrategy[Case]:
-    """Any step that a target supports. If the target promises refusals, a step that it must refuse is sometimes drawn."""
-    return _families(target, support, refuses, Tally() if tally is None else tally, 1).map(lambda family: family[0])
+    """Any step that a target supports. The arguments are those of `families`."""
+    return _families(target, support, refuses, tally, 1).map(lambda family: family[0])
 
 
 def families(
@@ -32,21 +32,25 @@ def families(
     """At most `support.steps_per_layer` cases that share a layer. A kernel compiled for the first case serves all of them.
 
     Args:
-        target, support, refuses: of the target.
-        tally: what the run has drawn so far. What it lacks is drawn next. Cases that are thrown away are counted there.
+        target, support: of the target.
+        refuses: whether the target promises refusals. A case that it must refuse is sometimes drawn then.
+        tally: what the run has drawn so far. What it lacks is drawn next, and cases that are thrown away are counted there.
+            None: each draw is independent of the others.
     """
-    return _families(target, support, refuses, Tally() if tally is None else tally, support.steps_per_layer)
+    return _families(target, support, refuses, tally, support.steps_per_layer)
 
 
 @st.composite
-def _families(draw: st.DrawFn, target: str, support: Support, refuses: bool, tally: Tally, num_steps: int) -> tuple[Case, ...]:
+def _families(
+    draw: st.DrawFn, target: str, support: Support, refuses: bool, tally: Tally | None, num_steps: int
+) -> tuple[Case, ...]:
     can_refuse = refuses and support.widened() != support
     refused = can_refuse and pick(draw, (False, False, False, True))
     within = pick(draw, support.widenings()) if refused else support
-    candidates = [layer(draw, within) for _ in range(CANDIDATES)]
-    drawn = [
-        draw(steps(target, within, _rarest(candidates, target, support, refused, tally))) for _ in range(max(num_steps, STEPS))
-    ]
+    num_layers, least_steps = (1, 1) if tally is None else (CANDIDATES, STEPS)
+    tally = Tally() if tally is None else tally
+    chosen = _rarest([layer(draw, within) for _ in range(num_layers)], target, support, refused, tally)
+    drawn = [draw(steps(target, within, chosen)) for _ in range(max(num_steps, least_steps))]
     fitting = [case for case in drawn if tally.takes(case, support, refused)]
     if not fitting:
         reject()

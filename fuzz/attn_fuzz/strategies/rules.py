@@ -25,7 +25,8 @@ def window(draw: st.DrawFn, support: Support, kind: WindowKind) -> tuple[int, in
     if kind == "left":
         return pick(draw, lengths), -1
     if kind != "any":
-        return (pick(draw, lengths),) * 2
+        both = pick(draw, lengths)
+        return both, both
     return pick(draw, sides), pick(draw, (-1, 0) if pick(draw, (False, True)) else sides)
 
 
