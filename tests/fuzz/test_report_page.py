@@ -164,7 +164,8 @@ def test_pairs_are_counted_and_named(run_of, step_case):
     assert "decoder, causal + float32: 1 examples" in source
     assert "decoder, causal + sinks: not drawn in this run" in source
     assert "float32 + float16: none: a case has one or the other" in source
-    assert re.search(r"Pairs: \d+ of 1\d\d\d that a case can have", source)
+    assert re.search(r"Pairs: \d+ of \d{4} that a case can have", source)
+    assert "not drawn: " in source
     assert len(features(step_case)) == source.count('class="drawn"')
 
 
