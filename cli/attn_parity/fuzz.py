@@ -134,6 +134,7 @@ def command(
     run = Run(
         target=target.name,
         device=device_name(device),
+        support=target.support(device),
         versions=_versions(),
         command=_again(plan),
         seed=plan.seed,
@@ -204,7 +205,10 @@ def _past(
         cases |= {f"database case {name}": case for name, case in stored.items()}
         for reason in skipped:
             notes.print(f"skipped: {reason}", soft_wrap=True)
-    return files.admitted(cases, target, support)
+    admitted = files.admitted(cases, target, support)
+    if admitted.sentence:
+        notes.print(admitted.sentence, soft_wrap=True)
+    return admitted.cases
 
 
 def _run(
@@ -259,4 +263,7 @@ def _tell(run: Run) -> None:
     if run.restarted:
         died = f"{run.restarted} worker process{'es' * (run.restarted > 1)} died"
         results.print(f"{died}; what it was to run was run again")
+    if run.examples:
+        for line in run.drawn.lines:
+            notes.print(line, soft_wrap=True)
     results.print(run.sentence, soft_wrap=True)

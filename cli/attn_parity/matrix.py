@@ -25,6 +25,7 @@ from attn_parity.options import (
     workers_option,
     write_json,
 )
+from attn_parity.region_page import never_drawn, region_counts, region_page
 
 SCHEMA = "attn-parity.matrix/1"
 PAGE = PAGES / "coverage.md"
@@ -38,29 +39,34 @@ UNDEFINED = {pair: reason for pair in combinations(NAMES, 2) if (reason := undef
 @click.command("matrix")
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if a page is out of date.")
 @click.option(
-    "--only", type=click.Choice(["coverage", "backends"]), help="Make only one of the two pages; backends takes no time."
+    "--only",
+    type=click.Choice(["coverage", "regions", "backends"]),
+    help="Make only one of the three pages; backends takes no time, and regions little.",
 )
 @click.option(
     "--page",
     type=click.Path(dir_okay=False, path_type=Path),
     default=PAGE,
     show_default=True,
-    help="The page of coverage; backends.md lies beside it.",
+    help="The page of coverage; regions.md and backends.md lie beside it.",
 )
 @workers_option
 @json_option
 def command(check: bool, only: str | None, page: Path, workers: int | None, json_file: Path | None) -> int:
-    """Write the table of features, sides and drawn pairs, and that of the backends. Nothing is run; needs no GPU."""
+    """Write the tables of features, sides and drawn pairs, of the contract's regions, and of the backends.
+
+    Nothing is run; needs no GPU.
+    """
     check_writable(json_file)
-    if json_file and only == "backends":
-        raise click.UsageError("--json counts what is drawn: leave out --only backends")
+    if json_file and only not in (None, "coverage"):
+        raise click.UsageError(f"--json counts pairs that are drawn: leave out --only {only}")
     if not page.name:
         raise click.UsageError("--page: it names no file")
-    pages = {"coverage": page, "backends": page.with_name("backends.md")}
+    pages = {"coverage": page, "regions": page.with_name("regions.md"), "backends": page.with_name("backends.md")}
     if only is not None:
         pages = {only: pages[only]}
-    if "coverage" in pages and page.name == "backends.md":
-        raise click.UsageError(f"--page: {page} is the page of the backends, and not that of coverage")
+    if "coverage" in pages and page.name in ("backends.md", "regions.md"):
+        raise click.UsageError(f"--page: {page} is the page of the {page.stem}, and not that of coverage")
     for path in pages.values():
         if not check:
             check_writable(path, "--page")
@@ -77,6 +83,10 @@ def command(check: bool, only: str | None, page: Path, workers: int | None, json
         wrong += _settle(page, _page(ci, nightly), check)
         defined = sum(1 for _ in combinations(NAMES, 2)) - len(UNDEFINED)
         results.print(f"{len(NAMES)} features, {defined} defined pairs")
+    if "regions" in pages:
+        drawn_regions = region_counts(_plan("ci", "cpu"))
+        wrong += [f"never drawn: {field}, {name}" for field, name in never_drawn(drawn_regions)]
+        wrong += _settle(pages["regions"], region_page(drawn_regions), check)
     if "backends" in pages:
         from attn_parity.backend_page import backend_page  # imports Triton
 
@@ -108,8 +118,12 @@ def _check_version(page: Path) -> None:
         )
 
 
+def _plan(profile: str, device: str) -> FuzzPlan:
+    return FuzzPlan(target="triton", device=device, examples=PROFILES[profile], seed=SEED, folder=Path())
+
+
 def _draw(profile: str, device: str, workers: int) -> Coverage:
-    plan = FuzzPlan(target="triton", device=device, examples=PROFILES[profile], seed=SEED, folder=Path())
+    plan = _plan(profile, device)
     notes.print(f"drawing {plan.examples} cases of the {profile} profile")
     with progress_bar(plan.examples) as show_bar:
         return coverage.cover(runner.shards(plan), workers, SIDES, lambda examples: show_bar(examples, 0))

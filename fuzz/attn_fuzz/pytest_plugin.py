@@ -82,7 +82,7 @@ class _Battery(pytest.Collector):
         )
         for finding in target.findings:
             yield _StoredCase.from_parent(self, name=f"finding[{finding.name}]", plan=plan, finding=finding)
-        if past := tuple(files.admitted(files.shipped(), self.name, target.support(device))):
+        if past := tuple(files.admitted(files.shipped(), self.name, target.support(device)).cases):
             yield _Cases.from_parent(self, name="past", plan=msgspec.structs.replace(plan, examples=0, past=past))
         for i, shard in enumerate(runner.shards(plan)):
             yield _Cases.from_parent(self, name=f"cases[{i}]", plan=shard)

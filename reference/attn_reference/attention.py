@@ -34,7 +34,8 @@ A request with q_len 0 is padding.
 `ceil(seq_len / block_size)` are not followed. The K and V of a key that none of the request's queries sees do not matter
 either: an engine recycles the blocks that a sliding window has left (vLLM #30887). A weight of 0 would not make their NaN
 harmless, since 0 * NaN is NaN: keys that no query sees are selected away. The K and V of a key that some query of the request
-sees are finite.
+sees are finite, and so is q in the rows of requests: what a NaN or an infinity gives there is undefined. A cache write stores
+NaN and infinities bit by bit. A quantized cache saturates infinities, and its keys may then be seen.
 
 **Numbers.** The arithmetic is float32 or float64 throughout. Inputs are converted exactly, and each result is rounded once,
 when it is written (`attn_reference.rounding`). A quantized cache is read as `stored * scale` (`attn_reference.quantization`),

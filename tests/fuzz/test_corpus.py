@@ -27,7 +27,7 @@ def step(step_case):
 
 
 def test_the_shipped_corpus_agrees(tmp_path):
-    past = tuple(files.admitted(files.shipped(), "triton", registry.load("triton").support("cpu")))
+    past = tuple(files.admitted(files.shipped(), "triton", registry.load("triton").support("cpu")).cases)
     assert len(past) >= 70
     plan = FuzzPlan(target="triton", device="cpu", examples=0, seed=0, folder=tmp_path, past=past)
     with shard.start_executor(plan) as executor:
@@ -45,12 +45,16 @@ def test_a_case_is_run_on_any_target_that_supports_it_once_and_in_a_size_that_it
         "one": step,
         "the same of another target": replace(step, target="other"),
         "wide": replace(step, head_size=40),
-        "too wide": replace(step, head_size=256),
+        "too wide, and so as wide as allowed": replace(step, head_size=256),
         "beyond": replace(step, sinks="near"),
     }
     support = dataclasses.replace(EVERYTHING, head_sizes=(32, 64), rules=tuple(set(EVERYTHING.rules) - {"sinks"}))
     own = files.admitted(cases, "mine", support)
-    assert {name: (case.target, case.head_size) for case, name in own.items()} == {"one": ("mine", 32), "wide": ("mine", 64)}
+    sizes = {name: (case.target, case.head_size) for case, name in own.cases.items()}
+    assert sizes == {"one": ("mine", 32), "wide": ("mine", 64)}
+    assert own.lifted == 2
+    assert own.left_out == {"sinks": ["beyond"]}
+    assert own.sentence == "past cases: 2 run, 2 of them in sizes and forms of this target, 1 left out (1 sinks)"
 
 
 def test_past_cases_are_run_before_any_is_drawn_and_one_that_fails_is_a_failure_as_any_other(step, fuzz_here):

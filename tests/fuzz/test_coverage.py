@@ -151,6 +151,7 @@ def page(attn_parity, tmp_path, monkeypatch) -> Path:
     """A page of few cases, on which pairs are never drawn."""
     monkeypatch.setattr(matrix, "PROFILES", {"ci": 20, "nightly": 100})
     monkeypatch.setattr(coverage, "missing", lambda drawn: [])
+    monkeypatch.setattr(matrix, "never_drawn", lambda drawn: [])
     (tmp_path / "docs" / "generated").mkdir(parents=True)
     assert attn_parity("matrix").code == 0
     return tmp_path / "docs" / "generated" / "coverage.md"
@@ -199,11 +200,13 @@ def test_check_exits_0_on_the_page_as_written_and_1_where_one_number_differs(att
 def test_a_pair_that_is_never_drawn_or_called_undefined_is_named(attn_parity, page, monkeypatch):
     monkeypatch.setattr(coverage, "missing", lambda drawn: [("window", "sinks")])
     monkeypatch.setattr(coverage, "impossible", lambda drawn: [("encoder", "slot -1")])
+    monkeypatch.setattr(matrix, "never_drawn", lambda drawn: [("Layer.scale", "negative")])
     run = attn_parity("matrix", "--check")
     assert run.code == 1
     assert "never drawn together: window and sinks" in run.out
     assert "drawn together, though undefined: encoder and slot -1" in run.out
-    assert "2 wrong" in run.out
+    assert "never drawn: Layer.scale, negative" in run.out
+    assert "3 wrong" in run.out
 
 
 def test_a_page_of_another_hypothesis_is_refused_before_anything_is_drawn(attn_parity, page, monkeypatch):

@@ -14,6 +14,7 @@ from attn_fuzz.strategies import cases, families
 from attn_fuzz.strategies.cases import VALUES
 from attn_fuzz.strategies.independent import INDEPENDENT
 from attn_fuzz.strategies.rules import DRAWN_ELSEWHERE, NUMBERS
+from attn_fuzz.strategies.tally import Tally
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, Support
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -22,13 +23,15 @@ DRAWN = settings(INDEPENDENT, max_examples=600, phases=[Phase.generate], suppres
 
 
 def draw(support: Support) -> list[Case]:
-    found = []
+    """The cases that a run draws."""
+    found, tally = [], Tally()
 
     @seed(1)
     @DRAWN
-    @given(cases("anything", support))
+    @given(cases("anything", support, tally=tally))
     def collect(case):
         found.append(case)
+        tally.add(case)
 
     collect()
     return found

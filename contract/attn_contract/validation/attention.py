@@ -50,8 +50,9 @@ def check_paged_attention(
     """Check a call of attention that reads a KV cache (DECODER, ENCODER_DECODER).
 
     Args:
-        q: [T, H, D] float32, float16 or bfloat16.
-        kv_cache: shaped as the layer's layout says.
+        q: [T, H, D] float32, float16 or bfloat16, finite in the rows of requests.
+        kv_cache: shaped as the layer's layout says. K and V of a key that some query of the request sees are finite; all else
+            that the cache holds may be NaN or infinite.
         out: [T, H, D] or [T, H * D] of q's dtype, or of a float8 type with an output_scale; None: the caller allocates it.
         lse: [H, T] float32; None: the caller does not want it, or allocates it.
         values: whether to check lengths, blocks, slots, biases and scales, too.
@@ -98,8 +99,8 @@ def check_varlen_attention(
     """Check a call of attention over dense keys and values (ENCODER, ENCODER_ONLY).
 
     Args:
-        q: [T, H, D] float32, float16 or bfloat16.
-        k, v: [T_kv, HK, D] of q's dtype.
+        q: [T, H, D] float32, float16 or bfloat16, finite in the rows of requests.
+        k, v: [T_kv, HK, D] of q's dtype, finite in the rows of requests.
         out, lse: as in check_paged_attention.
         values: whether to check lengths, biases and scales, too.
 

@@ -71,12 +71,18 @@ def poisoned(case: Case, cache: Cache, device: torch.device | str) -> torch.Tens
 
 
 def poisoned_scales(case: Case, cache: Cache, device: torch.device | str) -> dict[str, torch.Tensor]:
-    """Buffers full of NaN, whose inner parts are k_scale_cache and v_scale_cache. Empty unless each token has a scale."""
+    """Buffers full of NaN, whose inner parts are k_scale_cache and v_scale_cache. Empty unless each token has a scale.
+
+    With unlike strides, the buffer of V's scales lies in memory as [HK, NB, BS].
+    """
     if cache.scales != "token":
         return {}
     shape = (cache.num_blocks + 2, cache.block_size, case.num_kv_heads + 1)
     unused = leftovers if case.finite_slots else poison
-    return {name: unused(shape, torch.float32, device) for name in ("k_scale_cache", "v_scale_cache")}
+    buffers = {name: unused(shape, torch.float32, device) for name in ("k_scale_cache", "v_scale_cache")}
+    if case.unlike_strides:
+        buffers["v_scale_cache"] = unused((shape[2], *shape[:2]), torch.float32, device).permute(1, 2, 0)
+    return buffers
 
 
 def inside(scales: torch.Tensor) -> torch.Tensor:

@@ -29,8 +29,8 @@ Float8 = Literal["fp8_e4m3fn", "fp8_e4m3fnuz"]
 Quantized = Literal["fp8_e4m3fn", "fp8_e4m3fnuz", "int8"]
 ScaleKind = Literal["tensor", "head", "token"]
 ValueKind = Literal["exact", "one_hot", "signature", "random", "extreme", "captured"]
-SinkKind = Literal["off", "zero", "near", "above", "below"]
-BiasKind = Literal["tree", "random"]
+SinkKind = Literal["off", "zero", "near", "above", "below", "some"]
+BiasKind = Literal["tree", "random", "hiding"]
 ProgramOrder = Literal["in order", "reversed", "shuffled"]
 CONTENTS, MODE = "contents", "mode"
 MAX_EARLIER = 3
@@ -157,7 +157,9 @@ class Case(
         window: (left, right), -1 unlimited.
         sink_tokens, chunked_local, ranges_clamped, logits_soft_cap: as in `attn_contract.Layer`.
         alibi_slopes: the layer has slopes, drawn from the seed.
-        qq_bias: "tree": drafts form a tree, and a token sees only its ancestors. "random": random numbers.
+        signed_slopes: slopes are negative, 0 and positive by turns, instead of positive.
+        qq_bias: "tree": drafts form a tree, and a token sees only its ancestors. "random": random numbers. "hiding": random
+            numbers, and -inf anywhere, so that a query may not even see its own key.
         narrow_sinks: sinks are of the layer's dtype instead of float32.
         per_request_causal: `causal` is passed as a tensor. If false, all requests have the same flag.
         unowned_rows: rows of q after the last request that still count in num_actual_tokens.
@@ -166,14 +168,20 @@ class Case(
         unwritten: query rows whose slot is -1, because an earlier step has written their K and V.
         writes: whether this step writes K and V. Cross-attention writes only in its first step.
         recycled: keys that no query sees hold NaN. An engine gives blocks outside every window to other requests.
+        ordinary_writes: the second layer writes ordinary numbers, instead of also NaN, infinities and the numbers where a
+            dtype's range ends.
+        saturated: some elements of k and v are infinite. A quantized cache holds its largest number instead.
         finite_slots: slots that hold no key, and slots whose key is `recycled`, hold a finite number instead of NaN, as earlier
             requests leave it.
         table_padding: extra columns of the block table. All unused entries of the table hold garbage.
         slack: added to max_query_len and max_seq_len, which are upper bounds.
         fused_qkv: q, k and v are slices of one tensor.
+        unlike_strides: v has larger strides than k unless both are slices of one tensor, and v_scale_cache has its dimensions
+            in another order in memory than k_scale_cache.
         rope: the step's write rotates q and k.
         output_dtype: dtype of a quantized out, which has an output_scale. None: the layer's dtype.
         flat_out: out is [T, H*D].
+        dense_out: out is contiguous, instead of lying in rows that are longer than its own.
         lse: the call asks for the LSE too.
         earlier: calls of the target that come before the case's own call, in their order. Each is the case's own call with one
             change, a name of CHANGES. The outputs of earlier calls are not judged.
@@ -194,6 +202,7 @@ class Case(
     ranges_clamped: bool = False
     logits_soft_cap: float | None = None
     alibi_slopes: bool = False
+    signed_slopes: bool = False
     qq_bias: BiasKind | None = None
     sinks: SinkKind | None = None
     narrow_sinks: bool = False
@@ -205,14 +214,18 @@ class Case(
     kv_rows_past: Count = 0
     unwritten: tuple[Count, ...] = ()
     writes: bool = True
+    ordinary_writes: bool = False
+    saturated: bool = False
     recycled: bool = False
     finite_slots: bool = False
     table_padding: Count = 0
     slack: Count = 0
     fused_qkv: bool = False
+    unlike_strides: bool = False
     rope: Rope | None = None
     output_dtype: Float8 | None = None
     flat_out: bool = False
+    dense_out: bool = False
     lse: bool = False
     earlier: Annotated[tuple[str, ...], Meta(max_length=MAX_EARLIER)] = ()
     program_order: ProgramOrder = "in order"

@@ -18,6 +18,9 @@ TILES = 32
 EXTREME_QUERY, EXTREME_LOGIT = 16, 100
 # one row or element in this many, of those that a neighbour writes, is special
 SPECIAL_ROWS, SPECIAL_ELEMENTS, TIES = 8, 64, 4
+# one element of k and v in this many is infinite where infinities saturate
+SATURATED_ELEMENTS = 256
+HIDDEN_BY_BIAS = 0.3
 SCALE_EXPONENTS = range(-4, 4)
 ROPE_BASE = 10000.0
 # finite, and large enough to be noticed if a kernel adds it: no two tokens of a request have this bias
@@ -74,13 +77,16 @@ def sinks(case: Case, generator: torch.Generator) -> torch.Tensor | None:
     """[H] float32: the logit of each head's sink, of the kind that the case names; None for a case without sinks."""
     near = torch.randn(case.num_heads, generator=generator)
     far = torch.where(torch.arange(case.num_heads) % 2 == 0, 20.0, 300.0)
-    kinds = {"off": torch.full_like(near, -torch.inf), "zero": near * 0, "near": near, "above": far, "below": -far}
+    off = torch.full_like(near, -torch.inf)
+    some = torch.where(torch.arange(case.num_heads) % 2 == 0, near, off)
+    kinds = {"off": off, "zero": near * 0, "near": near, "above": far, "below": -far, "some": some}
     return kinds[case.sinks] if case.sinks else None
 
 
 def alibi_slopes(case: Case, generator: torch.Generator) -> torch.Tensor:
-    """[H] slopes from 2^-8 to 1, as in models. No two are equal."""
-    return torch.exp2(-8 * torch.rand(case.num_heads, generator=generator))
+    """[H] slopes from 2^-8 to 1, as in models. No two are equal. Signed slopes are negative, 0 and positive by turns."""
+    slopes = torch.exp2(-8 * torch.rand(case.num_heads, generator=generator))
+    return slopes * (torch.arange(case.num_heads) % 3 - 1) if case.signed_slopes else slopes
 
 
 def qq_bias(case: Case, generator: torch.Generator) -> torch.Tensor:
@@ -91,6 +97,8 @@ def qq_bias(case: Case, generator: torch.Generator) -> torch.Tensor:
         bias[:queries, :queries] = torch.where(_ancestors(queries, generator), 0.0, -torch.inf)
     else:
         bias[:queries, :queries] = torch.randn(queries, queries, generator=generator) * 2
+    if case.qq_bias == "hiding":
+        bias[:queries, :queries][torch.rand(queries, queries, generator=generator) < HIDDEN_BY_BIAS] = -torch.inf
     return bias
 
 
@@ -121,9 +129,10 @@ def fixed_scales(case: Case, cache: Cache, generator: torch.Generator) -> dict[s
 
 
 def output_scale(case: Case, generator: torch.Generator) -> torch.Tensor:
-    """[1] float32: a positive number that is no power of two, so that dividing by it rounds."""
+    """[1] or [] float32: a positive number that is no power of two, so that dividing by it rounds."""
     exponent = torch.randint(-6, 3, (1,), generator=generator)
-    return torch.exp2(exponent.float()) * (1 + torch.rand(1, generator=generator))
+    scale = torch.exp2(exponent.float()) * (1 + torch.rand(1, generator=generator))
+    return scale.reshape(()) if case.values.seed % 2 else scale
 
 
 def rope_positions(case: Case, rope: Rope, generator: torch.Generator) -> list[int]:
@@ -152,6 +161,12 @@ def with_specials(rows: torch.Tensor, generator: torch.Generator) -> torch.Tenso
     in_row = torch.randint(0, SPECIAL_ROWS, rows.shape[:2], generator=generator) == 0
     in_element = torch.randint(0, SPECIAL_ELEMENTS, rows.shape, generator=generator) == 0
     return torch.where(in_element, chosen, torch.where(in_row[..., None], 0, rows))
+
+
+def with_infinities(rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Rows in which a few elements are infinite, of both signs."""
+    is_infinite = torch.randint(0, SATURATED_ELEMENTS, rows.shape, generator=generator) == 0
+    return torch.where(is_infinite, torch.where(rows < 0, -torch.inf, torch.inf).to(rows.dtype), rows)
 
 
 def with_ties(rows: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:

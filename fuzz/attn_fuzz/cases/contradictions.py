@@ -34,6 +34,8 @@ def check(case: Case) -> None:
     rows = case.query_start_loc[-1]
     if any(row >= rows for row in case.unwritten):
         raise CaseError(f"unwritten: a row past the last query row ({rows - 1})")
+    if case.saturated and (case.cache is None or case.cache.dtype is None or not case.writes or case.rope is not None):
+        raise CaseError("saturated: only a write to a quantized cache saturates, and a rotation makes NaN of infinities")
     if case.cache is None:
         _check_dense(case)
     else:
@@ -56,8 +58,8 @@ def _check_dense(case: Case) -> None:
             raise CaseError(f"requests[{r}].seq_len: without a cache it equals query_len ({request.query_len})")
         if request.blocks:
             raise CaseError(f"requests[{r}].blocks: without a cache there are none")
-    if not case.writes or case.unwritten or case.recycled or case.finite_slots:
-        raise CaseError("writes, unwritten, recycled, finite_slots: they speak of a cache and there is none")
+    if not case.writes or case.unwritten or case.recycled or case.finite_slots or case.ordinary_writes:
+        raise CaseError("writes, unwritten, recycled, finite_slots, ordinary_writes: they speak of a cache and there is none")
 
 
 def _check_allocation(case: Case, cache: Cache) -> None:

@@ -6,19 +6,27 @@ from typing import NamedTuple
 
 from attn_contract import AttentionType, Batch, Layer, Layout, PhysicalOrder
 from attn_contract.rules import held_rules
-from attn_fuzz.cases.case import Cache, Case, Request, Rope, written_slots
+from attn_fuzz.cases.case import Cache, Case, Request, Rope
 
 MULTI_TOKEN_DECODE = 8
 """The most query tokens of a request that is decoding, drafts included. A request with more is in its prompt."""
 
 
 class Feature(NamedTuple):
-    """Something that a case may have. Features with the same `choice` exclude each other."""
+    """Something that a case may have.
+
+    Attributes:
+        name, group: its name, and the group that it is listed in.
+        has: whether a case has it. For a kind of a rule: whether a case that has the rule has it in this way.
+        choice: features with the same choice exclude each other.
+        rule: the rule of which it is a kind, if it is one.
+    """
 
     name: str
     group: str
     has: Callable[[Case], bool]
     choice: str | None = None
+    rule: str | None = None
 
 
 def _of_cache(has: Callable[[Cache], object]) -> Callable[[Case], bool]:
@@ -56,6 +64,13 @@ def _is_written_in_another_layout(case: Case) -> bool:
     return case.cache is not None and case.writes and case.cache.writer not in (None, case.cache.layout)
 
 
+def _skips_slots(case: Case) -> bool:
+    """Whether slot_mapping has a -1, which is cheaper to say than to look up: `case.written_slots` goes through all rows."""
+    if case.cache is None or not case.writes or case.attn_type is not AttentionType.DECODER:
+        return False
+    return bool(case.unwritten or case.unowned_rows) or any(request.context_len < 0 for request in case.requests)
+
+
 # of rules that cases have in more than one way, by the rule's name
 _KINDS_OF_RULES = {
     "ranges_clamped": (),
@@ -63,9 +78,14 @@ _KINDS_OF_RULES = {
         Feature("bidirectional_ranges", "rule", lambda case: not case.ranges_clamped, choice="ranges"),
         Feature("bidirectional_ranges, clamped", "rule", lambda case: case.ranges_clamped, choice="ranges"),
     ),
+    "alibi_slopes": (
+        Feature("alibi_slopes", "rule", lambda case: not case.signed_slopes, choice="slopes"),
+        Feature("alibi_slopes, signed", "rule", lambda case: case.signed_slopes, choice="slopes"),
+    ),
     "qq_bias": (
         Feature("qq_bias, a tree", "rule", lambda case: case.qq_bias == "tree", choice="qq_bias"),
         Feature("qq_bias, random", "rule", lambda case: case.qq_bias == "random", choice="qq_bias"),
+        Feature("qq_bias, hiding", "rule", lambda case: case.qq_bias == "hiding", choice="qq_bias"),
     ),
 }
 
@@ -73,7 +93,7 @@ _KINDS_OF_RULES = {
 def _rule_features(name: str) -> list[Feature]:
     """The features of a rule: one, or one for each way in which cases have the rule."""
     kinds = _KINDS_OF_RULES.get(name, (Feature(name, "rule", lambda case: True),))
-    return [kind._replace(has=lambda case, has=kind.has: name in case.rules and has(case)) for kind in kinds]
+    return [kind._replace(rule=name) for kind in kinds]
 
 
 FEATURES = (
@@ -108,12 +128,17 @@ FEATURES = (
     Feature("scale per tensor", "scales", _of_cache(lambda cache: cache.scales == "tensor"), choice="scales"),
     Feature("scale per head", "scales", _of_cache(lambda cache: cache.scales == "head"), choice="scales"),
     Feature("scale per token, separate", "scales", _of_cache(lambda cache: cache.scales == "token"), choice="scales"),
-    Feature("slot -1", "write", lambda case: -1 in written_slots(case)),
+    Feature("slot -1", "write", _skips_slots),
     Feature("nothing written", "write", lambda case: case.cache is not None and not case.writes),
+    Feature("saturated", "write", lambda case: case.saturated),
     Feature("rope, NeoX", "write", _of_rope(lambda rope, case: rope.neox), choice="rope"),
     Feature("rope, interleaved", "write", _of_rope(lambda rope, case: not rope.neox), choice="rope"),
     Feature("rope, partial", "write", _of_rope(lambda rope, case: rope.rotary_dim < case.head_size)),
     Feature("fused qkv", "call", lambda case: case.fused_qkv and case.writes),
+    Feature("scale 0", "call", lambda case: case.scale == 0, choice="scale"),
+    Feature("scale below 0", "call", lambda case: case.scale < 0, choice="scale"),
+    Feature("unlike strides", "call", lambda case: case.unlike_strides),
+    Feature("dense output", "call", lambda case: case.dense_out),
     Feature("LSE", "call", lambda case: case.lse),
     Feature("earlier call", "call", lambda case: bool(case.earlier)),
     Feature("output fp8_e4m3fn", "call", lambda case: case.output_dtype == "fp8_e4m3fn", choice="output"),
@@ -136,7 +161,13 @@ def phase(case: Case, request: Request) -> str:
 
 def features(case: Case) -> list[str]:
     """Names of the features of a case, in the order of FEATURES."""
-    return [feature.name for feature in FEATURES if feature.has(case)]
+    return [FEATURES[i].name for i in places(case)]
+
+
+def places(case: Case) -> list[int]:
+    """The places in FEATURES of the features that a case has, in order."""
+    rules = case.rules
+    return [i for i, feature in enumerate(FEATURES) if (feature.rule is None or feature.rule in rules) and feature.has(case)]
 
 
 def count(case: Case, together: list[int]) -> list[int]:
@@ -145,8 +176,7 @@ def count(case: Case, together: list[int]) -> list[int]:
     Place i * len(FEATURES) + j, i <= j, counts the cases that have features i and j, or where i == j the one.
     """
     counts = together.copy() or [0] * len(FEATURES) ** 2
-    found = [i for i, feature in enumerate(FEATURES) if feature.has(case)]
-    for i, j in combinations_with_replacement(found, 2):
+    for i, j in combinations_with_replacement(places(case), 2):
         counts[i * len(FEATURES) + j] += 1
     return counts
 
@@ -173,6 +203,8 @@ _UNDEFINED = (
         "its keys are its own tokens: there is no context",
     ),
     ({"cache of the layer's dtype"}, _names("scales") | {"CONTENT_PACKED_SCALED"}, "only a quantized cache has scales"),
+    ({"cache of the layer's dtype"}, {"saturated"}, "only a quantized cache saturates"),
+    ({"saturated"}, _ROPE, "a rotation makes NaN of infinities"),
     ({"CONTENT_PACKED_SCALED"}, _names("scales"), "its scales are in its rows"),
     ({"cache int8"}, {"scale per tensor", "scale per head"}, "int8 has a scale per token and head"),
     ({"K and V planes"}, _CONTENT | _ORDERS | {"interleaved layers"}, "K and V share each row of such an allocation"),
@@ -180,7 +212,7 @@ _UNDEFINED = (
     ({"CONTENT_PACKED_SCALED"}, {"writer in another layout", "neighbour in another layout"}, "no other layout has its scales"),
     (
         {"nothing written"},
-        _ROPE | {"slot -1", "writer in another layout", "fused qkv"},
+        _ROPE | {"slot -1", "saturated", "writer in another layout", "fused qkv"},
         "without a write there is neither K nor V",
     ),
     *(

@@ -102,7 +102,8 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
     raw, view, k, v = None, None, None, None
     writes = tuple[Write, ...]()
     if case.cache is None:
-        k, v = (_rows(content, case.num_rows + case.kv_rows_past, device) for content in (keys, values))
+        num_rows = case.num_rows + case.kv_rows_past
+        k, v = _rows(keys, num_rows, device), _rows(values, num_rows, device, widened=case.unlike_strides)
     else:
         view = allocations.cache_view(case, case.cache)
         raw = allocations.poisoned(case, case.cache, device)
@@ -152,7 +153,7 @@ def _layer(
     generator: torch.Generator,
     device: torch.device | str,
 ) -> Layer:
-    sinks = held.get("sinks") if held else contents.sinks(case, generator)
+    sinks, rules = held.get("sinks") if held else contents.sinks(case, generator), case.rules
     tensors: dict[str, Any] = {name: held[name] for name in HELD_BY_LAYER if name in held}
     if case.alibi_slopes and not held:
         tensors["alibi_slopes"] = contents.alibi_slopes(case, generator)
@@ -171,22 +172,28 @@ def _layer(
         attn_type=case.attn_type,
         layout=case.cache.layout if case.cache else None,
         kv_cache_dtype=DTYPES[case.cache.dtype] if case.cache and case.cache.dtype else None,
-        **{name: case.rules[name] for name, rule in held_rules(Layer).items() if name in case.rules and not rule.is_tensor},
+        **{name: rules[name] for name, rule in held_rules(Layer).items() if name in rules and not rule.is_tensor},
         **{name: allocations.inside(buffer) for name, buffer in buffers.items()},
         **tensors,
     )
 
 
-def _rows(owned: torch.Tensor, num_rows: int, device: torch.device | str) -> torch.Tensor:
-    """[num_rows, ...]: the owned rows, then poison in rows that no request owns. Poison surrounds the tensor."""
-    rows = poison((num_rows + 2 * PADDING, *owned.shape[1:]), owned.dtype, device)[PADDING:-PADDING]
+def _rows(owned: torch.Tensor, num_rows: int, device: torch.device | str, *, widened: bool = False) -> torch.Tensor:
+    """[num_rows, heads, D]: the owned rows, then poison in rows that no request owns. Poison surrounds the tensor.
+
+    If it is widened, poison also lies between its heads and between its rows.
+    """
+    heads, size = owned.shape[1:]
+    shape = (num_rows + 2 * PADDING, heads + widened, size + PADDING * widened)
+    rows = poison(shape, owned.dtype, device)[PADDING:-PADDING, :heads, :size]
     rows[: len(owned)] = owned.to(device)
     return rows
 
 
 def _output(case: Case, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
     width = case.num_heads * case.head_size
-    buffer = canary((case.num_rows + 2 * GUARD, width + PADDING), DTYPES[case.output_dtype or case.dtype], device)
+    padded = width if case.dense_out else width + PADDING
+    buffer = canary((case.num_rows + 2 * GUARD, padded), DTYPES[case.output_dtype or case.dtype], device)
     out = buffer[GUARD : GUARD + case.num_rows, :width]
     return buffer, out if case.flat_out else out.unflatten(1, (case.num_heads, case.head_size))
 
@@ -271,7 +278,11 @@ def _writes(
     writes = []
     if slots := written_slots(case):
         rows = torch.tensor([max(slot, 0) for slot in slots])
-        k, v = (_rows(x[rows], len(rows) + case.kv_rows_past, device) for x in (keys, values))
+        k, v = keys[rows], values[rows]
+        if case.saturated:
+            k, v = (contents.with_infinities(x, generator) for x in (k, v))
+        num_rows = len(rows) + case.kv_rows_past
+        k, v = _rows(k, num_rows, device), _rows(v, num_rows, device, widened=case.unlike_strides)
         for row in (row for row, slot in enumerate(slots) if slot < 0):
             k[row] = v[row] = torch.nan
         view = allocations.writer_view(case, cache)
@@ -284,7 +295,9 @@ def _writes(
         slots = [block * cache.block_size + offset for block in free for offset in range(cache.block_size)]
         if slots:
             rows = torch.tensor(slots)
-            k, v = (contents.with_specials(x[rows], generator) for x in (keys, values))
+            k, v = keys[rows], values[rows]
+            if not case.ordinary_writes:
+                k, v = (contents.with_specials(x, generator) for x in (k, v))
             if layer.kv_cache_dtype is not None:
                 scales = (layer.k_scale, layer.v_scale)
                 k, v = (_with_ties(x, layer.kv_cache_dtype, s, generator) for x, s in zip((k, v), scales, strict=True))

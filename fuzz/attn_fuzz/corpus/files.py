@@ -1,17 +1,22 @@
 """A corpus: a folder of case files. The shipped corpus, beside this module, holds the smallest failing case of each mutant."""
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
-from attn_fuzz.cases import case_file, contradictions
+from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case, CaseError
+from attn_fuzz.corpus.lifting import lifted
 from attn_fuzz.findings import finding
 from attn_fuzz.targets.target import Support
 
 SHIPPED = Path(__file__).parent
 MAX_CASES = 10_000
+REASONS = 3
+"""How many reasons for leaving cases out are printed."""
 
 
 def shipped() -> dict[str, Case]:
@@ -38,24 +43,41 @@ def write(folder: Path, cases: Mapping[str, Case]) -> None:
         case_file.save(folder / f"{re.sub(r'[^a-zA-Z0-9_.+-]+', '-', name)}.json", case)
 
 
-def admitted(cases: Mapping[str, Case], target: str, support: Support) -> dict[Case, str]:
-    """The cases that a target supports, as cases of this target. Each case comes once, with its name.
+class Admitted(NamedTuple):
+    """The past cases that a target runs, and the others.
 
-    A head size that the target does not draw becomes the next larger size that it draws. A GPU's kernels are compiled for a few
-    sizes, and the smallest failing case of another target often has a smaller one.
+    Attributes:
+        cases: each case once, as a case of the target, with its name.
+        lifted: how many of them have other sizes or forms than the file.
+        left_out: by reason, the names of the cases that the target cannot run.
     """
+
+    cases: dict[Case, str]
+    lifted: int
+    left_out: dict[str, list[str]]
+
+    @property
+    def sentence(self) -> str:
+        """How many cases are run, lifted and left out, and the most frequent reasons; empty if all run as they are."""
+        if not self.lifted and not self.left_out:
+            return ""
+        reasons = sorted(self.left_out.items(), key=lambda item: -len(item[1]))
+        why = "; ".join(f"{len(names)} {reason}" for reason, names in reasons[:REASONS]) + "; ..." * (len(reasons) > REASONS)
+        out = sum(map(len, self.left_out.values()))
+        others = f", {out} left out ({why})" if out else ""
+        return f"past cases: {len(self.cases)} run, {self.lifted} of them in sizes and forms of this target{others}"
+
+
+def admitted(cases: Mapping[str, Case], target: str, support: Support) -> Admitted:
+    """The cases that a target supports, as cases of this target, in sizes and forms that it draws (`corpus.lifting`)."""
     own: dict[Case, str] = {}
+    num_lifted, left_out = 0, defaultdict[str, list[str]](list)
     for name, case in cases.items():
-        head_size = min((size for size in support.head_sizes if size >= case.head_size), default=case.head_size)
-        case = msgspec.structs.replace(case, target=target, head_size=head_size)
-        if support.limit(case) is None and support.beyond(case) is None and _is_valid(case):
-            own.setdefault(case, name)
-    return own
-
-
-def _is_valid(case: Case) -> bool:
-    try:
-        contradictions.check(case)
-    except CaseError:
-        return False
-    return True
+        renamed = msgspec.structs.replace(case, target=target)
+        fitting, reason = lifted(renamed, support)
+        if fitting is None:
+            left_out[reason].append(name)
+        elif fitting not in own:
+            own[fitting] = name
+            num_lifted += fitting != renamed
+    return Admitted(own, num_lifted, dict(left_out))

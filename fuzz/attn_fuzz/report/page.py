@@ -34,7 +34,7 @@ def of_run(run: Run) -> bytes:
         _time(run),
         *(_failure(found) for found in run.failures),
         _distribution(run.progress),
-        _coverage(run.progress),
+        _coverage(run),
     )
 
 
@@ -152,7 +152,8 @@ def _quantiles(counts: Sequence[int]) -> str:
     return f"{up_to[-1]} elements, 99% {most}, the largest {everything}"
 
 
-def _coverage(progress: Sequence[Progress]) -> Element:
+def _coverage(run: Run) -> Element:
+    progress = run.progress
     names = [feature.name for feature in FEATURES]
     together = [sum(row) for row in zip(*(p.together for p in progress if p.together), strict=True)] or [0] * len(names) ** 2
     possible = [(i, j) for i, j in itertools.combinations(range(len(names)), 2) if not undefined(names[i], names[j])]
@@ -166,6 +167,7 @@ def _coverage(progress: Sequence[Progress]) -> Element:
     return element(
         "section",
         element("h2", "What was drawn"),
+        *(element("p", line) for line in run.drawn.lines),
         element("div", *lists, class_="features"),
         element("h3", f"Pairs: {drawn} of {len(possible)} that a case can have"),
         element("p", "Framed: not drawn in this run. Grey: no case has both.", class_="note"),

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 from attn_fuzz.findings.finding import Finding
+from attn_fuzz.report.drawn import Drawn, drawn
 from attn_fuzz.run.shard import Failure, Progress
+from attn_fuzz.targets.target import Support
 from attn_fuzz.verdict import ratios
 
 SCHEMA = "attn-parity.fuzz/1"
@@ -44,6 +46,7 @@ class Run:
 
     Args:
         target, device: names for people.
+        support: of the target, there.
         versions: of the packages that matter to the run, by name.
         command: the command that runs it again.
         seed, workers, planned: as given. `planned` is the number of examples.
@@ -58,6 +61,7 @@ class Run:
 
     target: str
     device: str
+    support: Support
     versions: dict[str, str]
     command: Sequence[str]
     seed: int
@@ -94,6 +98,10 @@ class Run:
     @property
     def known(self) -> dict[str, int]:
         return _sum([p.known for p in self.progress])
+
+    @property
+    def drawn(self) -> Drawn:
+        return drawn(self.progress, self.support)
 
     @property
     def spent(self) -> dict[str, float]:
@@ -144,6 +152,7 @@ class Run:
             "replayed": self.replayed,
             "restarted": self.restarted,
             "refused": self.refused,
+            "drawn": self.drawn.to_json(),
             "events": self.events,
             "known": self.known,
             "no_longer_failing": [finding.name for finding in self.fixed],

@@ -22,6 +22,7 @@ from attn_fuzz.run import shrink
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.strategies import families
 from attn_fuzz.strategies.independent import INDEPENDENT
+from attn_fuzz.strategies.tally import Tally
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict import ratios
@@ -110,6 +111,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         known: by known finding, how many examples failed because of the finding.
         together: how many examples have a feature or a pair of features (`attn_fuzz.cases.features.count`).
         ratios: elements of outputs by error / bound (`attn_fuzz.verdict.ratios.counts`).
+        rejected, remedies: by reason, cases that were drawn and thrown away, and at the end what says so directly
+            (`attn_fuzz.strategies.tally`).
         shrinking: cases that were tried in order to shrink the failure.
         failure: the failure that ended the drawing.
         others: failures of other kinds that were met while `failure` was shrunk.
@@ -127,6 +130,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     known: dict[str, int] = {}
     together: list[int] = []
     ratios: dict[str, list[int]] = {}
+    rejected: dict[str, int] = {}
+    remedies: dict[str, list[str]] = {}
     shrinking: int = 0
     failure: Failure | None = None
     others: tuple[Failure, ...] = ()
@@ -161,9 +166,11 @@ def fuzz(plan: FuzzPlan, executor: Executor, report: Callable[[Progress], None] 
         for case in plan.past:
             shard.replay(case)
         if plan.examples:
-            _hypothesis_test(plan, target, shard.draw)()
+            _hypothesis_test(plan, target, shard.draw, shard.tally)()
     except (_CaseFails, _OutOfTime):
         pass
+    if shard.tally.rejected:
+        shard.tell(remedies=shard.tally.remedies())
     if plan.mutant is not None and not shard.failures and shard.progress.examples and not shard.has_run:
         because = f", and raised {shard.raised}" if shard.raised else ""
         raise NeverRanError(f"{plan.mutant.name}: it ran none of the cases that have queries and keys{because}")
@@ -175,7 +182,7 @@ def fuzz(plan: FuzzPlan, executor: Executor, report: Callable[[Progress], None] 
 def drawn(plan: FuzzPlan) -> list[Case]:
     """The cases that a plan draws if no case fails. No case is run."""
     found: list[Case] = []
-    _hypothesis_test(plan, registry.load(plan.target), found.append)()
+    _hypothesis_test(plan, registry.load(plan.target), found.append, Tally())()
     return found
 
 
@@ -214,6 +221,7 @@ class _Shard:
         self.started = time.monotonic()
         self.progress = Progress()
         self.failures: list[Failure] = []
+        self.tally = Tally()
         self.unexpected: Exception | None = None
         self.has_run = False
         self.raised = ""
@@ -307,6 +315,7 @@ class _Shard:
             spent={**self.progress.spent, **spent},
             events={**self.progress.events, **events},
             together=features.count(case, self.progress.together),
+            rejected=dict(self.tally.rejected),
             ratios=self.progress.ratios if known else ratios.added(self.progress.ratios, verdict.ratios),
         )
 
@@ -346,7 +355,11 @@ def _size(case: Case, tried: int) -> Size:
     )
 
 
-def _hypothesis_test(plan: FuzzPlan, target: Target, draw: Callable[[Case], None]) -> Callable[[], None]:
+def _hypothesis_test(plan: FuzzPlan, target: Target, draw: Callable[[Case], None], tally: Tally) -> Callable[[], None]:
+    """A function that draws the plan's cases and hands each one to `draw`, until `draw` raises.
+
+    From then on the tally stays as it is: while Hypothesis shrinks, the same choices must give the same case.
+    """
     support = target.support(plan.device)
     num_drawn = 0
 
@@ -358,7 +371,7 @@ def _hypothesis_test(plan: FuzzPlan, target: Target, draw: Callable[[Case], None
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
         verbosity=hypothesis.Verbosity.quiet,
     )
-    @hypothesis.given(families(plan.target, support, target.refuses))
+    @hypothesis.given(families(plan.target, support, target.refuses, tally))
     def agree(family: tuple[Case, ...]) -> None:
         nonlocal num_drawn
         for case in family:
@@ -366,6 +379,8 @@ def _hypothesis_test(plan: FuzzPlan, target: Target, draw: Callable[[Case], None
                 raise _Enough
             draw(case)
             num_drawn += 1
+        for case in family:
+            tally.add(case)
 
     def run() -> None:
         with contextlib.suppress(_Enough), warnings.catch_warnings():

@@ -1,16 +1,20 @@
 """Requests of a ragged batch: lengths around every edge that a kernel has."""
 
+from collections.abc import Sequence
+
 import msgspec
 from attn_contract import AttentionType
 from attn_fuzz.cases.case import Request
+from attn_fuzz.strategies.choices import pick
 from attn_fuzz.targets.target import Support
 from hypothesis import strategies as st
 
 MAX_REQUESTS = 8
+DECODE, FEW = (1, 1, 1, 0), (1, 2, 3, 4, 5, 8, 9)
 
 
-def query_lens(support: Support, rules: set[str]) -> st.SearchStrategy[st.SearchStrategy[int]]:
-    """The kinds of steps that an engine makes, as strategies of one request's query length.
+def query_lens(draw: st.DrawFn, support: Support, rules: set[str]) -> tuple[Sequence[int], ...]:
+    """A kind of step that an engine makes: the query lengths that its requests choose from, in one or more groups.
 
     Decode has 1 query (or 0, as graph padding), speculative decode a few, and prefill and extend lengths around a tile's end.
     Some batches mix them.
@@ -20,73 +24,102 @@ def query_lens(support: Support, rules: set[str]) -> st.SearchStrategy[st.Search
     - With chunks, single queries are drawn less often: chunks are easily miscounted before the sequence begins.
     """
     around = sorted({tile * k + more for tile in support.tile_sizes for k in (1, 2) for more in (-1, 0, 1)})
-    decode = st.sampled_from([1, 1, 1, 0])
-    few = st.sampled_from([1, 2, 3, 4, 5, 8, 9])
-    tiles = st.sampled_from([n for n in around if 0 < n <= support.max_tokens] or [support.max_tokens])
-    mixed = st.one_of(decode, few, tiles)
+    tiles = [n for n in around if 0 < n <= support.max_tokens] or [support.max_tokens]
+    kinds = {"decode": (DECODE,), "few": (FEW,), "tiles": (tiles,), "mixed": (DECODE, FEW, tiles)}
     if "qq_bias" in rules:
-        return st.sampled_from([few, few, mixed, tiles])
+        return kinds[pick(draw, ("few", "few", "decode", "mixed", "tiles"))]
     if "bidirectional_ranges" in rules:
-        several = st.sampled_from(
-            [n for n in around if max(support.tile_sizes) < n <= support.max_tokens] or [support.max_tokens]
-        )
-        return st.sampled_from([few, mixed, tiles, several, several])
+        several = [n for n in tiles if n > max(support.tile_sizes)] or [support.max_tokens]
+        return {**kinds, "several": (several,)}[pick(draw, ("few", "mixed", "tiles", "several", "several"))]
     if "chunked_local" in rules:
-        return st.sampled_from([few, decode, mixed, tiles])
-    return st.sampled_from([decode, few, decode, mixed, tiles])
+        return kinds[pick(draw, ("few", "decode", "mixed", "tiles"))]
+    return kinds[pick(draw, ("decode", "few", "decode", "mixed", "tiles"))]
 
 
-def lengths(support: Support, block_size: int) -> st.SearchStrategy[int]:
+def length(draw: st.DrawFn, support: Support, block_size: int) -> int:
     """0, short, around a block's or a tile's end, and now and then long."""
-    around = [size * k + more for size in (block_size, *support.tile_sizes) for k in (1, 2, 3) for more in (-1, 0, 1)]
-    edges = sorted({n for n in around if 0 <= n <= support.max_seq_len // 2}) or [0]
-    small = st.sampled_from([0, 1, 2, 5])
-    return st.one_of(small, st.sampled_from(edges), st.sampled_from(edges), st.integers(0, support.max_seq_len))
+    kind = pick(draw, ("small", "edge", "edge", "any"))
+    if kind == "small":
+        return pick(draw, (0, 1, 2, 5))
+    if kind == "any":
+        return pick(draw, range(support.max_seq_len + 1))
+    around = {size * k + more for size in (block_size, *support.tile_sizes) for k in (1, 2, 3) for more in (-1, 0, 1)}
+    return pick(draw, sorted(n for n in around if 0 <= n <= support.max_seq_len // 2) or (0,))
 
 
 @st.composite
 def batches(
     draw: st.DrawFn, support: Support, attn_type: AttentionType, block_size: int, rules: set[str]
 ) -> tuple[Request, ...]:
-    """1 to 8 requests without blocks, within the support's limits on tokens and keys."""
+    """Up to 8 requests without blocks, within the support's limits on tokens and keys."""
+    is_decoder = attn_type is AttentionType.DECODER
     flags = [flag for flag, can in ((True, support.causal), (False, "non_causal" in support.rules)) if can]
-    per_request = attn_type is AttentionType.DECODER and "per_request_causal" in support.rules and draw(st.booleans())
-    causal = attn_type is AttentionType.DECODER and draw(st.sampled_from(flags))
-    kind_of_step = draw(query_lens(support, rules))
+    per_request = is_decoder and "per_request_causal" in support.rules and pick(draw, (False, True))
+    causal = is_decoder and pick(draw, flags)
+    groups = query_lens(draw, support, rules)
     requests: list[Request] = []
     tokens = keys = 0
-    for _ in range(draw(st.sampled_from(range(1, MAX_REQUESTS + 1)))):
-        query_len = draw(kind_of_step)
-        if attn_type in (AttentionType.ENCODER, AttentionType.ENCODER_ONLY):
-            seq_len = query_len
-        else:
-            seq_len = draw(lengths(support, block_size))
-            if attn_type is AttentionType.DECODER:
-                # edges of the context, and of the sequence; one shorter than its queries is odd and allowed: some see nothing,
-                # and stand before position 0, where chunks are easily miscounted
-                short = ["short"] * (8 if "chunked_local" in rules else 1)
-                kind = draw(st.sampled_from(["context"] * 8 + ["sequence"] * 7 + short))
-                seq_len = {
-                    "context": seq_len + query_len,
-                    "sequence": max(seq_len, query_len),
-                    "short": seq_len % max(query_len, 1),
-                }[kind]
+    for _ in range(_num_requests(draw, support, is_decoder and False not in flags)):
+        query_len, seq_len = _lengths(draw, support, groups, attn_type, block_size, "chunked_local" in rules)
         tokens, keys = tokens + query_len, keys + seq_len
         if requests and (tokens > support.max_tokens or keys > 2 * support.max_seq_len):
             break
-        flag = draw(st.sampled_from(flags)) if per_request else causal
+        flag = pick(draw, flags) if per_request else causal
         request = Request(query_len=query_len, seq_len=seq_len, causal=flag)
         if "bidirectional_ranges" in rules:
-            request = msgspec.structs.replace(
-                request, bidirectional_ranges=tuple(draw(st.lists(ranges(support, block_size, request), max_size=3)))
-            )
+            own = tuple(ranges(draw, support, block_size, request) for _ in range(pick(draw, range(4))))
+            kept = tuple(one for one in own if one is not None)
+            request = msgspec.structs.replace(request, bidirectional_ranges=kept)
         requests.append(request)
+    if not support.engine.empty_batches and not any(request.query_len for request in requests):
+        requests[0] = msgspec.structs.replace(requests[0], query_len=1, seq_len=max(1, requests[0].seq_len))
     return tuple(requests)
 
 
-@st.composite
-def ranges(draw: st.DrawFn, support: Support, block_size: int, request: Request) -> tuple[int, int]:
-    """From and to where tiles, blocks, the context and the sequence end, or of a few positions; some end early, or are none."""
+def _num_requests(draw: st.DrawFn, support: Support, must_be_causal: bool) -> int:
+    """1 to 8; now and then none. A step without a request is a non-causal one: no flag says otherwise."""
+    if support.engine.empty_batches and not must_be_causal and pick(draw, range(40)) == 39:
+        return 0
+    return pick(draw, range(1, MAX_REQUESTS + 1))
+
+
+def _lengths(
+    draw: st.DrawFn,
+    support: Support,
+    groups: tuple[Sequence[int], ...],
+    attn_type: AttentionType,
+    block_size: int,
+    chunks: bool,
+) -> tuple[int, int]:
+    """query_len and seq_len of a request.
+
+    In self-attention either the context or the whole sequence ends at an edge. A sequence that is shorter than its queries is
+    odd and allowed: some queries see nothing, and stand before position 0, where chunks are easily miscounted.
+    """
+    engine = support.engine
+    query_len = pick(draw, pick(draw, groups))
+    if not engine.empty_requests:
+        query_len = max(1, query_len)
+    if attn_type in (AttentionType.ENCODER, AttentionType.ENCODER_ONLY):
+        return query_len, query_len
+    seq_len = length(draw, support, block_size)
+    if attn_type is AttentionType.DECODER:
+        short = ["short"] * (8 if chunks else 1) if engine.more_queries_than_keys else []
+        kind = pick(draw, ["context"] * 8 + ["sequence"] * 7 + short)
+        seq_len = {
+            "context": seq_len + query_len,
+            "sequence": max(seq_len, query_len),
+            "short": seq_len % max(query_len, 1),
+        }[kind]
+    return query_len, seq_len if engine.empty_requests else max(1, seq_len)
+
+
+def ranges(draw: st.DrawFn, support: Support, block_size: int, request: Request) -> tuple[int, int] | None:
+    """From and to where tiles, blocks, the context and the sequence end, or of a few positions; some end early, or are empty.
+
+    None if the engine sends only ranges inside the prompt, and there is none.
+    """
+    is_free = "any" in support.engine.ranges
     start = max(request.context_len, 0)
     ends = [
         size * (start * is_query // size + k)
@@ -94,14 +127,19 @@ def ranges(draw: st.DrawFn, support: Support, block_size: int, request: Request)
         for is_query in (0, 1)
         for k in (1, 2)
     ]
+    first_of_all, last_of_all = (-1, request.seq_len + 1) if is_free else (0, request.seq_len - 1)
     inside = sorted(
         {
             end + more
             for end in (0, request.context_len, request.seq_len, *ends)
             for more in (-1, 0, 1)
-            if -1 <= end + more <= request.seq_len + 1
+            if first_of_all <= end + more <= last_of_all
         }
     )
-    first = draw(st.sampled_from(inside))
-    later = [position for position in inside if position >= first]
-    return first, draw(st.one_of(st.sampled_from(later), st.sampled_from([first + n for n in (1, 0, 3, 15, -1)])))
+    if not inside:
+        return None
+    first = pick(draw, inside)
+    if pick(draw, (False, True)):
+        last = first + pick(draw, (1, 0, 3, 15, -1))
+        return first, last if is_free else max(first, min(last, last_of_all))
+    return first, pick(draw, [position for position in inside if position >= first])

@@ -1,119 +1,157 @@
 """Strategies of whole cases: cases that a target supports, and sometimes a case that it must refuse."""
 
-from typing import Any, get_args
+from typing import get_args
 
 import msgspec
 from attn_contract import AttentionType
-from attn_fuzz.cases.case import MAX_ELEMENTS, Case, ProgramOrder, Rope, Values, num_elements
+from attn_fuzz.cases.case import Cache, Case, ProgramOrder, Request, Rope, Values
 from attn_fuzz.strategies.batches import batches
 from attn_fuzz.strategies.caches import caches
+from attn_fuzz.strategies.choices import pick
 from attn_fuzz.strategies.earlier import with_earlier
-from attn_fuzz.strategies.layers import DrawnLayer, layers
+from attn_fuzz.strategies.layers import DrawnLayer, layer
+from attn_fuzz.strategies.tally import Tally
+from attn_fuzz.targets.engine import window_by_causality
 from attn_fuzz.targets.target import Support
-from hypothesis import assume
+from hypothesis import reject
 from hypothesis import strategies as st
 
 replace = msgspec.structs.replace
 VALUES = ("exact", "one_hot", "signature", "random", "extreme")
 ORDERS = get_args(ProgramOrder)
+CANDIDATES = 4
+"""Layers that are drawn for each one that is taken: the one that adds most to what the run has drawn so far."""
+STEPS = 2
+"""Steps of the layer that are drawn for each one that is taken, likewise."""
 
 
-def cases(target: str, support: Support, refuses: bool = True) -> st.SearchStrategy[Case]:
-    """Any step that a target supports. If the target promises refusals, a step that it must refuse is sometimes drawn."""
-    return _steps_of_both_kinds(target, support, refuses).flatmap(lambda case: with_earlier(case, support, refuses))
+def cases(target: str, support: Support, refuses: bool = True, tally: Tally | None = None) -> st.SearchStrategy[Case]:
+    """Any step that a target supports. The arguments are those of `families`."""
+    return _families(target, support, refuses, tally, 1).map(lambda family: family[0])
 
 
-def _steps_of_both_kinds(target: str, support: Support, refuses: bool) -> st.SearchStrategy[Case]:
-    supported = steps(target, support).filter(lambda case: support.beyond(case) is None)
-    if not refuses or support.widened() == support:
-        return supported
-    refused = steps(target, support.widened()).filter(lambda case: support.beyond(case) is not None)
-    # st.one_of would count a strategy only once, even if it is given three times
-    return st.sampled_from([supported, supported, supported, refused]).flatmap(lambda steps: steps)
+def families(
+    target: str, support: Support, refuses: bool = True, tally: Tally | None = None
+) -> st.SearchStrategy[tuple[Case, ...]]:
+    """At most `support.steps_per_layer` cases that share a layer. A kernel compiled for the first case serves all of them.
 
-
-def families(target: str, support: Support, refuses: bool = True) -> st.SearchStrategy[tuple[Case, ...]]:
-    """At most `support.steps_per_layer` cases that share a layer. A kernel compiled for the first case serves all of them."""
-    if support.steps_per_layer == 1:
-        return cases(target, support, refuses).map(lambda case: (case,))
-    return _families(target, support, refuses)
-
-
-@st.composite
-def _families(draw: st.DrawFn, target: str, support: Support, refuses: bool) -> tuple[Case, ...]:
-    refused = refuses and support.widened() != support and draw(st.sampled_from([False, False, False, True]))
-    within = support.widened() if refused else support
-    layer = draw(layers(within))
-    drawn = [draw(steps(target, within, layer)) for _ in range(support.steps_per_layer)]
-    fitting = [case for case in drawn if (support.beyond(case) is not None) == refused]
-    assume(fitting)
-    return tuple(draw(with_earlier(case, support, refuses)) for case in fitting)
+    Args:
+        target, support: of the target.
+        refuses: whether the target promises refusals. A case that it must refuse is sometimes drawn then.
+        tally: what the run has drawn so far. What it lacks is drawn next, and cases that are thrown away are counted there.
+            None: each draw is independent of the others.
+    """
+    return _families(target, support, refuses, tally, support.steps_per_layer)
 
 
 @st.composite
-def steps(draw: st.DrawFn, target: str, support: Support, layer_drawn: DrawnLayer | None = None) -> Case:
-    """Any step that a support allows, of a layer that `layers` has drawn."""
-    layer, layer_cache, rules = layer_drawn or draw(layers(support))
-    attn_type: AttentionType = layer["attn_type"]
-    requests = draw(batches(support, attn_type, layer_cache.get("block_size", 16), rules))
+def _families(
+    draw: st.DrawFn, target: str, support: Support, refuses: bool, tally: Tally | None, num_steps: int
+) -> tuple[Case, ...]:
+    can_refuse = refuses and support.widened() != support
+    refused = can_refuse and pick(draw, (False, False, False, True))
+    within = pick(draw, support.widenings()) if refused else support
+    num_layers, least_steps = (1, 1) if tally is None else (CANDIDATES, STEPS)
+    tally = Tally() if tally is None else tally
+    chosen = _rarest([layer(draw, within) for _ in range(num_layers)], target, support, refused, tally)
+    drawn = [draw(steps(target, within, chosen)) for _ in range(max(num_steps, least_steps))]
+    fitting = [case for case in drawn if tally.takes(case, support, refused)]
+    if not fitting:
+        reject()
+    family = fitting if num_steps > 1 else [max(fitting, key=tally.novelty)]
+    return tuple(draw(with_earlier(case, support, refuses)) for case in family)
+
+
+def _rarest(candidates: list[DrawnLayer], target: str, support: Support, refused: bool, tally: Tally) -> DrawnLayer:
+    """The layer that adds most to what was drawn, among those that the target supports, or those that it must refuse."""
+    alone = {i: _layer_alone(one, target, support.causal) for i, one in enumerate(candidates)}
+    fitting = [i for i, case in alone.items() if (support.beyond(case) is not None) == refused] or alone
+    return candidates[max(fitting, key=lambda i: tally.novelty(alone[i]))]
+
+
+def _layer_alone(drawn: DrawnLayer, target: str, causal: bool) -> Case:
+    """A case that has the layer, and decodes one token."""
+    is_causal = causal and drawn.case["attn_type"] is AttentionType.DECODER
+    request = Request(query_len=1, seq_len=1, blocks=(0,) if drawn.cache else (), causal=is_causal)
+    cache = Cache(**drawn.cache, num_blocks=1) if drawn.cache else None
+    return Case(target=target, **drawn.case, requests=(request,), cache=cache)
+
+
+@st.composite
+def steps(draw: st.DrawFn, target: str, support: Support, drawn: DrawnLayer) -> Case:
+    """Any step of a layer that a support allows."""
+    attn_type: AttentionType = drawn.case["attn_type"]
+    engine, rules = support.engine, drawn.rules
+    requests = draw(batches(support, attn_type, drawn.cache.get("block_size", 16), rules))
     case = Case(
         target=target,
-        **layer,
-        per_request_causal=len({request.causal for request in requests}) > 1,
+        **drawn.case,
+        per_request_causal=_is_per_request(draw, support, attn_type, requests),
         requests=requests,
-        unowned_rows=draw(st.sampled_from([0, 1, 3])),
-        rows_past=draw(st.sampled_from([0, 1, 17])),
-        kv_rows_past=draw(st.sampled_from([0, 2])),
-        slack=draw(st.sampled_from([0, 0, 0, 0, 1, 100])),
-        fused_qkv=draw(st.booleans()),
-        flat_out=draw(st.booleans()),
-        lse="lse" in support.rules and draw(st.booleans()),
-        # caps matter for large logits
-        values=Values(
-            kind=draw(st.sampled_from(VALUES + VALUES[-1:] * ("logits_soft_cap" in rules))),
-            seed=draw(st.integers(0, 2**32 - 1)),
-        ),
-        program_order=draw(st.sampled_from(ORDERS)),
+        unowned_rows=pick(draw, engine.unowned_rows),
+        rows_past=pick(draw, engine.rows_past),
+        kv_rows_past=pick(draw, engine.kv_rows_past),
+        slack=pick(draw, engine.slack[:1] * 3 + engine.slack),
+        fused_qkv=pick(draw, engine.fused_qkv),
+        unlike_strides=pick(draw, engine.unlike_strides),
+        flat_out=pick(draw, engine.flat_out),
+        dense_out=pick(draw, engine.dense_out),
+        lse="lse" in support.rules and pick(draw, (False, True)),
+        values=values(draw, rules),
+        program_order=pick(draw, ORDERS),
     )
-    if layer_cache:
-        case = draw(_with_cache(support, case, layer_cache, rules))
-    assume(num_elements(case) <= MAX_ELEMENTS)  # a case beyond this limit could not be replayed
-    return case
+    if "window" in rules and drawn.window_kind == "by causality":
+        case = replace(case, window=window_by_causality(case.window[0], case))
+    return _with_cache(draw, support, case, drawn) if drawn.cache else case
 
 
-def values(rules: set[str]) -> st.SearchStrategy[Values]:
-    """All kinds of values. Large logits are drawn twice as often with a cap, because a cap changes large logits most."""
-    kinds = st.sampled_from(VALUES + VALUES[-1:] * ("logits_soft_cap" in rules))
-    return st.builds(Values, kind=kinds, seed=st.integers(0, 2**32 - 1))
+def _is_per_request(draw: st.DrawFn, support: Support, attn_type: AttentionType, requests: tuple[Request, ...]) -> bool:
+    """Whether the step has a causal flag for each request: where they differ, and now and then where they agree."""
+    if len({request.causal for request in requests}) > 1:
+        return True
+    possible = attn_type is AttentionType.DECODER and {"non_causal", "per_request_causal"} <= set(support.rules)
+    return possible and pick(draw, (False,) * 7 + (True,))
 
 
-@st.composite
-def _with_cache(draw: st.DrawFn, support: Support, case: Case, layer_cache: dict[str, Any], rules: set[str]) -> Case:
+def values(draw: st.DrawFn, rules: set[str]) -> Values:
+    """A kind of values. Large logits are drawn twice as often with a cap, because a cap changes large logits most."""
+    kind = pick(draw, VALUES + VALUES[-1:] * ("logits_soft_cap" in rules))
+    return Values(kind=kind, seed=draw(st.integers(0, 2**32 - 1)))
+
+
+def _with_cache(draw: st.DrawFn, support: Support, case: Case, drawn: DrawnLayer) -> Case:
     """The case with a cache, and with the fields that say how this step uses the cache."""
-    case = replace(case, writes="rope" in rules or draw(st.sampled_from([True, True, False])))
-    cache, requests = draw(caches(support, case, layer_cache))
+    engine, rotates = support.engine, "rope" in drawn.rules
+    case = replace(case, writes=rotates or pick(draw, engine.writes[:1] + engine.writes))
+    cache, requests = draw(caches(support, case, drawn.cache))
     tokens = sum(request.query_len for request in requests)
-    unwritten = ()
-    if case.attn_type is AttentionType.DECODER and case.writes and tokens:
-        unwritten = tuple(sorted(draw(st.sets(st.integers(0, tokens - 1), max_size=2))))
+    unwritten: set[int] = set()
+    if case.attn_type is AttentionType.DECODER and case.writes and tokens and engine.unwritten:
+        unwritten = {pick(draw, range(tokens)) for _ in range(pick(draw, (0, 1, 2)))}
+    saturates = engine.saturated and case.writes and cache.dtype is not None and not rotates
     return replace(
         case,
         requests=requests,
         cache=cache,
-        unwritten=unwritten,
-        recycled=draw(st.booleans()),
-        finite_slots=support.unused_slots != "NaN" and draw(st.sampled_from([True, True, True, False])),
-        table_padding=draw(st.sampled_from([0, 1, 3])),
-        rope=draw(ropes(case.head_size)) if "rope" in rules else None,
+        unwritten=tuple(sorted(unwritten)),
+        ordinary_writes=cache.neighbour is not None and pick(draw, engine.ordinary_writes[:1] * 2 + engine.ordinary_writes),
+        saturated=saturates and pick(draw, (False, False, True)),
+        recycled=engine.recycled and pick(draw, (False, True)),
+        finite_slots=pick(draw, FINITE_SLOTS[support.unused_slots]),
+        table_padding=pick(draw, engine.table_padding),
+        rope=_rope(draw, case.head_size) if rotates else None,
     )
 
 
-@st.composite
-def ropes(draw: st.DrawFn, head_size: int) -> Rope:
-    """Rotations of all dims, half of the dims, or one pair of dims."""
+FINITE_SLOTS = {"NaN": (False,), "mostly finite": (True, True, True, False), "finite": (True,)}
+"""By `Support.unused_slots`: what is drawn for a case's `finite_slots`."""
+
+
+def _rope(draw: st.DrawFn, head_size: int) -> Rope:
+    """A rotation of all dims, half of the dims, or one pair of dims."""
     return Rope(
-        rotary_dim=draw(st.sampled_from([head_size - head_size % 2, max(2, head_size // 4 * 2), 2])),
-        neox=draw(st.booleans()),
-        narrow_cache=draw(st.booleans()),
-        all_rows=draw(st.booleans()),
+        rotary_dim=pick(draw, (head_size - head_size % 2, max(2, head_size // 4 * 2), 2)),
+        neox=pick(draw, (False, True)),
+        narrow_cache=pick(draw, (False, True)),
+        all_rows=pick(draw, (False, True)),
     )

@@ -1,81 +1,100 @@
-"""Layers: heads, sizes, scale, and the rules that are fixed for a model."""
+"""Layers: heads, sizes, scale, the rules that are fixed for a model, and the form of its cache."""
 
 from typing import Any, NamedTuple
 
 from attn_contract import AttentionType, Layout
 from attn_fuzz.cases.case import ITEMSIZE
-from attn_fuzz.strategies.rules import NUMBERS, rules
+from attn_fuzz.strategies.choices import pick
+from attn_fuzz.strategies.rules import NUMBERS, rules, window
+from attn_fuzz.targets.engine import WindowKind
 from attn_fuzz.targets.target import Support
 from hypothesis import strategies as st
 
 
 class DrawnLayer(NamedTuple):
-    """What the strategies draw once per layer: fields of a Case, fields of its Cache ({} for no cache), and names of rules."""
+    """What the strategies draw once per layer: fields of a Case, fields of its Cache ({} for no cache), and names of rules.
+
+    `window_kind` is the kind of window that the engine sends, if the layer has a window.
+    """
 
     case: dict[str, Any]
     cache: dict[str, Any]
     rules: set[str]
+    window_kind: WindowKind
 
 
-@st.composite
-def layers(draw: st.DrawFn, support: Support) -> DrawnLayer:
-    """Layers that a support allows: an attention type, rules and their numbers, heads, sizes, and the form of the cache."""
-    attn_type = draw(attn_types(support))
-    chosen = draw(rules(support, attn_type))
-    dtype = draw(st.sampled_from(support.dtypes))
-    cache = draw(caches_of_layers(support, dtype, "quantized" in chosen)) if attn_type.reads_cache else {}
+def layer(draw: st.DrawFn, support: Support) -> DrawnLayer:
+    """A layer that a support allows: an attention type, rules and their numbers, heads, sizes, and the form of the cache."""
+    attn_type = _attn_type(draw, support)
+    chosen = rules(draw, support, attn_type)
+    dtype = pick(draw, support.dtypes)
+    cache = _cache(draw, support, dtype, "quantized" in chosen) if attn_type.reads_cache else {}
     step = _multiple_of(cache.get("layout"), _itemsize(dtype, cache.get("dtype")))[0]
-    head_size = draw(st.sampled_from([size for size in support.head_sizes if size % step == 0]))
-    ranges_clamped = "bidirectional_ranges" in chosen and "ranges_clamped" in support.rules and draw(st.booleans())
-    if (
-        ("sink_tokens" in chosen or ranges_clamped)
-        and "window" in support.rules
-        and draw(st.sampled_from([True, True, True, False]))
-    ):
-        chosen = chosen | {"window"}  # without a window, neither rule has an effect
+    head_size = pick(draw, [size for size in support.head_sizes if size % step == 0])
+    ranges_clamped = "bidirectional_ranges" in chosen and "ranges_clamped" in support.rules and pick(draw, (False, True))
+    has_no_effect = "sink_tokens" in chosen or ranges_clamped
+    if has_no_effect and "window" in support.rules and pick(draw, (True, True, True, False)):
+        chosen = chosen | {"window"}
+    window_kind = pick(draw, support.engine.windows)
+    numbers = {name: number(draw, support) for name, number in NUMBERS.items() if name in chosen and name != "window"}
+    if "window" in chosen:
+        numbers["window"] = window(draw, support, window_kind)
     layer = {
         "attn_type": attn_type,
         "dtype": dtype,
-        "num_kv_heads": draw(st.sampled_from([1, 2, 3])),
-        "group_size": draw(st.sampled_from(support.group_sizes)),
+        "num_kv_heads": pick(draw, (1, 2, 3)),
+        "group_size": pick(draw, support.group_sizes),
         "head_size": head_size,
-        "scale": draw(st.sampled_from([0.25, round(head_size**-0.5, 6), 1.0, 0.1])),
-        **{name: draw(numbers(support)) for name, numbers in NUMBERS.items() if name in chosen},
+        "scale": _scale(draw, support, head_size),
+        **numbers,
+        "signed_slopes": "alibi_slopes" in chosen and pick(draw, (False, True)),
         "ranges_clamped": ranges_clamped,
-        "narrow_sinks": draw(st.booleans()),
-        "output_dtype": draw(st.sampled_from(support.output_dtypes)) if "output_dtype" in chosen else None,
+        "narrow_sinks": "sinks" in chosen and pick(draw, (False, True)),
+        "output_dtype": pick(draw, support.output_dtypes) if "output_dtype" in chosen else None,
     }
-    return DrawnLayer(layer, cache, chosen)
+    return DrawnLayer(layer, cache, chosen, window_kind)
 
 
-def attn_types(support: Support) -> st.SearchStrategy[AttentionType]:
+def _scale(draw: st.DrawFn, support: Support, head_size: int) -> float:
+    """A softmax scale. It is positive but for one in ten, if the engine sends others."""
+    signs = [sign for sign in (1,) * 18 + (0, -1) if sign in support.engine.scale_signs] or list(support.engine.scale_signs)
+    return pick(draw, (0.25, round(head_size**-0.5, 6), 1.0, 0.1)) * pick(draw, signs)
+
+
+def _attn_type(draw: st.DrawFn, support: Support) -> AttentionType:
     """DECODER is drawn twice as often as all other types together, because it has the most ways to be wrong."""
     others = [attn_type for attn_type in support.attn_types if attn_type is not AttentionType.DECODER]
     decoder = [AttentionType.DECODER] * max(1, 2 * len(others)) if AttentionType.DECODER in support.attn_types else []
-    return st.sampled_from(decoder + others)
+    return pick(draw, decoder + others)
 
 
-@st.composite
-def caches_of_layers(draw: st.DrawFn, support: Support, dtype: str, quantized: bool) -> dict[str, Any]:
-    """A layout that fits some of the support's sizes, a block size, and a quantized cache's dtype and kind of scales."""
-    cache_dtype = draw(st.sampled_from(support.cache_dtypes)) if quantized else None
+def _cache(draw: st.DrawFn, support: Support, dtype: str, quantized: bool) -> dict[str, Any]:
+    """A layout that fits some of the support's sizes, a block size, a quantized cache's dtype and kind of scales, and the form
+    of the allocation."""
+    engine = support.engine
+    cache_dtype = pick(draw, support.cache_dtypes) if quantized else None
     itemsize = _itemsize(dtype, cache_dtype)
     fitting = [layout for layout in support.layouts if _fits(support, layout, itemsize, quantized)]
     inline = [layout for layout in fitting if layout.has_inline_scales]
-    layout = draw(st.sampled_from(fitting + inline))  # inline scales are drawn as often as each other kind of scales
+    layout = pick(draw, fitting + inline)  # inline scales are drawn as often as each other kind of scales
     scales = None
     if cache_dtype is not None and not layout.has_inline_scales:
-        scales = "token" if cache_dtype == "int8" else draw(st.sampled_from(support.scales))
+        scales = "token" if cache_dtype == "int8" else pick(draw, support.scales)
     step = _multiple_of(layout, itemsize)[1]
-    block_size = draw(block_sizes([size for size in support.block_sizes if size % step == 0]))
-    return {"layout": layout, "dtype": cache_dtype, "scales": scales, "block_size": block_size}
+    return {
+        "layout": layout,
+        "dtype": cache_dtype,
+        "scales": scales,
+        "block_size": _block_size(draw, [size for size in support.block_sizes if size % step == 0]),
+        "planes": "content" not in layout.dims and pick(draw, engine.planes),
+        "padding": pick(draw, engine.padding[:1] + engine.padding),
+    }
 
 
-@st.composite
-def block_sizes(draw: st.DrawFn, fitting: list[int]) -> int:
+def _block_size(draw: st.DrawFn, fitting: list[int]) -> int:
     """A block size among those that fit. Very large sizes make a case slow, and are drawn rarely."""
     usual = [size for size in fitting if size <= 128] or fitting
-    return draw(st.sampled_from(fitting if draw(st.integers(0, 9)) == 9 else usual))
+    return pick(draw, fitting if pick(draw, range(10)) == 9 else usual)
 
 
 def _fits(support: Support, layout: Layout, itemsize: int, quantized: bool) -> bool:

@@ -1,9 +1,12 @@
 """Which rules a case has: none, the usual two, one alone, or several together; and the numbers of each."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from attn_contract import RULES, AttentionType
+from attn_fuzz.strategies.choices import pick
+from attn_fuzz.targets.engine import WindowKind
 from attn_fuzz.targets.target import Support
 from hypothesis import strategies as st
 
@@ -12,44 +15,67 @@ USUAL = ("window", "sinks")
 WEIGHT = {"quantized": 4, "rope": 2, "bidirectional_ranges": 2, "qq_bias": 2}
 
 
-def windows(support: Support) -> st.SearchStrategy[tuple[int, int]]:
-    """(left, right), each unlimited, 0, small, or around a tile's end; and as engines have it, nothing to the right."""
-    side = st.sampled_from([-1, 0, 1, 2, 7, *_around(support)])
-    return st.one_of(st.tuples(side, st.sampled_from([-1, 0])), st.tuples(side, side))
+def window(draw: st.DrawFn, support: Support, kind: WindowKind) -> tuple[int, int]:
+    """A window of a kind that the engine sends. Edges are unlimited, 0, small, around a tile's end, or a long way off.
+
+    A window "by causality" is drawn with both edges, and `strategies.cases` takes the right one back in causal steps.
+    """
+    lengths = (0, 1, 2, 7, *_around(support), *_far(support))
+    sides = (-1, *lengths)
+    if kind == "left":
+        return pick(draw, lengths), -1
+    if kind != "any":
+        both = pick(draw, lengths)
+        return both, both
+    return pick(draw, sides), pick(draw, (-1, 0) if pick(draw, (False, True)) else sides)
 
 
-def _around(support: Support) -> list[int]:
-    return [tile + more for tile in support.tile_sizes for more in (-1, 0, 1)]
+def _around(support: Support) -> tuple[int, ...]:
+    return tuple(tile + more for tile in support.tile_sizes for more in (-1, 0, 1))
 
 
-NUMBERS: dict[str, Callable[[Support], st.SearchStrategy[Any]]] = {
-    "window": windows,
-    "sink_tokens": lambda support: st.sampled_from([1, 2, 4, *_around(support)]),
-    "chunked_local": lambda support: st.sampled_from([16, 1, 2, 7, *_around(support)]),
-    "logits_soft_cap": lambda support: st.sampled_from([50.0, 5.0, 1.0, 0.25]),
-    "alibi_slopes": lambda support: st.just(True),
-    "qq_bias": lambda support: st.sampled_from(["tree", "random"]),
-    "sinks": lambda support: st.sampled_from(["zero", "near", "above", "below", "off"]),
+def _far(support: Support) -> tuple[int, ...]:
+    """Distances of several tiles, so that the keys inside a window are split, too."""
+    return support.max_seq_len // 4, support.max_seq_len * 3 // 8 + 1
+
+
+_Number = Callable[[st.DrawFn, Support], Any]
+
+
+def _one_of(*values: Any, tiles: bool = False) -> _Number:
+    return lambda draw, support: pick(draw, (*values, *_around(support)) if tiles else values)
+
+
+NUMBERS: dict[str, _Number] = {
+    "window": partial(window, kind="any"),
+    "sink_tokens": _one_of(1, 2, 4, tiles=True),
+    "chunked_local": _one_of(16, 1, 2, 7, tiles=True),
+    "logits_soft_cap": _one_of(50.0, 5.0, 1.0, 0.25),
+    "alibi_slopes": _one_of(True),
+    "qq_bias": _one_of("tree", "random", "hiding"),
+    "sinks": _one_of("zero", "near", "above", "below", "off", "some"),
 }
-"""By the name of a rule of a layer or of a step: the strategy of what a case says of it. Without one, a rule is not drawn."""
+"""By the name of a rule of a layer or of a step: what draws the number that a case holds. A rule without one is not drawn."""
 
 DRAWN_ELSEWHERE = {
     "bidirectional_ranges": "strategies.batches draws the ranges of each request",
     "ranges_clamped": "strategies.layers draws it where there are ranges",
 }
-"""By the name of a rule of a layer or of a step that has no strategy here: where it is drawn."""
+"""By the name of a rule of a layer or of a step that has no number here: where it is drawn."""
 
 
-def rules(support: Support, attn_type: AttentionType) -> st.SearchStrategy[set[str]]:
-    """Names of the rules that the attention type has and the target supports."""
+def rules(draw: st.DrawFn, support: Support, attn_type: AttentionType) -> set[str]:
+    """Names of rules that the attention type has and the target supports."""
     possible = _possible(support, attn_type)
     if not possible:
-        return st.just(set())
-    usual = st.sets(st.sampled_from([rule for rule in USUAL if rule in possible] or possible))
-    each = st.sampled_from([rule for rule in possible for _ in range(WEIGHT.get(rule, 1))])
-    alone = each.map(lambda rule: {rule})
-    together = st.sets(each, min_size=min(2, len(possible)), max_size=6)
-    return st.one_of(usual, alone, together, together, together)
+        return set()
+    each = [rule for rule in possible for _ in range(WEIGHT.get(rule, 1))]
+    kind = pick(draw, ("usual", "alone", "together", "together", "together"))
+    if kind == "usual":
+        usual = [rule for rule in USUAL if rule in possible] or possible[:1]
+        return {rule for rule in usual if pick(draw, (False, True))}
+    count = 1 if kind == "alone" else pick(draw, range(2, 7))
+    return {pick(draw, each) for _ in range(count)}
 
 
 def _possible(support: Support, attn_type: AttentionType) -> list[str]:

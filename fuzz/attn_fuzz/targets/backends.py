@@ -17,6 +17,7 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.poison import DTYPES
 from attn_fuzz.findings import aiter as aiter_findings
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION, usable_aiter
+from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.targets.triton import TRITON
 
@@ -298,14 +299,8 @@ def unified_sizes(device: str) -> Support:
 def fa_sizes(device: str) -> Support:
     """What ROCM_AITER_FA is drawn: its prefill and extend attend to the step's own tensors, and not to what the cache holds."""
 
-    def exclude(case: Case) -> str | None:
-        if any(request.query_len > request.seq_len for request in case.requests):
-            return "more queries than keys"
-        if not case.writes or case.unwritten:
-            return "query tokens whose keys are in the cache alone"
-        return None
-
-    return dataclasses.replace(TRITON.support(device), cache_dtypes=(), unused_slots="mostly finite", exclude=exclude)
+    engine = Engine(more_queries_than_keys=False, writes=(True,), unwritten=False)
+    return dataclasses.replace(TRITON.support(device), cache_dtypes=(), unused_slots="mostly finite", engine=engine)
 
 
 def _needs_an_amd_gpu(device: str) -> str | None:

@@ -12,6 +12,7 @@ from attn_fuzz.cases.case import Case, ScaleKind
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.properties import Property
+from attn_fuzz.targets.engine import ANY_ENGINE, Engine
 from attn_fuzz.verdict.rounding import Rounding
 
 
@@ -70,8 +71,9 @@ def _nothing(case: Case) -> str | None:
 class Support:
     """What a target supports.
 
-    The target must be right in everything that is declared here. It must refuse everything else, with a ValueError or a
-    NotImplementedError before anything is written. Sizes, dtypes and layouts only say what is drawn.
+    The target must be right in everything that is declared here. It must refuse every other attention type, rule, quantized
+    cache and quantized output, with a ValueError or a NotImplementedError before anything is written. Sizes, dtypes, layouts,
+    `engine` and `unused_slots` only say what is drawn.
 
     Args:
         attn_types, dtypes: at least one of each.
@@ -81,10 +83,13 @@ class Support:
         causal: whether a DECODER may be causal.
         cache_dtypes, scales: of quantized caches; rows with inline scales are of layout CONTENT_PACKED_SCALED instead.
         output_dtypes: of `out` where there is an output_scale.
+        engine: what the engine that calls the target sends, such as windows of one kind, no K and V planes or no request
+            without a query (`attn_fuzz.targets.engine`). `VLLM` is what vLLM sends.
         exclude: returns why the target does not support a case, or None. It is for limits that no field can express, such as
-            windows that are open to the right, K and V planes (`case.cache.planes`) or a fused qkv tensor.
+            two rules that are not supported together. What it excludes is drawn and thrown away.
         unused_slots: the numbers in slots that no query sees. "NaN" finds a kernel that reads them. "mostly finite" is for a
             kernel that is known to read them with a weight of 0, because 0 * NaN is NaN: 3 of 4 cases hold a finite number.
+            "finite" is for an engine whose cache never holds NaN.
         tile_sizes: sizes of the kernel's tiles. Lengths are drawn around their multiples.
         max_tokens, max_seq_len: the most query tokens of a batch and keys of a request, so that an example stays fast.
         steps_per_layer: how many cases in a row share a layer. Raise it if a kernel is compiled for each layer, and compiling
@@ -105,8 +110,9 @@ class Support:
     head_sizes: tuple[int, ...] = (32, 16, 64, 80, 96, 128)
     group_sizes: tuple[int, ...] = (1, 2, 3, 4, 5, 7, 8)
     block_sizes: tuple[int, ...] = (16, 1, 4, 8, 32, 48, 80, 544)
+    engine: Engine = ANY_ENGINE
     exclude: Callable[[Case], str | None] = _nothing
-    unused_slots: Literal["NaN", "mostly finite"] = "NaN"
+    unused_slots: Literal["NaN", "mostly finite", "finite"] = "NaN"
     tile_sizes: tuple[int, ...] = (16, 32, 64)
     max_tokens: int = 256
     max_seq_len: int = 1024
@@ -125,7 +131,7 @@ class Support:
             raise ValueError("Support: got DECODER with neither causal nor the rule non_causal, expected one of them")
 
     def limit(self, case: Case) -> str | None:
-        """Why a case cannot be run, in words: a dtype, a layout or a size that is not drawn. None if it can."""
+        """Why a case is not run, in words: a dtype, a layout, a size or something else that is not drawn. None if it is run."""
         choices = {
             "dtype": (case.dtype, self.dtypes),
             "head_size": (case.head_size, self.head_sizes),
@@ -137,7 +143,9 @@ class Support:
         for name, (value, allowed) in choices.items():
             if value not in allowed:
                 return f"{name} {value}, only {', '.join(map(str, allowed))}"
-        return None
+        if self.unused_slots == "finite" and case.cache is not None and not case.finite_slots:
+            return "finite_slots False, only True"
+        return self.engine.limit(case)
 
     def beyond(self, case: Case) -> str | None:
         """The first property of a case that the target does not support and must refuse, in words; None if there is none."""
@@ -158,9 +166,23 @@ class Support:
         return self.exclude(case)
 
     def widened(self) -> "Support":
-        """A Support with the same sizes, dtypes and layouts, and every rule. Refusals are drawn from it."""
+        """A Support that draws the same sizes, dtypes, layouts and forms, and every rule. Refusals are drawn from it."""
         layouts = self.layouts or EVERYTHING.layouts
         return dataclasses.replace(EVERYTHING, layouts=layouts, **{name: getattr(self, name) for name in _DRAWN})
+
+    def widenings(self) -> tuple["Support", ...]:
+        """Supports to draw refusals from: everything, half of the time; and else one attention type, rule or format more."""
+        types = [{"attn_types": (one,)} for one in EVERYTHING.attn_types if one not in self.attn_types]
+        rules = [{"rules": (*self.rules, one)} for one in EVERYTHING.rules if one not in self.rules]
+        cache_dtypes = set(EVERYTHING.cache_dtypes) - set(self.cache_dtypes)
+        formats = [{"cache_dtypes": (one,), "scales": EVERYTHING.scales} for one in sorted(cache_dtypes)]
+        formats += [{"output_dtypes": (one,)} for one in EVERYTHING.output_dtypes if one not in self.output_dtypes]
+        layouts = self.layouts or EVERYTHING.layouts
+        one_more = [
+            dataclasses.replace(self, layouts=layouts, exclude=_nothing, **more)
+            for more in (*types, *types, *types, *rules, *formats)
+        ]
+        return (self.widened(),) * max(1, len(one_more)) + tuple(one_more)
 
 
 EVERYTHING = Support(
@@ -171,10 +193,12 @@ EVERYTHING = Support(
     cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz", "int8"),
     scales=("tensor", "head", "token"),
     output_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
+    head_sizes=(32, 16, 64, 80, 96, 128, 20, 256),
 )
 """A Support of everything that a case can have."""
 
 _DRAWN = (
+    "engine",
     "unused_slots",
     "dtypes",
     "head_sizes",

@@ -1,0 +1,45 @@
+"""The page of the contract's regions: which values are legal, how often they are drawn, and why the others are not."""
+
+from collections.abc import Mapping
+
+import hypothesis
+from attn_fuzz.cases import regions, tensors
+from attn_fuzz.run import runner, shard
+from attn_fuzz.run.shard import FuzzPlan
+
+
+def region_counts(plan: FuzzPlan) -> dict[tuple[str, str], int]:
+    """In how many of a plan's cases each region is drawn, by field and name. The tensors of every case are built."""
+    cases = (case for part in runner.shards(plan) for case in shard.drawn(part))
+    return regions.counts((case, tensors.build(case)) for case in cases)
+
+
+def never_drawn(counts: Mapping[tuple[str, str], int]) -> list[tuple[str, str]]:
+    """The regions that no case lies in, though they have no reason not to be drawn."""
+    return [region for region, count in counts.items() if not count]
+
+
+def region_page(counts: Mapping[tuple[str, str], int]) -> str:
+    """The page, of the counts of `region_counts`."""
+    legal = [region for found in regions.REGIONS.values() for region in found if region.legal]
+    drawn = sum(region.holds is not None for region in legal)
+    lines = [
+        "# What is legal, and what is drawn",
+        "",
+        f"- The contract has {len(regions.REGIONS)} fields and arguments.",
+        f"- They have {len(legal)} regions of legal values, of which the fuzzer draws {drawn}. The others have reasons.",
+        "",
+        f"`attn-parity matrix` wrote this page with Hypothesis {hypothesis.__version__}; `attn-parity matrix --check` fails if",
+        "it is not current. A region is a set of calls (`attn_fuzz.cases.regions`). The column `cases` counts, among the cases",
+        "of `attn-parity fuzz --profile ci --seed 0` on a CPU for the target `triton`, those that lie in the region. Their",
+        "tensors are built, and no kernel is run. A field without a region fails a test, and so does a legal region that has",
+        "neither a case nor a reason.",
+        "",
+        "| field | region | cases | why it is not drawn |",
+        "|---|---|--:|---|",
+    ]
+    for field, found in regions.REGIONS.items():
+        for region in found:
+            count = counts[field, region.name] if region.holds is not None else "-" if region.legal else "illegal"
+            lines.append(f"| `{field}` | {region.name} | {count} | {region.reason} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,48 @@
+"""Regions of the fields of KVCacheView."""
+
+from attn_fuzz.cases.regions.layer import LAYER
+from attn_fuzz.cases.regions.region import Region, not_drawn, of_view
+
+VIEW: dict[str, tuple[Region, ...]] = {
+    "layout": LAYER["layout"][:-1],
+    "num_blocks": (
+        Region("1", of_view(lambda view: view.num_blocks == 1)),
+        Region("2", of_view(lambda view: view.num_blocks == 2)),
+        Region("ids beyond 16 bits", of_view(lambda view: view.num_blocks > 1 << 15)),
+        not_drawn("0", "an empty cache holds no key; tests/contract has its borders"),
+    ),
+    "block_size": (
+        Region("1", of_view(lambda view: view.block_size == 1)),
+        Region("a power of two", of_view(lambda view: view.block_size.bit_count() == 1)),
+        Region("no power of two", of_view(lambda view: view.block_size.bit_count() > 1)),
+        Region("above 128", of_view(lambda view: view.block_size > 128)),
+    ),
+    "num_kv_heads": (
+        Region("1", of_view(lambda view: view.num_kv_heads == 1)),
+        Region("2", of_view(lambda view: view.num_kv_heads == 2)),
+    ),
+    "head_size": (Region("any of Layer.head_size", of_view(lambda view: True)),),
+    "itemsize": tuple(Region(str(size), of_view(lambda view, size=size: view.itemsize == size)) for size in (1, 2, 4)),
+    "kv_stride": (
+        Region("V beside K in a block", of_view(lambda view: view.kv_stride < view.block_stride)),
+        Region("planes", of_view(lambda view: view.kv_stride > view.block_stride)),
+        not_drawn("beyond 31 bits", "such a cache needs gigabytes; tests/optimized/test_strides.py has one on a GPU"),
+    ),
+    "block_stride": (
+        Region("dense", of_view(lambda view: view.block_stride % (view.block_size * view.num_kv_heads * view.row_size) == 0)),
+        Region("padded", lambda case, step: case.cache is not None and case.cache.padding),
+        Region("other layers between blocks", lambda case, step: case.cache is not None and case.cache.num_layers > 1),
+    ),
+    "slot_stride": (
+        Region("heads inside a slot", of_view(lambda view: view.slot_stride > view.head_stride)),
+        Region("without a meaning", of_view(lambda view: view.slot_stride == 0)),
+    ),
+    "head_stride": (
+        Region("slots inside a head", of_view(lambda view: view.head_stride > view.slot_stride)),
+        Region("blocks or layers between heads", of_view(lambda view: view.head_stride > view.block_stride > 0)),
+    ),
+    "offset": (
+        Region("not 0", of_view(lambda view: view.offset > 0)),
+        not_drawn("0", "guards surround every allocation; the tests of backends have caches of their own"),
+    ),
+}

@@ -1,0 +1,115 @@
+"""What a run has drawn so far, so that it draws next what it lacks; and what it drew and threw away."""
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from attn_fuzz.cases.case import MAX_ELEMENTS, Case, num_elements
+from attn_fuzz.cases.features import features
+from attn_fuzz.targets.engine import RESTRICTIONS
+from attn_fuzz.targets.target import Support
+
+SMALL_PAGE = 64
+"""Elements of a block of K at most, for block ids beyond 16 bits."""
+SURE = 0.8
+"""A restriction is a remedy if this share of the cases that were thrown away break it, and no case that was kept."""
+SUPPORTED = "supported, where a case was to be refused"
+"""The reason why a case is thrown away that was drawn beyond the support, and is not beyond it."""
+SAMPLE = 200
+"""How many cases are remembered in order to find remedies."""
+
+
+class Tally:
+    """What a run has drawn.
+
+    A case is added after it has run, and whatever its verdict is. So the cases of a run depend on its seed alone, and the same
+    choices of Hypothesis give the same case while a failure is shrunk.
+
+    Attributes:
+        kept: cases that were drawn and run.
+        rejected: by reason, how many cases were drawn and thrown away.
+    """
+
+    def __init__(self) -> None:
+        self.kept = 0
+        self.rejected = Counter[str]()
+        self._pairs = Counter[tuple[str, str]]()
+        self._kept: list[Case] = []
+        self._rejected: dict[str, list[Case]] = defaultdict(list)
+
+    def add(self, case: Case) -> None:
+        """Count a case that has run."""
+        self.kept += 1
+        self._pairs.update(itertools.combinations(traits(case), 2))
+        if len(self._kept) < SAMPLE:
+            self._kept.append(case)
+
+    def novelty(self, case: Case) -> float:
+        """How much a case would add: 1 for each pair of its traits that was never drawn, and less the oftener it was."""
+        return sum((1 + self._pairs[pair]) ** -2 for pair in itertools.combinations(traits(case), 2))
+
+    def takes(self, case: Case, support: Support, refused: bool) -> bool:
+        """Whether a case that was drawn for a support is to run; the reason is counted if it is not.
+
+        Args:
+            case: drawn.
+            support: of the target.
+            refused: whether the case is to be refused.
+        """
+        reason = _why_not(case, support, refused)
+        if reason is not None:
+            self.rejected[reason] += 1
+            if len(self._rejected[reason]) < SAMPLE:
+                self._rejected[reason].append(case)
+        return reason is None
+
+    def remedies(self) -> dict[str, list[str]]:
+        """By reason: the restrictions that most of the cases thrown away break, and none of those that were kept."""
+        kept_to = {name: keeps for name, keeps in RESTRICTIONS.items() if all(map(keeps, self._kept))}
+        return {
+            reason: [name for name, keeps in kept_to.items() if sum(not keeps(case) for case in cases) >= SURE * len(cases)]
+            for reason, cases in self._rejected.items()
+        }
+
+
+def _why_not(case: Case, support: Support, refused: bool) -> str | None:
+    if num_elements(case) > MAX_ELEMENTS:
+        return "too many elements to be replayed"
+    beyond = support.beyond(case)
+    if (beyond is not None) == refused:
+        return None
+    if beyond is None:
+        return SUPPORTED
+    return f"excluded: {beyond}" if support.exclude(case) == beyond else beyond
+
+
+def traits(case: Case) -> list[str]:
+    """The features of a case, and its sizes: whatever is to meet whatever else."""
+    return [*features(case), *(f"{name} {size(case)}" for name, size in _SIZES.items())]
+
+
+def _page(case: Case) -> str:
+    if case.cache is None:
+        return "none"
+    return "small" if case.cache.block_size * case.num_kv_heads * case.head_size <= SMALL_PAGE else "large"
+
+
+def _span(value: int) -> int:
+    """The power of two that a number is below; 0 of 0, and -1 of a negative number."""
+    return -1 if value < 0 else value.bit_length()
+
+
+_SIZES: Final[Mapping[str, Callable[[Case], object]]] = {
+    "head_size": lambda case: case.head_size,
+    "group_size": lambda case: case.group_size,
+    "block_size": lambda case: case.cache.block_size if case.cache else None,
+    "page": _page,
+    "window left": lambda case: _span(case.window[0]),
+    "window right": lambda case: _span(case.window[1]),
+    "chunk": lambda case: _span(case.chunked_local or 0),
+    "sinks": lambda case: case.sinks,
+    "queries": lambda case: _span(max((r.query_len for r in case.requests), default=0)),
+    "keys": lambda case: _span(max((r.seq_len for r in case.requests), default=0)),
+    "values": lambda case: case.values.kind,
+}

@@ -1,0 +1,217 @@
+"""What the engine that calls a kernel sends: restrictions of the calls that the contract allows.
+
+The strategies draw this vocabulary directly. A restriction that `Support.exclude` expresses is drawn too, and thrown away.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from attn_contract import AttentionType, PhysicalOrder
+from attn_fuzz.cases.case import Cache, Case
+
+WindowKind = Literal["any", "left", "symmetric", "by causality"]
+RangeKind = Literal["any", "inside"]
+NUMBERS: Final = ("num_layers", "padding", "unowned_rows", "rows_past", "kv_rows_past", "table_padding", "slack")
+"""Fields of Engine whose values are numbers, and stand for all numbers up to the largest of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """What an engine sends. The defaults are all that the contract allows.
+
+    A bool says whether the engine ever sends what the field names. Every other field holds the values that are drawn, the
+    simplest first; a number stands for all numbers up to the largest one. Most fields have the name of the field of Case or
+    Cache that they restrict. A case beyond an Engine is not run on the target, and the target does not have to refuse it.
+
+    Args:
+        windows: kinds of windows. "any": each edge by itself. "left": (W - 1, -1). "symmetric": (W - 1, W - 1). "by causality":
+            (W - 1, 0) in a causal step, else (W - 1, W - 1), as vLLM passes them.
+        scale_signs: signs of the softmax scale.
+        ranges: "inside": bidirectional ranges lie inside the prompt, and none is empty. "any": they may begin before it, end
+            behind it, or be empty.
+        more_queries_than_keys: requests of self-attention that have fewer keys than queries.
+        empty_requests: requests without a query, or without a key.
+        empty_batches: steps without a request, or without a query in any request.
+        shared_blocks: requests that share the blocks of a common prefix.
+        planes: whether the cache is a K plane and a V plane.
+        orders, num_layers, padding: the order of dimensions in memory, layers that share the allocation, and unused elements
+            after each block.
+        other_views: other layers see the allocation through another layout, to write this layer's keys or their own.
+        writes: whether the step writes K and V.
+        unwritten: query tokens that have slot -1, since an earlier step wrote their keys.
+        ordinary_writes: whether a second layer that shares the allocation writes no special numbers such as NaN.
+        saturated: infinite elements of k and v, which a quantized cache saturates.
+        recycled: NaN in keys outside all windows.
+        fused_qkv, unlike_strides, flat_out, dense_out: forms of q, k, v, the scale caches and out; see Case.
+        unowned_rows, rows_past, kv_rows_past: rows that no request owns; see Case.
+        table_padding, slack: unused columns of the block table, and how much too large the bounds of lengths are.
+
+    Raises:
+        ValueError: a field has no value, or one of another kind.
+    """
+
+    windows: tuple[WindowKind, ...] = ("any",)
+    scale_signs: tuple[int, ...] = (1, 0, -1)
+    ranges: tuple[RangeKind, ...] = ("any",)
+    more_queries_than_keys: bool = True
+    empty_requests: bool = True
+    empty_batches: bool = True
+    shared_blocks: bool = True
+    planes: tuple[bool, ...] = (False, True)
+    orders: tuple[PhysicalOrder, ...] = tuple(PhysicalOrder)
+    num_layers: tuple[int, ...] = (1, 2, 3)
+    padding: tuple[int, ...] = (0, 8, 24)
+    other_views: bool = True
+    writes: tuple[bool, ...] = (True, False)
+    unwritten: bool = True
+    ordinary_writes: tuple[bool, ...] = (False, True)
+    saturated: bool = True
+    recycled: bool = True
+    fused_qkv: tuple[bool, ...] = (False, True)
+    unlike_strides: tuple[bool, ...] = (False, True)
+    flat_out: tuple[bool, ...] = (False, True)
+    dense_out: tuple[bool, ...] = (False, True)
+    unowned_rows: tuple[int, ...] = (0, 1, 3)
+    rows_past: tuple[int, ...] = (0, 1, 17)
+    kv_rows_past: tuple[int, ...] = (0, 2)
+    table_padding: tuple[int, ...] = (0, 1, 3)
+    slack: tuple[int, ...] = (0, 1, 100)
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            values = getattr(self, field.name)
+            if isinstance(field.default, bool) and not isinstance(values, bool):
+                raise ValueError(f"Engine.{field.name}: got {values!r}, expected True or False")
+            if isinstance(field.default, tuple) and (not isinstance(values, tuple) or not values):
+                raise ValueError(f"Engine.{field.name}: got {values!r}, expected a tuple of at least one value")
+
+    def limit(self, case: Case) -> str | None:
+        """The first property of a case that the engine never sends, in words; None if it sends the case."""
+        if self is ANY_ENGINE:
+            return None
+        for name, value_of in _VALUES.items():
+            allowed, found = getattr(self, name), value_of(case)
+            if isinstance(allowed, bool):
+                if found and not allowed:
+                    return f"{name}, never"
+            elif found is not None and found not in allowed and not (name in NUMBERS and found <= max(allowed)):
+                return f"{name} {found}, only {', '.join(map(str, allowed))}"
+        if self.windows != ("any",) and not any(_IS_WINDOW[kind](case) for kind in self.windows):
+            return f"windows {case.window}, only {', '.join(self.windows)}"
+        if "any" not in self.ranges and any(not _is_inside(case, r) for r in range(len(case.requests))):
+            return "ranges any, only inside"
+        return None
+
+
+def _of_cache(value: Callable[[Cache], Any]) -> Callable[[Case], Any]:
+    return lambda case: None if case.cache is None else value(case.cache)
+
+
+def _sign(case: Case) -> int:
+    return (case.scale > 0) - (case.scale < 0)
+
+
+def _lacks_keys(case: Case) -> bool:
+    return case.attn_type is AttentionType.DECODER and any(request.context_len < 0 for request in case.requests)
+
+
+def _shares_blocks(case: Case) -> bool:
+    blocks = [block for request in case.requests for block in request.blocks]
+    return len(set(blocks)) < len(blocks)
+
+
+_VALUES: Final[Mapping[str, Callable[[Case], Any]]] = {
+    "scale_signs": _sign,
+    "more_queries_than_keys": _lacks_keys,
+    "empty_requests": lambda case: any(not request.query_len or not request.seq_len for request in case.requests),
+    "empty_batches": lambda case: not case.query_start_loc[-1],
+    "shared_blocks": _shares_blocks,
+    "planes": _of_cache(lambda cache: None if cache.holds_content_rows else cache.planes),
+    "orders": _of_cache(lambda cache: cache.order if cache.holds_content_rows else None),
+    "num_layers": _of_cache(lambda cache: cache.num_layers),
+    "padding": _of_cache(lambda cache: cache.padding),
+    "other_views": _of_cache(lambda cache: not {cache.writer, cache.neighbour} <= {None, cache.layout}),
+    "unwritten": lambda case: bool(case.unwritten),
+    "ordinary_writes": lambda case: case.ordinary_writes if case.cache is not None and case.cache.neighbour else None,
+    **{
+        name: lambda case, name=name: getattr(case, name)
+        for name in (
+            *("saturated", "recycled", "fused_qkv", "unlike_strides", "flat_out", "dense_out"),
+            *("unowned_rows", "rows_past", "kv_rows_past", "table_padding", "slack"),
+        )
+    },
+    "writes": lambda case: case.writes if case.cache is not None else None,
+}
+"""By the name of a field: its value in a case; None where a case has none. Windows and ranges have predicates of their own."""
+
+
+def _is_left(case: Case) -> bool:
+    return case.window[1] < 0
+
+
+def _is_symmetric(case: Case) -> bool:
+    return case.window[0] == case.window[1]
+
+
+def _is_by_causality(case: Case) -> bool:
+    return case.window == window_by_causality(case.window[0], case)
+
+
+_IS_WINDOW: Final[Mapping[str, Callable[[Case], bool]]] = {
+    "any": lambda case: True,
+    "left": _is_left,
+    "symmetric": _is_symmetric,
+    "by causality": _is_by_causality,
+}
+
+
+def window_by_causality(left: int, case: Case) -> tuple[int, int]:
+    """The window of a case as vLLM passes it: nothing to the right of a causal query, and else as much as to the left."""
+    is_causal = bool(case.requests) and all(request.causal for request in case.requests)
+    return left, (min(left, 0) if is_causal else left)
+
+
+def _is_inside(case: Case, r: int) -> bool:
+    request = case.requests[r]
+    return all(0 <= first <= last < request.seq_len for first, last in request.bidirectional_ranges)
+
+
+ANY_ENGINE: Final = Engine()
+"""All that the contract allows."""
+
+VLLM: Final = Engine(
+    windows=("by causality",),
+    scale_signs=(1,),
+    ranges=("inside",),
+    more_queries_than_keys=False,
+    empty_batches=False,
+    other_views=False,
+    ordinary_writes=(True,),
+    saturated=False,
+    unlike_strides=(False,),
+    dense_out=(True,),
+)
+"""What vLLM sends to a backend. Rows of padding, slots of -1, shared prefixes and requests without a query are part of it."""
+
+
+def _restriction(field: str, value: Any) -> Callable[[Case], bool]:
+    engine = Engine(**{field: value})
+    return lambda case: engine.limit(case) is None
+
+
+_NARROWER: Final[Mapping[str, tuple[Any, ...]]] = {
+    "windows": (("left",), ("symmetric",), ("by causality",)),
+    "ranges": (("inside",),),
+    "scale_signs": ((1,),),
+    "orders": (),
+    **{name: ((0,),) for name in NUMBERS if name != "num_layers"},
+    "num_layers": ((1,),),
+}
+RESTRICTIONS: Final[Mapping[str, Callable[[Case], bool]]] = {
+    f"{field.name}={value!r}": _restriction(field.name, value)
+    for field in dataclasses.fields(Engine)
+    for value in _NARROWER.get(field.name, (False,) if isinstance(field.default, bool) else ((False,), (True,)))
+}
+"""What a user may say of an Engine, as a user writes it, and whether a case keeps to it."""

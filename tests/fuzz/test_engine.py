@@ -1,0 +1,209 @@
+"""What an engine sends is drawn directly; what is thrown away all the same is counted, with what would say so directly."""
+
+from dataclasses import fields, replace
+
+import pytest
+from attn_contract import AttentionType, Layout, PhysicalOrder
+from attn_fuzz.cases import contradictions
+from attn_fuzz.cases.case import Cache, Case, Request
+from attn_fuzz.cases.features import FEATURES
+from attn_fuzz.corpus import files
+from attn_fuzz.corpus.lifting import lifted
+from attn_fuzz.report.drawn import can_have, drawn
+from attn_fuzz.run.shard import Progress
+from attn_fuzz.strategies import families
+from attn_fuzz.strategies.independent import INDEPENDENT
+from attn_fuzz.strategies.tally import SUPPORTED, Tally
+from attn_fuzz.targets.engine import RESTRICTIONS, VLLM, Engine
+from attn_fuzz.targets.target import EVERYTHING, Support
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+PLAIN = Engine(
+    windows=("left",),
+    orders=(PhysicalOrder.LBHNC,),
+    scale_signs=(1,),
+    ranges=("inside",),
+    more_queries_than_keys=False,
+    empty_requests=False,
+    empty_batches=False,
+    shared_blocks=False,
+    planes=(False,),
+    num_layers=(1,),
+    padding=(0,),
+    other_views=False,
+    writes=(True,),
+    unwritten=False,
+    ordinary_writes=(True,),
+    saturated=False,
+    recycled=False,
+    fused_qkv=(False,),
+    unlike_strides=(False,),
+    flat_out=(False,),
+    dense_out=(True,),
+    unowned_rows=(0,),
+    rows_past=(0,),
+    kv_rows_past=(0,),
+    table_padding=(0,),
+    slack=(0,),
+)
+
+
+def draw(support: Support, examples: int = 150, refuses: bool = False) -> tuple[list[Case], Tally]:
+    found, tally = [], Tally()
+
+    @seed(1)
+    @settings(INDEPENDENT, max_examples=examples, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @given(families("anything", support, refuses, tally))
+    def collect(family):
+        for case in family:
+            found.append(case)
+            tally.add(case)
+
+    collect()
+    return found, tally
+
+
+@pytest.fixture(scope="module")
+def anything() -> list[Case]:
+    return draw(EVERYTHING, 250)[0]
+
+
+@pytest.mark.parametrize("engine", [VLLM, PLAIN], ids=["VLLM", "PLAIN"])
+def test_an_engine_is_drawn_directly(engine):
+    found, tally = draw(replace(EVERYTHING, engine=engine))
+    assert not tally.rejected, "nothing is drawn and thrown away"
+    for case in found:
+        contradictions.check(case)
+        assert engine.limit(case) is None
+    assert len({case.window for case in found}) > 3
+    assert {len(case.requests) for case in found} >= {1, 8}
+
+
+def test_finite_slots_are_drawn_directly():
+    found, tally = draw(replace(EVERYTHING, unused_slots="finite"), examples=40)
+    assert all(case.finite_slots for case in found if case.cache is not None)
+    assert not tally.rejected
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Engine)])
+def test_every_field_of_an_engine_restricts_something(name, anything):
+    """A field that `limit` forgets would let past cases through that the engine never sends."""
+    narrower = replace(Engine(), **{name: getattr(PLAIN, name)})
+    assert any(narrower.limit(case) for case in anything)
+
+
+def test_windows_by_causality_are_those_of_vllm():
+    found, _ = draw(replace(EVERYTHING, engine=VLLM))
+    windows = {}
+    for case in found:
+        if max(case.window) >= 0:
+            windows.setdefault(all(request.causal for request in case.requests), set()).add(case.window)
+    assert all(right == 0 <= left for left, right in windows[True])
+    assert all(right == left >= 0 for left, right in windows[False])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"windows": ()}, "Engine.windows: got .., expected a tuple of at least one value"),
+        ({"planes": False}, "Engine.planes: got False, expected a tuple"),
+        ({"unwritten": (False,)}, "Engine.unwritten: got .False,., expected True or False"),
+    ],
+)
+def test_a_field_of_another_kind_is_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        Engine(**changes)
+
+
+def test_what_exclude_throws_away_is_counted_with_its_remedy():
+    def exclude(case: Case) -> str | None:
+        return "planes" if case.cache is not None and case.cache.planes else None
+
+    excluding = replace(EVERYTHING, exclude=exclude, rules=("non_causal",), attn_types=(AttentionType.DECODER,))
+    found, tally = draw(excluding, examples=60)
+    lost = tally.rejected["excluded: planes"]
+    assert lost > 5
+    assert "planes=(False,)" in tally.remedies()["excluded: planes"]
+    progress = Progress(examples=len(found), rejected=dict(tally.rejected), remedies=tally.remedies())
+    said = drawn([progress], excluding).lines
+    assert said[0] == f"thrown away: {lost} of {len(found) + lost} cases drawn: {lost} excluded: planes"
+    direct = replace(excluding, engine=Engine(planes=(False,)))
+    assert not draw(direct, examples=60)[1].rejected
+
+
+@pytest.mark.parametrize(("lost", "warns"), [(20, False), (30, True)])
+def test_above_a_fifth_it_is_a_warning_that_names_the_field(lost, warns):
+    progress = Progress(
+        examples=100, rejected={"excluded: x": lost, SUPPORTED: 90}, remedies={"excluded: x": ["planes=(False,)"]}
+    )
+    said = drawn([progress], EVERYTHING).lines
+    assert said[0].startswith(f"thrown away: {lost} of {100 + lost}")
+    assert ("Support(engine=Engine(planes=(False,)))" in said[1]) == warns
+
+
+def test_what_was_not_drawn_is_named_for_what_the_target_supports():
+    narrow = Support(attn_types=(AttentionType.DECODER,), dtypes=("float32",), layouts=(Layout.BLOCKS_FIRST_NHD,))
+    nothing = drawn([Progress()], narrow)
+    assert nothing.features == [feature.name for feature in FEATURES if can_have(narrow, feature)]
+    assert "float32" in nothing.features
+    assert {"window", "float16", "encoder", "decoder, non-causal", "KV_FIRST_NHD"}.isdisjoint(nothing.features)
+    assert nothing.num_features == len(nothing.features)
+    assert nothing.lines == [
+        f"not drawn: {len(nothing.features)} of {len(nothing.features)} features (decoder, causal, prefill, extend, ...), "
+        f"{nothing.num_pairs} of {nothing.num_pairs} pairs ({', '.join(f'{a} with {b}' for a, b in nothing.pairs[:3])}, ...)"
+    ]
+
+
+def test_all_that_a_support_allows_is_drawn_in_the_end():
+    """A feature that `can_have` promises in vain would be named at the end of every run."""
+    support = replace(EVERYTHING, engine=VLLM, rules=("window", "lse"), attn_types=(AttentionType.DECODER,))
+    found, _ = draw(support, examples=200)
+    features = {
+        feature.name for feature in FEATURES if any(feature.rule in (None, *case.rules) and feature.has(case) for case in found)
+    }
+    assert {feature.name for feature in FEATURES if can_have(support, feature)} == features
+
+
+def test_restrictions_are_said_as_a_user_says_them():
+    for name in RESTRICTIONS:
+        assert isinstance(eval(f"Engine({name})", {"Engine": Engine}), Engine)
+
+
+def vllm_kernel() -> Support:
+    return Support(
+        attn_types=(AttentionType.DECODER,),
+        dtypes=("bfloat16",),
+        layouts=(Layout.BLOCKS_FIRST_NHD,),
+        rules=("window", "logits_soft_cap", "alibi_slopes", "sinks"),
+        head_sizes=(64, 128),
+        group_sizes=(1, 4),
+        block_sizes=(16, 32),
+        engine=VLLM,
+    )
+
+
+def test_past_cases_are_lifted_to_what_an_engine_sends():
+    admitted = files.admitted(files.shipped(), "mine", vllm_kernel())
+    assert len(admitted.cases) >= 35
+    assert admitted.lifted == len(admitted.cases)
+    for case in admitted.cases:
+        contradictions.check(case)
+        assert vllm_kernel().limit(case) is None
+        assert vllm_kernel().beyond(case) is None
+    out = sum(map(len, admitted.left_out.values()))
+    assert (
+        f"{len(admitted.cases)} run, {admitted.lifted} of them in sizes and forms of this target, {out} left out ("
+        in admitted.sentence
+    )
+    assert "17 encoder attention" in admitted.sentence
+
+
+def test_a_lifted_table_keeps_what_requests_share():
+    """Three blocks of 4 slots are one block of 8 slots, and half of another."""
+    requests = tuple(Request(query_len=1, seq_len=14, blocks=(5, 2, 7, own), causal=True) for own in (1, 3))
+    cache = Cache(layout=Layout.KV_FIRST_NHD, block_size=4, num_blocks=8)
+    case, reason = lifted(Case(target="x", requests=requests, cache=cache), replace(EVERYTHING, block_sizes=(8,)))
+    assert reason == ""
+    assert case is not None
+    assert [request.blocks for request in case.requests] == [(5, 2), (5, 7)]
+    contradictions.check(case)
