@@ -358,7 +358,8 @@ def _size(case: Case, tried: int) -> Size:
 def _hypothesis_test(plan: FuzzPlan, target: Target, draw: Callable[[Case], None], tally: Tally) -> Callable[[], None]:
     """A function that draws the plan's cases and hands each one to `draw`, until `draw` raises.
 
-    From then on the tally stays as it is: while Hypothesis shrinks, the same choices must give the same case.
+    Hypothesis runs the example that failed once more. Its choices must then give the same case, so a failing family is not
+    added to the tally.
     """
     support = target.support(plan.device)
     num_drawn = 0
