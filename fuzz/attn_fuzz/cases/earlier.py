@@ -39,7 +39,7 @@ def changed(step: Step, name: str) -> Iterator[Step | None]:
     if other is None:
         yield None
         return
-    with _holding(_other_contents(other) if name == CONTENTS else []):
+    with _holding(_NUMBERS[name](other) if name in _NUMBERS else []):
         yield with_own_outputs(other)
 
 
@@ -262,11 +262,25 @@ def _requests(step: Step) -> Step | None:
 
 
 def _max_query_len(step: Step) -> Step | None:
-    return _with_batch(step, max_query_len=2 * step.batch.max_query_len + 16)
+    """A step of single tokens; of a case's own step of single tokens, a looser bound."""
+    return _with_batch(step, max_query_len=1 if step.batch.max_query_len > 1 else 16)
 
 
 def _max_seq_len(step: Step) -> Step | None:
-    return _with_batch(step, max_seq_len=2 * step.batch.max_seq_len + 64)
+    """A step of fewer keys. Without a cache the keys are the step's own tokens, so there it is a looser bound."""
+    batch = step.batch
+    fewer = max(batch.max_query_len, batch.max_seq_len // 2)
+    is_fewer = step.layer.attn_type.reads_cache and fewer < batch.max_seq_len
+    return _with_batch(step, max_seq_len=fewer if is_fewer else 2 * batch.max_seq_len + 64)
+
+
+def _numbers_within_bounds(step: Step) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Lengths that no bound of the step forbids."""
+    batch = step.batch
+    query_lens = batch.query_start_loc.diff().clamp(max=batch.max_query_len)
+    starts = torch.nn.functional.pad(query_lens.cumsum(0), (1, 0))
+    seq_lens = batch.seq_lens.clamp(max=batch.max_seq_len) if step.layer.attn_type.reads_cache else query_lens
+    return [(batch.query_start_loc, starts), (batch.seq_lens, seq_lens)]
 
 
 def _num_actual_tokens(step: Step) -> Step | None:
@@ -356,3 +370,9 @@ _CHANGES: dict[str, Callable[[Step], Step | None]] = {
     **{name: _rule(name) for name in _HELD},
     **{name: _without_rule(name.removeprefix("no ")) for name in CHANGES if name.startswith("no ")},
 }
+_NUMBERS = {
+    CONTENTS: _other_contents,
+    "max_query_len": _numbers_within_bounds,
+    "max_seq_len": _numbers_within_bounds,
+}
+"""The numbers that tensors hold during an earlier call, where they are others than the step's own."""
