@@ -1,4 +1,4 @@
-"""`attn-parity compile`: what the compilers make of every kernel that ships, for GPUs that need not be here."""
+"""`attn-parity compile`: compile every kernel that ships, for GPUs that need not be here, and check the binaries."""
 
 import dataclasses
 from pathlib import Path
@@ -167,7 +167,7 @@ def _tell(found: Results, outcome: Outcome, calls: "Calls", allowed: Budgets, pa
 
 
 def _check(path: Path, calls: "Calls", allowed: Budgets) -> int:
-    """Whether a page follows from its CSV file, which has the facts of these launches, all within budget."""
+    """The exit code: 0 if the page follows from its CSV file, which has these launches and all within budget; else 1."""
     from attn_parity.binaries.shipped_calls import main_names
 
     data = _data_of(path)

@@ -85,7 +85,7 @@ _OF_POSITIONS: dict[str, Any] = {
 @holds_rules
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Layer:
-    """One attention layer. `attn_reference.attention` defines which keys a query sees and what a logit is.
+    """One attention layer. `attn_reference.masks` defines which keys a query sees, `attn_reference.attention` what a logit is.
 
     Args:
         num_heads: query heads H.

@@ -1,9 +1,9 @@
 """Attention as it is defined, in plain PyTorch: slow, obvious, and the standard that the fast kernels are judged by.
 
-Start with `attn_reference.attention`: its docstring is the specification. `masks` and `logits` hold the rules one by one;
-`kv_cache` reads and writes the cache, `merge` joins partial results; `quantization`, `rotary` and `rounding` define every bit.
-Importing the package makes its functions the CPU implementation of the torch ops `attn_parity::*`: a model that is moved to the
-CPU runs them without a change.
+Start with `attn_reference.attention` and `masks`. Their docstrings are the specification: what attention computes, and which
+keys a query sees. `masks` and `logits` hold the rules one by one; `kv_cache` reads and writes the cache, `merge` joins partial
+results; `quantization`, `rotary` and `rounding` define every bit. Importing the package makes its functions the CPU
+implementation of the torch ops `attn_parity::*`: a model that is moved to the CPU runs them without a change.
 """
 
 import sys

@@ -1,7 +1,30 @@
-"""Which keys a query sees: one function per rule, and `visible`, which composes them.
+"""Visibility: which keys a query sees. The specification, one function per rule, and `visible`, which composes the rules.
 
-Everywhere p is [q_len, 1], the positions of the queries, and j is [1, k_len], the positions of the keys. A rule gives a bool
-tensor that broadcasts to [q_len, k_len]. The formula is in `attn_reference.attention`.
+p is the position of a query and j the position of a key (`attn_reference.attention`). All rules together are one formula:
+
+    visible(p, j) = 0 <= j < seq_len  and  (base(p, j)  or  in_range(p, j))  and  qq_bias does not hide j
+    base          = (not causal or j <= p)  and  (in_window or j < sink_tokens)  and  in_chunk
+    in_window     = (left < 0 or p - j <= left)  and  (right < 0 or j - p <= right)
+    in_chunk      = chunked_local is None  or  p // chunked_local == j // chunked_local
+    in_range      = some [a, b] of the request's bidirectional_ranges holds both p and j
+                    and  (not ranges_clamped  or  left < 0  or  p - j <= left)
+
+In a window (left, right) both edges are inclusive, -1 is unlimited and 0 a real edge. A window leaves the first sink_tokens
+keys visible (StreamingLLM; Xiao et al., arXiv:2309.17453; AITER's `sink_size`), but causality and chunks hide them too.
+
+Chunks cut the positions into stretches of chunked_local, and a query sees the keys of its own chunk only (Llama 4's chunked
+attention). `//` is a floor: a query before the sequence, p < 0, shares its chunk with no key.
+
+A bidirectional range is the stretch of a prompt that an image covers: the tokens in it see each other both ways, whatever
+causality, window and chunks say (vLLM's `mm_prefix_range`). With ranges_clamped the left edge of the window holds inside the
+range too, as in Gemma 3's own code (`create_attention_mask` in google/gemma_pytorch), in transformers
+(`create_masks_for_vision_model`) and in Gemma 4. A range with b < a is none.
+
+A key whose qq_bias is -inf is hidden by it, even in a range (tree drafts: a token of another branch). Cross-attention
+(ENCODER_DECODER) sees all keys, for any number of queries, 1 or more (vLLM #38450, #39119: causality is invisible at q_len 1
+and wrong above it). A key past seq_len is never visible, causal or not (vLLM #40176: the tail of the last tile).
+
+In the functions, p is [q_len, 1] and j is [1, k_len]. A rule gives a bool tensor that broadcasts to [q_len, k_len].
 """
 
 import torch

@@ -3,11 +3,14 @@
 import json
 from importlib.util import module_from_spec, spec_from_file_location
 
+import attn_parity.binaries.build
+import click
 import pytest
 from attn_parity.binaries.build import in_processes
 from click.testing import CliRunner
 
-from benchmarks.binaries.hashes import described, differences, hashes
+import benchmarks.binaries.hashes
+from benchmarks.binaries.hashes import comes_again, described, differences, hashes
 
 SOURCE = """
 import torch
@@ -86,12 +89,12 @@ def test_what_differs_is_told():
     other = {"sha256": "b" * 64, "vgprs": 9, "grid": [2], "numbers": [1, 3]}
     after = {"triton": "3.9.0", "launches": {"gfx942": {"same": launch, "other": other, "new": launch}}}
     jobs = {("gfx942", name) for name in ("same", "other", "new")}
-    assert list(differences(before, after, jobs)) == [
-        "gfx942 new: not compiled before",
-        "gfx942 other: assembly aaaaaaaaaaaa, now bbbbbbbbbbbb; vgprs 8, now 9; numbers [1] 2, now 3",
-    ]
-    (line,) = differences(before | {"triton": "3.6.0"}, after, jobs)
-    assert line == "Triton 3.6.0 compiled one file, 3.9.0 the other"
+    assert differences(before, after, jobs) == {
+        ("gfx942", "new"): "gfx942 new: not compiled before",
+        ("gfx942", "other"): ("gfx942 other: assembly aaaaaaaaaaaa, now bbbbbbbbbbbb; vgprs 8, now 9; numbers [1] 2, now 3"),
+    }
+    with pytest.raises(click.BadParameter, match=r"Triton 3\.6\.0 compiled it, this is 3\.9\.0"):
+        differences(before | {"triton": "3.6.0"}, after, jobs)
 
 
 def test_a_launch_is_compared_with_what_was_written_before(tmp_path, monkeypatch):
@@ -106,9 +109,19 @@ def test_a_launch_is_compared_with_what_was_written_before(tmp_path, monkeypatch
     kept = json.loads((tmp_path / "before.json").read_text())
     kept["launches"]["sm90"]["merge, fp32"]["sha256"] = "0" * 64
     (tmp_path / "before.json").write_text(json.dumps(kept))
+    monkeypatch.setattr(benchmarks.binaries.hashes, "TRIES", 1)
     planted = CliRunner().invoke(hashes, ["after.json", *options, "--compare", "before.json"])
     assert planted.exit_code == 1
     assert "sm90 merge, fp32: assembly 000000000000, now " in planted.output
+
+
+def test_a_launch_that_comes_again_is_no_change(monkeypatch):
+    """One of several compilations gave the earlier binary: the compiler made the difference, not the change."""
+    earlier = {"launches": {"gfx942": {"decode": {"sha256": "a"}}}}
+    for later, same in (("bab", True), ("bbb", False)):
+        outcomes = {number: {"sha256": sha256} for number, sha256 in enumerate(later)}
+        monkeypatch.setattr(attn_parity.binaries.build, "in_processes", lambda *_, outcomes=outcomes: (outcomes, False))
+        assert comes_again(("gfx942", "decode"), earlier) == same
 
 
 def test_a_file_of_another_kind_is_named(tmp_path):

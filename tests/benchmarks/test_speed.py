@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from click.testing import CliRunner
 
+from benchmarks.__main__ import cli
 from benchmarks.speed import results
 from benchmarks.speed.participants import OURS
 
@@ -50,8 +53,10 @@ def test_a_tiny_run_writes_its_file_and_the_page_renders(tmp_path):
         (("--tiny", "--budget", "0"), "--budget"),
     ],
 )
-def test_bad_arguments_are_named_before_any_work(tmp_path, arguments, message):
-    ended = benchmarks(tmp_path, "speed", *arguments)
-    assert ended.returncode in (1, 2)
-    assert message in " ".join(ended.stderr.split())
+def test_bad_arguments_are_named_before_any_work(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    ended = CliRunner().invoke(cli, ["speed", *arguments])
+    assert ended.exit_code in (1, 2)
+    assert message in " ".join(ended.output.split())
     assert not list(tmp_path.iterdir())

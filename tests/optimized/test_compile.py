@@ -33,9 +33,19 @@ def planted() -> dict[str, dict[str, dict[str, Any]]]:
     return compiling("compile_planted.py", "gfx942", "sm90")
 
 
+def main_calls(architecture: str) -> dict[str, KernelCall]:
+    """All main launches of the architecture that serves most, and the first main launch of each kernel of the others."""
+    calls = chosen(architecture, main=True)
+    if architecture == "gfx942":
+        return calls
+    first = {call.launch.kernel.fn.__name__: name for name, call in reversed(calls.items())}
+    return {name: calls[name] for name in first.values()}
+
+
 @pytest.mark.parametrize("architecture", ["gfx942", "gfx1201", "sm90"])
 def test_what_ships_is_within_its_budget(architecture):
-    calls = chosen(architecture, main=True)
+    """`tox run -e compile` holds every launch of every architecture to its budget."""
+    calls = main_calls(architecture)
     assert len({call.launch.kernel.fn.__name__ for call in calls.values()}) == 4
     done = build([(architecture, name) for name in calls], 2)
     assert not done.errors

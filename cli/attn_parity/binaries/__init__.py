@@ -1,1 +1,1 @@
-"""What the compilers make of the kernels that ship: built in processes of their own, held to budgets, told on a page."""
+"""The binaries of the kernels that ship: compiled in processes of their own, held to budgets, and listed on a page."""

@@ -1,4 +1,4 @@
-"""The GPUs that launches are compiled for: what their compute units hold, and how many they have."""
+"""The GPUs for which launches are compiled: the size of a compute unit, and the number of compute units."""
 
 from typing import NamedTuple
 
@@ -6,15 +6,16 @@ KI = 1024
 
 
 class Architecture(NamedTuple):
-    """A GPU of an architecture.
+    """One GPU of an architecture.
 
-    Programs share a compute unit of CDNA, a pair of compute units of RDNA that work as one, or a multiprocessor of NVIDIA.
+    A compute unit is what several programs share: a compute unit of CDNA, a pair of compute units of RDNA, or a multiprocessor
+    of NVIDIA.
 
     Attributes:
-        compute_units: of the GPU, as torch counts them.
+        compute_units: the number of compute units of the GPU, as torch counts them.
         lds_limit: bytes of LDS (shared memory) that a program may have.
         lds: bytes of LDS that all programs on a compute unit share.
-        simds: of a compute unit.
+        simds: the number of SIMDs of a compute unit.
     """
 
     compute_units: int
@@ -29,7 +30,7 @@ ARCHITECTURES = {
     "gfx950": Architecture(256, 160 * KI, 160 * KI),
     "gfx1100": Architecture(48, 64 * KI, 128 * KI),
     "gfx1201": Architecture(32, 64 * KI, 128 * KI),
-    # its number of compute units is not published: it is taken to be gfx950's
+    # The number of compute units of gfx1250 is not published: the number of gfx950 is used.
     "gfx1250": Architecture(256, 320 * KI, 320 * KI),
     "sm90": Architecture(132, 227 * KI, 228 * KI),
 }

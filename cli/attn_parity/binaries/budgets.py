@@ -1,4 +1,4 @@
-"""What a binary may cost: defaults for all launches, and exceptions by name, each with its reason, in budgets.toml."""
+"""Limits on the registers and waves of a binary (budgets.toml): defaults for all launches, and exceptions with reasons."""
 
 import math
 import tomllib
@@ -20,18 +20,18 @@ Fact = Literal["vgpr_spills", "waves"]
 
 
 class BudgetError(InputError):
-    """A file of budgets says something that cannot be."""
+    """A file of budgets has a wrong entry."""
 
 
 @dataclass(frozen=True)
 class Exceptions:
-    """What some launches may cost on an architecture.
+    """Other limits for some launches on an architecture.
 
     Args:
-        fact: which of their facts the figures are.
-        triton: the beginning of the version of Triton that needs the exception.
-        reason: why they may.
-        calls: the figure that is allowed, by the name of the launch.
+        fact: the fact that is limited, a field of `Facts`.
+        triton: the beginning of the versions of Triton that need the exception.
+        reason: why the launches need the exception.
+        calls: the limit, by the name of the launch.
     """
 
     architecture: str
@@ -43,12 +43,12 @@ class Exceptions:
 
 @dataclass(frozen=True)
 class Budgets:
-    """The default figures, and the exceptions.
+    """The default limits, and the exceptions.
 
     Args:
-        vgpr_spills: the most spilled registers of a launch without an exception.
-        waves: the fewest waves of a SIMD of a launch without an exception, by architecture.
-        exceptions: where several name a launch, the last one counts.
+        vgpr_spills: the largest number of spilled registers of a launch without an exception.
+        waves: the smallest number of waves per SIMD of a launch without an exception, by architecture.
+        exceptions: if several exceptions name a launch, the last one counts.
     """
 
     vgpr_spills: float
@@ -56,11 +56,11 @@ class Budgets:
     exceptions: tuple[Exceptions, ...] = ()
 
     def knows(self, triton: str) -> bool:
-        """Whether exceptions are of this version of Triton."""
+        """Whether exceptions apply to this version of Triton."""
         return any(triton.startswith(exception.triton) for exception in self.exceptions)
 
     def allowed(self, fact: Fact, architecture: str, name: str, triton: str) -> float:
-        """What a launch may cost with a version of Triton."""
+        """The limits of a launch with a version of Triton."""
         figure = self.vgpr_spills if fact == "vgpr_spills" else self.waves.get(architecture, 0)
         for exception in self.exceptions:
             if (exception.architecture, exception.fact) == (architecture, fact) and triton.startswith(exception.triton):
@@ -69,7 +69,7 @@ class Budgets:
 
 
 def load(path: Path | None = None) -> Budgets:
-    """Read a file; None: the project's own.
+    """Read a file of budgets, by default the project's own.
 
     Raises:
         BudgetError: the file is not TOML, has other entries than Budgets, or names an unknown architecture or a figure NaN.
@@ -111,7 +111,7 @@ def _check_figures(where: str, figures: dict[str, Any]) -> None:
 
 
 def over(budgets: Budgets, architecture: str, name: str, call: "KernelCall", facts: Facts, triton: str) -> list[str]:
-    """What a binary costs beyond its budget: the fact, its figure and what was allowed."""
+    """Every fact of a binary that breaks its limit: the fact's name, its figure and the limit."""
 
     def allowed(fact: Fact) -> float:
         return budgets.allowed(fact, architecture, name, triton)
@@ -137,11 +137,11 @@ def over(budgets: Budgets, architecture: str, name: str, call: "KernelCall", fac
 def unneeded(
     budgets: Budgets, facts: Mapping[tuple[str, str], Facts], names: Mapping[str, Sequence[str]], triton: str
 ) -> list[str]:
-    """Exceptions that allow more than a binary costs, and exceptions for a launch that an architecture does not have.
+    """Exceptions that allow more than a binary needs, and exceptions for a launch that an architecture does not have.
 
     Args:
-        facts: by architecture and name; exceptions for other launches are not judged.
-        names: every launch, by architecture.
+        facts: the facts of each launch, by architecture and name. Exceptions for other launches are not judged.
+        names: the names of all launches, by architecture.
     """
     found = []
     for exception in budgets.exceptions:
@@ -157,7 +157,7 @@ def unneeded(
 
 
 def needs_matrix_unit(call: "KernelCall", architecture: str) -> bool:
-    """Whether a launch computes dots for which the architecture has instructions: of 16 bits, and on CDNA of float32."""
+    """Whether a launch has dots for which the architecture has matrix instructions: 16-bit dots, and float32 dots on CDNA."""
     from attn_optimized.kernels.attention import attention_kernel  # imports Triton
 
     q: Any = call.tensors.get("q_ptr")
@@ -165,7 +165,7 @@ def needs_matrix_unit(call: "KernelCall", architecture: str) -> bool:
 
 
 def rounds_products(call: "KernelCall") -> bool:
-    """Whether a launch rotates, and divides by no scale."""
+    """Whether a launch rotates queries and keys without dividing by a scale."""
     from attn_optimized.kernels.write_kv_cache import write_kv_cache_kernel
 
     if call.launch.kernel is not write_kv_cache_kernel:

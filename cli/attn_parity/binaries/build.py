@@ -1,4 +1,4 @@
-"""Compiling, in processes without Triton's interpreter; of the shipped calls, all that is asked for."""
+"""Compile launches in processes without Triton's interpreter."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 @dataclass
 class Outcome:
-    """What became of the jobs, in their order: a binary, or why there is none. Interrupted: of those that were done."""
+    """The results in the order of the jobs: a binary, or why there is none. An interrupted run has results of some jobs."""
 
     binaries: "dict[Job, Binary]" = field(default_factory=dict)
     errors: dict[Job, str] = field(default_factory=dict)
@@ -30,7 +30,7 @@ class Outcome:
 
 
 def build(jobs: Sequence[Job], workers: int, report: Callable[[int], None] = lambda done: None) -> Outcome:
-    """Compile every job; Triton's own cache knows those that were compiled before: see `in_processes`."""
+    """Compile every job by `in_processes`. Triton's cache holds the binaries of earlier runs."""
     outcome = Outcome()
     found, outcome.interrupted = in_processes(_compile, jobs, workers, report)
     for job in jobs:
@@ -44,14 +44,14 @@ def build(jobs: Sequence[Job], workers: int, report: Callable[[int], None] = lam
 def in_processes(
     work: Callable[..., Result], jobs: Sequence[Work], workers: int, report: Callable[[int], None] = lambda done: None
 ) -> tuple[dict[Work, Result | str], bool]:
-    """What work(*job) gives for each job, or why it gives nothing; and whether an interrupt left some out.
+    """Call work(*job) for each job: the results or the errors in words, and whether an interrupt left jobs out.
 
-    A process that dies, as compilers do, costs its job and no other.
+    A process that dies, because a compiler crashes, costs its own job alone.
 
     Args:
-        work: gives no text; it is called in processes without Triton's interpreter.
-        workers: processes at once.
-        report: is told how many are done.
+        work: called in processes without Triton's interpreter. It must not return a str, because a str is an error.
+        workers: the number of processes.
+        report: called with the number of finished jobs.
     """
     found: dict[Work, Result | str] = {}
     others, at_once, interrupted = set(active_children()), workers, False
@@ -59,7 +59,7 @@ def in_processes(
         while left := [job for job in jobs if job not in found]:
             _pass(work, left, at_once, found, report)
             left = [job for job in left if job not in found]
-            if left and at_once == 1:  # they were begun in their order
+            if left and at_once == 1:  # a single process begins jobs in their order, so the first of the rest killed it
                 found[left[0]] = "a compiling process died"
                 report(len(found))
             at_once = 1 if left and at_once > 1 else workers
@@ -68,7 +68,7 @@ def in_processes(
     finally:
         if any(job not in found for job in jobs):
             for process in set(active_children()) - others:
-                process.terminate()  # else what each is at would first be compiled
+                process.terminate()  # otherwise each process would first finish its job
     return found, interrupted
 
 
@@ -79,7 +79,7 @@ def _pass(
     found: dict[Work, Result | str],
     report: Callable[[int], None],
 ) -> None:
-    """Do jobs until a process dies; of what is left then, one or more were its."""
+    """Do jobs until a process dies. The process was at one or more of the jobs that are left then."""
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin)
     futures: dict[Future[Result | str], Work] = {}
     try:
@@ -97,13 +97,13 @@ def _pass(
 def _tried(work: Callable[..., Result], job: tuple[Any, ...]) -> Result | str:
     try:
         return work(*job)
-    except Exception as error:  # whatever a compiler raises is the result
+    except Exception as error:  # any error of a compiler is the result of the job
         return f"{type(error).__name__}: {error}".strip()[-2000:]
 
 
 @contextlib.contextmanager
 def _without_interpreter() -> Iterator[None]:
-    """Processes that start meanwhile compile: what they import first, the caller's main module, may import Triton."""
+    """Processes that start inside compile: the first module that they import, the caller's main module, may import Triton."""
     given = os.environ.pop("TRITON_INTERPRET", None)
     try:
         yield
@@ -113,7 +113,7 @@ def _without_interpreter() -> Iterator[None]:
 
 
 def _begin() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this process ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends this one
     warnings.simplefilter("ignore")
 
 

@@ -1,4 +1,4 @@
-"""Compile a launch for a GPU that need not be there, and say what the compiler made of it.
+"""Compile a launch for a GPU that need not be there, and read facts off the binary.
 
 This needs a process without Triton's interpreter: TRITON_INTERPRET must not be set when Triton is imported.
 """
@@ -20,18 +20,19 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 
 @dataclass(frozen=True, kw_only=True)
 class Binary:
-    """What Triton's launcher would load for a call, and what it takes to launch it.
+    """The code object that Triton's launcher would load for a call, with everything that a launch of it needs.
 
     Args:
-        architecture: of the GPU.
-        name: the kernel's, as the code object has it.
+        architecture: the architecture of the GPU.
+        name: the name of the kernel in the code object.
         code: the code object, of the file type `suffix`.
-        arguments: the kernel's in their order, with Triton's name of the type: those of the call that are no constants, then
-            two pointers to scratch memory, null where a kernel needs none.
-        attributes: what the code relies on, by argument: "tt.divisibility" and "tt.pointer_range" with their values.
-        constants: what was compiled in, by name.
-        grid: programs, in up to three dimensions.
-        num_warps, warp_size: waves of a program, and lanes of a wave.
+        arguments: the kernel's arguments in their order, each with Triton's name of its type: the arguments of the call
+            that are no constants, then two pointers to scratch memory, null where a kernel needs none.
+        attributes: the properties of arguments on which the code relies, by argument: "tt.divisibility" and
+            "tt.pointer_range" with their values.
+        constants: the values that were compiled in, by name.
+        grid: the number of programs in each of up to three dimensions.
+        num_warps, warp_size: the waves of a program, and the lanes of a wave.
         facts: see Facts; `facts.lds_bytes` is the dynamic shared memory of the launch.
     """
 
@@ -62,27 +63,27 @@ def gpu_target(architecture: str) -> GPUTarget:
 
 
 def compiled(call: KernelCall, architecture: str) -> tuple[Any, ASTSource]:
-    """What Triton's own launcher would compile for a call, and of which source: see `compiled_kernel`."""
+    """The binary that Triton's launcher would compile for a call, and its source: see `compiled_kernel`."""
     launch = call.launch
     return compiled_kernel(launch.kernel, architecture, **call.arguments, **launch.constants, **launch.options)
 
 
 def compiled_kernel(kernel: Any, architecture: str, /, *arguments: Any, **named: Any) -> tuple[Any, ASTSource]:
-    """What Triton's own launcher would compile for kernel[grid](*arguments, **named), and of which source.
+    """The binary that Triton's launcher would compile for kernel[grid](*arguments, **named), and its source.
 
-    Tensors may be on meta: a fresh allocation is aligned, and its size is known.
+    Tensors may be on the device meta: they count as aligned, as fresh allocations are.
 
     Args:
-        named: arguments, constants and the compiler's options.
+        named: further arguments, constants and options of the compiler.
 
     Raises:
-        ContractError: no such architecture, or a kernel that is interpreted in this process.
+        ContractError: the architecture is unknown, or the kernel is interpreted in this process.
     """
     target = gpu_target(architecture)
     if not isinstance(kernel, JITFunction):
         raise ContractError("call", "an interpreted kernel", "one of a process without TRITON_INTERPRET")
     backend = make_backend(target)
-    # the launcher's own two steps, for a backend that it would take from the GPU at hand
+    # the two steps of Triton's launcher, which would take the backend from the GPU of this machine
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     named["debug"] = named.get("debug", kernel.debug) or knobs.runtime.debug
     bound, specialization, options = bind(*arguments, **named)
@@ -92,14 +93,14 @@ def compiled_kernel(kernel: Any, architecture: str, /, *arguments: Any, **named:
 
 
 def compile_call(call: KernelCall, architecture: str) -> Binary:
-    """Compile exactly what Triton's launcher would compile for a call on a GPU, which need not be there.
+    """Compile exactly the binary that Triton's launcher would compile for a call on a GPU, which need not be there.
 
     Args:
-        call: its tensors may be on meta.
+        call: a call whose tensors may be on the device meta.
         architecture: one of ARCHITECTURES.
 
     Raises:
-        ContractError: another architecture, or a kernel that is interpreted in this process.
+        ContractError: the architecture is not in ARCHITECTURES, or the kernel is interpreted in this process.
     """
     if architecture not in ARCHITECTURES:
         raise ContractError("architecture", repr(architecture), f"one of {', '.join(ARCHITECTURES)}")

@@ -1,4 +1,4 @@
-"""What can be read off a binary: registers, spills, shared memory, waves, and some kinds of instructions."""
+"""Facts read off a binary: registers, spills, shared memory, waves, and some kinds of instructions."""
 
 import linecache
 import os
@@ -24,21 +24,21 @@ _PTX_COPY = re.compile(r"\bcp\.async\.c[ag]\.shared\.global \[[^\]]*\], \[[^\]]*
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What can be read off a binary. None: unknown, or nothing that the architecture has.
+    """Facts read off a binary. A fact is None if it is unknown, or if the architecture has no such thing.
 
     Args:
-        vgprs: of a lane, those of the matrix unit (agprs) included; a thread's registers on NVIDIA.
-        agprs: of them, CDNA's accumulation registers.
-        sgprs: of a wave.
-        vgpr_spills: registers of a lane that are kept in memory; on NVIDIA words of a thread's stack.
+        vgprs: registers of a lane, including agprs; on NVIDIA the registers of a thread.
+        agprs: the accumulation registers among them, which CDNA has.
+        sgprs: scalar registers of a wave.
+        vgpr_spills: registers of a lane that are kept in memory; on NVIDIA the words of a thread's stack.
         sgpr_spills: scalar registers that are kept in vector registers or in memory.
-        lds_bytes, lds_limit: shared memory of a program, and how much there may be.
-        waves: that a SIMD can hold, as registers and LDS allow.
-        matrix_instructions: mfma, wmma, mma or wgmma.
-        tf32_instructions: of them, those that round float32 to TF32 or XF32.
-        widest_load: bytes of the widest load of a lane from global memory.
-        narrow_products: 32-bit products of what may be an address.
-        fused_multiply_adds: of float32.
+        lds_bytes, lds_limit: bytes of shared memory of a program, and the most that a program may have.
+        waves: how many waves a SIMD can hold, by their registers and LDS.
+        matrix_instructions: the number of mfma, wmma, mma or wgmma instructions.
+        tf32_instructions: the matrix instructions that round float32 to TF32 or XF32.
+        widest_load: bytes of a lane's widest load from global memory.
+        narrow_products: the number of 32-bit products that may be a part of an address.
+        fused_multiply_adds: the number of fused multiply-adds of float32.
     """
 
     vgprs: int | None
@@ -57,7 +57,7 @@ class Facts:
 
 
 def facts_of(binary: Any, architecture: str) -> Facts:
-    """Read off what `compiled` gave for one of ARCHITECTURES."""
+    """Read the facts off a binary that `compiled` made for one of ARCHITECTURES."""
     metadata, unit = binary.metadata, ARCHITECTURES[architecture]
     if "hsaco" in binary.asm:
         text = binary.asm["amdgcn"]
@@ -68,7 +68,7 @@ def facts_of(binary: Any, architecture: str) -> Facts:
         fused = len(re.findall(r"\bv_(?:pk_|dual_)?fmac?_f32", text))
     else:
         text, registers = binary.asm["ptx"], _nvidia_registers(binary.asm["cubin"])
-        # 64 Ki registers of a multiprocessor are 512 of each lane of its four schedulers, given out by eights
+        # the 64 Ki registers of a multiprocessor are 512 per lane of its four schedulers, and are given out by eights
         vgprs = registers["vgprs"]
         by_registers = min(16, 512 // (-(-vgprs // 8) * 8)) if vgprs else None
         instructions = re.findall(r"\b(?:wgmma\.mma_async|mma\.sync)\.\S+", text)
@@ -90,17 +90,17 @@ def facts_of(binary: Any, architecture: str) -> Facts:
 
 
 def _narrow_products(ttir: str, folder: Path) -> int:
-    """Products of 32 bits, but those whose line in the kernel's source says why they cannot overflow: `# int32: why`.
+    """The number of 32-bit products, without products whose line in the source says why they cannot overflow: `# int32: why`.
 
     Args:
-        folder: of the kernel's source; Triton's cache may hold what was compiled from a copy elsewhere.
+        folder: the folder of the kernel's source. A binary in Triton's cache may name a copy of the source in another folder.
     """
     locations = dict(_LOCATION.findall(ttir))
     return sum(_EXCUSE not in _source_line(location, locations, folder) for location in _NARROW_PRODUCT.findall(ttir))
 
 
 def _source_line(location: str, locations: dict[str, str], folder: Path) -> str:
-    """Of a location, which may be one's name, `"name"(#loc1)`, or one called from another, `callsite(#loc1 at #loc2)`."""
+    """The file and line of a location. A location may be named, `"name"(#loc1)`, or inlined, `callsite(#loc1 at #loc2)`."""
     text = locations.get(location, "")
     if found := _LINE_OF_FILE.fullmatch(text):
         beside = folder / Path(found[1]).name
@@ -114,7 +114,7 @@ def _folder_of(binary: Any) -> Path:
 
 
 def _waves(by_registers: int | None, lds_bytes: int, num_warps: int, unit: Architecture) -> float | None:
-    """Of a SIMD: no more than registers are there for, and than belong to the programs that share the LDS."""
+    """The waves of a SIMD: limited by the registers, and by the number of programs that fit into the LDS."""
     if by_registers is None or not lds_bytes:
         return by_registers
     return min(by_registers, unit.lds // lds_bytes * num_warps / unit.simds)
@@ -126,7 +126,7 @@ def _amd_registers(text: str) -> dict[str, int | None]:
 
 
 def _nvidia_registers(cubin: bytes) -> dict[str, int | None]:
-    """As Triton's cuobjdump says; nothing where it is not there."""
+    """Registers and stack by Triton's cuobjdump; no fact if cuobjdump is missing."""
     from triton import knobs
 
     text = ""
@@ -150,7 +150,7 @@ def _nvidia_registers(cubin: bytes) -> dict[str, int | None]:
 
 
 def _amd_width(suffix: str) -> int:
-    """Bytes of a lane that a load of this name brings."""
+    """Bytes that a load instruction of this name brings to a lane."""
     found = _AMD_WIDTH.search(suffix)
     if found is None:
         return 0

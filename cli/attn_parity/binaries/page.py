@@ -1,4 +1,4 @@
-"""The page of the binaries, docs/generated/binaries.md, made of the facts in the CSV file beside it and of the budgets."""
+"""The page docs/generated/binaries.md, which is made from the CSV file of facts beside it and from the budgets."""
 
 from collections.abc import Iterable, Sequence
 
@@ -34,10 +34,10 @@ VGPRs, then spilled VGPRs if there are any (+), then waves of a SIMD.
 
 
 def text(results: Results, budgets: Budgets, main: Sequence[str]) -> str:
-    """The page, whole.
+    """The whole page.
 
     Args:
-        main: names of the launches that are compiled on every change.
+        main: the names of the launches that every change compiles.
     """
     lines = _PREFACE.format(triton=results.triton, count=len(results.binaries)).splitlines()
     lines += ["", *_summary(results)]
@@ -48,7 +48,7 @@ def text(results: Results, budgets: Budgets, main: Sequence[str]) -> str:
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """What COLUMNS say of a binary. Spills are of VGPRs and of SGPRs, LDS is in KiB, load the bytes of a lane's widest load."""
+    """The cells of a binary, by COLUMNS. Spills are VGPRs and SGPRs, LDS is KiB, load is the bytes of a lane's widest load."""
     facts = row.facts
     spills = "/".join(_shown(spilled) for spilled in (facts.vgpr_spills, facts.sgpr_spills) if spilled is not None)
     registers = (_shown(facts.vgprs), _shown(facts.agprs), _shown(facts.sgprs))
@@ -58,7 +58,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def table(columns: Sequence[str], rows: Iterable[Iterable[object]], *, words: int) -> list[str]:
-    """The lines of a table whose first columns hold words, and the others numbers."""
+    """The lines of a table. Its first columns hold words, and the others hold numbers."""
     rule = ["---"] * words + ["--:"] * (len(columns) - words)
     return [f"| {' | '.join(map(str, row))} |" for row in (columns, rule, *rows)]
 

@@ -1,4 +1,4 @@
-"""What was compiled: rows of facts, kept as a CSV file with a line for each binary."""
+"""The results of a compilation: rows of facts, kept as a CSV file with a line for each binary."""
 
 import csv
 import dataclasses
@@ -29,7 +29,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Results:
-    """What was compiled with a version of Triton, what is over budget, and what does not compile."""
+    """The binaries of one version of Triton, the binaries over budget, and the launches that do not compile."""
 
     triton: str
     binaries: tuple[Row, ...]
@@ -37,11 +37,11 @@ class Results:
     errors: tuple[str, ...] = ()
 
     def json(self) -> dict[str, Any]:
-        """The results as plain data, which `compile --json` writes."""
+        """The results as plain data for `compile --json`."""
         return {"schema": SCHEMA, **dataclasses.asdict(self)}
 
     def csv(self) -> str:
-        """The binaries as CSV, a line each. What is over budget and what does not compile is left out."""
+        """The binaries as CSV, one line for each. Budgets and errors are left out."""
         return csv_of(
             _COLUMNS,
             (
@@ -52,10 +52,10 @@ class Results:
 
 
 def loads(text: str, name: str) -> Results:
-    """Read the binaries back from a file of that name.
+    """Read the binaries from the text of a CSV file.
 
     Raises:
-        ValueError: the text is no such file.
+        ValueError: the text is not such a file.
     """
     records = records_of(text, _COLUMNS, name)
     rows = tuple(
@@ -75,10 +75,10 @@ def csv_of(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def records_of(text: str, columns: Sequence[str], name: str) -> list[dict[str, str]]:
-    """The lines of a CSV file, by column.
+    """The lines of a CSV file, each as a dict by column.
 
     Raises:
-        ValueError: it has other columns, no line, or a line of another length.
+        ValueError: the file has other columns, no line, or a line of another length.
     """
     lines = [line for line in csv.reader(io.StringIO(text)) if line]
     if len(lines) < 2 or tuple(lines[0]) != tuple(columns):

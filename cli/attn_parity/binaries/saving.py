@@ -1,4 +1,4 @@
-"""Code objects in a folder, and launches.json: what hipModuleLaunchKernel or cuLaunchKernel are to be given for each."""
+"""Write code objects into a folder, with launches.json: the arguments of hipModuleLaunchKernel or cuLaunchKernel for each."""
 
 import dataclasses
 import re
@@ -14,10 +14,10 @@ SCHEMA = "attn-parity.launches/1"
 
 
 def save_binaries(folder: Path, binaries: dict[tuple[str, str], Binary], calls: dict[str, dict[str, KernelCall]]) -> int:
-    """Write the code objects and their description, and return how many they are.
+    """Write the code objects and launches.json, and return the number of code objects.
 
     Args:
-        calls: launches by architecture and name.
+        calls: the launches, by architecture and name.
     """
     launches = []
     for (architecture, name), binary in binaries.items():
@@ -33,7 +33,7 @@ def save_binaries(folder: Path, binaries: dict[tuple[str, str], Binary], calls: 
 
 
 def _arguments(binary: Binary, call: KernelCall) -> list[dict[str, Any]]:
-    """In the kernel's order: name, type and what the code relies on; a number's value, or a tensor's shape and strides."""
+    """The arguments in the kernel's order: name, type, attributes, and a number's value or a tensor's shape and strides."""
     described = []
     for name, kind in binary.arguments.items():
         value = call.arguments.get(name)
@@ -45,7 +45,7 @@ def _arguments(binary: Binary, call: KernelCall) -> list[dict[str, Any]]:
 
 
 def _plain(constant: Any) -> Any:
-    """A constant as JSON has it: a kernel may have one record for all of them."""
+    """A constant as JSON. A kernel may have one dataclass for all of its constants."""
     if dataclasses.is_dataclass(constant) and not isinstance(constant, type):
         return dataclasses.asdict(constant)
     return constant

@@ -1,6 +1,6 @@
-"""The launches that serving needs, by name (shipped_calls.toml): the kernels are compiled for them without a GPU.
+"""The launches that serving needs, by name (shipped_calls.toml). They are compiled without a GPU.
 
-Their tensors are on meta: none of them takes memory.
+Their tensors are on the device meta, and take no memory.
 """
 
 import functools
@@ -27,18 +27,18 @@ MAX_POSITION = 32768
 
 @dataclass(frozen=True, kw_only=True)
 class ShippedCall:
-    """What a step asks for. Fields are named as in `attn_contract`, and are sizes or flags where a Layer or Batch has tensors.
+    """A step of a layer. Fields are named as in `attn_contract`. For a tensor of Layer or Batch, the field is a size or a flag.
 
     Attributes:
-        name: as budgets and tables call it.
-        main: whether every change compiles it.
-        cache_bytes: of the layer's allocation.
-        token_scales: whether a quantized cache has a scale per token and head, in the cache itself if its layout says so.
-        requests, query_len: the batch has so many requests of so many queries.
-        longest: queries of one more request, in the place of one of these; 0 for none.
-        prefix: keys that all requests share, of "cascade".
-        window: keys that a query sees, itself included.
-        bidirectional_ranges: of each request.
+        name: the name of the launch in budgets and tables.
+        main: whether every change compiles this launch.
+        cache_bytes: the size of the layer's allocation.
+        token_scales: whether a quantized cache has a scale per token and head. The layout says whether the cache holds them.
+        requests, query_len: the number of requests, and the queries of each.
+        longest: the queries of one longer request, which replaces one of the requests; 0 for none.
+        prefix: the number of keys that all requests share, for "cascade".
+        window: the number of keys that a query sees, with its own.
+        bidirectional_ranges: the number of ranges of each request.
         float8_output: whether the output is e4m3fn, with a scale.
     """
 
@@ -72,10 +72,10 @@ class ShippedCall:
 
 
 def kernel_calls(shipped: ShippedCall, architecture: str) -> dict[str, KernelCall]:
-    """Its launches on a GPU, by name: the call's own name for the first one.
+    """The launches of a call on a GPU, by name. The first launch has the name of the call.
 
     Raises:
-        ContractError: how many compute units the GPU has is not known.
+        ContractError: the number of compute units of the GPU is unknown.
     """
     if architecture not in ARCHITECTURES:
         raise ContractError("architecture", repr(architecture), f"one of {', '.join(ARCHITECTURES)}")
@@ -187,7 +187,7 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 
 
 def _read() -> Iterator[ShippedCall]:
-    """The launches of shipped_calls.toml, which says how to read it."""
+    """Read shipped_calls.toml; its head explains its form."""
     text = (files("attn_parity.binaries") / "shipped_calls.toml").read_text(encoding="utf-8")
     tables = tomllib.loads(text)
     groups = tables.pop("groups")
@@ -201,7 +201,7 @@ def _read() -> Iterator[ShippedCall]:
 
 
 def _fields(table: dict[str, Any], groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """An entry's fields, and those of its groups, as `ShippedCall` has them."""
+    """The fields of an entry and of its groups, under the names of `ShippedCall`."""
     fields = table.copy()
     named = [name for group in fields.pop("with", ()) for name in groups[group].items()]
     return {name: _OF_TEXT[name](value) if name in _OF_TEXT else value for name, value in [*named, *fields.items()]}
@@ -218,7 +218,7 @@ CALLS: tuple[ShippedCall, ...] = tuple(_read())
 
 
 def chosen(architecture: str, *, only: str = "", main: bool = False) -> dict[str, KernelCall]:
-    """Launches by name, those whose names hold a text, or the main ones."""
+    """The launches whose names hold a text, or the main launches, by name."""
     calls: dict[str, KernelCall] = {}
     for shipped in CALLS:
         if main <= shipped.main:
@@ -228,10 +228,10 @@ def chosen(architecture: str, *, only: str = "", main: bool = False) -> dict[str
 
 @functools.lru_cache(maxsize=1)
 def all_of(architecture: str) -> dict[str, KernelCall]:
-    """Every launch by name, for processes that compile many of them."""
+    """All launches of an architecture, by name. The result is kept, because a process compiles many of them."""
     return chosen(architecture)
 
 
 def main_names() -> list[str]:
-    """Launches that every change compiles, on whatever architecture they are needed."""
+    """The names of the launches that every change compiles, of all architectures."""
     return list(dict.fromkeys(name for architecture in ARCHITECTURES for name in chosen(architecture, main=True)))

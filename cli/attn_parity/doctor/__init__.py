@@ -1,4 +1,4 @@
-"""`attn-parity doctor`: what this machine has."""
+"""`attn-parity doctor`: report what this machine has."""
 
 import dataclasses
 import importlib.util
@@ -25,7 +25,7 @@ REPORT = Path("attn-parity-doctor.json")
     help=f"With --full: the file for the result; default: {REPORT}.",
 )
 def command(full: bool, examples: int | None, seed: int | None, json_file: Path | None) -> int:
-    """Say what this machine has, and what to install for the rest; with --full, everything that can be learned of it."""
+    """Say what this machine has, and what to install for the rest. With --full, run everything that can run here."""
     import torch
 
     if full:
@@ -51,7 +51,7 @@ def command(full: bool, examples: int | None, seed: int | None, json_file: Path 
 
 
 def _aiter() -> dict[str, str]:
-    """The AITER that is installed, and what its signatures declare: nothing of it is imported."""
+    """The version of the installed AITER, and the features that its signatures declare. AITER is read and not imported."""
     if importlib.util.find_spec("triton") is None:
         return {"AITER": "not asked: its adapter is part of attn_optimized, which needs triton"}
     from attn_optimized.aiter_adapter import features_of, find_aiter

@@ -1,4 +1,4 @@
-"""`attn-parity doctor --full`: one file that says everything about a machine, to be sent back."""
+"""`attn-parity doctor --full`: run everything on a machine, and write one file to send back."""
 
 import secrets
 import time
@@ -11,7 +11,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 
 def report(json_file: Path, examples: int, seed: int | None) -> int:
-    """Do every section, write the file after each, print a line for each; 0 if all that could run is right."""
+    """Run every section, write the file after each, and print a line for each. Returns 0 if every section that ran is right."""
     device = use_device("auto")
     check_writable(json_file)
     seed = secrets.randbelow(1 << 31) if seed is None else seed

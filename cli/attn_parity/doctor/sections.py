@@ -1,6 +1,6 @@
-"""What one command learns of a machine that this project has never run on: `attn-parity doctor --full`.
+"""The sections of the report of `attn-parity doctor --full`, which is for machines on which this project has never run.
 
-Each section is a result by itself: one that fails says so in its place, and the others are still there.
+A section that fails has its error as its result, and the other sections still run.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ from attn_parity.versions import version
 
 SCHEMA = "attn-parity.doctor/1"
 PACKAGES = ("attn-parity", "torch", "triton", "pytorch-triton-rocm", "amd-aiter", "hypothesis", "numpy", "vllm")
-# what is compiled where there is no GPU to ask
+# the architecture to compile for where there is no GPU
 ARCHITECTURES = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201")
 REPEATS = 20
-# query and key lengths of each request
+# by name: the query and key length of each request
 TIMED = {
     "decode, 64 x 8k": ([1] * 64, [8192] * 64),
     "decode, 1 x 128k": ([1], [131072]),
@@ -38,14 +38,14 @@ Section = dict[str, Any]
 def sections(
     device: str, *, examples: int, workers: int, seed: int, folder: Path
 ) -> Iterator[tuple[str, Callable[[], Section]]]:
-    """The sections of the report, by name; calling one does its work.
+    """The sections of the report, by name, as functions that do the work.
 
     Args:
         device: "cpu" or "cuda".
-        examples: of each target.
-        workers: fuzzing processes.
-        seed: of the fuzzer.
-        folder: where failing cases go.
+        examples: the number of cases for each target.
+        workers: the number of fuzzing processes.
+        seed: the seed of the fuzzer.
+        folder: where failing cases are written.
     """
     yield "machine", lambda: machine(device)
     yield "aiter", aiter
@@ -59,7 +59,7 @@ def sections(
 
 
 def outcome(work: Callable[[], Section]) -> Section:
-    """Do a section's work; an error is its result."""
+    """Do the work of a section. If the work raises, the error is the result."""
     started = time.monotonic()
     try:
         result = work()
@@ -69,7 +69,7 @@ def outcome(work: Callable[[], Section]) -> Section:
 
 
 def machine(device: str) -> Section:
-    """Versions, and what torch says of each GPU."""
+    """Versions, and torch's properties of each GPU."""
     count = torch.cuda.device_count() if device == "cuda" else 0
     return {
         "python": platform.python_version(),
@@ -84,7 +84,7 @@ def machine(device: str) -> Section:
 
 
 def aiter() -> Section:
-    """What AMD's AITER can do here, None for what it has, and whether it imports."""
+    """The features of AMD's AITER, each with why it is missing or None, and whether AITER imports."""
     from attn_optimized.aiter_adapter import features_of, find_aiter, import_aiter
 
     found = find_aiter()
@@ -96,7 +96,7 @@ def aiter() -> Section:
 
 
 def compiled(architecture: str, workers: int) -> Section:
-    """The main launches that ship, through the compiler: registers, spills, instructions."""
+    """Compile the main launches that ship: registers, spills, instructions."""
     from attn_parity.binaries.architectures import ARCHITECTURES as KNOWN
     from attn_parity.binaries.shipped_calls import chosen
 
@@ -112,7 +112,7 @@ def compiled(architecture: str, workers: int) -> Section:
 
 
 def fuzzed(plan: FuzzPlan, workers: int) -> Section:
-    """A target against the reference; its failing cases, made small, are part of the result."""
+    """Fuzz a target against the reference. The result holds its failing cases, shrunk."""
     target = registry.load(plan.target)
     if reason := target.unavailable(plan.device):
         return {"unavailable": reason}
@@ -129,7 +129,7 @@ def fuzzed(plan: FuzzPlan, workers: int) -> Section:
 
 
 def timed(device: str, query_lens: list[int], seq_lens: list[int]) -> Section:
-    """The paged kernel, bfloat16, 32 query heads on 8, head size 128, blocks of 16, beside torch's SDPA on dense keys."""
+    """Time the paged kernel (bfloat16, 32 query heads on 8, head size 128, blocks of 16) beside torch's SDPA on dense keys."""
     if device != "cuda":
         return {"unavailable": "no GPU in use: an interpreter's speed says nothing"}
     import attn_optimized

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import triton.language as tl
 
+from attn_optimized.kernels.visibility import Rules
+
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
@@ -80,21 +82,6 @@ class Flags(NamedTuple):
     has_scales: tl.tensor
     has_output_scale: tl.tensor
     writes_output: tl.tensor
-
-
-class Rules(NamedTuple):
-    """Numbers of the rules of visibility and of logits: see visibility.py and logits.py."""
-
-    scale: tl.tensor
-    logits_soft_cap: tl.tensor
-    window_left: tl.tensor
-    window_right: tl.tensor
-    max_ahead: tl.tensor
-    range_left: tl.tensor
-    sink_tokens: tl.tensor
-    chunked_local: tl.tensor
-    num_ranges: tl.tensor
-    qq_bias_len: tl.tensor
 
 
 class Sizes(NamedTuple):

@@ -3,16 +3,16 @@
 import triton
 import triton.language as tl
 
-from attn_optimized.kernels.arguments import Arguments, Flags, Rules, Sizes, Strides, Tensors
+from attn_optimized.kernels.arguments import Arguments, Flags, Sizes, Strides, Tensors
 from attn_optimized.kernels.compiled_once import compiled_once
 from attn_optimized.kernels.key_tiles import key_tiles, keys_of_tile, loops_over
 from attn_optimized.kernels.load import load_keys_and_values, load_queries, load_scales, source_of_keys
 from attn_optimized.kernels.logits import added_to_logits, scores
-from attn_optimized.kernels.online_softmax import attend, begin_rows
+from attn_optimized.kernels.online_softmax import begin_rows, softmax_step
 from attn_optimized.kernels.query_tiles import Tile, find_tile, hidden_zero, rows_of_tile
 from attn_optimized.kernels.split_keys import tiles_of_part, tiles_of_split
 from attn_optimized.kernels.store import finish, offset_of_state
-from attn_optimized.kernels.visibility import positions_of, seen_keys, visible_keys
+from attn_optimized.kernels.visibility import Rules, positions_of, seen_keys, visible_keys
 
 
 @compiled_once(aligned=("out_ptr", "acc_ptr", "q_ptr", "k_ptr", "v_ptr"))
@@ -174,5 +174,7 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
             logits, to_base_2, v_token_scale = scores(q, k, factor, bias, source, block, slot, in_tile, args, KIND)
             if MASKED:
                 logits = tl.where(visible, logits, float("-inf"))
-            row_max, row_sum, acc = attend(row_max, row_sum, acc, logits, to_base_2, v, v_token_scale, KIND.has_token_scales)
+            row_max, row_sum, acc = softmax_step(
+                row_max, row_sum, acc, logits, to_base_2, v, v_token_scale, KIND.has_token_scales
+            )
     finish(tile, is_part, row_max, row_sum, acc, v_scale, args, KIND, BLOCK_M)

@@ -28,7 +28,7 @@ def begin_rows(sinks_ptr, has_sinks, rows, BLOCK_M: tl.constexpr, BLOCK_D: tl.co
 
 
 @triton.jit
-def attend(row_max, row_sum, acc, logits, to_base_2, v, v_scale, SCALES: tl.constexpr):
+def softmax_step(row_max, row_sum, acc, logits, to_base_2, v, v_scale, SCALES: tl.constexpr):
     """The state after one more tile of keys.
 
     Args:

@@ -19,6 +19,21 @@ import triton
 import triton.language as tl
 
 
+class Rules(NamedTuple):
+    """The numbers of all rules: the functions here read those of visibility, and logits.py reads those of logits."""
+
+    scale: tl.tensor
+    logits_soft_cap: tl.tensor
+    window_left: tl.tensor
+    window_right: tl.tensor
+    max_ahead: tl.tensor
+    range_left: tl.tensor
+    sink_tokens: tl.tensor
+    chunked_local: tl.tensor
+    num_ranges: tl.tensor
+    qq_bias_len: tl.tensor
+
+
 class Positions(NamedTuple):
     """Of a tile's first query, of its last, and of each of its rows [M]; and of the request's first query."""
 
