@@ -1,7 +1,7 @@
 """The types of Triton's language, each made once: an interpreted operation spends most of its time on making them anew.
 
-Nothing that a kernel computes changes: a type is what its element and shape say, no one alters one that is made, and what a
-type is cast to or computed in depends on the types alone.
+Nothing that a kernel computes changes. A type is what its element and shape say. Nobody alters a type that is made. What a type
+is cast to or computed in depends on the types alone. Integers are not added a second time for an assertion that is off.
 """
 
 import importlib
@@ -15,11 +15,11 @@ _HOOKS = {
     "triton.language.semantic": ("TritonSemantic",),
     "triton.runtime.interpreter": ("_get_np_dtype",),
 }
-_RULES = ("cast", "broadcast_impl_value", "computation_type_impl")
+_RULES = ("cast", "broadcast_impl_value", "computation_type_impl", "binary_op_sanitize_overflow_impl")
 
 
 def missing() -> list[str]:
-    """What this Triton has not of what is replaced."""
+    """Names of what is replaced that this Triton does not have."""
     modules = {name: importlib.import_module(name) for name in _HOOKS}
     found = [part for name, parts in _HOOKS.items() for part in parts if not hasattr(modules[name], part)]
     rules = getattr(modules["triton.language.semantic"], "TritonSemantic", None)
@@ -40,6 +40,7 @@ def install() -> None:
     rules.cast = _casting(rules.cast)
     rules.broadcast_impl_value = _broadcast(rules.broadcast_impl_value)
     rules.computation_type_impl = _computation_type(rules.computation_type_impl)
+    rules.binary_op_sanitize_overflow_impl = _overflow_where_asserted(rules.binary_op_sanitize_overflow_impl)
 
 
 def _unwrapping(core: Any) -> Callable[[Any], Any]:
@@ -125,3 +126,13 @@ def _computation_type(compute: Callable[..., Any]) -> Callable[..., Any]:
         return known[key]
 
     return computation_type_impl
+
+
+def _overflow_where_asserted(check: Callable[..., None]) -> Callable[..., None]:
+    """The check of an integer operation for overflow, in int64, only where `tl.device_assert` raises."""
+
+    def check_overflow(self: Any, *operands: Any) -> None:
+        if self.builder.options.debug:
+            check(self, *operands)
+
+    return check_overflow

@@ -172,6 +172,7 @@ def _call(name: str, support: Support) -> bool:
     return {
         "fused qkv": True in engine.fused_qkv,
         "LSE": "lse" in support.rules,
+        "earlier call": True,
         "scale 0": 0 in engine.scale_signs,
         "scale below 0": -1 in engine.scale_signs,
         "unlike strides": True in engine.unlike_strides,
