@@ -55,6 +55,7 @@ def test_a_tiny_run_writes_its_file_and_the_page_renders(tmp_path):
 )
 def test_bad_arguments_are_named_before_any_work(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRITON_INTERPRET", os.environ["TRITON_INTERPRET"])  # the command changes it for its own process
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     ended = CliRunner().invoke(cli, ["speed", *arguments])
     assert ended.exit_code in (1, 2)

@@ -60,6 +60,7 @@ FAILURE = {
     "case": CASE,
     "first": CASE,
     "verdict": Verdict(kind="value", message=""),
+    "first_verdict": Verdict(kind="value", message=""),
     "found_after": 3,
     "found_seconds": 1.0,
     "minimal": False,

@@ -117,17 +117,17 @@ def test_a_field_of_another_kind_is_refused(changes, said):
 
 def test_what_exclude_throws_away_is_counted_with_its_remedy():
     def exclude(case: Case) -> str | None:
-        return "planes" if case.cache is not None and case.cache.planes else None
+        return "fused qkv" if case.fused_qkv else None
 
     excluding = replace(EVERYTHING, exclude=exclude, rules=("non_causal",), attn_types=(AttentionType.DECODER,))
     found, tally = draw(excluding, examples=60)
-    lost = tally.rejected["excluded: planes"]
+    lost = tally.rejected["excluded: fused qkv"]
     assert lost > 5
-    assert "planes=(False,)" in tally.remedies()["excluded: planes"]
+    assert "fused_qkv=(False,)" in tally.remedies()["excluded: fused qkv"]
     progress = Progress(examples=len(found), rejected=dict(tally.rejected), remedies=tally.remedies())
     said = drawn([progress], excluding).lines
-    assert said[0] == f"thrown away: {lost} of {len(found) + lost} cases drawn: {lost} excluded: planes"
-    direct = replace(excluding, engine=Engine(planes=(False,)))
+    assert said[0] == f"thrown away: {lost} of {len(found) + lost} cases drawn: {lost} excluded: fused qkv"
+    direct = replace(excluding, engine=Engine(fused_qkv=(False,)))
     assert not draw(direct, examples=60)[1].rejected
 
 

@@ -18,6 +18,7 @@ from attn_fuzz.run.shard import Progress
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.reference import REFERENCE_FP32
+from attn_fuzz.verdict.verdict import what_failed
 
 KINDS = {
     "NAN": {"nan"},
@@ -92,7 +93,8 @@ def test_a_planted_fault_is_found_and_made_small(fuzzed):
     name, progress = fuzzed
     failure = progress.failure
     assert failure is not None, f"survived {progress.examples} examples"
-    assert failure.verdict.kind in KINDS[name]
+    assert failure.first_verdict.kind in KINDS[name]
+    assert what_failed(failure.verdict) == what_failed(failure.first_verdict)
     assert failure.minimal
     assert len(failure.case.requests) <= 2
     assert "\n" not in failure.verdict.message

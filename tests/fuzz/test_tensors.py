@@ -254,7 +254,8 @@ def test_the_range_and_the_bias_past_a_request_s_own_would_be_noticed(case):
         longest = case.max_query_len - case.slack
         assert (batch.qq_bias[longest:] == tensors.contents.STRAY_BIAS).all()
         assert (batch.qq_bias[:, longest:] == tensors.contents.STRAY_BIAS).all()
-        assert (batch.qq_bias.diagonal()[:longest] > -torch.inf).all(), "a token sees itself"
+        if case.qq_bias != "hiding":
+            assert (batch.qq_bias.diagonal()[:longest] > -torch.inf).all(), "a token sees itself"
 
 
 @few

@@ -23,6 +23,8 @@ def _call(op: str, *holders: Layer | Batch, **given: Any) -> None:
         ContractError: a field has another value than its default, and the op has no argument for the field. The tensors of a
             call say its sizes and its dtypes.
     """
+    if any(isinstance(value, torch.Tensor) and value.is_cuda for value in given.values()):
+        import attn_optimized  # noqa: F401 - registers the ops of a GPU
     function = getattr(torch.ops.attn_parity, op).default
     names = {argument.name for argument in function._schema.arguments}
     for holder in holders:
@@ -71,13 +73,7 @@ def _rounding(device: str) -> Rounding:
 
 
 def _missing(device: str) -> str | None:
-    if device == "cpu":
-        return None
-    if reason := missing_triton(device):
-        return reason
-    import attn_optimized  # noqa: F401 - registers the ops of a GPU
-
-    return None
+    return None if device == "cpu" else missing_triton(device)
 
 
 def _merge() -> Any:

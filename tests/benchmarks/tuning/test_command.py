@@ -118,6 +118,7 @@ def test_an_interrupt_keeps_what_was_found(tmp_path):
 )
 def test_bad_arguments_are_named_before_any_work(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRITON_INTERPRET", os.environ["TRITON_INTERPRET"])  # the command changes it for its own process
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     ended = CliRunner().invoke(command.tune, arguments)
     assert ended.exit_code == 2
