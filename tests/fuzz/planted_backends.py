@@ -1,19 +1,14 @@
 """Targets `planted_backends:NAME`: backends that declare what they cannot do, and one on the test double of AITER."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 from attn_contract import YES, Capabilities
+from attn_fuzz.documented_aiter import stand_in
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION
 from attn_fuzz.targets.backends import backend_target, fa_sizes, installed
 from attn_optimized.backends.rocm_aiter_fa import AiterFlashAttentionBackend, AiterFlashAttentionImpl
 from attn_optimized.backends.rocm_attn import RocmAttentionBackend, RocmAttentionImpl
 from attn_optimized.backends.triton_attn import TritonAttentionBackend, TritonAttentionImpl
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "optimized"))
-
-from aiter_2026_08 import stand_in  # pyright: ignore[reportMissingImports]
 
 
 def claiming(declared: Capabilities, rule: str) -> Capabilities:

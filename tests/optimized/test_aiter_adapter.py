@@ -10,14 +10,11 @@ from typing import Any
 import pytest
 import torch
 from attn_contract import AttentionType, ContractError, Layout, UnsupportedError
+from attn_fuzz.documented_aiter import Call, stand_in
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION
 from attn_optimized import aiter_adapter
 from attn_optimized.aiter_adapter import Aiter, Signature, features_of, find_aiter, import_aiter, recorded
 from attn_optimized.aiter_adapter.key_values import key_value_rows, shuffled_pages
-
-sys.path.insert(0, str(Path(__file__).parent))  # for `aiter_2026_08`
-
-from aiter_2026_08 import Call, stand_in
 
 from tests.agreement import assert_within_bound
 from tests.calls import HEAD_SCALES, ONE_SCALE, PagedCall
