@@ -54,4 +54,7 @@ def unified_attention(
         if qq_bias is not None and context_len >= 0:
             scores[:, :, context_len:] += qq_bias[:num_queries, :num_queries]
         attended, _ = attend(scores, visible, per_query_head(values, num_heads), sinks)
-        out[rows] = attended if output_scale is None else attended / output_scale
+        if output_scale is not None:
+            largest = torch.finfo(out.dtype).max
+            attended = (attended / output_scale).clamp(-largest, largest)
+        out[rows] = attended.to(out.dtype)
