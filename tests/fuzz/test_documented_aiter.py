@@ -12,6 +12,7 @@ from attn_optimized.selector import PRIORITIES
 TARGETS = ("unified", "prefill", "decode", "fa", "unified-backend")
 ADAPTER = "attn_optimized.aiter_adapter"
 OFF_BY_ONE = "edges = (max(layer.window[0] - 1, -1), layer.window[1])"
+UNIFIED = f"{ADAPTER}.unified_attention.unified_attention"
 EXTEND = "attn_optimized.backends.rocm_aiter_fa.impl.AiterFlashAttentionImpl._extend"
 
 
@@ -24,16 +25,11 @@ def test_the_target_agrees_and_refuses_the_rest(target, fuzz_apart):
 @pytest.mark.parametrize(
     ("target", "place", "find", "replace"),
     [
-        ("documented-aiter-unified", f"{ADAPTER}.unified_attention.unified_attention", "layer.k_scale", "layer.v_scale"),
+        ("documented-aiter-unified", UNIFIED, "layer.k_scale", "layer.v_scale"),
         ("documented-aiter-decode", f"{ADAPTER}.paged_attention_v1.paged_attention_v1", "layer.logits_soft_cap or 0.0", "0.0"),
         ("documented-aiter-prefill", f"{ADAPTER}.flash_attn_varlen.flash_attn_varlen", "edges = layer.window", OFF_BY_ONE),
-        (
-            "documented-aiter-fa",
-            EXTEND,
-            "dataclasses.replace(self.layer, sinks=None, window=(UNLIMITED, UNLIMITED))",
-            "self.layer",
-        ),
-        ("documented-aiter-unified-backend", f"{ADAPTER}.unified_attention.unified_attention", "layer.sinks", "None"),
+        ("documented-aiter-fa", EXTEND, "sinks=None", "sinks=self.layer.sinks"),
+        ("documented-aiter-unified-backend", UNIFIED, '"sinks": layer.sinks', '"sinks": None'),
         ("selected", "attn_optimized.selector.layer.select", "not verdict.refusals", "True"),
     ],
     ids=lambda value: value if value.startswith(("documented", "selected")) else "",

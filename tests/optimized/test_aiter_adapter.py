@@ -464,11 +464,10 @@ class TestPaFwdAsm:
         aiter_adapter.pa_fwd_asm(aiter, q, call.kv_cache, layer, batch, out=torch.empty_like(q))
         return given[0]
 
-    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-    def test_decode(self, dtype, paged_call, aiter):
-        options = {"layout": Layout.SHUFFLED, "head_size": 128, "dtype": dtype, "scale": 128**-0.5}
+    def test_decode(self, paged_call, aiter):
+        options = {"layout": Layout.SHUFFLED, "head_size": 128, "dtype": torch.float16}
         call = paged_call([1, 1, 1], [20, 257, 1], **options)
-        out = torch.full(call.q.shape, torch.nan, dtype=dtype)
+        out = torch.full(call.q.shape, torch.nan, dtype=torch.float16)
         q = call.q.contiguous()
         aiter_adapter.pa_fwd_asm(aiter, q, *call[1:3], with_tight_bounds(call.batch), out=out, validate=True)
         assert_agrees(call, out)
