@@ -51,10 +51,11 @@ def unified_attention(
         scores = capped(scores, softcap)
         if alibi_slopes is not None:
             scores = scores + alibi_slopes[:, None, None] * (key - context_len)
-        if qq_bias is not None and context_len >= 0:
-            bias = qq_bias[:num_queries, :num_queries]
-            scores[:, :, context_len:] += bias
-            visible[:, context_len:] &= bias > -torch.inf  # what nobody sees may be NaN
+        if qq_bias is not None:
+            own = key >= context_len
+            bias = qq_bias[:num_queries, (key - context_len)[own]]
+            scores[:, :, own] += bias
+            visible[:, own] &= bias > -torch.inf  # what nobody sees may be NaN
         attended, _ = attend(scores, visible, per_query_head(values, num_heads), sinks)
         if output_scale is not None:
             largest = torch.finfo(out.dtype).max
