@@ -568,3 +568,14 @@ def in_other_batches(part: str) -> Callable[[Call], object]:
 )
 def test_a_request_alone_has_only_what_it_needs_and_a_larger_batch_is_asked_too(part, changes):
     assert "batch composition" in seen_by(replace(SEEN, **changes), in_other_batches(part))
+
+
+def test_a_batch_with_each_request_twice_may_have_more_rows_than_lie_between_the_heads_of_the_lse():
+    """A GPU's cases have so many rows: the heads of the larger batch's LSE would share memory."""
+    many = replace(STEP, group_size=2, lse=True, requests=requests((150, 0)), cache=replace(STEP.cache, num_blocks=1))
+    step = tensors.build(many)
+    assert step.lse is not None
+    assert step.lse.stride(0) < 300
+    target = dataclasses.replace(REFERENCE_FP32, properties=(batch_composition(ERROR),))
+    verdict = try_case(many, target, "cpu")
+    assert (verdict.kind, verdict.events) == ("agree", ("batch composition",)), verdict.message

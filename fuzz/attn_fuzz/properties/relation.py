@@ -100,7 +100,10 @@ def again(step: Step, call_target: CallTarget) -> Step:
     out = _strided_as(step.out, canary((rows, *step.out.shape[1:]), step.out.dtype, step.out.device))
     lse = None
     if step.lse is not None:
-        lse = _strided_as(step.lse, canary((len(step.lse), rows), step.lse.dtype, step.lse.device))
+        head, row = step.lse.stride()
+        lse = canary((len(step.lse), rows), step.lse.dtype, step.lse.device)
+        # the heads of a batch with more rows lie further apart
+        lse = torch.empty_strided(lse.shape, (max(head, rows * row), row), device=lse.device).copy_(lse)
     repeated = dataclasses.replace(step, out=out, lse=lse)
     call_target(repeated)
     return repeated
