@@ -80,6 +80,18 @@ def fuzz_here(fuzz_in, tmp_path: Path) -> Callable[..., tuple[shard.Progress, li
 
 
 @pytest.fixture
+def fuzz_apart(tmp_path: Path) -> Callable[..., shard.Progress]:
+    """Fuzzes one shard in a process of its own, in which the interpreter computes every dtype."""
+
+    def run(target: str, examples: int, **fields) -> shard.Progress:
+        plan = FuzzPlan(target=target, device="cpu", examples=examples, seed=1, folder=tmp_path, **fields)
+        with shard.start_executor(plan) as executor:
+            return shard.fuzz(plan, executor)
+
+    return run
+
+
+@pytest.fixture
 def step_case() -> Case:
     """Two causal requests over three blocks of four slots: an extend of 2 tokens on 5, and a prefill of 3."""
     return Case(

@@ -1,19 +1,13 @@
-"""Targets `planted_backends:NAME`: backends that declare what they cannot do, and one on the test double of AITER."""
+"""Targets `planted_backends:NAME`: backends that declare what they cannot do."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 from attn_contract import YES, Capabilities
-from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION
 from attn_fuzz.targets.backends import backend_target, fa_sizes, installed
+from attn_fuzz.targets.documented_aiter import documented, rounding
 from attn_optimized.backends.rocm_aiter_fa import AiterFlashAttentionBackend, AiterFlashAttentionImpl
 from attn_optimized.backends.rocm_attn import RocmAttentionBackend, RocmAttentionImpl
 from attn_optimized.backends.triton_attn import TritonAttentionBackend, TritonAttentionImpl
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "optimized"))
-
-from aiter_2026_08 import stand_in  # pyright: ignore[reportMissingImports]
 
 
 def claiming(declared: Capabilities, rule: str) -> Capabilities:
@@ -73,18 +67,14 @@ class RotatesOnlyTheCache(AiterFlashAttentionImpl):
 ClaimsRope.impl = RotatesOnlyTheCache
 
 
-def _stand_in(device: str):
-    return stand_in([])
-
-
 CLAIMS_CHUNKS = backend_target("claims-chunks", lambda: ClaimsChunks, aiter=installed)
 CLAIMS_SINKS = backend_target("claims-sinks", lambda: ClaimsSinks, aiter=installed)
-_FA = {
-    "aiter": _stand_in,
-    "sizes": fa_sizes,
-    "rounding": AITER_UNIFIED_ATTENTION.rounding,
-    "refuses": False,
-    "sanitizes": False,
-}
-CLAIMS_ROPE = backend_target("claims-rope", lambda: ClaimsRope, **_FA)
-AITER_FA = backend_target("stand-in-aiter-fa", lambda: AiterFlashAttentionBackend, **_FA)
+CLAIMS_ROPE = backend_target(
+    "claims-rope",
+    lambda: ClaimsRope,
+    aiter=documented,
+    sizes=fa_sizes,
+    rounding=rounding,
+    refuses=False,
+    sanitizes=False,
+)

@@ -4,15 +4,14 @@ A short run of what `tox run -e fuzz` does at length: SEQUENCES sequences of up 
 """
 
 import dataclasses
-import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
 from attn_contract import AttentionType
+from attn_fuzz.documented_aiter import stand_in
 from attn_fuzz.serving import scheduler
 from attn_fuzz.serving.engine import Scheduled, ServingEngine
 from attn_fuzz.serving.models import ServedModel, rocm, served, triton
@@ -20,10 +19,6 @@ from attn_fuzz.serving.uncached import WrongOutputError
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION
 from attn_optimized.backends import CommonAttentionMetadata, base
 from hypothesis import Phase, settings
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "optimized"))
-
-from aiter_2026_08 import stand_in  # pyright: ignore[reportMissingImports]
 
 SEQUENCES, ACTIONS = 4, 30
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -10,14 +10,11 @@ from typing import Any
 import pytest
 import torch
 from attn_contract import AttentionType, ContractError, Layout, UnsupportedError
+from attn_fuzz.documented_aiter import Call, stand_in
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION
 from attn_optimized import aiter_adapter
 from attn_optimized.aiter_adapter import Aiter, Signature, features_of, find_aiter, import_aiter, recorded
 from attn_optimized.aiter_adapter.key_values import key_value_rows, shuffled_pages
-
-sys.path.insert(0, str(Path(__file__).parent))  # for `aiter_2026_08`
-
-from aiter_2026_08 import Call, stand_in
 
 from tests.agreement import assert_within_bound
 from tests.calls import HEAD_SCALES, ONE_SCALE, PagedCall
@@ -448,6 +445,14 @@ class TestPagedAttentionV1:
             self.attend(aiter, call)
         assert calls == []
 
+    def test_a_request_without_a_query_beside_a_row_of_padding_is_refused_by_its_values(self, paged_call, aiter, calls):
+        call = paged_call([0, 1], [20, 33], head_size=64, dtype=torch.float16)
+        batch = replace(with_tight_bounds(call.batch), num_actual_tokens=2)
+        out = torch.empty_like(call.q)
+        with pytest.raises(UnsupportedError, match="one query token"):
+            aiter_adapter.paged_attention_v1(aiter, *call[:3], batch, out=out, validate=True)
+        assert calls == []
+
 
 class TestPaFwdAsm:
     def attend(self, call, **changes):
@@ -458,6 +463,14 @@ class TestPaFwdAsm:
         layer = replace(call.layer, **changes)
         aiter_adapter.pa_fwd_asm(aiter, q, call.kv_cache, layer, batch, out=torch.empty_like(q))
         return given[0]
+
+    def test_decode(self, paged_call, aiter):
+        options = {"layout": Layout.SHUFFLED, "head_size": 128, "dtype": torch.float16}
+        call = paged_call([1, 1, 1], [20, 257, 1], **options)
+        out = torch.full(call.q.shape, torch.nan, dtype=torch.float16)
+        q = call.q.contiguous()
+        aiter_adapter.pa_fwd_asm(aiter, q, *call[1:3], with_tight_bounds(call.batch), out=out, validate=True)
+        assert_agrees(call, out)
 
     def test_pages(self, paged_call):
         """Key j of a request, dim d, is where the layout's formula says."""

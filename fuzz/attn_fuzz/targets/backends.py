@@ -73,7 +73,7 @@ def support_of(capabilities: Capabilities, sizes: Support) -> Support:
 
 
 @dataclass(frozen=True, eq=False)
-class _Backend:
+class BackendLayers:
     """A backend and the layers that were made of it.
 
     Args:
@@ -238,7 +238,7 @@ def backend_target(
         sizes: what is drawn on a device type, within what the backend declares.
         fields: of Target, where they are not those of the target `triton`.
     """
-    layer = _Backend(backend, aiter, sizes)
+    layer = BackendLayers(backend, aiter, sizes)
     return dataclasses.replace(
         TRITON,
         name=name,
@@ -251,7 +251,7 @@ def backend_target(
     )
 
 
-def _named(backend: str) -> Callable[[], Any]:
+def named(backend: str) -> Callable[[], Any]:
     def load() -> Any:
         from attn_optimized.backends import BACKENDS
 
@@ -309,23 +309,23 @@ def _needs_an_amd_gpu(device: str) -> str | None:
     return _FA.unavailable(device)
 
 
-_FA = _Backend(_named("ROCM_AITER_FA"), installed, fa_sizes)
+_FA = BackendLayers(named("ROCM_AITER_FA"), installed, fa_sizes)
 
 BACKEND_TRITON = backend_target(
     "backend-triton",
-    _named("TRITON_ATTN"),
+    named("TRITON_ATTN"),
     description="the backend TRITON_ATTN: whole layers, within what it declares",
     aiter=installed,
 )
 BACKEND_ROCM_ATTN = backend_target(
     "backend-rocm-attn",
-    _named("ROCM_ATTN"),
+    named("ROCM_ATTN"),
     description="the backend ROCM_ATTN: whole layers, within what it declares",
     aiter=installed,
 )
 BACKEND_AITER_UNIFIED = backend_target(
     "backend-aiter-unified",
-    _named("ROCM_AITER_UNIFIED_ATTN"),
+    named("ROCM_AITER_UNIFIED_ATTN"),
     description="the backend ROCM_AITER_UNIFIED_ATTN on the installed AITER",
     aiter=interpreted_on_a_cpu,
     sizes=unified_sizes,
@@ -335,7 +335,7 @@ BACKEND_AITER_UNIFIED = backend_target(
 )
 BACKEND_AITER_FA = backend_target(
     "backend-aiter-fa",
-    _named("ROCM_AITER_FA"),
+    named("ROCM_AITER_FA"),
     description="the backend ROCM_AITER_FA on the installed AITER",
     aiter=installed,
     sizes=fa_sizes,

@@ -53,7 +53,7 @@ def flash_attn_varlen(
         layer: scale, window, logits_soft_cap, alibi_slopes and sinks are its; its cache has no part in this.
         query_start_loc, key_start_loc: [R + 1] int32, prefix sums of the queries and the keys of each request.
         max_query_len, max_key_len: upper bounds.
-        out: [T, H, D] of q's dtype, written in the rows that a request owns.
+        out: [T, H, D] of q's dtype, written in the rows that a request owns, and whole if `max_key_len` is 0.
         lse: [H, T] float32, natural logarithm, sinks included, written whole; or None.
 
     Returns:

@@ -36,6 +36,7 @@ def pa_fwd_asm(
     *,
     out: torch.Tensor,
     lse: torch.Tensor | None = None,
+    validate: bool = False,
 ) -> torch.Tensor:
     """Decode by AITER's assembly kernels, one query token per request; arguments as those of `paged_attention`.
 
@@ -48,6 +49,8 @@ def pa_fwd_asm(
         layer, batch: DECODER, `max_query_len` of 1 and as many rows as requests.
         out: [T, H, D] or [T, H * D], contiguous.
         lse: must be None.
+        validate: check the values in tensors too, which waits for the device. Without it nothing tells a request without a
+            query, beside a row of padding, from one query token.
 
     Returns:
         out.
@@ -56,11 +59,11 @@ def pa_fwd_asm(
         ContractError: the arguments contradict the contract. Nothing was written.
         UnsupportedError: AITER or one of the arguments is missing, or the kernels do not do it. Nothing was written.
     """
-    view = check_paged_attention(q, kv_cache, layer, batch, out, lse, values=False)
+    view = check_paged_attention(q, kv_cache, layer, batch, out, lse, values=validate)
     fixed, group = layer.head_size**-0.5, layer.num_heads // layer.num_kv_heads
     refuse(
         _NAME,
-        *one_token(layer, batch),
+        *one_token(layer, batch, values=validate),
         *rules(_RULES, layer, batch),
         (layer.window[0] >= 0, words_of("window"), NO_SUCH_MASK),
         (lse is not None, "the LSE", "it returns none"),

@@ -33,6 +33,7 @@ def paged_attention_v1(
     *,
     out: torch.Tensor,
     lse: torch.Tensor | None = None,
+    validate: bool = False,
 ) -> torch.Tensor:
     """Decode by AITER's HIP kernel, one query token per request; arguments as those of `paged_attention`.
 
@@ -47,6 +48,8 @@ def paged_attention_v1(
         layer, batch: DECODER, `max_query_len` of 1 and as many rows as requests.
         out: [T, H, D] or [T, H * D], contiguous.
         lse: must be None.
+        validate: check the values in tensors too, which waits for the device. Without it nothing tells a request without a
+            query, beside a row of padding, from one query token.
 
     Returns:
         out.
@@ -55,11 +58,11 @@ def paged_attention_v1(
         ContractError: the arguments contradict the contract. Nothing was written.
         UnsupportedError: AITER or one of the arguments is missing, or the kernel does not do it. Nothing was written.
     """
-    view = check_paged_attention(q, kv_cache, layer, batch, out, lse, values=False)
+    view = check_paged_attention(q, kv_cache, layer, batch, out, lse, values=validate)
     window, cap, alibi = layer.window[0] >= 0, layer.logits_soft_cap is not None, layer.alibi_slopes is not None
     refuse(
         _NAME,
-        *one_token(layer, batch),
+        *one_token(layer, batch, values=validate),
         *rules(_RULES, layer, batch),
         (lse is not None, "the LSE", "it returns none"),
         (cap and window, "a soft cap with a window", "it caps what the window has masked, which makes it visible"),

@@ -46,9 +46,14 @@ def dtype(given: torch.dtype) -> Limit:
     return given not in (torch.float16, torch.bfloat16), named(given), reason
 
 
-def one_token(layer: Layer, batch: Batch) -> tuple[Limit, ...]:
-    """That the batch is anything but one query token of each request, at its last key."""
+def one_token(layer: Layer, batch: Batch, *, values: bool) -> tuple[Limit, ...]:
+    """That the batch is anything but one query token of each request, at its last key.
+
+    A request without a query and a row of padding look like one query token to the host. Only the values on the device tell.
+    """
     alone = batch.max_query_len <= 1 and batch.num_actual_tokens == batch.num_requests
+    if values:
+        alone = alone and bool((batch.query_start_loc.diff() == 1).all())
     return (
         (
             layer.attn_type is not AttentionType.DECODER,

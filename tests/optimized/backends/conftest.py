@@ -1,23 +1,18 @@
 """Steps of an engine as a backend sees them, and their comparison with the reference."""
 
 import copy
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
+from attn_fuzz.documented_aiter import Call, stand_in
 from attn_fuzz.interpreted.aiter import interpreted
 from attn_fuzz.targets.triton import TRITON
 from attn_optimized.aiter_adapter import Aiter, find_aiter, import_aiter
 from attn_optimized.backends import AttentionBackend, CommonAttentionMetadata
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for `aiter_2026_08`
-
-from aiter_2026_08 import Call, stand_in
 
 from tests.agreement import assert_within_bound
 from tests.calls import (
@@ -62,7 +57,7 @@ def calls() -> list[Call]:
 
 @pytest.fixture
 def aiter(calls: list[Call]) -> Aiter:
-    """AITER of 2026-08, on a CPU: see aiter_2026_08."""
+    """AITER of 2026-08, on a CPU: see attn_fuzz.documented_aiter."""
     return stand_in(calls)
 
 

@@ -1,10 +1,9 @@
-"""aiter.ops.attention: paged decode of one query token per request."""
+"""aiter.ops.attention: paged decode of one query token per request, by HIP and by assembly kernels."""
 
 from typing import Any
 
 import torch
-
-from aiter_2026_08.softmax import attend, capped, paged_rows, per_query_head
+from attn_fuzz.documented_aiter.softmax import attend, capped, paged_rows, per_query_head
 
 
 def paged_attention_v1(
@@ -52,3 +51,35 @@ def paged_attention_v1(
             scores = scores - alibi_slopes[:, None, None] * behind
         visible = (behind < (sliding_window or length))[None, :]
         out[r : r + 1], _ = attend(capped(scores, logits_soft_cap), visible, v, None)
+
+
+def pa_fwd_asm(
+    *,
+    Q: torch.Tensor,
+    K: torch.Tensor,
+    V: torch.Tensor,
+    block_tables: torch.Tensor,
+    context_lens: torch.Tensor,
+    block_tables_stride0: int,
+    max_qlen: int,
+    out_: torch.Tensor,
+    **not_modelled: Any,
+) -> torch.Tensor:
+    """Row r of Q is request r's, the last key its own; K is [NB, HK, D/x, BS, x], V [NB, HK, BS/x, D, x]; scale 1 / sqrt(D)."""
+    assert not any(not_modelled[name] is not None for name in ("K_QScale", "V_QScale", "qo_indptr", "kernelName"))
+    assert max_qlen == 1
+    assert block_tables_stride0 == block_tables.stride(0)
+    num_requests, num_heads, head_size = Q.shape
+    assert Q.is_contiguous()
+    assert out_.is_contiguous()
+    assert (head_size, K.shape[3]) == (128, 16)
+    assert Q.dtype == K.dtype == V.dtype
+    keys = K.permute(0, 3, 1, 2, 4).flatten(3)
+    values = V.permute(0, 2, 4, 1, 3).flatten(1, 2)
+    for r in range(num_requests):
+        length = int(context_lens[r])
+        k = per_query_head(paged_rows(keys, block_tables[r], length), num_heads)
+        v = per_query_head(paged_rows(values, block_tables[r], length), num_heads)
+        scores = torch.einsum("hd,khd->hk", Q[r].float(), k)[:, None] * head_size**-0.5
+        out_[r : r + 1], _ = attend(scores, torch.ones(1, length, dtype=torch.bool), v, None)
+    return out_

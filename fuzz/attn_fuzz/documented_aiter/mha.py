@@ -3,8 +3,7 @@
 from typing import Any
 
 import torch
-
-from aiter_2026_08.softmax import attend, capped, per_query_head
+from attn_fuzz.documented_aiter.softmax import attend, capped, per_query_head
 
 
 def flash_attn_varlen_func(

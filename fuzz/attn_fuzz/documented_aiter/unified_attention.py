@@ -3,8 +3,7 @@
 from typing import Any
 
 import torch
-
-from aiter_2026_08.softmax import attend, capped, paged_rows, per_query_head
+from attn_fuzz.documented_aiter.softmax import attend, capped, paged_rows, per_query_head
 
 
 def unified_attention(
@@ -52,7 +51,13 @@ def unified_attention(
         scores = capped(scores, softcap)
         if alibi_slopes is not None:
             scores = scores + alibi_slopes[:, None, None] * (key - context_len)
-        if qq_bias is not None and context_len >= 0:
-            scores[:, :, context_len:] += qq_bias[:num_queries, :num_queries]
+        if qq_bias is not None:
+            own = key >= context_len
+            bias = qq_bias[:num_queries, (key - context_len)[own]]
+            scores[:, :, own] += bias
+            visible[:, own] &= bias > -torch.inf  # what nobody sees may be NaN
         attended, _ = attend(scores, visible, per_query_head(values, num_heads), sinks)
-        out[rows] = attended if output_scale is None else attended / output_scale
+        if output_scale is not None:
+            largest = torch.finfo(out.dtype).max
+            attended = (attended / output_scale).clamp(-largest, largest)
+        out[rows] = attended.to(out.dtype)

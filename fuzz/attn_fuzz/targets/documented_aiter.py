@@ -1,0 +1,279 @@
+"""The adapter of AITER, and the backends named after AITER, as targets on the double `attn_fuzz.documented_aiter`.
+
+They need no AITER and no AMD GPU. They show that AITER is called as it documents, and that what it does not do is refused.
+Prefill and decode are served by functions of AITER that take a part of what a call may ask for. Their targets hand each
+function what it takes: a prefill gets the dense keys of its requests, and a decode gets each query as a request of its own.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import attn_reference
+import torch
+from attn_contract import AttentionType, Batch, Layer, UnsupportedError
+from attn_contract.rules import asked, words_of
+from attn_fuzz.cases.case import Case
+from attn_fuzz.cases.tensors import Step
+from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION, ROWS
+from attn_fuzz.targets.backends import backend_target, fa_sizes, named, unified_sizes
+from attn_fuzz.targets.engine import Engine
+from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.triton import TRITON, missing_triton
+from attn_fuzz.verdict.rounding import Rounding
+
+
+@functools.cache
+def documented(device: str) -> Any:
+    """AITER as it documents itself."""
+    from attn_fuzz.documented_aiter import stand_in
+
+    return stand_in()
+
+
+def _unified(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    from attn_optimized import aiter_adapter
+
+    _refuse_without_a_cache(kv_cache, layer)
+    aiter_adapter.unified_attention(documented(q.device.type), q, kv_cache, layer, batch, out=out, lse=lse, validate=True)
+
+
+def _decode(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    """Each query as a request of its own, which sees the keys up to its position. Other batches must be refused."""
+    from attn_optimized import aiter_adapter
+
+    _refuse_without_a_cache(kv_cache, layer)
+    if batch.causal is not True and batch.num_requests:
+        raise UnsupportedError("AITER's paged_attention_v1", "non-causal attention", "a query is at its last key")
+    arguments = (documented(q.device.type), q, kv_cache, layer)
+    decode = functools.partial(aiter_adapter.paged_attention_v1, *arguments, out=out, lse=lse)
+    if (batch.query_start_loc.diff() != 1).any():
+        looks_like_one = batch.max_query_len <= 1 and batch.num_actual_tokens == batch.num_requests
+        refused = functools.partial(decode, batch, validate=looks_like_one)
+        must_refuse(refused, "requests with other than one query token")
+    decode(_one_token_each(batch), validate=True)
+
+
+def must_refuse(call: Callable[[], object], what: str) -> None:
+    """Raise an AssertionError unless a call is refused."""
+    try:
+        call()
+    except UnsupportedError:
+        return
+    raise AssertionError(f"{what}: expected a refusal")
+
+
+def _one_token_each(batch: Batch) -> Batch:
+    """A causal batch with a request for each query. A rule of the batch stays as it is."""
+    query_lens = batch.query_start_loc.diff()
+    request = torch.repeat_interleave(torch.arange(batch.num_requests, device=query_lens.device), query_lens)
+    row = torch.arange(len(request), device=request.device)
+    seen = (batch.seq_lens - batch.query_start_loc[1:])[request] + row + 1
+    assert batch.block_table is not None
+    return dataclasses.replace(
+        batch,
+        query_start_loc=torch.arange(len(request) + 1, dtype=torch.int32, device=request.device),
+        seq_lens=seen.clamp(min=0).int(),
+        max_query_len=1,
+        num_actual_tokens=len(request),
+        causal=True,
+        block_table=batch.block_table[request],
+        slot_mapping=None,
+    )
+
+
+def _prefill(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    """The keys of all requests, dense and in q's dtype. The rows that no request owns stay out of the call."""
+    from attn_optimized import aiter_adapter
+
+    function = "AITER's flash_attn_varlen_func"
+    if isinstance(batch.causal, torch.Tensor):
+        raise UnsupportedError(function, words_of("per_request_causal"), "it has one flag")
+    for name in asked(batch):
+        raise UnsupportedError(function, words_of(name), "it is told of no batch")
+    if layer.kv_cache_dtype is not None:
+        raise UnsupportedError(function, "a quantized cache", "it reads dense keys of q's dtype")
+    key_lens, k, v = _dense_keys(q, k, v, kv_cache, layer, batch)
+    rows = int(batch.query_start_loc[-1])
+    aiter_adapter.flash_attn_varlen(
+        documented(q.device.type),
+        q[:rows],
+        k,
+        v,
+        layer,
+        query_start_loc=batch.query_start_loc,
+        key_start_loc=torch.nn.functional.pad(key_lens.cumsum(0), (1, 0)).int(),
+        max_query_len=batch.max_query_len,
+        max_key_len=batch.max_seq_len,
+        causal=batch.causal,
+        out=out.view(q.shape)[:rows],
+        lse=None if lse is None else lse[:, :rows],
+    )
+
+
+def _dense_keys(q, k, v, kv_cache, layer, batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Numbers of keys [R], and keys and values [sum of them, HK, D]. A request without a query gets none."""
+    lens = torch.zeros_like(batch.seq_lens)
+    keys, values = [q.new_empty(0, layer.num_kv_heads, layer.head_size) for _ in range(2)]
+    for request in _requests(q, k, v, kv_cache, layer, batch):
+        lens[request.index] = len(request.key)
+        keys, values = torch.cat([keys, request.key.to(q.dtype)]), torch.cat([values, request.value.to(q.dtype)])
+    return lens, keys, values
+
+
+def _requests(q, k, v, kv_cache, layer: Layer, batch: Batch) -> Iterator[attn_reference.Request]:
+    if kv_cache is not None:
+        return attn_reference.paged_requests(q, kv_cache, layer, batch, torch.float64)
+    return attn_reference.varlen_requests(q, k, v, layer, batch, torch.float64)
+
+
+def _refuse_without_a_cache(kv_cache: torch.Tensor | None, layer: Layer) -> None:
+    if kv_cache is None:
+        raise UnsupportedError("AITER", f"{layer.attn_type} attention", "it reads a KV cache")
+
+
+def tokens_as_cached(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """This step's keys and values [T, HK, D] of a decoder, as its cache holds them.
+
+    ROCM_AITER_FA attends to the tensors of a step, which a quantized cache rounds for later steps alone. The reference reads
+    the cache. The two agree about tensors that are rounded already.
+    """
+    k, v = (q.new_zeros(len(q), layer.num_kv_heads, layer.head_size) for _ in range(2))
+    for request in attn_reference.paged_requests(q, kv_cache, layer, batch, torch.float64):
+        own = min(len(request.key), len(request.query))
+        if own:
+            rows = slice(request.rows.stop - own, request.rows.stop)
+            k[rows], v[rows] = request.key[-own:].to(q.dtype), request.value[-own:].to(q.dtype)
+    return k, v
+
+
+def _flash_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    if kv_cache is not None and k is not None and layer.kv_cache_dtype is not None:
+        k, v = tokens_as_cached(q, kv_cache, layer, batch)
+    _FA.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+
+
+def _phases(step: Step) -> Iterable[str]:
+    """The phases into which ROCM_AITER_FA splits the step."""
+    query_lens, seq_lens = step.batch.query_start_loc.diff().tolist(), step.batch.seq_lens.tolist()
+    phases = {
+        "decode" if query_len == 1 else "prefill" if query_len == seq_len else "extend"
+        for query_len, seq_len in zip(query_lens, seq_lens, strict=True)
+        if query_len
+    }
+    return sorted(phases)
+
+
+_RULES = ("window", "logits_soft_cap", "alibi_slopes", "sinks")
+
+
+def _unified_support(device: str) -> Support:
+    support = AITER_UNIFIED_ATTENTION.support(device)
+    return dataclasses.replace(support, rules=(*_RULES, "qq_bias"), unused_slots="NaN", max_seq_len=512)
+
+
+def _decode_support(device: str) -> Support:
+    return Support(
+        attn_types=(AttentionType.DECODER,),
+        dtypes=("float16", "bfloat16"),
+        layouts=ROWS,
+        head_sizes=(64, 128),
+        block_sizes=(16, 32),
+        rules=("window", "logits_soft_cap", "alibi_slopes"),
+        cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
+        scales=("tensor",),
+        engine=Engine(fused_qkv=(False,), dense_out=(True,)),
+        max_tokens=64,
+        max_seq_len=512,
+        exclude=_caps_what_it_biases,
+    )
+
+
+def _caps_what_it_biases(case: Case) -> str | None:
+    is_capped = case.logits_soft_cap is not None
+    return "a soft cap with ALiBi or with a window" if is_capped and (case.alibi_slopes or case.window[0] >= 0) else None
+
+
+def _prefill_support(device: str) -> Support:
+    return Support(
+        attn_types=tuple(AttentionType),
+        dtypes=("float16", "bfloat16"),
+        layouts=ROWS,
+        rules=(*_RULES, "non_causal", "lse"),
+        max_tokens=128,
+        max_seq_len=512,
+        exclude=_may_run_assembly,
+    )
+
+
+def _may_run_assembly(case: Case) -> str | None:
+    is_lossy = case.sinks or case.logits_soft_cap is not None
+    is_assembled = case.dtype == "bfloat16" and case.head_size == 128 and not case.alibi_slopes
+    return "sinks or a soft cap in assembly kernels" if is_lossy and is_assembled else None
+
+
+def _fa_sizes(device: str) -> Support:
+    formats = {"cache_dtypes": TRITON.support(device).cache_dtypes, "scales": ("tensor",), "unused_slots": "NaN"}
+    return dataclasses.replace(fa_sizes(device), **formats)
+
+
+def _unified_sizes(device: str) -> Support:
+    return dataclasses.replace(unified_sizes(device), unused_slots="NaN")
+
+
+def rounding(device: str) -> Rounding:
+    """The double sums all keys in a row, and ROCM_AITER_FA merges two parts: a step's own keys, and the context.
+
+    What the double does not serve, the backends give to the project's Triton kernels.
+    """
+    triton = TRITON.rounding(device)
+    return dataclasses.replace(triton, dot_is_chained=True, rounds_dequantized=True, merged_parts=2, exact_division=False)
+
+
+def _rounding_once(device: str) -> Rounding:
+    return dataclasses.replace(rounding(device), merged_parts=1)
+
+
+def _target(name: str, **fields: Any) -> Target:
+    return Target(name=name, rounding=_rounding_once, unavailable=missing_triton, **fields)
+
+
+DOCUMENTED_AITER_UNIFIED = _target(
+    "documented-aiter-unified",
+    description="the adapter of AITER's unified_attention, on a double that computes what AITER documents",
+    attention=_unified,
+    support=_unified_support,
+)
+DOCUMENTED_AITER_PREFILL = _target(
+    "documented-aiter-prefill",
+    description="the adapter of AITER's flash_attn_varlen_func, on a double that computes what AITER documents",
+    attention=_prefill,
+    support=_prefill_support,
+)
+DOCUMENTED_AITER_DECODE = _target(
+    "documented-aiter-decode",
+    description="the adapter of AITER's paged_attention_v1, on a double that computes what AITER documents",
+    attention=_decode,
+    support=_decode_support,
+)
+_FA = backend_target(
+    "documented-aiter-fa",
+    named("ROCM_AITER_FA"),
+    description="the backend ROCM_AITER_FA, on a double that computes what AITER documents",
+    aiter=documented,
+    sizes=_fa_sizes,
+    rounding=rounding,
+    events=_phases,
+    sanitizes=False,
+)
+DOCUMENTED_AITER_FA = dataclasses.replace(_FA, attention=_flash_attention)
+DOCUMENTED_AITER_UNIFIED_BACKEND = backend_target(
+    "documented-aiter-unified-backend",
+    named("ROCM_AITER_UNIFIED_ATTN"),
+    description="the backend ROCM_AITER_UNIFIED_ATTN, on a double that computes what AITER documents",
+    aiter=documented,
+    sizes=_unified_sizes,
+    rounding=_rounding_once,
+    sanitizes=False,
+)

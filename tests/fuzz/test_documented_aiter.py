@@ -1,0 +1,47 @@
+"""The adapter of AITER, its backends and the selector agree on the documented AITER, and faults in them are found."""
+
+import pytest
+from attn_fuzz.cases import tensors
+from attn_fuzz.run import shard
+from attn_fuzz.run.shard import FuzzPlan
+from attn_fuzz.targets.selected import _architecture_of
+from attn_fuzz.zoo.mutants import Mutant
+from attn_fuzz.zoo.patches import Patch
+from attn_optimized.selector import PRIORITIES
+
+TARGETS = ("unified", "prefill", "decode", "fa", "unified-backend")
+ADAPTER = "attn_optimized.aiter_adapter"
+OFF_BY_ONE = "edges = (max(layer.window[0] - 1, -1), layer.window[1])"
+UNIFIED = f"{ADAPTER}.unified_attention.unified_attention"
+EXTEND = "attn_optimized.backends.rocm_aiter_fa.impl.AiterFlashAttentionImpl._extend"
+
+
+@pytest.mark.parametrize("target", [*(f"documented-aiter-{name}" for name in TARGETS), "selected"])
+def test_the_target_agrees_and_refuses_the_rest(target, fuzz_apart):
+    progress = fuzz_apart(target, examples=40)
+    assert progress.failure is None, progress.failure.verdict.message
+
+
+@pytest.mark.parametrize(
+    ("target", "place", "find", "replace"),
+    [
+        ("documented-aiter-unified", UNIFIED, "layer.k_scale", "layer.v_scale"),
+        ("documented-aiter-decode", f"{ADAPTER}.paged_attention_v1.paged_attention_v1", "layer.logits_soft_cap or 0.0", "0.0"),
+        ("documented-aiter-prefill", f"{ADAPTER}.flash_attn_varlen.flash_attn_varlen", "edges = layer.window", OFF_BY_ONE),
+        ("documented-aiter-fa", EXTEND, "sinks=None", "sinks=self.layer.sinks"),
+        ("documented-aiter-unified-backend", UNIFIED, '"sinks": layer.sinks', '"sinks": None'),
+        ("selected", "attn_optimized.selector.layer.select", "not verdict.refusals", "True"),
+    ],
+    ids=lambda value: value if value.startswith(("documented", "selected")) else "",
+)
+def test_a_fault_is_found(target, place, find, replace, fuzz_apart):
+    fault = Mutant(name="fault", patches=(Patch(place, find, replace),), raises="")
+    progress = fuzz_apart(target, examples=300, mutant=fault, shrinks=False)
+    assert progress.failure is not None, f"survived {progress.examples} examples"
+
+
+def test_every_architecture_is_selected_for(tmp_path):
+    cases = shard.drawn(FuzzPlan(target="selected", device="cpu", examples=60, seed=1, folder=tmp_path))
+    steps = [tensors.build(case) for case in cases]
+    chosen = {_architecture_of(step.q, step.layer, step.batch) for step in steps}
+    assert len(chosen) == len(PRIORITIES)
