@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from interpreted.loops import loops
 
-EXAMPLES = 50
+EXAMPLES = 80
 
 
 @pytest.fixture(scope="module")

@@ -182,7 +182,8 @@ def test_what_is_written_is_finite_where_it_is_read(case):
             continue
         kept = write.slot_mapping >= 0
         rows = write.k[: len(kept)], write.v[: len(kept)]
-        assert all(x[kept].isfinite().all() for x in rows)
+        assert not any(x[kept].isnan().any() for x in rows)
+        assert all(x[kept].isfinite().all() for x in rows) or case.saturated
         assert all(x[~kept].isnan().all() for x in rows)
 
 

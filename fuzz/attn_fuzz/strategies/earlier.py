@@ -33,7 +33,7 @@ def with_earlier(case: Case, support: Support, refuses: bool) -> st.SearchStrate
     """The case. In half of the draws an earlier call has a change; sometimes the case's own call comes before that one too."""
     names = [name for name in CHANGES if _may_change(name, case, support, refuses)]
     # a mode has more keys to be kept apart by than a number has
-    names += [MODE] * 3 * (MODE in names)
+    names += [MODE] * 8 * (MODE in names)
     one = st.sampled_from(names).map(lambda name: (name,))
     back = one.map(lambda names: ("same", *names))
     lists = st.sampled_from([0] * 6 + [1] * 5 + [2])
