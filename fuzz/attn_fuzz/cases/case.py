@@ -4,7 +4,7 @@ A case holds numbers and a seed, never tensors. `attn_fuzz.cases.tensors` makes 
 simplest choice, so a small case is also a short file.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from attn_contract import RULES, AttentionType, Batch, Layer, Layout, PhysicalOrder
@@ -32,6 +32,7 @@ ValueKind = Literal["exact", "one_hot", "signature", "random", "extreme", "captu
 SinkKind = Literal["off", "zero", "near", "above", "below", "some"]
 BiasKind = Literal["tree", "random", "hiding"]
 ProgramOrder = Literal["in order", "reversed", "shuffled"]
+PROGRAM_ORDERS: tuple[ProgramOrder, ...] = get_args(ProgramOrder)
 CONTENTS, MODE = "contents", "mode"
 MAX_EARLIER = 3
 _HELD_RULES = {**held_rules(Layer), **held_rules(Batch)}
@@ -228,7 +229,7 @@ class Case(
     dense_out: bool = False
     lse: bool = False
     earlier: Annotated[tuple[str, ...], Meta(max_length=MAX_EARLIER)] = ()
-    program_order: ProgramOrder = "in order"
+    program_order: ProgramOrder = PROGRAM_ORDERS[0]  # the very string that is read from a file: msgspec leaves out no other
     values: Values = Values()
 
     @property

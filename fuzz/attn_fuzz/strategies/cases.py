@@ -1,10 +1,8 @@
 """Strategies of whole cases: cases that a target supports, and sometimes a case that it must refuse."""
 
-from typing import get_args
-
 import msgspec
 from attn_contract import AttentionType
-from attn_fuzz.cases.case import Cache, Case, ProgramOrder, Request, Rope, Values
+from attn_fuzz.cases.case import PROGRAM_ORDERS, Cache, Case, Request, Rope, Values
 from attn_fuzz.strategies.batches import batches
 from attn_fuzz.strategies.caches import caches
 from attn_fuzz.strategies.choices import pick
@@ -18,7 +16,6 @@ from hypothesis import strategies as st
 
 replace = msgspec.structs.replace
 VALUES = ("exact", "one_hot", "signature", "random", "extreme")
-ORDERS = get_args(ProgramOrder)
 CANDIDATES = 4
 """Layers that are drawn for each one that is taken: the one that adds most to what the run has drawn so far."""
 STEPS = 2
@@ -98,7 +95,7 @@ def steps(draw: st.DrawFn, target: str, support: Support, drawn: DrawnLayer) -> 
         dense_out=pick(draw, engine.dense_out),
         lse="lse" in support.rules and pick(draw, (False, True)),
         values=values(draw, rules),
-        program_order=pick(draw, ORDERS),
+        program_order=pick(draw, PROGRAM_ORDERS),
     )
     if "window" in rules and drawn.window_kind == "by causality":
         case = replace(case, window=window_by_causality(case.window[0], case))
