@@ -11,11 +11,10 @@ import pytest
 import torch
 from attn_fuzz import report
 from attn_fuzz.cases import case_file
-from attn_fuzz.cases.case import SCHEMA, Case
+from attn_fuzz.cases.case import PROGRAM_ORDERS, SCHEMA, Case
 from attn_fuzz.interpreted import program_order
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.shrink import lowered
-from attn_fuzz.strategies.cases import ORDERS
 from attn_fuzz.targets.target import EVERYTHING
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU chooses the order itself")
@@ -99,7 +98,7 @@ def test_a_stored_case_without_an_order_runs_in_order(step_case):
     assert case_file.loads(json.dumps(stored)).program_order == "in order"
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", PROGRAM_ORDERS)
 def test_an_order_is_kept_in_a_case_file(step_case, order):
     case: Case = replace(step_case, program_order=order)
     assert case_file.loads(case_file.dumps(case)) == case
