@@ -19,12 +19,11 @@ import triton
 import triton.language as tl
 from attn_contract import AttentionType, Layout
 from attn_fuzz.cases import case_file
-from attn_fuzz.cases.case import Cache, Case, Request, Rope
+from attn_fuzz.cases.case import PROGRAM_ORDERS, Cache, Case, Request, Rope
 from attn_fuzz.interpreted import program_order, sanitizer
 from attn_fuzz.interpreted.permissions import READ, WRITE, Region, region
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.trial import try_case
-from attn_fuzz.strategies.cases import ORDERS
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import Target
 from attn_fuzz.targets.triton import TRITON
@@ -124,7 +123,7 @@ def copy(source: torch.Tensor, out: torch.Tensor, shift: int = 0, num_elements: 
     copy_kernel[(-(-num_elements // 4),)](source, out, shift, num_elements, SIZE=4)
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", PROGRAM_ORDERS)
 def test_a_race_is_named_in_every_order_of_programs(sanitized, monkeypatch, order):
     for name in ("set_grid_dim", "set_grid_idx"):
         monkeypatch.setattr(interpreter.InterpreterBuilder, name, getattr(interpreter.InterpreterBuilder, name))
