@@ -237,7 +237,7 @@ TRITON_PROPERTIES = Target(
         properties.shifted_keys(_ERROR),
         properties.scale_in_query(),
         properties.wide_window(_ERROR, launch_of),
-        # other rows of the tile see other keys then, and the scales of tokens are relative to the largest one of those
+        # a float8 cache with scales of tokens gave another last bit on an H200: other rows of the tile see other keys then
         properties.last_row(_ERROR),
         properties.forgotten_keys(_ERROR),
         properties.split_keys(_ERROR),
