@@ -104,20 +104,6 @@ class BackendLayers:
         impl, kv_cache = self._impl(layer, q, kv_cache, batch_invariant)
         impl.forward(q, k, v, kv_cache, self._metadata(batch, layer.attn_type), output=out, lse=lse)
 
-    def batch_invariant_attention(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor | None,
-        v: torch.Tensor | None,
-        kv_cache: torch.Tensor | None,
-        layer: Layer,
-        batch: Batch,
-        *,
-        out: torch.Tensor,
-        lse: torch.Tensor | None,
-    ) -> None:
-        self.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse, batch_invariant=True)
-
     def write_kv_cache(
         self, k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slot_mapping: torch.Tensor
     ) -> None:
@@ -245,7 +231,7 @@ def backend_target(
         attention=layer.attention,
         write_kv_cache=layer.write_kv_cache,
         rope_and_write_kv_cache=layer.rope_and_write_kv_cache,
-        siblings=(layer.batch_invariant_attention,),
+        siblings=(functools.partial(layer.attention, batch_invariant=True),),
         forget=layer.forget,
         **{"support": layer.support, "unavailable": layer.unavailable, **fields},
     )
