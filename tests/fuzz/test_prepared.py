@@ -1,5 +1,6 @@
 """A prepared process has imported torch and Triton, and nothing that a mutant may patch."""
 
+import multiprocessing
 import os
 import sys
 
@@ -25,6 +26,27 @@ def test_a_process_starts_with_torch_and_triton_and_without_kernels(monkeypatch)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert told() == (["torch", "triton", "attn_reference"], "1", "1")
     assert "OMP_NUM_THREADS" not in os.environ
+
+
+def _tell_servers(connection, deeper: bool) -> None:
+    connection.send((os.getppid(), os.environ.get("TOLD")))
+    if deeper:
+        process = prepared.process("cpu", _tell_servers, connection, False)
+        process.start()
+        process.join()
+
+
+def test_a_process_has_the_environment_of_its_parent_and_starts_others_from_the_same_server(monkeypatch):
+    prepared.context("cpu")
+    monkeypatch.setenv("TOLD", "since the server was started")
+    ours, theirs = multiprocessing.Pipe()
+    process = prepared.process("cpu", _tell_servers, theirs, True)
+    process.start()
+    of_fork, of_its_fork = ours.recv(), ours.recv()
+    process.join()
+    assert of_fork == of_its_fork
+    assert of_fork[0] != os.getpid()
+    assert of_fork[1] == "since the server was started"
 
 
 def test_a_gpu_is_never_met_by_a_fork():

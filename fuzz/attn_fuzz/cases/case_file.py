@@ -52,9 +52,10 @@ def save(path: Path, case: Case) -> None:
         partial.write_text(dumps(case) + "\n", encoding="utf-8")
         partial.replace(path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise OSError(error.errno, error.strerror, str(path)) from None  # the error of a full disk names no file
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)  # the write may have failed, or a signal may have ended it
 
 
 def load(path: Path) -> Case:

@@ -140,10 +140,9 @@ class Executor:
         """Start the process unless it runs, and wait until it is ready."""
         if self._process is not None and self._process.is_alive() and self._connection is not None:
             return self._connection
-        context = prepared.context(self.device)
-        self._connection, theirs = context.Pipe()
-        args = (theirs, dict(os.environ), self.target, self.device, self.mutant, self.sanitize)
-        self._process = context.Process(target=_serve, args=args, daemon=True)
+        self._connection, theirs = multiprocessing.Pipe()
+        plan = (self.target, self.device, self.mutant, self.sanitize)
+        self._process = prepared.process(self.device, _serve, theirs, *plan, daemon=True)
         self._process.start()
         theirs.close()
         try:
@@ -172,16 +171,9 @@ def use_interpreter(device: str) -> None:
 
 
 def _serve(
-    connection: multiprocessing.connection.Connection,
-    environment: dict[str, str],
-    name: str,
-    device: str,
-    mutant: Mutant | None,
-    sanitize: bool,
+    connection: multiprocessing.connection.Connection, name: str, device: str, mutant: Mutant | None, sanitize: bool
 ) -> None:
     """The child process: it receives a case and sends the verdict, until the parent is gone."""
-    os.environ.clear()  # a fork has the environment in which its server was started
-    os.environ.update(environment)
     os.setsid()  # a kernel that signals its group reaches itself
     os.dup2(2, 1)  # stdout is for results: a kernel's prints go to stderr
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -2,23 +2,25 @@
 
 On a CPU a process is a fork of a server that has imported them. Its first case has run after half a second instead of five.
 Runs of many mutants need that, and so does shrinking a case that kills its process. No target is imported in the server, so a
-process can still install a mutant.
+process can still install a mutant. A run has one server: a worker is a fork of it, and so is the process that a worker starts.
 """
 
 import contextlib
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 # its BLAS works on small matrices, and other workers need the other cores
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 # Triton reads it when a kernel is defined, and its own language has jitted functions
 INTERPRETS = {"TRITON_INTERPRET": "1"}
 # torch.use_deterministic_algorithms imports torch._inductor, which takes two seconds
-_IMPORTED = ["torch", "torch._inductor", "triton", "triton.runtime.interpreter", "attn_fuzz.run.trial"]
+_IMPORTED = ["torch", "torch._inductor", "triton", "triton.runtime.interpreter", "attn_fuzz.run.runner", "attn_fuzz.run.trial"]
 
 _STARTS = threading.Lock()
 """Held while the environment of this process is that of the server."""
@@ -32,10 +34,35 @@ def context(device: str) -> SpawnContext | ForkServerContext:
     if device != "cpu":
         os.environ.update(ONE_THREAD)
         return multiprocessing.get_context("spawn")
-    forkserver.set_forkserver_preload(_IMPORTED)
-    with _STARTS, _environment(ONE_THREAD | INTERPRETS):
-        forkserver.ensure_running()
+    if not _reuses_server():
+        forkserver.set_forkserver_preload(_IMPORTED)
+        with _STARTS, _environment(ONE_THREAD | INTERPRETS):
+            forkserver.ensure_running()
     return multiprocessing.get_context("forkserver")
+
+
+def process(device: str, function: Callable[..., None], *arguments: object, daemon: bool = False) -> BaseProcess:
+    """A process, not started yet, that calls a function in the environment that this process has now."""
+    return context(device).Process(target=_call, args=(dict(os.environ), function, arguments), daemon=daemon)
+
+
+def _call(environment: dict[str, str], function: Callable[..., None], arguments: tuple[object, ...]) -> None:
+    os.environ.clear()  # a fork has the environment in which its server was started
+    os.environ.update(environment)
+    function(*arguments)
+
+
+def _reuses_server() -> bool:
+    """Have a fork of a server use that server for its own processes, and return whether this process is such a fork.
+
+    Python has told the fork where the server is, but `ensure_running` starts another server unless this process started one.
+    """
+    server: Any = forkserver._forkserver
+    has_key = getattr(server, "_forkserver_authkey", "needs none") is not None  # a Python that asks for a key may withhold it
+    if server._forkserver_address is None or server._forkserver_pid is not None or not has_key:
+        return False
+    server.ensure_running = lambda: None
+    return True
 
 
 @contextlib.contextmanager

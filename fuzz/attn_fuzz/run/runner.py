@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 import msgspec
 from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import ExecutorError
-from attn_fuzz.run import shard
+from attn_fuzz.run import prepared, shard
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.targets.registry import UnknownTargetError
@@ -192,12 +192,11 @@ def _is_late(plans: Sequence[FuzzPlan]) -> bool:
 @contextlib.contextmanager
 def _processes(plans: Sequence[FuzzPlan]) -> Iterator[Callable[[], Connection]]:
     """Yield a function that starts a worker process. All workers end when the block ends."""
-    context = multiprocessing.get_context("spawn")
     connections, processes = [], []
 
     def start() -> Connection:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs,))
+        ours, theirs = multiprocessing.Pipe()
+        process = prepared.process(plans[0].device, _work, theirs)
         process.start()
         theirs.close()
         connections.append(ours)
