@@ -1,4 +1,4 @@
-"""Where there is no GPU, Triton's interpreter runs the kernels: it must be on before anybody imports one."""
+"""Where there is no GPU, Triton's interpreter runs the kernels: it must be on before anybody imports one. Torch has one thread."""
 
 import os
 
@@ -6,3 +6,6 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# tests have small tensors, and run beside others: threads that wait for each other took six times as long
+torch.set_num_threads(1)

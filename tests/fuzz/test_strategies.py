@@ -1,5 +1,6 @@
 """What is drawn is valid and within the target's support; and a few hundred cases visit every edge that bugs live on."""
 
+import functools
 import itertools
 from dataclasses import replace
 
@@ -22,8 +23,9 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 DRAWN = settings(INDEPENDENT, max_examples=600, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 
 
+@functools.cache
 def draw(support: Support) -> list[Case]:
-    """The cases that a run draws."""
+    """The cases that a run draws. A test does not change them: others look at the same."""
     found, tally = [], Tally()
 
     @seed(1)
@@ -314,8 +316,9 @@ def test_a_support_that_names_nothing_or_something_else_is_refused(fields, said)
 def test_most_cases_are_within_the_support():
     """Also where refusals are drawn: one of four cases is to be refused."""
     support = SUPPORTS["causal only"]
-    beyond = sum(support.beyond(case) is not None for case in draw(support))
-    assert 0.1 < beyond / len(draw(support)) < 0.4
+    found = draw(support)
+    beyond = sum(support.beyond(case) is not None for case in found)
+    assert 0.1 < beyond / len(found) < 0.4
 
 
 @pytest.mark.parametrize("scales", ["tensor", "head", "token"])
