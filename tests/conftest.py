@@ -1,4 +1,4 @@
-"""Where there is no GPU, Triton's interpreter runs the kernels: it must be on before anybody imports one. Torch has one thread."""
+"""Without a GPU Triton's interpreter runs the kernels: it must be on before a kernel is imported. Torch has one thread here."""
 
 import os
 
