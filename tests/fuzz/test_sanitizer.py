@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import attn_optimized
 import click
@@ -20,7 +19,7 @@ import triton.language as tl
 from attn_contract import AttentionType, Layout
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import PROGRAM_ORDERS, Cache, Case, Request, Rope
-from attn_fuzz.interpreted import program_order, sanitizer
+from attn_fuzz.interpreted import accesses, program_order, sanitizer
 from attn_fuzz.interpreted.permissions import READ, WRITE, Region, region
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.trial import try_case
@@ -40,12 +39,12 @@ replace = msgspec.structs.replace
 @pytest.fixture
 def sanitized(monkeypatch):
     """The sanitizer for one test; the interpreter is then as it was."""
-    for name in (*sanitizer._BUILDER_HOOKS, *sanitizer._ACCESS_HOOKS):
+    for name in (*accesses._BUILDER_HOOKS, *accesses._ACCESS_HOOKS):
         monkeypatch.setattr(interpreter.InterpreterBuilder, name, getattr(interpreter.InterpreterBuilder, name))
     monkeypatch.setattr(interpreter.GridExecutor, "_init_args_hst", interpreter.GridExecutor._init_args_hst)
-    monkeypatch.setattr(sanitizer, "_state", SimpleNamespace(installed=False, watch=None))
-    sanitizer.install()
-    sanitizer.install()  # twice is once
+    monkeypatch.setattr(accesses, "_is_installed", False)
+    accesses.install()
+    accesses.install()  # twice is once
 
 
 @triton.jit
@@ -290,13 +289,13 @@ def test_a_triton_that_moved_its_hooks_is_named(monkeypatch):
     monkeypatch.delattr(interpreter.GridExecutor, "_init_args_hst")
     hooks = "create_masked_load, _init_args_hst"
     with pytest.raises(RuntimeError, match=f"^triton {triton.__version__}: its interpreter has no {hooks}, where accesses"):
-        sanitizer.install()
+        accesses.install()
 
 
 def test_a_process_that_compiles_is_an_error(monkeypatch):
     monkeypatch.setattr(knobs.runtime, "interpret", False)
     with pytest.raises(RuntimeError, match="set TRITON_INTERPRET=1"):
-        sanitizer.install()
+        accesses.install()
 
 
 # two requests in blocks of their own, the last block of each not full; a layer beside, and rows that nobody owns
@@ -400,7 +399,7 @@ FAULTS = {
     "another's block": (
         PAGED,
         {"block_table": with_entry(0, 0, 0)},
-        "load .*kv_cache, K of block 0, slot 0, .*it belongs to another request than its queries",
+        "load .*kv_cache, K of block 0, slot 0, .*it belongs to another request than the program's queries",
     ),
     "another layer": (
         PAGED,

@@ -1,8 +1,9 @@
-"""AITER's Triton unified_attention on a CPU: the installed files as they are, under Triton's interpreter.
+"""Loads AITER's Triton unified_attention on a CPU: the installed files, unchanged, under Triton's interpreter.
 
-`import aiter` asks ROCm for its version and Triton for its GPU, and fails where there is neither. So only the modules of this
-kernel are run, by the names under which they import each other: packages are their folders, without what their `__init__`
-does, and what the two modules that ask the GPU say is said here. The names are gone from `sys.modules` when it is loaded.
+`import aiter` asks ROCm for its version and Triton for its GPU. It fails on a machine without them. So only the modules of this
+kernel are imported, under the names by which they import each other. Empty modules with the paths of the folders replace
+AITER's packages: no `__init__` runs. Modules with fixed answers replace the two modules that ask the GPU. All these names are
+removed from `sys.modules` when the kernel is loaded.
 """
 
 import dataclasses
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
     from attn_optimized.aiter_adapter import Aiter
 
 COMPUTE_UNITS = 16
-"""How many the interpreter stands for, on every machine: keys are split where programs are fewer than four times as many."""
+"""Compute units that the kernel is told on every machine. It splits keys if it has fewer programs than four times this."""
 ARCHITECTURE = "gfx942"
-"""Whose float8 the kernel is to take for its own: e4m3fnuz."""
+"""The architecture that the kernel is told. Its native float8 is e4m3fnuz."""
 PACKAGES = ("ops", "ops.triton", "ops.triton.attention", "ops.triton.utils", "ops.triton.utils._triton")
 _ANSWERS = {
     "ops.triton.utils.device_info": {"get_num_sms": lambda: COMPUTE_UNITS},
@@ -29,13 +30,13 @@ _ANSWERS = {
 
 
 def interpreted(aiter: "Aiter") -> "Aiter":
-    """The same AITER with its unified_attention loaded for the interpreter.
+    """The same AITER, with its unified_attention loaded for the interpreter.
 
-    `attn_fuzz.interpreted.interpreter.install` makes that right about 16-bit types and float8; call it before.
+    Call `attn_fuzz.interpreted.interpreter.install` before: it corrects the interpreter's 16-bit types and float8.
 
     Raises:
         RuntimeError: TRITON_INTERPRET was not set when this process imported Triton, or there is no AITER.
-        ImportError: the kernel's modules import what is not answered here.
+        ImportError: the kernel's modules import a module that is neither in PACKAGES nor answered here.
     """
     from triton import knobs
 
@@ -51,7 +52,7 @@ def interpreted(aiter: "Aiter") -> "Aiter":
 
 @contextmanager
 def _packages(folder: Path) -> Iterator[None]:
-    """The names of AITER's packages and of what is answered here, while it lasts."""
+    """Put the stand-ins for AITER's packages and modules into `sys.modules`, and restore its earlier contents at the end."""
     before = {name: module for name, module in sys.modules.items() if _is_aiters(name)}
     for name in before:
         del sys.modules[name]

@@ -1,13 +1,14 @@
-"""What one call may touch, element by element of every tensor of a step: what the sanitizer holds a kernel's addresses against.
+"""Derives what one call may read and write, for each element of every tensor of a step. The sanitizer enforces it.
 
-    attention   reads rows of q (and of k and v) that a request owns, slots [0, seq_len) of its blocks in its own layer's view,
-                their scales, the entries of the block table that lead there, and all of the other inputs;
-                writes the owned rows of `out` and `lse`
-    a write     reads the rows of k and v that have a slot, slot_mapping, scales, and the angles of its positions;
-                writes the slots that slot_mapping names, and the rotated dims of q
+    attention   reads rows of q (and of k and v) that a request owns; slots [0, seq_len) of the request's blocks, in the view of
+                its own layer; the scales of these slots; the entries of the block table that lead to these blocks; and all
+                elements of the other inputs.
+                writes the rows of `out` and `lse` that a request owns.
+    a write     reads the rows of k and v that have a slot; slot_mapping; the scales; and the angles of its positions.
+                writes the slots that slot_mapping names, and the rotated dims of q.
 
-A key that a mask hides may be read: it is there. What a program reads and writes of requests must be theirs whose rows of q it
-has read before.
+Attention may read a key that a mask hides, because the key exists. A program that has read queries of some requests may read
+keys, and write rows, of these requests only.
 """
 
 import itertools
@@ -22,21 +23,21 @@ from attn_fuzz.cases import allocations
 from attn_fuzz.cases.tensors import Step, Write
 
 READ, WRITE = 1 << 30, 1 << 29
-# one bit per request; those that share a bit are not told apart
+# request r has bit r % REQUEST_BITS; the sanitizer cannot tell apart requests that share a bit
 REQUEST_BITS = 29
 
 
 @dataclass
 class Region:
-    """A tensor of a call, and what may be done with each element of its storage.
+    """A tensor of a call, and the rights to each element of its storage.
 
     Attributes:
-        name: as a message has it.
-        tensor: what the target was given, in whose indices a message speaks.
-        rights: [elements of the storage] int32: READ, WRITE, and a bit for each request that an element belongs to.
-        reads, writes: the rule in words; empty: nothing.
-        owned: whether its elements belong to requests.
-        place: names an element of the storage, if the tensor's own index does not say enough.
+        name: the tensor's name in messages.
+        tensor: the tensor that the target was given. Messages name an element by its indices in this tensor.
+        rights: [elements of the storage] int32: READ, WRITE, and the bit of each request to which the element belongs.
+        reads, writes: which elements may be read, and which may be written, in words. Empty if no element may.
+        owned: whether elements belong to requests.
+        place: names an element of the storage; None if the indices in the tensor say enough.
     """
 
     name: str
@@ -52,16 +53,16 @@ class Region:
         return self.tensor.untyped_storage().data_ptr()
 
     def spans(self, addresses: np.ndarray) -> np.ndarray:
-        """Which addresses lie in its storage."""
+        """[addresses] bool: whether an address lies in the tensor's storage."""
         offset = addresses - np.uint64(self.address)
         return offset < np.uint64(self.tensor.untyped_storage().nbytes())
 
     def contains(self, address: int) -> bool:
-        """Whether an address is one of the tensor's own elements."""
+        """Whether an address is the address of an element of the tensor, not only of its storage."""
         return self._index((address - self.address) // self.tensor.element_size())[1] == 0
 
     def describe(self, element: int) -> str:
-        """The element by its index in the tensor, or by how far outside of it."""
+        """The name of an element of the storage: its indices in the tensor, or its distance from the tensor."""
         if self.place is not None and 0 <= element < len(self.rights):
             return f"{self.name}, {self.place(element)}"
         rest = element - self.tensor.storage_offset()
@@ -75,7 +76,7 @@ class Region:
         return f"{rest} elements past {text}" if rest else text
 
     def _index(self, element: int) -> tuple[tuple[int, ...], int]:
-        """The last index of the tensor that is not past an element of the storage, and how far that is past it."""
+        """The indices of the tensor's last element that is not past `element` of the storage, and the distance of the two."""
         rest, index = element - int(self.tensor.storage_offset()), dict[int, int]()
         for dim in sorted(range(self.tensor.dim()), key=self.tensor.stride, reverse=True):
             index[dim] = max(0, min(rest // max(1, self.tensor.stride(dim)), self.tensor.shape[dim] - 1))
@@ -84,7 +85,7 @@ class Region:
 
 
 def region(name: str, tensor: torch.Tensor, rights: torch.Tensor | int, **rule: Any) -> Region:
-    """A Region with rights of the tensor's shape, or that broadcast to it; what else is in its storage has none."""
+    """A Region whose rights broadcast to the tensor's shape. Elements of the storage outside of the tensor have no rights."""
     storage = tensor.untyped_storage()
     whole = torch.zeros(storage.nbytes() // tensor.element_size(), dtype=torch.int32)
     whole.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())[...] = rights
@@ -92,7 +93,7 @@ def region(name: str, tensor: torch.Tensor, rights: torch.Tensor | int, **rule: 
 
 
 def of_attention(step: Step) -> list[Region]:
-    """The memory that `Target.attention` may touch: of each byte, who may read it and who may write it."""
+    """The memory that `Target.attention` may touch: which elements may be read, which written, and whose they are."""
     batch, layer = step.batch, step.layer
     bits = [1 << r % REQUEST_BITS for r in range(batch.num_requests)]
     owner = torch.zeros(len(step.q), dtype=torch.int32)
@@ -120,7 +121,7 @@ def of_attention(step: Step) -> list[Region]:
 
 
 def of_write(write: Write, step: Step) -> list[Region]:
-    """What `Target.write_kv_cache` or `Target.rope_and_write_kv_cache` may touch."""
+    """The memory that `Target.write_kv_cache` or `Target.rope_and_write_kv_cache` may touch."""
     assert step.raw is not None
     slots = write.slot_mapping[write.slot_mapping >= 0]
     rule = {"writes": "slots that slot_mapping names"}
@@ -156,7 +157,7 @@ def _all_of(name: str, tensor: torch.Tensor) -> Region:
 
 
 def _rows_with_slots(write: Write) -> Iterator[Region]:
-    """This step's k and v, of which a row whose slot is -1 holds nothing."""
+    """The regions of k and v that a write reads. A row whose slot is -1 may not be read."""
     for name, tensor in {"k": write.k, "v": write.v}.items():
         rights = torch.zeros(len(tensor), dtype=torch.int32)
         rights[: len(write.slot_mapping)] = torch.where(write.slot_mapping >= 0, READ, 0)
@@ -185,7 +186,7 @@ def _read_cache(step: Step, view: KVCacheView, bits: list[int]) -> Iterator[Regi
 
 
 def _elements(view: KVCacheView, slots: torch.Tensor) -> torch.Tensor:
-    """[2, HK, row_size, slots] int64: everything that the slots hold, a scale in the row included."""
+    """[2, HK, row_size, slots] int64: the elements of the cache's storage that the slots hold. Scales in a row are included."""
     block, slot = slots // view.block_size, slots % view.block_size
     head = torch.arange(view.num_kv_heads).view(-1, 1, 1)
     dim = torch.arange(view.row_size).view(-1, 1)

@@ -1,17 +1,20 @@
-"""Every address that an interpreted kernel loads, stores or updates, checked before the memory is touched.
+"""Checks every address that an interpreted kernel loads, stores or updates, before the memory is touched.
 
-Under Triton's interpreter a kernel is Python, and a pointer a number: `install` replaces the places where it goes to memory,
-and `watch` says what one call may touch (`attn_fuzz.interpreted.permissions`). What is found is a Violation, of one line:
+Under Triton's interpreter a kernel is Python, and a pointer is a number. `attn_fuzz.interpreted.accesses` reports each access
+of a kernel. `watch` holds the accesses to what one call may touch (`attn_fuzz.interpreted.permissions`). A forbidden access
+raises a Violation. There are five kinds:
 
-    outside     an address computed from an argument lies outside of what that argument may lead to, wherever else it lies
-    no right    a slot without a key, a row that no request owns, a garbage entry of the block table; a write into an input
-    foreign     a program that has read queries of one request reads keys, or writes rows, of another
-    unwritten   memory that the target allocated, and that neither it nor a kernel has written since
-    race        two programs of one launch write one element, or one reads what the other writes
+    outside     the address was computed from an argument, and lies outside of that argument's memory. The address may lie in
+                the memory of another argument.
+    no right    the call gives the element no such right: a slot without a key is read, or a row that no request owns, or a
+                garbage entry of the block table; or an input is written
+    foreign     the program has read queries of one request, and reads keys or writes rows of another request
+    unwritten   the target allocated the memory, and nobody has written the element before it is read
+    race        two programs of one launch write the element, or one program reads it and another program writes it
 
-Scratch memory, which the launch brings along, may be read once it is written. Torch fills what it allocates uninitialized with
-NaN while it is deterministic (`torch.utils.deterministic.fill_uninitialized_memory`): that NaN is how it is known. Integers
-have none, so those count as written. Atomic updates of several programs are no race.
+Memory that the target allocates may be read once it is written. The sanitizer recognizes unwritten floats by their NaN: torch
+fills uninitialized memory with NaN while its algorithms are deterministic (`torch.utils.deterministic`). Integers have no NaN,
+so allocated integers count as written. Atomic updates of one element by several programs are no race.
 """
 
 import sys
@@ -27,28 +30,18 @@ from attn_fuzz.interpreted.permissions import READ, REQUEST_BITS, WRITE, Region
 
 Access = Literal["load", "store", "atomic"]
 
-# on a handle of pointers: the Region of the argument that they were computed from
-_REGION = "region"
+REGION = "region"
+"""The attribute of the interpreter's pointers that holds the Region of the argument from which they were computed."""
 _ALL_REQUESTS = (1 << REQUEST_BITS) - 1
+# in a log of readers: several programs
 _MANY = -1
-# what makes pointers of pointers: by method, which of its operands they are
-_BUILDER_HOOKS = {
-    "create_addptr": 0,
-    "create_bitcast": 0,
-    "create_broadcast": 0,
-    "create_expand_dims": 0,
-    "create_reshape": 0,
-    "create_trans": 0,
-    "create_splat": 1,
-}
-_ACCESS_HOOKS = ("create_masked_load", "create_masked_store", "create_atomic_rmw", "create_atomic_cas", "set_grid_idx")
 
 
-class Violation(Exception):  # noqa: N818 - what a kernel did, not what went wrong here
-    """An access that is not allowed; its message is one line.
+class Violation(Exception):  # noqa: N818 - a fault of the kernel, not an error of this module
+    """An access that the call does not allow.
 
     Args:
-        message: the line.
+        message: one line, with the place in the kernel, the program, the element and the reason.
         about: the kind of access and the name of the tensor, such as "store of out".
     """
 
@@ -57,71 +50,37 @@ class Violation(Exception):  # noqa: N818 - what a kernel did, not what went wro
         self.about = about
 
 
-def install() -> None:
-    """Put the checks into Triton's interpreter, for the life of this process; without a `watch` they do nothing.
-
-    Raises:
-        RuntimeError: Triton compiles in this process, or its interpreter has not the parts that are replaced.
-    """
-    import triton
-    from triton import knobs
-    from triton.runtime import interpreter
-
-    builder = getattr(interpreter, "InterpreterBuilder", None)
-    executor = getattr(interpreter, "GridExecutor", None)
-    missing = [name for name in (*_BUILDER_HOOKS, *_ACCESS_HOOKS) if not hasattr(builder, name)]
-    missing += [name for name in ("_init_args_hst",) if not hasattr(executor, name)]
-    if missing:
-        raise RuntimeError(
-            f"triton {triton.__version__}: its interpreter has no {', '.join(missing)}, where accesses are checked"
-        )
-    if not knobs.runtime.interpret:
-        raise RuntimeError("the sanitizer checks interpreted kernels: set TRITON_INTERPRET=1 before Triton is imported")
-    if is_installed():
-        return
-    assert builder is not None
-    assert executor is not None
-    for name, operand in _BUILDER_HOOKS.items():
-        setattr(builder, name, _keeping_region(getattr(builder, name), operand, begins=name == "create_addptr"))
-    builder.create_masked_load = _checking_load(builder.create_masked_load)
-    builder.create_masked_store = _checking_store(builder.create_masked_store)
-    builder.create_atomic_rmw = _checking_rmw(builder.create_atomic_rmw)
-    builder.create_atomic_cas = _checking_cas(builder.create_atomic_cas)
-    builder.set_grid_idx = _counting_programs(builder.set_grid_idx)
-    executor._init_args_hst = _announcing_launch(executor._init_args_hst)
-    _state.installed = True
-
-
-def is_installed() -> bool:
-    return _state.installed
-
-
 @contextmanager
 def watch(permissions: Callable[[], Sequence[Region]]) -> Iterator["Watch"]:
-    """Hold the kernels that are launched meanwhile to what a call may touch; only where `install` was called.
+    """Check the kernels that are launched inside the `with`. Nothing is checked unless `accesses.install` was called.
 
     Args:
-        permissions: called at the first launch, before anything is written.
+        permissions: returns the regions of the call. It is called at the first launch, before a kernel has written anything.
 
     Raises:
-        Violation: a kernel did what it may not. Whatever else the call raises, or keeps to itself, this is what comes out.
+        Violation: a kernel made a forbidden access. The Violation replaces any exception that the call raises, and is raised
+            even if the call catches it.
     """
+    global current
     watching = Watch(permissions)
-    _state.watch = watching if _state.installed else None
+    current = watching
     try:
         yield watching
     finally:
-        _state.watch = None
+        current = None
         if watching.violation is not None:
             raise watching.violation from None
 
 
 class Watch:
-    """The launches of one call.
+    """Checks the launches of one call.
+
+    Args:
+        permissions: as for `watch`.
 
     Attributes:
-        lanes: addresses checked so far.
-        violation: the first.
+        lanes: how many addresses were checked so far.
+        violation: the first forbidden access, or None.
     """
 
     def __init__(self, permissions: Callable[[], Sequence[Region]]) -> None:
@@ -132,7 +91,12 @@ class Watch:
         self._scratch: dict[tuple[int, int], Region] = {}
 
     def launch(self, kernel: str, arguments: dict[str, torch.Tensor]) -> None:
-        """A kernel is about to run on these tensors."""
+        """Note that a kernel is about to run.
+
+        Args:
+            kernel: the kernel's name.
+            arguments: the tensors among its arguments, by name.
+        """
         if self._known is None:
             self._known = self._permissions()
         self._kernel = kernel
@@ -144,11 +108,11 @@ class Watch:
         self._by_pointer = {tensor.data_ptr(): self._region_of(name, tensor) for name, tensor in arguments.items()}
 
     def _region_of(self, name: str, tensor: torch.Tensor) -> Region:
-        """The region of an argument: the step's, or one for memory that is the target's own."""
+        """The region of an argument: a region of the step, or a new region if the target allocated the memory."""
         assert self._known is not None
         pointer, storage = tensor.data_ptr(), tensor.untyped_storage().data_ptr()
         candidates = [region for region in self._known if region.address == storage]
-        # several where q, k and v are slices of one tensor
+        # q, k and v may be slices of one tensor: then several regions have its storage
         for region in candidates:
             if region.tensor.data_ptr() == pointer or len(candidates) == 1:
                 return region
@@ -171,23 +135,27 @@ class Watch:
         return region
 
     def program(self, grid_idx: tuple[int, int, int], grid_dim: tuple[int, int, int]) -> None:
-        """The next program of the launch."""
+        """Note that the next program of the launch begins."""
         self._grid_idx, self._grid_dim = grid_idx, grid_dim
         x, y, z = grid_idx
         self._program = (x * grid_dim[1] + y) * grid_dim[2] + z + 1
         self._requests = 0
 
     def argument_of(self, pointers: Any) -> Region | None:
-        """What the pointers were computed from, if that is known."""
-        found = pointers.attr.get(_REGION)
+        """The region of the argument from which the pointers were computed, or None if the argument is not known."""
+        found = pointers.attr.get(REGION)
         if found is not None:
             return found
         first = pointers.data.flat[0]
-        # of several arguments, chosen by `tl.where`, the first lane speaks for itself alone
+        # `tl.where` may have chosen between arguments: the first lane tells the argument of all lanes only if all are equal
         return self._by_pointer.get(int(first)) if (pointers.data == first).all() else None
 
     def check(self, access: Access, pointers: Any, mask: np.ndarray | None) -> None:
-        """Raise the Violation of the first lane that may not do this."""
+        """Check one access by all lanes that the mask leaves.
+
+        Raises:
+            Violation: about the first lane whose access is forbidden.
+        """
         addresses = pointers.data
         if mask is not None and not mask.all():
             addresses = addresses[np.broadcast_to(mask, addresses.shape)]
@@ -200,7 +168,7 @@ class Watch:
         if region is not None:
             self._check_in(region, access, addresses, width)
             return
-        # computed from no argument: a pointer that was loaded, or a choice between two
+        # the argument is not known: the pointers were loaded from memory, or chosen from two arguments
         for region in {id(region): region for region in self._by_pointer.values()}.values():
             inside = region.spans(addresses)
             if inside.any():
@@ -214,7 +182,7 @@ class Watch:
         element = (addresses - np.uint64(region.address)).view(np.int64) // itemsize
         if width > itemsize:
             element = (element[:, None] + np.arange(width // itemsize)).ravel()
-        # unsigned, what lies before the first element is more than any size
+        # as an unsigned number, a negative index is larger than any size
         outside = element.view(np.uint64) >= len(region.rights)
         if outside.any():
             at = int(element[outside][0])
@@ -235,9 +203,8 @@ class Watch:
         if region.name == "q":
             self._requests |= int(np.bitwise_or.reduce(rights)) & _ALL_REQUESTS
         elif self._requests:
-            self._require(
-                rights & self._requests != 0, region, element, access, "it belongs to another request than its queries"
-            )
+            allowed = rights & self._requests != 0
+            self._require(allowed, region, element, access, "it belongs to another request than the program's queries")
 
     def _check_race(self, region: Region, element: np.ndarray, access: Access) -> None:
         writer = self._log(self._writer, region)
@@ -255,7 +222,7 @@ class Watch:
         writer[element] = me
 
     def _log(self, logs: dict[int, np.ndarray], region: Region) -> np.ndarray:
-        """By element, the program that did it in this launch; 0: none."""
+        """The log of a region, [elements] int32: by element, 1 + the index of the program that accessed it; 0 if none did."""
         if id(region) not in logs:
             logs[id(region)] = np.zeros(len(region.rights), np.int32)
         return logs[id(region)]
@@ -286,18 +253,12 @@ class Watch:
         raise self.violation
 
 
-class _State:
-    """What is installed in this process, and the call that is watched."""
-
-    installed = False
-    watch: Watch | None = None
-
-
-_state = _State()
+current: Watch | None = None
+"""The watch of the call that is running in this process."""
 
 
 def _is_filled(tensor: torch.Tensor) -> torch.Tensor:
-    """Where a tensor is as torch fills uninitialized memory of floats."""
+    """By element, whether it has the bits of the NaN with which torch fills uninitialized floats."""
     if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return torch.zeros(tensor.shape, dtype=torch.bool)
     return bits(tensor) == bits(torch.full((1,), torch.nan, dtype=tensor.dtype))
@@ -308,94 +269,11 @@ def _only(rule: str) -> str:
 
 
 def _line() -> str:
-    """File and line of the kernel, or of the function that it calls, that is running."""
+    """The file and line that is running, in the kernel or in a function that it calls."""
     import triton
 
-    inside = (str(Path(triton.__file__).parent), __file__)
+    inside = (str(Path(triton.__file__).parent), str(Path(__file__).parent))
     frame = sys._getframe()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
         frame = frame.f_back
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
-
-
-def _keeping_region(method: Any, operand: int, *, begins: bool) -> Any:
-    """Pointers that are computed from pointers come from the same argument; where that `begins`, from the one that they are."""
-
-    def op(builder: Any, *operands: Any) -> Any:
-        result = method(builder, *operands)
-        source = operands[operand]
-        if _REGION in source.attr:
-            result.attr[_REGION] = source.attr[_REGION]
-        elif begins and _state.watch is not None and (region := _state.watch.argument_of(source)) is not None:
-            result.attr[_REGION] = region
-        return result
-
-    return op
-
-
-def _checking_load(create_masked_load: Any) -> Any:
-    def load(builder: Any, pointers: Any, mask: Any, *rest: Any, **named: Any) -> Any:
-        if _state.watch is not None:
-            _state.watch.check("load", pointers, mask.data)
-        return create_masked_load(builder, pointers, mask, *rest, **named)
-
-    return load
-
-
-def _checking_store(create_masked_store: Any) -> Any:
-    def store(builder: Any, pointers: Any, value: Any, mask: Any, *rest: Any, **named: Any) -> Any:
-        if _state.watch is not None:
-            _state.watch.check("store", pointers, mask.data)
-        return create_masked_store(builder, pointers, value, mask, *rest, **named)
-
-    return store
-
-
-def _checking_rmw(create_atomic_rmw: Any) -> Any:
-    def rmw(builder: Any, op: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
-        if _state.watch is not None:
-            _state.watch.check("atomic", pointers, mask.data)
-        return create_atomic_rmw(builder, op, pointers, value, mask, *rest)
-
-    return rmw
-
-
-def _checking_cas(create_atomic_cas: Any) -> Any:
-    def cas(builder: Any, pointers: Any, *rest: Any) -> Any:
-        if _state.watch is not None:
-            _state.watch.check("atomic", pointers, None)
-        return create_atomic_cas(builder, pointers, *rest)
-
-    return cas
-
-
-def _counting_programs(set_grid_idx: Any) -> Any:
-    def count(builder: Any, *grid_idx: int) -> None:
-        set_grid_idx(builder, *grid_idx)
-        if _state.watch is not None:
-            _state.watch.program(builder.grid_idx, builder.grid_dim)
-
-    return count
-
-
-def _announcing_launch(init_args_hst: Any) -> Any:
-    def announce(executor: Any, args: Any, kwargs: Any) -> Any:
-        host_args, host_kwargs = init_args_hst(executor, args, kwargs)
-        if _state.watch is not None:
-            named = {**dict(zip(executor.arg_names, host_args, strict=False)), **host_kwargs}
-            _state.watch.launch(executor.fn.__name__, dict(_tensors(named)))
-        return host_args, host_kwargs
-
-    return announce
-
-
-def _tensors(arguments: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors among a kernel's arguments, also in tuples, descriptors and views of another dtype."""
-    for name, argument in arguments.items():
-        if isinstance(argument, tuple):
-            yield from _tensors({f"{name}[{i}]": item for i, item in enumerate(argument)})
-        elif isinstance(argument, torch.Tensor):
-            if argument.numel():
-                yield name, argument
-        elif hasattr(argument, "base"):
-            yield from _tensors({name: argument.base})

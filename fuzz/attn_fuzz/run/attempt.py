@@ -1,4 +1,4 @@
-"""One call of a target with a case: what went in, what came out, and what was raised."""
+"""One call of a target with a case: the step before and after the call, and the exception that the target raised."""
 
 import contextlib
 import copy
@@ -20,7 +20,7 @@ from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import AttentionFunction, Target
 
 CPU_ELEMENTS, CPU_PRODUCTS = 1 << 21, 1 << 25
-"""A case with more elements or products is built and judged faster by a GPU than by a CPU."""
+"""A GPU builds and judges a case faster than a CPU if the case has more elements or more products than these."""
 
 
 class Attempt:
@@ -97,7 +97,7 @@ class Attempt:
 
 
 def _judged_on(case: Case, device: str) -> str:
-    """The device on which a case is built and judged: the CPU for small cases.
+    """The device on which a case is built and judged: the CPU for a small case.
 
     A small case needs hundreds of small operations, and each of them takes longer on a GPU that processes share.
     """
@@ -129,14 +129,16 @@ def call_attention(step: Step, target: Target) -> None:
 
 
 def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> None:
-    """Make one earlier call of a case (`attn_fuzz.cases.earlier`). A call that the change leaves as it is is not made.
+    """Make one earlier call of a case (`attn_fuzz.cases.earlier`). If the change changes nothing, no call is made.
 
     The target may refuse the call. A target that promises no refusals may raise anything.
 
     Args:
-        step: of the case's own call. A change of the layer keeps its Batch: the layers of a model share it.
-        name: of the change.
-        in_full: whether requests have their queries. An interpreted kernel is slow.
+        step: the step of the case's own call. A change of the layer keeps the step's Batch, because the layers of a model share
+            a Batch.
+        name: name of the change.
+        in_full: whether the requests of the earlier call have their queries. They have none for an interpreted kernel, which is
+            slow.
     """
     refusals = (ValueError, NotImplementedError) if target.refuses else (Exception,)
     lengths = contextlib.nullcontext() if in_full else earlier.without_queries(step)
@@ -162,7 +164,7 @@ def attend(step: Step, attention: AttentionFunction) -> None:
 
 
 def _own(batch: Batch) -> Batch:
-    """The batch with views of its tensors, for a target to keep."""
+    """A copy of the batch with views of its tensors. A target may keep the copy."""
     return dataclasses.replace(batch, **{name: tensor.view_as(tensor) for name, tensor in batch.tensors.items()})
 
 
@@ -189,11 +191,11 @@ def _synchronize(device: str) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's message as one printable line, whatever its __str__ does."""
+    """An exception's message as one printable line. `__str__` of the exception may raise."""
     try:
         text = " ".join(str(error).split())
         if len(text) > 300:
-            text = f"{text[:120]} ... {text[-175:]}"  # a compiler quotes the source first, and then says what is wrong
+            text = f"{text[:120]} ... {text[-175:]}"  # a compiler quotes the source first and names the error last
         return "".join(character if character.isprintable() else "?" for character in text)
     except BaseException:
         return "(its message cannot be printed)"

@@ -1,6 +1,6 @@
-"""Runs cases in a process of their own: a kernel that hangs or kills its process gets a verdict, and the fuzzer goes on.
+"""Runs cases in a child process. A kernel that hangs or kills its process gets a verdict, and the fuzzer goes on.
 
-A case is written to a file before the process gets it. So the last case is on the disk even if the whole machine hangs.
+A case is written to a file before the child process gets it. So the last case is on the disk even if the whole machine hangs.
 """
 
 import contextlib
@@ -42,8 +42,8 @@ class Executor:
     Args:
         target: name of the target.
         device: "cpu" or "cuda".
-        limit: seconds that one case may take, kernel compilation included.
-        ahead: file that holds the running case.
+        limit: seconds that one case may take. They include the compilation of kernels.
+        ahead: path of the file that holds the running case.
         mutant: the bug to put back in the child's memory.
         sanitize: whether to check every access of interpreted kernels (`attn_fuzz.interpreted.sanitizer`).
     """
@@ -66,8 +66,8 @@ class Executor:
     def run(self, case: Case) -> Verdict:
         """The verdict on one case.
 
-        A case whose process is killed by SIGKILL is run once more. A kernel does not send SIGKILL to its own process, but an
-        operator may, or a system that is short of memory.
+        A case whose process is killed by SIGKILL is run once more. A kernel does not send SIGKILL to its own process. An
+        operator may send it, and so may a system that is short of memory.
 
         Raises:
             CaseError: the case contradicts itself, or the contract.
@@ -90,7 +90,7 @@ class Executor:
         started = time.monotonic()
         try:
             connection.send(case)
-            # wait for the process too: a copy that it has forked may hold the connection open
+            # wait for the process, too: if the kernel forked it, the copy may hold the connection open
             if not multiprocessing.connection.wait([connection, self._process.sentinel], self.limit):
                 self._kill()
                 return Verdict(kind="hung", message=f"no answer in {self.limit:g} s")
@@ -101,7 +101,7 @@ class Executor:
             return Verdict(kind="crashed", message=self._cause_of_death(), seconds={"target": time.monotonic() - started})
         except Exception as error:
             self._kill()
-            return Verdict(kind="crashed", message=f"it wrote into the fuzzer's own connection: {type(error).__name__}")
+            return Verdict(kind="crashed", message=f"the target wrote into the fuzzer's own connection: {type(error).__name__}")
         if not sound:
             self._kill()
         if isinstance(answer, ExecutorError) and self.target != HARMLESS and self._fuzzer_can(case):
@@ -109,7 +109,7 @@ class Executor:
             return Verdict(kind="crashed", message=f"the target left its process unsound: {answer.args[0].splitlines()[-1]}")
         if isinstance(answer, Exception):
             raise answer
-        # a device that is broken for good (not `sound`) met a bad access: the mutant does run
+        # a device that is not `sound` is broken for good by a bad access: then the mutant does run
         if self.mutant is not None and answer.kind == "raised" and sound:
             self.mutant.check_announced(answer.message)
         return answer
@@ -131,9 +131,9 @@ class Executor:
         if self._process is not None:
             assert self._process.pid is not None
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)  # the processes that it has started, too
+                os.killpg(self._process.pid, signal.SIGKILL)  # this includes the processes that it has started
             self._process.kill()
-            self._process.join(KILL_SECONDS)  # a process inside a driver call may not die; the next case starts another one
+            self._process.join(KILL_SECONDS)  # a process inside a driver call may not die: the next case starts another process
             self._process = None
 
     def start(self) -> multiprocessing.connection.Connection:
@@ -174,7 +174,7 @@ def _serve(
     connection: multiprocessing.connection.Connection, name: str, device: str, mutant: Mutant | None, sanitize: bool
 ) -> None:
     """The child process: it receives a case and sends the verdict, until the parent is gone."""
-    os.setsid()  # a kernel that signals its group reaches itself
+    os.setsid()  # a kernel that signals its process group must not reach the fuzzer
     os.dup2(2, 1)  # stdout is for results: a kernel's prints go to stderr
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     me = os.getpid()
@@ -185,14 +185,14 @@ def _serve(
         if mutant is not None:
             mutants.install(mutant)
         import torch
-        from attn_fuzz.interpreted import sanitizer
+        from attn_fuzz.interpreted import accesses
         from attn_fuzz.run.trial import try_case
 
         torch.set_num_threads(1)
         if device == "cpu" and importlib.util.find_spec("triton"):
             interpreter.install()
         if sanitize:
-            sanitizer.install()
+            accesses.install()
         if mutant is not None:
             mutants.import_patched(mutant)
         target = registry.load(name)
@@ -215,7 +215,7 @@ def _serve(
         except Exception:
             answer = ExecutorError(f"the fuzzer itself failed on {case_file.dumps(case)}\n{traceback.format_exc()}")
         if os.getpid() != me:
-            os._exit(1)  # a copy that the kernel forked: one of us answers
+            os._exit(1)  # this is a copy that the kernel forked: only the original answers
         connection.send((answer, _is_sound(device)))
 
 
@@ -230,7 +230,7 @@ def _is_sound(device: str) -> bool:
 
 
 def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()  # which is not the process that forked this one
+    parent = multiprocessing.parent_process()  # the executor's process, not the server that forked this process
     assert parent is not None
     parent.join()
     os._exit(1)

@@ -23,11 +23,12 @@ def try_case(case: Case, target: Target, device: str) -> Verdict:
 
     A case outside the target's support passes if the target refuses it or computes it correctly.
 
-    A breach of the statistical bound that HARD allows is run again with two fresh seeds. It counts if one of them fails too.
+    An error beyond the statistical bound may be within the bound HARD. Such a case is run again with two fresh seeds. It fails
+    if it fails with one of these seeds, too.
 
     Raises:
-        CaseError: the target's outputs are to be judged, and the case is too large for the reference; or captured tensors are
-            another file's, or attend to NaN.
+        CaseError: the target's outputs are judged, and the case is too large for the reference. Or the case's captured tensors
+            come from another file, or its queries attend to NaN.
     """
     if target.oracle:
         check_scores(case)
@@ -43,12 +44,12 @@ def try_case(case: Case, target: Target, device: str) -> Verdict:
 
 
 def _may_be_chance(verdict: Verdict, judgement: Judgement | None) -> bool:
-    """Whether the only thing wrong is an error that independent roundings exceed once in many millions."""
+    """Whether the only fault is an error beyond the statistical bound. Independent roundings exceed it once in many millions."""
     return judgement is not None and verdict.failed and verdict.kind == judgement.kind and not judgement.breaks_hard
 
 
 def _tried(case: Case, target: Target, device: str) -> tuple[Verdict, Judgement | None]:
-    """The verdict on one attempt, with the judgement if the judge was asked."""
+    """The verdict on one attempt, and the judgement, or None if the outputs were not judged."""
     attempt = Attempt(case, target, device)
     attended = time.perf_counter()
 
@@ -89,7 +90,7 @@ def _with_judgement(verdict: Verdict, attempt: Attempt, judgement: Judgement) ->
 
 
 def _wrong_by_properties(attempt: Attempt) -> tuple[Kind, str, str] | None:
-    """What goes wrong when properties call the target on variants of the step, as kind, about and message of a verdict."""
+    """The failure that properties find in variants of the step, as kind, about and message of a verdict; None if they hold."""
     try:
         with own_state(), program_order.programs(attempt.case.program_order, attempt.case.values.seed):
             broken = _broken_property(attempt)
@@ -102,7 +103,7 @@ def _wrong_by_properties(attempt: Attempt) -> tuple[Kind, str, str] | None:
 
 
 def _broken_property(attempt: Attempt) -> tuple[str, str] | None:
-    """The name of the first property that does not hold, and a message. The checked properties become events of the attempt.
+    """The name of the first property that does not hold, and a message; or None. Properties become events of the attempt.
 
     Each property needs more calls of the target. So a case checks only PROPERTIES_OF_CASE of the properties that apply to it.
     The case's seed chooses them.

@@ -1,4 +1,4 @@
-"""Calls of attention in somebody's running program: judge one, or record all that go by."""
+"""Judges calls of attention in a running program: `check` judges one call, and `recording` judges the calls that it makes."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,30 +19,32 @@ from attn_fuzz.verdict.judge import Judgement, judge_call
 from attn_fuzz.verdict.rounding import Rounding
 
 UNKNOWN_KERNEL = Rounding(keys_per_tile=16, dot_is_chained=True, splits=64, rounds_dequantized=True)
-"""What is allowed to a kernel of which nothing is known: tiles of 16 keys or more, all keys of a row added one after the other,
-up to 64 splits, and K and V of a quantized cache rounded to q's dtype before the dots."""
+"""The roundings allowed to an unknown kernel: it has tiles of at least 16 keys, adds the keys of a row one after the other,
+splits the keys into at most 64 parts, and rounds K and V of a quantized cache to q's dtype before the dot products."""
 
 
 def check(call: Call, out: torch.Tensor, lse: torch.Tensor | None = None, *, rounding: Rounding = UNKNOWN_KERNEL) -> Judgement:
-    """Judge what a kernel made of a call, by the reference in float64 on exactly the stored values.
+    """Judge a kernel's outputs of a call by the reference, which computes in float64 from exactly the stored values.
 
-    Every row that a request owns is held to the bound that no rounding breaks (HARD; `attn_fuzz.verdict.oracle` derives it),
-    since nothing is known about the numbers; but first to the lower bound that generic numbers keep to, and if they do it is
-    done. `statistical_ratio` says how it stands with that one. Runs where the tensors are, in [H, 256, seq_len] float64
-    numbers a dozen times over.
+    Rows that a request owns are first held to the statistical bound, which generic numbers keep. If a row breaks this bound,
+    all rows are held to the bound HARD, which no rounding breaks: numbers of a real model need not be generic. The result's
+    `statistical_ratio` is the largest error / statistical bound. `attn_fuzz.verdict.oracle` derives both bounds.
+
+    The judge runs on the device of the tensors. It needs memory for about twelve tensors of [H, 256, seq_len] float64.
 
     Args:
-        call: what the kernel was given.
-        out: [T, H, D] or [T, H * D], what it wrote: of q's dtype, or float8 with an output_scale.
-        lse: [H, T] float32, natural logarithm, sinks included; None if it wrote none.
-        rounding: where the kernel rounds. A float32 kernel whose products are TF32's is not described by any.
+        call: the inputs of the kernel.
+        out: [T, H, D] or [T, H * D], the kernel's output. Its dtype is q's, or float8 if the layer has an output_scale.
+        lse: [H, T] float32, natural logarithms that include the sinks; None if the kernel wrote none.
+        rounding: where the kernel rounds. No Rounding describes a float32 kernel whose products are TF32.
 
     Returns:
-        What differs, the worst element of each request first; `.message` for people, `.raise_for_differences()` for tests.
+        The differences, beginning with the worst element of each request. `.message` is a line for people. Tests call
+        `.raise_for_differences()`.
 
     Raises:
-        ContractError: the call contradicts the contract, or a number that it attends to is not finite; `out` or `lse` is no
-            tensor where q is, or has another shape or dtype.
+        ContractError: the call contradicts the contract, or a request attends to a number that is not finite. Or `out` or
+            `lse` is not a tensor on q's device of the right shape and dtype.
     """
     layer, q, rows = call.layer, call.q, len(call.q)
     dtypes = (q.dtype,) if layer.output_scale is None else FLOAT8_DTYPES
@@ -93,7 +95,7 @@ class Recording:
     Args:
         folder: where captured calls are written, as call-N.json.
         every: judge every call whose number is a multiple of this.
-        limit: how many calls to keep in `found`; further calls are only counted.
+        limit: how many calls to keep in `found`. Further calls are only counted.
         captures: which of the judged calls are captured.
         rounding: as for `check`.
 
@@ -123,11 +125,11 @@ class Recording:
             )
 
     def see(self, call: Call, out: torch.Tensor, lse: torch.Tensor | None = None, *, function: str = "") -> None:
-        """Judge a call that a kernel of your own has answered, and capture it if it is to be; never raises for what is wrong.
+        """Judge a call that a kernel has answered, and capture it if `captures` says so. It raises no error about a wrong call.
 
         Args:
             call, out, lse: as for `check`.
-            function: what to call the kernel in `found`.
+            function: the name of the kernel in `found`.
         """
         index, self.calls = self.calls, self.calls + 1
         if index % self.every:
@@ -160,11 +162,11 @@ def recording(
     captures: Literal["wrong", "all"] = "wrong",
     rounding: Rounding = UNKNOWN_KERNEL,
 ) -> Iterator[Recording]:
-    """Judge the calls of attention that this process makes inside the `with`, and capture those that are wrong.
+    """Judge the calls of attention that this process makes inside the `with`, and capture the wrong calls.
 
-    These are all calls of `paged_attention` and `varlen_attention` of `attn_reference` and, if it is imported by then, of
-    `attn_optimized` that look them up in their package: the torch ops do, TRITON_ATTN and vLLM's PARITY backends. Hand calls
-    of other kernels to `see`. A CUDA graph that is replayed makes no calls.
+    A call is seen if the caller looks `paged_attention` or `varlen_attention` up in `attn_reference` or `attn_optimized` when
+    it calls. The torch ops do so, and so do TRITON_ATTN and vLLM's PARITY backends. `attn_optimized` must be imported before
+    the `with`. Hand calls of other kernels to `see`. A replayed CUDA graph makes no calls.
 
     Args:
         folder, every, limit, captures, rounding: see Recording.
@@ -215,7 +217,7 @@ def _watch_varlen(function: Callable[..., torch.Tensor], name: str, recording: R
 
 
 def _capture(call: Call, judgement: Judgement, path: Path) -> Path:
-    """The whole call, or where no case can hold it the requests that differ."""
+    """Capture the whole call. If no case can hold the whole call, capture the requests with differences."""
     try:
         return capture(call, path)
     except CaptureError:

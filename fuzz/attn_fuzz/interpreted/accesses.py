@@ -1,0 +1,151 @@
+"""Reports what interpreted kernels do to the sanitizer: each launch, each program, and each access of memory.
+
+`install` replaces methods of Triton's interpreter. The new methods call the watch of the running call, and then the old
+methods. Pointers keep the Region of the argument from which they were computed, so an access is checked against that argument.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from attn_fuzz.interpreted import sanitizer
+from attn_fuzz.interpreted.sanitizer import REGION
+
+# by method of the builder that computes pointers from pointers, the position of the pointers among its operands
+_BUILDER_HOOKS = {
+    "create_addptr": 0,
+    "create_bitcast": 0,
+    "create_broadcast": 0,
+    "create_expand_dims": 0,
+    "create_reshape": 0,
+    "create_trans": 0,
+    "create_splat": 1,
+}
+_ACCESS_HOOKS = ("create_masked_load", "create_masked_store", "create_atomic_rmw", "create_atomic_cas", "set_grid_idx")
+
+_is_installed = False
+
+
+def install() -> None:
+    """Have Triton's interpreter report to the sanitizer, for the life of this process. Nothing is checked outside of a `watch`.
+
+    Raises:
+        RuntimeError: Triton compiles in this process, or its interpreter lacks a method that is to be replaced.
+    """
+    global _is_installed
+    import triton
+    from triton import knobs
+    from triton.runtime import interpreter
+
+    builder = getattr(interpreter, "InterpreterBuilder", None)
+    executor = getattr(interpreter, "GridExecutor", None)
+    missing = [name for name in (*_BUILDER_HOOKS, *_ACCESS_HOOKS) if not hasattr(builder, name)]
+    missing += [name for name in ("_init_args_hst",) if not hasattr(executor, name)]
+    if missing:
+        raise RuntimeError(
+            f"triton {triton.__version__}: its interpreter has no {', '.join(missing)}, where accesses are checked"
+        )
+    if not knobs.runtime.interpret:
+        raise RuntimeError("the sanitizer checks interpreted kernels: set TRITON_INTERPRET=1 before Triton is imported")
+    if _is_installed:
+        return
+    assert builder is not None
+    assert executor is not None
+    for name, operand in _BUILDER_HOOKS.items():
+        setattr(builder, name, _keeping_region(getattr(builder, name), operand, begins=name == "create_addptr"))
+    builder.create_masked_load = _checking_load(builder.create_masked_load)
+    builder.create_masked_store = _checking_store(builder.create_masked_store)
+    builder.create_atomic_rmw = _checking_rmw(builder.create_atomic_rmw)
+    builder.create_atomic_cas = _checking_cas(builder.create_atomic_cas)
+    builder.set_grid_idx = _counting_programs(builder.set_grid_idx)
+    executor._init_args_hst = _announcing_launch(executor._init_args_hst)
+    _is_installed = True
+
+
+def _keeping_region(method: Any, operand: int, *, begins: bool) -> Any:
+    """A method whose pointers keep the Region of the pointers from which they are computed.
+
+    Args:
+        method: of the builder.
+        operand: the position of the pointers among its operands.
+        begins: whether pointers without a Region may be an argument itself, whose Region the result then gets.
+    """
+
+    def op(builder: Any, *operands: Any) -> Any:
+        result = method(builder, *operands)
+        source = operands[operand]
+        if REGION in source.attr:
+            result.attr[REGION] = source.attr[REGION]
+        elif begins and sanitizer.current is not None and (region := sanitizer.current.argument_of(source)) is not None:
+            result.attr[REGION] = region
+        return result
+
+    return op
+
+
+def _checking_load(create_masked_load: Any) -> Any:
+    def load(builder: Any, pointers: Any, mask: Any, *rest: Any, **named: Any) -> Any:
+        if sanitizer.current is not None:
+            sanitizer.current.check("load", pointers, mask.data)
+        return create_masked_load(builder, pointers, mask, *rest, **named)
+
+    return load
+
+
+def _checking_store(create_masked_store: Any) -> Any:
+    def store(builder: Any, pointers: Any, value: Any, mask: Any, *rest: Any, **named: Any) -> Any:
+        if sanitizer.current is not None:
+            sanitizer.current.check("store", pointers, mask.data)
+        return create_masked_store(builder, pointers, value, mask, *rest, **named)
+
+    return store
+
+
+def _checking_rmw(create_atomic_rmw: Any) -> Any:
+    def rmw(builder: Any, op: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        if sanitizer.current is not None:
+            sanitizer.current.check("atomic", pointers, mask.data)
+        return create_atomic_rmw(builder, op, pointers, value, mask, *rest)
+
+    return rmw
+
+
+def _checking_cas(create_atomic_cas: Any) -> Any:
+    def cas(builder: Any, pointers: Any, *rest: Any) -> Any:
+        if sanitizer.current is not None:
+            sanitizer.current.check("atomic", pointers, None)
+        return create_atomic_cas(builder, pointers, *rest)
+
+    return cas
+
+
+def _counting_programs(set_grid_idx: Any) -> Any:
+    def count(builder: Any, *grid_idx: int) -> None:
+        set_grid_idx(builder, *grid_idx)
+        if sanitizer.current is not None:
+            sanitizer.current.program(builder.grid_idx, builder.grid_dim)
+
+    return count
+
+
+def _announcing_launch(init_args_hst: Any) -> Any:
+    def announce(executor: Any, args: Any, kwargs: Any) -> Any:
+        host_args, host_kwargs = init_args_hst(executor, args, kwargs)
+        if sanitizer.current is not None:
+            named = {**dict(zip(executor.arg_names, host_args, strict=False)), **host_kwargs}
+            sanitizer.current.launch(executor.fn.__name__, dict(_tensors(named)))
+        return host_args, host_kwargs
+
+    return announce
+
+
+def _tensors(arguments: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors among a kernel's arguments, by name. Tuples, descriptors and views of another dtype are opened."""
+    for name, argument in arguments.items():
+        if isinstance(argument, tuple):
+            yield from _tensors({f"{name}[{i}]": item for i, item in enumerate(argument)})
+        elif isinstance(argument, torch.Tensor):
+            if argument.numel():
+                yield name, argument
+        elif hasattr(argument, "base"):
+            yield from _tensors({name: argument.base})
