@@ -44,7 +44,7 @@ def try_case(case: Case, target: Target, device: str) -> Verdict:
 
 
 def _may_be_chance(verdict: Verdict, judgement: Judgement | None) -> bool:
-    """Whether the only fault is an error beyond the statistical bound. Independent roundings exceed it once in many millions."""
+    """Whether the only fault is an error beyond the statistical bound. Independent roundings break it once in many millions."""
     return judgement is not None and verdict.failed and verdict.kind == judgement.kind and not judgement.breaks_hard
 
 
