@@ -72,7 +72,6 @@ def run(
     stop_at_failure: bool,
     report: Callable[[int, Progress], None] = lambda index, progress: None,
     ended: Callable[[int, Progress], None] = lambda index, progress: None,
-    wanted: Callable[[int], bool] = lambda index: True,
 ) -> Outcome:
     """Run every plan on one of the workers. If a worker dies, for example because memory is short, its plan is run once more.
 
@@ -83,12 +82,11 @@ def run(
             shards before it run to their end, so the first failing shard is the same with any number of workers.
         report: called after every case with the index of the plan and its progress.
         ended: called when a plan has run to its end.
-        wanted: asked before a plan starts, with its index: whether the plan is still to run.
     """
     outcome = Outcome([Progress() for _ in plans])
     with _processes(plans) as start:
         try:
-            pool = _Pool(plans, outcome, report, ended, wanted, start, waiting=list(range(len(plans))))
+            pool = _Pool(plans, outcome, report, ended, start, waiting=list(range(len(plans))))
             pool.idle = [start() for _ in range(min(workers, len(plans)))]
             while outcome.error is None:
                 failed = [index for index in outcome.finished if outcome.progress[index].failure]
@@ -116,7 +114,6 @@ class _Pool:
         outcome: what became of the plans so far.
         report: called after every case.
         ended: called when a plan has run to its end.
-        wanted: asked before a plan starts.
         start: starts a worker process.
         waiting: plans that still have to run, in order.
         idle: workers without a plan.
@@ -127,7 +124,6 @@ class _Pool:
     outcome: Outcome
     report: Callable[[int, Progress], None]
     ended: Callable[[int, Progress], None]
-    wanted: Callable[[int], bool]
     start: Callable[[], Connection]
     waiting: list[int]
     idle: list[Connection] = field(default_factory=list)
@@ -145,8 +141,6 @@ class _Pool:
     def hand_out(self) -> None:
         while self.idle and self.waiting:
             index = self.waiting.pop(0)
-            if not self.wanted(index):
-                continue
             worker = self.idle.pop()
             with contextlib.suppress(ConnectionError):  # a worker that died while it was idle is noticed by `receive`
                 worker.send(self.plans[index])
