@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 import msgspec
 from attn_fuzz.errors import ExecutorError
-from attn_fuzz.report import mutants_page
+from attn_fuzz.report import mutants_page, results_file
 from attn_fuzz.report.mutants_page import Results
 from attn_fuzz.run import campaign, reach, suite
 from attn_fuzz.run.campaign import Log
@@ -21,15 +21,19 @@ from attn_parity.options import (
     PAGES,
     Positive,
     Seed,
+    check_option,
     check_page_writable,
     check_writable,
     default_workers,
     device_name,
     device_option,
+    first_seed_option,
     json_option,
     limit_option,
     notes,
+    page_option,
     results,
+    seeds_option,
     sigterm_interrupts,
     use_device,
     workers_option,
@@ -54,10 +58,8 @@ PAGE = PAGES / "mutants.md"
     help="Cases for each mutant, seed and target, as of `fuzz`. nightly goes on with what ci has not found.",
 )
 @click.option("--examples", type=Positive, help="At most so many cases for each mutant, seed and target.")
-@click.option("--seed", type=Seed, default=0, show_default=True, help="The first seed of cases.")
-@click.option(
-    "--seeds", type=click.IntRange(1, 100), default=1, show_default=True, help="Number of seeds, counted up from the first."
-)
+@first_seed_option
+@seeds_option
 @click.option("--target", "chosen", multiple=True, metavar="T", help="Use only this target; default: all that can run here.")
 @click.option(
     "--recorded",
@@ -82,8 +84,8 @@ PAGE = PAGES / "mutants.md"
 )
 @click.option("--write", "writes", is_flag=True, help="Write the page, and its JSON beside it.")
 @click.option("--rewrite", "rewrites", is_flag=True, help="Run nothing; write the page of what the log holds.")
-@click.option("--check", is_flag=True, help="Run nothing; exit 1 if the page is out of date.")
-@click.option("--page", type=click.Path(dir_okay=False, path_type=Path), default=PAGE, show_default=True, help="The page.")
+@check_option
+@page_option(PAGE)
 @workers_option
 @limit_option
 @device_option
@@ -153,7 +155,7 @@ def command(
     if interrupted:
         return 130
     if writes or rewrites:
-        page.with_suffix(".json").write_bytes(mutants_page.dumps(found))
+        page.with_suffix(".json").write_bytes(results_file.dumps(found))
         page.write_text(mutants_page.text(found), encoding="utf-8")
         notes.print(f"{page} written")
     return 0
@@ -223,7 +225,7 @@ def _check(page: Path, equivalent: dict[str, str]) -> int:
     data = page.with_suffix(".json")
     if not data.is_file():
         raise click.ClickException(f"--page: {data} does not exist; `attn-parity mutate --write` writes it")
-    found = mutants_page.loads(data.read_bytes(), str(data))
+    found = results_file.loads(data.read_bytes(), Results, str(data))
     wrong = mutants_page.differences(found, (mutant.name for mutant in generate.of_package()), equivalent)
     if not page.is_file() or page.read_text(encoding="utf-8") != mutants_page.text(found):
         wrong.append(f"{page} is not what {data} makes: run `attn-parity mutate --write`")

@@ -8,7 +8,7 @@ import click
 import msgspec
 from attn_fuzz.corpus import files
 from attn_fuzz.errors import ExecutorError
-from attn_fuzz.report import zoo_page
+from attn_fuzz.report import results_file, zoo_page
 from attn_fuzz.report.zoo_page import Results, Row
 from attn_fuzz.run import runner
 from attn_fuzz.run.runner import Outcome
@@ -20,20 +20,23 @@ from attn_fuzz.zoo.mutants import KnownBug, MutantError
 from attn_parity.options import (
     PAGES,
     Positive,
-    Seed,
+    check_option,
     check_page_writable,
     check_writable,
     default_workers,
     device_name,
     device_option,
+    first_seed_option,
     json_option,
     limit_option,
     notes,
+    page_option,
     plain_table,
     progress_bar,
     results,
     sanitize_option,
     sanitizes,
+    seeds_option,
     use_device,
     workers_option,
     write_json,
@@ -51,19 +54,15 @@ PAGE = PAGES / "zoo.md"
 @click.option(
     "--examples", type=Positive, default=EXAMPLES, show_default=True, help="The most examples for each mutant and seed."
 )
-@click.option("--seed", type=Seed, default=0, show_default=True, help="The first seed.")
-@click.option(
-    "--seeds", type=click.IntRange(1, 100), default=1, show_default=True, help="Number of seeds, counted up from the first."
-)
+@first_seed_option
+@seeds_option
 @click.option("--shrink/--no-shrink", "shrinks", default=True, help="Shrink the failing case of the first seed.")
 @click.option(
     "--write", "writes", is_flag=True, help="Write the page, and beside it the JSON file from which the page is made."
 )
 @click.option("--rewrite", "rewrites", is_flag=True, help="Run nothing; write the page again from its JSON and the mutants.")
-@click.option("--check", is_flag=True, help="Run nothing; exit 1 if the page is out of date.")
-@click.option(
-    "--page", "path", type=click.Path(dir_okay=False, path_type=Path), default=PAGE, show_default=True, help="The page."
-)
+@check_option
+@page_option(PAGE)
 @click.option(
     "--corpus",
     type=click.Path(file_okay=False, path_type=Path),
@@ -84,7 +83,7 @@ def command(
     writes: bool,
     rewrites: bool,
     check: bool,
-    path: Path,
+    page: Path,
     corpus: Path | None,
     workers: int | None,
     limit: float,
@@ -98,14 +97,14 @@ def command(
     """
     residents = _chosen(mutants.load_all(folder) if folder else mutants.load_all(), only)
     if rewrites:
-        path.write_text(zoo_page.text(_kept(path), residents), encoding="utf-8")
+        page.write_text(zoo_page.text(_kept(page), residents), encoding="utf-8")
     if check or rewrites:
-        return _check(path, residents)
+        return _check(page, residents)
     check_writable(json_file)
     if writes:
-        if not path.suffix:
-            raise click.UsageError(f"--page: got {path}, expected a name such as {PAGE}: its JSON is to lie beside it")
-        check_page_writable(path)
+        if not page.suffix:
+            raise click.UsageError(f"--page: got {page}, expected a name such as {PAGE}: its JSON is to lie beside it")
+        check_page_writable(page)
     device = use_device(device)
     missing = _missing_targets(residents, device)
     running = [mutant for mutant in residents if mutant.name not in missing and (device != "cpu" or not mutant.needs_gpu)]
@@ -144,9 +143,9 @@ def command(
     if broken := [row.error for row in rows if row.error]:
         raise MutantError("; ".join(broken))
     if writes:
-        path.with_suffix(".json").write_bytes(zoo_page.dumps(found))
-        path.write_text(zoo_page.text(found, residents), encoding="utf-8")
-        notes.print(f"{path} written")
+        page.with_suffix(".json").write_bytes(results_file.dumps(found))
+        page.write_text(zoo_page.text(found, residents), encoding="utf-8")
+        notes.print(f"{page} written")
     return int(any(row.survived for row in rows))
 
 
@@ -199,21 +198,21 @@ def _print(rows: list[Row], residents: list[KnownBug]) -> None:
     results.print(zoo_page.summary(rows, residents), soft_wrap=True)
 
 
-def _check(path: Path, residents: list[KnownBug]) -> int:
+def _check(page: Path, residents: list[KnownBug]) -> int:
     """The exit code: 0 if the page follows from its JSON and these mutants, and every mutant has results; else 1."""
-    found = _kept(path)
+    found = _kept(page)
     wrong = zoo_page.differences(found, residents)
-    if not path.is_file() or path.read_text(encoding="utf-8") != zoo_page.text(found, residents):
-        wrong.append(f"{path} is not what {path.with_suffix('.json')} and the mutants make: run `attn-parity zoo --rewrite`")
+    if not page.is_file() or page.read_text(encoding="utf-8") != zoo_page.text(found, residents):
+        wrong.append(f"{page} is not what {page.with_suffix('.json')} and the mutants make: run `attn-parity zoo --rewrite`")
     for line in wrong:
         results.print(line, soft_wrap=True)
     results.print(zoo_page.summary(found.mutants, residents) if not wrong else f"{len(wrong)} wrong", soft_wrap=True)
     return 1 if wrong else 0
 
 
-def _kept(path: Path) -> Results:
+def _kept(page: Path) -> Results:
     """The results in the JSON file beside a page, from which the page is made."""
-    data = path.with_suffix(".json")
+    data = page.with_suffix(".json")
     if not data.is_file():
         raise click.ClickException(f"--page: {data} does not exist; `attn-parity zoo --write` writes it")
-    return zoo_page.loads(data.read_bytes(), str(data))
+    return results_file.loads(data.read_bytes(), Results, str(data))

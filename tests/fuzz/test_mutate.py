@@ -6,8 +6,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from attn_fuzz.report import mutants_page
-from attn_fuzz.report.mutants_page import BROKEN, NOT_RUN_BY_ANY, UNFINISHED
+from attn_fuzz.report import mutants_page, results_file
+from attn_fuzz.report.mutants_page import BROKEN, NOT_RUN_BY_ANY, UNFINISHED, Results
 from attn_fuzz.run import campaign, runner
 from attn_fuzz.run.campaign import Key, Log, Trial
 from attn_fuzz.run.reach import Reach, targets_of
@@ -272,9 +272,9 @@ def test_the_page_in_the_repository_is_current(attn_parity):
 def test_a_page_is_made_of_its_json(attn_parity, log, monkeypatch):
     rows = [mutants_page.row(MUTANT, log, [0], 300, None, {MUTANT.name: "the same"})]
     found = mutants_page.results("CPU", (1, 0), [0], 300, None, rows)
-    assert mutants_page.loads(mutants_page.dumps(found), "mutants.json") == found
+    assert results_file.loads(results_file.dumps(found), Results, "mutants.json") == found
     monkeypatch.setattr(equivalence, "load", lambda: {MUTANT.name: "the same"})
-    Path("mutants.json").write_bytes(mutants_page.dumps(found))
+    Path("mutants.json").write_bytes(results_file.dumps(found))
     Path("mutants.md").write_text(mutants_page.text(found))
     assert attn_parity("mutate", "--check", "--page", "mutants.md").code == 0
     again = attn_parity("mutate", "--rewrite", "--only", OTHER.name, "--log", log.path, "--page", "again.md")

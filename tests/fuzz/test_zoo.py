@@ -16,7 +16,8 @@ from attn_contract import Batch, Layer
 from attn_contract.rules import held_rules
 from attn_fuzz.cases import case_file
 from attn_fuzz.corpus import files
-from attn_fuzz.report import zoo_page
+from attn_fuzz.report import results_file, zoo_page
+from attn_fuzz.report.zoo_page import Results
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.verdict.verdict import Kind
 from attn_fuzz.zoo import mutants
@@ -25,7 +26,7 @@ from attn_fuzz.zoo.patches import Patch, patched_sources, text_of
 
 SHIPPED = mutants.load_all()
 PAGE = Path(__file__).parents[2] / "docs" / "generated" / "zoo.md"
-KEPT = zoo_page.loads(PAGE.with_suffix(".json").read_bytes(), "docs/generated/zoo.json")
+KEPT = results_file.loads(PAGE.with_suffix(".json").read_bytes(), Results, "docs/generated/zoo.json")
 
 
 def mutant(*patches: Patch) -> KnownBug:
@@ -111,7 +112,7 @@ def test_all_classes_and_many_real_bugs_are_in_the_zoo():
 
 def zoo(attn_parity, *arguments):
     run = attn_parity("zoo", "--workers", 2, "--json", "zoo.json", *arguments)
-    return run, zoo_page.loads(Path("zoo.json").read_bytes(), "zoo.json")
+    return run, results_file.loads(Path("zoo.json").read_bytes(), Results, "zoo.json")
 
 
 LATE = 20
@@ -182,7 +183,7 @@ TF32 = next(animal for animal in SHIPPED if animal.name == "tf32")
 def small_page(attn_parity, tmp_path):
     """A page of one mutant, which nobody ran."""
     results = zoo_page.results("CPU", [0], 500, [zoo_page.row("tf32", [])])
-    (tmp_path / "zoo.json").write_bytes(zoo_page.dumps(results))
+    (tmp_path / "zoo.json").write_bytes(results_file.dumps(results))
     (tmp_path / "zoo.md").write_text(zoo_page.text(results, [TF32]))
     assert attn_parity("zoo", "--check", "--page", "zoo.md", "--only", "tf32").code == 0
     return tmp_path / "zoo.md"
@@ -206,14 +207,14 @@ def test_results_of_other_mutants_are_noticed(attn_parity, small_page):
 
 
 def test_a_mutant_that_is_described_anew_makes_another_page(small_page):
-    kept = zoo_page.loads(small_page.with_suffix(".json").read_bytes(), "zoo.json")
+    kept = results_file.loads(small_page.with_suffix(".json").read_bytes(), Results, "zoo.json")
     assert zoo_page.text(kept, [TF32]) == small_page.read_text()
     for field in ("origin", "what", "trigger"):
         assert zoo_page.text(kept, [msgspec.structs.replace(TF32, **{field: "another"})]) != small_page.read_text()
 
 
 def test_results_are_kept_with_a_line_for_each_mutant():
-    text = zoo_page.dumps(KEPT)
+    text = results_file.dumps(KEPT)
     assert PAGE.with_suffix(".json").read_bytes() == text
     assert text.count(b"\n") == len(KEPT.mutants) + 2
     assert all(b"what" not in line for line in text.splitlines())

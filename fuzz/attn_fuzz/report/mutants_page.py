@@ -9,7 +9,6 @@ from attn_fuzz.run import reach
 from attn_fuzz.run.campaign import Log, Trial, order
 from attn_fuzz.run.suite import TESTS
 from attn_fuzz.zoo.generate import Generated
-from attn_fuzz.zoo.mutants import MutantError
 
 SCHEMA = "attn-parity.mutants/1"
 SURVIVED, NOT_RUN_BY_ANY, UNFINISHED = "survived", "no target runs it", "unfinished"
@@ -127,24 +126,6 @@ def results(
 ) -> Results:
     """A campaign that has just ended. `sample` is its size and its seed."""
     return Results(device, hypothesis.__version__, *sample, tuple(seeds), ci, nightly, tuple(rows))
-
-
-def dumps(results: Results) -> bytes:
-    """Results as JSON, with a line for each mutant."""
-    rows = b",\n".join(map(msgspec.json.encode, results.mutants))
-    return msgspec.json.encode(msgspec.structs.replace(results, mutants=())).removesuffix(b"]}") + b"\n" + rows + b"\n]}\n"
-
-
-def loads(text: bytes, name: str) -> Results:
-    """Read results back.
-
-    Raises:
-        MutantError: they are none, or of another schema.
-    """
-    try:
-        return msgspec.json.decode(text, type=Results)
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise MutantError(f"{name}: {error}") from None
 
 
 Judge = Callable[[Row], list[bool] | None]

@@ -9,7 +9,7 @@ import hypothesis
 import msgspec
 from attn_fuzz.cases.case import Case
 from attn_fuzz.run.shard import Progress
-from attn_fuzz.zoo.mutants import KnownBug, MutantError
+from attn_fuzz.zoo.mutants import KnownBug
 
 replace = msgspec.structs.replace
 SCHEMA = "attn-parity.zoo/3"
@@ -95,24 +95,6 @@ def _size(case: Case) -> tuple[int, int, int]:
 def results(device: str, seeds: Sequence[int], at_most: int, rows: Sequence[Row]) -> Results:
     """The results of a run that has just ended."""
     return Results(device, hypothesis.__version__, tuple(seeds), at_most, tuple(rows))
-
-
-def dumps(results: Results) -> bytes:
-    """Results as JSON, with a line for each mutant."""
-    rows = b",\n".join(map(msgspec.json.encode, results.mutants))
-    return msgspec.json.encode(replace(results, mutants=())).removesuffix(b"]}") + b"\n" + rows + b"\n]}\n"
-
-
-def loads(text: bytes, name: str) -> Results:
-    """Read results back.
-
-    Raises:
-        MutantError: they are none, or of another schema.
-    """
-    try:
-        return msgspec.json.decode(text, type=Results)
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise MutantError(f"{name}: {error}") from None
 
 
 def by(row: Row, mutant: KnownBug) -> str:
