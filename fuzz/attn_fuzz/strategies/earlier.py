@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import msgspec
 from attn_contract import RULES, AttentionType
-from attn_fuzz.cases.case import CHANGES, CONTENTS, MODE, Case
+from attn_fuzz.cases.case import CHANGES, CONTENTS, ILLEGAL, MODE, Case
 from attn_fuzz.targets.engine import ANY_ENGINE
 from attn_fuzz.targets.target import Support
 from hypothesis import strategies as st
@@ -14,6 +14,7 @@ _SAFE = ("same", "requests", CONTENTS)
 nor does a target whose engine never sends some forms of tensors."""
 _APPLIES: dict[str, Callable[[Case], object]] = {
     "output strides": lambda case: case.num_rows,
+    ILLEGAL: lambda case: case.num_rows,
     "output dtype": lambda case: case.output_dtype,
     "lse strides": lambda case: case.lse,
     "k strides": lambda case: case.cache is None,

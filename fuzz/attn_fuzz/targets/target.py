@@ -1,8 +1,8 @@
 """What a target is: functions that write a cache and attend, with a declaration of what they support and where they round."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
@@ -232,6 +232,9 @@ class Target:
         events: returns names of the paths that the target takes for a step, such as "split". A run counts them.
         siblings: other functions that share with `attention` what is kept between calls, such as another mode of the same
             kernels. Earlier calls of a case may be theirs (`attn_fuzz.cases.earlier`).
+        must_refuse: by what is wrong with them, calls that contradict the contract whatever the step is, such as `attention`
+            with an argument of a wrong dtype. Each must raise a ValueError or a NotImplementedError before it writes
+            anything. Earlier calls of a case are made of them (`attn_fuzz.targets.illegal`).
         forget: drops what is kept between calls in this process: launches, plans, layers. It is called before each case, so
             that a case depends on its own calls alone. If the target keeps something that is not dropped, a failure may not
             come again when its case is replayed.
@@ -254,6 +257,7 @@ class Target:
     unavailable: Callable[[str], str | None] = lambda device: None
     events: Callable[[Step], Iterable[str]] = _no_events
     siblings: tuple[AttentionFunction, ...] = ()
+    must_refuse: Mapping[str, AttentionFunction] = field(default_factory=dict)
     forget: Callable[[], None] = lambda: None
     properties: tuple[Property, ...] = ()
     oracle: bool = True
