@@ -26,7 +26,9 @@ def illegal_calls(**functions: AttentionFunction) -> Mapping[str, AttentionFunct
     }
 
 
-def _with_wrong(function: AttentionFunction, wrong: Callable[[Arguments], Arguments], q, k, v, kv_cache, layer, batch, **outputs):
+def _with_wrong(
+    function: AttentionFunction, wrong: Callable[[Arguments], Arguments], q, k, v, kv_cache, layer, batch, **outputs
+):
     arguments = {"q": q, "k": k, "v": v, "kv_cache": kv_cache, "layer": layer, "batch": batch, **outputs}
     return function(**(arguments | wrong(arguments)))
 

@@ -92,6 +92,8 @@ class Support:
             "finite" is for an engine whose cache never holds NaN.
         tile_sizes: sizes of the kernel's tiles. Lengths are drawn around their multiples.
         max_tokens, max_seq_len: the most query tokens of a batch and keys of a request, so that an example stays fast.
+        long_seq_len: the keys of a request that is drawn now and then: it is alone in its step and has one query. None: no
+            request has more than max_seq_len.
         steps_per_layer: how many cases in a row share a layer. Raise it if a kernel is compiled for each layer, and compiling
             takes longer than running many cases.
 
@@ -116,6 +118,7 @@ class Support:
     tile_sizes: tuple[int, ...] = (16, 32, 64)
     max_tokens: int = 256
     max_seq_len: int = 1024
+    long_seq_len: int | None = None
     steps_per_layer: int = 1
 
     def __post_init__(self) -> None:
@@ -207,6 +210,7 @@ _DRAWN = (
     "tile_sizes",
     "max_tokens",
     "max_seq_len",
+    "long_seq_len",
     "steps_per_layer",
 )
 

@@ -47,7 +47,7 @@ def _triton_rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mappin
 
 def _triton_support(device: str) -> Support:
     if device == "cpu":
-        return dataclasses.replace(EVERYTHING, max_tokens=128, max_seq_len=512)
+        return dataclasses.replace(EVERYTHING, max_tokens=128, max_seq_len=512, long_seq_len=1100)
     # every size is compiled, in all combinations with the rest: those of models only
     return dataclasses.replace(EVERYTHING, max_tokens=1024, max_seq_len=4096, head_sizes=(64, 80, 128), steps_per_layer=32)
 
