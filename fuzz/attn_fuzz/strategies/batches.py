@@ -10,7 +10,7 @@ from attn_fuzz.targets.target import Support
 from hypothesis import strategies as st
 
 MAX_REQUESTS = 8
-ONE_IN = 80
+ONE_IN = 40
 """Of so many steps one is a long request. A run draws steps that it lacks, and takes twice as many of them."""
 DECODE, FEW = (1, 1, 1, 0), (1, 2, 3, 4, 5, 8, 9)
 

@@ -40,7 +40,7 @@ def with_earlier(draw: st.DrawFn, family: Sequence[Case], support: Support, refu
     """
     names = [name for name in CHANGES if _may_change(name, family[0], support, refuses)]
     first = pick(draw, range(len(names)))
-    change = max((*names[first:], *names[:first]), key=lambda name: tally.lacks(family[0], name))
+    change = tally.rarest_change(family[0], (*names[first:], *names[:first]))
     before = [name for name in ("same", MODE) if name in names]
     sequences = ((),) * 6 + ((change,),) * 4 + tuple((name, change) for name in before)
     return tuple(

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from attn_fuzz.cases.case import MAX_ELEMENTS, Case, num_elements
@@ -49,9 +49,10 @@ class Tally:
         """How much a case would add: 1 for each pair of its traits that was never drawn, and less the oftener it was."""
         return sum((1 + self._pairs[pair]) ** -2 for pair in itertools.combinations(traits(case), 2))
 
-    def lacks(self, case: Case, change: str) -> float:
-        """How much an earlier call with a change would add to a case that has none, likewise."""
-        return sum((1 + self._pairs[trait, _earlier(change)]) ** -2 for trait in traits(case))
+    def rarest_change(self, case: Case, changes: Sequence[str]) -> str:
+        """The change whose earlier call would add most to a case that has no earlier call, likewise; the first of several."""
+        held = traits(case)
+        return max(changes, key=lambda change: sum((1 + self._pairs[trait, _earlier(change)]) ** -2 for trait in held))
 
     def takes(self, case: Case, support: Support, refused: bool) -> bool:
         """Whether a case that was drawn for a support is to run; the reason is counted if it is not.
