@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import re
 
 import msgspec
 import pytest
@@ -10,15 +11,15 @@ from attn_contract import RULES, Batch, Layer
 from attn_contract.rules import held_rules
 from attn_fuzz import report
 from attn_fuzz.cases import earlier, tensors
-from attn_fuzz.cases.case import CHANGES, MODE, Values
+from attn_fuzz.cases.case import CHANGES, ILLEGAL, MODE, Values
 from attn_fuzz.cases.contradictions import CaseError, check
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.run import shard, shrink
-from attn_fuzz.run.attempt import Attempt
+from attn_fuzz.run.attempt import Attempt, NotRefusedError
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.run.trial import try_case
-from attn_fuzz.strategies import cases
+from attn_fuzz.strategies import cases, families
 from attn_fuzz.targets import backends, registry
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING
@@ -60,7 +61,7 @@ def test_a_change_is_of_the_step_and_nothing_is_left_behind(case):
     before, parts = memory_of(step), parts_of(step)
     for name in CHANGES:
         with earlier.changed(step, name) as other:
-            if other is not None and name not in ("same", MODE, "contents"):
+            if other is not None and name not in ("same", MODE, ILLEGAL, "contents"):
                 assert parts_of(other) != parts, name
             if other is not None:
                 assert other.out.data_ptr() != step.out.data_ptr()
@@ -100,6 +101,50 @@ def test_half_of_the_cases_have_an_earlier_call(tmp_path):
     assert 0.4 < sum(bool(case.earlier) for case in found) / len(found) < 0.6
     drawn = {name for case in found for name in case.earlier}
     assert len(drawn) > len(CHANGES) * 3 / 4
+    # what always applies is drawn equally often
+    times = [sum(case.earlier[-1:] == (name,) for case in found) for name in ("scale", "window", "contents", ILLEGAL)]
+    assert max(times) <= 2 * min(times), times
+
+
+@settings(few, max_examples=3)
+@given(family=families("triton", TRITON.support("cuda")))
+def test_the_cases_of_a_family_share_their_change(family):
+    """A GPU compiles a layer anew for a change of it."""
+    assert len(family) > 1
+    assert len({case.earlier[-1] for case in family if case.earlier}) <= 1
+
+
+def _refuses_too_late(q, k, v, kv_cache, layer, batch, *, out, lse):
+    out.zero_()
+    raise ValueError("too late")
+
+
+def _crashes(q, k, v, kv_cache, layer, batch, *, out, lse):
+    raise TypeError("no such thing")
+
+
+@pytest.mark.parametrize(
+    ("attention", "message"),
+    [
+        (REFERENCE_FP32.attention, "planted: not refused$"),
+        (_refuses_too_late, "planted: it was refused after something was written"),
+        (_crashes, "planted: not refused, but TypeError: no such thing"),
+    ],
+)
+def test_an_illegal_call_that_is_not_refused_is_found(attention, message, step_case):
+    target = dataclasses.replace(REFERENCE_FP32, must_refuse={"planted": attention})
+    error = Attempt(replace(step_case, earlier=(ILLEGAL,)), target, "cpu").error
+    assert isinstance(error, NotRefusedError)
+    assert re.search(message, str(error))
+    assert Attempt(replace(step_case, earlier=("same",)), target, "cpu").error is None
+
+
+@pytest.mark.parametrize("name", [name for name in registry.names() if registry.load(name).must_refuse])
+def test_illegal_calls_are_refused_before_and_after_a_legal_one(name, step_case):
+    target = registry.load(name)
+    for earlier_calls in ((ILLEGAL,), ("same", ILLEGAL)):
+        error = Attempt(replace(step_case, earlier=earlier_calls), target, "cpu").error
+        assert error is None or target.support("cpu").beyond(step_case), error
 
 
 def test_an_unknown_change_is_refused_by_name(step_case):

@@ -16,6 +16,7 @@ TARGETS = {
     "attn_optimized.paged_attention": "triton",
     "attn_optimized.varlen_attention": "triton-varlen",
     "attn_optimized.cascade_attention": "triton-cascade",
+    "attn_optimized.plan_of": "triton-plans",
     "attn_optimized.write_kv_cache": "triton-write",
     "attn_optimized.rope_and_write_kv_cache": "triton-write",
     "attn_optimized.merge_attn_states": "triton-merge",
@@ -38,7 +39,6 @@ TARGETS = {
     "ROCM_AITER_FA": "documented-aiter-fa",
 }
 REASONS = {
-    "attn_optimized.plan_of": "it computes nothing: each launch of triton is what it says",
     "attn_reference.IMPLEMENTED_RULES": "names",
     "attn_reference.Attention": "a tuple, which attend returns",
     "attn_reference.Request": "an input of attend",

@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 from attn_contract import ContractError
-from attn_optimized.launch.table import Parameters, Phase, entries, parameters_for, table_of
+from attn_optimized.launch.table import Parameters, Phase, architectures, entries, parameters_for, table_of
 
 ARCHITECTURES = ("sm80", "sm90", "sm100", "gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1250", "gfx1301")
 PHASES = get_args(Phase)
@@ -74,3 +74,10 @@ def test_parameters_that_no_kernel_can_have(name, value, expected):
 def test_a_table_is_of_an_architecture(architecture):
     with pytest.raises(ContractError, match=r"architecture: got .*, expected such as gfx90a"):
         table_of(architecture)
+
+
+def test_every_architecture_that_is_known_has_a_table():
+    assert {"sm90", "gfx942", "gfx950"} <= {*architectures()}
+    for architecture in architectures():
+        assert entries(architecture)
+        assert table_of(architecture) in architectures()

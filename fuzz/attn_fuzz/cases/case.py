@@ -33,13 +33,13 @@ SinkKind = Literal["off", "zero", "near", "above", "below", "some"]
 BiasKind = Literal["tree", "random", "hiding"]
 ProgramOrder = Literal["in order", "reversed", "shuffled"]
 PROGRAM_ORDERS: tuple[ProgramOrder, ...] = get_args(ProgramOrder)
-CONTENTS, MODE = "contents", "mode"
+CONTENTS, MODE, ILLEGAL = "contents", "mode", "illegal"
 MAX_EARLIER = 3
 _HELD_RULES = {**held_rules(Layer), **held_rules(Batch)}
 CHANGES = (
     *("same", "output strides", "output dtype", "lse", "lse strides", "q strides", "k strides", "v strides"),
     *("cache strides", "table strides", "dtype", "alignment", "rows", "scale", "scales", "causal", "per_request_causal"),
-    *("requests", "max_query_len", "max_seq_len", "num_actual_tokens", CONTENTS, MODE),
+    *("requests", "max_query_len", "max_seq_len", "num_actual_tokens", CONTENTS, MODE, ILLEGAL),
     *_HELD_RULES,
     *(f"no {name}" for name, rule in _HELD_RULES.items() if not rule.is_tensor and rule.type is not bool),
 )

@@ -12,6 +12,7 @@ of them is the case's own call with one change, on the same tensors wherever the
     max_query_len, requests, ...        another step of the same layer
     contents                            the same tensors with other numbers, which are restored after the call
     mode                                other functions of the target, which share what it keeps (`Target.siblings`)
+    illegal                             all calls that the target must refuse (`Target.must_refuse`)
 
 The order of the names is that of a sequence: ("no window", "same") calls without a window, then with it, and then once more.
 """
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 from attn_contract import RULES, AttentionType, Batch, ContractError, KVCacheView, Layer
 from attn_contract.rules import held_rules
-from attn_fuzz.cases.case import CHANGES, CONTENTS, MODE
+from attn_fuzz.cases.case import CHANGES, CONTENTS, ILLEGAL, MODE
 from attn_fuzz.cases.poison import bits, canary
 from attn_fuzz.cases.tensors import PADDING, Step
 
@@ -367,6 +368,7 @@ _CHANGES: dict[str, Callable[[Step], Step | None]] = {
     "num_actual_tokens": _num_actual_tokens,
     CONTENTS: _another_step,
     MODE: _same,
+    ILLEGAL: _same,
     **{name: _rule(name) for name in _HELD},
     **{name: _without_rule(name.removeprefix("no ")) for name in CHANGES if name.startswith("no ")},
 }

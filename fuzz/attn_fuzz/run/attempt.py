@@ -12,7 +12,8 @@ import attn_reference
 import torch
 from attn_contract import Batch
 from attn_fuzz.cases import earlier, tensors
-from attn_fuzz.cases.case import MODE, Case, num_elements
+from attn_fuzz.cases.case import ILLEGAL, MODE, Case, num_elements
+from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Step, Write
 from attn_fuzz.interpreted import permissions, program_order, sanitizer
 from attn_fuzz.run import devices
@@ -131,7 +132,7 @@ def call_attention(step: Step, target: Target) -> None:
 def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> None:
     """Make one earlier call of a case (`attn_fuzz.cases.earlier`). If the change changes nothing, no call is made.
 
-    The target may refuse the call. A target that promises no refusals may raise anything.
+    The target may refuse the call. A target that promises no refusals may raise anything. Illegal calls must be refused.
 
     Args:
         step: the step of the case's own call. A change of the layer keeps the step's Batch, because the layers of a model share
@@ -139,11 +140,18 @@ def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> Non
         name: name of the change.
         in_full: whether the requests of the earlier call have their queries. They have none for an interpreted kernel, which is
             slow.
+
+    Raises:
+        NotRefusedError: an illegal call was made.
     """
     refusals = (ValueError, NotImplementedError) if target.refuses else (Exception,)
-    lengths = contextlib.nullcontext() if in_full else earlier.without_queries(step)
+    lengths = contextlib.nullcontext() if in_full or name == ILLEGAL else earlier.without_queries(step)
     with lengths, earlier.changed(step, name) as other:
         if other is None:
+            return
+        if name == ILLEGAL:
+            for what, attention in target.must_refuse.items():
+                _call_illegally(other, attention, what)
             return
         for attention in target.siblings if name == MODE else (target.attention,):
             try:
@@ -153,6 +161,25 @@ def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> Non
             except refusals:
                 pass
         _synchronize(step.q.device.type)
+
+
+class NotRefusedError(Exception):
+    """A call that contradicts the contract was not refused."""
+
+
+def _call_illegally(step: Step, attention: AttentionFunction, what: str) -> None:
+    before = bits(step.out).clone()
+    try:
+        attend(step, attention)
+    except sanitizer.Violation:
+        raise
+    except (ValueError, NotImplementedError):
+        if torch.equal(bits(step.out), before):
+            return
+        raise NotRefusedError(f"{what}: it was refused after something was written") from None
+    except Exception as error:
+        raise NotRefusedError(f"{what}: not refused, but {type(error).__name__}: {one_line(error)}") from error
+    raise NotRefusedError(f"{what}: not refused")
 
 
 def attend(step: Step, attention: AttentionFunction) -> None:

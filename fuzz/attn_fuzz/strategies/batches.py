@@ -10,6 +10,8 @@ from attn_fuzz.targets.target import Support
 from hypothesis import strategies as st
 
 MAX_REQUESTS = 8
+ONE_IN = 40
+"""Of so many steps one is a long request. A run draws steps that it lacks, and takes twice as many of them."""
 DECODE, FEW = (1, 1, 1, 0), (1, 2, 3, 4, 5, 8, 9)
 
 
@@ -51,11 +53,13 @@ def length(draw: st.DrawFn, support: Support, block_size: int) -> int:
 def batches(
     draw: st.DrawFn, support: Support, attn_type: AttentionType, block_size: int, rules: set[str]
 ) -> tuple[Request, ...]:
-    """Up to 8 requests without blocks, within the support's limits on tokens and keys."""
+    """Up to 8 requests without blocks, within the support's limits on tokens and keys; now and then a long one alone."""
     is_decoder = attn_type is AttentionType.DECODER
     flags = [flag for flag, can in ((True, support.causal), (False, "non_causal" in support.rules)) if can]
     per_request = is_decoder and "per_request_causal" in support.rules and pick(draw, (False, True))
     causal = is_decoder and pick(draw, flags)
+    if attn_type.reads_cache and support.long_seq_len is not None and pick(draw, range(ONE_IN)) == ONE_IN - 1:
+        return (Request(query_len=1, seq_len=support.long_seq_len - pick(draw, (0, 1, 37)), causal=causal),)
     groups = query_lens(draw, support, rules)
     requests: list[Request] = []
     tokens = keys = 0

@@ -56,7 +56,7 @@ def _families(
     if not fitting:
         reject()
     family = fitting if num_steps > 1 else [max(fitting, key=tally.novelty)]
-    return tuple(draw(with_earlier(case, support, refuses)) for case in family)
+    return with_earlier(draw, family, support, refuses, tally)
 
 
 def _rarest(candidates: list[DrawnLayer], target: str, support: Support, refused: bool, tally: Tally) -> DrawnLayer:

@@ -1,10 +1,12 @@
 """Strategies of the calls that come before a case's own call: see `attn_fuzz.cases.earlier`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 from attn_contract import RULES, AttentionType
-from attn_fuzz.cases.case import CHANGES, CONTENTS, MODE, Case
+from attn_fuzz.cases.case import CHANGES, CONTENTS, ILLEGAL, MODE, Case
+from attn_fuzz.strategies.choices import pick
+from attn_fuzz.strategies.tally import Tally
 from attn_fuzz.targets.engine import ANY_ENGINE
 from attn_fuzz.targets.target import Support
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ _SAFE = ("same", "requests", CONTENTS)
 nor does a target whose engine never sends some forms of tensors."""
 _APPLIES: dict[str, Callable[[Case], object]] = {
     "output strides": lambda case: case.num_rows,
+    ILLEGAL: lambda case: case.num_rows,
     "output dtype": lambda case: case.output_dtype,
     "lse strides": lambda case: case.lse,
     "k strides": lambda case: case.cache is None,
@@ -29,16 +32,21 @@ _APPLIES: dict[str, Callable[[Case], object]] = {
 """Whether a change does something to a case; a change that is not named here does so to all."""
 
 
-def with_earlier(case: Case, support: Support, refuses: bool) -> st.SearchStrategy[Case]:
-    """The case. In half of the draws an earlier call has a change; sometimes the case's own call comes before that one too."""
-    names = [name for name in CHANGES if _may_change(name, case, support, refuses)]
-    # a mode has more keys to be kept apart by than a number has
-    names += [MODE] * 8 * (MODE in names)
-    one = st.sampled_from(names).map(lambda name: (name,))
-    back = one.map(lambda names: ("same", *names))
-    lists = st.sampled_from([0] * 6 + [1] * 5 + [2])
-    drawn = lists.flatmap(lambda kind: (st.just(()), one, back)[kind])
-    return drawn.map(lambda earlier: msgspec.structs.replace(case, earlier=earlier))
+def with_earlier(draw: st.DrawFn, family: Sequence[Case], support: Support, refuses: bool, tally: Tally) -> tuple[Case, ...]:
+    """The cases of a family. In half of them an earlier call has a change; sometimes the case's own call, or a sibling's, comes
+    before that one.
+
+    A family has one change, the one that the run lacks most: a GPU compiles a layer anew for many of them.
+    """
+    names = [name for name in CHANGES if _may_change(name, family[0], support, refuses)]
+    first = pick(draw, range(len(names)))
+    change = tally.rarest_change(family[0], (*names[first:], *names[:first]))
+    before = [name for name in ("same", MODE) if name in names]
+    sequences = ((),) * 6 + ((change,),) * 4 + tuple((name, change) for name in before)
+    return tuple(
+        msgspec.structs.replace(case, earlier=pick(draw, sequences)) if _may_change(change, case, support, refuses) else case
+        for case in family
+    )
 
 
 def _may_change(name: str, case: Case, support: Support, refuses: bool) -> bool:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from attn_fuzz.cases.case import MAX_ELEMENTS, Case, num_elements
@@ -49,6 +49,11 @@ class Tally:
         """How much a case would add: 1 for each pair of its traits that was never drawn, and less the oftener it was."""
         return sum((1 + self._pairs[pair]) ** -2 for pair in itertools.combinations(traits(case), 2))
 
+    def rarest_change(self, case: Case, changes: Sequence[str]) -> str:
+        """The change whose earlier call would add most to a case that has no earlier call, likewise; the first of several."""
+        held = traits(case)
+        return max(changes, key=lambda change: sum((1 + self._pairs[trait, _earlier(change)]) ** -2 for trait in held))
+
     def takes(self, case: Case, support: Support, refused: bool) -> bool:
         """Whether a case that was drawn for a support is to run; the reason is counted if it is not.
 
@@ -85,8 +90,13 @@ def _why_not(case: Case, support: Support, refused: bool) -> str | None:
 
 
 def traits(case: Case) -> list[str]:
-    """The features of a case, and its sizes: whatever is to meet whatever else."""
-    return [*features(case), *(f"{name} {size(case)}" for name, size in _SIZES.items())]
+    """The features of a case, its sizes, and last the changes of earlier calls: whatever is to meet whatever else."""
+    sizes = (f"{name} {size(case)}" for name, size in _SIZES.items())
+    return [*features(case), *sizes, *map(_earlier, dict.fromkeys(case.earlier))]
+
+
+def _earlier(change: str) -> str:
+    return f"earlier {change}"
 
 
 def _page(case: Case) -> str:

@@ -92,14 +92,21 @@ def _rounding(device: str) -> Rounding:
     return Rounding(keys_per_tile=128, dot_is_chained=device != "cpu", splits=128, rounds_dequantized=True)
 
 
-def _missing(device: str) -> str | None:
-    if reason := missing_triton(device):
-        return reason
+def missing_e4m3fnuz() -> str | None:
+    """Why Triton's interpreter cannot take gfx942's float8, or None if it can."""
     import triton
 
     release = triton.__version__
-    if device == "cpu" and tuple(int(part) for part in release.split(".")[:2]) < INTERPRETS_E4M3FNUZ:
-        return f"the interpreter of triton {release} has not the kernel's own float8_e4m3fnuz: pip install 'triton>=3.9'"
+    if tuple(int(part) for part in release.split(".")[:2]) < INTERPRETS_E4M3FNUZ:
+        return f"the interpreter of triton {release} has not gfx942's float8_e4m3fnuz: pip install 'triton>=3.9'"
+    return None
+
+
+def _missing(device: str) -> str | None:
+    if reason := missing_triton(device):
+        return reason
+    if device == "cpu" and (reason := missing_e4m3fnuz()):
+        return reason
     if device != "cpu" and torch.version.hip is None:
         return "AITER's kernels are compiled for ROCm GPUs: --device cpu interprets this one"
     from attn_optimized.aiter_adapter import features_of, find_aiter, import_aiter

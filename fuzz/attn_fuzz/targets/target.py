@@ -1,8 +1,8 @@
 """What a target is: functions that write a cache and attend, with a declaration of what they support and where they round."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
@@ -92,6 +92,8 @@ class Support:
             "finite" is for an engine whose cache never holds NaN.
         tile_sizes: sizes of the kernel's tiles. Lengths are drawn around their multiples.
         max_tokens, max_seq_len: the most query tokens of a batch and keys of a request, so that an example stays fast.
+        long_seq_len: the keys of a request that is drawn now and then: it is alone in its step and has one query. None: no
+            request has more than max_seq_len.
         steps_per_layer: how many cases in a row share a layer. Raise it if a kernel is compiled for each layer, and compiling
             takes longer than running many cases.
 
@@ -116,6 +118,7 @@ class Support:
     tile_sizes: tuple[int, ...] = (16, 32, 64)
     max_tokens: int = 256
     max_seq_len: int = 1024
+    long_seq_len: int | None = None
     steps_per_layer: int = 1
 
     def __post_init__(self) -> None:
@@ -207,6 +210,7 @@ _DRAWN = (
     "tile_sizes",
     "max_tokens",
     "max_seq_len",
+    "long_seq_len",
     "steps_per_layer",
 )
 
@@ -232,6 +236,9 @@ class Target:
         events: returns names of the paths that the target takes for a step, such as "split". A run counts them.
         siblings: other functions that share with `attention` what is kept between calls, such as another mode of the same
             kernels. Earlier calls of a case may be theirs (`attn_fuzz.cases.earlier`).
+        must_refuse: by what is wrong with them, calls that contradict the contract whatever the step is, such as `attention`
+            with an argument of a wrong dtype. Each must raise a ValueError or a NotImplementedError before it writes
+            anything. Earlier calls of a case are made of them (`attn_fuzz.targets.illegal`).
         forget: drops what is kept between calls in this process: launches, plans, layers. It is called before each case, so
             that a case depends on its own calls alone. If the target keeps something that is not dropped, a failure may not
             come again when its case is replayed.
@@ -254,6 +261,7 @@ class Target:
     unavailable: Callable[[str], str | None] = lambda device: None
     events: Callable[[Step], Iterable[str]] = _no_events
     siblings: tuple[AttentionFunction, ...] = ()
+    must_refuse: Mapping[str, AttentionFunction] = field(default_factory=dict)
     forget: Callable[[], None] = lambda: None
     properties: tuple[Property, ...] = ()
     oracle: bool = True

@@ -1,6 +1,7 @@
 """This project's Triton kernels as targets: whole, dense, cascade, batch-invariant, without an oracle, and writes alone."""
 
 import dataclasses
+import functools
 import importlib.util
 from collections.abc import Hashable, Iterable
 
@@ -8,28 +9,26 @@ import torch
 from attn_contract import AttentionType, Batch, KVCacheView, Layer
 from attn_fuzz import properties
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.targets.illegal import illegal_calls
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 
 
-def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse, batch_invariant=False, validate=True) -> None:
     import attn_optimized
 
-    if layer.attn_type.reads_cache:
-        attn_optimized.paged_attention(q, kv_cache, layer, batch, out=out, lse=lse, validate=True)
-    else:
-        attn_optimized.varlen_attention(q, k, v, layer, batch, out=out, lse=lse, validate=True)
-
-
-def _invariant_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    import attn_optimized
-
-    options = {"out": out, "lse": lse, "batch_invariant": True, "validate": True}
+    options = {"out": out, "lse": lse, "batch_invariant": batch_invariant, "validate": validate}
     if layer.attn_type.reads_cache:
         attn_optimized.paged_attention(q, kv_cache, layer, batch, **options)
     else:
         attn_optimized.varlen_attention(q, k, v, layer, batch, **options)
+
+
+_unchecked_attention = functools.partial(_triton_attention, validate=False)
+_invariant_attention = functools.partial(_unchecked_attention, batch_invariant=True)
+_MODES = (_triton_attention, _unchecked_attention, _invariant_attention)
+_ILLEGAL = illegal_calls(checked=_triton_attention, unchecked=_unchecked_attention, invariant=_invariant_attention)
 
 
 def _triton_write(k, v, kv_cache, layer, slot_mapping) -> None:
@@ -48,7 +47,7 @@ def _triton_rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mappin
 
 def _triton_support(device: str) -> Support:
     if device == "cpu":
-        return dataclasses.replace(EVERYTHING, max_tokens=128, max_seq_len=512)
+        return dataclasses.replace(EVERYTHING, max_tokens=128, max_seq_len=512, long_seq_len=1100)
     # every size is compiled, in all combinations with the rest: those of models only
     return dataclasses.replace(EVERYTHING, max_tokens=1024, max_seq_len=4096, head_sizes=(64, 80, 128), steps_per_layer=32)
 
@@ -87,32 +86,60 @@ TRITON = Target(
     rounding=_triton_rounding,
     unavailable=missing_triton,
     events=_triton_events,
-    siblings=(_invariant_attention,),
+    siblings=_MODES,
+    must_refuse=_ILLEGAL,
     forget=_forget_launches,
     sanitizes=True,
 )
 
 
-def _cascade_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+def _cascade_attention(q, k, v, kv_cache, layer, batch, *, out, lse, wrong=None, validate=True) -> None:
     import attn_optimized
 
-    prefix = _common_prefix(batch, layer, kv_cache)
-    attn_optimized.cascade_attention(q, kv_cache, layer, batch, prefix, out=out, lse=lse, validate=True)
+    prefix = _common_prefix(batch, layer, kv_cache) if wrong is None else _wrong_prefixes(batch, layer, kv_cache)[wrong]
+    attn_optimized.cascade_attention(q, kv_cache, layer, batch, prefix, out=out, lse=lse, validate=validate)
 
 
 def _common_prefix(batch: Batch, layer: Layer, kv_cache: torch.Tensor | None) -> int:
     """How many leading keys all requests with a query share with the first request, in whole blocks of their contexts."""
     if layer.layout is None or kv_cache is None or batch.block_table is None:
         return 0
-    view = KVCacheView.of(kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size)
+    block_size = _block_size(layer, kv_cache)
     query_lens = batch.query_start_loc.diff()
     contexts = (batch.seq_lens - query_lens)[query_lens > 0].tolist()
-    if not contexts or int(batch.seq_lens[0]) < view.block_size:
+    if not contexts or int(batch.seq_lens[0]) < block_size:
         return 0
-    blocks = max(0, min(*contexts, int(batch.seq_lens[0]))) // view.block_size
+    blocks = max(0, min(*contexts, int(batch.seq_lens[0]))) // block_size
     table = batch.block_table[query_lens > 0, :blocks]
     same = (table == batch.block_table[:1, :blocks]).all(0).long().cumprod(0)
-    return int(same.sum()) * view.block_size
+    return int(same.sum()) * block_size
+
+
+def _block_size(layer: Layer, kv_cache: torch.Tensor) -> int:
+    assert layer.layout is not None
+    return KVCacheView.of(kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size).block_size
+
+
+_WRONG_PREFIXES = ("below 0", "that ends inside a block", "beyond the table", "of one block more than is shared")
+
+
+def _wrong_prefixes(batch: Batch, layer: Layer, kv_cache: torch.Tensor | None) -> dict[str, int]:
+    """By what is wrong: a common_prefix_len that must be refused. Where nothing can be wrong so, it is beyond the table."""
+    if layer.layout is None or kv_cache is None or batch.block_table is None:
+        return dict.fromkeys(_WRONG_PREFIXES, -1)
+    prefix, block_size = _common_prefix(batch, layer, kv_cache), _block_size(layer, kv_cache)
+    beyond = (batch.block_table.shape[1] + 1) * block_size
+    # blocks of one key have no inside, and a batch without a query shares any prefix
+    inside = prefix + 1 if block_size > 1 else beyond
+    more = prefix + block_size if batch.query_start_loc[-1] else beyond
+    return dict(zip(_WRONG_PREFIXES, (-1, inside, beyond, more), strict=True))
+
+
+# who shares which blocks is checked with all values in tensors alone
+_ILLEGAL_PREFIXES = {
+    f"a prefix {wrong}": functools.partial(_cascade_attention, wrong=wrong, validate=wrong.startswith("of"))
+    for wrong in _WRONG_PREFIXES
+}
 
 
 def _cascade_events(step: Step) -> Iterable[str]:
@@ -136,7 +163,8 @@ TRITON_CASCADE = Target(
     rounding=_triton_rounding,
     unavailable=missing_triton,
     events=_cascade_events,
-    siblings=(_triton_attention, _invariant_attention),
+    siblings=_MODES,
+    must_refuse={**illegal_calls(cascade=_cascade_attention), **_ILLEGAL_PREFIXES},
     forget=_forget_launches,
     sanitizes=True,
 )
@@ -155,7 +183,8 @@ TRITON_INVARIANT = Target(
     support=_triton_support,
     rounding=_triton_rounding,
     unavailable=missing_triton,
-    siblings=(_triton_attention,),
+    siblings=_MODES,
+    must_refuse=_ILLEGAL,
     forget=_forget_launches,
     properties=(properties.batch_composition(), properties.chunked_prefill(_queries_per_tile)),
     sanitizes=True,
@@ -216,7 +245,8 @@ TRITON_PROPERTIES = Target(
     rounding=_triton_rounding,
     unavailable=missing_triton,
     events=_triton_events,
-    siblings=(_invariant_attention,),
+    siblings=_MODES,
+    must_refuse=_ILLEGAL,
     forget=_forget_launches,
     oracle=False,
     # how keys are split depends on the batch's sizes alone, so bits may differ only where these do; or where the interpreter's
@@ -261,7 +291,8 @@ TRITON_VARLEN = Target(
     ),
     rounding=_triton_rounding,
     unavailable=missing_triton,
-    siblings=(_invariant_attention,),
+    siblings=_MODES,
+    must_refuse=illegal_calls(varlen=_varlen_attention),
     forget=_forget_launches,
     sanitizes=True,
 )

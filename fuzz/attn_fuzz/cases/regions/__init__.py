@@ -1,8 +1,8 @@
 """Regions of the contract: for each field and argument, which values are legal, which are drawn, and why the others are not.
 
 A region is a set of calls, named beside the field that it is about. It is drawn if some drawn case lies in it. A legal region
-that is not drawn has a reason, and so has an illegal one. A field without a region fails a test: whoever adds a field says what
-its values are, and which of them are drawn.
+that is not drawn has a reason, and so has an illegal one. A rule has the regions "off" and "on" until it has regions of its own.
+Any other field without a region fails a test: whoever adds a field says what its values are, and which of them are drawn.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 
 from attn_contract import RULES, Batch, KVCacheView, Layer
+from attn_contract.rules import held_rules
 from attn_contract.validation import (
     check_paged_attention,
     check_rope_and_write_kv_cache,
@@ -48,7 +49,12 @@ def counts(steps: Iterable[tuple[Case, Step]]) -> dict[tuple[str, str], int]:
     return found
 
 
+def _of_rule(name: str) -> tuple[Region, ...]:
+    return Region("off", lambda case, step: name not in case.rules), Region("on", lambda case, step: name in case.rules)
+
+
 REGIONS: Mapping[str, tuple[Region, ...]] = {
+    **{f"{holder.__name__}.{name}": _of_rule(name) for holder in (Layer, Batch) for name in held_rules(holder)},
     **{f"Layer.{name}": regions for name, regions in LAYER.items()},
     **{f"Batch.{name}": regions for name, regions in BATCH.items()},
     **{f"KVCacheView.{name}": regions for name, regions in VIEW.items()},

@@ -112,6 +112,11 @@ def entries(architecture: str) -> tuple[Entry, ...]:
     return tuple(_entry(entry) for entry in json.loads(path.read_text(encoding="utf-8"))["entries"])
 
 
+def architectures() -> tuple[str, ...]:
+    """Those that have a table of their own, and those that are known to be like one of them."""
+    return tuple(sorted({*_LIKE, *(path.stem for path in FOLDER.glob("*.json"))}))
+
+
 def table_of(architecture: str) -> str:
     """The architecture whose file is read: itself, the most similar one that has a file, or one of none in particular.
 
