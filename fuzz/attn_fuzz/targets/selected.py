@@ -11,7 +11,8 @@ import random
 import torch
 from attn_contract import AttentionConfig, Batch, KVCacheView, Layer
 from attn_fuzz.targets.backends import BackendLayers, named
-from attn_fuzz.targets.documented_aiter import documented, must_refuse, rounding, tokens_as_cached
+from attn_fuzz.targets.documented_aiter import documented, must_refuse
+from attn_fuzz.targets.documented_backends import rounding, tokens_as_cached
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.targets.triton import TRITON
