@@ -7,6 +7,7 @@ from attn_fuzz.documented_aiter.softmax import attend, capped, paged_rows, per_q
 
 _TILE_KEYS = 64
 
+
 def unified_attention(
     *,
     q: torch.Tensor,

@@ -156,7 +156,7 @@ class BackendLayers:
         known = self._steps.get(attn_type)
         if known is None or known[0] is not batch:
             builder = self.load().builder(attn_type, **self.builder_options(batch))
-            metadata = builder.build(_common_metadata(batch, attn_type))
+            metadata = builder.build(common_metadata(batch, attn_type))
             known = self._steps[attn_type] = (batch, metadata)
         return known[1]
 
@@ -190,7 +190,7 @@ class BackendLayers:
         return self._impls[key], kv_cache
 
 
-def _common_metadata(batch: Batch, attn_type: AttentionType) -> Any:
+def common_metadata(batch: Batch, attn_type: AttentionType) -> Any:
     """The metadata of a step as an engine makes it: `causal` is the decoder's, whatever the layer's attention type is."""
     from attn_optimized.backends import CommonAttentionMetadata
 

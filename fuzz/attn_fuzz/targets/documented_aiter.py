@@ -32,6 +32,13 @@ def documented(device: str) -> Any:
     return stand_in()
 
 
+@functools.cache
+def documented_with_two_edges(device: str) -> Any:
+    from attn_fuzz.documented_aiter import with_two_edges
+
+    return with_two_edges(documented(device))
+
+
 def _unified(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     from attn_optimized import aiter_adapter
 
@@ -68,15 +75,22 @@ def _decode_each(function: Callable[..., object], q, kv_cache, layer, batch, *, 
         looks_like_one = batch.max_query_len <= 1 and batch.num_actual_tokens == batch.num_requests
         refused = functools.partial(decode, batch, validate=looks_like_one)
         must_refuse(refused, "requests with other than one query token")
-    decode(_one_token_each(batch), validate=True)
+    one_each = _one_token_each(batch)
+    if one_each.num_requests:
+        looser = dataclasses.replace(one_each, max_query_len=2)
+        must_refuse(functools.partial(decode, looser, validate=bool(len(q) % 2)), "a bound of two query tokens")
+    if len(q) > one_each.num_actual_tokens:
+        padded = dataclasses.replace(one_each, num_actual_tokens=one_each.num_actual_tokens + 1)
+        must_refuse(functools.partial(decode, padded, validate=bool(len(q) % 2)), "a row of padding")
+    decode(one_each, validate=True)
 
 
-def must_refuse(call: Callable[[], object], what: str) -> None:
-    """Raise an AssertionError unless a call is refused."""
+def must_refuse(call: Callable[[], object], what: str) -> str:
+    """What a refusal says. Raise an AssertionError unless a call is refused."""
     try:
         call()
-    except UnsupportedError:
-        return
+    except UnsupportedError as error:
+        return str(error)
     raise AssertionError(f"{what}: expected a refusal")
 
 
@@ -123,7 +137,9 @@ def _prefill(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         "out": out.view(q.shape)[:rows],
         "lse": None if lse is None else lse[:, :rows],
     }
-    prefill = functools.partial(aiter_adapter.flash_attn_varlen, documented(q.device.type), layer=layer, causal=batch.causal)
+    # the edges of its windows are two or three, by the version
+    aiter = (documented if rows % 2 else documented_with_two_edges)(q.device.type)
+    prefill = functools.partial(aiter_adapter.flash_attn_varlen, aiter, layer=layer, causal=batch.causal)
     wrong_arguments.must_contradict(prefill, arguments)
     with wrong_arguments.environment(ENABLE_CK="0"):
         must_refuse(functools.partial(prefill, **arguments), "AITER's fallback without CK")

@@ -14,9 +14,9 @@ import torch
 from attn_contract import AttentionType, Batch, Layer
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.targets import documented_aiter
+from attn_fuzz.targets import documented_aiter, wrong_arguments
 from attn_fuzz.targets.aiter import ROWS
-from attn_fuzz.targets.backends import BackendLayers, backend_target, named
+from attn_fuzz.targets.backends import BackendLayers, backend_target, common_metadata, named
 from attn_fuzz.targets.documented_aiter import documented, may_run_assembly
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.target import Support
@@ -44,11 +44,27 @@ def tokens_as_cached(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batc
 def _flash_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     if kv_cache is not None and k is not None and layer.kv_cache_dtype is not None:
         k, v = tokens_as_cached(q, kv_cache, layer, batch)
+    if kv_cache is not None and layer.attn_type is AttentionType.DECODER:
+        _check_lengths_of_the_host(batch)
     _FA.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
 
 
+def _check_lengths_of_the_host(batch: Batch) -> None:
+    """Check that a builder refuses lengths of the host that are none, or no lengths of these requests."""
+    common = common_metadata(batch, AttentionType.DECODER)
+    builder = named("ROCM_AITER_FA")().builder
+    for options in ({"context_chunk_keys": 0}, {"num_speculative_tokens": -1}):
+        wrong_arguments.must_raise(lambda options=options: builder(AttentionType.DECODER, **options), str(options))
+
+    def build(**lengths: torch.Tensor) -> object:
+        return builder(AttentionType.DECODER).build(dataclasses.replace(common, **lengths))
+
+    lengths = {"query_start_loc_cpu": common.query_start_loc_cpu, "seq_lens_cpu": common.seq_lens_cpu}
+    wrong_arguments.must_contradict(build, lengths)
+
+
 def _builder_options(batch: Batch) -> dict[str, Any]:
-    """Of ROCM_AITER_FA's builder, chosen by the step: what counts as a decode, and how much of a context is gathered at once."""
+    """Of ROCM_AITER_FA's builder, chosen by the step: what counts as a decode, and how many keys are gathered at once."""
     seq_lens = batch.seq_lens.tolist()
     choose = random.Random(repr((batch.query_start_loc.tolist(), seq_lens)))
     keys = batch.num_requests * max(seq_lens, default=0)

@@ -25,15 +25,19 @@ def must_contradict(function: Callable[..., object], arguments: Mapping[str, Any
     wrong = [(name, value) for name, right in arguments.items() for value in _wrong(right)]
     name, value = choose.choice(wrong)
     before = {name: tensor.clone() for name, tensor in tensors.items()}
-    try:
-        function(**{**arguments, name: value})
-    except ContractError:
-        pass
-    else:
-        shown = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else value
-        raise AssertionError(f"{name}: got {shown}, expected a ContractError")
+    shown = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else value
+    must_raise(lambda: function(**{**arguments, name: value}), f"{name} {shown}")
     for name, tensor in tensors.items():
         assert torch.equal(_bytes(tensor), _bytes(before[name])), f"{name} was written by a call that was refused"
+
+
+def must_raise(call: Callable[[], object], what: str) -> None:
+    """Raise an AssertionError unless a call raises a ContractError."""
+    try:
+        call()
+    except ContractError:
+        return
+    raise AssertionError(f"{what}: expected a ContractError")
 
 
 def _wrong(right: object) -> Iterator[Any]:
