@@ -4,7 +4,7 @@ import pytest
 from attn_fuzz.cases import tensors
 from attn_fuzz.run import shard
 from attn_fuzz.run.shard import FuzzPlan
-from attn_fuzz.targets.selected import _choose_by, _patterns
+from attn_fuzz.targets.selected import _patterns, choose_by
 from attn_fuzz.zoo.mutants import Mutant
 from attn_fuzz.zoo.patches import Patch
 from attn_optimized.selector import PRIORITIES
@@ -54,5 +54,5 @@ def test_a_fault_is_found(target, place, find, replace, fuzz_apart):
 def test_every_architecture_is_selected_for(tmp_path):
     cases = shard.drawn(FuzzPlan(target="selected", device="cpu", examples=60, seed=1, folder=tmp_path))
     steps = [tensors.build(case) for case in cases]
-    chosen = {_choose_by(step.q, step.layer, step.batch).choice(_patterns(step.layer)) for step in steps}
+    chosen = {choose_by(step.q, step.layer, step.batch).choice(_patterns(step.layer)) for step in steps}
     assert chosen == {*PRIORITIES}

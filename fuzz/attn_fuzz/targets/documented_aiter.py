@@ -40,10 +40,15 @@ def documented_with_two_edges(device: str) -> Any:
 
 
 def _unified(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    unified(documented(q.device.type), q, kv_cache, layer, batch, out=out, lse=lse)
+
+
+def unified(aiter: Any, q, kv_cache, layer, batch, *, out, lse) -> None:
+    """The adapter of an AITER's unified_attention."""
     from attn_optimized import aiter_adapter
 
     _refuse_without_a_cache(kv_cache, layer)
-    aiter_adapter.unified_attention(documented(q.device.type), q, kv_cache, layer, batch, out=out, lse=lse, validate=True)
+    aiter_adapter.unified_attention(aiter, q, kv_cache, layer, batch, out=out, lse=lse, validate=True)
 
 
 def _decode(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:

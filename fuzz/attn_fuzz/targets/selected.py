@@ -32,7 +32,7 @@ class Lacking(NamedTuple):
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     config = _config_of(q, kv_cache, layer, batch, out, lse)
-    choose = _choose_by(q, layer, batch)
+    choose = choose_by(q, layer, batch)
     pattern = choose.choice(_patterns(layer))
     lacking = choose.choice(_lackings()) if choose.random() < 0.5 else None
     whole = Asked(_architecture(pattern), _priorities()[pattern], documented("cpu"))
@@ -66,7 +66,7 @@ def _config_of(
     )
 
 
-def _choose_by(q: torch.Tensor, layer: Layer, batch: Batch) -> random.Random:
+def choose_by(q: torch.Tensor, layer: Layer, batch: Batch) -> random.Random:
     """Random choices that the sizes of a call make."""
     sizes = (tuple(q.shape), layer.num_kv_heads, batch.query_start_loc.tolist(), batch.seq_lens.tolist())
     return random.Random(repr(sizes))
