@@ -215,7 +215,7 @@ def _run(
     plan: FuzzPlan, past: dict[Case, str], workers: int, folder: Path, name: str
 ) -> tuple[Outcome, list[failing.EarlyFiles]]:
     """Run past cases and then the plan's shards. Each failure is shown and written at once; returns the files of each shard."""
-    plans = [*runner.replays(plan, list(past), workers), *runner.shards(plan)]
+    plans = [*runner.replays(plan, list(past)), *runner.shards(plan)]
     done = [shard.Progress() for _ in plans]
     files_of = [failing.EarlyFiles() for _ in plans]
     with progress_bar(len(past) + plan.examples) as show_bar:

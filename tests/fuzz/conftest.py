@@ -1,6 +1,7 @@
 """The command line in this process, an executor without a process of its own, and a case to start from."""
 
 import os
+import runpy
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -8,9 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 from attn_contract import Layout
 from attn_fuzz.cases.case import Cache, Case, Request
+from attn_fuzz.interpreted import program_order
 from attn_fuzz.run import shard
+from attn_fuzz.run.attempt import own_state
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.targets import registry
@@ -47,6 +51,27 @@ def child_environment() -> dict[str, str]:
     """For commands in a process of their own that are to find `planted`."""
     path = os.pathsep.join(filter(None, (FOLDER, os.environ.get("PYTHONPATH"))))
     return {**os.environ, "PYTHONPATH": path}
+
+
+@pytest.fixture
+def script_ends() -> Callable[[Path], int]:
+    """Runs the script of a failure in this process, and returns its exit code.
+
+    A script sets the order of programs and torch's deterministic algorithms for its process. Both are as before afterwards.
+    """
+
+    def run(path: Path) -> int:
+        with (
+            program_order.programs("in order", 0),
+            own_state(),
+            torch.enable_grad(),
+            pytest.raises((SystemExit, RuntimeError)) as end,
+        ):
+            runpy.run_path(str(path), run_name="__main__")
+        # what the kernel raises ends a script with 1, too
+        return int(end.value.code) if isinstance(end.value, SystemExit) and isinstance(end.value.code, int | bool) else 1
+
+    return run
 
 
 class InProcess:

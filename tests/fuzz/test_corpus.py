@@ -67,13 +67,13 @@ def test_past_cases_are_run_before_any_is_drawn_and_one_that_fails_is_a_failure_
     assert progress.failure.case != step
 
 
-def test_all_past_cases_are_spread_over_workers(step, tmp_path):
-    past = [replace(step, slack=n) for n in range(5)]
+def test_past_cases_are_run_in_shards_that_do_not_depend_on_the_workers(step, tmp_path):
+    past = [replace(step, slack=n) for n in range(runner.REPLAYED_CASES + 1)]
     plan = FuzzPlan(target="reference-fp32", device="cpu", examples=9, seed=0, folder=tmp_path)
-    plans = runner.replays(plan, past, 2)
+    plans = runner.replays(plan, past)
     assert [plan.examples for plan in plans] == [0, 0]
-    assert sorted(case.slack for plan in plans for case in plan.past) == [0, 1, 2, 3, 4]
-    assert runner.replays(plan, [], 2) == []
+    assert [case for plan in plans for case in plan.past] == past
+    assert runner.replays(plan, []) == []
 
 
 def test_a_failure_outlives_its_run(step, attn_parity, tmp_path, monkeypatch):

@@ -129,18 +129,15 @@ def test_a_target_that_keeps_too_much_is_found(name, changes, fuzz_here):
     assert try_case(case, target, "cpu").failed
 
 
-def test_the_script_of_a_failure_makes_the_earlier_calls(step_case, tmp_path, monkeypatch):
+def test_the_script_of_a_failure_makes_the_earlier_calls(step_case, tmp_path, monkeypatch, script_ends):
     case = replace(step_case, target="planted_state:KEEPS_SCALE", earlier=("scale",), values=Values("random"))
     target = registry.load(case.target)
     _, script = report.write(case, try_case(case, target, "cpu"), tmp_path, "failure")
-    source = compile(script.read_text(), str(script), "exec")
     for repaired in (False, True):
         target.forget()
         if repaired:
             monkeypatch.setenv("PLANTED_REPAIRED", "1")
-        with pytest.raises(SystemExit) as end:
-            exec(source, {})
-        assert bool(end.value.code) != repaired
+        assert bool(script_ends(script)) != repaired
 
 
 def test_a_backend_makes_a_layer_once_and_the_metadata_of_a_step_once(step_case, monkeypatch):

@@ -12,8 +12,9 @@ from attn_fuzz.run import campaign, runner
 from attn_fuzz.run.campaign import Key, Log, Trial
 from attn_fuzz.run.reach import Reach, targets_of
 from attn_fuzz.run.runner import Outcome
-from attn_fuzz.run.shard import FuzzPlan, Progress
+from attn_fuzz.run.shard import Failure, FuzzPlan, Progress
 from attn_fuzz.run.suite import TESTS
+from attn_fuzz.verdict.verdict import Verdict
 from attn_fuzz.zoo import equivalence, generate
 from attn_fuzz.zoo.mutants import MutantError
 from attn_fuzz.zoo.patches import patched_sources
@@ -101,28 +102,32 @@ def log(tmp_path):
 
 @pytest.fixture
 def ran(monkeypatch):
-    """In place of the runner. Returns what ran, in order, and how shards end, by the name of their mutant."""
-    ran: list[tuple[str, str]] = []
+    """In place of the runner. Returns the mutants and targets of the plans that ran, and how plans end, by a mutant's name.
+
+    A plan ends as the first of its mutants ends. A plan that replays a case fails if one of its mutants fails.
+    """
+    ran: list[tuple[set[str], str]] = []
     answers: dict[str, Progress] = {}
 
-    def run(plans, workers, *, stop_at_failure, ended, wanted):
+    def run(plans, workers, *, stop_at_failure, ended):
         outcome = Outcome([Progress() for _ in plans])
         for index, plan in enumerate(plans):
             if len(ran) == answers.get("interrupted after"):
                 outcome.interrupted = True
                 return outcome
-            if wanted(index):
-                ran.append((plan.mutant.name, plan.target))
-                outcome.progress[index] = answers.get(plan.mutant.name, Progress(examples=plan.examples))
-                outcome.finished.add(index)
-                ended(index, outcome.progress[index])
+            names = {each.name for each in (MUTANT, OTHER) if each.patch in plan.mutant.patches}
+            ran.append((names, plan.target))
+            endings = [answers[name] for name in sorted(names) if name in answers]
+            outcome.progress[index] = endings[0] if endings else Progress(examples=plan.examples)
+            outcome.finished.add(index)
+            ended(index, outcome.progress[index])
         return outcome
 
     monkeypatch.setattr(runner, "run", run)
     return ran, answers
 
 
-def test_targets_are_those_that_run_the_statement_the_quickest_first():
+def test_targets_are_those_that_run_the_statement_and_the_quickest_comes_first():
     reaches = [Reach("slow", 1.0, LINES), Reach("quick", 0.1, LINES), Reach("elsewhere", 0.1, {})]
     assert targets_of(MUTANT.module, MUTANT.line, reaches) == ["quick", "slow"]
 
@@ -133,26 +138,72 @@ def test_shards_of_ci_come_before_those_of_nightly():
     assert keys[:4] == campaign.order(MUTANT, 0, ["a", "b"], 300)
 
 
+BOTH = {MUTANT.name, OTHER.name}
+
+
+def failing(case) -> Progress:
+    verdict = Verdict(kind="value", message="wrong")
+    failure = Failure(
+        case=case, verdict=verdict, first=case, first_verdict=verdict, found_after=7, found_seconds=1.0, minimal=False
+    )
+    return Progress(examples=7, failure=failure)
+
+
 def test_a_campaign_goes_on_where_it_was_interrupted(log, ran):
     done, answers = ran
-    answers["interrupted after"] = 3
+    answers["interrupted after"] = 1
     assert campaign.run([MUTANT, OTHER], [0], PLAN, log, 1).interrupted
-    assert done == [(MUTANT.name, "quick"), (OTHER.name, "quick"), (MUTANT.name, "slow")]
+    assert done == [(BOTH, "quick")]
     row = mutants_page.row(OTHER, log, [0], 300, None, {})
     assert (row.state, row.counts) == (UNFINISHED, False)
     again = Log(log.path, "cpu", generate.PACKAGE)
     del answers["interrupted after"]
     campaign.run([MUTANT, OTHER], [0], PLAN, again, 1)
-    assert sorted(done) == sorted((name, target) for name in (MUTANT.name, OTHER.name) for target in ("quick", "slow") * 2)
+    assert done == [(BOTH, target) for target in ("quick", "slow", "quick", "slow")]
     row = mutants_page.row(OTHER, again, [0], 300, None, {})
     assert (row.ci, row.state) == ((None,), "")
+
+
+def test_a_failing_group_is_taken_apart_and_the_others_go_on(log, ran, step_case):
+    done, answers = ran
+    answers[MUTANT.name] = failing(step_case)
+    campaign.run([MUTANT, OTHER], [0], PLAN, log, 1)
+    of_quick = [names for names, target in done if target == "quick"]
+    # together, each alone on the failing case, the failing one alone, and the other one in both of its shards
+    assert of_quick == [BOTH, {MUTANT.name}, {OTHER.name}, {MUTANT.name}, {OTHER.name}, {OTHER.name}]
+    assert {names.pop() for names, target in done if target == "slow"} == {OTHER.name}
+    assert mutants_page.row(MUTANT, log, [0], 300, None, {}).ci == (7,)
+    assert mutants_page.row(OTHER, log, [0], 300, None, {}).ci == (None,)
+
+
+def test_mutants_that_fail_together_only_run_alone(log, ran, step_case, monkeypatch):
+    run = runner.run
+
+    def together_only(plans, workers, *, stop_at_failure, ended):
+        def end(index, progress):
+            ended(index, failing(step_case) if len(plans[index].mutant.patches) > 1 else progress)
+
+        return run(plans, workers, stop_at_failure=stop_at_failure, ended=end)
+
+    monkeypatch.setattr(runner, "run", together_only)
+    campaign.run([MUTANT, OTHER], [0], PLAN, log, 1)
+    assert all(trial.by is None and trial.together == 1 for trial in log.trials.values())
+    assert len(log.trials) == 8
+
+
+def test_mutants_of_one_place_are_in_no_group(log, ran):
+    done, _ = ran
+    forced = generate.by_name([f"attn_optimized.launch.units.in_units:forced:{number}" for number in (1, 2)])
+    log.add(Reach("here", 1.0, {forced[0].module: {forced[0].line: 1}}))
+    campaign.run(forced, [0], PLAN, log, 1)
+    assert len(done) == 2 * 2, "either mutant has two shards"
 
 
 def test_a_mutant_that_does_not_import_is_no_kill_and_ends_no_run(log, ran):
     done, answers = ran
     answers[MUTANT.name] = Progress(broken="it does not import")
     campaign.run([MUTANT, OTHER], [0], PLAN, log, 1)
-    assert done.count((MUTANT.name, "quick")) == 1
+    assert done.count(({MUTANT.name}, "quick")) == 1
     row = mutants_page.row(MUTANT, log, [0], 300, None, {})
     assert (row.state, row.why, row.counts) == (BROKEN, "it does not import", False)
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import runpy
 import subprocess
 import sys
 
@@ -71,17 +70,6 @@ KINDS = {
 }
 
 
-def script_ends(path) -> int:
-    """Exit code of a failure's script, run here."""
-    try:
-        with pytest.raises((SystemExit, RuntimeError)) as end:
-            runpy.run_path(str(path), run_name="__main__")
-    finally:
-        torch.use_deterministic_algorithms(False)
-    # what the kernel raises ends a script with 1, too
-    return int(end.value.code) if isinstance(end.value, SystemExit) and isinstance(end.value.code, int | bool) else 1
-
-
 @pytest.fixture(scope="module", params=KINDS)
 def fuzzed(request, fuzz_in, tmp_path_factory) -> tuple[str, Progress]:
     """The name of a planted fault, and how its fuzzing ended: once for all tests that ask."""
@@ -100,7 +88,7 @@ def test_a_planted_fault_is_found_and_made_small(fuzzed):
     assert "\n" not in failure.verdict.message
 
 
-def test_the_script_of_a_failure_fails_until_the_kernel_is_repaired(fuzzed, tmp_path, monkeypatch, capsys):
+def test_the_script_of_a_failure_fails_until_the_kernel_is_repaired(fuzzed, script_ends, tmp_path, monkeypatch):
     _, progress = fuzzed
     assert progress.failure is not None
     _, script = report.write(progress.failure.case, progress.failure.verdict, tmp_path, "failure")
@@ -110,7 +98,9 @@ def test_the_script_of_a_failure_fails_until_the_kernel_is_repaired(fuzzed, tmp_
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_script_of_any_wrong_case_passes_a_kernel_that_only_rounds(seed, fuzz_here, tmp_path, monkeypatch, capsys):
+def test_the_script_of_any_wrong_case_passes_a_kernel_that_only_rounds(
+    seed, fuzz_here, script_ends, tmp_path, monkeypatch, capsys
+):
     """On cases as they are drawn, in which elements have very different bounds: each is held to its own."""
     target = registry.load("planted:FLASH_ONE_KEY_SHORT")
     _, drawn = fuzz_here("planted:FLASH", seed=seed, examples=12)

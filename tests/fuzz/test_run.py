@@ -43,6 +43,15 @@ def test_a_seed_means_the_same_run_with_any_number_of_workers(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_first_failing_shard_is_the_same_however_fast_the_others_fail(step_case, tmp_path):
+    passes = msgspec.structs.replace(step_case, requests=())
+    plan = FuzzPlan(target="planted:ONE_KEY_SHORT", device="cpu", examples=0, seed=0, folder=tmp_path, shrinks=False)
+    slow, fast = (msgspec.structs.replace(plan, past=(*[passes] * count, step_case)) for count in (200, 0))
+    outcome = runner.run([slow, fast, slow], 2, stop_at_failure=True)
+    assert outcome.progress[0].failure is not None
+    assert outcome.finished == {0, 1}
+
+
 def test_a_run_that_agrees_exits_0_and_says_what_it_did(attn_parity, tmp_path):
     run = attn_parity("fuzz", "--target", "planted:FLASH", "--examples", 15, "--seed", 7, "--workers", 1, "--json", "run.json")
     assert run.code == 0

@@ -1,26 +1,33 @@
 """A campaign: generated mutants, each by several seeds on the targets that run it, until a case fails.
 
-A mutant's shards take turns with those of all others. So an interrupted campaign has tried every mutant a little, and not a few
-of them to the end. Each shard's result is written into the log when the shard ends. A second call goes on from there.
+Mutants run in groups: up to GROUP mutants are installed together, and a shard in which no case fails counts for each of them.
+When a case fails, it is run again with each mutant of the group alone. The mutants with which it fails run the shard alone,
+and then the others run it without them. So a mutant is found only by a run of its own. A mutant that hides another one's
+failure makes the other one survive.
+
+Each shard's result is written into the log when the shard ends. A second call goes on from there.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import InputError
 from attn_fuzz.run import reach, runner
 from attn_fuzz.run.reach import Reach
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.zoo.generate import Generated
-from attn_fuzz.zoo.patches import modules_of, text_of
+from attn_fuzz.zoo.mutants import Mutant
+from attn_fuzz.zoo.patches import PatchError, modules_of, patched_sources, text_of
 
 SCHEMA = "attn-parity.mutants-log/1"
-SHARDS_AT_ONCE = 8
-"""Shards of each mutant and seed that are planned together."""
+GROUP = 32
+"""The most mutants that are installed together."""
 NOT_COMPILED = ("InterpreterError", "CompilationError")
 """Triton's exceptions for a kernel that is no program."""
 
@@ -103,6 +110,7 @@ class Trial(msgspec.Struct, frozen=True, omit_defaults=True, tag="trial"):
         seconds: how long they took.
         by: the kind of the verdict that found the mutant; None if no case did.
         message: what the verdict says, or why the mutant does not run.
+        together: how many mutants were installed, this one included.
         always: whether the mutant raised in every case.
         broken: whether the mutant does not import, or its kernels do not compile.
     """
@@ -112,6 +120,7 @@ class Trial(msgspec.Struct, frozen=True, omit_defaults=True, tag="trial"):
     seconds: float
     by: str | None = None
     message: str = ""
+    together: int = 1
     always: bool = False
     broken: bool = False
 
@@ -139,7 +148,7 @@ def order(mutant: Generated, seed: int, targets: Sequence[str], examples: int) -
     A profile with more examples begins with the shards of one with less.
 
     Args:
-        targets: those that run the mutant.
+        targets: those that run the mutant, the quickest first.
         examples: for each target.
     """
     count = max(1, round(examples / runner.SHARD_EXAMPLES))
@@ -164,46 +173,114 @@ def run(
         report: called after each shard.
     """
     reaches = log.of_targets()
-    queues: dict[tuple[str, int], list[Key]] = {}
-    for mutant in mutants:
-        targets = reach.targets_of(mutant.module, mutant.line, reaches)
-        for seed in seeds:
-            queues[mutant.name, seed] = order(mutant, seed, targets, plan.examples)
-    by_name = {mutant.name: mutant for mutant in mutants}
-    outcome = Outcome([])
-    while keys := [key for turn in _turns(queues, log) for key in turn]:
-        plans = [_plan(plan, key, by_name[key.mutant]) for key in keys]
-        outcome = _run(plans, keys, log, workers, report)
-        if outcome.interrupted or outcome.error:
-            break
-    return outcome
+    turns: dict[tuple[int, str], list[Key]] = {}
+    for mutant, seed in itertools.product(mutants, seeds):
+        for key in order(mutant, seed, reach.targets_of(mutant.module, mutant.line, reaches), plan.examples):
+            turns.setdefault((key.shard, key.target), []).append(key)
+    seconds = {each.target: each.seconds for each in reaches}
+    campaign = _Campaign({mutant.name: mutant for mutant in mutants}, plan, log, workers, report)
+    for turn in sorted(turns, key=lambda turn: (turn[0], seconds[turn[1]])):
+        while campaign.goes_on and (waiting := campaign.waiting(turns[turn])):
+            campaign.together(waiting)
+    return campaign.outcome
 
 
-def _run(plans: list[FuzzPlan], keys: list[Key], log: Log, workers: int, report: Callable[[Log], None]) -> Outcome:
-    over = {trial.key[:2] for trial in log.trials.values() if trial.is_last}
+class _Campaign:
+    """A campaign that is running.
 
-    def note(index: int, progress: Progress) -> None:
-        log.add(trial := Trial.of(keys[index], progress))
+    Attributes:
+        outcome: of the runner's last call.
+    """
+
+    def __init__(
+        self, mutants: dict[str, Generated], plan: FuzzPlan, log: Log, workers: int, report: Callable[[Log], None]
+    ) -> None:
+        self.mutants, self.plan, self.log, self.workers, self.report = mutants, plan, log, workers, report
+        self.outcome = Outcome([])
+        self._over = {trial.key[:2] for trial in log.trials.values() if trial.is_last}
+
+    @property
+    def goes_on(self) -> bool:
+        return not (self.outcome.interrupted or self.outcome.error)
+
+    def waiting(self, keys: Sequence[Key]) -> list[Key]:
+        """The shards that are still to run."""
+        return [key for key in keys if key not in self.log.trials and key[:2] not in self._over]
+
+    def alone(self, keys: Sequence[Key]) -> None:
+        """Run each shard with its mutant alone."""
+        keys = self.waiting(keys)
+        self._run([self._plan((key,)) for key in keys], lambda index, progress: self._add(Trial.of(keys[index], progress)))
+
+    def together(self, keys: Sequence[Key]) -> None:
+        """Run the shards of a target with groups of mutants. Where a case fails, shards are left that still wait."""
+        groups = self._groups(keys)
+        failed: list[tuple[tuple[Key, ...], Case | None]] = []
+
+        def note(index: int, progress: Progress) -> None:
+            group = groups[index]
+            if len(group) == 1:
+                self._add(Trial.of(group[0], progress))
+                return
+            if progress.failure or progress.broken:
+                failed.append((group, progress.failure and progress.failure.case))
+                return
+            for key in group:
+                seconds = round(progress.seconds / len(group), 2)
+                self._add(Trial(key, progress.examples, seconds, together=len(group)))
+
+        self._run([self._plan(group) for group in groups], note)
+        self.alone(self._suspects(failed))
+
+    def _suspects(self, failed: Sequence[tuple[tuple[Key, ...], Case | None]]) -> list[Key]:
+        """Of groups with their failing cases, the shards whose mutants fail by themselves; the whole group if none does."""
+        replays = [(key, case) for group, case in failed if case for key in group]
+        guilty: set[Key] = set()
+
+        def note(index: int, progress: Progress) -> None:
+            if progress.failure or progress.broken:
+                guilty.add(replays[index][0])
+
+        plans = [msgspec.structs.replace(self._plan((key,)), past=(case,), examples=0) for key, case in replays]
+        self._run(plans, note)
+        return [key for group, _ in failed for key in group if key in guilty or guilty.isdisjoint(group)]
+
+    def _groups(self, keys: Sequence[Key]) -> list[tuple[Key, ...]]:
+        """Groups of shards of one seed whose patches do not overlap."""
+        groups: list[list[Key]] = []
+        for key in keys:
+            for group in groups:
+                if group[0].seed == key.seed and len(group) < GROUP and self._can_be_installed([*group, key]):
+                    group.append(key)
+                    break
+            else:
+                groups.append([key])
+        return [tuple(group) for group in groups]
+
+    def _can_be_installed(self, group: Sequence[Key]) -> bool:
+        module = self.mutants[group[-1].mutant].module
+        try:
+            patched_sources([mutant.patch for key in group if (mutant := self.mutants[key.mutant]).module == module])
+        except PatchError:
+            return False
+        return True
+
+    def _plan(self, group: Sequence[Key]) -> FuzzPlan:
+        key, patches = group[0], tuple(self.mutants[key.mutant].patch for key in group)
+        name = key.mutant if len(group) == 1 else f"{len(group)} mutants"
+        mutant = Mutant(name=name, patches=patches, raises="")
+        whole = msgspec.structs.replace(self.plan, target=key.target, seed=key.seed, mutant=mutant, shrinks=False)
+        return runner.shards(whole)[key.shard]
+
+    def _run(self, plans: Sequence[FuzzPlan], ended: Callable[[int, Progress], None]) -> None:
+        if plans and self.goes_on:
+            self.outcome = runner.run(plans, self.workers, stop_at_failure=False, ended=ended)
+
+    def _add(self, trial: Trial) -> None:
+        self.log.add(trial)
         if trial.is_last:
-            over.add(trial.key[:2])
-        report(log)
-
-    return runner.run(plans, workers, stop_at_failure=False, ended=note, wanted=lambda index: keys[index][:2] not in over)
-
-
-def _turns(queues: dict[tuple[str, int], list[Key]], log: Log) -> Iterator[list[Key]]:
-    """The next shards of all mutants and seeds that are not over: the first of each, the second of each, and so on."""
-    over = {trial.key[:2] for trial in log.trials.values() if trial.is_last}
-    waiting = [queue for name, queue in queues.items() if name not in over]
-    left = [turn for queue in waiting for turn, key in enumerate(queue) if key not in log.trials]
-    begin = min(left, default=0)
-    for turn in range(begin, begin + SHARDS_AT_ONCE):
-        yield [queue[turn] for queue in waiting if turn < len(queue) and queue[turn] not in log.trials]
-
-
-def _plan(plan: FuzzPlan, key: Key, mutant: Generated) -> FuzzPlan:
-    whole = msgspec.structs.replace(plan, target=key.target, seed=key.seed, mutant=mutant.mutant, shrinks=False)
-    return runner.shards(whole)[key.shard]
+            self._over.add(trial.key[:2])
+        self.report(self.log)
 
 
 def _digest(package: str) -> str:

@@ -61,9 +61,9 @@ def record(plan: FuzzPlan, package: str) -> Reach:
 
 
 def targets_of(module: str, line: int, reaches: list[Reach]) -> list[str]:
-    """The targets that run the statement on this line, first those that do so most often in the same time."""
-    found = {reach.target: reach.count(module, line) / reach.seconds for reach in reaches if reach.count(module, line)}
-    return sorted(found, key=lambda name: -found[name])
+    """The targets that run the statement on this line, the quickest first."""
+    found = [reach for reach in reaches if reach.count(module, line)]
+    return [reach.target for reach in sorted(found, key=lambda reach: reach.seconds)]
 
 
 def _record(connection: Connection, plan: FuzzPlan, package: str) -> None:

@@ -23,6 +23,7 @@ from attn_fuzz.targets.registry import UnknownTargetError
 from attn_fuzz.zoo.mutants import MutantError, NeverRanError
 
 SHARD_EXAMPLES = 150
+REPLAYED_CASES = 10
 MAX_SHARDS = 4096
 END_SECONDS = 15.0
 
@@ -56,9 +57,12 @@ def shards(plan: FuzzPlan) -> list[FuzzPlan]:
     ]
 
 
-def replays(plan: FuzzPlan, past: Sequence[Case], workers: int) -> list[FuzzPlan]:
-    """Plans that only run past cases, at most one plan per worker."""
-    return [msgspec.structs.replace(plan, examples=0, past=tuple(past[i::workers])) for i in range(min(workers, len(past)))]
+def replays(plan: FuzzPlan, past: Sequence[Case]) -> list[FuzzPlan]:
+    """Plans that only run past cases, each REPLAYED_CASES of them."""
+    return [
+        msgspec.structs.replace(plan, examples=0, past=tuple(past[i : i + REPLAYED_CASES]))
+        for i in range(0, len(past), REPLAYED_CASES)
+    ]
 
 
 def run(
@@ -68,26 +72,26 @@ def run(
     stop_at_failure: bool,
     report: Callable[[int, Progress], None] = lambda index, progress: None,
     ended: Callable[[int, Progress], None] = lambda index, progress: None,
-    wanted: Callable[[int], bool] = lambda index: True,
 ) -> Outcome:
     """Run every plan on one of the workers. If a worker dies, for example because memory is short, its plan is run once more.
 
     Args:
         plans: shards.
         workers: processes at once; each drives one executor.
-        stop_at_failure: when a shard has found a failure and shrunk it, end all shards that have found none.
+        stop_at_failure: when a shard has found a failure and shrunk it, end the shards behind it that have found none. The
+            shards before it run to their end, so the first failing shard is the same with any number of workers.
         report: called after every case with the index of the plan and its progress.
         ended: called when a plan has run to its end.
-        wanted: asked before a plan starts, with its index: whether the plan is still to run.
     """
     outcome = Outcome([Progress() for _ in plans])
     with _processes(plans) as start:
         try:
-            pool = _Pool(plans, outcome, report, ended, wanted, start, waiting=list(range(len(plans))))
+            pool = _Pool(plans, outcome, report, ended, start, waiting=list(range(len(plans))))
             pool.idle = [start() for _ in range(min(workers, len(plans)))]
             while outcome.error is None:
-                if stop_at_failure and any(outcome.progress[index].failure for index in outcome.finished):
-                    pool.drop_what_found_nothing()
+                failed = [index for index in outcome.finished if outcome.progress[index].failure]
+                if stop_at_failure and failed:
+                    pool.drop_behind(min(failed))
                 if _is_late(plans):
                     pool.waiting.clear()
                 pool.hand_out()
@@ -110,7 +114,6 @@ class _Pool:
         outcome: what became of the plans so far.
         report: called after every case.
         ended: called when a plan has run to its end.
-        wanted: asked before a plan starts.
         start: starts a worker process.
         waiting: plans that still have to run, in order.
         idle: workers without a plan.
@@ -121,22 +124,23 @@ class _Pool:
     outcome: Outcome
     report: Callable[[int, Progress], None]
     ended: Callable[[int, Progress], None]
-    wanted: Callable[[int], bool]
     start: Callable[[], Connection]
     waiting: list[int]
     idle: list[Connection] = field(default_factory=list)
     busy: dict[Connection, int] = field(default_factory=dict)
 
-    def drop_what_found_nothing(self) -> None:
-        """Wait only for plans that have found a failure and are shrinking it."""
-        self.waiting.clear()
-        self.busy = {worker: index for worker, index in self.busy.items() if self.outcome.progress[index].failure is not None}
+    def drop_behind(self, failed: int) -> None:
+        """Of the plans behind a plan that has failed, wait only for those that have found a failure and are shrinking it."""
+        self.waiting = [index for index in self.waiting if index < failed]
+        self.busy = {
+            worker: index
+            for worker, index in self.busy.items()
+            if index < failed or self.outcome.progress[index].failure is not None
+        }
 
     def hand_out(self) -> None:
         while self.idle and self.waiting:
             index = self.waiting.pop(0)
-            if not self.wanted(index):
-                continue
             worker = self.idle.pop()
             with contextlib.suppress(ConnectionError):  # a worker that died while it was idle is noticed by `receive`
                 worker.send(self.plans[index])
