@@ -72,4 +72,4 @@ def unified_attention(
 
 def _elements_behind(row: torch.Tensor) -> int:
     """How many elements the memory of a tensor holds from its first one on."""
-    return row.untyped_storage().nbytes() // row.element_size() - row.storage_offset()
+    return row.untyped_storage().nbytes() // row.element_size() - int(row.storage_offset())

@@ -134,7 +134,7 @@ def check_lacking(config: AttentionConfig, whole: Asked, lacking: Asked, functio
         needing = (UNAVAILABLE, *OPTIONAL[function].values(), *ALWAYS.get(function, ()))
     else:
         needing = (OPTIONAL[function][argument],)
-    refused = {_in_words(rule, config) for rule in needing} - {None}
+    refused = {words for rule in needing if (words := _in_words(rule, config))}
     for backend, used in USED.items():
         expected = {refusal.property for refusal in whole.refusals(backend, config)} | (refused if function in used else set())
         got = {refusal.property for refusal in lacking.refusals(backend, config)}
