@@ -5,6 +5,7 @@ declares too little refuses what it must serve.
 """
 
 import dataclasses
+import functools
 import random
 from collections.abc import Iterable
 from typing import Any
@@ -24,6 +25,7 @@ from attn_fuzz.verdict.rounding import Rounding
 
 MOST_CHUNKS = 3
 """Chunks into which the context of an extend is cut."""
+_TOO_MANY = 1 << 20
 
 
 def tokens_as_cached(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,7 +48,20 @@ def _flash_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         k, v = tokens_as_cached(q, kv_cache, layer, batch)
     if kv_cache is not None and layer.attn_type is AttentionType.DECODER:
         _check_lengths_of_the_host(batch)
+        if longer := _longer(batch):
+            too_long = functools.partial(_FA.attention, q, k, v, kv_cache, layer, longer, out=out, lse=lse)
+            wrong_arguments.must_raise(too_long, "a request with more keys than its blocks hold")
     _FA.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+
+
+def _longer(batch: Batch) -> Batch | None:
+    """The batch with a request that has more keys than any table holds; None if there is no query."""
+    with_queries = batch.query_start_loc.diff().nonzero()
+    if not len(with_queries):
+        return None
+    seq_lens = batch.seq_lens.clone()
+    seq_lens[with_queries[-1]] += _TOO_MANY
+    return dataclasses.replace(batch, seq_lens=seq_lens, max_seq_len=batch.max_seq_len + _TOO_MANY)
 
 
 def _check_lengths_of_the_host(batch: Batch) -> None:
