@@ -14,6 +14,7 @@ ADAPTER = "attn_optimized.aiter_adapter"
 OFF_BY_ONE = "edges = (max(layer.window[0] - 1, -1), layer.window[1])"
 UNIFIED = f"{ADAPTER}.unified_attention.unified_attention"
 DECLARES_UNIFIED = "attn_optimized.backends.rocm_aiter_unified_attn.RocmAiterUnifiedAttentionBackend.capabilities"
+CHUNKS = "attn_optimized.backends.rocm_aiter_fa.metadata.AiterFlashAttentionMetadataBuilder._with_context"
 EXTEND = "attn_optimized.backends.rocm_aiter_fa.impl.AiterFlashAttentionImpl._extend"
 
 
@@ -38,7 +39,7 @@ def test_the_target_agrees_and_refuses_the_rest(target, fuzz_apart):
             '"qq_bias": answer(features.unified_qq_bias)',
             '"qq_bias": _CAUSAL_ONLY',
         ),
-        ("documented-aiter-fa", EXTEND, "context_layer, extend.batch, chunk", "self.layer, extend.batch, chunk"),
+        ("documented-aiter-fa", CHUNKS, "context_lens.clamp(max=begin + chunk)", "context_lens"),
         ("selected", "attn_optimized.selector.layer.select", "not verdict.refusals", "True"),
         ("selected", DECLARES_UNIFIED, "features.unified_alibi", "features.unified_sinks"),
         ("selected", "attn_optimized.selector.model._of_one_cache", "_cost(found) < _cost(best)", "True"),
