@@ -145,7 +145,7 @@ def _prefill(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     # the edges of its windows are two or three, by the version
     aiter = (documented if rows % 2 else documented_with_two_edges)(q.device.type)
     prefill = functools.partial(aiter_adapter.flash_attn_varlen, aiter, layer=layer, causal=batch.causal)
-    wrong_arguments.must_contradict(prefill, arguments)
+    wrong_arguments.must_contradict(prefill, arguments, optional=("lse",))
     with wrong_arguments.environment(ENABLE_CK="0"):
         must_refuse(functools.partial(prefill, **arguments), "AITER's fallback without CK")
     prefill(**arguments)
