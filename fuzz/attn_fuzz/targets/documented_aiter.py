@@ -75,7 +75,8 @@ def _decode_each(function: Callable[..., object], q, kv_cache, layer, batch, *, 
     _refuse_without_a_cache(kv_cache, layer)
     if batch.causal is not True and batch.num_requests:
         raise UnsupportedError("AITER's decode", "non-causal attention", "a query is at its last key")
-    decode = functools.partial(function, documented(q.device.type), q, kv_cache, layer, out=out, lse=lse)
+    arguments = kv_cache, layer
+    decode = functools.partial(function, documented(q.device.type), q, *arguments, out=out, lse=lse)
     if (batch.query_start_loc.diff() != 1).any():
         looks_like_one = batch.max_query_len <= 1 and batch.num_actual_tokens == batch.num_requests
         refused = functools.partial(decode, batch, validate=looks_like_one)
@@ -87,6 +88,14 @@ def _decode_each(function: Callable[..., object], q, kv_cache, layer, batch, *, 
     if len(q) > one_each.num_actual_tokens:
         padded = dataclasses.replace(one_each, num_actual_tokens=one_each.num_actual_tokens + 1)
         must_refuse(functools.partial(decode, padded, validate=bool(len(q) % 2)), "a row of padding")
+    scattered = q.repeat_interleave(2, dim=1)[:, ::2]
+    if not scattered.is_contiguous():
+        must_refuse(
+            lambda: function(documented(q.device.type), scattered, *arguments, one_each, out=out, lse=lse), "heads apart"
+        )
+    wider = out.new_empty(*out.shape[:-1], out.shape[-1] + 1)[..., :-1]
+    if not wider.is_contiguous():
+        must_refuse(lambda: decode(one_each, out=wider), "an output with gaps")
     decode(one_each, validate=True)
 
 
