@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from attn_fuzz.report import mutants_page
 from attn_fuzz.report.mutants_page import BROKEN, NOT_RUN_BY_ANY, UNFINISHED
-from attn_fuzz.run import campaign, runner
+from attn_fuzz.run import campaign, runner, shard
 from attn_fuzz.run.campaign import Key, Log, Trial
 from attn_fuzz.run.reach import Reach, targets_of
 from attn_fuzz.run.runner import Outcome
@@ -18,6 +18,8 @@ from attn_fuzz.verdict.verdict import Verdict
 from attn_fuzz.zoo import equivalence, generate
 from attn_fuzz.zoo.mutants import MutantError
 from attn_fuzz.zoo.patches import patched_sources
+
+replace = msgspec.structs.replace
 
 SUMS = """\
 def add(a, b):
@@ -199,11 +201,12 @@ def test_mutants_of_one_place_are_in_no_group(log, ran):
     assert len(done) == 2 * 2, "either mutant has two shards"
 
 
-def test_a_mutant_that_does_not_import_is_no_kill_and_ends_no_run(log, ran):
+def test_a_mutant_that_does_not_import_is_no_kill_and_ends_no_run(log, ran, monkeypatch, step_case):
+    monkeypatch.setattr(shard, "drawn", lambda plan: [replace(step_case, requests=()), step_case])
     done, answers = ran
     answers[MUTANT.name] = Progress(broken="it does not import")
     campaign.run([MUTANT, OTHER], [0], PLAN, log, 1)
-    assert done.count(({MUTANT.name}, "quick")) == 1
+    assert done.count(({MUTANT.name}, "quick")) == 2, "on one case, and then on the shard"
     row = mutants_page.row(MUTANT, log, [0], 300, None, {})
     assert (row.state, row.why, row.counts) == (BROKEN, "it does not import", False)
 
@@ -233,8 +236,8 @@ def test_a_line_that_was_cut_off_is_run_again(log):
 
 def test_rates_count_seeds_and_tests_and_leave_out_what_does_not_run(log):
     for seed, target, by in [(0, "quick", "value"), (1, "quick", None), (1, "slow", None)]:
-        for shard in (0, 1)[: 1 if by else 2]:
-            log.add(Trial(Key(MUTANT.name, seed, target, shard), 7, 1.0, by))
+        for number in (0, 1)[: 1 if by else 2]:
+            log.add(Trial(Key(MUTANT.name, seed, target, number), 7, 1.0, by))
     log.add(Reach("tests/test_a.py", 1.0, LINES, tests=True))
     log.add(Trial(Key(MUTANT.name, TESTS, "tests/test_a.py", 0), 3, 1.0, "test"))
     log.add(Trial(Key(OTHER.name, 0, "quick", 0), 0, 1.0, broken=True, message="no"))
@@ -285,7 +288,7 @@ def test_a_page_is_made_of_its_json(attn_parity, log, monkeypatch):
     run = attn_parity("mutate", "--check", "--page", "mutants.md")
     assert run.code == 1
     assert "mutants.md is not what mutants.json makes" in run.out
-    gone = msgspec.structs.replace(found, mutants=(msgspec.structs.replace(rows[0], name="attn_optimized.gone:edge:1"),))
+    gone = replace(found, mutants=(replace(rows[0], name="attn_optimized.gone:edge:1"),))
     assert "no operator makes it any more" in "".join(mutants_page.differences(gone, [MUTANT.name], {}))
 
 

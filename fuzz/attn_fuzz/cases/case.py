@@ -237,6 +237,11 @@ class Case(
         return self.num_kv_heads * self.group_size
 
     @property
+    def has_work(self) -> bool:
+        """Whether a kernel has something to compute: a request with queries and keys."""
+        return any(request.query_len and request.seq_len for request in self.requests)
+
+    @property
     def query_start_loc(self) -> list[int]:
         starts = [0]
         for request in self.requests:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import msgspec
 from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import InputError
-from attn_fuzz.run import reach, runner
+from attn_fuzz.run import reach, runner, shard
 from attn_fuzz.run.reach import Reach
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import FuzzPlan, Progress
@@ -215,7 +215,7 @@ class _Campaign:
     def together(self, keys: Sequence[Key]) -> None:
         """Run the shards of a target with groups of mutants. Where a case fails, shards are left that still wait."""
         groups = self._groups(keys)
-        failed: list[tuple[tuple[Key, ...], Case | None]] = []
+        failed: list[tuple[tuple[Key, ...], Case]] = []
 
         def note(index: int, progress: Progress) -> None:
             group = groups[index]
@@ -223,7 +223,9 @@ class _Campaign:
                 self._add(Trial.of(group[0], progress))
                 return
             if progress.failure or progress.broken:
-                failed.append((group, progress.failure and progress.failure.case))
+                # a group that raises in every case has no failure: any of its cases tells who raises
+                case = progress.failure.case if progress.failure else self._with_work(group)
+                failed.append((group, case))
                 return
             for key in group:
                 seconds = round(progress.seconds / len(group), 2)
@@ -232,9 +234,9 @@ class _Campaign:
         self._run([self._plan(group) for group in groups], note)
         self.alone(self._suspects(failed))
 
-    def _suspects(self, failed: Sequence[tuple[tuple[Key, ...], Case | None]]) -> list[Key]:
+    def _suspects(self, failed: Sequence[tuple[tuple[Key, ...], Case]]) -> list[Key]:
         """Of groups with their failing cases, the shards whose mutants fail by themselves; the whole group if none does."""
-        replays = [(key, case) for group, case in failed if case for key in group]
+        replays = [(key, case) for group, case in failed for key in group]
         guilty: set[Key] = set()
 
         def note(index: int, progress: Progress) -> None:
@@ -264,6 +266,9 @@ class _Campaign:
         except PatchError:
             return False
         return True
+
+    def _with_work(self, group: Sequence[Key]) -> Case:
+        return next(case for case in shard.drawn(self._plan(group)) if case.has_work)
 
     def _plan(self, group: Sequence[Key]) -> FuzzPlan:
         key, patches = group[0], tuple(self.mutants[key.mutant].patch for key in group)

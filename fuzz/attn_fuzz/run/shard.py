@@ -243,7 +243,7 @@ class _Shard:
             raise _OutOfTime
         verdict, finding = self._run(case)
         self._count(case, verdict, finding)
-        if any(request.query_len and request.seq_len for request in case.requests):
+        if case.has_work:
             self.has_run |= verdict.kind not in ("raised", "refused")
         if self.plan.mutant is not None and verdict.kind == "raised" and not self.has_run:
             self.raised = verdict.message
