@@ -80,8 +80,9 @@ def check(config: AttentionConfig, asked: Asked) -> str:
     Raises:
         AssertionError: the selector chooses another backend or layout than the first that serves, or does not tell why.
     """
-    from attn_optimized.selector import select
+    from attn_optimized.selector import priorities, select
 
+    assert priorities(asked.architecture) == asked.order
     choose = functools.partial(select, **asked.options)
     must_raise(functools.partial(choose, config, backend="ATTENTION"), "an unknown backend")
     must_raise(functools.partial(select, config, architecture="gfx900", aiter=asked.aiter), "an unknown architecture")
