@@ -3,8 +3,9 @@
 import dataclasses
 
 from attn_contract import YES, Capabilities
-from attn_fuzz.targets.backends import backend_target, fa_sizes, installed
+from attn_fuzz.targets.backends import BackendLayers, backend_target, fa_sizes, installed
 from attn_fuzz.targets.documented_aiter import documented, rounding
+from attn_fuzz.targets.triton import TRITON
 from attn_optimized.backends.rocm_aiter_fa import AiterFlashAttentionBackend, AiterFlashAttentionImpl
 from attn_optimized.backends.rocm_attn import RocmAttentionBackend, RocmAttentionImpl
 from attn_optimized.backends.triton_attn import TritonAttentionBackend, TritonAttentionImpl
@@ -67,13 +68,11 @@ class RotatesOnlyTheCache(AiterFlashAttentionImpl):
 ClaimsRope.impl = RotatesOnlyTheCache
 
 
-CLAIMS_CHUNKS = backend_target("claims-chunks", lambda: ClaimsChunks, aiter=installed)
-CLAIMS_SINKS = backend_target("claims-sinks", lambda: ClaimsSinks, aiter=installed)
+CLAIMS_CHUNKS = backend_target("claims-chunks", BackendLayers(lambda: ClaimsChunks, installed, TRITON.support))
+CLAIMS_SINKS = backend_target("claims-sinks", BackendLayers(lambda: ClaimsSinks, installed, TRITON.support))
 CLAIMS_ROPE = backend_target(
     "claims-rope",
-    lambda: ClaimsRope,
-    aiter=documented,
-    sizes=fa_sizes,
+    BackendLayers(lambda: ClaimsRope, documented, fa_sizes),
     rounding=rounding,
     refuses=False,
     sanitizes=False,

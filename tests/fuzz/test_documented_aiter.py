@@ -4,15 +4,17 @@ import pytest
 from attn_fuzz.cases import tensors
 from attn_fuzz.run import shard
 from attn_fuzz.run.shard import FuzzPlan
-from attn_fuzz.targets.selected import _architecture_of
+from attn_fuzz.targets.selected import _patterns, choose_by
 from attn_fuzz.zoo.mutants import Mutant
 from attn_fuzz.zoo.patches import Patch
 from attn_optimized.selector import PRIORITIES
 
-TARGETS = ("unified", "prefill", "decode", "fa", "unified-backend")
+TARGETS = ("unified", "prefill", "decode", "decode-assembly", "fa", "unified-backend")
 ADAPTER = "attn_optimized.aiter_adapter"
 OFF_BY_ONE = "edges = (max(layer.window[0] - 1, -1), layer.window[1])"
 UNIFIED = f"{ADAPTER}.unified_attention.unified_attention"
+DECLARES_UNIFIED = "attn_optimized.backends.rocm_aiter_unified_attn.RocmAiterUnifiedAttentionBackend.capabilities"
+CHUNKS = "attn_optimized.backends.rocm_aiter_fa.metadata.AiterFlashAttentionMetadataBuilder._with_context"
 EXTEND = "attn_optimized.backends.rocm_aiter_fa.impl.AiterFlashAttentionImpl._extend"
 
 
@@ -30,7 +32,17 @@ def test_the_target_agrees_and_refuses_the_rest(target, fuzz_apart):
         ("documented-aiter-prefill", f"{ADAPTER}.flash_attn_varlen.flash_attn_varlen", "edges = layer.window", OFF_BY_ONE),
         ("documented-aiter-fa", EXTEND, "sinks=None", "sinks=self.layer.sinks"),
         ("documented-aiter-unified-backend", UNIFIED, '"sinks": layer.sinks', '"sinks": None'),
+        ("documented-aiter-decode-assembly", f"{ADAPTER}.key_values.shuffled_pages", "kv_cache[1]", "kv_cache[0]"),
+        (
+            "documented-aiter-unified-backend",
+            DECLARES_UNIFIED,
+            '"qq_bias": answer(features.unified_qq_bias)',
+            '"qq_bias": _CAUSAL_ONLY',
+        ),
+        ("documented-aiter-fa", CHUNKS, "context_lens.clamp(max=begin + chunk)", "context_lens"),
         ("selected", "attn_optimized.selector.layer.select", "not verdict.refusals", "True"),
+        ("selected", DECLARES_UNIFIED, "features.unified_alibi", "features.unified_sinks"),
+        ("selected", "attn_optimized.selector.model._of_one_cache", "_cost(found) < _cost(best)", "True"),
     ],
     ids=lambda value: value if value.startswith(("documented", "selected")) else "",
 )
@@ -43,5 +55,5 @@ def test_a_fault_is_found(target, place, find, replace, fuzz_apart):
 def test_every_architecture_is_selected_for(tmp_path):
     cases = shard.drawn(FuzzPlan(target="selected", device="cpu", examples=60, seed=1, folder=tmp_path))
     steps = [tensors.build(case) for case in cases]
-    chosen = {_architecture_of(step.q, step.layer, step.batch) for step in steps}
-    assert len(chosen) == len(PRIORITIES)
+    chosen = {choose_by(step.q, step.layer, step.batch).choice(_patterns(step.layer)) for step in steps}
+    assert chosen == {*PRIORITIES}

@@ -22,6 +22,7 @@ PLAIN = Engine(
     windows=("left",),
     orders=(PhysicalOrder.LBHNC,),
     scale_signs=(1,),
+    other_scales=False,
     ranges=("inside",),
     more_queries_than_keys=False,
     empty_requests=False,

@@ -1,6 +1,11 @@
 """Every public function that computes has a target that calls it, or a reason why it needs none."""
 
+import sys
+from inspect import isfunction
+
 import attn_optimized
+import attn_optimized.aiter_adapter
+import attn_optimized.selector
 import attn_reference
 import pytest
 import torch
@@ -33,12 +38,27 @@ TARGETS = {
     "attn_parity::write_kv_cache": "torch-ops",
     "attn_parity::rope_and_write_kv_cache": "torch-ops",
     "attn_parity::merge_attn_states": "torch-ops-merge",
+    "attn_optimized.aiter_adapter.unified_attention": "documented-aiter-unified",
+    "attn_optimized.aiter_adapter.flash_attn_varlen": "documented-aiter-prefill",
+    "attn_optimized.aiter_adapter.paged_attention_v1": "documented-aiter-decode",
+    "attn_optimized.aiter_adapter.pa_fwd_asm": "documented-aiter-decode-assembly",
+    "attn_optimized.aiter_adapter.find_aiter": "found-aiter",
+    "attn_optimized.aiter_adapter.import_aiter": "found-aiter",
+    "attn_optimized.aiter_adapter.features_of": "found-aiter",
+    "attn_optimized.selector.select": "selected",
+    "attn_optimized.selector.select_model": "selected",
     "TRITON_ATTN": "backend-triton",
     "ROCM_ATTN": "backend-rocm-attn",
     "ROCM_AITER_UNIFIED_ATTN": "documented-aiter-unified-backend",
     "ROCM_AITER_FA": "documented-aiter-fa",
 }
 REASONS = {
+    "attn_optimized.aiter_adapter.recorded": "the signatures of the double, which takes no other arguments",
+    "attn_optimized.aiter_adapter.native_float8": "a part of unified_attention",
+    "attn_optimized.aiter_adapter.may_run_assembly": "a part of flash_attn_varlen",
+    "attn_optimized.selector.priorities": "a part of select",
+    "attn_optimized.selector.parse_architecture": "a part of select",
+    "attn_optimized.selector.this_architecture": "it asks the device, and select is told an architecture",
     "attn_reference.IMPLEMENTED_RULES": "names",
     "attn_reference.Attention": "a tuple, which attend returns",
     "attn_reference.Request": "an input of attend",
@@ -52,6 +72,8 @@ REASONS = {
 
 def public_entries() -> set[str]:
     functions = {f"{package.__name__}.{name}" for package in (attn_optimized, attn_reference) for name in package.__all__}
+    rooms = (attn_optimized.aiter_adapter, attn_optimized.selector)
+    functions |= {f"{room.__name__}.{name}" for room in rooms for name in room.__all__ if isfunction(getattr(room, name))}
     return {*functions, *(f"attn_parity::{op}" for op in ops._SCHEMAS), *BACKENDS}
 
 
@@ -91,8 +113,8 @@ def _break(entry: str, patched: pytest.MonkeyPatch) -> None:
         function = getattr(torch.ops.attn_parity, entry.removeprefix("attn_parity::"))
         patched.setattr(function, "default", _WithSchema(function.default._schema))
     else:
-        package, name = entry.split(".")
-        patched.setattr({"attn_optimized": attn_optimized, "attn_reference": attn_reference}[package], name, _raise)
+        package, _, name = entry.rpartition(".")
+        patched.setattr(sys.modules[package], name, _raise)
 
 
 class _WithSchema:

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from attn_fuzz.documented_aiter.softmax import attend, capped, paged_rows, per_query_head
 
+_TILE_KEYS = 64
+
 
 def unified_attention(
     *,
@@ -29,7 +31,10 @@ def unified_attention(
     sinks: torch.Tensor | None,
     **not_modelled: Any,
 ) -> None:
-    """Causal attention; `1 + window_size[0]` keys are seen, or all for 0; ALiBi counts from the context's end."""
+    """Causal attention; `1 + window_size[0]` keys are seen, or all for 0; ALiBi counts from the context's end.
+
+    A prefill looks up the blocks of whole tiles of 64 keys, so the memory of the table must not end before.
+    """
     assert causal, "Only causal attention is supported"
     assert q_descale is None
     assert not any(not_modelled[name] for name in ("q_scales", "shuffled_kv_cache", "skip_reduce"))
@@ -39,6 +44,8 @@ def unified_attention(
         rows = slice(int(cu_seqlens_q[r]), int(cu_seqlens_q[r + 1]))
         num_queries, num_keys = rows.stop - rows.start, int(seqused_k[r])
         assert num_queries <= max_seqlen_q
+        looked_up = -(-num_keys // _TILE_KEYS) * _TILE_KEYS // k.shape[1]
+        assert looked_up <= _elements_behind(block_table[r]), "a tile's last keys are looked up past the block table's memory"
         keys = paged_rows(k, block_table[r], num_keys) * (1.0 if k_descale is None else k_descale)
         values = paged_rows(v, block_table[r], num_keys) * (1.0 if v_descale is None else v_descale)
         context_len = num_keys - num_queries
@@ -61,3 +68,8 @@ def unified_attention(
             largest = torch.finfo(out.dtype).max
             attended = (attended / output_scale).clamp(-largest, largest)
         out[rows] = attended.to(out.dtype)
+
+
+def _elements_behind(row: torch.Tensor) -> int:
+    """How many elements the memory of a tensor holds from its first one on."""
+    return row.untyped_storage().nbytes() // row.element_size() - int(row.storage_offset())

@@ -57,6 +57,8 @@ def layer(draw: st.DrawFn, support: Support) -> DrawnLayer:
 
 def _scale(draw: st.DrawFn, support: Support, head_size: int) -> float:
     """A softmax scale. It is positive but for one in ten, if the engine sends others."""
+    if not support.engine.other_scales:
+        return head_size**-0.5
     signs = [sign for sign in (1,) * 18 + (0, -1) if sign in support.engine.scale_signs] or list(support.engine.scale_signs)
     return pick(draw, (0.25, round(head_size**-0.5, 6), 1.0, 0.1)) * pick(draw, signs)
 

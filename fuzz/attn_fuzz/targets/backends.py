@@ -72,6 +72,10 @@ def support_of(capabilities: Capabilities, sizes: Support) -> Support:
     )
 
 
+def _no_options(batch: Batch) -> dict[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True, eq=False)
 class BackendLayers:
     """A backend and the layers that were made of it.
@@ -80,11 +84,13 @@ class BackendLayers:
         load: returns the backend's class.
         aiter: returns AMD's AITER on a device type. Both functions import what they need when a case runs.
         sizes: returns what is drawn on a device type, within what the backend declares.
+        builder_options: returns the options of the builder for a step, beside the attention type.
     """
 
     load: Callable[[], Any]
     aiter: Callable[[str], Any]
     sizes: Callable[[str], Support]
+    builder_options: Callable[[Batch], dict[str, Any]] = _no_options
     _impls: dict[Hashable, Any] = field(init=False, repr=False, default_factory=dict)
     _steps: dict[AttentionType, tuple[Batch, Any]] = field(init=False, repr=False, default_factory=dict)
 
@@ -149,7 +155,8 @@ class BackendLayers:
         """The metadata of a step, built once for all layers that are called with this Batch."""
         known = self._steps.get(attn_type)
         if known is None or known[0] is not batch:
-            metadata = self.load().builder(attn_type).build(_common_metadata(batch, attn_type))
+            builder = self.load().builder(attn_type, **self.builder_options(batch))
+            metadata = builder.build(common_metadata(batch, attn_type))
             known = self._steps[attn_type] = (batch, metadata)
         return known[1]
 
@@ -183,7 +190,7 @@ class BackendLayers:
         return self._impls[key], kv_cache
 
 
-def _common_metadata(batch: Batch, attn_type: AttentionType) -> Any:
+def common_metadata(batch: Batch, attn_type: AttentionType) -> Any:
     """The metadata of a step as an engine makes it: `causal` is the decoder's, whatever the layer's attention type is."""
     from attn_optimized.backends import CommonAttentionMetadata
 
@@ -207,34 +214,24 @@ def _common_metadata(batch: Batch, attn_type: AttentionType) -> Any:
     )
 
 
-def backend_target(
-    name: str,
-    backend: Callable[[], Any],
-    *,
-    aiter: Callable[[str], Any],
-    sizes: Callable[[str], Support] = TRITON.support,
-    **fields: Any,
-) -> Target:
+def backend_target(name: str, layers: BackendLayers, **fields: Any) -> Target:
     """A backend as a target.
 
     Args:
         name: of the target.
-        backend: returns the AttentionBackend.
-        aiter: AMD's AITER on a device type.
-        sizes: what is drawn on a device type, within what the backend declares.
+        layers: of the backend.
         fields: of Target, where they are not those of the target `triton`.
     """
-    layer = BackendLayers(backend, aiter, sizes)
-    return dataclasses.replace(
-        TRITON,
-        name=name,
-        attention=layer.attention,
-        write_kv_cache=layer.write_kv_cache,
-        rope_and_write_kv_cache=layer.rope_and_write_kv_cache,
-        siblings=(functools.partial(layer.attention, batch_invariant=True),),
-        forget=layer.forget,
-        **{"support": layer.support, "unavailable": layer.unavailable, **fields},
-    )
+    own = {
+        "attention": layers.attention,
+        "write_kv_cache": layers.write_kv_cache,
+        "rope_and_write_kv_cache": layers.rope_and_write_kv_cache,
+        "siblings": (functools.partial(layers.attention, batch_invariant=True),),
+        "forget": layers.forget,
+        "support": layers.support,
+        "unavailable": layers.unavailable,
+    }
+    return dataclasses.replace(TRITON, name=name, **{**own, **fields})
 
 
 def named(backend: str) -> Callable[[], Any]:
@@ -299,32 +296,26 @@ _FA = BackendLayers(named("ROCM_AITER_FA"), installed, fa_sizes)
 
 BACKEND_TRITON = backend_target(
     "backend-triton",
-    named("TRITON_ATTN"),
+    BackendLayers(named("TRITON_ATTN"), installed, TRITON.support),
     description="the backend TRITON_ATTN: whole layers, within what it declares",
-    aiter=installed,
 )
 BACKEND_ROCM_ATTN = backend_target(
     "backend-rocm-attn",
-    named("ROCM_ATTN"),
+    BackendLayers(named("ROCM_ATTN"), installed, TRITON.support),
     description="the backend ROCM_ATTN: whole layers, within what it declares",
-    aiter=installed,
 )
 BACKEND_AITER_UNIFIED = backend_target(
     "backend-aiter-unified",
-    named("ROCM_AITER_UNIFIED_ATTN"),
+    BackendLayers(named("ROCM_AITER_UNIFIED_ATTN"), interpreted_on_a_cpu, unified_sizes),
     description="the backend ROCM_AITER_UNIFIED_ATTN on the installed AITER",
-    aiter=interpreted_on_a_cpu,
-    sizes=unified_sizes,
     rounding=AITER_UNIFIED_ATTENTION.rounding,
     findings=aiter_findings.BACKENDS["ROCM_AITER_UNIFIED_ATTN"],
     sanitizes=False,
 )
 BACKEND_AITER_FA = backend_target(
     "backend-aiter-fa",
-    named("ROCM_AITER_FA"),
+    _FA,
     description="the backend ROCM_AITER_FA on the installed AITER",
-    aiter=installed,
-    sizes=fa_sizes,
     unavailable=_needs_an_amd_gpu,
     refuses=False,
     rounding=AITER_UNIFIED_ATTENTION.rounding,

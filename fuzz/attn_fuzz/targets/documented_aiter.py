@@ -1,4 +1,4 @@
-"""The adapter of AITER, and the backends named after AITER, as targets on the double `attn_fuzz.documented_aiter`.
+"""The adapter of AITER: each of its functions as a target on the double `attn_fuzz.documented_aiter`.
 
 They need no AITER and no AMD GPU. They show that AITER is called as it documents, and that what it does not do is refused.
 Prefill and decode are served by functions of AITER that take a part of what a call may ask for. Their targets hand each
@@ -7,17 +7,17 @@ function what it takes: a prefill gets the dense keys of its requests, and a dec
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import attn_reference
 import torch
-from attn_contract import AttentionType, Batch, Layer, UnsupportedError
+from attn_contract import AttentionType, Batch, Layer, Layout, UnsupportedError
+from attn_contract.layer import UNLIMITED
 from attn_contract.rules import asked, words_of
 from attn_fuzz.cases.case import Case
-from attn_fuzz.cases.tensors import Step
+from attn_fuzz.targets import wrong_arguments
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION, ROWS
-from attn_fuzz.targets.backends import backend_target, fa_sizes, named, unified_sizes
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.targets.triton import TRITON, missing_triton
@@ -32,35 +32,79 @@ def documented(device: str) -> Any:
     return stand_in()
 
 
+@functools.cache
+def documented_with_two_edges(device: str) -> Any:
+    from attn_fuzz.documented_aiter import with_two_edges
+
+    return with_two_edges(documented(device))
+
+
 def _unified(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    unified(documented(q.device.type), q, kv_cache, layer, batch, out=out, lse=lse)
+
+
+def unified(aiter: Any, q, kv_cache, layer, batch, *, out, lse) -> None:
+    """The adapter of an AITER's unified_attention."""
     from attn_optimized import aiter_adapter
 
     _refuse_without_a_cache(kv_cache, layer)
-    aiter_adapter.unified_attention(documented(q.device.type), q, kv_cache, layer, batch, out=out, lse=lse, validate=True)
+    aiter_adapter.unified_attention(aiter, q, kv_cache, layer, batch, out=out, lse=lse, validate=True)
 
 
 def _decode(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    """Each query as a request of its own, which sees the keys up to its position. Other batches must be refused."""
     from attn_optimized import aiter_adapter
 
+    _decode_each(aiter_adapter.paged_attention_v1, q, kv_cache, layer, batch, out=out, lse=lse)
+
+
+def _decode_by_assembly(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    """A window's right edge says nothing about a query at the last key, so layers without a window get one."""
+    from attn_optimized import aiter_adapter
+
+    decode = functools.partial(_decode_each, aiter_adapter.pa_fwd_asm, q, kv_cache, batch=batch, out=out, lse=lse)
+    must_refuse(functools.partial(decode, dataclasses.replace(layer, scale=1.001 * layer.scale)), "another scale")
+    if layer.window[0] < 0 <= layer.window[1]:
+        raise UnsupportedError("AITER's decode", "a window", "its right edge hides keys from no query at the last key")
+    if layer.window == (UNLIMITED, UNLIMITED):
+        layer = dataclasses.replace(layer, window=(UNLIMITED, 0))
+    decode(layer)
+
+
+def _decode_each(function: Callable[..., object], q, kv_cache, layer, batch, *, out, lse) -> None:
+    """Each query as a request of its own, which sees the keys up to its position. Other batches must be refused."""
     _refuse_without_a_cache(kv_cache, layer)
     if batch.causal is not True and batch.num_requests:
-        raise UnsupportedError("AITER's paged_attention_v1", "non-causal attention", "a query is at its last key")
-    arguments = (documented(q.device.type), q, kv_cache, layer)
-    decode = functools.partial(aiter_adapter.paged_attention_v1, *arguments, out=out, lse=lse)
+        raise UnsupportedError("AITER's decode", "non-causal attention", "a query is at its last key")
+    arguments = kv_cache, layer
+    decode = functools.partial(function, documented(q.device.type), q, *arguments, out=out, lse=lse)
     if (batch.query_start_loc.diff() != 1).any():
         looks_like_one = batch.max_query_len <= 1 and batch.num_actual_tokens == batch.num_requests
         refused = functools.partial(decode, batch, validate=looks_like_one)
         must_refuse(refused, "requests with other than one query token")
-    decode(_one_token_each(batch), validate=True)
+    one_each = _one_token_each(batch)
+    if one_each.num_requests:
+        looser = dataclasses.replace(one_each, max_query_len=2)
+        must_refuse(functools.partial(decode, looser, validate=bool(len(q) % 2)), "a bound of two query tokens")
+    if len(q) > one_each.num_actual_tokens:
+        padded = dataclasses.replace(one_each, num_actual_tokens=one_each.num_actual_tokens + 1)
+        must_refuse(functools.partial(decode, padded, validate=bool(len(q) % 2)), "a row of padding")
+    scattered = q.repeat_interleave(2, dim=1)[:, ::2]
+    if not scattered.is_contiguous():
+        must_refuse(
+            lambda: function(documented(q.device.type), scattered, *arguments, one_each, out=out, lse=lse), "heads apart"
+        )
+    wider = out.new_empty(*out.shape[:-1], out.shape[-1] + 1)[..., :-1]
+    if not wider.is_contiguous():
+        must_refuse(lambda: decode(one_each, out=wider), "an output with gaps")
+    decode(one_each, validate=True)
 
 
-def must_refuse(call: Callable[[], object], what: str) -> None:
-    """Raise an AssertionError unless a call is refused."""
+def must_refuse(call: Callable[[], object], what: str) -> str:
+    """What a refusal says. Raise an AssertionError unless a call is refused."""
     try:
         call()
-    except UnsupportedError:
-        return
+    except UnsupportedError as error:
+        return str(error)
     raise AssertionError(f"{what}: expected a refusal")
 
 
@@ -96,20 +140,24 @@ def _prefill(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         raise UnsupportedError(function, "a quantized cache", "it reads dense keys of q's dtype")
     key_lens, k, v = _dense_keys(q, k, v, kv_cache, layer, batch)
     rows = int(batch.query_start_loc[-1])
-    aiter_adapter.flash_attn_varlen(
-        documented(q.device.type),
-        q[:rows],
-        k,
-        v,
-        layer,
-        query_start_loc=batch.query_start_loc,
-        key_start_loc=torch.nn.functional.pad(key_lens.cumsum(0), (1, 0)).int(),
-        max_query_len=batch.max_query_len,
-        max_key_len=batch.max_seq_len,
-        causal=batch.causal,
-        out=out.view(q.shape)[:rows],
-        lse=None if lse is None else lse[:, :rows],
-    )
+    arguments = {
+        "q": q[:rows],
+        "k": k,
+        "v": v,
+        "query_start_loc": batch.query_start_loc,
+        "key_start_loc": torch.nn.functional.pad(key_lens.cumsum(0), (1, 0)).int(),
+        "max_query_len": batch.max_query_len,
+        "max_key_len": batch.max_seq_len,
+        "out": out.view(q.shape)[:rows],
+        "lse": None if lse is None else lse[:, :rows],
+    }
+    # the edges of its windows are two or three, by the version
+    aiter = (documented if rows % 2 else documented_with_two_edges)(q.device.type)
+    prefill = functools.partial(aiter_adapter.flash_attn_varlen, aiter, layer=layer, causal=batch.causal)
+    wrong_arguments.must_contradict(prefill, arguments, optional=("lse",))
+    with wrong_arguments.environment(ENABLE_CK="0"):
+        must_refuse(functools.partial(prefill, **arguments), "AITER's fallback without CK")
+    prefill(**arguments)
 
 
 def _dense_keys(q, k, v, kv_cache, layer, batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -131,38 +179,6 @@ def _requests(q, k, v, kv_cache, layer: Layer, batch: Batch) -> Iterator[attn_re
 def _refuse_without_a_cache(kv_cache: torch.Tensor | None, layer: Layer) -> None:
     if kv_cache is None:
         raise UnsupportedError("AITER", f"{layer.attn_type} attention", "it reads a KV cache")
-
-
-def tokens_as_cached(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """This step's keys and values [T, HK, D] of a decoder, as its cache holds them.
-
-    ROCM_AITER_FA attends to the tensors of a step, which a quantized cache rounds for later steps alone. The reference reads
-    the cache. The two agree about tensors that are rounded already.
-    """
-    k, v = (q.new_zeros(len(q), layer.num_kv_heads, layer.head_size) for _ in range(2))
-    for request in attn_reference.paged_requests(q, kv_cache, layer, batch, torch.float64):
-        own = min(len(request.key), len(request.query))
-        if own:
-            rows = slice(request.rows.stop - own, request.rows.stop)
-            k[rows], v[rows] = request.key[-own:].to(q.dtype), request.value[-own:].to(q.dtype)
-    return k, v
-
-
-def _flash_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    if kv_cache is not None and k is not None and layer.kv_cache_dtype is not None:
-        k, v = tokens_as_cached(q, kv_cache, layer, batch)
-    _FA.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
-
-
-def _phases(step: Step) -> Iterable[str]:
-    """The phases into which ROCM_AITER_FA splits the step."""
-    query_lens, seq_lens = step.batch.query_start_loc.diff().tolist(), step.batch.seq_lens.tolist()
-    phases = {
-        "decode" if query_len == 1 else "prefill" if query_len == seq_len else "extend"
-        for query_len, seq_len in zip(query_lens, seq_lens, strict=True)
-        if query_len
-    }
-    return sorted(phases)
 
 
 _RULES = ("window", "logits_soft_cap", "alibi_slopes", "sinks")
@@ -195,6 +211,19 @@ def _caps_what_it_biases(case: Case) -> str | None:
     return "a soft cap with ALiBi or with a window" if is_capped and (case.alibi_slopes or case.window[0] >= 0) else None
 
 
+def _assembly_support(device: str) -> Support:
+    return Support(
+        attn_types=(AttentionType.DECODER,),
+        dtypes=("float16", "bfloat16"),
+        layouts=(Layout.SHUFFLED,),
+        head_sizes=(128,),
+        block_sizes=(16,),
+        engine=Engine(scale_signs=(1,), other_scales=False, fused_qkv=(False,), dense_out=(True,)),
+        max_tokens=64,
+        max_seq_len=512,
+    )
+
+
 def _prefill_support(device: str) -> Support:
     return Support(
         attn_types=tuple(AttentionType),
@@ -203,40 +232,24 @@ def _prefill_support(device: str) -> Support:
         rules=(*_RULES, "non_causal", "lse"),
         max_tokens=128,
         max_seq_len=512,
-        exclude=_may_run_assembly,
+        exclude=may_run_assembly,
     )
 
 
-def _may_run_assembly(case: Case) -> str | None:
+def may_run_assembly(case: Case) -> str | None:
     is_lossy = case.sinks or case.logits_soft_cap is not None
     is_assembled = case.dtype == "bfloat16" and case.head_size == 128 and not case.alibi_slopes
     return "sinks or a soft cap in assembly kernels" if is_lossy and is_assembled else None
 
 
-def _fa_sizes(device: str) -> Support:
-    formats = {"cache_dtypes": TRITON.support(device).cache_dtypes, "scales": ("tensor",), "unused_slots": "NaN"}
-    return dataclasses.replace(fa_sizes(device), **formats)
-
-
-def _unified_sizes(device: str) -> Support:
-    return dataclasses.replace(unified_sizes(device), unused_slots="NaN")
-
-
 def rounding(device: str) -> Rounding:
-    """The double sums all keys in a row, and ROCM_AITER_FA merges two parts: a step's own keys, and the context.
-
-    What the double does not serve, the backends give to the project's Triton kernels.
-    """
+    """The double sums all keys in a row."""
     triton = TRITON.rounding(device)
-    return dataclasses.replace(triton, dot_is_chained=True, rounds_dequantized=True, merged_parts=2, exact_division=False)
-
-
-def _rounding_once(device: str) -> Rounding:
-    return dataclasses.replace(rounding(device), merged_parts=1)
+    return dataclasses.replace(triton, dot_is_chained=True, rounds_dequantized=True, exact_division=False)
 
 
 def _target(name: str, **fields: Any) -> Target:
-    return Target(name=name, rounding=_rounding_once, unavailable=missing_triton, **fields)
+    return Target(name=name, rounding=rounding, unavailable=missing_triton, **fields)
 
 
 DOCUMENTED_AITER_UNIFIED = _target(
@@ -244,6 +257,12 @@ DOCUMENTED_AITER_UNIFIED = _target(
     description="the adapter of AITER's unified_attention, on a double that computes what AITER documents",
     attention=_unified,
     support=_unified_support,
+)
+DOCUMENTED_AITER_DECODE_ASSEMBLY = _target(
+    "documented-aiter-decode-assembly",
+    description="the adapter of AITER's pa_fwd_asm, on a double that computes what AITER documents",
+    attention=_decode_by_assembly,
+    support=_assembly_support,
 )
 DOCUMENTED_AITER_PREFILL = _target(
     "documented-aiter-prefill",
@@ -256,24 +275,4 @@ DOCUMENTED_AITER_DECODE = _target(
     description="the adapter of AITER's paged_attention_v1, on a double that computes what AITER documents",
     attention=_decode,
     support=_decode_support,
-)
-_FA = backend_target(
-    "documented-aiter-fa",
-    named("ROCM_AITER_FA"),
-    description="the backend ROCM_AITER_FA, on a double that computes what AITER documents",
-    aiter=documented,
-    sizes=_fa_sizes,
-    rounding=rounding,
-    events=_phases,
-    sanitizes=False,
-)
-DOCUMENTED_AITER_FA = dataclasses.replace(_FA, attention=_flash_attention)
-DOCUMENTED_AITER_UNIFIED_BACKEND = backend_target(
-    "documented-aiter-unified-backend",
-    named("ROCM_AITER_UNIFIED_ATTN"),
-    description="the backend ROCM_AITER_UNIFIED_ATTN, on a double that computes what AITER documents",
-    aiter=documented,
-    sizes=_unified_sizes,
-    rounding=_rounding_once,
-    sanitizes=False,
 )

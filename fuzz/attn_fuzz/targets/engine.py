@@ -4,6 +4,7 @@ The strategies draw this vocabulary directly. A restriction that `Support.exclud
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -29,6 +30,7 @@ class Engine:
         windows: kinds of windows. "any": each edge by itself. "left": (W - 1, -1). "symmetric": (W - 1, W - 1). "by causality":
             (W - 1, 0) in a causal step, else (W - 1, W - 1), as vLLM passes them.
         scale_signs: signs of the softmax scale.
+        other_scales: softmax scales that are not 1 / sqrt(D).
         ranges: "inside": bidirectional ranges lie inside the prompt, and none is empty. "any": they may begin before it, end
             behind it, or be empty.
         more_queries_than_keys: requests of self-attention that have fewer keys than queries.
@@ -54,6 +56,7 @@ class Engine:
 
     windows: tuple[WindowKind, ...] = ("any",)
     scale_signs: tuple[int, ...] = (1, 0, -1)
+    other_scales: bool = True
     ranges: tuple[RangeKind, ...] = ("any",)
     more_queries_than_keys: bool = True
     empty_requests: bool = True
@@ -124,6 +127,7 @@ def _shares_blocks(case: Case) -> bool:
 
 _VALUES: Final[Mapping[str, Callable[[Case], Any]]] = {
     "scale_signs": _sign,
+    "other_scales": lambda case: not math.isclose(case.scale, case.head_size**-0.5, rel_tol=1e-6),
     "more_queries_than_keys": _lacks_keys,
     "empty_requests": lambda case: any(not request.query_len or not request.seq_len for request in case.requests),
     "empty_batches": lambda case: not case.query_start_loc[-1],

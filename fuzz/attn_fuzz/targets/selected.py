@@ -1,29 +1,50 @@
 """The selector as a target: each call runs on the backend that the selector chooses for it.
 
-The call chooses the architecture, among all that the selector knows. AITER is the double `attn_fuzz.documented_aiter`. The
-selected backend must serve what it was selected for, so a refusal of it is a failure.
+The sizes of a call choose an architecture, among all that the selector knows, and an AITER: the double
+`attn_fuzz.documented_aiter`, whole or without one of its functions or arguments. The selected backend must serve what it was
+selected for, so a refusal of it is a failure. What the selector says is checked by `attn_fuzz.targets.selections`, and by
+`attn_fuzz.targets.selected_model` for a model with this layer.
 """
 
 import dataclasses
 import functools
 import random
+from typing import Any, NamedTuple
 
 import torch
 from attn_contract import AttentionConfig, Batch, KVCacheView, Layer
+from attn_fuzz.targets import selected_model, selections
 from attn_fuzz.targets.backends import BackendLayers, named
-from attn_fuzz.targets.documented_aiter import documented, must_refuse, rounding, tokens_as_cached
+from attn_fuzz.targets.documented_aiter import documented
+from attn_fuzz.targets.documented_backends import rounding, tokens_as_cached
 from attn_fuzz.targets.engine import Engine
+from attn_fuzz.targets.selections import OPTIONAL, Asked
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.targets.triton import TRITON
 
 
+class Lacking(NamedTuple):
+    """What an AITER lacks: a function, or an argument of the function."""
+
+    function: str
+    argument: str | None
+
+
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     config = _config_of(q, kv_cache, layer, batch, out, lse)
-    backend = _selected(config, _architecture_of(q, layer, batch))
+    choose = choose_by(q, layer, batch)
+    pattern = choose.choice(_patterns(layer))
+    lacking = choose.choice(_lackings()) if choose.random() < 0.5 else None
+    whole = Asked(_architecture(pattern), _priorities()[pattern], documented("cpu"))
+    asked = whole if lacking is None else whole._replace(aiter=_aiter(lacking))
+    if lacking is not None:
+        selections.check_lacking(config, whole, asked, *lacking)
+    backend = selections.check(config, asked)
+    selected_model.check(config, asked, choose)
     if backend == "ROCM_AITER_FA" and kv_cache is not None:
         # a step that writes nothing brings none, and a quantized cache rounds them
         k, v = tokens_as_cached(q, kv_cache, layer, batch)
-    _layers_of(backend).attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+    _layers_of(backend, lacking).attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
 
 
 def _config_of(
@@ -45,55 +66,48 @@ def _config_of(
     )
 
 
-def _selected(config: AttentionConfig, architecture: str) -> str:
-    """The backend for a config, whose layout is given.
-
-    Raises:
-        AssertionError: the selector contradicts itself. It passes over a backend without a reason, or serves by name what it
-            passes over. It chooses another backend once the layout is fixed that it prefers, or for a model of this layer.
-    """
-    from attn_optimized.selector import priorities, select, select_model
-
-    choose = functools.partial(select, architecture=architecture, aiter=documented("cpu"))
-    selection = choose(config)
-    assert selection.layout is config.layout, f"got {selection}, expected the layout of {config}"
-    before = tuple(skipped.backend for skipped in selection.skipped if skipped.refusals)
-    assert (*before, selection.backend) == priorities(architecture)[: len(before) + 1], f"on {architecture}: {selection}"
-    for name in before:
-        must_refuse(functools.partial(choose, config, backend=name), f"{name} by name")
-    assert choose(config, backend=selection.backend).backend == selection.backend
-    preferred = choose(dataclasses.replace(config, layout=None))
-    fixed = choose(dataclasses.replace(config, layout=preferred.layout))
-    assert fixed.backend == preferred.backend, f"got {preferred}, and with its layout {fixed}, on {architecture}"
-    model = select_model({"layer": config}, architecture=architecture, aiter=documented("cpu"))["layer"]
-    assert (model.backend, model.layout, model.allocation_layout) == (selection.backend, selection.layout, None), str(model)
-    return selection.backend
+def choose_by(q: torch.Tensor, layer: Layer, batch: Batch) -> random.Random:
+    """Random choices that the sizes of a call make."""
+    sizes = (tuple(q.shape), layer.num_kv_heads, batch.query_start_loc.tolist(), batch.seq_lens.tolist())
+    return random.Random(repr(sizes))
 
 
-def _architecture_of(q: torch.Tensor, layer: Layer, batch: Batch) -> str:
-    """The architecture that a call chooses by its sizes.
+def _patterns(layer: Layer) -> list[str]:
+    """The selector's patterns of architectures.
 
     AITER's kernels quantize outputs to the device's own float8 type. This device is no gfx950, so that such a call does not
     choose it.
     """
-    seed = (tuple(q.shape), layer.num_kv_heads, batch.query_start_loc.tolist(), batch.seq_lens.tolist())
-    return random.Random(repr(seed)).choice(
-        [name for name in _architectures() if not name.startswith("gfx950") or layer.output_scale is None]
-    )
+    return [pattern for pattern in _priorities() if not pattern.startswith("gfx950") or layer.output_scale is None]
 
 
-@functools.cache
-def _architectures() -> tuple[str, ...]:
-    """One architecture for each pattern of the selector. Those of AMD are named as HIP names them, with their features."""
+def _priorities() -> dict[str, tuple[str, ...]]:
     from attn_optimized.selector import PRIORITIES
 
-    names = (pattern.replace("??", "00").replace("*", "90") for pattern in PRIORITIES)
-    return tuple(f"{name}:sramecc+:xnack-" if name.startswith("gfx9") else name for name in names)
+    return dict(PRIORITIES)
+
+
+def _architecture(pattern: str) -> str:
+    """One architecture of a pattern. Those of AMD's data centers are named as HIP names them, with their features."""
+    name = pattern.replace("??", "00").replace("*", "90")
+    return f"{name}:sramecc+:xnack-" if name.startswith("gfx9") else name
+
+
+def _lackings() -> list[Lacking]:
+    return [Lacking(function, argument) for function, arguments in OPTIONAL.items() for argument in (None, *arguments)]
 
 
 @functools.cache
-def _layers_of(backend: str) -> BackendLayers:
-    return BackendLayers(named(backend), documented, TRITON.support)
+def _aiter(lacking: Lacking) -> Any:
+    from attn_fuzz.documented_aiter import without
+
+    return without(documented("cpu"), *lacking)
+
+
+@functools.cache
+def _layers_of(backend: str, lacking: Lacking | None) -> BackendLayers:
+    aiter = documented if lacking is None else lambda device: _aiter(lacking)
+    return BackendLayers(named(backend), aiter, TRITON.support)
 
 
 def _forget() -> None:
@@ -103,7 +117,8 @@ def _forget() -> None:
 
 def _support(device: str) -> Support:
     """All that TRITON_ATTN serves, which every architecture has. ROCM_AITER_FA needs a key for each query."""
-    return dataclasses.replace(TRITON.support(device), engine=Engine(more_queries_than_keys=False))
+    engine = Engine(more_queries_than_keys=False)
+    return dataclasses.replace(TRITON.support(device), engine=engine, max_tokens=32, max_seq_len=128)
 
 
 SELECTED = Target(

@@ -4,7 +4,7 @@ import os
 
 import torch
 from attn_contract import YES, ContractError, Layer, No
-from attn_contract.arguments import check_dense_last, check_dims, check_int, check_vector
+from attn_contract.arguments import check_dense_last, check_dims, check_int, check_tensor, check_type, check_vector
 
 from attn_optimized.aiter_adapter.features import PREFILL_HEAD_SIZES, may_run_assembly, window_edges
 from attn_optimized.aiter_adapter.installation import Aiter
@@ -123,6 +123,7 @@ def _check(
 ) -> None:
     """What contradicts the contract; `out` and `lse` are the memory that is written."""
     for name, tensor, heads in (("q", q, layer.num_heads), ("k", k, layer.num_kv_heads), ("v", v, layer.num_kv_heads)):
+        check_tensor(name, tensor)
         check_dims(name, tensor, ("T", "heads", "head_size"))
         check_dense_last(name, tensor)
         if tuple(tensor.shape[1:]) != (heads, layer.head_size) or tensor.dtype != q.dtype:
@@ -133,7 +134,9 @@ def _check(
     check_vector("key_start_loc", key_start_loc, torch.int32)
     if len(key_start_loc) != len(query_start_loc):
         raise ContractError("key_start_loc", f"{len(key_start_loc)} entries", f"{len(query_start_loc)}, as query_start_loc has")
+    check_tensor("out", out)
     if out.shape != q.shape or (out.dtype != q.dtype and layer.output_scale is None):
         raise ContractError("out", f"{out.dtype} {tuple(out.shape)}", f"{q.dtype} {tuple(q.shape)}, as q has")
+    check_type("lse", lse, torch.Tensor | None, "None or a tensor")
     if lse is not None and (tuple(lse.shape) != (layer.num_heads, len(q)) or lse.dtype != torch.float32):
         raise ContractError("lse", f"{lse.dtype} {tuple(lse.shape)}", f"torch.float32 {(layer.num_heads, len(q))}")

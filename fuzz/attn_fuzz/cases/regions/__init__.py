@@ -1,7 +1,7 @@
 """Regions of the contract: for each field and argument, which values are legal, which are drawn, and why the others are not.
 
 A region is a set of calls, named beside the field that it is about. It is drawn if some drawn case lies in it. A legal region
-that is not drawn has a reason, and so has an illegal one. A rule has the regions "off" and "on" until it has regions of its own.
+that is not drawn has a reason, and so has an illegal one. A rule has the regions "off" and "on" until it gets its own regions.
 Any other field without a region fails a test: whoever adds a field says what its values are, and which of them are drawn.
 """
 

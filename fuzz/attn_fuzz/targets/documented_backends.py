@@ -1,0 +1,173 @@
+"""The backends named after AITER as targets on the double `attn_fuzz.documented_aiter`.
+
+What they serve is stated here once more. A backend that declares too much serves what it must refuse, and a backend that
+declares too little refuses what it must serve.
+"""
+
+import dataclasses
+import functools
+import random
+from collections.abc import Iterable
+from typing import Any
+
+import attn_reference
+import torch
+from attn_contract import AttentionType, Batch, Layer
+from attn_fuzz.cases.case import Case
+from attn_fuzz.cases.tensors import Step
+from attn_fuzz.targets import documented_aiter, wrong_arguments
+from attn_fuzz.targets.aiter import ROWS
+from attn_fuzz.targets.backends import BackendLayers, backend_target, common_metadata, named
+from attn_fuzz.targets.documented_aiter import documented, may_run_assembly
+from attn_fuzz.targets.engine import Engine
+from attn_fuzz.targets.target import Support
+from attn_fuzz.verdict.rounding import Rounding
+
+MOST_CHUNKS = 3
+"""Chunks into which the context of an extend is cut."""
+_TOO_MANY = 1 << 20
+
+
+def tokens_as_cached(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """This step's keys and values [T, HK, D] of a decoder, as its cache holds them.
+
+    ROCM_AITER_FA attends to the tensors of a step, which a quantized cache rounds for later steps alone. The reference reads
+    the cache. The two agree about tensors that are rounded already.
+    """
+    k, v = (q.new_zeros(len(q), layer.num_kv_heads, layer.head_size) for _ in range(2))
+    for request in attn_reference.paged_requests(q, kv_cache, layer, batch, torch.float64):
+        own = min(len(request.key), len(request.query))
+        if own:
+            rows = slice(request.rows.stop - own, request.rows.stop)
+            k[rows], v[rows] = request.key[-own:].to(q.dtype), request.value[-own:].to(q.dtype)
+    return k, v
+
+
+def _flash_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    if kv_cache is not None and k is not None and layer.kv_cache_dtype is not None:
+        k, v = tokens_as_cached(q, kv_cache, layer, batch)
+    if kv_cache is not None and layer.attn_type is AttentionType.DECODER:
+        _check_lengths_of_the_host(batch)
+        if longer := _longer(batch):
+            too_long = functools.partial(_FA.attention, q, k, v, kv_cache, layer, longer, out=out, lse=lse)
+            wrong_arguments.must_raise(too_long, "a request with more keys than its blocks hold")
+    _FA.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+
+
+def _longer(batch: Batch) -> Batch | None:
+    """The batch with a request that has more keys than any table holds; None if there is no query."""
+    with_queries = batch.query_start_loc.diff().nonzero()
+    if not len(with_queries):
+        return None
+    seq_lens = batch.seq_lens.clone()
+    seq_lens[with_queries[-1]] += _TOO_MANY
+    return dataclasses.replace(batch, seq_lens=seq_lens, max_seq_len=batch.max_seq_len + _TOO_MANY)
+
+
+def _check_lengths_of_the_host(batch: Batch) -> None:
+    """Check that a builder refuses lengths of the host that are none, or no lengths of these requests."""
+    common = common_metadata(batch, AttentionType.DECODER)
+    builder = named("ROCM_AITER_FA")().builder
+    for options in ({"context_chunk_keys": 0}, {"num_speculative_tokens": -1}):
+        wrong_arguments.must_raise(lambda options=options: builder(AttentionType.DECODER, **options), str(options))
+
+    def build(**lengths: torch.Tensor) -> object:
+        return builder(AttentionType.DECODER).build(dataclasses.replace(common, **lengths))
+
+    lengths = {"query_start_loc_cpu": common.query_start_loc_cpu, "seq_lens_cpu": common.seq_lens_cpu}
+    wrong_arguments.must_contradict(build, lengths)
+
+
+def _builder_options(batch: Batch) -> dict[str, Any]:
+    """Of ROCM_AITER_FA's builder, chosen by the step: what counts as a decode, and how many keys are gathered at once."""
+    seq_lens = batch.seq_lens.tolist()
+    choose = random.Random(repr((batch.query_start_loc.tolist(), seq_lens)))
+    keys = batch.num_requests * max(seq_lens, default=0)
+    chunk_keys = max(1, -(-keys // choose.randint(1, MOST_CHUNKS)))
+    return {"num_speculative_tokens": choose.choice((0, 0, 1, 3)), "context_chunk_keys": chunk_keys}
+
+
+def _phases(step: Step) -> Iterable[str]:
+    """The phases into which ROCM_AITER_FA splits the step."""
+    query_lens, seq_lens = step.batch.query_start_loc.diff().tolist(), step.batch.seq_lens.tolist()
+    most = 1 + _builder_options(step.batch)["num_speculative_tokens"]
+    phases = {
+        "decode" if query_len <= most else "prefill" if query_len == seq_len else "extend"
+        for query_len, seq_len in zip(query_lens, seq_lens, strict=True)
+        if query_len
+    }
+    return sorted(phases)
+
+
+def _fa_support(device: str) -> Support:
+    return Support(
+        attn_types=(AttentionType.DECODER,),
+        dtypes=("float16", "bfloat16"),
+        layouts=ROWS,
+        head_sizes=(64, 128, 256),
+        block_sizes=(16, 32),
+        rules=("window", "logits_soft_cap", "sinks"),
+        cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
+        scales=("tensor",),
+        engine=Engine(more_queries_than_keys=False, writes=(True,), unwritten=False),
+        max_tokens=128,
+        max_seq_len=512,
+        exclude=may_run_assembly,
+    )
+
+
+def _unified_support(device: str) -> Support:
+    """Decoders are served by AITER's kernel, and all other attention types by the project's kernels."""
+    return Support(
+        attn_types=tuple(AttentionType),
+        dtypes=("float16", "bfloat16"),
+        layouts=ROWS,
+        head_sizes=(32, 16, 64, 128, 256),
+        block_sizes=(16, 32, 64, 128),
+        rules=("window", "logits_soft_cap", "alibi_slopes", "sinks", "qq_bias", "rope"),
+        cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
+        scales=("tensor",),
+        output_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
+        max_tokens=128,
+        max_seq_len=512,
+        exclude=_beyond_unified,
+    )
+
+
+def _beyond_unified(case: Case) -> str | None:
+    if case.attn_type is not AttentionType.DECODER:
+        return None
+    if case.alibi_slopes and case.sinks:
+        return "ALiBi with sinks"
+    if case.dtype == "float16" and case.window[0] >= 0 and not case.sinks:
+        return "a window without sinks in float16"
+    return "an output that is not of the device's own float8 type" if case.output_dtype == "fp8_e4m3fn" else None
+
+
+def rounding(device: str) -> Rounding:
+    """ROCM_AITER_FA merges a step's own keys with each chunk of the context.
+
+    What the double does not serve, the backends give to the project's Triton kernels.
+    """
+    return dataclasses.replace(documented_aiter.rounding(device), merged_parts=1 + MOST_CHUNKS)
+
+
+_FA = BackendLayers(named("ROCM_AITER_FA"), documented, _fa_support, _builder_options)
+DOCUMENTED_AITER_FA = backend_target(
+    "documented-aiter-fa",
+    _FA,
+    description="the backend ROCM_AITER_FA, on a double that computes what AITER documents",
+    attention=_flash_attention,
+    support=_fa_support,
+    rounding=rounding,
+    events=_phases,
+    sanitizes=False,
+)
+DOCUMENTED_AITER_UNIFIED_BACKEND = backend_target(
+    "documented-aiter-unified-backend",
+    BackendLayers(named("ROCM_AITER_UNIFIED_ATTN"), documented, _unified_support),
+    description="the backend ROCM_AITER_UNIFIED_ATTN, on a double that computes what AITER documents",
+    support=_unified_support,
+    rounding=documented_aiter.rounding,
+    sanitizes=False,
+)

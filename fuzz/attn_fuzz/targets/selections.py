@@ -1,0 +1,151 @@
+"""What the selector must say about one layer: stated once more, of what each backend declares."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from attn_contract import AttentionConfig, Layout
+from attn_contract.arguments import named
+from attn_contract.rules import words_of
+from attn_fuzz.targets.documented_aiter import must_refuse
+from attn_fuzz.targets.wrong_arguments import must_raise
+
+USED = {
+    "ROCM_AITER_FA": ("flash_attn_varlen_func", "unified_attention", "paged_attention_v1"),
+    "ROCM_AITER_UNIFIED_ATTN": ("unified_attention",),
+}
+"""The functions of AITER that a backend calls."""
+UNAVAILABLE = "this installation"
+OPTIONAL = {
+    "flash_attn_varlen_func": {
+        "window_size": "window",
+        "logits_soft_cap": "logits_soft_cap",
+        "alibi_slopes": "alibi_slopes",
+        "sink_ptr": "sinks",
+        "return_lse": UNAVAILABLE,
+    },
+    "unified_attention": {
+        "alibi_slopes": "alibi_slopes",
+        "sinks": "sinks",
+        "qq_bias": "qq_bias",
+        "output_scale": "output_scale",
+    },
+    "paged_attention_v1": {},
+}
+"""Arguments that an AITER may lack, and the rules that need them. Without return_lse there is no extend."""
+ALWAYS = {"unified_attention": ("window", "logits_soft_cap")}
+"""Rules of arguments that a function never lacks: only without the function they are refused."""
+
+
+class Asked(NamedTuple):
+    """What is asked of the selector beside a layer.
+
+    Attributes:
+        architecture: as the GPU names itself.
+        order: the names of all backends, the most preferred one first.
+        aiter: AMD's AITER.
+    """
+
+    architecture: str
+    order: tuple[str, ...]
+    aiter: Any
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"architecture": self.architecture, "aiter": self.aiter}
+
+    def refusals(self, backend: str, config: AttentionConfig) -> list[Any]:
+        return capabilities(backend, self.aiter).refusals(config, self.architecture.split(":")[0])
+
+    def layouts(self, backend: str, config: AttentionConfig) -> tuple[Layout | None, ...]:
+        """The layouts with which a backend serves a config, in the backend's order; none if the backend does not serve it."""
+        given = config.layout is not None or not config.attn_type.reads_cache
+        choices = (config.layout,) if given else capabilities(backend, self.aiter).layouts.values
+        with_scales = [
+            layout for layout in choices if layout is None or layout.has_inline_scales == (config.scales == "inline")
+        ]
+        return tuple(layout for layout in with_scales if not self.refusals(backend, dataclasses.replace(config, layout=layout)))
+
+
+def capabilities(backend: str, aiter: Any) -> Any:
+    from attn_optimized.backends import BACKENDS
+
+    return BACKENDS[backend].capabilities(aiter)
+
+
+def check(config: AttentionConfig, asked: Asked) -> str:
+    """The backend for a config. The selector is asked with the config's layout and without, and for each backend by name.
+
+    Raises:
+        AssertionError: the selector chooses another backend or layout than the first that serves, or does not tell why.
+    """
+    from attn_optimized.selector import priorities, select
+
+    assert priorities(asked.architecture) == asked.order
+    choose = functools.partial(select, **asked.options)
+    must_raise(functools.partial(choose, config, backend="ATTENTION"), "an unknown backend")
+    must_raise(functools.partial(select, config, architecture="gfx900", aiter=asked.aiter), "an unknown architecture")
+    _check(dataclasses.replace(config, layout=None), asked, choose)
+    return _check(config, asked, choose)
+
+
+def _check(config: AttentionConfig, asked: Asked, choose: Callable[..., Any]) -> str:
+    layouts = {backend: asked.layouts(backend, config) for backend in asked.order}
+    first, *_ = serving = [backend for backend in asked.order if layouts[backend]]
+    selection = choose(config)
+    assert (selection.backend, selection.layout) == (first, layouts[first][0]), f"got {selection}, expected {first}"
+    assert tuple(one.backend for one in selection.skipped) == asked.order[: asked.order.index(first)], str(selection)
+    for skipped in selection.skipped:
+        reasons = asked.refusals(skipped.backend, config)
+        assert skipped.refusals, f"{skipped.backend} is passed over without a reason"
+        assert not reasons or list(skipped.refusals) == reasons, f"got {skipped}, expected {reasons}"
+        told = str(skipped)
+        assert all(part in told for part in (skipped.backend, *map(str, skipped.refusals))), told
+    check_why(selection, asked)
+    for backend in asked.order:
+        by_name = functools.partial(choose, config, backend=backend)
+        if backend in serving:
+            selection = by_name()
+            assert (selection.backend, selection.layout, selection.skipped) == (backend, layouts[backend][0], ()), str(
+                selection
+            )
+            assert selection.why == "asked for by name"
+        else:
+            told = must_refuse(by_name, f"{backend} by name")
+            assert told.endswith(f"use {' or '.join(serving)}"), f"{told}: expected all of {serving}"
+    return first
+
+
+def check_why(selection: Any, asked: Asked) -> None:
+    """Check that a choice without a name tells the architecture and the backends that were passed over, in their order."""
+    architecture, before = asked.architecture.split(":")[0], [one.backend for one in selection.skipped]
+    listed = f"{', '.join(before[:-1])} and {before[-1]}" if before[1:] else "".join(before)
+    told = f"the first on {architecture} that serves it, after {listed}" if before else f"the first choice on {architecture}"
+    assert selection.why.split(";")[0] == told, f"got {selection.why!r}, expected {told!r}"
+
+
+def check_lacking(config: AttentionConfig, whole: Asked, lacking: Asked, function: str, argument: str | None) -> None:
+    """Check what the backends declare on an AITER that lacks a function, or an argument of the function.
+
+    Raises:
+        AssertionError: a backend refuses anything else than before and what needs the argument.
+    """
+    if argument is None:
+        needing = (UNAVAILABLE, *OPTIONAL[function].values(), *ALWAYS.get(function, ()))
+    else:
+        needing = (OPTIONAL[function][argument],)
+    refused = {words for rule in needing if (words := _in_words(rule, config))}
+    for backend, used in USED.items():
+        expected = {refusal.property for refusal in whole.refusals(backend, config)} | (refused if function in used else set())
+        got = {refusal.property for refusal in lacking.refusals(backend, config)}
+        assert got == expected, f"{backend} without {argument or function}: got {sorted(got)}, expected {sorted(expected)}"
+
+
+def _in_words(rule: str, config: AttentionConfig) -> str | None:
+    """What a backend refuses of a config if it lacks a rule; None if the config does not ask for the rule."""
+    if rule == UNAVAILABLE:
+        return rule
+    if rule == "output_scale":
+        return f"output dtype {named(config.output_dtype)}" if config.output_dtype else None
+    return words_of(rule) if config.asks(rule) else None
