@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import pytest
@@ -102,13 +103,18 @@ def log(tmp_path):
     return made
 
 
+class Ran(NamedTuple):
+    """What a plan runs: its mutants, its target, and "cases" of a shard alone, a whole "shard", or the "case" of a failure."""
+
+    mutants: set[str]
+    target: str
+    part: str
+
+
 @pytest.fixture
 def ran(monkeypatch):
-    """In place of the runner. Returns the mutants and targets of the plans that ran, and how plans end, by a mutant's name.
-
-    A plan ends as the first of its mutants ends. A plan that replays a case fails if one of its mutants fails.
-    """
-    ran: list[tuple[set[str], str]] = []
+    """In place of the runner. Returns what plans ran, and how a plan ends that has a mutant, by the mutant's name."""
+    ran: list[Ran] = []
     answers: dict[str, Progress] = {}
 
     def run(plans, workers, *, stop_at_failure, ended):
@@ -118,10 +124,9 @@ def ran(monkeypatch):
                 outcome.interrupted = True
                 return outcome
             names = {each.name for each in (MUTANT, OTHER) if each.patch in plan.mutant.patches}
-            ran.append((names, plan.target))
+            ran.append(Ran(names, plan.target, "cases" if plan.first else "case" if plan.past else "shard"))
             endings = [answers[name] for name in sorted(names) if name in answers]
-            outcome.progress[index] = endings[0] if endings else Progress(examples=plan.examples)
-            outcome.finished.add(index)
+            outcome.progress[index] = endings[0] if endings and not plan.first else Progress(examples=plan.examples)
             ended(index, outcome.progress[index])
         return outcome
 
@@ -153,32 +158,50 @@ def failing(case) -> Progress:
 
 def test_a_campaign_goes_on_where_it_was_interrupted(log, ran):
     done, answers = ran
-    answers["interrupted after"] = 1
+    answers["interrupted after"] = 3
     assert campaign.run([MUTANT, OTHER], [0], PLAN, log, 1).interrupted
-    assert done == [(BOTH, "quick")]
+    alone = [Ran({name}, "quick", "cases") for name in (MUTANT.name, OTHER.name)]
+    assert done == [*alone, Ran(BOTH, "quick", "shard")]
     row = mutants_page.row(OTHER, log, [0], 300, None, {})
     assert (row.state, row.counts) == (UNFINISHED, False)
     again = Log(log.path, "cpu", generate.PACKAGE)
     del answers["interrupted after"]
     campaign.run([MUTANT, OTHER], [0], PLAN, again, 1)
-    assert done == [(BOTH, target) for target in ("quick", "slow", "quick", "slow")]
+    assert done[2:] == [Ran(BOTH, target, "shard") for target in ("quick", "slow", "quick", "slow")]
     row = mutants_page.row(OTHER, again, [0], 300, None, {})
     assert (row.ci, row.state) == ((None,), "")
 
 
-def test_a_failing_group_is_taken_apart_and_the_others_go_on(log, ran, step_case):
-    done, answers = ran
-    answers[MUTANT.name] = failing(step_case)
+def test_what_the_first_cases_find_joins_no_group(log, monkeypatch, step_case):
+    done = []
+
+    def run(plans, workers, *, stop_at_failure, ended):
+        for index, plan in enumerate(plans):
+            done.append((plan.mutant.name, plan.first))
+            ended(index, failing(step_case) if plan.mutant.name == MUTANT.name else Progress(examples=plan.examples))
+        return Outcome([])
+
+    monkeypatch.setattr(runner, "run", run)
     campaign.run([MUTANT, OTHER], [0], PLAN, log, 1)
-    of_quick = [names for names, target in done if target == "quick"]
-    # together, each alone on the failing case, the failing one alone, and the other one in both of its shards
-    assert of_quick == [BOTH, {MUTANT.name}, {OTHER.name}, {MUTANT.name}, {OTHER.name}, {OTHER.name}]
-    assert {names.pop() for names, target in done if target == "slow"} == {OTHER.name}
+    assert done == [(MUTANT.name, 20), (OTHER.name, 20), *[(OTHER.name, None)] * 4]
     assert mutants_page.row(MUTANT, log, [0], 300, None, {}).ci == (7,)
-    assert mutants_page.row(OTHER, log, [0], 300, None, {}).ci == (None,)
 
 
-def test_mutants_that_fail_together_only_run_alone(log, ran, step_case, monkeypatch):
+@pytest.mark.parametrize("guilty", [MUTANT, OTHER])
+def test_a_failing_group_is_halved_and_the_others_go_on(guilty, log, ran, step_case):
+    done, answers = ran
+    answers[guilty.name] = failing(step_case)
+    campaign.run([MUTANT, OTHER], [0], PLAN, log, 1)
+    (innocent,) = BOTH - {guilty.name}
+    of_quick = [(run.mutants, run.part) for run in done if run.target == "quick" and run.part != "cases"]
+    apart = [({MUTANT.name}, "case"), ({guilty.name}, "shard"), ({innocent}, "shard"), ({innocent}, "shard")]
+    assert of_quick == [(BOTH, "shard"), *apart]
+    assert [run.mutants for run in done if run.target == "slow"] == [{innocent}] * 2
+    assert mutants_page.row(guilty, log, [0], 300, None, {}).ci == (7,)
+    assert [row.ci for row in [mutants_page.row(each, log, [0], 300, None, {}) for each in (MUTANT, OTHER)]].count((None,)) == 1
+
+
+def test_mutants_that_fail_together_only_survive_alone(log, ran, step_case, monkeypatch):
     run = runner.run
 
     def together_only(plans, workers, *, stop_at_failure, ended):
@@ -198,7 +221,7 @@ def test_mutants_of_one_place_are_in_no_group(log, ran):
     forced = generate.by_name([f"attn_optimized.launch.units.in_units:forced:{number}" for number in (1, 2)])
     log.add(Reach("here", 1.0, {forced[0].module: {forced[0].line: 1}}))
     campaign.run(forced, [0], PLAN, log, 1)
-    assert len(done) == 2 * 2, "either mutant has two shards"
+    assert len([run for run in done if run.part == "shard"]) == 2 * 2, "either mutant has two shards"
 
 
 def test_a_mutant_that_does_not_import_is_no_kill_and_ends_no_run(log, ran, monkeypatch, step_case):
@@ -206,9 +229,16 @@ def test_a_mutant_that_does_not_import_is_no_kill_and_ends_no_run(log, ran, monk
     done, answers = ran
     answers[MUTANT.name] = Progress(broken="it does not import")
     campaign.run([MUTANT, OTHER], [0], PLAN, log, 1)
-    assert done.count(({MUTANT.name}, "quick")) == 2, "on one case, and then on the shard"
+    assert done.count(Ran({MUTANT.name}, "quick", "shard")) == 1
     row = mutants_page.row(MUTANT, log, [0], 300, None, {})
     assert (row.state, row.why, row.counts) == (BROKEN, "it does not import", False)
+
+
+def test_only_the_first_cases_run_if_a_plan_asks_for_them(fuzz_here):
+    progress, whole = fuzz_here("planted:FLASH", examples=12)
+    progress, cases = fuzz_here("planted:FLASH", examples=12, first=5)
+    assert progress.examples == 5
+    assert cases == whole[:5]
 
 
 @pytest.mark.parametrize(

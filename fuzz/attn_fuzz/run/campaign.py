@@ -1,9 +1,9 @@
 """A campaign: generated mutants, each by several seeds on the targets that run it, until a case fails.
 
-Mutants run in groups: up to GROUP mutants are installed together, and a shard in which no case fails counts for each of them.
-When a case fails, it is run again with each mutant of the group alone. The mutants with which it fails run the shard alone,
-and then the others run it without them. So a mutant is found only by a run of its own. A mutant that hides another one's
-failure makes the other one survive.
+Each mutant first runs PROBED cases alone, which find most mutants. The others run in groups: up to GROUP mutants are installed
+together, and a shard in which no case fails counts for each of them. When a case fails, halves of the group run it again, until
+one mutant is left. This mutant runs the shard alone, and then the others run it without this mutant. So a mutant is found only
+by a run of its own. A mutant that hides another one's failure makes the other one survive.
 
 Each shard's result is written into the log when the shard ends. A second call goes on from there.
 """
@@ -26,6 +26,8 @@ from attn_fuzz.zoo.mutants import Mutant
 from attn_fuzz.zoo.patches import PatchError, modules_of, patched_sources, text_of
 
 SCHEMA = "attn-parity.mutants-log/1"
+PROBED = 20
+"""Cases that a mutant runs alone before it joins a group."""
 GROUP = 32
 """The most mutants that are installed together."""
 NOT_COMPILED = ("InterpreterError", "CompilationError")
@@ -173,12 +175,16 @@ def run(
         report: called after each shard.
     """
     reaches = log.of_targets()
+    firsts: list[Key] = []
     turns: dict[tuple[int, str], list[Key]] = {}
     for mutant, seed in itertools.product(mutants, seeds):
-        for key in order(mutant, seed, reach.targets_of(mutant.module, mutant.line, reaches), plan.examples):
+        keys = order(mutant, seed, reach.targets_of(mutant.module, mutant.line, reaches), plan.examples)
+        firsts += keys[:1]
+        for key in keys:
             turns.setdefault((key.shard, key.target), []).append(key)
     seconds = {each.target: each.seconds for each in reaches}
     campaign = _Campaign({mutant.name: mutant for mutant in mutants}, plan, log, workers, report)
+    campaign.probe(firsts)
     for turn in sorted(turns, key=lambda turn: (turn[0], seconds[turn[1]])):
         while campaign.goes_on and (waiting := campaign.waiting(turns[turn])):
             campaign.together(waiting)
@@ -207,9 +213,18 @@ class _Campaign:
         """The shards that are still to run."""
         return [key for key in keys if key not in self.log.trials and key[:2] not in self._over]
 
+    def probe(self, keys: Sequence[Key]) -> None:
+        """Run the first cases of each shard with its mutant alone. A shard in which none of them fails still waits."""
+        keys = self.waiting(keys)
+
+        def note(index: int, progress: Progress) -> None:
+            if progress.failure or progress.broken:
+                self._add(Trial.of(keys[index], progress))
+
+        self._run([msgspec.structs.replace(self._plan((key,)), first=PROBED) for key in keys], note)
+
     def alone(self, keys: Sequence[Key]) -> None:
         """Run each shard with its mutant alone."""
-        keys = self.waiting(keys)
         self._run([self._plan((key,)) for key in keys], lambda index, progress: self._add(Trial.of(keys[index], progress)))
 
     def together(self, keys: Sequence[Key]) -> None:
@@ -221,31 +236,34 @@ class _Campaign:
             group = groups[index]
             if len(group) == 1:
                 self._add(Trial.of(group[0], progress))
-                return
-            if progress.failure or progress.broken:
-                # a group that raises in every case has no failure: any of its cases tells who raises
-                case = progress.failure.case if progress.failure else self._with_work(group)
-                failed.append((group, case))
-                return
-            for key in group:
+            elif progress.failure:
+                failed.append((group, progress.failure.case))
+            elif progress.broken:  # such as a group that raises in every case
+                failed.append((group, next(case for case in shard.drawn(self._plan(group)) if case.has_work)))
+            else:
                 seconds = round(progress.seconds / len(group), 2)
-                self._add(Trial(key, progress.examples, seconds, together=len(group)))
+                for key in group:
+                    self._add(Trial(key, progress.examples, seconds, together=len(group)))
 
         self._run([self._plan(group) for group in groups], note)
         self.alone(self._suspects(failed))
 
     def _suspects(self, failed: Sequence[tuple[tuple[Key, ...], Case]]) -> list[Key]:
-        """Of groups with their failing cases, the shards whose mutants fail by themselves; the whole group if none does."""
-        replays = [(key, case) for group, case in failed for key in group]
-        guilty: set[Key] = set()
+        """One shard of each group, whose mutant may be the reason why the group's case fails."""
+        while self.goes_on and any(len(group) > 1 for group, _ in failed):
+            halves = [(group[: len(group) // 2], group[len(group) // 2 :], case) for group, case in failed]
+            guilty: set[int] = set()
 
-        def note(index: int, progress: Progress) -> None:
-            if progress.failure or progress.broken:
-                guilty.add(replays[index][0])
+            def note(index: int, progress: Progress, guilty: set[int] = guilty) -> None:
+                if progress.failure or progress.broken:
+                    guilty.add(index)
 
-        plans = [msgspec.structs.replace(self._plan((key,)), past=(case,), examples=0) for key, case in replays]
-        self._run(plans, note)
-        return [key for group, _ in failed for key in group if key in guilty or guilty.isdisjoint(group)]
+            plans = [
+                msgspec.structs.replace(self._plan(first or second), past=(case,), examples=0) for first, second, case in halves
+            ]
+            self._run(plans, note)
+            failed = [(first if i in guilty and first else second, case) for i, (first, second, case) in enumerate(halves)]
+        return [group[0] for group, _ in failed]
 
     def _groups(self, keys: Sequence[Key]) -> list[tuple[Key, ...]]:
         """Groups of shards of one seed whose patches do not overlap."""
@@ -266,9 +284,6 @@ class _Campaign:
         except PatchError:
             return False
         return True
-
-    def _with_work(self, group: Sequence[Key]) -> Case:
-        return next(case for case in shard.drawn(self._plan(group)) if case.has_work)
 
     def _plan(self, group: Sequence[Key]) -> FuzzPlan:
         key, patches = group[0], tuple(self.mutants[key.mutant].patch for key in group)

@@ -44,6 +44,7 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
         target: name of the target.
         device: "cpu" or "cuda".
         examples: how many cases to draw.
+        first: how many of the examples run; None if all do.
         past: cases of earlier runs, which run before any case is drawn.
         seed: of Hypothesis. The same plan draws the same cases.
         limit: seconds that one case may take.
@@ -64,6 +65,7 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
     mutant: Mutant | None = None
     sanitize: bool = True
     shrinks: bool = True
+    first: int | None = None
     past: tuple[Case, ...] = ()
 
 
@@ -376,7 +378,7 @@ def _hypothesis_test(plan: FuzzPlan, target: Target, draw: Callable[[Case], None
     def agree(family: tuple[Case, ...]) -> None:
         nonlocal num_drawn
         for case in family:
-            if num_drawn == plan.examples:
+            if num_drawn == (plan.first or plan.examples):
                 raise _Enough
             draw(case)
             num_drawn += 1
