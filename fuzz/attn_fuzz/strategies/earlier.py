@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 from attn_contract import RULES, AttentionType
-from attn_fuzz.cases.case import CHANGES, CONTENTS, ILLEGAL, MODE, Case
+from attn_fuzz.cases.case import CHANGES, CONTENTS, ILLEGAL, MAX_EARLIER, MODE, Case
 from attn_fuzz.strategies.choices import pick
 from attn_fuzz.strategies.tally import Tally
 from attn_fuzz.targets.engine import ANY_ENGINE
@@ -33,20 +33,35 @@ _APPLIES: dict[str, Callable[[Case], object]] = {
 
 
 def with_earlier(draw: st.DrawFn, family: Sequence[Case], support: Support, refuses: bool, tally: Tally) -> tuple[Case, ...]:
-    """The cases of a family. In half of them an earlier call has a change; sometimes the case's own call, or a sibling's, comes
-    before that one.
+    """The cases of a family. Half of them have earlier calls: changes that the run lacks most, or one of them after the case's
+    own call or a sibling's.
 
-    A family has one change, the one that the run lacks most: a GPU compiles a layer anew for many of them.
+    A case alone has several changes, the rarest one last. A family has one, because a GPU compiles a layer anew for many of
+    them. Half of the cases that are to be refused for one rule come after a call of the same layer without the rule.
     """
     names = [name for name in CHANGES if _may_change(name, family[0], support, refuses)]
     first = pick(draw, range(len(names)))
-    change = tally.rarest_change(family[0], (*names[first:], *names[:first]))
+    rotated = (*names[first:], *names[:first])
+    changes = tally.rarest_changes(family[0], rotated, MAX_EARLIER if len(family) == 1 else 1)
+    serving = [name for name in names if _turns_off(name, family[0], support)]
+    if serving and pick(draw, (False, True)):
+        changes = (*changes[1:], pick(draw, serving))
     before = [name for name in ("same", MODE) if name in names]
-    sequences = ((),) * 6 + ((change,),) * 4 + tuple((name, change) for name in before)
+    sequences = ((),) * 6 + (changes,) * 4 + tuple((name, changes[-1]) for name in before)
     return tuple(
-        msgspec.structs.replace(case, earlier=pick(draw, sequences)) if _may_change(change, case, support, refuses) else case
+        msgspec.structs.replace(case, earlier=pick(draw, sequences))
+        if all(_may_change(change, case, support, refuses) for change in changes)
+        else case
         for case in family
     )
+
+
+def _turns_off(name: str, case: Case, support: Support) -> bool:
+    """Whether a change takes from a case the only rule that is beyond the support."""
+    rule = RULES.get(name.removeprefix("no "))
+    if rule is None or case.rules.keys() - {*support.rules} != {rule.name}:
+        return False
+    return name.startswith("no ") or rule.is_tensor or rule.type is bool
 
 
 def _may_change(name: str, case: Case, support: Support, refuses: bool) -> bool:

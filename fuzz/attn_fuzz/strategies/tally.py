@@ -49,10 +49,16 @@ class Tally:
         """How much a case would add: 1 for each pair of its traits that was never drawn, and less the oftener it was."""
         return sum((1 + self._pairs[pair]) ** -2 for pair in itertools.combinations(traits(case), 2))
 
-    def rarest_change(self, case: Case, changes: Sequence[str]) -> str:
-        """The change whose earlier call would add most to a case that has no earlier call, likewise; the first of several."""
+    def rarest_changes(self, case: Case, changes: Sequence[str], count: int) -> tuple[str, ...]:
+        """The changes whose earlier calls would add most to a case that has no earlier call, likewise; the rarest one last.
+
+        Args:
+            changes: to choose from; the first of several that add as much.
+            count: how many to choose, if there are as many.
+        """
         held = traits(case)
-        return max(changes, key=lambda change: sum((1 + self._pairs[trait, _earlier(change)]) ** -2 for trait in held))
+        adds = {change: sum((1 + self._pairs[trait, _earlier(change)]) ** -2 for trait in held) for change in changes}
+        return tuple(sorted(changes, key=lambda change: -adds[change])[:count][::-1])
 
     def takes(self, case: Case, support: Support, refused: bool) -> bool:
         """Whether a case that was drawn for a support is to run; the reason is counted if it is not.

@@ -49,7 +49,9 @@ def _flash_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     if kv_cache is not None and layer.attn_type is AttentionType.DECODER:
         _check_lengths_of_the_host(batch)
         if longer := _longer(batch):
-            too_long = functools.partial(_FA.attention, q, k, v, kv_cache, layer, longer, out=out, lse=lse)
+            # by layers of its own: the layers of a step share the step's metadata
+            others = dataclasses.replace(_FA)
+            too_long = functools.partial(others.attention, q, k, v, kv_cache, layer, longer, out=out, lse=lse)
             wrong_arguments.must_raise(too_long, "a request with more keys than its blocks hold")
     _FA.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
 
