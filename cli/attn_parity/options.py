@@ -146,14 +146,19 @@ def progress_bar(total: int) -> Iterator[Callable[[int, int], None]]:
 
 @contextlib.contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM ends a run as Ctrl-C does; what a run changes in how either is handled ends with it."""
+    """SIGTERM ends a run as Ctrl-C does.
+
+    Afterwards both signals are handled as before, unless the run was interrupted. Then its process ignores further signals
+    until it ends, because they would change its exit code.
+    """
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
         for number, handler in handlers.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, handler)
 
 
 def check_page_writable(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import signal
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -38,8 +39,13 @@ def attn_parity(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch:
     monkeypatch.setattr(sys, "path", list(sys.path))  # the command adds its folder
 
     def run(*arguments: object) -> Ended:
-        with pytest.raises(SystemExit) as end:
-            main([str(argument) for argument in arguments])
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with pytest.raises(SystemExit) as end:
+                main([str(argument) for argument in arguments])
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)  # an interrupted command ignores both until its process ends
         assert isinstance(end.value.code, int)
         return Ended(end.value.code, *capsys.readouterr())
 
