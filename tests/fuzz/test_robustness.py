@@ -3,6 +3,7 @@
 import contextlib
 import json
 import multiprocessing
+import multiprocessing.process
 import os
 import signal
 import subprocess
@@ -130,6 +131,17 @@ def test_a_worker_that_is_killed_takes_nothing_with_it_that_it_has_found(tmp_pat
     assert (outcome.error, outcome.finished) == (None, {0})
     assert outcome.progress[0].failure.verdict.kind == "nan"
     assert not outcome.progress[0].failure.minimal
+
+
+def test_a_run_may_be_interrupted_before_its_process_has_started(tmp_path, monkeypatch):
+    def interrupted(process) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", interrupted)
+    executor = Executor("planted:FLASH", "cpu", 60.0, tmp_path / "ahead.json")
+    with pytest.raises(KeyboardInterrupt):
+        executor.start()
+    executor.stop()
 
 
 def test_a_case_whose_process_is_killed_from_outside_is_run_again(step_case, tmp_path, monkeypatch):

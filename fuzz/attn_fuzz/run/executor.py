@@ -128,13 +128,13 @@ class Executor:
         self.ahead.unlink(missing_ok=True)
 
     def _kill(self) -> None:
-        if self._process is not None:
-            assert self._process.pid is not None
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)  # this includes the processes that it has started
-            self._process.kill()
-            self._process.join(KILL_SECONDS)  # a process inside a driver call may not die: the next case starts another process
-            self._process = None
+        process, self._process = self._process, None
+        if process is None or process.pid is None:  # a run may be interrupted before its process has started
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # this includes the processes that it has started
+        process.kill()
+        process.join(KILL_SECONDS)  # a process inside a driver call may not die: the next case starts another process
 
     def start(self) -> multiprocessing.connection.Connection:
         """Start the process unless it runs, and wait until it is ready."""
