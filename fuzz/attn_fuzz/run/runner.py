@@ -89,8 +89,7 @@ def run(
             pool = _Pool(plans, outcome, report, ended, start, waiting=list(range(len(plans))))
             pool.idle = [start() for _ in range(min(workers, len(plans)))]
             while outcome.error is None:
-                failed = [index for index in outcome.finished if outcome.progress[index].failure]
-                if stop_at_failure and failed:
+                if stop_at_failure and (failed := [index for index in outcome.finished if outcome.progress[index].failure]):
                     pool.drop_behind(min(failed))
                 if _is_late(plans):
                     pool.waiting.clear()

@@ -7,8 +7,10 @@ function what it takes: a prefill gets the dense keys of its requests, and a dec
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import attn_reference
 import torch
@@ -155,7 +157,7 @@ def _prefill(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     aiter = (documented if rows % 2 else documented_with_two_edges)(q.device.type)
     prefill = functools.partial(aiter_adapter.flash_attn_varlen, aiter, layer=layer, causal=batch.causal)
     wrong_arguments.must_contradict(prefill, arguments, optional=("lse",))
-    with wrong_arguments.environment(ENABLE_CK="0"):
+    with mock.patch.dict(os.environ, ENABLE_CK="0"):
         must_refuse(functools.partial(prefill, **arguments), "AITER's fallback without CK")
     prefill(**arguments)
 

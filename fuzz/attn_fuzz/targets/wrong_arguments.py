@@ -1,7 +1,5 @@
 """Arguments that no call may have: an argument of another dtype, with a row, a head or a dimension too many or too few."""
 
-import contextlib
-import os
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -58,18 +56,3 @@ def _wrong(right: object) -> Iterator[Any]:
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().view(torch.uint8)
-
-
-@contextlib.contextmanager
-def environment(**variables: str) -> Iterator[None]:
-    """Set variables of the environment, and restore them."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
