@@ -1,0 +1,268 @@
+"""Triton's `asm["amdgcn"]`: the text of one kernel, read into instructions, labels and the description of a launch.
+
+The syntax is LLVM's (AMDGPU Operand Syntax, AMDGPU Modifier Syntax, User Guide for AMDGPU Backend: Code Object V5 metadata).
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import yaml
+from attn_amdgcn.errors import AssemblyError
+
+_ENCODING = re.compile(r"(_e64_dpp|_e32|_e64|_dpp|_sdwa)$")
+_REGISTER = re.compile(r"(v|a|s|ttmp)(?:(\d+)|\[(\d+):(\d+)\])(\.[lh])?")
+_NUMBER = re.compile(r"-?(0x[0-9a-f]+|\d+)")
+_FLOAT = re.compile(r"-?\d+\.\d+(e[+-]?\d+)?")
+_CALL = re.compile(r"(\w+)\((.*)\)")
+_SPECIAL = {"vcc": 2, "vcc_lo": 1, "vcc_hi": 1, "exec": 2, "exec_lo": 1, "exec_hi": 1, "m0": 1, "scc": 1, "null": 1}
+_NAMED = ("off", "src_shared_base", "src_private_base", "src_scc", "src_vccz", "src_execz")
+
+
+@dataclass(frozen=True)
+class Register:
+    """One register or several in a row.
+
+    Attributes:
+        bank: "v" (vector), "a" (accumulation), "s" (scalar), "ttmp" (trap temporaries), or the name of a special register.
+        index: the first register's number.
+        count: how many registers of 32 bits. `vcc` and `exec` are two in every kernel: one with 32 lanes writes vcc_lo.
+        half: "l" or "h" where gfx11 and later name one half of a vector register.
+    """
+
+    bank: str
+    index: int
+    count: int
+    half: str = ""
+
+
+@dataclass(frozen=True)
+class Literal:
+    """A number in the text. An integer stands for its bits, and a number with a point stands for a float of the operand's width."""
+
+    number: int | float
+
+
+@dataclass(frozen=True)
+class Named:
+    """A label, or an operand that is a word: `off`, `MSG_DEALLOC_VGPRS`, `vmcnt(0)`."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Operand:
+    """What stands between two commas, with the modifiers that are written around it: `-v1`, `|v1|`, `sext(v1)`."""
+
+    of: Register | Literal | Named
+    neg: bool = False
+    abs: bool = False
+    sext: bool = False
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction.
+
+    Attributes:
+        name: the mnemonic without its encoding.
+        encoding: "e32", "e64", "dpp", "e64_dpp", "sdwa" or empty.
+        operands: in the order of the text, results first.
+        modifiers: what follows the operands: `offen` is True, `offset:16` is 16, `op_sel:[0,1]` is (0, 1), `dst_sel:BYTE_0` is a text.
+        text: the whole line.
+        line: its number in the text.
+        source: "file:line" of the kernel's source.
+        second: the other half of an instruction that issues two (`v_dual_... :: v_dual_...`).
+    """
+
+    name: str
+    encoding: str
+    operands: tuple[Operand, ...]
+    modifiers: dict[str, bool | int | str | tuple[int, ...]]
+    text: str
+    line: int
+    source: str
+    second: "Instruction | None" = None
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One entry of the kernel's arguments in memory: "global_buffer", "by_value", or a kind that begins with "hidden_"."""
+
+    offset: int
+    size: int
+    kind: str
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel.
+
+    Attributes:
+        name: of the function.
+        architecture: "gfx942" and its like.
+        instructions: in the order of the text.
+        labels: the number of the instruction behind each label.
+        arguments: what lies in the memory that the kernel's first scalar registers point to.
+        argument_bytes: of that memory.
+        wave_size: lanes of a wave, 32 or 64.
+        threads: lanes of a workgroup.
+        lds_bytes: static LDS; Triton gives its LDS at the launch, so it is 0.
+        scratch_bytes: of one lane.
+        settings: the `.amdhsa_` directives, without that prefix.
+    """
+
+    name: str
+    architecture: str
+    instructions: tuple[Instruction, ...]
+    labels: dict[str, int]
+    arguments: tuple[Argument, ...]
+    argument_bytes: int
+    wave_size: int
+    threads: int
+    lds_bytes: int
+    scratch_bytes: int
+    settings: dict[str, int] = field(repr=False)
+
+
+def load(text: str) -> Kernel:
+    """Read a kernel.
+
+    Args:
+        text: `asm["amdgcn"]` of a binary that Triton compiled, with one kernel.
+
+    Raises:
+        AssemblyError: the text is something else.
+    """
+    instructions, labels = code_of(text)
+    metadata = _metadata(text)
+    (described,) = metadata["amdhsa.kernels"]
+    settings = {name: int(value, 0) for name, value in re.findall(r"^\s*\.amdhsa_(\w+) (-?\d\w*)$", text, re.MULTILINE)}
+    return Kernel(
+        name=described[".name"],
+        architecture=metadata["amdhsa.target"].rpartition("-")[2].partition(":")[0],
+        instructions=tuple(instructions),
+        labels=labels,
+        arguments=tuple(Argument(each[".offset"], each[".size"], each[".value_kind"]) for each in described[".args"]),
+        argument_bytes=described[".kernarg_segment_size"],
+        wave_size=described[".wavefront_size"],
+        threads=described[".max_flat_workgroup_size"],
+        lds_bytes=described[".group_segment_fixed_size"],
+        scratch_bytes=described[".private_segment_fixed_size"],
+        settings=settings,
+    )
+
+
+def _metadata(text: str) -> dict:
+    found = re.search(r"^\s*\.amdgpu_metadata\n(.*?)^\s*\.end_amdgpu_metadata", text, re.MULTILINE | re.DOTALL)
+    if found is None:
+        raise AssemblyError("the text has no .amdgpu_metadata: it is no assembly of a kernel for AMD")
+    metadata = yaml.safe_load(found[1])
+    if len(metadata.get("amdhsa.kernels", ())) != 1:
+        raise AssemblyError(f"the text holds {len(metadata.get('amdhsa.kernels', ()))} kernels, and 1 is expected")
+    return metadata
+
+
+def code_of(text: str) -> tuple[list[Instruction], dict[str, int]]:
+    """The instructions before the description of the kernel, and the labels among them."""
+    instructions: list[Instruction] = []
+    labels: dict[str, int] = {}
+    files: dict[str, str] = {}
+    source = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        code = line.partition(";")[0].strip()
+        if code.startswith(".file") and (found := re.fullmatch(r'\.file\s+(\d+)\s+(?:"[^"]*"\s+)?"([^"]*)".*', code)):
+            files[found[1]] = found[2]
+        elif code.startswith(".loc") and (found := re.match(r"\.loc\s+(\d+)\s+(\d+)", code)):
+            source = f"{files.get(found[1], '?')}:{found[2]}"
+        elif code.startswith(".amdhsa_kernel") or code.startswith(".section") and instructions:
+            break
+        elif code.endswith(":"):
+            labels[code[:-1]] = len(instructions)
+        elif code and not code.startswith("."):
+            instructions.append(_instruction(code, number, source))
+    if not instructions:
+        raise AssemblyError("the text holds no instruction")
+    return instructions, labels
+
+
+def _instruction(code: str, line: int, source: str) -> Instruction:
+    first, both, other = code.partition(" :: ")
+    second = _instruction(other.strip(), line, source) if both else None
+    name, _, rest = first.partition(" ")
+    found = _ENCODING.search(name)
+    encoding = found[1][1:] if found else ""
+    base = name[: found.start()] if found else name
+    if base in ("s_waitcnt", "s_delay_alu", "s_waitcnt_depctr"):  # their operands are a language of their own
+        return Instruction(base, "", tuple(Operand(Named(word)) for word in rest.split() if word != "|"), {}, code, line, source)
+    try:
+        operands, modifiers = _rest(rest.strip())
+    except ValueError as error:
+        raise AssemblyError(f"line {line}: `{code}`: {error}") from None
+    return Instruction(base, encoding, tuple(operands), modifiers, code, line, source, second)
+
+
+def _rest(text: str) -> tuple[list[Operand], dict]:
+    """What follows a mnemonic: operands with commas between them, and modifiers with spaces before them."""
+    pieces = list(_pieces(text, ","))
+    words = list(_pieces(pieces.pop(), " ")) if pieces else []
+    if words and not _is_modifier(words[0]):
+        pieces.append(words.pop(0))
+    return [_operand(piece) for piece in pieces], dict(_modifier(word) for word in words)
+
+
+def _pieces(text: str, separator: str) -> Iterator[str]:
+    """Cut a text where the separator stands outside brackets."""
+    depth, begin = 0, 0
+    for i, character in enumerate(text):
+        depth += (character in "[(") - (character in "])")
+        if character == separator and depth == 0:
+            if piece := text[begin:i].strip():
+                yield piece
+            begin = i + 1
+    if piece := text[begin:].strip():
+        yield piece
+
+
+def _is_modifier(word: str) -> bool:
+    return ":" in word and not _REGISTER.fullmatch(word.strip("-|")) and not word.startswith(("-", "|", "sext("))
+
+
+def _modifier(word: str) -> tuple[str, bool | int | str | tuple[int, ...]]:
+    name, given, value = word.partition(":")
+    if not given:
+        return name, True
+    if value.startswith("["):
+        return name, tuple(int(number) for number in value[1:-1].split(","))
+    return name, int(value, 0) if _NUMBER.fullmatch(value) else value
+
+
+def _operand(text: str) -> Operand:
+    neg = abs_ = sext = False
+    if text.startswith("-") and not (_NUMBER.fullmatch(text) or _FLOAT.fullmatch(text)):
+        neg, text = True, text[1:]
+    if found := _CALL.fullmatch(text):
+        if found[1] in ("sext", "neg", "abs"):
+            neg, abs_, sext = neg or found[1] == "neg", found[1] == "abs", found[1] == "sext"
+            text = found[2]
+        elif found[1] == "lit":
+            text = found[2]
+    if text.startswith("|"):
+        abs_, text = True, text.strip("|")
+    return Operand(_plain(text), neg, abs_, sext)
+
+
+def _plain(text: str) -> Register | Literal | Named:
+    if found := _REGISTER.fullmatch(text):
+        bank, single, first, last, half = found.groups()
+        index = int(single or first)
+        return Register(bank, index, 1 if single else int(last) - index + 1, (half or "")[1:])
+    if text in _SPECIAL:
+        return Register(text, 0, _SPECIAL[text])
+    if _NUMBER.fullmatch(text):
+        return Literal(int(text, 0))
+    if _FLOAT.fullmatch(text):
+        return Literal(float(text))
+    if re.fullmatch(r"[.\w$]+", text) or _CALL.fullmatch(text):
+        return Named(text)
+    raise ValueError(f"{text!r} is no operand")

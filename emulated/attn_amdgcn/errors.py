@@ -1,0 +1,44 @@
+"""Why a kernel cannot be run, or must not do what it does."""
+
+
+class AmdgcnError(Exception):
+    """Every error of this package."""
+
+
+class AssemblyError(AmdgcnError):
+    """The text is no kernel that Triton could have written: the message holds the line."""
+
+
+class UnknownInstructionError(AmdgcnError):
+    """The text holds an instruction, an operand or a modifier whose meaning is not defined here. Nothing was run."""
+
+
+class LaunchError(AmdgcnError):
+    """The grid or the arguments do not fit the kernel."""
+
+
+class Fault(AmdgcnError):  # noqa: N818 - the hardware's word
+    """A wave did what hardware would punish, or would let pass with a wrong result.
+
+    Attributes:
+        what: the fault in words.
+        wave: the number of the wave in its workgroup, or None.
+        workgroup: the number of the workgroup in the grid, or None.
+        lane: the first lane at fault, or None.
+        instruction: the text of the instruction; empty until the fault leaves the instruction.
+        line: the number of the instruction's line in the text.
+        source: the line of the kernel's source from which the instruction was made, such as "attention.py:120".
+    """
+
+    def __init__(self, what: str, *, wave: int | None = None, workgroup: int | None = None, lane: int | None = None) -> None:
+        super().__init__(what)
+        self.what, self.wave, self.workgroup, self.lane = what, wave, workgroup, lane
+        self.instruction, self.line, self.source = "", 0, ""
+
+    def __str__(self) -> str:
+        places = [("workgroup", self.workgroup), ("wave", self.wave), ("lane", self.lane)]
+        where = ", ".join(f"{name} {number}" for name, number in places if number is not None)
+        text = f"{self.what} ({where})" if where else self.what
+        if not self.instruction:
+            return text
+        return f"{text}: `{self.instruction}`, line {self.line} of the assembly, made of {self.source or 'an unknown line'}"

@@ -1,0 +1,51 @@
+"""What each instruction does: one function for each meaning, in a module for each family."""
+
+from collections.abc import Callable
+
+from attn_amdgcn.assembly import Instruction, Kernel
+from attn_amdgcn.instructions import (
+    compare,
+    control,
+    convert,
+    cross_lane,
+    float_arithmetic,
+    global_memory,
+    integer_arithmetic,
+    lds,
+    matrix,
+    packed,
+    scalar,
+    scalar_memory,
+)
+from attn_amdgcn.instructions.forms import REGISTERED, dual_step
+from attn_amdgcn.operands import unknown
+from attn_amdgcn.waves import Waves
+
+FAMILIES = (
+    scalar,
+    scalar_memory,
+    integer_arithmetic,
+    float_arithmetic,
+    packed,
+    compare,
+    convert,
+    cross_lane,
+    global_memory,
+    lds,
+    matrix,
+    control,
+)
+"""The modules that register instructions when they are imported."""
+
+
+def step(instruction: Instruction, kernel: Kernel) -> Callable[[Waves], None]:
+    """The function that carries out an instruction on waves.
+
+    Raises:
+        UnknownInstructionError: the instruction, an operand or a modifier has no meaning here.
+    """
+    if instruction.second is not None:
+        return dual_step(instruction, kernel)
+    if instruction.name not in REGISTERED:
+        raise unknown(instruction)
+    return REGISTERED[instruction.name](instruction, kernel)

@@ -1,0 +1,48 @@
+"""Branches, barriers, and instructions that change no value.
+
+Source: "SOPP Instructions" in AMD's Instinct MI300 ISA, section 12.5, and in AMD's RDNA4 ISA, section 16.5.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from attn_amdgcn.assembly import Instruction, Kernel
+from attn_amdgcn.instructions.forms import Step, own_step
+from attn_amdgcn.waves import EXEC, VCC, Waves
+
+CONDITIONS: dict[str, Callable[[Waves], np.ndarray]] = {
+    "s_cbranch_scc0": lambda waves: ~waves.scc,
+    "s_cbranch_scc1": lambda waves: waves.scc,
+    "s_cbranch_vccz": lambda waves: ~_any(waves, VCC),
+    "s_cbranch_vccnz": lambda waves: _any(waves, VCC),
+    "s_cbranch_execz": lambda waves: ~_any(waves, EXEC),
+    "s_cbranch_execnz": lambda waves: _any(waves, EXEC),
+}
+"""[waves] bool: which waves take a conditional branch."""
+BRANCHES = ("s_branch", *CONDITIONS)
+ENDS = ("s_endpgm",)
+BARRIERS = ("s_barrier", "s_barrier_wait")
+"""A wave waits there for the others of its workgroup. gfx12 announces a wave by s_barrier_signal before it."""
+
+
+def _any(waves: Waves, index: int) -> np.ndarray:
+    """Whether a bit is set in a mask. A wave of 32 lanes has no second half."""
+    return (waves.scalar[:, index : index + waves.shape[1] // 32] != 0).any(axis=1)
+
+
+NO_EFFECT = (
+    "s_nop s_sleep s_setprio s_clause s_delay_alu s_wait_alu s_waitcnt_depctr s_icache_inv s_inst_prefetch s_set_inst_prefetch_distance "
+    "s_barrier_signal s_code_end global_inv global_wb global_wbinv buffer_gl0_inv buffer_gl1_inv buffer_inv buffer_wbl2 buffer_wbinvl1"
+)
+"""They change time, or caches, which do not exist here. Which wait for an arithmetic result the hardware needs is not checked."""
+WAITS = (
+    "s_waitcnt s_wait_loadcnt s_wait_storecnt s_wait_dscnt s_wait_kmcnt s_wait_samplecnt s_wait_bvhcnt s_wait_expcnt "
+    "s_wait_loadcnt_dscnt s_wait_storecnt_dscnt s_waitcnt_vscnt s_waitcnt_vmcnt s_waitcnt_lgkmcnt"
+)
+"""`attn_amdgcn.waits` says what they wait for."""
+
+
+@own_step(f"{NO_EFFECT} {WAITS} s_sendmsg")
+def nothing(instruction: Instruction, kernel: Kernel) -> Step:
+    """s_sendmsg: the one message that compilers send at a kernel's end frees registers."""
+    return lambda waves: None

@@ -1,0 +1,294 @@
+"""Scalar arithmetic: one value for each wave.
+
+Source: "SOP2", "SOPK", "SOP1" and "SOPC Instructions" in AMD's Instinct MI300 ISA, section 12.1 to 12.4, and in AMD's RDNA4 ISA,
+section 16.1 to 16.4.
+"""
+
+import numpy as np
+from attn_amdgcn.assembly import Instruction, Kernel
+from attn_amdgcn.instructions.forms import Step, check_count, own_step, scalar
+from attn_amdgcn.operands import KINDS, reads_scalar, writes_scalar
+from attn_amdgcn.waves import EXEC, Waves
+
+U64, I64 = np.uint64, np.int64
+
+
+@scalar("s_mov_b32 s_movk_i32", "b32 = b32")
+@scalar("s_mov_b64", "b64 = b64")
+def mov(a):
+    return a
+
+
+@scalar("s_add_u32 s_add_co_u32", "u32 scc = u32 u32")
+def add_u32(a, b):
+    wide = a.astype(U64) + b
+    return wide.astype(np.uint32), wide > 0xFFFFFFFF
+
+
+@scalar("s_addc_u32 s_add_co_ci_u32", "u32 scc = u32 u32 scc")
+def addc_u32(a, b, carry):
+    wide = a.astype(U64) + b + carry
+    return wide.astype(np.uint32), wide > 0xFFFFFFFF
+
+
+@scalar("s_sub_u32 s_sub_co_u32", "u32 scc = u32 u32")
+def sub_u32(a, b):
+    return a - b, b > a
+
+
+@scalar("s_subb_u32 s_sub_co_ci_u32", "u32 scc = u32 u32 scc")
+def subb_u32(a, b, borrow):
+    wide = a.astype(I64) - b - borrow
+    return wide.astype(np.uint32), wide < 0
+
+
+@scalar("s_add_i32 s_add_co_i32", "i32 scc = i32 i32")
+def add_i32(a, b):
+    wide = a.astype(I64) + b
+    return wide.astype(np.int32), wide != wide.astype(np.int32)
+
+
+@scalar("s_sub_i32 s_sub_co_i32", "i32 scc = i32 i32")
+def sub_i32(a, b):
+    wide = a.astype(I64) - b
+    return wide.astype(np.int32), wide != wide.astype(np.int32)
+
+
+@own_step("s_addk_i32 s_addk_co_i32")
+def addk(instruction: Instruction, kernel: Kernel) -> Step:
+    """The register is the first source, and its literal is 16 signed bits."""
+    check_count(instruction, 2)
+    register, literal = instruction.operands
+    read, write = reads_scalar(register, KINDS["i32"], kernel), writes_scalar(register, KINDS["i32"])
+    constant = reads_scalar(literal, KINDS["i32"], kernel)
+
+    def step(waves: Waves) -> None:
+        value, waves.scc = add_i32(read(waves), constant(waves).astype(np.int16).astype(np.int32))
+        write(waves, value)
+
+    return step
+
+
+@scalar("s_add_nc_u64", "u64 = u64 u64")
+def add_u64(a, b):
+    return a + b
+
+
+@scalar("s_sub_nc_u64", "u64 = u64 u64")
+def sub_u64(a, b):
+    return a - b
+
+
+@scalar("s_mul_i32", "u32 = u32 u32")
+@scalar("s_mul_u64", "u64 = u64 u64")
+def mul(a, b):
+    return a * b
+
+
+@scalar("s_mul_hi_u32", "u32 = u32 u32")
+def mul_hi_u32(a, b):
+    return (a.astype(U64) * b >> U64(32)).astype(np.uint32)
+
+
+@scalar("s_mul_hi_i32", "i32 = i32 i32")
+def mul_hi_i32(a, b):
+    return (a.astype(I64) * b >> I64(32)).astype(np.int32)
+
+
+@scalar("s_min_i32", "i32 scc = i32 i32")
+@scalar("s_min_u32", "u32 scc = u32 u32")
+def minimum(a, b):
+    return np.minimum(a, b), a < b
+
+
+@scalar("s_max_i32", "i32 scc = i32 i32")
+@scalar("s_max_u32", "u32 scc = u32 u32")
+def maximum(a, b):
+    return np.maximum(a, b), a > b
+
+
+@scalar("s_abs_i32", "i32 scc = i32")
+def absolute(a):
+    return np.abs(a), a != 0
+
+
+@scalar("s_and_b32", "b32 scc = b32 b32")
+@scalar("s_and_b64", "b64 scc = b64 b64")
+def and_(a, b):
+    return a & b, a & b != 0
+
+
+@scalar("s_or_b32", "b32 scc = b32 b32")
+@scalar("s_or_b64", "b64 scc = b64 b64")
+def or_(a, b):
+    return a | b, a | b != 0
+
+
+@scalar("s_xor_b32", "b32 scc = b32 b32")
+@scalar("s_xor_b64", "b64 scc = b64 b64")
+def xor(a, b):
+    return a ^ b, a ^ b != 0
+
+
+@scalar("s_andn2_b32 s_and_not1_b32", "b32 scc = b32 b32")
+@scalar("s_andn2_b64 s_and_not1_b64", "b64 scc = b64 b64")
+def and_not(a, b):
+    return a & ~b, a & ~b != 0
+
+
+@scalar("s_orn2_b32 s_or_not1_b32", "b32 scc = b32 b32")
+@scalar("s_orn2_b64 s_or_not1_b64", "b64 scc = b64 b64")
+def or_not(a, b):
+    return a | ~b, a | ~b != 0
+
+
+@scalar("s_not_b32", "b32 scc = b32")
+@scalar("s_not_b64", "b64 scc = b64")
+def not_(a):
+    return ~a, ~a != 0
+
+
+@scalar("s_lshl_b32", "b32 scc = b32 u32")
+def shift_left(a, count):
+    value = a << (count & np.uint32(31))
+    return value, value != 0
+
+
+@scalar("s_lshl_b64", "b64 scc = b64 u32")
+def shift_left_wide(a, count):
+    value = a << (count & np.uint32(63)).astype(U64)
+    return value, value != 0
+
+
+@scalar("s_lshr_b32", "b32 scc = b32 u32")
+@scalar("s_ashr_i32", "i32 scc = i32 u32")
+def shift_right(a, count):
+    value = a >> (count & np.uint32(31)).astype(a.dtype)
+    return value, value != 0
+
+
+@scalar("s_lshr_b64", "b64 scc = b64 u32")
+@scalar("s_ashr_i64", "i64 scc = i64 u32")
+def shift_right_wide(a, count):
+    value = a >> (count & np.uint32(63)).astype(a.dtype)
+    return value, value != 0
+
+
+def _shift_left_and_add(count: int):
+    def shifted(a, b):
+        wide = (a.astype(U64) << U64(count)) + b
+        return wide.astype(np.uint32), wide > 0xFFFFFFFF
+
+    return shifted
+
+
+for _count in range(1, 5):
+    scalar(f"s_lshl{_count}_add_u32", "u32 scc = u32 u32")(_shift_left_and_add(_count))
+
+
+@scalar("s_bfe_u32", "u32 scc = u32 u32")
+@scalar("s_bfe_i32", "i32 scc = i32 u32")
+def bit_field(a, place):
+    """Bits 4:0 of `place` are the first bit, and bits 22:16 the number of bits."""
+    first, count = place & np.uint32(31), np.minimum(place >> np.uint32(16) & np.uint32(0x7F), 32).astype(np.uint32)
+    up = (a.astype(I64) if a.dtype == np.uint32 else a.view(np.uint32).astype(I64)) >> first.astype(I64)
+    masked = up & (I64(1) << count.astype(I64)) - 1
+    if a.dtype == np.int32:
+        sign = I64(1) << np.maximum(count.astype(I64) - 1, 0)
+        masked = np.where(count > 0, (masked ^ sign) - sign, 0)
+    value = masked.astype(a.dtype)
+    return value, value != 0
+
+
+@scalar("s_bitcmp0_b32", "scc = b32 u32")
+def bit_is_clear(a, place):
+    return a >> (place & np.uint32(31)) & np.uint32(1) == 0
+
+
+@scalar("s_bitcmp1_b32", "scc = b32 u32")
+def bit_is_set(a, place):
+    return a >> (place & np.uint32(31)) & np.uint32(1) == 1
+
+
+@own_step("s_bitset0_b32 s_bitset1_b32")
+def bitset(instruction: Instruction, kernel: Kernel) -> Step:
+    """One bit of the result's register is changed; SCC is not."""
+    check_count(instruction, 2)
+    register, place = instruction.operands
+    read, write = reads_scalar(register, KINDS["b32"], kernel), writes_scalar(register, KINDS["b32"])
+    which = reads_scalar(place, KINDS["u32"], kernel)
+    sets = instruction.name == "s_bitset1_b32"
+
+    def step(waves: Waves) -> None:
+        bit = np.uint32(1) << (which(waves) & np.uint32(31))
+        write(waves, read(waves) | bit if sets else read(waves) & ~bit)
+
+    return step
+
+
+@scalar("s_cselect_b32", "b32 = b32 b32 scc")
+@scalar("s_cselect_b64", "b64 = b64 b64 scc")
+def cselect(a, b, scc):
+    return np.where(scc, a, b)
+
+
+_COMPARISONS = {
+    "eq": np.equal,
+    "lg": np.not_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+}
+for _name, _compare in _COMPARISONS.items():
+    for _kind in ("i32", "u32", "u64"):
+        scalar(f"s_cmp_{_name}_{_kind}", f"scc = {_kind} {_kind}")(_compare)
+
+
+def _compare_short(instruction: Instruction, kernel: Kernel) -> Step:
+    """s_cmpk: the literal is 16 bits, signed or unsigned as the comparison is."""
+    check_count(instruction, 2)
+    kind = KINDS[instruction.name[-3:]]
+    compare = _COMPARISONS[instruction.name.split("_")[2]]
+    read, constant = (reads_scalar(operand, kind, kernel) for operand in instruction.operands)
+    short = np.int16 if kind.dtype is np.int32 else np.uint16
+
+    def step(waves: Waves) -> None:
+        waves.scc = compare(read(waves), constant(waves).astype(short).astype(kind.dtype))
+
+    return step
+
+
+own_step(" ".join(f"s_cmpk_{name}_{kind}" for name in _COMPARISONS for kind in ("i32", "u32")))(_compare_short)
+
+_SAVES = {
+    "s_and_saveexec": lambda mask, lanes: mask & lanes,
+    "s_or_saveexec": lambda mask, lanes: mask | lanes,
+    "s_xor_saveexec": lambda mask, lanes: mask ^ lanes,
+    "s_andn2_saveexec": lambda mask, lanes: mask & ~lanes,
+    "s_and_not1_saveexec": lambda mask, lanes: mask & ~lanes,
+}
+
+
+def _save(instruction: Instruction, kernel: Kernel) -> Step:
+    """The result is EXEC as it was; EXEC becomes its combination with the source, and SCC whether a lane is on."""
+    check_count(instruction, 2)
+    name, _, kind = instruction.name.rpartition("_")
+    read, write = reads_scalar(instruction.operands[1], KINDS[kind], kernel), writes_scalar(instruction.operands[0], KINDS[kind])
+    combine, wide = _SAVES[name], kind == "b64"
+
+    def step(waves: Waves) -> None:
+        lanes = waves.scalar64[:, EXEC // 2].copy() if wide else waves.scalar[:, EXEC].copy()
+        value = combine(read(waves), lanes)
+        write(waves, lanes)
+        if wide:
+            waves.scalar64[:, EXEC // 2] = value
+        else:
+            waves.scalar[:, EXEC] = value
+        waves.scc = value != 0
+        waves.switch()
+
+    return step
+
+
+own_step(" ".join(f"{name}_{kind}" for name in _SAVES for kind in ("b32", "b64")))(_save)

@@ -1,0 +1,38 @@
+"""Loads of scalar memory: the same words for all lanes of a wave.
+
+Source: "Scalar Memory Operations" in AMD's Instinct MI300 ISA, section 8.2, and "SMEM Instructions", section 12.6.
+"""
+
+import numpy as np
+from attn_amdgcn.assembly import Instruction, Kernel, Literal, Named, Register
+from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
+from attn_amdgcn.operands import KINDS, reads_scalar, scalar_index, unknown
+from attn_amdgcn.waves import EXEC, Waves
+
+_WORDS = {"dword": 1, "dwordx2": 2, "dwordx3": 3, "dwordx4": 4, "dwordx8": 8, "dwordx16": 16}
+_WORDS |= {f"b{32 * words}": words for words in (1, 2, 3, 4, 8, 16)}
+
+
+@own_step(" ".join(f"s_load_{suffix}" for suffix in _WORDS))
+def load(instruction: Instruction, kernel: Kernel) -> Step:
+    """Words at a base and an offset in bytes, a literal or a register, plus the modifier `offset`. The lowest 2 bits are dropped."""
+    check_count(instruction, 3)
+    check_modifiers(instruction, "offset", "glc", "sc0", "nt", "scope", "th")
+    target, base, offset = instruction.operands
+    words = _WORDS[instruction.name.removeprefix("s_load_")]
+    if not isinstance(target.of, Register) or (first := scalar_index(target.of)) is None or first + words > EXEC:
+        raise unknown(instruction)
+    read_base = reads_scalar(base, KINDS["u64"], kernel)
+    if isinstance(offset.of, Named) and offset.of.text != "off":
+        raise unknown(instruction)
+    signed = KINDS["i32"] if isinstance(offset.of, Literal) else KINDS["u32"]
+    read_offset = reads_scalar(offset, signed, kernel)
+    further = int(instruction.modifiers.get("offset", 0))
+
+    def step(waves: Waves) -> None:
+        address = (read_base(waves) + (read_offset(waves).astype(np.int64) + further).view(np.uint64)) & ~np.uint64(3)
+        place = waves.shared.memory.offsets(address[:, None], 4 * words, None, waves)
+        for i, value in enumerate(waves.shared.memory.load(place, words)):
+            waves.scalar[:, first + i] = value[:, 0]
+
+    return step

@@ -1,0 +1,198 @@
+"""Runs a kernel's grid: arguments, registers at the start, workgroups by batches."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from attn_amdgcn.assembly import Kernel
+from attn_amdgcn.errors import LaunchError, UnknownInstructionError
+from attn_amdgcn.memory import Memory
+from attn_amdgcn.program import Program
+from attn_amdgcn.run import Runner
+from attn_amdgcn.waves import EXEC, SCALARS, TTMP, Shared, Waves
+
+WAVES_AT_ONCE = 64
+"""Workgroups run together up to about this many waves: more of them no longer make numpy faster."""
+ARGUMENTS = "kernel arguments"
+"""The name of the buffer that holds them."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The order in which a launch runs what may run in any order, and what its registers hold before they are written.
+
+    Attributes:
+        waves: "together", "ascending", "descending" or "drawn": the order of a workgroup's waves between barriers.
+        workgroups: "ascending", "descending" or "drawn": the order of workgroups.
+        seed: of what is drawn, and of what lies in registers, LDS and scratch that nobody has written.
+    """
+
+    waves: str = "together"
+    workgroups: str = "ascending"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a launch did.
+
+    Attributes:
+        executed: how many waves ran each instruction, in the order of the text.
+    """
+
+    executed: np.ndarray
+
+    @property
+    def wave_instructions(self) -> int:
+        return int(self.executed.sum())
+
+
+def launch(
+    program: Program,
+    grid: tuple[int, int, int],
+    arguments: Sequence[int | float | str | None],
+    buffers: Mapping[str, np.ndarray],
+    *,
+    lds_bytes: int = 0,
+    schedule: Schedule = Schedule(),
+) -> tuple[Memory, Report]:
+    """Run a grid of workgroups.
+
+    Args:
+        program: the kernel.
+        grid: numbers of workgroups in x, y and z.
+        arguments: of the kernel without hidden ones, in order. A pointer is the name of a buffer, its address in another
+            buffer (name, bytes) or None; a number fills its 1 to 8 bytes.
+        buffers: uint8 bytes of each buffer; they are copied.
+        lds_bytes: of dynamic LDS of each workgroup.
+        schedule: of waves and workgroups.
+
+    Returns:
+        Memory after the launch, and what the launch did.
+
+    Raises:
+        LaunchError: the arguments do not fit the kernel.
+        Fault: a wave did what it must not do.
+    """
+    kernel = program.kernel
+    if min(grid) < 1:
+        raise LaunchError(f"grid {grid}: each number must be at least 1")
+    memory = Memory({**buffers, ARGUMENTS: np.zeros(max(kernel.argument_bytes, 4), np.uint8)}, schedule.seed)
+    _fill_arguments(memory, kernel, grid, arguments, lds_bytes)
+    runner = Runner(program)
+    numbers = np.arange(int(np.prod(grid)))
+    rng = np.random.default_rng(schedule.seed)
+    if schedule.workgroups == "descending":
+        numbers = numbers[::-1].copy()
+    elif schedule.workgroups == "drawn":
+        rng.shuffle(numbers)
+    num_waves = -(-kernel.threads // kernel.wave_size)
+    at_once = max(1, WAVES_AT_ONCE // num_waves)
+    with np.errstate(all="ignore"):
+        for first in range(0, len(numbers), at_once):
+            batch = numbers[first : first + at_once]
+            waves = _start(kernel, memory, grid, batch, num_waves, lds_bytes + kernel.lds_bytes, rng)
+            runner.run(_turns(waves, schedule, rng))
+    executed = np.concatenate([np.full(len(block.code), runner.executed[i]) for i, block in enumerate(program.blocks)])
+    return memory, Report(executed)
+
+
+def _turns(waves: Waves, schedule: Schedule, rng: np.random.Generator) -> list[Waves]:
+    if schedule.waves == "together":
+        return [waves]
+    numbers = np.unique(waves.number)
+    if schedule.waves == "descending":
+        numbers = numbers[::-1]
+    elif schedule.waves == "drawn":
+        rng.shuffle(numbers)
+    return [waves.taken(np.flatnonzero(waves.number == number)) for number in numbers]
+
+
+def _start(
+    kernel: Kernel,
+    memory: Memory,
+    grid: tuple[int, int, int],
+    batch: np.ndarray,
+    num_waves: int,
+    lds_bytes: int,
+    rng: np.random.Generator,
+) -> Waves:
+    """The waves of some workgroups with their registers at the start. What no rule sets holds junk."""
+    settings, lanes = kernel.settings, kernel.wave_size
+    workgroup, number = np.repeat(batch, num_waves), np.tile(np.arange(num_waves), len(batch))
+    count, scratch_words = len(workgroup), -(-kernel.scratch_bytes // 4)
+
+    def junk(*shape: int) -> np.ndarray:
+        return rng.integers(0, 1 << 32, shape, np.uint32)
+
+    waves = Waves(
+        np.broadcast_to(junk(settings["next_free_vgpr"], 1, lanes), (settings["next_free_vgpr"], count, lanes)).copy(),
+        np.broadcast_to(junk(SCALARS), (count, SCALARS)).copy(),
+        workgroup=workgroup,
+        number=number,
+        slot=np.repeat(np.arange(len(batch)), num_waves),
+        scratch=np.broadcast_to(junk(scratch_words, 1, lanes), (scratch_words, count, lanes)).copy(),
+        shared=Shared(memory, junk(len(batch), -(-lds_bytes // 16) * 4), lds_bytes, kernel.scratch_bytes),
+    )
+    _set_scalars(waves, kernel, memory, grid)
+    waves.vector[0] = number[:, None] * lanes + np.arange(lanes)
+    waves.scalar64[:, EXEC // 2] = np.uint64((1 << lanes) - 1)
+    waves.switch()
+    return waves
+
+
+def _set_scalars(waves: Waves, kernel: Kernel, memory: Memory, grid: tuple[int, int, int]) -> None:
+    """User registers (the pointer to the arguments), then the numbers of the workgroup: in registers, or in ttmp from gfx12 on."""
+    settings = kernel.settings
+    wanted = [name for name, value in settings.items() if name.startswith("user_sgpr_") and value and name != "user_sgpr_count"]
+    known = {"user_sgpr_kernarg_segment_ptr", "user_sgpr_kernarg_preload_length", "user_sgpr_kernarg_preload_offset"}
+    if set(wanted) - known or settings.get("system_vgpr_workitem_id"):
+        raise UnknownInstructionError(f"registers at the start: {', '.join(wanted)}")
+    waves.scalar64[:, 0] = memory.buffers[ARGUMENTS].address
+    x, y, z = waves.workgroup % grid[0], waves.workgroup // grid[0] % grid[1], waves.workgroup // (grid[0] * grid[1])
+    if kernel.architecture.startswith("gfx12"):
+        waves.scalar[:, TTMP + 9] = x
+        waves.scalar[:, TTMP + 7] = y | z << 16
+        waves.scalar[:, TTMP + 8] = waves.number << 25
+        return
+    place = settings["user_sgpr_count"]
+    for name, value in (("x", x), ("y", y), ("z", z)):
+        if settings[f"system_sgpr_workgroup_id_{name}"]:
+            waves.scalar[:, place] = value
+            place += 1
+
+
+def _fill_arguments(
+    memory: Memory, kernel: Kernel, grid: tuple[int, int, int], arguments: Sequence[int | float | str | None], lds_bytes: int
+) -> None:
+    """Write the arguments, and the hidden ones that the code object's version 5 appends, into their buffer."""
+    data = memory.contents(ARGUMENTS)
+    hidden = {
+        **{f"hidden_block_count_{axis}": count for axis, count in zip("xyz", grid, strict=True)},
+        **{f"hidden_group_size_{axis}": size for axis, size in zip("xyz", (kernel.threads, 1, 1), strict=True)},
+        **{f"hidden_remainder_{axis}": 0 for axis in "xyz"},
+        **{f"hidden_global_offset_{axis}": 0 for axis in "xyz"},
+        "hidden_grid_dims": 3,
+        "hidden_dynamic_lds_size": lds_bytes,
+    }
+    own = [argument for argument in kernel.arguments if not argument.kind.startswith("hidden_")]
+    if len(own) != len(arguments):
+        raise LaunchError(f"{len(arguments)} arguments, and the kernel has {len(own)}")
+    for argument, value in zip(own, arguments, strict=True):
+        data[argument.offset : argument.offset + argument.size] = _bytes(memory, value, argument.size)
+    for argument in kernel.arguments:
+        if argument.kind.startswith("hidden_"):
+            if argument.kind not in hidden:
+                raise UnknownInstructionError(f"argument {argument.kind}")
+            data[argument.offset : argument.offset + argument.size] = _bytes(memory, hidden[argument.kind], argument.size)
+
+
+def _bytes(memory: Memory, value: int | float | str | None, size: int) -> np.ndarray:
+    if isinstance(value, str):
+        if value not in memory.buffers:
+            raise LaunchError(f"argument {value!r}: there is no such buffer")
+        value = memory.buffers[value].address
+    if isinstance(value, float):
+        dtype = {4: np.float32, 8: np.float64}[size]
+        return np.array([value], dtype).view(np.uint8)
+    return np.frombuffer(int((value or 0) & (1 << 8 * size) - 1).to_bytes(size, "little"), np.uint8)

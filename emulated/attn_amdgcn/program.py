@@ -1,0 +1,68 @@
+"""A kernel made ready to run: basic blocks, and a function for each instruction."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from attn_amdgcn import instructions
+from attn_amdgcn.assembly import Instruction, Kernel
+from attn_amdgcn.errors import AssemblyError
+from attn_amdgcn.instructions.control import BARRIERS, BRANCHES, CONDITIONS, ENDS
+from attn_amdgcn.operands import label_of
+from attn_amdgcn.waves import Waves
+
+
+@dataclass(frozen=True)
+class Block:
+    """Instructions that run one after another.
+
+    Attributes:
+        code: its instructions, the one that ends it included.
+        steps: what they do, without the one that ends it.
+        condition: [waves] bool, which waves go to `target`; None if all do.
+        target: the block to which a branch leads; None if the block ends without a branch.
+        ends: whether waves end behind the block.
+        is_barrier: whether waves wait behind the block for the others of their workgroup.
+    """
+
+    code: tuple[Instruction, ...]
+    steps: tuple[Callable[[Waves], None], ...]
+    condition: Callable[[Waves], np.ndarray] | None = None
+    target: int | None = None
+    ends: bool = False
+    is_barrier: bool = False
+
+
+@dataclass(frozen=True)
+class Program:
+    """A kernel and its blocks. A block without a branch is followed by the next one."""
+
+    kernel: Kernel
+    blocks: tuple[Block, ...]
+
+
+def prepare(kernel: Kernel) -> Program:
+    """Make a kernel ready to run.
+
+    Raises:
+        UnknownInstructionError: an instruction has no meaning here. Nothing was run.
+    """
+    last = (*BRANCHES, *ENDS, *BARRIERS)
+    begins = {0, *kernel.labels.values()}
+    begins |= {i + 1 for i, instruction in enumerate(kernel.instructions) if instruction.name in last}
+    places = sorted(place for place in begins if place < len(kernel.instructions))
+    number = {place: i for i, place in enumerate(places)}
+    return Program(kernel, tuple(_block(kernel, begin, end, number) for begin, end in zip(places, [*places[1:], None], strict=True)))
+
+
+def _block(kernel: Kernel, begin: int, end: int | None, number: dict[int, int]) -> Block:
+    code = kernel.instructions[begin:end]
+    final = code[-1]
+    ending = final.name in (*BRANCHES, *ENDS, *BARRIERS)
+    steps = tuple(instructions.step(instruction, kernel) for instruction in (code[:-1] if ending else code))
+    if final.name in BRANCHES:
+        label = label_of(final)
+        if label not in kernel.labels or kernel.labels[label] not in number:
+            raise AssemblyError(f"line {final.line}: `{final.text}`: there is no such label")
+        return Block(code, steps, CONDITIONS.get(final.name), number[kernel.labels[label]])
+    return Block(code, steps, ends=final.name in ENDS, is_barrier=final.name in BARRIERS)

@@ -1,0 +1,101 @@
+"""Runs waves until all of them have ended.
+
+Waves that stand at the same block run it together. A branch that not all of them take cuts the group in two, and groups that
+stand at the same block become one. The group with the lowest block runs first, so those that have left a loop wait for the
+others. Waves of one workgroup meet at barriers.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from attn_amdgcn import waits
+from attn_amdgcn.errors import Fault
+from attn_amdgcn.program import Block, Program
+from attn_amdgcn.waves import Waves
+
+
+class Runner:
+    """Runs groups of waves of one program.
+
+    Attributes:
+        program: what runs.
+        ended: called with each group of waves that has ended.
+        executed: how many waves have run each block.
+    """
+
+    def __init__(self, program: Program, ended: Callable[[Waves], None] = lambda waves: None) -> None:
+        self.program, self.ended = program, ended
+        self.executed: Counter[int] = Counter()
+        self._after: dict[tuple[int, waits.State], waits.State] = {}
+
+    def run(self, turns: Sequence[Waves]) -> None:
+        """Run the waves of some workgroups to their end.
+
+        Args:
+            turns: groups of waves. Between barriers the waves of one group end their work before those of the next one begin.
+
+        Raises:
+            Fault: a wave did what it must not do.
+        """
+        standing: list[list[Waves]] = [[waves] for waves in turns]
+        while any(standing):
+            standing = [self._to_barrier(groups) for groups in standing]
+
+    def _to_barrier(self, groups: list[Waves]) -> list[Waves]:
+        """Run groups until each wave has ended or waits at a barrier, and return those that wait."""
+        ready: dict[int, Waves] = {}
+        for waves in groups:
+            self._add(ready, waves)
+        waiting: list[Waves] = []
+        while ready:
+            waves = ready.pop(min(ready))
+            block = self.program.blocks[waves.block]
+            self._run(block, waves)
+            for group in _cut(block, waves):
+                if block.is_barrier:
+                    waiting.append(group)
+                elif block.ends:
+                    self.ended(group)
+                else:
+                    self._add(ready, group)
+        return waiting
+
+    def _add(self, ready: dict[int, Waves], waves: Waves) -> None:
+        if waves.block in ready:
+            other = ready.pop(waves.block)
+            waves = other.joined(waves, waits.merged(other.pending, waves.pending))
+        ready[waves.block] = waves
+
+    def _run(self, block: Block, waves: Waves) -> None:
+        key = waves.block, waves.pending
+        if key not in self._after:
+            self._after[key] = waits.after(block.code, waves.pending, self.program.kernel)
+        waves.pending = self._after[key]
+        self.executed[waves.block] += len(waves)
+        step = None
+        try:
+            for step in block.steps:  # noqa: B007 - the handler needs it
+                step(waves)
+        except Fault as fault:
+            instruction = block.code[block.steps.index(step)] if step else block.code[0]
+            fault.instruction, fault.line, fault.source = instruction.text, instruction.line, instruction.source
+            raise
+
+
+def _cut(block: Block, waves: Waves) -> list[Waves]:
+    """The waves behind a block, in one group or two, each with the number of its next block."""
+    behind = waves.block + 1
+    if block.target is None:
+        waves.block = behind
+        return [waves]
+    taken = np.ones(len(waves), bool) if block.condition is None else block.condition(waves)
+    if taken.all() or not taken.any():
+        waves.block = block.target if taken.all() else behind
+        return [waves]
+    groups = []
+    for which, number in ((taken, block.target), (~taken, behind)):
+        group = waves.taken(np.flatnonzero(which))
+        group.block = number
+        groups.append(group)
+    return groups

@@ -1,0 +1,122 @@
+"""Waves that stand at the same instruction, and the registers that they have."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from attn_amdgcn.memory import Memory
+
+SCALARS = 128
+"""Rows of a wave's scalar registers: s0 to s105, vcc, ttmp0 to ttmp15, m0 and exec."""
+VCC, TTMP, M0, EXEC = 106, 108, 124, 126
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the workgroups that run at once share.
+
+    Attributes:
+        memory: global memory.
+        lds: [workgroups, words] uint32, the LDS of each workgroup.
+        lds_bytes: of each workgroup's LDS; `lds` may have a few more.
+        scratch_bytes: of each lane's private memory.
+    """
+
+    memory: "Memory"
+    lds: np.ndarray
+    lds_bytes: int
+    scratch_bytes: int
+
+
+class Waves:
+    """Some waves of some workgroups. All of them run the next instruction together.
+
+    Attributes:
+        vector: [rows, waves, lanes] uint32, the vector registers, and behind them the accumulation registers.
+        scalar: [waves, SCALARS] uint32; a pair that begins at an even number is an element of `scalar64`.
+        scc: [waves] bool, the scalar condition code.
+        lanes: [waves, lanes] bool, the lanes that EXEC switches on; None if all are on.
+        block: the number of the basic block in which the next instruction stands.
+        pending: what memory instructions have not brought yet (`attn_amdgcn.waits`).
+        workgroup: [waves] int64, the number of each wave's workgroup in the grid.
+        number: [waves] int64, the number of each wave in its workgroup.
+        slot: [waves] int64, the row of `shared.lds` that is the wave's.
+        scratch: [words, waves, lanes] uint32, the private memory of each lane.
+        shared: memory and LDS, which groups of waves share.
+    """
+
+    def __init__(
+        self,
+        vector: np.ndarray,
+        scalar: np.ndarray,
+        *,
+        workgroup: np.ndarray,
+        number: np.ndarray,
+        slot: np.ndarray,
+        scratch: np.ndarray,
+        shared: Shared,
+        scc: np.ndarray | None = None,
+        block: int = 0,
+        pending: tuple = (),
+    ) -> None:
+        self.vector, self.scalar, self.scalar64 = vector, scalar, scalar.view(np.uint64)
+        self.scc = np.zeros(len(scalar), bool) if scc is None else scc
+        self.workgroup, self.number, self.slot, self.scratch, self.shared = workgroup, number, slot, scratch, shared
+        self.block, self.pending = block, pending
+        self.lanes: np.ndarray | None = None
+        self.switch()
+
+    def __len__(self) -> int:
+        return len(self.scalar)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Waves and lanes."""
+        return self.vector.shape[1], self.vector.shape[2]
+
+    def switch(self) -> None:
+        """Read EXEC anew, after it was written."""
+        lanes = self.mask(EXEC)
+        self.lanes = None if lanes.all() else lanes
+
+    def mask(self, index: int) -> np.ndarray:
+        """[waves, lanes] bool: the bits of the scalar register or pair that begins at an index."""
+        words = np.ascontiguousarray(self.scalar[:, index : index + self.shape[1] // 32])
+        return np.unpackbits(words.view(np.uint8), axis=1, bitorder="little").view(bool)
+
+    def set_mask(self, index: int, lanes: np.ndarray) -> None:
+        """Write a bit for each lane into a scalar register or a pair."""
+        words = np.packbits(np.broadcast_to(lanes, self.shape), axis=1, bitorder="little").view(np.uint32)
+        self.scalar[:, index : index + self.shape[1] // 32] = words
+
+    def taken(self, which: np.ndarray) -> "Waves":
+        """The waves at these positions, with copies of their registers."""
+        return Waves(
+            self.vector[:, which],
+            self.scalar[which],
+            workgroup=self.workgroup[which],
+            number=self.number[which],
+            slot=self.slot[which],
+            scratch=self.scratch[:, which],
+            shared=self.shared,
+            scc=self.scc[which],
+            block=self.block,
+            pending=self.pending,
+        )
+
+    def joined(self, other: "Waves", pending: tuple) -> "Waves":
+        """These waves and those of another group that stands at the same instruction."""
+        return Waves(
+            np.concatenate([self.vector, other.vector], axis=1),
+            np.concatenate([self.scalar, other.scalar]),
+            workgroup=np.concatenate([self.workgroup, other.workgroup]),
+            number=np.concatenate([self.number, other.number]),
+            slot=np.concatenate([self.slot, other.slot]),
+            scratch=np.concatenate([self.scratch, other.scratch], axis=1),
+            shared=self.shared,
+            scc=np.concatenate([self.scc, other.scc]),
+            block=self.block,
+            pending=pending,
+        )
