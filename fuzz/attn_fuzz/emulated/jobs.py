@@ -1,9 +1,11 @@
 """What a process asks of the one that compiles for it, and what it gets."""
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 
-class Pointer(NamedTuple):
+@dataclass(frozen=True)
+class Pointer:
     """A tensor, as far as the compiler looks at one.
 
     Attributes:
