@@ -141,13 +141,9 @@ def mul_hi_i24(a, b):
 
 
 @vector("v_mad_u32", "u32 = u32 u32 u32")
-def mad(a, b, c):
-    return a * b + c
-
-
 @vector("v_mad_u16", "u16 = u16 u16 u16", keeps_half=True)
 @vector("v_mad_i16", "i16 = i16 i16 i16", keeps_half=True)
-def mad_short(a, b, c):
+def mad(a, b, c):
     return a * b + c
 
 
