@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from tests.emulated.lines import ran
 from tests.emulated.tables import check
 
@@ -117,7 +118,9 @@ def test_v_dual_bitop2():
         assert ran(text.format(table), "gfx1250", v={0: 0x0F0F, 1: 0x3333}).vector[2, 0, 0] == value
 
 
-@pytest.mark.parametrize("selectors", [0x05040100, 0x07060302, 0x03020706, 0x00010203, 0x0C0C0404, 0x0D0A0B09, 0x04050607, 0xFF000102])
+@pytest.mark.parametrize(
+    "selectors", [0x05040100, 0x07060302, 0x03020706, 0x00010203, 0x0C0C0404, 0x0D0A0B09, 0x04050607, 0xFF000102]
+)
 def test_a_permutation_that_is_the_same_in_all_lanes(selectors):
     a, b = np.random.default_rng(0).integers(0, U32, (2, 64), dtype=np.uint32)
     after = ran("v_perm_b32 v2, v0, v1, s0", v={0: a, 1: b}, s={0: selectors})
@@ -128,7 +131,12 @@ def test_a_permutation_that_is_the_same_in_all_lanes(selectors):
 
 def test_signs_of_a_choice():
     values = np.array([1.0, -2.0, np.nan, 0.0] * 16, np.float32)
-    after = ran("v_cndmask_b32_e64 v1, -v0, -|v0|, s[0:1]\nv_cndmask_b32_e32 v2, 1.0, v0, vcc", v={0: values}, s={0: 0b1100, 1: 0}, vcc=1)
+    after = ran(
+        "v_cndmask_b32_e64 v1, -v0, -|v0|, s[0:1]\nv_cndmask_b32_e32 v2, 1.0, v0, vcc",
+        v={0: values},
+        s={0: 0b1100, 1: 0},
+        vcc=1,
+    )
     assert after.vector[1, 0, :4].tolist() == [0xBF800000, 0x40000000, 0xFFC00000, 0x80000000]
     assert after.vector[2, 0].view(np.float32).tolist() == [1.0] * 64
 
@@ -141,5 +149,8 @@ def test_the_dual_choice_reads_vcc_if_it_names_no_mask():
 
 
 def test_accumulation_registers_lie_behind_the_vector_registers():
-    after = ran("v_accvgpr_write_b32 a3, v0\nv_accvgpr_mov_b32 a4, a3\nv_accvgpr_read_b32 v1, a4\nv_accvgpr_write_b32 a5, 1.0", v={0: 77})
+    after = ran(
+        "v_accvgpr_write_b32 a3, v0\nv_accvgpr_mov_b32 a4, a3\nv_accvgpr_read_b32 v1, a4\nv_accvgpr_write_b32 a5, 1.0",
+        v={0: 77},
+    )
     assert after.vector[[1, 192 + 3, 192 + 4, 192 + 5], 0, 9].tolist() == [77, 77, 77, 0x3F800000]

@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import pytest
 from attn_amdgcn.instructions.compare import FLOATS
+
 from tests.emulated.lines import ran
 from tests.emulated.tables import check
 
@@ -67,7 +68,12 @@ def test_floats(kind):
 CLASSES = {
     "f16": [0x7C01, 0x7E00, 0xFC00, 0xC000, 0x8001, 0x8000, 0, 0x03FF, 0x0400, 0x7C00],
     "f32": [0x7F800001, 0x7FC00000, 0xFF800000, 0xC0000000, 0x80000001, 0x80000000, 0, 0x7FFFFF, 0x800000, 0x7F800000],
-    "f64": [*(struct.unpack("<Q", struct.pack("<d", x))[0] for x in (0, math.nan, -math.inf, -2.0, -5e-324, -0.0, 0, 1e-310, 1e-307, math.inf))],
+    "f64": [
+        *(
+            struct.unpack("<Q", struct.pack("<d", x))[0]
+            for x in (0, math.nan, -math.inf, -2.0, -5e-324, -0.0, 0, 1e-310, 1e-307, math.inf)
+        )
+    ],
 }
 CLASSES["f64"][0] = 0x7FF0000000000001
 
@@ -88,7 +94,10 @@ def test_classes(kind):
 
 def test_signs_of_sources():
     values = np.array([1.0, -1.0, np.nan, -0.0] * 16, np.float32)
-    after = ran("v_cmp_lt_f32_e64 vcc, |v0|, -v0\nv_cmp_gt_f32_e64 s[0:1], 0.5, -|v0|\nv_cmp_u_f32_e64 s[2:3], |v0|, |v0|", v={0: values})
+    after = ran(
+        "v_cmp_lt_f32_e64 vcc, |v0|, -v0\nv_cmp_gt_f32_e64 s[0:1], 0.5, -|v0|\nv_cmp_u_f32_e64 s[2:3], |v0|, |v0|",
+        v={0: values},
+    )
     assert [after.mask(index)[0, :4].tolist() for index in (106, 0, 2)] == [
         [False] * 4,
         [True, True, False, True],
@@ -117,5 +126,9 @@ def test_v_cmpx_switches_lanes_off():
 
 
 def test_v_cmpx_of_64_bits_and_of_classes():
-    after = ran("v_cmpx_ge_u64_e32 v[0:1], v[2:3]\nv_cmpx_class_f32_e64 v4, 0x40", "gfx1201", v={0: 5, 1: np.arange(32), 2: 6, 3: 3, 4: np.arange(32) - 9})
+    after = ran(
+        "v_cmpx_ge_u64_e32 v[0:1], v[2:3]\nv_cmpx_class_f32_e64 v4, 0x40",
+        "gfx1201",
+        v={0: 5, 1: np.arange(32), 2: 6, 3: 3, 4: np.arange(32) - 9},
+    )
     assert after.scalar[0, 126] == 1 << 9

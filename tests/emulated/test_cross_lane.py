@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from attn_amdgcn.errors import Fault, UnknownInstructionError
+
 from tests.emulated.lines import JUNK, ran
 
 LANES = np.arange(64, dtype=np.uint32)
@@ -22,8 +23,9 @@ def test_each_wave_has_its_own_first_lane():
 
 
 def test_v_readlane_and_v_writelane_do_not_ask_which_lanes_are_on():
-    text = "v_readlane_b32 s0, v0, 5\nv_readlane_b32 vcc_lo, v0, s1\nv_writelane_b32 v1, s0, 63\nv_writelane_b32 v1, -1, s1\nv_writelane_b32 v1, 7, m0"
-    after = ran("s_mov_b32 m0, 3\n" + text, v={0: LANES * 3, 1: 0}, s={1: 64 + 33}, exec=0)
+    text = "s_mov_b32 m0, 3\nv_readlane_b32 s0, v0, 5\nv_readlane_b32 vcc_lo, v0, s1\n"
+    text += "v_writelane_b32 v1, s0, 63\nv_writelane_b32 v1, -1, s1\nv_writelane_b32 v1, 7, m0"
+    after = ran(text, v={0: LANES * 3, 1: 0}, s={1: 64 + 33}, exec=0)
     assert after.scalar[0, [0, 106]].tolist() == [15, 99]
     assert {lane: after.vector[1, 0, lane] for lane in range(64) if after.vector[1, 0, lane]} == {63: 15, 33: 0xFFFFFFFF, 3: 7}
     after = ran("v_readlane_b32 s0, v0, 63", "gfx1100", v={0: LANES[:32]})
@@ -79,7 +81,9 @@ def test_ds_bpermute_reads_0_from_a_lane_that_is_off(architecture):
 
 def test_ds_bpermute_in_several_waves():
     address = np.array([4 * ((LANES + wave) % 64) for wave in range(3)])
-    after = ran("ds_bpermute_b32 v2, v0, v1", v={0: address, 1: np.array([LANES + 1000 * wave for wave in range(3)])}, num_waves=3)
+    after = ran(
+        "ds_bpermute_b32 v2, v0, v1", v={0: address, 1: np.array([LANES + 1000 * wave for wave in range(3)])}, num_waves=3
+    )
     assert after.vector[2].tolist() == [[1000 * wave + (lane + wave) % 64 for lane in range(64)] for wave in range(3)]
     assert (after.shared.lds == JUNK).all()
 
@@ -115,7 +119,10 @@ def test_ds_swizzle(pattern):
     assert after.vector[1, 0].tolist() == expected
 
 
-@pytest.mark.parametrize("text", ["ds_swizzle_b32 v1, v0 offset:0xc020", "ds_swizzle_b32 v1, v0 offset:swizzle(FFT,1)", "ds_bpermute_b32 v1, v0, v2 gds"])
+@pytest.mark.parametrize(
+    "text",
+    ["ds_swizzle_b32 v1, v0 offset:0xc020", "ds_swizzle_b32 v1, v0 offset:swizzle(FFT,1)", "ds_bpermute_b32 v1, v0, v2 gds"],
+)
 def test_what_has_no_meaning_is_refused(text):
     with pytest.raises(UnknownInstructionError):
         ran(text)

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 from attn_amdgcn.errors import UnknownInstructionError
+
 from tests.emulated.lines import JUNK, ran
 
 LANES = np.arange(64, dtype=np.uint32)
 
 
-def mov(control: str, exec: int = -1, architecture: str = "gfx942") -> list[int]:  # noqa: A002
+def mov(control: str, exec: int = -1, architecture: str = "gfx942") -> list[int]:
     """v1 after a move of each lane's 100 + number: JUNK where the lane kept its register."""
     lanes = 64 if architecture.startswith("gfx9") else 32
     after = ran(f"v_mov_b32_dpp v1, v0 {control}", architecture, v={0: 100 + LANES[:lanes]}, exec=exec)
@@ -44,7 +45,9 @@ def test_a_control_names_the_lane_that_is_read(control):
     assert mov(control + MASKS + " bound_ctrl:1") == [0 if lane is None else 100 + lane for lane in expected]
 
 
-@pytest.mark.parametrize(("control", "source"), [("row_share:3", lambda lane: lane & 16 | 3), ("row_xmask:5", lambda lane: lane ^ 5)])
+@pytest.mark.parametrize(
+    ("control", "source"), [("row_share:3", lambda lane: lane & 16 | 3), ("row_xmask:5", lambda lane: lane ^ 5)]
+)
 def test_the_controls_that_came_with_gfx10(control, source):
     assert mov(control + MASKS, architecture="gfx1201") == [100 + source(lane) for lane in range(32)]
 
@@ -94,7 +97,9 @@ def test_signs_are_changed_behind_the_move():
 
 
 def test_halves_of_registers():
-    after = ran(f"v_add_nc_u16_e64_dpp v1.h, v0.h, v2.l quad_perm:[1,0,3,2]{MASKS}", "gfx1100", v={0: LANES[:32] << 16, 1: 7, 2: 5})
+    after = ran(
+        f"v_add_nc_u16_e64_dpp v1.h, v0.h, v2.l quad_perm:[1,0,3,2]{MASKS}", "gfx1100", v={0: LANES[:32] << 16, 1: 7, 2: 5}
+    )
     assert after.vector[1, 0].tolist() == [((lane ^ 1) + 5) << 16 | 7 for lane in range(32)]
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from tests.emulated.lines import JUNK, ran
 from tests.emulated.tables import check, number_of
 
@@ -129,7 +130,10 @@ def test_v_mad_u16_leaves_the_upper_half_on_gfx9():
 
 
 def test_literals_have_the_width_of_their_operand():
-    after = ran("v_lshl_add_u64 v[4:5], v[0:1], 0, -1\nv_add_u32_e32 v2, 1.0, v0\nv_mad_i64_i32 v[6:7], s[0:1], v0, -2, 0", v={0: 5, 1: 0})
+    after = ran(
+        "v_lshl_add_u64 v[4:5], v[0:1], 0, -1\nv_add_u32_e32 v2, 1.0, v0\nv_mad_i64_i32 v[6:7], s[0:1], v0, -2, 0",
+        v={0: 5, 1: 0},
+    )
     assert after.vector[[4, 5, 2, 6, 7], 0, 3].tolist() == [4, 0, 0x3F800005, (-10) % U32, U32 - 1]
 
 
@@ -147,7 +151,9 @@ def test_lanes_that_are_off_keep_their_register():
 
 
 def test_scalar_sources_are_the_same_in_all_lanes():
-    after = ran("v_mul_hi_i32 v1, v0, s3\nv_lshl_add_u64 v[2:3], s[4:5], 2, v[0:1]", v={0: LANES, 1: 0}, s={3: -7, 4: -1, 5: 0x10})
+    after = ran(
+        "v_mul_hi_i32 v1, v0, s3\nv_lshl_add_u64 v[2:3], s[4:5], 2, v[0:1]", v={0: LANES, 1: 0}, s={3: -7, 4: -1, 5: 0x10}
+    )
     assert after.vector[1, 0].view(np.int32).tolist() == [lane * -7 >> 32 for lane in range(64)]
     wide = [(((0x10FFFFFFFF << 2) + lane + ((lane * -7 >> 32) % U32 << 32)) % U64) for lane in range(64)]
     assert after.vector[2, 0].tolist() == [value % U32 for value in wide]

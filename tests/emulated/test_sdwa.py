@@ -5,9 +5,18 @@ import itertools
 import numpy as np
 import pytest
 from attn_amdgcn.errors import UnknownInstructionError
+
 from tests.emulated.lines import JUNK, ran
 
-PARTS = {"DWORD": (0, 32), "WORD_0": (0, 16), "WORD_1": (16, 16), "BYTE_0": (0, 8), "BYTE_1": (8, 8), "BYTE_2": (16, 8), "BYTE_3": (24, 8)}
+PARTS = {
+    "DWORD": (0, 32),
+    "WORD_0": (0, 16),
+    "WORD_1": (16, 16),
+    "BYTE_0": (0, 8),
+    "BYTE_1": (8, 8),
+    "BYTE_2": (16, 8),
+    "BYTE_3": (24, 8),
+}
 VALUES = (0, 1, 0x7F80, 0x8000, 0x80FF7F01, 0x7F0180FF, 0xFFFFFFFF, 0x12345678)
 A, B = (np.array(column, np.uint32) for column in zip(*itertools.product(VALUES, VALUES), strict=True))
 
@@ -22,8 +31,8 @@ def part(value: int, name: str, signed: bool = False) -> int:
 @pytest.mark.parametrize("first", PARTS)
 def test_sources(first, second):
     selected = f"dst_sel:DWORD dst_unused:UNUSED_PAD src0_sel:{first} src1_sel:{second}"
-    text = f"v_sub_u32_sdwa v2, v0, v1 {selected}\nv_sub_u32_sdwa v3, sext(v0), sext(v1) {selected}\nv_and_b32_sdwa v4, v0, s0 {selected}"
-    after = ran(text, v={0: A, 1: B}, s={0: 0xFEDCBA98})
+    operations = ("v_sub_u32_sdwa v2, v0, v1", "v_sub_u32_sdwa v3, sext(v0), sext(v1)", "v_and_b32_sdwa v4, v0, s0")
+    after = ran("\n".join(f"{operation} {selected}" for operation in operations), v={0: A, 1: B}, s={0: 0xFEDCBA98})
     for row, signed in ((2, False), (3, True)):
         expected = [(part(int(a), first, signed) - part(int(b), second, signed)) % (1 << 32) for a, b in zip(A, B, strict=True)]
         assert after.vector[row, 0].tolist() == expected
@@ -63,7 +72,12 @@ def test_16_bits():
 
 def test_comparisons_write_a_mask():
     selected = "src0_sel:BYTE_3 src1_sel:DWORD"
-    after = ran(f"v_cmp_eq_u16_sdwa s[4:5], v0, s0 {selected}\nv_cmp_lt_i32_sdwa vcc, sext(v0), v1 {selected}", v={0: A, 1: B}, s={0: 0x7F}, exec=-2)
+    after = ran(
+        f"v_cmp_eq_u16_sdwa s[4:5], v0, s0 {selected}\nv_cmp_lt_i32_sdwa vcc, sext(v0), v1 {selected}",
+        v={0: A, 1: B},
+        s={0: 0x7F},
+        exec=-2,
+    )
     assert after.mask(4)[0].tolist() == [False] + [int(a) >> 24 == 0x7F for a in A[1:]]
     expected = [part(int(a), "BYTE_3", True) < part(int(b), "DWORD", True) for a, b in zip(A, B, strict=True)]
     assert after.mask(106)[0].tolist() == [False, *expected[1:]]

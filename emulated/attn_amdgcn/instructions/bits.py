@@ -1,13 +1,14 @@
 """Bits of vector registers: logic, shifts, fields, bytes.
 
-Source: "VOP1", "VOP2" and "VOP3 Instructions" in AMD's Instinct MI300 ISA, sections 12.7, 12.8 and 12.10, and in AMD's RDNA4 ISA,
-sections 16.7, 16.8 and 16.10; v_bitop3 in AMD's Instinct CDNA4 ISA. A count of a shift is as many bits as it needs, and the others
-are dropped.
+Source: "VOP1", "VOP2" and "VOP3 Instructions" in AMD's Instinct MI300 ISA, sections 12.7, 12.8 and 12.10, and in AMD's RDNA4
+ISA, sections 16.7, 16.8 and 16.10; v_bitop3 in AMD's Instinct CDNA4 ISA. The count of a shift is its lowest 4, 5 or 6 bits, and
+the others are dropped.
 """
 
 from functools import reduce
 
 import numpy as np
+
 from attn_amdgcn.assembly import Instruction, Kernel
 from attn_amdgcn.instructions.forms import made_vector, vector
 
@@ -167,8 +168,8 @@ def align_bytes(high, low, count):
 def permute(high, low, selectors):
     """Each byte of the selectors chooses a byte of the result.
 
-    0 to 3 are the bytes of the second source, 4 to 7 those of the first one, 8 to 11 are the signs of the bytes 1, 3, 5 and 7, 12
-    is zeros, and what is greater is ones.
+    0 to 3 are the bytes of the second source, 4 to 7 those of the first one. 8 to 11 are the signs of the bytes 1, 3, 5 and 7,
+    extended. 12 is zeros, and a greater number is ones.
     """
     alike = int(selectors.flat[0])
     if alike & 0xF8F8F8F8 == 0 and (selectors.size == 1 or (selectors == alike).all()):
@@ -183,7 +184,7 @@ def permute(high, low, selectors):
 
 
 def _joined_bytes(high, low, selectors: int):
-    """The same bytes in all lanes: each part of the result is a source, shifted and masked. Equal shifts of a source are one part."""
+    """The same bytes in all lanes. Each part of the result is a source, shifted and masked; equal shifts make one part."""
     masks: dict[tuple[bool, int], int] = {}
     for place in range(4):
         selector = selectors >> 8 * place & 0xFF

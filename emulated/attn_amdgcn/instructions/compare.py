@@ -1,13 +1,14 @@
 """Comparisons: a bit for each lane, and 0 for the lanes that are off.
 
-Source: "VOPC Instructions" in AMD's Instinct MI300 ISA, section 12.9, and in AMD's RDNA4 ISA, section 16.9. v_cmpx writes EXEC, too;
-on gfx9 it writes its result beside EXEC, and from gfx10 on EXEC alone.
+Source: "VOPC Instructions" in AMD's Instinct MI300 ISA, section 12.9, and in AMD's RDNA4 ISA, section 16.9. v_cmpx writes EXEC:
+beside its result on gfx9, and alone from gfx10 on.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+
 from attn_amdgcn.assembly import Instruction, Kernel, Operand, Register
 from attn_amdgcn.instructions.forms import Step, own_step, parts, vector
 from attn_amdgcn.operands import writes_mask

@@ -1,13 +1,14 @@
 """Instructions that bring values from one lane to another, or to scalar registers. DPP (`dpp`) does so beside an instruction.
 
-Source: "VOP1" and "VOP3 Instructions" in AMD's Instinct MI300 ISA, sections 12.7 and 12.10, RDNA3 ISA, sections 16.8 and 16.10, and
-CDNA4 ISA (v_permlane16_swap, v_permlane32_swap); "DS Instructions" in MI300 ISA, section 12.11 (ds_permute, ds_bpermute,
-ds_swizzle).
+Source: "VOP1" and "VOP3 Instructions" in AMD's Instinct MI300 ISA, sections 12.7 and 12.10, in RDNA3 ISA, sections 16.8 and
+16.10, and in CDNA4 ISA (v_permlane16_swap, v_permlane32_swap); "DS Instructions" in MI300 ISA, section 12.11 (ds_permute,
+ds_bpermute, ds_swizzle).
 """
 
 import re
 
 import numpy as np
+
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Operand, Register
 from attn_amdgcn.errors import Fault
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, made_vector, own_step
@@ -54,7 +55,11 @@ def writelane(instruction: Instruction, kernel: Kernel) -> Step:
     check_count(instruction, 3)
     check_modifiers(instruction)
     target, source, lane = instruction.operands
-    row, read, read_lane = _row(target, instruction, kernel), reads_scalar(source, KINDS["b32"], kernel), _reads_lane(lane, kernel)
+    row, read, read_lane = (
+        _row(target, instruction, kernel),
+        reads_scalar(source, KINDS["b32"], kernel),
+        _reads_lane(lane, kernel),
+    )
 
     def step(waves: Waves) -> None:
         waves.vector[row][np.arange(len(waves)), read_lane(waves)] = read(waves)
@@ -71,7 +76,7 @@ def _row(operand: Operand, instruction: Instruction, kernel: Kernel) -> int:
 
 @made_vector("v_mbcnt_lo_u32_b32 v_mbcnt_hi_u32_b32", "u32 = b32 u32")
 def count_below(instruction: Instruction, kernel: Kernel):
-    """The ones in a mask of 32 lanes that stand below the lane itself, plus a value. The mask is of the lower or the upper lanes."""
+    """The ones that stand below the lane itself in a mask of the 32 lower or upper lanes, plus a value."""
     first = 32 * (instruction.name == "v_mbcnt_hi_u32_b32")
     below = np.array([(1 << min(max(lane - first, 0), 32)) - 1 for lane in range(kernel.wave_size)], np.uint32)
     return lambda mask, value: np.bitwise_count(mask & below) + value
@@ -157,7 +162,10 @@ def bpermute(instruction: Instruction, kernel: Kernel) -> Step:
 
 @own_step("ds_permute_b32")
 def permute(instruction: Instruction, kernel: Kernel) -> Step:
-    """Each lane that is on gives to the lane that its address names. What nobody gives is 0; of several givers the last lane wins."""
+    """Each lane that is on gives to the lane that its address names.
+
+    A lane to which no lane gives gets 0, and one to which several give gets the value of the last of them.
+    """
     check_count(instruction, 3)
     target, address, data = instruction.operands
     row, read_address, read = _row(target, instruction, kernel), reads_bits(address, kernel), reads_bits(data, kernel)

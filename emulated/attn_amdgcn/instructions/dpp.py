@@ -3,13 +3,15 @@
 A lane reads nothing when its source lies outside, and when its source is off, unless `fi` fetches from lanes that are off. Then
 the lane keeps its result, or, with `bound_ctrl`, reads 0.
 
-Source: "Data Parallel Processing (DPP)" in AMD's Instinct MI300 ISA, section 3.9, and RDNA3 ISA, section 7.8; "DPP Modifiers" in
-LLVM's Syntax of AMDGPU Instruction Modifiers.
+Source: "Data Parallel Processing (DPP)" in AMD's Instinct MI300 ISA, section 3.9, and RDNA3 ISA, section 7.8; "DPP Modifiers"
+in LLVM's Syntax of AMDGPU Instruction Modifiers.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+
 from attn_amdgcn.assembly import Instruction, Kernel
 from attn_amdgcn.operands import Read, unknown
 from attn_amdgcn.waves import Waves
@@ -35,7 +37,7 @@ MODIFIERS = (*CONTROLS, "row_mask", "bank_mask", "bound_ctrl", "fi")
 
 
 def sources(instruction: Instruction, wave_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each lane the lane whose value it reads, and whether there is such a lane. A shift to the left reads a higher lane."""
+    """For each lane the lane whose value it reads, and whether there is such a lane. A shift left reads a higher lane."""
     name, value = _control(instruction)
     lane = np.arange(wave_size)
     row, place = lane // ROW * ROW, lane % ROW
@@ -67,15 +69,15 @@ def sources(instruction: Instruction, wave_size: int) -> tuple[np.ndarray, np.nd
     raise unknown(instruction, f"{name}:{value}")
 
 
-def _control(instruction: Instruction) -> tuple[str, object]:
-    found = [(name, instruction.modifiers[name]) for name in CONTROLS if name in instruction.modifiers]
+def _control(instruction: Instruction) -> tuple[str, Any]:
+    found: list[tuple[str, Any]] = [(name, instruction.modifiers[name]) for name in CONTROLS if name in instruction.modifiers]
     if len(found) != 1:
         raise unknown(instruction, f"{len(found)} controls of DPP, and 1 is expected")
     return found[0]
 
 
 def reads(instruction: Instruction, read: Read, kernel: Kernel) -> Read:
-    """Reads the bits of other lanes. A lane that reads nothing gets 0 here, and `writes_lanes` says whether it gets a result."""
+    """Reads the bits of other lanes. A lane that reads nothing has 0, and `writes_lanes` says whether it gets a result."""
     lane, _ = sources(instruction, kernel.wave_size)
     valid = _valid(instruction, kernel)
 
@@ -107,7 +109,7 @@ def writes_lanes(instruction: Instruction, kernel: Kernel) -> Callable[[Waves], 
     rows, banks = (int(instruction.modifiers.get(name, 0xF)) for name in ("row_mask", "bank_mask"))  # type: ignore[arg-type]
     chosen = (rows >> number // ROW & 1).astype(bool) & (banks >> number % ROW // 4 & 1).astype(bool)
     before_gfx11 = kernel.architecture.startswith(("gfx9", "gfx10"))  # there bound_ctrl:0 stands for the bit 1
-    bounded = instruction.modifiers.get("bound_ctrl", 0) == 1 or before_gfx11 and "bound_ctrl" in instruction.modifiers
+    bounded = instruction.modifiers.get("bound_ctrl", 0) == 1 or (before_gfx11 and "bound_ctrl" in instruction.modifiers)
     if bounded and chosen.all():
         return None
     valid = (lambda waves: None) if bounded else _valid(instruction, kernel)
