@@ -119,7 +119,8 @@ def test_v_dual_bitop2():
 
 
 @pytest.mark.parametrize(
-    "selectors", [0x05040100, 0x07060302, 0x03020706, 0x00010203, 0x0C0C0404, 0x0D0A0B09, 0x04050607, 0xFF000102]
+    "selectors",
+    [0x05040100, 0x0C070C03, 0x0C0C0C0C, 0x07060302, 0x03020706, 0x00010203, 0x0C0C0404, 0x0D0A0B09, 0x04050607, 0xFF000102],
 )
 def test_a_permutation_that_is_the_same_in_all_lanes(selectors):
     a, b = np.random.default_rng(0).integers(0, U32, (2, 64), dtype=np.uint32)

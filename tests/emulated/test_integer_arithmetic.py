@@ -164,6 +164,8 @@ def test_both_halves_of_a_dual_instruction_read_before_one_writes():
     after = ran("v_dual_add_nc_u32 v0, 1, v1 :: v_dual_lshlrev_b32 v1, 2, v0", "gfx1100", v={0: LANES[:32], 1: 100})
     assert after.vector[0, 0].tolist() == [101] * 32
     assert after.vector[1, 0].tolist() == [4 * lane for lane in range(32)]
+    after = ran("v_dual_mov_b32 v0, v1 :: v_dual_mov_b32 v1, v0", "gfx1100", v={0: 5, 1: 6})
+    assert after.vector[:2, 0, 0].tolist() == [6, 5]
 
 
 def test_registers_of_gfx1250_beyond_255_are_named_by_a_comment():

@@ -171,8 +171,8 @@ def permute(high, low, selectors):
     0 to 3 are the bytes of the second source, 4 to 7 those of the first one. 8 to 11 are the signs of the bytes 1, 3, 5 and 7,
     extended. 12 is zeros, and a greater number is ones.
     """
-    alike = int(selectors.flat[0])
-    if alike & 0xF8F8F8F8 == 0 and (selectors.size == 1 or (selectors == alike).all()):
+    alike = int(selectors.flat[0]).to_bytes(4, "little")
+    if all(each < 8 or each == 12 for each in alike) and (selectors.size == 1 or (selectors == selectors.flat[0]).all()):
         return _joined_bytes(high, low, alike)
     high, low, selectors = np.broadcast_arrays(high, low, selectors)
     choices = np.empty((*low.shape, 14), np.uint8)
@@ -183,18 +183,18 @@ def permute(high, low, selectors):
     return chosen.view(U32)[..., 0]
 
 
-def _joined_bytes(high, low, selectors: int):
+def _joined_bytes(high, low, selectors: bytes):
     """The same bytes in all lanes. Each part of the result is a source, shifted and masked; equal shifts make one part."""
     masks: dict[tuple[bool, int], int] = {}
-    for place in range(4):
-        selector = selectors >> 8 * place & 0xFF
-        part = selector >= 4, 8 * (place - selector % 4)
-        masks[part] = masks.get(part, 0) | 0xFF << 8 * place
-    parts = []
+    for place, selector in enumerate(selectors):
+        if selector != 12:
+            part = selector >= 4, 8 * (place - selector % 4)
+            masks[part] = masks.get(part, 0) | 0xFF << 8 * place
+    joined = high & U32(0)
     for (from_high, shift), mask in masks.items():
         source = high if from_high else low
-        parts.append((source << U32(shift) if shift >= 0 else source >> U32(-shift)) & U32(mask))
-    return reduce(np.bitwise_or, parts)
+        joined = joined | (source << U32(shift) if shift >= 0 else source >> U32(-shift)) & U32(mask)
+    return joined
 
 
 def _bytes(a):

@@ -150,9 +150,11 @@ def dual_step(instruction: Instruction, kernel: Kernel) -> Step:
     first, second = (parts(_half(half), kernel) for half in (instruction, instruction.second))
 
     def step(waves: Waves) -> None:
-        found = first[0](waves), second[0](waves)
-        first[1](waves, found[0])
-        second[1](waves, found[1])
+        value, other = first[0](waves), second[0](waves)
+        if other.base is not None:  # a move's value is the register itself, which the first half may write
+            other = other.copy()
+        first[1](waves, value)
+        second[1](waves, other)
 
     return step
 
