@@ -94,12 +94,12 @@ class Waves:
     def taken(self, which: np.ndarray) -> "Waves":
         """The waves at these positions, with copies of their registers."""
         return Waves(
-            self.vector[:, which],
+            self.vector.take(which, axis=1),
             self.scalar[which],
             workgroup=self.workgroup[which],
             number=self.number[which],
             slot=self.slot[which],
-            scratch=self.scratch[:, which],
+            scratch=self.scratch.take(which, axis=1),
             shared=self.shared,
             scc=self.scc[which],
             block=self.block,

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from attn_amdgcn.assembly import Instruction, Kernel
 from attn_amdgcn.instructions import (
+    bits,
     compare,
     control,
     convert,
@@ -13,6 +14,7 @@ from attn_amdgcn.instructions import (
     integer_arithmetic,
     lds,
     matrix,
+    moves,
     packed,
     scalar,
     scalar_memory,
@@ -24,6 +26,8 @@ from attn_amdgcn.waves import Waves
 FAMILIES = (
     scalar,
     scalar_memory,
+    moves,
+    bits,
     integer_arithmetic,
     float_arithmetic,
     packed,
