@@ -34,7 +34,7 @@ def test_v_readlane_and_v_writelane_do_not_ask_which_lanes_are_on():
 
 def test_v_mbcnt():
     text = "v_mbcnt_lo_u32_b32 v0, s0, 0\nv_mbcnt_hi_u32_b32 v0, s1, v0"
-    mask = 0xF0F0123400008001
+    mask = 0xF0F0123480008001
     after = ran(text, s={0: mask & 0xFFFFFFFF, 1: mask >> 32})
     assert after.vector[0, 0].tolist() == [(mask & (1 << lane) - 1).bit_count() for lane in range(64)]
 
@@ -89,7 +89,7 @@ def test_ds_bpermute_in_several_waves():
 
 
 def test_ds_permute_gives_and_the_last_giver_wins():
-    on = 0xFFFFFFFFFFFFFF0F
+    on = 0x0FFF00FF0F0FF00F
     after = ran("ds_permute_b32 v2, v0, v1", v={0: 4 * SHUFFLED, 1: 100 + LANES}, exec=on)
     expected = [0] * 64
     for lane in range(64):

@@ -124,8 +124,9 @@ def test_halves(name, half):
     check(name, *OF_HALVES[name], "gfx1100", half=half)
 
 
-def test_v_mad_u16_leaves_the_upper_half_on_gfx9():
-    after = ran("v_mad_u16 v3, v0, v1, v2", v={0: 300, 1: 300, 2: 0x70007, 3: 0xABCD0000})
+@pytest.mark.parametrize("name", ["v_mad_u16", "v_mad_i16"])
+def test_v_mad_of_16_bits_leaves_the_upper_half_on_gfx9(name):
+    after = ran(f"{name} v3, v0, v1, v2", v={0: 300, 1: 300, 2: 0x70007, 3: 0xABCD0000})
     assert after.vector[3, 0, 0] == 0xABCD0000 | (300 * 300 + 7) % 65536
 
 

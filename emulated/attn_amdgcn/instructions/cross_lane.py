@@ -174,7 +174,7 @@ def permute(instruction: Instruction, kernel: Kernel) -> Step:
     def step(waves: Waves) -> None:
         bits, lane = np.broadcast_to(read(waves), waves.shape), _lane_of(read_address(waves), offset, waves)
         given = np.zeros(waves.shape, np.uint32)
-        wave, giver = np.indices(waves.shape, sparse=False) if waves.lanes is None else np.nonzero(waves.lanes)
+        wave, giver = np.indices(waves.shape) if waves.lanes is None else np.nonzero(waves.lanes)
         given[wave, lane[wave, giver]] = bits[wave, giver]
         put(waves, row, given)
 

@@ -46,8 +46,7 @@ def writes(instruction: Instruction, operand: Operand, kind: Kind, kernel: Kerne
     def write(waves: Waves, value: np.ndarray, lanes: np.ndarray | None = None) -> None:
         raw = value.view(np.uint32) if value.dtype.itemsize == 4 else value.view(np.uint16).astype(np.uint32)
         if unused == "UNUSED_SEXT":
-            raw = (raw << np.uint32(32 - bits)).view(np.int32) >> np.int32(32 - bits - first)
-            moved = raw.view(np.uint32) & ~np.uint32((1 << first) - 1)
+            moved = ((raw << np.uint32(32 - bits)).view(np.int32) >> np.int32(32 - bits - first)).view(np.uint32)
         else:
             moved = raw << np.uint32(first) & mask
         put(waves, row, waves.vector[row] & ~mask | moved if unused == "UNUSED_PRESERVE" else moved, lanes)
