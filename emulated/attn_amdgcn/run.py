@@ -39,8 +39,11 @@ class Runner:
             Fault: a wave did what it must not do.
         """
         standing: list[list[Waves]] = [[waves] for waves in turns]
+        races = turns[0].shared.races
         while any(standing):
             standing = [self._to_barrier(groups) for groups in standing]
+            if races is not None:
+                races.barrier()
 
     def _to_barrier(self, groups: list[Waves]) -> list[Waves]:
         """Run groups until each wave has ended or waits at a barrier, and return those that wait."""
@@ -54,6 +57,8 @@ class Runner:
             self._run(block, waves)
             for group in _cut(block, waves):
                 if block.is_barrier:
+                    if group.shared.races is not None:
+                        waits.check_barrier(block.code[-1], group.pending)
                     waiting.append(group)
                 elif block.ends:
                     self.ended(group)

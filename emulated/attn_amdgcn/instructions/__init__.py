@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from attn_amdgcn.assembly import Instruction, Kernel
 from attn_amdgcn.instructions import (
+    buffer_memory,
     compare,
     control,
     convert,
@@ -16,6 +17,7 @@ from attn_amdgcn.instructions import (
     packed,
     scalar,
     scalar_memory,
+    scratch,
 )
 from attn_amdgcn.instructions.forms import REGISTERED, dual_step
 from attn_amdgcn.operands import unknown
@@ -31,6 +33,8 @@ FAMILIES = (
     convert,
     cross_lane,
     global_memory,
+    buffer_memory,
+    scratch,
     lds,
     matrix,
     control,
