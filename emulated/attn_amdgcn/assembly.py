@@ -194,9 +194,7 @@ def _instruction(code: str, line: int, source: str) -> Instruction:
     encoding = found[1][1:] if found else ""
     base = name[: found.start()] if found else name
     if base in ("s_waitcnt", "s_delay_alu", "s_waitcnt_depctr"):  # their operands are a language of their own
-        return Instruction(
-            base, "", tuple(Operand(Named(word)) for word in rest.split() if word != "|"), {}, code, line, source
-        )
+        return Instruction(base, "", tuple(Operand(Named(word)) for word in rest.split() if word != "|"), {}, code, line, source)
     try:
         operands, modifiers = _rest(rest.strip())
     except ValueError as error:

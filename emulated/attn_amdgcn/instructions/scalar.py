@@ -274,10 +274,7 @@ def _save(instruction: Instruction, kernel: Kernel) -> Step:
     """The result is EXEC as it was; EXEC becomes its combination with the source, and SCC whether a lane is on."""
     check_count(instruction, 2)
     name, _, kind = instruction.name.rpartition("_")
-    read, write = (
-        reads_scalar(instruction.operands[1], KINDS[kind], kernel),
-        writes_scalar(instruction.operands[0], KINDS[kind]),
-    )
+    read, write = reads_scalar(instruction.operands[1], KINDS[kind], kernel), writes_scalar(instruction.operands[0], KINDS[kind])
     combine, wide = _SAVES[name], kind == "b64"
 
     def step(waves: Waves) -> None:
