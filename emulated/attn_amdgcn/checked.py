@@ -68,6 +68,4 @@ def _diagnosed(
     if found is None:
         return Fault(f"{what}; every store of a wave wrote the same, so stores to one byte came in another order")
     workgroup, wave, lane, instruction = found
-    fault = Fault(what, workgroup=workgroup, wave=wave, lane=lane)
-    fault.instruction, fault.line, fault.source = instruction.text, instruction.line, instruction.source
-    return fault
+    return Fault(what, workgroup=workgroup, wave=wave, lane=lane).at(instruction)

@@ -74,17 +74,19 @@ class Runner:
 
     def _run(self, block: Block, waves: Waves) -> None:
         key = waves.block, waves.pending
-        if key not in self._after:
-            self._after[key] = waits.after(block.code, waves.pending, self.program.kernel)
-        waves.pending = self._after[key]
         self.executed[waves.block] += len(waves)
         step = None
         try:
+            if key not in self._after:
+                self._after[key] = waits.after(block.code, waves.pending, self.program.kernel)
+            waves.pending = self._after[key]
             for step in block.steps:  # noqa: B007 - the handler needs it
                 step(waves)
         except Fault as fault:
-            instruction = block.code[block.steps.index(step)] if step else block.code[0]
-            fault.instruction, fault.line, fault.source = instruction.text, instruction.line, instruction.source
+            if not fault.instruction:
+                fault.at(block.code[block.steps.index(step)] if step else block.code[0])
+            if fault.workgroup is None:
+                fault.workgroup, fault.wave = int(waves.workgroup[0]), int(waves.number[0])
             raise
 
 

@@ -83,11 +83,9 @@ def after(block: Sequence[Instruction], state: State, kernel: Kernel) -> State:
         begun = begins(instruction, kernel)
         if state and (early := _early(instruction, begun, state, kernel)):
             load, bits = early
-            fault = Fault(
-                f"line {load.line} (`{load.text}`) loads {_named_register(bits, kernel)}, and no wait stands before its use"
-            )
-            fault.instruction, fault.line, fault.source = instruction.text, instruction.line, instruction.source
-            raise fault
+            register = _named_register(bits, kernel)
+            what = f"line {load.line} (`{load.text}`) loads {register}, and no wait stands before its use"
+            raise Fault(what).at(instruction)
         if begun:
             state = (*state, *begun)
     return _shortened(state)
@@ -101,9 +99,7 @@ def check_barrier(barrier: Instruction, state: State) -> None:
     """
     for each in state:
         if each.lds:
-            fault = Fault(f"line {each.line} (`{each.text}`) accesses LDS, and no wait stands before the barrier")
-            fault.instruction, fault.line, fault.source = barrier.text, barrier.line, barrier.source
-            raise fault
+            raise Fault(f"line {each.line} (`{each.text}`) accesses LDS, and no wait stands before the barrier").at(barrier)
 
 
 def begins(instruction: Instruction, kernel: Kernel) -> State:
