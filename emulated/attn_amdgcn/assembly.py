@@ -15,8 +15,6 @@ _REGISTER = re.compile(r"(v|a|s|ttmp)(?:(\d+)|\[(\d+):(\d+)\])(\.[lh])?")
 _NUMBER = re.compile(r"-?(0x[0-9a-f]+|\d+)")
 _FLOAT = re.compile(r"-?\d+\.\d+(e[+-]?\d+)?")
 _CALL = re.compile(r"(\w+)\((.*)\)")
-_ABOVE_255 = re.compile(r"v(?:\d+|\[\d+:\d+\])(?:\.[lh])? /\*(v[^*]*)\*/")
-"""gfx1250 names a register by its number below 256, s_set_vgpr_msb says what is added, and a comment names the register itself."""
 _SPECIAL = {"vcc": 2, "vcc_lo": 1, "vcc_hi": 1, "exec": 2, "exec_lo": 1, "exec_hi": 1, "m0": 1, "scc": 1, "null": 1}
 _NAMED = ("off", "src_shared_base", "src_private_base", "src_scc", "src_vccz", "src_execz")
 
@@ -172,7 +170,7 @@ def code_of(text: str) -> tuple[list[Instruction], dict[str, int]]:
     files: dict[str, str] = {}
     source = ""
     for number, line in enumerate(text.splitlines(), 1):
-        code = _ABOVE_255.sub(r"\1", line.partition(";")[0].strip())
+        code = line.partition(";")[0].strip()
         if code.startswith(".file") and (found := re.fullmatch(r'\.file\s+(\d+)\s+(?:"[^"]*"\s+)?"([^"]*)".*', code)):
             files[found[1]] = found[2]
         elif code.startswith(".loc") and (found := re.match(r"\.loc\s+(\d+)\s+(\d+)", code)):
