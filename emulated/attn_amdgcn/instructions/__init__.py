@@ -5,6 +5,7 @@ from collections.abc import Callable
 from attn_amdgcn.assembly import Instruction, Kernel
 from attn_amdgcn.instructions import (
     bits,
+    buffer_memory,
     compare,
     control,
     convert,
@@ -18,6 +19,7 @@ from attn_amdgcn.instructions import (
     packed,
     scalar,
     scalar_memory,
+    scratch,
 )
 from attn_amdgcn.instructions.forms import REGISTERED, dual_step
 from attn_amdgcn.operands import unknown
@@ -35,6 +37,8 @@ FAMILIES = (
     convert,
     cross_lane,
     global_memory,
+    buffer_memory,
+    scratch,
     lds,
     matrix,
     control,
