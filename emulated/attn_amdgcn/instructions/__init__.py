@@ -8,6 +8,9 @@ from attn_amdgcn.instructions import (
     control,
     convert,
     cross_lane,
+    division,
+    extremes,
+    float8,
     float_arithmetic,
     global_memory,
     integer_arithmetic,
@@ -15,7 +18,9 @@ from attn_amdgcn.instructions import (
     matrix,
     packed,
     scalar,
+    scalar_float,
     scalar_memory,
+    transcendental,
 )
 from attn_amdgcn.instructions.forms import REGISTERED, dual_step
 from attn_amdgcn.operands import unknown
@@ -23,12 +28,17 @@ from attn_amdgcn.waves import Waves
 
 FAMILIES = (
     scalar,
+    scalar_float,
     scalar_memory,
     integer_arithmetic,
     float_arithmetic,
+    extremes,
+    transcendental,
+    division,
     packed,
     compare,
     convert,
+    float8,
     cross_lane,
     global_memory,
     lds,
