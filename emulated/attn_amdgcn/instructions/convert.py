@@ -10,6 +10,7 @@ and 16.12. v_cvt_pk_bf16_f32: AMD's Instinct MI355 ISA, the same sections.
 from collections.abc import Callable
 
 import numpy as np
+from attn_amdgcn.instructions.extremes import quiet
 from attn_amdgcn.instructions.forms import vector
 from attn_amdgcn.instructions.fused import F16, F32, F64
 
@@ -42,12 +43,26 @@ vector("v_cvt_flr_i32_f32 v_cvt_floor_i32_f32", "i32 = f32")(to_integer(np.int32
 @vector("v_cvt_f32_u32", "f32 = u32", takes=("clamp",))
 @vector("v_cvt_f32_i32", "f32 = i32", takes=("clamp",))
 @vector("v_cvt_f32_f64", "f32 = f64", takes=("clamp",))
-@vector("v_cvt_f32_f16", "f32 = f16", takes=("clamp", "op_sel"))
 def to_f32(a):
     return a.astype(F32)
 
 
+def _quieted(converted: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """numpy leaves a signaling NaN signaling where it converts between float16 and float32."""
+    return np.where(np.isnan(converted), quiet(converted), converted) if np.isnan(source).any() else converted
+
+
+@vector("v_cvt_f32_f16", "f32 = f16", takes=("clamp", "op_sel"))
+def f16_to_f32(a):
+    wide = a.astype(F32)
+    return _quieted(wide, wide)
+
+
 @vector("v_cvt_f16_f32", "f16 = f32", takes=("clamp", "op_sel"))
+def f32_to_f16(a):
+    return _quieted(a.astype(F16), a)
+
+
 @vector("v_cvt_f16_u16", "f16 = u16", takes=("clamp", "op_sel"))
 @vector("v_cvt_f16_i16", "f16 = i16", takes=("clamp", "op_sel"))
 def to_f16(a):
@@ -108,12 +123,12 @@ def pk_bf16(a, b):
 
 @vector("v_cvt_pk_f16_f32", "b32 = f32 f32")
 def pk_f16(a, b):
-    return packed16(a.astype(F16), b.astype(F16))
+    return packed16(f32_to_f16(a), f32_to_f16(b))
 
 
 def f32_to_f16_rtz(a: np.ndarray) -> np.ndarray:
     """Towards zero: the nearest float16, or the one before where that is larger. A large number becomes the largest float16."""
-    nearest = a.astype(F16)
+    nearest = f32_to_f16(a)
     beyond = np.abs(nearest.astype(F32)) > np.abs(a)
     return (nearest.view(np.uint16) - beyond).astype(np.uint16).view(F16)
 

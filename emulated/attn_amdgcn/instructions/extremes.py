@@ -16,13 +16,15 @@ Pick = Callable[[np.ndarray, np.ndarray], np.ndarray]
 _INTEGERS = {2: (np.uint16, np.int16), 4: (np.uint32, np.int32), 8: (np.uint64, np.int64)}
 
 
+_TWICE_INFINITY = {2: 2 * 0x7C00, 4: 2 * 0x7F800000, 8: 2 * 0x7FF0000000000000}
+
+
 def _is_plain(value: np.ndarray) -> bool:
     """Whether there is neither a zero nor a NaN."""
     unsigned, _ = _INTEGERS[value.dtype.itemsize]
     magnitude = value.view(unsigned) << unsigned(1)
     magnitude -= unsigned(1)  # 0 becomes the largest
-    infinity = int(np.array(np.inf, value.dtype).view(unsigned))
-    return bool(np.maximum.reduce(magnitude, axis=None) < 2 * infinity)
+    return bool(np.maximum.reduce(magnitude, axis=None) < _TWICE_INFINITY[value.dtype.itemsize])
 
 
 def _ordered(bits: np.ndarray) -> np.ndarray:

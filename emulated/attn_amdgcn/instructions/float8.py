@@ -59,7 +59,7 @@ def encoded(a: np.ndarray, to: Format) -> np.ndarray:
     """uint16: the codes of float32 numbers."""
     magnitude = np.abs(a).astype(F64)
     least = 1 - to.bias
-    exponent = np.maximum(np.frexp(magnitude)[1] - 1, least)
+    exponent = np.frexp(np.fmax(magnitude, 2.0**least))[1] - 1
     steps = np.rint(np.ldexp(magnitude, to.mantissa - exponent))  # a carry into the exponent is a carry of the code
     code = np.clip((exponent - least).astype(F64) * (1 << to.mantissa) + steps, 0, 0x7F00)
     code = np.where(code > to.largest, to.beyond, code)

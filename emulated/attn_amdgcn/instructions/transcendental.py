@@ -1,7 +1,7 @@
 """Powers, logarithms, reciprocals, roots and angles.
 
-The results are those of numpy, the nearest floats or next to them. Hardware promises 1 ulp for float32, so one of its results may
-be the float before or behind. In float32, denormal sources and results are flushed to zeros, whatever the kernel's modes say; in
+The results are those of numpy in float64, rounded, and so the same on every machine. Hardware promises 1 ulp for float32: one of
+its results may be the float before or behind. In float32, denormal sources and results are flushed to zeros, whatever the kernel's modes say; in
 float16 and float64 they are kept ("1ULP accuracy, denormals are flushed" in the notes of V_EXP_F32, V_LOG_F32 and V_SQRT_F32;
 LLVM, AMDGPUCodeGenPrepare, says so of v_rcp_f32 and v_rsq_f32).
 
@@ -11,7 +11,7 @@ Source: "VOP1 Instructions" in AMD's Instinct MI300 ISA, section 12.9, and in AM
 import numpy as np
 from attn_amdgcn.instructions.float_arithmetic import TINY, flushed, in_float32
 from attn_amdgcn.instructions.forms import vector
-from attn_amdgcn.instructions.fused import F32
+from attn_amdgcn.instructions.fused import F32, F64
 
 _LARGEST_WITH_NORMAL_RECIPROCAL = F32(2.0**126)
 
@@ -19,7 +19,7 @@ _LARGEST_WITH_NORMAL_RECIPROCAL = F32(2.0**126)
 @vector("v_exp_f32", "f32 = f32", takes=("clamp",))
 def exp(a):
     """2 ** a."""
-    result = np.exp2(a)
+    result = np.exp2(a.astype(F64)).astype(F32)
     np.copyto(result, F32(0), where=result < TINY)
     return result
 
@@ -27,7 +27,7 @@ def exp(a):
 @vector("v_log_f32", "f32 = f32", takes=("clamp",))
 def log(a):
     """The logarithm to base 2."""
-    return np.log2(flushed(a))
+    return np.log2(flushed(a).astype(F64)).astype(F32)
 
 
 @vector("v_rcp_f32 v_rcp_iflag_f32", "f32 = f32", takes=("clamp",))
@@ -45,21 +45,21 @@ def sqrt(a):
 
 @vector("v_rsq_f32", "f32 = f32", takes=("clamp",))
 def rsq(a):
-    return (1 / np.sqrt(flushed(a).astype(np.float64))).astype(F32)
+    return (1 / np.sqrt(flushed(a).astype(F64))).astype(F32)
 
 
 @vector("v_sin_f32", "f32 = f32", takes=("clamp",))
 def sin(a):
     """Of an angle in turns."""
-    turns = flushed(a).astype(np.float64)
-    return flushed(np.sin(2 * np.pi * (turns - np.rint(turns))).astype(F32))
+    turns = flushed(a).astype(F64)
+    return flushed(np.sin(2 * np.pi * np.fmod(turns, 1)).astype(F32))
 
 
 @vector("v_cos_f32", "f32 = f32", takes=("clamp",))
 def cos(a):
     """Of an angle in turns."""
-    turns = flushed(a).astype(np.float64)
-    return flushed(np.cos(2 * np.pi * (turns - np.rint(turns))).astype(F32))
+    turns = flushed(a).astype(F64)
+    return flushed(np.cos(2 * np.pi * np.fmod(turns, 1)).astype(F32))
 
 
 _HALF = {
