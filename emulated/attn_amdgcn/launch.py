@@ -13,6 +13,8 @@ from attn_amdgcn.waves import EXEC, SCALARS, TTMP, Shared, Waves
 
 WAVES_AT_ONCE = 64
 """Workgroups run together up to about this many waves: more of them no longer make numpy faster."""
+Argument = int | float | tuple[str, int] | None
+"""A number, a place in a buffer, or a null pointer."""
 ARGUMENTS = "kernel arguments"
 """The name of the buffer that holds them."""
 
@@ -50,7 +52,7 @@ class Report:
 def launch(
     program: Program,
     grid: tuple[int, int, int],
-    arguments: Sequence[int | float | str | None],
+    arguments: Sequence[Argument],
     buffers: Mapping[str, np.ndarray],
     *,
     lds_bytes: int = 0,
@@ -61,8 +63,8 @@ def launch(
     Args:
         program: the kernel.
         grid: numbers of workgroups in x, y and z.
-        arguments: of the kernel without hidden ones, in order. A pointer is the name of a buffer, its address in another
-            buffer (name, bytes) or None; a number fills its 1 to 8 bytes.
+        arguments: of the kernel without hidden ones, in order. A pointer is None, or the name of a buffer and a byte of it;
+            a number fills its 1 to 8 bytes.
         buffers: uint8 bytes of each buffer; they are copied.
         lds_bytes: of dynamic LDS of each workgroup.
         schedule: of waves and workgroups.
@@ -163,7 +165,7 @@ def _set_scalars(waves: Waves, kernel: Kernel, memory: Memory, grid: tuple[int, 
 
 
 def _fill_arguments(
-    memory: Memory, kernel: Kernel, grid: tuple[int, int, int], arguments: Sequence[int | float | str | None], lds_bytes: int
+    memory: Memory, kernel: Kernel, grid: tuple[int, int, int], arguments: Sequence[Argument], lds_bytes: int
 ) -> None:
     """Write the arguments, and the hidden ones that the code object's version 5 appends, into their buffer."""
     data = memory.contents(ARGUMENTS)
@@ -187,11 +189,12 @@ def _fill_arguments(
             data[argument.offset : argument.offset + argument.size] = _bytes(memory, hidden[argument.kind], argument.size)
 
 
-def _bytes(memory: Memory, value: int | float | str | None, size: int) -> np.ndarray:
-    if isinstance(value, str):
-        if value not in memory.buffers:
-            raise LaunchError(f"argument {value!r}: there is no such buffer")
-        value = memory.buffers[value].address
+def _bytes(memory: Memory, value: Argument, size: int) -> np.ndarray:
+    if isinstance(value, tuple):
+        name, byte = value
+        if name not in memory.buffers:
+            raise LaunchError(f"argument {name!r}: there is no such buffer")
+        value = memory.buffers[name].address + byte
     if isinstance(value, float):
         dtype = {4: np.float32, 8: np.float64}[size]
         return np.array([value], dtype).view(np.uint8)

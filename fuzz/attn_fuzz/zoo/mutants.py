@@ -153,6 +153,15 @@ def install(mutant: Mutant) -> None:
     except PatchError as error:
         raise MutantError(f"{mutant.name}: {error}") from None
     import_from(sources, mutant.name)
+    _INSTALLED.append(mutant)
+
+
+def installed() -> Mutant | None:
+    """The mutant that this process runs; a process that compiles for it has to install it, too."""
+    return _INSTALLED[-1] if _INSTALLED else None
+
+
+_INSTALLED: list[Mutant] = []
 
 
 def import_from(sources: dict[str, str], name: str) -> None:

@@ -1,0 +1,1 @@
+"""Kernels compiled for AMD GPUs that are not here, and emulated: `attn_amdgcn` runs the code that Triton compiles."""

@@ -1,0 +1,91 @@
+"""Compile a kernel for a GPU that need not be there. As a program: serve `attn_fuzz.emulated.compiler`.
+
+This needs a process without Triton's interpreter: TRITON_INTERPRET must not be set when Triton is imported.
+"""
+
+import importlib
+import os
+import pickle
+import re
+import sys
+from typing import Any, BinaryIO
+
+import triton
+from attn_contract import ContractError
+from attn_fuzz.emulated.jobs import Compiled, Job
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
+
+
+def gpu_target(architecture: str) -> GPUTarget:
+    """Triton's name of a GPU: "gfx942" and its like (RDNA's waves have 32 lanes, CDNA's 64), or "sm90" and its like.
+
+    Raises:
+        ContractError: it is neither.
+    """
+    if found := re.fullmatch(r"gfx(1?)[0-9a-f]{3}", architecture):
+        # gfx1250 is CDNA's successor by name and has waves of 32 lanes all the same
+        return GPUTarget("hip", architecture, 32 if found.group(1) else 64)
+    if found := re.fullmatch(r"sm(\d+)", architecture):
+        return GPUTarget("cuda", int(found.group(1)), 32)
+    raise ContractError("architecture", repr(architecture), "such as gfx90a, gfx942, gfx1201 or sm90")
+
+
+def compiled_kernel(kernel: Any, architecture: str, /, *arguments: Any, **named: Any) -> tuple[Any, ASTSource]:
+    """The binary that Triton's launcher would compile for kernel[grid](*arguments, **named), and its source.
+
+    Tensors may be on the device meta: they count as aligned, as fresh allocations are. They may be `Pointer`s.
+
+    Args:
+        named: further arguments, constants and options of the compiler.
+
+    Raises:
+        ContractError: the architecture is unknown, or the kernel is interpreted in this process.
+    """
+    target = gpu_target(architecture)
+    if not isinstance(kernel, JITFunction):
+        raise ContractError("call", "an interpreted kernel", "one of a process without TRITON_INTERPRET")
+    backend = make_backend(target)
+    # the two steps of Triton's launcher, which would take the backend from the GPU of this machine
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    named["debug"] = named.get("debug", kernel.debug) or knobs.runtime.debug
+    bound, specialization, options = bind(*arguments, **named)
+    parsed, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, options)
+    source = ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, target=target, options=parsed.__dict__), source
+
+
+def compiled(job: Job) -> Compiled:
+    """Compile a job."""
+    kernel = getattr(importlib.import_module(job.module), job.kernel)
+    binary, source = compiled_kernel(kernel, job.architecture, **job.arguments)
+    names = tuple(name for name, kind in source.signature.items() if kind != "constexpr")
+    return Compiled(binary.asm["amdgcn"], names, 2, binary.metadata.shared)
+
+
+def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
+    """Answer jobs until there are no more: with what was compiled, or with an error's text."""
+    mutant = pickle.load(requests)
+    if mutant is not None:
+        from attn_fuzz.zoo import mutants
+
+        mutants.install(mutant)
+    while True:
+        try:
+            job = pickle.load(requests)
+        except EOFError:
+            return
+        try:
+            answer: Compiled | str = compiled(job)
+        except Exception as error:
+            answer = f"{type(error).__name__}: {error}"[-2000:]
+        pickle.dump(answer, replies)
+        replies.flush()
+
+
+if __name__ == "__main__":
+    with os.fdopen(os.dup(1), "wb") as replies:
+        os.dup2(2, 1)  # a compiler that prints must not write among the replies
+        _serve(sys.stdin.buffer, replies)

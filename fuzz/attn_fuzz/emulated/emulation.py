@@ -1,0 +1,82 @@
+"""Runs a launch of this project's kernels on the emulator: tensors become buffers, and buffers become tensors again."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from attn_amdgcn import Schedule, launch
+from attn_fuzz.emulated.jobs import Job, Pointer
+from attn_fuzz.emulated.compiler import ready
+from attn_optimized.kernel_call import KernelCall
+
+LARGE = 8 << 30
+"""Bytes of a KV cache for which AMD's compiler must address by 64 bits."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where a tensor lies: in which buffer, and at which byte of it."""
+
+    buffer: str
+    offset: int
+
+
+def emulate(call: KernelCall, architecture: str, *, schedule: Schedule = Schedule(), pretends_large: bool = False) -> None:
+    """Compile a launch for an architecture and run the code on the launch's tensors, which lie on the CPU.
+
+    Args:
+        schedule: the order of what may run in any order.
+        pretends_large: whether the kernel is compiled as for storages of more than 2 GiB.
+
+    Raises:
+        CompilerError: the compiler refused the kernel.
+        attn_amdgcn.AmdgcnError: the code did what it must not do, or what the emulator does not know.
+    """
+    if 0 in call.launch.grid:
+        return
+    storages = _storages(call)
+    pointers = {
+        name: Pointer(tensor.dtype, _placed(tensor, storages).offset % 16 == 0, LARGE if pretends_large else _bytes(tensor))
+        for name, tensor in call.tensors.items()
+        if tensor is not None
+    }
+    function = call.launch.kernel.fn
+    arguments = call.arguments | pointers | call.launch.constants | call.launch.options
+    job = Job(function.__module__, function.__name__, architecture, arguments)
+    program, compiled = ready(job)
+    given = []
+    for name in compiled.names:
+        tensor = call.tensors.get(name)
+        placed = None if tensor is None else _placed(tensor, storages)
+        given.append(call.launch.numbers.get(name) if placed is None else (placed.buffer, placed.offset))
+    grid = (*call.launch.grid, 1, 1)[:3]
+    buffers = {name: _contents(storage) for name, storage in storages.values()}
+    memory, _ = launch(
+        program, grid, [*given, *[None] * compiled.scratch], buffers, lds_bytes=compiled.lds_bytes, schedule=schedule
+    )
+    for name, storage in storages.values():
+        _contents(storage)[:] = memory.contents(name)
+
+
+def _storages(call: KernelCall) -> dict[int, tuple[str, torch.UntypedStorage]]:
+    """The storages of a launch's tensors by their address, each with the name of the first tensor that lies in it."""
+    storages: dict[int, tuple[str, torch.UntypedStorage]] = {}
+    for name, tensor in call.tensors.items():
+        if tensor is not None:
+            storage = tensor.untyped_storage()
+            storages.setdefault(storage.data_ptr(), (name, storage))
+    return storages
+
+
+def _placed(tensor: torch.Tensor, storages: dict[int, tuple[str, torch.UntypedStorage]]) -> Placed:
+    storage = tensor.untyped_storage().data_ptr()
+    return Placed(storages[storage][0], tensor.storage_offset() * tensor.element_size())
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().size()
+
+
+def _contents(storage: torch.UntypedStorage) -> np.ndarray:
+    """The bytes of a storage, which this shares."""
+    return torch.tensor([], dtype=torch.uint8).set_(storage).numpy()

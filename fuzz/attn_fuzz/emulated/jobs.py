@@ -1,0 +1,56 @@
+"""What a process asks of the one that compiles for it, and what it gets."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """A tensor, as far as the compiler looks at one.
+
+    Attributes:
+        dtype: torch's.
+        is_aligned: whether its address is a multiple of 16.
+        bytes: of the whole storage. Below 2 GiB AMD's compiler addresses it by 32 bits.
+    """
+
+    dtype: Any
+    is_aligned: bool
+    bytes: int
+
+    def data_ptr(self) -> int:
+        return 0 if self.is_aligned else 1
+
+    def ptr_range(self) -> int:
+        return self.bytes
+
+
+class Job(NamedTuple):
+    """A launch to compile.
+
+    Attributes:
+        module, kernel: where the kernel is found.
+        architecture: such as "gfx942".
+        arguments: by the kernel's names: pointers, numbers and None, then constants and the compiler's options.
+    """
+
+    module: str
+    kernel: str
+    architecture: str
+    arguments: dict[str, Any]
+
+
+class Compiled(NamedTuple):
+    """What the launch of a kernel needs.
+
+    Attributes:
+        text: the assembly.
+        names: the arguments that are no constants, in the kernel's order.
+        scratch: how many pointers to scratch memory follow them, which may be null.
+        lds_bytes: dynamic LDS of a workgroup.
+    """
+
+    text: str
+    names: tuple[str, ...]
+    scratch: int
+    lds_bytes: int

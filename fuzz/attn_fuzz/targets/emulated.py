@@ -1,0 +1,110 @@
+"""The launches of AMD's GPUs, compiled and emulated: what the compiler made of the kernels runs, not the kernels' source.
+
+The host's code plans for the architecture as it would there. A compiled kernel is kept, and cases that share a layer share it.
+"""
+
+import dataclasses
+import importlib.util
+import random
+from typing import TYPE_CHECKING
+
+import torch
+from attn_contract import Batch, Layer
+from attn_fuzz.cases.tensors import Step
+from attn_fuzz.targets.target import EVERYTHING, Support, Target
+from attn_fuzz.targets.triton import TRITON, missing_triton
+from attn_fuzz.verdict.rounding import Rounding
+
+if TYPE_CHECKING:
+    from attn_optimized.kernel_call import KernelCall
+    from attn_optimized.launch.plan import AttentionPlan
+
+COMPUTE_UNITS = 8
+"""Few enough that splitting keys over them does not make more programs than are quickly emulated."""
+MOST_PARTS = 64
+
+
+def _support(device: str) -> Support:
+    return dataclasses.replace(
+        EVERYTHING,
+        max_tokens=128,
+        max_seq_len=256,
+        head_sizes=(64, 80, 128),
+        steps_per_layer=8,
+    )
+
+
+def _missing(device: str) -> str | None:
+    if device != "cpu":
+        return "it emulates a GPU that is not here: --device cpu"
+    if importlib.util.find_spec("yaml") is None:
+        return "pyyaml is not installed: pip install 'attn-parity[emulated]'"
+    return missing_triton(device)
+
+
+def _emulate(call: "KernelCall", architecture: str, choose: random.Random) -> None:
+    from attn_amdgcn import Schedule
+    from attn_fuzz.emulated.emulation import emulate
+
+    orders = ("together", "together", "ascending", "descending", "drawn")
+    schedule = Schedule(choose.choice(orders), choose.choice(orders[2:]), choose.randrange(1 << 31))
+    emulate(call, architecture, schedule=schedule, pretends_large=choose.random() < 0.3)
+
+
+def emulated(architecture: str) -> Target:
+    """The shipping kernels on an architecture of AMD, by its name in LLVM."""
+
+    def planned(q: torch.Tensor, layer: Layer, batch: Batch) -> "AttentionPlan":
+        import attn_optimized
+
+        return attn_optimized.plan_of(q, layer, batch, architecture=architecture, compute_units=COMPUTE_UNITS)
+
+    def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+        from attn_optimized.attention import paged_attention_calls, varlen_attention_calls
+
+        choose = random.Random(repr((batch.query_start_loc.tolist(), batch.seq_lens.tolist())))
+        plan = planned(q, layer, batch)
+        if layer.attn_type.reads_cache:
+            calls = paged_attention_calls(q, kv_cache, layer, batch, plan, out=out, lse=lse)
+        else:
+            calls = varlen_attention_calls(q, k, v, layer, batch, plan, out=out, lse=lse)
+        for call in calls:
+            _emulate(call, architecture, choose)
+
+    def write(k, v, kv_cache, layer, slot_mapping) -> None:
+        from attn_optimized.kv_cache import write_kv_cache_call
+
+        call = write_kv_cache_call(k, v, kv_cache, layer, slot_mapping, architecture=architecture)
+        _emulate(call, architecture, random.Random(repr(slot_mapping.tolist())))
+
+    def rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, is_neox) -> None:
+        from attn_optimized.kv_cache import rope_and_write_kv_cache_call
+
+        tensors = (q, k, v, positions, cos_sin_cache, kv_cache)
+        call = rope_and_write_kv_cache_call(*tensors, layer, slot_mapping, is_neox=is_neox, architecture=architecture)
+        _emulate(call, architecture, random.Random(repr(slot_mapping.tolist())))
+
+    def events(step: Step) -> list[str]:
+        return ["split"] if planned(step.q, step.layer, step.batch).splits > 1 else []
+
+    return Target(
+        name=f"triton-{architecture}",
+        description=f"the shipping Triton kernels compiled for {architecture}, the code emulated",
+        attention=attention,
+        write_kv_cache=write,
+        rope_and_write_kv_cache=rope,
+        support=_support,
+        refuses=False,
+        rounding=lambda device: Rounding(keys_per_tile=16, dot_is_chained=True, splits=MOST_PARTS, exact_division=True),
+        unavailable=_missing,
+        events=events,
+        forget=TRITON.forget,
+    )
+
+
+TRITON_GFX90A = emulated("gfx90a")
+TRITON_GFX942 = emulated("gfx942")
+TRITON_GFX950 = emulated("gfx950")
+TRITON_GFX1100 = emulated("gfx1100")
+TRITON_GFX1201 = emulated("gfx1201")
+TRITON_GFX1250 = emulated("gfx1250")

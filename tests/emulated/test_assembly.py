@@ -1,0 +1,71 @@
+"""The text of a kernel: what is read, and what is no kernel."""
+
+import pytest
+from attn_amdgcn import AssemblyError, load
+from attn_amdgcn.assembly import Literal, Named, Operand, Register, code_of
+
+
+def operands(text: str) -> list[Operand]:
+    ((instruction,), _) = code_of(text)
+    return list(instruction.operands)
+
+
+def test_registers_are_numbered_with_their_count():
+    found = operands("v_fma_f64 v[2:3], s[4:5], a7, vcc")
+    assert [operand.of for operand in found] == [
+        Register("v", 2, 2),
+        Register("s", 4, 2),
+        Register("a", 7, 1),
+        Register("vcc", 0, 2),
+    ]
+
+
+def test_signs_and_halves_stand_around_an_operand():
+    assert operands("v_add_f32 v0, -v1, |v2|")[1:] == [
+        Operand(Register("v", 1, 1), neg=True),
+        Operand(Register("v", 2, 1), abs=True),
+    ]
+    assert operands("v_add_f32 v0, -|v1|, sext(v2)")[1:] == [
+        Operand(Register("v", 1, 1), neg=True, abs=True),
+        Operand(Register("v", 2, 1), sext=True),
+    ]
+    assert operands("v_mov_b16 v0.h, v1.l")[0].of == Register("v", 0, 1, "h")
+
+
+def test_a_number_with_a_point_is_a_float():
+    assert [operand.of for operand in operands("v_add_f32 v0, 1.0, 0x3f800000")[1:]] == [Literal(1.0), Literal(0x3F800000)]
+    assert operands("v_add_f32 v0, -4.0, -16")[1:] == [Operand(Literal(-4.0)), Operand(Literal(-16))]
+
+
+def test_modifiers_follow_the_last_operand():
+    ((instruction,), _) = code_of("buffer_load_dword v14, v13, s[36:39], 0 offen offset:16 sc0")
+    assert len(instruction.operands) == 4
+    assert instruction.modifiers == {"offen": True, "offset": 16, "sc0": True}
+    ((instruction,), _) = code_of("v_pk_mul_f32 v[0:1], v[2:3], v[4:5] op_sel_hi:[1,0] neg_lo:[0,1]")
+    assert instruction.modifiers == {"op_sel_hi": (1, 0), "neg_lo": (0, 1)}
+
+
+def test_a_dual_instruction_is_two():
+    ((instruction,), _) = code_of("v_dual_mov_b32 v1, -1 :: v_dual_and_b32 v2, 31, v0")
+    assert instruction.second is not None
+    assert (instruction.name, instruction.second.name) == ("v_dual_mov_b32", "v_dual_and_b32")
+
+
+def test_labels_and_source_lines():
+    text = '\t.file\t1 "/somewhere" "kernel.py"\n\t.loc\t1 7 0\n\ts_nop 0\n.LBB0_1:\n\t.loc\t1 9 0\n\ts_branch .LBB0_1\n'
+    (first, second), labels = code_of(text)
+    assert (first.source, second.source) == ("kernel.py:7", "kernel.py:9")
+    assert labels == {".LBB0_1": 1}
+    assert second.operands[0].of == Named(".LBB0_1")
+
+
+def test_what_is_no_operand_is_refused_with_its_line():
+    with pytest.raises(AssemblyError, match="line 2: `v_mov_b32 v0, %q`: '%q' is no operand"):
+        code_of("s_nop 0\nv_mov_b32 v0, %q")
+
+
+def test_a_text_that_is_no_kernel_is_refused():
+    with pytest.raises(AssemblyError, match="no .amdgpu_metadata"):
+        load("s_endpgm\n")
+    with pytest.raises(AssemblyError, match="no instruction"):
+        load("")

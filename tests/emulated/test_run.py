@@ -1,0 +1,96 @@
+"""Branches, barriers and waits of a few lines, and launches of a whole kernel."""
+
+import numpy as np
+import pytest
+from attn_amdgcn import Fault, LaunchError, Schedule, UnknownInstructionError, launch, load, prepare
+from tests.emulated.lines import ran
+
+KERNEL = """
+kernel:
+    s_load_dwordx2 s[4:5], s[0:1], 0x0
+    s_load_dword s6, s[0:1], 0x8
+    s_waitcnt lgkmcnt(0)
+    s_mov_b32 s7, 0
+.LBB0_1:
+    s_add_u32 s7, s7, s6
+    s_cmp_lt_u32 s7, s2
+    s_cbranch_scc1 .LBB0_1
+    s_endpgm
+    .section .rodata
+    .amdhsa_next_free_vgpr 8
+    .amdhsa_user_sgpr_count 2
+    .amdhsa_system_sgpr_workgroup_id_x 1
+    .amdhsa_system_sgpr_workgroup_id_y 1
+    .amdhsa_system_sgpr_workgroup_id_z 1
+    .amdgpu_metadata
+---
+amdhsa.kernels:
+  - .args:
+      - {.offset: 0, .size: 8, .value_kind: global_buffer}
+      - {.offset: 8, .size: 4, .value_kind: by_value}
+      - {.offset: 12, .size: 4, .value_kind: hidden_block_count_x}
+    .group_segment_fixed_size: 0
+    .kernarg_segment_size: 16
+    .max_flat_workgroup_size: 128
+    .name: kernel
+    .private_segment_fixed_size: 0
+    .wavefront_size: 64
+amdhsa.target: amdgcn-amd-amdhsa--gfx942
+...
+    .end_amdgpu_metadata
+"""
+DATA = {"data": np.arange(16, dtype=np.uint8)}
+
+
+def test_waves_that_leave_a_loop_at_different_times_meet_again():
+    program = prepare(load(KERNEL))
+    _, report = launch(program, (5, 1, 1), [("data", 0), 1], DATA)
+    turns = 2 * sum(max(1, workgroup) for workgroup in range(5))  # two waves of each workgroup
+    assert report.executed.tolist() == [10] * 4 + [turns] * 3 + [10]
+
+
+def test_a_wave_that_branches_alone_keeps_its_registers():
+    after = ran(
+        "s_cmp_eq_u32 s0, 1\ns_cbranch_scc1 .L\ns_mov_b32 s1, 7\n.L:\ns_add_u32 s1, s1, s0",
+        s={0: np.arange(4), 1: 100},
+        num_waves=4,
+    )
+    order = np.argsort(after.number)
+    assert after.scalar[order, 1].tolist() == [7, 101, 9, 10]
+
+
+def test_a_missing_wait_is_a_fault_that_names_both_lines():
+    with pytest.raises(Fault, match="line 1 loads a register, and no wait stands before its use: `s_add_u32 s3, s2, s2`"):
+        ran("s_load_dword s2, s[100:101], 0x0\ns_add_u32 s3, s2, s2", buffers=DATA)
+    after = ran("s_load_dword s2, s[100:101], 0x4\ns_waitcnt lgkmcnt(0)\ns_add_u32 s3, s2, s2", buffers=DATA)
+    assert after.scalar[0, 3] == 2 * int.from_bytes(bytes(range(4, 8)), "little") % (1 << 32)
+
+
+def test_an_access_outside_its_buffer_is_a_fault():
+    with pytest.raises(Fault, match="4 bytes at byte 16 of data, which has 16 bytes"):
+        ran("s_load_dword s2, s[100:101], 0x10", buffers=DATA)
+
+
+def test_an_unknown_instruction_is_named_before_anything_runs():
+    with pytest.raises(UnknownInstructionError, match="line 2: `v_unheard_of v0`"):
+        ran("s_nop 0\nv_unheard_of v0")
+    with pytest.raises(UnknownInstructionError, match="the modifier 'surprise' has no meaning here"):
+        ran("s_mov_b32 s0, s1 surprise")
+
+
+@pytest.mark.parametrize("order", ["together", "ascending", "descending", "drawn"])
+def test_every_order_runs_all_waves(order: str):
+    program = prepare(load(KERNEL))
+    workgroups = "ascending" if order == "together" else order
+    _, report = launch(program, (3, 2, 1), [("data", 0), 9], DATA, schedule=Schedule(order, workgroups, seed=3))
+    assert report.wave_instructions == 2 * 6 * 8
+
+
+def test_arguments_that_do_not_fit_are_refused():
+    program = prepare(load(KERNEL))
+    with pytest.raises(LaunchError, match="1 arguments, and the kernel has 2"):
+        launch(program, (1, 1, 1), [("data", 0)], DATA)
+    with pytest.raises(LaunchError, match="there is no such buffer"):
+        launch(program, (1, 1, 1), [("other", 0), 1], DATA)
+    with pytest.raises(LaunchError, match="each number must be at least 1"):
+        launch(program, (0, 1, 1), [("data", 0), 1], DATA)
