@@ -10,6 +10,9 @@ from attn_amdgcn.instructions import (
     control,
     convert,
     cross_lane,
+    division,
+    extremes,
+    float8,
     float_arithmetic,
     global_memory,
     integer_arithmetic,
@@ -18,8 +21,10 @@ from attn_amdgcn.instructions import (
     moves,
     packed,
     scalar,
+    scalar_float,
     scalar_memory,
     scratch,
+    transcendental,
 )
 from attn_amdgcn.instructions.forms import REGISTERED, dual_step
 from attn_amdgcn.operands import unknown
@@ -27,14 +32,19 @@ from attn_amdgcn.waves import Waves
 
 FAMILIES = (
     scalar,
+    scalar_float,
     scalar_memory,
     moves,
     bits,
     integer_arithmetic,
     float_arithmetic,
+    extremes,
+    transcendental,
+    division,
     packed,
     compare,
     convert,
+    float8,
     cross_lane,
     global_memory,
     buffer_memory,
