@@ -1,6 +1,7 @@
 """Integer instructions of vectors against Python's integers."""
 
 import numpy as np
+
 from tests.emulated.lines import JUNK, ran
 
 LANES = np.arange(64, dtype=np.uint32)
