@@ -5,10 +5,14 @@ from collections.abc import Callable
 from attn_amdgcn.assembly import Instruction, Kernel
 from attn_amdgcn.instructions import (
     bits,
+    buffer_memory,
     compare,
     control,
     convert,
     cross_lane,
+    division,
+    extremes,
+    float8,
     float_arithmetic,
     global_memory,
     integer_arithmetic,
@@ -17,7 +21,10 @@ from attn_amdgcn.instructions import (
     moves,
     packed,
     scalar,
+    scalar_float,
     scalar_memory,
+    scratch,
+    transcendental,
 )
 from attn_amdgcn.instructions.forms import REGISTERED, dual_step
 from attn_amdgcn.operands import unknown
@@ -25,16 +32,23 @@ from attn_amdgcn.waves import Waves
 
 FAMILIES = (
     scalar,
+    scalar_float,
     scalar_memory,
     moves,
     bits,
     integer_arithmetic,
     float_arithmetic,
+    extremes,
+    transcendental,
+    division,
     packed,
     compare,
     convert,
+    float8,
     cross_lane,
     global_memory,
+    buffer_memory,
+    scratch,
     lds,
     matrix,
     control,

@@ -38,7 +38,7 @@ NO_EFFECT = (
 """They change time, or caches, which do not exist here. Which wait for an arithmetic result the hardware needs is not checked."""
 WAITS = (
     "s_waitcnt s_wait_loadcnt s_wait_storecnt s_wait_dscnt s_wait_kmcnt s_wait_samplecnt s_wait_bvhcnt s_wait_expcnt "
-    "s_wait_loadcnt_dscnt s_wait_storecnt_dscnt s_waitcnt_vscnt s_waitcnt_vmcnt s_waitcnt_lgkmcnt"
+    "s_wait_loadcnt_dscnt s_wait_storecnt_dscnt s_wait_xcnt s_wait_idle s_waitcnt_vscnt s_waitcnt_vmcnt s_waitcnt_lgkmcnt"
 )
 """`attn_amdgcn.waits` says what they wait for."""
 

@@ -84,6 +84,8 @@ def _scalar_step(function: Callable, results: list[str], sources: list[str], ins
     operands = list(instruction.operands)
     check_count(instruction, sum(kind != "scc" for kind in results + sources))
     check_modifiers(instruction)
+    if any(operand.neg or operand.abs for operand in operands):
+        raise unknown(instruction, "the sign of a scalar operand")
     writes = [writes_scalar(operands.pop(0), KINDS[kind]) for kind in results if kind != "scc"]
     reads: list[Read] = [
         (lambda waves: waves.scc) if kind == "scc" else reads_scalar(operands.pop(0), KINDS[kind], kernel) for kind in sources
@@ -224,8 +226,8 @@ def _writes(operand: Operand, kind: str, instruction: Instruction, kernel: Kerne
     if instruction.encoding == "sdwa":
         return sdwa.writes(instruction, operand, KINDS[kind], kernel)
     op_sel: Any = instruction.modifiers.get("op_sel", ())
-    if KINDS[kind].bits == 16 and len(op_sel) and op_sel[-1]:
-        raise unknown(instruction, "a result in the upper half by op_sel")
+    if KINDS[kind].bits == 16 and len(op_sel) and op_sel[-1] and isinstance(operand.of, Register):
+        operand = replace(operand, of=replace(operand.of, half="h"))
     return writes_vector(operand, KINDS[kind], kernel, keeps_half=keeps_half)
 
 
