@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 from attn_amdgcn.assembly import Instruction, Kernel
 from attn_amdgcn.instructions import (
+    bits,
+    buffer_memory,
     compare,
     control,
     convert,
@@ -16,10 +18,12 @@ from attn_amdgcn.instructions import (
     integer_arithmetic,
     lds,
     matrix,
+    moves,
     packed,
     scalar,
     scalar_float,
     scalar_memory,
+    scratch,
     transcendental,
 )
 from attn_amdgcn.instructions.forms import REGISTERED, dual_step
@@ -30,6 +34,8 @@ FAMILIES = (
     scalar,
     scalar_float,
     scalar_memory,
+    moves,
+    bits,
     integer_arithmetic,
     float_arithmetic,
     extremes,
@@ -41,6 +47,8 @@ FAMILIES = (
     float8,
     cross_lane,
     global_memory,
+    buffer_memory,
+    scratch,
     lds,
     matrix,
     control,
