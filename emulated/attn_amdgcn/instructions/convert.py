@@ -10,7 +10,6 @@ Source: "VOP1" and "VOP3 Instructions" in AMD's Instinct MI300 ISA, sections 12.
 from collections.abc import Callable
 
 import numpy as np
-
 from attn_amdgcn.instructions.extremes import quiet
 from attn_amdgcn.instructions.forms import vector
 from attn_amdgcn.instructions.fused import F16, F32, F64

@@ -10,7 +10,6 @@ division that LLVM expands would be wrong:
 """
 
 import numpy as np
-
 from attn_amdgcn.assembly import Instruction, Kernel
 from attn_amdgcn.instructions.extremes import quiet
 from attn_amdgcn.instructions.float_arithmetic import TINY

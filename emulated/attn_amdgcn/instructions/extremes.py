@@ -12,7 +12,6 @@ V_MAXIMUM_F32, V_MED3_NUM_F32, V_MINMAX_NUM_F32 and V_MINIMUMMAXIMUM_F32 in AMD'
 from collections.abc import Callable
 
 import numpy as np
-
 from attn_amdgcn.instructions.forms import vector
 
 Pick = Callable[[np.ndarray, np.ndarray], np.ndarray]

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
-
 from attn_amdgcn.assembly import Instruction, Kernel, Register
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step, with_signs
 from attn_amdgcn.instructions.fused import F32, F64

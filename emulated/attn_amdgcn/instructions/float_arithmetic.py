@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-
 from attn_amdgcn.assembly import Instruction, Kernel, Literal
 from attn_amdgcn.instructions.forms import (
     Step,

@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Operand, Register
 from attn_amdgcn.instructions.convert import bf16_to_f32, f32_to_bf16
 from attn_amdgcn.instructions.extremes import max_ieee, max_num, maximum, min_ieee, min_num, minimum, three

@@ -8,7 +8,6 @@ section 16.12.
 """
 
 import numpy as np
-
 from attn_amdgcn.assembly import Instruction, Kernel
 from attn_amdgcn.instructions import transcendental
 from attn_amdgcn.instructions.convert import f16_to_f32, f32_to_i32, f32_to_u32, pkrtz, to_f32

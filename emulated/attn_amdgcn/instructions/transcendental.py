@@ -9,7 +9,6 @@ Source: "VOP1 Instructions" in AMD's Instinct MI300 ISA, section 12.9, and in AM
 """
 
 import numpy as np
-
 from attn_amdgcn.instructions.float_arithmetic import TINY, flushed, in_float32
 from attn_amdgcn.instructions.forms import vector
 from attn_amdgcn.instructions.fused import F32, F64
