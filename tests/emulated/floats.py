@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
+
 from tests.emulated.lines import ran
 
 FORMATS = {"bf16": (8, -126, 127), "f16": (11, -14, 15), "f32": (24, -126, 127), "f64": (53, -1022, 1023)}
@@ -58,7 +59,11 @@ def bits16(value: float) -> int:
 def product_sum(a: float, b: float, c: float, name: str) -> float:
     """a * b + c, rounded once."""
     if not all(map(math.isfinite, (a, b, c))):
-        product = math.nan if math.isnan(a) or math.isnan(b) or {0, math.inf} == {abs(a), abs(b)} or (math.isinf(a) and b == 0) else a * b
+        product = (
+            math.nan
+            if math.isnan(a) or math.isnan(b) or {0, math.inf} == {abs(a), abs(b)} or (math.isinf(a) and b == 0)
+            else a * b
+        )
         return product + c
     total = Fraction(a) * Fraction(b) + Fraction(c)
     if total == 0:
@@ -86,7 +91,9 @@ def columns(*values: Sequence[int]) -> tuple[list[tuple[int, ...]], list[np.ndar
     return rows, [np.array(column, np.uint64).astype(np.uint32).reshape(-1, 64) for column in zip(*padded, strict=True)]
 
 
-def results(text: str, *values: Sequence[int], architecture: str = "gfx942", old: int = 0, row: int = 9) -> list[tuple[tuple[int, ...], int]]:
+def results(
+    text: str, *values: Sequence[int], architecture: str = "gfx942", old: int = 0, row: int = 9
+) -> list[tuple[tuple[int, ...], int]]:
     """The combinations of the values of v0, v1, v2, each with the bits that `text` leaves in v9."""
     rows, sources = columns(*values)
     if not architecture.startswith("gfx9"):

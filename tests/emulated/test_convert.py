@@ -6,10 +6,14 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+
 from tests.emulated.floats import EDGES16, EDGES32, bits16, bits32, f16, f32, is_same16, is_same32, results, rounded
 from tests.emulated.lines import ran
 
-WHOLE = [bits32(value) for value in (0.5, -0.5, 1.5, 255.0, 2.0**31, -(2.0**31), 2.0**32, -(2.0**33), 2147483520.0, 4294967040.0, -7.9)]
+WHOLE = [
+    bits32(value)
+    for value in (0.5, -0.5, 1.5, 255.0, 2.0**31, -(2.0**31), 2.0**32, -(2.0**33), 2147483520.0, 4294967040.0, -7.9)
+]
 INTEGERS = [0, 1, 0xFFFFFFFF, 0x7FFFFFFF, 0x80000000, 0x1000001, 0x1000003, 0xFFFFFF80, 0x7FFFFFC0, 0x12345678, 0xFFFF, 0x8000]
 
 
@@ -20,7 +24,8 @@ def clamped(value: float, least: int, most: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "least", "most"), [("u32_f32", 0, 2**32 - 1), ("i32_f32", -(2**31), 2**31 - 1), ("flr_i32_f32", -(2**31), 2**31 - 1)]
+    ("name", "least", "most"),
+    [("u32_f32", 0, 2**32 - 1), ("i32_f32", -(2**31), 2**31 - 1), ("flr_i32_f32", -(2**31), 2**31 - 1)],
 )
 def test_integers_of_float32(name, least, most):
     down = "flr" in name
@@ -69,7 +74,9 @@ def test_float16_and_float32():
 
 
 def test_towards_zero():
-    values = [value for value in EDGES32 if math.isfinite(f32(value))] + [bits32(v) for v in (1 + 2.0**-11, -1.9999, 1e5, 65520.0, 3e-8)]
+    values = [value for value in EDGES32 if math.isfinite(f32(value))] + [
+        bits32(v) for v in (1 + 2.0**-11, -1.9999, 1e5, 65520.0, 3e-8)
+    ]
     for (a, b), found in results("v_cvt_pkrtz_f16_f32 v9, v0, v1", values, values):
         for bits, half in ((a, found & 0xFFFF), (b, found >> 16)):
             value, result = Fraction(f32(bits)), Fraction(f16(half))
@@ -97,7 +104,9 @@ def test_float64():
     values = [0.0, -0.0, 1.5, 1 + 2.0**-24, 1 + 3 * 2.0**-24, 1e300, -1e-46, 5e9, -5e9, math.inf]
     doubles = np.resize(np.array(values), 64)
     v = {0: doubles.view(np.uint64).astype(np.uint32), 1: (doubles.view(np.uint64) >> np.uint64(32)).astype(np.uint32)}
-    lines = "v_cvt_f32_f64_e32 v2, v[0:1]\nv_cvt_i32_f64_e32 v3, v[0:1]\nv_cvt_u32_f64_e32 v4, v[0:1]\nv_cvt_f64_f32_e32 v[6:7], v2"
+    lines = (
+        "v_cvt_f32_f64_e32 v2, v[0:1]\nv_cvt_i32_f64_e32 v3, v[0:1]\nv_cvt_u32_f64_e32 v4, v[0:1]\nv_cvt_f64_f32_e32 v[6:7], v2"
+    )
     after = ran(lines, v=v)
     for i, value in enumerate(values):
         single = rounded(Fraction(value), "f32") or math.copysign(0, value) if math.isfinite(value) else value
@@ -116,5 +125,7 @@ def test_short_integers_and_packs():
     assert ran("v_pack_b32_f16 v9, v0.l, v0.h", "gfx1100", v={0: 0xAAAA1234}).vector[9, 0, 0] == 0xAAAA1234
     assert ran("v_cvt_pk_u16_u32 v9, v0, v1", v={0: 0x12345, 1: 7}).vector[9, 0, 0] == 0x7FFFF
     assert ran("v_cvt_pk_i16_i32 v9, v0, v1", v={0: 0xFFFF0000, 1: 0x8000}).vector[9, 0, 0] == 0x7FFF8000
-    assert ran("v_cvt_pk_f16_f32 v9, v0, 1.0", "gfx950", v={0: np.float32(-2)}).vector[9, 0, 0] == bits16(1.0) << 16 | bits16(-2.0)
+    assert ran("v_cvt_pk_f16_f32 v9, v0, 1.0", "gfx950", v={0: np.float32(-2)}).vector[9, 0, 0] == bits16(1.0) << 16 | bits16(
+        -2.0
+    )
     assert ran("v_cvt_pk_u8_f32 v9, v0, 2, v1", v={0: np.float32(300), 1: 0x11223344}).vector[9, 0, 0] == 0x11FF3344

@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+
 from tests.emulated.floats import EDGES32, bits32, f32, is_same32, results, rounded
 from tests.emulated.lines import ran
 

@@ -4,6 +4,7 @@ import math
 from functools import partial
 
 import pytest
+
 from tests.emulated.floats import EDGES16, EDGES32, f16, f32, results
 from tests.emulated.lines import ran
 
@@ -100,7 +101,9 @@ def test_of_three(name):
         assert found == rule(second, "f32", rule(first, "f32", a, b), c), (hex(a), hex(b), hex(c), hex(found))
 
 
-@pytest.mark.parametrize(("name", "architecture", "rule"), [("v_med3_f32", "gfx942", _ieee), ("v_med3_num_f32", "gfx1201", _num)])
+@pytest.mark.parametrize(
+    ("name", "architecture", "rule"), [("v_med3_f32", "gfx942", _ieee), ("v_med3_num_f32", "gfx1201", _num)]
+)
 def test_the_middle_one(name, architecture, rule):
     edges = [*EDGES32[:2], *EDGES32[8:11], *EDGES32[17:22]]
     for (a, b, c), found in results(f"{name} v9, v0, v1, v2", edges, edges, edges, architecture=architecture):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from attn_amdgcn import UnknownInstructionError
+
 from tests.emulated.floats import EDGES32, f32
 from tests.emulated.lines import JUNK, ran
 
@@ -35,7 +36,9 @@ def test_numbers_of_all_codes(architecture, word):
         assert same(floats(ran(text, architecture, v=v, num_waves=4).vector[9]), expected)
     pairs = CODES | np.uint32(0x3800)
     low = ran(f"v_cvt_pk_f32_{word}_e32 v[8:9], v0", architecture, v={0: pairs}, num_waves=4).vector
-    high = ran(f"v_cvt_pk_f32_{word}_sdwa v[8:9], v0 src0_sel:WORD_1", architecture, v={0: pairs << np.uint32(16)}, num_waves=4).vector
+    high = ran(
+        f"v_cvt_pk_f32_{word}_sdwa v[8:9], v0 src0_sel:WORD_1", architecture, v={0: pairs << np.uint32(16)}, num_waves=4
+    ).vector
     second = torch.tensor([0x38], dtype=torch.uint8).view(TYPES[architecture, word]).float()
     for after in (low, high):
         assert same(floats(after[8]), expected)
@@ -44,7 +47,12 @@ def test_numbers_of_all_codes(architecture, word):
 
 def test_bytes_and_halves_of_gfx12():
     v = {0: 0x38404448}
-    assert [f32(int(ran(f"v_cvt_f32_fp8 v9, v0 byte_sel:{i}", "gfx1201", v=v).vector[9, 0, 0])) for i in range(4)] == [4.0, 3.0, 2.0, 1.0]
+    assert [f32(int(ran(f"v_cvt_f32_fp8 v9, v0 byte_sel:{i}", "gfx1201", v=v).vector[9, 0, 0])) for i in range(4)] == [
+        4.0,
+        3.0,
+        2.0,
+        1.0,
+    ]
     after = ran("v_cvt_pk_f32_fp8 v[8:9], v0.h", "gfx1201", v=v).vector
     assert (f32(int(after[8, 0, 0])), f32(int(after[9, 0, 0]))) == (2.0, 1.0)
     with pytest.raises(UnknownInstructionError):

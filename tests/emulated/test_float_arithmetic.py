@@ -9,6 +9,7 @@ from attn_amdgcn import UnknownInstructionError
 from attn_amdgcn.assembly import Kernel, code_of
 from attn_amdgcn.instructions.fused import fma32, fma64
 from attn_amdgcn.program import prepare
+
 from tests.emulated.floats import (
     EDGES16,
     EDGES32,
@@ -96,7 +97,9 @@ def test_a_fused_sum_of_float64_is_rounded_once():
     a, b = draw.normal(size=(2, 300))
     with np.errstate(all="ignore"):
         found = fma64(a, b, -a * b)
-        assert found.tolist() == [rounded(Fraction(x) * Fraction(y) - Fraction(x * y), "f64") for x, y in zip(a, b, strict=True)]
+        assert found.tolist() == [
+            rounded(Fraction(x) * Fraction(y) - Fraction(x * y), "f64") for x, y in zip(a, b, strict=True)
+        ]
         assert fma64(np.array([1e300, np.inf]), np.array([1e300, 0]), np.zeros(2)).tolist()[0] == math.inf
 
 
@@ -157,7 +160,9 @@ def test_roundings(name):
 
 
 def test_fract_is_below_1():
-    for (a,), found in results("v_fract_f32_e32 v9, v0", [bits32(v) for v in (0.0, 1.25, -1.25, 3.0)] + [0x80000001, 0xB0000000]):
+    for (a,), found in results(
+        "v_fract_f32_e32 v9, v0", [bits32(v) for v in (0.0, 1.25, -1.25, 3.0)] + [0x80000001, 0xB0000000]
+    ):
         exact = Fraction(f32(a)) - math.floor(f32(a))
         assert f32(found) == min(rounded(exact, "f32"), 1 - 2.0**-24)
 
@@ -206,7 +211,10 @@ def test_mixed_sums(architecture):
     third = float(np.float32(3.1))
     for text, expected in (
         ("v_fma_mix_f32 v9, v0, v1, neg(0) op_sel_hi:[1,0,0]", rounded(Fraction(1.5) * Fraction(third), "f32")),
-        ("v_fma_mix_f32 v9, -v0, v1, |v2| op_sel:[1,0,1] op_sel_hi:[1,0,1]", rounded(2 * Fraction(third) + Fraction(1, 4), "f32")),
+        (
+            "v_fma_mix_f32 v9, -v0, v1, |v2| op_sel:[1,0,1] op_sel_hi:[1,0,1]",
+            rounded(2 * Fraction(third) + Fraction(1, 4), "f32"),
+        ),
     ):
         assert ran(text, architecture, v=v).vector[9, 0, 0] == bits32(expected), text
     low = ran("v_fma_mixlo_f16 v9, v0, v1, v2 op_sel:[0,0,1] op_sel_hi:[1,0,1]", architecture, v=v).vector[9, 0, 0]

@@ -7,7 +7,21 @@ import numpy as np
 import pytest
 import torch
 from attn_amdgcn import UnknownInstructionError
-from tests.emulated.floats import EDGES16, EDGES32, bits16, bits32, columns, f16, f32, is_same16, is_same32, plain_sum, product, product_sum
+
+from tests.emulated.floats import (
+    EDGES16,
+    EDGES32,
+    bits16,
+    bits32,
+    columns,
+    f16,
+    f32,
+    is_same16,
+    is_same32,
+    plain_sum,
+    product,
+    product_sum,
+)
 from tests.emulated.lines import JUNK, ran
 
 LOW, HIGH = [1.5, -2.0, 3.25], [0.5, 7.0, -4.0]

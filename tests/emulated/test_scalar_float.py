@@ -4,6 +4,7 @@ import math
 
 import pytest
 from attn_amdgcn import UnknownInstructionError
+
 from tests.emulated.floats import EDGES32, bits16, bits32, f32, is_same32, plain_sum, product, product_sum
 from tests.emulated.lines import ran
 
@@ -26,7 +27,7 @@ def test_of_two(name):
     for a in EDGES32[::3]:
         for b in EDGES32[1::3]:
             found, expected = one(f"{name} s9, s1, s2", a, b), BINARY[name](f32(a), f32(b))
-            assert is_same32(found, expected) or found << 1 & 0xFFFFFFFF == 0 == expected and "num" in name, (hex(a), hex(b))
+            assert is_same32(found, expected) or (found << 1 & 0xFFFFFFFF == 0 == expected and "num" in name), (hex(a), hex(b))
 
 
 def test_fused_sums_and_roundings():

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+
 from tests.emulated.floats import EDGES16, EDGES32, bits32, f16, f32, is_same16, is_same32, results
 
 FUNCTIONS: dict[str, Callable[[float], float]] = {
@@ -16,7 +17,25 @@ FUNCTIONS: dict[str, Callable[[float], float]] = {
     "sin": lambda a: math.nan if math.isinf(a) else math.sin(2 * math.pi * math.fmod(a, 1)),
     "cos": lambda a: math.nan if math.isinf(a) else math.cos(2 * math.pi * math.fmod(a, 1)),
 }
-VALUES = [0.1, 0.75, 2.0, 3.0, 10.25, -0.5, -1.5, -125.5, -126.0, -126.5, -149.0, 127.5, 128.0, 1e-30, 2.0**126, 2.0**127, -(2.0**126)]
+VALUES = [
+    0.1,
+    0.75,
+    2.0,
+    3.0,
+    10.25,
+    -0.5,
+    -1.5,
+    -125.5,
+    -126.0,
+    -126.5,
+    -149.0,
+    127.5,
+    128.0,
+    1e-30,
+    2.0**126,
+    2.0**127,
+    -(2.0**126),
+]
 VALUES32 = [bits32(float(np.float32(value))) for value in VALUES]
 
 
@@ -48,7 +67,10 @@ def test_of_float16_keeps_denormals(name):
         value = f16(a)
         expected = value if math.isnan(value) else FUNCTIONS[name](value)
         if math.isnan(expected) or abs(expected) >= 65520:
-            assert is_same16(found, expected if math.isnan(expected) else math.copysign(math.inf, expected)), (value, hex(found))
+            assert is_same16(found, expected if math.isnan(expected) else math.copysign(math.inf, expected)), (
+                value,
+                hex(found),
+            )
         else:
             assert abs(f16(found) - expected) <= 2.0**-10 * abs(expected) + 2.0**-25, (value, hex(found))
 

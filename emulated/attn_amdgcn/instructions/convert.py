@@ -1,10 +1,10 @@
 """Conversions between integers, float16, bfloat16, float32 and float64.
 
-A float becomes an integer towards zero; one that does not fit becomes the nearest integer that does, and a NaN becomes 0. Between
-floats a value is rounded to nearest even, and denormals are kept, except where the name says rtz: towards zero.
+A float becomes an integer towards zero; one that does not fit becomes the nearest integer that does, and a NaN becomes 0.
+Between floats a value is rounded to nearest even, and denormals are kept, except where the name says rtz: towards zero.
 
-Source: "VOP1" and "VOP3 Instructions" in AMD's Instinct MI300 ISA, sections 12.9 and 12.11, and in AMD's RDNA4 ISA, sections 16.8
-and 16.12. v_cvt_pk_bf16_f32: AMD's Instinct MI355 ISA, the same sections.
+Source: "VOP1" and "VOP3 Instructions" in AMD's Instinct MI300 ISA, sections 12.9 and 12.11, and in AMD's RDNA4 ISA, sections
+16.8 and 16.12. v_cvt_pk_bf16_f32: AMD's Instinct MI355 ISA, the same sections.
 """
 
 from collections.abc import Callable
@@ -94,14 +94,20 @@ for _byte in range(4):
     vector(f"v_cvt_f32_ubyte{_byte}", "f32 = u32")(_byte_to_f32(_byte))
 
 
-def f32_to_bf16(a: np.ndarray) -> np.ndarray:
-    """uint16: the bits of the nearest bfloat16; of a NaN the upper half, made quiet."""
+def _rounded_to_bf16(a: np.ndarray) -> np.ndarray:
+    """uint32 whose upper half is the nearest bfloat16; of a NaN it is the upper half, made quiet."""
     bits = a.view(np.uint32)
-    rounded = (bits + (np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1)))) >> np.uint32(16)
+    rounded = bits >> np.uint32(16)
+    rounded &= np.uint32(1)
+    rounded += np.uint32(0x7FFF)
+    rounded += bits
     is_nan = np.isnan(a)
-    if is_nan.any():
-        rounded = np.where(is_nan, bits >> np.uint32(16) | np.uint32(0x40), rounded)
-    return rounded.astype(np.uint16)
+    return np.where(is_nan, bits | np.uint32(0x00400000), rounded) if is_nan.any() else rounded
+
+
+def f32_to_bf16(a: np.ndarray) -> np.ndarray:
+    """uint16: the bits of the nearest bfloat16."""
+    return (_rounded_to_bf16(a) >> np.uint32(16)).astype(np.uint16)
 
 
 def bf16_to_f32(bits: np.ndarray) -> np.ndarray:
@@ -118,7 +124,7 @@ def packed16(low: np.ndarray, high: np.ndarray) -> np.ndarray:
 
 @vector("v_cvt_pk_bf16_f32", "b32 = f32 f32")
 def pk_bf16(a, b):
-    return packed16(f32_to_bf16(a), f32_to_bf16(b))
+    return _rounded_to_bf16(a) >> np.uint32(16) | _rounded_to_bf16(b) & np.uint32(0xFFFF0000)
 
 
 @vector("v_cvt_pk_f16_f32", "b32 = f32 f32")

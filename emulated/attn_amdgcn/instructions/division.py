@@ -2,10 +2,10 @@
 
 Their pseudocode in "VOP3 Instructions" of AMD's Instinct MI300 ISA, section 12.11, is followed but for some places where a
 division that LLVM expands would be wrong:
-* v_div_scale_f32 asks whether 1 / S1 is a denormal float64, which it never is: the float32 is meant. If the quotient is a denormal,
-  too, it scales S1 by 2 ** 64 there, which overflows: 2 ** -64 is meant.
-* v_div_fmas_f32 multiplies by 2 ** 32 there. The RDNA4 ISA, section 16.12, multiplies by 2 ** 64 if the exponent of S2 is above 127
-  and by 2 ** -64 otherwise, which undoes v_div_scale. The product is rounded once.
+* v_div_scale_f32 asks whether 1 / S1 is a denormal float64, which it never is: the float32 is meant. If the quotient is a
+  denormal, too, it scales S1 by 2 ** 64 there, which overflows: 2 ** -64 is meant.
+* v_div_fmas_f32 multiplies by 2 ** 32 there. The RDNA4 ISA, section 16.12, multiplies by 2 ** 64 if the exponent of S2 is
+  above 127 and by 2 ** -64 otherwise, which undoes v_div_scale. The product is rounded once.
 * v_div_fixup_f32 returns the sign's infinity if the quotient S0 is a NaN, as it is where a quotient overflows.
 """
 
@@ -23,17 +23,30 @@ _NAN = np.array(0xFFC00000, np.uint32).view(F32)
 
 def exponent(a: np.ndarray) -> np.ndarray:
     """The exponent's bits of a float32."""
-    return (a.view(np.uint32) >> np.uint32(23) & np.uint32(0xFF)).astype(np.int32)
+    return a.view(np.int32) >> np.int32(23) & np.int32(0xFF)
 
 
 def is_denormal(a: np.ndarray) -> np.ndarray:
     return (np.abs(a) < TINY) & (a != 0)
 
 
+def is_ordinary(numerator: np.ndarray, denominator: np.ndarray) -> bool:
+    """Whether no lane needs a scale or has a special quotient: all numbers and quotients are far from the ends of float32."""
+    exponents = exponent(numerator), exponent(denominator)
+    distance = exponents[0] - exponents[1]
+    return all(_within(each, 24, 252) for each in exponents) and _within(distance, -95, 95)
+
+
+def _within(a: np.ndarray, least: int, most: int) -> bool:
+    return bool(np.minimum.reduce(a, axis=None) >= least and np.maximum.reduce(a, axis=None) <= most)
+
+
 @vector("v_div_scale_f32", "f32 mask = f32 f32 f32")
 def div_scale(value, denominator, numerator):
     """The denominator or the numerator, whichever `value` is, scaled; and whether v_div_fmas has to scale the quotient."""
     value, denominator, numerator = np.broadcast_arrays(value, denominator, numerator)
+    if is_ordinary(numerator, denominator):
+        return value, np.zeros(value.shape, bool)
     up, down = np.ldexp(value, 64), np.ldexp(value, -64)
     small_quotient, small_reciprocal = is_denormal(numerator / denominator), is_denormal(1 / denominator)
     large_quotient = exponent(numerator) - exponent(denominator) >= 96
@@ -57,7 +70,9 @@ def div_fmas(instruction: Instruction, kernel: Kernel) -> Step:
     """S0 * S1 + S2, scaled in the lanes whose bit of VCC is set. VCC is not among the operands."""
     check_count(instruction, 4)
     check_modifiers(instruction)
-    reads = [with_signs(operand, reads_vector(operand, KINDS["f32"], kernel), KINDS["f32"]) for operand in instruction.operands[1:]]
+    reads = [
+        with_signs(operand, reads_vector(operand, KINDS["f32"], kernel), KINDS["f32"]) for operand in instruction.operands[1:]
+    ]
     write = writes_vector(instruction.operands[0], KINDS["f32"], kernel, keeps_half=False)
 
     def step(waves: Waves) -> None:
@@ -77,9 +92,9 @@ def div_fixup(quotient, denominator, numerator):
     negative = np.signbit(denominator) ^ np.signbit(numerator)
     sign = np.where(negative, F32(-1), F32(1))
     result = np.where(np.isnan(quotient), F32(np.inf), np.abs(quotient)) * sign
-    distance = exponent(numerator) - exponent(denominator)
-    if all((TINY <= np.abs(a)).all() and (np.abs(a) < np.inf).all() for a in (numerator, denominator)) and (distance >= -150).all():
+    if is_ordinary(numerator, denominator):
         return result
+    distance = exponent(numerator) - exponent(denominator)
     no_number = (denominator == 0) & (numerator == 0) | np.isinf(denominator) & np.isinf(numerator)
     conditions = [
         np.isnan(numerator),

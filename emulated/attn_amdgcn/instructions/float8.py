@@ -1,11 +1,12 @@
 """Conversions between float32 and floats of 8 bits.
 
-fp8 has 3 bits of mantissa and bf8 has 2. gfx940 to gfx942 have the formats e4m3fnuz and e5m2fnuz: no infinities, no -0, and 0x80
-is the NaN. Others have OCP's e4m3fn, which has no infinities, and e5m2. With fp16_overflow off, a number beyond the largest one
-becomes an infinity, or the NaN of a format without infinities. Rounding is to nearest even, and denormals are kept.
+fp8 has 3 bits of mantissa and bf8 has 2. gfx940 to gfx942 have the formats e4m3fnuz and e5m2fnuz: no infinities, no -0, and
+0x80 is the NaN. Others have OCP's e4m3fn, which has no infinities, and e5m2. With fp16_overflow off, a number beyond the
+largest one becomes an infinity, or the NaN of a format without infinities. Rounding is to nearest even, and denormals are
+kept.
 
-Source: "Number Formats" and V_CVT_PK_FP8_F32 in AMD's Instinct MI300 ISA, sections 7.3 and 12.11, and V_CVT_F32_FP8 in AMD's RDNA4
-ISA, section 16.8; "OCP 8-bit Floating Point Specification", tables 1 and 2.
+Source: "Number Formats" and V_CVT_PK_FP8_F32 in AMD's Instinct MI300 ISA, sections 7.3 and 12.11, and V_CVT_F32_FP8 in AMD's
+RDNA4 ISA, section 16.8; "OCP 8-bit Floating Point Specification", tables 1 and 2.
 """
 
 from collections.abc import Callable
@@ -76,7 +77,7 @@ def numbers(of: Format) -> np.ndarray:
 
 def _number(code: int, of: Format) -> float:
     sign, magnitude = (-1.0 if code & 0x80 else 1.0), code & 0x7F
-    if not of.has_negative_zero and code == 0x80 or of.has_negative_zero and magnitude > max(of.largest, of.beyond):
+    if (not of.has_negative_zero and code == 0x80) or (of.has_negative_zero and magnitude > max(of.largest, of.beyond)):
         return np.nan
     if of.has_negative_zero and magnitude > of.largest:
         return np.nan if of.beyond == of.nan else sign * np.inf
@@ -100,7 +101,7 @@ def part(instruction: Instruction, bits: int) -> int:
     halves = instruction.modifiers.get("op_sel", ())
     if bits == 8 and halves:
         raise unknown(instruction, "op_sel of bytes")
-    if isinstance(source, Register) and source.half == "h" or isinstance(halves, tuple) and halves[:1] == (1,):
+    if (isinstance(source, Register) and source.half == "h") or (isinstance(halves, tuple) and halves[:1] == (1,)):
         return 16
     return 8 * int(instruction.modifiers.get("byte_sel", 0))  # type: ignore[arg-type]
 
@@ -136,7 +137,11 @@ def to_f32(instruction: Instruction, kernel: Kernel) -> Step:
 def pk_to_f32(instruction: Instruction, kernel: Kernel) -> Step:
     """Two float32 of the two bytes of one half of a register."""
     check_modifiers(instruction, "src0_sel", "op_sel", *_whole_result(instruction))
-    codes, row, table = _reads_codes(instruction, kernel, 16), _row(instruction, kernel), numbers(format_of(instruction, kernel))
+    codes, row, table = (
+        _reads_codes(instruction, kernel, 16),
+        _row(instruction, kernel),
+        numbers(format_of(instruction, kernel)),
+    )
 
     def step(waves: Waves) -> None:
         pair = codes(waves)
@@ -166,7 +171,9 @@ def pk_to_float8(instruction: Instruction, kernel: Kernel) -> Step:
     if halves[-1]:
         target = replace(target, of=replace(target.of, half="h"))
     write = writes_vector(target, KINDS["u16"], kernel, keeps_half=True)
-    reads = [with_signs(operand, reads_vector(operand, KINDS["f32"], kernel), KINDS["f32"]) for operand in instruction.operands[1:]]
+    reads = [
+        with_signs(operand, reads_vector(operand, KINDS["f32"], kernel), KINDS["f32"]) for operand in instruction.operands[1:]
+    ]
 
     def step(waves: Waves) -> None:
         low, high = (encoded(read(waves), to) for read in reads)

@@ -1,8 +1,9 @@
 """Sums, products and roundings of floats in vector registers.
 
-Denormals are kept, and a result is rounded once, to nearest even, except in v_mac and v_mad of float32. float16 is computed in
-float32: a product of two has 22 bits and is exact; a sum, which float32 rounds to 24 bits, rounds to the same 11 bits as the
-exact sum does, because 24 >= 2 * 11 + 2 (Figueroa, "When is Double Rounding Innocuous?", 1995), and a denormal sum is exact.
+Denormals are kept, and a result is rounded once, to nearest even, except in v_mac and v_mad of float32. float16 is computed
+in float32: a product of two has 22 bits and is exact; a sum, which float32 rounds to 24 bits, rounds to the same 11 bits as
+the exact sum does, because 24 >= 2 * 11 + 2 (Figueroa, "When is Double Rounding Innocuous?", 1995), and a denormal sum is
+exact.
 
 Source: "VOP1", "VOP2" and "VOP3 Instructions" in AMD's Instinct MI300 ISA, sections 12.7 to 12.11, and in AMD's RDNA4 ISA,
 sections 16.7 to 16.12; v_mac_f32 and v_madmk_f32: AMD's MI200 ISA, section 12.8.
@@ -13,7 +14,16 @@ from dataclasses import replace
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal
-from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, finishes, own_step, upper_half, vector, with_signs
+from attn_amdgcn.instructions.forms import (
+    Step,
+    check_count,
+    check_modifiers,
+    finishes,
+    own_step,
+    upper_half,
+    vector,
+    with_signs,
+)
 from attn_amdgcn.instructions.fused import F16, F32, fma16, fma32, fma64
 from attn_amdgcn.operands import KINDS, Read, reads_bits, reads_vector, unknown, writes_vector
 from attn_amdgcn.waves import Waves
@@ -126,7 +136,8 @@ def mix_source(instruction: Instruction, kernel: Kernel, i: int) -> Read:
     """A source of v_fma_mix: float32, or, with op_sel_hi, the half of a register that op_sel names, made float32."""
     operand = instruction.operands[1 + i]
     halves, wide = (instruction.modifiers.get(name, (0, 0, 0)) for name in ("op_sel", "op_sel_hi"))
-    assert isinstance(halves, tuple) and isinstance(wide, tuple)
+    assert isinstance(halves, tuple)
+    assert isinstance(wide, tuple)
     if not wide[i]:
         return with_signs(operand, reads_vector(operand, KINDS["f32"], kernel), KINDS["f32"])
     if isinstance(operand.of, Literal):

@@ -1,9 +1,10 @@
 """A product and a sum that are rounded once.
 
-float64 holds the product of two float32 exactly, and rounds their sum with a third one; rounding to float32 then rounds a second
-time. That changes the result only if the float64 lies halfway between two float32 and is itself rounded. Such sums are rounded to
-odd: of the two float64 around the exact sum the one whose last bit is 1 is taken, which lies halfway only if the exact sum does.
-(Boldo and Melquiond, "Emulation of a FMA and Correctly Rounded Sums: Proved Algorithms Using Rounding to Odd", 2008.)
+float64 holds the product of two float32 exactly, and rounds their sum with a third one; rounding to float32 then rounds a
+second time. That changes the result only if the float64 lies halfway between two float32 and is itself rounded. Such sums are
+rounded to odd: of the two float64 around the exact sum the one whose last bit is 1 is taken, which lies halfway only if the
+exact sum does. (Boldo and Melquiond, "Emulation of a FMA and Correctly Rounded Sums: Proved Algorithms Using Rounding to
+Odd", 2008.)
 """
 
 from fractions import Fraction
@@ -64,7 +65,7 @@ def fma64(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 
 def _may_be_halfway(total: np.ndarray, result: np.ndarray) -> bool:
-    """Whether a float64 lies halfway between two normal float32, or its float32 is a denormal other than 0, or the least normal.
+    """Whether a float64 lies halfway between two normal float32, or its float32 is the least normal one or a denormal, not 0.
 
     An exact sum that rounds to the float32 0 has few bits: float64 holds it.
     """

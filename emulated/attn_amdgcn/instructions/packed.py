@@ -1,9 +1,9 @@
 """Packed instructions: one operation on the lower and one on the upper halves of their operands.
 
-The halves are 32 bits of two registers (v_pk_*_f32, v_pk_mov_b32), or 16 bits of one register. For the lower result op_sel names
-the half of each source, and op_sel_hi for the upper one; neg_lo and neg_hi change the signs of what they read. A scalar source of
-v_pk_*_f32 is a pair of registers until gfx950; gfx1250 reads one register or literal for both halves. The upper half of an inline
-constant is 0 if the constant is; others are refused.
+The halves are 32 bits of two registers (v_pk_*_f32, v_pk_mov_b32), or 16 bits of one register. For the lower result op_sel
+names the half of each source, and op_sel_hi for the upper one; neg_lo and neg_hi change the signs of what they read. A scalar
+source of v_pk_*_f32 is a pair of registers until gfx950; gfx1250 reads one register or literal for both halves. The upper
+half of an inline constant is 0 if the constant is; others are refused.
 
 Source: "VOP3P Instructions" in AMD's Instinct MI300 ISA, sections 6.4 and 12.10, and in AMD's RDNA4 ISA, section 16.11; LLVM,
 GCNSubtarget, "hasPKF32InstsReplicatingLower32BitsOfScalarInput".
@@ -121,7 +121,9 @@ def pk_mov(instruction: Instruction, kernel: Kernel) -> Step:
     """The lower result is the half of the first source that op_sel names first, the upper one that of the second source."""
     check_count(instruction, 3)
     check_modifiers(instruction, "op_sel", "op_sel_hi")
-    low, high = instruction.modifiers.get("op_sel", (0, 0))  # type: ignore[misc]
+    chosen = instruction.modifiers.get("op_sel", (0, 0))
+    assert isinstance(chosen, tuple)
+    low, high = chosen
     _, first, second = instruction.operands
     half = _whole(instruction, first, low, kernel), _whole(instruction, second, high, kernel)
     row = _pair_row(instruction, kernel)
@@ -147,7 +149,9 @@ def _short_step(function: Callable[..., np.ndarray], kind: str, sources: int, in
     """The step of an instruction on 16 bits. The function takes and returns [waves, lanes, 2] values of the kind."""
     check_count(instruction, 1 + sources)
     is_float = kind in ("f16", "bf16")
-    check_modifiers(instruction, "op_sel", "op_sel_hi", *(("neg_lo", "neg_hi") if is_float else ()), *(("clamp",) if kind == "f16" else ()))
+    check_modifiers(
+        instruction, "op_sel", "op_sel_hi", *(("neg_lo", "neg_hi") if is_float else ()), *(("clamp",) if kind == "f16" else ())
+    )
     reads = [_short_pair(instruction, operand, i, kind, kernel) for i, operand in enumerate(instruction.operands[1:])]
     target = instruction.operands[0].of
     row = vector_row(target, kernel) if isinstance(target, Register) else None

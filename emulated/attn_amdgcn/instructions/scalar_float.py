@@ -1,8 +1,10 @@
-"""Floats in scalar registers, from gfx11.5 on: one value for each wave. Each means what the vector instruction of its name means.
+"""Floats in scalar registers, from gfx11.5 on: one value for each wave. Each means what the vector instruction of its name
+means.
 
 Results of 16 bits are not among them.
 
-Source: "SOP2", "SOP1" and "SOPC Instructions" in AMD's RDNA4 ISA, sections 16.1, 16.3 and 16.4; V_S_EXP_F32 and its like, section 16.12.
+Source: "SOP2", "SOP1" and "SOPC Instructions" in AMD's RDNA4 ISA, sections 16.1, 16.3 and 16.4; V_S_EXP_F32 and its like,
+section 16.12.
 """
 
 import numpy as np

@@ -1,9 +1,9 @@
 """Powers, logarithms, reciprocals, roots and angles.
 
-The results are those of numpy in float64, rounded, and so the same on every machine. Hardware promises 1 ulp for float32: one of
-its results may be the float before or behind. In float32, denormal sources and results are flushed to zeros, whatever the kernel's modes say; in
-float16 and float64 they are kept ("1ULP accuracy, denormals are flushed" in the notes of V_EXP_F32, V_LOG_F32 and V_SQRT_F32;
-LLVM, AMDGPUCodeGenPrepare, says so of v_rcp_f32 and v_rsq_f32).
+The results are those of numpy in float64, rounded, and so the same on every machine. Hardware promises 1 ulp for float32: one
+of its results may be the float before or behind. In float32, denormal sources and results are flushed to zeros, whatever the
+kernel's modes say; in float16 and float64 they are kept ("1ULP accuracy, denormals are flushed" in the notes of V_EXP_F32,
+V_LOG_F32 and V_SQRT_F32; LLVM, AMDGPUCodeGenPrepare, says so of v_rcp_f32 and v_rsq_f32).
 
 Source: "VOP1 Instructions" in AMD's Instinct MI300 ISA, section 12.9, and in AMD's RDNA4 ISA, section 16.8.
 """
@@ -33,7 +33,10 @@ def log(a):
 @vector("v_rcp_f32 v_rcp_iflag_f32", "f32 = f32", takes=("clamp",))
 def rcp(a):
     magnitude = np.abs(a)
-    if TINY <= np.minimum.reduce(magnitude, axis=None) and np.maximum.reduce(magnitude, axis=None) <= _LARGEST_WITH_NORMAL_RECIPROCAL:
+    if (
+        np.minimum.reduce(magnitude, axis=None) >= TINY
+        and np.maximum.reduce(magnitude, axis=None) <= _LARGEST_WITH_NORMAL_RECIPROCAL
+    ):
         return np.reciprocal(a)
     return flushed(np.reciprocal(flushed(a)))
 
