@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 from attn_amdgcn.errors import Fault
-from attn_amdgcn.launch import Report, Schedule, launch
+from attn_amdgcn.launch import Argument, Report, Schedule, launch
 from attn_amdgcn.memory import Memory
 from attn_amdgcn.program import Program
 from attn_amdgcn.stores import StoreLog
@@ -26,7 +26,7 @@ SCHEDULES = (
 def checked(
     program: Program,
     grid: tuple[int, int, int],
-    arguments: Sequence[int | float | str | None],
+    arguments: Sequence[Argument],
     buffers: Mapping[str, np.ndarray],
     *,
     lds_bytes: int = 0,
@@ -55,7 +55,7 @@ def _diagnosed(
     what: str,
     program: Program,
     grid: tuple[int, int, int],
-    arguments: Sequence[int | float | str | None],
+    arguments: Sequence[Argument],
     buffers: Mapping[str, np.ndarray],
     lds_bytes: int,
     schedules: tuple[Schedule, Schedule],

@@ -10,6 +10,10 @@ A resource has no stride here, which makes its buffer raw, and no swizzle:
 * gfx11 and gfx12: the same, and bits 125:124, how the range is checked, are 3 (raw).
 * gfx1250: base in bits 56:0, num_records in bits 101:57.
 
+gfx90a reaches scratch by buffer instructions, too. A kernel's first scalar registers are then the resource of the private segment,
+whose words are swizzled so that each lane has its own bytes, and to whose base the kernel adds the offset of its wave. This
+resource has bit 119 (add the lane's number), and its base is PRIVATE_BASE.
+
 Source: "Buffer Addressing" and "Range checking" in AMD's Instinct MI300 ISA, section 9.1.5, and RDNA4 ISA, section 10.6 (the
 table of the resource is in section 10.6.3); "Relaxed Buffer OOB Mode" in LLVM's User Guide for AMDGPU Backend.
 """
@@ -20,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Named, Operand, Register
 from attn_amdgcn.errors import Fault
+from attn_amdgcn.instructions import scratch
 from attn_amdgcn.instructions.formats import LOADS, STORES, Format, data_row, loaded, reads_data, stored, writes_data
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
 from attn_amdgcn.instructions.global_memory import CACHE
@@ -28,16 +33,29 @@ from attn_amdgcn.operands import KINDS, Read, reads_scalar, scalar_index, unknow
 from attn_amdgcn.waves import Waves
 
 
+PRIVATE_BASE = 0x1234_0000_0000
+"""Where the private segment of all waves begins, as its resource says: no buffer lies there."""
+PRIVATE_WORDS = (PRIVATE_BASE & 0xFFFFFFFF, 1 << 31 | PRIVATE_BASE >> 32, 0xFFFFFFFF, 0x00E27000)
+"""The resource of the private segment: swizzled, without a limit, for 64 lanes of 4 bytes."""
+
+
+def private_offset(waves: Waves) -> np.ndarray:
+    """[waves] int64: where in the private segment the bytes of a wave begin."""
+    return waves.number * waves.shape[1] * (-(-waves.shared.scratch_bytes // 16) * 16)
+
+
 class Range(NamedTuple):
-    """What an instruction may touch: [waves, 1] int64, or a number for all waves.
+    """What an instruction may touch: [waves, 1] int64.
 
     Attributes:
-        begin: the place (address less BASE) of vaddr 0.
+        begin: the place (address less BASE) of vaddr 0, or its byte in each lane's scratch.
         length: the bytes behind it that are in range.
+        is_private: whether this is scratch.
     """
 
     begin: np.ndarray
     length: np.ndarray
+    is_private: bool = False
 
 
 @own_step(" ".join(f"buffer_load_{name}" for name in LOADS))
@@ -49,6 +67,9 @@ def buffer_load(instruction: Instruction, kernel: Kernel) -> Step:
 
     def step(waves: Waves) -> None:
         within, offset = ranges(waves), offsets(waves)
+        if within.is_private:
+            write(waves, scratch.values_at(waves, within.begin + offset, form))
+            return
         fits, parts = _fits(within, offset, form)
         if not parts:
             write(waves, _values(waves, within, offset, fits, form))
@@ -68,6 +89,9 @@ def buffer_store(instruction: Instruction, kernel: Kernel) -> Step:
 
     def step(waves: Waves) -> None:
         within, offset, values = ranges(waves), offsets(waves), read(waves)
+        if within.is_private:
+            scratch.store_at(waves, within.begin + offset, values, form)
+            return
         fits, parts = _fits(within, offset, form)
         if not parts:
             _store(instruction, waves, within, offset, fits, values, form)
@@ -147,9 +171,17 @@ def _ranges(instruction: Instruction, resource: Operand, soffset: Operand, kerne
         key = waves.scalar[:, first : first + 4].tobytes() + further(waves).tobytes()
         if last[0] != key:
             last[:] = key, found(waves)
-        return last[1]
+        within: Range = last[1]
+        if within.is_private:  # it depends on the waves' numbers, too
+            last[0] = b""
+        return within
 
     def found(waves: Waves) -> Range:
+        words = waves.scalar[:, first : first + 4]
+        if kernel.architecture == "gfx90a" and (words[:, 2:] == PRIVATE_WORDS[2:]).all():
+            base = (words[:, 0].astype(np.int64) | (words[:, 1].astype(np.int64) & 0xFFFF) << 32) - PRIVATE_BASE
+            begin = base - private_offset(waves) + further(waves).astype(np.int64) + constant
+            return Range(begin[:, None], np.array([[0]]), is_private=True)
         base, records, strange = described(waves.scalar[:, first : first + 4].astype(np.int64), checks)
         if strange.any():
             wave = int(strange.argmax())
