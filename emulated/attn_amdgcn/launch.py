@@ -164,8 +164,8 @@ def _start(
 def _set_scalars(waves: Waves, kernel: Kernel, memory: Memory, grid: tuple[int, int, int]) -> None:
     """User registers, then the numbers of the workgroup: in registers, or in ttmp from gfx12 on.
 
-    User registers are the resource of the private segment, which gfx90a has, and the pointer to the arguments. Behind the numbers
-    of the workgroup is the offset of the wave in the private segment.
+    User registers are the resource of the private segment, which gfx90a has, and the pointer to the arguments. Behind the
+    numbers of the workgroup is the offset of the wave in the private segment.
     """
     settings = kernel.settings
     wanted = [name for name, value in settings.items() if name.startswith("user_sgpr_") and value and name != "user_sgpr_count"]

@@ -1,18 +1,18 @@
 """Loads and stores of buffers: a resource of four scalar registers describes a range of memory, and bounds are checked.
 
 An address is the resource's base, plus soffset, plus the instruction's `offset`, plus vaddr with `offen`. Each word of 32 bits
-(or the whole data, if it is shorter) is out of range where offset + vaddr + its bytes exceed num_records - soffset: a load brings
-0, a store does nothing. The sum does not wrap at 32 bits, so a lane whose vaddr is 0x80000000 is out of a range of 2 GiB. What is
-in range must lie in one of the launch's buffers.
+(or the whole data, if it is shorter) is out of range where offset + vaddr + its bytes exceed num_records - soffset: a load
+brings 0, a store does nothing. The sum does not wrap at 32 bits, so a lane whose vaddr is 0x80000000 is out of a range of 2 GiB.
+What is in range must lie in one of the launch's buffers.
 
 A resource has no stride here, which makes its buffer raw, and no swizzle:
 * gfx9: base in bits 47:0, stride and swizzle in bits 63:48, num_records in bits 95:64; bit 119 would add the lane's number.
 * gfx11 and gfx12: the same, and bits 125:124, how the range is checked, are 3 (raw).
 * gfx1250: base in bits 56:0, num_records in bits 101:57.
 
-gfx90a reaches scratch by buffer instructions, too. A kernel's first scalar registers are then the resource of the private segment,
-whose words are swizzled so that each lane has its own bytes, and to whose base the kernel adds the offset of its wave. This
-resource has bit 119 (add the lane's number), and its base is PRIVATE_BASE.
+gfx90a reaches scratch by buffer instructions. A kernel's first scalar registers are then the resource of the private segment,
+which is swizzled so that each lane has its own bytes, and to whose base the kernel adds the offset of its wave. This resource
+has bit 119, and its base is PRIVATE_BASE.
 
 Source: "Buffer Addressing" and "Range checking" in AMD's Instinct MI300 ISA, section 9.1.5, and RDNA4 ISA, section 10.6 (the
 table of the resource is in section 10.6.3); "Relaxed Buffer OOB Mode" in LLVM's User Guide for AMDGPU Backend.
@@ -25,7 +25,7 @@ import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Named, Operand, Register
 from attn_amdgcn.errors import Fault
 from attn_amdgcn.instructions import scratch
-from attn_amdgcn.instructions.formats import LOADS, STORES, Format, data_row, loaded, reads_data, stored, writes_data
+from attn_amdgcn.instructions.formats import LOADS, STORES, Format, data_row, loaded, number, reads_data, stored, writes_data
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
 from attn_amdgcn.instructions.global_memory import CACHE
 from attn_amdgcn.memory import BASE
@@ -61,8 +61,8 @@ class Range(NamedTuple):
 @own_step(" ".join(f"buffer_load_{name}" for name in LOADS))
 def buffer_load(instruction: Instruction, kernel: Kernel) -> Step:
     form = LOADS[instruction.name.removeprefix("buffer_load_")]
-    target, *address = _operands(instruction)
-    ranges, offsets = _ranges(instruction, *address[1:], kernel), _offsets(instruction, address[0], kernel)
+    target, address, resource, soffset = _operands(instruction)
+    ranges, offsets = _ranges(instruction, resource, soffset, kernel), _offsets(instruction, address, kernel)
     write = writes_data(instruction, target, form, kernel)
 
     def step(waves: Waves) -> None:
@@ -83,8 +83,8 @@ def buffer_load(instruction: Instruction, kernel: Kernel) -> Step:
 @own_step(" ".join(f"buffer_store_{name}" for name in STORES))
 def buffer_store(instruction: Instruction, kernel: Kernel) -> Step:
     form = STORES[instruction.name.removeprefix("buffer_store_")]
-    source, *address = _operands(instruction)
-    ranges, offsets = _ranges(instruction, *address[1:], kernel), _offsets(instruction, address[0], kernel)
+    source, address, resource, soffset = _operands(instruction)
+    ranges, offsets = _ranges(instruction, resource, soffset, kernel), _offsets(instruction, address, kernel)
     read = reads_data(instruction, source, form, kernel)
 
     def step(waves: Waves) -> None:
@@ -155,13 +155,14 @@ def _offsets(instruction: Instruction, operand: Operand, kernel: Kernel) -> Call
 
 def _ranges(instruction: Instruction, resource: Operand, soffset: Operand, kernel: Kernel) -> Callable[[Waves], Range]:
     register = resource.of
-    first = scalar_index(register) if isinstance(register, Register) and register.count == 4 else None
-    if first is None or isinstance(register, Register) and register.bank != "s":
+    is_resource = isinstance(register, Register) and register.bank == "s" and register.count == 4
+    first = scalar_index(register) if isinstance(register, Register) and is_resource else None
+    if first is None:
         raise unknown(instruction, "a resource is 4 scalar registers")
     described = _described_gfx1250 if kernel.architecture == "gfx1250" else _described
     checks = 0 if kernel.architecture.startswith("gfx9") else 3
     further: Read = reads_scalar(soffset, KINDS["u32"], kernel)
-    constant = int(instruction.modifiers.get("offset", 0))
+    constant = number(instruction, "offset")
     if isinstance(soffset.of, Literal) and not isinstance(soffset.of.number, int):
         raise unknown(instruction)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Named, Operand
 from attn_amdgcn.errors import Fault
-from attn_amdgcn.instructions.formats import LOADS, STORES, Format, data_row, loaded, reads_data, stored, writes_data
+from attn_amdgcn.instructions.formats import LOADS, STORES, Format, data_row, loaded, number, reads_data, stored, writes_data
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
 from attn_amdgcn.instructions.global_memory import CACHE
 from attn_amdgcn.operands import KINDS, put, reads_scalar
@@ -88,7 +88,7 @@ def _is_off(operand: Operand) -> bool:
 
 def _constant_word(instruction: Instruction, address: Operand, base: Operand, form: Format) -> int | None:
     """The number of the first word, if the address is one for all lanes that is a multiple of 4, and the data is words."""
-    offset = int(instruction.modifiers.get("offset", 0))
+    offset = number(instruction, "offset")
     if not _is_off(address) or not _is_off(base) or form.size < 4 or offset % 4 or offset < 0:
         return None
     return offset // 4
@@ -113,7 +113,7 @@ def _addresses(instruction: Instruction, address: Operand, base: Operand, kernel
     """[waves, lanes] int64: the byte of each lane's scratch at which the access begins."""
     row = None if _is_off(address) else data_row(instruction, address, 1, kernel)
     read_base = None if _is_off(base) else reads_scalar(base, KINDS["u32"], kernel)
-    offset = int(instruction.modifiers.get("offset", 0))
+    offset = number(instruction, "offset")
 
     def addresses(waves: Waves) -> np.ndarray:
         place = np.full(waves.shape, offset, np.int64) if row is None else waves.vector[row].astype(np.int64) + offset
