@@ -36,8 +36,8 @@ def checked(
 
     Raises:
         LaunchError: the arguments do not fit the kernel.
-        Fault: a wave did what it must not do, or a buffer holds something else under another schedule: the fault names the first
-            store that wrote something else.
+        Fault: a wave did what it must not do, or a buffer holds something else under another schedule: the fault names the
+            first store that wrote something else.
     """
     first, *others = schedules
     memory, report = launch(program, grid, arguments, buffers, lds_bytes=lds_bytes, schedule=first)

@@ -1,9 +1,9 @@
 """Which registers a memory instruction has not written yet: what a program must wait for before it touches them.
 
-Hardware does not wait by itself. A load writes its registers when its data comes, and until then they hold what they held. The
-program counts the loads that are under way, and waits until a counter has fallen. Here a load writes at once, so a forgotten wait
-would go unseen: each register that a load writes is pending until an instruction waits for it, and touching a pending register is
-a fault.
+Hardware does not wait by itself. A load writes its registers when its data comes, and until then they hold what they held.
+The program counts the loads that are under way, and waits until a counter has fallen. Here a load writes at once, so a
+forgotten wait would go unseen: each register that a load writes is pending until an instruction waits for it, and touching a
+pending register is a fault.
 
 A counter falls in the order in which its instructions began, except for the loads of scalar memory and for flat instructions,
 which end in any order: only a wait for 0 covers them, and, while one of them is under way, for the others of their counter. A

@@ -65,7 +65,7 @@ def test_a_result_of_what_is_written_is_the_same_under_every_schedule():
 
 
 @pytest.mark.parametrize(
-    "body, at_fault",
+    ("body", "at_fault"),
     [
         (["global_store_dword v1, v5, s[4:5]"], "global_store_dword v1, v5, s[4:5]"),
         (["global_store_dword v1, v0, s[4:5]", "global_store_byte v1, v5, s[4:5]"], "global_store_byte v1, v5, s[4:5]"),
@@ -76,7 +76,7 @@ def test_a_result_of_what_is_written_is_the_same_under_every_schedule():
     ],
 )
 def test_what_nobody_wrote_shows_in_a_store(body, at_fault):
-    with pytest.raises(Fault, match="byte 0 of out is .* under .* and .* under") as found:
+    with pytest.raises(Fault, match=r"byte 0 of out is .* under .* and .* under") as found:
         run(LSHL, *body)
     assert found.value.instruction == at_fault
     assert (found.value.workgroup, found.value.wave, found.value.lane) == (0, 0, 0)

@@ -34,7 +34,7 @@ def run(architecture, *lines):
         return ran("\n".join([*lines, ".L:"]), architecture, v={0: 0, 4: 0}, buffers={"data": DATA})
 
 
-@pytest.mark.parametrize("architecture, load, use, wait", COMPLETE)
+@pytest.mark.parametrize(("architecture", "load", "use", "wait"), COMPLETE)
 def test_a_forgotten_wait_is_found(architecture, load, use, wait):
     run(architecture, load, wait, use)
     with pytest.raises(Fault) as found:
@@ -157,7 +157,7 @@ COUNTED = [
 ]
 
 
-@pytest.mark.parametrize("architecture, first, second, use, wait, enough", COUNTED)
+@pytest.mark.parametrize(("architecture", "first", "second", "use", "wait", "enough"), COUNTED)
 def test_what_a_counter_says(architecture, first, second, use, wait, enough):
     if enough:
         run(architecture, first, second, wait, use)

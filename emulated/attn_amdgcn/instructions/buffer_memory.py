@@ -2,7 +2,7 @@
 
 An address is the resource's base, plus soffset, plus the instruction's `offset`, plus vaddr with `offen`. Each word of 32 bits
 (or the whole data, if it is shorter) is out of range where offset + vaddr + its bytes exceed num_records - soffset: a load
-brings 0, a store does nothing. The sum does not wrap at 32 bits, so a lane whose vaddr is 0x80000000 is out of a range of 2 GiB.
+brings 0, a store does nothing. The sum does not wrap at 32 bits: a lane whose vaddr is 0x80000000 is out of a range of 2 GiB.
 What is in range must lie in one of the launch's buffers.
 
 A resource has no stride here, which makes its buffer raw, and no swizzle:

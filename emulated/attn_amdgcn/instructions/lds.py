@@ -1,6 +1,6 @@
 """Loads and stores of LDS, the memory of a workgroup.
 
-An address is vaddr plus `offset`, in bytes. The forms of two addresses add offset0 and offset1 times the size of an element, and
+An address is vaddr plus `offset`, in bytes. The forms of two addresses add offset0 and offset1 times an element's size, and
 st64 or stride64 another factor of 64. An address beyond the workgroup's LDS is a fault.
 
 Source: "LDS Indexed Instructions" in AMD's Instinct MI300 ISA, section 11.2 and 12.13, and "DS Instructions" in AMD's RDNA4
@@ -112,7 +112,7 @@ _TRANSPOSED = {
     # The 8 lanes that read are 4 and 4: lanes 0 to 7 get what lanes 0 to 3 and 8 to 11 read.
     "ds_load_tr8_b64": (8, 1, lambda lane, j: (lane // 16 * 16 + j % 4 + j // 4 * 8 + lane % 16 // 8 * 4, lane % 8)),
 }
-"""Bytes that a lane reads, bytes of an element, and where a lane's element j comes from: the lane that read it, and its number."""
+"""Bytes that a lane reads, bytes of an element, and where element j of a lane comes from: the lane, and its number."""
 
 
 @own_step(" ".join(_TRANSPOSED))
@@ -120,7 +120,7 @@ def load_transposed(instruction: Instruction, kernel: Kernel) -> Step:
     """Each lane reads consecutive elements, and the lanes of a group exchange them: rows in LDS become columns in registers.
 
     Source: "MFMA Transpose Load from LDS" in AMD's CDNA4 ISA, section 11.4; for gfx1250, AMD's description of ds_load_tr in the
-    lowering of Triton's local_load: the bases of its layouts are (lane 8, register 4) -> (lane 4, lane 8) for elements of 8 bits.
+    lowering of Triton's local_load: for elements of 8 bits, lane 8 and register 4 come from lanes 4 and 8.
     """
     check_count(instruction, 2)
     check_modifiers(instruction, "offset")
