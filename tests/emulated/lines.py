@@ -20,7 +20,7 @@ def ran(
     v: Mapping[int, object] = {},
     s: Mapping[int, int] = {},
     vcc: int = 0,
-    exec: int = -1,  # noqa: A002 - the register's name
+    exec: int = -1,
     scc: bool = False,
     buffers: Mapping[str, np.ndarray] = {},
     lds_bytes: int = 1024,

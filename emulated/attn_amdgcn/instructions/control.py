@@ -32,7 +32,8 @@ def _any(waves: Waves, index: int) -> np.ndarray:
 
 NO_EFFECT = (
     "s_nop s_sleep s_setprio s_clause s_delay_alu s_wait_alu s_waitcnt_depctr s_icache_inv s_inst_prefetch s_set_inst_prefetch_distance "
-    "s_barrier_signal s_code_end global_inv global_wb global_wbinv buffer_gl0_inv buffer_gl1_inv buffer_inv buffer_wbl2 buffer_wbinvl1"
+    "s_barrier_signal s_code_end v_nop s_set_vgpr_msb global_inv global_wb global_wbinv buffer_gl0_inv buffer_gl1_inv buffer_inv "
+    "buffer_wbl2 buffer_wbinvl1"
 )
 """They change time, or caches, which do not exist here. Which wait for an arithmetic result the hardware needs is not checked."""
 WAITS = (

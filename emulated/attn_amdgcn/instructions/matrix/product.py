@@ -1,0 +1,199 @@
+"""The step of a matrix instruction: gather A and B by their tables, multiply, and add C into the registers of D."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from attn_amdgcn.assembly import Instruction, Kernel, Literal, Operand, Register
+from attn_amdgcn.instructions.forms import Step
+from attn_amdgcn.instructions.matrix.elements import Format, flushed
+from attn_amdgcn.operands import KINDS, bits_of, unknown, vector_row
+from attn_amdgcn.waves import Waves
+
+Gather = Callable[[Waves], np.ndarray]
+"""From waves to A [waves, blocks, rows, k] or B [waves, blocks, k, columns], as floats."""
+Accumulate = Callable[[Waves, np.ndarray], None]
+"""Adds C to a product [elements of a lane, waves, lanes] and writes D."""
+
+
+def step_of(a: Gather, b: Gather, places: np.ndarray | None, per_lane: int, accumulate: Accumulate) -> Step:
+    """The step of D = A B + C.
+
+    Args:
+        places: [per_lane * lanes], which of the product's elements each place of D holds; None if they are in this order.
+        per_lane: elements of D that a lane holds.
+    """
+
+    def step(waves: Waves) -> None:
+        product = np.matmul(a(waves), b(waves)).reshape(len(waves), -1)
+        if places is not None:
+            product = product.take(places, axis=1)
+        accumulate(waves, product.reshape(len(waves), per_lane, -1).transpose(1, 0, 2))
+
+    return step
+
+
+def gathers(
+    row: int, words: int, table: np.ndarray, kind: Format, *, lanes: int, signs: np.ndarray | None = None, flush: bool = False
+) -> Gather:
+    """Gathers A or B.
+
+    Args:
+        row, words: the first row of `Waves.vector`, and how many registers.
+        table: the element in each place, of layouts.input_table.
+        lanes: the lanes that are read.
+        signs: [elements of a lane] of 1 and -1, which the elements are multiplied by.
+        flush: whether denormals count as zeros.
+    """
+
+    def gather(waves: Waves) -> np.ndarray:
+        bits = np.empty((len(waves), lanes, words), np.uint32)
+        bits[...] = waves.vector[row : row + words, :, :lanes].transpose(1, 2, 0)
+        values = kind.values(bits)
+        if flush:
+            values = flushed(values, kind.tiny)
+        if signs is not None:
+            values = values * signs
+        return values.reshape(len(waves), -1).take(table, axis=1)
+
+    return gather
+
+
+def registers_of(operand: Operand, count: int, instruction: Instruction, kernel: Kernel) -> int:
+    """The first row of an operand that must be so many vector registers."""
+    register = operand.of
+    if not isinstance(register, Register) or (row := vector_row(register, kernel)) is None or register.count != count:
+        raise unknown(instruction, f"an operand that is not {count} vector registers")
+    if operand.neg or operand.abs:
+        raise unknown(instruction, "a sign at an operand")
+    return row
+
+
+def accumulates_floats(
+    instruction: Instruction, kernel: Kernel, count: int, *, neg: bool = False, absolute: bool = False, flush: bool = False
+) -> Accumulate:
+    """C and D are f32, one element in each register.
+
+    Args:
+        neg, absolute: modifiers of C.
+        flush: whether denormals of C and D count as zeros.
+    """
+    row = registers_of(instruction.operands[0], count, instruction, kernel)
+    read = _reads_c(instruction, kernel, "f32", count)
+
+    def accumulate(waves: Waves, product: np.ndarray) -> None:
+        np.add(read(waves), product, out=waves.vector[row : row + count].view(np.float32))
+
+    def accumulate_changed(waves: Waves, product: np.ndarray) -> None:
+        c = read(waves)
+        if absolute:
+            c = np.abs(c)
+        if neg:
+            c = -c
+        if flush:
+            c = flushed(c, 2.0**-126)
+        found = c + product
+        waves.vector[row : row + count] = (flushed(found, 2.0**-126) if flush else found).view(np.uint32)
+
+    return accumulate_changed if neg or absolute or flush else accumulate
+
+
+def accumulates_integers(instruction: Instruction, kernel: Kernel, count: int, *, clamp: bool) -> Accumulate:
+    """C and D are i32. A sum wraps, or with `clamp` ends at the least and the greatest i32."""
+    row = registers_of(instruction.operands[0], count, instruction, kernel)
+    read = _reads_c(instruction, kernel, "i32", count)
+    limits = np.iinfo(np.int32)
+
+    def accumulate(waves: Waves, product: np.ndarray) -> None:
+        found = read(waves).astype(np.int64) + product.astype(np.int64)
+        waves.vector[row : row + count] = np.clip(found, limits.min, limits.max) if clamp else found
+
+    return accumulate
+
+
+def accumulates_pairs(instruction: Instruction, kernel: Kernel, count: int, *, neg: bool) -> Accumulate:
+    """C and D are f64, one element in two registers. `count` counts elements."""
+    row = registers_of(instruction.operands[0], 2 * count, instruction, kernel)
+    operand = instruction.operands[3]
+    if isinstance(operand.of, Literal):
+        constant = np.array(bits_of(operand.of.number, KINDS["f64"]), np.uint64).view(np.float64)
+        c_row = None
+    else:
+        c_row = registers_of(operand, 2 * count, instruction, kernel)
+
+    def pairs(waves: Waves, first: int) -> np.ndarray:
+        """[elements, waves, lanes, 2], a view."""
+        rows = waves.vector[first : first + 2 * count]
+        return rows.reshape(count, 2, *rows.shape[1:]).transpose(0, 2, 3, 1)
+
+    def accumulate(waves: Waves, product: np.ndarray) -> None:
+        c = constant if c_row is None else np.ascontiguousarray(pairs(waves, c_row)).view(np.float64)[..., 0]
+        found = (-c if neg else c) + product
+        pairs(waves, row)[...] = np.ascontiguousarray(found)[..., None].view(np.uint32)
+
+    return accumulate
+
+
+def accumulates_halves(
+    instruction: Instruction, kernel: Kernel, kind: str, count: int, *, half: int | None, neg: bool, absolute: bool
+) -> Accumulate:
+    """C and D are f16 or bf16: the sum is rounded once, to the nearest.
+
+    Args:
+        count: elements of a lane.
+        half: 0 or 1, the half of each register that holds the element, while the other half is kept; None if each register
+            holds two elements.
+    """
+    registers = count if half is not None else count // 2
+    row = registers_of(instruction.operands[0], registers, instruction, kernel)
+    operand = instruction.operands[3]
+    if isinstance(operand.of, Literal):
+        constant = _widened(np.array(_literal_half(operand.of.number, kind), np.uint16), kind)
+        c_row = None
+    else:
+        c_row = registers_of(operand, registers, instruction, kernel)
+
+    def halves(waves: Waves, first: int) -> np.ndarray:
+        """[registers, halves, waves, lanes], a view: `count` elements."""
+        both = waves.vector[first : first + registers].view(np.uint16).reshape(registers, *waves.shape, 2).transpose(0, 3, 1, 2)
+        return both if half is None else both[:, half : half + 1]
+
+    def accumulate(waves: Waves, product: np.ndarray) -> None:
+        c = constant if c_row is None else _widened(halves(waves, c_row), kind)
+        if absolute:
+            c = np.abs(c)
+        if neg:
+            c = -c
+        into = halves(waves, row)
+        into[...] = _narrowed(c + product.reshape(into.shape), kind)
+
+    return accumulate
+
+
+def _reads_c(instruction: Instruction, kernel: Kernel, kind: str, count: int) -> Callable[[Waves], Any]:
+    operand, dtype = instruction.operands[3], KINDS[kind].dtype
+    if isinstance(operand.of, Literal):
+        value = np.array(bits_of(operand.of.number, KINDS[kind]), np.uint32).view(dtype)
+        return lambda waves: value
+    row = registers_of(operand, count, instruction, kernel)
+    return lambda waves: waves.vector[row : row + count].view(dtype)
+
+
+def _literal_half(number: float, kind: str) -> int:
+    if kind == "bf16" and isinstance(number, float):
+        return int(np.float32(number).view(np.uint32)) >> 16
+    return bits_of(number, KINDS["f16"])
+
+
+def _widened(bits: np.ndarray, kind: str) -> np.ndarray:
+    if kind == "f16":
+        return bits.view(np.float16).astype(np.float32)
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def _narrowed(values: np.ndarray, kind: str) -> np.ndarray:
+    if kind == "f16":
+        return values.astype(np.float16).view(np.uint16)
+    bits = values.view(np.uint32)
+    nearest = bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1)) >> np.uint32(16)
+    return np.where(np.isnan(values), bits >> np.uint32(16) | np.uint32(0x40), nearest).astype(np.uint16)

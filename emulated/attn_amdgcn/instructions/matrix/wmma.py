@@ -1,0 +1,146 @@
+"""WMMA, the matrix instructions of gfx11, gfx12 and gfx1250, with waves of 32 lanes.
+
+EXEC must be all ones, and from gfx11's lanes 16 to 31 A and B must repeat lanes 0 to 15: a wave that breaks one of these
+rules is a fault.
+
+neg_lo and neg_hi: of A and B of 16 bits, they negate the elements in the lower and in the upper halves of registers; of
+integers, neg_lo says that A or B is signed. Their third numbers negate C (neg_lo) after they have taken its magnitude
+(neg_hi). The third number of op_sel is the half of D's and C's registers that gfx11 uses with elements of 16 bits; the other
+half is kept.
+
+Sources: "Wave Matrix Multiply Accumulate" in AMD's RDNA3 ISA, section 7.9, and RDNA4 ISA, section 7.12; the fields "NEG",
+"NEG_HI" and "OPSEL" of AMD's Matrix Instruction Calculator. gfx1250: the instructions that LLVM's AMDGPU backend has, with
+the layouts that Triton gives them (`layouts.gfx12_input`), f32 and i32 results only.
+"""
+
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+from attn_amdgcn.assembly import Instruction, Kernel
+from attn_amdgcn.errors import Fault
+from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, register
+from attn_amdgcn.instructions.matrix import layouts
+from attn_amdgcn.instructions.matrix.elements import FORMATS
+from attn_amdgcn.instructions.matrix.product import (
+    accumulates_floats,
+    accumulates_halves,
+    accumulates_integers,
+    gathers,
+    registers_of,
+    step_of,
+)
+from attn_amdgcn.operands import unknown
+from attn_amdgcn.waves import Waves
+
+LANES = 32
+RESULTS = 8
+"""Elements of D that a lane holds, of 16 x 16."""
+_FLOATS_8 = "fp8_fp8 fp8_bf8 bf8_fp8 bf8_bf8"
+_GFX11 = "f32_16x16x16_f16 f32_16x16x16_bf16 f16_16x16x16_f16 bf16_16x16x16_bf16 i32_16x16x16_iu8 i32_16x16x16_iu4"
+NAMES = {
+    "gfx11": _GFX11,
+    "gfx120": " ".join([_GFX11, "i32_16x16x32_iu4", *(f"f32_16x16x16_{kinds}" for kinds in _FLOATS_8.split())]),
+    "gfx125": " ".join(
+        [
+            "f32_16x16x4_f32 f32_16x16x32_f16 f32_16x16x32_bf16 i32_16x16x64_iu8",
+            *(f"f32_16x16x{k}_{kinds}" for k in (64, 128) for kinds in _FLOATS_8.split()),
+        ]
+    ),
+}
+"""By the begin of the architecture's name: D's kind, rows x columns x k, and the kinds of A and B, without `v_wmma_`."""
+
+
+@cache
+def tables(generation: str, k: int, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Of A [1, rows, k], the rows in the order of D's registers; of B [1, k, columns]; and the places of D."""
+    is_gfx11 = generation == "gfx11"
+    per_lane = k if is_gfx11 else k // 2
+    layout = layouts.gfx11_input if is_gfx11 else layouts.gfx12_input(_run(generation, k, bits))
+    table = layouts.input_table(layout, 16 if is_gfx11 else LANES, per_lane, (1, 16, k))
+    order, places = layouts.output_table(
+        layouts.gfx11_output if is_gfx11 else layouts.gfx12_output, LANES, RESULTS, (1, 16, 16)
+    )
+    return np.ascontiguousarray(table[:, order]), np.ascontiguousarray(table.transpose(0, 2, 1)), places
+
+
+def _run(generation: str, k: int, bits: int) -> int:
+    """How many k in a row a lane holds: see layouts.gfx12_input."""
+    if generation == "gfx120":
+        return 4 if bits == 16 else k // 2
+    return {32: 2, 16: 8, 8: 16 if k == 128 else 8}[bits]
+
+
+def _wmma(name: str, instruction: Instruction, kernel: Kernel) -> Step:
+    generation = kernel.architecture[: 5 if kernel.architecture.startswith("gfx11") else 6]
+    if generation not in NAMES or name not in NAMES[generation].split() or kernel.wave_size != LANES:
+        raise unknown(instruction, f"{kernel.architecture} with a wave of {kernel.wave_size} lanes")
+    check_count(instruction, 4)
+    accumulators, shape, kinds = name.split("_", 2)
+    a, _, b = kinds.partition("_")
+    k, is_gfx11 = int(shape.split("x")[2]), generation == "gfx11"
+    check_modifiers(instruction, *_modifiers(accumulators, a, is_gfx11))
+    low, high = (_three(instruction, modifier) for modifier in ("neg_lo", "neg_hi"))
+    if accumulators == "i32" and low[2]:
+        raise unknown(instruction, "neg_lo of an integer C")
+    bits = int(a.lstrip("fpbiu"))
+    table_a, table_b, places = tables(generation, k, bits)
+    per_lane = k if is_gfx11 else k // 2
+    gather, rows = [], []
+    for i, (kind, table) in enumerate(((a, table_a), (b or a, table_b))):
+        form = FORMATS[("i" if low[i] else "u") + kind.removeprefix("iu") if kind.startswith("iu") else kind]
+        words = per_lane * form.bits // 32
+        rows.append((registers_of(instruction.operands[1 + i], words, instruction, kernel), words))
+        signs = np.where(np.arange(per_lane) % 2, -1.0 if high[i] else 1.0, -1.0 if low[i] else 1.0).astype(np.float32)
+        plain = kind.startswith("iu") or not (low[i] or high[i])
+        lanes = 16 if is_gfx11 else LANES
+        gather.append(gathers(*rows[i], table, form, lanes=lanes, signs=None if plain else signs))
+    if accumulators == "f32":
+        accumulate = accumulates_floats(instruction, kernel, RESULTS, neg=bool(low[2]), absolute=bool(high[2]))
+    elif accumulators == "i32":
+        accumulate = accumulates_integers(instruction, kernel, RESULTS, clamp="clamp" in instruction.modifiers)
+    else:
+        half = _three(instruction, "op_sel")[2] if is_gfx11 else None
+        accumulate = accumulates_halves(
+            instruction, kernel, accumulators, RESULTS, half=half, neg=bool(low[2]), absolute=bool(high[2])
+        )
+    return _checked(step_of(gather[0], gather[1], places, RESULTS, accumulate), rows if is_gfx11 else [])
+
+
+def _modifiers(accumulators: str, kind: str, is_gfx11: bool) -> tuple[str, ...]:
+    if accumulators == "i32":
+        return "neg_lo", "clamp"
+    if kind not in ("f16", "bf16"):
+        return ()
+    return ("neg_lo", "neg_hi", "op_sel") if is_gfx11 and accumulators != "f32" else ("neg_lo", "neg_hi")
+
+
+def _three(instruction: Instruction, name: str) -> Any:
+    value = instruction.modifiers.get(name, (0, 0, 0))
+    if not isinstance(value, tuple) or len(value) != 3 or (name == "op_sel" and any(value[:2])):
+        raise unknown(instruction, f"{name}:{value}")
+    return value
+
+
+def _checked(step: Step, repeated: list[tuple[int, int]]) -> Step:
+    """The step behind its rules: EXEC, and the registers (first row, count) whose two halves of lanes must agree."""
+
+    def checked(waves: Waves) -> None:
+        if waves.lanes is not None:
+            raise Fault("WMMA while EXEC switches lanes off", wave=_first_wave(waves, ~waves.lanes.all(axis=1)))
+        for row, count in repeated:
+            bits = waves.vector[row : row + count]
+            if not np.array_equal(bits[..., :16], bits[..., 16:]):
+                differs = (bits[..., :16] != bits[..., 16:]).any(axis=(0, 2))
+                raise Fault("lanes 16 to 31 of A or B do not repeat lanes 0 to 15", wave=_first_wave(waves, differs))
+        step(waves)
+
+    return checked
+
+
+def _first_wave(waves: Waves, which: np.ndarray) -> int:
+    return int(waves.number[np.flatnonzero(which)[0]])
+
+
+for _name in sorted({name for names in NAMES.values() for name in names.split()}):
+    register(f"v_wmma_{_name}", partial(_wmma, _name))
