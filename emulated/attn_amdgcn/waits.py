@@ -8,7 +8,7 @@ pending register is a fault.
 A counter falls in the order in which its instructions began, except for the loads of scalar memory and for flat instructions,
 which end in any order: only a wait for 0 covers them, and, while one of them is under way, for the others of their counter. A
 flat instruction raises two counters, that of vector memory and that of LDS, and needs both waits. A load may write a register
-that an older load of the same counter writes, because both come in order.
+(or one half of it) that an older load of the same counter writes, because both come in order.
 
 A basic block changes the pending registers in the same way each time it runs, so the result is kept for each block and each
 state that it was entered with.
@@ -124,10 +124,9 @@ def _early(instruction: Instruction, begun: State, state: State, kernel: Kernel)
 
 
 def _sources(instruction: Instruction, kernel: Kernel) -> int:
-    """The registers that a load reads. A d16 load leaves a half of its result as it is, and so reads it."""
-    operands = instruction.operands if "d16" in instruction.name else instruction.operands[1:]
+    """The registers that a load reads. A d16 load writes one half of its result, and does not read the other half."""
     bits = 0
-    for operand in operands:
+    for operand in instruction.operands[1:]:
         if isinstance(operand.of, Register):
             bits |= _bits(operand.of, kernel)
     return bits
