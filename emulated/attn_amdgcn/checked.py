@@ -1,7 +1,7 @@
 """Runs a launch under several schedules. What it writes must not depend on them.
 
-A schedule says in which order waves and workgroups run, and draws what lies in registers, LDS and scratch before they are written.
-A result that changes with it was computed from what nobody wrote, or from what another wave had not written yet.
+A schedule says in which order waves and workgroups run, and draws what lies in registers, LDS and scratch before they are
+written. A result that changes with it was computed from what nobody wrote, or from what another wave had not written yet.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 from attn_amdgcn.errors import Fault
-from attn_amdgcn.launch import Report, Schedule, launch
+from attn_amdgcn.launch import Argument, Report, Schedule, launch
 from attn_amdgcn.memory import Memory
 from attn_amdgcn.program import Program
 from attn_amdgcn.stores import StoreLog
@@ -26,7 +26,7 @@ SCHEDULES = (
 def checked(
     program: Program,
     grid: tuple[int, int, int],
-    arguments: Sequence[int | float | str | None],
+    arguments: Sequence[Argument],
     buffers: Mapping[str, np.ndarray],
     *,
     lds_bytes: int = 0,
@@ -36,8 +36,8 @@ def checked(
 
     Raises:
         LaunchError: the arguments do not fit the kernel.
-        Fault: a wave did what it must not do, or a buffer holds something else under another schedule. The fault names the first
-            store that wrote something else.
+        Fault: a wave did what it must not do, or a buffer holds something else under another schedule: the fault names the
+            first store that wrote something else.
     """
     first, *others = schedules
     memory, report = launch(program, grid, arguments, buffers, lds_bytes=lds_bytes, schedule=first)
@@ -45,8 +45,9 @@ def checked(
         again, _ = launch(program, grid, arguments, buffers, lds_bytes=lds_bytes, schedule=schedule)
         for name in buffers:
             if not np.array_equal(memory.contents(name), again.contents(name)):
-                byte = int((memory.contents(name) != again.contents(name)).argmax())
-                what = f"byte {byte} of {name} is {memory.contents(name)[byte]} under {first}, and {again.contents(name)[byte]} under {schedule}"
+                one, other = memory.contents(name), again.contents(name)
+                byte = int((one != other).argmax())
+                what = f"byte {byte} of {name} is {one[byte]} under {first}, and {other[byte]} under {schedule}"
                 raise _diagnosed(what, program, grid, arguments, buffers, lds_bytes, (first, schedule))
     return memory, report
 
@@ -55,7 +56,7 @@ def _diagnosed(
     what: str,
     program: Program,
     grid: tuple[int, int, int],
-    arguments: Sequence[int | float | str | None],
+    arguments: Sequence[Argument],
     buffers: Mapping[str, np.ndarray],
     lds_bytes: int,
     schedules: tuple[Schedule, Schedule],

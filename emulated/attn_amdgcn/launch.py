@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from attn_amdgcn.assembly import Kernel
 from attn_amdgcn.errors import LaunchError, UnknownInstructionError
+from attn_amdgcn.instructions.buffer_memory import PRIVATE_WORDS, private_offset
 from attn_amdgcn.memory import Memory
 from attn_amdgcn.program import Program
 from attn_amdgcn.races import Races
@@ -161,16 +162,20 @@ def _start(
 
 
 def _set_scalars(waves: Waves, kernel: Kernel, memory: Memory, grid: tuple[int, int, int]) -> None:
-    """User registers (the pointer to the arguments), then the numbers of the workgroup: in registers, or in ttmp from gfx12 on."""
+    """User registers, then the numbers of the workgroup: in registers, or in ttmp from gfx12 on.
+
+    User registers are the resource of the private segment, which gfx90a has, and the pointer to the arguments. Behind the
+    numbers of the workgroup is the offset of the wave in the private segment.
+    """
     settings = kernel.settings
     wanted = [name for name, value in settings.items() if name.startswith("user_sgpr_") and value and name != "user_sgpr_count"]
     preloads = {"user_sgpr_kernarg_preload_length", "user_sgpr_kernarg_preload_offset"}
     registers = [name for name in wanted if name not in preloads]
     descriptor = registers[:1] == ["user_sgpr_private_segment_buffer"]
-    if registers[descriptor:] != ["user_sgpr_kernarg_segment_ptr"] or settings.get("system_vgpr_workitem_id"):
+    if set(registers[descriptor:]) - {"user_sgpr_kernarg_segment_ptr"} or settings.get("system_vgpr_workitem_id"):
         raise UnknownInstructionError(f"registers at the start: {', '.join(wanted)}")
-    if descriptor and kernel.scratch_bytes:
-        raise UnknownInstructionError("scratch by the descriptor of gfx90a's private segment")
+    if descriptor:
+        waves.scalar[:, :4] = PRIVATE_WORDS
     waves.scalar64[:, 2 if descriptor else 0] = memory.buffers[ARGUMENTS].address
     x, y, z = waves.workgroup % grid[0], waves.workgroup // grid[0] % grid[1], waves.workgroup // (grid[0] * grid[1])
     if kernel.architecture.startswith("gfx12"):
@@ -183,6 +188,8 @@ def _set_scalars(waves: Waves, kernel: Kernel, memory: Memory, grid: tuple[int, 
         if settings[f"system_sgpr_workgroup_id_{name}"]:
             waves.scalar[:, place] = value
             place += 1
+    if settings.get("system_sgpr_private_segment_wavefront_offset"):
+        waves.scalar[:, place] = private_offset(waves)
 
 
 def _fill_arguments(

@@ -80,12 +80,12 @@ class Runner:
             if key not in self._after:
                 self._after[key] = waits.after(block.code, waves.pending, self.program.kernel)
             waves.pending = self._after[key]
-            for step in block.steps:  # noqa: B007 - the handler needs it
+            for step in block.steps:  # the handler needs it
                 step(waves)
         except Fault as fault:
             if not fault.instruction:
                 fault.at(block.code[block.steps.index(step)] if step else block.code[0])
-            if fault.workgroup is None:
+            if fault.workgroup is None and fault.wave is None:
                 fault.workgroup, fault.wave = int(waves.workgroup[0]), int(waves.number[0])
             raise
 

@@ -1,14 +1,14 @@
 """Which registers a memory instruction has not written yet: what a program must wait for before it touches them.
 
-Hardware does not wait by itself. A load writes its registers when its data comes, and until then they hold what they held. The
-program counts the loads that are under way, and waits until a counter has fallen. Here a load writes at once, so a forgotten wait
-would go unseen: each register that a load writes is pending until an instruction waits for it, and touching a pending register is
-a fault.
+Hardware does not wait by itself. A load writes its registers when its data comes, and until then they hold what they held.
+The program counts the loads that are under way, and waits until a counter has fallen. Here a load writes at once, so a
+forgotten wait would go unseen: each register that a load writes is pending until an instruction waits for it, and touching a
+pending register is a fault.
 
 A counter falls in the order in which its instructions began, except for the loads of scalar memory and for flat instructions,
 which end in any order: only a wait for 0 covers them, and, while one of them is under way, for the others of their counter. A
-flat instruction raises two counters, that of vector memory and that of LDS, and needs both waits. A load may write a register that an
-older load of the same counter writes, because both come in order.
+flat instruction raises two counters, that of vector memory and that of LDS, and needs both waits. A load may write a register
+(or one half of it) that an older load of the same counter writes, because both come in order.
 
 A basic block changes the pending registers in the same way each time it runs, so the result is kept for each block and each
 state that it was entered with.
@@ -35,7 +35,7 @@ class Pending(NamedTuple):
     """A memory instruction under way.
 
     Attributes:
-        counter: "vm" (vector memory), "vs" (its stores, where they have a counter of their own), "ds" (LDS) or "km" (scalar memory).
+        counter: "vm" (vector memory), "vs" (its stores, where they have their own counter), "ds" (LDS) or "km" (scalar memory).
         ordered: whether the counter's instructions end in their order.
         registers: a bit for each register that it will write.
         lds: whether it reads or writes LDS.
@@ -124,10 +124,9 @@ def _early(instruction: Instruction, begun: State, state: State, kernel: Kernel)
 
 
 def _sources(instruction: Instruction, kernel: Kernel) -> int:
-    """The registers that a load reads. A d16 load leaves a half of its result as it is, and so reads it."""
-    operands = instruction.operands if "d16" in instruction.name else instruction.operands[1:]
+    """The registers that a load reads. A d16 load writes one half of its result, and does not read the other half."""
     bits = 0
-    for operand in operands:
+    for operand in instruction.operands[1:]:
         if isinstance(operand.of, Register):
             bits |= _bits(operand.of, kernel)
     return bits
@@ -186,7 +185,7 @@ def counters_of(instruction: Instruction, kernel: Kernel) -> tuple[str, ...]:
         return ("ds",)
     stores = "vm" if kernel.architecture.startswith("gfx9") else "vs"
     if found := re.match(r"(buffer|global|scratch|flat)_(load|store|atomic)", name):
-        returns = found[2] == "load" or found[2] == "atomic" and _returns(instruction)
+        returns = found[2] == "load" or (found[2] == "atomic" and _returns(instruction))
         return ("vm" if returns else stores, *(("ds",) if found[1] == "flat" else ()))
     return ()
 
@@ -199,8 +198,8 @@ def _returns(instruction: Instruction) -> bool:
 
 def loaded(instruction: Instruction, kernel: Kernel) -> int:
     """The registers that a memory instruction writes: its first operand, if it is a load."""
-    brings = (
-        re.search(r"load|read|permute|swizzle|rtn", instruction.name) or "atomic" in instruction.name and _returns(instruction)
+    brings = re.search(r"load|read|permute|swizzle|rtn", instruction.name) or (
+        "atomic" in instruction.name and _returns(instruction)
     )
     if not brings or not instruction.operands or not counters_of(instruction, kernel):
         return 0

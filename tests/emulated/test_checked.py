@@ -14,8 +14,7 @@ kernel:
     s_endpgm
     .section .rodata
     .amdhsa_kernel kernel
-        .amdhsa_user_sgpr_count 2
-        .amdhsa_user_sgpr_kernarg_segment_ptr 1
+{settings}        .amdhsa_user_sgpr_kernarg_segment_ptr 1
         .amdhsa_system_sgpr_workgroup_id_x 1
         .amdhsa_system_sgpr_workgroup_id_y 0
         .amdhsa_system_sgpr_workgroup_id_z 0
@@ -32,8 +31,8 @@ amdhsa.kernels:
     .wavefront_size: 64
     .max_flat_workgroup_size: 128
     .group_segment_fixed_size: 0
-    .private_segment_fixed_size: 0
-amdhsa.target: amdgcn-amd-amdhsa--gfx942
+    .private_segment_fixed_size: {scratch}
+amdhsa.target: amdgcn-amd-amdhsa--{architecture}
 ...
     .end_amdgpu_metadata
 """
@@ -41,8 +40,10 @@ OUT = np.zeros(1024, np.uint8)
 
 
 def run(*body, grid=(1, 1, 1), **further):
-    program = prepare(load(KERNEL.format(body="\n    ".join(body))))
-    return checked(program, grid, ["out"], {"out": OUT}, lds_bytes=1024, **further)
+    settings = "        .amdhsa_user_sgpr_count 2\n"
+    text = KERNEL.format(body="\n    ".join(body), settings=settings, architecture="gfx942", scratch=0)
+    program = prepare(load(text))
+    return checked(program, grid, [("out", 0)], {"out": OUT}, lds_bytes=1024, **further)
 
 
 LSHL = "v_add_u32_e32 v1, v0, v0\n    v_add_u32_e32 v1, v1, v1"
@@ -64,7 +65,7 @@ def test_a_result_of_what_is_written_is_the_same_under_every_schedule():
 
 
 @pytest.mark.parametrize(
-    "body, at_fault",
+    ("body", "at_fault"),
     [
         (["global_store_dword v1, v5, s[4:5]"], "global_store_dword v1, v5, s[4:5]"),
         (["global_store_dword v1, v0, s[4:5]", "global_store_byte v1, v5, s[4:5]"], "global_store_byte v1, v5, s[4:5]"),
@@ -75,7 +76,7 @@ def test_a_result_of_what_is_written_is_the_same_under_every_schedule():
     ],
 )
 def test_what_nobody_wrote_shows_in_a_store(body, at_fault):
-    with pytest.raises(Fault, match="byte 0 of out is .* under .* and .* under") as found:
+    with pytest.raises(Fault, match=r"byte 0 of out is .* under .* and .* under") as found:
         run(LSHL, *body)
     assert found.value.instruction == at_fault
     assert (found.value.workgroup, found.value.wave, found.value.lane) == (0, 0, 0)
@@ -93,3 +94,27 @@ def test_workgroups_that_store_to_one_byte_are_found():
 def test_a_race_is_found():
     with pytest.raises(Fault, match="a race: it reads byte 0 of LDS"):
         run(LSHL, "ds_write_b32 v1, v0", "v_mov_b32_e32 v1, 0", "s_waitcnt lgkmcnt(0)", "ds_read_b32 v2, v1")
+
+
+def test_gfx90a_spills_through_the_resource_of_its_private_segment():
+    """The resource is in s[0:3], the arguments are at s[4:5], and the kernel adds its wave's offset, s7, to the resource."""
+    settings = """        .amdhsa_user_sgpr_private_segment_buffer 1
+        .amdhsa_system_sgpr_private_segment_wavefront_offset 1
+        .amdhsa_user_sgpr_count 6
+"""
+    body = [
+        "s_add_u32 s0, s0, s7",
+        "s_addc_u32 s1, s1, 0",
+        LSHL,
+        "buffer_store_dword v0, off, s[0:3], 0 offset:8",
+        "s_movk_i32 s32, 0x4",
+    ]
+    body += ["buffer_load_dword v3, off, s[0:3], s32 offset:4", "s_waitcnt vmcnt(0)", "global_store_dword v1, v3, s[8:9]"]
+    text = KERNEL.format(body="\n    ".join(body), settings=settings, architecture="gfx90a", scratch=16).replace(
+        "s_load_dwordx2 s[4:5], s[0:1]", "s_load_dwordx2 s[8:9], s[4:5]"
+    )
+    memory, _ = checked(prepare(load(text)), (2, 1, 1), [("out", 0)], {"out": OUT})
+    assert memory.contents("out").view(np.uint32)[:128].tolist() == list(range(128))
+    beyond = prepare(load(text.replace("offset:8", "offset:16")))
+    with pytest.raises(Fault, match="4 bytes at byte 16 of scratch, of which a lane has 16 bytes"):
+        checked(beyond, (1, 1, 1), [("out", 0)], {"out": OUT})

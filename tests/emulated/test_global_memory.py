@@ -177,7 +177,7 @@ def test_a_buffer_drops_stores_beyond_its_records():
     assert after.shared.memory.contents("data").tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("word, value", [(1, 0x00040000), (1, 0x80000000), (3, 0x00827000), (3, 0x31027000)])
+@pytest.mark.parametrize(("word", "value"), [(1, 0x00040000), (1, 0x80000000), (3, 0x00827000), (3, 0x31027000)])
 def test_a_resource_of_another_kind_is_a_fault(word, value):
     described = resource(ADDRESS, 64, "gfx942")
     described[4 + word] = (described[5] & 0xFFFF if word == 1 else 0) | value

@@ -77,7 +77,7 @@ def test_loads_and_stores_of_two_addresses(architecture):
 
 
 @pytest.mark.parametrize(
-    "store, load, expected",
+    ("store", "load", "expected"),
     [
         ("ds_store_b8 v0, v4", "ds_load_u8 v5, v0", lambda value: value & 0xFF),
         ("ds_store_b8_d16_hi v0, v4", "ds_load_u8 v5, v0", lambda value: value >> 16 & 0xFF),
@@ -108,7 +108,7 @@ TRANSPOSED = {
 }
 
 
-@pytest.mark.parametrize("architecture, text", TRANSPOSED)
+@pytest.mark.parametrize(("architecture", "text"), TRANSPOSED)
 def test_16_lanes_of_gfx950_read_rows_and_get_columns(architecture, text):
     count, bits = TRANSPOSED[architecture, text]
     dtype = np.dtype(f"u{bits // 8}")

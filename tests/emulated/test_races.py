@@ -13,16 +13,19 @@ SYNC = "s_waitcnt lgkmcnt(0)\ns_barrier"
 VALUES = np.arange(128, dtype=np.uint32).reshape(2, 64)
 
 
-def run(*lines, races=True, v={}):
-    return ran("\n".join(lines), v={0: OWN, 1: OTHER, 2: VALUES, **v}, num_waves=2, races=races)
+def run(*lines, races=True, **registers):
+    return ran("\n".join(lines), v={0: OWN, 1: OTHER, 2: VALUES} | registers.get("v", {}), num_waves=2, races=races)
 
 
 @pytest.mark.parametrize(
-    "lines, does",
+    ("lines", "does"),
     [
         (("ds_write_b32 v0, v2", "s_waitcnt lgkmcnt(0)", "ds_read_b32 v3, v1"), "reads byte .* of LDS, which wave . wrote"),
         (("ds_read_b32 v3, v1", "s_waitcnt lgkmcnt(0)", "ds_write_b32 v0, v2"), "writes byte .* of LDS, which wave . read"),
-        (("ds_write_b32 v0, v2", SYNC, "ds_write_b32 v1, v2", "ds_read_b32 v3, v0"), "reads byte .* of LDS, which wave . wrote"),
+        (
+            ("ds_write_b32 v0, v2", SYNC, "ds_write_b32 v1, v2", "ds_read_b32 v3, v0"),
+            "reads byte .* of LDS, which wave . wrote",
+        ),
         (("ds_write_b32 v0, v2", "ds_write_b8 v1, v2"), "writes byte .* of LDS, which wave . wrote"),
     ],
 )
@@ -50,7 +53,7 @@ def test_copies_of_one_value_do_not_race():
     """Waves that hold copies write the same bytes, and each may read what it wrote; a wave that did not write may not."""
     copies = {2: np.broadcast_to(LANES, (2, 64)), 0: np.broadcast_to(LANES * 4, (2, 64))}
     run("ds_write_b32 v0, v2", "s_waitcnt lgkmcnt(0)", "ds_read_b32 v3, v0", v=copies)
-    with pytest.raises(Fault, match="which wave . wrote"):
+    with pytest.raises(Fault, match=r"which wave . wrote"):
         run("ds_write_b32 v0, v2", v=copies | {2: VALUES})
 
 

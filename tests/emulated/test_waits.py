@@ -19,7 +19,7 @@ COMPLETE = [
     ("gfx1100", "ds_load_b32 v4, v0", "global_store_b32 v0, v4, s[100:101]", "s_waitcnt lgkmcnt(0)"),
     ("gfx1100", "s_load_b32 s4, s[100:101], 0x0", "s_add_u32 s5, s4, s4", "s_waitcnt lgkmcnt(0)"),
     ("gfx1100", "scratch_load_b32 v4, off, off", "global_store_b32 v0, v4, s[100:101]", "s_waitcnt vmcnt(0)"),
-    ("gfx1100", "ds_load_u16_d16 v4, v0", "ds_load_u16_d16_hi v4, v0 offset:2", "s_waitcnt lgkmcnt(0)"),
+    ("gfx1100", "ds_load_u16_d16 v4, v0", "global_load_d16_hi_b16 v4, v0, s[100:101]", "s_waitcnt lgkmcnt(0)"),
     ("gfx1201", "global_load_b32 v4, v0, s[100:101]", "global_store_b32 v0, v4, s[100:101]", "s_wait_loadcnt 0x0"),
     ("gfx1201", "scratch_load_b32 v4, off, off", "global_store_b32 v0, v4, s[100:101]", "s_wait_loadcnt_dscnt 0x3f"),
     ("gfx1201", "ds_load_b32 v4, v0", "global_store_b32 v0, v4, s[100:101]", "s_wait_dscnt 0x0"),
@@ -34,7 +34,7 @@ def run(architecture, *lines):
         return ran("\n".join([*lines, ".L:"]), architecture, v={0: 0, 4: 0}, buffers={"data": DATA})
 
 
-@pytest.mark.parametrize("architecture, load, use, wait", COMPLETE)
+@pytest.mark.parametrize(("architecture", "load", "use", "wait"), COMPLETE)
 def test_a_forgotten_wait_is_found(architecture, load, use, wait):
     run(architecture, load, wait, use)
     with pytest.raises(Fault) as found:
@@ -137,6 +137,23 @@ COUNTED = [
         "s_wait_kmcnt 0x1",
         False,
     ),
+    # two halves of one register
+    (
+        "gfx1201",
+        "ds_load_u16_d16 v4, v0",
+        "ds_load_u16_d16_hi v4, v0",
+        "global_store_b32 v0, v4, s[100:101]",
+        "s_wait_dscnt 0x0",
+        True,
+    ),
+    (
+        "gfx1201",
+        "ds_load_u16_d16 v4, v0",
+        "ds_load_u16_d16_hi v4, v0",
+        "global_store_b32 v0, v4, s[100:101]",
+        "s_wait_dscnt 0x1",
+        False,
+    ),
     # loads of one counter come in order, so the newer one may write the same register
     (
         "gfx942",
@@ -157,7 +174,7 @@ COUNTED = [
 ]
 
 
-@pytest.mark.parametrize("architecture, first, second, use, wait, enough", COUNTED)
+@pytest.mark.parametrize(("architecture", "first", "second", "use", "wait", "enough"), COUNTED)
 def test_what_a_counter_says(architecture, first, second, use, wait, enough):
     if enough:
         run(architecture, first, second, wait, use)

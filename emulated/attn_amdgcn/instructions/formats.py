@@ -1,9 +1,11 @@
 """What a load brings and a store takes: how many bytes of each lane, and where they lie in vector registers.
 
-Source: the names of "Vector Memory Operations" in AMD's Instinct MI300 ISA, chapter 9, and in AMD's RDNA4 ISA, chapter 10, and of
-"Data Share Operations", chapters 11 and 12. A load of 8 or 16 bits fills a register with zeros or with the sign; its d16 form
-writes one half of the register and leaves the other half as it is. A GPU whose registers have ECC (gfx90a, gfx940 and later
-gfx9) would write the other half, too (LLVM: "d16 preserves unused bits", which SRAM-ECC switches off), and gets no d16 loads.
+A load of 8 or 16 bits fills a register with zeros or with the sign; its d16 form writes one half of the register and leaves the
+other half as it is. A GPU whose registers have ECC (gfx90a, gfx940 and later gfx9) would write the other half, too (LLVM: "d16
+preserves unused bits", which SRAM-ECC switches off), and gets no d16 loads.
+
+Source: "Vector Memory Operations" and "Data Share Operations" in AMD's Instinct MI300 ISA, chapters 9 and 11, and in AMD's
+RDNA4 ISA, chapters 10 and 12.
 """
 
 from collections.abc import Callable
@@ -102,6 +104,14 @@ def reads_data(instruction: Instruction, operand: Operand, form: Format, kernel:
     if form.half == "high":
         return lambda waves: [waves.vector[row] >> np.uint32(16)]
     return lambda waves: [waves.vector[row + i] for i in range(count)]
+
+
+def number(instruction: Instruction, modifier: str) -> int:
+    """A modifier that is a number, such as `offset:16`; 0 if the instruction has none."""
+    value = instruction.modifiers.get(modifier, 0)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise unknown(instruction, f"{modifier} is no number")
+    return value
 
 
 def data_row(instruction: Instruction, operand: Operand, count: int, kernel: Kernel) -> int:

@@ -1,19 +1,19 @@
 """Loads and stores of global memory, by addresses of 64 bits.
 
-global: an address is vaddr, 64 bits, plus the signed `offset`. With saddr it is saddr, 64 bits, plus vaddr, 32 bits, plus `offset`.
+An address is vaddr, 64 bits, plus the signed `offset`. With saddr it is saddr, 64 bits, plus vaddr, 32 bits, plus `offset`.
 vaddr is unsigned then, from gfx1250 on signed, and with `scale_offset` it counts elements of the instruction's size.
 
 Modifiers that choose a cache's policy or a scope change nothing here.
 
-Source: "FLAT, Scratch and Global Instructions" in AMD's Instinct MI300 ISA, section 9.3 and 12.15, and in AMD's RDNA4 ISA, section
-10.9 and 16.17; LLVM's GCNSubtarget (hasSignedGVSOffset, hasScaleOffset) for gfx1250.
+Source: "FLAT, Scratch and Global Instructions" in AMD's Instinct MI300 ISA, section 9.3 and 12.15, and in AMD's RDNA4 ISA,
+section 10.9 and 16.17; LLVM's GCNSubtarget (hasSignedGVSOffset, hasScaleOffset) for gfx1250.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Named, Operand, Register
-from attn_amdgcn.instructions.formats import LOADS, STORES, Format, data_row, loaded, reads_data, stored, writes_data
+from attn_amdgcn.instructions.formats import LOADS, STORES, Format, data_row, loaded, number, reads_data, stored, writes_data
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
 from attn_amdgcn.memory import BASE
 from attn_amdgcn.operands import KINDS, reads_scalar, scalar_index, unknown
@@ -62,7 +62,7 @@ def _places(
     instruction: Instruction, address: Operand, base: Operand, form: Format, kernel: Kernel
 ) -> Callable[[Waves], np.ndarray]:
     """[waves, lanes] int64: addresses less BASE."""
-    offset = np.int64(int(instruction.modifiers.get("offset", 0)) - BASE)
+    offset = np.int64(number(instruction, "offset") - BASE)
     if isinstance(base.of, Named) and base.of.text == "off":
         if "scale_offset" in instruction.modifiers:
             raise unknown(instruction, "scale_offset without a scalar address")

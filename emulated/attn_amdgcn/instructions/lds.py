@@ -1,10 +1,10 @@
 """Loads and stores of LDS, the memory of a workgroup.
 
-An address is vaddr plus `offset`, in bytes. The forms of two addresses add offset0 and offset1 times the size of one element, and
+An address is vaddr plus `offset`, in bytes. The forms of two addresses add offset0 and offset1 times an element's size, and
 st64 or stride64 another factor of 64. An address beyond the workgroup's LDS is a fault.
 
-Source: "LDS Indexed Instructions" in AMD's Instinct MI300 ISA, section 11.2 and 12.13, and "DS Instructions" in AMD's RDNA4 ISA,
-section 16.15.
+Source: "LDS Indexed Instructions" in AMD's Instinct MI300 ISA, section 11.2 and 12.13, and "DS Instructions" in AMD's RDNA4
+ISA, section 16.15.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Operand
 from attn_amdgcn.errors import Fault
-from attn_amdgcn.instructions.formats import LOADS, STORES, Format, data_row, loaded, reads_data, stored, writes_data
+from attn_amdgcn.instructions.formats import LOADS, STORES, Format, data_row, loaded, number, reads_data, stored, writes_data
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
 from attn_amdgcn.operands import put, unknown
 from attn_amdgcn.waves import Waves
@@ -45,7 +45,7 @@ def load(instruction: Instruction, kernel: Kernel) -> Step:
     form = LOADS[instruction.name.split("_", 2)[2]]
     target, address = instruction.operands
     places = places_of(instruction, address, form.size, kernel)
-    write, offset = writes_data(instruction, target, form, kernel), int(instruction.modifiers.get("offset", 0))
+    write, offset = writes_data(instruction, target, form, kernel), number(instruction, "offset")
     return lambda waves: write(waves, reads(waves, places(waves, offset), form, instruction))
 
 
@@ -58,7 +58,7 @@ def store(instruction: Instruction, kernel: Kernel) -> Step:
     form = STORES[instruction.name.split("_", 2)[2]]
     address, source = instruction.operands
     places = places_of(instruction, address, form.size, kernel)
-    read, offset = reads_data(instruction, source, form, kernel), int(instruction.modifiers.get("offset", 0))
+    read, offset = reads_data(instruction, source, form, kernel), number(instruction, "offset")
     return lambda waves: writes(waves, places(waves, offset), read(waves), form, instruction)
 
 
@@ -99,7 +99,7 @@ def _pair(instruction: Instruction) -> tuple[Format, tuple[int, int]]:
     check_modifiers(instruction, "offset0", "offset1")
     name, _, size = instruction.name.removeprefix("ds_").rpartition("_")
     form = LOADS[size]
-    first, second = (int(instruction.modifiers.get(f"offset{i}", 0)) * form.size * _PAIRS[name] for i in range(2))
+    first, second = (number(instruction, f"offset{i}") * form.size * _PAIRS[name] for i in range(2))
     return form, (first, second)
 
 
@@ -112,7 +112,7 @@ _TRANSPOSED = {
     # The 8 lanes that read are 4 and 4: lanes 0 to 7 get what lanes 0 to 3 and 8 to 11 read.
     "ds_load_tr8_b64": (8, 1, lambda lane, j: (lane // 16 * 16 + j % 4 + j // 4 * 8 + lane % 16 // 8 * 4, lane % 8)),
 }
-"""Bytes that a lane reads, bytes of an element, and for a lane's element j of the result: the lane that read it, and its number there."""
+"""Bytes that a lane reads, bytes of an element, and where element j of a lane comes from: the lane, and its number."""
 
 
 @own_step(" ".join(_TRANSPOSED))
@@ -120,7 +120,7 @@ def load_transposed(instruction: Instruction, kernel: Kernel) -> Step:
     """Each lane reads consecutive elements, and the lanes of a group exchange them: rows in LDS become columns in registers.
 
     Source: "MFMA Transpose Load from LDS" in AMD's CDNA4 ISA, section 11.4; for gfx1250, AMD's description of ds_load_tr in the
-    lowering of Triton's local_load: the bases of its layouts are (lane 8, register 4) -> (lane 4, lane 8) for elements of 8 bits.
+    lowering of Triton's local_load: for elements of 8 bits, lane 8 and register 4 come from lanes 4 and 8.
     """
     check_count(instruction, 2)
     check_modifiers(instruction, "offset")
@@ -128,7 +128,7 @@ def load_transposed(instruction: Instruction, kernel: Kernel) -> Step:
     form, count = Format(size), size // width
     target, address = instruction.operands
     places, row = places_of(instruction, address, size, kernel), data_row(instruction, target, form.registers, kernel)
-    offset = int(instruction.modifiers.get("offset", 0))
+    offset = number(instruction, "offset")
     source = np.array([[comes_from(lane, j) for j in range(count)] for lane in range(kernel.wave_size)])
     element = (source[..., 0] * count + source[..., 1]).reshape(-1)
 
@@ -145,7 +145,10 @@ def load_transposed(instruction: Instruction, kernel: Kernel) -> Step:
 
 
 def places_of(instruction: Instruction, operand: Operand, size: int, kernel: Kernel) -> Callable[[Waves, int], np.ndarray]:
-    """Where an access begins in the LDS of all workgroups: a function of waves and of an offset. A lane that is off begins where another one does."""
+    """Where an access begins in the LDS of all workgroups: a function of waves and of an offset.
+
+    A lane that is off begins where another lane does.
+    """
     if "gds" in instruction.modifiers:
         raise unknown(instruction)
     row = data_row(instruction, operand, 1, kernel)

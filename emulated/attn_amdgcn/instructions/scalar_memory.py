@@ -5,6 +5,7 @@ Source: "Scalar Memory Operations" in AMD's Instinct MI300 ISA, section 8.2, and
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Named, Register
+from attn_amdgcn.instructions.formats import number
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
 from attn_amdgcn.memory import BASE
 from attn_amdgcn.operands import KINDS, reads_scalar, scalar_index, unknown
@@ -16,7 +17,7 @@ _WORDS |= {f"b{32 * words}": words for words in (1, 2, 3, 4, 8, 16)}
 
 @own_step(" ".join(f"s_load_{suffix}" for suffix in _WORDS))
 def load(instruction: Instruction, kernel: Kernel) -> Step:
-    """Words at a base and an offset in bytes, a literal or a register, plus the modifier `offset`. The lowest 2 bits are dropped."""
+    """Words at a base plus an offset in bytes, a literal or a register, plus `offset:`. The lowest 2 bits are dropped."""
     check_count(instruction, 3)
     check_modifiers(instruction, "offset", "glc", "dlc", "sc0", "nt", "nv", "scope", "th")
     target, base, offset = instruction.operands
@@ -28,7 +29,7 @@ def load(instruction: Instruction, kernel: Kernel) -> Step:
         raise unknown(instruction)
     signed = KINDS["i32"] if isinstance(offset.of, Literal) else KINDS["u32"]
     read_offset = reads_scalar(offset, signed, kernel)
-    further = int(instruction.modifiers.get("offset", 0))
+    further = number(instruction, "offset")
 
     def step(waves: Waves) -> None:
         place = read_base(waves).view(np.int64) + read_offset(waves).astype(np.int64) + (further - BASE) & -4

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Named, Operand
 from attn_amdgcn.errors import Fault
-from attn_amdgcn.instructions.formats import LOADS, STORES, Format, data_row, loaded, reads_data, stored, writes_data
+from attn_amdgcn.instructions.formats import LOADS, STORES, Format, data_row, loaded, number, reads_data, stored, writes_data
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
 from attn_amdgcn.instructions.global_memory import CACHE
 from attn_amdgcn.operands import KINDS, put, reads_scalar
@@ -34,15 +34,9 @@ def scratch_load(instruction: Instruction, kernel: Kernel) -> Step:
                 put(waves, row + i, waves.scratch[word + i])
 
         return reload
-    addresses, write = _addresses(instruction, address, base, form, kernel), writes_data(instruction, target, form, kernel)
+    addresses, write = _addresses(instruction, address, base, kernel), writes_data(instruction, target, form, kernel)
 
-    def step(waves: Waves) -> None:
-        storage = Storage(waves.scratch.reshape(-1).view(np.uint8))
-        pieces = _pieces(form)
-        place = addresses(waves)
-        write(waves, [loaded(storage, _places(waves, place + offset), piece)[0] for offset, piece in pieces])
-
-    return step
+    return lambda waves: write(waves, values_at(waves, addresses(waves), form))
 
 
 @own_step(" ".join(f"scratch_store_{name}" for name in STORES))
@@ -63,16 +57,29 @@ def scratch_store(instruction: Instruction, kernel: Kernel) -> Step:
                     np.copyto(waves.scratch[word + i], value, where=waves.lanes)
 
         return spill
-    addresses = _addresses(instruction, address, base, form, kernel)
+    addresses = _addresses(instruction, address, base, kernel)
 
-    def step(waves: Waves) -> None:
-        assert waves.scratch.flags.c_contiguous
-        storage = Storage(waves.scratch.reshape(-1).view(np.uint8))
-        place, values = addresses(waves), read(waves)
-        for (offset, piece), value in zip(_pieces(form), values, strict=True):
-            stored(storage, _places(waves, place + offset), [value], piece, waves.lanes)
+    return lambda waves: store_at(waves, addresses(waves), read(waves), form)
 
-    return step
+
+def values_at(waves: Waves, address: np.ndarray, form: Format) -> list[np.ndarray]:
+    """What lies at [waves, lanes] int64 addresses of each lane's scratch.
+
+    Raises:
+        Fault: a byte lies beyond the kernel's scratch, or an address is no multiple of the size of its words.
+    """
+    place = _checked(waves, address, form)
+    storage = Storage(waves.scratch.reshape(-1).view(np.uint8))
+    return [loaded(storage, _places(waves, place + offset), piece)[0] for offset, piece in _pieces(form)]
+
+
+def store_at(waves: Waves, address: np.ndarray, values: list[np.ndarray], form: Format) -> None:
+    """Write values there."""
+    assert waves.scratch.flags.c_contiguous
+    place = _checked(waves, address, form)
+    storage = Storage(waves.scratch.reshape(-1).view(np.uint8))
+    for (offset, piece), value in zip(_pieces(form), values, strict=True):
+        stored(storage, _places(waves, place + offset), [value], piece, waves.lanes)
 
 
 def _is_off(operand: Operand) -> bool:
@@ -81,7 +88,7 @@ def _is_off(operand: Operand) -> bool:
 
 def _constant_word(instruction: Instruction, address: Operand, base: Operand, form: Format) -> int | None:
     """The number of the first word, if the address is one for all lanes that is a multiple of 4, and the data is words."""
-    offset = int(instruction.modifiers.get("offset", 0))
+    offset = number(instruction, "offset")
     if not _is_off(address) or not _is_off(base) or form.size < 4 or offset % 4 or offset < 0:
         return None
     return offset // 4
@@ -102,31 +109,33 @@ def _pieces(form: Format) -> list[tuple[int, Format]]:
     return [(0, form)] if form.size < 4 else [(4 * i, Format(4)) for i in range(form.registers)]
 
 
-def _addresses(
-    instruction: Instruction, address: Operand, base: Operand, form: Format, kernel: Kernel
-) -> Callable[[Waves], np.ndarray]:
-    """[waves, lanes] int64: the bytes of each lane's scratch at which the access begins. A lane that is off begins at 0."""
+def _addresses(instruction: Instruction, address: Operand, base: Operand, kernel: Kernel) -> Callable[[Waves], np.ndarray]:
+    """[waves, lanes] int64: the byte of each lane's scratch at which the access begins."""
     row = None if _is_off(address) else data_row(instruction, address, 1, kernel)
     read_base = None if _is_off(base) else reads_scalar(base, KINDS["u32"], kernel)
-    offset = int(instruction.modifiers.get("offset", 0))
+    offset = number(instruction, "offset")
 
     def addresses(waves: Waves) -> np.ndarray:
         place = np.full(waves.shape, offset, np.int64) if row is None else waves.vector[row].astype(np.int64) + offset
         if read_base is not None:
             place += read_base(waves).astype(np.int64)[:, None]
-        place &= 0xFFFFFFFF
-        outside = place > waves.shared.scratch_bytes - form.size
-        if waves.lanes is not None:
-            outside &= waves.lanes
-            place = np.where(waves.lanes, place, 0)
-        if outside.any():
-            wave, lane = (int(number) for number in np.argwhere(outside)[0])
-            _fault(waves, int(place[wave, lane]), form, wave, lane)
-        if (place & min(form.size, 4) - 1).any():
-            raise Fault(f"{form.size} bytes of scratch at an address that is no multiple of {min(form.size, 4)}")
-        return place
+        return place & 0xFFFFFFFF
 
     return addresses
+
+
+def _checked(waves: Waves, address: np.ndarray, form: Format) -> np.ndarray:
+    """The addresses. A lane that is off begins at 0."""
+    outside = (address < 0) | (address > waves.shared.scratch_bytes - form.size)
+    if waves.lanes is not None:
+        outside &= waves.lanes
+        address = np.where(waves.lanes, address, 0)
+    if outside.any():
+        wave, lane = (int(number) for number in np.argwhere(outside)[0])
+        _fault(waves, int(address[wave, lane]), form, wave, lane)
+    if (address & min(form.size, 4) - 1).any():
+        raise Fault(f"{form.size} bytes of scratch at an address that is no multiple of {min(form.size, 4)}")
+    return address
 
 
 def _places(waves: Waves, address: np.ndarray) -> np.ndarray:
