@@ -227,11 +227,3 @@ def test_gfx11_needs_a_and_b_twice():
 def test_what_is_not_defined_is_refused(line, architecture):
     with pytest.raises(UnknownInstructionError):
         ran(line, architecture)
-
-
-def test_accumulation_registers_move():
-    values = np.arange(64, dtype=np.uint32)
-    line = "v_accvgpr_write_b32 a3, v0\nv_accvgpr_mov_b32 a4, a3\nv_accvgpr_read_b32 v1, a4\nv_accvgpr_write_b32 a4, 0"
-    after = ran(line, v={0: values}, exec=~1)
-    assert after.vector[1, 0].tolist() == [JUNK, *range(1, 64)]
-    assert after.vector[matrices.ACCUMULATION + 4, 0].tolist() == [JUNK] + [0] * 63

@@ -1,4 +1,4 @@
-"""Matrix instructions: D = A B + C for one wave, and the moves of accumulation registers.
+"""Matrix instructions: D = A B + C for one wave.
 
 layouts.py says which element of a matrix each lane holds, elements.py how the bits of an element are read, and product.py
 multiplies. mfma.py (gfx9) and wmma.py (gfx11 and later) name the instructions.
@@ -9,13 +9,6 @@ elements of 16 or fewer bits is exact in float32. Results of hardware and of thi
 sums.
 """
 
-from attn_amdgcn.instructions.forms import vector
 from attn_amdgcn.instructions.matrix import mfma, wmma
 
 __all__ = ["mfma", "wmma"]
-
-
-@vector("v_accvgpr_read_b32 v_accvgpr_write_b32 v_accvgpr_mov_b32", "b32 = b32")
-def accvgpr(a):
-    """An accumulation register is a vector register with another name. Source: MI200 ISA, section 12.8 (VOP3P)."""
-    return a

@@ -90,11 +90,12 @@ def _wmma(name: str, instruction: Instruction, kernel: Kernel) -> Step:
     for i, (kind, table) in enumerate(((a, table_a), (b or a, table_b))):
         form = FORMATS[("i" if low[i] else "u") + kind.removeprefix("iu") if kind.startswith("iu") else kind]
         words = per_lane * form.bits // 32
-        rows.append((registers_of(instruction.operands[1 + i], words, instruction, kernel), words))
+        row = registers_of(instruction.operands[1 + i], words, instruction, kernel)
+        rows.append((row, words))
         signs = np.where(np.arange(per_lane) % 2, -1.0 if high[i] else 1.0, -1.0 if low[i] else 1.0).astype(np.float32)
         plain = kind.startswith("iu") or not (low[i] or high[i])
         lanes = 16 if is_gfx11 else LANES
-        gather.append(gathers(*rows[i], table, form, lanes=lanes, signs=None if plain else signs))
+        gather.append(gathers(row, words, table, form, lanes=lanes, signs=None if plain else signs))
     if accumulators == "f32":
         accumulate = accumulates_floats(instruction, kernel, RESULTS, neg=bool(low[2]), absolute=bool(high[2]))
     elif accumulators == "i32":
@@ -131,8 +132,10 @@ def _checked(step: Step, repeated: list[tuple[int, int]]) -> Step:
         for row, count in repeated:
             bits = waves.vector[row : row + count]
             if not np.array_equal(bits[..., :16], bits[..., 16:]):
-                differs = (bits[..., :16] != bits[..., 16:]).any(axis=(0, 2))
-                raise Fault("lanes 16 to 31 of A or B do not repeat lanes 0 to 15", wave=_first_wave(waves, differs))
+                differs = np.any(bits[..., :16] != bits[..., 16:], axis=(0, 2))
+                raise Fault(
+                    "lanes 16 to 31 of A or B do not repeat lanes 0 to 15", wave=_first_wave(waves, np.asarray(differs))
+                )
         step(waves)
 
     return checked
