@@ -128,7 +128,7 @@ def _checked(step: Step, repeated: list[tuple[int, int]]) -> Step:
 
     def checked(waves: Waves) -> None:
         if waves.lanes is not None:
-            raise Fault("WMMA while EXEC switches lanes off", wave=_first_wave(waves, ~waves.lanes.all(axis=1)))
+            raise Fault("WMMA while EXEC switches lanes off", wave=_first_wave(waves, ~waves.lanes))
         for row, count in repeated:
             bits = waves.vector[row : row + count]
             if not np.array_equal(bits[..., :16], bits[..., 16:]):
@@ -141,8 +141,9 @@ def _checked(step: Step, repeated: list[tuple[int, int]]) -> Step:
     return checked
 
 
-def _first_wave(waves: Waves, which: np.ndarray) -> int:
-    return int(waves.number[np.flatnonzero(which)[0]])
+def _first_wave(waves: Waves, lanes: np.ndarray) -> int:
+    """The number of the first wave that has one of these [waves, lanes]."""
+    return int(waves.number[np.argwhere(lanes)[0, 0]])
 
 
 for _name in sorted({name for names in NAMES.values() for name in names.split()}):
