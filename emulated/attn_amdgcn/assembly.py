@@ -12,6 +12,8 @@ from attn_amdgcn.errors import AssemblyError
 
 _ENCODING = re.compile(r"(_e64_dpp|_e32|_e64|_dpp|_sdwa)$")
 _REGISTER = re.compile(r"(v|a|s|ttmp)(?:(\d+)|\[(\d+):(\d+)\])(\.[lh])?")
+_WRITTEN_OUT = re.compile(r"v(?:\d+|\[\d+:\d+\])(?:\.[lh])? /\*(.*?)\*/")
+"""gfx1250: an instruction names the register without the upper bits that s_set_vgpr_msb sets, and a comment names it whole."""
 _NUMBER = re.compile(r"-?(0x[0-9a-f]+|\d+)")
 _FLOAT = re.compile(r"-?\d+\.\d+(e[+-]?\d+)?")
 _CALL = re.compile(r"(\w+)\((.*)\)")
@@ -170,7 +172,7 @@ def code_of(text: str) -> tuple[list[Instruction], dict[str, int]]:
     files: dict[str, str] = {}
     source = ""
     for number, line in enumerate(text.splitlines(), 1):
-        code = line.partition(";")[0].strip()
+        code = _WRITTEN_OUT.sub(r"\1", line.partition(";")[0].strip())
         if code.startswith(".file") and (found := re.fullmatch(r'\.file\s+(\d+)\s+(?:"[^"]*"\s+)?"([^"]*)".*', code)):
             files[found[1]] = found[2]
         elif code.startswith(".loc") and (found := re.match(r"\.loc\s+(\d+)\s+(\d+)", code)):

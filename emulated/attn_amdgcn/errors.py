@@ -1,5 +1,10 @@
 """Why a kernel cannot be run, or must not do what it does."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from attn_amdgcn.assembly import Instruction
+
 
 class AmdgcnError(Exception):
     """Every error of this package."""
@@ -34,6 +39,11 @@ class Fault(AmdgcnError):  # noqa: N818 - the hardware's word
         super().__init__(what)
         self.what, self.wave, self.workgroup, self.lane = what, wave, workgroup, lane
         self.instruction, self.line, self.source = "", 0, ""
+
+    def at(self, instruction: "Instruction") -> "Fault":
+        """This fault, with its instruction."""
+        self.instruction, self.line, self.source = instruction.text, instruction.line, instruction.source
+        return self
 
     def __str__(self) -> str:
         places = [("workgroup", self.workgroup), ("wave", self.wave), ("lane", self.lane)]

@@ -8,7 +8,9 @@ from attn_amdgcn.assembly import Kernel
 from attn_amdgcn.errors import LaunchError, UnknownInstructionError
 from attn_amdgcn.memory import Memory
 from attn_amdgcn.program import Program
+from attn_amdgcn.races import Races
 from attn_amdgcn.run import Runner
+from attn_amdgcn.stores import StoreLog
 from attn_amdgcn.waves import EXEC, SCALARS, TTMP, Shared, Waves
 
 WAVES_AT_ONCE = 64
@@ -27,11 +29,13 @@ class Schedule:
         waves: "together", "ascending", "descending" or "drawn": the order of a workgroup's waves between barriers.
         workgroups: "ascending", "descending" or "drawn": the order of workgroups.
         seed: of what is drawn, and of what lies in registers, LDS and scratch that nobody has written.
+        races: whether to look for races in LDS (`attn_amdgcn.races`), which takes longer.
     """
 
     waves: str = "together"
     workgroups: str = "ascending"
     seed: int = 0
+    races: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ def launch(
     *,
     lds_bytes: int = 0,
     schedule: Schedule = Schedule(),
+    stores: StoreLog | None = None,
 ) -> tuple[Memory, Report]:
     """Run a grid of workgroups.
 
@@ -68,6 +73,7 @@ def launch(
         buffers: uint8 bytes of each buffer; they are copied.
         lds_bytes: of dynamic LDS of each workgroup.
         schedule: of waves and workgroups.
+        stores: notes what each store writes; None if nobody asks.
 
     Returns:
         Memory after the launch, and what the launch did.
@@ -93,7 +99,8 @@ def launch(
     with np.errstate(all="ignore"):
         for first in range(0, len(numbers), at_once):
             batch = numbers[first : first + at_once]
-            waves = _start(kernel, memory, grid, batch, num_waves, lds_bytes + kernel.lds_bytes, rng)
+            shared = _shared(kernel, memory, len(batch), num_waves, lds_bytes + kernel.lds_bytes, rng, schedule.races, stores)
+            waves = _start(kernel, shared, grid, batch, num_waves, rng)
             runner.run(_turns(waves, schedule, rng))
     executed = np.concatenate([np.full(len(block.code), runner.executed[i]) for i, block in enumerate(program.blocks)])
     return memory, Report(executed)
@@ -110,14 +117,24 @@ def _turns(waves: Waves, schedule: Schedule, rng: np.random.Generator) -> list[W
     return [waves.taken(np.flatnonzero(waves.number == number)) for number in numbers]
 
 
-def _start(
+def _shared(
     kernel: Kernel,
     memory: Memory,
-    grid: tuple[int, int, int],
-    batch: np.ndarray,
+    workgroups: int,
     num_waves: int,
     lds_bytes: int,
     rng: np.random.Generator,
+    races: bool,
+    stores: StoreLog | None,
+) -> Shared:
+    """What some workgroups share. LDS holds junk."""
+    lds = rng.integers(0, 1 << 32, (workgroups, -(-lds_bytes // 16) * 4), np.uint32)
+    checker = Races(workgroups, num_waves, 4 * lds.shape[1]) if races else None
+    return Shared(memory, lds, lds_bytes, kernel.scratch_bytes, checker, stores)
+
+
+def _start(
+    kernel: Kernel, shared: Shared, grid: tuple[int, int, int], batch: np.ndarray, num_waves: int, rng: np.random.Generator
 ) -> Waves:
     """The waves of some workgroups with their registers at the start. What no rule sets holds junk."""
     settings, lanes = kernel.settings, kernel.wave_size
@@ -134,9 +151,9 @@ def _start(
         number=number,
         slot=np.repeat(np.arange(len(batch)), num_waves),
         scratch=np.broadcast_to(junk(scratch_words, 1, lanes), (scratch_words, count, lanes)).copy(),
-        shared=Shared(memory, junk(len(batch), -(-lds_bytes // 16) * 4), lds_bytes, kernel.scratch_bytes),
+        shared=shared,
     )
-    _set_scalars(waves, kernel, memory, grid)
+    _set_scalars(waves, kernel, shared.memory, grid)
     waves.vector[0] = number[:, None] * lanes + np.arange(lanes)
     waves.scalar64[:, EXEC // 2] = np.uint64((1 << lanes) - 1)
     waves.switch()
@@ -147,10 +164,14 @@ def _set_scalars(waves: Waves, kernel: Kernel, memory: Memory, grid: tuple[int, 
     """User registers (the pointer to the arguments), then the numbers of the workgroup: in registers, or in ttmp from gfx12 on."""
     settings = kernel.settings
     wanted = [name for name, value in settings.items() if name.startswith("user_sgpr_") and value and name != "user_sgpr_count"]
-    known = {"user_sgpr_kernarg_segment_ptr", "user_sgpr_kernarg_preload_length", "user_sgpr_kernarg_preload_offset"}
-    if set(wanted) - known or settings.get("system_vgpr_workitem_id"):
+    preloads = {"user_sgpr_kernarg_preload_length", "user_sgpr_kernarg_preload_offset"}
+    registers = [name for name in wanted if name not in preloads]
+    descriptor = registers[:1] == ["user_sgpr_private_segment_buffer"]
+    if registers[descriptor:] != ["user_sgpr_kernarg_segment_ptr"] or settings.get("system_vgpr_workitem_id"):
         raise UnknownInstructionError(f"registers at the start: {', '.join(wanted)}")
-    waves.scalar64[:, 0] = memory.buffers[ARGUMENTS].address
+    if descriptor and kernel.scratch_bytes:
+        raise UnknownInstructionError("scratch by the descriptor of gfx90a's private segment")
+    waves.scalar64[:, 2 if descriptor else 0] = memory.buffers[ARGUMENTS].address
     x, y, z = waves.workgroup % grid[0], waves.workgroup // grid[0] % grid[1], waves.workgroup // (grid[0] * grid[1])
     if kernel.architecture.startswith("gfx12"):
         waves.scalar[:, TTMP + 9] = x

@@ -121,7 +121,7 @@ def writes_scalar(operand: Operand, kind: Kind) -> Callable[[Waves, np.ndarray],
         elif index % 2 == 0:
             waves.scalar64[:, index // 2] = value.view(np.uint64) if value.dtype.itemsize == 8 else value
         else:
-            waves.scalar[:, index], waves.scalar[:, index + 1] = halves(value.view(np.uint64))
+            waves.scalar[:, index], waves.scalar[:, index + 1] = halves(value.view(np.uint64).copy())
 
     def write_exec(waves: Waves, value: np.ndarray) -> None:
         write(waves, value)
@@ -236,12 +236,15 @@ def put_wide(waves: Waves, row: int, value: np.ndarray, lanes: np.ndarray | None
 
 def joined(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """uint64 of two halves."""
-    return low.astype(np.uint64) | high.astype(np.uint64) << np.uint64(32)
+    both = np.empty((*low.shape, 2), np.uint32)
+    both[..., 0], both[..., 1] = low, high
+    return both.view(np.uint64)[..., 0]
 
 
 def halves(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The lower and the upper 32 bits of uint64."""
-    return value.astype(np.uint32), (value >> np.uint64(32)).astype(np.uint32)
+    """The lower and the upper 32 bits of uint64: views of them."""
+    both = np.ascontiguousarray(value)[..., None].view(np.uint32)
+    return both[..., 0], both[..., 1]
 
 
 def unknown(instruction: Instruction, why: str = "") -> UnknownInstructionError:

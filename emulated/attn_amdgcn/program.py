@@ -7,6 +7,7 @@ import numpy as np
 from attn_amdgcn import instructions
 from attn_amdgcn.assembly import Instruction, Kernel
 from attn_amdgcn.errors import AssemblyError
+from attn_amdgcn.instructions import modes
 from attn_amdgcn.instructions.control import BARRIERS, BRANCHES, CONDITIONS, ENDS
 from attn_amdgcn.operands import label_of
 from attn_amdgcn.waves import Waves
@@ -45,8 +46,9 @@ def prepare(kernel: Kernel) -> Program:
     """Make a kernel ready to run.
 
     Raises:
-        UnknownInstructionError: an instruction has no meaning here. Nothing was run.
+        UnknownInstructionError: an instruction or a mode has no meaning here. Nothing was run.
     """
+    modes.check(kernel)
     last = (*BRANCHES, *ENDS, *BARRIERS)
     begins = {0, *kernel.labels.values()}
     begins |= {i + 1 for i, instruction in enumerate(kernel.instructions) if instruction.name in last}

@@ -39,8 +39,11 @@ class Runner:
             Fault: a wave did what it must not do.
         """
         standing: list[list[Waves]] = [[waves] for waves in turns]
+        races = turns[0].shared.races
         while any(standing):
             standing = [self._to_barrier(groups) for groups in standing]
+            if races is not None:
+                races.barrier()
 
     def _to_barrier(self, groups: list[Waves]) -> list[Waves]:
         """Run groups until each wave has ended or waits at a barrier, and return those that wait."""
@@ -54,6 +57,8 @@ class Runner:
             self._run(block, waves)
             for group in _cut(block, waves):
                 if block.is_barrier:
+                    if group.shared.races is not None:
+                        waits.check_barrier(block.code[-1], group.pending)
                     waiting.append(group)
                 elif block.ends:
                     self.ended(group)
@@ -69,17 +74,19 @@ class Runner:
 
     def _run(self, block: Block, waves: Waves) -> None:
         key = waves.block, waves.pending
-        if key not in self._after:
-            self._after[key] = waits.after(block.code, waves.pending, self.program.kernel)
-        waves.pending = self._after[key]
         self.executed[waves.block] += len(waves)
         step = None
         try:
+            if key not in self._after:
+                self._after[key] = waits.after(block.code, waves.pending, self.program.kernel)
+            waves.pending = self._after[key]
             for step in block.steps:  # noqa: B007 - the handler needs it
                 step(waves)
         except Fault as fault:
-            instruction = block.code[block.steps.index(step)] if step else block.code[0]
-            fault.instruction, fault.line, fault.source = instruction.text, instruction.line, instruction.source
+            if not fault.instruction:
+                fault.at(block.code[block.steps.index(step)] if step else block.code[0])
+            if fault.workgroup is None:
+                fault.workgroup, fault.wave = int(waves.workgroup[0]), int(waves.number[0])
             raise
 
 

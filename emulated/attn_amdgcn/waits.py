@@ -5,12 +5,20 @@ program counts the loads that are under way, and waits until a counter has falle
 would go unseen: each register that a load writes is pending until an instruction waits for it, and touching a pending register is
 a fault.
 
-A counter falls in the order in which its instructions began, except for the loads of scalar memory, which end in any order: only
-a wait for 0 covers them, and, while one of them is under way, for the others of their counter. A basic block changes the pending
-registers in the same way each time it runs, so the result is kept for each block and each state that it was entered with.
+A counter falls in the order in which its instructions began, except for the loads of scalar memory and for flat instructions,
+which end in any order: only a wait for 0 covers them, and, while one of them is under way, for the others of their counter. A
+flat instruction raises two counters, that of vector memory and that of LDS, and needs both waits. A load may write a register that an
+older load of the same counter writes, because both come in order.
+
+A basic block changes the pending registers in the same way each time it runs, so the result is kept for each block and each
+state that it was entered with.
+
+Which counters there are: on gfx9 vmcnt counts loads and stores of vector memory, and lgkmcnt LDS and scalar memory. On gfx11
+vscnt counts the stores. gfx12 has loadcnt, storecnt, dscnt and kmcnt. gfx1250's xcnt counts translations of addresses, whose
+end brings no register.
 
 Source: "Data Dependency Resolution" in AMD's Instinct MI300 ISA, section 4.4, in RDNA3 ISA, section 5.6 and in RDNA4 ISA,
-section 5.7; "Memory Model" in LLVM's User Guide for AMDGPU Backend.
+section 5.7; "Memory Model" in LLVM's User Guide for AMDGPU Backend; counterOutOfOrder in LLVM's SIInsertWaitcnts.
 """
 
 import re
@@ -20,7 +28,7 @@ from typing import NamedTuple
 from attn_amdgcn.assembly import Instruction, Kernel, Named, Register
 from attn_amdgcn.errors import Fault
 from attn_amdgcn.operands import scalar_index, unknown, vector_row
-from attn_amdgcn.waves import SCALARS
+from attn_amdgcn.waves import SCALARS, VCC
 
 
 class Pending(NamedTuple):
@@ -30,13 +38,17 @@ class Pending(NamedTuple):
         counter: "vm" (vector memory), "vs" (its stores, where they have a counter of their own), "ds" (LDS) or "km" (scalar memory).
         ordered: whether the counter's instructions end in their order.
         registers: a bit for each register that it will write.
+        lds: whether it reads or writes LDS.
         line: of the instruction.
+        text: of the instruction.
     """
 
     counter: str
     ordered: bool
     registers: int
+    lds: bool
     line: int
+    text: str
 
 
 State = tuple[Pending, ...]
@@ -51,7 +63,10 @@ _GFX12 = {
     "expcnt": (),
     "samplecnt": (),
     "bvhcnt": (),
+    "xcnt": (),
 }
+_MOST = 64
+"""No counter counts further: an instruction waits until its counter has fallen."""
 
 
 def after(block: Sequence[Instruction], state: State, kernel: Kernel) -> State:
@@ -65,13 +80,75 @@ def after(block: Sequence[Instruction], state: State, kernel: Kernel) -> State:
             for counters, most in awaited:
                 state = waited(state, counters, most)
             continue
-        if state and (early := [each for each in state if each.registers & touched(instruction, kernel)]):
-            fault = Fault(f"line {early[0].line} loads a register, and no wait stands before its use")
-            fault.instruction, fault.line, fault.source = instruction.text, instruction.line, instruction.source
-            raise fault
-        if (counter := counter_of(instruction, kernel)) is not None:
-            state = (*state, Pending(counter, counter != "km", loaded(instruction, kernel), instruction.line))
-    return state
+        begun = begins(instruction, kernel)
+        if state and (early := _early(instruction, begun, state, kernel)):
+            load, bits = early
+            register = _named_register(bits, kernel)
+            what = f"line {load.line} (`{load.text}`) loads {register}, and no wait stands before its use"
+            raise Fault(what).at(instruction)
+        if begun:
+            state = (*state, *begun)
+    return _shortened(state)
+
+
+def check_barrier(barrier: Instruction, state: State) -> None:
+    """A barrier orders what waves do in LDS if they have waited for it before.
+
+    Raises:
+        Fault: an access to LDS is under way. Its instruction is filled in.
+    """
+    for each in state:
+        if each.lds:
+            raise Fault(f"line {each.line} (`{each.text}`) accesses LDS, and no wait stands before the barrier").at(barrier)
+
+
+def begins(instruction: Instruction, kernel: Kernel) -> State:
+    """What an instruction leaves under way: one entry for each counter that it raises."""
+    name, registers = instruction.name, loaded(instruction, kernel)
+    lds = name.startswith(("ds_", "flat_")) and not re.search("permute|swizzle", name)
+    return tuple(
+        Pending(counter, counter != "km" and not name.startswith("flat_"), registers, lds, instruction.line, instruction.text)
+        for counter in counters_of(instruction, kernel)
+    )
+
+
+def _early(instruction: Instruction, begun: State, state: State, kernel: Kernel) -> tuple[Pending, int] | None:
+    """A load whose register the instruction touches, and the bits of such registers; None if there is none."""
+    uses = touched(instruction, kernel)
+    again = begun[0].registers & ~_sources(instruction, kernel) if begun else 0
+    for each in state:
+        in_order = begun and each.ordered and begun[0].ordered and len(begun) == 1 and each.counter == begun[0].counter
+        if bits := each.registers & (uses & ~again if in_order else uses):
+            return each, bits
+    return None
+
+
+def _sources(instruction: Instruction, kernel: Kernel) -> int:
+    """The registers that a load reads. A d16 load leaves a half of its result as it is, and so reads it."""
+    operands = instruction.operands if "d16" in instruction.name else instruction.operands[1:]
+    bits = 0
+    for operand in operands:
+        if isinstance(operand.of, Register):
+            bits |= _bits(operand.of, kernel)
+    return bits
+
+
+def _shortened(state: State) -> State:
+    """A state that means the same: without entries that can no longer matter, so that loops come back to a state."""
+    kept: list[Pending] = []
+    number: dict[str, int] = {}
+    for each in reversed(state):
+        number[each.counter] = number.get(each.counter, 0) + 1
+        if number[each.counter] <= _MOST or not each.ordered:
+            kept.append(each)
+    counts: set[str] = set()
+    short: list[Pending] = []
+    for each in reversed(kept):
+        if each.registers or each.lds:
+            counts.add(each.counter)
+        if each.counter in counts:  # a store of memory brings nothing, and is counted behind what brings something
+            short.append(each)
+    return tuple(short)
 
 
 def waited(state: State, counters: tuple[str, ...], most: int) -> State:
@@ -95,35 +172,49 @@ def merged(first: State, second: State) -> State:
             registers = 0
             for each in both:
                 registers |= each.registers
-            joined.append(Pending(counter, all(each.ordered for each in both), registers, both[0].line))
-    return tuple(joined[::-1])
+            ordered, lds = all(each.ordered for each in both), any(each.lds for each in both)
+            joined.append(Pending(counter, ordered, registers, lds, both[0].line, both[0].text))
+    return _shortened(tuple(joined[::-1]))
 
 
-def counter_of(instruction: Instruction, kernel: Kernel) -> str | None:
-    """The counter that a memory instruction raises; None if it is no memory instruction."""
+def counters_of(instruction: Instruction, kernel: Kernel) -> tuple[str, ...]:
+    """The counters that a memory instruction raises; none if it is another instruction."""
     name = instruction.name
     if name.startswith(("s_load", "s_buffer_load")):
-        return "km"
+        return ("km",)
     if name.startswith("ds_"):
-        return "ds"
-    if re.match(r"(buffer|global|scratch|flat)_(load|atomic)", name):
-        return "vm"
-    if re.match(r"(buffer|global|scratch|flat)_store", name):
-        return "vm" if kernel.architecture.startswith("gfx9") else "vs"
-    return None
+        return ("ds",)
+    stores = "vm" if kernel.architecture.startswith("gfx9") else "vs"
+    if found := re.match(r"(buffer|global|scratch|flat)_(load|store|atomic)", name):
+        returns = found[2] == "load" or found[2] == "atomic" and _returns(instruction)
+        return ("vm" if returns else stores, *(("ds",) if found[1] == "flat" else ()))
+    return ()
+
+
+def _returns(instruction: Instruction) -> bool:
+    """Whether an atomic instruction brings what was in memory: gfx9's glc and sc0, gfx11's glc, gfx12's th."""
+    modifiers = instruction.modifiers
+    return bool(modifiers.get("glc") or modifiers.get("sc0")) or "RETURN" in str(modifiers.get("th", ""))
 
 
 def loaded(instruction: Instruction, kernel: Kernel) -> int:
     """The registers that a memory instruction writes: its first operand, if it is a load."""
-    if not re.search(r"load|read|bpermute|permute|swizzle", instruction.name) or not instruction.operands:
+    brings = (
+        re.search(r"load|read|permute|swizzle|rtn", instruction.name) or "atomic" in instruction.name and _returns(instruction)
+    )
+    if not brings or not instruction.operands or not counters_of(instruction, kernel):
         return 0
     first = instruction.operands[0].of
     return _bits(first, kernel) if isinstance(first, Register) else 0
 
 
+_IMPLICIT = {"s_cbranch_vccz": "vcc", "s_cbranch_vccnz": "vcc", "s_cbranch_execz": "exec", "s_cbranch_execnz": "exec"}
+
+
 def touched(instruction: Instruction, kernel: Kernel) -> int:
-    """The registers that an instruction names."""
-    bits = 0
+    """The registers that an instruction names, or reads without a name."""
+    implicit = _IMPLICIT.get(instruction.name)
+    bits = _bits(Register(implicit, 0, kernel.wave_size // 32), kernel) if implicit else 0
     for operand in instruction.operands:
         if isinstance(operand.of, Register):
             bits |= _bits(operand.of, kernel)
@@ -140,6 +231,15 @@ def _bits(register: Register, kernel: Kernel) -> int:
     return (1 << register.count) - 1 << row
 
 
+def _named_register(bits: int, kernel: Kernel) -> str:
+    """The first register of some bits."""
+    index = (bits & -bits).bit_length() - 1
+    if index < SCALARS:
+        return "vcc" if index in (VCC, VCC + 1) else f"s{index}"
+    row, accumulation = index - SCALARS, kernel.settings.get("accum_offset", 256)
+    return f"v{row}" if row < accumulation else f"a{row - accumulation}"
+
+
 def _awaited(instruction: Instruction, kernel: Kernel) -> list[tuple[tuple[str, ...], int]]:
     """The counters that an instruction waits for, and the most that may be under way behind it."""
     name = instruction.name
@@ -148,7 +248,9 @@ def _awaited(instruction: Instruction, kernel: Kernel) -> list[tuple[tuple[str, 
         return [(_BEFORE_GFX12[counter], most) for counter, most in found]
     if name.startswith("s_waitcnt_") and name != "s_waitcnt_depctr":
         return [(_BEFORE_GFX12[name.removeprefix("s_waitcnt_")], _number(instruction))]
-    if name.startswith("s_wait_") and name != "s_wait_alu":
+    if name == "s_wait_idle":
+        return [(("vm", "vs", "ds", "km"), 0)]
+    if name.startswith("s_wait_") and name not in ("s_wait_alu", "s_wait_event"):
         parts = name.removeprefix("s_wait_").split("_")
         if len(parts) == 1:
             return [(_GFX12[parts[0]], _number(instruction))]

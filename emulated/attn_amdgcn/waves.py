@@ -1,12 +1,15 @@
 """Waves that stand at the same instruction, and the registers that they have."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from attn_amdgcn.storage import Storage
 
 if TYPE_CHECKING:
     from attn_amdgcn.memory import Memory
+    from attn_amdgcn.races import Races
+    from attn_amdgcn.stores import StoreLog
 
 SCALARS = 128
 """Rows of a wave's scalar registers: s0 to s105, vcc, ttmp0 to ttmp15, m0 and exec."""
@@ -22,12 +25,21 @@ class Shared:
         lds: [workgroups, words] uint32, the LDS of each workgroup.
         lds_bytes: of each workgroup's LDS; `lds` may have a few more.
         scratch_bytes: of each lane's private memory.
+        races: looks for races in LDS; None if nobody looks.
+        stores: notes what each store writes; None if nobody asks.
+        lds_storage: `lds`, row behind row.
     """
 
     memory: "Memory"
     lds: np.ndarray
     lds_bytes: int
     scratch_bytes: int
+    races: "Races | None" = None
+    stores: "StoreLog | None" = None
+    lds_storage: Storage = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lds_storage", Storage(self.lds.reshape(-1).view(np.uint8)))
 
 
 class Waves:
@@ -94,12 +106,12 @@ class Waves:
     def taken(self, which: np.ndarray) -> "Waves":
         """The waves at these positions, with copies of their registers."""
         return Waves(
-            self.vector[:, which],
+            self.vector.take(which, axis=1),
             self.scalar[which],
             workgroup=self.workgroup[which],
             number=self.number[which],
             slot=self.slot[which],
-            scratch=self.scratch[:, which],
+            scratch=self.scratch.take(which, axis=1),
             shared=self.shared,
             scc=self.scc[which],
             block=self.block,

@@ -6,6 +6,7 @@ import numpy as np
 from attn_amdgcn.assembly import Kernel, code_of
 from attn_amdgcn.memory import Memory
 from attn_amdgcn.program import prepare
+from attn_amdgcn.races import Races
 from attn_amdgcn.run import Runner
 from attn_amdgcn.waves import EXEC, SCALARS, VCC, Shared, Waves
 
@@ -25,6 +26,7 @@ def ran(
     lds_bytes: int = 1024,
     scratch_bytes: int = 64,
     num_waves: int = 1,
+    races: bool = False,
 ) -> Waves:
     """The waves of one workgroup after some lines.
 
@@ -37,12 +39,14 @@ def ran(
         scc: the condition code.
         buffers: uint8 bytes of buffers. Where they lie says `waves.shared.memory.buffers[name].address`; the address of the
             first one is in s[100:101].
+        races: whether to look for races in LDS.
     """
     lanes = 64 if architecture.startswith("gfx9") else 32
     instructions, labels = code_of(text + "\ns_endpgm\n")
     settings = {"next_free_vgpr": 256, "accum_offset": 192} if lanes == 64 else {"next_free_vgpr": 256}
     kernel = Kernel("lines", architecture, tuple(instructions), labels, (), 0, lanes, lanes * num_waves, 0, scratch_bytes, settings)
     memory = Memory(dict(buffers))
+    checker = Races(1, num_waves, lds_bytes) if races else None
     waves = Waves(
         np.full((256, num_waves, lanes), JUNK, np.uint32),
         np.full((num_waves, SCALARS), JUNK, np.uint32),
@@ -50,7 +54,7 @@ def ran(
         number=np.arange(num_waves),
         slot=np.zeros(num_waves, np.int64),
         scratch=np.full((scratch_bytes // 4, num_waves, lanes), JUNK, np.uint32),
-        shared=Shared(memory, np.full((1, lds_bytes // 4), JUNK, np.uint32), lds_bytes, scratch_bytes),
+        shared=Shared(memory, np.full((1, lds_bytes // 4), JUNK, np.uint32), lds_bytes, scratch_bytes, checker),
     )
     for number, values in v.items():
         array = np.asarray(values)

@@ -4,18 +4,27 @@ from collections.abc import Callable
 
 from attn_amdgcn.assembly import Instruction, Kernel
 from attn_amdgcn.instructions import (
+    bits,
+    buffer_memory,
     compare,
     control,
     convert,
     cross_lane,
+    division,
+    extremes,
+    float8,
     float_arithmetic,
     global_memory,
     integer_arithmetic,
     lds,
     matrix,
+    moves,
     packed,
     scalar,
+    scalar_float,
     scalar_memory,
+    scratch,
+    transcendental,
 )
 from attn_amdgcn.instructions.forms import REGISTERED, dual_step
 from attn_amdgcn.operands import unknown
@@ -23,14 +32,23 @@ from attn_amdgcn.waves import Waves
 
 FAMILIES = (
     scalar,
+    scalar_float,
     scalar_memory,
+    moves,
+    bits,
     integer_arithmetic,
     float_arithmetic,
+    extremes,
+    transcendental,
+    division,
     packed,
     compare,
     convert,
+    float8,
     cross_lane,
     global_memory,
+    buffer_memory,
+    scratch,
     lds,
     matrix,
     control,

@@ -1,23 +1,44 @@
 """DPP: the first source of a vector instruction comes from another lane of the same row or half.
 
-Source: "Data Parallel Processing (DPP)" in AMD's Instinct MI300 ISA, section 3.9, and RDNA3 ISA, section 7.8.
+A lane reads nothing when its source lies outside, and when its source is off, unless `fi` fetches from lanes that are off. Then
+the lane keeps its result, or, with `bound_ctrl`, reads 0.
+
+Source: "Data Parallel Processing (DPP)" in AMD's Instinct MI300 ISA, section 3.9, and RDNA3 ISA, section 7.8; "DPP Modifiers"
+in LLVM's Syntax of AMDGPU Instruction Modifiers.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from attn_amdgcn.assembly import Instruction
+
+from attn_amdgcn.assembly import Instruction, Kernel
 from attn_amdgcn.operands import Read, unknown
 from attn_amdgcn.waves import Waves
 
 ROW = 16
-SHIFTS = ("row_shl", "row_shr", "row_ror", "row_share", "row_xmask", "wave_shl", "wave_rol", "wave_shr", "wave_ror")
-MODIFIERS = ("quad_perm", "row_mirror", "row_half_mirror", "row_bcast", *SHIFTS, "row_mask", "bank_mask", "bound_ctrl", "fi")
+CONTROLS = (
+    "quad_perm",
+    "row_mirror",
+    "row_half_mirror",
+    "row_shl",
+    "row_shr",
+    "row_ror",
+    "row_bcast",
+    "row_newbcast",
+    "row_share",
+    "row_xmask",
+    "wave_shl",
+    "wave_shr",
+    "wave_rol",
+    "wave_ror",
+)
+MODIFIERS = (*CONTROLS, "row_mask", "bank_mask", "bound_ctrl", "fi")
 
 
 def sources(instruction: Instruction, wave_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each lane the lane whose value it reads, and whether there is such a lane."""
-    (name, value) = _control(instruction)
+    """For each lane the lane whose value it reads, and whether there is such a lane. A shift left reads a higher lane."""
+    name, value = _control(instruction)
     lane = np.arange(wave_size)
     row, place = lane // ROW * ROW, lane % ROW
     inside = np.ones(wave_size, bool)
@@ -33,7 +54,7 @@ def sources(instruction: Instruction, wave_size: int) -> tuple[np.ndarray, np.nd
         return row + (place - value) % ROW, place >= value
     if name == "row_ror":
         return row + (place - value) % ROW, inside
-    if name == "row_share":
+    if name in ("row_share", "row_newbcast"):
         return row + value, inside
     if name == "row_xmask":
         return row + (place ^ value), inside
@@ -41,46 +62,62 @@ def sources(instruction: Instruction, wave_size: int) -> tuple[np.ndarray, np.nd
         return np.maximum(row - 1, 0), lane >= ROW
     if name == "row_bcast" and value == 31:  # lane 31 goes to the upper half
         return np.full(wave_size, 31), lane >= 32
+    if name in ("wave_shl", "wave_rol") and value == 1:
+        return (lane + 1) % wave_size, inside if name == "wave_rol" else lane + 1 < wave_size
+    if name in ("wave_shr", "wave_ror") and value == 1:
+        return (lane - 1) % wave_size, inside if name == "wave_ror" else lane >= 1
     raise unknown(instruction, f"{name}:{value}")
 
 
-def _control(instruction: Instruction) -> tuple[str, object]:
-    names = ("quad_perm", "row_mirror", "row_half_mirror", "row_bcast", *SHIFTS)
-    found = [(name, instruction.modifiers[name]) for name in names if name in instruction.modifiers]
+def _control(instruction: Instruction) -> tuple[str, Any]:
+    found: list[tuple[str, Any]] = [(name, instruction.modifiers[name]) for name in CONTROLS if name in instruction.modifiers]
     if len(found) != 1:
         raise unknown(instruction, f"{len(found)} controls of DPP, and 1 is expected")
     return found[0]
 
 
-def reads(instruction: Instruction, read: Read) -> Read:
-    """Reads the bits of other lanes. Where there is none, or it is off, the value is 0, and `writes_lanes` says what happens."""
+def reads(instruction: Instruction, read: Read, kernel: Kernel) -> Read:
+    """Reads the bits of other lanes. A lane that reads nothing has 0, and `writes_lanes` says whether it gets a result."""
+    lane, _ = sources(instruction, kernel.wave_size)
+    valid = _valid(instruction, kernel)
 
     def moved(waves: Waves) -> np.ndarray:
-        lane, inside = sources(instruction, waves.shape[1])
-        bits = np.broadcast_to(read(waves), waves.shape)
-        return np.where(_valid(instruction, waves, lane, inside), bits[:, lane], np.uint32(0))
+        bits = np.broadcast_to(read(waves), waves.shape).take(lane, axis=1)
+        on = valid(waves)
+        if on is not None:
+            bits *= on
+        return bits
 
     return moved
 
 
-def _valid(instruction: Instruction, waves: Waves, lane: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    if "fi" in instruction.modifiers or waves.lanes is None:
-        return inside
-    return inside & waves.lanes[:, lane]
+def _valid(instruction: Instruction, kernel: Kernel) -> Callable[[Waves], np.ndarray | None]:
+    """Which lanes read something; None if all do."""
+    lane, inside = sources(instruction, kernel.wave_size)
+    everywhere = None if inside.all() else inside[None]
+    if instruction.modifiers.get("fi", 0) == 1:
+        return lambda waves: everywhere
+    return lambda waves: everywhere if waves.lanes is None else inside & waves.lanes.take(lane, axis=1)
 
 
-def writes_lanes(instruction: Instruction, wave_size: int) -> Callable[[Waves], np.ndarray]:
-    """Which lanes of those that are on get a result: by `row_mask`, `bank_mask`, and, without `bound_ctrl`, by their source."""
-    lane, inside = sources(instruction, wave_size)
-    rows, banks = instruction.modifiers.get("row_mask", 0xF), instruction.modifiers.get("bank_mask", 0xF)
-    number = np.arange(wave_size)
-    chosen = (int(rows) >> number // ROW & 1).astype(bool) & (int(banks) >> number % ROW // 4 & 1).astype(bool)
-    bounded = bool(instruction.modifiers.get("bound_ctrl", 0))
+def writes_lanes(instruction: Instruction, kernel: Kernel) -> Callable[[Waves], np.ndarray] | None:
+    """Which lanes of those that are on get a result: by `row_mask`, `bank_mask`, and, without `bound_ctrl`, by their source.
+
+    None if all of them do.
+    """
+    number = np.arange(kernel.wave_size)
+    rows, banks = (int(instruction.modifiers.get(name, 0xF)) for name in ("row_mask", "bank_mask"))  # type: ignore[arg-type]
+    chosen = (rows >> number // ROW & 1).astype(bool) & (banks >> number % ROW // 4 & 1).astype(bool)
+    before_gfx11 = kernel.architecture.startswith(("gfx9", "gfx10"))  # there bound_ctrl:0 stands for the bit 1
+    bounded = instruction.modifiers.get("bound_ctrl", 0) == 1 or (before_gfx11 and "bound_ctrl" in instruction.modifiers)
+    if bounded and chosen.all():
+        return None
+    valid = (lambda waves: None) if bounded else _valid(instruction, kernel)
 
     def lanes(waves: Waves) -> np.ndarray:
-        on = np.broadcast_to(chosen, waves.shape)
-        if not bounded:
-            on = on & _valid(instruction, waves, lane, inside)
+        on, has_source = np.broadcast_to(chosen, waves.shape), valid(waves)
+        if has_source is not None:
+            on = on & has_source
         return on if waves.lanes is None else on & waves.lanes
 
     return lanes

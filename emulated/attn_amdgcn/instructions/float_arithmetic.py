@@ -1,1 +1,157 @@
-"""float_arithmetic"""
+"""Sums, products and roundings of floats in vector registers.
+
+Denormals are kept, and a result is rounded once, to nearest even, except in v_mac and v_mad of float32. float16 is computed in
+float32: a product of two has 22 bits and is exact; a sum, which float32 rounds to 24 bits, rounds to the same 11 bits as the
+exact sum does, because 24 >= 2 * 11 + 2 (Figueroa, "When is Double Rounding Innocuous?", 1995), and a denormal sum is exact.
+
+Source: "VOP1", "VOP2" and "VOP3 Instructions" in AMD's Instinct MI300 ISA, sections 12.7 to 12.11, and in AMD's RDNA4 ISA,
+sections 16.7 to 16.12; v_mac_f32 and v_madmk_f32: AMD's MI200 ISA, section 12.8.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from attn_amdgcn.assembly import Instruction, Kernel, Literal
+from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, finishes, own_step, upper_half, vector, with_signs
+from attn_amdgcn.instructions.fused import F16, F32, fma16, fma32, fma64
+from attn_amdgcn.operands import KINDS, Read, reads_bits, reads_vector, unknown, writes_vector
+from attn_amdgcn.waves import Waves
+
+TINY = np.finfo(F32).tiny
+
+
+def flushed(value: np.ndarray) -> np.ndarray:
+    """float32 with zeros of the same sign for denormals."""
+    return np.where(np.abs(value) < TINY, np.copysign(F32(0), value), value)
+
+
+def in_float32(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """A function of float16 that is computed in float32 and rounded."""
+    return lambda *values: function(*(value.astype(F32) for value in values)).astype(F16)
+
+
+def register_float(name: str, signature: str, function: Callable[..., np.ndarray], kinds: str = "f16 f32 f64") -> None:
+    """Register `name_f16`, `name_f32` and `name_f64`; `f` in the signature is the kind."""
+    for kind in kinds.split():
+        compute = in_float32(function) if kind == "f16" else function
+        takes = ("clamp", "op_sel") if kind == "f16" else ("clamp",)
+        vector(f"{name}_{kind}", " ".join(kind if word == "f" else word for word in signature.split()), takes=takes)(compute)
+
+
+def fract(a: np.ndarray) -> np.ndarray:
+    """The part behind the point, in [0, 1): below 1 even where the difference rounds to 1."""
+    return np.minimum(a - np.floor(a), np.nextafter(a.dtype.type(1), a.dtype.type(0)))
+
+
+register_float("v_add", "f = f f", np.add)
+register_float("v_sub", "f = f f", np.subtract)
+register_float("v_subrev", "f = f f", lambda a, b: b - a, "f16 f32")
+register_float("v_mul", "f = f f", np.multiply)
+register_float("v_floor", "f = f", np.floor)
+register_float("v_ceil", "f = f", np.ceil)
+register_float("v_trunc", "f = f", np.trunc)
+register_float("v_rndne", "f = f", np.rint)
+register_float("v_fract", "f = f", fract, "f32 f64")
+vector("v_add_num_f64", "f64 = f64 f64", takes=("clamp",))(np.add)
+vector("v_mul_num_f64", "f64 = f64 f64", takes=("clamp",))(np.multiply)
+
+
+@vector("v_fract_f16", "f16 = f16", takes=("clamp", "op_sel"))
+def fract16(a):
+    """The difference is rounded to float16 before it is held below 1."""
+    wide = a.astype(F32)
+    return np.minimum((wide - np.floor(wide)).astype(F16), np.nextafter(F16(1), F16(0)))
+
+
+@vector("v_mul_legacy_f32 v_mul_dx9_zero_f32", "f32 = f32 f32", takes=("clamp",))
+def mul_legacy(a, b):
+    """0 times anything is +0."""
+    return np.where((a == 0) | (b == 0), F32(0), a * b)
+
+
+vector("v_fma_f32", "f32 = f32 f32 f32", takes=("clamp",))(fma32)
+vector("v_fmaak_f32 v_fmamk_f32", "f32 = f32 f32 f32")(fma32)
+vector("v_fmac_f32", "f32 = f32 f32 *f32", takes=("clamp",))(fma32)
+vector("v_fma_f16", "f16 = f16 f16 f16", takes=("clamp", "op_sel"), keeps_half=True)(fma16)
+vector("v_fmaak_f16 v_fmamk_f16", "f16 = f16 f16 f16")(fma16)
+vector("v_fmac_f16", "f16 = f16 f16 *f16", takes=("clamp",))(fma16)
+vector("v_fma_f64", "f64 = f64 f64 f64", takes=("clamp",))(fma64)
+vector("v_fmac_f64", "f64 = f64 f64 *f64", takes=("clamp",))(fma64)
+
+
+@vector("v_mad_f32 v_madmk_f32 v_madak_f32", "f32 = f32 f32 f32", takes=("clamp",))
+@vector("v_mac_f32", "f32 = f32 f32 *f32", takes=("clamp",))
+def mad(a, b, c):
+    """The product is rounded, then the sum. Denormals are flushed in any mode (LLVM: AMDGPUISD::FMAD_FTZ)."""
+    return flushed(flushed(flushed(a) * flushed(b)) + flushed(c))
+
+
+@vector("v_ldexp_f32", "f32 = f32 i32", takes=("clamp",))
+def ldexp32(a, exponent):
+    return np.ldexp(a.astype(np.float64), np.clip(exponent, -400, 400)).astype(F32)
+
+
+@vector("v_ldexp_f16", "f16 = f16 i16", takes=("clamp", "op_sel"))
+def ldexp16(a, exponent):
+    return np.ldexp(a.astype(np.float64), np.clip(exponent, -100, 100).astype(np.int32)).astype(F16)
+
+
+@vector("v_ldexp_f64", "f64 = f64 i32", takes=("clamp",))
+def ldexp64(a, exponent):
+    return np.ldexp(a, exponent)
+
+
+@vector("v_frexp_mant_f32", "f32 = f32")
+@vector("v_frexp_mant_f16", "f16 = f16")
+@vector("v_frexp_mant_f64", "f64 = f64")
+def frexp_mant(a):
+    """In [0.5, 1); infinities and NaN as they are."""
+    return np.frexp(a)[0]
+
+
+@vector("v_frexp_exp_i32_f32", "i32 = f32")
+@vector("v_frexp_exp_i32_f64", "i32 = f64")
+def frexp_exp(a):
+    """0 for infinities and NaN."""
+    return np.where(np.isfinite(a), np.frexp(a)[1], 0).astype(np.int32)
+
+
+@vector("v_frexp_exp_i16_f16", "i16 = f16")
+def frexp_exp16(a):
+    return frexp_exp(a).astype(np.int16)
+
+
+def mix_source(instruction: Instruction, kernel: Kernel, i: int) -> Read:
+    """A source of v_fma_mix: float32, or, with op_sel_hi, the half of a register that op_sel names, made float32."""
+    operand = instruction.operands[1 + i]
+    halves, wide = (instruction.modifiers.get(name, (0, 0, 0)) for name in ("op_sel", "op_sel_hi"))
+    assert isinstance(halves, tuple) and isinstance(wide, tuple)
+    if not wide[i]:
+        return with_signs(operand, reads_vector(operand, KINDS["f32"], kernel), KINDS["f32"])
+    if isinstance(operand.of, Literal):
+        raise unknown(instruction, "a literal as a source of 16 bits")
+    half = reads_bits(operand, kernel)
+    read = upper_half(half, KINDS["f16"]) if halves[i] else reads_vector(operand, KINDS["f16"], kernel)
+    signed = with_signs(operand, read, KINDS["f16"])
+    return lambda waves: signed(waves).astype(F32)
+
+
+@own_step("v_fma_mix_f32 v_fma_mixlo_f16 v_fma_mixhi_f16")
+def fma_mix(instruction: Instruction, kernel: Kernel) -> Step:
+    """A sum rounded to float32. mixlo and mixhi round it again, to float16, and write one half of the result's register."""
+    check_count(instruction, 4)
+    check_modifiers(instruction, "op_sel", "op_sel_hi", "clamp")
+    reads = [mix_source(instruction, kernel, i) for i in range(3)]
+    target, short = instruction.operands[0], instruction.name != "v_fma_mix_f32"
+    if instruction.name == "v_fma_mixhi_f16":
+        target = replace(target, of=replace(target.of, half="h"))
+    kind = KINDS["f16" if short else "f32"]
+    write, end = writes_vector(target, kind, kernel, keeps_half=True), finishes(instruction, kind)
+
+    def step(waves: Waves) -> None:
+        value = fma32(*[read(waves) for read in reads])
+        value = value.astype(F16) if short else value
+        write(waves, end(value) if end else value)
+
+    return step

@@ -10,7 +10,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from attn_amdgcn.assembly import Instruction, Kernel, Operand
+from attn_amdgcn.assembly import Instruction, Kernel, Operand, Register
+from attn_amdgcn.errors import UnknownInstructionError
 from attn_amdgcn.instructions import dpp, sdwa
 from attn_amdgcn.operands import (
     KINDS,
@@ -33,9 +34,9 @@ Step = Callable[[Waves], None]
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a vector instruction does: see `vector`."""
+    """What a vector instruction does: see `vector` and `made_vector`."""
 
-    function: Callable[..., Any]
+    make: Callable[[Instruction, Kernel], Callable[..., Any]]
     results: tuple[str, ...]
     sources: tuple[str, ...]
     takes: tuple[str, ...]
@@ -83,6 +84,8 @@ def _scalar_step(function: Callable, results: list[str], sources: list[str], ins
     operands = list(instruction.operands)
     check_count(instruction, sum(kind != "scc" for kind in results + sources))
     check_modifiers(instruction)
+    if any(operand.neg or operand.abs for operand in operands):
+        raise unknown(instruction, "the sign of a scalar operand")
     writes = [writes_scalar(operands.pop(0), KINDS[kind]) for kind in results if kind != "scc"]
     reads: list[Read] = [
         (lambda waves: waves.scc) if kind == "scc" else reads_scalar(operands.pop(0), KINDS[kind], kernel) for kind in sources
@@ -113,14 +116,27 @@ def vector(
         keeps_half: whether a result of 16 bits leaves the other half of its register as it is, on every architecture. From
             gfx11 on all do.
     """
-    results, sources = (tuple(side.split()) for side in signature.split("="))
+    decorate_make = made_vector(names, signature, takes=takes, keeps_half=keeps_half)
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        meaning = Meaning(function, results, sources, tuple(takes), keeps_half)
+        decorate_make(lambda instruction, kernel: function)
+        return function
+
+    return decorate
+
+
+def made_vector(
+    names: str, signature: str, *, takes: Sequence[str] = (), keeps_half: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorates a function that makes, for an instruction and its kernel, what `vector` decorates: a modifier is part of the meaning."""
+    results, sources = (tuple(side.split()) for side in signature.split("="))
+
+    def decorate(make: Callable[[Instruction, Kernel], Callable[..., Any]]) -> Callable[[Instruction, Kernel], Callable[..., Any]]:
+        meaning = Meaning(make, results, sources, tuple(takes), keeps_half)
         for name in names.split():
             VECTOR[name] = meaning
             register(name, _vector_step)
-        return function
+        return make
 
     return decorate
 
@@ -133,17 +149,22 @@ def _vector_step(instruction: Instruction, kernel: Kernel) -> Step:
 def dual_step(instruction: Instruction, kernel: Kernel) -> Step:
     """The step of `v_dual_... :: v_dual_...`: both halves read their sources before one of them writes."""
     assert instruction.second is not None
-    first, second = (
-        parts(replace(half, name="v_" + half.name.removeprefix("v_dual_"), second=None), kernel)
-        for half in (instruction, instruction.second)
-    )
+    first, second = (parts(_half(half), kernel) for half in (instruction, instruction.second))
 
     def step(waves: Waves) -> None:
-        found = first[0](waves), second[0](waves)
-        first[1](waves, found[0])
-        second[1](waves, found[1])
+        value, other = first[0](waves), second[0](waves)
+        if other.base is not None:  # a move's value is the register itself, which the first half may write
+            other = other.copy()
+        first[1](waves, value)
+        second[1](waves, other)
 
     return step
+
+
+def _half(half: Instruction) -> Instruction:
+    """One half of a dual instruction. v_dual_cndmask_b32 does not name its mask before gfx1250: it is VCC."""
+    mask = (Operand(Register("vcc_lo", 0, 1)),) if half.name == "v_dual_cndmask_b32" and len(half.operands) == 3 else ()
+    return replace(half, name="v_" + half.name.removeprefix("v_dual_"), operands=half.operands + mask, second=None)
 
 
 def parts(instruction: Instruction, kernel: Kernel) -> tuple[Callable[[Waves], Any], Callable[[Waves, Any], None]]:
@@ -167,8 +188,8 @@ def parts(instruction: Instruction, kernel: Kernel) -> tuple[Callable[[Waves], A
         elif uses_sdwa:
             reads.append(with_signs(operand, sdwa.reads(instruction, operand, i, KINDS[name], kernel), KINDS[name]))
         elif uses_dpp and i == 0:
-            bits = dpp.reads(instruction, reads_bits(operand, kernel))
-            reads.append(with_signs(operand, as_kind(bits, KINDS[name], instruction), KINDS[name]))
+            bits = dpp.reads(instruction, reads_bits(operand, kernel), kernel)
+            reads.append(with_signs(operand, as_kind(bits, operand, KINDS[name], instruction), KINDS[name]))
         elif i < len(op_sel) and op_sel[i] and KINDS[name].bits == 16:
             bits = reads_bits(operand, kernel)
             reads.append(with_signs(operand, upper_half(bits, KINDS[name]), KINDS[name]))
@@ -177,17 +198,22 @@ def parts(instruction: Instruction, kernel: Kernel) -> tuple[Callable[[Waves], A
     keeps = meaning.keeps_half or not kernel.architecture.startswith("gfx9")
     writes = [_writes(operand, kind, instruction, kernel, keeps) for operand, kind in zip(destinations, results, strict=True)]
     finish = [finishes(instruction, KINDS[kind]) if kind != "mask" else None for kind in results]
-    lanes = dpp.writes_lanes(instruction, kernel.wave_size) if uses_dpp else lambda waves: None
+    lanes = dpp.writes_lanes(instruction, kernel) if uses_dpp else None
+    if lanes is not None and "mask" in results:
+        raise unknown(instruction, "DPP that switches lanes off before a mask is written")
+    function = meaning.make(instruction, kernel)
 
     def compute(waves: Waves) -> Any:
-        return meaning.function(*[read(waves) for read in reads])
+        return function(*[read(waves) for read in reads])
 
     if len(results) == 1 and finish[0] is None:
         (write_only,) = writes
+        if lanes is None:
+            return compute, write_only
         return compute, lambda waves, found: write_only(waves, found, lanes(waves))
 
     def write(waves: Waves, found: Any) -> None:
-        on = lanes(waves)
+        on = lanes(waves) if lanes else None
         for put, value, end in zip(writes, (found,) if len(results) == 1 else found, finish, strict=True):
             put(waves, end(value) if end else value, on)
 
@@ -200,15 +226,17 @@ def _writes(operand: Operand, kind: str, instruction: Instruction, kernel: Kerne
     if instruction.encoding == "sdwa":
         return sdwa.writes(instruction, operand, KINDS[kind], kernel)
     op_sel: Any = instruction.modifiers.get("op_sel", ())
-    if KINDS[kind].bits == 16 and len(op_sel) and op_sel[-1]:
-        raise unknown(instruction, "a result in the upper half by op_sel")
+    if KINDS[kind].bits == 16 and len(op_sel) and op_sel[-1] and isinstance(operand.of, Register):
+        operand = replace(operand, of=replace(operand.of, half="h"))
     return writes_vector(operand, KINDS[kind], kernel, keeps_half=keeps_half)
 
 
-def as_kind(read: Read, kind: Kind, instruction: Instruction) -> Read:
-    """Values of a kind from 32 bits."""
+def as_kind(read: Read, operand: Operand, kind: Kind, instruction: Instruction) -> Read:
+    """Values of a kind from the 32 bits that DPP brings."""
     if kind.bits == 64:
         raise unknown(instruction, "DPP of 64 bits")
+    if isinstance(operand.of, Register) and operand.of.half == "h":
+        return upper_half(read, kind)
     if kind.bits == 16:
         return lambda waves: read(waves).astype(np.uint16).view(kind.dtype)
     return lambda waves: read(waves).view(kind.dtype)
@@ -224,7 +252,7 @@ def with_signs(operand: Operand, read: Read, kind: Kind) -> Read:
     if not operand.neg and not operand.abs:
         return read
     if not np.issubdtype(kind.dtype, np.floating):
-        raise ValueError(f"{operand}: a sign modifier of a value that is no float")
+        raise UnknownInstructionError(f"{operand}: a sign modifier of a value that is no float")
     unsigned = {16: np.uint16, 32: np.uint32, 64: np.uint64}[kind.bits]
     sign = unsigned(1 << kind.bits - 1)
 

@@ -1,1 +1,99 @@
-"""global_memory"""
+"""Loads and stores of global memory, by addresses of 64 bits.
+
+global: an address is vaddr, 64 bits, plus the signed `offset`. With saddr it is saddr, 64 bits, plus vaddr, 32 bits, plus `offset`.
+vaddr is unsigned then, from gfx1250 on signed, and with `scale_offset` it counts elements of the instruction's size.
+
+Modifiers that choose a cache's policy or a scope change nothing here.
+
+Source: "FLAT, Scratch and Global Instructions" in AMD's Instinct MI300 ISA, section 9.3 and 12.15, and in AMD's RDNA4 ISA, section
+10.9 and 16.17; LLVM's GCNSubtarget (hasSignedGVSOffset, hasScaleOffset) for gfx1250.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from attn_amdgcn.assembly import Instruction, Kernel, Named, Operand, Register
+from attn_amdgcn.instructions.formats import LOADS, STORES, Format, data_row, loaded, reads_data, stored, writes_data
+from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
+from attn_amdgcn.memory import BASE
+from attn_amdgcn.operands import KINDS, reads_scalar, scalar_index, unknown
+from attn_amdgcn.waves import Waves
+
+CACHE = ("glc", "slc", "dlc", "sc0", "sc1", "nt", "nv", "scope", "th")
+"""Modifiers of caches."""
+
+
+@own_step(" ".join(f"global_load_{name}" for name in LOADS))
+def global_load(instruction: Instruction, kernel: Kernel) -> Step:
+    check_count(instruction, 3)
+    check_modifiers(instruction, "offset", "scale_offset", *CACHE)
+    form = LOADS[instruction.name.removeprefix("global_load_")]
+    target, address, base = instruction.operands
+    places = _places(instruction, address, base, form, kernel)
+    write, size = writes_data(instruction, target, form, kernel), form.size
+
+    def step(waves: Waves) -> None:
+        memory = waves.shared.memory
+        write(waves, loaded(memory, memory.checked(places(waves), size, waves.lanes, waves), form))
+
+    return step
+
+
+@own_step(" ".join(f"global_store_{name}" for name in STORES))
+def global_store(instruction: Instruction, kernel: Kernel) -> Step:
+    check_count(instruction, 3)
+    check_modifiers(instruction, "offset", "scale_offset", *CACHE)
+    form = STORES[instruction.name.removeprefix("global_store_")]
+    address, source, base = instruction.operands
+    places = _places(instruction, address, base, form, kernel)
+    read, size = reads_data(instruction, source, form, kernel), form.size
+
+    def step(waves: Waves) -> None:
+        memory = waves.shared.memory
+        place, values = memory.checked(places(waves), size, waves.lanes, waves), read(waves)
+        if waves.shared.stores is not None:
+            waves.shared.stores.note(instruction, waves, place, values, size, waves.lanes)
+        stored(memory, place, values, form, waves.lanes)
+
+    return step
+
+
+def _places(
+    instruction: Instruction, address: Operand, base: Operand, form: Format, kernel: Kernel
+) -> Callable[[Waves], np.ndarray]:
+    """[waves, lanes] int64: addresses less BASE."""
+    offset = np.int64(int(instruction.modifiers.get("offset", 0)) - BASE)
+    if isinstance(base.of, Named) and base.of.text == "off":
+        if "scale_offset" in instruction.modifiers:
+            raise unknown(instruction, "scale_offset without a scalar address")
+        row = data_row(instruction, address, 2, kernel)
+
+        def places(waves: Waves) -> np.ndarray:
+            pair = np.empty((*waves.shape, 2), np.uint32)
+            pair[..., 0], pair[..., 1] = waves.vector[row], waves.vector[row + 1]
+            place = pair.view(np.int64)[..., 0]
+            place += offset
+            return place
+
+        return places
+    if not isinstance(base.of, Register) or base.of.count != 2 or scalar_index(base.of) is None:
+        raise unknown(instruction, "a scalar address is 2 registers")
+    read_base, row = reads_scalar(base, KINDS["u64"], kernel), data_row(instruction, address, 1, kernel)
+    newest = kernel.architecture == "gfx1250"
+    dtype = np.int32 if newest else np.uint32
+    scale = form.size if "scale_offset" in instruction.modifiers else 1
+    if scale != 1 and not newest:
+        raise unknown(instruction, "scale_offset before gfx1250")
+
+    def places_of_base(waves: Waves) -> np.ndarray:
+        index = waves.vector[row].view(dtype)
+        begin = (read_base(waves).view(np.int64) + offset)[:, None]
+        return begin + (index if scale == 1 else index.astype(np.int64) * scale)
+
+    return places_of_base
+
+
+@own_step("global_prefetch_b8")
+def prefetch(instruction: Instruction, kernel: Kernel) -> Step:
+    """It moves a line into a cache, and an address without memory is no fault."""
+    return lambda waves: None

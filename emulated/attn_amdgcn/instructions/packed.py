@@ -1,1 +1,235 @@
-"""packed"""
+"""Packed instructions: one operation on the lower and one on the upper halves of their operands.
+
+The halves are 32 bits of two registers (v_pk_*_f32, v_pk_mov_b32), or 16 bits of one register. For the lower result op_sel names
+the half of each source, and op_sel_hi for the upper one; neg_lo and neg_hi change the signs of what they read. A scalar source of
+v_pk_*_f32 is a pair of registers until gfx950; gfx1250 reads one register or literal for both halves. The upper half of an inline
+constant is 0 if the constant is; others are refused.
+
+Source: "VOP3P Instructions" in AMD's Instinct MI300 ISA, sections 6.4 and 12.10, and in AMD's RDNA4 ISA, section 16.11; LLVM,
+GCNSubtarget, "hasPKF32InstsReplicatingLower32BitsOfScalarInput".
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from attn_amdgcn.assembly import Instruction, Kernel, Literal, Operand, Register
+from attn_amdgcn.instructions.convert import bf16_to_f32, f32_to_bf16
+from attn_amdgcn.instructions.extremes import max_ieee, max_num, maximum, min_ieee, min_num, minimum, three
+from attn_amdgcn.instructions.float_arithmetic import in_float32
+from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, finishes, own_step, register
+from attn_amdgcn.instructions.fused import fma16, fma32, fma32_to_odd
+from attn_amdgcn.operands import KINDS, Read, bits_of, put, reads_bits, scalar_index, unknown, vector_row
+from attn_amdgcn.waves import Waves
+
+
+def _halves(instruction: Instruction, i: int) -> tuple[int, int]:
+    """Which half of a source the lower and the upper operation read."""
+    low, high = (instruction.modifiers.get(name) for name in ("op_sel", "op_sel_hi"))
+    assert low is None or isinstance(low, tuple)
+    assert high is None or isinstance(high, tuple)
+    return (low[i] if low else 0), (high[i] if high else 1)
+
+
+def _signs(instruction: Instruction, i: int, bits: int) -> np.ndarray | None:
+    """The sign bits that change in the lower and in the upper operation."""
+    flags: list[Any] = [instruction.modifiers.get(name) for name in ("neg_lo", "neg_hi")]
+    if not any(flag and flag[i] for flag in flags):
+        return None
+    return np.array([(flag[i] if flag else 0) << bits - 1 for flag in flags], f"u{bits // 8}")
+
+
+def _constant(instruction: Instruction, number: float, kind: str, halves: tuple[int, int]) -> list[int]:
+    """The bits that both operations read of a literal."""
+    bits = bits_of(number, KINDS[kind])
+    if 1 in halves and bits:
+        raise unknown(instruction, "the upper half of a constant")
+    return [0 if half else bits for half in halves]
+
+
+def reads_pair(instruction: Instruction, operand: Operand, halves: tuple[int, int], kernel: Kernel) -> Read:
+    """Reads [2, waves, lanes] of 32 bits from a pair of registers, or what fits that shape."""
+    if operand.neg or operand.abs:
+        raise unknown(instruction, "the sign of a packed operand")
+    one = kernel.architecture.startswith("gfx125")
+    if isinstance(operand.of, Literal):
+        constant = _constant(instruction, operand.of.number, "f32", (0, 0) if one else halves)
+        value = np.array(constant, np.uint32)[:, None, None]
+        return lambda waves: value
+    if not isinstance(operand.of, Register):
+        raise unknown(instruction)
+    low, high = halves
+    if (row := vector_row(operand.of, kernel)) is not None:
+        if low == high:
+            return lambda waves: waves.vector[row + low : row + low + 1]
+        if low == 0:
+            return lambda waves: waves.vector[row : row + 2]
+        return lambda waves: waves.vector[row : row + 2][::-1]
+    if (column := scalar_index(operand.of)) is None:
+        raise unknown(instruction)
+    columns = [column, column] if one else [column + low, column + high]
+    return lambda waves: waves.scalar.T[columns][:, :, None]
+
+
+def _pair_row(instruction: Instruction, kernel: Kernel) -> int:
+    target = instruction.operands[0].of
+    row = vector_row(target, kernel) if isinstance(target, Register) else None
+    if row is None:
+        raise unknown(instruction)
+    return row
+
+
+def write_pair(waves: Waves, row: int, value: np.ndarray) -> None:
+    """Write [2, waves, lanes] into two registers."""
+    if waves.lanes is None:
+        waves.vector[row : row + 2] = value
+    else:
+        np.copyto(waves.vector[row : row + 2], value, where=waves.lanes)
+
+
+def _pair_step(function: Callable[..., np.ndarray], sources: int, instruction: Instruction, kernel: Kernel) -> Step:
+    check_count(instruction, 1 + sources)
+    check_modifiers(instruction, "op_sel", "op_sel_hi", "neg_lo", "neg_hi", "clamp")
+    reads = []
+    for i, operand in enumerate(instruction.operands[1:]):
+        read, signs = reads_pair(instruction, operand, _halves(instruction, i), kernel), _signs(instruction, i, 32)
+        reads.append(_float_pair(read, signs))
+    row, end = _pair_row(instruction, kernel), finishes(instruction, KINDS["f32"])
+
+    def step(waves: Waves) -> None:
+        value = function(*[read(waves) for read in reads])
+        value = end(value) if end else value
+        write_pair(waves, row, value.view(np.uint32))
+
+    return step
+
+
+def _float_pair(read: Read, signs: np.ndarray | None) -> Read:
+    if signs is None:
+        return lambda waves: read(waves).view(np.float32)
+    change = signs[:, None, None]
+    return lambda waves: (read(waves) ^ change).view(np.float32)
+
+
+for _name, _function, _sources in (("add", np.add, 2), ("mul", np.multiply, 2), ("fma", fma32, 3)):
+    register(f"v_pk_{_name}_f32", partial(_pair_step, _function, _sources))
+
+
+@own_step("v_pk_mov_b32")
+def pk_mov(instruction: Instruction, kernel: Kernel) -> Step:
+    """The lower result is the half of the first source that op_sel names first, the upper one that of the second source."""
+    check_count(instruction, 3)
+    check_modifiers(instruction, "op_sel", "op_sel_hi")
+    low, high = instruction.modifiers.get("op_sel", (0, 0))  # type: ignore[misc]
+    _, first, second = instruction.operands
+    half = _whole(instruction, first, low, kernel), _whole(instruction, second, high, kernel)
+    row = _pair_row(instruction, kernel)
+
+    def step(waves: Waves) -> None:
+        value = np.empty((2, *waves.shape), np.uint32)
+        value[0], value[1] = half[0](waves), half[1](waves)
+        write_pair(waves, row, value)
+
+    return step
+
+
+def _whole(instruction: Instruction, operand: Operand, half: int, kernel: Kernel) -> Read:
+    if operand.neg or operand.abs:
+        raise unknown(instruction, "the sign of a packed operand")
+    if isinstance(operand.of, Literal):
+        value = np.array([[_constant(instruction, operand.of.number, "b32", (half, half))[0]]], np.uint32)
+        return lambda waves: value
+    return reads_bits(operand, kernel, half)
+
+
+def _short_step(function: Callable[..., np.ndarray], kind: str, sources: int, instruction: Instruction, kernel: Kernel) -> Step:
+    """The step of an instruction on 16 bits. The function takes and returns [waves, lanes, 2] values of the kind."""
+    check_count(instruction, 1 + sources)
+    is_float = kind in ("f16", "bf16")
+    check_modifiers(instruction, "op_sel", "op_sel_hi", *(("neg_lo", "neg_hi") if is_float else ()), *(("clamp",) if kind == "f16" else ()))
+    reads = [_short_pair(instruction, operand, i, kind, kernel) for i, operand in enumerate(instruction.operands[1:])]
+    target = instruction.operands[0].of
+    row = vector_row(target, kernel) if isinstance(target, Register) else None
+    if row is None:
+        raise unknown(instruction)
+    end = finishes(instruction, KINDS["f16"]) if kind == "f16" else None
+
+    def step(waves: Waves) -> None:
+        value = function(*[read(waves) for read in reads])
+        value = end(value) if end else value
+        put(waves, row, np.ascontiguousarray(np.broadcast_to(value, (*value.shape[:2], 2))).view(np.uint32)[..., 0])
+
+    return step
+
+
+def _short_pair(instruction: Instruction, operand: Operand, i: int, kind: str, kernel: Kernel) -> Read:
+    """Reads [waves, lanes, 2] of 16 bits."""
+    if operand.neg or operand.abs:
+        raise unknown(instruction, "the sign of a packed operand")
+    halves, signs = _halves(instruction, i), _signs(instruction, i, 16)
+    dtype = np.uint16 if kind == "bf16" else KINDS[kind].dtype
+    if isinstance(operand.of, Literal):
+        number = operand.of.number
+        if isinstance(number, float) and kind == "bf16":
+            number = int(np.float32(number).view(np.uint32)) >> 16
+        if isinstance(number, int) and not -16 <= number <= 64:  # a literal of 32 bits has two halves
+            bits = [number >> 16 * half & 0xFFFF for half in halves]
+        else:
+            bits = _constant(instruction, number, "u16" if kind == "bf16" else kind, halves)
+        constant = np.array([[bits]], np.uint16)
+        constant = (constant if signs is None else constant ^ signs).view(dtype)
+        return lambda waves: constant
+    read = reads_bits(operand, kernel)
+    chosen = {(0, 1): slice(None), (1, 0): slice(None, None, -1), (0, 0): slice(0, 1), (1, 1): slice(1, 2)}[halves]
+
+    def pair(waves: Waves) -> np.ndarray:
+        bits = read(waves)
+        value = np.ascontiguousarray(bits).view(np.uint16).reshape(*bits.shape, 2)[..., chosen]
+        return (value if signs is None else value ^ signs).view(dtype)
+
+    return pair
+
+
+def in_bf16(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """A function of bfloat16 bits, computed in float32 and rounded."""
+    return lambda *values: f32_to_bf16(function(*(bf16_to_f32(value) for value in values)))
+
+
+def _bf16_fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    return f32_to_bf16(fma32_to_odd(bf16_to_f32(a), bf16_to_f32(b), bf16_to_f32(c)))
+
+
+_SHORT: dict[str, tuple[Callable[..., np.ndarray], str, int]] = {
+    "v_pk_add_f16": (in_float32(np.add), "f16", 2),
+    "v_pk_mul_f16": (in_float32(np.multiply), "f16", 2),
+    "v_pk_fma_f16": (fma16, "f16", 3),
+    "v_pk_max_f16": (max_ieee, "f16", 2),
+    "v_pk_min_f16": (min_ieee, "f16", 2),
+    "v_pk_max_num_f16": (max_num, "f16", 2),
+    "v_pk_min_num_f16": (min_num, "f16", 2),
+    "v_pk_maximum_f16": (maximum, "f16", 2),
+    "v_pk_minimum_f16": (minimum, "f16", 2),
+    "v_pk_maximum3_f16": (three(maximum, maximum), "f16", 3),
+    "v_pk_minimum3_f16": (three(minimum, minimum), "f16", 3),
+    "v_pk_add_bf16": (in_bf16(np.add), "bf16", 2),
+    "v_pk_mul_bf16": (in_bf16(np.multiply), "bf16", 2),
+    "v_pk_fma_bf16": (_bf16_fma, "bf16", 3),
+    "v_pk_max_num_bf16": (in_bf16(max_num), "bf16", 2),
+    "v_pk_min_num_bf16": (in_bf16(min_num), "bf16", 2),
+    "v_pk_mad_i16": (lambda a, b, c: a * b + c, "i16", 3),
+    "v_pk_mad_u16": (lambda a, b, c: a * b + c, "u16", 3),
+    "v_pk_mul_lo_u16": (np.multiply, "u16", 2),
+    "v_pk_lshlrev_b16": (lambda count, a: a << (count & np.uint16(15)), "u16", 2),
+    "v_pk_lshrrev_b16": (lambda count, a: a >> (count & np.uint16(15)), "u16", 2),
+    "v_pk_ashrrev_i16": (lambda count, a: a >> (count & np.int16(15)), "i16", 2),
+}
+for _kind in ("i16", "u16"):
+    _SHORT |= {
+        f"v_pk_add_{_kind}": (np.add, _kind, 2),
+        f"v_pk_sub_{_kind}": (np.subtract, _kind, 2),
+        f"v_pk_max_{_kind}": (np.maximum, _kind, 2),
+        f"v_pk_min_{_kind}": (np.minimum, _kind, 2),
+    }
+for _name, (_function, _kind, _sources) in _SHORT.items():
+    register(_name, partial(_short_step, _function, _kind, _sources))

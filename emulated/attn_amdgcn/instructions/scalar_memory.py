@@ -6,6 +6,7 @@ Source: "Scalar Memory Operations" in AMD's Instinct MI300 ISA, section 8.2, and
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Named, Register
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
+from attn_amdgcn.memory import BASE
 from attn_amdgcn.operands import KINDS, reads_scalar, scalar_index, unknown
 from attn_amdgcn.waves import EXEC, Waves
 
@@ -17,7 +18,7 @@ _WORDS |= {f"b{32 * words}": words for words in (1, 2, 3, 4, 8, 16)}
 def load(instruction: Instruction, kernel: Kernel) -> Step:
     """Words at a base and an offset in bytes, a literal or a register, plus the modifier `offset`. The lowest 2 bits are dropped."""
     check_count(instruction, 3)
-    check_modifiers(instruction, "offset", "glc", "sc0", "nt", "scope", "th")
+    check_modifiers(instruction, "offset", "glc", "dlc", "sc0", "nt", "nv", "scope", "th")
     target, base, offset = instruction.operands
     words = _WORDS[instruction.name.removeprefix("s_load_")]
     if not isinstance(target.of, Register) or (first := scalar_index(target.of)) is None or first + words > EXEC:
@@ -30,8 +31,8 @@ def load(instruction: Instruction, kernel: Kernel) -> Step:
     further = int(instruction.modifiers.get("offset", 0))
 
     def step(waves: Waves) -> None:
-        address = (read_base(waves) + (read_offset(waves).astype(np.int64) + further).view(np.uint64)) & ~np.uint64(3)
-        place = waves.shared.memory.offsets(address[:, None], 4 * words, None, waves)
+        place = read_base(waves).view(np.int64) + read_offset(waves).astype(np.int64) + (further - BASE) & -4
+        place = waves.shared.memory.checked(np.broadcast_to(place, len(waves))[:, None], 4 * words, None, waves)
         for i, value in enumerate(waves.shared.memory.load(place, words)):
             waves.scalar[:, first + i] = value[:, 0]
 

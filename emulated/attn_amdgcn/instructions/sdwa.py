@@ -4,6 +4,7 @@ Source: "Sub-Dword Addressing (SDWA)" in AMD's Instinct MI300 ISA, section 3.8. 
 """
 
 import numpy as np
+
 from attn_amdgcn.assembly import Instruction, Kernel, Operand
 from attn_amdgcn.operands import Kind, Read, Write, put, reads_bits, unknown, vector_row
 from attn_amdgcn.waves import Waves
@@ -20,11 +21,15 @@ def reads(instruction: Instruction, operand: Operand, source: int, kind: Kind, k
     if kind.bits == 64:
         raise unknown(instruction, "SDWA of 64 bits")
     unsigned = np.uint32 if kind.bits == 32 else np.uint16
+    up, down, mask = 32 - first - bits, 32 - bits, np.uint32((1 << bits) - 1)
 
     def part(waves: Waves) -> np.ndarray:
-        value = read(waves) << np.uint32(32 - first - bits)
-        value = (value.view(np.int32) >> np.int32(32 - bits)).view(np.uint32) if operand.sext else value >> np.uint32(32 - bits)
-        return value.astype(unsigned).view(kind.dtype)
+        value = read(waves)
+        if bits < 32 and operand.sext:
+            value = ((value << np.uint32(up)).view(np.int32) >> np.int32(down)).view(np.uint32)
+        elif bits < 32:
+            value = value >> np.uint32(first) & mask
+        return value.astype(unsigned, copy=False).view(kind.dtype)
 
     return part
 

@@ -1,0 +1,71 @@
+"""Runs a launch under several schedules. What it writes must not depend on them.
+
+A schedule says in which order waves and workgroups run, and draws what lies in registers, LDS and scratch before they are written.
+A result that changes with it was computed from what nobody wrote, or from what another wave had not written yet.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from attn_amdgcn.errors import Fault
+from attn_amdgcn.launch import Report, Schedule, launch
+from attn_amdgcn.memory import Memory
+from attn_amdgcn.program import Program
+from attn_amdgcn.stores import StoreLog
+
+SCHEDULES = (
+    Schedule(races=True),
+    Schedule("ascending", "descending", seed=1),
+    Schedule("descending", "ascending", seed=2),
+    Schedule("drawn", "drawn", seed=3),
+)
+"""The first one looks for races, too, and gives the result."""
+
+
+def checked(
+    program: Program,
+    grid: tuple[int, int, int],
+    arguments: Sequence[int | float | str | None],
+    buffers: Mapping[str, np.ndarray],
+    *,
+    lds_bytes: int = 0,
+    schedules: Sequence[Schedule] = SCHEDULES,
+) -> tuple[Memory, Report]:
+    """Run a grid of workgroups once for each schedule. Arguments and the result are those of `attn_amdgcn.launch.launch`.
+
+    Raises:
+        LaunchError: the arguments do not fit the kernel.
+        Fault: a wave did what it must not do, or a buffer holds something else under another schedule. The fault names the first
+            store that wrote something else.
+    """
+    first, *others = schedules
+    memory, report = launch(program, grid, arguments, buffers, lds_bytes=lds_bytes, schedule=first)
+    for schedule in others:
+        again, _ = launch(program, grid, arguments, buffers, lds_bytes=lds_bytes, schedule=schedule)
+        for name in buffers:
+            if not np.array_equal(memory.contents(name), again.contents(name)):
+                byte = int((memory.contents(name) != again.contents(name)).argmax())
+                what = f"byte {byte} of {name} is {memory.contents(name)[byte]} under {first}, and {again.contents(name)[byte]} under {schedule}"
+                raise _diagnosed(what, program, grid, arguments, buffers, lds_bytes, (first, schedule))
+    return memory, report
+
+
+def _diagnosed(
+    what: str,
+    program: Program,
+    grid: tuple[int, int, int],
+    arguments: Sequence[int | float | str | None],
+    buffers: Mapping[str, np.ndarray],
+    lds_bytes: int,
+    schedules: tuple[Schedule, Schedule],
+) -> Fault:
+    """The fault, with the first store whose data differ between two schedules."""
+    logs = (StoreLog(), StoreLog())
+    for schedule, log in zip(schedules, logs, strict=True):
+        launch(program, grid, arguments, buffers, lds_bytes=lds_bytes, schedule=replace(schedule, races=False), stores=log)
+    found = logs[0].first_difference(logs[1])
+    if found is None:
+        return Fault(f"{what}; every store of a wave wrote the same, so stores to one byte came in another order")
+    workgroup, wave, lane, instruction = found
+    return Fault(what, workgroup=workgroup, wave=wave, lane=lane).at(instruction)

@@ -1,0 +1,236 @@
+"""Bits of vector registers: logic, shifts, fields, bytes.
+
+Source: "VOP1", "VOP2" and "VOP3 Instructions" in AMD's Instinct MI300 ISA, sections 12.7, 12.8 and 12.10, and in AMD's RDNA4
+ISA, sections 16.7, 16.8 and 16.10; v_bitop3 in AMD's Instinct CDNA4 ISA. The count of a shift is its lowest 4, 5 or 6 bits, and
+the others are dropped.
+"""
+
+from functools import reduce
+
+import numpy as np
+
+from attn_amdgcn.assembly import Instruction, Kernel
+from attn_amdgcn.instructions.forms import made_vector, vector
+
+U16, U32, U64 = np.uint16, np.uint32, np.uint64
+
+
+@vector("v_and_b16", "b16 = b16 b16")
+@vector("v_and_b32", "b32 = b32 b32")
+def and_(a, b):
+    return a & b
+
+
+@vector("v_or_b16", "b16 = b16 b16")
+@vector("v_or_b32", "b32 = b32 b32")
+def or_(a, b):
+    return a | b
+
+
+@vector("v_xor_b16", "b16 = b16 b16")
+@vector("v_xor_b32", "b32 = b32 b32")
+def xor(a, b):
+    return a ^ b
+
+
+@vector("v_xnor_b32", "b32 = b32 b32")
+def xnor(a, b):
+    return ~(a ^ b)
+
+
+@vector("v_not_b16", "b16 = b16")
+@vector("v_not_b32", "b32 = b32")
+def not_(a):
+    return ~a
+
+
+@vector("v_and_or_b32", "b32 = b32 b32 b32")
+def and_or(a, b, c):
+    return a & b | c
+
+
+@vector("v_or3_b32", "b32 = b32 b32 b32")
+def or3(a, b, c):
+    return a | b | c
+
+
+@vector("v_xor3_b32", "b32 = b32 b32 b32")
+def xor3(a, b, c):
+    return a ^ b ^ c
+
+
+@vector("v_lshl_or_b32", "b32 = b32 u32 b32")
+def lshl_or(a, count, b):
+    return a << (count & U32(31)) | b
+
+
+@vector("v_lshlrev_b16", "b16 = u16 b16")
+def lshlrev_short(count, a):
+    return a << (count & U16(15))
+
+
+@vector("v_lshlrev_b32", "b32 = u32 b32")
+def lshlrev(count, a):
+    return a << (count & U32(31))
+
+
+@vector("v_lshlrev_b64", "b64 = u32 b64")
+def lshlrev_wide(count, a):
+    return a << (count & U32(63)).astype(U64)
+
+
+@vector("v_lshrrev_b16", "b16 = u16 b16")
+@vector("v_ashrrev_i16", "i16 = u16 i16")
+def shift_right_short(count, a):
+    return a >> (count & U16(15)).view(a.dtype)
+
+
+@vector("v_lshrrev_b32", "b32 = u32 b32")
+@vector("v_ashrrev_i32", "i32 = u32 i32")
+def shift_right(count, a):
+    return a >> (count & U32(31)).view(a.dtype)
+
+
+@vector("v_lshrrev_b64", "b64 = u32 b64")
+@vector("v_ashrrev_i64", "i64 = u32 i64")
+def shift_right_wide(count, a):
+    return a >> (count & U32(63)).astype(a.dtype)
+
+
+@vector("v_bfe_u32", "u32 = u32 u32 u32")
+@vector("v_bfe_i32", "i32 = i32 u32 u32")
+def bit_field(a, first, count):
+    """So many bits from the first one on, extended by zeros or by their sign."""
+    count = count & U32(31)
+    unused = (-count & U32(31)).view(a.dtype)
+    field = (a >> (first & U32(31)).view(a.dtype)) << unused >> unused
+    return np.where(count == 0, a.dtype.type(0), field)
+
+
+@vector("v_bfi_b32", "b32 = b32 b32 b32")
+def bit_field_insert(mask, a, b):
+    return b ^ mask & (a ^ b)
+
+
+@vector("v_bfm_b32", "b32 = u32 u32")
+def bit_field_mask(count, first):
+    return (U32(1) << (count & U32(31))) - U32(1) << (first & U32(31))
+
+
+_REVERSED = np.array([int(f"{byte:08b}"[::-1], 2) for byte in range(256)], np.uint8)
+
+
+@vector("v_bfrev_b32", "b32 = b32")
+def reverse(a):
+    return _REVERSED.take(np.ascontiguousarray(a).view(np.uint8)).view(U32).byteswap()
+
+
+@vector("v_bcnt_u32_b32", "u32 = b32 u32")
+def count_ones(a, b):
+    return np.bitwise_count(a) + b
+
+
+def _bit_length(a):
+    return np.frexp(a.astype(np.float64))[1]
+
+
+@vector("v_ffbh_u32 v_clz_i32_u32", "i32 = u32")
+def leading_zeros(a):
+    """-1 if there is no one."""
+    return np.where(a == 0, np.int32(-1), 32 - _bit_length(a))
+
+
+@vector("v_ffbl_b32 v_ctz_i32_b32", "i32 = u32")
+def trailing_zeros(a):
+    """-1 if there is no one."""
+    return _bit_length(a & -a) - 1
+
+
+@vector("v_ffbh_i32 v_cls_i32", "i32 = i32")
+def leading_signs(a):
+    """-1 if all bits are equal."""
+    return leading_zeros((a ^ a >> np.int32(31)).view(U32))
+
+
+@vector("v_alignbit_b32", "b32 = b32 b32 u32")
+def align_bits(high, low, count):
+    """32 bits of 64, from a bit on."""
+    count = count & U32(31)
+    return low >> count | high << U32(1) << (U32(31) - count)
+
+
+@vector("v_alignbyte_b32", "b32 = b32 b32 u32")
+def align_bytes(high, low, count):
+    return align_bits(high, low, (count & U32(3)) * U32(8))
+
+
+@vector("v_perm_b32", "b32 = b32 b32 b32")
+def permute(high, low, selectors):
+    """Each byte of the selectors chooses a byte of the result.
+
+    0 to 3 are the bytes of the second source, 4 to 7 those of the first one. 8 to 11 are the signs of the bytes 1, 3, 5 and 7,
+    extended. 12 is zeros, and a greater number is ones.
+    """
+    alike = int(selectors.flat[0]).to_bytes(4, "little")
+    if all(each < 8 or each == 12 for each in alike) and (selectors.size == 1 or (selectors == selectors.flat[0]).all()):
+        return _joined_bytes(high, low, alike)
+    high, low, selectors = np.broadcast_arrays(high, low, selectors)
+    choices = np.empty((*low.shape, 14), np.uint8)
+    choices[..., 0:4], choices[..., 4:8] = _bytes(low), _bytes(high)
+    choices[..., 8:12] = (choices[..., 1:8:2].view(np.int8) >> 7).view(np.uint8)
+    choices[..., 12], choices[..., 13] = 0, 0xFF
+    chosen = np.take_along_axis(choices, np.minimum(_bytes(selectors), 13).astype(np.intp), -1)
+    return chosen.view(U32)[..., 0]
+
+
+def _joined_bytes(high, low, selectors: bytes):
+    """The same bytes in all lanes. Each part of the result is a source, shifted and masked; equal shifts make one part."""
+    masks: dict[tuple[bool, int], int] = {}
+    for place, selector in enumerate(selectors):
+        if selector != 12:
+            part = selector >= 4, 8 * (place - selector % 4)
+            masks[part] = masks.get(part, 0) | 0xFF << 8 * place
+    joined = high & U32(0)
+    for (from_high, shift), mask in masks.items():
+        source = high if from_high else low
+        joined = joined | (source << U32(shift) if shift >= 0 else source >> U32(-shift)) & U32(mask)
+    return joined
+
+
+def _bytes(a):
+    return np.ascontiguousarray(a)[..., None].view(np.uint8)
+
+
+@made_vector("v_bitop3_b16", "b16 = b16 b16 b16", takes=["bitop3"], keeps_half=True)
+@made_vector("v_bitop3_b32", "b32 = b32 b32 b32", takes=["bitop3"])
+def bitop3(instruction: Instruction, kernel: Kernel):
+    """Bit 4a + 2b + c of the table is the result where the sources' bits are a, b and c.
+
+    The table is computed as the exclusive or of some products of the sources (its algebraic normal form).
+    """
+    table = int(instruction.modifiers.get("bitop3", 0))  # type: ignore[arg-type]
+    products = [factors for factors in range(1, 8) if _is_summand(table, factors)]
+    constant = _is_summand(table, 0)
+
+    def combine(a, b, c):
+        sources = {4: a, 2: b, 1: c}
+        value = None
+        for factors in products:
+            product = reduce(np.bitwise_and, [source for bit, source in sources.items() if factors & bit])
+            value = product if value is None else value ^ product
+        value = a ^ a if value is None else value
+        return ~value if constant else value
+
+    return combine
+
+
+def _is_summand(table: int, factors: int) -> bool:
+    """Whether a table's normal form has the product of these sources: the parity of the table below it (Moebius transform)."""
+    return sum(table >> place & 1 for place in range(8) if place & factors == place) % 2 == 1
+
+
+@made_vector("v_bitop2_b32", "b32 = b32 b32", takes=["bitop3"])
+def bitop2(instruction: Instruction, kernel: Kernel):
+    """One half of a dual instruction: the third source is 0."""
+    combine = bitop3(instruction, kernel)
+    return lambda a, b: combine(a, b, U32(0))

@@ -1,0 +1,173 @@
+"""Loads and stores of buffers: a resource of four scalar registers describes a range of memory, and bounds are checked.
+
+An address is the resource's base, plus soffset, plus the instruction's `offset`, plus vaddr with `offen`. Each word of 32 bits
+(or the whole data, if it is shorter) is out of range where offset + vaddr + its bytes exceed num_records - soffset: a load brings
+0, a store does nothing. The sum does not wrap at 32 bits, so a lane whose vaddr is 0x80000000 is out of a range of 2 GiB. What is
+in range must lie in one of the launch's buffers.
+
+A resource has no stride here, which makes its buffer raw, and no swizzle:
+* gfx9: base in bits 47:0, stride and swizzle in bits 63:48, num_records in bits 95:64; bit 119 would add the lane's number.
+* gfx11 and gfx12: the same, and bits 125:124, how the range is checked, are 3 (raw).
+* gfx1250: base in bits 56:0, num_records in bits 101:57.
+
+Source: "Buffer Addressing" and "Range checking" in AMD's Instinct MI300 ISA, section 9.1.5, and RDNA4 ISA, section 10.6 (the
+table of the resource is in section 10.6.3); "Relaxed Buffer OOB Mode" in LLVM's User Guide for AMDGPU Backend.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from attn_amdgcn.assembly import Instruction, Kernel, Literal, Named, Operand, Register
+from attn_amdgcn.errors import Fault
+from attn_amdgcn.instructions.formats import LOADS, STORES, Format, data_row, loaded, reads_data, stored, writes_data
+from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
+from attn_amdgcn.instructions.global_memory import CACHE
+from attn_amdgcn.memory import BASE
+from attn_amdgcn.operands import KINDS, Read, reads_scalar, scalar_index, unknown
+from attn_amdgcn.waves import Waves
+
+
+class Range(NamedTuple):
+    """What an instruction may touch: [waves, 1] int64, or a number for all waves.
+
+    Attributes:
+        begin: the place (address less BASE) of vaddr 0.
+        length: the bytes behind it that are in range.
+    """
+
+    begin: np.ndarray
+    length: np.ndarray
+
+
+@own_step(" ".join(f"buffer_load_{name}" for name in LOADS))
+def buffer_load(instruction: Instruction, kernel: Kernel) -> Step:
+    form = LOADS[instruction.name.removeprefix("buffer_load_")]
+    target, *address = _operands(instruction)
+    ranges, offsets = _ranges(instruction, *address[1:], kernel), _offsets(instruction, address[0], kernel)
+    write = writes_data(instruction, target, form, kernel)
+
+    def step(waves: Waves) -> None:
+        within, offset = ranges(waves), offsets(waves)
+        fits, parts = _fits(within, offset, form)
+        if not parts:
+            write(waves, _values(waves, within, offset, fits, form))
+            return
+        word = Format(4)
+        write(waves, [_values(waves, within, offset + 4 * i, fits[i], word)[0] for i in range(form.registers)])
+
+    return step
+
+
+@own_step(" ".join(f"buffer_store_{name}" for name in STORES))
+def buffer_store(instruction: Instruction, kernel: Kernel) -> Step:
+    form = STORES[instruction.name.removeprefix("buffer_store_")]
+    source, *address = _operands(instruction)
+    ranges, offsets = _ranges(instruction, *address[1:], kernel), _offsets(instruction, address[0], kernel)
+    read = reads_data(instruction, source, form, kernel)
+
+    def step(waves: Waves) -> None:
+        within, offset, values = ranges(waves), offsets(waves), read(waves)
+        fits, parts = _fits(within, offset, form)
+        if not parts:
+            _store(instruction, waves, within, offset, fits, values, form)
+            return
+        for i, value in enumerate(values):
+            _store(instruction, waves, within, offset + 4 * i, fits[i], [value], Format(4))
+
+    return step
+
+
+def _operands(instruction: Instruction) -> tuple[Operand, ...]:
+    """Data, vaddr, the resource and soffset."""
+    check_count(instruction, 4)
+    check_modifiers(instruction, "offset", "offen", *CACHE)
+    return instruction.operands
+
+
+def _fits(within: Range, offset: np.ndarray, form: Format) -> tuple:
+    """Which lanes are in range (None if all are), and whether that differs between the words of a lane: then for each word."""
+    fits = offset <= within.length - form.size
+    if fits.all():
+        return None, False
+    if form.size > 4 and ((offset <= within.length - 4) != fits).any():
+        return [offset <= within.length - 4 * (i + 1) for i in range(form.registers)], True
+    return fits, False
+
+
+def _values(waves: Waves, within: Range, offset: np.ndarray, fits: np.ndarray | None, form: Format) -> list[np.ndarray]:
+    memory = waves.shared.memory
+    lanes = waves.lanes if fits is None else fits if waves.lanes is None else fits & waves.lanes
+    values = loaded(memory, memory.checked(within.begin + offset, form.size, lanes, waves), form)
+    return values if fits is None else [value * fits for value in values]
+
+
+def _store(
+    instruction: Instruction,
+    waves: Waves,
+    within: Range,
+    offset: np.ndarray,
+    fits: np.ndarray | None,
+    values: list[np.ndarray],
+    form: Format,
+) -> None:
+    memory = waves.shared.memory
+    lanes = waves.lanes if fits is None else fits if waves.lanes is None else fits & waves.lanes
+    place = memory.checked(within.begin + offset, form.size, lanes, waves)
+    if waves.shared.stores is not None:
+        waves.shared.stores.note(instruction, waves, place, values, form.size, lanes)
+    stored(memory, place, values, form, lanes)
+
+
+def _offsets(instruction: Instruction, operand: Operand, kernel: Kernel) -> Callable[[Waves], np.ndarray]:
+    """[waves, lanes] int64: vaddr, or 0 without `offen`."""
+    if "offen" in instruction.modifiers:
+        row = data_row(instruction, operand, 1, kernel)
+        return lambda waves: waves.vector[row].astype(np.int64)
+    if not isinstance(operand.of, Named) or operand.of.text != "off":
+        raise unknown(instruction, "a vaddr without offen")
+    return lambda waves: np.zeros(waves.shape, np.int64)
+
+
+def _ranges(instruction: Instruction, resource: Operand, soffset: Operand, kernel: Kernel) -> Callable[[Waves], Range]:
+    register = resource.of
+    first = scalar_index(register) if isinstance(register, Register) and register.count == 4 else None
+    if first is None or isinstance(register, Register) and register.bank != "s":
+        raise unknown(instruction, "a resource is 4 scalar registers")
+    described = _described_gfx1250 if kernel.architecture == "gfx1250" else _described
+    checks = 0 if kernel.architecture.startswith("gfx9") else 3
+    further: Read = reads_scalar(soffset, KINDS["u32"], kernel)
+    constant = int(instruction.modifiers.get("offset", 0))
+    if isinstance(soffset.of, Literal) and not isinstance(soffset.of.number, int):
+        raise unknown(instruction)
+
+    last: list = [b"", None]  # many runs find the same resource, and so the same range
+
+    def ranges(waves: Waves) -> Range:
+        key = waves.scalar[:, first : first + 4].tobytes() + further(waves).tobytes()
+        if last[0] != key:
+            last[:] = key, found(waves)
+        return last[1]
+
+    def found(waves: Waves) -> Range:
+        base, records, strange = described(waves.scalar[:, first : first + 4].astype(np.int64), checks)
+        if strange.any():
+            wave = int(strange.argmax())
+            words = " ".join(f"0x{word:08x}" for word in waves.scalar[wave, first : first + 4])
+            where = {"wave": int(waves.number[wave]), "workgroup": int(waves.workgroup[wave])}
+            raise Fault(f"the resource {words} is no raw buffer without stride and swizzle", **where)
+        more = further(waves).astype(np.int64)
+        return Range((base + more + (constant - BASE))[:, None], (records - more - constant)[:, None])
+
+    return ranges
+
+
+def _described(words: np.ndarray, checks: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Base, num_records, and whether the resource [waves, 4] is another than is known here."""
+    strange = (words[:, 1] >> 16 != 0) | (words[:, 3] >> 23 & 1 != 0) | (words[:, 3] >> 28 != checks)
+    return words[:, 0] | (words[:, 1] & 0xFFFF) << 32, words[:, 2], strange
+
+
+def _described_gfx1250(words: np.ndarray, checks: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    base = words[:, 0] | (words[:, 1] & 0x1FFFFFF) << 32
+    return base, words[:, 1] >> 25 | words[:, 2] << 7 | (words[:, 3] & 0x3F) << 39, words[:, 3] >> 6 != 0

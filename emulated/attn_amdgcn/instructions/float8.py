@@ -1,0 +1,175 @@
+"""Conversions between float32 and floats of 8 bits.
+
+fp8 has 3 bits of mantissa and bf8 has 2. gfx940 to gfx942 have the formats e4m3fnuz and e5m2fnuz: no infinities, no -0, and 0x80
+is the NaN. Others have OCP's e4m3fn, which has no infinities, and e5m2. With fp16_overflow off, a number beyond the largest one
+becomes an infinity, or the NaN of a format without infinities. Rounding is to nearest even, and denormals are kept.
+
+Source: "Number Formats" and V_CVT_PK_FP8_F32 in AMD's Instinct MI300 ISA, sections 7.3 and 12.11, and V_CVT_F32_FP8 in AMD's RDNA4
+ISA, section 16.8; "OCP 8-bit Floating Point Specification", tables 1 and 2.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+from attn_amdgcn.assembly import Instruction, Kernel, Register
+from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step, with_signs
+from attn_amdgcn.instructions.fused import F32, F64
+from attn_amdgcn.operands import KINDS, put, reads_bits, reads_vector, unknown, vector_row, writes_vector
+from attn_amdgcn.waves import Waves
+
+
+@dataclass(frozen=True)
+class Format:
+    """A float of 8 bits: a sign, an exponent and a mantissa.
+
+    Attributes:
+        mantissa: how many bits it has.
+        bias: of the exponent.
+        largest: the code of the largest number.
+        beyond: the code of numbers beyond it: of infinity, or of a NaN.
+        nan: the code of a NaN.
+        has_negative_zero: else 0x80 is the NaN, and a negative number that rounds to 0 becomes 0.
+    """
+
+    mantissa: int
+    bias: int
+    largest: int
+    beyond: int
+    nan: int
+    has_negative_zero: bool
+
+
+FORMATS = {
+    ("fp8", False): Format(3, 7, 0x7E, 0x7F, 0x7F, True),
+    ("bf8", False): Format(2, 15, 0x7B, 0x7C, 0x7F, True),
+    ("fp8", True): Format(3, 8, 0x7F, 0x80, 0x80, False),
+    ("bf8", True): Format(2, 16, 0x7F, 0x80, 0x80, False),
+}
+"""By the word in the mnemonic, and whether it is the format of gfx940 to gfx942."""
+
+
+def format_of(instruction: Instruction, kernel: Kernel) -> Format:
+    word = "bf8" if "bf8" in instruction.name else "fp8"
+    return FORMATS[word, kernel.architecture in ("gfx940", "gfx941", "gfx942")]
+
+
+def encoded(a: np.ndarray, to: Format) -> np.ndarray:
+    """uint16: the codes of float32 numbers."""
+    magnitude = np.abs(a).astype(F64)
+    least = 1 - to.bias
+    exponent = np.frexp(np.fmax(magnitude, 2.0**least))[1] - 1
+    steps = np.rint(np.ldexp(magnitude, to.mantissa - exponent))  # a carry into the exponent is a carry of the code
+    code = np.clip((exponent - least).astype(F64) * (1 << to.mantissa) + steps, 0, 0x7F00)
+    code = np.where(code > to.largest, to.beyond, code)
+    code = np.where(np.isnan(a), to.nan, code).astype(np.uint16)
+    sign = np.signbit(a) if to.has_negative_zero else np.signbit(a) & (code != 0)
+    return code | np.where(sign, np.uint16(0x80), np.uint16(0))
+
+
+@cache
+def numbers(of: Format) -> np.ndarray:
+    """[256] float32: the number of each code."""
+    return np.array([_number(code, of) for code in range(256)], F32)
+
+
+def _number(code: int, of: Format) -> float:
+    sign, magnitude = (-1.0 if code & 0x80 else 1.0), code & 0x7F
+    if not of.has_negative_zero and code == 0x80 or of.has_negative_zero and magnitude > max(of.largest, of.beyond):
+        return np.nan
+    if of.has_negative_zero and magnitude > of.largest:
+        return np.nan if of.beyond == of.nan else sign * np.inf
+    exponent, mantissa = magnitude >> of.mantissa, magnitude & (1 << of.mantissa) - 1
+    if exponent:
+        return sign * (mantissa + (1 << of.mantissa)) * 2.0 ** (exponent - of.bias - of.mantissa)
+    return sign * mantissa * 2.0 ** (1 - of.bias - of.mantissa)
+
+
+def part(instruction: Instruction, bits: int) -> int:
+    """The first bit of the byte or word that src0_sel, byte_sel, op_sel or the register's name chooses."""
+    selected = instruction.modifiers.get("src0_sel", "")
+    source = instruction.operands[1].of
+    word = "BYTE_" if bits == 8 else "WORD_"
+    if selected == "DWORD":
+        return 0
+    if isinstance(selected, str) and selected.startswith(word):
+        return bits * int(selected.removeprefix(word))
+    if selected:
+        raise unknown(instruction)
+    halves = instruction.modifiers.get("op_sel", ())
+    if bits == 8 and halves:
+        raise unknown(instruction, "op_sel of bytes")
+    if isinstance(source, Register) and source.half == "h" or isinstance(halves, tuple) and halves[:1] == (1,):
+        return 16
+    return 8 * int(instruction.modifiers.get("byte_sel", 0))  # type: ignore[arg-type]
+
+
+def _reads_codes(instruction: Instruction, kernel: Kernel, bits: int) -> Callable[[Waves], np.ndarray]:
+    check_count(instruction, 2)
+    if instruction.encoding.endswith("dpp"):
+        raise unknown(instruction, "DPP")
+    word = instruction.operands[1]
+    if word.neg or word.abs or word.sext:
+        raise unknown(instruction, "the sign of a code")
+    read, first = reads_bits(word, kernel), np.uint32(part(instruction, bits))
+    return lambda waves: read(waves) >> first
+
+
+def _row(instruction: Instruction, kernel: Kernel) -> int:
+    target = instruction.operands[0].of
+    row = vector_row(target, kernel) if isinstance(target, Register) else None
+    if row is None:
+        raise unknown(instruction)
+    return row
+
+
+@own_step("v_cvt_f32_fp8 v_cvt_f32_bf8")
+def to_f32(instruction: Instruction, kernel: Kernel) -> Step:
+    """The float32 of one byte."""
+    check_modifiers(instruction, "src0_sel", "byte_sel", *_whole_result(instruction))
+    codes, row, table = _reads_codes(instruction, kernel, 8), _row(instruction, kernel), numbers(format_of(instruction, kernel))
+    return lambda waves: put(waves, row, table.take(codes(waves) & np.uint32(0xFF)))
+
+
+@own_step("v_cvt_pk_f32_fp8 v_cvt_pk_f32_bf8")
+def pk_to_f32(instruction: Instruction, kernel: Kernel) -> Step:
+    """Two float32 of the two bytes of one half of a register."""
+    check_modifiers(instruction, "src0_sel", "op_sel", *_whole_result(instruction))
+    codes, row, table = _reads_codes(instruction, kernel, 16), _row(instruction, kernel), numbers(format_of(instruction, kernel))
+
+    def step(waves: Waves) -> None:
+        pair = codes(waves)
+        low, high = table.take(pair & np.uint32(0xFF)), table.take(pair >> np.uint32(8) & np.uint32(0xFF))
+        put(waves, row, low)
+        put(waves, row + 1, high)
+
+    return step
+
+
+def _whole_result(instruction: Instruction) -> tuple[str, ...]:
+    """The modifiers of SDWA that say nothing of a result of 32 bits."""
+    return ("dst_sel", "dst_unused") if instruction.modifiers.get("dst_sel", "DWORD") == "DWORD" else ()
+
+
+@own_step("v_cvt_pk_fp8_f32 v_cvt_pk_bf8_f32")
+def pk_to_float8(instruction: Instruction, kernel: Kernel) -> Step:
+    """Two codes, the first one in the lower byte, in one half of a register; the other half stays."""
+    check_count(instruction, 3)
+    check_modifiers(instruction, "op_sel")
+    if instruction.encoding.endswith("dpp"):
+        raise unknown(instruction, "DPP")
+    to, halves = format_of(instruction, kernel), instruction.modifiers.get("op_sel", (0, 0, 0))
+    if not isinstance(halves, tuple) or halves[:2] != (0, 0) or len(halves) not in (3, 4):
+        raise unknown(instruction, f"op_sel:{halves}")
+    target = instruction.operands[0]
+    if halves[-1]:
+        target = replace(target, of=replace(target.of, half="h"))
+    write = writes_vector(target, KINDS["u16"], kernel, keeps_half=True)
+    reads = [with_signs(operand, reads_vector(operand, KINDS["f32"], kernel), KINDS["f32"]) for operand in instruction.operands[1:]]
+
+    def step(waves: Waves) -> None:
+        low, high = (encoded(read(waves), to) for read in reads)
+        write(waves, low | high << np.uint16(8))
+
+    return step

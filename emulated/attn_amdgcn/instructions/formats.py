@@ -1,0 +1,120 @@
+"""What a load brings and a store takes: how many bytes of each lane, and where they lie in vector registers.
+
+Source: the names of "Vector Memory Operations" in AMD's Instinct MI300 ISA, chapter 9, and in AMD's RDNA4 ISA, chapter 10, and of
+"Data Share Operations", chapters 11 and 12. A load of 8 or 16 bits fills a register with zeros or with the sign; its d16 form
+writes one half of the register and leaves the other half as it is. A GPU whose registers have ECC (gfx90a, gfx940 and later
+gfx9) would write the other half, too (LLVM: "d16 preserves unused bits", which SRAM-ECC switches off), and gets no d16 loads.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from attn_amdgcn.assembly import Instruction, Kernel, Operand, Register
+from attn_amdgcn.operands import put, unknown, vector_row
+from attn_amdgcn.storage import Storage
+from attn_amdgcn.waves import Waves
+
+
+@dataclass(frozen=True)
+class Format:
+    """The data of one lane.
+
+    Attributes:
+        size: in bytes: 1, 2 or a multiple of 4.
+        signed: whether 1 or 2 bytes are extended by their sign.
+        half: "low" or "high" if the data is one half of a register.
+    """
+
+    size: int
+    signed: bool = False
+    half: str = ""
+
+    @property
+    def registers(self) -> int:
+        return max(1, self.size // 4)
+
+
+_WORDS = {"dword": 4, "dwordx2": 8, "dwordx3": 12, "dwordx4": 16, "b32": 4, "b64": 8, "b96": 12, "b128": 16}
+_PARTS = {"ubyte": (1, False), "sbyte": (1, True), "ushort": (2, False), "sshort": (2, True)}
+_PARTS |= {"u8": (1, False), "i8": (1, True), "u16": (2, False), "i16": (2, True)}
+_HALVES = {"": "low", "_hi": "high"}
+
+LOADS = {name: Format(size) for name, size in _WORDS.items()} | {name: Format(*part) for name, part in _PARTS.items()}
+"""By what follows "load_" or "read_" in a mnemonic."""
+for _hi, _half in _HALVES.items():
+    for _name, (_size, _signed) in _PARTS.items():
+        LOADS[f"{_name}_d16{_hi}"] = LOADS[f"d16{_hi}_{_name}"] = Format(_size, _signed, _half)
+    LOADS[f"short_d16{_hi}"] = LOADS[f"d16{_hi}_b16"] = Format(2, False, _half)
+
+STORES = {name: Format(size) for name, size in _WORDS.items()}
+"""By what follows "store_" or "write_" in a mnemonic."""
+for _name, _size in {"byte": 1, "short": 2, "b8": 1, "b16": 2}.items():
+    STORES[_name] = Format(_size)
+    STORES[f"{_name}_d16_hi"] = STORES[f"d16_hi_{_name}"] = Format(_size, half="high")
+
+
+def loaded(storage: Storage, place: np.ndarray, form: Format) -> list[np.ndarray]:
+    """What lies at places, as the registers get it: in the lower half if the format has one half."""
+    if form.size >= 4:
+        return storage.load(place, form.size // 4)
+    value = storage.load_part(place, form.size)
+    if form.signed:
+        shift = 32 - 8 * form.size
+        value = (value << np.uint32(shift)).view(np.int32) >> np.int32(shift)
+        value = value.view(np.uint32)
+    return [value]
+
+
+def stored(storage: Storage, place: np.ndarray, values: list[np.ndarray], form: Format, lanes: np.ndarray | None) -> None:
+    """Write values of [waves, lanes] to places."""
+    if form.size >= 4:
+        storage.store(place, values, lanes)
+    else:
+        storage.store_part(place, values[0], form.size, lanes)
+
+
+def writes_data(
+    instruction: Instruction, operand: Operand, form: Format, kernel: Kernel
+) -> Callable[[Waves, list[np.ndarray]], None]:
+    """Writes what `loaded` returns into an operand's registers, in the lanes that are on."""
+    row = data_row(instruction, operand, form.registers, kernel)
+    if not form.half:
+
+        def write(waves: Waves, values: list[np.ndarray]) -> None:
+            for i, value in enumerate(values):
+                put(waves, row + i, value)
+
+        return write
+    if kernel.architecture.startswith("gfx9"):
+        raise unknown(instruction, "a d16 load of a GPU whose registers have ECC")
+    keeps, shift = (np.uint32(0xFFFF), np.uint32(16)) if form.half == "high" else (np.uint32(0xFFFF0000), np.uint32(0))
+
+    def write_half(waves: Waves, values: list[np.ndarray]) -> None:
+        put(waves, row, waves.vector[row] & keeps | (values[0] & np.uint32(0xFFFF)) << shift)
+
+    return write_half
+
+
+def reads_data(instruction: Instruction, operand: Operand, form: Format, kernel: Kernel) -> Callable[[Waves], list[np.ndarray]]:
+    """Reads what `stored` writes from an operand's registers."""
+    row, count = data_row(instruction, operand, form.registers, kernel), form.registers
+    if form.half == "high":
+        return lambda waves: [waves.vector[row] >> np.uint32(16)]
+    return lambda waves: [waves.vector[row + i] for i in range(count)]
+
+
+def data_row(instruction: Instruction, operand: Operand, count: int, kernel: Kernel) -> int:
+    """The first row of an operand that is so many vector or accumulation registers."""
+    register = operand.of
+    row = vector_row(register, kernel) if isinstance(register, Register) and not register.half else None
+    if (
+        row is None
+        or not isinstance(register, Register)
+        or register.count != count
+        or operand.neg
+        or operand.abs
+        or operand.sext
+    ):
+        raise unknown(instruction, f"{count} vector registers are expected")
+    return row

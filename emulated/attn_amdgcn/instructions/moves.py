@@ -1,0 +1,23 @@
+"""Copies and choices.
+
+Source: "VOP1", "VOP2" and "VOP3 Instructions" in AMD's Instinct MI300 ISA, sections 12.7, 12.8 and 12.10, and in AMD's RDNA4
+ISA, sections 16.7, 16.8 and 16.10.
+"""
+
+import numpy as np
+
+from attn_amdgcn.instructions.forms import vector
+
+
+@vector("v_mov_b16", "b16 = b16")
+@vector("v_mov_b32 v_accvgpr_read_b32 v_accvgpr_write_b32 v_accvgpr_mov_b32", "b32 = b32")
+@vector("v_mov_b64", "b64 = b64")
+def mov(a):
+    return a
+
+
+@vector("v_cndmask_b16", "f16 = f16 f16 mask")
+@vector("v_cndmask_b32", "f32 = f32 f32 mask")
+def cndmask(a, b, mask):
+    """Bits, which as those of floats may have sign modifiers."""
+    return np.where(mask, b, a)

@@ -1,0 +1,79 @@
+"""Floats in scalar registers, from gfx11.5 on: one value for each wave. Each means what the vector instruction of its name means.
+
+Results of 16 bits are not among them.
+
+Source: "SOP2", "SOP1" and "SOPC Instructions" in AMD's RDNA4 ISA, sections 16.1, 16.3 and 16.4; V_S_EXP_F32 and its like, section 16.12.
+"""
+
+import numpy as np
+from attn_amdgcn.assembly import Instruction, Kernel
+from attn_amdgcn.instructions import transcendental
+from attn_amdgcn.instructions.convert import f16_to_f32, f32_to_i32, f32_to_u32, pkrtz, to_f32
+from attn_amdgcn.instructions.extremes import max_num, maximum, min_num, minimum
+from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step, scalar
+from attn_amdgcn.instructions.fused import fma32
+from attn_amdgcn.operands import KINDS, reads_scalar, writes_scalar
+from attn_amdgcn.waves import Waves
+
+for _name, _function in (("add", np.add), ("sub", np.subtract), ("mul", np.multiply)):
+    scalar(f"s_{_name}_f32", "f32 = f32 f32")(_function)
+for _name, _function in (("max_num", max_num), ("min_num", min_num), ("maximum", maximum), ("minimum", minimum)):
+    scalar(f"s_{_name}_f32", "f32 = f32 f32")(_function)
+for _name, _function in (("floor", np.floor), ("ceil", np.ceil), ("trunc", np.trunc), ("rndne", np.rint)):
+    scalar(f"s_{_name}_f32", "f32 = f32")(_function)
+for _name in ("exp", "log", "rcp", "sqrt", "rsq"):
+    scalar(f"v_s_{_name}_f32", "f32 = f32")(getattr(transcendental, _name))
+
+scalar("s_fmaak_f32 s_fmamk_f32", "f32 = f32 f32 f32")(fma32)
+scalar("s_cvt_f32_i32", "f32 = i32")(to_f32)
+scalar("s_cvt_f32_u32", "f32 = u32")(to_f32)
+scalar("s_cvt_i32_f32", "i32 = f32")(f32_to_i32)
+scalar("s_cvt_u32_f32", "u32 = f32")(f32_to_u32)
+scalar("s_cvt_f32_f16", "f32 = f16")(f16_to_f32)
+scalar("s_cvt_pk_rtz_f16_f32", "b32 = f32 f32")(pkrtz)
+
+
+@scalar("s_cvt_hi_f32_f16", "f32 = b32")
+def upper_half_to_f32(a):
+    return f16_to_f32((a >> np.uint32(16)).astype(np.uint16).view(np.float16))
+
+
+@own_step("s_fmac_f32")
+def fmac(instruction: Instruction, kernel: Kernel) -> Step:
+    """The register of the result is the third source."""
+    check_count(instruction, 3)
+    check_modifiers(instruction)
+    target, first, second = instruction.operands
+    kind = KINDS["f32"]
+    reads, write = [reads_scalar(operand, kind, kernel) for operand in (first, second, target)], writes_scalar(target, kind)
+
+    def step(waves: Waves) -> None:
+        write(waves, fma32(*[read(waves) for read in reads]))
+
+    return step
+
+
+def _is_ordered(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return ~(np.isnan(a) | np.isnan(b))
+
+
+COMPARISONS = {
+    "lt": np.less,
+    "eq": np.equal,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "lg": lambda a, b: (a < b) | (a > b),
+    "ge": np.greater_equal,
+    "o": _is_ordered,
+    "u": lambda a, b: ~_is_ordered(a, b),
+    "nge": lambda a, b: ~(a >= b),
+    "nlg": lambda a, b: ~((a < b) | (a > b)),
+    "ngt": lambda a, b: ~(a > b),
+    "nle": lambda a, b: ~(a <= b),
+    "neq": np.not_equal,
+    "nlt": lambda a, b: ~(a < b),
+}
+"""Those that begin with n are true of a NaN."""
+for _name, _function in COMPARISONS.items():
+    for _kind in ("f32", "f16"):
+        scalar(f"s_cmp_{_name}_{_kind}", f"scc = {_kind} {_kind}")(_function)

@@ -1,0 +1,136 @@
+"""Loads and stores of scratch: the private memory of each lane, where registers are spilled.
+
+An address is vaddr plus saddr plus `offset`, each of which may be missing; each lane has its own bytes from 0 on. An address
+outside the bytes that the kernel declares is a fault.
+
+Source: "Scratch Addressing" in AMD's Instinct MI300 ISA, section 9.3.3, and in AMD's RDNA4 ISA, section 10.9.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from attn_amdgcn.assembly import Instruction, Kernel, Named, Operand
+from attn_amdgcn.errors import Fault
+from attn_amdgcn.instructions.formats import LOADS, STORES, Format, data_row, loaded, reads_data, stored, writes_data
+from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
+from attn_amdgcn.instructions.global_memory import CACHE
+from attn_amdgcn.operands import KINDS, put, reads_scalar
+from attn_amdgcn.storage import Storage
+from attn_amdgcn.waves import Waves
+
+
+@own_step(" ".join(f"scratch_load_{name}" for name in LOADS))
+def scratch_load(instruction: Instruction, kernel: Kernel) -> Step:
+    check_count(instruction, 3)
+    check_modifiers(instruction, "offset", *CACHE)
+    form = LOADS[instruction.name.removeprefix("scratch_load_")]
+    target, address, base = instruction.operands
+    if (word := _constant_word(instruction, address, base, form)) is not None:
+        row, count = data_row(instruction, target, form.registers, kernel), form.registers
+
+        def reload(waves: Waves) -> None:
+            _check_constant(waves, 4 * word, form)
+            for i in range(count):
+                put(waves, row + i, waves.scratch[word + i])
+
+        return reload
+    addresses, write = _addresses(instruction, address, base, form, kernel), writes_data(instruction, target, form, kernel)
+
+    def step(waves: Waves) -> None:
+        storage = Storage(waves.scratch.reshape(-1).view(np.uint8))
+        pieces = _pieces(form)
+        place = addresses(waves)
+        write(waves, [loaded(storage, _places(waves, place + offset), piece)[0] for offset, piece in pieces])
+
+    return step
+
+
+@own_step(" ".join(f"scratch_store_{name}" for name in STORES))
+def scratch_store(instruction: Instruction, kernel: Kernel) -> Step:
+    check_count(instruction, 3)
+    check_modifiers(instruction, "offset", *CACHE)
+    form = STORES[instruction.name.removeprefix("scratch_store_")]
+    address, source, base = instruction.operands
+    read = reads_data(instruction, source, form, kernel)
+    if (word := _constant_word(instruction, address, base, form)) is not None:
+
+        def spill(waves: Waves) -> None:
+            _check_constant(waves, 4 * word, form)
+            for i, value in enumerate(read(waves)):
+                if waves.lanes is None:
+                    waves.scratch[word + i] = value
+                else:
+                    np.copyto(waves.scratch[word + i], value, where=waves.lanes)
+
+        return spill
+    addresses = _addresses(instruction, address, base, form, kernel)
+
+    def step(waves: Waves) -> None:
+        assert waves.scratch.flags.c_contiguous
+        storage = Storage(waves.scratch.reshape(-1).view(np.uint8))
+        place, values = addresses(waves), read(waves)
+        for (offset, piece), value in zip(_pieces(form), values, strict=True):
+            stored(storage, _places(waves, place + offset), [value], piece, waves.lanes)
+
+    return step
+
+
+def _is_off(operand: Operand) -> bool:
+    return isinstance(operand.of, Named) and operand.of.text == "off"
+
+
+def _constant_word(instruction: Instruction, address: Operand, base: Operand, form: Format) -> int | None:
+    """The number of the first word, if the address is one for all lanes that is a multiple of 4, and the data is words."""
+    offset = int(instruction.modifiers.get("offset", 0))
+    if not _is_off(address) or not _is_off(base) or form.size < 4 or offset % 4 or offset < 0:
+        return None
+    return offset // 4
+
+
+def _check_constant(waves: Waves, address: int, form: Format) -> None:
+    if address + form.size > waves.shared.scratch_bytes:
+        _fault(waves, address, form, 0, 0)
+
+
+def _fault(waves: Waves, address: int, form: Format, wave: int, lane: int) -> None:
+    what = f"{form.size} bytes at byte {address} of scratch, of which a lane has {waves.shared.scratch_bytes} bytes"
+    raise Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane)
+
+
+def _pieces(form: Format) -> list[tuple[int, Format]]:
+    """The words of a format, each at its offset: in scratch the words of one lane do not lie side by side."""
+    return [(0, form)] if form.size < 4 else [(4 * i, Format(4)) for i in range(form.registers)]
+
+
+def _addresses(
+    instruction: Instruction, address: Operand, base: Operand, form: Format, kernel: Kernel
+) -> Callable[[Waves], np.ndarray]:
+    """[waves, lanes] int64: the bytes of each lane's scratch at which the access begins. A lane that is off begins at 0."""
+    row = None if _is_off(address) else data_row(instruction, address, 1, kernel)
+    read_base = None if _is_off(base) else reads_scalar(base, KINDS["u32"], kernel)
+    offset = int(instruction.modifiers.get("offset", 0))
+
+    def addresses(waves: Waves) -> np.ndarray:
+        place = np.full(waves.shape, offset, np.int64) if row is None else waves.vector[row].astype(np.int64) + offset
+        if read_base is not None:
+            place += read_base(waves).astype(np.int64)[:, None]
+        place &= 0xFFFFFFFF
+        outside = place > waves.shared.scratch_bytes - form.size
+        if waves.lanes is not None:
+            outside &= waves.lanes
+            place = np.where(waves.lanes, place, 0)
+        if outside.any():
+            wave, lane = (int(number) for number in np.argwhere(outside)[0])
+            _fault(waves, int(place[wave, lane]), form, wave, lane)
+        if (place & min(form.size, 4) - 1).any():
+            raise Fault(f"{form.size} bytes of scratch at an address that is no multiple of {min(form.size, 4)}")
+        return place
+
+    return addresses
+
+
+def _places(waves: Waves, address: np.ndarray) -> np.ndarray:
+    """Where a byte of each lane lies in `Waves.scratch`, which is [words, waves, lanes]."""
+    num_waves, num_lanes = waves.shape
+    lane = np.arange(num_waves * num_lanes).reshape(num_waves, num_lanes)
+    return ((address >> 2) * (num_waves * num_lanes) + lane) * 4 + (address & 3)

@@ -1,0 +1,115 @@
+"""Looks for races in LDS: between two barriers a wave writes a byte that another wave of its workgroup reads or writes.
+
+The order in which the waves happened to run does not matter. Waves that write the same value into a byte race with its readers
+among the other waves, but not with each other: so do waves that hold copies of one value.
+
+LDS that a wave still accesses at a barrier is not ordered by the barrier: that is a fault, too.
+"""
+
+import numpy as np
+from attn_amdgcn.assembly import Instruction
+from attn_amdgcn.errors import Fault
+from attn_amdgcn.waves import Waves
+
+
+class Races:
+    """What the waves of some workgroups have done to each byte of LDS since the last barrier.
+
+    Args:
+        workgroups: how many share the LDS array.
+        num_waves: of a workgroup, at most 32.
+        row_bytes: of each workgroup's row in the LDS array.
+    """
+
+    def __init__(self, workgroups: int, num_waves: int, row_bytes: int) -> None:
+        self._row_bytes = row_bytes
+        self._readers, self._writers = np.zeros((2, workgroups * row_bytes), np.uint32)  # a bit for each wave
+        self._read_by, self._written_by = np.zeros(
+            (2, num_waves, workgroups * row_bytes), np.int32
+        )  # the line of the instruction
+        self._bytes = np.zeros(workgroups * row_bytes, np.uint8)  # what `_writers` wrote
+        self._instructions: dict[int, Instruction] = {}
+
+    def barrier(self) -> None:
+        """All waves have reached a barrier."""
+        self._readers[:], self._writers[:] = 0, 0
+
+    def read(self, waves: Waves, place: np.ndarray, size: int, lanes: np.ndarray | None, instruction: Instruction) -> None:
+        """Waves read `size` bytes at each place.
+
+        Raises:
+            Fault: another wave has written one of them since the last barrier.
+        """
+        self._instructions[instruction.line] = instruction
+        for number, where in _by_wave(waves):
+            index = _byte_indices(place[where], size, None if lanes is None else lanes[where])
+            bit = np.uint32(1 << number)
+            writers = self._writers.take(index)
+            if (others := (writers != 0) & (writers & bit == 0)).any():
+                self._fault(waves, where, index, others, writers, "reads", "wrote", self._written_by)
+            self._readers[index] |= bit
+            self._read_by[number, index] = instruction.line
+
+    def written(
+        self,
+        waves: Waves,
+        place: np.ndarray,
+        values: list[np.ndarray],
+        size: int,
+        lanes: np.ndarray | None,
+        instruction: Instruction,
+    ) -> None:
+        """Waves write words, or the lowest 1 or 2 bytes of them, at each place.
+
+        Raises:
+            Fault: another wave has read one of the bytes, or has written something else into it, since the last barrier.
+        """
+        self._instructions[instruction.line] = instruction
+        data = np.stack([np.broadcast_to(value, place.shape) for value in values], axis=-1)
+        data = np.ascontiguousarray(data).view(np.uint8)[..., :size]
+        for number, where in _by_wave(waves):
+            on = None if lanes is None else lanes[where]
+            index = _byte_indices(place[where], size, on)
+            wave_data = data[where].reshape(-1) if on is None else data[where][on].reshape(-1)
+            bit = np.uint32(1 << number)
+            readers, writers = self._readers.take(index) & ~bit, self._writers.take(index)
+            same = (writers != 0) & (self._bytes.take(index) == wave_data)
+            if (others := (readers != 0) & ~same).any():
+                self._fault(waves, where, index, others, readers, "writes", "read", self._read_by)
+            if (others := (writers & ~bit != 0) & ~same).any():
+                self._fault(waves, where, index, others, writers & ~bit, "writes", "wrote", self._written_by)
+            self._bytes[index] = wave_data
+            self._writers[index] |= bit
+            self._written_by[number, index] = instruction.line
+
+    def _fault(
+        self,
+        waves: Waves,
+        where: np.ndarray,
+        index: np.ndarray,
+        others: np.ndarray,
+        masks: np.ndarray,
+        does: str,
+        did: str,
+        lines: np.ndarray,
+    ) -> None:
+        first = int(others.argmax())
+        byte, mask = int(index[first]), int(masks[first])
+        other = (mask & -mask).bit_length() - 1
+        before = self._instructions[int(lines[other, byte])]
+        wave = int(where[np.flatnonzero(waves.slot[where] == byte // self._row_bytes)[0]])
+        what = (
+            f"a race: it {does} byte {byte % self._row_bytes} of LDS, which wave {other} {did} at line {before.line} "
+            f"(`{before.text}`), with no barrier between"
+        )
+        raise Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]))
+
+
+def _by_wave(waves: Waves) -> list[tuple[int, np.ndarray]]:
+    """The positions of the waves that have each number in their workgroups."""
+    return [(int(number), np.flatnonzero(waves.number == number)) for number in np.unique(waves.number)]
+
+
+def _byte_indices(place: np.ndarray, size: int, lanes: np.ndarray | None) -> np.ndarray:
+    chosen = place.reshape(-1) if lanes is None else place[lanes]
+    return (chosen[:, None] + np.arange(size)).reshape(-1)

@@ -1,0 +1,95 @@
+"""A launch whose result depends on the schedule is found, and the first store that differs is named."""
+
+import numpy as np
+import pytest
+from attn_amdgcn import Fault, checked, load, prepare
+
+KERNEL = """
+    .amdgcn_target "amdgcn-amd-amdhsa-unknown-gfx942"
+    .text
+kernel:
+    s_load_dwordx2 s[4:5], s[0:1], 0x0
+    s_waitcnt lgkmcnt(0)
+    {body}
+    s_endpgm
+    .section .rodata
+    .amdhsa_kernel kernel
+        .amdhsa_user_sgpr_count 2
+        .amdhsa_user_sgpr_kernarg_segment_ptr 1
+        .amdhsa_system_sgpr_workgroup_id_x 1
+        .amdhsa_system_sgpr_workgroup_id_y 0
+        .amdhsa_system_sgpr_workgroup_id_z 0
+        .amdhsa_next_free_vgpr 16
+        .amdhsa_accum_offset 16
+    .end_amdhsa_kernel
+    .amdgpu_metadata
+---
+amdhsa.kernels:
+  - .name: kernel
+    .args:
+      - {{ .offset: 0, .size: 8, .value_kind: global_buffer }}
+    .kernarg_segment_size: 8
+    .wavefront_size: 64
+    .max_flat_workgroup_size: 128
+    .group_segment_fixed_size: 0
+    .private_segment_fixed_size: 0
+amdhsa.target: amdgcn-amd-amdhsa--gfx942
+...
+    .end_amdgpu_metadata
+"""
+OUT = np.zeros(1024, np.uint8)
+
+
+def run(*body, grid=(1, 1, 1), **further):
+    program = prepare(load(KERNEL.format(body="\n    ".join(body))))
+    return checked(program, grid, ["out"], {"out": OUT}, lds_bytes=1024, **further)
+
+
+LSHL = "v_add_u32_e32 v1, v0, v0\n    v_add_u32_e32 v1, v1, v1"
+"""v1 is the lane's number in its workgroup times 4."""
+
+
+def test_a_result_of_what_is_written_is_the_same_under_every_schedule():
+    memory, report = run(
+        LSHL,
+        "ds_write_b32 v1, v0",
+        "s_waitcnt lgkmcnt(0)",
+        "s_barrier",
+        "ds_read_b32 v2, v1",
+        "s_waitcnt lgkmcnt(0)",
+        "global_store_dword v1, v2, s[4:5]",
+    )
+    assert memory.contents("out").view(np.uint32)[:128].tolist() == list(range(128))
+    assert report.wave_instructions == 2 * 11
+
+
+@pytest.mark.parametrize(
+    "body, at_fault",
+    [
+        (["global_store_dword v1, v5, s[4:5]"], "global_store_dword v1, v5, s[4:5]"),
+        (["global_store_dword v1, v0, s[4:5]", "global_store_byte v1, v5, s[4:5]"], "global_store_byte v1, v5, s[4:5]"),
+        (
+            ["ds_read_b32 v2, v1", "s_waitcnt lgkmcnt(0)", "global_store_dword v1, v2, s[4:5]"],
+            "global_store_dword v1, v2, s[4:5]",
+        ),
+    ],
+)
+def test_what_nobody_wrote_shows_in_a_store(body, at_fault):
+    with pytest.raises(Fault, match="byte 0 of out is .* under .* and .* under") as found:
+        run(LSHL, *body)
+    assert found.value.instruction == at_fault
+    assert (found.value.workgroup, found.value.wave, found.value.lane) == (0, 0, 0)
+
+
+def test_junk_that_reaches_no_store_is_no_fault():
+    run(LSHL, "v_add_u32_e32 v5, v6, v7", "global_store_dword v1, v0, s[4:5]")
+
+
+def test_workgroups_that_store_to_one_byte_are_found():
+    with pytest.raises(Fault, match="every store of a wave wrote the same, so stores to one byte came in another order"):
+        run("v_mov_b32_e32 v1, 0", "v_mov_b32_e32 v2, s2", "global_store_dword v1, v2, s[4:5]", grid=(2, 1, 1))
+
+
+def test_a_race_is_found():
+    with pytest.raises(Fault, match="a race: it reads byte 0 of LDS"):
+        run(LSHL, "ds_write_b32 v1, v0", "v_mov_b32_e32 v1, 0", "s_waitcnt lgkmcnt(0)", "ds_read_b32 v2, v1")

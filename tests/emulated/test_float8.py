@@ -1,0 +1,76 @@
+"""Floats of 8 bits against torch's four types."""
+
+import numpy as np
+import pytest
+import torch
+from attn_amdgcn import UnknownInstructionError
+from tests.emulated.floats import EDGES32, f32
+from tests.emulated.lines import JUNK, ran
+
+TYPES = {
+    ("gfx942", "fp8"): torch.float8_e4m3fnuz,
+    ("gfx942", "bf8"): torch.float8_e5m2fnuz,
+    ("gfx950", "fp8"): torch.float8_e4m3fn,
+    ("gfx950", "bf8"): torch.float8_e5m2,
+}
+CODES = np.arange(256, dtype=np.uint32).reshape(4, 64)
+
+
+def floats(bits: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(bits).view(np.float32))
+
+
+def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """The same numbers with the same signs of zeros, and NaN where NaN are expected."""
+    nan = expected.isnan()
+    return torch.equal(found.isnan(), nan) and torch.equal(found[~nan].view(torch.int32), expected[~nan].view(torch.int32))
+
+
+@pytest.mark.parametrize(("architecture", "word"), TYPES)
+def test_numbers_of_all_codes(architecture, word):
+    expected = torch.from_numpy(CODES.astype(np.uint8)).view(TYPES[architecture, word]).float()
+    for byte in range(4):
+        text = f"v_cvt_f32_{word}_sdwa v9, v0 dst_sel:DWORD dst_unused:UNUSED_PAD src0_sel:BYTE_{byte}"
+        v = {0: CODES << np.uint32(8 * byte) | np.uint32(0x21212121 & ~(0xFF << 8 * byte))}
+        assert same(floats(ran(text, architecture, v=v, num_waves=4).vector[9]), expected)
+    pairs = CODES | np.uint32(0x3800)
+    low = ran(f"v_cvt_pk_f32_{word}_e32 v[8:9], v0", architecture, v={0: pairs}, num_waves=4).vector
+    high = ran(f"v_cvt_pk_f32_{word}_sdwa v[8:9], v0 src0_sel:WORD_1", architecture, v={0: pairs << np.uint32(16)}, num_waves=4).vector
+    second = torch.tensor([0x38], dtype=torch.uint8).view(TYPES[architecture, word]).float()
+    for after in (low, high):
+        assert same(floats(after[8]), expected)
+        assert (floats(after[9]) == second).all()
+
+
+def test_bytes_and_halves_of_gfx12():
+    v = {0: 0x38404448}
+    assert [f32(int(ran(f"v_cvt_f32_fp8 v9, v0 byte_sel:{i}", "gfx1201", v=v).vector[9, 0, 0])) for i in range(4)] == [4.0, 3.0, 2.0, 1.0]
+    after = ran("v_cvt_pk_f32_fp8 v[8:9], v0.h", "gfx1201", v=v).vector
+    assert (f32(int(after[8, 0, 0])), f32(int(after[9, 0, 0]))) == (2.0, 1.0)
+    with pytest.raises(UnknownInstructionError):
+        ran("v_cvt_f32_fp8_sdwa v9, v0 src0_sel:WORD_1", v=v)
+
+
+@pytest.mark.parametrize(("architecture", "word"), TYPES)
+def test_codes_of_numbers(architecture, word):
+    dtype = TYPES[architecture, word]
+    exact = torch.arange(256, dtype=torch.int32).to(torch.uint8).view(dtype).float()
+    exact = exact[exact.isfinite()].sort().values
+    halfway = (exact[1:] + exact[:-1]) / 2
+    least, most = (torch.finfo(dtype).smallest_normal / 64, torch.finfo(dtype).max)
+    drawn = torch.randn(300, generator=torch.Generator().manual_seed(0)) * torch.logspace(-6, 4, 300)
+    edges = floats(np.array(EDGES32, np.uint32))
+    around = [torch.nextafter(halfway, torch.tensor(side)) for side in (-torch.inf, torch.inf)]
+    values = torch.cat([exact, halfway, *around, drawn, edges, torch.tensor([most * 1.05, -most * 4, least, -least])])
+    values = torch.cat([values, values[: -len(values) % 64]]).view(-1, 64)
+    v = {0: values.numpy(), 1: np.float32(1), 9: JUNK}
+    expected = values.to(dtype).float()
+    if dtype is torch.float8_e4m3fn:  # some versions of torch return the largest number for all beyond it
+        expected = torch.where(values.abs() > 464, torch.nan, expected)
+    for text, shift in ((f"v_cvt_pk_{word}_f32 v9, v0, v1", 0), (f"v_cvt_pk_{word}_f32 v9, v0, v1 op_sel:[0,0,1]", 16)):
+        after = ran(text, architecture, v=v, num_waves=len(values)).vector[9]
+        assert (after >> np.uint32(16 - shift) & 0xFFFF == JUNK >> 16 - shift & 0xFFFF).all()
+        found = torch.from_numpy((after >> np.uint32(shift)).astype(np.uint8)).view(dtype).float()
+        assert same(found, expected)
+        one = torch.from_numpy((after >> np.uint32(shift + 8)).astype(np.uint8)).view(dtype).float()
+        assert (one == 1).all()

@@ -1,0 +1,274 @@
+"""Loads and stores of global memory, buffers and scratch against Python's slices of bytes."""
+
+import numpy as np
+import pytest
+from attn_amdgcn import Fault, UnknownInstructionError
+from tests.emulated.lines import JUNK, ran
+
+LANES = np.arange(64, dtype=np.uint32)
+DATA = np.random.default_rng(1).integers(0, 256, 4096, np.uint8)
+
+LOADS = {
+    # gfx942's name, gfx1201's name: bytes, whether signed
+    ("ubyte", "u8"): (1, False),
+    ("sbyte", "i8"): (1, True),
+    ("ushort", "u16"): (2, False),
+    ("sshort", "i16"): (2, True),
+    ("dword", "b32"): (4, False),
+    ("dwordx2", "b64"): (8, False),
+    ("dwordx3", "b96"): (12, False),
+    ("dwordx4", "b128"): (16, False),
+}
+STORES = {
+    ("byte", "b8"): (1, 0),
+    ("byte_d16_hi", "d16_hi_b8"): (1, 16),
+    ("short", "b16"): (2, 0),
+    ("short_d16_hi", "d16_hi_b16"): (2, 16),
+    ("dword", "b32"): (4, 0),
+    ("dwordx2", "b64"): (8, 0),
+    ("dwordx3", "b96"): (12, 0),
+    ("dwordx4", "b128"): (16, 0),
+}
+
+
+def registers(first: int, size: int, bank: str = "v") -> str:
+    return f"{bank}{first}" if size <= 4 else f"{bank}[{first}:{first + size // 4 - 1}]"
+
+
+def words_of(data: bytes, signed: bool = False) -> list[int]:
+    """The registers of one lane."""
+    if len(data) < 4:
+        return [int.from_bytes(data, "little", signed=signed) % (1 << 32)]
+    return [int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), 4)]
+
+
+def resource(address: int, records: int, architecture: str) -> dict[int, int]:
+    """s[4:7]."""
+    if architecture == "gfx1250":
+        bits = address | records << 57
+        return {4 + i: bits >> 32 * i & 0xFFFFFFFF for i in range(4)}
+    return {4: address, 5: address >> 32, 6: records, 7: 0x27000 if architecture.startswith("gfx9") else 0x31027000}
+
+
+ADDRESS = 0x7F3E_FFFF_C000 + 4096
+"""Of the first buffer."""
+
+
+@pytest.mark.parametrize("architecture", ["gfx942", "gfx1201"])
+@pytest.mark.parametrize("stride", [16, 17])
+def test_loads_bring_the_bytes_of_each_lane(architecture, stride):
+    lanes = 64 if architecture == "gfx942" else 32
+    for names, (size, signed) in LOADS.items():
+        name = names[architecture != "gfx942"]
+        place = LANES[:lanes] * stride
+        forms = {
+            f"global_load_{name} {registers(4, size)}, v0, s[100:101] offset:24": 24,
+            f"global_load_{name} {registers(4, size)}, v[2:3], off offset:-8": 8,
+            f"buffer_load_{name} {registers(4, size)}, v0, s[4:7], s8 offen offset:24": 30,
+        }
+        for text, offset in forms.items():
+            after = ran(
+                text,
+                architecture,
+                v={0: place, 2: (place + np.uint32((ADDRESS + 16) % (1 << 32))), 3: ADDRESS >> 32},
+                s=resource(ADDRESS, 4096, architecture) | {8: 6},
+                buffers={"data": DATA},
+                exec=~2,
+            )
+            for lane in range(lanes):
+                begin = lane * stride + offset
+                expected = words_of(DATA[begin : begin + size].tobytes(), signed) if lane != 1 else [JUNK] * max(1, size // 4)
+                assert after.vector[4 : 4 + len(expected), 0, lane].tolist() == expected, (text, lane)
+
+
+@pytest.mark.parametrize("architecture", ["gfx942", "gfx1201"])
+@pytest.mark.parametrize("stride", [16, 19])
+def test_stores_write_the_bytes_of_each_lane(architecture, stride):
+    lanes = 64 if architecture == "gfx942" else 32
+    values = np.random.default_rng(2).integers(0, 1 << 32, (4, 64), np.uint32)[:, :lanes]
+    for names, (size, shift) in STORES.items():
+        name = names[architecture != "gfx942"]
+        forms = {
+            f"global_store_{name} v0, {registers(4, size)}, s[100:101] offset:24": 24,
+            f"buffer_store_{name} {registers(4, size)}, v0, s[4:7], null offen offset:24": 24,
+        }
+        for text, offset in forms.items():
+            after = ran(
+                text,
+                architecture,
+                v={0: LANES[:lanes] * stride, **{4 + i: values[i] for i in range(4)}},
+                s=resource(ADDRESS, 4096, architecture),
+                buffers={"data": DATA},
+                exec=~2,
+            )
+            expected = bytearray(DATA.tobytes())
+            for lane in range(lanes):
+                if lane != 1:
+                    data = b"".join(int(values[i, lane] >> shift).to_bytes(4, "little") for i in range(4))
+                    expected[lane * stride + offset : lane * stride + offset + size] = data[:size]
+            assert after.shared.memory.contents("data").tobytes() == bytes(expected), text
+
+
+def test_half_loads_leave_the_other_half():
+    for name, size, signed in (("u8", 1, False), ("i8", 1, True), ("b16", 2, False)):
+        for hi in (False, True):
+            after = ran(
+                f"global_load_d16_{'hi_' if hi else ''}{name} v4, v0, s[100:101]",
+                "gfx1201",
+                v={0: LANES[:32]},
+                buffers={"data": DATA},
+            )
+            for lane in range(32):
+                half = int.from_bytes(DATA[lane : lane + size].tobytes(), "little", signed=signed) % (1 << 16)
+                expected = half << 16 | JUNK & 0xFFFF if hi else JUNK & 0xFFFF0000 | half
+                assert int(after.vector[4, 0, lane]) == expected
+    with pytest.raises(UnknownInstructionError, match="ECC"):
+        ran("global_load_short_d16 v4, v0, s[100:101]", buffers={"data": DATA})
+
+
+def test_accumulation_registers_are_loaded_and_stored():
+    after = ran(
+        "global_load_dwordx2 a[2:3], v0, s[100:101]\ns_waitcnt vmcnt(0)\nglobal_store_dword v0, a3, s[100:101]",
+        v={0: LANES * 8},
+        buffers={"data": DATA},
+    )
+    assert after.vector[194, 0].tobytes() == DATA[: 64 * 8].view(np.uint32)[::2].tobytes()
+    assert after.shared.memory.contents("data").view(np.uint32)[0] == DATA.view(np.uint32)[1]
+
+
+def test_gfx1250_scales_and_extends_the_offset():
+    after = ran(
+        "global_load_b32 v4, v0, s[4:5] scale_offset",
+        "gfx1250",
+        v={0: LANES[:32] - 16},
+        s={4: ADDRESS + 64, 5: ADDRESS >> 32},
+        buffers={"data": DATA},
+    )
+    assert after.vector[4, 0].tolist() == DATA[:128].view(np.uint32).tolist()
+
+
+@pytest.mark.parametrize("architecture", ["gfx90a", "gfx942", "gfx1100", "gfx1201", "gfx1250"])
+def test_a_buffer_gives_0_beyond_its_records(architecture):
+    wide = "dwordx4" if architecture.startswith("gfx9") else "b128"
+    offsets = np.array([0, 80, 84, 88, 92, 96, 97, 100, 0x80000000, 0xFFFFFFF0, 0xFFFFFFFC, 93] + [0] * 52, np.uint32)
+    lanes = 64 if architecture.startswith("gfx9") else 32
+    after = ran(
+        f"buffer_load_{wide} v[4:7], v0, s[4:7], s8 offen offset:4",
+        architecture,
+        v={0: offsets[:lanes]},
+        s=resource(ADDRESS, 108, architecture) | {8: 4},
+        buffers={"data": DATA},
+    )
+    for lane in range(lanes):
+        for word in range(4):
+            begin = int(offsets[lane]) + 8 + 4 * word
+            expected = int.from_bytes(DATA[begin : begin + 4].tobytes(), "little") if begin + 4 <= 108 else 0
+            assert int(after.vector[4 + word, 0, lane]) == expected, (lane, word)
+
+
+def test_a_buffer_drops_stores_beyond_its_records():
+    after = ran(
+        "buffer_store_dwordx2 v[4:5], v0, s[4:7], 0 offen",
+        v={0: LANES * 8, 4: LANES, 5: LANES},
+        s=resource(ADDRESS, 20, "gfx942"),
+        buffers={"data": DATA},
+    )
+    expected = np.concatenate([np.array([0, 0, 1, 1, 2], np.uint32).view(np.uint8), DATA[20:]])
+    assert after.shared.memory.contents("data").tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("word, value", [(1, 0x00040000), (1, 0x80000000), (3, 0x00827000), (3, 0x31027000)])
+def test_a_resource_of_another_kind_is_a_fault(word, value):
+    described = resource(ADDRESS, 64, "gfx942")
+    described[4 + word] = (described[5] & 0xFFFF if word == 1 else 0) | value
+    with pytest.raises(Fault, match="no raw buffer"):
+        ran("buffer_load_dword v4, v0, s[4:7], 0 offen", v={0: 0}, s=described, buffers={"data": DATA})
+
+
+def test_an_access_outside_the_buffers_is_a_fault():
+    """The fault names instruction, buffer, byte, wave and lane."""
+    offsets = np.where(LANES == 9, 4093, 0)
+    for text in (
+        "global_load_dword v4, v0, s[100:101]",
+        "global_store_dword v0, v0, s[100:101]",
+        "buffer_load_dword v4, v0, s[4:7], 0 offen",
+    ):
+        with pytest.raises(
+            Fault, match=r"4 bytes at byte 4093 of data, which has 4096 bytes \(workgroup 0, wave 0, lane 9\)"
+        ) as found:
+            ran(text, v={0: offsets}, s=resource(ADDRESS, 0x7FFFFFFE, "gfx942"), buffers={"data": DATA})
+        assert found.value.instruction == text
+        ran(text, v={0: offsets}, exec=~(1 << 9), s=resource(ADDRESS, 0x7FFFFFFE, "gfx942"), buffers={"data": DATA})
+
+
+def test_both_ends_may_lie_in_different_buffers():
+    after = ran(
+        "global_load_dword v4, v0, s[100:101]",
+        v={0: np.where(LANES % 2, 8192, 0)},
+        buffers={"first": DATA, "second": DATA[::-1].copy()},
+    )
+    assert after.vector[4, 0, :2].tolist() == [int(DATA.view(np.uint32)[0]), int(DATA[::-1].copy().view(np.uint32)[0])]
+
+
+SCRATCH = """
+scratch_store_b128 off, v[4:7], off offset:8
+scratch_store_b8 v1, v5, off offset:1
+scratch_store_b16 off, v6, s4 offset:2
+s_wait_storecnt 0x0
+scratch_load_b64 v[8:9], off, off offset:12
+scratch_load_u8 v10, v1, off offset:1
+scratch_load_i16 v11, off, s4 offset:2
+scratch_load_d16_hi_b16 v12, off, off offset:10
+scratch_load_b32 v13, v1, s4
+"""
+
+
+def test_scratch_belongs_to_each_lane():
+    values = np.random.default_rng(3).integers(0, 1 << 32, (4, 32), np.uint32)
+    after = ran(
+        SCRATCH,
+        "gfx1201",
+        v={1: LANES[:32] % 8 * 4, **{4 + i: values[i] for i in range(4)}},
+        s={4: 32},
+        scratch_bytes=64,
+        exec=~4,
+    )
+    for lane in range(32):
+        data = bytearray(JUNK.to_bytes(4, "little") * 16)
+        data[8:24] = values[:, lane].tobytes()
+        data[lane % 8 * 4 + 1] = int(values[1, lane]) & 0xFF
+        data[34:36] = (int(values[2, lane]) & 0xFFFF).to_bytes(2, "little")
+        signed = int.from_bytes(data[34:36], "little", signed=True) % (1 << 32)
+        here = int.from_bytes(data[lane % 8 * 4 + 32 : lane % 8 * 4 + 36], "little")
+        expected = [
+            *words_of(bytes(data[12:20])),
+            data[lane % 8 * 4 + 1],
+            signed,
+            int.from_bytes(data[10:12], "little") << 16 | JUNK & 0xFFFF,
+            here,
+        ]
+        assert after.vector[8:14, 0, lane].tolist() == (expected if lane != 2 else [JUNK] * 6), lane
+
+
+@pytest.mark.parametrize(
+    "text", ["scratch_load_b64 v[8:9], off, off offset:60", "scratch_store_b32 v1, v0, off", "scratch_load_b32 v8, off, s4"]
+)
+def test_scratch_beyond_the_frame_is_a_fault(text):
+    with pytest.raises(Fault, match="of scratch, of which a lane has 64 bytes"):
+        ran(text, "gfx1201", v={1: np.where(LANES[:32] == 3, 64, 0)}, s={4: 62})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "global_load_dword v4, v0, s[100:101] lds",
+        "global_load_dwordx2 v4, v0, s[100:101]",
+        "buffer_load_dword v4, v0, s[4:7], 0 idxen",
+        "buffer_load_dword v4, v0, s[4:7], 0",
+        "buffer_load_dword v4, v0, s[4:7], 0 offen lds",
+        "global_load_dword v4, v0, s[100:101] scale_offset",
+    ],
+)
+def test_what_has_no_meaning_here_is_refused(text):
+    with pytest.raises(UnknownInstructionError):
+        ran(text, buffers={"data": DATA})

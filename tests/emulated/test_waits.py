@@ -1,0 +1,193 @@
+"""A forgotten wait is found, for each counter of each architecture. What stands there otherwise is enough."""
+
+import numpy as np
+import pytest
+from attn_amdgcn import Fault
+from tests.emulated.lines import ran
+
+DATA = np.arange(256).astype(np.uint8)
+
+# architecture, a load, an instruction that uses what it brings, and the wait
+COMPLETE = [
+    ("gfx942", "global_load_dword v4, v0, s[100:101]", "v_add_u32_e32 v5, v4, v0", "s_waitcnt vmcnt(0)"),
+    ("gfx942", "ds_read_b32 v4, v0", "v_add_u32_e32 v5, v4, v0", "s_waitcnt lgkmcnt(0)"),
+    ("gfx942", "s_load_dword s4, s[100:101], 0x0", "s_add_u32 s5, s4, s4", "s_waitcnt lgkmcnt(0)"),
+    ("gfx942", "s_load_dwordx2 vcc, s[100:101], 0x0", "s_cbranch_vccz .L", "s_waitcnt lgkmcnt(0)"),
+    ("gfx942", "global_load_dword a4, v0, s[100:101]", "global_store_dword v0, a4, s[100:101]", "s_waitcnt vmcnt(0)"),
+    ("gfx942", "global_load_dword v4, v0, s[100:101]", "ds_read_b32 v4, v0", "s_waitcnt vmcnt(0)"),
+    ("gfx1100", "global_load_b32 v4, v0, s[100:101]", "global_store_b32 v0, v4, s[100:101]", "s_waitcnt vmcnt(0)"),
+    ("gfx1100", "ds_load_b32 v4, v0", "global_store_b32 v0, v4, s[100:101]", "s_waitcnt lgkmcnt(0)"),
+    ("gfx1100", "s_load_b32 s4, s[100:101], 0x0", "s_add_u32 s5, s4, s4", "s_waitcnt lgkmcnt(0)"),
+    ("gfx1100", "scratch_load_b32 v4, off, off", "global_store_b32 v0, v4, s[100:101]", "s_waitcnt vmcnt(0)"),
+    ("gfx1100", "ds_load_u16_d16 v4, v0", "ds_load_u16_d16_hi v4, v0 offset:2", "s_waitcnt lgkmcnt(0)"),
+    ("gfx1201", "global_load_b32 v4, v0, s[100:101]", "global_store_b32 v0, v4, s[100:101]", "s_wait_loadcnt 0x0"),
+    ("gfx1201", "scratch_load_b32 v4, off, off", "global_store_b32 v0, v4, s[100:101]", "s_wait_loadcnt_dscnt 0x3f"),
+    ("gfx1201", "ds_load_b32 v4, v0", "global_store_b32 v0, v4, s[100:101]", "s_wait_dscnt 0x0"),
+    ("gfx1201", "ds_load_b32 v4, v0", "global_store_b32 v0, v4, s[100:101]", "s_wait_storecnt_dscnt 0x3f00"),
+    ("gfx1201", "s_load_b32 s4, s[100:101], 0x0", "s_add_co_u32 s5, s4, s4", "s_wait_kmcnt 0x0"),
+    ("gfx1201", "s_load_b32 s4, s[100:101], 0x0", "s_add_co_u32 s5, s4, s4", "s_wait_idle"),
+]
+
+
+def run(architecture, *lines):
+    with np.errstate(all="ignore"):
+        return ran("\n".join([*lines, ".L:"]), architecture, v={0: 0, 4: 0}, buffers={"data": DATA})
+
+
+@pytest.mark.parametrize("architecture, load, use, wait", COMPLETE)
+def test_a_forgotten_wait_is_found(architecture, load, use, wait):
+    run(architecture, load, wait, use)
+    with pytest.raises(Fault) as found:
+        run(architecture, load, use)
+    assert found.value.instruction == use
+    assert f"line 1 (`{load}`) loads" in str(found.value)
+
+
+# architecture, lines that must fault, and whether they may run with another last wait
+COUNTED = [
+    # in order: the older load has come when one is under way
+    (
+        "gfx942",
+        "global_load_dword v4, v0, s[100:101]",
+        "global_load_dword v5, v0, s[100:101]",
+        "v_add_u32_e32 v6, v4, v4",
+        "s_waitcnt vmcnt(1)",
+        True,
+    ),
+    (
+        "gfx942",
+        "global_load_dword v5, v0, s[100:101]",
+        "global_load_dword v4, v0, s[100:101]",
+        "v_add_u32_e32 v6, v4, v4",
+        "s_waitcnt vmcnt(1)",
+        False,
+    ),
+    # gfx9 counts stores among the loads, gfx11 and gfx12 do not
+    (
+        "gfx942",
+        "global_load_dword v4, v0, s[100:101]",
+        "global_store_dword v0, v0, s[100:101]",
+        "v_add_u32_e32 v6, v4, v4",
+        "s_waitcnt vmcnt(1)",
+        True,
+    ),
+    (
+        "gfx1100",
+        "global_load_b32 v4, v0, s[100:101]",
+        "global_store_b32 v0, v0, s[100:101]",
+        "ds_load_b32 v6, v4",
+        "s_waitcnt vmcnt(1)",
+        False,
+    ),
+    (
+        "gfx1100",
+        "global_load_b32 v4, v0, s[100:101]",
+        "global_store_b32 v0, v0, s[100:101]",
+        "ds_load_b32 v6, v4",
+        "s_waitcnt_vscnt null, 0x0",
+        False,
+    ),
+    (
+        "gfx1201",
+        "global_load_b32 v4, v0, s[100:101]",
+        "scratch_store_b32 off, v0, off",
+        "ds_load_b32 v6, v4",
+        "s_wait_loadcnt 0x1",
+        False,
+    ),
+    (
+        "gfx1201",
+        "global_load_b32 v4, v0, s[100:101]",
+        "scratch_store_b32 off, v0, off",
+        "ds_load_b32 v6, v4",
+        "s_wait_storecnt 0x0",
+        False,
+    ),
+    # scalar memory comes in any order, and is counted with LDS before gfx12
+    (
+        "gfx942",
+        "s_load_dword s4, s[100:101], 0x0",
+        "s_load_dword s5, s[100:101], 0x0",
+        "s_add_u32 s6, s4, s4",
+        "s_waitcnt lgkmcnt(1)",
+        False,
+    ),
+    (
+        "gfx942",
+        "ds_read_b32 v4, v0",
+        "s_load_dword s5, s[100:101], 0x0",
+        "v_add_u32_e32 v6, v4, v4",
+        "s_waitcnt lgkmcnt(1)",
+        False,
+    ),
+    ("gfx942", "ds_read_b32 v4, v0", "ds_read_b32 v5, v0", "v_add_u32_e32 v6, v4, v4", "s_waitcnt lgkmcnt(1)", True),
+    (
+        "gfx1201",
+        "ds_load_b32 v4, v0",
+        "s_load_b32 s5, s[100:101], 0x0",
+        "global_store_b32 v0, v4, s[100:101]",
+        "s_wait_dscnt 0x0",
+        True,
+    ),
+    (
+        "gfx1201",
+        "s_load_b32 s4, s[100:101], 0x0",
+        "s_load_b32 s5, s[100:101], 0x0",
+        "s_add_co_u32 s6, s4, s4",
+        "s_wait_kmcnt 0x1",
+        False,
+    ),
+    # loads of one counter come in order, so the newer one may write the same register
+    (
+        "gfx942",
+        "global_load_dword v4, v0, s[100:101]",
+        "global_load_dword v4, v0, s[100:101]",
+        "v_add_u32_e32 v6, v4, v4",
+        "s_waitcnt vmcnt(0)",
+        True,
+    ),
+    (
+        "gfx942",
+        "global_load_dword v4, v0, s[100:101]",
+        "global_load_dword v4, v0, s[100:101]",
+        "v_add_u32_e32 v6, v4, v4",
+        "s_waitcnt vmcnt(1)",
+        False,
+    ),
+]
+
+
+@pytest.mark.parametrize("architecture, first, second, use, wait, enough", COUNTED)
+def test_what_a_counter_says(architecture, first, second, use, wait, enough):
+    if enough:
+        run(architecture, first, second, wait, use)
+        return
+    with pytest.raises(Fault, match="no wait stands before its use"):
+        run(architecture, first, second, wait, use)
+
+
+def test_a_wait_of_one_branch_is_not_enough():
+    lines = [
+        "global_load_dword v4, v0, s[100:101]",
+        "s_cbranch_scc0 .L0",
+        "s_waitcnt vmcnt(0)",
+        ".L0:",
+        "v_add_u32_e32 v5, v4, v4",
+    ]
+    ran("\n".join(lines), v={0: 0}, scc=True, buffers={"data": DATA})
+    with pytest.raises(Fault, match="loads v4"):
+        ran("\n".join(lines), v={0: 0}, buffers={"data": DATA})
+
+
+def test_a_loop_without_waits_comes_to_an_end():
+    """What is under way returns to a state that was there before."""
+    lines = [
+        "s_mov_b32 s4, 300",
+        ".L0:",
+        "global_store_dword v0, v0, s[100:101]",
+        "global_load_dword v4, v0, s[100:101]",
+        "s_sub_u32 s4, s4, 1",
+        "s_cmp_lg_u32 s4, 0",
+        "s_cbranch_scc1 .L0",
+    ]
+    ran("\n".join(lines), v={0: 0}, buffers={"data": DATA})
