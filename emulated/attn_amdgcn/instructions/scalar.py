@@ -232,6 +232,13 @@ def cselect(a, b, scc):
     return np.where(scc, a, b)
 
 
+@scalar("s_brev_b32", "b32 = b32")
+@scalar("s_brev_b64", "b64 = b64")
+def reverse(a):
+    bits = np.unpackbits(np.ascontiguousarray(a).view(np.uint8).reshape(len(a), -1), axis=1, bitorder="little")
+    return np.packbits(bits[:, ::-1], axis=1, bitorder="little").view(a.dtype)[:, 0]
+
+
 _COMPARISONS = {
     "eq": np.equal,
     "lg": np.not_equal,
