@@ -128,22 +128,21 @@ def _checked(step: Step, repeated: list[tuple[int, int]]) -> Step:
 
     def checked(waves: Waves) -> None:
         if waves.lanes is not None:
-            raise Fault("WMMA while EXEC switches lanes off", wave=_first_wave(waves, ~waves.lanes))
+            raise _fault("WMMA while EXEC switches lanes off", waves, ~waves.lanes)
         for row, count in repeated:
             bits = waves.vector[row : row + count]
-            if not np.array_equal(bits[..., :16], bits[..., 16:]):
-                differs = np.any(bits[..., :16] != bits[..., 16:], axis=(0, 2))
-                raise Fault(
-                    "lanes 16 to 31 of A or B do not repeat lanes 0 to 15", wave=_first_wave(waves, np.asarray(differs))
-                )
+            differs = bits[..., :16] != bits[..., 16:]
+            if differs.any():
+                raise _fault("lanes 16 to 31 of A or B do not repeat lanes 0 to 15", waves, differs.any(axis=0))
         step(waves)
 
     return checked
 
 
-def _first_wave(waves: Waves, lanes: np.ndarray) -> int:
-    """The number of the first wave that has one of these [waves, lanes]."""
-    return int(waves.number[np.argwhere(lanes)[0, 0]])
+def _fault(what: str, waves: Waves, lanes: np.ndarray) -> Fault:
+    """A fault of the first of these [waves, lanes]."""
+    wave, lane = np.argwhere(lanes)[0].tolist()
+    return Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane)
 
 
 for _name in sorted({name for names in NAMES.values() for name in names.split()}):
