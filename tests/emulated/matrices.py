@@ -52,7 +52,8 @@ SMALL = {
 
 
 def drawn(rng: np.random.Generator, kind: str, shape: tuple[int, ...]) -> np.ndarray:
-    return rng.integers(*SMALL[kind], shape, endpoint=True).astype(np.float64)
+    low, high = SMALL[kind]
+    return rng.integers(low, high, shape, endpoint=True).astype(np.float64)
 
 
 def width_of(kind: str) -> int:

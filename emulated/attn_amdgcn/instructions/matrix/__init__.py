@@ -1,4 +1,4 @@
-"""Matrix instructions: D = A B + C for one wave, and the moves of accumulation registers.
+"""Matrix instructions: D = A B + C for one wave.
 
 layouts.py says which element of a matrix each lane holds, elements.py how the bits of an element are read, and product.py
 multiplies. mfma.py (gfx9) and wmma.py (gfx11 and later) name the instructions.

@@ -1,7 +1,6 @@
 """The step of a matrix instruction: gather A and B by their tables, multiply, and add C into the registers of D."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Operand, Register
@@ -79,7 +78,7 @@ def accumulates_floats(
         flush: whether denormals of C and D count as zeros.
     """
     row = registers_of(instruction.operands[0], count, instruction, kernel)
-    read = _reads_c(instruction, kernel, "f32", count)
+    read = _reads_c(instruction, kernel, "f32", count, lambda waves, row: waves.vector[row : row + count].view(np.float32))
 
     def accumulate(waves: Waves, product: np.ndarray) -> None:
         np.add(read(waves), product, out=waves.vector[row : row + count].view(np.float32))
@@ -101,7 +100,7 @@ def accumulates_floats(
 def accumulates_integers(instruction: Instruction, kernel: Kernel, count: int, *, clamp: bool) -> Accumulate:
     """C and D are i32. A sum wraps, or with `clamp` ends at the least and the greatest i32."""
     row = registers_of(instruction.operands[0], count, instruction, kernel)
-    read = _reads_c(instruction, kernel, "i32", count)
+    read = _reads_c(instruction, kernel, "i32", count, lambda waves, row: waves.vector[row : row + count].view(np.int32))
     limits = np.iinfo(np.int32)
 
     def accumulate(waves: Waves, product: np.ndarray) -> None:
@@ -114,20 +113,19 @@ def accumulates_integers(instruction: Instruction, kernel: Kernel, count: int, *
 def accumulates_pairs(instruction: Instruction, kernel: Kernel, count: int, *, neg: bool) -> Accumulate:
     """C and D are f64, one element in two registers. `count` counts elements."""
     row = registers_of(instruction.operands[0], 2 * count, instruction, kernel)
-    operand = instruction.operands[3]
-    if isinstance(operand.of, Literal):
-        constant = np.array(bits_of(operand.of.number, KINDS["f64"]), np.uint64).view(np.float64)
-        c_row = None
-    else:
-        c_row = registers_of(operand, 2 * count, instruction, kernel)
 
     def pairs(waves: Waves, first: int) -> np.ndarray:
         """[elements, waves, lanes, 2], a view."""
         rows = waves.vector[first : first + 2 * count]
         return rows.reshape(count, 2, *rows.shape[1:]).transpose(0, 2, 3, 1)
 
+    def values(waves: Waves, first: int) -> np.ndarray:
+        return np.ascontiguousarray(pairs(waves, first)).view(np.float64)[..., 0]
+
+    read = _reads_c(instruction, kernel, "f64", 2 * count, values)
+
     def accumulate(waves: Waves, product: np.ndarray) -> None:
-        c = constant if c_row is None else np.ascontiguousarray(pairs(waves, c_row)).view(np.float64)[..., 0]
+        c = read(waves)
         found = (-c if neg else c) + product
         pairs(waves, row)[...] = np.ascontiguousarray(found)[..., None].view(np.uint32)
 
@@ -146,20 +144,16 @@ def accumulates_halves(
     """
     registers = count if half is not None else count // 2
     row = registers_of(instruction.operands[0], registers, instruction, kernel)
-    operand = instruction.operands[3]
-    if isinstance(operand.of, Literal):
-        constant = _widened(np.array(_literal_half(operand.of.number, kind), np.uint16), kind)
-        c_row = None
-    else:
-        c_row = registers_of(operand, registers, instruction, kernel)
 
     def halves(waves: Waves, first: int) -> np.ndarray:
         """[registers, halves, waves, lanes], a view: `count` elements."""
         both = waves.vector[first : first + registers].view(np.uint16).reshape(registers, *waves.shape, 2).transpose(0, 3, 1, 2)
         return both if half is None else both[:, half : half + 1]
 
+    read = _reads_c(instruction, kernel, kind, registers, lambda waves, first: _widened(halves(waves, first), kind))
+
     def accumulate(waves: Waves, product: np.ndarray) -> None:
-        c = constant if c_row is None else _widened(halves(waves, c_row), kind)
+        c = read(waves)
         if absolute:
             c = np.abs(c)
         if neg:
@@ -170,19 +164,26 @@ def accumulates_halves(
     return accumulate
 
 
-def _reads_c(instruction: Instruction, kernel: Kernel, kind: str, count: int) -> Callable[[Waves], Any]:
-    operand, dtype = instruction.operands[3], KINDS[kind].dtype
+def _reads_c(
+    instruction: Instruction, kernel: Kernel, kind: str, count: int, values: Callable[[Waves, int], np.ndarray]
+) -> Callable[[Waves], np.ndarray]:
+    """Reads C: a constant, or by `values` from the row of the first of `count` registers."""
+    operand = instruction.operands[3]
     if isinstance(operand.of, Literal):
-        value = np.array(bits_of(operand.of.number, KINDS[kind]), np.uint32).view(dtype)
-        return lambda waves: value
+        constant = _constant(operand.of.number, kind)
+        return lambda waves: constant
     row = registers_of(operand, count, instruction, kernel)
-    return lambda waves: waves.vector[row : row + count].view(dtype)
+    return lambda waves: values(waves, row)
 
 
-def _literal_half(number: float, kind: str) -> int:
-    if kind == "bf16" and isinstance(number, float):
-        return int(np.float32(number).view(np.uint32)) >> 16
-    return bits_of(number, KINDS["f16"])
+def _constant(number: float, kind: str) -> np.ndarray:
+    if kind == "bf16":  # a constant with a point has the upper half of its float32
+        bits = bits_of(number, KINDS["f32"]) >> 16 if isinstance(number, float) else bits_of(number, KINDS["b16"])
+        return _widened(np.array(bits, np.uint16), kind)
+    if kind == "f16":
+        return _widened(np.array(bits_of(number, KINDS[kind]), np.uint16), kind)
+    unsigned = np.uint64 if kind == "f64" else np.uint32
+    return np.array(bits_of(number, KINDS[kind]), unsigned).view(KINDS[kind].dtype)
 
 
 def _widened(bits: np.ndarray, kind: str) -> np.ndarray:

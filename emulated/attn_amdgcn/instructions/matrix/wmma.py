@@ -90,11 +90,12 @@ def _wmma(name: str, instruction: Instruction, kernel: Kernel) -> Step:
     for i, (kind, table) in enumerate(((a, table_a), (b or a, table_b))):
         form = FORMATS[("i" if low[i] else "u") + kind.removeprefix("iu") if kind.startswith("iu") else kind]
         words = per_lane * form.bits // 32
-        rows.append((registers_of(instruction.operands[1 + i], words, instruction, kernel), words))
+        row = registers_of(instruction.operands[1 + i], words, instruction, kernel)
+        rows.append((row, words))
         signs = np.where(np.arange(per_lane) % 2, -1.0 if high[i] else 1.0, -1.0 if low[i] else 1.0).astype(np.float32)
         plain = kind.startswith("iu") or not (low[i] or high[i])
         lanes = 16 if is_gfx11 else LANES
-        gather.append(gathers(*rows[i], table, form, lanes=lanes, signs=None if plain else signs))
+        gather.append(gathers(row, words, table, form, lanes=lanes, signs=None if plain else signs))
     if accumulators == "f32":
         accumulate = accumulates_floats(instruction, kernel, RESULTS, neg=bool(low[2]), absolute=bool(high[2]))
     elif accumulators == "i32":
@@ -127,19 +128,21 @@ def _checked(step: Step, repeated: list[tuple[int, int]]) -> Step:
 
     def checked(waves: Waves) -> None:
         if waves.lanes is not None:
-            raise Fault("WMMA while EXEC switches lanes off", wave=_first_wave(waves, ~waves.lanes.all(axis=1)))
+            raise _fault("WMMA while EXEC switches lanes off", waves, ~waves.lanes)
         for row, count in repeated:
             bits = waves.vector[row : row + count]
-            if not np.array_equal(bits[..., :16], bits[..., 16:]):
-                differs = (bits[..., :16] != bits[..., 16:]).any(axis=(0, 2))
-                raise Fault("lanes 16 to 31 of A or B do not repeat lanes 0 to 15", wave=_first_wave(waves, differs))
+            differs = bits[..., :16] != bits[..., 16:]
+            if differs.any():
+                raise _fault("lanes 16 to 31 of A or B do not repeat lanes 0 to 15", waves, differs.any(axis=0))
         step(waves)
 
     return checked
 
 
-def _first_wave(waves: Waves, which: np.ndarray) -> int:
-    return int(waves.number[np.flatnonzero(which)[0]])
+def _fault(what: str, waves: Waves, lanes: np.ndarray) -> Fault:
+    """A fault of the first of these [waves, lanes]."""
+    wave, lane = np.argwhere(lanes)[0].tolist()
+    return Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane)
 
 
 for _name in sorted({name for names in NAMES.values() for name in names.split()}):
