@@ -17,7 +17,6 @@ import torch
 from attn_contract import Batch, Layer
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.targets.choices import choices_by
-from attn_fuzz.targets.target import Target
 from attn_fuzz.targets.triton import TRITON, missing_triton
 
 REACH = 1 << 32
@@ -139,6 +138,13 @@ def _rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, i
         tensors = [far.rows(tensor) for tensor in (q, k, v)]
         table = far.rows(cos_sin_cache)
         TRITON.rope_and_write_kv_cache(*tensors, positions, table, cache, far_layer, slot_mapping, is_neox=is_neox)
+
+
+def merge_attn_states(merge: Callable[..., object], out_a, lse_a, out_b, lse_b, *, out, lse) -> None:
+    """Call a merge with tensors far apart. An output that is an input stays one."""
+    with spread(choices_by((out_a.shape, out_a.stride(), lse_a.stride()))) as far:
+        a, b = ((far.rows(out), far.elements(lse)) for out, lse in ((out_a, lse_a), (out_b, lse_b)))
+        merge(*a, *b, out=far.rows(out), lse=far.elements(lse))
 
 
 @functools.cache
