@@ -14,7 +14,7 @@ import attn_reference
 import torch
 from attn_contract import Batch, Layer, UnsupportedError
 from attn_fuzz.cases.poison import poison
-from attn_fuzz.targets import far, plans, untaught
+from attn_fuzz.targets import far, no_interpreter, plans
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Support, Target
 from attn_fuzz.targets.triton import missing_triton
@@ -137,7 +137,7 @@ def _triton_merge() -> MergeFunction:
         """On a CPU some calls are launched as on a GPU that is not here, and some merge tensors beyond 2^31 elements."""
         function = attn_optimized.merge_attn_states
         if out_a.device.type == "cpu":
-            untaught.check(lambda: function(out_a, lse_a, out_b, lse_b, out=out, lse=lse), out_a.dtype)
+            no_interpreter.check(lambda: function(out_a, lse_a, out_b, lse_b, out=out, lse=lse), out_a.dtype)
             choose = choices_by((out_a.shape, out_a.stride(), out_b.stride()))
             function = choose.choice((function, plans.merge_attn_states, functools.partial(far.merge_attn_states, function)))
         function(out_a, lse_a, out_b, lse_b, out=out, lse=lse)

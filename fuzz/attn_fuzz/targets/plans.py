@@ -6,13 +6,14 @@ the lengths of a call. Attention has launch parameters that no table holds in ha
 """
 
 import dataclasses
+import functools
 import random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from attn_contract import Batch, Layer
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.targets import wrong_gpus
+from attn_fuzz.targets import no_interpreter, wrong_gpus
 from attn_fuzz.targets.aiter import missing_e4m3fnuz
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.target import Target
@@ -100,10 +101,12 @@ def _plan(q: torch.Tensor, layer: Layer, batch: Batch) -> "AttentionPlan":
 
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    import attn_optimized
     from attn_optimized.attention import paged_attention_calls, varlen_attention_calls
 
     plan = _plan(q, layer, batch)
     wrong_gpus.check(q, layer, batch)
+    no_interpreter.check(lambda: attn_optimized.plan_of(q, layer, batch), q.dtype)
     if layer.attn_type.reads_cache:
         calls = paged_attention_calls(q, kv_cache, layer, batch, plan, out=out, lse=lse)
     else:
@@ -139,17 +142,21 @@ def _check_tiles(call: "KernelCall", architecture: str) -> None:
 def _write(k, v, kv_cache, layer, slot_mapping) -> None:
     from attn_optimized.kv_cache import write_kv_cache_call
 
+    call = functools.partial(write_kv_cache_call, k, v, kv_cache, layer, slot_mapping)
+    # what is not quantized is copied as integers
+    no_interpreter.check(call, k.dtype if layer.kv_cache_dtype else torch.int16)
     architecture = _architecture(choices_by(slot_mapping))
-    run_rows(write_kv_cache_call(k, v, kv_cache, layer, slot_mapping, architecture=architecture), architecture, k)
+    run_rows(call(architecture=architecture), architecture, k)
 
 
 def _rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, is_neox) -> None:
     from attn_optimized.kv_cache import rope_and_write_kv_cache_call
 
     tensors = (q, k, v, positions, cos_sin_cache, kv_cache)
+    call = functools.partial(rope_and_write_kv_cache_call, *tensors, layer, slot_mapping, is_neox=is_neox)
+    no_interpreter.check(call, k.dtype)
     architecture = _architecture(choices_by(slot_mapping))
-    call = rope_and_write_kv_cache_call(*tensors, layer, slot_mapping, is_neox=is_neox, architecture=architecture)
-    run_rows(call, architecture, k)
+    run_rows(call(architecture=architecture), architecture, k)
 
 
 def merge_attn_states(out_a, lse_a, out_b, lse_b, *, out, lse) -> None:
