@@ -165,6 +165,8 @@ TRITON_FAR = dataclasses.replace(
     attention=_attention,
     write_kv_cache=_write,
     rope_and_write_kv_cache=_rope,
+    # three rows reach as far as many
+    support=lambda device: dataclasses.replace(TRITON.support(device), max_tokens=48, max_seq_len=192, long_seq_len=None),
     unavailable=_missing,
     siblings=(),
     must_refuse={},

@@ -39,4 +39,5 @@ def _processes(dtype: torch.dtype) -> Iterator[tuple[str, AbstractContextManager
 
     yield "a CPU without an interpreter", mock.patch.object(device, "_INTERPRETED", False)
     if dtype == torch.bfloat16:
-        yield "bfloat16 in an interpreter that computes it wrongly", mock.patch.object(InterpreterBuilder, EXACT, False)
+        untaught = mock.patch.object(InterpreterBuilder, EXACT, False, create=True)
+        yield "bfloat16 in an interpreter that computes it wrongly", untaught
