@@ -50,10 +50,12 @@ def test_what_is_written_comes_back_also_from_a_call_that_raises():
     assert a.sum() == 2 * b[3].sum() == 2 * 16
 
 
-def test_a_tensor_of_one_row_stays_where_it_is():
-    tensor = torch.zeros(1, 8)
+def test_a_tensor_without_two_rows_stays_where_it_is():
+    tensor, nothing, of_bytes = torch.zeros(1, 8), torch.zeros(0, 2, 8), torch.zeros(0, 2, 8, dtype=torch.int8)
     with spread(random.Random(0)) as copies:
         assert copies.rows(tensor) is tensor
+        assert copies.rows(nothing) is nothing
+        assert copies.rows(of_bytes) is of_bytes
         assert copies.rows(None) is None
 
 

@@ -40,33 +40,33 @@ class Spread:
         self._unit_bytes = choose.choice((UNIT_BYTES, 0))
         self._copies: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def rows(self, tensor: torch.Tensor | None, dims: Sequence[int] | None = None) -> torch.Tensor | None:
-        """A copy of a tensor whose strides kernels count in units.
+    def rows(self, tensor: torch.Tensor | None, dims: Sequence[int] | None = None) -> Any:
+        """A copy of a tensor whose strides kernels count in units; None of None.
 
         Args:
             dims: one of these dimensions has its rows far apart; None: any but the last.
         """
         return self._copy(tensor, self._unit_bytes, dims)
 
-    def elements(self, tensor: torch.Tensor | None, dims: Sequence[int] | None = None) -> torch.Tensor | None:
-        """A copy of a tensor whose strides kernels count in elements."""
+    def elements(self, tensor: torch.Tensor | None, dims: Sequence[int] | None = None) -> Any:
+        """A copy of a tensor whose strides kernels count in elements; None of None."""
         return self._copy(tensor, 0, dims)
 
-    def _copy(self, tensor: torch.Tensor | None, unit_bytes: int, dims: Sequence[int] | None) -> torch.Tensor | None:
-        if tensor is None:
-            return None
+    def _copy(self, tensor: torch.Tensor | None, unit_bytes: int, dims: Sequence[int] | None) -> Any:
+        if tensor is None or not tensor.numel():
+            return tensor
+        dims = [dim for dim in (range(tensor.dim() - 1) if dims is None else dims) if tensor.shape[dim] > 1]
+        if not dims:
+            return tensor
         key = (tensor.data_ptr(), tensor.shape, tensor.stride())
         if key not in self._copies:  # an output may be an input, too
-            dims = [dim for dim in (range(tensor.dim() - 1) if dims is None else dims) if tensor.shape[dim] > 1]
-            far = _far(tensor, self._choose.choice(dims), unit_bytes, self._choose) if dims and tensor.numel() else tensor
-            self._copies[key] = (tensor, far)
+            self._copies[key] = (tensor, _far(tensor, self._choose.choice(dims), unit_bytes, self._choose))
         return self._copies[key][1]
 
     def write_back(self) -> None:
         """Copy all that a call has written, inputs included, to where the call's tensors lie."""
         for tensor, far in self._copies.values():
-            if far is not tensor:
-                bits(tensor).copy_(bits(far))
+            bits(tensor).copy_(bits(far))
 
 
 def _far(tensor: torch.Tensor, dim: int, unit_bytes: int, choose: random.Random) -> torch.Tensor:
@@ -107,13 +107,13 @@ def spread(choose: random.Random) -> Iterator[Spread]:
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     with spread(choices_by((q.shape, batch.query_start_loc, batch.seq_lens))) as far:
-        tensors = [far.rows(tensor) for tensor in (q, k, v)]
+        q, k, v = (far.rows(tensor) for tensor in (q, k, v))
         cache, far_layer = _cache_and_layer(kv_cache, layer, far)
         far_batch = _batch(batch, far)
-        TRITON.attention(*tensors, cache, far_layer, far_batch, out=far.rows(out), lse=far.elements(lse))
+        TRITON.attention(q, k, v, cache, far_layer, far_batch, out=far.rows(out), lse=far.elements(lse))
 
 
-def _cache_and_layer(kv_cache: torch.Tensor | None, layer: Layer, far: Spread) -> tuple[torch.Tensor | None, Layer]:
+def _cache_and_layer(kv_cache: torch.Tensor | None, layer: Layer, far: Spread) -> tuple[Any, Layer]:
     """A cache far apart, and its layer, whose scales of tokens are far apart."""
     # a page of these layouts is dense
     dims = (0, 1) if layer.layout is not None and layer.layout.is_x_packed else None
@@ -127,17 +127,21 @@ def _batch(batch: Batch, far: Spread) -> Batch:
 
 
 def _write(k, v, kv_cache, layer, slot_mapping) -> None:
+    import attn_optimized
+
     with spread(choices_by((k.shape, slot_mapping))) as far:
         cache, far_layer = _cache_and_layer(kv_cache, layer, far)
-        TRITON.write_kv_cache(far.rows(k), far.rows(v), cache, far_layer, slot_mapping)
+        attn_optimized.write_kv_cache(far.rows(k), far.rows(v), cache, far_layer, slot_mapping, validate=True)
 
 
 def _rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, is_neox) -> None:
+    import attn_optimized
+
     with spread(choices_by((k.shape, slot_mapping))) as far:
         cache, far_layer = _cache_and_layer(kv_cache, layer, far)
-        tensors = [far.rows(tensor) for tensor in (q, k, v)]
-        table = far.rows(cos_sin_cache)
-        TRITON.rope_and_write_kv_cache(*tensors, positions, table, cache, far_layer, slot_mapping, is_neox=is_neox)
+        q, k, v, table = (far.rows(tensor) for tensor in (q, k, v, cos_sin_cache))
+        options = {"is_neox": is_neox, "validate": True}
+        attn_optimized.rope_and_write_kv_cache(q, k, v, positions, table, cache, far_layer, slot_mapping, **options)
 
 
 def merge_attn_states(merge: Callable[..., object], out_a, lse_a, out_b, lse_b, *, out, lse) -> None:
