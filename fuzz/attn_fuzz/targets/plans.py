@@ -79,8 +79,9 @@ def _parameters(choose: random.Random) -> dict[str, Any]:
 
 
 def _plan(q: torch.Tensor, layer: Layer, batch: Batch) -> "AttentionPlan":
-    """The plan of a call. Other launch parameters than were asked for give the same outputs, so they are looked at here."""
+    """The plan of a call. What changes no output is looked at here: launch parameters, and the memory that it says it takes."""
     import attn_optimized
+    from attn_optimized.launch.parts import Parts
     from attn_optimized.launch.table import Parameters, entries
 
     choice = chosen(batch)
@@ -97,6 +98,9 @@ def _plan(q: torch.Tensor, layer: Layer, batch: Batch) -> "AttentionPlan":
     asked_for = [entry.parameters for entry in entries(choice.architecture)] if given is None else [given]
     if plan.architecture != choice.architecture or plan.tiles.parameters not in asked_for:
         raise RuntimeError(f"a plan for {choice} has {plan.architecture} and {plan.tiles.parameters}")
+    parts = Parts.empty(plan.splits, q.to("meta"), batch) if plan.splits > 1 else ()
+    if plan.scratch_bytes != sum(part.nbytes for part in parts):
+        raise RuntimeError(f"a plan in {plan.splits} parts says that they have {plan.scratch_bytes} bytes")
     return plan
 
 
