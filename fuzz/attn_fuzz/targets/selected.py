@@ -3,7 +3,8 @@
 The sizes of a call choose an architecture, among all that the selector knows, and an AITER: the double
 `attn_fuzz.documented_aiter`, whole or without one of its functions or arguments. The selected backend must serve what it was
 selected for, so a refusal of it is a failure. What the selector says is checked by `attn_fuzz.targets.selections`, and by
-`attn_fuzz.targets.selected_model` for a model with this layer.
+`attn_fuzz.targets.selected_model` for a model with this layer, and by `attn_fuzz.targets.cache_readers` for models whose layers
+read each other's caches.
 """
 
 import dataclasses
@@ -13,8 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 from attn_contract import AttentionConfig, Batch, KVCacheView, Layer
-from attn_fuzz.targets import selected_model, selections
+from attn_fuzz.targets import cache_readers, selected_model, selections
 from attn_fuzz.targets.backends import BackendLayers, named
+from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.documented_aiter import documented
 from attn_fuzz.targets.documented_backends import rounding, tokens_as_cached
 from attn_fuzz.targets.engine import Engine
@@ -41,6 +43,7 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         selections.check_lacking(config, whole, asked, *lacking)
     backend = selections.check(config, asked)
     selected_model.check(config, asked, choose)
+    cache_readers.check(config, asked, choose)
     if backend == "ROCM_AITER_FA" and kv_cache is not None:
         # a step that writes nothing brings none, and a quantized cache rounds them
         k, v = tokens_as_cached(q, kv_cache, layer, batch)
@@ -68,8 +71,7 @@ def _config_of(
 
 def choose_by(q: torch.Tensor, layer: Layer, batch: Batch) -> random.Random:
     """Random choices that the sizes of a call make."""
-    sizes = (tuple(q.shape), layer.num_kv_heads, batch.query_start_loc.tolist(), batch.seq_lens.tolist())
-    return random.Random(repr(sizes))
+    return choices_by((q.shape, layer.num_kv_heads, batch.query_start_loc, batch.seq_lens))
 
 
 def _patterns(layer: Layer) -> list[str]:

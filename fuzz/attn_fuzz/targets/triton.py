@@ -96,11 +96,11 @@ TRITON = Target(
 def _cascade_attention(q, k, v, kv_cache, layer, batch, *, out, lse, wrong=None, validate=True) -> None:
     import attn_optimized
 
-    prefix = _common_prefix(batch, layer, kv_cache) if wrong is None else _wrong_prefixes(batch, layer, kv_cache)[wrong]
+    prefix = common_prefix(batch, layer, kv_cache) if wrong is None else _wrong_prefixes(batch, layer, kv_cache)[wrong]
     attn_optimized.cascade_attention(q, kv_cache, layer, batch, prefix, out=out, lse=lse, validate=validate)
 
 
-def _common_prefix(batch: Batch, layer: Layer, kv_cache: torch.Tensor | None) -> int:
+def common_prefix(batch: Batch, layer: Layer, kv_cache: torch.Tensor | None) -> int:
     """How many leading keys all requests with a query share with the first request, in whole blocks of their contexts."""
     if layer.layout is None or kv_cache is None or batch.block_table is None:
         return 0
@@ -127,7 +127,7 @@ def _wrong_prefixes(batch: Batch, layer: Layer, kv_cache: torch.Tensor | None) -
     """By what is wrong: a common_prefix_len that must be refused. Where nothing can be wrong so, it is beyond the table."""
     if layer.layout is None or kv_cache is None or batch.block_table is None:
         return dict.fromkeys(_WRONG_PREFIXES, -1)
-    prefix, block_size = _common_prefix(batch, layer, kv_cache), _block_size(layer, kv_cache)
+    prefix, block_size = common_prefix(batch, layer, kv_cache), _block_size(layer, kv_cache)
     beyond = (batch.block_table.shape[1] + 1) * block_size
     # blocks of one key have no inside, and a batch without a query shares any prefix
     inside = prefix + 1 if block_size > 1 else beyond
@@ -143,7 +143,7 @@ _ILLEGAL_PREFIXES = {
 
 
 def _cascade_events(step: Step) -> Iterable[str]:
-    return ["cascade"] if _common_prefix(step.batch, step.layer, step.kv_cache) else []
+    return ["cascade"] if common_prefix(step.batch, step.layer, step.kv_cache) else []
 
 
 _CASCADE_RULES = (
