@@ -3,7 +3,7 @@
 import dataclasses
 
 from attn_contract import YES, Capabilities
-from attn_fuzz.targets.backends import BackendLayers, backend_target, fa_sizes, installed
+from attn_fuzz.targets.backends import BackendLayers, backend_target, declared_by, fa_sizes, installed
 from attn_fuzz.targets.documented_aiter import documented, rounding
 from attn_fuzz.targets.triton import TRITON
 from attn_optimized.backends.rocm_aiter_fa import AiterFlashAttentionBackend, AiterFlashAttentionImpl
@@ -68,11 +68,15 @@ class RotatesOnlyTheCache(AiterFlashAttentionImpl):
 ClaimsRope.impl = RotatesOnlyTheCache
 
 
-CLAIMS_CHUNKS = backend_target("claims-chunks", BackendLayers(lambda: ClaimsChunks, installed, TRITON.support))
-CLAIMS_SINKS = backend_target("claims-sinks", BackendLayers(lambda: ClaimsSinks, installed, TRITON.support))
+_CHUNKS, _SINKS = (BackendLayers(load, installed) for load in (lambda: ClaimsChunks, lambda: ClaimsSinks))
+_ROPE = BackendLayers(lambda: ClaimsRope, documented)
+
+CLAIMS_CHUNKS = backend_target("claims-chunks", _CHUNKS, support=declared_by(_CHUNKS, TRITON.support))
+CLAIMS_SINKS = backend_target("claims-sinks", _SINKS, support=declared_by(_SINKS, TRITON.support))
 CLAIMS_ROPE = backend_target(
     "claims-rope",
-    BackendLayers(lambda: ClaimsRope, documented, fa_sizes),
+    _ROPE,
+    support=declared_by(_ROPE, fa_sizes),
     rounding=rounding,
     refuses=False,
     sanitizes=False,
