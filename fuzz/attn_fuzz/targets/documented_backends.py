@@ -1,7 +1,7 @@
 """The backends named after AITER as targets on the double `attn_fuzz.documented_aiter`.
 
-What they serve is stated here once more. A backend that declares too much serves what it must refuse, and a backend that
-declares too little refuses what it must serve.
+What they serve is stated here and in `attn_fuzz.targets.served` once more. A backend that declares too much serves what it must
+refuse, and a backend that declares too little refuses what it must serve.
 """
 
 import dataclasses
