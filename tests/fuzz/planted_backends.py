@@ -41,6 +41,7 @@ class LosesSinksInDecode(TritonAttentionImpl):
 
     def forward(self, query, key, value, kv_cache, attn_metadata, *, output, lse=None):
         layer = self.layer
+        self._check_metadata(attn_metadata)
         if attn_metadata.max_query_len == 1:
             self.layer = dataclasses.replace(layer, sinks=None)
         super().forward(query, key, value, kv_cache, attn_metadata, output=output, lse=lse)

@@ -1,8 +1,8 @@
 """Backends as targets: whole layers, made and called as an engine does, and judged like any kernel.
 
 A layer is made once and serves all calls of a case. The metadata of a step is built once and serves all layers that are called
-with the same Batch. What a backend serves is drawn, as `attn_fuzz.targets.served` states it; of a backend on the installed AITER, what
-the backend declares. The backend must refuse the rest.
+with the same Batch. What a backend serves is drawn, as `attn_fuzz.targets.served` states it. What a backend serves on the
+installed AITER depends on that AITER, so there what the backend declares is drawn. The backend must refuse the rest.
 """
 
 import dataclasses
