@@ -45,6 +45,8 @@ def test_a_declaration_that_is_not_what_is_stated_is_found(backend):
         "block_sizes": [Only((16,), "planted"), Multiples(1, "planted", at_most=32)],
         "dtypes": [Only((torch.float16,), "planted")],
         "layouts": [Only(tuple(Layout)[:3], "planted")],
+        "architectures": [Only(("gfx942",), "planted")],
+        "output_dtypes": [Only((torch.float8_e4m3fnuz,), "planted")],
     }
     assert _finds(declared) == 0
     for field, values in wrong.items():

@@ -2,12 +2,13 @@
 
 A backend that declares too much serves what it must refuse, and a backend that declares too little refuses what it must serve.
 Draws show both of rules, attention types and formats, of which the targets state the Support. Of sizes, dtypes and layouts a
-Support says no more than what is drawn. All those that a backend serves are stated here, and each case holds one kind of them
-to what the backend declares.
+Support says no more than what is drawn, and of architectures nothing. All those that a backend serves are stated here, and each
+case holds one kind of them to what the backend declares.
 """
 
 import dataclasses
 import functools
+import itertools
 import random
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -21,16 +22,21 @@ from attn_fuzz.targets.triton import TRITON
 _ANY_DTYPE = (torch.float32, torch.float16, torch.bfloat16)
 _ROWS = tuple(layout for layout in Layout if not (layout.is_x_packed or layout.has_inline_scales))
 _MOST = 1 << 20
+_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
+_OF_AMD = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201")
+_ARCHITECTURES = (*_OF_AMD, "sm90", "interpreter")
+_OUTPUTS = tuple(itertools.product(_ARCHITECTURES, _FLOAT8))
 _PLAIN = AttentionConfig(num_heads=1, num_kv_heads=1, head_size=64, dtype=torch.float16, block_size=16)
 """A decoder that every backend serves."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """The layers that a backend serves, as far as sizes, the dtype of q and layouts are concerned.
+    """The layers that a backend serves, as far as sizes, the dtype of q, layouts and architectures are concerned.
 
     Args:
         group_sizes: query heads of each KV head.
+        outputs: architectures, each with a dtype of outputs that are quantized.
     """
 
     head_sizes: Collection[int]
@@ -38,6 +44,8 @@ class Served:
     group_sizes: Collection[int] = range(1, 65)
     dtypes: Collection[torch.dtype] = _ANY_DTYPE
     layouts: Collection[Layout] = tuple(Layout)
+    architectures: Collection[str] = _ARCHITECTURES
+    outputs: Collection[tuple[str, torch.dtype]] = _OUTPUTS
 
 
 SERVED = {
@@ -52,10 +60,18 @@ SERVED = {
         block_sizes=(16, 32, 64, 128, 256),
         dtypes=(torch.float16, torch.bfloat16),
         layouts=_ROWS,
+        architectures=_OF_AMD,
+        # its kernel clamps to the one type or to the other
+        outputs=tuple((name, _FLOAT8[name != "gfx950"]) for name in _OF_AMD),
     ),
     # AITER's paged_attention_v1
     "ROCM_AITER_FA": Served(
-        head_sizes=range(64, 257, 64), block_sizes=(16, 32), dtypes=(torch.float16, torch.bfloat16), layouts=_ROWS
+        head_sizes=range(64, 257, 64),
+        block_sizes=(16, 32),
+        dtypes=(torch.float16, torch.bfloat16),
+        layouts=_ROWS,
+        architectures=("gfx942", "gfx950"),
+        outputs=(),
     ),
 }
 """By the name of a backend."""
@@ -69,23 +85,27 @@ def check_declared(declared: Capabilities, choose: random.Random) -> None:
     """
     field = choose.choice(dataclasses.fields(Served)).name
     served = getattr(SERVED[declared.backend], field)
-    for value, config in _layers(field):
-        refusals = declared.refusals(config)
+    for value, architecture, config in _layers(field):
+        refusals = declared.refusals(config, architecture)
         assert bool(refusals) != (value in served), f"{declared.backend}, {field} {value}: got {refusals}, expected {served}"
 
 
 @functools.cache
-def _layers(field: str) -> list[tuple[object, AttentionConfig]]:
-    """Values of a field, and plain layers that have them."""
+def _layers(field: str) -> list[tuple[object, str | None, AttentionConfig]]:
+    """Values of a field, and plain layers that have them, on an architecture or on no certain one."""
     change = functools.partial(dataclasses.replace, _PLAIN)
+    if field == "architectures":
+        return [(name, name, _PLAIN) for name in _ARCHITECTURES]
+    if field == "outputs":
+        return [((name, dtype), name, change(output_dtype=dtype)) for name, dtype in _OUTPUTS]
     if field == "layouts":
         scaled = {"kv_cache_dtype": torch.float8_e4m3fn, "scales": "inline"}
-        return [(layout, change(layout=layout, **(scaled if layout.has_inline_scales else {}))) for layout in Layout]
+        return [(layout, None, change(layout=layout, **(scaled if layout.has_inline_scales else {}))) for layout in Layout]
     if field == "dtypes":
-        return [(dtype, change(dtype=dtype)) for dtype in _ANY_DTYPE]
+        return [(dtype, None, change(dtype=dtype)) for dtype in _ANY_DTYPE]
     if field == "group_sizes":
-        return [(size, change(num_heads=size)) for size in range(1, 97)]
-    return [(size, change(**{field.removesuffix("s"): size})) for size in range(1, 321)]
+        return [(size, None, change(num_heads=size)) for size in range(1, 97)]
+    return [(size, None, change(**{field.removesuffix("s"): size})) for size in range(1, 321)]
 
 
 def triton_attn(device: str) -> Support:
