@@ -7,6 +7,7 @@ import functools
 import os
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import attn_reference
 import torch
@@ -18,7 +19,7 @@ from attn_fuzz.cases.tensors import Step, Write
 from attn_fuzz.interpreted import permissions, program_order, sanitizer
 from attn_fuzz.run import devices
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import AttentionFunction, Target
+from attn_fuzz.targets.target import AttentionFunction, IllegalCalls, Target
 
 CPU_ELEMENTS, CPU_PRODUCTS = 1 << 21, 1 << 25
 """A GPU builds and judges a case faster than a CPU if the case has more elements or more products than these."""
@@ -150,8 +151,7 @@ def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> Non
         if other is None:
             return
         if name == ILLEGAL:
-            for what, attention in target.must_refuse.items():
-                _call_illegally(other, attention, what)
+            attend(other, functools.partial(_call_illegally, target.must_refuse))
             return
         for attention in target.siblings if name == MODE else (target.attention,):
             try:
@@ -167,19 +167,20 @@ class NotRefusedError(Exception):
     """A call that contradicts the contract was not refused."""
 
 
-def _call_illegally(step: Step, attention: AttentionFunction, what: str) -> None:
-    before = bits(step.out).clone()
-    try:
-        attend(step, attention)
-    except sanitizer.Violation:
-        raise
-    except (ValueError, NotImplementedError):
-        if torch.equal(bits(step.out), before):
-            return
-        raise NotRefusedError(f"{what}: it was refused after something was written") from None
-    except Exception as error:
-        raise NotRefusedError(f"{what}: not refused, but {type(error).__name__}: {one_line(error)}") from error
-    raise NotRefusedError(f"{what}: not refused")
+def _call_illegally(illegal_calls: IllegalCalls, *arguments: Any, out: torch.Tensor, lse: torch.Tensor | None) -> None:
+    before = bits(out).clone()
+    for what, call in illegal_calls(*arguments, out=out, lse=lse):
+        try:
+            call()
+        except sanitizer.Violation:
+            raise
+        except (ValueError, NotImplementedError):
+            if not torch.equal(bits(out), before):
+                raise NotRefusedError(f"{what}: it was refused after something was written") from None
+        except Exception as error:
+            raise NotRefusedError(f"{what}: not refused, but {type(error).__name__}: {one_line(error)}") from error
+        else:
+            raise NotRefusedError(f"{what}: not refused")
 
 
 def attend(step: Step, attention: AttentionFunction) -> None:

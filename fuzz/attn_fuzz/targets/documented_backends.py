@@ -1,7 +1,7 @@
 """The backends named after AITER as targets on the double `attn_fuzz.documented_aiter`.
 
-What they serve is stated here once more. A backend that declares too much serves what it must refuse, and a backend that
-declares too little refuses what it must serve.
+What they serve is stated here and in `attn_fuzz.targets.served` once more. A backend that declares too much serves what it must
+refuse, and a backend that declares too little refuses what it must serve.
 """
 
 import dataclasses
@@ -154,7 +154,7 @@ def rounding(device: str) -> Rounding:
     return dataclasses.replace(documented_aiter.rounding(device), merged_parts=1 + MOST_CHUNKS)
 
 
-_FA = BackendLayers(named("ROCM_AITER_FA"), documented, _fa_support, _builder_options)
+_FA = BackendLayers(named("ROCM_AITER_FA"), documented, _builder_options)
 DOCUMENTED_AITER_FA = backend_target(
     "documented-aiter-fa",
     _FA,
@@ -167,7 +167,7 @@ DOCUMENTED_AITER_FA = backend_target(
 )
 DOCUMENTED_AITER_UNIFIED_BACKEND = backend_target(
     "documented-aiter-unified-backend",
-    BackendLayers(named("ROCM_AITER_UNIFIED_ATTN"), documented, _unified_support),
+    BackendLayers(named("ROCM_AITER_UNIFIED_ATTN"), documented),
     description="the backend ROCM_AITER_UNIFIED_ATTN, on a double that computes what AITER documents",
     support=_unified_support,
     rounding=documented_aiter.rounding,

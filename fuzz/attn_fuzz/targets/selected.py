@@ -109,7 +109,7 @@ def _aiter(lacking: Lacking) -> Any:
 @functools.cache
 def _layers_of(backend: str, lacking: Lacking | None) -> BackendLayers:
     aiter = documented if lacking is None else lambda device: _aiter(lacking)
-    return BackendLayers(named(backend), aiter, TRITON.support)
+    return BackendLayers(named(backend), aiter)
 
 
 def _forget() -> None:
