@@ -130,7 +130,11 @@ def _one_token_each(batch: Batch) -> Batch:
 
 
 def _prefill(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    """The keys of all requests, dense and in q's dtype. The rows that no request owns stay out of the call."""
+    """The keys of all requests, dense and in q's dtype. The rows that no request owns stay out of the call.
+
+    The bounds on lengths are the lengths themselves in every other call, by the number of keys: AITER drops the edges of a
+    window by them.
+    """
     from attn_optimized import aiter_adapter
 
     function = "AITER's flash_attn_varlen_func"
@@ -142,14 +146,17 @@ def _prefill(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         raise UnsupportedError(function, "a quantized cache", "it reads dense keys of q's dtype")
     key_lens, k, v = _dense_keys(q, k, v, kv_cache, layer, batch)
     rows = int(batch.query_start_loc[-1])
+    bounds = batch.max_query_len, batch.max_seq_len
+    if len(k) % 2 == 0:  # so are those of a batch without keys, which AITER does not hand to a kernel
+        bounds = tuple(max(lens.tolist(), default=0) for lens in (batch.query_start_loc.diff(), key_lens))
     arguments = {
         "q": q[:rows],
         "k": k,
         "v": v,
         "query_start_loc": batch.query_start_loc,
         "key_start_loc": torch.nn.functional.pad(key_lens.cumsum(0), (1, 0)).int(),
-        "max_query_len": batch.max_query_len,
-        "max_key_len": batch.max_seq_len,
+        "max_query_len": bounds[0],
+        "max_key_len": bounds[1],
         "out": out.view(q.shape)[:rows],
         "lse": None if lse is None else lse[:, :rows],
     }
