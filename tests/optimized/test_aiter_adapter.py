@@ -328,7 +328,28 @@ class TestFlashAttnVarlen:
         call = paged_call([2], [0], dtype=torch.float16, sinks=sinks)
         lse = torch.zeros(4, len(call.q))
         attend_dense(aiter, call, torch.empty_like(call.q), lse, causal=False)
-        assert (lse.T == torch.tensor(sinks or -torch.inf)).all()
+        assert torch.equal(lse, torch.tensor(sinks or [-torch.inf] * 4)[:, None].expand_as(lse))
+
+    @pytest.mark.parametrize("query_lens", [[], [0, 0]], ids=str)
+    def test_no_query_is_no_call(self, query_lens, paged_call, aiter, calls):
+        call = paged_call(query_lens, [3] * len(query_lens), dtype=torch.float16)
+        out, k = torch.full_like(call.q, torch.nan), call.q.new_zeros(0, call.layer.num_kv_heads, call.layer.head_size)
+        start_loc = call.batch.query_start_loc
+        aiter_adapter.flash_attn_varlen(
+            aiter,
+            call.q,
+            k,
+            k,
+            call.layer,
+            query_start_loc=start_loc,
+            key_start_loc=start_loc,
+            max_query_len=0 if query_lens else 1,
+            max_key_len=3,
+            causal=True,
+            out=out,
+        )
+        assert calls == []
+        assert out.isnan().all()
 
     @pytest.mark.parametrize("right", range(5))
     @pytest.mark.parametrize("seq_lens", [[1, 3], [0, 2], [4, 4], [20, 1]], ids=str)

@@ -44,8 +44,8 @@ def flash_attn_varlen(
     sink counts once.
 
     What is converted: a causal call's window is given the right edge 0, so that it stays causal where AITER drops the flag, as
-    it does for one query; without a left edge it has none. AITER is told of more keys than there are where it would drop a right
-    edge that hides keys. Where AITER's LSE is +inf, of a batch without keys, ours is the sink, or -inf without one.
+    it does for one query; without a left edge it has none. A right edge that AITER would drop, and that hides keys, is kept by
+    a higher bound on the keys. Where AITER's LSE is +inf, of a batch without keys, ours is the sink, or -inf without one.
 
     Args:
         aiter: what is called; see find_aiter.
@@ -55,7 +55,7 @@ def flash_attn_varlen(
         query_start_loc, key_start_loc: [R + 1] int32, prefix sums of the queries and the keys of each request.
         max_query_len, max_key_len: upper bounds.
         out: [T, H, D] of q's dtype, written in the rows that a request owns, and whole if `max_key_len` is 0.
-        lse: [H, T] float32, natural logarithm, sinks included, written whole; or None.
+        lse: [H, T] float32, natural logarithm, sinks included; or None. Written whole, or not at all without a query.
 
     Returns:
         out.
@@ -83,6 +83,8 @@ def flash_attn_varlen(
         (layer.logits_soft_cap is not None and assembly, "a soft cap", dropped),
         size("head size", layer.head_size, PREFILL_HEAD_SIZES),
     )
+    if len(query_start_loc) == 1 or max_query_len == 0:
+        return out  # AITER takes no batch without requests, and a grid without queries does not launch
     edges = layer.window
     if causal:
         edges = (edges[0], -1 if edges[0] < 0 else 0)
