@@ -14,6 +14,7 @@ ADAPTER = "attn_optimized.aiter_adapter"
 OFF_BY_ONE = "edges = (max(layer.window[0] - 1, -1), layer.window[1])"
 UNIFIED = f"{ADAPTER}.unified_attention.unified_attention"
 DECLARES_UNIFIED = "attn_optimized.backends.rocm_aiter_unified_attn.RocmAiterUnifiedAttentionBackend.capabilities"
+BARE_WINDOW = "attn_optimized.backends.rocm_aiter_unified_attn._has_bare_window_in_float16"
 CHUNKS = "attn_optimized.backends.rocm_aiter_fa.metadata.AiterFlashAttentionMetadataBuilder._with_context"
 EXTEND = "attn_optimized.backends.rocm_aiter_fa.impl.AiterFlashAttentionImpl._extend"
 
@@ -39,9 +40,13 @@ def test_the_target_agrees_and_refuses_the_rest(target, fuzz_apart):
             '"qq_bias": answer(features.unified_qq_bias)',
             '"qq_bias": _CAUSAL_ONLY',
         ),
+        ("documented-aiter-unified-backend", BARE_WINDOW, "config.value_of('window')[0]", "config.value_of('window')[1]"),
+        ("documented-aiter-unified-backend", BARE_WINDOW, "config.dtype == torch.float16", "False"),
         ("documented-aiter-fa", CHUNKS, "context_lens.clamp(max=begin + chunk)", "context_lens"),
+        ("documented-aiter-fa", CHUNKS, "max(1, self.context_chunk_keys // len(context_lens))", "self.context_chunk_keys"),
         ("selected", "attn_optimized.selector.layer.select", "not verdict.refusals", "True"),
         ("selected", DECLARES_UNIFIED, "features.unified_alibi", "features.unified_sinks"),
+        ("selected", "attn_optimized.backends.declaring.declared_features", "aiter.missing is None", "True"),
         ("selected", "attn_optimized.selector.model._of_one_cache", "_cost(found) < _cost(best)", "True"),
     ],
     ids=lambda value: value if value.startswith(("documented", "selected")) else "",
