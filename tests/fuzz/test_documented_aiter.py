@@ -31,6 +31,8 @@ def test_the_target_agrees_and_refuses_the_rest(target, fuzz_apart):
         ("documented-aiter-unified", UNIFIED, "layer.k_scale", "layer.v_scale"),
         ("documented-aiter-decode", f"{ADAPTER}.paged_attention_v1.paged_attention_v1", "layer.logits_soft_cap or 0.0", "0.0"),
         ("documented-aiter-prefill", f"{ADAPTER}.flash_attn_varlen.flash_attn_varlen", "edges = layer.window", OFF_BY_ONE),
+        ("documented-aiter-prefill", f"{ADAPTER}.flash_attn_varlen._bound_that_keeps", "right < max_query_len - 1", "False"),
+        ("documented-aiter-prefill", f"{ADAPTER}.flash_attn_varlen.flash_attn_varlen", "layer.sinks.float()[:, None]", "0.0"),
         ("documented-aiter-fa", EXTEND, "sinks=None", "sinks=self.layer.sinks"),
         ("documented-aiter-unified-backend", UNIFIED, '"sinks": layer.sinks', '"sinks": None'),
         ("documented-aiter-decode-assembly", f"{ADAPTER}.key_values.shuffled_pages", "kv_cache[1]", "kv_cache[0]"),

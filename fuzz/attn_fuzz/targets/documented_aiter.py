@@ -69,7 +69,8 @@ def _decode_by_assembly(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         raise UnsupportedError("AITER's decode", "a window", "its right edge hides keys from no query at the last key")
     if layer.window == (UNLIMITED, UNLIMITED):
         layer = dataclasses.replace(layer, window=(UNLIMITED, 0))
-    decode(layer)
+    # an engine may have the scale in float32
+    decode(dataclasses.replace(layer, scale=torch.tensor(layer.scale).item()))
 
 
 def _decode_each(function: Callable[..., object], q, kv_cache, layer, batch, *, out, lse) -> None:
@@ -167,6 +168,44 @@ def _prefill(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     with mock.patch.dict(os.environ, ENABLE_CK="0"):
         must_refuse(functools.partial(prefill, **arguments), "AITER's fallback without CK")
     prefill(**arguments)
+    _check_few_keys(prefill, arguments, layer, len(k) // 2 % 2, causal=batch.causal)
+
+
+def _check_few_keys(
+    prefill: Callable[..., object], arguments: dict[str, Any], layer: Layer, num_keys: int, *, causal: bool
+) -> None:
+    """Check which queries see the only key of their request, or that none sees a key where there is none.
+
+    A case hardly ever has so few keys and a window and an LSE. The LSE of a query that sees no key is the sink, or -inf
+    without one.
+
+    Raises:
+        AssertionError: another query sees the key, or an LSE without keys is no sink.
+    """
+    query_lens = arguments["query_start_loc"].diff()
+    rows, num_requests = len(arguments["q"]), len(query_lens)
+    if not rows:
+        return
+    keys = arguments["k"].new_zeros(num_requests * num_keys, layer.num_kv_heads, layer.head_size)
+    few = {
+        "k": keys,
+        "v": torch.ones_like(keys),
+        "key_start_loc": torch.arange(num_requests + 1, dtype=torch.int32) * num_keys,
+        "max_key_len": num_keys,
+        "out": torch.empty_like(arguments["q"]),
+        "lse": torch.empty(layer.num_heads, rows),
+    }
+    prefill(**{**arguments, **few})
+    # of each query, how many queries of its request come after it: as far is it to the left of the key
+    after = torch.repeat_interleave(arguments["query_start_loc"][1:], query_lens) - torch.arange(rows) - 1
+    right = 0 if causal else layer.window[1]
+    sees = (num_keys > 0) & (after <= (right if right != UNLIMITED else rows))
+    without = torch.full((layer.num_heads,), -torch.inf) if layer.sinks is None else layer.sinks.float()
+    wrong = f"{num_keys} keys, seen by rows {sees.tolist()}: got the LSE {few['lse'].tolist()}"
+    assert torch.equal(few["lse"][:, ~sees], without[:, None].expand_as(few["lse"])[:, ~sees]), wrong
+    assert not few["out"][~sees].any(), f"{wrong}, and an output of rows that see none"
+    # a sink may be so large that a key changes no LSE
+    assert layer.sinks is not None or (few["lse"][:, sees] != -torch.inf).all(), wrong
 
 
 def _dense_keys(q, k, v, kv_cache, layer, batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -57,7 +57,7 @@ def _flash_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         k, v = tokens_as_cached(q, kv_cache, layer, batch)
     if kv_cache is not None and layer.attn_type is AttentionType.DECODER:
         _check_lengths_of_the_host(batch)
-        _check_chunks(batch)
+        _check_phases(batch)
         if longer := _longer(batch):
             # by layers of its own: the layers of a step share the step's metadata
             others = dataclasses.replace(_FA)
@@ -94,8 +94,9 @@ def _check_lengths_of_the_host(batch: Batch) -> None:
     wrong_arguments.must_contradict(build, lengths)
 
 
-def _check_chunks(batch: Batch) -> None:
-    """Check that the context of each extend is cut into consecutive chunks, none of which has more keys than asked for.
+def _check_phases(batch: Batch) -> None:
+    """Check that each query is in one phase, and that the context of each extend is cut into consecutive chunks, none of which
+    has more keys than asked for.
 
     A chunk has at least one key of each request, or less where a context ends.
     """
@@ -104,7 +105,12 @@ def _check_chunks(batch: Batch) -> None:
     context_lens = (batch.seq_lens - query_lens)[(query_lens > 1) & (query_lens < batch.seq_lens)]
     choose = random.Random(repr((query_lens.tolist(), context_lens.tolist())))
     most = choose.choice((1, 2, 7, 16 * len(query_lens) + 1))
-    extend = named("ROCM_AITER_FA")().builder(AttentionType.DECODER, context_chunk_keys=most).build(common).extend
+    metadata = named("ROCM_AITER_FA")().builder(AttentionType.DECODER, context_chunk_keys=most).build(common)
+    rows = torch.arange(int(batch.query_start_loc[-1]))
+    phases = [phase.rows for phase in (metadata.decode, metadata.extend, metadata.prefill) if phase is not None]
+    taken = torch.cat([rows[:0], *(rows[phase] for phase in phases)])
+    assert torch.equal(taken.sort().values, rows), f"phases take rows {taken.tolist()} of {len(rows)}"
+    extend = metadata.extend
     assert (extend is None) == (not len(context_lens)), f"got {extend}, expected contexts of {context_lens.tolist()} keys"
     end = torch.zeros_like(context_lens)
     for chunk in () if extend is None else extend.context_chunks:
