@@ -17,6 +17,7 @@ import torch
 from attn_contract import Batch, Layer
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.targets.choices import choices_by
+from attn_fuzz.targets.target import no_calls
 from attn_fuzz.targets.triton import TRITON, missing_triton
 
 REACH = 1 << 32
@@ -173,6 +174,6 @@ TRITON_FAR = dataclasses.replace(
     support=lambda device: dataclasses.replace(TRITON.support(device), max_tokens=48, max_seq_len=192, long_seq_len=None),
     unavailable=_missing,
     siblings=(),
-    must_refuse={},
+    must_refuse=no_calls,
     sanitizes=False,
 )

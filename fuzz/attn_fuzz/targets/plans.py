@@ -16,7 +16,7 @@ from attn_fuzz.cases.tensors import Step
 from attn_fuzz.targets import no_interpreter, wrong_gpus
 from attn_fuzz.targets.aiter import missing_e4m3fnuz
 from attn_fuzz.targets.choices import choices_by
-from attn_fuzz.targets.target import Target
+from attn_fuzz.targets.target import Target, no_calls
 from attn_fuzz.targets.triton import TRITON, TRITON_CASCADE, common_prefix, missing_triton
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -231,6 +231,6 @@ TRITON_PLANS_CASCADE = dataclasses.replace(
     rounding=_rounding,
     unavailable=_missing,
     siblings=(),
-    must_refuse={},
+    must_refuse=no_calls,
     refuses=False,  # a launch is made without checks
 )

@@ -54,7 +54,7 @@ class IllegalCalls(Protocol):
         ...
 
 
-def _no_calls(*arguments: object, **outputs: object) -> Iterable[tuple[str, Callable[[], object]]]:
+def no_calls(*arguments: object, **outputs: object) -> Iterable[tuple[str, Callable[[], object]]]:
     return ()
 
 
@@ -282,7 +282,7 @@ class Target:
     unavailable: Callable[[str], str | None] = lambda device: None
     events: Callable[[Step], Iterable[str]] = _no_events
     siblings: tuple[AttentionFunction, ...] = ()
-    must_refuse: IllegalCalls = _no_calls
+    must_refuse: IllegalCalls = no_calls
     forget: Callable[[], None] = lambda: None
     properties: tuple[Property, ...] = ()
     oracle: bool = True
