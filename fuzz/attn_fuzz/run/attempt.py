@@ -6,8 +6,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
 import attn_reference
 import torch
@@ -19,7 +18,7 @@ from attn_fuzz.cases.tensors import Step, Write
 from attn_fuzz.interpreted import permissions, program_order, sanitizer
 from attn_fuzz.run import devices
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import AttentionFunction, IllegalCalls, Target
+from attn_fuzz.targets.target import AttentionFunction, Target
 
 CPU_ELEMENTS, CPU_PRODUCTS = 1 << 21, 1 << 25
 """A GPU builds and judges a case faster than a CPU if the case has more elements or more products than these."""
@@ -151,7 +150,11 @@ def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> Non
         if other is None:
             return
         if name == ILLEGAL:
-            attend(other, functools.partial(_call_illegally, target.must_refuse))
+
+            def all_refused(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+                _check_refused(target.must_refuse(q, k, v, kv_cache, layer, batch, out=out, lse=lse), out)
+
+            attend(other, all_refused)
             return
         for attention in target.siblings if name == MODE else (target.attention,):
             try:
@@ -167,9 +170,9 @@ class NotRefusedError(Exception):
     """A call that contradicts the contract was not refused."""
 
 
-def _call_illegally(illegal_calls: IllegalCalls, *arguments: Any, out: torch.Tensor, lse: torch.Tensor | None) -> None:
+def _check_refused(calls: Iterable[tuple[str, Callable[[], object]]], out: torch.Tensor) -> None:
     before = bits(out).clone()
-    for what, call in illegal_calls(*arguments, out=out, lse=lse):
+    for what, call in calls:
         try:
             call()
         except sanitizer.Violation:

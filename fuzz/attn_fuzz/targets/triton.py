@@ -119,6 +119,8 @@ def _cascade_attention(q, k, v, kv_cache, layer, batch, *, out, lse, validate=Tr
 
 
 def _illegal_cascade(q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
+    if kv_cache is None:
+        return  # there is no legal call
     function, arguments = _cascade_call(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
     for validate in (True, False):
         yield from illegal_attention(functools.partial(function, validate=validate), arguments)

@@ -5,6 +5,7 @@ import os
 import torch
 from attn_contract import YES, ContractError, Layer, No
 from attn_contract.arguments import check_dense_last, check_dims, check_int, check_tensor, check_type, check_vector
+from attn_contract.validation.tensors import check_tensors
 
 from attn_optimized.aiter_adapter.features import PREFILL_HEAD_SIZES, may_run_assembly, window_edges
 from attn_optimized.aiter_adapter.installation import Aiter
@@ -156,3 +157,8 @@ def _check(
     check_type("lse", lse, torch.Tensor | None, "None or a tensor")
     if lse is not None and (tuple(lse.shape) != (layer.num_heads, len(q)) or lse.dtype != torch.float32):
         raise ContractError("lse", f"{lse.dtype} {tuple(lse.shape)}", f"torch.float32 {(layer.num_heads, len(q))}")
+    written = {"out": out} if lse is None else {"out": out, "lse": lse}
+    for name, tensor in written.items():
+        check_dense_last(name, tensor)
+    read = {"q": q, "k": k, "v": v, "query_start_loc": query_start_loc, "key_start_loc": key_start_loc}
+    check_tensors(read, written)
