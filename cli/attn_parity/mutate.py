@@ -13,8 +13,9 @@ from attn_fuzz.run.campaign import Log
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.registry import UnknownTargetError
-from attn_fuzz.zoo import equivalence, generate
+from attn_fuzz.zoo import generate, reasons
 from attn_fuzz.zoo.generate import PACKAGE, Generated
+from attn_fuzz.zoo.mutants import EQUIVALENT, NOT_FOUND
 from attn_fuzz.zoo.operators import OPERATORS
 from attn_parity.fuzz import FOLDER, PROFILES
 from attn_parity.options import (
@@ -117,7 +118,7 @@ def command(
 
     Exit 2 if the run cannot go on, and 130 if it is interrupted. Survivors are a result, no error.
     """
-    equivalent = equivalence.load()
+    equivalent, causes = reasons.load(EQUIVALENT), reasons.load(NOT_FOUND)
     if check:
         return _check(page, equivalent)
     mutants = generate.by_name(only) if only else generate.sample(sample, sample_seed)
@@ -148,6 +149,7 @@ def command(
     except KeyboardInterrupt:
         interrupted = True
     rows = [mutants_page.row(mutant, log, numbers, ci, nightly, equivalent) for mutant in mutants]
+    rows = [mutants_page.explained(row, causes) for row in rows]
     found = mutants_page.results(device_name(device), (len(mutants), sample_seed), numbers, ci, nightly, rows)
     _print(found)
     if json_file:

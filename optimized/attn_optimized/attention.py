@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 from attn_contract import Batch, ContractError, Layer, Layout
-from attn_contract.arguments import check_int
+from attn_contract.arguments import check_int, check_type
 from attn_contract.rules import refuse_unnamed
 from attn_contract.signatures import tensor_signature
 from attn_contract.validation import check_attention_tensors
@@ -189,6 +189,7 @@ def plan_of(
     if architecture is None or compute_units is None:
         name = "architecture" if architecture is None else "compute_units"
         raise ContractError(name, None, "architecture and compute_units of one GPU, or neither")
+    check_type("architecture", architecture, str, "such as gfx90a, gfx942, gfx1201 or sm90")
     check_int("compute_units", compute_units, minimum=1)
     if parameters is not None and not isinstance(parameters, Parameters):
         raise ContractError("parameters", repr(parameters), "attn_optimized.launch.table.Parameters")

@@ -1,12 +1,23 @@
-"""Backends are fuzzed within what they declare, and a declaration that promises too much is found."""
+"""Backends are fuzzed within what they serve, and a declaration that promises too much or too little is found."""
 
+import dataclasses
+import random
+
+import msgspec
 import pytest
-from attn_contract import AttentionConfig
+import torch
+from attn_contract import ANY, AttentionConfig, AttentionType, Capabilities, Layer, Layout, Multiples, Only
 from attn_fuzz.cases import tensors
+from attn_fuzz.cases.case import ILLEGAL
 from attn_fuzz.cases.poison import DTYPES
+from attn_fuzz.run.attempt import Attempt, NotRefusedError
 from attn_fuzz.strategies import cases
-from attn_fuzz.targets.backends import config_of
+from attn_fuzz.targets import registry, served
+from attn_fuzz.targets.backends import BackendLayers, config_of, installed, named
+from attn_fuzz.targets.documented_aiter import documented
 from attn_fuzz.targets.reference import REFERENCE_FP32
+from attn_optimized.backends import BACKENDS
+from attn_optimized.backends.triton_attn import TritonAttentionImpl
 from hypothesis import HealthCheck, given, settings
 
 
@@ -23,6 +34,73 @@ def test_a_declaration_that_promises_too_much_is_found(name, asks, fuzz_apart):
     progress = fuzz_apart(f"planted_backends:{name}", examples=500)
     assert progress.failure is not None, f"survived {progress.examples} examples"
     assert getattr(progress.failure.case, asks) is not None
+
+
+@pytest.mark.parametrize("backend", served.SERVED)
+def test_a_declaration_that_is_not_what_is_stated_is_found(backend):
+    declared: Capabilities = BACKENDS[backend].capabilities(documented("cpu"))
+    wrong = {
+        "head_sizes": [Only((64, 128), "planted"), Multiples(1, "planted", at_most=320)],
+        "group_sizes": [Only((1,), "planted"), ANY],
+        "block_sizes": [Only((16,), "planted"), Multiples(1, "planted", at_most=32)],
+        "dtypes": [Only((torch.float16,), "planted")],
+        "layouts": [Only(tuple(Layout)[:3], "planted")],
+        "architectures": [Only(("gfx942",), "planted")],
+        "output_dtypes": [Only((torch.float8_e4m3fnuz,), "planted")],
+    }
+    assert _finds(declared) == 0
+    for field, values in wrong.items():
+        for value in values:
+            assert _finds(dataclasses.replace(declared, **{field: value})), f"{field} {value}"
+
+
+def _finds(declared: Capabilities) -> int:
+    """How many of 40 cases find that a declaration is wrong."""
+    found = 0
+    for seed in range(40):
+        try:
+            served.check_declared(declared, random.Random(seed))
+        except AssertionError:
+            found += 1
+    return found
+
+
+@pytest.mark.parametrize(
+    ("target", "backend"),
+    [
+        ("backend-triton", "TRITON_ATTN"),
+        ("backend-rocm-attn", "ROCM_ATTN"),
+        ("documented-aiter-fa", "ROCM_AITER_FA"),
+        ("documented-aiter-unified-backend", "ROCM_AITER_UNIFIED_ATTN"),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_is_drawn_is_served(target, backend, device):
+    drawn, stated = registry.load(target).support(device), served.SERVED[backend]
+    for field in ("head_sizes", "group_sizes", "block_sizes", "layouts"):
+        assert all(value in getattr(stated, field) for value in getattr(drawn, field)), field
+    assert all(DTYPES[name] in stated.dtypes for name in drawn.dtypes)
+
+
+def test_a_layer_that_checks_no_values_is_judged_as_well_as_one_that_does(monkeypatch):
+    made = []
+    make = TritonAttentionImpl.__init__
+    monkeypatch.setattr(
+        TritonAttentionImpl, "__init__", lambda self, *a, **k: (made.append(k["validate"]), make(self, *a, **k))[1]
+    )
+    layers = BackendLayers(named("TRITON_ATTN"), installed)
+    for heads in range(1, 21):
+        layer = Layer(num_heads=heads, num_kv_heads=1, head_size=16, scale=0.25, attn_type=AttentionType.ENCODER)
+        layers._impl(layer, torch.zeros(1, heads, 16), None)
+    assert 5 < sum(made) < 15
+
+
+@pytest.mark.parametrize("name", ["TAKES_NO_NAME", "TAKES_ANY_KEY"])
+def test_a_backend_that_does_not_look_at_an_argument_is_found(name, step_case):
+    target = registry.load(f"planted_backends:{name}")
+    for earlier in ((ILLEGAL,), ("same", ILLEGAL)):
+        error = Attempt(msgspec.structs.replace(step_case, earlier=earlier), target, "cpu").error
+        assert isinstance(error, NotRefusedError), error
 
 
 @settings(

@@ -14,6 +14,7 @@ ADAPTER = "attn_optimized.aiter_adapter"
 OFF_BY_ONE = "edges = (max(layer.window[0] - 1, -1), layer.window[1])"
 UNIFIED = f"{ADAPTER}.unified_attention.unified_attention"
 DECLARES_UNIFIED = "attn_optimized.backends.rocm_aiter_unified_attn.RocmAiterUnifiedAttentionBackend.capabilities"
+BARE_WINDOW = "attn_optimized.backends.rocm_aiter_unified_attn._has_bare_window_in_float16"
 CHUNKS = "attn_optimized.backends.rocm_aiter_fa.metadata.AiterFlashAttentionMetadataBuilder._with_context"
 EXTEND = "attn_optimized.backends.rocm_aiter_fa.impl.AiterFlashAttentionImpl._extend"
 
@@ -30,6 +31,8 @@ def test_the_target_agrees_and_refuses_the_rest(target, fuzz_apart):
         ("documented-aiter-unified", UNIFIED, "layer.k_scale", "layer.v_scale"),
         ("documented-aiter-decode", f"{ADAPTER}.paged_attention_v1.paged_attention_v1", "layer.logits_soft_cap or 0.0", "0.0"),
         ("documented-aiter-prefill", f"{ADAPTER}.flash_attn_varlen.flash_attn_varlen", "edges = layer.window", OFF_BY_ONE),
+        ("documented-aiter-prefill", f"{ADAPTER}.flash_attn_varlen._bound_that_keeps", "right < max_query_len - 1", "False"),
+        ("documented-aiter-prefill", f"{ADAPTER}.flash_attn_varlen.flash_attn_varlen", "layer.sinks.float()[:, None]", "0.0"),
         ("documented-aiter-fa", EXTEND, "sinks=None", "sinks=self.layer.sinks"),
         ("documented-aiter-unified-backend", UNIFIED, '"sinks": layer.sinks', '"sinks": None'),
         ("documented-aiter-decode-assembly", f"{ADAPTER}.key_values.shuffled_pages", "kv_cache[1]", "kv_cache[0]"),
@@ -39,9 +42,13 @@ def test_the_target_agrees_and_refuses_the_rest(target, fuzz_apart):
             '"qq_bias": answer(features.unified_qq_bias)',
             '"qq_bias": _CAUSAL_ONLY',
         ),
+        ("documented-aiter-unified-backend", BARE_WINDOW, "config.value_of('window')[0]", "config.value_of('window')[1]"),
+        ("documented-aiter-unified-backend", BARE_WINDOW, "config.dtype == torch.float16", "False"),
         ("documented-aiter-fa", CHUNKS, "context_lens.clamp(max=begin + chunk)", "context_lens"),
+        ("documented-aiter-fa", CHUNKS, "max(1, self.context_chunk_keys // len(context_lens))", "self.context_chunk_keys"),
         ("selected", "attn_optimized.selector.layer.select", "not verdict.refusals", "True"),
         ("selected", DECLARES_UNIFIED, "features.unified_alibi", "features.unified_sinks"),
+        ("selected", "attn_optimized.backends.declaring.declared_features", "aiter.missing is None", "True"),
         ("selected", "attn_optimized.selector.model._of_one_cache", "_cost(found) < _cost(best)", "True"),
     ],
     ids=lambda value: value if value.startswith(("documented", "selected")) else "",

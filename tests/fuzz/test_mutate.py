@@ -16,8 +16,8 @@ from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import Failure, FuzzPlan, Progress
 from attn_fuzz.run.suite import TESTS
 from attn_fuzz.verdict.verdict import Verdict
-from attn_fuzz.zoo import equivalence, generate
-from attn_fuzz.zoo.mutants import MutantError
+from attn_fuzz.zoo import generate, reasons
+from attn_fuzz.zoo.mutants import EQUIVALENT, NOT_FOUND, MutantError
 from attn_fuzz.zoo.patches import patched_sources
 
 replace = msgspec.structs.replace
@@ -290,11 +290,19 @@ def test_an_equivalent_mutant_is_in_no_rate_and_needs_a_reason(tmp_path, log):
     ):
         path.write_text(f"[[mutant]]\n{entry}\n")
         with pytest.raises(MutantError, match=message):
-            equivalence.load(path)
+            reasons.load(path)
 
 
 def test_the_shipped_reasons_are_of_mutants_that_exist():
-    assert isinstance(equivalence.load(), dict)
+    assert not reasons.load(EQUIVALENT).keys() & reasons.load(NOT_FOUND).keys()
+
+
+def test_a_survivor_is_told_with_its_cause(log):
+    row = mutants_page.row(MUTANT, log, [0], 300, None, {})
+    causes = {MUTANT.name: "it needs a GPU"}
+    assert mutants_page.explained(msgspec.structs.replace(row, state="", ci=(7, None)), causes).why == "it needs a GPU"
+    assert mutants_page.explained(msgspec.structs.replace(row, state=NOT_RUN_BY_ANY, ci=()), causes).why == "it needs a GPU"
+    assert mutants_page.explained(msgspec.structs.replace(row, state="", ci=(7, 3)), causes).why == ""
 
 
 def test_the_page_in_the_repository_is_current(attn_parity):
@@ -306,7 +314,7 @@ def test_a_page_is_made_of_its_json(attn_parity, log, monkeypatch):
     rows = [mutants_page.row(MUTANT, log, [0], 300, None, {MUTANT.name: "the same"})]
     found = mutants_page.results("CPU", (1, 0), [0], 300, None, rows)
     assert results_file.loads(results_file.dumps(found), Results, "mutants.json") == found
-    monkeypatch.setattr(equivalence, "load", lambda: {MUTANT.name: "the same"})
+    monkeypatch.setattr(reasons, "load", lambda path: {MUTANT.name: "the same"} if path == EQUIVALENT else {})
     Path("mutants.json").write_bytes(results_file.dumps(found))
     Path("mutants.md").write_text(mutants_page.text(found))
     assert attn_parity("mutate", "--check", "--page", "mutants.md").code == 0

@@ -323,11 +323,59 @@ class TestFlashAttnVarlen:
         lse[:, sum(query_lens) :] = torch.nan  # written whole, as its docstring says
         assert_agrees(call, out, lse)
 
-    def test_an_lse_without_keys_is_minus_infinity(self, paged_call, aiter):
-        call = paged_call([2], [0], dtype=torch.float16)
+    @pytest.mark.parametrize("sinks", [None, [0.5, -1.0, 2.0, -torch.inf]], ids=str)
+    def test_an_lse_without_keys_is_the_sink(self, sinks, paged_call, aiter):
+        call = paged_call([2], [0], dtype=torch.float16, sinks=sinks)
         lse = torch.zeros(4, len(call.q))
         attend_dense(aiter, call, torch.empty_like(call.q), lse, causal=False)
-        assert (lse == -torch.inf).all()
+        assert torch.equal(lse, torch.tensor(sinks or [-torch.inf] * 4)[:, None].expand_as(lse))
+
+    @pytest.mark.parametrize("query_lens", [[], [0, 0]], ids=str)
+    def test_no_query_is_no_call(self, query_lens, paged_call, aiter, calls):
+        call = paged_call(query_lens, [3] * len(query_lens), dtype=torch.float16)
+        out, k = torch.full_like(call.q, torch.nan), call.q.new_zeros(0, call.layer.num_kv_heads, call.layer.head_size)
+        start_loc = call.batch.query_start_loc
+        aiter_adapter.flash_attn_varlen(
+            aiter,
+            call.q,
+            k,
+            k,
+            call.layer,
+            query_start_loc=start_loc,
+            key_start_loc=start_loc,
+            max_query_len=0 if query_lens else 1,
+            max_key_len=3,
+            causal=True,
+            out=out,
+        )
+        assert calls == []
+        assert out.isnan().all()
+
+    @pytest.mark.parametrize("right", range(5))
+    @pytest.mark.parametrize("seq_lens", [[1, 3], [0, 2], [4, 4], [20, 1]], ids=str)
+    def test_a_right_edge_hides_keys_from_more_queries_than_keys(self, seq_lens, right, paged_call, aiter):
+        call = paged_call([2, 5], seq_lens, dtype=torch.float16, causal=False, window=(-1, right))
+        call = call._replace(batch=with_tight_bounds(call.batch))
+        out, lse = torch.full_like(call.q, torch.nan), torch.full((4, len(call.q)), torch.nan)
+        attend_dense(aiter, call, out, lse, causal=False)
+        lse[:, 7:] = torch.nan
+        assert_agrees(call, out, lse)
+
+    @pytest.mark.parametrize(
+        ("window", "query_len", "seq_len", "told"),
+        [
+            ((-1, 2), 4, 2, 3),  # the first query does not see the last key
+            ((-1, 2), 3, 2, 2),  # it does
+            ((-1, 2), 4, 3, 3),  # AITER keeps the edge
+            ((2, -1), 4, 2, 2),  # a left edge hides no key of so few
+            ((2, 2), 4, 0, 0),
+        ],
+    )
+    def test_aiter_is_told_of_more_keys_only_to_keep_an_edge(self, window, query_len, seq_len, told, paged_call, aiter, calls):
+        call = paged_call([query_len], [seq_len], dtype=torch.float16, causal=False, window=window)
+        call = call._replace(batch=with_tight_bounds(call.batch))
+        attend_dense(aiter, call, torch.empty_like(call.q), None, causal=False)
+        assert calls[-1].arguments["max_seqlen_k"] == told
 
     def test_windows_of_two_numbers_and_of_three(self, paged_call, aiter, calls):
         call = paged_call([3], [20], dtype=torch.float16, window=(4, 2))

@@ -30,6 +30,9 @@ def flash_attn_varlen_func(
     assert sink_ptr is None or sink_ptr.dtype == torch.float32
     *window, sink_size = window_size
     assert sink_size == 0
+    assert len(cu_seqlens_q) > 1, "AITER takes no batch without requests"
+    assert 0 < max_seqlen_q >= cu_seqlens_q.diff().max(), "its grid covers so many queries of a request, and is not empty"
+    assert max_seqlen_k >= cu_seqlens_k.diff().max()
     # a single query would be at the end, where the flag says nothing: so it is dropped
     causal = causal and (max_seqlen_q > 1 or alibi_slopes is not None)
     left, right = (-1 if edge >= max_seqlen_k else edge for edge in window)

@@ -25,7 +25,7 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
         always: whether it raised in every case.
         tests: whether the test suite found it; None if the suite was not run to its end.
         state: why it is in no rate, or why no target could find it; empty if there is nothing to say.
-        why: the reason in words: of an equivalent mutant, or of one that does not run.
+        why: the reason in words: of an equivalent mutant, of one that does not run, or of one that is not found.
     """
 
     name: str
@@ -95,6 +95,12 @@ def row(mutant: Generated, log: Log, seeds: Sequence[int], ci: int, nightly: int
         always=first.always if first else False,
         state="" if targets else NOT_RUN_BY_ANY,
     )
+
+
+def explained(row: Row, causes: dict[str, str]) -> Row:
+    """A row with the cause why its mutant survived, if the mutant did and a cause is known."""
+    survived = row.counts and (row.state == NOT_RUN_BY_ANY or None in (row.nightly or row.ci))
+    return msgspec.structs.replace(row, why=causes.get(row.name, "")) if survived else row
 
 
 def _found_after(trials: Sequence[Trial | None]) -> int | str:

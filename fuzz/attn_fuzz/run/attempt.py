@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import attn_reference
 import torch
@@ -150,8 +150,11 @@ def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> Non
         if other is None:
             return
         if name == ILLEGAL:
-            for what, attention in target.must_refuse.items():
-                _call_illegally(other, attention, what)
+
+            def all_refused(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+                _check_refused(target.must_refuse(q, k, v, kv_cache, layer, batch, out=out, lse=lse), out)
+
+            attend(other, all_refused)
             return
         for attention in target.siblings if name == MODE else (target.attention,):
             try:
@@ -167,19 +170,20 @@ class NotRefusedError(Exception):
     """A call that contradicts the contract was not refused."""
 
 
-def _call_illegally(step: Step, attention: AttentionFunction, what: str) -> None:
-    before = bits(step.out).clone()
-    try:
-        attend(step, attention)
-    except sanitizer.Violation:
-        raise
-    except (ValueError, NotImplementedError):
-        if torch.equal(bits(step.out), before):
-            return
-        raise NotRefusedError(f"{what}: it was refused after something was written") from None
-    except Exception as error:
-        raise NotRefusedError(f"{what}: not refused, but {type(error).__name__}: {one_line(error)}") from error
-    raise NotRefusedError(f"{what}: not refused")
+def _check_refused(calls: Iterable[tuple[str, Callable[[], object]]], out: torch.Tensor) -> None:
+    before = bits(out).clone()
+    for what, call in calls:
+        try:
+            call()
+        except sanitizer.Violation:
+            raise
+        except (ValueError, NotImplementedError):
+            if not torch.equal(bits(out), before):
+                raise NotRefusedError(f"{what}: it was refused after something was written") from None
+        except Exception as error:
+            raise NotRefusedError(f"{what}: not refused, but {type(error).__name__}: {one_line(error)}") from error
+        else:
+            raise NotRefusedError(f"{what}: not refused")
 
 
 def attend(step: Step, attention: AttentionFunction) -> None:

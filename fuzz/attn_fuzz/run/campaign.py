@@ -28,7 +28,7 @@ from attn_fuzz.zoo.patches import PatchError, modules_of, patched_sources, text_
 SCHEMA = "attn-parity.mutants-log/1"
 PROBED = 20
 """Cases that a mutant runs alone before it joins a group."""
-GROUP = 32
+GROUP = 64
 """The most mutants that are installed together."""
 NOT_COMPILED = ("InterpreterError", "CompilationError")
 """Triton's exceptions for a kernel that is no program."""

@@ -1,25 +1,30 @@
 """Backends as targets: whole layers, made and called as an engine does, and judged like any kernel.
 
 A layer is made once and serves all calls of a case. The metadata of a step is built once and serves all layers that are called
-with the same Batch. What a backend declares is drawn. The backend must refuse what it does not declare.
+with the same Batch. What a backend serves is drawn, as `attn_fuzz.targets.served` states it. What a backend serves on the
+installed AITER depends on that AITER, so there what the backend declares is drawn. The backend must refuse the rest.
 """
 
 import dataclasses
 import functools
+import random
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from attn_contract import AttentionConfig, AttentionType, Batch, Capabilities, KVCacheView, Layer, Layout
+from attn_contract import AttentionConfig, AttentionType, Batch, Capabilities, KVCacheView, Layer, Layout, UnsupportedError
 from attn_contract.attention_config import Scales
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.poison import DTYPES
 from attn_fuzz.findings import aiter as aiter_findings
+from attn_fuzz.targets import served
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION, usable_aiter
 from attn_fuzz.targets.engine import Engine
+from attn_fuzz.targets.illegal_layers import calls_of_layer
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.targets.triton import TRITON
+from attn_fuzz.targets.wrong_arguments import Calls
 
 
 def config_of(case: Case) -> AttentionConfig:
@@ -83,13 +88,11 @@ class BackendLayers:
     Args:
         load: returns the backend's class.
         aiter: returns AMD's AITER on a device type. Both functions import what they need when a case runs.
-        sizes: returns what is drawn on a device type, within what the backend declares.
         builder_options: returns the options of the builder for a step, beside the attention type.
     """
 
     load: Callable[[], Any]
     aiter: Callable[[str], Any]
-    sizes: Callable[[str], Support]
     builder_options: Callable[[Batch], dict[str, Any]] = _no_options
     _impls: dict[Hashable, Any] = field(init=False, repr=False, default_factory=dict)
     _steps: dict[AttentionType, tuple[Batch, Any]] = field(init=False, repr=False, default_factory=dict)
@@ -105,9 +108,11 @@ class BackendLayers:
         *,
         out: torch.Tensor,
         lse: torch.Tensor | None,
-        batch_invariant: bool = False,
+        **mode: bool,
     ) -> None:
-        impl, kv_cache = self._impl(layer, q, kv_cache, batch_invariant)
+        choose = random.Random(repr((tuple(q.shape), batch.query_start_loc.tolist(), batch.seq_lens.tolist())))
+        served.check_declared(self.capabilities(q.device.type), choose)
+        impl, kv_cache = self._impl(layer, q, kv_cache, **mode)
         impl.forward(q, k, v, kv_cache, self._metadata(batch, layer.attn_type), output=out, lse=lse)
 
     def write_kv_cache(
@@ -135,15 +140,22 @@ class BackendLayers:
     def unavailable(self, device: str) -> str | None:
         reason = TRITON.unavailable(device)
         if reason is None:
-            available = self._capabilities(device).available
+            available = self.capabilities(device).available
             reason = None if available else str(available)
         return reason
 
-    def support(self, device: str) -> Support:
-        return support_of(self._capabilities(device), self.sizes(device))
-
-    def _capabilities(self, device: str) -> Capabilities:
+    def capabilities(self, device: str) -> Capabilities:
         return self.load().capabilities(self.aiter(device))
+
+    def illegal(self, q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
+        """Calls that contradict the contract, of the builder and of a layer. If the layer is refused, there are none."""
+        for validate in (True, False):
+            try:
+                impl, own_cache = self._impl(layer, q, kv_cache, validate=validate)
+            except UnsupportedError:
+                return
+            builder = self.load().builder(layer.attn_type, **self.builder_options(batch))
+            yield from calls_of_layer(impl, builder, common_metadata(batch, layer.attn_type), q, k, v, own_cache, out, lse)
 
     def forget(self) -> None:
         """Drop all layers and metadata, and the launches behind them."""
@@ -161,9 +173,15 @@ class BackendLayers:
         return known[1]
 
     def _impl(
-        self, layer: Layer, rows: torch.Tensor, kv_cache: torch.Tensor | None, batch_invariant: bool = False
+        self,
+        layer: Layer,
+        rows: torch.Tensor,
+        kv_cache: torch.Tensor | None,
+        batch_invariant: bool = False,
+        validate: bool | None = None,
     ) -> tuple[Any, Any]:
-        """The backend's layer, and the cache as an engine would hand it to the layer. A layer is made once.
+        """The backend's layer, and the cache as an engine would hand it to the layer. A layer is made once. Its scale and its
+        sizes choose whether the layer checks values in tensors, unless `validate` says so.
 
         Dense planes of K and V are blocks to an engine whose layer asked for blocks (vLLM #43945). Such a layer gets the view
         that is wrong unless the layer reinterprets it.
@@ -180,6 +198,7 @@ class BackendLayers:
             "block_size": block_size,
             "allocation_layout": allocation_layout,
             "batch_invariant": batch_invariant,
+            "validate": random.Random(repr((layer.num_heads, layer.scale))).random() < 0.5 if validate is None else validate,
         }
         fields = (getattr(layer, one.name) for one in dataclasses.fields(layer))
         # the layer keeps its tensors alive, so that no other tensor has the id of one of them
@@ -220,18 +239,24 @@ def backend_target(name: str, layers: BackendLayers, **fields: Any) -> Target:
     Args:
         name: of the target.
         layers: of the backend.
-        fields: of Target, where they are not those of the target `triton`.
+        fields: of Target, where they are not those of the target `triton`. `support` is one of them.
     """
+    modes = ({"validate": True}, {"validate": False}, {"batch_invariant": True})
     own = {
         "attention": layers.attention,
         "write_kv_cache": layers.write_kv_cache,
         "rope_and_write_kv_cache": layers.rope_and_write_kv_cache,
-        "siblings": (functools.partial(layers.attention, batch_invariant=True),),
+        "siblings": tuple(functools.partial(layers.attention, **mode) for mode in modes),
+        "must_refuse": layers.illegal,
         "forget": layers.forget,
-        "support": layers.support,
         "unavailable": layers.unavailable,
     }
     return dataclasses.replace(TRITON, name=name, **{**own, **fields})
+
+
+def declared_by(layers: BackendLayers, sizes: Callable[[str], Support]) -> Callable[[str], Support]:
+    """The Support on a device type: what a backend declares of the sizes that are drawn there."""
+    return lambda device: support_of(layers.capabilities(device), sizes(device))
 
 
 def named(backend: str) -> Callable[[], Any]:
@@ -292,22 +317,26 @@ def _needs_an_amd_gpu(device: str) -> str | None:
     return _FA.unavailable(device)
 
 
-_FA = BackendLayers(named("ROCM_AITER_FA"), installed, fa_sizes)
+_FA = BackendLayers(named("ROCM_AITER_FA"), installed)
+_UNIFIED = BackendLayers(named("ROCM_AITER_UNIFIED_ATTN"), interpreted_on_a_cpu)
 
 BACKEND_TRITON = backend_target(
     "backend-triton",
-    BackendLayers(named("TRITON_ATTN"), installed, TRITON.support),
-    description="the backend TRITON_ATTN: whole layers, within what it declares",
+    BackendLayers(named("TRITON_ATTN"), installed),
+    description="the backend TRITON_ATTN: whole layers, within what it serves",
+    support=served.triton_attn,
 )
 BACKEND_ROCM_ATTN = backend_target(
     "backend-rocm-attn",
-    BackendLayers(named("ROCM_ATTN"), installed, TRITON.support),
-    description="the backend ROCM_ATTN: whole layers, within what it declares",
+    BackendLayers(named("ROCM_ATTN"), installed),
+    description="the backend ROCM_ATTN: whole layers, within what it serves",
+    support=served.rocm_attn,
 )
 BACKEND_AITER_UNIFIED = backend_target(
     "backend-aiter-unified",
-    BackendLayers(named("ROCM_AITER_UNIFIED_ATTN"), interpreted_on_a_cpu, unified_sizes),
+    _UNIFIED,
     description="the backend ROCM_AITER_UNIFIED_ATTN on the installed AITER",
+    support=declared_by(_UNIFIED, unified_sizes),
     rounding=AITER_UNIFIED_ATTENTION.rounding,
     findings=aiter_findings.BACKENDS["ROCM_AITER_UNIFIED_ATTN"],
     sanitizes=False,
@@ -316,6 +345,7 @@ BACKEND_AITER_FA = backend_target(
     "backend-aiter-fa",
     _FA,
     description="the backend ROCM_AITER_FA on the installed AITER",
+    support=declared_by(_FA, fa_sizes),
     unavailable=_needs_an_amd_gpu,
     refuses=False,
     rounding=AITER_UNIFIED_ATTENTION.rounding,

@@ -69,7 +69,8 @@ def _decode_by_assembly(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         raise UnsupportedError("AITER's decode", "a window", "its right edge hides keys from no query at the last key")
     if layer.window == (UNLIMITED, UNLIMITED):
         layer = dataclasses.replace(layer, window=(UNLIMITED, 0))
-    decode(layer)
+    # an engine may have the scale in float32
+    decode(dataclasses.replace(layer, scale=torch.tensor(layer.scale).item()))
 
 
 def _decode_each(function: Callable[..., object], q, kv_cache, layer, batch, *, out, lse) -> None:
@@ -130,7 +131,11 @@ def _one_token_each(batch: Batch) -> Batch:
 
 
 def _prefill(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    """The keys of all requests, dense and in q's dtype. The rows that no request owns stay out of the call."""
+    """The keys of all requests, dense and in q's dtype. The rows that no request owns stay out of the call.
+
+    The bounds on lengths are the lengths themselves in every other call, by the number of keys: AITER drops the edges of a
+    window by them.
+    """
     from attn_optimized import aiter_adapter
 
     function = "AITER's flash_attn_varlen_func"
@@ -142,14 +147,17 @@ def _prefill(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         raise UnsupportedError(function, "a quantized cache", "it reads dense keys of q's dtype")
     key_lens, k, v = _dense_keys(q, k, v, kv_cache, layer, batch)
     rows = int(batch.query_start_loc[-1])
+    bounds = batch.max_query_len, batch.max_seq_len
+    if len(k) % 2 == 0:  # so are those of a batch without keys, which AITER does not hand to a kernel
+        bounds = tuple(max(lens.tolist(), default=0) for lens in (batch.query_start_loc.diff(), key_lens))
     arguments = {
         "q": q[:rows],
         "k": k,
         "v": v,
         "query_start_loc": batch.query_start_loc,
         "key_start_loc": torch.nn.functional.pad(key_lens.cumsum(0), (1, 0)).int(),
-        "max_query_len": batch.max_query_len,
-        "max_key_len": batch.max_seq_len,
+        "max_query_len": bounds[0],
+        "max_key_len": bounds[1],
         "out": out.view(q.shape)[:rows],
         "lse": None if lse is None else lse[:, :rows],
     }
@@ -160,6 +168,44 @@ def _prefill(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     with mock.patch.dict(os.environ, ENABLE_CK="0"):
         must_refuse(functools.partial(prefill, **arguments), "AITER's fallback without CK")
     prefill(**arguments)
+    _check_few_keys(prefill, arguments, layer, len(k) // 2 % 2, causal=batch.causal)
+
+
+def _check_few_keys(
+    prefill: Callable[..., object], arguments: dict[str, Any], layer: Layer, num_keys: int, *, causal: bool
+) -> None:
+    """Check which queries see the only key of their request, or that none sees a key where there is none.
+
+    A case hardly ever has so few keys and a window and an LSE. The LSE of a query that sees no key is the sink, or -inf
+    without one.
+
+    Raises:
+        AssertionError: another query sees the key, or an LSE without keys is no sink.
+    """
+    query_lens = arguments["query_start_loc"].diff()
+    rows, num_requests = len(arguments["q"]), len(query_lens)
+    if not rows:
+        return
+    keys = arguments["k"].new_zeros(num_requests * num_keys, layer.num_kv_heads, layer.head_size)
+    few = {
+        "k": keys,
+        "v": torch.ones_like(keys),
+        "key_start_loc": torch.arange(num_requests + 1, dtype=torch.int32) * num_keys,
+        "max_key_len": num_keys,
+        "out": torch.empty_like(arguments["q"]),
+        "lse": torch.empty(layer.num_heads, rows),
+    }
+    prefill(**{**arguments, **few})
+    # of each query, how many queries of its request come after it: as far is it to the left of the key
+    after = torch.repeat_interleave(arguments["query_start_loc"][1:], query_lens) - torch.arange(rows) - 1
+    right = 0 if causal else layer.window[1]
+    sees = (num_keys > 0) & (after <= (right if right != UNLIMITED else rows))
+    without = torch.full((layer.num_heads,), -torch.inf) if layer.sinks is None else layer.sinks.float()
+    wrong = f"{num_keys} keys, seen by rows {sees.tolist()}: got the LSE {few['lse'].tolist()}"
+    assert torch.equal(few["lse"][:, ~sees], without[:, None].expand_as(few["lse"])[:, ~sees]), wrong
+    assert not few["out"][~sees].any(), f"{wrong}, and an output of rows that see none"
+    # a sink may be so large that a key changes no LSE
+    assert layer.sinks is not None or (few["lse"][:, sees] != -torch.inf).all(), wrong
 
 
 def _dense_keys(q, k, v, kv_cache, layer, batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

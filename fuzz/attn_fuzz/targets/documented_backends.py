@@ -1,7 +1,7 @@
 """The backends named after AITER as targets on the double `attn_fuzz.documented_aiter`.
 
-What they serve is stated here once more. A backend that declares too much serves what it must refuse, and a backend that
-declares too little refuses what it must serve.
+What they serve is stated here and in `attn_fuzz.targets.served` once more. A backend that declares too much serves what it must
+refuse, and a backend that declares too little refuses what it must serve.
 """
 
 import dataclasses
@@ -12,13 +12,12 @@ from typing import Any
 
 import attn_reference
 import torch
-from attn_contract import AttentionType, Batch, Layer
-from attn_fuzz.cases.case import Case
+from attn_contract import AttentionConfig, AttentionType, Batch, Capabilities, Layer
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.targets import documented_aiter, wrong_arguments
+from attn_fuzz.targets import declared, documented_aiter, wrong_arguments
 from attn_fuzz.targets.aiter import ROWS
-from attn_fuzz.targets.backends import BackendLayers, backend_target, common_metadata, named
-from attn_fuzz.targets.documented_aiter import documented, may_run_assembly
+from attn_fuzz.targets.backends import BackendLayers, backend_target, common_metadata, config_of, named
+from attn_fuzz.targets.documented_aiter import documented
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.target import Support
 from attn_fuzz.verdict.rounding import Rounding
@@ -26,6 +25,8 @@ from attn_fuzz.verdict.rounding import Rounding
 MOST_CHUNKS = 3
 """Chunks into which the context of an extend is cut."""
 _TOO_MANY = 1 << 20
+_THIS = "gfx942"
+"""The architecture for which the double's outputs are."""
 
 
 def tokens_as_cached(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,17 +44,30 @@ def tokens_as_cached(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batc
     return k, v
 
 
+def _unified(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    config = declared.config_of_call(q, kv_cache, layer, batch, out, lse)
+    declared.check(_declared(_UNIFIED), _unified_support("cpu"), _beyond_unified, config, more_rules=("kv_sharing",))
+    _UNIFIED.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+
+
 def _flash_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    config = declared.config_of_call(q, kv_cache, layer, batch, out, lse)
+    declared.check(_declared(_FA), _fa_support("cpu"), _beyond_fa, config)
     if kv_cache is not None and k is not None and layer.kv_cache_dtype is not None:
         k, v = tokens_as_cached(q, kv_cache, layer, batch)
     if kv_cache is not None and layer.attn_type is AttentionType.DECODER:
         _check_lengths_of_the_host(batch)
+        _check_phases(batch)
         if longer := _longer(batch):
             # by layers of its own: the layers of a step share the step's metadata
             others = dataclasses.replace(_FA)
             too_long = functools.partial(others.attention, q, k, v, kv_cache, layer, longer, out=out, lse=lse)
             wrong_arguments.must_raise(too_long, "a request with more keys than its blocks hold")
     _FA.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+
+
+def _declared(layers: BackendLayers) -> Capabilities:
+    return layers.load().capabilities(layers.aiter("cpu"))
 
 
 def _longer(batch: Batch) -> Batch | None:
@@ -78,6 +92,34 @@ def _check_lengths_of_the_host(batch: Batch) -> None:
 
     lengths = {"query_start_loc_cpu": common.query_start_loc_cpu, "seq_lens_cpu": common.seq_lens_cpu}
     wrong_arguments.must_contradict(build, lengths)
+
+
+def _check_phases(batch: Batch) -> None:
+    """Check that each query is in one phase, and that the context of each extend is cut into consecutive chunks, none of which
+    has more keys than asked for.
+
+    A chunk has at least one key of each request, or less where a context ends.
+    """
+    common = common_metadata(batch, AttentionType.DECODER)
+    query_lens = batch.query_start_loc.diff()
+    context_lens = (batch.seq_lens - query_lens)[(query_lens > 1) & (query_lens < batch.seq_lens)]
+    choose = random.Random(repr((query_lens.tolist(), context_lens.tolist())))
+    most = choose.choice((1, 2, 7, 16 * len(query_lens) + 1))
+    metadata = named("ROCM_AITER_FA")().builder(AttentionType.DECODER, context_chunk_keys=most).build(common)
+    rows = torch.arange(int(batch.query_start_loc[-1]))
+    phases = [phase.rows for phase in (metadata.decode, metadata.extend, metadata.prefill) if phase is not None]
+    taken = torch.cat([rows[:0], *(rows[phase] for phase in phases)])
+    assert torch.equal(taken.sort().values, rows), f"phases take rows {taken.tolist()} of {len(rows)}"
+    extend = metadata.extend
+    assert (extend is None) == (not len(context_lens)), f"got {extend}, expected contexts of {context_lens.tolist()} keys"
+    end = torch.zeros_like(context_lens)
+    for chunk in () if extend is None else extend.context_chunks:
+        lens = chunk.key_start_loc.diff()
+        assert torch.equal(chunk.begins, end), f"a chunk begins at {chunk.begins.tolist()}, expected {end.tolist()}"
+        assert (chunk.num_keys, chunk.max_key_len) == (int(lens.sum()), int(lens.max())), f"got {chunk}"
+        assert 0 < chunk.num_keys <= max(most, len(lens)), f"{chunk.num_keys} keys in a chunk, expected at most {most}"
+        end = end + lens
+    assert torch.equal(end, context_lens), f"chunks end at {end.tolist()}, expected {context_lens.tolist()}"
 
 
 def _builder_options(batch: Batch) -> dict[str, Any]:
@@ -114,8 +156,14 @@ def _fa_support(device: str) -> Support:
         engine=Engine(more_queries_than_keys=False, writes=(True,), unwritten=False),
         max_tokens=128,
         max_seq_len=512,
-        exclude=may_run_assembly,
+        exclude=lambda case: _beyond_fa(config_of(case), _THIS),
     )
+
+
+def _beyond_fa(config: AttentionConfig, architecture: str) -> str | None:
+    is_lossy = config.asks("sinks") or config.asks("logits_soft_cap")
+    is_assembled = config.dtype == torch.bfloat16 and config.head_size == 128
+    return "sinks or a soft cap in assembly kernels" if is_lossy and is_assembled else None
 
 
 def _unified_support(device: str) -> Support:
@@ -132,18 +180,19 @@ def _unified_support(device: str) -> Support:
         output_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
         max_tokens=128,
         max_seq_len=512,
-        exclude=_beyond_unified,
+        exclude=lambda case: _beyond_unified(config_of(case), _THIS),
     )
 
 
-def _beyond_unified(case: Case) -> str | None:
-    if case.attn_type is not AttentionType.DECODER:
+def _beyond_unified(config: AttentionConfig, architecture: str) -> str | None:
+    if config.attn_type is not AttentionType.DECODER:
         return None
-    if case.alibi_slopes and case.sinks:
+    if config.asks("alibi_slopes") and config.asks("sinks"):
         return "ALiBi with sinks"
-    if case.dtype == "float16" and case.window[0] >= 0 and not case.sinks:
+    if config.dtype == torch.float16 and config.value_of("window")[0] >= 0 and not config.asks("sinks"):
         return "a window without sinks in float16"
-    return "an output that is not of the device's own float8 type" if case.output_dtype == "fp8_e4m3fn" else None
+    own = torch.float8_e4m3fn if architecture == "gfx950" else torch.float8_e4m3fnuz
+    return None if config.output_dtype in (None, own) else "an output that is not of the device's own float8 type"
 
 
 def rounding(device: str) -> Rounding:
@@ -154,7 +203,7 @@ def rounding(device: str) -> Rounding:
     return dataclasses.replace(documented_aiter.rounding(device), merged_parts=1 + MOST_CHUNKS)
 
 
-_FA = BackendLayers(named("ROCM_AITER_FA"), documented, _fa_support, _builder_options)
+_FA = BackendLayers(named("ROCM_AITER_FA"), documented, _builder_options)
 DOCUMENTED_AITER_FA = backend_target(
     "documented-aiter-fa",
     _FA,
@@ -165,10 +214,12 @@ DOCUMENTED_AITER_FA = backend_target(
     events=_phases,
     sanitizes=False,
 )
+_UNIFIED = BackendLayers(named("ROCM_AITER_UNIFIED_ATTN"), documented)
 DOCUMENTED_AITER_UNIFIED_BACKEND = backend_target(
     "documented-aiter-unified-backend",
-    BackendLayers(named("ROCM_AITER_UNIFIED_ATTN"), documented, _unified_support),
+    _UNIFIED,
     description="the backend ROCM_AITER_UNIFIED_ATTN, on a double that computes what AITER documents",
+    attention=_unified,
     support=_unified_support,
     rounding=documented_aiter.rounding,
     sanitizes=False,

@@ -5,6 +5,7 @@ Their tensors have strides of their own, an empty part's output is NaN, and some
 """
 
 import dataclasses
+import functools
 import random
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ import attn_reference
 import torch
 from attn_contract import Batch, Layer, UnsupportedError
 from attn_fuzz.cases.poison import poison
+from attn_fuzz.targets import far, no_interpreter, plans
+from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Support, Target
 from attn_fuzz.targets.triton import missing_triton
 from attn_fuzz.verdict.rounding import Rounding
@@ -38,7 +41,7 @@ def attention_by(load_merge: Callable[[], MergeFunction]) -> AttentionFunction:
             raise UnsupportedError("merge_attn_states", "a quantized output", "the parts that it merges are not quantized")
         merge = load_merge()
         rows = int(batch.query_start_loc[-1])
-        choose = random.Random(repr((tuple(q.shape), batch.query_start_loc.tolist(), batch.seq_lens.tolist())))
+        choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
         parts = [_state(q[:rows], choose) for _ in range(choose.randint(2, MOST_PARTS))]
         for request in _requests(q, k, v, kv_cache, layer, batch):
             _attend(request, layer, parts, choose)
@@ -130,7 +133,16 @@ def merge_target(name: str, load_merge: Callable[[], MergeFunction], **fields: A
 def _triton_merge() -> MergeFunction:
     import attn_optimized
 
-    return attn_optimized.merge_attn_states
+    def merge(out_a, lse_a, out_b, lse_b, *, out, lse) -> None:
+        """On a CPU some calls are launched as on a GPU that is not here, and some merge tensors beyond 2^31 elements."""
+        function = attn_optimized.merge_attn_states
+        if out_a.device.type == "cpu":
+            no_interpreter.check(lambda: function(out_a, lse_a, out_b, lse_b, out=out, lse=lse), out_a.dtype)
+            choose = choices_by((out_a.shape, out_a.stride(), out_b.stride()))
+            function = choose.choice((function, plans.merge_attn_states, functools.partial(far.merge_attn_states, function)))
+        function(out_a, lse_a, out_b, lse_b, out=out, lse=lse)
+
+    return merge
 
 
 TRITON_MERGE = merge_target(

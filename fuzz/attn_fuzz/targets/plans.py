@@ -1,22 +1,27 @@
-"""The launches of GPUs that are not here: plans of any architecture that the launch tables know, interpreted on a CPU.
+"""The launches of GPUs that are not here: launches for any architecture that the launch tables know, interpreted on a CPU.
 
 The plan that the interpreter takes for itself has tiles, splits and formats of float8 of its own. So the tables, the waves of
-compute units and the formats of GPUs would never run on a CPU. This target has plans made for a GPU that it chooses by the
-lengths of a call, in half of the calls with launch parameters that no table holds.
+compute units and the formats of GPUs would never run on a CPU. These targets have launches made for a GPU that they choose by
+the lengths of a call. Attention has launch parameters that no table holds in half of the calls.
 """
 
+import dataclasses
+import functools
 import random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from attn_contract import Batch, Layer
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.targets import no_interpreter, wrong_gpus
 from attn_fuzz.targets.aiter import missing_e4m3fnuz
-from attn_fuzz.targets.target import Target
-from attn_fuzz.targets.triton import TRITON, missing_triton
+from attn_fuzz.targets.choices import choices_by
+from attn_fuzz.targets.target import Target, no_calls
+from attn_fuzz.targets.triton import TRITON, TRITON_CASCADE, common_prefix, missing_triton
 from attn_fuzz.verdict.rounding import Rounding
 
 if TYPE_CHECKING:
+    from attn_optimized.kernel_call import KernelCall
     from attn_optimized.launch.plan import AttentionPlan
 
 COMPUTE_UNITS = (1, 3, 8)
@@ -42,7 +47,7 @@ class Choice(NamedTuple):
 
 def chosen(batch: Batch) -> Choice:
     """The GPU that a call is planned for."""
-    choose = random.Random(repr((batch.query_start_loc.tolist(), batch.seq_lens.tolist())))
+    choose = choices_by((batch.query_start_loc, batch.seq_lens))
     return Choice(
         _architecture(choose),
         choose.choice(COMPUTE_UNITS),
@@ -74,8 +79,9 @@ def _parameters(choose: random.Random) -> dict[str, Any]:
 
 
 def _plan(q: torch.Tensor, layer: Layer, batch: Batch) -> "AttentionPlan":
-    """The plan of a call. Other launch parameters than were asked for give the same outputs, so they are looked at here."""
+    """The plan of a call. What changes no output is looked at here: launch parameters, and the memory that it says it takes."""
     import attn_optimized
+    from attn_optimized.launch.parts import Parts
     from attn_optimized.launch.table import Parameters, entries
 
     choice = chosen(batch)
@@ -92,13 +98,19 @@ def _plan(q: torch.Tensor, layer: Layer, batch: Batch) -> "AttentionPlan":
     asked_for = [entry.parameters for entry in entries(choice.architecture)] if given is None else [given]
     if plan.architecture != choice.architecture or plan.tiles.parameters not in asked_for:
         raise RuntimeError(f"a plan for {choice} has {plan.architecture} and {plan.tiles.parameters}")
+    parts = Parts.empty(plan.splits, q.to("meta"), batch) if plan.splits > 1 else ()
+    if plan.scratch_bytes != sum(part.nbytes for part in parts):
+        raise RuntimeError(f"a plan in {plan.splits} parts says that they have {plan.scratch_bytes} bytes")
     return plan
 
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    import attn_optimized
     from attn_optimized.attention import paged_attention_calls, varlen_attention_calls
 
     plan = _plan(q, layer, batch)
+    wrong_gpus.check(q, layer, batch)
+    no_interpreter.check(lambda: attn_optimized.plan_of(q, layer, batch), q.dtype)
     if layer.attn_type.reads_cache:
         calls = paged_attention_calls(q, kv_cache, layer, batch, plan, out=out, lse=lse)
     else:
@@ -107,23 +119,74 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         call.run(q.device)
 
 
+def _cascade_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    from attn_optimized.cascade import cascade_attention_calls
+
+    choice, prefix = chosen(batch), common_prefix(batch, layer, kv_cache)
+    gpu = {"architecture": choice.architecture, "compute_units": choice.compute_units}
+    calls = list(cascade_attention_calls(q, kv_cache, layer, batch, prefix, out=out, lse=lse, **gpu))
+    for part in calls[:-1]:  # the last one is the reduction
+        _check_tiles(part, choice.architecture)
+    for call in calls:
+        call.run(q.device)
+
+
+def _check_tiles(call: "KernelCall", architecture: str) -> None:
+    """Raise a RuntimeError if a part is not launched as the table of an architecture says. Its outputs would be the same."""
+    from attn_optimized.launch.table import entries
+
+    given = (entry.parameters for entry in entries(architecture))
+    asked_for = [(one.block_n, one.num_warps, one.num_stages) for one in given]
+    options = call.launch.options
+    got = (call.launch.constants["KIND"].block_n, options["num_warps"], options["num_stages"])
+    if got not in asked_for:
+        raise RuntimeError(f"a launch for {architecture} has {got}, expected one of {asked_for}")
+
+
 def _write(k, v, kv_cache, layer, slot_mapping) -> None:
     from attn_optimized.kv_cache import write_kv_cache_call
 
-    architecture = _architecture_of_write(slot_mapping)
-    write_kv_cache_call(k, v, kv_cache, layer, slot_mapping, architecture=architecture).run(k.device)
+    call = functools.partial(write_kv_cache_call, k, v, kv_cache, layer, slot_mapping)
+    # what is not quantized is copied as integers
+    no_interpreter.check(call, k.dtype if layer.kv_cache_dtype else torch.int16)
+    architecture = _architecture(choices_by(slot_mapping))
+    run_rows(call(architecture=architecture), architecture, k)
 
 
 def _rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, is_neox) -> None:
     from attn_optimized.kv_cache import rope_and_write_kv_cache_call
 
     tensors = (q, k, v, positions, cos_sin_cache, kv_cache)
-    architecture = _architecture_of_write(slot_mapping)
-    rope_and_write_kv_cache_call(*tensors, layer, slot_mapping, is_neox=is_neox, architecture=architecture).run(k.device)
+    call = functools.partial(rope_and_write_kv_cache_call, *tensors, layer, slot_mapping, is_neox=is_neox)
+    no_interpreter.check(call, k.dtype)
+    architecture = _architecture(choices_by(slot_mapping))
+    run_rows(call(architecture=architecture), architecture, k)
 
 
-def _architecture_of_write(slot_mapping: torch.Tensor) -> str:
-    return _architecture(random.Random(repr(slot_mapping.tolist())))
+def merge_attn_states(out_a, lse_a, out_b, lse_b, *, out, lse) -> None:
+    """`attn_optimized.merge_attn_states` as it is launched on a GPU that the sizes and strides of the call choose."""
+    from attn_optimized.merge import merge_attn_states_call
+
+    architecture = _architecture(choices_by((out_a.shape, out_a.stride(), lse_a.stride())))
+    call = merge_attn_states_call(out_a, lse_a, out_b, lse_b, out=out, lse=lse, architecture=architecture)
+    run_rows(call, architecture, out_a)
+
+
+def run_rows(call: "KernelCall", architecture: str, rows: torch.Tensor) -> None:
+    """Run a launch of a kernel that treats each row by itself. Other tiles give the same outputs, so they are looked at here.
+
+    Args:
+        rows: [rows, heads, D].
+
+    Raises:
+        RuntimeError: the launch is not that of the architecture.
+    """
+    from attn_optimized.launch.tiles import row_tiles
+
+    tiles = row_tiles(architecture, head_size=rows.shape[2])
+    if not tiles.options.items() <= call.launch.options.items():
+        raise RuntimeError(f"a launch for {architecture} has {call.launch.options}, expected {tiles.options}")
+    call.run(rows.device)
 
 
 def _missing(device: str) -> str | None:
@@ -154,4 +217,20 @@ TRITON_PLANS = Target(
     events=_events,
     forget=TRITON.forget,
     sanitizes=True,
+)
+
+TRITON_PLANS_CASCADE = dataclasses.replace(
+    TRITON_CASCADE,
+    name="triton-plans-cascade",
+    description="cascade attention as it is launched on GPUs that are not here, interpreted",
+    attention=_cascade_attention,
+    # with the tiles of a GPU each request has many programs
+    support=lambda device: dataclasses.replace(
+        TRITON_CASCADE.support(device), max_tokens=48, max_seq_len=192, long_seq_len=None
+    ),
+    rounding=_rounding,
+    unavailable=_missing,
+    siblings=(),
+    must_refuse=no_calls,
+    refuses=False,  # a launch is made without checks
 )

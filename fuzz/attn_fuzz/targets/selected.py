@@ -1,9 +1,10 @@
 """The selector as a target: each call runs on the backend that the selector chooses for it.
 
-The sizes of a call choose an architecture, among all that the selector knows, and an AITER: the double
+The sizes of a call choose an architecture, among all that the selector knows, and an AITER: none, or the double
 `attn_fuzz.documented_aiter`, whole or without one of its functions or arguments. The selected backend must serve what it was
 selected for, so a refusal of it is a failure. What the selector says is checked by `attn_fuzz.targets.selections`, and by
-`attn_fuzz.targets.selected_model` for a model with this layer.
+`attn_fuzz.targets.selected_model` for a model with this layer, and by `attn_fuzz.targets.cache_readers` for models whose layers
+read each other's caches.
 """
 
 import dataclasses
@@ -12,9 +13,11 @@ import random
 from typing import Any, NamedTuple
 
 import torch
-from attn_contract import AttentionConfig, Batch, KVCacheView, Layer
-from attn_fuzz.targets import selected_model, selections
+from attn_contract import Batch, Layer
+from attn_fuzz.targets import cache_readers, selected_model, selections
 from attn_fuzz.targets.backends import BackendLayers, named
+from attn_fuzz.targets.choices import choices_by
+from attn_fuzz.targets.declared import config_of_call
 from attn_fuzz.targets.documented_aiter import documented
 from attn_fuzz.targets.documented_backends import rounding, tokens_as_cached
 from attn_fuzz.targets.engine import Engine
@@ -24,14 +27,14 @@ from attn_fuzz.targets.triton import TRITON
 
 
 class Lacking(NamedTuple):
-    """What an AITER lacks: a function, or an argument of the function."""
+    """What an AITER lacks: a function, or an argument of the function. Without a function: there is no AITER."""
 
-    function: str
+    function: str | None
     argument: str | None
 
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    config = _config_of(q, kv_cache, layer, batch, out, lse)
+    config = config_of_call(q, kv_cache, layer, batch, out, lse)
     choose = choose_by(q, layer, batch)
     pattern = choose.choice(_patterns(layer))
     lacking = choose.choice(_lackings()) if choose.random() < 0.5 else None
@@ -41,35 +44,16 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         selections.check_lacking(config, whole, asked, *lacking)
     backend = selections.check(config, asked)
     selected_model.check(config, asked, choose)
+    cache_readers.check(config, asked, choose)
     if backend == "ROCM_AITER_FA" and kv_cache is not None:
         # a step that writes nothing brings none, and a quantized cache rounds them
         k, v = tokens_as_cached(q, kv_cache, layer, batch)
     _layers_of(backend, lacking).attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
 
 
-def _config_of(
-    q: torch.Tensor,
-    kv_cache: torch.Tensor | None,
-    layer: Layer,
-    batch: Batch,
-    out: torch.Tensor,
-    lse: torch.Tensor | None,
-) -> AttentionConfig:
-    """What the call asks for, in the layout of its cache."""
-    block_size = None
-    if kv_cache is not None and layer.layout is not None:
-        heads = {"num_kv_heads": layer.num_kv_heads, "head_size": layer.head_size}
-        block_size = KVCacheView.of(kv_cache, layer.layout, **heads).block_size
-    output_dtype = out.dtype if layer.output_scale is not None else None
-    return AttentionConfig.of(
-        layer, q.dtype, block_size=block_size, batch=batch, output_dtype=output_dtype, lse=lse is not None, rope=False
-    )
-
-
 def choose_by(q: torch.Tensor, layer: Layer, batch: Batch) -> random.Random:
     """Random choices that the sizes of a call make."""
-    sizes = (tuple(q.shape), layer.num_kv_heads, batch.query_start_loc.tolist(), batch.seq_lens.tolist())
-    return random.Random(repr(sizes))
+    return choices_by((q.shape, layer.num_kv_heads, batch.query_start_loc, batch.seq_lens))
 
 
 def _patterns(layer: Layer) -> list[str]:
@@ -94,20 +78,23 @@ def _architecture(pattern: str) -> str:
 
 
 def _lackings() -> list[Lacking]:
-    return [Lacking(function, argument) for function, arguments in OPTIONAL.items() for argument in (None, *arguments)]
+    parts = [Lacking(function, argument) for function, arguments in OPTIONAL.items() for argument in (None, *arguments)]
+    return [*parts, Lacking(None, None)]
 
 
 @functools.cache
 def _aiter(lacking: Lacking) -> Any:
     from attn_fuzz.documented_aiter import without
+    from attn_optimized.aiter_adapter import Aiter
 
-    return without(documented("cpu"), *lacking)
+    function, argument = lacking
+    return Aiter(missing="it is not here") if function is None else without(documented("cpu"), function, argument)
 
 
 @functools.cache
 def _layers_of(backend: str, lacking: Lacking | None) -> BackendLayers:
     aiter = documented if lacking is None else lambda device: _aiter(lacking)
-    return BackendLayers(named(backend), aiter, TRITON.support)
+    return BackendLayers(named(backend), aiter)
 
 
 def _forget() -> None:

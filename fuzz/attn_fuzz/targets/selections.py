@@ -125,21 +125,29 @@ def check_why(selection: Any, asked: Asked) -> None:
     assert selection.why.split(";")[0] == told, f"got {selection.why!r}, expected {told!r}"
 
 
-def check_lacking(config: AttentionConfig, whole: Asked, lacking: Asked, function: str, argument: str | None) -> None:
-    """Check what the backends declare on an AITER that lacks a function, or an argument of the function.
+def check_lacking(config: AttentionConfig, whole: Asked, lacking: Asked, function: str | None, argument: str | None) -> None:
+    """Check what the backends declare on an AITER that lacks a function, or an argument of the function, or on none.
+
+    Without an AITER the backends of AITER refuse what they refuse with the whole one, and the installation alone.
 
     Raises:
         AssertionError: a backend refuses anything else than before and what needs the argument.
     """
-    if argument is None:
+    if function is None:
+        needing = (UNAVAILABLE,)
+    elif argument is None:
         needing = (UNAVAILABLE, *OPTIONAL[function].values(), *ALWAYS.get(function, ()))
     else:
         needing = (OPTIONAL[function][argument],)
     refused = {words for rule in needing if (words := _in_words(rule, config))}
     for backend, used in USED.items():
-        expected = {refusal.property for refusal in whole.refusals(backend, config)} | (refused if function in used else set())
+        expected = {refusal.property for refusal in whole.refusals(backend, config)} | (
+            refused if function is None or function in used else set()
+        )
         got = {refusal.property for refusal in lacking.refusals(backend, config)}
-        assert got == expected, f"{backend} without {argument or function}: got {sorted(got)}, expected {sorted(expected)}"
+        assert got == expected, (
+            f"{backend} without {argument or function or 'AITER'}: got {sorted(got)}, expected {sorted(expected)}"
+        )
 
 
 def _in_words(rule: str, config: AttentionConfig) -> str | None:

@@ -1,8 +1,8 @@
 """What a target is: functions that write a cache and attend, with a declaration of what they support and where they round."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
@@ -35,6 +35,27 @@ class AttentionFunction(Protocol):
         when the step writes nothing.
         """
         ...
+
+
+class IllegalCalls(Protocol):
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        kv_cache: torch.Tensor | None,
+        layer: Layer,
+        batch: Batch,
+        *,
+        out: torch.Tensor,
+        lse: torch.Tensor | None,
+    ) -> Iterable[tuple[str, Callable[[], object]]]:
+        """Calls that contradict the contract, made of the arguments of an AttentionFunction: what is wrong, and the call."""
+        ...
+
+
+def no_calls(*arguments: object, **outputs: object) -> Iterable[tuple[str, Callable[[], object]]]:
+    return ()
 
 
 class WriteFunction(Protocol):
@@ -236,9 +257,9 @@ class Target:
         events: returns names of the paths that the target takes for a step, such as "split". A run counts them.
         siblings: other functions that share with `attention` what is kept between calls, such as another mode of the same
             kernels. Earlier calls of a case may be theirs (`attn_fuzz.cases.earlier`).
-        must_refuse: by what is wrong with them, calls that contradict the contract whatever the step is, such as `attention`
-            with an argument of a wrong dtype. Each must raise a ValueError or a NotImplementedError before it writes
-            anything. Earlier calls of a case are made of them (`attn_fuzz.targets.illegal`).
+        must_refuse: makes calls that contradict the contract of the arguments of a call of `attention`. Each of them must
+            raise a ValueError or a NotImplementedError before it writes anything. Earlier calls of a case are made of them
+            (`attn_fuzz.targets.wrong_arguments`).
         forget: drops what is kept between calls in this process: launches, plans, layers. It is called before each case, so
             that a case depends on its own calls alone. If the target keeps something that is not dropped, a failure may not
             come again when its case is replayed.
@@ -261,7 +282,7 @@ class Target:
     unavailable: Callable[[str], str | None] = lambda device: None
     events: Callable[[Step], Iterable[str]] = _no_events
     siblings: tuple[AttentionFunction, ...] = ()
-    must_refuse: Mapping[str, AttentionFunction] = field(default_factory=dict)
+    must_refuse: IllegalCalls = no_calls
     forget: Callable[[], None] = lambda: None
     properties: tuple[Property, ...] = ()
     oracle: bool = True
@@ -269,7 +290,7 @@ class Target:
     sanitizes: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("attention", "support", "rounding", "unavailable", "events", "forget"):
+        for name in ("attention", "support", "rounding", "unavailable", "events", "must_refuse", "forget"):
             if not callable(getattr(self, name)):
                 raise TypeError(f"Target.{name}: got {getattr(self, name)!r}, expected a function")
 

@@ -3,32 +3,44 @@
 import dataclasses
 import functools
 import importlib.util
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import Any
 
 import torch
 from attn_contract import AttentionType, Batch, KVCacheView, Layer
 from attn_fuzz import properties
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.targets.illegal import illegal_calls
+from attn_fuzz.targets.illegal import illegal_attention
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, Support, Target
+from attn_fuzz.targets.wrong_arguments import Calls
 from attn_fuzz.verdict.rounding import Rounding
 
 
-def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse, batch_invariant=False, validate=True) -> None:
+def _call_of(q, k, v, kv_cache, layer, batch, *, out, lse) -> tuple[Callable[..., object], dict[str, Any]]:
+    """The function for a layer, and its arguments by name."""
     import attn_optimized
 
-    options = {"out": out, "lse": lse, "batch_invariant": batch_invariant, "validate": validate}
+    rest = {"layer": layer, "batch": batch, "out": out, "lse": lse}
     if layer.attn_type.reads_cache:
-        attn_optimized.paged_attention(q, kv_cache, layer, batch, **options)
-    else:
-        attn_optimized.varlen_attention(q, k, v, layer, batch, **options)
+        return attn_optimized.paged_attention, {"q": q, "kv_cache": kv_cache, **rest}
+    return attn_optimized.varlen_attention, {"q": q, "k": k, "v": v, **rest}
+
+
+def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse, batch_invariant=False, validate=True) -> None:
+    function, arguments = _call_of(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+    function(**arguments, batch_invariant=batch_invariant, validate=validate)
 
 
 _unchecked_attention = functools.partial(_triton_attention, validate=False)
 _invariant_attention = functools.partial(_unchecked_attention, batch_invariant=True)
 _MODES = (_triton_attention, _unchecked_attention, _invariant_attention)
-_ILLEGAL = illegal_calls(checked=_triton_attention, unchecked=_unchecked_attention, invariant=_invariant_attention)
+
+
+def _illegal(q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
+    function, arguments = _call_of(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+    for mode in ({"validate": True}, {"validate": False}, {"validate": False, "batch_invariant": True}):
+        yield from illegal_attention(functools.partial(function, **mode), arguments)
 
 
 def _triton_write(k, v, kv_cache, layer, slot_mapping) -> None:
@@ -87,20 +99,39 @@ TRITON = Target(
     unavailable=missing_triton,
     events=_triton_events,
     siblings=_MODES,
-    must_refuse=_ILLEGAL,
+    must_refuse=_illegal,
     forget=_forget_launches,
     sanitizes=True,
 )
 
 
-def _cascade_attention(q, k, v, kv_cache, layer, batch, *, out, lse, wrong=None, validate=True) -> None:
+def _cascade_call(q, k, v, kv_cache, layer, batch, *, out, lse) -> tuple[Callable[..., object], dict[str, Any]]:
     import attn_optimized
 
-    prefix = _common_prefix(batch, layer, kv_cache) if wrong is None else _wrong_prefixes(batch, layer, kv_cache)[wrong]
-    attn_optimized.cascade_attention(q, kv_cache, layer, batch, prefix, out=out, lse=lse, validate=validate)
+    prefix = {"common_prefix_len": common_prefix(batch, layer, kv_cache)}
+    rest = {"layer": layer, "batch": batch, "out": out, "lse": lse}
+    return attn_optimized.cascade_attention, {"q": q, "kv_cache": kv_cache, **prefix, **rest}
 
 
-def _common_prefix(batch: Batch, layer: Layer, kv_cache: torch.Tensor | None) -> int:
+def _cascade_attention(q, k, v, kv_cache, layer, batch, *, out, lse, validate=True) -> None:
+    function, arguments = _cascade_call(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+    function(**arguments, validate=validate)
+
+
+def _illegal_cascade(q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
+    if kv_cache is None:
+        return  # there is no legal call
+    function, arguments = _cascade_call(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+    for validate in (True, False):
+        yield from illegal_attention(functools.partial(function, validate=validate), arguments)
+    for what, prefix in _wrong_prefixes(arguments["batch"], arguments["layer"], arguments["kv_cache"]):
+        # who shares which blocks is checked with all values in tensors alone
+        for validate in (True,) if "shared" in what else (True, False):
+            call = functools.partial(function, **{**arguments, "common_prefix_len": prefix}, validate=validate)
+            yield f"a prefix {what}", call
+
+
+def common_prefix(batch: Batch, layer: Layer, kv_cache: torch.Tensor | None) -> int:
     """How many leading keys all requests with a query share with the first request, in whole blocks of their contexts."""
     if layer.layout is None or kv_cache is None or batch.block_table is None:
         return 0
@@ -120,30 +151,20 @@ def _block_size(layer: Layer, kv_cache: torch.Tensor) -> int:
     return KVCacheView.of(kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size).block_size
 
 
-_WRONG_PREFIXES = ("below 0", "that ends inside a block", "beyond the table", "of one block more than is shared")
-
-
-def _wrong_prefixes(batch: Batch, layer: Layer, kv_cache: torch.Tensor | None) -> dict[str, int]:
-    """By what is wrong: a common_prefix_len that must be refused. Where nothing can be wrong so, it is beyond the table."""
+def _wrong_prefixes(batch: Batch, layer: Layer, kv_cache: torch.Tensor | None) -> Iterator[tuple[str, int]]:
+    """What is wrong with a common_prefix_len, and the number."""
     if layer.layout is None or kv_cache is None or batch.block_table is None:
-        return dict.fromkeys(_WRONG_PREFIXES, -1)
-    prefix, block_size = _common_prefix(batch, layer, kv_cache), _block_size(layer, kv_cache)
-    beyond = (batch.block_table.shape[1] + 1) * block_size
-    # blocks of one key have no inside, and a batch without a query shares any prefix
-    inside = prefix + 1 if block_size > 1 else beyond
-    more = prefix + block_size if batch.query_start_loc[-1] else beyond
-    return dict(zip(_WRONG_PREFIXES, (-1, inside, beyond, more), strict=True))
-
-
-# who shares which blocks is checked with all values in tensors alone
-_ILLEGAL_PREFIXES = {
-    f"a prefix {wrong}": functools.partial(_cascade_attention, wrong=wrong, validate=wrong.startswith("of"))
-    for wrong in _WRONG_PREFIXES
-}
+        return
+    prefix, block_size = common_prefix(batch, layer, kv_cache), _block_size(layer, kv_cache)
+    yield "beyond the table", (batch.block_table.shape[1] + 1) * block_size
+    if block_size > 1:
+        yield "that ends inside a block", prefix + 1
+    if batch.query_start_loc[-1]:  # a batch without a query shares any prefix
+        yield "of one block more than is shared", prefix + block_size
 
 
 def _cascade_events(step: Step) -> Iterable[str]:
-    return ["cascade"] if _common_prefix(step.batch, step.layer, step.kv_cache) else []
+    return ["cascade"] if common_prefix(step.batch, step.layer, step.kv_cache) else []
 
 
 _CASCADE_RULES = (
@@ -164,7 +185,7 @@ TRITON_CASCADE = Target(
     unavailable=missing_triton,
     events=_cascade_events,
     siblings=_MODES,
-    must_refuse={**illegal_calls(cascade=_cascade_attention), **_ILLEGAL_PREFIXES},
+    must_refuse=_illegal_cascade,
     forget=_forget_launches,
     sanitizes=True,
 )
@@ -184,7 +205,7 @@ TRITON_INVARIANT = Target(
     rounding=_triton_rounding,
     unavailable=missing_triton,
     siblings=_MODES,
-    must_refuse=_ILLEGAL,
+    must_refuse=_illegal,
     forget=_forget_launches,
     properties=(properties.batch_composition(), properties.chunked_prefill(_queries_per_tile)),
     sanitizes=True,
@@ -246,7 +267,7 @@ TRITON_PROPERTIES = Target(
     unavailable=missing_triton,
     events=_triton_events,
     siblings=_MODES,
-    must_refuse=_ILLEGAL,
+    must_refuse=_illegal,
     forget=_forget_launches,
     oracle=False,
     # how keys are split depends on the batch's sizes alone, so bits may differ only where these do; or where the interpreter's
@@ -292,7 +313,7 @@ TRITON_VARLEN = Target(
     rounding=_triton_rounding,
     unavailable=missing_triton,
     siblings=_MODES,
-    must_refuse=illegal_calls(varlen=_varlen_attention),
+    must_refuse=_illegal,
     forget=_forget_launches,
     sanitizes=True,
 )

@@ -1,5 +1,10 @@
-"""Arguments that no call may have: an argument of another dtype, with a row, a head or a dimension too many or too few."""
+"""Calls with one argument wrong: of another type, dtype, shape, stride or device, below 0, or missing.
 
+They are derived from a call that agrees with the contract. No value in a tensor is wrong. So they are to be refused whether or
+not values in tensors are checked, and whether or not a legal call of the same form came before.
+"""
+
+import functools
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -7,28 +12,50 @@ from typing import Any
 import torch
 from attn_contract import ContractError
 
+Calls = Iterator[tuple[str, Callable[[], object]]]
+"""What is wrong with a call, in words, and the call."""
+_INTEGERS = {1: torch.bool, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_TEXT = "no such thing"
 
-def must_contradict(function: Callable[..., object], arguments: Mapping[str, Any], optional: Collection[str] = ()) -> None:
-    """Call a function with one argument wrong. The sizes of the arguments choose which argument and how.
+
+def wrong_calls(
+    function: Callable[..., object],
+    arguments: Mapping[str, Any],
+    *,
+    optional: Collection[str] = (),
+    free: Mapping[str, Collection[int]] | None = None,
+) -> Calls:
+    """What is wrong with a call in words, and the call.
+
+    A call without an argument raises an AssertionError if its ContractError does not name the argument.
 
     Args:
         function: takes the arguments by their names.
         arguments: a call that agrees with the contract. The sizes of its tensors depend on each other.
         optional: the names of the arguments that may be None.
+        free: by the name of a tensor, the dimensions whose sizes depend on no other argument.
+    """
+    for name, right in arguments.items():
+        for form, make in _wrong(right, (free or {}).get(name, ())):
+            yield f"{name} {form}", functools.partial(_call_with, function, arguments, name, make)
+        yield f"{name}={_TEXT!r}", functools.partial(function, **{**arguments, name: _TEXT})
+        if right is not None and name not in optional:
+            yield f"{name}=None", functools.partial(_call_without, function, arguments, name)
+
+
+def must_contradict(function: Callable[..., object], arguments: Mapping[str, Any], optional: Collection[str] = ()) -> None:
+    """Make one of the `wrong_calls`. The sizes of the arguments choose which one.
 
     Raises:
         AssertionError: the function raised no ContractError, or it wrote a tensor before.
     """
     tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
     choose = random.Random(repr([tuple(tensor.shape) for tensor in tensors.values()]))
-    wrong = [(name, value) for name, right in arguments.items() for value in _wrong(right)]
-    wrong += [(name, None) for name, right in arguments.items() if right is not None and name not in optional]
-    name, value = choose.choice(wrong)
+    what, call = choose.choice([*wrong_calls(function, arguments, optional=optional)])
     before = {name: tensor.clone() for name, tensor in tensors.items()}
-    shown = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else value
-    must_raise(lambda: function(**{**arguments, name: value}), f"{name} {shown}")
+    must_raise(call, what)
     for name, tensor in tensors.items():
-        assert torch.equal(_bytes(tensor), _bytes(before[name])), f"{name} was written by a call that was refused"
+        assert torch.equal(_bytes(tensor), _bytes(before[name])), f"{name} was written by a call that was refused: {what}"
 
 
 def must_raise(call: Callable[[], object], what: str) -> None:
@@ -40,18 +67,59 @@ def must_raise(call: Callable[[], object], what: str) -> None:
     raise AssertionError(f"{what}: expected a ContractError")
 
 
-def _wrong(right: object) -> Iterator[Any]:
+def _call_with(function: Callable[..., object], arguments: Mapping[str, Any], name: str, make: Callable[[], object]) -> object:
+    return function(**{**arguments, name: make()})
+
+
+def _call_without(function: Callable[..., object], arguments: Mapping[str, Any], name: str) -> object:
+    try:
+        return function(**{**arguments, name: None})
+    except ContractError as error:
+        if name in str(error):
+            raise
+        raise AssertionError(f"expected an error that names {name}, got {error}") from error
+
+
+def _wrong(right: object, free: Collection[int]) -> Iterator[tuple[str, Callable[[], object]]]:
     if isinstance(right, int):
-        yield from (-1, float(right))
+        for value in (-1, float(right)):
+            yield f"{value!r}", lambda value=value: value
     if not isinstance(right, torch.Tensor):
         return
-    yield from (right[None], right.to(torch.int64 if right.dtype == torch.int32 else torch.float64))
-    yield torch.cat([right, right.new_zeros(1, *right.shape[1:])])
-    if len(right):
-        yield right[:-1]
-    if right.dim() > 1 and right.numel():
-        yield right[:, :-1]
-        yield right[..., :-1]
+    for form, change in _FORMS.items():
+        yield form, functools.partial(change, right)
+    # elements of a row that is alone have no stride
+    if right.dim() and right.shape[-1] > 1:
+        yield "with gaps in its last dimension", lambda: right.new_empty((*right.shape, 2))[..., 0]
+    for dim, size in enumerate(right.shape):
+        if dim not in free:
+            yield f"longer in dimension {dim}", functools.partial(_longer, right, dim)
+            if size:
+                yield f"shorter in dimension {dim}", functools.partial(right.narrow, dim, 0, size - 1)
+
+
+def _longer(right: torch.Tensor, dim: int) -> torch.Tensor:
+    """One more in a dimension, where it is 0."""
+    longer = right.new_zeros([size + (i == dim) for i, size in enumerate(right.shape)])
+    longer.narrow(dim, 0, right.shape[dim]).copy_(right)
+    return longer
+
+
+def _other_dtype(right: torch.Tensor) -> torch.Tensor:
+    return right.to(torch.int64 if right.dtype == torch.int32 else torch.float64)
+
+
+def _other_numbers(right: torch.Tensor) -> torch.Tensor:
+    """The same bits as integers, or integers as floats."""
+    return right.view(_INTEGERS[right.element_size()]) if right.is_floating_point() else right.float()
+
+
+_FORMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "of another dtype": _other_dtype,
+    "of other numbers": _other_numbers,
+    "with one more dimension": lambda tensor: tensor[None],
+    "on no device": lambda tensor: tensor.to("meta"),
+}
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:

@@ -58,7 +58,9 @@ Kind = Literal[
 
 MAX_BYTES = 1 << 20
 EQUIVALENT = Path(__file__).with_name("equivalent.toml")
-"""Generated mutants that change no result: see `attn_fuzz.zoo.equivalence`."""
+"""Generated mutants that change no result: see `attn_fuzz.zoo.reasons`."""
+NOT_FOUND = Path(__file__).with_name("not-found.toml")
+"""Generated mutants that the fuzzer is known not to find on a CPU, with the cause: see `attn_fuzz.zoo.reasons`."""
 
 
 class MutantError(InputError):
@@ -132,7 +134,7 @@ def load_all(folder: Path = Path(__file__).parent) -> list[KnownBug]:
     Raises:
         MutantError: the folder has none, or one of them cannot be loaded.
     """
-    paths = sorted(path for path in folder.glob("*.toml") if path != EQUIVALENT)
+    paths = sorted(path for path in folder.glob("*.toml") if path not in (EQUIVALENT, NOT_FOUND))
     if not paths:
         raise MutantError(f"{folder}: no mutants (*.toml) there")
     return [load(path) for path in paths]

@@ -5,6 +5,7 @@ import os
 import torch
 from attn_contract import YES, ContractError, Layer, No
 from attn_contract.arguments import check_dense_last, check_dims, check_int, check_tensor, check_type, check_vector
+from attn_contract.validation.tensors import check_tensors
 
 from attn_optimized.aiter_adapter.features import PREFILL_HEAD_SIZES, may_run_assembly, window_edges
 from attn_optimized.aiter_adapter.installation import Aiter
@@ -44,7 +45,8 @@ def flash_attn_varlen(
     sink counts once.
 
     What is converted: a causal call's window is given the right edge 0, so that it stays causal where AITER drops the flag, as
-    it does for one query; without a left edge it has none. Where AITER's LSE is +inf, of a batch without keys, ours is -inf.
+    it does for one query; without a left edge it has none. A right edge that AITER would drop, and that hides keys, is kept by
+    a higher bound on the keys. Where AITER's LSE is +inf, of a batch without keys, ours is the sink, or -inf without one.
 
     Args:
         aiter: what is called; see find_aiter.
@@ -54,7 +56,7 @@ def flash_attn_varlen(
         query_start_loc, key_start_loc: [R + 1] int32, prefix sums of the queries and the keys of each request.
         max_query_len, max_key_len: upper bounds.
         out: [T, H, D] of q's dtype, written in the rows that a request owns, and whole if `max_key_len` is 0.
-        lse: [H, T] float32, natural logarithm, sinks included, written whole; or None.
+        lse: [H, T] float32, natural logarithm, sinks included; or None. Written whole, or not at all without a query.
 
     Returns:
         out.
@@ -82,6 +84,8 @@ def flash_attn_varlen(
         (layer.logits_soft_cap is not None and assembly, "a soft cap", dropped),
         size("head size", layer.head_size, PREFILL_HEAD_SIZES),
     )
+    if len(query_start_loc) == 1 or max_query_len == 0:
+        return out  # AITER takes no batch without requests, and a grid without queries does not launch
     edges = layer.window
     if causal:
         edges = (edges[0], -1 if edges[0] < 0 else 0)
@@ -100,15 +104,28 @@ def flash_attn_varlen(
         cu_seqlens_q=query_start_loc,
         cu_seqlens_k=key_start_loc,
         max_seqlen_q=max_query_len,
-        max_seqlen_k=max_key_len,
+        max_seqlen_k=_bound_that_keeps(edges[1], max_query_len=max_query_len, max_key_len=max_key_len),
         softmax_scale=layer.scale,
         causal=causal,
         out=out,
         **{name: value for name, value in options.items() if value is not None},
     )
     if lse is not None:
-        lse.copy_(torch.where(result[1] == torch.inf, -torch.inf, result[1]))
+        without_keys = -torch.inf if layer.sinks is None else layer.sinks.float()[:, None]
+        lse.copy_(torch.where(result[1] == torch.inf, without_keys, result[1]))
     return out
+
+
+def _bound_that_keeps(right: int, *, max_query_len: int, max_key_len: int) -> int:
+    """The bound on the number of keys with which AITER keeps a window's right edge, if the edge may hide a key.
+
+    AITER drops an edge that is not below the bound. The first of q queries stands q - 1 keys before the last key. So a right
+    edge hides keys from more than `right + 1` queries alone, which are then more queries than keys. A left edge that is not
+    below the bound hides none. To AITER's kernels a higher bound says nothing else: their masks come from each request's own
+    lengths. A bound of 0 says that there is no key, and stays.
+    """
+    hides_keys = right < max_query_len - 1
+    return right + 1 if hides_keys and 0 < max_key_len <= right else max_key_len
 
 
 def _check(
@@ -140,3 +157,8 @@ def _check(
     check_type("lse", lse, torch.Tensor | None, "None or a tensor")
     if lse is not None and (tuple(lse.shape) != (layer.num_heads, len(q)) or lse.dtype != torch.float32):
         raise ContractError("lse", f"{lse.dtype} {tuple(lse.shape)}", f"torch.float32 {(layer.num_heads, len(q))}")
+    written = {"out": out} if lse is None else {"out": out, "lse": lse}
+    for name, tensor in written.items():
+        check_dense_last(name, tensor)
+    read = {"q": q, "k": k, "v": v, "query_start_loc": query_start_loc, "key_start_loc": key_start_loc}
+    check_tensors(read, written)

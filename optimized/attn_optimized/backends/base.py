@@ -211,7 +211,8 @@ class AttentionImpl(ABC, Generic[Metadata]):
                 "a rotation of the query alone",
             )
         self._refuse(self.config.with_rules(rope=True))
-        self._check_dtype("query", query)
+        for name, tensor in {"query": query, "key": key, "value": value}.items():
+            self._check_dtype(name, tensor)
         attn_optimized.rope_and_write_kv_cache(
             query,
             key,

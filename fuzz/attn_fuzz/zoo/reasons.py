@@ -1,9 +1,10 @@
-"""Generated mutants that change no result, with the reason in words: `equivalent.toml`.
+"""Reasons in words for generated mutants: why they change no result (`equivalent.toml`), or are not found (`not-found.toml`).
 
     [[mutant]]
     name = "attn_optimized.launch.tiles.reduce_tiles:constant:29"
     reason = "a tile of another size: the same sums"
 
+A mutant that changes no result is not run. One that is not found is run, and survives, and its reason is told beside it.
 Mutants whose bytecode is that of the module need no entry, because no sample holds them.
 """
 
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 from attn_fuzz.zoo import generate
-from attn_fuzz.zoo.mutants import EQUIVALENT, MutantError
+from attn_fuzz.zoo.mutants import MutantError
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -24,7 +25,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mutants: list[_Entry] = msgspec.field(name="mutant", default_factory=list)
 
 
-def load(path: Path = EQUIVALENT) -> dict[str, str]:
+def load(path: Path) -> dict[str, str]:
     """The reasons by the names of the mutants.
 
     Raises:

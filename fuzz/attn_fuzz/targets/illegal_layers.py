@@ -1,0 +1,76 @@
+"""Calls that contradict the contract, of the methods of a backend's layer and of the builder of its metadata."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import torch
+from attn_contract import AttentionType
+from attn_fuzz.targets.illegal import dims_of, new_lse
+from attn_fuzz.targets.wrong_arguments import Calls, wrong_calls
+
+_NOT_READ = {
+    AttentionType.DECODER: (),
+    AttentionType.ENCODER: ("causal",),
+    AttentionType.ENCODER_ONLY: ("causal",),
+    AttentionType.ENCODER_DECODER: ("causal", "seq_lens", "max_seq_len"),
+}
+"""What an engine tells of a step, and what layers of the attention type do not look at."""
+_OF_SOME_BACKENDS = ("query_start_loc_cpu", "seq_lens_cpu")
+_OPTIONAL = ("slot_mapping", "bidirectional_ranges", "qq_bias")
+
+
+def calls_of_layer(
+    impl: Any,
+    builder: Any,
+    common: Any,
+    q: torch.Tensor,
+    k: torch.Tensor | None,
+    v: torch.Tensor | None,
+    kv_cache: torch.Tensor | None,
+    out: torch.Tensor,
+    lse: torch.Tensor | None,
+) -> Calls:
+    """Calls of a layer's methods, and of the builder where the layer reads what the builder lets pass.
+
+    Args:
+        impl, builder: a layer of a backend, and the builder for the layer's attention type.
+        common: a step, as an engine tells it.
+        q, k, v, kv_cache, out, lse: as `forward` takes them.
+    """
+    forward = functools.partial(impl.forward, key=k, value=v, kv_cache=kv_cache)
+    # a layer with a cache needs no key and no value
+    keys = {"kv_cache": kv_cache} if impl.layer.attn_type.reads_cache else {"key": k, "value": v}
+    arguments = {"query": q, **keys, "attn_metadata": builder.build(common), "output": out, "lse": lse}
+    yield from wrong_calls(forward, arguments, optional=("lse",), free={"kv_cache": dims_of(impl.config.layout, "block")})
+    if lse is None:
+        yield from wrong_calls(functools.partial(forward, **arguments), {"lse": new_lse(q)}, optional=("lse",))
+    yield from _metadata(functools.partial(forward, **arguments), builder, common)
+    if k is not None and common.slot_mapping is not None:
+        written = {"key": k, "value": v, "kv_cache": kv_cache, "slot_mapping": common.slot_mapping}
+        yield from _writes(impl, written, q)
+
+
+def _metadata(forward: functools.partial[object], builder: Any, common: Any) -> Calls:
+    def attend(**fields: Any) -> object:
+        return forward(attn_metadata=builder.build(dataclasses.replace(common, **fields)))
+
+    told = {field.name: getattr(common, field.name) for field in dataclasses.fields(common)}
+    not_read = (*_NOT_READ[builder.attn_type], *_OF_SOME_BACKENDS)
+    read = {name: value for name, value in told.items() if value is not None and name not in not_read}
+    free = {"slot_mapping": (0,), "block_table_tensor": (1,), "bidirectional_ranges": (1,)}
+    yield from wrong_calls(attend, read, optional=_OPTIONAL, free=free)
+    yield from wrong_calls(builder.build, {"common_attn_metadata": common})
+
+
+def _writes(impl: Any, written: dict[str, Any], q: torch.Tensor) -> Calls:
+    """Calls of a cache write, and of a decoder's write that rotates by one pair of dimensions."""
+    free = {
+        "kv_cache": dims_of(impl.config.layout, "block"),
+        **dict.fromkeys(("slot_mapping", "positions", "query", "cos_sin_cache"), (0,)),
+    }
+    yield from wrong_calls(impl.do_kv_cache_update, written, free=free)
+    if impl.layer.attn_type is AttentionType.DECODER:
+        positions = torch.zeros_like(written["slot_mapping"])
+        rotated = {"query": q, "positions": positions, "cos_sin_cache": q.new_zeros(1, 2), "is_neox": True}
+        yield from wrong_calls(impl.do_rope_and_kv_cache_update, {**written, **rotated}, free=free)

@@ -1,0 +1,138 @@
+"""What each backend serves, stated once more.
+
+A backend that declares too much serves what it must refuse, and a backend that declares too little refuses what it must serve.
+Draws show both of rules, attention types and formats, of which the targets state the Support. Of sizes, dtypes and layouts a
+Support says no more than what is drawn, and of architectures nothing. All those that a backend serves are stated here, and each
+case holds one kind of them to what the backend declares.
+"""
+
+import dataclasses
+import functools
+import itertools
+import random
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from attn_contract import AttentionConfig, AttentionType, Capabilities, Layout
+from attn_fuzz.cases.case import Case
+from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.triton import TRITON
+
+_ANY_DTYPE = (torch.float32, torch.float16, torch.bfloat16)
+_ROWS = tuple(layout for layout in Layout if not (layout.is_x_packed or layout.has_inline_scales))
+_MOST = 1 << 20
+_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
+_OF_AMD = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201")
+_ARCHITECTURES = (*_OF_AMD, "sm90", "interpreter")
+_OUTPUTS = tuple(itertools.product(_ARCHITECTURES, _FLOAT8))
+_PLAIN = AttentionConfig(num_heads=1, num_kv_heads=1, head_size=64, dtype=torch.float16, block_size=16)
+"""A decoder that every backend serves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """The layers that a backend serves, as far as sizes, the dtype of q, layouts and architectures are concerned.
+
+    Args:
+        group_sizes: query heads of each KV head.
+        outputs: architectures, each with a dtype of outputs that are quantized.
+    """
+
+    head_sizes: Collection[int]
+    block_sizes: Collection[int]
+    group_sizes: Collection[int] = range(1, 65)
+    dtypes: Collection[torch.dtype] = _ANY_DTYPE
+    layouts: Collection[Layout] = tuple(Layout)
+    architectures: Collection[str] = _ARCHITECTURES
+    outputs: Collection[tuple[str, torch.dtype]] = _OUTPUTS
+
+
+SERVED = {
+    "TRITON_ATTN": Served(head_sizes=range(1, 257), block_sizes=range(1, _MOST)),
+    # vLLM 0.33: the head sizes of its paged decode; a cache of planes, packed for HIP's kernels
+    "ROCM_ATTN": Served(
+        head_sizes=(32, 64, 80, 96, 128, 160, 192, 224, 256), block_sizes=range(16, _MOST, 16), layouts=(Layout.X_PACKED,)
+    ),
+    # AITER's unified_attention: powers of two
+    "ROCM_AITER_UNIFIED_ATTN": Served(
+        head_sizes=(16, 32, 64, 128, 256),
+        block_sizes=(16, 32, 64, 128, 256),
+        dtypes=(torch.float16, torch.bfloat16),
+        layouts=_ROWS,
+        architectures=_OF_AMD,
+        # its kernel clamps to the one type or to the other
+        outputs=tuple((name, _FLOAT8[name != "gfx950"]) for name in _OF_AMD),
+    ),
+    # AITER's paged_attention_v1
+    "ROCM_AITER_FA": Served(
+        head_sizes=range(64, 257, 64),
+        block_sizes=(16, 32),
+        dtypes=(torch.float16, torch.bfloat16),
+        layouts=_ROWS,
+        architectures=("gfx942", "gfx950"),
+        outputs=(),
+    ),
+}
+"""By the name of a backend."""
+
+
+def check_declared(declared: Capabilities, choose: random.Random) -> None:
+    """Hold all values of one field of a layer to what a backend serves.
+
+    Raises:
+        AssertionError: the backend declares that it serves a layer that it does not serve, or the other way round.
+    """
+    field = choose.choice(dataclasses.fields(Served)).name
+    served = getattr(SERVED[declared.backend], field)
+    for value, architecture, config in _layers(field):
+        refusals = declared.refusals(config, architecture)
+        assert bool(refusals) != (value in served), f"{declared.backend}, {field} {value}: got {refusals}, expected {served}"
+
+
+@functools.cache
+def _layers(field: str) -> list[tuple[object, str | None, AttentionConfig]]:
+    """Values of a field, and plain layers that have them, on an architecture or on no certain one."""
+    change = functools.partial(dataclasses.replace, _PLAIN)
+    if field == "architectures":
+        return [(name, name, _PLAIN) for name in _ARCHITECTURES]
+    if field == "outputs":
+        return [((name, dtype), name, change(output_dtype=dtype)) for name, dtype in _OUTPUTS]
+    if field == "layouts":
+        scaled = {"kv_cache_dtype": torch.float8_e4m3fn, "scales": "inline"}
+        return [(layout, None, change(layout=layout, **(scaled if layout.has_inline_scales else {}))) for layout in Layout]
+    if field == "dtypes":
+        return [(dtype, None, change(dtype=dtype)) for dtype in _ANY_DTYPE]
+    if field == "group_sizes":
+        return [(size, None, change(num_heads=size)) for size in range(1, 97)]
+    return [(size, None, change(**{field.removesuffix("s"): size})) for size in range(1, 321)]
+
+
+def triton_attn(device: str) -> Support:
+    """Everything. The `exclude` excludes nothing: with it the cases are those of a target that refuses something."""
+    return dataclasses.replace(TRITON.support(device), exclude=lambda case: None)
+
+
+def rocm_attn(device: str) -> Support:
+    """What vLLM 0.33's backend of this name serves, too."""
+    drawn, served = TRITON.support(device), SERVED["ROCM_ATTN"]
+    return dataclasses.replace(
+        drawn,
+        attn_types=(AttentionType.DECODER, AttentionType.ENCODER, AttentionType.ENCODER_ONLY),
+        layouts=(Layout.X_PACKED,),
+        head_sizes=tuple(size for size in drawn.head_sizes if size in served.head_sizes),
+        block_sizes=tuple(size for size in drawn.block_sizes if size in served.block_sizes),
+        rules=("window", "alibi_slopes", "non_causal", "rope"),
+        cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
+        scales=("tensor", "head"),
+        exclude=_beyond_rocm_attn,
+    )
+
+
+def _beyond_rocm_attn(case: Case) -> str | None:
+    if not case.alibi_slopes:
+        return None
+    if "window" in case.rules:
+        return "ALiBi with a window"
+    is_causal = case.attn_type is AttentionType.DECODER and "non_causal" not in case.rules
+    return None if is_causal else "ALiBi without causality"

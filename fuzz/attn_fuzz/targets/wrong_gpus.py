@@ -1,0 +1,116 @@
+"""GPUs, launch parameters and sizes that no plan can have: `plan_of` must refuse them, and nothing beside them.
+
+A wrong architecture is the name of one with a character more, less or other, where that is of another form than all names are.
+The form is stated here once more.
+"""
+
+import dataclasses
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from attn_contract import AttentionType, Batch, Layer
+from attn_fuzz.targets.choices import choices_by
+from attn_fuzz.targets.documented_aiter import must_refuse
+from attn_fuzz.targets.wrong_arguments import must_raise
+
+DIGITS, HEX_DIGITS = set("0123456789"), set("0123456789abcdef")
+CHARACTERS = "0123456789abcdefgmsx ABF.:+-_\n"
+NO_NAMES = (None, 90, b"sm90", ["sm90"], "", "cuda")
+NO_COUNTS = (None, 0, -1, 1.0, "8", True, 1 << 31)
+GPU = {"architecture": "sm90", "compute_units": 8}
+LEAST = {
+    "block_m": 16,
+    "block_n": 16,
+    "num_warps": 1,
+    "num_stages": 1,
+    "maxnreg": 16,
+    "waves_per_eu": 1,
+    "keys_per_split": 1,
+    "programs_per_unit": 1,
+    "uneven_waves": 0,
+}
+MOST_HEADS_OF_A_GROUP, LARGEST_HEAD_SIZE = 64, 256
+
+
+def check(q: torch.Tensor, layer: Layer, batch: Batch) -> None:
+    """Check that a plan of a call is refused for a GPU that is none, parameters that no launch can have, and heads too large.
+
+    Raises:
+        AssertionError: what is wrong was not refused.
+        ContractError: the least value that a parameter can have is refused.
+    """
+    import attn_optimized
+
+    choose = choices_by((q.shape, batch.seq_lens))
+    wrong = choose.choice(list(_wrong(choose)))
+    must_raise(lambda: attn_optimized.plan_of(q, layer, batch, **{**GPU, **wrong}), f"a plan with {wrong}")
+    name, value = choose.choice(list(_wrong_parameters(choose)))
+    must_raise(lambda: _with_parameter(name, value), f"launch parameters with {name} {value!r}")
+    least = choose.choice(list(LEAST))
+    _with_parameter(least, LEAST[least])
+    _check_sizes(choose, batch)
+
+
+def _check_sizes(choose: random.Random, batch: Batch) -> None:
+    """Check that a plan is refused for a group or a head that no tile holds, and is made for the largest ones."""
+    import attn_optimized
+
+    group = MOST_HEADS_OF_A_GROUP + choose.choice((0, 0, 1, 36))
+    head_size = LARGEST_HEAD_SIZE + choose.choice((0, 0, 1, 256))
+    layer = Layer(num_heads=group, num_kv_heads=1, head_size=head_size, scale=1.0, attn_type=AttentionType.ENCODER_ONLY)
+    q = torch.empty((batch.num_actual_tokens, group, head_size), device="meta")
+
+    def plan() -> object:
+        return attn_optimized.plan_of(q, layer, batch, **GPU)
+
+    if group > MOST_HEADS_OF_A_GROUP or head_size > LARGEST_HEAD_SIZE:
+        must_refuse(plan, f"a group of {group} heads of size {head_size}")
+    else:
+        plan()
+
+
+def _wrong(choose: random.Random) -> Iterator[dict[str, Any]]:
+    yield {"architecture": choose.choice(NO_NAMES)}
+    for name in [_misspelled(choose) for _ in range(8)]:
+        if not is_name(name):
+            yield {"architecture": name}
+    yield {"compute_units": choose.choice(NO_COUNTS)}
+    yield {"parameters": {"block_m": 64}}
+
+
+def _misspelled(choose: random.Random) -> str:
+    """The name of an architecture with one edit."""
+    from attn_optimized.launch.table import architectures
+
+    name = choose.choice(architectures())
+    at = choose.randint(0, len(name))
+    return name[:at] + choose.choice(("", choose.choice(CHARACTERS))) + name[at + choose.choice((0, 1)) :]
+
+
+def is_name(text: str) -> bool:
+    """Whether a text has the form of a name: sm and a number; or gfx, perhaps a 1, and three hexadecimal digits."""
+    if text.startswith("sm"):
+        return len(text) > 2 and DIGITS.issuperset(text[2:])
+    if not text.startswith("gfx") or not HEX_DIGITS.issuperset(text[3:]):
+        return False
+    return len(text) == 6 or (len(text) == 7 and text[3] == "1")
+
+
+def _wrong_parameters(choose: random.Random) -> Iterator[tuple[str, Any]]:
+    """A field of launch parameters and a value that it cannot have."""
+    for name in ("block_m", "block_n"):
+        yield name, choose.choice((0, 8, 15, 17, 24, 48, 65, -16, 64.0, "64", None, True))
+    yield "num_warps", choose.choice((0, 3, 5, 6, 12, -1, 4.0, None, True))
+    yield "maxnreg", choose.choice((0, 15, -1, 128.0, True))
+    yield "waves_per_eu", choose.choice((0, -1, 2.0, True))
+    for name in ("num_stages", "keys_per_split", "programs_per_unit"):
+        yield name, choose.choice((0, -1, 1.0, None, True))
+    yield "uneven_waves", choose.choice((-1, 1.0, None, True))
+
+
+def _with_parameter(name: str, value: Any) -> object:
+    from attn_optimized.launch.table import entries
+
+    return dataclasses.replace(entries(GPU["architecture"])[0].parameters, **{name: value})
