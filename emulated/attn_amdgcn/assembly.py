@@ -177,7 +177,7 @@ def code_of(text: str) -> tuple[list[Instruction], dict[str, int]]:
             files[found[1]] = found[2]
         elif code.startswith(".loc") and (found := re.match(r"\.loc\s+(\d+)\s+(\d+)", code)):
             source = f"{files.get(found[1], '?')}:{found[2]}"
-        elif code.startswith(".amdhsa_kernel") or code.startswith(".section") and instructions:
+        elif code.startswith(".amdhsa_kernel") or (code.startswith(".section") and instructions):
             break
         elif code.endswith(":"):
             labels[code[:-1]] = len(instructions)
@@ -196,7 +196,9 @@ def _instruction(code: str, line: int, source: str) -> Instruction:
     encoding = found[1][1:] if found else ""
     base = name[: found.start()] if found else name
     if base in ("s_waitcnt", "s_delay_alu", "s_waitcnt_depctr"):  # their operands are a language of their own
-        return Instruction(base, "", tuple(Operand(Named(word)) for word in rest.split() if word != "|"), {}, code, line, source)
+        return Instruction(
+            base, "", tuple(Operand(Named(word)) for word in rest.split() if word != "|"), {}, code, line, source
+        )
     try:
         operands, modifiers = _rest(rest.strip())
     except ValueError as error:

@@ -54,7 +54,9 @@ def prepare(kernel: Kernel) -> Program:
     begins |= {i + 1 for i, instruction in enumerate(kernel.instructions) if instruction.name in last}
     places = sorted(place for place in begins if place < len(kernel.instructions))
     number = {place: i for i, place in enumerate(places)}
-    return Program(kernel, tuple(_block(kernel, begin, end, number) for begin, end in zip(places, [*places[1:], None], strict=True)))
+    return Program(
+        kernel, tuple(_block(kernel, begin, end, number) for begin, end in zip(places, [*places[1:], None], strict=True))
+    )
 
 
 def _block(kernel: Kernel, begin: int, end: int | None, number: dict[int, int]) -> Block:

@@ -44,7 +44,9 @@ def ran(
     lanes = 64 if architecture.startswith("gfx9") else 32
     instructions, labels = code_of(text + "\ns_endpgm\n")
     settings = {"next_free_vgpr": 256, "accum_offset": 192} if lanes == 64 else {"next_free_vgpr": 256}
-    kernel = Kernel("lines", architecture, tuple(instructions), labels, (), 0, lanes, lanes * num_waves, 0, scratch_bytes, settings)
+    kernel = Kernel(
+        "lines", architecture, tuple(instructions), labels, (), 0, lanes, lanes * num_waves, 0, scratch_bytes, settings
+    )
     memory = Memory(dict(buffers))
     checker = Races(1, num_waves, lds_bytes) if races else None
     waves = Waves(

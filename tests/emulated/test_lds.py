@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from attn_amdgcn import Fault
+
 from tests.emulated.lines import JUNK, ran
 from tests.emulated.test_global_memory import LANES, registers, words_of
 

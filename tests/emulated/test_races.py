@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from attn_amdgcn import Fault
+
 from tests.emulated.lines import ran
 
 LANES = np.arange(64, dtype=np.uint32)

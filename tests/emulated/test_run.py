@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from attn_amdgcn import Fault, LaunchError, Schedule, UnknownInstructionError, launch, load, prepare
+
 from tests.emulated.lines import ran
 
 KERNEL = """
@@ -60,7 +61,9 @@ def test_a_wave_that_branches_alone_keeps_its_registers():
 
 
 def test_a_missing_wait_is_a_fault_that_names_both_lines():
-    with pytest.raises(Fault, match=r"line 1 \(`s_load_dword s2, .*`\) loads s2, and no wait stands before its use .*: `s_add_u32 s3, s2, s2`"):
+    with pytest.raises(
+        Fault, match=r"line 1 \(`s_load_dword s2, .*`\) loads s2, and no wait stands before its use .*: `s_add_u32 s3, s2, s2`"
+    ):
         ran("s_load_dword s2, s[100:101], 0x0\ns_add_u32 s3, s2, s2", buffers=DATA)
     after = ran("s_load_dword s2, s[100:101], 0x4\ns_waitcnt lgkmcnt(0)\ns_add_u32 s3, s2, s2", buffers=DATA)
     assert after.scalar[0, 3] == 2 * int.from_bytes(bytes(range(4, 8)), "little") % (1 << 32)

@@ -8,7 +8,6 @@ the others are dropped.
 from functools import reduce
 
 import numpy as np
-
 from attn_amdgcn.assembly import Instruction, Kernel
 from attn_amdgcn.instructions.forms import made_vector, vector
 

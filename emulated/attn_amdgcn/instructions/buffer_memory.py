@@ -32,7 +32,6 @@ from attn_amdgcn.memory import BASE
 from attn_amdgcn.operands import KINDS, Read, reads_scalar, scalar_index, unknown
 from attn_amdgcn.waves import Waves
 
-
 PRIVATE_BASE = 0x1234_0000_0000
 """Where the private segment of all waves begins, as its resource says: no buffer lies there."""
 PRIVATE_WORDS = (PRIVATE_BASE & 0xFFFFFFFF, 1 << 31 | PRIVATE_BASE >> 32, 0xFFFFFFFF, 0x00E27000)

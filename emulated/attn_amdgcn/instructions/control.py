@@ -6,8 +6,9 @@ Source: "SOPP Instructions" in AMD's Instinct MI300 ISA, section 12.5, and in AM
 from collections.abc import Callable
 
 import numpy as np
-from attn_amdgcn.assembly import Instruction, Kernel
-from attn_amdgcn.instructions.forms import Step, own_step
+from attn_amdgcn.assembly import Instruction, Kernel, Named
+from attn_amdgcn.instructions.forms import Step, check_count, own_step
+from attn_amdgcn.operands import unknown
 from attn_amdgcn.waves import EXEC, VCC, Waves
 
 CONDITIONS: dict[str, Callable[[Waves], np.ndarray]] = {
@@ -30,11 +31,11 @@ def _any(waves: Waves, index: int) -> np.ndarray:
     return (waves.scalar[:, index : index + waves.shape[1] // 32] != 0).any(axis=1)
 
 
-NO_EFFECT = (
-    "s_nop s_sleep s_setprio s_clause s_delay_alu s_wait_alu s_waitcnt_depctr s_icache_inv s_inst_prefetch s_set_inst_prefetch_distance "
-    "s_barrier_signal s_code_end v_nop s_set_vgpr_msb global_inv global_wb global_wbinv buffer_gl0_inv buffer_gl1_inv buffer_inv "
-    "buffer_wbl2 buffer_wbinvl1"
-)
+NO_EFFECT = """
+s_nop s_sleep s_setprio s_clause s_delay_alu s_wait_alu s_waitcnt_depctr s_icache_inv s_inst_prefetch s_barrier_signal s_code_end
+s_set_inst_prefetch_distance s_set_vgpr_msb v_nop global_inv global_wb global_wbinv buffer_gl0_inv buffer_gl1_inv buffer_inv
+buffer_wbl2 buffer_wbinvl1
+"""
 """They change time, or caches, which do not exist here. Which wait for an arithmetic result the hardware needs is not checked."""
 WAITS = (
     "s_waitcnt s_wait_loadcnt s_wait_storecnt s_wait_dscnt s_wait_kmcnt s_wait_samplecnt s_wait_bvhcnt s_wait_expcnt "
@@ -46,4 +47,19 @@ WAITS = (
 @own_step(f"{NO_EFFECT} {WAITS} s_sendmsg")
 def nothing(instruction: Instruction, kernel: Kernel) -> Step:
     """s_sendmsg: the one message that compilers send at a kernel's end frees registers."""
+    return lambda waves: None
+
+
+_SCHEDULING = ("hwreg(HW_REG_WAVE_MODE, 25, 1)", "hwreg(HW_REG_WAVE_SCHED_MODE, 0, 2)")
+"""How gfx1250 repeats memory instructions after a page fault (LLVM pull request 169016), and whether hardware waits for results
+of arithmetic (LLVM pull request 170319)."""
+
+
+@own_step("s_setreg_imm32_b32")
+def setreg(instruction: Instruction, kernel: Kernel) -> Step:
+    """Fields of mode registers that change no value; any other field is refused."""
+    check_count(instruction, 2)
+    field = instruction.operands[0].of
+    if not isinstance(field, Named) or field.text not in _SCHEDULING:
+        raise unknown(instruction)
     return lambda waves: None

@@ -8,7 +8,6 @@ ds_bpermute, ds_swizzle).
 import re
 
 import numpy as np
-
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Operand, Register
 from attn_amdgcn.errors import Fault
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, made_vector, own_step

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
 from attn_amdgcn.assembly import Instruction, Kernel
 from attn_amdgcn.operands import Read, unknown
 from attn_amdgcn.waves import Waves

@@ -131,7 +131,9 @@ def made_vector(
     """Decorates a function that makes, for an instruction and its kernel, what `vector` decorates: a modifier is part of the meaning."""
     results, sources = (tuple(side.split()) for side in signature.split("="))
 
-    def decorate(make: Callable[[Instruction, Kernel], Callable[..., Any]]) -> Callable[[Instruction, Kernel], Callable[..., Any]]:
+    def decorate(
+        make: Callable[[Instruction, Kernel], Callable[..., Any]],
+    ) -> Callable[[Instruction, Kernel], Callable[..., Any]]:
         meaning = Meaning(make, results, sources, tuple(takes), keeps_half)
         for name in names.split():
             VECTOR[name] = meaning

@@ -6,7 +6,6 @@ clears the upper half of its register, except the results of v_mad_u16 and v_mad
 """
 
 import numpy as np
-
 from attn_amdgcn.instructions.forms import vector
 
 U32, U64, I32, I64 = np.uint32, np.uint64, np.int32, np.int64

@@ -5,7 +5,6 @@ ISA, sections 16.7, 16.8 and 16.10.
 """
 
 import numpy as np
-
 from attn_amdgcn.instructions.forms import vector
 
 

@@ -5,10 +5,10 @@ section 16.1 to 16.4.
 """
 
 import numpy as np
-from attn_amdgcn.assembly import Instruction, Kernel
+from attn_amdgcn.assembly import Instruction, Kernel, Operand, Register
 from attn_amdgcn.instructions.forms import Step, check_count, own_step, scalar
 from attn_amdgcn.operands import KINDS, reads_scalar, writes_scalar
-from attn_amdgcn.waves import EXEC, Waves
+from attn_amdgcn.waves import Waves
 
 U64, I64 = np.uint64, np.int64
 
@@ -277,25 +277,49 @@ _SAVES = {
 }
 
 
+_EXEC = {32: Operand(Register("exec_lo", 0, 1)), 64: Operand(Register("exec", 0, 2))}
+"""By the number of lanes."""
+
+
 def _save(instruction: Instruction, kernel: Kernel) -> Step:
     """The result is EXEC as it was; EXEC becomes its combination with the source, and SCC whether a lane is on."""
     check_count(instruction, 2)
     name, _, kind = instruction.name.rpartition("_")
-    read, write = reads_scalar(instruction.operands[1], KINDS[kind], kernel), writes_scalar(instruction.operands[0], KINDS[kind])
-    combine, wide = _SAVES[name], kind == "b64"
+    read, write = (
+        reads_scalar(instruction.operands[1], KINDS[kind], kernel),
+        writes_scalar(instruction.operands[0], KINDS[kind]),
+    )
+    lanes_of = _EXEC[KINDS[kind].bits]
+    read_lanes, write_lanes = reads_scalar(lanes_of, KINDS[kind], kernel), writes_scalar(lanes_of, KINDS[kind])
+    combine = _SAVES[name]
 
     def step(waves: Waves) -> None:
-        lanes = waves.scalar64[:, EXEC // 2].copy() if wide else waves.scalar[:, EXEC].copy()
+        lanes = read_lanes(waves).copy()
         value = combine(read(waves), lanes)
         write(waves, lanes)
-        if wide:
-            waves.scalar64[:, EXEC // 2] = value
-        else:
-            waves.scalar[:, EXEC] = value
+        write_lanes(waves, value)
         waves.scc = value != 0
-        waves.switch()
 
     return step
 
 
 own_step(" ".join(f"{name}_{kind}" for name in _SAVES for kind in ("b32", "b64")))(_save)
+
+
+@own_step("s_andn1_wrexec_b64 s_andn2_wrexec_b64 s_and_not0_wrexec_b32 s_and_not1_wrexec_b32")
+def wrexec(instruction: Instruction, kernel: Kernel) -> Step:
+    """EXEC becomes its combination with the source, and so does the result; SCC says whether a lane is on."""
+    check_count(instruction, 2)
+    kind = KINDS[instruction.name[-3:]]
+    read, write = reads_scalar(instruction.operands[1], kind, kernel), writes_scalar(instruction.operands[0], kind)
+    read_lanes, write_lanes = reads_scalar(_EXEC[kind.bits], kind, kernel), writes_scalar(_EXEC[kind.bits], kind)
+    clears_source = instruction.name.startswith(("s_andn1", "s_and_not0"))
+
+    def step(waves: Waves) -> None:
+        mask, lanes = read(waves), read_lanes(waves)
+        value = ~mask & lanes if clears_source else mask & ~lanes
+        write_lanes(waves, value)
+        write(waves, value)
+        waves.scc = value != 0
+
+    return step

@@ -4,7 +4,6 @@ Source: "Sub-Dword Addressing (SDWA)" in AMD's Instinct MI300 ISA, section 3.8. 
 """
 
 import numpy as np
-
 from attn_amdgcn.assembly import Instruction, Kernel, Operand
 from attn_amdgcn.operands import Kind, Read, Write, put, reads_bits, unknown, vector_row
 from attn_amdgcn.waves import Waves

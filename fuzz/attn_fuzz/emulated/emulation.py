@@ -1,12 +1,13 @@
 """Runs a launch of this project's kernels on the emulator: tensors become buffers, and buffers become tensors again."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from attn_amdgcn import Schedule, launch
-from attn_fuzz.emulated.jobs import Job, Pointer
+from attn_amdgcn import Schedule, checked
 from attn_fuzz.emulated.compiler import ready
+from attn_fuzz.emulated.jobs import Job, Pointer
 from attn_optimized.kernel_call import KernelCall
 
 LARGE = 8 << 30
@@ -21,11 +22,13 @@ class Placed:
     offset: int
 
 
-def emulate(call: KernelCall, architecture: str, *, schedule: Schedule = Schedule(), pretends_large: bool = False) -> None:
+def emulate(
+    call: KernelCall, architecture: str, *, schedules: Sequence[Schedule] = (Schedule(),), pretends_large: bool = False
+) -> None:
     """Compile a launch for an architecture and run the code on the launch's tensors, which lie on the CPU.
 
     Args:
-        schedule: the order of what may run in any order.
+        schedules: orders of what may run in any order. The code runs once for each; its results must not depend on them.
         pretends_large: whether the kernel is compiled as for storages of more than 2 GiB.
 
     Raises:
@@ -51,9 +54,8 @@ def emulate(call: KernelCall, architecture: str, *, schedule: Schedule = Schedul
         given.append(call.launch.numbers.get(name) if placed is None else (placed.buffer, placed.offset))
     grid = (*call.launch.grid, 1, 1)[:3]
     buffers = {name: _contents(storage) for name, storage in storages.values()}
-    memory, _ = launch(
-        program, grid, [*given, *[None] * compiled.scratch], buffers, lds_bytes=compiled.lds_bytes, schedule=schedule
-    )
+    arguments = [*given, *[None] * compiled.scratch]
+    memory, _ = checked(program, grid, arguments, buffers, lds_bytes=compiled.lds_bytes, schedules=schedules)
     for name, storage in storages.values():
         _contents(storage)[:] = memory.contents(name)
 

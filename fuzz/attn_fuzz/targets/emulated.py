@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 COMPUTE_UNITS = 8
 """Few enough that splitting keys over them does not make more programs than are quickly emulated."""
 MOST_PARTS = 64
+CHECKED = 0.3
+"""The share of launches that run twice, in two orders, and in which races in LDS are looked for."""
+_ORDERS = ("ascending", "descending", "drawn")
 
 
 def _support(device: str) -> Support:
@@ -46,9 +49,12 @@ def _emulate(call: "KernelCall", architecture: str, choose: random.Random) -> No
     from attn_amdgcn import Schedule
     from attn_fuzz.emulated.emulation import emulate
 
-    orders = ("together", "together", "ascending", "descending", "drawn")
-    schedule = Schedule(choose.choice(orders), choose.choice(orders[2:]), choose.randrange(1 << 31))
-    emulate(call, architecture, schedule=schedule, pretends_large=choose.random() < 0.3)
+    first = Schedule(seed=choose.randrange(1 << 31))
+    schedules = [first]
+    if choose.random() < CHECKED:
+        another = Schedule(choose.choice(_ORDERS), choose.choice(_ORDERS), choose.randrange(1 << 31))
+        schedules = [dataclasses.replace(first, races=True), another]
+    emulate(call, architecture, schedules=schedules, pretends_large=choose.random() < 0.3)
 
 
 def emulated(architecture: str) -> Target:

@@ -1,0 +1,96 @@
+"""Scalar instructions against Python's integers: those whose operands have no common form, and the condition code."""
+
+import pytest
+from attn_amdgcn import UnknownInstructionError
+
+from tests.emulated.lines import ran
+
+ALL = (1 << 64) - 1
+
+
+def pair(waves, first: int) -> int:
+    return int(waves.scalar[0, first]) | int(waves.scalar[0, first + 1]) << 32
+
+
+@pytest.mark.parametrize(
+    ("name", "combine"),
+    [
+        ("s_and_saveexec_b64", lambda mask, lanes: mask & lanes),
+        ("s_or_saveexec_b64", lambda mask, lanes: mask | lanes),
+        ("s_xor_saveexec_b64", lambda mask, lanes: mask ^ lanes),
+        ("s_andn2_saveexec_b64", lambda mask, lanes: mask & ~lanes),
+    ],
+)
+@pytest.mark.parametrize(("mask", "lanes"), [(0b1100, 0b1010), (ALL, ALL), (0, ALL), (1 << 63, 1)])
+def test_exec_is_saved_before_it_is_combined(name, combine, mask, lanes):
+    after = ran(f"{name} s[2:3], s[0:1]", s={0: mask & 0xFFFFFFFF, 1: mask >> 32}, exec=lanes)
+    assert pair(after, 2) == lanes
+    assert pair(after, 126) == combine(mask, lanes) & ALL
+    assert bool(after.scc[0]) == bool(combine(mask, lanes) & ALL)
+
+
+def test_wrexec_writes_the_lanes_that_are_left():
+    after = ran("s_and_not1_wrexec_b32 s2, s0", "gfx1201", s={0: 0b1100}, exec=0b1010)
+    assert (int(after.scalar[0, 2]), int(after.scalar[0, 126])) == (0b0100, 0b0100)
+    after = ran("s_and_not0_wrexec_b32 s2, s0", "gfx1201", s={0: 0b1110}, exec=0b1010)
+    assert (int(after.scalar[0, 2]), int(after.scalar[0, 126]), bool(after.scc[0])) == (0, 0, False)
+
+
+@pytest.mark.parametrize("value", [0, 1, 60, 0x80000001, 0xDEADBEEF])
+def test_bits_are_reversed(value):
+    after = ran("s_brev_b32 s2, s0\ns_brev_b64 s[4:5], s[0:1]", s={0: value, 1: 7})
+    assert int(after.scalar[0, 2]) == int(f"{value:032b}"[::-1], 2)
+    assert pair(after, 4) == int(f"{value | 7 << 32:064b}"[::-1], 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "scc"),
+    [
+        ("s_add_u32 s2, s0, s1", 2, True),
+        ("s_addc_u32 s2, s1, 5", 9, False),  # 3 + 5 and the carry
+        ("s_sub_u32 s2, s1, s0", 4, True),
+        ("s_add_i32 s2, 0x7fffffff, 1", 0x80000000, True),
+        ("s_sub_i32 s2, s0, s1", 0xFFFFFFFC, False),
+        ("s_addk_i32 s0, 0x8000", 0xFFFF7FFF, False),
+        ("s_mul_hi_u32 s2, s0, s1", 2, True),  # the condition code stays
+        ("s_mul_hi_i32 s2, s0, s1", 0xFFFFFFFF, True),
+        ("s_min_i32 s2, s0, s1", 0xFFFFFFFF, True),
+        ("s_max_u32 s2, s0, s1", 0xFFFFFFFF, True),
+        ("s_abs_i32 s2, s0", 1, True),
+        ("s_bfe_u32 s2, 0xabcd, 0x80004", 0xBC, True),
+        ("s_bfe_i32 s2, 0xabcd, 0x80004", 0xFFFFFFBC, True),
+        ("s_bfe_i32 s2, 0xabcd, 0x4", 0, False),
+        ("s_ashr_i32 s2, s0, 40", 0xFFFFFFFF, True),
+        ("s_lshr_b32 s2, s0, 40", 0x00FFFFFF, True),
+        ("s_lshl3_add_u32 s2, s0, s1", 0xFFFFFFFB, True),
+        ("s_cselect_b32 s2, 7, 8", 7, True),
+        ("s_bitset0_b32 s0, 35", 0xFFFFFFF7, True),
+        ("s_not_b32 s2, s0", 0, False),
+    ],
+)
+def test_a_result_and_the_condition_code(text, value, scc):
+    after = ran(text, s={0: 0xFFFFFFFF, 1: 3}, scc=True)
+    target = 0 if (" s0," in text and "addk" in text) or "bitset" in text else 2
+    assert (int(after.scalar[0, target]), bool(after.scc[0])) == (value, scc)
+
+
+@pytest.mark.parametrize(
+    ("text", "scc"),
+    [
+        ("s_cmp_lt_i32 s0, s1", True),
+        ("s_cmp_lt_u32 s0, s1", False),
+        ("s_cmp_eq_u64 s[0:1], s[0:1]", True),
+        ("s_cmpk_lg_u32 s1, 0x3", False),
+        ("s_cmpk_eq_i32 s0, 0xffff", True),
+        ("s_bitcmp1_b32 s1, 33", True),
+        ("s_bitcmp0_b32 s1, 33", False),
+    ],
+)
+def test_a_comparison_sets_the_condition_code(text, scc):
+    assert bool(ran(text, s={0: 0xFFFFFFFF, 1: 3}, scc=not scc).scc[0]) == scc
+
+
+def test_a_mode_that_may_change_values_is_refused():
+    ran("s_setreg_imm32_b32 hwreg(HW_REG_WAVE_SCHED_MODE, 0, 2), 2", "gfx1250")
+    with pytest.raises(UnknownInstructionError, match="HW_REG_WAVE_MODE, 0, 4"):
+        ran("s_setreg_imm32_b32 hwreg(HW_REG_WAVE_MODE, 0, 4), 15", "gfx1250")
