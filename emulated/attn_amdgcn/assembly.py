@@ -40,7 +40,7 @@ class Register:
 
 @dataclass(frozen=True)
 class Literal:
-    """A number in the text. An integer stands for its bits, and a number with a point stands for a float of the operand's width."""
+    """A number in the text. An integer stands for its bits, and a number with a point for a float of the operand's width."""
 
     number: int | float
 
@@ -70,7 +70,8 @@ class Instruction:
         name: the mnemonic without its encoding.
         encoding: "e32", "e64", "dpp", "e64_dpp", "sdwa" or empty.
         operands: in the order of the text, results first.
-        modifiers: what follows the operands: `offen` is True, `offset:16` is 16, `op_sel:[0,1]` is (0, 1), `dst_sel:BYTE_0` is a text.
+        modifiers: what follows the operands: `offen` is True, `offset:16` is 16, `op_sel:[0,1]` is (0, 1), and `dst_sel:BYTE_0`
+            is a text.
         text: the whole line.
         line: its number in the text.
         source: "file:line" of the kernel's source.
@@ -159,7 +160,7 @@ def _metadata(text: str) -> dict:
     found = re.search(r"^\s*\.amdgpu_metadata\n(.*?)^\s*\.end_amdgpu_metadata", text, re.MULTILINE | re.DOTALL)
     if found is None:
         raise AssemblyError("the text has no .amdgpu_metadata: it is no assembly of a kernel for AMD")
-    metadata = yaml.safe_load(found[1])
+    metadata = yaml.load(found[1], getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     if len(metadata.get("amdhsa.kernels", ())) != 1:
         raise AssemblyError(f"the text holds {len(metadata.get('amdhsa.kernels', ()))} kernels, and 1 is expected")
     return metadata
@@ -196,9 +197,8 @@ def _instruction(code: str, line: int, source: str) -> Instruction:
     encoding = found[1][1:] if found else ""
     base = name[: found.start()] if found else name
     if base in ("s_waitcnt", "s_delay_alu", "s_waitcnt_depctr"):  # their operands are a language of their own
-        return Instruction(
-            base, "", tuple(Operand(Named(word)) for word in rest.split() if word != "|"), {}, code, line, source
-        )
+        words = tuple(Operand(Named(word)) for word in rest.split() if word != "|")
+        return Instruction(base, "", words, {}, code, line, source)
     try:
         operands, modifiers = _rest(rest.strip())
     except ValueError as error:

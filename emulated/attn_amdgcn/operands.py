@@ -14,7 +14,7 @@ from attn_amdgcn.waves import EXEC, M0, TTMP, VCC, Waves
 
 Read = Callable[[Waves], np.ndarray]
 Write = Callable[..., None]
-"""write(waves, value, lanes): the value goes into these lanes among those that are on, or into all that are on if lanes is None."""
+"""write(waves, value, lanes): the value goes into those of these lanes that are on; None: into all lanes that are on."""
 
 
 class Kind(NamedTuple):
@@ -167,7 +167,7 @@ def reads_vector(operand: Operand, kind: Kind, kernel: Kernel) -> Read:
 def reads_mask(operand: Operand, kernel: Kernel) -> Read:
     """Reads a bit for each lane."""
     if isinstance(operand.of, Literal):
-        bits = np.array([operand.of.number & (1 << 64) - 1], np.uint64).view(np.uint8)
+        bits = np.array([bits_of(operand.of.number, KINDS["b64"])], np.uint64).view(np.uint8)
         value = np.unpackbits(bits, bitorder="little").view(bool)[None, : kernel.wave_size]
         return lambda waves: value
     if not isinstance(operand.of, Register) or (index := scalar_index(operand.of)) is None:

@@ -65,7 +65,7 @@ def test_what_is_no_operand_is_refused_with_its_line():
 
 
 def test_a_text_that_is_no_kernel_is_refused():
-    with pytest.raises(AssemblyError, match="no .amdgpu_metadata"):
+    with pytest.raises(AssemblyError, match=r"no \.amdgpu_metadata"):
         load("s_endpgm\n")
     with pytest.raises(AssemblyError, match="no instruction"):
         load("")

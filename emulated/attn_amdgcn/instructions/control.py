@@ -32,11 +32,11 @@ def _any(waves: Waves, index: int) -> np.ndarray:
 
 
 NO_EFFECT = """
-s_nop s_sleep s_setprio s_clause s_delay_alu s_wait_alu s_waitcnt_depctr s_icache_inv s_inst_prefetch s_barrier_signal s_code_end
-s_set_inst_prefetch_distance s_set_vgpr_msb v_nop global_inv global_wb global_wbinv buffer_gl0_inv buffer_gl1_inv buffer_inv
-buffer_wbl2 buffer_wbinvl1
+s_nop s_sleep s_setprio s_clause s_delay_alu s_wait_alu s_waitcnt_depctr s_icache_inv s_inst_prefetch s_barrier_signal
+s_code_end s_set_inst_prefetch_distance s_set_vgpr_msb v_nop global_inv global_wb global_wbinv buffer_gl0_inv buffer_gl1_inv
+buffer_inv buffer_wbl2 buffer_wbinvl1
 """
-"""They change time, or caches, which do not exist here. Which wait for an arithmetic result the hardware needs is not checked."""
+"""They change time, or caches, which do not exist here. Whether the waits for arithmetic results suffice is not checked."""
 WAITS = (
     "s_waitcnt s_wait_loadcnt s_wait_storecnt s_wait_dscnt s_wait_kmcnt s_wait_samplecnt s_wait_bvhcnt s_wait_expcnt "
     "s_wait_loadcnt_dscnt s_wait_storecnt_dscnt s_wait_xcnt s_wait_idle s_waitcnt_vscnt s_waitcnt_vmcnt s_waitcnt_lgkmcnt"

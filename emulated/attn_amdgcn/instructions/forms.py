@@ -128,7 +128,7 @@ def vector(
 def made_vector(
     names: str, signature: str, *, takes: Sequence[str] = (), keeps_half: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorates a function that makes, for an instruction and its kernel, what `vector` decorates: a modifier is part of the meaning."""
+    """Decorates a function that makes what `vector` decorates, of an instruction and its kernel: a modifier changes the meaning."""
     results, sources = (tuple(side.split()) for side in signature.split("="))
 
     def decorate(
@@ -271,7 +271,7 @@ def with_signs(operand: Operand, read: Read, kind: Kind) -> Read:
 
 def finishes(instruction: Instruction, kind: Kind) -> Callable[[np.ndarray], np.ndarray] | None:
     """What `mul:2`, `mul:4`, `div:2` and `clamp` do to a float result, in this order; None if there is none of them."""
-    factor = {("mul", 2): 2.0, ("mul", 4): 4.0, ("div", 2): 0.5}
+    factor: dict[tuple[str, object], float] = {("mul", 2): 2.0, ("mul", 4): 4.0, ("div", 2): 0.5}
     scale = next((factor[item] for item in instruction.modifiers.items() if item in factor), None)
     clamps = "clamp" in instruction.modifiers
     if scale is None and not clamps:

@@ -1,7 +1,7 @@
 """Scalar arithmetic: one value for each wave.
 
-Source: "SOP2", "SOPK", "SOP1" and "SOPC Instructions" in AMD's Instinct MI300 ISA, section 12.1 to 12.4, and in AMD's RDNA4 ISA,
-section 16.1 to 16.4.
+Source: "SOP2", "SOPK", "SOP1" and "SOPC Instructions" in AMD's Instinct MI300 ISA, section 12.1 to 12.4, and in AMD's RDNA4
+ISA, section 16.1 to 16.4.
 """
 
 import numpy as np

@@ -49,7 +49,8 @@ def ready(job: Job) -> Ready:
 
 def _asked(request: bytes) -> Compiled:
     process = _process()
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
         process.stdin.write(request)
         process.stdin.flush()

@@ -52,10 +52,10 @@ def emulate(
         tensor = call.tensors.get(name)
         placed = None if tensor is None else _placed(tensor, storages)
         given.append(call.launch.numbers.get(name) if placed is None else (placed.buffer, placed.offset))
-    grid = (*call.launch.grid, 1, 1)[:3]
+    x, y, z, *_ = (*call.launch.grid, 1, 1)
     buffers = {name: _contents(storage) for name, storage in storages.values()}
     arguments = [*given, *[None] * compiled.scratch]
-    memory, _ = checked(program, grid, arguments, buffers, lds_bytes=compiled.lds_bytes, schedules=schedules)
+    memory, _ = checked(program, (x, y, z), arguments, buffers, lds_bytes=compiled.lds_bytes, schedules=schedules)
     for name, storage in storages.values():
         _contents(storage)[:] = memory.contents(name)
 
@@ -72,7 +72,7 @@ def _storages(call: KernelCall) -> dict[int, tuple[str, torch.UntypedStorage]]:
 
 def _placed(tensor: torch.Tensor, storages: dict[int, tuple[str, torch.UntypedStorage]]) -> Placed:
     storage = tensor.untyped_storage().data_ptr()
-    return Placed(storages[storage][0], tensor.storage_offset() * tensor.element_size())
+    return Placed(storages[storage][0], int(tensor.storage_offset()) * tensor.element_size())
 
 
 def _bytes(tensor: torch.Tensor) -> int:
