@@ -57,7 +57,7 @@ def register(names: str, make: Callable[[Instruction, Kernel], Step]) -> None:
 
 
 def own_step(names: str) -> Callable[[Callable[[Instruction, Kernel], Step]], Callable[[Instruction, Kernel], Step]]:
-    """Decorates a function that makes the step of an instruction whose operands have no common form."""
+    """Decorates what makes a function such as `vector` decorates, for an instruction whose modifiers change its meaning."""
 
     def decorate(make: Callable[[Instruction, Kernel], Step]) -> Callable[[Instruction, Kernel], Step]:
         register(names, make)
