@@ -57,7 +57,7 @@ def register(names: str, make: Callable[[Instruction, Kernel], Step]) -> None:
 
 
 def own_step(names: str) -> Callable[[Callable[[Instruction, Kernel], Step]], Callable[[Instruction, Kernel], Step]]:
-    """Decorates what makes a function such as `vector` decorates, for an instruction whose modifiers change its meaning."""
+    """Decorates a function that makes the step of an instruction whose operands have no common form."""
 
     def decorate(make: Callable[[Instruction, Kernel], Step]) -> Callable[[Instruction, Kernel], Step]:
         register(names, make)
@@ -128,7 +128,7 @@ def vector(
 def made_vector(
     names: str, signature: str, *, takes: Sequence[str] = (), keeps_half: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorates a function that makes what `vector` decorates, of an instruction and its kernel: a modifier changes the meaning."""
+    """Decorates what makes a function such as `vector` decorates, for an instruction whose modifiers change its meaning."""
     results, sources = (tuple(side.split()) for side in signature.split("="))
 
     def decorate(
