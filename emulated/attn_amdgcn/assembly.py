@@ -4,10 +4,12 @@ The syntax is LLVM's (AMDGPU Operand Syntax, AMDGPU Modifier Syntax, User Guide 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import yaml
+from attn_amdgcn.collector import collector_paused
 from attn_amdgcn.errors import AssemblyError
 
 _ENCODING = re.compile(r"(_e64_dpp|_e32|_e64|_dpp|_sdwa)$")
@@ -62,6 +64,9 @@ class Operand:
     sext: bool = False
 
 
+Modifiers = Mapping[str, bool | int | str | tuple[int, ...]]
+
+
 @dataclass(frozen=True)
 class Instruction:
     """One instruction.
@@ -81,7 +86,7 @@ class Instruction:
     name: str
     encoding: str
     operands: tuple[Operand, ...]
-    modifiers: dict[str, bool | int | str | tuple[int, ...]]
+    modifiers: Modifiers
     text: str
     line: int
     source: str
@@ -128,6 +133,7 @@ class Kernel:
     settings: dict[str, int] = field(repr=False)
 
 
+@collector_paused()
 def load(text: str) -> Kernel:
     """Read a kernel.
 
@@ -190,20 +196,26 @@ def code_of(text: str) -> tuple[list[Instruction], dict[str, int]]:
 
 
 def _instruction(code: str, line: int, source: str) -> Instruction:
-    first, both, other = code.partition(" :: ")
-    second = _instruction(other.strip(), line, source) if both else None
+    try:
+        name, encoding, operands, modifiers, other = _read(code)
+    except ValueError as error:
+        raise AssemblyError(f"line {line}: `{code}`: {error}") from None
+    second = _instruction(other, line, source) if other else None
+    return Instruction(name, encoding, operands, modifiers, code, line, source, second)
+
+
+@lru_cache(maxsize=1 << 16)
+def _read(code: str) -> tuple[str, str, tuple[Operand, ...], Modifiers, str]:
+    """The name, encoding, operands and modifiers of an instruction, and the other half's text. Kernels share most texts."""
+    first, _, other = code.partition(" :: ")
     name, _, rest = first.partition(" ")
     found = _ENCODING.search(name)
     encoding = found[1][1:] if found else ""
     base = name[: found.start()] if found else name
     if base in ("s_waitcnt", "s_delay_alu", "s_waitcnt_depctr"):  # their operands are a language of their own
-        words = tuple(Operand(Named(word)) for word in rest.split() if word != "|")
-        return Instruction(base, "", words, {}, code, line, source)
-    try:
-        operands, modifiers = _rest(rest.strip())
-    except ValueError as error:
-        raise AssemblyError(f"line {line}: `{code}`: {error}") from None
-    return Instruction(base, encoding, tuple(operands), modifiers, code, line, source, second)
+        return base, "", tuple(Operand(Named(word)) for word in rest.split() if word != "|"), {}, ""
+    operands, modifiers = _rest(rest.strip())
+    return base, encoding, tuple(operands), modifiers, other.strip()
 
 
 def _rest(text: str) -> tuple[list[Operand], dict]:

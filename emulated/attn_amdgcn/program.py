@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from attn_amdgcn import instructions
 from attn_amdgcn.assembly import Instruction, Kernel
+from attn_amdgcn.collector import collector_paused
 from attn_amdgcn.errors import AssemblyError
 from attn_amdgcn.instructions import modes
 from attn_amdgcn.instructions.control import BARRIERS, BRANCHES, CONDITIONS, ENDS
@@ -42,6 +43,7 @@ class Program:
     blocks: tuple[Block, ...]
 
 
+@collector_paused()
 def prepare(kernel: Kernel) -> Program:
     """Make a kernel ready to run.
 

@@ -75,16 +75,16 @@ class Runner:
     def _run(self, block: Block, waves: Waves) -> None:
         key = waves.block, waves.pending
         self.executed[waves.block] += len(waves)
-        step = None
+        i = 0
         try:
             if key not in self._after:
                 self._after[key] = waits.after(block.code, waves.pending, self.program.kernel)
             waves.pending = self._after[key]
-            for step in block.steps:  # the handler needs it
+            for i, step in enumerate(block.steps):  # noqa: B007 - the handler needs the number
                 step(waves)
         except Fault as fault:
             if not fault.instruction:
-                fault.at(block.code[block.steps.index(step)] if step else block.code[0])
+                fault.at(block.code[i])
             if fault.workgroup is None and fault.wave is None:
                 fault.workgroup, fault.wave = int(waves.workgroup[0]), int(waves.number[0])
             raise
