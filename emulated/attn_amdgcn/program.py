@@ -1,10 +1,10 @@
 """A kernel made ready to run: basic blocks, and a function for each instruction."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from attn_amdgcn import instructions
+from attn_amdgcn import instructions, waits
 from attn_amdgcn.assembly import Instruction, Kernel
 from attn_amdgcn.collector import collector_paused
 from attn_amdgcn.errors import AssemblyError
@@ -41,6 +41,18 @@ class Program:
 
     kernel: Kernel
     blocks: tuple[Block, ...]
+    _after: dict[tuple[int, waits.State], waits.State] = field(default_factory=dict, repr=False, compare=False)
+
+    def after(self, block: int, state: waits.State) -> waits.State:
+        """What is under way after a block that was entered with a state: found once for all launches.
+
+        Raises:
+            Fault: an instruction touches a pending register.
+        """
+        key = block, state
+        if key not in self._after:
+            self._after[key] = waits.after(self.blocks[block].code, state, self.kernel)
+        return self._after[key]
 
 
 @collector_paused()

@@ -27,7 +27,6 @@ class Runner:
     def __init__(self, program: Program, ended: Callable[[Waves], None] = lambda waves: None) -> None:
         self.program, self.ended = program, ended
         self.executed: Counter[int] = Counter()
-        self._after: dict[tuple[int, waits.State], waits.State] = {}
 
     def run(self, turns: Sequence[Waves]) -> None:
         """Run the waves of some workgroups to their end.
@@ -73,13 +72,10 @@ class Runner:
         ready[waves.block] = waves
 
     def _run(self, block: Block, waves: Waves) -> None:
-        key = waves.block, waves.pending
         self.executed[waves.block] += len(waves)
         i = 0
         try:
-            if key not in self._after:
-                self._after[key] = waits.after(block.code, waves.pending, self.program.kernel)
-            waves.pending = self._after[key]
+            waves.pending = self.program.after(waves.block, waves.pending)
             for i, step in enumerate(block.steps):  # noqa: B007 - the handler needs the number
                 step(waves)
         except Fault as fault:

@@ -104,11 +104,14 @@ def check_barrier(barrier: Instruction, state: State) -> None:
 
 def begins(instruction: Instruction, kernel: Kernel) -> State:
     """What an instruction leaves under way: one entry for each counter that it raises."""
+    counters = counters_of(instruction, kernel)
+    if not counters:
+        return ()
     name, registers = instruction.name, loaded(instruction, kernel)
     lds = name.startswith(("ds_", "flat_")) and not re.search("permute|swizzle", name)
     return tuple(
         Pending(counter, counter != "km" and not name.startswith("flat_"), registers, lds, instruction.line, instruction.text)
-        for counter in counters_of(instruction, kernel)
+        for counter in counters
     )
 
 

@@ -69,7 +69,9 @@ def _nan(pick: Pick, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _rule(pick: Pick, of_any: Callable[[Pick, np.ndarray, np.ndarray], np.ndarray]) -> Pick:
     def picked(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         result = pick(a, b)  # numpy passes a NaN on, and may take the wrong zero
-        return result if _is_plain(result) else of_any(pick, a, b)
+        if _is_plain(result):
+            return result
+        return of_any(pick, a, b) if np.isnan(result).any() else _picked(pick, a, b)
 
     return picked
 
