@@ -20,7 +20,8 @@ _NUMBER = re.compile(r"-?(0x[0-9a-f]+|\d+)")
 _FLOAT = re.compile(r"-?\d+\.\d+(e[+-]?\d+)?")
 _CALL = re.compile(r"(\w+)\((.*)\)")
 _SPECIAL = {"vcc": 2, "vcc_lo": 1, "vcc_hi": 1, "exec": 2, "exec_lo": 1, "exec_hi": 1, "m0": 1, "scc": 1, "null": 1}
-_NAMED = ("off", "src_shared_base", "src_private_base", "src_scc", "src_vccz", "src_execz")
+_NEEDED = ("next_free_vgpr", "user_sgpr_count")
+"""Directives without which a launch does not know its registers."""
 
 
 @dataclass(frozen=True)
@@ -143,33 +144,48 @@ def load(text: str) -> Kernel:
     Raises:
         AssemblyError: the text is something else.
     """
+    if not isinstance(text, str):
+        raise AssemblyError(f"the text is of type {type(text).__name__}, and str is expected")
+    architecture, described = _metadata(text)
     instructions, labels = code_of(text)
-    metadata = _metadata(text)
-    (described,) = metadata["amdhsa.kernels"]
     settings = {name: int(value, 0) for name, value in re.findall(r"^\s*\.amdhsa_(\w+) (-?\d\w*)$", text, re.MULTILINE)}
-    return Kernel(
-        name=described[".name"],
-        architecture=metadata["amdhsa.target"].rpartition("-")[2].partition(":")[0],
-        instructions=tuple(instructions),
-        labels=labels,
-        arguments=tuple(Argument(each[".offset"], each[".size"], each[".value_kind"]) for each in described[".args"]),
-        argument_bytes=described[".kernarg_segment_size"],
-        wave_size=described[".wavefront_size"],
-        threads=described[".max_flat_workgroup_size"],
-        lds_bytes=described[".group_segment_fixed_size"],
-        scratch_bytes=described[".private_segment_fixed_size"],
-        settings=settings,
-    )
+    if missing := [name for name in _NEEDED if name not in settings]:
+        raise AssemblyError(f"the text has no .amdhsa_{missing[0]}")
+    try:
+        return Kernel(
+            name=described[".name"],
+            architecture=architecture,
+            instructions=tuple(instructions),
+            labels=labels,
+            arguments=tuple(Argument(each[".offset"], each[".size"], each[".value_kind"]) for each in described[".args"]),
+            argument_bytes=described[".kernarg_segment_size"],
+            wave_size=described[".wavefront_size"],
+            threads=described[".max_flat_workgroup_size"],
+            lds_bytes=described[".group_segment_fixed_size"],
+            scratch_bytes=described[".private_segment_fixed_size"],
+            settings=settings,
+        )
+    except (KeyError, TypeError) as error:
+        raise AssemblyError(f".amdgpu_metadata describes the kernel incompletely: {type(error).__name__}: {error}") from None
 
 
-def _metadata(text: str) -> dict:
-    found = re.search(r"^\s*\.amdgpu_metadata\n(.*?)^\s*\.end_amdgpu_metadata", text, re.MULTILINE | re.DOTALL)
-    if found is None:
-        raise AssemblyError("the text has no .amdgpu_metadata: it is no assembly of a kernel for AMD")
-    metadata = yaml.load(found[1], getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    if len(metadata.get("amdhsa.kernels", ())) != 1:
-        raise AssemblyError(f"the text holds {len(metadata.get('amdhsa.kernels', ()))} kernels, and 1 is expected")
-    return metadata
+def _metadata(text: str) -> tuple[str, dict]:
+    """The architecture and the description of the one kernel."""
+    found = re.findall(r"^\s*\.amdgpu_metadata\n(.*?)^\s*\.end_amdgpu_metadata", text, re.MULTILINE | re.DOTALL)
+    if not found:
+        raise AssemblyError("the text has no .amdgpu_metadata: it is no assembly of a kernel for AMD, or not all of it")
+    if len(found) > 1:
+        raise AssemblyError(f"the text has .amdgpu_metadata {len(found)} times: one kernel is expected")
+    try:
+        metadata = yaml.load(found[0], getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        target, kernels = metadata["amdhsa.target"], metadata["amdhsa.kernels"]
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise AssemblyError(
+            f".amdgpu_metadata cannot be read: {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from None
+    if len(kernels) != 1:
+        raise AssemblyError(f"the text holds {len(kernels)} kernels, and 1 is expected")
+    return target.rpartition("-")[2].partition(":")[0], kernels[0]
 
 
 def code_of(text: str) -> tuple[list[Instruction], dict[str, int]]:

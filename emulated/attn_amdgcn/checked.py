@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from attn_amdgcn.errors import Fault
+from attn_amdgcn.errors import Fault, LaunchError
 from attn_amdgcn.launch import Argument, Report, Schedule, launch
 from attn_amdgcn.memory import Memory
 from attn_amdgcn.program import Program
@@ -35,10 +35,12 @@ def checked(
     """Run a grid of workgroups once for each schedule. Arguments and the result are those of `attn_amdgcn.launch.launch`.
 
     Raises:
-        LaunchError: the arguments do not fit the kernel.
+        LaunchError: the arguments do not fit the kernel, or there is no schedule.
         Fault: a wave did what it must not do, or a buffer holds something else under another schedule: the fault names the
             first store that wrote something else.
     """
+    if not schedules:
+        raise LaunchError("schedules: none, and at least one is expected")
     first, *others = schedules
     memory, report = launch(program, grid, arguments, buffers, lds_bytes=lds_bytes, schedule=first)
     for schedule in others:

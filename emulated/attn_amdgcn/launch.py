@@ -1,5 +1,6 @@
 """Runs a kernel's grid: arguments, registers at the start, workgroups by batches."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,10 +17,16 @@ from attn_amdgcn.waves import EXEC, SCALARS, TTMP, Shared, Waves
 
 WAVES_AT_ONCE = 64
 """Workgroups run together up to about this many waves: more of them no longer make numpy faster."""
+MOST_WORKGROUPS = 1 << 24
+MOST_THREADS = 1024
+LDS_BYTES = {"gfx950": 160 << 10, "gfx1250": 320 << 10}
+"""LDS of a workgroup where it is not 64 KiB (LLVM: AddressableLocalMemorySize in AMDGPU's features)."""
 Argument = int | float | tuple[str, int] | None
 """A number, a place in a buffer, or a null pointer."""
+_FLOATS = {4: np.float32, 8: np.float64}
 ARGUMENTS = "kernel arguments"
 """The name of the buffer that holds them."""
+_ORDERS = ("ascending", "descending", "drawn")
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,10 @@ class Schedule:
     workgroups: str = "ascending"
     seed: int = 0
     races: bool = False
+
+    def __post_init__(self) -> None:
+        if self.waves not in ("together", *_ORDERS) or self.workgroups not in _ORDERS:
+            raise LaunchError(f"schedule {self.waves!r}, {self.workgroups!r}: 'together' for waves, or one of {_ORDERS}")
 
 
 @dataclass(frozen=True)
@@ -84,8 +95,9 @@ def launch(
         Fault: a wave did what it must not do.
     """
     kernel = program.kernel
-    if min(grid) < 1:
-        raise LaunchError(f"grid {grid}: each number must be at least 1")
+    _check(kernel, grid, lds_bytes)
+    if ARGUMENTS in buffers:
+        raise LaunchError(f"a buffer is named {ARGUMENTS!r}: the name is taken")
     memory = Memory({**buffers, ARGUMENTS: np.zeros(max(kernel.argument_bytes, 4), np.uint8)}, schedule.seed)
     _fill_arguments(memory, kernel, grid, arguments, lds_bytes)
     runner = Runner(program)
@@ -105,6 +117,18 @@ def launch(
             runner.run(_turns(waves, schedule, rng))
     executed = np.concatenate([np.full(len(block.code), runner.executed[i]) for i, block in enumerate(program.blocks)])
     return memory, Report(executed)
+
+
+def _check(kernel: Kernel, grid: tuple[int, int, int], lds_bytes: int) -> None:
+    if len(grid) != 3 or not all(isinstance(number, int) and number >= 1 for number in grid):
+        raise LaunchError(f"grid {grid}: three integers are expected, each at least 1")
+    if math.prod(grid) > MOST_WORKGROUPS:
+        raise LaunchError(f"grid {grid}: more than {MOST_WORKGROUPS} workgroups")
+    if kernel.threads > MOST_THREADS:
+        raise LaunchError(f"a workgroup of {kernel.threads} lanes: it has at most {MOST_THREADS}")
+    most = LDS_BYTES.get(kernel.architecture, 64 << 10)
+    if not isinstance(lds_bytes, int) or not 0 <= lds_bytes <= most - kernel.lds_bytes:
+        raise LaunchError(f"lds_bytes {lds_bytes}: an integer from 0 to {most - kernel.lds_bytes} is expected")
 
 
 def _turns(waves: Waves, schedule: Schedule, rng: np.random.Generator) -> list[Waves]:
@@ -209,6 +233,8 @@ def _fill_arguments(
     if len(own) != len(arguments):
         raise LaunchError(f"{len(arguments)} arguments, and the kernel has {len(own)}")
     for argument, value in zip(own, arguments, strict=True):
+        if (argument.kind == "global_buffer") != (value is None or isinstance(value, tuple)):
+            raise LaunchError(f"argument {value!r} at byte {argument.offset}: the kernel has a {argument.kind} there")
         data[argument.offset : argument.offset + argument.size] = _bytes(memory, value, argument.size)
     for argument in kernel.arguments:
         if argument.kind.startswith("hidden_"):
@@ -223,7 +249,9 @@ def _bytes(memory: Memory, value: Argument, size: int) -> np.ndarray:
         if name not in memory.buffers:
             raise LaunchError(f"argument {name!r}: there is no such buffer")
         value = memory.buffers[name].address + byte
-    if isinstance(value, float):
-        dtype = {4: np.float32, 8: np.float64}[size]
-        return np.array([value], dtype).view(np.uint8)
-    return np.frombuffer(int((value or 0) & (1 << 8 * size) - 1).to_bytes(size, "little"), np.uint8)
+    if isinstance(value, float) and size in _FLOATS:
+        return np.array([value], _FLOATS[size]).view(np.uint8)
+    number = 0 if value is None else value
+    if not isinstance(number, int) or not -(1 << 8 * size - 1) <= number < 1 << 8 * size:
+        raise LaunchError(f"argument {value!r}: {size} bytes do not hold it")
+    return np.frombuffer((number & (1 << 8 * size) - 1).to_bytes(size, "little"), np.uint8)

@@ -40,8 +40,9 @@ class Memory(Storage):
         self.buffers: dict[str, Buffer] = {}
         end = GUARD
         for name, data in contents.items():
-            if data.dtype != np.uint8 or data.ndim != 1:
-                raise LaunchError(f"buffer {name}: {data.dtype} {data.shape}, and uint8 of one dimension is expected")
+            if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 1:
+                what = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
+                raise LaunchError(f"buffer {name}: {what}, and an array of uint8 of one dimension is expected")
             self.buffers[name] = Buffer(name, BASE + end, len(data))
             end += -(-len(data) // 256) * 256 + GUARD
         super().__init__(np.random.default_rng(seed).integers(0, 256, end, np.uint8))

@@ -7,11 +7,14 @@ import numpy as np
 from attn_amdgcn import instructions, waits
 from attn_amdgcn.assembly import Instruction, Kernel
 from attn_amdgcn.collector import collector_paused
-from attn_amdgcn.errors import AssemblyError
+from attn_amdgcn.errors import AssemblyError, UnknownInstructionError
 from attn_amdgcn.instructions import modes
 from attn_amdgcn.instructions.control import BARRIERS, BRANCHES, CONDITIONS, ENDS
 from attn_amdgcn.operands import label_of
 from attn_amdgcn.waves import Waves
+
+ARCHITECTURES = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1250")
+"""Others have instructions of the same names, but nobody has looked whether they mean the same."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,15 @@ def prepare(kernel: Kernel) -> Program:
     """Make a kernel ready to run.
 
     Raises:
-        UnknownInstructionError: an instruction or a mode has no meaning here. Nothing was run.
+        UnknownInstructionError: the architecture, an instruction or a mode has no meaning here. Nothing was run.
+        AssemblyError: a branch leads to no label, or the code does not end.
     """
+    if kernel.architecture not in ARCHITECTURES:
+        raise UnknownInstructionError(f"architecture {kernel.architecture!r}: {', '.join(ARCHITECTURES)} are known")
     modes.check(kernel)
+    final = kernel.instructions[-1]
+    if final.name not in (*ENDS, "s_branch"):
+        raise AssemblyError(f"line {final.line}: `{final.text}`: the code ends without s_endpgm")
     last = (*BRANCHES, *ENDS, *BARRIERS)
     begins = {0, *kernel.labels.values()}
     begins |= {i + 1 for i, instruction in enumerate(kernel.instructions) if instruction.name in last}

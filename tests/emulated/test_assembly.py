@@ -1,7 +1,7 @@
 """The text of a kernel: what is read, and what is no kernel."""
 
 import pytest
-from attn_amdgcn import AssemblyError, load
+from attn_amdgcn import AssemblyError
 from attn_amdgcn.assembly import Literal, Named, Operand, Register, code_of
 
 
@@ -64,8 +64,6 @@ def test_what_is_no_operand_is_refused_with_its_line():
         code_of("s_nop 0\nv_mov_b32 v0, %q")
 
 
-def test_a_text_that_is_no_kernel_is_refused():
-    with pytest.raises(AssemblyError, match=r"no \.amdgpu_metadata"):
-        load("s_endpgm\n")
+def test_a_text_without_instructions_is_refused():
     with pytest.raises(AssemblyError, match="no instruction"):
-        load("")
+        code_of("")
