@@ -95,5 +95,5 @@ def test_arguments_that_do_not_fit_are_refused():
         launch(program, (1, 1, 1), [("data", 0)], DATA)
     with pytest.raises(LaunchError, match="there is no such buffer"):
         launch(program, (1, 1, 1), [("other", 0), 1], DATA)
-    with pytest.raises(LaunchError, match="each number must be at least 1"):
+    with pytest.raises(LaunchError, match="three integers are expected, each at least 1"):
         launch(program, (0, 1, 1), [("data", 0), 1], DATA)
