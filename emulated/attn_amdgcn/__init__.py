@@ -1,6 +1,20 @@
 """An interpreter of the code that Triton compiles for AMD GPUs, on numpy. It knows nothing of attention.
 
 `load` reads `asm["amdgcn"]`, `prepare` makes it ready, `launch` runs a grid, and `checked` runs it under several schedules.
+
+What the readings were held against. AMD's pseudocode in the ISA documents of CDNA4, RDNA3.5 and RDNA4 is public as tables that
+tinygrad makes of the documents (`tinygrad/runtime/autogen/amd/*/str_pcode.py`). They have 334 of the 358 mnemonics in a sample
+of the shipped launches (40 of each of five architectures). Scalar and vector integers, bits, selections, lanes, the larger and
+the smaller one of floats, sums and products of floats, and division were read beside them. Comparisons, conversions, memory and
+matrix instructions were not.
+
+Nobody had the documents themselves. Where a module names one of them, it names the chapter to which the instruction belongs,
+and the reading is this project's. So are all readings of gfx90a, gfx942 and gfx1250 where they differ from the three documents,
+of waits, DPP, SDWA, the bounds of buffers, and of the layouts of matrices.
+
+Left where the ISA is not exact: the sums of matrix instructions (here in numpy's order; hardware's order and rounding are not
+published), transcendental functions (here the nearest float; hardware promises 1 ulp), and division (where AMD's pseudocode
+undoes its own scales wrongly: `instructions.division`).
 """
 
 from attn_amdgcn.assembly import Kernel, load

@@ -17,8 +17,8 @@ Which counters there are: on gfx9 vmcnt counts loads and stores of vector memory
 vscnt counts the stores. gfx12 has loadcnt, storecnt, dscnt and kmcnt. gfx1250's xcnt counts translations of addresses, whose
 end brings no register.
 
-Source: "Data Dependency Resolution" in AMD's Instinct MI300 ISA, section 4.4, in RDNA3 ISA, section 5.6 and in RDNA4 ISA,
-section 5.7; "Memory Model" in LLVM's User Guide for AMDGPU Backend; counterOutOfOrder in LLVM's SIInsertWaitcnts.
+Source: "Data Dependency Resolution" in AMD's Instinct MI300 ISA, in RDNA3 ISA and in RDNA4 ISA; "Memory Model" in LLVM's User
+Guide for AMDGPU Backend; counterOutOfOrder in LLVM's SIInsertWaitcnts.
 """
 
 import re

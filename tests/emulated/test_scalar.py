@@ -58,6 +58,8 @@ def test_bits_are_reversed(value):
         ("s_mul_hi_i32 s2, s0, s1", 0xFFFFFFFF, True),
         ("s_min_i32 s2, s0, s1", 0xFFFFFFFF, True),
         ("s_max_u32 s2, s0, s1", 0xFFFFFFFF, True),
+        ("s_max_i32 s2, s0, s0", 0xFFFFFFFF, True),  # equal: the first one is taken
+        ("s_min_i32 s2, s0, s0", 0xFFFFFFFF, False),
         ("s_abs_i32 s2, s0", 1, True),
         ("s_bfe_u32 s2, 0xabcd, 0x80004", 0xBC, True),
         ("s_bfe_i32 s2, 0xabcd, 0x80004", 0xFFFFFFBC, True),

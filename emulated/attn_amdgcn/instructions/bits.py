@@ -1,8 +1,7 @@
 """Bits of vector registers: logic, shifts, fields, bytes.
 
-Source: "VOP1", "VOP2" and "VOP3 Instructions" in AMD's Instinct MI300 ISA, sections 12.7, 12.8 and 12.10, and in AMD's RDNA4
-ISA, sections 16.7, 16.8 and 16.10; v_bitop3 in AMD's Instinct CDNA4 ISA. The count of a shift is its lowest 4, 5 or 6 bits, and
-the others are dropped.
+Source: "VOP1", "VOP2" and "VOP3 Instructions" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA; v_bitop3 in AMD's Instinct
+CDNA4 ISA. The count of a shift is its lowest 4, 5 or 6 bits, and the others are dropped.
 """
 
 from functools import reduce

@@ -14,8 +14,8 @@ gfx90a reaches scratch by buffer instructions. A kernel's first scalar registers
 which is swizzled so that each lane has its own bytes, and to whose base the kernel adds the offset of its wave. This resource
 has bit 119, and its base is PRIVATE_BASE.
 
-Source: "Buffer Addressing" and "Range checking" in AMD's Instinct MI300 ISA, section 9.1.5, and RDNA4 ISA, section 10.6 (the
-table of the resource is in section 10.6.3); "Relaxed Buffer OOB Mode" in LLVM's User Guide for AMDGPU Backend.
+Source: "Buffer Addressing" and "Range checking" in AMD's Instinct MI300 ISA and RDNA4 ISA; "Relaxed Buffer OOB Mode"
+in LLVM's User Guide for AMDGPU Backend.
 """
 
 from collections.abc import Callable

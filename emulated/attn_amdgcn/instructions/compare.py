@@ -1,7 +1,7 @@
 """Comparisons: a bit for each lane, and 0 for the lanes that are off.
 
-Source: "VOPC Instructions" in AMD's Instinct MI300 ISA, section 12.9, and in AMD's RDNA4 ISA, section 16.9. v_cmpx writes EXEC:
-beside its result on gfx9, and alone from gfx10 on.
+Source: "VOPC Instructions" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA. v_cmpx writes EXEC: beside its result on gfx9,
+and alone from gfx10 on.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Branches, barriers, and instructions that change no value.
 
-Source: "SOPP Instructions" in AMD's Instinct MI300 ISA, section 12.5, and in AMD's RDNA4 ISA, section 16.5.
+Source: "SOPP Instructions" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA.
 """
 
 from collections.abc import Callable

@@ -3,8 +3,8 @@
 A float becomes an integer towards zero; one that does not fit becomes the nearest integer that does, and a NaN becomes 0.
 Between floats a value is rounded to nearest even, and denormals are kept, except where the name says rtz: towards zero.
 
-Source: "VOP1" and "VOP3 Instructions" in AMD's Instinct MI300 ISA, sections 12.9 and 12.11, and in AMD's RDNA4 ISA, sections
-16.8 and 16.12. v_cvt_pk_bf16_f32: AMD's Instinct MI355 ISA, the same sections.
+Source: "VOP1" and "VOP3 Instructions" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA. v_cvt_pk_bf16_f32: AMD's Instinct
+MI355 ISA.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,7 @@
 """Instructions that bring values from one lane to another, or to scalar registers. DPP (`dpp`) does so beside an instruction.
 
-Source: "VOP1" and "VOP3 Instructions" in AMD's Instinct MI300 ISA, sections 12.7 and 12.10, in RDNA3 ISA, sections 16.8 and
-16.10, and in CDNA4 ISA (v_permlane16_swap, v_permlane32_swap); "DS Instructions" in MI300 ISA, section 12.11 (ds_permute,
-ds_bpermute, ds_swizzle).
+Source: "VOP1" and "VOP3 Instructions" in AMD's Instinct MI300 ISA, in RDNA3 ISA and in CDNA4 ISA (v_permlane16_swap,
+v_permlane32_swap); "DS Instructions" in MI300 ISA (ds_permute, ds_bpermute, ds_swizzle).
 """
 
 import re

@@ -1,11 +1,11 @@
 """The three instructions around a division by Newton's method: v_div_scale, v_div_fmas, v_div_fixup.
 
-Their pseudocode in "VOP3 Instructions" of AMD's Instinct MI300 ISA, section 12.11, is followed but for some places where a
-division that LLVM expands would be wrong:
+Their pseudocode in AMD's ISA documents (CDNA4, RDNA3.5 and RDNA4 agree) is followed but for some places where a division that
+LLVM expands would be wrong. What stands here instead is this project's reading:
 * v_div_scale_f32 asks whether 1 / S1 is a denormal float64, which it never is: the float32 is meant. If the quotient is a
   denormal, too, it scales S1 by 2 ** 64 there, which overflows: 2 ** -64 is meant.
-* v_div_fmas_f32 multiplies by 2 ** 32 there. The RDNA4 ISA, section 16.12, multiplies by 2 ** 64 if the exponent of S2 is
-  above 127 and by 2 ** -64 otherwise, which undoes v_div_scale. The product is rounded once.
+* v_div_fmas_f32 multiplies by 2 ** 32 there, which undoes no scale of v_div_scale. Here it multiplies by 2 ** 64 if the
+  exponent of S2 is above 127 and by 2 ** -64 otherwise, and the product is rounded once.
 * v_div_fixup_f32 returns the sign's infinity if the quotient S0 is a NaN, as it is where a quotient overflows.
 """
 

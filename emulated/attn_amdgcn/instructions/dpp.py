@@ -3,8 +3,8 @@
 A lane reads nothing when its source lies outside, and when its source is off, unless `fi` fetches from lanes that are off. Then
 the lane keeps its result, or, with `bound_ctrl`, reads 0.
 
-Source: "Data Parallel Processing (DPP)" in AMD's Instinct MI300 ISA, section 3.9, and RDNA3 ISA, section 7.8; "DPP Modifiers"
-in LLVM's Syntax of AMDGPU Instruction Modifiers.
+Source: "Data Parallel Processing (DPP)" in AMD's Instinct MI300 ISA and RDNA3 ISA; "DPP Modifiers" in LLVM's Syntax of AMDGPU
+Instruction Modifiers.
 """
 
 from collections.abc import Callable

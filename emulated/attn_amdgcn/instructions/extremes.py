@@ -5,8 +5,8 @@ than +0.
 is the number. `v_max_num_f32` (gfx12): of any NaN and a number the result is the number. `v_maximum_f32`: a NaN is the
 result.
 
-Source: V_MAX_F32, V_MAX3_F32 and V_MED3_F32 in AMD's Instinct MI300 ISA, sections 12.8 and 12.11; V_MAX_NUM_F32,
-V_MAXIMUM_F32, V_MED3_NUM_F32, V_MINMAX_NUM_F32 and V_MINIMUMMAXIMUM_F32 in AMD's RDNA4 ISA, sections 16.8 and 16.12.
+Source: V_MAX_F32, V_MAX3_F32 and V_MED3_F32 in AMD's Instinct MI300 ISA; V_MAX_NUM_F32, V_MAXIMUM_F32, V_MED3_NUM_F32,
+V_MINMAX_NUM_F32 and V_MINIMUMMAXIMUM_F32 in AMD's RDNA4 ISA.
 """
 
 from collections.abc import Callable

@@ -5,8 +5,8 @@ fp8 has 3 bits of mantissa and bf8 has 2. gfx940 to gfx942 have the formats e4m3
 largest one becomes an infinity, or the NaN of a format without infinities. Rounding is to nearest even, and denormals are
 kept.
 
-Source: "Number Formats" and V_CVT_PK_FP8_F32 in AMD's Instinct MI300 ISA, sections 7.3 and 12.11, and V_CVT_F32_FP8 in AMD's
-RDNA4 ISA, section 16.8; "OCP 8-bit Floating Point Specification", tables 1 and 2.
+Source: "Number Formats" and V_CVT_PK_FP8_F32 in AMD's Instinct MI300 ISA, and V_CVT_F32_FP8 in AMD's RDNA4 ISA; "OCP 8-bit
+Floating Point Specification", tables 1 and 2.
 """
 
 from collections.abc import Callable

@@ -5,8 +5,8 @@ in float32: a product of two has 22 bits and is exact; a sum, which float32 roun
 the exact sum does, because 24 >= 2 * 11 + 2 (Figueroa, "When is Double Rounding Innocuous?", 1995), and a denormal sum is
 exact.
 
-Source: "VOP1", "VOP2" and "VOP3 Instructions" in AMD's Instinct MI300 ISA, sections 12.7 to 12.11, and in AMD's RDNA4 ISA,
-sections 16.7 to 16.12; v_mac_f32 and v_madmk_f32: AMD's MI200 ISA, section 12.8.
+Source: "VOP1", "VOP2" and "VOP3 Instructions" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA; v_mac_f32 and v_madmk_f32:
+AMD's MI200 ISA.
 """
 
 from collections.abc import Callable

@@ -4,8 +4,7 @@ A load of 8 or 16 bits fills a register with zeros or with the sign; its d16 for
 other half as it is. A GPU whose registers have ECC (gfx90a, gfx940 and later gfx9) would write the other half, too (LLVM: "d16
 preserves unused bits", which SRAM-ECC switches off), and gets no d16 loads.
 
-Source: "Vector Memory Operations" and "Data Share Operations" in AMD's Instinct MI300 ISA, chapters 9 and 11, and in AMD's
-RDNA4 ISA, chapters 10 and 12.
+Source: "Vector Memory Operations" and "Data Share Operations" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA.
 """
 
 from collections.abc import Callable

@@ -5,8 +5,8 @@ vaddr is unsigned then, from gfx1250 on signed, and with `scale_offset` it count
 
 Modifiers that choose a cache's policy or a scope change nothing here.
 
-Source: "FLAT, Scratch and Global Instructions" in AMD's Instinct MI300 ISA, section 9.3 and 12.15, and in AMD's RDNA4 ISA,
-section 10.9 and 16.17; LLVM's GCNSubtarget (hasSignedGVSOffset, hasScaleOffset) for gfx1250.
+Source: "FLAT, Scratch and Global Instructions" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA; LLVM's GCNSubtarget
+(hasSignedGVSOffset, hasScaleOffset) for gfx1250.
 """
 
 from collections.abc import Callable

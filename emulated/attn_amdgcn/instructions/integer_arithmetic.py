@@ -1,8 +1,8 @@
 """Integer arithmetic of vector registers: sums, products, the least and the greatest.
 
-Source: "VOP2" and "VOP3 Instructions" in AMD's Instinct MI300 ISA, sections 12.8 and 12.10, and in AMD's RDNA4 ISA, sections
-16.8 and 16.10. gfx9 adds with a carry in v_addc_co_u32, later architectures in v_add_co_ci_u32. On gfx9 a result of 16 bits
-clears the upper half of its register, except the results of v_mad_u16 and v_mad_i16.
+Source: "VOP2" and "VOP3 Instructions" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA. gfx9 adds with a carry in
+v_addc_co_u32, later architectures in v_add_co_ci_u32. On gfx9 a result of 16 bits clears the upper half of its register,
+except the results of v_mad_u16 and v_mad_i16.
 """
 
 import numpy as np

@@ -3,8 +3,7 @@
 An address is vaddr plus `offset`, in bytes. The forms of two addresses add offset0 and offset1 times an element's size, and
 st64 or stride64 another factor of 64. An address beyond the workgroup's LDS is a fault.
 
-Source: "LDS Indexed Instructions" in AMD's Instinct MI300 ISA, section 11.2 and 12.13, and "DS Instructions" in AMD's RDNA4
-ISA, section 16.15.
+Source: "LDS Indexed Instructions" in AMD's Instinct MI300 ISA, and "DS Instructions" in AMD's RDNA4 ISA.
 """
 
 from collections.abc import Callable
@@ -119,8 +118,8 @@ _TRANSPOSED = {
 def load_transposed(instruction: Instruction, kernel: Kernel) -> Step:
     """Each lane reads consecutive elements, and the lanes of a group exchange them: rows in LDS become columns in registers.
 
-    Source: "MFMA Transpose Load from LDS" in AMD's CDNA4 ISA, section 11.4; for gfx1250, AMD's description of ds_load_tr in the
-    lowering of Triton's local_load: for elements of 8 bits, lane 8 and register 4 come from lanes 4 and 8.
+    Source: "MFMA Transpose Load from LDS" in AMD's CDNA4 ISA; for gfx1250, AMD's description of ds_load_tr in the lowering of
+    Triton's local_load: for elements of 8 bits, lane 8 and register 4 come from lanes 4 and 8.
     """
     check_count(instruction, 2)
     check_modifiers(instruction, "offset")

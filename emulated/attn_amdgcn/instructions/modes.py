@@ -6,8 +6,7 @@ no such mode and works so); `dx10_clamp` (clamp makes 0 of a NaN); float16 and f
 A NaN that an instruction makes is 0xFFC00000, or its like in other widths, and a NaN that it passes on is that of a source,
 made quiet. Of which source is left open but where an instruction's own text says so.
 
-Source: ".amdhsa_ directives" in LLVM's User Guide for AMDGPU Backend; "MODE Register" in AMD's Instinct MI300 ISA, section
-3.5.
+Source: ".amdhsa_ directives" in LLVM's User Guide for AMDGPU Backend; "MODE Register" in AMD's Instinct MI300 ISA.
 """
 
 from attn_amdgcn.assembly import Kernel

@@ -1,7 +1,6 @@
 """Copies and choices.
 
-Source: "VOP1", "VOP2" and "VOP3 Instructions" in AMD's Instinct MI300 ISA, sections 12.7, 12.8 and 12.10, and in AMD's RDNA4
-ISA, sections 16.7, 16.8 and 16.10.
+Source: "VOP1", "VOP2" and "VOP3 Instructions" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA.
 """
 
 import numpy as np

@@ -5,8 +5,8 @@ names the half of each source, and op_sel_hi for the upper one; neg_lo and neg_h
 source of v_pk_*_f32 is a pair of registers until gfx950; gfx1250 reads one register or literal for both halves. The upper
 half of an inline constant is 0 if the constant is; others are refused.
 
-Source: "VOP3P Instructions" in AMD's Instinct MI300 ISA, sections 6.4 and 12.10, and in AMD's RDNA4 ISA, section 16.11; LLVM,
-GCNSubtarget, "hasPKF32InstsReplicatingLower32BitsOfScalarInput".
+Source: "VOP3P Instructions" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA; LLVM, GCNSubtarget,
+"hasPKF32InstsReplicatingLower32BitsOfScalarInput".
 """
 
 from collections.abc import Callable

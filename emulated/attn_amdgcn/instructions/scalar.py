@@ -1,7 +1,6 @@
 """Scalar arithmetic: one value for each wave.
 
-Source: "SOP2", "SOPK", "SOP1" and "SOPC Instructions" in AMD's Instinct MI300 ISA, section 12.1 to 12.4, and in AMD's RDNA4
-ISA, section 16.1 to 16.4.
+Source: "SOP2", "SOPK", "SOP1" and "SOPC Instructions" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA.
 """
 
 import numpy as np
@@ -114,7 +113,7 @@ def minimum(a, b):
 @scalar("s_max_i32", "i32 scc = i32 i32")
 @scalar("s_max_u32", "u32 scc = u32 u32")
 def maximum(a, b):
-    return np.maximum(a, b), a > b
+    return np.maximum(a, b), a >= b
 
 
 @scalar("s_abs_i32", "i32 scc = i32")

@@ -3,8 +3,7 @@ means.
 
 Results of 16 bits are not among them.
 
-Source: "SOP2", "SOP1" and "SOPC Instructions" in AMD's RDNA4 ISA, sections 16.1, 16.3 and 16.4; V_S_EXP_F32 and its like,
-section 16.12.
+Source: "SOP2", "SOP1" and "SOPC Instructions" in AMD's RDNA4 ISA; V_S_EXP_F32 and its like.
 """
 
 import numpy as np

@@ -1,6 +1,6 @@
 """Loads of scalar memory: the same words for all lanes of a wave.
 
-Source: "Scalar Memory Operations" in AMD's Instinct MI300 ISA, section 8.2, and "SMEM Instructions", section 12.6.
+Source: "Scalar Memory Operations" in AMD's Instinct MI300 ISA and "SMEM Instructions".
 """
 
 import numpy as np

@@ -3,7 +3,7 @@
 An address is vaddr plus saddr plus `offset`, each of which may be missing; each lane has its own bytes from 0 on. An address
 outside the bytes that the kernel declares is a fault.
 
-Source: "Scratch Addressing" in AMD's Instinct MI300 ISA, section 9.3.3, and in AMD's RDNA4 ISA, section 10.9.
+Source: "Scratch Addressing" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA.
 """
 
 from collections.abc import Callable

@@ -5,7 +5,7 @@ of its results may be the float before or behind. In float32, denormal sources a
 kernel's modes say; in float16 and float64 they are kept ("1ULP accuracy, denormals are flushed" in the notes of V_EXP_F32,
 V_LOG_F32 and V_SQRT_F32; LLVM, AMDGPUCodeGenPrepare, says so of v_rcp_f32 and v_rsq_f32).
 
-Source: "VOP1 Instructions" in AMD's Instinct MI300 ISA, section 12.9, and in AMD's RDNA4 ISA, section 16.8.
+Source: "VOP1 Instructions" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA.
 """
 
 import numpy as np

@@ -5,9 +5,8 @@ from the lowest bits of its first register on. B has the same layout with column
 (lane, element) -> (block, row, column). Some instructions multiply several blocks, independent small matrices, at once.
 
 Sources: the formulas that `matrix_calculator.py --detail-instruction` of AMD's public Matrix Instruction Calculator prints
-for CDNA2, CDNA3, RDNA3 and RDNA4; "Matrix Arithmetic Instructions" in AMD's Instinct MI300 ISA, section 7; "Wave Matrix
-Multiply Accumulate" in RDNA3 ISA, section 7.9, and in RDNA4 ISA, section 7.12. gfx950 and gfx1250 are described below where
-they differ.
+for CDNA2, CDNA3, RDNA3 and RDNA4; "Matrix Arithmetic Instructions" in AMD's Instinct MI300 ISA; "Wave Matrix Multiply
+Accumulate" in the RDNA3 and the RDNA4 ISA. gfx950 and gfx1250 are described below where they differ.
 """
 
 from collections.abc import Callable
@@ -34,7 +33,7 @@ def mfma_input_of_32_bytes(rows: int) -> Layout:
     """A of v_mfma_..._f8f6f4 with 8-bit elements: k goes through all lanes with 16 elements each, and then a second time.
 
     It matters where A and B have formats of different widths, and for scales, which count k. Formats of 4 and 6 bits have
-    32 k in a row (`mfma_input`). Source: "Matrix Arithmetic Instructions" in AMD's Instinct CDNA4 ISA, section 7.
+    32 k in a row (`mfma_input`). Source: "Matrix Arithmetic Instructions" in AMD's Instinct CDNA4 ISA.
     """
 
     def layout(lane: np.ndarray, element: np.ndarray) -> Places:
@@ -142,10 +141,10 @@ BLGP = {
     6: lambda lane: lane % 16 + 32,
     7: lambda lane: lane % 16 + 48,
 }
-"""By the modifier `blgp`: the lane from which B is read in a lane's stead. Source: MI300 ISA, section 7.1, "BLGP"."""
+"""By the modifier `blgp`: the lane from which B is read in a lane's stead. Source: MI300 ISA, "BLGP"."""
 
 
 def broadcast_blocks(table: np.ndarray, cbsz: int, abid: int) -> np.ndarray:
-    """A's table where block `abid` of each 2**cbsz blocks stands for all of them. Source: MI300 ISA, section 7.1, "CBSZ"."""
+    """A's table where block `abid` of each 2**cbsz blocks stands for all of them. Source: MI300 ISA, "CBSZ"."""
     block = np.arange(len(table))
     return table[(block >> cbsz << cbsz) + abid]

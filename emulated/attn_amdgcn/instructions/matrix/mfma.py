@@ -9,9 +9,9 @@ and B.
 
 v_mfma_..._xf32 is left out: how hardware rounds its inputs is not published.
 
-Sources: "Matrix Arithmetic Instructions" in AMD's Instinct MI300 ISA, section 7, MI200 ISA, section 7, and CDNA4 ISA, section
-7; "MI200 MFMA behavior specifics" in the documentation of MIOpen, for denormals; the fields "CBSZ and ABID" and "BLGP" of
-AMD's Matrix Instruction Calculator.
+Sources: "Matrix Arithmetic Instructions" in AMD's Instinct MI300 ISA, MI200 ISA and CDNA4 ISA; "MI200 MFMA behavior
+specifics" in the documentation of MIOpen, for denormals; the fields "CBSZ and ABID" and "BLGP" of AMD's Matrix Instruction
+Calculator.
 """
 
 import re

@@ -8,9 +8,9 @@ integers, neg_lo says that A or B is signed. Their third numbers negate C (neg_l
 (neg_hi). The third number of op_sel is the half of D's and C's registers that gfx11 uses with elements of 16 bits; the other
 half is kept.
 
-Sources: "Wave Matrix Multiply Accumulate" in AMD's RDNA3 ISA, section 7.9, and RDNA4 ISA, section 7.12; the fields "NEG",
-"NEG_HI" and "OPSEL" of AMD's Matrix Instruction Calculator. gfx1250: the instructions that LLVM's AMDGPU backend has, with
-the layouts that Triton gives them (`layouts.gfx12_input`), f32 and i32 results only.
+Sources: "Wave Matrix Multiply Accumulate" in AMD's RDNA3 ISA and RDNA4 ISA; the fields "NEG", "NEG_HI" and "OPSEL" of AMD's
+Matrix Instruction Calculator. gfx1250: the instructions that LLVM's AMDGPU backend has, with the layouts that Triton gives
+them (`layouts.gfx12_input`), f32 and i32 results only.
 """
 
 from functools import cache, partial
