@@ -52,6 +52,7 @@ def test_bits_are_reversed(value):
         ("s_add_i32 s2, 0x7fffffff, 1", 0x80000000, True),
         ("s_sub_i32 s2, s0, s1", 0xFFFFFFFC, False),
         ("s_addk_i32 s0, 0x8000", 0xFFFF7FFF, False),
+        ("s_mulk_i32 s1, 0xfffe", 0xFFFFFFFA, True),  # 3 * -2; the condition code stays
         ("s_mul_hi_u32 s2, s0, s1", 2, True),  # the condition code stays
         ("s_mul_hi_i32 s2, s0, s1", 0xFFFFFFFF, True),
         ("s_min_i32 s2, s0, s1", 0xFFFFFFFF, True),
