@@ -71,7 +71,7 @@ def test_bits_are_reversed(value):
 )
 def test_a_result_and_the_condition_code(text, value, scc):
     after = ran(text, s={0: 0xFFFFFFFF, 1: 3}, scc=True)
-    target = 0 if (" s0," in text and "addk" in text) or "bitset" in text else 2
+    target = {"s_addk_i32": 0, "s_bitset0_b32": 0, "s_mulk_i32": 1}.get(text.split()[0], 2)
     assert (int(after.scalar[0, target]), bool(after.scc[0])) == (value, scc)
 
 
