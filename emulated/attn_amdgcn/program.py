@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from attn_amdgcn import instructions, waits
-from attn_amdgcn.assembly import Instruction, Kernel
+from attn_amdgcn.assembly import Instruction, Kernel, Literal
 from attn_amdgcn.collector import collector_paused
 from attn_amdgcn.errors import AssemblyError, UnknownInstructionError
 from attn_amdgcn.instructions import modes
 from attn_amdgcn.instructions.control import BARRIERS, BRANCHES, CONDITIONS, ENDS
-from attn_amdgcn.operands import label_of
+from attn_amdgcn.operands import label_of, unknown
 from attn_amdgcn.waves import Waves
 
 ARCHITECTURES = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1250")
@@ -87,6 +87,8 @@ def _block(kernel: Kernel, begin: int, end: int | None, number: dict[int, int]) 
     final = code[-1]
     ending = final.name in (*BRANCHES, *ENDS, *BARRIERS)
     steps = tuple(instructions.step(instruction, kernel) for instruction in (code[:-1] if ending else code))
+    if final.name == "s_barrier_wait" and [operand.of for operand in final.operands] != [Literal(-1)]:
+        raise unknown(final, "a barrier of another number than -1")
     if final.name in BRANCHES:
         label = label_of(final)
         if label not in kernel.labels or kernel.labels[label] not in number:

@@ -49,6 +49,17 @@ def test_a_truncated_text_is_not_loaded():
         (KERNEL.replace(".LBB0_1:\n", ""), AssemblyError, "line 9: `s_cbranch_scc1 .LBB0_1`: there is no such label"),
         (KERNEL.replace("gfx942", "gfx1030"), UnknownInstructionError, "architecture 'gfx1030': gfx90a, gfx942"),
         (KERNEL.replace("s_add_u32", "s_frob_u32"), UnknownInstructionError, "line 8: `s_frob_u32 s7, s7, s6`"),
+        (
+            KERNEL.replace("s_mov_b32 s7, 0", "s_sendmsg sendmsg(MSG_INTERRUPT)"),
+            UnknownInstructionError,
+            "line 6: .*: a message",
+        ),
+        (
+            KERNEL.replace("s_mov_b32 s7, 0", "s_barrier_signal 1"),
+            UnknownInstructionError,
+            "a barrier of another number than -1",
+        ),
+        (KERNEL.replace("s_mov_b32 s7, 0", "s_barrier_wait 1"), UnknownInstructionError, "a barrier of another number than -1"),
     ],
 )
 def test_what_cannot_run_is_not_prepared(text, error, message):

@@ -6,7 +6,7 @@ Source: "SOPP Instructions" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA.
 from collections.abc import Callable
 
 import numpy as np
-from attn_amdgcn.assembly import Instruction, Kernel, Named
+from attn_amdgcn.assembly import Instruction, Kernel, Literal, Named
 from attn_amdgcn.instructions.forms import Step, check_count, own_step
 from attn_amdgcn.operands import unknown
 from attn_amdgcn.waves import EXEC, VCC, Waves
@@ -32,7 +32,7 @@ def _any(waves: Waves, index: int) -> np.ndarray:
 
 
 NO_EFFECT = """
-s_nop s_sleep s_setprio s_clause s_delay_alu s_wait_alu s_waitcnt_depctr s_icache_inv s_inst_prefetch s_barrier_signal
+s_nop s_sleep s_setprio s_clause s_delay_alu s_wait_alu s_waitcnt_depctr s_icache_inv s_inst_prefetch
 s_code_end s_set_inst_prefetch_distance s_set_vgpr_msb v_nop global_inv global_wb global_wbinv buffer_gl0_inv buffer_gl1_inv
 buffer_inv buffer_wbl2 buffer_wbinvl1
 """
@@ -44,9 +44,27 @@ WAITS = (
 """`attn_amdgcn.waits` says what they wait for."""
 
 
-@own_step(f"{NO_EFFECT} {WAITS} s_sendmsg")
+@own_step(f"{NO_EFFECT} {WAITS}")
 def nothing(instruction: Instruction, kernel: Kernel) -> Step:
-    """s_sendmsg: the one message that compilers send at a kernel's end frees registers."""
+    return lambda waves: None
+
+
+@own_step("s_sendmsg")
+def send_message(instruction: Instruction, kernel: Kernel) -> Step:
+    """The one message that is known frees a wave's registers at its end."""
+    check_count(instruction, 1)
+    message = instruction.operands[0].of
+    if not isinstance(message, Named) or message.text != "sendmsg(MSG_DEALLOC_VGPRS)":
+        raise unknown(instruction, "a message")
+    return lambda waves: None
+
+
+@own_step("s_barrier_signal")
+def barrier_signal(instruction: Instruction, kernel: Kernel) -> Step:
+    """Announces a wave at the workgroup's barrier, whose number is -1. The wave waits at s_barrier_wait."""
+    check_count(instruction, 1)
+    if instruction.operands[0].of != Literal(-1):
+        raise unknown(instruction, "a barrier of another number than -1")
     return lambda waves: None
 
 

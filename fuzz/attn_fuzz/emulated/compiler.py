@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections import OrderedDict
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -13,8 +14,6 @@ from attn_fuzz.zoo import mutants
 
 KEPT = 64
 """Programs that are kept: a prepared one has tens of thousands of closures."""
-JOBS_KEPT = 1024
-"""Answers that are kept. Those with one code share its text."""
 
 
 class CompilerError(Exception):
@@ -28,23 +27,26 @@ class Ready(NamedTuple):
     compiled: Compiled
 
 
+_ready: "OrderedDict[bytes, Ready]" = OrderedDict()
+
+
 def ready(job: Job) -> Ready:
-    """Compile a job, and make its code ready. Jobs that differ by numbers often have one code.
+    """Compile a job, unless its program is kept.
 
     Raises:
         CompilerError: the compiler failed.
         attn_amdgcn.AmdgcnError: the code holds what the emulator does not know.
     """
-    compiled = _asked(pickle.dumps(job))
-    return Ready(_program(compiled.text), compiled)
+    key = pickle.dumps(job)
+    if key not in _ready:
+        answer = _asked(key)
+        _ready[key] = Ready(prepare(load(answer.text)), answer)
+        if len(_ready) > KEPT:
+            _ready.popitem(last=False)
+    _ready.move_to_end(key)
+    return _ready[key]
 
 
-@lru_cache(maxsize=KEPT)
-def _program(text: str) -> Program:
-    return prepare(load(text))
-
-
-@lru_cache(maxsize=JOBS_KEPT)
 def _asked(request: bytes) -> Compiled:
     process = _process()
     assert process.stdin is not None
@@ -58,7 +60,7 @@ def _asked(request: bytes) -> Compiled:
         raise CompilerError(f"the compiling process died: {type(error).__name__}") from error
     if isinstance(answer, str):
         raise CompilerError(answer)
-    return answer._replace(text=sys.intern(answer.text))
+    return answer
 
 
 @lru_cache(maxsize=1)

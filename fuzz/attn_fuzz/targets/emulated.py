@@ -105,6 +105,7 @@ def emulated(architecture: str) -> Target:
         unavailable=_missing,
         events=events,
         forget=TRITON.forget,
+        compiles=True,
     )
 
 
