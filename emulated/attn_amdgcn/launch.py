@@ -15,7 +15,7 @@ from attn_amdgcn.run import Runner
 from attn_amdgcn.stores import StoreLog
 from attn_amdgcn.waves import EXEC, SCALARS, TTMP, Shared, Waves
 
-WAVES_AT_ONCE = 64
+WAVES_AT_ONCE = 128
 """Workgroups run together up to about this many waves: more of them no longer make numpy faster."""
 MOST_WORKGROUPS = 1 << 24
 MOST_THREADS = 1024
