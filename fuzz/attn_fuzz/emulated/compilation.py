@@ -9,7 +9,6 @@ import pickle
 import re
 import signal
 import sys
-import warnings
 from typing import Any, BinaryIO
 
 import triton
@@ -99,7 +98,6 @@ def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends when its requests do
-    warnings.simplefilter("ignore")  # Triton's advice about defaults is for its users: a job has the options of the launcher
     with os.fdopen(os.dup(1), "wb") as replies:
         os.dup2(2, 1)  # a compiler that prints must not write among the replies
         _serve(sys.stdin.buffer, replies)

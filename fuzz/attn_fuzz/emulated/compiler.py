@@ -77,7 +77,8 @@ def _process() -> "subprocess.Popen[bytes]":
     """It ends when this process does, because its requests end. It compiles the sources that this process runs."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    command = [sys.executable, "-m", "attn_fuzz.emulated.compilation"]
+    # Triton's advice about defaults is for those who launch: a job has the options of the launch
+    command = [sys.executable, "-W", "ignore", "-m", "attn_fuzz.emulated.compilation"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
     assert process.stdin is not None
     pickle.dump(mutants.installed(), process.stdin)
