@@ -57,7 +57,7 @@ def _arguments(binary: Binary, call: KernelCall) -> list[dict[str, Any]]:
     described = []
     for name, kind in binary.arguments.items():
         value = call.arguments.get(name)
-        known = {} if value is None else {"value": value}
+        known: dict[str, Any] = {} if value is None else {"value": value}
         if isinstance(value, torch.Tensor):
             known = {"shape": list(value.shape), "strides": list(value.stride())}
         if name in binary.scratch_bytes:
