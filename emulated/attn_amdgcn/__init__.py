@@ -1,6 +1,7 @@
 """An interpreter of the code that Triton compiles for AMD GPUs, on numpy. It knows nothing of attention.
 
 `load` reads `asm["amdgcn"]`, `prepare` makes it ready, `launch` runs a grid, and `checked` runs it under several schedules.
+`counts` says what ran.
 
 What the readings were held against. AMD's pseudocode in the ISA documents of CDNA4, RDNA3.5 and RDNA4 is public as tables that
 tinygrad makes of the documents (`tinygrad/runtime/autogen/amd/*/str_pcode.py`). They have 334 of the 358 mnemonics in a sample
@@ -13,12 +14,13 @@ and the reading is this project's. So are all readings of gfx90a, gfx942 and gfx
 of waits, DPP, SDWA, the bounds of buffers, and of the layouts of matrices.
 
 Left where the ISA is not exact: the sums of matrix instructions (here in numpy's order; hardware's order and rounding are not
-published), transcendental functions (here the nearest float; hardware promises 1 ulp), and division (where AMD's pseudocode
-undoes its own scales wrongly: `instructions.division`).
+published), transcendental functions (here the nearest float; hardware promises 1 ulp), and division (where this project
+departs from AMD's pseudocode: `instructions.division`).
 """
 
 from attn_amdgcn.assembly import Kernel, load
 from attn_amdgcn.checked import SCHEDULES, checked
+from attn_amdgcn.counts import counts
 from attn_amdgcn.errors import AmdgcnError, AssemblyError, Fault, LaunchError, UnknownInstructionError
 from attn_amdgcn.launch import Report, Schedule, launch
 from attn_amdgcn.memory import Memory
@@ -37,6 +39,7 @@ __all__ = [
     "Schedule",
     "UnknownInstructionError",
     "checked",
+    "counts",
     "launch",
     "load",
     "prepare",
