@@ -10,7 +10,7 @@ from attn_amdgcn.instructions.buffer_memory import PRIVATE_WORDS, private_offset
 from attn_amdgcn.memory import Memory
 from attn_amdgcn.program import Program
 from attn_amdgcn.races import Races
-from attn_amdgcn.run import Runner
+from attn_amdgcn.run import MOST_INSTRUCTIONS, Runner
 from attn_amdgcn.stores import StoreLog
 from attn_amdgcn.waves import EXEC, SCALARS, TTMP, Shared, Waves
 
@@ -63,6 +63,7 @@ def launch(
     lds_bytes: int = 0,
     schedule: Schedule = Schedule(),
     stores: StoreLog | None = None,
+    most: int = MOST_INSTRUCTIONS,
 ) -> tuple[Memory, Report]:
     """Run a grid of workgroups.
 
@@ -75,6 +76,7 @@ def launch(
         lds_bytes: of dynamic LDS of each workgroup.
         schedule: of waves and workgroups.
         stores: notes what each store writes; None if nobody asks.
+        most: how many instructions all waves together may run.
 
     Returns:
         Memory after the launch, and what the launch did.
@@ -88,7 +90,7 @@ def launch(
         raise LaunchError(f"grid {grid}: each number must be at least 1")
     memory = Memory({**buffers, ARGUMENTS: np.zeros(max(kernel.argument_bytes, 4), np.uint8)}, schedule.seed)
     _fill_arguments(memory, kernel, grid, arguments, lds_bytes)
-    runner = Runner(program)
+    runner = Runner(program, most=most)
     numbers = np.arange(int(np.prod(grid)))
     rng = np.random.default_rng(schedule.seed)
     if schedule.workgroups == "descending":

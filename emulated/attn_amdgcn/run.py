@@ -15,6 +15,10 @@ from attn_amdgcn.program import Block, Program
 from attn_amdgcn.waves import Waves
 
 
+MOST_INSTRUCTIONS = 1 << 30
+"""Of all waves of a launch: an hour or so."""
+
+
 class Runner:
     """Runs groups of waves of one program.
 
@@ -22,10 +26,14 @@ class Runner:
         program: what runs.
         ended: called with each group of waves that has ended.
         executed: how many waves have run each block.
+        most: how many instructions all waves together may run.
     """
 
-    def __init__(self, program: Program, ended: Callable[[Waves], None] = lambda waves: None) -> None:
-        self.program, self.ended = program, ended
+    def __init__(
+        self, program: Program, ended: Callable[[Waves], None] = lambda waves: None, most: int = MOST_INSTRUCTIONS
+    ) -> None:
+        self.program, self.ended, self.most = program, ended, most
+        self._left = most
         self.executed: Counter[int] = Counter()
         self._after: dict[tuple[int, waits.State], waits.State] = {}
 
@@ -75,8 +83,11 @@ class Runner:
     def _run(self, block: Block, waves: Waves) -> None:
         key = waves.block, waves.pending
         self.executed[waves.block] += len(waves)
+        self._left -= len(waves) * len(block.code)
         step = None
         try:
+            if self._left < 0:
+                raise Fault(f"the launch has run {self.most} instructions without an end")
             if key not in self._after:
                 self._after[key] = waits.after(block.code, waves.pending, self.program.kernel)
             waves.pending = self._after[key]

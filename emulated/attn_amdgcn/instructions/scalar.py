@@ -69,6 +69,20 @@ def addk(instruction: Instruction, kernel: Kernel) -> Step:
     return step
 
 
+@own_step("s_mulk_i32")
+def mulk(instruction: Instruction, kernel: Kernel) -> Step:
+    """As s_addk_i32, and the condition code stays."""
+    check_count(instruction, 2)
+    register, literal = instruction.operands
+    read, write = reads_scalar(register, KINDS["i32"], kernel), writes_scalar(register, KINDS["i32"])
+    constant = reads_scalar(literal, KINDS["i32"], kernel)
+
+    def step(waves: Waves) -> None:
+        write(waves, read(waves) * constant(waves).astype(np.int16).astype(np.int32))
+
+    return step
+
+
 @scalar("s_add_nc_u64", "u64 = u64 u64")
 def add_u64(a, b):
     return a + b
