@@ -29,21 +29,34 @@ ARCHITECTURES = "gfx942,gfx1201,gfx950"
     help="Gets a line for each mutant. A second call runs what is missing.",
 )
 @click.option("--write", is_flag=True, help="Write the page, and its JSON beside it, from the log.")
+@click.option("--rewrite", is_flag=True, help="Run nothing; write the page of what the log holds.")
 @click.option("--check", is_flag=True, help="Run nothing; exit 1 if the page is not what its JSON makes.")
-def emulation(architectures: str, sample: int, seed: int, layers: int, path: Path, write: bool, check: bool) -> None:
+def emulation(
+    architectures: str, sample: int, seed: int, layers: int, path: Path, write: bool, rewrite: bool, check: bool
+) -> None:
     """Change one instruction of a compiled kernel, run it on the emulator, and count the changes that are found."""
     from benchmarks.emulation import page
 
-    data, reasons = PAGE.with_suffix(".json"), PAGE.with_suffix(".toml")
+    data = PAGE.with_suffix(".json")
     if check:
-        if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != page.text(page.read(data), page.read_reasons(reasons)):
+        if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != page.text(page.read(data), page.read_reasons()):
             raise click.ClickException(f"{PAGE} is not what {data} makes; python -m benchmarks emulation --write writes it")
         return
-    trials = _run(architectures.split(","), sample, seed, layers, path)
-    click.echo(page.summary(trials))
-    if write:
-        page.save(trials, data)
-        PAGE.write_text(page.text(page.read(data), page.read_reasons(reasons)), encoding="utf-8")
+    rows = list(_logged(path).values()) if rewrite else _run(architectures.split(","), sample, seed, layers, path)
+    click.echo(page.summary(rows))
+    if write or rewrite:
+        page.save(rows, data)
+        PAGE.write_text(page.text(page.read(data), page.read_reasons()), encoding="utf-8")
+
+
+def _logged(path: Path) -> "dict[str, Trial]":
+    """The trials of a log by their names."""
+    import msgspec
+
+    from benchmarks.emulation.trials import Trial
+
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # what no line break follows was not written whole
+    return {trial.name: trial for trial in (msgspec.json.decode(line, type=Trial) for line in lines)}
 
 
 def _run(architectures: list[str], sample: int, seed: int, layers: int, path: Path) -> "list[Trial]":
@@ -53,11 +66,10 @@ def _run(architectures: list[str], sample: int, seed: int, layers: int, path: Pa
     from attn_parity.options import progress_bar
 
     from benchmarks.emulation.subjects import subjects
-    from benchmarks.emulation.trials import Trial, drawn, tried
+    from benchmarks.emulation.trials import drawn, tried
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    known = {trial.name: trial for trial in (msgspec.json.decode(line, type=Trial) for line in lines)}
+    known = _logged(path)
     found = [
         subject
         for architecture in architectures
