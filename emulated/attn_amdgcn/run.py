@@ -14,7 +14,6 @@ from attn_amdgcn.errors import Fault
 from attn_amdgcn.program import Block, Program
 from attn_amdgcn.waves import Waves
 
-
 MOST_INSTRUCTIONS = 1 << 30
 """Of all waves of a launch: an hour or so."""
 
