@@ -22,6 +22,8 @@ _EDGES = {"lt": "le", "le": "lt", "gt": "ge", "ge": "gt", "eq": "lg", "ne": "eq"
     "neq": "nlg",
     "nlg": "neq",
 }
+_IDLE = frozenset((*NO_EFFECT.split(), *WAITS.split(), "s_sendmsg"))
+"""Instructions that compute nothing."""
 _HINTS = ("nt", "sc0", "sc1", "glc", "slc", "dlc", "th", "scope", "off")
 """Modifiers that change time alone, or that say what another operand says."""
 _OFFSETS = ("offset", "offset0", "offset1")
@@ -29,7 +31,7 @@ _DEFAULTS = {"row_mask": 15, "bank_mask": 15, "op_sel_hi": (1, 1, 1)}
 
 
 def deleted(instruction: Instruction) -> Iterator[Instruction]:
-    if instruction.name not in (*NO_EFFECT.split(), *WAITS.split(), *BRANCHES, *ENDS, *BARRIERS):
+    if instruction.name not in (*_IDLE, *BRANCHES, *ENDS, *BARRIERS):
         yield _nothing(instruction)
 
 
@@ -45,7 +47,11 @@ def without_barrier(instruction: Instruction) -> Iterator[Instruction]:
 
 def swapped_operands(instruction: Instruction) -> Iterator[Instruction]:
     """Two sources that differ. The first two of an instruction that commutes may stand in any order."""
-    if instruction.name.startswith(("v_", "s_")) and not instruction.name.startswith((*_MATRIX, "s_load", "s_buffer_load")):
+    if (
+        instruction.name not in _IDLE
+        and instruction.name.startswith(("v_", "s_"))
+        and not instruction.name.startswith((*_MATRIX, "s_load", "s_buffer_load"))
+    ):
         results = 0 if instruction.name.startswith("s_cmp") else 1
         yield from _swaps(instruction, results + bool(_COMMUTES.search(instruction.name)))
 
@@ -58,7 +64,7 @@ def swapped_matrices(instruction: Instruction) -> Iterator[Instruction]:
 def other_number(instruction: Instruction) -> Iterator[Instruction]:
     """An integer of one more or of one less."""
     for i, operand in enumerate(instruction.operands):
-        if isinstance(operand.of, Literal) and isinstance(operand.of.number, int) and instruction.name not in NO_EFFECT.split():
+        if isinstance(operand.of, Literal) and isinstance(operand.of.number, int) and instruction.name not in _IDLE:
             for by in (-1, 1):
                 yield _with_operand(instruction, i, replace(operand, of=Literal(operand.of.number + by)))
 

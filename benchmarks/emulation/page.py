@@ -12,7 +12,7 @@ REASONS = Path(__file__).with_name("survivors.toml")
 """By the names of survivors that a person has read: `class`, one of CLASSES, and `why`."""
 CLASSES = {
     "equivalent": "no input shows it",
-    "case": "another case would show it",
+    "case": "nothing in the cases depends on it",
     "bound": "it changes results within the judge's bound",
     "hole": "the checks do not see it",
 }
@@ -86,8 +86,13 @@ def text(rows: Sequence[Row], reasons: Mapping[str, Reason]) -> str:
     lines += ["## By kind and architecture", "", *_by_kind(rows), "", "## What finds them", "", *_by_finder(rows), ""]
     survivors = [row for row in rows if not row.by]
     known = [(row, reasons[row.name]) for row in survivors if row.name in reasons]
-    lines += ["## Survivors", "", f"{len(survivors)} survive, of which {len(known)} were drawn and read.", ""]
-    lines += ["| class | means | of those read |", "|---|---|--:|"]
+    lines += [
+        "## Survivors",
+        "",
+        f"{len(survivors)} survive. {len(known)} have a reason below; the others have not been read.",
+        "",
+    ]
+    lines += ["| class | means | with a reason |", "|---|---|--:|"]
     classes = Counter(reason.kind for _, reason in known)
     lines += [f"| {name} | {means} | {classes[name]} |" for name, means in CLASSES.items()]
     lines += ["", "| mutant | change | of | class | why |", "|---|---|---|---|---|"]

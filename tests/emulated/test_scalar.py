@@ -54,6 +54,8 @@ def test_bits_are_reversed(value):
         ("s_addk_i32 s0, 0x8000", 0xFFFF7FFF, False),
         ("s_mulk_i32 s0, 0x50", 0xFFFFFFB0, True),
         ("s_mulk_i32 s0, 0xffff", 1, True),  # -1 * -1
+        ("s_subb_u32 s2, s1, 3", 0xFFFFFFFF, True),  # the borrow alone makes it negative
+        ("s_subb_u32 s2, s1, 2", 0, False),
         ("s_mul_hi_u32 s2, s0, s1", 2, True),  # the condition code stays
         ("s_mul_hi_i32 s2, s0, s1", 0xFFFFFFFF, True),
         ("s_min_i32 s2, s0, s1", 0xFFFFFFFF, True),
