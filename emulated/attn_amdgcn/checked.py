@@ -34,7 +34,7 @@ def checked(
     schedules: Sequence[Schedule] = SCHEDULES,
     most: int = MOST_INSTRUCTIONS,
 ) -> tuple[Memory, Report]:
-    """Run a grid of workgroups once for each schedule. Arguments and the result are those of `attn_amdgcn.launch.launch`.
+    """Run a grid of workgroups once for each schedule. Arguments and the result are those of `attn_amdgcn.launch`.
 
     Raises:
         LaunchError: the arguments do not fit the kernel.

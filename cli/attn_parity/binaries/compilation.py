@@ -34,6 +34,8 @@ class Binary:
         grid: the number of programs in each of up to three dimensions.
         num_warps, warp_size: the waves of a program, and the lanes of a wave.
         facts: see Facts; `facts.lds_bytes` is the dynamic shared memory of the launch.
+        assembly: the text from which the code object is made.
+        scratch_bytes: what the two pointers to scratch memory must point to, by their names.
     """
 
     architecture: str
@@ -47,6 +49,8 @@ class Binary:
     num_warps: int
     warp_size: int
     facts: Facts
+    assembly: str
+    scratch_bytes: dict[str, int]
 
 
 def gpu_target(architecture: str) -> GPUTarget:
@@ -120,4 +124,6 @@ def compile_call(call: KernelCall, architecture: str) -> Binary:
         num_warps=metadata.num_warps,
         warp_size=metadata.target.warp_size,
         facts=facts_of(binary, architecture),
+        assembly=binary.asm.get("amdgcn") or binary.asm["ptx"],
+        scratch_bytes={"global_scratch": metadata.global_scratch_size, "profile_scratch": metadata.profile_scratch_size},
     )
