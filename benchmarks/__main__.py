@@ -15,6 +15,7 @@ import click
 from rich.console import Console
 
 from benchmarks.binaries.command import binaries
+from benchmarks.emulation.command import emulation
 from benchmarks.tuning.command import tune
 
 console = Console(highlight=False, width=160)
@@ -27,6 +28,7 @@ def cli() -> None:
 
 cli.add_command(tune)
 cli.add_command(binaries)
+cli.add_command(emulation)
 
 
 @cli.command()

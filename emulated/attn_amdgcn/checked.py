@@ -12,6 +12,7 @@ from attn_amdgcn.errors import Fault, LaunchError
 from attn_amdgcn.launch import Argument, Report, Schedule, launch
 from attn_amdgcn.memory import Memory
 from attn_amdgcn.program import Program
+from attn_amdgcn.run import MOST_INSTRUCTIONS
 from attn_amdgcn.stores import StoreLog
 
 SCHEDULES = (
@@ -31,6 +32,7 @@ def checked(
     *,
     lds_bytes: int = 0,
     schedules: Sequence[Schedule] = SCHEDULES,
+    most: int = MOST_INSTRUCTIONS,
 ) -> tuple[Memory, Report]:
     """Run a grid of workgroups once for each schedule. Arguments and the result are those of `attn_amdgcn.launch`.
 
@@ -42,9 +44,9 @@ def checked(
     if not schedules:
         raise LaunchError("schedules: none, and at least one is expected")
     first, *others = schedules
-    memory, report = launch(program, grid, arguments, buffers, lds_bytes=lds_bytes, schedule=first)
+    memory, report = launch(program, grid, arguments, buffers, lds_bytes=lds_bytes, schedule=first, most=most)
     for schedule in others:
-        again, _ = launch(program, grid, arguments, buffers, lds_bytes=lds_bytes, schedule=schedule)
+        again, _ = launch(program, grid, arguments, buffers, lds_bytes=lds_bytes, schedule=schedule, most=most)
         for name in buffers:
             if not np.array_equal(memory.contents(name), again.contents(name)):
                 one, other = memory.contents(name), again.contents(name)

@@ -11,7 +11,7 @@ from attn_amdgcn.instructions.buffer_memory import PRIVATE_WORDS, private_offset
 from attn_amdgcn.memory import Memory
 from attn_amdgcn.program import Program
 from attn_amdgcn.races import Races
-from attn_amdgcn.run import Runner
+from attn_amdgcn.run import MOST_INSTRUCTIONS, Runner
 from attn_amdgcn.stores import StoreLog
 from attn_amdgcn.waves import EXEC, SCALARS, TTMP, Shared, Waves
 
@@ -74,6 +74,7 @@ def launch(
     lds_bytes: int = 0,
     schedule: Schedule = Schedule(),
     stores: StoreLog | None = None,
+    most: int = MOST_INSTRUCTIONS,
 ) -> tuple[Memory, Report]:
     """Run a grid of workgroups.
 
@@ -86,6 +87,7 @@ def launch(
         lds_bytes: of dynamic LDS of each workgroup.
         schedule: of waves and workgroups.
         stores: notes what each store writes; None if nobody asks.
+        most: how many instructions all waves together may run.
 
     Returns:
         Memory after the launch, and what the launch did.
@@ -100,7 +102,7 @@ def launch(
         raise LaunchError(f"a buffer is named {ARGUMENTS!r}: the name is taken")
     memory = Memory({**buffers, ARGUMENTS: np.zeros(max(kernel.argument_bytes, 4), np.uint8)}, schedule.seed)
     _fill_arguments(memory, kernel, grid, arguments, lds_bytes)
-    runner = Runner(program)
+    runner = Runner(program, most=most)
     numbers = np.arange(int(np.prod(grid)))
     rng = np.random.default_rng(schedule.seed)
     if schedule.workgroups == "descending":

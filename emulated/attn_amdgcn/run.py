@@ -14,6 +14,9 @@ from attn_amdgcn.errors import Fault
 from attn_amdgcn.program import Block, Program
 from attn_amdgcn.waves import Waves
 
+MOST_INSTRUCTIONS = 1 << 30
+"""Of all waves of a launch: an hour or so."""
+
 
 class Runner:
     """Runs groups of waves of one program.
@@ -22,10 +25,14 @@ class Runner:
         program: what runs.
         ended: called with each group of waves that has ended.
         executed: how many waves have run each block.
+        most: how many instructions all waves together may run.
     """
 
-    def __init__(self, program: Program, ended: Callable[[Waves], None] = lambda waves: None) -> None:
-        self.program, self.ended = program, ended
+    def __init__(
+        self, program: Program, ended: Callable[[Waves], None] = lambda waves: None, most: int = MOST_INSTRUCTIONS
+    ) -> None:
+        self.program, self.ended, self.most = program, ended, most
+        self._left = most
         self.executed: Counter[int] = Counter()
 
     def run(self, turns: Sequence[Waves]) -> None:
@@ -73,8 +80,11 @@ class Runner:
 
     def _run(self, block: Block, waves: Waves) -> None:
         self.executed[waves.block] += len(waves)
+        self._left -= len(waves) * len(block.code)
         i = 0
         try:
+            if self._left < 0:
+                raise Fault(f"the launch has run {self.most} instructions without an end")
             waves.pending = self.program.after(waves.block, waves.pending)
             for i, step in enumerate(block.steps):  # noqa: B007 - the handler needs the number
                 step(waves)

@@ -91,6 +91,11 @@ def test_workgroups_that_store_to_one_byte_are_found():
         run("v_mov_b32_e32 v1, 0", "v_mov_b32_e32 v2, s2", "global_store_dword v1, v2, s[4:5]", grid=(2, 1, 1))
 
 
+def test_a_launch_without_an_end_is_a_fault():
+    with pytest.raises(Fault, match="the launch has run 1000 instructions without an end"):
+        run("again:", "s_nop 0", "s_branch again", most=1000)
+
+
 def test_a_race_is_found():
     with pytest.raises(Fault, match="a race: it reads byte 0 of LDS"):
         run(LSHL, "ds_write_b32 v1, v0", "v_mov_b32_e32 v1, 0", "s_waitcnt lgkmcnt(0)", "ds_read_b32 v2, v1")

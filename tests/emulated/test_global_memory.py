@@ -167,6 +167,20 @@ def test_a_buffer_gives_0_beyond_its_records(architecture):
             assert int(after.vector[4 + word, 0, lane]) == expected, (lane, word)
 
 
+@pytest.mark.parametrize(("name", "size"), [("ubyte", 1), ("ushort", 2), ("dword", 4)])
+def test_the_last_byte_of_a_buffer_is_the_last_that_a_load_brings(name, size):
+    offsets = np.arange(64, dtype=np.uint32) + 64
+    after = ran(
+        f"buffer_load_{name} v4, v0, s[4:7], 0 offen",
+        v={0: offsets},
+        s=resource(ADDRESS, 108, "gfx942"),
+        buffers={"data": DATA},
+    )
+    for lane, offset in enumerate(offsets.tolist()):
+        expected = int.from_bytes(DATA[offset : offset + size].tobytes(), "little") if offset + size <= 108 else 0
+        assert int(after.vector[4, 0, lane]) == expected, lane
+
+
 def test_a_buffer_drops_stores_beyond_its_records():
     after = ran(
         "buffer_store_dwordx2 v[4:5], v0, s[4:7], 0 offen",

@@ -97,3 +97,22 @@ def test_arguments_that_do_not_fit_are_refused():
         launch(program, (1, 1, 1), [("other", 0), 1], DATA)
     with pytest.raises(LaunchError, match="three integers are expected, each at least 1"):
         launch(program, (0, 1, 1), [("data", 0), 1], DATA)
+
+
+@pytest.mark.parametrize(
+    ("condition", "given"),
+    [
+        ("s_cbranch_scc0", {"scc": False}),
+        ("s_cbranch_scc1", {"scc": True}),
+        ("s_cbranch_vccz", {"vcc": 0}),
+        ("s_cbranch_vccnz", {"vcc": 1 << 63}),
+        ("s_cbranch_execz", {"exec": 0}),
+        ("s_cbranch_execnz", {"exec": 1 << 63}),
+    ],
+)
+def test_a_branch_is_taken_on_its_condition_alone(condition, given):
+    opposite = {"scc": {False: True, True: False}, "vcc": {0: 1, 1 << 63: 0}, "exec": {0: 1, 1 << 63: 0}}
+    text = f"s_mov_b32 s2, 1\n{condition} there\ns_mov_b32 s2, 2\nthere:\ns_nop 0"
+    assert int(ran(text, **given).scalar[0, 2]) == 1
+    otherwise = {name: opposite[name][value] for name, value in given.items()}
+    assert int(ran(text, **otherwise).scalar[0, 2]) == 2

@@ -54,6 +54,8 @@ def test_bits_are_reversed(value):
         ("s_addk_i32 s0, 0x8000", 0xFFFF7FFF, False),
         ("s_mulk_i32 s1, 0x50", 0xF0, True),
         ("s_mulk_i32 s1, 0x8000", 0xFFFE8000, True),
+        ("s_subb_u32 s2, s1, 3", 0xFFFFFFFF, True),  # the borrow alone makes it negative
+        ("s_subb_u32 s2, s1, 2", 0, False),
         ("s_mulk_i32 s1, 0xfffe", 0xFFFFFFFA, True),  # 3 * -2; the condition code stays
         ("s_mul_hi_u32 s2, s0, s1", 2, True),  # the condition code stays
         ("s_mul_hi_i32 s2, s0, s1", 0xFFFFFFFF, True),

@@ -1,0 +1,126 @@
+"""The page of mutants of compiled code, made of its JSON and of survivors.toml."""
+
+import tomllib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+REASONS = Path(__file__).with_name("survivors.toml")
+"""By the names of survivors that a person has read: `class`, one of CLASSES, and `why`."""
+CLASSES = {
+    "equivalent": "no input shows it",
+    "case": "nothing in the cases depends on it",
+    "bound": "it changes results within the judge's bound",
+    "hole": "the checks do not see it",
+}
+
+PREFACE = """\
+# How much emulation is worth
+
+Written by `python -m benchmarks emulation --write`; the JSON file beside this page keeps each mutant.
+
+A mutant is one of {kernels} compiled kernels with one instruction changed. {mutants} changes were drawn by seed among the
+instructions that the kernel's cases execute; kinds of changes and kernels take turns. Each mutant runs up to 3 small launches
+on the emulator, in two orders of waves and workgroups, and races in LDS are looked for. If the launch leaves other bits than
+the kernel does, the fuzzer judges the whole case. **{share} of the mutants are found.** A kernel is left out if it has more
+than 8,000 instructions, and a launch if it executes more than 60,000. A change that the emulator refuses before it runs is
+not drawn. The share is a lower bound for the fuzzer, which runs hundreds of cases instead of 3.
+"""
+
+
+class Row(msgspec.Struct, frozen=True):
+    """What became of a mutant: see `benchmarks.emulation.trials.Trial`."""
+
+    name: str
+    change: str
+    source: str
+    by: str
+    bits: bool
+
+    @property
+    def parts(self) -> list[str]:
+        """Architecture, kernel, line, kind and number."""
+        return self.name.split(":")
+
+
+class Reason(msgspec.Struct, frozen=True, rename={"kind": "class"}):
+    """Why a mutant survives."""
+
+    kind: str
+    why: str
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a page's JSON."""
+    return msgspec.json.decode(path.read_bytes(), type=list[Row])
+
+
+def save(rows: Iterable[Any], path: Path) -> None:
+    """Write rows, one in each line."""
+    kept = (Row(*(getattr(row, name) for name in Row.__struct_fields__)) for row in rows)
+    path.write_text("[\n" + ",\n".join(msgspec.json.encode(row).decode() for row in kept) + "\n]\n", encoding="utf-8")
+
+
+def read_reasons(path: Path = REASONS) -> dict[str, Reason]:
+    return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), dict[str, Reason])
+
+
+def summary(rows: Sequence[Row]) -> str:
+    found = sum(bool(row.by) for row in rows)
+    return f"{found} of {len(rows)} mutants found" if rows else "no mutants"
+
+
+def text(rows: Sequence[Row], reasons: Mapping[str, Reason]) -> str:
+    """The page, whole.
+
+    Raises:
+        ValueError: a reason has a class that is none of CLASSES.
+    """
+    if wrong := [name for name, reason in reasons.items() if reason.kind not in CLASSES]:
+        raise ValueError(f"{wrong[0]}: class {reasons[wrong[0]].kind!r}, and one of {', '.join(CLASSES)} is expected")
+    kernels = len({tuple(row.parts[:2]) for row in rows})
+    lines = [PREFACE.format(kernels=kernels, mutants=len(rows), share=_share(rows))]
+    lines += ["## By kind and architecture", "", *_by_kind(rows), "", "## What finds them", "", *_by_finder(rows), ""]
+    survivors = [row for row in rows if not row.by]
+    known = [(row, reasons[row.name]) for row in survivors if row.name in reasons]
+    lines += [
+        "## Survivors",
+        "",
+        f"{len(survivors)} survive. {len(known)} have a reason below; the others have not been read.",
+        "",
+    ]
+    lines += ["| class | means | with a reason |", "|---|---|--:|"]
+    classes = Counter(reason.kind for _, reason in known)
+    lines += [f"| {name} | {means} | {classes[name]} |" for name, means in CLASSES.items()]
+    lines += ["", "| mutant | change | of | class | why |", "|---|---|---|---|---|"]
+    for row, reason in known:
+        lines.append(f"| `{row.name}` | `{_cell(row.change)}` | {row.source} | {reason.kind} | {_cell(reason.why)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _by_kind(rows: Sequence[Row]) -> list[str]:
+    architectures = list(dict.fromkeys(row.parts[0] for row in rows))
+    lines = [f"| kind | {' | '.join(architectures)} | all |", f"|---|{'--:|' * (len(architectures) + 1)}"]
+    for kind in dict.fromkeys(row.parts[3] for row in rows):
+        of_kind = [row for row in rows if row.parts[3] == kind]
+        cells = [_share([row for row in of_kind if row.parts[0] == name]) for name in architectures]
+        lines.append(f"| {kind} | {' | '.join(cells)} | {_share(of_kind)} |")
+    cells = [_share([row for row in rows if row.parts[0] == name]) for name in architectures]
+    return [*lines, f"| all | {' | '.join(cells)} | {_share(rows)} |"]
+
+
+def _by_finder(rows: Sequence[Row]) -> list[str]:
+    count = Counter(row.by for row in rows if row.by)
+    return ["| by | mutants |", "|---|--:|", *(f"| {name} | {number} |" for name, number in count.most_common())]
+
+
+def _share(rows: Sequence[Row]) -> str:
+    found = sum(bool(row.by) for row in rows)
+    return f"{found}/{len(rows)}, {found / len(rows):.0%}" if rows else ""
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

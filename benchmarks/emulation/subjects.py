@@ -1,0 +1,149 @@
+"""Kernels to mutate: those that a few drawn cases launch, with these launches as they were."""
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from attn_amdgcn import Memory, Program, Report, Schedule, checked
+from attn_fuzz.cases.case import Case
+from attn_fuzz.cases.features import features
+from attn_fuzz.emulated import emulation
+from attn_fuzz.run import shard
+from attn_fuzz.run.shard import FuzzPlan
+from attn_fuzz.run.trial import try_case
+from attn_fuzz.targets import registry
+
+DRAWN = 200
+"""Cases from which some are chosen."""
+STEPS = 2
+"""Cases that follow one another and mostly share a layer, so they share kernels."""
+LAUNCHES = 3
+"""Of a kernel: that many are kept."""
+LARGEST, LONGEST = 60_000, 8_000
+"""Executed wave instructions of a launch that is kept, and instructions of its kernel: larger ones take too long."""
+SCHEDULES = (Schedule(races=True), Schedule("descending", "descending", seed=1))
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch: its case, what the emulator was given, and what it left.
+
+    Attributes:
+        buffers, after: bytes by the names of buffers, before the launch and after it.
+        instructions: how many wave instructions ran.
+    """
+
+    case: Case
+    grid: tuple[int, int, int]
+    arguments: Sequence[Any]
+    buffers: Mapping[str, np.ndarray]
+    after: Mapping[str, np.ndarray]
+    lds_bytes: int
+    instructions: int
+
+    def run(self, program: Program, schedules: Sequence[Schedule], most: int) -> Memory:
+        given = (program, self.grid, self.arguments, self.buffers)
+        return checked(*given, lds_bytes=self.lds_bytes, schedules=schedules, most=most)[0]
+
+
+@dataclass
+class Subject:
+    """A kernel on an architecture.
+
+    Attributes:
+        name: of the function, with a number that tells its variants apart.
+        executed: [instructions] bool, those that some launch runs.
+    """
+
+    architecture: str
+    name: str
+    program: Program
+    executed: np.ndarray
+    launches: list[Launch] = field(default_factory=list)
+
+
+class AlarmError(Exception):
+    """A case of a kernel that nobody changed fails: a false alarm, or a bug."""
+
+
+def subjects(
+    architecture: str, *, seed: int, choices: int, folder: Path, report: Callable[[str], None] = lambda line: None
+) -> list[Subject]:
+    """The kernels of some cases. Each launch runs under SCHEDULES, and each case is judged.
+
+    Args:
+        seed: of the cases.
+        choices: how many layers are chosen: each time one whose features are the rarest among those that were chosen.
+        folder: where the fuzzer may write.
+        report: gets a line for each case.
+
+    Raises:
+        AlarmError: a case fails.
+    """
+    name = f"triton-{architecture}"
+    target = registry.load(name)
+    plan = FuzzPlan(target=name, device="cpu", examples=DRAWN, seed=seed, folder=folder)
+    found: dict[str, Subject] = {}
+    for case in _chosen(shard.drawn(plan), choices):
+
+        def run(program: Program, *given: Any, case: Case = case, **further: Any) -> tuple[Memory, Report]:
+            memory, done = checked(program, *given, **further | {"schedules": SCHEDULES})
+            _keep(found, architecture, program, case, given, further["lds_bytes"], memory, done)
+            return memory, done
+
+        with launches_run_by(run):
+            verdict = try_case(case, target, "cpu")
+        report(f"{architecture}: {verdict.kind} {verdict.message}; {len(found)} kernels")
+        if verdict.failed:
+            raise AlarmError(f"{name}: {verdict.kind}: {verdict.message}: {case}")
+    return [subject for subject in found.values() if subject.launches]
+
+
+@contextmanager
+def launches_run_by(run: Callable[..., tuple[Memory, Report]]) -> Iterator[None]:
+    """Inside, a function takes the place of `attn_amdgcn.checked` in launches of targets."""
+    with mock.patch.object(emulation, "checked", run):
+        yield
+
+
+def _chosen(drawn: Sequence[Case], choices: int) -> list[Case]:
+    """Cases with work, so that features are met about equally often, each with those that were drawn behind it."""
+    seen: dict[str, int] = {}
+    picked: list[Case] = []
+    places = [i for i, case in enumerate(drawn) if case.has_work]
+    for _ in range(min(choices, len(places))):
+        best = max(places, key=lambda i: sum(2.0 ** -seen.get(name, 0) for name in features(drawn[i])))
+        for name in features(drawn[best]):
+            seen[name] = seen.get(name, 0) + 1
+        family = range(best, min(best + STEPS, len(drawn)))
+        places = [i for i in places if i not in family]
+        picked += [drawn[i] for i in family if drawn[i].has_work]
+    return picked
+
+
+def _keep(
+    found: dict[str, Subject],
+    architecture: str,
+    program: Program,
+    case: Case,
+    given: Sequence[Any],
+    lds_bytes: int,
+    memory: Memory,
+    done: Report,
+) -> None:
+    kernel = program.kernel
+    text = "\n".join(instruction.text for instruction in kernel.instructions)
+    name = f"{kernel.name}-{zlib.crc32(text.encode()):08x}"
+    subject = found.setdefault(name, Subject(architecture, name, program, np.zeros(len(kernel.instructions), bool)))
+    if len(subject.launches) == LAUNCHES or done.wave_instructions > LARGEST or len(kernel.instructions) > LONGEST:
+        return
+    grid, arguments, buffers = given
+    before = {name: data.copy() for name, data in buffers.items()}
+    after = {name: memory.contents(name).copy() for name in buffers}
+    subject.launches.append(Launch(case, grid, arguments, before, after, lds_bytes, done.wave_instructions))
+    subject.executed |= done.executed > 0

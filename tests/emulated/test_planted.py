@@ -1,0 +1,141 @@
+"""Faults planted in the emulator, one or two for each family of instructions: the family's own tests find each of them.
+
+Each fault runs in a process of its own, on a copy of the package: families register their functions when they are imported.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import attn_amdgcn
+import pytest
+
+HERE = Path(__file__).parent
+PLANTED = {
+    "a wrong sign in fma": ("instructions/fused.py", "b.astype(F64), c.astype(F64)", "b.astype(F64), -c.astype(F64)", "fused"),
+    "another lane in DPP": ("instructions/dpp.py", "(place + value) % ROW", "(place + value + 1) % ROW", "dpp"),
+    "a row mask forgotten": ("instructions/dpp.py", "(rows >> number // ROW & 1)", "(15 >> number // ROW & 1)", "dpp"),
+    "a buffer's bound off by one": (
+        "instructions/buffer_memory.py",
+        "fits = offset <= within.length - form.size",
+        "fits = offset <= within.length - form.size + 1",
+        "global_memory",
+    ),
+    "a pair of registers swapped": (
+        "operands.py",
+        "both[..., 0], both[..., 1] = low, high",
+        "both[..., 0], both[..., 1] = high, low",
+        "bits",
+    ),
+    "rows of MFMA's result exchanged": (
+        "instructions/matrix/layouts.py",
+        "4 * (four % (rows // 4)) + element % 4",
+        "4 * (four % (rows // 4)) + (element ^ 1) % 4",
+        "matrix",
+    ),
+    "rows of WMMA's result exchanged": (
+        "instructions/matrix/layouts.py",
+        "2 * element + lane // 16",
+        "2 * element + 1 - lane // 16",
+        "matrix",
+    ),
+    "a wait that waits for everything": ("waits.py", "if id(each) not in over)", "if False)", "waits"),
+    "a wait that never blocks": ("waits.py", "for counters, most in awaited:", "for counters, most in ():", "waits"),
+    "another lane in ds_bpermute": (
+        "instructions/cross_lane.py",
+        "(address + np.uint32(offset)) // np.uint32(4)",
+        "(address + np.uint32(offset)) // np.uint32(8)",
+        "cross_lane",
+    ),
+    "the wrong bits kept by SDWA": ("instructions/sdwa.py", "waves.vector[row] & ~mask", "waves.vector[row] & mask", "sdwa"),
+    "another bias of float8": (
+        "instructions/float8.py",
+        "2.0 ** (exponent - of.bias - of.mantissa)",
+        "2.0 ** (exponent - of.bias - of.mantissa + 1)",
+        "float8",
+    ),
+    "ties of bfloat16 away from even": (
+        "instructions/convert.py",
+        "rounded &= np.uint32(1)",
+        "rounded |= np.uint32(1)",
+        "convert",
+    ),
+    "a comparison that is true for a NaN": (
+        "instructions/compare.py",
+        '"ge": np.greater_equal,\n    "o"',
+        '"ge": lambda a, b: ~(a < b),\n    "o"',
+        "compare",
+    ),
+    "a shift by more than 31": (
+        "instructions/bits.py",
+        "return a << (count & U32(31)) | b",
+        "return a << (count & U32(63)) | b",
+        "bits",
+    ),
+    "a carry that is forgotten": (
+        "instructions/scalar.py",
+        "return wide.astype(np.uint32), wide < 0",
+        "return wide.astype(np.uint32), wide < -1",
+        "scalar",
+    ),
+    "a quotient without its sign": ("instructions/division.py", "np.abs(quotient)) * sign", "np.abs(quotient))", "division"),
+    "the other half by default in packed arithmetic": (
+        "instructions/packed.py",
+        "(high[i] if high else 1)",
+        "(high[i] if high else 0)",
+        "packed",
+    ),
+    "the second offset of LDS in bytes": (
+        "instructions/lds.py",
+        "* form.size * _PAIRS[name]",
+        "* form.size ** (1 - i) * _PAIRS[name]",
+        "lds",
+    ),
+    "a byte beyond the scratch of a lane": (
+        "instructions/scratch.py",
+        "address + form.size > waves.shared.scratch_bytes",
+        "address + form.size > waves.shared.scratch_bytes + 4",
+        "global_memory",
+    ),
+    "a byte beyond a buffer": ("memory.py", "high <= self._ends[which]", "high <= self._ends[which] + 4", "global_memory"),
+    "a race of a reader unseen": ("races.py", "if (others := (readers != 0)", "if (others := (readers < 0)", "races"),
+    "an angle in half turns": ("instructions/transcendental.py", "np.sin(2 * np.pi", "np.sin(np.pi", "transcendental"),
+    "a minimum that takes the NaN": (
+        "instructions/extremes.py",
+        "np.where(np.isnan(a) & np.isnan(b), quiet(a), result)",
+        "np.where(np.isnan(a) | np.isnan(b), quiet(a), result)",
+        "extremes",
+    ),
+    "a branch on the other condition": (
+        "instructions/control.py",
+        '"s_cbranch_scc0": lambda waves: ~waves.scc',
+        '"s_cbranch_scc0": lambda waves: waves.scc',
+        "run",
+    ),
+    "lanes that are off and written all the same": (
+        "operands.py",
+        "where=on, casting",
+        "where=True, casting",
+        "integer_arithmetic",
+    ),
+}
+"""By what is wrong: the file, a piece of it, what stands there instead, and the tests of the family."""
+FAMILIES = {"fused": "float_arithmetic"}
+"""Files of tests that are named otherwise than their family."""
+
+
+@pytest.mark.parametrize("what", PLANTED)
+def test_a_fault_of_the_emulator_is_found(what, tmp_path):
+    file, find, instead, family = PLANTED[what]
+    shutil.copytree(Path(attn_amdgcn.__file__).parent, tmp_path / "attn_amdgcn", ignore=shutil.ignore_patterns("__pycache__"))
+    source = (tmp_path / "attn_amdgcn" / file).read_text(encoding="utf-8")
+    assert source.count(find) == 1, f"{what}: {find!r} is {source.count(find)} times in {file}"
+    (tmp_path / "attn_amdgcn" / file).write_text(source.replace(find, instead), encoding="utf-8")
+    tests = HERE / f"test_{FAMILIES.get(family, family)}.py"
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", str(tests)]
+    path = os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, f"{what}: {tests.name} says nothing:\n{done.stdout[-2000:]}"
+    assert "failed" in done.stdout.splitlines()[-1], done.stdout[-2000:]
