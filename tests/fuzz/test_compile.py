@@ -170,7 +170,7 @@ def test_a_compiler_that_dies_costs_its_job_alone():
     done = []
     found, interrupted = in_processes(planted, [(number,) for number in range(8)], 2, done.append)
     assert not interrupted
-    assert found == {(number,): number for number in range(8)} | {(2,): "RuntimeError: no 2", (4,): "a compiling process died"}
+    assert found == {(number,): number for number in range(8)} | {(2,): "RuntimeError: no 2", (4,): "the process died"}
     assert done == list(range(1, 9))
 
 

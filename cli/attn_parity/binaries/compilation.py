@@ -3,19 +3,16 @@
 This needs a process without Triton's interpreter: TRITON_INTERPRET must not be set when Triton is imported.
 """
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
-import triton
 from attn_contract import ContractError
+from attn_fuzz.emulated.compilation import compiled_kernel
 from attn_optimized.kernel_call import KernelCall
 from attn_parity.binaries.architectures import ARCHITECTURES
+from attn_parity.binaries.assembly import digest
 from attn_parity.binaries.facts import Facts, facts_of
-from triton import knobs
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, make_backend
-from triton.runtime.jit import JITFunction, create_function_from_signature
+from triton.compiler import ASTSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +23,7 @@ class Binary:
         architecture: the architecture of the GPU.
         name: the name of the kernel in the code object.
         code: the code object, of the file type `suffix`.
+        instructions: the digest of its assembly, without what no GPU reads (`attn_parity.binaries.assembly`).
         arguments: the kernel's arguments in their order, each with Triton's name of its type: the arguments of the call
             that are no constants, then two pointers to scratch memory, null where a kernel needs none.
         attributes: the properties of arguments on which the code relies, by argument: "tt.divisibility" and
@@ -40,6 +38,7 @@ class Binary:
     name: str
     code: bytes
     suffix: str
+    instructions: str
     arguments: dict[str, str]
     attributes: dict[str, dict[str, int]]
     constants: dict[str, Any]
@@ -49,47 +48,10 @@ class Binary:
     facts: Facts
 
 
-def gpu_target(architecture: str) -> GPUTarget:
-    """Triton's name of a GPU: "gfx942" and its like (RDNA's waves have 32 lanes, CDNA's 64), or "sm90" and its like.
-
-    Raises:
-        ContractError: it is neither.
-    """
-    if found := re.fullmatch(r"gfx(1?)[0-9a-f]{3}", architecture):
-        return GPUTarget("hip", architecture, 32 if found.group(1) else 64)
-    if found := re.fullmatch(r"sm(\d+)", architecture):
-        return GPUTarget("cuda", int(found.group(1)), 32)
-    raise ContractError("architecture", repr(architecture), "such as gfx90a, gfx942, gfx1201 or sm90")
-
-
 def compiled(call: KernelCall, architecture: str) -> tuple[Any, ASTSource]:
     """The binary that Triton's launcher would compile for a call, and its source: see `compiled_kernel`."""
     launch = call.launch
     return compiled_kernel(launch.kernel, architecture, **call.arguments, **launch.constants, **launch.options)
-
-
-def compiled_kernel(kernel: Any, architecture: str, /, *arguments: Any, **named: Any) -> tuple[Any, ASTSource]:
-    """The binary that Triton's launcher would compile for kernel[grid](*arguments, **named), and its source.
-
-    Tensors may be on the device meta: they count as aligned, as fresh allocations are.
-
-    Args:
-        named: further arguments, constants and options of the compiler.
-
-    Raises:
-        ContractError: the architecture is unknown, or the kernel is interpreted in this process.
-    """
-    target = gpu_target(architecture)
-    if not isinstance(kernel, JITFunction):
-        raise ContractError("call", "an interpreted kernel", "one of a process without TRITON_INTERPRET")
-    backend = make_backend(target)
-    # the two steps of Triton's launcher, which would take the backend from the GPU of this machine
-    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    named["debug"] = named.get("debug", kernel.debug) or knobs.runtime.debug
-    bound, specialization, options = bind(*arguments, **named)
-    parsed, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, options)
-    source = ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=target, options=parsed.__dict__), source
 
 
 def compile_call(call: KernelCall, architecture: str) -> Binary:
@@ -112,6 +74,7 @@ def compile_call(call: KernelCall, architecture: str) -> Binary:
         name=metadata.name,
         code=binary.asm[suffix],
         suffix=suffix,
+        instructions=digest(binary.asm.get("amdgcn") or binary.asm["ptx"], metadata.name),
         arguments={name: kind for name, kind in source.signature.items() if kind != "constexpr"}
         | {"global_scratch": "*i8", "profile_scratch": "*i8"},
         attributes={names[index]: dict(pairs) for (index,), pairs in source.attrs.items() if pairs},

@@ -24,7 +24,7 @@ def save_binaries(folder: Path, binaries: dict[tuple[str, str], Binary], calls: 
         file = f"{architecture}-{re.sub('[^A-Za-z0-9]+', '-', name)}.{binary.suffix}"
         (folder / file).write_bytes(binary.code)
         described = {field.name: getattr(binary, field.name) for field in dataclasses.fields(binary)}
-        del described["code"], described["attributes"]
+        del described["code"], described["instructions"], described["attributes"]
         described["arguments"] = _arguments(binary, calls[architecture][name])
         described["constants"] = {name: _plain(value) for name, value in binary.constants.items()}
         launches.append({"call": name, "file": file, **described, "facts": dataclasses.asdict(binary.facts)})

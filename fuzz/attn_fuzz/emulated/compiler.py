@@ -67,7 +67,7 @@ def _asked(request: bytes) -> Compiled:
 def _process() -> "subprocess.Popen[bytes]":
     """It ends when this process does, because its requests end. It compiles the sources that this process runs."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "attn_fuzz.emulated.compilation"]
+    command = [sys.executable, "-W", "ignore", "-m", "attn_fuzz.emulated.compilation"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
     assert process.stdin is not None
     pickle.dump(mutants.installed(), process.stdin)

@@ -47,14 +47,15 @@ def _missing(device: str) -> str | None:
 
 def _emulate(call: "KernelCall", architecture: str, choose: random.Random) -> None:
     from attn_amdgcn import Schedule
-    from attn_fuzz.emulated.emulation import emulate
+    from attn_fuzz.emulated.emulation import LARGE, emulate
 
     first = Schedule(seed=choose.randrange(1 << 31))
     schedules = [first]
     if choose.random() < CHECKED:
         another = Schedule(choose.choice(_ORDERS), choose.choice(_ORDERS), choose.randrange(1 << 31))
         schedules = [dataclasses.replace(first, races=True), another]
-    emulate(call, architecture, schedules=schedules, pretends_large=choose.random() < 0.3)
+    pretends_large = choose.random() < 0.3
+    emulate(call, architecture, schedules=schedules, sizes=dict.fromkeys(call.tensors, LARGE) if pretends_large else None)
 
 
 def emulated(architecture: str) -> Target:
