@@ -91,6 +91,8 @@ def command(
     calls = {name: chosen(name, only=only, main=main) for name in chosen_architectures(architectures)}
     if not any(calls.values()):
         raise click.UsageError(f"--only: no launch is named so: {only}")
+    if runs and not any(name.startswith("gfx") for name in calls):
+        raise click.UsageError("--run: there is an emulator for AMD's architectures only: see --arch")
     try:
         allowed = budgets.load(budget_file)
     except BudgetError as error:
@@ -110,11 +112,11 @@ def command(
 
         written = save_binaries(save, outcome.binaries, calls)
         notes.print(f"{written} code objects in {save}, described by launches.json")
+    ran = _ran(outcome, found.triton, workers) if runs and not outcome.interrupted else None
     if json_file:
-        write_json(json_file, found.json())
+        write_json(json_file, found.json() | ({} if ran is None else {"executions": ran.json()}))
     if outcome.interrupted:
         return 130
-    ran = _ran(outcome, found.triton, workers) if runs else None
     if writes and not found.errors:
         if not partly:
             _data_of(path).write_text(found.csv(), encoding="utf-8")
@@ -151,8 +153,9 @@ def _judged(outcome: Outcome, calls: "Calls", allowed: Budgets) -> Results:
 def _ran(outcome: Outcome, triton: str, workers: int | None) -> Executions:
     """Run what was compiled, and tell what came of it."""
     started = time.monotonic()
-    with progress_bar(len(outcome.binaries)) as show_bar:
-        ran = executions.run(outcome.binaries, triton, workers or default_workers("cpu"), lambda done: show_bar(done, 0))
+    calls = executions.calls_of(outcome.binaries)
+    with progress_bar(len(calls)) as show_bar:
+        ran = executions.run(calls, triton, workers or default_workers("cpu"), lambda done: show_bar(done, 0))
     for architecture in dict.fromkeys(architecture for architecture, _ in ran.found):
         table = plain_table("launch", "run", "error / bound", right=("error / bound",))
         for (one, name), execution in ran.found.items():

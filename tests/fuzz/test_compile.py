@@ -14,6 +14,7 @@ from attn_parity.binaries import budgets, page
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.budgets import BudgetError, Budgets, Exceptions
 from attn_parity.binaries.build import build, in_processes
+from attn_parity.binaries.executions import Executions
 from attn_parity.binaries.facts import Facts
 from attn_parity.binaries.results import Results, Row, loads
 from attn_parity.binaries.shipped_calls import chosen, main_names
@@ -230,7 +231,7 @@ def test_a_page_that_is_not_what_its_facts_make_is_noticed(attn_parity, tmp_path
     path, data = tmp_path / "binaries.md", tmp_path / "binaries.csv"
 
     def write(results: Results) -> None:
-        path.write_text(page.text(results, budgets.load(), main_names()))
+        path.write_text(page.text(results, budgets.load(), main_names(), Executions(results.triton)))
         data.write_text(results.csv())
 
     def wrong() -> list[str]:

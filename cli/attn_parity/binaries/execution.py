@@ -3,12 +3,12 @@
 Kernels must be interpreted in this process, which plans and judges. They are compiled in another one.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import cycle
 from unittest.mock import patch
 
-import attn_optimized.attention
+import attn_optimized
 from attn_amdgcn import Schedule
 from attn_fuzz.emulated.compiler import ready
 from attn_fuzz.emulated.emulation import emulate, job_of
@@ -22,7 +22,7 @@ from attn_optimized.attention import paged_attention_calls, varlen_attention_cal
 from attn_optimized.cascade import cascade_attention_calls
 from attn_optimized.kernel_call import KernelCall
 from attn_optimized.kv_cache import rope_and_write_kv_cache_call, write_kv_cache_call
-from attn_optimized.launch.plan import AttentionPlan, attention_grid
+from attn_optimized.launch.plan import AttentionPlan, attention_grid, attention_plan
 from attn_optimized.launch.splits import MAX_SPLITS
 from attn_optimized.launch.workload import Workload
 from attn_optimized.merge import merge_attn_states_call
@@ -32,6 +32,9 @@ from attn_parity.binaries.shipped_calls import ShippedCall, kernel_calls
 from attn_parity.binaries.small_cases import small_cases
 
 SCHEDULES = (Schedule(races=True), Schedule("drawn", "descending", seed=1))
+
+_PLANNER = "attn_optimized.attention.attention_plan"
+"""What every call of attention is planned by, those of a cascade too."""
 
 
 class OtherCodeError(Exception):
@@ -79,16 +82,18 @@ def execute(shipped: ShippedCall, architecture: str, instructions: dict[str, str
 
 def _shipped(shipped: ShippedCall, architecture: str, instructions: dict[str, str]) -> Shipped:
     plans: list[AttentionPlan] = []
-    planned = attn_optimized.attention.attention_plan
 
     def recorded(*arguments, **named) -> AttentionPlan:
-        plans.append(planned(*arguments, **named))
+        plans.append(attention_plan(*arguments, **named))
         return plans[-1]
 
-    with patch.object(attn_optimized.attention, "attention_plan", recorded):
+    with patch(_PLANNER, recorded):
         launches = kernel_calls(shipped, architecture)
-    used = plans if shipped.op in ("paged", "varlen", "cascade") else []
-    return Shipped(architecture, launches, used, instructions, set())
+    if shipped.op == "cascade":
+        del plans[0]  # of the whole call
+    elif shipped.op not in ("paged", "varlen"):
+        plans.clear()
+    return Shipped(architecture, launches, plans, instructions, set())
 
 
 def small_plan(plan: AttentionPlan, workload: Workload) -> AttentionPlan:
@@ -129,7 +134,7 @@ def _difference(call: KernelCall, like: KernelCall) -> str:
     return "; ".join(other) or "its constants and types are the same, so an alignment or a width of a number is not"
 
 
-def _compiled_in(call: KernelCall) -> dict[str, object]:
+def _compiled_in(call: KernelCall) -> Mapping[str, object]:
     types = {name: None if tensor is None else tensor.dtype for name, tensor in call.tensors.items()}
     return call.launch.constants | call.launch.options | types
 
@@ -165,18 +170,21 @@ def _attention(shipped: ShippedCall, of_call: Shipped) -> Callable[..., object]:
 
     def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         plans = iter(of_call.plans)
-        with patch.object(
-            attn_optimized.attention, "attention_plan", lambda workload, **gpu: small_plan(next(plans), workload)
-        ):
+
+        def planned(workload: Workload, **gpu: object) -> AttentionPlan:
+            return small_plan(next(plans), workload)
+
+        with patch(_PLANNER, planned):
             gpu = {"architecture": of_call.architecture, "compute_units": 1}
             if shipped.op == "cascade":
                 prefix = common_prefix(batch, layer, kv_cache)
                 calls = list(cascade_attention_calls(q, kv_cache, layer, batch, prefix, out=out, lse=lse, **gpu))
             else:
                 plan = attn_optimized.plan_of(q, layer, batch, batch_invariant=shipped.batch_invariant, **gpu)
-                tensors = (q, k, v) if shipped.op == "varlen" else (q, kv_cache)
-                make = varlen_attention_calls if shipped.op == "varlen" else paged_attention_calls
-                calls = list(make(*tensors, layer, batch, plan, out=out, lse=lse))
+                if shipped.op == "varlen":
+                    calls = list(varlen_attention_calls(q, k, v, layer, batch, plan, out=out, lse=lse))
+                else:
+                    calls = list(paged_attention_calls(q, kv_cache, layer, batch, plan, out=out, lse=lse))
         if len(calls) != len(of_call.launches):
             raise OtherCodeError(f"a small case has {len(calls)} launches, and {len(of_call.launches)} ship")
         _run(iter(calls), of_call)

@@ -45,6 +45,10 @@ class Executions:
         """The launches that do not agree, in words."""
         return [f"{' '.join(job)}: {one.verdict}: {one.why}" for job, one in self.found.items() if not one.agrees]
 
+    def json(self) -> list[dict[str, object]]:
+        """Each execution as plain data for `compile --json`."""
+        return [{"architecture": job[0], "call": job[1], **one._asdict()} for job, one in self.found.items()]
+
     def csv(self) -> str:
         """The text of a CSV file, one line for each launch."""
         return csv_of(
@@ -66,15 +70,27 @@ def loads(text: str, name: str) -> Executions:
     return Executions(records[0]["triton"], found)
 
 
-def run(
-    binaries: "Mapping[Job, Binary]", triton: str, workers: int, report: Callable[[int], None] = lambda done: None
-) -> Executions:
-    """Run the launches of binaries, those of AMD's GPUs, and judge what they compute.
+Call = tuple[str, str, tuple[tuple[str, str], ...]]
+"""An architecture, the name of a call, and the name of each of its launches with the digest of the launch's assembly."""
+
+
+def calls_of(binaries: "Mapping[Job, Binary]") -> list[Call]:
+    """The calls whose launches binaries are. NVIDIA's are left out: there is no emulator for them."""
+    from attn_parity.binaries.shipped_calls import name_of_call
+
+    launches: dict[Job, dict[str, str]] = {}
+    for (architecture, name), binary in binaries.items():
+        if architecture.startswith("gfx"):
+            launches.setdefault((architecture, name_of_call(name)), {})[name] = binary.instructions
+    return [(*call, tuple(of_call.items())) for call, of_call in launches.items()]
+
+
+def run(jobs: Sequence[Call], triton: str, workers: int, report: Callable[[int], None] = lambda done: None) -> Executions:
+    """Run the launches of calls, and judge what they compute.
 
     Args:
-        report: called with the number of finished launches.
+        report: called with the number of finished calls.
     """
-    jobs = _jobs(binaries)
     at_once = max(1, min(workers, len(jobs)))
     found, interrupted = in_processes(_executed, jobs, at_once, report, interpreter=True)
     executions = Executions(triton, interrupted=interrupted)
@@ -101,17 +117,6 @@ def differences(executions: Executions, triton: str, names: Mapping[str, Sequenc
     if executions.triton != triton:
         wrong.append(f"launches were run with Triton {executions.triton}, and compiled with {triton}")
     return wrong
-
-
-def _jobs(binaries: "Mapping[Job, Binary]") -> list[tuple[str, str, tuple[tuple[str, str], ...]]]:
-    """The architecture and the name of each call, with the digest of each launch's assembly."""
-    from attn_parity.binaries.shipped_calls import name_of_call
-
-    launches: dict[Job, dict[str, str]] = {}
-    for (architecture, name), binary in binaries.items():
-        if architecture.startswith("gfx"):
-            launches.setdefault((architecture, name_of_call(name)), {})[name] = binary.instructions
-    return [(*call, tuple(of_call.items())) for call, of_call in launches.items()]
 
 
 def _executed(architecture: str, name: str, instructions: Iterable[tuple[str, str]]) -> dict[str, Execution]:
