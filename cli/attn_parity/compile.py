@@ -102,6 +102,8 @@ def command(
     check_writable(json_file)
     if writes:
         check_page_writable(path)
+    if writes and partly:
+        _read(path)  # the rest of the page
     if save is not None:
         save.mkdir(parents=True, exist_ok=True)
     outcome = _built(calls, workers)

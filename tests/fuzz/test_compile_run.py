@@ -3,13 +3,33 @@
 import json
 
 import pytest
-from attn_parity.binaries import execution, executions
+from attn_fuzz.cases.case import Case
+from attn_parity.binaries import execution, executions, page
+from attn_parity.binaries.budgets import Budgets
 from attn_parity.binaries.executions import Execution, Executions
+from attn_parity.binaries.facts import Facts
+from attn_parity.binaries.results import Results, Row
 from attn_parity.binaries.shipped_calls import CALLS, ShippedCall, chosen, name_of_call
 from attn_parity.binaries.small_cases import small_cases
 
 MERGE = ("compile", "--run", "--arch", "gfx942", "--only", "merge, fp32")
 JOB = ("gfx942", "decode")
+BUDGETS = Budgets(vgpr_spills=0, waves={})
+GOOD = Facts(
+    vgprs=128,
+    agprs=0,
+    sgprs=40,
+    vgpr_spills=0,
+    sgpr_spills=0,
+    lds_bytes=16 << 10,
+    lds_limit=64 << 10,
+    waves=2,
+    matrix_instructions=80,
+    tf32_instructions=0,
+    widest_load=16,
+    narrow_products=0,
+    fused_multiply_adds=50,
+)
 
 
 def call_named(name: str) -> ShippedCall:
@@ -19,14 +39,17 @@ def call_named(name: str) -> ShippedCall:
 
 @pytest.mark.parametrize("shipped", CALLS, ids=lambda shipped: shipped.name)
 def test_small_cases_are_ragged(shipped):
-    for case in small_cases(shipped, queries=32, keys=64):
+    random, signature = small_cases(shipped, queries=32, keys=64)
+    assert random.rules.keys() - {"lse"} == signature.rules.keys() - {"lse"}
+    for case in (random, signature):
         assert case.group_size == shipped.num_heads // shipped.num_kv_heads
-        assert case.rules.keys() == small_cases(shipped, queries=16, keys=32)[0].rules.keys() | case.rules.keys() & {"lse"}
-        seq_lens = [request.seq_len for request in case.requests]
-        assert len(set(seq_lens)) == len(seq_lens) or shipped.op == "cascade"
-        assert any(seq_len % 16 for seq_len in seq_lens)
-        if shipped.attn_type.reads_cache:
-            assert max(seq_lens) > 64
+        assert all(any(sizes) for sizes in zip(*([n % 16, n % 32, n % 64] for n in lengths(case)), strict=True))
+        assert max(lengths(case)) > (64 if shipped.attn_type.reads_cache else 32)
+    assert min(request.query_len for request in random.requests) == 0
+
+
+def lengths(case: Case) -> list[int]:
+    return [request.seq_len for request in case.requests]
 
 
 @pytest.mark.parametrize("name", ["decode, split", "cascade", "encoder", "RoPE and cache write", "merge"])
@@ -77,19 +100,10 @@ def test_a_wrong_launch_does_not_agree(monkeypatch):
         call.tensors["out_ptr"].mul_(1.001)
 
     monkeypatch.setattr(execution, "emulate", off_by_a_little)
-    monkeypatch.setattr(execution, "SCHEDULES", execution.SCHEDULES[:1])
-    found = execution.execute(call_named("merge, fp32"), "gfx942", {})
-    assert found == {}
-    found = execution.execute(call_named("merge, fp32"), "gfx942", {"merge, fp32": digest_of("merge, fp32")})
+    monkeypatch.setattr(execution, "digest", lambda assembly, kernel: "the digest")
+    found = execution.execute(call_named("merge, fp32"), "gfx942", {"merge, fp32": "the digest"})
     assert found["merge, fp32"].verdict == "value"
     assert found["merge, fp32"].error > 1
-
-
-def digest_of(name: str) -> str:
-    """The digest of a launch of gfx942, as a process without the interpreter finds it."""
-    from attn_parity.binaries.build import build
-
-    return build([("gfx942", name)], 1).binaries["gfx942", name].instructions
 
 
 def test_calls_whose_process_fails_did_not_run_and_others_go_on():
@@ -99,6 +113,15 @@ def test_calls_whose_process_fails_did_not_run_and_others_go_on():
     assert ran.found["gfx942", "merge, fp32"].verdict == "raised"
 
 
+def test_an_interrupted_run_keeps_what_ran(monkeypatch):
+    calls = [("gfx942", name, ((name, "digest"),)) for name in ("decode", "merge")]
+    done = {calls[0]: {"decode": Execution("agree", 0.25)}}
+    monkeypatch.setattr(executions, "in_processes", lambda *arguments, **named: (done, True))
+    ran = executions.run(calls, "3.9.0", 1)
+    assert ran.interrupted
+    assert ran.found == {JOB: Execution("agree", 0.25)}
+
+
 def test_executions_are_kept():
     found = {JOB: Execution("agree", 0.25), ("gfx1201", "decode"): Execution("raised", 0, 'a "fault", and why')}
     kept = Executions("3.9.0", found)
@@ -106,6 +129,19 @@ def test_executions_are_kept():
     assert kept.wrong == ['gfx1201 decode: raised: a "fault", and why']
     with pytest.raises(ValueError, match=r"x\.csv"):
         executions.loads("triton\n", "x.csv")
+
+
+def test_the_page_says_what_came_of_launches():
+    rows = tuple(Row(name, "decode", "attention_kernel", 4, GOOD) for name in ("gfx942", "gfx1201", "gfx950", "sm90"))
+    ran = Executions(
+        "3.9.0", {JOB: Execution("agree", 0.25), ("gfx1201", "decode"): Execution("value", 3, "out of request 0 at row 1")}
+    )
+    lines = page.text(Results("3.9.0", rows), BUDGETS, ["decode"], ran).splitlines()
+    assert "| `gfx942` | 1 | 1 | 0 | 0 | 0.25 |" in lines
+    assert "| `gfx1201` | 1 | 0 | 1 | 0 | 0 |" in lines
+    assert "| `gfx950` | 1 | 0 | 0 | 1 | 0 |" in lines
+    assert "- gfx1201 decode: value: out of request 0 at row 1" in lines
+    assert "| decode | 128, 2; 0.25 | 128, 2; value | 128, 2 | 128, 2 |" in lines
 
 
 def test_executions_of_other_launches_are_told():
@@ -124,7 +160,8 @@ def test_executions_of_other_launches_are_told():
     [
         (("--arch", "sm90"), "--run: there is an emulator for AMD's architectures only"),
         (("--check",), "--check compiles and writes nothing"),
-        (("--write", "--arch", "gfx942", "--only", "merge, fp32"), "docs/generated/binaries.md"),
+        (("--write", "--arch", "gfx942", "--only", "merge, fp32"), "--page: the folder docs/generated does not exist"),
+        (("--write", "--arch", "gfx942", "--only", "merge, fp32", "--page", "here.md"), "here.csv does not exist"),
     ],
 )
 def test_bad_input_is_named(attn_parity, options, words):
