@@ -52,6 +52,7 @@ def test_bits_are_reversed(value):
         ("s_add_i32 s2, 0x7fffffff, 1", 0x80000000, True),
         ("s_sub_i32 s2, s0, s1", 0xFFFFFFFC, False),
         ("s_addk_i32 s0, 0x8000", 0xFFFF7FFF, False),
+        ("s_mulk_i32 s1, 0xfffe", 0xFFFFFFFA, True),  # 3 * -2; the condition code stays
         ("s_mul_hi_u32 s2, s0, s1", 2, True),  # the condition code stays
         ("s_mul_hi_i32 s2, s0, s1", 0xFFFFFFFF, True),
         ("s_min_i32 s2, s0, s1", 0xFFFFFFFF, True),
@@ -70,7 +71,7 @@ def test_bits_are_reversed(value):
 )
 def test_a_result_and_the_condition_code(text, value, scc):
     after = ran(text, s={0: 0xFFFFFFFF, 1: 3}, scc=True)
-    target = 0 if (" s0," in text and "addk" in text) or "bitset" in text else 2
+    target = {"s_addk_i32": 0, "s_bitset0_b32": 0, "s_mulk_i32": 1}.get(text.split()[0], 2)
     assert (int(after.scalar[0, target]), bool(after.scc[0])) == (value, scc)
 
 

@@ -54,16 +54,21 @@ def sub_i32(a, b):
     return wide.astype(np.int32), wide != wide.astype(np.int32)
 
 
-@own_step("s_addk_i32 s_addk_co_i32")
-def addk(instruction: Instruction, kernel: Kernel) -> Step:
-    """The register is the first source, and its literal is 16 signed bits."""
+@own_step("s_addk_i32 s_addk_co_i32 s_mulk_i32")
+def with_short_literal(instruction: Instruction, kernel: Kernel) -> Step:
+    """The register is the first source, and the second one a literal of 16 signed bits. A product leaves SCC as it is."""
     check_count(instruction, 2)
     register, literal = instruction.operands
     read, write = reads_scalar(register, KINDS["i32"], kernel), writes_scalar(register, KINDS["i32"])
     constant = reads_scalar(literal, KINDS["i32"], kernel)
+    adds = instruction.name != "s_mulk_i32"
 
     def step(waves: Waves) -> None:
-        value, waves.scc = add_i32(read(waves), constant(waves).astype(np.int16).astype(np.int32))
+        second = constant(waves).astype(np.int16).astype(np.int32)
+        if adds:
+            value, waves.scc = add_i32(read(waves), second)
+        else:
+            value = read(waves) * second
         write(waves, value)
 
     return step
