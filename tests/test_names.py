@@ -6,8 +6,17 @@ from pathlib import Path
 
 from tests.pages import ROOT
 
-PACKAGES = ("attn_contract", "attn_reference", "attn_optimized", "attn_fuzz", "attn_parity", "attn_vllm", "benchmarks")
-FOLDERS = ("contract", "reference", "optimized", "fuzz", "cli", "plugins", "examples", "benchmarks")
+PACKAGES = (
+    "attn_contract",
+    "attn_reference",
+    "attn_optimized",
+    "attn_amdgcn",
+    "attn_fuzz",
+    "attn_parity",
+    "attn_vllm",
+    "benchmarks",
+)
+FOLDERS = ("contract", "reference", "optimized", "emulated", "fuzz", "cli", "plugins", "examples", "benchmarks")
 NAME = re.compile(rf"(?<![\w./-])(?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+")
 PATH = re.compile(rf"(?<![\w/.-])(?:{'|'.join((*FOLDERS, 'tests', 'docs'))})/[\w./-]*\.(?:py|toml|json|csv|md|css)\b")
 KEY = "attn_contract.rule"

@@ -4,6 +4,7 @@ import re
 import tomllib
 from typing import get_args
 
+import attn_amdgcn
 import attn_contract
 import attn_optimized
 import attn_reference
@@ -64,6 +65,9 @@ def test_every_name_of_the_python_api_is_there():
         cell, *columns = (column.strip() for column in row.strip("|").split("|"))
         for package, answer in zip((attn_reference, attn_optimized), columns, strict=True):
             assert {hasattr(package, name) for name in names_in(cell)} == {answer.startswith("yes")}, (cell, package)
+    (emulator,) = (section for section in sections if section.startswith("`attn_amdgcn`"))
+    named = {name for cell in re.findall(r"^\| (`.*?) \|", emulator, flags=re.MULTILINE) for name in names_in(cell)}
+    assert named == {*attn_amdgcn.__all__}
 
 
 def names_in(cell: str) -> list[str]:

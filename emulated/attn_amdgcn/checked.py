@@ -32,7 +32,7 @@ def checked(
     lds_bytes: int = 0,
     schedules: Sequence[Schedule] = SCHEDULES,
 ) -> tuple[Memory, Report]:
-    """Run a grid of workgroups once for each schedule. Arguments and the result are those of `attn_amdgcn.launch.launch`.
+    """Run a grid of workgroups once for each schedule. Arguments and the result are those of `attn_amdgcn.launch`.
 
     Raises:
         LaunchError: the arguments do not fit the kernel.

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import triton
+from attn_amdgcn import load
 from attn_parity.binaries import budgets, page
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.budgets import BudgetError, Budgets, Exceptions
 from attn_parity.binaries.build import build, in_processes
 from attn_parity.binaries.executions import Executions
 from attn_parity.binaries.facts import Facts
+from attn_parity.binaries.kernarg import kernarg_of
 from attn_parity.binaries.results import Results, Row, loads
 from attn_parity.binaries.shipped_calls import chosen, main_names
 
@@ -150,6 +152,37 @@ def test_saved_code_comes_with_what_it_takes_to_launch_it(attn_parity, tmp_path)
     assert out["attributes"] == {"tt.divisibility": 16, "tt.pointer_range": 32}
     assert tokens["value"] == out["shape"][0]
     assert launch["grid"] == list(call.launch.grid)
+    assert (launch["threads_per_block"], launch["dynamic_lds_bytes"]) == (
+        64 * launch["num_warps"],
+        launch["facts"]["lds_bytes"],
+    )
+    null = [argument["name"] for argument in launch["arguments"] if argument.get("may_be_null")]
+    assert null == ["global_scratch", "profile_scratch"]
+
+
+def test_saved_arguments_lie_where_the_emulators_reader_says(attn_parity, tmp_path):
+    """launches.json and attn_amdgcn read the metadata in ways of their own."""
+    assert attn_parity("compile", "--arch", "gfx942,gfx1201", "--only", "merge, fp32", "--save", "code").code == 0
+    launches = json.loads((tmp_path / "code" / "launches.json").read_text())["launches"]
+    assert len(launches) == 2
+    for launch in launches:
+        kernel = load((tmp_path / "code" / launch["assembly"]).read_text())
+        assert kernel.threads == launch["threads_per_block"]
+        assert kernel.argument_bytes == launch["kernarg"]["bytes"]
+        described = [(each["offset"], each["size"], each["kind"]) for each in launch["kernarg"]["arguments"]]
+        assert described == [(each.offset, each.size, each.kind) for each in kernel.arguments]
+
+
+def test_hidden_arguments_are_described_and_a_wrong_number_is_refused():
+    one = ".offset: {} .size: 8 .value_kind: {}\n"
+    text = "\n\t.amdgpu_metadata\n" + one.format(0, "global_buffer") + one.format(8, "hidden_block_count_x")
+    text += ".kernarg_segment_size: 16"
+    assert kernarg_of(text, ["out"])["arguments"] == [
+        {"name": "out", "offset": 0, "size": 8, "kind": "global_buffer"},
+        {"name": "hidden_block_count_x", "offset": 8, "size": 8, "kind": "hidden_block_count_x"},
+    ]
+    with pytest.raises(ValueError, match="the metadata describe 1 arguments, and the kernel has 2: out, lse"):
+        kernarg_of(text, ["out", "lse"])
 
 
 def test_a_launch_that_does_not_compile_is_an_error_and_others_go_on():

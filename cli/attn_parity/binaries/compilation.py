@@ -10,7 +10,6 @@ from attn_contract import ContractError
 from attn_fuzz.emulated.compilation import compiled_kernel
 from attn_optimized.kernel_call import KernelCall
 from attn_parity.binaries.architectures import ARCHITECTURES
-from attn_parity.binaries.assembly import digest
 from attn_parity.binaries.facts import Facts, facts_of
 from triton.compiler import ASTSource
 
@@ -23,7 +22,6 @@ class Binary:
         architecture: the architecture of the GPU.
         name: the name of the kernel in the code object.
         code: the code object, of the file type `suffix`.
-        instructions: the digest of its assembly, without what no GPU reads (`attn_parity.binaries.assembly`).
         arguments: the kernel's arguments in their order, each with Triton's name of its type: the arguments of the call
             that are no constants, then two pointers to scratch memory, null where a kernel needs none.
         attributes: the properties of arguments on which the code relies, by argument: "tt.divisibility" and
@@ -32,13 +30,14 @@ class Binary:
         grid: the number of programs in each of up to three dimensions.
         num_warps, warp_size: the waves of a program, and the lanes of a wave.
         facts: see Facts; `facts.lds_bytes` is the dynamic shared memory of the launch.
+        assembly: the text from which the code object is made.
+        scratch_bytes: what the two pointers to scratch memory must point to, by their names.
     """
 
     architecture: str
     name: str
     code: bytes
     suffix: str
-    instructions: str
     arguments: dict[str, str]
     attributes: dict[str, dict[str, int]]
     constants: dict[str, Any]
@@ -46,6 +45,8 @@ class Binary:
     num_warps: int
     warp_size: int
     facts: Facts
+    assembly: str
+    scratch_bytes: dict[str, int]
 
 
 def compiled(call: KernelCall, architecture: str) -> tuple[Any, ASTSource]:
@@ -74,7 +75,6 @@ def compile_call(call: KernelCall, architecture: str) -> Binary:
         name=metadata.name,
         code=binary.asm[suffix],
         suffix=suffix,
-        instructions=digest(binary.asm.get("amdgcn") or binary.asm["ptx"], metadata.name),
         arguments={name: kind for name, kind in source.signature.items() if kind != "constexpr"}
         | {"global_scratch": "*i8", "profile_scratch": "*i8"},
         attributes={names[index]: dict(pairs) for (index,), pairs in source.attrs.items() if pairs},
@@ -83,4 +83,6 @@ def compile_call(call: KernelCall, architecture: str) -> Binary:
         num_warps=metadata.num_warps,
         warp_size=metadata.target.warp_size,
         facts=facts_of(binary, architecture),
+        assembly=binary.asm.get("amdgcn") or binary.asm["ptx"],
+        scratch_bytes={"global_scratch": metadata.global_scratch_size, "profile_scratch": metadata.profile_scratch_size},
     )

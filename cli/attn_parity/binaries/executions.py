@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from attn_parity.binaries.assembly import digest
 from attn_parity.binaries.build import Job, in_processes
 from attn_parity.binaries.results import csv_of, records_of
 
@@ -81,7 +82,7 @@ def calls_of(binaries: "Mapping[Job, Binary]") -> list[Call]:
     launches: dict[Job, dict[str, str]] = {}
     for (architecture, name), binary in binaries.items():
         if architecture.startswith("gfx"):
-            launches.setdefault((architecture, name_of_call(name)), {})[name] = binary.instructions
+            launches.setdefault((architecture, name_of_call(name)), {})[name] = digest(binary.assembly, binary.name)
     return [(*call, tuple(of_call.items())) for call, of_call in launches.items()]
 
 

@@ -1,4 +1,4 @@
-"""Write code objects into a folder, with launches.json: the arguments of hipModuleLaunchKernel or cuLaunchKernel for each."""
+"""Write code objects and assembly into a folder, with launches.json: what hipModuleLaunchKernel or cuLaunchKernel needs."""
 
 import dataclasses
 import re
@@ -8,38 +8,62 @@ from typing import Any
 import torch
 from attn_optimized.kernel_call import KernelCall
 from attn_parity.binaries.compilation import Binary
+from attn_parity.binaries.kernarg import kernarg_of
 from attn_parity.options import write_json
 
-SCHEMA = "attn-parity.launches/1"
+SCHEMA = "attn-parity.launches/2"
 
 
 def save_binaries(folder: Path, binaries: dict[tuple[str, str], Binary], calls: dict[str, dict[str, KernelCall]]) -> int:
-    """Write the code objects and launches.json, and return the number of code objects.
+    """Write the code objects, their assembly and launches.json, and return the number of code objects.
 
     Args:
         calls: the launches, by architecture and name.
     """
     launches = []
     for (architecture, name), binary in binaries.items():
-        file = f"{architecture}-{re.sub('[^A-Za-z0-9]+', '-', name)}.{binary.suffix}"
+        stem = f"{architecture}-{re.sub('[^A-Za-z0-9]+', '-', name)}"
+        file, text = f"{stem}.{binary.suffix}", f"{stem}.{'s' if binary.suffix == 'hsaco' else 'ptx'}"
         (folder / file).write_bytes(binary.code)
-        described = {field.name: getattr(binary, field.name) for field in dataclasses.fields(binary)}
-        del described["code"], described["instructions"], described["attributes"]
-        described["arguments"] = _arguments(binary, calls[architecture][name])
-        described["constants"] = {name: _plain(value) for name, value in binary.constants.items()}
-        launches.append({"call": name, "file": file, **described, "facts": dataclasses.asdict(binary.facts)})
+        (folder / text).write_text(binary.assembly, encoding="utf-8")
+        launches.append({"call": name, "file": file, "assembly": text, **_described(binary, calls[architecture][name])})
     write_json(folder / "launches.json", {"schema": SCHEMA, "launches": launches})
     return len(launches)
 
 
+def _described(binary: Binary, call: KernelCall) -> dict[str, Any]:
+    """What a launch of a code object needs."""
+    described = {
+        field.name: getattr(binary, field.name)
+        for field in dataclasses.fields(binary)
+        if field.name not in ("code", "assembly", "attributes", "scratch_bytes")
+    }
+    return described | {
+        "arguments": _arguments(binary, call),
+        "constants": {name: _plain(value) for name, value in binary.constants.items()},
+        "threads_per_block": binary.num_warps * binary.warp_size,
+        "dynamic_lds_bytes": binary.facts.lds_bytes,
+        "kernarg": kernarg_of(binary.assembly, list(binary.arguments)) if binary.suffix == "hsaco" else None,
+        "facts": dataclasses.asdict(binary.facts),
+    }
+
+
 def _arguments(binary: Binary, call: KernelCall) -> list[dict[str, Any]]:
-    """The arguments in the kernel's order: name, type, attributes, and a number's value or a tensor's shape and strides."""
+    """The arguments in the kernel's order: name, type, attributes, and what is known of the value.
+
+    That is a number's value, a tensor's shape and strides, or the bytes of scratch memory that a pointer must lead to; a
+    pointer that `may_be_null` leads to none.
+    """
     described = []
     for name, kind in binary.arguments.items():
         value = call.arguments.get(name)
-        known = {} if value is None else {"value": value}
+        known: dict[str, Any] = {} if value is None else {"value": value}
         if isinstance(value, torch.Tensor):
             known = {"shape": list(value.shape), "strides": list(value.stride())}
+        if name in binary.scratch_bytes:
+            known = {"bytes": binary.scratch_bytes[name]}
+        if kind.startswith("*"):
+            known["may_be_null"] = binary.scratch_bytes.get(name) == 0
         described.append({"name": name, "type": kind, **known, "attributes": binary.attributes.get(name, {})})
     return described
 

@@ -7,6 +7,7 @@ import importlib
 import os
 import pickle
 import re
+import signal
 import sys
 from typing import Any, BinaryIO
 
@@ -15,7 +16,7 @@ from attn_contract import ContractError
 from attn_fuzz.emulated.jobs import Compiled, Job
 from triton import knobs
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, make_backend
+from triton.compiler import ASTSource, CompilationError, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 
@@ -65,6 +66,13 @@ def compiled(job: Job) -> Compiled:
     return Compiled(binary.asm["amdgcn"], names, 2, binary.metadata.shared)
 
 
+def _reason(error: BaseException) -> str:
+    """Triton reports an error in a function again at each call of the function: the first report says what is wrong."""
+    while isinstance(error.__cause__, CompilationError):
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error)[-2000:]}"
+
+
 def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
     """Answer jobs until there are no more: with what was compiled, or with an error's text."""
     mutant = pickle.load(requests)
@@ -80,12 +88,16 @@ def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
         try:
             answer: Compiled | str = compiled(job)
         except Exception as error:
-            answer = f"{type(error).__name__}: {error}"[-2000:]
-        pickle.dump(answer, replies)
-        replies.flush()
+            answer = f"{job.kernel} for {job.architecture}: {_reason(error)}"
+        try:
+            pickle.dump(answer, replies)
+            replies.flush()
+        except BrokenPipeError:
+            return  # nobody waits for it
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends when its requests do
     with os.fdopen(os.dup(1), "wb") as replies:
         os.dup2(2, 1)  # a compiler that prints must not write among the replies
         _serve(sys.stdin.buffer, replies)

@@ -2,9 +2,9 @@
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
-from collections import OrderedDict
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from attn_fuzz.zoo import mutants
 
 KEPT = 64
 """Programs that are kept: a prepared one has tens of thousands of closures."""
+END_SECONDS = 10.0
 
 
 class CompilerError(Exception):
@@ -21,33 +22,31 @@ class CompilerError(Exception):
 
 
 class Ready(NamedTuple):
-    """A program that can be launched, and the names of its arguments."""
+    """A program that can be launched, and what a launch of it needs."""
 
     program: Program
     compiled: Compiled
 
 
-_ready: "OrderedDict[bytes, Ready]" = OrderedDict()
-
-
 def ready(job: Job) -> Ready:
-    """Compile a job, unless its program is kept.
+    """Compile a job, unless its program is kept. Jobs whose numbers differ may have one text, and then share its program.
 
     Raises:
         CompilerError: the compiler failed.
         attn_amdgcn.AmdgcnError: the code holds what the emulator does not know.
     """
-    key = pickle.dumps(job)
-    if key not in _ready:
-        answer = _asked(key)
-        _ready[key] = Ready(prepare(load(answer.text)), answer)
-        if len(_ready) > KEPT:
-            _ready.popitem(last=False)
-    _ready.move_to_end(key)
-    return _ready[key]
+    compiled = _compiled(pickle.dumps(job))
+    return Ready(_program(compiled.text), compiled)
 
 
-def _asked(request: bytes) -> Compiled:
+@lru_cache(maxsize=KEPT)
+def _program(text: str) -> Program:
+    return prepare(load(text))
+
+
+@lru_cache(maxsize=KEPT)
+def _compiled(request: bytes) -> Compiled:
+    """What the other process makes of a pickled job."""
     process = _process()
     assert process.stdin is not None
     assert process.stdout is not None
@@ -55,18 +54,30 @@ def _asked(request: bytes) -> Compiled:
         process.stdin.write(request)
         process.stdin.flush()
         answer = pickle.load(process.stdout)
-    except (EOFError, OSError) as error:
+    except (EOFError, OSError, pickle.UnpicklingError):
         _process.cache_clear()
-        raise CompilerError(f"the compiling process died: {type(error).__name__}") from error
+        raise CompilerError(f"the process that compiles {_end(process)}") from None
     if isinstance(answer, str):
         raise CompilerError(answer)
     return answer
+
+
+def _end(process: "subprocess.Popen[bytes]") -> str:
+    """How a process died, in words."""
+    try:
+        code = process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return "closed its pipes and did not end"
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
 
 
 @lru_cache(maxsize=1)
 def _process() -> "subprocess.Popen[bytes]":
     """It ends when this process does, because its requests end. It compiles the sources that this process runs."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    # Triton's advice about defaults is for those who launch: a job has the options of the launch
     command = [sys.executable, "-W", "ignore", "-m", "attn_fuzz.emulated.compilation"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
     assert process.stdin is not None

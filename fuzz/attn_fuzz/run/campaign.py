@@ -185,8 +185,10 @@ def run(
     seconds = {each.target: each.seconds for each in reaches}
     campaign = _Campaign({mutant.name: mutant for mutant in mutants}, plan, log, workers, report)
     campaign.probe(firsts)
-    for turn in sorted(turns, key=lambda turn: (turn[0], seconds[turn[1]])):
-        while campaign.goes_on and (waiting := campaign.waiting(turns[turn])):
+    ordered = sorted(turns, key=lambda turn: (turn[0], seconds[turn[1]]))
+    for first in range(0, len(ordered), workers):  # a turn may be one group, which keeps one worker busy
+        at_once = [key for turn in ordered[first : first + workers] for key in turns[turn]]
+        while campaign.goes_on and (waiting := campaign.waiting(at_once)):
             campaign.together(waiting)
     return campaign.outcome
 
@@ -228,7 +230,7 @@ class _Campaign:
         self._run([self._plan((key,)) for key in keys], lambda index, progress: self._add(Trial.of(keys[index], progress)))
 
     def together(self, keys: Sequence[Key]) -> None:
-        """Run the shards of a target with groups of mutants. Where a case fails, shards are left that still wait."""
+        """Run shards with groups of mutants. Where a case fails, shards are left that still wait."""
         groups = self._groups(keys)
         failed: list[tuple[tuple[Key, ...], Case]] = []
 
@@ -266,11 +268,11 @@ class _Campaign:
         return [group[0] for group, _ in failed]
 
     def _groups(self, keys: Sequence[Key]) -> list[tuple[Key, ...]]:
-        """Groups of shards of one seed whose patches do not overlap."""
+        """Groups of the same shard, for mutants whose patches do not overlap."""
         groups: list[list[Key]] = []
         for key in keys:
             for group in groups:
-                if group[0].seed == key.seed and len(group) < GROUP and self._can_be_installed([*group, key]):
+                if group[0][1:] == key[1:] and len(group) < GROUP and self._can_be_installed([*group, key]):
                     group.append(key)
                     break
             else:

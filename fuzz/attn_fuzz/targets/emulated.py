@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from attn_contract import Batch, Layer
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.interpreted.sanitizer import Violation
 from attn_fuzz.targets.target import EVERYTHING, Support, Target
 from attn_fuzz.targets.triton import TRITON, missing_triton
 from attn_fuzz.verdict.rounding import Rounding
@@ -46,7 +47,7 @@ def _missing(device: str) -> str | None:
 
 
 def _emulate(call: "KernelCall", architecture: str, choose: random.Random) -> None:
-    from attn_amdgcn import Schedule
+    from attn_amdgcn import Fault, Schedule
     from attn_fuzz.emulated.emulation import LARGE, emulate
 
     first = Schedule(seed=choose.randrange(1 << 31))
@@ -54,8 +55,11 @@ def _emulate(call: "KernelCall", architecture: str, choose: random.Random) -> No
     if choose.random() < CHECKED:
         another = Schedule(choose.choice(_ORDERS), choose.choice(_ORDERS), choose.randrange(1 << 31))
         schedules = [dataclasses.replace(first, races=True), another]
-    pretends_large = choose.random() < 0.3
-    emulate(call, architecture, schedules=schedules, sizes=dict.fromkeys(call.tensors, LARGE) if pretends_large else None)
+    sizes = dict.fromkeys(call.tensors, LARGE) if choose.random() < 0.3 else None
+    try:
+        emulate(call, architecture, schedules=schedules, sizes=sizes)
+    except Fault as fault:  # what the sanitizer finds in interpreted kernels: a bug of the kernel, and no error of its host
+        raise Violation(f"{call.launch.kernel.fn.__name__} for {architecture}: {fault}", "Fault") from fault
 
 
 def emulated(architecture: str) -> Target:
@@ -106,6 +110,7 @@ def emulated(architecture: str) -> Target:
         unavailable=_missing,
         events=events,
         forget=TRITON.forget,
+        compiles=True,
     )
 
 

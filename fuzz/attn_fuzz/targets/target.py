@@ -268,6 +268,8 @@ class Target:
         oracle: whether the reference judges the outputs. Without an oracle only memory and properties are checked, and sizes
             may be too large for the reference.
         findings: known bugs of the target (`attn_fuzz.findings.finding`).
+        compiles: whether it compiles kernels for a GPU that is emulated. Compiling takes longer than the rest of a case, so
+            `attn-parity mutate` leaves the target out unless it is named.
         sanitizes: whether its kernels are written in Triton and access only what `attn_fuzz.interpreted.permissions` allows.
     """
 
@@ -287,6 +289,7 @@ class Target:
     properties: tuple[Property, ...] = ()
     oracle: bool = True
     findings: tuple[Finding, ...] = ()
+    compiles: bool = False
     sanitizes: bool = False
 
     def __post_init__(self) -> None:

@@ -1,0 +1,134 @@
+"""The targets whose kernels are compiled for AMD GPUs and emulated: they agree, find planted bugs, and say what is wrong."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import attn_fuzz.zoo
+import msgspec
+import pytest
+from attn_fuzz.cases.case import Case
+from attn_fuzz.emulated import compiler, emulation
+from attn_fuzz.emulated.compiler import CompilerError
+from attn_fuzz.emulated.jobs import Compiled, Job
+from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.trial import try_case
+from attn_fuzz.targets import registry
+from attn_fuzz.targets.emulated import TRITON_GFX942
+from attn_fuzz.verdict.verdict import Verdict
+from attn_fuzz.zoo import mutants
+
+ZOO = Path(attn_fuzz.zoo.__file__).parent
+
+
+@pytest.fixture
+def other_text(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], str]], None]:
+    """Has a change made in every text that the compiler returns."""
+    right = compiler._compiled
+
+    def change(changed: Callable[[str], str]) -> None:
+        def compiled(request: bytes) -> Compiled:
+            answer = right(request)
+            return answer._replace(text=changed(answer.text))
+
+        monkeypatch.setattr(compiler, "_compiled", compiled)
+
+    return change
+
+
+def tried(case: Case) -> Verdict:
+    return try_case(case, TRITON_GFX942, "cpu")
+
+
+@pytest.mark.parametrize("architecture", ["GFX942", "GFX1201"])
+def test_drawn_examples_agree(architecture, fuzz_here):
+    ended, cases = fuzz_here(f"planted_emulated:SMALL_{architecture}", examples=5, seed=2)
+    assert ended.failure is None, ended.failure
+    assert ended.examples == len(cases) == 5
+    assert ended.ratio > 0
+
+
+def test_a_mutant_is_compiled_with_its_fault_and_found(step_case, tmp_path):
+    mutant = mutants.load(ZOO / "diagonal.toml")
+    with Executor("triton-gfx942", "cpu", 120.0, tmp_path / "ahead.json", mutant) as executor:
+        assert executor.run(step_case).kind == "bitwise"
+
+
+def test_a_kernel_that_the_compiler_refuses_is_one_error(step_case, monkeypatch):
+    job = Job("planted_kernel", "refused_kernel", "gfx942", {})
+    right = compiler.ready
+    monkeypatch.setattr(emulation, "ready", lambda other: right(job))
+    verdict = tried(step_case)
+    assert verdict.kind == "raised"
+    assert verdict.message.startswith("CompilerError: refused_kernel for gfx942: CompilationError: at 2:4: ")
+    assert "unheard_of" in verdict.message
+    process = compiler._process()
+    assert process.poll() is None
+    with pytest.raises(CompilerError, match="refused_kernel for gfx12345: ContractError: architecture: got 'gfx12345'"):
+        compiler.ready(job._replace(architecture="gfx12345"))
+    assert compiler._process() is process
+
+
+def test_a_compiling_process_that_dies_is_one_error_and_another_one_starts(step_case, monkeypatch):
+    compiler._process().kill()
+    monkeypatch.setattr(compiler, "_compiled", compiler._compiled.__wrapped__)
+    verdict = tried(step_case)
+    assert (verdict.kind, verdict.message) == ("raised", "CompilerError: the process that compiles was killed by SIGKILL")
+    assert tried(step_case).kind == "agree"
+
+
+def test_an_unknown_instruction_is_named(step_case, other_text):
+    other_text(lambda text: text.replace("\ts_endpgm", "\tv_unheard_of v0\n\ts_endpgm", 1))
+    verdict = tried(step_case)
+    assert verdict.kind == "raised"
+    assert re.match(r"UnknownInstructionError: line \d+: `v_unheard_of v0`", verdict.message)
+
+
+def test_a_fault_counts_as_the_sanitizers_finding(step_case, other_text):
+    other_text(lambda text: re.sub(r"\ts_waitcnt .*", "\ts_nop 0", text))
+    verdict = tried(step_case)
+    assert (verdict.kind, verdict.about) == ("sanitizer", "Fault")
+    assert re.search(r" for gfx942: line \d+ .* and no wait stands before its use", verdict.message)
+
+
+def test_jobs_of_one_text_share_a_program(step_case):
+    jobs, programs = (function.cache_info().misses for function in (compiler._compiled, compiler._program))
+    first, second = step_case.requests
+    for query_len in (1, 2, 3):
+        requests = (first, msgspec.structs.replace(second, query_len=query_len))
+        assert tried(msgspec.structs.replace(step_case, requests=requests)).kind == "agree"
+    assert compiler._program.cache_info().misses - programs < compiler._compiled.cache_info().misses - jobs
+
+
+@pytest.mark.parametrize(
+    ("device", "missing", "words"),
+    [
+        ("cuda", "", "it emulates a GPU that is not here: --device cpu"),
+        ("cpu", "yaml", "pyyaml is not installed: pip install 'attn-parity[emulated]'"),
+        ("cpu", "triton", "triton is not installed"),
+    ],
+)
+def test_it_says_why_it_is_unavailable(device, missing, words, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == missing else found(name, *rest))
+    for name in registry.names():
+        if re.fullmatch(r"triton-gfx\w+", name):
+            assert words in (registry.load(name).unavailable(device) or ""), name
+
+
+def test_the_compiling_process_ends_with_its_parent():
+    """It holds the parent's stderr: this returns when both have ended."""
+    code = """
+import os, signal
+from attn_fuzz.emulated import compiler, emulation
+from attn_fuzz.emulated.jobs import Job
+try:
+    compiler.ready(Job("no_such_module", "kernel", "gfx942", {}))
+except compiler.CompilerError:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (-9, "")
