@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 from attn_contract import UnsupportedError
+from attn_fuzz.emulated.compilation import compiled_kernel
 from attn_optimized.attention import paged_attention_calls, plan_of, varlen_attention_calls
 from attn_optimized.cascade import cascade_attention_calls
 from attn_parity.binaries.architectures import ARCHITECTURES
-from attn_parity.binaries.compilation import compiled_kernel
 from attn_parity.binaries.facts import facts_of
 from triton import JITFunction
 

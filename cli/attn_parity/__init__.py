@@ -28,6 +28,7 @@ COMMANDS = {
 
 _INSTALLED_BY = {
     **dict.fromkeys(FUZZ_EXTRA, INSTALL_FUZZ),
+    "yaml": "pip install 'attn-parity[emulated]'",
     "triton": "pip install 'attn-parity[cpu]', or a torch build for GPUs, which brings it",
 }
 

@@ -1,14 +1,16 @@
-"""`attn-parity compile`: compile every kernel that ships, for GPUs that need not be here, and check the binaries."""
+"""`attn-parity compile`: compile every kernel that ships, for GPUs that need not be here, check the binaries, and run them."""
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from attn_parity.binaries import budgets, page
+from attn_parity.binaries import budgets, executions, page
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.budgets import BudgetError, Budgets
 from attn_parity.binaries.build import Outcome, build
+from attn_parity.binaries.executions import Executions
 from attn_parity.binaries.results import Results, Row, differences, loads
 from attn_parity.options import (
     PAGES,
@@ -44,7 +46,8 @@ PAGE = PAGES / "binaries.md"
     type=click.Path(file_okay=False, path_type=Path),
     help="Write code objects into this folder, with a description of how to launch them.",
 )
-@click.option("--write", "writes", is_flag=True, help="Write the page, and beside it the CSV file from which the page is made.")
+@click.option("--run", "runs", is_flag=True, help="Run AMD's launches on the emulator, and judge what they compute.")
+@click.option("--write", "writes", is_flag=True, help="Write the page, and beside it the CSV files that it is made of.")
 @click.option("--check", is_flag=True, help="Compile nothing; exit 1 if the page is out of date.")
 @click.option(
     "--page", "path", type=click.Path(dir_okay=False, path_type=Path), default=PAGE, show_default=True, help="The page."
@@ -63,6 +66,7 @@ def command(
     only: str,
     main: bool,
     save: Path | None,
+    runs: bool,
     writes: bool,
     check: bool,
     path: Path,
@@ -70,17 +74,25 @@ def command(
     workers: int | None,
     json_file: Path | None,
 ) -> int:
-    """Compile every kernel that ships: registers, spills, LDS, matrix instructions; exit 1 when one is over its budget."""
+    """Compile every kernel that ships: registers, spills, LDS, matrix instructions.
+
+    Exit 1 when one is over its budget, or computes something else. With --run and --write, what came of other launches is kept.
+    """
     partly = bool(architectures or only or main)
-    if partly and (writes or check):
+    if partly and (check or (writes and not runs)):
         raise click.UsageError("--write and --check are about all launches: leave out --arch, --only and --main")
-    if check and (writes or save or json_file or budget_file):
-        raise click.UsageError("--check compiles and writes nothing: leave out --write, --save, --json and --budgets")
+    if check and (writes or save or json_file or budget_file or runs):
+        raise click.UsageError("--check compiles and writes nothing: leave out --write, --save, --json, --budgets and --run")
+    if runs:
+        import attn_amdgcn  # noqa: F401  # needs the extra `emulated`
+        import attn_fuzz.strategies.cases  # noqa: F401  # needs the extra `fuzz`
     from attn_parity.binaries.shipped_calls import chosen  # imports Triton
 
     calls = {name: chosen(name, only=only, main=main) for name in chosen_architectures(architectures)}
     if not any(calls.values()):
         raise click.UsageError(f"--only: no launch is named so: {only}")
+    if runs and not any(name.startswith("gfx") for name in calls):
+        raise click.UsageError("--run: there is an emulator for AMD's architectures only: see --arch")
     try:
         allowed = budgets.load(budget_file)
     except BudgetError as error:
@@ -90,6 +102,8 @@ def command(
     check_writable(json_file)
     if writes:
         check_page_writable(path)
+    if writes and partly:
+        _read(path)  # the rest of the page
     if save is not None:
         save.mkdir(parents=True, exist_ok=True)
     outcome = _built(calls, workers)
@@ -100,17 +114,18 @@ def command(
 
         written = save_binaries(save, outcome.binaries, calls)
         notes.print(f"{written} code objects in {save}, described by launches.json")
+    ran = _ran(outcome, found.triton, workers) if runs and not outcome.interrupted else None
     if json_file:
-        write_json(json_file, found.json())
+        write_json(json_file, found.json() | ({} if ran is None else {"executions": ran.json()}))
     if outcome.interrupted:
         return 130
     if writes and not found.errors:
-        from attn_parity.binaries.shipped_calls import main_names
-
-        _data_of(path).write_text(found.csv(), encoding="utf-8")
-        path.write_text(page.text(found, allowed, main_names()), encoding="utf-8")
-        notes.print(f"{path} written")
-    return int(bool(found.over or found.errors))
+        if not partly:
+            _data_of(path).write_text(found.csv(), encoding="utf-8")
+        _write_page(path, allowed, ran)
+    if ran is not None and ran.interrupted:
+        return 130
+    return int(bool(found.over or found.errors or (ran and ran.wrong)))
 
 
 def chosen_architectures(given: str | None) -> tuple[str, ...]:
@@ -135,6 +150,53 @@ def _judged(outcome: Outcome, calls: "Calls", allowed: Budgets) -> Results:
     errors = [f"{architecture} {name}: does not compile: {error}" for (architecture, name), error in outcome.errors.items()]
     found = Results(version("triton") or "", tuple(rows), errors=tuple(errors))
     return dataclasses.replace(found, over=tuple(_over(found, calls, allowed)))
+
+
+def _ran(outcome: Outcome, triton: str, workers: int | None) -> Executions:
+    """Run what was compiled, and tell what came of it."""
+    started = time.monotonic()
+    calls = executions.calls_of(outcome.binaries)
+    with progress_bar(len(calls)) as show_bar:
+        ran = executions.run(calls, triton, workers or default_workers("cpu"), lambda done: show_bar(done, 0))
+    for architecture in dict.fromkeys(architecture for architecture, _ in ran.found):
+        table = plain_table("launch", "run", "error / bound", right=("error / bound",))
+        for (one, name), execution in ran.found.items():
+            if one == architecture:
+                table.add_row(name, execution.verdict, f"{execution.error:.2f}")
+        results.print(f"\n{architecture}, emulated", style="bold")
+        results.print(table)
+    for line in ran.wrong:
+        results.print(line, soft_wrap=True)
+    begun = "interrupted; so far: " if ran.interrupted else ""
+    agree = sum(execution.agrees for execution in ran.found.values())
+    results.print(f"{begun}{agree} of {len(ran.found)} launches agree, in {time.monotonic() - started:.0f} s")
+    return ran
+
+
+def _write_page(path: Path, allowed: Budgets, ran: Executions | None) -> None:
+    """Write what came of launches that ran, and the page that follows from the files beside it."""
+    from attn_parity.binaries.shipped_calls import main_names
+
+    found, kept = _read(path)
+    if ran is not None:
+        kept = Executions(ran.triton, ({} if kept.triton != ran.triton else kept.found) | ran.found)
+        _runs_of(path).write_text(kept.csv(), encoding="utf-8")
+    path.write_text(page.text(found, allowed, main_names(), kept), encoding="utf-8")
+    notes.print(f"{path} written")
+
+
+def _read(path: Path) -> tuple[Results, Executions]:
+    """What the files beside a page hold. No launch was run if there is no file of executions."""
+    data, runs = _data_of(path), _runs_of(path)
+    if not data.is_file():
+        raise click.ClickException(f"--page: {data} does not exist; `attn-parity compile --write` writes it")
+    try:
+        found = loads(data.read_text(encoding="utf-8"), str(data))
+        if not runs.is_file():
+            return found, Executions(found.triton)
+        return found, executions.loads(runs.read_text(encoding="utf-8"), str(runs))
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _over(found: Results, calls: "Calls", allowed: Budgets) -> list[str]:
@@ -170,16 +232,13 @@ def _check(path: Path, calls: "Calls", allowed: Budgets) -> int:
     """The exit code: 0 if the page follows from its CSV file, which has these launches and all within budget; else 1."""
     from attn_parity.binaries.shipped_calls import main_names
 
-    data = _data_of(path)
-    if missing := next((file for file in (path, data) if not file.is_file()), None):
-        raise click.ClickException(f"--page: {missing} does not exist; `attn-parity compile --write` writes it")
-    try:
-        found = loads(data.read_text(encoding="utf-8"), str(data))
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
-    wrong = [*differences(found, _names(calls)), *_over(found, calls, allowed)]
-    if path.read_text(encoding="utf-8") != page.text(found, allowed, main_names()):
-        wrong.append(f"{path} is not what {data} says: run `attn-parity compile --write`")
+    if not path.is_file():
+        raise click.ClickException(f"--page: {path} does not exist; `attn-parity compile --write` writes it")
+    found, kept = _read(path)
+    names = _names(calls)
+    wrong = [*differences(found, names), *executions.differences(kept, found.triton, names), *_over(found, calls, allowed)]
+    if path.read_text(encoding="utf-8") != page.text(found, allowed, main_names(), kept):
+        wrong.append(f"{path} is not what {_data_of(path)} says: run `attn-parity compile --write`")
     for line in wrong:
         results.print(line, soft_wrap=True)
     results.print(f"{len(wrong)} wrong")
@@ -188,6 +247,10 @@ def _check(path: Path, calls: "Calls", allowed: Budgets) -> int:
 
 def _data_of(path: Path) -> Path:
     return path.with_suffix(".csv")
+
+
+def _runs_of(path: Path) -> Path:
+    return path.with_name(f"{path.stem}-run.csv")
 
 
 def _names(calls: "Calls") -> dict[str, list[str]]:

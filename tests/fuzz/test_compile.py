@@ -15,6 +15,7 @@ from attn_parity.binaries import budgets, page
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.budgets import BudgetError, Budgets, Exceptions
 from attn_parity.binaries.build import build, in_processes
+from attn_parity.binaries.executions import Executions
 from attn_parity.binaries.facts import Facts
 from attn_parity.binaries.kernarg import kernarg_of
 from attn_parity.binaries.results import Results, Row, loads
@@ -203,7 +204,7 @@ def test_a_compiler_that_dies_costs_its_job_alone():
     done = []
     found, interrupted = in_processes(planted, [(number,) for number in range(8)], 2, done.append)
     assert not interrupted
-    assert found == {(number,): number for number in range(8)} | {(2,): "RuntimeError: no 2", (4,): "a compiling process died"}
+    assert found == {(number,): number for number in range(8)} | {(2,): "RuntimeError: no 2", (4,): "the process died"}
     assert done == list(range(1, 9))
 
 
@@ -263,7 +264,7 @@ def test_a_page_that_is_not_what_its_facts_make_is_noticed(attn_parity, tmp_path
     path, data = tmp_path / "binaries.md", tmp_path / "binaries.csv"
 
     def write(results: Results) -> None:
-        path.write_text(page.text(results, budgets.load(), main_names()))
+        path.write_text(page.text(results, budgets.load(), main_names(), Executions(results.triton)))
         data.write_text(results.csv())
 
     def wrong() -> list[str]:

@@ -10,9 +10,9 @@ import sys
 import torch
 import triton
 import triton.language as tl
+from attn_fuzz.emulated.compilation import gpu_target
 from attn_optimized.kernels.quantization import decode
 from attn_optimized.quantization import stored_format
-from attn_parity.binaries.compilation import gpu_target
 from triton.compiler import ASTSource
 
 BLOCK = 1024

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 
 import torch
 from attn_contract import Batch, Layer, Layout
+from attn_fuzz.emulated.compilation import gpu_target
 from attn_optimized.attention import paged_attention_calls, plan_of
 from attn_optimized.kernel_call import KernelCall
-from attn_parity.binaries.compilation import compiled, gpu_target
+from attn_parity.binaries.compilation import compiled
 from triton.runtime import driver
 
 

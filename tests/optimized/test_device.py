@@ -5,13 +5,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from attn_contract import ContractError, UnsupportedError
+from attn_fuzz.emulated.compilation import gpu_target
 from attn_optimized import device
 from attn_optimized.launch.splits import num_splits
 from attn_optimized.launch.table import parameters_for
 from attn_optimized.launch.tiles import attention_tiles
 from attn_optimized.launch.workload import Workload
 from attn_optimized.quantization import stored_format
-from attn_parity.binaries.compilation import gpu_target
 
 CUDA = torch.device("cuda")
 # gcnArchName, compute units and lanes of a wave, as torch.cuda.get_device_properties has them under ROCm

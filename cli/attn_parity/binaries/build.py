@@ -1,4 +1,4 @@
-"""Compile launches in processes without Triton's interpreter."""
+"""Compile launches in processes without Triton's interpreter, or do other work in processes of their own."""
 
 import contextlib
 import os
@@ -42,25 +42,31 @@ def build(jobs: Sequence[Job], workers: int, report: Callable[[int], None] = lam
 
 
 def in_processes(
-    work: Callable[..., Result], jobs: Sequence[Work], workers: int, report: Callable[[int], None] = lambda done: None
+    work: Callable[..., Result],
+    jobs: Sequence[Work],
+    workers: int,
+    report: Callable[[int], None] = lambda done: None,
+    *,
+    interpreter: bool = False,
 ) -> tuple[dict[Work, Result | str], bool]:
     """Call work(*job) for each job: the results or the errors in words, and whether an interrupt left jobs out.
 
     A process that dies, because a compiler crashes, costs its own job alone.
 
     Args:
-        work: called in processes without Triton's interpreter. It must not return a str, because a str is an error.
+        work: called in other processes. It must not return a str, because a str is an error.
         workers: the number of processes.
         report: called with the number of finished jobs.
+        interpreter: whether these processes have Triton's interpreter. Without it they can compile.
     """
     found: dict[Work, Result | str] = {}
     others, at_once, interrupted = set(active_children()), workers, False
     try:
         while left := [job for job in jobs if job not in found]:
-            _pass(work, left, at_once, found, report)
+            _pass(work, left, at_once, found, report, interpreter)
             left = [job for job in left if job not in found]
             if left and at_once == 1:  # a single process begins jobs in their order, so the first of the rest killed it
-                found[left[0]] = "a compiling process died"
+                found[left[0]] = "the process died"
                 report(len(found))
             at_once = 1 if left and at_once > 1 else workers
     except KeyboardInterrupt:
@@ -78,12 +84,13 @@ def _pass(
     workers: int,
     found: dict[Work, Result | str],
     report: Callable[[int], None],
+    interpreter: bool,
 ) -> None:
     """Do jobs until a process dies. The process was at one or more of the jobs that are left then."""
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin)
     futures: dict[Future[Result | str], Work] = {}
     try:
-        with _without_interpreter(), contextlib.suppress(BrokenProcessPool):
+        with _interpreter(interpreter), contextlib.suppress(BrokenProcessPool):
             for job in jobs:
                 futures[pool.submit(_tried, work, job)] = job
         for future in as_completed(futures):
@@ -102,12 +109,18 @@ def _tried(work: Callable[..., Result], job: tuple[Any, ...]) -> Result | str:
 
 
 @contextlib.contextmanager
-def _without_interpreter() -> Iterator[None]:
-    """Processes that start inside compile: the first module that they import, the caller's main module, may import Triton."""
+def _interpreter(on: bool) -> Iterator[None]:
+    """Processes that start inside have Triton's interpreter, or compile.
+
+    The variable must be set as they start: the first module that they import, the caller's main module, may import Triton.
+    """
     given = os.environ.pop("TRITON_INTERPRET", None)
+    if on:
+        os.environ["TRITON_INTERPRET"] = "1"
     try:
         yield
     finally:
+        os.environ.pop("TRITON_INTERPRET", None)
         if given is not None:
             os.environ["TRITON_INTERPRET"] = given
 

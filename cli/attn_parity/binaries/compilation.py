@@ -3,19 +3,15 @@
 This needs a process without Triton's interpreter: TRITON_INTERPRET must not be set when Triton is imported.
 """
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
-import triton
 from attn_contract import ContractError
+from attn_fuzz.emulated.compilation import compiled_kernel
 from attn_optimized.kernel_call import KernelCall
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.facts import Facts, facts_of
-from triton import knobs
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, make_backend
-from triton.runtime.jit import JITFunction, create_function_from_signature
+from triton.compiler import ASTSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,47 +49,10 @@ class Binary:
     scratch_bytes: dict[str, int]
 
 
-def gpu_target(architecture: str) -> GPUTarget:
-    """Triton's name of a GPU: "gfx942" and its like (RDNA's waves have 32 lanes, CDNA's 64), or "sm90" and its like.
-
-    Raises:
-        ContractError: it is neither.
-    """
-    if found := re.fullmatch(r"gfx(1?)[0-9a-f]{3}", architecture):
-        return GPUTarget("hip", architecture, 32 if found.group(1) else 64)
-    if found := re.fullmatch(r"sm(\d+)", architecture):
-        return GPUTarget("cuda", int(found.group(1)), 32)
-    raise ContractError("architecture", repr(architecture), "such as gfx90a, gfx942, gfx1201 or sm90")
-
-
 def compiled(call: KernelCall, architecture: str) -> tuple[Any, ASTSource]:
     """The binary that Triton's launcher would compile for a call, and its source: see `compiled_kernel`."""
     launch = call.launch
     return compiled_kernel(launch.kernel, architecture, **call.arguments, **launch.constants, **launch.options)
-
-
-def compiled_kernel(kernel: Any, architecture: str, /, *arguments: Any, **named: Any) -> tuple[Any, ASTSource]:
-    """The binary that Triton's launcher would compile for kernel[grid](*arguments, **named), and its source.
-
-    Tensors may be on the device meta: they count as aligned, as fresh allocations are.
-
-    Args:
-        named: further arguments, constants and options of the compiler.
-
-    Raises:
-        ContractError: the architecture is unknown, or the kernel is interpreted in this process.
-    """
-    target = gpu_target(architecture)
-    if not isinstance(kernel, JITFunction):
-        raise ContractError("call", "an interpreted kernel", "one of a process without TRITON_INTERPRET")
-    backend = make_backend(target)
-    # the two steps of Triton's launcher, which would take the backend from the GPU of this machine
-    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    named["debug"] = named.get("debug", kernel.debug) or knobs.runtime.debug
-    bound, specialization, options = bind(*arguments, **named)
-    parsed, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, options)
-    source = ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=target, options=parsed.__dict__), source
 
 
 def compile_call(call: KernelCall, architecture: str) -> Binary:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from attn_parity.binaries.budgets import Budgets, Exceptions
+from attn_parity.binaries.executions import Execution, Executions
 from attn_parity.binaries.results import Results, Row
 
 COLUMNS = ("launch", "kernel", "warps", "VGPRs", "AGPRs", "SGPRs", "spills", "LDS", "waves", "matrix", "load")
@@ -11,10 +12,10 @@ COLUMNS = ("launch", "kernel", "warps", "VGPRs", "AGPRs", "SGPRs", "spills", "LD
 _PREFACE = """\
 # What the compilers make of the kernels
 
-Written by `attn-parity compile --write` with Triton {triton}, on a machine without a GPU: nothing was run, and no figure here
-says how fast a kernel is. [binaries.csv](binaries.csv) holds the facts of all {count} binaries. `attn-parity compile --check`
-says whether this page follows from that file, and whether the file has the launches of
-`cli/attn_parity/binaries/shipped_calls.toml`, all within their budgets.
+Written by `attn-parity compile --write` with Triton {triton}, on a machine without a GPU: no figure here says how fast a kernel
+is. [binaries.csv](binaries.csv) holds the facts of all {count} binaries, and [binaries-run.csv](binaries-run.csv) what came of
+running AMD's on the emulator. `attn-parity compile --check` says whether this page follows from these files, and whether they
+are of the launches of `cli/attn_parity/binaries/shipped_calls.toml`, all within their budgets.
 
 Each binary is what Triton's own launcher would compile for the same call. Registers are a lane's (a thread's on NVIDIA); VGPRs
 include the AGPRs of CDNA's matrix unit. A spilled register is kept in memory. Waves are the most that a SIMD can hold, as
@@ -29,11 +30,21 @@ _WORDS = {"vgpr_spills": "spilled VGPRs", "waves": "waves of a SIMD"}
 _MAIN = """
 ## The launches that are compiled on every change
 
-VGPRs, then spilled VGPRs if there are any (+), then waves of a SIMD.
+VGPRs, then spilled VGPRs if there are any (+), then waves of a SIMD. Then, of a launch that agrees on the emulator, its largest
+error / bound; of another one, what came of it.
+"""
+_RUN = """
+## What the launches compute
+
+`attn-parity compile --run` runs AMD's launches on the emulator. Each is run on two small ragged batches of its own layer, with
+fewer heads. Their launches compile to exactly the code of the launch that ships, source lines and labels aside: the command
+compares the texts. The fuzzer's judge holds the outputs to its bound, and caches to the reference's, bit by bit. The largest
+error / bound of a launch is that of its whole call. Timing, the order of memory between workgroups, and how matrix units round
+are not seen.
 """
 
 
-def text(results: Results, budgets: Budgets, main: Sequence[str]) -> str:
+def text(results: Results, budgets: Budgets, main: Sequence[str], executions: Executions) -> str:
     """The whole page.
 
     Args:
@@ -44,7 +55,8 @@ def text(results: Results, budgets: Budgets, main: Sequence[str]) -> str:
     exceptions = [exception for exception in budgets.exceptions if results.triton.startswith(exception.triton)]
     if exceptions:
         lines += _EXCEPTIONS.splitlines() + [""] + [_told(exception) for exception in exceptions]
-    return "\n".join([*lines, *_MAIN.splitlines(), "", *_main_launches(results, main)]) + "\n"
+    lines += [*_RUN.splitlines(), "", *_executed(results, executions)]
+    return "\n".join([*lines, *_MAIN.splitlines(), "", *_main_launches(results, main, executions)]) + "\n"
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -80,14 +92,40 @@ def _told(exception: Exceptions) -> str:
     return f"- {exception.architecture}, {_WORDS[exception.fact]}. {exception.reason} {launches}."
 
 
-def _main_launches(results: Results, main: Sequence[str]) -> list[str]:
+def _executed(results: Results, executions: Executions) -> list[str]:
+    """A table of architectures, and a line for each launch that does not agree."""
+    rows = []
+    for architecture in dict.fromkeys(row.architecture for row in results.binaries if row.architecture.startswith("gfx")):
+        launches = [row.call for row in results.binaries if row.architecture == architecture]
+        ran = [executions.found[architecture, name] for name in launches if (architecture, name) in executions.found]
+        agree = [one.error for one in ran if one.agrees]
+        untried = sum(one.verdict == "not run" for one in ran) + len(launches) - len(ran)
+        failed = len(launches) - len(agree) - untried
+        rows.append((f"`{architecture}`", len(launches), len(agree), failed, untried, f"{max(agree, default=0):.2g}"))
+    columns = ("architecture", "launches", "agree", "do not agree", "not run", "largest error / bound")
+    wrong = [f"- {line}" for line in executions.wrong]
+    return [*table(columns, rows, words=1), *([""] if wrong else []), *wrong]
+
+
+def _main_launches(results: Results, main: Sequence[str], executions: Executions) -> list[str]:
     found = {(row.call, row.architecture): row.facts for row in results.binaries}
     architectures = list(dict.fromkeys(row.architecture for row in results.binaries))
     rows = []
     for name in main:
-        facts = [found.get((name, architecture)) for architecture in architectures]
-        rows.append([name, *("" if each is None else _in_short(each.vgprs, each.vgpr_spills, each.waves) for each in facts)])
+        facts = {architecture: found[name, architecture] for architecture in architectures if (name, architecture) in found}
+        rows.append([name])
+        for architecture in architectures:
+            one, ran = facts.get(architecture), executions.found.get((architecture, name))
+            short = "" if one is None else _in_short(one.vgprs, one.vgpr_spills, one.waves)
+            rows[-1].append(f"{short}; {told(ran)}" if ran else short)
     return table(("launch", *architectures), rows, words=1)
+
+
+def told(execution: Execution | None) -> str:
+    """The largest error / bound of a launch that agrees; else what came of it."""
+    if execution is None:
+        return ""
+    return f"{execution.error:.2f}" if execution.agrees else execution.verdict
 
 
 def _in_short(vgprs: int | None, spills: int | None, waves: float | None) -> str:

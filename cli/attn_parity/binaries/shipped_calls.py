@@ -86,6 +86,11 @@ def kernel_calls(shipped: ShippedCall, architecture: str) -> dict[str, KernelCal
     return calls
 
 
+def name_of_call(launch: str) -> str:
+    """The name of the call that a launch belongs to."""
+    return launch.removesuffix(", reduction").removesuffix(", suffix")
+
+
 def _launches(shipped: ShippedCall, architecture: str) -> Iterator[KernelCall]:
     num_tokens = (shipped.requests - 1) * shipped.query_len + max(shipped.query_len, shipped.longest)
     heads, kv_heads = shipped.num_heads, shipped.num_kv_heads

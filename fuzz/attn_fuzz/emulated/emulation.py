@@ -1,6 +1,6 @@
 """Runs a launch of this project's kernels on the emulator: tensors become buffers, and buffers become tensors again."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,13 +23,17 @@ class Placed:
 
 
 def emulate(
-    call: KernelCall, architecture: str, *, schedules: Sequence[Schedule] = (Schedule(),), pretends_large: bool = False
+    call: KernelCall,
+    architecture: str,
+    *,
+    schedules: Sequence[Schedule] = (Schedule(),),
+    sizes: Mapping[str, int] | None = None,
 ) -> None:
     """Compile a launch for an architecture and run the code on the launch's tensors, which lie on the CPU.
 
     Args:
         schedules: orders of what may run in any order. The code runs once for each; its results must not depend on them.
-        pretends_large: whether the kernel is compiled as for storages of more than 2 GiB.
+        sizes: as of `job_of`.
 
     Raises:
         CompilerError: the compiler refused the kernel.
@@ -38,15 +42,7 @@ def emulate(
     if 0 in call.launch.grid:
         return
     storages = _storages(call)
-    pointers = {
-        name: Pointer(tensor.dtype, _placed(tensor, storages).offset % 16 == 0, LARGE if pretends_large else _bytes(tensor))
-        for name, tensor in call.tensors.items()
-        if tensor is not None
-    }
-    function = call.launch.kernel.fn
-    arguments = call.arguments | pointers | call.launch.constants | call.launch.options
-    job = Job(function.__module__, function.__name__, architecture, arguments)
-    program, compiled = ready(job)
+    program, compiled = ready(job_of(call, architecture, sizes))
     given = []
     for name in compiled.names:
         tensor = call.tensors.get(name)
@@ -58,6 +54,24 @@ def emulate(
     memory, _ = checked(program, (x, y, z), arguments, buffers, lds_bytes=compiled.lds_bytes, schedules=schedules)
     for name, storage in storages.values():
         _contents(storage)[:] = memory.contents(name)
+
+
+def job_of(call: KernelCall, architecture: str, sizes: Mapping[str, int] | None = None) -> Job:
+    """What a launch compiles.
+
+    Args:
+        sizes: bytes of the storages that the kernel is compiled for, by the names of tensors. A tensor that is not named has a
+            storage of its own size.
+    """
+    given = sizes or {}
+    pointers = {
+        name: Pointer(tensor.dtype, _offset(tensor) % 16 == 0, given.get(name, tensor.untyped_storage().size()))
+        for name, tensor in call.tensors.items()
+        if tensor is not None
+    }
+    function = call.launch.kernel.fn
+    arguments = call.arguments | pointers | call.launch.constants | call.launch.options
+    return Job(function.__module__, function.__name__, architecture, arguments)
 
 
 def _storages(call: KernelCall) -> dict[int, tuple[str, torch.UntypedStorage]]:
@@ -72,11 +86,11 @@ def _storages(call: KernelCall) -> dict[int, tuple[str, torch.UntypedStorage]]:
 
 def _placed(tensor: torch.Tensor, storages: dict[int, tuple[str, torch.UntypedStorage]]) -> Placed:
     storage = tensor.untyped_storage().data_ptr()
-    return Placed(storages[storage][0], int(tensor.storage_offset()) * tensor.element_size())
+    return Placed(storages[storage][0], _offset(tensor))
 
 
-def _bytes(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().size()
+def _offset(tensor: torch.Tensor) -> int:
+    return int(tensor.storage_offset()) * tensor.element_size()
 
 
 def _contents(storage: torch.UntypedStorage) -> np.ndarray:

@@ -48,15 +48,16 @@ def _missing(device: str) -> str | None:
 
 def _emulate(call: "KernelCall", architecture: str, choose: random.Random) -> None:
     from attn_amdgcn import Fault, Schedule
-    from attn_fuzz.emulated.emulation import emulate
+    from attn_fuzz.emulated.emulation import LARGE, emulate
 
     first = Schedule(seed=choose.randrange(1 << 31))
     schedules = [first]
     if choose.random() < CHECKED:
         another = Schedule(choose.choice(_ORDERS), choose.choice(_ORDERS), choose.randrange(1 << 31))
         schedules = [dataclasses.replace(first, races=True), another]
+    sizes = dict.fromkeys(call.tensors, LARGE) if choose.random() < 0.3 else None
     try:
-        emulate(call, architecture, schedules=schedules, pretends_large=choose.random() < 0.3)
+        emulate(call, architecture, schedules=schedules, sizes=sizes)
     except Fault as fault:  # what the sanitizer finds in interpreted kernels: a bug of the kernel, and no error of its host
         raise Violation(f"{call.launch.kernel.fn.__name__} for {architecture}: {fault}", "Fault") from fault
 

@@ -1,0 +1,207 @@
+"""Run a call that ships on the emulator, on small cases that use its very code, and judge the outputs.
+
+Kernels must be interpreted in this process, which plans and judges. They are compiled in another one.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import cycle
+from unittest.mock import patch
+
+import attn_optimized
+from attn_amdgcn import Schedule
+from attn_fuzz.emulated.compiler import ready
+from attn_fuzz.emulated.emulation import emulate, job_of
+from attn_fuzz.run.trial import try_case
+from attn_fuzz.targets.merge import MOST_PARTS, attention_by
+from attn_fuzz.targets.reference import REFERENCE_FP32
+from attn_fuzz.targets.target import EVERYTHING, Target
+from attn_fuzz.targets.triton import TRITON, common_prefix
+from attn_fuzz.verdict.rounding import Rounding
+from attn_optimized.attention import paged_attention_calls, varlen_attention_calls
+from attn_optimized.cascade import cascade_attention_calls
+from attn_optimized.kernel_call import KernelCall
+from attn_optimized.kv_cache import rope_and_write_kv_cache_call, write_kv_cache_call
+from attn_optimized.launch.plan import AttentionPlan, attention_grid, attention_plan
+from attn_optimized.launch.splits import MAX_SPLITS
+from attn_optimized.launch.workload import Workload
+from attn_optimized.merge import merge_attn_states_call
+from attn_parity.binaries.assembly import digest
+from attn_parity.binaries.executions import AGREES, Execution
+from attn_parity.binaries.shipped_calls import ShippedCall, kernel_calls
+from attn_parity.binaries.small_cases import small_cases
+
+SCHEDULES = (Schedule(races=True), Schedule("drawn", "descending", seed=1))
+
+_PLANNER = "attn_optimized.attention.attention_plan"
+"""What every call of attention is planned by, those of a cascade too."""
+
+
+class OtherCodeError(Exception):
+    """A small case does not use the code that ships."""
+
+
+@dataclass
+class Shipped:
+    """The launches of a call that ships, and those of them that ran.
+
+    Attributes:
+        launches: by name, in their order.
+        plans: of its launches of attention, in their order.
+        instructions: as of `execute`.
+        ran: the names of launches that ran.
+    """
+
+    architecture: str
+    launches: dict[str, KernelCall]
+    plans: list[AttentionPlan]
+    instructions: dict[str, str]
+    ran: set[str]
+
+
+def execute(shipped: ShippedCall, architecture: str, instructions: dict[str, str]) -> dict[str, Execution]:
+    """What came of the launches of a call, by name.
+
+    Args:
+        instructions: the digests of the assembly of the launches that are asked for, by name. Others run, too, and may be of
+            any code.
+    """
+    of_call = _shipped(shipped, architecture, instructions)
+    tiles = [plan.tiles for plan in of_call.plans]
+    queries, keys = (max(tile.queries for tile in tiles), max(tile.block_n for tile in tiles)) if tiles else (16, 32)
+    target = _target(shipped, of_call)
+    verdicts = [try_case(case, target, "cpu") for case in small_cases(shipped, queries=queries, keys=keys)]
+    failed = next((verdict for verdict in verdicts if verdict.failed), None)
+    if failed is not None:
+        return dict.fromkeys(instructions, Execution(failed.kind, failed.ratio, failed.message))
+    # a cache is compared bitwise, and what attends to it then is the reference
+    error = 0.0 if shipped.op in ("write", "rope") else max(verdict.ratio for verdict in verdicts)
+    left_out = Execution("not run", 0, "no case has this launch")
+    return {name: Execution(AGREES, error) if name in of_call.ran else left_out for name in instructions}
+
+
+def _shipped(shipped: ShippedCall, architecture: str, instructions: dict[str, str]) -> Shipped:
+    plans: list[AttentionPlan] = []
+
+    def recorded(*arguments, **named) -> AttentionPlan:
+        plans.append(attention_plan(*arguments, **named))
+        return plans[-1]
+
+    with patch(_PLANNER, recorded):
+        launches = kernel_calls(shipped, architecture)
+    if shipped.op == "cascade":
+        del plans[0]  # of the whole call
+    elif shipped.op not in ("paged", "varlen"):
+        plans.clear()
+    return Shipped(architecture, launches, plans, instructions, set())
+
+
+def small_plan(plan: AttentionPlan, workload: Workload) -> AttentionPlan:
+    """A plan with all that is compiled in, and with the programs of a smaller workload, each tile of whose keys is a part."""
+    grid, one_tile_per_request = attention_grid(workload, plan.tiles)
+    return replace(
+        plan,
+        grid=grid,
+        one_tile_per_request=one_tile_per_request,
+        heads_first=one_tile_per_request,
+        min_tiles_per_split=1,
+        max_tiles=-(-(workload.max_seq_len + plan.tiles.queries - 1) // plan.tiles.block_n),
+        scratch_bytes=0,
+    )
+
+
+def _run(calls: Iterator[KernelCall], of_call: Shipped) -> None:
+    """Run launches in the place of those that ship.
+
+    Raises:
+        OtherCodeError: the code is not that of the launch that ships.
+        CompilerError, attn_amdgcn.AmdgcnError: as of `emulate`.
+    """
+    for call, (name, like) in zip(calls, cycle(of_call.launches.items()), strict=False):
+        sizes = {key: tensor.untyped_storage().size() for key, tensor in like.tensors.items() if tensor is not None}
+        job = job_of(call, of_call.architecture, sizes)
+        found = digest(ready(job).compiled.text, job.kernel)
+        if found != of_call.instructions.get(name, found):
+            raise OtherCodeError(f"{name}: a small case compiles to other code ({_difference(call, like)})")
+        emulate(call, of_call.architecture, schedules=SCHEDULES, sizes=sizes)
+        of_call.ran.add(name)
+
+
+def _difference(call: KernelCall, like: KernelCall) -> str:
+    """What is compiled in and differs, in words."""
+    given, ships = (_compiled_in(one) for one in (call, like))
+    other = [f"{name} is {given.get(name)}, and {value} ships" for name, value in ships.items() if given.get(name) != value]
+    return "; ".join(other) or "its constants and types are the same, so an alignment or a width of a number is not"
+
+
+def _compiled_in(call: KernelCall) -> Mapping[str, object]:
+    types = {name: None if tensor is None else tensor.dtype for name, tensor in call.tensors.items()}
+    return call.launch.constants | call.launch.options | types
+
+
+def _target(shipped: ShippedCall, of_call: Shipped) -> Target:
+    """The launches of a call as a target. What the call does not compute, the reference does."""
+    rounding = Rounding(keys_per_tile=16, dot_is_chained=True, splits=2 * MAX_SPLITS, exact_division=True)
+    if shipped.op == "merge":
+        rounding = Rounding(keys_per_tile=64, merged_parts=MOST_PARTS)
+    return Target(
+        name=f"shipped-{of_call.architecture}",
+        description=f"the launches of {shipped.name} that ship for {of_call.architecture}, the code emulated",
+        attention=_attention(shipped, of_call),
+        write_kv_cache=_write(of_call) if shipped.op == "write" else None,
+        rope_and_write_kv_cache=_rope(of_call) if shipped.op == "rope" else None,
+        support=lambda device: EVERYTHING,
+        refuses=False,
+        rounding=lambda device: rounding,
+        forget=TRITON.forget,
+    )
+
+
+def _attention(shipped: ShippedCall, of_call: Shipped) -> Callable[..., object]:
+    match shipped.op:
+        case "write" | "rope":
+            return REFERENCE_FP32.attention
+        case "merge":
+
+            def merge(*arguments, **outputs) -> None:
+                _run(iter([merge_attn_states_call(*arguments, **outputs, architecture=of_call.architecture)]), of_call)
+
+            return attention_by(lambda: merge)
+
+    def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+        plans = iter(of_call.plans)
+
+        def planned(workload: Workload, **gpu: object) -> AttentionPlan:
+            return small_plan(next(plans), workload)
+
+        with patch(_PLANNER, planned):
+            gpu = {"architecture": of_call.architecture, "compute_units": 1}
+            if shipped.op == "cascade":
+                prefix = common_prefix(batch, layer, kv_cache)
+                calls = list(cascade_attention_calls(q, kv_cache, layer, batch, prefix, out=out, lse=lse, **gpu))
+            else:
+                plan = attn_optimized.plan_of(q, layer, batch, batch_invariant=shipped.batch_invariant, **gpu)
+                if shipped.op == "varlen":
+                    calls = list(varlen_attention_calls(q, k, v, layer, batch, plan, out=out, lse=lse))
+                else:
+                    calls = list(paged_attention_calls(q, kv_cache, layer, batch, plan, out=out, lse=lse))
+        if len(calls) != len(of_call.launches):
+            raise OtherCodeError(f"a small case has {len(calls)} launches, and {len(of_call.launches)} ship")
+        _run(iter(calls), of_call)
+
+    return attention
+
+
+def _write(of_call: Shipped) -> Callable[..., object]:
+    def write(*arguments) -> None:
+        _run(iter([write_kv_cache_call(*arguments, architecture=of_call.architecture)]), of_call)
+
+    return write
+
+
+def _rope(of_call: Shipped) -> Callable[..., object]:
+    def rope(*arguments, is_neox) -> None:
+        call = rope_and_write_kv_cache_call(*arguments, is_neox=is_neox, architecture=of_call.architecture)
+        _run(iter([call]), of_call)
+
+    return rope
