@@ -1,7 +1,7 @@
 """Faults planted in the emulator, one or two for each family of instructions: the family's own tests find each of them.
 
-Each fault runs in a process of its own, on a copy of the package: families register their functions when they are imported. That
-takes seconds for each, so `tox run -e emulated` runs this file, and `pytest tests` does not.
+Each fault runs in a process of its own, on a copy of the package: families register their functions when they are imported.
+A fault takes seconds, so `tox run -e emulated` runs this file, and `pytest tests` does not.
 """
 
 import os
