@@ -27,7 +27,7 @@ instructions that the kernel's cases execute; kinds of changes and kernels take 
 on the emulator, in two orders of waves and workgroups, and races in LDS are looked for. If the launch leaves other bits than
 the kernel does, the fuzzer judges the whole case. **{share} of the mutants are found.** A kernel is left out if it has more
 than 8,000 instructions, and a launch if it executes more than 60,000. A change that the emulator refuses before it runs is
-not drawn. The share is a lower bound for the fuzzer, which runs hundreds of cases instead of 3.
+not drawn. The fuzzer runs hundreds of cases instead of 3. What it finds in them was not measured.
 """
 
 
