@@ -15,6 +15,8 @@ from attn_fuzz.run import shard
 from attn_fuzz.run.attempt import Attempt
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
+from attn_fuzz.zoo.mutants import Mutant
+from attn_fuzz.zoo.patches import Patch
 from attn_optimized.backends import BACKENDS
 
 TARGETS = {
@@ -124,3 +126,15 @@ class _WithSchema:
         self._schema = schema
 
     __call__ = staticmethod(_raise)
+
+
+@pytest.mark.parametrize(
+    ("target", "place", "find"),
+    [
+        ("triton-returned", "attention._attend", "return call.out"),
+        ("triton-cascade-returned", "cascade.cascade_attention", "return out"),
+    ],
+)
+def test_a_wrong_tensor_that_is_returned_is_found(target, place, find, fuzz_apart):
+    fault = Mutant(name="fault", patches=(Patch(f"attn_optimized.{place}", find, "return torch.zeros_like(q)"),), raises="")
+    assert fuzz_apart(target, examples=60, mutant=fault, shrinks=False).failure is not None
