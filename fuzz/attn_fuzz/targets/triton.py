@@ -10,7 +10,7 @@ import torch
 from attn_contract import AttentionType, Batch, KVCacheView, Layer
 from attn_fuzz import properties
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.targets.illegal import illegal_attention
+from attn_fuzz.targets.illegal import illegal_attention, illegal_writes
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Support, Target, no_calls
 from attn_fuzz.targets.wrong_arguments import Calls
@@ -55,6 +55,16 @@ def _triton_rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mappin
     attn_optimized.rope_and_write_kv_cache(
         q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, is_neox=is_neox, validate=True
     )
+
+
+def _illegal_writes(q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
+    import attn_optimized
+
+    arguments = {"q": q, "k": k, "v": v, "kv_cache": kv_cache, "layer": layer}
+    for validate in (True, False):
+        write = functools.partial(attn_optimized.write_kv_cache, validate=validate)
+        rope = functools.partial(attn_optimized.rope_and_write_kv_cache, validate=validate)
+        yield from illegal_writes(write, rope, arguments)
 
 
 def _triton_support(device: str) -> Support:
@@ -357,5 +367,6 @@ TRITON_WRITE = dataclasses.replace(
         _triton_support(device), attn_types=(AttentionType.DECODER, AttentionType.ENCODER_DECODER)
     ),
     unavailable=missing_triton,
+    must_refuse=_illegal_writes,
     sanitizes=True,
 )
