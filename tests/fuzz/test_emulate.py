@@ -4,45 +4,52 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import triton
+from attn_amdgcn.instructions import forms
 from attn_parity import main
 from attn_parity.binaries import run_folder
+from attn_parity.binaries.build import build
 from attn_parity.binaries.comparison import compared
 from attn_parity.binaries.run_folder import GUARD_BYTES, Argument, Buffer, EmulatedLaunch, Tensor
 from attn_parity.binaries.saved import SavedFileError, SavedLaunch, read
 from attn_parity.binaries.saved_checks import check_plan, checked_kernel
 from attn_parity.binaries.saved_execution import emulate_saved
+from attn_parity.binaries.saving import save_binaries
 from attn_parity.binaries.shipped_calls import chosen
 
 from tests.pages import ROOT
 
-NAME = "merge, fp32"
+NAME, WRITE = "merge, fp32", "cache write, int8 cache"
 RANDOM = "gfx942-merge-fp32-random"
 HEADERS = Path(triton.__file__).parent / "backends" / "amd" / "include"
 
 
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a saved launch, with what the emulator made of it."""
-    folder = tmp_path_factory.mktemp("saved") / "code"
-    save = ("compile", "--arch", "gfx942", "--only", NAME, "--save", folder)
-    for arguments in (save, ("emulate", folder / "launches.json", "--workers", "1")):
-        with pytest.raises(SystemExit) as end:
-            main([str(argument) for argument in arguments])
-        assert end.value.code == 0
+    """A folder of saved launches: `code` with what the emulator made of it, and `write`."""
+    folder = tmp_path_factory.mktemp("saved")
+    jobs = {"code": ("gfx942", NAME), "write": ("gfx942", WRITE)}
+    built = build([*jobs.values()], 1)
+    for name, job in jobs.items():
+        (folder / name).mkdir()
+        save_binaries(folder / name, {job: built.binaries[job]}, {"gfx942": chosen("gfx942")})
+    with pytest.raises(SystemExit) as end:
+        main(["emulate", str(folder / "code" / "launches.json"), "--workers", "1"])
+    assert end.value.code == 0
     return folder
 
 
 @pytest.fixture
 def saved(emulated: Path, tmp_path: Path) -> Path:
-    """A copy of it, `code`; `out` beside it has what another machine made of its launches: the same."""
-    shutil.copytree(emulated, tmp_path / "code")
-    shutil.copytree(emulated / "emulated", tmp_path / "out")
+    """A copy of `code`, with `write` beside it; `out` beside it has what another machine made of its launches: the same."""
+    shutil.copytree(emulated, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(emulated / "code" / "emulated", tmp_path / "out")
     return tmp_path / "code"
 
 
@@ -224,15 +231,41 @@ def test_code_that_is_not_planned_here_is_named(saved, change, words):
 def test_the_saved_code_is_what_runs(saved, tmp_path):
     """A wrong instruction is in the file alone: the judge says so, and the folder has the wrong outputs."""
     path = saved / "gfx942-merge-fp32.s"
-    path.write_text(path.read_text().replace("v_exp_f32", "v_sin_f32"))
+    path.write_text(path.read_text().replace("v_exp_f32", "v_log_f32"))
     digest = run_folder.digest(np.frombuffer(path.read_bytes(), np.uint8))
     edit(saved / "launches.json", lambda launch: launch["sha256"].update(assembly=digest))
     found = emulate_saved(saved / "launches.json", tmp_path / "wrong", "gfx942", NAME, (NAME,))
     assert [one.case for one in found] == ["random", "signature"]
-    assert {one.execution.verdict for one in found} == {"value"}
+    assert {one.execution.verdict for one in found} == {"nan"}
     launch, differences = compared(saved / "emulated" / RANDOM, tmp_path / "wrong" / RANDOM)
     assert launch.case == "random"
     assert {"out_ptr"} <= {one.where for one in differences}
+
+
+def an_ulp_off(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Make an instruction return the float behind the right one."""
+    meaning = forms.VECTOR[name]
+
+    def make(*context) -> Callable[..., np.ndarray]:
+        function = meaning.make(*context)
+        return lambda *sources: np.nextafter(function(*sources), np.float32(np.inf))
+
+    monkeypatch.setitem(forms.VECTOR, name, replace(meaning, make=make))
+
+
+def test_a_rounding_of_reciprocals_does_not_reach_a_cache(saved, tmp_path, monkeypatch):
+    """What docs/guide/amd-hardware.md says: divisions correct v_rcp_f32, and nothing corrects v_exp_f32."""
+    for folder, name in ((saved, NAME), (tmp_path / "write", WRITE)):
+        right = emulate_saved(folder / "launches.json", tmp_path / "right", "gfx942", name, (name,))
+        with monkeypatch.context() as patch:
+            for instruction in ("v_rcp_f32", "v_rcp_iflag_f32", "v_exp_f32"):
+                an_ulp_off(patch, instruction)
+            emulate_saved(folder / "launches.json", tmp_path / "off", "gfx942", name, (name,))
+        for one in right:
+            assert one.launch is not None
+            assert "v_rcp_f32" in one.launch.inexact
+            _, differences = compared(*(tmp_path / folder / one.launch.folder for folder in ("right", "off")))
+            assert bool(differences) == (name == NAME)
 
 
 def test_a_launch_that_needs_another_one_says_which(saved, tmp_path):
