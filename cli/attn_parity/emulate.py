@@ -78,7 +78,8 @@ def _emulate(file: Path, launches: "dict[Job, SavedLaunch]", workers: int | None
     with progress_bar(len(jobs)) as show_bar:
         found, interrupted = in_processes(emulate_saved, jobs, at_once, lambda done: show_bar(done, 0), interpreter=True)
     runs = [(job[2], run) for job in jobs if not isinstance(of_job := found.get(job, []), str) for run in of_job]
-    _tell_runs(runs, file.parent / FOLDER)
+    if runs:
+        _tell_runs(runs, file.parent / FOLDER)
     errors = [error for error in found.values() if isinstance(error, str)]
     for error in errors:
         notes.print(f"attn-parity: {error.removeprefix('SavedFileError: ')}", soft_wrap=True)
@@ -92,8 +93,7 @@ def _tell_runs(runs: "list[tuple[str, Emulated]]", folder: Path) -> None:
     for architecture, run in runs:
         open_roundings = "" if run.launch is None else ", ".join(run.launch.inexact) or "nothing"
         table.add_row(architecture, run.name, run.case, run.execution.verdict, f"{run.execution.error:.2f}", open_roundings)
-    if runs:
-        results.print(table)
+    results.print(table)
     for architecture, run in runs:
         if not run.execution.agrees:
             results.print(

@@ -19,7 +19,7 @@ from attn_parity.binaries.comparison import compared
 from attn_parity.binaries.run_folder import GUARD_BYTES, Argument, Buffer, EmulatedLaunch, Tensor
 from attn_parity.binaries.saved import SavedFileError, SavedLaunch, read
 from attn_parity.binaries.saved_checks import check_plan, checked_kernel
-from attn_parity.binaries.saved_execution import emulate_saved
+from attn_parity.binaries.saved_execution import Emulated, emulate_saved
 from attn_parity.binaries.saving import save_binaries
 from attn_parity.binaries.shipped_calls import chosen
 
@@ -228,18 +228,28 @@ def test_code_that_is_not_planned_here_is_named(saved, change, words):
         check_plan(launch_of(saved), like)
 
 
-def test_the_saved_code_is_what_runs(saved, tmp_path):
-    """A wrong instruction is in the file alone: the judge says so, and the folder has the wrong outputs."""
+def emulated_with(saved: Path, folder: Path, instruction: str) -> list[Emulated]:
+    """Run the saved launch with another instruction in the place of v_exp_f32."""
     path = saved / "gfx942-merge-fp32.s"
-    path.write_text(path.read_text().replace("v_exp_f32", "v_log_f32"))
+    path.write_text(path.read_text().replace("v_exp_f32", instruction))
     digest = run_folder.digest(np.frombuffer(path.read_bytes(), np.uint8))
     edit(saved / "launches.json", lambda launch: launch["sha256"].update(assembly=digest))
-    found = emulate_saved(saved / "launches.json", tmp_path / "wrong", "gfx942", NAME, (NAME,))
-    assert [one.case for one in found] == ["random", "signature"]
-    assert {one.execution.verdict for one in found} == {"nan"}
+    return emulate_saved(saved / "launches.json", folder, "gfx942", NAME, (NAME,))
+
+
+def test_the_saved_code_is_what_runs(saved, tmp_path):
+    found = emulated_with(saved, tmp_path / "wrong", "v_log_f32")
+    assert [(one.case, one.execution.verdict) for one in found] == [("random", "nan"), ("signature", "nan")]
     launch, differences = compared(saved / "emulated" / RANDOM, tmp_path / "wrong" / RANDOM)
     assert launch.case == "random"
-    assert {"out_ptr"} <= {one.where for one in differences}
+    assert "out_ptr" in {one.where for one in differences}
+
+
+def test_a_launch_that_does_not_come_to_its_end_has_no_folder(saved):
+    found = emulated_with(saved, saved / "emulated", "v_unknown_f32")
+    assert [(one.execution.verdict, one.launch) for one in found] == [("raised", None)] * 2
+    assert "UnknownInstructionError" in found[0].execution.why
+    assert [*(saved / "emulated").iterdir()] == []
 
 
 def an_ulp_off(monkeypatch: pytest.MonkeyPatch, name: str) -> None:

@@ -9,7 +9,6 @@ Each buffer has GUARD_BYTES of junk before and behind it, which no launch may ch
 """
 
 import hashlib
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -92,7 +91,12 @@ class EmulatedLaunch(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def folder(self) -> str:
         """The name of its folder."""
-        return f"{Path(self.code).stem}-{self.case}"
+        return folder_name(self.code, self.case)
+
+
+def folder_name(code: str, case: str) -> str:
+    """The name of the folder of a launch: of its code object's file, and its case."""
+    return f"{Path(code).stem}-{case}"
 
 
 def guarded(buffers: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -109,9 +113,8 @@ def digest(data: np.ndarray) -> str:
 
 
 def write(folder: Path, launch: EmulatedLaunch, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> None:
-    """Write a launch and its buffers, which have their guards. What another launch left in the folder is removed."""
+    """Write a launch and its buffers, which have their guards, into a new folder."""
     for name, buffers in (("before", before), ("after", after)):
-        shutil.rmtree(folder / name, ignore_errors=True)
         (folder / name).mkdir(parents=True)
         for buffer, data in buffers.items():
             (folder / name / f"{buffer}.bin").write_bytes(data.tobytes())

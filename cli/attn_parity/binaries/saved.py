@@ -29,10 +29,6 @@ class Argument(msgspec.Struct, frozen=True):
     attributes: dict[str, int]
     may_be_null: bool = False
 
-    @property
-    def is_scratch(self) -> bool:
-        return self.name in ("global_scratch", "profile_scratch")
-
 
 class Place(msgspec.Struct, frozen=True):
     """Where an argument lies in the memory of arguments; `kind` as in LLVM's metadata."""

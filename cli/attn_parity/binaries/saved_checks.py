@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
+import torch
 from attn_amdgcn import AssemblyError, Kernel, load
 from attn_fuzz.emulated.emulation import Inputs
 from attn_optimized.kernel_call import KernelCall
 from attn_parity.binaries.execution import OtherCodeError
-from attn_parity.binaries.saved import SavedFileError, SavedLaunch, check_files
+from attn_parity.binaries.saved import Argument, SavedFileError, SavedLaunch, check_files
 from attn_parity.binaries.saving import plain
 from triton._utils import canonicalize_dtype
 
@@ -44,24 +45,25 @@ def check_plan(launch: SavedLaunch, like: KernelCall) -> None:
     Raises:
         SavedFileError: another constant, argument or type.
     """
-    given = like.launch.constants | like.arguments
+    where = f"{launch.architecture} {launch.call}"
     for argument in launch.arguments:
-        if not argument.type.startswith("*"):
-            here = "no argument" if given.get(argument.name) is None else argument.type
-        elif argument.name in like.tensors and (tensor := like.tensors[argument.name]) is not None:
-            here = f"*{canonicalize_dtype(tensor.dtype)}"
-        else:
-            here = argument.type if argument.may_be_null else "no argument"
-        if here != argument.type:
-            raise SavedFileError(
-                f"{launch.architecture} {launch.call}: {argument.name} was saved as {argument.type}, and is {here} here"
-            )
+        if (here := _type_here(argument, like)) != argument.type:
+            raise SavedFileError(f"{where}: {argument.name} was saved as {argument.type}, and is {here} here")
     names = {argument.name for argument in launch.arguments}
-    here = {name: json.loads(json.dumps(plain(value), default=str)) for name, value in given.items() if name not in names}
-    for name in sorted({*here, *launch.constants}):
-        told, found = (constants.get(name, "no constant") for constants in (launch.constants, here))
-        if told != found:
-            raise SavedFileError(f"{launch.architecture} {launch.call}: {name} was saved as {told}, and is {found} here")
+    given = like.launch.constants | like.arguments
+    constants = {name: json.loads(json.dumps(plain(value))) for name, value in given.items() if name not in names}
+    for name in sorted({*constants, *launch.constants}):
+        told, here = (values.get(name, "no constant") for values in (launch.constants, constants))
+        if told != here:
+            raise SavedFileError(f"{where}: {name} was saved as {told}, and is {here} here")
+
+
+def _type_here(argument: Argument, like: KernelCall) -> str:
+    value = like.arguments.get(argument.name)
+    if isinstance(value, torch.Tensor):
+        return f"*{canonicalize_dtype(value.dtype)}"
+    is_there = argument.may_be_null if argument.type.startswith("*") else value is not None
+    return argument.type if is_there else "no argument"
 
 
 def check_attributes(launch: SavedLaunch, inputs: Inputs) -> None:

@@ -4,6 +4,7 @@ The code is that of the saved files. This process makes the cases, plans their l
 must be interpreted.
 """
 
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,6 +78,8 @@ def emulate_saved(file: Path, folder: Path, architecture: str, call: str, names:
     for case in cases_of(of_call):
         kind = case.values.kind
         written.clear()
+        for name in names:
+            shutil.rmtree(folder / run_folder.folder_name(kernels[name][0].file, kind), ignore_errors=True)
         verdict = try_case(case, target_of(of_call), "cpu")
         execution = Execution(verdict.kind, error_of(of_call, verdict), verdict.message)
         found.extend(Emulated(name, kind, execution, written.get(name)) for name in names)
