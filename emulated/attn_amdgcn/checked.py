@@ -68,7 +68,8 @@ def _diagnosed(
     """The fault, with the first store whose data differ between two schedules."""
     logs = (StoreLog(), StoreLog())
     for schedule, log in zip(schedules, logs, strict=True):
-        launch(program, grid, arguments, buffers, lds_bytes=lds_bytes, schedule=replace(schedule, races=False), stores=log)
+        quiet = replace(schedule, races=False)
+        launch(program, grid, arguments, buffers, lds_bytes=lds_bytes, schedule=quiet, watches=(log,))
     found = logs[0].first_difference(logs[1])
     if found is None:
         return Fault(f"{what}; every store of a wave wrote the same, so stores to one byte came in another order")
