@@ -1,25 +1,17 @@
 """Runs a launch of this project's kernels on the emulator: tensors become buffers, and buffers become tensors again."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from attn_amdgcn import Schedule, checked
-from attn_fuzz.emulated.compiler import ready
+from attn_amdgcn import Report, Schedule, Watch, checked
+from attn_fuzz.emulated.compiler import Ready, ready
 from attn_fuzz.emulated.jobs import Job, Pointer
 from attn_optimized.kernel_call import KernelCall
 
 LARGE = 8 << 30
 """Bytes of a KV cache for which AMD's compiler must address by 64 bits."""
-
-
-@dataclass(frozen=True)
-class Placed:
-    """Where a tensor lies: in which buffer, and at which byte of it."""
-
-    buffer: str
-    offset: int
 
 
 def emulate(
@@ -41,19 +33,45 @@ def emulate(
     """
     if 0 in call.launch.grid:
         return
-    storages = _storages(call)
-    program, compiled = ready(job_of(call, architecture, sizes))
-    given = []
-    for name in compiled.names:
-        tensor = call.tensors.get(name)
-        placed = None if tensor is None else _placed(tensor, storages)
-        given.append(call.launch.numbers.get(name) if placed is None else (placed.buffer, placed.offset))
-    x, y, z, *_ = (*call.launch.grid, 1, 1)
+    run(ready(job_of(call, architecture, sizes)), call.arguments, call.launch.grid, schedules=schedules)
+
+
+def run(
+    ready: Ready,
+    arguments: Mapping[str, Any],
+    grid: Sequence[int],
+    *,
+    schedules: Sequence[Schedule] = (Schedule(),),
+    watches: Sequence[Watch] = (),
+) -> Report:
+    """Run compiled code on tensors, which lie on the CPU, and on numbers.
+
+    Args:
+        arguments: by the kernel's names; those that the code does not take are left out.
+        grid: programs.
+        schedules, watches: as of `attn_amdgcn.checked`.
+
+    Raises:
+        attn_amdgcn.AmdgcnError: the code did what it must not do.
+    """
+    program, compiled = ready
+    storages = _storages(arguments)
+    given = [arguments.get(name) for name in compiled.names]
+    placed = [_placed(value, storages) if isinstance(value, torch.Tensor) else value for value in given]
+    x, y, z, *_ = (*grid, 1, 1)
     buffers = {name: _contents(storage) for name, storage in storages.values()}
-    arguments = [*given, *[None] * compiled.scratch]
-    memory, _ = checked(program, (x, y, z), arguments, buffers, lds_bytes=compiled.lds_bytes, schedules=schedules)
+    memory, report = checked(
+        program,
+        (x, y, z),
+        [*placed, *[None] * compiled.scratch],
+        buffers,
+        lds_bytes=compiled.lds_bytes,
+        schedules=schedules,
+        watches=watches,
+    )
     for name, storage in storages.values():
         _contents(storage)[:] = memory.contents(name)
+    return report
 
 
 def job_of(call: KernelCall, architecture: str, sizes: Mapping[str, int] | None = None) -> Job:
@@ -74,19 +92,19 @@ def job_of(call: KernelCall, architecture: str, sizes: Mapping[str, int] | None 
     return Job(function.__module__, function.__name__, architecture, arguments)
 
 
-def _storages(call: KernelCall) -> dict[int, tuple[str, torch.UntypedStorage]]:
+def _storages(arguments: Mapping[str, Any]) -> dict[int, tuple[str, torch.UntypedStorage]]:
     """The storages of a launch's tensors by their address, each with the name of the first tensor that lies in it."""
     storages: dict[int, tuple[str, torch.UntypedStorage]] = {}
-    for name, tensor in call.tensors.items():
-        if tensor is not None:
+    for name, tensor in arguments.items():
+        if isinstance(tensor, torch.Tensor):
             storage = tensor.untyped_storage()
             storages.setdefault(storage.data_ptr(), (name, storage))
     return storages
 
 
-def _placed(tensor: torch.Tensor, storages: dict[int, tuple[str, torch.UntypedStorage]]) -> Placed:
-    storage = tensor.untyped_storage().data_ptr()
-    return Placed(storages[storage][0], _offset(tensor))
+def _placed(tensor: torch.Tensor, storages: dict[int, tuple[str, torch.UntypedStorage]]) -> tuple[str, int]:
+    """The buffer in which a tensor lies, and the byte of it where it begins."""
+    return storages[tensor.untyped_storage().data_ptr()][0], _offset(tensor)
 
 
 def _offset(tensor: torch.Tensor) -> int:
