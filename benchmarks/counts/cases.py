@@ -1,4 +1,4 @@
-"""What is counted: calls small enough for the emulator, and large enough that each program has more than one tile to do."""
+"""The calls whose launches are counted: the emulator runs each in seconds."""
 
 from benchmarks.speed.cases import Attention
 

@@ -3,19 +3,20 @@
 These are counts and no times. What a conflict or a line costs, and what a cache holds already, is not known here.
 
 Global memory: a vector instruction of a wave touches lines of 64 and of 128 bytes. The least that it could touch is as many
-as its distinct bytes fill. A buffer's access beyond its end, whose words are checked one by one, counts once for each word.
+as its distinct bytes fill. Where a buffer ends within a lane's bytes, each word counts as an access.
 
 LDS has banks of 4 bytes, and byte b is in bank b / 4 % 32. An instruction is served in phases, each for some of its lanes. A
 phase takes as many passes as the words of the fullest bank; lanes that touch the same word share it. A pass beyond the first
 one of a phase is a conflict. Phases are counted where AMD documents which lanes are in one:
 
-* Loads of at most 4 bytes, and stores of 4 bytes: lanes 0 to 31, and lanes 32 to 63 (half wavefronts: AMD's OpenCL Optimization
-  Guide, "Local Memory (LDS) Optimizations"; 32 banks for SIMDs whose waves have 32 lanes: RDNA3 ISA, "Local Data Share").
+* Loads of at most 4 bytes, and stores of 4 bytes: lanes 0 to 31, and lanes 32 to 63. CDNA: half wavefronts, as AMD's OpenCL
+  Optimization Guide says of GCN ("Local Memory (LDS) Optimizations"). RDNA: a SIMD whose waves have 32 lanes has 32 banks
+  (RDNA3 ISA, "Local Data Share").
 * ds_write_b128 and ds_read_b128 of CDNA with 32 banks: 8 lanes, see READ_B128 (documentation of AMD's Composable Kernel,
   "Understanding AMD GPU LDS and Bank Conflicts").
 
-All others are not counted: 8 and 12 bytes, two addresses, stores of parts of a word, transposing loads, 16 bytes on RDNA. So
-is nothing of gfx950, which has 64 banks and whose phases are not documented, and of gfx1250.
+Conflicts of all others are not counted: 8 and 12 bytes, two addresses, stores of parts of a word, transposing loads, and 16
+bytes on RDNA. Neither are those of gfx950, which has 64 banks and no documented phases, nor those of gfx1250.
 """
 
 import re
@@ -85,9 +86,10 @@ class Accesses(Watch):
         counter["global accesses"] += len(place)
         if not len(place):
             return
+        filled = distinct_bytes(place, access.size)
         for size in LINES:
             counter[f"lines of {size}"] += int(lines(place, access.size, size).sum())
-            counter[f"least lines of {size}"] += int(-(-distinct_bytes(place, access.size) // size).sum())
+            counter[f"least lines of {size}"] += int(-(-filled // size).sum())
 
     def _count_conflicts(self, access: Access) -> None:
         row = 4 * access.waves.shared.lds.shape[1]

@@ -61,10 +61,10 @@ class Events:
 
 
 class Last:
-    """The last ones who have read each byte, or who have written it: so many that no race is missed.
+    """Two of the events that have read each byte, or that have written it: enough to miss no race.
 
-    `one` is an event. `another` is one of another workgroup than `one`, if any workgroup else has come; or else one of another
-    wave since the last barrier, if any wave else has come.
+    If several workgroups have touched a byte, the two events are of different workgroups. Else, if several waves of its
+    workgroup have touched it since the last barrier, the two events are of different waves.
     """
 
     def __init__(self, size: int, events: Events) -> None:

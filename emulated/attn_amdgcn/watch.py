@@ -16,7 +16,8 @@ class Access(NamedTuple):
             the LDS of all workgroups that run at once.
         size: bytes of a lane.
         lanes: [waves, lanes] bool, the lanes that take part; None if all do.
-        instruction: of two addresses, makes two accesses; beyond the end of a buffer it may make one for each word.
+        instruction: the load or store. If it has two addresses, it makes two accesses. Where a buffer ends within a lane's
+            bytes, it makes one for each word.
     """
 
     waves: Waves

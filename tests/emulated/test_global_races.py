@@ -122,7 +122,7 @@ def is_race(first, second) -> bool:
     return turn == other_turn and not (writes and other_writes and value == other_value)
 
 
-@pytest.mark.parametrize("seed", range(400))
+@pytest.mark.parametrize("seed", range(200))
 def test_drawn_accesses_race_if_two_of_them_do(seed):
     """3 workgroups of 3 waves touch 4 bytes, two waves at once."""
     draw = random.Random(seed)
