@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attn_amdgcn import Accesses, counts, load, multiply_adds, prepare
+from attn_amdgcn import Accesses, load, prepare
+from attn_amdgcn.counts import totals
 from attn_contract import UnsupportedError
 from attn_fuzz.emulated.compilation import compiled_kernel, launchable
 from attn_fuzz.emulated.compiler import Ready
@@ -46,9 +47,12 @@ def _row(row: Row, launch: Launch) -> Row:
     accesses = Accesses(row.architecture)
     report = run(Ready(program, compiled), arguments, grid, watches=(accesses,))
     x, y, z, *_ = (*grid, 1, 1)
-    found = counts(program, report) | accesses.total | {"multiply-adds": multiply_adds(program, report)}
-    num_warps = int(binary.metadata.num_warps)
-    return row._replace(kernel=launch.kernel.fn.__name__, programs=x * y * z, num_warps=num_warps, counts=found)
+    return row._replace(
+        kernel=launch.kernel.fn.__name__,
+        programs=x * y * z,
+        num_warps=int(binary.metadata.num_warps),
+        counts=totals(program, report, accesses),
+    )
 
 
 def _wrong(call: Call, out: torch.Tensor) -> str:

@@ -5,16 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from attn_amdgcn.accesses import COLUMNS as ACCESSES
-from attn_amdgcn.counts import CLASSES
+from attn_amdgcn.counts import COUNTED
 from attn_parity.binaries.results import csv_of, records_of
 
 SCHEMA = "attn-parity.counts/1"
 FEW_WORDS = 100
 """Characters of a reason."""
-COUNTS = (*CLASSES, "multiply-adds", *ACCESSES)
-"""What is counted, in the order of the file."""
-_COLUMNS = ("triton", "architecture", "case", "whose", "version", "kernel", "programs", "num_warps", "needed", *COUNTS, "why")
+_COLUMNS = ("triton", "architecture", "case", "whose", "version", "kernel", "programs", "num_warps", "needed", *COUNTED, "why")
 
 
 class Row(NamedTuple):
@@ -24,7 +21,7 @@ class Row(NamedTuple):
         kernel: its name; empty where nothing ran.
         programs, num_warps: its workgroups, and the waves of one.
         needed: the multiply-adds of the case: of all visible pairs of a query and a key.
-        counts: by COUNTS.
+        counts: by COUNTED.
         why: nothing ran, or what is wrong with its output.
     """
 
@@ -66,7 +63,7 @@ class Results:
 
     def _line(self, row: Row) -> list[object]:
         place = [self.triton, row.architecture, row.case, row.whose, self.peers.get(row.whose, "")]
-        found = [row.counts.get(name, "") for name in COUNTS]
+        found = [row.counts.get(name, "") for name in COUNTED]
         return [*place, row.kernel, row.programs, row.num_warps, row.needed, *found, row.why]
 
 
@@ -85,7 +82,7 @@ def read(path: Path) -> Results:
 
 
 def _row(record: Mapping[str, str]) -> Row:
-    counts = {name: int(record[name]) for name in COUNTS if record[name]}
+    counts = {name: int(record[name]) for name in COUNTED if record[name]}
     return Row(
         record["architecture"],
         record["case"],

@@ -7,6 +7,7 @@ An instruction of a wave counts once, whatever its number of lanes, and so does 
 import re
 from math import prod
 
+from attn_amdgcn.accesses import COLUMNS, Accesses
 from attn_amdgcn.instructions.matrix.mfma import SHAPES_GFX90A, shape_of
 from attn_amdgcn.launch import Report
 from attn_amdgcn.program import Program
@@ -23,6 +24,8 @@ CLASSES = {
     "scalar": r"s_.*",
 }
 """The mnemonics of each class. The first class that fits counts. gfx90a reaches scratch memory by buffer instructions."""
+COUNTED = (*CLASSES, "multiply-adds", *COLUMNS)
+"""All that is counted of a launch, see `totals`."""
 
 
 def class_of(name: str) -> str:
@@ -61,3 +64,8 @@ def of_matrix_instruction(name: str) -> int:
         shapes = SHAPES_GFX90A[f"{accumulators} {kinds}"].split()
         shape = next(each for each in shapes if each.partition("_")[0] == shape)
     return prod(shape_of(shape))
+
+
+def totals(program: Program, report: Report, accesses: Accesses) -> dict[str, int]:
+    """The counts of a launch at which `accesses` looked on, in the order of COUNTED."""
+    return counts(program, report) | {"multiply-adds": multiply_adds(program, report)} | accesses.total

@@ -3,13 +3,15 @@
 Kernels must be interpreted in this process, which plans and judges. They are compiled in another one.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import cycle
 from unittest.mock import patch
 
 import attn_optimized
-from attn_amdgcn import Schedule
+from attn_amdgcn import Accesses, Schedule
+from attn_amdgcn.counts import totals
 from attn_fuzz.emulated.compiler import ready
 from attn_fuzz.emulated.emulation import emulate, job_of
 from attn_fuzz.run.trial import try_case
@@ -49,14 +51,14 @@ class Shipped:
         launches: by name, in their order.
         plans: of its launches of attention, in their order.
         instructions: as of `execute`.
-        ran: the names of launches that ran.
+        ran: what the launches that ran executed in all cases, by their names (`attn_amdgcn.counts.COUNTED`).
     """
 
     architecture: str
     launches: dict[str, KernelCall]
     plans: list[AttentionPlan]
     instructions: dict[str, str]
-    ran: set[str]
+    ran: dict[str, Counter[str]]
 
 
 def execute(shipped: ShippedCall, architecture: str, instructions: dict[str, str]) -> dict[str, Execution]:
@@ -77,7 +79,8 @@ def execute(shipped: ShippedCall, architecture: str, instructions: dict[str, str
     # a cache is compared bitwise, and what attends to it then is the reference
     error = 0.0 if shipped.op in ("write", "rope") else max(verdict.ratio for verdict in verdicts)
     left_out = Execution("not run", 0, "no case has this launch")
-    return {name: Execution(AGREES, error) if name in of_call.ran else left_out for name in instructions}
+    ran = of_call.ran
+    return {name: Execution(AGREES, error, counts=ran[name]) if name in ran else left_out for name in instructions}
 
 
 def _shipped(shipped: ShippedCall, architecture: str, instructions: dict[str, str]) -> Shipped:
@@ -93,7 +96,7 @@ def _shipped(shipped: ShippedCall, architecture: str, instructions: dict[str, st
         del plans[0]  # of the whole call
     elif shipped.op not in ("paged", "varlen"):
         plans.clear()
-    return Shipped(architecture, launches, plans, instructions, set())
+    return Shipped(architecture, launches, plans, instructions, {})
 
 
 def small_plan(plan: AttentionPlan, workload: Workload) -> AttentionPlan:
@@ -120,11 +123,15 @@ def _run(calls: Iterator[KernelCall], of_call: Shipped) -> None:
     for call, (name, like) in zip(calls, cycle(of_call.launches.items()), strict=False):
         sizes = {key: tensor.untyped_storage().size() for key, tensor in like.tensors.items() if tensor is not None}
         job = job_of(call, of_call.architecture, sizes)
-        found = digest(ready(job).compiled.text, job.kernel)
+        program, compiled = ready(job)
+        found = digest(compiled.text, job.kernel)
         if found != of_call.instructions.get(name, found):
             raise OtherCodeError(f"{name}: a small case compiles to other code ({_difference(call, like)})")
-        emulate(call, of_call.architecture, schedules=SCHEDULES, sizes=sizes)
-        of_call.ran.add(name)
+        accesses = Accesses(of_call.architecture)
+        report = emulate(call, of_call.architecture, schedules=SCHEDULES, sizes=sizes, watches=(accesses,))
+        executed = of_call.ran.setdefault(name, Counter())
+        if report is not None:
+            executed.update(totals(program, report, accesses))
 
 
 def _difference(call: KernelCall, like: KernelCall) -> str:

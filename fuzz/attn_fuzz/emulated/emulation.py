@@ -20,20 +20,26 @@ def emulate(
     *,
     schedules: Sequence[Schedule] = (Schedule(),),
     sizes: Mapping[str, int] | None = None,
-) -> None:
+    watches: Sequence[Watch] = (),
+) -> Report | None:
     """Compile a launch for an architecture and run the code on the launch's tensors, which lie on the CPU.
 
     Args:
         schedules: orders of what may run in any order. The code runs once for each; its results must not depend on them.
         sizes: as of `job_of`.
+        watches: as of `run`.
+
+    Returns:
+        What the launch did; None if its grid has no programs.
 
     Raises:
         CompilerError: the compiler refused the kernel.
         attn_amdgcn.AmdgcnError: the code did what it must not do, or what the emulator does not know.
     """
     if 0 in call.launch.grid:
-        return
-    run(ready(job_of(call, architecture, sizes)), call.arguments, call.launch.grid, schedules=schedules)
+        return None
+    compiled = ready(job_of(call, architecture, sizes))
+    return run(compiled, call.arguments, call.launch.grid, schedules=schedules, watches=watches)
 
 
 def run(
