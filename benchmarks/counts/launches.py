@@ -9,7 +9,7 @@ from attn_amdgcn.counts import totals
 from attn_contract import UnsupportedError
 from attn_fuzz.emulated.compilation import compiled_kernel, launchable
 from attn_fuzz.emulated.compiler import Ready
-from attn_fuzz.emulated.emulation import run
+from attn_fuzz.emulated.emulation import run_ready
 
 from benchmarks.binaries.launches import Launch, launches_of
 from benchmarks.counts.cases import CASES
@@ -45,7 +45,7 @@ def _row(row: Row, launch: Launch) -> Row:
     arguments: dict[str, Any] = dict(zip(launch.kernel.arg_names, launch.arguments, strict=False)) | launch.named
     grid = tuple(launch.grid(arguments) if callable(launch.grid) else launch.grid)
     accesses = Accesses(row.architecture)
-    report = run(Ready(program, compiled), arguments, grid, watches=(accesses,))
+    report = run_ready(Ready(program, compiled), arguments, grid, watches=(accesses,))
     x, y, z, *_ = (*grid, 1, 1)
     return row._replace(
         kernel=launch.kernel.fn.__name__,

@@ -1,7 +1,8 @@
 """An interpreter of the code that Triton compiles for AMD GPUs, on numpy. It knows nothing of attention.
 
 `load` reads `asm["amdgcn"]`, `prepare` makes it ready, `launch` runs a grid, and `checked` runs it under several schedules.
-`counts` and `multiply_adds` say what ran, and `Accesses` how its accesses fit the memory.
+`counts` and `multiply_adds` say what ran, `Accesses` how its accesses fit the memory, and `inexact` what of it hardware may
+round in another way.
 
 What the readings were held against. AMD's pseudocode in the ISA documents of CDNA4, RDNA3.5 and RDNA4 is public as tables that
 tinygrad makes of the documents (`tinygrad/runtime/autogen/amd/*/str_pcode.py`). They have 334 of the 358 mnemonics in a sample
@@ -26,6 +27,7 @@ from attn_amdgcn.errors import AmdgcnError, AssemblyError, Fault, LaunchError, U
 from attn_amdgcn.launch import Report, Schedule, launch
 from attn_amdgcn.memory import Memory
 from attn_amdgcn.program import Program, prepare
+from attn_amdgcn.rounding import inexact
 from attn_amdgcn.watch import Access, Watch
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "Watch",
     "checked",
     "counts",
+    "inexact",
     "launch",
     "load",
     "multiply_adds",

@@ -1,17 +1,32 @@
 """Runs a launch of this project's kernels on the emulator: tensors become buffers, and buffers become tensors again."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from attn_amdgcn import Report, Schedule, Watch, checked
+from attn_amdgcn import Memory, Program, Report, Schedule, Watch, checked
+from attn_amdgcn.launch import Argument
 from attn_fuzz.emulated.compiler import Ready, ready
 from attn_fuzz.emulated.jobs import Job, Pointer
 from attn_optimized.kernel_call import KernelCall
 
 LARGE = 8 << 30
 """Bytes of a KV cache for which AMD's compiler must address by 64 bits."""
+
+
+class Inputs(NamedTuple):
+    """What a launch gives to its code.
+
+    Attributes:
+        grid: numbers of workgroups in x, y and z.
+        arguments: in the kernel's order. A tensor is the name of a buffer and the tensor's first byte in it.
+        buffers: the bytes of the storages in which tensors lie, which this shares. Each has the name of the first tensor in it.
+    """
+
+    grid: tuple[int, int, int]
+    arguments: list[Argument]
+    buffers: dict[str, np.ndarray]
 
 
 def emulate(
@@ -27,7 +42,7 @@ def emulate(
     Args:
         schedules: orders of what may run in any order. The code runs once for each; its results must not depend on them.
         sizes: as of `job_of`.
-        watches: as of `run`.
+        watches: as of `attn_amdgcn.checked`.
 
     Returns:
         What the launch did; None if its grid has no programs.
@@ -39,10 +54,10 @@ def emulate(
     if 0 in call.launch.grid:
         return None
     compiled = ready(job_of(call, architecture, sizes))
-    return run(compiled, call.arguments, call.launch.grid, schedules=schedules, watches=watches)
+    return run_ready(compiled, call.arguments, call.launch.grid, schedules=schedules, watches=watches)
 
 
-def run(
+def run_ready(
     ready: Ready,
     arguments: Mapping[str, Any],
     grid: Sequence[int],
@@ -50,34 +65,54 @@ def run(
     schedules: Sequence[Schedule] = (Schedule(),),
     watches: Sequence[Watch] = (),
 ) -> Report:
-    """Run compiled code on tensors, which lie on the CPU, and on numbers.
-
-    Args:
-        arguments: by the kernel's names; those that the code does not take are left out.
-        grid: programs.
-        schedules, watches: as of `attn_amdgcn.checked`.
+    """Run compiled code on the arguments of a launch, which `inputs_of` describes.
 
     Raises:
         attn_amdgcn.AmdgcnError: the code did what it must not do.
     """
     program, compiled = ready
+    inputs = inputs_of(arguments, grid, compiled.names)
+    inputs.arguments.extend([None] * compiled.scratch)
+    _, report = run(program, inputs, lds_bytes=compiled.lds_bytes, schedules=schedules, watches=watches)
+    return report
+
+
+def inputs_of(arguments: Mapping[str, Any], grid: Sequence[int], names: Iterable[str]) -> Inputs:
+    """What a launch on the CPU gives to its code.
+
+    Args:
+        arguments: of the launch, tensors and numbers, by the kernel's names.
+        grid: numbers of workgroups in up to three dimensions.
+        names: of the code's arguments. An argument that the launch does not have is a null pointer.
+    """
     storages = _storages(arguments)
-    given = [arguments.get(name) for name in compiled.names]
-    placed = [_placed(value, storages) if isinstance(value, torch.Tensor) else value for value in given]
+    given: list[Argument] = []
+    for name in names:
+        value = arguments.get(name)
+        if isinstance(value, torch.Tensor):
+            given.append((storages[value.untyped_storage().data_ptr()][0], _offset(value)))
+        else:
+            given.append(value)
     x, y, z, *_ = (*grid, 1, 1)
-    buffers = {name: _contents(storage) for name, storage in storages.values()}
+    return Inputs((x, y, z), given, {name: _contents(storage) for name, storage in storages.values()})
+
+
+def run(
+    program: Program, inputs: Inputs, *, lds_bytes: int, schedules: Sequence[Schedule], watches: Sequence[Watch] = ()
+) -> tuple[Memory, Report]:
+    """Run a program as `attn_amdgcn.checked` does, and write what it wrote into the buffers of the inputs."""
     memory, report = checked(
         program,
-        (x, y, z),
-        [*placed, *[None] * compiled.scratch],
-        buffers,
-        lds_bytes=compiled.lds_bytes,
+        inputs.grid,
+        inputs.arguments,
+        inputs.buffers,
+        lds_bytes=lds_bytes,
         schedules=schedules,
         watches=watches,
     )
-    for name, storage in storages.values():
-        _contents(storage)[:] = memory.contents(name)
-    return report
+    for name, contents in inputs.buffers.items():
+        contents[:] = memory.contents(name)
+    return memory, report
 
 
 def job_of(call: KernelCall, architecture: str, sizes: Mapping[str, int] | None = None) -> Job:
@@ -106,11 +141,6 @@ def _storages(arguments: Mapping[str, Any]) -> dict[int, tuple[str, torch.Untype
             storage = tensor.untyped_storage()
             storages.setdefault(storage.data_ptr(), (name, storage))
     return storages
-
-
-def _placed(tensor: torch.Tensor, storages: dict[int, tuple[str, torch.UntypedStorage]]) -> tuple[str, int]:
-    """The buffer in which a tensor lies, and the byte of it where it begins."""
-    return storages[tensor.untyped_storage().data_ptr()][0], _offset(tensor)
 
 
 def _offset(tensor: torch.Tensor) -> int:
