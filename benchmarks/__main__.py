@@ -1,6 +1,6 @@
 """`python -m benchmarks speed` measures, `python -m benchmarks page` writes performance.md from what was measured,
-`python -m benchmarks tune` searches for launch parameters, and `python -m benchmarks binaries` is what the compilers make of
-the kernels beside vLLM's and AITER's."""
+`python -m benchmarks tune` searches for launch parameters. Beside vLLM's and AITER's kernels, `python -m benchmarks binaries`
+is what the compilers make of ours, and `python -m benchmarks counts` what ours execute on the emulator."""
 
 import importlib.metadata
 import math
@@ -15,6 +15,7 @@ import click
 from rich.console import Console
 
 from benchmarks.binaries.command import binaries
+from benchmarks.counts.command import counts
 from benchmarks.emulation.command import emulation
 from benchmarks.tuning.command import tune
 
@@ -28,6 +29,7 @@ def cli() -> None:
 
 cli.add_command(tune)
 cli.add_command(binaries)
+cli.add_command(counts)
 cli.add_command(emulation)
 
 

@@ -15,6 +15,7 @@ from attn_contract import UnsupportedError
 from attn_fuzz.emulated.compilation import compiled_kernel
 from attn_optimized.attention import paged_attention_calls, plan_of, varlen_attention_calls
 from attn_optimized.cascade import cascade_attention_calls
+from attn_optimized.kernel_call import KernelCall
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.facts import facts_of
 from triton import JITFunction
@@ -30,11 +31,23 @@ _PEERS = {VLLM: (load_vllm, vllm_triton), AITER: (load_aiter, aiter_triton)}
 
 
 class Launch(NamedTuple):
-    """kernel[grid](*arguments, **named), which has not happened."""
+    """kernel[grid](*arguments, **named), which has not happened.
+
+    Attributes:
+        grid: programs, or a function of the arguments that returns them, as Triton allows.
+    """
 
     kernel: JITFunction
+    grid: Any
     arguments: tuple[Any, ...]
     named: dict[str, Any]
+
+
+class Launches(NamedTuple):
+    """What a participant launches for a call, in its order, and the rows [T, H, D] that it writes."""
+
+    all: list[Launch]
+    out: torch.Tensor
 
 
 def compiled_case(architecture: str, name: str, whose: str, folder: Path | None) -> tuple[Row, ...]:
@@ -47,13 +60,22 @@ def compiled_case(architecture: str, name: str, whose: str, folder: Path | None)
     assert isinstance(case, Attention)
     call = attention_call(case, META, SEED, FLOAT8_OF.get(architecture, FLOAT8))
     try:
-        launches = ours(call, architecture) if whose == OURS else theirs(call, whose, _loaded(whose, folder, architecture))
+        launches = launches_of(call, architecture, whose, folder)
     except UnsupportedError:
         return ()
-    return tuple(_row(architecture, name, whose, launch) for launch in launches)
+    return tuple(_row(architecture, name, whose, launch) for launch in launches.all)
 
 
-def ours(call: Call, architecture: str) -> list[Launch]:
+def launches_of(call: Call, architecture: str, whose: str, folder: Path | None) -> Launches:
+    """What a participant launches for a call on an architecture.
+
+    Raises:
+        UnsupportedError: it cannot express the call.
+    """
+    return ours(call, architecture) if whose == OURS else theirs(call, whose, _loaded(whose, folder, architecture))
+
+
+def ours(call: Call, architecture: str) -> Launches:
     """Of the attention kernel, and of what follows it."""
     layer, batch, out = call.layer, call.batch, torch.empty_like(call.q)
     gpu: dict[str, Any] = {"architecture": architecture, "compute_units": ARCHITECTURES[architecture].compute_units}
@@ -65,10 +87,15 @@ def ours(call: Call, architecture: str) -> list[Launch]:
         assert call.k is not None
         assert call.v is not None
         calls = varlen_attention_calls(call.q, call.k, call.v, layer, batch, plan_of(call.q, layer, batch, **gpu), out=out)
-    return [Launch(each.launch.kernel, (), each.arguments | each.launch.constants | each.launch.options) for each in calls]
+    return Launches([_launch(each) for each in calls], out)
 
 
-def theirs(call: Call, whose: str, module: SimpleNamespace) -> list[Launch]:
+def _launch(call: KernelCall) -> Launch:
+    of = call.launch
+    return Launch(of.kernel, of.grid, (), call.arguments | of.constants | of.options)
+
+
+def theirs(call: Call, whose: str, module: SimpleNamespace) -> Launches:
     """What a peer's wrapper launches, with all that it passes.
 
     Raises:
@@ -76,8 +103,8 @@ def theirs(call: Call, whose: str, module: SimpleNamespace) -> list[Launch]:
     """
     prepared = _PEERS[whose][1](module, call)
     with _recorded() as launches:
-        prepared.run()
-    return launches
+        returned = prepared.run()
+    return Launches(launches, prepared.output(returned))
 
 
 @functools.lru_cache
@@ -91,7 +118,7 @@ def _recorded() -> Iterator[list[Launch]]:
     launches: list[Launch] = []
 
     def keep(kernel: JITFunction, *arguments: Any, grid: Any, warmup: bool, **named: Any) -> None:
-        launches.append(Launch(kernel, arguments, named))
+        launches.append(Launch(kernel, grid, arguments, named))
 
     run = JITFunction.run
     JITFunction.run = keep

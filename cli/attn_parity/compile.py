@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     """Each launch by its architecture and then by its name."""
 
 PAGE = PAGES / "binaries.md"
+EXECUTED = ("error / bound", "instructions", "matrix", "lines / least", "conflicts / phases")
+"""Columns of what launches did on the emulator."""
 
 
 @click.command("compile")
@@ -159,10 +162,10 @@ def _ran(outcome: Outcome, triton: str, workers: int | None) -> Executions:
     with progress_bar(len(calls)) as show_bar:
         ran = executions.run(calls, triton, workers or default_workers("cpu"), lambda done: show_bar(done, 0))
     for architecture in dict.fromkeys(architecture for architecture, _ in ran.found):
-        table = plain_table("launch", "run", "error / bound", right=("error / bound",))
+        table = plain_table("launch", "run", *EXECUTED, right=EXECUTED)
         for (one, name), execution in ran.found.items():
             if one == architecture:
-                table.add_row(name, execution.verdict, f"{execution.error:.2f}")
+                table.add_row(name, execution.verdict, f"{execution.error:.2f}", *_executed(execution.counts))
         results.print(f"\n{architecture}, emulated", style="bold")
         results.print(table)
     for line in ran.wrong:
@@ -171,6 +174,19 @@ def _ran(outcome: Outcome, triton: str, workers: int | None) -> Executions:
     agree = sum(execution.agrees for execution in ran.found.values())
     results.print(f"{begun}{agree} of {len(ran.found)} launches agree, in {time.monotonic() - started:.0f} s")
     return ran
+
+
+def _executed(counts: Mapping[str, int]) -> tuple[str, ...]:
+    """The cells of what a launch executed: counts, and no times (docs/reference/emulator.md)."""
+    if not counts:
+        return ("", "", "", "")
+    from attn_amdgcn.counts import CLASSES
+
+    lines, least, conflicts, phases = (
+        counts[name] for name in ("lines of 128", "least lines of 128", "LDS conflicts", "LDS phases")
+    )
+    ratios = (f"{part / whole:.2f}" if whole else "" for part, whole in ((lines, least), (conflicts, phases)))
+    return (str(sum(counts[name] for name in CLASSES)), str(counts["matrix"]), *ratios)
 
 
 def _write_page(path: Path, allowed: Budgets, ran: Executions | None) -> None:

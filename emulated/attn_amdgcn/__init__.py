@@ -1,7 +1,8 @@
 """An interpreter of the code that Triton compiles for AMD GPUs, on numpy. It knows nothing of attention.
 
 `load` reads `asm["amdgcn"]`, `prepare` makes it ready, `launch` runs a grid, and `checked` runs it under several schedules.
-`counts` says what ran, and `inexact` which of it hardware may round in another way.
+`counts` and `multiply_adds` say what ran, `Accesses` how its accesses fit the memory, and `inexact` what of it hardware may
+round in another way.
 
 What the readings were held against. AMD's pseudocode in the ISA documents of CDNA4, RDNA3.5 and RDNA4 is public as tables that
 tinygrad makes of the documents (`tinygrad/runtime/autogen/amd/*/str_pcode.py`). They have 334 of the 358 mnemonics in a sample
@@ -18,17 +19,21 @@ published), transcendental functions (here the nearest float; hardware promises 
 departs from AMD's pseudocode: `instructions.division`).
 """
 
+from attn_amdgcn.accesses import Accesses
 from attn_amdgcn.assembly import Kernel, load
 from attn_amdgcn.checked import SCHEDULES, checked
-from attn_amdgcn.counts import counts
+from attn_amdgcn.counts import counts, multiply_adds
 from attn_amdgcn.errors import AmdgcnError, AssemblyError, Fault, LaunchError, UnknownInstructionError
 from attn_amdgcn.launch import Report, Schedule, launch
 from attn_amdgcn.memory import Memory
 from attn_amdgcn.program import Program, prepare
 from attn_amdgcn.rounding import inexact
+from attn_amdgcn.watch import Access, Watch
 
 __all__ = [
     "SCHEDULES",
+    "Access",
+    "Accesses",
     "AmdgcnError",
     "AssemblyError",
     "Fault",
@@ -39,10 +44,12 @@ __all__ = [
     "Report",
     "Schedule",
     "UnknownInstructionError",
+    "Watch",
     "checked",
     "counts",
     "inexact",
     "launch",
     "load",
+    "multiply_adds",
     "prepare",
 ]

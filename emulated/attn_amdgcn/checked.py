@@ -14,6 +14,7 @@ from attn_amdgcn.memory import Memory
 from attn_amdgcn.program import Program
 from attn_amdgcn.run import MOST_INSTRUCTIONS
 from attn_amdgcn.stores import StoreLog
+from attn_amdgcn.watch import Watch
 
 SCHEDULES = (
     Schedule(races=True),
@@ -32,9 +33,12 @@ def checked(
     *,
     lds_bytes: int = 0,
     schedules: Sequence[Schedule] = SCHEDULES,
+    watches: Sequence[Watch] = (),
     most: int = MOST_INSTRUCTIONS,
 ) -> tuple[Memory, Report]:
     """Run a grid of workgroups once for each schedule. Arguments and the result are those of `attn_amdgcn.launch`.
+
+    `watches` look on under the first schedule.
 
     Raises:
         LaunchError: the arguments do not fit the kernel, or there is no schedule.
@@ -44,7 +48,7 @@ def checked(
     if not schedules:
         raise LaunchError("schedules: none, and at least one is expected")
     first, *others = schedules
-    memory, report = launch(program, grid, arguments, buffers, lds_bytes=lds_bytes, schedule=first, most=most)
+    memory, report = launch(program, grid, arguments, buffers, lds_bytes=lds_bytes, schedule=first, watches=watches, most=most)
     for schedule in others:
         again, _ = launch(program, grid, arguments, buffers, lds_bytes=lds_bytes, schedule=schedule, most=most)
         for name in buffers:
@@ -68,7 +72,8 @@ def _diagnosed(
     """The fault, with the first store whose data differ between two schedules."""
     logs = (StoreLog(), StoreLog())
     for schedule, log in zip(schedules, logs, strict=True):
-        launch(program, grid, arguments, buffers, lds_bytes=lds_bytes, schedule=replace(schedule, races=False), stores=log)
+        quiet = replace(schedule, races=False)
+        launch(program, grid, arguments, buffers, lds_bytes=lds_bytes, schedule=quiet, watches=(log,))
     found = logs[0].first_difference(logs[1])
     if found is None:
         return Fault(f"{what}; every store of a wave wrote the same, so stores to one byte came in another order")

@@ -51,4 +51,13 @@ class Fault(AmdgcnError):  # noqa: N818 - the hardware's word
         text = f"{self.what} ({where})" if where else self.what
         if not self.instruction:
             return text
-        return f"{text}: `{self.instruction}`, line {self.line} of the assembly, made of {self.source or 'an unknown line'}"
+        return f"{text}: {_place(self.instruction, self.line, self.source)}"
+
+
+def described(instruction: "Instruction") -> str:
+    """An instruction and where it stands."""
+    return _place(instruction.text, instruction.line, instruction.source)
+
+
+def _place(text: str, line: int, source: str) -> str:
+    return f"`{text}`, line {line} of the assembly, made of {source or 'an unknown line'}"

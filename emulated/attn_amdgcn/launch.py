@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from attn_amdgcn.assembly import Kernel
 from attn_amdgcn.errors import LaunchError, UnknownInstructionError
+from attn_amdgcn.global_races import GlobalRaces
 from attn_amdgcn.instructions.buffer_memory import PRIVATE_WORDS, private_offset
+from attn_amdgcn.lds_races import LdsRaces
 from attn_amdgcn.memory import Memory
 from attn_amdgcn.program import Program
-from attn_amdgcn.races import Races
 from attn_amdgcn.run import MOST_INSTRUCTIONS, Runner
-from attn_amdgcn.stores import StoreLog
+from attn_amdgcn.watch import Watch
 from attn_amdgcn.waves import EXEC, SCALARS, TTMP, Shared, Waves
 
 WAVES_AT_ONCE = 128
@@ -37,7 +38,7 @@ class Schedule:
         waves: "together", "ascending", "descending" or "drawn": the order of a workgroup's waves between barriers.
         workgroups: "ascending", "descending" or "drawn": the order of workgroups.
         seed: of what is drawn, and of what lies in registers, LDS and scratch that nobody has written.
-        races: whether to look for races in LDS (`attn_amdgcn.races`), which takes longer.
+        races: whether to look for races (`attn_amdgcn.global_races` and `lds_races`), which takes longer.
     """
 
     waves: str = "together"
@@ -73,7 +74,7 @@ def launch(
     *,
     lds_bytes: int = 0,
     schedule: Schedule = Schedule(),
-    stores: StoreLog | None = None,
+    watches: Sequence[Watch] = (),
     most: int = MOST_INSTRUCTIONS,
 ) -> tuple[Memory, Report]:
     """Run a grid of workgroups.
@@ -86,7 +87,7 @@ def launch(
         buffers: uint8 bytes of each buffer; they are copied.
         lds_bytes: of dynamic LDS of each workgroup.
         schedule: of waves and workgroups.
-        stores: notes what each store writes; None if nobody asks.
+        watches: what looks on.
         most: how many instructions all waves together may run.
 
     Returns:
@@ -103,6 +104,7 @@ def launch(
     memory = Memory({**buffers, ARGUMENTS: np.zeros(max(kernel.argument_bytes, 4), np.uint8)}, schedule.seed)
     _fill_arguments(memory, kernel, grid, arguments, lds_bytes)
     runner = Runner(program, most=most)
+    everywhere = (GlobalRaces(memory), *watches) if schedule.races else tuple(watches)
     numbers = np.arange(int(np.prod(grid)))
     rng = np.random.default_rng(schedule.seed)
     if schedule.workgroups == "descending":
@@ -114,7 +116,9 @@ def launch(
     with np.errstate(all="ignore"):
         for first in range(0, len(numbers), at_once):
             batch = numbers[first : first + at_once]
-            shared = _shared(kernel, memory, len(batch), num_waves, lds_bytes + kernel.lds_bytes, rng, schedule.races, stores)
+            lds = _lds(len(batch), lds_bytes + kernel.lds_bytes, rng)
+            in_lds = (LdsRaces(len(batch), num_waves, 4 * lds.shape[1]),) if schedule.races else ()
+            shared = Shared(memory, lds, lds_bytes + kernel.lds_bytes, kernel.scratch_bytes, (*in_lds, *everywhere))
             waves = _start(kernel, shared, grid, batch, num_waves, rng)
             runner.run(_turns(waves, schedule, rng))
     executed = np.concatenate([np.full(len(block.code), runner.executed[i]) for i, block in enumerate(program.blocks)])
@@ -144,20 +148,9 @@ def _turns(waves: Waves, schedule: Schedule, rng: np.random.Generator) -> list[W
     return [waves.taken(np.flatnonzero(waves.number == number)) for number in numbers]
 
 
-def _shared(
-    kernel: Kernel,
-    memory: Memory,
-    workgroups: int,
-    num_waves: int,
-    lds_bytes: int,
-    rng: np.random.Generator,
-    races: bool,
-    stores: StoreLog | None,
-) -> Shared:
-    """What some workgroups share. LDS holds junk."""
-    lds = rng.integers(0, 1 << 32, (workgroups, -(-lds_bytes // 16) * 4), np.uint32)
-    checker = Races(workgroups, num_waves, 4 * lds.shape[1]) if races else None
-    return Shared(memory, lds, lds_bytes, kernel.scratch_bytes, checker, stores)
+def _lds(workgroups: int, lds_bytes: int, rng: np.random.Generator) -> np.ndarray:
+    """[workgroups, words] uint32: the LDS of some workgroups, which holds junk."""
+    return rng.integers(0, 1 << 32, (workgroups, -(-lds_bytes // 16) * 4), np.uint32)
 
 
 def _start(

@@ -61,6 +61,14 @@ class Memory(Storage):
         """The bytes of a buffer."""
         return self.bytes[self._place(name)]
 
+    def named(self, place: int) -> tuple[Buffer, int]:
+        """The buffer at a place, or the nearest one, and which byte of it the place is."""
+        address = place + BASE
+        near = min(
+            self.buffers.values(), key=lambda buffer: max(buffer.address - address, address - buffer.address - buffer.size)
+        )
+        return near, address - near.address
+
     def checked(self, place: np.ndarray, size: int, lanes: np.ndarray | None, waves: Waves) -> np.ndarray:
         """The places of an access of `size` bytes. A lane that does not take part gets the place of a lane that does, or 0.
 
@@ -88,9 +96,6 @@ class Memory(Storage):
 
     def _fault(self, place: np.ndarray, outside: np.ndarray, size: int, waves: Waves) -> None:
         wave, lane = (int(number) for number in np.argwhere(outside)[0])
-        address = int(place[wave, lane]) + BASE
-        near = min(
-            self.buffers.values(), key=lambda buffer: max(buffer.address - address, address - buffer.address - buffer.size)
-        )
-        what = f"{size} bytes at byte {address - near.address} of {near.name}, which has {near.size} bytes"
+        near, byte = self.named(int(place[wave, lane]))
+        what = f"{size} bytes at byte {byte} of {near.name}, which has {near.size} bytes"
         raise Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane)

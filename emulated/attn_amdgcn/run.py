@@ -45,11 +45,11 @@ class Runner:
             Fault: a wave did what it must not do.
         """
         standing: list[list[Waves]] = [[waves] for waves in turns]
-        races = turns[0].shared.races
+        watches = turns[0].shared.watches
         while any(standing):
             standing = [self._to_barrier(groups) for groups in standing]
-            if races is not None:
-                races.barrier()
+            for watch in watches:
+                watch.barrier()
 
     def _to_barrier(self, groups: list[Waves]) -> list[Waves]:
         """Run groups until each wave has ended or waits at a barrier, and return those that wait."""
@@ -63,8 +63,8 @@ class Runner:
             self._run(block, waves)
             for group in _cut(block, waves):
                 if block.is_barrier:
-                    if group.shared.races is not None:
-                        waits.check_barrier(block.code[-1], group.pending)
+                    for watch in group.shared.watches:
+                        watch.reached(block.code[-1], group)
                     waiting.append(group)
                 elif block.ends:
                     self.ended(group)

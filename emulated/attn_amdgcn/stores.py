@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction
-from attn_amdgcn.waves import Waves
+from attn_amdgcn.watch import Access, Watch
 
 
 class Store(NamedTuple):
@@ -31,7 +31,7 @@ class Store(NamedTuple):
         return int(self.lanes[differs.argmax()]) if differs.any() else None
 
 
-class StoreLog:
+class StoreLog(Watch):
     """The stores of each wave, in the order of its program.
 
     Attributes:
@@ -41,16 +41,8 @@ class StoreLog:
     def __init__(self) -> None:
         self.of: dict[tuple[int, int], list[Store]] = defaultdict(list)
 
-    def note(
-        self,
-        instruction: Instruction,
-        waves: Waves,
-        place: np.ndarray,
-        values: list[np.ndarray],
-        size: int,
-        lanes: np.ndarray | None,
-    ) -> None:
-        """Note words, or the lowest 1 or 2 bytes of them, that waves store at places."""
+    def global_written(self, access: Access, values: list[np.ndarray]) -> None:
+        waves, place, size, lanes, instruction = access
         full = np.broadcast_to(place, waves.shape)
         words = np.stack([np.broadcast_to(value, full.shape) for value in values], axis=-1)
         where = np.ascontiguousarray(full)[..., None].view(np.uint8)

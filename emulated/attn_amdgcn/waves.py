@@ -8,8 +8,7 @@ from attn_amdgcn.storage import Storage
 
 if TYPE_CHECKING:
     from attn_amdgcn.memory import Memory
-    from attn_amdgcn.races import Races
-    from attn_amdgcn.stores import StoreLog
+    from attn_amdgcn.watch import Watch
 
 SCALARS = 128
 """Rows of a wave's scalar registers: s0 to s105, vcc, ttmp0 to ttmp15, m0 and exec."""
@@ -25,8 +24,7 @@ class Shared:
         lds: [workgroups, words] uint32, the LDS of each workgroup.
         lds_bytes: of each workgroup's LDS; `lds` may have a few more.
         scratch_bytes: of each lane's private memory.
-        races: looks for races in LDS; None if nobody looks.
-        stores: notes what each store writes; None if nobody asks.
+        watches: what looks on.
         lds_storage: `lds`, row behind row.
     """
 
@@ -34,8 +32,7 @@ class Shared:
     lds: np.ndarray
     lds_bytes: int
     scratch_bytes: int
-    races: "Races | None" = None
-    stores: "StoreLog | None" = None
+    watches: "tuple[Watch, ...]" = ()
     lds_storage: Storage = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

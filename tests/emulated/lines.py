@@ -1,13 +1,15 @@
 """Runs a few lines of assembly on registers that a test gives."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from attn_amdgcn.assembly import Kernel, code_of
+from attn_amdgcn.global_races import GlobalRaces
+from attn_amdgcn.lds_races import LdsRaces
 from attn_amdgcn.memory import Memory
 from attn_amdgcn.program import prepare
-from attn_amdgcn.races import Races
 from attn_amdgcn.run import Runner
+from attn_amdgcn.watch import Watch
 from attn_amdgcn.waves import EXEC, SCALARS, VCC, Shared, Waves
 
 JUNK = 0xDEADBEEF
@@ -27,6 +29,7 @@ def ran(
     scratch_bytes: int = 64,
     num_waves: int = 1,
     races: bool = False,
+    watches: Sequence[Watch] = (),
 ) -> Waves:
     """The waves of one workgroup after some lines.
 
@@ -39,7 +42,8 @@ def ran(
         scc: the condition code.
         buffers: uint8 bytes of buffers. Where they lie says `waves.shared.memory.buffers[name].address`; the address of the
             first one is in s[100:101].
-        races: whether to look for races in LDS.
+        races: whether to look for races.
+        watches: what looks on beside.
     """
     lanes = 64 if architecture.startswith("gfx9") else 32
     instructions, labels = code_of(text + "\ns_endpgm\n")
@@ -48,7 +52,7 @@ def ran(
         "lines", architecture, tuple(instructions), labels, (), 0, lanes, lanes * num_waves, 0, scratch_bytes, settings
     )
     memory = Memory(dict(buffers))
-    checker = Races(1, num_waves, lds_bytes) if races else None
+    search = (LdsRaces(1, num_waves, lds_bytes), GlobalRaces(memory)) if races else ()
     waves = Waves(
         np.full((256, num_waves, lanes), JUNK, np.uint32),
         np.full((num_waves, SCALARS), JUNK, np.uint32),
@@ -56,7 +60,7 @@ def ran(
         number=np.arange(num_waves),
         slot=np.zeros(num_waves, np.int64),
         scratch=np.full((scratch_bytes // 4, num_waves, lanes), JUNK, np.uint32),
-        shared=Shared(memory, np.full((1, lds_bytes // 4), JUNK, np.uint32), lds_bytes, scratch_bytes, checker),
+        shared=Shared(memory, np.full((1, lds_bytes // 4), JUNK, np.uint32), lds_bytes, scratch_bytes, (*search, *watches)),
     )
     for number, values in v.items():
         array = np.asarray(values)

@@ -101,7 +101,13 @@ PLANTED = {
         "global_memory",
     ),
     "a byte beyond a buffer": ("memory.py", "high <= self._ends[which]", "high <= self._ends[which] + 4", "global_memory"),
-    "a race of a reader unseen": ("races.py", "if (others := (readers != 0)", "if (others := (readers < 0)", "races"),
+    "a race of a reader unseen": ("lds_races.py", "if (others := (readers != 0)", "if (others := (readers < 0)", "lds_races"),
+    "a race of two workgroups unseen": (
+        "global_races.py",
+        "(_groups(before) != _groups(waves))",
+        "(before < 0)",
+        "global_races",
+    ),
     "an angle in half turns": ("instructions/transcendental.py", "np.sin(2 * np.pi", "np.sin(np.pi", "transcendental"),
     "a minimum that takes the NaN": (
         "instructions/extremes.py",

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from attn_amdgcn import Fault, checked, load, prepare
+from attn_amdgcn import Fault, Schedule, checked, load, prepare
 
 KERNEL = """
     .amdgcn_target "amdgcn-amd-amdhsa-unknown-gfx942"
@@ -87,8 +87,10 @@ def test_junk_that_reaches_no_store_is_no_fault():
 
 
 def test_workgroups_that_store_to_one_byte_are_found():
+    body = ["v_mov_b32_e32 v1, 0", "v_mov_b32_e32 v2, s2", "global_store_dword v1, v2, s[4:5]"]
+    orders = (Schedule(), Schedule(workgroups="descending"))
     with pytest.raises(Fault, match="every store of a wave wrote the same, so stores to one byte came in another order"):
-        run("v_mov_b32_e32 v1, 0", "v_mov_b32_e32 v2, s2", "global_store_dword v1, v2, s[4:5]", grid=(2, 1, 1))
+        run(*body, grid=(2, 1, 1), schedules=orders)
 
 
 def test_a_launch_without_an_end_is_a_fault():
@@ -118,7 +120,8 @@ def test_gfx90a_spills_through_the_resource_of_its_private_segment():
     text = KERNEL.format(body="\n    ".join(body), settings=settings, architecture="gfx90a", scratch=16).replace(
         "s_load_dwordx2 s[4:5], s[0:1]", "s_load_dwordx2 s[8:9], s[4:5]"
     )
-    memory, _ = checked(prepare(load(text)), (2, 1, 1), [("out", 0)], {"out": OUT})
+    orders = (Schedule(), Schedule("ascending", "descending", seed=1))
+    memory, _ = checked(prepare(load(text)), (2, 1, 1), [("out", 0)], {"out": OUT}, schedules=orders)
     assert memory.contents("out").view(np.uint32)[:128].tolist() == list(range(128))
     beyond = prepare(load(text.replace("offset:8", "offset:16")))
     with pytest.raises(Fault, match="4 bytes at byte 16 of scratch, of which a lane has 16 bytes"):

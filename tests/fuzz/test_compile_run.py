@@ -1,8 +1,10 @@
 """`attn-parity compile --run`: the code that ships runs on small cases, and what is wrong or other code is told."""
 
 import json
+import re
 
 import pytest
+from attn_amdgcn.counts import CLASSES
 from attn_fuzz.cases.case import Case
 from attn_parity.binaries import execution, executions, page
 from attn_parity.binaries.budgets import Budgets
@@ -76,6 +78,12 @@ def test_what_agrees_says_how_closely(attn_parity, tmp_path):
     (one,) = json.loads((tmp_path / "here.json").read_text())["executions"]
     assert (one["architecture"], one["call"], one["verdict"]) == ("gfx942", "merge, fp32", "agree")
     assert 0 < one["error"] < 1
+    counts = one["counts"]
+    assert counts["vector"] > counts["global memory"] >= counts["global accesses"] > 0
+    assert counts["matrix"] == counts["multiply-adds"] == 0
+    instructions = sum(counts[name] for name in CLASSES)
+    lines = counts["lines of 128"] / counts["least lines of 128"]
+    assert re.search(rf"^merge, fp32 +agree +0\.\d\d +{instructions} +0 +{lines:.2f}", run.out, re.MULTILINE), run.out
 
 
 def test_other_code_than_what_ships_is_told():

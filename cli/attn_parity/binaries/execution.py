@@ -3,13 +3,15 @@
 Kernels must be interpreted in this process, which plans and judges. They are compiled in another one.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import cycle
 from unittest.mock import patch
 
 import attn_optimized
-from attn_amdgcn import Schedule
+from attn_amdgcn import Accesses, Schedule
+from attn_amdgcn.counts import totals
 from attn_fuzz.cases.case import Case
 from attn_fuzz.emulated.compiler import ready
 from attn_fuzz.emulated.emulation import emulate, job_of
@@ -71,11 +73,10 @@ def execute(shipped: ShippedCall, architecture: str, instructions: dict[str, str
         instructions: the digests of the assembly of the launches that are asked for, by name. Others run, too, and may be of
             any code.
     """
-    ran = set[str]()
+    ran: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
     def run(name: str, call: KernelCall, like: KernelCall) -> None:
-        _run_compiled(call, architecture, like, name, instructions.get(name))
-        ran.add(name)
+        ran[name].update(_run_compiled(call, architecture, like, name, instructions.get(name)))
 
     of_call = launches_of(shipped, architecture, run)
     target = target_of(of_call)
@@ -85,7 +86,7 @@ def execute(shipped: ShippedCall, architecture: str, instructions: dict[str, str
         return dict.fromkeys(instructions, Execution(failed.kind, failed.ratio, failed.message))
     error = max(error_of(of_call, verdict) for verdict in verdicts)
     left_out = Execution("not run", 0, "no case has this launch")
-    return {name: Execution(AGREES, error) if name in ran else left_out for name in instructions}
+    return {name: Execution(AGREES, error, counts=ran[name]) if name in ran else left_out for name in instructions}
 
 
 def launches_of(shipped: ShippedCall, architecture: str, run: Runner) -> Shipped:
@@ -137,8 +138,8 @@ def _run(calls: Iterator[KernelCall], of_call: Shipped) -> None:
         of_call.run(name, call, like)
 
 
-def _run_compiled(call: KernelCall, architecture: str, like: KernelCall, name: str, instructions: str | None) -> None:
-    """Compile and run a launch in the place of one that ships.
+def _run_compiled(call: KernelCall, architecture: str, like: KernelCall, name: str, instructions: str | None) -> dict[str, int]:
+    """Compile and run a launch in the place of one that ships, and count what it executes (`attn_amdgcn.counts.COUNTED`).
 
     Args:
         instructions: the digest of the assembly of the launch that ships; None if it may be of any code.
@@ -149,9 +150,12 @@ def _run_compiled(call: KernelCall, architecture: str, like: KernelCall, name: s
     """
     sizes = {key: tensor.untyped_storage().size() for key, tensor in like.tensors.items() if tensor is not None}
     job = job_of(call, architecture, sizes)
-    if instructions not in (None, digest(ready(job).compiled.text, job.kernel)):
+    program, compiled = ready(job)
+    if instructions not in (None, digest(compiled.text, job.kernel)):
         raise OtherCodeError(f"{name}: a small case compiles to other code ({_difference(call, like)})")
-    emulate(call, architecture, schedules=SCHEDULES, sizes=sizes)
+    accesses = Accesses(architecture)
+    report = emulate(call, architecture, schedules=SCHEDULES, sizes=sizes, watches=(accesses,))
+    return {} if report is None else totals(program, report, accesses)
 
 
 def _difference(call: KernelCall, like: KernelCall) -> str:

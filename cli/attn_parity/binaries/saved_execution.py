@@ -88,7 +88,7 @@ def emulate_saved(file: Path, folder: Path, architecture: str, call: str, names:
 
 def _run(launch: SavedLaunch, program: Program, small: KernelCall) -> tuple[Inputs, Memory, tuple[str, ...]]:
     """Run a saved launch on the tensors of a small one: what it was given, memory afterwards, and `inexact` instructions."""
-    inputs = inputs_of(small, [argument.name for argument in launch.arguments])
+    inputs = inputs_of(small.arguments, small.launch.grid, [argument.name for argument in launch.arguments])
     check_attributes(launch, inputs)
     memory, report = run(program, inputs, lds_bytes=launch.dynamic_lds_bytes, schedules=SCHEDULES)
     return inputs, memory, inexact(program, report)
@@ -97,7 +97,7 @@ def _run(launch: SavedLaunch, program: Program, small: KernelCall) -> tuple[Inpu
 def _run_and_write(launch: SavedLaunch, program: Program, small: KernelCall, case: str, folder: Path) -> EmulatedLaunch:
     """As `_run`, and write what it read and wrote into a folder of the launch."""
     names = [argument.name for argument in launch.arguments]
-    before = run_folder.guarded(inputs_of(small, names).buffers)
+    before = run_folder.guarded(inputs_of(small.arguments, small.launch.grid, names).buffers)
     inputs, memory, open_roundings = _run(launch, program, small)
     assert launch.kernarg is not None
     described = EmulatedLaunch(

@@ -30,6 +30,7 @@ from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, o
 from attn_amdgcn.instructions.global_memory import CACHE
 from attn_amdgcn.memory import BASE
 from attn_amdgcn.operands import KINDS, Read, reads_scalar, scalar_index, unknown
+from attn_amdgcn.watch import Access
 from attn_amdgcn.waves import Waves
 
 PRIVATE_BASE = 0x1234_0000_0000
@@ -71,10 +72,11 @@ def buffer_load(instruction: Instruction, kernel: Kernel) -> Step:
             return
         fits, parts = _fits(within, offset, form)
         if not parts:
-            write(waves, _values(waves, within, offset, fits, form))
+            write(waves, _values(instruction, waves, within, offset, fits, form))
             return
         word = Format(4)
-        write(waves, [_values(waves, within, offset + 4 * i, fits[i], word)[0] for i in range(form.registers)])
+        values = [_values(instruction, waves, within, offset + 4 * i, fits[i], word)[0] for i in range(form.registers)]
+        write(waves, values)
 
     return step
 
@@ -118,10 +120,15 @@ def _fits(within: Range, offset: np.ndarray, form: Format) -> tuple:
     return fits, False
 
 
-def _values(waves: Waves, within: Range, offset: np.ndarray, fits: np.ndarray | None, form: Format) -> list[np.ndarray]:
+def _values(
+    instruction: Instruction, waves: Waves, within: Range, offset: np.ndarray, fits: np.ndarray | None, form: Format
+) -> list[np.ndarray]:
     memory = waves.shared.memory
     lanes = waves.lanes if fits is None else fits if waves.lanes is None else fits & waves.lanes
-    values = loaded(memory, memory.checked(within.begin + offset, form.size, lanes, waves), form)
+    place = memory.checked(within.begin + offset, form.size, lanes, waves)
+    for watch in waves.shared.watches:
+        watch.global_read(Access(waves, place, form.size, lanes, instruction))
+    values = loaded(memory, place, form)
     return values if fits is None else [value * fits for value in values]
 
 
@@ -137,8 +144,8 @@ def _store(
     memory = waves.shared.memory
     lanes = waves.lanes if fits is None else fits if waves.lanes is None else fits & waves.lanes
     place = memory.checked(within.begin + offset, form.size, lanes, waves)
-    if waves.shared.stores is not None:
-        waves.shared.stores.note(instruction, waves, place, values, form.size, lanes)
+    for watch in waves.shared.watches:
+        watch.global_written(Access(waves, place, form.size, lanes, instruction), values)
     stored(memory, place, values, form, lanes)
 
 

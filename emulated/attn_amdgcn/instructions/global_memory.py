@@ -17,6 +17,7 @@ from attn_amdgcn.instructions.formats import LOADS, STORES, Format, data_row, lo
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
 from attn_amdgcn.memory import BASE
 from attn_amdgcn.operands import KINDS, reads_scalar, scalar_index, unknown
+from attn_amdgcn.watch import Access
 from attn_amdgcn.waves import Waves
 
 CACHE = ("glc", "slc", "dlc", "sc0", "sc1", "nt", "nv", "scope", "th")
@@ -34,7 +35,10 @@ def global_load(instruction: Instruction, kernel: Kernel) -> Step:
 
     def step(waves: Waves) -> None:
         memory = waves.shared.memory
-        write(waves, loaded(memory, memory.checked(places(waves), size, waves.lanes, waves), form))
+        place = memory.checked(places(waves), size, waves.lanes, waves)
+        for watch in waves.shared.watches:
+            watch.global_read(Access(waves, place, size, waves.lanes, instruction))
+        write(waves, loaded(memory, place, form))
 
     return step
 
@@ -51,8 +55,8 @@ def global_store(instruction: Instruction, kernel: Kernel) -> Step:
     def step(waves: Waves) -> None:
         memory = waves.shared.memory
         place, values = memory.checked(places(waves), size, waves.lanes, waves), read(waves)
-        if waves.shared.stores is not None:
-            waves.shared.stores.note(instruction, waves, place, values, size, waves.lanes)
+        for watch in waves.shared.watches:
+            watch.global_written(Access(waves, place, size, waves.lanes, instruction), values)
         stored(memory, place, values, form, waves.lanes)
 
     return step

@@ -14,6 +14,7 @@ from attn_amdgcn.errors import Fault
 from attn_amdgcn.instructions.formats import LOADS, STORES, Format, data_row, loaded, number, reads_data, stored, writes_data
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
 from attn_amdgcn.operands import put, unknown
+from attn_amdgcn.watch import Access
 from attn_amdgcn.waves import Waves
 
 _PAIRS = {"read2": 1, "read2st64": 64, "load_2addr": 1, "load_2addr_stride64": 64}
@@ -23,15 +24,15 @@ _PAIRS |= {"write2": 1, "write2st64": 64, "store_2addr": 1, "store_2addr_stride6
 
 def reads(waves: Waves, place: np.ndarray, form: Format, instruction: Instruction) -> list[np.ndarray]:
     """What lies at places in LDS."""
-    if waves.shared.races is not None:
-        waves.shared.races.read(waves, place, form.size, waves.lanes, instruction)
+    for watch in waves.shared.watches:
+        watch.lds_read(Access(waves, place, form.size, waves.lanes, instruction))
     return loaded(waves.shared.lds_storage, place, form)
 
 
 def writes(waves: Waves, place: np.ndarray, values: list[np.ndarray], form: Format, instruction: Instruction) -> None:
     """Write values to places in LDS."""
-    if waves.shared.races is not None:
-        waves.shared.races.written(waves, place, values, form.size, waves.lanes, instruction)
+    for watch in waves.shared.watches:
+        watch.lds_written(Access(waves, place, form.size, waves.lanes, instruction), values)
     stored(waves.shared.lds_storage, place, values, form, waves.lanes)
 
 

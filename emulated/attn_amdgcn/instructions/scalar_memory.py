@@ -9,6 +9,7 @@ from attn_amdgcn.instructions.formats import number
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
 from attn_amdgcn.memory import BASE
 from attn_amdgcn.operands import KINDS, reads_scalar, scalar_index, unknown
+from attn_amdgcn.watch import Access
 from attn_amdgcn.waves import EXEC, Waves
 
 _WORDS = {"dword": 1, "dwordx2": 2, "dwordx3": 3, "dwordx4": 4, "dwordx8": 8, "dwordx16": 16}
@@ -34,6 +35,8 @@ def load(instruction: Instruction, kernel: Kernel) -> Step:
     def step(waves: Waves) -> None:
         place = read_base(waves).view(np.int64) + read_offset(waves).astype(np.int64) + (further - BASE) & -4
         place = waves.shared.memory.checked(np.broadcast_to(place, len(waves))[:, None], 4 * words, None, waves)
+        for watch in waves.shared.watches:
+            watch.global_read(Access(waves, place, 4 * words, None, instruction))
         for i, value in enumerate(waves.shared.memory.load(place, words)):
             waves.scalar[:, first + i] = value[:, 0]
 

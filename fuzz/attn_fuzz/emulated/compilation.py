@@ -61,7 +61,11 @@ def compiled_kernel(kernel: Any, architecture: str, /, *arguments: Any, **named:
 def compiled(job: Job) -> Compiled:
     """Compile a job."""
     kernel = getattr(importlib.import_module(job.module), job.kernel)
-    binary, source = compiled_kernel(kernel, job.architecture, **job.arguments)
+    return launchable(*compiled_kernel(kernel, job.architecture, **job.arguments))
+
+
+def launchable(binary: Any, source: ASTSource) -> Compiled:
+    """What a launch needs of what `compiled_kernel` returns."""
     names = tuple(name for name, kind in source.signature.items() if kind != "constexpr")
     return Compiled(binary.asm["amdgcn"], names, 2, binary.metadata.shared)
 

@@ -1,13 +1,13 @@
 """Runs a launch of this project's kernels on the emulator: tensors become buffers, and buffers become tensors again."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from attn_amdgcn import Memory, Program, Report, Schedule, checked
+from attn_amdgcn import Memory, Program, Report, Schedule, Watch, checked
 from attn_amdgcn.launch import Argument
-from attn_fuzz.emulated.compiler import ready
+from attn_fuzz.emulated.compiler import Ready, ready
 from attn_fuzz.emulated.jobs import Job, Pointer
 from attn_optimized.kernel_call import KernelCall
 
@@ -35,46 +35,81 @@ def emulate(
     *,
     schedules: Sequence[Schedule] = (Schedule(),),
     sizes: Mapping[str, int] | None = None,
-) -> None:
+    watches: Sequence[Watch] = (),
+) -> Report | None:
     """Compile a launch for an architecture and run the code on the launch's tensors, which lie on the CPU.
 
     Args:
         schedules: orders of what may run in any order. The code runs once for each; its results must not depend on them.
         sizes: as of `job_of`.
+        watches: as of `attn_amdgcn.checked`.
+
+    Returns:
+        What the launch did; None if its grid has no programs.
 
     Raises:
         CompilerError: the compiler refused the kernel.
         attn_amdgcn.AmdgcnError: the code did what it must not do, or what the emulator does not know.
     """
     if 0 in call.launch.grid:
-        return
-    program, compiled = ready(job_of(call, architecture, sizes))
-    inputs = inputs_of(call, compiled.names)
+        return None
+    compiled = ready(job_of(call, architecture, sizes))
+    return run_ready(compiled, call.arguments, call.launch.grid, schedules=schedules, watches=watches)
+
+
+def run_ready(
+    ready: Ready,
+    arguments: Mapping[str, Any],
+    grid: Sequence[int],
+    *,
+    schedules: Sequence[Schedule] = (Schedule(),),
+    watches: Sequence[Watch] = (),
+) -> Report:
+    """Run compiled code on the arguments of a launch, which `inputs_of` describes.
+
+    Raises:
+        attn_amdgcn.AmdgcnError: the code did what it must not do.
+    """
+    program, compiled = ready
+    inputs = inputs_of(arguments, grid, compiled.names)
     inputs.arguments.extend([None] * compiled.scratch)
-    run(program, inputs, lds_bytes=compiled.lds_bytes, schedules=schedules)
+    _, report = run(program, inputs, lds_bytes=compiled.lds_bytes, schedules=schedules, watches=watches)
+    return report
 
 
-def inputs_of(call: KernelCall, names: Iterable[str]) -> Inputs:
+def inputs_of(arguments: Mapping[str, Any], grid: Sequence[int], names: Iterable[str]) -> Inputs:
     """What a launch on the CPU gives to its code.
 
     Args:
+        arguments: of the launch, tensors and numbers, by the kernel's names.
+        grid: numbers of workgroups in up to three dimensions.
         names: of the code's arguments. An argument that the launch does not have is a null pointer.
     """
-    storages = _storages(call)
-    arguments: list[Argument] = []
+    storages = _storages(arguments)
+    given: list[Argument] = []
     for name in names:
-        tensor = call.tensors.get(name)
-        if tensor is None:
-            arguments.append(call.launch.numbers.get(name))
+        value = arguments.get(name)
+        if isinstance(value, torch.Tensor):
+            given.append((storages[value.untyped_storage().data_ptr()][0], _offset(value)))
         else:
-            arguments.append((storages[tensor.untyped_storage().data_ptr()][0], _offset(tensor)))
-    x, y, z, *_ = (*call.launch.grid, 1, 1)
-    return Inputs((x, y, z), arguments, {name: _contents(storage) for name, storage in storages.values()})
+            given.append(value)
+    x, y, z, *_ = (*grid, 1, 1)
+    return Inputs((x, y, z), given, {name: _contents(storage) for name, storage in storages.values()})
 
 
-def run(program: Program, inputs: Inputs, *, lds_bytes: int, schedules: Sequence[Schedule]) -> tuple[Memory, Report]:
+def run(
+    program: Program, inputs: Inputs, *, lds_bytes: int, schedules: Sequence[Schedule], watches: Sequence[Watch] = ()
+) -> tuple[Memory, Report]:
     """Run a program as `attn_amdgcn.checked` does, and write what it wrote into the buffers of the inputs."""
-    memory, report = checked(program, inputs.grid, inputs.arguments, inputs.buffers, lds_bytes=lds_bytes, schedules=schedules)
+    memory, report = checked(
+        program,
+        inputs.grid,
+        inputs.arguments,
+        inputs.buffers,
+        lds_bytes=lds_bytes,
+        schedules=schedules,
+        watches=watches,
+    )
     for name, contents in inputs.buffers.items():
         contents[:] = memory.contents(name)
     return memory, report
@@ -98,11 +133,11 @@ def job_of(call: KernelCall, architecture: str, sizes: Mapping[str, int] | None 
     return Job(function.__module__, function.__name__, architecture, arguments)
 
 
-def _storages(call: KernelCall) -> dict[int, tuple[str, torch.UntypedStorage]]:
+def _storages(arguments: Mapping[str, Any]) -> dict[int, tuple[str, torch.UntypedStorage]]:
     """The storages of a launch's tensors by their address, each with the name of the first tensor that lies in it."""
     storages: dict[int, tuple[str, torch.UntypedStorage]] = {}
-    for name, tensor in call.tensors.items():
-        if tensor is not None:
+    for name, tensor in arguments.items():
+        if isinstance(tensor, torch.Tensor):
             storage = tensor.untyped_storage()
             storages.setdefault(storage.data_ptr(), (name, storage))
     return storages

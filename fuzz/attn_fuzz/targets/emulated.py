@@ -24,7 +24,7 @@ COMPUTE_UNITS = 8
 """Few enough that splitting keys over them does not make more programs than are quickly emulated."""
 MOST_PARTS = 64
 CHECKED = 0.3
-"""The share of launches that run twice, in two orders, and in which races in LDS are looked for."""
+"""The share of launches that run twice, in two orders, and in which races are looked for."""
 _ORDERS = ("ascending", "descending", "drawn")
 
 

@@ -7,12 +7,14 @@ LDS that a wave still accesses at a barrier is not ordered by the barrier: that 
 """
 
 import numpy as np
+from attn_amdgcn import waits
 from attn_amdgcn.assembly import Instruction
-from attn_amdgcn.errors import Fault
+from attn_amdgcn.errors import Fault, described
+from attn_amdgcn.watch import Access, Watch
 from attn_amdgcn.waves import Waves
 
 
-class Races:
+class LdsRaces(Watch):
     """What the waves of some workgroups have done to each byte of LDS since the last barrier.
 
     Args:
@@ -30,16 +32,22 @@ class Races:
         self._bytes = np.zeros(workgroups * row_bytes, np.uint8)  # what `_writers` wrote
         self._instructions: dict[int, Instruction] = {}
 
+    def reached(self, barrier: Instruction, waves: Waves) -> None:
+        """
+        Raises:
+            Fault: the waves still access LDS.
+        """
+        waits.check_barrier(barrier, waves.pending)
+
     def barrier(self) -> None:
-        """All waves have reached a barrier."""
         self._readers[:], self._writers[:] = 0, 0
 
-    def read(self, waves: Waves, place: np.ndarray, size: int, lanes: np.ndarray | None, instruction: Instruction) -> None:
-        """Waves read `size` bytes at each place.
-
-        Raises:
-            Fault: another wave has written one of them since the last barrier.
+    def lds_read(self, access: Access) -> None:
         """
+        Raises:
+            Fault: another wave has written one of the bytes since the last barrier.
+        """
+        waves, place, size, lanes, instruction = access
         self._instructions[instruction.line] = instruction
         for number, where in _by_wave(waves):
             index = _byte_indices(place[where], size, None if lanes is None else lanes[where])
@@ -50,20 +58,12 @@ class Races:
             self._readers[index] |= bit
             self._read_by[number, index] = instruction.line
 
-    def written(
-        self,
-        waves: Waves,
-        place: np.ndarray,
-        values: list[np.ndarray],
-        size: int,
-        lanes: np.ndarray | None,
-        instruction: Instruction,
-    ) -> None:
-        """Waves write words, or the lowest 1 or 2 bytes of them, at each place.
-
+    def lds_written(self, access: Access, values: list[np.ndarray]) -> None:
+        """
         Raises:
             Fault: another wave has read one of the bytes, or has written something else into it, since the last barrier.
         """
+        waves, place, size, lanes, instruction = access
         self._instructions[instruction.line] = instruction
         data = np.stack([np.broadcast_to(value, place.shape) for value in values], axis=-1)
         data = np.ascontiguousarray(data).view(np.uint8)[..., :size]
@@ -99,8 +99,8 @@ class Races:
         before = self._instructions[int(lines[other, byte])]
         wave = int(where[np.flatnonzero(waves.slot[where] == byte // self._row_bytes)[0]])
         what = (
-            f"a race: it {does} byte {byte % self._row_bytes} of LDS, which wave {other} {did} at line {before.line} "
-            f"(`{before.text}`), with no barrier between"
+            f"a race: it {does} byte {byte % self._row_bytes} of LDS, which wave {other} {did} by {described(before)}, "
+            "with no barrier between"
         )
         raise Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]))
 
