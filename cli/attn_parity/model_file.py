@@ -53,13 +53,31 @@ class ModelFile:
             _check("a name", name, name.isprintable(), "one that can be printed", shown=ascii)
 
 
-def load(file: Path) -> ModelFile:
-    """Read a model file; what is wrong with it is a ClickException that names the file and the field."""
+LARGEST = 4 << 20
+"""Bytes of a file. The largest public configs, which list modules that are not quantized, have a few hundred thousand."""
+
+
+def read_json(file: Path) -> Any:
+    """The JSON of a file of at most LARGEST bytes, or a ClickException that names the file."""
+    if not file.is_file():
+        raise click.ClickException(f"{file}: got no regular file, expected a file of JSON")
+    with file.open("rb") as opened:
+        text = opened.read(LARGEST + 1)
+    if len(text) > LARGEST:
+        raise click.ClickException(f"{file}: got more than {LARGEST} bytes, expected a model")
     try:
-        content = _with_tuples(json.loads(file.read_bytes(), object_pairs_hook=_without_duplicates))
-        return ModelFile(**_checked_fields(content, ModelFile))
+        return json.loads(text, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
         raise click.ClickException(f"{file}: {error}") from error
+
+
+def model_file(content: object) -> ModelFile:
+    """The model file that JSON holds.
+
+    Raises:
+        ContractError: naming the field that is wrong.
+    """
+    return ModelFile(**_checked_fields(_with_tuples(content), ModelFile))
 
 
 def config(layer: str, fields: object) -> AttentionConfig:
