@@ -66,8 +66,7 @@ def asked_of(file: Path | None, given: Mapping[str, Any], architecture: str) -> 
     fields = {name: value for name, value in given.items() if name != "tensor_parallel"}
     devices = given.get("tensor_parallel", 1)
     model = deployed(config, Engine(float8=float8, tensor_parallel=devices, fields=fields))
-    serve = {"model": "MODEL", "float8": DTYPES[float8], "tensor_parallel": devices}
-    return Asked(model=model, config=config, for_vllm=serve)
+    return Asked(model=model, config=config, for_vllm={"float8": DTYPES[float8], "tensor_parallel": devices})
 
 
 def _refuse(given: Mapping[str, Any], why: str) -> None:

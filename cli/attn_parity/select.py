@@ -85,6 +85,7 @@ def command(
 
     check_writable(json_file)
     given = {name: value for name, value in layer.items() if value is not None and value is not False}
+    serve = str(file) if file is not None and file.is_dir() else "MODEL"
     if file is not None and file.is_dir():
         file /= "config.json"
     if file is not None and json_file is not None and json_file.exists() and file.exists() and json_file.samefile(file):
@@ -111,7 +112,7 @@ def command(
         print_assignments(assignments)
         print_findings(layers, assignments)
         if asked.config is not None:
-            vllm = vllm_arguments(layers, architecture=architecture, aiter=aiter, wanted=wanted, **asked.for_vllm)
+            vllm = vllm_arguments(layers, model=serve, architecture=architecture, aiter=aiter, wanted=wanted, **asked.for_vllm)
             print_vllm(vllm)
             result |= {**asked.config.as_json(), "vllm": dataclasses.asdict(vllm)}
     if json_file:

@@ -31,13 +31,14 @@ def print_config(config: ModelConfig) -> None:
 
 
 def spans(numbers: Sequence[int]) -> str:
-    """Numbers in ascending order, with spans of them shortened: `0-4, 6-10`, or `0, 2, .., 34` where all steps are alike."""
+    """Numbers in ascending order, shortened: `0-4, 6-10`, or `0, 2, .., 34` where all steps are alike."""
     steps = {after - before for before, after in itertools.pairwise(numbers)}
     if len(steps) == 1 and len(numbers) > 3 and steps != {1}:
         return f"{numbers[0]}, {numbers[1]}, .., {numbers[-1]}"
     ends = [number for number in numbers if number + 1 not in numbers]
     starts = [number for number in numbers if number - 1 not in numbers]
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in zip(starts, ends, strict=True))
+    texts = [str(first) if first == last else f"{first}-{last}" for first, last in zip(starts, ends, strict=True)]
+    return ", ".join(texts if len(texts) <= 3 else (*texts[:2], "..", texts[-1]))
 
 
 def _asks_for(group: Group) -> str:

@@ -18,9 +18,9 @@ from attn_parity.model_config.completed import filled
 from attn_parity.model_config.groups import Group, groups
 from attn_parity.model_config.meaning import Meaning, read
 from attn_parity.model_config.model_types import MODEL_TYPES, OUT_OF_SCOPE_TYPES, WRAPPERS, ModelType
-from attn_parity.model_config.unknown import refuse_unknown
+from attn_parity.model_config.unknown import refuse_unknown, says_nothing
 
-_FIELDS = ("architectures", "model_type", "hidden_size", "num_attention_heads", "num_hidden_layers", "transformers_version")
+_FIELDS = ("architectures", "model_type", "hidden_size", "num_attention_heads", "num_hidden_layers", "text_config")
 _SHOWN = (Meaning.DTYPE, Meaning.LAYER_TYPES)
 """What is filled in without a word: the engine's dtype counts, and `groups` shows the kinds of layers."""
 _HEADS_OF_DECODERS = (
@@ -94,6 +94,7 @@ def model_config(content: Mapping[str, Any]) -> ModelConfig:
     said = read(record.fields, {**completed.fields, **fields})
     outer_said = read({"dtype": Meaning.DTYPE, "torch_dtype": Meaning.DTYPE}, content)
     by_name = groups(said, record)
+    completed.check()
     if wrapper and wrapper.image_tokens:
         field, default = wrapper.image_tokens
         tokens = content.get(field, default)
@@ -123,7 +124,7 @@ def _model_type(argument: str, name: object) -> str:
 def _refuse_out_of_scope(fields: Mapping[str, Any], model_type: str) -> None:
     """Refuse all that is out of scope at once, whether a field or the model type asks for it."""
     served = MODEL_TYPES.get(model_type, ModelType(fields={})).fields
-    asked = [name for name in OUT_OF_SCOPE if name not in served and fields.get(name) not in (None, False)]
+    asked = [name for name in OUT_OF_SCOPE if name not in served and not says_nothing(fields.get(name))]
     refuse_out_of_scope(dict.fromkeys((*OUT_OF_SCOPE_TYPES.get(model_type, ()), *asked)))
 
 
@@ -154,4 +155,12 @@ def _flat(fields: Mapping[str, Any], record: ModelType) -> dict[str, Any]:
     return flat
 
 
-__all__ = ["Group", "ModelConfig", "is_model_config", "model_config"]
+__all__ = [
+    "MODEL_TYPES",
+    "OUT_OF_SCOPE_TYPES",
+    "WRAPPERS",
+    "Group",
+    "ModelConfig",
+    "is_model_config",
+    "model_config",
+]

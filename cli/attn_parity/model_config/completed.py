@@ -1,5 +1,6 @@
 """Fields that a model config leaves out: of transformers' config classes where installed, else of the table of model types."""
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,22 @@ from attn_parity.versions import version
 
 @dataclass(frozen=True)
 class Filled:
-    """Values of fields that a file leaves out, by name, and who says so."""
+    """Fields that a file leaves out.
+
+    Args:
+        fields: their values, by name.
+        by: who says so.
+        refusal: what transformers finds wrong with the fields that the file has; None if it takes them.
+    """
 
     fields: Mapping[str, Any]
     by: str
+    refusal: str | None = None
+
+    def check(self) -> None:
+        """Raise ContractError where transformers takes no such fields."""
+        if self.refusal is not None:
+            raise ContractError("config", "fields that contradict each other", f"fields that {self.by} takes: {self.refusal}")
 
 
 def filled(fields: Mapping[str, Any], model_type: str, record: ModelType) -> Filled:
@@ -22,21 +35,18 @@ def filled(fields: Mapping[str, Any], model_type: str, record: ModelType) -> Fil
 
     transformers is given what the file says in the fields of `record`, and nothing else of the file. So it reads no file, asks
     no network and runs no code that a file names.
-
-    Raises:
-        ContractError: transformers refuses the values.
     """
-    defaults = dict(record.defaults)
+    defaults, refusal = dict(record.defaults), None
     by = "attn-parity's table of model types"
     if (config_class := _config_class(model_type)) is not None:
         by = f"transformers {version('transformers')}"
         said = {name: value for name, value in fields.items() if name in record.fields and "." not in name}
         try:
             completed = config_class(**said).to_dict()
-        except Exception as error:  # its checks have errors of their own
-            raise ContractError("config", "fields of these values", f"ones that {by} takes: {error}") from error
+        except Exception as error:  # each of its checks has an error of its own
+            completed, refusal = {}, textwrap.shorten(str(error.__cause__ or error), 200)
         defaults |= {name: completed[name] for name in record.fields if name in completed}
-    return Filled({name: value for name, value in defaults.items() if name not in fields}, by)
+    return Filled({name: value for name, value in defaults.items() if name not in fields}, by, refusal)
 
 
 def _config_class(model_type: str) -> Any:
@@ -47,4 +57,7 @@ def _config_class(model_type: str) -> Any:
     except ImportError:
         return None
     logging.set_verbosity_error()
-    return CONFIG_MAPPING.get(model_type)
+    try:
+        return CONFIG_MAPPING[model_type]  # its `get` finds only classes that were imported before
+    except KeyError:
+        return None

@@ -81,7 +81,7 @@ def _layer_types(said: Said, record: ModelType, layers: int) -> list[str]:
     kinds = record.layer_types(said, layers) if listed is None else listed
     if len(kinds) != layers:
         given = (Meaning.LAYER_TYPES, Meaning.LAYER_KINDS, Meaning.ROTATED_LAYERS)
-        name = next(said.names[meaning] for meaning in given if said(meaning))
+        name = next(said.names[meaning] for meaning in given if said(meaning) is not None)
         expected = f"{layers}, one for each of {said.names[Meaning.NUM_LAYERS]}"
         raise ContractError(name, f"a list of {len(kinds)}", expected)
     return kinds

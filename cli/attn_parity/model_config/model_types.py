@@ -26,6 +26,7 @@ class ModelType:
         kind: `encoder` has no cache; `encoder_decoder` has two self-attentions and one cross-attention.
         rules: what every layer asks for without a field.
         fixed: by a field's name, the only values whose meaning is known here.
+        unread: fields of public files that its attention does not read.
     """
 
     fields: Mapping[str, Meaning]
@@ -34,6 +35,7 @@ class ModelType:
     kind: Literal["decoder", "encoder", "encoder_decoder"] = "decoder"
     rules: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
 
 def _windowed(said: Said, layers: int) -> list[str]:
@@ -157,9 +159,12 @@ MODEL_TYPES: Mapping[str, ModelType] = {
         fields={**_WINDOWED, "use_sliding_window": Meaning.USE_WINDOW},
         defaults={"use_sliding_window": False, "sliding_window": 4096},
         layer_types=_windowed,
+        unread=("max_window_layers",),
     ),
     "phi": ModelType(fields=_GROUPED),
-    "phi3": ModelType(fields=_WINDOWED, defaults={"sliding_window": None}, layer_types=_windowed),
+    "phi3": ModelType(
+        fields=_WINDOWED, defaults={"sliding_window": None}, layer_types=_windowed, fixed={"full_attn_mod": (1,)}
+    ),
     "cohere": ModelType(fields=_GROUPED),
     "cohere2": ModelType(
         fields=_PERIODIC,

@@ -20,6 +20,8 @@ ATTENTION_WORDS = (
 )
 _SOUNDS_LIKE_ATTENTION = re.compile("|".join(ATTENTION_WORDS))
 
+_LONGEST_NAME = 100
+
 _BEFORE_ATTENTION = (
     *("attention_bias", "attention_out_bias", "qkv_bias", "use_qkv_bias", "use_bias", "no_bias", "bias", "enable_bias"),
     *("clip_qkv", "qk_ln", "use_qk_norm", "attn_temperature_tuning", "attn_scale", "floor_scale"),
@@ -32,18 +34,18 @@ _BEFORE_ATTENTION = (
 _AFTER_ATTENTION = (
     *("attn_output_gate", "final_logit_softcapping", "lm_head_bias", "mlp_bias", "multimodal_projector_bias"),
     *("parallel_attn", "num_ln_in_parallel_attn", "use_parallel_attention", "bias_dropout_fusion", "skip_bias_add"),
-    *("skip_bias_add_qkv", "chunk_size_feed_forward", "head_dtype", "num_mtp_heads"),
+    *("skip_bias_add_qkv", "chunk_size_feed_forward", "use_routing_bias"),
 )
 """Projections, feed-forward layers and the logits of the vocabulary."""
 _IN_TRAINING = (
-    *("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob", "router_bias_update_rate"),
+    *("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob"),
     *("mask_time_prob", "mask_time_length", "mask_time_min_masks", "mask_feature_prob", "mask_feature_length"),
-    *("mask_feature_min_masks", "apply_mask"),
+    "mask_feature_min_masks",
 )
 _HOW_IT_RUNS = (
     *("use_cache", "cache_implementation", "attn_implementation", "_attn_implementation", "_attn_implementation_autoset"),
     *("attn_impl", "attention_softmax_in_fp32", "masked_softmax_fusion", "reorder_and_upcast_attn", "output_attentions"),
-    *("mask_token_id", "head_type", "median_filter_width", "alignment_heads"),
+    *("mask_token_id", "median_filter_width", "alignment_heads"),
 )
 """Which code computes it, ids of tokens, and what is returned besides."""
 INERT = frozenset((*_BEFORE_ATTENTION, *_AFTER_ATTENTION, *_IN_TRAINING, *_HOW_IT_RUNS))
@@ -62,7 +64,7 @@ def refuse_unknown(fields: Mapping[str, Any], model_type: str, record: ModelType
         ContractError: naming the field and the known ones whose names are near.
         UnsupportedError: a field asks by its value for what is out of scope.
     """
-    known = {*record.fields, *record.fixed, *INERT, *also}
+    known = {*record.fields, *record.fixed, *record.unread, *INERT, *also}
     for name, value in fields.items():
         if name in record.fixed and value not in (*record.fixed[name], None):
             if isinstance(value, str):
@@ -70,8 +72,14 @@ def refuse_unknown(fields: Mapping[str, Any], model_type: str, record: ModelType
             expected = " or ".join(shown(one) for one in record.fixed[name])
             raise ContractError(name, shown(value), f"{expected}: nothing else is known of {model_type}")
         is_known = name in known or name.rpartition(".")[2] in INERT
-        if is_known or value is None or value is False or not _SOUNDS_LIKE_ATTENTION.search(name.lower()):
+        if is_known or says_nothing(value) or not _SOUNDS_LIKE_ATTENTION.search(name.lower()):
             continue
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0)
+        near = difflib.get_close_matches(name[:_LONGEST_NAME], sorted(known), n=3, cutoff=0)
         expected = f"null: it is not known what it asks of {model_type} (near: {', '.join(near)})"
-        raise ContractError(name if name.isprintable() else ascii(name), shown(value), expected)
+        is_short = name.isprintable() and len(name) <= _LONGEST_NAME
+        raise ContractError(name if is_short else shown(name), shown(value), expected)
+
+
+def says_nothing(value: object) -> bool:
+    """Whether a field with this value asks for nothing, whatever the field is. 0 may ask for something."""
+    return value is None or value is False or value in ({}, [])
