@@ -1,12 +1,13 @@
 """The table of model types, held to the config classes and the attention modules of transformers."""
 
 import ast
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from attn_parity.model_config import MODEL_TYPES, OUT_OF_SCOPE_TYPES, WRAPPERS
+from attn_parity.model_config import MODEL_TYPES, OUT_OF_SCOPE_TYPES, WRAPPERS, model_config
 from attn_parity.model_config.unknown import INERT
 
 transformers = pytest.importorskip("transformers")
@@ -64,6 +65,14 @@ def test_defaults_are_those_of_the_config_class(model_type):
         outer, _, inner = name.partition(".")
         got: Any = built[outer][inner] if inner else built[outer]
         assert (name, got) == (name, True if name in windows else expected)
+
+
+@pytest.mark.parametrize("model_type", [*MODEL_TYPES, *WRAPPERS])
+def test_a_file_that_transformers_writes_is_read(model_type):
+    # the default heads of GLM-4.5 do not divide its default hidden size
+    changes = {"head_dim": 128} if model_type == "glm4_moe" else {}
+    written = transformers.CONFIG_MAPPING[model_type](**changes).to_json_string(use_diff=False)
+    assert model_config(json.loads(written)).groups
 
 
 def test_wrappers_hold_the_text_part_that_is_said():

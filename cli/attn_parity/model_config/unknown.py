@@ -71,8 +71,9 @@ def refuse_unknown(fields: Mapping[str, Any], model_type: str, record: ModelType
                 refuse_out_of_scope([value])
             expected = " or ".join(shown(one) for one in record.fixed[name])
             raise ContractError(name, shown(value), f"{expected}: nothing else is known of {model_type}")
-        is_known = name in known or name.rpartition(".")[2] in INERT
-        if is_known or says_nothing(value) or not _SOUNDS_LIKE_ATTENTION.search(name.lower()):
+        own_name = name.rpartition(".")[2]
+        is_known = name in known or own_name in INERT
+        if is_known or says_nothing(value) or not _SOUNDS_LIKE_ATTENTION.search(own_name.lower()):
             continue
         near = difflib.get_close_matches(name[:_LONGEST_NAME], sorted(known), n=3, cutoff=0)
         expected = f"null: it is not known what it asks of {model_type} (near: {', '.join(near)})"
