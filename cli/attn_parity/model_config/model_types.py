@@ -86,7 +86,6 @@ _MIXED = {**_WINDOWED, "layer_types": Meaning.LAYER_TYPES}
 _PERIODIC = {**_MIXED, "sliding_window_pattern": Meaning.PERIOD}
 _QWEN = {**_MIXED, "use_sliding_window": Meaning.USE_WINDOW, "max_window_layers": Meaning.FIRST_WINDOWED}
 _QWEN_DEFAULTS = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
-_GEMMA = {"attn_logit_softcapping": Meaning.SOFT_CAP, "query_pre_attn_scalar": Meaning.SCALE_DIVISOR}
 _CAUSAL_GEMMA = {"use_bidirectional_attention": (False, None)}
 _ENCODER_DECODER = {
     **_DTYPE,
@@ -127,13 +126,21 @@ MODEL_TYPES: Mapping[str, ModelType] = {
     "mixtral": ModelType(fields=_WINDOWED, defaults={"sliding_window": None}, layer_types=_windowed),
     "gemma": ModelType(fields=_GROUPED, defaults={"head_dim": 256}, fixed=_CAUSAL_GEMMA),
     "gemma2": ModelType(
-        fields={**_MIXED, **_GEMMA},
+        fields={
+            **_MIXED,
+            "attn_logit_softcapping": Meaning.SOFT_CAP,
+            "query_pre_attn_scalar": Meaning.SCALE_DIVISOR,
+        },
         defaults={"head_dim": 256, "sliding_window": 4096, "attn_logit_softcapping": 50.0, "query_pre_attn_scalar": 256},
         layer_types=_one_full_in(2),
         fixed=_CAUSAL_GEMMA,
     ),
     "gemma3_text": ModelType(
-        fields={**_PERIODIC, "_sliding_window_pattern": Meaning.PERIOD, **_GEMMA},
+        fields={
+            **_PERIODIC,
+            "_sliding_window_pattern": Meaning.PERIOD,
+            "query_pre_attn_scalar": Meaning.SCALE_DIVISOR,
+        },
         defaults={
             "hidden_size": 2304,
             "num_hidden_layers": 26,
@@ -141,11 +148,11 @@ MODEL_TYPES: Mapping[str, ModelType] = {
             "num_key_value_heads": 4,
             "head_dim": 256,
             "sliding_window": 4096,
-            "attn_logit_softcapping": None,
             "query_pre_attn_scalar": 256,
         },
         layer_types=_one_full_in(6),
-        fixed=_CAUSAL_GEMMA,
+        # transformers' code keeps this number and does not use it
+        fixed={**_CAUSAL_GEMMA, "attn_logit_softcapping": (None,)},
     ),
     "gpt_oss": ModelType(
         fields=_MIXED,
