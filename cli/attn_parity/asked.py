@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from attn_contract import RULES, AttentionConfig, AttentionType
-from attn_fuzz.cases.poison import DTYPES
+from attn_contract import RULES, AttentionType
 from attn_parity import model_file
 from attn_parity.model_config import ModelConfig, is_model_config, model_config
 from attn_parity.model_config.deployed import Engine, deployed
@@ -26,47 +25,48 @@ _OF_THE_ENGINE = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """The layers in question.
+    """A model in question: a model file, or a config with options of an engine."""
 
-    Args:
-        model: their model file.
-        config: the model config that the model file was made of; None if there is none.
-        for_vllm: arguments of `vllm_arguments`; empty without a config.
-    """
+    source: ModelFile | ModelConfig
+    given: Mapping[str, Any] = field(default_factory=dict)
 
-    model: ModelFile
-    config: ModelConfig | None = None
-    for_vllm: Mapping[str, Any] = field(default_factory=dict)
+    @property
+    def config(self) -> ModelConfig | None:
+        return self.source if isinstance(self.source, ModelConfig) else None
 
-    def configs(self) -> dict[str, AttentionConfig]:
-        """By a layer's name; ContractError names the layer and the field that is wrong."""
-        return {name: model_file.config(name, fields) for name, fields in self.model.layers.items()}
+    @property
+    def name(self) -> str:
+        return self.source.model if isinstance(self.source, ModelFile) else self.source.name
+
+    def engine(self, architecture: str) -> Engine:
+        # the architecture's own: gfx940 to gfx942 have e4m3fnuz, all later ones OCP's float8
+        float8 = "fp8_e4m3fnuz" if architecture.startswith("gfx94") else "fp8_e4m3fn"
+        fields = {name: value for name, value in self.given.items() if name != "tensor_parallel"}
+        return Engine(float8=float8, tensor_parallel=self.given.get("tensor_parallel", 1), fields=fields)
+
+    def model_on(self, architecture: str) -> ModelFile:
+        """The model file, of one device. ContractError: the config does not say all, or contradicts an option."""
+        return deployed(self.source, self.engine(architecture)) if isinstance(self.source, ModelConfig) else self.source
 
 
-def asked_of(file: Path | None, given: Mapping[str, Any], architecture: str) -> Asked:
+def asked_of(file: Path | None, given: Mapping[str, Any]) -> Asked:
     """What a file and the options that are given ask about.
 
     Raises:
-        ContractError: a field of the file is wrong, or contradicts an option.
+        ContractError: a field of the file is wrong.
         UnsupportedError: a model config asks for what is out of this project's scope.
         click.ClickException: options that do not go together, or a file that cannot be read.
     """
     if file is None:
         if "tensor_parallel" in given:
             raise click.UsageError("--tensor-parallel goes with a model config: --heads are those of one device")
-        return Asked(model=_one_layer(given))
+        return Asked(source=_one_layer(given))
     content = model_file.read_json(file)
     if not is_model_config(content):
         _refuse(given, "FILE says all about its layers")
-        return Asked(model=model_file.model_file(content))
+        return Asked(source=model_file.model_file(content))
     _refuse({name: value for name, value in given.items() if name not in _OF_THE_ENGINE}, "the config says it")
-    config = model_config(content)
-    # the architecture's own: gfx940 to gfx942 have e4m3fnuz, all later ones OCP's float8
-    float8 = "fp8_e4m3fnuz" if architecture.startswith("gfx94") else "fp8_e4m3fn"
-    fields = {name: value for name, value in given.items() if name != "tensor_parallel"}
-    devices = given.get("tensor_parallel", 1)
-    model = deployed(config, Engine(float8=float8, tensor_parallel=devices, fields=fields))
-    return Asked(model=model, config=config, for_vllm={"float8": DTYPES[float8], "tensor_parallel": devices})
+    return Asked(source=model_config(content), given=given)
 
 
 def _refuse(given: Mapping[str, Any], why: str) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 from attn_contract import RULES, AttentionConfig, AttentionType, ContractError, Layout, UnsupportedError
 from attn_contract.attention_config import Scales
-from attn_parity.asked import asked_of
+from attn_parity import model_file
+from attn_parity.asked import Asked, asked_of
 from attn_parity.options import check_writable, json_option, results, write_json
 from attn_parity.selected import print_assignments, print_config, print_findings, print_vllm
 from attn_parity.vllm_arguments import vllm_arguments
@@ -80,9 +81,6 @@ def command(
     FILE is a config of Hugging Face (config.json, or its folder) or a model file of this project. Exit code 1 where no backend
     serves a layer, or where a model asks for what is out of this project's scope.
     """
-    # imported here: Triton decides at import whether kernels are interpreted, and other commands set that first
-    from attn_optimized.selector import select_model
-
     check_writable(json_file)
     given = {name: value for name, value in layer.items() if value is not None and value is not False}
     serve = str(file) if file is not None and file.is_dir() else "MODEL"
@@ -90,34 +88,43 @@ def command(
         file /= "config.json"
     if file is not None and json_file is not None and json_file.exists() and file.exists() and json_file.samefile(file):
         raise click.UsageError(f"--json: {json_file} is FILE itself")
-    aiter, architecture = _aiter(aiter_version), _architecture(arch)
-    about = {"schema": SCHEMA, "model": str(file), "architecture": architecture, "aiter": str(aiter)}
+    about: dict[str, Any] = {"schema": SCHEMA, "model": str(file)}
     try:
-        asked = asked_of(file, given, architecture)
-        layers = asked.configs()
-        wanted = _by_layer(backends, layers)
-        shared = {"allocations": asked.model.allocations, "kv_sharing": asked.model.kv_sharing}
-        about["model"] = asked.model.model
-        assignments = select_model(layers, **shared, architecture=architecture, aiter=aiter, backends=wanted)
+        asked = asked_of(file, given)  # first, so that a file that is wrong is refused before much is imported
+        about["model"] = asked.name
+        result = _select(asked, _architecture(arch), _aiter(aiter_version), backends, serve)
     except ContractError as error:
         raise click.ClickException(f"{file}: {error}" if file else str(error)) from error
     except UnsupportedError as error:
         result = {"error": str(error), "layers": {}}
         results.print(str(error), soft_wrap=True)
-    else:
-        result = {"error": None, "layers": {name: dataclasses.asdict(assignment) for name, assignment in assignments.items()}}
-        results.print(f"{asked.model.model} on {architecture}, {aiter}", soft_wrap=True)
-        if asked.config is not None:
-            print_config(asked.config)
-        print_assignments(assignments)
-        print_findings(layers, assignments)
-        if asked.config is not None:
-            vllm = vllm_arguments(layers, model=serve, architecture=architecture, aiter=aiter, wanted=wanted, **asked.for_vllm)
-            print_vllm(vllm)
-            result |= {**asked.config.as_json(), "vllm": dataclasses.asdict(vllm)}
     if json_file:
+        about |= {"architecture": _architecture(arch), "aiter": str(_aiter(aiter_version))}
         write_json(json_file, {**about, **result})
     return 1 if result["error"] else 0
+
+
+def _select(asked: Asked, architecture: str, aiter: "Aiter", backends: tuple[str, ...], serve: str) -> dict[str, Any]:
+    """Select, print, and return the result as JSON has it. `serve` is what vLLM is to load."""
+    from attn_optimized.selector import select_model
+
+    model = asked.model_on(architecture)
+    layers = {name: model_file.config(name, fields) for name, fields in model.layers.items()}
+    wanted = _by_layer(backends, layers)
+    shared = {"allocations": model.allocations, "kv_sharing": model.kv_sharing}
+    assignments = select_model(layers, **shared, architecture=architecture, aiter=aiter, backends=wanted)
+    result = {"error": None, "layers": {name: dataclasses.asdict(assignment) for name, assignment in assignments.items()}}
+    results.print(f"{asked.name} on {architecture}, {aiter}", soft_wrap=True)
+    if asked.config is not None:
+        print_config(asked.config)
+    print_assignments(assignments)
+    print_findings(layers, assignments)
+    if asked.config is not None:
+        engine = asked.engine(architecture)
+        vllm = vllm_arguments(layers, engine, model=serve, architecture=architecture, aiter=aiter, wanted=wanted)
+        print_vllm(vllm)
+        result |= {**asked.config.as_json(), "vllm": dataclasses.asdict(vllm)}
+    return result
 
 
 def _by_layer(choices: tuple[str, ...], layers: dict[str, AttentionConfig]) -> dict[str, str]:

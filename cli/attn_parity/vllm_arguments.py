@@ -23,6 +23,8 @@ from attn_contract import (
     No,
     Only,
 )
+from attn_fuzz.cases.poison import DTYPES
+from attn_parity.model_config.deployed import Engine
 
 if TYPE_CHECKING:
     from attn_optimized.aiter_adapter import Aiter
@@ -94,20 +96,19 @@ class VllmArguments:
 
 def vllm_arguments(
     layers: Mapping[str, AttentionConfig],
+    engine: Engine,
     *,
     model: str,
     architecture: str,
     aiter: "Aiter",
-    float8: torch.dtype,
-    tensor_parallel: int,
     wanted: Mapping[str, str],
 ) -> VllmArguments:
     """The command line with the first backend that serves all layers, here and in vLLM.
 
     Args:
         layers: by name; the heads are those of one device.
+        engine: its float8 type is what vLLM's `fp8` means.
         model: what vLLM is to load.
-        float8: the architecture's own float8 type, which vLLM's `fp8` means.
         wanted: by a layer's name, the only backend that the user wants.
     """
     from attn_optimized.backends import BACKENDS
@@ -122,9 +123,9 @@ def vllm_arguments(
             ours = BACKENDS[name].capabilities(aiter)
             for refusal in (*ours.refusals(config, architecture), *VLLM_BACKENDS[name].refusals(config)):
                 reasons[str(refusal)] = None
-            reasons |= dict.fromkeys(_unspeakable(config, float8))
+            reasons |= dict.fromkeys(_unspeakable(config, DTYPES[engine.float8]))
         if not reasons:
-            return VllmArguments(_line(name, layers, model, tensor_parallel), {})
+            return VllmArguments(_line(name, layers, model, engine.tensor_parallel), {})
         why_not[name] = tuple(reasons)
     return VllmArguments(None, why_not)
 

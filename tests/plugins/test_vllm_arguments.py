@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from attn_contract import AttentionConfig, AttentionType, Multiples, Only
+from attn_parity.model_config.deployed import Engine
 from attn_parity.vllm_arguments import VLLM_BACKENDS, vllm_arguments
 
 pytest.importorskip("vllm", reason="needs vLLM: tox run -e vllm")
@@ -62,11 +63,10 @@ def test_vllm_has_every_option():
     )
     arguments = vllm_arguments(
         {"layer": config},
+        Engine(float8="fp8_e4m3fnuz", tensor_parallel=2),
         model="MODEL",
         architecture="gfx942",
         aiter=recorded("2026-08"),
-        float8=torch.float8_e4m3fnuz,
-        tensor_parallel=2,
         wanted={},
     )
     assert arguments.line is not None

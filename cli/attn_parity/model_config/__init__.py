@@ -55,6 +55,10 @@ class ModelConfig:
     filled_by: str
     left_out: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        return f"{self.architecture} ({self.model_type})"
+
     def as_json(self) -> dict[str, Any]:
         """What the result of `attn-parity select` says of a model config."""
         return {

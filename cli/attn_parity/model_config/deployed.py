@@ -40,7 +40,7 @@ def deployed(config: ModelConfig, engine: Engine) -> ModelFile:
     cached = tuple(name for name, group in config.groups.items() if group.attn_type.reads_cache)
     return ModelFile(
         schema=model_file.SCHEMA,
-        model=f"{config.architecture} ({config.model_type})",
+        model=config.name,
         layers=layers,
         allocations=(cached,) if len(cached) > 1 else (),
     )
