@@ -10,6 +10,7 @@ from typing import Any, get_args, get_type_hints
 import click
 import torch
 from attn_contract import RULES, AttentionConfig, AttentionType, ContractError, Layout
+from attn_contract.scope import refuse_out_of_scope
 from attn_fuzz.cases.poison import DTYPES
 
 SCHEMA = "attn-parity.model/1"
@@ -85,8 +86,11 @@ def config(layer: str, fields: object) -> AttentionConfig:
 
     Raises:
         ContractError: a field is unknown, missing, of another type, or contradicts another one; it names the layer, too.
+        UnsupportedError: a field asks for what is out of this project's scope.
     """
     try:
+        if isinstance(fields, dict):
+            refuse_out_of_scope(fields)
         known = _checked_fields(fields, AttentionConfig, also=RULES)
         rules = {name: value for name, value in known.items() if name in RULES}
         types = get_type_hints(AttentionConfig)

@@ -18,6 +18,7 @@ from attn_contract import (
     AttentionConfig,
     AttentionType,
     Capabilities,
+    Combination,
     Layout,
     Multiples,
     No,
@@ -31,7 +32,11 @@ if TYPE_CHECKING:
 
 _BLOCKS = Multiples(16, "vLLM's cache has blocks in units of 16 slots")
 _HALVES = Only((torch.float16, torch.bfloat16), "vLLM declares no other dtype")
-_FROM_32 = Only(tuple(range(32, 1025)), "vLLM declares head sizes from 32 on")
+_BELOW_32 = Combination(
+    property="a head size below 32",
+    applies=lambda config, architecture: config.head_size < 32,
+    reason="vLLM declares head sizes from 32 on",
+)
 _ALL_TYPES = dict.fromkeys(AttentionType, YES)
 
 
@@ -42,13 +47,14 @@ def _of_vllm(name: str, *, rules: tuple[str, ...], **declared: Any) -> Capabilit
         "architectures": ANY,
         "attn_types": _ALL_TYPES,
         "dtypes": _HALVES,
-        "head_sizes": _FROM_32,
+        "head_sizes": ANY,
         "group_sizes": ANY,
         "block_sizes": _BLOCKS,
         "layouts": Only(tuple(Layout), "vLLM chooses the layout"),
         "kv_cache_dtypes": ANY,
         "scales": Only(("tensor",), "vLLM's backend has no other scales"),
         "output_dtypes": Only((), "no argument asks for it"),
+        "combinations": (_BELOW_32,),
     }
     return Capabilities(backend=name, rules=dict.fromkeys(rules, YES), **{**plain, **declared})
 

@@ -20,7 +20,7 @@ LLAMA = CONFIGS["llama-3.1-8b"]
 ON_MI300 = ("--arch", "gfx942", "--aiter", "2026-08")
 NO_COUNT = ["32", -1, 0, 1.5, math.nan, math.inf, True, 1 << 40, 10**400, [32], {"a": 1}]
 NO_FLAG = ["yes", 1, 0, 0.0, [True], {}]
-NO_LIST = ["1", [1.0], [None], {}, [1] * 1000, 5]
+NO_LIST = ["1", [1.0], [None], {}, [1] * 1000, [2] * 48, [2] * 62, 5]
 NO_NUMBER = ["1", 0, -1.0, math.nan, math.inf, True, 1e300]
 WRONG: dict[Meaning, list[Any]] = {
     **dict.fromkeys(Meaning, NO_COUNT),
@@ -84,7 +84,7 @@ def test_every_wrong_value_of_every_field_is_refused_by_name(monkeypatch):
         ({"dtype": "float16"}, "torch_dtype: got 'bfloat16', expected 'float16', as dtype says"),
         (
             {"architectures": ["LlamaBidirectionalModel"]},
-            "architectures: got 'LlamaBidirectionalModel', expected a class whose",
+            "architectures: got 'LlamaBidirectionalModel', expected llama and one of Model",
         ),
         ({"architectures": "LlamaForCausalLM"}, "architectures: got 'LlamaForCausalLM', expected a list of one name"),
         ({"quantization_config": 8}, "quantization_config: got 8"),
@@ -113,6 +113,8 @@ def test_what_is_wrong_is_named(changes, said, attn_parity, tmp_path):
         ("gemma-2-9b", {"use_bidirectional_attention": True}, "use_bidirectional_attention: got True"),
         ("gemma-2-9b", {"sliding_window": None}, "sliding_window: got nothing, expected a value: there are layers of sliding"),
         ("gemma-3-4b", {"text_config": 5}, "text_config: got 5"),
+        ("gemma-3-4b", {"text_config": {"model_type": "llava"}}, "text_config.model_type: got 'llava', expected one whose"),
+        ("llama-3.1-8b", {"attn_scale": 0.5}, "attn_scale: got 0.5"),
         ("gemma-3-4b", {"mm_tokens_per_image": 0}, "mm_tokens_per_image: got 0"),
         ("internvl3-8b", {"cross_attention_layers": [3, 8]}, "cross_attention_layers: got [3, 8]"),
         ("gpt-oss-120b", {"layer_types": ["rocket"] * 36}, "layer_types: got 'rocket', expected one of full_attention"),

@@ -40,7 +40,7 @@ def module_of(model_type: str) -> str:
 
 def unknown_reads(model_type: str, source: str) -> set[str]:
     record = MODEL_TYPES[model_type]
-    known = {*record.fields, *record.fixed, *INERT, *OF_OTHER_PARTS}
+    known = {*record.fields, *record.fixed, *record.inert, *INERT, *OF_OTHER_PARTS}
     return {name for name in attributes_of_config(source) - known if not OF_NORMS_AND_DROPOUT.search(name)}
 
 

@@ -31,7 +31,9 @@ def test_sizes_and_dtypes_are_vllms(backend):
     declared = VLLM_BACKENDS[name]
     dtypes = (torch.float32, torch.float16, torch.bfloat16)
     assert [dtype in declared.dtypes for dtype in dtypes] == [dtype in theirs.supported_dtypes for dtype in dtypes]
-    assert [size for size in HEAD_SIZES if size in declared.head_sizes] == list(filter(theirs.supports_head_size, HEAD_SIZES))
+    shape = {"num_heads": 1, "num_kv_heads": 1, "dtype": torch.float16, "block_size": 16}
+    served = [size for size in HEAD_SIZES if not declared.refusals(AttentionConfig(head_size=size, **shape))]
+    assert served == list(filter(theirs.supports_head_size, HEAD_SIZES))
     blocks = theirs.get_supported_kernel_block_sizes()
     match declared.block_sizes:
         case Only(values=sizes):

@@ -6,7 +6,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -26,7 +26,7 @@ _SHOWN = (Meaning.DTYPE, Meaning.LAYER_TYPES)
 _HEADS_OF_DECODERS = (
     *("Model", "LMHeadModel", "DoubleHeadsModel", "ForCausalLM", "ForConditionalGeneration", "ForSequenceClassification"),
     *("ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM", "ForPreTraining", "ForMultipleChoice"),
-    *("ForNextSentencePrediction", "PreTrainedModel", "TextModel"),
+    *("ForNextSentencePrediction", "TextModel"),
 )
 _HEADS_OF_ENCODER_DECODERS = ("Model", "ForConditionalGeneration", "ForSequenceClassification", "ForQuestionAnswering")
 
@@ -81,14 +81,16 @@ def model_config(content: Mapping[str, Any]) -> ModelConfig:
         ContractError: a field is unknown, missing, of another type, or contradicts another one.
         UnsupportedError: the model asks for what is out of this project's scope.
     """
-    outer = _model_type("model_type", content.get("model_type"))
+    outer = _model_type("model_type", content.get("model_type"), (*MODEL_TYPES, *WRAPPERS, *OUT_OF_SCOPE_TYPES))
     text, model_type = content, outer
     if wrapper := WRAPPERS.get(outer):
         check_type("text_config", content.get("text_config"), dict, f"an object: the fields of the text part of {outer}")
         text = content["text_config"]
-        model_type = _model_type("text_config.model_type", text.get("model_type", wrapper.text))
-        refuse_unknown(content, outer, ModelType(fields={}), also=("text_config",))
-    _refuse_out_of_scope(text, model_type)
+        inner = text.get("model_type", wrapper.text)
+        model_type = _model_type("text_config.model_type", inner, (*MODEL_TYPES, *OUT_OF_SCOPE_TYPES))
+    _refuse_out_of_scope({**content, **text}, model_type)
+    if wrapper:
+        refuse_unknown(content, outer, ModelType(fields={}))
     record = MODEL_TYPES[model_type]
     architecture = _architecture(content.get("architectures"), outer, record)
     fields = _flat(text, record)
@@ -116,8 +118,7 @@ def model_config(content: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _model_type(argument: str, name: object) -> str:
-    known = (*MODEL_TYPES, *WRAPPERS, *OUT_OF_SCOPE_TYPES)
+def _model_type(argument: str, name: object, known: Collection[str]) -> str:
     if not isinstance(name, str) or name not in known:
         near = ", ".join(get_close_matches(str(name)[:100], known, n=3, cutoff=0))
         got = "nothing" if name is None else shown(name)
@@ -141,7 +142,7 @@ def _architecture(names: Any, model_type: str, record: ModelType) -> str:
     heads = _HEADS_OF_ENCODER_DECODERS if record.kind == "encoder_decoder" else _HEADS_OF_DECODERS
     stem = re.sub("[_-]", "", model_type.removesuffix("_text"))
     if names[0].lower() not in {f"{stem}{head}".lower() for head in heads}:
-        expected = f"a class whose attention is known of {model_type}, with a name such as {stem}{heads[-1]}"
+        expected = f"{stem} and one of {', '.join(heads)}: a class of another name may attend in another way"
         raise ContractError("architectures", shown(names[0]), expected)
     return names[0]
 

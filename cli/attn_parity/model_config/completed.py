@@ -40,13 +40,14 @@ def filled(fields: Mapping[str, Any], model_type: str, record: ModelType) -> Fil
     by = "attn-parity's table of model types"
     if (config_class := _config_class(model_type)) is not None:
         by = f"transformers {version('transformers')}"
-        said = {name: value for name, value in fields.items() if name in record.fields and "." not in name}
+        given = {name: value for name, value in fields.items() if name in record.fields and "." not in name}
         try:
-            completed = config_class(**said).to_dict()
+            completed = config_class(**given).to_dict()
         except Exception as error:  # each of its checks has an error of its own
             completed, refusal = {}, textwrap.shorten(str(error.__cause__ or error), 200)
         defaults |= {name: completed[name] for name in record.fields if name in completed}
-    return Filled({name: value for name, value in defaults.items() if name not in fields}, by, refusal)
+    said_already = {record.fields[name] for name in fields if name in record.fields}
+    return Filled({name: value for name, value in defaults.items() if record.fields[name] not in said_already}, by, refusal)
 
 
 def _config_class(model_type: str) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from attn_contract import RULES, ContractError
+from attn_contract import RULES, AttentionType, ContractError
 from attn_parity import model_file
 from attn_parity.model_config import Group, ModelConfig
 from attn_parity.model_config.kv_cache import kv_cache
@@ -57,16 +57,17 @@ def _fields(group: Group, asked: Mapping[str, Any], engine: Engine) -> dict[str,
         "head_size": group.head_size,
         **group.rules,
     }
-    for name, value in asked.items():
-        if (
-            group.attn_type.reads_cache
-            if name in _OF_CACHES
-            else name not in RULES or group.attn_type in RULES[name].attn_types
-        ):
-            fields[name] = value
+    fields |= {name: value for name, value in asked.items() if _can_have(group.attn_type, name)}
     if group.attn_type.reads_cache:
         fields.setdefault("block_size", 16)
     return fields
+
+
+def _can_have(attn_type: AttentionType, name: str) -> bool:
+    """Whether a layer of a type can have a field that an engine gives to all layers."""
+    if name in _OF_CACHES:
+        return attn_type.reads_cache
+    return name not in RULES or attn_type in RULES[name].attn_types
 
 
 def _share(what: str, heads: int, devices: int) -> int:

@@ -82,19 +82,20 @@ def _dtype(name: str, value: Any) -> None:
         raise ContractError(name, shown(value), "float32, float16 or bfloat16")
 
 
-def _list_of(kind: type, expected: str) -> Callable[[str, Any], None]:
-    def check(name: str, value: Any) -> None:
-        if not isinstance(value, list) or not all(type(item) is kind for item in value):
-            raise ContractError(name, shown(value), expected)
-
-    return check
+def _names(name: str, value: Any) -> None:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ContractError(name, shown(value), "a list with the name of a kind of attention for each layer")
 
 
 def _not_negative(name: str, value: Any) -> None:
     check_int(name, value, minimum=0)
 
 
-_zeros_and_ones = _list_of(int, "a list with 0 or 1 for each layer")
+def _zeros_and_ones(name: str, value: Any) -> None:
+    if not isinstance(value, list) or not all(type(item) is int and item in (0, 1) for item in value):
+        raise ContractError(name, shown(value), "a list with 0 or 1 for each layer")
+
+
 _OPTIONAL = {
     *(Meaning.KV_HEADS, Meaning.HEAD_SIZE, Meaning.V_HEAD_SIZE, Meaning.LAYER_TYPES, Meaning.WINDOW, Meaning.CHUNK),
     *(Meaning.ROTATED_LAYERS, Meaning.SOFT_CAP, Meaning.SCALE, Meaning.DTYPE, Meaning.USE_WINDOW, Meaning.FIRST_WINDOWED),
@@ -105,7 +106,7 @@ _CHECKS: Mapping[Meaning, Callable[[str, Any], None]] = {
     **dict.fromkeys((Meaning.MULTI_QUERY, Meaning.GROUPED, Meaning.USE_WINDOW, Meaning.ALIBI, Meaning.IS_DECODER), _flag),
     **dict.fromkeys((Meaning.SOFT_CAP, Meaning.SCALE, Meaning.SCALE_DIVISOR), _positive),
     **dict.fromkeys((Meaning.LAYER_KINDS, Meaning.ROTATED_LAYERS), _zeros_and_ones),
-    Meaning.LAYER_TYPES: _list_of(str, "a list with the name of a kind of attention for each layer"),
+    Meaning.LAYER_TYPES: _names,
     Meaning.FIRST_WINDOWED: _not_negative,
     Meaning.DTYPE: _dtype,
 }

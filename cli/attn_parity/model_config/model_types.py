@@ -26,7 +26,7 @@ class ModelType:
         kind: `encoder` has no cache; `encoder_decoder` has two self-attentions and one cross-attention.
         rules: what every layer asks for without a field.
         fixed: by a field's name, the only values whose meaning is known here.
-        unread: fields of public files that its attention does not read.
+        inert: fields that sound like attention and change nothing about it, besides those that do so in no model.
     """
 
     fields: Mapping[str, Meaning]
@@ -35,7 +35,7 @@ class ModelType:
     kind: Literal["decoder", "encoder", "encoder_decoder"] = "decoder"
     rules: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    unread: tuple[str, ...] = ()
+    inert: tuple[str, ...] = ()
 
 
 def _windowed(said: Said, layers: int) -> list[str]:
@@ -100,6 +100,7 @@ _BERT = ModelType(
     defaults={"is_decoder": False},
     kind="encoder",
     fixed={"add_cross_attention": (False,), "position_embedding_type": ("absolute",)},
+    inert=("attention_probs_dropout_prob",),
 )
 _GRANITE = ModelType(
     fields={**_GROUPED, "attention_multiplier": Meaning.SCALE},
@@ -119,6 +120,8 @@ MODEL_TYPES: Mapping[str, ModelType] = {
         },
         defaults={"head_dim": 128, "attention_chunk_size": 8192, "no_rope_layer_interval": 4},
         layer_types=_chunked,
+        # of q before attention, in layers that are not rotated
+        inert=("attn_temperature_tuning", "attn_scale", "floor_scale"),
     ),
     "mistral": ModelType(fields=_WINDOWED, defaults={"sliding_window": 4096}, layer_types=_windowed),
     "ministral": ModelType(fields=_MIXED, defaults={"sliding_window": 4096}, layer_types=_windowed),
@@ -166,7 +169,7 @@ MODEL_TYPES: Mapping[str, ModelType] = {
         fields={**_WINDOWED, "use_sliding_window": Meaning.USE_WINDOW},
         defaults={"use_sliding_window": False, "sliding_window": 4096},
         layer_types=_windowed,
-        unread=("max_window_layers",),
+        inert=("max_window_layers",),
     ),
     "phi": ModelType(fields=_GROUPED),
     "phi3": ModelType(
@@ -189,6 +192,7 @@ MODEL_TYPES: Mapping[str, ModelType] = {
             "alibi": Meaning.ALIBI,
         },
         defaults={"alibi": False, "multi_query": True, "new_decoder_architecture": False},
+        inert=("parallel_attn", "num_ln_in_parallel_attn"),
     ),
     "bloom": ModelType(
         fields={
@@ -198,6 +202,10 @@ MODEL_TYPES: Mapping[str, ModelType] = {
             "n_layer": Meaning.NUM_LAYERS,
         },
         rules={"alibi_slopes": True},
+        inert=(
+            *("attention_softmax_in_fp32", "masked_softmax_fusion", "offset_alibi"),
+            *("bias_dropout_fusion", "skip_bias_add", "skip_bias_add_qkv"),
+        ),
     ),
     "mpt": ModelType(
         fields={
@@ -216,12 +224,21 @@ MODEL_TYPES: Mapping[str, ModelType] = {
             "attn_config.prefix_lm": (False,),
             "attn_config.attn_uses_sequence_id": (False,),
         },
+        # a layer's slopes are a tensor: any slopes
+        inert=("no_bias", *(f"attn_config.{name}" for name in ("alibi_bias_max", "attn_impl", "attn_pdrop", "clip_qkv"))),
     ),
     "bert": _BERT,
     "roberta": _BERT,
     "xlm-roberta": _BERT,
-    "bart": ModelType(fields=_ENCODER_DECODER, kind="encoder_decoder"),
-    "whisper": ModelType(fields=_ENCODER_DECODER, kind="encoder_decoder"),
+    "bart": ModelType(fields=_ENCODER_DECODER, kind="encoder_decoder", inert=("static_position_embeddings", "add_bias_logits")),
+    "whisper": ModelType(
+        fields=_ENCODER_DECODER,
+        kind="encoder_decoder",
+        inert=(
+            *("mask_time_prob", "mask_time_length", "mask_time_min_masks"),
+            *("mask_feature_prob", "mask_feature_length", "mask_feature_min_masks"),
+        ),
+    ),
     "olmo2": ModelType(fields=_GROUPED),
     "olmo3": ModelType(fields=_MIXED, defaults={"sliding_window": 4096}, layer_types=_one_full_in(4)),
     "granite": _GRANITE,
@@ -231,11 +248,15 @@ MODEL_TYPES: Mapping[str, ModelType] = {
     "glm4": ModelType(fields=_GROUPED, defaults={"head_dim": 128, "num_key_value_heads": 2}),
     "glm4_moe": ModelType(fields=_GROUPED),
     "minimax_m2": ModelType(
-        fields={**_GROUPED, "attn_type_list": Meaning.LAYER_KINDS}, defaults={"head_dim": 128}, layer_types=_listed
+        fields={**_GROUPED, "attn_type_list": Meaning.LAYER_KINDS},
+        defaults={"head_dim": 128},
+        layer_types=_listed,
+        inert=("use_routing_bias",),
     ),
     "gpt2": ModelType(
         fields={**_DTYPE, "n_embd": Meaning.HIDDEN_SIZE, "n_layer": Meaning.NUM_LAYERS, "n_head": Meaning.HEADS},
         fixed={"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,)},
+        inert=("attn_pdrop", "reorder_and_upcast_attn"),
     ),
     "gpt_neox": ModelType(fields=_SIZES),
     "opt": ModelType(fields=_SIZES),

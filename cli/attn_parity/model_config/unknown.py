@@ -1,12 +1,12 @@
 """Silence is refusal: a field that sounds like attention and is not known is refused by its name.
 
-A field is known if its model type lists it, or if INERT does. Any other field whose name has one of ATTENTION_WORDS must say
-nothing (null or false).
+A field is known if the record of its model type lists it, or if INERT does. Any other field whose name has one of
+ATTENTION_WORDS must say nothing: null, false or empty.
 """
 
 import difflib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from attn_contract import ContractError
@@ -23,48 +23,35 @@ _SOUNDS_LIKE_ATTENTION = re.compile("|".join(ATTENTION_WORDS))
 _LONGEST_NAME = 100
 
 _BEFORE_ATTENTION = (
-    *("attention_bias", "attention_out_bias", "qkv_bias", "use_qkv_bias", "use_bias", "no_bias", "bias", "enable_bias"),
-    *("clip_qkv", "qk_ln", "use_qk_norm", "attn_temperature_tuning", "attn_scale", "floor_scale"),
-    *("rope_theta", "rope_scaling", "rope_parameters", "rope_type", "rope_local_base_freq", "rope_interleave"),
-    *("rope_interleaved", "rotary", "rotary_dim", "rotary_emb_base", "rotary_pct", "partial_rotary_factor"),
-    *("max_position_embeddings", "original_max_position_embeddings", "n_positions", "max_source_positions"),
-    *("max_target_positions", "static_position_embeddings", "alibi_bias_max", "offset_alibi"),
+    *("attention_bias", "attention_out_bias", "qkv_bias", "use_qkv_bias", "use_bias", "bias", "enable_bias", "use_qk_norm"),
+    *("rope_theta", "rope_scaling", "rope_parameters", "rope_type", "rope_local_base_freq", "rotary_dim", "rotary_emb_base"),
+    *("rotary_pct", "partial_rotary_factor", "max_position_embeddings", "original_max_position_embeddings", "n_positions"),
+    *("max_source_positions", "max_target_positions"),
 )
-"""What a model does to q and k before attention sees them. The slopes of ALiBi are tensors here: any slopes."""
-_AFTER_ATTENTION = (
-    *("attn_output_gate", "final_logit_softcapping", "lm_head_bias", "mlp_bias", "multimodal_projector_bias"),
-    *("parallel_attn", "num_ln_in_parallel_attn", "use_parallel_attention", "bias_dropout_fusion", "skip_bias_add"),
-    *("skip_bias_add_qkv", "chunk_size_feed_forward", "use_routing_bias"),
-)
-"""Projections, feed-forward layers and the logits of the vocabulary."""
-_IN_TRAINING = (
-    *("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob"),
-    *("mask_time_prob", "mask_time_length", "mask_time_min_masks", "mask_feature_prob", "mask_feature_length"),
-    "mask_feature_min_masks",
-)
+"""What a model does to q and k before attention sees them."""
+_ELSEWHERE = ("final_logit_softcapping", "lm_head_bias", "mlp_bias", "multimodal_projector_bias", "chunk_size_feed_forward")
+"""Feed-forward layers, and the logits of the vocabulary."""
 _HOW_IT_RUNS = (
     *("use_cache", "cache_implementation", "attn_implementation", "_attn_implementation", "_attn_implementation_autoset"),
-    *("attn_impl", "attention_softmax_in_fp32", "masked_softmax_fusion", "reorder_and_upcast_attn", "output_attentions"),
-    *("mask_token_id", "median_filter_width", "alignment_heads"),
+    *("output_attentions", "attention_dropout", "mask_token_id"),
 )
-"""Which code computes it, ids of tokens, and what is returned besides."""
-INERT = frozenset((*_BEFORE_ATTENTION, *_AFTER_ATTENTION, *_IN_TRAINING, *_HOW_IT_RUNS))
+"""Which code computes it, what it returns besides, ids of tokens, and what is of training alone."""
+INERT = frozenset((*_BEFORE_ATTENTION, *_ELSEWHERE, *_HOW_IT_RUNS))
 """Fields that sound like attention and change nothing about it, in every model of MODEL_TYPES."""
 
 
-def refuse_unknown(fields: Mapping[str, Any], model_type: str, record: ModelType, also: Collection[str] = ()) -> None:
+def refuse_unknown(fields: Mapping[str, Any], model_type: str, record: ModelType) -> None:
     """Refuse the first field that sounds like attention, says something and is not known.
 
     Args:
         fields: of a model config, by name.
         model_type, record: whose fields they are.
-        also: names that are known besides.
 
     Raises:
         ContractError: naming the field and the known ones whose names are near.
         UnsupportedError: a field asks by its value for what is out of scope.
     """
-    known = {*record.fields, *record.fixed, *record.unread, *INERT, *also}
+    known = {*record.fields, *record.fixed, *record.inert, *INERT}
     for name, value in fields.items():
         if name in record.fixed and value not in (*record.fixed[name], None):
             if isinstance(value, str):
@@ -72,8 +59,7 @@ def refuse_unknown(fields: Mapping[str, Any], model_type: str, record: ModelType
             expected = " or ".join(shown(one) for one in record.fixed[name])
             raise ContractError(name, shown(value), f"{expected}: nothing else is known of {model_type}")
         own_name = name.rpartition(".")[2]
-        is_known = name in known or own_name in INERT
-        if is_known or says_nothing(value) or not _SOUNDS_LIKE_ATTENTION.search(own_name.lower()):
+        if name in known or own_name in INERT or says_nothing(value) or not _SOUNDS_LIKE_ATTENTION.search(own_name.lower()):
             continue
         near = difflib.get_close_matches(name[:_LONGEST_NAME], sorted(known), n=3, cutoff=0)
         expected = f"null: it is not known what it asks of {model_type} (near: {', '.join(near)})"
