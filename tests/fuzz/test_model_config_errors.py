@@ -6,12 +6,16 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from attn_contract import ContractError, UnsupportedError
 from attn_parity.model_config import MODEL_TYPES, WRAPPERS, model_config
+from attn_parity.model_config.deployed import Engine, deployed
 from attn_parity.model_config.meaning import Meaning
 from attn_parity.model_config.unknown import INERT
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.fuzz.answers import ANSWERS
 
@@ -50,6 +54,31 @@ def test_every_wrong_value_of_every_field_is_refused_by_name(monkeypatch):
                 assert len(str(error.value)) < 400
                 tried += 1
     assert tried > 1500
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from([128, 64, 1 << 70]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_json_in_any_field_is_answered_or_refused(data):
+    name = data.draw(st.sampled_from(sorted(CONFIGS)))
+    config = json.loads(json.dumps(CONFIGS[name]))
+    inner = config.get("text_config", config)
+    names = st.sampled_from(sorted({*inner, *config, "quantization_config", "attention_sinks", "layer_types", "index_topk"}))
+    part = data.draw(st.sampled_from([inner, config]))
+    part.update(data.draw(st.dictionaries(names, JSON, min_size=1, max_size=3)))
+    said = ""
+    with mock.patch.dict(sys.modules, transformers=None):
+        try:
+            deployed(model_config(config), Engine(float8="fp8_e4m3fn", fields={"dtype": "float16"}))
+        except (ContractError, UnsupportedError) as error:
+            said = str(error)
+    assert len(said) < 600
 
 
 @pytest.mark.parametrize(
