@@ -141,6 +141,7 @@ def test_what_is_wrong_is_named(changes, said, attn_parity, tmp_path):
         ("bert-base", {"add_cross_attention": True}, "add_cross_attention: got True"),
         ("gemma-2-9b", {"use_bidirectional_attention": True}, "use_bidirectional_attention: got True"),
         ("gemma-2-9b", {"sliding_window": None}, "sliding_window: got nothing, expected a value: there are layers of sliding"),
+        ("qwen2.5-7b", {"layer_types": ["sliding_attention"] * 28}, "use_sliding_window: got False, expected true: there are"),
         ("gemma-3-4b", {"text_config": 5}, "text_config: got 5"),
         ("gemma-3-4b", {"text_config": {"model_type": "llava"}}, "text_config.model_type: got 'llava', expected one whose"),
         ("llama-3.1-8b", {"attn_scale": 0.5}, "attn_scale: got 0.5"),

@@ -93,6 +93,8 @@ def _rules_of(kind: str, said: Said) -> dict[str, Any]:
         return {}
     because = f"there are layers of {kind}"
     if kind == SLIDING:
+        if said(Meaning.USE_WINDOW) is False:
+            raise ContractError(said.names[Meaning.USE_WINDOW], False, f"true: {because}")
         width = said.needed(Meaning.WINDOW, because)
         return {"window": (width - 1, width - 1)}
     if kind == CHUNKED:
