@@ -35,8 +35,9 @@ def spans(numbers: Sequence[int]) -> str:
     steps = {after - before for before, after in itertools.pairwise(numbers)}
     if len(steps) == 1 and len(numbers) > 3 and steps != {1}:
         return f"{numbers[0]}, {numbers[1]}, .., {numbers[-1]}"
-    ends = [number for number in numbers if number + 1 not in numbers]
-    starts = [number for number in numbers if number - 1 not in numbers]
+    present = set(numbers)
+    ends = [number for number in numbers if number + 1 not in present]
+    starts = [number for number in numbers if number - 1 not in present]
     texts = [str(first) if first == last else f"{first}-{last}" for first, last in zip(starts, ends, strict=True)]
     return ", ".join(texts if len(texts) <= 3 else (*texts[:2], "..", texts[-1]))
 

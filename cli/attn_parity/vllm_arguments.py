@@ -118,8 +118,11 @@ def vllm_arguments(
         wanted: by a layer's name, the only backend that the user wants.
     """
     from attn_optimized.backends import BACKENDS
+    from attn_optimized.device import INTERPRETER
     from attn_optimized.selector import priorities
 
+    if architecture == INTERPRETER:
+        return VllmArguments(None, {"on a CPU": ("vLLM takes its own CPU backend, whatever is asked for",)})
     why_not: dict[str, tuple[str, ...]] = {}
     for name in priorities(architecture):
         reasons: dict[str, None] = {}

@@ -214,6 +214,18 @@ def test_a_soft_cap_goes_to_no_backend_that_forgets_it_in_vllm(select):
     assert "--attention-backend ROCM_AITER_UNIFIED_ATTN" in ended.out
 
 
+def test_there_is_no_line_for_a_cpu(attn_parity, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS["phi-4"]))
+    run = attn_parity("select", "config.json", "--arch", "interpreter")
+    assert "vllm serve" not in run.out
+    assert run.out.splitlines()[-1] == "  on a CPU: vLLM takes its own CPU backend, whatever is asked for"
+
+
+def test_ten_thousand_layers_take_no_time(select):
+    ended, _ = select({**CONFIGS["command-a"], "num_hidden_layers": 10_000})
+    assert "0-2, 4-6, .., 9996-9998" in ended.out
+
+
 @pytest.mark.parametrize("arch", ["gfx942", "gfx950"])
 def test_a_quantized_cache_is_of_the_architectures_type(arch, attn_parity, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIGS["llama-3.3-70b-fp8-kv"]))
