@@ -10,6 +10,7 @@ from typing import Any, get_args, get_type_hints
 import click
 import torch
 from attn_contract import RULES, AttentionConfig, AttentionType, ContractError, Layout
+from attn_contract.scope import refuse_out_of_scope
 from attn_fuzz.cases.poison import DTYPES
 
 SCHEMA = "attn-parity.model/1"
@@ -53,13 +54,31 @@ class ModelFile:
             _check("a name", name, name.isprintable(), "one that can be printed", shown=ascii)
 
 
-def load(file: Path) -> ModelFile:
-    """Read a model file; what is wrong with it is a ClickException that names the file and the field."""
+LARGEST = 4 << 20
+"""Bytes of a file. The largest public configs, which list modules that are not quantized, have a few hundred thousand."""
+
+
+def read_json(file: Path) -> Any:
+    """The JSON of a file of at most LARGEST bytes, or a ClickException that names the file."""
+    if not file.is_file():
+        raise click.ClickException(f"{file}: got no regular file, expected a file of JSON")
+    with file.open("rb") as opened:
+        text = opened.read(LARGEST + 1)
+    if len(text) > LARGEST:
+        raise click.ClickException(f"{file}: got more than {LARGEST} bytes, expected a model")
     try:
-        content = _with_tuples(json.loads(file.read_bytes(), object_pairs_hook=_without_duplicates))
-        return ModelFile(**_checked_fields(content, ModelFile))
+        return json.loads(text, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
         raise click.ClickException(f"{file}: {error}") from error
+
+
+def model_file(content: object) -> ModelFile:
+    """The model file that JSON holds.
+
+    Raises:
+        ContractError: naming the field that is wrong.
+    """
+    return ModelFile(**_checked_fields(_with_tuples(content), ModelFile))
 
 
 def config(layer: str, fields: object) -> AttentionConfig:
@@ -67,8 +86,11 @@ def config(layer: str, fields: object) -> AttentionConfig:
 
     Raises:
         ContractError: a field is unknown, missing, of another type, or contradicts another one; it names the layer, too.
+        UnsupportedError: a field asks for what is out of this project's scope.
     """
     try:
+        if isinstance(fields, dict):
+            refuse_out_of_scope(fields)
         known = _checked_fields(fields, AttentionConfig, also=RULES)
         rules = {name: value for name, value in known.items() if name in RULES}
         types = get_type_hints(AttentionConfig)

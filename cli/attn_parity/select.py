@@ -1,28 +1,23 @@
 """`attn-parity select`: which backend serves a layer, or each layer of a model, and why the others do not."""
 
 import dataclasses
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from attn_contract import RULES, AttentionConfig, AttentionType, ContractError, Layout, UnsupportedError
 from attn_contract.attention_config import Scales
-from attn_fuzz.findings.aiter import BACKENDS
 from attn_parity import model_file
-from attn_parity.model_file import ModelFile
-from attn_parity.options import check_writable, json_option, plain_table, results, write_json
+from attn_parity.asked import Asked, asked_of
+from attn_parity.options import check_writable, json_option, results, write_json
+from attn_parity.selected import print_assignments, print_config, print_findings, print_vllm
+from attn_parity.vllm_arguments import vllm_arguments
 
 if TYPE_CHECKING:
     from attn_optimized.aiter_adapter import Aiter
-    from attn_optimized.selector import Assignment
 
 SCHEMA = "attn-parity.select/1"
-ONE_LAYER = "layer"
-
-
-_NEEDED = {"num_heads": "--heads", "head_size": "--head-size"}
 _FLOATS = ("float32", "float16", "bfloat16")
 _FLOAT8 = ("fp8_e4m3fn", "fp8_e4m3fnuz")
 
@@ -45,7 +40,7 @@ def _rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command("select")
-@click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", required=False, type=click.Path(exists=True, path_type=Path))
 @click.option(
     "--attn-type", type=click.Choice([str(attn_type) for attn_type in AttentionType]), help="Attention type; default: decoder."
 )
@@ -64,6 +59,7 @@ def _rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--output-dtype", type=click.Choice(_FLOAT8), help="Dtype of a quantized output.")
 @_rule_options
+@click.option("--tensor-parallel", type=click.IntRange(min=1), help="Devices that share the heads of a model config.")
 @click.option("--arch", metavar="NAME", help="Architecture, such as gfx942 or sm90; default: this machine's.")
 @click.option(
     "--aiter",
@@ -82,54 +78,53 @@ def command(
 ) -> int:
     """Which backend serves a layer, given by options, or each layer of the model in FILE. Runs nothing; needs no GPU.
 
-    Exit code 1 where no backend does.
+    FILE is a config of Hugging Face (config.json, or its folder) or a model file of this project. Exit code 1 where no backend
+    serves a layer, or where a model asks for what is out of this project's scope.
     """
-    # imported here: Triton decides at import whether kernels are interpreted, and other commands set that first
-    from attn_optimized.selector import select_model
-
     check_writable(json_file)
     given = {name: value for name, value in layer.items() if value is not None and value is not False}
-    if file is not None and given:
-        raise click.UsageError(f"FILE says all about its layers: leave out {', '.join(sorted(given))}")
-    if file is not None and json_file is not None and json_file.exists() and json_file.samefile(file):
+    serve = str(file) if file is not None and file.is_dir() else "MODEL"
+    if file is not None and file.is_dir():
+        file /= "config.json"
+    if file is not None and json_file is not None and json_file.exists() and file.exists() and json_file.samefile(file):
         raise click.UsageError(f"--json: {json_file} is FILE itself")
-    model = _one_layer(given) if file is None else model_file.load(file)
-    aiter, architecture = _aiter(aiter_version), _architecture(arch)
+    about: dict[str, Any] = {"schema": SCHEMA, "model": str(file)}
     try:
-        layers = {name: model_file.config(name, fields) for name, fields in model.layers.items()}
-        assignments = select_model(
-            layers,
-            allocations=model.allocations,
-            kv_sharing=model.kv_sharing,
-            architecture=architecture,
-            aiter=aiter,
-            backends=_by_layer(backends, layers),
-        )
+        asked = asked_of(file, given)  # first, so that a file that is wrong is refused before much is imported
+        about["model"] = asked.name
+        result = _select(asked, _architecture(arch), _aiter(aiter_version), backends, serve)
     except ContractError as error:
         raise click.ClickException(f"{file}: {error}" if file else str(error)) from error
     except UnsupportedError as error:
         result = {"error": str(error), "layers": {}}
         results.print(str(error), soft_wrap=True)
-    else:
-        result = {"error": None, "layers": {name: dataclasses.asdict(assignment) for name, assignment in assignments.items()}}
-        results.print(f"{model.model} on {architecture}, {aiter}", soft_wrap=True)
-        _print_assignments(assignments)
-        _print_findings(layers, assignments)
     if json_file:
-        about = {"schema": SCHEMA, "model": model.model, "architecture": architecture, "aiter": str(aiter)}
+        about |= {"architecture": _architecture(arch), "aiter": str(_aiter(aiter_version))}
         write_json(json_file, {**about, **result})
     return 1 if result["error"] else 0
 
 
-def _one_layer(given: dict[str, Any]) -> ModelFile:
-    if missing := [option for name, option in _NEEDED.items() if name not in given]:
-        raise click.UsageError(f"give a model's FILE, or of a layer at least {', '.join(missing)}")
-    fields = {"dtype": "bfloat16", "num_kv_heads": given["num_heads"], **given}
-    if (width := fields.pop("sliding_window", None)) is not None:
-        fields["window"] = (width - 1, width - 1)
-    if AttentionType(fields.get("attn_type", AttentionType.DECODER)).reads_cache:
-        fields.setdefault("block_size", 16)
-    return ModelFile(schema=model_file.SCHEMA, model="one layer", layers={ONE_LAYER: fields})
+def _select(asked: Asked, architecture: str, aiter: "Aiter", backends: tuple[str, ...], serve: str) -> dict[str, Any]:
+    """Select, print, and return the result as JSON has it. `serve` is what vLLM is to load."""
+    from attn_optimized.selector import select_model
+
+    model = asked.model_on(architecture)
+    layers = {name: model_file.config(name, fields) for name, fields in model.layers.items()}
+    wanted = _by_layer(backends, layers)
+    shared = {"allocations": model.allocations, "kv_sharing": model.kv_sharing}
+    assignments = select_model(layers, **shared, architecture=architecture, aiter=aiter, backends=wanted)
+    result = {"error": None, "layers": {name: dataclasses.asdict(assignment) for name, assignment in assignments.items()}}
+    results.print(f"{asked.name} on {architecture}, {aiter}", soft_wrap=True)
+    if asked.config is not None:
+        print_config(asked.config)
+    print_assignments(assignments)
+    print_findings(layers, assignments)
+    if asked.config is not None:
+        engine = asked.engine(architecture)
+        vllm = vllm_arguments(layers, engine, model=serve, architecture=architecture, aiter=aiter, wanted=wanted)
+        print_vllm(vllm)
+        result |= {**asked.config.as_json(), "vllm": dataclasses.asdict(vllm)}
+    return result
 
 
 def _by_layer(choices: tuple[str, ...], layers: dict[str, AttentionConfig]) -> dict[str, str]:
@@ -164,39 +159,3 @@ def _aiter(version: str) -> "Aiter":
         return find_aiter() if version == "installed" else recorded(version)
     except ValueError as error:
         raise click.ClickException(f"--aiter: {error}") from error
-
-
-def _print_assignments(assignments: dict[str, "Assignment"]) -> None:
-    table = plain_table("layer", "backend", "layout", "why")
-    for name, chosen in assignments.items():
-        layout = str(chosen.layout or "no cache")
-        if chosen.allocation_layout:
-            layout += f", as planes beside {chosen.allocation_layout}"
-        table.add_row(name, chosen.backend, layout, chosen.why)
-    results.print(table)
-    layers: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-    for name, chosen in assignments.items():
-        for one in chosen.skipped:
-            for refusal in one.refusals:
-                layers[one.backend, refusal.property, refusal.reason].append(name)
-    _print_by_backend(("skipped", "for", "not supported", "why"), layers)
-
-
-def _print_findings(configs: dict[str, AttentionConfig], assignments: dict[str, "Assignment"]) -> None:
-    """Known bugs that layers can meet in the backends that were selected for them."""
-    layers: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-    for name, chosen in assignments.items():
-        for finding in BACKENDS.get(chosen.backend, ()):
-            if finding.meets(configs[name]):
-                layers[chosen.backend, finding.name, finding.seen_in].append(name)
-    _print_by_backend(("known bugs of", "for", "finding", "seen in"), layers)
-
-
-def _print_by_backend(columns: tuple[str, ...], layers: Mapping[tuple[str, str, str], list[str]]) -> None:
-    """What is said of a backend, after the layers of which it is; no table if nothing is."""
-    if layers:
-        table = plain_table(*columns)
-        for (backend, what, why), names in layers.items():
-            table.add_row(backend, ", ".join(names), what, why)
-        results.print()
-        results.print(table)

@@ -1,12 +1,30 @@
-"""What this project does not do, by the names of engines' arguments. Each such argument is refused with a reason."""
+"""What this project does not do, by the names of engines' arguments and of fields and values of model configs.
 
-from collections.abc import Mapping
+Each is refused with a reason.
+"""
+
+from collections.abc import Iterable
 
 from attn_contract.errors import UnsupportedError
+
+_STATE = "its layers keep a state instead of keys and values, and have no softmax"
+_RELATIVE = ("relative position embeddings", "a logit has a product with an embedding of the distance, which no rule computes")
+_SPARSE = ("sparse attention", "an indexer picks the keys that a query sees, and here positions alone decide what a query sees")
 
 OUT_OF_SCOPE = {
     "kv_lora_rank": ("MLA", "its keys and values are one latent vector, which no layout here holds"),
     "rswa_window": ("R-SWA", "its window is counted from a prefix of each request, which the visibility rule has no term for"),
+    "relative_attention_num_buckets": (
+        "relative position bias",
+        "a logit has a learned number for each distance, and alibi_slopes has one slope for each head",
+    ),
+    "relative_key": _RELATIVE,
+    "relative_key_query": _RELATIVE,
+    "v_head_dim": ("V of another width than K", "a layer has one head size"),
+    "index_topk": _SPARSE,
+    "linear_attention": ("linear attention", _STATE),
+    "state_size": ("state-space layers", _STATE),
+    "mamba_d_state": ("state-space layers", _STATE),
     "use_alibi_sqrt": ("ALiBi-sqrt", "alibi_slopes weight the distance itself, not its square root"),
     "chunk_lookback": ("chunk look-back", "chunked_local hides every earlier chunk"),
     "dropout_p": ("dropout", "attention here is inference and deterministic"),
@@ -16,16 +34,20 @@ OUT_OF_SCOPE = {
         "merge_attn_states merges what devices saw, but a call sees one",
     ),
 }
-"""Feature and reason, by the name of the argument that asks for the feature."""
+"""Feature and reason, by the name of the argument, or of a config's field or value, that asks for the feature."""
 
 
-def refuse_out_of_scope(settings: Mapping[str, object]) -> None:
-    """Refuse the first setting that is out of scope, whatever its value.
+def refuse_out_of_scope(settings: Iterable[str]) -> None:
+    """Refuse settings that are out of scope, whatever their values.
+
+    Args:
+        settings: their names.
 
     Raises:
-        UnsupportedError: naming the feature and the argument that asks for it.
+        UnsupportedError: naming each feature, and the argument that asks for it.
     """
-    for name in settings:
-        if name in OUT_OF_SCOPE:
-            feature, reason = OUT_OF_SCOPE[name]
-            raise UnsupportedError("attn_contract", f"{feature} ({name})", reason)
+    asked = [(f"{OUT_OF_SCOPE[name][0]} ({name})", OUT_OF_SCOPE[name][1]) for name in settings if name in OUT_OF_SCOPE]
+    if asked:
+        (feature, reason), *others = asked
+        also = (f"{other} not supported: {why}" for other, why in others)
+        raise UnsupportedError("attn_contract", feature, "; ".join((reason, *also)))

@@ -308,6 +308,11 @@ def test_what_is_out_of_scope_is_refused_by_name(setting, value, message):
     assert setting in caught.value.feature
 
 
+def test_all_that_is_out_of_scope_is_refused_at_once():
+    with pytest.raises(UnsupportedError, match=r"^attn_contract: MLA .*; dropout \(dropout_p\) not supported: attention here"):
+        layer(kv_lora_rank=512, dropout_p=0.1)
+
+
 def test_an_unknown_field_is_a_type_error():
     """Python's own, and it names the field."""
     with pytest.raises(TypeError, match="sliding_window"):

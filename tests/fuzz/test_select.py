@@ -224,6 +224,12 @@ def test_the_model_file_is_not_overwritten(attn_parity, model_file, tmp_path):
     assert (tmp_path / "model.json").read_bytes() == before
 
 
+def test_a_field_out_of_scope_is_refused_with_its_reason(attn_parity, model_file):
+    run = attn_parity("select", model_file(layers={"decoder": {**DECODER, "kv_lora_rank": 512}}), *ON_MI300)
+    assert run.code == 1
+    assert run.out.startswith("attn_contract: MLA (kv_lora_rank) not supported: its keys and values are one latent vector")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_is_named(attn_parity):
     run = attn_parity("select", *LAYER, *ON_MI300, "--json", "/dev/full")

@@ -1,0 +1,85 @@
+"""What `attn-parity select` is asked about: one layer by options, a model file of this project, or a model config."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+from attn_contract import RULES, AttentionType
+from attn_parity import model_file
+from attn_parity.model_config import ModelConfig, is_model_config, model_config
+from attn_parity.model_config.deployed import Engine, deployed
+from attn_parity.model_file import ModelFile
+
+ONE_LAYER = "layer"
+_NEEDED = {"num_heads": "--heads", "head_size": "--head-size"}
+_OF_THE_ENGINE = frozenset(
+    {
+        *("dtype", "block_size", "layout", "kv_cache_dtype", "scales", "output_dtype", "tensor_parallel"),
+        *(name for name, rule in RULES.items() if rule.holder != "Layer" and name != "kv_sharing"),
+    }
+)
+"""Options that say how an engine runs a model, and so go with a model config. The config says the rest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A model in question: a model file, or a config with options of an engine."""
+
+    source: ModelFile | ModelConfig
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def config(self) -> ModelConfig | None:
+        return self.source if isinstance(self.source, ModelConfig) else None
+
+    @property
+    def name(self) -> str:
+        return self.source.model if isinstance(self.source, ModelFile) else self.source.name
+
+    def engine(self, architecture: str) -> Engine:
+        # the architecture's own: gfx940 to gfx942 have e4m3fnuz, all later ones OCP's float8
+        float8 = "fp8_e4m3fnuz" if architecture.startswith("gfx94") else "fp8_e4m3fn"
+        fields = {name: value for name, value in self.given.items() if name != "tensor_parallel"}
+        return Engine(float8=float8, tensor_parallel=self.given.get("tensor_parallel", 1), fields=fields)
+
+    def model_on(self, architecture: str) -> ModelFile:
+        """The model file, of one device. ContractError: the config does not say all, or contradicts an option."""
+        return deployed(self.source, self.engine(architecture)) if isinstance(self.source, ModelConfig) else self.source
+
+
+def asked_of(file: Path | None, given: Mapping[str, Any]) -> Asked:
+    """What a file and the options that are given ask about.
+
+    Raises:
+        ContractError: a field of the file is wrong.
+        UnsupportedError: a model config asks for what is out of this project's scope.
+        click.ClickException: options that do not go together, or a file that cannot be read.
+    """
+    if file is None:
+        if "tensor_parallel" in given:
+            raise click.UsageError("--tensor-parallel goes with a model config: --heads are those of one device")
+        return Asked(source=_one_layer(given))
+    content = model_file.read_json(file)
+    if not is_model_config(content):
+        _refuse(given, "FILE says all about its layers")
+        return Asked(source=model_file.model_file(content))
+    _refuse({name: value for name, value in given.items() if name not in _OF_THE_ENGINE}, "the config says it")
+    return Asked(source=model_config(content), given=given)
+
+
+def _refuse(given: Mapping[str, Any], why: str) -> None:
+    if given:
+        raise click.UsageError(f"{why}: leave out {', '.join(sorted(given))}")
+
+
+def _one_layer(given: Mapping[str, Any]) -> ModelFile:
+    if missing := [option for name, option in _NEEDED.items() if name not in given]:
+        raise click.UsageError(f"give a model's FILE, or of a layer at least {', '.join(missing)}")
+    fields = {"dtype": "bfloat16", "num_kv_heads": given["num_heads"], **given}
+    if (width := fields.pop("sliding_window", None)) is not None:
+        fields["window"] = (width - 1, width - 1)
+    if AttentionType(fields.get("attn_type", AttentionType.DECODER)).reads_cache:
+        fields.setdefault("block_size", 16)
+    return ModelFile(schema=model_file.SCHEMA, model="one layer", layers={ONE_LAYER: fields})

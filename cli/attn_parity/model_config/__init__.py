@@ -1,0 +1,171 @@
+"""A model config of Hugging Face, such as config.json, as the layers that `attn-parity select` asks about.
+
+`model_types` is the table of what is known, `meaning` says which values a field may have, and `unknown` refuses the rest.
+`completed` fills in what a file leaves out, and `groups` sorts the layers.
+"""
+
+import dataclasses
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from attn_contract import ContractError
+from attn_contract.arguments import check_int, check_type, shown
+from attn_contract.scope import OUT_OF_SCOPE, refuse_out_of_scope
+from attn_parity.model_config.completed import filled
+from attn_parity.model_config.groups import Group, groups
+from attn_parity.model_config.meaning import Meaning, read
+from attn_parity.model_config.model_types import MODEL_TYPES, OUT_OF_SCOPE_TYPES, WRAPPERS, ModelType
+from attn_parity.model_config.unknown import refuse_unknown, says_nothing
+
+_FIELDS = ("architectures", "model_type", "hidden_size", "num_attention_heads", "num_hidden_layers", "text_config")
+_SHOWN = (Meaning.DTYPE, Meaning.LAYER_TYPES)
+"""What is filled in without a word: the engine's dtype counts, and `groups` shows the kinds of layers."""
+_HEADS_OF_DECODERS = (
+    *("Model", "LMHeadModel", "DoubleHeadsModel", "ForCausalLM", "ForConditionalGeneration", "ForSequenceClassification"),
+    *("ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM", "ForPreTraining", "ForMultipleChoice"),
+    *("ForNextSentencePrediction", "TextModel"),
+)
+_HEADS_OF_ENCODER_DECODERS = ("Model", "ForConditionalGeneration", "ForSequenceClassification", "ForQuestionAnswering")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What a config says of a model's attention.
+
+    Args:
+        model_type: the type of the part that has the KV cache.
+        architecture: the name of the model's class; the model type if the config does not say it.
+        groups: layers that attend alike, by a name.
+        dtype: of the weights; None if the config does not say it.
+        quantization: the config's `quantization_config`.
+        filled: values of fields that the config leaves out, and matter; by name.
+        filled_by: who says so.
+        left_out: names of parts of the config that were not looked at.
+    """
+
+    model_type: str
+    architecture: str
+    groups: Mapping[str, Group]
+    dtype: str | None
+    quantization: Any
+    filled: Mapping[str, Any]
+    filled_by: str
+    left_out: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.architecture} ({self.model_type})"
+
+    def as_json(self) -> dict[str, Any]:
+        """What the result of `attn-parity select` says of a model config."""
+        return {
+            "model_type": self.model_type,
+            "groups": {name: dataclasses.asdict(group) for name, group in self.groups.items()},
+            "filled": {"by": self.filled_by, "fields": dict(self.filled)},
+            "left_out": self.left_out,
+        }
+
+
+def is_model_config(content: object) -> bool:
+    """Whether JSON is a model config and no model file of this project."""
+    return isinstance(content, dict) and "schema" not in content and any(name in content for name in _FIELDS)
+
+
+def model_config(content: Mapping[str, Any]) -> ModelConfig:
+    """What a model config says of attention.
+
+    Raises:
+        ContractError: a field is unknown, missing, of another type, or contradicts another one.
+        UnsupportedError: the model asks for what is out of this project's scope.
+    """
+    outer = _model_type("model_type", content.get("model_type"), (*MODEL_TYPES, *WRAPPERS, *OUT_OF_SCOPE_TYPES))
+    text, model_type = content, outer
+    if wrapper := WRAPPERS.get(outer):
+        check_type("text_config", content.get("text_config"), dict, f"an object: the fields of the text part of {outer}")
+        text = content["text_config"]
+        inner = text.get("model_type", wrapper.text)
+        model_type = _model_type("text_config.model_type", inner, (*MODEL_TYPES, *OUT_OF_SCOPE_TYPES))
+    _refuse_out_of_scope({**content, **text}, model_type)
+    if wrapper:
+        refuse_unknown(content, outer, ModelType(fields={}))
+    record = MODEL_TYPES[model_type]
+    architecture = _architecture(content.get("architectures"), outer, record)
+    fields = _flat(text, record)
+    refuse_unknown(fields, model_type, record)
+    read(record.fields, fields)  # so that transformers is given no value that cannot be
+    completed = filled(fields, model_type, record)
+    said = read(record.fields, {**completed.fields, **fields})
+    outer_said = read({"dtype": Meaning.DTYPE, "torch_dtype": Meaning.DTYPE}, content)
+    by_name = groups(said, record)
+    completed.check()
+    if wrapper and wrapper.image_tokens:
+        field, default = wrapper.image_tokens
+        tokens = content.get(field, default)
+        check_int(field, tokens, minimum=1)
+        by_name = {name: group.with_ranges(tokens) for name, group in by_name.items()}
+    return ModelConfig(
+        model_type=model_type,
+        architecture=architecture,
+        groups=by_name,
+        dtype=said(Meaning.DTYPE) or outer_said(Meaning.DTYPE),
+        quantization=content.get("quantization_config", text.get("quantization_config")),
+        filled={name: value for name, value in completed.fields.items() if record.fields[name] not in _SHOWN},
+        filled_by=completed.by,
+        left_out=tuple(name for name in content if name.isprintable() and re.search("(vision|audio).*config$", name)),
+    )
+
+
+def _model_type(argument: str, name: object, known: Collection[str]) -> str:
+    if not isinstance(name, str) or name not in known:
+        near = ", ".join(get_close_matches(str(name)[:100], known, n=3, cutoff=0))
+        got = "nothing" if name is None else shown(name)
+        raise ContractError(argument, got, f"one whose attention is known, such as {near} (docs/guide/models.md lists them)")
+    return name
+
+
+def _refuse_out_of_scope(fields: Mapping[str, Any], model_type: str) -> None:
+    """Refuse all that is out of scope at once, whether a field or the model type asks for it."""
+    served = MODEL_TYPES.get(model_type, ModelType(fields={})).fields
+    asked = [name for name in OUT_OF_SCOPE if name not in served and not says_nothing(fields.get(name))]
+    refuse_out_of_scope(dict.fromkeys((*OUT_OF_SCOPE_TYPES.get(model_type, ()), *asked)))
+
+
+def _architecture(names: Any, model_type: str, record: ModelType) -> str:
+    """The class of the model, which must be one of transformers: another class may attend in another way."""
+    if names is None:
+        return model_type
+    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
+        raise ContractError("architectures", shown(names), "a list of one name")
+    heads = _HEADS_OF_ENCODER_DECODERS if record.kind == "encoder_decoder" else _HEADS_OF_DECODERS
+    stem = re.sub("[_-]", "", model_type.removesuffix("_text"))
+    if names[0].lower() not in {f"{stem}{head}".lower() for head in heads}:
+        expected = f"{stem} and one of {', '.join(heads)}: a class of another name may attend in another way"
+        raise ContractError("architectures", shown(names[0]), expected)
+    return names[0]
+
+
+def _flat(fields: Mapping[str, Any], record: ModelType) -> dict[str, Any]:
+    """The fields, with those of an object that the record knows as `object.field`."""
+    objects = {name.partition(".")[0] for name in (*record.fields, *record.fixed) if "." in name}
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        if name in objects and value is not None:
+            check_type(name, value, dict, "an object of fields")
+            flat |= {f"{name}.{inner}": inner_value for inner, inner_value in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+__all__ = [
+    "MODEL_TYPES",
+    "OUT_OF_SCOPE_TYPES",
+    "WRAPPERS",
+    "Group",
+    "ModelConfig",
+    "is_model_config",
+    "model_config",
+]

@@ -1,0 +1,83 @@
+"""The layers of a model config as an engine runs them on one device: its dtypes, its blocks, its share of the heads."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from attn_contract import RULES, AttentionType, ContractError
+from attn_parity import model_file
+from attn_parity.model_config import Group, ModelConfig
+from attn_parity.model_config.kv_cache import kv_cache
+from attn_parity.model_file import ModelFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """What a config cannot say.
+
+    Args:
+        float8: the name of the architecture's own float8 type, in which a checkpoint's quantized cache is held.
+        tensor_parallel: devices that share the heads.
+        fields: of every layer that can have them, as in a model file: dtypes, the block size and rules of steps.
+    """
+
+    float8: str
+    tensor_parallel: int = 1
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+def deployed(config: ModelConfig, engine: Engine) -> ModelFile:
+    """The model file of a config. Its layers are the config's groups, whose caches share an allocation.
+
+    Raises:
+        ContractError: nobody says the dtype, or the heads cannot be shared by so many devices.
+    """
+    dtype = engine.fields.get("dtype", config.dtype)
+    if dtype is None:
+        raise ContractError("dtype", "nothing", "float32, float16 or bfloat16: the config does not say it, so give --dtype")
+    cache = kv_cache(config.quantization, engine.float8)
+    layers = {name: _fields(group, {**cache, **engine.fields, "dtype": dtype}, engine) for name, group in config.groups.items()}
+    cached = tuple(name for name, group in config.groups.items() if group.attn_type.reads_cache)
+    return ModelFile(
+        schema=model_file.SCHEMA,
+        model=config.name,
+        layers=layers,
+        allocations=(cached,) if len(cached) > 1 else (),
+    )
+
+
+_OF_CACHES = ("block_size", "layout", "kv_cache_dtype", "scales")
+
+
+def _fields(group: Group, asked: Mapping[str, Any], engine: Engine) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "attn_type": str(group.attn_type),
+        "num_heads": _share("query heads", group.num_heads, engine.tensor_parallel),
+        "num_kv_heads": _kv_share(group.num_kv_heads, engine.tensor_parallel),
+        "head_size": group.head_size,
+        **group.rules,
+    }
+    fields |= {name: value for name, value in asked.items() if _can_have(group.attn_type, name)}
+    if group.attn_type.reads_cache:
+        fields.setdefault("block_size", 16)
+    return fields
+
+
+def _can_have(attn_type: AttentionType, name: str) -> bool:
+    """Whether a layer of a type can have a field that an engine gives to all layers."""
+    if name in _OF_CACHES:
+        return attn_type.reads_cache
+    return name not in RULES or attn_type in RULES[name].attn_types
+
+
+def _share(what: str, heads: int, devices: int) -> int:
+    if heads % devices:
+        raise ContractError("--tensor-parallel", devices, f"a divisor of the number of {what} ({heads})")
+    return heads // devices
+
+
+def _kv_share(heads: int, devices: int) -> int:
+    """KV heads of a device: where there are more devices than KV heads, several have the same head."""
+    if devices > heads and devices % heads == 0:
+        return 1
+    return _share("KV heads", heads, devices)

@@ -1,0 +1,95 @@
+"""What `attn-parity select` prints: the layers of a model, what serves them, what was skipped, and the arguments of vLLM."""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from attn_contract import AttentionConfig
+from attn_contract.arguments import shown
+from attn_fuzz.findings.aiter import BACKENDS
+from attn_parity.model_config import Group, ModelConfig
+from attn_parity.options import plain_table, results
+from attn_parity.vllm_arguments import VllmArguments
+
+if TYPE_CHECKING:
+    from attn_optimized.selector import Assignment
+
+
+def print_config(config: ModelConfig) -> None:
+    """The groups of a model's layers, and what its config does not say."""
+    if config.filled:
+        values = ", ".join(f"{name}={shown(value)}" for name, value in config.filled.items())
+        results.print(f"not in the config, so taken from {config.filled_by}: {values}", soft_wrap=True)
+    if config.left_out:
+        results.print(f"left out, since it has no KV cache: {', '.join(config.left_out)}", soft_wrap=True)
+    table = plain_table("layer", "numbers", "asks for")
+    for name, group in config.groups.items():
+        table.add_row(name, spans(group.layers), _asks_for(group))
+    results.print(table)
+    results.print()
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Numbers in ascending order, shortened: `0-4, 6-10`, or `0, 2, .., 34` where all steps are alike."""
+    steps = {after - before for before, after in itertools.pairwise(numbers)}
+    if len(steps) == 1 and len(numbers) > 3 and steps != {1}:
+        return f"{numbers[0]}, {numbers[1]}, .., {numbers[-1]}"
+    present = set(numbers)
+    ends = [number for number in numbers if number + 1 not in present]
+    starts = [number for number in numbers if number - 1 not in present]
+    texts = [str(first) if first == last else f"{first}-{last}" for first, last in zip(starts, ends, strict=True)]
+    return ", ".join(texts if len(texts) <= 3 else (*texts[:2], "..", texts[-1]))
+
+
+def _asks_for(group: Group) -> str:
+    heads = f"{group.num_heads} heads, {group.num_kv_heads} KV heads of {group.head_size}"
+    rules = (name if value is True else f"{name} {value}" for name, value in group.rules.items())
+    return ", ".join((str(group.attn_type), heads, f"scale {group.scale:.4g}", *rules))
+
+
+def print_assignments(assignments: dict[str, "Assignment"]) -> None:
+    table = plain_table("layer", "backend", "layout", "why")
+    for name, chosen in assignments.items():
+        layout = str(chosen.layout or "no cache")
+        if chosen.allocation_layout:
+            layout += f", as planes beside {chosen.allocation_layout}"
+        table.add_row(name, chosen.backend, layout, chosen.why)
+    results.print(table)
+    layers: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for name, chosen in assignments.items():
+        for one in chosen.skipped:
+            for refusal in one.refusals:
+                layers[one.backend, refusal.property, refusal.reason].append(name)
+    _print_by_backend(("skipped", "for", "not supported", "why"), layers)
+
+
+def print_findings(configs: dict[str, AttentionConfig], assignments: dict[str, "Assignment"]) -> None:
+    """Known bugs that layers can meet in the backends that were selected for them."""
+    layers: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for name, chosen in assignments.items():
+        for finding in BACKENDS.get(chosen.backend, ()):
+            if finding.meets(configs[name]):
+                layers[chosen.backend, finding.name, finding.seen_in].append(name)
+    _print_by_backend(("known bugs of", "for", "finding", "seen in"), layers)
+
+
+def _print_by_backend(columns: tuple[str, ...], layers: Mapping[tuple[str, str, str], list[str]]) -> None:
+    """What is said of a backend, after the layers of which it is; no table if nothing is."""
+    if layers:
+        table = plain_table(*columns)
+        for (backend, what, why), names in layers.items():
+            table.add_row(backend, ", ".join(names), what, why)
+        results.print()
+        results.print(table)
+
+
+def print_vllm(arguments: VllmArguments) -> None:
+    """A line to paste, or why there is none."""
+    results.print()
+    if arguments.line is not None:
+        results.print(arguments.line, soft_wrap=True)
+        return
+    results.print("no arguments for vLLM, whose --attention-backend is one for all layers:", soft_wrap=True)
+    for backend, reasons in arguments.why_not.items():
+        results.print(f"  {backend}: {'; '.join(reasons)}", soft_wrap=True)

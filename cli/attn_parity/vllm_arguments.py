@@ -1,0 +1,170 @@
+"""A command line of `vllm serve` for the layers of a model, as far as vLLM 0.33's backends are known to serve them.
+
+vLLM takes one backend for all layers by `--attention-backend`. A backend of ours has the name of vLLM's, and may serve more:
+ours gives every phase a soft cap where vLLM's ROCM_AITER_FA caps its decode alone. So both are asked.
+"""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from attn_contract import (
+    ANY,
+    FLOAT_DTYPES,
+    QUANTIZED_DTYPES,
+    YES,
+    AttentionConfig,
+    AttentionType,
+    Capabilities,
+    Combination,
+    Layout,
+    Multiples,
+    No,
+    Only,
+)
+from attn_fuzz.cases.poison import DTYPES
+from attn_parity.model_config.deployed import Engine
+
+if TYPE_CHECKING:
+    from attn_optimized.aiter_adapter import Aiter
+
+_BLOCKS = Multiples(16, "vLLM's cache has blocks in units of 16 slots")
+_HALVES = Only((torch.float16, torch.bfloat16), "vLLM declares no other dtype")
+_BELOW_32 = Combination(
+    property="a head size below 32",
+    applies=lambda config, architecture: config.head_size < 32,
+    reason="vLLM declares head sizes from 32 on",
+)
+_ALL_TYPES = dict.fromkeys(AttentionType, YES)
+
+
+def _of_vllm(name: str, *, rules: tuple[str, ...], **declared: Any) -> Capabilities:
+    """A declaration of vLLM 0.33. A rule that is not named here may still be served there, but is not known to be."""
+    plain: dict[str, Any] = {
+        "available": YES,
+        "architectures": ANY,
+        "attn_types": _ALL_TYPES,
+        "dtypes": _HALVES,
+        "head_sizes": ANY,
+        "group_sizes": ANY,
+        "block_sizes": _BLOCKS,
+        "layouts": Only(tuple(Layout), "vLLM chooses the layout"),
+        "kv_cache_dtypes": ANY,
+        "scales": Only(("tensor",), "vLLM's backend has no other scales"),
+        "output_dtypes": Only((), "no argument asks for it"),
+        "combinations": (_BELOW_32,),
+    }
+    return Capabilities(backend=name, rules=dict.fromkeys(rules, YES), **{**plain, **declared})
+
+
+VLLM_BACKENDS: Mapping[str, Capabilities] = {
+    "ROCM_ATTN": _of_vllm(
+        "ROCM_ATTN",
+        rules=("window", "alibi_slopes", "non_causal"),
+        dtypes=Only(FLOAT_DTYPES, "vLLM declares no other dtype"),
+        head_sizes=Only((32, 64, 80, 96, 128, 160, 192, 224, 256), "vLLM's kernels are built for these"),
+        attn_types={**_ALL_TYPES, AttentionType.ENCODER_DECODER: No("vLLM's backend does not take it")},
+    ),
+    "ROCM_AITER_FA": _of_vllm(
+        "ROCM_AITER_FA",
+        rules=("window", "sinks"),
+        head_sizes=Only((64, 128, 256), "vLLM declares no other"),
+        block_sizes=Only((16, 32), "vLLM declares no other"),
+        attn_types={**dict.fromkeys(AttentionType, No("vLLM's backend is for decoders")), AttentionType.DECODER: YES},
+    ),
+    "ROCM_AITER_UNIFIED_ATTN": _of_vllm(
+        "ROCM_AITER_UNIFIED_ATTN", rules=("window", "sinks", "logits_soft_cap", "alibi_slopes")
+    ),
+    "TRITON_ATTN": _of_vllm(
+        "TRITON_ATTN",
+        rules=(
+            *("window", "sinks", "logits_soft_cap", "alibi_slopes", "non_causal", "per_request_causal"),
+            *("bidirectional_ranges", "batch_invariant"),
+            "chunked_local",  # vLLM cuts chunks into requests of their own before any backend sees them
+        ),
+        dtypes=Only(FLOAT_DTYPES, "vLLM declares no other dtype"),
+        kv_cache_dtypes=Only(QUANTIZED_DTYPES, "vLLM declares no other"),
+        scales=Only(("tensor", "inline"), "vLLM's backend has no other scales"),
+    ),
+}
+"""What is known of vLLM's backends, by our names, which are vLLM's."""
+
+
+@dataclass(frozen=True)
+class VllmArguments:
+    """A command line, or why there is none: by backend."""
+
+    line: str | None
+    why_not: Mapping[str, tuple[str, ...]]
+
+
+def vllm_arguments(
+    layers: Mapping[str, AttentionConfig],
+    engine: Engine,
+    *,
+    model: str,
+    architecture: str,
+    aiter: "Aiter",
+    wanted: Mapping[str, str],
+) -> VllmArguments:
+    """The command line with the first backend that serves all layers, here and in vLLM.
+
+    Args:
+        layers: by name; the heads are those of one device.
+        engine: its float8 type is what vLLM's `fp8` means.
+        model: what vLLM is to load.
+        wanted: by a layer's name, the only backend that the user wants.
+    """
+    from attn_optimized.backends import BACKENDS
+    from attn_optimized.device import INTERPRETER
+    from attn_optimized.selector import priorities
+
+    if architecture == INTERPRETER:
+        return VllmArguments(None, {"on a CPU": ("vLLM takes its own CPU backend, whatever is asked for",)})
+    why_not: dict[str, tuple[str, ...]] = {}
+    for name in priorities(architecture):
+        reasons: dict[str, None] = {}
+        for layer, config in layers.items():
+            if wanted.get(layer, name) != name:
+                reasons[f"{layer} is asked for on {wanted[layer]}"] = None
+            ours = BACKENDS[name].capabilities(aiter)
+            for refusal in (*ours.refusals(config, architecture), *VLLM_BACKENDS[name].refusals(config)):
+                reasons[str(refusal)] = None
+            reasons |= dict.fromkeys(_unspeakable(config, DTYPES[engine.float8]))
+        if not reasons:
+            return VllmArguments(_line(name, layers, model, engine.tensor_parallel), {})
+        why_not[name] = tuple(reasons)
+    return VllmArguments(None, why_not)
+
+
+def _unspeakable(config: AttentionConfig, float8: torch.dtype) -> list[str]:
+    """What no argument of vLLM says."""
+    reasons = []
+    if config.layout is not None:
+        reasons.append("a layout of the cache: vLLM chooses it")
+    if config.kv_cache_dtype not in (None, torch.int8, float8):
+        reasons.append(f"a cache of {config.kv_cache_dtype}: vLLM's is of {float8} here")
+    return reasons
+
+
+def _line(backend: str, layers: Mapping[str, AttentionConfig], model: str, tensor_parallel: int) -> str:
+    configs = list(layers.values())
+    cached = next((config for config in configs if config.attn_type.reads_cache), None)
+    words = ["vllm", "serve", model, "--attention-backend", backend, "--dtype", str(configs[0].dtype).removeprefix("torch.")]
+    if cached is not None:
+        words += ["--block-size", str(cached.block_size), "--kv-cache-dtype", _cache_dtype(cached)]
+    if tensor_parallel > 1:
+        words += ["--tensor-parallel-size", str(tensor_parallel)]
+    if any(config.asks("batch_invariant") for config in configs):
+        words.insert(0, "VLLM_BATCH_INVARIANT=1")
+    return shlex.join(words)
+
+
+def _cache_dtype(config: AttentionConfig) -> str:
+    """vLLM's name of a cache's format."""
+    if config.kv_cache_dtype is None:
+        return "auto"
+    name = "int8" if config.kv_cache_dtype == torch.int8 else "fp8"
+    return f"{name}_per_token_head" if config.scales == "inline" else name

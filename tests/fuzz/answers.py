@@ -1,0 +1,131 @@
+"""What `attn-parity select` must answer for the model configs in `configs/`, on gfx942 with AITER 2026-08. Written by hand."""
+
+from typing import Any, NamedTuple
+
+
+class Answer(NamedTuple):
+    """Of a group: the numbers of its layers, its sizes, the backend that serves it, and the rules that it asks for."""
+
+    numbers: str
+    heads: int
+    kv_heads: int
+    head_size: int
+    backend: str
+    scale: float
+    rules: dict[str, Any]
+
+
+def group(numbers: str, heads: int, kv_heads: int, head_size: int, backend: str = "ROCM_ATTN", **rules: Any) -> Answer:
+    scale = rules.pop("scale", head_size**-0.5)
+    return Answer(numbers, heads, kv_heads, head_size, backend, scale, rules)
+
+
+def full(*sizes: Any, **rules: Any) -> dict[str, Answer]:
+    """A decoder whose layers are all alike, without a window."""
+    return {"full_attention": group(*sizes, **rules)}
+
+
+def sliding(*sizes: Any, **rules: Any) -> dict[str, Answer]:
+    return {"sliding_attention": group(*sizes, **rules)}
+
+
+def encoder_decoder(layers: int, heads: int, cross: str) -> dict[str, Answer]:
+    numbers = f"0-{layers - 1}"
+    return {
+        "encoder.self_attn": group(numbers, heads, heads, 64),
+        "decoder.self_attn": group(numbers, heads, heads, 64),
+        "decoder.encoder_attn": group(numbers, heads, heads, 64, cross),
+    }
+
+
+def window(width: int) -> list[int]:
+    """Of a `sliding_window`, which counts the token itself."""
+    return [width - 1, width - 1]
+
+
+TRITON = "TRITON_ATTN"
+FLASH = "ROCM_AITER_FA"
+
+ANSWERS: dict[str, dict[str, Answer]] = {
+    "llama-3.1-8b": full("0-31", 32, 8, 128),
+    "llama-3.3-70b-fp8-kv": full("0-79", 64, 8, 128),
+    "llama-4-scout": {
+        "chunked_attention": group("0-2, 4-6, .., 44-46", 40, 8, 128, TRITON, chunked_local=8192),
+        "full_attention": group("3, 7, .., 47", 40, 8, 128),
+    },
+    "mistral-7b-v0.1": sliding("0-31", 32, 8, 128, window=window(4096)),
+    "mistral-small-3.1": full("0-39", 32, 8, 128),
+    "mixtral-8x7b": full("0-31", 32, 8, 128),
+    "ministral-8b": {
+        "full_attention": group("0, 4, .., 32", 32, 8, 128),
+        "sliding_attention": group("1-3, 5-7, .., 33-35", 32, 8, 128, window=window(32768)),
+    },
+    "gemma-2-9b": {
+        "sliding_attention": group("0, 2, .., 40", 16, 8, 256, TRITON, window=window(4096), logits_soft_cap=50.0),
+        "full_attention": group("1, 3, .., 41", 16, 8, 256, TRITON, logits_soft_cap=50.0),
+    },
+    "gemma-3-1b": {
+        "sliding_attention": group("0-4, 6-10, .., 24-25", 4, 1, 256, window=window(512)),
+        "full_attention": group("5, 11, .., 23", 4, 1, 256),
+    },
+    # its file leaves out the heads and the head size; an image has 256 tokens, so that a window of 1024 hides none of them
+    "gemma-3-4b": {
+        "sliding_attention": group("0-4, 6-10, .., 30-33", 8, 4, 256, TRITON, window=window(1024), bidirectional_ranges=True),
+        "full_attention": group("5, 11, .., 29", 8, 4, 256, TRITON, bidirectional_ranges=True),
+    },
+    "gpt-oss-120b": {
+        "sliding_attention": group("0, 2, .., 34", 64, 8, 64, FLASH, window=window(128), sinks=True),
+        "full_attention": group("1, 3, .., 35", 64, 8, 64, FLASH, sinks=True),
+    },
+    # a sliding_window beside use_sliding_window: false
+    "qwen2.5-7b": full("0-27", 28, 4, 128),
+    "qwen3-8b": full("0-35", 32, 8, 128),
+    "qwen3-30b-a3b": full("0-47", 32, 4, 128),
+    "phi-3-mini-4k": sliding("0-31", 32, 32, 96, window=window(2047)),
+    "phi-4": full("0-39", 40, 10, 128),
+    "command-r-plus": full("0-63", 96, 8, 128),
+    "command-a": {
+        "sliding_attention": group("0-2, 4-6, .., 60-62", 96, 8, 128, window=window(4096)),
+        "full_attention": group("3, 7, .., 63", 96, 8, 128),
+    },
+    "falcon-40b": full("0-59", 128, 8, 64),
+    "falcon-rw-1b": full("0-23", 32, 32, 64, alibi_slopes=True),
+    "bloom-7b1": full("0-29", 32, 32, 128, alibi_slopes=True),
+    "mpt-7b": full("0-31", 32, 32, 128, alibi_slopes=True),
+    "bert-base": {"encoder": group("0-11", 12, 12, 64)},
+    "bart-large-cnn": encoder_decoder(12, 16, cross=TRITON),
+    "whisper-large-v3": encoder_decoder(32, 20, cross="ROCM_AITER_UNIFIED_ATTN"),
+    "minimax-m2": full("0-61", 48, 8, 128),
+    "olmo-2-7b": full("0-31", 32, 32, 128),
+    "granite-3.1-8b": full("0-39", 32, 8, 128, scale=1 / 128),
+    "starcoder2-7b": sliding("0-31", 36, 4, 128, window=window(4096)),
+    "internvl3-8b": full("0-27", 28, 4, 128),
+    "glm-4-9b-0414": full("0-39", 32, 2, 128),
+    "glm-4.5": full("0-91", 96, 8, 128),
+    "gpt2": full("0-11", 12, 12, 64),
+}
+
+VLLM: dict[str, str] = {
+    **dict.fromkeys(ANSWERS, "ROCM_ATTN"),
+    **dict.fromkeys(("llama-4-scout", "gemma-2-9b", "gemma-3-4b", "bart-large-cnn"), TRITON),
+    "gpt-oss-120b": FLASH,
+    "whisper-large-v3": "ROCM_AITER_UNIFIED_ATTN",
+}
+"""The one backend of the command line for vLLM."""
+
+_MLA = "attn_contract: MLA (kv_lora_rank) not supported: its keys and values are one latent vector"
+REFUSED: dict[str, str] = {
+    "t5-base": "attn_contract: relative position bias (relative_attention_num_buckets) not supported: ",
+    "bert-relative": "attn_contract: relative position embeddings (relative_key_query) not supported: ",
+    "deepseek-v2": _MLA,
+    "deepseek-v3": _MLA,
+    "kimi-k2": _MLA,
+    "deepseek-v3.2": "attn_contract: sparse attention (index_topk) not supported: an indexer picks the keys",
+    "mimo-v2-flash": "attn_contract: V of another width than K (v_head_dim) not supported: a layer has one head size",
+    "jamba-v0.1": "attn_contract: state-space layers (mamba_d_state) not supported: ",
+    "mamba-2.8b": "attn_contract: state-space layers (state_size) not supported: ",
+    "qwen3-next-80b-a3b": "attn_contract: linear attention (linear_attention) not supported: ",
+    "minimax-text-01": "attn_contract: linear attention (linear_attention) not supported: ",
+    # 71 query heads of one KV head: no backend takes so many
+    "falcon-7b": "full_attention: every backend on gfx942: decoder attention of this kind not supported: ",
+}

@@ -1,0 +1,77 @@
+"""What `attn_parity.vllm_arguments` declares of vLLM's backends, and the options that it writes, are vLLM's own."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+from attn_contract import AttentionConfig, AttentionType, Multiples, Only
+from attn_parity.model_config.deployed import Engine
+from attn_parity.vllm_arguments import VLLM_BACKENDS, vllm_arguments
+
+pytest.importorskip("vllm", reason="needs vLLM: tox run -e vllm")
+
+import vllm
+from attn_optimized.aiter_adapter import recorded
+from vllm.v1.attention.backend import AttentionBackend, MultipleOf
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+HEAD_SIZES = range(1, 1025)
+# AITER's unified backend asks torch for an AMD GPU when it is imported
+IMPORTABLE = [name for name in VLLM_BACKENDS if name != "ROCM_AITER_UNIFIED_ATTN"]
+
+
+@pytest.fixture(params=IMPORTABLE)
+def backend(request) -> tuple[str, type[AttentionBackend]]:
+    return request.param, AttentionBackendEnum[request.param].get_class()
+
+
+def test_sizes_and_dtypes_are_vllms(backend):
+    name, theirs = backend
+    declared = VLLM_BACKENDS[name]
+    dtypes = (torch.float32, torch.float16, torch.bfloat16)
+    assert [dtype in declared.dtypes for dtype in dtypes] == [dtype in theirs.supported_dtypes for dtype in dtypes]
+    shape = {"num_heads": 1, "num_kv_heads": 1, "dtype": torch.float16, "block_size": 16}
+    served = [size for size in HEAD_SIZES if not declared.refusals(AttentionConfig(head_size=size, **shape))]
+    assert served == list(filter(theirs.supports_head_size, HEAD_SIZES))
+    blocks = theirs.get_supported_kernel_block_sizes()
+    match declared.block_sizes:
+        case Only(values=sizes):
+            assert list(sizes) == blocks
+        case Multiples(of=base):
+            assert blocks == [MultipleOf(base)]
+    per_token = {f"{kind}_per_token_head" for kind in ("int8", "fp8")} <= set(theirs.supported_kv_cache_dtypes)
+    assert ("inline" in declared.scales) == per_token
+    assert "fp8" in theirs.supported_kv_cache_dtypes
+
+
+def test_what_vllm_can_be_asked_about_is_what_it_answers(backend):
+    name, theirs = backend
+    declared = VLLM_BACKENDS[name]
+    assert {kind for kind in AttentionType if declared.attn_types[kind]} == set(
+        filter(theirs.supports_attn_type, AttentionType)
+    )
+    assert bool(declared.answer("sinks")) == theirs.supports_sink()
+    assert bool(declared.answer("bidirectional_ranges")) == theirs.supports_mm_prefix()
+    assert bool(declared.answer("batch_invariant")) == theirs.supports_batch_invariance()
+    assert bool(declared.answer("window")) == theirs.supports_sliding_window()
+
+
+def test_vllm_has_every_option():
+    source = (Path(vllm.__file__).parent / "engine" / "arg_utils.py").read_text()
+    options = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)}
+    config = AttentionConfig(
+        num_heads=8, num_kv_heads=8, head_size=64, dtype=torch.float16, block_size=16, rules={"batch_invariant": True}
+    )
+    arguments = vllm_arguments(
+        {"layer": config},
+        Engine(float8="fp8_e4m3fnuz", tensor_parallel=2),
+        model="MODEL",
+        architecture="gfx942",
+        aiter=recorded("2026-08"),
+        wanted={},
+    )
+    assert arguments.line is not None
+    variable, *words = arguments.line.split()
+    assert hasattr(vllm.envs, variable.removesuffix("=1"))
+    assert {word for word in words if word.startswith("--")} <= options
