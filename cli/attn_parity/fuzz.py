@@ -32,6 +32,7 @@ from attn_parity.options import (
     default_workers,
     device_name,
     device_option,
+    ignore_signals,
     json_option,
     limit_option,
     notes,
@@ -126,6 +127,8 @@ def command(
     results.print(f"target {target.name} on {device_name(device)}, {work}, {workers} workers, --seed {plan.seed}")
     started = time.monotonic()
     outcome, files_of = _run(plan, past, workers, folder, name)
+    if any(progress.failure for progress in outcome.progress):
+        ignore_signals()  # they would lose the failures that are about to be reported
     seconds = time.monotonic() - started
     errors = [outcome.error] if outcome.error else []
     failures = failing.written(outcome.progress, files_of, folder, name, past, errors)

@@ -161,6 +161,11 @@ def sigterm_interrupts() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+def ignore_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def check_page_writable(path: Path) -> None:
     """Fail before the work if a page, or the JSON file beside it, cannot be written."""
     if path.suffix == ".json":
