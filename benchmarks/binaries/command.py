@@ -57,7 +57,8 @@ def binaries(
     if check:
         _check(path or PAGE)
         return
-    from attn_parity.options import check_page_writable, check_writable, notes, write_json
+    from attn_parity.console import notes
+    from attn_parity.options import check_page_writable, check_writable, write_json
 
     from benchmarks.binaries import page
 
@@ -126,7 +127,7 @@ def _compiled(chosen: tuple[str, ...], names: tuple[str, ...], peers: "Peers", w
 
 def _peers(vllm: Path | None, aiter: Path | None) -> "Peers":
     """The peers that are there."""
-    from attn_parity.options import notes
+    from attn_parity.console import notes
 
     from benchmarks.speed.participants import AITER, VLLM
     from benchmarks.speed.peers import MissingPeerError, load_aiter, load_if_there, load_vllm

@@ -6,22 +6,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from attn_fuzz import inputs, outputs
 from attn_parity.binaries import budgets, executions, page
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.budgets import BudgetError, Budgets
 from attn_parity.binaries.build import Outcome, build
 from attn_parity.binaries.executions import Executions
 from attn_parity.binaries.results import Results, Row, differences, loads
+from attn_parity.console import notes, results
 from attn_parity.options import (
     PAGES,
     check_page_writable,
     check_writable,
     default_workers,
     json_option,
-    notes,
     plain_table,
     progress_bar,
-    results,
     sigterm_interrupts,
     workers_option,
     write_json,
@@ -106,6 +106,7 @@ def command(
         _read(path)  # the rest of the page
     if save is not None:
         save.mkdir(parents=True, exist_ok=True)
+        check_writable(save / "launches.json", "--save")
     outcome = _built(calls, workers)
     found = _judged(outcome, calls, allowed)
     _tell(found, outcome, calls, allowed, partly)
@@ -121,7 +122,7 @@ def command(
         return 130
     if writes and not found.errors:
         if not partly:
-            _data_of(path).write_text(found.csv(), encoding="utf-8")
+            outputs.write(_data_of(path), found.csv())
         _write_page(path, allowed, ran)
     if ran is not None and ran.interrupted:
         return 130
@@ -180,8 +181,8 @@ def _write_page(path: Path, allowed: Budgets, ran: Executions | None) -> None:
     found, kept = _read(path)
     if ran is not None:
         kept = Executions(ran.triton, ({} if kept.triton != ran.triton else kept.found) | ran.found)
-        _runs_of(path).write_text(kept.csv(), encoding="utf-8")
-    path.write_text(page.text(found, allowed, main_names(), kept), encoding="utf-8")
+        outputs.write(_runs_of(path), kept.csv())
+    outputs.write(path, page.text(found, allowed, main_names(), kept))
     notes.print(f"{path} written")
 
 
@@ -191,10 +192,10 @@ def _read(path: Path) -> tuple[Results, Executions]:
     if not data.is_file():
         raise click.ClickException(f"--page: {data} does not exist; `attn-parity compile --write` writes it")
     try:
-        found = loads(data.read_text(encoding="utf-8"), str(data))
+        found = loads(inputs.read_bytes(data).decode(), str(data))
         if not runs.is_file():
             return found, Executions(found.triton)
-        return found, executions.loads(runs.read_text(encoding="utf-8"), str(runs))
+        return found, executions.loads(inputs.read_bytes(runs).decode(), str(runs))
     except ValueError as error:
         raise click.ClickException(str(error)) from error
 

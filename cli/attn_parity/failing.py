@@ -10,7 +10,7 @@ from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.report.run import Found
 from attn_fuzz.run.shard import Failure, Progress
-from attn_parity.options import results
+from attn_parity.console import results
 
 
 @dataclass

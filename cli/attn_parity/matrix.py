@@ -8,23 +8,15 @@ from typing import Any
 
 import click
 import hypothesis
+from attn_fuzz import outputs
 from attn_fuzz.cases.features import undefined
 from attn_fuzz.report import coverage
 from attn_fuzz.report.coverage import NAMES, Coverage
 from attn_fuzz.run import runner
 from attn_fuzz.run.shard import FuzzPlan
+from attn_parity.console import notes, results
 from attn_parity.fuzz import PROFILES
-from attn_parity.options import (
-    PAGES,
-    check_writable,
-    default_workers,
-    json_option,
-    notes,
-    progress_bar,
-    results,
-    workers_option,
-    write_json,
-)
+from attn_parity.options import PAGES, check_writable, default_workers, json_option, progress_bar, workers_option, write_json
 from attn_parity.region_page import never_drawn, region_counts, region_page
 
 SCHEMA = "attn-parity.matrix/1"
@@ -103,7 +95,7 @@ def _settle(page: Path, text: str, check: bool) -> list[str]:
     """Write a page, or with --check only compare it with the file."""
     if check:
         return [] if page.read_bytes() == text.encode() else [f"{page} is not current: run `attn-parity matrix`"]
-    page.write_bytes(text.encode())
+    outputs.write(page, text)
     results.print(f"{page} written")
     return []
 

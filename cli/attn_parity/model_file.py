@@ -1,7 +1,6 @@
 """A model file: what `attn-parity select` is told of a model's layers, as JSON."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,10 @@ from typing import Any, get_args, get_type_hints
 import click
 import torch
 from attn_contract import RULES, AttentionConfig, AttentionType, ContractError, Layout
+from attn_contract.arguments import shown as short
+from attn_fuzz import inputs
 from attn_fuzz.cases.poison import DTYPES
+from attn_fuzz.errors import InputError
 
 SCHEMA = "attn-parity.model/1"
 
@@ -38,7 +40,7 @@ class ModelFile:
 
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
-            raise ContractError("schema", repr(self.schema), repr(SCHEMA))
+            raise ContractError("schema", short(self.schema), repr(SCHEMA))
         for field, name in (("model", self.model), ("source", self.source)):
             _check(field, name, isinstance(name, str), "a string")
         _check("layers", self.layers, isinstance(self.layers, dict) and self.layers, "an object with at least one layer")
@@ -56,9 +58,12 @@ class ModelFile:
 def load(file: Path) -> ModelFile:
     """Read a model file; what is wrong with it is a ClickException that names the file and the field."""
     try:
-        content = _with_tuples(json.loads(file.read_bytes(), object_pairs_hook=_without_duplicates))
+        content = _with_tuples(inputs.read_json(file))
+    except InputError as error:
+        raise click.ClickException(str(error)) from error
+    try:
         return ModelFile(**_checked_fields(content, ModelFile))
-    except (ValueError, RecursionError) as error:
+    except ContractError as error:
         raise click.ClickException(f"{file}: {error}") from error
 
 
@@ -96,7 +101,7 @@ def _read(name: str, value: Any, kind: Any) -> Any:
 def _checked_fields(content: object, record: type, also: Collection[str] = ()) -> dict[str, Any]:
     """The content, an object with every field that a dataclass must have, and no others than its fields and those in `also`."""
     if not isinstance(content, dict):
-        raise ContractError("content", repr(content), "an object of fields")
+        raise ContractError("content", short(content), "an object of fields")
     fields = [field for field in dataclasses.fields(record) if field.name != "rules"]
     names = [*(field.name for field in fields), *also]
     for name in content:
@@ -108,7 +113,7 @@ def _checked_fields(content: object, record: type, also: Collection[str] = ()) -
     return content
 
 
-def _check(name: str, got: object, is_right: object, expected: str, shown: Callable[[object], str] = repr) -> None:
+def _check(name: str, got: object, is_right: object, expected: str, shown: Callable[[object], str] = short) -> None:
     if not is_right:
         raise ContractError(name, shown(got), expected)
 
@@ -117,12 +122,3 @@ def _with_tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _with_tuples(item) for name, item in value.items()}
     return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in fields:
-            raise ValueError(f"{name!a} is there twice")
-        fields[name] = value
-    return fields

@@ -11,8 +11,9 @@ from attn_contract import RULES, AttentionConfig, AttentionType, ContractError, 
 from attn_contract.attention_config import Scales
 from attn_fuzz.findings.aiter import BACKENDS
 from attn_parity import model_file
+from attn_parity.console import results
 from attn_parity.model_file import ModelFile
-from attn_parity.options import check_writable, json_option, plain_table, results, write_json
+from attn_parity.options import check_writable, json_option, plain_table, write_json
 
 if TYPE_CHECKING:
     from attn_optimized.aiter_adapter import Aiter

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from attn_fuzz import outputs
 from attn_optimized.kernel_call import KernelCall
 from attn_parity.binaries.compilation import Binary
 from attn_parity.binaries.kernarg import kernarg_of
@@ -24,8 +25,8 @@ def save_binaries(folder: Path, binaries: dict[tuple[str, str], Binary], calls: 
     for (architecture, name), binary in binaries.items():
         stem = f"{architecture}-{re.sub('[^A-Za-z0-9]+', '-', name)}"
         file, text = f"{stem}.{binary.suffix}", f"{stem}.{'s' if binary.suffix == 'hsaco' else 'ptx'}"
-        (folder / file).write_bytes(binary.code)
-        (folder / text).write_text(binary.assembly, encoding="utf-8")
+        outputs.write(folder / file, binary.code)
+        outputs.write(folder / text, binary.assembly)
         launches.append({"call": name, "file": file, "assembly": text, **_described(binary, calls[architecture][name])})
     write_json(folder / "launches.json", {"schema": SCHEMA, "launches": launches})
     return len(launches)

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import msgspec
 from attn_fuzz.cases import case_file
-from attn_fuzz.cases.case import Case, CaseError
-from attn_fuzz.errors import ExecutorError
+from attn_fuzz.cases.case import Case
+from attn_fuzz.errors import ExecutorError, InputError
 from attn_fuzz.interpreted import interpreter
 from attn_fuzz.run import prepared
 from attn_fuzz.targets import registry
@@ -236,7 +236,7 @@ def _answer(connection: multiprocessing.connection.Connection, judge: Callable[[
         case = connection.recv()
         try:
             answer = judge(case)
-        except CaseError as error:
+        except InputError as error:
             answer = error
         except Exception:
             answer = ExecutorError(f"the fuzzer itself failed on {case_file.dumps(case)}\n{traceback.format_exc()}")

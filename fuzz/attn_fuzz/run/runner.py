@@ -17,12 +17,11 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 import msgspec
-from attn_fuzz.cases.case import Case
-from attn_fuzz.errors import ExecutorError
+from attn_fuzz.cases.case import Case, CaseError
+from attn_fuzz.errors import ExecutorError, InputError
 from attn_fuzz.run import prepared, shard
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.shard import FuzzPlan, Progress
-from attn_fuzz.targets.registry import UnknownTargetError
 from attn_fuzz.zoo.mutants import MutantError, NeverRanError
 
 SHARD_EXAMPLES = 150
@@ -327,7 +326,9 @@ def _shard(plan: FuzzPlan, executor: Executor, connection: Connection) -> str | 
         shard.fuzz(plan, executor, tell)
     except MutantError as error:
         connection.send(Progress(broken=str(error), never_ran=isinstance(error, NeverRanError)))
-    except (ExecutorError, UnknownTargetError, OSError) as error:
+    except CaseError:  # no file's: `shard` drew the case
+        return f"the fuzzer itself failed\n{traceback.format_exc()}"
+    except (ExecutorError, InputError, OSError) as error:
         if plan.mutant is None:
             return str(error)
         connection.send(Progress(broken=f"{plan.mutant.name}: {error}"))
