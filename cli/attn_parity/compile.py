@@ -9,7 +9,7 @@ import click
 from attn_fuzz import inputs, outputs
 from attn_parity.binaries import budgets, executions, page
 from attn_parity.binaries.architectures import ARCHITECTURES
-from attn_parity.binaries.budgets import BudgetError, Budgets
+from attn_parity.binaries.budgets import Budgets
 from attn_parity.binaries.build import Outcome, build
 from attn_parity.binaries.executions import Executions
 from attn_parity.binaries.results import Results, Row, differences, loads
@@ -83,6 +83,7 @@ def command(
         raise click.UsageError("--write and --check are about all launches: leave out --arch, --only and --main")
     if check and (writes or save or json_file or budget_file or runs):
         raise click.UsageError("--check compiles and writes nothing: leave out --write, --save, --json, --budgets and --run")
+    allowed = budgets.load(budget_file)
     if runs:
         import attn_amdgcn  # noqa: F401  # needs the extra `emulated`
         import attn_fuzz.strategies.cases  # noqa: F401  # needs the extra `fuzz`
@@ -93,10 +94,6 @@ def command(
         raise click.UsageError(f"--only: no launch is named so: {only}")
     if runs and not any(name.startswith("gfx") for name in calls):
         raise click.UsageError("--run: there is an emulator for AMD's architectures only: see --arch")
-    try:
-        allowed = budgets.load(budget_file)
-    except BudgetError as error:
-        raise click.ClickException(str(error)) from error
     if check:
         return _check(path, calls, allowed)
     check_writable(json_file)
@@ -192,10 +189,10 @@ def _read(path: Path) -> tuple[Results, Executions]:
     if not data.is_file():
         raise click.ClickException(f"--page: {data} does not exist; `attn-parity compile --write` writes it")
     try:
-        found = loads(inputs.read_bytes(data).decode(), str(data))
+        found = loads(inputs.read_text(data), str(data))
         if not runs.is_file():
             return found, Executions(found.triton)
-        return found, executions.loads(inputs.read_bytes(runs).decode(), str(runs))
+        return found, executions.loads(inputs.read_text(runs), str(runs))
     except ValueError as error:
         raise click.ClickException(str(error)) from error
 

@@ -44,49 +44,47 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
     return text
 
 
+def read_text(path: Path, most: int = MAX_BYTES) -> str:
+    """The text of a UTF-8 file.
+
+    Raises:
+        InputError: as `read_bytes`, or the file is not UTF-8. The message begins with the path.
+    """
+    try:
+        return read_bytes(path, most).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
 def read_json(path: Path, most: int = MAX_BYTES) -> Any:
     """What a JSON file holds.
 
     Raises:
-        InputError: as `read_bytes` and `parse_json`. The message begins with the path.
+        InputError: as `read_text`, or the text is not JSON, or beyond the bounds. The message begins with the path.
     """
-    text = read_bytes(path, most)
+    text = read_text(path, most)
     try:
-        return parse_json(text)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        check_json(text)
+        return json.loads(text, parse_float=_finite, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: {one_line(str(error), MESSAGE)}") from None
 
 
 def read_toml(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:
     """What a TOML file holds.
 
     Raises:
-        InputError: as `read_bytes`, or the text is not TOML, or beyond the bounds. The message begins with the path.
+        InputError: as `read_text`, or the text is not TOML, or beyond the bounds. The message begins with the path.
     """
-    text = read_bytes(path, most)
+    text = read_text(path, most)
     try:
-        decoded = text.decode()
-        if _LONG_NUMBER.search(decoded):
+        if _LONG_NUMBER.search(text):
             raise InputError(f"a number of more than {MAX_DIGITS} digits")
-        found = tomllib.loads(decoded)
+        found = tomllib.loads(text)
         _check_depth(found)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: {one_line(str(error), MESSAGE)}") from None
     return found
-
-
-def parse_json(text: bytes) -> Any:
-    """The value of a JSON text.
-
-    Raises:
-        InputError: the text is not JSON, or beyond the bounds.
-    """
-    try:
-        decoded = text.decode()
-        check_json(decoded)
-        return json.loads(decoded, parse_float=_finite, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise InputError(one_line(str(error), MESSAGE)) from None
 
 
 def check_json(text: str) -> None:
