@@ -27,6 +27,8 @@ COMMANDS = {
 """What `attn-parity --help` lists. Command NAME is `command` of the module attn_parity.NAME, imported when it is asked for:
 `select` needs nothing of what `fuzz` imports."""
 
+MESSAGE = 1500
+"""The most characters of an error: it may quote a file."""
 _INSTALLED_BY = {
     **dict.fromkeys(FUZZ_EXTRA, INSTALL_FUZZ),
     "yaml": "pip install 'attn-parity[emulated]'",
@@ -96,4 +98,4 @@ def _code(arguments: Sequence[str] | None) -> int:
 
 
 def _tell(message: str) -> None:
-    notes.print(f"attn-parity: {one_line(message)}", soft_wrap=True)
+    notes.print(f"attn-parity: {one_line(message, MESSAGE)}", soft_wrap=True)

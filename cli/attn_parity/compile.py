@@ -84,6 +84,8 @@ def command(
     if check and (writes or save or json_file or budget_file or runs):
         raise click.UsageError("--check compiles and writes nothing: leave out --write, --save, --json, --budgets and --run")
     allowed = budgets.load(budget_file)
+    if check:
+        _read(path)  # before Triton is imported, which takes seconds
     if runs:
         import attn_amdgcn  # noqa: F401  # needs the extra `emulated`
         import attn_fuzz.strategies.cases  # noqa: F401  # needs the extra `fuzz`
