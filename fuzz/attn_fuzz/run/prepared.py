@@ -22,7 +22,10 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THRE
 # Triton reads it when a kernel is defined, and its own language has jitted functions
 INTERPRETS = {"TRITON_INTERPRET": "1"}
 # torch.use_deterministic_algorithms imports torch._inductor, which takes two seconds
-_IMPORTED = ["torch", "torch._inductor", "triton", "triton.runtime.interpreter", "attn_fuzz.run.runner", "attn_fuzz.run.trial"]
+_IMPORTED = [
+    *("torch", "torch._inductor", "triton", "triton.runtime.interpreter"),
+    *("attn_fuzz.run.runner", "attn_fuzz.run.trial", "attn_fuzz.run.server"),
+]
 
 _STARTS = threading.Lock()
 """Held while the environment of this process is that of the server."""
