@@ -57,6 +57,7 @@ def binaries(
     if check:
         _check(path or PAGE)
         return
+    from attn_fuzz import outputs
     from attn_parity.console import notes
     from attn_parity.options import check_page_writable, check_writable, write_json
 
@@ -77,8 +78,8 @@ def binaries(
     if interrupted:
         sys.exit(130)
     if path is not None:
-        path.with_suffix(".csv").write_text(results.csv(), encoding="utf-8")
-        path.write_text(page.text(results), encoding="utf-8")
+        outputs.write(path.with_suffix(".csv"), results.csv())
+        outputs.write(path, page.text(results))
         notes.print(f"{path} written")
 
 
@@ -137,7 +138,7 @@ def _peers(vllm: Path | None, aiter: Path | None) -> "Peers":
         try:
             module = load_if_there(load, folder, missing.append)
         except MissingPeerError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.UsageError(str(error)) from error
         if module is not None:
             found[whose] = (folder and folder.absolute(), module)
     if not found:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from attn_fuzz import outputs
+from attn_fuzz.errors import InputError
 from attn_parity.console import notes
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -172,8 +173,11 @@ def check_page_writable(path: Path) -> None:
 
 def check_writable(path: Path | None, option: str = "--json") -> None:
     """Fail before the work if a file cannot be written."""
-    if path is not None:
-        outputs.check(path, option)
+    try:
+        if path is not None:
+            outputs.check(path, option)
+    except InputError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:

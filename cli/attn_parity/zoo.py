@@ -49,7 +49,10 @@ PAGE = PAGES / "zoo.md"
 @click.command("zoo", epilog=f"Classes of mutants: {', '.join(get_args(mutants.Kind))}.")
 @click.option("--only", multiple=True, metavar="NAME", help="Run only this mutant; may be given more than once.")
 @click.option(
-    "--dir", "folder", type=click.Path(file_okay=False, path_type=Path), help="A folder with mutants of your own, *.toml."
+    "--dir",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="A folder with mutants of your own, *.toml, whose Python is run.",
 )
 @click.option(
     "--examples", type=Positive, default=EXAMPLES, show_default=True, help="The most examples for each mutant and seed."
