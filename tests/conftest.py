@@ -14,5 +14,5 @@ torch.set_num_threads(1)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("attn-parity's own tests")
-    group.addoption("--malformed", type=int, default=60, metavar="N", help="malformed files that commands are given (60)")
+    group.addoption("--malformed", type=int, default=40, metavar="N", help="malformed files that commands are given (40)")
     group.addoption("--kills", type=int, default=2, metavar="N", help="processes of a run that are killed (2)")
