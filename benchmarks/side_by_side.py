@@ -34,7 +34,7 @@ def found_peers(vllm: Path | None, aiter: Path | None) -> tuple[Peers, list[str]
         try:
             module = load_if_there(load, folder, missing.append)
         except MissingPeerError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.UsageError(str(error)) from error
         if module is not None:
             found[whose] = (folder and folder.absolute(), module)
     return found, missing
@@ -91,10 +91,11 @@ def print_tables(
 
 def write_page(path: Path, results: Any, text: Callable[[Any], str]) -> None:
     """Write a page, and beside it the CSV file that it is made of."""
-    from attn_parity.options import notes
+    from attn_fuzz import outputs
+    from attn_parity.console import notes
 
-    path.with_suffix(".csv").write_text(results.csv(), encoding="utf-8")
-    path.write_text(text(results), encoding="utf-8")
+    outputs.write(path.with_suffix(".csv"), results.csv())
+    outputs.write(path, text(results))
     notes.print(f"{path} written")
 
 

@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
@@ -9,3 +10,9 @@ if not torch.cuda.is_available():
 
 # tests have small tensors, and run beside others: threads that wait for each other took six times as long
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("attn-parity's own tests")
+    group.addoption("--malformed", type=int, default=40, metavar="N", help="malformed files that commands are given (40)")
+    group.addoption("--kills", type=int, default=2, metavar="N", help="processes of a run that are killed (2)")

@@ -9,7 +9,7 @@ import tomllib
 
 import pytest
 from attn_parity import main
-from attn_parity.options import results
+from attn_parity.console import results
 
 from tests.pages import (
     PAGES,

@@ -49,7 +49,8 @@ def binaries(
     if check:
         check_page(path or PAGE, results.read, page.text, "binaries")
         return
-    from attn_parity.options import check_page_writable, check_writable, notes, write_json
+    from attn_parity.console import notes
+    from attn_parity.options import check_page_writable, check_writable, write_json
 
     from benchmarks.binaries.launches import compiled_case
 

@@ -50,7 +50,8 @@ def counts(
         check_page(path or PAGE, results.read, page.text, "counts")
         return
     from attn_parity.compile import chosen_architectures
-    from attn_parity.options import check_page_writable, check_writable, notes, write_json
+    from attn_parity.console import notes
+    from attn_parity.options import check_page_writable, check_writable, write_json
 
     from benchmarks.counts.cases import CASES
     from benchmarks.counts.launches import counted_case

@@ -5,11 +5,12 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 import click
 from attn_fuzz.errors import ExecutorError, InputError
-from attn_parity.options import FUZZ_EXTRA, INSTALL_FUZZ, notes
+from attn_fuzz.text import one_line
+from attn_parity.console import notes, results
+from attn_parity.options import FUZZ_EXTRA, INSTALL_FUZZ, ignore_signals
 
 COMMANDS = {
     "fuzz": "Draw cases, run them on a target, judge them. The main job.",
@@ -27,6 +28,8 @@ COMMANDS = {
 """What `attn-parity --help` lists. Command NAME is `command` of the module attn_parity.NAME, imported when it is asked for:
 `select` needs nothing of what `fuzz` imports."""
 
+MESSAGE = 1500
+"""The most characters of an error: it may quote a file."""
 _INSTALLED_BY = {
     **dict.fromkeys(FUZZ_EXTRA, INSTALL_FUZZ),
     "yaml": "pip install 'attn-parity[emulated]'",
@@ -61,33 +64,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    code = _code(arguments)
+    if results.lost is not None and code == 0:
+        notes.print(f"attn-parity: stdout: {results.lost}")
+        code = 2
+    ignore_signals()  # a signal that comes while Python ends would change the exit code
+    sys.exit(code)
+
+
+def _code(arguments: Sequence[str] | None) -> int:
+    """Run the command, print its error, and return the exit code."""
     try:
         sys.path.append(os.getcwd())  # a target given as module:attribute is often a file of this folder
         code = cli.main(arguments, prog_name="attn-parity", standalone_mode=False)
+        return code if isinstance(code, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
         notes.print(error.format_message())
-        sys.exit(2)
     except click.ClickException as error:
-        _fail(error.format_message())
+        _tell(error.format_message())
     except click.Abort:
-        sys.exit(130)
+        return 130
     except InputError as error:
-        _fail(str(error))
+        _tell(str(error))
     except ExecutorError as error:
         notes.print(f"attn-parity: {error}", soft_wrap=True)
-        sys.exit(2)
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         if package not in _INSTALLED_BY:
             raise
-        _fail(f"this needs {package}, which is missing: {_INSTALLED_BY[package]}")
+        _tell(f"this needs {package}, which is missing: {_INSTALLED_BY[package]}")
     except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    sys.exit(code if isinstance(code, int) else 0)
+        _tell(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    return 2
 
 
-def _fail(message: str) -> NoReturn:
-    # the message may quote a file from elsewhere, which may hold characters that control a terminal
-    line = "".join(character if character.isprintable() else "?" for character in " ".join(message.split()))
-    notes.print(f"attn-parity: {line}", soft_wrap=True)
-    sys.exit(2)
+def _tell(message: str) -> None:
+    notes.print(f"attn-parity: {one_line(message, MESSAGE)}", soft_wrap=True)

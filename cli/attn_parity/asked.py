@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 from attn_contract import RULES, AttentionType
+from attn_fuzz import inputs
 from attn_parity import model_file
 from attn_parity.model_config import ModelConfig, is_model_config, model_config
 from attn_parity.model_config.deployed import Engine, deployed
@@ -61,7 +62,7 @@ def asked_of(file: Path | None, given: Mapping[str, Any]) -> Asked:
         if "tensor_parallel" in given:
             raise click.UsageError("--tensor-parallel goes with a model config: --heads are those of one device")
         return Asked(source=_one_layer(given))
-    content = model_file.read_json(file)
+    content = inputs.read_json(file)
     if not is_model_config(content):
         _refuse(given, "FILE says all about its layers")
         return Asked(source=model_file.model_file(content))

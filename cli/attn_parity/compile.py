@@ -7,22 +7,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from attn_fuzz import inputs, outputs
 from attn_parity.binaries import budgets, executions, page
 from attn_parity.binaries.architectures import ARCHITECTURES
-from attn_parity.binaries.budgets import BudgetError, Budgets
+from attn_parity.binaries.budgets import Budgets
 from attn_parity.binaries.build import Outcome, build
 from attn_parity.binaries.executions import Executions
 from attn_parity.binaries.results import Results, Row, differences, loads
+from attn_parity.console import notes, results
 from attn_parity.options import (
     PAGES,
     check_page_writable,
     check_writable,
     default_workers,
     json_option,
-    notes,
     plain_table,
     progress_bar,
-    results,
     sigterm_interrupts,
     workers_option,
     write_json,
@@ -86,6 +86,9 @@ def command(
         raise click.UsageError("--write and --check are about all launches: leave out --arch, --only and --main")
     if check and (writes or save or json_file or budget_file or runs):
         raise click.UsageError("--check compiles and writes nothing: leave out --write, --save, --json, --budgets and --run")
+    allowed = budgets.load(budget_file)
+    if check:
+        _read(path)  # before Triton is imported, which takes seconds
     if runs:
         import attn_amdgcn  # noqa: F401  # needs the extra `emulated`
         import attn_fuzz.strategies.cases  # noqa: F401  # needs the extra `fuzz`
@@ -96,10 +99,6 @@ def command(
         raise click.UsageError(f"--only: no launch is named so: {only}")
     if runs and not any(name.startswith("gfx") for name in calls):
         raise click.UsageError("--run: there is an emulator for AMD's architectures only: see --arch")
-    try:
-        allowed = budgets.load(budget_file)
-    except BudgetError as error:
-        raise click.ClickException(str(error)) from error
     if check:
         return _check(path, calls, allowed)
     check_writable(json_file)
@@ -109,6 +108,7 @@ def command(
         _read(path)  # the rest of the page
     if save is not None:
         save.mkdir(parents=True, exist_ok=True)
+        check_writable(save / "launches.json", "--save")
     outcome = _built(calls, workers)
     found = _judged(outcome, calls, allowed)
     _tell(found, outcome, calls, allowed, partly)
@@ -124,7 +124,7 @@ def command(
         return 130
     if writes and not found.errors:
         if not partly:
-            _data_of(path).write_text(found.csv(), encoding="utf-8")
+            outputs.write(_data_of(path), found.csv())
         _write_page(path, allowed, ran)
     if ran is not None and ran.interrupted:
         return 130
@@ -196,8 +196,8 @@ def _write_page(path: Path, allowed: Budgets, ran: Executions | None) -> None:
     found, kept = _read(path)
     if ran is not None:
         kept = Executions(ran.triton, ({} if kept.triton != ran.triton else kept.found) | ran.found)
-        _runs_of(path).write_text(kept.csv(), encoding="utf-8")
-    path.write_text(page.text(found, allowed, main_names(), kept), encoding="utf-8")
+        outputs.write(_runs_of(path), kept.csv())
+    outputs.write(path, page.text(found, allowed, main_names(), kept))
     notes.print(f"{path} written")
 
 
@@ -207,10 +207,10 @@ def _read(path: Path) -> tuple[Results, Executions]:
     if not data.is_file():
         raise click.ClickException(f"--page: {data} does not exist; `attn-parity compile --write` writes it")
     try:
-        found = loads(data.read_text(encoding="utf-8"), str(data))
+        found = loads(inputs.read_text(data), str(data))
         if not runs.is_file():
             return found, Executions(found.triton)
-        return found, executions.loads(runs.read_text(encoding="utf-8"), str(runs))
+        return found, executions.loads(inputs.read_text(runs), str(runs))
     except ValueError as error:
         raise click.ClickException(str(error)) from error
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import click
 from attn_parity.binaries.build import in_processes
 from attn_parity.compile import chosen_architectures
-from attn_parity.options import default_workers, notes, plain_table, progress_bar, results, sigterm_interrupts, workers_option
+from attn_parity.console import notes, results
+from attn_parity.options import default_workers, plain_table, progress_bar, sigterm_interrupts, workers_option
 
 if TYPE_CHECKING:
     from attn_parity.binaries.build import Job

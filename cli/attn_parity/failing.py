@@ -10,7 +10,7 @@ from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.report.run import Found
 from attn_fuzz.run.shard import Failure, Progress
-from attn_parity.options import results
+from attn_parity.console import results
 
 
 @dataclass
@@ -67,13 +67,14 @@ def written(
             if failure.case in found:
                 continue
             number = f"-{len(found) + 1}" if found else ""
+            case_file = script = None
             try:
-                paths = report.write(failure.case, failure.verdict, folder, name + number)
+                case_file = report.save(failure.case, folder, name + number)
+                script = report.save_script(failure.case, failure.verdict, case_file)
             except OSError as error:
-                errors.append(f"{error.filename or folder / name}: {error.strerror}")
-                paths = (None, None)
+                errors.append(f"{error.filename}: {error.strerror}")
             first_file = files.first if failure is first else None
-            found[failure.case] = Found(failure, *paths, first_file, past.get(failure.first), failure is not first)
+            found[failure.case] = Found(failure, case_file, script, first_file, past.get(failure.first), failure is not first)
     if all(each.case_file for each in found.values()):
         for files in files_of:
             if files.smallest is not None:
@@ -95,7 +96,7 @@ def tell(found: Found, *, is_first: bool) -> None:
     if found.case_file is None:
         results.print(f"{size}, which could not be written:\n{case_file.dumps(failure.case)}", soft_wrap=True)
         return
-    results.print(f"{size}: {found.case_file}   script: {found.script}", soft_wrap=True)
+    results.print(f"{size}: {found.case_file}   script: {found.script or 'it could not be written'}", soft_wrap=True)
     if found.first_file is not None and failure.case != failure.first:
         results.print(f"as it was found: {found.first_file}", soft_wrap=True)
     results.print(f"again: {shlex.join(report.again(failure.case, found.case_file))}", soft_wrap=True)

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 import click
+from attn_fuzz import outputs
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.corpus import database, files
@@ -24,6 +25,7 @@ from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Support, Target
 from attn_parity import failing
+from attn_parity.console import notes, results
 from attn_parity.options import (
     Duration,
     Positive,
@@ -32,11 +34,10 @@ from attn_parity.options import (
     default_workers,
     device_name,
     device_option,
+    ignore_signals,
     json_option,
     limit_option,
-    notes,
     progress_bar,
-    results,
     sanitize_option,
     sanitizes,
     sigterm_interrupts,
@@ -126,6 +127,8 @@ def command(
     results.print(f"target {target.name} on {device_name(device)}, {work}, {workers} workers, --seed {plan.seed}")
     started = time.monotonic()
     outcome, files_of = _run(plan, past, workers, folder, name)
+    if any(progress.failure for progress in outcome.progress):
+        ignore_signals()  # they would lose the failures that are about to be reported
     seconds = time.monotonic() - started
     errors = [outcome.error] if outcome.error else []
     failures = failing.written(outcome.progress, files_of, folder, name, past, errors)
@@ -177,7 +180,7 @@ def _write_reports(run: Run, json_file: Path | None, page_file: Path | None, err
             errors.append(error.message)
     if page_file is not None:
         try:
-            page_file.write_bytes(page.of_run(run))
+            outputs.write(page_file, page.of_run(run))
             results.print(f"page: {page_file}", soft_wrap=True)
         except OSError as error:
             errors.append(f"{page_file}: {error.strerror}")

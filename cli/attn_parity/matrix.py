@@ -8,23 +8,15 @@ from typing import Any
 
 import click
 import hypothesis
+from attn_fuzz import inputs, outputs
 from attn_fuzz.cases.features import undefined
 from attn_fuzz.report import coverage
 from attn_fuzz.report.coverage import NAMES, Coverage
 from attn_fuzz.run import runner
 from attn_fuzz.run.shard import FuzzPlan
+from attn_parity.console import notes, results
 from attn_parity.fuzz import PROFILES
-from attn_parity.options import (
-    PAGES,
-    check_writable,
-    default_workers,
-    json_option,
-    notes,
-    progress_bar,
-    results,
-    workers_option,
-    write_json,
-)
+from attn_parity.options import PAGES, check_writable, default_workers, json_option, progress_bar, workers_option, write_json
 from attn_parity.region_page import never_drawn, region_counts, region_page
 
 SCHEMA = "attn-parity.matrix/1"
@@ -102,16 +94,16 @@ def command(check: bool, only: str | None, page: Path, workers: int | None, json
 def _settle(page: Path, text: str, check: bool) -> list[str]:
     """Write a page, or with --check only compare it with the file."""
     if check:
-        return [] if page.read_bytes() == text.encode() else [f"{page} is not current: run `attn-parity matrix`"]
-    page.write_bytes(text.encode())
+        return [] if inputs.read_text(page) == text else [f"{page} is not current: run `attn-parity matrix`"]
+    outputs.write(page, text)
     results.print(f"{page} written")
     return []
 
 
 def _check_version(page: Path) -> None:
     """Fail before the work if another version of Hypothesis made the page: that version draws other cases."""
-    named = re.search(rb"with Hypothesis ([\w.]+);", page.read_bytes())
-    if named and (version := named[1].decode()) != hypothesis.__version__:
+    named = re.search(r"with Hypothesis ([\w.]+);", inputs.read_text(page), re.ASCII)
+    if named and (version := named[1]) != hypothesis.__version__:
         raise click.ClickException(
             f"{page} counts what Hypothesis {version} draws, and this is {hypothesis.__version__}, which draws other cases: "
             f"install hypothesis=={version}, or write the page anew without --check"

@@ -1,15 +1,13 @@
 """A model file: what `attn-parity select` is told of a model's layers, as JSON."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-import click
 import torch
 from attn_contract import RULES, AttentionConfig, AttentionType, ContractError, Layout
+from attn_contract.arguments import shown as short
 from attn_contract.scope import refuse_out_of_scope
 from attn_fuzz.cases.poison import DTYPES
 
@@ -39,7 +37,7 @@ class ModelFile:
 
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
-            raise ContractError("schema", repr(self.schema), repr(SCHEMA))
+            raise ContractError("schema", short(self.schema), repr(SCHEMA))
         for field, name in (("model", self.model), ("source", self.source)):
             _check(field, name, isinstance(name, str), "a string")
         _check("layers", self.layers, isinstance(self.layers, dict) and self.layers, "an object with at least one layer")
@@ -52,24 +50,6 @@ class ModelFile:
             _check("allocations", group, are_names, "a list of names of layers")
         for name in (self.model, *self.layers):
             _check("a name", name, name.isprintable(), "one that can be printed", shown=ascii)
-
-
-LARGEST = 4 << 20
-"""Bytes of a file. The largest public configs, which list modules that are not quantized, have a few hundred thousand."""
-
-
-def read_json(file: Path) -> Any:
-    """The JSON of a file of at most LARGEST bytes, or a ClickException that names the file."""
-    if not file.is_file():
-        raise click.ClickException(f"{file}: got no regular file, expected a file of JSON")
-    with file.open("rb") as opened:
-        text = opened.read(LARGEST + 1)
-    if len(text) > LARGEST:
-        raise click.ClickException(f"{file}: got more than {LARGEST} bytes, expected a model")
-    try:
-        return json.loads(text, object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise click.ClickException(f"{file}: {error}") from error
 
 
 def model_file(content: object) -> ModelFile:
@@ -118,7 +98,7 @@ def _read(name: str, value: Any, kind: Any) -> Any:
 def _checked_fields(content: object, record: type, also: Collection[str] = ()) -> dict[str, Any]:
     """The content, an object with every field that a dataclass must have, and no others than its fields and those in `also`."""
     if not isinstance(content, dict):
-        raise ContractError("content", repr(content), "an object of fields")
+        raise ContractError("content", short(content), "an object of fields")
     fields = [field for field in dataclasses.fields(record) if field.name != "rules"]
     names = [*(field.name for field in fields), *also]
     for name in content:
@@ -130,7 +110,7 @@ def _checked_fields(content: object, record: type, also: Collection[str] = ()) -
     return content
 
 
-def _check(name: str, got: object, is_right: object, expected: str, shown: Callable[[object], str] = repr) -> None:
+def _check(name: str, got: object, is_right: object, expected: str, shown: Callable[[object], str] = short) -> None:
     if not is_right:
         raise ContractError(name, shown(got), expected)
 
@@ -139,12 +119,3 @@ def _with_tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _with_tuples(item) for name, item in value.items()}
     return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in fields:
-            raise ValueError(f"{name!a} is there twice")
-        fields[name] = value
-    return fields

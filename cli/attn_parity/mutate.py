@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 import msgspec
+from attn_fuzz import outputs
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.report import mutants_page, results_file
 from attn_fuzz.report.mutants_page import Results
@@ -17,6 +18,7 @@ from attn_fuzz.zoo import generate, reasons
 from attn_fuzz.zoo.generate import PACKAGE, Generated
 from attn_fuzz.zoo.mutants import EQUIVALENT, NOT_FOUND
 from attn_fuzz.zoo.operators import OPERATORS
+from attn_parity.console import notes, results
 from attn_parity.fuzz import FOLDER, PROFILES
 from attn_parity.options import (
     PAGES,
@@ -31,9 +33,7 @@ from attn_parity.options import (
     first_seed_option,
     json_option,
     limit_option,
-    notes,
     page_option,
-    results,
     seeds_option,
     sigterm_interrupts,
     use_device,
@@ -157,8 +157,8 @@ def command(
     if interrupted:
         return 130
     if writes or rewrites:
-        page.with_suffix(".json").write_bytes(results_file.dumps(found))
-        page.write_text(mutants_page.text(found), encoding="utf-8")
+        outputs.write(page.with_suffix(".json"), results_file.dumps(found))
+        outputs.write(page, mutants_page.text(found))
         notes.print(f"{page} written")
     return 0
 
@@ -227,7 +227,7 @@ def _check(page: Path, equivalent: dict[str, str]) -> int:
     data = page.with_suffix(".json")
     if not data.is_file():
         raise click.ClickException(f"--page: {data} does not exist; `attn-parity mutate --write` writes it")
-    found = results_file.loads(data.read_bytes(), Results, str(data))
+    found = results_file.load(data, Results)
     wrong = mutants_page.differences(found, (mutant.name for mutant in generate.of_package()), equivalent)
     if not page.is_file() or page.read_text(encoding="utf-8") != mutants_page.text(found):
         wrong.append(f"{page} is not what {data} makes: run `attn-parity mutate --write`")

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
+from attn_fuzz import outputs
+from attn_fuzz.errors import InputError
+from attn_parity.console import notes
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -24,11 +26,6 @@ if TYPE_CHECKING:
 FUZZ_EXTRA = ("hypothesis", "msgspec", "safetensors")
 """Modules that the extra `fuzz` installs. `select`, `targets` and `doctor` run without them."""
 INSTALL_FUZZ = "pip install 'attn-parity[fuzz]'"
-
-notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
-results = Console(highlight=False, markup=False, emoji=False)
-if not results.is_terminal:
-    results.width = 140
 
 
 class _Duration(click.FloatRange):
@@ -161,6 +158,11 @@ def sigterm_interrupts() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+def ignore_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def check_page_writable(path: Path) -> None:
     """Fail before the work if a page, or the JSON file beside it, cannot be written."""
     if path.suffix == ".json":
@@ -171,19 +173,18 @@ def check_page_writable(path: Path) -> None:
 
 def check_writable(path: Path | None, option: str = "--json") -> None:
     """Fail before the work if a file cannot be written."""
-    if path is not None and path.is_dir():
-        raise click.ClickException(f"{option}: {path} is a folder")
-    if path is not None and not path.parent.is_dir():
-        raise click.ClickException(f"{option}: the folder {path.parent} does not exist")
-    if path is not None and not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise click.ClickException(f"{option}: {path} cannot be written")
+    try:
+        if path is not None:
+            outputs.check(path, option)
+    except InputError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
     """Write a result as JSON. NaN and infinities become null: JSON has no such numbers."""
     try:
-        path.write_text(json.dumps(_finite(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="")
-    except OSError as error:  # the error of a full disk names no file
+        outputs.write(path, json.dumps(_finite(result), indent=1, ensure_ascii=False) + "\n")
+    except OSError as error:
         raise click.ClickException(f"--json: {path}: {error.strerror}") from error
 
 

@@ -10,7 +10,8 @@ from attn_fuzz.cases.case import CaseError
 from attn_fuzz.findings.finding import explanation
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.targets import registry
-from attn_parity.options import device_option, limit_option, results, sanitize_option, sanitizes, target_of, use_device
+from attn_parity.console import results
+from attn_parity.options import device_option, limit_option, sanitize_option, sanitizes, target_of, use_device
 
 
 @click.command("replay")

@@ -10,7 +10,8 @@ from attn_contract import RULES, AttentionConfig, AttentionType, ContractError, 
 from attn_contract.attention_config import Scales
 from attn_parity import model_file
 from attn_parity.asked import Asked, asked_of
-from attn_parity.options import check_writable, json_option, results, write_json
+from attn_parity.console import results
+from attn_parity.options import check_writable, json_option, write_json
 from attn_parity.selected import print_assignments, print_config, print_findings, print_vllm
 from attn_parity.vllm_arguments import vllm_arguments
 

@@ -4,14 +4,15 @@ import tempfile
 from pathlib import Path
 
 import click
-from attn_fuzz import report
+from attn_fuzz import outputs, report
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import CaseError
 from attn_fuzz.report import page, pictures, terminal
 from attn_fuzz.report.pictures import Limits
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.targets import registry
-from attn_parity.options import check_writable, device_option, limit_option, results, target_of, use_device
+from attn_parity.console import results
+from attn_parity.options import check_writable, device_option, limit_option, target_of, use_device
 
 TERMINAL_ROWS = 32
 ROW_NAMES = 24
@@ -49,6 +50,6 @@ def command(file: Path, target_name: str | None, runs: bool, html: Path | None, 
     room = Limits(TERMINAL_ROWS, max(8, results.width - ROW_NAMES))
     results.print(terminal.render(pictures.draw(case, verdict, room)))
     if html is not None:
-        html.write_bytes(page.of_case(case, verdict, file))
+        outputs.write(html, page.of_case(case, verdict, file))
         results.print(f"page: {html}", soft_wrap=True)
     return int(verdict is not None and verdict.failed)

@@ -3,7 +3,8 @@
 from importlib.metadata import entry_points
 
 import click
-from attn_parity.options import FUZZ_EXTRA, INSTALL_FUZZ, device_option, notes, plain_table, results, use_device
+from attn_parity.console import notes, results
+from attn_parity.options import FUZZ_EXTRA, INSTALL_FUZZ, device_option, plain_table, use_device
 
 
 @click.command("targets")

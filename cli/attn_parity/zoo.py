@@ -6,6 +6,7 @@ from typing import get_args
 
 import click
 import msgspec
+from attn_fuzz import outputs
 from attn_fuzz.corpus import files
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.report import results_file, zoo_page
@@ -17,6 +18,7 @@ from attn_fuzz.targets import registry
 from attn_fuzz.targets.registry import UnknownTargetError
 from attn_fuzz.zoo import mutants
 from attn_fuzz.zoo.mutants import KnownBug, MutantError
+from attn_parity.console import notes, results
 from attn_parity.options import (
     PAGES,
     Positive,
@@ -29,11 +31,9 @@ from attn_parity.options import (
     first_seed_option,
     json_option,
     limit_option,
-    notes,
     page_option,
     plain_table,
     progress_bar,
-    results,
     sanitize_option,
     sanitizes,
     seeds_option,
@@ -49,7 +49,10 @@ PAGE = PAGES / "zoo.md"
 @click.command("zoo", epilog=f"Classes of mutants: {', '.join(get_args(mutants.Kind))}.")
 @click.option("--only", multiple=True, metavar="NAME", help="Run only this mutant; may be given more than once.")
 @click.option(
-    "--dir", "folder", type=click.Path(file_okay=False, path_type=Path), help="A folder with mutants of your own, *.toml."
+    "--dir",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="A folder with mutants of your own, *.toml, whose Python is run.",
 )
 @click.option(
     "--examples", type=Positive, default=EXAMPLES, show_default=True, help="The most examples for each mutant and seed."
@@ -97,7 +100,7 @@ def command(
     """
     residents = _chosen(mutants.load_all(folder) if folder else mutants.load_all(), only)
     if rewrites:
-        page.write_text(zoo_page.text(_kept(page), residents), encoding="utf-8")
+        outputs.write(page, zoo_page.text(_kept(page), residents))
     if check or rewrites:
         return _check(page, residents)
     check_writable(json_file)
@@ -143,8 +146,8 @@ def command(
     if broken := [row.error for row in rows if row.error]:
         raise MutantError("; ".join(broken))
     if writes:
-        page.with_suffix(".json").write_bytes(results_file.dumps(found))
-        page.write_text(zoo_page.text(found, residents), encoding="utf-8")
+        outputs.write(page.with_suffix(".json"), results_file.dumps(found))
+        outputs.write(page, zoo_page.text(found, residents))
         notes.print(f"{page} written")
     return int(any(row.survived for row in rows))
 
@@ -215,4 +218,4 @@ def _kept(page: Path) -> Results:
     data = page.with_suffix(".json")
     if not data.is_file():
         raise click.ClickException(f"--page: {data} does not exist; `attn-parity zoo --write` writes it")
-    return results_file.loads(data.read_bytes(), Results, str(data))
+    return results_file.load(data, Results)

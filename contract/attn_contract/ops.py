@@ -10,6 +10,7 @@ written by the rules' records, and a call comes back as values by the schema's n
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from enum import StrEnum
+from functools import partial
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -78,13 +79,34 @@ _SCHEMAS = {
     ),
     "merge_attn_states": "Tensor out_a, Tensor lse_a, Tensor out_b, Tensor lse_b, Tensor(a!) out, Tensor(b!)? lse",
 }
-_library = torch.library.Library("attn_parity", "DEF")
-for _op, _arguments in _SCHEMAS.items():
-    _library.define(f"{_op}({_arguments}) -> ()")
-    torch.library.register_fake(f"attn_parity::{_op}", lambda *args, **options: None)
 
 Given = dict[str, Any]
 """The arguments of one call of an op, by the names of its schema. torch leaves out options that have their default."""
+
+
+def _named_arguments(op: str, call: Callable[[Given], None]) -> Callable[..., None]:
+    """The function that torch calls, with positions as the op's schema has them."""
+
+    def function(*values: Any, **options: Any) -> None:
+        names = [argument.name for argument in getattr(torch.ops.attn_parity, op).default._schema.arguments]
+        call(dict(zip(names, values, strict=False)) | options)
+
+    return function
+
+
+def _write_nothing(given: Given) -> None:
+    """An op on tensors without memory. torch calls it where any argument is on meta, even if the outputs have memory."""
+    tensors = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
+    on_meta = [name for name, tensor in tensors.items() if tensor.device.type == "meta"]
+    if on_meta and len(on_meta) < len(tensors):
+        first = next(name for name in tensors if name not in on_meta)
+        raise ContractError(on_meta[0], "a tensor on meta", f"{tensors[first].device}, where {first} is")
+
+
+_library = torch.library.Library("attn_parity", "DEF")
+for _op, _arguments in _SCHEMAS.items():
+    _library.define(f"{_op}({_arguments}) -> ()")
+    torch.library.register_fake(f"attn_parity::{_op}", _named_arguments(_op, _write_nothing))
 
 
 def register(implementation: ModuleType, dispatch_key: str) -> None:
@@ -97,17 +119,8 @@ def register(implementation: ModuleType, dispatch_key: str) -> None:
     """
     for call in (_paged_attention, _varlen_attention, _write_kv_cache, _rope_and_write_kv_cache, _merge_attn_states):
         op = call.__name__.removeprefix("_")
-        torch.library.impl(f"attn_parity::{op}", dispatch_key, lib=_library)(_by_name(op, call, implementation))
-
-
-def _by_name(op: str, call: Callable[[ModuleType, Given], None], implementation: ModuleType) -> Callable[..., None]:
-    """The function that torch calls, with positions as the op's schema has them."""
-    names = [argument.name for argument in getattr(torch.ops.attn_parity, op).default._schema.arguments]
-
-    def kernel(*values: Any, **options: Any) -> None:
-        call(implementation, dict(zip(names, values, strict=False)) | options)
-
-    return kernel
+        kernel = _named_arguments(op, partial(call, implementation))
+        torch.library.impl(f"attn_parity::{op}", dispatch_key, lib=_library)(kernel)
 
 
 def _paged_attention(implementation: ModuleType, given: Given) -> None:

@@ -94,11 +94,9 @@ class _TargetFails(Exception):  # noqa: N818 - the outcome of a test, no error o
 
 class _Item(pytest.Item):
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: object = None) -> str:
-        from attn_fuzz.cases.case import CaseError
-        from attn_fuzz.errors import ExecutorError
-        from attn_fuzz.targets.registry import UnknownTargetError
+        from attn_fuzz.errors import ExecutorError, InputError
 
-        if isinstance(excinfo.value, _TargetFails | CaseError | ExecutorError | UnknownTargetError | OSError):
+        if isinstance(excinfo.value, _TargetFails | InputError | ExecutorError | OSError):
             return str(excinfo.value)
         return str(super().repr_failure(excinfo))
 

@@ -141,8 +141,8 @@ def test_a_signal_ends_it_with_what_was_found(folder):
     [
         (("--arch", "gfx9"), 2, "--arch: got gfx9, expected some of gfx90a"),
         (("--only", "cache write"), 2, "no case of attention has 'cache write' in its name"),
-        (("--json", "none/found.json"), 1, "--json: the folder none does not exist"),
-        (("--aiter", "none"), 1, "--aiter: got none, expected a folder that holds the package `aiter`"),
+        (("--json", "none/found.json"), 2, "--json: the folder none does not exist"),
+        (("--aiter", "none"), 2, "--aiter: got none, expected a folder that holds the package `aiter`"),
         ((), 2, "vllm is left out: it is not installed, and no --vllm FOLDER was given; aiter is left out"),
         (("--check", "--page", "none.md"), 2, "none.csv"),
     ],

@@ -101,6 +101,16 @@ def test_calls_by_name_run_and_fake_calls_only_check_the_schema(name):
     assert not any(map(torch.equal, before, written))
 
 
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_an_argument_on_meta_among_others_is_named_and_nothing_is_left_unwritten_in_silence(name):
+    arguments = ARGUMENTS[name]()
+    for argument in [name for name, value in arguments.items() if isinstance(value, torch.Tensor)]:
+        with pytest.raises(ContractError, match=f"^{argument}: got a tensor on meta, expected cpu, where "):
+            getattr(ops, name)(**{**arguments, argument: arguments[argument].to("meta")})
+    on_meta = {name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in arguments.items()}
+    getattr(ops, name)(**on_meta)
+
+
 @pytest.fixture
 def recorded(monkeypatch):
     """What the implementation is called with, by name; nothing is computed."""

@@ -876,3 +876,10 @@ class NoOperations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         raise AssertionError(f"{func} ran")
+
+
+def test_strides_of_an_empty_tensor_mean_nothing():
+    empty = {name: torch.zeros(1).expand(shape) for name, shape in (("q", (0, 4, 8)), ("out", (0, 4, 8)), ("lse", (4, 0)))}
+    of_batch = {"query_start_loc": int32(0), "seq_lens": int32(), "max_query_len": 0, "max_seq_len": 0, "num_actual_tokens": 0}
+    none = {"block_table": torch.zeros(1, dtype=torch.int32).expand(0, 3), "slot_mapping": int64()}
+    call(paged, paged() | empty | of_batch | none, "attn_reference")

@@ -157,6 +157,9 @@ def test_a_gpu_that_is_not_there_is_refused(command, refused, step_case, tmp_pat
     refused(*command, "--device", "cuda", names="no GPU")
 
 
+LARGE = 1 << 20
+
+
 def edits():
     yield "another schema", {"schema": "attn-parity.fuzz/1"}, "schema"
     yield "another version", {"schema": "attn-parity.case/99"}, "attn-parity.case/99"
@@ -178,6 +181,9 @@ def edits():
     yield "a seed below 0", {"values": {"seed": -1}}, "seed"
     yield "cross-attention that is causal", {"attn_type": "encoder_decoder"}, "causal"
     yield "a block past the cache", {"cache": {"layout": "KV_FIRST_NHD", "block_size": 4, "num_blocks": 2}}, "blocks"
+    block = {"cache": {"layout": "KV_FIRST_NHD", "block_size": LARGE, "num_blocks": 1}}
+    requests = {"requests": [{"query_len": 1, "seq_len": LARGE, "blocks": [0]}] * 50}
+    yield "a slot written twice of a million", {"attn_type": "encoder_decoder", "head_size": 1, **block, **requests}, "slot"
     yield "a slot written twice", {"requests": [{"query_len": 1, "seq_len": 1, "blocks": [0]}] * 2}, "slot"
 
 
@@ -188,7 +194,6 @@ def test_replay_refuses_a_case_edited_into_nonsense(changes, names, refused, ste
     refused("replay", "case.json", names=names)
 
 
-LARGE = 1 << 20
 replace = msgspec.structs.replace
 NO_CACHE = {"attn_type": "encoder", "cache": None}
 ONE_REQUEST = {"query_len": 1, "seq_len": 1, "blocks": [0], "causal": True}
@@ -283,6 +288,62 @@ def test_a_case_that_asks_for_too_much_is_refused_in_a_line(changes, step_case):
 def test_replay_refuses_what_is_no_case(contents, names, refused, tmp_path):
     (tmp_path / "case.json").write_bytes(contents)
     refused("replay", "case.json", names=names)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "names"),
+    [
+        ('"head_size": 32', '"head_size": 32, "head_size": 32', "'head_size' is there twice"),
+        ('"seq_len": 7', '"seq_len": 7, "seq_len": 7', "'seq_len' is there twice"),
+        ('"seq_len": 7', '"seq_len": 7, "\\u0073eq_len": 7', "'seq_len' is there twice"),
+    ],
+)
+def test_a_field_that_a_case_has_twice_is_named(old, new, names, refused, step_case, tmp_path):
+    text = case_file.dumps(replace(step_case, head_size=32))
+    assert text.count(old) == 1
+    (tmp_path / "case.json").write_text(text.replace(old, new))
+    refused("replay", "case.json", names=names)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("fuzz", "--target", "reference-fp32", "--json", "pipe"),
+        ("select", "--heads", 8, "--head-size", 64, "--json", "pipe"),
+        ("show", "case.json", "--no-run", "--html", "pipe"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_pipe_as_an_output_is_refused_before_the_work(arguments, refused, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    refused(*arguments, names="pipe is a pipe, which may have no reader; expected a file")
+
+
+def test_an_exclude_that_raises_is_named_and_controls_no_terminal(attn_parity, tmp_path):
+    (tmp_path / "excludes.py").write_text(
+        "import dataclasses\nfrom planted import FLASH, SMALL\n"
+        "def exclude(case):\n    raise ValueError('\\x1b[2J')\n"
+        "TARGET = dataclasses.replace(FLASH, support=lambda device: dataclasses.replace(SMALL, exclude=exclude))\n"
+    )
+    for corpus in ((), ("--corpus", "none")):
+        run = attn_parity("fuzz", "--target", "excludes:TARGET", "--examples", 1, "--workers", 1, *corpus)
+        assert run.code == 2
+        assert "Support.exclude raises ValueError: ?[2J" in run.err
+        assert "\x1b" not in run.out + run.err
+        assert "Traceback" not in run.err
+
+
+def test_the_name_of_a_corpus_file_controls_no_terminal_and_no_page(attn_parity, step_case, tmp_path):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "\x1b[31mred.json").write_text(case_file.dumps(step_case))
+    run = attn_parity(
+        *("fuzz", "--target", "planted:NAN", "--corpus", "corpus", "--examples", 1, "--seed", 1, "--workers", 1),
+        *("--report", "runs"),
+    )
+    assert run.code == 1
+    assert "corpus case ?[31mred fails" in run.out
+    (page,) = (tmp_path / "runs").glob("*.html")
+    assert "\x1b" not in run.out + run.err + page.read_text()
 
 
 def test_replay_refuses_a_missing_file_a_folder_and_nothing(refused, tmp_path):

@@ -98,7 +98,7 @@ def test_a_broken_mutant_is_an_error_and_the_others_are_looked_for(attn_parity, 
         *("--write", "--page", "zoo.md"),
     )
     assert run.code == 2, run.err
-    result = results_file.loads(Path("zoo.json").read_bytes(), Results, "zoo.json")
+    result = results_file.load(Path("zoo.json"), Results)
     rows = {row.name: row for row in result.mutants}
     assert rows.keys() == {"sound", "raises", *(mutant.name for mutant in BROKEN)}
     for mutant, reason in BROKEN.items():
@@ -126,7 +126,7 @@ def test_a_mutant_that_cannot_be_installed_is_an_error_and_the_others_are_looked
         (tmp_path / "animals" / f"{mutant.name}.toml").write_text(toml(mutant))
     run = attn_parity("zoo", "--dir", "animals", "--workers", 1, "--examples", 25, "--no-shrink", "--json", "zoo.json")
     assert run.code == 2
-    rows = {row.name: row for row in results_file.loads(Path("zoo.json").read_bytes(), Results, "zoo.json").mutants}
+    rows = {row.name: row for row in results_file.load(Path("zoo.json"), Results).mutants}
     assert rows["not-installed"].error == "not-installed: attn_contract.arguments is imported already"
     assert "got 'backend-nowhere', expected one of" in rows["no-target"].error
     assert rows["sound"].by in ("value", "bitwise")
@@ -143,7 +143,7 @@ def test_an_interrupted_run_says_what_is_unfinished(attn_parity, tmp_path, monke
         (tmp_path / "animals" / f"{name}.toml").write_text(toml(msgspec.structs.replace(SOUND, name=name)))
     run = attn_parity("zoo", "--dir", "animals", "--json", "zoo.json")
     assert run.code == 130
-    rows = {row.name: row for row in results_file.loads(Path("zoo.json").read_bytes(), Results, "zoo.json").mutants}
+    rows = {row.name: row for row in results_file.load(Path("zoo.json"), Results).mutants}
     assert [rows[name].found for name in "abcd"] == [(), (3,), (None,), ()]
     assert run.out.count(zoo_page.UNFINISHED) == 2
     assert "1 of 2 found" in run.out

@@ -14,6 +14,8 @@ from attn_fuzz import Call, CaptureError, capture, report
 from attn_fuzz.cases import captures, case_file, tensors
 from attn_fuzz.cases.case import Case, CaseError
 from attn_fuzz.cases.poison import bits
+from attn_fuzz.corpus import database
+from attn_fuzz.corpus.database import DatabaseError
 from attn_fuzz.run.attempt import write
 from attn_fuzz.run.shrink import lowered
 from attn_fuzz.run.trial import try_case
@@ -187,9 +189,9 @@ def test_another_file_is_refused(captured):
     refused("is no safetensors file")
     with file.open("wb") as sparse:
         sparse.truncate(1 << 40)
-    refused("is larger than the tensors of the case")
+    refused(r"larger than \d+ bytes, expected the tensors of the case")
     file.unlink()
-    refused("is not a file")
+    refused("No such file")
 
 
 def test_bits_of_every_dtype_survive(step_case, tmp_path):
@@ -197,3 +199,57 @@ def test_bits_of_every_dtype_survive(step_case, tmp_path):
     call = call_of(replace(step_case, dtype="bfloat16", recycled=True, window=(0, 0)))
     again = tensors.build(case_file.load(capture(call, tmp_path / "call.json")))
     assert torch.equal(bits(again.q), bits(call.q))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda file: file.unlink(), "No such file or directory, expected the tensors of the case"),
+        (lambda file: file.write_bytes(file.read_bytes() + b" " * (1 << 20)), "bytes, expected the tensors of the case"),
+        (lambda file: file.write_bytes(bytes(file.stat().st_size)), "is not the file that was captured"),
+    ],
+    ids=["missing", "oversized", "another"],
+)
+def test_a_corpus_with_a_damaged_capture_is_an_error_that_names_its_file(damage, says, captured, attn_parity):
+    damage(captured.with_suffix(".safetensors"))
+    run = attn_parity("fuzz", "--target", "reference-fp32", "--corpus", captured.parent, "--examples", 1, "--workers", 1)
+    lines = [line for line in run.err.splitlines() if "a past case cannot be run: values." in line]
+    assert (run.code, len(lines)) == (2, 1)
+    assert f"{captured.with_suffix('.safetensors')}" in lines[0]
+    assert says in lines[0]
+    assert "Traceback" not in run.err
+
+
+def test_a_corpus_with_a_capture_of_nan_is_an_error_that_names_its_file(captured, attn_parity):
+    held = captures.load(case_file.load(captured))
+    other_file(captured, safetensors.torch.save({**held, "k": held["k"] * float("nan")}))
+    run = attn_parity("fuzz", "--target", "reference-fp32", "--corpus", captured.parent, "--examples", 1, "--workers", 1)
+    assert run.code == 2
+    assert f"{captured.with_suffix('.safetensors')}: NaN or infinity in what a request attends to" in run.err
+    assert "Traceback" not in run.err
+
+
+def test_a_database_takes_no_captured_call(captured, tmp_path):
+    case, failures = case_file.load(captured), database.connect(str(tmp_path / "failures"))
+    with pytest.raises(DatabaseError, match="a database holds no tensors"):
+        database.save(failures, b"key", case)
+    failures.save(b"key", case_file.dumps(case).encode())
+    cases, (reason,) = database.fetch(failures, b"key")
+    assert cases == {}
+    assert "a captured call" in reason
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="writes to /dev/full")
+@pytest.mark.parametrize("suffix", [".safetensors", ".json"])
+def test_a_capture_on_a_full_disk_leaves_no_cut_file(suffix, step_case, tmp_path):
+    (tmp_path / f"call{suffix}.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=f"No space left on device: .*call{suffix}"):
+        capture(call_of(step_case), tmp_path / "call.json")
+    assert not (tmp_path / f"call{suffix}").exists()
+    assert not (tmp_path / "call.json").exists()
+
+
+def test_a_captured_call_of_a_corpus_runs_with_the_sizes_that_it_has(captured, attn_parity):
+    run = attn_parity("fuzz", "--target", "reference-fp32", "--corpus", captured.parent, "--examples", 1, "--workers", 1)
+    assert run.code == 0, run.err
+    assert "1 past cases" in run.out or "1 past case" in run.out

@@ -152,7 +152,7 @@ def test_a_contradiction_with_the_attention_type_is_refused(case, name, changes)
 )  # fmt: skip
 def test_a_case_that_no_machine_holds_is_refused(changes, step_case, monkeypatch):
     """Before anything is allocated, a list of its slots too: every dimension is legal by itself."""
-    monkeypatch.setattr(contradictions, "written_slots", lambda case: pytest.fail("it lists the slots of billions of rows"))
+    monkeypatch.setattr(contradictions, "slot_bits", lambda *positions: pytest.fail("it counts the slots of billions of rows"))
     refitted = replace(step_case, requests=tuple(replace(r, seq_len=0, query_len=0, blocks=()) for r in step_case.requests))
     with pytest.raises(CaseError, match="elements"):
         contradictions.check(replace(refitted, **changes))

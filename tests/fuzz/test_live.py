@@ -10,6 +10,7 @@ import attn_reference
 import pytest
 import torch
 from attn_contract import ContractError
+from attn_fuzz.targets import Rounding
 
 ops = torch.ops.attn_parity
 BLOCK_SIZE, LAYOUT = 4, "BLOCKS_FIRST_NHD"
@@ -318,3 +319,16 @@ def test_importing_the_package_imports_nothing_else():
     assert set(attn_fuzz.__all__) == {name for name in attn_fuzz.__all__ if getattr(attn_fuzz, name)}
     with pytest.raises(AttributeError, match="no attribute 'chek'"):
         _ = attn_fuzz.chek
+
+
+@pytest.mark.parametrize("folder", ["/etc/passwd", "/etc/passwd/calls", "/proc/self/status/calls"])
+def test_a_recording_into_no_folder_is_refused_before_the_calls(folder):
+    with pytest.raises(ValueError, match=f"got folder='{folder}', expected a folder"), attn_fuzz.recording(folder):
+        pass
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1.5, 0, True, "16", None])
+@pytest.mark.parametrize("name", ["keys_per_tile", "splits", "merged_parts"])
+def test_a_rounding_that_is_no_number_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name}, expected an int of at least 1"):
+        Rounding(**{"keys_per_tile": 16, name: value})

@@ -324,9 +324,9 @@ def test_the_page_in_the_repository_is_current(attn_parity):
 def test_a_page_is_made_of_its_json(attn_parity, log, monkeypatch):
     rows = [mutants_page.row(MUTANT, log, [0], 300, None, {MUTANT.name: "the same"})]
     found = mutants_page.results("CPU", (1, 0), [0], 300, None, rows)
-    assert results_file.loads(results_file.dumps(found), Results, "mutants.json") == found
     monkeypatch.setattr(reasons, "load", lambda path: {MUTANT.name: "the same"} if path == EQUIVALENT else {})
     Path("mutants.json").write_bytes(results_file.dumps(found))
+    assert results_file.load(Path("mutants.json"), Results) == found
     Path("mutants.md").write_text(mutants_page.text(found))
     assert attn_parity("mutate", "--check", "--page", "mutants.md").code == 0
     again = attn_parity("mutate", "--rewrite", "--only", OTHER.name, "--log", log.path, "--page", "again.md")

@@ -144,6 +144,65 @@ def test_a_run_may_be_interrupted_before_its_process_has_started(tmp_path, monke
     executor.stop()
 
 
+def test_a_process_that_is_killed_while_it_starts_is_started_again(step_case, tmp_path, monkeypatch):
+    (tmp_path / "dies_once.py").write_text(
+        "import multiprocessing, os, pathlib, signal\n"
+        f"mark = pathlib.Path({str(tmp_path / 'died')!r})\n"
+        "if multiprocessing.parent_process() is not None and not mark.exists():\n"
+        "    mark.touch()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from planted import FLASH as TARGET\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with Executor("dies_once:TARGET", "cpu", 60.0, tmp_path / "ahead.json") as executor:
+        assert executor.run(step_case).kind == "agree"
+    assert (tmp_path / "died").exists()
+
+
+@needs_proc
+def test_a_kernel_in_c_code_and_what_it_started_end_with_a_killed_run(signalled, tmp_path):
+    """No thread of such a process can notice that its parent is gone."""
+    (tmp_path / "stuck.py").write_text(
+        "import ctypes, dataclasses, os, subprocess\n"
+        "from planted import FLASH\n"
+        "def attention(*arguments, **outputs):\n"
+        "    subprocess.Popen(['sleep', '600'])\n"
+        "    open(os.environ['PLANTED_CALLED'], 'a').close()\n"
+        "    ctypes.PyDLL(None).sleep(600)  # it holds Python's lock\n"
+        "TARGET = dataclasses.replace(FLASH, attention=attention)\n"
+    )
+    code, _ = signalled("stuck:TARGET", (tmp_path / "called").exists, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+
+
+def test_a_worker_that_is_stopped_goes_on(plan):
+    stopped = []
+
+    def once(index, progress):
+        if progress.examples == 5 and not stopped:
+            (worker,) = multiprocessing.active_children()
+            os.kill(worker.pid, signal.SIGSTOP)
+            stopped.append(worker)
+
+    outcome = runner.run([plan], 1, stop_at_failure=True, report=once)
+    assert (outcome.restarted, outcome.finished, outcome.progress[0].examples) == (set(), {0}, 12)
+
+
+def test_a_failure_is_in_flight_until_the_main_process_has_it(tmp_path):
+    plan = FuzzPlan(target="planted:NAN", device="cpu", examples=50, seed=1, folder=tmp_path)
+    in_flight = []
+
+    def slowly(index, progress):
+        if progress.failure is not None and not in_flight:
+            time.sleep(1)
+            in_flight.extend(case_file.load(path) for path in tmp_path.glob("in-flight-*.json"))
+            assert in_flight == [progress.failure.case]
+
+    outcome = runner.run([plan], 1, stop_at_failure=True, report=slowly)
+    assert outcome.error is None
+    assert in_flight
+
+
 def test_a_case_whose_process_is_killed_from_outside_is_run_again(step_case, tmp_path, monkeypatch):
     monkeypatch.setenv("PLANTED_CALLED", str(tmp_path / "called"))
     with Executor("planted:KILLED_ONCE", "cpu", 60.0, tmp_path / "ahead.json") as executor:
@@ -182,9 +241,9 @@ def test_a_case_file_is_replaced_whole_or_not_at_all(step_case, tmp_path):
 
 @needs_full
 @pytest.mark.parametrize(
-    ("full", "kept"), [(["runs/planted-raises-1.json.partial", "run.json"], "told"), (["runs/planted-raises-1.py"], "written")]
+    "full", [["runs/planted-raises-1.json.partial", "run.json"], ["runs/planted-raises-1.json.partial", "run.json.partial"]]
 )
-def test_on_a_full_disk_a_failure_is_told_in_full(full, kept, attn_parity, tmp_path):
+def test_on_a_full_disk_a_failure_is_told_in_full(full, attn_parity, tmp_path):
     (tmp_path / "runs").mkdir()
     for name in full:
         (tmp_path / name).symlink_to("/dev/full")
@@ -196,6 +255,47 @@ def test_on_a_full_disk_a_failure_is_told_in_full(full, kept, attn_parity, tmp_p
     assert run.err.count("No space left on device") == len(full)
     printed = run.out[run.out.index("{\n") : run.out.rindex("}\n") + 2]
     assert case_file.loads(printed).target == "planted:RAISES"
-    assert (tmp_path / "runs" / "planted-raises-1.json").exists() == (kept == "written")
+    assert not (tmp_path / "runs" / "planted-raises-1.json").exists()
     early = list(tmp_path.glob("runs/*-shard-*.json"))
     assert [case_file.load(path) for path in early] == [case_file.loads(printed)], "as far as a shard could write it"
+
+
+@needs_full
+def test_a_script_that_cannot_be_written_leaves_its_case(attn_parity, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "planted-raises-1.py.partial").symlink_to("/dev/full")
+    run = attn_parity(
+        *("fuzz", "--target", "planted:RAISES", "--examples", 5, "--seed", 1, "--workers", 1, "--corpus", "none"),
+        *("--report", "runs"),
+    )
+    assert run.code == 1
+    assert "runs/planted-raises-1.py: No space left on device" in run.err
+    assert "smallest case: runs/planted-raises-1.json   script: it could not be written" in run.out
+    assert case_file.load(tmp_path / "runs" / "planted-raises-1.json").target == "planted:RAISES"
+    assert not (tmp_path / "runs" / "planted-raises-1.py").exists()
+
+
+@needs_full
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_run_ends_as_it_should_where_nothing_can_be_printed(stream, tmp_path, child_environment):
+    command = [sys.executable, "-c", "from attn_parity import main; main()", "fuzz", "--target", "planted:RAISES", "--corpus"]
+    command += ["none", "--examples", "5", "--seed", "1", "--workers", "1", "--report", "runs"]
+    with open("/dev/full", "w") as full:
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: full}
+        ended = subprocess.run(command, cwd=tmp_path, env=child_environment, text=True, check=False, **streams)
+    assert ended.returncode == 1
+    assert "Traceback" not in (ended.stderr or "")
+    assert (tmp_path / "runs" / "planted-raises-1.json").exists()
+
+
+def test_results_that_nobody_reads_are_an_error_and_no_traceback(tmp_path, child_environment):
+    command = f"{sys.executable} -c 'from attn_parity import main; main()' select --heads 8 --head-size 64 --arch gfx942"
+    ended = subprocess.run(
+        ["bash", "-c", f"{command} | true; exit ${{PIPESTATUS[0]}}"],
+        cwd=tmp_path,
+        env=child_environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (2, "attn-parity: stdout: Broken pipe\n")

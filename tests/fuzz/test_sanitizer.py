@@ -42,7 +42,7 @@ def sanitized(monkeypatch):
     for name in (*accesses._BUILDER_HOOKS, *accesses._ACCESS_HOOKS):
         monkeypatch.setattr(interpreter.InterpreterBuilder, name, getattr(interpreter.InterpreterBuilder, name))
     monkeypatch.setattr(interpreter.GridExecutor, "_init_args_hst", interpreter.GridExecutor._init_args_hst)
-    monkeypatch.setattr(accesses, "_is_installed", False)
+    monkeypatch.setattr(sanitizer, "is_installed", False)
     accesses.install()
     accesses.install()  # twice is once
 
@@ -191,15 +191,7 @@ def test_an_output_is_read_only_after_it_is_written(sanitized):
         copy(out, out)
 
 
-@pytest.fixture
-def filled_memory():
-    """What torch allocates uninitialized starts as NaN, as it does for a target."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def test_scratch_that_nobody_wrote_is_not_read(sanitized, filled_memory):
+def test_scratch_that_nobody_wrote_is_not_read(sanitized):
     source, out, permissions = call()
     with sanitizer.watch(permissions):
         scratch = torch.empty(4)
@@ -216,6 +208,59 @@ def test_scratch_that_nobody_wrote_is_not_read(sanitized, filled_memory):
     assert re.search(r"^load .*: source_ptr\[3\]: only what was written may be read$", text)
     text = violation(permissions, lambda: copy(source, torch.empty(8)[:3]))
     assert re.search(r"^store .*: target_ptr, 1 elements past its last: only its elements may be written$", text)
+
+
+@triton.jit
+def pass_on_kernel(source_ptr, target_ptr, SIZE: tl.constexpr):
+    element = tl.arange(0, SIZE)
+    tl.store(target_ptr + element, tl.load(source_ptr + element))
+
+
+@pytest.mark.parametrize("name", ["float64", "float32", "bfloat16", "float8_e4m3fn", "int64", "int32", "int8", "uint8", "bool"])
+def test_scratch_of_every_dtype_is_read_once_it_is_written(sanitized, name):
+    dtype = getattr(torch, name)
+
+    def others() -> torch.Tensor:
+        return torch.zeros(4, dtype=dtype)
+
+    with sanitizer.watch(list):
+        scratch = torch.empty(4, dtype=dtype)
+        pass_on_kernel[(1,)](others(), scratch, SIZE=4)
+        pass_on_kernel[(1,)](scratch, others(), SIZE=4)
+        for written in (torch.empty(4, dtype=dtype).copy_(others()), torch.empty_like(others()).zero_()):
+            pass_on_kernel[(1,)](written, others(), SIZE=4)
+        pass_on_kernel[(1,)](scratch.view(torch.uint8)[:4], torch.zeros(4, dtype=torch.uint8), SIZE=4)
+
+    def partly_written() -> None:
+        scratch = torch.empty(4, dtype=dtype)
+        scratch.view(torch.uint8)[: 3 * scratch.element_size()] = 1
+        pass_on_kernel[(1,)](scratch, others(), SIZE=4)
+
+    for read in (partly_written, lambda: pass_on_kernel[(1,)](torch.empty(4, dtype=dtype), others(), SIZE=4)):
+        assert re.search(r"^load .*: source_ptr\[[03]\]: .*only what was written may be read$", violation(list, read))
+
+
+def test_scratch_that_torch_filled_with_nan_is_written(sanitized):
+    out = torch.zeros(4)
+    with sanitizer.watch(list):
+        for nan in (torch.full((4,), torch.nan), torch.empty(4).fill_(torch.nan), torch.tensor([torch.nan] * 4)):
+            pass_on_kernel[(1,)](nan, out, SIZE=4)
+
+
+@triton.jit
+def sum_of_two_kernel(source_ptr, target_ptr):
+    element = tl.arange(0, 4)
+    tl.store(target_ptr, tl.sum(tl.load(source_ptr + element, mask=element < 2)))
+
+
+def test_lanes_that_a_mask_leaves_out_are_no_zeros(sanitized):
+    """They hold anything on a GPU."""
+    floats, integers = torch.zeros(1), torch.zeros(1, dtype=torch.int32)
+    with sanitizer.watch(list):
+        sum_of_two_kernel[(1,)](torch.ones(4), floats)
+        sum_of_two_kernel[(1,)](torch.ones(4, dtype=torch.int32), integers)
+    assert floats.isnan()
+    assert integers != 2
 
 
 def test_two_programs_that_write_one_element_are_named(sanitized):
@@ -247,6 +292,33 @@ def test_atomic_updates_are_no_race_and_checked(sanitized):
     for kernel, tensor in ((add_kernel, total), (swap_kernel, flag)):
         text = violation(list, lambda kernel=kernel, tensor=tensor: kernel[(1,)](tensor, 5))
         assert re.search(r"^atomic .*_ptr, 5 elements past its last: outside of its memory$", text)
+
+
+@triton.jit
+def mixed_kernel(sum_ptr, copy_ptr, FIRST: tl.constexpr, SECOND: tl.constexpr):
+    does = tl.where(tl.program_id(0) == 0, FIRST, SECOND)
+    if does == 0:
+        tl.atomic_add(sum_ptr, 1.0)
+    elif does == 1:
+        tl.store(sum_ptr, 1.0)
+    else:
+        tl.store(copy_ptr, tl.load(sum_ptr))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (0, 1, "store .*updates it"),
+        (1, 0, "atomic .*writes it too"),
+        (0, 2, "load .*updates it"),
+        (2, 0, "atomic .*reads it"),
+    ],
+)
+def test_an_atomic_update_and_another_program_s_access_are_a_race(sanitized, first, second, message):
+    text = violation(list, lambda: mixed_kernel[(2,)](torch.zeros(1), torch.zeros(1), first, second))
+    assert re.search(message, text)
+    with sanitizer.watch(list):
+        mixed_kernel[(1,)](torch.zeros(1), torch.zeros(1), first, second)
 
 
 def test_an_address_that_comes_from_no_argument_lies_in_one(sanitized):

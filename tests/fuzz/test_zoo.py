@@ -26,7 +26,7 @@ from attn_fuzz.zoo.patches import Patch, patched_sources, text_of
 
 SHIPPED = mutants.load_all()
 PAGE = Path(__file__).parents[2] / "docs" / "generated" / "zoo.md"
-KEPT = results_file.loads(PAGE.with_suffix(".json").read_bytes(), Results, "docs/generated/zoo.json")
+KEPT = results_file.load(PAGE.with_suffix(".json"), Results)
 
 
 def mutant(*patches: Patch) -> KnownBug:
@@ -112,7 +112,7 @@ def test_all_classes_and_many_real_bugs_are_in_the_zoo():
 
 def zoo(attn_parity, *arguments):
     run = attn_parity("zoo", "--workers", 2, "--json", "zoo.json", *arguments)
-    return run, results_file.loads(Path("zoo.json").read_bytes(), Results, "zoo.json")
+    return run, results_file.load(Path("zoo.json"), Results)
 
 
 LATE = 20
@@ -207,7 +207,7 @@ def test_results_of_other_mutants_are_noticed(attn_parity, small_page):
 
 
 def test_a_mutant_that_is_described_anew_makes_another_page(small_page):
-    kept = results_file.loads(small_page.with_suffix(".json").read_bytes(), Results, "zoo.json")
+    kept = results_file.load(small_page.with_suffix(".json"), Results)
     assert zoo_page.text(kept, [TF32]) == small_page.read_text()
     for field in ("origin", "what", "trigger"):
         assert zoo_page.text(kept, [msgspec.structs.replace(TF32, **{field: "another"})]) != small_page.read_text()

@@ -1,13 +1,13 @@
 """Limits on the registers and waves of a binary (budgets.toml): defaults for all launches, and exceptions with reasons."""
 
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from attn_contract.arguments import shown
+from attn_fuzz import inputs
 from attn_fuzz.errors import InputError
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.facts import Facts
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 Fact = Literal["vgpr_spills", "waves"]
 """Facts with a budget of their own: the most spilled registers, and the fewest waves of a SIMD."""
+
+
+SHIPPED = Path(__file__).with_name("budgets.toml")
+_IN_WORDS = {int: "an integer", str: "a string", dict: "a table", list: "a list"}
 
 
 class BudgetError(InputError):
@@ -74,40 +78,44 @@ def load(path: Path | None = None) -> Budgets:
     Raises:
         BudgetError: the file is not TOML, has other entries than Budgets, or names an unknown architecture or a figure NaN.
     """
-    source = path or files("attn_parity.binaries") / "budgets.toml"
+    source = path or SHIPPED
     try:
-        table = tomllib.loads(source.read_text(encoding="utf-8"))
+        table = inputs.read_toml(source)
+    except InputError as error:
+        raise BudgetError(str(error)) from None
+    try:
         _check_table(table, {"vgpr_spills": int, "waves": dict, "exceptions": list}, optional="exceptions")
         exceptions = tuple(_exceptions(entry) for entry in table.pop("exceptions", []))
         _check_figures("waves", table["waves"])
-    except (BudgetError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        _check_figures("budgets", {"vgpr_spills": table["vgpr_spills"]})
+    except BudgetError as error:
         raise BudgetError(f"{source}: {error}") from None
     for name in (*table["waves"], *(exception.architecture for exception in exceptions)):
         if name not in ARCHITECTURES:
-            raise BudgetError(f"{source}: architecture {name!r} is none of {', '.join(ARCHITECTURES)}")
+            raise BudgetError(f"{source}: architecture {shown(name)} is none of {', '.join(ARCHITECTURES)}")
     return Budgets(**table, exceptions=exceptions)
 
 
 def _exceptions(entry: Any) -> Exceptions:
     _check_table(entry, {"architecture": str, "fact": str, "triton": str, "reason": str, "calls": dict})
     if entry["fact"] not in get_args(Fact):
-        raise BudgetError(f"fact {entry['fact']!r} is none of {', '.join(get_args(Fact))}")
-    _check_figures(entry["reason"], entry["calls"])
+        raise BudgetError(f"fact {shown(entry['fact'])} is none of {', '.join(get_args(Fact))}")
+    _check_figures(f"exceptions of {entry['architecture']}", entry["calls"])
     return Exceptions(**entry)
 
 
 def _check_table(table: Any, kinds: Mapping[str, type], optional: str = "") -> None:
     if not isinstance(table, dict) or set(table) - {optional} != set(kinds) - {optional}:
-        raise BudgetError(f"expected a table of {', '.join(kinds)}, got {table!r}")
+        raise BudgetError(f"expected a table of {', '.join(kinds)}, got {shown(table)}")
     for name, entry in table.items():
         if not isinstance(entry, kinds[name]) or isinstance(entry, bool):
-            raise BudgetError(f"{name} is {entry!r}")
+            raise BudgetError(f"{name}: got {shown(entry)}, expected {_IN_WORDS[kinds[name]]}")
 
 
 def _check_figures(where: str, figures: dict[str, Any]) -> None:
     for name, figure in figures.items():
-        if not isinstance(figure, int | float) or math.isnan(figure):
-            raise BudgetError(f"{where}: {name!r} is {figure!r}, which no figure is above or below")
+        if not isinstance(figure, int | float) or isinstance(figure, bool) or not 0 <= figure < math.inf:
+            raise BudgetError(f"{where}: {shown(name)} is {shown(figure)}, expected a number of at least 0")
 
 
 def over(budgets: Budgets, architecture: str, name: str, call: "KernelCall", facts: Facts, triton: str) -> list[str]:

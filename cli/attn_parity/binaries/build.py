@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from multiprocessing import active_children, get_context
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from attn_fuzz.run import prepared
+
 if TYPE_CHECKING:  # Triton decides on its first import whether kernels are interpreted
     from attn_parity.binaries.compilation import Binary
 
@@ -126,6 +128,7 @@ def _interpreter(on: bool) -> Iterator[None]:
 
 
 def _begin() -> None:
+    prepared.end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends this one
     warnings.simplefilter("ignore")
 

@@ -80,7 +80,10 @@ def records_of(text: str, columns: Sequence[str], name: str) -> list[dict[str, s
     Raises:
         ValueError: the file has other columns, no line, or a line of another length.
     """
-    lines = [line for line in csv.reader(io.StringIO(text)) if line]
+    try:
+        lines = [line for line in csv.reader(io.StringIO(text)) if line]
+    except csv.Error as error:
+        raise ValueError(f"{name}: {error}") from None
     if len(lines) < 2 or tuple(lines[0]) != tuple(columns):
         raise ValueError(f"{name}: expected lines of {', '.join(columns)}")
     if wrong := next((line for line in lines if len(line) != len(columns)), None):

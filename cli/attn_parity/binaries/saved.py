@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+from attn_fuzz import inputs
 from attn_fuzz.errors import InputError
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.build import Job
 from attn_parity.binaries.saving import SCHEMA
 
 Kind = TypeVar("Kind", bound=msgspec.Struct)
+
+MAX_BYTES = 1 << 28
 
 
 class SavedFileError(InputError):
@@ -123,10 +126,11 @@ def content(path: Path, remedy: str) -> bytes:
 
     Raises:
         SavedFileError: it is missing; the message ends with the remedy.
+        InputError: it is no file, or larger than MAX_BYTES.
     """
     if not path.is_file():
         raise SavedFileError(f"{path}: there is no such file: {remedy}")
-    return path.read_bytes()
+    return inputs.read_bytes(path, MAX_BYTES)
 
 
 def is_plain_name(name: str) -> bool:

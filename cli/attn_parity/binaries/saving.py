@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from attn_fuzz import outputs
 from attn_optimized.kernel_call import KernelCall
 from attn_parity.binaries.compilation import Binary
 from attn_parity.binaries.kernarg import kernarg_of
@@ -29,8 +30,8 @@ def save_binaries(folder: Path, binaries: dict[tuple[str, str], Binary], calls: 
         stem = f"{architecture}-{re.sub('[^A-Za-z0-9]+', '-', name)}"
         file, text = f"{stem}.{binary.suffix}", f"{stem}.{'s' if binary.suffix == 'hsaco' else 'ptx'}"
         contents = {"file": binary.code, "assembly": binary.assembly.encode()}
-        (folder / file).write_bytes(contents["file"])
-        (folder / text).write_bytes(contents["assembly"])
+        outputs.write(folder / file, contents["file"])
+        outputs.write(folder / text, contents["assembly"])
         digests = {kind: hashlib.sha256(content).hexdigest() for kind, content in contents.items()}
         described = _described(binary, calls[architecture][name])
         launches.append({"call": name, "file": file, "assembly": text, "sha256": digests, **described})

@@ -7,7 +7,8 @@ import platform
 from pathlib import Path
 
 import click
-from attn_parity.options import Positive, Seed, device_name, plain_table, results, use_device
+from attn_parity.console import results
+from attn_parity.options import Positive, Seed, device_name, plain_table, use_device
 from attn_parity.versions import version
 
 EXAMPLES = 500

@@ -4,9 +4,10 @@ import secrets
 import time
 from pathlib import Path
 
+from attn_parity.console import notes, results
 from attn_parity.doctor import sections
 from attn_parity.doctor.sections import SCHEMA, Section
-from attn_parity.options import check_writable, default_workers, notes, plain_table, results, use_device, write_json
+from attn_parity.options import check_writable, default_workers, plain_table, use_device, write_json
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 

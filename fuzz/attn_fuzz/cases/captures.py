@@ -28,10 +28,12 @@ import torch
 from attn_contract import KVCacheView, Layer, PhysicalOrder
 from attn_contract.layouts import K, V
 from attn_contract.rules import asked
+from attn_fuzz import inputs, outputs
 from attn_fuzz.cases import allocations, case_file
 from attn_fuzz.cases.call import Call
-from attn_fuzz.cases.case import Cache, Case, CaseError, Float8, Request, Values, slots_of_keys
+from attn_fuzz.cases.case import Cache, Case, CaseError, Float8, Request, Values, num_slots_of_keys, slots_of_keys
 from attn_fuzz.cases.poison import DTYPES, bits
+from attn_fuzz.errors import InputError
 
 HEADER_BYTES = 1 << 16
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -76,8 +78,8 @@ def capture(call: Call, path: str | Path, *, target: str = "triton", requests: S
         raise CaptureError(f"no case can represent this call: {error}") from None
     data = safetensors.torch.save(_tensors(call, kept, case, blocks))
     hashed = msgspec.structs.replace(unhashed, sha256=hashlib.sha256(data).hexdigest())
-    path.with_suffix(".safetensors").write_bytes(data)
-    path.write_text(case_file.dumps(msgspec.structs.replace(case, values=hashed)), encoding="utf-8")
+    outputs.write(path.with_suffix(".safetensors"), data)
+    case_file.save(path, msgspec.structs.replace(case, values=hashed))
     return path
 
 
@@ -91,13 +93,9 @@ def load(case: Case) -> dict[str, torch.Tensor]:
     most = HEADER_BYTES + sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in expected.values())
     path = Path(case.values.file or "")
     try:
-        if not path.is_file():
-            raise CaseError(f"values.file: {path} is not a file")
-        if path.stat().st_size > most:
-            raise CaseError(f"values.file: {path} is larger than the tensors of the case ({most} bytes)")
-        data = path.read_bytes()
-    except OSError as error:
-        raise CaseError(f"values.file: {path}: {error.strerror}") from None
+        data = inputs.read_bytes(path, most)
+    except InputError as error:
+        raise CaseError(f"values.file: {error}, expected the tensors of the case") from None
     if hashlib.sha256(data).hexdigest() != case.values.sha256:
         raise CaseError(f"values.sha256: {path} is not the file that was captured")
     try:
@@ -296,7 +294,7 @@ def _expected(case: Case) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     if case.cache is None:
         expected |= dict.fromkeys(("k", "v"), ((rows, kv_heads, case.head_size), dtype))
     else:
-        num_slots, stored = len(slots_of_keys(case, case.cache)), DTYPES[case.cache.dtype or case.dtype]
+        num_slots, stored = num_slots_of_keys(case, case.cache), DTYPES[case.cache.dtype or case.dtype]
         row_size = allocations.cache_view(case, case.cache).row_size
         expected |= dict.fromkeys(("k", "v"), ((num_slots, kv_heads, row_size), stored))
         if case.cache.scales == "token":

@@ -300,6 +300,28 @@ def written_slots(case: Case) -> list[int]:
     return slots
 
 
+def slot_bits(request: Request, cache: Cache, first: int, end: int) -> dict[int, int]:
+    """The slots of a request's positions [first, end), as one int for each block: bit i is the block's slot i.
+
+    Bits cost little where a small file asks for many slots.
+    """
+    found = {}
+    for i in range(first // cache.block_size, -(-end // cache.block_size)):
+        begins = i * cache.block_size
+        low, high = max(first - begins, 0), min(end - begins, cache.block_size)
+        found[request.blocks[i]] = (1 << high) - (1 << low)
+    return found
+
+
+def num_slots_of_keys(case: Case, cache: Cache) -> int:
+    """How many slots hold a key of some request."""
+    held: dict[int, int] = {}
+    for request in case.requests:
+        for block, bits in slot_bits(request, cache, 0, request.seq_len).items():
+            held[block] = held.get(block, 0) | bits
+    return sum(bits.bit_count() for bits in held.values())
+
+
 def slots_of_keys(case: Case, cache: Cache) -> list[int]:
     """The slots that hold a key of some request, in ascending order."""
     return sorted({slot_of(request, cache, position) for request in case.requests for position in range(request.seq_len)})

@@ -1,14 +1,25 @@
 """Case files: a case as JSON text, and as a file that captured tensors may lie beside."""
 
-import contextlib
 from pathlib import Path
 
 import msgspec
+from attn_fuzz import inputs, outputs
 from attn_fuzz.cases.case import MESSAGE, SCHEMA, Case, CaseError
 from attn_fuzz.cases.contradictions import check
+from attn_fuzz.errors import InputError
+from attn_fuzz.text import one_line
 
 MAX_BYTES = 1 << 24
 _decoder = msgspec.json.Decoder(Case)
+
+
+class _Head(msgspec.Struct):
+    """The schema of a file alone: nothing else of the file is made an object."""
+
+    schema: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_head_decoder = msgspec.json.Decoder(_Head)
 
 
 def dumps(case: Case) -> str:
@@ -25,19 +36,20 @@ def loads(text: str | bytes) -> Case:
     """Read a case.
 
     Raises:
-        CaseError: the text is not JSON or has another schema, a field is unknown or out of range, fields contradict each other,
-            or `values.file` is not the plain name of a .safetensors file.
+        CaseError: the text is not JSON or has another schema, a field is unknown, there twice or out of range, fields
+            contradict each other, or `values.file` is not the plain name of a .safetensors file.
     """
     try:
-        head = msgspec.json.decode(text)
-        found = head.get("schema") if isinstance(head, dict) else None
-        if found != SCHEMA:
-            raise CaseError(f"schema: got {repr(found)[:MESSAGE]}, expected {SCHEMA!r}")
+        found = _schema(text)
+        if found != f'"{SCHEMA}"'.encode():
+            raise CaseError(f"schema: got {one_line(found[:MESSAGE].decode(errors='replace'))}, expected {SCHEMA!r}")
         case = _decoder.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        inputs.check_json(text if isinstance(text, str) else text.decode())
+    except CaseError:
+        raise
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, InputError) as error:
         # the message quotes the file: names in it may be long, and may hold characters that control a terminal
-        said = str(error)[:MESSAGE]
-        raise CaseError("".join(character if character.isprintable() else "?" for character in said)) from None
+        raise CaseError(one_line(str(error), MESSAGE)) from None
     check(case)
     file = case.values.file
     if file is not None and not (file.endswith(".safetensors") and file.isprintable() and not set(file) & {"/", "\\"}):
@@ -45,17 +57,16 @@ def loads(text: str | bytes) -> Case:
     return case
 
 
-def save(path: Path, case: Case) -> None:
-    """Write a case file in one step. If the disk is full, an old file stays as it was, and a new file is not created."""
-    partial = path.with_name(f"{path.name}.partial")
+def _schema(text: str | bytes) -> bytes:
     try:
-        partial.write_text(dumps(case) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None  # the error of a full disk names no file
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)  # the write may have failed, or a signal may have ended it
+        return bytes(_head_decoder.decode(text).schema)
+    except msgspec.ValidationError:  # JSON, and no object
+        return b"null"
+
+
+def save(path: Path, case: Case) -> None:
+    """Write a case file in one step (`attn_fuzz.outputs.write`)."""
+    outputs.write(path, dumps(case) + "\n")
 
 
 def load(path: Path) -> Case:
@@ -65,15 +76,11 @@ def load(path: Path) -> Case:
         CaseError: the file cannot be read, or is no valid case. The message begins with the path.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise CaseError("not a file")
-        with path.open("rb") as file:
-            text = file.read(MAX_BYTES + 1)
-        if len(text) > MAX_BYTES:
-            raise CaseError(f"larger than {MAX_BYTES} bytes: not a case")
+        text = inputs.read_bytes(path, MAX_BYTES)
+    except InputError as error:
+        raise CaseError(str(error)) from None
+    try:
         case = loads(text)
-        return case if case.values.file is None else _with_file(case, str(path.resolve().parent / case.values.file))
-    except OSError as error:
-        raise CaseError(f"{path}: {error.strerror}") from None
     except CaseError as error:
         raise CaseError(f"{path}: {error}") from None
+    return case if case.values.file is None else _with_file(case, str(path.resolve().parent / case.values.file))

@@ -1,7 +1,9 @@
 """What makes a case impossible: fields that contradict each other, and layouts that cannot share an allocation."""
 
+import bisect
+
 from attn_contract import RULES, AttentionType, Layout, PhysicalOrder
-from attn_fuzz.cases.case import CHANGES, MAX_ELEMENTS, Cache, Case, CaseError, Rope, num_elements, written_slots
+from attn_fuzz.cases.case import CHANGES, MAX_ELEMENTS, Cache, Case, CaseError, Rope, num_elements, slot_bits
 
 ROWS = (Layout.BLOCKS_FIRST_NHD, Layout.BLOCKS_FIRST_HND, Layout.KV_FIRST_NHD, Layout.KV_FIRST_HND)
 X_PACKED = (Layout.X_PACKED, Layout.SHUFFLED)
@@ -135,6 +137,23 @@ def _check_blocks(case: Case, cache: Cache) -> None:
             raise CaseError(f"requests[{r}].blocks: a block past the cache's last ({cache.num_blocks - 1})")
         if len(set(request.blocks)) != len(request.blocks):
             raise CaseError(f"requests[{r}].blocks: a block twice in one request")
-    slots = [slot for slot in written_slots(case) if slot >= 0]
-    if len(set(slots)) != len(slots):
-        raise CaseError("requests.blocks: two requests would write one slot")
+    if case.writes:
+        _check_written_once(case, cache)
+
+
+def _check_written_once(case: Case, cache: Cache) -> None:
+    is_decoder, starts = case.attn_type is AttentionType.DECODER, case.query_start_loc
+    unwritten: dict[int, list[int]] = {}
+    for row in case.unwritten if is_decoder else ():
+        r = bisect.bisect_right(starts, row) - 1
+        unwritten.setdefault(r, []).append(row - starts[r])
+    written: dict[int, int] = {}
+    for r, request in enumerate(case.requests):
+        bits_of = slot_bits(request, cache, max(0, request.context_len) if is_decoder else 0, request.seq_len)
+        for row in unwritten.get(r, ()):
+            if (position := request.context_len + row) >= 0:
+                bits_of[request.blocks[position // cache.block_size]] &= ~(1 << position % cache.block_size)
+        for block, bits in bits_of.items():
+            if written.get(block, 0) & bits:
+                raise CaseError("requests.blocks: two requests would write one slot")
+            written[block] = written.get(block, 0) | bits

@@ -58,7 +58,10 @@ def fetch(database: ExampleDatabase, key: bytes) -> tuple[dict[str, Case], list[
         try:
             if len(entry) > MAX_BYTES:
                 raise CaseError(f"larger than {MAX_BYTES} bytes: not a case")
-            cases[name] = case_file.loads(entry)
+            case = case_file.loads(entry)
+            if case.values.file is not None:
+                raise CaseError("a captured call, whose tensors a database does not hold")
+            cases[name] = case
         except CaseError as error:
             skipped.append(f"database entry {name}: {error}")
     return cases, skipped
@@ -68,8 +71,11 @@ def save(database: ExampleDatabase, key: bytes, case: Case) -> None:
     """Add a case.
 
     Raises:
-        DatabaseError: the case is not in the database afterwards, for example because the disk is full.
+        DatabaseError: the case is not in the database afterwards, for example because the disk is full. Or the case is a
+            captured call.
     """
+    if case.values.file is not None:
+        raise DatabaseError(f"database: {case.values.file} is of a captured call, and a database holds no tensors")
     entry = case_file.dumps(case).encode()
     try:
         database.save(key, entry)

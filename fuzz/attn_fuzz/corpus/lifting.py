@@ -18,8 +18,12 @@ def lifted(case: Case, support: Support) -> tuple[Case | None, str]:
     """The case in sizes and forms that the support draws, and why there is no such case; empty if there is one.
 
     Block tables are refitted to another block size. A decoder becomes causal for a target that has nothing else: most shrunk
-    cases are not causal because that is simpler. The attention type and all other rules stay.
+    cases are not causal because that is simpler. The attention type and all other rules stay. A captured call stays as it is,
+    because its tensors have its sizes.
     """
+    if case.values.kind == "captured":
+        reason = _cannot_run(case, support)
+        return (None, reason) if reason else (case, "")
     for lift in _LIFTS:
         case = lift(case, support)
     if reason := support.beyond(case) or support.limit(case):
@@ -29,6 +33,15 @@ def lifted(case: Case, support: Support) -> tuple[Case | None, str]:
     except CaseError as error:
         return None, str(error)
     return case, ""
+
+
+def _cannot_run(captured: Case, support: Support) -> str | None:
+    """Why a target cannot run a captured call. A Support's sizes say what is drawn, not what the kernel can do."""
+    if captured.dtype not in support.dtypes:
+        return f"dtype {captured.dtype}"
+    if captured.cache is not None and captured.cache.layout not in support.layouts:
+        return f"layout {captured.cache.layout}"
+    return support.beyond(captured)
 
 
 def _with_dtype(case: Case, support: Support) -> Case:

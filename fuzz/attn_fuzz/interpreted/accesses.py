@@ -7,6 +7,7 @@ methods. Pointers keep the Region of the argument from which they were computed,
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from attn_fuzz.interpreted import sanitizer
 from attn_fuzz.interpreted.sanitizer import REGION
@@ -23,8 +24,6 @@ _BUILDER_HOOKS = {
 }
 _ACCESS_HOOKS = ("create_masked_load", "create_masked_store", "create_atomic_rmw", "create_atomic_cas", "set_grid_idx")
 
-_is_installed = False
-
 
 def install() -> None:
     """Have Triton's interpreter report to the sanitizer, for the life of this process. Nothing is checked outside of a `watch`.
@@ -32,7 +31,6 @@ def install() -> None:
     Raises:
         RuntimeError: Triton compiles in this process, or its interpreter lacks a method that is to be replaced.
     """
-    global _is_installed
     import triton
     from triton import knobs
     from triton.runtime import interpreter
@@ -47,7 +45,7 @@ def install() -> None:
         )
     if not knobs.runtime.interpret:
         raise RuntimeError("the sanitizer checks interpreted kernels: set TRITON_INTERPRET=1 before Triton is imported")
-    if _is_installed:
+    if sanitizer.is_installed:
         return
     assert builder is not None
     assert executor is not None
@@ -59,7 +57,7 @@ def install() -> None:
     builder.create_atomic_cas = _checking_cas(builder.create_atomic_cas)
     builder.set_grid_idx = _counting_programs(builder.set_grid_idx)
     executor._init_args_hst = _announcing_launch(executor._init_args_hst)
-    _is_installed = True
+    sanitizer.is_installed = True
 
 
 def _keeping_region(method: Any, operand: int, *, begins: bool) -> Any:
@@ -84,12 +82,26 @@ def _keeping_region(method: Any, operand: int, *, begins: bool) -> Any:
 
 
 def _checking_load(create_masked_load: Any) -> Any:
-    def load(builder: Any, pointers: Any, mask: Any, *rest: Any, **named: Any) -> Any:
+    def load(builder: Any, pointers: Any, mask: Any, other: Any, *rest: Any, **named: Any) -> Any:
         if sanitizer.current is not None:
             sanitizer.current.check("load", pointers, mask.data)
-        return create_masked_load(builder, pointers, mask, *rest, **named)
+            if other is None and not mask.data.all():
+                other = _garbage(pointers)
+        return create_masked_load(builder, pointers, mask, other, *rest, **named)
 
     return load
+
+
+def _garbage(pointers: Any) -> Any:
+    """What lanes hold that a mask without `other` leaves out: anything on a GPU. Here all bits are set: NaN, -1, True."""
+    from triton.runtime import interpreter
+
+    kind = pointers.get_element_ty()
+    stored: Any = np.dtype(interpreter._get_np_dtype(kind))
+    lanes = np.ones(pointers.data.shape, stored)
+    if stored != np.bool_:
+        lanes.reshape(-1).view(np.uint8).fill(0xFF)
+    return interpreter.TensorHandle(lanes, kind)
 
 
 def _checking_store(create_masked_store: Any) -> Any:

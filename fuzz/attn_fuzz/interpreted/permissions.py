@@ -38,6 +38,7 @@ class Region:
         reads, writes: which elements may be read, and which may be written, in words. Empty if no element may.
         owned: whether elements belong to requests.
         place: names an element of the storage; None if the indices in the tensor say enough.
+        written: [elements of the storage, bytes of an element] bool, of memory that the call has allocated; else None.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Region:
     writes: str = ""
     owned: bool = False
     place: Callable[[int], str] | None = None
+    written: torch.Tensor | None = None
 
     @property
     def address(self) -> int:

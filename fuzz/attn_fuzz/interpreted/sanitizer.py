@@ -12,28 +12,29 @@ raises a Violation. There are five kinds:
     unwritten   the target allocated the memory, and nobody has written the element before it is read
     race        two programs of one launch write the element, or one program reads it and another program writes it
 
-Memory that the target allocates may be read once it is written. The sanitizer recognizes unwritten floats by their NaN: torch
-fills uninitialized memory with NaN while its algorithms are deterministic (`torch.utils.deterministic`). Integers have no NaN,
-so allocated integers count as written. Atomic updates of one element by several programs are no race.
+Memory that the call allocates may be read once it is written, by torch or by a kernel: `attn_fuzz.interpreted.unwritten` knows
+each byte. Memory that was allocated before the call counts as written. Atomic updates of one element by several programs are
+no race. An atomic update by one program and a load or store by another one are.
 """
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from attn_fuzz.cases.poison import bits
 from attn_fuzz.interpreted.permissions import READ, REQUEST_BITS, WRITE, Region
+from attn_fuzz.interpreted.permissions import region as region_with
+from attn_fuzz.interpreted.unwritten import Unwritten
 
 Access = Literal["load", "store", "atomic"]
 
 REGION = "region"
 """The attribute of the interpreter's pointers that holds the Region of the argument from which they were computed."""
 _ALL_REQUESTS = (1 << REQUEST_BITS) - 1
-# in a log of readers: several programs
+# in a log of loads or of updates: several programs
 _MANY = -1
 
 
@@ -62,10 +63,12 @@ def watch(permissions: Callable[[], Sequence[Region]]) -> Iterator["Watch"]:
             even if the call catches it.
     """
     global current
-    watching = Watch(permissions)
+    memory = Unwritten()
+    watching = Watch(permissions, memory)
     current = watching
     try:
-        yield watching
+        with memory if is_installed else nullcontext():
+            yield watching
     finally:
         current = None
         if watching.violation is not None:
@@ -77,18 +80,19 @@ class Watch:
 
     Args:
         permissions: as for `watch`.
+        memory: what the call has allocated and not written.
 
     Attributes:
         lanes: how many addresses were checked so far.
         violation: the first forbidden access, or None.
     """
 
-    def __init__(self, permissions: Callable[[], Sequence[Region]]) -> None:
+    def __init__(self, permissions: Callable[[], Sequence[Region]], memory: Unwritten) -> None:
         self.lanes = 0
         self.violation: Violation | None = None
         self._permissions = permissions
         self._known: Sequence[Region] | None = None
-        self._scratch: dict[tuple[int, int], Region] = {}
+        self._memory = memory
 
     def launch(self, kernel: str, arguments: dict[str, torch.Tensor]) -> None:
         """Note that a kernel is about to run.
@@ -105,6 +109,7 @@ class Watch:
         self._requests = 0
         self._writer: dict[int, np.ndarray] = {}
         self._reader: dict[int, np.ndarray] = {}
+        self._updater: dict[int, np.ndarray] = {}
         self._by_pointer = {tensor.data_ptr(): self._region_of(name, tensor) for name, tensor in arguments.items()}
 
     def _region_of(self, name: str, tensor: torch.Tensor) -> Region:
@@ -122,17 +127,13 @@ class Watch:
         return self._scratch_region(name, tensor)
 
     def _scratch_region(self, name: str, tensor: torch.Tensor) -> Region:
-        storage = tensor.untyped_storage()
-        key = (storage.data_ptr(), tensor.element_size())
-        region = self._scratch.get(key)
-        if region is None:
-            rights = np.zeros(storage.nbytes() // tensor.element_size(), np.int32)
-            region = Region(name, tensor, rights, reads="what was written", writes="its elements")
-            self._scratch[key] = region
-        region.name, region.tensor = name, tensor  # for this launch; the storage stays alive with either
-        rights = torch.from_numpy(region.rights).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
-        rights |= torch.where(_is_filled(tensor), WRITE, WRITE | READ)
-        return region
+        written = self._memory.written(tensor)
+        rights = WRITE | READ if written is None else torch.where(written.all(-1), WRITE | READ, WRITE)
+        new = region_with(name, tensor, rights, reads="what was written", writes="its elements")
+        if written is not None:
+            whole = tensor.as_strided((len(new.rights),), (1,), 0)
+            new.written = self._memory.written(whole)
+        return new
 
     def program(self, grid_idx: tuple[int, int, int], grid_dim: tuple[int, int, int]) -> None:
         """Note that the next program of the launch begins."""
@@ -194,10 +195,12 @@ class Watch:
             self._require(rights & READ != 0, region, element, access, f"{_only(region.reads)} may be read")
         if region.owned:
             self._check_owner(region, element, access, rights)
-        if region.writes and access != "atomic":
+        if region.writes:
             self._check_race(region, element, access)
         if access != "load":
             region.rights[element] |= READ
+            if region.written is not None:
+                region.written[torch.from_numpy(element)] = True
 
     def _check_owner(self, region: Region, element: np.ndarray, access: Access, rights: np.ndarray) -> None:
         if region.name == "q":
@@ -207,19 +210,18 @@ class Watch:
             self._require(allowed, region, element, access, "it belongs to another request than the program's queries")
 
     def _check_race(self, region: Region, element: np.ndarray, access: Access) -> None:
-        writer = self._log(self._writer, region)
-        reader = self._log(self._reader, region)
-        me = self._program
-        wrote = writer[element]
-        alone = (wrote == 0) | (wrote == me)
-        self._require(alone, region, element, access, lambda lane: f"{self._name(wrote[lane])} of this launch writes it too")
-        read = reader[element]
-        alone = (read == 0) | (read == me)
-        if access == "load":
-            reader[element] = np.where(alone, me, _MANY)
-            return
-        self._require(alone, region, element, access, lambda lane: f"{self._name(read[lane])} of this launch reads it")
-        writer[element] = me
+        logs = {"store": self._writer, "load": self._reader, "atomic": self._updater}
+        for other, does in (("store", "writes it too"), ("load", "reads it"), ("atomic", "updates it")):
+            if other != access or access == "store":  # loads of several programs are no race, nor are updates
+                self._require_alone(self._log(logs[other], region), region, element, access, does)
+        mine = self._log(logs[access], region)
+        before = mine[element]
+        mine[element] = np.where((before == 0) | (before == self._program), self._program, _MANY)
+
+    def _require_alone(self, log: np.ndarray, region: Region, element: np.ndarray, access: Access, does: str) -> None:
+        others = log[element]
+        alone = (others == 0) | (others == self._program)
+        self._require(alone, region, element, access, lambda lane: f"{self._name(others[lane])} of this launch {does}")
 
     def _log(self, logs: dict[int, np.ndarray], region: Region) -> np.ndarray:
         """The log of a region, [elements] int32: by element, 1 + the index of the program that accessed it; 0 if none did."""
@@ -255,13 +257,8 @@ class Watch:
 
 current: Watch | None = None
 """The watch of the call that is running in this process."""
-
-
-def _is_filled(tensor: torch.Tensor) -> torch.Tensor:
-    """By element, whether it has the bits of the NaN with which torch fills uninitialized floats."""
-    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return torch.zeros(tensor.shape, dtype=torch.bool)
-    return bits(tensor) == bits(torch.full((1,), torch.nan, dtype=tensor.dtype))
+is_installed = False
+"""Whether `attn_fuzz.interpreted.accesses` reports to this module."""
 
 
 def _only(rule: str) -> str:

@@ -1,21 +1,24 @@
-"""HTML and SVG as elements. All texts and attributes are escaped when a page is written: a case may come from a stranger."""
+"""HTML and SVG as elements. Texts and attributes may come from a stranger: they lose characters that cannot be printed when an
+element is made, and all of them are escaped when a page is written."""
 
 from importlib.resources import files
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
+from attn_fuzz.text import printable
+
 
 def element(tag: str, *children: Element | str, **attributes: object) -> Element:
     """An element with its children in order. In an attribute's name, `_` becomes `-`; at the end it is left out (`class_`)."""
-    names = {name.rstrip("_").replace("_", "-"): str(value) for name, value in attributes.items()}
+    names = {name.rstrip("_").replace("_", "-"): printable(str(value), kept="\n") for name, value in attributes.items()}
     parent = Element(tag, names)
     for child in children:
         if isinstance(child, Element):
             parent.append(child)
         elif len(parent):
-            parent[-1].tail = (parent[-1].tail or "") + child
+            parent[-1].tail = (parent[-1].tail or "") + printable(child, kept="\n")
         else:
-            parent.text = (parent.text or "") + child
+            parent.text = (parent.text or "") + printable(child, kept="\n")
     return parent
 
 

@@ -110,7 +110,8 @@ def _failure(found: Found) -> Element:
 def _lines(found: Found) -> list[Element]:
     if found.case_file is None:
         return []
-    return [_command(*again(found.failure.case, found.case_file)), _command("python", str(found.script))]
+    script = [_command("python", str(found.script))] if found.script else []
+    return [_command(*again(found.failure.case, found.case_file)), *script]
 
 
 def _drawn(case: Case, verdict: Verdict | None) -> list[Element]:

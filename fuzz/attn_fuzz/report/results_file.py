@@ -1,8 +1,11 @@
 """The JSON file of results beside docs/generated/zoo.md and docs/generated/mutants.md: a line for each mutant."""
 
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+from attn_fuzz import inputs
+from attn_fuzz.errors import InputError
 from attn_fuzz.zoo.mutants import MutantError
 
 Results = TypeVar("Results", bound=msgspec.Struct)
@@ -15,13 +18,15 @@ def dumps(results: Any) -> bytes:
     return head + b"\n" + b",\n".join(rows) + b"\n]}\n"
 
 
-def loads(text: bytes, kind: type[Results], name: str) -> Results:
-    """Read results from the text of the file `name`.
+def load(path: Path, kind: type[Results]) -> Results:
+    """Read results from a file.
 
     Raises:
-        MutantError: the text holds no results of this kind, or results of another schema.
+        MutantError: the file cannot be read, holds no results of this kind, or results of another schema.
     """
     try:
-        return msgspec.json.decode(text, type=kind)
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise MutantError(f"{name}: {error}") from None
+        return msgspec.convert(inputs.read_json(path), kind)
+    except InputError as error:
+        raise MutantError(str(error)) from None
+    except msgspec.MsgspecError as error:
+        raise MutantError(f"{path}: {error}") from None

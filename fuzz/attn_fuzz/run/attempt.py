@@ -19,6 +19,7 @@ from attn_fuzz.interpreted import permissions, program_order, sanitizer
 from attn_fuzz.run import devices
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import AttentionFunction, Target
+from attn_fuzz.text import one_line
 
 CPU_ELEMENTS, CPU_PRODUCTS = 1 << 21, 1 << 25
 """A GPU builds and judges a case faster than a CPU if the case has more elements or more products than these."""
@@ -181,7 +182,7 @@ def _check_refused(calls: Iterable[tuple[str, Callable[[], object]]], out: torch
             if not torch.equal(bits(out), before):
                 raise NotRefusedError(f"{what}: it was refused after something was written") from None
         except Exception as error:
-            raise NotRefusedError(f"{what}: not refused, but {type(error).__name__}: {one_line(error)}") from error
+            raise NotRefusedError(f"{what}: not refused, but {type(error).__name__}: {message_of(error)}") from error
         else:
             raise NotRefusedError(f"{what}: not refused")
 
@@ -221,12 +222,9 @@ def _synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def one_line(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """An exception's message as one printable line. `__str__` of the exception may raise."""
     try:
-        text = " ".join(str(error).split())
-        if len(text) > 300:
-            text = f"{text[:120]} ... {text[-175:]}"  # a compiler quotes the source first and names the error last
-        return "".join(character if character.isprintable() else "?" for character in text)
+        return one_line(str(error), 300)
     except BaseException:
         return "(its message cannot be printed)"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+from attn_fuzz import inputs
 from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import InputError
 from attn_fuzz.run import reach, runner, shard
@@ -29,6 +30,7 @@ from attn_fuzz.zoo.patches import PatchError, modules_of, patched_sources, text_
 SCHEMA = "attn-parity.mutants-log/1"
 PROBED = 20
 """Cases that a mutant runs alone before it joins a group."""
+MAX_LOG_BYTES = 1 << 28
 GROUP = 64
 """The most mutants that are installed together."""
 NOT_COMPILED = ("InterpreterError", "CompilationError")
@@ -59,7 +61,7 @@ class Log:
             path.write_bytes(msgspec.json.encode(header) + b"\n")
 
     def _read(self, header: "Header") -> None:
-        first, *lines = self.path.read_bytes().split(b"\n")
+        first, *lines = inputs.read_bytes(self.path, MAX_LOG_BYTES).split(b"\n")
         try:
             if msgspec.json.decode(first, type=Header) != header:
                 raise InputError(f"{self.path}: it is of other sources or of another device; give another file")

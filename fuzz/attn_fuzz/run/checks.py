@@ -12,7 +12,7 @@ from attn_fuzz.cases.case import GUARD, Case
 from attn_fuzz.cases.poison import bits, canary
 from attn_fuzz.cases.tensors import PADDING, Rotation, Step
 from attn_fuzz.interpreted import sanitizer
-from attn_fuzz.run.attempt import Attempt, one_line
+from attn_fuzz.run.attempt import Attempt, message_of
 from attn_fuzz.verdict.verdict import Kind
 
 
@@ -43,7 +43,7 @@ def wrong_error(attempt: Attempt) -> Wrong | None:
     if attempt.beyond:
         must = f"{attempt.beyond} is beyond its support and must be refused with a ValueError or NotImplementedError: "
     name = type(error).__name__
-    return Wrong(f"{must}{name}", f"{must}{name}: {one_line(error)}")
+    return Wrong(f"{must}{name}", f"{must}{name}: {message_of(error)}")
 
 
 def written_cache(attempt: Attempt) -> Wrong | None:

@@ -10,17 +10,17 @@ import multiprocessing.connection
 import multiprocessing.process
 import os
 import signal
-import threading
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 from attn_fuzz.cases import case_file
-from attn_fuzz.cases.case import Case, CaseError
-from attn_fuzz.errors import ExecutorError
+from attn_fuzz.cases.case import Case
+from attn_fuzz.errors import ExecutorError, InputError
 from attn_fuzz.interpreted import interpreter
 from attn_fuzz.run import prepared
 from attn_fuzz.targets import registry
@@ -92,7 +92,7 @@ class Executor:
             connection.send(case)
             # wait for the process, too: if the kernel forked it, the copy may hold the connection open
             if not multiprocessing.connection.wait([connection, self._process.sentinel], self.limit):
-                self._kill()
+                self.end()
                 return Verdict(kind="hung", message=f"no answer in {self.limit:g} s")
             if not connection.poll():
                 raise EOFError
@@ -100,12 +100,12 @@ class Executor:
         except (EOFError, ConnectionError):
             return Verdict(kind="crashed", message=self._cause_of_death(), seconds={"target": time.monotonic() - started})
         except Exception as error:
-            self._kill()
+            self.end()
             return Verdict(kind="crashed", message=f"the target wrote into the fuzzer's own connection: {type(error).__name__}")
         if not sound:
-            self._kill()
+            self.end()
         if isinstance(answer, ExecutorError) and self.target != HARMLESS and self._fuzzer_can(case):
-            self._kill()
+            self.end()
             return Verdict(kind="crashed", message=f"the target left its process unsound: {answer.args[0].splitlines()[-1]}")
         if isinstance(answer, Exception):
             raise answer
@@ -124,42 +124,56 @@ class Executor:
 
     def stop(self) -> None:
         """End the process, and delete the file of the running case."""
-        self._kill()
+        self.end()
         self.ahead.unlink(missing_ok=True)
 
-    def _kill(self) -> None:
+    def end(self) -> None:
+        """End the process. The file of the running case stays."""
         process, self._process = self._process, None
         if process is None or process.pid is None:  # a run may be interrupted before its process has started
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # this includes the processes that it has started
+        _kill_group(process.pid)
         process.kill()
         process.join(KILL_SECONDS)  # a process inside a driver call may not die: the next case starts another process
 
     def start(self) -> multiprocessing.connection.Connection:
-        """Start the process unless it runs, and wait until it is ready."""
+        """Start the process unless it runs, and wait until it is ready. A process that SIGKILL ends meanwhile is tried again.
+
+        Raises:
+            ExecutorError: the target does not load, or the process does not start.
+            MutantError: the mutant does not import.
+        """
         if self._process is not None and self._process.is_alive() and self._connection is not None:
             return self._connection
+        ready = self._started()
+        if ready == KILLED:
+            ready = self._started()
+        if ready is not True:
+            self.end()
+            if isinstance(ready, MutantError):
+                raise ready
+            raise ExecutorError(f"target {self.target}: {ready or f'did not start in {START_SECONDS:g} s'}")
+        assert self._connection is not None
+        return self._connection
+
+    def _started(self) -> bool | str | MutantError:
+        """Start a process. Returns whether it is ready, or why it is not."""
         self._connection, theirs = multiprocessing.Pipe()
         plan = (self.target, self.device, self.mutant, self.sanitize)
         self._process = prepared.process(self.device, _serve, theirs, *plan, daemon=True)
         self._process.start()
         theirs.close()
         try:
-            ready = self._connection.poll(START_SECONDS) and self._connection.recv()
+            return self._connection.poll(START_SECONDS) and self._connection.recv()
         except (EOFError, ConnectionError):
-            ready = self._cause_of_death()
-        if ready is not True:
-            self._kill()
-            if isinstance(ready, MutantError):
-                raise ready
-            raise ExecutorError(f"target {self.target}: {ready or f'did not start in {START_SECONDS:g} s'}")
-        return self._connection
+            return self._cause_of_death()
 
     def _cause_of_death(self) -> str:
         assert self._process is not None
+        assert self._process.pid is not None
         self._process.join(KILL_SECONDS)
         code = self._process.exitcode or 0
+        _kill_group(self._process.pid)
         self._process = None
         return f"the process was killed by {signal.Signals(-code).name}" if code < 0 else f"the process exited with code {code}"
 
@@ -175,10 +189,19 @@ def _serve(
 ) -> None:
     """The child process: it receives a case and sends the verdict, until the parent is gone."""
     os.setsid()  # a kernel that signals its process group must not reach the fuzzer
+    prepared.end_with_parent(group=True)
     os.dup2(2, 1)  # stdout is for results: a kernel's prints go to stderr
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    me = os.getpid()
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone
+        judge = _loaded(connection, name, device, mutant, sanitize)
+        if judge is not None:
+            _answer(connection, judge, device)
+
+
+def _loaded(
+    connection: multiprocessing.connection.Connection, name: str, device: str, mutant: Mutant | None, sanitize: bool
+) -> Callable[[Case], Verdict] | None:
+    """Load the target, send True, and return what runs and judges a case. Or send why the target does not load."""
     warnings.simplefilter("ignore")
     use_interpreter(device)
     try:
@@ -198,19 +221,22 @@ def _serve(
         target = registry.load(name)
     except MutantError as error:
         connection.send(error)
-        return
     except Exception as error:
         connection.send(f"{type(error).__name__}: {error}")
-        return
-    connection.send(True)
+    else:
+        connection.send(True)
+        return lambda case: try_case(case, target, device)
+    return None
+
+
+def _answer(connection: multiprocessing.connection.Connection, judge: Callable[[Case], Verdict], device: str) -> None:
+    """Receive cases, and send a verdict on each, until the parent is gone."""
+    me = os.getpid()
     while True:
+        case = connection.recv()
         try:
-            case = connection.recv()
-        except EOFError:
-            return
-        try:
-            answer = try_case(case, target, device)
-        except CaseError as error:
+            answer = judge(case)
+        except InputError as error:
             answer = error
         except Exception:
             answer = ExecutorError(f"the fuzzer itself failed on {case_file.dumps(case)}\n{traceback.format_exc()}")
@@ -229,8 +255,7 @@ def _is_sound(device: str) -> bool:
         return False
 
 
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()  # the executor's process, not the server that forked this process
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+def _kill_group(leader: int) -> None:
+    """Kill an executor's process and the processes that it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)

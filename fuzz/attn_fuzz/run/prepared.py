@@ -6,8 +6,10 @@ process can still install a mutant. A run has one server: a worker is a fork of 
 """
 
 import contextlib
+import fcntl
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
@@ -20,7 +22,10 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THRE
 # Triton reads it when a kernel is defined, and its own language has jitted functions
 INTERPRETS = {"TRITON_INTERPRET": "1"}
 # torch.use_deterministic_algorithms imports torch._inductor, which takes two seconds
-_IMPORTED = ["torch", "torch._inductor", "triton", "triton.runtime.interpreter", "attn_fuzz.run.runner", "attn_fuzz.run.trial"]
+_IMPORTED = [
+    *("torch", "torch._inductor", "triton", "triton.runtime.interpreter"),
+    *("attn_fuzz.run.runner", "attn_fuzz.run.trial", "attn_fuzz.run.server"),
+]
 
 _STARTS = threading.Lock()
 """Held while the environment of this process is that of the server."""
@@ -49,7 +54,35 @@ def process(device: str, function: Callable[..., None], *arguments: object, daem
 def _call(environment: dict[str, str], function: Callable[..., None], arguments: tuple[object, ...]) -> None:
     os.environ.clear()  # a fork has the environment in which its server was started
     os.environ.update(environment)
+    end_with_parent()
     function(*arguments)
+
+
+def end_with_parent(*, group: bool = False) -> None:
+    """Have this process end as soon as its parent has ended: the process that started it, not the server that forked it.
+
+    On Linux the system itself sends SIGKILL when the parent's end of a pipe closes. This reaches a process that is stopped, or
+    that a kernel keeps in C code. On other systems a thread watches the pipe.
+
+    Args:
+        group: whether all processes of this process's group end, too.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    if not hasattr(fcntl, "F_SETSIG"):
+        threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
+        return
+    sentinel: Any = parent.sentinel
+    fcntl.fcntl(sentinel, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(sentinel, fcntl.F_SETOWN, -os.getpgrp() if group else os.getpid())
+    fcntl.fcntl(sentinel, fcntl.F_SETFL, fcntl.fcntl(sentinel, fcntl.F_GETFL) | os.O_ASYNC)
+    if not parent.is_alive():  # it ended before the signal was asked for
+        os._exit(1)
+
+
+def _exit_after(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def _reuses_server() -> bool:

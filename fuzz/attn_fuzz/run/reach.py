@@ -48,7 +48,7 @@ def record(plan: FuzzPlan, package: str) -> Reach:
     registry.usable(plan.target, "cpu")
     context = prepared.context("cpu")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_record, args=(theirs, plan, package), daemon=True)
+    process = prepared.process("cpu", _record, theirs, plan, package, daemon=True)
     process.start()
     theirs.close()
     try:

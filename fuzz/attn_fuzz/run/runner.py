@@ -6,26 +6,31 @@ Shards do not depend on the number of workers, so a seed means the same run on e
 import contextlib
 import multiprocessing
 import multiprocessing.connection
+import os
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
 import msgspec
-from attn_fuzz.cases.case import Case
-from attn_fuzz.errors import ExecutorError
+from attn_fuzz.cases.case import Case, CaseError
+from attn_fuzz.errors import ExecutorError, InputError
 from attn_fuzz.run import prepared, shard
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.shard import FuzzPlan, Progress
-from attn_fuzz.targets.registry import UnknownTargetError
 from attn_fuzz.zoo.mutants import MutantError, NeverRanError
 
 SHARD_EXAMPLES = 150
 REPLAYED_CASES = 10
 MAX_SHARDS = 4096
 END_SECONDS = 15.0
+WAKE_SECONDS = 1.0
+RECEIVED = "received"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
@@ -84,24 +89,52 @@ def run(
         ended: called when a plan has run to its end.
     """
     outcome = Outcome([Progress() for _ in plans])
-    with _processes(plans) as start:
-        try:
-            pool = _Pool(plans, outcome, report, ended, start, waiting=list(range(len(plans))))
-            pool.idle = [start() for _ in range(min(workers, len(plans)))]
-            while outcome.error is None:
-                if stop_at_failure and (failed := [index for index in outcome.finished if outcome.progress[index].failure]):
-                    pool.drop_behind(min(failed))
-                if _is_late(plans):
-                    pool.waiting.clear()
-                pool.hand_out()
-                if not pool.busy:
-                    return outcome
-                pool.receive()
-        except KeyboardInterrupt:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)  # a second signal would lose the failures that are about to be reported
-            outcome.interrupted = True
-        return outcome
+    with _noting_signals(outcome) as noting, contextlib.suppress(KeyboardInterrupt), _processes(plans) as processes:
+        pool = _Pool(plans, outcome, report, ended, processes, waiting=list(range(len(plans))))
+        pool.idle = [processes.start() for _ in range(min(workers, len(plans)))]
+        noting.raises = False
+        while outcome.error is None and not outcome.interrupted:
+            if stop_at_failure and (failed := [index for index in outcome.finished if outcome.progress[index].failure]):
+                pool.drop_behind(min(failed))
+            if _is_late(plans):
+                pool.waiting.clear()
+            pool.hand_out()
+            if not pool.busy:
+                break
+            pool.receive(WAKE_SECONDS)
+        pool.receive_sent()
+    return outcome
+
+
+@dataclass
+class _Noting:
+    """Whether a signal raises KeyboardInterrupt, too: while workers are being started, which takes seconds."""
+
+    raises: bool = True
+
+
+@contextlib.contextmanager
+def _noting_signals(outcome: Outcome) -> Iterator[_Noting]:
+    """Note that the run is interrupted, instead of raising KeyboardInterrupt wherever the signal happens to come.
+
+    After an interruption this process ignores further signals: they would lose the failures that are about to be reported.
+    """
+    noting = _Noting()
+
+    def note(number: int, frame: object) -> None:
+        is_first, outcome.interrupted = not outcome.interrupted, True
+        if noting.raises and is_first:
+            raise KeyboardInterrupt
+
+    in_main = threading.current_thread() is threading.main_thread()
+    numbers = [one for one in _SIGNALS if in_main and signal.getsignal(one) is signal.default_int_handler]
+    for number in numbers:
+        signal.signal(number, note)
+    try:
+        yield noting
+    finally:
+        for number in _SIGNALS if numbers and outcome.interrupted else numbers:
+            signal.signal(number, signal.SIG_IGN if outcome.interrupted else signal.default_int_handler)
 
 
 @dataclass
@@ -113,7 +146,7 @@ class _Pool:
         outcome: what became of the plans so far.
         report: called after every case.
         ended: called when a plan has run to its end.
-        start: starts a worker process.
+        processes: starts workers.
         waiting: plans that still have to run, in order.
         idle: workers without a plan.
         busy: the plan of each worker that has one.
@@ -123,7 +156,7 @@ class _Pool:
     outcome: Outcome
     report: Callable[[int, Progress], None]
     ended: Callable[[int, Progress], None]
-    start: Callable[[], Connection]
+    processes: "_Processes"
     waiting: list[int]
     idle: list[Connection] = field(default_factory=list)
     busy: dict[Connection, int] = field(default_factory=dict)
@@ -145,9 +178,15 @@ class _Pool:
                 worker.send(self.plans[index])
             self.busy[worker] = index
 
-    def receive(self) -> None:
+    def receive_sent(self) -> None:
+        """Take the messages that workers have sent by now."""
+        while any(worker.poll() for worker in self.busy):
+            self.receive(0)
+
+    def receive(self, seconds: float) -> None:
         """Wait for messages, and take one message from each worker that has sent some. The first error ends the run."""
-        for worker in multiprocessing.connection.wait(list(self.busy)):
+        self.processes.wake()
+        for worker in multiprocessing.connection.wait(list(self.busy), seconds):
             assert isinstance(worker, Connection)
             index = self.busy[worker]
             try:
@@ -158,19 +197,23 @@ class _Pool:
                 if isinstance(message, Progress):
                     self.outcome.progress[index] = message
                     self.report(index, message)
+                    if message.failure is not None:
+                        with contextlib.suppress(ConnectionError):
+                            worker.send(RECEIVED)
                 elif message is None:
                     self._end(index)
                     del self.busy[worker]
                     self.idle.append(worker)
                 else:
-                    self.outcome.error = message
-            if self.outcome.error is not None:
-                return
+                    self.outcome.error = self.outcome.error or message
+                    del self.busy[worker]
 
     def _replace(self, worker: Connection) -> None:
         """Start another worker in place of a dead one, whose plan is run once more unless it has already found a failure."""
         index = self.busy.pop(worker)
-        self.idle.append(self.start())
+        if self.outcome.interrupted or self.outcome.error is not None:
+            return
+        self.idle.append(self.processes.start())
         if self.outcome.progress[index].failure is not None:
             self._end(index)
         elif index not in self.outcome.restarted:
@@ -192,33 +235,58 @@ def _is_late(plans: Sequence[FuzzPlan]) -> bool:
     return any(plan.until is not None and time.time() > plan.until for plan in plans)
 
 
-@contextlib.contextmanager
-def _processes(plans: Sequence[FuzzPlan]) -> Iterator[Callable[[], Connection]]:
-    """Yield a function that starts a worker process. All workers end when the block ends."""
-    connections, processes = [], []
+@dataclass
+class _Processes:
+    """Worker processes that run plans."""
 
-    def start() -> Connection:
+    plans: Sequence[FuzzPlan]
+    of: dict[Connection, BaseProcess] = field(default_factory=dict)
+    _woken: float = field(default_factory=time.monotonic)
+
+    def start(self) -> Connection:
         ours, theirs = multiprocessing.Pipe()
-        process = prepared.process(plans[0].device, _work, theirs)
+        process = prepared.process(self.plans[0].device, _work, theirs)
         process.start()
         theirs.close()
-        connections.append(ours)
-        processes.append(process)
+        self.of[ours] = process
         return ours
 
-    try:
-        yield start
-    finally:
-        for connection in connections:
+    def wake(self) -> None:
+        """Now and then have workers go on that SIGSTOP has stopped: the run would wait for them for ever."""
+        if time.monotonic() >= self._woken + WAKE_SECONDS:
+            self._woken = time.monotonic()
+            for process in self.of.values():
+                _continue(process)
+
+    def end(self) -> None:
+        for connection, process in self.of.items():
             connection.close()  # a callback may swallow the signal's exception: such a worker ends at its next message
-        for process in processes:
             process.terminate()
-        for process in processes:
+            _continue(process)
+        for process in self.of.values():
             process.join(END_SECONDS)
             process.kill()  # a worker that lost the signal; its executor notices that the worker is gone, and ends
             process.join()
-            for plan in {plan.folder: plan for plan in plans}.values():
-                shard.in_flight(plan, process.pid or 0).unlink(missing_ok=True)
+
+
+def _continue(process: BaseProcess) -> None:
+    if process.pid is not None and process.is_alive():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def _processes(plans: Sequence[FuzzPlan]) -> Iterator[_Processes]:
+    """Worker processes for the plans. When the block ends, they have ended, and their cases in flight are deleted."""
+    processes = _Processes(plans)
+    try:
+        yield processes
+    finally:
+        processes.end()
+        for plan in {plan.folder: plan for plan in plans}.values():
+            for process in processes.of.values():
+                for file in plan.folder.glob(f"{shard.in_flight(plan, process.pid or 0).stem}.*"):
+                    file.unlink(missing_ok=True)
 
 
 def _work(connection: Connection) -> None:
@@ -238,7 +306,8 @@ def _work(connection: Connection) -> None:
         pass
     finally:
         if executor is not None:
-            executor.stop()
+            # the case in flight stays: it may be a failure that a killed main process has not written
+            executor.end()
 
 
 def _shard(plan: FuzzPlan, executor: Executor, connection: Connection) -> str | None:
@@ -247,11 +316,19 @@ def _shard(plan: FuzzPlan, executor: Executor, connection: Connection) -> str | 
     SystemExit would not end a plan: Hypothesis takes it for a failing example and goes on.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def tell(progress: Progress) -> None:
+        connection.send(progress)
+        if progress.failure is not None:
+            connection.recv()  # until the main process has written the failing case, the case in flight is that case
+
     try:
-        shard.fuzz(plan, executor, connection.send)
+        shard.fuzz(plan, executor, tell)
     except MutantError as error:
         connection.send(Progress(broken=str(error), never_ran=isinstance(error, NeverRanError)))
-    except (ExecutorError, UnknownTargetError, OSError) as error:
+    except CaseError:  # no file's: `shard` drew the case
+        return f"the fuzzer itself failed\n{traceback.format_exc()}"
+    except (ExecutorError, InputError, OSError) as error:
         if plan.mutant is None:
             return str(error)
         connection.send(Progress(broken=f"{plan.mutant.name}: {error}"))

@@ -17,6 +17,7 @@ import hypothesis.errors
 import msgspec
 from attn_fuzz.cases import features
 from attn_fuzz.cases.case import Case, CaseError
+from attn_fuzz.errors import InputError
 from attn_fuzz.findings.finding import Finding, explanation
 from attn_fuzz.run import shrink
 from attn_fuzz.run.executor import Executor
@@ -141,6 +142,10 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     never_ran: bool = False
 
 
+class PastCaseError(InputError):
+    """A past case cannot be run: its captured tensors are not there, or the reference cannot judge it."""
+
+
 class _OutOfTime(Exception):  # noqa: N818 - ends a run, is no error
     pass
 
@@ -159,6 +164,7 @@ def fuzz(plan: FuzzPlan, executor: Executor, report: Callable[[Progress], None] 
 
     Raises:
         UnknownTargetError, ExecutorError: the target cannot be run.
+        PastCaseError: a past case cannot be run.
         MutantError: the mutant cannot be run; see `attn_fuzz.zoo.mutants`.
     """
     target = registry.load(plan.target)
@@ -256,7 +262,10 @@ class _Shard:
         """Run a past case. It is counted apart, and its failure ends the run as the failure of a drawn case does."""
         if self.is_late():
             raise _OutOfTime
-        verdict, finding = self._run(case)
+        try:
+            verdict, finding = self._run(case)
+        except CaseError as error:
+            raise PastCaseError(f"a past case cannot be run: {error}") from error
         self.tell(replayed=self.progress.replayed + 1)
         self._end_if_failed(case, verdict, finding)
 

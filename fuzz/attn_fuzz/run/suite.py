@@ -86,7 +86,7 @@ def _in_process(function: Callable[..., None], arguments: tuple[Any, ...], limit
     """What a function sends from a process of its own; None if the process sends nothing within `limit` seconds."""
     context = prepared.context("cpu")
     ours, theirs = context.Pipe()
-    process = context.Process(target=function, args=(theirs, *arguments))
+    process = prepared.process("cpu", function, theirs, *arguments)
     process.start()
     assert process.pid is not None
     theirs.close()

@@ -7,7 +7,7 @@ import msgspec
 from attn_fuzz.cases.case import Case, CaseError
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.interpreted import program_order, sanitizer
-from attn_fuzz.run.attempt import Attempt, call_attention, one_line, own_state
+from attn_fuzz.run.attempt import Attempt, call_attention, message_of, own_state
 from attn_fuzz.run.checks import CHECKS, stray_write
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict import ratios
@@ -66,7 +66,7 @@ def _tried(case: Case, target: Target, device: str) -> tuple[Verdict, Judgement 
             judgement = judge(case, attempt.step, target.rounding(device)) if shows_outputs else None
             return verdict(kind, wrong.message, judgement, wrong.about)
     if attempt.error is not None:
-        return verdict("refused", one_line(attempt.error))
+        return verdict("refused", message_of(attempt.error))
     judgement = judge(case, attempt.step, target.rounding(device)) if target.oracle else judge_finite(attempt.step)
     if case.values.kind == "captured" and any(worst.expected != worst.expected for worst in judgement.differences):
         raise CaseError(f"values.file: {case.values.file}: NaN or infinity in what a request attends to")
@@ -98,7 +98,7 @@ def _wrong_by_properties(attempt: Attempt) -> tuple[Kind, str, str] | None:
         return "sanitizer", violation.about, f"on a variant of the step: {violation}"
     except Exception as error:
         name = type(error).__name__
-        return "raised", name, f"on a variant of the step: {name}: {one_line(error)}"
+        return "raised", name, f"on a variant of the step: {name}: {message_of(error)}"
     return ("property", *broken) if broken else None
 
 

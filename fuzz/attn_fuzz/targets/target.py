@@ -10,10 +10,16 @@ from attn_contract import RULES, AttentionType, Batch, Layer, Layout
 from attn_contract.rules import words_of
 from attn_fuzz.cases.case import Case, ScaleKind
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.errors import InputError
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.properties import Property
 from attn_fuzz.targets.engine import ANY_ENGINE, Engine
+from attn_fuzz.text import one_line
 from attn_fuzz.verdict.rounding import Rounding
+
+
+class DeclarationError(InputError):
+    """A target's declaration raises."""
 
 
 class AttentionFunction(Protocol):
@@ -187,7 +193,10 @@ class Support:
             return f"a scale of the cache for each {scales}"
         if case.output_dtype is not None and case.output_dtype not in self.output_dtypes:
             return f"an output of {case.output_dtype}"
-        return self.exclude(case)
+        try:
+            return self.exclude(case)
+        except Exception as error:
+            raise DeclarationError(f"Support.exclude raises {type(error).__name__}: {one_line(str(error))}") from error
 
     def widened(self) -> "Support":
         """A Support that draws the same sizes, dtypes, layouts and forms, and every rule. Refusals are drawn from it."""

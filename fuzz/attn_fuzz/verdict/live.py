@@ -1,5 +1,6 @@
 """Judges calls of attention in a running program: `check` judges one call, and `recording` judges the calls that it makes."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -123,6 +124,9 @@ class Recording:
                 f"recording: got every={self.every}, limit={self.limit}, captures={self.captures!r}, "
                 "expected at least 1, at least 0, and 'wrong' or 'all'"
             )
+        nearest = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+            raise ValueError(f"recording: got folder={str(self.folder)!r}, expected a folder that can be written")
 
     def see(self, call: Call, out: torch.Tensor, lse: torch.Tensor | None = None, *, function: str = "") -> None:
         """Judge a call that a kernel has answered, and capture it if `captures` says so. It raises no error about a wrong call.

@@ -54,8 +54,9 @@ class Rounding:
 
     def __post_init__(self) -> None:
         for name in ("keys_per_tile", "splits", "merged_parts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Rounding: got {getattr(self, name)} {name}, expected at least 1")
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"Rounding: got {value!r} {name}, expected an int of at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

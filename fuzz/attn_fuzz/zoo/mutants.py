@@ -25,13 +25,13 @@ import importlib.abc
 import importlib.machinery
 import linecache
 import sys
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
 import msgspec
+from attn_fuzz import inputs
 from attn_fuzz.errors import InputError
 from attn_fuzz.zoo.patches import Patch, PatchError, patched_sources
 
@@ -56,7 +56,6 @@ Kind = Literal[
 ]
 """Where attention goes wrong: the classes of bugs."""
 
-MAX_BYTES = 1 << 20
 EQUIVALENT = Path(__file__).with_name("equivalent.toml")
 """Generated mutants that change no result: see `attn_fuzz.zoo.reasons`."""
 NOT_FOUND = Path(__file__).with_name("not-found.toml")
@@ -113,15 +112,13 @@ def load(path: Path) -> KnownBug:
         MutantError: it is not TOML, lacks a field or has an unknown one, or a patch does not apply.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise MutantError("not a file")
-        if path.stat().st_size > MAX_BYTES:
-            raise MutantError(f"larger than {MAX_BYTES} bytes: not a mutant")
-        mutant = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), KnownBug)
+        content = inputs.read_toml(path)
+    except InputError as error:
+        raise MutantError(str(error)) from None
+    try:
+        mutant = msgspec.convert(content, KnownBug)
         patched_sources(mutant.patches)
-    except OSError as error:
-        raise MutantError(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # not TOML, not text, not a mutant, not to be applied
+    except (ValueError, RecursionError) as error:  # not a mutant, or not to be applied
         raise MutantError(f"{path}: {error}") from None
     if not mutant.patches:
         raise MutantError(f"{path}: it has no [[patch]]")

@@ -8,10 +8,11 @@ A mutant that changes no result is not run. One that is not found is run, and su
 Mutants whose bytecode is that of the module need no entry, because no sample holds them.
 """
 
-import tomllib
 from pathlib import Path
 
 import msgspec
+from attn_fuzz import inputs
+from attn_fuzz.errors import InputError
 from attn_fuzz.zoo import generate
 from attn_fuzz.zoo.mutants import MutantError
 
@@ -32,15 +33,17 @@ def load(path: Path) -> dict[str, str]:
         MutantError: the file cannot be read, an entry has no reason, a mutant has two entries, or no operator makes it.
     """
     try:
-        entries = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), _File).mutants
+        content = inputs.read_toml(path)
+    except InputError as error:
+        raise MutantError(str(error)) from None
+    try:
+        entries = msgspec.convert(content, _File).mutants
         reasons = {entry.name: entry.reason for entry in entries}
         if len(reasons) < len(entries):
             raise MutantError("a mutant has two entries")
         if silent := [name for name, reason in reasons.items() if not reason.strip()]:
             raise MutantError(f"{silent[0]}: it has no reason")
         generate.by_name([*reasons])
-    except OSError as error:
-        raise MutantError(f"{path}: {error.strerror}") from None
-    except ValueError as error:  # not TOML, not text, another field, or a MutantError
+    except ValueError as error:  # another field, or a MutantError
         raise MutantError(f"{path}: {error}") from None
     return reasons

@@ -1,0 +1,138 @@
+"""Files that a command is given, read with bounds: a stranger may have written them.
+
+A file is read if it is a regular file of at most so many bytes; a pipe or a device has no end. JSON is refused if it is nested
+deeper than MAX_DEPTH, if an object has a name twice, or if a number is no finite number or has more than MAX_DIGITS digits.
+TOML is held to the same bounds. Importing this module needs no extra.
+"""
+
+import json
+import os
+import re
+import stat
+import tomllib
+from itertools import chain
+from pathlib import Path
+from typing import Any, NoReturn
+
+from attn_fuzz.errors import InputError
+from attn_fuzz.text import one_line
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 32
+MAX_DIGITS = 400
+"""As many as the digits of the largest float64, and more."""
+MESSAGE = 200
+_TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[\]{}:]', re.DOTALL)
+_LONG_NUMBER = re.compile(rf"[0-9_]{{{MAX_DIGITS + 1},}}")
+
+
+def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        InputError: the file cannot be read, is no regular file, or has more than `most` bytes.
+    """
+    try:
+        with open(path, "rb", opener=_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InputError(f"{path}: not a file")
+            text = file.read(most + 1)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    if len(text) > most:
+        raise InputError(f"{path}: larger than {most} bytes")
+    return text
+
+
+def read_text(path: Path, most: int = MAX_BYTES) -> str:
+    """The text of a UTF-8 file.
+
+    Raises:
+        InputError: as `read_bytes`, or the file is not UTF-8. The message begins with the path.
+    """
+    try:
+        return read_bytes(path, most).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def read_json(path: Path, most: int = MAX_BYTES) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        InputError: as `read_text`, or the text is not JSON, or beyond the bounds. The message begins with the path.
+    """
+    text = read_text(path, most)
+    try:
+        check_json(text)
+        return json.loads(text, parse_float=_finite, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: {one_line(str(error), MESSAGE)}") from None
+
+
+def read_toml(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:
+    """What a TOML file holds.
+
+    Raises:
+        InputError: as `read_text`, or the text is not TOML, or beyond the bounds. The message begins with the path.
+    """
+    text = read_text(path, most)
+    try:
+        if _LONG_NUMBER.search(text):
+            raise InputError(f"a number of more than {MAX_DIGITS} digits")
+        found = tomllib.loads(text)
+        _check_depth(found)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: {one_line(str(error), MESSAGE)}") from None
+    return found
+
+
+def check_json(text: str) -> None:
+    """Hold a JSON text to the bounds, before or after something else reads it.
+
+    Raises:
+        InputError: values are nested too deeply, an object has a name twice, or a number has too many digits.
+    """
+    names: list[set[str]] = []
+    last = ""
+    for match in _TOKEN.finditer(text):
+        token = match.group()
+        if token in "[{":
+            names.append(set())
+            if len(names) > MAX_DEPTH:
+                raise InputError(f"nested more than {MAX_DEPTH} deep")
+        elif token in "]}":
+            if names:
+                names.pop()
+        elif token == ":" and names:
+            if last in names[-1]:
+                raise InputError(f"{one_line(repr(last), MESSAGE)} is there twice")
+            names[-1].add(last)
+        elif token != ":":
+            last = json.loads(token, strict=False) if "\\" in token else token[1:-1]
+    if _LONG_NUMBER.search(text) and any(map(_LONG_NUMBER.search, _TOKEN.split(text))):
+        raise InputError(f"a number of more than {MAX_DIGITS} digits")
+
+
+def _check_depth(value: Any) -> None:
+    layer = [value]
+    for _ in range(MAX_DEPTH + 1):
+        held = [each.values() if isinstance(each, dict) else each for each in layer if isinstance(each, dict | list)]
+        if not held:
+            return
+        layer = list(chain.from_iterable(held))
+    raise InputError(f"nested more than {MAX_DEPTH} deep")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # without it, opening a pipe waits for someone who writes
+
+
+def _finite(number: str) -> float:
+    if float(number) in (float("inf"), float("-inf")):
+        _no_number(number)
+    return float(number)
+
+
+def _no_number(name: str) -> NoReturn:
+    raise InputError(f"{one_line(name, MESSAGE)} is not a finite number")
