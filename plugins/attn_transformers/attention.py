@@ -1,0 +1,55 @@
+"""The function of attention that transformers calls: by the reference or by the Triton kernels."""
+
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from attn_transformers.arguments import Step, arguments_of, step_of
+
+
+def attention(
+    kernels: ModuleType,
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **arguments: Any,
+) -> tuple[torch.Tensor, None]:
+    """A function for transformers' AttentionInterface, once `kernels` is given.
+
+    Args:
+        kernels: `attn_reference` or `attn_optimized`, which have the same functions.
+        module: transformers' layer; only its `is_causal` is read.
+        query: [B, H, Q, D].
+        key, value: [B, HK, K, D].
+        attention_mask: [B, 1, Q, K] bool, or floats that are added to logits.
+        arguments: those of `arguments_of`.
+
+    Returns:
+        [B, Q, H, D], with zeros for queries that see no key, and no weights.
+
+    Raises:
+        UnsupportedError: an argument asks for something that the contract cannot say, or is not known.
+        ContractError: the arguments contradict each other.
+    """
+    step = step_of(arguments_of(module, query, key, value, attention_mask, **arguments))
+    num_rows, num_heads, num_queries, head_size = query.shape
+    out = query.new_zeros(num_rows * num_queries, num_heads, head_size)
+    if step is not None:
+        out[step.rows] = _attend(kernels, step)
+    return out.unflatten(0, (num_rows, num_queries)), None
+
+
+def written(kernels: ModuleType, step: Step) -> torch.Tensor:
+    """The cache of a step, with its keys and values."""
+    cache, slots = step.empty_cache(), torch.arange(len(step.k), device=step.k.device)
+    kernels.write_kv_cache(step.k, step.v, cache, step.layer, slots)
+    return cache
+
+
+def _attend(kernels: ModuleType, step: Step) -> torch.Tensor:
+    if step.layer.layout is None:
+        return kernels.varlen_attention(step.q, step.k, step.v, step.layer, step.batch)
+    return kernels.paged_attention(step.q, written(kernels, step), step.layer, step.batch)

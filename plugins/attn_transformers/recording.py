@@ -1,0 +1,100 @@
+"""Judges the calls that transformers makes of another implementation of attention, while a model runs."""
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from unittest import mock
+
+import torch
+from attn_contract import ContractError, UnsupportedError
+
+if TYPE_CHECKING:
+    from attn_fuzz import Recording
+
+
+@contextlib.contextmanager
+def recording(
+    folder: str | Path,
+    implementation: str,
+    *,
+    every: int = 1,
+    limit: int = 10,
+    captures: Literal["wrong", "all"] = "wrong",
+) -> "Iterator[Recording]":
+    """Judge the calls of an implementation of attention that models make inside the `with`, and capture the wrong ones.
+
+    The reference computes what transformers' mask and arguments say, and the judge bounds how far rounding may lead away
+    from it. The mask must be one of four dimensions, as those for `eager` and `sdpa`, or none.
+
+    Args:
+        folder, every, limit, captures: as for `attn_fuzz.recording`.
+        implementation: its name as `attn_implementation`, such as "sdpa" or one that you registered.
+
+    Yields:
+        an `attn_fuzz.Recording`: its `calls`, `judged`, `wrong` and `found`.
+
+    Warns:
+        UserWarning: a call could not be translated, with the reason, each reason once; or no call was seen at all.
+    """
+    import attn_fuzz
+    from transformers.modeling_utils import AttentionInterface
+
+    get_interface = AttentionInterface.get_interface
+    with attn_fuzz.recording(folder, every=every, limit=limit, captures=captures) as record:
+
+        def watching(self: AttentionInterface, asked: str, default: Callable[..., Any]) -> Callable[..., Any]:
+            function = get_interface(self, asked, default)
+            return functools.partial(_watched, function, asked, record) if asked == implementation else function
+
+        with mock.patch.object(AttentionInterface, "get_interface", watching):
+            yield record
+    if record.calls == 0:
+        warnings.warn(
+            f"recording: no call of attn_implementation={implementation!r} was judged: no model asked for it, or the model attends "
+            "by code of its own",
+            stacklevel=3,
+        )
+
+
+def _watched(
+    function: Callable[..., Any],
+    implementation: str,
+    record: "Recording",
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **arguments: Any,
+) -> Any:
+    """The function's result. Its arguments and its output are judged; what cannot be judged is a warning."""
+    from attn_transformers.arguments import arguments_of, step_of
+
+    result = function(module, query, key, value, attention_mask, **arguments)
+    try:
+        with torch.no_grad():
+            read = arguments_of(
+                module, query, key, value, attention_mask, none_is_causal=implementation != "eager", **arguments
+            )
+            step = step_of(read)
+            if step is not None:
+                _see(record, step, result[0].detach().flatten(0, 1)[step.rows], implementation)
+    except (ContractError, UnsupportedError) as error:
+        warnings.warn(f"recording: a call of {implementation} was not judged: {error}", stacklevel=2)
+    return result
+
+
+def _see(record: "Recording", step: Any, out: torch.Tensor, implementation: str) -> None:
+    import attn_fuzz
+    import attn_reference
+
+    from attn_transformers.attention import written
+
+    if step.layer.layout is None:
+        call = attn_fuzz.Call(q=step.q, k=step.k, v=step.v, layer=step.layer, batch=step.batch)
+    else:
+        call = attn_fuzz.Call(q=step.q, kv_cache=written(attn_reference, step), layer=step.layer, batch=step.batch)
+    record.see(call, out, function=implementation)
