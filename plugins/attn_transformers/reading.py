@@ -143,8 +143,8 @@ def _readings(seen: torch.Tensor, is_causal: bool, sliding_window: int | None) -
             yield Reading(requests, declared)
         yield Reading(requests)
         yield from _with_rules(requests, seen)
-    requests = _in_runs(seen)
-    if declared:
+    requests = _in_runs(seen, is_causal=is_causal)
+    if declared and is_causal:
         yield Reading(requests, declared)
     yield Reading(requests)
     yield from _with_rules(requests, seen)
@@ -165,31 +165,32 @@ def _whole(seen: torch.Tensor, *, causal: bool, from_start: bool = False) -> lis
     return requests
 
 
-def _in_runs(seen: torch.Tensor) -> list[Request]:
-    """Requests of queries that continue each other: each one's last key is the next one's before it, or the very same one.
+def _in_runs(seen: torch.Tensor, *, is_causal: bool) -> list[Request]:
+    """Requests of queries that continue each other: the last key of each is the next one after that of the query before.
 
-    So a packed sequence becomes a request, and the queries of padding behind a sequence become one that is not causal.
+    So a packed sequence is a request, and so is each query of the padding behind a sequence. In a layer that is not causal,
+    queries that see the same keys are a request.
     """
     requests = []
     for b, rows in enumerate(seen):
         place = rows.any(0).cumsum(0) - 1  # among the keys that are seen
-        run, step, previous = [], 0, -1
+        run, previous = [], range(0)
         for i in _indices(rows.any(1)):
             keys = place[rows[i]]
             first, last = int(keys[0]), int(keys[-1])
-            if run and (first > previous or last - previous not in (0, 1) or (len(run) > 1 and last - previous != step)):
-                requests.append(_run(b, rows, run, step))
+            goes_on = first < previous.stop == last if is_causal else torch.equal(rows[i], rows[i - 1])
+            if run and not goes_on:
+                requests.append(_run(b, rows, run, is_causal))
                 run = []
-            elif run:
-                step = last - previous
-            run, previous = [*run, i], last
+            run.append(i)
+            previous = range(first, last + 1)
         if run:
-            requests.append(_run(b, rows, run, step))
+            requests.append(_run(b, rows, run, is_causal))
     return requests
 
 
-def _run(b: int, rows: torch.Tensor, run: list[int], step: int) -> Request:
-    return Request(b, run, _indices(rows[run].any(0)), causal=len(run) == 1 or step == 1)
+def _run(b: int, rows: torch.Tensor, run: list[int], is_causal: bool) -> Request:
+    return Request(b, run, _indices(rows[run].any(0)), is_causal)
 
 
 def _with_rules(requests: list[Request], seen: torch.Tensor) -> Iterator[Reading]:
@@ -207,7 +208,7 @@ def _with_rules(requests: list[Request], seen: torch.Tensor) -> Iterator[Reading
         leads = [(chunk - _first_chunk(found)) % chunk for found in edges]
         placed = [_moved(request, lead) for request, lead in zip(requests, leads, strict=True)]
         yield Reading(placed, {"chunked_local": chunk})
-    if right > 0:
+    if right > 0 and all(request.positions.start >= 0 for request in requests):
         imaged = [_with_ranges(request, found) for request, found in zip(requests, edges, strict=True)]
         yield Reading(imaged)
         yield Reading(imaged, {"window": (left, left), "ranges_clamped": True})
