@@ -1,13 +1,15 @@
 """transformers plugin: this project's reference and its Triton kernels as implementations of attention, and a judge for others.
 
-After `register`, any model of transformers runs with `attn_implementation="attn_parity"`. `recording` judges the calls of another
-implementation. Both import transformers only when they are called; `recording` needs the extra `fuzz`, too.
+After `register`, models of transformers run with `attn_implementation="attn_parity"`. `replacing` makes them run so where an
+engine accepts no such name. `recording` judges the calls of another implementation. All three import transformers only when
+they are called; `recording` needs the extra `fuzz`, too.
 
-`arguments` translates a call of transformers into one of the contract, with `reading` for its mask and `biases` for what is added
-to logits. `attention` makes the call. `own_attention` is about models without transformers' interface.
+`arguments` translates a call of transformers into one of the contract: `masks` finds the requests and rules that a mask says,
+`reading` proves them, and `biases` reads what is added to logits. `attention` makes the call. `own_attention` is about models
+that transformers' interface does not reach.
 """
 
 from attn_transformers.recording import recording
-from attn_transformers.registration import IMPLEMENTATIONS, register
+from attn_transformers.registration import IMPLEMENTATIONS, register, replacing
 
-__all__ = ["IMPLEMENTATIONS", "recording", "register"]
+__all__ = ["IMPLEMENTATIONS", "recording", "register", "replacing"]

@@ -1,6 +1,6 @@
 """What transformers passes to a function of attention, as a call of the contract.
 
-Which keys a query sees is read from the mask alone (`attn_transformers.reading`), and everything else from the arguments. An
+Which keys a query sees is read from the mask alone (`attn_transformers.masks`), and everything else from the arguments. An
 argument that is not known here and carries anything is refused by name.
 """
 
@@ -13,16 +13,22 @@ from attn_contract import Batch, ContractError, Layer, UnsupportedError
 from attn_contract.arguments import shown
 
 from attn_transformers.biases import WHO, slopes_of, split_mask
-from attn_transformers.reading import LAYOUT, Reading, read
+from attn_transformers.masks import read
+from attn_transformers.reading import LAYOUT, Reading
 
 WITHOUT_EFFECT = frozenset(
-    {"position_ids", "use_cache", "output_hidden_states", "output_router_logits", "return_dict", "num_items_in_batch"}
+    {
+        *("position_ids", "use_cache", "output_hidden_states", "output_router_logits", "return_dict", "num_items_in_batch"),
+        *("max_length_q", "max_length_k"),
+    }
 )
-"""Arguments that models hand on and that change no attention. Positions rotate queries and keys before, and the mask knows them."""
+"""Arguments that models hand on and that change no attention. Positions have rotated queries and keys, and made the mask."""
+
+OF_THE_ENGINE = frozenset({"read_index", "write_index", "block_table", "logits_indices", "logits_processor_args"})
+"""Arguments of continuous batching, which its cache reads and no attention does."""
 
 REFUSED = {
     "output_attentions": "the kernels do not return weights: use attn_implementation='eager'",
-    "cu_seq_lens_q": "its requests are not in the mask: give position_ids and no attention_mask, or a batch with padding",
     "head_mask": "no rule of the contract takes a head away",
 }
 """Arguments that are known, with the reason why they are refused."""
@@ -39,6 +45,7 @@ class Arguments:
         bias: [B, H, Q, K] on the CPU, what is added to logits.
         softcap, s_aux, sliding_window: transformers' names of logits_soft_cap, of sinks, and of a window that counts the token
             itself.
+        packed: where the queries and the keys of each request begin, and where those of the last one end.
     """
 
     query: torch.Tensor
@@ -51,6 +58,7 @@ class Arguments:
     s_aux: torch.Tensor | None
     sliding_window: int | None
     is_causal: bool
+    packed: tuple[list[int], list[int]] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +98,8 @@ def arguments_of(
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
     position_bias: torch.Tensor | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    cu_seq_lens_k: torch.Tensor | None = None,
     **others: Any,
 ) -> Arguments:
     """The checked arguments of transformers' call of a function of attention.
@@ -125,18 +135,21 @@ def arguments_of(
         s_aux=s_aux,
         sliding_window=sliding_window,
         is_causal=causal,
+        packed=None if cu_seq_lens_q is None or cu_seq_lens_k is None else (cu_seq_lens_q.tolist(), cu_seq_lens_k.tolist()),
     )
 
 
 def step_of(arguments: Arguments) -> Step | None:
     """The call of the contract; None where no query sees a key."""
     seen, query = arguments.seen, arguments.query
-    reading = read(seen, is_causal=arguments.is_causal, sliding_window=arguments.sliding_window)
+    reading = read(seen, is_causal=arguments.is_causal, sliding_window=arguments.sliding_window, packed=arguments.packed)
     if not reading.requests:
         return None
     if arguments.bias is not None:
         if arguments.s_aux is not None:
-            raise UnsupportedError(WHO, "sinks beside a position_bias", "a sink notices what ALiBi of transformers adds to a row")
+            raise UnsupportedError(
+                WHO, "sinks beside a position_bias", "a sink notices what ALiBi of transformers adds to a row"
+            )
         slopes = slopes_of(arguments.bias, seen, reading).to(query.device)
         reading = dataclasses.replace(reading, rules={**reading.rules, "alibi_slopes": slopes})
     layer = _layer(arguments, reading)

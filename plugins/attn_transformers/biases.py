@@ -1,8 +1,8 @@
 """What transformers adds to logits: additive masks, split into what they hide and what they add, and ALiBi.
 
-The contract's ALiBi is `-slope * abs(j - p)`. Models of transformers add `slope * (j - c)` instead, where c differs by row, rounded
-to the model's dtype. A softmax does not see what is added to a whole row, unless the row has a sink. So a bias is ALiBi if it is the
-contract's, up to a number for each row and up to its own rounding.
+The contract's ALiBi is `-slope * abs(j - p)`. Models of transformers add `slope * (j - c)` instead, where c differs by row,
+rounded to the model's dtype. A softmax does not see what is added to a whole row, unless the row has a sink. So a bias is ALiBi
+if it is the contract's, up to a number for each row and up to its own rounding.
 """
 
 import torch

@@ -1,7 +1,7 @@
-"""Models that attend without transformers' AttentionInterface: Bloom and MPT are taught to use it, all others are refused by name.
+"""Models that attend without transformers' AttentionInterface: Bloom and MPT are taught to use it, others are refused by name.
 
-`teach` replaces the forward of the two attention modules. The new one goes through the interface while its model asks for one of
-our implementations, and is the old one otherwise.
+`teach` replaces the forward of the two attention modules. The new one goes through the interface while its model asks for one
+of our implementations, and is the old one otherwise.
 """
 
 import functools

@@ -1,13 +1,9 @@
-"""A mask of transformers, read as requests and rules of the contract, and the proof of the reading.
+"""A mask of transformers as requests and rules of the contract, and the proof that they show the mask.
 
-transformers says which keys a query sees by a mask [B, Q, K], whatever the model's rule was: causality, windows, chunks, images,
-padding, static caches, packed sequences. `read` proposes readings of a mask, from the most telling one to one request per query,
-and takes the first one whose visibility by the reference (`attn_reference.visible`) is the mask, element by element. So no reading
-can be wrong, and none is needed for the right output: a reading only says by which rules the output is computed.
+The proof is `Reading.shows`: what the reference sees (`attn_reference.visible`), element by element, is the mask.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,7 +54,7 @@ class Reading:
 
     @property
     def attn_type(self) -> AttentionType:
-        """DECODER if a request is causal; else ENCODER_ONLY if the queries are the keys; else ENCODER_DECODER, which has no rules."""
+        """DECODER if a request is causal, ENCODER_ONLY if queries are the keys, else ENCODER_DECODER, which has no rules."""
         if any(request.causal for request in self.requests):
             return AttentionType.DECODER
         if all(request.queries == request.keys for request in self.requests):
@@ -116,145 +112,3 @@ class Reading:
             at = torch.tensor(request.queries)[:, None], torch.tensor(request.keys)[None, :]
             shown[request.row][at] = visible[:, request.lead :]
         return torch.equal(shown, seen)
-
-
-def read(seen: torch.Tensor, *, is_causal: bool, sliding_window: int | None = None) -> Reading:
-    """The first reading that shows the mask. A query that sees no key belongs to no request.
-
-    Args:
-        seen: [B, Q, K] bool, on the CPU.
-        is_causal: whether the layer calls itself causal: which of two readings that show the same comes first.
-        sliding_window: W of the layer. The window (W - 1, W - 1) comes first where it shows the mask.
-    """
-    for reading in _readings(seen, is_causal, sliding_window):
-        if reading.shows(seen):
-            return reading
-    raise AssertionError("a request for each query shows any mask")
-
-
-def _readings(seen: torch.Tensor, is_causal: bool, sliding_window: int | None) -> Iterator[Reading]:
-    """Proposals, right or wrong; the last one is right for any mask."""
-    declared = {"window": (sliding_window - 1, sliding_window - 1)} if sliding_window is not None and sliding_window > 0 else None
-    if declared and is_causal:
-        yield Reading(_whole(seen, causal=True, from_start=True), declared)
-    for causal in (is_causal, not is_causal):
-        requests = _whole(seen, causal=causal)
-        if declared and causal:
-            yield Reading(requests, declared)
-        yield Reading(requests)
-        yield from _with_rules(requests, seen)
-    requests = _in_runs(seen, is_causal=is_causal)
-    if declared and is_causal:
-        yield Reading(requests, declared)
-    yield Reading(requests)
-    yield from _with_rules(requests, seen)
-    yield Reading([Request(b, [i], _indices(seen[b, i])) for b, i in seen.any(2).nonzero().tolist()])
-
-
-def _whole(seen: torch.Tensor, *, causal: bool, from_start: bool = False) -> list[Request]:
-    """One request for each row, of the queries that see a key and of the keys that a query sees.
-
-    Args:
-        from_start: whether the keys before the first one that is seen are kept: a window may be what hides them.
-    """
-    requests = []
-    for b, rows in enumerate(seen):
-        queries, keys = _indices(rows.any(1)), _indices(rows.any(0))
-        if queries:
-            requests.append(Request(b, queries, [*range(keys[0]), *keys] if from_start else keys, causal))
-    return requests
-
-
-def _in_runs(seen: torch.Tensor, *, is_causal: bool) -> list[Request]:
-    """Requests of queries that continue each other: the last key of each is the next one after that of the query before.
-
-    So a packed sequence is a request, and so is each query of the padding behind a sequence. In a layer that is not causal,
-    queries that see the same keys are a request.
-    """
-    requests = []
-    for b, rows in enumerate(seen):
-        place = rows.any(0).cumsum(0) - 1  # among the keys that are seen
-        run, previous = [], range(0)
-        for i in _indices(rows.any(1)):
-            keys = place[rows[i]]
-            first, last = int(keys[0]), int(keys[-1])
-            goes_on = first < previous.stop == last if is_causal else torch.equal(rows[i], rows[i - 1])
-            if run and not goes_on:
-                requests.append(_run(b, rows, run, is_causal))
-                run = []
-            run.append(i)
-            previous = range(first, last + 1)
-        if run:
-            requests.append(_run(b, rows, run, is_causal))
-    return requests
-
-
-def _run(b: int, rows: torch.Tensor, run: list[int], is_causal: bool) -> Request:
-    return Request(b, run, _indices(rows[run].any(0)), is_causal)
-
-
-def _with_rules(requests: list[Request], seen: torch.Tensor) -> Iterator[Reading]:
-    """The requests under the rules that the edges of the mask suggest."""
-    edges = [_edges(request, seen) for request in requests]
-    causal = all(request.causal for request in requests)
-    left = max((p - first for found in edges for p, first, _ in found), default=-1)
-    right = max((last - p for found in edges for p, _, last in found), default=-1)
-    if left >= 0 and (causal or right >= 0):
-        yield Reading(requests, {"window": (left, left if causal else right)})
-    if not causal:
-        return
-    chunk = max((_chunk(found) for found in edges), default=0)
-    if chunk > 0:
-        leads = [(chunk - _first_chunk(found)) % chunk for found in edges]
-        placed = [_moved(request, lead) for request, lead in zip(requests, leads, strict=True)]
-        yield Reading(placed, {"chunked_local": chunk})
-    if right > 0 and all(request.positions.start >= 0 for request in requests):
-        imaged = [_with_ranges(request, found) for request, found in zip(requests, edges, strict=True)]
-        yield Reading(imaged)
-        yield Reading(imaged, {"window": (left, left), "ranges_clamped": True})
-        outside = [p - first for request, found in zip(imaged, edges, strict=True) for p, first, _ in _outside(request, found)]
-        yield Reading(imaged, {"window": (max(outside, default=0),) * 2})
-
-
-Edge = tuple[int, int, int]
-"""The position of a query, and those of the first and the last key that it sees."""
-
-
-def _edges(request: Request, seen: torch.Tensor) -> list[Edge]:
-    rows = seen[request.row][request.queries][:, request.keys]
-    last = rows.shape[1] - 1 - rows.flip(1).int().argmax(1)
-    return list(zip(request.positions, rows.int().argmax(1).tolist(), last.tolist(), strict=True))
-
-
-def _chunk(edges: Sequence[Edge]) -> int:
-    """The length of the longest stretch of positions whose queries begin with the same key."""
-    starts = sorted({first for _, first, _ in edges})
-    return max(end - start for start, end in itertools.pairwise([*starts, edges[-1][0] + 1]))
-
-
-def _first_chunk(edges: Sequence[Edge]) -> int:
-    """The length of the first stretch if another one follows, of which a sliding cache may have lost the beginning; else 0."""
-    starts = sorted({first for _, first, _ in edges})
-    return starts[1] - starts[0] if len(starts) > 1 else 0
-
-
-def _moved(request: Request, lead: int) -> Request:
-    return Request(request.row, request.queries, request.keys, request.causal, lead)
-
-
-def _with_ranges(request: Request, edges: Sequence[Edge]) -> Request:
-    """The request with a range for each stretch of queries that see the same last key, beyond their own."""
-    ranges = []
-    for last, stretch in itertools.groupby(edges, key=lambda edge: edge[2]):
-        first, *_ = next(stretch)
-        if first < last:
-            ranges.append((first, last))
-    return Request(request.row, request.queries, request.keys, request.causal, ranges=tuple(ranges))
-
-
-def _outside(request: Request, edges: Sequence[Edge]) -> list[Edge]:
-    return [edge for edge in edges if not any(first <= edge[0] <= last for first, last in request.ranges)]
-
-
-def _indices(flags: torch.Tensor) -> list[int]:
-    return flags.nonzero().flatten().tolist()

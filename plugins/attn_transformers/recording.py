@@ -8,8 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from unittest import mock
 
+import attn_reference
 import torch
 from attn_contract import ContractError, UnsupportedError
+
+from attn_transformers.arguments import Step, arguments_of, step_of
+from attn_transformers.attention import through_cache, written
+from attn_transformers.registration import intercepted
 
 if TYPE_CHECKING:
     from attn_fuzz import Recording
@@ -40,45 +45,37 @@ def recording(
         UserWarning: a call could not be translated, with the reason, each reason once; or no call was seen at all.
     """
     import attn_fuzz
-    from transformers.modeling_utils import AttentionInterface
 
-    get_interface = AttentionInterface.get_interface
-    with attn_fuzz.recording(folder, every=every, limit=limit, captures=captures) as record:
-
-        def watching(self: AttentionInterface, asked: str, default: Callable[..., Any]) -> Callable[..., Any]:
-            function = get_interface(self, asked, default)
-            return functools.partial(_watched, function, asked, record) if asked == implementation else function
-
-        with mock.patch.object(AttentionInterface, "get_interface", watching):
-            yield record
+    with contextlib.ExitStack() as stack:
+        record = stack.enter_context(attn_fuzz.recording(folder, every=every, limit=limit, captures=captures))
+        watched = functools.partial(functools.partial, _watched, record=record, implementation=implementation)
+        stack.enter_context(intercepted(implementation, watched))
+        yield record
     if record.calls == 0:
-        warnings.warn(
-            f"recording: no call of attn_implementation={implementation!r} was judged: no model asked for it, or the model attends "
-            "by code of its own",
-            stacklevel=3,
-        )
+        reason = "no model asked for it, or the model attends by code of its own"
+        warnings.warn(f"recording: no call of attn_implementation={implementation!r} was judged: {reason}", stacklevel=3)
 
 
 def _watched(
     function: Callable[..., Any],
-    implementation: str,
-    record: "Recording",
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
+    *,
+    record: "Recording",
+    implementation: str,
     **arguments: Any,
 ) -> Any:
     """The function's result. Its arguments and its output are judged; what cannot be judged is a warning."""
-    from attn_transformers.arguments import arguments_of, step_of
-
-    result = function(module, query, key, value, attention_mask, **arguments)
+    with _updated_once(arguments.get("cache")):
+        result = function(module, query, key, value, attention_mask, **arguments)
+        key, value, arguments = through_cache(module, key, value, **arguments)
+    none_is_causal = "eager" not in implementation
     try:
         with torch.no_grad():
-            read = arguments_of(
-                module, query, key, value, attention_mask, none_is_causal=implementation != "eager", **arguments
-            )
+            read = arguments_of(module, query, key, value, attention_mask, none_is_causal=none_is_causal, **arguments)
             step = step_of(read)
             if step is not None:
                 _see(record, step, result[0].detach().flatten(0, 1)[step.rows], implementation)
@@ -87,11 +84,27 @@ def _watched(
     return result
 
 
-def _see(record: "Recording", step: Any, out: torch.Tensor, implementation: str) -> None:
-    import attn_fuzz
-    import attn_reference
+@contextlib.contextmanager
+def _updated_once(cache: Any) -> Iterator[None]:
+    """A second update of a cache inside the `with` does nothing and gives what the first one gave."""
+    if cache is None:
+        yield
+        return
+    update, given = cache.update, []
 
-    from attn_transformers.attention import written
+    def once(*, kwargs: dict[str, Any], **states: Any) -> Any:
+        if not given:
+            given.append((update(**states, kwargs=kwargs), dict(kwargs)))
+        result, changed = given[0]
+        kwargs.update(changed)
+        return result
+
+    with mock.patch.object(cache, "update", once):
+        yield
+
+
+def _see(record: "Recording", step: Step, out: torch.Tensor, implementation: str) -> None:
+    import attn_fuzz
 
     if step.layer.layout is None:
         call = attn_fuzz.Call(q=step.q, k=step.k, v=step.v, layer=step.layer, batch=step.batch)

@@ -1,10 +1,14 @@
 """Names for transformers' `attn_implementation`."""
 
+import contextlib
 import functools
 import importlib
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
+from attn_contract import ContractError
 
 IMPLEMENTATIONS = {"attn_parity": "attn_reference", "attn_parity_triton": "attn_optimized"}
 """The packages that compute, by the names that models ask for: the reference, on any device, and the Triton kernels."""
@@ -22,18 +26,48 @@ def register() -> None:
     try:
         from transformers import AttentionInterface, AttentionMaskInterface
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "attn_transformers needs transformers: pip install 'attn-parity[transformers]'", name=error.name
-        ) from None
-    from attn_transformers.attention import attention
+        reason = "attn_transformers needs transformers: pip install 'attn-parity[transformers]'"
+        raise ModuleNotFoundError(reason, name=error.name) from None
     from attn_transformers.own_attention import teach
 
     if "attn_parity" in AttentionInterface():
         return
     for name, package in IMPLEMENTATIONS.items():
-        AttentionInterface.register(name, functools.partial(_imported, attention, package))
+        AttentionInterface.register(name, functools.partial(_computed_by, package))
         AttentionMaskInterface.register(name, whole_mask)
     teach(IMPLEMENTATIONS)
+
+
+@contextlib.contextmanager
+def replacing(implementation: str, by: str = "attn_parity") -> Iterator[None]:
+    """Compute inside the `with` what models ask of another implementation, for engines that accept no name but their own.
+
+    Continuous batching is such an engine: it takes "sdpa" and "paged|eager", and makes masks for no other name.
+
+    Args:
+        implementation: "sdpa", "eager", "paged|eager" or any other whose masks have four dimensions.
+        by: a name of IMPLEMENTATIONS.
+    """
+    if by not in IMPLEMENTATIONS:
+        raise ContractError("by", repr(by), f"one of {', '.join(IMPLEMENTATIONS)}")
+    ours = functools.partial(_computed_by, IMPLEMENTATIONS[by], none_is_causal="eager" not in implementation)
+    with intercepted(implementation, lambda theirs: ours):
+        yield
+
+
+@contextlib.contextmanager
+def intercepted(implementation: str, change: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Give models inside the `with`, in all threads, a changed function where they ask transformers for an implementation."""
+    from transformers import AttentionInterface
+
+    get_interface = AttentionInterface.get_interface
+
+    def changed(self: Any, asked: str, default: Callable[..., Any]) -> Callable[..., Any]:
+        function = get_interface(self, asked, default)
+        return change(function) if asked == implementation else function
+
+    with mock.patch.object(AttentionInterface, "get_interface", changed):
+        yield
 
 
 def whole_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
@@ -43,6 +77,8 @@ def whole_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
     return sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
 
 
-def _imported(attention: Any, package: str, *args: Any, **kwargs: Any) -> Any:
+def _computed_by(package: str, *args: Any, **kwargs: Any) -> Any:
     """`attention` with kernels that are imported when a model first needs them: the Triton kernels need Triton."""
+    from attn_transformers.attention import attention
+
     return attention(importlib.import_module(package), *args, **kwargs)

@@ -7,7 +7,14 @@ import torch
 import transformers
 
 VOCABULARY = 64
-SMALL = {"vocab_size": VOCABULARY, "hidden_size": 64, "num_attention_heads": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 GROUPED = {**SMALL, "num_hidden_layers": 2, "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 64}
 WINDOW = 4
 
@@ -165,5 +172,7 @@ def prompts(lengths: tuple[int, ...], *, padded: str = "left") -> dict[str, torc
 
 
 def features(rows: int) -> dict[str, torch.Tensor]:
-    """Whisper's input: 16 frames, which its encoder halves."""
-    return {"input_features": torch.randn(rows, 8, 16, generator=torch.Generator().manual_seed(1))}
+    """Whisper's input: 16 frames, which its encoder halves, and 4 tokens for its decoder."""
+    generator = torch.Generator().manual_seed(1)
+    frames = torch.randn(rows, 8, 16, generator=generator)
+    return {"input_features": frames, "decoder_input_ids": torch.randint(4, VOCABULARY, (rows, 4), generator=generator)}
