@@ -78,10 +78,6 @@ class Step:
     v: torch.Tensor
     rows: torch.Tensor
 
-    def empty_cache(self) -> torch.Tensor:
-        """Room for all keys, and one block that no request writes."""
-        return self.k.new_zeros(len(self.k) + 1, 2, 1, *self.k.shape[1:])
-
 
 def arguments_of(
     module: torch.nn.Module,
@@ -153,13 +149,13 @@ def step_of(arguments: Arguments) -> Step | None:
         slopes = slopes_of(arguments.bias, seen, reading).to(query.device)
         reading = dataclasses.replace(reading, rules={**reading.rules, "alibi_slopes": slopes})
     layer = _layer(arguments, reading)
-    num_rows, num_queries, num_keys = seen.shape
+    _, num_queries, num_keys = seen.shape
     rows = _at(reading, num_queries, query.device)
     k, v = (x.transpose(1, 2).flatten(0, 1).contiguous() for x in (arguments.key, arguments.value))
     if layer.layout is None:
         k, v = k[rows], v[rows]
     q = query.transpose(1, 2).flatten(0, 1)[rows]
-    return Step(layer, reading.batch(num_keys, num_rows, query.device), q.detach(), k.detach(), v.detach(), rows)
+    return Step(layer, reading.batch(num_keys, query.device), q.detach(), k.detach(), v.detach(), rows)
 
 
 def _refuse(others: dict[str, Any]) -> None:

@@ -58,7 +58,8 @@ def through_cache(
 
 def written(kernels: ModuleType, step: Step) -> torch.Tensor:
     """The cache of a step, with its keys and values."""
-    cache, slots = step.empty_cache(), torch.arange(len(step.k), device=step.k.device)
+    num_keys, *row = step.k.shape
+    cache, slots = step.k.new_empty(num_keys, 2, 1, *row), torch.arange(num_keys, device=step.k.device)
     kernels.write_kv_cache(step.k, step.v, cache, step.layer, slots)
     return cache
 

@@ -42,7 +42,7 @@ def slopes_of(bias: torch.Tensor, seen: torch.Tensor, reading: Reading) -> torch
     distances, rises = [], []
     for request in reading.requests:
         at = torch.tensor(request.queries)[:, None], torch.tensor(request.keys)[None, :]
-        p, j = torch.tensor(request.positions)[:, None], request.lead + torch.arange(len(request.keys))[None, :]
+        p, j = torch.tensor(request.positions)[:, None], torch.arange(request.seq_len)[None, :]
         visible, distance, added = seen[request.row][at], (j - p).abs(), bias[request.row][:, *at].double()
         # from the last key that a row sees
         last = visible.shape[1] - 1 - visible.flip(1).int().argmax(1, keepdim=True)

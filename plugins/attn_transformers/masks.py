@@ -43,10 +43,11 @@ def read(
 def _readings(seen: torch.Tensor, is_causal: bool, sliding_window: int | None) -> Iterator[Reading]:
     """Proposals, right or wrong; the last one is right for any mask."""
     if is_causal:
-        yield from _with_window(_whole(seen, causal=True, from_start=True), sliding_window)
+        yield from _in_window(_whole(seen, from_start=True), sliding_window)
+    whole = _whole(seen)
     for causal in (is_causal, not is_causal):
-        yield from _with_rules(_whole(seen, causal=causal), seen, sliding_window)
-    yield from _with_rules(_in_runs(seen, is_causal=is_causal), seen, sliding_window)
+        yield from _under_rules(whole, causal, seen, sliding_window)
+    yield from _under_rules(_in_runs(seen, is_causal), is_causal, seen, sliding_window)
     yield Reading([Request(b, [i], _indices(seen[b, i])) for b, i in seen.any(2).nonzero().tolist()])
 
 
@@ -57,12 +58,12 @@ def _packed(seen: torch.Tensor, packed: tuple[list[int], list[int]], sliding_win
         return
     spans = zip(itertools.pairwise(query_starts), itertools.pairwise(key_starts), strict=True)
     given = [(list(range(*queries)), list(range(*keys))) for queries, keys in spans]
+    requests = [Request(0, queries, keys) for queries, keys in given if queries and keys]
     for causal in (True, False):
-        requests = [Request(0, queries, keys, causal) for queries, keys in given if queries and keys]
-        yield from _with_rules(requests, seen, sliding_window)
+        yield from _under_rules(requests, causal, seen, sliding_window)
 
 
-def _whole(seen: torch.Tensor, *, causal: bool, from_start: bool = False) -> list[Request]:
+def _whole(seen: torch.Tensor, *, from_start: bool = False) -> list[Request]:
     """One request for each row, of the queries that see a key and of the keys that a query sees.
 
     Args:
@@ -72,75 +73,67 @@ def _whole(seen: torch.Tensor, *, causal: bool, from_start: bool = False) -> lis
     for b, rows in enumerate(seen):
         queries, keys = _indices(rows.any(1)), _indices(rows.any(0))
         if queries:
-            requests.append(Request(b, queries, [*range(keys[0]), *keys] if from_start else keys, causal))
+            requests.append(Request(b, queries, [*range(keys[0]), *keys] if from_start else keys))
     return requests
 
 
-def _in_runs(seen: torch.Tensor, *, is_causal: bool) -> list[Request]:
+def _in_runs(seen: torch.Tensor, is_causal: bool) -> list[Request]:
     """Requests of queries that continue each other: the last key of each is the next one after that of the query before.
 
     So a packed sequence is a request, and so is each query of the padding behind a sequence. In a layer that is not causal,
     queries that see the same keys are a request.
     """
-    requests = []
+    runs: list[tuple[int, list[int]]] = []
     for b, rows in enumerate(seen):
-        place = rows.any(0).cumsum(0) - 1  # among the keys that are seen
-        run, previous = [], range(0)
+        place, previous = rows.any(0).cumsum(0) - 1, range(0)  # among the keys that are seen
         for i in _indices(rows.any(1)):
             keys = place[rows[i]]
             first, last = int(keys[0]), int(keys[-1])
             goes_on = first < previous.stop == last if is_causal else torch.equal(rows[i], rows[i - 1])
-            if run and not goes_on:
-                requests.append(_run(b, rows, run, is_causal))
-                run = []
-            run.append(i)
+            if previous and goes_on:
+                runs[-1][1].append(i)
+            else:
+                runs.append((b, [i]))
             previous = range(first, last + 1)
-        if run:
-            requests.append(_run(b, rows, run, is_causal))
-    return requests
+    return [Request(b, run, _indices(seen[b][run].any(0))) for b, run in runs]
 
 
-def _run(b: int, rows: torch.Tensor, run: list[int], is_causal: bool) -> Request:
-    return Request(b, run, _indices(rows[run].any(0)), is_causal)
+def _in_window(requests: list[Request], sliding_window: int | None) -> Iterator[Reading]:
+    if sliding_window is not None and sliding_window > 0:
+        yield Reading(requests, True, {"window": (sliding_window - 1, sliding_window - 1)})
 
 
-def _with_window(requests: list[Request], sliding_window: int | None) -> Iterator[Reading]:
-    if sliding_window is not None and sliding_window > 0 and all(request.causal for request in requests):
-        yield Reading(requests, {"window": (sliding_window - 1, sliding_window - 1)})
-
-
-def _with_rules(requests: list[Request], seen: torch.Tensor, sliding_window: int | None) -> Iterator[Reading]:
-    """The requests under the window that is given, under no rule, and under the rules that the edges of the mask suggest."""
-    yield from _with_window(requests, sliding_window)
-    yield Reading(requests)
+def _under_rules(requests: list[Request], causal: bool, seen: torch.Tensor, sliding_window: int | None) -> Iterator[Reading]:
+    """The requests in the window that is given, under no rule, and under the rules that the edges of the mask suggest."""
+    if causal:
+        yield from _in_window(requests, sliding_window)
+    yield Reading(requests, causal)
     edges = [_edges(request, seen) for request in requests]
-    causal = all(request.causal for request in requests)
     left = max((p - first for found in edges for p, first, _ in found), default=-1)
     right = max((last - p for found in edges for p, _, last in found), default=-1)
     if left >= 0 and (causal or right >= 0):
-        yield Reading(requests, {"window": (left, left if causal else right)})
+        yield Reading(requests, causal, {"window": (left, left if causal else right)})
     if causal:
-        yield from _with_chunks(requests, edges)
+        yield from _in_chunks(requests, edges)
     if causal and right > 0 and all(request.positions.start >= 0 for request in requests):
         yield from _with_images(requests, edges, left)
 
 
-def _with_chunks(requests: list[Request], edges: list[list[Edge]]) -> Iterator[Reading]:
-    """The requests in chunks as long as the longest stretch of queries that begin with the same key."""
-    chunk = max((_chunk(found) for found in edges), default=0)
+def _in_chunks(requests: list[Request], edges: list[list[Edge]]) -> Iterator[Reading]:
+    """The requests in chunks as long as the longest stretch of positions whose queries begin with the same key."""
+    chunk = 0
+    for found in edges:
+        starts = sorted({first for _, first, _ in found})
+        chunk = max(chunk, *(end - start for start, end in itertools.pairwise([*starts, found[-1][0] + 1])))
     if chunk > 0:
-        leads = [(chunk - _first_chunk(found)) % chunk for found in edges]
-        yield Reading(
-            [dataclasses.replace(request, lead=lead) for request, lead in zip(requests, leads, strict=True)],
-            {"chunked_local": chunk},
-        )
+        yield Reading(requests, True, {"chunked_local": chunk})
 
 
 def _with_images(requests: list[Request], edges: list[list[Edge]], left: int) -> Iterator[Reading]:
     """The requests with bidirectional ranges: in all layers, then where a window clamps them, then where they open a window."""
     imaged = [dataclasses.replace(request, ranges=_ranges(found)) for request, found in zip(requests, edges, strict=True)]
-    yield Reading(imaged)
-    yield Reading(imaged, {"window": (left, left), "ranges_clamped": True})
+    yield Reading(imaged, True)
+    yield Reading(imaged, True, {"window": (left, left), "ranges_clamped": True})
     outside = [
         p - first
         for request, found in zip(imaged, edges, strict=True)
@@ -148,25 +141,13 @@ def _with_images(requests: list[Request], edges: list[list[Edge]], left: int) ->
         if not any(a <= p <= b for a, b in request.ranges)
     ]
     left = max(outside, default=0)
-    yield Reading(imaged, {"window": (left, left)})
+    yield Reading(imaged, True, {"window": (left, left)})
 
 
 def _edges(request: Request, seen: torch.Tensor) -> list[Edge]:
     rows = seen[request.row][request.queries][:, request.keys]
     last = rows.shape[1] - 1 - rows.flip(1).int().argmax(1)
     return list(zip(request.positions, rows.int().argmax(1).tolist(), last.tolist(), strict=True))
-
-
-def _chunk(edges: Sequence[Edge]) -> int:
-    """The length of the longest stretch of positions whose queries begin with the same key."""
-    starts = sorted({first for _, first, _ in edges})
-    return max(end - start for start, end in itertools.pairwise([*starts, edges[-1][0] + 1]))
-
-
-def _first_chunk(edges: Sequence[Edge]) -> int:
-    """The length of the first stretch if another one follows, of which a sliding cache may have lost the beginning; else 0."""
-    starts = sorted({first for _, first, _ in edges})
-    return starts[1] - starts[0] if len(starts) > 1 else 0
 
 
 def _ranges(edges: Sequence[Edge]) -> tuple[tuple[int, int], ...]:
