@@ -54,6 +54,6 @@ def slopes_of(bias: torch.Tensor, seen: torch.Tensor, reading: Reading) -> torch
     slopes = -rise[:, farthest] / distance[farthest] if distance[farthest] else rise.new_zeros(len(rise))
     rounding = 4 * torch.finfo(bias.dtype).eps * bias.abs().amax()
     if ((rise + slopes[:, None] * distance).abs() > rounding).any():
-        reason = "it is not ALiBi, and the contract has no other bias for each head"
+        reason = "it is not ALiBi of the tokens that are seen, and the contract has no other bias for each head"
         raise UnsupportedError(WHO, "this position_bias, or mask that is added to logits,", reason)
     return slopes.float()

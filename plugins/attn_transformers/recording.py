@@ -46,10 +46,10 @@ def recording(
     """
     import attn_fuzz
 
-    with contextlib.ExitStack() as stack:
-        record = stack.enter_context(attn_fuzz.recording(folder, every=every, limit=limit, captures=captures))
-        watched = functools.partial(functools.partial, _watched, record=record, implementation=implementation)
-        stack.enter_context(intercepted(implementation, watched))
+    record = attn_fuzz.Recording(Path(folder), every, limit, captures)
+    with intercepted(
+        implementation, lambda function: functools.partial(_watched, function, record=record, implementation=implementation)
+    ):
         yield record
     if record.calls == 0:
         reason = "no model asked for it, or the model attends by code of its own"
