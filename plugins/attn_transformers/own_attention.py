@@ -66,8 +66,9 @@ def _refusing(check: Callable[..., str], names: Collection[str]) -> Callable[...
 
 def _attend(module: torch.nn.Module, query: Any, key: Any, value: Any, mask: Any, **arguments: Any) -> torch.Tensor:
     """[B, Q, H * D]"""
-    function = ALL_ATTENTION_FUNCTIONS.get_interface(_asked.get(), None)
-    return function(module, query, key, value, mask, is_causal=True, **arguments)[0].flatten(2)
+    asked = _asked.get()
+    assert asked is not None
+    return ALL_ATTENTION_FUNCTIONS[asked](module, query, key, value, mask, is_causal=True, **arguments)[0].flatten(2)
 
 
 def _bloom(

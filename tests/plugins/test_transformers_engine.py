@@ -107,7 +107,7 @@ def test_a_recording_keeps_the_calls_of_a_wrong_attention_as_cases(tmp_path, mon
     (found,) = recording.found
     case = json.loads(found.case.read_text())
     assert (case["window"], case["sinks"], len(case["requests"])) == ([3, 3], "near", 3)
-    assert "value: out of request 0" in found.judgement.message
+    assert found.judgement.message.startswith("out of request 0 at row 0")
 
 
 def test_continuous_batching_forgets_the_soft_cap_on_paged_eager(tmp_path):
@@ -147,9 +147,9 @@ def test_a_recording_says_what_it_cannot_judge(tmp_path, monkeypatch):
     model.set_attn_implementation("mine")
     with pytest.warns(UserWarning, match="was not judged") as caught, attn_transformers.recording(tmp_path, "mine"):
         model(**prompts((4,)), lookback=3)
-    assert {str(one.message).partition(" not supported")[0] for one in caught} == {
-        "recording: a call of mine was not judged: attn_transformers: lookback (3)",
-        "recording: no call of attn_implementation='mine' was judged: no model asked for it, or the model attends by code of its own",
+    assert {str(one.message)[:69] for one in caught} == {
+        "recording: a call of mine was not judged: attn_transformers: lookback",
+        "recording: no call of attn_implementation='mine' was judged: no model ",
     }
 
 
