@@ -8,7 +8,7 @@ import pytest
 import torch
 from attn_contract import ContractError
 
-pytest.importorskip("transformers", "5.19", reason="needs transformers: pip install 'attn-parity[transformers]'")
+pytest.importorskip("transformers", "5.20", reason="needs transformers: pip install 'attn-parity[transformers]'")
 pytest.importorskip("msgspec", reason="needs the extra fuzz: recordings are cases")
 
 import attn_reference
@@ -147,10 +147,9 @@ def test_a_recording_says_what_it_cannot_judge(tmp_path, monkeypatch):
     model.set_attn_implementation("mine")
     with pytest.warns(UserWarning, match="was not judged") as caught, attn_transformers.recording(tmp_path, "mine"):
         model(**prompts((4,)), lookback=3)
-    assert {str(one.message)[:69] for one in caught} == {
-        "recording: a call of mine was not judged: attn_transformers: lookback",
-        "recording: no call of attn_implementation='mine' was judged: no model ",
-    }
+    messages = " ".join(str(one.message) for one in caught)
+    assert "a call of mine was not judged: attn_transformers: lookback (3) not supported" in messages
+    assert "no call of attn_implementation='mine' was judged" in messages
 
 
 @pytest.mark.parametrize("name", ["bloom", "mistral"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from attn_contract import AttentionType, ContractError
 
-pytest.importorskip("transformers", "5.19", reason="needs transformers: pip install 'attn-parity[transformers]'")
+pytest.importorskip("transformers", "5.20", reason="needs transformers: pip install 'attn-parity[transformers]'")
 
 import attn_transformers
 import transformers

@@ -11,7 +11,7 @@ import attn_reference
 import pytest
 import torch
 
-pytest.importorskip("transformers", "5.19", reason="needs transformers: pip install 'attn-parity[transformers]'")
+pytest.importorskip("transformers", "5.20", reason="needs transformers: pip install 'attn-parity[transformers]'")
 
 import attn_transformers
 from attn_transformers.attention import attention
