@@ -101,7 +101,8 @@ def arguments_of(
     """The checked arguments of transformers' call of a function of attention.
 
     Args:
-        none_is_causal: whether a causal layer without a mask is causal, as for `sdpa`; for `eager` it sees all keys.
+        none_is_causal: whether the queries of a causal layer without a mask, if they are several, are causal and begin a
+            sequence, as for `sdpa`; for `eager` they see all keys.
 
     Raises:
         UnsupportedError: an argument asks for something that the contract cannot say, or is not known here.
@@ -174,12 +175,7 @@ def _mask_of(
     num_rows, _, num_queries, num_keys = shape
     if mask is None:
         seen = torch.ones(num_rows, num_queries, num_keys, dtype=torch.bool)
-        if is_causal and num_queries > 1:
-            if num_queries != num_keys:
-                reason = f"it does not say where {num_queries} queries stand among {num_keys} keys"
-                raise UnsupportedError(WHO, "a causal layer without a mask", reason)
-            seen = seen.tril()
-        return seen, None
+        return seen.tril() if is_causal and num_queries > 1 else seen, None
     if not isinstance(mask, torch.Tensor) or mask.dim() != 4:
         got = f"shape {tuple(mask.shape)}" if isinstance(mask, torch.Tensor) else shown(mask)
         raise ContractError("attention_mask", got, "None or a tensor of four dimensions: rows, heads, queries, keys")

@@ -42,11 +42,15 @@ def recording(
         an `attn_fuzz.Recording`: its `calls`, `judged`, `wrong` and `found`.
 
     Warns:
-        UserWarning: a call could not be translated, with the reason, each reason once; or no call was seen at all.
+        UserWarning: a call cannot be judged, with the reason; or no call was judged at all.
     """
     import attn_fuzz
 
-    record = attn_fuzz.Recording(Path(folder), every, limit, captures)
+    try:
+        record = attn_fuzz.Recording(Path(folder), every, limit, captures)
+    except ModuleNotFoundError as error:
+        reason = f"recording needs {error.name}: pip install 'attn-parity[fuzz]'"
+        raise ModuleNotFoundError(reason, name=error.name) from None
     with intercepted(
         implementation, lambda function: functools.partial(_watched, function, record=record, implementation=implementation)
     ):

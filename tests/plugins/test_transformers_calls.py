@@ -1,5 +1,7 @@
 """Other calls of transformers than generation, and what is refused by name."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +13,7 @@ pytest.importorskip("transformers", "5.20", reason="needs transformers: pip inst
 import attn_reference
 import attn_transformers
 import transformers
+from attn_transformers.arguments import arguments_of
 from attn_transformers.attention import attention
 from transformers.models.gemma3 import modeling_gemma3
 
@@ -21,6 +24,27 @@ GENERATOR = torch.Generator().manual_seed(0)
 IDS = torch.randint(4, 64, (1, 15), generator=GENERATOR)
 PACKED = {"input_ids": IDS, "position_ids": torch.tensor([[*range(6), *range(9)]]), "use_cache": False}
 WITH_A_HOLE = {"input_ids": IDS, "attention_mask": torch.tensor([[1] * 5 + [0] + [1] * 9])}
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_an_import_brings_no_transformers_and_no_fuzzer():
+    code = "import sys, attn_transformers; sys.exit(bool({'transformers', 'hypothesis', 'msgspec'} & {*sys.modules}))"
+    assert run_python(code).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("missing", "call", "words"),
+    [
+        ("transformers", "register()", "attn_transformers needs transformers: pip install 'attn-parity[transformers]'"),
+        ("msgspec", "recording('calls', 'sdpa').__enter__()", "recording needs msgspec: pip install 'attn-parity[fuzz]'"),
+    ],
+)
+def test_a_missing_extra_is_named(missing, call, words):
+    ended = run_python(f"import sys; sys.modules[{missing!r}] = None; import attn_transformers; attn_transformers.{call}")
+    assert ended.stderr.splitlines()[-1] == f"ModuleNotFoundError: {words}"
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +112,16 @@ def test_half_precision_is_as_near_as_its_numbers_allow():
     torch.testing.assert_close(mine, theirs, rtol=0, atol=2**-4)
 
 
+def test_without_a_mask_a_causal_layer_is_a_prompt_for_sdpa_and_unmasked_for_eager():
+    """The prompt of an empty static cache has more keys than queries."""
+    query, keys = (1, 2, 3, 4), (1, 2, 5, 4)
+    layer, q, k = SimpleNamespace(is_causal=True), torch.randn(query), torch.randn(keys)
+    for options, expected in (({}, torch.ones(3, 5).tril().bool()), ({"none_is_causal": False}, torch.ones(3, 5).bool())):
+        assert torch.equal(arguments_of(layer, q, k, k, None, **options).seen[0], expected)
+    one_query = arguments_of(layer, q[:, :, :1], k, k, None)
+    assert one_query.seen.all()
+
+
 class TestRefused:
     """One call by itself: a layer of 2 heads of size 4, 3 queries and 3 keys."""
 
@@ -139,13 +173,6 @@ class TestRefused:
     def test_masks_of_other_shapes(self, mask, words):
         with pytest.raises(ContractError, match=words):
             self.call(mask)
-
-    def test_a_causal_layer_without_a_mask_whose_queries_stand_nowhere(self):
-        q, k = torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 5, 4)
-        with pytest.raises(
-            UnsupportedError, match="a causal layer without a mask not supported: it does not say where 3 queries"
-        ):
-            attention(attn_reference, SimpleNamespace(is_causal=True), q, k, k, None)
 
     def test_gradients(self):
         model = tiny("mistral").requires_grad_(True)

@@ -36,12 +36,12 @@ def ragged_requests(number: int) -> list[list[int]]:
     return [(prefix[: 16 + i % 4] if i % 3 else []) + tail for i, tail in enumerate(tails)]
 
 
-def served(model, requests: list[list[int]]) -> list[list[int]]:
-    """The tokens that continuous batching generates for each request; pages of 8 tokens and steps of at most 32."""
+def served(model, requests: list[list[int]], *, step: int = 32) -> list[list[int]]:
+    """The tokens that continuous batching generates for each request, in pages of 8 tokens and steps of at most `step`."""
     outputs = model.generate_batch(
         inputs=requests,
         generation_config=GenerationConfig(max_new_tokens=5, do_sample=False, eos_token_id=-1, pad_token_id=0),
-        continuous_batching_config=ContinuousBatchingConfig(block_size=8, num_blocks=64, max_batch_tokens=32),
+        continuous_batching_config=ContinuousBatchingConfig(block_size=8, num_blocks=256, max_batch_tokens=step),
         progress_bar=False,
     )
     return [output.generated_tokens for output in outputs.values()]
@@ -52,12 +52,21 @@ def served(model, requests: list[list[int]]) -> list[list[int]]:
     [("mistral", "sdpa"), ("gemma3", "sdpa"), ("gpt_oss", "paged|eager"), ("mistral", "paged|eager")],
 )
 def test_continuous_batching_generates_the_same(name, implementation):
-    model, requests = tiny(name), ragged_requests(18)
+    model, requests = tiny(name), ragged_requests(12)
     model.set_attn_implementation(implementation)
     theirs = served(model, requests)
-    assert [len(tokens) for tokens in theirs] == [5] * 18
+    assert [len(tokens) for tokens in theirs] == [5] * 12
     with attn_transformers.replacing(implementation):
         assert served(model, requests) == theirs
+
+
+def test_continuous_batching_of_hundreds_of_requests():
+    """It takes 10 seconds: only many requests come and go in all orders, and find shared pages that others have left."""
+    model, requests = tiny("mistral"), ragged_requests(200)
+    model.set_attn_implementation("sdpa")
+    theirs = served(model, requests, step=256)
+    with attn_transformers.replacing("sdpa"):
+        assert served(model, requests, step=256) == theirs
 
 
 def test_continuous_batching_on_a_broken_reference_differs(monkeypatch):
