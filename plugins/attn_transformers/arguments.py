@@ -36,7 +36,7 @@ REFUSED = {
 
 @dataclass(frozen=True, eq=False)
 class Arguments:
-    """The tensors and numbers of one call.
+    """The tensors and numbers of one call, checked.
 
     Args:
         query: [B, H, Q, D].
@@ -115,6 +115,10 @@ def arguments_of(
         raise UnsupportedError(WHO, "a gradient", "attention here is inference: run the model under torch.no_grad()")
     if value.shape != key.shape:
         raise UnsupportedError(WHO, f"values {tuple(value.shape)} beside keys {tuple(key.shape)}", "a cache has one head size")
+    if s_aux is None and isinstance(getattr(module, "sinks", None), torch.Tensor):
+        raise UnsupportedError(WHO, "a layer's own sinks", "it does not pass them as s_aux, so nobody knows whether they count")
+    if (cu_seq_lens_q is None) != (cu_seq_lens_k is None):
+        raise ContractError("cu_seq_lens_q, cu_seq_lens_k", "one of them", "both or none")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     shape = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
     seen, bias = _mask_of(attention_mask, shape, causal and none_is_causal)
@@ -151,7 +155,8 @@ def step_of(arguments: Arguments) -> Step | None:
         reading = dataclasses.replace(reading, rules={**reading.rules, "alibi_slopes": slopes})
     layer = _layer(arguments, reading)
     _, num_queries, num_keys = seen.shape
-    rows = _at(reading, num_queries, query.device)
+    at = [request.row * num_queries + i for request in reading.requests for i in request.queries]
+    rows = torch.tensor(at, dtype=torch.int64, device=query.device)
     k, v = (x.transpose(1, 2).flatten(0, 1).contiguous() for x in (arguments.key, arguments.value))
     if layer.layout is None:
         k, v = k[rows], v[rows]
@@ -202,8 +207,3 @@ def _layer(arguments: Arguments, reading: Reading) -> Layer:
         layout=LAYOUT if attn_type.reads_cache else None,
         **reading.rules,
     )
-
-
-def _at(reading: Reading, num_queries: int, device: torch.device) -> torch.Tensor:
-    at = [request.row * num_queries + query for request in reading.requests for query in request.queries]
-    return torch.tensor(at, dtype=torch.int64, device=device)

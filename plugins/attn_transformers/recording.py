@@ -82,7 +82,7 @@ def _watched(
             read = arguments_of(module, query, key, value, attention_mask, none_is_causal=none_is_causal, **arguments)
             step = step_of(read)
             if step is not None:
-                _see(record, step, result[0].detach().flatten(0, 1)[step.rows], implementation)
+                _see(record, step, _output(result[0], query)[step.rows], implementation)
     except (ContractError, UnsupportedError) as error:
         warnings.warn(f"recording: a call of {implementation} was not judged: {error}", stacklevel=2)
     return result
@@ -105,6 +105,15 @@ def _updated_once(cache: Any) -> Iterator[None]:
 
     with mock.patch.object(cache, "update", once):
         yield
+
+
+def _output(out: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """[B * Q, H, D] of an implementation's [B, Q, H, D]."""
+    num_rows, num_heads, num_queries, head_size = query.shape
+    expected = (num_rows, num_queries, num_heads, head_size)
+    if tuple(out.shape) != expected:
+        raise ContractError("output", f"shape {tuple(out.shape)}", f"{expected}: rows, queries, heads, head size")
+    return out.detach().flatten(0, 1)
 
 
 def _see(record: "Recording", step: Step, out: torch.Tensor, implementation: str) -> None:

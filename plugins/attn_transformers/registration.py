@@ -32,10 +32,10 @@ def register() -> None:
 
     if "attn_parity" in AttentionInterface():
         return
+    teach(IMPLEMENTATIONS)
     for name, package in IMPLEMENTATIONS.items():
         AttentionInterface.register(name, functools.partial(_computed_by, package))
         AttentionMaskInterface.register(name, whole_mask)
-    teach(IMPLEMENTATIONS)
 
 
 @contextlib.contextmanager

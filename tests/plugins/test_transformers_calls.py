@@ -162,6 +162,15 @@ class TestRefused:
         with pytest.raises(UnsupportedError, match=words):
             self.call(**arguments)
 
+    def test_sinks_that_a_layer_keeps_to_itself(self):
+        layer, q = SimpleNamespace(is_causal=True, sinks=torch.zeros(2)), torch.zeros(1, 2, 3, 4)
+        with pytest.raises(UnsupportedError, match="a layer's own sinks not supported: it does not pass them as s_aux"):
+            attention(attn_reference, layer, q, q, q, None)
+
+    def test_half_of_the_bounds_of_packed_requests(self):
+        with pytest.raises(ContractError, match="cu_seq_lens_q, cu_seq_lens_k: got one of them, expected both or none"):
+            self.call(cu_seq_lens_q=torch.tensor([0, 3]))
+
     @pytest.mark.parametrize(
         ("mask", "words"),
         [

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -101,12 +102,15 @@ def test_a_recording_finds_transformers_own_attention_right(name, implementation
     assert (recording.wrong, recording.found) == (0, [])
 
 
-def forgetting_sinks(*args, s_aux=None, **kwargs):
-    return attention(attn_reference, *args, **kwargs)
+def without_sinks(q, kv_cache, layer, batch):
+    return attn_reference.paged_attention(q, kv_cache, dataclasses.replace(layer, sinks=None), batch)
+
+
+FORGETTING_SINKS = SimpleNamespace(write_kv_cache=attn_reference.write_kv_cache, paged_attention=without_sinks)
 
 
 def test_a_recording_keeps_the_calls_of_a_wrong_attention_as_cases(tmp_path, monkeypatch):
-    monkeypatch.setitem(AttentionInterface._global_mapping, "mine", forgetting_sinks)
+    monkeypatch.setitem(AttentionInterface._global_mapping, "mine", functools.partial(attention, FORGETTING_SINKS))
     monkeypatch.setitem(AttentionMaskInterface._global_mapping, "mine", whole_mask)
     model = tiny("gpt_oss")
     model.set_attn_implementation("mine")
@@ -159,6 +163,21 @@ def test_a_recording_says_what_it_cannot_judge(tmp_path, monkeypatch):
     messages = " ".join(str(one.message) for one in caught)
     assert "a call of mine was not judged: attn_transformers: lookback (3) not supported" in messages
     assert "no call of attn_implementation='mine' was judged" in messages
+
+
+def test_a_recording_says_that_an_output_has_another_shape(tmp_path, monkeypatch):
+    """Heads and queries in the wrong order: the model reshapes such an output without an error."""
+    monkeypatch.setitem(
+        AttentionInterface._global_mapping,
+        "mine",
+        lambda *args, **kwargs: (sdpa_attention_forward(*args, **kwargs)[0].mT, None),
+    )
+    monkeypatch.setitem(AttentionMaskInterface._global_mapping, "mine", whole_mask)
+    model = tiny("mistral")
+    model.set_attn_implementation("mine")
+    wrong = r"output: got shape \(1, 6, 16, 4\), expected \(1, 6, 4, 16\): rows, queries, heads, head size"
+    with pytest.warns(UserWarning, match=wrong), attn_transformers.recording(tmp_path, "mine"):
+        model(**prompts((6,)))
 
 
 @pytest.mark.parametrize("name", ["bloom", "mistral"])
