@@ -6,7 +6,7 @@ they are called; `recording` needs the extra `fuzz`, too.
 
 `arguments` translates a call of transformers into one of the contract: `masks` finds the requests and rules that a mask says,
 `reading` proves them, and `biases` reads what is added to logits. `attention` makes the call. `own_attention` is about models
-that transformers' interface does not reach.
+that transformers' interface does not reach. `paged_cache` keeps a model's keys and values in pages of any layout.
 """
 
 from attn_transformers.recording import recording

@@ -2,7 +2,8 @@
 
 transformers says which keys a query sees by a mask [B, Q, K], whatever the model's rule was: causality, windows, chunks,
 images, padding, static caches, packed sequences. `read` proposes readings of a mask, from the most telling one to one request
-per query, and takes the first one that shows the mask. So a reading is never wrong: it says which rules kernels are given.
+per query, and takes the first one that shows the mask. So no wrong reading is used, and a reading only decides which rules
+kernels are given.
 """
 
 import dataclasses
@@ -54,7 +55,9 @@ def _readings(seen: torch.Tensor, is_causal: bool, sliding_window: int | None) -
 def _packed(seen: torch.Tensor, packed: tuple[list[int], list[int]], sliding_window: int | None) -> Iterator[Reading]:
     """Proposals for requests whose queries and keys are given."""
     (rows, num_queries, num_keys), (query_starts, key_starts) = seen.shape, packed
-    if rows != 1 or len(query_starts) != len(key_starts) or query_starts[-1] > num_queries or key_starts[-1] > num_keys:
+    if rows != 1 or not len(query_starts) == len(key_starts) > 0:
+        return
+    if query_starts[-1] > num_queries or key_starts[-1] > num_keys:
         return
     spans = zip(itertools.pairwise(query_starts), itertools.pairwise(key_starts), strict=True)
     given = [(list(range(*queries)), list(range(*keys))) for queries, keys in spans]
