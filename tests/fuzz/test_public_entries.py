@@ -129,14 +129,15 @@ class _WithSchema:
 
 
 @pytest.mark.parametrize(
-    ("target", "place", "find"),
+    ("target", "place", "find", "replace"),
     [
-        ("triton-returned", "attention._attend", "return call.out"),
-        ("triton-cascade-returned", "cascade.cascade_attention", "return out"),
+        ("triton-returned", "attention._attend", "return call.out", "return torch.zeros_like(q)"),
+        ("triton-cascade-returned", "cascade.cascade_attention", "return out", "return torch.zeros_like(q)"),
+        ("triton-merge", "merge.merge_attn_states", "return out", "return out_b"),
     ],
 )
-def test_a_wrong_tensor_that_is_returned_is_found(target, place, find, fuzz_apart):
-    fault = Mutant(name="fault", patches=(Patch(f"attn_optimized.{place}", find, "return torch.zeros_like(q)"),), raises="")
+def test_a_wrong_tensor_that_is_returned_is_found(target, place, find, replace, fuzz_apart):
+    fault = Mutant(name="fault", patches=(Patch(f"attn_optimized.{place}", find, replace),), raises="")
     assert fuzz_apart(target, examples=60, mutant=fault, shrinks=False).failure is not None
 
 
