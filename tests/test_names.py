@@ -13,6 +13,7 @@ PACKAGES = (
     "attn_amdgcn",
     "attn_fuzz",
     "attn_parity",
+    "attn_transformers",
     "attn_vllm",
     "benchmarks",
 )

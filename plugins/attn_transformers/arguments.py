@@ -1,0 +1,209 @@
+"""What transformers passes to a function of attention, as a call of the contract.
+
+Which keys a query sees is read from the mask alone (`attn_transformers.masks`), and everything else from the arguments. An
+argument that is not known here and carries anything is refused by name.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from attn_contract import Batch, ContractError, Layer, UnsupportedError
+from attn_contract.arguments import shown
+
+from attn_transformers.biases import WHO, slopes_of, split_mask
+from attn_transformers.masks import read
+from attn_transformers.reading import LAYOUT, Reading
+
+WITHOUT_EFFECT = frozenset(
+    {
+        *("position_ids", "use_cache", "output_hidden_states", "output_router_logits", "return_dict", "num_items_in_batch"),
+        *("max_length_q", "max_length_k"),
+    }
+)
+"""Arguments that models hand on and that change no attention. Positions have rotated queries and keys, and made the mask."""
+
+OF_THE_ENGINE = frozenset({"read_index", "write_index", "block_table", "logits_indices", "logits_processor_args"})
+"""Arguments of continuous batching, which its cache reads and no attention does."""
+
+REFUSED = {
+    "output_attentions": "the kernels do not return weights: use attn_implementation='eager'",
+    "head_mask": "no rule of the contract takes a head away",
+}
+"""Arguments that are known, with the reason why they are refused."""
+
+
+@dataclass(frozen=True, eq=False)
+class Arguments:
+    """The tensors and numbers of one call, checked.
+
+    Args:
+        query: [B, H, Q, D].
+        key, value: [B, HK, K, D].
+        seen: [B, Q, K] bool on the CPU.
+        bias: [B, H, Q, K] on the CPU, what is added to logits.
+        softcap, s_aux, sliding_window: transformers' names of logits_soft_cap, of sinks, and of a window that counts the token
+            itself.
+        packed: where the queries and the keys of each request begin, and where those of the last one end.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    seen: torch.Tensor
+    bias: torch.Tensor | None
+    scale: float
+    softcap: float | None
+    s_aux: torch.Tensor | None
+    sliding_window: int | None
+    is_causal: bool
+    packed: tuple[list[int], list[int]] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A call of the contract, and where its rows are among those of transformers.
+
+    Args:
+        q: [T, H, D].
+        rows: [T] int64, index of each row among B * Q.
+        k, v: [B * K, HK, D] for the cache, key k of row b at `b * K + k`; without a cache [T, HK, D].
+    """
+
+    layer: Layer
+    batch: Batch
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    rows: torch.Tensor
+
+
+def arguments_of(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    none_is_causal: bool = True,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    position_bias: torch.Tensor | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    cu_seq_lens_k: torch.Tensor | None = None,
+    **others: Any,
+) -> Arguments:
+    """The checked arguments of transformers' call of a function of attention.
+
+    Args:
+        none_is_causal: whether the queries of a causal layer without a mask, if they are several, are causal and begin a
+            sequence, as for `sdpa`; for `eager` they see all keys.
+
+    Raises:
+        UnsupportedError: an argument asks for something that the contract cannot say, or is not known here.
+        ContractError: tensors have shapes that contradict each other.
+    """
+    _refuse(others)
+    if dropout:
+        raise UnsupportedError(WHO, f"dropout={dropout}", "attention here is inference and deterministic: call model.eval()")
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+        raise UnsupportedError(WHO, "a gradient", "attention here is inference: run the model under torch.no_grad()")
+    if value.shape != key.shape:
+        raise UnsupportedError(WHO, f"values {tuple(value.shape)} beside keys {tuple(key.shape)}", "a cache has one head size")
+    if s_aux is None and isinstance(getattr(module, "sinks", None), torch.Tensor):
+        raise UnsupportedError(WHO, "a layer's own sinks", "it does not pass them as s_aux, so nobody knows whether they count")
+    if (cu_seq_lens_q is None) != (cu_seq_lens_k is None):
+        raise ContractError("cu_seq_lens_q, cu_seq_lens_k", "one of them", "both or none")
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    shape = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+    seen, bias = _mask_of(attention_mask, shape, causal and none_is_causal)
+    if position_bias is not None:
+        added = position_bias.detach().cpu()
+        bias = added if bias is None else added + bias
+    return Arguments(
+        query=query,
+        key=key,
+        value=value,
+        seen=seen,
+        bias=None if bias is None else bias.expand(shape),
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        softcap=softcap,
+        s_aux=s_aux,
+        sliding_window=sliding_window,
+        is_causal=causal,
+        packed=None if cu_seq_lens_q is None or cu_seq_lens_k is None else (cu_seq_lens_q.tolist(), cu_seq_lens_k.tolist()),
+    )
+
+
+def step_of(arguments: Arguments) -> Step | None:
+    """The call of the contract; None where no query sees a key."""
+    seen, query = arguments.seen, arguments.query
+    reading = read(seen, is_causal=arguments.is_causal, sliding_window=arguments.sliding_window, packed=arguments.packed)
+    if not reading.requests:
+        return None
+    if arguments.bias is not None:
+        if arguments.s_aux is not None:
+            raise UnsupportedError(
+                WHO, "sinks beside a position_bias", "a sink notices what ALiBi of transformers adds to a row"
+            )
+        slopes = slopes_of(arguments.bias, seen, reading).to(query.device)
+        reading = dataclasses.replace(reading, rules={**reading.rules, "alibi_slopes": slopes})
+    layer = _layer(arguments, reading)
+    _, num_queries, num_keys = seen.shape
+    at = [request.row * num_queries + i for request in reading.requests for i in request.queries]
+    rows = torch.tensor(at, dtype=torch.int64, device=query.device)
+    k, v = (x.transpose(1, 2).flatten(0, 1).contiguous() for x in (arguments.key, arguments.value))
+    if layer.layout is None:
+        k, v = k[rows], v[rows]
+    q = query.transpose(1, 2).flatten(0, 1)[rows]
+    return Step(layer, reading.batch(num_keys, query.device), q.detach(), k.detach(), v.detach(), rows)
+
+
+def _refuse(others: dict[str, Any]) -> None:
+    for name, value in others.items():
+        if value is None or value is False or name in WITHOUT_EFFECT:
+            continue
+        reason = REFUSED.get(name, "no rule of the contract is known for this argument")
+        what = f"a tensor {tuple(value.shape)}" if isinstance(value, torch.Tensor) else shown(value)
+        raise UnsupportedError(WHO, f"{name} ({what})", reason)
+
+
+def _mask_of(
+    mask: torch.Tensor | None, shape: tuple[int, int, int, int], is_causal: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What the mask shows [B, Q, K], and what it adds to logits."""
+    num_rows, _, num_queries, num_keys = shape
+    if mask is None:
+        seen = torch.ones(num_rows, num_queries, num_keys, dtype=torch.bool)
+        return seen.tril() if is_causal and num_queries > 1 else seen, None
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 4:
+        got = f"shape {tuple(mask.shape)}" if isinstance(mask, torch.Tensor) else shown(mask)
+        raise ContractError("attention_mask", got, "None or a tensor of four dimensions: rows, heads, queries, keys")
+    fitting = [(one, of) for one, of in zip(mask.shape, shape, strict=True) if one not in (1, of)]
+    if fitting:
+        raise ContractError("attention_mask", f"shape {tuple(mask.shape)}", f"one that broadcasts to {shape}")
+    seen, bias = split_mask(mask.detach().cpu())
+    if not torch.equal(seen, seen[:, :1].expand_as(seen)):
+        raise UnsupportedError(WHO, "an attention mask that differs by head", "all heads of a layer see the same keys")
+    return seen[:, 0].expand(num_rows, num_queries, num_keys).contiguous(), bias
+
+
+def _layer(arguments: Arguments, reading: Reading) -> Layer:
+    _, num_heads, _, head_size = arguments.query.shape
+    attn_type = reading.attn_type
+    return Layer(
+        num_heads=num_heads,
+        num_kv_heads=arguments.key.shape[1],
+        head_size=head_size,
+        scale=arguments.scale,
+        attn_type=attn_type,
+        logits_soft_cap=arguments.softcap,
+        sinks=None if arguments.s_aux is None else arguments.s_aux.detach(),
+        layout=LAYOUT if attn_type.reads_cache else None,
+        **reading.rules,
+    )

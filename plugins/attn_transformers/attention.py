@@ -1,0 +1,70 @@
+"""The function of attention that transformers calls: by the reference or by the Triton kernels."""
+
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from attn_transformers.arguments import OF_THE_ENGINE, Step, arguments_of, step_of
+
+
+def attention(
+    kernels: ModuleType,
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **arguments: Any,
+) -> tuple[torch.Tensor, None]:
+    """A function for transformers' AttentionInterface, once `kernels` is given.
+
+    Args:
+        kernels: `attn_reference` or `attn_optimized`, which have the same functions.
+        module: transformers' layer; only its `is_causal` is read.
+        query: [B, H, Q, D].
+        key, value: [B, HK, K, D].
+        attention_mask: [B, 1, Q, K] bool, or floats that are added to logits.
+        arguments: those of `arguments_of`, and `cache`, the paged cache of continuous batching.
+
+    Returns:
+        [B, Q, H, D], with zeros for queries that see no key, and no weights.
+
+    Raises:
+        UnsupportedError: an argument asks for something that the contract cannot say, or is not known.
+        ContractError: the arguments contradict each other.
+    """
+    key, value, arguments = through_cache(module, key, value, **arguments)
+    step = step_of(arguments_of(module, query, key, value, attention_mask, **arguments))
+    num_rows, num_heads, num_queries, head_size = query.shape
+    out = query.new_zeros(num_rows * num_queries, num_heads, head_size)
+    if step is not None:
+        out[step.rows] = _attend(kernels, step)
+    return out.unflatten(0, (num_rows, num_queries)), None
+
+
+def through_cache(
+    module: torch.nn.Module, key: torch.Tensor, value: torch.Tensor, cache: Any = None, **arguments: Any
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+    """All keys and values of a step of continuous batching, whose paged cache gets the new ones, and the other arguments.
+
+    Without such a cache, key and value hold all of them, and the arguments stay as they are.
+    """
+    if cache is None:
+        return key, value, arguments
+    key, value = cache.update(key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=arguments)
+    return key, value, {name: given for name, given in arguments.items() if name not in OF_THE_ENGINE}
+
+
+def written(kernels: ModuleType, step: Step) -> torch.Tensor:
+    """The cache of a step, with its keys and values."""
+    num_keys, *row = step.k.shape
+    cache, slots = step.k.new_empty(num_keys, 2, 1, *row), torch.arange(num_keys, device=step.k.device)
+    kernels.write_kv_cache(step.k, step.v, cache, step.layer, slots)
+    return cache
+
+
+def _attend(kernels: ModuleType, step: Step) -> torch.Tensor:
+    if step.layer.layout is None:
+        return kernels.varlen_attention(step.q, step.k, step.v, step.layer, step.batch)
+    return kernels.paged_attention(step.q, written(kernels, step), step.layer, step.batch)

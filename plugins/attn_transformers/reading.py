@@ -1,0 +1,106 @@
+"""A mask of transformers as requests and rules of the contract, and the proof that they show the mask.
+
+The proof is `Reading.shows`: what the reference sees (`attn_reference.visible`), element by element, is the mask.
+"""
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any
+
+import attn_reference
+import torch
+from attn_contract import AttentionType, Batch, Layer, Layout
+
+LAYOUT = Layout.BLOCKS_FIRST_NHD
+"""Of the caches that calls are made with. Each block has one slot, so that any keys in any order are a request's."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Queries of one row of transformers' batch, and the keys that they see."""
+
+    row: int
+    """of transformers' batch"""
+    queries: list[int]
+    """q_len indices of the mask's queries"""
+    keys: list[int]
+    """seq_len indices of the mask's keys"""
+    ranges: tuple[tuple[int, int], ...] = ()
+    """bidirectional ranges of positions"""
+
+    @property
+    def seq_len(self) -> int:
+        return len(self.keys)
+
+    @property
+    def positions(self) -> range:
+        """Of the queries: the last ones of the sequence."""
+        return range(self.seq_len - len(self.queries), self.seq_len)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A mask as requests, all of them causal or none, with the rules of their layer.
+
+    Args:
+        rules: fields of Layer.
+    """
+
+    requests: list[Request]
+    causal: bool = False
+    rules: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def attn_type(self) -> AttentionType:
+        """DECODER where it is causal; else ENCODER_ONLY where the queries are the keys; else ENCODER_DECODER.
+
+        ENCODER_DECODER has no rules: with rules, such a reading is of a DECODER that is not causal.
+        """
+        if self.causal:
+            return AttentionType.DECODER
+        if all(request.queries == request.keys for request in self.requests):
+            return AttentionType.ENCODER_ONLY
+        return AttentionType.DECODER if self.rules else AttentionType.ENCODER_DECODER
+
+    def batch(self, num_keys: int, device: torch.device | str = "cpu") -> Batch:
+        """The contract's Batch. Key k of row b is block `b * num_keys + k`."""
+        q_lens = [len(request.queries) for request in self.requests]
+        seq_lens = [request.seq_len for request in self.requests]
+        table = torch.zeros(len(self.requests), max(seq_lens, default=0), dtype=torch.int32)
+        for entries, request in zip(table, self.requests, strict=True):
+            entries[: request.seq_len] = request.row * num_keys + torch.tensor(request.keys)
+        return Batch(
+            query_start_loc=torch.tensor([0, *itertools.accumulate(q_lens)], dtype=torch.int32, device=device),
+            seq_lens=torch.tensor(seq_lens, dtype=torch.int32, device=device),
+            max_query_len=max(q_lens, default=0),
+            max_seq_len=max(seq_lens, default=0),
+            num_actual_tokens=sum(q_lens),
+            causal=self.causal,
+            block_table=table.to(device) if self.attn_type.reads_cache else None,
+            bidirectional_ranges=self._ranges(device),
+        )
+
+    def _ranges(self, device: torch.device | str) -> torch.Tensor | None:
+        most = max((len(request.ranges) for request in self.requests), default=0)
+        if most == 0:
+            return None
+        filled = [[*request.ranges, *[(0, -1)] * (most - len(request.ranges))] for request in self.requests]
+        return torch.tensor(filled, dtype=torch.int32, device=device)
+
+    def shows(self, seen: torch.Tensor) -> bool:
+        """Whether the reference sees by this reading what the mask [B, Q, K] says, and nothing else."""
+        layer = Layer(
+            num_heads=1,
+            num_kv_heads=1,
+            head_size=1,
+            scale=1.0,
+            attn_type=self.attn_type,
+            layout=LAYOUT if self.attn_type.reads_cache else None,
+            **self.rules,
+        )
+        batch, shown = self.batch(seen.shape[2]), torch.zeros_like(seen)
+        for r, request in enumerate(self.requests):
+            p, j = torch.tensor(request.positions), torch.arange(request.seq_len)
+            at = torch.tensor(request.queries)[:, None], torch.tensor(request.keys)[None, :]
+            shown[request.row][at] = attn_reference.visible(p, j, layer, batch, r)
+        return torch.equal(shown, seen)

@@ -1,0 +1,126 @@
+"""Judges the calls that transformers makes of another implementation of attention, while a model runs."""
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from unittest import mock
+
+import attn_reference
+import torch
+from attn_contract import ContractError, UnsupportedError
+
+from attn_transformers.arguments import Step, arguments_of, step_of
+from attn_transformers.attention import through_cache, written
+from attn_transformers.registration import intercepted
+
+if TYPE_CHECKING:
+    from attn_fuzz import Recording
+
+
+@contextlib.contextmanager
+def recording(
+    folder: str | Path,
+    implementation: str,
+    *,
+    every: int = 1,
+    limit: int = 10,
+    captures: Literal["wrong", "all"] = "wrong",
+) -> "Iterator[Recording]":
+    """Judge the calls of an implementation of attention that models make inside the `with`, and capture the wrong ones.
+
+    The reference computes what transformers' mask and arguments say, and the judge bounds how far rounding may lead away
+    from it. The mask must be one of four dimensions, as those for `eager` and `sdpa`, or none.
+
+    Args:
+        folder, every, limit, captures: as for `attn_fuzz.recording`.
+        implementation: its name as `attn_implementation`, such as "sdpa" or one that you registered.
+
+    Yields:
+        an `attn_fuzz.Recording`: its `calls`, `judged`, `wrong` and `found`.
+
+    Warns:
+        UserWarning: a call cannot be judged, with the reason; or no call was judged at all.
+    """
+    import attn_fuzz
+
+    try:
+        record = attn_fuzz.Recording(Path(folder), every, limit, captures)
+    except ModuleNotFoundError as error:
+        reason = f"recording needs {error.name}: pip install 'attn-parity[fuzz]'"
+        raise ModuleNotFoundError(reason, name=error.name) from None
+    with intercepted(
+        implementation, lambda function: functools.partial(_watched, function, record=record, implementation=implementation)
+    ):
+        yield record
+    if record.calls == 0:
+        reason = "no model asked for it, or the model attends by code of its own"
+        warnings.warn(f"recording: no call of attn_implementation={implementation!r} was judged: {reason}", stacklevel=3)
+
+
+def _watched(
+    function: Callable[..., Any],
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    record: "Recording",
+    implementation: str,
+    **arguments: Any,
+) -> Any:
+    """The function's result. Its arguments and its output are judged; what cannot be judged is a warning."""
+    with _updated_once(arguments.get("cache")):
+        result = function(module, query, key, value, attention_mask, **arguments)
+        key, value, arguments = through_cache(module, key, value, **arguments)
+    none_is_causal = "eager" not in implementation
+    try:
+        with torch.no_grad():
+            read = arguments_of(module, query, key, value, attention_mask, none_is_causal=none_is_causal, **arguments)
+            step = step_of(read)
+            if step is not None:
+                _see(record, step, _output(result[0], query)[step.rows], implementation)
+    except (ContractError, UnsupportedError) as error:
+        warnings.warn(f"recording: a call of {implementation} was not judged: {error}", stacklevel=2)
+    return result
+
+
+@contextlib.contextmanager
+def _updated_once(cache: Any) -> Iterator[None]:
+    """A second update of a cache inside the `with` does nothing and gives what the first one gave."""
+    if cache is None:
+        yield
+        return
+    update, given = cache.update, []
+
+    def once(*, kwargs: dict[str, Any], **states: Any) -> Any:
+        if not given:
+            given.append((update(**states, kwargs=kwargs), dict(kwargs)))
+        result, changed = given[0]
+        kwargs.update(changed)
+        return result
+
+    with mock.patch.object(cache, "update", once):
+        yield
+
+
+def _output(out: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """[B * Q, H, D] of an implementation's [B, Q, H, D]."""
+    num_rows, num_heads, num_queries, head_size = query.shape
+    expected = (num_rows, num_queries, num_heads, head_size)
+    if tuple(out.shape) != expected:
+        raise ContractError("output", f"shape {tuple(out.shape)}", f"{expected}: rows, queries, heads, head size")
+    return out.detach().flatten(0, 1)
+
+
+def _see(record: "Recording", step: Step, out: torch.Tensor, implementation: str) -> None:
+    import attn_fuzz
+
+    if step.layer.layout is None:
+        call = attn_fuzz.Call(q=step.q, k=step.k, v=step.v, layer=step.layer, batch=step.batch)
+    else:
+        call = attn_fuzz.Call(q=step.q, kv_cache=written(attn_reference, step), layer=step.layer, batch=step.batch)
+    record.see(call, out, function=implementation)

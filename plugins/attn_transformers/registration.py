@@ -1,0 +1,84 @@
+"""Names for transformers' `attn_implementation`."""
+
+import contextlib
+import functools
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from attn_contract import ContractError
+
+IMPLEMENTATIONS = {"attn_parity": "attn_reference", "attn_parity_triton": "attn_optimized"}
+"""The packages that compute, by the names that models ask for: the reference, on any device, and the Triton kernels."""
+
+
+def register() -> None:
+    """Make the implementations known to transformers, in this process. A second call changes nothing.
+
+    It also makes the attention of Bloom and MPT, which transformers' interface does not reach, use it for these names, and
+    makes transformers refuse the names to models that attend by code of their own.
+
+    Raises:
+        ModuleNotFoundError: transformers is not installed; the message names the extra.
+    """
+    try:
+        from transformers import AttentionInterface, AttentionMaskInterface
+    except ModuleNotFoundError as error:
+        reason = "attn_transformers needs transformers: pip install 'attn-parity[transformers]'"
+        raise ModuleNotFoundError(reason, name=error.name) from None
+    from attn_transformers.own_attention import teach
+
+    if "attn_parity" in AttentionInterface():
+        return
+    teach(IMPLEMENTATIONS)
+    for name, package in IMPLEMENTATIONS.items():
+        AttentionInterface.register(name, functools.partial(_computed_by, package))
+        AttentionMaskInterface.register(name, whole_mask)
+
+
+@contextlib.contextmanager
+def replacing(implementation: str, by: str = "attn_parity") -> Iterator[None]:
+    """Compute inside the `with` what models ask of another implementation, for engines that accept no name but their own.
+
+    Continuous batching is such an engine: it takes "sdpa" and "paged|eager", and makes masks for no other name.
+
+    Args:
+        implementation: "sdpa", "eager", "paged|eager" or any other whose masks have four dimensions.
+        by: a name of IMPLEMENTATIONS.
+    """
+    if by not in IMPLEMENTATIONS:
+        raise ContractError("by", repr(by), f"one of {', '.join(IMPLEMENTATIONS)}")
+    ours = functools.partial(_computed_by, IMPLEMENTATIONS[by], none_is_causal="eager" not in implementation)
+    with intercepted(implementation, lambda theirs: ours):
+        yield
+
+
+@contextlib.contextmanager
+def intercepted(implementation: str, change: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Give models inside the `with`, in all threads, a changed function where they ask transformers for an implementation."""
+    from transformers import AttentionInterface
+
+    get_interface = AttentionInterface.get_interface
+
+    def changed(self: Any, asked: str, default: Callable[..., Any]) -> Callable[..., Any]:
+        function = get_interface(self, asked, default)
+        return change(function) if asked == implementation else function
+
+    with mock.patch.object(AttentionInterface, "get_interface", changed):
+        yield
+
+
+def whole_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+    """transformers' mask [B, 1, Q, K] bool, also where SDPA would need none: a missing mask does not say what a query sees."""
+    from transformers.masking_utils import sdpa_mask
+
+    return sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
+
+
+def _computed_by(package: str, *args: Any, **kwargs: Any) -> Any:
+    """`attention` with kernels that are imported when a model first needs them: the Triton kernels need Triton."""
+    from attn_transformers.attention import attention
+
+    return attention(importlib.import_module(package), *args, **kwargs)

@@ -1,0 +1,188 @@
+"""Continuous batching of transformers on our attention, and recordings of its own attention."""
+
+import dataclasses
+import functools
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from attn_contract import ContractError
+
+pytest.importorskip("transformers", "5.20", reason="needs transformers: pip install 'attn-parity[transformers]'")
+pytest.importorskip("msgspec", reason="needs the extra fuzz: recordings are cases")
+
+import attn_reference
+import attn_transformers
+from attn_transformers.attention import attention
+from attn_transformers.registration import whole_mask
+from transformers import AttentionInterface, AttentionMaskInterface, ContinuousBatchingConfig, GenerationConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from tests.plugins.tiny_models import prompts, tiny
+
+
+@pytest.fixture(autouse=True)
+def registered():
+    attn_transformers.register()
+    with torch.no_grad():
+        yield
+
+
+def ragged_requests(number: int) -> list[list[int]]:
+    """Prompts of 2 to 25 tokens; two of three begin with up to 19 tokens that they share."""
+    generator = torch.Generator().manual_seed(0)
+    prefix = torch.randint(4, 64, (20,), generator=generator).tolist()
+    tails = [torch.randint(4, 64, (2 + i % 5,), generator=generator).tolist() for i in range(number)]
+    return [(prefix[: 16 + i % 4] if i % 3 else []) + tail for i, tail in enumerate(tails)]
+
+
+def served(model, requests: list[list[int]], *, step: int = 32) -> list[list[int]]:
+    """The tokens that continuous batching generates for each request, in pages of 8 tokens and steps of at most `step`."""
+    outputs = model.generate_batch(
+        inputs=requests,
+        generation_config=GenerationConfig(max_new_tokens=5, do_sample=False, eos_token_id=-1, pad_token_id=0),
+        continuous_batching_config=ContinuousBatchingConfig(block_size=8, num_blocks=256, max_batch_tokens=step),
+        progress_bar=False,
+    )
+    return [output.generated_tokens for output in outputs.values()]
+
+
+@pytest.mark.parametrize(
+    ("name", "implementation"),
+    [("mistral", "sdpa"), ("gemma3", "sdpa"), ("gpt_oss", "paged|eager"), ("mistral", "paged|eager")],
+)
+def test_continuous_batching_generates_the_same(name, implementation):
+    model, requests = tiny(name), ragged_requests(12)
+    model.set_attn_implementation(implementation)
+    theirs = served(model, requests)
+    assert [len(tokens) for tokens in theirs] == [5] * 12
+    with attn_transformers.replacing(implementation):
+        assert served(model, requests) == theirs
+
+
+def test_continuous_batching_of_hundreds_of_requests():
+    """It takes 10 seconds: only many requests come and go in all orders, and find shared pages that others have left."""
+    model, requests = tiny("mistral"), ragged_requests(200)
+    model.set_attn_implementation("sdpa")
+    theirs = served(model, requests, step=256)
+    with attn_transformers.replacing("sdpa"):
+        assert served(model, requests, step=256) == theirs
+
+
+def test_continuous_batching_on_a_broken_reference_differs(monkeypatch):
+    model, requests = tiny("mistral"), ragged_requests(6)
+    model.set_attn_implementation("sdpa")
+    theirs, paged = served(model, requests), attn_reference.paged_attention
+    narrower = lambda q, cache, layer, batch: paged(q, cache, dataclasses.replace(layer, window=(2, 2)), batch)  # noqa: E731
+    monkeypatch.setattr(attn_reference, "paged_attention", narrower)
+    with attn_transformers.replacing("sdpa"):
+        assert served(model, requests) != theirs
+
+
+def test_replacing_names_what_it_can_replace_by():
+    with pytest.raises(ContractError, match="by: got 'triton', expected one of attn_parity, attn_parity_triton"):
+        attn_transformers.replacing("sdpa", by="triton").__enter__()
+
+
+@pytest.mark.parametrize(
+    ("name", "implementation"), [("gpt_oss", "eager"), ("whisper", "eager"), ("mistral", "sdpa"), ("bart", "sdpa")]
+)
+def test_a_recording_finds_transformers_own_attention_right(name, implementation, tmp_path):
+    model = tiny(name)
+    model.set_attn_implementation(implementation)
+    with attn_transformers.recording(tmp_path, implementation) as recording:
+        inputs = prompts((7, 4, 9))
+        if name == "whisper":
+            inputs = {"input_features": torch.randn(2, 8, 16), "decoder_input_ids": torch.tensor([[3, 4, 5]] * 2)}
+        elif name == "bart":
+            inputs["decoder_input_ids"] = torch.tensor([[3, 4]] * 3)
+        model(**inputs)
+    assert recording.calls == recording.judged == {"gpt_oss": 2, "whisper": 6, "mistral": 2, "bart": 6}[name]
+    assert (recording.wrong, recording.found) == (0, [])
+
+
+def without_sinks(q, kv_cache, layer, batch):
+    return attn_reference.paged_attention(q, kv_cache, dataclasses.replace(layer, sinks=None), batch)
+
+
+FORGETTING_SINKS = SimpleNamespace(write_kv_cache=attn_reference.write_kv_cache, paged_attention=without_sinks)
+
+
+def test_a_recording_keeps_the_calls_of_a_wrong_attention_as_cases(tmp_path, monkeypatch):
+    monkeypatch.setitem(AttentionInterface._global_mapping, "mine", functools.partial(attention, FORGETTING_SINKS))
+    monkeypatch.setitem(AttentionMaskInterface._global_mapping, "mine", whole_mask)
+    model = tiny("gpt_oss")
+    model.set_attn_implementation("mine")
+    with attn_transformers.recording(tmp_path, "mine", limit=1) as recording:
+        model.generate(**prompts((7, 4, 9)), max_new_tokens=2, do_sample=False)
+    assert recording.wrong == recording.calls == 4
+    (found,) = recording.found
+    case = json.loads(found.case.read_text())
+    assert (case["window"], case["sinks"], len(case["requests"])) == ([3, 3], "near", 3)
+    assert found.judgement.message.startswith("out of request 0 at row 0")
+
+
+def test_continuous_batching_forgets_the_soft_cap_on_paged_eager(tmp_path):
+    """A bug of transformers, which serves Gemma 2 without its cap: a recording finds it."""
+    model, requests = tiny("gemma2"), ragged_requests(4)
+    model.set_attn_implementation("paged|eager")
+    with attn_transformers.recording(tmp_path, "paged|eager", limit=1) as recording:
+        theirs = served(model, requests)
+    assert recording.wrong == recording.judged > 4
+    assert json.loads(recording.found[0].case.read_text())["logits_soft_cap"] == 2.0
+    model.set_attn_implementation("eager")
+    one_by_one = [
+        model.generate(torch.tensor([request]), max_new_tokens=5, do_sample=False, eos_token_id=-1)[0, len(request) :].tolist()
+        for request in requests
+    ]
+    model.set_attn_implementation("paged|eager")
+    with attn_transformers.replacing("paged|eager"):
+        assert served(model, requests) == one_by_one != theirs
+
+
+def test_a_recording_of_continuous_batching_leaves_its_tokens_as_they_are(tmp_path):
+    model, requests = tiny("mistral"), ragged_requests(6)
+    model.set_attn_implementation("sdpa")
+    theirs = served(model, requests)
+    with attn_transformers.recording(tmp_path, "sdpa") as recording:
+        assert served(model, requests) == theirs
+    assert recording.wrong == 0 < recording.judged
+
+
+def test_a_recording_says_what_it_cannot_judge(tmp_path, monkeypatch):
+    def with_weights(*args, output_attentions=False, **kwargs):
+        return sdpa_attention_forward(*args, **kwargs)
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "mine", functools.partial(with_weights, output_attentions=True))
+    monkeypatch.setitem(AttentionMaskInterface._global_mapping, "mine", whole_mask)
+    model = tiny("mistral")
+    model.set_attn_implementation("mine")
+    with pytest.warns(UserWarning, match="was not judged") as caught, attn_transformers.recording(tmp_path, "mine"):
+        model(**prompts((4,)), lookback=3)
+    messages = " ".join(str(one.message) for one in caught)
+    assert "a call of mine was not judged: attn_transformers: lookback (3) not supported" in messages
+    assert "no call of attn_implementation='mine' was judged" in messages
+
+
+def test_a_recording_says_that_an_output_has_another_shape(tmp_path, monkeypatch):
+    """Heads and queries in the wrong order: the model reshapes such an output without an error."""
+    monkeypatch.setitem(
+        AttentionInterface._global_mapping,
+        "mine",
+        lambda *args, **kwargs: (sdpa_attention_forward(*args, **kwargs)[0].mT, None),
+    )
+    monkeypatch.setitem(AttentionMaskInterface._global_mapping, "mine", whole_mask)
+    model = tiny("mistral")
+    model.set_attn_implementation("mine")
+    wrong = r"output: got shape \(1, 6, 16, 4\), expected \(1, 6, 4, 16\): rows, queries, heads, head size"
+    with pytest.warns(UserWarning, match=wrong), attn_transformers.recording(tmp_path, "mine"):
+        model(**prompts((6,)))
+
+
+@pytest.mark.parametrize("name", ["bloom", "mistral"])
+def test_a_recording_that_sees_no_call_says_so(name, tmp_path):
+    model = tiny(name)
+    nothing = "no call of attn_implementation='sdpa' was judged: no model asked for it, or"
+    with pytest.warns(UserWarning, match=nothing), attn_transformers.recording(tmp_path, "sdpa"):
+        model(**prompts((4,)))

@@ -1,0 +1,178 @@
+"""Ten models of transformers with random weights, 2 to 4 layers and no download."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+
+VOCABULARY = 64
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GROUPED = {**SMALL, "num_hidden_layers": 2, "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 64}
+WINDOW = 4
+
+
+def gpt_oss() -> Any:
+    """Sinks, and a window in every other layer."""
+    config = transformers.GptOssConfig(
+        **GROUPED, num_local_experts=2, num_experts_per_tok=1, sliding_window=WINDOW, attn_implementation="eager"
+    )
+    model = transformers.GptOssForCausalLM(config)
+    for layer in model.model.layers:
+        layer.self_attn.sinks.data.normal_()
+    return model
+
+
+def gemma2() -> Any:
+    """A soft cap that saturates, and a window in every other layer."""
+    return transformers.Gemma2ForCausalLM(
+        transformers.Gemma2Config(
+            **GROUPED, query_pre_attn_scalar=16, sliding_window=WINDOW, attn_logit_softcapping=2.0, attn_implementation="eager"
+        )
+    )
+
+
+def gemma3() -> Any:
+    return transformers.Gemma3ForCausalLM(
+        transformers.Gemma3TextConfig(
+            **{**GROUPED, "num_hidden_layers": 4},
+            query_pre_attn_scalar=16,
+            sliding_window=WINDOW,
+            layer_types=["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+            attn_implementation="eager",
+        )
+    )
+
+
+def llama4() -> Any:
+    """Chunks in the layers with RoPE."""
+    return transformers.Llama4ForCausalLM(
+        transformers.Llama4TextConfig(
+            **GROUPED,
+            intermediate_size_mlp=64,
+            attention_chunk_size=WINDOW,
+            no_rope_layers=[1, 0],
+            num_local_experts=2,
+            attn_implementation="eager",
+        )
+    )
+
+
+def mistral() -> Any:
+    return transformers.MistralForCausalLM(
+        transformers.MistralConfig(**GROUPED, sliding_window=WINDOW, attn_implementation="eager")
+    )
+
+
+def whisper() -> Any:
+    config = transformers.WhisperConfig(
+        vocab_size=VOCABULARY,
+        num_mel_bins=8,
+        d_model=64,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_source_positions=8,
+        max_target_positions=32,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=3,
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+        attn_implementation="eager",
+    )
+    return transformers.WhisperForConditionalGeneration(config)
+
+
+def bart() -> Any:
+    config = transformers.BartConfig(
+        vocab_size=VOCABULARY,
+        d_model=64,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=3,
+        forced_eos_token_id=None,
+        attn_implementation="eager",
+    )
+    return transformers.BartForConditionalGeneration(config)
+
+
+def bert() -> Any:
+    config = transformers.BertConfig(
+        **SMALL, num_hidden_layers=2, intermediate_size=64, max_position_embeddings=64, attn_implementation="eager"
+    )
+    return transformers.BertModel(config)
+
+
+def bloom() -> Any:
+    """ALiBi; 6 heads, so that slopes are not all powers of 2."""
+    config = transformers.BloomConfig(
+        vocab_size=VOCABULARY, hidden_size=96, n_layer=2, n_head=6, pad_token_id=0, eos_token_id=2, attn_implementation="eager"
+    )
+    return transformers.BloomForCausalLM(config)
+
+
+def mpt() -> Any:
+    """ALiBi; 6 heads, so that slopes are not all powers of 2."""
+    config = transformers.MptConfig(
+        d_model=96, n_heads=6, n_layers=2, max_seq_len=64, vocab_size=VOCABULARY, attn_implementation="eager"
+    )
+    config.pad_token_id, config.eos_token_id = 0, 2
+    return transformers.MptForCausalLM(config)
+
+
+BUILDERS: dict[str, Callable[[], Any]] = {
+    build.__name__: build for build in (gpt_oss, gemma2, gemma3, llama4, mistral, whisper, bart, bert, bloom, mpt)
+}
+
+
+def tiny(name: str) -> Any:
+    """The model of that name, by the same weights each time.
+
+    A random model's logits of attention are all about 0: its attention is a mean, and no rule would show. So weights that make
+    queries and keys are enlarged.
+    """
+    torch.manual_seed(0)
+    model = BUILDERS[name]().eval().requires_grad_(False)
+    for parameter, weight in model.named_parameters():
+        if any(part in parameter for part in ("q_proj.weight", "k_proj.weight", "query.weight", "key.weight")):
+            weight.mul_(12)
+        if any(part in parameter for part in ("query_key_value.weight", "Wqkv.weight")):
+            weight.mul_(8)
+    return model
+
+
+def prompts(lengths: tuple[int, ...], *, padded: str = "left") -> dict[str, torch.Tensor]:
+    """`input_ids` and `attention_mask` of random tokens, filled up to the longest prompt on one side."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.zeros(len(lengths), max(lengths), dtype=torch.int64)
+    for row, length in zip(ids, lengths, strict=True):
+        at = slice(len(row) - length, None) if padded == "left" else slice(length)
+        row[at] = torch.randint(4, VOCABULARY, (length,), generator=generator)
+    return {"input_ids": ids, "attention_mask": (ids != 0).long()}
+
+
+def features(rows: int) -> dict[str, torch.Tensor]:
+    """Whisper's input: 16 frames, which its encoder halves, and 4 tokens for its decoder."""
+    generator = torch.Generator().manual_seed(1)
+    frames = torch.randn(rows, 8, 16, generator=generator)
+    return {"input_features": frames, "decoder_input_ids": torch.randint(4, VOCABULARY, (rows, 4), generator=generator)}
