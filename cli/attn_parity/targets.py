@@ -3,7 +3,16 @@
 from importlib.metadata import entry_points
 
 import click
-from attn_parity.options import FUZZ_EXTRA, INSTALL_FUZZ, device_option, notes, plain_table, results, use_device
+from attn_parity.options import (
+    FUZZ_EXTRA,
+    INSTALL_FUZZ,
+    device_option,
+    notes,
+    plain_table,
+    results,
+    say_what_runs_kernels,
+    use_device,
+)
 
 
 @click.command("targets")
@@ -23,6 +32,7 @@ def command(device: str) -> None:
         notes.print(f"to see what each supports: {INSTALL_FUZZ}", soft_wrap=True)
         return
     device = use_device(device)
+    say_what_runs_kernels(device)
     table = plain_table("target", "what", f"on {device}")
     for name in registry.names():
         try:

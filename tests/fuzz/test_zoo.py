@@ -115,7 +115,7 @@ def zoo(attn_parity, *arguments):
     return run, results_file.loads(Path("zoo.json").read_bytes(), Results, "zoo.json")
 
 
-LATE = 20
+LATE = 8
 """Examples after which a mutant is looked for by its stored case alone: looking for all of them takes too long here."""
 
 

@@ -21,6 +21,8 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THRE
 INTERPRETS = {"TRITON_INTERPRET": "1"}
 # torch.use_deterministic_algorithms imports torch._inductor, which takes two seconds
 _IMPORTED = ["torch", "torch._inductor", "triton", "triton.runtime.interpreter", "attn_fuzz.run.runner", "attn_fuzz.run.trial"]
+# a process's first launch imports it
+_IMPORTED += ["triton.compiler.code_generator"]
 
 _STARTS = threading.Lock()
 """Held while the environment of this process is that of the server."""
