@@ -16,28 +16,14 @@ from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.budgets import BudgetError, Budgets, Exceptions
 from attn_parity.binaries.build import build, in_processes
 from attn_parity.binaries.executions import Executions
-from attn_parity.binaries.facts import Facts
 from attn_parity.binaries.kernarg import kernarg_of
 from attn_parity.binaries.results import Results, Row, loads
 from attn_parity.binaries.shipped_calls import chosen, main_names
 
+from tests.facts import GOOD
+
 MERGE = ("compile", "--arch", "gfx942", "--only", "merge, fp32")
 DECODE = ("gfx942", "decode")
-GOOD = Facts(
-    vgprs=128,
-    agprs=0,
-    sgprs=40,
-    vgpr_spills=0,
-    sgpr_spills=0,
-    lds_bytes=16 << 10,
-    lds_limit=64 << 10,
-    waves=2,
-    matrix_instructions=80,
-    tf32_instructions=0,
-    widest_load=16,
-    narrow_products=0,
-    fused_multiply_adds=50,
-)
 BUDGETS = Budgets(vgpr_spills=0, waves={"gfx942": 2})
 SPILLS = Exceptions(architecture="gfx942", fact="vgpr_spills", triton="3.9", reason="planted", calls={"decode": 7})
 
