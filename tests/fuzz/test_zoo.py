@@ -116,9 +116,7 @@ def zoo(attn_parity, *arguments):
 
 
 LATE = {
-    row.name
-    for row in KEPT.mutants
-    if row.found and (row.found[0] or 0) > 8 and (files.SHIPPED / f"{row.name}.json").exists()
+    row.name for row in KEPT.mutants if row.found and (row.found[0] or 0) > 8 and (files.SHIPPED / f"{row.name}.json").exists()
 }
 """Mutants that are looked for by their stored case alone: looking for all of them takes too long here."""
 
