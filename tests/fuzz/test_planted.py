@@ -188,7 +188,7 @@ def test_what_a_kernel_does_to_its_process_touches_no_other_case(name, step_case
 
 
 def test_a_refusal_counts_only_if_nothing_was_touched(fuzz_here):
-    progress, _ = fuzz_here("planted:REFUSES_IN_TIME")
+    progress, _ = fuzz_here("planted:REFUSES_IN_TIME", examples=60)
     assert progress.failure is None
     assert progress.refused > 0
     progress, _ = fuzz_here("planted:REFUSES_TOO_LATE")
@@ -197,7 +197,7 @@ def test_a_refusal_counts_only_if_nothing_was_touched(fuzz_here):
 
 
 def test_what_a_target_excludes_is_not_drawn_unless_it_promises_to_refuse_it(fuzz_here):
-    progress, cases = fuzz_here("planted:NO_NARROW_SINKS")
+    progress, cases = fuzz_here("planted:NO_NARROW_SINKS", examples=100)
     assert progress.failure is None
     assert cases
     assert not any(case.narrow_sinks for case in cases)
