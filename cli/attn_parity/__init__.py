@@ -18,6 +18,7 @@ COMMANDS = {
     "zoo": "Put real bugs back, one at a time, and see whether the fuzzer finds each.",
     "mutate": "Make mutants by operators, and count those that the fuzzer finds.",
     "compile": "Compile every kernel that ships: registers, spills, LDS, matrix instructions.",
+    "emulate": "Run saved launches on the emulator, for a comparison with hardware bit by bit.",
     "matrix": "Write the tables of what is supported and what the fuzzer draws.",
     "select": "Say which backend serves a layer, or each layer of a model.",
     "targets": "List what can be fuzzed here.",

@@ -1,7 +1,7 @@
 """An interpreter of the code that Triton compiles for AMD GPUs, on numpy. It knows nothing of attention.
 
 `load` reads `asm["amdgcn"]`, `prepare` makes it ready, `launch` runs a grid, and `checked` runs it under several schedules.
-`counts` says what ran.
+`counts` says what ran, and `inexact` which of it hardware may round in another way.
 
 What the readings were held against. AMD's pseudocode in the ISA documents of CDNA4, RDNA3.5 and RDNA4 is public as tables that
 tinygrad makes of the documents (`tinygrad/runtime/autogen/amd/*/str_pcode.py`). They have 334 of the 358 mnemonics in a sample
@@ -25,6 +25,7 @@ from attn_amdgcn.errors import AmdgcnError, AssemblyError, Fault, LaunchError, U
 from attn_amdgcn.launch import Report, Schedule, launch
 from attn_amdgcn.memory import Memory
 from attn_amdgcn.program import Program, prepare
+from attn_amdgcn.rounding import inexact
 
 __all__ = [
     "SCHEDULES",
@@ -40,6 +41,7 @@ __all__ = [
     "UnknownInstructionError",
     "checked",
     "counts",
+    "inexact",
     "launch",
     "load",
     "prepare",

@@ -16,6 +16,8 @@ from attn_fuzz.targets import registry, served
 from attn_fuzz.targets.backends import BackendLayers, config_of, installed, named
 from attn_fuzz.targets.documented_aiter import documented
 from attn_fuzz.targets.reference import REFERENCE_FP32
+from attn_fuzz.zoo.mutants import Mutant
+from attn_fuzz.zoo.patches import Patch
 from attn_optimized.backends import BACKENDS
 from attn_optimized.backends.triton_attn import TritonAttentionImpl
 from hypothesis import HealthCheck, given, settings
@@ -25,6 +27,22 @@ from hypothesis import HealthCheck, given, settings
 def test_a_backend_agrees_within_what_it_declares_and_refuses_the_rest(target, fuzz_apart):
     progress = fuzz_apart(target, examples=25)
     assert progress.failure is None, progress.failure.verdict.message
+
+
+@pytest.mark.parametrize(
+    ("method", "find", "replace"),
+    [
+        ("do_kv_cache_update", "self.kv_sharing_target_layer_name is None", "True"),
+        ("__init__", 'kv_sharing_target_layer_name == ""', "False"),
+    ],
+    ids=["a reader of another layer's cache writes it", "a reader of nobody's cache is made"],
+)
+def test_a_fault_of_a_layer_is_found(method, find, replace, fuzz_apart):
+    patch = Patch(f"attn_optimized.backends.base.AttentionImpl.{method}", find, replace)
+    progress = fuzz_apart(
+        "backend-triton", examples=100, mutant=Mutant(name="fault", patches=(patch,), raises=""), shrinks=False
+    )
+    assert progress.failure is not None, f"survived {progress.examples} examples"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`attn-parity compile`: what is over its budget is named, and pages that are not current are noticed."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -145,7 +146,9 @@ def test_saved_code_comes_with_what_it_takes_to_launch_it(attn_parity, tmp_path)
     assert out["type"] == "*fp32"
     assert out["attributes"] == {"tt.divisibility": 16, "tt.pointer_range": 32}
     assert tokens["value"] == out["shape"][0]
-    assert launch["grid"] == list(call.launch.grid)
+    assert launch["grid"] == [*call.launch.grid, 1, 1][:3]
+    for kind in ("file", "assembly"):
+        assert launch["sha256"][kind] == hashlib.sha256((tmp_path / "code" / launch[kind]).read_bytes()).hexdigest()
     assert (launch["threads_per_block"], launch["dynamic_lds_bytes"]) == (
         64 * launch["num_warps"],
         launch["facts"]["lds_bytes"],

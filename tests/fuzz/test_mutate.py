@@ -194,8 +194,8 @@ def test_a_failing_group_is_halved_and_the_others_go_on(guilty, log, ran, step_c
     campaign.run([MUTANT, OTHER], [0], PLAN, log, 1)
     (innocent,) = BOTH - {guilty.name}
     of_quick = [(run.mutants, run.part) for run in done if run.target == "quick" and run.part != "cases"]
-    apart = [({MUTANT.name}, "case"), ({guilty.name}, "shard"), ({innocent}, "shard"), ({innocent}, "shard")]
-    assert of_quick == [(BOTH, "shard"), *apart]
+    halves = [({MUTANT.name}, "case"), ({guilty.name}, "case")]
+    assert of_quick == [(BOTH, "shard"), *halves, *(({name}, "shard") for name in (guilty.name, innocent, innocent))]
     assert [run.mutants for run in done if run.target == "slow"] == [{innocent}] * 2
     assert mutants_page.row(guilty, log, [0], 300, None, {}).ci == (7,)
     assert [row.ci for row in [mutants_page.row(each, log, [0], 300, None, {}) for each in (MUTANT, OTHER)]].count((None,)) == 1
@@ -222,6 +222,9 @@ def test_mutants_that_fail_together_only_survive_alone(log, ran, step_case, monk
     campaign.run([MUTANT, OTHER], [0], PLAN, log, 1)
     assert all(trial.by is None and trial.together == 1 for trial in log.trials.values())
     assert len(log.trials) == 8
+    of_quick = [(run.mutants, run.part) for run in ran[0] if run.target == "quick" and run.part != "cases"][:5]
+    halves = [({MUTANT.name}, "case"), ({OTHER.name}, "case")]
+    assert of_quick == [(BOTH, "shard"), *halves, ({MUTANT.name}, "shard"), ({OTHER.name}, "shard")]
 
 
 def test_mutants_of_one_place_are_in_no_group(log, ran):

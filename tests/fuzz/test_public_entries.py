@@ -15,6 +15,8 @@ from attn_fuzz.run import shard
 from attn_fuzz.run.attempt import Attempt
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
+from attn_fuzz.zoo.mutants import Mutant
+from attn_fuzz.zoo.patches import Patch
 from attn_optimized.backends import BACKENDS
 
 TARGETS = {
@@ -124,3 +126,33 @@ class _WithSchema:
         self._schema = schema
 
     __call__ = staticmethod(_raise)
+
+
+@pytest.mark.parametrize(
+    ("target", "place", "find", "replace"),
+    [
+        ("triton-returned", "attention._attend", "return call.out", "return torch.zeros_like(q)"),
+        ("triton-cascade-returned", "cascade.cascade_attention", "return out", "return torch.zeros_like(q)"),
+        ("triton-merge", "merge.merge_attn_states", "return out", "return out_b"),
+    ],
+)
+def test_a_wrong_tensor_that_is_returned_is_found(target, place, find, replace, fuzz_apart):
+    fault = Mutant(name="fault", patches=(Patch(f"attn_optimized.{place}", find, replace),), raises="")
+    assert fuzz_apart(target, examples=60, mutant=fault, shrinks=False).failure is not None
+
+
+@pytest.mark.parametrize(
+    ("function", "check"),
+    [
+        ("write_kv_cache", "check_write_kv_cache(k, v, kv_cache, layer, slot_mapping, values=validate)"),
+        (
+            "rope_and_write_kv_cache",
+            "check_rope_and_write_kv_cache("
+            "q, k, v, positions, cos_sin_cache, is_neox, kv_cache, layer, slot_mapping, values=validate)",
+        ),
+    ],
+)
+def test_an_unchecked_write_is_found(function, check, fuzz_apart):
+    fault = Mutant(name="fault", patches=(Patch(f"attn_optimized.kv_cache.{function}", check, "None"),), raises="")
+    progress = fuzz_apart("triton-write", examples=150, mutant=fault, shrinks=False)
+    assert progress.failure is not None, f"survived {progress.examples} examples"

@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import attn_optimized
 from attn_amdgcn import Schedule
+from attn_fuzz.cases.case import Case
 from attn_fuzz.emulated.compiler import ready
 from attn_fuzz.emulated.emulation import emulate, job_of
 from attn_fuzz.run.trial import try_case
@@ -18,6 +19,7 @@ from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, Target
 from attn_fuzz.targets.triton import TRITON, common_prefix
 from attn_fuzz.verdict.rounding import Rounding
+from attn_fuzz.verdict.verdict import Verdict
 from attn_optimized.attention import paged_attention_calls, varlen_attention_calls
 from attn_optimized.cascade import cascade_attention_calls
 from attn_optimized.kernel_call import KernelCall
@@ -41,22 +43,25 @@ class OtherCodeError(Exception):
     """A small case does not use the code that ships."""
 
 
-@dataclass
+Runner = Callable[[str, KernelCall, KernelCall], None]
+"""Runs a launch on its tensors. Its arguments: the name of the launch that ships, the launch, and the one that ships."""
+
+
+@dataclass(frozen=True)
 class Shipped:
-    """The launches of a call that ships, and those of them that ran.
+    """The launches of a call that ships.
 
     Attributes:
         launches: by name, in their order.
         plans: of its launches of attention, in their order.
-        instructions: as of `execute`.
-        ran: the names of launches that ran.
+        run: runs the launches of small cases.
     """
 
+    call: ShippedCall
     architecture: str
     launches: dict[str, KernelCall]
     plans: list[AttentionPlan]
-    instructions: dict[str, str]
-    ran: set[str]
+    run: Runner
 
 
 def execute(shipped: ShippedCall, architecture: str, instructions: dict[str, str]) -> dict[str, Execution]:
@@ -66,21 +71,25 @@ def execute(shipped: ShippedCall, architecture: str, instructions: dict[str, str
         instructions: the digests of the assembly of the launches that are asked for, by name. Others run, too, and may be of
             any code.
     """
-    of_call = _shipped(shipped, architecture, instructions)
-    tiles = [plan.tiles for plan in of_call.plans]
-    queries, keys = (max(tile.queries for tile in tiles), max(tile.block_n for tile in tiles)) if tiles else (16, 32)
-    target = _target(shipped, of_call)
-    verdicts = [try_case(case, target, "cpu") for case in small_cases(shipped, queries=queries, keys=keys)]
+    ran = set[str]()
+
+    def run(name: str, call: KernelCall, like: KernelCall) -> None:
+        _run_compiled(call, architecture, like, name, instructions.get(name))
+        ran.add(name)
+
+    of_call = launches_of(shipped, architecture, run)
+    target = target_of(of_call)
+    verdicts = [try_case(case, target, "cpu") for case in cases_of(of_call)]
     failed = next((verdict for verdict in verdicts if verdict.failed), None)
     if failed is not None:
         return dict.fromkeys(instructions, Execution(failed.kind, failed.ratio, failed.message))
-    # a cache is compared bitwise, and what attends to it then is the reference
-    error = 0.0 if shipped.op in ("write", "rope") else max(verdict.ratio for verdict in verdicts)
+    error = max(error_of(of_call, verdict) for verdict in verdicts)
     left_out = Execution("not run", 0, "no case has this launch")
-    return {name: Execution(AGREES, error) if name in of_call.ran else left_out for name in instructions}
+    return {name: Execution(AGREES, error) if name in ran else left_out for name in instructions}
 
 
-def _shipped(shipped: ShippedCall, architecture: str, instructions: dict[str, str]) -> Shipped:
+def launches_of(shipped: ShippedCall, architecture: str, run: Runner) -> Shipped:
+    """The launches of a call on a GPU, with their plans."""
     plans: list[AttentionPlan] = []
 
     def recorded(*arguments, **named) -> AttentionPlan:
@@ -93,7 +102,19 @@ def _shipped(shipped: ShippedCall, architecture: str, instructions: dict[str, st
         del plans[0]  # of the whole call
     elif shipped.op not in ("paged", "varlen"):
         plans.clear()
-    return Shipped(architecture, launches, plans, instructions, set())
+    return Shipped(shipped, architecture, launches, plans, run)
+
+
+def cases_of(of_call: Shipped) -> tuple[Case, Case]:
+    """Two small cases, whose lengths fit the tiles of a call."""
+    tiles = [plan.tiles for plan in of_call.plans]
+    queries, keys = (max(tile.queries for tile in tiles), max(tile.block_n for tile in tiles)) if tiles else (16, 32)
+    return small_cases(of_call.call, queries=queries, keys=keys)
+
+
+def error_of(of_call: Shipped, verdict: Verdict) -> float:
+    """The largest error / bound of outputs. A cache is compared bitwise, and what attends to it then is the reference."""
+    return 0.0 if of_call.call.op in ("write", "rope") else verdict.ratio
 
 
 def small_plan(plan: AttentionPlan, workload: Workload) -> AttentionPlan:
@@ -111,20 +132,26 @@ def small_plan(plan: AttentionPlan, workload: Workload) -> AttentionPlan:
 
 
 def _run(calls: Iterator[KernelCall], of_call: Shipped) -> None:
-    """Run launches in the place of those that ship.
+    """Run launches in the place of those that ship."""
+    for call, (name, like) in zip(calls, cycle(of_call.launches.items()), strict=False):
+        of_call.run(name, call, like)
+
+
+def _run_compiled(call: KernelCall, architecture: str, like: KernelCall, name: str, instructions: str | None) -> None:
+    """Compile and run a launch in the place of one that ships.
+
+    Args:
+        instructions: the digest of the assembly of the launch that ships; None if it may be of any code.
 
     Raises:
         OtherCodeError: the code is not that of the launch that ships.
         CompilerError, attn_amdgcn.AmdgcnError: as of `emulate`.
     """
-    for call, (name, like) in zip(calls, cycle(of_call.launches.items()), strict=False):
-        sizes = {key: tensor.untyped_storage().size() for key, tensor in like.tensors.items() if tensor is not None}
-        job = job_of(call, of_call.architecture, sizes)
-        found = digest(ready(job).compiled.text, job.kernel)
-        if found != of_call.instructions.get(name, found):
-            raise OtherCodeError(f"{name}: a small case compiles to other code ({_difference(call, like)})")
-        emulate(call, of_call.architecture, schedules=SCHEDULES, sizes=sizes)
-        of_call.ran.add(name)
+    sizes = {key: tensor.untyped_storage().size() for key, tensor in like.tensors.items() if tensor is not None}
+    job = job_of(call, architecture, sizes)
+    if instructions not in (None, digest(ready(job).compiled.text, job.kernel)):
+        raise OtherCodeError(f"{name}: a small case compiles to other code ({_difference(call, like)})")
+    emulate(call, architecture, schedules=SCHEDULES, sizes=sizes)
 
 
 def _difference(call: KernelCall, like: KernelCall) -> str:
@@ -139,15 +166,16 @@ def _compiled_in(call: KernelCall) -> Mapping[str, object]:
     return call.launch.constants | call.launch.options | types
 
 
-def _target(shipped: ShippedCall, of_call: Shipped) -> Target:
+def target_of(of_call: Shipped) -> Target:
     """The launches of a call as a target. What the call does not compute, the reference does."""
+    shipped = of_call.call
     rounding = Rounding(keys_per_tile=16, dot_is_chained=True, splits=2 * MAX_SPLITS, exact_division=True)
     if shipped.op == "merge":
         rounding = Rounding(keys_per_tile=64, merged_parts=MOST_PARTS)
     return Target(
         name=f"shipped-{of_call.architecture}",
         description=f"the launches of {shipped.name} that ship for {of_call.architecture}, the code emulated",
-        attention=_attention(shipped, of_call),
+        attention=_attention(of_call),
         write_kv_cache=_write(of_call) if shipped.op == "write" else None,
         rope_and_write_kv_cache=_rope(of_call) if shipped.op == "rope" else None,
         support=lambda device: EVERYTHING,
@@ -157,7 +185,8 @@ def _target(shipped: ShippedCall, of_call: Shipped) -> Target:
     )
 
 
-def _attention(shipped: ShippedCall, of_call: Shipped) -> Callable[..., object]:
+def _attention(of_call: Shipped) -> Callable[..., object]:
+    shipped = of_call.call
     match shipped.op:
         case "write" | "rope":
             return REFERENCE_FP32.attention

@@ -1,6 +1,10 @@
-"""Write code objects and assembly into a folder, with launches.json: what hipModuleLaunchKernel or cuLaunchKernel needs."""
+"""Write code objects and assembly into a folder, with launches.json: what hipModuleLaunchKernel or cuLaunchKernel needs.
+
+`attn_parity.binaries.saved` reads it.
+"""
 
 import dataclasses
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +15,7 @@ from attn_parity.binaries.compilation import Binary
 from attn_parity.binaries.kernarg import kernarg_of
 from attn_parity.options import write_json
 
-SCHEMA = "attn-parity.launches/2"
+SCHEMA = "attn-parity.launches/3"
 
 
 def save_binaries(folder: Path, binaries: dict[tuple[str, str], Binary], calls: dict[str, dict[str, KernelCall]]) -> int:
@@ -24,9 +28,12 @@ def save_binaries(folder: Path, binaries: dict[tuple[str, str], Binary], calls: 
     for (architecture, name), binary in binaries.items():
         stem = f"{architecture}-{re.sub('[^A-Za-z0-9]+', '-', name)}"
         file, text = f"{stem}.{binary.suffix}", f"{stem}.{'s' if binary.suffix == 'hsaco' else 'ptx'}"
-        (folder / file).write_bytes(binary.code)
-        (folder / text).write_text(binary.assembly, encoding="utf-8")
-        launches.append({"call": name, "file": file, "assembly": text, **_described(binary, calls[architecture][name])})
+        contents = {"file": binary.code, "assembly": binary.assembly.encode()}
+        (folder / file).write_bytes(contents["file"])
+        (folder / text).write_bytes(contents["assembly"])
+        digests = {kind: hashlib.sha256(content).hexdigest() for kind, content in contents.items()}
+        described = _described(binary, calls[architecture][name])
+        launches.append({"call": name, "file": file, "assembly": text, "sha256": digests, **described})
     write_json(folder / "launches.json", {"schema": SCHEMA, "launches": launches})
     return len(launches)
 
@@ -40,7 +47,8 @@ def _described(binary: Binary, call: KernelCall) -> dict[str, Any]:
     }
     return described | {
         "arguments": _arguments(binary, call),
-        "constants": {name: _plain(value) for name, value in binary.constants.items()},
+        "constants": {name: plain(value) for name, value in binary.constants.items()},
+        "grid": [*binary.grid, 1, 1][:3],
         "threads_per_block": binary.num_warps * binary.warp_size,
         "dynamic_lds_bytes": binary.facts.lds_bytes,
         "kernarg": kernarg_of(binary.assembly, list(binary.arguments)) if binary.suffix == "hsaco" else None,
@@ -68,7 +76,7 @@ def _arguments(binary: Binary, call: KernelCall) -> list[dict[str, Any]]:
     return described
 
 
-def _plain(constant: Any) -> Any:
+def plain(constant: Any) -> Any:
     """A constant as JSON. A kernel may have one dataclass for all of its constants."""
     if dataclasses.is_dataclass(constant) and not isinstance(constant, type):
         return dataclasses.asdict(constant)

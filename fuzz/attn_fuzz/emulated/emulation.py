@@ -1,11 +1,12 @@
 """Runs a launch of this project's kernels on the emulator: tensors become buffers, and buffers become tensors again."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from attn_amdgcn import Schedule, checked
+from attn_amdgcn import Memory, Program, Report, Schedule, checked
+from attn_amdgcn.launch import Argument
 from attn_fuzz.emulated.compiler import ready
 from attn_fuzz.emulated.jobs import Job, Pointer
 from attn_optimized.kernel_call import KernelCall
@@ -14,12 +15,18 @@ LARGE = 8 << 30
 """Bytes of a KV cache for which AMD's compiler must address by 64 bits."""
 
 
-@dataclass(frozen=True)
-class Placed:
-    """Where a tensor lies: in which buffer, and at which byte of it."""
+class Inputs(NamedTuple):
+    """What a launch gives to its code.
 
-    buffer: str
-    offset: int
+    Attributes:
+        grid: numbers of workgroups in x, y and z.
+        arguments: in the kernel's order. A tensor is the name of a buffer and the tensor's first byte in it.
+        buffers: the bytes of the storages in which tensors lie, which this shares. Each has the name of the first tensor in it.
+    """
+
+    grid: tuple[int, int, int]
+    arguments: list[Argument]
+    buffers: dict[str, np.ndarray]
 
 
 def emulate(
@@ -41,19 +48,36 @@ def emulate(
     """
     if 0 in call.launch.grid:
         return
-    storages = _storages(call)
     program, compiled = ready(job_of(call, architecture, sizes))
-    given = []
-    for name in compiled.names:
+    inputs = inputs_of(call, compiled.names)
+    inputs.arguments.extend([None] * compiled.scratch)
+    run(program, inputs, lds_bytes=compiled.lds_bytes, schedules=schedules)
+
+
+def inputs_of(call: KernelCall, names: Iterable[str]) -> Inputs:
+    """What a launch on the CPU gives to its code.
+
+    Args:
+        names: of the code's arguments. An argument that the launch does not have is a null pointer.
+    """
+    storages = _storages(call)
+    arguments: list[Argument] = []
+    for name in names:
         tensor = call.tensors.get(name)
-        placed = None if tensor is None else _placed(tensor, storages)
-        given.append(call.launch.numbers.get(name) if placed is None else (placed.buffer, placed.offset))
+        if tensor is None:
+            arguments.append(call.launch.numbers.get(name))
+        else:
+            arguments.append((storages[tensor.untyped_storage().data_ptr()][0], _offset(tensor)))
     x, y, z, *_ = (*call.launch.grid, 1, 1)
-    buffers = {name: _contents(storage) for name, storage in storages.values()}
-    arguments = [*given, *[None] * compiled.scratch]
-    memory, _ = checked(program, (x, y, z), arguments, buffers, lds_bytes=compiled.lds_bytes, schedules=schedules)
-    for name, storage in storages.values():
-        _contents(storage)[:] = memory.contents(name)
+    return Inputs((x, y, z), arguments, {name: _contents(storage) for name, storage in storages.values()})
+
+
+def run(program: Program, inputs: Inputs, *, lds_bytes: int, schedules: Sequence[Schedule]) -> tuple[Memory, Report]:
+    """Run a program as `attn_amdgcn.checked` does, and write what it wrote into the buffers of the inputs."""
+    memory, report = checked(program, inputs.grid, inputs.arguments, inputs.buffers, lds_bytes=lds_bytes, schedules=schedules)
+    for name, contents in inputs.buffers.items():
+        contents[:] = memory.contents(name)
+    return memory, report
 
 
 def job_of(call: KernelCall, architecture: str, sizes: Mapping[str, int] | None = None) -> Job:
@@ -82,11 +106,6 @@ def _storages(call: KernelCall) -> dict[int, tuple[str, torch.UntypedStorage]]:
             storage = tensor.untyped_storage()
             storages.setdefault(storage.data_ptr(), (name, storage))
     return storages
-
-
-def _placed(tensor: torch.Tensor, storages: dict[int, tuple[str, torch.UntypedStorage]]) -> Placed:
-    storage = tensor.untyped_storage().data_ptr()
-    return Placed(storages[storage][0], _offset(tensor))
 
 
 def _offset(tensor: torch.Tensor) -> int:

@@ -2,8 +2,9 @@
 
 Each mutant first runs PROBED cases alone, which find most mutants. The others run in groups: up to GROUP mutants are installed
 together, and a shard in which no case fails counts for each of them. When a case fails, halves of the group run it again, until
-one mutant is left. This mutant runs the shard alone, and then the others run it without this mutant. So a mutant is found only
-by a run of its own. A mutant that hides another one's failure makes the other one survive.
+one mutant is left that fails this case. This mutant runs the shard alone, and then the others run it without this mutant. So a
+mutant is found only by a run of its own. If no mutant of the group fails the case by itself, the shard's groups become half as
+large. A mutant that hides another one's failure makes the other one survive.
 
 Each shard's result is written into the log when the shard ends. A second call goes on from there.
 """
@@ -198,6 +199,7 @@ class _Campaign:
 
     Attributes:
         outcome: of the runner's last call.
+        most: by seed, target and shard, the most mutants of a group, where it is not GROUP.
         ended: by mutant and seed, the turn of the earliest shard that was the last one.
     """
 
@@ -213,6 +215,7 @@ class _Campaign:
         self.mutants, self.seconds, self.plan = mutants, seconds, plan
         self.log, self.workers, self.report = log, workers, report
         self.outcome = Outcome([])
+        self.most: dict[tuple[int, str, int], int] = {}
         self.ended: dict[tuple[str, int], tuple[int, float]] = {}
         for trial in log.trials.values():
             self._note_end(trial)
@@ -274,28 +277,44 @@ class _Campaign:
         self.alone(self._suspects(failed))
 
     def _suspects(self, failed: Sequence[tuple[tuple[Key, ...], Case]]) -> list[Key]:
-        """One shard of each group, whose mutant may be the reason why the group's case fails."""
-        while self.goes_on and any(len(group) > 1 for group, _ in failed):
-            halves = [(group[: len(group) // 2], group[len(group) // 2 :], case) for group, case in failed]
-            guilty: set[int] = set()
+        """One shard of each group, whose mutant fails the group's case. Groups without such a mutant are to be smaller."""
+        left = [group for group, _ in failed]
+        cases = [case for _, case in failed]
+        while self.goes_on and any(len(group) > 1 for group in left):
+            halves = [(group[: len(group) // 2], group[len(group) // 2 :]) for group in left]
+            guilty = self._fails([first or second for first, second in halves], cases)
+            left = [first if fails and first else second for (first, second), fails in zip(halves, guilty, strict=True)]
+        if not self.goes_on:
+            return []
+        suspects: list[Key] = []
+        for (group, _), (key,), fails in zip(failed, left, self._fails(left, cases), strict=True):
+            if fails:
+                suspects.append(key)
+            else:
+                self.most[key[1:]] = len(group) // 2
+        return suspects
 
-            def note(index: int, progress: Progress, guilty: set[int] = guilty) -> None:
-                if progress.failure or progress.broken:
-                    guilty.add(index)
+    def _fails(self, groups: Sequence[tuple[Key, ...]], cases: Sequence[Case]) -> list[bool]:
+        """Whether each group fails its case."""
+        fails = [False] * len(groups)
 
-            plans = [
-                msgspec.structs.replace(self._plan(first or second), past=(case,), examples=0) for first, second, case in halves
-            ]
-            self._run(plans, note)
-            failed = [(first if i in guilty and first else second, case) for i, (first, second, case) in enumerate(halves)]
-        return [group[0] for group, _ in failed]
+        def note(index: int, progress: Progress) -> None:
+            fails[index] = bool(progress.failure or progress.broken)
+
+        plans = [
+            msgspec.structs.replace(self._plan(group), past=(case,), examples=0)
+            for group, case in zip(groups, cases, strict=True)
+        ]
+        self._run(plans, note)
+        return fails
 
     def _groups(self, keys: Sequence[Key]) -> list[tuple[Key, ...]]:
         """Groups of the same shard, for mutants whose patches do not overlap."""
         groups: list[list[Key]] = []
         for key in keys:
             for group in groups:
-                if group[0][1:] == key[1:] and len(group) < GROUP and self._can_be_installed([*group, key]):
+                most = self.most.get(key[1:], GROUP)
+                if group[0][1:] == key[1:] and len(group) < most and self._can_be_installed([*group, key]):
                     group.append(key)
                     break
             else:

@@ -21,7 +21,7 @@ from attn_fuzz.findings import aiter as aiter_findings
 from attn_fuzz.targets import served
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION, usable_aiter
 from attn_fuzz.targets.engine import Engine
-from attn_fuzz.targets.illegal_layers import calls_of_layer
+from attn_fuzz.targets.illegal_layers import calls_of_layer, writes_of_reader, wrong_layers
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.targets.triton import TRITON
 from attn_fuzz.targets.wrong_arguments import Calls
@@ -112,14 +112,18 @@ class BackendLayers:
     ) -> None:
         choose = random.Random(repr((tuple(q.shape), batch.query_start_loc.tolist(), batch.seq_lens.tolist())))
         served.check_declared(self.capabilities(q.device.type), choose)
-        impl, kv_cache = self._impl(layer, q, kv_cache, **mode)
+        reads = k is None and self._may_read(q.device.type) and choose.random() < 0.5
+        impl, kv_cache = self._impl(layer, q, kv_cache, reads=reads, **mode)
         impl.forward(q, k, v, kv_cache, self._metadata(batch, layer.attn_type), output=out, lse=lse)
 
     def write_kv_cache(
         self, k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slot_mapping: torch.Tensor
     ) -> None:
-        impl, kv_cache = self._impl(layer, k, kv_cache)
-        impl.do_kv_cache_update(k, v, kv_cache, slot_mapping)
+        impl, own_cache = self._impl(layer, k, kv_cache)
+        impl.do_kv_cache_update(k, v, own_cache, slot_mapping)
+        if self._may_read(k.device.type):
+            reader, own_cache = self._impl(layer, k, kv_cache, reads=True)
+            reader.do_kv_cache_update(torch.zeros_like(k), torch.ones_like(v), own_cache, slot_mapping)  # writes nothing
 
     def rope_and_write_kv_cache(
         self,
@@ -148,12 +152,19 @@ class BackendLayers:
         return self.load().capabilities(self.aiter(device))
 
     def illegal(self, q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
-        """Calls that contradict the contract, of the builder and of a layer. If the layer is refused, there are none."""
+        """Layers, and calls of a layer and of the builder, that contradict the contract; none if the layer is refused."""
+        arguments, _ = self._arguments(layer, q, kv_cache)
+        aiter = self.aiter(q.device.type)
         for validate in (True, False):
             try:
                 impl, own_cache = self._impl(layer, q, kv_cache, validate=validate)
             except UnsupportedError:
                 return
+            yield from wrong_layers(self.load().impl, {"layer": layer, **arguments, "validate": validate, "aiter": aiter})
+            if k is not None and batch.slot_mapping is not None and self._may_read(q.device.type):
+                reader, own_cache = self._impl(layer, q, kv_cache, validate=validate, reads=True)
+                written = {"key": k, "value": v, "kv_cache": own_cache, "slot_mapping": batch.slot_mapping}
+                yield from writes_of_reader(reader, written, q)
             builder = self.load().builder(layer.attn_type, **self.builder_options(batch))
             yield from calls_of_layer(impl, builder, common_metadata(batch, layer.attn_type), q, k, v, own_cache, out, lse)
 
@@ -162,6 +173,10 @@ class BackendLayers:
         TRITON.forget()
         self._impls.clear()
         self._steps.clear()
+
+    def _may_read(self, device: str) -> bool:
+        """Whether the backend has layers that read the cache of another layer, which writes it."""
+        return bool(self.capabilities(device).answer("kv_sharing"))
 
     def _metadata(self, batch: Batch, attn_type: AttentionType) -> Any:
         """The metadata of a step, built once for all layers that are called with this Batch."""
@@ -172,19 +187,34 @@ class BackendLayers:
             known = self._steps[attn_type] = (batch, metadata)
         return known[1]
 
-    def _impl(
+    def _impl(self, layer: Layer, rows: torch.Tensor, kv_cache: torch.Tensor | None, **options: bool) -> tuple[Any, Any]:
+        """The backend's layer, which is made once, and the cache as an engine would hand it to the layer. See `_arguments`."""
+        arguments, kv_cache = self._arguments(layer, rows, kv_cache, **options)
+        fields = (getattr(layer, one.name) for one in dataclasses.fields(layer))
+        # the layer keeps its tensors alive, so that no other tensor has the id of one of them
+        parts = (id(value) if isinstance(value, torch.Tensor) else value for value in fields)
+        key = (*parts, *arguments.values(), rows.device)
+        if key not in self._impls:
+            self._impls[key] = self.load().impl(layer, **arguments, aiter=self.aiter(rows.device.type))
+        return self._impls[key], kv_cache
+
+    def _arguments(
         self,
         layer: Layer,
         rows: torch.Tensor,
         kv_cache: torch.Tensor | None,
         batch_invariant: bool = False,
         validate: bool | None = None,
-    ) -> tuple[Any, Any]:
-        """The backend's layer, and the cache as an engine would hand it to the layer. A layer is made once. Its scale and its
-        sizes choose whether the layer checks values in tensors, unless `validate` says so.
+        reads: bool = False,
+    ) -> tuple[dict[str, Any], Any]:
+        """What the backend makes its layer of, beside the Layer and an AITER; and the cache as an engine would hand it over.
 
         Dense planes of K and V are blocks to an engine whose layer asked for blocks (vLLM #43945). Such a layer gets the view
         that is wrong unless the layer reinterprets it.
+
+        Args:
+            validate: whether the layer checks values in tensors; None: its scale and its sizes choose.
+            reads: whether another layer writes the cache.
         """
         block_size = allocation_layout = None
         if kv_cache is not None and layer.layout is not None:
@@ -193,20 +223,15 @@ class BackendLayers:
             planes = kv_cache.transpose(0, 1)
             if layer.layout is Layout.BLOCKS_FIRST_NHD and planes.is_contiguous() and not kv_cache.is_contiguous():
                 kv_cache, allocation_layout = planes.view(kv_cache.shape), Layout.KV_FIRST_NHD
-        options = {
+        arguments = {
             "dtype": rows.dtype,
             "block_size": block_size,
             "allocation_layout": allocation_layout,
+            "kv_sharing_target_layer_name": "writer" if reads else None,
             "batch_invariant": batch_invariant,
             "validate": random.Random(repr((layer.num_heads, layer.scale))).random() < 0.5 if validate is None else validate,
         }
-        fields = (getattr(layer, one.name) for one in dataclasses.fields(layer))
-        # the layer keeps its tensors alive, so that no other tensor has the id of one of them
-        parts = (id(value) if isinstance(value, torch.Tensor) else value for value in fields)
-        key = (*parts, *options.values(), rows.device)
-        if key not in self._impls:
-            self._impls[key] = self.load().impl(layer, **options, aiter=self.aiter(rows.device.type))
-        return self._impls[key], kv_cache
+        return arguments, kv_cache
 
 
 def common_metadata(batch: Batch, attn_type: AttentionType) -> Any:

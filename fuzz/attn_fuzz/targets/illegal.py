@@ -1,4 +1,4 @@
-"""Calls of a function of attention that contradict the contract."""
+"""Calls of attention, and of writes to a cache, that contradict the contract."""
 
 import dataclasses
 import functools
@@ -26,6 +26,29 @@ def illegal_attention(function: Callable[..., object], arguments: Mapping[str, A
     }
     for what, fields in wrong_batches.items():
         yield what, functools.partial(function, **{**arguments, "batch": dataclasses.replace(batch, **fields)})
+
+
+def illegal_writes(write: Callable[..., object], rope: Callable[..., object], arguments: Mapping[str, Any]) -> Calls:
+    """Calls of write_kv_cache and rope_and_write_kv_cache. They would write to no slot, and rotate q by an angle of 0.
+
+    Args:
+        arguments: by name q, k, v, kv_cache and layer.
+    """
+    q, k, layer = arguments["q"], arguments["k"], arguments["layer"]
+    if k is None or layer.layout is None:
+        return
+    num_rows, integers = min(len(q), len(k)), {"dtype": torch.int64, "device": k.device}
+    free = {"kv_cache": dims_of(layer.layout, "block", "slot"), "slot_mapping": (0,)}
+    plain = {name: arguments[name] for name in ("k", "v", "kv_cache", "layer")}
+    plain["slot_mapping"] = torch.full((num_rows,), -1, **integers)
+    yield from wrong_calls(write, plain, free=free)
+    table = torch.tensor([[1.0, 0.0]], device=k.device)
+    rotated = {**plain, "q": q, "positions": torch.zeros(num_rows, **integers), "cos_sin_cache": table, "is_neox": True}
+    yield from wrong_calls(rope, rotated, free={**free, "q": (0,), "positions": (0,), "cos_sin_cache": (0,)})
+    more = {"slot_mapping": torch.full((len(k) + 1,), -1, **integers), "positions": torch.zeros(len(q) + 1, **integers)}
+    yield "more slots than rows of k", functools.partial(write, **{**plain, "slot_mapping": more["slot_mapping"]})
+    for name, longer in more.items():
+        yield f"more {name} than rows", functools.partial(rope, **{**rotated, name: longer})
 
 
 def new_lse(q: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,8 @@
-"""Calls that contradict the contract, of the methods of a backend's layer and of the builder of its metadata."""
+"""Layers of a backend, and calls of their methods and of the builder of metadata, that contradict the contract."""
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +19,21 @@ _NOT_READ = {
 """What an engine tells of a step, and what layers of the attention type do not look at."""
 _OF_SOME_BACKENDS = ("query_start_loc_cpu", "seq_lens_cpu")
 _OPTIONAL = ("slot_mapping", "bidirectional_ranges", "qq_bias")
+
+
+def wrong_layers(make: Callable[..., object], arguments: dict[str, Any]) -> Calls:
+    """Layers with one argument wrong.
+
+    Args:
+        make: the class of the backend's layers.
+        arguments: by name, of a layer that is right.
+    """
+    name = "kv_sharing_target_layer_name"
+    others = {key: value for key, value in arguments.items() if key != name}
+    optional = ("block_size", "allocation_layout", "aiter")
+    yield from wrong_calls(functools.partial(make, **{name: arguments[name]}), others, optional=optional)
+    for wrong in ("", 0):
+        yield f"{name}={wrong!r}", functools.partial(make, **{**arguments, name: wrong})
 
 
 def calls_of_layer(
@@ -51,6 +67,18 @@ def calls_of_layer(
         yield from _writes(impl, written, q)
 
 
+def writes_of_reader(impl: Any, written: dict[str, Any], q: torch.Tensor) -> Calls:
+    """Calls of a layer that reads the cache of another layer. It writes nothing, so it rotates nothing.
+
+    Args:
+        written: the arguments of a cache write.
+    """
+    yield from wrong_calls(impl.do_kv_cache_update, written, free=_free_of_write(impl))
+    if impl.layer.attn_type is AttentionType.DECODER:
+        rotated = {**written, **_rotation(written, q)}
+        yield "a rotation by a layer that writes nothing", functools.partial(impl.do_rope_and_kv_cache_update, **rotated)
+
+
 def _metadata(forward: functools.partial[object], builder: Any, common: Any) -> Calls:
     def attend(**fields: Any) -> object:
         return forward(attn_metadata=builder.build(dataclasses.replace(common, **fields)))
@@ -64,13 +92,21 @@ def _metadata(forward: functools.partial[object], builder: Any, common: Any) -> 
 
 
 def _writes(impl: Any, written: dict[str, Any], q: torch.Tensor) -> Calls:
-    """Calls of a cache write, and of a decoder's write that rotates by one pair of dimensions."""
-    free = {
+    """Calls of a cache write, and of a decoder's write that rotates."""
+    free = _free_of_write(impl)
+    yield from wrong_calls(impl.do_kv_cache_update, written, free=free)
+    if impl.layer.attn_type is AttentionType.DECODER:
+        yield from wrong_calls(impl.do_rope_and_kv_cache_update, {**written, **_rotation(written, q)}, free=free)
+
+
+def _rotation(written: dict[str, Any], q: torch.Tensor) -> dict[str, Any]:
+    """What a write that rotates one pair of dimensions takes beside the arguments of a write."""
+    positions = torch.zeros_like(written["slot_mapping"])
+    return {"query": q, "positions": positions, "cos_sin_cache": q.new_zeros(1, 2), "is_neox": True}
+
+
+def _free_of_write(impl: Any) -> dict[str, tuple[int, ...]]:
+    return {
         "kv_cache": dims_of(impl.config.layout, "block"),
         **dict.fromkeys(("slot_mapping", "positions", "query", "cos_sin_cache"), (0,)),
     }
-    yield from wrong_calls(impl.do_kv_cache_update, written, free=free)
-    if impl.layer.attn_type is AttentionType.DECODER:
-        positions = torch.zeros_like(written["slot_mapping"])
-        rotated = {"query": q, "positions": positions, "cos_sin_cache": q.new_zeros(1, 2), "is_neox": True}
-        yield from wrong_calls(impl.do_rope_and_kv_cache_update, {**written, **rotated}, free=free)

@@ -134,15 +134,21 @@ def _triton_merge() -> MergeFunction:
     import attn_optimized
 
     def merge(out_a, lse_a, out_b, lse_b, *, out, lse) -> None:
-        """On a CPU some calls are launched as on a GPU that is not here, and some merge tensors beyond 2^31 elements."""
+        """Some calls have no `out`. On a CPU some are launched as on a GPU that is not here, or reach beyond 2^31 elements."""
         function = attn_optimized.merge_attn_states
+        forms = [function, functools.partial(_returned, function)]
         if out_a.device.type == "cpu":
             no_interpreter.check(lambda: function(out_a, lse_a, out_b, lse_b, out=out, lse=lse), out_a.dtype)
-            choose = choices_by((out_a.shape, out_a.stride(), out_b.stride()))
-            function = choose.choice((function, plans.merge_attn_states, functools.partial(far.merge_attn_states, function)))
-        function(out_a, lse_a, out_b, lse_b, out=out, lse=lse)
+            forms += [plans.merge_attn_states, functools.partial(far.merge_attn_states, function)]
+        choose = choices_by((out_a.shape, out_a.stride(), out_b.stride()))
+        choose.choice(forms)(out_a, lse_a, out_b, lse_b, out=out, lse=lse)
 
     return merge
+
+
+def _returned(merge: Callable[..., torch.Tensor], *states: torch.Tensor, out: torch.Tensor, lse: torch.Tensor | None) -> None:
+    """Merge without `out`, and copy the tensor that is returned."""
+    out.copy_(merge(*states, out=None, lse=lse))
 
 
 TRITON_MERGE = merge_target(

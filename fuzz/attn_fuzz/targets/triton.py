@@ -10,9 +10,9 @@ import torch
 from attn_contract import AttentionType, Batch, KVCacheView, Layer
 from attn_fuzz import properties
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.targets.illegal import illegal_attention
+from attn_fuzz.targets.illegal import illegal_attention, illegal_writes
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import EVERYTHING, Support, Target
+from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Support, Target, no_calls
 from attn_fuzz.targets.wrong_arguments import Calls
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -55,6 +55,16 @@ def _triton_rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mappin
     attn_optimized.rope_and_write_kv_cache(
         q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, is_neox=is_neox, validate=True
     )
+
+
+def _illegal_writes(q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
+    import attn_optimized
+
+    arguments = {"q": q, "k": k, "v": v, "kv_cache": kv_cache, "layer": layer}
+    for validate in (True, False):
+        write = functools.partial(attn_optimized.write_kv_cache, validate=validate)
+        rope = functools.partial(attn_optimized.rope_and_write_kv_cache, validate=validate)
+        yield from illegal_writes(write, rope, arguments)
 
 
 def _triton_support(device: str) -> Support:
@@ -188,6 +198,35 @@ TRITON_CASCADE = Target(
     must_refuse=_illegal_cascade,
     forget=_forget_launches,
     sanitizes=True,
+)
+
+
+def _returned(call_of: Callable[..., tuple[Callable[..., object], dict[str, Any]]]) -> AttentionFunction:
+    """An attention that calls without `out`, and copies the rows of requests from the tensor that the call returns."""
+
+    def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+        function, arguments = call_of(q, k, v, kv_cache, layer, batch, out=None, lse=lse)
+        returned = function(**arguments)
+        assert isinstance(returned, torch.Tensor), f"attention returned {returned!r}, expected a tensor"
+        form = (tuple(returned.shape), returned.dtype, returned.device)
+        assert form == (tuple(q.shape), q.dtype, q.device), f"attention returned {form}, expected shape, dtype and device of q"
+        num_rows = int(batch.query_start_loc[-1])
+        out[:num_rows] = returned[:num_rows].reshape(out[:num_rows].shape)
+
+    return attention
+
+
+TRITON_RETURNED, TRITON_CASCADE_RETURNED = (
+    dataclasses.replace(
+        target,
+        name=f"{target.name}-returned",
+        description=f"{target.name}, called without `out`: the tensor that it returns",
+        attention=_returned(call_of),
+        support=lambda device, support=target.support: dataclasses.replace(support(device), output_dtypes=()),
+        siblings=(),
+        must_refuse=no_calls,
+    )
+    for target, call_of in ((TRITON, _call_of), (TRITON_CASCADE, _cascade_call))
 )
 
 
@@ -328,5 +367,6 @@ TRITON_WRITE = dataclasses.replace(
         _triton_support(device), attn_types=(AttentionType.DECODER, AttentionType.ENCODER_DECODER)
     ),
     unavailable=missing_triton,
+    must_refuse=_illegal_writes,
     sanitizes=True,
 )

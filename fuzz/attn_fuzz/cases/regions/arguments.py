@@ -64,8 +64,8 @@ ARGUMENTS: dict[str, tuple[Region, ...]] = {
         Region("contiguous", of_tensor("out", lambda out: out.is_contiguous())),
         Region("rows longer than its own", of_tensor("out", lambda out: not out.is_contiguous())),
         Region("float8", of_tensor("out", lambda out: out.element_size() == 1)),
-        not_drawn("none", "the caller allocates it then: tests/optimized and tests/ops have such calls"),
-        not_drawn("above 2^31 elements", "8 GiB and more: a GPU's; tests/optimized/test_strides.py has offsets past 2^31"),
+        not_drawn("none", "targets' own: `triton-returned` and `triton-cascade-returned` call without it in every case"),
+        not_drawn("beyond 2^31 elements", "a target's own: the rows of `triton-far` lie so far apart"),
     ),
     "lse": (
         Region("none", lambda case, step: step.lse is None),
@@ -76,7 +76,7 @@ ARGUMENTS: dict[str, tuple[Region, ...]] = {
     ),
     "layer": (not_drawn("its fields", "they have regions of their own"),),
     "batch": (not_drawn("its fields", "they have regions of their own"),),
-    "values": (not_drawn("false", "targets ask for all checks; engines for none: tests/optimized run both"),),
+    "values": (not_drawn("false", "a target's own: its calls in another mode, and layers of backends"),),
     "slot_mapping": BATCH["slot_mapping"][1:3],
     "positions": (
         Region("of the rows that count", of_rotation("positions", lambda at, case: len(at) == case.num_actual_tokens)),

@@ -1,0 +1,81 @@
+"""Hold a saved launch to its files, to the launch that is planned here, and to the arguments that it gets."""
+
+import json
+from pathlib import Path
+
+import torch
+from attn_amdgcn import AssemblyError, Kernel, load
+from attn_fuzz.emulated.emulation import Inputs
+from attn_optimized.kernel_call import KernelCall
+from attn_parity.binaries.execution import OtherCodeError
+from attn_parity.binaries.saved import Argument, SavedFileError, SavedLaunch, check_files
+from attn_parity.binaries.saving import plain
+from triton._utils import canonicalize_dtype
+
+NARROW_BYTES = 1 << 31
+"""A buffer below this size has a "tt.pointer_range" of 32 bits."""
+
+
+def checked_kernel(folder: Path, launch: SavedLaunch) -> Kernel:
+    """The kernel of a saved launch, which is held to what launches.json says of it."""
+    try:
+        kernel = load(check_files(folder, launch))
+    except AssemblyError as error:
+        raise SavedFileError(f"{folder / launch.assembly}: {error}") from None
+    if launch.kernarg is None:
+        raise SavedFileError(f"{launch.call}: kernarg: got null, expected the layout of the arguments of {launch.architecture}")
+    places = [(place.offset, place.size, place.kind) for place in launch.kernarg.arguments]
+    own = [place.name for place in launch.kernarg.arguments if not place.kind.startswith("hidden_")]
+    for what, told, found in (
+        ("architecture", launch.architecture, kernel.architecture),
+        ("name", launch.name, kernel.name),
+        ("threads_per_block", launch.threads_per_block, kernel.threads),
+        ("kernarg.bytes", launch.kernarg.bytes, kernel.argument_bytes),
+        ("kernarg.arguments", places, [(each.offset, each.size, each.kind) for each in kernel.arguments]),
+        ("arguments", [argument.name for argument in launch.arguments], own),
+    ):
+        if told != found:
+            raise SavedFileError(f"{launch.call}: {what}: launches.json has {told}, and {launch.assembly} has {found}")
+    return kernel
+
+
+def check_plan(launch: SavedLaunch, like: KernelCall) -> None:
+    """Hold what was compiled into a saved launch to what the launch would be compiled for here.
+
+    Raises:
+        SavedFileError: another constant, argument or type.
+    """
+    where = f"{launch.architecture} {launch.call}"
+    for argument in launch.arguments:
+        if (here := _type_here(argument, like)) != argument.type:
+            raise SavedFileError(f"{where}: {argument.name} was saved as {argument.type}, and is {here} here")
+    names = {argument.name for argument in launch.arguments}
+    given = like.launch.constants | like.arguments
+    constants = {name: json.loads(json.dumps(plain(value))) for name, value in given.items() if name not in names}
+    for name in sorted({*constants, *launch.constants}):
+        told, here = (values.get(name, "no constant") for values in (launch.constants, constants))
+        if told != here:
+            raise SavedFileError(f"{where}: {name} was saved as {told}, and is {here} here")
+
+
+def _type_here(argument: Argument, like: KernelCall) -> str:
+    value = like.arguments.get(argument.name)
+    if isinstance(value, torch.Tensor):
+        return f"*{canonicalize_dtype(value.dtype)}"
+    is_there = argument.may_be_null if argument.type.startswith("*") else value is not None
+    return argument.type if is_there else "no argument"
+
+
+def check_attributes(launch: SavedLaunch, inputs: Inputs) -> None:
+    """Hold the arguments of a small launch to the attributes on which the code relies.
+
+    Raises:
+        OtherCodeError: the code is not made for such arguments.
+    """
+    for argument, value in zip(launch.arguments, inputs.arguments, strict=True):
+        number = value[1] if isinstance(value, tuple) else value
+        if isinstance(number, int) and number % argument.attributes.get("tt.divisibility", 1):
+            raise OtherCodeError(f"{argument.name} is {number}, and the code needs {argument.attributes}")
+        size = len(inputs.buffers[value[0]]) if isinstance(value, tuple) else 0
+        if "tt.pointer_range" in argument.attributes and size >= NARROW_BYTES:
+            raise OtherCodeError(f"{argument.name} has a buffer of {size} bytes, and the code needs {argument.attributes}")

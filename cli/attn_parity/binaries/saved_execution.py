@@ -1,0 +1,146 @@
+"""Run saved launches on the emulator, on small cases, and write what they read and wrote into folders.
+
+The code is that of the saved files. This process makes the cases, plans their launches and judges what comes out: its kernels
+must be interpreted.
+"""
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from attn_amdgcn import Kernel, Memory, Program, inexact, prepare
+from attn_amdgcn.launch import ARGUMENTS
+from attn_fuzz.emulated.emulation import Inputs, inputs_of, run
+from attn_fuzz.run.trial import try_case
+from attn_optimized.kernel_call import KernelCall
+from attn_parity.binaries import run_folder
+from attn_parity.binaries.execution import SCHEDULES, cases_of, error_of, launches_of, target_of
+from attn_parity.binaries.executions import Execution
+from attn_parity.binaries.run_folder import GUARD_BYTES, Argument, Buffer, EmulatedLaunch, Tensor
+from attn_parity.binaries.saved import SavedFileError, SavedLaunch, read
+from attn_parity.binaries.saved_checks import check_attributes, check_plan, checked_kernel
+from attn_parity.binaries.shipped_calls import CALLS
+
+
+class Emulated(NamedTuple):
+    """What came of a launch on one case.
+
+    Attributes:
+        execution: of the whole call.
+        launch: as it was written; None if it did not come to its end.
+    """
+
+    name: str
+    case: str
+    execution: Execution
+    launch: EmulatedLaunch | None
+
+
+def emulate_saved(file: Path, folder: Path, architecture: str, call: str, names: tuple[str, ...]) -> list[Emulated]:
+    """Run the launches of a call, and write a folder for each launch that is asked for and each case.
+
+    Args:
+        file: launches.json. It must have all launches of the call, because a launch may read what an earlier one wrote.
+        folder: in which folders are written.
+        names: of the launches that are asked for. Where a call runs one launch several times, the first time is written.
+
+    Raises:
+        SavedFileError: a file is missing or damaged, or the launch is planned here for other code than was saved.
+    """
+    kernels: dict[str, tuple[SavedLaunch, Kernel]] = {}
+    programs: dict[str, Program] = {}
+    written: dict[str, EmulatedLaunch] = {}
+    kind = ""
+
+    def run_saved(name: str, small: KernelCall, like: KernelCall) -> None:
+        if 0 in small.launch.grid:
+            return
+        launch, kernel = kernels[name]
+        if name not in programs:
+            programs[name] = prepare(kernel)
+        if name in names and name not in written:
+            written[name] = _run_and_write(launch, programs[name], small, kind, folder)
+        else:
+            _run(launch, programs[name], small)
+
+    (shipped,) = (one for one in CALLS if one.name == call)
+    of_call = launches_of(shipped, architecture, run_saved)
+    saved = read(file)
+    for name, like in of_call.launches.items():
+        if (architecture, name) not in saved:
+            raise SavedFileError(f"{file}: {architecture} {name} is missing, and {call} launches it, too")
+        launch = saved[architecture, name]
+        kernels[name] = launch, checked_kernel(file.parent, launch)
+        check_plan(launch, like)
+    found = []
+    for case in cases_of(of_call):
+        kind = case.values.kind
+        written.clear()
+        for name in names:
+            shutil.rmtree(folder / run_folder.folder_name(kernels[name][0].file, kind), ignore_errors=True)
+        verdict = try_case(case, target_of(of_call), "cpu")
+        execution = Execution(verdict.kind, error_of(of_call, verdict), verdict.message)
+        found.extend(Emulated(name, kind, execution, written.get(name)) for name in names)
+    return found
+
+
+def _run(launch: SavedLaunch, program: Program, small: KernelCall) -> tuple[Inputs, Memory, tuple[str, ...]]:
+    """Run a saved launch on the tensors of a small one: what it was given, memory afterwards, and `inexact` instructions."""
+    inputs = inputs_of(small, [argument.name for argument in launch.arguments])
+    check_attributes(launch, inputs)
+    memory, report = run(program, inputs, lds_bytes=launch.dynamic_lds_bytes, schedules=SCHEDULES)
+    return inputs, memory, inexact(program, report)
+
+
+def _run_and_write(launch: SavedLaunch, program: Program, small: KernelCall, case: str, folder: Path) -> EmulatedLaunch:
+    """As `_run`, and write what it read and wrote into a folder of the launch."""
+    names = [argument.name for argument in launch.arguments]
+    before = run_folder.guarded(inputs_of(small, names).buffers)
+    inputs, memory, open_roundings = _run(launch, program, small)
+    assert launch.kernarg is not None
+    described = EmulatedLaunch(
+        architecture=launch.architecture,
+        call=launch.call,
+        case=case,
+        code=launch.file,
+        sha256=launch.sha256.file,
+        kernel=launch.name,
+        grid=inputs.grid,
+        threads_per_block=launch.threads_per_block,
+        dynamic_lds_bytes=launch.dynamic_lds_bytes,
+        kernarg_bytes=launch.kernarg.bytes,
+        arguments=_arguments(launch, inputs, memory.contents(ARGUMENTS)),
+        buffers=tuple(Buffer(name, len(data), run_folder.digest(data)) for name, data in before.items()),
+        tensors=_tensors(names, inputs, small),
+        inexact=open_roundings,
+    )
+    run_folder.write(folder / described.folder, described, before, run_folder.guarded(inputs.buffers))
+    return described
+
+
+def _arguments(launch: SavedLaunch, inputs: Inputs, data: np.ndarray) -> tuple[Argument, ...]:
+    """The arguments as they lay in memory. Addresses of the emulator are replaced by zeros."""
+    assert launch.kernarg is not None
+    places = launch.kernarg.arguments
+    given = [*inputs.arguments, *[0] * (len(places) - len(inputs.arguments))]
+    found = []
+    for place, value in zip(places, given, strict=True):
+        bits = data[place.offset : place.offset + place.size].tobytes().hex()
+        argument = Argument(place.name, place.offset, place.size, place.kind, bits)
+        if isinstance(value, tuple):
+            pointer = {"bytes": "00" * place.size, "buffer": value[0], "byte": GUARD_BYTES + value[1]}
+            argument = msgspec.structs.replace(argument, **pointer)
+        found.append(argument)
+    return tuple(found)
+
+
+def _tensors(names: list[str], inputs: Inputs, small: KernelCall) -> tuple[Tensor, ...]:
+    found = []
+    for name, value in zip(names, inputs.arguments, strict=True):
+        tensor = small.tensors.get(name)
+        if tensor is not None and isinstance(value, tuple):
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            found.append(Tensor(name, value[0], GUARD_BYTES + value[1], dtype, tuple(tensor.shape), tensor.stride()))
+    return tuple(found)

@@ -1,0 +1,147 @@
+"""`attn-parity emulate`: run saved launches on the emulator, and compare what hardware makes of them, bit by bit."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from attn_parity.binaries.build import in_processes
+from attn_parity.compile import chosen_architectures
+from attn_parity.options import default_workers, notes, plain_table, progress_bar, results, sigterm_interrupts, workers_option
+
+if TYPE_CHECKING:
+    from attn_parity.binaries.build import Job
+    from attn_parity.binaries.comparison import Difference
+    from attn_parity.binaries.run_folder import EmulatedLaunch
+    from attn_parity.binaries.saved import SavedLaunch
+    from attn_parity.binaries.saved_execution import Emulated
+
+FOLDER = "emulated"
+"""Beside launches.json: the folder in which each launch and case has a folder."""
+
+
+@click.command("emulate")
+@click.argument("file", metavar="LAUNCHES.JSON", type=click.Path(path_type=Path))
+@click.option("--arch", "architectures", metavar="A,B,...", help="Architectures whose launches run; default: all of AMD's.")
+@click.option("--only", default="", metavar="TEXT", help="Run only launches whose name contains TEXT.")
+@click.option(
+    "--compare",
+    "there",
+    metavar="OUT",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Run nothing: compare the buffers that a GPU left in this folder with those of the emulator.",
+)
+@workers_option
+@sigterm_interrupts()
+def command(file: Path, architectures: str | None, only: str, there: Path | None, workers: int | None) -> int:
+    """Run launches that `compile --save` wrote on the emulator, on small ragged batches, from the saved code.
+
+    Each launch and case gets a folder in `emulated`, beside LAUNCHES.JSON, with all that it takes to launch the same code on a
+    GPU. Exit 1 when a launch computes something else than attention, or with --compare when a bit differs.
+    """
+    import attn_amdgcn  # noqa: F401  # needs the extra `emulated`
+    import attn_fuzz.strategies.cases  # noqa: F401  # needs the extra `fuzz`
+
+    launches = _chosen(file, architectures, only)
+    if there is not None:
+        return _compare(file.parent / FOLDER, launches, there)
+    return _emulate(file, launches, workers)
+
+
+def _chosen(file: Path, architectures: str | None, only: str) -> "dict[Job, SavedLaunch]":
+    from attn_parity.binaries.saved import check_files, read
+
+    wanted = chosen_architectures(architectures)
+    launches = {
+        job: launch
+        for job, launch in read(file).items()
+        if launch.architecture in wanted and launch.architecture.startswith("gfx") and only in launch.call
+    }
+    if not launches:
+        raise click.UsageError(f"{file} has no launch for AMD's GPUs that --arch and --only name")
+    for launch in launches.values():
+        check_files(file.parent, launch)
+    return launches
+
+
+def _emulate(file: Path, launches: "dict[Job, SavedLaunch]", workers: int | None) -> int:
+    from attn_parity.binaries.saved_execution import emulate_saved
+    from attn_parity.binaries.shipped_calls import CALLS, name_of_call
+
+    names: dict[tuple[str, str], list[str]] = {}
+    for architecture, name in launches:
+        names.setdefault((architecture, name_of_call(name)), []).append(name)
+    known = {call.name for call in CALLS}
+    if unknown := [" ".join(call) for call in names if call[1] not in known]:
+        raise click.ClickException(f"{file}: {unknown[0]}: this version has no such launch, and so no cases of it")
+    jobs = [(file, file.parent / FOLDER, *call, tuple(of_call)) for call, of_call in names.items()]
+    at_once = min(workers or default_workers("cpu"), len(jobs))
+    with progress_bar(len(jobs)) as show_bar:
+        found, interrupted = in_processes(emulate_saved, jobs, at_once, lambda done: show_bar(done, 0), interpreter=True)
+    runs = [(job[2], run) for job in jobs if not isinstance(of_job := found.get(job, []), str) for run in of_job]
+    if runs:
+        _tell_runs(runs, file.parent / FOLDER)
+    errors = [error for error in found.values() if isinstance(error, str)]
+    for error in errors:
+        notes.print(f"attn-parity: {error.removeprefix('SavedFileError: ')}", soft_wrap=True)
+    if errors:
+        return 2
+    return 130 if interrupted else int(not all(run.execution.agrees for _, run in runs))
+
+
+def _tell_runs(runs: "list[tuple[str, Emulated]]", folder: Path) -> None:
+    table = plain_table("", "launch", "case", "run", "error / bound", "hardware may round", right=("error / bound",))
+    for architecture, run in runs:
+        open_roundings = "" if run.launch is None else ", ".join(run.launch.inexact) or "nothing"
+        table.add_row(architecture, run.name, run.case, run.execution.verdict, f"{run.execution.error:.2f}", open_roundings)
+    results.print(table)
+    for architecture, run in runs:
+        if not run.execution.agrees:
+            results.print(
+                f"{architecture} {run.name}, {run.case}: {run.execution.verdict}: {run.execution.why}", soft_wrap=True
+            )
+    written = sum(run.launch is not None for _, run in runs)
+    agree = sum(run.execution.agrees for _, run in runs)
+    results.print(f"{agree} of {len(runs)} runs agree; {written} folders written in {folder}", soft_wrap=True)
+
+
+def _compare(here: Path, launches: "dict[Job, SavedLaunch]", there: Path) -> int:
+    """The exit code: 0 if the buffers of each emulated launch are the same in both folders, else 1."""
+    from attn_parity.binaries import run_folder
+    from attn_parity.binaries.comparison import compared
+    from attn_parity.binaries.saved import SavedFileError
+
+    folders = sorted(path for path in here.iterdir() if path.is_dir()) if here.is_dir() else []
+    if extra := sorted({path.name for path in there.iterdir() if path.is_dir()} - {path.name for path in folders}):
+        raise SavedFileError(f"{there / extra[0]}: {here} has no folder of this name")
+    chosen = []
+    for folder in folders:
+        launch = run_folder.read(folder)
+        if (saved := launches.get((launch.architecture, launch.call))) is not None:
+            if launch.sha256 != saved.sha256.file:
+                raise SavedFileError(
+                    f"{folder}: emulated with other code than launches.json names: `attn-parity emulate` again"
+                )
+            chosen.append(folder)
+    if not chosen:
+        raise SavedFileError(f"{here}: no launch was emulated that --arch and --only name: {run_folder.REMEDY}")
+    found = [compared(folder, there / folder.name) for folder in chosen]
+    for launch, differences in found:
+        if differences:
+            _tell_differences(launch, differences)
+    equal = sum(not differences for _, differences in found)
+    results.print(f"{equal} of {len(found)} launches left the same bits in every buffer")
+    return int(equal < len(found))
+
+
+def _tell_differences(launch: "EmulatedLaunch", differences: "list[Difference]") -> None:
+    results.print(launch.folder, style="bold")
+    numbers = ("differ", "of", "ULP", "most ULP")
+    table = plain_table("where", "differ", "of", "first at", "emulated", "there", "ULP", "most ULP", right=numbers)
+    for one in differences:
+        ulps = ("-" if distance is None else str(distance) for distance in (one.ulps, one.most_ulps))
+        table.add_row(one.where, str(one.count), str(one.of), one.first, one.here, one.there, *ulps)
+    results.print(table)
+    if launch.inexact:
+        results.print(f"hardware may round: {', '.join(launch.inexact)}\n", soft_wrap=True)
+    else:
+        results.print("no executed instruction leaves its rounding open: one of the two machines is wrong\n", soft_wrap=True)

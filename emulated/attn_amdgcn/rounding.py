@@ -1,0 +1,21 @@
+"""Where hardware may round in another way: a launch without these instructions has one result, bit by bit.
+
+NaN is the exception. A NaN that an instruction makes or passes on may have other bits on hardware: see `instructions.modes`.
+"""
+
+import re
+
+from attn_amdgcn.launch import Report
+from attn_amdgcn.program import Program
+
+OPEN = re.compile(r"v_(s_)?(exp|log|rcp|rsq|sqrt|sin|cos)_f\d+|v_(mfma|wmma)_(?!i32_).*")
+"""Functions with a promise of 1 ulp, and sums in an order that is not published. Integers have one sum.
+
+v_rcp_iflag_f32 is left out: compilers begin divisions of integers with it, and correct what it leaves.
+"""
+
+
+def inexact(program: Program, report: Report) -> tuple[str, ...]:
+    """The mnemonics among the executed instructions whose rounding the ISA leaves open, each once."""
+    executed = zip(program.kernel.instructions, report.executed, strict=True)
+    return tuple(sorted({instruction.name for instruction, count in executed if count and OPEN.fullmatch(instruction.name)}))
