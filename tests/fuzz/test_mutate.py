@@ -348,7 +348,7 @@ def test_a_mutant_is_found_by_the_fuzzer_and_by_tests(attn_parity, tmp_path):
         "from attn_optimized.launch.units import in_units\n\n\ndef test_units():\n    assert in_units(2, stride=16)[0] == 8\n"
         "\n\ndef test_that_fails_anyway():\n    assert in_units(2, stride=16)[0] == 1\n"
     )
-    strides, units = "attn_optimized.launch.call.DenseKeys.strides:constant:5", "attn_optimized.launch.units.in_units:forced:1"
+    strides, units = "attn_optimized.launch.call.DenseKeys.strides:constant:5", "attn_optimized.launch.units.in_units:edge:1"
     run = attn_parity(
         *("mutate", "--only", strides, "--only", units, "--target", "triton-varlen", "--recorded", 10, "--examples", 25),
         *("--workers", 1, "--log", "log.jsonl", "--tests", "suite", "--json", "out.json"),
