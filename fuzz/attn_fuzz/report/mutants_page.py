@@ -104,15 +104,16 @@ def explained(row: Row, causes: dict[str, str]) -> Row:
 
 
 def _found_after(trials: Sequence[Trial | None]) -> int | str:
-    """The number of examples until a mutant was found; SURVIVED, or UNFINISHED if a shard is missing."""
+    """The number of examples until a mutant was found; SURVIVED, or UNFINISHED if it was not and a shard is missing.
+
+    Shards of several targets run at once. If a later target finds the mutant first, the others need not run.
+    """
     examples = 0
     for trial in trials:
-        if trial is None:
-            return UNFINISHED
-        examples += trial.examples
-        if trial.by:
+        examples += trial.examples if trial is not None else 0
+        if trial is not None and trial.by:
             return max(1, examples)
-    return SURVIVED
+    return UNFINISHED if None in trials else SURVIVED
 
 
 def _number(found: int | str) -> int | None:

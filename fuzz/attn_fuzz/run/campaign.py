@@ -184,7 +184,7 @@ def run(
         for key in keys:
             turns.setdefault((key.shard, key.target), []).append(key)
     seconds = {each.target: each.seconds for each in reaches}
-    campaign = _Campaign({mutant.name: mutant for mutant in mutants}, seconds, plan, log, workers, report)
+    campaign = _Campaign({mutant.name: mutant for mutant in mutants}, plan, log, workers, report)
     campaign.probe(firsts)
     ordered = sorted(turns, key=lambda turn: (turn[0], seconds[turn[1]]))
     for first in range(0, len(ordered), workers):  # a turn may be one group, which keeps one worker busy
@@ -200,46 +200,24 @@ class _Campaign:
     Attributes:
         outcome: of the runner's last call.
         most: by seed, target and shard, the most mutants of a group, where it is not GROUP.
-        ended: by mutant and seed, the turn of the earliest shard that was the last one.
+        ended: mutants and seeds of which nothing more is to be learnt.
     """
 
     def __init__(
-        self,
-        mutants: dict[str, Generated],
-        seconds: dict[str, float],
-        plan: FuzzPlan,
-        log: Log,
-        workers: int,
-        report: Callable[[Log], None],
+        self, mutants: dict[str, Generated], plan: FuzzPlan, log: Log, workers: int, report: Callable[[Log], None]
     ) -> None:
-        self.mutants, self.seconds, self.plan = mutants, seconds, plan
-        self.log, self.workers, self.report = log, workers, report
+        self.mutants, self.plan, self.log, self.workers, self.report = mutants, plan, log, workers, report
         self.outcome = Outcome([])
         self.most: dict[tuple[int, str, int], int] = {}
-        self.ended: dict[tuple[str, int], tuple[int, float]] = {}
-        for trial in log.trials.values():
-            self._note_end(trial)
+        self.ended = {trial.key[:2] for trial in log.trials.values() if trial.is_last}
 
     @property
     def goes_on(self) -> bool:
         return not (self.outcome.interrupted or self.outcome.error)
 
     def waiting(self, keys: Sequence[Key]) -> list[Key]:
-        """The shards that are still to run. A mutant that is found still meets the targets whose turn came before."""
-        return [
-            key
-            for key in keys
-            if key not in self.log.trials and (key[:2] not in self.ended or self._turn(key) < self.ended[key[:2]])
-        ]
-
-    def _turn(self, key: Key) -> tuple[int, float]:
-        return key.shard, self.seconds.get(key.target, 0.0)
-
-    def _note_end(self, trial: Trial) -> None:
-        if trial.is_last:
-            turn = (-1, 0.0) if trial.broken else self._turn(trial.key)
-            mutant = trial.key[:2]
-            self.ended[mutant] = min(turn, self.ended.get(mutant, turn))
+        """The shards that are still to run."""
+        return [key for key in keys if key not in self.log.trials and key[:2] not in self.ended]
 
     def probe(self, keys: Sequence[Key]) -> None:
         """Run the first cases of each shard with its mutant alone. A shard in which none of them fails still waits."""
@@ -342,7 +320,8 @@ class _Campaign:
 
     def _add(self, trial: Trial) -> None:
         self.log.add(trial)
-        self._note_end(trial)
+        if trial.is_last:
+            self.ended.add(trial.key[:2])
         self.report(self.log)
 
 
