@@ -1,5 +1,6 @@
 """Without a GPU Triton's interpreter runs the kernels: it must be on before a kernel is imported. Torch has one thread here."""
 
+import importlib.util
 import os
 
 import pytest
@@ -7,6 +8,11 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    if importlib.util.find_spec("msgspec"):  # of the extra `fuzz`, which the tests under vLLM go without
+        from attn_fuzz.interpreted import interpreter
+
+        # as in the fuzzer's processes; and kernels take a third of the time
+        interpreter.install()
 
 # tests have small tensors, and run beside others: threads that wait for each other took six times as long
 torch.set_num_threads(1)

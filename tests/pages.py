@@ -10,11 +10,12 @@ import itertools
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
+from tests import processes
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -81,7 +82,7 @@ def run_program(page: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a page's program in a folder; kernels are interpreted where there is no GPU."""
     (folder / "page.py").write_text(program(page))
     environment = {**os.environ, "TRITON_INTERPRET": "0" if torch.cuda.is_available() else "1"}
-    return _run(["page.py"], folder, environment)
+    return processes.run(["page.py"], cwd=folder, env=environment)
 
 
 def run_command(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -89,13 +90,7 @@ def run_command(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     match = _COMMAND.fullmatch(command.rstrip("\n") + "\n")
     assert match is not None, f"neither attn-parity nor pytest: {command}"
     code = f"import sys; sys.argv[0] = {match[1]!r}; {_RUN[match[1]]}"
-    return _run(["-c", code, *match[2].split()], folder, dict(os.environ))
-
-
-def _run(arguments: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    return processes.run(["-c", code, *match[2].split()], cwd=folder)
 
 
 def lines(text: str) -> list[str]:

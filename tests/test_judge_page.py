@@ -3,16 +3,15 @@
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from tests import processes
+from tests.processes import ROOT
 
 
 def check(folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "benchmarks.judge", "page", "--check"]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return processes.run(["-m", "benchmarks.judge", "page", "--check"], cwd=folder, env=environment)
 
 
 def test_a_changed_number_or_picture_is_not_current(tmp_path):

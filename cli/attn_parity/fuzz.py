@@ -40,6 +40,7 @@ from attn_parity.options import (
     progress_bar,
     sanitize_option,
     sanitizes,
+    say_what_runs_kernels,
     sigterm_interrupts,
     use_device,
     workers_option,
@@ -105,6 +106,7 @@ def command(
     """Draw cases, run them on a target, judge them. The main job."""
     device = use_device(device)
     target = registry.usable(target_name, device)
+    say_what_runs_kernels(device, [target])
     check_writable(json_file)
     folder = report_folder or FOLDER
     folder.mkdir(parents=True, exist_ok=True)

@@ -34,6 +34,7 @@ from attn_parity.options import (
     json_option,
     limit_option,
     page_option,
+    say_what_runs_kernels,
     seeds_option,
     sigterm_interrupts,
     use_device,
@@ -130,6 +131,7 @@ def command(
     if writes or rewrites:
         check_page_writable(page)
     device = use_device(device)
+    say_what_runs_kernels(device, [registry.load(name) for name in chosen])
     log = Log(path, device, PACKAGE)
     running = [mutant for mutant in mutants if mutant.name not in equivalent]
     numbers = range(seed, seed + seeds)

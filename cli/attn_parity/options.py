@@ -5,7 +5,7 @@ import json
 import math
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,16 +79,24 @@ def page_option(default: Path) -> Callable[[Callable[..., int]], Callable[..., i
 
 
 def use_device(choice: str) -> str:
-    """ "cpu" or "cuda"; says so where Triton will interpret."""
+    """ "cpu" or "cuda"."""
     import torch
 
     available = torch.cuda.is_available()
     if choice == "cuda" and not available:
         raise click.ClickException("--device cuda: torch sees no GPU here")
-    if choice == "cpu" or not available:
+    return "cuda" if choice != "cpu" and available else "cpu"
+
+
+def say_what_runs_kernels(device: str, targets: "Iterable[Target]" = ()) -> None:
+    """Say on a CPU how the kernels of targets run without a GPU. Without targets they are interpreted."""
+    if device != "cpu":
+        return
+    compiles = {target.compiles for target in targets}
+    if compiles != {True}:
         notes.print("no GPU in use: Triton interprets the kernels on the CPU")
-        return "cpu"
-    return "cuda"
+    if True in compiles:
+        notes.print("no GPU in use: Triton compiles the kernels for a GPU that is emulated on the CPU")
 
 
 def sanitizes(choice: bool | None, target: "Target", device: str) -> bool:

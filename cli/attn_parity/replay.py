@@ -11,7 +11,15 @@ from attn_fuzz.findings.finding import explanation
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.targets import registry
 from attn_parity.console import results
-from attn_parity.options import device_option, limit_option, sanitize_option, sanitizes, target_of, use_device
+from attn_parity.options import (
+    device_option,
+    limit_option,
+    sanitize_option,
+    sanitizes,
+    say_what_runs_kernels,
+    target_of,
+    use_device,
+)
 
 
 @click.command("replay")
@@ -35,15 +43,16 @@ def command(files: tuple[Path, ...], target_name: str | None, limit: float, devi
         # a Support's sizes say what is drawn, not what the kernel can do: a captured call runs with the sizes that it has
         if case.values.kind != "captured" and (reason := target.support(device).limit(case)):
             raise CaseError(f"{path}: target {target.name} cannot run this case on {device}: {reason}")
-        cases.append((path, case, name, sanitizes(sanitize, target, device)))
+        cases.append((path, case, name, target, sanitizes(sanitize, target, device)))
+    say_what_runs_kernels(device, [target for _, _, _, target, _ in cases])
     failed = False
     with tempfile.TemporaryDirectory() as scratch:
-        for path, case, name, checked in cases:
+        for path, case, name, target, checked in cases:
             ahead = Path(scratch, "in-flight.json")
             with Executor(name, device, limit, ahead, sanitize=checked) as executor:
                 verdict = executor.run(case)
             error = f", largest error {verdict.ratio:.2f} of its bound" if verdict.ratio else ""
-            finding = explanation(registry.load(name).findings, case, verdict)
+            finding = explanation(target.findings, case, verdict)
             known = f", as the known finding {finding.name} says" if finding else ""
             results.print(f"{path}: {verdict.kind}{error}{known}", soft_wrap=True)
             if verdict.failed:

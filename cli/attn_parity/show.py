@@ -12,7 +12,7 @@ from attn_fuzz.report.pictures import Limits
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.targets import registry
 from attn_parity.console import results
-from attn_parity.options import check_writable, device_option, limit_option, target_of, use_device
+from attn_parity.options import check_writable, device_option, limit_option, say_what_runs_kernels, target_of, use_device
 
 TERMINAL_ROWS = 32
 ROW_NAMES = 24
@@ -42,6 +42,7 @@ def command(file: Path, target_name: str | None, runs: bool, html: Path | None, 
         device = use_device(device)
         name = target_of(case, file, target_name)
         target = registry.usable(name, device)
+        say_what_runs_kernels(device, [target])
         if reason := target.support(device).limit(case):
             raise CaseError(f"{file}: target {target.name} cannot run this case on {device}: {reason}; --no-run draws it")
         with tempfile.TemporaryDirectory() as scratch, Executor(name, device, limit, Path(scratch, "case.json")) as executor:

@@ -4,7 +4,7 @@ from importlib.metadata import entry_points
 
 import click
 from attn_parity.console import notes, results
-from attn_parity.options import FUZZ_EXTRA, INSTALL_FUZZ, device_option, plain_table, use_device
+from attn_parity.options import FUZZ_EXTRA, INSTALL_FUZZ, device_option, plain_table, say_what_runs_kernels, use_device
 
 
 @click.command("targets")
@@ -24,6 +24,7 @@ def command(device: str) -> None:
         notes.print(f"to see what each supports: {INSTALL_FUZZ}", soft_wrap=True)
         return
     device = use_device(device)
+    say_what_runs_kernels(device)
     table = plain_table("target", "what", f"on {device}")
     for name in registry.names():
         try:

@@ -36,6 +36,7 @@ from attn_parity.options import (
     progress_bar,
     sanitize_option,
     sanitizes,
+    say_what_runs_kernels,
     seeds_option,
     use_device,
     workers_option,
@@ -111,6 +112,7 @@ def command(
     device = use_device(device)
     missing = _missing_targets(residents, device)
     running = [mutant for mutant in residents if mutant.name not in missing and (device != "cpu" or not mutant.needs_gpu)]
+    say_what_runs_kernels(device, [registry.load(mutant.target) for mutant in running])
     numbers = range(seed, seed + seeds)
     with tempfile.TemporaryDirectory() as scratch:
         plans = [

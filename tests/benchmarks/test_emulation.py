@@ -10,55 +10,28 @@ from attn_fuzz.verdict.verdict import Verdict
 
 from benchmarks.emulation import operators, page, trials
 from benchmarks.emulation.subjects import SCHEDULES, Launch, Subject
+from tests.emulated.kernels import kernel_text
 
-KERNEL = """
-    .amdgcn_target "amdgcn-amd-amdhsa-unknown-gfx942"
-    .text
-kernel:
-    s_load_dwordx2 s[4:5], s[0:1], 0x0
-    v_lshlrev_b32_e32 v1, 2, v0
-    v_sub_u32_e32 v2, 0x1ff, v0
-    s_mov_b32 s6, 0
-again:
-    s_add_i32 s6, s6, 1
-    s_cmp_lt_i32 s6, 3
-    s_cbranch_scc1 again
-    ds_write_b32 v1, v2
-    v_xor_b32_e32 v4, 0x1fc, v1
-    s_waitcnt lgkmcnt(0)
-    s_barrier
-    ds_read_b32 v5, v4
-    s_waitcnt lgkmcnt(0)
-    v_cvt_f32_u32_e32 v6, v5
-    v_cvt_f32_u32_e32 v7, s6
-    v_mul_f32_e64 v6, -v6, v7
-    global_store_dword v1, v6, s[4:5] offset:512
-    s_endpgm
-    .section .rodata
-    .amdhsa_kernel kernel
-        .amdhsa_user_sgpr_kernarg_segment_ptr 1
-        .amdhsa_user_sgpr_count 2
-        .amdhsa_system_sgpr_workgroup_id_x 1
-        .amdhsa_system_sgpr_workgroup_id_y 0
-        .amdhsa_system_sgpr_workgroup_id_z 0
-        .amdhsa_next_free_vgpr 16
-        .amdhsa_accum_offset 16
-    .end_amdhsa_kernel
-    .amdgpu_metadata
----
-amdhsa.kernels:
-  - .name: kernel
-    .args:
-      - { .offset: 0, .size: 8, .value_kind: global_buffer }
-    .kernarg_segment_size: 8
-    .wavefront_size: 64
-    .max_flat_workgroup_size: 128
-    .group_segment_fixed_size: 0
-    .private_segment_fixed_size: 0
-amdhsa.target: amdgcn-amd-amdhsa--gfx942
-...
-    .end_amdgpu_metadata
-"""
+KERNEL = kernel_text(
+    "s_load_dwordx2 s[4:5], s[0:1], 0x0",
+    "v_lshlrev_b32_e32 v1, 2, v0",
+    "v_sub_u32_e32 v2, 0x1ff, v0",
+    "s_mov_b32 s6, 0",
+    "again:",
+    "s_add_i32 s6, s6, 1",
+    "s_cmp_lt_i32 s6, 3",
+    "s_cbranch_scc1 again",
+    "ds_write_b32 v1, v2",
+    "v_xor_b32_e32 v4, 0x1fc, v1",
+    "s_waitcnt lgkmcnt(0)",
+    "s_barrier",
+    "ds_read_b32 v5, v4",
+    "s_waitcnt lgkmcnt(0)",
+    "v_cvt_f32_u32_e32 v6, v5",
+    "v_cvt_f32_u32_e32 v7, s6",
+    "v_mul_f32_e64 v6, -v6, v7",
+    "global_store_dword v1, v6, s[4:5] offset:512",
+)
 """128 lanes write their numbers, reversed, into LDS, and read those that other waves wrote."""
 
 

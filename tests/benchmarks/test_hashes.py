@@ -97,6 +97,19 @@ def test_what_differs_is_told():
         differences(before | {"triton": "3.6.0"}, after, jobs)
 
 
+@pytest.fixture
+def compiled_once(monkeypatch):
+    """What one command has compiled, the next ones find: what they make of it is looked at."""
+    known = {}
+
+    def remembered(work, jobs, *arguments):
+        known.update(in_processes(work, [job for job in jobs if job not in known], *arguments)[0])
+        return {job: known[job] for job in jobs}, False
+
+    monkeypatch.setattr(attn_parity.binaries.build, "in_processes", remembered)
+
+
+@pytest.mark.usefixtures("compiled_once")
 def test_a_launch_is_compared_with_what_was_written_before(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = ["--arch", "sm90", "--only", "merge, fp32", "--workers", "1"]

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,14 @@ from click.testing import CliRunner
 from benchmarks.__main__ import cli
 from benchmarks.speed import results
 from benchmarks.speed.participants import OURS
+from tests import processes
 
 ROOT = Path(__file__).parent.parent.parent
 ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def benchmarks(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks", *arguments]
-    return subprocess.run(command, cwd=folder, env={**os.environ, **ON_CPU}, capture_output=True, text=True)
+    return processes.run(["-m", "benchmarks", *arguments], cwd=folder, env={**os.environ, **ON_CPU})
 
 
 def test_a_tiny_run_writes_its_file_and_the_page_renders(tmp_path):

@@ -4,45 +4,15 @@ import numpy as np
 import pytest
 from attn_amdgcn import Fault, Schedule, checked, load, prepare
 
-KERNEL = """
-    .amdgcn_target "amdgcn-amd-amdhsa-unknown-gfx942"
-    .text
-kernel:
-    s_load_dwordx2 s[4:5], s[0:1], 0x0
-    s_waitcnt lgkmcnt(0)
-    {body}
-    s_endpgm
-    .section .rodata
-    .amdhsa_kernel kernel
-{settings}        .amdhsa_user_sgpr_kernarg_segment_ptr 1
-        .amdhsa_system_sgpr_workgroup_id_x 1
-        .amdhsa_system_sgpr_workgroup_id_y 0
-        .amdhsa_system_sgpr_workgroup_id_z 0
-        .amdhsa_next_free_vgpr 16
-        .amdhsa_accum_offset 16
-    .end_amdhsa_kernel
-    .amdgpu_metadata
----
-amdhsa.kernels:
-  - .name: kernel
-    .args:
-      - {{ .offset: 0, .size: 8, .value_kind: global_buffer }}
-    .kernarg_segment_size: 8
-    .wavefront_size: 64
-    .max_flat_workgroup_size: 128
-    .group_segment_fixed_size: 0
-    .private_segment_fixed_size: {scratch}
-amdhsa.target: amdgcn-amd-amdhsa--{architecture}
-...
-    .end_amdgpu_metadata
-"""
+from tests.emulated.kernels import kernel_text
+
 OUT = np.zeros(1024, np.uint8)
+LOADED = ("s_load_dwordx2 s[4:5], s[0:1], 0x0", "s_waitcnt lgkmcnt(0)")
+"""The pointer to `out`."""
 
 
 def run(*body, grid=(1, 1, 1), **further):
-    settings = "        .amdhsa_user_sgpr_count 2\n"
-    text = KERNEL.format(body="\n    ".join(body), settings=settings, architecture="gfx942", scratch=0)
-    program = prepare(load(text))
+    program = prepare(load(kernel_text(*LOADED, *body)))
     return checked(program, grid, [("out", 0)], {"out": OUT}, lds_bytes=1024, **further)
 
 
@@ -105,20 +75,26 @@ def test_a_race_is_found():
 
 def test_gfx90a_spills_through_the_resource_of_its_private_segment():
     """The resource is in s[0:3], the arguments are at s[4:5], and the kernel adds its wave's offset, s7, to the resource."""
-    settings = """        .amdhsa_user_sgpr_private_segment_buffer 1
-        .amdhsa_system_sgpr_private_segment_wavefront_offset 1
-        .amdhsa_user_sgpr_count 6
-"""
-    body = [
+    settings = (
+        "user_sgpr_private_segment_buffer 1",
+        "user_sgpr_kernarg_segment_ptr 1",
+        "system_sgpr_private_segment_wavefront_offset 1",
+        "user_sgpr_count 6",
+    )
+    text = kernel_text(
+        "s_load_dwordx2 s[8:9], s[4:5], 0x0",
+        "s_waitcnt lgkmcnt(0)",
         "s_add_u32 s0, s0, s7",
         "s_addc_u32 s1, s1, 0",
         LSHL,
         "buffer_store_dword v0, off, s[0:3], 0 offset:8",
         "s_movk_i32 s32, 0x4",
-    ]
-    body += ["buffer_load_dword v3, off, s[0:3], s32 offset:4", "s_waitcnt vmcnt(0)", "global_store_dword v1, v3, s[8:9]"]
-    text = KERNEL.format(body="\n    ".join(body), settings=settings, architecture="gfx90a", scratch=16).replace(
-        "s_load_dwordx2 s[4:5], s[0:1]", "s_load_dwordx2 s[8:9], s[4:5]"
+        "buffer_load_dword v3, off, s[0:3], s32 offset:4",
+        "s_waitcnt vmcnt(0)",
+        "global_store_dword v1, v3, s[8:9]",
+        settings=settings,
+        architecture="gfx90a",
+        scratch=16,
     )
     orders = (Schedule(), Schedule("ascending", "descending", seed=1))
     memory, _ = checked(prepare(load(text)), (2, 1, 1), [("out", 0)], {"out": OUT}, schedules=orders)

@@ -4,42 +4,21 @@ import numpy as np
 import pytest
 from attn_amdgcn import Fault, LaunchError, Schedule, UnknownInstructionError, launch, load, prepare
 
+from tests.emulated.kernels import POINTER, kernel_text
 from tests.emulated.lines import ran
 
-KERNEL = """
-kernel:
-    s_load_dwordx2 s[4:5], s[0:1], 0x0
-    s_load_dword s6, s[0:1], 0x8
-    s_waitcnt lgkmcnt(0)
-    s_mov_b32 s7, 0
-.LBB0_1:
-    s_add_u32 s7, s7, s6
-    s_cmp_lt_u32 s7, s2
-    s_cbranch_scc1 .LBB0_1
-    s_endpgm
-    .section .rodata
-    .amdhsa_next_free_vgpr 8
-    .amdhsa_user_sgpr_count 2
-    .amdhsa_system_sgpr_workgroup_id_x 1
-    .amdhsa_system_sgpr_workgroup_id_y 1
-    .amdhsa_system_sgpr_workgroup_id_z 1
-    .amdgpu_metadata
----
-amdhsa.kernels:
-  - .args:
-      - {.offset: 0, .size: 8, .value_kind: global_buffer}
-      - {.offset: 8, .size: 4, .value_kind: by_value}
-      - {.offset: 12, .size: 4, .value_kind: hidden_block_count_x}
-    .group_segment_fixed_size: 0
-    .kernarg_segment_size: 16
-    .max_flat_workgroup_size: 128
-    .name: kernel
-    .private_segment_fixed_size: 0
-    .wavefront_size: 64
-amdhsa.target: amdgcn-amd-amdhsa--gfx942
-...
-    .end_amdgpu_metadata
-"""
+KERNEL = kernel_text(
+    "s_load_dwordx2 s[4:5], s[0:1], 0x0",
+    "s_load_dword s6, s[0:1], 0x8",
+    "s_waitcnt lgkmcnt(0)",
+    "s_mov_b32 s7, 0",
+    ".LBB0_1:",
+    "s_add_u32 s7, s7, s6",
+    "s_cmp_lt_u32 s7, s2",
+    "s_cbranch_scc1 .LBB0_1",
+    arguments=[POINTER, ("by_value", 4), ("hidden_block_count_x", 4)],
+    workgroup_ids="xyz",
+)
 DATA = {"data": np.arange(16, dtype=np.uint8)}
 
 

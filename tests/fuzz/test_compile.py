@@ -17,28 +17,14 @@ from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.budgets import BudgetError, Budgets, Exceptions
 from attn_parity.binaries.build import build, in_processes
 from attn_parity.binaries.executions import Executions
-from attn_parity.binaries.facts import Facts
 from attn_parity.binaries.kernarg import kernarg_of
 from attn_parity.binaries.results import Results, Row, loads
 from attn_parity.binaries.shipped_calls import chosen, main_names
 
+from tests.facts import GOOD
+
 MERGE = ("compile", "--arch", "gfx942", "--only", "merge, fp32")
 DECODE = ("gfx942", "decode")
-GOOD = Facts(
-    vgprs=128,
-    agprs=0,
-    sgprs=40,
-    vgpr_spills=0,
-    sgpr_spills=0,
-    lds_bytes=16 << 10,
-    lds_limit=64 << 10,
-    waves=2,
-    matrix_instructions=80,
-    tf32_instructions=0,
-    widest_load=16,
-    narrow_products=0,
-    fused_multiply_adds=50,
-)
 BUDGETS = Budgets(vgpr_spills=0, waves={"gfx942": 2})
 SPILLS = Exceptions(architecture="gfx942", fact="vgpr_spills", triton="3.9", reason="planted", calls={"decode": 7})
 
@@ -129,20 +115,28 @@ def test_a_file_without_budgets_is_named(tmp_path, text):
 
 
 def test_a_budget_below_a_fact_is_1_and_names_call_and_fact(attn_parity, tmp_path):
-    assert attn_parity(*MERGE, "--json", "here.json").code == 0
-    (row,) = json.loads((tmp_path / "here.json").read_text())["binaries"]
-    assert row["facts"]["vgprs"] > 0
     (tmp_path / "strict.toml").write_text("vgpr_spills = 0\nwaves = {gfx942 = 99}\n")
     run = attn_parity(*MERGE, "--budgets", "strict.toml", "--json", "here.json")
     assert run.code == 1
+    written = json.loads((tmp_path / "here.json").read_text())
+    (row,) = written["binaries"]
+    assert row["facts"]["vgprs"] > 0
     assert f"gfx942 merge, fp32: waves is {row['facts']['waves']:g}, at least 99 wanted" in run.out
-    assert len(json.loads((tmp_path / "here.json").read_text())["over"]) == 1
+    assert len(written["over"]) == 1
 
 
 def test_saved_code_comes_with_what_it_takes_to_launch_it(attn_parity, tmp_path):
-    assert attn_parity(*MERGE, "--save", "code").code == 0
-    written = json.loads((tmp_path / "code" / "launches.json").read_text())
-    (launch,) = written["launches"]
+    """Arguments lie where the emulator's reader says: launches.json and attn_amdgcn read the metadata in ways of their own."""
+    assert attn_parity("compile", "--arch", "gfx942,gfx1201", "--only", "merge, fp32", "--save", "code").code == 0
+    launches = json.loads((tmp_path / "code" / "launches.json").read_text())["launches"]
+    assert [launch["architecture"] for launch in launches] == ["gfx942", "gfx1201"]
+    for launch in launches:
+        kernel = load((tmp_path / "code" / launch["assembly"]).read_text())
+        assert kernel.threads == launch["threads_per_block"]
+        assert kernel.argument_bytes == launch["kernarg"]["bytes"]
+        described = [(each["offset"], each["size"], each["kind"]) for each in launch["kernarg"]["arguments"]]
+        assert described == [(each.offset, each.size, each.kind) for each in kernel.arguments]
+    launch = launches[0]
     assert (tmp_path / "code" / launch["file"]).read_bytes().startswith(b"\x7fELF")
     call = chosen("gfx942")["merge, fp32"]
     names = [argument["name"] for argument in launch["arguments"]]
@@ -161,19 +155,6 @@ def test_saved_code_comes_with_what_it_takes_to_launch_it(attn_parity, tmp_path)
     )
     null = [argument["name"] for argument in launch["arguments"] if argument.get("may_be_null")]
     assert null == ["global_scratch", "profile_scratch"]
-
-
-def test_saved_arguments_lie_where_the_emulators_reader_says(attn_parity, tmp_path):
-    """launches.json and attn_amdgcn read the metadata in ways of their own."""
-    assert attn_parity("compile", "--arch", "gfx942,gfx1201", "--only", "merge, fp32", "--save", "code").code == 0
-    launches = json.loads((tmp_path / "code" / "launches.json").read_text())["launches"]
-    assert len(launches) == 2
-    for launch in launches:
-        kernel = load((tmp_path / "code" / launch["assembly"]).read_text())
-        assert kernel.threads == launch["threads_per_block"]
-        assert kernel.argument_bytes == launch["kernarg"]["bytes"]
-        described = [(each["offset"], each["size"], each["kind"]) for each in launch["kernarg"]["arguments"]]
-        assert described == [(each.offset, each.size, each.kind) for each in kernel.arguments]
 
 
 def test_hidden_arguments_are_described_and_a_wrong_number_is_refused():
@@ -205,7 +186,7 @@ def planted(number: int) -> int:
 
 def test_a_compiler_that_dies_costs_its_job_alone():
     done = []
-    found, interrupted = in_processes(planted, [(number,) for number in range(8)], 2, done.append)
+    found, interrupted = in_processes(planted, [(number,) for number in range(8)], 2, done.append, interpreter=True)
     assert not interrupted
     assert found == {(number,): number for number in range(8)} | {(2,): "RuntimeError: no 2", (4,): "the process died"}
     assert done == list(range(1, 9))

@@ -9,29 +9,15 @@ from attn_fuzz.cases.case import Case
 from attn_parity.binaries import execution, executions, page
 from attn_parity.binaries.budgets import Budgets
 from attn_parity.binaries.executions import Execution, Executions
-from attn_parity.binaries.facts import Facts
 from attn_parity.binaries.results import Results, Row
 from attn_parity.binaries.shipped_calls import CALLS, ShippedCall, chosen, name_of_call
 from attn_parity.binaries.small_cases import small_cases
 
+from tests.facts import GOOD
+
 MERGE = ("compile", "--run", "--arch", "gfx942", "--only", "merge, fp32")
 JOB = ("gfx942", "decode")
 BUDGETS = Budgets(vgpr_spills=0, waves={})
-GOOD = Facts(
-    vgprs=128,
-    agprs=0,
-    sgprs=40,
-    vgpr_spills=0,
-    sgpr_spills=0,
-    lds_bytes=16 << 10,
-    lds_limit=64 << 10,
-    waves=2,
-    matrix_instructions=80,
-    tf32_instructions=0,
-    widest_load=16,
-    narrow_products=0,
-    fused_multiply_adds=50,
-)
 
 
 def call_named(name: str) -> ShippedCall:

@@ -20,6 +20,7 @@ from attn_fuzz.targets import registry
 from attn_fuzz.targets.emulated import TRITON_GFX942
 from attn_fuzz.verdict.verdict import Verdict
 from attn_fuzz.zoo import mutants
+from attn_parity import options
 
 ZOO = Path(attn_fuzz.zoo.__file__).parent
 
@@ -117,6 +118,25 @@ def test_it_says_why_it_is_unavailable(device, missing, words, monkeypatch):
     for name in registry.names():
         if re.fullmatch(r"triton-gfx\w+", name):
             assert words in (registry.load(name).unavailable(device) or ""), name
+
+
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        ([], ["Triton interprets the kernels on the CPU"]),
+        (["triton"], ["Triton interprets the kernels on the CPU"]),
+        (["triton-gfx942"], ["Triton compiles the kernels for a GPU that is emulated on the CPU"]),
+        (
+            ["triton-gfx942", "triton"],
+            ["Triton interprets the kernels on the CPU", "Triton compiles the kernels for a GPU that is emulated on the CPU"],
+        ),
+    ],
+)
+def test_the_command_line_says_what_runs_kernels(targets, said, capsys):
+    options.say_what_runs_kernels("cpu", map(registry.load, targets))
+    assert capsys.readouterr().err.splitlines() == [f"no GPU in use: {words}" for words in said]
+    options.say_what_runs_kernels("cuda", map(registry.load, targets))
+    assert not capsys.readouterr().err
 
 
 def test_the_compiling_process_ends_with_its_parent():

@@ -6,6 +6,7 @@ import pytest
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_parity import main
+from attn_parity.binaries import shipped_calls
 from attn_parity.doctor import sections
 
 
@@ -78,6 +79,9 @@ def test_a_failing_target_is_in_the_report_with_its_case(monkeypatch, tmp_path):
 
 
 def test_compiled_says_what_the_compiler_says(monkeypatch):
+    asked = []
+    monkeypatch.setattr(shipped_calls, "chosen", lambda *names, **which: asked.append((names, which)) or ["decode", "merge"])
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # which it must not inherit
-    assert sections.compiled("gfx942", 2)["kernels"]["decode"]["vgprs"]
+    assert sections.compiled("gfx942", 1)["kernels"]["decode"]["vgprs"]
+    assert asked == [(("gfx942",), {"main": True})]
     assert "a compute unit of gfx1036" in sections.compiled("gfx1036", 2)["unavailable"]

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,12 +12,13 @@ from interpreted import dtypes, functions
 from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter as triton_interpreter
 
+from tests import processes
+
 
 def run(*arguments: str) -> dict[str, str]:
     """What failed of the checks, by name."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "interpreted", *arguments]
-    result = subprocess.run(command, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True)
+    result = processes.run(["-m", "interpreted", *arguments], cwd=Path(__file__).parent, env=environment)
     assert result.returncode == 0, result.stdout + result.stderr
     return json.loads(result.stdout.splitlines()[-1])["failed"]
 

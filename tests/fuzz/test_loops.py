@@ -1,12 +1,12 @@
 """Every loop of our kernels turns twice in the draws of a small fuzz run, and 0 times where it can."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from interpreted.loops import loops
+
+from tests import processes
 
 EXAMPLES = 80
 
@@ -14,8 +14,7 @@ EXAMPLES = 80
 @pytest.fixture(scope="module")
 def turns() -> dict[str, list[int]]:
     """By file and line, the numbers of turns: 0, 1, and 2 for more."""
-    command = [sys.executable, "-m", "interpreted.loops", str(EXAMPLES)]
-    result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    result = processes.run(["-m", "interpreted.loops", EXAMPLES], cwd=Path(__file__).parent)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 
 import msgspec
 import planted
@@ -18,6 +16,8 @@ from attn_fuzz.run.trial import try_case
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.verdict.verdict import what_failed
+
+from tests import processes
 
 KINDS = {
     "NAN": {"nan"},
@@ -136,8 +136,7 @@ def test_from_the_command_line_to_the_repaired_kernel(name, kinds, attn_parity, 
     assert attn_parity("replay", failure["case_file"], "--target", "reference-fp32").code == 0
 
     def script(**more: str) -> int:
-        command = [sys.executable, failure["script"]]
-        return subprocess.run(command, env=child_environment | more, cwd=tmp_path, capture_output=True, check=False).returncode
+        return processes.run([failure["script"]], cwd=tmp_path, env=child_environment | more).returncode
 
     assert script() != 0
     assert script(PLANTED_REPAIRED="1") == 0
@@ -189,7 +188,7 @@ def test_what_a_kernel_does_to_its_process_touches_no_other_case(name, step_case
 
 
 def test_a_refusal_counts_only_if_nothing_was_touched(fuzz_here):
-    progress, _ = fuzz_here("planted:REFUSES_IN_TIME")
+    progress, _ = fuzz_here("planted:REFUSES_IN_TIME", examples=60)
     assert progress.failure is None
     assert progress.refused > 0
     progress, _ = fuzz_here("planted:REFUSES_TOO_LATE")
@@ -198,7 +197,7 @@ def test_a_refusal_counts_only_if_nothing_was_touched(fuzz_here):
 
 
 def test_what_a_target_excludes_is_not_drawn_unless_it_promises_to_refuse_it(fuzz_here):
-    progress, cases = fuzz_here("planted:NO_NARROW_SINKS")
+    progress, cases = fuzz_here("planted:NO_NARROW_SINKS", examples=100)
     assert progress.failure is None
     assert cases
     assert not any(case.narrow_sinks for case in cases)

@@ -2,8 +2,6 @@
 
 import itertools
 import json
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import msgspec
@@ -16,6 +14,8 @@ from attn_fuzz.interpreted import program_order
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.shrink import lowered
 from attn_fuzz.targets.target import EVERYTHING
+
+from tests import processes
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU chooses the order itself")
 replace = msgspec.structs.replace
@@ -80,8 +80,7 @@ def test_a_row_that_its_neighbour_repairs_is_wrong_in_another_order(race, step_c
 def test_the_script_of_a_failure_runs_programs_in_the_order_of_its_case(race, step_case, tmp_path, child_environment):
     case = replace(step_case, program_order="reversed", target="planted_race:RACE")
     _, script = report.write(case, race.run(case), tmp_path, "failure")
-    command = [sys.executable, str(script)]
-    ended = subprocess.run(command, env=child_environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    ended = processes.run([script], cwd=tmp_path, env=child_environment)
     assert (ended.returncode, ended.stderr) == (1, "")
     assert ended.stdout.startswith("out["), ended.stdout
 

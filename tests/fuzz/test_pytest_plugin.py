@@ -8,6 +8,10 @@ import msgspec
 import pytest
 from attn_fuzz.cases import case_file
 
+from tests import processes
+
+# a process of tests.processes has imported the package of the plugin
+OPTIONS = ("-p", "no:cacheprovider", "-W", "ignore:Module already imported so cannot be rewritten")
 KERNEL = """
 import attn_reference
 from attn_contract import AttentionType, Layout
@@ -38,8 +42,7 @@ TARGET = Target(
 @pytest.fixture
 def run_pytest(tmp_path, child_environment):
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=child_environment, capture_output=True, text=True, check=False)
+        return processes.run(["-m", "pytest", *OPTIONS, *arguments], cwd=tmp_path, env=child_environment)
 
     return run
 
@@ -85,10 +88,11 @@ def test_known_findings_are_expected_to_fail_until_they_are_fixed(run_pytest, tm
     assert "its stored case no longer fails so: agree. Fixed?" in ended.stdout
 
 
-def test_beside_other_tests_and_without_the_option_it_does_nothing(run_pytest, tmp_path):
+def test_beside_other_tests_and_without_the_option_it_does_nothing(tmp_path, child_environment):
     heavy = "{'torch', 'triton', 'attn_reference', 'attn_contract', 'hypothesis.strategies'}"
     (tmp_path / "test_own.py").write_text(f"import sys\n\n\ndef test_own():\n    assert not {heavy} & set(sys.modules)\n")
-    ended = run_pytest("-p", "no:hypothesispytest", "-q")
+    command = [sys.executable, "-m", "pytest", *OPTIONS, "-p", "no:hypothesispytest", "-q"]
+    ended = subprocess.run(command, cwd=tmp_path, env=child_environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout
     assert "1 passed" in ended.stdout
 

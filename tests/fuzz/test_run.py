@@ -77,7 +77,7 @@ def test_a_run_says_how_many_examples_took_each_path_of_the_target(attn_parity, 
 
 def test_minutes_end_all_shards(attn_parity, tmp_path):
     run = attn_parity(
-        "fuzz", "--target", "reference-fp32", "--minutes", "0.1", "--examples", 100_000, "--workers", 1, "--json", "run.json"
+        "fuzz", "--target", "reference-fp32", "--minutes", "0.02", "--examples", 100_000, "--workers", 1, "--json", "run.json"
     )
     result = json.loads((tmp_path / "run.json").read_text())
     assert run.code == 0

@@ -4,8 +4,6 @@ import contextlib
 import dataclasses
 import inspect
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +27,8 @@ from attn_fuzz.targets.triton import TRITON
 from attn_parity.options import sanitizes
 from triton import knobs
 from triton.runtime import interpreter
+
+from tests import processes
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="kernels are compiled here, and checked as they are interpreted"
@@ -613,5 +613,5 @@ def test_the_page_s_program_runs_and_its_message_is_one(sanitized, tmp_path):
     got = try_case(case, handed(**changes), "cpu").message
     assert without_line.sub("", got) == without_line.sub("", message), got
     (tmp_path / "in_process.py").write_text(program.replace('"cuda"', '"cpu"'))
-    result = subprocess.run([sys.executable, "in_process.py", "triton", "2", "1"], cwd=tmp_path, capture_output=True, text=True)
+    result = processes.run(["in_process.py", "triton", 2, 1], cwd=tmp_path)
     assert result.stdout == "2 cases, 0 failed\n", result.stderr

@@ -109,8 +109,6 @@ def test_what_is_quantized_are_the_rotated_rows(layout, cache_dtype, is_neox, qk
     assert caches[0].any()
 
 
-# what is rotated here is of any size, or no number
-@pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
 def test_what_is_not_rotated_keeps_its_bits(dtype, device):
     """Dims from rotary_dim on, v, and rows without a position: NaNs of any payload too."""
     bits = torch.randint(0, 256, (NUM_ROWS, 10, HEAD_SIZE * dtype.itemsize), dtype=torch.uint8, device=device)

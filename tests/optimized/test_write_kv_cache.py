@@ -252,8 +252,6 @@ def check_quantized_write(layer: Layer, view: KVCacheView, rows: torch.Tensor, d
     assert torch.equal(raw.cpu().view(torch.uint8), expected.view(torch.uint8))
 
 
-# the largest number of float32 over a scale below 1 is infinite, and saturates
-@pytest.mark.filterwarnings("ignore:overflow encountered in divide")
 @pytest.mark.parametrize("scales", ["for all", "by head"])
 @pytest.mark.parametrize("cache_dtype", CACHE_DTYPES[:2], ids=str)
 @pytest.mark.parametrize("layout", [layout for layout in Layout if not layout.has_inline_scales])
@@ -273,7 +271,6 @@ def test_a_scale_per_token_and_head(layout, cache_dtype, dtype, layer_of, device
     check_quantized_write(layer_of(view, cache_dtype, device=device, per_token=True), view, awkward_rows(dtype), device)
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered in divide")
 def test_k_and_v_may_have_scales_of_different_shapes(layer_of, device):
     view = dense_view(Layout.KV_FIRST_NHD, 1)
     scale = torch.tensor([0.5, 2.0, 3.0], device=device)

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import active_children, get_context
+from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from attn_fuzz.run import prepared
@@ -89,10 +90,10 @@ def _pass(
     interpreter: bool,
 ) -> None:
     """Do jobs until a process dies. The process was at one or more of the jobs that are left then."""
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin)
+    pool = ProcessPoolExecutor(workers, mp_context=_context(interpreter), initializer=_begin)
     futures: dict[Future[Result | str], Work] = {}
     try:
-        with _interpreter(interpreter), contextlib.suppress(BrokenProcessPool):
+        with _compiling(), contextlib.suppress(BrokenProcessPool):
             for job in jobs:
                 futures[pool.submit(_tried, work, job)] = job
         for future in as_completed(futures):
@@ -110,19 +111,25 @@ def _tried(work: Callable[..., Result], job: tuple[Any, ...]) -> Result | str:
         return f"{type(error).__name__}: {error}".strip()[-2000:]
 
 
-@contextlib.contextmanager
-def _interpreter(on: bool) -> Iterator[None]:
-    """Processes that start inside have Triton's interpreter, or compile.
+def _context(interpreter: bool) -> BaseContext:
+    """New interpreters of Python, or forks of a process that has imported Triton with its interpreter."""
+    if not interpreter:
+        return get_context("spawn")
+    from attn_fuzz.run import prepared
 
-    The variable must be set as they start: the first module that they import, the caller's main module, may import Triton.
+    return prepared.context("cpu")
+
+
+@contextlib.contextmanager
+def _compiling() -> Iterator[None]:
+    """New interpreters of Python that start inside compile.
+
+    The variable must be unset as they start: the first module that they import, the caller's main module, may import Triton.
     """
     given = os.environ.pop("TRITON_INTERPRET", None)
-    if on:
-        os.environ["TRITON_INTERPRET"] = "1"
     try:
         yield
     finally:
-        os.environ.pop("TRITON_INTERPRET", None)
         if given is not None:
             os.environ["TRITON_INTERPRET"] = given
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 from attn_parity.console import results
-from attn_parity.options import Positive, Seed, device_name, plain_table, use_device
+from attn_parity.options import Positive, Seed, device_name, plain_table, say_what_runs_kernels, use_device
 from attn_parity.versions import version
 
 EXAMPLES = 500
@@ -37,6 +37,7 @@ def command(full: bool, examples: int | None, seed: int | None, json_file: Path 
         raise click.UsageError("--examples, --seed and --json are for --full")
 
     device = use_device("auto")
+    say_what_runs_kernels(device)
     table = plain_table("part", "here")
     table.add_row("python", platform.python_version())
     table.add_row("torch", torch.__version__)

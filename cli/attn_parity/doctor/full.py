@@ -7,13 +7,14 @@ from pathlib import Path
 from attn_parity.console import notes, results
 from attn_parity.doctor import sections
 from attn_parity.doctor.sections import SCHEMA, Section
-from attn_parity.options import check_writable, default_workers, plain_table, use_device, write_json
+from attn_parity.options import check_writable, default_workers, plain_table, say_what_runs_kernels, use_device, write_json
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 
 def report(json_file: Path, examples: int, seed: int | None) -> int:
     """Run every section, write the file after each, and print a line for each. Returns 0 if every section that ran is right."""
     device = use_device("auto")
+    say_what_runs_kernels(device)
     check_writable(json_file)
     seed = secrets.randbelow(1 << 31) if seed is None else seed
     done: dict[str, Section] = {}

@@ -21,13 +21,12 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 
 
 def gpu_target(architecture: str) -> GPUTarget:
-    """Triton's name of a GPU: "gfx942" and its like (RDNA's waves have 32 lanes, CDNA's 64), or "sm90" and its like.
+    """Triton's name of a GPU: "gfx942" and its like (waves of gfx9 have 64 lanes, later ones 32), or "sm90" and its like.
 
     Raises:
         ContractError: it is neither.
     """
     if found := re.fullmatch(r"gfx(1?)[0-9a-f]{3}", architecture):
-        # gfx1250 is CDNA's successor by name and has waves of 32 lanes all the same
         return GPUTarget("hip", architecture, 32 if found.group(1) else 64)
     if found := re.fullmatch(r"sm(\d+)", architecture):
         return GPUTarget("cuda", int(found.group(1)), 32)

@@ -24,6 +24,7 @@ INTERPRETS = {"TRITON_INTERPRET": "1"}
 # torch.use_deterministic_algorithms imports torch._inductor, which takes two seconds
 _IMPORTED = [
     *("torch", "torch._inductor", "triton", "triton.runtime.interpreter"),
+    "triton.compiler.code_generator",  # a process's first launch imports it
     *("attn_fuzz.run.runner", "attn_fuzz.run.trial", "attn_fuzz.run.server"),
 ]
 

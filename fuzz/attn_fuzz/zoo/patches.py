@@ -16,6 +16,7 @@ an earlier patch makes of it.
 import ast
 import builtins
 import difflib
+import functools
 import importlib.util
 import itertools
 import symtable
@@ -85,7 +86,8 @@ def text_of(module: str) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def undefined_names(source: str) -> set[str]:
+@functools.lru_cache(maxsize=256)  # all mutants of a module ask for those of the module as it is
+def undefined_names(source: str) -> frozenset[str]:
     """Names that a module reads, in its functions too, and that neither the module nor Python itself defines."""
     tables = [symtable.symtable(source, "module", "exec")]
     module = tables[0]
@@ -98,7 +100,7 @@ def undefined_names(source: str) -> set[str]:
             if table is module or symbol.is_global():
                 binds = symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace()
                 (defined if binds else read).add(symbol.get_name())
-    return read - defined
+    return frozenset(read - defined)
 
 
 class _Piece(NamedTuple):
@@ -140,7 +142,7 @@ class _Source:
     def __init__(self, module: str) -> None:
         self.module = module
         self.text = text_of(module).encode()
-        self.tree = ast.parse(self.text)
+        self.tree = _tree(self.text)
         self.line_begins = [0]
         for line in self.text.splitlines(keepends=True):
             self.line_begins.append(self.line_begins[-1] + len(line))
@@ -244,6 +246,12 @@ class _Source:
         texts = ["\n".join(map(str, find[kind])) for kind in kinds]
         nearest = difflib.get_close_matches(texts[0], by_text, 1, cutoff=0.4)
         return f"{stands}; nearest is line {self._line(by_text[nearest[0]])}: {_one_line(nearest[0])}" if nearest else stands
+
+
+@functools.lru_cache(maxsize=64)
+def _tree(text: bytes) -> ast.Module:
+    """Of a module, which many mutants change. Nobody alters it."""
+    return ast.parse(text)
 
 
 def _readings(text: str, name: str) -> dict[str, list[_Piece]]:

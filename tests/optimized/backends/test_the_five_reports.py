@@ -1,8 +1,6 @@
 """The five reports that this project began with, each as it was: at the level of backends."""
 
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +10,8 @@ import pytest
 import torch
 from attn_contract import AttentionType, KVCacheView, Layout, UnsupportedError
 from attn_optimized.backends import BACKENDS
+
+from tests import processes
 
 ENCODER_DECODER = AttentionType.ENCODER_DECODER
 SINKS = [0.5, 3.0, -3.0, -torch.inf]
@@ -192,7 +192,7 @@ def test_a_report_fails_when_its_fix_is_reverted(mutant):
     """In a process of its own, which imports the mutant's source: see attn_fuzz.zoo.mutants."""
     report = re.findall(r"\d+", mutant.stem)[0]
     arguments = [f"{__file__}::Test{report}", "-q", "--tb=no", "-p", "no:cacheprovider"]
-    ended = subprocess.run([sys.executable, "-c", RUN_MUTATED, mutant, *arguments], capture_output=True, text=True)
+    ended = processes.run(["-c", RUN_MUTATED, mutant, *arguments], cwd=processes.ROOT)
     assert ended.returncode == pytest.ExitCode.TESTS_FAILED, ended.stdout + ended.stderr
 
 

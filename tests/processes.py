@@ -1,0 +1,60 @@
+"""Commands of Python in processes that have imported torch and Triton already: their imports take longer than most commands.
+
+Such a process is a fork of the server of `attn_fuzz.run.prepared`, and so is each process that a fuzz run in it starts. No
+kernel of this project is imported there. Triton interprets there: what compiles, and what asks which modules are imported,
+needs a new interpreter. So does what signals a whole process group, which the processes of the server are not part of.
+"""
+
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from attn_fuzz.run import prepared
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(arguments: Sequence[object], *, cwd: Path, env: Mapping[str, str] = os.environ) -> subprocess.CompletedProcess[str]:
+    """What subprocess.run gives for [sys.executable, *arguments].
+
+    Args:
+        arguments: "-c" and a program, "-m" and a module, or the path of a file; then what the program finds in sys.argv.
+    """
+    given = [str(argument) for argument in arguments]
+    with tempfile.TemporaryDirectory() as folder:
+        paths = Path(folder, "out"), Path(folder, "err")
+        process = prepared.process("cuda" if torch.cuda.is_available() else "cpu", _run, given, cwd, dict(env), paths)
+        process.start()
+        process.join()
+        out, err = (path.read_text() if path.exists() else "" for path in paths)
+    assert process.exitcode is not None
+    return subprocess.CompletedProcess(given, process.exitcode, out, err)
+
+
+def _run(arguments: list[str], cwd: Path, env: dict[str, str], paths: tuple[Path, Path]) -> None:
+    for number, path in enumerate(paths, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    how, rest = (arguments[0], arguments[1:]) if arguments[0] in ("-c", "-m") else ("", arguments)
+    sys.argv = ["-c" if how == "-c" else rest[0], *rest[1:]]
+    sys.path[:] = [str(cwd if how else Path(rest[0]).resolve().parent), *_path_of_a_new_interpreter(env)]
+    if how == "-c":
+        exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
+    elif how == "-m":
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(rest[0], run_name="__main__")
+
+
+def _path_of_a_new_interpreter(env: Mapping[str, str]) -> list[str]:
+    """Without the folders that pytest and conftest.py have put there."""
+    tests = ROOT / "tests"
+    installed = [entry for entry in sys.path if entry and Path(entry) != ROOT and not Path(entry).is_relative_to(tests)]
+    return [*filter(None, env.get("PYTHONPATH", "").split(os.pathsep)), *installed]
