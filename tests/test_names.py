@@ -1,6 +1,7 @@
 """Dotted names and paths of files lead somewhere, on every page and in every docstring, comment and string of the packages."""
 
 import importlib
+import inspect
 import re
 from pathlib import Path
 
@@ -56,6 +57,8 @@ def _is_there(name: str) -> bool:
     thing = importlib.import_module(module)
     for part in rest:
         module = f"{module}.{part}"
+        if inspect.isfunction(thing) and any(getattr(one, "co_name", "") == part for one in thing.__code__.co_consts):
+            return True  # a function in a function, which has no attributes
         try:
             thing = getattr(thing, part) if hasattr(thing, part) else importlib.import_module(module)
         except ModuleNotFoundError as error:

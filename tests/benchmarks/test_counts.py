@@ -75,9 +75,9 @@ def test_launches_run_and_are_counted(tmp_path):
         (("--arch", "gfx9"), 2, "--arch: got gfx9, expected some of gfx90a"),
         (("--arch", "gfx942,sm90"), 2, "got sm90, and there is an emulator for AMD's alone"),
         (("--only", "cache write"), 2, "no case of attention has 'cache write' in its name"),
-        (("--json", "none/found.json"), 1, "--json: the folder none does not exist"),
-        (("--page", "none/found.md"), 1, "none"),
-        (("--aiter", "none"), 1, "--aiter: got none, expected a folder that holds the package `aiter`"),
+        (("--json", "none/found.json"), 2, "--json: the folder none does not exist"),
+        (("--page", "none/found.md"), 2, "none"),
+        (("--aiter", "none"), 2, "--aiter: got none, expected a folder that holds the package `aiter`"),
         (("--check", "--page", "none.md"), 2, "none.csv"),
     ],
 )

@@ -21,10 +21,10 @@ PTX = ".version 8.4\n.target sm_90a\n.visible .entry kernel(\n)\n{\n\tld.param.u
         pytest.param(None, "the text is of type NoneType", id="nothing"),
         pytest.param(KERNEL + KERNEL, r"\.amdgpu_metadata 2 times", id="two texts"),
         pytest.param(KERNEL.replace("amdhsa.target", "  - {.name: other}\namdhsa.target"), "holds 2 kernels", id="two kernels"),
-        pytest.param(KERNEL.replace("    .name: kernel\n", ""), "incompletely: KeyError: '.name'", id="no name"),
+        pytest.param(KERNEL.replace(".name: kernel\n    .args", ".args"), "incompletely: KeyError: '.name'", id="no name"),
         pytest.param(KERNEL.replace("amdhsa.target", "other"), "cannot be read: KeyError: 'amdhsa.target'", id="no target"),
         pytest.param(KERNEL.replace("...", ": : ["), "cannot be read: ParserError", id="no YAML"),
-        pytest.param(KERNEL.replace("    .amdhsa_next_free_vgpr 8\n", ""), "no .amdhsa_next_free_vgpr", id="no registers"),
+        pytest.param(KERNEL.replace(".amdhsa_next_free_vgpr 16", ""), "no .amdhsa_next_free_vgpr", id="no registers"),
     ],
 )
 def test_what_is_no_kernel_is_not_loaded(text, message):
@@ -44,15 +44,15 @@ def test_a_truncated_text_is_not_loaded():
         (
             KERNEL.replace("    s_endpgm\n", ""),
             AssemblyError,
-            "line 10: `s_cbranch_scc1 .LBB0_1`: the code ends without s_endpgm",
+            "line 12: `s_cbranch_scc1 .LBB0_1`: the code ends without s_endpgm",
         ),
-        (KERNEL.replace(".LBB0_1:\n", ""), AssemblyError, "line 9: `s_cbranch_scc1 .LBB0_1`: there is no such label"),
+        (KERNEL.replace(".LBB0_1:\n", ""), AssemblyError, "line 11: `s_cbranch_scc1 .LBB0_1`: there is no such label"),
         (KERNEL.replace("gfx942", "gfx1030"), UnknownInstructionError, "architecture 'gfx1030': gfx90a, gfx942"),
-        (KERNEL.replace("s_add_u32", "s_frob_u32"), UnknownInstructionError, "line 8: `s_frob_u32 s7, s7, s6`"),
+        (KERNEL.replace("s_add_u32", "s_frob_u32"), UnknownInstructionError, "line 10: `s_frob_u32 s7, s7, s6`"),
         (
             KERNEL.replace("s_mov_b32 s7, 0", "s_sendmsg sendmsg(MSG_INTERRUPT)"),
             UnknownInstructionError,
-            "line 6: .*: a message",
+            "line 8: .*: a message",
         ),
         (
             KERNEL.replace("s_mov_b32 s7, 0", "s_barrier_signal 1"),

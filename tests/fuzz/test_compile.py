@@ -229,7 +229,7 @@ def test_a_signal_that_ends_it_ends_its_processes(tmp_path):
         (("--check", "--save", "there"), "--check compiles and writes nothing"),
         (("--write", "--page", "facts.json"), "--page: facts.json is where the facts go"),
         (("--json", "no/here.json", "--main"), "--json: the folder no does not exist"),
-        (("--check",), "docs/generated/binaries.md does not exist"),
+        (("--check",), "docs/generated/binaries.csv does not exist"),
     ],
 )
 def test_bad_input_is_named(attn_parity, options, words):

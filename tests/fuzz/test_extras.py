@@ -49,6 +49,11 @@ def test_targets_lists_names_and_names_the_extra():
     assert run.stderr == f"to see what each supports: {INSTALL}\n"
 
 
+def test_the_module_is_the_command():
+    run = subprocess.run([sys.executable, "-m", "attn_parity", "--version"], capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (0, without_the_extra("--version").stdout, "")
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["select", "--help"]])
 def test_help_needs_no_extra(arguments):
     run = without_the_extra(*arguments)

@@ -1,6 +1,7 @@
 """Attention in somebody's running program: every call of tiny models' generate() is judged, one is captured and run again."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 
@@ -298,8 +299,10 @@ def test_a_recording_leaves_no_trace_and_does_not_end_the_program_that_it_watche
     assert [found.error is not None and "NaN or infinity" in found.error for found in recording.found] == [True]
     assert recording.wrong == 0
     call.q[0, 0, 0] = 0.0
-    (tmp_path / "file").touch()
-    with attn_fuzz.recording(tmp_path / "file" / "no-folder") as recording:
+    (tmp_path / "folder").mkdir()
+    with attn_fuzz.recording(tmp_path / "folder" / "calls") as recording:
+        shutil.rmtree(tmp_path / "folder")
+        (tmp_path / "folder").touch()
         recording.see(call, torch.ones_like(call.q))
     assert recording.wrong == 1
     assert [found.case for found in recording.found] == [None]

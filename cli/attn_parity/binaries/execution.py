@@ -139,7 +139,7 @@ def _run(calls: Iterator[KernelCall], of_call: Shipped) -> None:
 
 
 def _run_compiled(call: KernelCall, architecture: str, like: KernelCall, name: str, instructions: str | None) -> dict[str, int]:
-    """Compile and run a launch in the place of one that ships, and count what it executes (`attn_amdgcn.counts.COUNTED`).
+    """Compile and run a launch in the place of one that ships, and count what it executes (COUNTED in `attn_amdgcn.counts`).
 
     Args:
         instructions: the digest of the assembly of the launch that ships; None if it may be of any code.

@@ -22,7 +22,7 @@ class Execution(NamedTuple):
         verdict: "agree"; a kind of failure of `attn_fuzz.verdict.verdict`, such as "value" or "raised"; or "not run".
         error: the largest error / bound of outputs; 0 where what is written is compared bitwise.
         why: why it does not agree, or did not run; empty if it agrees.
-        counts: what it executed in all of them, by `attn_amdgcn.counts.COUNTED`. A file does not keep it.
+        counts: what it executed in all of them, by the names of COUNTED in `attn_amdgcn.counts`. A file does not keep it.
     """
 
     verdict: str

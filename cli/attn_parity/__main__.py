@@ -1,0 +1,5 @@
+"""`python -m attn_parity` is the command `attn-parity`."""
+
+from attn_parity import main
+
+main()
