@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from attn_contract import AttentionType
+from attn_contract import AttentionType, Layout
 from attn_fuzz.targets.illegal import dims_of, new_lse
 from attn_fuzz.targets.wrong_arguments import Calls, wrong_calls
 
@@ -34,6 +34,10 @@ def wrong_layers(make: Callable[..., object], arguments: dict[str, Any]) -> Call
     yield from wrong_calls(functools.partial(make, **{name: arguments[name]}), others, optional=optional)
     for wrong in ("", 0):
         yield f"{name}={wrong!r}", functools.partial(make, **{**arguments, name: wrong})
+    layout = arguments["layer"].layout
+    for other in Layout:
+        if layout is not None and other.has_inline_scales != layout.has_inline_scales:
+            yield f"an allocation of {other}", functools.partial(make, **{**arguments, "allocation_layout": other})
 
 
 def calls_of_layer(
