@@ -51,12 +51,13 @@ def recording(
     except ModuleNotFoundError as error:
         reason = f"recording needs {error.name}: pip install 'attn-parity[fuzz]'"
         raise ModuleNotFoundError(reason, name=error.name) from None
-    with intercepted(
-        implementation, lambda function: functools.partial(_watched, function, record=record, implementation=implementation)
-    ):
+    unreadable: list[str] = []
+    watched = functools.partial(_watched, record=record, implementation=implementation, unreadable=unreadable)
+    with intercepted(implementation, lambda function: functools.partial(watched, function)):
         yield record
     if record.calls == 0:
-        reason = "no model asked for it, or the model attends by code of its own"
+        of_none = "no model asked for it, or the model attends by code of its own"
+        reason = f"{len(unreadable)} could not be, the first because of: {unreadable[0]}" if unreadable else of_none
         warnings.warn(f"recording: no call of attn_implementation={implementation!r} was judged: {reason}", stacklevel=3)
 
 
@@ -70,9 +71,14 @@ def _watched(
     *,
     record: "Recording",
     implementation: str,
+    unreadable: list[str],
     **arguments: Any,
 ) -> Any:
-    """The function's result. Its arguments and its output are judged; what cannot be judged is a warning."""
+    """The function's result. Its arguments and its output are judged.
+
+    Arguments that the contract cannot say are a warning, and are noted in `unreadable`. An output of another shape cannot be
+    judged either: it is in the recording's `found`.
+    """
     with _updated_once(arguments.get("cache")):
         result = function(module, query, key, value, attention_mask, **arguments)
         key, value, arguments = through_cache(module, key, value, **arguments)
@@ -82,8 +88,9 @@ def _watched(
             read = arguments_of(module, query, key, value, attention_mask, none_is_causal=none_is_causal, **arguments)
             step = step_of(read)
             if step is not None:
-                _see(record, step, _output(result[0], query)[step.rows], implementation)
+                _see(record, step, _output(result[0], query, step.rows), implementation)
     except (ContractError, UnsupportedError) as error:
+        unreadable.append(str(error))
         warnings.warn(f"recording: a call of {implementation} was not judged: {error}", stacklevel=2)
     return result
 
@@ -107,13 +114,12 @@ def _updated_once(cache: Any) -> Iterator[None]:
         yield
 
 
-def _output(out: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-    """[B * Q, H, D] of an implementation's [B, Q, H, D]."""
+def _output(out: torch.Tensor, query: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """[T, H, D], the rows of a step in an implementation's [B, Q, H, D]; an output of another shape as it is."""
     num_rows, num_heads, num_queries, head_size = query.shape
-    expected = (num_rows, num_queries, num_heads, head_size)
-    if tuple(out.shape) != expected:
-        raise ContractError("output", f"shape {tuple(out.shape)}", f"{expected}: rows, queries, heads, head size")
-    return out.detach().flatten(0, 1)
+    if tuple(out.shape) != (num_rows, num_queries, num_heads, head_size):
+        return out.detach()
+    return out.detach().flatten(0, 1)[rows]
 
 
 def _see(record: "Recording", step: Step, out: torch.Tensor, implementation: str) -> None:

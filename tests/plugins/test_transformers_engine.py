@@ -162,7 +162,9 @@ def test_a_recording_says_what_it_cannot_judge(tmp_path, monkeypatch):
         model(**prompts((4,)), lookback=3)
     messages = " ".join(str(one.message) for one in caught)
     assert "a call of mine was not judged: attn_transformers: lookback (3) not supported" in messages
-    assert "no call of attn_implementation='mine' was judged" in messages
+    assert (
+        "no call of attn_implementation='mine' was judged: 2 could not be, the first because of: attn_transformers" in messages
+    )
 
 
 def test_a_recording_says_that_an_output_has_another_shape(tmp_path, monkeypatch):
@@ -175,9 +177,10 @@ def test_a_recording_says_that_an_output_has_another_shape(tmp_path, monkeypatch
     monkeypatch.setitem(AttentionMaskInterface._global_mapping, "mine", whole_mask)
     model = tiny("mistral")
     model.set_attn_implementation("mine")
-    wrong = r"output: got shape \(1, 6, 16, 4\), expected \(1, 6, 4, 16\): rows, queries, heads, head size"
-    with pytest.warns(UserWarning, match=wrong), attn_transformers.recording(tmp_path, "mine"):
+    with attn_transformers.recording(tmp_path, "mine") as recording:
         model(**prompts((6,)))
+    assert recording.found
+    assert all(one.error.startswith("out: got shape (1, 6, 16, 4), expected (6, 4, 16)") for one in recording.found)
 
 
 @pytest.mark.parametrize("name", ["bloom", "mistral"])

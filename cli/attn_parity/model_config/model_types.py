@@ -137,6 +137,7 @@ MODEL_TYPES: Mapping[str, ModelType] = {
         defaults={"head_dim": 256, "sliding_window": 4096, "attn_logit_softcapping": 50.0, "query_pre_attn_scalar": 256},
         layer_types=_one_full_in(2),
         fixed=_CAUSAL_GEMMA,
+        inert=("sliding_window_size",),  # public files have it, and transformers does not read it
     ),
     "gemma3_text": ModelType(
         fields={
