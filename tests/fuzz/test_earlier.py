@@ -71,6 +71,12 @@ def test_a_change_is_of_the_step_and_nothing_is_left_behind(case):
         assert not left, f"{name} left {left} changed"
 
 
+def test_a_batch_without_queries_has_no_other_alignment(step_case):
+    step = tensors.build(replace(step_case, requests=(), unwritten=()))
+    with earlier.changed(step, "alignment") as other:
+        assert other is None
+
+
 @few
 @given(case=cases("reference-fp32", SMALL))
 def test_the_reference_serves_every_earlier_call_that_is_drawn(case):

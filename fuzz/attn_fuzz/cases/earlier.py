@@ -130,7 +130,8 @@ def _another_step(step: Step) -> Step:
 
 def _restrided(tensor: torch.Tensor) -> torch.Tensor:
     """The same numbers with another stride of the outermost dimension."""
-    dense = tensor.contiguous()
+    dense = tensor.new_empty(tensor.shape)  # `contiguous` keeps the stride of a row that is alone
+    bits(dense).copy_(bits(tensor))
     if dense.stride() != tensor.stride():
         return dense
     wide = dense.new_empty((len(dense), dense[0].numel() + PADDING if len(dense) else PADDING))
@@ -200,7 +201,9 @@ def _dtype(step: Step) -> Step | None:
 
 
 def _alignment(step: Step) -> Step | None:
-    """q at an address that is no multiple of 16 bytes where its own is one, or the other way round."""
+    """q at an address that is no multiple of 16 bytes where its own is one, or the other way round. No query has no address."""
+    if not step.q.numel():
+        return None
     own = step.q.storage_offset() * step.q.element_size() % 16
     size = sum((size - 1) * step_ for size, step_ in zip(step.q.shape, step.q.stride(), strict=True)) + 1
     memory = step.q.new_empty(max(0, size) + 1)
