@@ -89,6 +89,26 @@ def print_tables(
         console.print(table)
 
 
+def page_text(
+    preface: str,
+    results: Any,
+    cells: Callable[[Any], Sequence[str]],
+    columns: tuple[str, ...],
+    numbers: tuple[str, ...],
+) -> str:
+    """A page: a preface, in which `{versions}` stands for what was measured, and a table of each architecture's rows."""
+    lines = preface.format(versions=", ".join(f"{name} {version}" for name, version in results.versions.items())).splitlines()
+    rules = ["--:" if name in numbers else "---" for name in columns]
+    for architecture in dict.fromkeys(row.architecture for row in results.rows):
+        lines += ["", f"## {architecture}", "", _line(columns), _line(rules)]
+        lines += [_line(cells(row)) for row in results.rows if row.architecture == architecture]
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
 def write_page(path: Path, results: Any, text: Callable[[Any], str]) -> None:
     """Write a page, and beside it the CSV file that it is made of."""
     from attn_fuzz import outputs

@@ -1,8 +1,7 @@
 """The page of the peers' binaries, made of the CSV file beside it and nothing else."""
 
-from collections.abc import Iterable
-
 from benchmarks.binaries.results import COLUMNS, NUMBERS, Results
+from benchmarks.side_by_side import page_text
 
 CASES = (
     "decode, 64 x 8k",
@@ -30,19 +29,4 @@ this says how fast a kernel is: nothing was run, and programs differ in how much
 
 def text(results: Results) -> str:
     """The page, whole."""
-    versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
-    lines = PREFACE.format(versions=versions).splitlines()
-    for architecture in dict.fromkeys(row.architecture for row in results.rows):
-        lines += [
-            "",
-            f"## {architecture}",
-            "",
-            _line(COLUMNS),
-            _line(["--:" if name in NUMBERS else "---" for name in COLUMNS]),
-        ]
-        lines += [_line(row.cells) for row in results.rows if row.architecture == architecture]
-    return "\n".join(lines) + "\n"
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+    return page_text(PREFACE, results, lambda row: row.cells, COLUMNS, NUMBERS)

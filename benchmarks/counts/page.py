@@ -1,10 +1,9 @@
 """The page of counts, made of the CSV file beside it and nothing else."""
 
-from collections.abc import Iterable
-
 from attn_amdgcn.counts import CLASSES
 
 from benchmarks.counts.results import Results, Row
+from benchmarks.side_by_side import page_text
 
 PREFACE = """\
 # What our kernels execute beside others'
@@ -60,18 +59,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 def text(results: Results) -> str:
     """The page, whole."""
-    versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
-    lines = PREFACE.format(versions=versions).splitlines()
-    for architecture in dict.fromkeys(row.architecture for row in results.rows):
-        lines += [
-            "",
-            f"## {architecture}",
-            "",
-            _line(COLUMNS),
-            _line(["--:" if name in NUMBERS else "---" for name in COLUMNS]),
-        ]
-        lines += [_line(cells(row)) for row in results.rows if row.architecture == architecture]
-    return "\n".join(lines) + "\n"
+    return page_text(PREFACE, results, cells, COLUMNS, NUMBERS)
 
 
 def _short(number: int) -> str:
@@ -84,7 +72,3 @@ def _short(number: int) -> str:
 
 def _ratio(part: int, whole: int) -> str:
     return f"{part / whole:.2f}" if whole else ""
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
