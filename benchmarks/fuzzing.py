@@ -3,7 +3,6 @@
 On a GPU each table is measured twice: kernels are compiled in the first pass, and found in Triton's cache in the second.
 """
 
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_fuzz.verdict.verdict import Verdict
+from attn_parity.cpus import usable_cpus
 from rich.console import Console
 from rich.table import Table
 
@@ -45,7 +45,7 @@ def main(examples: int, seed: int, names: tuple[str, ...], workers: int | None) 
         for kernels in passes:
             results.print(_one_worker(plans, kernels))
         for kernels in passes:
-            results.print(_more_workers(plans[0], workers or os.cpu_count() or 1, kernels))
+            results.print(_more_workers(plans[0], workers or usable_cpus(), kernels))
 
 
 def _one_worker(plans: list[FuzzPlan], kernels: str) -> Table:

@@ -20,6 +20,7 @@ import click
 import msgspec
 import torch
 from attn_contract import Layout
+from attn_fuzz import inputs
 from attn_fuzz.cases import tensors
 from attn_fuzz.cases.case import Cache, Case, Request, Values
 from attn_fuzz.cases.tensors import Step
@@ -45,7 +46,7 @@ DTYPES = ("float32", "float16", "bfloat16", "fp8_e4m3fn", "fp8_e4m3fnuz")
 WIDTH, HEIGHT, MARGIN = 230, 46, 110
 STYLE = """
 text { font: 12px ui-monospace, monospace; fill: #1c2126; text-anchor: middle }
-.name { text-anchor: end } .small { font-size: 9px }
+.name { text-anchor: end } .small { font: 12px system-ui, sans-serif }
 .bar { fill: #2563a8 } .bar-broken, .bound { fill: #c0262d; stroke: #c0262d } .axis { stroke: #b0b6bc }
 @media (prefers-color-scheme: dark) { text { fill: #e4e7ea } .bar { fill: #7db4ee } .axis { stroke: #566069 } }
 """
@@ -61,7 +62,7 @@ def cli() -> None:
 @click.option("--name", required=True, help="Of the file in docs/generated/judge, such as cpu.")
 def calibration(runs: tuple[Path, ...], name: str) -> None:
     """Add up runs of one target on one device that agree (`attn-parity fuzz --json RUN.json`), or earlier totals of such."""
-    read = [msgspec.json.decode(run.read_bytes()) for run in runs]
+    read = [inputs.read_json(run) for run in runs]
     for path, run in zip(runs, read, strict=True):
         if "seeds" not in run and (run.get("schema") != "attn-parity.fuzz/1" or run["failures"] or run["error"]):
             raise click.ClickException(f"{path}: expected a run of attn-parity fuzz that agrees, or an earlier total")
@@ -83,7 +84,7 @@ def page(check: bool) -> None:
     """Write the page and a picture for each run."""
     written = {PAGE: "\n".join(_page()) + "\n"}
     for path in _runs():
-        written[path.with_suffix(".svg")] = _picture(msgspec.json.decode(path.read_bytes())["ratios"])
+        written[path.with_suffix(".svg")] = _picture(inputs.read_json(path)["ratios"])
     stale = [path for path, text in written.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     if check and stale:
         raise click.ClickException(f"not current: {', '.join(map(str, stale))}; python -m benchmarks.judge page writes them")
@@ -108,7 +109,7 @@ def _page() -> Iterator[str]:
         "|---|--:|--:|--:|--:|--:|",
     )
     for path in _runs():
-        run = msgspec.json.decode(path.read_bytes())
+        run = inputs.read_json(path)
         counts = [
             sum(bins) for bins in zip(*(bins for name, bins in run["ratios"].items() if name.startswith("out ")), strict=True)
         ]
@@ -123,7 +124,7 @@ def _page() -> Iterator[str]:
         "bins. Cases that are compared bitwise have no bound and are not counted.",
     )
     for path in _runs():
-        run = msgspec.json.decode(path.read_bytes())
+        run = inputs.read_json(path)
         versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
         yield from ("", f"### `{run['target']}` on {run['device']}: {run['examples']} examples", "")
         yield f"{versions}; seeds {', '.join(map(str, run['seeds']))}."
@@ -138,7 +139,7 @@ def _page() -> Iterator[str]:
 
 def _one_key_among_n() -> Iterator[str]:
     """The smallest effect that is seen: a kernel that forgets one key among n."""
-    found = msgspec.json.decode((FOLDER / "sensitivity.json").read_bytes())
+    found = inputs.read_json(FOLDER / "sensitivity.json")
     yield from (
         "",
         "## One key among n",
@@ -173,7 +174,7 @@ def _picture(counts: dict[str, list[int]]) -> str:
         marks.append(element("text", dtype, x=MARGIN - 8, y=top + HEIGHT / 2, class_="name"))
         for x, phase in enumerate(PHASES):
             if bins := counts.get(f"out {dtype} {phase}"):
-                drawing = svg.histogram(bins)
+                drawing = svg.histogram(bins, f"{dtype}, {phase}")
                 for name, value in {"x": MARGIN + x * WIDTH, "y": top, "width": WIDTH - 10, "height": HEIGHT + 12}.items():
                     drawing.set(name, str(value))
                 marks.append(drawing)

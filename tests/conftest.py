@@ -8,7 +8,7 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
-    if importlib.util.find_spec("msgspec"):  # of the extra `fuzz`, which the tests under vLLM go without
+    if importlib.util.find_spec("msgspec"):  # of the extra `fuzz`
         from attn_fuzz.interpreted import interpreter
 
         # as in the fuzzer's processes; and kernels take a third of the time

@@ -45,6 +45,9 @@ def test_imports_point_one_way(copy):
         ("plugins/attn_vllm/layer.py", "import attn_fuzz"),
         ("plugins/attn_transformers/masks.py", "import attn_parity"),
         ("fuzz/attn_fuzz/verdict/live.py", "import attn_transformers"),
+        ("fuzz/attn_fuzz/verdict/live.py", "import attn_vllm_recording"),
+        ("plugins/attn_vllm/layer.py", "import attn_vllm_recording"),
+        ("plugins/attn_vllm_recording/summary.py", "import attn_parity"),
     ],
 )
 def test_an_import_the_other_way_is_found(copy, module, line):

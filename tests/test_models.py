@@ -5,7 +5,7 @@ import shlex
 from tests.pages import PAGES, ROOT, blocks, commands
 
 PAGE = PAGES["docs/guide/models.md"]
-FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs" / "guide" / "models").glob("*.json"))
+FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "examples" / "models").glob("*.json"))
 
 
 def test_every_model_has_an_example():

@@ -16,6 +16,7 @@ PACKAGES = (
     "attn_parity",
     "attn_transformers",
     "attn_vllm",
+    "attn_vllm_recording",
     "benchmarks",
 )
 FOLDERS = ("contract", "reference", "optimized", "emulated", "fuzz", "cli", "plugins", "examples", "benchmarks")

@@ -38,7 +38,8 @@ def test_the_classes_of_the_zoo():
 def test_how_many_findings_there_are():
     findings = (ROOT / "docs" / "generated" / "findings.md").read_text()
     words = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-    assert f"[{words[findings.count('- Seen in: amd-aiter')]} in AITER]" in README
+    aiter, vllm, sglang = (words[findings.count(f"- Seen in: {package}")] for package in ("amd-aiter", "vllm", "sglang"))
+    assert f"[{aiter} in AITER](docs/generated/findings.md), {vllm} in vLLM and {sglang} in SGLang" in README
 
 
 def test_every_file_names_the_same_version():

@@ -1,6 +1,7 @@
 """Pages of docs/reference name what there is: every command, kind of failure, JSON schema, and name of the API."""
 
 import re
+import runpy
 import tomllib
 from typing import get_args
 
@@ -18,7 +19,7 @@ from attn_parity import cli
 
 from tests.pages import PAGES, ROOT, blocks
 
-SOURCES = [path for folder in ("optimized", "fuzz", "cli", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+SOURCES = [path for folder in ("optimized", "fuzz", "cli", "plugins", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
 
 
 def test_every_command_is_described_and_every_option_there_is():
@@ -68,6 +69,12 @@ def test_every_name_of_the_python_api_is_there():
     (emulator,) = (section for section in sections if section.startswith("`attn_amdgcn`"))
     named = {name for cell in re.findall(r"^\| (`.*?) \|", emulator, flags=re.MULTILINE) for name in names_in(cell)}
     assert named == {*attn_amdgcn.__all__}
+
+
+def test_every_module_of_the_python_api_has_a_page():
+    named = set(re.findall(r"`(attn_\w+(?:\.[a-z_]\w*)*)", PAGES["docs/reference/python-api.md"]))
+    named = {name for name in named if not name.startswith("attn_vllm")}  # their modules import vLLM, which is not there
+    assert named <= set(runpy.run_path(str(ROOT / "docs" / "api.py"))["MODULES"])
 
 
 def names_in(cell: str) -> list[str]:

@@ -1,10 +1,10 @@
 """`python -m benchmarks binaries`: what the compilers make of vLLM's and AITER's Triton kernels beside ours."""
 
-import os
 import sys
 from pathlib import Path
 
 import click
+from attn_parity.cpus import usable_cpus
 
 from benchmarks import PAGES
 from benchmarks.side_by_side import check_page, chosen_cases, collected, found_peers, print_tables, write_page
@@ -27,7 +27,7 @@ PAGE = PAGES / "binaries-peers.md"
 @click.option(
     "--check", is_flag=True, help=f"Compile nothing; exit 1 if the page, {PAGE} if not given, is not what its CSV file says."
 )
-@click.option("--workers", type=click.IntRange(min=1), default=os.cpu_count(), help="Processes that compile; a core each.")
+@click.option("--workers", type=click.IntRange(min=1), default=usable_cpus(), help="Processes that compile; a core each.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the result here.")
 def binaries(
     architectures: str | None,

@@ -22,11 +22,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from attn_fuzz import inputs
+from attn_fuzz.errors import InputError
+from attn_parity.cpus import usable_cpus
 
 if TYPE_CHECKING:  # Triton decides on its first import whether kernels are interpreted
     from attn_optimized.kernel_call import KernelCall
 
 SCHEMA = "attn-parity.hashes/1"
+MAX_BYTES = 1 << 24
 TRIES = 4
 """How often a launch that differs is compiled again: among binaries that come up half of the time, 1 in 16 is missed."""
 FACTS = ("vgprs", "agprs", "sgprs", "vgpr_spills", "sgpr_spills", "lds_bytes", "waves")
@@ -41,7 +45,7 @@ FACTS = ("vgprs", "agprs", "sgprs", "vgpr_spills", "sgpr_spills", "lds_bytes", "
 @click.option("--only", default="", metavar="TEXT", help="Just launches whose names hold this.")
 @click.option("--main", is_flag=True, help="Just those that are compiled on every change.")
 @click.option("--texts", type=click.Path(file_okay=False, path_type=Path), help="Write what is hashed there, for diff.")
-@click.option("--workers", type=click.IntRange(min=1), default=os.cpu_count(), help="Processes that compile; a core each.")
+@click.option("--workers", type=click.IntRange(min=1), default=usable_cpus(), help="Processes that compile; a core each.")
 def hashes(
     file: Path, before: Path | None, architectures: str | None, only: str, main: bool, texts: Path | None, workers: int
 ) -> None:
@@ -166,12 +170,9 @@ def _by_architecture(found: dict[tuple[Any, ...], Any]) -> dict[str, dict[str, A
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        kept = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise click.BadParameter(f"{path}: {error}", param_hint="--compare") from error
-    if not isinstance(kept, dict) or kept.get("schema") != SCHEMA:
-        raise click.BadParameter(f"{path} is not of schema {SCHEMA}", param_hint="--compare")
-    return kept
+        return inputs.read_record(path, SCHEMA, MAX_BYTES)
+    except InputError as error:
+        raise click.BadParameter(str(error), param_hint="--compare") from error
 
 
 def _triton() -> str:

@@ -1,12 +1,12 @@
 """The page of mutants of compiled code, made of its JSON and of survivors.toml."""
 
-import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from attn_fuzz import inputs
 
 REASONS = Path(__file__).with_name("survivors.toml")
 """By the names of survivors that a person has read: `class`, one of CLASSES, and `why`."""
@@ -55,7 +55,7 @@ class Reason(msgspec.Struct, frozen=True, rename={"kind": "class"}):
 
 def read(path: Path) -> list[Row]:
     """The rows of a page's JSON."""
-    return msgspec.json.decode(path.read_bytes(), type=list[Row])
+    return msgspec.convert(inputs.read_json(path), list[Row])
 
 
 def save(rows: Iterable[Any], path: Path) -> None:
@@ -65,7 +65,7 @@ def save(rows: Iterable[Any], path: Path) -> None:
 
 
 def read_reasons(path: Path = REASONS) -> dict[str, Reason]:
-    return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), dict[str, Reason])
+    return msgspec.convert(inputs.read_toml(path), dict[str, Reason])
 
 
 def summary(rows: Sequence[Row]) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+from attn_fuzz import inputs
 
 from benchmarks.speed.clock import Spread
 from benchmarks.speed.machine import Rates
@@ -78,9 +79,6 @@ def read(path: Path) -> Run:
         ValueError: it is no such file.
     """
     try:
-        run = msgspec.json.decode(path.read_bytes(), type=Run)
-    except msgspec.DecodeError as error:
+        return msgspec.convert(inputs.read_record(path, SCHEMA), Run)
+    except msgspec.ValidationError as error:
         raise ValueError(f"{path}: {error}") from error
-    if run.schema != SCHEMA:
-        raise ValueError(f"{path}: got schema {run.schema!r}, expected {SCHEMA!r}")
-    return run

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from attn_parity.cpus import usable_cpus
 from rich.console import Console
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ console = Console(highlight=False, width=160)
 @click.option(
     "--budget", type=click.FloatRange(min=0, min_open=True), default=BUDGET, show_default=True, help="Seconds, about."
 )
-@click.option("--workers", type=click.IntRange(min=1), default=os.cpu_count(), help="Processes that compile; a core each.")
+@click.option("--workers", type=click.IntRange(min=1), default=usable_cpus(), help="Processes that compile; a core each.")
 @click.option(
     "--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="All that was tried; written after each class."
 )

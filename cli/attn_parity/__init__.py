@@ -7,10 +7,13 @@ import sys
 from collections.abc import Sequence
 
 import click
+from attn_fuzz import extras
 from attn_fuzz.errors import ExecutorError, InputError
 from attn_fuzz.text import one_line
+from attn_parity import defaults
 from attn_parity.console import notes, results
-from attn_parity.options import FUZZ_EXTRA, INSTALL_FUZZ, ignore_signals
+from attn_parity.options import ignore_signals, interrupts_end_the_process
+from click.shell_completion import CompletionItem
 
 COMMANDS = {
     "fuzz": "Draw cases, run them on a target, judge them. The main job.",
@@ -23,18 +26,16 @@ COMMANDS = {
     "matrix": "Write the tables of what is supported and what the fuzzer draws.",
     "select": "Say which backend serves a layer, or each layer of a model.",
     "targets": "List what can be fuzzed here.",
+    "examples": "Write the files that the guides use into a folder.",
     "doctor": "Say what this machine has, and what to install for the rest.",
 }
 """What `attn-parity --help` lists. Command NAME is `command` of the module attn_parity.NAME, imported when it is asked for:
 `select` needs nothing of what `fuzz` imports."""
+MAINTAINERS = ("mutate", "matrix")
+"""Commands whose results are this project's own pages."""
 
 MESSAGE = 1500
 """The most characters of an error: it may quote a file."""
-_INSTALLED_BY = {
-    **dict.fromkeys(FUZZ_EXTRA, INSTALL_FUZZ),
-    "yaml": "pip install 'attn-parity[emulated]'",
-    "triton": "pip install 'attn-parity[cpu]', or a torch build for GPUs, which brings it",
-}
 
 
 class _Commands(click.Group):
@@ -46,11 +47,30 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        return importlib.import_module(f"attn_parity.{cmd_name}").command
+        with interrupts_end_the_process():
+            return importlib.import_module(f"attn_parity.{cmd_name}").command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl([entry for entry in COMMANDS.items() if entry[0] not in MAINTAINERS])
+        with formatter.section("Commands for maintainers of attn-parity"):
+            formatter.write_dl([entry for entry in COMMANDS.items() if entry[0] in MAINTAINERS])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the arguments name. It gets its defaults of pyproject.toml, which are printed."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if name and command and not ctx.resilient_parsing:
+            values = defaults.table(COMMANDS).get(name, {})
+            ctx.default_map = {name: defaults.of_command(values, command)}
+            if values:
+                words = ", ".join(f"{option} = {value!r}" for option, value in values.items())
+                notes.print(f"defaults of {defaults.FILE}: {words}", soft_wrap=True)
+        return name, command, rest
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Commands and their help, of COMMANDS: no command is imported."""
+        found = [CompletionItem(name, help=what) for name, what in COMMANDS.items() if name.startswith(incomplete)]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -89,10 +109,10 @@ def _code(arguments: Sequence[str] | None) -> int:
     except ExecutorError as error:
         notes.print(f"attn-parity: {error}", soft_wrap=True)
     except ModuleNotFoundError as error:
-        package = (error.name or "").split(".")[0]
-        if package not in _INSTALLED_BY:
+        sentence = extras.missing((error.name or "").split(".")[0])
+        if sentence is None:
             raise
-        _tell(f"this needs {package}, which is missing: {_INSTALLED_BY[package]}")
+        _tell(sentence)
     except OSError as error:
         _tell(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     return 2

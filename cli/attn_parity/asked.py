@@ -40,14 +40,17 @@ class Asked:
         return self.source.model if isinstance(self.source, ModelFile) else self.source.name
 
     def engine(self, architecture: str) -> Engine:
-        # the architecture's own: gfx940 to gfx942 have e4m3fnuz, all later ones OCP's float8
-        float8 = "fp8_e4m3fnuz" if architecture.startswith("gfx94") else "fp8_e4m3fn"
         fields = {name: value for name, value in self.given.items() if name != "tensor_parallel"}
-        return Engine(float8=float8, tensor_parallel=self.given.get("tensor_parallel", 1), fields=fields)
+        return Engine(float8=own_float8(architecture), tensor_parallel=self.given.get("tensor_parallel", 1), fields=fields)
 
     def model_on(self, architecture: str) -> ModelFile:
         """The model file, of one device. ContractError: the config does not say all, or contradicts an option."""
         return deployed(self.source, self.engine(architecture)) if isinstance(self.source, ModelConfig) else self.source
+
+
+def own_float8(architecture: str) -> str:
+    """The float8 type that an architecture computes with: e4m3fnuz on gfx940 to gfx942, and OCP's on all later ones."""
+    return "fp8_e4m3fnuz" if architecture.startswith("gfx94") else "fp8_e4m3fn"
 
 
 def asked_of(file: Path | None, given: Mapping[str, Any]) -> Asked:

@@ -17,6 +17,9 @@ from attn_parity.binaries.results import Results, Row, differences, loads
 from attn_parity.console import notes, results
 from attn_parity.options import (
     PAGES,
+    MaintainedCommand,
+    MaintainersOption,
+    check_option,
     check_page_writable,
     check_writable,
     default_workers,
@@ -40,7 +43,7 @@ EXECUTED = ("error / bound", "instructions", "matrix", "lines / least", "conflic
 """Columns of what launches did on the emulator."""
 
 
-@click.command("compile")
+@click.command("compile", cls=MaintainedCommand)
 @click.option("--arch", "architectures", metavar="A,B,...", help="Architectures to compile for; default: all.")
 @click.option("--only", default="", metavar="TEXT", help="Compile only launches whose name contains TEXT.")
 @click.option("--main", is_flag=True, help="Compile only the launches that every change compiles.")
@@ -50,10 +53,22 @@ EXECUTED = ("error / bound", "instructions", "matrix", "lines / least", "conflic
     help="Write code objects into this folder, with a description of how to launch them.",
 )
 @click.option("--run", "runs", is_flag=True, help="Run AMD's launches on the emulator, and judge what they compute.")
-@click.option("--write", "writes", is_flag=True, help="Write the page, and beside it the CSV files that it is made of.")
-@click.option("--check", is_flag=True, help="Compile nothing; exit 1 if the page is out of date.")
 @click.option(
-    "--page", "path", type=click.Path(dir_okay=False, path_type=Path), default=PAGE, show_default=True, help="The page."
+    "--write",
+    "writes",
+    is_flag=True,
+    cls=MaintainersOption,
+    help="Write the page, and beside it the CSV files that it is made of.",
+)
+@check_option
+@click.option(
+    "--page",
+    "path",
+    cls=MaintainersOption,
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=PAGE,
+    show_default=True,
+    help="The page.",
 )
 @click.option(
     "--budgets",

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from attn_fuzz.errors import InputError
 from attn_parity.binaries.build import in_processes
 from attn_parity.compile import chosen_architectures
 from attn_parity.console import notes, results
@@ -37,14 +38,15 @@ def command(file: Path, architectures: str | None, only: str, there: Path | None
     """Run launches that `compile --save` wrote on the emulator, on small ragged batches, from the saved code.
 
     Each launch and case gets a folder in `emulated`, beside LAUNCHES.JSON, with all that it takes to launch the same code on a
-    GPU. Exit 1 when a launch computes something else than attention, or with --compare when a bit differs.
+    GPU. Exit 1 when a launch computes something else than attention, or with --compare when a bit differs; 2 when a folder
+    cannot be compared.
     """
     import attn_amdgcn  # noqa: F401  # needs the extra `emulated`
     import attn_fuzz.strategies.cases  # noqa: F401  # needs the extra `fuzz`
 
     launches = _chosen(file, architectures, only)
     if there is not None:
-        return _compare(file.parent / FOLDER, launches, there)
+        return _compare(file, launches, there)
     return _emulate(file, launches, workers)
 
 
@@ -105,42 +107,56 @@ def _tell_runs(runs: "list[tuple[str, Emulated]]", folder: Path) -> None:
     results.print(f"{agree} of {len(runs)} runs agree; {written} folders written in {folder}", soft_wrap=True)
 
 
-def _compare(here: Path, launches: "dict[Job, SavedLaunch]", there: Path) -> int:
-    """The exit code: 0 if the buffers of each emulated launch are the same in both folders, else 1."""
+def _compare(file: Path, launches: "dict[Job, SavedLaunch]", there: Path) -> int:
+    """The exit code: 2 if a folder cannot be compared, else 1 if some bit differs. The others are compared, too."""
     from attn_parity.binaries import run_folder
     from attn_parity.binaries.comparison import compared
     from attn_parity.binaries.saved import SavedFileError
 
+    here = file.parent / FOLDER
     folders = sorted(path for path in here.iterdir() if path.is_dir()) if here.is_dir() else []
-    if extra := sorted({path.name for path in there.iterdir() if path.is_dir()} - {path.name for path in folders}):
-        raise SavedFileError(f"{there / extra[0]}: {here} has no folder of this name")
-    chosen = []
+    if not folders:
+        raise SavedFileError(f"{here}: nothing was emulated: run `attn-parity emulate {file}` first")
+    extra = sorted({path.name for path in there.iterdir() if path.is_dir()} - {path.name for path in folders})
+    errors = [f"{there / name}: {here} has no folder of this name" for name in extra]
+    found: list[tuple[EmulatedLaunch, list[Difference]]] = []
     for folder in folders:
-        launch = run_folder.read(folder)
-        if (saved := launches.get((launch.architecture, launch.call))) is not None:
+        try:
+            launch = run_folder.read(folder)
+            if (saved := launches.get((launch.architecture, launch.call))) is None:
+                continue
             if launch.sha256 != saved.sha256.file:
                 raise SavedFileError(
-                    f"{folder}: emulated with other code than launches.json names: `attn-parity emulate` again"
+                    f"{folder}: emulated with other code than {file} names: run `attn-parity emulate {file}` again"
                 )
-            chosen.append(folder)
-    if not chosen:
-        raise SavedFileError(f"{here}: no launch was emulated that --arch and --only name: {run_folder.REMEDY}")
-    found = [compared(folder, there / folder.name) for folder in chosen]
+            found.append(compared(folder, there / folder.name))
+        except InputError as error:
+            errors.append(str(error))
     for launch, differences in found:
         if differences:
             _tell_differences(launch, differences)
+    for error in errors:
+        notes.print(f"attn-parity: {error}", soft_wrap=True)
+    if not found and not errors:
+        raise SavedFileError(f"{here}: no launch was emulated that --arch and --only name")
     equal = sum(not differences for _, differences in found)
-    results.print(f"{equal} of {len(found)} launches left the same bits in every buffer")
-    return int(equal < len(found))
+    failed = f"; {len(errors)} {'folder' if len(errors) == 1 else 'folders'} could not be compared" if errors else ""
+    results.print(f"{equal} of {len(found)} launches left the same bits in every buffer{failed}")
+    return 2 if errors else int(equal < len(found))
+
+
+def _shown(distance: float | None) -> str:
+    return "-" if distance is None else str(distance) if isinstance(distance, int) else f"{distance:.3g}"
 
 
 def _tell_differences(launch: "EmulatedLaunch", differences: "list[Difference]") -> None:
     results.print(launch.folder, style="bold")
-    numbers = ("differ", "of", "ULP", "most ULP")
-    table = plain_table("where", "differ", "of", "first at", "emulated", "there", "ULP", "most ULP", right=numbers)
+    numbers = ("differ", "of", "off by", "ULP", "most ULP")
+    columns = ("where", "differ", "of", "first at", "worst at", "emulated", "there", *numbers[2:])
+    table = plain_table(*columns, right=numbers)
     for one in differences:
-        ulps = ("-" if distance is None else str(distance) for distance in (one.ulps, one.most_ulps))
-        table.add_row(one.where, str(one.count), str(one.of), one.first, one.here, one.there, *ulps)
+        distances = map(_shown, (one.difference, one.ulps, one.most_ulps))
+        table.add_row(one.where, str(one.count), str(one.of), one.first, one.worst, one.here, one.there, *distances)
     results.print(table)
     if launch.inexact:
         results.print(f"hardware may round: {', '.join(launch.inexact)}\n", soft_wrap=True)

@@ -4,35 +4,28 @@ import contextlib
 import platform
 import re
 import secrets
-import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 
 import click
 from attn_fuzz import outputs
-from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.corpus import database, files
 from attn_fuzz.errors import ExecutorError
-from attn_fuzz.findings.finding import Finding
 from attn_fuzz.report import page
 from attn_fuzz.report.run import Found, Run
-from attn_fuzz.run import ledger, runner, shard
-from attn_fuzz.run.executor import Executor
+from attn_fuzz.run import runner, shard, sources
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
-from attn_fuzz.targets.target import Support, Target
-from attn_parity import failing
+from attn_fuzz.targets.target import Support
+from attn_parity import failing, places
 from attn_parity.console import notes, results
 from attn_parity.options import (
     Duration,
     Positive,
     Seed,
     check_writable,
-    default_workers,
-    device_name,
     device_option,
     ignore_signals,
     json_option,
@@ -42,10 +35,10 @@ from attn_parity.options import (
     sanitizes,
     say_what_runs_kernels,
     sigterm_interrupts,
-    use_device,
     workers_option,
     write_json,
 )
+from attn_parity.places import Place
 from hypothesis.database import ExampleDatabase
 
 PROFILES = {"ci": 300, "nightly": 40_000, "soak": 1_000_000}
@@ -87,6 +80,15 @@ _PROFILES = ", ".join(f"{name} {examples}" for name, examples in PROFILES.items(
     metavar="FOLDER|redis://HOST",
     help="A database of failures: its cases run first, and failures of this run are added.",
 )
+@click.option(
+    "--ray", "address", metavar="auto|HOST:PORT", help="Run on this Ray cluster; auto: the one that this machine is a node of."
+)
+@click.option("--needs", multiple=True, metavar="NAME", help="With --ray: a resource that a node must have, such as gfx942.")
+@click.option(
+    "--working-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="With --ray: nodes get a copy of this folder, for the module of --target.",
+)
 @sigterm_interrupts()
 def command(
     target_name: str,
@@ -102,53 +104,70 @@ def command(
     report_folder: Path | None,
     corpus: str | None,
     where: str | None,
+    address: str | None,
+    needs: tuple[str, ...],
+    working_dir: Path | None,
 ) -> int:
     """Draw cases, run them on a target, judge them. The main job."""
-    device = use_device(device)
-    target = registry.usable(target_name, device)
-    say_what_runs_kernels(device, [target])
+    if address is None and (needs or working_dir):
+        raise click.UsageError("--needs and --working-dir are about nodes: they need --ray")
     check_writable(json_file)
-    folder = report_folder or FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    plan = FuzzPlan(
-        target=target_name,
-        device=device,
-        examples=examples or PROFILES[profile],
-        seed=secrets.randbelow(1 << 31) if seed is None else seed,
-        folder=folder,
-        limit=limit,
-        until=time.time() + 60 * minutes if minutes else None,
-        sanitize=sanitizes(sanitize, target, device),
-    )
+    with contextlib.ExitStack() as stack:
+        if address is None:
+            place = places.here(target_name, device, workers)
+        else:
+            place = stack.enter_context(places.on_ray(address, needs, working_dir, target_name, device, workers))
+        target = registry.load(target_name)
+        say_what_runs_kernels(place.device, [target])
+        folder = report_folder or FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        plan = FuzzPlan(
+            target=target_name,
+            device=place.device,
+            examples=examples or PROFILES[profile],
+            seed=secrets.randbelow(1 << 31) if seed is None else seed,
+            folder=folder,
+            limit=limit,
+            until=time.time() + 60 * minutes if minutes else None,
+            sanitize=sanitizes(sanitize, target, place.device),
+        )
+        return _fuzz(plan, place, corpus, where, json_file, report_folder)
+
+
+def _fuzz(
+    plan: FuzzPlan, place: Place, corpus: str | None, where: str | None, json_file: Path | None, report_folder: Path | None
+) -> int:
+    """Run past cases and the plan at a place, and report. Returns the exit code."""
+    target = registry.load(plan.target)
     failures_of = database.connect(where) if where else None
-    key = database.key(target_name, device_name(device))
-    past = _past(corpus, failures_of, key, target_name, target.support(device))
-    workers = workers or default_workers(device)
+    key = database.key(plan.target, place.device_name)
+    past = _past(corpus, failures_of, key, plan.target, place.support)
     name = re.sub(r"[^\w.+-]+", "-", target.name)[:80] + f"-{plan.seed}"
     work = f"{len(past)} past case{'s' * (len(past) > 1)}, " * bool(past) + f"{plan.examples} examples"
-    results.print(f"target {target.name} on {device_name(device)}, {work}, {workers} workers, --seed {plan.seed}")
+    results.print(f"target {target.name} on {place.device_name}, {work}, {place.words}, --seed {plan.seed}")
     started = time.monotonic()
-    outcome, files_of = _run(plan, past, workers, folder, name)
+    outcome, files_of = _run(plan, past, place, name)
     if any(progress.failure for progress in outcome.progress):
         ignore_signals()  # they would lose the failures that are about to be reported
     seconds = time.monotonic() - started
     errors = [outcome.error] if outcome.error else []
-    failures = failing.written(outcome.progress, files_of, folder, name, past, errors)
+    failures = failing.written(outcome.progress, files_of, plan.folder, name, past, errors)
     if failures_of is not None:
         _store(failures_of, key, failures, errors)
+    fixed = place.fixed(plan.limit) if target.findings and not outcome.interrupted and not outcome.error else []
     run = Run(
         target=target.name,
-        device=device_name(device),
-        support=target.support(device),
-        versions=_versions(),
+        device=place.device_name,
+        support=place.support,
+        versions={"python": platform.python_version()} | sources.versions(),
         command=_again(plan),
         seed=plan.seed,
-        workers=workers,
+        workers=place.workers,
         planned=plan.examples,
         seconds=seconds,
         progress=outcome.progress,
         failures=failures,
-        fixed=[] if outcome.interrupted or outcome.error else _fixed(target_name, target, device, limit),
+        fixed=[finding for finding in target.findings if finding.name in fixed],
         restarted=len(outcome.restarted),
         interrupted=outcome.interrupted,
         error=outcome.error,
@@ -216,9 +235,7 @@ def _past(
     return admitted.cases
 
 
-def _run(
-    plan: FuzzPlan, past: dict[Case, str], workers: int, folder: Path, name: str
-) -> tuple[Outcome, list[failing.EarlyFiles]]:
+def _run(plan: FuzzPlan, past: dict[Case, str], place: Place, name: str) -> tuple[Outcome, list[failing.EarlyFiles]]:
     """Run past cases and then the plan's shards. Each failure is shown and written at once; returns the files of each shard."""
     plans = [*runner.replays(plan, list(past)), *runner.shards(plan)]
     done = [shard.Progress() for _ in plans]
@@ -229,35 +246,18 @@ def _run(
             before = done[index].failure
             if progress.failure is not None and before is None:
                 number = sum(p.failure is not None for p in done) + 1
-                files_of[index].first = failing.show_first(progress.failure, folder, name, number)
+                files_of[index].first = failing.show_first(progress.failure, plan.folder, name, number)
             elif progress.failure is not None and progress.failure != before:
-                files_of[index].smallest = failing.saved(progress.failure.case, folder, f"{name}-shard-{index}")
+                files_of[index].smallest = failing.saved(progress.failure.case, plan.folder, f"{name}-shard-{index}")
             done[index] = progress
             show_bar(sum(p.replayed + p.examples for p in done), sum(p.shrinking for p in done))
 
-        return runner.run(plans, workers, stop_at_failure=True, report=show), files_of
+        return runner.run(plans, place.workers, stop_at_failure=True, report=show, place=place.run), files_of
 
 
 def _again(plan: FuzzPlan) -> list[str]:
     options = {"target": plan.target, "device": plan.device, "examples": plan.examples, "seed": plan.seed}
     return ["attn-parity", "fuzz", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
-
-
-def _versions() -> dict[str, str]:
-    """The versions that decide which cases a seed draws, and which numbers a kernel computes."""
-    found = {"python": platform.python_version()}
-    for package in ("attn-parity", "torch", "triton", "hypothesis"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
-
-
-def _fixed(name: str, target: Target, device: str, limit: float) -> list[Finding]:
-    """The target's findings whose stored cases run on this device and no longer fail."""
-    support = target.support(device)
-    findings = [finding for finding in target.findings if support.limit(case_file.load(finding.path)) is None]
-    with tempfile.TemporaryDirectory() as scratch, Executor(name, device, limit, Path(scratch, "finding.json")) as executor:
-        return ledger.no_longer_failing(findings, executor)
 
 
 def _tell(run: Run) -> None:

@@ -197,7 +197,7 @@ def _record(log: Log, targets: Sequence[str], examples: int, plan: FuzzPlan) -> 
     """Record what the targets run, unless the log knows it."""
     for name in targets:
         if name not in log.reaches:
-            part = FuzzPlan(target=name, device="cpu", examples=examples, seed=plan.seed, folder=plan.folder)
+            part = FuzzPlan(target=name, device=plan.device, examples=examples, seed=plan.seed, folder=plan.folder)
             log.add(reach.record(part, PACKAGE))
             notes.print(f"recorded: {name}, {log.reaches[name].seconds:.2f} s for a case")
 

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 from attn_fuzz import outputs
 from attn_fuzz.errors import InputError
 from attn_parity.console import notes
+from attn_parity.cpus import usable_cpus
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -22,10 +22,6 @@ PAGES = Path("docs/generated")
 if TYPE_CHECKING:
     from attn_fuzz.cases.case import Case
     from attn_fuzz.targets.target import Target
-
-FUZZ_EXTRA = ("hypothesis", "msgspec", "safetensors")
-"""Modules that the extra `fuzz` installs. `select`, `targets` and `doctor` run without them."""
-INSTALL_FUZZ = "pip install 'attn-parity[fuzz]'"
 
 
 class _Duration(click.FloatRange):
@@ -50,7 +46,9 @@ device_option = click.option(
     help="auto: a GPU if there is one. AMD GPUs are cuda, too.",
 )
 workers_option = click.option(
-    "--workers", type=click.IntRange(min=1, max=256), help="Number of processes; default: one per core, at most 8 on a GPU."
+    "--workers",
+    type=click.IntRange(min=1, max=256),
+    help="Number of processes; default: one for each CPU that this process may use, at most 8 on a GPU.",
 )
 limit_option = click.option(
     "--limit", type=Duration, default=60.0, show_default=True, help="Seconds that a case may take, compilation included."
@@ -69,13 +67,31 @@ first_seed_option = click.option("--seed", type=Seed, default=0, show_default=Tr
 seeds_option = click.option(
     "--seeds", type=click.IntRange(1, 100), default=1, show_default=True, help="Number of seeds, counted up from the first."
 )
-check_option = click.option("--check", is_flag=True, help="Run nothing; exit 1 if the page is out of date.")
+
+
+class MaintainersOption(click.Option):
+    """An option about this project's own pages."""
+
+
+class MaintainedCommand(click.Command):
+    """A command whose help has a section for maintainers of this project."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, is_theirs in (("Options", False), ("Options for maintainers of attn-parity", True)):
+            options = [option for option in self.get_params(ctx) if isinstance(option, MaintainersOption) == is_theirs]
+            with formatter.section(title):
+                formatter.write_dl([entry for option in options if (entry := option.get_help_record(ctx)) is not None])
+
+
+check_option = click.option(
+    "--check", is_flag=True, cls=MaintainersOption, help="Run nothing; exit 1 if the page is out of date."
+)
 
 
 def page_option(default: Path) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """The option `--page` of a command whose results are beside its page."""
     kind = click.Path(dir_okay=False, path_type=Path)
-    return click.option("--page", type=kind, default=default, show_default=True, help="The page.")
+    return click.option("--page", cls=MaintainersOption, type=kind, default=default, show_default=True, help="The page.")
 
 
 def use_device(choice: str) -> str:
@@ -124,8 +140,7 @@ def device_name(device: str) -> str:
 
 
 def default_workers(device: str) -> int:
-    cores = os.cpu_count() or 1
-    return cores if device == "cpu" else min(8, cores)
+    return usable_cpus() if device == "cpu" else min(8, usable_cpus())
 
 
 def plain_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
@@ -164,6 +179,22 @@ def sigterm_interrupts() -> Iterator[None]:
         for number, handler in handlers.items():
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def interrupts_end_the_process() -> Iterator[None]:
+    """For imports: Ctrl-C ends the process at once, instead of raising KeyboardInterrupt in a module that is half imported.
+
+    Torch goes on without numpy if numpy's import fails, and fails when it imports numpy again.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if handler is signal.default_int_handler:
+            signal.signal(signal.SIGINT, handler)
 
 
 def ignore_signals() -> None:

@@ -9,7 +9,7 @@ import click
 from attn_contract import RULES, AttentionConfig, AttentionType, ContractError, Layout, UnsupportedError
 from attn_contract.attention_config import Scales
 from attn_parity import model_file
-from attn_parity.asked import Asked, asked_of
+from attn_parity.asked import Asked, asked_of, own_float8
 from attn_parity.console import results
 from attn_parity.options import check_writable, json_option, write_json
 from attn_parity.selected import print_assignments, print_config, print_findings, print_vllm
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 SCHEMA = "attn-parity.select/1"
 _FLOATS = ("float32", "float16", "bfloat16")
 _FLOAT8 = ("fp8_e4m3fn", "fp8_e4m3fnuz")
-
+FP8 = "fp8"
+"""vLLM's name of a cache of the architecture's own float8 type."""
 
 _OPTION_TYPES: dict[Any, dict[str, Any]] = {
     int: {"type": int},
@@ -53,7 +54,11 @@ def _rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--layout", type=click.Choice([str(layout) for layout in Layout]), help="Layout of the cache; default: the backend chooses."
 )
-@click.option("--kv-cache-dtype", type=click.Choice((*_FLOAT8, "int8")), help="Of a quantized cache.")
+@click.option(
+    "--kv-cache-dtype",
+    type=click.Choice((*_FLOAT8, "int8", FP8)),
+    help="Of a quantized cache. fp8, as vLLM says it: the architecture's own float8 type, with a scale per tensor.",
+)
 @click.option("--scales", type=click.Choice(get_args(Scales)), help="Of a quantized cache.")
 @click.option(
     "--sliding-window", type=click.IntRange(min=1), help="Keys that a token sees, itself included, as models give the number."
@@ -90,6 +95,8 @@ def command(
     if file is not None and json_file is not None and json_file.exists() and file.exists() and json_file.samefile(file):
         raise click.UsageError(f"--json: {json_file} is FILE itself")
     about: dict[str, Any] = {"schema": SCHEMA, "model": str(file)}
+    if given.get("kv_cache_dtype") == FP8:
+        given = {"scales": "tensor", **given, "kv_cache_dtype": own_float8(_architecture(arch))}
     try:
         asked = asked_of(file, given)  # first, so that a file that is wrong is refused before much is imported
         about["model"] = asked.name
@@ -98,7 +105,7 @@ def command(
         raise click.ClickException(f"{file}: {error}" if file else str(error)) from error
     except UnsupportedError as error:
         result = {"error": str(error), "layers": {}}
-        results.print(str(error), soft_wrap=True)
+        results.print(f"{file}: {error}" if file else str(error), soft_wrap=True)
     if json_file:
         about |= {"architecture": _architecture(arch), "aiter": str(_aiter(aiter_version))}
         write_json(json_file, {**about, **result})
@@ -112,6 +119,7 @@ def _select(asked: Asked, architecture: str, aiter: "Aiter", backends: tuple[str
     model = asked.model_on(architecture)
     layers = {name: model_file.config(name, fields) for name, fields in model.layers.items()}
     wanted = _by_layer(backends, layers)
+    _refuse_of_all_backends(layers, architecture, aiter)
     shared = {"allocations": model.allocations, "kv_sharing": model.kv_sharing}
     assignments = select_model(layers, **shared, architecture=architecture, aiter=aiter, backends=wanted)
     result = {"error": None, "layers": {name: dataclasses.asdict(assignment) for name, assignment in assignments.items()}}
@@ -123,9 +131,23 @@ def _select(asked: Asked, architecture: str, aiter: "Aiter", backends: tuple[str
     if asked.config is not None:
         engine = asked.engine(architecture)
         vllm = vllm_arguments(layers, engine, model=serve, architecture=architecture, aiter=aiter, wanted=wanted)
-        print_vllm(vllm)
+        print_vllm(vllm, assignments)
         result |= {**asked.config.as_json(), "vllm": dataclasses.asdict(vllm)}
     return result
+
+
+def _refuse_of_all_backends(layers: dict[str, AttentionConfig], architecture: str, aiter: "Aiter") -> None:
+    """Refuse what no backend serves for one and the same reason. It is this project's reason, and no backend's of vLLM."""
+    from attn_optimized.backends import BACKENDS
+    from attn_optimized.selector import priorities
+
+    for name, config in layers.items():
+        of_each = [BACKENDS[backend].capabilities(aiter).refusals(config, architecture) for backend in priorities(architecture)]
+        if shared := [refusal for refusal in of_each[0] if all(refusal in others for others in of_each)]:
+            reasons = "; ".join(refusal.reason for refusal in shared)
+            features = " and ".join(refusal.property for refusal in shared)
+            why = f"{reasons}; all backends of this project have this limit, and vLLM's backends of the same names may not"
+            raise UnsupportedError(name, features, why)
 
 
 def _by_layer(choices: tuple[str, ...], layers: dict[str, AttentionConfig]) -> dict[str, str]:

@@ -85,12 +85,22 @@ def _print_by_backend(columns: tuple[str, ...], layers: Mapping[tuple[str, str, 
         results.print(table)
 
 
-def print_vllm(arguments: VllmArguments) -> None:
-    """A line to paste, or why there is none."""
+def print_vllm(arguments: VllmArguments, assignments: Mapping[str, "Assignment"]) -> None:
+    """A line to paste, after the reasons why it has another backend than the table has; or why there is none."""
     results.print()
+    if arguments.line is None:
+        results.print("no arguments for vLLM, whose --attention-backend is one for all layers:", soft_wrap=True)
+        told = dict(arguments.why_not)
+    else:
+        others = dict.fromkeys(one.backend for one in assignments.values() if one.backend != arguments.backend)
+        told = {backend: arguments.why_not.get(backend, (_FOR_MEMORY,)) for backend in others}
+        if told:
+            results.print(f"vLLM takes one backend for all layers, here {arguments.backend}. Why not the others of the table:")
+    for backend, reasons in told.items():
+        results.print(f"  {backend}: {'; '.join(reasons)}", soft_wrap=True)
     if arguments.line is not None:
         results.print(arguments.line, soft_wrap=True)
-        return
-    results.print("no arguments for vLLM, whose --attention-backend is one for all layers:", soft_wrap=True)
-    for backend, reasons in arguments.why_not.items():
-        results.print(f"  {backend}: {'; '.join(reasons)}", soft_wrap=True)
+
+
+_FOR_MEMORY = "the table has it for the memory that layers share, which vLLM lays out by itself"
+"""Of a backend that the line could have, too: it comes after the one that the line has."""

@@ -8,7 +8,7 @@ from attn_fuzz import outputs, report
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import CaseError
 from attn_fuzz.report import page, pictures, terminal
-from attn_fuzz.report.pictures import Limits
+from attn_fuzz.report.grid import Limits
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.targets import registry
 from attn_parity.console import results

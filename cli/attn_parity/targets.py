@@ -3,8 +3,9 @@
 from importlib.metadata import entry_points
 
 import click
+from attn_fuzz import extras
 from attn_parity.console import notes, results
-from attn_parity.options import FUZZ_EXTRA, INSTALL_FUZZ, device_option, plain_table, say_what_runs_kernels, use_device
+from attn_parity.options import device_option, plain_table, say_what_runs_kernels, use_device
 
 
 @click.command("targets")
@@ -17,11 +18,11 @@ def command(device: str) -> None:
     try:
         from attn_fuzz.targets import registry
     except ModuleNotFoundError as error:
-        if error.name not in FUZZ_EXTRA:
+        if error.name not in extras.MODULES["fuzz"]:
             raise
         for name in sorted({entry.name for entry in entry_points(group="attn_parity.targets")}):
             results.print(name)
-        notes.print(f"to see what each supports: {INSTALL_FUZZ}", soft_wrap=True)
+        notes.print(f"to see what each supports: {extras.install('fuzz')}", soft_wrap=True)
         return
     device = use_device(device)
     say_what_runs_kernels(device)

@@ -94,9 +94,10 @@ VLLM_BACKENDS: Mapping[str, Capabilities] = {
 
 @dataclass(frozen=True)
 class VllmArguments:
-    """A command line, or why there is none: by backend."""
+    """A command line with the backend in it, or None; and why it has none of the backends before that one, or none at all."""
 
     line: str | None
+    backend: str | None
     why_not: Mapping[str, tuple[str, ...]]
 
 
@@ -122,7 +123,7 @@ def vllm_arguments(
     from attn_optimized.selector import priorities
 
     if architecture == INTERPRETER:
-        return VllmArguments(None, {"on a CPU": ("vLLM takes its own CPU backend, whatever is asked for",)})
+        return VllmArguments(None, None, {"on a CPU": ("vLLM takes its own CPU backend, whatever is asked for",)})
     why_not: dict[str, tuple[str, ...]] = {}
     for name in priorities(architecture):
         reasons: dict[str, None] = {}
@@ -134,9 +135,9 @@ def vllm_arguments(
                 reasons[str(refusal)] = None
             reasons |= dict.fromkeys(_unspeakable(config, DTYPES[engine.float8]))
         if not reasons:
-            return VllmArguments(_line(name, layers, model, engine.tensor_parallel), {})
+            return VllmArguments(_line(name, layers, model, engine.tensor_parallel), name, why_not)
         why_not[name] = tuple(reasons)
-    return VllmArguments(None, why_not)
+    return VllmArguments(None, None, why_not)
 
 
 def _unspeakable(config: AttentionConfig, float8: torch.dtype) -> list[str]:

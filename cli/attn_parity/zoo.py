@@ -21,6 +21,8 @@ from attn_fuzz.zoo.mutants import KnownBug, MutantError
 from attn_parity.console import notes, results
 from attn_parity.options import (
     PAGES,
+    MaintainedCommand,
+    MaintainersOption,
     Positive,
     check_option,
     check_page_writable,
@@ -47,7 +49,7 @@ EXAMPLES = 500
 PAGE = PAGES / "zoo.md"
 
 
-@click.command("zoo", epilog=f"Classes of mutants: {', '.join(get_args(mutants.Kind))}.")
+@click.command("zoo", cls=MaintainedCommand, epilog=f"Classes of mutants: {', '.join(get_args(mutants.Kind))}.")
 @click.option("--only", multiple=True, metavar="NAME", help="Run only this mutant; may be given more than once.")
 @click.option(
     "--dir",
@@ -62,9 +64,19 @@ PAGE = PAGES / "zoo.md"
 @seeds_option
 @click.option("--shrink/--no-shrink", "shrinks", default=True, help="Shrink the failing case of the first seed.")
 @click.option(
-    "--write", "writes", is_flag=True, help="Write the page, and beside it the JSON file from which the page is made."
+    "--write",
+    "writes",
+    is_flag=True,
+    cls=MaintainersOption,
+    help="Write the page, and beside it the JSON file from which the page is made.",
 )
-@click.option("--rewrite", "rewrites", is_flag=True, help="Run nothing; write the page again from its JSON and the mutants.")
+@click.option(
+    "--rewrite",
+    "rewrites",
+    is_flag=True,
+    cls=MaintainersOption,
+    help="Run nothing; write the page again from its JSON and the mutants.",
+)
 @check_option
 @page_option(PAGE)
 @click.option(

@@ -8,7 +8,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-import yaml
+try:
+    import yaml
+except ModuleNotFoundError as error:
+    reason = "attn_amdgcn needs yaml, which is missing: pip install 'attn-parity[emulated]'"
+    raise ModuleNotFoundError(reason, name=error.name) from None
 from attn_amdgcn.collector import collector_paused
 from attn_amdgcn.errors import AssemblyError
 

@@ -6,6 +6,8 @@ Importing the package imports nothing else: not torch, and no kernel, which a bu
 import importlib
 from typing import TYPE_CHECKING
 
+from attn_fuzz import extras
+
 if TYPE_CHECKING:
     from attn_fuzz.cases.call import Call
     from attn_fuzz.cases.captures import CaptureError, capture
@@ -41,4 +43,6 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'attn_fuzz' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"attn_fuzz.{_HOMES[name]}"), name)
+    extras.require("fuzz")
+    found = globals()[name] = getattr(importlib.import_module(f"attn_fuzz.{_HOMES[name]}"), name)
+    return found

@@ -70,6 +70,20 @@ def read_json(path: Path, most: int = MAX_BYTES) -> Any:
         raise InputError(f"{path}: {one_line(str(error), MESSAGE)}") from None
 
 
+def read_record(path: Path, schema: str, most: int = MAX_BYTES) -> dict[str, Any]:
+    """The object that a JSON file of a schema holds. Its field `schema` names the schema.
+
+    Raises:
+        InputError: as `read_json`, or the file holds no object, or one of another schema or of none.
+    """
+    content = read_json(path, most)
+    found = content.get("schema") if isinstance(content, dict) else None
+    if found != schema:
+        got = "nothing" if found is None else one_line(repr(found), MESSAGE)
+        raise InputError(f"{path}: schema: got {got}, expected {schema!r}")
+    return content
+
+
 def read_toml(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:
     """What a TOML file holds.
 

@@ -41,6 +41,12 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     if config.option.attn_examples < 1 or config.option.attn_seed < 0 or not 0 < config.option.attn_limit <= 86_400:
         raise pytest.UsageError("--attn-examples: at least 1; --attn-seed: at least 0; --attn-limit: seconds, at most a day")
+    from attn_fuzz import extras
+
+    try:
+        extras.require("fuzz")
+    except ModuleNotFoundError as error:
+        raise pytest.UsageError(f"--attn-target: {error}") from None
     sys.path.append(os.getcwd())  # as `attn-parity` does: a target is often a file of this folder
 
 

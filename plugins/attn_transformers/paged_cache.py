@@ -6,7 +6,12 @@ import attn_reference
 import torch
 from attn_contract import ContractError, KVCacheView, Layer, Layout
 from attn_contract.arguments import check_int
-from transformers.cache_utils import Cache, CacheLayerMixin
+from attn_fuzz import extras
+
+try:
+    from transformers.cache_utils import Cache, CacheLayerMixin
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(extras.missing("transformers"), name="transformers") from error
 
 
 class PagedCache(Cache):

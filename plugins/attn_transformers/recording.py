@@ -39,25 +39,21 @@ def recording(
         implementation: its name as `attn_implementation`, such as "sdpa" or one that you registered.
 
     Yields:
-        an `attn_fuzz.Recording`: its `calls`, `judged`, `wrong` and `found`.
+        an `attn_fuzz.Recording`: its `calls`, `judged`, `wrong`, `not_judged` and `found`.
 
     Warns:
         UserWarning: a call cannot be judged, with the reason; or no call was judged at all.
     """
     import attn_fuzz
 
-    try:
-        record = attn_fuzz.Recording(Path(folder), every, limit, captures)
-    except ModuleNotFoundError as error:
-        reason = f"recording needs {error.name}: pip install 'attn-parity[fuzz]'"
-        raise ModuleNotFoundError(reason, name=error.name) from None
-    unreadable: list[str] = []
-    watched = functools.partial(_watched, record=record, implementation=implementation, unreadable=unreadable)
+    record = attn_fuzz.Recording(Path(folder), every, limit, captures)
+    watched = functools.partial(_watched, record=record, implementation=implementation)
     with intercepted(implementation, lambda function: functools.partial(watched, function)):
         yield record
     if record.calls == 0:
         of_none = "no model asked for it, or the model attends by code of its own"
-        reason = f"{len(unreadable)} could not be, the first because of: {unreadable[0]}" if unreadable else of_none
+        reasons, count = list(record.not_judged), sum(record.not_judged.values())
+        reason = f"{count} could not be, the first because of: {reasons[0]}" if reasons else of_none
         warnings.warn(f"recording: no call of attn_implementation={implementation!r} was judged: {reason}", stacklevel=3)
 
 
@@ -71,13 +67,12 @@ def _watched(
     *,
     record: "Recording",
     implementation: str,
-    unreadable: list[str],
     **arguments: Any,
 ) -> Any:
     """The function's result. Its arguments and its output are judged.
 
-    Arguments that the contract cannot say are a warning, and are noted in `unreadable`. An output of another shape cannot be
-    judged either: it is in the recording's `found`.
+    Arguments that the contract cannot say are a warning. An output of another shape cannot be judged either: it is in the
+    recording's `found`. Both are counted in its `not_judged`.
     """
     with _updated_once(arguments.get("cache")):
         result = function(module, query, key, value, attention_mask, **arguments)
@@ -90,7 +85,7 @@ def _watched(
             if step is not None:
                 _see(record, step, _output(result[0], query, step.rows), implementation)
     except (ContractError, UnsupportedError) as error:
-        unreadable.append(str(error))
+        record.pass_over(str(error))
         warnings.warn(f"recording: a call of {implementation} was not judged: {error}", stacklevel=2)
     return result
 

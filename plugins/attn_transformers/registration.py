@@ -9,6 +9,7 @@ from unittest import mock
 
 import torch
 from attn_contract import ContractError
+from attn_fuzz import extras
 
 IMPLEMENTATIONS = {"attn_parity": "attn_reference", "attn_parity_triton": "attn_optimized"}
 """The packages that compute, by the names that models ask for: the reference, on any device, and the Triton kernels."""
@@ -22,15 +23,18 @@ def register() -> None:
 
     Raises:
         ModuleNotFoundError: transformers is not installed; the message names the extra.
+        ContractError: somebody else registered a function under one of the names.
     """
-    try:
-        from transformers import AttentionInterface, AttentionMaskInterface
-    except ModuleNotFoundError as error:
-        reason = "attn_transformers needs transformers: pip install 'attn-parity[transformers]'"
-        raise ModuleNotFoundError(reason, name=error.name) from None
+    extras.require("transformers")
+    from transformers import AttentionInterface, AttentionMaskInterface
+
     from attn_transformers.own_attention import teach
 
-    if "attn_parity" in AttentionInterface():
+    known = {name: function for name, function in AttentionInterface().items() if name in IMPLEMENTATIONS}
+    for name, function in known.items():
+        if getattr(function, "func", None) is not _computed_by:
+            raise ContractError("attn_implementation", f"{name!r}, registered already as {function!r}", "a name that is free")
+    if known:
         return
     teach(IMPLEMENTATIONS)
     for name, package in IMPLEMENTATIONS.items():

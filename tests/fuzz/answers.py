@@ -127,5 +127,5 @@ REFUSED: dict[str, str] = {
     "qwen3-next-80b-a3b": "attn_contract: linear attention (linear_attention) not supported: ",
     "minimax-text-01": "attn_contract: linear attention (linear_attention) not supported: ",
     # 71 query heads of one KV head: no backend takes so many
-    "falcon-7b": "full_attention: every backend on gfx942: decoder attention of this kind not supported: ",
+    "falcon-7b": "full_attention: query heads for each KV head: 71 not supported: a tile holds whole groups of heads",
 }

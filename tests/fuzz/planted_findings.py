@@ -1,18 +1,21 @@
 """A target with two faults, of which its ledger knows one: sinks make it NaN, and a soft cap is off by 1."""
 
 import dataclasses
+from pathlib import Path
 
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from planted import SMALL, attend
+
+FINDINGS = Path(__file__).parent / "findings"
+"""Of each target a folder with its stored case."""
 
 SINKS = Finding(
     name="planted-sinks",
     what="A sink makes the output NaN.",
     cause="planted_findings.py, attention: so it is planted.",
     seen_in="every version",
-    link=None,
-    meets=lambda config: config.sinks,
+    folder=FINDINGS / "known",
     explains=lambda case, verdict: verdict.kind == "nan" and case.sinks is not None,
 )
 
@@ -38,7 +41,11 @@ KNOWN = dataclasses.replace(
     findings=(SINKS,),
 )
 UNKNOWN_TOO = dataclasses.replace(KNOWN, name="planted-unknown-too", attention=and_caps_are_wrong)
-FIXED = dataclasses.replace(KNOWN, name="planted-fixed", attention=attend)
+FIXED = dataclasses.replace(
+    KNOWN, name="planted-fixed", attention=attend, findings=(dataclasses.replace(SINKS, folder=FINDINGS / "fixed"),)
+)
+ANOTHERS = dataclasses.replace(FIXED, name="planted-anothers", findings=(SINKS,))
+"""The stored case of its finding is of the target KNOWN."""
 
 
 def refuses_sinks(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
@@ -53,5 +60,6 @@ REFUSING = dataclasses.replace(
     attention=refuses_sinks,
     support=lambda device: dataclasses.replace(SMALL, output_dtypes=(), rules=tuple(set(SMALL.rules) - {"sinks"})),
     refuses=True,
+    findings=(dataclasses.replace(SINKS, folder=FINDINGS / "refusing"),),
 )
 """What knows of its fault and refuses the case does not fail, and is not repaired either."""

@@ -107,9 +107,13 @@ def test_a_bit_that_differs_is_named(saved, attn_parity):
     lines = [line.split() for line in run.out.splitlines()]
     assert lines[0] == [RANDOM]
     assert lines[2][:6] == ["out_ptr", "1", str(np.prod(out.shape)), "[2,", "1,", "3]"]
+    assert lines[2][6:9] == ["[2,", "1,", "3]"]
+    here, there = (float(lines[2][i]) for i in (9, 11))
+    assert float(lines[2][13]) == pytest.approx(abs(here - there), rel=0.1)
     assert lines[2][-2:] == ["1", "1"]
     assert lines[3][:4] == ["out_ptr,", "in", "no", "tensor"]
-    assert lines[3][6:8] == ["byte", "7"]
+    assert lines[3][6:10] == ["byte", "7", "byte", "7"]
+    assert lines[3][-3:] == ["-", "-", "-"]
     assert "hardware may round: v_exp_f32, v_log_f32, v_rcp_f32" in run.out
     assert "1 of 2 launches left the same bits" in run.out
 
@@ -129,12 +133,15 @@ def truncate(code: Path) -> None:
         (lambda code: (code.parent / "out" / "another").mkdir(), "out/another: code/emulated has no folder of this name"),
         (lambda code: shutil.rmtree(code.parent / "out" / RANDOM), f"out/{RANDOM}/launch.txt: there is no such file"),
         (lambda code: flip(code.parent / "out" / RANDOM / "launch.txt", 60), "launch.txt: expected the same as"),
-        (lambda code: (code / "emulated" / RANDOM / "launch.json").write_text("{}"), "launch.json: schema: got None"),
+        (lambda code: (code / "emulated" / RANDOM / "launch.json").write_text("{}"), "launch.json: schema: got nothing"),
         (lambda code: shutil.rmtree(code / "emulated" / RANDOM), f"out/{RANDOM}: code/emulated has no folder"),
         (lambda code: flip(code / "gfx942-merge-fp32.s", 60), "merge-fp32.s: SHA-256: got "),
         (lambda code: flip(code / "gfx942-merge-fp32.hsaco", 60), "merge-fp32.hsaco: SHA-256: got "),
         (lambda code: (code / "gfx942-merge-fp32.hsaco").unlink(), "merge-fp32.hsaco: there is no such file"),
-        (lambda code: (code / "launches.json").write_text("{"), "launches.json: Input data was truncated"),
+        (
+            lambda code: (code / "launches.json").write_text("{"),
+            "launches.json: Expecting property name enclosed",
+        ),
         (lambda code: (code / "launches.json").write_text('{"schema": "x"}'), "launches.json: schema: got 'x'"),
         (lambda code: (code / "launches.json").unlink(), "launches.json: there is no such file"),
     ],
@@ -142,9 +149,31 @@ def truncate(code: Path) -> None:
 def test_damaged_files_are_named(saved, attn_parity, damage, words):
     damage(saved)
     run = attn_parity("emulate", "code/launches.json", "--compare", "out")
-    assert (run.code, run.out) == (2, "")
+    assert run.code == 2
+    assert not run.out or run.out.endswith("; 1 folder could not be compared\n")
     assert run.err.count("\n") == 1
     assert words in run.err
+
+
+def test_a_folder_that_cannot_be_compared_does_not_hide_the_others(saved, attn_parity):
+    other = "gfx942-merge-fp32-signature"
+    truncate(saved)
+    flip(saved.parent / "out" / other / "after" / "out_ptr.bin", GUARD_BYTES)
+    (saved.parent / "out" / "another").mkdir()
+    run = attn_parity("emulate", "code/launches.json", "--compare", "out")
+    assert run.code == 2
+    errors = run.err.splitlines()
+    assert errors[0] == "attn-parity: out/another: code/emulated has no folder of this name"
+    assert errors[1].startswith(f"attn-parity: out/{RANDOM}/after/lse_ptr.bin: got ")
+    assert run.out.startswith(f"{other}\n")
+    assert run.out.endswith("0 of 1 launches left the same bits in every buffer; 2 folders could not be compared\n")
+
+
+def test_without_an_emulated_launch_the_command_for_it_is_named(saved, attn_parity):
+    shutil.rmtree(saved / "emulated")
+    run = attn_parity("emulate", "code/launches.json", "--compare", "out")
+    told = "attn-parity: code/emulated: nothing was emulated: run `attn-parity emulate code/launches.json` first\n"
+    assert (run.code, run.out, run.err) == (2, "", told)
 
 
 @pytest.mark.parametrize(
@@ -346,6 +375,26 @@ def test_distances_count_the_values_between(tmp_path, dtype, here, there, ulps, 
     _, (found,) = compared(*folders)
     assert (found.where, found.first, found.count, found.of) == ("data_ptr", "[1, 1]", 1, 4)
     assert (found.here, found.ulps, found.most_ulps) == (shown, ulps, ulps)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "there", "worst", "difference"),
+    [
+        ("float32", [1e-30, 0.0, 0.5, 0.25], "[1, 0]", 0.5),
+        ("float32", [1e-30, float("nan"), 0.5, float("inf")], "[0, 1]", None),
+        ("float16", [0.0, 1.0, -float("inf"), 2.0], "[1, 0]", float("inf")),
+        ("int64", [3, 2**62, 2**62 + 1, 0], "[1, 0]", 2**62 + 1),
+    ],
+)
+def test_the_worst_element_is_the_one_that_is_off_by_most(tmp_path, dtype, there, worst, difference):
+    """Many ULP near 0 are a small difference, and a NaN on one side is worse than any."""
+    kind = getattr(torch, dtype)
+    data = [torch.tensor(values, dtype=kind).view(torch.uint8).numpy() for values in ([0, 0, 0, 0], there)]
+    tensor = Tensor("data_ptr", "data", GUARD_BYTES, dtype, (2, 2), (2, 1))
+    folders = [written(tmp_path / name, each, tensor) for name, each in zip(("here", "there"), data, strict=True)]
+    _, (found,) = compared(*folders)
+    assert (found.worst, found.difference) == (worst, difference)
+    assert found.first == ("[0, 1]" if there[0] == 0 else "[0, 0]")
 
 
 def test_a_byte_of_two_tensors_is_told_once_and_one_of_none_is_told(tmp_path):

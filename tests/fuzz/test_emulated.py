@@ -108,8 +108,8 @@ def test_jobs_of_one_text_share_a_program(step_case):
     ("device", "missing", "words"),
     [
         ("cuda", "", "it emulates a GPU that is not here: --device cpu"),
-        ("cpu", "yaml", "pyyaml is not installed: pip install 'attn-parity[emulated]'"),
-        ("cpu", "triton", "triton is not installed"),
+        ("cpu", "yaml", "this needs yaml, which is missing: pip install 'attn-parity[emulated]'"),
+        ("cpu", "triton", "this needs triton, which is missing: pip install 'attn-parity[cpu]'"),
     ],
 )
 def test_it_says_why_it_is_unavailable(device, missing, words, monkeypatch):

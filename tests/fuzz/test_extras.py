@@ -1,23 +1,106 @@
-"""What each command needs installed: some run without the extra `fuzz`, the others name it in one line."""
+"""What each command and each import needs installed: some run without an extra, the others name it in one line."""
 
+import json
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
+import attn_fuzz
 import pytest
+from attn_fuzz import extras
 from attn_fuzz.targets import registry
+from attn_parity import COMMANDS
 
-WITHOUT_THE_EXTRA = """
+from tests.pages import PAGES, ROOT
+
+BLOCKED = """
 import sys
-for package in ("hypothesis", "msgspec", "safetensors"):
+for package in {modules}:
     sys.modules[package] = None  # an import of it raises ModuleNotFoundError
-from attn_parity import main
-main()
+{program}
 """
+MAIN = "from attn_parity import main\nmain()"
+IMPORTS = """
+import importlib, json, os
+import torch
+asked = json.loads(sys.argv[1])
+for modules in asked["missing"]:
+    if os.fork():  # torch is imported once
+        os.wait()
+        continue
+    for module in modules:
+        sys.modules[module] = None
+    for name in asked["imported"]:
+        module, _, attribute = name.partition(":")
+        try:
+            found = importlib.import_module(module)
+            attribute and getattr(found, attribute)
+        except ModuleNotFoundError as error:
+            print(json.dumps([name, error.name, str(error)]), flush=True)
+    os._exit(0)
+"""
+ALL = tuple(module for modules in extras.MODULES.values() for module in modules)
 INSTALL = "pip install 'attn-parity[fuzz]'"
+ARGUMENTS = {
+    "replay": ["case.json"],
+    "show": ["case.json"],
+    "emulate": ["launches.json"],
+    "select": ["--heads", "8", "--head-size", "64"],
+}
+"""What a command must be given."""
+NO_EXTRA = ("triton", "vllm")
+"""vLLM is no extra, and attn_optimized imports Triton without a word of the extra."""
+
+
+def blocked(modules: tuple[str, ...], program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    code = BLOCKED.format(modules=modules, program=program)
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
 
 
 def without_the_extra(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", WITHOUT_THE_EXTRA, *arguments], capture_output=True, text=True)
+    return blocked(extras.MODULES["fuzz"], MAIN, *arguments)
+
+
+def test_every_extra_is_known():
+    """A new extra fails here until its modules are named. `dev` is for tests, and AITER is found on disk."""
+    written = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(extras.MODULES) == set(written) - {"dev", "aiter"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_without_any_extra_runs_or_names_one(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = blocked(ALL, MAIN, command, *ARGUMENTS.get(command, []))
+    if run.returncode != 0:
+        assert run.returncode == 2, run.stderr
+        line = run.stderr.splitlines()[-1]
+        assert re.fullmatch(r"attn-parity: this needs \w+, which is missing: pip install 'attn-parity\[\w+\]'.*", line)
+
+
+def test_an_import_without_an_extra_names_it():
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    page = PAGES["docs/reference/python-api.md"]
+    documented = [re.sub(r"\.(?=[A-Z])", ":", name) for name in re.findall(r"`(attn_\w+(?:\.\w+)+)", page)]
+    names = [Path(package).name for package in packages] + [f"attn_fuzz:{name}" for name in attn_fuzz.__all__] + documented
+    asked = {"missing": [ALL, *extras.MODULES.values()], "imported": names}
+    run = blocked((), IMPORTS, json.dumps(asked))
+    assert run.returncode == 0, run.stderr
+    said = [json.loads(line) for line in run.stdout.splitlines() if line.startswith('["attn_')]  # others print, too
+    assert {missing for _, missing, _ in said} >= {"hypothesis", "yaml", "triton", "transformers"}
+    for name, missing, message in said:
+        if missing.split(".")[0] not in NO_EXTRA:
+            assert "pip install 'attn-parity[" in message, (name, missing, message)
+
+
+def test_the_pytest_plugin_names_the_extra(tmp_path):
+    code = "import pytest\nsys.exit(pytest.main(['-p', 'no:cacheprovider', '--attn-target', 'triton']))"
+    run = subprocess.run(
+        [sys.executable, "-c", BLOCKED.format(modules=("msgspec",), program=code)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.returncode == pytest.ExitCode.USAGE_ERROR
+    assert run.stderr.strip() == f"ERROR: --attn-target: this needs msgspec, which is missing: {INSTALL}"
 
 
 def test_select_serves_a_layer_and_names_known_bugs():

@@ -15,18 +15,6 @@ from planted_findings import SINKS
 DOCS = Path(__file__).parents[2] / "docs" / "generated" / "findings.md"
 
 
-@pytest.fixture
-def store(step_case, tmp_path, monkeypatch):
-    """Stores the planted finding's case, of one target, where those of all are looked for."""
-    monkeypatch.setattr("attn_fuzz.findings.finding.CASES", tmp_path)
-
-    def write(target: str) -> None:
-        case = msgspec.structs.replace(step_case, target=target, sinks="zero", head_size=16)
-        (tmp_path / "planted-sinks.json").write_text(case_file.dumps(case))
-
-    return write
-
-
 def test_a_known_finding_is_counted_and_is_no_failure(fuzz_here):
     progress, cases = fuzz_here("planted_findings:KNOWN", examples=80)
     assert progress.failure is None
@@ -42,8 +30,7 @@ def test_it_hides_no_other_failure_and_does_not_shrink_into_itself(fuzz_here):
     assert progress.failure.verdict.kind in ("value", "bitwise")
 
 
-def test_a_run_says_what_is_known(attn_parity, store, tmp_path):
-    store("planted_findings:KNOWN")
+def test_a_run_says_what_is_known(attn_parity, tmp_path):
     run = attn_parity(
         "fuzz", "--target", "planted_findings:KNOWN", "--examples", 40, "--seed", 1, "--workers", 1, "--json", "run.json"
     )
@@ -56,24 +43,58 @@ def test_a_run_says_what_is_known(attn_parity, store, tmp_path):
     assert result["no_longer_failing"] == []
 
 
-def test_a_run_says_what_no_longer_fails(attn_parity, store):
-    store("planted_findings:FIXED")
+def test_a_run_says_what_no_longer_fails(attn_parity):
     run = attn_parity("fuzz", "--target", "planted_findings:FIXED", "--examples", 10, "--seed", 1, "--workers", 1)
     assert run.code == 0
     assert "finding planted-sinks: its stored case no longer fails. Fixed?" in run.out
 
 
-def test_another_targets_case_is_not_missed(attn_parity, store):
-    store("planted_findings:KNOWN")
-    run = attn_parity("fuzz", "--target", "planted_findings:FIXED", "--examples", 10, "--seed", 1, "--workers", 1)
+def test_another_targets_case_is_not_missed(attn_parity):
+    run = attn_parity("fuzz", "--target", "planted_findings:ANOTHERS", "--examples", 10, "--seed", 1, "--workers", 1)
     assert "Fixed?" not in run.out
 
 
-def test_a_stored_case_replays(attn_parity, store):
-    store("planted_findings:KNOWN")
-    run = attn_parity("replay", "planted-sinks.json", "--target", "planted_findings:KNOWN")
+def test_a_stored_case_replays(attn_parity):
+    run = attn_parity("replay", SINKS.path, "--target", "planted_findings:KNOWN")
     assert run.code == 1
-    assert "planted-sinks.json: nan, as the known finding planted-sinks says" in run.out
+    assert "planted-sinks.json: nan, as the known finding planted-sinks says" in " ".join(run.out.split())
+
+
+OWN = """
+import dataclasses
+from pathlib import Path
+
+from attn_fuzz.findings.finding import Finding
+from planted_findings import UNKNOWN_TOO, SINKS
+
+CAP = Finding(
+    name="own-cap",
+    what="A soft cap makes the output wrong.",
+    cause="and_caps_are_wrong",
+    seen_in="1.0",
+    folder=Path(__file__).parent / "findings",
+    explains=lambda case, verdict: case.logits_soft_cap is not None,
+)
+TARGET = dataclasses.replace(UNKNOWN_TOO, findings=(SINKS, CAP))
+"""
+
+
+def test_a_users_findings_lie_beside_their_target(attn_parity, tmp_path, step_case):
+    """The run goes on past both, and the user's stored case replays and is missed when it is gone."""
+    (tmp_path / "own_findings.py").write_text(OWN)
+    run = attn_parity("fuzz", "--target", "own_findings:TARGET", "--examples", 10, "--seed", 1, "--workers", 1)
+    assert run.code == 2
+    assert "finding own-cap has no stored case" in run.err
+    stored = tmp_path / "findings" / "own-cap.json"
+    stored.parent.mkdir()
+    case_file.save(stored, msgspec.structs.replace(step_case, target="own_findings:TARGET", head_size=16, logits_soft_cap=2.0))
+    options = ("--examples", 60, "--seed", 1, "--workers", 1, "--corpus", "none", "--json", "run.json")
+    run = attn_parity("fuzz", "--target", "own_findings:TARGET", *options)
+    assert run.code == 0, run.out
+    assert set(json.loads((tmp_path / "run.json").read_text())["known"]) == {"own-cap", "planted-sinks"}
+    assert "Fixed?" not in run.out
+    run = attn_parity("replay", "findings/own-cap.json", "--target", "own_findings:TARGET")
+    assert "as the known finding own-cap says" in run.out
 
 
 def test_only_failures_are_explained(step_case):

@@ -310,6 +310,23 @@ def test_a_recording_leaves_no_trace_and_does_not_end_the_program_that_it_watche
     with attn_fuzz.recording(tmp_path) as recording:
         recording.see(call, torch.ones_like(call.q).double())
     assert recording.found[0].error == "out: got torch.float64, expected torch.float32"
+    assert (recording.judged, recording.not_judged) == (0, {"out: got torch.float64, expected torch.float32": 1})
+
+
+def test_what_cannot_be_judged_leaves_room_for_wrong_calls(call, tmp_path):
+    """A server may make calls of both kinds for weeks: what is kept of each is bounded."""
+    with attn_fuzz.recording(tmp_path, limit=1, most=2) as recording:
+        for number in range(40):
+            recording.pass_over(f"reason {number}")
+        for out in (torch.ones_like(call.q).double(), torch.ones_like(call.q).double(), *[torch.ones_like(call.q)] * 3):
+            recording.see(call, out)
+    assert (recording.calls, recording.judged, recording.wrong) == (5, 2, 2)
+    assert [(found.index, found.judgement is None) for found in recording.found] == [(0, True), (2, False)]
+    assert len(recording.not_judged) == 33
+    assert sum(recording.not_judged.values()) == 42
+    assert recording.not_judged["other reasons"] == 10
+    with pytest.raises(ValueError, match="most=-1"), attn_fuzz.recording(tmp_path, most=-1):
+        pass
 
 
 def test_importing_the_package_imports_nothing_else():

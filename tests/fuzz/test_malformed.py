@@ -58,7 +58,7 @@ JSON_READERS = (
     Reader("replay {}", CASE, "case.json"),
     Reader("show --no-run {}", CASE, "case.json"),
     Reader("fuzz --target reference-fp32 --corpus {}", CASE, "case.json"),
-    Reader("select {}", ROOT / "docs/guide/models/gpt-oss-120b.json", "model.json"),
+    Reader("select {}", ROOT / "examples/models/gpt-oss-120b.json", "model.json"),
     Reader("zoo --check --page zoo.md", PAGES / "zoo.json", "zoo.json", takes_unknown_fields=True),
     Reader("mutate --check --page mutants.md", PAGES / "mutants.json", "mutants.json", takes_unknown_fields=True),
 )
@@ -202,7 +202,7 @@ def run_in_fork(arguments: list[str], folder: Path) -> Ended:
     if pid == 0:
         code = 70
         try:
-            signal.alarm(60)
+            signal.alarm(600)  # for what waits for ever: a busy machine may take long for the 2 s of the CPU
             for stream, path in ((1, out), (2, err)):
                 os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
             sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")

@@ -104,6 +104,10 @@ def test_any_json_in_any_field_is_answered_or_refused(data):
         ({"window\u001b[2J": 4}, "'window\\x1b[2J': got 4"),
         ({"window" * 1000: "x" * 1000}, "'windowwindow...wwindowwindow': got 'xxxxxx"),
         ({"model_type": "lama"}, "model_type: got 'lama', expected one whose attention is known, such as llama"),
+        (
+            {"model_type": "lama"},
+            "; of any other model, select takes a model file, which says what its layers ask for (docs/guide/",
+        ),
         ({"model_type": None}, "model_type: got nothing"),
         ({"model_type": ["llama"]}, "model_type: got ['llama']"),
         (

@@ -4,12 +4,14 @@ import json
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from attn_parity.model_config import MODEL_TYPES, OUT_OF_SCOPE_TYPES, WRAPPERS, model_config
 from attn_parity.model_config.meaning import Meaning
-from attn_parity.selected import spans
+from attn_parity.selected import print_vllm, spans
+from attn_parity.vllm_arguments import VllmArguments
 
 from tests.fuzz.answers import ANSWERS, REFUSED, VLLM
 
@@ -64,7 +66,7 @@ def test_a_config_is_answered(name, select):
 def test_a_config_is_refused_by_name(name, select):
     ended, result = select(CONFIGS[name])
     assert ended.code == 1
-    assert ended.out.startswith(REFUSED[name])
+    assert ended.out.startswith(f"config.json: {REFUSED[name]}")
     assert result["error"].startswith(REFUSED[name])
     assert result["layers"] == {}
 
@@ -181,6 +183,11 @@ def test_a_folder_is_a_model(attn_parity, tmp_path):
         (["--block-size", "32"], "--block-size 32"),
         (["--block-size", "24"], "  TRITON_ATTN: block size 24 not supported: vLLM's cache has blocks in units of 16 slots"),
         (["--kv-cache-dtype", "fp8_e4m3fnuz", "--scales", "tensor"], "--kv-cache-dtype fp8"),
+        (["--kv-cache-dtype", "fp8"], "--attention-backend ROCM_ATTN --dtype bfloat16 --block-size 16 --kv-cache-dtype fp8"),
+        (
+            ["--kv-cache-dtype", "fp8", "--scales", "inline"],
+            "--attention-backend TRITON_ATTN --dtype bfloat16 --block-size 16 --",
+        ),
         (["--kv-cache-dtype", "fp8_e4m3fn", "--scales", "tensor"], "vLLM's is of torch.float8_e4m3fnuz here"),
         (
             ["--kv-cache-dtype", "int8", "--scales", "inline"],
@@ -212,6 +219,45 @@ def test_a_soft_cap_goes_to_no_backend_that_forgets_it_in_vllm(select):
     ended, result = select(CONFIGS["gemma-2-9b"], "--dtype", "bfloat16")
     assert {layer["backend"] for layer in result["layers"].values()} == {"ROCM_AITER_FA"}
     assert "--attention-backend ROCM_AITER_UNIFIED_ATTN" in ended.out
+
+
+def test_a_line_with_another_backend_than_the_table_says_why(select):
+    ended, result = select(CONFIGS["whisper-large-v3"])
+    *_, header, reason, line = ended.out.splitlines()
+    assert header == "vLLM takes one backend for all layers, here ROCM_AITER_UNIFIED_ATTN. Why not the others of the table:"
+    assert reason.startswith("  ROCM_ATTN: cross-attention (ENCODER_DECODER) not supported: vLLM's prefill takes")
+    assert line == result["vllm"]["line"]
+    assert result["vllm"]["backend"] == "ROCM_AITER_UNIFIED_ATTN"
+    ended, result = select(CONFIGS["llama-3.1-8b"])
+    assert "one backend for all layers" not in ended.out
+    assert result["vllm"]["why_not"] == {}
+
+
+@pytest.mark.parametrize(("arch", "aiter"), [("gfx942", "2026-08"), ("gfx1201", "none"), ("sm90", "none")])
+@pytest.mark.parametrize("name", ANSWERS)
+def test_no_line_differs_from_the_table_without_a_word(name, arch, aiter, attn_parity, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS[name]))
+    ended = attn_parity("select", "config.json", "--arch", arch, "--aiter", aiter, "--json", "selected.json")
+    result = json.loads((tmp_path / "selected.json").read_text())
+    others = {layer["backend"] for layer in result["layers"].values()} - {result["vllm"]["backend"]}
+    assert set(result["vllm"]["why_not"]) >= others
+    header = "Why not the others of the table:\n"
+    told = ended.out.partition(header)[2].splitlines()[:-1] if header in ended.out else []
+    assert {line.split(":")[0].strip() for line in told} == (others if result["vllm"]["line"] else set())
+
+
+def test_a_backend_that_the_table_has_for_memory_is_told_as_such(capsys):
+    assignment = SimpleNamespace(backend="TRITON_ATTN")
+    print_vllm(VllmArguments("vllm serve", "ROCM_ATTN", {}), {"layer": assignment})  # pyright: ignore[reportArgumentType]
+    assert "\n  TRITON_ATTN: the table has it for the memory that layers share, which vLLM" in capsys.readouterr().out
+
+
+def test_a_limit_of_this_project_is_not_told_of_each_backend(select):
+    ended, result = select(CONFIGS["falcon-7b"])
+    assert ended.out.endswith("; all backends of this project have this limit, and vLLM's backends of the same names may not\n")
+    assert "ROCM_ATTN" not in result["error"]
+    one, _ = select(CONFIGS["falcon-7b"], "--backend", "TRITON_ATTN")
+    assert one.out == ended.out
 
 
 def test_there_is_no_line_for_a_cpu(attn_parity, tmp_path):

@@ -1,5 +1,7 @@
 """Generated mutants have names that last; a campaign goes on where it ended; rates count what they say."""
 
+import ast
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -9,14 +11,14 @@ import msgspec
 import pytest
 from attn_fuzz.report import mutants_page, results_file
 from attn_fuzz.report.mutants_page import BROKEN, NOT_RUN_BY_ANY, UNFINISHED, Results
-from attn_fuzz.run import campaign, runner, shard
+from attn_fuzz.run import campaign, reach, runner, shard
 from attn_fuzz.run.campaign import Key, Log, Trial
 from attn_fuzz.run.reach import Reach, targets_of
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import Failure, FuzzPlan, Progress
 from attn_fuzz.run.suite import TESTS
 from attn_fuzz.verdict.verdict import Verdict
-from attn_fuzz.zoo import generate, reasons
+from attn_fuzz.zoo import generate, reached, reasons
 from attn_fuzz.zoo.mutants import EQUIVALENT, NOT_FOUND, MutantError
 from attn_fuzz.zoo.patches import patched_sources
 
@@ -126,7 +128,9 @@ def ran(monkeypatch):
             names = {each.name for each in (MUTANT, OTHER) if each.patch in plan.mutant.patches}
             ran.append(Ran(names, plan.target, "cases" if plan.first else "case" if plan.past else "shard"))
             endings = [answers[name] for name in sorted(names) if name in answers]
-            outcome.progress[index] = endings[0] if endings and not plan.first else Progress(examples=plan.examples)
+            outcome.progress[index] = (
+                endings[0] if endings and not plan.first else Progress(examples=plan.first or plan.examples)
+            )
             ended(index, outcome.progress[index])
         return outcome
 
@@ -139,10 +143,17 @@ def test_targets_are_those_that_run_the_statement_and_the_quickest_comes_first()
     assert targets_of(MUTANT.module, MUTANT.line, reaches) == ["quick", "slow"]
 
 
+def test_a_record_counts_cases_that_run_a_kernel(tmp_path, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")  # as for a user
+    plan = FuzzPlan(target="triton", device="cpu", examples=6, seed=0, folder=tmp_path)
+    found = reach.record(plan, generate.PACKAGE)
+    assert max(found.cases["attn_optimized.kernels.attention"].values()) > 1, "at import each statement counts once"
+
+
 def test_shards_of_ci_come_before_those_of_nightly():
     keys = campaign.order(MUTANT, 0, ["a", "b"], 450)
-    assert [(key.target, key.shard) for key in keys] == [(target, i) for i in (0, 1, 2) for target in "ab"]
-    assert keys[:4] == campaign.order(MUTANT, 0, ["a", "b"], 300)
+    assert [(key.target, key.shard) for key in keys] == [(target, i) for i in (campaign.PROBE, 0, 1, 2) for target in "ab"]
+    assert keys[:6] == campaign.order(MUTANT, 0, ["a", "b"], 300)
 
 
 BOTH = {MUTANT.name, OTHER.name}
@@ -158,16 +169,16 @@ def failing(case) -> Progress:
 
 def test_a_campaign_goes_on_where_it_was_interrupted(log, ran):
     done, answers = ran
-    answers["interrupted after"] = 3
+    answers["interrupted after"] = 5
     assert campaign.run([MUTANT, OTHER], [0], PLAN, log, 1).interrupted
-    alone = [Ran({name}, "quick", "cases") for name in (MUTANT.name, OTHER.name)]
+    alone = [Ran({name}, target, "cases") for target in ("quick", "slow") for name in (MUTANT.name, OTHER.name)]
     assert done == [*alone, Ran(BOTH, "quick", "shard")]
     row = mutants_page.row(OTHER, log, [0], 300, None, {})
     assert (row.state, row.counts) == (UNFINISHED, False)
     again = Log(log.path, "cpu", generate.PACKAGE)
     del answers["interrupted after"]
     campaign.run([MUTANT, OTHER], [0], PLAN, again, 1)
-    assert done[2:] == [Ran(BOTH, target, "shard") for target in ("quick", "slow", "quick", "slow")]
+    assert done[4:] == [Ran(BOTH, target, "shard") for target in ("quick", "slow", "quick", "slow")]
     row = mutants_page.row(OTHER, again, [0], 300, None, {})
     assert (row.ci, row.state) == ((None,), "")
 
@@ -183,7 +194,7 @@ def test_what_the_first_cases_find_joins_no_group(log, monkeypatch, step_case):
 
     monkeypatch.setattr(runner, "run", run)
     campaign.run([MUTANT, OTHER], [0], PLAN, log, 1)
-    assert done == [(MUTANT.name, 20), (OTHER.name, 20), *[(OTHER.name, None)] * 4]
+    assert done == [(MUTANT.name, 20), (OTHER.name, 20), (OTHER.name, 20), *[(OTHER.name, None)] * 4]
     assert mutants_page.row(MUTANT, log, [0], 300, None, {}).ci == (7,)
 
 
@@ -196,8 +207,8 @@ def test_a_failing_group_is_halved_and_the_others_go_on(guilty, log, ran, step_c
     of_quick = [(run.mutants, run.part) for run in done if run.target == "quick" and run.part != "cases"]
     halves = [({MUTANT.name}, "case"), ({guilty.name}, "case")]
     assert of_quick == [(BOTH, "shard"), *halves, *(({name}, "shard") for name in (guilty.name, innocent, innocent))]
-    assert [run.mutants for run in done if run.target == "slow"] == [{innocent}] * 2
-    assert mutants_page.row(guilty, log, [0], 300, None, {}).ci == (7,)
+    assert [run.mutants for run in done if (run.target, run.part) == ("slow", "shard")] == [{innocent}] * 2
+    assert mutants_page.row(guilty, log, [0], 300, None, {}).ci == (20 + 20 + 7,)
     assert [row.ci for row in [mutants_page.row(each, log, [0], 300, None, {}) for each in (MUTANT, OTHER)]].count((None,)) == 1
 
 
@@ -221,7 +232,7 @@ def test_mutants_that_fail_together_only_survive_alone(log, ran, step_case, monk
     monkeypatch.setattr(runner, "run", together_only)
     campaign.run([MUTANT, OTHER], [0], PLAN, log, 1)
     assert all(trial.by is None and trial.together == 1 for trial in log.trials.values())
-    assert len(log.trials) == 8
+    assert len(log.trials) == 2 * 2 * 3
     of_quick = [(run.mutants, run.part) for run in ran[0] if run.target == "quick" and run.part != "cases"][:5]
     halves = [({MUTANT.name}, "case"), ({OTHER.name}, "case")]
     assert of_quick == [(BOTH, "shard"), *halves, ({MUTANT.name}, "shard"), ({OTHER.name}, "shard")]
@@ -276,9 +287,9 @@ def test_a_line_that_was_cut_off_is_run_again(log):
 
 
 def test_rates_count_seeds_and_tests_and_leave_out_what_does_not_run(log):
-    for seed, target, by in [(0, "quick", "value"), (1, "quick", None), (1, "slow", None)]:
-        for number in (0, 1)[: 1 if by else 2]:
-            log.add(Trial(Key(MUTANT.name, seed, target, number), 7, 1.0, by))
+    log.add(Trial(Key(MUTANT.name, 0, "quick", campaign.PROBE), 7, 1.0, "value"))
+    for target, number in itertools.product(("quick", "slow"), (campaign.PROBE, 0, 1)):
+        log.add(Trial(Key(MUTANT.name, 1, target, number), 7, 1.0))
     log.add(Reach("tests/test_a.py", 1.0, LINES, tests=True))
     log.add(Trial(Key(MUTANT.name, TESTS, "tests/test_a.py", 0), 3, 1.0, "test"))
     log.add(Trial(Key(OTHER.name, 0, "quick", 0), 0, 1.0, broken=True, message="no"))
@@ -362,3 +373,14 @@ def test_a_mutant_is_found_by_the_fuzzer_and_by_tests(attn_parity, tmp_path):
     assert "test_that_fails_anyway" in Path("log.jsonl").read_text().partition("failing")[2].partition("\n")[0]
     assert rows[strides]["tests"] is False, "no test runs it"
     assert attn_parity("mutate", "--check", "--page", "mutants.md").code == 0
+
+
+def test_kernels_that_are_compiled_note_nothing(monkeypatch):
+    """The notes stand in the sources that a process imports: with kernels left out, only the host's statements have one."""
+    whole, host = (reached._noting("attn_optimized.merge", kernels=kernels) for kernels in (True, False))
+    assert whole == host
+    whole, host = (ast.parse(reached._noting("attn_optimized.kernels.store", kernels=kernels)) for kernels in (True, False))
+    for tree, notes in ((whole, True), (host, False)):
+        (kernel,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "store_output"]
+        assert ("_note_line(" in ast.unparse(kernel)) == notes
+    assert "_note_line(" in ast.unparse(host)

@@ -16,7 +16,7 @@ from attn_fuzz.cases.tensors import PADDING, Step
 from attn_fuzz.interpreted.permissions import of_attention
 from attn_fuzz.interpreted.sanitizer import Violation
 from attn_fuzz.run import checks
-from attn_fuzz.run.attempt import Attempt
+from attn_fuzz.run.attempt import Attempt, NotRefusedError
 from attn_fuzz.run.checks import CHECKS
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import Target
@@ -193,6 +193,9 @@ def faults(rows: int) -> dict[Callable[..., object], list[Fault]]:
     return {
         checks.forbidden_access: [Fault(case_of(rows), "q[0, 1, 2]", attend=raises(violation))],
         checks.wrong_error: [Fault(case_of(rows), "KeyError: 'row 1'", attend=raises(KeyError("row 1")))],
+        checks.missing_refusal: [
+            Fault(case_of(rows), "row 1: not refused", attend=raises(NotRefusedError("row 1: not refused")))
+        ],
         checks.written_cache: list(cache_faults(rows, "attention")),
         checks.wrong_cache_write: list(cache_faults(rows, "write")),
         checks.wrong_query: list(query_faults(rows)),

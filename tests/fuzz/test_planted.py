@@ -15,6 +15,7 @@ from attn_fuzz.run.shard import Progress
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.reference import REFERENCE_FP32
+from attn_fuzz.targets.target import Support
 from attn_fuzz.verdict.verdict import what_failed
 
 from tests import processes
@@ -193,7 +194,7 @@ def test_a_refusal_counts_only_if_nothing_was_touched(fuzz_here):
     assert progress.refused > 0
     progress, _ = fuzz_here("planted:REFUSES_TOO_LATE")
     assert progress.failure is not None
-    assert progress.failure.verdict.kind == "input"
+    assert progress.failure.verdict.kind in ("input", "rope")  # where q is rotated, a check of its own compares q
 
 
 def test_what_a_target_excludes_is_not_drawn_unless_it_promises_to_refuse_it(fuzz_here):
@@ -206,15 +207,41 @@ def test_what_a_target_excludes_is_not_drawn_unless_it_promises_to_refuse_it(fuz
 def test_only_who_promises_to_refuse_is_blamed_for_not_refusing(step_case):
     """A replay may ask a target for what it does not support, and what comes out is wrong all the same."""
     asked = msgspec.structs.replace(step_case, sinks="near")
-    for refuses, told in (
-        (True, "sinks is beyond its support and was not refused: "),
-        (False, "sinks is beyond its support: "),
+    for refuses, kind, told in (
+        (True, "served", "sinks is beyond its support and must be refused"),
+        (False, "value", "sinks is beyond its support: out of request 0"),
     ):
-        support = dataclasses.replace(planted.SMALL, rules=tuple(set(planted.SMALL.rules) - {"sinks"}))
-        target = dataclasses.replace(planted.NO_SINKS, support=lambda device, support=support: support, refuses=refuses)
+        target = dataclasses.replace(planted.NO_SINKS, support=lambda device: _without("sinks"), refuses=refuses)
         verdict = try_case(asked, target, "cpu")
-        assert verdict.kind == "value"
-        assert verdict.message.startswith(f"{told}out of request 0")
+        assert verdict.kind == kind
+        assert verdict.message.startswith(told)
+
+
+def test_what_must_be_refused_is_not_served_rightly_either(step_case):
+    asked = msgspec.structs.replace(step_case, sinks="near")
+    right = dataclasses.replace(REFERENCE_FP32, support=lambda device: _without("sinks"))
+    assert try_case(asked, right, "cpu").kind == "served"
+    assert try_case(asked, dataclasses.replace(right, refuses=False), "cpu").kind == "agree"
+
+
+def test_a_rotation_by_the_reference_is_not_beyond_a_target_that_only_attends(step_case):
+    asked = msgspec.structs.replace(step_case, rope=Rope(rotary_dim=4))
+    rotates = dataclasses.replace(REFERENCE_FP32, support=lambda device: _without("rope"))
+    assert try_case(asked, rotates, "cpu").kind == "served"
+    only_attends = dataclasses.replace(rotates, write_kv_cache=None, rope_and_write_kv_cache=None)
+    assert try_case(asked, only_attends, "cpu").kind == "agree"
+
+
+def test_the_scale_of_a_head_that_is_alone_is_that_of_the_tensor(step_case):
+    support = dataclasses.replace(planted.SMALL, scales=("tensor",))
+    cache = msgspec.structs.replace(step_case.cache, dtype="fp8_e4m3fn", scales="head")
+    alone = msgspec.structs.replace(step_case, num_kv_heads=1, cache=cache)
+    assert support.beyond(alone) is None
+    assert support.beyond(msgspec.structs.replace(alone, num_kv_heads=2)) == "a scale of the cache for each head"
+
+
+def _without(rule: str) -> Support:
+    return dataclasses.replace(planted.SMALL, rules=tuple(name for name in planted.SMALL.rules if name != rule))
 
 
 def test_a_rotation_may_make_another_nan_of_poison(step_case):

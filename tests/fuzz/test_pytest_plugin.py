@@ -4,9 +4,7 @@ import re
 import subprocess
 import sys
 
-import msgspec
 import pytest
-from attn_fuzz.cases import case_file
 
 from tests import processes
 
@@ -67,24 +65,12 @@ def test_a_folder_without_tests_is_enough(run_pytest, tmp_path):
     assert "Traceback" not in ended.stdout + ended.stderr
 
 
-STORED = """
-from pathlib import Path
-
-from attn_fuzz.findings import finding
-from planted_findings import FIXED, KNOWN, REFUSING
-
-finding.CASES = Path(__file__).parent
-"""
-
-
-def test_known_findings_are_expected_to_fail_until_they_are_fixed(run_pytest, tmp_path, step_case):
-    (tmp_path / "stored.py").write_text(STORED)
-    (tmp_path / "planted-sinks.json").write_text(case_file.dumps(msgspec.structs.replace(step_case, sinks="near")))
-    targets = [f"--attn-target=stored:{name}" for name in ("KNOWN", "FIXED", "REFUSING")]
-    ended = run_pytest(*targets, "-k", "finding", "-rxs")
+def test_known_findings_are_expected_to_fail_until_they_are_fixed(run_pytest):
+    targets = [f"--attn-target=planted_findings:{name}" for name in ("KNOWN", "FIXED", "REFUSING")]
+    ended = run_pytest(*targets, "-k", "planted-sinks", "-rxs")
     assert re.search(r"1 failed, 1 skipped, \d+ deselected, 1 xfailed", ended.stdout), ended.stdout
     assert "the target refuses its stored case: sinks" in ended.stdout
-    assert "XFAIL stored:KNOWN::finding[planted-sinks] - A sink makes the output NaN." in ended.stdout
+    assert "XFAIL planted_findings:KNOWN::finding[planted-sinks] - A sink makes the output NaN." in ended.stdout
     assert "its stored case no longer fails so: agree. Fixed?" in ended.stdout
 
 

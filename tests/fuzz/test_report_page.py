@@ -162,16 +162,24 @@ def test_a_clean_run_has_its_numbers_and_no_failure(run_of):
 
 def test_a_histogram_has_a_step_for_each_bin_and_those_beyond_the_bound_are_marked():
     counts = [0] * ratios.NUM_BINS
-    counts[1:3], counts[ratios.BROKEN] = [4, 4], 1
-    inside, beyond = svg.histogram(counts).findall("path")
-    assert inside.get("d") == f"M0 48V48h4V2h8V48h{4 * (ratios.BROKEN - 3)}V48z"
-    assert beyond.get("class") == "bar-broken"
-    assert (beyond.get("d") or "").startswith(f"M{4 * ratios.BROKEN} 48V25h4")
+    counts[0], counts[2:4], counts[ratios.BROKEN], counts[-1] = 1, [4, 4], 1, 4
+    drawing = svg.histogram(counts, "errors")
+    first, inside, beyond, last = drawing.findall("path")
+    assert first.get("d") == "M0 48V25h4V48z"
+    assert inside.get("d") == f"M16 48V48h4V2h8V48h{4 * (ratios.BROKEN - 4)}V48z"
+    assert {beyond.get("class"), last.get("class")} == {"bar-broken"}
+    assert (beyond.get("d") or "").startswith(f"M{12 + 4 * ratios.BROKEN} 48V25h4")
+    assert last.get("d") == f"M{24 + 4 * (ratios.NUM_BINS - 1)} 48V2h4V48z"
+    places = {text.text: float(text.get("x", "nan")) for text in drawing.findall("text")}
+    assert places["<2⁻²⁰"] == 2, "the middle of the first bar"
+    assert places["≥2"] == 24 + 4 * (ratios.NUM_BINS - 1) + 2, "the middle of the last bar"
+    assert places["bound"] == 12 + 4 * ratios.BROKEN - 0.5
+    assert places["2⁻⁵"] == 12 + 4 * (ratios.EDGES.index(2**-5) + 1)
 
 
 def test_pairs_are_counted_and_named(run_of, step_case):
     source = html.unescape(page.of_run(run_of()).decode())
-    assert "decoder, causal + float32: 1 examples" in source
+    assert "decoder, causal + float32: 1 example<" in source
     assert "decoder, causal + sinks: not drawn in this run" in source
     assert "float32 + float16: none: a case has one or the other" in source
     assert re.search(r"Pairs: \d+ of \d{4} that a case can have", source)

@@ -122,7 +122,7 @@ def test_where_nothing_serves_it_ends_with_1_and_all_reasons(attn_parity, tmp_pa
 def test_a_backend_that_does_not_serve_ends_with_1_and_names_others(attn_parity, model_file):
     run = attn_parity("select", model_file(), *ON_MI300, "--backend", "cross=ROCM_AITER_FA")
     assert run.code == 1
-    assert run.out.startswith("cross: ROCM_AITER_FA: cross-attention (ENCODER_DECODER) not supported: ")
+    assert run.out.startswith("model.json: cross: ROCM_AITER_FA: cross-attention (ENCODER_DECODER) not supported: ")
     assert "use ROCM_AITER_UNIFIED_ATTN or TRITON_ATTN" in run.out
 
 
@@ -227,7 +227,7 @@ def test_the_model_file_is_not_overwritten(attn_parity, model_file, tmp_path):
 def test_a_field_out_of_scope_is_refused_with_its_reason(attn_parity, model_file):
     run = attn_parity("select", model_file(layers={"decoder": {**DECODER, "kv_lora_rank": 512}}), *ON_MI300)
     assert run.code == 1
-    assert run.out.startswith("attn_contract: MLA (kv_lora_rank) not supported: its keys and values are one latent vector")
+    assert run.out.startswith("model.json: attn_contract: MLA (kv_lora_rank) not supported: its keys and values are one latent")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")

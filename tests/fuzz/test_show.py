@@ -9,8 +9,8 @@ import torch
 from attn_contract import AttentionType, Layout, PhysicalOrder
 from attn_fuzz.cases import case_file, tensors
 from attn_fuzz.cases.case import Cache, Case, Request
-from attn_fuzz.report import pictures, terminal
-from attn_fuzz.report.pictures import Limits, Picture
+from attn_fuzz.report import overview, pictures, terminal
+from attn_fuzz.report.grid import Limits, Picture
 from attn_fuzz.run.trial import try_case
 from planted import FLASH, NAN, UNOWNED_ROWS
 from rich.console import Console
@@ -89,6 +89,29 @@ def test_a_large_mask_is_sampled(step_case):
     assert picture.note == "a cell is up to 20 x 20 elements"
 
 
+def test_a_sampled_mask_ends_with_its_keys(step_case):
+    """A cell that held both the last keys and slots past them looked like keys that every query sees in part."""
+    request = Request(query_len=200, seq_len=1001, blocks=tuple(range(251)), causal=False)
+    case = replace(step_case, requests=(request,), cache=replace(step_case.cache, num_blocks=256))
+    assert letters(drawn(case, "request 0", room=Limits(rows=10, columns=50))) == ["#" * 49 + "."] * 10
+
+
+def test_a_cell_of_keys_that_two_rules_hide_is_hidden_by_the_commoner(step_case):
+    request = Request(query_len=1, seq_len=64, blocks=tuple(range(16)), causal=True)
+    case = replace(step_case, requests=(request,), window=(12, -1), chunked_local=8)
+    case = replace(case, cache=replace(step_case.cache, num_blocks=16))
+    picture = drawn(case, "request 0", room=Limits(rows=1, columns=8))
+    assert letters(picture) == ["wwwwwwk#"]
+    assert picture.cells[0][6].title == "p 63, key 48 to 55: 5 chunk, 3 window"
+
+
+def test_the_number_of_blocks_is_not_read_as_a_block(step_case):
+    request = Request(query_len=1, seq_len=35, blocks=tuple(range(9)))
+    case = replace(step_case, requests=(request,), cache=replace(step_case.cache, num_blocks=10))
+    (row,) = overview.requests(case, None)[1]
+    assert row[4] == "0 1 2 3 4 5 6 7 … (9 blocks)"
+
+
 def test_a_mask_that_memory_could_not_hold_is_left_out(step_case, attn_parity, tmp_path):
     many = Request(query_len=1 << 17, seq_len=1 << 17, blocks=tuple(range(1 << 15)))
     case = replace(step_case, requests=(many,), cache=replace(step_case.cache, block_size=4, num_blocks=1 << 15), unwritten=())
@@ -112,6 +135,7 @@ def test_a_shared_block_is_marked_without_colour_too(step_case):
     first, second = step_case.requests
     case = replace(step_case, requests=(first, replace(second, seq_len=7, blocks=(2, 3))))
     assert letters(drawn(case, "block table")) == ["2*0", "2*3"]
+    assert [meaning for _, meaning in drawn(case, "block table").legend[:2]] == ["request 0", "request 1"]
     assert {cell.text for row in drawn(case, "allocation").cells for cell in row} >= {"0K", "1K", "2K*", "2V*", "3V"}
 
 

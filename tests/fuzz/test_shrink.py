@@ -260,6 +260,7 @@ DIFFERENT = [
     (("input", "q"), ("input", "seq_lens")),
     (("raised", "TypeError"), ("raised", "RuntimeError")),
     (("raised", "RuntimeError"), ("crashed", "")),
+    (("served", "sinks"), ("served", "a sliding window")),
     (("sanitizer", "load of kv_cache"), ("sanitizer", "store of kv_cache")),
     (("sanitizer", "load of kv_cache"), ("sanitizer", "load of block_table")),
     (("property", "weights"), ("property", "wide window")),

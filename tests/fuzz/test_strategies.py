@@ -283,6 +283,16 @@ def test_sizes_are_within_the_support_and_properties_beyond_it_are_drawn_to_be_r
             assert sum(request.seq_len for request in case.requests) <= 2 * support.max_seq_len
 
 
+def test_what_only_exclude_excludes_is_drawn_to_be_refused():
+    """Both rules are supported, and not together: no other rule or format makes such a case one to refuse."""
+    support = replace(
+        EVERYTHING,
+        exclude=lambda case: "sinks with a cap" if case.sinks and case.logits_soft_cap is not None else None,
+    )
+    assert replace(support, exclude=EVERYTHING.exclude) in support.widenings()
+    assert any(support.beyond(case) == "sinks with a cap" for case in draw(support))
+
+
 @pytest.mark.parametrize("name", EVERYTHING.rules)
 def test_a_rule_that_a_support_does_not_name_is_beyond_it(name, drawn):
     """A rule that `beyond` forgets would be run, and its refusal a failure; or worse, never asked for."""

@@ -192,8 +192,8 @@ def test_gpt_oss_generates_the_tokens_of_its_own_eager_attention(device):
         for _ in range(NUM_NEW_TOKENS):
             tokens.append(int(model(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
 
-    transformers.AttentionInterface.register("attn_parity", paged_attention)
-    model.set_attn_implementation("attn_parity")
+    transformers.AttentionInterface.register("paged_by_operators", paged_attention)
+    model.set_attn_implementation("paged_by_operators")
     model.to(device)
     kv_caches = [empty_kv_cache().to(device) for _ in range(NUM_LAYERS)]
 

@@ -38,8 +38,12 @@ def test_an_import_brings_no_transformers_and_no_fuzzer():
 @pytest.mark.parametrize(
     ("missing", "call", "words"),
     [
-        ("transformers", "register()", "attn_transformers needs transformers: pip install 'attn-parity[transformers]'"),
-        ("msgspec", "recording('calls', 'sdpa').__enter__()", "recording needs msgspec: pip install 'attn-parity[fuzz]'"),
+        ("transformers", "register()", "this needs transformers, which is missing: pip install 'attn-parity[transformers]'"),
+        (
+            "msgspec",
+            "recording('calls', 'sdpa').__enter__()",
+            "this needs msgspec, which is missing: pip install 'attn-parity[fuzz]'",
+        ),
     ],
 )
 def test_a_missing_extra_is_named(missing, call, words):
@@ -52,6 +56,12 @@ def registered():
     attn_transformers.register()
     with torch.no_grad():
         yield
+
+
+def test_a_name_that_somebody_else_registered_is_refused(monkeypatch):
+    monkeypatch.setitem(transformers.AttentionInterface._global_mapping, "attn_parity", logits_of)
+    with pytest.raises(ContractError, match="got 'attn_parity', registered already as <function logits_of"):
+        attn_transformers.register()
 
 
 def logits_of(model, implementation, inputs) -> torch.Tensor:

@@ -1,7 +1,5 @@
 """vLLM's own Attention modules over this project's backends: its dispatch, its cache updates, its cross-attention."""
 
-from types import SimpleNamespace
-
 import attn_reference
 import numpy as np
 import pytest
@@ -11,17 +9,14 @@ from attn_contract import AttentionType, Batch, Layer, Layout
 pytest.importorskip("vllm", reason="needs vLLM: tox run -e vllm")
 
 from attn_vllm import register
-from vllm.config import DeviceConfig, VllmConfig, set_current_vllm_config
-from vllm.forward_context import set_forward_context
-from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.attention.cross_attention import create_cross_attention_backend
 from vllm.model_executor.layers.attention.encoder_only_attention import create_encoder_only_attention_backend
-from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.kv_cache_interface import CrossAttentionSpec, EncoderOnlyAttentionSpec, FullAttentionSpec
 
-NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE, BLOCK_SIZE = 4, 2, 32, 4
-NAME = "model.layers.0.self_attn.attn"
+from tests.plugins.vllm_model import HEAD_SIZE, NUM_HEADS, NUM_KV_HEADS, Model, common_of, rows
+
+BLOCK_SIZE = 4
 SHAPES = {"block_size": BLOCK_SIZE, "num_kv_heads": NUM_KV_HEADS, "head_size": HEAD_SIZE, "dtype": torch.float32}
 
 
@@ -29,51 +24,6 @@ SHAPES = {"block_size": BLOCK_SIZE, "num_kv_heads": NUM_KV_HEADS, "head_size": H
 def backend(request):
     register()
     return AttentionBackendEnum[request.param].get_class()
-
-
-class Model:
-    """One attention module of vLLM, its cache and its metadata builder."""
-
-    def __init__(self, backend, spec, **options):
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.config = VllmConfig(device_config=DeviceConfig(device=device))
-        with set_current_vllm_config(self.config), torch.device(device):
-            self.attention = Attention(
-                NUM_HEADS, HEAD_SIZE, HEAD_SIZE**-0.5, NUM_KV_HEADS, prefix=NAME, attn_backend=backend, **options
-            )
-            self.attention.kv_cache = torch.full((16, NUM_KV_HEADS, BLOCK_SIZE, 2 * HEAD_SIZE), torch.nan)
-        runner_config = SimpleNamespace(model_config=None)
-        self.builder = backend.get_builder_cls()(spec, [NAME], runner_config, torch.device(device))
-        self.device = torch.device(device)
-
-    def step(self, q, k, v, common: CommonAttentionMetadata) -> torch.Tensor:
-        metadata = {NAME: self.builder.build(0, common)}
-        with set_forward_context(metadata, self.config, slot_mapping={NAME: common.slot_mapping}):
-            return self.attention(q, k, v).view(q.shape)
-
-
-def common_of(query_lens, seq_lens, block_table, device, *, causal=True, **more) -> CommonAttentionMetadata:
-    starts = torch.tensor([0, *query_lens]).cumsum(0).int()
-    lengths = torch.tensor(seq_lens).int()
-    slots = [
-        block_table[r, at // BLOCK_SIZE].long() * BLOCK_SIZE + at % BLOCK_SIZE
-        for r, (q_len, n) in enumerate(zip(query_lens, seq_lens, strict=True))
-        for at in [torch.arange(n - q_len, n)]
-    ]
-    return CommonAttentionMetadata(
-        query_start_loc=starts.to(device),
-        query_start_loc_cpu=starts,
-        seq_lens=lengths.to(device),
-        seq_lens_cpu_upper_bound=lengths,
-        num_reqs=len(lengths),
-        num_actual_tokens=int(starts[-1]),
-        max_query_len=max(query_lens),
-        max_seq_len=64,
-        block_table_tensor=block_table.to(device),
-        slot_mapping=torch.cat(slots).to(device),
-        causal=causal,
-        **more,
-    )
 
 
 def attended(q, keys, values, seq_lens, common, *, attn_type=AttentionType.DECODER, causal=True, **rules) -> torch.Tensor:
@@ -99,10 +49,6 @@ def attended(q, keys, values, seq_lens, common, *, attn_type=AttentionType.DECOD
     return attn_reference.paged_attention(q, torch.stack([keys, values], dim=1), layer, batch)
 
 
-def rows(generator, n: int, num_heads: int, device) -> torch.Tensor:
-    return torch.randn(n, num_heads, HEAD_SIZE, generator=generator).to(device)
-
-
 def test_a_decoder_layer(backend):
     """vLLM's module writes the cache and attends, in a prefill and in a step of one and of three tokens."""
     generator = torch.Generator().manual_seed(0)
@@ -112,7 +58,7 @@ def test_a_decoder_layer(backend):
     seq_lens = [0, 0]
     for query_lens in ([5, 2], [1, 3]):
         before, seq_lens = seq_lens, [n + q for n, q in zip(seq_lens, query_lens, strict=True)]
-        common = common_of(query_lens, seq_lens, block_table, model.device)
+        common = common_of(query_lens, seq_lens, block_table, model.device, block_size=BLOCK_SIZE)
         q = rows(generator, sum(query_lens), NUM_HEADS, model.device)
         k, v = (rows(generator, sum(query_lens), NUM_KV_HEADS, model.device) for _ in range(2))
         for r, (first, end) in enumerate(zip(before, seq_lens, strict=True)):
@@ -127,7 +73,7 @@ def test_an_encoder_layer(backend):
     generator = torch.Generator().manual_seed(0)
     wrapped = create_encoder_only_attention_backend(backend)
     model = Model(wrapped, EncoderOnlyAttentionSpec(**SHAPES), attn_type="encoder_only")
-    common = common_of([5, 3], [5, 3], torch.zeros(2, 3, dtype=torch.int32), model.device)
+    common = common_of([5, 3], [5, 3], torch.zeros(2, 3, dtype=torch.int32), model.device, block_size=BLOCK_SIZE)
     q = rows(generator, 8, NUM_HEADS, model.device)
     k, v = (rows(generator, 8, NUM_KV_HEADS, model.device) for _ in range(2))
     out = model.step(q, k, v, common)
@@ -158,6 +104,7 @@ def test_a_cross_attention_layer(backend):
             seq_lens,
             block_table[:present],
             model.device,
+            block_size=BLOCK_SIZE,
             encoder_seq_lens=torch.tensor(encoder_lens[:present], dtype=torch.int32, device=model.device),
             encoder_seq_lens_cpu=np.array(encoder_lens[:present], dtype=np.int32),
         )

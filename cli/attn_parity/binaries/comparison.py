@@ -1,5 +1,6 @@
 """Compare what two machines made of one launch, bit by bit: tensors by elements, and all other bytes of their buffers."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,17 +28,21 @@ class Difference:
         where: the tensor; or the buffer, where no tensor lies.
         count, of: how many elements or bytes differ, and how many there are.
         first: the first one that differs: an index, or a byte of the file.
-        here, there: its values.
-        ulps: their distance in units in the last place; a difference, for integers; None if one is NaN, or for bytes.
-        most_ulps: the largest distance; None if a NaN is among the values that differ.
+        worst: the one with the largest absolute difference, and a NaN on one side before all others; of bytes, the first one.
+        here, there: the values of the worst one.
+        difference: their absolute difference; None if one is NaN, or for bytes.
+        ulps: their distance in units in the last place; the difference, for integers; None as `difference`.
+        most_ulps: the largest distance of any; None if a NaN is among the values that differ.
     """
 
     where: str
     count: int
     of: int
     first: str
+    worst: str
     here: str
     there: str
+    difference: float | None
     ulps: int | None
     most_ulps: int | None
 
@@ -85,8 +90,10 @@ def _of_buffer(
             count=int(differs.sum()),
             of=int(outside.sum()),
             first=f"byte {byte}",
+            worst=f"byte {byte}",
             here=f"0x{one[byte]:02x}",
             there=f"0x{other[byte]:02x}",
+            difference=None,
             ulps=None,
             most_ulps=None,
         )
@@ -128,31 +135,41 @@ def _of_tensor(tensor: Tensor, one: np.ndarray, other: np.ndarray, wrong: np.nda
     pairs = zip(_ranks(one, dtype), _ranks(other, dtype), strict=True)
     distances = [None if a is None or b is None else abs(a - b) for a, b in pairs]
     known = [distance for distance in distances if distance is not None]
+    differences = [abs(a - b) for a, b in zip(_values(one, dtype), _values(other, dtype), strict=True)]
+    worst = max(range(len(one)), key=lambda i: (math.isnan(differences[i]), differences[i]))
+    elements = [str([int(i) for i in np.unravel_index(element, tensor.shape)]) for element in wrong.nonzero()[0]]
     return Difference(
         where=tensor.name,
         count=len(one),
         of=wrong.size,
-        first=str([int(i) for i in np.unravel_index(int(wrong.argmax()), tensor.shape)]),
-        here=_shown(one[0], dtype),
-        there=_shown(other[0], dtype),
-        ulps=distances[0],
+        first=elements[0],
+        worst=elements[worst],
+        here=_shown(one[worst], dtype),
+        there=_shown(other[worst], dtype),
+        difference=None if math.isnan(differences[worst]) else differences[worst],
+        ulps=distances[worst],
         most_ulps=max(known) if len(known) == len(distances) else None,
     )
 
 
+def _values(data: np.ndarray, dtype: torch.dtype) -> list[float]:
+    """The elements as numbers of Python, integers exactly."""
+    values = torch.from_numpy(data).view(dtype).flatten()
+    return (values.to(torch.float64) if dtype.is_floating_point else values.long()).tolist()
+
+
 def _ranks(data: np.ndarray, dtype: torch.dtype) -> list[int | None]:
     """Numbers whose difference counts the steps from one value of the dtype to another. Zeros have one number, and NaN none."""
-    values = torch.from_numpy(data).view(dtype).flatten()
+    values = _values(data, dtype)
     if not dtype.is_floating_point:
-        return values.long().tolist()
+        return [int(value) for value in values]
     sign = 1 << 8 * dtype.itemsize - 1
     bits = data.view(f"<u{dtype.itemsize}").flatten().tolist()
-    is_nan = values.to(torch.float64).isnan().tolist()
-    return [None if nan else (bit if bit < sign else sign - bit) for bit, nan in zip(bits, is_nan, strict=True)]
+    return [None if math.isnan(value) else (bit if bit < sign else sign - bit) for bit, value in zip(bits, values, strict=True)]
 
 
 def _shown(data: np.ndarray, dtype: torch.dtype) -> str:
     """An element's value and its bits."""
-    value = torch.from_numpy(data).view(dtype)
-    number = f"{value.to(torch.float64).item():.9g}" if dtype.is_floating_point else str(value.long().item())
+    (value,) = _values(data, dtype)
+    number = f"{value:.9g}" if dtype.is_floating_point else str(value)
     return f"{number} (0x{data[::-1].tobytes().hex()})"

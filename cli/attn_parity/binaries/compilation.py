@@ -13,6 +13,9 @@ from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.facts import Facts, facts_of
 from triton.compiler import ASTSource
 
+SCRATCH = ("global_scratch", "profile_scratch")
+"""Pointers to scratch memory: the last arguments of every kernel."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Binary:
@@ -75,8 +78,10 @@ def compile_call(call: KernelCall, architecture: str) -> Binary:
         name=metadata.name,
         code=binary.asm[suffix],
         suffix=suffix,
-        arguments={name: kind for name, kind in source.signature.items() if kind != "constexpr"}
-        | {"global_scratch": "*i8", "profile_scratch": "*i8"},
+        arguments={
+            **{name: kind for name, kind in source.signature.items() if kind != "constexpr"},
+            **dict.fromkeys(SCRATCH, "*i8"),
+        },
         attributes={names[index]: dict(pairs) for (index,), pairs in source.attrs.items() if pairs},
         constants={names[index]: value for (index,), value in source.constants.items()},
         grid=call.launch.grid,
@@ -84,5 +89,6 @@ def compile_call(call: KernelCall, architecture: str) -> Binary:
         warp_size=metadata.target.warp_size,
         facts=facts_of(binary, architecture),
         assembly=binary.asm.get("amdgcn") or binary.asm["ptx"],
-        scratch_bytes={"global_scratch": metadata.global_scratch_size, "profile_scratch": metadata.profile_scratch_size},
+        # before Triton 3.8 AMD's backend has no global scratch and no figure of it, and NVIDIA's says None for 0
+        scratch_bytes={name: getattr(metadata, f"{name}_size", None) or 0 for name in SCRATCH},
     )

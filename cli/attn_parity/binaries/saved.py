@@ -110,14 +110,12 @@ def decoded(path: Path, kind: type[Kind], schema: str, remedy: str) -> Kind:
     Raises:
         SavedFileError: it is missing, is no such file, or a field is missing or of another type.
     """
-    text = content(path, remedy)
+    _check_is_file(path, remedy)
     try:
-        head = msgspec.json.decode(text)
-        found = head.get("schema") if isinstance(head, dict) else None
-        if found != schema:
-            raise SavedFileError(f"{path}: schema: got {found!r}, expected {schema!r}: {remedy}")
-        return msgspec.json.decode(text, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return msgspec.convert(inputs.read_record(path, schema, MAX_BYTES), kind)
+    except InputError as error:
+        raise SavedFileError(f"{error}: {remedy}") from None
+    except msgspec.ValidationError as error:
         raise SavedFileError(f"{path}: {error}") from None
 
 
@@ -128,9 +126,13 @@ def content(path: Path, remedy: str) -> bytes:
         SavedFileError: it is missing; the message ends with the remedy.
         InputError: it is no file, or larger than MAX_BYTES.
     """
+    _check_is_file(path, remedy)
+    return inputs.read_bytes(path, MAX_BYTES)
+
+
+def _check_is_file(path: Path, remedy: str) -> None:
     if not path.is_file():
         raise SavedFileError(f"{path}: there is no such file: {remedy}")
-    return inputs.read_bytes(path, MAX_BYTES)
 
 
 def is_plain_name(name: str) -> bool:

@@ -2,12 +2,13 @@
 
 import dataclasses
 import importlib.util
-import os
 import platform
 from pathlib import Path
 
 import click
+from attn_fuzz import extras
 from attn_parity.console import results
+from attn_parity.cpus import usable_cpus
 from attn_parity.options import Positive, Seed, device_name, plain_table, say_what_runs_kernels, use_device
 from attn_parity.versions import version
 
@@ -42,12 +43,12 @@ def command(full: bool, examples: int | None, seed: int | None, json_file: Path 
     table.add_row("python", platform.python_version())
     table.add_row("torch", torch.__version__)
     table.add_row("device", device_name(device))
-    table.add_row("triton", version("triton") or "missing: pip install 'attn-parity[cpu]'")
+    table.add_row("triton", version("triton") or f"missing: {extras.install('cpu')}")
     table.add_row("kernels", "compiled" if device == "cuda" else "interpreted on the CPU")
-    table.add_row("hypothesis", version("hypothesis") or "missing: pip install 'attn-parity[fuzz]'")
+    table.add_row("hypothesis", version("hypothesis") or f"missing: {extras.install('fuzz')}")
     for part, here in _aiter().items():
         table.add_row(part, here)
-    table.add_row("cores", str(os.cpu_count()))
+    table.add_row("CPUs", str(usable_cpus()))
     results.print(table)
     return 0
 

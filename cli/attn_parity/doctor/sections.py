@@ -4,7 +4,6 @@ A section that fails has its error as its result, and the other sections still r
 """
 
 import dataclasses
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from attn_fuzz.run import runner
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_parity.binaries.build import build
+from attn_parity.cpus import usable_cpus
 from attn_parity.versions import version
 
 SCHEMA = "attn-parity.doctor/1"
@@ -74,7 +74,7 @@ def machine(device: str) -> Section:
     return {
         "python": platform.python_version(),
         "system": platform.platform(),
-        "cores": os.cpu_count(),
+        "cores": usable_cpus(),
         "packages": {name: version(name) for name in PACKAGES},
         "hip": torch.version.hip,
         "cuda": torch.version.cuda,

@@ -122,7 +122,8 @@ def _model_type(argument: str, name: object, known: Collection[str]) -> str:
     if not isinstance(name, str) or name not in known:
         near = ", ".join(get_close_matches(str(name)[:100], known, n=3, cutoff=0))
         got = "nothing" if name is None else shown(name)
-        raise ContractError(argument, got, f"one whose attention is known, such as {near} (docs/guide/models.md lists them)")
+        other = "of any other model, select takes a model file, which says what its layers ask for (docs/guide/models.md)"
+        raise ContractError(argument, got, f"one whose attention is known, such as {near}; {other}")
     return name
 
 

@@ -6,11 +6,16 @@ simplest choice, so a small case is also a short file.
 
 from typing import Annotated, Any, Literal, get_args
 
-import msgspec
 from attn_contract import RULES, AttentionType, Batch, Layer, Layout, PhysicalOrder
 from attn_contract.rules import held_rules
+from attn_fuzz import extras
 from attn_fuzz.errors import InputError
-from msgspec import Meta
+
+try:
+    import msgspec
+    from msgspec import Meta
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(extras.missing("msgspec"), name=error.name) from None
 
 SCHEMA = "attn-parity.case/2"
 # elements of all tensors of a case: half a gigabyte of float32, of which a check makes a few copies

@@ -47,7 +47,12 @@ class Write:
 
 @dataclass(frozen=True)
 class Step:
-    """All tensors of one case. `out`, `lse` and scale caches are views into buffers that are larger on every side."""
+    """All tensors of one case. `out`, `lse` and scale caches are views into buffers that are larger on every side.
+
+    Attributes:
+        dense_keys: for each request, whether the target reads the keys and values of this step's tokens from k and v instead of
+            from the cache (`Target.dense_keys`). Empty: it reads none from k and v.
+    """
 
     layer: Layer
     batch: Batch
@@ -62,6 +67,7 @@ class Step:
     out: torch.Tensor
     lse_buffer: torch.Tensor
     lse: torch.Tensor | None
+    dense_keys: tuple[bool, ...] = ()
 
     @property
     def kv_cache(self) -> torch.Tensor | None:

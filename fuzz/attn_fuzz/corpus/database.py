@@ -10,6 +10,7 @@ import os
 import stat
 from pathlib import Path
 
+from attn_fuzz import extras
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import SCHEMA, Case, CaseError
 from attn_fuzz.cases.case_file import MAX_BYTES
@@ -110,7 +111,7 @@ def _redis(address: str) -> ExampleDatabase:
         import redis
         from hypothesis.extra.redis import RedisExampleDatabase
     except ImportError:
-        raise DatabaseError("--database: redis is not installed: pip install 'attn-parity[redis]'") from None
+        raise DatabaseError(f"--database: {extras.missing('redis')}") from None
     try:
         client = redis.Redis.from_url(address, socket_timeout=ANSWER_SECONDS, socket_connect_timeout=ANSWER_SECONDS)
         client.ping()

@@ -34,6 +34,7 @@ def paged_attention_v1(
     if kv_cache_layout == "HND":
         key_cache, value_cache = key_cache.transpose(1, 2), value_cache.transpose(1, 2)
     num_requests, num_heads, head_size = query.shape
+    assert num_requests, "HIP launches no grid without programs"
     assert head_size % 64 == 0
     assert 256 % key_cache.shape[1] == 0
     assert key_cache.stride() == value_cache.stride(), "K's strides are taken for V's"
@@ -70,6 +71,8 @@ def pa_fwd_asm(
     assert max_qlen == 1
     assert block_tables_stride0 == block_tables.stride(0)
     num_requests, num_heads, head_size = Q.shape
+    assert num_requests, "HIP launches no grid without programs"
+    assert num_heads // K.shape[1] <= 16, "its kernels have tiles of 16 rows"
     assert Q.is_contiguous()
     assert out_.is_contiguous()
     assert (head_size, K.shape[3]) == (128, 16)

@@ -107,6 +107,29 @@ UNIFIED_ATTENTION = (
     ),
 )
 
+PAGED_DECODE = (
+    Finding(
+        name="aiter-decode-one-head",
+        what="A decode with one query head for each KV head does not compile (Triton 3.9, for gfx942 and sm90 alike).",
+        cause="aiter/ops/triton/_triton_kernels/pa_decode.py, _paged_attn_decode_v1_wo_dot_kernel and its v2: `alpha[:, "
+        "None]` of a scalar.",
+        seen_in=SEEN_IN,
+        reach="neither vLLM 0.33.0 nor SGLang 0.5.23 calls pa_decode.",
+        explains=lambda case, verdict: verdict.kind == "raised" and case.group_size == 1,
+    ),
+)
+PAGED_PREFILL = (
+    Finding(
+        name="aiter-prefill-outside-window",
+        what="NaN in a slot before the window of all queries makes the output NaN.",
+        cause="aiter/ops/triton/_triton_kernels/pa_prefill.py, _fwd_kernel: V is not masked by the window, its weight is 0, "
+        "and 0 * NaN is NaN.",
+        seen_in=SEEN_IN,
+        reach="neither vLLM 0.33.0 nor SGLang 0.5.23 calls pa_prefill.",
+        explains=lambda case, verdict: _is_nan(case, verdict) and case.window[0] >= 0 and case.recycled,
+    ),
+)
+
 
 def _of_decoders(finding: Finding) -> Finding:
     """The finding for decoders alone: a backend launches this project's kernels for the other attention types."""

@@ -20,17 +20,24 @@ if TYPE_CHECKING:
 CASES = Path(__file__).parent
 
 
+def _every_layer(config: AttentionConfig) -> bool:
+    return True
+
+
 @dataclass(frozen=True, kw_only=True)
 class Finding:
     """A known bug of a target.
 
     Args:
-        name: of the finding, and of its stored case `findings/NAME.json`.
+        name: of the finding, and of its stored case NAME.json.
         what: what goes wrong, and when.
         cause: why, with file and function.
         seen_in: the version in which the fuzzer saw the bug.
+        reach: which engine calls the kernel so, and with which models; None where it is not known.
         link: of the bug's report; None while the bug is not reported.
-        meets: whether a layer can meet the bug.
+        folder: where NAME.json is; the default is the folder of the findings that come with the fuzzer. A finding of your own
+            target is in a folder of your own.
+        meets: whether a layer can meet the bug, for `attn-parity select`. The default is that every layer can.
         explains: whether a case that fails with a verdict fails because of this finding. Only failing cases are asked about.
     """
 
@@ -38,13 +45,15 @@ class Finding:
     what: str
     cause: str
     seen_in: str
-    link: str | None
-    meets: Callable[[AttentionConfig], bool]
+    reach: str | None = None
+    link: str | None = None
+    folder: Path = CASES
+    meets: Callable[[AttentionConfig], bool] = _every_layer
     explains: Callable[["Case", "Verdict"], bool]
 
     @property
     def path(self) -> Path:
-        return CASES / f"{self.name}.json"
+        return self.folder / f"{self.name}.json"
 
 
 def explanation(findings: Iterable[Finding], case: "Case", verdict: "Verdict") -> Finding | None:

@@ -22,10 +22,15 @@ def element(tag: str, *children: Element | str, **attributes: object) -> Element
     return parent
 
 
-def table(columns: list[str], rows: list[list[str]]) -> Element:
-    head = element("tr", *(element("th", column) for column in columns))
+def scrolled(child: Element, name: str) -> Element:
+    """A child that may be wider than the page. Keys scroll it, too: it takes the focus, and so has a name."""
+    return element("div", child, class_="scroll", role="group", aria_label=f"{name}, to scroll", tabindex=0)
+
+
+def table(name: str, columns: list[str], rows: list[list[str]]) -> Element:
+    head = element("tr", *(element("th", column, scope="col") for column in columns))
     body = (element("tr", *(element("td", text) for text in row)) for row in rows)
-    return element("div", element("table", element("thead", head), element("tbody", *body)), class_="scroll")
+    return scrolled(element("table", element("thead", head), element("tbody", *body), aria_label=name), name)
 
 
 def facts(pairs: dict[str, str]) -> Element:

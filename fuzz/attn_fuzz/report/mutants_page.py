@@ -5,9 +5,8 @@ from statistics import median
 
 import hypothesis
 import msgspec
-from attn_fuzz.run import reach
+from attn_fuzz.run import reach, suite
 from attn_fuzz.run.campaign import Log, Trial, order
-from attn_fuzz.run.suite import TESTS
 from attn_fuzz.zoo.generate import Generated
 
 SCHEMA = "attn-parity.mutants/1"
@@ -121,8 +120,7 @@ def _number(found: int | str) -> int | None:
 
 
 def _of_tests(mutant: Generated, log: Log) -> bool | None:
-    files = reach.targets_of(mutant.module, mutant.line, log.of_tests())
-    trials = [log.trials.get(key) for key in order(mutant, TESTS, files, 1)]
+    trials = [log.trials.get(key) for key in suite.order(mutant, log)]
     if any(trial is not None and trial.by for trial in trials):
         return True
     return None if None in trials or not log.of_tests() else False

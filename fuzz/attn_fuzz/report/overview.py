@@ -72,4 +72,4 @@ def _changed(struct: msgspec.Struct, leave_out: tuple[str, ...] = ()) -> list[st
 
 
 def _short(blocks: tuple[int, ...]) -> str:
-    return " ".join(map(str, blocks[:8])) + (f" … {len(blocks)}" if len(blocks) > 8 else "")
+    return " ".join(map(str, blocks[:8])) + (f" … ({len(blocks)} blocks)" if len(blocks) > 8 else "")

@@ -11,16 +11,15 @@ import msgspec
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.features import FEATURES, undefined
 from attn_fuzz.report import again, pictures, svg
+from attn_fuzz.report.grid import Limits
 from attn_fuzz.report.markup import element, facts, page, table
 from attn_fuzz.report.overview import headline, properties, requests
-from attn_fuzz.report.pictures import Limits
 from attn_fuzz.report.run import Found, Run
 from attn_fuzz.run.shard import Progress
 from attn_fuzz.verdict import ratios
 from attn_fuzz.verdict.verdict import Verdict
 
 ROOM = Limits(rows=48, columns=128)
-NO_BREAK_SPACE = "\u00a0"
 
 
 def of_run(run: Run) -> bytes:
@@ -74,11 +73,9 @@ def _time(run: Run) -> Element:
         element("span", style=f"flex-grow: {seconds / everything:.3f}", class_=f"part-{i}")
         for i, seconds in enumerate(spent.values())
     )
-    names = (
-        element("li", element("b", NO_BREAK_SPACE, class_=f"swatch part-{i}"), f" {name} {seconds:.1f} s")
-        for i, (name, seconds) in enumerate(spent.items())
-    )
-    bar, legend = element("div", *parts, class_="parts"), element("ul", *names, class_="legend")
+    names = [f"{name} {seconds:.1f} s" for name, seconds in spent.items()]
+    bar = element("div", *parts, class_="parts", role="img", aria_label=f"time of all workers: {', '.join(names)}")
+    legend = svg.legend((f"part-{i}", "", name) for i, name in enumerate(names))
     return element("section", element("h2", "Where the time went"), bar, legend)
 
 
@@ -92,7 +89,7 @@ def _failure(found: Found) -> Element:
     shrunk = element(
         "details",
         element("summary", f"found after {failure.found_after} examples, in {failure.found_seconds:.1f} s; {size}"),
-        table(columns, steps),
+        table("sizes of the case while it was shrunk", columns, steps),
     )
     return element(
         "section",
@@ -119,7 +116,7 @@ def _drawn(case: Case, verdict: Verdict | None) -> list[Element]:
     return [
         *(element("p", line.plain, class_="failed" if verdict and verdict.failed else "passed") for line in headline(verdict)),
         element("p", properties(case) or "every property is the simplest", class_="properties"),
-        table(*requests(case, verdict)),
+        table("requests", *requests(case, verdict)),
         element("div", *(svg.picture(picture) for picture in pictures.draw(case, verdict, ROOM)), class_="pictures"),
     ]
 
@@ -128,21 +125,25 @@ def _distribution(progress: Sequence[Progress]) -> Element:
     counts: dict[str, list[int]] = {}
     for p in progress:
         counts = ratios.added(counts, p.ratios)
-    figures = (
-        element("figure", element("figcaption", element("strong", name), f" {_quantiles(bins)}"), svg.histogram(bins))
-        for name, bins in sorted(counts.items(), key=lambda item: (item[0].startswith("lse"), item[0]))
-    )
+    by_tensor = sorted(counts.items(), key=lambda item: (item[0].startswith("lse"), item[0]))
     return element(
         "section",
         element("h2", "Error over bound"),
         element(
             "p",
             "Elements of the outputs by how much of its bound each needs, on a scale of factors of 2; heights are square roots "
-            "of counts. What is compared bitwise has no bound.",
+            "of counts. The first bar stands for all elements below 2⁻²⁰ of their bound, exact ones included. What is compared "
+            "bitwise has no bound.",
             class_="note",
         ),
-        element("div", *figures, class_="histograms"),
+        element("div", *(_histogram(name, bins) for name, bins in by_tensor), class_="histograms"),
     )
+
+
+def _histogram(name: str, bins: Sequence[int]) -> Element:
+    told = _quantiles(bins)
+    caption = element("figcaption", element("strong", name), f" {told}")
+    return element("figure", caption, svg.histogram(bins, f"histogram of error over bound, {name}: {told}"))
 
 
 def _quantiles(counts: Sequence[int]) -> str:
@@ -171,8 +172,7 @@ def _coverage(run: Run) -> Element:
         *(element("p", line) for line in run.drawn.lines),
         element("div", *lists, class_="features"),
         element("h3", f"Pairs: {drawn} of {len(possible)} that a case can have"),
-        element("p", "Framed: not drawn in this run. Grey: no case has both.", class_="note"),
-        element("div", svg.pairs(together), class_="scroll"),
+        svg.pairs(together),
     )
 
 

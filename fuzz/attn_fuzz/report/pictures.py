@@ -1,15 +1,9 @@
-"""A case as grids of cells: which keys each query sees, where each block lies, and how large the errors of the output are.
-
-`terminal` and `svg` render the pictures. A cell has a kind, which gives it a colour, and a letter that can be read without
-colour.
-"""
+"""A case as grids of cells: which keys each query sees, where each block lies, and how large the errors of the output are."""
 
 import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from attn_contract.layouts import K, V
@@ -17,6 +11,7 @@ from attn_fuzz.cases import allocations, tensors
 from attn_fuzz.cases.case import Cache, Case, written_slots
 from attn_fuzz.cases.poison import bits, leftovers, poison
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.report.grid import NUM_OWNER_COLOURS, Cell, Limits, Picture, cell, cuts, sampled, span
 from attn_fuzz.verdict import oracle, ratios
 from attn_fuzz.verdict.ratios import EDGES, NOT_FINITE, STRAY, UNOWNED, UNWRITTEN
 from attn_fuzz.verdict.verdict import Verdict
@@ -25,74 +20,6 @@ from attn_reference import Request, masks
 MOST_REQUESTS = 8
 MOST_PAIRS = 1 << 24
 MOST_STRETCHES = 96
-NUM_OWNER_COLOURS = 6
-
-MEANINGS = {
-    "visible": ("#", "visible"),
-    "sink-token": ("s", "visible, one of the sink_tokens"),
-    "range": ("r", "visible, in a bidirectional range"),
-    "causal": ("c", "hidden: after the query"),
-    "window": ("w", "hidden: outside the window"),
-    "chunk": ("k", "hidden: in another chunk"),
-    "tree": ("t", "hidden: on another branch of the drafts"),
-    "other": ("o", "hidden: by a rule that has no letter of its own"),
-    "past": (".", "a slot past seq_len"),
-    "some": ("%", "visible in part"),
-    "shared": ("", "shared by several requests"),
-    "garbage": ("", "unused entry, holds garbage"),
-    "written": ("W", "key written by this step"),
-    "before": ("b", "key from before"),
-    "unseen": ("x", "key that no query sees, poisoned"),
-    "neighbour": ("n", "written by the neighbour layer"),
-    "unused": (".", "poison: nothing may be read here"),
-    "leftover": (",", "a finite number that nothing may be made of"),
-    "free": ("", "block of no request"),
-    "padding": ("pad", "padding"),
-    "guard": ("||", "guard around the allocation"),
-    "layer": ("L", "another layer"),
-    "broken": ("!", "beyond its bound"),
-    "nan": ("N", "not finite"),
-    "unwritten": ("U", "never written"),
-    "stray": ("S", "written, and must not be"),
-    "unowned": ("-", "row of no request"),
-}
-"""By kind of a cell: its letter, and the letter's meaning."""
-
-
-class Cell(NamedTuple):
-    text: str
-    kind: str
-    """a key of MEANINGS; "owner-N" for a block of request N, modulo the number of colours; "heat-N" for an error, N up to 5"""
-    title: str = ""
-
-
-class Limits(NamedTuple):
-    """The most cells of a picture. A larger picture is sampled."""
-
-    rows: int
-    columns: int
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A grid of cells. `ticks` are names of columns, by index. `note` is a line below the title."""
-
-    title: str
-    cells: Sequence[Sequence[Cell]]
-    row_names: Sequence[str]
-    ticks: Mapping[int, str] = field(default_factory=dict)
-    note: str = ""
-
-    @property
-    def legend(self) -> list[tuple[Cell, str]]:
-        """For each kind in the picture that has a meaning: a cell of the kind, and the meaning."""
-        found = {cell.kind: cell for row in self.cells for cell in row}
-        entries = [(found[kind], meaning) for kind, (_, meaning) in MEANINGS.items() if kind in found]
-        if owned := sorted(kind for kind in found if kind.startswith("owner")):
-            entries.insert(0, (found[owned[0]], "of one request, which has this colour"))
-        if heat := sorted(kind for kind in found if kind.startswith("heat")):
-            entries.insert(0, (found[heat[-1]], "error in tenths of its bound"))
-        return entries
 
 
 def draw(case: Case, verdict: Verdict | None, limits: Limits) -> list[Picture]:
@@ -111,26 +38,26 @@ def error_over_bound(case: Case, tensor: str, codes: bytes, limits: Limits) -> P
     """
     by_row = torch.tensor(list(codes), dtype=torch.int64).reshape(-1, case.num_heads)
     by_row = torch.where(by_row == UNOWNED, -1, by_row)  # a cell shows its largest code, and any other code counts more
-    heads, rows = _cuts(case.num_heads, limits.rows), _cuts(len(by_row), limits.columns)
+    heads, rows = cuts(case.num_heads, limits.rows), cuts(len(by_row), limits.columns)
     worst = [[int(by_row[row, head].max()) for row in rows] for head in heads]
     starts = {start: f"r{r}" for r, start in reversed(list(enumerate(case.query_start_loc[:-1])))}
     return Picture(
         f"{tensor}: error / bound by head and row of q",
         [
-            [_heat(code, f"{_span('row', row)}, {_span('head', head)}") for code, row in zip(codes, rows, strict=True)]
+            [_heat(code, f"{span('row', row)}, {span('head', head)}") for code, row in zip(codes, rows, strict=True)]
             for codes, head in zip(worst, heads, strict=True)
         ],
-        [_span("head", head) for head in heads],
+        [span("head", head) for head in heads],
         {i: starts[row] for i, cut in enumerate(rows) for row in range(cut.start, cut.stop) if row in starts},
-        note=_sampled(heads, rows),
+        note=sampled(heads, rows),
     )
 
 
 def _heat(code: int, place: str) -> Cell:
     if code in (kinds := {NOT_FINITE: "nan", UNWRITTEN: "unwritten", STRAY: "stray", -1: "unowned"}):
-        return _cell(kinds[code], place)
+        return cell(kinds[code], place)
     if code >= ratios.BROKEN:
-        return _cell("broken", f"{place}: at least {EDGES[code - 1]:.2g} times its bound")
+        return cell("broken", f"{place}: at least {EDGES[code - 1]:.2g} times its bound")
     most = EDGES[code]
     colour = max(0, 5 - int(math.log(1 / most, 4)))  # a colour spans a factor of 4, and the last colour ends at the bound
     return Cell(str(int(10 * most * 0.999)), f"heat-{colour}", f"{place}: below {most:.2g} of its bound")
@@ -157,23 +84,24 @@ def visible_keys(case: Case, step: Step, verdict: Verdict | None, limits: Limits
             continue
         past = len(request.blocks) * case.cache.block_size - request.seq_len if case.cache else 0
         kinds = torch.cat([_kinds(part, step, request.causal) for part in found[r]])
+        rows, columns = cuts(kinds.shape[0], limits.rows), _key_cuts(kinds.shape[1], past, limits.columns)
         kinds = torch.nn.functional.pad(kinds, (0, past), value=_RULES.index("past"))
-        rows, columns = _cuts(kinds.shape[0], limits.rows), _cuts(kinds.shape[1], limits.columns)
         first = request.context_len
         cells = [[_mask_cell(kinds[row, column], row, column, first) for column in columns] for row in rows]
         every = max(1, len(columns) // 8)
         left_out = len(asking) - len(chosen)
-        more = f"; {left_out} more requests are not drawn" if left_out and r == max(chosen) else ""
+        more = f"{left_out} more requests are not drawn" if left_out and r == max(chosen) else ""
         yield Picture(
             title,
             cells,
             [f"p={first + row.start}" for row in rows],
             {i: str(columns[i].start) for i in range(0, len(columns), every)},
-            note=_sampled(rows, columns) + more,
+            note="; ".join(filter(None, (sampled(rows, columns), more))),
         )
 
 
-_RULES = ("visible", "sink-token", "range", "causal", "window", "chunk", "tree", "other", "past")
+_VISIBLE = ("visible", "sink-token", "range")
+_RULES = (*_VISIBLE, "causal", "window", "chunk", "tree", "other", "past")
 
 
 def _kinds(part: Request, step: Step, causal: bool) -> torch.Tensor:
@@ -200,12 +128,21 @@ def _kinds(part: Request, step: Step, causal: bool) -> torch.Tensor:
     return kinds
 
 
+def _key_cuts(keys: int, past: int, most: int) -> list[slice]:
+    """Slices of a mask's columns. None has both keys and slots past them: it would look like a key that some queries see."""
+    after = cuts(past, max(1, most - keys))
+    return [*cuts(keys, most - len(after)), *(slice(keys + cut.start, keys + cut.stop) for cut in after)]
+
+
 def _mask_cell(kinds: torch.Tensor, row: slice, column: slice, first: int) -> Cell:
+    """A cell of several pairs has their commonest kind. It is "some" if some of the pairs are visible and others are not."""
     counts = Counter(_RULES[kind] for kind in kinds.flatten().tolist())
-    if len(counts) == 1:
-        return _cell(next(iter(counts)))
-    place = f"{_span('p', row, first)}, {_span('key', column)}"
-    return _cell("some", f"{place}: " + ", ".join(f"{count} {kind}" for kind, count in counts.most_common()))
+    (commonest, _), *others = counts.most_common()
+    if not others:
+        return cell(commonest)
+    kind = "some" if 0 < sum(counts[visible] for visible in _VISIBLE) < counts.total() else commonest
+    place = f"{span('p', row, first)}, {span('key', column)}"
+    return cell(kind)._replace(title=f"{place}: " + ", ".join(f"{count} {kind}" for kind, count in counts.most_common()))
 
 
 def block_table(case: Case, step: Step, limits: Limits) -> Picture:
@@ -222,7 +159,8 @@ def block_table(case: Case, step: Step, limits: Limits) -> Picture:
         unused = [Cell(f"({'max' if entry == 2**31 - 1 else entry})", "garbage") for entry in table[r, len(used) :].tolist()]
         cells.append([*used, *unused][: limits.columns // 3])
     cut = "" if table.numel() == sum(map(len, cells)) else f"; of {table.shape[0]} x {table.shape[1]} entries the first"
-    return Picture("block table", cells, [f"request {r}" for r in range(len(cells))], note=f"a row per request{cut}")
+    names = [f"request {r}" for r in range(len(cells))]
+    return Picture("block table", cells, names, note=f"a row per request{cut}", num_requests=len(case.requests))
 
 
 def _allocation(case: Case, cache: Cache, step: Step, limits: Limits) -> Iterator[Picture]:
@@ -252,7 +190,7 @@ def slots(case: Case, cache: Cache, step: Step, owners: Mapping[int, Sequence[in
         for i, block in enumerate(request.blocks)
         for offset in range(min(cache.block_size, request.seq_len - i * cache.block_size))
     }
-    columns = _cuts(cache.block_size, limits.columns)
+    columns = cuts(cache.block_size, limits.columns)
     cells = []
     for block, is_unused in zip(chosen, unused.tolist(), strict=True):
         kinds = []
@@ -266,7 +204,7 @@ def slots(case: Case, cache: Cache, step: Step, owners: Mapping[int, Sequence[in
                 kinds.append("unseen" if slot in keys else "leftover" if case.finite_slots else "unused")
             else:
                 kinds.append("before")
-        cells.append([_cell(Counter(kinds[column]).most_common(1)[0][0]) for column in columns])
+        cells.append([cell(Counter(kinds[column]).most_common(1)[0][0]) for column in columns])
     cut = f"; {cache.num_blocks - len(chosen)} more blocks are not drawn" if len(chosen) < cache.num_blocks else ""
     return Picture(
         "blocks: who owns them, and what their slots hold when attention begins",
@@ -296,7 +234,7 @@ def memory(case: Case, cache: Cache, step: Step, owners: Mapping[int, Sequence[i
         runs = _stretches(codes.div(2, rounding_mode="floor"))
         note = "a cell per stretch, not to scale; K and V alternate in it"
     if len(runs) > MOST_STRETCHES:
-        runs, note = _cuts(len(codes), MOST_STRETCHES), f"sampled: a cell for each {len(codes) / MOST_STRETCHES:.0f} elements"
+        runs, note = cuts(len(codes), MOST_STRETCHES), f"sampled: a cell for each {len(codes) / MOST_STRETCHES:.0f} elements"
     width = max(1, min(limits.columns // 4, 16))
     cells = [_memory_cell(int(codes[run.start]), run, cache, owners, are_together) for run in runs]
     lines = [cells[i : i + width] for i in range(0, len(cells), width)]
@@ -309,6 +247,7 @@ def memory(case: Case, cache: Cache, step: Step, owners: Mapping[int, Sequence[i
         lines,
         [str(runs[i].start) for i in range(0, len(runs), width)],
         note=f"{len(codes)} elements, {shape}{layers}; {note}",
+        num_requests=len(case.requests),
     )
 
 
@@ -325,7 +264,7 @@ def _stretches(codes: torch.Tensor) -> list[slice]:
 def _memory_cell(code: int, run: slice, cache: Cache, owners: Mapping[int, Sequence[int]], are_together: bool) -> Cell:
     extent = f"elements {run.start} to {run.stop - 1}"
     if code < 0:
-        return _cell("padding" if code == _PADDING else "guard", extent)
+        return cell("padding" if code == _PADDING else "guard", extent)
     place, kv = divmod(code, 2)
     layer, block = divmod(place, cache.num_blocks)
     part = "" if are_together else "KV"[kv]
@@ -346,24 +285,3 @@ def _owned_by(users: Sequence[int]) -> str:
 
 def _owner(r: int) -> str:
     return f"owner-{r % NUM_OWNER_COLOURS}"
-
-
-def _cell(kind: str, place: str = "") -> Cell:
-    letter, meaning = MEANINGS[kind]
-    return Cell(letter, kind, f"{place}: {meaning}" if place else meaning)
-
-
-def _cuts(size: int, most: int) -> list[slice]:
-    """Slices that cut the range of a size into at most so many parts, which are as even as possible."""
-    parts = max(1, min(size, most))
-    return [slice(size * i // parts, size * (i + 1) // parts) for i in range(parts)] if size else []
-
-
-def _span(name: str, cut: slice, first: int = 0) -> str:
-    start, last = cut.start + first, cut.stop - 1 + first
-    return f"{name} {start}" if start == last else f"{name} {start} to {last}"
-
-
-def _sampled(rows: Sequence[slice], columns: Sequence[slice]) -> str:
-    most = [max((cut.stop - cut.start for cut in cuts), default=1) for cuts in (rows, columns)]
-    return "" if most == [1, 1] else f"a cell is up to {most[0]} x {most[1]} elements"

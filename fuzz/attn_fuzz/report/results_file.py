@@ -25,7 +25,7 @@ def load(path: Path, kind: type[Results]) -> Results:
         MutantError: the file cannot be read, holds no results of this kind, or results of another schema.
     """
     try:
-        return msgspec.convert(inputs.read_json(path), kind)
+        return msgspec.convert(inputs.read_record(path, str(kind.__struct_config__.tag)), kind)
     except InputError as error:
         raise MutantError(str(error)) from None
     except msgspec.MsgspecError as error:

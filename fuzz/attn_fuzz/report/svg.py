@@ -1,15 +1,19 @@
 """Pictures, histograms and the table of pairs as SVG. Colours are classes that the page's style defines, light and dark."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from xml.etree.ElementTree import Element
 
 from attn_fuzz.cases.features import FEATURES, undefined
-from attn_fuzz.report.markup import element
-from attn_fuzz.report.pictures import Cell, Picture
-from attn_fuzz.verdict.ratios import BROKEN, NUM_BINS
+from attn_fuzz.report.grid import Cell, Picture
+from attn_fuzz.report.markup import element, scrolled
+from attn_fuzz.verdict.ratios import BINS_PER_OCTAVE, BROKEN, NUM_BINS, OCTAVES
 
 LETTER_WIDTH, LINE = 7.5, 18
+BIN, AXIS, APART = 4, 48, 12
+"""Of a histogram: the width of a bin, the height at which the axis lies, and how far the outermost bins are from the others."""
+PAIR_SHADES = 5
 MOST_COLUMNS_WITH_TEXT = 64
 SMALLEST_CELL = 8
 
@@ -37,21 +41,30 @@ def picture(picture: Picture) -> Element:
             )
             marks += texts
     size = (margin + columns * width + 40, top + len(picture.cells) * LINE + 2)
-    drawing = element("svg", *marks, viewBox=f"0 0 {size[0]} {size[1]}", width=size[0], height=size[1], role="img")
-    legend = (
-        element("li", element("b", cell.text, class_=f"swatch {cell.kind}"), f" {meaning}") for cell, meaning in picture.legend
-    )
+    drawing = _drawing(picture.words, marks, (0, 0, *size), width=size[0], height=size[1])
     caption = element("figcaption", element("strong", picture.title), element("span", picture.note, class_="note"))
-    return element(
-        "figure", caption, element("div", drawing, class_="scroll"), element("ul", *legend, class_="legend"), class_="picture"
-    )
+    described = legend((cell.kind, cell.text, meaning) for cell, meaning in picture.legend)
+    return element("figure", caption, scrolled(drawing, picture.title), described, class_="picture")
+
+
+def legend(entries: Iterable[tuple[str, str, str]]) -> Element:
+    """A list of swatches: class, letter and meaning of each."""
+    items = (element("li", element("b", letter, class_=f"swatch {kind}"), f" {meaning}") for kind, letter, meaning in entries)
+    return element("ul", *items, class_="legend")
+
+
+def _drawing(words: str, marks: Sequence[Element], box: tuple[float, ...], **attributes: object) -> Element:
+    """An svg element with its left, top, width and height. `words` name it to a reader who does not see it, and hears nothing
+    of what is inside."""
+    return element("svg", *marks, viewBox=" ".join(map(str, box)), role="img", aria_label=words, **attributes)
 
 
 def _ticks(picture: Picture, margin: int, width: int) -> Iterator[Element]:
-    """The names of columns. A name for which there is no room is left out."""
+    """The names of columns, and a mark at the left edge of each. A name for which there is no room is left out."""
     free = 0
     for column, name in sorted(picture.ticks.items()):
         x = column * width
+        yield element("line", x1=margin + x - 0.5, y1=LINE - 4, x2=margin + x - 0.5, y2=LINE, class_="mark")
         if x >= free:
             yield element("text", name, x=margin + x, y=LINE - 5, class_="tick")
             free = x + (len(name) + 1) * LETTER_WIDTH
@@ -64,26 +77,43 @@ def _runs(row: Sequence[Cell]) -> Iterator[tuple[int, int, Cell]]:
         yield cells[0][0], len(cells), cells[0][1]
 
 
-def histogram(counts: Sequence[int]) -> Element:
-    """Elements by error over bound, from 2^-20 to 2, with four steps to a factor of 2. The heights are square roots of counts.
+def histogram(counts: Sequence[int], words: str) -> Element:
+    """Elements by error over bound, with four steps to a factor of 2. The heights are square roots of counts.
 
+    The first bar, of all that is below 2^-20, and the last one, of 2 and more, stand apart: they are no steps of the scale.
     All steps are one path. A page has dozens of histograms, and an element for each step would make them ten times as large.
+
+    Args:
+        words: the histogram's name for a reader who does not see it.
     """
     most = max(counts) or 1
-    tops = [f"{round(48 - 46 * (count / most) ** 0.5, 1):g}" for count in counts]
-    bars = [_steps(0, tops[:BROKEN], "bar")]
+    tops = [f"{round(AXIS - 46 * (count / most) ** 0.5, 1):g}" for count in counts]
+    last = NUM_BINS - 1
+    bars = [_steps(0, tops[:1], "bar"), _steps(1, tops[1:BROKEN], "bar")]
     if any(counts[BROKEN:]):
-        bars.append(_steps(BROKEN, tops[BROKEN:], "bar-broken"))
-    bound = 4 * BROKEN - 0.5
+        bars += [_steps(BROKEN, tops[BROKEN:last], "bar-broken"), _steps(last, tops[last:], "bar-broken")]
+    bound = _place(BROKEN) - 0.5
+    names = [(_place(0.5), "<2⁻²⁰"), (bound, "bound"), (_place(last) + BIN / 2, "≥2")]
+    names += [(_place(1 + BINS_PER_OCTAVE * (exponent - OCTAVES.start)), name) for exponent, name in OCTAVES_NAMED.items()]
     marks = [
-        element("line", x1=0, y1=48.5, x2=4 * NUM_BINS, y2=48.5, class_="axis"),
-        element("line", x1=bound, y1=0, x2=bound, y2=52, class_="bound"),
         *(
-            element("text", f"2^{exponent}" if exponent else "bound", x=4 * (1 + 4 * (exponent + 20)), y=60, class_="small")
-            for exponent in (-20, -15, -10, -5, 0)
+            element("line", x1=_place(a), y1=AXIS + 0.5, x2=_place(b - 1) + BIN, y2=AXIS + 0.5, class_="axis")
+            for a, b in _PARTS
         ),
+        element("line", x1=bound, y1=0, x2=bound, y2=AXIS + 4, class_="bound"),
+        *(element("text", name, x=x, y=AXIS + 13, class_="small") for x, name in names),
     ]
-    return element("svg", *bars, *marks, viewBox=f"-10 0 {4 * NUM_BINS + 20} 64", class_="histogram", role="img")
+    return _drawing(words, [*bars, *marks], (-18, 0, _place(NUM_BINS) + 30, AXIS + 16), class_="histogram")
+
+
+OCTAVES_NAMED = {-15: "2⁻¹⁵", -10: "2⁻¹⁰", -5: "2⁻⁵"}
+_PARTS = ((0, 1), (1, NUM_BINS - 1), (NUM_BINS - 1, NUM_BINS))
+"""Bins that have an axis in common."""
+
+
+def _place(index: float) -> float:
+    """Where a bin begins."""
+    return BIN * index + APART * (index >= 1) + APART * (index >= NUM_BINS - 1)
 
 
 def _steps(first: int, tops: Sequence[str], kind: str) -> Element:
@@ -92,26 +122,52 @@ def _steps(first: int, tops: Sequence[str], kind: str) -> Element:
     Args:
         first: index of the first bin.
     """
-    steps = "".join(f"V{top}h{4 * len(list(run))}" for top, run in groupby(tops))
-    return element("path", d=f"M{4 * first} 48{steps}V48z", class_=kind)
+    steps = "".join(f"V{top}h{BIN * len(list(run))}" for top, run in groupby(tops))
+    return element("path", d=f"M{_place(first)} {AXIS}{steps}V{AXIS}z", class_=kind)
 
 
 def pairs(together: Sequence[int]) -> Element:
-    """How many examples had each pair of features. A darker cell is a larger count. A pair that no case can have is marked."""
-    names, cell, margin = [feature.name for feature in FEATURES], 11, 190
-    most = max(together, default=0) or 1
+    """How many examples had each pair of features, and a legend of the shades. A row's name stands on its left, and a column's
+    name above its first cell, on the diagonal.
+
+    Args:
+        together: examples by pair of features, [feature, feature], flattened. Those above the diagonal are read.
+    """
+    names, cell, left, slanted = [feature.name for feature in FEATURES], 11, 190, 130
+    most = max((together[j * len(names) + i] for i in range(len(names)) for j in range(i)), default=0)
     marks = []
-    for i, first in enumerate(names):
-        y = i * cell
-        marks.append(element("text", first, x=margin - 6, y=y + 9, class_="name pair"))
+    for i, first in list(enumerate(names))[1:]:
+        y = slanted + (i - 1) * cell
+        marks.append(element("text", first, x=left - 6, y=y + 9, class_="name pair"))
+        turned = f"translate({left + (i - 1) * cell + 8} {y - 3}) rotate(-45)"
+        marks.append(element("text", names[i - 1], transform=turned, class_="column pair"))
         for j in range(i):
             count, second = together[j * len(names) + i], names[j]
             why = undefined(second, first)
-            what = f"{count} examples" if count else f"none: {why}" if why else "not drawn in this run"
-            kind = (
-                f"pair-{1 + min(4, int(5 * (count / most) ** 0.5))}" if count else "pair-undefined" if why else "pair-missing"
-            )
+            what = _examples(count) if count else f"none: {why}" if why else "not drawn in this run"
+            kind = f"pair-{_shade(count, most)}" if count else "pair-undefined" if why else "pair-missing"
             title = element("title", f"{second} + {first}: {what}")
-            marks.append(element("rect", title, x=margin + j * cell, y=y, width=cell - 1, height=cell - 1, class_=kind))
-    size = (margin + len(names) * cell, len(names) * cell + 2)
-    return element("svg", *marks, viewBox=f"0 0 {size[0]} {size[1]}", width=size[0], height=size[1], role="img")
+            box = {"x": left + j * cell, "y": y, "width": cell - 1, "height": cell - 1}
+            marks.append(element("rect", title, class_=kind, **box))
+    size = (left + (len(names) - 1) * cell + slanted, slanted + (len(names) - 1) * cell + 2)
+    words = "pairs of features: the number of examples that had both"
+    drawing = _drawing(words, marks, (0, 0, *size), width=size[0], height=size[1])
+    return element("figure", scrolled(drawing, "pairs of features"), legend(_shades(most)), class_="pairs")
+
+
+def _examples(count: int) -> str:
+    return f"{count} {'example' if count == 1 else 'examples'}"
+
+
+def _shade(count: int, most: int) -> int:
+    """From 1 to PAIR_SHADES. The shades are even in the square roots of counts: most pairs are rare."""
+    return math.ceil(PAIR_SHADES * (count / most) ** 0.5)
+
+
+def _shades(most: int) -> Iterator[tuple[str, str, str]]:
+    """The legend's entries: each shade with the counts that have it."""
+    for shade, counts in groupby(range(1, most + 1), key=lambda count: _shade(count, most)):
+        first, *others = counts
+        yield f"pair-{shade}", "", f"{first} to {_examples(others[-1])}" if others else _examples(first)
+    yield "pair-missing", "", "not drawn in this run"
+    yield "pair-undefined", "", "no case has both"

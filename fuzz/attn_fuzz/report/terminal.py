@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from attn_fuzz.report.pictures import Cell, Picture
+from attn_fuzz.report.grid import Cell, Picture
 from rich.console import Group, RenderableType
 from rich.text import Text
 

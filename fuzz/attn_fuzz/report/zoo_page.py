@@ -21,6 +21,7 @@ JUDGES = {
     "property": ("property",),
     "sanitizer": ("sanitizer",),
     "exception": ("raised",),
+    "no refusal": ("served",),
     "dead process": ("crashed", "hung"),
 }
 """The kinds of verdicts that find a mutant, by the part of the fuzzer that gives them."""

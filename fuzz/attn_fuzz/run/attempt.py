@@ -42,7 +42,8 @@ class Attempt:
     def __init__(self, case: Case, target: Target, device: str) -> None:
         started = time.perf_counter()
         self.case, self.target, self.device = case, target, device
-        self._built = tensors.build(case, _judged_on(case, device))
+        dense_keys = tuple(target.dense_keys(case)) if target.dense_keys and case.cache else ()
+        self._built = dataclasses.replace(tensors.build(case, _judged_on(case, device)), dense_keys=dense_keys)
         self._untouched = copy.deepcopy(self._built)
         self.called = self._built if self._built.q.device.type == device else devices.sent(self._built, device)
         self.written, self.num_written = self._untouched.memory, 0
@@ -85,7 +86,7 @@ class Attempt:
     @functools.cached_property
     def beyond(self) -> str | None:
         """The first property of the case that the target does not support, in words; None if it supports the case."""
-        return self.target.support(self.device).beyond(self.case)
+        return self.target.beyond(self.case, self.device)
 
     @property
     def is_refused(self) -> bool:

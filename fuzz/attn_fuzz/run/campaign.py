@@ -1,10 +1,11 @@
 """A campaign: generated mutants, each by several seeds on the targets that run it, until a case fails.
 
-Each mutant first runs PROBED cases alone, which find most mutants. The others run in groups: up to GROUP mutants are installed
-together, and a shard in which no case fails counts for each of them. When a case fails, halves of the group run it again, until
-one mutant is left that fails this case. This mutant runs the shard alone, and then the others run it without this mutant. So a
-mutant is found only by a run of its own. If no mutant of the group fails the case by itself, the shard's groups become half as
-large. A mutant that hides another one's failure makes the other one survive.
+Each mutant first runs PROBED cases of each of its targets alone, which find most mutants. The others run in groups: up to
+GROUP mutants are installed together, and a shard in which no case fails counts for each of them. When a case fails, halves of
+the group run it again, until one mutant is left that fails this case. This mutant runs the shard alone, and then the others run
+it without this mutant. So a mutant is found only by a run of its own. If no mutant of the group fails the case by itself, the
+shard's groups become half as large. A mutant that hides another one's failure after its first PROBED cases makes the other one
+survive.
 
 Each shard's result is written into the log when the shard ends. A second call goes on from there.
 """
@@ -28,8 +29,10 @@ from attn_fuzz.zoo.mutants import Mutant
 from attn_fuzz.zoo.patches import PatchError, modules_of, patched_sources, text_of
 
 SCHEMA = "attn-parity.mutants-log/1"
+PROBE = -1
+"""In place of a shard's number: the first PROBED cases of the first shard, which a mutant runs alone."""
 PROBED = 20
-"""Cases that a mutant runs alone before it joins a group."""
+"""Cases of each target that a mutant runs alone before it joins a group."""
 MAX_LOG_BYTES = 1 << 28
 GROUP = 64
 """The most mutants that are installed together."""
@@ -98,7 +101,7 @@ class Header(msgspec.Struct, frozen=True):
 
 
 class Key(NamedTuple):
-    """What a shard of a campaign runs: the mutant, its seed, the target, and which of the target's shards."""
+    """What a shard of a campaign runs: the mutant, its seed, the target, and which of the target's shards, or PROBE."""
 
     mutant: str
     seed: int
@@ -148,7 +151,7 @@ class Trial(msgspec.Struct, frozen=True, omit_defaults=True, tag="trial"):
 
 
 def order(mutant: Generated, seed: int, targets: Sequence[str], examples: int) -> list[Key]:
-    """A mutant's shards in the order in which they run: the first shard of each target, the second of each, and so on.
+    """A mutant's shards in the order in which they run: the probe of each target, the first shard of each, and so on.
 
     A profile with more examples begins with the shards of one with less.
 
@@ -157,7 +160,7 @@ def order(mutant: Generated, seed: int, targets: Sequence[str], examples: int) -
         examples: for each target.
     """
     count = max(1, round(examples / runner.SHARD_EXAMPLES))
-    return [Key(mutant.name, seed, target, i) for i in range(count) for target in targets]
+    return [Key(mutant.name, seed, target, i) for i in (PROBE, *range(count)) for target in targets]
 
 
 def run(
@@ -178,16 +181,17 @@ def run(
         report: called after each shard.
     """
     reaches = log.of_targets()
-    firsts: list[Key] = []
+    probes: list[list[Key]] = []
     turns: dict[tuple[int, str], list[Key]] = {}
     for mutant, seed in itertools.product(mutants, seeds):
         keys = order(mutant, seed, reach.targets_of(mutant.module, mutant.line, reaches), plan.examples)
-        firsts += keys[:1]
-        for key in keys:
+        probes.append([key for key in keys if key.shard == PROBE])
+        for key in keys[len(probes[-1]) :]:
             turns.setdefault((key.shard, key.target), []).append(key)
     seconds = {each.target: each.seconds for each in reaches}
     campaign = _Campaign({mutant.name: mutant for mutant in mutants}, plan, log, workers, report)
-    campaign.probe(firsts)
+    for turn in itertools.zip_longest(*probes):
+        campaign.alone(campaign.waiting([key for key in turn if key is not None]))
     ordered = sorted(turns, key=lambda turn: (turn[0], seconds[turn[1]]))
     for first in range(0, len(ordered), workers):  # a turn may be one group, which keeps one worker busy
         at_once = [key for turn in ordered[first : first + workers] for key in turns[turn]]
@@ -220,16 +224,6 @@ class _Campaign:
     def waiting(self, keys: Sequence[Key]) -> list[Key]:
         """The shards that are still to run."""
         return [key for key in keys if key not in self.log.trials and key[:2] not in self.ended]
-
-    def probe(self, keys: Sequence[Key]) -> None:
-        """Run the first cases of each shard with its mutant alone. A shard in which none of them fails still waits."""
-        keys = self.waiting(keys)
-
-        def note(index: int, progress: Progress) -> None:
-            if progress.failure or progress.broken:
-                self._add(Trial.of(keys[index], progress))
-
-        self._run([msgspec.structs.replace(self._plan((key,)), first=PROBED) for key in keys], note)
 
     def alone(self, keys: Sequence[Key]) -> None:
         """Run each shard with its mutant alone."""
@@ -314,6 +308,8 @@ class _Campaign:
         name = key.mutant if len(group) == 1 else f"{len(group)} mutants"
         mutant = Mutant(name=name, patches=patches, raises="")
         whole = msgspec.structs.replace(self.plan, target=key.target, seed=key.seed, mutant=mutant, shrinks=False)
+        if key.shard == PROBE:
+            return msgspec.structs.replace(runner.shards(whole)[0], first=PROBED)
         return runner.shards(whole)[key.shard]
 
     def _run(self, plans: Sequence[FuzzPlan], ended: Callable[[int, Progress], None]) -> None:

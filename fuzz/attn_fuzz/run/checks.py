@@ -12,7 +12,7 @@ from attn_fuzz.cases.case import GUARD, Case
 from attn_fuzz.cases.poison import bits, canary
 from attn_fuzz.cases.tensors import PADDING, Rotation, Step
 from attn_fuzz.interpreted import sanitizer
-from attn_fuzz.run.attempt import Attempt, message_of
+from attn_fuzz.run.attempt import Attempt, NotRefusedError, message_of
 from attn_fuzz.verdict.verdict import Kind
 
 
@@ -37,13 +37,24 @@ def forbidden_access(attempt: Attempt) -> Wrong | None:
 
 def wrong_error(attempt: Attempt) -> Wrong | None:
     """An exception that does not refuse what is beyond the target's support."""
-    error, must = attempt.error, ""
-    if error is None or attempt.is_refused:
+    error = attempt.error
+    if error is None or attempt.is_refused or isinstance(error, NotRefusedError):
         return None
-    if attempt.beyond:
-        must = f"{attempt.beyond} is beyond its support and must be refused with a ValueError or NotImplementedError: "
-    name = type(error).__name__
+    must, name = _must_refuse(attempt) if attempt.beyond else "", type(error).__name__
     return Wrong(f"{must}{name}", f"{must}{name}: {message_of(error)}")
+
+
+def missing_refusal(attempt: Attempt) -> Wrong | None:
+    """An illegal call, or one beyond the support of a target that refuses, without a refusal."""
+    if isinstance(attempt.error, NotRefusedError):
+        return Wrong("an illegal call", str(attempt.error))
+    if attempt.error is not None or not (attempt.beyond and attempt.target.refuses):
+        return None
+    return Wrong(str(attempt.beyond), f"{_must_refuse(attempt)}it was served")
+
+
+def _must_refuse(attempt: Attempt) -> str:
+    return f"{attempt.beyond} is beyond its support and must be refused with a ValueError or NotImplementedError: "
 
 
 def written_cache(attempt: Attempt) -> Wrong | None:
@@ -121,6 +132,7 @@ def stray_write(attempt: Attempt) -> Wrong | None:
 CHECKS: tuple[tuple[Kind, Callable[[Attempt], Wrong | None]], ...] = (
     ("sanitizer", forbidden_access),
     ("raised", wrong_error),
+    ("served", missing_refusal),
     ("cache", written_cache),
     ("cache", wrong_cache_write),
     ("rope", wrong_query),

@@ -11,6 +11,7 @@ import msgspec
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.interpreted import interpreter
 from attn_fuzz.run import prepared, runner, shard
+from attn_fuzz.run.executor import use_interpreter
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_fuzz.zoo import reached
@@ -39,16 +40,31 @@ class Reach(msgspec.Struct, frozen=True, omit_defaults=True, tag="reach"):
 
 
 def record(plan: FuzzPlan, package: str) -> Reach:
-    """Run the cases of a plan on the CPU, where Triton's kernels are Python, and record what they run of a package.
+    """Run the cases of a plan, and record what they run of a package.
+
+    A compiled kernel cannot say which of its statements run. So a plan for a GPU also runs on the CPU, where Triton's kernels
+    are Python.
 
     Raises:
-        UnknownTargetError: the target cannot run on a CPU.
+        UnknownTargetError: the target cannot run on the plan's device, or not on a CPU.
         ExecutorError: its process ended before it had run all cases.
     """
-    registry.usable(plan.target, "cpu")
-    context = prepared.context("cpu")
+    found = _recorded(msgspec.structs.replace(plan, device="cpu"), package)
+    if plan.device == "cpu":
+        return found
+    on_gpu = _recorded(plan, package)
+    most = {
+        module: dict(Counter(found.cases.get(module)) | Counter(on_gpu.cases.get(module)))
+        for module in {**found.cases, **on_gpu.cases}
+    }
+    return msgspec.structs.replace(on_gpu, cases=most)
+
+
+def _recorded(plan: FuzzPlan, package: str) -> Reach:
+    registry.usable(plan.target, plan.device)
+    context = prepared.context(plan.device)
     ours, theirs = context.Pipe()
-    process = prepared.process("cpu", _record, theirs, plan, package, daemon=True)
+    process = prepared.process(plan.device, _record, theirs, plan, package, daemon=True)
     process.start()
     theirs.close()
     try:
@@ -67,18 +83,20 @@ def targets_of(module: str, line: int, reaches: list[Reach]) -> list[str]:
 
 
 def _record(connection: Connection, plan: FuzzPlan, package: str) -> None:
-    reached.install(package)
+    use_interpreter(plan.device)
+    reached.install(package, kernels=plan.device == "cpu")
     import torch
     from attn_fuzz.run.trial import try_case
 
     torch.set_num_threads(1)
-    interpreter.install()
+    if plan.device == "cpu":
+        interpreter.install()
     target = registry.load(plan.target)
     cases = [case for part in runner.shards(plan) for case in shard.drawn(part)]
     count: Counter[tuple[str, int]] = Counter()
     started = time.perf_counter()
     for case in cases:
-        try_case(case, target, "cpu")
+        try_case(case, target, plan.device)
         count.update((module, line) for module, lines in reached.take().items() for line in lines)
     seconds = (time.perf_counter() - started) / len(cases)
     lines: dict[str, dict[int, int]] = {}

@@ -1,36 +1,52 @@
-"""Runs shards on worker processes. No failure that was found is lost, even if a worker dies or the run is interrupted.
+"""Runs shards on workers. No failure that was found is lost, even if a worker dies or the run is interrupted.
 
-Shards do not depend on the number of workers, so a seed means the same run on every machine.
+Workers are processes of this machine (`attn_fuzz.run.workers`) or tasks of a Ray cluster (`attn_fuzz.run.fleet`). Shards depend
+neither on the number of workers nor on where they run, so a seed means the same run on every machine.
 """
 
 import contextlib
-import multiprocessing
-import multiprocessing.connection
-import os
 import signal
 import threading
 import time
-import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
+from typing import Generic, Protocol, TypeVar
 
 import msgspec
-from attn_fuzz.cases.case import Case, CaseError
-from attn_fuzz.errors import ExecutorError, InputError
-from attn_fuzz.run import prepared, shard
-from attn_fuzz.run.executor import Executor
+from attn_fuzz.cases.case import Case
 from attn_fuzz.run.shard import FuzzPlan, Progress
-from attn_fuzz.zoo.mutants import MutantError, NeverRanError
+from attn_fuzz.run.workers import WAKE_SECONDS, Message, here
 
 SHARD_EXAMPLES = 150
 REPLAYED_CASES = 10
 MAX_SHARDS = 4096
-END_SECONDS = 15.0
-WAKE_SECONDS = 1.0
-RECEIVED = "received"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Worker(Protocol):
+    """Runs one plan after another; see `attn_fuzz.run.workers.Worker`."""
+
+    def run(self, plan: FuzzPlan) -> None: ...
+    def receive(self) -> Message: ...
+    def thank(self) -> None: ...
+
+
+W = TypeVar("W", bound=Worker)
+
+
+class Workers(Protocol[W]):
+    """Starts workers and waits for them; see `attn_fuzz.run.workers.Workers`.
+
+    Attributes:
+        lives: how many workers may die of one plan before the run ends.
+    """
+
+    lives: int
+
+    def start(self) -> W: ...
+    def ready(self, busy: Sequence[W], seconds: float) -> Sequence[W]: ...
 
 
 @dataclass
@@ -77,21 +93,25 @@ def run(
     stop_at_failure: bool,
     report: Callable[[int, Progress], None] = lambda index, progress: None,
     ended: Callable[[int, Progress], None] = lambda index, progress: None,
+    place: Callable[[Sequence[FuzzPlan]], AbstractContextManager[Workers[W]]] = here,
 ) -> Outcome:
-    """Run every plan on one of the workers. If a worker dies, for example because memory is short, its plan is run once more.
+    """Run every plan on one of the workers. If a worker dies, for example because memory is short, its plan is run again.
 
     Args:
         plans: shards.
-        workers: processes at once; each drives one executor.
+        workers: plans that run at once.
         stop_at_failure: when a shard has found a failure and shrunk it, end the shards behind it that have found none. The
             shards before it run to their end, so the first failing shard is the same with any number of workers.
         report: called after every case with the index of the plan and its progress.
         ended: called when a plan has run to its end.
+        place: where workers run; by default they are processes of this machine.
     """
     outcome = Outcome([Progress() for _ in plans])
-    with _noting_signals(outcome) as noting, contextlib.suppress(KeyboardInterrupt), _processes(plans) as processes:
-        pool = _Pool(plans, outcome, report, ended, processes, waiting=list(range(len(plans))))
-        pool.idle = [processes.start() for _ in range(min(workers, len(plans)))]
+    if not plans:
+        return outcome
+    with _noting_signals(outcome) as noting, contextlib.suppress(KeyboardInterrupt), place(plans) as started:
+        pool = _Pool(plans, outcome, report, ended, started, waiting=list(range(len(plans))))
+        pool.idle = [started.start() for _ in range(min(workers, len(plans)))]
         noting.raises = False
         while outcome.error is None and not outcome.interrupted:
             if stop_at_failure and (failed := [index for index in outcome.finished if outcome.progress[index].failure]):
@@ -102,7 +122,8 @@ def run(
             if not pool.busy:
                 break
             pool.receive(WAKE_SECONDS)
-        pool.receive_sent()
+        while pool.receive(0):
+            pass
     return outcome
 
 
@@ -138,28 +159,30 @@ def _noting_signals(outcome: Outcome) -> Iterator[_Noting]:
 
 
 @dataclass
-class _Pool:
-    """Worker processes, and which plan each of them runs.
+class _Pool(Generic[W]):
+    """Workers, and which plan each of them runs.
 
     Args:
         plans: all shards. The other fields name a plan by its index.
         outcome: what became of the plans so far.
         report: called after every case.
         ended: called when a plan has run to its end.
-        processes: starts workers.
+        workers: starts workers, and waits for them.
         waiting: plans that still have to run, in order.
         idle: workers without a plan.
         busy: the plan of each worker that has one.
+        deaths: how many workers have died of a plan.
     """
 
     plans: Sequence[FuzzPlan]
     outcome: Outcome
     report: Callable[[int, Progress], None]
     ended: Callable[[int, Progress], None]
-    processes: "_Processes"
+    workers: Workers[W]
     waiting: list[int]
-    idle: list[Connection] = field(default_factory=list)
-    busy: dict[Connection, int] = field(default_factory=dict)
+    idle: list[W] = field(default_factory=list)
+    busy: dict[W, int] = field(default_factory=dict)
+    deaths: Counter[int] = field(default_factory=Counter)
 
     def drop_behind(self, failed: int) -> None:
         """Of the plans behind a plan that has failed, wait only for those that have found a failure and are shrinking it."""
@@ -174,23 +197,20 @@ class _Pool:
         while self.idle and self.waiting:
             index = self.waiting.pop(0)
             worker = self.idle.pop()
-            with contextlib.suppress(ConnectionError):  # a worker that died while it was idle is noticed by `receive`
-                worker.send(self.plans[index])
+            worker.run(self.plans[index])
             self.busy[worker] = index
 
-    def receive_sent(self) -> None:
-        """Take the messages that workers have sent by now."""
-        while any(worker.poll() for worker in self.busy):
-            self.receive(0)
+    def receive(self, seconds: float) -> bool:
+        """Wait for messages, and take one message from each worker that has sent some. The first error ends the run.
 
-    def receive(self, seconds: float) -> None:
-        """Wait for messages, and take one message from each worker that has sent some. The first error ends the run."""
-        self.processes.wake()
-        for worker in multiprocessing.connection.wait(list(self.busy), seconds):
-            assert isinstance(worker, Connection)
+        Returns:
+            Whether there was a message.
+        """
+        ready = self.workers.ready(list(self.busy), seconds)
+        for worker in ready:
             index = self.busy[worker]
             try:
-                message = worker.recv()
+                message = worker.receive()
             except (EOFError, OSError):
                 self._replace(worker)
             else:
@@ -198,8 +218,7 @@ class _Pool:
                     self.outcome.progress[index] = message
                     self.report(index, message)
                     if message.failure is not None:
-                        with contextlib.suppress(ConnectionError):
-                            worker.send(RECEIVED)
+                        worker.thank()
                 elif message is None:
                     self._end(index)
                     del self.busy[worker]
@@ -207,24 +226,26 @@ class _Pool:
                 else:
                     self.outcome.error = self.outcome.error or message
                     del self.busy[worker]
+        return bool(ready)
 
-    def _replace(self, worker: Connection) -> None:
-        """Start another worker in place of a dead one, whose plan is run once more unless it has already found a failure."""
+    def _replace(self, worker: W) -> None:
+        """Start another worker in place of a dead one, whose plan is run again unless it has already found a failure."""
         index = self.busy.pop(worker)
         if self.outcome.interrupted or self.outcome.error is not None:
             return
-        self.idle.append(self.processes.start())
+        self.idle.append(self.workers.start())
+        self.deaths[index] += 1
         if self.outcome.progress[index].failure is not None:
             self._end(index)
-        elif index not in self.outcome.restarted:
+        elif self.deaths[index] < self.workers.lives:
             self.outcome.restarted.add(index)
             self.waiting.insert(0, index)
         elif (mutant := self.plans[index].mutant) is not None:
-            why = f"{mutant.name}: its worker process died, and so did the one that took its place"
+            why = f"{mutant.name}: its worker process died, and so did every one that took its place"
             self.outcome.progress[index] = Progress(broken=why)
             self._end(index)
         else:
-            self.outcome.error = "a worker process died, and so did the one that took its place"
+            self.outcome.error = "a worker process died, and so did every one that took its place"
 
     def _end(self, index: int) -> None:
         self.outcome.finished.add(index)
@@ -233,107 +254,3 @@ class _Pool:
 
 def _is_late(plans: Sequence[FuzzPlan]) -> bool:
     return any(plan.until is not None and time.time() > plan.until for plan in plans)
-
-
-@dataclass
-class _Processes:
-    """Worker processes that run plans."""
-
-    plans: Sequence[FuzzPlan]
-    of: dict[Connection, BaseProcess] = field(default_factory=dict)
-    _woken: float = field(default_factory=time.monotonic)
-
-    def start(self) -> Connection:
-        ours, theirs = multiprocessing.Pipe()
-        process = prepared.process(self.plans[0].device, _work, theirs)
-        process.start()
-        theirs.close()
-        self.of[ours] = process
-        return ours
-
-    def wake(self) -> None:
-        """Now and then have workers go on that SIGSTOP has stopped: the run would wait for them for ever."""
-        if time.monotonic() >= self._woken + WAKE_SECONDS:
-            self._woken = time.monotonic()
-            for process in self.of.values():
-                _continue(process)
-
-    def end(self) -> None:
-        for connection, process in self.of.items():
-            connection.close()  # a callback may swallow the signal's exception: such a worker ends at its next message
-            process.terminate()
-            _continue(process)
-        for process in self.of.values():
-            process.join(END_SECONDS)
-            process.kill()  # a worker that lost the signal; its executor notices that the worker is gone, and ends
-            process.join()
-
-
-def _continue(process: BaseProcess) -> None:
-    if process.pid is not None and process.is_alive():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGCONT)
-
-
-@contextlib.contextmanager
-def _processes(plans: Sequence[FuzzPlan]) -> Iterator[_Processes]:
-    """Worker processes for the plans. When the block ends, they have ended, and their cases in flight are deleted."""
-    processes = _Processes(plans)
-    try:
-        yield processes
-    finally:
-        processes.end()
-        for plan in {plan.folder: plan for plan in plans}.values():
-            for process in processes.of.values():
-                for file in plan.folder.glob(f"{shard.in_flight(plan, process.pid or 0).stem}.*"):
-                    file.unlink(missing_ok=True)
-
-
-def _work(connection: Connection) -> None:
-    """A worker process: it runs one plan after another. For each it sends Progress, and at the end None or an error's text."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # an idle worker ends when its connection closes
-    executor: Executor | None = None
-    try:
-        while True:
-            plan: FuzzPlan = connection.recv()
-            if executor is None or (executor.target, executor.mutant) != (plan.target, plan.mutant):
-                if executor is not None:
-                    executor.stop()
-                executor = shard.start_executor(plan)
-            connection.send(_shard(plan, executor, connection))
-    except (EOFError, ConnectionError, KeyboardInterrupt):
-        pass
-    finally:
-        if executor is not None:
-            # the case in flight stays: it may be a failure that a killed main process has not written
-            executor.end()
-
-
-def _shard(plan: FuzzPlan, executor: Executor, connection: Connection) -> str | None:
-    """Run a plan, and return None or the text of the error that ended it. SIGTERM ends a plan by KeyboardInterrupt.
-
-    SystemExit would not end a plan: Hypothesis takes it for a failing example and goes on.
-    """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-    def tell(progress: Progress) -> None:
-        connection.send(progress)
-        if progress.failure is not None:
-            connection.recv()  # until the main process has written the failing case, the case in flight is that case
-
-    try:
-        shard.fuzz(plan, executor, tell)
-    except MutantError as error:
-        connection.send(Progress(broken=str(error), never_ran=isinstance(error, NeverRanError)))
-    except CaseError:  # no file's: `shard` drew the case
-        return f"the fuzzer itself failed\n{traceback.format_exc()}"
-    except (ExecutorError, InputError, OSError) as error:
-        if plan.mutant is None:
-            return str(error)
-        connection.send(Progress(broken=f"{plan.mutant.name}: {error}"))
-    except Exception:
-        return f"the fuzzer itself failed\n{traceback.format_exc()}"
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    return None

@@ -41,6 +41,11 @@ def record(file: str, package: str) -> Reach:
     return Reach(file, (time.monotonic() - started) / max(1, count), cases, tests=True, failing=failing)
 
 
+def order(mutant: Generated, log: Log) -> list[Key]:
+    """A mutant's files in the order in which they run, the quickest tests first."""
+    return [Key(mutant.name, TESTS, file, 0) for file in reach.targets_of(mutant.module, mutant.line, log.of_tests())]
+
+
 def run(mutants: Sequence[Generated], log: Log, workers: int, report: Callable[[Log], None] = lambda log: None) -> None:
     """Run what the log does not hold yet: for each mutant, file by file, until a test fails.
 
@@ -52,10 +57,9 @@ def run(mutants: Sequence[Generated], log: Log, workers: int, report: Callable[[
     files = {each.target: each for each in log.of_tests()}
 
     def meet(mutant: Generated) -> None:
-        for file in reach.targets_of(mutant.module, mutant.line, [*files.values()]):
-            key = Key(mutant.name, TESTS, file, 0)
+        for key in order(mutant, log):
             if key not in log.trials:
-                log.add(_tried(key, mutant.mutant, files[file]))
+                log.add(_tried(key, mutant.mutant, files[key.target]))
                 report(log)
             if log.trials[key].is_last:
                 return

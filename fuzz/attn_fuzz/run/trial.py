@@ -21,7 +21,8 @@ SEEDS_OF_SECOND_LOOK = (7919, 2 * 7919)
 def try_case(case: Case, target: Target, device: str) -> Verdict:
     """Run a case on a target and judge it. A target that raises is a verdict, not an exception.
 
-    A case outside the target's support passes if the target refuses it or computes it correctly.
+    A target that promises refusals passes a case outside its support only by refusing it. Any other target passes it if the
+    result is right.
 
     An error beyond the statistical bound may be within the bound HARD. Such a case is run again with two fresh seeds. It fails
     if it fails with one of these seeds, too.

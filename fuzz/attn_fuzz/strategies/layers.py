@@ -1,5 +1,6 @@
 """Layers: heads, sizes, scale, the rules that are fixed for a model, and the form of its cache."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from attn_contract import AttentionType, Layout
@@ -9,6 +10,9 @@ from attn_fuzz.strategies.rules import NUMBERS, rules, window
 from attn_fuzz.targets.engine import WindowKind
 from attn_fuzz.targets.target import Support
 from hypothesis import strategies as st
+
+USUAL_GROUP, USUAL_BLOCK = 8, 128
+"""The most query heads of a KV head, and slots of a block, that are drawn often."""
 
 
 class DrawnLayer(NamedTuple):
@@ -39,11 +43,12 @@ def layer(draw: st.DrawFn, support: Support) -> DrawnLayer:
     numbers = {name: number(draw, support) for name, number in NUMBERS.items() if name in chosen and name != "window"}
     if "window" in chosen:
         numbers["window"] = window(draw, support, window_kind)
+    group_size = _usual(draw, support.group_sizes, USUAL_GROUP)
     layer = {
         "attn_type": attn_type,
         "dtype": dtype,
-        "num_kv_heads": pick(draw, (1, 2, 3)),
-        "group_size": pick(draw, support.group_sizes),
+        "num_kv_heads": pick(draw, (1, 2, 3) if group_size <= USUAL_GROUP else (1,)),
+        "group_size": group_size,
         "head_size": head_size,
         "scale": _scale(draw, support, head_size),
         **numbers,
@@ -87,16 +92,16 @@ def _cache(draw: st.DrawFn, support: Support, dtype: str, quantized: bool) -> di
         "layout": layout,
         "dtype": cache_dtype,
         "scales": scales,
-        "block_size": _block_size(draw, [size for size in support.block_sizes if size % step == 0]),
+        "block_size": _usual(draw, [size for size in support.block_sizes if size % step == 0], USUAL_BLOCK),
         "planes": "content" not in layout.dims and pick(draw, engine.planes),
         "padding": pick(draw, engine.padding[:1] + engine.padding),
     }
 
 
-def _block_size(draw: st.DrawFn, fitting: list[int]) -> int:
-    """A block size among those that fit. Very large sizes make a case slow, and are drawn rarely."""
-    usual = [size for size in fitting if size <= 128] or fitting
-    return pick(draw, fitting if pick(draw, range(10)) == 9 else usual)
+def _usual(draw: st.DrawFn, sizes: Sequence[int], most: int) -> int:
+    """One of the sizes. A size above `most` makes a case slow, and is drawn rarely."""
+    usual = [size for size in sizes if size <= most] or sizes
+    return pick(draw, sizes if pick(draw, range(10)) == 9 else usual)
 
 
 def _fits(support: Support, layout: Layout, itemsize: int, quantized: bool) -> bool:

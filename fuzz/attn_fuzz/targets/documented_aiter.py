@@ -269,7 +269,12 @@ def _assembly_support(device: str) -> Support:
         engine=Engine(scale_signs=(1,), other_scales=False, fused_qkv=(False,), dense_out=(True,)),
         max_tokens=64,
         max_seq_len=512,
+        exclude=_does_not_fit_a_tile,
     )
+
+
+def _does_not_fit_a_tile(case: Case) -> str | None:
+    return "more than 16 query heads for each KV head" if case.group_size > 16 else None
 
 
 def _prefill_support(device: str) -> Support:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from attn_contract import Batch, Layer
+from attn_fuzz import extras
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.interpreted.sanitizer import Violation
 from attn_fuzz.targets.target import EVERYTHING, Support, Target
@@ -42,7 +43,7 @@ def _missing(device: str) -> str | None:
     if device != "cpu":
         return "it emulates a GPU that is not here: --device cpu"
     if importlib.util.find_spec("yaml") is None:
-        return "pyyaml is not installed: pip install 'attn-parity[emulated]'"
+        return extras.missing("yaml")
     return missing_triton(device)
 
 

@@ -90,6 +90,11 @@ class Engine:
             if isinstance(field.default, tuple) and (not isinstance(values, tuple) or not values):
                 raise ValueError(f"Engine.{field.name}: got {values!r}, expected a tuple of at least one value")
 
+    @property
+    def gives_keys(self) -> bool:
+        """Whether every step has a finite row of k and v for each of its query tokens."""
+        return self.writes == (True,) and not self.unwritten and not self.saturated
+
     def limit(self, case: Case) -> str | None:
         """The first property of a case that the engine never sends, in words; None if it sends the case."""
         if self is ANY_ENGINE:

@@ -25,23 +25,31 @@ def names() -> list[str]:
     return sorted({entry.name for entry in entry_points(group=GROUP)})
 
 
+def entry(name: str) -> EntryPoint:
+    """The entry point of a target, which is loaded by nobody yet.
+
+    Raises:
+        UnknownTargetError: there is none of that name.
+    """
+    if ":" in name:
+        if EntryPoint.pattern.match(name) is None:
+            raise UnknownTargetError(f"target: got {name!r}, expected a name or module:attribute")
+        return EntryPoint(name, name, GROUP)
+    found = [entry for entry in entry_points(group=GROUP) if entry.name == name]
+    if not found:
+        raise UnknownTargetError(f"target: got {name!r}, expected one of {', '.join(names())}, or module:attribute")
+    return found[0]
+
+
 def load(name: str) -> Target:
     """Load a target by the name of its entry point, or as `module:attribute`.
 
     Raises:
         UnknownTargetError: there is none of that name, its module does not import, or it is no Target.
     """
-    if ":" in name:
-        if EntryPoint.pattern.match(name) is None:
-            raise UnknownTargetError(f"target: got {name!r}, expected a name or module:attribute")
-        entry = EntryPoint(name, name, GROUP)
-    else:
-        found = [entry for entry in entry_points(group=GROUP) if entry.name == name]
-        if not found:
-            raise UnknownTargetError(f"target: got {name!r}, expected one of {', '.join(names())}, or module:attribute")
-        entry = found[0]
+    named = entry(name)
     try:
-        target = entry.load()
+        target = named.load()
     except (Exception, SystemExit) as error:
         raise UnknownTargetError(f"target {name}: it does not load: {type(error).__name__}: {error}") from error
     if not isinstance(target, Target):
@@ -53,7 +61,8 @@ def usable(name: str, device: str) -> Target:
     """A target that can run on a device type here, its declarations looked at once.
 
     Raises:
-        UnknownTargetError: as `load`; or it says why it cannot run, or what it declares is no declaration.
+        UnknownTargetError: as `load`; or it says why it cannot run, or what it declares is no declaration, or a finding has no
+            stored case.
     """
     target = load(name)
     try:
@@ -65,4 +74,10 @@ def usable(name: str, device: str) -> Target:
         raise UnknownTargetError(f"target {name}: {reason}")
     if not isinstance(support, Support) or not isinstance(rounding, Rounding):
         raise UnknownTargetError(f"target {name}: it declares {support!r} and {rounding!r}, expected a Support and a Rounding")
+    if target.dense_keys and (not support.engine.gives_keys or "rope" in support.rules):
+        needs = "Engine(writes=(True,), unwritten=False, saturated=False), and not the rule rope"
+        raise UnknownTargetError(f"target {name}: it declares dense_keys, for which its Support needs {needs}")
+    for finding in target.findings:
+        if not finding.path.is_file():
+            raise UnknownTargetError(f"target {name}: finding {finding.name} has no stored case: {finding.path} is no file")
     return target

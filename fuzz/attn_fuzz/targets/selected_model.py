@@ -89,7 +89,8 @@ def _drawn(config: AttentionConfig, asked: Asked, choose: random.Random) -> Mode
     if not config.attn_type.reads_cache:
         return Model({"first": config}, [], {}, {})
     first = dataclasses.replace(config, block_size=min(config.block_size or MOST_SLOTS, MOST_SLOTS))
-    first = dataclasses.replace(first, layout=choose.choice((None, first.layout)))
+    rows = (None, first.layout) if first.scales == "inline" else (None, first.layout, Layout.BLOCKS_FIRST_NHD)
+    first = dataclasses.replace(first, layout=choose.choice(rows))
     layers = {"first": first, "neighbour": choose.choice(list(_neighbours(first)))}
     kv_sharing = {}
     if choose.random() < 0.5:
@@ -126,6 +127,7 @@ def _mistakes(model: Model) -> Iterator[tuple[str, dict[str, Any]]]:
     """What is wrong, and the arguments that make it so."""
     layers = model.layers
     yield "an unknown layer in an allocation", {"allocations": [["nobody"]]}
+    yield "a list in place of a layer's name", {"allocations": [[["first"]]]}
     yield "an allocation of nobody", {"allocations": [[]]}
     yield "a name for an allocation", {"allocations": ["first"]}
     yield "a number for an allocation", {"allocations": [5]}

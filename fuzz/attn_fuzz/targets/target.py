@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import msgspec
 import torch
 from attn_contract import RULES, AttentionType, Batch, Layer, Layout
 from attn_contract.rules import words_of
@@ -137,7 +138,7 @@ class Support:
     scales: tuple[ScaleKind, ...] = ()
     output_dtypes: tuple[str, ...] = ()
     head_sizes: tuple[int, ...] = (32, 16, 64, 80, 96, 128)
-    group_sizes: tuple[int, ...] = (1, 2, 3, 4, 5, 7, 8)
+    group_sizes: tuple[int, ...] = (1, 2, 3, 4, 5, 7, 8, 16, 33)
     block_sizes: tuple[int, ...] = (16, 1, 4, 8, 32, 48, 80, 544)
     engine: Engine = ANY_ENGINE
     exclude: Callable[[Case], str | None] = _nothing
@@ -189,7 +190,9 @@ class Support:
         cache_dtype, scales = (case.cache.dtype, case.cache.scales) if case.cache else (None, None)
         if cache_dtype is not None and cache_dtype not in self.cache_dtypes:
             return f"a cache of {cache_dtype}"
-        if scales is not None and scales not in self.scales:
+        # the scale of a head that is alone is one of the tensor: `attn_contract.attention_config.scales_of`
+        is_of_tensor = scales == "head" and case.num_kv_heads == 1 and "tensor" in self.scales
+        if scales is not None and scales not in self.scales and not is_of_tensor:
             return f"a scale of the cache for each {scales}"
         if case.output_dtype is not None and case.output_dtype not in self.output_dtypes:
             return f"an output of {case.output_dtype}"
@@ -204,16 +207,18 @@ class Support:
         return dataclasses.replace(EVERYTHING, layouts=layouts, **{name: getattr(self, name) for name in _DRAWN})
 
     def widenings(self) -> tuple["Support", ...]:
-        """Supports to draw refusals from: everything, half of the time; and else one attention type, rule or format more."""
+        """Supports to draw refusals from: everything, half of the time; else one attention type, rule or format more, or what
+        `exclude` alone excludes."""
         types = [{"attn_types": (one,)} for one in EVERYTHING.attn_types if one not in self.attn_types]
         rules = [{"rules": (*self.rules, one)} for one in EVERYTHING.rules if one not in self.rules]
         cache_dtypes = set(EVERYTHING.cache_dtypes) - set(self.cache_dtypes)
         formats = [{"cache_dtypes": (one,), "scales": EVERYTHING.scales} for one in sorted(cache_dtypes)]
         formats += [{"output_dtypes": (one,)} for one in EVERYTHING.output_dtypes if one not in self.output_dtypes]
+        nothing = [] if self.exclude is _nothing else [{}] * 3
         layouts = self.layouts or EVERYTHING.layouts
         one_more = [
             dataclasses.replace(self, layouts=layouts, exclude=_nothing, **more)
-            for more in (*types, *types, *types, *rules, *formats)
+            for more in (*types, *types, *types, *rules, *formats, *nothing)
         ]
         return (self.widened(),) * max(1, len(one_more)) + tuple(one_more)
 
@@ -263,6 +268,10 @@ class Target:
         refuses: whether the target refuses cases beyond its support. If not, such cases are not drawn.
         rounding: returns where the target rounds on a device type.
         unavailable: returns why the target cannot run on a device type here, or None if it can.
+        dense_keys: returns for each request of a case whether the target reads the keys and values of this step's tokens from k
+            and v, as prefills do, instead of from the cache. A quantized cache rounds them, so the target is judged by what it
+            reads. Its engine gives k and v in every step: `support` needs Engine(writes=(True,), unwritten=False,
+            saturated=False), and not the rule rope, which rotates keys on their way into the cache. None: it reads the cache.
         events: returns names of the paths that the target takes for a step, such as "split". A run counts them.
         siblings: other functions that share with `attention` what is kept between calls, such as another mode of the same
             kernels. Earlier calls of a case may be theirs (`attn_fuzz.cases.earlier`).
@@ -291,6 +300,7 @@ class Target:
     rounding: Callable[[str], Rounding]
     refuses: bool = True
     unavailable: Callable[[str], str | None] = lambda device: None
+    dense_keys: Callable[[Case], Iterable[bool]] | None = None
     events: Callable[[Step], Iterable[str]] = _no_events
     siblings: tuple[AttentionFunction, ...] = ()
     must_refuse: IllegalCalls = no_calls
@@ -305,6 +315,12 @@ class Target:
         for name in ("attention", "support", "rounding", "unavailable", "events", "must_refuse", "forget"):
             if not callable(getattr(self, name)):
                 raise TypeError(f"Target.{name}: got {getattr(self, name)!r}, expected a function")
+
+    def beyond(self, case: Case, device: str) -> str | None:
+        """As `Support.beyond` of what it supports on a device type. It sees nothing of a rotation that the reference makes."""
+        if self.rope_and_write_kv_cache is None:
+            case = msgspec.structs.replace(case, rope=None)
+        return self.support(device).beyond(case)
 
     def can_be_sanitized(self, device: str) -> bool:
         """Whether `attn_fuzz.interpreted.sanitizer` can check its kernels there, which it does as they are interpreted."""

@@ -7,8 +7,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
 import torch
-from attn_contract import AttentionType, Batch, KVCacheView, Layer
-from attn_fuzz import properties
+from attn_contract import AttentionType, Batch, KVCacheView, Layer, UnsupportedError
+from attn_fuzz import extras, properties
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.targets.illegal import illegal_attention, illegal_writes
 from attn_fuzz.targets.reference import REFERENCE_FP32
@@ -77,7 +77,7 @@ def _triton_support(device: str) -> Support:
 def missing_triton(device: str) -> str | None:
     """Why Triton's kernels cannot run on a device type here, or None if they can."""
     if importlib.util.find_spec("triton") is None:
-        return "triton is not installed: pip install 'attn-parity[cpu]', or a torch build that brings it"
+        return extras.missing("triton")
     return None
 
 
@@ -357,10 +357,18 @@ TRITON_VARLEN = Target(
     sanitizes=True,
 )
 
+
+def _attention_to_a_cache(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    if kv_cache is None:
+        raise UnsupportedError("triton-write", f"{layer.attn_type} attention", "nothing is written for it")
+    REFERENCE_FP32.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+
+
 TRITON_WRITE = dataclasses.replace(
     REFERENCE_FP32,
     name="triton-write",
     description="the Triton kernel that writes and rotates, alone: the reference attends to what it has written",
+    attention=_attention_to_a_cache,
     write_kv_cache=_triton_write,
     rope_and_write_kv_cache=_triton_rope,
     support=lambda device: dataclasses.replace(

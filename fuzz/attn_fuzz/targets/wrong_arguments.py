@@ -27,7 +27,8 @@ def wrong_calls(
 ) -> Calls:
     """What is wrong with a call in words, and the call.
 
-    A call without an argument raises an AssertionError if its ContractError does not name the argument.
+    A call without an argument, or with a wrong number for one, raises an AssertionError if its ContractError does not name the
+    argument.
 
     Args:
         function: takes the arguments by their names.
@@ -36,11 +37,12 @@ def wrong_calls(
         free: by the name of a tensor, the dimensions whose sizes depend on no other argument.
     """
     for name, right in arguments.items():
+        call = _call_naming if isinstance(right, int) else _call_with
         for form, make in _wrong(right, (free or {}).get(name, ())):
-            yield f"{name} {form}", functools.partial(_call_with, function, arguments, name, make)
+            yield f"{name} {form}", functools.partial(call, function, arguments, name, make)
         yield f"{name}={_TEXT!r}", functools.partial(function, **{**arguments, name: _TEXT})
         if right is not None and name not in optional:
-            yield f"{name}=None", functools.partial(_call_without, function, arguments, name)
+            yield f"{name}=None", functools.partial(_call_naming, function, arguments, name, lambda: None)
 
 
 def must_contradict(function: Callable[..., object], arguments: Mapping[str, Any], optional: Collection[str] = ()) -> None:
@@ -71,9 +73,11 @@ def _call_with(function: Callable[..., object], arguments: Mapping[str, Any], na
     return function(**{**arguments, name: make()})
 
 
-def _call_without(function: Callable[..., object], arguments: Mapping[str, Any], name: str) -> object:
+def _call_naming(
+    function: Callable[..., object], arguments: Mapping[str, Any], name: str, make: Callable[[], object]
+) -> object:
     try:
-        return function(**{**arguments, name: None})
+        return _call_with(function, arguments, name, make)
     except ContractError as error:
         if name in str(error):
             raise
@@ -88,8 +92,8 @@ def _wrong(right: object, free: Collection[int]) -> Iterator[tuple[str, Callable
         return
     for form, change in _FORMS.items():
         yield form, functools.partial(change, right)
-    # elements of a row that is alone have no stride
-    if right.dim() and right.shape[-1] > 1:
+    # a dimension of one element, or of a tensor without elements, has no stride
+    if right.numel() and right.dim() and right.shape[-1] > 1:
         yield "with gaps in its last dimension", lambda: right.new_empty((*right.shape, 2))[..., 0]
     for dim, size in enumerate(right.shape):
         if dim not in free:

@@ -19,6 +19,9 @@ from attn_fuzz.cases.captures import CaptureError, capture
 from attn_fuzz.verdict.judge import Judgement, judge_call
 from attn_fuzz.verdict.rounding import Rounding
 
+MOST_REASONS = 32
+"""How many different reasons a recording counts. Reasons may name numbers of a call, and a server makes calls for weeks."""
+
 UNKNOWN_KERNEL = Rounding(keys_per_tile=16, dot_is_chained=True, splits=64, rounds_dequantized=True)
 """The roundings allowed to an unknown kernel: it has tiles of at least 16 keys, adds the keys of a row one after the other,
 splits the keys into at most 64 parts, and rounds K and V of a quantized cache to q's dtype before the dot products."""
@@ -96,12 +99,14 @@ class Recording:
     Args:
         folder: where captured calls are written, as call-N.json.
         every: judge every call whose number is a multiple of this.
-        limit: how many calls to keep in `found`. Further calls are only counted.
+        limit: how many judged calls to keep in `found`, and how many that could not be judged. Further calls are only counted.
         captures: which of the judged calls are captured.
         rounding: as for `check`.
+        most: how many calls to judge. None: all whose turn it is.
 
     Attributes:
         calls, judged, wrong: how many calls were made, how many were judged, and how many of these were wrong.
+        not_judged: by reason, how many calls could not be judged though it was their turn.
         ratio, statistical_ratio: the largest of all judgements.
     """
 
@@ -110,19 +115,21 @@ class Recording:
     limit: int = 10
     captures: Literal["wrong", "all"] = "wrong"
     rounding: Rounding = UNKNOWN_KERNEL
+    most: int | None = None
     calls: int = field(default=0, init=False)
     judged: int = field(default=0, init=False)
     wrong: int = field(default=0, init=False)
+    not_judged: dict[str, int] = field(default_factory=dict, init=False)
     ratio: float = field(default=0.0, init=False)
     statistical_ratio: float = field(default=0.0, init=False)
     found: list[Found] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self.folder = Path(self.folder)
-        if self.every < 1 or self.limit < 0 or self.captures not in ("wrong", "all"):
+        if self.every < 1 or self.limit < 0 or (self.most or 0) < 0 or self.captures not in ("wrong", "all"):
             raise ValueError(
-                f"recording: got every={self.every}, limit={self.limit}, captures={self.captures!r}, "
-                "expected at least 1, at least 0, and 'wrong' or 'all'"
+                f"recording: got every={self.every}, limit={self.limit}, most={self.most}, captures={self.captures!r}, "
+                "expected at least 1, at least 0, None or at least 0, and 'wrong' or 'all'"
             )
         nearest = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
         if not nearest.is_dir() or not os.access(nearest, os.W_OK):
@@ -135,26 +142,59 @@ class Recording:
             call, out, lse: as for `check`.
             function: the name of the kernel in `found`.
         """
+        if self.is_due():
+            self.judge(call, out, lse, function=function)
+
+    def is_due(self) -> bool:
+        """Count a call that is made, and say whether it is this call's turn to be judged."""
         index, self.calls = self.calls, self.calls + 1
-        if index % self.every:
-            return
-        self.judged += 1
+        return index % self.every == 0 and (self.most is None or self.judged < self.most)
+
+    def pass_over(self, reason: str) -> None:
+        """Count a call that cannot be judged, though it is its turn."""
+        if reason not in self.not_judged and len(self.not_judged) >= MOST_REASONS:
+            reason = "other reasons"
+        self.not_judged[reason] = self.not_judged.get(reason, 0) + 1
+
+    def judge(
+        self,
+        call: Call,
+        out: torch.Tensor,
+        lse: torch.Tensor | None = None,
+        *,
+        function: str = "",
+        rounding: Rounding | None = None,
+    ) -> None:
+        """Judge the call that was counted last, and capture it if `captures` says so. It raises no error about a wrong call.
+
+        Args:
+            call, out, lse, function: as for `see`.
+            rounding: of this call; None: the recording's.
+        """
+        index = self.calls - 1
         judgement, case, error = None, None, None
         try:
-            judgement = check(call, out, lse, rounding=self.rounding)
+            judgement = check(call, out, lse, rounding=rounding or self.rounding)
+            self.judged += 1
             self.wrong += not judgement.agrees
             self.ratio = max(self.ratio, judgement.ratio)
             self.statistical_ratio = max(self.statistical_ratio, judgement.statistical_ratio or 0.0)
             judgement = msgspec.structs.replace(judgement, of_bound={})  # as large as the output
             if judgement.agrees and self.captures == "wrong":
                 return
-            if len(self.found) < self.limit:
+            if self._has_room(judgement):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 case = _capture(call, judgement, self.folder / f"call-{index}.json")
         except (ContractError, CaptureError, OSError, torch.OutOfMemoryError) as reason:
             error = str(reason)
-        if len(self.found) < self.limit:
+            if judgement is None:
+                self.pass_over(error)
+        if self._has_room(judgement):
             self.found.append(Found(index, function, judgement, case, error))
+
+    def _has_room(self, judgement: Judgement | None) -> bool:
+        """Whether `found` has room for such a call. What cannot be judged leaves the room of wrong calls free."""
+        return sum((found.judgement is None) == (judgement is None) for found in self.found) < self.limit
 
 
 @contextmanager
@@ -165,6 +205,7 @@ def recording(
     limit: int = 10,
     captures: Literal["wrong", "all"] = "wrong",
     rounding: Rounding = UNKNOWN_KERNEL,
+    most: int | None = None,
 ) -> Iterator[Recording]:
     """Judge the calls of attention that this process makes inside the `with`, and capture the wrong calls.
 
@@ -173,9 +214,9 @@ def recording(
     the `with`. Hand calls of other kernels to `see`. A replayed CUDA graph makes no calls.
 
     Args:
-        folder, every, limit, captures, rounding: see Recording.
+        folder, every, limit, captures, rounding, most: see Recording.
     """
-    recording = Recording(Path(folder), every, limit, captures, rounding)
+    recording = Recording(Path(folder), every, limit, captures, rounding, most)
     with ExitStack() as patches:
         for module in (attn_reference, sys.modules.get("attn_optimized")):
             for name, watch in {"paged_attention": _watch_paged, "varlen_attention": _watch_varlen}.items():

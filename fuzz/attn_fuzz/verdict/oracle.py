@@ -63,6 +63,7 @@ Sources: Blanchard, Higham and Higham, "Accurately computing the log-sum-exp and
 Higham and Mary, "A new approach to probabilistic rounding error analysis" (SIAM J. Sci. Comput. 2019).
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import NamedTuple
@@ -89,12 +90,30 @@ LARGEST_EPS = 64.0
 
 
 def requests(call: Call | Step) -> Iterator[Request]:
-    """The rows of every request, with the keys and values that they see in float64, as the reference reads them."""
+    """The rows of every request, with the keys and values that they see in float64, as the reference reads them.
+
+    Of the requests that `Step.dense_keys` names, this step's keys and values are those of k and v.
+    """
     if call.kv_cache is not None:
-        return paged_requests(call.q, call.kv_cache, call.layer, call.batch, torch.float64)
+        found = paged_requests(call.q, call.kv_cache, call.layer, call.batch, torch.float64)
+        dense = call.dense_keys if isinstance(call, Step) else ()
+        return (_with_dense_keys(request, call) if dense and dense[request.index] else request for request in found)
     assert call.k is not None
     assert call.v is not None
     return varlen_requests(call.q, call.k, call.v, call.layer, call.batch, torch.float64)
+
+
+def _with_dense_keys(request: Request, call: Call | Step) -> Request:
+    assert call.k is not None
+    assert call.v is not None
+    own = min(len(request.query), len(request.key))  # a query without a key of its own comes first
+    rows = slice(request.rows.stop - own, request.rows.stop)
+    context = len(request.key) - own
+    key, value = (
+        torch.cat([cached[:context], dense[rows].to(cached)])
+        for cached, dense in ((request.key, call.k), (request.value, call.v))
+    )
+    return dataclasses.replace(request, key=key, value=value)
 
 
 class Bound(NamedTuple):

@@ -12,15 +12,19 @@ from attn_fuzz.zoo.patches import modules_of, text_of
 LINES: dict[str, set[int]] = {}
 """By module, the lines of the statements that have run in this process since somebody cleared the sets."""
 _NOTE = "_note_line"
+KERNEL_DECORATORS = {"triton.jit", "compiled_once"}
 
 
-def install(package: str) -> None:
+def install(package: str, *, kernels: bool = True) -> None:
     """Have this process import a package's modules so that their statements note their lines in `LINES`.
+
+    Args:
+        kernels: whether statements of Triton's kernels do, too, which must be interpreted then.
 
     Raises:
         MutantError: a module is imported already.
     """
-    sources = {module: _noting(module) for module in modules_of(package)}
+    sources = {module: _noting(module, kernels=kernels) for module in modules_of(package)}
     LINES.update({module: set() for module in sources})
     mutants.import_from(sources, "reached")
 
@@ -33,18 +37,29 @@ def take() -> dict[str, set[int]]:
     return taken
 
 
-def _noting(module: str) -> str:
+def _noting(module: str, *, kernels: bool) -> str:
     """A module's source with a call before each statement."""
     tree = ast.parse(text_of(module))
-    for node in ast.walk(tree):
-        for field in ("body", "orelse", "finalbody"):
-            statements = getattr(node, field, None)
-            if isinstance(statements, list) and statements and isinstance(statements[0], ast.stmt):
-                setattr(node, field, [each for statement in statements for each in _with_note(statement)])
+    _add_notes(tree, kernels=kernels)
     header = ast.parse(f"from {__name__} import LINES\n{_NOTE} = LINES[{module!r}].add").body
     docstring = tree.body[:1] if ast.get_docstring(tree) else []
     tree.body = [*docstring, *header, *tree.body[len(docstring) :]]
     return ast.unparse(tree)
+
+
+def _add_notes(node: ast.AST, *, kernels: bool) -> None:
+    if not kernels and isinstance(node, ast.FunctionDef) and any(map(_makes_kernel, node.decorator_list)):
+        return
+    for child in ast.iter_child_nodes(node):
+        _add_notes(child, kernels=kernels)
+    for field in ("body", "orelse", "finalbody"):
+        statements = getattr(node, field, None)
+        if isinstance(statements, list) and statements and isinstance(statements[0], ast.stmt):
+            setattr(node, field, [each for statement in statements for each in _with_note(statement)])
+
+
+def _makes_kernel(decorator: ast.expr) -> bool:
+    return ast.unparse(decorator).split("(")[0] in KERNEL_DECORATORS
 
 
 def _with_note(statement: ast.stmt) -> list[ast.stmt]:

@@ -42,8 +42,9 @@ LAYER: dict[str, tuple[Region, ...]] = {
             as_many_as_KV_heads=lambda case, step: case.group_size == 1,
             several_of_each_KV_head=lambda case, step: case.group_size > 1,
             groups_of_no_power_of_two=lambda case, step: case.group_size.bit_count() > 1,
+            groups_above_16=lambda case, step: case.group_size > 16,
         ),
-        not_drawn("groups above 8", _MODELS_SIZES),
+        not_drawn("groups above 33", _MODELS_SIZES),
     ),
     "num_kv_heads": (
         *legal(
@@ -106,9 +107,12 @@ LAYER: dict[str, tuple[Region, ...]] = {
         *legal(
             none=lambda case, step: case.logits_soft_cap is None,
             far_below_logits=lambda case, step: case.logits_soft_cap and case.values.kind == "extreme",
+            below_a_quarter_or_above_50=lambda case, step: (
+                case.logits_soft_cap and not 0.25 <= case.logits_soft_cap <= 50 and case.has_work
+            ),
             with_small_logits=lambda case, step: case.logits_soft_cap and case.values.kind != "extreme",
         ),
-        not_drawn("below 0.25 or above 50", _OF_ANY_SIZE),
+        not_drawn("below 0.01 or above 10^5", _OF_ANY_SIZE),
         illegal("subnormal, negative, NaN, infinity", "Layer refuses it: kernels divide by it"),
     ),
     "alibi_slopes": (

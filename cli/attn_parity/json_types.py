@@ -1,0 +1,232 @@
+"""What `--json` writes, as types: docs/schemas.py makes the JSON schemas of them.
+
+A number that JSON does not have, such as the error over the bound of an output that is NaN, is written as null.
+"""
+
+from typing import Any, Literal, NotRequired, TypedDict
+
+from attn_contract import AttentionType
+from attn_fuzz.cases.case import Case
+from attn_fuzz.report import mutants_page, zoo_page
+from attn_fuzz.verdict.verdict import Kind
+from attn_optimized.selector import Assignment
+from attn_parity.binaries.facts import Facts
+
+
+class AsFound(TypedDict):
+    """A failure before its case was made small."""
+
+    kind: Kind
+    message: str
+    case: Case
+
+
+class Failure(TypedDict):
+    """A failing case: found after so many examples, and minimal if shrinking ended by itself."""
+
+    kind: Kind
+    message: str
+    found_after: int
+    minimal: bool
+    case: Case
+    first: AsFound
+
+
+class Found(Failure):
+    """A failure of a run, and the files about it.
+
+    `past` is the name of the past case that fails, if it is one. `while_shrinking` says whether the failure was met while
+    another one was shrunk.
+    """
+
+    past: str | None
+    while_shrinking: bool
+    first_file: str | None
+    case_file: str | None
+    script: str | None
+
+
+class Features(TypedDict):
+    """How many features cases can have, and those that were not drawn."""
+
+    possible: int
+    not_drawn: list[str]
+
+
+class Pairs(TypedDict):
+    """How many pairs of features cases can have, and those that were not drawn."""
+
+    possible: int
+    not_drawn: list[tuple[str, str]]
+
+
+class Drawn(TypedDict):
+    """Cases that were thrown away, by reason; remedies, by reason; and what was not drawn."""
+
+    rejected: dict[str, int]
+    remedies: dict[str, list[str]]
+    features: Features
+    pairs: Pairs
+
+
+class Fuzz(TypedDict):
+    """A run of `attn-parity fuzz`.
+
+    `planned` and `examples` count drawn cases, `replayed` past cases, `restarted` shards that ran again, and `refused` cases
+    that the target refuses. `events` counts examples that took a path of the kernels, and `known` failures by known findings.
+    `seconds` is the time of the run, `spent` that of all workers by kind of work. `max_ratio` is the largest error over its
+    bound. `ratios` has, by tensor, dtype and phase, how many elements lie in each bin of `attn_fuzz.verdict.ratios`.
+    """
+
+    schema: Literal["attn-parity.fuzz/1"]
+    target: str
+    device: str
+    versions: dict[str, str]
+    seed: int
+    workers: int
+    planned: int
+    examples: int
+    replayed: int
+    restarted: int
+    refused: int
+    drawn: Drawn
+    events: dict[str, int]
+    known: dict[str, int]
+    no_longer_failing: list[str]
+    seconds: float
+    spent: dict[str, float]
+    max_ratio: float | None
+    ratios: dict[str, list[int]]
+    interrupted: bool
+    error: str | None
+    failures: list[Found]
+
+
+class Undefined(TypedDict):
+    """A pair of features that no case can have together, and why."""
+
+    pair: tuple[str, str]
+    reason: str
+
+
+class PairCount(TypedDict):
+    """How many cases have both features."""
+
+    pair: tuple[str, str]
+    cases: int
+
+
+class Profile(TypedDict):
+    """What a profile draws: how often each feature, each pair of features, and by side why a feature is refused."""
+
+    examples: int
+    single: dict[str, int]
+    pairs: list[PairCount]
+    refused: dict[str, dict[str, str]]
+
+
+class Matrix(TypedDict):
+    """What `attn-parity matrix` counted."""
+
+    schema: Literal["attn-parity.matrix/1"]
+    hypothesis: str
+    seed: int
+    wrong: list[str]
+    features: list[str]
+    undefined: list[Undefined]
+    profiles: dict[str, Profile]
+
+
+class Binary(TypedDict):
+    """A launch on an architecture, its kernel and its facts."""
+
+    architecture: str
+    call: str
+    kernel: str
+    num_warps: int
+    facts: Facts
+
+
+class Execution(TypedDict):
+    """What came of a launch on the emulator: its verdict, the largest error over its bound, and what it executed."""
+
+    architecture: str
+    call: str
+    verdict: str
+    error: float | None
+    why: str
+    counts: dict[str, int]
+
+
+class Compile(TypedDict):
+    """What `attn-parity compile` made of launches, those that are over budget, and those that do not compile."""
+
+    schema: Literal["attn-parity.compile/1"]
+    triton: str
+    binaries: list[Binary]
+    over: list[str]
+    errors: list[str]
+    executions: NotRequired[list[Execution]]
+
+
+class Group(TypedDict):
+    """Layers of a model config that attend alike, by their numbers."""
+
+    layers: list[int]
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    scale: float
+    attn_type: AttentionType
+    rules: dict[str, Any]
+
+
+class Filled(TypedDict):
+    """Fields that a model config leaves out, with their values, and who says so."""
+
+    by: str
+    fields: dict[str, Any]
+
+
+class Vllm(TypedDict):
+    """A command line of vLLM with its backend, or null; and why not by each backend before it, or by all."""
+
+    line: str | None
+    backend: str | None
+    why_not: dict[str, list[str]]
+
+
+class Select(TypedDict):
+    """What serves each layer of a model, by the layer's name. The last fields are of a model config."""
+
+    schema: Literal["attn-parity.select/1"]
+    model: str
+    architecture: str
+    aiter: str
+    error: str | None
+    layers: dict[str, Assignment]
+    model_type: NotRequired[str]
+    groups: NotRequired[dict[str, Group]]
+    filled: NotRequired[Filled]
+    left_out: NotRequired[list[str]]
+    vllm: NotRequired[Vllm]
+
+
+class Doctor(TypedDict):
+    """What each section of `attn-parity doctor --full` found; `error` or `unavailable` says why it found nothing."""
+
+    schema: Literal["attn-parity.doctor/1"]
+    time: str
+    sections: dict[str, dict[str, Any]]
+
+
+OUTPUTS: dict[str, Any] = {
+    "fuzz": Fuzz,
+    "zoo": zoo_page.Results,
+    "mutate": mutants_page.Results,
+    "matrix": Matrix,
+    "compile": Compile,
+    "select": Select,
+    "doctor": Doctor,
+}
+"""The type of what each command's `--json` writes."""

@@ -1,0 +1,146 @@
+"""Bugs that the fuzzer has found in vLLM's Triton kernels."""
+
+from typing import TYPE_CHECKING
+
+from attn_fuzz.findings.finding import Finding
+
+if TYPE_CHECKING:
+    from attn_fuzz.cases.case import Case
+    from attn_fuzz.verdict.verdict import Verdict
+
+SEEN_IN = "vllm 0.33.0, and 0.29.0"
+UNIFIED = "vllm/v1/attention/ops/triton_unified_attention.py"
+
+
+def _is_value(verdict: "Verdict") -> bool:
+    return verdict.kind in ("value", "bitwise")
+
+
+def _is_nan(case: "Case", verdict: "Verdict") -> bool:
+    """Whether an output is NaN, or was NaN before it was clamped to float8, which makes it a number."""
+    return verdict.kind == "nan" or (verdict.kind == "value" and case.output_dtype is not None)
+
+
+def _sees_ahead(case: "Case") -> bool:
+    """Whether a window reaches ahead of a query that shares its tile with an earlier one."""
+    return case.window[0] >= 0 and any(request.query_len > 1 and not request.causal for request in case.requests)
+
+
+UNIFIED_ATTENTION = (
+    Finding(
+        name="vllm-window-ahead",
+        what="In a step that is not causal, with a window to each side, the values of the last keys that a query sees ahead "
+        "count as 0, though their weights count: all queries of a tile but its first lose up to as many keys as they "
+        "are behind the first.",
+        cause=f"{UNIFIED}:571-585, kernel_unified_attention: V is masked by `dist > -SLIDING_WINDOW`, the distance from the "
+        "first query of the tile. A later query of the tile sees keys that are farther ahead of the first.",
+        seen_in=SEEN_IN,
+        reach="TRITON_ATTN in steps that are not causal, as block diffusion has them, if a step has more tokens than the "
+        "window.",
+        explains=lambda case, verdict: _is_value(verdict) and _sees_ahead(case),
+    ),
+    Finding(
+        name="vllm-range-beyond-window",
+        what="In a layer with a window, a query sees all keys of its bidirectional range, also keys before its window. The "
+        "values of these keys count as 0, though their weights count.",
+        cause=f"{UNIFIED}:571-585, kernel_unified_attention: V is masked by `dist < SLIDING_WINDOW`, which holds for the "
+        "window alone and not for ranges (mm_prefix_range) that win over it.",
+        seen_in=SEEN_IN,
+        reach="TRITON_ATTN where images may see each other both ways, if an image has more tokens than the window. Gemma 3 "
+        "has images of 256 tokens and windows of 512 or 1024.",
+        explains=lambda case, verdict: (
+            _is_value(verdict) and case.window[0] >= 0 and case.bidirectional_ranges and not case.ranges_clamped
+        ),
+    ),
+    Finding(
+        name="vllm-scales-outside-window",
+        what="In a layer with a window and a cache that has a scale for each token and head, a scale of NaN or infinity in "
+        "a slot that no query sees, before the window, makes the output NaN.",
+        cause=f"{UNIFIED}:586-589, kernel_unified_attention: the weights are multiplied by the scales of all keys of a tile, "
+        "and 0 * NaN is NaN. V alone is masked by the window (571-585).",
+        seen_in=SEEN_IN,
+        reach="TRITON_ATTN with int8_per_token_head or fp8_per_token_head, if the block went to a request with an infinite "
+        "K or V.",
+        explains=lambda case, verdict: (
+            _is_nan(case, verdict)
+            and case.cache is not None
+            and case.cache.scales_tokens
+            and case.window[0] >= 0
+            and case.recycled
+        ),
+    ),
+    Finding(
+        name="vllm-split-without-keys",
+        what="Where keys are split (the 3D kernel), a request with query tokens and no keys, as cross-attention may have, "
+        "leaves its rows of the output unwritten. Where they are not split, the rows are 0.",
+        cause=f"{UNIFIED}:736-737, reduce_segments: it returns where seq_len is 0, before anything is written.",
+        seen_in=SEEN_IN,
+        reach="TRITON_ATTN in cross-attention to no encoder tokens; no model is known to have it.",
+        explains=lambda case, verdict: (
+            verdict.kind in ("unwritten", "nan") and any(request.query_len > request.seq_len == 0 for request in case.requests)
+        ),
+    ),
+)
+
+_EMPTY_REQUEST = Finding(
+    name="vllm-rocm-empty-request",
+    what="A request without a query, as padding for graphs has them, writes a row of the output: the next request's first "
+    "row, or the memory behind the last row.",
+    cause="vllm/v1/attention/ops/chunked_prefill_paged_decode.py, kernel_paged_attention_2d: with filter_by_query_len it "
+    "returns for more than one query, and not for none.",
+    seen_in=SEEN_IN,
+    reach="ROCM_ATTN in full graphs, whose batches are padded by requests without a query.",
+    explains=lambda case, verdict: (
+        verdict.kind in ("value", "bitwise", "nan", "guard", "crashed")
+        and any(request.query_len == 0 for request in case.requests)
+    ),
+)
+ROCM_ATTN = (
+    Finding(
+        name="vllm-rocm-soft-cap",
+        what="ROCM_ATTN ignores the soft cap of logits, and says nothing. Gemma 2 has one (models/gemma2.py:165).",
+        cause="vllm/v1/attention/backends/rocm_attn.py:288-291 and :444-468, RocmAttentionImpl: the soft cap is kept and "
+        "not handed to chunked_prefill_paged_decode, which has no argument for it. platforms/rocm.py:557 offers "
+        "ROCM_ATTN to such layers.",
+        seen_in=SEEN_IN,
+        reach="ROCM_ATTN, the first choice on ROCm where no KV connector is used (platforms/rocm.py:556), with Gemma 2.",
+        explains=lambda case, verdict: _is_value(verdict) and case.logits_soft_cap is not None,
+    ),
+    Finding(
+        name="vllm-rocm-window-ahead",
+        what="In a step that is not causal, a window has no right edge: a query sees all keys ahead. TRITON_ATTN and the "
+        "contract take the window to both sides.",
+        cause="vllm/v1/attention/ops/prefix_prefill.py: _fwd_kernel: SLIDING_WINDOW bounds `query - key` alone, also where "
+        "CAUSAL is false.",
+        seen_in=SEEN_IN,
+        reach="ROCM_ATTN in steps that are not causal, if a step has more tokens than the window.",
+        explains=lambda case, verdict: _is_value(verdict) and _sees_ahead(case),
+    ),
+    Finding(
+        name="vllm-rocm-outside-window",
+        what="NaN in a slot before the window of all queries makes the output NaN.",
+        cause="vllm/v1/attention/ops/prefix_prefill.py, _fwd_kernel, and chunked_prefill_paged_decode.py, "
+        "kernel_paged_attention_2d: V is not masked by the window, its weight is 0, and 0 * NaN is NaN.",
+        seen_in=SEEN_IN,
+        reach="ROCM_ATTN, if the block went to a request whose K or V is NaN or infinite.",
+        explains=lambda case, verdict: _is_nan(case, verdict) and case.window[0] >= 0 and case.recycled,
+    ),
+    _EMPTY_REQUEST,
+)
+ROCM_ALIBI = (_EMPTY_REQUEST,)
+ENCODER = (
+    Finding(
+        name="vllm-encoder-narrow-sinks",
+        what="Sinks of 16 bits are multiplied by log2(e) in 16 bits: a sink of 10 is off by up to 0.02, and all weights of "
+        "its head by up to 2 %.",
+        cause="vllm/v1/attention/ops/triton_prefill_attention.py:110, _fwd_kernel: the product has the dtype of Sinks. "
+        "init_softmax_M of unified attention makes it float32 first.",
+        seen_in=SEEN_IN,
+        reach="TRITON_ATTN and ROCM_ATTN with encoders that have sinks: models/openai_privacy_filter.py.",
+        explains=lambda case, verdict: (
+            _is_value(verdict) and case.sinks is not None and case.narrow_sinks and case.dtype != "float32"
+        ),
+    ),
+)
+WRITE: tuple[Finding, ...] = ()
+MERGE: tuple[Finding, ...] = ()

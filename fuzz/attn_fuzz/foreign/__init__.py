@@ -1,0 +1,14 @@
+"""Other people's kernels: their modules loaded without their package, and a cache as the tensors that they take.
+
+    from attn_fuzz import foreign
+
+    [module] = foreign.load("vllm", ("v1/attention/ops/triton_unified_attention.py",), stubs={...})
+    k, v = foreign.keys_and_values(kv_cache, layer)
+
+docs/guide/foreign-kernels.md has a complete example.
+"""
+
+from attn_fuzz.foreign.loading import MissingSourcesError, load, missing, sources
+from attn_fuzz.foreign.views import keys_and_values, packed_keys_and_values
+
+__all__ = ["MissingSourcesError", "keys_and_values", "load", "missing", "packed_keys_and_values", "sources"]

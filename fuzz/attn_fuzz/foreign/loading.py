@@ -1,0 +1,177 @@
+"""Loads some modules of a package, unchanged, where the package itself cannot be imported, as on a machine without a GPU.
+
+Only the named files are executed, and files of the named folders where they are imported. A folder of the package is an empty
+module: no `__init__` runs. Stubs, modules with fixed contents, replace what the files import beside themselves. The modules are
+not in `sys.modules`: what they import, also later and inside of functions, is looked up among the files and stubs of their own
+`load`. So two loads of one package do not meet, and the process can still import the real package.
+"""
+
+import builtins
+import importlib.abc
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+Stubs = Mapping[str, Mapping[str, Any]]
+"""Contents of modules, by the modules' full names."""
+
+
+class MissingSourcesError(ImportError):
+    """A package, or a file of it, is not here."""
+
+
+def variable(package: str) -> str:
+    """The environment variable that names the folder of other sources of a package."""
+    return f"ATTN_PARITY_{package.upper()}"
+
+
+def sources(package: str) -> Path:
+    """The folder of a package's sources: in the folder that `ATTN_PARITY_PACKAGE` names, or else as it is installed.
+
+    Raises:
+        MissingSourcesError: there is none.
+    """
+    if elsewhere := os.environ.get(variable(package)):
+        folder = Path(elsewhere, package).absolute()
+        if not folder.is_dir():
+            raise MissingSourcesError(
+                f"{variable(package)}: got {elsewhere!r}, expected a folder that holds a folder {package}"
+            )
+        return folder
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingSourcesError(f"{package} is neither installed nor in a folder that {variable(package)} names")
+    return Path(spec.submodule_search_locations[0])
+
+
+def missing(package: str, files: Sequence[str], requirement: str) -> str | None:
+    """Why a package's files cannot be loaded, with the command that brings them; None if they are here.
+
+    Args:
+        package, files: as `load` takes them.
+        requirement: what to install, such as "vllm==0.33.0".
+    """
+    install = f"pip install --no-deps {requirement}"
+    try:
+        folder = sources(package)
+    except MissingSourcesError as error:
+        return f"{error}: {install}"
+    absent = next((file for file in files if not (folder / file).is_file()), None)
+    return absent and f"{folder} has no {absent}: {install}"
+
+
+def load(package: str, files: Sequence[str], *, stubs: Stubs | None = None, folder: Path | None = None) -> list[ModuleType]:
+    """Execute files of a package as its modules, and return these in the order of `files`, without those of folders.
+
+    Set TRITON_INTERPRET=1 before Triton is imported if Triton is to interpret their kernels, as the fuzzer does on a CPU.
+
+    Args:
+        package: the name of the package, such as "vllm".
+        files: paths relative to the package's folder, with suffix, or folders, with "/" at the end. What a file imports of the
+            package is in `files`, too, or in one of these folders, or in `stubs`.
+        stubs: the contents of all other modules that the files import of the package. Modules of other packages are imported as
+            usual, unless they are stubs.
+        folder: of the package; default: `sources(package)`.
+
+    Raises:
+        MissingSourcesError: the package or a file is not here.
+        ImportError: a file imports a module that is neither a file nor a stub.
+    """
+    loaded = _Modules(package, files, stubs or {}, folder or sources(package))
+    with loaded.importable():
+        return [importlib.import_module(name) for name in loaded.files]
+
+
+class _Modules(importlib.abc.MetaPathFinder):
+    """The modules of one `load`, and how they find each other."""
+
+    def __init__(self, package: str, files: Sequence[str], stubs: Stubs, folder: Path) -> None:
+        self.package, self.stubs, self.folder = package, stubs, folder
+        if absent := next((file for file in files if not (folder / file).exists()), None):
+            raise MissingSourcesError(f"{package}: {folder} has no {absent}")
+        self.folders = [folder / file for file in files if file.endswith("/")]
+        self.files = {
+            ".".join((package, *Path(file).with_suffix("").parts)): folder / file for file in files if not file.endswith("/")
+        }
+        self.owned = {package, *(name.partition(".")[0] for name in stubs)}
+        self.modules: dict[str, ModuleType] = {}
+        self.active = False
+
+    def owns(self, name: str) -> bool:
+        return name.partition(".")[0] in self.owned
+
+    @contextmanager
+    def importable(self) -> Iterator[None]:
+        """Put the modules into `sys.modules`, and restore its earlier contents at the end."""
+        if self.active:
+            yield
+            return
+        others = {name: sys.modules.pop(name) for name in list(sys.modules) if self.owns(name)}
+        sys.modules.update(self.modules)
+        sys.meta_path.insert(0, self)
+        self.active = True
+        try:
+            yield
+        finally:
+            self.active = False
+            sys.meta_path.remove(self)
+            self.modules = {name: sys.modules.pop(name) for name in list(sys.modules) if self.owns(name)}
+            sys.modules.update(others)
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if not self.owns(fullname):
+            return None
+        if (file := self._file(fullname)) is not None:
+            return importlib.util.spec_from_file_location(fullname, file, loader=_Source(fullname, str(file), self))
+        is_package = self._is_folder(fullname) or any(name.startswith(f"{fullname}.") for name in (*self.stubs, *self.files))
+        if fullname not in self.stubs and not is_package:
+            raise ModuleNotFoundError(
+                f"{fullname} is neither among the files of {self.package} nor among its stubs", name=fullname
+            )
+        return ModuleSpec(fullname, _Stub(self.stubs.get(fullname, {})), is_package=is_package)
+
+    def _file(self, name: str) -> Path | None:
+        """The file to execute as this module: a named one, or one of a named folder that has no stub."""
+        if name in self.files or name in self.stubs:
+            return self.files.get(name)
+        package, *parts = name.split(".")
+        file = self.folder.joinpath(*parts).with_suffix(".py") if package == self.package and parts else None
+        return file if file and file.parent in self.folders and file.is_file() else None
+
+    def _is_folder(self, name: str) -> bool:
+        package, *parts = name.split(".")
+        return package == self.package and self.folder.joinpath(*parts).is_dir()
+
+    def import_module(self, name: str, *arguments: Any, **options: Any) -> ModuleType:
+        """`__import__` of the loaded modules."""
+        with self.importable():
+            return builtins.__import__(name, *arguments, **options)
+
+
+class _Source(SourceFileLoader):
+    """Executes a file, which later imports by the `__import__` of its load. Nothing is written beside the file."""
+
+    def __init__(self, name: str, path: str, modules: _Modules) -> None:
+        super().__init__(name, path)
+        self._modules = modules
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__dict__["__builtins__"] = {**vars(builtins), "__import__": self._modules.import_module}
+        super().exec_module(module)
+
+    def set_data(self, path: str, data: Any, *, _mode: int = 0o666) -> None:
+        pass
+
+
+class _Stub(importlib.abc.Loader):
+    def __init__(self, contents: Mapping[str, Any]) -> None:
+        self._contents = contents
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__dict__.update(self._contents)

@@ -1,0 +1,289 @@
+"""A Ray cluster as the place where workers run. Each plan is a task of Ray, and `attn_fuzz.run.node` is what a task calls.
+
+A task asks for one CPU, for a share of a GPU, and for the resources that the caller names. If its node dies, the runner hands
+its plan to another task.
+"""
+
+import contextlib
+import logging
+import math
+import pickle
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from attn_fuzz.errors import ExecutorError, InputError
+from attn_fuzz.run import node, sources
+from attn_fuzz.run.node import Seen
+from attn_fuzz.run.shard import FuzzPlan
+from attn_fuzz.run.workers import END_SECONDS, Message
+from ray.exceptions import AuthenticationError, RayError, RayTaskError, RuntimeEnvSetupError, TaskUnschedulableError
+
+ANSWER_SECONDS = 5.0
+START_SECONDS = 300.0
+"""A cluster that starts machines when they are needed takes minutes."""
+CHECK_SECONDS = 5.0
+HEAD_SECONDS = 25.0
+LIVES = 4
+"""Nodes die by themselves, so a plan is given up later than on one machine."""
+TASKS_OF_A_GPU = 8
+LABEL = 0.001
+"""How much a task takes of a resource that is asked for by name: what limits the number of tasks is CPUs and GPUs."""
+
+
+class FleetError(InputError):
+    """A cluster that does not answer, or has no node for a run."""
+
+
+@contextlib.contextmanager
+def connected(address: str, folder: Path | None) -> Iterator[None]:
+    """Connect this process to a cluster.
+
+    Args:
+        address: "auto", which is the cluster that this machine is a node of, or HOST:PORT.
+        folder: what tasks get a copy of, as their working directory.
+
+    Raises:
+        FleetError: the cluster does not answer, or is of another version of Ray or Python.
+    """
+    _check_answers(address)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    environment = {"working_dir": str(folder)} if folder is not None else None
+    try:
+        ray.init(address=address, runtime_env=environment, log_to_driver=False, logging_level=logging.CRITICAL)
+    except (RayError, ConnectionError, RuntimeError, ValueError) as error:
+        raise FleetError(f"--ray {address}: {error}") from error
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself would wait for minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        raise FleetError(f"--ray: got {address!r}, expected auto or HOST:PORT")
+    try:
+        _connect(address)
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise FleetError(f"--ray: nothing answers at {address}: {error}") from error
+
+
+def _connect(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host, int(port)), ANSWER_SECONDS).close()
+
+
+def nodes_with(needs: Sequence[str]) -> list[Mapping[str, float]]:
+    """The resources of each living node that has all of some.
+
+    Raises:
+        FleetError: no node has them.
+    """
+    found = [one["Resources"] for one in ray.nodes() if one["Alive"] and "CPU" in one["Resources"]]
+    fit = [resources for resources in found if all(name in resources for name in needs)]
+    if not fit:
+        known = sorted({name for resources in found for name in resources if not name.startswith("node:")})
+        words = f"no node of the cluster has {' and '.join(['CPU', *needs])}"
+        raise FleetError(f"--ray: {words}; its nodes have {', '.join(known) or 'none'}")
+    return fit
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Tasks of a cluster for one target.
+
+    Args:
+        target: the name of the target.
+        device: "cpu" or "cuda".
+        nodes: the number of nodes that tasks can run on.
+        room: the number of tasks that can run at once, on the nodes that are there now.
+        task: Ray's form of `attn_fuzz.run.node.task`, with the resources that it asks for.
+    """
+
+    target: str
+    device: str
+    nodes: int
+    room: int
+    task: Any
+
+    def look(self) -> Seen:
+        """What the target is on a node.
+
+        Raises:
+            InputError: the target cannot run there, or the node's sources or packages differ from those of this machine.
+        """
+        said = self.start(node.look, self.target, self.device)
+        if not ray.wait([said], timeout=START_SECONDS)[0]:
+            why = "its nodes are busy, or refuse this machine (RAY_AUTH_MODE)"
+            raise FleetError(f"--ray: the cluster has run no task for {START_SECONDS:g} s: {why}")
+        try:
+            return _next(said)
+        except EOFError:
+            raise FleetError("--ray: the node that looked at the target died") from None
+
+    def fixed(self, limit: float) -> list[str]:
+        """The names of the target's findings that no longer fail on a node; none if the node that was asked cannot say."""
+        try:
+            return _next(self.start(node.fixed, self.target, self.device, limit))
+        except (InputError, ExecutorError, EOFError, OSError):  # the run has ended, and its report is still due
+            return []
+
+    @contextlib.contextmanager
+    def place(self, plans: Sequence[FuzzPlan], *, device_name: str) -> Iterator["Tasks"]:
+        """Workers for the runner. When the block ends, their tasks have ended."""
+        tasks = Tasks(lambda plan: self.start(node.run, plan, device_name), ray.get_runtime_context().gcs_address)
+        try:
+            yield tasks
+        finally:
+            tasks.end()
+
+    def start(self, function: Callable[..., Iterator[Any]], *arguments: object) -> ray.ObjectRefGenerator:
+        """Call a generator function of `attn_fuzz.run.node` in a task."""
+        return self.task.remote(sources.identity(self.target), self.target, pickle.dumps((function, arguments)))
+
+
+def cluster(target: str, device: str, needs: Sequence[str], workers: int | None) -> Cluster:
+    """What a run can use of the cluster that this process is connected to.
+
+    Args:
+        target: the name of the target.
+        device: "auto", "cpu" or "cuda". auto: GPUs, if the nodes have some.
+        needs: resources that a node must have.
+        workers: how many tasks the run will start at once. Few tasks take larger shares of GPUs than many.
+
+    Raises:
+        FleetError: no node has what is asked for.
+    """
+    if device == "auto":
+        device = "cuda" if any("GPU" in resources for resources in nodes_with(needs)) else "cpu"
+    nodes = nodes_with([*needs, *["GPU"] * (device == "cuda")])
+    gpus = sum(resources.get("GPU", 0) for resources in nodes)
+    if device == "cuda":
+        of_a_gpu = min(TASKS_OF_A_GPU, math.ceil(workers / gpus) if workers else TASKS_OF_A_GPU)
+        share = 10_000 // of_a_gpu / 10_000  # in Ray's smallest amounts
+        room = sum(min(int(each["CPU"]), int(each["GPU"]) * of_a_gpu) for each in nodes)
+    else:
+        share, room = 0, sum(int(each["CPU"]) for each in nodes)
+    return Cluster(target, device, len(nodes), room, _task(num_gpus=share, resources=dict.fromkeys(needs, LABEL)))
+
+
+def _task(**resources: Any) -> Any:
+    def attn_parity(*arguments: Any) -> Iterator[Any]:
+        """Ray sends a nested function as it is, so this one runs on a node that has another attn-parity, or none."""
+        from attn_fuzz.run import node
+
+        yield from node.task(*arguments)
+
+    # the runner counts deaths of workers; and a process of Ray stays for the next task, with a GPU too
+    return ray.remote(num_cpus=1, max_retries=0, max_calls=0, **resources)(attn_parity)
+
+
+@dataclass(eq=False)
+class Task:
+    """A worker of the runner: it has a task of Ray run a plan, and then another one the next plan.
+
+    Args:
+        start: starts a task.
+        said: what the task has said, and will say.
+        lost: why no task says anything any more, or None.
+    """
+
+    start: Callable[[FuzzPlan], ray.ObjectRefGenerator]
+    said: ray.ObjectRefGenerator | None = None
+    lost: str | None = None
+
+    def run(self, plan: FuzzPlan) -> None:
+        self.said = self.start(plan)
+
+    def receive(self) -> Message:
+        if self.lost is not None:
+            return self.lost
+        assert self.said is not None
+        try:
+            return _next(self.said)
+        except (InputError, ExecutorError) as error:
+            return str(error)
+
+    def thank(self) -> None:
+        """The node's own process has thanked the worker already."""
+
+
+@dataclass
+class Tasks:
+    """Starts tasks and waits for them.
+
+    Args:
+        start_task: starts one for a plan.
+        head: the address of the cluster's head.
+    """
+
+    start_task: Callable[[FuzzPlan], ray.ObjectRefGenerator]
+    head: str
+    lives: int = LIVES
+    started: list[Task] = field(default_factory=list)
+    _answered: float = field(default_factory=time.monotonic)
+
+    def start(self) -> Task:
+        self.started.append(Task(self.start_task))
+        return self.started[-1]
+
+    def ready(self, busy: Sequence[Task], seconds: float) -> list[Task]:
+        if self._head_is_lost():
+            for task in busy:
+                task.lost = f"the head of the Ray cluster, {self.head}, answers no more"
+            return list(busy)
+        of = {task.said: task for task in busy}
+        if not of or not ray.wait(list(of), num_returns=1, timeout=seconds)[0]:
+            return []
+        return [of[said] for said in ray.wait(list(of), num_returns=len(of), timeout=0)[0]]
+
+    def _head_is_lost(self) -> bool:
+        """Whether the head has answered nothing for HEAD_SECONDS. Ray would end this process after 60 s, without a report."""
+        if time.monotonic() >= self._answered + CHECK_SECONDS:
+            with contextlib.suppress(OSError):
+                _connect(self.head)
+                self._answered = time.monotonic()
+        return time.monotonic() > self._answered + HEAD_SECONDS
+
+    def end(self) -> None:
+        """Cancel all tasks, and wait until they have ended their processes."""
+        said = [task.said for task in self.started if task.said is not None]
+        for one in said:
+            ray.cancel(one)
+        if said:
+            ray.wait([one.completed() for one in said], num_returns=len(said), timeout=END_SECONDS)
+
+
+def _next(said: ray.ObjectRefGenerator) -> Any:
+    """The next thing that a task says.
+
+    Raises:
+        EOFError, OSError: the process of the task has died, or its node, or a process that it has started.
+        InputError: the task cannot run there.
+        ExecutorError: the fuzzer itself is at fault.
+    """
+    try:
+        return ray.get(next(said))
+    except RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, InputError | ExecutorError | EOFError | OSError):
+            raise cause from None
+        if isinstance(cause, ImportError):
+            raise FleetError(f"--ray: on a node, {cause}: install attn-parity there as it is on this machine") from None
+        raise ExecutorError(f"the fuzzer itself failed\n{error}") from None
+    except (AuthenticationError, RuntimeEnvSetupError, TaskUnschedulableError) as error:
+        raise FleetError(f"--ray: {error}") from None
+    except (RayError, StopIteration) as error:
+        raise EOFError from error

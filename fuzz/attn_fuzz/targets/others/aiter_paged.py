@@ -1,0 +1,152 @@
+"""AITER's Triton paged attention: pa_decode, and pa_prefill for all requests that have more than one query.
+
+They are what vLLM and SGLang called before unified attention, and what AITER's own tests call (op_tests/triton_tests of
+ROCm/aiter). `ATTN_PARITY_AITER=FOLDER` takes the sources of another release.
+
+pa_decode multiplies q by the scale and rounds the product to q's dtype, before it multiplies by K: the judge has no term for
+this rounding, so head sizes are powers of 4, whose scales are powers of 2. Its blocks are a power of two (it says
+KV_BLK_SZ_POW2 and hands over KV_BLK_SZ). K and V have the same strides. A request has at least one key.
+"""
+
+import dataclasses
+import functools
+from types import ModuleType
+from typing import Any
+
+import torch
+from attn_contract import AttentionType, Layout
+from attn_fuzz import foreign
+from attn_fuzz.findings.aiter import PAGED_DECODE, PAGED_PREFILL
+from attn_fuzz.targets.engine import VLLM
+from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.triton import missing_triton
+from attn_fuzz.verdict.rounding import Rounding
+
+REQUIREMENT = "amd-aiter==0.1.7.post2.dev18"
+FILES = ("ops/triton/pa_decode.py", "ops/triton/pa_prefill.py", "ops/triton/_triton_kernels/", "ops/triton/utils/")
+_ENGINE = dataclasses.replace(VLLM, empty_requests=False, writes=(True,), unwritten=False, unowned_rows=(0,))
+
+
+@functools.cache
+def modules() -> list[ModuleType]:
+    return foreign.load("aiter", FILES)
+
+
+def _decode(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    """Each query as a request of its own."""
+    import triton.language as tl
+
+    query_lens = batch.query_start_loc.diff()
+    request = torch.repeat_interleave(torch.arange(batch.num_requests, device=q.device), query_lens)
+    rows = len(request)
+    seq_lens = (batch.seq_lens - batch.query_start_loc[1:])[request] + torch.arange(1, rows + 1, device=q.device)
+    k_cache, v_cache = (x.transpose(1, 2) for x in foreign.keys_and_values(kv_cache, layer))
+    one = torch.ones((), device=q.device)
+    modules()[0].paged_attention_decode(
+        output=out.view(q.shape)[:rows],
+        query=q[:rows],
+        key_cache=k_cache,
+        value_cache=v_cache,
+        seq_lens=seq_lens.int(),
+        block_tables=batch.block_table[request],
+        attn_scale=layer.scale,
+        max_seq_len=batch.max_seq_len,
+        compute_type={torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}[q.dtype],
+        k_scale=one if layer.k_scale is None else layer.k_scale,
+        v_scale=one if layer.v_scale is None else layer.v_scale,
+        alibi_slopes=layer.alibi_slopes,
+    )
+
+
+def _prefill(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    k_cache, v_cache = foreign.packed_keys_and_values(kv_cache, layer)
+    one = torch.ones((), device=q.device)
+    modules()[1].context_attention_fwd(
+        q=q,
+        k=k,
+        v=v,
+        o=out.view(q.shape),
+        kv_cache_dtype="auto" if layer.kv_cache_dtype is None else "fp8",
+        k_cache=k_cache,
+        v_cache=v_cache,
+        b_loc=batch.block_table,
+        b_start_loc=batch.query_start_loc,
+        b_seq_len=batch.seq_lens,
+        max_input_len=batch.max_query_len,
+        k_scale=one if layer.k_scale is None else layer.k_scale,
+        v_scale=one if layer.v_scale is None else layer.v_scale,
+        alibi_slopes=layer.alibi_slopes,
+        sliding_window=layer.window[0] + 1,
+        sm_scale=layer.scale,
+    )
+
+
+def _support(device: str, **fields: Any) -> Support:
+    return Support(
+        attn_types=(AttentionType.DECODER,),
+        dtypes=("float16", "bfloat16"),
+        cache_dtypes=("fp8_e4m3fn",),
+        scales=("tensor",),
+        max_tokens=96,
+        max_seq_len=256,
+        engine=_ENGINE,
+        **fields,
+    )
+
+
+def _decode_support(device: str) -> Support:
+    support = _support(
+        device,
+        layouts=(Layout.KV_FIRST_HND, Layout.KV_FIRST_NHD),
+        rules=("alibi_slopes",),
+        head_sizes=(64, 16, 256),
+        block_sizes=(16, 32, 64),
+        exclude=lambda case: "a scale for each head" if case.cache and case.cache.scales == "head" else None,
+        long_seq_len=2500,
+    )
+    return dataclasses.replace(support, engine=dataclasses.replace(_ENGINE, other_scales=False))
+
+
+def _prefill_support(device: str) -> Support:
+    return _support(
+        device,
+        layouts=(Layout.X_PACKED,),
+        rules=("window", "alibi_slopes"),
+        head_sizes=(32, 64, 80, 96, 128),
+        block_sizes=(16, 32, 48, 80),
+        exclude=lambda case: (
+            "ALiBi with a window or with negative slopes"
+            if case.alibi_slopes and (case.window != (-1, -1) or case.signed_slopes)
+            else None
+        ),
+        tile_sizes=(32, 64),
+    )
+
+
+def _missing(device: str) -> str | None:
+    return missing_triton(device) or foreign.missing("aiter", FILES[:2], REQUIREMENT)
+
+
+AITER_PAGED_DECODE = Target(
+    name="aiter-paged-decode",
+    description="AITER's Triton pa_decode: each query as a request of its own",
+    attention=_decode,
+    support=_decode_support,
+    rounding=lambda device: Rounding(
+        keys_per_tile=64, dot_is_chained=device != "cpu", splits=8, rounds_dequantized=True, merged_parts=3
+    ),
+    refuses=False,
+    unavailable=_missing,
+    findings=PAGED_DECODE,
+)
+AITER_PAGED_PREFILL = Target(
+    name="aiter-paged-prefill",
+    description="AITER's Triton pa_prefill, which reads this step's keys from k and v",
+    attention=_prefill,
+    support=_prefill_support,
+    rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu", rounds_dequantized=True),
+    refuses=False,
+    unavailable=_missing,
+    dense_keys=lambda case: [True] * len(case.requests),
+    findings=PAGED_PREFILL,
+)

@@ -1,0 +1,78 @@
+"""merge_attn_states of vLLM's Triton and merge_state of SGLang's: the reference attends to parts of the keys, and they merge.
+
+The states are contiguous, a part without a key has an output of 0, and no merge writes into a tensor that it reads: so their
+engines call them
+(vllm/v1/attention/backends/flash_attn.py and mla/common.py; sglang/srt/layers/attention/merge_state.py).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from attn_fuzz.findings import sglang, vllm
+from attn_fuzz.targets.merge import MergeFunction, merge_target
+from attn_fuzz.targets.others import sglang_triton, vllm_package
+from attn_fuzz.targets.target import Target
+
+VLLM_MODULES = ("triton_merge_attn_states",)
+
+
+def _dense(merge: Callable[..., Any]) -> MergeFunction:
+    """A merge of contiguous tensors [rows, H, D] and [H, rows] into new ones. Where a part has no key, its output is 0."""
+
+    def merged(out_a, lse_a, out_b, lse_b, *, out, lse) -> None:
+        new_out = torch.full(out.shape, torch.nan, dtype=out.dtype, device=out.device)
+        new_lse = torch.full(lse_a.shape, torch.nan, device=out.device)
+        states = ((out_a, lse_a), (out_b, lse_b))
+        held = [torch.where(lse_of.T[..., None] == -torch.inf, 0.0, part) for part, lse_of in states]
+        merge(held[0].contiguous(), lse_a.contiguous(), held[1].contiguous(), lse_b.contiguous(), new_out, new_lse)
+        out.copy_(new_out)
+        if lse is not None:
+            lse.copy_(new_lse)
+
+    return merged
+
+
+def _of_vllm() -> MergeFunction:
+    [module] = vllm_package.load(*VLLM_MODULES)
+
+    def merge(out_a, lse_a, out_b, lse_b, out, lse) -> None:
+        module.merge_attn_states(out, out_a, lse_a, out_b, lse_b, output_lse=lse)
+
+    return _dense(merge)
+
+
+def _of_sglang() -> MergeFunction:
+    *_, module = sglang_triton.modules()
+
+    def merge(out_a, lse_a, out_b, lse_b, out, lse) -> None:
+        by_row = [x.T.contiguous() for x in (lse_a, lse_b)]
+        merged = torch.full_like(by_row[0], torch.nan)
+        module.merge_state_triton(out_a, by_row[0], out_b, by_row[1], out, merged)
+        lse.copy_(merged.T)
+
+    return _dense(merge)
+
+
+def _target(name: str, load: Callable[[], MergeFunction], **fields: Any) -> Target:
+    target = merge_target(name, load, refuses=False, **fields)
+    return dataclasses.replace(
+        target, support=lambda device: dataclasses.replace(target.support(device), max_tokens=32, max_seq_len=64)
+    )
+
+
+VLLM_MERGE = _target(
+    "vllm-merge-attn-states",
+    _of_vllm,
+    description="the Triton merge_attn_states of vLLM 0.33.0: parts of the keys by the reference, merged",
+    unavailable=vllm_package.missing(*VLLM_MODULES),
+    findings=vllm.MERGE,
+)
+SGLANG_MERGE = _target(
+    "sglang-merge-state",
+    _of_sglang,
+    description="the Triton merge_state of SGLang 0.5.23: parts of the keys by the reference, merged",
+    unavailable=sglang_triton.missing,
+    findings=sglang.MERGE,
+)

@@ -1,0 +1,109 @@
+"""vLLM's chunked_prefill_paged_decode as RocmAttentionImpl of v1/attention/backends/rocm_attn.py calls it (444-468).
+
+A request with one query is decoded from the cache; any other request reads this step's keys from k and v (prefix_prefill). The
+decode is the Triton kernel: the native one is not in Python. Lines of that file: 281-286 and 460-462 say that a window of W
+tokens is W; 288-291 take a soft cap, and 444-468 do not hand it on; 172 has the head sizes, 165 the blocks, 243-248 the
+layouts, 180-184 that there are no sinks. ALiBi has a kernel of its own, which refuses a quantized output and steps that are not
+causal (ops/prefix_prefill.py: context_attention_fwd), and a target of its own. Slopes of models are positive.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+
+from attn_contract import AttentionType, Layout
+from attn_fuzz import foreign
+from attn_fuzz.cases.case import Case
+from attn_fuzz.cases.tensors import Step
+from attn_fuzz.findings.vllm import ROCM_ALIBI, ROCM_ATTN
+from attn_fuzz.targets.engine import VLLM
+from attn_fuzz.targets.others import vllm_package
+from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.verdict.rounding import Rounding
+
+MODULES = ("chunked_prefill_paged_decode", "prefix_prefill")
+
+
+def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    module, _ = vllm_package.load(*MODULES, is_rocm=True)
+    rows = batch.num_actual_tokens
+    key_cache, value_cache = foreign.packed_keys_and_values(kv_cache, layer)
+    one = q.new_ones((), dtype=q.dtype).float()
+    module.chunked_prefill_paged_decode(
+        query=q[:rows],
+        key=k[:rows],
+        value=v[:rows],
+        output=out.view(q.shape)[:rows],
+        kv_cache_dtype="auto" if layer.kv_cache_dtype is None else "fp8",
+        key_cache=key_cache,
+        value_cache=value_cache,
+        block_table=batch.block_table,
+        query_start_loc=batch.query_start_loc,
+        seq_lens=batch.seq_lens,
+        max_seq_len=batch.max_seq_len,
+        max_query_len=batch.max_query_len,
+        k_scale=one if layer.k_scale is None else layer.k_scale,
+        v_scale=one if layer.v_scale is None else layer.v_scale,
+        alibi_slopes=layer.alibi_slopes,
+        sliding_window=1 + layer.window[0],
+        sm_scale=layer.scale,
+        output_scale=layer.output_scale,
+        sinks=layer.sinks,
+        causal=batch.causal,
+    )
+
+
+def _support(device: str) -> Support:
+    return Support(
+        attn_types=(AttentionType.DECODER,),
+        dtypes=("float16", "bfloat16"),
+        layouts=(Layout.X_PACKED,),
+        rules=("window", "non_causal", "logits_soft_cap"),
+        cache_dtypes=("fp8_e4m3fn",),
+        scales=("tensor",),
+        output_dtypes=("fp8_e4m3fn",),
+        head_sizes=(32, 64, 80, 96, 128),
+        block_sizes=(16, 32, 48, 80, 544),
+        engine=dataclasses.replace(VLLM, writes=(True,), unwritten=False),
+        exclude=_beyond,
+        tile_sizes=(32, 64, 128),
+        max_tokens=160,
+        max_seq_len=256,
+    )
+
+
+def _beyond(case: Case) -> str | None:
+    return "causal as a tensor" if case.per_request_causal else None
+
+
+def _alibi_support(device: str) -> Support:
+    return dataclasses.replace(
+        _support(device),
+        rules=("alibi_slopes",),
+        output_dtypes=(),
+        exclude=lambda case: "negative slopes" * case.signed_slopes or None,
+    )
+
+
+def _events(step: Step) -> Iterable[str]:
+    return {"decode" if length == 1 else "prefill" for length in step.batch.query_start_loc.diff().tolist() if length}
+
+
+VLLM_ROCM_ATTENTION = Target(
+    name="vllm-rocm-attention",
+    description="the Triton chunked_prefill_paged_decode of vLLM 0.33.0, as its ROCM_ATTN calls it",
+    attention=_attention,
+    support=_support,
+    rounding=lambda device: Rounding(keys_per_tile=128, dot_is_chained=device != "cpu", rounds_dequantized=True),
+    refuses=False,
+    unavailable=vllm_package.missing(*MODULES),
+    dense_keys=lambda case: [request.query_len > 1 for request in case.requests],
+    events=_events,
+    findings=ROCM_ATTN,
+)
+VLLM_ROCM_ALIBI = dataclasses.replace(
+    VLLM_ROCM_ATTENTION,
+    name="vllm-rocm-alibi",
+    description="the same for models with ALiBi, which have a prefill kernel of their own",
+    support=_alibi_support,
+    findings=ROCM_ALIBI,
+)

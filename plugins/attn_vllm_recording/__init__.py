@@ -1,0 +1,32 @@
+"""vLLM plugin: records and judges what vLLM's own attention backends compute, in every process of an engine.
+
+The environment variable ATTN_PARITY_RECORDING switches it on (`settings`). Each process writes into a folder of its own
+(`process`), and `python -m attn_vllm_recording FOLDER` sums them up (`summary`). `watching` wraps vLLM's layers, `backends`
+says which calls of which backends can be judged, and `excerpt` copies the part of a call that is.
+
+Importing the package imports nothing of vLLM, and nothing else while the variable is not set.
+"""
+
+import os
+
+from attn_vllm_recording.settings import VARIABLE
+
+__all__ = ["VARIABLE", "register"]
+
+
+def register() -> None:
+    """Watch all layers of attention that this process builds, if the variable is set. vLLM calls this in every process.
+
+    Raises:
+        ValueError: the variable's value has no meaning, or its folder cannot be written.
+        ModuleNotFoundError: the extra `fuzz` is missing. vLLM then ends: somebody waits for a recording.
+    """
+    setting = os.environ.get(VARIABLE)
+    if not setting:
+        return
+    try:
+        from attn_vllm_recording.watching import watch
+    except ModuleNotFoundError as error:
+        reason = f"{VARIABLE} is set, and recording needs {error.name}: pip install 'attn-parity[fuzz]'"
+        raise ModuleNotFoundError(reason, name=error.name) from None
+    watch(setting)

@@ -1,0 +1,28 @@
+"""`python -m attn_vllm_recording FOLDER`: the summary of a recording. Exit code 0: right, 1: wrong, 2: nothing was judged."""
+
+from pathlib import Path
+
+import click
+
+from attn_vllm_recording.summary import FolderError, Summary
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def main(folder: Path) -> None:
+    """Sum up what the processes of a vLLM engine have recorded in FOLDER, which ATTN_PARITY_RECORDING named.
+
+    Exit code 0: all judged calls are right. 1: a call is wrong. 2: no call was judged.
+    """
+    try:
+        summary = Summary.of(folder)
+    except FolderError as error:
+        click.echo(f"attn_vllm_recording: {error}", err=True)
+        raise SystemExit(2) from None
+    for line in summary.lines():
+        click.echo(line)
+    raise SystemExit(summary.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""Why a call is not judged."""
+
+
+class NotJudgedError(Exception):
+    """A call cannot be judged. The message is the reason, and is counted: it names no number that changes with every call."""

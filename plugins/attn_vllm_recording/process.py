@@ -1,0 +1,82 @@
+"""What one process of an engine has recorded, and its file: written anew after every call whose turn it was."""
+
+import json
+import logging
+import os
+import socket
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any, Final
+
+import attn_fuzz
+from attn_fuzz import outputs
+
+from attn_vllm_recording.settings import VARIABLE, Settings
+from attn_vllm_recording.summary import FILE, SCHEMA
+
+LOG: Final = logging.getLogger("vllm.attn_vllm_recording")
+"""A child of vLLM's logger, so that messages are shown in the logs of its processes."""
+
+
+class ProcessRecording:
+    """A recording in a folder of its own, whose name begins with the host's name and the process id.
+
+    Attributes:
+        recording: the judged calls.
+        layers, calls: how many layers were built, and how many calls were made, by the name of their backend.
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        try:
+            settings.folder.mkdir(parents=True, exist_ok=True)
+            folder = tempfile.mkdtemp(prefix=f"{socket.gethostname()}-{os.getpid()}-", dir=settings.folder)
+        except OSError as error:
+            raise ValueError(f"{VARIABLE}: {settings.folder} cannot be written: {error.strerror}") from None
+        self.pid = os.getpid()
+        self.settings = settings
+        self.recording = attn_fuzz.Recording(Path(folder), settings.every, settings.limit, most=settings.most)
+        self.layers: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+        self.save()
+
+    def save(self) -> None:
+        """Replace the file in one step, so that a killed process leaves the last one. It raises no error."""
+        try:
+            outputs.write(self.recording.folder / FILE, json.dumps(self.state(), indent=1))
+        except OSError as error:
+            LOG.warning("attn-parity: the recording cannot be written: %s", error)
+
+    def state(self) -> dict[str, Any]:
+        record = self.recording
+        found = [
+            {
+                "index": one.index,
+                "function": one.function,
+                "wrong": one.judgement is not None and not one.judgement.agrees,
+                "message": one.judgement.message if one.judgement is not None else None,
+                "case": one.case.name if one.case is not None else None,
+                "error": one.error,
+            }
+            for one in record.found
+        ]
+        return {
+            "schema": SCHEMA,
+            "host": socket.gethostname(),
+            "pid": self.pid,
+            "program": " ".join(sys.argv[:2]),
+            "every": record.every,
+            "most": record.most,
+            "layers": dict(self.layers),
+            "calls_by_backend": dict(self.calls),
+            "calls": record.calls,
+            "judged": record.judged,
+            "wrong": record.wrong,
+            "ratio": record.ratio,
+            "not_judged": dict(record.not_judged),
+            "found": found,
+        }

@@ -1,0 +1,247 @@
+"""Wraps vLLM's layers of attention, so that calls of their implementations are judged when it is their turn.
+
+`Attention` builds an implementation with the arguments of its model. These arguments say what the model asks for. What the
+implementation makes of them is under suspicion: ROCM_ATTN ignores a soft cap without a word.
+"""
+
+import atexit
+import dataclasses
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import torch
+from attn_contract import AttentionType, ContractError, Layer, UnsupportedError
+from attn_vllm.layer import cache_format, layer_of
+from vllm.model_executor.layers.attention import Attention, MLAAttention
+
+from attn_vllm_recording.backends import Backend, backend_of, batch_of, class_of, name_of
+from attn_vllm_recording.errors import NotJudgedError
+from attn_vllm_recording.excerpt import Excerpt, choose
+from attn_vllm_recording.process import LOG, ProcessRecording
+from attn_vllm_recording.settings import Settings
+
+_recordings: dict[int, ProcessRecording] = {}
+"""By process id: a forked process inherits that of its parent, and begins one of its own."""
+
+_OFF = {"chunk_lookback": -1}
+"""Arguments that models give to implementations also where they ask for nothing."""
+
+
+def watch(setting: str) -> None:
+    """Watch all layers that this process builds from now on.
+
+    Raises:
+        ValueError: see Settings and ProcessRecording.
+    """
+    if _recordings:
+        return
+    _begin(Settings.of(setting))
+    mock.patch.object(Attention, "__init__", _watched_init(Attention.__init__)).start()
+    mock.patch.object(MLAAttention, "forward_impl", _counted(MLAAttention.forward_impl)).start()
+
+
+def _begin(settings: Settings) -> ProcessRecording:
+    recording = _recordings[os.getpid()] = ProcessRecording(settings)
+    LOG.info("attn-parity records calls of attention in %s", recording.recording.folder)
+    atexit.register(_end, recording)
+    return recording
+
+
+def _end(recording: ProcessRecording) -> None:
+    if recording.pid != os.getpid():
+        return
+    recording.save()
+    if recording.layers and not recording.recording.judged:
+        LOG.warning("attn-parity: no call of attention was judged: see %s", recording.recording.folder)
+
+
+def current() -> ProcessRecording:
+    """The recording of this process."""
+    return _recordings.get(os.getpid()) or _begin(next(iter(_recordings.values())).settings)
+
+
+def _watched_init(init: Callable[..., None]) -> Callable[..., None]:
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def watched_init(self: Attention, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        given = signature.bind(self, *args, **kwargs)
+        given.apply_defaults()
+        recording = current()
+        for impl in self.impl.get_impl_variants():
+            recording.layers[name_of(impl)] += 1
+            watched = WatchedImpl(impl, given.arguments)
+            impl.forward = watched.forward  # pyright: ignore[reportAttributeAccessIssue]  # an attribute hides the method
+        recording.save()
+
+    return watched_init
+
+
+def _counted(forward_impl: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(forward_impl)
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        recording = current()
+        recording.calls[type(self.impl).__qualname__] += 1
+        if recording.recording.is_due():
+            recording.recording.pass_over("MLA: its keys and values are one latent vector")
+            recording.save()
+        return forward_impl(self, *args, **kwargs)
+
+    return counted
+
+
+class WatchedImpl:
+    """An implementation of attention whose calls are recorded.
+
+    Args:
+        impl: of one layer.
+        given: the arguments of the layer's `Attention`.
+    """
+
+    def __init__(self, impl: Any, given: dict[str, Any]) -> None:
+        self.impl, self.given = impl, given
+        self.name, self.backend = name_of(impl), backend_of(impl)
+        self.original = impl.forward
+
+    def forward(
+        self,
+        layer: Any,
+        query: torch.Tensor,
+        key: torch.Tensor | None,
+        value: torch.Tensor | None,
+        kv_cache: torch.Tensor,
+        attn_metadata: Any,
+        output: torch.Tensor,
+        output_scale: torch.Tensor | None = None,
+        output_block_scale: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What the implementation computes. The arguments are copied before the implementation may write them."""
+        arguments = (layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale)
+        if attn_metadata is None:  # vLLM measures memory, and nothing is computed
+            return self.original(*arguments)
+        process = current()
+        process.calls[self.name] += 1
+        is_due = process.recording.is_due()
+        if is_captured := torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            process.recording.pass_over("it was captured in a CUDA graph, and replays of a graph are not seen")
+        if is_captured or not is_due:
+            return self.original(*arguments)
+        before = _guarded(process, self._before, arguments)
+        try:
+            result = self.original(*arguments)
+            if before is not None:
+                _guarded(process, self._judge, process, before, arguments)
+        except BaseException as error:
+            if before is not None:
+                process.recording.pass_over(f"the call raised {type(error).__name__}")
+            raise
+        finally:
+            process.save()
+        return result
+
+    def _before(self, arguments: tuple[Any, ...]) -> "_Before":
+        layer, query, key, value, kv_cache, metadata, _, output_scale, output_block_scale = arguments
+        backend = self.backend
+        if backend is None:
+            raise NotJudgedError(f"{class_of(self.impl).__qualname__} is no backend that the recording knows")
+        _refuse(self.impl, query, output_block_scale, backend)
+        contract_layer = self._layer(layer, output_scale, backend)
+        batch = batch_of(backend, metadata, contract_layer)
+        reads_new = key is not None and not backend.quantizes_new_tokens
+        choice = choose(
+            batch,
+            contract_layer,
+            current().recording.judged,
+            decodes_only=reads_new and contract_layer.kv_cache_dtype is not None,
+        )
+        excerpt = Excerpt(contract_layer, batch, choice, query, key, value)
+        rounding = backend.rounding(metadata, excerpt.max_seq_len)
+        # vLLM's cross-attention writes the encoder's keys inside the call
+        call = None if layer.attn_backend.forward_includes_kv_cache_update else excerpt.call(kv_cache)
+        return _Before(excerpt, call, rounding)
+
+    def _judge(self, process: ProcessRecording, before: "_Before", arguments: tuple[Any, ...]) -> None:
+        layer, kv_cache, output = arguments[0], arguments[4], arguments[6]
+        record = process.recording
+        call = before.call or before.excerpt.call(kv_cache)
+        wrong = record.wrong
+        function = f"{self.name} {layer.layer_name}"
+        record.judge(call, before.excerpt.output(output), function=function, rounding=before.rounding)
+        if record.wrong > wrong:
+            LOG.error("attn-parity: call %d of %s is wrong: see %s", record.calls - 1, function, record.folder)
+
+    def _layer(self, layer: Any, output_scale: torch.Tensor | None, backend: Backend) -> Layer:
+        """What the model asked for, with tensors on the CPU. Scales are those of now: checkpoints bring them late."""
+        given = self.given["extra_impl_args"]
+        extra = {name: value for name, value in given.items() if name not in _OFF or value != _OFF[name]}
+        if layer.use_alibi_sqrt:
+            extra["use_alibi_sqrt"] = True
+        if layer.head_size_v != layer.head_size:
+            raise NotJudgedError("V of another width than K")
+        if extra.get("sinks") is not None:
+            extra["sinks"] = extra["sinks"].detach().cpu()
+        asked = layer_of(
+            num_heads=layer.num_heads,
+            head_size=layer.head_size,
+            scale=self.given["scale"],
+            num_kv_heads=layer.num_kv_heads,
+            alibi_slopes=self.given["alibi_slopes"],
+            sliding_window=layer.sliding_window,
+            kv_cache_dtype=layer.kv_cache_dtype,
+            logits_soft_cap=self.given["logits_soft_cap"],
+            attn_type=layer.attn_type,
+            **extra,
+        )
+        changes: dict[str, Any] = {}
+        if asked.layout is not None:
+            stored = cache_format(layer.kv_cache_dtype)
+            changes = {"kv_cache_dtype": stored.quantized, "layout": backend.pages(self.impl) or asked.layout}
+            if stored.scales == "tensor":
+                changes |= {"k_scale": layer._k_scale.detach().cpu(), "v_scale": layer._v_scale.detach().cpu()}
+        if output_scale is not None:
+            changes["output_scale"] = output_scale.detach().cpu()
+        if asked.attn_type is AttentionType.DECODER and layer.mm_prefix_clamp_sliding_window:
+            changes["ranges_clamped"] = True
+        return dataclasses.replace(asked, **changes) if changes else asked
+
+
+@dataclasses.dataclass(frozen=True)
+class _Before:
+    """What is copied before the call; `call` is None if the cache is written inside the call."""
+
+    excerpt: Excerpt
+    call: Any
+    rounding: Any
+
+
+def _refuse(impl: Any, query: torch.Tensor, output_block_scale: torch.Tensor | None, backend: Backend) -> None:
+    """Refuse what is not in the metadata.
+
+    Raises:
+        NotJudgedError: with the reason.
+    """
+    if query.element_size() == 1:
+        raise NotJudgedError("a quantized query: the judge bounds the roundings of no kernel that multiplies float8")
+    if output_block_scale is not None:
+        raise NotJudgedError("an output in blocks with scales of their own")
+    if impl.total_cp_world_size > 1:
+        raise NotJudgedError("context parallelism: a process sees a part of the keys")
+    if query.dtype == torch.float32 and query.is_cuda and not backend.is_ours:
+        raise NotJudgedError("float32 on a GPU: its products may be TF32, which no bound describes")
+
+
+def _guarded(process: ProcessRecording, function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's result; None if a reason or an error kept it, which is counted. A recording never ends a server."""
+    try:
+        with torch.no_grad(), torch.device("cpu"):
+            return function(*arguments)
+    except (NotJudgedError, ContractError, UnsupportedError) as reason:
+        process.recording.pass_over(str(reason))
+    except Exception as error:
+        process.recording.pass_over(f"{type(error).__name__}: {error}")
+    return None

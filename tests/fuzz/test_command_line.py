@@ -1,0 +1,174 @@
+"""What all commands share: help, completion, defaults of pyproject.toml, the examples, and the number of workers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from attn_parity import COMMANDS, MAINTAINERS, cli, cpus
+from attn_parity.options import MaintainersOption
+
+from tests.pages import ROOT
+
+PROGRAM = "import sys; sys.argv[0] = 'attn-parity'; from attn_parity import main; main()"
+
+
+def test_help_has_a_section_for_maintainers(attn_parity):
+    users, maintainers = attn_parity("--help").out.split("Commands for maintainers of attn-parity:")
+    for name in COMMANDS:
+        assert (f"\n  {name} " in maintainers) == (name in MAINTAINERS)
+        assert (f"\n  {name} " in users) == (name not in MAINTAINERS)
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"), [("zoo", ("--write", "--rewrite", "--check", "--page")), ("compile", ("--write",))]
+)
+def test_options_for_maintainers_are_apart(name, theirs, attn_parity):
+    users, maintainers = attn_parity(name, "--help").out.split("Options for maintainers of attn-parity:")
+    assert all(f"\n  {option} " in maintainers and f"\n  {option} " not in users for option in theirs)
+    assert "\n  --only " in users
+
+
+def test_who_writes_the_projects_pages_is_for_maintainers():
+    """An option of that name elsewhere is to join the section, unless the command is in it."""
+    for name in COMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        for option in command.params:
+            if {"--write", "--rewrite", "--check", "--page"} & {*option.opts}:
+                assert name in MAINTAINERS or isinstance(option, MaintainersOption), (name, option.opts)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_gets_its_completion(shell):
+    ended = run({"_ATTN_PARITY_COMPLETE": f"{shell}_source"})
+    assert "attn-parity" in ended.stdout
+    assert ended.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (["s"], ["show", "select"]),
+        (["compile", "--ma"], ["--main"]),
+        (["--ver"], ["--version"]),
+        (["select", "--dtype", "b"], ["bfloat16"]),
+    ],
+)
+def test_words_are_completed(words, completed):
+    line = " ".join(["attn-parity", *words])
+    ended = run({"_ATTN_PARITY_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(words))})
+    assert [word.split(",")[1] for word in ended.stdout.split()] == completed
+
+
+def run(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", PROGRAM], env={**os.environ, **environment}, capture_output=True, text=True)
+
+
+@pytest.fixture
+def pyproject(tmp_path):
+    """Writes pyproject.toml into the folder in which `attn_parity` runs commands."""
+    return (tmp_path / "pyproject.toml").write_text
+
+
+def test_defaults_come_from_pyproject(pyproject, attn_parity):
+    pyproject("[tool.attn-parity.select]\nheads = 8\nhead-size = 64\narch = 'gfx942'\nsinks = true\nwindow = [127, 0]\n")
+    ended = attn_parity("select", "--aiter", "none")
+    assert ended.code == 0
+    assert ended.out.startswith("one layer on gfx942")
+    assert "sinks" in ended.out
+    told = "heads = 8, head-size = 64, arch = 'gfx942', sinks = True, window = [127, 0]"
+    assert ended.err.splitlines()[0] == f"defaults of pyproject.toml: {told}"
+
+
+def test_the_command_line_wins_over_defaults(pyproject, attn_parity):
+    pyproject("[tool.attn-parity.select]\nheads = 8\nhead-size = 64\narch = 'gfx942'\n")
+    assert attn_parity("select", "--arch", "sm90", "--aiter", "none").out.startswith("one layer on sm90")
+
+
+def test_another_tools_pyproject_changes_nothing(pyproject, attn_parity):
+    pyproject("[tool.ruff]\nline-length = 9\n")
+    assert attn_parity("select", "--heads", 8, "--head-size", 64, "--arch", "sm90", "--aiter", "none").err == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[tool.attn-parity.fuss]\nseed = 1", "[tool.attn-parity.fuss]: expected one of fuzz, replay"),
+        ("[tool.attn-parity]\nseed = 1", "[tool.attn-parity]: expected a table for each command"),
+        ("tool.attn-parity = 1", "[tool.attn-parity]: expected a table for each command"),
+        ("[tool.attn-parity.targets]\ndevise = 'cpu'", "[tool.attn-parity.targets] devise: expected one of device"),
+        ("[tool.attn-parity.targets]\ndevice = 'tpu'", "[tool.attn-parity.targets] device: 'tpu' is not one of"),
+        ("[tool.attn-parity.targets]\ndevice = ['cpu']", "[tool.attn-parity.targets] device: got ['cpu'], expected a string"),
+        ("[tool.attn-parity.targets]\ndevice = true", "[tool.attn-parity.targets] device: got True, expected a string"),
+        ("[tool.attn-parity.targets\n", "pyproject.toml"),
+    ],
+)
+def test_what_is_no_default_is_refused(text, told, pyproject, attn_parity):
+    pyproject(text)
+    ended = attn_parity("targets")
+    assert ended.code == 2
+    assert told in ended.err
+    assert len(ended.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("heads = 2.5", "heads: '2.5' is not a valid integer."),
+        ("sinks = 1", "sinks: got 1, expected true or false"),
+        ("window = 5", "window: got 5, expected a list"),
+        ("window = [5]", "window: "),
+        ("backend = 'TRITON_ATTN'", "backend: got 'TRITON_ATTN', expected a list"),
+    ],
+)
+def test_a_value_that_the_option_does_not_take_is_refused(option, told, pyproject, attn_parity):
+    pyproject(f"[tool.attn-parity.select]\n{option}\n")
+    ended = attn_parity("select", "--heads", 8, "--head-size", 64)
+    assert ended.code == 2
+    assert ended.err.startswith(f"attn-parity: pyproject.toml: [tool.attn-parity.select] {told}")
+
+
+def test_the_examples_are_written_once(attn_parity, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert attn_parity("examples").code == 0
+    written = {path.relative_to("examples") for path in Path("examples").rglob("*") if path.is_file()}
+    there = {path.relative_to(ROOT / "examples") for path in (ROOT / "examples").rglob("*") if path.is_file()}
+    assert written == {path for path in there if "__pycache__" not in path.parts}
+    again = attn_parity("examples")
+    assert (again.code, again.err.splitlines()) == (
+        2,
+        ["attn-parity: examples/" + min(map(str, written)) + " exists already, and is not written over"],
+    )
+
+
+def group(folder: Path, cpu_max: dict[str, str], own: str) -> float:
+    for name, text in cpu_max.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name / "cpu.max").write_text(text)
+    (folder / "cgroup").write_text(own)
+    return cpus.quota(folder, folder / "cgroup")
+
+
+@pytest.mark.parametrize(
+    ("cpu_max", "own", "expected"),
+    [
+        ({"": "150000 100000\n"}, "0::/\n", 1.5),  # a container, which sees its own group as the root
+        ({"a": "400000 100000\n", "a/b": "max 100000\n"}, "0::/a/b\n", 4.0),  # a group above has the quota
+        ({"a": "max 100000\n"}, "0::/a\n", float("inf")),
+        ({"": "200000 100000\n"}, "0::/somewhere/else\n", 2.0),  # the path is of another namespace
+        ({"": "200000 100000\n"}, "4:cpu:/v1\n", 2.0),
+        ({}, "", float("inf")),
+    ],
+)
+def test_the_quota_of_a_control_group(cpu_max, own, expected, tmp_path):
+    assert group(tmp_path, cpu_max, own) == expected
+
+
+def test_workers_are_the_cpus_that_the_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
+    for quota, workers in ((float("inf"), 6), (1.5, 2), (0.1, 1), (64.0, 6)):
+        monkeypatch.setattr(cpus, "quota", lambda quota=quota: quota)
+        assert cpus.usable_cpus() == workers

@@ -1,0 +1,101 @@
+"""What `--json` writes has the fields of its published schema, and no others."""
+
+import copy
+import json
+from typing import Any
+
+import jsonschema
+import pytest
+from attn_parity import matrix
+from attn_parity.doctor import sections
+
+from tests.pages import PAGES, ROOT
+
+FOLDER = ROOT / "docs" / "generated" / "schemas"
+
+
+def closed(schema: Any) -> Any:
+    """The schema without leave for fields that it does not name: what is written is to be described."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {name: closed(item) for name, item in schema.items()}
+    if found.get("type") == "object" and "properties" in found:
+        found["additionalProperties"] = False
+    return found
+
+
+def check(name: str, text: str) -> Any:
+    """What a command wrote, if it is as its schema says."""
+    result = json.loads(text)
+    jsonschema.validate(result, closed(json.loads((FOLDER / f"{name}.json").read_text())))
+    return result
+
+
+def test_a_run_with_a_failure(attn_parity, tmp_path):
+    arguments = ("--target", "planted:ONE_KEY_SHORT", "--examples", 20, "--seed", 1, "--workers", 1, "--corpus", "none")
+    assert attn_parity("fuzz", *arguments, "--json", "run.json").code == 1
+    assert check("fuzz", (tmp_path / "run.json").read_text())["failures"]
+
+
+def test_a_run_with_nan(attn_parity, tmp_path):
+    arguments = ("--target", "planted:NAN", "--examples", 5, "--seed", 1, "--workers", 1, "--corpus", "none")
+    assert attn_parity("fuzz", *arguments, "--json", "run.json").code == 1
+    check("fuzz", (tmp_path / "run.json").read_text())
+
+
+def test_the_zoo(attn_parity, tmp_path):
+    arguments = ("--only", "cap-after-mask", "--examples", 20, "--workers", 1)
+    assert attn_parity("zoo", *arguments, "--json", "zoo.json").code in (0, 1)
+    check("zoo", (tmp_path / "zoo.json").read_text())
+
+
+@pytest.mark.parametrize(("name", "page"), [("zoo", "zoo"), ("mutate", "mutants")])
+def test_the_results_beside_the_pages(name, page):
+    assert check(name, (ROOT / "docs" / "generated" / f"{page}.json").read_text())["mutants"]
+
+
+def test_the_matrix(attn_parity, tmp_path, monkeypatch):
+    monkeypatch.setattr(matrix, "PROFILES", {"ci": 20, "nightly": 20})
+    assert attn_parity("matrix", "--only", "coverage", "--page", "coverage.md", "--json", "matrix.json").code == 1
+    assert check("matrix", (tmp_path / "matrix.json").read_text())["wrong"]
+
+
+def test_binaries_and_executions(attn_parity, tmp_path):
+    assert attn_parity("compile", "--arch", "gfx942", "--only", "merge", "--run", "--json", "here.json").code == 0
+    result = check("compile", (tmp_path / "here.json").read_text())
+    assert result["binaries"]
+    assert result["executions"]
+
+
+@pytest.mark.parametrize(
+    ("file", "code"), [("gpt-oss-120b", 0), ("whisper.json", 0), ("gemma-3.json", 0), ("dflash.json", 0), ("deepseek-v3", 1)]
+)
+def test_a_selection(file, code, attn_parity, tmp_path):
+    options = ("--arch", "gfx942", "--aiter", "2026-08", "--json", "selected.json")
+    assert attn_parity("select", ROOT / "examples" / "models" / file, *options).code == code
+    check("select", (tmp_path / "selected.json").read_text())
+
+
+def test_the_report_on_a_machine(attn_parity, tmp_path, monkeypatch):
+    work = {"machine": lambda: sections.machine("cpu"), "broken": lambda: 1 / 0}
+    monkeypatch.setattr(sections, "sections", lambda device, **options: iter(work.items()))
+    assert attn_parity("doctor", "--full", "--json", "here.json").code == 1
+    assert len(check("doctor", (tmp_path / "here.json").read_text())["sections"]) == 2
+
+
+def test_a_field_too_many_or_too_few_is_found():
+    kept = json.loads((ROOT / "docs" / "generated" / "zoo.json").read_text())
+    for change in ({"more": 1}, {"device": 1}, {"schema": "attn-parity.zoo/0"}):
+        with pytest.raises(jsonschema.ValidationError):
+            check("zoo", json.dumps({**kept, **change}))
+    less = copy.copy(kept)
+    del less["mutants"]
+    with pytest.raises(jsonschema.ValidationError):
+        check("zoo", json.dumps(less))
+
+
+def test_every_schema_is_linked():
+    page = PAGES["docs/reference/json-schemas.md"]
+    assert all(f"](../generated/schemas/{path.name})" in page for path in FOLDER.iterdir())
