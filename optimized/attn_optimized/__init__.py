@@ -2,6 +2,12 @@
 
 import sys
 
+try:
+    import triton  # noqa: F401
+except ModuleNotFoundError as error:
+    reason = "attn_optimized needs triton: pip install 'attn-parity[cpu]', or a torch build for GPUs, which brings it"
+    raise ModuleNotFoundError(reason, name=error.name) from error
+
 from attn_contract import ops
 
 from attn_optimized.attention import paged_attention, plan_of, varlen_attention

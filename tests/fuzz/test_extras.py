@@ -50,8 +50,8 @@ ARGUMENTS = {
     "select": ["--heads", "8", "--head-size", "64"],
 }
 """What a command must be given."""
-NO_EXTRA = ("triton", "vllm")
-"""vLLM is no extra, and attn_optimized imports Triton without a word of the extra."""
+NO_EXTRA = ("vllm",)
+"""vLLM is no extra."""
 
 
 def blocked(modules: tuple[str, ...], program: str, *arguments: str) -> subprocess.CompletedProcess[str]:

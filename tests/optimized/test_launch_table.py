@@ -1,11 +1,13 @@
 """The tables of launch parameters have an entry for every call, and each says where it is from."""
 
 import itertools
+import json
 from typing import get_args
 
 import pytest
 from attn_contract import ContractError
-from attn_optimized.launch.table import Parameters, Phase, architectures, entries, parameters_for, table_of
+from attn_optimized.launch import table
+from attn_optimized.launch.table import Entry, Parameters, Phase, architectures, entries, parameters_for, table_of
 
 ARCHITECTURES = ("sm80", "sm90", "sm100", "gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1250", "gfx1301")
 PHASES = get_args(Phase)
@@ -81,3 +83,56 @@ def test_every_architecture_that_is_known_has_a_table():
     for architecture in architectures():
         assert entries(architecture)
         assert table_of(architecture) in architectures()
+
+
+ENTRY = {"phase": "decode", "itemsize": 2, "most_block_d": 64, "quantized": False, "source": "derived: for this test"}
+PARAMETERS = {"block_m": 16, "block_n": 64, "num_warps": 4, "num_stages": 2}
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """Entries of sm90, of a file with the given text."""
+    monkeypatch.setattr(table, "FOLDER", tmp_path)
+
+    def read(text: str):
+        (tmp_path / "sm90.json").write_text(text)
+        entries.cache_clear()
+        return entries("sm90")
+
+    yield read
+    entries.cache_clear()
+
+
+def document(**changed) -> str:
+    return json.dumps({"schema": table.SCHEMA, "entries": [{**ENTRY, "parameters": PARAMETERS, **changed}]})
+
+
+def test_a_table_is_read(written):
+    assert written(document()) == (Entry(**ENTRY, parameters=Parameters(**PARAMETERS)),)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[" * 100_000, "sm90.json: got maximum recursion depth exceeded"),
+        ("{", "sm90.json: got Expecting property name"),
+        ("[]", "sm90.json: got another document, expected schema attn-parity.launch-table/1 and a list of entries"),
+        (document().replace("table/1", "table/2"), "sm90.json: got another document"),
+        (
+            document().replace('"itemsize": 2', '"itemsize": 2, "itemsize": 4'),
+            "sm90.json: got a key twice among phase",
+        ),
+        (document(phase="decod"), "sm90.json: entry 0: phase: got 'decod', expected one of decode, mixed"),
+        (document(itemsize="2"), "sm90.json: entry 0: itemsize: got '2', expected an int"),
+        (document(quantized=1), "sm90.json: entry 0: quantized: got 1, expected true or false"),
+        (document(source=None), "sm90.json: entry 0: source: got None"),
+        (document(parameters={**PARAMETERS, "block_n": 48}), "sm90.json: entry 0: parameters.block_n: got 48"),
+        (document(parameters={**PARAMETERS, "blok_n": 64}), "sm90.json: entry 0: got .*blok_n"),
+        (document(parameters=[]), "sm90.json: entry 0: got .*mapping"),
+        (json.dumps({"schema": table.SCHEMA, "entries": [{"phase": "decode"}]}), "sm90.json: entry 0: got 'parameters'"),
+        (json.dumps({"schema": table.SCHEMA, "entries": [None]}), "sm90.json: entry 0: got"),
+    ],
+)
+def test_another_document_is_refused_with_the_place(written, text, words):
+    with pytest.raises(ContractError, match=f"^{words}"):
+        written(text)

@@ -10,10 +10,10 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from attn_contract import ContractError
-from attn_contract.arguments import check_int
+from attn_contract.arguments import check_int, check_type
 
 FOLDER = Path(__file__).parent
 SCHEMA = "attn-parity.launch-table/1"
@@ -86,6 +86,9 @@ class Entry:
         quantized: whether the cache's elements are of one byte.
         parameters: see Parameters.
         source: "measured: ..." with machine and date, or "derived: ..." with from what.
+
+    Raises:
+        ContractError: a field is none of these.
     """
 
     phase: Phase
@@ -94,6 +97,14 @@ class Entry:
     quantized: bool
     parameters: Parameters
     source: str
+
+    def __post_init__(self) -> None:
+        if self.phase not in get_args(Phase):
+            raise ContractError("phase", repr(self.phase), f"one of {', '.join(get_args(Phase))}")
+        for name in ("itemsize", "most_block_d"):
+            check_int(name, getattr(self, name), minimum=1)
+        check_type("quantized", self.quantized, bool, "true or false")
+        check_type("source", self.source, str, "where the parameters are from, in words")
 
 
 def parameters_for(architecture: str, *, phase: Phase, itemsize: int, block_d: int, quantized: bool) -> Parameters:
@@ -107,9 +118,19 @@ def parameters_for(architecture: str, *, phase: Phase, itemsize: int, block_d: i
 
 @lru_cache
 def entries(architecture: str) -> tuple[Entry, ...]:
-    """All entries of the table that an architecture's calls are launched by."""
+    """All entries of the table that an architecture's calls are launched by.
+
+    Raises:
+        ContractError: the file is no table; the message names the file, the entry by its number from 0, and the field.
+    """
     path = FOLDER / f"{table_of(architecture)}.json"
-    return tuple(_entry(entry) for entry in json.loads(path.read_text(encoding="utf-8"))["entries"])
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise ContractError(path.name, str(error), "a table of launch parameters, as JSON") from None
+    if not isinstance(table, dict) or table.get("schema") != SCHEMA or not isinstance(table.get("entries"), list):
+        raise ContractError(path.name, "another document", f"schema {SCHEMA} and a list of entries")
+    return tuple(_entry(f"{path.name}: entry {number}", fields) for number, fields in enumerate(table["entries"]))
 
 
 def architectures() -> tuple[str, ...]:
@@ -129,5 +150,18 @@ def table_of(architecture: str) -> str:
     return next(name for name in names if name and (FOLDER / f"{name}.json").is_file())
 
 
-def _entry(fields: dict[str, Any]) -> Entry:
-    return Entry(**{**fields, "parameters": Parameters(**fields["parameters"])})
+def _entry(place: str, fields: Any) -> Entry:
+    try:
+        return Entry(**{**fields, "parameters": Parameters(**fields["parameters"])})
+    except (TypeError, KeyError) as error:
+        raise ContractError(place, str(error), "the fields of Entry and of Parameters, each once") from None
+    except ContractError as error:
+        raise ContractError(f"{place}: {error.argument}", error.got, error.expected) from None
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """json's own dict keeps the last of two values of one key, without a word."""
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError(f"a key twice among {', '.join(name for name, _ in pairs)}")
+    return fields
