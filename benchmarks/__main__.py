@@ -36,6 +36,9 @@ cli.add_command(emulation)
 @cli.command()
 @click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Written after each case.")
 @click.option("--only", multiple=True, help="Cases whose name holds this text; all if not given.")
+@click.option("--drawn", "number", type=click.IntRange(min=1), help="So many cases of drawn models and traffic instead.")
+@click.option("--seed", type=click.IntRange(min=0), help="Of the drawn cases.")
+@click.option("--compilers", type=click.IntRange(min=0), default=0, help="Processes that make each call once beforehand.")
 @click.option("--budget", type=click.FloatRange(min=0, min_open=True), default=360.0, show_default=True, help="Seconds.")
 @click.option("--vllm", type=click.Path(path_type=Path), help="A folder that holds the package `vllm`.")
 @click.option("--aiter", type=click.Path(path_type=Path), help="A folder that holds AMD's package `aiter`.")
@@ -44,6 +47,9 @@ cli.add_command(emulation)
 def speed(
     path: Path | None,
     only: tuple[str, ...],
+    number: int | None,
+    seed: int | None,
+    compilers: int,
     budget: float,
     vllm: Path | None,
     aiter: Path | None,
@@ -57,6 +63,8 @@ def speed(
     on_gpu = torch.cuda.is_available()
     if not on_gpu and not tiny:
         raise click.UsageError("torch sees no GPU here; --tiny interprets tiny cases, whose times have no value")
+    if (number is None) != (seed is None):
+        raise click.UsageError("--drawn and --seed go together: whoever tunes needs another seed than whoever measures")
     if math.isnan(budget):
         raise click.BadParameter("nan is no number of seconds", param_hint="--budget")
     if path is not None and not path.absolute().parent.is_dir():
@@ -68,10 +76,12 @@ def speed(
         install()
     from attn_parity.options import sigterm_interrupts
 
-    from benchmarks.speed import machine, participants, peers, results, run
+    from benchmarks.speed import ahead, machine, participants, peers, results, run
     from benchmarks.speed.cases import CASES
+    from benchmarks.speed.drawn import draw_cases
 
-    chosen = [case for case in CASES if not only or any(text in case.name for text in only)]
+    cases = CASES if number is None or seed is None else draw_cases(number, seed)
+    chosen = [case for case in cases if not only or any(text in case.name for text in only)]
     if not chosen:
         raise click.BadParameter(f"no case has {' or '.join(map(repr, only))} in its name", param_hint="--only")
     device = torch.device("cuda" if on_gpu else "cpu")
@@ -82,6 +92,8 @@ def speed(
         }
     except peers.MissingPeerError as error:
         raise click.ClickException(str(error)) from error
+    if compilers and on_gpu:
+        ahead.compile_ahead(chosen, compilers, vllm=vllm, aiter=aiter, console=console)
     found = results.Run(
         of_value=on_gpu and not tiny,
         machine=torch.cuda.get_device_name() if on_gpu else "CPU",
@@ -135,18 +147,18 @@ def speed(
 @cli.command()
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if the page is not what the files make.")
 def page(check: bool) -> None:
-    """Write docs/generated/performance.md and its pictures from docs/generated/performance/*.json."""
-    from benchmarks.speed import page
+    """Write docs/generated/performance.md, performance-drawn.md and their pictures, from the JSON files beside them."""
+    from benchmarks.speed import drawn_page, page
 
     try:
-        runs = page.read()
+        fixed, drawn = page.read(), drawn_page.read()
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    if not runs:
+    if not fixed and not drawn:
         raise click.UsageError(
             f"{page.FOLDER} holds no JSON file: on a GPU `python -m benchmarks speed --json FILE` writes one"
         )
-    written = page.contents(runs)
+    written = (page.contents(fixed) if fixed else {}) | (drawn_page.contents(drawn) if drawn else {})
     stale = [path for path, text in written.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     if check and stale:
         raise click.ClickException(f"not current: {', '.join(map(str, stale))}; python -m benchmarks page writes them")

@@ -32,6 +32,7 @@ class Attention:
     Attributes:
         itemsize: bytes of an element of q, and of a cache that is not float8: 2 of bfloat16, 4 of float32.
         common_prefix_len: leading keys that all requests have in the same blocks; cascade attention reads them once.
+        traffic: of a drawn case, a key of `traffic.TRAFFIC`.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Attention:
     float8_cache: bool = False
     common_prefix_len: int = 0
     reach: Reach | None = None
+    traffic: str | None = None
 
     @property
     def causal(self) -> bool:
@@ -125,6 +127,7 @@ class RowOp:
     layout: Layout = Layout.BLOCKS_FIRST_NHD
     float8_cache: bool = False
     reach: Reach | None = None
+    traffic: None = None
 
     @property
     def flops(self) -> float:

@@ -31,12 +31,15 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     calls: int | None = None
 
 
-class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
+class CaseResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`traffic`: of a drawn case, what kind of step it is."""
+
     name: str
     flops: float
     bytes: float
     floor_ms: float
     results: dict[str, Result]
+    traffic: str | None = None
 
 
 class Run(msgspec.Struct, kw_only=True):

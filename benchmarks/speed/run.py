@@ -111,7 +111,7 @@ def measured(
     times = side_by_side(list(loops.values()), seconds=seconds, rounds=sizes.rounds)
     for (name, loop), spread in zip(loops.items(), times, strict=True):
         found[name] = Result(verdict="measured", error=found[name].error, time=spread, calls=loop.calls)
-    return CaseResult(name=case.name, flops=flops, bytes=moved, floor_ms=floor, results=found)
+    return CaseResult(name=case.name, flops=flops, bytes=moved, floor_ms=floor, results=found, traffic=case.traffic)
 
 
 def problem_of(case: Case, participants: Sequence[Participant], device: torch.device, count: int) -> Problem:
