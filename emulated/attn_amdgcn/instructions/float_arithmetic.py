@@ -116,8 +116,8 @@ def ldexp64(a, exponent):
 @vector("v_frexp_mant_f16", "f16 = f16")
 @vector("v_frexp_mant_f64", "f64 = f64")
 def frexp_mant(a):
-    """In [0.5, 1); infinities and NaN as they are."""
-    return np.frexp(a)[0]
+    """In [0.5, 1); infinities and NaN as they are: some C libraries' frexp sets the quiet bit of a NaN."""
+    return np.where(np.isfinite(a), np.frexp(a)[0], a)
 
 
 @vector("v_frexp_exp_i32_f32", "i32 = f32")
