@@ -62,7 +62,8 @@ class Batch:
             which queries and keys see each other both ways (the images of a multimodal prompt). A range with `last < first` is
             empty. DECODER only.
         qq_bias: [Q, Q] float32: element (i, j) is added to the logit of query i and the key of query j of the same request, as
-            in tree drafts; -inf hides the key. Q is at least max_query_len. DECODER only.
+            in tree drafts; -inf hides the key, and a finite bias is at most 2^126 in magnitude. Q is at least max_query_len.
+            DECODER only.
 
     Raises:
         ContractError: a field has another type, shape, dtype or stride, or contradicts another one.

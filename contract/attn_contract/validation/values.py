@@ -9,6 +9,10 @@ from attn_contract.errors import ContractError
 from attn_contract.kv_cache_view import KVCacheView
 from attn_contract.layer import Layer
 
+LARGEST_LOGIT = 2.0**126
+"""Of a finite sink or bias, in magnitude. A softmax in base 2 multiplies logits by log2(e), and float32 ends at 2^128: beyond
+it, an infinity would stand for a finite logit. -inf, and not a very negative number, is what hides a key."""
+
 
 def check_lengths(batch: Batch, names: tuple[str, str] = ("query_start_loc", "seq_lens")) -> torch.Tensor:
     """Check query_start_loc and seq_lens against each other and against the bounds of the batch.
@@ -94,7 +98,7 @@ def check_positions(positions: torch.Tensor, num_rows: int) -> None:
 
 
 def check_logit_values(layer: Layer, batch: Batch) -> None:
-    """Check alibi_slopes, sinks and qq_bias: they are finite numbers, or -inf where it hides a key or a sink."""
+    """Check alibi_slopes, sinks and qq_bias: finite numbers, sinks and biases up to LARGEST_LOGIT, or -inf, which hides."""
     if layer.alibi_slopes is not None:
         slopes = layer.alibi_slopes.cpu()
         if len(wrong := (~slopes.isfinite()).nonzero()):
@@ -102,14 +106,20 @@ def check_logit_values(layer: Layer, batch: Batch) -> None:
             raise ContractError(f"alibi_slopes[{h}]", float(slopes[h]), "a finite number")
     if layer.sinks is not None:
         sinks = layer.sinks.float().cpu()
-        if len(wrong := (sinks.isnan() | (sinks == torch.inf)).nonzero()):
+        if len(wrong := _no_logit(sinks).nonzero()):
             h = int(wrong[0])
-            raise ContractError(f"sinks[{h}]", float(sinks[h]), "a finite logit or -inf (no sink)")
+            raise ContractError(
+                f"sinks[{h}]", float(sinks[h]), f"a logit of at most {LARGEST_LOGIT:.2g} in magnitude, or -inf (no sink)"
+            )
     if batch.qq_bias is not None:
         bias = batch.qq_bias.cpu()
-        if len(wrong := (bias.isnan() | (bias == torch.inf)).nonzero()):
+        if len(wrong := _no_logit(bias).nonzero()):
             i, j = wrong[0].tolist()
-            raise ContractError(f"qq_bias[{i}, {j}]", float(bias[i, j]), "a finite number or -inf (hidden)")
+            raise ContractError(
+                f"qq_bias[{i}, {j}]",
+                float(bias[i, j]),
+                f"a number of at most {LARGEST_LOGIT:.2g} in magnitude, or -inf (hidden)",
+            )
 
 
 def check_scale_values(tensors: Mapping[str, torch.Tensor]) -> None:
@@ -120,3 +130,8 @@ def check_scale_values(tensors: Mapping[str, torch.Tensor]) -> None:
             if len(wrong := (~scale.isfinite() | (scale <= 0)).nonzero()):
                 i = int(wrong[0])
                 raise ContractError(f"{name}[{i}]", float(scale[i]), "a positive finite number")
+
+
+def _no_logit(values: torch.Tensor) -> torch.Tensor:
+    """Where they are neither -inf nor of at most LARGEST_LOGIT in magnitude. NaN is not."""
+    return ~((values.abs() <= LARGEST_LOGIT) | (values == -torch.inf))
