@@ -24,7 +24,9 @@ from attn_fuzz.verdict.rounding import Rounding
 
 REQUIREMENT = "amd-aiter==0.1.7.post2.dev18"
 FILES = ("ops/triton/pa_decode.py", "ops/triton/pa_prefill.py", "ops/triton/_triton_kernels/", "ops/triton/utils/")
-_ENGINE = dataclasses.replace(VLLM, empty_requests=False, writes=(True,), unwritten=False, unowned_rows=(0,))
+_ENGINE = dataclasses.replace(
+    VLLM, signed_slopes=False, empty_requests=False, writes=(True,), unwritten=False, unowned_rows=(0,)
+)
 
 
 @functools.cache
@@ -114,11 +116,7 @@ def _prefill_support(device: str) -> Support:
         rules=("window", "alibi_slopes"),
         head_sizes=(32, 64, 80, 96, 128),
         block_sizes=(16, 32, 48, 80),
-        exclude=lambda case: (
-            "ALiBi with a window or with negative slopes"
-            if case.alibi_slopes and (case.window != (-1, -1) or case.signed_slopes)
-            else None
-        ),
+        exclude=lambda case: "ALiBi with a window" if case.alibi_slopes and case.window != (-1, -1) else None,
         tile_sizes=(32, 64),
     )
 
@@ -130,7 +128,7 @@ def _missing(device: str) -> str | None:
 AITER_PAGED_DECODE = Target(
     name="aiter-paged-decode",
     description="AITER's Triton pa_decode: each query as a request of its own",
-    attention=_decode,
+    attention=foreign.with_nan_in_new_memory(_decode),
     support=_decode_support,
     rounding=lambda device: Rounding(
         keys_per_tile=64, dot_is_chained=device != "cpu", splits=8, rounds_dequantized=True, merged_parts=3
@@ -142,7 +140,7 @@ AITER_PAGED_DECODE = Target(
 AITER_PAGED_PREFILL = Target(
     name="aiter-paged-prefill",
     description="AITER's Triton pa_prefill, which reads this step's keys from k and v",
-    attention=_prefill,
+    attention=foreign.with_nan_in_new_memory(_prefill),
     support=_prefill_support,
     rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu", rounds_dequantized=True),
     refuses=False,
