@@ -14,7 +14,7 @@ import dataclasses
 import torch
 from attn_contract import AttentionType, Batch, Layer
 from attn_fuzz import foreign, properties
-from attn_fuzz.findings.sglang import TRITON
+from attn_fuzz.findings.sglang import DECODE as DECODE_FINDINGS
 from attn_fuzz.targets.others import sglang_package
 from attn_fuzz.targets.others.sglang_package import slots, window_slots
 from attn_fuzz.targets.target import Support, Target
@@ -132,5 +132,5 @@ SGLANG_DECODE_DETERMINISTIC = Target(
     refuses=False,
     unavailable=sglang_package.missing(*DECODE),
     properties=(properties.batch_composition(),),
-    findings=TRITON,
+    findings=DECODE_FINDINGS,
 )

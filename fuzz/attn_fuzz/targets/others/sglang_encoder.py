@@ -89,7 +89,7 @@ SGLANG_VISION_ATTENTION = Target(
     description="the Triton prefill attention of SGLang 0.5.23, as its vision models call it",
     attention=foreign.with_nan_in_new_memory(_vision),
     support=_vision_support,
-    rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu"),
+    rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu", normalizes_first=True),
     refuses=False,
     unavailable=sglang_package.missing(*PREFILL),
 )

@@ -10,6 +10,7 @@ import dataclasses
 import torch
 from attn_contract import AttentionType
 from attn_fuzz import foreign
+from attn_fuzz.findings.sglang import VERIFY
 from attn_fuzz.targets.others import sglang_package
 from attn_fuzz.targets.others.sglang_package import slots
 from attn_fuzz.targets.target import Support, Target
@@ -74,4 +75,5 @@ SGLANG_VERIFY_SPLITKV = Target(
     unavailable=missing,
     dense_keys=lambda case: [True] * len(case.requests),
     forget=_forget,
+    findings=VERIFY,
 )
