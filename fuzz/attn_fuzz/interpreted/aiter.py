@@ -5,6 +5,7 @@ loads the modules of this kernel alone, and fixed answers replace the two module
 """
 
 import dataclasses
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from attn_fuzz import foreign
@@ -30,6 +31,10 @@ STUBS = {
         "get_arch": lambda: ARCHITECTURE,
         "get_device": lambda: "MI300X",
         "is_fp8_avail": lambda: True,
+    },
+    # where AITER of August 2026 asks for it
+    "aiter.ops.triton._triton_kernels.flash_attn_triton_amd.utils": {
+        "get_arch": lambda: SimpleNamespace(name=ARCHITECTURE, family="cdna", is_rdna=False, is_cdna=True)
     },
 }
 

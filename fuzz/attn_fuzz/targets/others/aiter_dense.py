@@ -107,7 +107,7 @@ def _support(device: str) -> Support:
         head_sizes=(32, 64, 80, 96, 128),
         engine=dataclasses.replace(_GIVES_KEYS, contexts=False, other_scales=False),
         tile_sizes=(32, 128),
-        max_tokens=192,
+        max_tokens=144,
         max_seq_len=256,
     )
 

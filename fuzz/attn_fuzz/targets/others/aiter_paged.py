@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from attn_contract import AttentionType, Layout
 from attn_fuzz import foreign
-from attn_fuzz.findings.aiter import PAGED_DECODE, PAGED_PREFILL
+from attn_fuzz.findings.aiter import CHUNKED_PREFILL, PAGED_DECODE, PAGED_PREFILL
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.others import aiter_package
 from attn_fuzz.targets.target import Support, Target
@@ -140,7 +140,12 @@ def _prefill_support(device: str) -> Support:
 
 
 def _chunked_support(device: str) -> Support:
-    return dataclasses.replace(_prefill_support(device), block_sizes=(16, 32, 64, 128), unused_slots="mostly finite")
+    return dataclasses.replace(
+        _prefill_support(device),
+        block_sizes=(16, 32, 64, 128),
+        engine=dataclasses.replace(_ENGINE, empty_requests=True),
+        unused_slots="mostly finite",
+    )
 
 
 AITER_PAGED_DECODE = Target(
@@ -174,4 +179,5 @@ AITER_CHUNKED_PREFILL = dataclasses.replace(
     support=_chunked_support,
     unavailable=aiter_package.missing(*CHUNKED),
     dense_keys=lambda case: [request.query_len > 1 for request in case.requests],
+    findings=CHUNKED_PREFILL,
 )
