@@ -144,3 +144,4 @@ ENCODER = (
 )
 WRITE: tuple[Finding, ...] = ()
 MERGE: tuple[Finding, ...] = ()
+FLEX: tuple[Finding, ...] = ()
