@@ -137,7 +137,7 @@ def _build(module: ModuleType, batch: Batch, rows: int, num_blocks: int, block_s
         query_start_loc=batch.query_start_loc,
         query_start_loc_cpu=batch.query_start_loc,
         seq_lens=batch.seq_lens,
-        block_table_tensor=batch.block_table + 1,
+        block_table_tensor=_table(batch, pages),
         slot_mapping=None,
         causal=batch.causal,
         rswa_prefix_lens=None,
@@ -145,6 +145,12 @@ def _build(module: ModuleType, batch: Batch, rows: int, num_blocks: int, block_s
         compute_num_computed_tokens=lambda: batch.seq_lens - batch.query_start_loc.diff(),
     )
     return module.FlexAttentionMetadataBuilder.build(builder, 0, common)
+
+
+def _table(batch: Batch, pages: int) -> torch.Tensor:
+    """The block table behind the null block. The engine's has columns for the longest sequence that it allows."""
+    assert batch.block_table is not None
+    return torch.nn.functional.pad(batch.block_table + 1, (0, max(0, pages - batch.block_table.shape[1])))
 
 
 def _ranges(batch: Batch) -> dict[int, Sequence[tuple[int, int]]] | None:
