@@ -60,7 +60,7 @@ def test_they_agree_beyond_what_is_known(name, attn_parity, tmp_path):
     options = ("--examples", 20, "--seed", 5, "--workers", 1, "--corpus", "none", "--json", "run.json")
     run = attn_parity("fuzz", "--target", name, *options)
     assert run.code == 0, run.out
-    assert sum(json.loads((tmp_path / "run.json").read_text())["known"].values()) < 16
+    assert sum(json.loads((tmp_path / "run.json").read_text())["known"].values()) < 20
 
 
 def test_the_complete_target_of_the_guide_runs(attn_parity, tmp_path):
