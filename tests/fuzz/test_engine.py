@@ -21,6 +21,11 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 PLAIN = Engine(
     windows=("left",),
+    one_token_windows=False,
+    signed_slopes=False,
+    mixed_alibi=False,
+    contexts=False,
+    query_lens=("equal",),
     orders=(PhysicalOrder.LBHNC,),
     scale_signs=(1,),
     other_scales=False,
@@ -48,6 +53,7 @@ PLAIN = Engine(
     table_padding=(0,),
     slack=(0,),
 )
+DRAFTS = replace(VLLM, prompts=False, query_lens=("equal",), mixed_alibi=False)
 
 
 def draw(support: Support, examples: int = 150, refuses: bool = False) -> tuple[list[Case], Tally]:
@@ -70,7 +76,7 @@ def anything() -> list[Case]:
     return draw(EVERYTHING, 250)[0]
 
 
-@pytest.mark.parametrize("engine", [VLLM, PLAIN], ids=["VLLM", "PLAIN"])
+@pytest.mark.parametrize("engine", [VLLM, PLAIN, DRAFTS], ids=["VLLM", "PLAIN", "DRAFTS"])
 def test_an_engine_is_drawn_directly(engine):
     found, tally = draw(replace(EVERYTHING, engine=engine))
     assert not tally.rejected, "nothing is drawn and thrown away"
@@ -90,7 +96,7 @@ def test_finite_slots_are_drawn_directly():
 @pytest.mark.parametrize("name", [field.name for field in fields(Engine)])
 def test_every_field_of_an_engine_restricts_something(name, anything):
     """A field that `limit` forgets would let past cases through that the engine never sends."""
-    narrower = replace(Engine(), **{name: getattr(PLAIN, name)})
+    narrower = replace(Engine(), **{name: getattr(PLAIN if name != "prompts" else DRAFTS, name)})
     assert any(narrower.limit(case) for case in anything)
 
 

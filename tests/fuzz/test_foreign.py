@@ -1,5 +1,6 @@
 """Modules of a package load without the package, import what they were given, and leave nothing behind; caches are views."""
 
+import importlib.util
 import subprocess
 import sys
 
@@ -117,3 +118,26 @@ def test_a_layout_of_the_other_kind_is_refused():
         kv_cache, layer, _, _ = _written(layout)
         with pytest.raises(ValueError, match=f"got {layout}"):
             function(kv_cache, layer)
+
+
+def test_new_memory_holds_nan_while_a_function_is_called():
+    made = foreign.with_nan_in_new_memory(
+        lambda like: (
+            torch.empty(2),
+            torch.empty_like(like),
+            like.new_empty(3),
+            torch.empty(2, dtype=torch.int32),
+            torch.zeros(1),
+        )
+    )(torch.zeros(4))
+    assert [bool(tensor.isnan().all()) for tensor in made] == [True, True, True, False, False]
+    assert torch.empty_like(torch.zeros(3)).fill_(1).sum() == 3
+
+
+def test_a_package_elsewhere_is_found_first_and_only_meanwhile(owner):
+    (owner / "__init__.py").write_text("")
+    path = list(sys.path)
+    with foreign.findable("owner"):
+        assert importlib.util.find_spec("owner").origin == str(owner / "__init__.py")
+    assert sys.path == path
+    assert importlib.util.find_spec("owner") is None

@@ -133,6 +133,38 @@ def test_a_cache_that_is_rounded_when_it_is_dequantized_agrees_with_who_declares
     assert kinds == {False: {"agree", "value"}, True: {"agree"}}
 
 
+def test_weights_that_are_divided_before_they_are_rounded_agree_with_who_declares_that():
+    """Small weights of 20 keys become subnormal when they are divided by the denominator, and lose more."""
+
+    def dividing_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+        for request in attn_reference.varlen_requests(q, k, v, layer, batch, torch.float32):
+            logits = torch.einsum("qhd,khd->hqk", request.query.float(), request.key.float()) * layer.scale
+            weights = torch.softmax(logits, dim=-1).to(q.dtype).float()
+            out[request.rows] = (
+                torch.einsum("hqk,khd->qhd", weights, request.value.float()).to(q.dtype).view(out[request.rows].shape)
+            )
+
+    case = Case(
+        target="dividing",
+        attn_type=AttentionType.ENCODER,
+        dtype="float16",
+        head_size=32,
+        requests=(Request(query_len=20, seq_len=20),),
+        flat_out=True,
+        dense_out=True,
+        values=Values("one_hot"),
+    )
+    for declared, kind in ((False, "value"), (True, "agree")):
+        target = Target(
+            name="dividing",
+            description="",
+            attention=dividing_attention,
+            support=lambda device: EVERYTHING,
+            rounding=lambda device, declared=declared: Rounding(keys_per_tile=64, normalizes_first=declared),
+        )
+        assert try_case(case, target, "cpu").kind == kind
+
+
 def test_an_output_past_the_range_is_the_largest_number_and_no_other(step_case):
     case = replace(valued(step_case, "one_hot", "float16"), output_dtype="fp8_e4m3fnuz")
     step = answered(case)

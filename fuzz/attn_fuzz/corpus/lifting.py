@@ -49,21 +49,28 @@ def _with_dtype(case: Case, support: Support) -> Case:
 
 
 def _with_causality(case: Case, support: Support) -> Case:
-    if not case.non_causal or "non_causal" in support.rules:
+    may_stay = "non_causal" in support.rules and (support.engine.mixed_alibi or not case.alibi_slopes)
+    if not case.non_causal or may_stay:
         return case
     requests = tuple(replace(request, causal=True) for request in case.requests)
     return replace(case, requests=requests, per_request_causal=False)
 
 
 def _with_lengths(case: Case, support: Support) -> Case:
-    """Lengths that the engine sends: enough keys for the queries, and no empty request or batch."""
+    """Lengths that the engine sends: enough keys for the queries, and no empty request or batch, no context, equal queries."""
     engine, dense = support.engine, case.cache is None
     least = 0 if engine.empty_requests else 1
     requests = [replace(r, query_len=max(r.query_len, least), seq_len=max(r.seq_len, least)) for r in case.requests]
     if requests and not engine.empty_batches and not any(request.query_len for request in requests):
         requests[0] = replace(requests[0], query_len=1, seq_len=1 if dense else max(1, requests[0].seq_len))
-    if case.attn_type is AttentionType.DECODER and not engine.more_queries_than_keys:
-        requests = [replace(request, seq_len=max(request.seq_len, request.query_len)) for request in requests]
+    if "any" not in engine.query_lens and requests and not dense:
+        length = requests[0].query_len if "equal" in engine.query_lens else 1
+        requests = [replace(request, query_len=length) for request in requests]
+    if case.attn_type is AttentionType.DECODER and not engine.contexts:
+        requests = [replace(request, seq_len=min(request.seq_len, request.query_len)) for request in requests]
+    if case.attn_type is AttentionType.DECODER and not (engine.more_queries_than_keys and engine.prompts):
+        context = 0 if engine.prompts else 1
+        requests = [replace(request, seq_len=max(request.seq_len, request.query_len + context)) for request in requests]
     if tuple(requests) == case.requests:
         return case
     case = replace(case, requests=tuple(requests))

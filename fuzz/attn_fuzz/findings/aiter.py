@@ -36,6 +36,10 @@ def _is_nan(case: "Case", verdict: "Verdict") -> bool:
     return verdict.kind == "nan" or (verdict.kind == "value" and case.output_dtype is not None)
 
 
+def _has_decodes(case: "Case") -> bool:
+    return any(request.query_len == 1 for request in case.requests)
+
+
 def _is_decoder(config: AttentionConfig) -> bool:
     return config.attn_type is AttentionType.DECODER
 
@@ -127,6 +131,34 @@ PAGED_PREFILL = (
         seen_in=SEEN_IN,
         reach="neither vLLM 0.33.0 nor SGLang 0.5.23 calls pa_prefill.",
         explains=lambda case, verdict: _is_nan(case, verdict) and case.window[0] >= 0 and case.recycled,
+    ),
+)
+
+
+CHUNKED_PREFILL = (
+    *PAGED_PREFILL,
+    Finding(
+        name="aiter-chunked-unused-slots",
+        what="In a step with decodes, NaN in a slot past the end of a sequence makes the output NaN.",
+        cause="aiter/ops/triton/_triton_kernels/chunked_pa_prefill.py:122-147, _kernel_paged_attention_2d: K and V of the last "
+        "block are loaded without a mask; a score of -inf plus NaN is NaN, and so is a weight of 0 times NaN. vLLM's kernel of "
+        "this name masks both.",
+        seen_in=SEEN_IN,
+        reach="neither vLLM 0.33.0 nor SGLang 0.5.23 calls chunked_prefill_paged_decode of AITER.",
+        explains=lambda case, verdict: _is_nan(case, verdict) and not case.finite_slots and _has_decodes(case),
+    ),
+    Finding(
+        name="aiter-chunked-empty-request",
+        what="A request without a query, as padding for graphs has them, writes a row of the output: the next request's first "
+        "row, or the memory behind the last row.",
+        cause="aiter/ops/triton/_triton_kernels/chunked_pa_prefill.py:60-65, _kernel_paged_attention_2d: with "
+        "filter_by_query_len it returns for more than one query, and not for none.",
+        seen_in=SEEN_IN,
+        reach="neither vLLM 0.33.0 nor SGLang 0.5.23 calls chunked_prefill_paged_decode of AITER.",
+        explains=lambda case, verdict: (
+            verdict.kind in ("value", "bitwise", "nan", "guard", "crashed")
+            and any(request.query_len == 0 for request in case.requests)
+        ),
     ),
 )
 

@@ -1,5 +1,6 @@
 """Bugs that the fuzzer has found in SGLang's Triton attention."""
 
+import math
 from typing import TYPE_CHECKING
 
 from attn_fuzz.findings.finding import Finding
@@ -10,10 +11,33 @@ if TYPE_CHECKING:
 SEEN_IN = "sglang 0.5.23"
 
 
+VERIFY_SPLITS, VERIFY_TILE = 4, 32
+"""Into how many parts verify_splitkv_fwd splits prefixes of fewer than 4096 tokens, and the keys by whose multiples it does."""
+
+
 def _is_decode(case: "Case") -> bool:
     return all(request.query_len == 1 for request in case.requests)
 
 
+def _leaves_parts(prefix: int) -> bool:
+    """Whether a prefix has too few keys for all parts of verify_splitkv_fwd."""
+    per_part = math.ceil(math.ceil(prefix / VERIFY_SPLITS) / VERIFY_TILE) * VERIFY_TILE
+    return prefix <= (VERIFY_SPLITS - 1) * per_part
+
+
+DECODE = (
+    Finding(
+        name="sglang-decode-rounded-products",
+        what="In a decode of a model with one query head for each KV head, each product of an element of q and one of k is "
+        "rounded to 16 bits before the products are summed. A logit is off by up to 2^-8 (bfloat16) or 2^-11 (float16) of the "
+        "sum of the products' magnitudes. Decodes of grouped heads, and extends, sum exact products.",
+        cause="sglang/kernels/ops/attention/decode_attention.py:352, _fwd_kernel_stage1: `(q[None, :] * k).to(tl.float32)` "
+        "multiplies in 16 bits. The comment above says that it is so on purpose, to save a tile of float32.",
+        seen_in=SEEN_IN,
+        reach="the triton backend in each decode of a model without grouped heads.",
+        explains=lambda case, verdict: verdict.kind in ("value", "bitwise") and _is_decode(case) and case.group_size == 1,
+    ),
+)
 TRITON = (
     Finding(
         name="sglang-decode-window",
@@ -29,6 +53,23 @@ TRITON = (
             verdict.kind in ("value", "bitwise")
             and _is_decode(case)
             and any(0 <= case.window[0] < request.seq_len for request in case.requests)
+        ),
+    ),
+    *DECODE,
+)
+VERIFY = (
+    Finding(
+        name="sglang-verify-unwritten-parts",
+        what="A prefix of too few keys for all parts into which verify_splitkv_fwd splits it, as each of up to 96 tokens "
+        "is, gives NaN if the memory of the parts holds NaN or infinity. The memory is new at first and then kept, so what "
+        "one request left there reaches later requests, in all layers of a shape, until a longer prefix overwrites it.",
+        cause="sglang/kernels/ops/attention/verify_splitkv.py: _verify_prefix_stage1 writes -inf as the LSE of a part without "
+        "keys and leaves its output unwritten; _verify_combine_stage2 loads the output and multiplies it by a weight of 0, "
+        "and 0 * NaN is NaN. VerifySplitKV._alloc takes the memory from torch.empty and _VK_CACHE keeps it.",
+        seen_in=SEEN_IN,
+        reach="the triton backend on gfx950 with EAGLE and a topk of 1, by default (SGLANG_ENABLE_SPLITKV_VERIFY).",
+        explains=lambda case, verdict: (
+            verdict.kind == "nan" and any(_leaves_parts(request.context_len) for request in case.requests)
         ),
     ),
 )

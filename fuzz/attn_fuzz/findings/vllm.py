@@ -144,3 +144,18 @@ ENCODER = (
 )
 WRITE: tuple[Finding, ...] = ()
 MERGE: tuple[Finding, ...] = ()
+FLEX = (
+    Finding(
+        name="vllm-flex-range-ahead",
+        what="In a causal step, a query does not see the keys of its bidirectional range that lie in later blocks than the "
+        "queries of its group of 16. In a layer with a window, it does not see those of blocks before the window either.",
+        cause="vllm/v1/attention/backends/flex_attention.py:739-751, _build_block_mask_direct: blocks ahead of a query, and "
+        "blocks before its window, are taken out of the block mask, also where get_mask_mod (628-631) adds ranges to what is "
+        "visible. The compiled kernel visits the blocks of the mask alone.",
+        seen_in="vllm 0.33.0",
+        reach="FLEX_ATTENTION with models whose images may see each other both ways, such as Gemma 3, in each prefill of an "
+        "image of more than a block: their steps are causal (v1/worker/gpu_model_runner.py:2375). The backend says that it "
+        "supports them (supports_mm_prefix).",
+        explains=lambda case, verdict: _is_value(verdict) and case.bidirectional_ranges,
+    ),
+)

@@ -50,6 +50,24 @@ def sources(package: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
+@contextmanager
+def findable(package: str) -> Iterator[None]:
+    """While this lasts, Python finds a package first in the folder that `ATTN_PARITY_PACKAGE` names, if it names one.
+
+    Raises:
+        MissingSourcesError: the folder holds no such package.
+    """
+    elsewhere = os.environ.get(variable(package))
+    before = list(sys.path)
+    if elsewhere:
+        sys.path.insert(0, str(sources(package).parent))
+        importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
 def missing(package: str, files: Sequence[str], requirement: str) -> str | None:
     """Why a package's files cannot be loaded, with the command that brings them; None if they are here.
 

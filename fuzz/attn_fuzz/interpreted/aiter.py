@@ -5,6 +5,7 @@ loads the modules of this kernel alone, and fixed answers replace the two module
 """
 
 import dataclasses
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from attn_fuzz import foreign
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 COMPUTE_UNITS = 16
 """Compute units that the kernel is told on every machine. It splits keys if it has fewer programs than four times this."""
+XCDS = 8
+"""Chiplets of an MI300X. Kernels spread heads over them."""
 ARCHITECTURE = "gfx942"
 """The architecture that the kernel is told. Its native float8 is e4m3fnuz."""
 FOLDERS = (
@@ -23,8 +26,16 @@ FOLDERS = (
     "ops/triton/utils/_triton/",
 )
 STUBS = {
-    "aiter.ops.triton.utils.device_info": {"get_num_sms": lambda: COMPUTE_UNITS},
-    "aiter.ops.triton.utils._triton.arch_info": {"get_arch": lambda: ARCHITECTURE, "is_fp8_avail": lambda: True},
+    "aiter.ops.triton.utils.device_info": {"get_num_sms": lambda: COMPUTE_UNITS, "get_num_xcds": lambda: XCDS},
+    "aiter.ops.triton.utils._triton.arch_info": {
+        "get_arch": lambda: ARCHITECTURE,
+        "get_device": lambda: "MI300X",
+        "is_fp8_avail": lambda: True,
+    },
+    # where AITER of August 2026 asks for it
+    "aiter.ops.triton._triton_kernels.flash_attn_triton_amd.utils": {
+        "get_arch": lambda: SimpleNamespace(name=ARCHITECTURE, family="cdna", is_rdna=False, is_cdna=True)
+    },
 }
 
 

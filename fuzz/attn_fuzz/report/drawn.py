@@ -102,6 +102,8 @@ def _remedies(reason: str, progress: Sequence[Progress]) -> list[str]:
 
 def can_have(support: Support, feature: Feature) -> bool:
     """Whether a case that the support allows can have a feature."""
+    if feature.name == "alibi_slopes, signed" and not support.engine.signed_slopes:
+        return False
     if feature.rule is not None:
         return feature.rule in support.rules
     return _POSSIBLE[feature.group](feature.name, support)
@@ -132,7 +134,9 @@ def _phase(name: str, support: Support) -> bool:
         return _has_cache(support) and support.engine.more_queries_than_keys
     if name == "request without a query":
         return support.engine.empty_requests
-    return name == "prefill" or _has_cache(support)
+    if name == "prefill":
+        return support.engine.prompts or AttentionType.DECODER not in support.attn_types
+    return _has_cache(support) and support.engine.contexts
 
 
 def _allocation(name: str, support: Support) -> bool:

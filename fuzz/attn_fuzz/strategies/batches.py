@@ -55,12 +55,17 @@ def batches(
 ) -> tuple[Request, ...]:
     """Up to 8 requests without blocks, within the support's limits on tokens and keys; now and then a long one alone."""
     is_decoder = attn_type is AttentionType.DECODER
-    flags = [flag for flag, can in ((True, support.causal), (False, "non_causal" in support.rules)) if can]
+    flags = _causal_flags(support, rules)
     per_request = is_decoder and "per_request_causal" in support.rules and pick(draw, (False, True))
     causal = is_decoder and pick(draw, flags)
     if attn_type.reads_cache and support.long_seq_len is not None and pick(draw, range(ONE_IN)) == ONE_IN - 1:
         return (Request(query_len=1, seq_len=support.long_seq_len - pick(draw, (0, 1, 37)), causal=causal),)
     groups = query_lens(draw, support, rules)
+    match pick(draw, support.engine.query_lens):
+        case "equal":
+            groups = ((max(pick(draw, pick(draw, groups)), int(not support.engine.empty_batches)),),)
+        case "one":
+            groups = ((1,),)
     requests: list[Request] = []
     tokens = keys = 0
     for _ in range(_num_requests(draw, support, is_decoder and False not in flags)):
@@ -78,6 +83,12 @@ def batches(
     if not support.engine.empty_batches and not any(request.query_len for request in requests):
         requests[0] = msgspec.structs.replace(requests[0], query_len=1, seq_len=max(1, requests[0].seq_len))
     return tuple(requests)
+
+
+def _causal_flags(support: Support, rules: set[str]) -> list[bool]:
+    """What requests of a decoder may be: causal, or not."""
+    may_be_non_causal = "non_causal" in support.rules and (support.engine.mixed_alibi or "alibi_slopes" not in rules)
+    return [flag for flag, can in ((True, support.causal), (False, may_be_non_causal)) if can]
 
 
 def _num_requests(draw: st.DrawFn, support: Support, must_be_causal: bool) -> int:
@@ -106,6 +117,8 @@ def _lengths(
         query_len = max(1, query_len)
     if attn_type in (AttentionType.ENCODER, AttentionType.ENCODER_ONLY):
         return query_len, query_len
+    if attn_type is AttentionType.DECODER and not engine.contexts:
+        return query_len, query_len
     seq_len = length(draw, support, block_size)
     if attn_type is AttentionType.DECODER:
         short = ["short"] * (8 if chunks else 1) if engine.more_queries_than_keys else []
@@ -115,6 +128,8 @@ def _lengths(
             "sequence": max(seq_len, query_len),
             "short": seq_len % max(query_len, 1),
         }[kind]
+        if not engine.prompts:
+            seq_len = max(seq_len, query_len + 1)
     return query_len, seq_len if engine.empty_requests else max(1, seq_len)
 
 

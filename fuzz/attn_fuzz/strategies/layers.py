@@ -52,7 +52,7 @@ def layer(draw: st.DrawFn, support: Support) -> DrawnLayer:
         "head_size": head_size,
         "scale": _scale(draw, support, head_size),
         **numbers,
-        "signed_slopes": "alibi_slopes" in chosen and pick(draw, (False, True)),
+        "signed_slopes": "alibi_slopes" in chosen and support.engine.signed_slopes and pick(draw, (False, True)),
         "ranges_clamped": ranges_clamped,
         "narrow_sinks": "sinks" in chosen and pick(draw, (False, True)),
         "output_dtype": pick(draw, support.output_dtypes) if "output_dtype" in chosen else None,

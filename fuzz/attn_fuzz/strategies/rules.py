@@ -11,6 +11,8 @@ from attn_fuzz.targets.target import Support
 from hypothesis import strategies as st
 
 USUAL = ("window", "sinks")
+BESIDE_ALIBI = frozenset({"sinks", "bidirectional_ranges"})
+"""Rules that layers with ALiBi lack if the engine sends no `mixed_alibi`."""
 # Rules of many kinds are chosen so many times as often as others, and so are rules that only some cases can have.
 WEIGHT = {"quantized": 4, "rope": 2, "bidirectional_ranges": 2, "qq_bias": 2}
 
@@ -20,7 +22,7 @@ def window(draw: st.DrawFn, support: Support, kind: WindowKind) -> tuple[int, in
 
     A window "by causality" is drawn with both edges, and `strategies.cases` takes the right one back in causal steps.
     """
-    lengths = (0, 1, 2, 7, *_around(support), *_far(support))
+    lengths = (*((0,) if support.engine.one_token_windows else ()), 1, 2, 7, *_around(support), *_far(support))
     sides = (-1, *lengths)
     if kind == "left":
         return pick(draw, lengths), -1
@@ -66,6 +68,11 @@ DRAWN_ELSEWHERE = {
 
 def rules(draw: st.DrawFn, support: Support, attn_type: AttentionType) -> set[str]:
     """Names of rules that the attention type has and the target supports."""
+    chosen = _chosen(draw, support, attn_type)
+    return chosen if support.engine.mixed_alibi or "alibi_slopes" not in chosen else chosen - BESIDE_ALIBI
+
+
+def _chosen(draw: st.DrawFn, support: Support, attn_type: AttentionType) -> set[str]:
     possible = _possible(support, attn_type)
     if not possible:
         return set()
@@ -81,6 +88,8 @@ def rules(draw: st.DrawFn, support: Support, attn_type: AttentionType) -> set[st
 def _possible(support: Support, attn_type: AttentionType) -> list[str]:
     """Names of what is chosen as rules are; a quantized cache and a quantized output count as such."""
     named = [*NUMBERS, "bidirectional_ranges", "rope"]
+    if attn_type is not AttentionType.DECODER and not support.engine.mixed_alibi:
+        named.remove("alibi_slopes")
     possible = [rule for rule in named if rule in support.rules and attn_type in RULES[rule].attn_types]
     quantized = ["quantized"] if support.cache_dtypes and attn_type.reads_cache else []
     return [*possible, *quantized, *(["output_dtype"] if support.output_dtypes else [])]

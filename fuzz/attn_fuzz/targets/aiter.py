@@ -1,4 +1,7 @@
-"""AITER's own Triton unified_attention as a target: the installed package's kernel, called through the adapter."""
+"""AITER's own Triton unified_attention as a target: the installed package's kernel, called through the adapter.
+
+`ATTN_PARITY_AITER=FOLDER` takes the sources of another release, on a CPU.
+"""
 
 import functools
 from collections.abc import Iterable
@@ -6,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from attn_contract import AttentionType, Layout, UnsupportedError
+from attn_fuzz import foreign
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.aiter import SPLIT_KEYS, UNIFIED_ATTENTION
@@ -28,13 +32,21 @@ ROWS = (
 )
 
 
+def readable_aiter() -> "Aiter":
+    """The installed AITER, or the one in the folder that `ATTN_PARITY_AITER` names."""
+    from attn_optimized.aiter_adapter import find_aiter
+
+    with foreign.findable("aiter"):
+        return find_aiter()
+
+
 @functools.cache
 def usable_aiter(device: str) -> "Aiter":
-    """The installed AITER, whose unified_attention is interpreted on a CPU."""
+    """The AITER of `readable_aiter`, interpreted, on a CPU; the installed one on a GPU."""
     from attn_fuzz.interpreted.aiter import interpreted
     from attn_optimized.aiter_adapter import find_aiter
 
-    return interpreted(find_aiter()) if device == "cpu" else find_aiter()
+    return interpreted(readable_aiter()) if device == "cpu" else find_aiter()
 
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
@@ -109,9 +121,12 @@ def _missing(device: str) -> str | None:
         return reason
     if device != "cpu" and torch.version.hip is None:
         return "AITER's kernels are compiled for ROCm GPUs: --device cpu interprets this one"
-    from attn_optimized.aiter_adapter import features_of, find_aiter, import_aiter
+    from attn_optimized.aiter_adapter import features_of, import_aiter
 
-    return features_of(find_aiter() if device == "cpu" else import_aiter()).unified
+    try:
+        return features_of(readable_aiter() if device == "cpu" else import_aiter()).unified
+    except foreign.MissingSourcesError as error:
+        return str(error)
 
 
 AITER_UNIFIED_ATTENTION = Target(

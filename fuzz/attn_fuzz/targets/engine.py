@@ -14,6 +14,7 @@ from attn_fuzz.cases.case import Cache, Case
 
 WindowKind = Literal["any", "left", "symmetric", "by causality"]
 RangeKind = Literal["any", "inside"]
+QueryKind = Literal["any", "equal", "one"]
 NUMBERS: Final = ("num_layers", "padding", "unowned_rows", "rows_past", "kv_rows_past", "table_padding", "slack")
 """Fields of Engine whose values are numbers, and stand for all numbers up to the largest of them."""
 
@@ -29,11 +30,17 @@ class Engine:
     Args:
         windows: kinds of windows. "any": each edge by itself. "left": (W - 1, -1). "symmetric": (W - 1, W - 1). "by causality":
             (W - 1, 0) in a causal step, else (W - 1, W - 1), as vLLM passes them.
+        one_token_windows: windows whose left edge is 0, which some kernels take for no window.
         scale_signs: signs of the softmax scale.
         other_scales: softmax scales that are not 1 / sqrt(D).
         ranges: "inside": bidirectional ranges lie inside the prompt, and none is empty. "any": they may begin before it, end
             behind it, or be empty.
+        signed_slopes: ALiBi slopes that are negative or 0.
+        mixed_alibi: ALiBi with sinks or with ranges, or in steps that are not causal.
         more_queries_than_keys: requests of self-attention that have fewer keys than queries.
+        contexts, prompts: requests of self-attention with keys of earlier steps, and without.
+        query_lens: numbers of queries of the requests of a step. "equal": the same for all, as when drafts are verified. "one":
+            1 each, as in a decode.
         empty_requests: requests without a query, or without a key.
         empty_batches: steps without a request, or without a query in any request.
         shared_blocks: requests that share the blocks of a common prefix.
@@ -55,10 +62,16 @@ class Engine:
     """
 
     windows: tuple[WindowKind, ...] = ("any",)
+    one_token_windows: bool = True
     scale_signs: tuple[int, ...] = (1, 0, -1)
     other_scales: bool = True
     ranges: tuple[RangeKind, ...] = ("any",)
+    signed_slopes: bool = True
+    mixed_alibi: bool = True
     more_queries_than_keys: bool = True
+    contexts: bool = True
+    prompts: bool = True
+    query_lens: tuple[QueryKind, ...] = ("any",)
     empty_requests: bool = True
     empty_batches: bool = True
     shared_blocks: bool = True
@@ -108,6 +121,8 @@ class Engine:
                 return f"{name} {found}, only {', '.join(map(str, allowed))}"
         if self.windows != ("any",) and not any(_IS_WINDOW[kind](case) for kind in self.windows):
             return f"windows {case.window}, only {', '.join(self.windows)}"
+        if not any(_HAS_QUERIES[kind](case) for kind in self.query_lens):
+            return f"query_lens {sorted({request.query_len for request in case.requests})}, only {', '.join(self.query_lens)}"
         if "any" not in self.ranges and any(not _is_inside(case, r) for r in range(len(case.requests))):
             return "ranges any, only inside"
         return None
@@ -130,7 +145,24 @@ def _shares_blocks(case: Case) -> bool:
     return len(set(blocks)) < len(blocks)
 
 
+def _has_context(case: Case) -> bool:
+    return case.attn_type is AttentionType.DECODER and any(request.context_len > 0 for request in case.requests)
+
+
+def _has_prompt(case: Case) -> bool:
+    return case.attn_type is AttentionType.DECODER and any(request.context_len <= 0 for request in case.requests)
+
+
+def _mixes_alibi(case: Case) -> bool:
+    is_causal = case.attn_type is AttentionType.DECODER and all(request.causal for request in case.requests)
+    return case.alibi_slopes and (case.sinks is not None or case.bidirectional_ranges or not is_causal)
+
+
 _VALUES: Final[Mapping[str, Callable[[Case], Any]]] = {
+    "one_token_windows": lambda case: case.window[0] == 0,
+    "mixed_alibi": _mixes_alibi,
+    "contexts": _has_context,
+    "prompts": _has_prompt,
     "scale_signs": _sign,
     "other_scales": lambda case: not math.isclose(case.scale, case.head_size**-0.5, rel_tol=1e-6),
     "more_queries_than_keys": _lacks_keys,
@@ -147,13 +179,14 @@ _VALUES: Final[Mapping[str, Callable[[Case], Any]]] = {
     **{
         name: lambda case, name=name: getattr(case, name)
         for name in (
-            *("saturated", "recycled", "fused_qkv", "unlike_strides", "flat_out", "dense_out"),
+            *("signed_slopes", "saturated", "recycled", "fused_qkv", "unlike_strides", "flat_out", "dense_out"),
             *("unowned_rows", "rows_past", "kv_rows_past", "table_padding", "slack"),
         )
     },
     "writes": lambda case: case.writes if case.cache is not None else None,
 }
-"""By the name of a field: its value in a case; None where a case has none. Windows and ranges have predicates of their own."""
+"""By the name of a field: its value in a case; None where a case has none. Windows, queries and ranges have predicates of
+their own."""
 
 
 def _is_left(case: Case) -> bool:
@@ -173,6 +206,13 @@ _IS_WINDOW: Final[Mapping[str, Callable[[Case], bool]]] = {
     "left": _is_left,
     "symmetric": _is_symmetric,
     "by causality": _is_by_causality,
+}
+
+
+_HAS_QUERIES: Final[Mapping[str, Callable[[Case], bool]]] = {
+    "any": lambda case: True,
+    "equal": lambda case: len({request.query_len for request in case.requests}) <= 1,
+    "one": lambda case: {request.query_len for request in case.requests} <= {1},
 }
 
 
@@ -213,6 +253,7 @@ def _restriction(field: str, value: Any) -> Callable[[Case], bool]:
 _NARROWER: Final[Mapping[str, tuple[Any, ...]]] = {
     "windows": (("left",), ("symmetric",), ("by causality",)),
     "ranges": (("inside",),),
+    "query_lens": (("equal",), ("one",)),
     "scale_signs": ((1,),),
     "orders": (),
     **{name: ((0,),) for name in NUMBERS if name != "num_layers"},

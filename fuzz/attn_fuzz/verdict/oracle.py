@@ -43,6 +43,9 @@ Where the outputs of M parts of the keys are rounded to the output's dtype and t
 (`Rounding.merged_parts`), each of them is at most sum_j w_j |v_jc| over its share of the weights. Rounding the parts, and what
 the merges but the last give, costs (M - 1) u_out sum_j w_j |v_jc|, and eta_out for each part.
 
+A kernel may divide the weights by the denominator of the keys so far before it rounds them (`Rounding.normalizes_first`). Then
+a weight that underflows loses eta_P, of which later tiles take a share, and not eta_P / l.
+
 With an output_scale, the stored out is multiplied by the scale when it is read back: u_out = 2^-4, and eta_out is half a
 subnormal step times the scale. o is clamped to the range as the stored number is; clamping brings no two numbers further apart.
 The u32 of the quotient is a part of 2 u32 |o_c|.
@@ -215,6 +218,11 @@ class Oracle:
         return 2 * logits.abs() + 2 * (logits - self.maximum[..., None]).abs() + 4 + further
 
     @cached_property
+    def _divided_later(self) -> torch.Tensor | float:
+        """l [H, q, 1], or 1 if the rounded weights are divided by it already."""
+        return 1.0 if self.rounding.rounding.normalizes_first else self.denominator[..., None]
+
+    @cached_property
     def _stored_magnitudes(self) -> torch.Tensor:
         return _stored_magnitudes(self.value, self.layer)
 
@@ -238,8 +246,8 @@ class Oracle:
         rest = (
             # lam u_P norm2(w v_c)
             rounding.of_weights * norm(weights.largest)
-            # lam (eta_P / l) norm2(t_c)
-            + UNDERFLOW[rounding.dtype] / self.denominator[..., None] * stored_norm
+            # lam (eta_P / l) norm2(t_c), or without l
+            + UNDERFLOW[rounding.dtype] / self._divided_later * stored_norm
             # sum_j w_j |v_jc - o_c| e_j
             + self._sensitivity(weights)
             # lam u32 sqrt(B + 2 T + S) sum_j w_j |v_jc|

@@ -41,6 +41,8 @@ class Rounding:
         rounds_dequantized: whether K and V of a quantized cache are rounded to q's dtype before the dots.
         merged_parts: the number of parts of the keys whose outputs are rounded to the output's dtype and then merged, one after
             the other. 1: the output is rounded once.
+        normalizes_first: whether weights are divided by the denominator before they are rounded to V's dtype, instead of the
+            output after the dots.
         exact_division: whether the output is the correctly rounded quotient if numerator and denominator are exact. Cases of
             exact numbers are then compared bitwise.
     """
@@ -50,6 +52,7 @@ class Rounding:
     splits: int = 1
     rounds_dequantized: bool = False
     merged_parts: int = 1
+    normalizes_first: bool = False
     exact_division: bool = False
 
     def __post_init__(self) -> None:

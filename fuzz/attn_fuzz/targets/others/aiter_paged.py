@@ -1,4 +1,4 @@
-"""AITER's Triton paged attention: pa_decode, and pa_prefill for all requests that have more than one query.
+"""AITER's Triton paged attention: pa_decode, pa_prefill for all requests that have more than one query, and both in one.
 
 They are what vLLM and SGLang called before unified attention, and what AITER's own tests call (op_tests/triton_tests of
 ROCm/aiter). `ATTN_PARITY_AITER=FOLDER` takes the sources of another release.
@@ -9,27 +9,21 @@ KV_BLK_SZ_POW2 and hands over KV_BLK_SZ). K and V have the same strides. A reque
 """
 
 import dataclasses
-import functools
-from types import ModuleType
 from typing import Any
 
 import torch
 from attn_contract import AttentionType, Layout
 from attn_fuzz import foreign
-from attn_fuzz.findings.aiter import PAGED_DECODE, PAGED_PREFILL
+from attn_fuzz.findings.aiter import CHUNKED_PREFILL, PAGED_DECODE, PAGED_PREFILL
 from attn_fuzz.targets.engine import VLLM
+from attn_fuzz.targets.others import aiter_package
 from attn_fuzz.targets.target import Support, Target
-from attn_fuzz.targets.triton import missing_triton
 from attn_fuzz.verdict.rounding import Rounding
 
-REQUIREMENT = "amd-aiter==0.1.7.post2.dev18"
-FILES = ("ops/triton/pa_decode.py", "ops/triton/pa_prefill.py", "ops/triton/_triton_kernels/", "ops/triton/utils/")
-_ENGINE = dataclasses.replace(VLLM, empty_requests=False, writes=(True,), unwritten=False, unowned_rows=(0,))
-
-
-@functools.cache
-def modules() -> list[ModuleType]:
-    return foreign.load("aiter", FILES)
+DECODE, PREFILL, CHUNKED = ("pa_decode",), ("pa_prefill",), ("chunked_pa_prefill",)
+_ENGINE = dataclasses.replace(
+    VLLM, signed_slopes=False, empty_requests=False, writes=(True,), unwritten=False, unowned_rows=(0,)
+)
 
 
 def _decode(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
@@ -42,7 +36,8 @@ def _decode(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     seq_lens = (batch.seq_lens - batch.query_start_loc[1:])[request] + torch.arange(1, rows + 1, device=q.device)
     k_cache, v_cache = (x.transpose(1, 2) for x in foreign.keys_and_values(kv_cache, layer))
     one = torch.ones((), device=q.device)
-    modules()[0].paged_attention_decode(
+    [module] = aiter_package.load(*DECODE)
+    module.paged_attention_decode(
         output=out.view(q.shape)[:rows],
         query=q[:rows],
         key_cache=k_cache,
@@ -61,7 +56,8 @@ def _decode(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 def _prefill(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     k_cache, v_cache = foreign.packed_keys_and_values(kv_cache, layer)
     one = torch.ones((), device=q.device)
-    modules()[1].context_attention_fwd(
+    [module] = aiter_package.load(*PREFILL)
+    module.context_attention_fwd(
         q=q,
         k=k,
         v=v,
@@ -73,6 +69,30 @@ def _prefill(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         b_start_loc=batch.query_start_loc,
         b_seq_len=batch.seq_lens,
         max_input_len=batch.max_query_len,
+        k_scale=one if layer.k_scale is None else layer.k_scale,
+        v_scale=one if layer.v_scale is None else layer.v_scale,
+        alibi_slopes=layer.alibi_slopes,
+        sliding_window=layer.window[0] + 1,
+        sm_scale=layer.scale,
+    )
+
+
+def _chunked(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    [module] = aiter_package.load(*CHUNKED)
+    k_cache, v_cache = foreign.packed_keys_and_values(kv_cache, layer)
+    rows, one = int(batch.query_start_loc[-1]), torch.ones((), device=q.device)
+    module.chunked_prefill_paged_decode(
+        query=q[:rows],
+        key=k[:rows],
+        value=v[:rows],
+        output=out.view(q.shape)[:rows],
+        kv_cache_dtype="auto" if layer.kv_cache_dtype is None else "fp8",
+        key_cache=k_cache,
+        value_cache=v_cache,
+        block_table=batch.block_table,
+        query_start_loc=batch.query_start_loc,
+        seq_lens=batch.seq_lens,
+        max_query_len=batch.max_query_len,
         k_scale=one if layer.k_scale is None else layer.k_scale,
         v_scale=one if layer.v_scale is None else layer.v_scale,
         alibi_slopes=layer.alibi_slopes,
@@ -114,39 +134,50 @@ def _prefill_support(device: str) -> Support:
         rules=("window", "alibi_slopes"),
         head_sizes=(32, 64, 80, 96, 128),
         block_sizes=(16, 32, 48, 80),
-        exclude=lambda case: (
-            "ALiBi with a window or with negative slopes"
-            if case.alibi_slopes and (case.window != (-1, -1) or case.signed_slopes)
-            else None
-        ),
+        exclude=lambda case: "ALiBi with a window" if case.alibi_slopes and case.window != (-1, -1) else None,
         tile_sizes=(32, 64),
     )
 
 
-def _missing(device: str) -> str | None:
-    return missing_triton(device) or foreign.missing("aiter", FILES[:2], REQUIREMENT)
+def _chunked_support(device: str) -> Support:
+    return dataclasses.replace(
+        _prefill_support(device),
+        block_sizes=(16, 32, 64, 128),
+        engine=dataclasses.replace(_ENGINE, empty_requests=True),
+        unused_slots="mostly finite",
+    )
 
 
 AITER_PAGED_DECODE = Target(
     name="aiter-paged-decode",
     description="AITER's Triton pa_decode: each query as a request of its own",
-    attention=_decode,
+    attention=foreign.with_nan_in_new_memory(_decode),
     support=_decode_support,
     rounding=lambda device: Rounding(
         keys_per_tile=64, dot_is_chained=device != "cpu", splits=8, rounds_dequantized=True, merged_parts=3
     ),
     refuses=False,
-    unavailable=_missing,
+    unavailable=aiter_package.missing(*DECODE),
     findings=PAGED_DECODE,
 )
 AITER_PAGED_PREFILL = Target(
     name="aiter-paged-prefill",
     description="AITER's Triton pa_prefill, which reads this step's keys from k and v",
-    attention=_prefill,
+    attention=foreign.with_nan_in_new_memory(_prefill),
     support=_prefill_support,
     rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu", rounds_dequantized=True),
     refuses=False,
-    unavailable=_missing,
+    unavailable=aiter_package.missing(*PREFILL),
     dense_keys=lambda case: [True] * len(case.requests),
     findings=PAGED_PREFILL,
+)
+AITER_CHUNKED_PREFILL = dataclasses.replace(
+    AITER_PAGED_PREFILL,
+    name="aiter-chunked-prefill",
+    description="AITER's Triton chunked_pa_prefill: pa_prefill for requests of several queries, and a decode for the others",
+    attention=foreign.with_nan_in_new_memory(_chunked),
+    support=_chunked_support,
+    unavailable=aiter_package.missing(*CHUNKED),
+    dense_keys=lambda case: [request.query_len > 1 for request in case.requests],
+    findings=CHUNKED_PREFILL,
 )

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from attn_fuzz.findings import sglang, vllm
 from attn_fuzz.targets.merge import MergeFunction, merge_target
-from attn_fuzz.targets.others import sglang_triton, vllm_package
+from attn_fuzz.targets.others import sglang_package, vllm_package
 from attn_fuzz.targets.target import Target
 
 VLLM_MODULES = ("triton_merge_attn_states",)
+SGLANG_MODULES = ("merge_state",)
 
 
 def _dense(merge: Callable[..., Any]) -> MergeFunction:
@@ -44,7 +45,7 @@ def _of_vllm() -> MergeFunction:
 
 
 def _of_sglang() -> MergeFunction:
-    *_, module = sglang_triton.modules()
+    [module] = sglang_package.load(*SGLANG_MODULES)
 
     def merge(out_a, lse_a, out_b, lse_b, out, lse) -> None:
         by_row = [x.T.contiguous() for x in (lse_a, lse_b)]
@@ -73,6 +74,6 @@ SGLANG_MERGE = _target(
     "sglang-merge-state",
     _of_sglang,
     description="the Triton merge_state of SGLang 0.5.23: parts of the keys by the reference, merged",
-    unavailable=sglang_triton.missing,
+    unavailable=sglang_package.missing(*SGLANG_MODULES),
     findings=sglang.MERGE,
 )

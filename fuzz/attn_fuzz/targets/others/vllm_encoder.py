@@ -4,6 +4,7 @@ Lines of v1/attention/backends/triton_attn.py: 782-796 are the call, 505-506 the
 """
 
 from attn_contract import AttentionType
+from attn_fuzz import foreign
 from attn_fuzz.findings.vllm import ENCODER
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.others import vllm_package
@@ -40,12 +41,12 @@ def _support(device: str) -> Support:
         head_sizes=(32, 64, 80, 96, 128),
         engine=Engine(
             windows=("symmetric",),
+            one_token_windows=False,  # the kernel takes 0 for none
             scale_signs=(1,),
             empty_batches=False,
             unlike_strides=(False,),
             dense_out=(True,),
         ),
-        exclude=lambda case: "a window of one token" if case.window == (0, 0) else None,  # the kernel takes 0 for none
         tile_sizes=(32, 128),
         max_tokens=320,
         max_seq_len=256,
@@ -55,7 +56,7 @@ def _support(device: str) -> Support:
 VLLM_ENCODER_ATTENTION = Target(
     name="vllm-encoder-attention",
     description="the triton_prefill_attention of vLLM 0.33.0, as its TRITON_ATTN calls it for encoders",
-    attention=_attention,
+    attention=foreign.with_nan_in_new_memory(_attention),
     support=_support,
     rounding=lambda device: Rounding(keys_per_tile=128, dot_is_chained=device != "cpu"),
     refuses=False,

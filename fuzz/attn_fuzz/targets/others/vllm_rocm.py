@@ -21,6 +21,7 @@ from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 
 MODULES = ("chunked_prefill_paged_decode", "prefix_prefill")
+_ENGINE = dataclasses.replace(VLLM, writes=(True,), unwritten=False)
 
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
@@ -63,7 +64,7 @@ def _support(device: str) -> Support:
         output_dtypes=("fp8_e4m3fn",),
         head_sizes=(32, 64, 80, 96, 128),
         block_sizes=(16, 32, 48, 80, 544),
-        engine=dataclasses.replace(VLLM, writes=(True,), unwritten=False),
+        engine=_ENGINE,
         exclude=_beyond,
         tile_sizes=(32, 64, 128),
         max_tokens=160,
@@ -80,7 +81,8 @@ def _alibi_support(device: str) -> Support:
         _support(device),
         rules=("alibi_slopes",),
         output_dtypes=(),
-        exclude=lambda case: "negative slopes" * case.signed_slopes or None,
+        engine=dataclasses.replace(_ENGINE, signed_slopes=False),
+        exclude=_beyond,
     )
 
 
@@ -91,7 +93,7 @@ def _events(step: Step) -> Iterable[str]:
 VLLM_ROCM_ATTENTION = Target(
     name="vllm-rocm-attention",
     description="the Triton chunked_prefill_paged_decode of vLLM 0.33.0, as its ROCM_ATTN calls it",
-    attention=_attention,
+    attention=foreign.with_nan_in_new_memory(_attention),
     support=_support,
     rounding=lambda device: Rounding(keys_per_tile=128, dot_is_chained=device != "cpu", rounds_dequantized=True),
     refuses=False,

@@ -3,15 +3,16 @@
 Lines of that file: 697-734 are the call, 655-657 and 738-748 take K and V from the cache, 503-508 say that a window of W tokens
 is (W - 1, 0), which the kernel takes for (W - 1, W - 1) in steps that are not causal (ops/triton_attention_helpers.py:372-379).
 58-59 and 136 have the threshold and the number of segments of the 3D kernel, 321-337 the dtypes, 340 the blocks, 380 the head
-sizes. The engine sends no qq_bias. Models with ALiBi are causal decoders without sinks.
+sizes. The engine sends no qq_bias. Models with ALiBi are causal decoders without sinks: the kernel adds slope * (j - p), which
+is no bias by distance where keys lie ahead.
 """
 
+import dataclasses
 from collections.abc import Iterable
 
 import torch
 from attn_contract import AttentionType, Layer, Layout
 from attn_fuzz import foreign
-from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.vllm import UNIFIED_ATTENTION
 from attn_fuzz.targets.engine import VLLM
@@ -87,19 +88,11 @@ def _support(device: str) -> Support:
         output_dtypes=("fp8_e4m3fn",),
         head_sizes=(32, 64, 80, 96, 128),
         block_sizes=(16, 32, 48, 80, 544),
-        engine=VLLM,
-        exclude=_beyond,
+        engine=dataclasses.replace(VLLM, mixed_alibi=False),
         tile_sizes=(16, 32),
         max_tokens=64,
         max_seq_len=256,
     )
-
-
-def _beyond(case: Case) -> str | None:
-    """ALiBi is of causal decoders: the kernel adds slope * (j - p), which is no bias by distance where keys lie ahead."""
-    if case.alibi_slopes and (case.sinks or case.bidirectional_ranges or not all(r.causal for r in case.requests)):
-        return "ALiBi with sinks, with ranges or in steps that are not causal"
-    return None
 
 
 def _events(step: Step) -> Iterable[str]:
@@ -116,7 +109,7 @@ def _rounding(device: str) -> Rounding:
 VLLM_UNIFIED_ATTENTION = Target(
     name="vllm-unified-attention",
     description="the Triton unified_attention of vLLM 0.33.0, as its TRITON_ATTN calls it",
-    attention=_attention,
+    attention=foreign.with_nan_in_new_memory(_attention),
     support=_support,
     rounding=_rounding,
     refuses=False,
