@@ -26,7 +26,9 @@ def _has_full_blocks(case: Case) -> bool:
     return case.cache is not None and any(request.seq_len >= case.cache.block_size for request in case.requests)
 
 
+_KINDS = Counter(feature.rule for feature in FEATURES if feature.rule is not None)
 _FINER = (
+    *(Feature(f"{name} of any kind", "rule", lambda case: True, rule=name) for name, kinds in _KINDS.items() if kinds > 1),
     Feature("window to the left", "rule", lambda case: case.window[0] >= 0, rule="window"),
     Feature("window to the right", "rule", lambda case: case.window[1] >= 0, rule="window"),
     Feature("sinks of the layer's dtype", "rule", lambda case: case.narrow_sinks and case.dtype != "float32", rule="sinks"),
@@ -39,8 +41,6 @@ _FINER = (
     Feature("several KV heads", "size", lambda case: case.num_kv_heads > 1),
     Feature("grouped heads", "size", lambda case: case.group_size > 1),
     Feature("head size no power of two", "size", lambda case: case.head_size.bit_count() > 1),
-    Feature("queries", "size", lambda case: case.query_start_loc[-1] > 0),
-    Feature("keys", "size", lambda case: any(request.seq_len for request in case.requests)),
     Feature("request without a key", "size", lambda case: any(not request.seq_len for request in case.requests)),
     Feature("rows of padding", "form", lambda case: case.unowned_rows > 0),
     Feature("rows past the step's", "form", lambda case: case.rows_past > 0 or case.kv_rows_past > 0),

@@ -4,6 +4,7 @@ Shrinking lowers fields, so a smallest case still has what is lowest: a dtype, a
 say whether the failure needs them.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -25,6 +26,9 @@ from attn_fuzz.strategies.cases import VALUES
 from attn_fuzz.targets.engine import window_by_causality
 from attn_fuzz.targets.target import Support
 
+_KEPT = ("dtype", "num_kv_heads", "group_size", "head_size", "scale", "window", "sink_tokens", "chunked_local")
+_KEPT += ("logits_soft_cap", "alibi_slopes", "signed_slopes", "sinks", "narrow_sinks", "output_dtype", "lse", "values")
+"""Fields that a case of another kind of attention has, too."""
 LENGTHS = ((1, 0), (1, 1), (2, 0), (2, 2), (9, 9))
 """Other lengths of a request: its queries, and how many keys are added to its own. They make a decode a prefill, and so on."""
 
@@ -35,7 +39,8 @@ def needed(
     """The aspects that a case needs in order to fail.
 
     An aspect is needed if changes take it away, and the case then passes or fails in another way. An aspect that no change
-    takes away within the support says nothing, because nearly all cases have it. The kind of attention stays nevertheless.
+    takes away within the support says nothing, because nearly all cases have it. The kind of attention stays nevertheless,
+    unless another kind fails in the same way: such a change takes too much away to show that anything is needed.
 
     Args:
         support: the target's. Only cases within the support are tried.
@@ -49,6 +54,9 @@ def needed(
     def away(other: Case) -> frozenset[str]:
         return undecided - aspects(other)
 
+    for other in _of_other_attention(case, support):
+        if OF_ATTENTION & undecided and may_go_on() and fails(other):
+            undecided -= away(other)
     for other in _others(case, support):
         if not away(other):
             continue
@@ -70,12 +78,39 @@ def needed(
     return undecided & (shown | OF_ATTENTION)
 
 
+def _of_other_attention(case: Case, support: Support) -> Iterator[Case]:
+    """Valid cases of other kinds of attention that have the case's rules, and as many queries or keys."""
+    rules = {name for name in case.rules if name != "non_causal"}
+    queries, keys = [request.query_len for request in case.requests], [request.seq_len for request in case.requests]
+    for attn_type, lengths in itertools.product(support.attn_types, (queries, keys)):
+        if attn_type is case.attn_type or case.values.kind == "captured":
+            continue
+        other = _fitted(_with_attention(case, attn_type, lengths, support), support)
+        if other is not None and rules <= other.rules.keys():
+            yield other
+
+
+def _with_attention(case: Case, attn_type: AttentionType, lengths: list[int], support: Support) -> Case:
+    """A prefill of another kind of attention."""
+    is_causal = support.causal and attn_type is AttentionType.DECODER
+    requests = tuple(Request(query_len=length, seq_len=length, causal=is_causal) for length in lengths)
+    kept = {name: getattr(case, name) for name in _KEPT}
+    other = Case(target=case.target, attn_type=attn_type, requests=requests, **kept)
+    if not attn_type.reads_cache:
+        return other
+    cache = case.cache or Cache(layout=support.layouts[0], block_size=support.block_sizes[0], num_blocks=1)
+    return with_requests(replace(other, cache=_with_room(cache, other)), requests)
+
+
 def _others(case: Case, support: Support) -> Iterator[Case]:
     """Valid cases that are the case with another value of one field, or with other lengths."""
     if case.values.kind == "captured":
         return
     found = (_fitted(other, support) for other in _changed(case, support))
-    yield from dict.fromkeys(other for other in found if other is not None and other != case)
+    # another rule may bring another failure
+    yield from dict.fromkeys(
+        other for other in found if other is not None and other != case and other.rules.keys() <= case.rules.keys()
+    )
 
 
 def _fitted(case: Case, support: Support) -> Case | None:
@@ -98,17 +133,13 @@ def _changed(case: Case, support: Support) -> Iterator[Case]:
     for size in support.head_sizes:
         yield replace(case, head_size=size)
     if case.attn_type is AttentionType.DECODER:
-        yield _with_each(case, lambda request: replace(request, causal=not request.causal))
-    for query_len, more in LENGTHS:
-        yield _with_each(case, lambda request, q=query_len, more=more: _with_lengths(case, request, q, request.seq_len + more))
-        yield _with_each(case, lambda request, q=query_len: _with_lengths(case, request, q, q))
-
-
-def _with_each(case: Case, changed: Callable[[Request], Request]) -> Case:
-    """The case with each request changed that has a query."""
-    requests = [changed(request) if request.query_len else request for request in case.requests]
+        yield with_requests(case, [replace(request, causal=not request.causal) for request in case.requests])
     with_room = case if case.cache is None else replace(case, cache=_with_room(case.cache, case))
-    return with_requests(with_room, requests)
+    for (query_len, more), least in itertools.product(LENGTHS, (0, 1)):  # with the requests that have no query, or without
+        grown = [_with_lengths(case, r, query_len, r.seq_len + more) if r.query_len >= least else r for r in case.requests]
+        fresh = [_with_lengths(case, r, query_len, query_len) if r.query_len >= least else r for r in case.requests]
+        yield with_requests(with_room, grown)
+        yield with_requests(with_room, fresh)
 
 
 def _with_lengths(case: Case, request: Request, query_len: int, seq_len: int) -> Request:

@@ -36,7 +36,7 @@ NEEDS_SECONDS = 60.0
 
 OnFailure = Literal["stop", "shrink", "explain", "go on"]
 """What a shard does when a case fails. "stop": it ends. "shrink": it ends with the smallest case. "explain": likewise, and it
-finds what the smallest case needs. "go on": it notes the case and the rules that the case needs, and runs the next case."""
+finds what the smallest case needs. "go on": it notes the case and the parts that the case needs, and runs the next case."""
 
 
 class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,7 +93,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
         minimal: whether no field can be lowered further.
         path: the sizes of the failing cases from the first to the smallest.
         kinds: the kinds of verdicts of all cases that failed in this way.
-        needed_rules: rules without which the first case does not fail so; None if that was not asked.
+        needed_parts: rules without which the first case does not fail so, and `shrink.EARLIER` if it needs earlier calls; None
+            if that was not asked.
         needs: what the smallest case needs in order to fail so, of `attn_fuzz.findings.aspects`; None if that was not asked.
     """
 
@@ -106,7 +107,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     minimal: bool
     path: tuple[Size, ...] = ()
     kinds: frozenset[Kind] = frozenset()
-    needed_rules: frozenset[str] | None = None
+    needed_parts: frozenset[str] | None = None
     needs: frozenset[str] | None = None
 
 
@@ -282,8 +283,8 @@ class _Shard:
                 until = time.monotonic() + OTHERS_SECONDS
             within, fails, start = self._within(failure.first), functools.partial(self._fails_like, at), failure.first
             if self.plan.on_failure == "explain":
-                start, needed = shrink.without_spare_rules(start, within, fails)
-                self._keep(at, needed_rules=needed)
+                start, needed = shrink.without_spare_parts(start, within, fails)
+                self._keep(at, needed_parts=needed)
             smallest, minimal = shrink.shrink(start, within, fails, lambda until=until: time.monotonic() < until)
             self._keep(at, minimal=minimal)
             if self.plan.on_failure == "explain":
@@ -320,7 +321,7 @@ class _Shard:
         raise _CaseFails(verdict.message)
 
     def _pass_on(self, case: Case, verdict: Verdict) -> None:
-        """Note a failure, and which rules the case needs to fail so."""
+        """Note a failure, and which parts the case needs to fail so."""
         bare = msgspec.structs.replace(verdict, pictures={}, ratios={})
         failure = self._failure(case, bare, found_after=self.progress.replayed + self.progress.examples)
 
@@ -328,8 +329,8 @@ class _Shard:
             found = self._tried(candidate)
             return found is not None and what_failed(found) == what_failed(verdict)
 
-        _, needed = shrink.without_spare_rules(case, self._within(case), fails_so)
-        self.tell(passed=(*self.progress.passed, msgspec.structs.replace(failure, needed_rules=needed)))
+        _, needed = shrink.without_spare_parts(case, self._within(case), fails_so)
+        self.tell(passed=(*self.progress.passed, msgspec.structs.replace(failure, needed_parts=needed)))
 
     def _fails_like(self, at: int, case: Case) -> bool:
         """Whether a case fails in the same way as the failure `at`. Then it is kept as this failure's smallest case."""

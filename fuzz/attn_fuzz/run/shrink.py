@@ -17,12 +17,15 @@ from attn_fuzz.strategies.cases import VALUES
 from attn_fuzz.targets.target import Support
 
 replace = msgspec.structs.replace
+EARLIER = "earlier call"
+"""The part of a case that its earlier calls are."""
 
 
 def shrink(case: Case, support: Support, fails: Callable[[Case], bool], may_go_on: Callable[[], bool]) -> tuple[Case, bool]:
     """The smallest case found that fails in the same way.
 
-    A rule that the given case needs stays: a smaller case that fails without the rule fails for another reason.
+    A part that the given case needs stays: a smaller case that fails without this rule, or without earlier calls, fails for
+    another reason.
 
     Args:
         support: the target's. Only cases within the support are tried.
@@ -32,14 +35,14 @@ def shrink(case: Case, support: Support, fails: Callable[[Case], bool], may_go_o
     Returns:
         The case, and whether it is minimal. It is not if `may_go_on` has ended the search.
     """
-    case, needed = without_spare_rules(case, support, lambda candidate: may_go_on() and fails(candidate))
+    case, needed = without_spare_parts(case, support, lambda candidate: may_go_on() and fails(candidate))
     if not may_go_on():
         return case, False
     known: set[Case] = {case}
     at = 0
     while True:
         for index, candidate in enumerate(lowered(case, support)):
-            if index < at or candidate in known or not needed.issubset(candidate.rules):
+            if index < at or candidate in known or not needed.issubset(_parts(candidate)):
                 continue
             if not may_go_on():
                 return case, False
@@ -53,24 +56,29 @@ def shrink(case: Case, support: Support, fails: Callable[[Case], bool], may_go_o
             at = 0
 
 
-def without_spare_rules(case: Case, support: Support, fails: Callable[[Case], bool]) -> tuple[Case, frozenset[str]]:
-    """The case with each rule off that it does not need in order to fail, and the rules that it needs.
+def without_spare_parts(case: Case, support: Support, fails: Callable[[Case], bool]) -> tuple[Case, frozenset[str]]:
+    """The case without the parts that it does not need in order to fail, and the parts that it needs.
 
-    One rule after the other is turned off. A rule that cannot be turned off stays, and is not among those that are needed.
+    Parts are the earlier calls together, and each rule. They are taken away one after the other. A part that cannot be taken
+    away stays, and is not among those that are needed.
 
     Args:
         support, fails: as `shrink`.
     """
     needed: set[str] = set()
-    for name in case.rules:
-        candidate = _without_rule(case, name)
+    for part in _parts(case):
+        candidate = replace(case, earlier=()) if part == EARLIER else _without_rule(case, part)
         if candidate == case or not is_valid(candidate, support):
             continue
         if fails(candidate):
             case = candidate
         else:
-            needed.add(name)
+            needed.add(part)
     return case, frozenset(needed)
+
+
+def _parts(case: Case) -> tuple[str, ...]:
+    return (*((EARLIER,) if case.earlier else ()), *case.rules)
 
 
 def lowered(case: Case, support: Support) -> Iterator[Case]:
