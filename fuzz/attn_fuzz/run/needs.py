@@ -107,10 +107,8 @@ def _others(case: Case, support: Support) -> Iterator[Case]:
     if case.values.kind == "captured":
         return
     found = (_fitted(other, support) for other in _changed(case, support))
-    # another rule may bring another failure
-    yield from dict.fromkeys(
-        other for other in found if other is not None and other != case and other.rules.keys() <= case.rules.keys()
-    )
+    rules = {*case.rules, "non_causal"}  # another rule may bring another failure
+    yield from dict.fromkeys(other for other in found if other is not None and other != case and other.rules.keys() <= rules)
 
 
 def _fitted(case: Case, support: Support) -> Case | None:
