@@ -166,7 +166,7 @@ class Hunt:
         return sorted(found, key=self._order)
 
     def _order(self, entry: Entry) -> tuple[object, ...]:
-        return list(self._trails).index(entry.target), entry.after, entry.way, entry.number
+        return list(self._trails).index(entry.target), entry.after, entry.met_in is not None, entry.way, entry.number
 
     def of_target(self, target: str) -> list[Progress]:
         """How far each shard of a target has come that has begun."""
