@@ -1,12 +1,13 @@
 """A hunt tells the faults of one target apart, hides none behind another, and finds the same with any number of workers."""
 
+import contextlib
 import json
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -209,9 +210,30 @@ def test_another_failure_met_while_shrinking_is_an_entry_only_if_no_drawn_case_i
     assert (crash.way[0], crash.met_in, crash.explained) == ("crashed", wrong, 0)
 
 
-def test_plans_that_join_a_run_run_next(tmp_path, step_case):
+class AtOnce:
+    """Workers of which each is itself, and runs each plan at once: it says that it replayed the plan's past cases."""
+
+    lives = 1
+
+    def start(self) -> "AtOnce":
+        return AtOnce()
+
+    def ready(self, busy: Sequence["AtOnce"], seconds: float) -> Sequence["AtOnce"]:
+        return [worker for worker in busy if worker.messages]
+
+    def run(self, plan: FuzzPlan) -> None:
+        self.messages = [Progress(replayed=len(plan.past)), None]
+
+    def receive(self) -> Progress | None:
+        return self.messages.pop(0)
+
+    def thank(self) -> None:
+        pass
+
+
+def test_plans_that_join_a_run_run_next(step_case):
     """A plan that is added while the first one runs comes before the second one."""
-    plan = FuzzPlan(target="planted:FLASH", device="cpu", examples=0, seed=0, folder=tmp_path, past=(step_case,))
+    plan = FuzzPlan(target="a target", device="cpu", examples=0, seed=0, folder=Path(), past=(step_case,))
     plans, ended = [plan, plan], []
 
     def end(index: int, progress: Progress) -> None:
@@ -219,16 +241,16 @@ def test_plans_that_join_a_run_run_next(tmp_path, step_case):
         if len(plans) == 2:
             plans.append(plan)
 
-    outcome = runner.run(plans, 1, stop_at_failure=False, ended=end)
+    place = contextlib.nullcontext(AtOnce())
+    outcome = runner.run(plans, 1, stop_at_failure=False, ended=end, place=lambda plans: place)
     assert ended == [0, 2, 1]
     assert [progress.replayed for progress in outcome.progress] == [1, 1, 1]
 
 
-def test_a_shard_that_goes_on_notes_each_failure_with_the_parts_that_it_needs(fuzz_here):
-    progress, ran = fuzz_here(THREE, examples=30, on_failure="go on")
-    assert progress.examples == 30
+def test_a_shard_that_goes_on_notes_each_failure_with_the_parts_that_it_needs(run_of):
+    progress = run_of(draws(THREE, examples=50)[0][0])
+    assert progress.examples == 25
     assert progress.failure is None
-    assert len(ran) == 30 + progress.shrinking
     assert len(progress.passed) > 5
     for failure in progress.passed:
         assert failure.needed_parts <= {"sinks", "logits_soft_cap", "alibi_slopes"}
