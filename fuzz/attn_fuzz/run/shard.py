@@ -19,6 +19,7 @@ from attn_fuzz.errors import InputError
 from attn_fuzz.findings.finding import Finding, explanation
 from attn_fuzz.run import drawing, needs, shrink
 from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.size import Size
 from attn_fuzz.strategies.tally import Tally
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Support, Target
@@ -69,17 +70,6 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
     on_failure: OnFailure = "shrink"
     first: int | None = None
     past: tuple[Case, ...] = ()
-
-
-class Size(msgspec.Struct, frozen=True, kw_only=True):
-    """The size of a failing case after `tried` smaller cases. `fields` counts the fields that differ from their defaults."""
-
-    tried: int
-    requests: int
-    query_rows: int
-    keys: int
-    blocks: int
-    fields: int
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
@@ -336,7 +326,7 @@ class _Shard:
         """Whether a case fails in the same way as the failure `at`. Then it is kept as this failure's smallest case."""
         verdict = self._verdict_like(at, case)
         if verdict is not None:
-            path = (*self.failures[at].path, _size(case, self.progress.shrinking))
+            path = (*self.failures[at].path, Size.of(case, self.progress.shrinking))
             self._keep(at, case=case, verdict=verdict, path=path)
         return verdict is not None
 
@@ -391,7 +381,7 @@ class _Shard:
             found_after=self.progress.examples if found_after is None else found_after,
             found_seconds=time.monotonic() - self.started,
             minimal=False,
-            path=(_size(case, self.progress.shrinking),),
+            path=(Size.of(case, self.progress.shrinking),),
             kinds=frozenset({verdict.kind}),
         )
 
@@ -401,15 +391,3 @@ class _Shard:
 
     def _tell_failures(self) -> None:
         self.tell(failure=self.failures[0], others=tuple(self.failures[1:]))
-
-
-def _size(case: Case, tried: int) -> Size:
-    simplest = Case(target=case.target)
-    return Size(
-        tried=tried,
-        requests=len(case.requests),
-        query_rows=case.query_start_loc[-1],
-        keys=sum(request.seq_len for request in case.requests),
-        blocks=case.cache.num_blocks if case.cache else 0,
-        fields=sum(getattr(case, field.name) != getattr(simplest, field.name) for field in msgspec.structs.fields(case)),
-    )
