@@ -48,13 +48,15 @@ from msgspec.structs import replace
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
 
-EXAMPLES, MINUTES = 200_000, 10.0
+EXAMPLES, MINUTES = 100_000, 10.0
+DRAWING = 2 / 3
+"""The share of the time in which cases are drawn. In the rest, failures that wait are shrunk."""
 FOLDER = Path("attn-parity-runs")
 
 
 @click.command("hunt")
 @click.argument("names", nargs=-1, required=True, metavar="TARGET...")
-@click.option("--minutes", type=Duration, help=f"Stop drawing after this many minutes; default: {MINUTES:g}, or --examples.")
+@click.option("--minutes", type=Duration, help=f"Begin nothing new after these minutes; default: {MINUTES:g}, or --examples.")
 @click.option("--examples", type=Positive, help="Number of cases to draw for each target.")
 @click.option("--seed", type=Seed, help="The same seed draws the same cases; default: a new seed, which is printed.")
 @workers_option
@@ -103,8 +105,9 @@ def command(
         folder=folder,
         limit=limit,
         on_failure="go on",
-        until=time.time() + 60 * minutes if minutes else None,
+        until=time.time() + 60 * minutes * DRAWING if minutes else None,
     )
+    until = time.time() + 60 * minutes if minutes else None
     plans = {name: replace(plan, target=name, sanitize=sanitizes(sanitize, target, device)) for name, target in targets.items()}
     workers = workers or default_workers(device)
     words = [
@@ -116,7 +119,7 @@ def command(
     results.print(f"{', '.join(words)}, --seed {plan.seed}", soft_wrap=True)
     files_of = _Files(folder, {name: f"{_safe(target.name)}-{plan.seed}" for name, target in targets.items()})
     shards = [[*_replays(corpus, plan), *runner.shards(plan, SHARD_EXAMPLES)] for plan in plans.values()]
-    return _hunt(Hunt(shards, files_of.changed, files_of.dropped), files_of, plan, workers, json_file)
+    return _hunt(Hunt(shards, until, files_of.changed, files_of.dropped), files_of, plan, workers, json_file)
 
 
 def _targets(names: tuple[str, ...], device: str) -> dict[str, Target]:
@@ -198,7 +201,7 @@ class _Files:
 def _hunt(hunt: Hunt, files_of: _Files, plan: FuzzPlan, workers: int, json_file: Path | None) -> int:
     """Run the hunt's plans, and report. Returns the exit code."""
     started = time.monotonic()
-    with _progress(hunt, plan, started) as show:
+    with _progress(hunt, started) as show:
 
         def noted(index: int, progress: Progress) -> None:
             hunt.report(index, progress)
@@ -255,7 +258,7 @@ def _tell(hunted: Hunted) -> None:
     table = plain_table("", "target", "kind", "about", "needs", "first at", "later", right=("first at", "later"))
     for i, distinct in enumerate(hunted.failures, 1):
         entry, verdict = distinct.entry, distinct.entry.failure.verdict
-        needs = ", ".join(distinct.needs)
+        needs = ", ".join(distinct.needs) if entry.failure.needs is not None else "not asked"
         table.add_row(str(i), entry.target, verdict.kind, verdict.about, needs, str(entry.after), str(entry.explained))
     results.print(table)
     for i, distinct in enumerate(hunted.failures, 1):
@@ -268,10 +271,10 @@ def _tell(hunted: Hunted) -> None:
 
 
 @contextlib.contextmanager
-def _progress(hunt: Hunt, plan: FuzzPlan, started: float) -> Iterator[Callable[[], None]]:
+def _progress(hunt: Hunt, started: float) -> Iterator[Callable[[], None]]:
     """A progress bar: of the time, or of the examples where no time is given. Call it when something has happened."""
     columns = (SpinnerColumn(), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    seconds = plan.until - time.time() if plan.until else None
+    seconds = hunt.until - time.time() if hunt.until else None
     total = seconds or sum(each.examples for each in hunt.plans)
     with ProgressBar(*columns, console=notes, transient=True, disable=not notes.is_terminal) as bar:
         task = bar.add_task("starting", total=total)

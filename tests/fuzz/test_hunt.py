@@ -16,7 +16,7 @@ from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.findings.aspects import ASPECTS, aspects
 from attn_fuzz.run import needs, runner, shrink
-from attn_fuzz.run.hunt import Entry, Hunt
+from attn_fuzz.run.hunt import SHARD_EXAMPLES, Entry, Hunt
 from attn_fuzz.run.shard import Failure, FuzzPlan, Progress
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets import needing
@@ -48,7 +48,7 @@ def draws(*targets: str, examples: int, folder: Path = Path()) -> list[list[Fuzz
     plans = [
         FuzzPlan(target=name, device="cpu", examples=examples, seed=1, folder=folder, on_failure="go on") for name in targets
     ]
-    return [runner.shards(plan, 25) for plan in plans]
+    return [runner.shards(plan, SHARD_EXAMPLES) for plan in plans]
 
 
 def hunted(run_of: Runs, *targets: str, examples: int, order: random.Random | None = None) -> Hunt:
@@ -164,7 +164,7 @@ def noted(*failures: Failure) -> Progress:
 def start(sink_case, *changes: dict) -> tuple[Hunt, list[Entry], list[Entry]]:
     """A hunt whose only shard has ended, with a failure for each change of the case; entries that changed, and dropped ones."""
     changed, dropped = [], []
-    hunt = Hunt([draws("a target", examples=25)[0]], changed.append, dropped.append)
+    hunt = Hunt([draws("a target", examples=25)[0]], None, changed.append, dropped.append)
     passed = [entry_of(msgspec.structs.replace(sink_case, **each), WRONG, needs=None).failure for each in changes]
     hunt.report(0, noted(*passed))
     hunt.ended(0, noted(*passed))
@@ -231,20 +231,27 @@ class AtOnce:
         pass
 
 
-def test_plans_that_join_a_run_run_next(step_case):
-    """A plan that is added while the first one runs comes before the second one."""
+def test_plans_that_join_a_run_run_after_the_next_one(step_case):
+    """A plan that is added while the first one runs comes before the third one."""
     plan = FuzzPlan(target="a target", device="cpu", examples=0, seed=0, folder=Path(), past=(step_case,))
-    plans, ended = [plan, plan], []
+    plans, ended = [plan] * 3, []
 
     def end(index: int, progress: Progress) -> None:
         ended.append(index)
-        if len(plans) == 2:
+        if len(plans) == 3:
             plans.append(plan)
 
     place = contextlib.nullcontext(AtOnce())
     outcome = runner.run(plans, 1, stop_at_failure=False, ended=end, place=lambda plans: place)
-    assert ended == [0, 2, 1]
-    assert [progress.replayed for progress in outcome.progress] == [1, 1, 1]
+    assert ended == [0, 1, 3, 2]
+    assert [progress.replayed for progress in outcome.progress] == [1, 1, 1, 1]
+
+
+def test_a_plan_whose_time_is_over_does_not_begin(step_case):
+    plan = FuzzPlan(target="a target", device="cpu", examples=0, seed=0, folder=Path(), past=(step_case,))
+    plans = [plan, msgspec.structs.replace(plan, until=time.time() - 1), plan]
+    outcome = runner.run(plans, 1, stop_at_failure=False, place=lambda plans: contextlib.nullcontext(AtOnce()))
+    assert outcome.finished == {0, 2}
 
 
 def test_a_shard_that_goes_on_notes_each_failure_with_the_parts_that_it_needs(run_of):
@@ -309,8 +316,7 @@ TARGET = dataclasses.replace(THREE, findings=FINDINGS)
 """
 
 
-def test_two_workers_find_what_one_finds_and_its_declarations_are_findings(run_of, attn_parity, tmp_path, monkeypatch):
-    monkeypatch.setattr("attn_parity.hunt.SHARD_EXAMPLES", 25)
+def test_two_workers_find_what_one_finds_and_its_declarations_are_findings(run_of, attn_parity, tmp_path):
     options = ("--examples", 50, "--seed", 1, "--workers", 2, "--corpus", "none", "--json", "hunt.json")
     run = attn_parity("hunt", THREE, *options)
     assert run.code == 1

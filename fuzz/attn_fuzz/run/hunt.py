@@ -21,7 +21,7 @@ from attn_fuzz.findings.aspects import alike, aspects
 from attn_fuzz.run.shard import Failure, FuzzPlan, Progress
 from attn_fuzz.verdict.verdict import Verdict, what_failed
 
-SHARD_EXAMPLES = 50
+SHARD_EXAMPLES = 25
 """Examples of a shard: targets take turns, one shard each."""
 
 Way = tuple[str, tuple[str, str]]
@@ -131,6 +131,7 @@ class Hunt:
 
     Args:
         shards: of each target, its plans in order. They go on past failures.
+        until: no failure begins to be shrunk after this time (`time.time()`), if given.
         changed: called with an entry when its case is about to be shrunk, when the case became smaller, and when the entry is
             made.
         dropped: called with an entry when its smallest case turns out to have the cause of another one.
@@ -143,10 +144,11 @@ class Hunt:
     def __init__(
         self,
         shards: Sequence[Sequence[FuzzPlan]],
+        until: float | None = None,
         changed: Callable[[Entry], None] = lambda entry: None,
         dropped: Callable[[Entry], None] = lambda entry: None,
     ) -> None:
-        self.changed, self.dropped = changed, dropped
+        self.until, self.changed, self.dropped = until, changed, dropped
         turns = itertools.zip_longest(*shards)
         self.plans = [plan for turn in turns for plan in turn if plan is not None]
         self.progress: dict[int, Progress] = {}
@@ -246,7 +248,7 @@ class Hunt:
             line.shrinking = hit, entry
             self._shrinking[len(self.plans)] = line
             self.changed(entry)
-            alone = {"past": (hit.failure.first,), "examples": 0, "until": None, "on_failure": "explain"}
+            alone = {"past": (hit.failure.first,), "examples": 0, "until": self.until, "on_failure": "explain"}
             self.plans.append(msgspec.structs.replace(hit.plan, **alone))
 
     def _count(self, line: _Line, hit: _Hit) -> bool:
@@ -262,10 +264,11 @@ class Hunt:
         assert line.shrinking is not None
         hit, entry = line.shrinking
         found = progress.failure
-        entry.again = found is not None and self._is_same(found, hit)
-        others = progress.others if entry.again or found is None else (found, *progress.others)
+        is_same = found is not None and self._is_same(found, hit)
+        entry.again = is_same or not progress.replayed  # its time may be over before it runs
+        others = progress.others if is_same or found is None else (found, *progress.others)
         self._met += [(entry, other) for other in others]
-        if entry.again and found is not None:
+        if is_same and found is not None:
             entry.failure = msgspec.structs.replace(found, needed_parts=hit.failure.needed_parts)
             twin = line.explanation(found.case, found.verdict, hit.failure.needed_parts)
             if twin is not None:

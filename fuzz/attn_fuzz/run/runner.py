@@ -99,7 +99,7 @@ def run(
 
     Args:
         plans: shards. What `report` and `ended` do may add plans at the end of a sequence, while the run goes on. They run
-            before those that wait.
+            after the next plan that waits. A plan that waits when its time is over does not run.
         workers: plans that run at once.
         stop_at_failure: when a shard has found a failure and shrunk it, end the shards behind it that have found none. The
             shards before it run to their end, so the first failing shard is the same with any number of workers.
@@ -118,8 +118,7 @@ def run(
             pool.take_in()
             if stop_at_failure and (failed := [index for index in outcome.finished if outcome.progress[index].failure]):
                 pool.drop_behind(min(failed))
-            if _is_late(plans):
-                pool.waiting.clear()
+            pool.drop_late()
             pool.hand_out()
             if not pool.busy:
                 break
@@ -187,10 +186,14 @@ class _Pool(Generic[W]):
     deaths: Counter[int] = field(default_factory=Counter)
 
     def take_in(self) -> None:
-        """Put plans that were added in front of those that wait."""
+        """Have plans that were added wait behind the next plan, so that they do not keep all others waiting."""
         added = range(len(self.outcome.progress), len(self.plans))
         self.outcome.progress += [Progress() for _ in added]
-        self.waiting[:0] = added
+        self.waiting[1:1] = added
+
+    def drop_late(self) -> None:
+        now = time.time()
+        self.waiting = [index for index in self.waiting if (until := self.plans[index].until) is None or now <= until]
 
     def drop_behind(self, failed: int) -> None:
         """Of the plans behind a plan that has failed, wait only for those that have found a failure and are shrinking it."""
@@ -258,7 +261,3 @@ class _Pool(Generic[W]):
     def _end(self, index: int) -> None:
         self.outcome.finished.add(index)
         self.ended(index, self.outcome.progress[index])
-
-
-def _is_late(plans: Sequence[FuzzPlan]) -> bool:
-    return any(plan.until is not None and time.time() > plan.until for plan in plans)
