@@ -26,6 +26,7 @@ from attn_parity.options import (
     Positive,
     Seed,
     check_writable,
+    corpus_option,
     device_option,
     ignore_signals,
     json_option,
@@ -69,11 +70,7 @@ _PROFILES = ", ".join(f"{name} {examples}" for name, examples in PROFILES.items(
     type=click.Path(file_okay=False, path_type=Path),
     help=f"Write a page about the run and failing cases into this folder; default: no page, cases into {FOLDER}.",
 )
-@click.option(
-    "--corpus",
-    metavar="FOLDER|FILE|none",
-    help="A file or folder of cases to run first; default: those that come with the fuzzer; none: no cases.",
-)
+@corpus_option
 @click.option(
     "--database",
     "where",
@@ -220,10 +217,7 @@ def _past(
     corpus: str | None, failures_of: ExampleDatabase | None, key: bytes, target: str, support: Support
 ) -> dict[Case, str]:
     """The past cases that the target supports, each with its name. They run before cases are drawn."""
-    cases: dict[str, Case] = {}
-    if corpus != "none":
-        loaded = files.load(Path(corpus)) if corpus is not None else files.shipped()
-        cases |= {f"corpus case {name}": case for name, case in loaded.items()}
+    cases = files.chosen(corpus)
     if failures_of is not None:
         stored, skipped = database.fetch(failures_of, key)
         cases |= {f"database case {name}": case for name, case in stored.items()}

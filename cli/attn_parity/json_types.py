@@ -102,6 +102,79 @@ class Fuzz(TypedDict):
     failures: list[Found]
 
 
+class HuntCounts(TypedDict):
+    """Cases of a target: past cases, drawn ones, those that it refuses, new failures, and failures by known findings."""
+
+    replayed: int
+    examples: int
+    refused: int
+    failing: int
+    known: dict[str, int]
+
+
+class Distinct(Failure):
+    """A distinct failure of a hunt, and the files about it.
+
+    `needs` are the aspects that its smallest case needs (`attn_fuzz.findings.aspects`). `later` counts later failing cases of
+    the same cause. `again` says whether the case failed when it was run once more. `met_in` names the failure whose shrinking
+    met this one, if no drawn case did. `found_after` counts the target's past cases, too.
+    """
+
+    name: str
+    target: str
+    about: str
+    needs: list[str]
+    later: int
+    again: bool
+    met_in: str | None
+    case_file: str | None
+    script: str | None
+    first_file: str | None
+
+
+class Hunt(TypedDict):
+    """A run of `attn-parity hunt`."""
+
+    schema: Literal["attn-parity.hunt/1"]
+    device: str
+    versions: dict[str, str]
+    seed: int
+    workers: int
+    seconds: float
+    interrupted: bool
+    error: str | None
+    targets: dict[str, HuntCounts]
+    failures: list[Distinct]
+
+
+class Commit(TypedDict):
+    """A commit: its hash, and the first line of its message."""
+
+    hash: str
+    subject: str
+
+
+class Tried(Commit):
+    """A commit at which the case ran: the result, and the verdict or why there is none."""
+
+    result: Literal["passes", "fails", "cannot tell"]
+    words: str
+
+
+class Bisect(TypedDict):
+    """What `attn-parity bisect` found. `candidates` are the commits of which one is the first bad one."""
+
+    schema: Literal["attn-parity.bisect/1"]
+    case: str
+    target: str
+    repository: str
+    kind: Kind
+    message: str
+    first_bad: Commit | None
+    candidates: list[Commit]
+    tried: list[Tried]
+
+
 class Undefined(TypedDict):
     """A pair of features that no case can have together, and why."""
 
@@ -222,6 +295,8 @@ class Doctor(TypedDict):
 
 OUTPUTS: dict[str, Any] = {
     "fuzz": Fuzz,
+    "hunt": Hunt,
+    "bisect": Bisect,
     "zoo": zoo_page.Results,
     "mutate": mutants_page.Results,
     "matrix": Matrix,

@@ -61,6 +61,11 @@ sanitize_option = click.option(
 json_option = click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the result into this file as JSON."
 )
+corpus_option = click.option(
+    "--corpus",
+    metavar="FOLDER|FILE|none",
+    help="A file or folder of cases to run first; default: those that come with the fuzzer; none: no cases.",
+)
 
 
 first_seed_option = click.option("--seed", type=Seed, default=0, show_default=True, help="The first seed of cases.")

@@ -137,7 +137,7 @@ def command(
                 limit=limit,
                 mutant=mutant,
                 sanitize=sanitizes(sanitize, registry.usable(mutant.target, device), device),
-                shrinks=shrinks and number == seed,
+                on_failure="shrink" if shrinks and number == seed else "stop",
             )
             for mutant in running
             for number in numbers

@@ -55,7 +55,7 @@ def test_the_target_agrees_and_refuses_the_rest(target, fuzz_apart):
 )
 def test_a_fault_is_found(target, place, find, replace, fuzz_apart):
     fault = Mutant(name="fault", patches=(Patch(place, find, replace),), raises="")
-    progress = fuzz_apart(target, examples=300, mutant=fault, shrinks=False)
+    progress = fuzz_apart(target, examples=300, mutant=fault, on_failure="stop")
     assert progress.failure is not None, f"survived {progress.examples} examples"
 
 

@@ -138,7 +138,7 @@ class _WithSchema:
 )
 def test_a_wrong_tensor_that_is_returned_is_found(target, place, find, replace, fuzz_apart):
     fault = Mutant(name="fault", patches=(Patch(f"attn_optimized.{place}", find, replace),), raises="")
-    assert fuzz_apart(target, examples=60, mutant=fault, shrinks=False).failure is not None
+    assert fuzz_apart(target, examples=60, mutant=fault, on_failure="stop").failure is not None
 
 
 @pytest.mark.parametrize(
@@ -154,5 +154,5 @@ def test_a_wrong_tensor_that_is_returned_is_found(target, place, find, replace, 
 )
 def test_an_unchecked_write_is_found(function, check, fuzz_apart):
     fault = Mutant(name="fault", patches=(Patch(f"attn_optimized.kv_cache.{function}", check, "None"),), raises="")
-    progress = fuzz_apart("triton-write", examples=150, mutant=fault, shrinks=False)
+    progress = fuzz_apart("triton-write", examples=150, mutant=fault, on_failure="stop")
     assert progress.failure is not None, f"survived {progress.examples} examples"

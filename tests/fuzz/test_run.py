@@ -45,7 +45,7 @@ def test_a_seed_means_the_same_run_with_any_number_of_workers(tmp_path):
 
 def test_the_first_failing_shard_is_the_same_however_fast_the_others_fail(step_case, tmp_path):
     passes = msgspec.structs.replace(step_case, requests=())
-    plan = FuzzPlan(target="planted:ONE_KEY_SHORT", device="cpu", examples=0, seed=0, folder=tmp_path, shrinks=False)
+    plan = FuzzPlan(target="planted:ONE_KEY_SHORT", device="cpu", examples=0, seed=0, folder=tmp_path, on_failure="stop")
     slow, fast = (msgspec.structs.replace(plan, past=(*[passes] * count, step_case)) for count in (200, 0))
     outcome = runner.run([slow, fast, slow], 2, stop_at_failure=True)
     assert outcome.progress[0].failure is not None

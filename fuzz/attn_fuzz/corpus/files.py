@@ -24,6 +24,19 @@ def shipped() -> dict[str, Case]:
     return load(SHIPPED) | load(finding.CASES)
 
 
+def chosen(option: str | None) -> dict[str, Case]:
+    """The cases that an option `--corpus` asks for, each with its name for people: those that come with the fuzzer, those of a
+    file or folder, or with "none" no cases.
+
+    Raises:
+        CaseError: as `load`.
+    """
+    if option == "none":
+        return {}
+    cases = shipped() if option is None else load(Path(option))
+    return {f"corpus case {name}": case for name, case in cases.items()}
+
+
 def load(path: Path) -> dict[str, Case]:
     """The cases of a folder's *.json, or of one file, by file name.
 

@@ -307,7 +307,7 @@ class _Campaign:
         key, patches = group[0], tuple(self.mutants[key.mutant].patch for key in group)
         name = key.mutant if len(group) == 1 else f"{len(group)} mutants"
         mutant = Mutant(name=name, patches=patches, raises="")
-        whole = msgspec.structs.replace(self.plan, target=key.target, seed=key.seed, mutant=mutant, shrinks=False)
+        whole = msgspec.structs.replace(self.plan, target=key.target, seed=key.seed, mutant=mutant, on_failure="stop")
         if key.shard == PROBE:
             return msgspec.structs.replace(runner.shards(whole)[0], first=PROBED)
         return runner.shards(whole)[key.shard]

@@ -68,13 +68,13 @@ class Outcome:
     finished: set[int] = field(default_factory=set)
 
 
-def shards(plan: FuzzPlan) -> list[FuzzPlan]:
-    """Cut a plan into shards of about SHARD_EXAMPLES, each with its own seed."""
-    count = min(max(1, round(plan.examples / SHARD_EXAMPLES)), MAX_SHARDS)
-    sizes = [plan.examples // count + (i < plan.examples % count) for i in range(count)]
+def shards(plan: FuzzPlan, size: int = SHARD_EXAMPLES) -> list[FuzzPlan]:
+    """Cut a plan into shards of about `size` examples, each with its own seed."""
+    count = min(max(1, round(plan.examples / size)), MAX_SHARDS)
+    examples = [plan.examples // count + (i < plan.examples % count) for i in range(count)]
     return [
-        msgspec.structs.replace(plan, examples=size, seed=(plan.seed * 1_000_003 + i) % (1 << 63))
-        for i, size in enumerate(sizes)
+        msgspec.structs.replace(plan, examples=number, seed=(plan.seed * 1_000_003 + i) % (1 << 63))
+        for i, number in enumerate(examples)
     ]
 
 
@@ -98,7 +98,8 @@ def run(
     """Run every plan on one of the workers. If a worker dies, for example because memory is short, its plan is run again.
 
     Args:
-        plans: shards.
+        plans: shards. What `report` and `ended` do may add plans at the end of a sequence, while the run goes on. They run
+            after the next plan that waits. A plan that waits when its time is over does not run.
         workers: plans that run at once.
         stop_at_failure: when a shard has found a failure and shrunk it, end the shards behind it that have found none. The
             shards before it run to their end, so the first failing shard is the same with any number of workers.
@@ -114,10 +115,10 @@ def run(
         pool.idle = [started.start() for _ in range(min(workers, len(plans)))]
         noting.raises = False
         while outcome.error is None and not outcome.interrupted:
+            pool.take_in()
             if stop_at_failure and (failed := [index for index in outcome.finished if outcome.progress[index].failure]):
                 pool.drop_behind(min(failed))
-            if _is_late(plans):
-                pool.waiting.clear()
+            pool.drop_late()
             pool.hand_out()
             if not pool.busy:
                 break
@@ -183,6 +184,16 @@ class _Pool(Generic[W]):
     idle: list[W] = field(default_factory=list)
     busy: dict[W, int] = field(default_factory=dict)
     deaths: Counter[int] = field(default_factory=Counter)
+
+    def take_in(self) -> None:
+        """Have plans that were added wait behind the next plan, so that they do not keep all others waiting."""
+        added = range(len(self.outcome.progress), len(self.plans))
+        self.outcome.progress += [Progress() for _ in added]
+        self.waiting[1:1] = added
+
+    def drop_late(self) -> None:
+        now = time.time()
+        self.waiting = [index for index in self.waiting if (until := self.plans[index].until) is None or now <= until]
 
     def drop_behind(self, failed: int) -> None:
         """Of the plans behind a plan that has failed, wait only for those that have found a failure and are shrinking it."""
@@ -250,7 +261,3 @@ class _Pool(Generic[W]):
     def _end(self, index: int) -> None:
         self.outcome.finished.add(index)
         self.ended(index, self.outcome.progress[index])
-
-
-def _is_late(plans: Sequence[FuzzPlan]) -> bool:
-    return any(plan.until is not None and time.time() > plan.until for plan in plans)

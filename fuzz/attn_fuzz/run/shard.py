@@ -1,41 +1,43 @@
-"""The one loop behind the command line, the pytest job and the zoo: draw, run, judge, shrink.
+"""The one loop behind the command line, the pytest job, the zoo and hunts: draw, run, judge, shrink.
 
 `fuzz` runs one shard: one seed, one executor. It reports a failure as soon as the failure is found, and every smaller case that
 fails in the same way, so an interrupted run loses nothing. A smaller case that fails in another way is another failure.
+`FuzzPlan.on_failure` says what follows a failure.
 """
 
-import contextlib
 import functools
 import os
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
-import hypothesis
-import hypothesis.errors
 import msgspec
 from attn_fuzz.cases import features
 from attn_fuzz.cases.case import Case, CaseError
 from attn_fuzz.errors import InputError
 from attn_fuzz.findings.finding import Finding, explanation
-from attn_fuzz.run import shrink
+from attn_fuzz.run import drawing, needs, shrink
 from attn_fuzz.run.executor import Executor
-from attn_fuzz.strategies import families
-from attn_fuzz.strategies.independent import INDEPENDENT
+from attn_fuzz.run.size import Size
 from attn_fuzz.strategies.tally import Tally
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict import ratios
-from attn_fuzz.verdict.verdict import Verdict, what_failed
+from attn_fuzz.verdict.verdict import Kind, Verdict, what_failed
 from attn_fuzz.zoo.mutants import Mutant, MutantError, NeverRanError
-from hypothesis import HealthCheck, Phase
 
 SHRINK_SECONDS = 240.0
 MOST_OTHERS = 4
 """The most failures of other kinds that are kept beside the first one."""
 OTHERS_SECONDS = 30.0
 """The time to shrink all of them. A failure that kills its process takes seconds for each case that is tried."""
+NEEDS_SECONDS = 60.0
+"""The time to find what a smallest case needs."""
+
+OnFailure = Literal["stop", "shrink", "explain", "go on"]
+"""What a shard does when a case fails. "stop": it ends. "shrink": it ends with the smallest case. "explain": likewise, and it
+finds what the smallest case needs. "go on": it notes the case and the parts that the case needs, and runs the next case."""
 
 
 class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +55,7 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
         folder: where the running case is written.
         mutant: a bug that is put back before the target is imported.
         sanitize: whether to check every memory access of a target that can be sanitized (`attn_fuzz.interpreted.sanitizer`).
-        shrinks: whether to look for the smallest failing case.
+        on_failure: what follows a failure.
     """
 
     target: str
@@ -65,20 +67,9 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
     until: float | None = None
     mutant: Mutant | None = None
     sanitize: bool = True
-    shrinks: bool = True
+    on_failure: OnFailure = "shrink"
     first: int | None = None
     past: tuple[Case, ...] = ()
-
-
-class Size(msgspec.Struct, frozen=True, kw_only=True):
-    """The size of a failing case after `tried` smaller cases. `fields` counts the fields that differ from their defaults."""
-
-    tried: int
-    requests: int
-    query_rows: int
-    keys: int
-    blocks: int
-    fields: int
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,9 +78,14 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         case, verdict: the smallest case so far that fails in the same way as the first one, and its verdict.
         first, first_verdict: the case as it was found, and its verdict.
-        found_after, found_seconds: the number of examples and the seconds until it was found.
+        found_after, found_seconds: the number of examples and the seconds until it was found. A shard that goes on counts past
+            cases among the examples.
         minimal: whether no field can be lowered further.
         path: the sizes of the failing cases from the first to the smallest.
+        kinds: the kinds of verdicts of all cases that failed in this way.
+        needed_parts: rules without which the first case does not fail so, and `shrink.EARLIER` if it needs earlier calls; None
+            if that was not asked.
+        needs: what the smallest case needs in order to fail so, of `attn_fuzz.findings.aspects`; None if that was not asked.
     """
 
     case: Case
@@ -100,6 +96,9 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     found_seconds: float
     minimal: bool
     path: tuple[Size, ...] = ()
+    kinds: frozenset[Kind] = frozenset()
+    needed_parts: frozenset[str] | None = None
+    needs: frozenset[str] | None = None
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,9 +115,10 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         ratios: elements of outputs by error / bound (`attn_fuzz.verdict.ratios.counts`).
         rejected, remedies: by reason, cases that were drawn and thrown away, and at the end what says so directly
             (`attn_fuzz.strategies.tally`).
-        shrinking: cases that were tried in order to shrink the failure.
+        shrinking: cases that were tried in order to shrink a failure, or to find what it needs.
         failure: the failure that ended the drawing.
         others: failures of other kinds that were met while `failure` was shrunk.
+        passed: failures past which the shard went on.
         broken: why the shard's mutant does not run.
         never_ran: whether that is because the mutant raised in every case that has something to compute.
     """
@@ -138,6 +138,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     shrinking: int = 0
     failure: Failure | None = None
     others: tuple[Failure, ...] = ()
+    passed: tuple[Failure, ...] = ()
     broken: str | None = None
     never_ran: bool = False
 
@@ -150,12 +151,9 @@ class _OutOfTime(Exception):  # noqa: N818 - ends a run, is no error
     pass
 
 
-class _Enough(Exception):  # noqa: N818 - ends a run, is no error
-    pass
-
-
 def fuzz(plan: FuzzPlan, executor: Executor, report: Callable[[Progress], None] = lambda progress: None) -> Progress:
-    """Draw and check cases until a case fails or the plan ends. A failing case is reported as it is, and then shrunk.
+    """Draw and check cases until the plan ends, or a case fails and the plan does not go on. A failing case is reported as it
+    is, and then shrunk.
 
     Args:
         plan: the shard.
@@ -168,13 +166,12 @@ def fuzz(plan: FuzzPlan, executor: Executor, report: Callable[[Progress], None] 
         MutantError: the mutant cannot be run; see `attn_fuzz.zoo.mutants`.
     """
     target = registry.load(plan.target)
-    support = target.support(plan.device)
-    shard = _Shard(plan, executor, report, target.findings)
+    shard = _Shard(plan, executor, report, target)
     try:
         for case in plan.past:
             shard.replay(case)
         if plan.examples:
-            _hypothesis_test(plan, target, shard.draw, shard.tally)()
+            drawing.draw_cases(plan, target, shard.draw, shard.tally)
     except (_CaseFails, _OutOfTime):
         pass
     if shard.tally.rejected:
@@ -182,15 +179,15 @@ def fuzz(plan: FuzzPlan, executor: Executor, report: Callable[[Progress], None] 
     if plan.mutant is not None and not shard.failures and shard.progress.examples and not shard.has_run:
         because = f", and raised {shard.raised}" if shard.raised else ""
         raise NeverRanError(f"{plan.mutant.name}: it ran none of the cases that have queries and keys{because}")
-    if plan.shrinks:
-        shard.shrink(support)
+    if plan.on_failure in ("shrink", "explain"):
+        shard.shrink()
     return shard.progress
 
 
 def drawn(plan: FuzzPlan) -> list[Case]:
     """The cases that a plan draws if no case fails. No case is run."""
     found: list[Case] = []
-    _hypothesis_test(plan, registry.load(plan.target), found.append, Tally())()
+    drawing.draw_cases(plan, registry.load(plan.target), found.append, Tally())
     return found
 
 
@@ -219,10 +216,9 @@ class _Shard:
         has_run: whether the target has run a case that has queries and keys.
     """
 
-    def __init__(
-        self, plan: FuzzPlan, executor: Executor, report: Callable[[Progress], None], findings: tuple[Finding, ...]
-    ) -> None:
-        self.findings = findings
+    def __init__(self, plan: FuzzPlan, executor: Executor, report: Callable[[Progress], None], target: Target) -> None:
+        self.findings = target.findings
+        self.support = target.support(plan.device)
         self.plan = plan
         self.executor = executor
         self.report = report
@@ -256,7 +252,7 @@ class _Shard:
         if self.plan.mutant is not None and verdict.kind == "raised" and not self.has_run:
             self.raised = verdict.message
             return  # a mutant that raises in every case is broken: raising counts only after a case with work to do has run
-        self._end_if_failed(case, verdict, finding)
+        self._follow_failure(case, verdict, finding)
 
     def replay(self, case: Case) -> None:
         """Run a past case. It is counted apart, and its failure ends the run as the failure of a drawn case does."""
@@ -267,19 +263,34 @@ class _Shard:
         except CaseError as error:
             raise PastCaseError(f"a past case cannot be run: {error}") from error
         self.tell(replayed=self.progress.replayed + 1)
-        self._end_if_failed(case, verdict, finding)
+        self._follow_failure(case, verdict, finding)
 
-    def shrink(self, support: Support) -> None:
+    def shrink(self) -> None:
         """Shrink the failure that ended the drawing, and then the others that were met meanwhile."""
         until = time.monotonic() + SHRINK_SECONDS
         for at, failure in enumerate(self.failures):  # shrinking may add failures
             if at == 1:
                 until = time.monotonic() + OTHERS_SECONDS
-            within = support if support.beyond(failure.first) is None else support.widened()
-            _, minimal = shrink.shrink(
-                failure.first, within, functools.partial(self._fails_like, at), lambda until=until: time.monotonic() < until
-            )
+            within, fails, start = self._within(failure.first), functools.partial(self._fails_like, at), failure.first
+            if self.plan.on_failure == "explain":
+                start, needed = shrink.without_spare_parts(start, within, fails)
+                self._keep(at, needed_parts=needed)
+            smallest, minimal = shrink.shrink(start, within, fails, lambda until=until: time.monotonic() < until)
             self._keep(at, minimal=minimal)
+            if self.plan.on_failure == "explain":
+                self._keep(at, needs=self._needs(at, smallest, within, minimal))
+
+    def _within(self, case: Case) -> Support:
+        """The support within which a failing case is changed."""
+        return self.support if self.support.beyond(case) is None else self.support.widened()
+
+    def _needs(self, at: int, case: Case, within: Support, minimal: bool) -> frozenset[str]:
+        until = time.monotonic() + NEEDS_SECONDS
+
+        def fails(other: Case) -> bool:
+            return self._verdict_like(at, other) is not None
+
+        return needs.needed(case, within, fails, lambda: time.monotonic() < until, is_minimal=minimal)
 
     def _run(self, case: Case) -> tuple[Verdict, Finding | None]:
         try:
@@ -289,30 +300,60 @@ class _Shard:
             raise
         return verdict, explanation(self.findings, case, verdict)
 
-    def _end_if_failed(self, case: Case, verdict: Verdict, finding: Finding | None) -> None:
-        if verdict.failed and finding is None:
-            self._add(case, verdict)
-            raise _CaseFails(verdict.message)
+    def _follow_failure(self, case: Case, verdict: Verdict, finding: Finding | None) -> None:
+        if not verdict.failed or finding is not None:
+            return
+        if self.plan.on_failure == "go on":
+            self._pass_on(case, verdict)
+            return
+        self.failures.append(self._failure(case, verdict))
+        self._tell_failures()
+        raise _CaseFails(verdict.message)
+
+    def _pass_on(self, case: Case, verdict: Verdict) -> None:
+        """Note a failure, and which parts the case needs to fail so."""
+        bare = msgspec.structs.replace(verdict, pictures={}, ratios={})
+        failure = self._failure(case, bare, found_after=self.progress.replayed + self.progress.examples)
+
+        def fails_so(candidate: Case) -> bool:
+            found = self._tried(candidate)
+            return found is not None and what_failed(found) == what_failed(verdict)
+
+        _, needed = shrink.without_spare_parts(case, self._within(case), fails_so)
+        self.tell(passed=(*self.progress.passed, msgspec.structs.replace(failure, needed_parts=needed)))
 
     def _fails_like(self, at: int, case: Case) -> bool:
         """Whether a case fails in the same way as the failure `at`. Then it is kept as this failure's smallest case."""
-        try:
-            verdict = self.executor.run(case)
-        except (CaseError, MutantError):
-            return False
-        self.tell(shrinking=self.progress.shrinking + 1)
-        if not verdict.failed or explanation(self.findings, case, verdict) is not None:
-            return False
+        verdict = self._verdict_like(at, case)
+        if verdict is not None:
+            path = (*self.failures[at].path, Size.of(case, self.progress.shrinking))
+            self._keep(at, case=case, verdict=verdict, path=path)
+        return verdict is not None
+
+    def _verdict_like(self, at: int, case: Case) -> Verdict | None:
+        """The verdict on a case that fails in the same way as the failure `at`; None if it does not."""
+        verdict = self._tried(case)
+        if verdict is None:
+            return None
         failed = what_failed(verdict)
         if failed == what_failed(self.failures[at].first_verdict):
-            path = (*self.failures[at].path, _size(case, self.progress.shrinking))
-            self._keep(at, case=case, verdict=verdict, path=path)
-            return True
+            self._keep(at, kinds=self.failures[at].kinds | {verdict.kind})
+            return verdict
         is_new = all(failed != what_failed(known.first_verdict) for known in self.failures)
         # a mutant is one bug, however many failures it leads to
         if is_new and len(self.failures) <= MOST_OTHERS and self.plan.mutant is None:
-            self._add(case, verdict)
-        return False
+            self.failures.append(self._failure(case, verdict))
+            self._tell_failures()
+        return None
+
+    def _tried(self, case: Case) -> Verdict | None:
+        """The verdict on a changed case that fails, and not by a known finding; else None."""
+        try:
+            verdict = self.executor.run(case)
+        except (CaseError, MutantError):
+            return None
+        self.tell(shrinking=self.progress.shrinking + 1)
+        return verdict if verdict.failed and explanation(self.findings, case, verdict) is None else None
 
     def _count(self, case: Case, verdict: Verdict, finding: Finding | None) -> None:
         spent = {name: self.progress.spent.get(name, 0.0) + seconds for name, seconds in verdict.seconds.items()}
@@ -330,21 +371,19 @@ class _Shard:
             ratios=self.progress.ratios if known else ratios.added(self.progress.ratios, verdict.ratios),
         )
 
-    def _add(self, case: Case, verdict: Verdict) -> None:
-        """Report a failure of a new kind."""
-        self.failures.append(
-            Failure(
-                case=case,
-                verdict=verdict,
-                first=case,
-                first_verdict=verdict,
-                found_after=self.progress.examples,
-                found_seconds=time.monotonic() - self.started,
-                minimal=False,
-                path=(_size(case, self.progress.shrinking),),
-            )
+    def _failure(self, case: Case, verdict: Verdict, found_after: int | None = None) -> Failure:
+        """A failure as it was found."""
+        return Failure(
+            case=case,
+            verdict=verdict,
+            first=case,
+            first_verdict=verdict,
+            found_after=self.progress.examples if found_after is None else found_after,
+            found_seconds=time.monotonic() - self.started,
+            minimal=False,
+            path=(Size.of(case, self.progress.shrinking),),
+            kinds=frozenset({verdict.kind}),
         )
-        self._tell_failures()
 
     def _keep(self, at: int, **changes: object) -> None:
         self.failures[at] = msgspec.structs.replace(self.failures[at], **changes)
@@ -352,52 +391,3 @@ class _Shard:
 
     def _tell_failures(self) -> None:
         self.tell(failure=self.failures[0], others=tuple(self.failures[1:]))
-
-
-def _size(case: Case, tried: int) -> Size:
-    simplest = Case(target=case.target)
-    return Size(
-        tried=tried,
-        requests=len(case.requests),
-        query_rows=case.query_start_loc[-1],
-        keys=sum(request.seq_len for request in case.requests),
-        blocks=case.cache.num_blocks if case.cache else 0,
-        fields=sum(getattr(case, field.name) != getattr(simplest, field.name) for field in msgspec.structs.fields(case)),
-    )
-
-
-def _hypothesis_test(plan: FuzzPlan, target: Target, draw: Callable[[Case], None], tally: Tally) -> Callable[[], None]:
-    """A function that draws the plan's cases and hands each one to `draw`, until `draw` raises.
-
-    Hypothesis runs the example that failed once more. Its choices must then give the same case, so a failing family is not
-    added to the tally.
-    """
-    support = target.support(plan.device)
-    num_drawn = 0
-
-    @hypothesis.seed(plan.seed)
-    @hypothesis.settings(
-        INDEPENDENT,
-        max_examples=plan.examples,
-        phases=[Phase.generate],  # `attn_fuzz.run.shrink` shrinks
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
-        verbosity=hypothesis.Verbosity.quiet,
-    )
-    @hypothesis.given(families(plan.target, support, target.refuses, tally))
-    def agree(family: tuple[Case, ...]) -> None:
-        nonlocal num_drawn
-        for case in family:
-            if num_drawn == (plan.first or plan.examples):
-                raise _Enough
-            draw(case)
-            num_drawn += 1
-        for case in family:
-            tally.add(case)
-
-    def run() -> None:
-        with contextlib.suppress(_Enough), warnings.catch_warnings():
-            # at the end of a run Hypothesis writes the repr of the whole family, and warns about its length
-            warnings.filterwarnings("ignore", "Generating overly large repr", hypothesis.errors.HypothesisWarning)
-            agree()
-
-    return run

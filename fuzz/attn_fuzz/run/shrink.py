@@ -5,7 +5,7 @@ most of these choices are entangled. The search ends at a case of which `lowered
 way.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -17,12 +17,15 @@ from attn_fuzz.strategies.cases import VALUES
 from attn_fuzz.targets.target import Support
 
 replace = msgspec.structs.replace
+EARLIER = "earlier call"
+"""The part of a case that its earlier calls are."""
 
 
 def shrink(case: Case, support: Support, fails: Callable[[Case], bool], may_go_on: Callable[[], bool]) -> tuple[Case, bool]:
     """The smallest case found that fails in the same way.
 
-    A rule that the given case needs stays: a smaller case that fails without the rule fails for another reason.
+    A part that the given case needs stays: a smaller case that fails without this rule, or without earlier calls, fails for
+    another reason.
 
     Args:
         support: the target's. Only cases within the support are tried.
@@ -32,23 +35,14 @@ def shrink(case: Case, support: Support, fails: Callable[[Case], bool], may_go_o
     Returns:
         The case, and whether it is minimal. It is not if `may_go_on` has ended the search.
     """
+    case, needed = without_spare_parts(case, support, lambda candidate: may_go_on() and fails(candidate))
+    if not may_go_on():
+        return case, False
     known: set[Case] = {case}
-    needed: set[str] = set()
-    for name in case.rules:
-        candidate = _without_rule(case, name)
-        if candidate in known or not _is_valid(candidate, support):
-            continue
-        if not may_go_on():
-            return case, False
-        known.add(candidate)
-        if fails(candidate):
-            case = candidate
-        else:
-            needed.add(name)
     at = 0
     while True:
         for index, candidate in enumerate(lowered(case, support)):
-            if index < at or candidate in known or not needed.issubset(candidate.rules):
+            if index < at or candidate in known or not needed.issubset(_parts(candidate)):
                 continue
             if not may_go_on():
                 return case, False
@@ -62,13 +56,39 @@ def shrink(case: Case, support: Support, fails: Callable[[Case], bool], may_go_o
             at = 0
 
 
+def without_spare_parts(case: Case, support: Support, fails: Callable[[Case], bool]) -> tuple[Case, frozenset[str]]:
+    """The case without the parts that it does not need in order to fail, and the parts that it needs.
+
+    Parts are the earlier calls together, and each rule. They are taken away one after the other. A part that cannot be taken
+    away stays, and is not among those that are needed.
+
+    Args:
+        support, fails: as `shrink`.
+    """
+    needed: set[str] = set()
+    for part in _parts(case):
+        candidate = replace(case, earlier=()) if part == EARLIER else _without_rule(case, part)
+        if candidate == case or not is_valid(candidate, support):
+            continue
+        if fails(candidate):
+            case = candidate
+        else:
+            needed.add(part)
+    return case, frozenset(needed)
+
+
+def _parts(case: Case) -> tuple[str, ...]:
+    return (*((EARLIER,) if case.earlier else ()), *case.rules)
+
+
 def lowered(case: Case, support: Support) -> Iterator[Case]:
     """Valid cases that are `case` with one field lowered, the largest steps first. A captured call has none: its tensors are
     given."""
-    return (candidate for candidate in _candidates(case, support) if candidate != case and _is_valid(candidate, support))
+    return (candidate for candidate in _candidates(case, support) if candidate != case and is_valid(candidate, support))
 
 
-def _is_valid(case: Case, support: Support) -> bool:
+def is_valid(case: Case, support: Support) -> bool:
+    """Whether a case is a valid call, and within a support."""
     try:
         contradictions.check(case)
     except CaseError:
@@ -82,7 +102,7 @@ SIMPLEST: dict[str, Any] = {
     field.name: field.default for field in reversed(msgspec.structs.fields(Case)) if field.name not in _KEPT
 }
 """The value of each field of a case that asks for nothing: its default."""
-_TYPES = get_type_hints(Case, include_extras=True)
+TYPES = get_type_hints(Case, include_extras=True)
 """The declared type of each field of a case. It says which values are lower than another."""
 
 
@@ -98,7 +118,7 @@ def _candidates(case: Case, support: Support) -> Iterator[Case]:
     for i in range(len(case.earlier)):
         yield replace(case, earlier=case.earlier[:i] + case.earlier[i + 1 :])
     for r in range(len(case.requests)):
-        yield _with_requests(case, case.requests[:r] + case.requests[r + 1 :])
+        yield with_requests(case, case.requests[:r] + case.requests[r + 1 :])
     yield _without_rule(case, "bidirectional_ranges")
     for name, value in SIMPLEST.items():
         yield replace(case, **{name: value})
@@ -113,12 +133,12 @@ def _candidates(case: Case, support: Support) -> Iterator[Case]:
             yield replace(case, **{name: value})
     if case.cache is not None:
         for cache in _smaller_caches(case.cache, support):
-            yield _with_requests(replace(case, cache=cache), case.requests)
+            yield with_requests(replace(case, cache=cache), case.requests)
     for r, request in enumerate(case.requests):
         for smaller in _smaller_requests(request, case.attn_type):
-            yield _with_requests(case, (*case.requests[:r], smaller, *case.requests[r + 1 :]))
+            yield with_requests(case, (*case.requests[:r], smaller, *case.requests[r + 1 :]))
     for name in SIMPLEST:
-        for value in lower_values(getattr(case, name), _TYPES[name]):
+        for value in lower_values(getattr(case, name), TYPES[name]):
             yield replace(case, **{name: value})
     if case.rope is not None:
         for rope in _smaller_ropes(case.rope):
@@ -233,7 +253,7 @@ def _smaller_requests(request: Request, attn_type: AttentionType) -> Iterator[Re
         yield replace(request, causal=False)
 
 
-def _with_requests(case: Case, requests: tuple[Request, ...]) -> Case:
+def with_requests(case: Case, requests: Sequence[Request]) -> Case:
     """The case with these requests. Their blocks, and the rows that they do not write, are fitted to their lengths."""
     if case.cache is not None:
         taken = {block for request in requests for block in request.blocks}
@@ -245,12 +265,12 @@ def _with_requests(case: Case, requests: tuple[Request, ...]) -> Case:
             while len(blocks) < used:
                 blocks.append(next(free, case.cache.num_blocks))
             fitted.append(replace(request, blocks=tuple(blocks)))
-        requests = tuple(fitted)
+        requests = fitted
     tokens = sum(request.query_len for request in requests)
     flags = {request.causal for request in requests}
     return replace(
         case,
-        requests=requests,
+        requests=tuple(requests),
         unwritten=tuple(row for row in case.unwritten if row < tokens),
         per_request_causal=case.per_request_causal or len(flags) > 1,
     )

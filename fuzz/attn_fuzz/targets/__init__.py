@@ -1,8 +1,9 @@
 """What can be fuzzed. To declare a kernel of your own: `from attn_fuzz.targets import Rounding, Support, Target`."""
 
+from attn_fuzz.findings.aspects import needing
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.targets.engine import VLLM, Engine
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 
-__all__ = ["VLLM", "Engine", "Finding", "Rounding", "Support", "Target"]
+__all__ = ["VLLM", "Engine", "Finding", "Rounding", "Support", "Target", "needing"]

@@ -1,0 +1,56 @@
+"""Draws the cases of a plan by Hypothesis, and hands each one on."""
+
+import contextlib
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import hypothesis
+import hypothesis.errors
+from attn_fuzz.cases.case import Case
+from attn_fuzz.strategies import families
+from attn_fuzz.strategies.independent import INDEPENDENT
+from attn_fuzz.strategies.tally import Tally
+from attn_fuzz.targets.target import Target
+from hypothesis import HealthCheck, Phase
+
+if TYPE_CHECKING:
+    from attn_fuzz.run.shard import FuzzPlan
+
+
+class _Enough(Exception):  # noqa: N818 - ends a run, is no error
+    pass
+
+
+def draw_cases(plan: "FuzzPlan", target: Target, draw: Callable[[Case], None], tally: Tally) -> None:
+    """Draw the plan's cases, and hand each one to `draw`, until `draw` raises.
+
+    Hypothesis runs the example that failed once more. Its choices must then give the same case, so a failing family is not
+    added to the tally.
+    """
+    support = target.support(plan.device)
+    num_drawn = 0
+
+    @hypothesis.seed(plan.seed)
+    @hypothesis.settings(
+        INDEPENDENT,
+        max_examples=plan.examples,
+        phases=[Phase.generate],  # `attn_fuzz.run.shrink` shrinks
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+        verbosity=hypothesis.Verbosity.quiet,
+    )
+    @hypothesis.given(families(plan.target, support, target.refuses, tally))
+    def agree(family: tuple[Case, ...]) -> None:
+        nonlocal num_drawn
+        for case in family:
+            if num_drawn == (plan.first or plan.examples):
+                raise _Enough
+            draw(case)
+            num_drawn += 1
+        for case in family:
+            tally.add(case)
+
+    with contextlib.suppress(_Enough), warnings.catch_warnings():
+        # at the end of a run Hypothesis writes the repr of the whole family, and warns about its length
+        warnings.filterwarnings("ignore", "Generating overly large repr", hypothesis.errors.HypothesisWarning)
+        agree()
