@@ -24,7 +24,7 @@ load("aiter.ops.triton.attention.unified_attention", "aiter.ops.triton.unified_a
     softmax_scale=1.0,
     causal=True,
     window_size=(-1, -1),
-    block_table=ints([0]),
+    block_table=ints([0, 0, 0, 0]),
     softcap=0.0,
     q_descale=None,
     k_descale=None,

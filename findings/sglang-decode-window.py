@@ -30,9 +30,9 @@ translator = SimpleNamespace(pack_read_stream=pack_read_stream, window_kv_kind=N
 radius = window_size(SimpleNamespace(sliding_window=WINDOW))
 indptr, indices, *_ = window_keys(ints(0, 0), translator, None, None, radius, ints(KEYS), 1, DEVICE)
 
-q = torch.zeros(1, 1, HEAD_SIZE, device=DEVICE)
-k = torch.zeros(KEYS, 1, HEAD_SIZE, device=DEVICE)
-v = k + torch.tensor([1.0, 2.0, 4.0], device=DEVICE)[:, None, None]
+q = torch.zeros(1, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
+k = torch.zeros(KEYS, 1, HEAD_SIZE, dtype=q.dtype, device=DEVICE)
+v = k + torch.tensor([1.0, 2.0, 4.0], dtype=q.dtype, device=DEVICE)[:, None, None]
 out = torch.full_like(q, torch.nan)
 load("sglang.kernels.ops.attention.decode_attention").decode_attention_fwd(
     q,
@@ -49,5 +49,5 @@ load("sglang.kernels.ops.attention.decode_attention").decode_attention_fwd(
     k_scale=1.0,
     v_scale=1.0,
 )
-weights = (q[0] @ k[-WINDOW:, 0].T).softmax(dim=1)
-compare((weights @ v[-WINDOW:, 0])[0, 0], out[0, 0, 0])
+weights = (q[0] @ k[-WINDOW:, 0].T).float().softmax(dim=1)
+compare((weights @ v[-WINDOW:, 0].float())[0, 0], out[0, 0, 0])

@@ -8,8 +8,8 @@ import torch
 from kernels import DEVICE, compare, ints, load
 
 TOKENS, WINDOW, HEAD_SIZE = 17, 2, 32
-q = torch.zeros(TOKENS, 1, HEAD_SIZE, device=DEVICE)
-cache = torch.ones(2, 16, 1, HEAD_SIZE, device=DEVICE)
+q = torch.zeros(TOKENS, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
+cache = torch.ones(2, 16, 1, HEAD_SIZE, dtype=q.dtype, device=DEVICE)
 out = torch.full_like(q, torch.nan)
 load("vllm.v1.attention.ops.triton_unified_attention").unified_attention(
     q=q,
@@ -23,13 +23,13 @@ load("vllm.v1.attention.ops.triton_unified_attention").unified_attention(
     softmax_scale=1.0,
     causal=True,
     window_size=(WINDOW - 1, 0),
-    block_table=ints([0, 1]),
+    block_table=ints([0, 1, 0, 0]),
     softcap=0,
     q_descale=None,
     k_descale=torch.ones(1, 1, device=DEVICE),
     v_descale=torch.ones(1, 1, device=DEVICE),
     mm_prefix_range=ints([[0, TOKENS - 1]]),
 )
-keys = cache.view(-1, HEAD_SIZE)[:TOKENS]
-weights = (q[:, 0] @ keys.T).softmax(dim=1)  # the range hides nothing
+keys = cache.view(-1, HEAD_SIZE)[:TOKENS].float()
+weights = (q[:, 0].float() @ keys.T).softmax(dim=1)  # the range hides nothing
 compare((weights @ keys)[-2:, 0], out[-2:, 0, 0])

@@ -1,23 +1,23 @@
 """ROCM_ATTN: a request without a query writes a row of the output, the one behind the last row that the kernel was given.
 
-A decode of one token, and a second request without a query, as the padding for a graph has it. The output has one row, in a
-buffer of two. The second row holds -1 before the call.
+A decode of one token, and a second request without a query, as the padding for a graph has it. Query and output
+are the first rows of buffers of two rows. The second row of the output holds -1 before the call.
 """
 
 import torch
 from kernels import DEVICE, compare, ints, load
 
 HEAD_SIZE, X = 32, 8
-q = torch.ones(1, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
+q = torch.ones(2, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
 k_cache = torch.ones(1, 1, HEAD_SIZE // X, 16, X, dtype=q.dtype, device=DEVICE)
 v_cache = torch.ones(1, 1, HEAD_SIZE, 16, dtype=q.dtype, device=DEVICE)
-buffer = torch.full((2, 1, HEAD_SIZE), -1.0, dtype=q.dtype, device=DEVICE)
+out = torch.full_like(q, -1.0)
 one = torch.ones((), device=DEVICE)
 load("vllm.v1.attention.ops.chunked_prefill_paged_decode").chunked_prefill_paged_decode(
-    query=q,
-    key=q,
-    value=q,
-    output=buffer[:1],
+    query=q[:1],
+    key=q[:1],
+    value=q[:1],
+    output=out[:1],
     kv_cache_dtype="auto",
     key_cache=k_cache,
     value_cache=v_cache,
@@ -31,4 +31,4 @@ load("vllm.v1.attention.ops.chunked_prefill_paged_decode").chunked_prefill_paged
     sm_scale=1.0,
 )
 expected = torch.stack([v_cache[0, 0, 0, 0], -one])  # of one key, its value; and what was there
-compare(expected, buffer[:, 0, 0])
+compare(expected, out[:, 0, 0])

@@ -9,7 +9,7 @@ from kernels import DEVICE, compare, ints, load
 
 KEYS, WINDOW, HEAD_SIZE = 17, 1, 32
 module = load("vllm.v1.attention.ops.triton_unified_attention")
-q = torch.ones(1, 1, HEAD_SIZE, device=DEVICE)
+q = torch.ones(1, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
 cache = torch.ones(2, 16, 1, HEAD_SIZE, dtype=torch.int8, device=DEVICE)
 scales = torch.ones(2, 16, 1, device=DEVICE)
 scales[0] = torch.inf
@@ -26,7 +26,7 @@ module.unified_attention(
     softmax_scale=1.0,
     causal=True,
     window_size=(WINDOW - 1, 0),
-    block_table=ints([0, 1]),
+    block_table=ints([0, 1, 0, 0]),
     softcap=0,
     q_descale=None,
     k_descale=None,
@@ -36,5 +36,5 @@ module.unified_attention(
     v_scale_cache=scales,
 )
 visible = (cache * scales[..., None]).view(-1, HEAD_SIZE)[KEYS - WINDOW : KEYS]
-weights = (q[0] @ visible.T).softmax(dim=1)
+weights = (q[0].float() @ visible.T).softmax(dim=1)
 compare((weights @ visible)[0, 0], out[0, 0, 0])

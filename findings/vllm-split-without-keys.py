@@ -7,8 +7,8 @@ import torch
 from kernels import DEVICE, compare, ints, load
 
 HEAD_SIZE, SEGMENTS, ROWS = 32, 16, 128
-q = torch.ones(1, 1, HEAD_SIZE, device=DEVICE)
-cache = torch.ones(1, 16, 1, HEAD_SIZE, device=DEVICE)
+q = torch.ones(1, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
+cache = torch.ones(1, 16, 1, HEAD_SIZE, dtype=q.dtype, device=DEVICE)
 out = torch.full_like(q, -1.0)
 load("vllm.v1.attention.ops.triton_unified_attention").unified_attention(
     q=q,
@@ -22,7 +22,7 @@ load("vllm.v1.attention.ops.triton_unified_attention").unified_attention(
     softmax_scale=1.0,
     causal=False,
     window_size=(-1, -1),
-    block_table=ints([0]),
+    block_table=ints([0, 0, 0, 0]),
     softcap=0,
     q_descale=None,
     k_descale=torch.ones(1, 1, device=DEVICE),

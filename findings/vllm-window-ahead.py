@@ -7,8 +7,8 @@ import torch
 from kernels import DEVICE, compare, ints, load
 
 TOKENS, WINDOW, HEAD_SIZE = 3, 2, 32
-q = torch.zeros(TOKENS, 1, HEAD_SIZE, device=DEVICE)
-cache = torch.ones(1, 16, 1, HEAD_SIZE, device=DEVICE)
+q = torch.zeros(TOKENS, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
+cache = torch.ones(1, 16, 1, HEAD_SIZE, dtype=q.dtype, device=DEVICE)
 out = torch.full_like(q, torch.nan)
 load("vllm.v1.attention.ops.triton_unified_attention").unified_attention(
     q=q,
@@ -22,7 +22,7 @@ load("vllm.v1.attention.ops.triton_unified_attention").unified_attention(
     softmax_scale=1.0,
     causal=False,
     window_size=(WINDOW - 1, 0),
-    block_table=ints([0]),
+    block_table=ints([0, 0, 0, 0]),
     softcap=0,
     q_descale=None,
     k_descale=torch.ones(1, 1, device=DEVICE),
@@ -30,5 +30,6 @@ load("vllm.v1.attention.ops.triton_unified_attention").unified_attention(
 )
 position = torch.arange(TOKENS, device=DEVICE)
 hidden = (position[:, None] - position).abs() >= WINDOW
-weights = (q[:, 0] @ cache[0, :TOKENS, 0].T).masked_fill(hidden, -torch.inf).softmax(dim=1)
-compare(weights @ cache[0, :TOKENS, 0, :1], out[:, 0, :1])
+keys = cache[0, :TOKENS, 0].float()
+weights = (q[:, 0].float() @ keys.T).masked_fill(hidden, -torch.inf).softmax(dim=1)
+compare((weights @ keys)[:, 0], out[:, 0, 0])
