@@ -29,6 +29,7 @@ PLATFORM = SimpleNamespace(
     is_rocm=no,
 )
 LOGGER = SimpleNamespace(debug_once=no, warning_once=no)
+MI300 = SimpleNamespace(name="gfx942", is_rdna=False)
 MODES = SimpleNamespace(NONE=0, INT8_PER_TOKEN_HEAD=2, FP8_PER_TOKEN_HEAD=3, INT4_PER_TOKEN_HEAD=4)
 STAND_INS = {
     "vllm.envs": {"VLLM_BATCH_INVARIANT": False},
@@ -43,6 +44,7 @@ STAND_INS = {
     "sglang.srt.utils": {"get_device_core_count": no, "is_hip": no, "is_gfx95_supported": no, "is_gfx1250_supported": no},
     "aiter.ops.triton.utils.device_info": {"get_num_sms": lambda: 16},
     "aiter.ops.triton.utils._triton.arch_info": {"get_arch": lambda: "gfx942", "is_fp8_avail": lambda: True},
+    "aiter.ops.triton._triton_kernels.flash_attn_triton_amd.utils": {"get_arch": lambda: MI300},
 }
 """What the files of kernels import and what asks for a GPU, where there is none."""
 

@@ -4,7 +4,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from attn_contract import AttentionConfig, AttentionType
-from attn_fuzz.findings.finding import Finding
+from attn_fuzz.findings.finding import Finding, is_nan, is_nan_before_windows
 
 if TYPE_CHECKING:
     from attn_fuzz.cases.case import Case
@@ -31,11 +31,6 @@ def _has_no_keys(case: "Case") -> bool:
     return any(request.query_len > request.seq_len == 0 for request in case.requests)
 
 
-def _is_nan(case: "Case", verdict: "Verdict") -> bool:
-    """Whether an output is NaN, or was NaN before it was clamped to float8, which makes it a number."""
-    return verdict.kind == "nan" or (verdict.kind == "value" and case.output_dtype is not None)
-
-
 def _is_decoder(config: AttentionConfig) -> bool:
     return config.attn_type is AttentionType.DECODER
 
@@ -53,7 +48,7 @@ UNIFIED_ATTENTION = (
         seen_in=SEEN_IN,
         link=None,
         meets=_is_decoder,
-        explains=lambda case, verdict: _is_nan(case, verdict) and not case.finite_slots,
+        explains=lambda case, verdict: is_nan(case, verdict) and not case.finite_slots,
     ),
     Finding(
         name="aiter-rows-without-keys",
@@ -64,7 +59,7 @@ UNIFIED_ATTENTION = (
         seen_in=SEEN_IN,
         link=None,
         meets=_is_decoder,
-        explains=lambda case, verdict: _is_nan(case, verdict) and any(0 < r.seq_len < r.query_len for r in case.requests),
+        explains=lambda case, verdict: is_nan(case, verdict) and any(0 < r.seq_len < r.query_len for r in case.requests),
     ),
     Finding(
         name="aiter-hidden-tile",
@@ -84,7 +79,7 @@ UNIFIED_ATTENTION = (
         seen_in=SEEN_IN,
         link="vllm-project/vllm#56578 (the same lines in vLLM)",
         meets=lambda config: _is_decoder(config) and config.asks("logits_soft_cap"),
-        explains=lambda case, verdict: _is_nan(case, verdict) and case.logits_soft_cap is not None,
+        explains=lambda case, verdict: is_nan(case, verdict) and case.logits_soft_cap is not None,
     ),
     Finding(
         name="aiter-split-writes-unowned-rows",
@@ -103,7 +98,7 @@ UNIFIED_ATTENTION = (
         seen_in=SEEN_IN,
         link=None,
         meets=lambda config: _is_decoder(config) and not _has_window(config),
-        explains=lambda case, verdict: _is_nan(case, verdict) and _may_split(case) and _has_no_keys(case),
+        explains=lambda case, verdict: is_nan(case, verdict) and _may_split(case) and _has_no_keys(case),
     ),
 )
 
@@ -126,7 +121,7 @@ PAGED_PREFILL = (
         "and 0 * NaN is NaN.",
         seen_in=SEEN_IN,
         reach="neither vLLM 0.33.0 nor SGLang 0.5.23 calls pa_prefill.",
-        explains=lambda case, verdict: _is_nan(case, verdict) and case.window[0] >= 0 and case.recycled,
+        explains=is_nan_before_windows,
     ),
 )
 

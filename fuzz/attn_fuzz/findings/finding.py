@@ -61,3 +61,17 @@ def explanation(findings: Iterable[Finding], case: "Case", verdict: "Verdict") -
     if not verdict.failed:
         return None
     return next((finding for finding in findings if finding.explains(case, verdict)), None)
+
+
+def is_nan(case: "Case", verdict: "Verdict") -> bool:
+    """Whether an output is NaN, or was NaN before it was clamped to float8, which makes it a number."""
+    return verdict.kind == "nan" or (verdict.kind == "value" and case.output_dtype is not None)
+
+
+def is_nan_before_windows(case: "Case", verdict: "Verdict") -> bool:
+    """Whether outputs are NaN, and each wrong request has slots with NaN that are before the windows of all its queries."""
+    if not is_nan(case, verdict) or not case.recycled or case.finite_slots or case.window[0] < 0:
+        return False
+    wrong = {difference.request for difference in verdict.differences}
+    requests = [case.requests[index] for index in wrong]
+    return bool(requests) and all(request.seq_len - request.query_len > case.window[0] for request in requests)

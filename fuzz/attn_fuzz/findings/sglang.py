@@ -1,5 +1,6 @@
 """Bugs that the fuzzer has found in SGLang's Triton attention."""
 
+import math
 from typing import TYPE_CHECKING
 
 from attn_fuzz.findings.finding import Finding
@@ -42,6 +43,10 @@ MERGE = (
         "the kernel guards this case (triton_merge_attn_states.py:178 and :209).",
         seen_in=SEEN_IN,
         reach="merges of context parallelism, if a rank has no key of a request.",
-        explains=lambda case, verdict: verdict.kind in ("nan", "lse"),
+        explains=lambda case, verdict: (
+            verdict.kind in ("nan", "lse")
+            and bool(verdict.differences)
+            and all(math.isnan(difference.got) for difference in verdict.differences)
+        ),
     ),
 )

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from attn_fuzz.findings.finding import Finding
+from attn_fuzz.findings.finding import Finding, is_nan_before_windows
 
 if TYPE_CHECKING:
     from attn_fuzz.cases.case import Case
@@ -14,11 +14,6 @@ UNIFIED = "vllm/v1/attention/ops/triton_unified_attention.py"
 
 def _is_value(verdict: "Verdict") -> bool:
     return verdict.kind in ("value", "bitwise")
-
-
-def _is_nan(case: "Case", verdict: "Verdict") -> bool:
-    """Whether an output is NaN, or was NaN before it was clamped to float8, which makes it a number."""
-    return verdict.kind == "nan" or (verdict.kind == "value" and case.output_dtype is not None)
 
 
 def _sees_ahead(case: "Case") -> bool:
@@ -62,11 +57,7 @@ UNIFIED_ATTENTION = (
         reach="TRITON_ATTN with int8_per_token_head or fp8_per_token_head, if the block went to a request with an infinite "
         "K or V.",
         explains=lambda case, verdict: (
-            _is_nan(case, verdict)
-            and case.cache is not None
-            and case.cache.scales_tokens
-            and case.window[0] >= 0
-            and case.recycled
+            is_nan_before_windows(case, verdict) and case.cache is not None and case.cache.scales_tokens
         ),
     ),
     Finding(
@@ -123,7 +114,7 @@ ROCM_ATTN = (
         "kernel_paged_attention_2d: V is not masked by the window, its weight is 0, and 0 * NaN is NaN.",
         seen_in=SEEN_IN,
         reach="ROCM_ATTN, if the block went to a request whose K or V is NaN or infinite.",
-        explains=lambda case, verdict: _is_nan(case, verdict) and case.window[0] >= 0 and case.recycled,
+        explains=is_nan_before_windows,
     ),
     _EMPTY_REQUEST,
 )
