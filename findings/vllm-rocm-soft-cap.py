@@ -1,6 +1,7 @@
 """ROCM_ATTN: RocmAttentionImpl keeps the soft cap of logits and does not use it, and says nothing.
 
-One query and two keys, a soft cap of 1, and logits of 4 and 0. The values are 1 and 0, so the output is the weight of the first.
+One query and two keys, a soft cap of 1, and logits of 4 and 0. The values are 1 and 0, so the output
+is the weight of the first.
 """
 
 from types import SimpleNamespace

@@ -8,7 +8,6 @@ from attn_fuzz.findings.finding import Finding, is_nan, is_nan_before_windows
 
 if TYPE_CHECKING:
     from attn_fuzz.cases.case import Case
-    from attn_fuzz.verdict.verdict import Verdict
 
 KERNELS = "aiter/ops/triton/_triton_kernels/unified_attention.py"
 SEEN_IN = "amd-aiter 0.1.7.post2.dev18"

@@ -26,7 +26,7 @@ import runpy, sys
 class Blocked:
     def find_spec(self, name, *rest):
         if name.startswith("attn_"):
-            raise ImportError(f"{name} is not for this script")
+            sys.exit(3)
 
 sys.meta_path.insert(0, Blocked())
 sys.path[:0] = sys.argv[2:]

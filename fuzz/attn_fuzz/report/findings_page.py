@@ -2,8 +2,8 @@
 
     python -m attn_fuzz.report.findings_page
 
-writes docs/generated/findings.md and docs/generated/findings/NAME.md from the declarations of the targets, from findings/NAME.py
-and NAME.toml, and from what the scripts printed (`attn_fuzz.report.finding_scripts`). With --check it exits with 1 if a page is
+writes docs/generated/findings.md and docs/generated/findings/NAME.md from the declarations of the targets, findings/NAME.toml
+and NAME.py, and from what the scripts printed (`attn_fuzz.report.finding_scripts`). With --check it exits with 1 if a page is
 not what they make of it.
 """
 
@@ -22,12 +22,12 @@ Shared = dict[str, tuple[Finding, list[str]]]
 """Findings by name, each with the targets that share it."""
 _INTRODUCTION = """# Known findings
 
-Bugs that the fuzzer has found in kernels of other projects. Nothing is filed by this project's tools: each finding has a page with
-a title and a body that can be filed with the kernel's owner.
+Bugs that the fuzzer has found in kernels of other projects. Each finding has a page, whose title and body are ready to be filed
+with the kernel's owner. Nothing is filed by a tool of this project.
 
-- The script of a finding, in its page and in [findings](../../findings), needs torch, Triton and the package's files alone. It
-  prints what it expected, by a few lines of torch, and what it got. It exits with 1 where the finding shows, with 0 where it does
-  not, and with 2 where it cannot run.
+- The page of a finding has a script, which needs torch, Triton and the package's files alone. The script prints what it
+  expects, by a few lines of torch, and what it got. It exits with 1 where the finding shows, with 0 where it does not, and with
+  2 where it cannot run.
 - Each script was run on a CPU twice: with kernels that Triton's own interpreter runs, and with kernels that were compiled for
   gfx942 and run on this project's emulator. No script was run on a GPU.
 - A run of the fuzzer counts the cases that a finding explains, and goes on. It says when the stored case of a finding no longer
@@ -111,7 +111,8 @@ def page(finding: Finding, shown: Shown) -> str:
         *([""] if report.sent_by else []),
         *_confirmation(report, shown),
         "",
-        "**Script.** It needs torch, Triton and the package's files. Exit code: 1 the bug shows, 0 it does not, 2 it cannot run.",
+        "**Script.** It needs torch, Triton and the package's files. It exits with 1 where the bug shows, with 0 where it does",
+        "not, and with 2 where it cannot run.",
         "",
         "```python",
         script.rstrip("\n"),
@@ -122,8 +123,9 @@ def page(finding: Finding, shown: Shown) -> str:
 
 def _confirmation(report: Report, shown: Shown) -> Iterator[str]:
     same = shown.interpreted == shown.compiled
-    yield "**How it was confirmed.** What is expected is computed in the script, by torch. The kernel ran on a CPU, by Triton's own"
-    yield f"interpreter, and compiled for {ARCHITECTURE}, on an emulator of its instructions{', with the same output' * same}."
+    yield "**How it was confirmed.** What is expected is computed in the script, by torch. The kernel ran on a CPU: by Triton's"
+    yield f"own interpreter, and compiled for {ARCHITECTURE}, on an emulator of its instructions."
+    yield "The output was the same." if same else "The outputs differ in their last digits."
     yield "It was not run on a GPU."
     if not same:
         yield from ("The compiled kernel's output:", "", *_fenced(shown.compiled))
