@@ -52,9 +52,10 @@ STAND_INS = {
 def load(*names):
     """The first of these modules that its package has: imported where there is a GPU, else its files alone."""
     package = names[0].partition(".")[0]
-    if (found := importlib.util.find_spec(package)) is None:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
         raise ImportError(f"{package} is not installed")
-    [folder] = found.submodule_search_locations
+    folder = spec.submodule_search_locations[0]
     name = next((name for name in names if os.path.isfile(f"{folder}/../{name.replace('.', '/')}.py")), names[0])
     if DEVICE == "cpu":
         *folders, _ = name.split(".")

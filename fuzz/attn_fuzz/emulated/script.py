@@ -8,6 +8,7 @@ The script's tensors are on the CPU, and it may ask for Triton's interpreter, wh
 import os
 import runpy
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -28,10 +29,11 @@ def install(architecture: str) -> None:
         defaults = {parameter.name: parameter.default for parameter in kernel.params if parameter.has_default}
         given = {name: value for name, value in named.items() if name in kernel.arg_names}
         values = defaults | dict(zip(kernel.arg_names, arguments, strict=False)) | given
-        run_ready(Ready(prepare(load(compiled.text)), compiled), values, grid(values) if callable(grid) else grid)
+        programs: Sequence[int] = grid(values) if callable(grid) else grid  # pyright: ignore[reportAssignmentType]
+        run_ready(Ready(prepare(load(compiled.text)), compiled), values, programs)
 
     knobs.runtime.interpret = False  # wins over the environment variable
-    JITFunction.run = run
+    JITFunction.run = run  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def main(architecture: str, script: str) -> None:

@@ -108,7 +108,6 @@ PAGED_DECODE = (
         cause="aiter/ops/triton/_triton_kernels/pa_decode.py, _paged_attn_decode_v1_wo_dot_kernel and its v2: `alpha[:, "
         "None]` of a scalar.",
         seen_in=SEEN_IN,
-        reach="neither vLLM 0.33.0 nor SGLang 0.5.23 calls pa_decode.",
         explains=lambda case, verdict: verdict.kind == "raised" and case.group_size == 1,
     ),
 )
@@ -119,7 +118,6 @@ PAGED_PREFILL = (
         cause="aiter/ops/triton/_triton_kernels/pa_prefill.py, _fwd_kernel: V is not masked by the window, its weight is 0, "
         "and 0 * NaN is NaN.",
         seen_in=SEEN_IN,
-        reach="neither vLLM 0.33.0 nor SGLang 0.5.23 calls pa_prefill.",
         explains=is_nan_before_windows,
     ),
 )

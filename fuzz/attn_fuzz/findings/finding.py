@@ -33,7 +33,6 @@ class Finding:
         what: what goes wrong, and when.
         cause: why, with file and function.
         seen_in: the version in which the fuzzer saw the bug.
-        reach: which engine calls the kernel so, and with which models; None where it is not known.
         link: of the bug's report; None while the bug is not reported.
         folder: where NAME.json is; the default is the folder of the findings that come with the fuzzer. A finding of your own
             target is in a folder of your own.
@@ -45,7 +44,6 @@ class Finding:
     what: str
     cause: str
     seen_in: str
-    reach: str | None = None
     link: str | None = None
     folder: Path = CASES
     meets: Callable[[AttentionConfig], bool] = _every_layer

@@ -24,7 +24,6 @@ TRITON = (
         "models/gpt_oss.py:132). flashinfer_backend.py:1688 takes `sliding_window_size + 1`, and so does the mask of "
         "extend_attention.py:566-568.",
         seen_in=SEEN_IN,
-        reach="the triton backend with Gemma 2, Gemma 3 and gpt-oss, in each decode of more tokens than the window.",
         link="sgl-project/sglang#32087 and #34354, both closed",
         explains=lambda case, verdict: (
             verdict.kind in ("value", "bitwise")
@@ -42,7 +41,6 @@ MERGE = (
         cause="sglang/kernels/ops/attention/merge_state.py:30-32, merge_state_kernel: -inf - (-inf) is NaN. vLLM's copy of "
         "the kernel guards this case (triton_merge_attn_states.py:178 and :209).",
         seen_in=SEEN_IN,
-        reach="merges of context parallelism, if a rank has no key of a request.",
         explains=lambda case, verdict: (
             verdict.kind in ("nan", "lse")
             and bool(verdict.differences)

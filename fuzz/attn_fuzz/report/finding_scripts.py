@@ -5,7 +5,6 @@
 runs them all, and writes docs/generated/findings.json. It needs the packages that the findings are of.
 """
 
-import importlib.util
 import re
 import shutil
 import subprocess
@@ -14,12 +13,14 @@ import tempfile
 from pathlib import Path
 
 import msgspec
+from attn_fuzz import foreign
 
 ROOT = Path(__file__).parents[3]
 FOLDER, RESULTS = ROOT / "findings", ROOT / "docs" / "generated" / "findings.json"
 ARCHITECTURE = "gfx942"
 SHOWS, DOES_NOT_SHOW, CANNOT_RUN = 1, 0, 2
 _SHARED = re.compile(r"^from (\w+) import .*\n", re.MULTILINE)
+_DOCSTRING = re.compile(r'\A""".*?"""\n', re.DOTALL)
 _ALONE = """
 import runpy, sys
 
@@ -97,10 +98,12 @@ def script(name: str) -> str:
     text, shared = (FOLDER / f"{name}.py").read_text(encoding="utf-8"), []
     for line in _SHARED.finditer(text):
         if (file := FOLDER / f"{line[1]}.py").is_file():
-            shared.append(file.read_text(encoding="utf-8"))
+            shared.append(_DOCSTRING.sub("", file.read_text(encoding="utf-8")).strip("\n") + "\n")
             text = text.replace(line[0], "")
-    docstring, rest = re.fullmatch(r'(""".*?"""\n)(.*)', text, re.DOTALL).groups()
-    return "\n".join([docstring, *shared, rest.lstrip("\n")])
+    docstring = _DOCSTRING.match(text)
+    assert docstring is not None, f"{name}: a script begins with its docstring"
+    complete = "\n".join([docstring[0], *shared, text[docstring.end() :].lstrip("\n")])
+    return complete.replace("  # noqa: E402", "")
 
 
 def results() -> dict[str, Shown]:
@@ -131,13 +134,13 @@ def mended(mends: Report, folder: Path) -> Path:
         ValueError: the file has not the text that is to be changed.
     """
     package = mends.file.parts[0]
-    [installed] = importlib.util.find_spec(package).submodule_search_locations
+    installed = foreign.sources(package)
     # the part of the package that scripts load
     part = "ops/triton" if package == "aiter" else "v1/attention" if package == "vllm" else "kernels/ops/attention"
-    shutil.copytree(Path(installed, part), folder / package / part, ignore=_other_than_python)
+    shutil.copytree(installed / part, folder / package / part, ignore=_other_than_python)
     for file in {mends.file, Path("sglang/srt/models/gemma2.py")} if package == "sglang" else ():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(Path(installed).parent / file, folder / file)
+        shutil.copy(installed.parent / file, folder / file)
     (folder / package / "__init__.py").touch()
     text = (folder / mends.file).read_text(encoding="utf-8")
     for mend in mends.mend:

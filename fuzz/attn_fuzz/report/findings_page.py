@@ -51,11 +51,11 @@ def index(findings: Shared, shown: dict[str, Shown]) -> str:
     """The page of all findings."""
     lines = [
         _INTRODUCTION,
-        "| finding | seen in | an engine sends such calls | reported |",
+        "| finding | seen in | a path from an engine | reported |",
         "| --- | --- | --- | --- |",
     ]
     for name, (finding, _) in findings.items():
-        sent = "yes" if _report(name).sent_by else "none is known"
+        sent = "is cited" if _report(name).sent_by else "none is known"
         lines.append(f"| [{name}](#{name}) | {finding.seen_in} | {sent} | {finding.link or 'not yet'} |")
     for name, (finding, names) in findings.items():
         report = _report(name)
@@ -72,7 +72,6 @@ def index(findings: Shared, shown: dict[str, Shown]) -> str:
             f"- Expected and got: {_numbers(shown[name].interpreted)}",
             f"- Since: {report.since}.",
             f"- Newest: {report.newest}.",
-            *([f"- Reach: {finding.reach}"] if finding.reach else []),
             f"- Sent by: {_list(report.sent_by) or 'no engine that is known'}",
             f"- Harm: {report.harm}.",
             f"- Targets: {', '.join(names)}",
