@@ -6,6 +6,7 @@ Each finding also has a stored case, which must fail: `attn_fuzz.run.ledger` say
 `attn-parity select` names findings too, and runs without the fuzz extra: this module imports nothing of the extra.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,9 +68,15 @@ def is_nan(case: "Case", verdict: "Verdict") -> bool:
 
 
 def is_nan_before_windows(case: "Case", verdict: "Verdict") -> bool:
-    """Whether outputs are NaN, and each wrong request has slots with NaN that are before the windows of all its queries."""
+    """Whether outputs are NaN, of requests alone that have slots with NaN before the windows of all their queries.
+
+    Other requests may be wrong by another finding. A float8 output does not say which of them are NaN: one of them has such
+    slots.
+    """
     if not is_nan(case, verdict) or not case.recycled or case.finite_slots or case.window[0] < 0:
         return False
-    wrong = {difference.request for difference in verdict.differences}
-    requests = [case.requests[index] for index in wrong]
-    return bool(requests) and all(request.seq_len - request.query_len > case.window[0] for request in requests)
+    clamped = case.output_dtype is not None
+    wrong = {difference.request for difference in verdict.differences if clamped or math.isnan(difference.got)}
+    requests = (case.requests[index] for index in wrong)
+    reads = [request.seq_len - request.query_len > case.window[0] for request in requests]
+    return any(reads) if clamped else bool(reads) and all(reads)
