@@ -281,11 +281,8 @@ def test_the_hard_bound_holds_for_logits_whose_roundings_all_add_up(exponent):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_each_rounding_of_a_narrow_sum_of_weights_is_one_more_of_each_weight(dtype):
-    layer = Layer(num_heads=1, num_kv_heads=1, head_size=16, scale=1.0)
-    of_weights = [
-        CallRounding(
-            rounding=Rounding(keys_per_tile=64, narrow_sums=sums), layer=layer, dtype=dtype, out_dtype=dtype
-        ).of_weights
-        for sums in (0, 6)
-    ]
-    assert of_weights == [UNIT_ROUNDOFF[dtype], 7 * UNIT_ROUNDOFF[dtype]]
+    layer = Layer(num_heads=1, num_kv_heads=1, head_size=16, scale=1.0, attn_type=AttentionType.ENCODER_ONLY)
+    for sums, roundings in ((0, 1), (6, 7)):
+        rounding = Rounding(keys_per_tile=64, narrow_sums=sums)
+        call = CallRounding(rounding=rounding, layer=layer, dtype=dtype, out_dtype=dtype)
+        assert call.of_weights == roundings * UNIT_ROUNDOFF[dtype]
