@@ -18,7 +18,7 @@ from attn_fuzz.strategies.cases import VALUES
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, Target
 from attn_fuzz.verdict import judge, oracle
-from attn_fuzz.verdict.rounding import Rounding
+from attn_fuzz.verdict.rounding import UNIT_ROUNDOFF, CallRounding, Rounding
 from hypothesis import given, settings
 
 replace = msgspec.structs.replace
@@ -309,3 +309,12 @@ def test_the_hard_bound_holds_for_logits_whose_roundings_all_add_up(exponent):
     judgement = judge.judge_call(Call(q=q, k=k, v=v, layer=layer, batch=batch), out, lse, ROUNDING)
     assert judgement.agrees, judgement.message
     assert judgement.ratio > 0.2, "the roundings do not add up, or the bound is idle"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_each_rounding_of_a_narrow_sum_of_weights_is_one_more_of_each_weight(dtype):
+    layer = Layer(num_heads=1, num_kv_heads=1, head_size=16, scale=1.0, attn_type=AttentionType.ENCODER_ONLY)
+    for sums, roundings in ((0, 1), (6, 7)):
+        rounding = Rounding(keys_per_tile=64, narrow_sums=sums)
+        call = CallRounding(rounding=rounding, layer=layer, dtype=dtype, out_dtype=dtype)
+        assert call.of_weights == roundings * UNIT_ROUNDOFF[dtype]

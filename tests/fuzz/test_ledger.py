@@ -1,18 +1,15 @@
 """A known finding is counted and passed over, hides nothing else, and is reported when its case no longer fails."""
 
 import json
-from pathlib import Path
 
 import msgspec
 import pytest
 from attn_fuzz.cases import case_file
-from attn_fuzz.findings.finding import explanation
-from attn_fuzz.run import ledger
+from attn_fuzz.findings.finding import explanation, is_nan_before_windows
 from attn_fuzz.targets import Target, registry
+from attn_fuzz.verdict.judge import Difference
 from attn_fuzz.verdict.verdict import Verdict
 from planted_findings import SINKS
-
-DOCS = Path(__file__).parents[2] / "docs" / "generated" / "findings.md"
 
 
 def test_a_known_finding_is_counted_and_is_no_failure(fuzz_here):
@@ -97,6 +94,27 @@ def test_a_users_findings_lie_beside_their_target(attn_parity, tmp_path, step_ca
     assert "as the known finding own-cap says" in run.out
 
 
+def _nan_at(*requests: int) -> Verdict:
+    differences = [
+        Difference(request=index, tensor="out", row=index, head=0, dim=0, got=got, expected=1.0, bound=0.1, rows=1)
+        for index, got in enumerate([float("nan") if index in requests else 2.0 for index in range(2)])
+    ]
+    return Verdict(kind="nan", differences=tuple(differences))
+
+
+def test_nan_is_of_slots_before_windows_where_the_wrong_request_has_such_slots():
+    """Request 0 of the case has one; request 1 has none, and may be wrong by another finding, but not NaN by this one."""
+    case = case_file.load(registry.load("vllm-rocm-attention").findings[2].path)
+    [request] = case.requests
+    case = msgspec.structs.replace(case, requests=(request, msgspec.structs.replace(request, seq_len=1, blocks=(1,))))
+    assert is_nan_before_windows(case, _nan_at(0))
+    assert not is_nan_before_windows(case, _nan_at(1))
+    assert not is_nan_before_windows(case, _nan_at(0, 1))
+    assert not is_nan_before_windows(case, _nan_at())
+    assert not is_nan_before_windows(msgspec.structs.replace(case, finite_slots=True), _nan_at(0))
+    assert not is_nan_before_windows(msgspec.structs.replace(case, recycled=False), _nan_at(0))
+
+
 def test_only_failures_are_explained(step_case):
     case = msgspec.structs.replace(step_case, sinks="zero")
     assert explanation([SINKS], case, Verdict(kind="nan")) is SINKS
@@ -106,11 +124,6 @@ def test_only_failures_are_explained(step_case):
 
 def declared() -> list[Target]:
     return [target for target in map(registry.load, registry.names()) if target.findings]
-
-
-def test_the_page_is_what_the_targets_declare():
-    """If it is not: python -m attn_fuzz.run.ledger > docs/generated/findings.md"""
-    assert DOCS.read_text(encoding="utf-8") == ledger.page((target.name, target.findings) for target in declared())
 
 
 @pytest.mark.parametrize(

@@ -352,3 +352,9 @@ def test_a_recording_into_no_folder_is_refused_before_the_calls(folder):
 def test_a_rounding_that_is_no_number_is_refused(name, value):
     with pytest.raises(ValueError, match=f"{name}, expected an int of at least 1"):
         Rounding(**{"keys_per_tile": 16, name: value})
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1.5, -1, True, "16", None])
+def test_a_number_of_narrow_sums_that_is_none_is_refused(value):
+    with pytest.raises(ValueError, match="narrow_sums, expected an int of at least 0"):
+        Rounding(keys_per_tile=16, narrow_sums=value)

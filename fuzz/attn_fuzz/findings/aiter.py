@@ -4,11 +4,10 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from attn_contract import AttentionConfig, AttentionType
-from attn_fuzz.findings.finding import Finding
+from attn_fuzz.findings.finding import Finding, is_nan, is_nan_before_windows
 
 if TYPE_CHECKING:
     from attn_fuzz.cases.case import Case
-    from attn_fuzz.verdict.verdict import Verdict
 
 KERNELS = "aiter/ops/triton/_triton_kernels/unified_attention.py"
 SEEN_IN = "amd-aiter 0.1.7.post2.dev18"
@@ -29,11 +28,6 @@ def _hides_tiles(case: "Case") -> bool:
 
 def _has_no_keys(case: "Case") -> bool:
     return any(request.query_len > request.seq_len == 0 for request in case.requests)
-
-
-def _is_nan(case: "Case", verdict: "Verdict") -> bool:
-    """Whether an output is NaN, or was NaN before it was clamped to float8, which makes it a number."""
-    return verdict.kind == "nan" or (verdict.kind == "value" and case.output_dtype is not None)
 
 
 def _has_decodes(case: "Case") -> bool:
@@ -57,7 +51,7 @@ UNIFIED_ATTENTION = (
         seen_in=SEEN_IN,
         link=None,
         meets=_is_decoder,
-        explains=lambda case, verdict: _is_nan(case, verdict) and not case.finite_slots,
+        explains=lambda case, verdict: is_nan(case, verdict) and not case.finite_slots,
     ),
     Finding(
         name="aiter-rows-without-keys",
@@ -68,7 +62,7 @@ UNIFIED_ATTENTION = (
         seen_in=SEEN_IN,
         link=None,
         meets=_is_decoder,
-        explains=lambda case, verdict: _is_nan(case, verdict) and any(0 < r.seq_len < r.query_len for r in case.requests),
+        explains=lambda case, verdict: is_nan(case, verdict) and any(0 < r.seq_len < r.query_len for r in case.requests),
     ),
     Finding(
         name="aiter-hidden-tile",
@@ -88,7 +82,7 @@ UNIFIED_ATTENTION = (
         seen_in=SEEN_IN,
         link="vllm-project/vllm#56578 (the same lines in vLLM)",
         meets=lambda config: _is_decoder(config) and config.asks("logits_soft_cap"),
-        explains=lambda case, verdict: _is_nan(case, verdict) and case.logits_soft_cap is not None,
+        explains=lambda case, verdict: is_nan(case, verdict) and case.logits_soft_cap is not None,
     ),
     Finding(
         name="aiter-split-writes-unowned-rows",
@@ -107,7 +101,7 @@ UNIFIED_ATTENTION = (
         seen_in=SEEN_IN,
         link=None,
         meets=lambda config: _is_decoder(config) and not _has_window(config),
-        explains=lambda case, verdict: _is_nan(case, verdict) and _may_split(case) and _has_no_keys(case),
+        explains=lambda case, verdict: is_nan(case, verdict) and _may_split(case) and _has_no_keys(case),
     ),
 )
 
@@ -118,7 +112,6 @@ PAGED_DECODE = (
         cause="aiter/ops/triton/_triton_kernels/pa_decode.py, _paged_attn_decode_v1_wo_dot_kernel and its v2: `alpha[:, "
         "None]` of a scalar.",
         seen_in=SEEN_IN,
-        reach="neither vLLM 0.33.0 nor SGLang 0.5.23 calls pa_decode.",
         explains=lambda case, verdict: verdict.kind == "raised" and case.group_size == 1,
     ),
 )
@@ -129,8 +122,7 @@ PAGED_PREFILL = (
         cause="aiter/ops/triton/_triton_kernels/pa_prefill.py, _fwd_kernel: V is not masked by the window, its weight is 0, "
         "and 0 * NaN is NaN.",
         seen_in=SEEN_IN,
-        reach="neither vLLM 0.33.0 nor SGLang 0.5.23 calls pa_prefill.",
-        explains=lambda case, verdict: _is_nan(case, verdict) and case.window[0] >= 0 and case.recycled,
+        explains=is_nan_before_windows,
     ),
 )
 
@@ -144,8 +136,7 @@ CHUNKED_PREFILL = (
         "block are loaded without a mask; a score of -inf plus NaN is NaN, and so is a weight of 0 times NaN. vLLM's kernel of "
         "this name masks both.",
         seen_in=SEEN_IN,
-        reach="neither vLLM 0.33.0 nor SGLang 0.5.23 calls chunked_prefill_paged_decode of AITER.",
-        explains=lambda case, verdict: _is_nan(case, verdict) and not case.finite_slots and _has_decodes(case),
+        explains=lambda case, verdict: is_nan(case, verdict) and not case.finite_slots and _has_decodes(case),
     ),
     Finding(
         name="aiter-chunked-empty-request",
@@ -154,7 +145,6 @@ CHUNKED_PREFILL = (
         cause="aiter/ops/triton/_triton_kernels/chunked_pa_prefill.py:60-65, _kernel_paged_attention_2d: with "
         "filter_by_query_len it returns for more than one query, and not for none.",
         seen_in=SEEN_IN,
-        reach="neither vLLM 0.33.0 nor SGLang 0.5.23 calls chunked_prefill_paged_decode of AITER.",
         explains=lambda case, verdict: (
             verdict.kind in ("value", "bitwise", "nan", "guard", "crashed")
             and any(request.query_len == 0 for request in case.requests)

@@ -6,6 +6,7 @@ Each finding also has a stored case, which must fail: `attn_fuzz.run.ledger` say
 `attn-parity select` names findings too, and runs without the fuzz extra: this module imports nothing of the extra.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,6 @@ class Finding:
         what: what goes wrong, and when.
         cause: why, with file and function.
         seen_in: the version in which the fuzzer saw the bug.
-        reach: which engine calls the kernel so, and with which models; None where it is not known.
         link: of the bug's report; None while the bug is not reported.
         folder: where NAME.json is; the default is the folder of the findings that come with the fuzzer. A finding of your own
             target is in a folder of your own.
@@ -45,7 +45,6 @@ class Finding:
     what: str
     cause: str
     seen_in: str
-    reach: str | None = None
     link: str | None = None
     folder: Path = CASES
     meets: Callable[[AttentionConfig], bool] = _every_layer
@@ -61,3 +60,23 @@ def explanation(findings: Iterable[Finding], case: "Case", verdict: "Verdict") -
     if not verdict.failed:
         return None
     return next((finding for finding in findings if finding.explains(case, verdict)), None)
+
+
+def is_nan(case: "Case", verdict: "Verdict") -> bool:
+    """Whether an output is NaN, or was NaN before it was clamped to float8, which makes it a number."""
+    return verdict.kind == "nan" or (verdict.kind == "value" and case.output_dtype is not None)
+
+
+def is_nan_before_windows(case: "Case", verdict: "Verdict") -> bool:
+    """Whether outputs are NaN, of requests alone that have slots with NaN before the windows of all their queries.
+
+    Other requests may be wrong by another finding. A float8 output does not say which of them are NaN: one of them has such
+    slots.
+    """
+    if not is_nan(case, verdict) or not case.recycled or case.finite_slots or case.window[0] < 0:
+        return False
+    clamped = case.output_dtype is not None
+    wrong = {difference.request for difference in verdict.differences if clamped or math.isnan(difference.got)}
+    requests = (case.requests[index] for index in wrong)
+    reads = [request.seq_len - request.query_len > case.window[0] for request in requests]
+    return any(reads) if clamped else bool(reads) and all(reads)

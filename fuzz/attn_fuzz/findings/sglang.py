@@ -34,7 +34,6 @@ DECODE = (
         cause="sglang/kernels/ops/attention/decode_attention.py:352, _fwd_kernel_stage1: `(q[None, :] * k).to(tl.float32)` "
         "multiplies in 16 bits. The comment above says that it is so on purpose, to save a tile of float32.",
         seen_in=SEEN_IN,
-        reach="the triton backend in each decode of a model without grouped heads.",
         explains=lambda case, verdict: verdict.kind in ("value", "bitwise") and _is_decode(case) and case.group_size == 1,
     ),
 )
@@ -47,7 +46,6 @@ TRITON = (
         "models/gpt_oss.py:132). flashinfer_backend.py:1688 takes `sliding_window_size + 1`, and so does the mask of "
         "extend_attention.py:566-568.",
         seen_in=SEEN_IN,
-        reach="the triton backend with Gemma 2, Gemma 3 and gpt-oss, in each decode of more tokens than the window.",
         link="sgl-project/sglang#32087 and #34354, both closed",
         explains=lambda case, verdict: (
             verdict.kind in ("value", "bitwise")
@@ -67,7 +65,6 @@ VERIFY = (
         "keys and leaves its output unwritten; _verify_combine_stage2 loads the output and multiplies it by a weight of 0, "
         "and 0 * NaN is NaN. VerifySplitKV._alloc takes the memory from torch.empty and _VK_CACHE keeps it.",
         seen_in=SEEN_IN,
-        reach="the triton backend on gfx950 with EAGLE and a topk of 1, by default (SGLANG_ENABLE_SPLITKV_VERIFY).",
         explains=lambda case, verdict: (
             verdict.kind == "nan" and any(_leaves_parts(request.context_len) for request in case.requests)
         ),
@@ -82,7 +79,10 @@ MERGE = (
         cause="sglang/kernels/ops/attention/merge_state.py:30-32, merge_state_kernel: -inf - (-inf) is NaN. vLLM's copy of "
         "the kernel guards this case (triton_merge_attn_states.py:178 and :209).",
         seen_in=SEEN_IN,
-        reach="merges of context parallelism, if a rank has no key of a request.",
-        explains=lambda case, verdict: verdict.kind in ("nan", "lse"),
+        explains=lambda case, verdict: (
+            verdict.kind in ("nan", "lse")
+            and bool(verdict.differences)
+            and all(math.isnan(difference.got) for difference in verdict.differences)
+        ),
     ),
 )

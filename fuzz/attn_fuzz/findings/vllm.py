@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from attn_fuzz.findings.finding import Finding
+from attn_fuzz.findings.finding import Finding, is_nan_before_windows
 
 if TYPE_CHECKING:
     from attn_fuzz.cases.case import Case
@@ -14,11 +14,6 @@ UNIFIED = "vllm/v1/attention/ops/triton_unified_attention.py"
 
 def _is_value(verdict: "Verdict") -> bool:
     return verdict.kind in ("value", "bitwise")
-
-
-def _is_nan(case: "Case", verdict: "Verdict") -> bool:
-    """Whether an output is NaN, or was NaN before it was clamped to float8, which makes it a number."""
-    return verdict.kind == "nan" or (verdict.kind == "value" and case.output_dtype is not None)
 
 
 def _sees_ahead(case: "Case") -> bool:
@@ -35,8 +30,6 @@ UNIFIED_ATTENTION = (
         cause=f"{UNIFIED}:571-585, kernel_unified_attention: V is masked by `dist > -SLIDING_WINDOW`, the distance from the "
         "first query of the tile. A later query of the tile sees keys that are farther ahead of the first.",
         seen_in=SEEN_IN,
-        reach="TRITON_ATTN in steps that are not causal, as block diffusion has them, if a step has more tokens than the "
-        "window.",
         explains=lambda case, verdict: _is_value(verdict) and _sees_ahead(case),
     ),
     Finding(
@@ -46,8 +39,6 @@ UNIFIED_ATTENTION = (
         cause=f"{UNIFIED}:571-585, kernel_unified_attention: V is masked by `dist < SLIDING_WINDOW`, which holds for the "
         "window alone and not for ranges (mm_prefix_range) that win over it.",
         seen_in=SEEN_IN,
-        reach="TRITON_ATTN where images may see each other both ways, if an image has more tokens than the window. Gemma 3 "
-        "has images of 256 tokens and windows of 512 or 1024.",
         explains=lambda case, verdict: (
             _is_value(verdict) and case.window[0] >= 0 and case.bidirectional_ranges and not case.ranges_clamped
         ),
@@ -59,14 +50,8 @@ UNIFIED_ATTENTION = (
         cause=f"{UNIFIED}:586-589, kernel_unified_attention: the weights are multiplied by the scales of all keys of a tile, "
         "and 0 * NaN is NaN. V alone is masked by the window (571-585).",
         seen_in=SEEN_IN,
-        reach="TRITON_ATTN with int8_per_token_head or fp8_per_token_head, if the block went to a request with an infinite "
-        "K or V.",
         explains=lambda case, verdict: (
-            _is_nan(case, verdict)
-            and case.cache is not None
-            and case.cache.scales_tokens
-            and case.window[0] >= 0
-            and case.recycled
+            is_nan_before_windows(case, verdict) and case.cache is not None and case.cache.scales_tokens
         ),
     ),
     Finding(
@@ -75,7 +60,6 @@ UNIFIED_ATTENTION = (
         "leaves its rows of the output unwritten. Where they are not split, the rows are 0.",
         cause=f"{UNIFIED}:736-737, reduce_segments: it returns where seq_len is 0, before anything is written.",
         seen_in=SEEN_IN,
-        reach="TRITON_ATTN in cross-attention to no encoder tokens; no model is known to have it.",
         explains=lambda case, verdict: (
             verdict.kind in ("unwritten", "nan") and any(request.query_len > request.seq_len == 0 for request in case.requests)
         ),
@@ -89,7 +73,6 @@ _EMPTY_REQUEST = Finding(
     cause="vllm/v1/attention/ops/chunked_prefill_paged_decode.py, kernel_paged_attention_2d: with filter_by_query_len it "
     "returns for more than one query, and not for none.",
     seen_in=SEEN_IN,
-    reach="ROCM_ATTN in full graphs, whose batches are padded by requests without a query.",
     explains=lambda case, verdict: (
         verdict.kind in ("value", "bitwise", "nan", "guard", "crashed")
         and any(request.query_len == 0 for request in case.requests)
@@ -103,7 +86,6 @@ ROCM_ATTN = (
         "not handed to chunked_prefill_paged_decode, which has no argument for it. platforms/rocm.py:557 offers "
         "ROCM_ATTN to such layers.",
         seen_in=SEEN_IN,
-        reach="ROCM_ATTN, the first choice on ROCm where no KV connector is used (platforms/rocm.py:556), with Gemma 2.",
         explains=lambda case, verdict: _is_value(verdict) and case.logits_soft_cap is not None,
     ),
     Finding(
@@ -113,7 +95,6 @@ ROCM_ATTN = (
         cause="vllm/v1/attention/ops/prefix_prefill.py: _fwd_kernel: SLIDING_WINDOW bounds `query - key` alone, also where "
         "CAUSAL is false.",
         seen_in=SEEN_IN,
-        reach="ROCM_ATTN in steps that are not causal, if a step has more tokens than the window.",
         explains=lambda case, verdict: _is_value(verdict) and _sees_ahead(case),
     ),
     Finding(
@@ -122,8 +103,7 @@ ROCM_ATTN = (
         cause="vllm/v1/attention/ops/prefix_prefill.py, _fwd_kernel, and chunked_prefill_paged_decode.py, "
         "kernel_paged_attention_2d: V is not masked by the window, its weight is 0, and 0 * NaN is NaN.",
         seen_in=SEEN_IN,
-        reach="ROCM_ATTN, if the block went to a request whose K or V is NaN or infinite.",
-        explains=lambda case, verdict: _is_nan(case, verdict) and case.window[0] >= 0 and case.recycled,
+        explains=is_nan_before_windows,
     ),
     _EMPTY_REQUEST,
 )
@@ -136,7 +116,6 @@ ENCODER = (
         cause="vllm/v1/attention/ops/triton_prefill_attention.py:110, _fwd_kernel: the product has the dtype of Sinks. "
         "init_softmax_M of unified attention makes it float32 first.",
         seen_in=SEEN_IN,
-        reach="TRITON_ATTN and ROCM_ATTN with encoders that have sinks: models/openai_privacy_filter.py.",
         explains=lambda case, verdict: (
             _is_value(verdict) and case.sinks is not None and case.narrow_sinks and case.dtype != "float32"
         ),
@@ -153,9 +132,6 @@ FLEX = (
         "blocks before its window, are taken out of the block mask, also where get_mask_mod (628-631) adds ranges to what is "
         "visible. The compiled kernel visits the blocks of the mask alone.",
         seen_in="vllm 0.33.0",
-        reach="FLEX_ATTENTION with models whose images may see each other both ways, such as Gemma 3, in each prefill of an "
-        "image of more than a block: their steps are causal (v1/worker/gpu_model_runner.py:2375). The backend says that it "
-        "supports them (supports_mm_prefix).",
         explains=lambda case, verdict: _is_value(verdict) and case.bidirectional_ranges,
     ),
 )

@@ -43,6 +43,8 @@ class Rounding:
             the other. 1: the output is rounded once.
         normalizes_first: whether weights are divided by the denominator before they are rounded to V's dtype, instead of the
             output after the dots.
+        narrow_sums: how often the sum of a tile's weights is rounded to the dtype of q: the sums that follow one another from a
+            weight to the total. 0: weights are summed in float32.
         exact_division: whether the output is the correctly rounded quotient if numerator and denominator are exact. Cases of
             exact numbers are then compared bitwise.
     """
@@ -53,6 +55,7 @@ class Rounding:
     rounds_dequantized: bool = False
     merged_parts: int = 1
     normalizes_first: bool = False
+    narrow_sums: int = 0
     exact_division: bool = False
 
     def __post_init__(self) -> None:
@@ -60,6 +63,8 @@ class Rounding:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"Rounding: got {value!r} {name}, expected an int of at least 1")
+        if not isinstance(self.narrow_sums, int) or isinstance(self.narrow_sums, bool) or self.narrow_sums < 0:
+            raise ValueError(f"Rounding: got {self.narrow_sums!r} narrow_sums, expected an int of at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +91,12 @@ class CallRounding:
 
     @property
     def of_weights(self) -> float:
-        """u_P. With a quantized cache, 3 u32 more for the quotient of two scales and for two products."""
-        return UNIT_ROUNDOFF[self.dtype] + self.of_dequantized + 3 * U32 * (self.layer.kv_cache_dtype is not None)
+        """u_P. With a quantized cache, 3 u32 more for the quotient of two scales and for two products.
+
+        Each rounding of a sum of weights is one u_P more: the sum divides all weights alike.
+        """
+        roundings = 1 + self.rounding.narrow_sums
+        return roundings * UNIT_ROUNDOFF[self.dtype] + self.of_dequantized + 3 * U32 * (self.layer.kv_cache_dtype is not None)
 
     @property
     def of_parts(self) -> float:

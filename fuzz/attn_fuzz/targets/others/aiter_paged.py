@@ -6,6 +6,9 @@ ROCm/aiter). `ATTN_PARITY_AITER=FOLDER` takes the sources of another release.
 pa_decode multiplies q by the scale and rounds the product to q's dtype, before it multiplies by K: the judge has no term for
 this rounding, so head sizes are powers of 4, whose scales are powers of 2. Its blocks are a power of two (it says
 KV_BLK_SZ_POW2 and hands over KV_BLK_SZ). K and V have the same strides. A request has at least one key.
+
+pa_decode sums the weights of a tile after it has rounded them to the dtype of q, and so it sums them in this dtype
+(_triton_kernels/pa_decode.py:265-268 and :659-662): a tree of 64 keys rounds 6 times, and other orders more often.
 """
 
 import dataclasses
@@ -154,7 +157,12 @@ AITER_PAGED_DECODE = Target(
     attention=foreign.with_nan_in_new_memory(_decode),
     support=_decode_support,
     rounding=lambda device: Rounding(
-        keys_per_tile=64, dot_is_chained=device != "cpu", splits=8, rounds_dequantized=True, merged_parts=3
+        keys_per_tile=64,
+        dot_is_chained=device != "cpu",
+        splits=8,
+        rounds_dequantized=True,
+        merged_parts=3,
+        narrow_sums=6 if device == "cpu" else 63,
     ),
     refuses=False,
     unavailable=aiter_package.missing(*DECODE),

@@ -1,0 +1,37 @@
+"""unified_attention: a row whose first tile is hidden from it loses its weights where its logits are negative.
+
+Two queries after 63 keys, and a window of 1 token: each query sees itself alone, so its output is its own value, 1. The second
+query sees nothing of the first tile of 64 keys. All logits are -200.
+"""
+
+import torch
+from kernels import DEVICE, compare, ints, load
+
+QUERIES, KEYS, WINDOW, HEAD_SIZE, LOGIT = 2, 65, 1, 32, -200.0
+q = torch.zeros(QUERIES, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
+q[..., 0] = LOGIT
+cache = torch.ones(5, 16, 1, HEAD_SIZE, dtype=q.dtype, device=DEVICE)
+out = torch.full_like(q, -1.0)
+load("aiter.ops.triton.attention.unified_attention", "aiter.ops.triton.unified_attention").unified_attention(
+    q=q,
+    k=cache,
+    v=cache,
+    out=out,
+    cu_seqlens_q=ints(0, QUERIES),
+    max_seqlen_q=QUERIES,
+    seqused_k=ints(KEYS),
+    max_seqlen_k=KEYS,
+    softmax_scale=1.0,
+    causal=True,
+    window_size=(WINDOW - 1, 0),
+    block_table=ints([0, 1, 2, 3, 4, 0, 0, 0]),
+    softcap=0.0,
+    q_descale=None,
+    k_descale=None,
+    v_descale=None,
+)
+keys = cache.view(-1, HEAD_SIZE)[:KEYS].float()
+position = torch.arange(KEYS, device=DEVICE)
+hidden = position != position[-QUERIES:, None]
+weights = (q[:, 0].float() @ keys.T).masked_fill(hidden, -torch.inf).softmax(dim=1)
+compare((weights @ keys)[:, 0], out[:, 0, 0])

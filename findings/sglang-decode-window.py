@@ -1,0 +1,53 @@
+"""The triton backend: a decode of a layer with a window of 2 tokens sees 1 key.
+
+The model's window goes through the model's and the backend's own functions to the kernel of decodes. Three keys, whose values
+are 1, 2 and 4. All logits are 0, so the output is the mean of the last two values.
+"""
+
+from types import SimpleNamespace
+
+import torch
+from excerpt import excerpt
+from kernels import DEVICE, compare, ints, load
+
+KEYS, WINDOW, HEAD_SIZE = 3, 2, 32
+window_size = excerpt("sglang", "srt/models/gemma2.py", "get_attention_sliding_window_size")
+window_keys = excerpt(
+    "sglang",
+    "srt/layers/attention/triton_backend.py",
+    "update_sliding_window_buffer",
+    torch=torch,
+    SWAKVPool=dict,  # there is no pool
+    BaseSWAKVPool=dict,
+)
+
+
+def pack_read_stream(plan, *, seq_lens, kv_start_idx, out, **rest):
+    out.copy_(torch.arange(int(seq_lens[0]), device=DEVICE) + kv_start_idx[0])  # key i is in slot i
+
+
+translator = SimpleNamespace(pack_read_stream=pack_read_stream, window_kv_kind=None)
+radius = window_size(SimpleNamespace(sliding_window=WINDOW))
+indptr, indices, *_ = window_keys(ints(0, 0), translator, None, None, radius, ints(KEYS), 1, DEVICE)
+
+q = torch.zeros(1, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
+k = torch.zeros(KEYS, 1, HEAD_SIZE, dtype=q.dtype, device=DEVICE)
+v = k + torch.tensor([1.0, 2.0, 4.0], dtype=q.dtype, device=DEVICE)[:, None, None]
+out = torch.full_like(q, torch.nan)
+load("sglang.kernels.ops.attention.decode_attention").decode_attention_fwd(
+    q,
+    k,
+    v,
+    out,
+    indptr,
+    indices,
+    attn_logits=torch.empty(1, 1, 8, HEAD_SIZE, device=DEVICE),
+    attn_lse=torch.empty(1, 1, 8, device=DEVICE),
+    num_kv_splits=ints(1),
+    max_kv_splits=8,
+    sm_scale=1.0,
+    k_scale=1.0,
+    v_scale=1.0,
+)
+weights = (q[0] @ k[-WINDOW:, 0].T).float().softmax(dim=1)
+compare((weights @ v[-WINDOW:, 0].float())[0, 0], out[0, 0, 0])

@@ -1,0 +1,40 @@
+"""TRITON_ATTN, a scale for each token and head: an infinite scale before the window makes the output NaN.
+
+One query, a window of 1 token, 17 keys. The block before the window belongs to another request by now, whose K and V are
+infinite. All visible values are 1.
+"""
+
+import torch
+from kernels import DEVICE, compare, ints, load
+
+KEYS, WINDOW, HEAD_SIZE = 17, 1, 32
+module = load("vllm.v1.attention.ops.triton_unified_attention")
+q = torch.ones(1, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
+cache = torch.ones(2, 16, 1, HEAD_SIZE, dtype=torch.int8, device=DEVICE)
+scales = torch.ones(2, 16, 1, device=DEVICE)
+scales[0] = torch.inf
+out = torch.full_like(q, torch.nan)
+module.unified_attention(
+    q=q,
+    k=cache,
+    v=cache,
+    out=out,
+    cu_seqlens_q=ints(0, 1),
+    max_seqlen_q=1,
+    seqused_k=ints(KEYS),
+    max_seqlen_k=KEYS,
+    softmax_scale=1.0,
+    causal=True,
+    window_size=(WINDOW - 1, 0),
+    block_table=ints([0, 1, 0, 0]),
+    softcap=0,
+    q_descale=None,
+    k_descale=None,
+    v_descale=None,
+    kv_quant_mode=module.KVQuantMode.INT8_PER_TOKEN_HEAD,
+    k_scale_cache=scales,
+    v_scale_cache=scales,
+)
+visible = (cache * scales[..., None]).view(-1, HEAD_SIZE)[KEYS - WINDOW : KEYS]
+weights = (q[0].float() @ visible.T).softmax(dim=1)
+compare((weights @ visible)[0, 0], out[0, 0, 0])

@@ -1,0 +1,185 @@
+"""The scripts that show findings to their owners: findings/NAME.py, and what they print.
+
+    python -m attn_fuzz.report.finding_scripts
+
+runs them all, and writes docs/generated/findings.json. It needs the packages that the findings are of.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+from attn_fuzz import foreign
+
+ROOT = Path(__file__).parents[3]
+FOLDER, RESULTS = ROOT / "findings", ROOT / "docs" / "generated" / "findings.json"
+ARCHITECTURE = "gfx942"
+SHOWS, DOES_NOT_SHOW, CANNOT_RUN = 1, 0, 2
+_SHARED = re.compile(r"^from (\w+) import .*\n", re.MULTILINE)
+_DOCSTRING = re.compile(r'\A""".*?"""\n', re.DOTALL)
+_ALONE = """
+import runpy, sys
+
+class Blocked:
+    def find_spec(self, name, *rest):
+        if name.startswith("attn_"):
+            sys.exit(3)
+
+sys.meta_path.insert(0, Blocked())
+sys.path[:0] = sys.argv[2:]
+try:
+    runpy.run_path(sys.argv[1], run_name="__main__")
+finally:
+    assert not [name for name in sys.modules if name.startswith("attn_")]
+"""
+
+
+class Mend(msgspec.Struct, forbid_unknown_fields=True):
+    """A change of a text of a file."""
+
+    old: str
+    new: str
+
+
+class Report(msgspec.Struct, forbid_unknown_fields=True):
+    """findings/NAME.toml: what the owner of a kernel is told of a finding, besides what the finding says.
+
+    Attributes:
+        title: of an issue.
+        lines: at fault, "file:first-last" in the version in which the finding was seen.
+        since: the first version or commit that is known to have the bug, and the last one that is known not to have it.
+        newest: the newest version or commit that was looked at, and whether it has the bug.
+        harm: how bad it is.
+        sent_by: lines of engines that send such a call, "file:line what". Empty: no engine is known to send one.
+        mend: changes of the first file in `lines`, with which the script no longer shows the finding. They show that the lines
+            are the cause, and are no patch. Empty: no change of a few lines was found.
+    """
+
+    title: str
+    lines: list[str]
+    since: str
+    newest: str
+    harm: str
+    sent_by: list[str] = []
+    mend: list[Mend] = []
+
+    @property
+    def file(self) -> Path:
+        """The first file in `lines`."""
+        return Path(self.lines[0].partition(":")[0])
+
+
+class Shown(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the script of a finding did.
+
+    Attributes:
+        interpreted: what it printed.
+        compiled: what it printed with kernels that were compiled for gfx942 and emulated.
+        mended: what it printed with the mended file; None if there is no mend.
+    """
+
+    interpreted: str
+    compiled: str
+    mended: str | None = None
+
+
+def report(name: str) -> Report | None:
+    """The report of a finding; None if there is none."""
+    file = FOLDER / f"{name}.toml"
+    return msgspec.toml.decode(file.read_bytes(), type=Report) if file.is_file() else None
+
+
+def script(name: str) -> str:
+    """The script of a finding, complete: with what it imports from its folder."""
+    text, shared = (FOLDER / f"{name}.py").read_text(encoding="utf-8"), []
+    for line in _SHARED.finditer(text):
+        if (file := FOLDER / f"{line[1]}.py").is_file():
+            shared.append(_DOCSTRING.sub("", file.read_text(encoding="utf-8")).strip("\n") + "\n")
+            text = text.replace(line[0], "")
+    docstring = _DOCSTRING.match(text)
+    assert docstring is not None, f"{name}: a script begins with its docstring"
+    complete = "\n".join([docstring[0], *shared, text[docstring.end() :].lstrip("\n")])
+    return complete.replace("  # noqa: E402", "")
+
+
+def results() -> dict[str, Shown]:
+    return msgspec.json.decode(RESULTS.read_bytes(), type=dict[str, Shown])
+
+
+def run(name: str, *, sources: Path | None = None, architecture: str | None = None) -> tuple[int, str]:
+    """The exit code and the output of a finding's complete script, in a process of its own.
+
+    Args:
+        sources: a folder with other sources of the package.
+        architecture: for which the kernels are compiled, to be emulated. None: they are interpreted, in a process that cannot
+            import this project.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, f"{name}.py")
+        file.write_text(script(name), encoding="utf-8")
+        others = [] if sources is None else [str(sources)]
+        how = ["-I", "-c", _ALONE] if architecture is None else ["-m", "attn_fuzz.emulated.script", architecture]
+        done = subprocess.run([sys.executable, "-W", "ignore", *how, str(file), *others], capture_output=True, text=True)
+    return done.returncode, done.stdout if done.returncode != CANNOT_RUN else done.stdout + done.stderr
+
+
+def mended(mends: Report, folder: Path) -> Path:
+    """A folder with a package's Python files, and the mends in the file at fault.
+
+    Raises:
+        ValueError: the file has not the text that is to be changed.
+    """
+    package = mends.file.parts[0]
+    installed = foreign.sources(package)
+    # the part of the package that scripts load
+    part = "ops/triton" if package == "aiter" else "v1/attention" if package == "vllm" else "kernels/ops/attention"
+    shutil.copytree(installed / part, folder / package / part, ignore=_other_than_python)
+    for file in {mends.file, Path("sglang/srt/models/gemma2.py")} if package == "sglang" else ():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(installed.parent / file, folder / file)
+    (folder / package / "__init__.py").touch()
+    text = (folder / mends.file).read_text(encoding="utf-8")
+    for mend in mends.mend:
+        if mend.old not in text:
+            raise ValueError(f"{mends.file}: there is no {mend.old!r}")
+        text = text.replace(mend.old, mend.new)
+    (folder / mends.file).write_text(text, encoding="utf-8")
+    return folder
+
+
+def _other_than_python(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if Path(folder, name).is_file() and not name.endswith(".py")]
+
+
+def _shown(name: str) -> Shown:
+    runs = [run(name), run(name, architecture=ARCHITECTURE)]
+    for code, output in runs:
+        if code != SHOWS:
+            raise RuntimeError(f"{name}: exit code {code}, expected {SHOWS}\n{output}")
+    return Shown(runs[0][1], runs[1][1], _mended(name))
+
+
+def _mended(name: str) -> str | None:
+    if not (found := report(name)) or not found.mend:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        code, output = run(name, sources=mended(found, Path(folder)))
+    if code != DOES_NOT_SHOW:
+        raise RuntimeError(f"{name}, mended: exit code {code}, expected {DOES_NOT_SHOW}\n{output}")
+    return output
+
+
+def main() -> None:
+    shown = {}
+    for file in sorted(FOLDER.glob("*.toml")):
+        shown[file.stem] = _shown(file.stem)
+        print(f"{file.stem} ({len(shown)})", flush=True)
+    RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(shown), indent=1) + b"\n")
+
+
+if __name__ == "__main__":
+    main()
