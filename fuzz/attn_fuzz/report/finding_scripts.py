@@ -2,7 +2,7 @@
 
     python -m attn_fuzz.report.finding_scripts [NAME ...]
 
-runs those of the named findings, or all, and writes docs/generated/findings.json. It needs the packages that the findings are of.
+runs those of the named findings, or all, and writes docs/generated/findings.json. It needs the findings' packages.
 """
 
 import re
