@@ -17,6 +17,7 @@ from click.shell_completion import CompletionItem
 
 COMMANDS = {
     "fuzz": "Draw cases, run them on a target, judge them. The main job.",
+    "exhaust": "Run every call of a scope on a target, without sampling.",
     "replay": "Run cases again.",
     "show": "Draw a case: masks, block table, allocation, error against bound.",
     "zoo": "Put real bugs back, one at a time, and see whether the fuzzer finds each.",

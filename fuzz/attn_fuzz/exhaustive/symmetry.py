@@ -1,0 +1,121 @@
+"""Calls that are the same but for names: each set of such calls is an orbit, of which one call is run.
+
+Two symmetries of the contract give orbits. Neither is a symmetry of a kernel with a bug, so each comes with the argument why the
+call that is run stands for the others, and with what the argument leaves out. The tests run calls of an orbit on a target, and
+compare the outputs (`tests/fuzz/test_exhaustive_symmetry.py`).
+
+**Renaming of blocks.** The contract says that a block id is an address and nothing else: a call whose blocks are renamed, with
+their contents moved along, has the same outputs. A kernel that multiplies the id by a stride and adds the product to a pointer
+has this symmetry by construction. A kernel that uses the id in another way has a bug: it takes the logical index instead, or
+expects ids to ascend, to follow each other, or to begin at 0. So the call that is run is none in which such a kernel is right by
+chance: its ids descend, and block 0 belongs to no request (`numbered`). The argument leaves out what depends on the size of an
+id, such as an address in 32 bits; the target `triton-far` is about addresses.
+
+**Order of requests.** The contract says that request r owns the rows between query_start_loc[r] and query_start_loc[r + 1], and
+nothing else depends on r: a call whose requests change places, with their rows moved along, has the same outputs in other rows.
+A kernel finds request r by its index or by a search in query_start_loc, and has the symmetry if it reads only entries r and r + 1.
+A kernel that reads an entry of another request takes that request's number in both orders: if the numbers differ, one of the
+two requests is wrong in each order. If the numbers are equal, neither order shows it. The argument leaves out a bug that needs a
+certain request in a certain place: the last one, for example, or one behind a request without a query. So the requests are
+ordered by their lengths with the longest request first, and a request without a query or without a key comes last; and packed
+launches (`attn_fuzz.exhaustive.packing`) have such requests first, too.
+
+Two symmetries of the contract are not used. A permutation of heads changes which head reads which KV head, which is a way to be
+wrong. Two layers whose rules hide the same keys, such as a window of 4 and a window of 5 before five keys, take different ways
+through a kernel.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+import msgspec
+from attn_fuzz.cases.case import Request
+
+Batch = tuple[Request, ...]
+
+
+def canonical(batch: Sequence[Request]) -> Batch:
+    """The batch of an orbit that stands for the others. Its blocks are named in the order in which the requests list them."""
+    return max((renamed(order) for order in itertools.permutations(batch)), key=_rank)
+
+
+def batches(requests: Sequence[Sequence[Request]], block_size: int) -> Iterator[Batch]:
+    """One batch of each orbit, of requests without blocks.
+
+    Args:
+        requests: the requests that may stand in each place of the batch.
+        block_size: 0 where there is no cache, and so no block.
+    """
+    seen = set[Batch]()
+    for chosen in itertools.product(*requests):
+        for batch in tables(chosen, block_size):
+            one = canonical(batch)
+            if one not in seen:
+                seen.add(one)
+                yield one
+
+
+def tables(batch: Sequence[Request], block_size: int) -> Iterator[Batch]:
+    """The batch with each block table, up to renaming of blocks.
+
+    A row names each block once. Requests may share any blocks in which no two of them write one slot; the caller leaves out
+    the tables in which they do.
+    """
+    used = [-(-request.seq_len // block_size) if block_size else 0 for request in batch]
+
+    def rows(at: int, named: int) -> Iterator[tuple[tuple[int, ...], ...]]:
+        if at == len(used):
+            yield ()
+            return
+        for row in _rows(used[at], named):
+            for rest in rows(at + 1, max(named, *(block + 1 for block in row)) if row else named):
+                yield (row, *rest)
+
+    for table in rows(0, 0):
+        yield tuple(msgspec.structs.replace(r, blocks=row) for r, row in zip(batch, table, strict=True))
+
+
+def orbit_size(batch: Sequence[Request], num_blocks: int) -> int:
+    """How many batches of a cache of so many blocks are in the orbit of a batch."""
+    orders = {renamed(order) for order in itertools.permutations(batch)}
+    named = {block for request in batch for block in request.blocks}
+    return len(orders) * math.perm(num_blocks, len(named))
+
+
+def numbered(groups: Sequence[Batch]) -> tuple[Batch, int]:
+    """Batches beside each other in one cache, with block ids that descend; and the number of blocks, of which 0 is free."""
+    counts = [1 + max((block for request in batch for block in request.blocks), default=-1) for batch in groups]
+    num_blocks = sum(counts) + 1
+    placed: list[Request] = []
+    first = num_blocks - 1
+    for batch, count in zip(groups, counts, strict=True):
+        placed += [msgspec.structs.replace(r, blocks=tuple(first - block for block in r.blocks)) for r in batch]
+        first -= count
+    return tuple(placed), num_blocks
+
+
+def _rows(length: int, named: int) -> Iterator[tuple[int, ...]]:
+    """Rows of different blocks, each one of the `named` blocks or the next new one."""
+    if not length:
+        yield ()
+        return
+    for row in _rows(length - 1, named):
+        new = max(named, *(block + 1 for block in row)) if row else named
+        yield from ((*row, block) for block in range(new + 1) if block not in row)
+
+
+def renamed(batch: Sequence[Request]) -> Batch:
+    """The batch with its blocks named 0, 1, ... in the order in which the requests list them."""
+    names: dict[int, int] = {}
+    renamed = []
+    for request in batch:
+        row = tuple(names.setdefault(block, len(names)) for block in request.blocks)
+        renamed.append(msgspec.structs.replace(request, blocks=row))
+    return tuple(renamed)
+
+
+def _rank(batch: Batch) -> list[tuple[object, ...]]:
+    return [
+        (bool(r.query_len and r.seq_len), r.query_len, r.seq_len, r.causal, r.bidirectional_ranges, r.blocks) for r in batch
+    ]
