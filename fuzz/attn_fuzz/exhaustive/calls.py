@@ -169,7 +169,7 @@ def _causality(settings: Sequence[Setting]) -> Causality | None:
 
 
 def _batches(part: Part, template: Case, settings: Sequence[Setting]) -> tuple[Batch, ...]:
-    ranges = next((setting.ranges for setting in settings if setting.ranges), None)
+    ranges: Ranges | None = next((setting.ranges for setting in settings if setting.ranges), None)
     requests = requests_of(part, template.attn_type, _causality(settings), ranges)
     return _all_batches(requests, part.num_requests, template.cache.block_size if template.cache else 0)
 

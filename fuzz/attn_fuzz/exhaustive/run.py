@@ -1,4 +1,4 @@
-"""Runs the launches of a scope on a target, on several processes: each launch once, until all have run or enough have failed."""
+"""Runs the launches of a scope on a target, in several processes: each launch once, until all have run or enough fail."""
 
 import queue
 import threading
@@ -18,7 +18,7 @@ from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.verdict import Verdict
 from attn_fuzz.zoo.mutants import Mutant
 
-TRIAL = "attn_fuzz.run.trial:try_case"
+TRIAL = "attn_fuzz.exhaustive.judging:try_launch"
 """Runs and judges one case in an executor's process; see `Executor.trial`."""
 END_SECONDS = 2.0
 
@@ -118,9 +118,18 @@ class _Shared:
     """What the threads of a run share: each takes the next launch, and puts its result into the queue."""
 
     launches: Iterator[tuple[int, Launch]]
+    failures: int
     results: "queue.Queue[Result | Exception | None]" = field(default_factory=queue.Queue)
     lock: threading.Lock = field(default_factory=threading.Lock)
     stopping: threading.Event = field(default_factory=threading.Event)
+
+    def add(self, result: Result) -> None:
+        """Put a result into the queue. After the last failure that is asked for, no thread takes another launch."""
+        with self.lock:
+            self.failures -= result.failed is not None
+            if self.failures <= 0:
+                self.stopping.set()
+        self.results.put(result)
 
     def take(self) -> tuple[int, Launch] | None:
         with self.lock:
@@ -136,7 +145,7 @@ def run(plan: Plan, launches: Iterable[tuple[int, Launch]], tell: Callable[[Resu
         KeyboardInterrupt: the run was interrupted.
         InputError, ExecutorError: the target, the mutant or a case cannot be run.
     """
-    shared = _Shared(iter(launches))
+    shared = _Shared(iter(launches), plan.failures)
     with ExitStack() as stack:
         executors = [_executor(plan, worker) for worker in range(plan.workers)]
         threads = [threading.Thread(target=_work, args=(shared, executor), daemon=True) for executor in executors]
@@ -144,7 +153,7 @@ def run(plan: Plan, launches: Iterable[tuple[int, Launch]], tell: Callable[[Resu
         for thread in threads:
             thread.start()
         try:
-            _receive(shared, len(threads), plan.failures, tell)
+            _receive(shared, len(threads), tell)
         except KeyboardInterrupt:
             shared.stopping.set()
             for thread in threads:
@@ -153,9 +162,8 @@ def run(plan: Plan, launches: Iterable[tuple[int, Launch]], tell: Callable[[Resu
             raise
 
 
-def _receive(shared: _Shared, working: int, failures: int, tell: Callable[[Result], None]) -> None:
+def _receive(shared: _Shared, working: int, tell: Callable[[Result], None]) -> None:
     """Tell results until no thread works any more."""
-    failed = 0
     while working:
         result = shared.results.get()
         if result is None:
@@ -164,9 +172,6 @@ def _receive(shared: _Shared, working: int, failures: int, tell: Callable[[Resul
             raise result
         else:
             tell(result)
-            failed += result.failed is not None
-            if failed >= failures:
-                shared.stopping.set()
 
 
 def _tell_rest(shared: _Shared, tell: Callable[[Result], None]) -> None:
@@ -186,7 +191,7 @@ def _work(shared: _Shared, executor: Executor) -> None:
     """A thread: it has its executor run one launch after another."""
     try:
         while (taken := shared.take()) is not None:
-            shared.results.put(_result(*taken, executor))
+            shared.add(_result(*taken, executor))
     except Exception as error:
         shared.stopping.set()
         shared.results.put(error)

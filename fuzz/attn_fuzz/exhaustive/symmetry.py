@@ -1,28 +1,27 @@
 """Calls that are the same but for names: each set of such calls is an orbit, of which one call is run.
 
-Two symmetries of the contract give orbits. Neither is a symmetry of a kernel with a bug, so each comes with the argument why the
-call that is run stands for the others, and with what the argument leaves out. The tests run calls of an orbit on a target, and
-compare the outputs (`tests/fuzz/test_exhaustive_symmetry.py`).
+Two symmetries of the contract give orbits. A kernel with a bug need not have them, so each comes with the argument why the
+call that is run stands for the others, and with what the argument leaves out. The tests run all calls of an orbit on a
+target, and compare their outputs (`tests/fuzz/test_exhaustive.py`).
 
-**Renaming of blocks.** The contract says that a block id is an address and nothing else: a call whose blocks are renamed, with
-their contents moved along, has the same outputs. A kernel that multiplies the id by a stride and adds the product to a pointer
-has this symmetry by construction. A kernel that uses the id in another way has a bug: it takes the logical index instead, or
-expects ids to ascend, to follow each other, or to begin at 0. So the call that is run is none in which such a kernel is right by
-chance: its ids descend, and block 0 belongs to no request (`numbered`). The argument leaves out what depends on the size of an
-id, such as an address in 32 bits; the target `triton-far` is about addresses.
+**Renaming of blocks.** In the contract a block id is an address and nothing else: a call whose blocks are renamed, with their
+contents moved along, has the same outputs. A kernel that multiplies the id by a stride and adds the product to a pointer has
+this symmetry by construction. A kernel that uses the id in another way has a bug: it takes the logical index instead, or
+expects ids to ascend, or to begin at 0. So the call that is run is none in which such a kernel is right by chance: its ids
+descend, and block 0 belongs to no request (`numbered`). The argument leaves out what depends on the size of an id, such as an
+address of 32 bits: the target `triton-far` is about those. It leaves out a kernel that expects ids to descend by one, too.
 
-**Order of requests.** The contract says that request r owns the rows between query_start_loc[r] and query_start_loc[r + 1], and
-nothing else depends on r: a call whose requests change places, with their rows moved along, has the same outputs in other rows.
-A kernel finds request r by its index or by a search in query_start_loc, and has the symmetry if it reads only entries r and r + 1.
-A kernel that reads an entry of another request takes that request's number in both orders: if the numbers differ, one of the
-two requests is wrong in each order. If the numbers are equal, neither order shows it. The argument leaves out a bug that needs a
-certain request in a certain place: the last one, for example, or one behind a request without a query. So the requests are
-ordered by their lengths with the longest request first, and a request without a query or without a key comes last; and packed
-launches (`attn_fuzz.exhaustive.packing`) have such requests first, too.
+**Order of requests.** In the contract request r owns the rows from query_start_loc[r] to query_start_loc[r + 1], and nothing
+else depends on r: a call whose requests change places, with their rows moved along, has the same outputs in other rows. A
+kernel that reads only what belongs to r has the symmetry. A kernel that reads a number of the other request instead gives a
+wrong result in both orders if the two numbers differ, and in neither order if they are equal. The argument leaves out a bug
+that needs a certain request in a certain place, such as an empty request before another one. The call that is run has the
+longest request first, and a request without a query or without a key last. Packed launches (`attn_fuzz.exhaustive.packing`)
+have the shortest request first.
 
-Two symmetries of the contract are not used. A permutation of heads changes which head reads which KV head, which is a way to be
-wrong. Two layers whose rules hide the same keys, such as a window of 4 and a window of 5 before five keys, take different ways
-through a kernel.
+Two more symmetries of the contract are not used. A permutation of heads changes which query head reads which KV head, and
+this is something to be wrong about. And two layers whose rules hide the same keys, such as windows of 4 and of 5 over five
+keys, take different ways through a kernel.
 """
 
 import itertools
@@ -108,11 +107,11 @@ def _rows(length: int, named: int) -> Iterator[tuple[int, ...]]:
 def renamed(batch: Sequence[Request]) -> Batch:
     """The batch with its blocks named 0, 1, ... in the order in which the requests list them."""
     names: dict[int, int] = {}
-    renamed = []
+    found = []
     for request in batch:
         row = tuple(names.setdefault(block, len(names)) for block in request.blocks)
-        renamed.append(msgspec.structs.replace(request, blocks=row))
-    return tuple(renamed)
+        found.append(msgspec.structs.replace(request, blocks=row))
+    return tuple(found)
 
 
 def _rank(batch: Batch) -> list[tuple[object, ...]]:
