@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import signal
 from pathlib import Path
 
 from attn_contract import Batch, Layer
@@ -31,7 +32,7 @@ def _only_beside_others(q, k, v, kv_cache, layer, batch: Batch, *, out, lse) -> 
 
 
 def _blocks_in_a_row(q, k, v, kv_cache, layer, batch: Batch, *, out, lse) -> None:
-    """Block i of a request is taken for the first one plus i: sglang-like contiguous caches."""
+    """Block i of a request is taken for the first one plus i."""
     if batch.block_table is not None and batch.block_table.shape[1] > 1:
         table = batch.block_table.clone()
         used = batch.seq_lens > 0
@@ -51,18 +52,24 @@ def _first_request_is_short(q, k, v, kv_cache, layer, batch: Batch, *, out, lse)
 
 
 def _noting(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> None:
-    """Appends a line for each request of each call."""
+    """Appends a line for each call, to the file that PLANTED_CALLED names."""
     table = [] if batch.block_table is None else batch.block_table.tolist()
-    lines = [
-        f"{layer.window} {layer.sinks is not None} {batch.causal if isinstance(batch.causal, bool) else batch.causal.tolist()}"
-        f" {batch.query_start_loc.diff().tolist()} {batch.seq_lens.tolist()} {table} {list(q.shape)} {kv_cache.shape[0]}\n"
-    ]
+    causal = batch.causal if isinstance(batch.causal, bool) else batch.causal.tolist()
+    lengths = batch.query_start_loc.diff().tolist(), batch.seq_lens.tolist()
+    line = f"{layer.window} {layer.sinks is not None} {causal} {lengths} {table}"
     with Path(os.environ["PLANTED_CALLED"]).open("a") as called:
-        called.write("".join(lines))
+        called.write(f"{line}\n")
+    attend(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+
+
+def _dies_of_four_keys(q, k, v, kv_cache, layer, batch: Batch, *, out, lse) -> None:
+    if 4 in batch.seq_lens.tolist():
+        os.kill(os.getpid(), signal.SIGSEGV)
     attend(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
 
 
 RIGHT = _target("right", attend)
+DIES_OF_FOUR_KEYS = _target("dies-of-four-keys", _dies_of_four_keys)
 WINDOW_ONE_SHORT = _target("window-one-short", _window_one_short)
 ONLY_BESIDE_OTHERS = _target("only-beside-others", _only_beside_others)
 BLOCKS_IN_A_ROW = _target("blocks-in-a-row", _blocks_in_a_row)
@@ -71,7 +78,7 @@ NOTING = _target("noting", _noting)
 ONLY_LARGE_BLOCKS = _target(
     "only-large-blocks", attend, support=lambda device: dataclasses.replace(SMALL, block_sizes=(16, 32))
 )
-ONLY_CAPTURED = _target(
+SERVES_NOTHING = _target(
     "serves-nothing", attend, support=lambda device: dataclasses.replace(SMALL, exclude=lambda case: "everything")
 )
 WITHOUT_ORACLE = _target("without-oracle", attend, oracle=False)

@@ -197,22 +197,12 @@ OF_TWO_REQUESTS = (
     _values("attn_type", AttentionType.ENCODER_DECODER),
 )
 
-CI = Scope(
-    name="ci",
-    what="rules of masks and logits alone and in pairs, formats alone, two short requests; about a minute on two cores",
+RULES = Scope(
+    name="rules",
+    what="each rule and each format alone, at its edges and inside; and two short requests",
     parts=(
         Part(
-            what="one request",
-            num_requests=1,
-            query_lens=(0, 1, 2, 3),
-            seq_lens=(0, 1, 2, 3, 4, 5),
-            block_sizes=(2,),
-            choices=(*RULES_OF_MASKS, *RULES_OF_LOGITS),
-            pairs=True,
-            packed=True,
-        ),
-        Part(
-            what="one request, blocks of one key, and formats",
+            what="one request, blocks of one key",
             num_requests=1,
             query_lens=(0, 1, 2, 3),
             seq_lens=(0, 1, 2, 3, 4, 5),
@@ -235,6 +225,24 @@ CI = Scope(
             seq_lens=(0, 1, 2, 3),
             block_sizes=(2,),
             choices=OF_TWO_REQUESTS,
+        ),
+    ),
+)
+
+CI = Scope(
+    name="ci",
+    what="the scope rules, and each pair of rules of masks and logits; about a minute on two cores",
+    parts=(
+        *RULES.parts,
+        Part(
+            what="one request, pairs of rules",
+            num_requests=1,
+            query_lens=(0, 1, 2, 3),
+            seq_lens=(0, 1, 2, 3, 4, 5),
+            block_sizes=(2,),
+            choices=(*RULES_OF_MASKS, *RULES_OF_LOGITS),
+            pairs=True,
+            packed=True,
         ),
     ),
 )
@@ -302,4 +310,4 @@ TILES = Scope(
     ),
 )
 
-SCOPES: Final[Mapping[str, Scope]] = {scope.name: scope for scope in (CI, SMALL, TILES)}
+SCOPES: Final[Mapping[str, Scope]] = {scope.name: scope for scope in (RULES, CI, SMALL, TILES)}
