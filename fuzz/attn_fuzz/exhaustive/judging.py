@@ -22,6 +22,9 @@ from attn_fuzz.verdict.rounding import CallRounding, Rounding
 from attn_fuzz.verdict.verdict import Verdict
 from attn_reference import Request
 
+FEWEST = 4
+"""Requests of a launch that are judged together. Mapping the oracle costs as much as judging about three requests."""
+
 
 def try_launch(case: Case, target: Target, device: str) -> Verdict:
     """As `attn_fuzz.run.trial.try_case`, with all requests judged together."""
@@ -29,9 +32,9 @@ def try_launch(case: Case, target: Target, device: str) -> Verdict:
 
 
 def judge_together(case: Case, step: Step, rounding: Rounding) -> Judgement:
-    """As `attn_fuzz.verdict.judge.judge`, for steps whose requests have at most a few keys."""
-    if rounding.exact_division and has_exact_sums(case):
-        return judge(case, step, rounding)  # bit by bit
+    """As `attn_fuzz.verdict.judge.judge`, in less time if the step has many requests of few keys."""
+    if len(case.requests) < FEWEST or (rounding.exact_division and has_exact_sums(case)):
+        return judge(case, step, rounding)
     layer = step.layer
     out = step.out if step.out.dim() == 3 else step.out.unflatten(1, (layer.num_heads, layer.head_size))
     of_bound = {"out": torch.zeros(out.shape, dtype=torch.float64, device=out.device)}

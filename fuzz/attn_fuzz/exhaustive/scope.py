@@ -141,7 +141,15 @@ HEADS = Choice(
 )
 SCALE = _values("scale", 0.0, -0.5)
 DTYPE = _values("dtype", "float16", "bfloat16")
-ATTN_TYPE = _values("attn_type", AttentionType.ENCODER_DECODER, AttentionType.ENCODER, AttentionType.ENCODER_ONLY)
+ATTN_TYPE = Choice(
+    "attn_type",
+    (
+        Setting("cross-attention", {"attn_type": AttentionType.ENCODER_DECODER}),
+        Setting("encoder", {"attn_type": AttentionType.ENCODER}),
+        Setting("encoder-only", {"attn_type": AttentionType.ENCODER_ONLY}),
+        Setting("encoder whose v has strides of its own", {"attn_type": AttentionType.ENCODER, "unlike_strides": True}),
+    ),
+)
 LAYOUT = Choice(
     "layout",
     tuple(
@@ -164,6 +172,13 @@ QUANTIZED = Choice(
             ("fp8_e4m3fnuz", "head"),
             ("fp8_e4m3fn", "token"),
             ("int8", "token"),
+        )
+    )
+    + tuple(
+        Setting(f"int8, {words}", {"num_kv_heads": 2, **fields}, {"dtype": "int8", "scales": "token"})
+        for words, fields in (
+            ("scales of unlike strides", {"unlike_strides": True}),
+            ("infinite keys and values", {"saturated": True}),
         )
     ),
 )
@@ -191,7 +206,7 @@ ALL_RULES = (
 FORMATS = (HEADS, SCALE, DTYPE, ATTN_TYPE, LAYOUT, QUANTIZED, OUTPUT, ROPE, FORM)
 OF_TWO_REQUESTS = (
     Choice("causality", CAUSALITY.settings[1:]),
-    _windows((1, -1)),
+    _windows((0, -1)),
     _values("sinks", "near"),
     _values("qq_bias", "random"),
     _values("attn_type", AttentionType.ENCODER_DECODER),
@@ -219,11 +234,11 @@ RULES = Scope(
             choices=(*RULES_OF_MASKS, *RULES_OF_LOGITS, *FORMATS),
         ),
         Part(
-            what="two requests",
+            what="two requests, blocks of one key",
             num_requests=2,
             query_lens=(0, 1, 2),
-            seq_lens=(0, 1, 2, 3),
-            block_sizes=(2,),
+            seq_lens=(0, 1, 2),
+            block_sizes=(1,),
             choices=OF_TWO_REQUESTS,
         ),
     ),
