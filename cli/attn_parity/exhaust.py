@@ -16,6 +16,7 @@ from attn_fuzz.exhaustive import ledger, run
 from attn_fuzz.exhaustive.ledger import Ended, RunOf
 from attn_fuzz.exhaustive.run import Counted, Plan, Result
 from attn_fuzz.exhaustive.scope import SCOPES
+from attn_fuzz.findings.finding import explanation
 from attn_fuzz.run import sources
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Target
@@ -42,6 +43,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
@@ -189,8 +191,12 @@ class Outcome:
 def _counted(plan: Plan, target: Target) -> list[Counted]:
     """How many calls each part of the scope has, and which are left out."""
     counts: list[Counted] = []
-    for _ in run.numbered(SCOPES[plan.scope], plan.target, target, plan.device, counts):
-        pass
+    spinner = Progress(SpinnerColumn(), TextColumn("counting calls"), TimeElapsedColumn(), console=notes, transient=True)
+    spinner.disable = not notes.is_terminal
+    with spinner:
+        spinner.add_task("count", total=None)
+        for _ in run.numbered(SCOPES[plan.scope], plan.target, target, plan.device, counts):
+            pass
     return counts
 
 
@@ -247,6 +253,8 @@ def _ended(outcome: Outcome, result: Result) -> Ended:
     script = report.save_script(failed.case, failed.verdict, path)
     if len(failed.case.requests) > 1 and result.calls > 1:
         results.print(f"no call of a packed launch fails alone: the smallest batch that fails has {len(failed.case.requests)}")
+    if finding := explanation(outcome.target.findings, failed.case, failed.verdict):
+        results.print(f"the launch fails as the known finding {finding.name} says", soft_wrap=True)
     results.print(report.summary(failed.case, failed.verdict))
     results.print(f"smallest case of its launch: {path}   script: {script}", soft_wrap=True)
     results.print(f"again: {shlex.join(report.again(failed.case, path))}", soft_wrap=True)

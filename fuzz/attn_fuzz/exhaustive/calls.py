@@ -178,7 +178,7 @@ def _batches(part: Part, template: Case, settings: Sequence[Setting]) -> tuple[B
 def _all_batches(requests: tuple[Request, ...], num_requests: int, block_size: int) -> tuple[Batch, ...]:
     """One batch of each orbit, the shortest first."""
     found = symmetry.batches([requests] * num_requests, block_size)
-    return tuple(sorted(found, key=lambda batch: (sum(r.query_len + r.seq_len for r in batch), len(str(batch)))))
+    return tuple(sorted(found, key=lambda batch: sum(r.query_len + r.seq_len for r in batch)))
 
 
 def _undefined(case: Case) -> str | None:
