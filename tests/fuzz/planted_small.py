@@ -10,7 +10,7 @@ from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Target
 
 attend = REFERENCE_FP32.attention
-SMALL = dataclasses.replace(EVERYTHING, head_sizes=(16,), group_sizes=(1,), block_sizes=(1, 2))
+SMALL = dataclasses.replace(EVERYTHING, head_sizes=(16,), group_sizes=(1, 2), block_sizes=(1, 2))
 
 
 def _target(name: str, attention: AttentionFunction, **fields) -> Target:

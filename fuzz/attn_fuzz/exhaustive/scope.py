@@ -15,10 +15,10 @@ Lengths are small on purpose. A rule of visibility compares two positions, so it
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
-from attn_contract import AttentionType, Layout
-from attn_fuzz.cases.case import Rope
+from attn_contract import AttentionType, Layout, PhysicalOrder
+from attn_fuzz.cases.case import Rope, SinkKind
 
 Causality = Literal["causal", "non-causal", "per request"]
 """Of a decoder: `causal` is True, False, or a tensor. With a tensor, each request is enumerated with both flags."""
@@ -118,8 +118,11 @@ SLOPES = Choice(
         Setting("signed alibi_slopes", {"alibi_slopes": True, "signed_slopes": True, "num_kv_heads": 3}),
     ),
 )
-SINKS = _values("sinks", "off", "near", "above", "below")
-ALL_SINKS = _values("sinks", "off", "zero", "near", "above", "below")
+# of two heads, since the sinks of neighbouring heads are unlike: a little and far above all logits, on and off
+SINKS, ALL_SINKS = (
+    Choice("sinks", tuple(Setting(f"sinks {kind}", {"sinks": kind, "group_size": 2}) for kind in kinds))
+    for kinds in (("near", "above", "below", "some"), get_args(SinkKind))
+)
 QQ_BIAS = _values("qq_bias", "tree", "random", "hiding")
 RANGES = Choice("bidirectional_ranges", (Setting("ranges at edges", ranges="edges"),))
 ALL_RANGES = Choice("bidirectional_ranges", (Setting("all ranges", ranges="all"),))
@@ -160,6 +163,18 @@ LAYOUT = Choice(
     + (
         Setting("K and V planes", cache={"planes": True}),
         Setting("padded blocks", cache={"padding": 8}),
+        Setting("written in another layout", cache={"writer": Layout.KV_FIRST_HND}),
+        Setting("planes, written in another layout", cache={"planes": True, "writer": Layout.BLOCKS_FIRST_HND}),
+        Setting("a neighbour in another layout", cache={"neighbour": Layout.KV_FIRST_NHD}),
+        Setting("int8 in CONTENT_PACKED_SCALED", cache={"layout": Layout.CONTENT_PACKED_SCALED, "dtype": "int8"}),
+    )
+    + tuple(
+        Setting(
+            f"the second of 2 layers in {order}",
+            {"num_kv_heads": 2},
+            {"layout": Layout.CONTENT_PACKED, "order": order, "num_layers": 2, "layer": 1},
+        )
+        for order in PhysicalOrder
     ),
 )
 QUANTIZED = Choice(
@@ -248,7 +263,7 @@ CI = Scope(
     name="ci",
     what="the scope rules, and each pair of rules of masks and logits; about a minute on two cores",
     parts=(
-        *RULES.parts,
+        RULES.parts[0],
         Part(
             what="one request, pairs of rules",
             num_requests=1,
@@ -259,6 +274,7 @@ CI = Scope(
             pairs=True,
             packed=True,
         ),
+        *RULES.parts[1:],
     ),
 )
 
