@@ -311,34 +311,39 @@ SMALL = Scope(
     ),
 )
 
-_TILE_EDGES = (15, 16, 17, 31, 32, 33)
-TILES = Scope(
-    name="tiles",
-    what="lengths around the ends of tiles of 16 keys, so that one call needs up to three tiles; blocks of 1 and 16 keys",
-    parts=(
-        Part(
-            what="one request over several tiles",
-            num_requests=1,
-            query_lens=(1, 2, 17),
-            seq_lens=_TILE_EDGES,
-            block_sizes=(1, 16),
-            choices=(
-                *(CAUSALITY, _windows((0, -1), (15, -1), (16, -1), (17, -1), (-1, 0), (-1, 15), (-1, 16), (16, 16))),
-                *(_values("sink_tokens", 1, 16, 17), _values("chunked_local", 1, 15, 16, 17), RANGES, CLAMPED),
-                *(SOFT_CAP, SLOPES, ALL_SINKS, QQ_BIAS, LSE, HEADS, DTYPE, ATTN_TYPE, QUANTIZED, OUTPUT, FORM),
-            ),
-            pairs=True,
-            packed=True,
-        ),
-        Part(
-            what="two requests over several tiles",
-            num_requests=2,
-            query_lens=(1, 17),
-            seq_lens=(16, 17, 33),
-            block_sizes=(16,),
-            choices=OF_TWO_REQUESTS,
-        ),
-    ),
-)
 
-SCOPES: Final[Mapping[str, Scope]] = {scope.name: scope for scope in (RULES, CI, SMALL, TILES)}
+def _tiles(tile: int) -> Scope:
+    """Lengths around the ends of tiles of so many keys, so that one call needs up to three tiles."""
+    edges = (tile - 1, tile, tile + 1)
+    windows = _windows((0, -1), *((edge, -1) for edge in edges), (-1, 0), (-1, tile - 1), (-1, tile), (tile, tile))
+    sink_tokens, chunks = _values("sink_tokens", 1, tile, tile + 1), _values("chunked_local", 1, *edges)
+    return Scope(
+        name=f"tiles-{tile}",
+        what=f"lengths around the ends of tiles of {tile} keys",
+        parts=(
+            Part(
+                what="one request over several tiles",
+                num_requests=1,
+                query_lens=(1, 2, tile + 1),
+                seq_lens=(*edges, *(tile + edge for edge in edges)),
+                block_sizes=(1, 16),
+                choices=(
+                    *(CAUSALITY, windows, sink_tokens, chunks, RANGES, CLAMPED),
+                    *(SOFT_CAP, SLOPES, SINKS, QQ_BIAS, LSE, HEADS, DTYPE, ATTN_TYPE, QUANTIZED, OUTPUT, FORM),
+                ),
+                pairs=True,
+                packed=True,
+            ),
+            Part(
+                what="two requests over several tiles",
+                num_requests=2,
+                query_lens=(1, tile + 1),
+                seq_lens=(tile, tile + 1),
+                block_sizes=(tile,),
+                choices=OF_TWO_REQUESTS,
+            ),
+        ),
+    )
+
+
+SCOPES: Final[Mapping[str, Scope]] = {scope.name: scope for scope in (RULES, CI, SMALL, _tiles(16), _tiles(64))}
