@@ -262,7 +262,7 @@ RULES = Scope(
 
 CI = Scope(
     name="ci",
-    what="the scope rules, and each pair of rules of masks and logits; about a minute on two cores",
+    what="the scope rules, and each pair of rules of masks and logits",
     parts=(
         RULES.parts[0],
         Part(
