@@ -69,6 +69,7 @@ def test_an_import_the_other_way_is_found(copy, module, line):
         ("targets", "run"),
         ("strategies", "run"),
         ("run", "report"),
+        ("run", "exhaustive"),
         ("zoo", "run"),
     ],
 )

@@ -18,6 +18,7 @@ from click.shell_completion import CompletionItem
 COMMANDS = {
     "fuzz": "Draw cases, run them on a target, judge them. The main job.",
     "hunt": "Go on past each new failure, and end with a table of distinct failures.",
+    "exhaust": "Run every call of a scope on a target, without sampling.",
     "replay": "Run cases again.",
     "bisect": "Find the commit of a kernel's repository since which a case fails.",
     "show": "Draw a case: masks, block table, allocation, error against bound.",
