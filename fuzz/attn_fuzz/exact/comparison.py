@@ -1,0 +1,92 @@
+"""Compares what a followed call has left in its outputs with the specification: each element is equal, or it is wrong."""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from attn_fuzz.cases.tensors import Step
+from attn_fuzz.exact import algebra
+from attn_fuzz.exact.call import Call
+from attn_fuzz.exact.elements import Elements
+from attn_fuzz.exact.memory import Memory
+from attn_fuzz.exact.refusal import NotCarriedError
+from attn_fuzz.exact.specification import Rows, specified
+
+
+class Inequality(NamedTuple):
+    """The first element that is not what the specification says, and how many are not."""
+
+    tensor: Literal["out", "lse"]
+    message: str
+
+
+def inequality(call: Call, step: Step) -> Inequality | None:
+    """The first wrong element of a step's outputs; None if all are equal.
+
+    Raises:
+        NotCarriedError: an output holds what exact mode cannot compare.
+    """
+    for rows in specified(step):
+        held = _elements(call.memory, _by_head(step)[rows.rows], "out")
+        if wrong := _wrong_out(held, rows):
+            return wrong
+        if step.lse is not None and (wrong := _wrong_lse(_elements(call.memory, step.lse[:, rows.rows], "lse"), rows)):
+            return wrong
+    return None
+
+
+def _by_head(step: Step) -> torch.Tensor:
+    """`out` [T, H, D], a view."""
+    return step.out if step.out.dim() == 3 else step.out.unflatten(1, step.q.shape[1:])
+
+
+def _elements(memory: Memory, tensor: torch.Tensor, name: str) -> Elements:
+    """The elements that kernels have stored in a tensor.
+
+    Raises:
+        NotCarriedError: not all of it was stored by interpreted kernels.
+    """
+    shadow = memory.shadow_of(tensor)
+    if shadow is None:
+        raise NotCarriedError(f"{name}, which no interpreted kernel has stored")
+    places = torch.arange(shadow.elements).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).numpy()
+    whole = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())  # pyright: ignore[reportArgumentType]
+    bits = whole.view(_INTEGERS[tensor.element_size()]).numpy().view(shadow.bits.dtype)
+    if not (shadow.written[places] & (shadow.bits[places] == bits[places])).all():
+        raise NotCarriedError(f"{name}, of which not every element was stored by an interpreted kernel")
+    flat = places.ravel()
+    return shadow.get(flat).reshape(places.shape)
+
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _wrong_out(held: Elements, rows: Rows) -> Inequality | None:
+    if held.value is None:
+        raise NotCarriedError(f"out, which is {held.lacks or 'a logarithm'}")
+    wrong = (held.value != rows.out) | ~np.isfinite(held.order)
+    if not wrong.any():
+        return None
+    row, head, dim = np.argwhere(wrong)[0].tolist()
+    where = f"row {rows.rows.start + row}, head {head}, dim {dim}"
+    return Inequality("out", _words("out", rows.request, where, held.order[row, head, dim], int(wrong.sum())))
+
+
+def _wrong_lse(held: Elements, rows: Rows) -> Inequality | None:
+    """The LSE [H, q] is compared by its exponential."""
+    power = algebra.exp(held)
+    assert power.value is not None
+    minus_infinity = held.order == -np.inf
+    wrong = np.where(rows.is_empty, ~minus_infinity, (power.value != rows.total) | ~np.isfinite(held.order))
+    if not wrong.any():
+        return None
+    head, row = np.argwhere(wrong)[0].tolist()
+    where = f"row {rows.rows.start + row}, head {head}"
+    return Inequality("lse", _words("lse", rows.request, where, held.order[head, row], int(wrong.sum())))
+
+
+def _words(name: str, request: int, where: str, order: float, count: int) -> str:
+    return (
+        f"{name} of request {request} at {where}: about {order:.9g}, and not the number that the formula gives; "
+        f"{count} elements of these rows are unequal"
+    )
