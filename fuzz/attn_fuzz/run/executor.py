@@ -46,6 +46,7 @@ class Executor:
         ahead: path of the file that holds the running case.
         mutant: the bug to put back in the child's memory.
         sanitize: whether to check every access of interpreted kernels (`attn_fuzz.interpreted.sanitizer`).
+        exactly: whether to follow interpreted kernels in exact mode (`attn_fuzz.exact`).
     """
 
     target: str
@@ -54,6 +55,7 @@ class Executor:
     ahead: Path
     mutant: Mutant | None = None
     sanitize: bool = False
+    exactly: bool = False
     _process: multiprocessing.process.BaseProcess | None = field(default=None, init=False)
     _connection: multiprocessing.connection.Connection | None = field(default=None, init=False)
 
@@ -159,7 +161,7 @@ class Executor:
     def _started(self) -> bool | str | MutantError:
         """Start a process. Returns whether it is ready, or why it is not."""
         self._connection, theirs = multiprocessing.Pipe()
-        plan = (self.target, self.device, self.mutant, self.sanitize)
+        plan = (self.target, self.device, self.mutant, self.sanitize, self.exactly)
         self._process = prepared.process(self.device, _serve, theirs, *plan, daemon=True)
         self._process.start()
         theirs.close()
@@ -185,7 +187,12 @@ def use_interpreter(device: str) -> None:
 
 
 def _serve(
-    connection: multiprocessing.connection.Connection, name: str, device: str, mutant: Mutant | None, sanitize: bool
+    connection: multiprocessing.connection.Connection,
+    name: str,
+    device: str,
+    mutant: Mutant | None,
+    sanitize: bool,
+    exactly: bool,
 ) -> None:
     """The child process: it receives a case and sends the verdict, until the parent is gone."""
     os.setsid()  # a kernel that signals its process group must not reach the fuzzer
@@ -193,13 +200,18 @@ def _serve(
     os.dup2(2, 1)  # stdout is for results: a kernel's prints go to stderr
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone
-        judge = _loaded(connection, name, device, mutant, sanitize)
+        judge = _loaded(connection, name, device, mutant, sanitize, exactly)
         if judge is not None:
             _answer(connection, judge, device)
 
 
 def _loaded(
-    connection: multiprocessing.connection.Connection, name: str, device: str, mutant: Mutant | None, sanitize: bool
+    connection: multiprocessing.connection.Connection,
+    name: str,
+    device: str,
+    mutant: Mutant | None,
+    sanitize: bool,
+    exactly: bool,
 ) -> Callable[[Case], Verdict] | None:
     """Load the target, send True, and return what runs and judges a case. Or send why the target does not load."""
     warnings.simplefilter("ignore")
@@ -208,12 +220,15 @@ def _loaded(
         if mutant is not None:
             mutants.install(mutant)
         import torch
+        from attn_fuzz.exact import interpreter as exact_interpreter
         from attn_fuzz.interpreted import accesses
         from attn_fuzz.run.trial import try_case
 
         torch.set_num_threads(1)
         if device == "cpu" and importlib.util.find_spec("triton"):
             interpreter.install()
+        if exactly:
+            exact_interpreter.install()
         if sanitize:
             accesses.install()
         if mutant is not None:
@@ -225,7 +240,7 @@ def _loaded(
         connection.send(f"{type(error).__name__}: {error}")
     else:
         connection.send(True)
-        return lambda case: try_case(case, target, device)
+        return lambda case: try_case(case, target, device, exactly=exactly)
     return None
 
 

@@ -6,6 +6,8 @@ import time
 import msgspec
 from attn_fuzz.cases.case import Case, CaseError
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.exact import comparison
+from attn_fuzz.exact.refusal import NotCarriedError
 from attn_fuzz.interpreted import program_order, sanitizer
 from attn_fuzz.run.attempt import Attempt, call_attention, message_of, own_state
 from attn_fuzz.run.checks import CHECKS, stray_write
@@ -16,10 +18,17 @@ from attn_fuzz.verdict.verdict import Kind, Verdict
 
 PROPERTIES_OF_CASE = 2
 SEEDS_OF_SECOND_LOOK = (7919, 2 * 7919)
+COMPARED, NOT_CARRIED = "compared exactly", "not carried"
+"""Events of exact mode. The second is followed by what it could not carry."""
 
 
-def try_case(case: Case, target: Target, device: str) -> Verdict:
+def try_case(case: Case, target: Target, device: str, *, exactly: bool = False) -> Verdict:
     """Run a case on a target and judge it. A target that raises is a verdict, not an exception.
+
+    Args:
+        exactly: whether the case's own call is followed in exact mode, too, and compared with the formula of attention
+            (`attn_fuzz.exact`). Then no properties are asked. What exact mode cannot carry becomes an event, and the case is
+            judged as any other.
 
     A target that promises refusals passes a case outside its support only by refusing it. Any other target passes it if the
     result is right.
@@ -33,12 +42,12 @@ def try_case(case: Case, target: Target, device: str) -> Verdict:
     """
     if target.oracle:
         check_scores(case)
-    verdict, judgement = _tried(case, target, device)
+    verdict, judgement = _tried(case, target, device, exactly)
     if not _may_be_chance(verdict, judgement):
         return verdict
     for more in SEEDS_OF_SECOND_LOOK:
         values = msgspec.structs.replace(case.values, seed=(case.values.seed + more) % (1 << 32))
-        again, _ = _tried(msgspec.structs.replace(case, values=values), target, device)
+        again, _ = _tried(msgspec.structs.replace(case, values=values), target, device, exactly)
         if again.failed:
             return verdict
     return msgspec.structs.replace(verdict, kind="agree", message="", differences=())
@@ -49,9 +58,12 @@ def _may_be_chance(verdict: Verdict, judgement: Judgement | None) -> bool:
     return judgement is not None and verdict.failed and verdict.kind == judgement.kind and not judgement.breaks_hard
 
 
-def _tried(case: Case, target: Target, device: str) -> tuple[Verdict, Judgement | None]:
+def _tried(case: Case, target: Target, device: str, exactly: bool) -> tuple[Verdict, Judgement | None]:
     """The verdict on one attempt, and the judgement, or None if the outputs were not judged."""
-    attempt = Attempt(case, target, device)
+    attempt = Attempt(case, target, device, follows=exactly)
+    if attempt.followed is not None and (why := attempt.followed.refusal):
+        attempt = Attempt(case, target, device)
+        attempt.events += (f"{NOT_CARRIED}: {why}",)
     attended = time.perf_counter()
 
     def verdict(
@@ -74,7 +86,9 @@ def _tried(case: Case, target: Target, device: str) -> tuple[Verdict, Judgement 
     if not judgement.agrees:
         about = f"{attempt.not_refused}{judgement.differences[0].tensor}"
         return verdict(judgement.kind, f"{attempt.not_refused}{judgement.message}", judgement, about)
-    if not attempt.beyond and (wrong := _wrong_by_properties(attempt)):
+    if wrong := _unequal(attempt):
+        return verdict("exact", f"{attempt.not_refused}{wrong.message}", judgement, f"{attempt.not_refused}{wrong.tensor}")
+    if not exactly and not attempt.beyond and (wrong := _wrong_by_properties(attempt)):
         kind, about, message = wrong
         return verdict(kind, message, judgement if kind == "property" else None, about)
     return verdict("agree", "", judgement)
@@ -88,6 +102,19 @@ def _with_judgement(verdict: Verdict, attempt: Attempt, judgement: Judgement) ->
         ratios=ratios.counts(attempt.case, judgement),
         pictures=ratios.pictures(attempt.case, attempt.step, judgement),
     )
+
+
+def _unequal(attempt: Attempt) -> comparison.Inequality | None:
+    """What is not as the formula of attention says, of a call that was followed."""
+    if attempt.followed is None:
+        return None
+    try:
+        wrong = comparison.inequality(attempt.followed, attempt.step)
+    except NotCarriedError as error:
+        attempt.events += (f"{NOT_CARRIED}: {error}",)
+        return None
+    attempt.events += (COMPARED,)
+    return wrong
 
 
 def _wrong_by_properties(attempt: Attempt) -> tuple[Kind, str, str] | None:
