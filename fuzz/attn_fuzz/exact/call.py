@@ -2,9 +2,10 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from attn_fuzz.exact.host import Host
 from attn_fuzz.exact.memory import Memory
 from attn_fuzz.exact.quantities import Quantities
 from attn_fuzz.exact.refusal import NotCarriedError
@@ -14,13 +15,14 @@ class Call:
     """One call of a target.
 
     Attributes:
-        quantities, memory: of the call.
+        quantities, memory, host: of the call.
         refusal: the first reason why exact mode cannot carry the call; empty if there is none so far.
     """
 
     def __init__(self, quantities: Quantities) -> None:
         self.quantities = quantities
-        self.memory = Memory()
+        self.memory = Memory(quantities)
+        self.host = Host(self.memory)
         self.refusal = ""
 
 
@@ -38,9 +40,19 @@ def following(call: Call | None) -> Iterator[None]:
     global current
     before, current = current, call
     try:
-        yield
+        with nullcontext() if call is None else call.host:
+            yield
+    except NotCarriedError as error:
+        note(error)
+        raise
     finally:
         current = before
+
+
+def note(error: NotCarriedError) -> None:
+    """Note on the running call what cannot be carried."""
+    if current is not None and not current.refusal:
+        current.refusal = str(error)
 
 
 def noting(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,8 +63,7 @@ def noting(method: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return method(*arguments, **named)
         except NotCarriedError as error:
-            if current is not None and not current.refusal:
-                current.refusal = str(error)
+            note(error)
             raise
 
     return op

@@ -8,7 +8,7 @@ from attn_fuzz.cases.tensors import Step
 from attn_fuzz.exact import algebra
 from attn_fuzz.exact.call import Call
 from attn_fuzz.exact.elements import Elements
-from attn_fuzz.exact.memory import Memory
+from attn_fuzz.exact.memory import Memory, bits_of, places_of
 from attn_fuzz.exact.refusal import NotCarriedError
 from attn_fuzz.exact.specification import Rows, specified
 
@@ -49,16 +49,10 @@ def _elements(memory: Memory, tensor: torch.Tensor, name: str) -> Elements:
     shadow = memory.shadow_of(tensor)
     if shadow is None:
         raise NotCarriedError(f"{name}, which no interpreted kernel has stored")
-    places = torch.arange(shadow.elements).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).numpy()
-    whole = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())  # pyright: ignore[reportArgumentType]
-    bits = whole.view(_INTEGERS[tensor.element_size()]).numpy().view(shadow.bits.dtype)
-    if not (shadow.written[places] & (shadow.bits[places] == bits[places])).all():
+    places = places_of(tensor)
+    if not (shadow.written[places] & (shadow.bits[places] == bits_of(tensor))).all():
         raise NotCarriedError(f"{name}, of which not every element was stored by an interpreted kernel")
-    flat = places.ravel()
-    return shadow.get(flat).reshape(places.shape)
-
-
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return shadow.get(places.ravel()).reshape(places.shape)
 
 
 def _wrong_out(held: Elements, rows: Rows) -> Inequality | None:

@@ -33,6 +33,7 @@ def install() -> None:
     triton.ReduceOps.apply_impl = call.noting(_reduced(triton, triton.ReduceOps.apply_impl))
     triton.InterpretedFunction.__call__ = call.noting(functions.calling(triton, triton.InterpretedFunction.__call__))
     executor = triton.GridExecutor
+    executor.__call__ = _launching(executor.__call__)
     executor._init_args_hst = _knowing_memory(executor._init_args_hst)
     setattr(replaced, _INSTALLED, True)
 
@@ -70,6 +71,19 @@ def _reduced(triton: Any, method: Any) -> Callable[..., Any]:
         return (self.to_tensor(result, inputs[0].dtype),)
 
     return apply
+
+
+def _launching(method: Any) -> Callable[..., Any]:
+    def launch(self: Any, *arguments: Any, **named: Any) -> Any:
+        if call.current is None:
+            return method(self, *arguments, **named)
+        call.current.host.launches = True
+        try:
+            return method(self, *arguments, **named)
+        finally:
+            call.current.host.launches = False
+
+    return launch
 
 
 def _knowing_memory(init_args_hst: Any) -> Callable[..., Any]:

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from attn_fuzz.exact.elements import Elements, joined, logarithm_of, of_floats
+from attn_fuzz.exact.quantities import Quantities
 from attn_fuzz.exact.refusal import NotCarriedError
 
 _PARTS = ("value", "exponent")
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass
@@ -69,11 +71,17 @@ class Shadow:
 
 
 class Memory:
-    """The elements in the memory of one call."""
+    """The elements in the memory of one call.
 
-    def __init__(self) -> None:
+    Args:
+        quantities: of the call.
+    """
+
+    def __init__(self, quantities: Quantities) -> None:
+        self._quantities = quantities
         self._allocations: dict[int, int] = {}
         self._shadows: dict[int, Shadow] = {}
+        self._computed: dict[int, tuple[torch.Tensor, str]] = {}
 
     def know(self, tensors: Iterable[torch.Tensor]) -> None:
         """Note the allocations of a launch's arguments."""
@@ -85,6 +93,29 @@ class Memory:
         """The shadow of a tensor's allocation; None if no kernel has stored floats there."""
         return self._shadows.get(tensor.untyped_storage().data_ptr())
 
+    def holds_elements(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor holds elements that a kernel has stored."""
+        shadow = self.shadow_of(tensor)
+        if shadow is None or not tensor.numel() or tensor.element_size() != shadow.itemsize:
+            return shadow is not None and tensor.numel() > 0
+        return bool(shadow.written[places_of(tensor)].any())
+
+    def compute(self, tensor: torch.Tensor, operation: str) -> None:
+        """Note that an operation of torch has computed the floats of a tensor."""
+        self._computed[tensor.untyped_storage().data_ptr()] = tensor, operation
+
+    def inherit(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Note that a tensor is a copy of another one, in which no kernel has stored."""
+        if (made := self._computed.get(source.untyped_storage().data_ptr())) is not None:
+            self.compute(target, made[1])
+
+    def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Note that a tensor is a copy of another one of the same shape, in which a kernel has stored."""
+        self.know([target])
+        of_source, of_target = (bits_of(each).ravel() for each in (source, target))
+        numbers = source.double().numpy().ravel()
+        self.store(_addresses(target), self.loaded(_addresses(source), of_source, numbers), of_target)
+
     def loaded(self, addresses: np.ndarray, bits: np.ndarray, numbers: np.ndarray) -> Elements:
         """The elements at addresses [n].
 
@@ -92,7 +123,7 @@ class Memory:
             bits: [n], what memory holds there.
             numbers: [n] float64, the floats that these bits are.
         """
-        found = of_floats(numbers)
+        found = of_floats(numbers) if not self._computed else self._host_floats(addresses, numbers)
         for shadow in self._shadows.values():
             inside, places = self._places(shadow, addresses, bits.itemsize)
             if not inside.any():
@@ -102,6 +133,19 @@ class Memory:
             if kept.any():
                 found = _merged(kept, shadow.get(places[kept[inside]]), found)
         return found
+
+    def _host_floats(self, addresses: np.ndarray, numbers: np.ndarray) -> Elements:
+        """The elements that floats are, where the host may have computed them."""
+        for tensor, operation in self._computed.values():
+            storage = tensor.untyped_storage()
+            inside = addresses - np.uint64(storage.data_ptr()) < np.uint64(storage.nbytes())
+            if not inside.any():
+                continue
+            different = np.unique(numbers[inside])
+            if len(different) == 1 and inside.all():
+                return np.broadcast_to(self._quantities.element(float(different[0])), numbers.shape)  # pyright: ignore[reportArgumentType, reportReturnType]
+            raise NotCarriedError(f"floats that torch's {operation} has computed")
+        return of_floats(numbers)
 
     def store(self, addresses: np.ndarray, block: Elements, bits: np.ndarray) -> None:
         """Note that memory at addresses [n] holds the elements of a block [n], as bits [n]."""
@@ -128,6 +172,24 @@ class Memory:
                     self._shadows[base] = Shadow(base, nbytes // itemsize, itemsize)
                 return self._shadows[base]
         raise NotCarriedError("a store to memory that is no argument of the launch")
+
+
+def places_of(tensor: torch.Tensor) -> np.ndarray:
+    """The index of each element of a tensor in its allocation, of the tensor's shape."""
+    count = tensor.untyped_storage().nbytes() // tensor.element_size()
+    return torch.arange(count).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).numpy()
+
+
+def bits_of(tensor: torch.Tensor) -> np.ndarray:
+    """The bits of each element of a tensor, of its shape."""
+    whole = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())  # pyright: ignore[reportArgumentType]
+    return whole.view(_INTEGERS[tensor.element_size()]).numpy().view(f"uint{8 * tensor.element_size()}")[places_of(tensor)]
+
+
+def _addresses(tensor: torch.Tensor) -> np.ndarray:
+    """[elements]"""
+    places = places_of(tensor).ravel().astype(np.uint64)
+    return places * np.uint64(tensor.element_size()) + np.uint64(tensor.untyped_storage().data_ptr())
 
 
 def _merged(takes: np.ndarray, some: Elements, others: Elements) -> Elements:
