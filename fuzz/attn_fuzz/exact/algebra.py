@@ -20,6 +20,8 @@ from attn_fuzz.exact.fields import EXPONENTS, VALUES
 from attn_fuzz.exact.refusal import NotCarriedError
 
 _NO_EXPONENT = "a number that comes of exp2, or of nothing known, used as an exponent"
+LEAST_EXPONENT = -(2.0**20)
+"""A number below it stands for -infinity: kernels initialise maxima, and mask logits, with numbers such as -1e20."""
 _PRODUCT = "a product of two logarithms"
 LOG2E = Elements(
     np.array([np.log2(np.e)]),
@@ -94,6 +96,8 @@ def _inverse(y: Elements, part: np.ndarray, modulus: int) -> np.ndarray:
 
 def exp2(x: Elements) -> Elements:
     order = np.exp2(x.order)
+    if (x.order < LEAST_EXPONENT).all():
+        return of_floats(np.zeros(x.shape))
     if x.exponent is None:
         raise NotCarriedError(f"exp2 of {x.lacks or _NO_EXPONENT}")
     value = fields.power_of_two(x.exponent)
@@ -103,7 +107,7 @@ def exp2(x: Elements) -> Elements:
             raise NotCarriedError("exp2 of a multiple of a logarithm")
         inverse = fields.inverse(r, VALUES) if (c == EXPONENTS - 1).any() else r
         value = fields.times(value, np.where(c == 0, 1, np.where(c == 1, r, inverse)).astype(np.uint64), VALUES)
-    return Elements(order, np.where(x.order == -np.inf, np.uint64(0), value))
+    return Elements(order, np.where(x.order < LEAST_EXPONENT, np.uint64(0), value))
 
 
 def exp(x: Elements) -> Elements:

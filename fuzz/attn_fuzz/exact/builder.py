@@ -37,7 +37,7 @@ _UNARY: dict[str, Callable[[Elements], Elements]] = {
 }
 _COMPARISONS = {"LT": np.less, "LE": np.less_equal, "GT": np.greater, "GE": np.greater_equal, "EQ": np.equal, "NE": np.not_equal}
 _REFUSED = (
-    *("create_frem", "create_minimumf", "create_maximumf", "create_clampf", "create_cos", "create_sin", "create_floor"),
+    *("create_frem", "create_minimumf", "create_maximumf", "create_cos", "create_sin", "create_floor"),
     *("create_ceil", "create_sqrt", "create_precise_sqrt", "create_rsqrt", "create_erf", "create_dot_scaled"),
     *("create_atomic_rmw", "create_atomic_cas", "create_histogram", "create_umulhi", "create_atomic_load"),
     *("create_atomic_store", "create_atomic_poll"),
@@ -63,6 +63,7 @@ def methods(interpreter: Any) -> dict[str, Method]:
     for name, dtype in _CONSTANTS.items():
         found[name] = _constant(handle, interpreter.tl.str_to_ty(dtype, None), getattr(builder, name))
     found["create_fma"] = _on_elements(handle, builder.create_fma, lambda x, y, z: algebra.add(algebra.multiply(x, y), z))
+    found["create_clampf"] = _clamp(handle, builder.create_clampf)
     found["create_dot"] = _dot(handle, builder.create_dot)
     found["create_select"] = _select(handle, builder.create_select)
     found["create_splat"] = _splat(handle, builder.create_splat)
@@ -132,6 +133,17 @@ def _null_value(handle: Any, method: Method) -> Method:
         return handle(elements.of_floats(np.zeros(1)), dtype.scalar)
 
     return null_value
+
+
+def _clamp(handle: Any, method: Method) -> Method:
+    def clamp(self: Any, x: Handle, low: Handle, high: Handle, propagate_nan: Any) -> Handle:
+        if not _has_elements((x, low, high)):
+            return method(self, x, low, high, propagate_nan)
+        block, least, most = map(elements_of, (x, low, high))
+        clamped = algebra.smaller(algebra.larger(block, least), most)
+        return handle(elements.selected(np.isnan(block.order), block, clamped), x.dtype.scalar)
+
+    return clamp
 
 
 def _dot(handle: Any, method: Method) -> Method:

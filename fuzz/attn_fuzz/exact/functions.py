@@ -21,6 +21,29 @@ def _tanh(interpreter: Any, original: Original, x: Any) -> Any:
     return _like(interpreter, x, algebra.tanh(elements_of(x.handle)))
 
 
+def _soft_cap(interpreter: Any, original: Original, scores: Any, cap: Any) -> Any:
+    """A function that returns cap * tanh(scores / cap)."""
+    return _like(interpreter, scores, _capped(elements_of(scores.handle), _number(cap)))
+
+
+def _soft_cap_in_base_2(interpreter: Any, original: Original, scores: Any, cap: Any) -> Any:
+    """The same by powers of 2: cap * tanh(ln(2) * scores / cap)."""
+    scaled = algebra.multiply(elements_of(scores.handle), algebra.LN2)
+    return _like(interpreter, scores, _capped(scaled, _number(cap)))
+
+
+def _capped(scores: Elements, cap: Elements) -> Elements:
+    return algebra.multiply(cap, algebra.tanh(algebra.divide(scores, cap)))
+
+
+def _number(number: Any) -> Elements:
+    """The element that an argument is: a tensor of one float, or a float of the host."""
+    if hasattr(number, "handle"):
+        return elements_of(number.handle)
+    assert call.current is not None
+    return call.current.quantities.element(float(getattr(number, "value", number)))
+
+
 def _stored(interpreter: Any, original: Original, values: Any, *arguments: Any) -> Any:
     """A function that rounds numbers to bits of a cache or an output: the element stays, and the bits are those of its order."""
     held = elements_of(values.handle)
@@ -37,6 +60,10 @@ def _stored(interpreter: Any, original: Original, values: Any, *arguments: Any) 
 NAMED: dict[tuple[str, str], Callable[..., Any]] = {
     ("attn_optimized.kernels.logits", "tanh"): _tanh,
     ("attn_optimized.kernels.quantization", "encode"): _stored,
+    ("vllm.v1.attention.ops.triton_attention_helpers", "apply_softcap"): _soft_cap,
+    ("aiter.ops.triton._triton_kernels.unified_attention", "apply_softcap"): _soft_cap_in_base_2,
+    ("sglang.kernels.ops.attention.decode_attention", "tanh"): _tanh,
+    ("sglang.kernels.ops.attention.extend_attention", "tanh"): _tanh,
 }
 """By module and name of a kernel's function: what is computed in its place."""
 

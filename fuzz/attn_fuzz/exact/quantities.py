@@ -21,6 +21,8 @@ TOLERANCE = 4e-7
 """Relative: a few roundings to float32."""
 SHORT_BITS = 11
 """A float with no more significant bits is a rational number on purpose."""
+SHORT_DIGITS = 2
+"""So is one that has no more significant digits, such as -1e20."""
 _POWERS_OF_TWO = range(-2, 3)
 
 
@@ -42,12 +44,12 @@ class Quantities:
         return self._known[number]
 
     def _found(self, number: float) -> Elements:
+        for name, named in self._numbers.items():
+            if named and number in (named, float(np.float32(named))):
+                return self._named[name]
         exact = of_floats(np.array([number], np.float64))
         if _is_short(number):
             return exact
-        for name, named in self._numbers.items():
-            if number in (named, float(np.float32(named))):
-                return self._named[name]
         products = list(self._products(number))
         fewest = min((count for count, _, _ in products), default=0)
         fitting = [(names, element) for count, names, element in products if count == fewest]
@@ -107,7 +109,12 @@ def _is_short(number: float) -> bool:
     if not math.isfinite(number):
         return True
     mantissa, _ = math.frexp(number)
-    return (mantissa * 2**SHORT_BITS).is_integer()
+    return (mantissa * 2**SHORT_BITS).is_integer() or _digits(repr(number)) <= SHORT_DIGITS
+
+
+def _digits(text: str) -> int:
+    """The significant digits of a decimal number."""
+    return len(text.partition("e")[0].replace(".", "").strip("-0"))
 
 
 def _parts(element: Elements) -> tuple[int, int]:
