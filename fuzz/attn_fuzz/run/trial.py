@@ -26,9 +26,8 @@ def try_case(case: Case, target: Target, device: str, *, exactly: bool = False) 
     """Run a case on a target and judge it. A target that raises is a verdict, not an exception.
 
     Args:
-        exactly: whether the case's own call is followed in exact mode, too, and compared with the formula of attention
-            (`attn_fuzz.exact`). Then no properties are asked. What exact mode cannot carry becomes an event, and the case is
-            judged as any other.
+        exactly: whether the case's own call is made a second time if nothing is wrong with the first, followed in exact mode
+            and compared with the formula of attention (`attn_fuzz.exact`). What exact mode cannot carry becomes an event.
 
     A target that promises refusals passes a case outside its support only by refusing it. Any other target passes it if the
     result is right.
@@ -42,12 +41,12 @@ def try_case(case: Case, target: Target, device: str, *, exactly: bool = False) 
     """
     if target.oracle:
         check_scores(case)
-    verdict, judgement = _tried(case, target, device, exactly)
+    verdict, judgement = _tried(case, target, device)
     if not _may_be_chance(verdict, judgement):
-        return verdict
+        return _followed(case, target, device, verdict) if exactly and verdict.kind == "agree" else verdict
     for more in SEEDS_OF_SECOND_LOOK:
         values = msgspec.structs.replace(case.values, seed=(case.values.seed + more) % (1 << 32))
-        again, _ = _tried(msgspec.structs.replace(case, values=values), target, device, exactly)
+        again, _ = _tried(msgspec.structs.replace(case, values=values), target, device)
         if again.failed:
             return verdict
     return msgspec.structs.replace(verdict, kind="agree", message="", differences=())
@@ -58,12 +57,9 @@ def _may_be_chance(verdict: Verdict, judgement: Judgement | None) -> bool:
     return judgement is not None and verdict.failed and verdict.kind == judgement.kind and not judgement.breaks_hard
 
 
-def _tried(case: Case, target: Target, device: str, exactly: bool) -> tuple[Verdict, Judgement | None]:
+def _tried(case: Case, target: Target, device: str) -> tuple[Verdict, Judgement | None]:
     """The verdict on one attempt, and the judgement, or None if the outputs were not judged."""
-    attempt = Attempt(case, target, device, follows=exactly)
-    if attempt.followed is not None and (why := attempt.followed.refusal):
-        attempt = Attempt(case, target, device)
-        attempt.events += (f"{NOT_CARRIED}: {why}",)
+    attempt = Attempt(case, target, device)
     attended = time.perf_counter()
 
     def verdict(
@@ -86,9 +82,7 @@ def _tried(case: Case, target: Target, device: str, exactly: bool) -> tuple[Verd
     if not judgement.agrees:
         about = f"{attempt.not_refused}{judgement.differences[0].tensor}"
         return verdict(judgement.kind, f"{attempt.not_refused}{judgement.message}", judgement, about)
-    if wrong := _unequal(attempt):
-        return verdict("exact", f"{attempt.not_refused}{wrong.message}", judgement, f"{attempt.not_refused}{wrong.tensor}")
-    if not exactly and not attempt.beyond and (wrong := _wrong_by_properties(attempt)):
+    if not attempt.beyond and (wrong := _wrong_by_properties(attempt)):
         kind, about, message = wrong
         return verdict(kind, message, judgement if kind == "property" else None, about)
     return verdict("agree", "", judgement)
@@ -104,17 +98,23 @@ def _with_judgement(verdict: Verdict, attempt: Attempt, judgement: Judgement) ->
     )
 
 
-def _unequal(attempt: Attempt) -> comparison.Inequality | None:
-    """What is not as the formula of attention says, of a call that was followed."""
-    if attempt.followed is None:
-        return None
+def _followed(case: Case, target: Target, device: str, verdict: Verdict) -> Verdict:
+    """The verdict on a case with which nothing is wrong so far, after its call was followed in exact mode."""
+    started = time.perf_counter()
+    attempt = Attempt(case, target, device, follows=True)
+    assert attempt.followed is not None
+    event, wrong = COMPARED, None
     try:
+        if attempt.error is not None:
+            raise NotCarriedError(attempt.followed.refusal or f"{type(attempt.error).__name__}: {message_of(attempt.error)}")
         wrong = comparison.inequality(attempt.followed, attempt.step)
     except NotCarriedError as error:
-        attempt.events += (f"{NOT_CARRIED}: {error}",)
-        return None
-    attempt.events += (COMPARED,)
-    return wrong
+        event = f"{NOT_CARRIED}: {attempt.followed.refusal or error}"
+    seconds = {**verdict.seconds, "judge": verdict.seconds["judge"] + time.perf_counter() - started}
+    verdict = msgspec.structs.replace(verdict, events=(*verdict.events, event), seconds=seconds)
+    if wrong is None:
+        return verdict
+    return msgspec.structs.replace(verdict, kind="exact", message=wrong.message, about=wrong.tensor)
 
 
 def _wrong_by_properties(attempt: Attempt) -> tuple[Kind, str, str] | None:

@@ -42,7 +42,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         ratio: the largest error / bound.
         ratios: counts of elements by error / bound, by tensor, dtype and phase; none of what was compared bitwise.
         pictures: by tensor, a byte per row and head; see `attn_fuzz.verdict.ratios`.
-        seconds: where the time went: building, the target, and the oracle with the judge.
+        seconds: where the time went: building, the target, and the oracle with the judge and exact mode.
         events: paths that the target took, and properties that were asked of it.
     """
 
