@@ -26,8 +26,8 @@ from attn_parity.options import (
     Duration,
     Positive,
     Seed,
-    check_writable,
     check_exact,
+    check_writable,
     device_option,
     exact_option,
     ignore_signals,
@@ -266,7 +266,12 @@ def _run(plan: FuzzPlan, past: dict[Case, str], place: Place, name: str) -> tupl
 
 def _again(plan: FuzzPlan) -> list[str]:
     options = {"target": plan.target, "device": plan.device, "examples": plan.examples, "seed": plan.seed}
-    return ["attn-parity", "fuzz", *(word for name, value in options.items() for word in (f"--{name}", str(value))), *["--exact"] * plan.exactly]
+    return [
+        "attn-parity",
+        "fuzz",
+        *(word for name, value in options.items() for word in (f"--{name}", str(value))),
+        *["--exact"] * plan.exactly,
+    ]
 
 
 def _tell(run: Run) -> None:

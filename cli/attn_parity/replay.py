@@ -35,7 +35,9 @@ from attn_parity.options import (
 @device_option
 @sanitize_option
 @exact_option
-def command(files: tuple[Path, ...], target_name: str | None, limit: float, device: str, sanitize: bool | None, exactly: bool) -> int:
+def command(
+    files: tuple[Path, ...], target_name: str | None, limit: float, device: str, sanitize: bool | None, exactly: bool
+) -> int:
     """Run case files again, each on the target that it names; exit 1 if one fails."""
     device = use_device(device)
     check_exact(exactly, device)

@@ -21,7 +21,7 @@ def part_kernel(
     acc = tl.full([ROWS, DIM], 0.0, tl.float32)
     begin, end = part * keys_per_part, tl.minimum(num_keys, (part + 1) * keys_per_part)
     tiles = tl.cdiv(end - begin, TILE)
-    for i in range(0, tiles):
+    for i in range(tiles):
         tile = tiles - 1 - i if BACKWARD else i
         key = begin + tile * TILE + tl.arange(0, TILE)
         there = key < end
@@ -43,9 +43,7 @@ def part_kernel(
 
 
 @triton.jit
-def merge_kernel(
-    out_ptr, lse_ptr, acc_ptr, max_ptr, sum_ptr, PARTS: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr
-):
+def merge_kernel(out_ptr, lse_ptr, acc_ptr, max_ptr, sum_ptr, PARTS: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr):
     row, dim = tl.arange(0, ROWS), tl.arange(0, DIM)
     largest = tl.full([ROWS], MINUS_INFINITY, tl.float32)
     for part in range(PARTS):

@@ -101,12 +101,13 @@ def test_a_forgotten_decay_shows():
 
 
 @pytest.mark.parametrize(
-    ("fault", "name"), [("unknown operation", "tl.sqrt of floats"), ("host arithmetic", "aten::mul of what a kernel has stored")]
+    ("fault", "name"),
+    [("unknown operation", "tl.sqrt of floats"), ("host arithmetic", "aten::mul of what a kernel has stored")],
 )
 def test_what_it_cannot_carry_is_refused_by_name(fault, name):
     q, k, v, out, lse = tensors(40)
     refused = call.Call(Quantities({"scale": SCALE}))
-    with pytest.raises(Exception, match="NotCarriedError|what a kernel has stored"), call.following(refused):
+    with pytest.raises(Exception, match=r"NotCarriedError|what a kernel has stored"), call.following(refused):
         attend(q, k, v, out, lse, SCALE, fault=fault)
     assert name in refused.refusal
 
@@ -133,8 +134,14 @@ def a_case(**fields):
     decode = Request(query_len=1, seq_len=300, blocks=tuple(range(19)), causal=True)
     prefill = Request(query_len=30, seq_len=37, blocks=(22, 20, 21), causal=True)
     given = {
-        **{"target": "triton", "dtype": "bfloat16", "group_size": 2, "head_size": 16, "scale": 0.1, "lse": True},
-        **{"requests": (decode, prefill), "values": Values("random", 3)},
+        "target": "triton",
+        "dtype": "bfloat16",
+        "group_size": 2,
+        "head_size": 16,
+        "scale": 0.1,
+        "lse": True,
+        "requests": (decode, prefill),
+        "values": Values("random", 3),
         "cache": Cache(layout=Layout.BLOCKS_FIRST_NHD, block_size=16, num_blocks=24),
         **fields,
     }
@@ -169,9 +176,7 @@ SEED_OF_A_STEEP_SLOPE = 14
 
 
 def _forgetting(q, k, v, kv_cache, layer, batch, *, out, lse):
-    registry.load("triton").attention(
-        q, k, v, kv_cache, dataclasses.replace(layer, window=(250, -1)), batch, out=out, lse=lse
-    )
+    registry.load("triton").attention(q, k, v, kv_cache, dataclasses.replace(layer, window=(250, -1)), batch, out=out, lse=lse)
 
 
 def test_keys_that_no_judge_can_see_are_missed():

@@ -53,8 +53,7 @@ def add(x: Elements, y: Elements) -> Elements:
 
 def negative(x: Elements) -> Elements:
     value, exponent = (
-        None if part is None else fields.minus(part, modulus)
-        for part, modulus in ((x.value, VALUES), (x.exponent, EXPONENTS))
+        None if part is None else fields.minus(part, modulus) for part, modulus in ((x.value, VALUES), (x.exponent, EXPONENTS))
     )
     logarithm = None if x.logarithm is None else (fields.minus(x.logarithm[0], EXPONENTS), x.logarithm[1])
     return Elements(-x.order, value, exponent, logarithm, x.lacks)

@@ -35,7 +35,14 @@ _UNARY: dict[str, Callable[[Elements], Elements]] = {
     "create_log2": algebra.log2,
     "create_log": algebra.log,
 }
-_COMPARISONS = {"LT": np.less, "LE": np.less_equal, "GT": np.greater, "GE": np.greater_equal, "EQ": np.equal, "NE": np.not_equal}
+_COMPARISONS = {
+    "LT": np.less,
+    "LE": np.less_equal,
+    "GT": np.greater,
+    "GE": np.greater_equal,
+    "EQ": np.equal,
+    "NE": np.not_equal,
+}
 _REFUSED = (
     *("create_frem", "create_minimumf", "create_maximumf", "create_cos", "create_sin", "create_floor"),
     *("create_ceil", "create_sqrt", "create_precise_sqrt", "create_rsqrt", "create_erf", "create_dot_scaled"),
@@ -175,7 +182,9 @@ def _splat(handle: Any, method: Method) -> Method:
 
 def _unsplat(handle: Any, method: Method) -> Method:
     def unsplat(self: Any, operand: Handle) -> Handle:
-        return handle(operand.data.reshape(-1)[:1], operand.dtype.scalar) if _has_elements((operand,)) else method(self, operand)
+        return (
+            handle(operand.data.reshape(-1)[:1], operand.dtype.scalar) if _has_elements((operand,)) else method(self, operand)
+        )
 
     return unsplat
 
@@ -192,7 +201,7 @@ def _of_alike(handle: Any, method: Method) -> Method:
 
 
 def _bitcast(handle: Any, method: Method) -> Method:
-    """Bits of floats that memory or the kernel's text holds are known. Those of a computed element are not: it is not rounded."""
+    """The bits of floats that memory or a constant holds are known. Those of a computed element are not: it is not rounded."""
 
     def bitcast(self: Any, operand: Handle, target: Any) -> Handle:
         to, source = target.scalar, operand.dtype.scalar

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 from attn_fuzz.exact import fields
-from attn_fuzz.exact.refusal import NotCarriedError
 from attn_fuzz.exact.fields import EXPONENTS, VALUES
+from attn_fuzz.exact.refusal import NotCarriedError
 
 
 @dataclass(frozen=True, eq=False)

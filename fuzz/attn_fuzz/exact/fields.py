@@ -87,7 +87,7 @@ def total(x: np.ndarray, axis: int, modulus: int) -> np.ndarray:
 
 
 def product(x: np.ndarray, y: np.ndarray, modulus: int) -> np.ndarray:
-    """The matrix product of [..., M, K] and [..., K, N], K below 2^18: of halves of 16 bits, whose sums are exact in float64."""
+    """The matrix product of [..., M, K] and [..., K, N], K below 2^18. Sums of products of 16 bits are exact in float64."""
     (x1, x0), (y1, y0) = ((_float(each >> _HALF), _float(each & np.uint64(0xFFFF))) for each in (x, y))
     high, low = np.matmul(x1, y1), np.matmul(x0, y0)
     middle = np.matmul(x1 + x0, y1 + y0) - high - low

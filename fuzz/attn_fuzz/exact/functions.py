@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 from attn_fuzz.exact import algebra, call
-from attn_fuzz.exact.elements import Elements
 from attn_fuzz.exact.builder import elements_of
+from attn_fuzz.exact.elements import Elements
 
 Original = Callable[..., Any]
 
@@ -45,7 +45,7 @@ def _number(number: Any) -> Elements:
 
 
 def _stored(interpreter: Any, original: Original, values: Any, *arguments: Any) -> Any:
-    """A function that rounds numbers to bits of a cache or an output: the element stays, and the bits are those of its order."""
+    """A function that rounds numbers to the bits of an output: the element stays, and the bits are those of its order."""
     held = elements_of(values.handle)
     floats = interpreter.TensorHandle(held.order.astype(np.float32), interpreter.tl.float32)
     with call.following(None):

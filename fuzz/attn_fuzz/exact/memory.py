@@ -62,9 +62,7 @@ class Shadow:
 
     def get(self, places: np.ndarray) -> Elements:
         """The elements [n] that were stored."""
-        value, exponent = (
-            self.parts[name][places] if self.parts[f"has {name}"][places].all() else None for name in _PARTS
-        )
+        value, exponent = (self.parts[name][places] if self.parts[f"has {name}"][places].all() else None for name in _PARTS)
         factor = self.parts["factor"][places]
         logarithm = (factor, self.parts["number"][places]) if factor.any() else None
         return Elements(self.order[places], value, exponent, logarithm, self.lacks)

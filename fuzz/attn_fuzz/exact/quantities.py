@@ -74,7 +74,9 @@ class Quantities:
                     element = algebra.divide(element, self._named[name])
                 if exponent and self._named[name].order[0] < 0:
                     element = algebra.negative(element)
-            words = " * ".join(f"{name}^{exponent}" for name, exponent in zip(names, exponents.tolist(), strict=True) if exponent)
+            words = " * ".join(
+                f"{name}^{exponent}" for name, exponent in zip(names, exponents.tolist(), strict=True) if exponent
+            )
             yield int(np.abs(exponents).sum()) + (power != 0), f"2^{power} * {words}", element
 
     @cached_property

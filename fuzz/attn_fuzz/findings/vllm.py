@@ -13,7 +13,7 @@ UNIFIED = "vllm/v1/attention/ops/triton_unified_attention.py"
 
 
 def _is_value(verdict: "Verdict") -> bool:
-    return verdict.kind in ("value", "bitwise")
+    return verdict.kind in ("value", "bitwise", "exact")
 
 
 def _is_nan(case: "Case", verdict: "Verdict") -> bool:
@@ -91,7 +91,7 @@ _EMPTY_REQUEST = Finding(
     seen_in=SEEN_IN,
     reach="ROCM_ATTN in full graphs, whose batches are padded by requests without a query.",
     explains=lambda case, verdict: (
-        verdict.kind in ("value", "bitwise", "nan", "guard", "crashed")
+        verdict.kind in ("value", "bitwise", "exact", "nan", "guard", "crashed")
         and any(request.query_len == 0 for request in case.requests)
     ),
 )

@@ -44,7 +44,7 @@ class Attempt:
 
     def __init__(self, case: Case, target: Target, device: str, *, follows: bool = False) -> None:
         """Args:
-            follows: whether the case's own call computes with elements (`attn_fuzz.exact`).
+        follows: whether the case's own call computes with elements (`attn_fuzz.exact`).
         """
         started = time.perf_counter()
         self.case, self.target, self.device = case, target, device
