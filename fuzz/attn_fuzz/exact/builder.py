@@ -175,7 +175,7 @@ def _splat(handle: Any, method: Method) -> Method:
     def splat(self: Any, result_type: Any, operand: Handle) -> Handle:
         if not _has_elements((operand,)):
             return method(self, result_type, operand)
-        return handle(np.broadcast_to(operand.data.reshape(-1)[:1], result_type.shape), operand.dtype.scalar)
+        return handle(operand.data.reshape(-1)[:1].broadcast(tuple(result_type.shape)), operand.dtype.scalar)
 
     return splat
 
@@ -265,7 +265,7 @@ def _spread(found: Elements, enabled: np.ndarray, other: Handle | None) -> Eleme
         return found.reshape(enabled.shape)
     rest = elements.of_floats(np.zeros(1)) if other is None else elements_of(other)
     if not enabled.any():
-        return np.broadcast_to(rest, enabled.shape)  # pyright: ignore[reportArgumentType, reportReturnType]
+        return rest.broadcast(enabled.shape)
 
     def place(parts: list[np.ndarray]) -> np.ndarray:
         lanes = np.array(np.broadcast_to(parts[1], enabled.shape))
@@ -280,7 +280,7 @@ def _store(memory: Any, method: Method) -> Method:
         if call.current is None or not isinstance(value.data, Elements):
             return method(self, pointers, value, mask, *rest, **named)
         dtype, shape = value.dtype.scalar, pointers.data.shape
-        block = np.broadcast_to(value.data, shape)
+        block = value.data.broadcast(shape)
         stored = block.stored if block.stored is not None else cast(np.array(block.order), "fp64", dtype.name)
         enabled = np.broadcast_to(mask.data, shape)
         memory.store(pointers.data, np.ascontiguousarray(stored), np.ascontiguousarray(enabled))

@@ -63,7 +63,7 @@ def _wrong_out(held: Elements, rows: Rows) -> Inequality | None:
         return None
     row, head, dim = np.argwhere(wrong)[0].tolist()
     where = f"row {rows.rows.start + row}, head {head}, dim {dim}"
-    return Inequality("out", _words("out", rows.request, where, held.order[row, head, dim], int(wrong.sum())))
+    return Inequality("out", _words("out", rows.request, where, float(held.order[row, head, dim]), int(wrong.sum())))
 
 
 def _wrong_lse(held: Elements, rows: Rows) -> Inequality | None:
@@ -76,7 +76,7 @@ def _wrong_lse(held: Elements, rows: Rows) -> Inequality | None:
         return None
     head, row = np.argwhere(wrong)[0].tolist()
     where = f"row {rows.rows.start + row}, head {head}"
-    return Inequality("lse", _words("lse", rows.request, where, held.order[head, row], int(wrong.sum())))
+    return Inequality("lse", _words("lse", rows.request, where, float(held.order[head, row]), int(wrong.sum())))
 
 
 def _words(name: str, request: int, where: str, order: float, count: int) -> str:

@@ -77,6 +77,9 @@ class Elements:
     def transpose(self, *axes: Any) -> "Elements":
         return self.moved(lambda part: part.transpose(*axes))
 
+    def broadcast(self, shape: tuple[int, ...]) -> "Elements":
+        return self.moved(lambda part: np.broadcast_to(part, shape))
+
     def copy(self) -> "Elements":
         return self.moved(np.copy)
 
@@ -161,9 +164,9 @@ def selected(takes_first: np.ndarray, x: Elements, y: Elements) -> Elements:
     """x where `takes_first`, else y."""
     shape = np.broadcast_shapes(takes_first.shape, x.shape, y.shape)
     if takes_first.all():
-        return np.broadcast_to(x, shape)  # pyright: ignore[reportArgumentType, reportReturnType]
+        return x.broadcast(shape)
     if not takes_first.any():
-        return np.broadcast_to(y, shape)  # pyright: ignore[reportArgumentType, reportReturnType]
+        return y.broadcast(shape)
     return joined([x, y], lambda parts: np.where(takes_first, *parts))
 
 

@@ -67,7 +67,8 @@ def _reduced(triton: Any, method: Any) -> Callable[..., Any]:
             block, axis = block.ravel(), 0
         result = function(block, axis)
         if self.keep_dims:
-            result = np.expand_dims(result, tuple(range(rank)) if self.axis is None else axis)  # pyright: ignore[reportArgumentType, reportCallIssue]
+            axes = tuple(range(rank)) if self.axis is None else axis
+            result = result.moved(lambda part: np.expand_dims(part, axes))
         return (self.to_tensor(result, inputs[0].dtype),)
 
     return apply

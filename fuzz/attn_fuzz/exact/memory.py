@@ -141,7 +141,7 @@ class Memory:
                 continue
             different = np.unique(numbers[inside])
             if len(different) == 1 and inside.all():
-                return np.broadcast_to(self._quantities.element(float(different[0])), numbers.shape)  # pyright: ignore[reportArgumentType, reportReturnType]
+                return self._quantities.element(float(different[0])).broadcast(numbers.shape)
             raise NotCarriedError(f"floats that torch's {operation} has computed")
         return of_floats(numbers)
 

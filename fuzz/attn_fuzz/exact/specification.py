@@ -53,7 +53,7 @@ def _rows(request: Request, step: Step) -> Rows:
     layer = step.layer
     group = layer.num_heads // layer.num_kv_heads
     visible = request.visible.cpu().numpy()
-    seen = visible.any(0)  # keys that no row sees may hold anything
+    seen = np.asarray(visible.any(0))  # keys that no row sees may hold anything
     query, key, value = (_block(each) for each in (request.query, request.key, request.value))
     key, value = (each.moved(lambda part: np.where(seen[:, None, None], part, 0)) for each in (key, value))
     out, totals, empty = [], [], []
