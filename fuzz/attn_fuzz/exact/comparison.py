@@ -5,9 +5,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.exact import algebra
+from attn_fuzz.exact import algebra, fields
 from attn_fuzz.exact.call import Call
 from attn_fuzz.exact.elements import Elements
+from attn_fuzz.exact.fields import VALUES
 from attn_fuzz.exact.memory import Memory, bits_of, places_of
 from attn_fuzz.exact.refusal import NotCarriedError
 from attn_fuzz.exact.specification import Rows, specified
@@ -28,7 +29,7 @@ def inequality(call: Call, step: Step) -> Inequality | None:
     """
     for rows in specified(step):
         held = _elements(call.memory, _by_head(step)[rows.rows], "out")
-        if wrong := _wrong_out(held, rows):
+        if wrong := _wrong_out(held, rows, step.out.dtype):
             return wrong
         if step.lse is not None and (wrong := _wrong_lse(_elements(call.memory, step.lse[:, rows.rows], "lse"), rows)):
             return wrong
@@ -55,15 +56,23 @@ def _elements(memory: Memory, tensor: torch.Tensor, name: str) -> Elements:
     return shadow.get(places.ravel()).reshape(places.shape)
 
 
-def _wrong_out(held: Elements, rows: Rows) -> Inequality | None:
+def _wrong_out(held: Elements, rows: Rows, dtype: torch.dtype) -> Inequality | None:
     if held.value is None:
         raise NotCarriedError(f"out, which is {held.lacks or 'a logarithm'}")
-    wrong = (held.value != rows.out) | ~np.isfinite(held.order)
+    wrong = (held.value != rows.out) & ~_is_clamped(held.value, dtype) | ~np.isfinite(held.order)
     if not wrong.any():
         return None
     row, head, dim = np.argwhere(wrong)[0].tolist()
     where = f"row {rows.rows.start + row}, head {head}, dim {dim}"
     return Inequality("out", _words("out", rows.request, where, float(held.order[row, head, dim]), int(wrong.sum())))
+
+
+def _is_clamped(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    """Whether an element is the largest number of a float8 output, of either sign. The judge knows whether it should be."""
+    if not dtype.is_floating_point or dtype.itemsize > 1:
+        return np.zeros(values.shape, np.bool_)
+    largest = torch.finfo(dtype).max
+    return np.isin(values, fields.of_floats(np.array([largest, -largest]), VALUES))
 
 
 def _wrong_lse(held: Elements, rows: Rows) -> Inequality | None:
