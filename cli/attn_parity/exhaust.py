@@ -257,7 +257,7 @@ def _ended(outcome: Outcome, result: Result) -> Ended:
         results.print(f"the launch fails as the known finding {finding.name} says", soft_wrap=True)
     results.print(report.summary(failed.case, failed.verdict))
     results.print(f"smallest case of its launch: {path}   script: {script}", soft_wrap=True)
-    results.print(f"again: {shlex.join(report.again(failed.case, path))}", soft_wrap=True)
+    results.print(f"again: {shlex.join(report.again(failed.case, path, failed.verdict))}", soft_wrap=True)
     return Ended(launch=result.number, calls=result.calls, failed=str(path))
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import msgspec
 from attn_fuzz.cases.case import Case, CaseError
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.exact import comparison
+from attn_fuzz.exact.refusal import NotCarriedError
 from attn_fuzz.interpreted import program_order, sanitizer
 from attn_fuzz.run.attempt import Attempt, call_attention, message_of, own_state
 from attn_fuzz.run.checks import CHECKS, stray_write
@@ -18,11 +20,13 @@ from attn_fuzz.verdict.verdict import Kind, Verdict
 
 PROPERTIES_OF_CASE = 2
 SEEDS_OF_SECOND_LOOK = (7919, 2 * 7919)
+COMPARED, NOT_CARRIED = "compared exactly", "not carried"
+"""Events of exact mode. The second is followed by what it could not carry."""
 Judge = Callable[[Case, Step, Rounding], Judgement]
 """Compares the outputs of a step with the right ones, by where the target rounds."""
 
 
-def try_case(case: Case, target: Target, device: str, judge_step: Judge | None = None) -> Verdict:
+def try_case(case: Case, target: Target, device: str, judge_step: Judge | None = None, *, exactly: bool = False) -> Verdict:
     """Run a case on a target and judge it. A target that raises is a verdict, not an exception.
 
     A target that promises refusals passes a case outside its support only by refusing it. Any other target passes it if the
@@ -33,6 +37,8 @@ def try_case(case: Case, target: Target, device: str, judge_step: Judge | None =
 
     Args:
         judge_step: judges the outputs; by default `attn_fuzz.verdict.judge.judge`.
+        exactly: whether the case's own call is made a second time if nothing is wrong with the first, followed in exact mode
+            and compared with the formula of attention (`attn_fuzz.exact`). What exact mode cannot carry becomes an event.
 
     Raises:
         CaseError: the target's outputs are judged, and the case is too large for the reference. Or the case's captured tensors
@@ -42,7 +48,7 @@ def try_case(case: Case, target: Target, device: str, judge_step: Judge | None =
         check_scores(case)
     verdict, judgement = _tried(case, target, device, judge_step or judge)
     if not _may_be_chance(verdict, judgement):
-        return verdict
+        return _followed(case, target, device, verdict) if exactly and verdict.kind == "agree" else verdict
     for more in SEEDS_OF_SECOND_LOOK:
         values = msgspec.structs.replace(case.values, seed=(case.values.seed + more) % (1 << 32))
         again, _ = _tried(msgspec.structs.replace(case, values=values), target, device, judge_step or judge)
@@ -95,6 +101,25 @@ def _with_judgement(verdict: Verdict, attempt: Attempt, judgement: Judgement) ->
         ratios=ratios.counts(attempt.case, judgement),
         pictures=ratios.pictures(attempt.case, attempt.step, judgement),
     )
+
+
+def _followed(case: Case, target: Target, device: str, verdict: Verdict) -> Verdict:
+    """The verdict on a case with which nothing is wrong so far, after its call was followed in exact mode."""
+    started = time.perf_counter()
+    attempt = Attempt(case, target, device, follows=True)
+    assert attempt.followed is not None
+    event, wrong = COMPARED, None
+    try:
+        if attempt.error is not None:
+            raise NotCarriedError(attempt.followed.refusal or f"{type(attempt.error).__name__}: {message_of(attempt.error)}")
+        wrong = comparison.inequality(attempt.followed, attempt.step)
+    except NotCarriedError as error:
+        event = f"{NOT_CARRIED}: {attempt.followed.refusal or error}"
+    seconds = {**verdict.seconds, "judge": verdict.seconds["judge"] + time.perf_counter() - started}
+    verdict = msgspec.structs.replace(verdict, events=(*verdict.events, event), seconds=seconds)
+    if wrong is None:
+        return verdict
+    return msgspec.structs.replace(verdict, kind="exact", message=wrong.message, about=wrong.tensor)
 
 
 def _wrong_by_properties(attempt: Attempt) -> tuple[Kind, str, str] | None:
