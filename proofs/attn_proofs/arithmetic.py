@@ -1,0 +1,159 @@
+"""Triton's arithmetic in mathematical integers: what an operator makes of terms, and which term must fit which type.
+
+`//` and `%` of a kernel truncate toward zero, as the GPU's division does; those of host code floor, as Python's do. `&` and `|` are
+logical on conditions. `>>` floors. A sum, difference or product of fixed width leaves a note, and so does a cast to a narrower type:
+the term is the mathematical one, and it is that of the machine if it fits. A bitcast to uint32 wraps, as it does on the machine.
+"""
+
+import ast
+from typing import Any, Protocol
+
+import z3
+from attn_proofs.values import RANGES, Pointer, Tensor, as_tensor, broadcast, fresh_name, mapped, promoted
+
+_COMPARISONS = {
+    ast.Lt: lambda a, b: a < b,
+    ast.LtE: lambda a, b: a <= b,
+    ast.Gt: lambda a, b: a > b,
+    ast.GtE: lambda a, b: a >= b,
+    ast.Eq: lambda a, b: a == b,
+    ast.NotEq: lambda a, b: a != b,
+}
+_SUMS = {ast.Add: lambda a, b: a + b, ast.Sub: lambda a, b: a - b, ast.Mult: lambda a, b: a * b}
+
+
+class Context(Protocol):
+    """What an operation needs of the program that it is in."""
+
+    floors: bool
+
+    def note(self, dtype: str, term: Any) -> None: ...
+
+
+def binary(context: Context, operator: ast.operator, left: Any, right: Any) -> Any:
+    """`left operator right`, of which one is a tensor or a pointer.
+
+    Raises:
+        NotImplementedError: an operator that is not understood.
+    """
+    if isinstance(left, Pointer):
+        assert isinstance(operator, ast.Add)
+        return Pointer(left.name, left.dtype, right if _is_zero(left.offset) else _add_offset(left.offset, right))
+    if isinstance(right, Pointer):
+        return binary(context, operator, right, left)
+    a, b = as_tensor(left), as_tensor(right)
+    shape, dtype = broadcast(a.shape, b.shape), promoted(a.dtype, b.dtype)
+    if dtype == "float":
+        return opaque(type(operator).__name__, shape)
+    kind = type(operator)
+    if kind in _SUMS:
+        return mapped(shape, dtype, lambda x, y: _noted(context, dtype, _SUMS[kind](integer(x), integer(y))), a, b)
+    if kind in (ast.FloorDiv, ast.Mod):
+        part = _quotient if kind is ast.FloorDiv else _remainder
+        return mapped(shape, dtype, lambda x, y: part(x, y, context.floors), a, b)
+    if kind is ast.RShift and isinstance(right, int):
+        return mapped(shape, dtype, lambda x: x / 2**right, a)
+    if kind in (ast.BitAnd, ast.BitOr) and dtype == "bool":
+        return mapped(shape, dtype, z3.And if kind is ast.BitAnd else z3.Or, a, b)
+    raise NotImplementedError
+
+
+def compare(operator: ast.cmpop, left: Any, right: Any) -> Tensor:
+    """`left operator right` as a condition.
+
+    Raises:
+        NotImplementedError: an operator that is not understood.
+    """
+    if type(operator) not in _COMPARISONS:
+        raise NotImplementedError
+    a, b = as_tensor(left), as_tensor(right)
+    return mapped(broadcast(a.shape, b.shape), "bool", _COMPARISONS[type(operator)], a, b)
+
+
+def cast(context: Context, value: Tensor, dtype: str, *, bitcast: bool = False) -> Tensor:
+    """`value.to(dtype)`."""
+    if dtype == value.dtype:
+        return value
+    if bitcast:
+        if (value.dtype, dtype) != ("int32", "uint32"):
+            raise NotImplementedError
+        return mapped(value.shape, dtype, lambda x: z3.If(x < 0, x + 2**32, x), value)
+    if "float" in (dtype, value.dtype):
+        return opaque("cast", value.shape)
+    if value.dtype == "bool":
+        return mapped(value.shape, dtype, lambda x: z3.If(x, z3.IntVal(1), z3.IntVal(0)), value)
+    return mapped(value.shape, dtype, lambda x: _noted(context, dtype, x), value)
+
+
+def where(condition: Any, a: Any, b: Any) -> Tensor:
+    """`tl.where`."""
+    c, a, b = as_tensor(condition), as_tensor(a), as_tensor(b)
+    dtype = promoted(a.dtype, b.dtype)
+    if dtype == "float" and "float" not in (a.dtype, b.dtype):
+        raise NotImplementedError
+    pick = (lambda t: z3.ToReal(t) if dtype == "float" and z3.is_int(t) else t) if dtype != "bool" else (lambda t: t)
+    return mapped(
+        broadcast(c.shape, a.shape, b.shape),
+        dtype,
+        lambda x, y, z: z3.If(x if z3.is_bool(x) else x != 0, pick(y), pick(z)),
+        c, a, b,
+    )  # fmt: skip
+
+
+def extremum(is_max: bool, left: Any, right: Any) -> Any:
+    """`tl.maximum` and `tl.minimum`."""
+    a, b = as_tensor(left), as_tensor(right)
+    dtype, shape = promoted(a.dtype, b.dtype), broadcast(a.shape, b.shape)
+    if dtype == "float":
+        return opaque("extremum", shape)
+    return mapped(shape, dtype, lambda x, y: z3.If(x >= y, x, y) if is_max else z3.If(x <= y, x, y), a, b)
+
+
+def negative(context: Context, value: Tensor) -> Tensor:
+    """`-value`."""
+    if value.dtype == "float":
+        return opaque("negative", value.shape)
+    return mapped(value.shape, value.dtype, lambda x: _noted(context, value.dtype, -integer(x)), value)
+
+
+def opaque(name: str, shape: tuple[int, ...]) -> Tensor:
+    """A float of which nothing is known but that it is one number for each index."""
+    if not shape:
+        term = z3.Real(fresh_name(name))
+        return Tensor((), "float", lambda _: term)
+    function = z3.Function(fresh_name(name), *[z3.IntSort()] * len(shape), z3.RealSort())
+    return Tensor(shape, "float", lambda index: function(*index))
+
+
+def integer(term: Any) -> Any:
+    """A condition as 1 or 0; another term as it is."""
+    return z3.If(term, z3.IntVal(1), z3.IntVal(0)) if z3.is_bool(term) else term
+
+
+def _is_zero(offset: Any) -> bool:
+    return isinstance(offset, int) and offset == 0
+
+
+def _add_offset(a: Any, b: Any) -> Tensor:
+    """The sum of two offsets. An address is of 64 bits, and is noted where it is read or written."""
+    a, b = as_tensor(a), as_tensor(b)
+    return mapped(broadcast(a.shape, b.shape), "int64", lambda x, y: x + y, a, b)
+
+
+def _noted(context: Context, dtype: str, term: Any) -> Any:
+    if dtype in RANGES:
+        context.note(dtype, term)
+    return term
+
+
+def _quotient(a: Any, b: Any, floors: bool) -> Any:
+    """a // b for b > 0, which every theorem that divides assumes or shows."""
+    return a / b if floors or _is_natural(a) else z3.If(a >= 0, a / b, -((-a) / b))
+
+
+def _remainder(a: Any, b: Any, floors: bool) -> Any:
+    return a % b if floors or _is_natural(a) else z3.If(a >= 0, a % b, -((-a) % b))
+
+
+def _is_natural(term: Any) -> bool:
+    return z3.is_int_value(term) and term.as_long() >= 0

@@ -1,0 +1,100 @@
+"""The specification side of the theorems, one function per rule: shared/semantics.md's formulas as terms of the solver.
+
+This page is written by hand, once. The readable statement is `attn_reference.masks`; names are those of the contract.
+
+    visible(p, j) = 0 <= j < seq_len  and  (base(p, j)  or  in_range(p, j))  and  the bias does not hide j
+    base          = (not causal or j <= p)  and  (in_window or j < sink_tokens)  and  in_chunk
+    in_window     = (left < 0 or p - j <= left)  and  (right < 0 or j - p <= right)
+    in_chunk      = chunked_local is None  or  p // chunked_local == j // chunked_local
+    in_range      = a range holds p and j  and  (not ranges_clamped  or  left < 0  or  p - j <= left)
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import z3
+
+Term = Any
+INT32_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The rules of a layer and a request, and a query at position p and a key at position j. `chunked_local` 0 is None."""
+
+    p: Term
+    j: Term
+    seq_len: Term
+    causal: Term
+    left: Term
+    right: Term
+    sink_tokens: Term
+    chunked_local: Term
+    ranges_clamped: Term
+    together: Term
+    """whether one of the request's ranges holds both p and j: see `some_range_holds`"""
+    hidden: Term
+    """whether the bias between query and key is -inf"""
+
+    @property
+    def is_key(self) -> Term:
+        return z3.And(0 <= self.j, self.j < self.seq_len)
+
+    @property
+    def is_causal(self) -> Term:
+        return z3.Or(z3.Not(self.causal), self.j <= self.p)
+
+    @property
+    def in_left(self) -> Term:
+        return z3.Or(self.left < 0, self.p - self.j <= self.left)
+
+    @property
+    def in_right(self) -> Term:
+        return z3.Or(self.right < 0, self.j - self.p <= self.right)
+
+    @property
+    def in_window(self) -> Term:
+        return z3.And(self.in_left, self.in_right)
+
+    @property
+    def is_sink_token(self) -> Term:
+        return self.j < self.sink_tokens
+
+    @property
+    def in_chunk(self) -> Term:
+        return z3.Or(self.chunked_local == 0, self.p / self.chunked_local == self.j / self.chunked_local)
+
+    @property
+    def in_range(self) -> Term:
+        return z3.And(self.together, z3.Or(z3.Not(self.ranges_clamped), self.in_left))
+
+    @property
+    def base(self) -> Term:
+        return z3.And(self.is_causal, z3.Or(self.in_window, self.is_sink_token), self.in_chunk)
+
+    @property
+    def visible(self) -> Term:
+        return z3.And(self.is_key, z3.Or(self.base, self.in_range), z3.Not(self.hidden))
+
+
+def holds_both(first: Term, last: Term, p: Term, j: Term) -> Term:
+    """An inclusive range [first, last] holds query and key."""
+    return z3.And(first <= p, p <= last, first <= j, j <= last)
+
+
+def some_range_holds(request: Term, num_ranges: Term, p: Term, j: Term, *counts: Term) -> Any:
+    """Whether one of the first `count` ranges of a request holds p and j, as a function of the count, with its definition.
+
+    The definition is the recursion over `bidirectional_ranges` [R, num_ranges, 2], for the counts that a proof asks for:
+    none of 0 ranges; one of `count + 1` if one of the first `count`, or the last of them.
+    """
+    function = z3.Function("some range holds", z3.IntSort(), z3.BoolSort())
+    ranges = z3.Function("memory of bidirectional_ranges_ptr", z3.IntSort(), z3.IntSort())
+
+    def element(k: Term, end: int) -> Term:
+        return ranges(request * num_ranges * 2 + k * 2 + end)
+
+    definition = [z3.Not(function(0))]
+    for count in counts:
+        definition.append(function(count + 1) == z3.Or(function(count), holds_both(element(count, 0), element(count, 1), p, j)))
+    return function, definition
