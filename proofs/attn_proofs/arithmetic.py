@@ -6,6 +6,7 @@ the term is the mathematical one, and it is that of the machine if it fits. A bi
 """
 
 import ast
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import z3
@@ -19,13 +20,21 @@ _COMPARISONS = {
     ast.Eq: lambda a, b: a == b,
     ast.NotEq: lambda a, b: a != b,
 }
-_SUMS = {ast.Add: lambda a, b: a + b, ast.Sub: lambda a, b: a - b, ast.Mult: lambda a, b: a * b}
+_SUMS: dict[type, Callable[..., Any]] = {
+    ast.Add: lambda context, a, b: a + b,
+    ast.Sub: lambda context, a, b: a - b,
+    ast.Mult: lambda context, a, b: context.times(a, b),
+}
 
 
 class Context(Protocol):
     """What an operation needs of the program that it is in."""
 
     floors: bool
+
+    def quotient(self, a: Any, b: Any) -> Any: ...
+
+    def times(self, a: Any, b: Any) -> Any: ...
 
     def note(self, dtype: str, term: Any) -> None: ...
 
@@ -47,10 +56,11 @@ def binary(context: Context, operator: ast.operator, left: Any, right: Any) -> A
         return opaque(type(operator).__name__, shape)
     kind = type(operator)
     if kind in _SUMS:
-        return mapped(shape, dtype, lambda x, y: _noted(context, dtype, _SUMS[kind](integer(x), integer(y))), a, b)
+        return mapped(shape, dtype, lambda x, y: _noted(context, dtype, _SUMS[kind](context, integer(x), integer(y))), a, b)
     if kind in (ast.FloorDiv, ast.Mod):
+        floors = context.floors or (a.least is not None and a.least >= 0)
         part = _quotient if kind is ast.FloorDiv else _remainder
-        return mapped(shape, dtype, lambda x, y: part(x, y, context.floors), a, b)
+        return mapped(shape, dtype, lambda x, y: part(context, x, y, floors), a, b, least=0 if floors and not context.floors else None)
     if kind is ast.RShift and isinstance(right, int):
         return mapped(shape, dtype, lambda x: x / 2**right, a)
     if kind in (ast.BitAnd, ast.BitOr) and dtype == "bool":
@@ -77,12 +87,12 @@ def cast(context: Context, value: Tensor, dtype: str, *, bitcast: bool = False) 
     if bitcast:
         if (value.dtype, dtype) != ("int32", "uint32"):
             raise NotImplementedError
-        return mapped(value.shape, dtype, lambda x: z3.If(x < 0, x + 2**32, x), value)
+        return mapped(value.shape, dtype, lambda x: z3.If(x < 0, x + 2**32, x), value, least=0)
     if "float" in (dtype, value.dtype):
         return opaque("cast", value.shape)
     if value.dtype == "bool":
         return mapped(value.shape, dtype, lambda x: z3.If(x, z3.IntVal(1), z3.IntVal(0)), value)
-    return mapped(value.shape, dtype, lambda x: _noted(context, dtype, x), value)
+    return mapped(value.shape, dtype, lambda x: _noted(context, dtype, x), value, least=value.least)
 
 
 def where(condition: Any, a: Any, b: Any) -> Tensor:
@@ -106,7 +116,10 @@ def extremum(is_max: bool, left: Any, right: Any) -> Any:
     dtype, shape = promoted(a.dtype, b.dtype), broadcast(a.shape, b.shape)
     if dtype == "float":
         return opaque("extremum", shape)
-    return mapped(shape, dtype, lambda x, y: z3.If(x >= y, x, y) if is_max else z3.If(x <= y, x, y), a, b)
+    least = max((known for known in (a.least, b.least) if known is not None), default=None) if is_max else None
+    if is_max and isinstance(right, int) and a.least is not None and a.least >= right:
+        return a
+    return mapped(shape, dtype, lambda x, y: z3.If(x >= y, x, y) if is_max else z3.If(x <= y, x, y), a, b, least=least)
 
 
 def negative(context: Context, value: Tensor) -> Tensor:
@@ -146,13 +159,15 @@ def _noted(context: Context, dtype: str, term: Any) -> Any:
     return term
 
 
-def _quotient(a: Any, b: Any, floors: bool) -> Any:
+def _quotient(context: Context, a: Any, b: Any, floors: bool) -> Any:
     """a // b for b > 0, which every theorem that divides assumes or shows."""
-    return a / b if floors or _is_natural(a) else z3.If(a >= 0, a / b, -((-a) / b))
+    if floors or _is_natural(a):
+        return context.quotient(a, b)
+    return z3.If(a >= 0, context.quotient(a, b), -context.quotient(-a, b))
 
 
-def _remainder(a: Any, b: Any, floors: bool) -> Any:
-    return a % b if floors or _is_natural(a) else z3.If(a >= 0, a % b, -((-a) % b))
+def _remainder(context: Context, a: Any, b: Any, floors: bool) -> Any:
+    return a - context.times(_quotient(context, a, b, floors), b)
 
 
 def _is_natural(term: Any) -> bool:

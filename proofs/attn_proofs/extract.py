@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import z3
 from attn_proofs import arithmetic, language, loops
+from attn_proofs.products import Products
 from attn_proofs.errors import UnsupportedConstructError
 from attn_proofs.sources import Located, Sources, path_of
 from attn_proofs.values import Note, Opaque, Pointer, Record, Tensor, Term, as_tensor, truth
@@ -101,6 +102,10 @@ class Extraction:
     floors: bool = False
     frames: list[Frame] = field(default_factory=list)
     line: int = 0
+    products: Products = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.products = Products(self.assumptions)
 
     # what theorems ask for
 
@@ -311,6 +316,14 @@ class Extraction:
         if isinstance(function, Located) and isinstance(function.node, ast.ClassDef):
             return _record(function.node, arguments, named)
         return language.call(self, function, arguments, named)
+
+    def quotient(self, a: Term, b: Term) -> Term:
+        """a // b for b > 0, a floor."""
+        return self.products.quotient(a, b)
+
+    def times(self, a: Term, b: Term) -> Term:
+        """a * b."""
+        return self.products.times(a, b)
 
     def note(self, dtype: str, term: Term) -> None:
         """Remember that a term must fit its type."""

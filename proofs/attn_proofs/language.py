@@ -83,6 +83,9 @@ def connective(is_and: bool, values: list[Any]) -> Any:
                 return value
         return values[-1]
     if any(isinstance(value, Tensor) and value.dtype != "bool" for value in values):  # Python's: the value that decides
+        known = next((value for value in values if isinstance(value, Tensor) and (value.least or 0) > 0), None)
+        if not is_and and known is values[0]:
+            return known
         *early, result = values
         for value in reversed(early):
             result = arithmetic.where(number(truth(value), "bool"), *((result, value) if is_and else (value, result)))
@@ -210,7 +213,7 @@ def _access(extraction: "Extraction", pointer: Pointer, mask: Any, value: Any) -
 
 
 def _arange(_: "Extraction", start: int, end: int) -> Tensor:
-    return Tensor((end - start,), "int32", lambda index: index[0] + start if start else as_lane(index[0]))
+    return Tensor((end - start,), "int32", lambda index: index[0] + start if start else as_lane(index[0]), start)
 
 
 def as_lane(index: Any) -> Any:

@@ -134,6 +134,12 @@ def _stepped(value: Any, amount: Term) -> Any:
 class _Silent:
     floors = False
 
+    def quotient(self, a: Term, b: Term) -> Term:
+        raise NotImplementedError
+
+    def times(self, a: Term, b: Term) -> Term:
+        raise NotImplementedError
+
     def note(self, dtype: str, term: Term) -> None:
         """Pointers are noted where they are used."""
 

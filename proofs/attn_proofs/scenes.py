@@ -60,7 +60,8 @@ class Scene:
     def name(self) -> str:
         gaps = "any rules" if self.kind.has_gaps else "a window at most"
         bias = " and a bias" if self.kind.has_bias else ""
-        return f"BLOCK_N {self.block_n}, {gaps}{bias}"
+        chunks = ", chunks" if self.rules.chunked_local is not None else ""
+        return f"BLOCK_N {self.block_n}, {gaps}{chunks}{bias}"
 
     @property
     def small(self) -> tuple[Term, ...]:
@@ -84,22 +85,22 @@ class Scene:
         )
 
 
-def scene(sources: Sources, *, block_n: int, has_gaps: bool, has_bias: bool = False, **kind: Any) -> Scene:
+def scene(sources: Sources, *, block_n: int, has_gaps: bool, has_chunks: bool = False, has_bias: bool = False, **kind: Any) -> Scene:
     """`attend_tile` on row m of a tile, with all rules of the contract, or with a window at most."""
     names = ("seq_len", "query_len", "first_query", "end_query", "num_ranges", "request")
     seq_len, query_len, first_query, end_query, num_ranges, request = map(z3.Int, names)
     p, j, m = z3.Int("p"), z3.Int("j"), z3.Int("m")
     extraction = Extraction(sources)
-    layer, batch = _layer_and_batch(has_gaps)
+    layer, batch = _layer_and_batch(has_gaps, has_chunks)
     numbers = extraction.call(f"{RULES}.rule_numbers", layer, batch)
     causal = z3.Bool("causal")
     numbers = numbers | {"max_ahead": number(z3.If(causal, 0, numbers["max_ahead"].term if hasattr(numbers["max_ahead"], "term") else numbers["max_ahead"]), "int32")}
-    together, definition = some_range_holds(request, num_ranges, p, j)
+    together, definition = some_range_holds(extraction.products, request, num_ranges, p, j)
     made = inputs.kind(block_n=block_n, has_gaps=has_gaps, has_bias=has_bias, **kind)
     rules = Rules(
         p=p, j=j, seq_len=seq_len, causal=causal, left=z3.Int("window_left"), right=z3.Int("window_right"),
         sink_tokens=z3.Int("sink_tokens") if has_gaps else z3.IntVal(0),
-        chunked_local=z3.Int("chunked_local") if has_gaps else z3.IntVal(0),
+        chunked_local=z3.Int("chunked_local") if has_chunks else None, products=extraction.products,
         ranges_clamped=z3.Bool("ranges_clamped"), together=together(num_ranges) if has_gaps else z3.BoolVal(False),
         hidden=z3.BoolVal(False),
     )  # fmt: skip
@@ -116,7 +117,7 @@ def scene(sources: Sources, *, block_n: int, has_gaps: bool, has_bias: bool = Fa
     return made_scene
 
 
-def _layer_and_batch(has_gaps: bool) -> tuple[Record, Record]:
+def _layer_and_batch(has_gaps: bool, has_chunks: bool) -> tuple[Record, Record]:
     """A layer and a batch as `launch.rules` reads them; without gaps, all rules but the window are off."""
     from attn_proofs.values import symbol
 
@@ -124,7 +125,7 @@ def _layer_and_batch(has_gaps: bool) -> tuple[Record, Record]:
     layer = {
         "scale": 1.0, "logits_soft_cap": None, "window": (left, right), "ranges_clamped": symbol("ranges_clamped", "bool"),
         "sink_tokens": symbol("sink_tokens") if has_gaps else 0,
-        "chunked_local": symbol("chunked_local") if has_gaps else None,
+        "chunked_local": symbol("chunked_local", least=1) if has_chunks else None,
     }  # fmt: skip
     ranges = Record("Tensor", {"shape": (symbol("num_requests"), symbol("num_ranges"), 2)}) if has_gaps else None
     batch = {"causal": False, "bidirectional_ranges": ranges, "qq_bias": None}
@@ -136,7 +137,7 @@ def _kernel_numbers(numbers: dict[str, Any]) -> dict[str, Any]:
     from attn_proofs.values import as_tensor
 
     return {
-        name: number(as_tensor(value).term, "int32")
+        name: number(as_tensor(value).term, "int32", as_tensor(value).least)
         for name, value in numbers.items()
         if name not in ("scale", "logits_soft_cap") and not (name == "qq_bias_len")
     }
@@ -144,8 +145,10 @@ def _kernel_numbers(numbers: dict[str, Any]) -> dict[str, Any]:
 
 def _contract(rules: Rules, num_ranges: Term, request: Term) -> list[Term]:
     """What the border checks of a layer and a batch leave: contract/attn_contract/layer.py and batch.py."""
-    numbers = [rules.seq_len, num_ranges, request, rules.sink_tokens, rules.chunked_local]
+    numbers = [rules.seq_len, num_ranges, request, rules.sink_tokens]
+    chunk = rules.chunked_local
     return [
+        *([] if chunk is None else [z3.And(chunk >= 1, chunk <= INT32_MAX)]),
         *(z3.And(0 <= value, value <= INT32_MAX) for value in numbers),
         *(z3.And(-1 <= edge, edge <= INT32_MAX) for edge in (rules.left, rules.right)),
     ]
@@ -154,10 +157,10 @@ def _contract(rules: Rules, num_ranges: Term, request: Term) -> list[Term]:
 def _invariants(scene: Scene, num_ranges: Term) -> dict[str, Any]:
     """What holds in the two loops over ranges, at row m and key j."""
     rules = scene.rules
-    together, _ = some_range_holds(z3.Int("request"), num_ranges, rules.p, rules.j)
+    together, _ = some_range_holds(scene.extraction.products, z3.Int("request"), num_ranges, rules.p, rules.j)
 
     def define(turn: Turn) -> Term:
-        _, definition = some_range_holds(z3.Int("request"), num_ranges, rules.p, rules.j, turn.count - 1, turn.count)
+        _, definition = some_range_holds(scene.extraction.products, z3.Int("request"), num_ranges, rules.p, rules.j, turn.count - 1, turn.count)
         scene.extraction.assumptions.extend(definition)
         return z3.And(together(turn.count), z3.Or(z3.Not(rules.ranges_clamped), rules.in_left))
 

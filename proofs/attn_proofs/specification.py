@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import z3
+from attn_proofs.products import Products
 
 Term = Any
 INT32_MAX = 2**31 - 1
@@ -20,7 +21,7 @@ INT32_MAX = 2**31 - 1
 
 @dataclass(frozen=True)
 class Rules:
-    """The rules of a layer and a request, and a query at position p and a key at position j. `chunked_local` 0 is None."""
+    """The rules of a layer and a request, and a query at position p and a key at position j."""
 
     p: Term
     j: Term
@@ -29,7 +30,8 @@ class Rules:
     left: Term
     right: Term
     sink_tokens: Term
-    chunked_local: Term
+    chunked_local: Term | None
+    products: Products
     ranges_clamped: Term
     together: Term
     """whether one of the request's ranges holds both p and j: see `some_range_holds`"""
@@ -60,9 +62,13 @@ class Rules:
     def is_sink_token(self) -> Term:
         return self.j < self.sink_tokens
 
+    def chunk_of(self, position: Term) -> Term:
+        """position // chunked_local, a floor."""
+        return self.products.quotient(position, self.chunked_local)
+
     @property
     def in_chunk(self) -> Term:
-        return z3.Or(self.chunked_local == 0, self.p / self.chunked_local == self.j / self.chunked_local)
+        return self.chunk_of(self.p) == self.chunk_of(self.j) if self.chunked_local is not None else z3.BoolVal(True)
 
     @property
     def in_range(self) -> Term:
@@ -82,7 +88,7 @@ def holds_both(first: Term, last: Term, p: Term, j: Term) -> Term:
     return z3.And(first <= p, p <= last, first <= j, j <= last)
 
 
-def some_range_holds(request: Term, num_ranges: Term, p: Term, j: Term, *counts: Term) -> Any:
+def some_range_holds(products: Products, request: Term, num_ranges: Term, p: Term, j: Term, *counts: Term) -> Any:
     """Whether one of the first `count` ranges of a request holds p and j, as a function of the count, with its definition.
 
     The definition is the recursion over `bidirectional_ranges` [R, num_ranges, 2], for the counts that a proof asks for:
@@ -92,7 +98,7 @@ def some_range_holds(request: Term, num_ranges: Term, p: Term, j: Term, *counts:
     ranges = z3.Function("memory of bidirectional_ranges_ptr", z3.IntSort(), z3.IntSort())
 
     def element(k: Term, end: int) -> Term:
-        return ranges(request * num_ranges * 2 + k * 2 + end)
+        return ranges(products.times(request, num_ranges) * 2 + k * 2 + end)
 
     definition = [z3.Not(function(0))]
     for count in counts:

@@ -31,6 +31,8 @@ class Tensor:
     shape: tuple[int, ...]
     dtype: str
     term_at: Callable[[Index], Term]
+    least: int | None = None
+    """no element is less, as far as it is known without the solver"""
     _known: dict[Any, Term] = field(default_factory=dict, repr=False)
 
     def at(self, *index: Any) -> Term:
@@ -90,14 +92,14 @@ class Note:
     line: int
 
 
-def number(term: Term, dtype: str = "int") -> Tensor:
+def number(term: Term, dtype: str = "int", least: int | None = None) -> Tensor:
     """A number by its term."""
-    return Tensor((), dtype, lambda _: term)
+    return Tensor((), dtype, lambda _: term, least)
 
 
-def symbol(name: str, dtype: str = "int") -> Tensor:
-    """A number of which nothing is known."""
-    return number(z3.Bool(name) if dtype == "bool" else z3.Real(name) if dtype == "float" else z3.Int(name), dtype)
+def symbol(name: str, dtype: str = "int", least: int | None = None) -> Tensor:
+    """A number of which nothing is known, but that it is not less than `least`, which is to be assumed of its term."""
+    return number(z3.Bool(name) if dtype == "bool" else z3.Real(name) if dtype == "float" else z3.Int(name), dtype, least)
 
 
 def unknown(name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
@@ -123,7 +125,7 @@ def as_tensor(value: Any) -> Tensor:
     if isinstance(value, Tensor):
         return value
     dtype = "bool" if isinstance(value, bool) else "int" if isinstance(value, int) else "float"
-    return number(as_term(value), dtype)
+    return number(as_term(value), dtype, value if dtype == "int" else None)
 
 
 def broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
@@ -149,9 +151,11 @@ def truth(value: Any) -> Term:
     return z3.BoolVal(bool(value))
 
 
-def mapped(shape: tuple[int, ...], dtype: str, function: Callable[..., Term], *operands: Tensor) -> Tensor:
+def mapped(
+    shape: tuple[int, ...], dtype: str, function: Callable[..., Term], *operands: Tensor, least: int | None = None
+) -> Tensor:
     """A tensor whose element is a function of those of its operands."""
-    result = Tensor(shape, dtype, lambda index: function(*(operand.at(*index) for operand in operands)))
+    result = Tensor(shape, dtype, lambda index: function(*(operand.at(*index) for operand in operands)), least)
     if not shape:
         result.at()  # at once: notes of numbers are those of the path where they are computed
     return result
