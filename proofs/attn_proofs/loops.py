@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import z3
 from attn_proofs import arithmetic
-from attn_proofs.values import Pointer, Term, as_tensor, fresh_name, number, unknown
+from attn_proofs.values import Pointer, Tensor, Term, as_tensor, fresh_name, number, unknown
 
 if TYPE_CHECKING:
     from attn_proofs.extract import Extraction
@@ -38,6 +38,8 @@ class Obligation:
     name: str
     path: tuple[Term, ...]
     terms: tuple[Term, ...]
+    first: tuple[Term, ...] = ()
+    """that the turn is the first one, which a run can show"""
 
 
 def execute(extraction: "Extraction", node: ast.For) -> None:
@@ -77,7 +79,8 @@ def _arbitrary_turn(extraction: "Extraction", node: ast.For, start: Any, stop: A
     if not extraction.block(node.body):
         raise extraction.unsupported(node)
     after = {name: extraction.frame.environment[name] for name in before}
-    _oblige(extraction, "continues", invariant(Turn(count + 1, after, before, outside)))
+    at_first = (count == 0, *(part for name in before for part in _equal(now[name], before[name])))
+    _oblige(extraction, "continues", invariant(Turn(count + 1, after, before, outside)), at_first)
     del extraction.path[depth:]
     turns = z3.If(end > first, (end - first + step - 1) / step, 0)
     behind = _at_turn(before, steps, turns)
@@ -87,10 +90,15 @@ def _arbitrary_turn(extraction: "Extraction", node: ast.For, start: Any, stop: A
         extraction.assign(ast.Name(id=name, ctx=ast.Store()), value)
 
 
-def _oblige(extraction: "Extraction", name: str, terms: list[Term]) -> None:
+def _oblige(extraction: "Extraction", name: str, terms: list[Term], first: tuple[Term, ...] = ()) -> None:
     if terms:
         where = f"the loop of {extraction.frame.name} {name}"
-        extraction.obligations.append(Obligation(where, tuple(extraction.path), tuple(terms)))
+        extraction.obligations.append(Obligation(where, tuple(extraction.path), tuple(terms), first))
+
+
+def _equal(value: Any, other: Any) -> list[Term]:
+    """That two numbers are one."""
+    return [value.term == other.term] if isinstance(value, Tensor) and isinstance(other, Tensor) and not value.shape else []
 
 
 def _assigned(node: ast.For) -> list[str]:

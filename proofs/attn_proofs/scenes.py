@@ -4,7 +4,7 @@ A scene runs `attend_tile` on one row m of an arbitrary tile, and one key j. Its
 theorems of the family `programs` prove of a tile: it has at least one query, and its queries are the request's.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import z3
@@ -14,7 +14,7 @@ from attn_proofs.loops import Turn
 from attn_proofs.sources import Sources
 from attn_proofs.specification import INT32_MAX, Rules, some_range_holds
 from attn_proofs.theorem import Claim, Term, obligations
-from attn_proofs.values import Record, number
+from attn_proofs.values import Record, as_tensor, number, symbol
 
 ATTEND_TILE = "attn_optimized.kernels.attention.attend_tile"
 RULES = "attn_optimized.launch.rules"
@@ -50,11 +50,12 @@ class Scene:
         return Claim(f"{name}, {self.name}", self.given(*assumptions), goal, small, self.extraction.lines)
 
     def invariants(self) -> list[Claim]:
-        """The claims that the loops over ranges ask for."""
-        return [
-            Claim(f"{claim.name}, {self.name}", claim.assumptions, claim.goal, None, claim.lines)
-            for claim in obligations(self.extraction, self.given())
-        ]
+        """The claims that the loops over ranges ask for. A small counterexample has a key in a tile that is not gone through."""
+        begin, end = (self.extraction.local("with_ranges", name, -2).value.term for name in ("begin", "end"))
+        far = z3.Or(self.rules.j + self.block_n <= begin, self.rules.j >= end + self.block_n)
+        small = (*self.small, z3.Int("num_ranges") == 1, far)
+        claims = obligations(self.extraction, self.given(), small)
+        return [replace(claim, name=f"{claim.name}, {self.name}") for claim in claims]
 
     @property
     def name(self) -> str:
@@ -66,11 +67,13 @@ class Scene:
     @property
     def small(self) -> tuple[Term, ...]:
         """Numbers of a case: one request, whose queries are one tile with one row each."""
-        numbers = {"window_left": 300, "window_right": 300, "sink_tokens": 200, "chunked_local": 300, "num_ranges": 2}
-        names = ("seq_len", "query_len")
+        numbers = {"window_left": 600, "window_right": 600, "sink_tokens": 200, "chunked_local": 400, "num_ranges": 2}
+        extra = [z3.Int("num_ranges") >= 1] if self.kind.has_gaps and self.rules.chunked_local is None else []
         ranges = z3.Function("memory of bidirectional_ranges_ptr", z3.IntSort(), z3.IntSort())
         return (
-            *(z3.Int(name) <= 300 for name in names),
+            z3.Int("seq_len") <= 600,
+            *extra,
+            *self.extraction.products.exactly,
             z3.Int("query_len") <= BLOCK_M,
             z3.Int("first_query") == 0,
             z3.Int("end_query") == z3.Int("query_len"),
@@ -85,7 +88,15 @@ class Scene:
         )
 
 
-def scene(sources: Sources, *, block_n: int, has_gaps: bool, has_chunks: bool = False, has_bias: bool = False, **kind: Any) -> Scene:
+def scene(sources: Sources, **options: Any) -> Scene:
+    """A run of `attend_tile`, shared by the theorems about the same sources; `_run` has the options."""
+    key = tuple(sorted(options.items()))
+    if key not in sources.scenes:
+        sources.scenes[key] = _run(sources, **options)
+    return sources.scenes[key]
+
+
+def _run(sources: Sources, *, block_n: int, has_gaps: bool, has_chunks: bool = False, has_bias: bool = False, **kind: Any) -> Scene:
     """`attend_tile` on row m of a tile, with all rules of the contract, or with a window at most."""
     names = ("seq_len", "query_len", "first_query", "end_query", "num_ranges", "request")
     seq_len, query_len, first_query, end_query, num_ranges, request = map(z3.Int, names)
@@ -94,7 +105,7 @@ def scene(sources: Sources, *, block_n: int, has_gaps: bool, has_chunks: bool = 
     layer, batch = _layer_and_batch(has_gaps, has_chunks)
     numbers = extraction.call(f"{RULES}.rule_numbers", layer, batch)
     causal = z3.Bool("causal")
-    numbers = numbers | {"max_ahead": number(z3.If(causal, 0, numbers["max_ahead"].term if hasattr(numbers["max_ahead"], "term") else numbers["max_ahead"]), "int32")}
+    numbers["max_ahead"] = number(z3.If(causal, 0, numbers["max_ahead"]), "int32")  # theorem rules.causal
     together, definition = some_range_holds(extraction.products, request, num_ranges, p, j)
     made = inputs.kind(block_n=block_n, has_gaps=has_gaps, has_bias=has_bias, **kind)
     rules = Rules(
@@ -119,8 +130,6 @@ def scene(sources: Sources, *, block_n: int, has_gaps: bool, has_chunks: bool = 
 
 def _layer_and_batch(has_gaps: bool, has_chunks: bool) -> tuple[Record, Record]:
     """A layer and a batch as `launch.rules` reads them; without gaps, all rules but the window are off."""
-    from attn_proofs.values import symbol
-
     left, right = symbol("window_left"), symbol("window_right")
     layer = {
         "scale": 1.0, "logits_soft_cap": None, "window": (left, right), "ranges_clamped": symbol("ranges_clamped", "bool"),
@@ -134,8 +143,6 @@ def _layer_and_batch(has_gaps: bool, has_chunks: bool) -> tuple[Record, Record]:
 
 def _kernel_numbers(numbers: dict[str, Any]) -> dict[str, Any]:
     """The host's numbers as the kernel gets them: int32."""
-    from attn_proofs.values import as_tensor
-
     return {
         name: number(as_tensor(value).term, "int32", as_tensor(value).least)
         for name, value in numbers.items()
@@ -175,7 +182,7 @@ def _invariants(scene: Scene, num_ranges: Term) -> dict[str, Any]:
         first, last = turn.before["begin"].term, turn.before["end"].term
         seen = z3.And(define(turn), rules.is_key)
         return [
-            begin <= first, end >= last, begin >= 0 if scene.block_n else begin >= 0,
+            begin <= first, end >= last, z3.Implies(first >= 0, begin >= 0),
             z3.Implies(last <= rules.seq_len, end <= rules.seq_len),
             z3.Implies(seen, z3.And(begin <= rules.j, rules.j < end)),
         ]  # fmt: skip

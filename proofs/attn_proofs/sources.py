@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from attn_fuzz.zoo.patches import file_of
 from attn_proofs.errors import UnsupportedConstructError
@@ -25,6 +26,8 @@ class Sources:
     """The modules by name. `patched` has the text of the modules that a mutant changes."""
 
     patched: Mapping[str, str] = field(default_factory=dict)
+    scenes: dict[Any, Any] = field(default_factory=dict)
+    """what theorems have extracted of these sources, so that several share it"""
 
     def tree(self, module: str) -> ast.Module:
         return _tree(self.text(module))

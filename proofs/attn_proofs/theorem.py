@@ -135,12 +135,13 @@ def _solver(timeout_ms: int, terms: Iterable[Term]) -> z3.Solver:
     return solver
 
 
-def obligations(extraction: Extraction, assumptions: Iterable[Term]) -> Iterator[Claim]:
-    """The claims that the invariants of an extraction's loops ask for."""
+def obligations(extraction: Extraction, assumptions: Iterable[Term], small: tuple[Term, ...] = ()) -> Iterator[Claim]:
+    """The claims that the invariants of an extraction's loops ask for. A small counterexample is one in a loop's first turn."""
     for obligation in extraction.obligations:
         for i, term in enumerate(obligation.terms):
             name = f"{obligation.name}, part {i + 1} of its invariant"
-            yield Claim(name, (*assumptions, *obligation.path), term, lines=extraction.lines)
+            first = (*small, *obligation.first) if obligation.first else None
+            yield Claim(name, (*assumptions, *obligation.path), term, first, extraction.lines)
 
 
 def chosen(theorems: Iterable[Theorem], names: Iterable[str]) -> list[Theorem]:
