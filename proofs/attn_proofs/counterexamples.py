@@ -54,4 +54,5 @@ def of_scene(model: Model) -> Case:
         fields["sink_tokens"] = model("sink_tokens")
     if model("chunked_local") > 0:
         fields["chunked_local"] = model("chunked_local")
+    fields["lse"] = True  # a key that is counted twice changes no output where all keys are
     return paged([(model("query_len"), model("seq_len"))], causal=model.holds("causal"), ranges=ranges, **fields)

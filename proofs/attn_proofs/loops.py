@@ -62,7 +62,8 @@ def execute(extraction: "Extraction", node: ast.For) -> None:
 
 def _arbitrary_turn(extraction: "Extraction", node: ast.For, start: Any, stop: Any, step: int) -> None:
     environment = extraction.frame.environment
-    before = {name: environment[name] for name in _assigned(node) if name in environment}
+    held = {name: environment[name] for name in _assigned(node) if name in environment}
+    before = {name: value if isinstance(value, Pointer) else as_tensor(value) for name, value in held.items()}
     steps = {name: amount for name in before if (amount := _increment(node, name)) is not None}
     invariant = extraction.invariants.get(extraction.frame.name, lambda turn: [])
     outside = dict(environment)

@@ -73,6 +73,16 @@ class Products:
             others.append(q)
         return self._quotients[key][2]
 
+    def apart(self, b: Term, q: Term, r: Term) -> list[Term]:
+        """The lemma about the multiples q * b and r * b, whichever is larger."""
+        bq, br = self.times(q, b), self.times(r, b)
+        return [multiples_are_apart(b, bq, br, q, r), multiples_are_apart(b, br, bq, r, q)]
+
+    @property
+    def quotients(self) -> list[tuple[Term, Term, Term]]:
+        """(a, b, a // b) of each division by an unknown number."""
+        return list(self._quotients.values())
+
     @property
     def exactly(self) -> list[Term]:
         """That the products are those of multiplication."""

@@ -53,9 +53,15 @@ class Scene:
         """The claims that the loops over ranges ask for. A small counterexample has a key in a tile that is not gone through."""
         begin, end = (self.extraction.local("with_ranges", name, -2).value.term for name in ("begin", "end"))
         far = z3.Or(self.rules.j + self.block_n <= begin, self.rules.j >= end + self.block_n)
-        small = (*self.small, z3.Int("num_ranges") == 1, far)
-        claims = obligations(self.extraction, self.given(), small)
-        return [replace(claim, name=f"{claim.name}, {self.name}") for claim in claims]
+        one_range = (*self.small, z3.Int("num_ranges") == 1)
+        return [
+            replace(
+                claim,
+                name=f"{claim.name}, {self.name}",
+                small=claim.small and (*claim.small, *([far] if "with_ranges" in claim.name else [])),
+            )
+            for claim in obligations(self.extraction, self.given(), one_range)
+        ]
 
     @property
     def name(self) -> str:
@@ -68,7 +74,10 @@ class Scene:
     def small(self) -> tuple[Term, ...]:
         """Numbers of a case: one request, whose queries are one tile with one row each."""
         numbers = {"window_left": 600, "window_right": 600, "sink_tokens": 200, "chunked_local": 400, "num_ranges": 2}
-        extra = [z3.Int("num_ranges") >= 1] if self.kind.has_gaps and self.rules.chunked_local is None else []
+        ranges_count, sinks, chunk = map(z3.Int, ("num_ranges", "sink_tokens", "chunked_local"))
+        extra = [] if self.kind.has_gaps else [ranges_count == 0, sinks == 0]
+        if self.rules.chunked_local is None:  # the host compiles the rules in if one of them is on
+            extra += [chunk == 0, ranges_count >= 1 if self.kind.has_gaps else ranges_count == 0]
         ranges = z3.Function("memory of bidirectional_ranges_ptr", z3.IntSort(), z3.IntSort())
         return (
             z3.Int("seq_len") <= 600,
@@ -175,7 +184,8 @@ def _invariants(scene: Scene, num_ranges: Term) -> dict[str, Any]:
         m, n = z3.Int("m"), rules.j - turn.outside["key"].at(0)
         was, now = (variables["visible"].at(m, n) for variables in (turn.before, turn.now))
         seen = define(turn)
-        return [z3.Implies(z3.And(0 <= n, n < scene.block_n), now == z3.Or(was, z3.And(seen, rules.is_key)))]
+        in_tile, shown = z3.And(0 <= n, n < scene.block_n), z3.Or(was, z3.And(seen, rules.is_key))
+        return [z3.Implies(z3.And(in_tile, now), shown), z3.Implies(z3.And(in_tile, shown), now)]
 
     def with_ranges(turn: Turn) -> list[Term]:
         begin, end = turn.now["begin"].term, turn.now["end"].term

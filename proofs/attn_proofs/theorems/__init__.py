@@ -1,6 +1,6 @@
 """All theorems, by family."""
 
 from attn_proofs.theorem import Theorem
-from attn_proofs.theorems import mask
+from attn_proofs.theorems import mask, programs, tiles
 
-THEOREMS: tuple[Theorem, ...] = (*mask.THEOREMS,)
+THEOREMS: tuple[Theorem, ...] = (*mask.THEOREMS, *tiles.THEOREMS, *programs.THEOREMS)

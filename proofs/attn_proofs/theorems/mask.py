@@ -41,7 +41,7 @@ def _claims(goal: Callable[[Term, Rules], Term], *, gaps_only: bool = False, has
     return claims
 
 
-def _hides(allowed: Callable[[Rules], Term], *, but: Callable[[Rules], Term] = lambda rules: rules.together):
+def _hides(allowed: Callable[[Rules], Term], *, but: Callable[[Rules], Term] = lambda rules: rules.in_range):
     """What is shown is allowed, but in a range."""
     return lambda shown, rules: z3.Implies(z3.And(shown, z3.Not(but(rules))), allowed(rules))
 
@@ -58,22 +58,38 @@ def _theorem(name: str, says: str, goal, place: str, find: str, replace: str, **
     )  # fmt: skip
 
 
-def _loops(sources: Sources) -> Iterator[Claim]:
-    for has_chunks in (False, True):
-        yield from scene(sources, block_n=64, has_gaps=True, has_chunks=has_chunks).invariants()
+def _loops(function: str, part: int | None) -> Callable[[Sources], Iterator[Claim]]:
+    def claims(sources: Sources) -> Iterator[Claim]:
+        for has_chunks in (False, True):
+            for claim in scene(sources, block_n=64, has_gaps=True, has_chunks=has_chunks).invariants():
+                if f"loop of {function} " in claim.name and (part is None or f"part {part + 1} " in claim.name):
+                    yield claim
+
+    return claims
+
+
+def _loop_theorem(name: str, says: str, function: str, part: int | None, find: str, replace: str) -> Theorem:
+    patch = Patch(f"{VISIBILITY}.{function}", find, replace)
+    return Theorem(name=f"mask.{name}", says=says, claims=_loops(function, part), mutant=(patch,), case=of_scene)
 
 
 THEOREMS = (
-    Theorem(
-        name="mask.ranges", says="The loops over a request's ranges show the keys of the ranges that hold the query, and nothing else; "
-        "and bound the tiles by them. Other theorems use these loops' invariants.",
-        claims=_loops, mutant=(Patch(f"{VISIBILITY}.with_ranges", "positions.first <= last", "positions.last <= last"),), case=of_scene,
+    _loop_theorem(
+        "ranges-hidden", "The loop over ranges adds to the mask no key but those of a range that holds the query, clamped or not.",
+        "in_any_range", 0, "position.to(tl.int64) - args.rules.range_left", "position.to(tl.int64) - args.rules.range_left - 1",
+    ),
+    _loop_theorem(
+        "ranges-shown", "The loop over ranges keeps the mask, and adds every key of a range that holds the query, clamped or not.",
+        "in_any_range", 1, "first <= position", "first < position",
+    ),
+    _loop_theorem(
+        "ranges-bounds", "The loop over ranges widens the tile's keys to those of the ranges that hold a query, within the request.",
+        "with_ranges", None, "positions.first <= last", "positions.last <= last",
     ),
     _theorem(
         "keys", "The mask shows no position beyond the request's keys.",
         lambda shown, rules: z3.Implies(shown, rules.is_key),
-        "in_any_range", "tl.where(query_in_range & rows.owned, tl.minimum(last + 1, tile.seq_len), 0)",
-        "tl.where(query_in_range & rows.owned, last + 1, 0)",
+        "in_window", "tl.minimum(end_position + right + 1, seq_len)", "tl.minimum(end_position + right + 1, seq_len + 1)",
     ),
     _theorem(
         "causal", "The mask of a causal request shows no key after the query, but in a range that holds both.",
@@ -82,13 +98,13 @@ THEOREMS = (
     ),
     _theorem(
         "window-left", "The mask shows no key left of the window, but sink tokens, and keys in a range with the query.",
-        _hides(lambda rules: rules.in_left, but=lambda rules: z3.Or(rules.together, rules.is_sink_token)),
+        _hides(lambda rules: rules.in_left, but=lambda rules: z3.Or(rules.in_range, rules.is_sink_token)),
         "among", "(key[None, :] - begin.to(tl.int32)[:, None]).to(tl.uint32, bitcast=True)",
         "(key[None, :] - begin.to(tl.int32)[:, None] + 1).to(tl.uint32, bitcast=True)",
     ),
     _theorem(
         "window-right", "The mask shows no key right of the window, but sink tokens, and keys in a range with the query.",
-        _hides(lambda rules: rules.in_right, but=lambda rules: z3.Or(rules.together, rules.is_sink_token)),
+        _hides(lambda rules: rules.in_right, but=lambda rules: z3.Or(rules.in_range, rules.is_sink_token)),
         "in_window", "end_position + right + 1", "end_position + right + 2",
     ),
     _theorem(
@@ -96,12 +112,6 @@ THEOREMS = (
         _hides(lambda rules: rules.in_chunk),
         "in_chunk", "tl.where(end_position < 0, 0, (end_position // size + 1) * size)", "(end_position // size + 1) * size",
         has_chunks=True,
-    ),
-    _theorem(
-        "ranges-clamped", "In a range that is clamped, the mask shows no key left of the window that the other rules hide.",
-        lambda shown, rules: z3.Implies(z3.And(shown, rules.together, z3.Not(rules.in_range)), rules.base),
-        "in_any_range", "tl.maximum(tl.maximum(first, position.to(tl.int64) - args.rules.range_left), 0)", "tl.maximum(first, 0)",
-        gaps_only=True,
     ),
     _theorem(
         "shows-window", "The mask shows every key that window, causality and chunk leave.",
@@ -117,7 +127,8 @@ THEOREMS = (
     _theorem(
         "shows-ranges", "The mask shows every key of a range that holds the query, clamped or not.",
         _shows(lambda rules: rules.in_range),
-        "in_any_range", "first <= position", "first < position",
+        "visible_keys", "in_any_range(visible, tile, rows, seen.position, key, args)",
+        "visible & in_any_range(visible, tile, rows, seen.position, key, args)",
         gaps_only=True,
     ),
 )  # fmt: skip
