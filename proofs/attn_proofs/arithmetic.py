@@ -167,6 +167,8 @@ def _quotient(context: Context, a: Any, b: Any, floors: bool) -> Any:
 
 
 def _remainder(context: Context, a: Any, b: Any, floors: bool) -> Any:
+    if z3.is_int_value(b):
+        return a % b if floors or _is_natural(a) else z3.If(a >= 0, a % b, -((-a) % b))
     return a - context.times(_quotient(context, a, b, floors), b)
 
 

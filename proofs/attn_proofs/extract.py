@@ -83,12 +83,15 @@ class Extraction:
         sources: the modules.
         interprets: what `knobs.runtime.interpret` is: some constants are smaller under Triton's interpreter.
         invariants: by the name of a function that holds a loop, what holds of its variables before each turn: see `loops.py`.
+        arbitrary: by function and variable, a value that takes the place of the one that is assigned. A statement about an arbitrary
+            value holds of the assigned one, too, and is often shorter.
         grid: the program's index and number in each dimension of the grid.
     """
 
     sources: Sources = field(default_factory=Sources)
     interprets: bool = False
     invariants: dict[str, loops.Invariant] = field(default_factory=dict)
+    arbitrary: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     grid: tuple[tuple[Any, Any], ...] = ()
     loads: list[Access] = field(default_factory=list)
     stores: list[Access] = field(default_factory=list)
@@ -186,6 +189,8 @@ class Extraction:
                 return self._branch(node)
             case ast.For():
                 loops.execute(self, node)
+            case ast.Match():
+                return self._match(node)
             case _:
                 raise self.unsupported(node)
         return True
@@ -198,6 +203,7 @@ class Extraction:
             return
         if not isinstance(target, ast.Name):
             raise self.unsupported(target)
+        value = self.arbitrary.get((self.frame.name, target.id), value)
         self.frame.environment[target.id] = value
         self.locals.setdefault((self.frame.name, target.id), []).append(Local(value, tuple(self.path), self.line))
 
@@ -219,6 +225,17 @@ class Extraction:
             self.frame.environment = then if goes_on else other
             self.path.append(condition if goes_on else z3.Not(condition))
         return goes_on or else_goes_on
+
+    def _match(self, node: ast.Match) -> bool:
+        """A `match` of a value that is known, against values and `_`."""
+        subject = self.value(node.subject)
+        for case in node.cases:
+            patterns = case.pattern.patterns if isinstance(case.pattern, ast.MatchOr) else [case.pattern]
+            for pattern in patterns:
+                is_any = isinstance(pattern, ast.MatchAs) and pattern.pattern is None
+                if is_any or (isinstance(pattern, ast.MatchValue) and self.value(pattern.value) == subject):
+                    return self.block(case.body)
+        raise self.unsupported(node)
 
     # expressions
 
@@ -313,6 +330,8 @@ class Extraction:
             result = self.execute(function, arguments, named)
             self.line = line
             return result
+        if not isinstance(function, Located | Opaque | tuple) and callable(function):  # given by a theorem
+            return function(*arguments, **named)
         if isinstance(function, Located) and isinstance(function.node, ast.ClassDef):
             return _record(function.node, arguments, named)
         return language.call(self, function, arguments, named)

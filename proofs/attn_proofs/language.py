@@ -121,6 +121,12 @@ def attribute(extraction: "Extraction", holder: Any, name: str) -> Any:
         for item in found.node.body if isinstance(found.node, ast.ClassDef) else ():
             if isinstance(item, ast.FunctionDef) and item.name == name:
                 return extraction.execute(Located(module, item), (holder,), {})
+    if isinstance(holder, Located) and isinstance(holder.node, ast.ClassDef):  # a member of an enumeration
+        for item in holder.node.body:
+            if isinstance(item, ast.Assign) and isinstance(item.targets[0], ast.Name) and item.targets[0].id == name:
+                return extraction.value(item.value)
+    if isinstance(holder, str) and name == "lower":
+        return holder.lower
     if isinstance(holder, Tensor | Pointer) and name in ("dtype", "shape", "to", "element_ty"):
         if name == "shape" and isinstance(holder, Tensor):
             return holder.shape

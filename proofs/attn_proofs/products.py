@@ -1,7 +1,7 @@
 """Products and quotients of two numbers of which neither is known: functions, by what proofs need of them.
 
 The solver's own multiplication and division of unknown numbers make it search without end. So `product(a, b)` is a function of which a
-proof is told that it distributes over sums (`times` does so when it builds a term) and that two naturals give one, and `quotient(a, b)` is one of which it is told,
+proof is told that it distributes over sums (`times` does so when it builds a term) and that two naturals give one, and that its arguments may change places, and `quotient(a, b)` is one of which it is told,
 for each pair of numbers that is divided, and for b > 0:
 
     b * q <= a < b * q + b                          the definition of a floor
@@ -44,16 +44,25 @@ class Products:
                 return sum((self.times(part, y) for part in x.children()[1:]), self.times(x.arg(0), y))
             if z3.is_sub(x):
                 return self.times(x.arg(0), y) - self.times(x.arg(1), y)
-            if z3.is_mul(x) and z3.is_int_value(x.arg(0)) and x.num_args() == 2:
-                return x.arg(0) * self.times(x.arg(1), y)
+            if z3.is_mul(x) and x.num_args() == 2:
+                factor, rest = (x.arg(0), x.arg(1)) if z3.is_int_value(x.arg(0)) else (x.arg(1), x.arg(0))
+                return factor * self.times(rest, y)
             if z3.is_app_of(x, z3.Z3_OP_UMINUS):
                 return -self.times(x.arg(0), y)
             if z3.is_app_of(x, z3.Z3_OP_ITE):
                 return z3.If(x.arg(0), self.times(x.arg(1), y), self.times(x.arg(2), y))
-        first, second = sorted((a, b), key=lambda term: (term.hash(), term.sexpr()))  # one order, whatever the run
+        # one order, whatever the run: so that products of three numbers are one term, too
+        *rest, second = sorted((*_factors(a), *_factors(b)), key=lambda term: (term.hash(), term.sexpr()))
+        first = rest[0]
+        for factor in rest[1:]:
+            first = self._product(first, factor)
+        return self._product(first, second)
+
+    def _product(self, first: Term, second: Term) -> Term:
         if (first.get_id(), second.get_id()) not in self._products:
             self._products[first.get_id(), second.get_id()] = (first, second)
             self.assumptions.append(z3.Implies(z3.And(first >= 0, second >= 0), _PRODUCT(first, second) >= 0))
+            self.assumptions.append(_PRODUCT(first, second) == _PRODUCT(second, first))
         return _PRODUCT(first, second)
 
     def quotient(self, a: Term, b: Term) -> Term:
@@ -76,7 +85,8 @@ class Products:
     def apart(self, b: Term, q: Term, r: Term) -> list[Term]:
         """The lemma about the multiples q * b and r * b, whichever is larger."""
         bq, br = self.times(q, b), self.times(r, b)
-        return [multiples_are_apart(b, bq, br, q, r), multiples_are_apart(b, br, bq, r, q)]
+        same = z3.Implies(q == r, bq == br)
+        return [multiples_are_apart(b, bq, br, q, r), multiples_are_apart(b, br, bq, r, q), same]
 
     @property
     def quotients(self) -> list[tuple[Term, Term, Term]]:
@@ -87,3 +97,9 @@ class Products:
     def exactly(self) -> list[Term]:
         """That the products are those of multiplication."""
         return [_PRODUCT(a, b) == a * b for a, b in self._products.values()]
+
+
+def _factors(term: Term) -> list[Term]:
+    if z3.is_app(term) and term.decl().eq(_PRODUCT):
+        return [*_factors(term.arg(0)), *_factors(term.arg(1))]
+    return [term]

@@ -58,7 +58,7 @@ class Scene:
             replace(
                 claim,
                 name=f"{claim.name}, {self.name}",
-                small=claim.small and (*claim.small, *([far] if "with_ranges" in claim.name else [])),
+                small=claim.small and (*claim.small, *([far, z3.Int("sink_tokens") == 0] if "with_ranges" in claim.name else [])),
             )
             for claim in obligations(self.extraction, self.given(), one_range)
         ]

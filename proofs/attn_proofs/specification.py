@@ -104,3 +104,39 @@ def some_range_holds(products: Products, request: Term, num_ranges: Term, p: Ter
     for count in counts:
         definition.append(function(count + 1) == z3.Or(function(count), holds_both(element(count, 0), element(count, 1), p, j)))
     return function, definition
+
+
+DIMS = {
+    "BLOCKS_FIRST_NHD": ("block", "kv", "slot", "head", "dim"),
+    "BLOCKS_FIRST_HND": ("block", "kv", "head", "slot", "dim"),
+    "KV_FIRST_NHD": ("kv", "block", "slot", "head", "dim"),
+    "KV_FIRST_HND": ("kv", "block", "head", "slot", "dim"),
+    "X_PACKED": ("kv", "block", "page"),
+    "SHUFFLED": ("kv", "block", "page"),
+    "CONTENT_PACKED": ("block", "head", "slot", "content"),
+}
+"""The dimensions of a layout's view, outermost first (contract/attn_contract/layouts.py)."""
+
+
+def element(
+    products: Products, layout: str, strides: dict[str, Term], sizes: dict[str, int], *,
+    kv: int, block: Term, slot: Term, head: Term, dim: Term,
+) -> Term:  # fmt: skip
+    """Where the element (K or V, block, slot, KV head, dim) of a cache lies (`KVCacheView.element`, without the view's offset).
+
+    Args:
+        strides: of the view's dimensions, by name; the last dimension is dense.
+        sizes: head_size, block_size and x, the elements in 16 bytes.
+    """
+    x, head_size, block_size = sizes["x"], sizes["head_size"], sizes["block_size"]
+    at = products.times(block, strides["block"])
+    if "kv" in strides:
+        at = at + kv * strides["kv"]
+    if layout in ("X_PACKED", "SHUFFLED"):
+        if kv == 0:
+            return at + ((head * (head_size // x) + dim / x) * block_size + slot) * x + dim % x
+        if layout == "X_PACKED":
+            return at + (head * head_size + dim) * block_size + slot
+        return at + ((head * (block_size // x) + slot / x) * head_size + dim) * x + slot % x
+    at = at + products.times(slot, strides["slot"]) + products.times(head, strides["head"]) + dim
+    return at + kv * head_size if layout == "CONTENT_PACKED" else at
