@@ -36,7 +36,9 @@ class Context(Protocol):
 
     def times(self, a: Any, b: Any) -> Any: ...
 
-    def note(self, dtype: str, term: Any) -> None: ...
+    def here(self) -> Any: ...
+
+    def note(self, here: Any, dtype: str, term: Any) -> None: ...
 
 
 def binary(context: Context, operator: ast.operator, left: Any, right: Any) -> Any:
@@ -54,9 +56,9 @@ def binary(context: Context, operator: ast.operator, left: Any, right: Any) -> A
     shape, dtype = broadcast(a.shape, b.shape), promoted(a.dtype, b.dtype)
     if dtype == "float":
         return opaque(type(operator).__name__, shape)
-    kind = type(operator)
+    kind, here = type(operator), context.here()
     if kind in _SUMS:
-        return mapped(shape, dtype, lambda x, y: _noted(context, dtype, _SUMS[kind](context, integer(x), integer(y))), a, b)
+        return mapped(shape, dtype, lambda x, y: _noted(context, here, dtype, _SUMS[kind](context, integer(x), integer(y))), a, b)
     if kind in (ast.FloorDiv, ast.Mod):
         floors = context.floors or (a.least is not None and a.least >= 0)
         part = _quotient if kind is ast.FloorDiv else _remainder
@@ -92,7 +94,8 @@ def cast(context: Context, value: Tensor, dtype: str, *, bitcast: bool = False) 
         return opaque("cast", value.shape)
     if value.dtype == "bool":
         return mapped(value.shape, dtype, lambda x: z3.If(x, z3.IntVal(1), z3.IntVal(0)), value)
-    return mapped(value.shape, dtype, lambda x: _noted(context, dtype, x), value, least=value.least)
+    here = context.here()
+    return mapped(value.shape, dtype, lambda x: _noted(context, here, dtype, x), value, least=value.least)
 
 
 def where(condition: Any, a: Any, b: Any) -> Tensor:
@@ -126,7 +129,8 @@ def negative(context: Context, value: Tensor) -> Tensor:
     """`-value`."""
     if value.dtype == "float":
         return opaque("negative", value.shape)
-    return mapped(value.shape, value.dtype, lambda x: _noted(context, value.dtype, -integer(x)), value)
+    here = context.here()
+    return mapped(value.shape, value.dtype, lambda x: _noted(context, here, value.dtype, -integer(x)), value)
 
 
 def opaque(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -153,9 +157,9 @@ def _add_offset(a: Any, b: Any) -> Tensor:
     return mapped(broadcast(a.shape, b.shape), "int64", lambda x, y: x + y, a, b)
 
 
-def _noted(context: Context, dtype: str, term: Any) -> Any:
+def _noted(context: Context, here: Any, dtype: str, term: Any) -> Any:
     if dtype in RANGES:
-        context.note(dtype, term)
+        context.note(here, dtype, term)
     return term
 
 

@@ -9,7 +9,6 @@ The result is what the program loads and stores, each with the conditions under 
 
 import ast
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -272,11 +271,21 @@ class Extraction:
                 if not isinstance(condition, Tensor):
                     return self.value(body if condition else orelse)
                 return merged(truth(condition), self.value(body), self.value(orelse))
+            case ast.GeneratorExp(elt=element, generators=[ast.comprehension(target=ast.Name(id=name), iter=items, ifs=[])]):
+                return tuple(self._bound_to(name, item, element) for item in self.value(items))
             case ast.Subscript(value=holder, slice=index):
                 return language.subscript(self.value(holder), index, self.value)
             case ast.Call():
                 return self._called(node)
         raise NotImplementedError
+
+    def _bound_to(self, name: str, item: Any, node: ast.expr) -> Any:
+        """An expression's value where a name of a generator is bound to an item."""
+        outside = self.frame.environment
+        self.frame.environment = {**outside, name: item}
+        value = self.value(node)
+        self.frame.environment = outside
+        return value
 
     def operate(self, op: ast.operator, left: Any, right: Any, node: ast.AST) -> Any:
         """`left op right`: of Python's numbers, what Python makes of them."""
@@ -344,18 +353,14 @@ class Extraction:
         """a * b."""
         return self.products.times(a, b)
 
-    def note(self, dtype: str, term: Term) -> None:
+    def here(self) -> tuple[tuple[Term, ...], str, int]:
+        """The conditions, the function and the line that the program is at."""
+        return tuple(self.path), self.frame.name if self.frames else "", self.line
+
+    def note(self, here: tuple[tuple[Term, ...], str, int], dtype: str, term: Term) -> None:
         """Remember that a term must fit its type."""
         if not z3.is_int_value(term):
-            self.notes.append(Note(dtype, term, tuple(self.path), self.frame.name if self.frames else "", self.line))
-
-    @contextmanager
-    def under(self, *conditions: Term) -> Any:
-        """Execute under conditions."""
-        depth = len(self.path)
-        self.path.extend(conditions)
-        yield
-        del self.path[depth:]
+            self.notes.append(Note(dtype, term, *here))
 
     def unsupported(self, node: ast.AST, error: Exception | None = None) -> UnsupportedConstructError:
         """The error for a construct that the extractor does not understand."""

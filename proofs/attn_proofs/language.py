@@ -125,6 +125,8 @@ def attribute(extraction: "Extraction", holder: Any, name: str) -> Any:
         for item in holder.node.body:
             if isinstance(item, ast.Assign) and isinstance(item.targets[0], ast.Name) and item.targets[0].id == name:
                 return extraction.value(item.value)
+    if isinstance(holder, int) and name == "to":  # a number that a launch leaves open, and a theorem does not
+        return (as_tensor(holder), name)
     if isinstance(holder, str) and name == "lower":
         return holder.lower
     if isinstance(holder, Tensor | Pointer) and name in ("dtype", "shape", "to", "element_ty"):
@@ -321,6 +323,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "float": lambda _, value: float(value) if isinstance(value, str | int | float) else arithmetic.opaque("float", ()),
     "int": lambda _, value: value if not isinstance(value, Tensor) else arithmetic.mapped((), "int", arithmetic.integer, value),
     "isinstance": lambda _, value, kind: kind.name == "int" and not (isinstance(value, Tensor) and value.dtype == "bool"),
+    "any": lambda _, values: connective(False, list(values)),
+    "all": lambda _, values: connective(True, list(values)),
     "len": lambda _, value: len(value),
 }
 

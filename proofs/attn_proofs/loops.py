@@ -149,8 +149,11 @@ class _Silent:
     def times(self, a: Term, b: Term) -> Term:
         raise NotImplementedError
 
-    def note(self, dtype: str, term: Term) -> None:
-        """Pointers are noted where they are used."""
+    def here(self) -> None:
+        return None
+
+    def note(self, here: Any, dtype: str, term: Term) -> None:
+        """An address is of 64 bits."""
 
 
 _SILENT = _Silent()

@@ -1,6 +1,7 @@
 """All theorems, by family."""
 
 from attn_proofs.theorem import Theorem
-from attn_proofs.theorems import addresses, mask, programs, splits, tiles, writer
+from attn_proofs.theorems import addresses, mask, programs, rules, splits, tiles, widths, writer
 
-THEOREMS: tuple[Theorem, ...] = (*mask.THEOREMS, *tiles.THEOREMS, *programs.THEOREMS, *addresses.THEOREMS, *splits.THEOREMS, *writer.THEOREMS)
+FAMILIES = (mask, rules, tiles, programs, splits, addresses, writer, widths)
+THEOREMS: tuple[Theorem, ...] = tuple(theorem for family in FAMILIES for theorem in family.THEOREMS)

@@ -22,7 +22,7 @@ from attn_proofs.values import Record, Tensor, as_tensor, number
 STRIDES = "attn_optimized.strides.kv_cache_strides"
 ROWS = ("BLOCKS_FIRST_NHD", "BLOCKS_FIRST_HND", "KV_FIRST_NHD", "KV_FIRST_HND", "CONTENT_PACKED")
 X_PACKED = ("X_PACKED", "SHUFFLED")
-SIZES = {"head_size": 64, "block_size": 16, "x": 8}
+SIZES = {"head_size": 64, "block_size": 48, "x": 8}
 BLOCK_N = 64
 TABLE = z3.Function("memory of block_table_ptr", z3.IntSort(), z3.IntSort())
 
@@ -186,7 +186,7 @@ def _rows(name: str, is_store: bool):
 
 def _case(layout: str, **fields: Any):
     def case(model: Model) -> Case:
-        wide = {"layout": Layout(layout), "num_kv_heads": 2, "head_size": 64 if layout in X_PACKED else 12, "padding": 8}
+        wide = {"block_size": 48, "layout": Layout(layout), "num_kv_heads": 2, "head_size": 64 if layout in X_PACKED else 12, "padding": 8}
         return paged([(20, 150), (3, 40)], **(wide | {"scale": 0.25} | fields))
 
     return case
@@ -223,7 +223,7 @@ THEOREMS = (
     ),
     _theorem(
         "queries", "q is read at the row, head and dims of each row that the tile has.", _rows("q", is_store=False),
-        f"{KERNELS}.load.load_queries", "rows.head.to(tl.int64) * args.strides.q_head", "rows.head.to(tl.int64) * args.strides.out_head", _case("KV_FIRST_NHD"),
+        f"{KERNELS}.load.load_queries", "rows.head.to(tl.int64) * args.strides.q_head", "rows.head.to(tl.int64) * args.strides.q_row", _case("KV_FIRST_NHD"),
     ),
     _theorem(
         "output", "The output is written at the row, head and dims of each row that the tile has, and nowhere else.", _rows("out", is_store=True),
