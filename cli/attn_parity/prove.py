@@ -16,8 +16,18 @@ SCHEMA = "attn-parity.prove/1"
 @click.command("prove")
 @click.argument("names", nargs=-1, metavar="[THEOREM]...")
 @click.option("--list", "lists", is_flag=True, help="List the theorems and what they say; prove nothing.")
-@click.option("--show", "shows", is_flag=True, help="Print the extracted formulas and the source lines that they come from; prove nothing.")
-@click.option("--mutants", "confirms", is_flag=True, help="Put each theorem's mutant in instead: exit 0 if the case of each counterexample fails.")
+@click.option(
+    "--show",
+    "shows",
+    is_flag=True,
+    help="Print the extracted formulas and the source lines that they come from; prove nothing.",
+)
+@click.option(
+    "--mutants",
+    "confirms",
+    is_flag=True,
+    help="Put each theorem's mutant in instead: exit 0 if the case of each counterexample fails.",
+)
 @click.option(
     "--cases", "folder", type=click.Path(file_okay=False, path_type=Path), default=Path("counterexamples"), show_default=True,
     help="The folder for cases of counterexamples, as THEOREM.json, which `attn-parity replay` runs.",
@@ -32,8 +42,8 @@ def command(
 ) -> int:  # fmt: skip
     """Prove theorems about the source of the kernels, for all lengths: all of them, or those of these names or families.
 
-    Exit 0 if all are proved. Exit 1 if one is not: a counterexample is written as a case, and a timeout is no proof. Exit 2 if the
-    source has a construct that the extractor does not understand, or there is no such theorem.
+    Exit 0 if all are proved. Exit 1 if one is not: a counterexample is written as a case, and a timeout is no proof.
+    Exit 2 if the source has a construct that the extractor does not understand, or there is no such theorem.
     """
     extras.require("proofs")
     from attn_proofs.theorem import chosen
@@ -143,4 +153,3 @@ def _confirm(theorems: list[Any], folder: Path) -> int:
         results.print(f"{theorem.name}: refuted ({found.claim}); its case: {found.verdict.kind}", soft_wrap=True)
     results.print(f"{len(theorems) - wrong} of {len(theorems)} mutants refuted and confirmed")
     return 1 if wrong else 0
-

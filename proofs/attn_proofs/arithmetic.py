@@ -1,8 +1,9 @@
 """Triton's arithmetic in mathematical integers: what an operator makes of terms, and which term must fit which type.
 
-`//` and `%` of a kernel truncate toward zero, as the GPU's division does; those of host code floor, as Python's do. `&` and `|` are
-logical on conditions. `>>` floors. A sum, difference or product of fixed width leaves a note, and so does a cast to a narrower type:
-the term is the mathematical one, and it is that of the machine if it fits. A bitcast to uint32 wraps, as it does on the machine.
+`//` and `%` of a kernel truncate toward zero, as the GPU's division does; those of host code floor, as Python's do. `&`
+and `|` are logical on conditions. `>>` floors. A sum, difference or product of fixed width leaves a note, and so does a
+cast to a narrower type: the term is the mathematical one, and it is that of the machine if it fits. A bitcast to uint32
+wraps, as it does on the machine.
 """
 
 import ast
@@ -58,11 +59,15 @@ def binary(context: Context, operator: ast.operator, left: Any, right: Any) -> A
         return opaque(type(operator).__name__, shape)
     kind, here = type(operator), context.here()
     if kind in _SUMS:
-        return mapped(shape, dtype, lambda x, y: _noted(context, here, dtype, _SUMS[kind](context, integer(x), integer(y))), a, b)
+        return mapped(
+            shape, dtype, lambda x, y: _noted(context, here, dtype, _SUMS[kind](context, integer(x), integer(y))), a, b
+        )
     if kind in (ast.FloorDiv, ast.Mod):
         floors = context.floors or (a.least is not None and a.least >= 0)
         part = _quotient if kind is ast.FloorDiv else _remainder
-        return mapped(shape, dtype, lambda x, y: part(context, x, y, floors), a, b, least=0 if floors and not context.floors else None)
+        return mapped(
+            shape, dtype, lambda x, y: part(context, x, y, floors), a, b, least=0 if floors and not context.floors else None
+        )
     if kind is ast.RShift and isinstance(right, int):
         return mapped(shape, dtype, lambda x: x / 2**right, a)
     if kind in (ast.BitAnd, ast.BitOr) and dtype == "bool":

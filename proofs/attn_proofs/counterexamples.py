@@ -4,13 +4,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import z3
 from attn_contract import Layout
 from attn_fuzz.cases.case import Cache, Case, Request, Values
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.verdict.verdict import Verdict
 from attn_fuzz.zoo.mutants import Mutant
 from attn_proofs.theorem import Model
+from attn_proofs.values import memory
 
 BLOCK_SIZE = 16
 SECONDS = 60.0
@@ -47,8 +47,8 @@ def of_scene(model: Model) -> Case:
     fields: dict[str, Any] = {"window": (model("window_left"), model("window_right")), "scale": 0.25}
     ranges = []
     if model("num_ranges") > 0:
-        memory = z3.Function("memory of bidirectional_ranges_ptr", z3.IntSort(), z3.IntSort())
-        ranges = [(model(memory(2 * k)), model(memory(2 * k + 1))) for k in range(model("num_ranges"))]
+        held = memory("bidirectional_ranges_ptr")
+        ranges = [(model(held(2 * k)), model(held(2 * k + 1))) for k in range(model("num_ranges"))]
         fields["ranges_clamped"] = model.holds("ranges_clamped")
     if model("sink_tokens") > 0:
         fields["sink_tokens"] = model("sink_tokens")

@@ -1,8 +1,9 @@
 """Symbolic execution of a kernel's syntax tree, or of a pure function of the host: from source to terms of the solver.
 
-What is known when a kernel is compiled is computed: a `tl.constexpr`, an `if` on one, a loop of `tl.static_range`. An `if` on a number
-of the launch is followed both ways. Called functions are executed in place. The body of a loop is executed once, for an arbitrary turn:
-what it changes is arbitrary before that turn, except as an invariant says, which is then to be proved of the first turn and of the next.
+What is known when a kernel is compiled is computed: a `tl.constexpr`, an `if` on one, a loop of `tl.static_range`. An
+`if` on a number of the launch is followed both ways. Called functions are executed in place. The body of a loop is
+executed once, for an arbitrary turn: what it changes is arbitrary before that turn, except as an invariant says, which is
+then to be proved of the first turn and of the next.
 
 The result is what the program loads and stores, each with the conditions under which it does, and what its variables held.
 """
@@ -14,8 +15,8 @@ from typing import Any, NamedTuple
 
 import z3
 from attn_proofs import arithmetic, language, loops
-from attn_proofs.products import Products
 from attn_proofs.errors import UnsupportedConstructError
+from attn_proofs.products import Products
 from attn_proofs.sources import Located, Sources, path_of
 from attn_proofs.values import Note, Opaque, Pointer, Record, Tensor, Term, as_tensor, truth
 
@@ -26,8 +27,8 @@ FORMATS: dict[tuple[str, str], Callable[[tuple[int, ...]], tuple[int, ...]]] = {
     (_QUANTIZATION, "encode"): lambda shape: shape,
     (_QUANTIZATION, "token_scale"): lambda shape: shape[:1],
 }
-"""Functions on the bits of floats: they are not executed, and their results are unknown floats of a shape that follows from the first
-argument's."""
+"""Functions on the bits of floats: they are not executed, and their results are unknown floats of a shape that follows
+from the first argument's."""
 _CONCRETE = (bool, int, float, str, type(None))
 
 
@@ -51,7 +52,8 @@ class Local(NamedTuple):
 
 
 class Reduction(NamedTuple):
-    """`tl.max`, `tl.min` or `tl.sum` along an axis: the result is a fresh number, of which a theorem uses facts (`facts.py`)."""
+    """`tl.max`, `tl.min` or `tl.sum` along an axis: the result is a fresh number, of which a theorem uses facts
+    (`facts.py`)."""
 
     kind: str
     result: Tensor
@@ -82,7 +84,8 @@ class Extraction:
         sources: the modules.
         interprets: what `knobs.runtime.interpret` is: some constants are smaller under Triton's interpreter.
         invariants: by the name of a function that holds a loop, what holds of its variables before each turn: see `loops.py`.
-        arbitrary: by function and variable, a value that takes the place of the one that is assigned. A statement about an arbitrary
+        arbitrary: by function and variable, a value that takes the place of the one that is assigned. A statement about
+            an arbitrary
             value holds of the assigned one, too, and is often shorter.
         grid: the program's index and number in each dimension of the grid.
     """
@@ -367,7 +370,9 @@ class Extraction:
         text = " ".join(ast.unparse(node).split())
         why = f" ({error})" if error is not None and str(error) else ""
         module = self.frame.located.module
-        return UnsupportedConstructError(f"{path_of(module)}:{getattr(node, 'lineno', self.line)}: not understood: {text[:160]}{why}")
+        return UnsupportedConstructError(
+            f"{path_of(module)}:{getattr(node, 'lineno', self.line)}: not understood: {text[:160]}{why}"
+        )
 
 
 def is_kernel(node: ast.FunctionDef) -> bool:

@@ -1,7 +1,8 @@
 """What the names of Triton's language, and the few names of Python that host code uses, make of extracted values.
 
-`tl.load` gives the memory of a tensor at an offset, an unknown function of it, where the mask holds, and `other` elsewhere. Reductions
-give fresh numbers (see `facts.py`). Of floats nothing is computed: an operation on them gives an unknown number for each lane.
+`tl.load` gives the memory of a tensor at an offset, an unknown function of it, where the mask holds, and `other`
+elsewhere. Reductions give fresh numbers (see `facts.py`). Of floats nothing is computed: an operation on them gives an
+unknown number for each lane.
 """
 
 import ast
@@ -23,6 +24,7 @@ from attn_proofs.values import (
     as_term,
     broadcast,
     mapped,
+    memory,
     number,
     truth,
     unknown,
@@ -179,10 +181,10 @@ def _to(extraction: "Extraction", value: Tensor, dtype: Any, bitcast: bool) -> T
 def _load(extraction: "Extraction", pointer: Pointer, mask: Any = True, other: Any = None, volatile: bool = False) -> Tensor:
     offset, masks = as_tensor(pointer.offset), as_tensor(mask)
     sort = {"bool": z3.BoolSort(), "float": z3.RealSort()}.get(pointer.dtype, z3.IntSort())
-    memory = z3.Function(f"memory of {pointer.name}", z3.IntSort(), sort)
+    contents = memory(pointer.name, pointer.dtype)
 
     def held(at: Any) -> Any:
-        value = memory(at)
+        value = contents(at)
         if pointer.dtype in RANGES:
             low, high = RANGES[pointer.dtype]
             extraction.assumptions.append(z3.And(low <= value, value <= high))
@@ -193,7 +195,9 @@ def _load(extraction: "Extraction", pointer: Pointer, mask: Any = True, other: A
         value = mapped(shape, pointer.dtype, held, offset)
     else:
         missing = as_tensor(other)
-        value = mapped(shape, pointer.dtype, lambda m, at, o: z3.If(_condition(m), held(at), o), masks, offset, _cast_other(missing, sort))
+        value = mapped(
+            shape, pointer.dtype, lambda m, at, o: z3.If(_condition(m), held(at), o), masks, offset, _cast_other(missing, sort)
+        )
     extraction.loads.append(_access(extraction, pointer, mask, value))
     return value
 

@@ -1,9 +1,10 @@
 """Loops: the body is executed once, for an arbitrary turn.
 
-A variable that the body only adds a number to has a closed form. Any other variable that the body changes is arbitrary before the
-turn, but for the invariant that a theorem names for the function. The invariant is a function of the turn's number (from 0), the
-variables before that turn, and the variables before the loop, and gives what holds. It is proved of the first turn (`begins`) and of
-the turn behind an arbitrary one (`continues`), and then assumed before an arbitrary turn and behind the loop.
+A variable that the body only adds a number to has a closed form. Any other variable that the body changes is arbitrary
+before the turn, but for the invariant that a theorem names for the function. The invariant is a function of the turn's
+number (from 0), the variables before that turn, and the variables before the loop, and gives what holds. It is proved of
+the first turn (`begins`) and of the turn behind an arbitrary one (`continues`), and then assumed before an arbitrary turn
+and behind the loop.
 """
 
 import ast
@@ -85,7 +86,9 @@ def _arbitrary_turn(extraction: "Extraction", node: ast.For, start: Any, stop: A
     del extraction.path[depth:]
     turns = z3.If(end > first, (end - first + step - 1) / step, 0)
     behind = _at_turn(before, steps, turns)
-    extraction.assumptions += [z3.Implies(z3.And(*extraction.path), term) for term in invariant(Turn(turns, behind, before, outside))]
+    extraction.assumptions += [
+        z3.Implies(z3.And(*extraction.path), term) for term in invariant(Turn(turns, behind, before, outside))
+    ]
     extraction.frame.environment = {**outside, **behind}
     for name, value in behind.items():
         extraction.assign(ast.Name(id=name, ctx=ast.Store()), value)
@@ -128,7 +131,10 @@ def _increment(node: ast.For, name: str) -> int | None:
 
 def _at_turn(before: dict[str, Any], steps: dict[str, int], count: Term) -> dict[str, Any]:
     """The variables at a turn: arbitrary, but for those that have a closed form."""
-    return {name: _stepped(value, count * steps[name]) if name in steps else arbitrary(name, value) for name, value in before.items()}
+    return {
+        name: _stepped(value, count * steps[name]) if name in steps else arbitrary(name, value)
+        for name, value in before.items()
+    }
 
 
 def _stepped(value: Any, amount: Term) -> Any:

@@ -1,13 +1,14 @@
 """Products and quotients of two numbers of which neither is known: functions, by what proofs need of them.
 
-The solver's own multiplication and division of unknown numbers make it search without end. So `product(a, b)` is a function of which a
-proof is told that it distributes over sums (`times` does so when it builds a term) and that two naturals give one, and that its arguments may change places, and `quotient(a, b)` is one of which it is told,
-for each pair of numbers that is divided, and for b > 0:
+The solver's own multiplication and division of unknown numbers make it search without end. So `product(a, b)` is a
+function of which a proof is told that it distributes over sums (`times` does so when it builds a term) and that two
+naturals give one, and that its arguments may change places, and `quotient(a, b)` is one of which it is told, for each
+pair of numbers that is divided, and for b > 0:
 
     b * q <= a < b * q + b                          the definition of a floor
     q < r  implies  b * q + b <= b * r              multiples of b are b apart; 0 is one of them
 
-All of this holds of multiplication, so what is proved of the functions is true of numbers. The theorem `arithmetic.multiples` proves the
+All of this holds of multiplication, so what is proved of the functions is true of numbers. `lemmas.py` proves the
 second line of multiplication itself. A counterexample must hold of multiplication, too: `exactly` says so.
 """
 

@@ -1,7 +1,8 @@
 """Scenes: a program of the attention kernel at work on a tile of queries, with the specification's names for what it works on.
 
-A scene runs `attend_tile` on one row m of an arbitrary tile, and one key j. Its assumptions are the contract's ranges, and what the
-theorems of the family `programs` prove of a tile: it has at least one query, and its queries are the request's.
+A scene runs `attend_tile` on one row m of an arbitrary tile, and one key j. Its assumptions are the contract's ranges,
+and what the theorems of the family `programs` prove of a tile: it has at least one query, and its queries are the
+request's.
 """
 
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from attn_proofs.loops import Turn
 from attn_proofs.sources import Sources
 from attn_proofs.specification import INT32_MAX, Rules, some_range_holds
 from attn_proofs.theorem import Claim, Term, obligations
-from attn_proofs.values import Record, as_tensor, number, symbol
+from attn_proofs.values import Record, as_tensor, memory, number, symbol
 
 ATTEND_TILE = "attn_optimized.kernels.attention.attend_tile"
 RULES = "attn_optimized.launch.rules"
@@ -50,7 +51,8 @@ class Scene:
         return Claim(f"{name}, {self.name}", self.given(*assumptions), goal, small, self.extraction.lines)
 
     def invariants(self) -> list[Claim]:
-        """The claims that the loops over ranges ask for. A small counterexample has a key in a tile that is not gone through."""
+        """The claims that the loops over ranges ask for. A small counterexample has a key in a tile that is not gone
+        through."""
         begin, end = (self.extraction.local("with_ranges", name, -2).value.term for name in ("begin", "end"))
         far = z3.Or(self.rules.j + self.block_n <= begin, self.rules.j >= end + self.block_n)
         one_range = (*self.small, z3.Int("num_ranges") == 1)
@@ -58,7 +60,8 @@ class Scene:
             replace(
                 claim,
                 name=f"{claim.name}, {self.name}",
-                small=claim.small and (*claim.small, *([far, z3.Int("sink_tokens") == 0] if "with_ranges" in claim.name else [])),
+                small=claim.small
+                and (*claim.small, *([far, z3.Int("sink_tokens") == 0] if "with_ranges" in claim.name else [])),
             )
             for claim in obligations(self.extraction, self.given(), one_range)
         ]
@@ -78,7 +81,7 @@ class Scene:
         extra = [] if self.kind.has_gaps else [ranges_count == 0, sinks == 0]
         if self.rules.chunked_local is None:  # the host compiles the rules in if one of them is on
             extra += [chunk == 0, ranges_count >= 1 if self.kind.has_gaps else ranges_count == 0]
-        ranges = z3.Function("memory of bidirectional_ranges_ptr", z3.IntSort(), z3.IntSort())
+        ranges = memory("bidirectional_ranges_ptr")
         return (
             z3.Int("seq_len") <= 600,
             *extra,
@@ -93,7 +96,7 @@ class Scene:
             z3.Int("group") == 1,
             z3.Int("kv_head") == 0,
             *(z3.Int(name) <= most for name, most in numbers.items()),
-            *(z3.And(-300 <= ranges(i), ranges(i) <= 600) for i in range(4)),
+            *(z3.And(ranges(i) >= -300, ranges(i) <= 600) for i in range(4)),
         )
 
 
@@ -105,7 +108,9 @@ def scene(sources: Sources, **options: Any) -> Scene:
     return sources.scenes[key]
 
 
-def _run(sources: Sources, *, block_n: int, has_gaps: bool, has_chunks: bool = False, has_bias: bool = False, **kind: Any) -> Scene:
+def _run(
+    sources: Sources, *, block_n: int, has_gaps: bool, has_chunks: bool = False, has_bias: bool = False, **kind: Any
+) -> Scene:
     """`attend_tile` on row m of a tile, with all rules of the contract, or with a window at most."""
     names = ("seq_len", "query_len", "first_query", "end_query", "num_ranges", "request")
     seq_len, query_len, first_query, end_query, num_ranges, request = map(z3.Int, names)
@@ -125,8 +130,8 @@ def _run(sources: Sources, *, block_n: int, has_gaps: bool, has_chunks: bool = F
         hidden=z3.BoolVal(False),
     )  # fmt: skip
     assumptions = [
-        *_contract(rules, num_ranges, request), *definition, 0 <= first_query, first_query < end_query, end_query <= query_len,
-        query_len <= INT32_MAX, 0 <= m, m < BLOCK_M, z3.Int("group_inverse") >= 1,
+        *_contract(rules, num_ranges, request), *definition, first_query >= 0, first_query < end_query, end_query <= query_len,
+        query_len <= INT32_MAX, m >= 0, m < BLOCK_M, z3.Int("group_inverse") >= 1,
     ]  # fmt: skip
     made_scene = Scene(extraction, rules, assumptions, block_n, made)
     extraction.invariants = _invariants(made_scene, num_ranges)
@@ -155,7 +160,7 @@ def _kernel_numbers(numbers: dict[str, Any]) -> dict[str, Any]:
     return {
         name: number(as_tensor(value).term, "int32", as_tensor(value).least)
         for name, value in numbers.items()
-        if name not in ("scale", "logits_soft_cap") and not (name == "qq_bias_len")
+        if name not in ("scale", "logits_soft_cap") and name != "qq_bias_len"
     }
 
 
@@ -165,8 +170,8 @@ def _contract(rules: Rules, num_ranges: Term, request: Term) -> list[Term]:
     chunk = rules.chunked_local
     return [
         *([] if chunk is None else [z3.And(chunk >= 1, chunk <= INT32_MAX)]),
-        *(z3.And(0 <= value, value <= INT32_MAX) for value in numbers),
-        *(z3.And(-1 <= edge, edge <= INT32_MAX) for edge in (rules.left, rules.right)),
+        *(z3.And(value >= 0, value <= INT32_MAX) for value in numbers),
+        *(z3.And(edge >= -1, edge <= INT32_MAX) for edge in (rules.left, rules.right)),
     ]
 
 
@@ -176,7 +181,9 @@ def _invariants(scene: Scene, num_ranges: Term) -> dict[str, Any]:
     together, _ = some_range_holds(scene.extraction.products, z3.Int("request"), num_ranges, rules.p, rules.j)
 
     def define(turn: Turn) -> Term:
-        _, definition = some_range_holds(scene.extraction.products, z3.Int("request"), num_ranges, rules.p, rules.j, turn.count - 1, turn.count)
+        _, definition = some_range_holds(
+            scene.extraction.products, z3.Int("request"), num_ranges, rules.p, rules.j, turn.count - 1, turn.count
+        )
         scene.extraction.assumptions.extend(definition)
         return z3.And(together(turn.count), z3.Or(z3.Not(rules.ranges_clamped), rules.in_left))
 
@@ -184,7 +191,7 @@ def _invariants(scene: Scene, num_ranges: Term) -> dict[str, Any]:
         m, n = z3.Int("m"), rules.j - turn.outside["key"].at(0)
         was, now = (variables["visible"].at(m, n) for variables in (turn.before, turn.now))
         seen = define(turn)
-        in_tile, shown = z3.And(0 <= n, n < scene.block_n), z3.Or(was, z3.And(seen, rules.is_key))
+        in_tile, shown = z3.And(n >= 0, n < scene.block_n), z3.Or(was, z3.And(seen, rules.is_key))
         return [z3.Implies(z3.And(in_tile, now), shown), z3.Implies(z3.And(in_tile, shown), now)]
 
     def with_ranges(turn: Turn) -> list[Term]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import z3
 from attn_proofs.products import Products
+from attn_proofs.values import memory
 
 Term = Any
 INT32_MAX = 2**31 - 1
@@ -40,7 +41,7 @@ class Rules:
 
     @property
     def is_key(self) -> Term:
-        return z3.And(0 <= self.j, self.j < self.seq_len)
+        return z3.And(self.j >= 0, self.j < self.seq_len)
 
     @property
     def is_causal(self) -> Term:
@@ -95,7 +96,7 @@ def some_range_holds(products: Products, request: Term, num_ranges: Term, p: Ter
     none of 0 ranges; one of `count + 1` if one of the first `count`, or the last of them.
     """
     function = z3.Function("some range holds", z3.IntSort(), z3.BoolSort())
-    ranges = z3.Function("memory of bidirectional_ranges_ptr", z3.IntSort(), z3.IntSort())
+    ranges = memory("bidirectional_ranges_ptr")
 
     def element(k: Term, end: int) -> Term:
         return ranges(products.times(request, num_ranges) * 2 + k * 2 + end)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import z3
 from attn_fuzz.cases.case import Case
@@ -14,7 +14,9 @@ from attn_proofs.extract import Extraction
 from attn_proofs.sources import Sources
 from attn_proofs.values import Term
 
-TIMEOUT_MS = 20_000
+EFFORT = 60_000_000
+"""How much the solver may do for a claim, in its own unit, which is the same on every machine, unlike seconds. A claim that
+needs more is undecided."""
 SEED = 7
 Outcome = Literal["proved", "refuted", "undecided", "vacuous"]
 
@@ -92,7 +94,7 @@ class Theorem:
 
 @dataclass(frozen=True)
 class Result:
-    """What the solver says about a claim. A counterexample refutes it; a timeout leaves it undecided, which is no proof."""
+    """The solver's answer to a claim. A counterexample refutes it. More effort than EFFORT leaves it undecided: no proof."""
 
     outcome: Outcome
     claim: Claim
@@ -100,12 +102,13 @@ class Result:
     model: Model | None = None
 
 
-def decide(claim: Claim, *, timeout_ms: int = TIMEOUT_MS) -> Result:
+def decide(claim: Claim, *, effort: int = EFFORT) -> Result:
     """Whether a claim holds."""
     started = time.monotonic()
-    solver = _solver(timeout_ms, claim.assumptions)
-    if solver.check() != z3.sat:
-        return Result("vacuous" if solver.check() == z3.unsat else "undecided", claim, time.monotonic() - started)
+    solver = _solver(effort, claim.assumptions)
+    possible = solver.check()
+    if possible != z3.sat:
+        return Result("vacuous" if possible == z3.unsat else "undecided", claim, time.monotonic() - started)
     solver.add(z3.Not(claim.goal))
     answer = solver.check()
     outcome: Outcome = "proved" if answer == z3.unsat else "refuted" if answer == z3.sat else "undecided"
@@ -113,11 +116,11 @@ def decide(claim: Claim, *, timeout_ms: int = TIMEOUT_MS) -> Result:
     return Result(outcome, claim, time.monotonic() - started, model)
 
 
-def small_counterexample(claim: Claim, *, timeout_ms: int = TIMEOUT_MS) -> Model | None:
+def small_counterexample(claim: Claim, *, effort: int = EFFORT) -> Model | None:
     """A counterexample that becomes a case; None if none is found."""
     if claim.small is None:
         return None
-    solver = _solver(timeout_ms, (*claim.assumptions, *claim.small, z3.Not(claim.goal)))
+    solver = _solver(effort, (*claim.assumptions, *claim.small, z3.Not(claim.goal)))
     return Model(solver.model()) if solver.check() == z3.sat else None
 
 
@@ -127,9 +130,9 @@ def prove(theorem: Theorem, sources: Sources | None = None) -> Iterator[Result]:
         yield decide(claim)
 
 
-def _solver(timeout_ms: int, terms: Iterable[Term]) -> z3.Solver:
+def _solver(effort: int, terms: Iterable[Term]) -> z3.Solver:
     solver = z3.Solver()
-    solver.set("timeout", timeout_ms)
+    solver.set("rlimit", effort)
     solver.set("random_seed", SEED)
     solver.add(*terms)
     return solver
@@ -155,8 +158,3 @@ def chosen(theorems: Iterable[Theorem], names: Iterable[str]) -> list[Theorem]:
         if not any(name in (theorem.name, theorem.family) for theorem in theorems):
             raise UnknownTheoremError(f"no theorem is named {name!r}; `attn-parity prove --list` lists them")
     return [theorem for theorem in theorems if not names or theorem.name in names or theorem.family in names]
-
-
-def value_of(term: Any) -> Any:
-    """For messages: a term as short text."""
-    return z3.simplify(term)

@@ -1,7 +1,8 @@
 """Values of an extracted program: numbers that the solver knows by a term, and tensors whose term depends on a lane.
 
 A number is a mathematical integer, and each operation that a GPU does in fixed width leaves a note (`Note`): the term that must
-fit its type. The theorems on widths prove these notes. So a statement about integers holds of the machine where they are proved.
+fit its type. The theorems on widths prove these notes. So a statement about integers holds of the machine where they are
+proved.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +12,8 @@ from typing import Any
 import z3
 
 RANGES = {"int32": (-(2**31), 2**31 - 1), "int64": (-(2**63), 2**63 - 1), "uint32": (0, 2**32 - 1)}
-"""The numbers that a type of fixed width holds. `int` is Python's, without bounds; of `float` nothing is known but its order."""
+"""The numbers that a type of fixed width holds. `int` is Python's, without bounds; of `float` nothing is known but its
+order."""
 _RANK = {"bool": 0, "int": 1, "int32": 2, "uint32": 3, "int64": 4, "float": 5}
 NEGATIVE_INFINITY = z3.Real("-inf")
 Term = Any
@@ -109,6 +111,12 @@ def unknown(name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
         return number(z3.Const(fresh_name(name), sort), dtype)
     function = z3.Function(fresh_name(name), *[z3.IntSort()] * len(shape), sort)
     return Tensor(shape, dtype, lambda index: function(*index))
+
+
+def memory(name: str, dtype: str = "int64") -> Callable[[Term], Term]:
+    """What a tensor holds at an offset."""
+    sort = {"bool": z3.BoolSort(), "float": z3.RealSort()}.get(dtype, z3.IntSort())
+    return z3.Function(f"memory of {name}", z3.IntSort(), sort)
 
 
 def as_term(value: Any) -> Term:

@@ -1,6 +1,7 @@
 """Where the kernels read and write is where the contract's formulas say, for all strides: K, V, q, the output, the tables.
 
-The strides of a cache come from its tensor by `attn_optimized.strides.kv_cache_strides`, and count units of one or of several elements.
+The strides of a cache come from its tensor by `attn_optimized.strides.kv_cache_strides`, and count units of one or of
+several elements.
 """
 
 from collections.abc import Iterator
@@ -17,14 +18,14 @@ from attn_proofs.scenes import ATTEND_TILE, BLOCK_M
 from attn_proofs.sources import Sources
 from attn_proofs.specification import DIMS, element
 from attn_proofs.theorem import Claim, Model, Term, Theorem
-from attn_proofs.values import Record, Tensor, as_tensor, number
+from attn_proofs.values import Record, Tensor, as_tensor, memory, number
 
 STRIDES = "attn_optimized.strides.kv_cache_strides"
 ROWS = ("BLOCKS_FIRST_NHD", "BLOCKS_FIRST_HND", "KV_FIRST_NHD", "KV_FIRST_HND", "CONTENT_PACKED")
 X_PACKED = ("X_PACKED", "SHUFFLED")
 SIZES = {"head_size": 64, "block_size": 48, "x": 8}
 BLOCK_N = 64
-TABLE = z3.Function("memory of block_table_ptr", z3.IntSort(), z3.IntSort())
+TABLE = memory("block_table_ptr")
 
 
 def strides_of(extraction: Extraction, layout: str, unit: int, sizes: dict[str, int]) -> tuple[Record, dict[str, Term]]:
@@ -58,13 +59,24 @@ def _executed(sources: Sources, layout: str, unit: int, sizes: dict[str, int]) -
     extraction = Extraction(sources)
     found, strides = strides_of(extraction, layout, unit, sizes)
     arguments = inputs.arguments(sources)
-    names = {"kv": found.kv, "block": found.block, "k_slot": found.slot, "v_slot": found.slot, "k_head": found.head, "v_head": found.head}
+    names = {
+        "kv": found.kv,
+        "block": found.block,
+        "k_slot": found.slot,
+        "v_slot": found.slot,
+        "k_head": found.head,
+        "v_head": found.head,
+    }
     if layout in X_PACKED:  # theorem addresses.packed-head
         head = sizes["head_size"] * sizes["block_size"]
         names |= {"k_head": head, "v_head": head}
     arguments.fields["strides"].fields.update({name: _in_units(value, unit) for name, value in names.items()})
     kind = inputs.kind(
-        kv_unit=unit, interior="rows" if layout in ROWS else layout.lower(), block_n=BLOCK_N, block_d=sizes["head_size"], **sizes
+        kv_unit=unit,
+        interior="rows" if layout in ROWS else layout.lower(),
+        block_n=BLOCK_N,
+        block_d=sizes["head_size"],
+        **sizes,
     )
     extraction.call(ATTEND_TILE, inputs.tile(sources), arguments, kind, BLOCK_M)
     return extraction, strides
@@ -116,13 +128,12 @@ def _at_element(extraction: Extraction, strides: dict[str, Term], access: Access
     }[access.place]
     place = extraction.times(z3.Int("request"), z3.Int("block_table")) + key / size
     block, slot = TABLE(place), key % size
-    expected = element(
-        extraction.products, layout, strides, SIZES, kv=kv, block=block, slot=slot, head=head, dim=d
-    )
+    expected = element(extraction.products, layout, strides, SIZES, kv=kv, block=block, slot=slot, head=head, dim=d)
     found = offset.at(*lane)
     assumptions = (
-        0 <= n, n < BLOCK_N, 0 <= d, d < SIZES["head_size"], key == first_key + n, first_key >= 0, first_key % BLOCK_N == 0,
-        key < 2**31, place >= 0, *access.path, *(stride >= 0 for stride in strides.values()), *_largest(extraction, access, lane),
+        n >= 0, n < BLOCK_N, d >= 0, d < SIZES["head_size"], key == first_key + n, first_key >= 0, first_key % BLOCK_N == 0,
+        key < 2**31, place >= 0, *access.path, *(stride >= 0 for stride in strides.values()),
+            *_largest(extraction, access, lane),
         *extraction.assumptions,
     )  # fmt: skip
     small = () if layout in ("BLOCKS_FIRST_NHD", "X_PACKED", "SHUFFLED") and unit == 1 else None
@@ -151,7 +162,7 @@ def _table(sources: Sources) -> Iterator[Claim]:
         reads = z3.BoolVal(True) if access.mask is True else as_tensor(access.mask).at(n)
         row = extraction.times(z3.Int("request"), z3.Int("block_table"))
         used = (seq_len + SIZES["block_size"] - 1) / SIZES["block_size"]
-        given = (0 <= n, n < BLOCK_N, *access.path, *_tile(), *extraction.assumptions)
+        given = (n >= 0, n < BLOCK_N, *access.path, *_tile(), *extraction.assumptions)
         goal = z3.Implies(reads, z3.And(row <= offset, offset < row + used))
         small = (z3.Int("first_query") == 0, seq_len < 200)
         yield Claim(f"in {access.place}, line {access.line}", given, goal, small, extraction.lines)
@@ -159,8 +170,17 @@ def _table(sources: Sources) -> Iterator[Claim]:
 
 def _tile() -> list[Term]:
     first, end, length, seq_len = map(z3.Int, ("first_query", "end_query", "query_len", "seq_len"))
-    edges = [z3.And(0 <= z3.Int(name), z3.Int(name) < 2**31) for name in ("window_left", "window_right", "max_ahead")]
-    return [0 <= first, first < end, end <= length, length < 2**31, 0 <= seq_len, seq_len < 2**31, z3.Int("group_inverse") >= 1, *edges]
+    edges = [z3.And(z3.Int(name) >= 0, z3.Int(name) < 2**31) for name in ("window_left", "window_right", "max_ahead")]
+    return [
+        first >= 0,
+        first < end,
+        end <= length,
+        length < 2**31,
+        seq_len >= 0,
+        seq_len < 2**31,
+        z3.Int("group_inverse") >= 1,
+        *edges,
+    ]
 
 
 def _rows(name: str, is_store: bool):
@@ -177,7 +197,7 @@ def _rows(name: str, is_store: bool):
             row, head = (z3.Int(f"{name}_{dim}") for dim in ("row", "head"))
             at = (extraction.times(rows["row"], row) + extraction.times(rows["head"], head)) * unit + d
             offset, mask = as_tensor(access.pointer.offset).at(m, d), as_tensor(access.mask).at(m, d)
-            given = (0 <= m, m < BLOCK_M, 0 <= d, d < 16, *extraction.assumptions)
+            given = (m >= 0, m < BLOCK_M, d >= 0, d < 16, *extraction.assumptions)
             goal = z3.And(mask == z3.And(rows["owned"], d < 12), z3.Implies(mask, offset == at))
             yield Claim(f"{name}, strides of {unit} elements", given, goal, () if unit == 1 else None, extraction.lines)
 
@@ -186,7 +206,13 @@ def _rows(name: str, is_store: bool):
 
 def _case(layout: str, **fields: Any):
     def case(model: Model) -> Case:
-        wide = {"block_size": 48, "layout": Layout(layout), "num_kv_heads": 2, "head_size": 64 if layout in X_PACKED else 12, "padding": 8}
+        wide = {
+            "block_size": 48,
+            "layout": Layout(layout),
+            "num_kv_heads": 2,
+            "head_size": 64 if layout in X_PACKED else 12,
+            "padding": 8,
+        }
         return paged([(20, 150), (3, 40)], **(wide | {"scale": 0.25} | fields))
 
     return case
@@ -200,33 +226,43 @@ KERNELS = "attn_optimized.kernels"
 THEOREMS = (
     _theorem(
         "key-rows", "K is read where the contract says, in the layouts whose slots are rows of dims.", _read(0, ROWS),
-        f"{KERNELS}.load.source_of_keys", "tile.kv_head * args.strides.k_head * KIND.kv_unit", "tile.kv_head * args.strides.k_slot * KIND.kv_unit",
+        f"{KERNELS}.load.source_of_keys", "tile.kv_head * args.strides.k_head * KIND.kv_unit",
+            "tile.kv_head * args.strides.k_slot * KIND.kv_unit",
         _case("BLOCKS_FIRST_HND"),
     ),
     _theorem(
         "value-rows", "V is read where the contract says, in the layouts whose slots are rows of dims.", _read(1, ROWS),
-        f"{KERNELS}.load.source_of_keys", "args.strides.kv + tile.kv_head * args.strides.v_head", "args.strides.block + tile.kv_head * args.strides.v_head",
+        f"{KERNELS}.load.source_of_keys", "args.strides.kv + tile.kv_head * args.strides.v_head",
+            "args.strides.block + tile.kv_head * args.strides.v_head",
         _case("KV_FIRST_NHD"),
     ),
     _theorem(
-        "packed-keys", "K is read where the contract says, in pages that are packed in units of x elements.", _read(0, X_PACKED),
+        "packed-keys", "K is read where the contract says, in pages that are packed in units of x elements.",
+            _read(0, X_PACKED),
         f"{KERNELS}.kv_layout.load_packed_keys", "page + slot * X", "page + slot", _case("X_PACKED"),
     ),
     _theorem(
-        "packed-values", "V is read where the contract says, in the packed pages of X_PACKED and of SHUFFLED.", _read(1, X_PACKED),
-        f"{KERNELS}.kv_layout.load_packed_values", 'first_slot * (HEAD_SIZE if INTERIOR == "shuffled" else 1)', "first_slot * HEAD_SIZE", _case("X_PACKED"),
+        "packed-values", "V is read where the contract says, in the packed pages of X_PACKED and of SHUFFLED.",
+            _read(1, X_PACKED),
+        f"{KERNELS}.kv_layout.load_packed_values", 'first_slot * (HEAD_SIZE if INTERIOR == "shuffled" else 1)',
+            "first_slot * HEAD_SIZE", _case("X_PACKED"),
     ),
     _theorem(
-        "block-table", "The block table is read in the request's row, and at no entry behind the request's keys: those are garbage.", _table,
-        f"{KERNELS}.load.load_keys_and_values", "tl.load(source.request_table_ptr + unsigned_key // KIND.block_size, mask=in_tile, other=0).to(tl.int64)",
+        "block-table",
+            "The block table is read in the request's row, and at no entry behind the request's keys: those are garbage.",
+            _table,
+        f"{KERNELS}.load.load_keys_and_values",
+            "tl.load(source.request_table_ptr + unsigned_key // KIND.block_size, mask=in_tile, other=0).to(tl.int64)",
         "tl.load(source.request_table_ptr + unsigned_key // KIND.block_size).to(tl.int64)", _case("KV_FIRST_NHD"),
     ),
     _theorem(
         "queries", "q is read at the row, head and dims of each row that the tile has.", _rows("q", is_store=False),
-        f"{KERNELS}.load.load_queries", "rows.head.to(tl.int64) * args.strides.q_head", "rows.head.to(tl.int64) * args.strides.q_row", _case("KV_FIRST_NHD"),
+        f"{KERNELS}.load.load_queries", "rows.head.to(tl.int64) * args.strides.q_head",
+            "rows.head.to(tl.int64) * args.strides.q_row", _case("KV_FIRST_NHD"),
     ),
     _theorem(
-        "output", "The output is written at the row, head and dims of each row that the tile has, and nowhere else.", _rows("out", is_store=True),
+        "output", "The output is written at the row, head and dims of each row that the tile has, and nowhere else.",
+            _rows("out", is_store=True),
         f"{KERNELS}.store.store_output", "dim < KIND.head_size", "dim < KIND.block_d", _case("KV_FIRST_NHD"),
     ),
 )  # fmt: skip

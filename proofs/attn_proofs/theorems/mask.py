@@ -1,7 +1,8 @@
 """The mask of a tile is the specification's visibility formula: what each rule hides, and what the rules together show.
 
-Of any tile of keys that is masked, any owned row m and any key j of the tile. The first theorems say that what the mask shows is
-visible, one rule each; the last three say that what is visible is shown. Together: the mask is the formula, for every set of rules.
+Of any tile of keys that is masked, any owned row m and any key j of the tile. The first theorems say that what the mask
+shows is visible, one rule each; the last three say that what is visible is shown. Together: the mask is the formula, for
+every set of rules.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,7 +37,7 @@ def _claims(goal: Callable[[Term, Rules], Term], *, gaps_only: bool = False, has
             key = made.extraction.local("attend_tile", "key").value
             n = made.rules.j - key.at(0)
             shown = mask.value.at(z3.Int("m"), n)
-            yield made.claim("the mask", [*mask.path, 0 <= n, n < made.block_n], goal(shown, made.rules))
+            yield made.claim("the mask", [*mask.path, n >= 0, n < made.block_n], goal(shown, made.rules))
 
     return claims
 
@@ -53,7 +54,8 @@ def _shows(seen: Callable[[Rules], Term]):
 
 def _theorem(name: str, says: str, goal, place: str, find: str, replace: str, **options) -> Theorem:
     return Theorem(
-        name=f"mask.{name}", says=says, claims=_claims(goal, **options), mutant=(Patch(f"{VISIBILITY}.{place}", find, replace),),
+        name=f"mask.{name}", says=says, claims=_claims(goal, **options), mutant=(Patch(f"{VISIBILITY}.{place}",
+            find, replace),),
         case=of_scene,
     )  # fmt: skip
 
@@ -75,15 +77,18 @@ def _loop_theorem(name: str, says: str, function: str, part: int | None, find: s
 
 THEOREMS = (
     _loop_theorem(
-        "ranges-hidden", "The loop over ranges adds to the mask no key but those of a range that holds the query, clamped or not.",
+        "ranges-hidden",
+            "The loop over ranges adds to the mask no key but those of a range that holds the query, clamped or not.",
         "in_any_range", 0, "position.to(tl.int64) - args.rules.range_left", "position.to(tl.int64) - args.rules.range_left - 1",
     ),
     _loop_theorem(
-        "ranges-shown", "The loop over ranges keeps the mask, and adds every key of a range that holds the query, clamped or not.",
+        "ranges-shown",
+            "The loop over ranges keeps the mask, and adds every key of a range that holds the query, clamped or not.",
         "in_any_range", 1, "first <= position", "first < position",
     ),
     _loop_theorem(
-        "ranges-bounds", "The loop over ranges widens the tile's keys to those of the ranges that hold a query, within the request.",
+        "ranges-bounds",
+            "The loop over ranges widens the tile's keys to those of the ranges that hold a query, within the request.",
         "with_ranges", None, "positions.first <= last", "positions.last <= last",
     ),
     _theorem(

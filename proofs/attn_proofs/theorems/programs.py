@@ -1,7 +1,8 @@
 """Every query row of every request, for every head, belongs to exactly one program and one row of its tile.
 
-`start(r) = query_start_loc[r] // queries_per_tile + r` is the first tile of request r. Query t of request r belongs to the program of
-tile `start(r) + t // queries_per_tile`. `find_tile` counts the requests whose first tile is not above its own, a few at once.
+`start(r) = query_start_loc[r] // queries_per_tile + r` is the first tile of request r. Query t of request r belongs to
+the program of tile `start(r) + t // queries_per_tile`. `find_tile` counts the requests whose first tile is not above its
+own, a few at once.
 """
 
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 import z3
 from attn_fuzz.cases.case import Case
 from attn_fuzz.zoo.patches import Patch
+from attn_proofs import lemmas
 from attn_proofs.counterexamples import paged
 from attn_proofs.extract import Extraction
 from attn_proofs.inputs import pointer, tile
@@ -17,7 +19,7 @@ from attn_proofs.loops import Turn
 from attn_proofs.sources import Sources
 from attn_proofs.specification import INT32_MAX
 from attn_proofs.theorem import Claim, Model, Term, Theorem
-from attn_proofs.values import Record, number, symbol
+from attn_proofs.values import Record, memory, number, symbol
 
 QUERY_TILES = "attn_optimized.kernels.query_tiles"
 PLAN = "attn_optimized.launch.plan"
@@ -26,7 +28,7 @@ MAX_GROUP, MAX_BLOCK_M = 64, 128
 FIRST_WRONG_GROUP = 444
 """The first group whose inverse of 16 bits gives a wrong query, for a tile of as many rows as its power of two."""
 INTERPRETED_QUERIES = 64
-QSL = z3.Function("memory of query_start_loc_ptr", z3.IntSort(), z3.IntSort())
+QSL = memory("query_start_loc_ptr")
 R, Q, TILE, T, REQUEST = map(z3.Int, ("num_requests", "queries_per_tile", "tile", "t", "r"))
 TOKENS = z3.Int("num_tokens")
 
@@ -40,7 +42,13 @@ class Search:
         self.queries = symbol("queries_per_tile", "int32", least=1)
         # any tile, or that of query t of request r
         self.tile = self.start(REQUEST) + self.extraction.quotient(T, Q) if owns else TILE
-        arguments = (pointer("query_start_loc_ptr"), symbol("num_requests", "int32"), self.queries, 0, number(self.tile, "int32"))
+        arguments = (
+            pointer("query_start_loc_ptr"),
+            symbol("num_requests", "int32"),
+            self.queries,
+            0,
+            number(self.tile, "int32"),
+        )
         self.found = self.extraction.call(f"{QUERY_TILES}.find_tile", *arguments)
 
     def start(self, request: Term) -> Term:
@@ -52,7 +60,7 @@ class Search:
 
     def _counted(self, count: Term, found: Term, request: Term) -> Term:
         """Of a request among the first `count`: it is at most the found one exactly if it begins at or before the tile."""
-        looked_at = z3.And(0 <= request, request < count * self.at_once, request < R)
+        looked_at = z3.And(request >= 0, request < count * self.at_once, request < R)
         return z3.Implies(looked_at, (request <= found) == self.begins(request))
 
     def _invariant(self, turn: Turn) -> list[Term]:
@@ -60,7 +68,7 @@ class Search:
         end = z3.If(count * self.at_once <= R, count * self.at_once, R)
         # r is arbitrary, so what is assumed of it holds of every request, and of the last one that was looked at, too
         last = count * self.at_once - 1
-        terms = [self._counted(count, found, REQUEST), -1 <= found, found <= end - 1]
+        terms = [self._counted(count, found, REQUEST), found >= -1, found <= end - 1]
         if not z3.is_int_value(count) and z3.is_const(count):
             self.extraction.assumptions += [self._counted(count, found, last), *self.rising(last, count * self.at_once)]
             self.extraction.assumptions += [*self.rising(last, REQUEST), *self.rising(REQUEST, last)]
@@ -68,29 +76,33 @@ class Search:
 
     def rising(self, a: Term, b: Term) -> list[Term]:
         """The contract's: a prefix sum of lengths that are not negative."""
-        inside = z3.And(0 <= a, a <= b, b <= R)
-        return [z3.Implies(inside, z3.And(0 <= QSL(a), QSL(a) <= QSL(b), QSL(b) <= TOKENS))]
+        inside = z3.And(a >= 0, a <= b, b <= R)
+        return [z3.Implies(inside, z3.And(QSL(a) >= 0, QSL(a) <= QSL(b), QSL(b) <= TOKENS))]
 
     def sums(self) -> list[Term]:
-        """`tl.sum` of the ones of a block that rise nowhere: how many lanes of ones there are, looked at from r's lane and lane 0."""
+        """`tl.sum` of a block whose ones come first is how many they are: looked at from three lanes, r's, 0 and the first
+        behind the requests."""
         (reduction,) = self.extraction.reductions
         ones, total = reduction.operand, reduction.result.term
         first = self.extraction.local("find_tile", "first").value.term
-        lane = REQUEST - first
-        inside = z3.And(0 <= lane, lane < self.at_once)
-        counted = z3.Implies(inside, (lane < total) == (ones.at(lane) == 1))
-        return [0 <= total, total <= self.at_once, counted, (0 < total) == (ones.at(0) == 1)]
+        lanes = (REQUEST - first, R - first)
+        inside = [z3.And(lane >= 0, lane < self.at_once) for lane in lanes]
+        counted = [
+            z3.Implies(within, (lane < total) == (ones.at(lane) == 1)) for within, lane in zip(inside, lanes, strict=True)
+        ]
+        return [total >= 0, total <= self.at_once, *counted, (total > 0) == (ones.at(0) == 1)]
 
     def given(self) -> list[Term]:
         following = REQUEST + 1
         return [
-            1 <= R, R <= INT32_MAX // 2, 1 <= Q, Q <= 2**16, 0 <= self.tile, self.tile <= INT32_MAX, QSL(0) == 0, TOKENS <= INT32_MAX,
-            0 <= REQUEST, REQUEST < R, *self.rising(REQUEST, following), *self.rising(z3.IntVal(0), REQUEST),
+            R >= 1, R <= INT32_MAX // 2, Q >= 1, Q <= 2**16, self.tile >= 0, self.tile <= INT32_MAX, QSL(0) == 0,
+            TOKENS <= INT32_MAX, REQUEST >= 0, REQUEST < R, *self.rising(REQUEST, following),
+            *self.rising(z3.IntVal(0), REQUEST),
         ]  # fmt: skip
 
     def small(self) -> tuple[Term, ...]:
         lengths = [z3.And(QSL(i + 1) - QSL(i) >= 0, QSL(i + 1) - QSL(i) <= 100) for i in range(4)]
-        sizes = [R == 4, Q == INTERPRETED_QUERIES, TOKENS == QSL(4), z3.Or(*(QSL(i + 1) - QSL(i) > 64 for i in range(4)))]
+        sizes = [R == 4, Q == INTERPRETED_QUERIES, QSL(4) == TOKENS, z3.Or(*(QSL(i + 1) - QSL(i) > 64 for i in range(4)))]
         return (*lengths, *sizes, *self.extraction.products.exactly)
 
 
@@ -101,7 +113,7 @@ def _search(sources: Sources, *, steps: bool) -> Iterator[Claim]:
         first = extraction.local("find_tile", "first").value.term
         (reduction,) = extraction.reductions
         a, b = z3.Ints("lane_a lane_b")
-        lanes = [0 <= a, a <= b, b < search.at_once, *search.rising(first + a, first + b)]
+        lanes = [a >= 0, a <= b, b < search.at_once, *search.rising(first + a, first + b)]
         falls = z3.Implies(reduction.operand.at(b) == 1, reduction.operand.at(a) == 1)
         facts = search.sums()
         search.begins(REQUEST), search.begins(first)
@@ -109,7 +121,13 @@ def _search(sources: Sources, *, steps: bool) -> Iterator[Claim]:
         name = f"{search.at_once} requests at once"
         small = search.small() if interprets else None
         if steps:
-            yield Claim(f"in a block, requests that begin come first, {name}", (*given, 0 <= first, *lanes), falls, None, extraction.lines)
+            yield Claim(
+                f"in a block, requests that begin come first, {name}",
+                (*given, first >= 0, *lanes),
+                falls,
+                None,
+                extraction.lines,
+            )
             for obligation in extraction.obligations:
                 for i, term in enumerate(obligation.terms):
                     assumed = (*given, *obligation.path, *(facts if obligation.first else ()))
@@ -117,10 +135,14 @@ def _search(sources: Sources, *, steps: bool) -> Iterator[Claim]:
                     yield Claim(f"{obligation.name}, part {i + 1}, {name}", assumed, term, at_first, extraction.lines)
         else:
             yield _owner(search, name, small)
+    if not steps:
+        yield from lemmas.multiples()
+        yield from lemmas.floors()
 
 
 def _owner(search: Search, name: str, small: tuple[Term, ...] | None) -> Claim:
-    """Query t of request r belongs to the tile start(r) + t // Q; and it is among the queries that find_tile gives that tile."""
+    """Query t of request r belongs to the tile start(r) + t // Q; and it is among the queries that find_tile gives that
+    tile."""
     extraction = search.extraction
     request, first_row, query_len, first_query, end_query = (value.term for value in search.found)
     length = QSL(REQUEST + 1) - QSL(REQUEST)
@@ -131,12 +153,12 @@ def _owner(search: Search, name: str, small: tuple[Term, ...] | None) -> Claim:
     after = [search._counted(turns, found, REQUEST + 1), *search.rising(REQUEST + 1, REQUEST + 1)]
     next_start = search.start(REQUEST + 1)
     assumed = [
-        *search.given(), 0 <= T, T < length, *after, both >= 0, next_start >= 0,
-        extraction.quotient(QSL(REQUEST), Q) + place <= both,  # theorem arithmetic.floors
+        *search.given(), T >= 0, length > T, *after, both >= 0, next_start >= 0,
+        extraction.quotient(QSL(REQUEST), Q) + place <= both,  # lemmas.floors
     ]  # fmt: skip
     goal = z3.And(
         request == REQUEST, first_row == QSL(REQUEST), query_len == length, first_query == extraction.times(place, Q),
-        first_query <= T, T < end_query, end_query <= length,
+        first_query <= T, end_query > T, end_query <= length,
     )  # fmt: skip
     return Claim(f"query t of request r, {name}", (*assumed, *extraction.assumptions), goal, small, extraction.lines)
 
@@ -153,8 +175,9 @@ def _grid(sources: Sources) -> Iterator[Claim]:
     before, place = extraction.quotient(QSL(REQUEST), Q), extraction.quotient(T, Q)
     both = extraction.quotient(QSL(REQUEST) + T, Q)
     given = [
-        1 <= Q, 0 <= REQUEST, REQUEST < R, R <= INT32_MAX, 0 <= QSL(REQUEST), QSL(REQUEST) <= QSL(REQUEST + 1), QSL(REQUEST + 1) <= TOKENS,
-        0 <= T, T < length, length <= z3.Int("max_query_len"), before + place <= both,  # theorem arithmetic.floors
+        Q >= 1, REQUEST >= 0, REQUEST < R, R <= INT32_MAX, QSL(REQUEST) >= 0, QSL(REQUEST) <= QSL(REQUEST + 1),
+            QSL(REQUEST + 1) <= TOKENS,
+        T >= 0, length > T, length <= z3.Int("max_query_len"), before + place <= both,  # lemmas.floors
         *extraction.products.apart(Q, extraction.quotient(-TOKENS, Q), -both),
     ]  # fmt: skip
     one = single.term
@@ -162,7 +185,7 @@ def _grid(sources: Sources) -> Iterator[Claim]:
         R == 2, QSL(0) == 0, QSL(2) == TOKENS, TOKENS <= 200, Q == INTERPRETED_QUERIES, QSL(1) >= 0, QSL(2) >= QSL(1),
         z3.Or(QSL(1) > 64, QSL(2) - QSL(1) > 64), z3.Int("max_query_len") <= 128, *extraction.products.exactly,
     ]  # fmt: skip
-    goal = z3.If(one, z3.And(REQUEST < tiles.term, length <= Q), before + REQUEST + place < tiles.term)
+    goal = z3.If(one, z3.And(tiles.term > REQUEST, length <= Q), before + REQUEST + place < tiles.term)
     yield Claim("query t of request r has a program", (*given, *extraction.assumptions), goal, tuple(small), extraction.lines)
 
 
@@ -175,7 +198,7 @@ def _rows(sources: Sources) -> Iterator[Claim]:
         sizes = Record("Sizes", {"group": group, "group_inverse": inverse, "num_tokens": symbol("num_tokens", "int32")})
         rows = extraction.call(f"{QUERY_TILES}.rows_of_tile", tile(sources), sizes, 0, MAX_BLOCK_M)
         first, head = z3.Int("first_query"), z3.Int("kv_head")
-        lanes = (0 <= m, m < MAX_BLOCK_M, 0 <= t, 0 <= h, h < group, t * group + h < MAX_BLOCK_M)
+        lanes = (m >= 0, m < MAX_BLOCK_M, t >= 0, h >= 0, h < group, t * group + h < MAX_BLOCK_M)
         lane = t * group + h
         goal = z3.And(
             rows.query.at(m) == first + m / group, rows.head.at(m) == head * group + m % group,
@@ -192,17 +215,20 @@ def _owned(sources: Sources) -> Iterator[Claim]:
     rows = extraction.call(f"{QUERY_TILES}.rows_of_tile", tile(sources), sizes, 0, MAX_BLOCK_M)
     m = z3.Int("m")
     first, end, row = z3.Int("first_query"), z3.Int("end_query"), rows.row.at(m)
-    given = (0 <= m, m < MAX_BLOCK_M, *_contract_of_tile(), rows.query.at(m) >= first)
+    given = (m >= 0, m < MAX_BLOCK_M, *_contract_of_tile(), rows.query.at(m) >= first)
     goal = rows.owned.at(m) == (rows.query.at(m) < end)
     small = (z3.Int("query_len") == 10, z3.Int("first_row") == 0)
-    yield Claim("a row is there exactly if its query is the tile's", (*given, *extraction.assumptions), goal, small, extraction.lines)
+    yield Claim(
+        "a row is there exactly if its query is the tile's", (*given, *extraction.assumptions), goal, small, extraction.lines
+    )
     yield Claim("its row is one of the request's", (*given, *extraction.assumptions, rows.owned.at(m)),
-                z3.And(z3.Int("first_row") <= row, row < z3.Int("first_row") + z3.Int("query_len")), small, extraction.lines)  # fmt: skip
+                z3.And(z3.Int("first_row") <= row, row < z3.Int("first_row") + z3.Int("query_len")),
+                    small, extraction.lines)  # fmt: skip
 
 
 def _contract_of_tile() -> list[Term]:
     first, end, length, row = map(z3.Int, ("first_query", "end_query", "query_len", "first_row"))
-    return [0 <= first, first < end, end <= length, length <= INT32_MAX, 0 <= row, row + length <= TOKENS, TOKENS <= INT32_MAX]
+    return [first >= 0, first < end, end <= length, length <= INT32_MAX, row >= 0, row + length <= TOKENS, TOKENS <= INT32_MAX]
 
 
 def _inverse(groups: range, rows_of: Any):
@@ -214,7 +240,9 @@ def _inverse(groups: range, rows_of: Any):
             extraction = Extraction(sources)
             layer = Record("Layer", {"num_heads": number(heads * group), "num_kv_heads": symbol("num_kv_heads", least=1)})
             names = ("one_tile_per_request", "heads_first", "splits", "balanced_splits", "min_tiles_per_split", "max_tiles")
-            plan = Record("Plan", {"tiles": Record("Tiles", {"queries": symbol("queries")})} | {name: symbol(name) for name in names})
+            plan = Record(
+                "Plan", {"tiles": Record("Tiles", {"queries": symbol("queries")})} | {name: symbol(name) for name in names}
+            )
             batch = Record("Batch", {"num_requests": symbol("num_requests"), "num_actual_tokens": symbol("num_tokens")})
             inverse = extraction.call(f"{LAUNCH}._sizes", plan, layer, batch)["group_inverse"].term
             exact = -(-(1 << 16) // group)
@@ -226,8 +254,8 @@ def _inverse(groups: range, rows_of: Any):
             rows = rows_of(group)
             goal = (m * exact) / 2**16 == m / group
             if group >= FIRST_WRONG_GROUP:
-                goal = z3.Not(z3.ForAll([m], z3.Implies(z3.And(0 <= m, m < rows), goal)))
-            yield Claim(f"the query of a row, group {group}", (0 <= m, m < rows), goal, None, extraction.lines)
+                goal = z3.Not(z3.ForAll([m], z3.Implies(z3.And(m >= 0, m < rows), goal)))
+            yield Claim(f"the query of a row, group {group}", (m >= 0, m < rows), goal, None, extraction.lines)
 
     return claims
 
@@ -237,7 +265,7 @@ def _apart(extraction: Extraction, heads: Term, group: int, inverse: Term) -> li
     floor = -(1 << 16) // group
     products = extraction.products
     terms = list(extraction.assumptions)
-    for a, b, q in products.quotients:
+    for _, b, q in products.quotients:
         bq, br = products.times(q, b), floor * b
         terms += [z3.Implies(q < floor, bq + b <= br), z3.Implies(floor < q, br + b <= bq)]
     return terms
@@ -260,33 +288,43 @@ def _one_tile(model: Model) -> Case:
 
 THEOREMS = (
     Theorem(
-        name="programs.search", says="find_tile finds the last request whose first tile is not above the tile, among any number.",
+        name="programs.search",
+            says="find_tile finds the last request whose first tile is not above the tile, among any number.",
         claims=lambda sources: _search(sources, steps=True), case=_ragged,
-        mutant=(Patch(f"{QUERY_TILES}.find_tile", "row // queries_per_tile + candidate <= tile", "row // queries_per_tile + candidate < tile"),),
+        mutant=(Patch(f"{QUERY_TILES}.find_tile", "row // queries_per_tile + candidate <= tile",
+            "row // queries_per_tile + candidate < tile"),),
     ),
     Theorem(
-        name="programs.query", says="The program of tile start(r) + t // queries_per_tile has query t of request r, and no other program has it.",
+        name="programs.query",
+            says="The program of tile start(r) + t // queries_per_tile has query t of request r, and no other program has it.",
         claims=lambda sources: _search(sources, steps=False), case=_ragged,
-        mutant=(Patch(f"{QUERY_TILES}.find_tile", "tile - request - first_row // queries_per_tile", "tile - request - (first_row + 1) // queries_per_tile"),),
+        mutant=(Patch(f"{QUERY_TILES}.find_tile", "tile - request - first_row // queries_per_tile",
+            "tile - request - (first_row + 1) // queries_per_tile"),),
     ),
     Theorem(
         name="programs.grid", says="The grid has the tile of every query of every request.",
         claims=_grid, case=_ragged,
-        mutant=(Patch(f"{PLAN}.attention_grid", "-(-workload.num_tokens // tiles.queries) + num_requests - 1", "workload.num_tokens // tiles.queries + num_requests - 1"),),
+        mutant=(Patch(f"{PLAN}.attention_grid", "-(-workload.num_tokens // tiles.queries) + num_requests - 1",
+            "workload.num_tokens // tiles.queries + num_requests - 1"),),
     ),
     Theorem(
-        name="programs.rows", says="Each query of a tile and each head of its group is one row of the tile, for groups of 1 to 64.",
+        name="programs.rows",
+            says="Each query of a tile and each head of its group is one row of the tile, for groups of 1 to 64.",
         claims=_rows, case=_grouped,
         mutant=(Patch(f"{QUERY_TILES}.rows_of_tile", "tile.kv_head.to(tl.int32) * sizes.group", "tile.kv_head.to(tl.int32)"),),
     ),
     Theorem(
-        name="programs.owned", says="A row is written exactly if its query is one of the tile's queries; it is then a row of its request.",
+        name="programs.owned",
+            says="A row is written exactly if its query is one of the tile's queries; it is then a row of its request.",
         claims=_owned, case=_one_tile,
-        mutant=(Patch(f"{QUERY_TILES}.rows_of_tile", "query < tile.end_query.to(tl.int32)", "query <= tile.end_query.to(tl.int32)"),),
+        mutant=(Patch(f"{QUERY_TILES}.rows_of_tile", "query < tile.end_query.to(tl.int32)",
+            "query <= tile.end_query.to(tl.int32)"),),
     ),
     Theorem(
-        name="programs.inverse", says="The host's inverse of a group gives the query of each row of a tile of up to 128 rows, for groups of 1 to 64.",
+        name="programs.inverse",
+            says="The host's inverse gives the query of each row of a tile of up to 128 rows, for groups of 1 to 64.",
         claims=_inverse(range(1, MAX_GROUP + 1), lambda group: MAX_BLOCK_M), case=_grouped,
-        mutant=(Patch(f"{LAUNCH}._sizes", "-(-(1 << 16) * layer.num_kv_heads // layer.num_heads)", "(1 << 16) * layer.num_kv_heads // layer.num_heads"),),
+        mutant=(Patch(f"{LAUNCH}._sizes", "-(-(1 << 16) * layer.num_kv_heads // layer.num_heads)",
+            "(1 << 16) * layer.num_kv_heads // layer.num_heads"),),
     ),
 )  # fmt: skip

@@ -12,7 +12,7 @@ from attn_proofs.inputs import pointer
 from attn_proofs.sources import Sources
 from attn_proofs.specification import INT32_MAX
 from attn_proofs.theorem import Claim, Model, Theorem
-from attn_proofs.values import Record, as_tensor, symbol, truth
+from attn_proofs.values import Record, as_tensor, memory, symbol, truth
 
 RULES = "attn_optimized.launch.rules"
 KERNEL = "attn_optimized.kernels.attention.attention_kernel"
@@ -45,7 +45,10 @@ def _distances(sources: Sources) -> Iterator[Claim]:
 
 def _causal(sources: Sources) -> Iterator[Claim]:
     """With a flag for each request, the kernel reads the flag of the tile's own request."""
-    extraction = Extraction(sources, grid=((z3.Int("tile"), z3.Int("tiles")), (z3.Int("kv_head"), z3.Int("heads")), (z3.Int("split"), z3.Int("splits"))))
+    extraction = Extraction(
+        sources,
+        grid=((z3.Int("tile"), z3.Int("tiles")), (z3.Int("kv_head"), z3.Int("heads")), (z3.Int("split"), z3.Int("splits"))),
+    )
     kernel = sources.function(KERNEL).node
     arguments = {}
     for parameter in kernel.args.args:  # type: ignore[union-attr]
@@ -53,11 +56,15 @@ def _causal(sources: Sources) -> Iterator[Claim]:
         is_flag = name.startswith("has_") or name in ("writes_output", "heads_first", "one_tile_per_request")
         flags = {"has_causal": 1, "one_tile_per_request": 1}
         arguments[name] = pointer(name) if name.endswith("_ptr") else flags.get(name, 0) if is_flag else symbol(name, "int32")
-    arguments |= {"KIND": inputs.kind(), "scale": symbol("scale", "float"), "logits_soft_cap": symbol("logits_soft_cap", "float")}
+    arguments |= {
+        "KIND": inputs.kind(),
+        "scale": symbol("scale", "float"),
+        "logits_soft_cap": symbol("logits_soft_cap", "float"),
+    }
     extraction.call(KERNEL, **arguments)
     ahead = extraction.local("attention_kernel", "max_ahead").value.term
     request = extraction.local("attention_kernel", "request").value.term
-    flag = z3.Function("memory of causal_ptr", z3.IntSort(), z3.BoolSort())
+    flag = memory("causal_ptr", "bool")
     goal = ahead == z3.If(flag(request), 0, z3.Int("max_ahead"))
     yield Claim("the flag of a request", tuple(extraction.assumptions), goal, (), extraction.lines)
 
@@ -83,12 +90,14 @@ THEOREMS = (
         case=_sinks_case, mutant=(Patch(f"{RULES}.has_sink_tokens", "max(layer.window) >= 0", "min(layer.window) >= 0"),),
     ),
     Theorem(
-        name="rules.distance", says="The distance that the host passes for an edge hides the keys that the edge hides; -1 hides none.",
+        name="rules.distance",
+            says="The distance that the host passes for an edge hides the keys that the edge hides; -1 hides none.",
         claims=_distances, case=_window_case,
         mutant=(Patch("attn_optimized.launch.units.distance", "edge < 0", "edge <= 0"),),
     ),
     Theorem(
-        name="rules.causal", says="With a causal flag for each request, a program goes by the flag of its own request.", claims=_causal,
+        name="rules.causal", says="With a causal flag for each request, a program goes by the flag of its own request.",
+            claims=_causal,
         case=_flags_case, mutant=(Patch(KERNEL, "tl.load(causal_ptr + request)", "tl.load(causal_ptr)"),),
     ),
 )  # fmt: skip

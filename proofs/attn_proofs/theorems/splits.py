@@ -1,7 +1,7 @@
 """Splits cover the tiles of keys exactly once, and the reduction reads what they have written.
 
-A program of split s takes [begin, end) of the order of tiles (see theorems/tiles.py). What it writes: the output, if its split has all
-tiles of its tile of queries; else the state of its part. The reduction reads all parts.
+A program of split s takes [begin, end) of the order of tiles (see theorems/tiles.py). What it writes: the output, if its
+split has all tiles of its tile of queries; else the state of its part. The reduction reads all parts.
 """
 
 from collections.abc import Iterator
@@ -20,13 +20,15 @@ from attn_proofs.values import NEGATIVE_INFINITY, Record, Tensor, as_tensor, num
 
 KERNELS = "attn_optimized.kernels"
 SPLITS, COUNT, SPLIT, PLACE = map(z3.Int, ("num_splits", "num_tiles", "split", "place"))
-GIVEN = (SPLITS >= 1, SPLITS <= 128, COUNT >= 0, COUNT < 2**31, 0 <= SPLIT, SPLIT < SPLITS, z3.Int("tiles_per_split") >= 0)
+GIVEN = (SPLITS >= 1, SPLITS <= 128, COUNT >= 0, COUNT < 2**31, SPLIT >= 0, SPLIT < SPLITS, z3.Int("tiles_per_split") >= 1)
 
 
 def _parts(sources: Sources) -> tuple[Extraction, Term, Term, Term, Term]:
     """A split's tiles, and how many tiles each split has at most."""
     extraction = Extraction(sources)
-    sizes = Record("Sizes", {"num_splits": symbol("num_splits", "int32", least=1), "tiles_per_split": symbol("tiles_per_split", "int64")})
+    sizes = Record(
+        "Sizes", {"num_splits": symbol("num_splits", "int32", least=1), "tiles_per_split": symbol("tiles_per_split", "int64")}
+    )
     arguments = (number(SPLIT, "int64"), number(COUNT, "int64"), sizes, 1)
     begin, end, is_part = (value.term for value in extraction.call(f"{KERNELS}.split_keys.tiles_of_split", *arguments))
     return extraction, begin, end, is_part, extraction.local("tiles_of_split", "tiles_per_split").value.term
@@ -38,12 +40,14 @@ def _cover(sources: Sources) -> Iterator[Claim]:
     ceiling = extraction.quotient(COUNT + SPLITS - 1, SPLITS)
     products = extraction.products
     facts = [*products.apart(most, owner, SPLITS), *products.apart(SPLITS, ceiling, most), *products.apart(most, owner, SPLIT)]
-    given = (*GIVEN, 0 <= PLACE, PLACE < COUNT, *facts, *products.apart(SPLITS, z3.IntVal(0), ceiling))
+    given = (*GIVEN, PLACE >= 0, PLACE < COUNT, *facts, *products.apart(SPLITS, z3.IntVal(0), ceiling))
     small = (COUNT == 8, SPLITS == 4, z3.Int("tiles_per_split") == 2, *products.exactly)
-    yield Claim("the split that has a tile is one of the splits", (*given, *extraction.assumptions), z3.And(0 <= owner, owner < SPLITS),
+    yield Claim("the split that has a tile is one of the splits", (*given, *extraction.assumptions), z3
+        .And(owner >= 0, owner < SPLITS),
                 small, extraction.lines)  # fmt: skip
-    has = z3.And(begin <= PLACE, PLACE < end)
-    yield Claim("a split has a tile exactly if it is that split", (*given, *extraction.assumptions), has == (SPLIT == owner), small,
+    has = z3.And(begin <= PLACE, end > PLACE)
+    yield Claim("a split has a tile exactly if it is that split", (*given, *extraction.assumptions),
+        has == (owner == SPLIT), small,
                 extraction.lines)  # fmt: skip
 
 
@@ -52,7 +56,8 @@ def _whole(sources: Sources) -> Iterator[Claim]:
     facts = extraction.products.apart(most, z3.IntVal(1), SPLIT)
     small = (COUNT <= 8, SPLITS == 4, SPLITS > 1, *extraction.products.exactly)
     first = z3.And(z3.Implies(SPLIT == 0, z3.And(begin == 0, end == COUNT)), z3.Implies(SPLIT > 0, begin >= COUNT))
-    yield Claim("all tiles are the first split's where no part is written", (*GIVEN, *facts, *extraction.assumptions, z3.Not(is_part)),
+    yield Claim("all tiles are the first split's where no part is written", (*GIVEN, *facts, *extraction.assumptions, z3
+        .Not(is_part)),
                 first, small, extraction.lines)  # fmt: skip
 
 
@@ -77,13 +82,21 @@ def _empty(sources: Sources) -> Iterator[Claim]:
     count = extraction.local("attend_tile", "tiles").value.count.term
     stores = [s for s in extraction.stores if s.place in ("attend_tile", "finish")]
     conditions = [z3.And(*store.path) for store in stores if store.pointer.name == "row_max_ptr"]
-    given = (0 <= SPLIT, SPLIT > 0, begin >= count)
+    given = (SPLIT >= 0, SPLIT > 0, begin >= count)
     m = z3.Int("m")
     (no_key,) = _stores(extraction, "row_max_ptr", "attend_tile")
     written = as_tensor(no_key.value).at(m) == NEGATIVE_INFINITY
     others = [z3.Not(z3.And(*store.path)) for store in extraction.stores if store is not no_key]
-    yield Claim("a split behind the last tile", (*given, *extraction.assumptions), z3.And(*no_key.path, written, *others), (), extraction.lines)
-    yield Claim("each split writes its largest logits", (0 <= SPLIT, *extraction.assumptions), z3.Or(*conditions), (), extraction.lines)
+    yield Claim(
+        "a split behind the last tile",
+        (*given, *extraction.assumptions),
+        z3.And(*no_key.path, written, *others),
+        (),
+        extraction.lines,
+    )
+    yield Claim(
+        "each split writes its largest logits", (SPLIT >= 0, *extraction.assumptions), z3.Or(*conditions), (), extraction.lines
+    )
 
 
 def _reduced(sources: Sources) -> Iterator[Claim]:
@@ -92,7 +105,11 @@ def _reduced(sources: Sources) -> Iterator[Claim]:
     heads, rows, size = symbol("num_heads", "int32", least=1), symbol("num_rows", "int32", least=1), 16
     reader = Extraction(sources, grid=((z3.Int("program"), z3.Int("programs")),))
     of_pair, of_part = ("reduce_parts_kernel", "token"), ("reduce_parts_kernel", "part")
-    reader.arbitrary = {of_pair: block(8, token), ("reduce_parts_kernel", "head"): block(8, head), of_part: Tensor((1, 4), "int64", lambda _: part)}
+    reader.arbitrary = {
+        of_pair: block(8, token),
+        ("reduce_parts_kernel", "head"): block(8, head),
+        of_part: Tensor((1, 4), "int64", lambda _: part),
+    }
     pointers = ("out_ptr", "lse_ptr", "acc_ptr", "row_max_ptr", "row_sum_ptr", "output_scale_ptr", "query_start_loc_ptr")
     numbers = ("num_requests", "num_parts", "stride_out_row", "stride_out_head", "stride_lse_head")
     constants = {"OUT_UNIT": 1, "OUT_FORMAT": "float", "HEAD_SIZE": size, "BLOCK_ROWS": 8, "BLOCK_PARTS": 4, "BLOCK_D": 16}
@@ -107,7 +124,9 @@ def _reduced(sources: Sources) -> Iterator[Claim]:
     arguments = inputs.arguments(sources, flags={"writes_output": 1}, num_splits=symbol("num_splits", "int32", least=1))
     arguments.sizes.fields["first_part"] = 0
     arguments.strides.fields.update({name.removeprefix("stride_"): value for name, value in strides.items()})
-    writer.call(ATTEND_TILE, inputs.tile(sources, split=number(part, "int64")), arguments, inputs.kind(is_partial=True), BLOCK_M)
+    writer.call(
+        ATTEND_TILE, inputs.tile(sources, split=number(part, "int64")), arguments, inputs.kind(is_partial=True), BLOCK_M
+    )
     yield from _same_place(writer, reader)
 
 
@@ -122,7 +141,7 @@ def _same_place(writer: Extraction, reader: Extraction) -> Iterator[Claim]:
         (load,) = (load for load in reader.loads if load.pointer.name == name)
         store = _stores(writer, name, "finish")[0]
         found, at = as_tensor(load.pointer.offset).at(*lane), as_tensor(store.pointer.offset).at(*other)
-        assumptions = (0 <= d, d < 16, *writer.assumptions, *reader.assumptions)
+        assumptions = (d >= 0, d < 16, *writer.assumptions, *reader.assumptions)
         yield Claim(f"{name[:-4]} of a part", assumptions, found == at, (), {**writer.lines, **reader.lines})
 
 
@@ -132,7 +151,17 @@ def _split(model: Model) -> Case:
 
 
 def _theorem(name: str, says: str, claims: Any, place: str, find: str, replace: str) -> Theorem:
-    return Theorem(name=f"splits.{name}", says=says, claims=claims, mutant=(Patch(f"{KERNELS}.{place}", find, replace),), case=_split)
+    assumes = (
+        "The host's fewest tiles of a part is at least 1 (launch/plan.py rounds up)." if name in ("cover", "whole") else ""
+    )
+    return Theorem(
+        name=f"splits.{name}",
+        says=says,
+        assumes=assumes,
+        claims=claims,
+        mutant=(Patch(f"{KERNELS}.{place}", find, replace),),
+        case=_split,
+    )
 
 
 THEOREMS = (
@@ -145,7 +174,9 @@ THEOREMS = (
         "split_keys.tiles_of_split", "num_tiles > tiles_per_split", "num_tiles > tiles_per_split * 2",
     ),
     _theorem(
-        "empty", "Each split writes its largest logits, and a split without tiles writes that it saw no key, and nothing else.", _empty,
+        "empty",
+            "Each split writes its largest logits, and a split without tiles writes that it saw no key, and nothing else.",
+            _empty,
         "attention.attend_tile", "(tile.split > 0) & (begin >= tiles.count)", "(tile.split > 1) & (begin >= tiles.count)",
     ),
     _theorem(

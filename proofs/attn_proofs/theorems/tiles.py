@@ -1,7 +1,8 @@
-"""Which tiles of keys a program goes through: all that hold a visible key, each once, and without a mask only where all is visible.
+"""Which tiles of keys a program goes through: all that hold a visible key, each once, and without a mask only where all
+is visible.
 
-The loops of a tile of queries run over an order of tiles, 0 to `count`: sink tiles first, then the others. A split has [begin, end)
-of the order. One loop takes those of them that need no mask, the other loop the rest.
+The loops of a tile of queries run over an order of tiles, 0 to `count`: sink tiles first, then the others. A split has
+[begin, end) of the order. One loop takes those of them that need no mask, the other loop the rest.
 """
 
 from collections.abc import Callable, Iterator
@@ -68,7 +69,7 @@ def _covered(seen: Callable[[Rules], Term], *, gaps: bool | None = None):
         for made in _scenes(sources, gaps=gaps):
             order, rules = Order(made), made.rules
             place = order.place_of(rules.j)
-            within = z3.And(0 <= place, place < order.tiles["count"])
+            within = z3.And(place >= 0, place < order.tiles["count"])
             goal = [within, order.tile_at(place) == rules.j / made.block_n]
             if not made.kind.has_gaps:  # else every visible key of a tile is loaded: theorem tiles.loaded
                 goal.append(z3.And(order.tiles["first_key"] <= rules.j, rules.j < order.tiles["end_key"]))
@@ -143,7 +144,7 @@ def _loaded(sources: Sources) -> Iterator[Claim]:
             largest = [column.result.at(n) >= column.operand.at(z3.Int("m"), n)]
         else:
             loaded, largest = in_tile.at(n), []
-        yield made.claim("a tile with a mask", [*path, 0 <= n, n < made.block_n, *largest], z3.Implies(shown, loaded))
+        yield made.claim("a tile with a mask", [*path, n >= 0, n < made.block_n, *largest], z3.Implies(shown, loaded))
 
 
 def _keys_only(sources: Sources) -> Iterator[Claim]:
@@ -154,7 +155,7 @@ def _keys_only(sources: Sources) -> Iterator[Claim]:
             n = made.rules.j - first_key
             loaded = in_tile.at(n) if masked else z3.BoolVal(True)
             goal = z3.Implies(loaded, made.rules.is_key)
-            yield made.claim(f"a tile {'with' if masked else 'without'} a mask", [*path, 0 <= n, n < made.block_n], goal)
+            yield made.claim(f"a tile {'with' if masked else 'without'} a mask", [*path, n >= 0, n < made.block_n], goal)
 
 
 def _theorem(name: str, says: str, claims, place: str, find: str, replace: str) -> Theorem:
@@ -182,7 +183,8 @@ THEOREMS = (
     _theorem(
         "visited", "Each tile of a split is that of one turn of one of the two loops.",
         _visited,
-        f"{KEY_TILES}.keys_of_tile", "i + loops.unmasked_end - loops.unmasked_begin", "i + loops.unmasked_end - loops.unmasked_begin - 1",
+        f"{KEY_TILES}.keys_of_tile", "i + loops.unmasked_end - loops.unmasked_begin",
+            "i + loops.unmasked_end - loops.unmasked_begin - 1",
     ),
     _theorem(
         "unmasked", "A tile without a mask holds only keys that every query of the tile sees.",
@@ -192,7 +194,8 @@ THEOREMS = (
     _theorem(
         "once", "Sink tiles and the other tiles do not overlap.",
         _once,
-        f"{VISIBILITY}.seen_keys", "tl.minimum(tl.cdiv(sink_end, KIND.block_n), begin // KIND.block_n)", "tl.cdiv(sink_end, KIND.block_n)",
+        f"{VISIBILITY}.seen_keys", "tl.minimum(tl.cdiv(sink_end, KIND.block_n), begin // KIND.block_n)",
+            "tl.cdiv(sink_end, KIND.block_n)",
     ),
     _theorem(
         "loaded", "Every key that the mask shows to a query is loaded.",

@@ -19,17 +19,15 @@ GROUPS = (1, 3, 8, 64)
 
 def _fits(sources: Sources) -> Iterator[Claim]:
     for has_gaps in (False, True):
-        made = scene(sources, block_n=64, has_gaps=has_gaps)
+        made = scene(Sources(sources.patched), block_n=64, has_gaps=has_gaps)  # no other theorem's lanes
         extraction, m, n, d = made.extraction, z3.Int("m"), z3.Int("n"), z3.Int("d")
-        before = len(extraction.notes)
         extraction.local("attend_tile", "visible").value.at(m, n)
         for access in extraction.loads:
             shape = as_tensor(access.pointer.offset).shape
             lane = {(): (), (BLOCK_M,): (m,), (made.block_n,): (n,), (BLOCK_M, 16): (m, d), (made.block_n, 16): (n, d)}[shape]
             as_tensor(access.pointer.offset).at(*lane)
-        del before
         first_row, tokens = z3.Int("first_row"), z3.Int("num_tokens")
-        sizes = [0 <= n, n < made.block_n, 0 <= first_row, first_row + z3.Int("query_len") <= tokens, tokens <= INT32_MAX]
+        sizes = [n >= 0, n < made.block_n, first_row >= 0, first_row + z3.Int("query_len") <= tokens, tokens <= INT32_MAX]
         known = set()
         for note in extraction.notes:
             key = (note.dtype, note.term.get_id(), len(note.path))
@@ -37,16 +35,21 @@ def _fits(sources: Sources) -> Iterator[Claim]:
                 continue
             known.add(key)
             low, high = RANGES[note.dtype]
-            claim = made.claim(f"{note.dtype} in {note.place}, line {note.line}", [*sizes, *note.path], z3.And(low <= note.term, note.term <= high))
+            claim = made.claim(
+                f"{note.dtype} in {note.place}, line {note.line}",
+                [*sizes, *note.path],
+                z3.And(low <= note.term, note.term <= high),
+            )
             yield claim
 
 
 THEOREMS = (
     Theorem(
         name="widths.positions",
-        says="Positions, keys, tiles and their numbers fit 32 bits wherever the attention kernel holds them so, for all rules but chunks.",
+        says="Positions, keys and tiles fit 32 bits where the attention kernel holds them so, for all rules but chunks.",
         assumes="The rows of a tile fit (theorem programs.rows has them in integers).",
         claims=_fits, case=of_scene,
-        mutant=(Patch("attn_optimized.kernels.visibility.seen_keys", "in_window(each, each, rules, seq_len)", "in_window(each.to(tl.int32), each.to(tl.int32), rules, seq_len)"),),
+        mutant=(Patch("attn_optimized.kernels.visibility.seen_keys", "in_window(each, each, rules, seq_len)",
+            "in_window(each.to(tl.int32), each.to(tl.int32), rules, seq_len)"),),
     ),
 )  # fmt: skip
