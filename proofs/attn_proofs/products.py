@@ -18,8 +18,8 @@ from typing import Any
 import z3
 
 Term = Any
-_QUOTIENT = z3.Function("quotient", z3.IntSort(), z3.IntSort(), z3.IntSort())
-_PRODUCT = z3.Function("product", z3.IntSort(), z3.IntSort(), z3.IntSort())
+_QUOTIENT: Any = z3.Function("quotient", z3.IntSort(), z3.IntSort(), z3.IntSort())
+_PRODUCT: Any = z3.Function("product", z3.IntSort(), z3.IntSort(), z3.IntSort())
 
 
 def multiples_are_apart(b: Term, bq: Term, br: Term, q: Term, r: Term) -> Term:

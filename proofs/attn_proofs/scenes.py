@@ -15,7 +15,7 @@ from attn_proofs.loops import Turn
 from attn_proofs.sources import Sources
 from attn_proofs.specification import INT32_MAX, Rules, some_range_holds
 from attn_proofs.theorem import Claim, Term, obligations
-from attn_proofs.values import Record, as_tensor, memory, number, symbol
+from attn_proofs.values import Record, as_tensor, integers, memory, number, symbol
 
 ATTEND_TILE = "attn_optimized.kernels.attention.attend_tile"
 RULES = "attn_optimized.launch.rules"
@@ -77,7 +77,7 @@ class Scene:
     def small(self) -> tuple[Term, ...]:
         """Numbers of a case: one request, whose queries are one tile with one row each."""
         numbers = {"window_left": 600, "window_right": 600, "sink_tokens": 200, "chunked_local": 400, "num_ranges": 2}
-        ranges_count, sinks, chunk = map(z3.Int, ("num_ranges", "sink_tokens", "chunked_local"))
+        ranges_count, sinks, chunk = integers("num_ranges sink_tokens chunked_local")
         extra = [] if self.kind.has_gaps else [ranges_count == 0, sinks == 0]
         if self.rules.chunked_local is None:  # the host compiles the rules in if one of them is on
             extra += [chunk == 0, ranges_count >= 1 if self.kind.has_gaps else ranges_count == 0]
@@ -114,7 +114,7 @@ def _run(
     """`attend_tile` on row m of a tile, with all rules of the contract, or with a window at most."""
     names = ("seq_len", "query_len", "first_query", "end_query", "num_ranges", "request")
     seq_len, query_len, first_query, end_query, num_ranges, request = map(z3.Int, names)
-    p, j, m = z3.Int("p"), z3.Int("j"), z3.Int("m")
+    p, j, m = integers("p j m")
     extraction = Extraction(sources)
     layer, batch = _layer_and_batch(has_gaps, has_chunks)
     numbers = extraction.call(f"{RULES}.rule_numbers", layer, batch)

@@ -101,7 +101,7 @@ def some_range_holds(products: Products, request: Term, num_ranges: Term, p: Ter
     def element(k: Term, end: int) -> Term:
         return ranges(products.times(request, num_ranges) * 2 + k * 2 + end)
 
-    definition = [z3.Not(function(0))]
+    definition: list[Term] = [z3.Not(function(0))]
     for count in counts:
         definition.append(function(count + 1) == z3.Or(function(count), holds_both(element(count, 0), element(count, 1), p, j)))
     return function, definition

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import z3
 from attn_fuzz.cases.case import Case
@@ -50,7 +50,8 @@ class Model:
     def __call__(self, name: str | Term) -> int:
         """A number, by its name or its term."""
         term = z3.Int(name) if isinstance(name, str) else name
-        return self.model.eval(term, model_completion=True).as_long()
+        value: Any = self.model.eval(term, model_completion=True)
+        return value.as_long()
 
     def holds(self, name: str | Term) -> bool:
         """A condition, by its name or its term."""

@@ -113,6 +113,11 @@ def unknown(name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
     return Tensor(shape, dtype, lambda index: function(*index))
 
 
+def integers(names: str) -> tuple[Term, ...]:
+    """Unknown integers, by their names with spaces between them."""
+    return tuple(map(z3.Int, names.split()))
+
+
 def memory(name: str, dtype: str = "int64") -> Callable[[Term], Term]:
     """What a tensor holds at an offset."""
     sort = {"bool": z3.BoolSort(), "float": z3.RealSort()}.get(dtype, z3.IntSort())

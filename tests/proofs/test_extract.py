@@ -4,7 +4,9 @@ import textwrap
 
 import pytest
 
-z3 = pytest.importorskip("z3")
+pytest.importorskip("z3")
+
+import z3
 from attn_proofs import sources as sources_of
 from attn_proofs.errors import UnsupportedConstructError
 from attn_proofs.extract import Extraction

@@ -1,5 +1,7 @@
-"""Each theorem's mutant is refuted, and the case of the counterexample fails on the mutated kernel. The shipped source is proved by
-`tox run -e proofs`; here, the theorems that take the solver least."""
+"""Each theorem's mutant is refuted, and the case of the counterexample fails on the mutated kernel.
+
+`tox run -e proofs` proves all theorems of the shipped source; here are those that take the solver least.
+"""
 
 import pytest
 

@@ -18,7 +18,7 @@ from attn_proofs.scenes import ATTEND_TILE, BLOCK_M
 from attn_proofs.sources import Sources
 from attn_proofs.specification import DIMS, element
 from attn_proofs.theorem import Claim, Model, Term, Theorem
-from attn_proofs.values import Record, Tensor, as_tensor, memory, number
+from attn_proofs.values import Record, Tensor, as_tensor, integers, memory, number
 
 STRIDES = "attn_optimized.strides.kv_cache_strides"
 ROWS = ("BLOCKS_FIRST_NHD", "BLOCKS_FIRST_HND", "KV_FIRST_NHD", "KV_FIRST_HND", "CONTENT_PACKED")
@@ -116,7 +116,7 @@ def _read(kv: int, layouts: tuple[str, ...]):
 
 
 def _at_element(extraction: Extraction, strides: dict[str, Term], access: Access, kv: int, layout: str, unit: int) -> Claim:
-    n, d, key, head = z3.Int("n"), z3.Int("d"), z3.Int("key"), z3.Int("kv_head")
+    n, d, key, head = integers("n d key kv_head")
     masked = access.mask is not True
     first_key = extraction.local("attend_tile", "first_key", -1 if masked else 0).value.term
     offset = as_tensor(access.pointer.offset)
@@ -156,7 +156,7 @@ def _largest(extraction: Extraction, access: Access, lane: tuple[Term, ...]) -> 
 def _table(sources: Sources) -> Iterator[Claim]:
     """The block table is read in the request's row, at an entry that is used."""
     extraction, _ = _run(sources, "KV_FIRST_NHD", 1)
-    n, seq_len = z3.Int("n"), z3.Int("seq_len")
+    n, seq_len = integers("n seq_len")
     for access in (a for a in extraction.loads if a.pointer.name == "block_table_ptr"):
         offset = as_tensor(access.pointer.offset).at(n)
         reads = z3.BoolVal(True) if access.mask is True else as_tensor(access.mask).at(n)
@@ -169,7 +169,7 @@ def _table(sources: Sources) -> Iterator[Claim]:
 
 
 def _tile() -> list[Term]:
-    first, end, length, seq_len = map(z3.Int, ("first_query", "end_query", "query_len", "seq_len"))
+    first, end, length, seq_len = integers("first_query end_query query_len seq_len")
     edges = [z3.And(z3.Int(name) >= 0, z3.Int(name) < 2**31) for name in ("window_left", "window_right", "max_ahead")]
     return [
         first >= 0,
@@ -192,7 +192,7 @@ def _rows(name: str, is_store: bool):
             kind = inputs.kind(q_unit=unit, head_size=12)
             extraction.call(ATTEND_TILE, inputs.tile(sources), inputs.arguments(sources), kind, BLOCK_M)
             (access,) = (a for a in (extraction.stores if is_store else extraction.loads) if a.pointer.name == f"{name}_ptr")
-            m, d = z3.Int("m"), z3.Int("d")
+            m, d = integers("m d")
             rows = {field: extraction.local("rows_of_tile", field, 0).value.at(m) for field in ("row", "head", "owned")}
             row, head = (z3.Int(f"{name}_{dim}") for dim in ("row", "head"))
             at = (extraction.times(rows["row"], row) + extraction.times(rows["head"], head)) * unit + d
@@ -206,14 +206,15 @@ def _rows(name: str, is_store: bool):
 
 def _case(layout: str, **fields: Any):
     def case(model: Model) -> Case:
-        wide = {
+        wide: dict[str, Any] = {
             "block_size": 48,
             "layout": Layout(layout),
             "num_kv_heads": 2,
             "head_size": 64 if layout in X_PACKED else 12,
             "padding": 8,
         }
-        return paged([(20, 150), (3, 40)], **(wide | {"scale": 0.25} | fields))
+        arguments: dict[str, Any] = wide | {"scale": 0.25} | fields
+        return paged([(20, 150), (3, 40)], **arguments)
 
     return case
 

@@ -19,7 +19,7 @@ from attn_proofs.loops import Turn
 from attn_proofs.sources import Sources
 from attn_proofs.specification import INT32_MAX
 from attn_proofs.theorem import Claim, Model, Term, Theorem
-from attn_proofs.values import Record, memory, number, symbol
+from attn_proofs.values import Record, integers, memory, number, symbol
 
 QUERY_TILES = "attn_optimized.kernels.query_tiles"
 PLAN = "attn_optimized.launch.plan"
@@ -29,7 +29,7 @@ FIRST_WRONG_GROUP = 444
 """The first group whose inverse of 16 bits gives a wrong query, for a tile of as many rows as its power of two."""
 INTERPRETED_QUERIES = 64
 QSL = memory("query_start_loc_ptr")
-R, Q, TILE, T, REQUEST = map(z3.Int, ("num_requests", "queries_per_tile", "tile", "t", "r"))
+R, Q, TILE, T, REQUEST = integers("num_requests queries_per_tile tile t r")
 TOKENS = z3.Int("num_tokens")
 
 
@@ -65,7 +65,7 @@ class Search:
 
     def _invariant(self, turn: Turn) -> list[Term]:
         found, count = turn.now["request"].term, turn.count
-        end = z3.If(count * self.at_once <= R, count * self.at_once, R)
+        end: Any = z3.If(count * self.at_once <= R, count * self.at_once, R)
         # r is arbitrary, so what is assumed of it holds of every request, and of the last one that was looked at, too
         last = count * self.at_once - 1
         terms = [self._counted(count, found, REQUEST), found >= -1, found <= end - 1]
@@ -112,7 +112,7 @@ def _search(sources: Sources, *, steps: bool) -> Iterator[Claim]:
         extraction = search.extraction
         first = extraction.local("find_tile", "first").value.term
         (reduction,) = extraction.reductions
-        a, b = z3.Ints("lane_a lane_b")
+        a, b = integers("lane_a lane_b")
         lanes = [a >= 0, a <= b, b < search.at_once, *search.rising(first + a, first + b)]
         falls = z3.Implies(reduction.operand.at(b) == 1, reduction.operand.at(a) == 1)
         facts = search.sums()
@@ -191,13 +191,13 @@ def _grid(sources: Sources) -> Iterator[Claim]:
 
 def _rows(sources: Sources) -> Iterator[Claim]:
     """The rows of a tile: for each group, each of its queries and heads is one row, and each row is one of them."""
-    m, t, h = z3.Ints("m t h")
+    m, t, h = integers("m t h")
     for group in range(1, MAX_GROUP + 1):
         extraction = Extraction(sources)
         inverse = -(-(1 << 16) // group)
         sizes = Record("Sizes", {"group": group, "group_inverse": inverse, "num_tokens": symbol("num_tokens", "int32")})
         rows = extraction.call(f"{QUERY_TILES}.rows_of_tile", tile(sources), sizes, 0, MAX_BLOCK_M)
-        first, head = z3.Int("first_query"), z3.Int("kv_head")
+        first, head = integers("first_query kv_head")
         lanes = (m >= 0, m < MAX_BLOCK_M, t >= 0, h >= 0, h < group, t * group + h < MAX_BLOCK_M)
         lane = t * group + h
         goal = z3.And(
@@ -227,7 +227,7 @@ def _owned(sources: Sources) -> Iterator[Claim]:
 
 
 def _contract_of_tile() -> list[Term]:
-    first, end, length, row = map(z3.Int, ("first_query", "end_query", "query_len", "first_row"))
+    first, end, length, row = integers("first_query end_query query_len first_row")
     return [first >= 0, first < end, end <= length, length <= INT32_MAX, row >= 0, row + length <= TOKENS, TOKENS <= INT32_MAX]
 
 
@@ -235,7 +235,7 @@ def _inverse(groups: range, rows_of: Any):
     """(row * inverse) >> 16 is row // group, with the inverse that the host gives for any number of KV heads."""
 
     def claims(sources: Sources) -> Iterator[Claim]:
-        m, heads = z3.Int("m"), z3.Int("num_kv_heads")
+        m, heads = integers("m num_kv_heads")
         for group in groups:
             extraction = Extraction(sources)
             layer = Record("Layer", {"num_heads": number(heads * group), "num_kv_heads": symbol("num_kv_heads", least=1)})

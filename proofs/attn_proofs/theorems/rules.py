@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import msgspec
 import z3
 from attn_fuzz.cases.case import Case, Request
 from attn_fuzz.zoo.patches import Patch
@@ -12,11 +13,11 @@ from attn_proofs.inputs import pointer
 from attn_proofs.sources import Sources
 from attn_proofs.specification import INT32_MAX
 from attn_proofs.theorem import Claim, Model, Theorem
-from attn_proofs.values import Record, as_tensor, memory, symbol, truth
+from attn_proofs.values import Record, as_tensor, integers, memory, symbol, truth
 
 RULES = "attn_optimized.launch.rules"
 KERNEL = "attn_optimized.kernels.attention.attention_kernel"
-LEFT, RIGHT, SINKS = map(z3.Int, ("window_left", "window_right", "sink_tokens"))
+LEFT, RIGHT, SINKS = integers("window_left window_right sink_tokens")
 
 
 def _off(sources: Sources) -> Iterator[Claim]:
@@ -27,7 +28,7 @@ def _off(sources: Sources) -> Iterator[Claim]:
     })  # fmt: skip
     batch = Record("Batch", {"bidirectional_ranges": None, "qq_bias": None})
     gaps = truth(extraction.call(f"{RULES}.has_gaps", layer, batch))
-    p, j = z3.Ints("p j")
+    p, j = integers("p j")
     in_window = z3.And(z3.Or(LEFT < 0, p - j <= LEFT), z3.Or(RIGHT < 0, j - p <= RIGHT))
     given = (LEFT >= -1, RIGHT >= -1, SINKS >= 0, j >= 0, z3.Not(gaps), *extraction.assumptions)
     small = (LEFT == 3, RIGHT == -1, SINKS == 2)
@@ -37,7 +38,7 @@ def _off(sources: Sources) -> Iterator[Claim]:
 def _distances(sources: Sources) -> Iterator[Claim]:
     """An edge of the window as a distance hides what the edge hides; -1 hides no key of an int32 sequence."""
     extraction = Extraction(sources)
-    edge, apart = z3.Int("edge"), z3.Int("apart")
+    edge, apart = integers("edge apart")
     found = as_tensor(extraction.call("attn_optimized.launch.units.distance", symbol("edge"))).term
     given = (edge >= -1, edge <= INT32_MAX, apart <= INT32_MAX)
     yield Claim("a distance", given, (apart <= found) == z3.Or(edge < 0, apart <= edge), (), extraction.lines)
@@ -81,7 +82,7 @@ def _flags_case(model: Model) -> Case:
     case = paged([(20, 90), (9, 40)], per_request_causal=True, scale=0.25)
     first, second = case.requests
     other = Request(second.query_len, second.seq_len, second.blocks, not first.causal)
-    return Case(**{name: getattr(case, name) for name in case.__struct_fields__} | {"requests": (first, other)})
+    return msgspec.structs.replace(case, requests=(first, other))
 
 
 THEOREMS = (

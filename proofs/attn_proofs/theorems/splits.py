@@ -16,10 +16,10 @@ from attn_proofs.extract import Access, Extraction
 from attn_proofs.scenes import ATTEND_TILE, BLOCK_M
 from attn_proofs.sources import Sources
 from attn_proofs.theorem import Claim, Model, Term, Theorem
-from attn_proofs.values import NEGATIVE_INFINITY, Record, Tensor, as_tensor, number, symbol
+from attn_proofs.values import NEGATIVE_INFINITY, Record, Tensor, as_tensor, integers, number, symbol
 
 KERNELS = "attn_optimized.kernels"
-SPLITS, COUNT, SPLIT, PLACE = map(z3.Int, ("num_splits", "num_tiles", "split", "place"))
+SPLITS, COUNT, SPLIT, PLACE = integers("num_splits num_tiles split place")
 GIVEN = (SPLITS >= 1, SPLITS <= 128, COUNT >= 0, COUNT < 2**31, SPLIT >= 0, SPLIT < SPLITS, z3.Int("tiles_per_split") >= 1)
 
 
@@ -136,7 +136,7 @@ def block(size: int, term: Term) -> Tensor:
 
 
 def _same_place(writer: Extraction, reader: Extraction) -> Iterator[Claim]:
-    r, b, d = z3.Ints("r b d")
+    r, b, d = integers("r b d")
     for name, lane, other in (("row_max_ptr", (r, b), (r,)), ("row_sum_ptr", (r, b), (r,)), ("acc_ptr", (r, b, d), (r, d))):
         (load,) = (load for load in reader.loads if load.pointer.name == name)
         store = _stores(writer, name, "finish")[0]

@@ -11,7 +11,7 @@ from attn_proofs.counterexamples import of_scene
 from attn_proofs.scenes import BLOCK_M, scene
 from attn_proofs.sources import Sources
 from attn_proofs.theorem import Claim, Theorem
-from attn_proofs.values import RANGES, as_tensor
+from attn_proofs.values import RANGES, as_tensor, integers
 
 INT32_MAX = 2**31 - 1
 GROUPS = (1, 3, 8, 64)
@@ -26,8 +26,11 @@ def _fits(sources: Sources) -> Iterator[Claim]:
             shape = as_tensor(access.pointer.offset).shape
             lane = {(): (), (BLOCK_M,): (m,), (made.block_n,): (n,), (BLOCK_M, 16): (m, d), (made.block_n, 16): (n, d)}[shape]
             as_tensor(access.pointer.offset).at(*lane)
-        first_row, tokens = z3.Int("first_row"), z3.Int("num_tokens")
+        first_row, tokens = integers("first_row num_tokens")
         sizes = [n >= 0, n < made.block_n, first_row >= 0, first_row + z3.Int("query_len") <= tokens, tokens <= INT32_MAX]
+        # the loop over ranges is looked at from key j of its tile
+        in_tile = made.rules.j - extraction.local("attend_tile", "key").value.at(0)
+        sizes += [in_tile >= 0, in_tile < made.block_n]
         known = set()
         for note in extraction.notes:
             key = (note.dtype, note.term.get_id(), len(note.path))

@@ -14,14 +14,14 @@ from attn_proofs.sources import Sources
 from attn_proofs.specification import element
 from attn_proofs.theorem import Claim, Model, Theorem
 from attn_proofs.theorems.addresses import _in_units, strides_of
-from attn_proofs.values import Record, as_tensor, memory, symbol
+from attn_proofs.values import Record, as_tensor, integers, memory, symbol
 
 WRITE = "attn_optimized.kernels.write_kv_cache"
 SIZES = {"head_size": 64, "block_size": 16, "x": 8}
 BLOCK_ROWS = 32
 LAYOUTS = ("BLOCKS_FIRST_NHD", "KV_FIRST_HND", "CONTENT_PACKED", "X_PACKED", "SHUFFLED")
 MAPPED = memory("slot_mapping_ptr")
-PROGRAM, ROW, D = z3.Int("program"), z3.Int("i"), z3.Int("d")
+PROGRAM, ROW, D = integers("program i d")
 _SIZES = {"num_query_tiles", "num_positions", "num_mapped", "num_cache_slots", "num_heads", "num_kv_heads"}
 
 
@@ -56,7 +56,7 @@ def _run(sources: Sources, layout: str, unit: int) -> tuple[Extraction, dict[str
 
 
 def _given(extraction: Extraction) -> tuple[Any, ...]:
-    heads, mapped = z3.Int("num_kv_heads"), z3.Int("num_mapped")
+    heads, mapped = integers("num_kv_heads num_mapped")
     lane = (ROW >= 0, ROW < BLOCK_ROWS, D >= 0, SIZES["head_size"] > D, PROGRAM >= 0, heads >= 1, mapped >= 0)
     return (*lane, *extraction.assumptions)
 
@@ -100,7 +100,7 @@ def _programs(sources: Sources) -> Iterator[Claim]:
     """Each (token, head) is one row of one program of the grid."""
     extraction, _ = _run(sources, "BLOCKS_FIRST_NHD", 1)
     token, head = _pairs(extraction)
-    t, h, heads, mapped = z3.Int("t"), z3.Int("h"), z3.Int("num_kv_heads"), z3.Int("num_mapped")
+    t, h, heads, mapped = integers("t h num_kv_heads num_mapped")
     products = extraction.products
     pair = products.times(t, heads) + h
     program, lane = pair / BLOCK_ROWS, pair % BLOCK_ROWS
@@ -121,13 +121,14 @@ def _programs(sources: Sources) -> Iterator[Claim]:
 
 def _case(layout: str, **fields: Any):
     def case(model: Model) -> Case:
-        wide = {
+        wide: dict[str, Any] = {
             "layout": Layout(layout),
             "num_kv_heads": 2,
             "head_size": 64 if layout.startswith(("X_", "SH")) else 12,
             "padding": 8,
         }
-        return paged([(20, 40), (33, 40)], **(wide | {"scale": 0.25} | fields))
+        arguments: dict[str, Any] = wide | {"scale": 0.25} | fields
+        return paged([(20, 40), (33, 40)], **arguments)
 
     return case
 
