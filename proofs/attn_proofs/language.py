@@ -311,8 +311,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "where": lambda _, condition, a, b: arithmetic.where(condition, a, b),
     "maximum": _extremum(True),
     "minimum": _extremum(False),
-    "max": lambda extraction, *values: (_reduce("max") if _is_block(values) else _extremum(True))(extraction, *values),
-    "min": lambda extraction, *values: (_reduce("min") if _is_block(values) else _extremum(False))(extraction, *values),
+    "max": lambda extraction, *values, **named: _largest(True, extraction, values, **named),
+    "min": lambda extraction, *values, **named: _largest(False, extraction, values, **named),
     "sum": _reduce("sum"),
     "cdiv": _cdiv,
     "full": _full,
@@ -333,6 +333,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _is_block(values: tuple[Any, ...]) -> bool:
-    """Whether `max` is Triton's, along an axis, rather than Python's."""
-    return isinstance(values[0], Tensor) and bool(values[0].shape)
+def _largest(is_max: bool, extraction: "Extraction", values: tuple[Any, ...], **named: Any) -> Any:
+    """`max` and `min`: Triton's, along an axis of a block, or Python's."""
+    if isinstance(values[0], Tensor) and values[0].shape:
+        return _reduce("max" if is_max else "min")(extraction, *values, **named)
+    return _extremum(is_max)(extraction, *values, **named)

@@ -53,7 +53,8 @@ def execute(extraction: "Extraction", node: ast.For) -> None:
     if name in ("static_range", "range") and all(isinstance(argument, int) for argument in arguments):
         for i in range(*arguments):
             extraction.assign(node.target, i)
-            extraction.block(node.body)
+            if not extraction.block(node.body):
+                raise extraction.unsupported(node)
     elif name == "range" and isinstance(node.target, ast.Name):
         start, stop, step = arguments if len(arguments) == 3 else (*arguments, 1) if len(arguments) == 2 else (0, *arguments, 1)
         _arbitrary_turn(extraction, node, start, stop, step)
@@ -78,7 +79,8 @@ def _arbitrary_turn(extraction: "Extraction", node: ast.For, start: Any, stop: A
     environment.update(now)
     extraction.path += [count >= 0, index.term < end, *assumed]
     extraction.assign(node.target, index)
-    if not extraction.block(node.body):
+    returns = len(extraction.frame.returned)
+    if not extraction.block(node.body) or len(extraction.frame.returned) > returns:  # a return out of a loop
         raise extraction.unsupported(node)
     after = {name: extraction.frame.environment[name] for name in before}
     at_first = (count == 0, *(part for name in before for part in _equal(now[name], before[name])))
