@@ -1,4 +1,4 @@
-"""A kernel of one's own: executed with constants that are given, and with symbols of its parameters' names for everything else."""
+"""A kernel of one's own: executed with given constants, and with symbols of its parameters' names for everything else."""
 
 import ast
 from collections.abc import Mapping
@@ -19,8 +19,8 @@ def run_kernel(
 ) -> Extraction:
     """Execute a `triton.jit` function.
 
-    The program's indices are the integers `program_0`, `program_1` and `program_2`. A number is a 32-bit integer of the parameter's
-    name, and a tensor is the memory of that name (`attn_proofs.values.memory`).
+    The program's indices are the integers `program_0`, `program_1` and `program_2`. A number is a 32-bit integer of the
+    parameter's name, and a tensor is the memory of that name (`attn_proofs.values.memory`).
 
     Args:
         place: the kernel's dotted name, `my_module.my_kernel`. The module is parsed, not imported.

@@ -6,6 +6,7 @@ The loops of a tile of queries run over an order of tiles, 0 to `count`: sink ti
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import z3
 from attn_fuzz.zoo.patches import Patch
@@ -93,9 +94,8 @@ def _visited(sources: Sources) -> Iterator[Claim]:
             outer = [condition for condition in path if not _speaks_of(condition, index)]
             goal = z3.And(*(c for c in path if _speaks_of(c, index)), first_key == starts)
             index_is = index == turn
-            yield made.claim(
-                f"a turn {'with' if masked else 'without'} a mask has the tile", [*here, *conditions, *outer, index_is], goal
-            )
+            name = f"a turn {'with' if masked else 'without'} a mask has the tile"
+            yield _with_both_loops(made, made.claim(name, [*here, *conditions, *outer, index_is], goal))
 
 
 def _speaks_of(term: Term, part: Term) -> bool:
@@ -120,7 +120,14 @@ def _all_see(sources: Sources) -> Iterator[Claim]:
         order, rules = Order(made), made.rules
         _, path, first_key, _ = order.turn(UNMASKED)
         here = [*path, first_key <= rules.j, rules.j < first_key + made.block_n]
-        yield made.claim("a tile without a mask", here, rules.visible)
+        yield _with_both_loops(made, made.claim("a tile without a mask", here, rules.visible))
+
+
+def _with_both_loops(made: Scene, claim: Claim) -> Claim:
+    """The claim, whose small counterexample has a long window: only then the host compiles the loop without a mask in."""
+    rules = made.rules
+    is_long = [z3.Or(rules.left < 0, rules.left > 256), *([] if rules.chunked_local is None else [rules.chunked_local > 256])]
+    return replace(claim, small=None if claim.small is None else (*claim.small, *is_long))
 
 
 def _once(sources: Sources) -> Iterator[Claim]:
@@ -158,8 +165,8 @@ def _keys_only(sources: Sources) -> Iterator[Claim]:
             yield made.claim(f"a tile {'with' if masked else 'without'} a mask", [*path, n >= 0, n < made.block_n], goal)
 
 
-def _theorem(name: str, says: str, claims, place: str, find: str, replace: str) -> Theorem:
-    return Theorem(name=f"tiles.{name}", says=says, claims=claims, mutant=(Patch(place, find, replace),), case=of_scene)
+def _theorem(name: str, says: str, claims, place: str, find: str, replaced: str) -> Theorem:
+    return Theorem(name=f"tiles.{name}", says=says, claims=claims, mutant=(Patch(place, find, replaced),), case=of_scene)
 
 
 VISIBILITY = "attn_optimized.kernels.visibility"

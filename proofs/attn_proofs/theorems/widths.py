@@ -4,6 +4,7 @@ Of any sizes that the border accepts: lengths, rows and numbers of heads are int
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import z3
 from attn_fuzz.zoo.patches import Patch
@@ -43,7 +44,9 @@ def _fits(sources: Sources) -> Iterator[Claim]:
                 [*sizes, *note.path],
                 z3.And(low <= note.term, note.term <= high),
             )
-            yield claim
+            # a query before the sequence sees nothing, whatever a wrapped number says
+            seen = (z3.Int("query_len") <= z3.Int("seq_len"), z3.Int("window_right") == -1)
+            yield replace(claim, small=None if claim.small is None else (*claim.small, *seen))
 
 
 THEOREMS = (
