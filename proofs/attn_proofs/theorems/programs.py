@@ -116,7 +116,8 @@ def _search(sources: Sources, *, steps: bool) -> Iterator[Claim]:
         lanes = [a >= 0, a <= b, b < search.at_once, *search.rising(first + a, first + b)]
         falls = z3.Implies(reduction.operand.at(b) == 1, reduction.operand.at(a) == 1)
         facts = search.sums()
-        search.begins(REQUEST), search.begins(first)
+        for request in (REQUEST, first):
+            search.begins(request)  # its quotient, whose facts the claims need
         given = [*search.given(), *extraction.assumptions]
         name = f"{search.at_once} requests at once"
         small = search.small() if interprets else None
