@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("contract", "reference", "optimized", "fuzz", "cli", "plugins")
+SOURCES = ("contract", "reference", "optimized", "fuzz", "proofs", "cli", "plugins")
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ COMMANDS = {
     "show": "Draw a case: masks, block table, allocation, error against bound.",
     "zoo": "Put real bugs back, one at a time, and see whether the fuzzer finds each.",
     "mutate": "Make mutants by operators, and count those that the fuzzer finds.",
+    "prove": "Prove theorems about the source of the kernels, for all lengths.",
     "compile": "Compile every kernel that ships: registers, spills, LDS, matrix instructions.",
     "emulate": "Run saved launches on the emulator, for a comparison with hardware bit by bit.",
     "matrix": "Write the tables of what is supported and what the fuzzer draws.",

@@ -331,6 +331,23 @@ class Doctor(TypedDict):
     sections: dict[str, dict[str, Any]]
 
 
+class Proof(TypedDict):
+    """What became of a theorem: how many claims it has, and the file of a counterexample's case, if there is one."""
+
+    theorem: str
+    outcome: Literal["proved", "refuted", "undecided", "vacuous"]
+    claims: int
+    seconds: float
+    case: str | None
+
+
+class Prove(TypedDict):
+    """What became of each theorem that was asked for."""
+
+    schema: Literal["attn-parity.prove/1"]
+    theorems: list[Proof]
+
+
 OUTPUTS: dict[str, Any] = {
     "fuzz": Fuzz,
     "hunt": Hunt,
@@ -342,5 +359,6 @@ OUTPUTS: dict[str, Any] = {
     "compile": Compile,
     "select": Select,
     "doctor": Doctor,
+    "prove": Prove,
 }
 """The type of what each command's `--json` writes."""
