@@ -147,7 +147,7 @@ def speed(
 @cli.command()
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if the page is not what the files make.")
 def page(check: bool) -> None:
-    """Write docs/generated/performance.md, performance-drawn.md and their pictures, from the JSON files beside them."""
+    """Write docs/generated/performance.md, the page of drawn shapes, and their pictures, from the JSON files beside them."""
     from benchmarks.speed import drawn_page, page
 
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("contract", "reference", "optimized", "fuzz", "cli", "plugins")
+SOURCES = ("contract", "reference", "optimized", "fuzz", "proofs", "cli", "plugins")
 
 
 @pytest.fixture
@@ -69,6 +69,7 @@ def test_an_import_the_other_way_is_found(copy, module, line):
         ("targets", "run"),
         ("strategies", "run"),
         ("run", "report"),
+        ("run", "exhaustive"),
         ("zoo", "run"),
     ],
 )

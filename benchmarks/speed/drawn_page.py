@@ -1,4 +1,4 @@
-"""docs/generated/performance-drawn.md and its pictures, from the JSON files in docs/generated/performance-drawn."""
+"""The page of runs on drawn shapes, and its pictures, from the JSON files of these runs."""
 
 import statistics
 from collections.abc import Iterator, Sequence

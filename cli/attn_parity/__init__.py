@@ -18,11 +18,13 @@ from click.shell_completion import CompletionItem
 COMMANDS = {
     "fuzz": "Draw cases, run them on a target, judge them. The main job.",
     "hunt": "Go on past each new failure, and end with a table of distinct failures.",
+    "exhaust": "Run every call of a scope on a target, without sampling.",
     "replay": "Run cases again.",
     "bisect": "Find the commit of a kernel's repository since which a case fails.",
     "show": "Draw a case: masks, block table, allocation, error against bound.",
     "zoo": "Put real bugs back, one at a time, and see whether the fuzzer finds each.",
     "mutate": "Make mutants by operators, and count those that the fuzzer finds.",
+    "prove": "Prove theorems about the source of the kernels, for all lengths.",
     "compile": "Compile every kernel that ships: registers, spills, LDS, matrix instructions.",
     "emulate": "Run saved launches on the emulator, for a comparison with hardware bit by bit.",
     "matrix": "Write the tables of what is supported and what the fuzzer draws.",

@@ -17,6 +17,7 @@ from attn_fuzz.report.run import Found, Run
 from attn_fuzz.run import runner, shard, sources
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import FuzzPlan
+from attn_fuzz.run.trial import COMPARED
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Support
 from attn_parity import failing, places
@@ -25,9 +26,11 @@ from attn_parity.options import (
     Duration,
     Positive,
     Seed,
+    check_exact,
     check_writable,
     corpus_option,
     device_option,
+    exact_option,
     ignore_signals,
     json_option,
     limit_option,
@@ -63,6 +66,7 @@ _PROFILES = ", ".join(f"{name} {examples}" for name, examples in PROFILES.items(
 @limit_option
 @device_option
 @sanitize_option
+@exact_option
 @json_option
 @click.option(
     "--report",
@@ -97,6 +101,7 @@ def command(
     limit: float,
     device: str,
     sanitize: bool | None,
+    exactly: bool,
     json_file: Path | None,
     report_folder: Path | None,
     corpus: str | None,
@@ -114,6 +119,7 @@ def command(
             place = places.here(target_name, device, workers)
         else:
             place = stack.enter_context(places.on_ray(address, needs, working_dir, target_name, device, workers))
+        check_exact(exactly, place.device)
         target = registry.load(target_name)
         say_what_runs_kernels(place.device, [target])
         folder = report_folder or FOLDER
@@ -127,6 +133,7 @@ def command(
             limit=limit,
             until=time.time() + 60 * minutes if minutes else None,
             sanitize=sanitizes(sanitize, target, place.device),
+            exactly=exactly,
         )
         return _fuzz(plan, place, corpus, where, json_file, report_folder)
 
@@ -169,6 +176,8 @@ def _fuzz(
         interrupted=outcome.interrupted,
         error=outcome.error,
     )
+    if plan.exactly and run.examples and COMPARED not in run.events:
+        errors.append("--exact: no example was compared exactly, so nothing was shown: see what was not carried")
     _tell(run)
     _write_reports(run, json_file, report_folder and report_folder / f"{name}.html", errors)
     return _exit_code(run, errors)
@@ -251,7 +260,12 @@ def _run(plan: FuzzPlan, past: dict[Case, str], place: Place, name: str) -> tupl
 
 def _again(plan: FuzzPlan) -> list[str]:
     options = {"target": plan.target, "device": plan.device, "examples": plan.examples, "seed": plan.seed}
-    return ["attn-parity", "fuzz", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
+    return [
+        "attn-parity",
+        "fuzz",
+        *(word for name, value in options.items() for word in (f"--{name}", str(value))),
+        *["--exact"] * plan.exactly,
+    ]
 
 
 def _tell(run: Run) -> None:

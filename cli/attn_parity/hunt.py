@@ -266,7 +266,7 @@ def _tell(hunted: Hunted) -> None:
         results.print(f"{i}. {failure.verdict.kind}: {failure.verdict.message}", soft_wrap=True)
         for remark in distinct.remarks(hunted.names):
             results.print(f"   {remark}", soft_wrap=True)
-        again = shlex.join(report.again(failure.case, path)) if path else "its case could not be written"
+        again = shlex.join(report.again(failure.case, path, failure.verdict)) if path else "its case could not be written"
         results.print(f"   {again}", soft_wrap=True)
 
 

@@ -175,6 +175,44 @@ class Bisect(TypedDict):
     tried: list[Tried]
 
 
+class ExhaustedPart(TypedDict):
+    """A part of a scope: what runs on the target, and by reason how many calls the target or the contract leaves out."""
+
+    what: str
+    block_sizes: list[int]
+    layers: int
+    calls: int
+    launches: int
+    left_out: dict[str, int]
+    undefined: dict[str, int]
+
+
+class Exhaust(TypedDict):
+    """A run of `attn-parity exhaust`.
+
+    `parts` are of the whole scope, `launches` of the shard. `ended_launches` and `ended_calls` count what has its verdict,
+    earlier runs included; `calls` and `seconds` are of this run. `spent` is the time of all workers by kind of work, and
+    `failures` are the case files.
+    """
+
+    schema: Literal["attn-parity.exhaust/1"]
+    target: str
+    device: str
+    versions: dict[str, str]
+    scope: str
+    shard: str
+    parts: list[ExhaustedPart]
+    launches: int
+    ended_launches: int
+    ended_calls: int
+    calls: int
+    seconds: float
+    spent: dict[str, float]
+    max_ratio: float | None
+    interrupted: bool
+    failures: list[str]
+
+
 class Undefined(TypedDict):
     """A pair of features that no case can have together, and why."""
 
@@ -293,15 +331,34 @@ class Doctor(TypedDict):
     sections: dict[str, dict[str, Any]]
 
 
+class Proof(TypedDict):
+    """What became of a theorem: how many claims it has, and the file of a counterexample's case, if there is one."""
+
+    theorem: str
+    outcome: Literal["proved", "refuted", "undecided", "vacuous"]
+    claims: int
+    seconds: float
+    case: str | None
+
+
+class Prove(TypedDict):
+    """What became of each theorem that was asked for."""
+
+    schema: Literal["attn-parity.prove/1"]
+    theorems: list[Proof]
+
+
 OUTPUTS: dict[str, Any] = {
     "fuzz": Fuzz,
     "hunt": Hunt,
     "bisect": Bisect,
+    "exhaust": Exhaust,
     "zoo": zoo_page.Results,
     "mutate": mutants_page.Results,
     "matrix": Matrix,
     "compile": Compile,
     "select": Select,
     "doctor": Doctor,
+    "prove": Prove,
 }
 """The type of what each command's `--json` writes."""

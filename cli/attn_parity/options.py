@@ -58,6 +58,12 @@ sanitize_option = click.option(
     default=None,
     help="Check every address that interpreted kernels access; default: on for this project's kernels on a CPU.",
 )
+exact_option = click.option(
+    "--exact",
+    "exactly",
+    is_flag=True,
+    help="Follow interpreted kernels in exact arithmetic, and compare outputs with the formula without a tolerance.",
+)
 json_option = click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the result into this file as JSON."
 )
@@ -127,6 +133,12 @@ def sanitizes(choice: bool | None, target: "Target", device: str) -> bool:
     if choice and not target.sanitizes:
         raise click.ClickException(f"--sanitize: target {target.name} does not declare Triton kernels (Target.sanitizes)")
     return choice is not False and target.can_be_sanitized(device)
+
+
+def check_exact(exactly: bool, device: str) -> None:
+    """Fail before the work if exact mode is asked for where no kernel is interpreted."""
+    if exactly and device != "cpu":
+        raise click.ClickException("--exact: kernels are followed under Triton's interpreter, so only with --device cpu")
 
 
 def target_of(case: "Case", path: Path, given: str | None) -> str:

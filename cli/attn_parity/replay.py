@@ -12,7 +12,9 @@ from attn_fuzz.run.executor import Executor
 from attn_fuzz.targets import registry
 from attn_parity.console import results
 from attn_parity.options import (
+    check_exact,
     device_option,
+    exact_option,
     limit_option,
     sanitize_option,
     sanitizes,
@@ -32,9 +34,13 @@ from attn_parity.options import (
 @limit_option
 @device_option
 @sanitize_option
-def command(files: tuple[Path, ...], target_name: str | None, limit: float, device: str, sanitize: bool | None) -> int:
+@exact_option
+def command(
+    files: tuple[Path, ...], target_name: str | None, limit: float, device: str, sanitize: bool | None, exactly: bool
+) -> int:
     """Run case files again, each on the target that it names; exit 1 if one fails."""
     device = use_device(device)
+    check_exact(exactly, device)
     cases = []
     for path in files:
         case = case_file.load(path)
@@ -49,7 +55,7 @@ def command(files: tuple[Path, ...], target_name: str | None, limit: float, devi
     with tempfile.TemporaryDirectory() as scratch:
         for path, case, name, target, checked in cases:
             ahead = Path(scratch, "in-flight.json")
-            with Executor(name, device, limit, ahead, sanitize=checked) as executor:
+            with Executor(name, device, limit, ahead, sanitize=checked, exactly=exactly) as executor:
                 verdict = executor.run(case)
             error = f", largest error {verdict.ratio:.2f} of its bound" if verdict.ratio else ""
             finding = explanation(target.findings, case, verdict)

@@ -24,12 +24,14 @@ from attn_parity.options import (
     MaintainedCommand,
     MaintainersOption,
     Positive,
+    check_exact,
     check_option,
     check_page_writable,
     check_writable,
     default_workers,
     device_name,
     device_option,
+    exact_option,
     first_seed_option,
     json_option,
     limit_option,
@@ -88,6 +90,7 @@ PAGE = PAGES / "zoo.md"
 @limit_option
 @device_option
 @sanitize_option
+@exact_option
 @json_option
 def command(
     only: tuple[str, ...],
@@ -105,6 +108,7 @@ def command(
     limit: float,
     device: str,
     sanitize: bool | None,
+    exactly: bool,
     json_file: Path | None,
 ) -> int:
     """Put real bugs back, one at a time, and see whether the fuzzer finds each.
@@ -122,6 +126,7 @@ def command(
             raise click.UsageError(f"--page: got {page}, expected a name such as {PAGE}: its JSON is to lie beside it")
         check_page_writable(page)
     device = use_device(device)
+    check_exact(exactly, device)
     missing = _missing_targets(residents, device)
     running = [mutant for mutant in residents if mutant.name not in missing and (device != "cpu" or not mutant.needs_gpu)]
     say_what_runs_kernels(device, [registry.load(mutant.target) for mutant in running])
@@ -137,6 +142,7 @@ def command(
                 limit=limit,
                 mutant=mutant,
                 sanitize=sanitizes(sanitize, registry.usable(mutant.target, device), device),
+                exactly=exactly,
                 on_failure="shrink" if shrinks and number == seed else "stop",
             )
             for mutant in running

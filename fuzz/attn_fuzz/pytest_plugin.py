@@ -195,4 +195,6 @@ def _told(failure: "Failure", folder: Path, name: str) -> str:
     with console.capture() as table:
         console.print(report.summary(case, verdict))
     case_path, script_path = report.write(case, verdict, folder, name)
-    return f"{table.get()}case: {case_path}   script: {script_path}\nagain: {shlex.join(report.again(case, case_path))}"
+    return (
+        f"{table.get()}case: {case_path}   script: {script_path}\nagain: {shlex.join(report.again(case, case_path, verdict))}"
+    )

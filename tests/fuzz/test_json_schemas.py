@@ -45,6 +45,12 @@ def test_a_run_with_nan(attn_parity, tmp_path):
     check("fuzz", (tmp_path / "run.json").read_text())
 
 
+def test_a_scope_that_is_counted(attn_parity, tmp_path):
+    arguments = ("--target", "planted_small:RIGHT", "--scope", "rules", "--count")
+    assert attn_parity("exhaust", *arguments, "--json", "run.json").code == 0
+    assert check("exhaust", (tmp_path / "run.json").read_text())["parts"]
+
+
 def test_the_zoo(attn_parity, tmp_path):
     arguments = ("--only", "cap-after-mask", "--examples", 20, "--workers", 1)
     assert attn_parity("zoo", *arguments, "--json", "zoo.json").code in (0, 1)

@@ -73,7 +73,7 @@ UNIFIED_ATTENTION = (
         seen_in=SEEN_IN,
         link=None,
         meets=lambda config: _is_decoder(config) and not (_has_window(config) and config.asks("sinks")),
-        explains=lambda case, verdict: verdict.kind in ("nan", "value") and _hides_tiles(case),
+        explains=lambda case, verdict: verdict.kind in ("nan", "value", "exact") and _hides_tiles(case),
     ),
     Finding(
         name="aiter-soft-cap-overflow",

@@ -13,7 +13,7 @@ UNIFIED = "vllm/v1/attention/ops/triton_unified_attention.py"
 
 
 def _is_value(verdict: "Verdict") -> bool:
-    return verdict.kind in ("value", "bitwise")
+    return verdict.kind in ("value", "bitwise", "exact")
 
 
 def _sees_ahead(case: "Case") -> bool:
@@ -74,7 +74,7 @@ _EMPTY_REQUEST = Finding(
     "returns for more than one query, and not for none.",
     seen_in=SEEN_IN,
     explains=lambda case, verdict: (
-        verdict.kind in ("value", "bitwise", "nan", "guard", "crashed")
+        verdict.kind in ("value", "bitwise", "exact", "nan", "guard", "crashed")
         and any(request.query_len == 0 for request in case.requests)
     ),
 )

@@ -145,19 +145,19 @@ def _announcing_launch(init_args_hst: Any) -> Any:
         host_args, host_kwargs = init_args_hst(executor, args, kwargs)
         if sanitizer.current is not None:
             named = {**dict(zip(executor.arg_names, host_args, strict=False)), **host_kwargs}
-            sanitizer.current.launch(executor.fn.__name__, dict(_tensors(named)))
+            sanitizer.current.launch(executor.fn.__name__, dict(tensors_of(named)))
         return host_args, host_kwargs
 
     return announce
 
 
-def _tensors(arguments: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+def tensors_of(arguments: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors among a kernel's arguments, by name. Tuples, descriptors and views of another dtype are opened."""
     for name, argument in arguments.items():
         if isinstance(argument, tuple):
-            yield from _tensors({f"{name}[{i}]": item for i, item in enumerate(argument)})
+            yield from tensors_of({f"{name}[{i}]": item for i, item in enumerate(argument)})
         elif isinstance(argument, torch.Tensor):
             if argument.numel():
                 yield name, argument
         elif hasattr(argument, "base"):
-            yield from _tensors({name: argument.base})
+            yield from tensors_of({name: argument.base})

@@ -37,6 +37,7 @@ def write(case: Case, verdict: Verdict, folder: Path, name: str) -> tuple[Path, 
     return case_path, save_script(case, verdict, case_path)
 
 
-def again(case: Case, path: Path) -> list[str]:
+def again(case: Case, path: Path, verdict: Verdict | None) -> list[str]:
     """The command that runs a case file again. It names the target if that is a module: replay imports only named modules."""
-    return ["attn-parity", "replay", str(path), *(["--target", case.target] if ":" in case.target else [])]
+    named = ["--target", case.target] if ":" in case.target else []
+    return ["attn-parity", "replay", str(path), *named, *["--exact"] * (verdict is not None and verdict.kind == "exact")]

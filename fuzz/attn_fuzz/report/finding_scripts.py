@@ -103,7 +103,7 @@ def script(name: str) -> str:
             text = text.replace(line[0], "")
     docstring = _DOCSTRING.match(text)
     assert docstring is not None, f"{name}: a script begins with its docstring"
-    complete = "\n".join([docstring[0], *shared, text[docstring.end() :].lstrip("\n")])
+    complete = "\n".join([docstring[0], "\n\n".join(shared), text[docstring.end() :].lstrip("\n")])
     return complete.replace("  # noqa: E402", "")
 
 

@@ -39,7 +39,7 @@ def of_run(run: Run) -> bytes:
 
 def of_case(case: Case, verdict: Verdict | None, file: Path) -> bytes:
     """The page of one case, with the verdict if a target ran it."""
-    return page(f"{file.name}", element("h1", file.name), _command(*again(case, file)), *_drawn(case, verdict))
+    return page(f"{file.name}", element("h1", file.name), _command(*again(case, file, verdict)), *_drawn(case, verdict))
 
 
 def _facts(run: Run) -> dict[str, str]:
@@ -108,7 +108,7 @@ def _lines(found: Found) -> list[Element]:
     if found.case_file is None:
         return []
     script = [_command("python", str(found.script))] if found.script else []
-    return [_command(*again(found.failure.case, found.case_file)), *script]
+    return [_command(*again(found.failure.case, found.case_file, found.failure.verdict)), *script]
 
 
 def _drawn(case: Case, verdict: Verdict | None) -> list[Element]:

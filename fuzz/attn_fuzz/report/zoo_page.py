@@ -18,6 +18,7 @@ JUDGES = {
     "value": ("value", "bitwise", "lse", "rope"),
     "poison": ("nan", "unwritten"),
     "stray writes": ("cache", "guard", "input"),
+    "exact": ("exact",),
     "property": ("property",),
     "sanitizer": ("sanitizer",),
     "exception": ("raised",),

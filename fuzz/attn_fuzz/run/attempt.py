@@ -15,6 +15,8 @@ from attn_fuzz.cases import earlier, tensors
 from attn_fuzz.cases.case import ILLEGAL, MODE, Case, num_elements
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Step, Write
+from attn_fuzz.exact import call as exact
+from attn_fuzz.exact import quantities
 from attn_fuzz.interpreted import permissions, program_order, sanitizer
 from attn_fuzz.run import devices
 from attn_fuzz.targets.reference import REFERENCE_FP32
@@ -35,11 +37,15 @@ class Attempt:
         written: the memory of the cache after the last write and before attention, by name, where the case is judged.
         num_written: how many of the step's cache writes the target has made.
         error: the exception that the target raised, or None.
+        followed: what exact mode knows of the case's own call; None if it is not followed.
         events: the paths that the target took, by its own account.
         seconds: how long building the step and the target took.
     """
 
-    def __init__(self, case: Case, target: Target, device: str) -> None:
+    def __init__(self, case: Case, target: Target, device: str, *, follows: bool = False) -> None:
+        """Args:
+        follows: whether the case's own call computes with elements (`attn_fuzz.exact`).
+        """
         started = time.perf_counter()
         self.case, self.target, self.device = case, target, device
         dense_keys = tuple(target.dense_keys(case)) if target.dense_keys and case.cache else ()
@@ -47,6 +53,7 @@ class Attempt:
         self._untouched = copy.deepcopy(self._built)
         self.called = self._built if self._built.q.device.type == device else devices.sent(self._built, device)
         self.written, self.num_written = self._untouched.memory, 0
+        self.followed = exact.Call(quantities.of_layer(self._built.layer)) if follows else None
         self.error: BaseException | None = None
         self.events: tuple[str, ...] = ()
         built = time.perf_counter()
@@ -67,7 +74,8 @@ class Attempt:
         own = dataclasses.replace(self.called, batch=_own(self.called.batch))
         for name in self.case.earlier:
             call_earlier(own, name, self.target, in_full=not self.target.can_be_sanitized(self.device))
-        attend(own, self.target.attention)
+        with exact.following(self.followed):
+            attend(own, self.target.attention)
         _synchronize(self.device)
         self.events = tuple(self.target.events(self.called))
 

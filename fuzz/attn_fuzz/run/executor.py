@@ -4,6 +4,7 @@ A case is written to a file before the child process gets it. So the last case i
 """
 
 import contextlib
+import importlib
 import importlib.util
 import multiprocessing
 import multiprocessing.connection
@@ -46,6 +47,9 @@ class Executor:
         ahead: path of the file that holds the running case.
         mutant: the bug to put back in the child's memory.
         sanitize: whether to check every access of interpreted kernels (`attn_fuzz.interpreted.sanitizer`).
+        trial: what runs and judges a case in the child, as module:function. It takes the case, the Target and the device, and
+            returns a Verdict. Its module is imported after the mutant is installed.
+        exactly: whether to follow interpreted kernels in exact mode (`attn_fuzz.exact`), by a trial that takes `exactly`.
     """
 
     target: str
@@ -54,6 +58,8 @@ class Executor:
     ahead: Path
     mutant: Mutant | None = None
     sanitize: bool = False
+    trial: str = "attn_fuzz.run.trial:try_case"
+    exactly: bool = False
     _process: multiprocessing.process.BaseProcess | None = field(default=None, init=False)
     _connection: multiprocessing.connection.Connection | None = field(default=None, init=False)
 
@@ -159,7 +165,7 @@ class Executor:
     def _started(self) -> bool | str | MutantError:
         """Start a process. Returns whether it is ready, or why it is not."""
         self._connection, theirs = multiprocessing.Pipe()
-        plan = (self.target, self.device, self.mutant, self.sanitize)
+        plan = (self.target, self.device, self.mutant, self.sanitize, self.trial, self.exactly)
         self._process = prepared.process(self.device, _serve, theirs, *plan, daemon=True)
         self._process.start()
         theirs.close()
@@ -185,7 +191,13 @@ def use_interpreter(device: str) -> None:
 
 
 def _serve(
-    connection: multiprocessing.connection.Connection, name: str, device: str, mutant: Mutant | None, sanitize: bool
+    connection: multiprocessing.connection.Connection,
+    name: str,
+    device: str,
+    mutant: Mutant | None,
+    sanitize: bool,
+    trial: str,
+    exactly: bool,
 ) -> None:
     """The child process: it receives a case and sends the verdict, until the parent is gone."""
     os.setsid()  # a kernel that signals its process group must not reach the fuzzer
@@ -193,13 +205,19 @@ def _serve(
     os.dup2(2, 1)  # stdout is for results: a kernel's prints go to stderr
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone
-        judge = _loaded(connection, name, device, mutant, sanitize)
+        judge = _loaded(connection, name, device, mutant, sanitize, trial, exactly)
         if judge is not None:
             _answer(connection, judge, device)
 
 
 def _loaded(
-    connection: multiprocessing.connection.Connection, name: str, device: str, mutant: Mutant | None, sanitize: bool
+    connection: multiprocessing.connection.Connection,
+    name: str,
+    device: str,
+    mutant: Mutant | None,
+    sanitize: bool,
+    trial: str,
+    exactly: bool,
 ) -> Callable[[Case], Verdict] | None:
     """Load the target, send True, and return what runs and judges a case. Or send why the target does not load."""
     warnings.simplefilter("ignore")
@@ -208,12 +226,16 @@ def _loaded(
         if mutant is not None:
             mutants.install(mutant)
         import torch
+        from attn_fuzz.exact import interpreter as exact_interpreter
         from attn_fuzz.interpreted import accesses
-        from attn_fuzz.run.trial import try_case
 
+        module, function = trial.split(":")
+        try_case = getattr(importlib.import_module(module), function)
         torch.set_num_threads(1)
         if device == "cpu" and importlib.util.find_spec("triton"):
             interpreter.install()
+        if exactly:
+            exact_interpreter.install()
         if sanitize:
             accesses.install()
         if mutant is not None:
@@ -225,7 +247,8 @@ def _loaded(
         connection.send(f"{type(error).__name__}: {error}")
     else:
         connection.send(True)
-        return lambda case: try_case(case, target, device)
+        options = {"exactly": True} if exactly else {}
+        return lambda case: try_case(case, target, device, **options)
     return None
 
 

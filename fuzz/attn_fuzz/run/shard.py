@@ -14,7 +14,7 @@ from typing import Literal
 
 import msgspec
 from attn_fuzz.cases import features
-from attn_fuzz.cases.case import Case, CaseError
+from attn_fuzz.cases.case import Case, CaseError, Values
 from attn_fuzz.errors import InputError
 from attn_fuzz.findings.finding import Finding, explanation
 from attn_fuzz.run import drawing, needs, shrink
@@ -55,6 +55,7 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
         folder: where the running case is written.
         mutant: a bug that is put back before the target is imported.
         sanitize: whether to check every memory access of a target that can be sanitized (`attn_fuzz.interpreted.sanitizer`).
+        exactly: whether cases hold dense random numbers, and are compared in exact mode (`attn_fuzz.exact`).
         on_failure: what follows a failure.
     """
 
@@ -67,6 +68,7 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
     until: float | None = None
     mutant: Mutant | None = None
     sanitize: bool = True
+    exactly: bool = False
     on_failure: OnFailure = "shrink"
     first: int | None = None
     past: tuple[Case, ...] = ()
@@ -195,12 +197,20 @@ def start_executor(plan: FuzzPlan) -> Executor:
     """An executor for the plan's target, device and mutant. The caller stops it."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     sanitize = plan.sanitize and registry.load(plan.target).can_be_sanitized(plan.device)
-    return Executor(plan.target, plan.device, plan.limit, in_flight(plan, os.getpid()), plan.mutant, sanitize)
+    ahead = in_flight(plan, os.getpid())
+    return Executor(plan.target, plan.device, plan.limit, ahead, plan.mutant, sanitize, exactly=plan.exactly)
 
 
 def in_flight(plan: FuzzPlan, pid: int) -> Path:
     """The file in which the process `pid` keeps the case that its executor is running."""
     return plan.folder / f"in-flight-{pid}.json"
+
+
+def dense(case: Case) -> Case:
+    """The case with random numbers, instead of numbers most of which are 0 or alike: exact mode needs no easy sums."""
+    if case.values.kind in ("random", "extreme", "captured"):
+        return case
+    return msgspec.structs.replace(case, values=Values("random", case.values.seed))
 
 
 class _CaseFails(AssertionError):  # noqa: N818 - tells Hypothesis that an example fails
@@ -245,6 +255,8 @@ class _Shard:
             raise _CaseFails  # Hypothesis runs a failing example once more
         if self.is_late():
             raise _OutOfTime
+        if self.plan.exactly:
+            case = dense(case)
         verdict, finding = self._run(case)
         self._count(case, verdict, finding)
         if case.has_work:

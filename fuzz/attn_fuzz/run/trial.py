@@ -2,23 +2,31 @@
 
 import random
 import time
+from collections.abc import Callable
 
 import msgspec
 from attn_fuzz.cases.case import Case, CaseError
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.exact import comparison
+from attn_fuzz.exact.refusal import NotCarriedError
 from attn_fuzz.interpreted import program_order, sanitizer
 from attn_fuzz.run.attempt import Attempt, call_attention, message_of, own_state
 from attn_fuzz.run.checks import CHECKS, stray_write
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict import ratios
 from attn_fuzz.verdict.judge import Judgement, check_scores, judge, judge_finite
+from attn_fuzz.verdict.rounding import Rounding
 from attn_fuzz.verdict.verdict import Kind, Verdict
 
 PROPERTIES_OF_CASE = 2
 SEEDS_OF_SECOND_LOOK = (7919, 2 * 7919)
+COMPARED, NOT_CARRIED = "compared exactly", "not carried"
+"""Events of exact mode. The second is followed by what it could not carry."""
+Judge = Callable[[Case, Step, Rounding], Judgement]
+"""Compares the outputs of a step with the right ones, by where the target rounds."""
 
 
-def try_case(case: Case, target: Target, device: str) -> Verdict:
+def try_case(case: Case, target: Target, device: str, judge_step: Judge | None = None, *, exactly: bool = False) -> Verdict:
     """Run a case on a target and judge it. A target that raises is a verdict, not an exception.
 
     A target that promises refusals passes a case outside its support only by refusing it. Any other target passes it if the
@@ -27,18 +35,23 @@ def try_case(case: Case, target: Target, device: str) -> Verdict:
     An error beyond the statistical bound may be within the bound HARD. Such a case is run again with two fresh seeds. It fails
     if it fails with one of these seeds, too.
 
+    Args:
+        judge_step: judges the outputs; by default `attn_fuzz.verdict.judge.judge`.
+        exactly: whether the case's own call is made a second time if nothing is wrong with the first, followed in exact mode
+            and compared with the formula of attention (`attn_fuzz.exact`). What exact mode cannot carry becomes an event.
+
     Raises:
         CaseError: the target's outputs are judged, and the case is too large for the reference. Or the case's captured tensors
             come from another file, or its queries attend to NaN.
     """
     if target.oracle:
         check_scores(case)
-    verdict, judgement = _tried(case, target, device)
+    verdict, judgement = _tried(case, target, device, judge_step or judge)
     if not _may_be_chance(verdict, judgement):
-        return verdict
+        return _followed(case, target, device, verdict) if exactly and verdict.kind == "agree" else verdict
     for more in SEEDS_OF_SECOND_LOOK:
         values = msgspec.structs.replace(case.values, seed=(case.values.seed + more) % (1 << 32))
-        again, _ = _tried(msgspec.structs.replace(case, values=values), target, device)
+        again, _ = _tried(msgspec.structs.replace(case, values=values), target, device, judge_step or judge)
         if again.failed:
             return verdict
     return msgspec.structs.replace(verdict, kind="agree", message="", differences=())
@@ -49,7 +62,7 @@ def _may_be_chance(verdict: Verdict, judgement: Judgement | None) -> bool:
     return judgement is not None and verdict.failed and verdict.kind == judgement.kind and not judgement.breaks_hard
 
 
-def _tried(case: Case, target: Target, device: str) -> tuple[Verdict, Judgement | None]:
+def _tried(case: Case, target: Target, device: str, judge_step: Judge) -> tuple[Verdict, Judgement | None]:
     """The verdict on one attempt, and the judgement, or None if the outputs were not judged."""
     attempt = Attempt(case, target, device)
     attended = time.perf_counter()
@@ -64,11 +77,11 @@ def _tried(case: Case, target: Target, device: str) -> tuple[Verdict, Judgement 
     for kind, check in CHECKS:
         if wrong := check(attempt):
             shows_outputs = check is stray_write and target.oracle
-            judgement = judge(case, attempt.step, target.rounding(device)) if shows_outputs else None
+            judgement = judge_step(case, attempt.step, target.rounding(device)) if shows_outputs else None
             return verdict(kind, wrong.message, judgement, wrong.about)
     if attempt.error is not None:
         return verdict("refused", message_of(attempt.error))
-    judgement = judge(case, attempt.step, target.rounding(device)) if target.oracle else judge_finite(attempt.step)
+    judgement = judge_step(case, attempt.step, target.rounding(device)) if target.oracle else judge_finite(attempt.step)
     if case.values.kind == "captured" and any(worst.expected != worst.expected for worst in judgement.differences):
         raise CaseError(f"values.file: {case.values.file}: NaN or infinity in what a request attends to")
     if not judgement.agrees:
@@ -88,6 +101,25 @@ def _with_judgement(verdict: Verdict, attempt: Attempt, judgement: Judgement) ->
         ratios=ratios.counts(attempt.case, judgement),
         pictures=ratios.pictures(attempt.case, attempt.step, judgement),
     )
+
+
+def _followed(case: Case, target: Target, device: str, verdict: Verdict) -> Verdict:
+    """The verdict on a case with which nothing is wrong so far, after its call was followed in exact mode."""
+    started = time.perf_counter()
+    attempt = Attempt(case, target, device, follows=True)
+    assert attempt.followed is not None
+    event, wrong = COMPARED, None
+    try:
+        if attempt.error is not None:
+            raise NotCarriedError(attempt.followed.refusal or f"{type(attempt.error).__name__}: {message_of(attempt.error)}")
+        wrong = comparison.inequality(attempt.followed, attempt.step)
+    except NotCarriedError as error:
+        event = f"{NOT_CARRIED}: {attempt.followed.refusal or error}"
+    seconds = {**verdict.seconds, "judge": verdict.seconds["judge"] + time.perf_counter() - started}
+    verdict = msgspec.structs.replace(verdict, events=(*verdict.events, event), seconds=seconds)
+    if wrong is None:
+        return verdict
+    return msgspec.structs.replace(verdict, kind="exact", message=wrong.message, about=wrong.tensor)
 
 
 def _wrong_by_properties(attempt: Attempt) -> tuple[Kind, str, str] | None:

@@ -11,6 +11,7 @@ Kind = Literal[
     "value",
     "nan",
     "bitwise",
+    "exact",
     "unwritten",
     "lse",
     "property",
@@ -30,10 +31,11 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """The verdict on one case, and what a report shows of it.
 
     Attributes:
-        kind: "agree"; "refused", rightly; or what went wrong first: a value past its bound, NaN, an inexact sum, a row never
-            written, the LSE, outputs that contradict each other, a wrong or stray byte in the cache, a wrongly rotated q, a
-            changed input, a byte outside the owned outputs, an access that `attn_fuzz.interpreted.sanitizer` or the
-            emulator forbids, an exception, a call served that is to be refused, a dead process, no answer in time.
+        kind: "agree"; "refused", rightly; or what went wrong first: a value past its bound, NaN, an inexact sum, a number
+            that is not what the formula gives (`attn_fuzz.exact`), a row never written, the LSE, outputs that contradict
+            each other, a wrong or stray byte in the cache, a wrongly rotated q, a changed input, a byte outside the owned
+            outputs, an access that `attn_fuzz.interpreted.sanitizer` or the emulator forbids, an exception, a call served
+            that is to be refused, a dead process, no answer in time.
         message: one line for a person; empty if they agree.
         about: what the failure is about, such as the tensor that is wrong, the type of the exception, or the property that does
             not hold. A failure of a call that the target should have refused also names what it should have refused.
@@ -41,7 +43,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         ratio: the largest error / bound.
         ratios: counts of elements by error / bound, by tensor, dtype and phase; none of what was compared bitwise.
         pictures: by tensor, a byte per row and head; see `attn_fuzz.verdict.ratios`.
-        seconds: where the time went: building, the target, and the oracle with the judge.
+        seconds: where the time went: building, the target, and the oracle with the judge and exact mode.
         events: paths that the target took, and properties that were asked of it.
     """
 

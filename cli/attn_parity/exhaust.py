@@ -1,0 +1,346 @@
+"""`attn-parity exhaust`: run every call of a scope on a target, without sampling."""
+
+import re
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+from attn_fuzz import report
+from attn_fuzz.errors import InputError
+from attn_fuzz.exhaustive import ledger, run
+from attn_fuzz.exhaustive.ledger import Ended, RunOf
+from attn_fuzz.exhaustive.run import Counted, Plan, Result
+from attn_fuzz.exhaustive.scope import SCOPES
+from attn_fuzz.findings.finding import explanation
+from attn_fuzz.run import sources
+from attn_fuzz.targets import registry
+from attn_fuzz.targets.target import Target
+from attn_parity.console import notes, results
+from attn_parity.options import (
+    Positive,
+    check_writable,
+    default_workers,
+    device_name,
+    device_option,
+    ignore_signals,
+    json_option,
+    limit_option,
+    plain_table,
+    sanitizes,
+    say_what_runs_kernels,
+    sigterm_interrupts,
+    use_device,
+    workers_option,
+    write_json,
+)
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+FOLDER = Path("attn-parity-runs")
+REASONS = 4
+"""How many reasons for leaving calls out are printed for each part."""
+_SCOPES = "; ".join(f"{scope.name}: {scope.what}" for scope in SCOPES.values())
+
+
+class _Shard(click.ParamType):
+    """K/N, the k-th of n shards, from 1."""
+
+    name = "K/N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value)
+        shard = (int(found[1]), int(found[2])) if found else (0, 0)
+        if not 1 <= shard[0] <= shard[1]:
+            self.fail(f"got {value!r}, expected K/N with K from 1 to N, such as 3/8", param, ctx)
+        return shard
+
+
+@click.command("exhaust")
+@click.option("--target", "target_name", default="triton", show_default=True, help="The target to check.")
+@click.option("--scope", "scope_name", type=click.Choice(list(SCOPES)), default="ci", show_default=True, help=f"{_SCOPES}.")
+@click.option("--shard", type=_Shard(), default=(1, 1), help="Run only this share of the launches, on one of N machines.")
+@click.option("--count", "counts_only", is_flag=True, help="Run nothing; print how many calls the scope has on the target.")
+@click.option("--failures", type=Positive, default=1, show_default=True, help="Stop after so many failing launches.")
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=FOLDER,
+    show_default=True,
+    help="Where failing cases go, and the ledger from which an interrupted run goes on.",
+)
+@click.option(
+    "--sanitize/--no-sanitize",
+    default=False,
+    help="Check every address that interpreted kernels access, which takes half as long again; default: off.",
+)
+@workers_option
+@limit_option
+@device_option
+@json_option
+@sigterm_interrupts()
+def command(
+    target_name: str,
+    scope_name: str,
+    shard: tuple[int, int],
+    counts_only: bool,
+    failures: int,
+    folder: Path,
+    sanitize: bool,
+    workers: int | None,
+    limit: float,
+    device: str,
+    json_file: Path | None,
+) -> int:
+    """Run every call of a scope on a target, without sampling.
+
+    A run that is interrupted goes on where it was when the same command is given again. Exit 1 if a case fails, and 130 if the
+    run is interrupted and nothing has failed.
+    """
+    check_writable(json_file)
+    device = use_device(device)
+    target = registry.usable(target_name, device)
+    if not target.oracle:
+        raise InputError(f"--target: {target_name} has no oracle (Target.oracle), so its outputs cannot be compared")
+    plan = Plan(
+        target=target_name,
+        device=device,
+        scope=scope_name,
+        shard=shard,
+        workers=workers or default_workers(device),
+        folder=folder,
+        failures=failures,
+        limit=limit,
+        sanitize=sanitizes(sanitize, target, device),
+    )
+    outcome = Outcome(plan, target, _counted(plan, target))
+    if not outcome.total_calls:
+        reason = next((why for part in outcome.parts for why in part.left_out.not_served), "nothing")
+        raise InputError(f"--target: {target_name} serves no call of the scope {scope_name}: {reason}")
+    if counts_only:
+        _print_counts(outcome)
+    else:
+        say_what_runs_kernels(device, [target])
+        folder.mkdir(parents=True, exist_ok=True)
+        _exhaust(outcome)
+        _tell(outcome)
+    if json_file:
+        write_json(json_file, _json(outcome))
+    if outcome.failed_launches:
+        return 1
+    return 130 if outcome.interrupted else 0
+
+
+@dataclass
+class Outcome:
+    """What became of a run.
+
+    Attributes:
+        parts: the parts of the scope, whole, with what is left out of them.
+        ended: the launches that have their verdict, by number, those of earlier runs too.
+        calls, seconds: of this run alone.
+        path: the ledger.
+    """
+
+    plan: Plan
+    target: Target
+    parts: list[Counted]
+    ended: dict[int, Ended] = field(default_factory=dict)
+    calls: int = 0
+    seconds: float = 0.0
+    interrupted: bool = False
+    path: Path | None = None
+
+    @property
+    def shard(self) -> str:
+        return "{}/{}".format(*self.plan.shard)
+
+    @property
+    def total_calls(self) -> int:
+        """Of the whole scope on this target."""
+        return sum(part.calls for part in self.parts)
+
+    @property
+    def launches(self) -> int:
+        """Of the shard."""
+        total = sum(part.launches for part in self.parts)
+        return len(range(self.plan.shard[0] - 1, total, self.plan.shard[1]))
+
+    @property
+    def failed_launches(self) -> list[Ended]:
+        return [launch for launch in self.ended.values() if launch.failed]
+
+    @property
+    def is_whole(self) -> bool:
+        return len(self.ended) == self.launches
+
+
+def _counted(plan: Plan, target: Target) -> list[Counted]:
+    """How many calls each part of the scope has, and which are left out."""
+    counts: list[Counted] = []
+    spinner = Progress(SpinnerColumn(), TextColumn("counting calls"), TimeElapsedColumn(), console=notes, transient=True)
+    spinner.disable = not notes.is_terminal
+    with spinner:
+        spinner.add_task("count", total=None)
+        for _ in run.numbered(SCOPES[plan.scope], plan.target, target, plan.device, counts):
+            pass
+    return counts
+
+
+def _exhaust(outcome: Outcome) -> None:
+    """Run the launches of the shard that have not ended yet. The outcome is kept up to date, also if the run is interrupted."""
+    plan, target = outcome.plan, outcome.target
+    run_of = RunOf(
+        target=plan.target,
+        device=plan.device,
+        scope=plan.scope,
+        shard=outcome.shard,
+        sanitize=plan.sanitize,
+        identity=sources.identity(plan.target),
+    )
+    outcome.path = ledger.path_of(plan.folder, target.name, plan.scope, outcome.shard)
+    started = time.monotonic()
+    with ledger.opened(outcome.path, run_of) as book:
+        outcome.ended, before = book.ended, set(book.ended)
+        _say_what_runs(outcome, len(before))
+        launches = run.numbered(SCOPES[plan.scope], plan.target, target, plan.device, [])
+        waiting = ((i, launch) for i, launch in launches if run.in_shard(i, plan.shard) and i not in before)
+        with _bar(outcome.launches, len(before)) as advance:
+
+            def tell(result: Result) -> None:
+                book.add(_ended(outcome, result))
+                outcome.calls += result.calls
+                advance()
+
+            try:
+                run.run(plan, waiting, tell)
+            except KeyboardInterrupt:
+                outcome.interrupted = True
+            if outcome.interrupted or outcome.failed_launches:
+                ignore_signals()  # they would lose what is about to be reported
+    outcome.seconds = time.monotonic() - started
+
+
+def _say_what_runs(outcome: Outcome, before: int) -> None:
+    plan = outcome.plan
+    shard = "" if plan.shard == (1, 1) else f", shard {outcome.shard}"
+    where = f"{device_name(plan.device)}, {plan.workers} workers"
+    work = f"{outcome.total_calls:,} calls in {sum(part.launches for part in outcome.parts):,} launches{shard}"
+    results.print(f"target {outcome.target.name} on {where}: scope {plan.scope}, {work}", soft_wrap=True)
+    if before:
+        results.print(f"{before:,} launches have ended before, in {outcome.path}", soft_wrap=True)
+
+
+def _ended(outcome: Outcome, result: Result) -> Ended:
+    """The line of the ledger for a launch. The smallest failing case of a failing launch is shown and written first."""
+    if (failed := result.failed) is None:
+        return Ended(launch=result.number, calls=result.calls, ratio=result.verdict.ratio, seconds=dict(result.verdict.seconds))
+    name = re.sub(r"[^\w.+-]+", "-", outcome.target.name)[:80]
+    path = report.save(failed.case, outcome.plan.folder, f"{name}-exhaust-{outcome.plan.scope}-{result.number}")
+    script = report.save_script(failed.case, failed.verdict, path)
+    if len(failed.case.requests) > 1 and result.calls > 1:
+        results.print(f"no call of a packed launch fails alone: the smallest batch that fails has {len(failed.case.requests)}")
+    if finding := explanation(outcome.target.findings, failed.case, failed.verdict):
+        results.print(f"the launch fails as the known finding {finding.name} says", soft_wrap=True)
+    results.print(report.summary(failed.case, failed.verdict))
+    results.print(f"smallest case of its launch: {path}   script: {script}", soft_wrap=True)
+    results.print(f"again: {shlex.join(report.again(failed.case, path, failed.verdict))}", soft_wrap=True)
+    return Ended(launch=result.number, calls=result.calls, failed=str(path))
+
+
+@contextmanager
+def _bar(total: int, done: int) -> Iterator[Callable[[], None]]:
+    """A progress bar of launches; call it when one more has ended."""
+    columns = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as progress:
+        task = progress.add_task("launches", total=total, completed=done)
+        yield lambda: progress.advance(task)
+
+
+def _tell(outcome: Outcome) -> None:
+    """Print what ended, and the claim if all of it agrees."""
+    plan, ended = outcome.plan, outcome.ended.values()
+    calls, failed = sum(launch.calls for launch in ended), outcome.failed_launches
+    of = f"scope {plan.scope} of target {outcome.target.name}"
+    of = of if plan.shard == (1, 1) else f"shard {outcome.shard} of {of}"
+    rate = f"{outcome.calls:,} calls in {outcome.seconds:.1f} s ({outcome.calls / max(outcome.seconds, 1e-9):,.0f}/s)"
+    if failed:
+        some = "" if outcome.is_whole else f" so far, of {outcome.launches:,}"
+        results.print(f"{of}: {len(failed):,} of {len(ended):,} launches fail{some}; this run: {rate}", soft_wrap=True)
+    elif outcome.is_whole:
+        ratio = max((launch.ratio for launch in ended), default=0.0)
+        claim = f"all {calls:,} calls of {of} agree with the reference, within the judge's bound"
+        results.print(f"{claim} (largest error {ratio:.2f} of it); this run: {rate}", soft_wrap=True)
+        if outcome.path is not None:
+            outcome.path.unlink(missing_ok=True)  # the same command begins anew
+    if not outcome.is_whole:
+        left = outcome.launches - len(ended)
+        results.print(f"{left:,} launches are left: the same command goes on, by {outcome.path}", soft_wrap=True)
+
+
+def _print_counts(outcome: Outcome) -> None:
+    numbers = ("layers", "calls", "launches", "left out", "undefined")
+    table = plain_table("part", "block sizes", *numbers, right=numbers)
+    for part in outcome.parts:
+        out, undefined = part.left_out.not_served.total(), part.left_out.undefined.total()
+        sizes = ", ".join(map(str, part.block_sizes))
+        counts = (part.layers, part.calls, part.launches, out, undefined)
+        table.add_row(part.part.what, sizes, *(f"{count:,}" for count in counts))
+    results.print(table)
+    for part in outcome.parts:
+        for why, count in part.left_out.not_served.most_common(REASONS):
+            results.print(f"left out of {part.part.what}: {count:,}, {why}", soft_wrap=True)
+    launches = sum(part.launches for part in outcome.parts)
+    of = f"scope {outcome.plan.scope} has {outcome.total_calls:,} calls on target {outcome.target.name}"
+    shard = "" if outcome.plan.shard == (1, 1) else f", {outcome.launches:,} of them in shard {outcome.shard}"
+    results.print(f"{of}, in {launches:,} launches{shard}", soft_wrap=True)
+
+
+def _json(outcome: Outcome) -> dict[str, Any]:
+    plan, ended = outcome.plan, outcome.ended.values()
+    spent: dict[str, float] = {}
+    for launch in ended:
+        for name, seconds in launch.seconds.items():
+            spent[name] = spent.get(name, 0.0) + seconds
+    return {
+        "schema": "attn-parity.exhaust/1",
+        "target": outcome.target.name,
+        "device": plan.device,
+        "versions": sources.versions(),
+        "scope": plan.scope,
+        "shard": outcome.shard,
+        "parts": [
+            {
+                "what": part.part.what,
+                "block_sizes": list(part.block_sizes),
+                "layers": part.layers,
+                "calls": part.calls,
+                "launches": part.launches,
+                "left_out": dict(part.left_out.not_served),
+                "undefined": dict(part.left_out.undefined),
+            }
+            for part in outcome.parts
+        ],
+        "launches": outcome.launches,
+        "ended_launches": len(ended),
+        "ended_calls": sum(launch.calls for launch in ended),
+        "calls": outcome.calls,
+        "seconds": outcome.seconds,
+        "spent": spent,
+        "max_ratio": max((launch.ratio for launch in ended), default=0.0),
+        "interrupted": outcome.interrupted,
+        "failures": [launch.failed for launch in outcome.failed_launches],
+    }

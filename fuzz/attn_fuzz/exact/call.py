@@ -1,0 +1,69 @@
+"""The call that is followed in exact mode: its named quantities, and the elements in its memory."""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from attn_fuzz.exact.host import Host
+from attn_fuzz.exact.memory import Memory
+from attn_fuzz.exact.quantities import Quantities
+from attn_fuzz.exact.refusal import NotCarriedError
+
+
+class Call:
+    """One call of a target.
+
+    Attributes:
+        quantities, memory, host: of the call.
+        refusal: the first reason why exact mode cannot carry the call; empty if there is none so far.
+    """
+
+    def __init__(self, quantities: Quantities) -> None:
+        self.quantities = quantities
+        self.memory = Memory(quantities)
+        self.host = Host(self.memory)
+        self.refusal = ""
+
+
+current: Call | None = None
+"""The call that is running, or None: then kernels compute with floats."""
+
+
+@contextmanager
+def following(call: Call | None) -> Iterator[None]:
+    """Have kernels that are launched inside the `with` compute with elements, where `interpreter.install` was called.
+
+    Args:
+        call: what is noted on; None: kernels compute with floats.
+    """
+    global current
+    before, current = current, call
+    try:
+        with nullcontext() if call is None else call.host:
+            yield
+    except NotCarriedError as error:
+        note(error)
+        raise
+    finally:
+        current = before
+
+
+def note(error: NotCarriedError) -> None:
+    """Note on the running call what cannot be carried."""
+    if current is not None and not current.refusal:
+        current.refusal = str(error)
+
+
+def noting(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that notes on the running call what it cannot carry. Triton wraps exceptions, and a target may catch them."""
+
+    @functools.wraps(method)
+    def op(*arguments: Any, **named: Any) -> Any:
+        try:
+            return method(*arguments, **named)
+        except NotCarriedError as error:
+            note(error)
+            raise
+
+    return op

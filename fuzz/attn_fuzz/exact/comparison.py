@@ -1,0 +1,95 @@
+"""Compares what a followed call has left in its outputs with the specification: each element is equal, or it is wrong."""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from attn_fuzz.cases.tensors import Step
+from attn_fuzz.exact import algebra, fields
+from attn_fuzz.exact.call import Call
+from attn_fuzz.exact.elements import Elements
+from attn_fuzz.exact.fields import VALUES
+from attn_fuzz.exact.memory import Memory, bits_of, places_of
+from attn_fuzz.exact.refusal import NotCarriedError
+from attn_fuzz.exact.specification import Rows, specified
+
+
+class Inequality(NamedTuple):
+    """The first element that is not what the specification says, and how many are not."""
+
+    tensor: Literal["out", "lse"]
+    message: str
+
+
+def inequality(call: Call, step: Step) -> Inequality | None:
+    """The first wrong element of a step's outputs; None if all are equal.
+
+    Raises:
+        NotCarriedError: an output holds what exact mode cannot compare.
+    """
+    for rows in specified(step):
+        held = _elements(call.memory, _by_head(step)[rows.rows], "out")
+        if wrong := _wrong_out(held, rows, step.out.dtype):
+            return wrong
+        if step.lse is not None and (wrong := _wrong_lse(_elements(call.memory, step.lse[:, rows.rows], "lse"), rows)):
+            return wrong
+    return None
+
+
+def _by_head(step: Step) -> torch.Tensor:
+    """`out` [T, H, D], a view."""
+    return step.out if step.out.dim() == 3 else step.out.unflatten(1, step.q.shape[1:])
+
+
+def _elements(memory: Memory, tensor: torch.Tensor, name: str) -> Elements:
+    """The elements that kernels have stored in a tensor.
+
+    Raises:
+        NotCarriedError: not all of it was stored by interpreted kernels.
+    """
+    shadow = memory.shadow_of(tensor)
+    if shadow is None:
+        raise NotCarriedError(f"{name}, which no interpreted kernel has stored")
+    places = places_of(tensor)
+    if not (shadow.written[places] & (shadow.bits[places] == bits_of(tensor))).all():
+        raise NotCarriedError(f"{name}, of which not every element was stored by an interpreted kernel")
+    return shadow.get(places.ravel()).reshape(places.shape)
+
+
+def _wrong_out(held: Elements, rows: Rows, dtype: torch.dtype) -> Inequality | None:
+    if held.value is None:
+        raise NotCarriedError(f"out, which is {held.lacks or 'a logarithm'}")
+    wrong = (held.value != rows.out) & ~_is_clamped(held.value, dtype) | ~np.isfinite(held.order)
+    if not wrong.any():
+        return None
+    row, head, dim = np.argwhere(wrong)[0].tolist()
+    where = f"row {rows.rows.start + row}, head {head}, dim {dim}"
+    return Inequality("out", _words("out", rows.request, where, float(held.order[row, head, dim]), int(wrong.sum())))
+
+
+def _is_clamped(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    """Whether an element is the largest number of a float8 output, of either sign. The judge knows whether it should be."""
+    if not dtype.is_floating_point or dtype.itemsize > 1:
+        return np.zeros(values.shape, np.bool_)
+    largest = torch.finfo(dtype).max
+    return np.isin(values, fields.of_floats(np.array([largest, -largest]), VALUES))
+
+
+def _wrong_lse(held: Elements, rows: Rows) -> Inequality | None:
+    """The LSE [H, q] is compared by its exponential."""
+    power = algebra.exp(held)
+    assert power.value is not None
+    minus_infinity = held.order == -np.inf
+    wrong = np.where(rows.is_empty, ~minus_infinity, (power.value != rows.total) | ~np.isfinite(held.order))
+    if not wrong.any():
+        return None
+    head, row = np.argwhere(wrong)[0].tolist()
+    where = f"row {rows.rows.start + row}, head {head}"
+    return Inequality("lse", _words("lse", rows.request, where, float(held.order[head, row]), int(wrong.sum())))
+
+
+def _words(name: str, request: int, where: str, order: float, count: int) -> str:
+    return (
+        f"{name} of request {request} at {where}: about {order:.9g}, and not the number that the formula gives; "
+        f"{count} elements of these rows are unequal"
+    )

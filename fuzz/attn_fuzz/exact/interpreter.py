@@ -1,0 +1,98 @@
+"""Exact mode's parts of Triton's interpreter, for a process that interprets kernels and nothing else."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from attn_fuzz.exact import algebra, builder, call, functions
+from attn_fuzz.exact.elements import Elements
+from attn_fuzz.interpreted import accesses, interpreter
+
+_INSTALLED = "follows_elements"
+
+
+def install() -> None:
+    """Have interpreted kernels compute with elements while a call is followed, for the life of this process.
+
+    Call it before `attn_fuzz.interpreted.accesses.install`, whose checks then come first.
+
+    Raises:
+        RuntimeError: this Triton's interpreter has not the parts that are replaced.
+    """
+    interpreter.install()
+    triton: Any = importlib.import_module("triton.runtime.interpreter")
+    replaced = triton.InterpreterBuilder
+    if getattr(replaced, _INSTALLED, False):
+        return
+    for name, method in builder.methods(triton).items():
+        setattr(replaced, name, call.noting(method))
+    for holder in (triton.ReduceOps, triton.ScanOps):
+        holder.to_tensor = _to_tensor(triton, holder.to_tensor)
+        holder.apply_impl = call.noting(holder.apply_impl)
+    triton.ReduceOps.apply_impl = call.noting(_reduced(triton, triton.ReduceOps.apply_impl))
+    triton.InterpretedFunction.__call__ = call.noting(functions.calling(triton, triton.InterpretedFunction.__call__))
+    executor = triton.GridExecutor
+    executor.__call__ = _launching(executor.__call__)
+    executor._init_args_hst = _knowing_memory(executor._init_args_hst)
+    setattr(replaced, _INSTALLED, True)
+
+
+def _to_tensor(triton: Any, method: Any) -> Callable[..., Any]:
+    def to_tensor(self: Any, result: Any, dtype: Any) -> Any:
+        if not isinstance(result, Elements):
+            return method(self, result, dtype)
+        block = result if result.shape else result.reshape(1)
+        kind = triton.tl.block_type(dtype, list(result.shape)) if result.shape else dtype
+        return triton.tl.tensor(triton.TensorHandle(block, dtype.scalar), kind)
+
+    return to_tensor
+
+
+def _reduced(triton: Any, method: Any) -> Callable[..., Any]:
+    """`ReduceOps.apply_impl`, in which sums and maxima of elements are computed at once."""
+    standard = triton.tl.standard
+    at_once = {
+        id(standard._elementwise_max): algebra.largest,
+        id(standard._elementwise_min): algebra.smallest,
+        id(standard._sum_combine): algebra.sum_of,
+    }
+
+    def apply(self: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        block, function = inputs[0].handle.data, at_once.get(id(self.combine_fn))
+        if function is None or not isinstance(block, Elements):
+            return method(self, inputs)
+        rank, axis = block.ndim, self.axis
+        if axis is None:
+            block, axis = block.ravel(), 0
+        result = function(block, axis)
+        if self.keep_dims:
+            axes = tuple(range(rank)) if self.axis is None else axis
+            result = result.moved(lambda part: np.expand_dims(part, axes))
+        return (self.to_tensor(result, inputs[0].dtype),)
+
+    return apply
+
+
+def _launching(method: Any) -> Callable[..., Any]:
+    def launch(self: Any, *arguments: Any, **named: Any) -> Any:
+        if call.current is None:
+            return method(self, *arguments, **named)
+        call.current.host.launches = True
+        try:
+            return method(self, *arguments, **named)
+        finally:
+            call.current.host.launches = False
+
+    return launch
+
+
+def _knowing_memory(init_args_hst: Any) -> Callable[..., Any]:
+    def init(executor: Any, args: Any, kwargs: Any) -> Any:
+        host_args, host_kwargs = init_args_hst(executor, args, kwargs)
+        if call.current is not None:
+            named = {**dict(enumerate(host_args)), **host_kwargs}
+            call.current.memory.know(tensor for _, tensor in accesses.tensors_of(named))
+        return host_args, host_kwargs
+
+    return init

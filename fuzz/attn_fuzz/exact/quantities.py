@@ -1,0 +1,125 @@
+"""Which element a number of the host is: the kernel's constants, and its arguments that are floats.
+
+A float that is short, such as 0.5, 448.0 or 2**-126, is that rational number. Any other float of a kernel is the rounding of
+something: the host may have multiplied the scale by log2(e) before the launch. So such a float is read as a product of named
+quantities of the call, their reciprocals and a power of two, within TOLERANCE. A float that is no such product is a number of
+which nothing is known but its order: it may decide a maximum, and nothing else. Two products that are within TOLERANCE of one
+float are told apart by how many factors they have, and else not told apart.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from functools import cached_property
+
+import numpy as np
+from attn_contract import Layer
+from attn_fuzz.exact import algebra
+from attn_fuzz.exact.elements import Elements, lacking, of_floats
+
+TOLERANCE = 4e-7
+"""Relative: a few roundings to float32."""
+SHORT_BITS = 11
+"""A float with no more significant bits is a rational number on purpose."""
+SHORT_DIGITS = 2
+"""So is one that has no more significant digits, such as -1e20."""
+_POWERS_OF_TWO = range(-2, 3)
+
+
+class Quantities:
+    """The named quantities of one call.
+
+    Args:
+        numbers: by name, such as "scale". Each is that very float.
+    """
+
+    def __init__(self, numbers: dict[str, float]) -> None:
+        self._numbers = numbers
+        self._known: dict[float, Elements] = {}
+
+    def element(self, number: float) -> Elements:
+        """[1], the element that a float of the host is."""
+        if number not in self._known:
+            self._known[number] = self._found(number)
+        return self._known[number]
+
+    def _found(self, number: float) -> Elements:
+        for name, named in self._numbers.items():
+            if named and number in (named, float(np.float32(named))):
+                return self._named[name]
+        exact = of_floats(np.array([number], np.float64))
+        if _is_short(number):
+            return exact
+        products = list(self._products(number))
+        fewest = min((count for count, _, _ in products), default=0)
+        fitting = [(names, element) for count, names, element in products if count == fewest]
+        if len({_parts(element) for _, element in fitting}) == 1:
+            element = fitting[0][1]
+            return Elements(np.array([number]), element.value, element.exponent)
+        candidates = " or ".join(names for names, _ in fitting) or f"no product of {', '.join(self._named)}"
+        return lacking(exact, f"the number {number!r}, which is {candidates}")
+
+    def _products(self, number: float) -> Iterator[tuple[int, str, Elements]]:
+        """Products of named quantities near a number: how many factors, in words, and the element."""
+        names = list(self._named)
+        orders = np.log2([abs(self._named[name].order[0]) for name in names])
+        near = np.abs(self._exponents @ orders + self._powers - math.log2(abs(number))) < TOLERANCE / math.log(2)
+        for row in np.flatnonzero(near):
+            exponents, power = self._exponents[row], int(self._powers[row])
+            element = of_floats(np.array([math.copysign(2.0**power, number)]))
+            for name, exponent in zip(names, exponents.tolist(), strict=True):
+                if exponent > 0:
+                    element = algebra.multiply(element, self._named[name])
+                elif exponent < 0:
+                    element = algebra.divide(element, self._named[name])
+                if exponent and self._named[name].order[0] < 0:
+                    element = algebra.negative(element)
+            words = " * ".join(
+                f"{name}^{exponent}" for name, exponent in zip(names, exponents.tolist(), strict=True) if exponent
+            )
+            yield int(np.abs(exponents).sum()) + (power != 0), f"2^{power} * {words}", element
+
+    @cached_property
+    def _named(self) -> dict[str, Elements]:
+        found = {name: of_floats(np.array([number])) for name, number in self._numbers.items() if number}
+        return {"log2(e)": algebra.LOG2E, **found}
+
+    @cached_property
+    def _exponents(self) -> np.ndarray:
+        """[products, names]"""
+        rows = list(itertools.product((-1, 0, 1), repeat=len(self._named)))
+        return np.repeat(np.array(rows), len(_POWERS_OF_TWO), axis=0)
+
+    @cached_property
+    def _powers(self) -> np.ndarray:
+        return np.tile(np.array(_POWERS_OF_TWO), 3 ** len(self._named))
+
+
+def of_layer(layer: Layer) -> Quantities:
+    """The quantities of a call: the layer's scale and cap, and those of its scales that are one number."""
+    numbers = {"scale": layer.scale}
+    if layer.logits_soft_cap is not None:
+        numbers["logits_soft_cap"] = layer.logits_soft_cap
+    for name in ("k_scale", "v_scale", "output_scale"):
+        tensor = getattr(layer, name)
+        if tensor is not None and tensor.numel() == 1:
+            numbers[name] = float(tensor)
+    return Quantities(numbers)
+
+
+def _is_short(number: float) -> bool:
+    if not math.isfinite(number):
+        return True
+    mantissa, _ = math.frexp(number)
+    return (mantissa * 2**SHORT_BITS).is_integer() or _digits(repr(number)) <= SHORT_DIGITS
+
+
+def _digits(text: str) -> int:
+    """The significant digits of a decimal number."""
+    return len(text.partition("e")[0].replace(".", "").strip("-0"))
+
+
+def _parts(element: Elements) -> tuple[int, int]:
+    assert element.value is not None
+    assert element.exponent is not None
+    return int(element.value[0]), int(element.exponent[0])

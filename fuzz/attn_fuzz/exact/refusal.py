@@ -1,0 +1,5 @@
+"""What exact mode cannot carry."""
+
+
+class NotCarriedError(Exception):
+    """Exact mode cannot compute an operation, and names it."""

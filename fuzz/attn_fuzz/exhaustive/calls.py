@@ -1,0 +1,193 @@
+"""The calls of a scope for one target: which layers there are, which requests each layer can have, and what is left out."""
+
+import functools
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+from attn_contract import AttentionType, Layout
+from attn_fuzz.cases.case import Cache, Case, CaseError, Dtype, Request, Values
+from attn_fuzz.cases.contradictions import check
+from attn_fuzz.exhaustive import symmetry
+from attn_fuzz.exhaustive.scope import Causality, Part, Ranges, Setting
+from attn_fuzz.exhaustive.symmetry import Batch
+from attn_fuzz.targets.target import Target
+
+DTYPES: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")
+EMPTY_RANGE = (1, 0)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Calls of one layer that are served.
+
+    Args:
+        template: everything of the calls but their requests and the number of blocks.
+        batches: the requests of each call, with blocks as `symmetry.tables` names them.
+    """
+
+    template: Case
+    batches: tuple[Batch, ...]
+
+
+@dataclass
+class LeftOut:
+    """The calls of a part that are not run, counted by reason.
+
+    Args:
+        undefined: the contract has no such call, such as cross-attention with a window.
+        not_served: the target does not serve it, or its engine does not send it.
+    """
+
+    undefined: Counter[str] = field(default_factory=Counter)
+    not_served: Counter[str] = field(default_factory=Counter)
+
+
+def base(name: str, target: Target, device: str) -> Case:
+    """The plainest call that a target serves: its smallest heads, its simplest dtype, layout and form, and no rule."""
+    support = target.support(device)
+    engine, head_size = support.engine, min(support.head_sizes)
+    layouts = support.layouts or tuple(Layout)
+    return Case(
+        target=name,
+        dtype=next(dtype for dtype in DTYPES if dtype in support.dtypes),
+        head_size=head_size,
+        group_size=min(support.group_sizes),
+        scale=head_size**-0.5,
+        cache=Cache(
+            layout=Layout.BLOCKS_FIRST_NHD if Layout.BLOCKS_FIRST_NHD in layouts else layouts[0],
+            block_size=1,
+            num_blocks=1,
+            planes=engine.planes[0],
+            order=engine.orders[0],
+        ),
+        writes=True in engine.writes,
+        finite_slots=support.unused_slots == "finite",
+        fused_qkv=engine.fused_qkv[0],
+        unlike_strides=engine.unlike_strides[0],
+        flat_out=engine.flat_out[0],
+        dense_out=engine.dense_out[0],
+        values=Values(kind="random"),
+    )
+
+
+def groups(part: Part, plainest: Case, target: Target, device: str, left_out: LeftOut) -> Iterator[Group]:
+    """The calls of a part, layer by layer: few choices first. Calls that are not run are added to `left_out`."""
+    sizes = block_sizes(part, target.support(device).block_sizes)
+    for settings in layers(part):
+        for template in templates(settings, plainest, sizes):
+            served = []
+            for batch in _batches(part, template, settings):
+                if reason := _undefined(call(template, (batch,))):
+                    left_out.undefined[reason] += 1
+                elif reason := _not_served(call(template, (batch,)), target, device):
+                    left_out.not_served[reason] += 1
+                else:
+                    served.append(batch)
+            if served:
+                yield Group(template, tuple(served))
+
+
+def layers(part: Part) -> Iterator[tuple[Setting, ...]]:
+    """The settings of each layer: none, one, and if the part has pairs, two of different choices that do not set the same."""
+    yield ()
+    yield from ((setting,) for choice in part.choices for setting in choice.settings)
+    if part.pairs:
+        for one, other in itertools.combinations(part.choices, 2):
+            pairs = itertools.product(one.settings, other.settings)
+            yield from (pair for pair in pairs if not pair[0].names & pair[1].names)
+
+
+def block_sizes(part: Part, served: Sequence[int]) -> tuple[int, ...]:
+    """The block sizes of a part on a target. A size that the target does not serve becomes the next larger one that it does."""
+    nearest = (min((size for size in served if size >= wanted), default=max(served)) for wanted in part.block_sizes)
+    return tuple(dict.fromkeys(nearest))
+
+
+def templates(settings: Sequence[Setting], plainest: Case, sizes: Sequence[int]) -> Iterator[Case]:
+    """The layer of some settings, in each block size. A layer without a cache has none, and some settings fix it."""
+    fields = {name: value for setting in settings for name, value in setting.fields.items()}
+    in_cache = {name: value for setting in settings for name, value in setting.cache.items()}
+    layer = msgspec.structs.replace(plainest, **fields, per_request_causal=_causality(settings) == "per request")
+    if not layer.attn_type.reads_cache:
+        # what speaks of a cache contradicts a layer without one, and is refused by `check`
+        layer = msgspec.structs.replace(layer, cache=None, writes=fields.get("writes", True), finite_slots=False)
+        if not in_cache:
+            yield layer
+        return
+    assert plainest.cache is not None
+    for block_size in (in_cache["block_size"],) if "block_size" in in_cache else sizes:
+        cache = msgspec.structs.replace(plainest.cache, **{**in_cache, "block_size": block_size})
+        if cache.holds_content_rows:
+            cache = msgspec.structs.replace(cache, planes=in_cache.get("planes", False))
+        yield msgspec.structs.replace(layer, cache=cache)
+
+
+def call(template: Case, batches: Sequence[Batch]) -> Case:
+    """The call of a layer with some batches beside each other, each in blocks of its own."""
+    requests, num_blocks = symmetry.numbered(batches)
+    cache = template.cache and msgspec.structs.replace(template.cache, num_blocks=num_blocks)
+    return msgspec.structs.replace(template, requests=requests, cache=cache)
+
+
+def requests_of(
+    part: Part, attn_type: AttentionType, causality: Causality | None, ranges: Ranges | None
+) -> tuple[Request, ...]:
+    """The requests, without blocks, that a call of a layer can have."""
+    if attn_type in (AttentionType.ENCODER, AttentionType.ENCODER_ONLY):
+        lengths = [(length, length) for length in part.seq_lens]
+    else:
+        lengths = list(itertools.product(part.query_lens, part.seq_lens))
+    flags = {"non-causal": (False,), "per request": (False, True)}.get(causality or "causal", (True,))
+    found = []
+    for query_len, seq_len in lengths:
+        for flag in flags if attn_type is AttentionType.DECODER else (False,):
+            request = Request(query_len=query_len, seq_len=seq_len, causal=flag)
+            if ranges is None:
+                found.append(request)
+            else:
+                of_request = ranges_of(query_len, seq_len, ranges)
+                found += [msgspec.structs.replace(request, bidirectional_ranges=own) for own in of_request]
+    return tuple(found)
+
+
+def ranges_of(query_len: int, seq_len: int, kind: Ranges) -> list[tuple[tuple[int, int], ...]]:
+    """The bidirectional ranges of a request: one at a time, and at the end two that overlap."""
+    last = seq_len - 1
+    if kind == "all":
+        single = [(first, end) for first in range(-1, seq_len + 1) for end in range(first, seq_len + 1)]
+    else:
+        single = [(0, last), (seq_len - query_len, last), (1, 2), (-1, 0), (last, last + 1)]
+    kept = [one for one in dict.fromkeys(single) if one[0] <= one[1]]
+    return [((one),) for one in (*kept, EMPTY_RANGE)] + [((0, 1), (1, 2))]
+
+
+def _causality(settings: Sequence[Setting]) -> Causality | None:
+    return next((setting.causality for setting in settings if setting.causality), None)
+
+
+def _batches(part: Part, template: Case, settings: Sequence[Setting]) -> tuple[Batch, ...]:
+    ranges: Ranges | None = next((setting.ranges for setting in settings if setting.ranges), None)
+    requests = requests_of(part, template.attn_type, _causality(settings), ranges)
+    return _all_batches(requests, part.num_requests, template.cache.block_size if template.cache else 0)
+
+
+@functools.lru_cache(maxsize=64)
+def _all_batches(requests: tuple[Request, ...], num_requests: int, block_size: int) -> tuple[Batch, ...]:
+    """One batch of each orbit, the shortest first."""
+    found = symmetry.batches([requests] * num_requests, block_size)
+    return tuple(sorted(found, key=lambda batch: sum(r.query_len + r.seq_len for r in batch)))
+
+
+def _undefined(case: Case) -> str | None:
+    try:
+        check(case)
+    except CaseError as error:
+        return str(error)
+    return None
+
+
+def _not_served(case: Case, target: Target, device: str) -> str | None:
+    return target.beyond(case, device) or target.support(device).limit(case)

@@ -1,0 +1,175 @@
+"""Loops: the body is executed once, for an arbitrary turn.
+
+A variable that the body only adds a number to has a closed form. Any other variable that the body changes is arbitrary
+before the turn, but for the invariant that a theorem names for the function. The invariant is a function of the turn's
+number (from 0), the variables before that turn, and the variables before the loop, and gives what holds. It is proved of
+the first turn (`begins`) and of the turn behind an arbitrary one (`continues`), and then assumed before an arbitrary turn
+and behind the loop.
+"""
+
+import ast
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import z3
+from attn_proofs import arithmetic
+from attn_proofs.values import Pointer, Tensor, Term, as_tensor, fresh_name, number, unknown
+
+if TYPE_CHECKING:
+    from attn_proofs.extract import Extraction
+
+
+class Turn(NamedTuple):
+    """The variables that a loop changes, by name, at its turn `count` and before the loop; and all variables before it."""
+
+    count: Term
+    now: dict[str, Any]
+    before: dict[str, Any]
+    outside: dict[str, Any]
+
+
+Invariant = Callable[[Turn], list[Term]]
+
+
+@dataclass(frozen=True)
+class Obligation:
+    """What an invariant asks to be proved: that under a path its terms hold."""
+
+    name: str
+    path: tuple[Term, ...]
+    terms: tuple[Term, ...]
+    first: tuple[Term, ...] = ()
+    """that the turn is the first one, which a run can show"""
+
+
+def execute(extraction: "Extraction", node: ast.For) -> None:
+    """Execute a `for` loop over a range."""
+    if not (isinstance(node.iter, ast.Call) and isinstance(node.target, (ast.Name, ast.Tuple))) or node.orelse:
+        raise extraction.unsupported(node)
+    function = extraction.value(node.iter.func)
+    name = getattr(function, "name", "").split(".")[-1]
+    arguments = [extraction.value(argument) for argument in node.iter.args]
+    if name in ("static_range", "range") and all(isinstance(argument, int) for argument in arguments):
+        for i in range(*arguments):
+            extraction.assign(node.target, i)
+            if not extraction.block(node.body):
+                raise extraction.unsupported(node)
+    elif name == "range" and isinstance(node.target, ast.Name):
+        start, stop, step = arguments if len(arguments) == 3 else (*arguments, 1) if len(arguments) == 2 else (0, *arguments, 1)
+        _arbitrary_turn(extraction, node, start, stop, step)
+    else:
+        raise extraction.unsupported(node)
+
+
+def _arbitrary_turn(extraction: "Extraction", node: ast.For, start: Any, stop: Any, step: int) -> None:
+    environment = extraction.frame.environment
+    held = {name: environment[name] for name in _assigned(node) if name in environment}
+    before = {name: value if isinstance(value, Pointer) else as_tensor(value) for name, value in held.items()}
+    steps = {name: amount for name in before if (amount := _increment(node, name)) is not None}
+    invariant = extraction.invariants.get(extraction.frame.name, lambda turn: [])
+    outside = dict(environment)
+    count = z3.Int(fresh_name(f"turn of {extraction.frame.name}"))
+    first, end = as_tensor(start).term, as_tensor(stop).term
+    _oblige(extraction, "begins", invariant(Turn(z3.IntVal(0), before, before, outside)))
+    now = _at_turn(before, steps, count)
+    index = number(first + count * step, as_tensor(stop).dtype)
+    assumed = invariant(Turn(count, now, before, outside))
+    depth = len(extraction.path)
+    environment.update(now)
+    extraction.path += [count >= 0, index.term < end, *assumed]
+    extraction.assign(node.target, index)
+    returns = len(extraction.frame.returned)
+    if not extraction.block(node.body) or len(extraction.frame.returned) > returns:  # a return out of a loop
+        raise extraction.unsupported(node)
+    after = {name: extraction.frame.environment[name] for name in before}
+    at_first = (count == 0, *(part for name in before for part in _equal(now[name], before[name])))
+    _oblige(extraction, "continues", invariant(Turn(count + 1, after, before, outside)), at_first)
+    del extraction.path[depth:]
+    turns = z3.If(end > first, (end - first + step - 1) / step, 0)
+    behind = _at_turn(before, steps, turns)
+    extraction.assumptions += [
+        z3.Implies(z3.And(*extraction.path), term) for term in invariant(Turn(turns, behind, before, outside))
+    ]
+    extraction.frame.environment = {**outside, **behind}
+    for name, value in behind.items():
+        extraction.assign(ast.Name(id=name, ctx=ast.Store()), value)
+
+
+def _oblige(extraction: "Extraction", name: str, terms: list[Term], first: tuple[Term, ...] = ()) -> None:
+    if terms:
+        where = f"the loop of {extraction.frame.name} {name}"
+        extraction.obligations.append(Obligation(where, tuple(extraction.path), tuple(terms), first))
+
+
+def _equal(value: Any, other: Any) -> list[Term]:
+    """That two numbers are one."""
+    return [value.term == other.term] if isinstance(value, Tensor) and isinstance(other, Tensor) and not value.shape else []
+
+
+def _assigned(node: ast.For) -> list[str]:
+    """Names that the body assigns, in order."""
+    return list(
+        dict.fromkeys(
+            part.id for statement in node.body for part in ast.walk(statement)
+            if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
+        )
+    )  # fmt: skip
+
+
+def _increment(node: ast.For, name: str) -> int | None:
+    """What the body adds to a name in each turn, if that is a number and all that the body does to the name."""
+    stores = [
+        part for statement in node.body for part in ast.walk(statement)
+        if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store) and part.id == name
+    ]  # fmt: skip
+    for statement in node.body:
+        match statement:
+            case ast.AugAssign(target=ast.Name(id=target), op=ast.Add(), value=ast.Constant(value=int(amount))):
+                if target == name and len(stores) == 1:
+                    return amount
+    return None
+
+
+def _at_turn(before: dict[str, Any], steps: dict[str, int], count: Term) -> dict[str, Any]:
+    """The variables at a turn: arbitrary, but for those that have a closed form."""
+    return {
+        name: _stepped(value, count * steps[name]) if name in steps else arbitrary(name, value)
+        for name, value in before.items()
+    }
+
+
+def _stepped(value: Any, amount: Term) -> Any:
+    moved = number(amount, "int64")
+    if isinstance(value, Pointer):
+        offset = as_tensor(value.offset)
+        return Pointer(value.name, value.dtype, number(offset.term + amount, "int64") if not offset.shape else
+                       arithmetic.binary(_SILENT, ast.Add(), offset, moved))  # fmt: skip
+    return number(as_tensor(value).term + amount, as_tensor(value).dtype)
+
+
+class _Silent:
+    floors = False
+
+    def quotient(self, a: Term, b: Term) -> Term:
+        raise NotImplementedError
+
+    def times(self, a: Term, b: Term) -> Term:
+        raise NotImplementedError
+
+    def here(self) -> None:
+        return None
+
+    def note(self, here: Any, dtype: str, term: Term) -> None:
+        """An address is of 64 bits."""
+
+
+_SILENT = _Silent()
+
+
+def arbitrary(name: str, like: Any) -> Any:
+    """A value of which nothing is known, shaped as another."""
+    if isinstance(like, Pointer):
+        return Pointer(like.name, like.dtype, unknown(name, as_tensor(like.offset).shape, "int64"))
+    value = as_tensor(like)
+    return unknown(name, value.shape, "int32" if value.dtype == "int" else value.dtype)

@@ -1,0 +1,207 @@
+"""Scenes: a program of the attention kernel at work on a tile of queries, with the specification's names for what it works on.
+
+A scene runs `attend_tile` on one row m of an arbitrary tile, and one key j. Its assumptions are the contract's ranges,
+and what the theorems of the family `programs` prove of a tile: it has at least one query, and its queries are the
+request's.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import z3
+from attn_proofs import inputs
+from attn_proofs.extract import Extraction
+from attn_proofs.loops import Turn
+from attn_proofs.sources import Sources
+from attn_proofs.specification import INT32_MAX, Rules, some_range_holds
+from attn_proofs.theorem import Claim, Term, obligations
+from attn_proofs.values import Record, as_tensor, integers, memory, number, symbol
+
+ATTEND_TILE = "attn_optimized.kernels.attention.attend_tile"
+RULES = "attn_optimized.launch.rules"
+BLOCK_N = (16, 32, 64, 128)
+"""Keys of a tile in the launch tables (launch/table/*.json)."""
+INTERPRETED_BLOCK_N = 64
+"""Keys of a tile under the interpreter: counterexamples are of this size, so that they can be run."""
+BLOCK_M = 64
+
+
+@dataclass
+class Scene:
+    """A run of `attend_tile`: the extraction, the specification's view of row m and key j, and the scene's assumptions."""
+
+    extraction: Extraction
+    rules: Rules
+    assumptions: list[Term]
+    block_n: int
+    kind: Record
+
+    @property
+    def owned(self) -> Term:
+        """Whether the tile has row m."""
+        return self.extraction.local("rows_of_tile", "owned", 0).value.at(z3.Int("m"))
+
+    def given(self, *more: Term) -> tuple[Term, ...]:
+        """The assumptions, with those that evaluating terms has added."""
+        return (*self.assumptions, *self.extraction.assumptions, *more)
+
+    def claim(self, name: str, assumptions: list[Term], goal: Term) -> Claim:
+        """A claim about this scene."""
+        small = self.small if self.block_n == INTERPRETED_BLOCK_N else None
+        return Claim(f"{name}, {self.name}", self.given(*assumptions), goal, small, self.extraction.lines)
+
+    def invariants(self) -> list[Claim]:
+        """The claims that the loops over ranges ask for. A small counterexample has a key in a tile that is not gone
+        through."""
+        begin, end = (self.extraction.local("with_ranges", name, -2).value.term for name in ("begin", "end"))
+        far = z3.Or(self.rules.j + self.block_n <= begin, self.rules.j >= end + self.block_n)
+        one_range = (*self.small, z3.Int("num_ranges") == 1)
+        return [
+            replace(
+                claim,
+                name=f"{claim.name}, {self.name}",
+                small=claim.small
+                and (*claim.small, *([far, z3.Int("sink_tokens") == 0] if "with_ranges" in claim.name else [])),
+            )
+            for claim in obligations(self.extraction, self.given(), one_range)
+        ]
+
+    @property
+    def name(self) -> str:
+        gaps = "any rules" if self.kind.has_gaps else "a window at most"
+        bias = " and a bias" if self.kind.has_bias else ""
+        chunks = ", chunks" if self.rules.chunked_local is not None else ""
+        return f"BLOCK_N {self.block_n}, {gaps}{chunks}{bias}"
+
+    @property
+    def small(self) -> tuple[Term, ...]:
+        """Numbers of a case: one request, whose queries are one tile with one row each."""
+        numbers = {"window_left": 600, "window_right": 600, "sink_tokens": 200, "chunked_local": 400, "num_ranges": 2}
+        ranges_count, sinks, chunk = integers("num_ranges sink_tokens chunked_local")
+        extra = [] if self.kind.has_gaps else [ranges_count == 0, sinks == 0]
+        if self.rules.chunked_local is None:  # the host compiles the rules in if one of them is on
+            extra += [chunk == 0, ranges_count >= 1 if self.kind.has_gaps else ranges_count == 0]
+        ranges = memory("bidirectional_ranges_ptr")
+        return (
+            z3.Int("seq_len") <= 600,
+            *extra,
+            *self.extraction.products.exactly,
+            z3.Int("query_len") <= BLOCK_M,
+            z3.Int("first_query") == 0,
+            z3.Int("end_query") == z3.Int("query_len"),
+            z3.Int("group_inverse") == 2**16,
+            z3.Int("first_row") == 0,
+            z3.Int("request") == 0,
+            z3.Int("num_tokens") == z3.Int("query_len"),
+            z3.Int("group") == 1,
+            z3.Int("kv_head") == 0,
+            *(z3.Int(name) <= most for name, most in numbers.items()),
+            *(z3.And(ranges(i) >= -300, ranges(i) <= 600) for i in range(4)),
+        )
+
+
+def scene(sources: Sources, **options: Any) -> Scene:
+    """A run of `attend_tile`, shared by the theorems about the same sources; `_run` has the options."""
+    key = tuple(sorted(options.items()))
+    if key not in sources.scenes:
+        sources.scenes[key] = _run(sources, **options)
+    return sources.scenes[key]
+
+
+def _run(
+    sources: Sources, *, block_n: int, has_gaps: bool, has_chunks: bool = False, has_bias: bool = False, **kind: Any
+) -> Scene:
+    """`attend_tile` on row m of a tile, with all rules of the contract, or with a window at most."""
+    names = ("seq_len", "query_len", "first_query", "end_query", "num_ranges", "request")
+    seq_len, query_len, first_query, end_query, num_ranges, request = map(z3.Int, names)
+    p, j, m = integers("p j m")
+    extraction = Extraction(sources)
+    layer, batch = _layer_and_batch(has_gaps, has_chunks)
+    numbers = extraction.call(f"{RULES}.rule_numbers", layer, batch)
+    causal = z3.Bool("causal")
+    numbers["max_ahead"] = number(z3.If(causal, 0, numbers["max_ahead"]), "int32")  # theorem rules.causal
+    together, definition = some_range_holds(extraction.products, request, num_ranges, p, j)
+    made = inputs.kind(block_n=block_n, has_gaps=has_gaps, has_bias=has_bias, **kind)
+    rules = Rules(
+        p=p, j=j, seq_len=seq_len, causal=causal, left=z3.Int("window_left"), right=z3.Int("window_right"),
+        sink_tokens=z3.Int("sink_tokens") if has_gaps else z3.IntVal(0),
+        chunked_local=z3.Int("chunked_local") if has_chunks else None, products=extraction.products,
+        ranges_clamped=z3.Bool("ranges_clamped"), together=together(num_ranges) if has_gaps else z3.BoolVal(False),
+        hidden=z3.BoolVal(False),
+    )  # fmt: skip
+    assumptions = [
+        *_contract(rules, num_ranges, request), *definition, first_query >= 0, first_query < end_query, end_query <= query_len,
+        query_len <= INT32_MAX, m >= 0, m < BLOCK_M, z3.Int("group_inverse") >= 1,
+    ]  # fmt: skip
+    made_scene = Scene(extraction, rules, assumptions, block_n, made)
+    extraction.invariants = _invariants(made_scene, num_ranges)
+    arguments = inputs.arguments(sources, **_kernel_numbers(numbers))
+    extraction.call(ATTEND_TILE, inputs.tile(sources), arguments, made, BLOCK_M)
+    row = extraction.local("rows_of_tile", "query", 0).value.at(m)
+    made_scene.assumptions += [p == seq_len - query_len + row, made_scene.owned]
+    return made_scene
+
+
+def _layer_and_batch(has_gaps: bool, has_chunks: bool) -> tuple[Record, Record]:
+    """A layer and a batch as `launch.rules` reads them; without gaps, all rules but the window are off."""
+    left, right = symbol("window_left"), symbol("window_right")
+    layer = {
+        "scale": 1.0, "logits_soft_cap": None, "window": (left, right), "ranges_clamped": symbol("ranges_clamped", "bool"),
+        "sink_tokens": symbol("sink_tokens") if has_gaps else 0,
+        "chunked_local": symbol("chunked_local", least=1) if has_chunks else None,
+    }  # fmt: skip
+    ranges = Record("Tensor", {"shape": (symbol("num_requests"), symbol("num_ranges"), 2)}) if has_gaps else None
+    batch = {"causal": False, "bidirectional_ranges": ranges, "qq_bias": None}
+    return Record("Layer", layer), Record("Batch", batch)
+
+
+def _kernel_numbers(numbers: dict[str, Any]) -> dict[str, Any]:
+    """The host's numbers as the kernel gets them: int32."""
+    return {
+        name: number(as_tensor(value).term, "int32", as_tensor(value).least)
+        for name, value in numbers.items()
+        if name not in ("scale", "logits_soft_cap") and name != "qq_bias_len"
+    }
+
+
+def _contract(rules: Rules, num_ranges: Term, request: Term) -> list[Term]:
+    """What the border checks of a layer and a batch leave: contract/attn_contract/layer.py and batch.py."""
+    numbers = [rules.seq_len, num_ranges, request, rules.sink_tokens]
+    chunk = rules.chunked_local
+    return [
+        *([] if chunk is None else [z3.And(chunk >= 1, chunk <= INT32_MAX)]),
+        *(z3.And(value >= 0, value <= INT32_MAX) for value in numbers),
+        *(z3.And(edge >= -1, edge <= INT32_MAX) for edge in (rules.left, rules.right)),
+    ]
+
+
+def _invariants(scene: Scene, num_ranges: Term) -> dict[str, Any]:
+    """What holds in the two loops over ranges, at row m and key j."""
+    rules = scene.rules
+    together, _ = some_range_holds(scene.extraction.products, z3.Int("request"), num_ranges, rules.p, rules.j)
+
+    def define(turn: Turn) -> Term:
+        _, definition = some_range_holds(
+            scene.extraction.products, z3.Int("request"), num_ranges, rules.p, rules.j, turn.count - 1, turn.count
+        )
+        scene.extraction.assumptions.extend(definition)
+        return z3.And(together(turn.count), z3.Or(z3.Not(rules.ranges_clamped), rules.in_left))
+
+    def in_any_range(turn: Turn) -> list[Term]:
+        m, n = z3.Int("m"), rules.j - turn.outside["key"].at(0)
+        was, now = (variables["visible"].at(m, n) for variables in (turn.before, turn.now))
+        seen = define(turn)
+        in_tile, shown = z3.And(n >= 0, n < scene.block_n), z3.Or(was, z3.And(seen, rules.is_key))
+        return [z3.Implies(z3.And(in_tile, now), shown), z3.Implies(z3.And(in_tile, shown), now)]
+
+    def with_ranges(turn: Turn) -> list[Term]:
+        begin, end = turn.now["begin"].term, turn.now["end"].term
+        first, last = turn.before["begin"].term, turn.before["end"].term
+        seen = z3.And(define(turn), rules.is_key)
+        return [
+            begin <= first, end >= last, z3.Implies(first >= 0, begin >= 0),
+            z3.Implies(last <= rules.seq_len, end <= rules.seq_len),
+            z3.Implies(seen, z3.And(begin <= rules.j, rules.j < end)),
+        ]  # fmt: skip
+
+    return {"in_any_range": in_any_range, "with_ranges": with_ranges}

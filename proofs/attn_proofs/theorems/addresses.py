@@ -1,0 +1,269 @@
+"""Where the kernels read and write is where the contract's formulas say, for all strides: K, V, q, the output, the tables.
+
+The strides of a cache come from its tensor by `attn_optimized.strides.kv_cache_strides`, and count units of one or of
+several elements.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import z3
+from attn_contract import Layout
+from attn_fuzz.cases.case import Case
+from attn_fuzz.zoo.patches import Patch
+from attn_proofs import inputs
+from attn_proofs.counterexamples import paged
+from attn_proofs.extract import Access, Extraction
+from attn_proofs.scenes import ATTEND_TILE, BLOCK_M
+from attn_proofs.sources import Sources
+from attn_proofs.specification import DIMS, element
+from attn_proofs.theorem import Claim, Model, Term, Theorem
+from attn_proofs.values import Record, Tensor, as_tensor, integers, memory, number
+
+STRIDES = "attn_optimized.strides.kv_cache_strides"
+ROWS = ("BLOCKS_FIRST_NHD", "BLOCKS_FIRST_HND", "KV_FIRST_NHD", "KV_FIRST_HND", "CONTENT_PACKED")
+X_PACKED = ("X_PACKED", "SHUFFLED")
+SIZES = {"head_size": 64, "block_size": 48, "x": 8}
+BLOCK_N = 64
+TABLE = memory("block_table_ptr")
+
+
+def strides_of(extraction: Extraction, layout: str, unit: int, sizes: dict[str, int]) -> tuple[Record, dict[str, Term]]:
+    """What the host reads off a cache of a layout, and its strides by dimension: multiples of the unit."""
+    heads = z3.Int("num_kv_heads")
+    size = {"kv": 2, "block": z3.Int("num_blocks"), "slot": sizes["block_size"], "head": heads, "dim": sizes["head_size"]}
+    size |= {"content": 2 * sizes["head_size"], "page": heads * (sizes["block_size"] * sizes["head_size"])}
+    dims = DIMS[layout]
+    strides = {dim: z3.Int(f"stride_{dim}") * unit if unit > 1 else z3.Int(f"stride_{dim}") for dim in dims[:-1]}
+    shape = tuple(as_number(size[dim]) for dim in dims)
+    steps = (*(number(strides[dim]) for dim in dims[:-1]), 1)
+    if layout in X_PACKED:  # the shape gives the block size: pages are dense
+        shape = (2, number(size["block"]), number(z3.Int("page")))
+    cache = Record("Tensor", {"shape": shape, "stride": lambda: steps})
+    layer = Record("Layer", {"layout": layout, "num_kv_heads": number(heads, least=1), "head_size": sizes["head_size"]})
+    return extraction.call(STRIDES, cache, layer), strides
+
+
+def as_number(value: Any) -> Any:
+    return value if isinstance(value, int) else number(value)
+
+
+def _run(sources: Sources, layout: str, unit: int) -> tuple[Extraction, dict[str, Term]]:
+    """`attend_tile` on a cache of a layout, whose strides count `unit` elements."""
+    if ("addresses", layout, unit) not in sources.scenes:
+        sources.scenes["addresses", layout, unit] = _executed(sources, layout, unit, SIZES)
+    return sources.scenes["addresses", layout, unit]
+
+
+def _executed(sources: Sources, layout: str, unit: int, sizes: dict[str, int]) -> tuple[Extraction, dict[str, Term]]:
+    extraction = Extraction(sources)
+    found, strides = strides_of(extraction, layout, unit, sizes)
+    arguments = inputs.arguments(sources)
+    names = {
+        "kv": found.kv,
+        "block": found.block,
+        "k_slot": found.slot,
+        "v_slot": found.slot,
+        "k_head": found.head,
+        "v_head": found.head,
+    }
+    if layout in X_PACKED:  # theorem addresses.packed-head
+        head = sizes["head_size"] * sizes["block_size"]
+        names |= {"k_head": head, "v_head": head}
+    arguments.fields["strides"].fields.update({name: _in_units(value, unit) for name, value in names.items()})
+    kind = inputs.kind(
+        kv_unit=unit,
+        interior="rows" if layout in ROWS else layout.lower(),
+        block_n=BLOCK_N,
+        block_d=sizes["head_size"],
+        **sizes,
+    )
+    extraction.call(ATTEND_TILE, inputs.tile(sources), arguments, kind, BLOCK_M)
+    return extraction, strides
+
+
+def _in_units(stride: Any, unit: int) -> Tensor:
+    """A stride as the kernel gets it: `launch.in_units` divides only what is a multiple."""
+    if isinstance(stride, int):
+        return number(z3.IntVal(stride // unit), "int64")
+    term = as_tensor(stride).term
+    if unit == 1:
+        return number(term, "int64")
+    dimension = term.arg(0) if term.children() else term
+    if not z3.is_true(z3.simplify(term == dimension * unit)):
+        raise NotImplementedError(f"{term} is not {unit} times a number")
+    return number(dimension, "int64")
+
+
+def _loads(extraction: Extraction, name: str) -> list[Access]:
+    return [access for access in extraction.loads if access.pointer.name == name and access.place in _PLACES]
+
+
+_PLACES = ("load_rows", "load_packed_keys", "load_packed_values")
+
+
+def _read(kv: int, layouts: tuple[str, ...]):
+    """A key's K or V is read where the contract says, with a mask and without one."""
+
+    def claims(sources: Sources) -> Iterator[Claim]:
+        for layout in layouts:
+            for unit in (1, 8):
+                extraction, strides = _run(sources, layout, unit)
+                for access in _loads(extraction, "v_ptr" if kv else "k_ptr"):
+                    yield _at_element(extraction, strides, access, kv, layout, unit)
+
+    return claims
+
+
+def _at_element(extraction: Extraction, strides: dict[str, Term], access: Access, kv: int, layout: str, unit: int) -> Claim:
+    n, d, key, head = integers("n d key kv_head")
+    masked = access.mask is not True
+    first_key = extraction.local("attend_tile", "first_key", -1 if masked else 0).value.term
+    offset = as_tensor(access.pointer.offset)
+    x, size = SIZES["x"], SIZES["block_size"]
+    lane = {  # [N, D], [D/x, N, x] or [N/S, D, S], for the S slots that lie side by side
+        "load_rows": (n, d),
+        "load_packed_keys": (d / x, n, d % x),
+        "load_packed_values": (n / offset.shape[-1], d, n % offset.shape[-1]),
+    }[access.place]
+    place = extraction.times(z3.Int("request"), z3.Int("block_table")) + key / size
+    block, slot = TABLE(place), key % size
+    expected = element(extraction.products, layout, strides, SIZES, kv=kv, block=block, slot=slot, head=head, dim=d)
+    found = offset.at(*lane)
+    assumptions = (
+        n >= 0, n < BLOCK_N, d >= 0, d < SIZES["head_size"], key == first_key + n, first_key >= 0, first_key % BLOCK_N == 0,
+        key < 2**31, place >= 0, *access.path, *(stride >= 0 for stride in strides.values()),
+            *_largest(extraction, access, lane),
+        *extraction.assumptions,
+    )  # fmt: skip
+    small = () if layout in ("BLOCKS_FIRST_NHD", "X_PACKED", "SHUFFLED") and unit == 1 else None
+    name = f"{'V' if kv else 'K'} of {layout}, strides of {unit} elements, {'masked' if masked else 'without a mask'}"
+    return Claim(name, assumptions, z3.Implies(_reads(access, lane), found == expected), small, extraction.lines)
+
+
+def _reads(access: Access, lane: tuple[Term, ...]) -> Term:
+    return z3.BoolVal(True) if access.mask is True else as_tensor(access.mask).at(*lane)
+
+
+def _largest(extraction: Extraction, access: Access, lane: tuple[Term, ...]) -> list[Term]:
+    """The largest of the lanes of a slot group is at least that of this lane: whether the group's block is looked up."""
+    if access.place != "load_packed_values" or access.mask is True:
+        return []
+    there = [reduction for reduction in extraction.reductions if reduction.place == access.place][-1]
+    return [there.result.at(lane[0]) >= there.operand.at(lane[0], lane[2])]
+
+
+def _table(sources: Sources) -> Iterator[Claim]:
+    """The block table is read in the request's row, at an entry that is used."""
+    extraction, _ = _run(sources, "KV_FIRST_NHD", 1)
+    n, seq_len = integers("n seq_len")
+    for access in (a for a in extraction.loads if a.pointer.name == "block_table_ptr"):
+        offset = as_tensor(access.pointer.offset).at(n)
+        reads = z3.BoolVal(True) if access.mask is True else as_tensor(access.mask).at(n)
+        row = extraction.times(z3.Int("request"), z3.Int("block_table"))
+        used = (seq_len + SIZES["block_size"] - 1) / SIZES["block_size"]
+        given = (n >= 0, n < BLOCK_N, *access.path, *_tile(), *extraction.assumptions)
+        goal = z3.Implies(reads, z3.And(row <= offset, offset < row + used))
+        small = (z3.Int("first_query") == 0, seq_len < 200)
+        yield Claim(f"in {access.place}, line {access.line}", given, goal, small, extraction.lines)
+
+
+def _tile() -> list[Term]:
+    first, end, length, seq_len = integers("first_query end_query query_len seq_len")
+    edges = [z3.And(z3.Int(name) >= 0, z3.Int(name) < 2**31) for name in ("window_left", "window_right", "max_ahead")]
+    return [
+        first >= 0,
+        first < end,
+        end <= length,
+        length < 2**31,
+        seq_len >= 0,
+        seq_len < 2**31,
+        z3.Int("group_inverse") >= 1,
+        *edges,
+    ]
+
+
+def _rows(name: str, is_store: bool):
+    """q is read, and the output written, at row, head and dim: their strides count q_unit elements."""
+
+    def claims(sources: Sources) -> Iterator[Claim]:
+        for unit in (1, 8):
+            extraction = Extraction(sources)
+            kind = inputs.kind(q_unit=unit, head_size=12)
+            extraction.call(ATTEND_TILE, inputs.tile(sources), inputs.arguments(sources), kind, BLOCK_M)
+            (access,) = (a for a in (extraction.stores if is_store else extraction.loads) if a.pointer.name == f"{name}_ptr")
+            m, d = integers("m d")
+            rows = {field: extraction.local("rows_of_tile", field, 0).value.at(m) for field in ("row", "head", "owned")}
+            row, head = (z3.Int(f"{name}_{dim}") for dim in ("row", "head"))
+            at = (extraction.times(rows["row"], row) + extraction.times(rows["head"], head)) * unit + d
+            offset, mask = as_tensor(access.pointer.offset).at(m, d), as_tensor(access.mask).at(m, d)
+            given = (m >= 0, m < BLOCK_M, d >= 0, d < 16, *extraction.assumptions)
+            goal = z3.And(mask == z3.And(rows["owned"], d < 12), z3.Implies(mask, offset == at))
+            yield Claim(f"{name}, strides of {unit} elements", given, goal, () if unit == 1 else None, extraction.lines)
+
+    return claims
+
+
+def _case(layout: str, **fields: Any):
+    def case(model: Model) -> Case:
+        wide: dict[str, Any] = {
+            "block_size": 48,
+            "layout": Layout(layout),
+            "num_kv_heads": 2,
+            "head_size": 64 if layout in X_PACKED else 12,
+            "padding": 8,
+        }
+        arguments: dict[str, Any] = wide | {"scale": 0.25} | fields
+        return paged([(20, 150), (3, 40)], **arguments)
+
+    return case
+
+
+def _theorem(name: str, says: str, claims: Any, place: str, find: str, replace: str, case: Any) -> Theorem:
+    return Theorem(name=f"addresses.{name}", says=says, claims=claims, mutant=(Patch(place, find, replace),), case=case)
+
+
+KERNELS = "attn_optimized.kernels"
+THEOREMS = (
+    _theorem(
+        "key-rows", "K is read where the contract says, in the layouts whose slots are rows of dims.", _read(0, ROWS),
+        f"{KERNELS}.load.source_of_keys", "tile.kv_head * args.strides.k_head * KIND.kv_unit",
+            "tile.kv_head * args.strides.k_slot * KIND.kv_unit",
+        _case("BLOCKS_FIRST_HND"),
+    ),
+    _theorem(
+        "value-rows", "V is read where the contract says, in the layouts whose slots are rows of dims.", _read(1, ROWS),
+        f"{KERNELS}.load.source_of_keys", "args.strides.kv + tile.kv_head * args.strides.v_head",
+            "args.strides.block + tile.kv_head * args.strides.v_head",
+        _case("KV_FIRST_NHD"),
+    ),
+    _theorem(
+        "packed-keys", "K is read where the contract says, in pages that are packed in units of x elements.",
+            _read(0, X_PACKED),
+        f"{KERNELS}.kv_layout.load_packed_keys", "page + slot * X", "page + slot", _case("X_PACKED"),
+    ),
+    _theorem(
+        "packed-values", "V is read where the contract says, in the packed pages of X_PACKED and of SHUFFLED.",
+            _read(1, X_PACKED),
+        f"{KERNELS}.kv_layout.load_packed_values", 'first_slot * (HEAD_SIZE if INTERIOR == "shuffled" else 1)',
+            "first_slot * HEAD_SIZE", _case("X_PACKED"),
+    ),
+    _theorem(
+        "block-table",
+            "The block table is read in the request's row, and at no entry behind the request's keys: those are garbage.",
+            _table,
+        f"{KERNELS}.load.load_keys_and_values",
+            "tl.load(source.request_table_ptr + unsigned_key // KIND.block_size, mask=in_tile, other=0).to(tl.int64)",
+        "tl.load(source.request_table_ptr + unsigned_key // KIND.block_size).to(tl.int64)", _case("KV_FIRST_NHD"),
+    ),
+    _theorem(
+        "queries", "q is read at the row, head and dims of each row that the tile has.", _rows("q", is_store=False),
+        f"{KERNELS}.load.load_queries", "rows.head.to(tl.int64) * args.strides.q_head",
+            "rows.head.to(tl.int64) * args.strides.q_row", _case("KV_FIRST_NHD"),
+    ),
+    _theorem(
+        "output", "The output is written at the row, head and dims of each row that the tile has, and nowhere else.",
+            _rows("out", is_store=True),
+        f"{KERNELS}.store.store_output", "dim < KIND.head_size", "dim < KIND.block_d", _case("KV_FIRST_NHD"),
+    ),
+)  # fmt: skip

@@ -1,0 +1,139 @@
+"""The mask of a tile is the specification's visibility formula: what each rule hides, and what the rules together show.
+
+Of any tile of keys that is masked, any owned row m and any key j of the tile. The first theorems say that what the mask
+shows is visible, one rule each; the last three say that what is visible is shown. Together: the mask is the formula, for
+every set of rules.
+"""
+
+from collections.abc import Callable, Iterator
+
+import z3
+from attn_fuzz.zoo.patches import Patch
+from attn_proofs.counterexamples import of_scene
+from attn_proofs.scenes import BLOCK_N, Scene, scene
+from attn_proofs.sources import Sources
+from attn_proofs.specification import Rules
+from attn_proofs.theorem import Claim, Term, Theorem
+
+VISIBILITY = "attn_optimized.kernels.visibility"
+
+
+def _scenes(sources: Sources, *, has_chunks: bool | None) -> Iterator[Scene]:
+    """Kernels with a window at most, and with any rules, in chunks or not."""
+    if has_chunks is not True:
+        for block_n in BLOCK_N:
+            yield scene(sources, block_n=block_n, has_gaps=False)
+        yield scene(sources, block_n=64, has_gaps=True)
+    if has_chunks is not False:
+        yield scene(sources, block_n=64, has_gaps=True, has_chunks=True)
+
+
+def _claims(goal: Callable[[Term, Rules], Term], *, gaps_only: bool = False, has_chunks: bool | None = None):
+    def claims(sources: Sources) -> Iterator[Claim]:
+        for made in _scenes(sources, has_chunks=has_chunks):
+            if gaps_only and not made.kind.has_gaps:
+                continue
+            mask = made.extraction.local("attend_tile", "visible")
+            key = made.extraction.local("attend_tile", "key").value
+            n = made.rules.j - key.at(0)
+            shown = mask.value.at(z3.Int("m"), n)
+            yield made.claim("the mask", [*mask.path, n >= 0, n < made.block_n], goal(shown, made.rules))
+
+    return claims
+
+
+def _hides(allowed: Callable[[Rules], Term], *, but: Callable[[Rules], Term] = lambda rules: rules.in_range):
+    """What is shown is allowed, but in a range."""
+    return lambda shown, rules: z3.Implies(z3.And(shown, z3.Not(but(rules))), allowed(rules))
+
+
+def _shows(seen: Callable[[Rules], Term]):
+    """What is visible is shown."""
+    return lambda shown, rules: z3.Implies(z3.And(rules.is_key, seen(rules)), shown)
+
+
+def _theorem(name: str, says: str, goal, place: str, find: str, replace: str, **options) -> Theorem:
+    return Theorem(
+        name=f"mask.{name}", says=says, claims=_claims(goal, **options), mutant=(Patch(f"{VISIBILITY}.{place}",
+            find, replace),),
+        case=of_scene,
+    )  # fmt: skip
+
+
+def _loops(function: str, part: int | None) -> Callable[[Sources], Iterator[Claim]]:
+    def claims(sources: Sources) -> Iterator[Claim]:
+        for has_chunks in (False, True):
+            for claim in scene(sources, block_n=64, has_gaps=True, has_chunks=has_chunks).invariants():
+                if f"loop of {function} " in claim.name and (part is None or f"part {part + 1} " in claim.name):
+                    yield claim
+
+    return claims
+
+
+def _loop_theorem(name: str, says: str, function: str, part: int | None, find: str, replace: str) -> Theorem:
+    patch = Patch(f"{VISIBILITY}.{function}", find, replace)
+    return Theorem(name=f"mask.{name}", says=says, claims=_loops(function, part), mutant=(patch,), case=of_scene)
+
+
+THEOREMS = (
+    _loop_theorem(
+        "ranges-hidden",
+            "The loop over ranges adds to the mask no key but those of a range that holds the query, clamped or not.",
+        "in_any_range", 0, "position.to(tl.int64) - args.rules.range_left", "position.to(tl.int64) - args.rules.range_left - 1",
+    ),
+    _loop_theorem(
+        "ranges-shown",
+            "The loop over ranges keeps the mask, and adds every key of a range that holds the query, clamped or not.",
+        "in_any_range", 1, "first <= position", "first < position",
+    ),
+    _loop_theorem(
+        "ranges-bounds",
+            "The loop over ranges widens the tile's keys to those of the ranges that hold a query, within the request.",
+        "with_ranges", None, "positions.first <= last", "positions.last <= last",
+    ),
+    _theorem(
+        "keys", "The mask shows no position beyond the request's keys.",
+        lambda shown, rules: z3.Implies(shown, rules.is_key),
+        "in_window", "tl.minimum(end_position + right + 1, seq_len)", "tl.minimum(end_position + right + 1, seq_len + 1)",
+    ),
+    _theorem(
+        "causal", "The mask of a causal request shows no key after the query, but in a range that holds both.",
+        _hides(lambda rules: rules.is_causal),
+        "not_ahead", "tl.minimum(seq_len, position + rules.max_ahead + 1)", "seq_len",
+    ),
+    _theorem(
+        "window-left", "The mask shows no key left of the window, but sink tokens, and keys in a range with the query.",
+        _hides(lambda rules: rules.in_left, but=lambda rules: z3.Or(rules.in_range, rules.is_sink_token)),
+        "among", "(key[None, :] - begin.to(tl.int32)[:, None]).to(tl.uint32, bitcast=True)",
+        "(key[None, :] - begin.to(tl.int32)[:, None] + 1).to(tl.uint32, bitcast=True)",
+    ),
+    _theorem(
+        "window-right", "The mask shows no key right of the window, but sink tokens, and keys in a range with the query.",
+        _hides(lambda rules: rules.in_right, but=lambda rules: z3.Or(rules.in_range, rules.is_sink_token)),
+        "in_window", "end_position + right + 1", "end_position + right + 2",
+    ),
+    _theorem(
+        "chunk", "The mask shows no key of another chunk, but in a range that holds both.",
+        _hides(lambda rules: rules.in_chunk),
+        "in_chunk", "tl.where(end_position < 0, 0, (end_position // size + 1) * size)", "(end_position // size + 1) * size",
+        has_chunks=True,
+    ),
+    _theorem(
+        "shows-window", "The mask shows every key that window, causality and chunk leave.",
+        _shows(lambda rules: z3.And(rules.is_causal, rules.in_window, rules.in_chunk)),
+        "num_keys", "end - begin", "end - begin - 1",
+    ),
+    _theorem(
+        "shows-sinks", "The mask shows every sink token that causality and chunk leave.",
+        _shows(lambda rules: z3.And(rules.is_causal, rules.is_sink_token, rules.in_chunk)),
+        "visible_keys", "key < args.rules.sink_tokens", "key < args.rules.sink_tokens - 1",
+        gaps_only=True,
+    ),
+    _theorem(
+        "shows-ranges", "The mask shows every key of a range that holds the query, clamped or not.",
+        _shows(lambda rules: rules.in_range),
+        "visible_keys", "in_any_range(visible, tile, rows, seen.position, key, args)",
+        "visible & in_any_range(visible, tile, rows, seen.position, key, args)",
+        gaps_only=True,
+    ),
+)  # fmt: skip

@@ -1,0 +1,331 @@
+"""Every query row of every request, for every head, belongs to exactly one program and one row of its tile.
+
+`start(r) = query_start_loc[r] // queries_per_tile + r` is the first tile of request r. Query t of request r belongs to
+the program of tile `start(r) + t // queries_per_tile`. `find_tile` counts the requests whose first tile is not above its
+own, a few at once.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import z3
+from attn_fuzz.cases.case import Case
+from attn_fuzz.zoo.patches import Patch
+from attn_proofs import lemmas
+from attn_proofs.counterexamples import paged
+from attn_proofs.extract import Extraction
+from attn_proofs.inputs import pointer, tile
+from attn_proofs.loops import Turn
+from attn_proofs.sources import Sources
+from attn_proofs.specification import INT32_MAX
+from attn_proofs.theorem import Claim, Model, Term, Theorem
+from attn_proofs.values import Record, integers, memory, number, symbol
+
+QUERY_TILES = "attn_optimized.kernels.query_tiles"
+PLAN = "attn_optimized.launch.plan"
+LAUNCH = "attn_optimized.launch.attention"
+MAX_GROUP, MAX_BLOCK_M = 64, 128
+FIRST_WRONG_GROUP = 444
+"""The first group whose inverse of 16 bits gives a wrong query, for a tile of as many rows as its power of two."""
+INTERPRETED_QUERIES = 64
+QSL = memory("query_start_loc_ptr")
+R, Q, TILE, T, REQUEST = integers("num_requests queries_per_tile tile t r")
+TOKENS = z3.Int("num_tokens")
+
+
+class Search:
+    """`find_tile` for many tiles per request, looked at by one request r."""
+
+    def __init__(self, sources: Sources, *, interprets: bool, owns: bool) -> None:
+        self.at_once = 4 if interprets else 256
+        self.extraction = Extraction(sources, interprets=interprets, invariants={"find_tile": self._invariant})
+        self.queries = symbol("queries_per_tile", "int32", least=1)
+        # any tile, or that of query t of request r
+        self.tile = self.start(REQUEST) + self.extraction.quotient(T, Q) if owns else TILE
+        arguments = (
+            pointer("query_start_loc_ptr"),
+            symbol("num_requests", "int32"),
+            self.queries,
+            0,
+            number(self.tile, "int32"),
+        )
+        self.found = self.extraction.call(f"{QUERY_TILES}.find_tile", *arguments)
+
+    def start(self, request: Term) -> Term:
+        """The first tile of a request."""
+        return self.extraction.quotient(QSL(request), Q) + request
+
+    def begins(self, request: Term) -> Term:
+        return self.start(request) <= self.tile
+
+    def _counted(self, count: Term, found: Term, request: Term) -> Term:
+        """Of a request among the first `count`: it is at most the found one exactly if it begins at or before the tile."""
+        looked_at = z3.And(request >= 0, request < count * self.at_once, request < R)
+        return z3.Implies(looked_at, (request <= found) == self.begins(request))
+
+    def _invariant(self, turn: Turn) -> list[Term]:
+        found, count = turn.now["request"].term, turn.count
+        end: Any = z3.If(count * self.at_once <= R, count * self.at_once, R)
+        # r is arbitrary, so what is assumed of it holds of every request, and of the last one that was looked at, too
+        last = count * self.at_once - 1
+        terms = [self._counted(count, found, REQUEST), found >= -1, found <= end - 1]
+        if not z3.is_int_value(count) and z3.is_const(count):
+            self.extraction.assumptions += [self._counted(count, found, last), *self.rising(last, count * self.at_once)]
+            self.extraction.assumptions += [*self.rising(last, REQUEST), *self.rising(REQUEST, last)]
+        return terms
+
+    def rising(self, a: Term, b: Term) -> list[Term]:
+        """The contract's: a prefix sum of lengths that are not negative."""
+        inside = z3.And(a >= 0, a <= b, b <= R)
+        return [z3.Implies(inside, z3.And(QSL(a) >= 0, QSL(a) <= QSL(b), QSL(b) <= TOKENS))]
+
+    def sums(self) -> list[Term]:
+        """`tl.sum` of a block whose ones come first is how many they are: looked at from three lanes, r's, 0 and the first
+        behind the requests."""
+        (reduction,) = self.extraction.reductions
+        ones, total = reduction.operand, reduction.result.term
+        first = self.extraction.local("find_tile", "first").value.term
+        lanes = (REQUEST - first, R - first)
+        inside = [z3.And(lane >= 0, lane < self.at_once) for lane in lanes]
+        counted = [
+            z3.Implies(within, (lane < total) == (ones.at(lane) == 1)) for within, lane in zip(inside, lanes, strict=True)
+        ]
+        return [total >= 0, total <= self.at_once, *counted, (total > 0) == (ones.at(0) == 1)]
+
+    def given(self) -> list[Term]:
+        following = REQUEST + 1
+        return [
+            R >= 1, R <= INT32_MAX // 2, Q >= 1, Q <= 2**16, self.tile >= 0, self.tile <= INT32_MAX, QSL(0) == 0,
+            TOKENS <= INT32_MAX, REQUEST >= 0, REQUEST < R, *self.rising(REQUEST, following),
+            *self.rising(z3.IntVal(0), REQUEST),
+        ]  # fmt: skip
+
+    def small(self) -> tuple[Term, ...]:
+        lengths = [z3.And(QSL(i + 1) - QSL(i) >= 0, QSL(i + 1) - QSL(i) <= 100) for i in range(4)]
+        sizes = [R == 4, Q == INTERPRETED_QUERIES, QSL(4) == TOKENS, z3.Or(*(QSL(i + 1) - QSL(i) > 64 for i in range(4)))]
+        return (*lengths, *sizes, *self.extraction.products.exactly)
+
+
+def _search(sources: Sources, *, steps: bool) -> Iterator[Claim]:
+    for interprets in (True, False):
+        search = Search(sources, interprets=interprets, owns=not steps)
+        extraction = search.extraction
+        first = extraction.local("find_tile", "first").value.term
+        (reduction,) = extraction.reductions
+        a, b = integers("lane_a lane_b")
+        lanes = [a >= 0, a <= b, b < search.at_once, *search.rising(first + a, first + b)]
+        falls = z3.Implies(reduction.operand.at(b) == 1, reduction.operand.at(a) == 1)
+        facts = search.sums()
+        for request in (REQUEST, first):
+            search.begins(request)  # its quotient, whose facts the claims need
+        given = [*search.given(), *extraction.assumptions]
+        name = f"{search.at_once} requests at once"
+        small = search.small() if interprets else None
+        if steps:
+            yield Claim(
+                f"in a block, requests that begin come first, {name}",
+                (*given, first >= 0, *lanes),
+                falls,
+                None,
+                extraction.lines,
+            )
+            for obligation in extraction.obligations:
+                for i, term in enumerate(obligation.terms):
+                    assumed = (*given, *obligation.path, *(facts if obligation.first else ()))
+                    at_first = None if small is None or not obligation.first else (*small, *obligation.first)
+                    yield Claim(f"{obligation.name}, part {i + 1}, {name}", assumed, term, at_first, extraction.lines)
+        else:
+            yield _owner(search, name, small)
+    if not steps:
+        yield from lemmas.multiples()
+        yield from lemmas.floors()
+
+
+def _owner(search: Search, name: str, small: tuple[Term, ...] | None) -> Claim:
+    """Query t of request r belongs to the tile start(r) + t // Q; and it is among the queries that find_tile gives that
+    tile."""
+    extraction = search.extraction
+    request, first_row, query_len, first_query, end_query = (value.term for value in search.found)
+    length = QSL(REQUEST + 1) - QSL(REQUEST)
+    place = extraction.quotient(T, Q)
+    both = extraction.quotient(QSL(REQUEST) + T, Q)
+    found = extraction.local("find_tile", "request", -2).value.term
+    turns = z3.If(R > 0, (R - 0 + search.at_once - 1) / search.at_once, 0)
+    after = [search._counted(turns, found, REQUEST + 1), *search.rising(REQUEST + 1, REQUEST + 1)]
+    next_start = search.start(REQUEST + 1)
+    assumed = [
+        *search.given(), T >= 0, length > T, *after, both >= 0, next_start >= 0,
+        extraction.quotient(QSL(REQUEST), Q) + place <= both,  # lemmas.floors
+    ]  # fmt: skip
+    goal = z3.And(
+        request == REQUEST, first_row == QSL(REQUEST), query_len == length, first_query == extraction.times(place, Q),
+        first_query <= T, end_query > T, end_query <= length,
+    )  # fmt: skip
+    return Claim(f"query t of request r, {name}", (*assumed, *extraction.assumptions), goal, small, extraction.lines)
+
+
+def _grid(sources: Sources) -> Iterator[Claim]:
+    """The grid has the tile of every query, in both of its forms."""
+    extraction = Extraction(sources)
+    names = ("num_requests", "num_tokens", "max_query_len", "num_kv_heads")
+    workload = Record("Workload", {name: symbol(name) for name in names})
+    (tiles, _), single = extraction.call(
+        f"{PLAN}.attention_grid", workload, Record("AttentionTiles", {"queries": symbol("queries_per_tile", least=1)})
+    )
+    length = QSL(REQUEST + 1) - QSL(REQUEST)
+    before, place = extraction.quotient(QSL(REQUEST), Q), extraction.quotient(T, Q)
+    both = extraction.quotient(QSL(REQUEST) + T, Q)
+    given = [
+        Q >= 1, REQUEST >= 0, REQUEST < R, R <= INT32_MAX, QSL(REQUEST) >= 0, QSL(REQUEST) <= QSL(REQUEST + 1),
+            QSL(REQUEST + 1) <= TOKENS,
+        T >= 0, length > T, length <= z3.Int("max_query_len"), before + place <= both,  # lemmas.floors
+        *extraction.products.apart(Q, extraction.quotient(-TOKENS, Q), -both),
+    ]  # fmt: skip
+    one = single.term
+    small = [
+        R == 2, QSL(0) == 0, QSL(2) == TOKENS, TOKENS <= 200, Q == INTERPRETED_QUERIES, QSL(1) >= 0, QSL(2) >= QSL(1),
+        z3.Or(QSL(1) > 64, QSL(2) - QSL(1) > 64), z3.Int("max_query_len") <= 128, *extraction.products.exactly,
+    ]  # fmt: skip
+    goal = z3.If(one, z3.And(tiles.term > REQUEST, length <= Q), before + REQUEST + place < tiles.term)
+    yield Claim("query t of request r has a program", (*given, *extraction.assumptions), goal, tuple(small), extraction.lines)
+
+
+def _rows(sources: Sources) -> Iterator[Claim]:
+    """The rows of a tile: for each group, each of its queries and heads is one row, and each row is one of them."""
+    m, t, h = integers("m t h")
+    for group in range(1, MAX_GROUP + 1):
+        extraction = Extraction(sources)
+        inverse = -(-(1 << 16) // group)
+        sizes = Record("Sizes", {"group": group, "group_inverse": inverse, "num_tokens": symbol("num_tokens", "int32")})
+        rows = extraction.call(f"{QUERY_TILES}.rows_of_tile", tile(sources), sizes, 0, MAX_BLOCK_M)
+        first, head = integers("first_query kv_head")
+        lanes = (m >= 0, m < MAX_BLOCK_M, t >= 0, h >= 0, h < group, t * group + h < MAX_BLOCK_M)
+        lane = t * group + h
+        goal = z3.And(
+            rows.query.at(m) == first + m / group, rows.head.at(m) == head * group + m % group,
+            rows.query.at(lane) == first + t, rows.head.at(lane) == head * group + h,
+            rows.row.at(m) == z3.Int("first_row") + rows.query.at(m),
+        )  # fmt: skip
+        small = () if group == 3 else None
+        yield Claim(f"group {group}", (*lanes, *extraction.assumptions), goal, small, extraction.lines)
+
+
+def _owned(sources: Sources) -> Iterator[Claim]:
+    extraction = Extraction(sources)
+    sizes = Record("Sizes", {name: symbol(name, "int32") for name in ("group", "group_inverse", "num_tokens")})
+    rows = extraction.call(f"{QUERY_TILES}.rows_of_tile", tile(sources), sizes, 0, MAX_BLOCK_M)
+    m = z3.Int("m")
+    first, end, row = z3.Int("first_query"), z3.Int("end_query"), rows.row.at(m)
+    given = (m >= 0, m < MAX_BLOCK_M, *_contract_of_tile(), rows.query.at(m) >= first)
+    goal = rows.owned.at(m) == (rows.query.at(m) < end)
+    small = (z3.Int("query_len") == 10, z3.Int("first_row") == 0)
+    yield Claim(
+        "a row is there exactly if its query is the tile's", (*given, *extraction.assumptions), goal, small, extraction.lines
+    )
+    yield Claim("its row is one of the request's", (*given, *extraction.assumptions, rows.owned.at(m)),
+                z3.And(z3.Int("first_row") <= row, row < z3.Int("first_row") + z3.Int("query_len")),
+                    small, extraction.lines)  # fmt: skip
+
+
+def _contract_of_tile() -> list[Term]:
+    first, end, length, row = integers("first_query end_query query_len first_row")
+    return [first >= 0, first < end, end <= length, length <= INT32_MAX, row >= 0, row + length <= TOKENS, TOKENS <= INT32_MAX]
+
+
+def _inverse(groups: range, rows_of: Any):
+    """(row * inverse) >> 16 is row // group, with the inverse that the host gives for any number of KV heads."""
+
+    def claims(sources: Sources) -> Iterator[Claim]:
+        m, heads = integers("m num_kv_heads")
+        for group in groups:
+            extraction = Extraction(sources)
+            layer = Record("Layer", {"num_heads": number(heads * group), "num_kv_heads": symbol("num_kv_heads", least=1)})
+            names = ("one_tile_per_request", "heads_first", "splits", "balanced_splits", "min_tiles_per_split", "max_tiles")
+            plan = Record(
+                "Plan", {"tiles": Record("Tiles", {"queries": symbol("queries")})} | {name: symbol(name) for name in names}
+            )
+            batch = Record("Batch", {"num_requests": symbol("num_requests"), "num_actual_tokens": symbol("num_tokens")})
+            inverse = extraction.call(f"{LAUNCH}._sizes", plan, layer, batch)["group_inverse"].term
+            exact = -(-(1 << 16) // group)
+            small = (heads == 1,) if group == 3 else None
+            yield Claim(
+                f"the inverse of group {group}", (heads >= 1, heads <= 2**20, *_apart(extraction, heads, group, inverse)),
+                inverse == exact, small, extraction.lines,
+            )  # fmt: skip
+            rows = rows_of(group)
+            goal = (m * exact) / 2**16 == m / group
+            if group >= FIRST_WRONG_GROUP:
+                goal = z3.Not(z3.ForAll([m], z3.Implies(z3.And(m >= 0, m < rows), goal)))
+            yield Claim(f"the query of a row, group {group}", (m >= 0, m < rows), goal, None, extraction.lines)
+
+    return claims
+
+
+def _apart(extraction: Extraction, heads: Term, group: int, inverse: Term) -> list[Term]:
+    """The assumptions of the extraction, and that the exact quotient is one of the multiples."""
+    floor = -(1 << 16) // group
+    products = extraction.products
+    terms = list(extraction.assumptions)
+    for _, b, q in products.quotients:
+        bq, br = products.times(q, b), floor * b
+        terms += [z3.Implies(q < floor, bq + b <= br), z3.Implies(floor < q, br + b <= bq)]
+    return terms
+
+
+def _ragged(model: Model) -> Case:
+    """The case of a counterexample with several requests, of which one is longer than a tile."""
+    count = model(R)
+    lengths = [model(QSL(i + 1)) - model(QSL(i)) for i in range(count)]
+    return paged([(length, length) for length in lengths], scale=0.25)
+
+
+def _grouped(model: Model) -> Case:
+    return paged([(20, 37), (5, 70)], group_size=3, num_kv_heads=2, scale=0.25)
+
+
+def _one_tile(model: Model) -> Case:
+    return paged([(10, 30), (7, 50)], scale=0.25)
+
+
+THEOREMS = (
+    Theorem(
+        name="programs.search",
+            says="find_tile finds the last request whose first tile is not above the tile, among any number.",
+        claims=lambda sources: _search(sources, steps=True), case=_ragged,
+        mutant=(Patch(f"{QUERY_TILES}.find_tile", "row // queries_per_tile + candidate <= tile",
+            "row // queries_per_tile + candidate < tile"),),
+    ),
+    Theorem(
+        name="programs.query",
+            says="The program of tile start(r) + t // queries_per_tile has query t of request r, and no other program has it.",
+        claims=lambda sources: _search(sources, steps=False), case=_ragged,
+        mutant=(Patch(f"{QUERY_TILES}.find_tile", "tile - request - first_row // queries_per_tile",
+            "tile - request - (first_row + 1) // queries_per_tile"),),
+    ),
+    Theorem(
+        name="programs.grid", says="The grid has the tile of every query of every request.",
+        claims=_grid, case=_ragged,
+        mutant=(Patch(f"{PLAN}.attention_grid", "-(-workload.num_tokens // tiles.queries) + num_requests - 1",
+            "workload.num_tokens // tiles.queries + num_requests - 1"),),
+    ),
+    Theorem(
+        name="programs.rows",
+            says="Each query of a tile and each head of its group is one row of the tile, for groups of 1 to 64.",
+        claims=_rows, case=_grouped,
+        mutant=(Patch(f"{QUERY_TILES}.rows_of_tile", "tile.kv_head.to(tl.int32) * sizes.group", "tile.kv_head.to(tl.int32)"),),
+    ),
+    Theorem(
+        name="programs.owned",
+            says="A row is written exactly if its query is one of the tile's queries; it is then a row of its request.",
+        claims=_owned, case=_one_tile,
+        mutant=(Patch(f"{QUERY_TILES}.rows_of_tile", "query < tile.end_query.to(tl.int32)",
+            "query <= tile.end_query.to(tl.int32)"),),
+    ),
+    Theorem(
+        name="programs.inverse",
+            says="The host's inverse gives the query of each row of a tile of up to 128 rows, for groups of 1 to 64.",
+        claims=_inverse(range(1, MAX_GROUP + 1), lambda group: MAX_BLOCK_M), case=_grouped,
+        mutant=(Patch(f"{LAUNCH}._sizes", "-(-(1 << 16) * layer.num_kv_heads // layer.num_heads)",
+            "(1 << 16) * layer.num_kv_heads // layer.num_heads"),),
+    ),
+)  # fmt: skip

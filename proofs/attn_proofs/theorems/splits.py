@@ -1,0 +1,187 @@
+"""Splits cover the tiles of keys exactly once, and the reduction reads what they have written.
+
+A program of split s takes [begin, end) of the order of tiles (see theorems/tiles.py). What it writes: the output, if its
+split has all tiles of its tile of queries; else the state of its part. The reduction reads all parts.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import z3
+from attn_fuzz.cases.case import Case
+from attn_fuzz.zoo.patches import Patch
+from attn_proofs import inputs
+from attn_proofs.counterexamples import paged
+from attn_proofs.extract import Access, Extraction
+from attn_proofs.scenes import ATTEND_TILE, BLOCK_M
+from attn_proofs.sources import Sources
+from attn_proofs.theorem import Claim, Model, Term, Theorem
+from attn_proofs.values import NEGATIVE_INFINITY, Record, Tensor, as_tensor, integers, number, symbol
+
+KERNELS = "attn_optimized.kernels"
+SPLITS, COUNT, SPLIT, PLACE = integers("num_splits num_tiles split place")
+GIVEN = (SPLITS >= 1, SPLITS <= 128, COUNT >= 0, COUNT < 2**31, SPLIT >= 0, SPLIT < SPLITS, z3.Int("tiles_per_split") >= 1)
+
+
+def _parts(sources: Sources) -> tuple[Extraction, Term, Term, Term, Term]:
+    """A split's tiles, and how many tiles each split has at most."""
+    extraction = Extraction(sources)
+    sizes = Record(
+        "Sizes", {"num_splits": symbol("num_splits", "int32", least=1), "tiles_per_split": symbol("tiles_per_split", "int64")}
+    )
+    arguments = (number(SPLIT, "int64"), number(COUNT, "int64"), sizes, 1)
+    begin, end, is_part = (value.term for value in extraction.call(f"{KERNELS}.split_keys.tiles_of_split", *arguments))
+    return extraction, begin, end, is_part, extraction.local("tiles_of_split", "tiles_per_split").value.term
+
+
+def _cover(sources: Sources) -> Iterator[Claim]:
+    extraction, begin, end, _, most = _parts(sources)
+    owner = extraction.quotient(PLACE, most)
+    ceiling = extraction.quotient(COUNT + SPLITS - 1, SPLITS)
+    products = extraction.products
+    facts = [*products.apart(most, owner, SPLITS), *products.apart(SPLITS, ceiling, most), *products.apart(most, owner, SPLIT)]
+    given = (*GIVEN, PLACE >= 0, PLACE < COUNT, *facts, *products.apart(SPLITS, z3.IntVal(0), ceiling))
+    small = (COUNT == 8, SPLITS == 4, z3.Int("tiles_per_split") == 2, *products.exactly)
+    yield Claim("the split that has a tile is one of the splits", (*given, *extraction.assumptions), z3
+        .And(owner >= 0, owner < SPLITS),
+                small, extraction.lines)  # fmt: skip
+    has = z3.And(begin <= PLACE, end > PLACE)
+    yield Claim("a split has a tile exactly if it is that split", (*given, *extraction.assumptions),
+        has == (owner == SPLIT), small,
+                extraction.lines)  # fmt: skip
+
+
+def _whole(sources: Sources) -> Iterator[Claim]:
+    extraction, begin, end, is_part, most = _parts(sources)
+    facts = extraction.products.apart(most, z3.IntVal(1), SPLIT)
+    small = (COUNT <= 8, SPLITS == 4, SPLITS > 1, *extraction.products.exactly)
+    first = z3.And(z3.Implies(SPLIT == 0, z3.And(begin == 0, end == COUNT)), z3.Implies(SPLIT > 0, begin >= COUNT))
+    yield Claim("all tiles are the first split's where no part is written", (*GIVEN, *facts, *extraction.assumptions, z3
+        .Not(is_part)),
+                first, small, extraction.lines)  # fmt: skip
+
+
+def _attend(sources: Sources) -> Extraction:
+    key = "splits", "attend_tile"
+    if key not in sources.scenes:
+        extraction = Extraction(sources)
+        arguments = inputs.arguments(sources, flags={"writes_output": 1}, num_splits=symbol("num_splits", "int32", least=1))
+        extraction.call(ATTEND_TILE, inputs.tile(sources), arguments, inputs.kind(is_partial=True), BLOCK_M)
+        sources.scenes[key] = extraction
+    return sources.scenes[key]
+
+
+def _stores(extraction: Extraction, name: str, place: str | None = None) -> list[Access]:
+    return [store for store in extraction.stores if store.pointer.name == name and place in (None, store.place)]
+
+
+def _empty(sources: Sources) -> Iterator[Claim]:
+    """What is written of a part without keys is that it has none."""
+    extraction = _attend(sources)
+    begin = extraction.local("attend_tile", "begin", 1).value.term
+    count = extraction.local("attend_tile", "tiles").value.count.term
+    stores = [s for s in extraction.stores if s.place in ("attend_tile", "finish")]
+    conditions = [z3.And(*store.path) for store in stores if store.pointer.name == "row_max_ptr"]
+    given = (SPLIT >= 0, SPLIT > 0, begin >= count)
+    m = z3.Int("m")
+    (no_key,) = _stores(extraction, "row_max_ptr", "attend_tile")
+    written = as_tensor(no_key.value).at(m) == NEGATIVE_INFINITY
+    others = [z3.Not(z3.And(*store.path)) for store in extraction.stores if store is not no_key]
+    yield Claim(
+        "a split behind the last tile",
+        (*given, *extraction.assumptions),
+        z3.And(*no_key.path, written, *others),
+        (),
+        extraction.lines,
+    )
+    yield Claim(
+        "each split writes its largest logits", (SPLIT >= 0, *extraction.assumptions), z3.Or(*conditions), (), extraction.lines
+    )
+
+
+def _reduced(sources: Sources) -> Iterator[Claim]:
+    """The reduction reads a part's state of (token, head) where the part's program has written it."""
+    token, head, part = (symbol(name, "int64").term for name in ("token", "head", "part"))
+    heads, rows, size = symbol("num_heads", "int32", least=1), symbol("num_rows", "int32", least=1), 16
+    reader = Extraction(sources, grid=((z3.Int("program"), z3.Int("programs")),))
+    of_pair, of_part = ("reduce_parts_kernel", "token"), ("reduce_parts_kernel", "part")
+    reader.arbitrary = {
+        of_pair: block(8, token),
+        ("reduce_parts_kernel", "head"): block(8, head),
+        of_part: Tensor((1, 4), "int64", lambda _: part),
+    }
+    pointers = ("out_ptr", "lse_ptr", "acc_ptr", "row_max_ptr", "row_sum_ptr", "output_scale_ptr", "query_start_loc_ptr")
+    numbers = ("num_requests", "num_parts", "stride_out_row", "stride_out_head", "stride_lse_head")
+    constants = {"OUT_UNIT": 1, "OUT_FORMAT": "float", "HEAD_SIZE": size, "BLOCK_ROWS": 8, "BLOCK_PARTS": 4, "BLOCK_D": 16}
+    flags = {"has_lse": 0, "has_output_scale": 0, "num_heads": heads, "num_rows": rows}
+    given = {name: inputs.pointer(name) for name in pointers} | {name: symbol(name, "int32") for name in numbers}
+    reader.call(f"{KERNELS}.reduce_parts.reduce_parts_kernel", **given, **flags, **constants)
+
+    writer = Extraction(sources)
+    writer.arbitrary = {("rows_of_tile", "row"): block(BLOCK_M, token), ("rows_of_tile", "head"): block(BLOCK_M, head)}
+    layer, batch = Record("Layer", {"num_heads": heads, "head_size": size}), Record("Batch", {"num_actual_tokens": rows})
+    strides = writer.call("attn_optimized.launch.attention._state_strides", layer, batch)
+    arguments = inputs.arguments(sources, flags={"writes_output": 1}, num_splits=symbol("num_splits", "int32", least=1))
+    arguments.sizes.fields["first_part"] = 0
+    arguments.strides.fields.update({name.removeprefix("stride_"): value for name, value in strides.items()})
+    writer.call(
+        ATTEND_TILE, inputs.tile(sources, split=number(part, "int64")), arguments, inputs.kind(is_partial=True), BLOCK_M
+    )
+    yield from _same_place(writer, reader)
+
+
+def block(size: int, term: Term) -> Tensor:
+    """A block whose lanes all hold one number."""
+    return Tensor((size,), "int64", lambda _: term)
+
+
+def _same_place(writer: Extraction, reader: Extraction) -> Iterator[Claim]:
+    r, b, d = integers("r b d")
+    for name, lane, other in (("row_max_ptr", (r, b), (r,)), ("row_sum_ptr", (r, b), (r,)), ("acc_ptr", (r, b, d), (r, d))):
+        (load,) = (load for load in reader.loads if load.pointer.name == name)
+        store = _stores(writer, name, "finish")[0]
+        found, at = as_tensor(load.pointer.offset).at(*lane), as_tensor(store.pointer.offset).at(*other)
+        assumptions = (d >= 0, d < 16, *writer.assumptions, *reader.assumptions)
+        yield Claim(f"{name[:-4]} of a part", assumptions, found == at, (), {**writer.lines, **reader.lines})
+
+
+def _split(model: Model) -> Case:
+    """Two requests of few queries, of which one has keys enough for several parts and one has not."""
+    return paged([(1, 500), (1, 190), (2, 260)], scale=0.25, num_kv_heads=1, group_size=3)
+
+
+def _theorem(name: str, says: str, claims: Any, place: str, find: str, replace: str) -> Theorem:
+    assumes = (
+        "The host's fewest tiles of a part is at least 1 (launch/plan.py rounds up)." if name in ("cover", "whole") else ""
+    )
+    return Theorem(
+        name=f"splits.{name}",
+        says=says,
+        assumes=assumes,
+        claims=claims,
+        mutant=(Patch(f"{KERNELS}.{place}", find, replace),),
+        case=_split,
+    )
+
+
+THEOREMS = (
+    _theorem(
+        "cover", "Each tile of keys is one split's, for every number of splits.", _cover,
+        "split_keys.tiles_of_split", "begin + tiles_per_split", "begin + tiles_per_split - 1",
+    ),
+    _theorem(
+        "whole", "Where a split's tiles are no part, the first split has all tiles and the other splits have none.", _whole,
+        "split_keys.tiles_of_split", "num_tiles > tiles_per_split", "num_tiles > tiles_per_split * 2",
+    ),
+    _theorem(
+        "empty",
+            "Each split writes its largest logits, and a split without tiles writes that it saw no key, and nothing else.",
+            _empty,
+        "attention.attend_tile", "(tile.split > 0) & (begin >= tiles.count)", "(tile.split > 1) & (begin >= tiles.count)",
+    ),
+    _theorem(
+        "reduced", "The reduction reads the state of a row and part where the part's program has written it.", _reduced,
+        "reduce_parts.reduce_parts_kernel", "(part * rows + token[:, None]) * heads + head[:, None]",
+        "(part * rows + token[:, None]) * heads + part",
+    ),
+)  # fmt: skip

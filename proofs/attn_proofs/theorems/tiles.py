@@ -1,0 +1,217 @@
+"""Which tiles of keys a program goes through: all that hold a visible key, each once, and without a mask only where all
+is visible.
+
+The loops of a tile of queries run over an order of tiles, 0 to `count`: sink tiles first, then the others. A split has
+[begin, end) of the order. One loop takes those of them that need no mask, the other loop the rest.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import z3
+from attn_fuzz.zoo.patches import Patch
+from attn_proofs.counterexamples import of_scene
+from attn_proofs.scenes import BLOCK_N, Scene, scene
+from attn_proofs.sources import Sources
+from attn_proofs.specification import Rules
+from attn_proofs.theorem import Claim, Term, Theorem
+from attn_proofs.values import Tensor
+
+KEY_TILES = "attn_optimized.kernels.key_tiles"
+UNMASKED, MASKED = 0, 1
+
+
+class Order:
+    """The order of tiles in a scene, and the loops over it, as the kernel computes them."""
+
+    def __init__(self, made: Scene) -> None:
+        self.scene, self.extraction = made, made.extraction
+        self.tiles = self._record("attend_tile", "tiles")
+        self.loops = self._record("attend_tile", "loops")
+
+    def _record(self, function: str, name: str) -> dict[str, Term]:
+        fields = self.extraction.local(function, name).value.fields
+        return {field: value.term if isinstance(value, Tensor) else z3.IntVal(value) for field, value in fields.items()}
+
+    def place_of(self, key: Term) -> Term:
+        """The place in the order of the tile that holds a key: among the sink tiles if it is one of them."""
+        tile, tiles = key / self.scene.block_n, self.tiles
+        in_sinks = z3.And(tiles["first_sink_tile"] <= tile, tile < tiles["first_sink_tile"] + tiles["num_sink_tiles"])
+        return z3.If(in_sinks, tile - tiles["first_sink_tile"], tile - tiles["first_tile"])
+
+    def tile_at(self, place: Term) -> Term:
+        """The tile at a place of the order."""
+        tiles = self.tiles
+        return z3.If(place < tiles["num_sink_tiles"], tiles["first_sink_tile"] + place, tiles["first_tile"] + place)
+
+    def turn(self, masked: int) -> tuple[Term, list[Term], Term, Tensor]:
+        """A loop's index, the conditions of a turn, and the turn's first key, and which of its keys some query may see."""
+        at = -1 if masked else 0
+        index = self.extraction.local("attend_tile", "i", at)
+        first_key = self.extraction.local("attend_tile", "first_key", at)
+        in_tile = self.extraction.local("attend_tile", "in_tile", -2 if masked else 0)
+        return index.value.term, list(first_key.path), first_key.value.term, in_tile.value
+
+
+def _scenes(sources: Sources, *, gaps: bool | None = None) -> Iterator[Scene]:
+    for block_n in BLOCK_N:
+        if gaps is not True:
+            yield scene(sources, block_n=block_n, has_gaps=False)
+        if gaps is not False:
+            yield scene(sources, block_n=block_n, has_gaps=True)
+    if gaps is not False:
+        yield scene(sources, block_n=64, has_gaps=True, has_chunks=True)
+
+
+def _covered(seen: Callable[[Rules], Term], *, gaps: bool | None = None):
+    """A visible key lies in a tile of the order, where it is loaded; whatever loop it is in."""
+
+    def claims(sources: Sources) -> Iterator[Claim]:
+        for made in _scenes(sources, gaps=gaps):
+            order, rules = Order(made), made.rules
+            place = order.place_of(rules.j)
+            within = z3.And(place >= 0, place < order.tiles["count"])
+            goal = [within, order.tile_at(place) == rules.j / made.block_n]
+            if not made.kind.has_gaps:  # else every visible key of a tile is loaded: theorem tiles.loaded
+                goal.append(z3.And(order.tiles["first_key"] <= rules.j, rules.j < order.tiles["end_key"]))
+            yield made.claim("some tile holds the key", [rules.is_key, seen(rules)], z3.And(*goal))
+
+    return claims
+
+
+def _visited(sources: Sources) -> Iterator[Claim]:
+    """Each place of the order is that of a turn of a loop, which has the tile's keys."""
+    for made in _scenes(sources):
+        order, place = Order(made), z3.Int("place")
+        loops = order.loops
+        unmasked = z3.And(loops["unmasked_begin"] <= place, place < loops["unmasked_end"])
+        here = [loops["begin"] <= place, place < loops["end"]]
+        skipped = loops["unmasked_end"] - loops["unmasked_begin"]
+        masked_turn = z3.If(place < loops["unmasked_begin"], place, place - skipped)
+        for masked, turn, conditions in ((UNMASKED, place, [unmasked]), (MASKED, masked_turn, [z3.Not(unmasked)])):
+            index, path, first_key, _ = order.turn(masked)
+            starts = order.tile_at(place) * made.block_n
+            outer = [condition for condition in path if not _speaks_of(condition, index)]
+            goal = z3.And(*(c for c in path if _speaks_of(c, index)), first_key == starts)
+            index_is = index == turn
+            name = f"a turn {'with' if masked else 'without'} a mask has the tile"
+            yield _with_both_loops(made, made.claim(name, [*here, *conditions, *outer, index_is], goal))
+
+
+def _speaks_of(term: Term, part: Term) -> bool:
+    turn = next(iter(_constants(part)), None)
+    return any(constant.eq(turn) for constant in _constants(term)) if turn is not None else False
+
+
+def _constants(term: Term) -> Iterator[Term]:
+    seen, stack = set(), [term]
+    while stack:
+        part = stack.pop()
+        if part.get_id() in seen:
+            continue
+        seen.add(part.get_id())
+        if z3.is_const(part) and part.decl().kind() == z3.Z3_OP_UNINTERPRETED and str(part).startswith("turn of attend_tile"):
+            yield part
+        stack += part.children()
+
+
+def _all_see(sources: Sources) -> Iterator[Claim]:
+    for made in _scenes(sources):
+        order, rules = Order(made), made.rules
+        _, path, first_key, _ = order.turn(UNMASKED)
+        here = [*path, first_key <= rules.j, rules.j < first_key + made.block_n]
+        yield _with_both_loops(made, made.claim("a tile without a mask", here, rules.visible))
+
+
+def _with_both_loops(made: Scene, claim: Claim) -> Claim:
+    """The claim, whose small counterexample has a long window: only then the host compiles the loop without a mask in."""
+    rules = made.rules
+    is_long = [z3.Or(rules.left < 0, rules.left > 256), *([] if rules.chunked_local is None else [rules.chunked_local > 256])]
+    return replace(claim, small=None if claim.small is None else (*claim.small, *is_long))
+
+
+def _once(sources: Sources) -> Iterator[Claim]:
+    for made in _scenes(sources, gaps=True):
+        tiles = Order(made).tiles
+        ends = tiles["first_sink_tile"] + tiles["num_sink_tiles"]
+        first_other = tiles["first_tile"] + tiles["num_sink_tiles"]
+        goal = z3.And(tiles["num_sink_tiles"] >= 0, z3.Implies(tiles["num_sink_tiles"] > 0, ends <= first_other))
+        yield made.claim("sink tiles end before the others begin", [], goal)
+
+
+def _loaded(sources: Sources) -> Iterator[Claim]:
+    for made in _scenes(sources):
+        order = Order(made)
+        _, path, first_key, in_tile = order.turn(MASKED)
+        n = made.rules.j - first_key
+        shown = made.extraction.local("attend_tile", "visible").value.at(z3.Int("m"), n)
+        if made.kind.has_gaps:  # which keys are loaded is then the largest of a column of the mask
+            (column,) = (r for r in made.extraction.reductions if r.place == "visible_keys")
+            loaded = column.result.at(n) > 0
+            largest = [column.result.at(n) >= column.operand.at(z3.Int("m"), n)]
+        else:
+            loaded, largest = in_tile.at(n), []
+        yield made.claim("a tile with a mask", [*path, n >= 0, n < made.block_n, *largest], z3.Implies(shown, loaded))
+
+
+def _keys_only(sources: Sources) -> Iterator[Claim]:
+    for made in _scenes(sources):
+        order = Order(made)
+        for masked in (UNMASKED, MASKED):
+            _, path, first_key, in_tile = order.turn(masked)
+            n = made.rules.j - first_key
+            loaded = in_tile.at(n) if masked else z3.BoolVal(True)
+            goal = z3.Implies(loaded, made.rules.is_key)
+            yield made.claim(f"a tile {'with' if masked else 'without'} a mask", [*path, n >= 0, n < made.block_n], goal)
+
+
+def _theorem(name: str, says: str, claims, place: str, find: str, replaced: str) -> Theorem:
+    return Theorem(name=f"tiles.{name}", says=says, claims=claims, mutant=(Patch(place, find, replaced),), case=of_scene)
+
+
+VISIBILITY = "attn_optimized.kernels.visibility"
+THEOREMS = (
+    _theorem(
+        "window", "No tile is skipped that holds a key which a query of the tile sees through its window and in its chunk.",
+        _covered(lambda rules: z3.And(rules.is_causal, rules.in_window, rules.in_chunk)),
+        f"{KEY_TILES}.key_tiles", "tl.cdiv(seen.end, BLOCK_N)", "seen.end // BLOCK_N",
+    ),
+    _theorem(
+        "sinks", "No tile is skipped that holds a visible sink token.",
+        _covered(lambda rules: z3.And(rules.is_causal, rules.is_sink_token, rules.in_chunk), gaps=True),
+        f"{VISIBILITY}.seen_keys", "tl.cdiv(sink_end, KIND.block_n)", "sink_end // KIND.block_n",
+    ),
+    _theorem(
+        "ranges", "No tile is skipped that holds a key of a range that holds a query of the tile.",
+        _covered(lambda rules: rules.in_range, gaps=True),
+        f"{VISIBILITY}.seen_keys", "begin, end = with_ranges(begin, end, tile, positions, args)",
+        "_, end = with_ranges(begin, end, tile, positions, args)",
+    ),
+    _theorem(
+        "visited", "Each tile of a split is that of one turn of one of the two loops.",
+        _visited,
+        f"{KEY_TILES}.keys_of_tile", "i + loops.unmasked_end - loops.unmasked_begin",
+            "i + loops.unmasked_end - loops.unmasked_begin - 1",
+    ),
+    _theorem(
+        "unmasked", "A tile without a mask holds only keys that every query of the tile sees.",
+        _all_see,
+        f"{KEY_TILES}.loops_over", "end_key // KIND.block_n", "tl.cdiv(end_key, KIND.block_n)",
+    ),
+    _theorem(
+        "once", "Sink tiles and the other tiles do not overlap.",
+        _once,
+        f"{VISIBILITY}.seen_keys", "tl.minimum(tl.cdiv(sink_end, KIND.block_n), begin // KIND.block_n)",
+            "tl.cdiv(sink_end, KIND.block_n)",
+    ),
+    _theorem(
+        "loaded", "Every key that the mask shows to a query is loaded.",
+        _loaded,
+        f"{KEY_TILES}.keys_of_tile", "loops.first_key <= key", "loops.first_key < key",
+    ),
+    _theorem(
+        "keys", "A tile loads only keys of the request: what lies behind them in the block table is garbage.",
+        _keys_only,
+        f"{KEY_TILES}.keys_of_tile", "key < loops.end_key", "key <= loops.end_key",
+    ),
+)  # fmt: skip

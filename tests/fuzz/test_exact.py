@@ -1,0 +1,213 @@
+"""Exact mode on kernels: tiles, orders and parts make no difference, one lost key does, and what it cannot carry has a name."""
+
+import dataclasses
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from attn_contract import AttentionType, Layout
+from attn_fuzz.cases.case import Cache, Case, Request, Values
+from attn_fuzz.exact import algebra, call, fields, interpreter
+from attn_fuzz.exact.quantities import Quantities
+from attn_fuzz.exact.refusal import NotCarriedError
+from attn_fuzz.run.trial import COMPARED, NOT_CARRIED, try_case
+from attn_fuzz.targets import registry
+from exact_kernels import attend
+
+P, Q = fields.VALUES, fields.EXPONENTS
+SCALE = 0.17677669529663687
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are interpreted on a CPU only")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def installed():
+    interpreter.install()
+
+
+def tensors(keys, dtype=torch.float16, rows=2, dim=4):
+    generator = torch.Generator().manual_seed(keys)
+    q, k, v = (torch.randn(n, dim, generator=generator).to(dtype) for n in (rows, keys, keys))
+    return q, k, v, torch.empty(rows, dim, dtype=dtype), torch.empty(rows)
+
+
+def followed(keys, dtype=torch.float16, **choices):
+    """The values of `out` and of exp(lse) that a choice of tiles gives."""
+    q, k, v, out, lse = tensors(keys, dtype)
+    followed = call.Call(Quantities({"scale": SCALE}))
+    with call.following(followed):
+        attend(q, k, v, out, lse, SCALE, **choices)
+    stored = [shadow.get(np.arange(shadow.elements)) for shadow in map(followed.memory.shadow_of, (out, lse))]
+    return stored[0].value.reshape(out.shape), algebra.exp(stored[1]).value
+
+
+def image(number, modulus):
+    """A rational number modulo a prime, by Python's integers."""
+    number = Fraction(number)
+    return number.numerator * pow(number.denominator, -1, modulus) % modulus
+
+
+def by_hand(keys):
+    """The formula of attention by Python's integers."""
+    q, k, v, *_ = (tensor.double().tolist() for tensor in tensors(keys))
+    log2e, outs, totals = int(algebra.LOG2E.exponent[0]), [], []
+    for row in q:
+        scores = [sum(Fraction(a) * Fraction(b) for a, b in zip(row, key, strict=True)) * Fraction(SCALE) for key in k]
+        weights = [pow(2, image(score, Q) * log2e % Q, P) for score in scores]
+        total = sum(weights) % P
+        sums = [sum(w * image(value[d], P) for w, value in zip(weights, v, strict=True)) for d in range(len(row))]
+        outs.append([each * pow(total, -1, P) % P for each in sums])
+        totals.append(total)
+    return outs, totals
+
+
+def test_it_is_the_formula_of_attention():
+    out, lse = followed(70, tile=16, parts=2)
+    expected_out, expected_lse = by_hand(70)
+    assert out.tolist() == expected_out
+    assert lse.tolist() == expected_lse
+
+
+def test_tiles_orders_and_parts_agree_bit_by_bit():
+    choices = [{}, {"tile": 16}, {"tile": 256}, {"backward": True}, {"parts": 7}, {"tile": 64, "backward": True, "parts": 3}]
+    results = [followed(3000, **choice) for choice in choices]
+    for out, lse in results[1:]:
+        assert (out == results[0][0]).all()
+        assert (lse == results[0][1]).all()
+
+
+def test_a_dtype_makes_no_difference_to_the_arithmetic():
+    narrow, _ = followed(100, torch.float16)
+    q, k, v, out, lse = tensors(100)
+    wide = call.Call(Quantities({"scale": SCALE}))
+    q, k, v, out = (each.float() for each in (q, k, v, out))
+    with call.following(wide):
+        attend(q, k, v, out, lse, SCALE)
+    assert (wide.memory.shadow_of(out).get(np.arange(out.numel())).value == narrow.ravel()).all()
+
+
+@pytest.mark.parametrize("lost_key", [0, 12_345, 32_767])
+def test_one_lost_key_of_32768_changes_every_number(lost_key):
+    right, right_lse = followed(32_768, tile=2048)
+    wrong, wrong_lse = followed(32_768, tile=2048, lost_key=lost_key)
+    assert (wrong != right).all()
+    assert (wrong_lse != right_lse).all()
+
+
+def test_a_forgotten_decay_shows():
+    right, _ = followed(200)
+    wrong, _ = followed(200, fault="no decay")
+    assert (wrong != right).all()
+
+
+@pytest.mark.parametrize(
+    ("fault", "name"),
+    [("unknown operation", "tl.sqrt of floats"), ("host arithmetic", "aten::mul of what a kernel has stored")],
+)
+def test_what_it_cannot_carry_is_refused_by_name(fault, name):
+    q, k, v, out, lse = tensors(40)
+    refused = call.Call(Quantities({"scale": SCALE}))
+    with pytest.raises(Exception, match=r"NotCarriedError|what a kernel has stored"), call.following(refused):
+        attend(q, k, v, out, lse, SCALE, fault=fault)
+    assert name in refused.refusal
+
+
+def test_a_scale_that_is_no_named_quantity_is_refused():
+    q, k, v, out, lse = tensors(40)
+    refused = call.Call(Quantities({"scale": SCALE}))
+    with pytest.raises(Exception, match="NotCarriedError"), call.following(refused):
+        attend(q, k, v, out, lse, SCALE * 1.001)
+    assert "no product of log2(e), scale" in refused.refusal
+
+
+def test_nothing_is_followed_afterwards():
+    q, k, v, out, lse = tensors(40)
+    with pytest.raises(NotCarriedError), call.following(call.Call(Quantities({}))):
+        raise NotCarriedError("something")
+    attend(q, k, v, out, lse, SCALE)
+    expected = torch.softmax(q.float() @ k.float().T * SCALE, -1) @ v.float()
+    torch.testing.assert_close(out.float(), expected, atol=2e-3, rtol=0)
+
+
+def a_case(**fields):
+    """A decode of 300 keys beside a prefill of 37, with random numbers."""
+    decode = Request(query_len=1, seq_len=300, blocks=tuple(range(19)), causal=True)
+    prefill = Request(query_len=30, seq_len=37, blocks=(22, 20, 21), causal=True)
+    given = {
+        "target": "triton",
+        "dtype": "bfloat16",
+        "group_size": 2,
+        "head_size": 16,
+        "scale": 0.1,
+        "lse": True,
+        "requests": (decode, prefill),
+        "values": Values("random", 3),
+        "cache": Cache(layout=Layout.BLOCKS_FIRST_NHD, block_size=16, num_blocks=24),
+        **fields,
+    }
+    return Case(**given)
+
+
+ENCODED = {"attn_type": AttentionType.ENCODER, "cache": None, "requests": (Request(query_len=70, seq_len=70),)}
+FP8 = Cache(layout=Layout.KV_FIRST_HND, block_size=16, num_blocks=24, dtype="fp8_e4m3fn", scales="head")
+INT8 = Cache(layout=Layout.BLOCKS_FIRST_HND, block_size=16, num_blocks=24, dtype="int8", scales="token")
+SCALED = Cache(layout=Layout.CONTENT_PACKED_SCALED, block_size=16, num_blocks=24, dtype="fp8_e4m3fnuz")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"window": (20, -1), "sink_tokens": 3, "sinks": "near"},
+        {"chunked_local": 32, "logits_soft_cap": 5.0, "scale": -0.25},
+        {"alibi_slopes": True, "qq_bias": "hiding", "logits_soft_cap": 2.0},
+        {"cache": FP8, "output_dtype": "fp8_e4m3fnuz", "sinks": "some"},
+        {"cache": INT8, "scale": 0.0},
+        {"cache": SCALED, "program_order": "shuffled"},
+        {**ENCODED, "window": (9, 4), "dtype": "float16"},
+    ],
+    ids=lambda fields: " ".join(fields),
+)
+def test_our_kernels_are_the_formula(fields):
+    verdict = try_case(a_case(**fields), registry.load("triton"), "cpu", exactly=True)
+    assert (verdict.kind, verdict.events[-1]) == ("agree", COMPARED), verdict
+
+
+SEED_OF_A_STEEP_SLOPE = 14
+
+
+def _forgetting(q, k, v, kv_cache, layer, batch, *, out, lse):
+    registry.load("triton").attention(q, k, v, kv_cache, dataclasses.replace(layer, window=(250, -1)), batch, out=out, lse=lse)
+
+
+def test_keys_that_no_judge_can_see_are_missed():
+    """Far keys have weights of less than 2^-100 here: their loss is within every bound, and still not the formula."""
+    case = a_case(alibi_slopes=True, group_size=1, values=Values("random", SEED_OF_A_STEEP_SLOPE))
+    target = dataclasses.replace(registry.load("triton"), attention=_forgetting)
+    assert try_case(case, target, "cpu").kind == "agree"
+    verdict = try_case(case, target, "cpu", exactly=True)
+    assert (verdict.kind, verdict.about) == ("exact", "out")
+    assert "out of request 0 at row 0, head 0, dim 0: " in verdict.message
+    assert "16 elements of these rows are unequal" in verdict.message
+
+
+def test_what_is_not_carried_is_judged_and_named():
+    verdict = try_case(a_case(), registry.load("reference-fp32"), "cpu", exactly=True)
+    assert (verdict.kind, verdict.events) == ("agree", (f"{NOT_CARRIED}: out, which no interpreted kernel has stored",))
+
+
+def test_a_run_that_compares_nothing_says_so(attn_parity):
+    options = ("--exact", "--examples", 3, "--workers", 1, "--corpus", "none")
+    run = attn_parity("fuzz", "--target", "reference-fp32", *options)
+    assert run.code == 2
+    assert "no example was compared exactly" in run.err
+
+
+def test_a_failure_of_exact_mode_is_shrunk_and_replayed(attn_parity, tmp_path, child_environment):
+    options = ("--exact", "--examples", 12, "--seed", 1, "--workers", 1, "--corpus", "none")
+    run = attn_parity("fuzz", "--target", "planted_exact:NUDGES", *options)
+    assert run.code == 1, run.out
+    (command,) = (line for line in run.out.splitlines() if line.startswith("again: "))
+    assert command.endswith("--exact")
+    words = command.split()[2:]
+    assert attn_parity(*words).code == 1
+    assert attn_parity(*words[:-1]).code == 0

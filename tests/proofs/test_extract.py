@@ -1,0 +1,101 @@
+"""The extractor says what the source says, and refuses what it does not understand."""
+
+import textwrap
+
+import pytest
+
+pytest.importorskip("z3")
+
+import z3
+from attn_proofs import sources as sources_of
+from attn_proofs.errors import UnsupportedConstructError
+from attn_proofs.extract import Extraction
+from attn_proofs.sources import Sources
+from attn_proofs.theorem import Claim, decide
+from attn_proofs.values import number, symbol
+
+PLACE = "attn_optimized.launch.units"
+
+
+def extracted(body: str, *arguments, kernel: bool = True):
+    """What a function of this body returns, and its extraction."""
+    decorator = "@triton.jit\n" if kernel else ""
+    header = "import triton\nimport triton.language as tl\n\n"
+    source = f"{header}{decorator}def function(a, b):\n{textwrap.indent(textwrap.dedent(body), '    ')}\n"
+    extraction = Extraction(Sources({PLACE: source}))
+    return extraction.call(f"{PLACE}.function", *arguments), extraction
+
+
+def always(claim, *given) -> bool:
+    return decide(Claim("", given, claim)).outcome == "proved"
+
+
+A, B = z3.Ints("a b")
+
+
+def numbers():
+    return number(A, "int32"), number(B, "int32")
+
+
+def test_a_kernel_truncates_and_the_host_floors():
+    in_kernel, _ = extracted("return a // 4", *numbers())
+    on_host, _ = extracted("return a // 4", symbol("a"), symbol("b"), kernel=False)
+    assert always(in_kernel.term == -1, A == -7)
+    assert always(on_host.term == -2, A == -7)
+
+
+def test_an_if_on_a_number_is_followed_both_ways():
+    found, _ = extracted("if a > b:\n    c = a\nelse:\n    c = b\nreturn c", *numbers())
+    assert always(z3.And(found.term >= A, found.term >= B))
+    assert not always(found.term == A)
+
+
+def test_an_early_return_is_merged():
+    found, _ = extracted("if a < 0:\n    return b\nreturn a", *numbers())
+    assert always(found.term == z3.If(A < 0, B, A))
+
+
+def test_a_bitcast_wraps():
+    found, _ = extracted("return (a - b).to(tl.uint32, bitcast=True)", *numbers())
+    assert always(found.term == 2**32 - 1, A == 3, B == 4)
+
+
+def test_a_sum_leaves_a_note_of_its_width():
+    _, extraction = extracted("return a + b", *numbers())
+    (note,) = extraction.notes
+    assert (note.dtype, note.line) == ("int32", 6)
+    assert note.term.eq(A + B)
+
+
+def test_a_variable_that_a_loop_changes_is_unknown_without_an_invariant():
+    found, _ = extracted("c = a\nfor i in range(0, b):\n    c = tl.maximum(c, i)\nreturn c", *numbers())
+    assert not always(found.term >= A)
+
+
+def test_an_increment_has_a_closed_form():
+    found, _ = extracted("c = a\nfor _ in range(0, b):\n    c += 2\nreturn c", *numbers())
+    assert always(found.term == A + 2 * B, B >= 0)
+
+
+@pytest.mark.parametrize(
+    ("body", "construct"),
+    [
+        ("while a > b:\n    a = a - 1\nreturn a", "while a > b"),
+        ("return tl.cumsum(a, 0)", "tl.cumsum(a, 0)"),
+        ("return a ^ b", "a ^ b"),
+        ("for i in range(0, a):\n    if i > b:\n        return i\nreturn a", "for i in range(0, a)"),
+        ("return a @ b", "a @ b"),
+    ],
+)
+def test_what_is_not_understood_is_named(body, construct):
+    with pytest.raises(UnsupportedConstructError) as raised:
+        extracted(body, *numbers())
+    file = sources_of.path_of(PLACE)
+    assert str(raised.value).startswith(f"{file}:")
+    assert construct in str(raised.value)
+
+
+def test_a_variable_that_was_renamed_is_named():
+    _, extraction = extracted("c = a\nreturn c", *numbers())
+    with pytest.raises(UnsupportedConstructError, match="function: no variable d was assigned"):
+        extraction.local("function", "d")
