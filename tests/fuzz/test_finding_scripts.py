@@ -3,10 +3,11 @@
 import subprocess
 import sys
 
+import msgspec
 import pytest
 from attn_fuzz.cases import case_file
 from attn_fuzz.report import finding_scripts, findings_page
-from attn_fuzz.report.finding_scripts import CANNOT_RUN, DOES_NOT_SHOW, FOLDER, SHOWS, Mend
+from attn_fuzz.report.finding_scripts import CANNOT_RUN, DOES_NOT_SHOW, FOLDER, SHOWS, Mend, Shown
 from attn_fuzz.targets import registry
 from msgspec.structs import replace
 
@@ -33,7 +34,7 @@ def test_a_script_shows_its_finding_in_a_process_without_this_project(name):
     assert finding_scripts.run(name) == (SHOWS, finding_scripts.results()[name].interpreted)
 
 
-@pytest.mark.parametrize("name", ["aiter-hidden-tile", "sglang-decode-window", "vllm-rocm-empty-request", "vllm-window-ahead"])
+@pytest.mark.parametrize("name", ["aiter-hidden-tile", "sglang-decode-window", "vllm-flex-range-ahead", "vllm-window-ahead"])
 def test_a_script_passes_with_a_mended_kernel(name, tmp_path):
     needs_package(name)
     report = finding_scripts.report(name)
@@ -41,6 +42,32 @@ def test_a_script_passes_with_a_mended_kernel(name, tmp_path):
         DOES_NOT_SHOW,
         finding_scripts.results()[name].mended,
     )
+
+
+def test_a_script_that_launches_no_kernel_has_no_result_of_compiled_kernels():
+    without = {name for name, shown in finding_scripts.results().items() if shown.compiled is None}
+    assert without == {name for name in NAMES if not finding_scripts.launches(name)} == {"vllm-flex-range-ahead"}
+    page = findings_page.page(FINDINGS["vllm-flex-range-ahead"][0], finding_scripts.results()["vllm-flex-range-ahead"])
+    assert "launches no kernel" in page
+    assert "on an emulator" not in page
+
+
+def test_named_scripts_are_run_and_other_results_are_kept(tmp_path, monkeypatch):
+    before, new = finding_scripts.results(), Shown("new", "new")
+    monkeypatch.setattr(finding_scripts, "RESULTS", tmp_path / "findings.json")
+    monkeypatch.setattr(finding_scripts, "results", lambda: dict(before))
+    monkeypatch.setattr(finding_scripts, "_shown", lambda name: new)
+    finding_scripts.main(["vllm-window-ahead"])
+    written = msgspec.json.decode((tmp_path / "findings.json").read_bytes(), type=dict[str, Shown])
+    assert written == before | {"vllm-window-ahead": new}
+    assert list(written) == NAMES
+
+
+def test_a_name_of_no_finding_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(finding_scripts, "RESULTS", tmp_path / "findings.json")
+    with pytest.raises(SystemExit, match="NAME: got no-such-finding, expected names of findings"):
+        finding_scripts.main(["no-such-finding"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_mend_of_a_text_that_is_not_there_is_refused(tmp_path):

@@ -1,8 +1,8 @@
 """The scripts that show findings to their owners: findings/NAME.py, and what they print.
 
-    python -m attn_fuzz.report.finding_scripts
+    python -m attn_fuzz.report.finding_scripts [NAME ...]
 
-runs them all, and writes docs/generated/findings.json. It needs the packages that the findings are of.
+runs those of the named findings, or all, and writes docs/generated/findings.json. It needs the findings' packages.
 """
 
 import re
@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[3]
 FOLDER, RESULTS = ROOT / "findings", ROOT / "docs" / "generated" / "findings.json"
 ARCHITECTURE = "gfx942"
 SHOWS, DOES_NOT_SHOW, CANNOT_RUN = 1, 0, 2
+_LOADS = re.compile(r"^from kernels import .*\bload\b", re.MULTILINE)
 _SHARED = re.compile(r"^from (\w+) import .*\n", re.MULTILINE)
 _DOCSTRING = re.compile(r'\A""".*?"""\n', re.DOTALL)
 _ALONE = """
@@ -78,12 +79,12 @@ class Shown(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         interpreted: what it printed.
-        compiled: what it printed with kernels that were compiled for gfx942 and emulated.
+        compiled: what it printed with kernels that were compiled for gfx942 and emulated; None if it launches no kernel.
         mended: what it printed with the mended file; None if there is no mend.
     """
 
     interpreted: str
-    compiled: str
+    compiled: str | None
     mended: str | None = None
 
 
@@ -104,6 +105,11 @@ def script(name: str) -> str:
     assert docstring is not None, f"{name}: a script begins with its docstring"
     complete = "\n".join([docstring[0], "\n\n".join(shared), text[docstring.end() :].lstrip("\n")])
     return complete.replace("  # noqa: E402", "")
+
+
+def launches(name: str) -> bool:
+    """Whether the script of a finding launches kernels: it loads a module that has them."""
+    return _LOADS.search((FOLDER / f"{name}.py").read_text(encoding="utf-8")) is not None
 
 
 def results() -> dict[str, Shown]:
@@ -156,11 +162,14 @@ def _other_than_python(folder: str, names: list[str]) -> list[str]:
 
 
 def _shown(name: str) -> Shown:
-    runs = [run(name), run(name, architecture=ARCHITECTURE)]
-    for code, output in runs:
-        if code != SHOWS:
-            raise RuntimeError(f"{name}: exit code {code}, expected {SHOWS}\n{output}")
-    return Shown(runs[0][1], runs[1][1], _mended(name))
+    return Shown(_showing(name, None), _showing(name, ARCHITECTURE) if launches(name) else None, _mended(name))
+
+
+def _showing(name: str, architecture: str | None) -> str:
+    code, output = run(name, architecture=architecture)
+    if code != SHOWS:
+        raise RuntimeError(f"{name}: exit code {code}, expected {SHOWS}\n{output}")
+    return output
 
 
 def _mended(name: str) -> str | None:
@@ -173,13 +182,17 @@ def _mended(name: str) -> str | None:
     return output
 
 
-def main() -> None:
-    shown = {}
-    for file in sorted(FOLDER.glob("*.toml")):
-        shown[file.stem] = _shown(file.stem)
-        print(f"{file.stem} ({len(shown)})", flush=True)
-    RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(shown), indent=1) + b"\n")
+def main(names: list[str]) -> None:
+    known = sorted(file.stem for file in FOLDER.glob("*.toml"))
+    if unknown := sorted(set(names) - set(known)):
+        sys.exit(f"NAME: got {', '.join(unknown)}, expected names of findings with a report in {FOLDER}")
+    shown = results() if names else {}
+    for number, name in enumerate(names or known, 1):
+        shown[name] = _shown(name)
+        print(f"{name} ({number})", flush=True)
+    kept = {name: shown[name] for name in known if name in shown}
+    RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=1) + b"\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -28,8 +28,9 @@ with the kernel's owner. Nothing is filed by a tool of this project.
 - The page of a finding has a script, which needs torch, Triton and the package's files alone. The script prints what it
   expects, by a few lines of torch, and what it got. It exits with 1 where the finding shows, with 0 where it does not, and with
   2 where it cannot run.
-- Each script was run on a CPU twice: with kernels that Triton's own interpreter runs, and with kernels that were compiled for
-  gfx942 and run on this project's emulator. No script was run on a GPU.
+- Each script that launches kernels was run on a CPU twice: with kernels that Triton's own interpreter runs, and with kernels
+  that were compiled for gfx942 and run on this project's emulator. A script that launches none was run on a CPU once. No script
+  was run on a GPU.
 - A run of the fuzzer counts the cases that a finding explains, and goes on. It says when the stored case of a finding no longer
   fails. `attn-parity select` lists the findings that a layer can meet in the selected backend.
 - To replay a finding, install the package of the version that is named, without what it requires (`pip install
@@ -121,13 +122,11 @@ def page(finding: Finding, shown: Shown) -> str:
 
 
 def _confirmation(report: Report, shown: Shown) -> Iterator[str]:
-    same = shown.interpreted == shown.compiled
-    yield "**How it was confirmed.** What is expected is computed in the script, by torch. The kernel ran on a CPU: by Triton's"
-    yield f"own interpreter, and compiled for {ARCHITECTURE}, on an emulator of its instructions."
-    yield "The output was the same." if same else "The outputs differ in their last digits."
-    yield "It was not run on a GPU."
-    if not same:
-        yield from ("The compiled kernel's output:", "", *_fenced(shown.compiled))
+    if shown.compiled is None:
+        yield "**How it was confirmed.** The script launches no kernel. It ran the package's own Python code on a CPU."
+        yield "It was not run on a GPU."
+    else:
+        yield from _confirmation_by_kernels(shown.interpreted, shown.compiled)
     if shown.mended is None:
         yield "No change of a few lines was tried."
         return
@@ -135,6 +134,16 @@ def _confirmation(report: Report, shown: Shown) -> Iterator[str]:
     for mend in report.mend:
         removed = (f"-{line}" for line in mend.old.rstrip("\n").split("\n"))
         yield from ("", "```diff", *removed, *(f"+{line}" for line in mend.new.rstrip("\n").split("\n")), "```")
+
+
+def _confirmation_by_kernels(interpreted: str, compiled: str) -> Iterator[str]:
+    same = interpreted == compiled
+    yield "**How it was confirmed.** What is expected is computed in the script, by torch. The kernel ran on a CPU: by Triton's"
+    yield f"own interpreter, and compiled for {ARCHITECTURE}, on an emulator of its instructions."
+    yield "The output was the same." if same else "The outputs differ in their last digits."
+    yield "It was not run on a GPU."
+    if not same:
+        yield from ("The compiled kernel's output:", "", *_fenced(compiled))
 
 
 def pages() -> dict[Path, str]:

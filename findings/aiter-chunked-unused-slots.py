@@ -1,0 +1,34 @@
+"""chunked_prefill_paged_decode: NaN in a slot past the end of a sequence makes the output of a decode NaN.
+
+A decode of a request with one key, in a block of 16 slots. The other slots hold NaN in V. The visible value is 1.
+"""
+
+import torch
+from kernels import DEVICE, compare, ints, load
+
+HEAD_SIZE, X = 32, 8
+q = torch.ones(1, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
+k_cache = torch.ones(1, 1, HEAD_SIZE // X, 16, X, dtype=q.dtype, device=DEVICE)
+v_cache = torch.full((1, 1, HEAD_SIZE, 16), torch.nan, dtype=q.dtype, device=DEVICE)
+v_cache[..., 0] = 1.0
+out = torch.full_like(q, -1.0)
+one = torch.ones((), device=DEVICE)
+load("aiter.ops.triton.attention.chunked_pa_prefill", "aiter.ops.triton.chunked_pa_prefill").chunked_prefill_paged_decode(
+    query=q,
+    key=q,
+    value=q,
+    output=out,
+    kv_cache_dtype="auto",
+    key_cache=k_cache,
+    value_cache=v_cache,
+    block_table=ints([0]),
+    query_start_loc=ints(0, 1),
+    seq_lens=ints(1),
+    max_query_len=1,
+    k_scale=one,
+    v_scale=one,
+    sm_scale=1.0,
+)
+logits = (q[0, 0].view(-1, 1, X) * k_cache[0, 0, :, :1]).float().sum(dim=(0, 2))
+weights = logits.softmax(dim=0)  # of the one key that is visible
+compare(weights @ v_cache[0, 0, 0, :1].float(), out[0, 0, 0])
