@@ -1,4 +1,4 @@
-"""The specification side of the theorems, one function per rule: shared/semantics.md's formulas as terms of the solver.
+"""The specification side of the theorems, one function per rule: the formulas of visibility as terms of the solver.
 
 This page is written by hand, once. The readable statement is `attn_reference.masks`; names are those of the contract.
 

@@ -96,7 +96,7 @@ def test_another_tools_pyproject_changes_nothing(pyproject, attn_parity):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("[tool.attn-parity.fuss]\nseed = 1", "[tool.attn-parity.fuss]: expected one of fuzz, hunt, replay"),
+        ("[tool.attn-parity.fuss]\nseed = 1", "[tool.attn-parity.fuss]: expected one of fuzz, hunt, exhaust, replay"),
         ("[tool.attn-parity]\nseed = 1", "[tool.attn-parity]: expected a table for each command"),
         ("tool.attn-parity = 1", "[tool.attn-parity]: expected a table for each command"),
         ("[tool.attn-parity.targets]\ndevise = 'cpu'", "[tool.attn-parity.targets] devise: expected one of device"),

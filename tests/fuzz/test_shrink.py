@@ -264,6 +264,8 @@ DIFFERENT = [
     (("sanitizer", "load of kv_cache"), ("sanitizer", "store of kv_cache")),
     (("sanitizer", "load of kv_cache"), ("sanitizer", "load of block_table")),
     (("property", "weights"), ("property", "wide window")),
+    (("exact", "out"), ("exact", "lse")),
+    (("exact", "out"), ("value", "out")),
     (("cache", "kv_cache"), ("cache", "kv_cache, by attention")),
     (("hung", ""), ("crashed", "")),
 ]

@@ -11,7 +11,6 @@ Value kinds (Case.values.kind), simplest first:
 import math
 
 import torch
-from attn_contract.validation.values import LARGEST_LOGIT
 from attn_fuzz.cases.case import Cache, Case, Request, Rope, slot_of
 from attn_fuzz.cases.poison import poison
 
@@ -77,8 +76,7 @@ def keys_and_values(case: Case, direction: torch.Tensor, generator: torch.Genera
 def sinks(case: Case, generator: torch.Generator) -> torch.Tensor | None:
     """[H] float32: the logit of each head's sink, of the kind that the case names; None for a case without sinks."""
     near = torch.randn(case.num_heads, generator=generator)
-    largest = 32768.0 if case.dtype == "float16" and case.narrow_sinks else LARGEST_LOGIT
-    far = torch.where(torch.arange(case.num_heads) % 2 == 0, 20.0, largest)
+    far = torch.where(torch.arange(case.num_heads) % 2 == 0, 20.0, 300.0)
     off = torch.full_like(near, -torch.inf)
     some = torch.where(torch.arange(case.num_heads) % 2 == 0, near, off)
     kinds = {"off": off, "zero": near * 0, "near": near, "above": far, "below": -far, "some": some}
