@@ -26,7 +26,7 @@ Judge = Callable[[Case, Step, Rounding], Judgement]
 """Compares the outputs of a step with the right ones, by where the target rounds."""
 
 
-def try_case(case: Case, target: Target, device: str, judge_step: Judge | None = None, *, exactly: bool = False) -> Verdict:
+def try_case(case: Case, target: Target, device: str, judge_step: Judge = judge, *, exactly: bool = False) -> Verdict:
     """Run a case on a target and judge it. A target that raises is a verdict, not an exception.
 
     A target that promises refusals passes a case outside its support only by refusing it. Any other target passes it if the
@@ -36,7 +36,7 @@ def try_case(case: Case, target: Target, device: str, judge_step: Judge | None =
     if it fails with one of these seeds, too.
 
     Args:
-        judge_step: judges the outputs; by default `attn_fuzz.verdict.judge.judge`.
+        judge_step: judges the outputs.
         exactly: whether the case's own call is made a second time if nothing is wrong with the first, followed in exact mode
             and compared with the formula of attention (`attn_fuzz.exact`). What exact mode cannot carry becomes an event.
 
@@ -46,12 +46,12 @@ def try_case(case: Case, target: Target, device: str, judge_step: Judge | None =
     """
     if target.oracle:
         check_scores(case)
-    verdict, judgement = _tried(case, target, device, judge_step or judge)
+    verdict, judgement = _tried(case, target, device, judge_step)
     if not _may_be_chance(verdict, judgement):
         return _followed(case, target, device, verdict) if exactly and verdict.kind == "agree" else verdict
     for more in SEEDS_OF_SECOND_LOOK:
         values = msgspec.structs.replace(case.values, seed=(case.values.seed + more) % (1 << 32))
-        again, _ = _tried(msgspec.structs.replace(case, values=values), target, device, judge_step or judge)
+        again, _ = _tried(msgspec.structs.replace(case, values=values), target, device, judge_step)
         if again.failed:
             return verdict
     return msgspec.structs.replace(verdict, kind="agree", message="", differences=())
