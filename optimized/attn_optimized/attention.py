@@ -48,7 +48,7 @@ def paged_attention(
             anything. Of q's dtype, or float8 with `layer.output_scale`.
         lse: [H, T] float32, natural log of the softmax's denominator, sinks included; written likewise, unless None.
         batch_invariant: give a request bit by bit the same output whatever else is in the batch, and however its prefill is cut
-            into steps of whole tiles (`attention_tiles(...).queries`). Keys are then never split, and tiles never small: few
+            into steps of whole tiles (`plan_of(...).tiles.queries`). Keys are then never split, and tiles never small: few
             long requests do not fill a GPU.
         validate: check the values in tensors too, which waits for the device.
 

@@ -68,7 +68,7 @@ def attention_plan(
     Raises:
         UnsupportedError: the head size or the group is too large for a tile.
     """
-    tiles = attention_tiles(workload, architecture, parameters)
+    tiles = attention_tiles(workload, architecture, compute_units, parameters)
     grid, one_tile_per_request = attention_grid(workload, tiles)
     max_keys = workload.max_seq_len
     if workload.window_keys is not None:

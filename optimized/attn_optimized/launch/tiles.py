@@ -12,12 +12,10 @@ from attn_contract import UnsupportedError
 
 from attn_optimized.device import INTERPRETER
 from attn_optimized.launch.table import Parameters, parameters_for
-from attn_optimized.launch.workload import DECODE_TILE_ROWS, Workload, phase_of
+from attn_optimized.launch.workload import DECODE_TILE_ROWS, SMALLEST_TILE_ROWS, Workload, phase_of
 
 MAX_HEAD_SIZE = 256
 MAX_GROUP = 64
-_MIN_DOT = 16
-"""tl.dot takes no shorter side."""
 # a few hundred keys are split, and most small cases are not slowed down
 _INTERPRETED = Parameters(block_m=64, block_n=64, num_warps=1, num_stages=1, keys_per_split=64)
 
@@ -65,11 +63,13 @@ class AttentionTiles:
         return {name: value for name in names if (value := getattr(self.parameters, name)) is not None}
 
 
-def attention_tiles(workload: Workload, architecture: str, parameters: Parameters | None = None) -> AttentionTiles:
+def attention_tiles(
+    workload: Workload, architecture: str, compute_units: int, parameters: Parameters | None = None
+) -> AttentionTiles:
     """Tiles of the attention kernel.
 
     Args:
-        architecture: see `device.architecture_of`.
+        architecture, compute_units: of the GPU; see `device.architecture_of`.
         parameters: in place of those of the architecture's table.
 
     Raises:
@@ -87,18 +87,18 @@ def attention_tiles(workload: Workload, architecture: str, parameters: Parameter
             f"a tile holds whole groups of at most {MAX_GROUP}",
             "attn_reference",
         )
-    phase = phase_of(workload)
-    block_d = max(_MIN_DOT, power_of_2(head_size))
+    phase = phase_of(workload, compute_units)
+    block_d = max(SMALLEST_TILE_ROWS, power_of_2(head_size))
     if parameters is None and architecture == INTERPRETER:
         parameters = _INTERPRETED
     elif parameters is None:
         parameters = parameters_for(
             architecture, phase=phase, itemsize=workload.itemsize, block_d=block_d, quantized=workload.quantized
         )
-    # a decode's tile is of two sizes, and not of one for every number of queries: each is compiled
-    rows = DECODE_TILE_ROWS if phase == "decode" and workload.max_query_len * group > _MIN_DOT else group
+    # decodes have tiles of two sizes, and not of one for every number of queries: each is compiled
+    rows = DECODE_TILE_ROWS if phase == "wide decode" else group
     block_m = max(parameters.block_m, power_of_2(rows))
-    small_block_m = max(_MIN_DOT, power_of_2(group)) if phase == "mixed" else 0
+    small_block_m = max(SMALLEST_TILE_ROWS, power_of_2(group)) if phase == "mixed" else 0
     return AttentionTiles(
         head_size=head_size,
         queries=block_m // group,

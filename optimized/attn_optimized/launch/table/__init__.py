@@ -30,7 +30,7 @@ _LEAST = {
     "programs_per_unit": 1,
     "uneven_waves": 0,
 }
-Phase = Literal["decode", "mixed", "prefill", "window", "rules"]
+Phase = Literal["decode", "wide decode", "mixed", "short", "prefill", "window", "rules"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +78,10 @@ class Entry:
     """Parameters for a class of calls; of several that fit, the first counts.
 
     Args:
-        phase: decode: requests of few queries; mixed: they are most, beside longer ones; rules: longer ones whose keys have a
-            bias, or holes among them; window: queries see few keys; prefill: the others, and all that is batch-invariant. See
-            `workload.phase_of`.
+        phase: decode: the rows (pairs of query and head of a group) of a request fit the smallest tile; wide decode: they do
+            not, and are few; mixed: requests that decode are most, beside longer ones; rules: longer ones whose keys have a
+            bias, or holes among them; window: queries see few keys; short: large tiles would leave compute units idle; prefill:
+            the others, and all that is batch-invariant. See `workload.phase_of`.
         itemsize: bytes of an element of q.
         most_block_d: the largest head size, padded to a power of two.
         quantized: whether the cache's elements are of one byte.
