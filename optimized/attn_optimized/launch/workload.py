@@ -4,13 +4,15 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-from attn_contract import Batch, Layer
+from attn_contract import Batch, Layer, Layout
 
 from attn_optimized.launch.rules import has_bias, has_gaps, window_keys
-from attn_optimized.launch.table import Phase
+from attn_optimized.launch.table import LatentPhase, Phase
 
 DECODE_TILE_ROWS = 64
 """The most rows (pairs of query and head of a group) of a request that decodes or speculates."""
+LATENT_TILE_ROWS, FEW_LATENT_ROWS = 64, 16
+"""The most rows of a tile of latent attention, which need many registers, and the most of a tile of few rows."""
 SHORT_WINDOW_KEYS = 256
 """The most keys of a short window: a tile of queries that sees no more has hardly begun when it ends."""
 MIN_REQUESTS_OF_MIXED_BATCH = 8
@@ -27,6 +29,10 @@ class Workload:
     Args:
         itemsize: bytes of an element of q.
         quantized: whether the cache's elements are of one byte.
+        value_size: the width of V.
+        is_latent: whether V is the first dims of K.
+        num_kv_heads: groups of query heads, each of which a tile holds whole. The one KV head of a latent cache is several, for
+            each of them anew, if a tile cannot hold its query heads.
         num_tokens, num_requests: of the batch, padding included.
         max_seq_len: an upper bound, possibly loose, rounded up to ROUNDED_KEYS.
         window_keys: the most keys that one query sees through its window or in its chunk; None: there is no such bound.
@@ -38,12 +44,14 @@ class Workload:
     itemsize: int
     quantized: bool
     head_size: int
+    value_size: int
     num_heads: int
     num_kv_heads: int
     num_tokens: int
     num_requests: int
     max_query_len: int
     max_seq_len: int
+    is_latent: bool = False
     window_keys: int | None = None
     has_gaps: bool = False
     has_bias: bool = False
@@ -51,12 +59,15 @@ class Workload:
 
     @classmethod
     def of(cls, q: torch.Tensor, layer: Layer, batch: Batch, *, batch_invariant: bool = False) -> Self:
+        is_latent = layer.layout is Layout.LATENT
         return cls(
             itemsize=q.element_size(),
             quantized=layer.kv_cache_dtype is not None,
             head_size=layer.head_size,
+            value_size=layer.value_size,
+            is_latent=is_latent,
             num_heads=layer.num_heads,
-            num_kv_heads=layer.num_kv_heads,
+            num_kv_heads=latent_groups(layer.num_heads) if is_latent else layer.num_kv_heads,
             num_tokens=batch.num_actual_tokens,
             num_requests=batch.num_requests,
             max_query_len=batch.max_query_len,
@@ -78,8 +89,16 @@ class Workload:
         return self.window_keys is not None and self.window_keys <= SHORT_WINDOW_KEYS
 
 
-def phase_of(workload: Workload) -> Phase:
+def latent_groups(num_heads: int) -> int:
+    """Into how many equal groups the query heads of a latent cache are cut, so that a tile holds one."""
+    return next(groups for groups in range(1, num_heads + 1) if num_heads % groups == 0 and num_heads // groups <= LATENT_TILE_ROWS)
+
+
+def phase_of(workload: Workload) -> Phase | LatentPhase:
     """What most of a batch is, which its tiles are chosen by; see `table.Entry`. One phase for all if batch_invariant."""
+    if workload.is_latent:
+        has_few_rows = workload.max_query_len * workload.group <= FEW_LATENT_ROWS
+        return "latent_decode" if has_few_rows and not workload.batch_invariant else "latent"
     if workload.batch_invariant:
         return "prefill"
     if workload.max_query_len * workload.group <= DECODE_TILE_ROWS:
