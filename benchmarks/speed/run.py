@@ -4,7 +4,7 @@ import contextlib
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from attn_contract import UnsupportedError
@@ -93,13 +93,34 @@ def measured(
     case: Case, participants: Sequence[Participant], device: torch.device, rates: Rates, *, sizes: Sizes, box: float
 ) -> CaseResult:
     """Check every participant, and time those that are right, within about `box` seconds."""
+    count = sizes.copies or copies(case)
+    return measured_problem(case, lambda: problem_of(case, participants, device, count), device, rates, sizes=sizes, box=box)
+
+
+class Bounded(Protocol):
+    """A case whose FLOPs and bytes are known."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def flops(self) -> float: ...
+    @property
+    def bytes(self) -> float: ...
+    @property
+    def traffic(self) -> str | None: ...
+
+
+def measured_problem(
+    case: Bounded, make: Callable[[], Problem], device: torch.device, rates: Rates, *, sizes: Sizes, box: float
+) -> CaseResult:
+    """`measured`, where `make` says what is put to whom. Of those who are timed the first comes first."""
     deadline = time.monotonic() + box
     flops, moved = case.flops, case.bytes
     floor = floor_ms(flops, moved, copy_bandwidth=rates.copy, matmul_rate=rates.matmul_burst)
     found: dict[str, Result] = {}
     loops: dict[str, Loop] = {}
     with _recorded(found, OURS):
-        problem = problem_of(case, participants, device, sizes.copies or copies(case))
+        problem = make()
         for name, prepare in problem.prepare.items():
             with _recorded(found, name):
                 prepared = prepare()

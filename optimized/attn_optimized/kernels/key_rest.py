@@ -33,7 +33,9 @@ def load_rest_of_keys(source, block, slot, in_tile, dtype, args, KIND: tl.conste
     REST_SIZE: tl.constexpr = KIND.head_size - KIND.first_size
     k_rest = 0.0
     if KIND.block_rest > 0:
-        dim = KIND.first_size + tl.arange(0, KIND.block_rest)[None, :]
-        pointer = source.k_head_ptr + dim + offset_of_keys(block, slot, args.strides, KIND)[:, None]
-        k_rest = decode(load_dims(pointer, in_tile, REST_SIZE, KIND.block_rest, MASKED), KV_FORMAT, dtype)
+        dim = tl.arange(0, KIND.block_rest)[None, :]
+        in_rest = dim < REST_SIZE
+        pointer = source.k_head_ptr + KIND.first_size + dim + offset_of_keys(block, slot, args.strides, KIND)[:, None]
+        stored = load_dims(pointer, in_tile[:, None] & in_rest, in_rest, REST_SIZE < KIND.block_rest, MASKED)
+        k_rest = decode(stored, KV_FORMAT, dtype)
     return k_rest

@@ -103,16 +103,20 @@ def load_keys_and_values(
 def load_rows(source, block, slot, in_tile, strides, KIND: tl.constexpr, MASKED: tl.constexpr):
     """Keys [N, D] and values [N, Dv], where each slot of a head is a dense row of dims."""
     INTERIOR: tl.constexpr = KIND.interior
+    # [1, D], [1, Dv], [N, D], [N, Dv]
+    in_head = tl.arange(0, KIND.block_d)[None, :] < KIND.first_size
+    in_value = tl.arange(0, KIND.block_v)[None, :] < KIND.value_size
+    loaded, value_loaded = in_tile[:, None] & in_head, in_tile[:, None] & in_value
     # [N]; blocks have one sum for both: pointers are most of a loop over a few rows of q
     k_row = offset_of_keys(block, slot, strides, KIND)
     k_pointer = source.k_dim_ptr + k_row[:, None]
     v_pointer = source.v_dim_ptr + (k_row if KIND.is_paged else slot * strides.v_slot * KIND.kv_unit)[:, None]
-    k = load_dims(k_pointer, in_tile, KIND.first_size, KIND.block_d, MASKED)
+    k = load_dims(k_pointer, loaded, in_head, KIND.first_size < KIND.block_d, MASKED)
     if INTERIOR == "latent":
         # loaded once: the dims of K that the first dot takes are V
         v = k
     else:
-        v = load_dims(v_pointer, in_tile, KIND.value_size, KIND.block_v, MASKED)
+        v = load_dims(v_pointer, value_loaded, in_value, KIND.value_size < KIND.block_v, MASKED)
     return k, v
 
 
@@ -123,13 +127,12 @@ def offset_of_keys(block, slot, strides, KIND: tl.constexpr):
 
 
 @triton.jit
-def load_dims(pointer, in_tile, SIZE: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr):
-    """[N, BLOCK]: SIZE dims of each key, and 0 behind them."""
-    in_head = tl.arange(0, BLOCK)[None, :] < SIZE
+def load_dims(pointer, loaded, in_row, IS_PADDED: tl.constexpr, MASKED: tl.constexpr):
+    """[N, D]: dims of keys where `loaded` [N, D] if MASKED, else where `in_row` [1, D], if a row IS_PADDED; else all."""
     if MASKED:
-        dims = tl.load(pointer, mask=in_tile[:, None] & in_head, other=0.0)
-    elif SIZE < BLOCK:
-        dims = tl.load(pointer, mask=in_head, other=0.0)
+        dims = tl.load(pointer, mask=loaded, other=0.0)
+    elif IS_PADDED:
+        dims = tl.load(pointer, mask=in_row, other=0.0)
     else:
         dims = tl.load(pointer)
     return dims

@@ -86,7 +86,10 @@ def _check(workload: Workload) -> None:
         sizes = {f"a latent V of {value_size} dims": (value_size, MAX_LATENT_SIZE)}
         sizes[f"{head_size - value_size} dims of K behind a latent V"] = (head_size - value_size, MAX_REST_SIZE)
     else:
-        sizes = {f"head size {head_size}": (head_size, MAX_HEAD_SIZE), f"head size {value_size} of V": (value_size, MAX_HEAD_SIZE)}
+        sizes = {
+            f"head size {head_size}": (head_size, MAX_HEAD_SIZE),
+            f"head size {value_size} of V": (value_size, MAX_HEAD_SIZE),
+        }
     for feature, (size, most) in sizes.items():
         if size > most:
             raise UnsupportedError("attn_optimized", feature, f"a tile holds whole heads of at most {most}", "attn_reference")

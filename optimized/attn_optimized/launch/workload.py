@@ -91,7 +91,9 @@ class Workload:
 
 def latent_groups(num_heads: int) -> int:
     """Into how many equal groups the query heads of a latent cache are cut, so that a tile holds one."""
-    return next(groups for groups in range(1, num_heads + 1) if num_heads % groups == 0 and num_heads // groups <= LATENT_TILE_ROWS)
+    return next(
+        groups for groups in range(1, num_heads + 1) if num_heads % groups == 0 and num_heads // groups <= LATENT_TILE_ROWS
+    )
 
 
 def phase_of(workload: Workload) -> Phase | LatentPhase:

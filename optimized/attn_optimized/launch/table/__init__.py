@@ -110,7 +110,9 @@ class Entry:
         check_type("source", self.source, str, "where the parameters are from, in words")
 
 
-def parameters_for(architecture: str, *, phase: Phase | LatentPhase, itemsize: int, block_d: int, quantized: bool) -> Parameters:
+def parameters_for(
+    architecture: str, *, phase: Phase | LatentPhase, itemsize: int, block_d: int, quantized: bool
+) -> Parameters:
     """The first entry that fits; see `device.architecture_of` for the names."""
     for entry in entries(architecture):
         fits = entry.phase == phase and entry.itemsize == itemsize and entry.quantized == quantized
