@@ -11,8 +11,8 @@ from attn_contract import Batch, Layer, Layout
 from attn_optimized import paged_attention, plan_of
 from attn_optimized.attention import paged_attention_calls
 from attn_optimized.launch.table import Parameters
-from attn_optimized.launch.workload import Workload
 from attn_optimized.launch.tiles import attention_tiles
+from attn_optimized.launch.workload import Workload
 
 from benchmarks.latent.cases import LatentCase
 from benchmarks.speed.calls import DTYPE, FLOAT8, K_SCALE, LOGIT_STD, TABLE_PADDING

@@ -4,7 +4,7 @@ import contextlib
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from attn_contract import UnsupportedError
@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.speed import check
 from benchmarks.speed.calls import attention_call
-from benchmarks.speed.cases import HOST, Case, RowOp, copies, floor_ms
+from benchmarks.speed.cases import HOST, Bounded, Case, RowOp, copies, floor_ms
 from benchmarks.speed.clock import Loop, host_us, loop_of, side_by_side
 from benchmarks.speed.machine import Rates
 from benchmarks.speed.participants import OURS, Participant, Prepared
@@ -95,19 +95,6 @@ def measured(
     """Check every participant, and time those that are right, within about `box` seconds."""
     count = sizes.copies or copies(case)
     return measured_problem(case, lambda: problem_of(case, participants, device, count), device, rates, sizes=sizes, box=box)
-
-
-class Bounded(Protocol):
-    """A case whose FLOPs and bytes are known."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def flops(self) -> float: ...
-    @property
-    def bytes(self) -> float: ...
-    @property
-    def traffic(self) -> str | None: ...
 
 
 def measured_problem(

@@ -43,7 +43,8 @@ def attention_kernel(
     one_tile_per_request,
     # whether neighbouring programs are heads of one tile, or tiles of one head
     heads_first,
-    # query heads of a tile: those of a KV head, or if it has too many a divisor of them; and 2^16 / group, rounded up: a row of a tile times this, shifted by 16, is its query
+    # query heads of a tile: those of a KV head, or if it has too many a divisor of them; and 2^16 / group, rounded up: a row
+    # of a tile times this, shifted by 16, is its query
     group, group_inverse,
     # see split_keys
     num_splits, balanced_splits, min_tiles_per_split, max_tiles, first_part,

@@ -1,7 +1,7 @@
 """The dims of q and K that a second dot takes.
 
-A row of K of 576 or 192 dims, padded to a power of two, would be 1024 or 256. Cut into 512 and 64, or into 128 and 64, it is not
-padded at all: q . k = q[:first] . k[:first] + q[first:] . k[first:]. In latent attention the first dims of K are V too.
+A row of K of 576 or 192 dims, padded to a power of two, would be 1024 or 256. Cut into 512 and 64, or into 128 and 64, it is
+not padded at all: q . k = q[:first] . k[:first] + q[first:] . k[first:]. In latent attention the first dims of K are V, too.
 """
 
 import triton
@@ -36,6 +36,6 @@ def load_rest_of_keys(source, block, slot, in_tile, dtype, args, KIND: tl.conste
         dim = tl.arange(0, KIND.block_rest)[None, :]
         in_rest = dim < REST_SIZE
         pointer = source.k_head_ptr + KIND.first_size + dim + offset_of_keys(block, slot, args.strides, KIND)[:, None]
-        stored = load_dims(pointer, in_tile[:, None] & in_rest, in_rest, REST_SIZE < KIND.block_rest, MASKED)
+        stored = load_dims(pointer, in_tile[:, None] & in_rest, in_rest, KIND.block_rest > REST_SIZE, MASKED)
         k_rest = decode(stored, KV_FORMAT, dtype)
     return k_rest

@@ -10,7 +10,7 @@ from attn_optimized.kernels.quantization import decode
 
 
 class Source(NamedTuple):
-    """Where the keys and values of a request and a KV head lie. `k_dim_ptr` and `v_dim_ptr` point to the dims [1, D], [1, Dv]."""
+    """Where the keys and values of a request and a KV head lie. `k_dim_ptr`, `v_dim_ptr` point to the dims, [1, D], [1, Dv]."""
 
     request_table_ptr: tl.tensor
     k_head_ptr: tl.tensor
@@ -112,8 +112,8 @@ def load_rows(source, block, slot, in_tile, strides, KIND: tl.constexpr, MASKED:
     k_pointer = source.k_dim_ptr + k_row[:, None]
     v_pointer = source.v_dim_ptr + (k_row if KIND.is_paged else slot * strides.v_slot * KIND.kv_unit)[:, None]
     k = load_dims(k_pointer, loaded, in_head, KIND.first_size < KIND.block_d, MASKED)
-    if INTERIOR == "latent":
-        # loaded once: the dims of K that the first dot takes are V
+    # loaded once: the dims of K that the first dot takes are V
+    if INTERIOR == "latent":  # noqa: SIM108
         v = k
     else:
         v = load_dims(v_pointer, value_loaded, in_value, KIND.value_size < KIND.block_v, MASKED)

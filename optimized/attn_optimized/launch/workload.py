@@ -91,9 +91,8 @@ class Workload:
 
 def latent_groups(num_heads: int) -> int:
     """Into how many equal groups the query heads of a latent cache are cut, so that a tile holds one."""
-    return next(
-        groups for groups in range(1, num_heads + 1) if num_heads % groups == 0 and num_heads // groups <= LATENT_TILE_ROWS
-    )
+    divisors = (groups for groups in range(1, num_heads + 1) if num_heads % groups == 0)
+    return next(groups for groups in divisors if num_heads // groups <= LATENT_TILE_ROWS)
 
 
 def phase_of(workload: Workload) -> Phase | LatentPhase:

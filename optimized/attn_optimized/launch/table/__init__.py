@@ -32,6 +32,7 @@ _LEAST = {
 }
 Phase = Literal["decode", "mixed", "prefill", "window", "rules"]
 LatentPhase = Literal["latent_decode", "latent"]
+AnyPhase = Phase | LatentPhase
 _PHASES = (*get_args(Phase), *get_args(LatentPhase))
 
 
@@ -94,7 +95,7 @@ class Entry:
         ContractError: a field is none of these.
     """
 
-    phase: Phase | LatentPhase
+    phase: AnyPhase
     itemsize: int
     most_block_d: int
     quantized: bool
@@ -110,9 +111,7 @@ class Entry:
         check_type("source", self.source, str, "where the parameters are from, in words")
 
 
-def parameters_for(
-    architecture: str, *, phase: Phase | LatentPhase, itemsize: int, block_d: int, quantized: bool
-) -> Parameters:
+def parameters_for(architecture: str, *, phase: AnyPhase, itemsize: int, block_d: int, quantized: bool) -> Parameters:
     """The first entry that fits; see `device.architecture_of` for the names."""
     for entry in entries(architecture):
         fits = entry.phase == phase and entry.itemsize == itemsize and entry.quantized == quantized
