@@ -60,11 +60,11 @@ def test_tiles_hold_whole_groups_and_heads(architecture, phase):
         tiles = tiles_of(architecture, phase, itemsize=itemsize, head_size=head_size, **heads, max_query_len=max_query_len)
         assert tiles.queries >= 1
         assert tiles.queries * group <= tiles.block_m < (tiles.queries + 1) * group
-        assert tiles.block_d >= head_size
-        for side in (tiles.block_m, tiles.block_n, tiles.block_d, tiles.small_block_m or tiles.block_m):
+        assert tiles.widths.block_d >= head_size
+        for side in (tiles.block_m, tiles.block_n, tiles.widths.block_d, tiles.small_block_m or tiles.block_m):
             assert side >= 16
             assert side.bit_count() == 1
-        assert tiles.block_m * tiles.block_d * itemsize <= 64 * 1024, "AMD's shared memory holds a tile of queries"
+        assert tiles.block_m * tiles.widths.block_d * itemsize <= 64 * 1024, "AMD's shared memory holds a tile of queries"
         assert tiles.small_block_m == 0 or group <= tiles.small_block_m < tiles.block_m
 
 

@@ -29,7 +29,6 @@ class Workload:
     Args:
         itemsize: bytes of an element of q.
         quantized: whether the cache's elements are of one byte.
-        value_size: the width of V.
         is_latent: whether V is the first dims of K.
         num_kv_heads: groups of query heads, each of which a tile holds whole. The one KV head of a latent cache is several, for
             each of them anew, if a tile cannot hold its query heads.
@@ -44,13 +43,13 @@ class Workload:
     itemsize: int
     quantized: bool
     head_size: int
-    value_size: int
     num_heads: int
     num_kv_heads: int
     num_tokens: int
     num_requests: int
     max_query_len: int
     max_seq_len: int
+    head_size_v: int | None = None
     is_latent: bool = False
     window_keys: int | None = None
     has_gaps: bool = False
@@ -64,7 +63,7 @@ class Workload:
             itemsize=q.element_size(),
             quantized=layer.kv_cache_dtype is not None,
             head_size=layer.head_size,
-            value_size=layer.value_size,
+            head_size_v=layer.head_size_v,
             is_latent=is_latent,
             num_heads=layer.num_heads,
             num_kv_heads=latent_groups(layer.num_heads) if is_latent else layer.num_kv_heads,
@@ -77,6 +76,11 @@ class Workload:
             has_bias=has_bias(layer, batch),
             batch_invariant=batch_invariant,
         )
+
+    @property
+    def value_size(self) -> int:
+        """The width of V."""
+        return self.head_size_v or self.head_size
 
     @property
     def group(self) -> int:
