@@ -26,7 +26,9 @@ class AttentionTiles:
 
     Args:
         widths: of rows of q, K and V.
-        group: query heads of a tile.
+        groups: of query heads. Each has tiles of its own: all query heads of a KV head, or those of a latent cache that a tile
+            holds.
+        group: query heads of each.
         queries: queries of a tile; each brings the heads of its group, so `queries * group <= block_m`.
         small_block_m: rows of the tile of a request that needs no more; 0: all tiles are alike.
         block_m: rows of a tile, pairs of query and head.
@@ -34,6 +36,7 @@ class AttentionTiles:
     """
 
     widths: Widths
+    groups: int
     group: int
     queries: int
     small_block_m: int
@@ -73,7 +76,7 @@ def attention_tiles(workload: Workload, architecture: str, parameters: Parameter
         UnsupportedError: the head size or the group is too large for a tile.
     """
     widths, group = Widths.of(workload), workload.group
-    if group > MAX_GROUP:
+    if group > MAX_GROUP and not workload.is_latent:
         raise UnsupportedError(
             "attn_optimized",
             f"{group} query heads for each KV head",
@@ -87,12 +90,15 @@ def attention_tiles(workload: Workload, architecture: str, parameters: Parameter
         parameters = parameters_for(
             architecture, phase=phase, itemsize=workload.itemsize, block_d=widths.row_block, quantized=workload.quantized
         )
+    if workload.is_latent:
+        group = max(heads for heads in range(1, parameters.block_m + 1) if workload.num_heads % heads == 0)
     # a decode's tile is of two sizes, and not of one for every number of queries: each is compiled
     rows = DECODE_TILE_ROWS if phase == "decode" and workload.max_query_len * group > MIN_DOT else group
     block_m = max(parameters.block_m, power_of_2(rows))
     small_block_m = padded(group) if phase == "mixed" else 0
     return AttentionTiles(
         widths=widths,
+        groups=workload.num_heads // group,
         group=group,
         queries=block_m // group,
         small_block_m=small_block_m if small_block_m < block_m else 0,

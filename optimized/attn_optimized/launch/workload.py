@@ -11,8 +11,8 @@ from attn_optimized.launch.table import LatentPhase, Phase
 
 DECODE_TILE_ROWS = 64
 """The most rows (pairs of query and head of a group) of a request that decodes or speculates."""
-LATENT_TILE_ROWS, FEW_LATENT_ROWS = 64, 16
-"""The most rows of a tile of latent attention, which need many registers, and the most of a tile of few rows."""
+FEW_LATENT_ROWS = 16
+"""The most rows (pairs of query and head) of a request over a latent cache whose tile has few rows."""
 SHORT_WINDOW_KEYS = 256
 """The most keys of a short window: a tile of queries that sees no more has hardly begun when it ends."""
 MIN_REQUESTS_OF_MIXED_BATCH = 8
@@ -30,8 +30,6 @@ class Workload:
         itemsize: bytes of an element of q.
         quantized: whether the cache's elements are of one byte.
         is_latent: whether V is the first dims of K.
-        num_kv_heads: groups of query heads, each of which a tile holds whole. The one KV head of a latent cache is several, for
-            each of them anew, if a tile cannot hold its query heads.
         num_tokens, num_requests: of the batch, padding included.
         max_seq_len: an upper bound, possibly loose, rounded up to ROUNDED_KEYS.
         window_keys: the most keys that one query sees through its window or in its chunk; None: there is no such bound.
@@ -58,15 +56,14 @@ class Workload:
 
     @classmethod
     def of(cls, q: torch.Tensor, layer: Layer, batch: Batch, *, batch_invariant: bool = False) -> Self:
-        is_latent = layer.layout is Layout.LATENT
         return cls(
             itemsize=q.element_size(),
             quantized=layer.kv_cache_dtype is not None,
             head_size=layer.head_size,
             head_size_v=layer.head_size_v,
-            is_latent=is_latent,
+            is_latent=layer.layout is Layout.LATENT,
             num_heads=layer.num_heads,
-            num_kv_heads=latent_groups(layer.num_heads) if is_latent else layer.num_kv_heads,
+            num_kv_heads=layer.num_kv_heads,
             num_tokens=batch.num_actual_tokens,
             num_requests=batch.num_requests,
             max_query_len=batch.max_query_len,
@@ -91,12 +88,6 @@ class Workload:
     def has_short_window(self) -> bool:
         """Whether queries see few keys, however long their sequences are."""
         return self.window_keys is not None and self.window_keys <= SHORT_WINDOW_KEYS
-
-
-def latent_groups(num_heads: int) -> int:
-    """Into how many equal groups the query heads of a latent cache are cut, so that a tile holds one."""
-    divisors = (groups for groups in range(1, num_heads + 1) if num_heads % groups == 0)
-    return next(groups for groups in divisors if num_heads // groups <= LATENT_TILE_ROWS)
 
 
 def phase_of(workload: Workload) -> Phase | LatentPhase:
