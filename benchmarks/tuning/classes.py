@@ -19,7 +19,7 @@ TIMED: dict[Phase, dict[str, str]] = {
         "1 x 128k": "decode, 1 x 128k",
         "ragged 64 x 256..16k": "decode, ragged 64 x 256..16k",
     },
-    "wide decode": {"64 x 8k": "decode, 64 x 8k", "1 x 128k": "decode, 1 x 128k", "ragged": "decode, ragged 64 x 256..16k"},
+    "wide_decode": {"64 x 8k": "decode, 64 x 8k", "1 x 128k": "decode, 1 x 128k", "ragged": "decode, ragged 64 x 256..16k"},
     "mixed": {"one 2k prefill + 63 decodes at 4k": "mixed, one 2k prefill + 63 decodes at 4k"},
     "window": {"window 128 + sinks, 4 x 4k": "prefill, H64/HK8/D64, window 128 + sinks, 4 x 4k"},
     "rules": {"chunks of 1k, 2 x 8k": "prefill, chunks of 1k, 2 x 8k"},
@@ -39,7 +39,7 @@ CHECKED: dict[Phase, tuple[Attention, ...]] = {
         Attention(name="split keys", query_lens=(1, 1, 1), seq_lens=(1500, 700, 33)),
         Attention(name="4 query tokens", query_lens=(4, 3), seq_lens=(900, 20)),
     ),
-    "wide decode": (
+    "wide_decode": (
         Attention(name="split keys", query_lens=(1, 1, 1), seq_lens=(1500, 700, 33)),
         Attention(name="2 query tokens", query_lens=(2, 1), seq_lens=(900, 20)),
     ),
@@ -69,14 +69,14 @@ class CallClass(NamedTuple):
 
     @property
     def timed(self) -> list[Attention]:
-        heads = WIDE_HEADS if self.phase == "wide decode" else HEADS[self.most_block_d]
+        heads = WIDE_HEADS if self.phase == "wide_decode" else HEADS[self.most_block_d]
         by_name = {case.name: case for case in CASES if isinstance(case, Attention)}
         named = [dataclasses.replace(by_name[case], name=name) for name, case in TIMED[self.phase].items()]
         return [self._case(case, heads) for case in (named if self.phase != "short" else SHORT)]
 
     @property
     def checked(self) -> list[Attention]:
-        heads = WIDE_HEADS if self.phase == "wide decode" else CHECKED_HEADS
+        heads = WIDE_HEADS if self.phase == "wide_decode" else CHECKED_HEADS
         return [self._case(case, heads) for case in CHECKED[self.phase]]
 
     def holds(self, entry: Entry) -> bool:

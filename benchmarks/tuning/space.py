@@ -37,7 +37,7 @@ SPACES: dict[Vendor, dict[Phase, Space]] = {
         "decode": Space(
             block_m=(16,), block_n=(16, 32, 64, 128), num_warps=(2, 4), num_stages=(2, 3, 5), maxnreg=(None, 128), **_SPLITS
         ),
-        "wide decode": Space(
+        "wide_decode": Space(
             block_m=(64,), block_n=(16, 32, 64, 128), num_warps=(4, 8), num_stages=(2, 3), maxnreg=(None, 168), **_SPLITS
         ),
         "mixed": Space(
@@ -70,7 +70,7 @@ SPACES: dict[Vendor, dict[Phase, Space]] = {
             waves_per_eu=(None, 2, 4),
             **_SPLITS,
         ),
-        "wide decode": Space(
+        "wide_decode": Space(
             block_m=(64,), block_n=(16, 32, 64), num_warps=(2, 4, 8), num_stages=(1, 2), waves_per_eu=(None, 2), **_SPLITS
         ),
         "mixed": Space(

@@ -26,8 +26,9 @@ def entry_of(architecture: str, call_class: CallClass) -> Entry:
 
 
 def updated(architecture: str, found: dict[CallClass, Entry]) -> list[Entry]:
-    """An architecture's whole table with some classes' entries replaced."""
-    return merged([found.get(call_class) or entry_of(architecture, call_class) for call_class in CLASSES])
+    """An architecture's whole table with some classes' entries replaced. Those that no class is of, of latent caches, stay."""
+    others = [entry for entry in launch_table.entries(architecture) if not any(each.holds(entry) for each in CLASSES)]
+    return merged([found.get(call_class) or entry_of(architecture, call_class) for call_class in CLASSES]) + others
 
 
 def merged(entries: Sequence[Entry]) -> list[Entry]:

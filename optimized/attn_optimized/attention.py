@@ -13,7 +13,7 @@ from attn_contract.validation import check_attention_tensors
 from attn_optimized.device import architecture_of, compute_units_of
 from attn_optimized.kernel_call import KernelCall, Launch
 from attn_optimized.launch.attention import attention_launch, attention_tensors
-from attn_optimized.launch.call import AttentionCall, DenseKeys, Keys, PagedKeys
+from attn_optimized.launch.call import AttentionCall, DenseKeys, Keys, PagedKeys, new_output
 from attn_optimized.launch.parts import Parts, reduce_launch, reduce_tensors
 from attn_optimized.launch.plan import AttentionPlan, attention_plan
 from attn_optimized.launch.rules import IMPLEMENTED_RULES
@@ -121,7 +121,7 @@ def _attend(
     if launches is None or validate:
         keys.check(q, layer, batch, out, lse, values=validate)
         refuse_unnamed("attn_optimized", IMPLEMENTED_RULES, layer, batch)
-    call = AttentionCall(q, keys, layer, batch, q.new_empty(q.shape) if out is None else out, lse)
+    call = AttentionCall(q, keys, layer, batch, new_output(q, layer) if out is None else out, lse)
     if launches is None:
         launches = attention_launches(plan_of(q, layer, batch, batch_invariant=batch_invariant), call)
         _remember(signature, launches)
@@ -223,7 +223,7 @@ def attention_calls(launches: AttentionLaunches, call: AttentionCall) -> Iterato
     plan, attention, reduction = launches
     if attention is None:
         return
-    parts = None if reduction is None else Parts.empty(plan.splits, call.q, call.batch)
+    parts = None if reduction is None else Parts.empty(plan.splits, call.q, call.layer, call.batch)
     yield KernelCall(attention, attention_tensors(plan, call, parts))
     if reduction is not None and parts is not None:
         yield KernelCall(reduction, reduce_tensors(plan, call, parts))

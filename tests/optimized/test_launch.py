@@ -32,7 +32,7 @@ CALL = {
 PHASES = {
     "decode": {},
     "mixed": {"num_requests": 9, "num_tokens": 2056, "max_query_len": 2048},
-    "wide decode": {"num_tokens": 5, "max_query_len": 5},
+    "wide_decode": {"num_tokens": 5, "max_query_len": 5},
     "short": {"num_tokens": 2048, "max_query_len": 2048},
     "prefill": {"num_tokens": 8192, "max_query_len": 8192},
     "window": {"num_tokens": 2048, "max_query_len": 2048, "window_keys": SHORT_WINDOW_KEYS},
@@ -65,11 +65,11 @@ def test_tiles_hold_whole_groups_and_heads(architecture, phase):
         tiles = tiles_of(architecture, phase, itemsize=itemsize, head_size=head_size, **heads, max_query_len=max_query_len)
         assert tiles.queries >= 1
         assert tiles.queries * group <= tiles.block_m < (tiles.queries + 1) * group
-        assert tiles.block_d >= head_size
-        for side in (tiles.block_m, tiles.block_n, tiles.block_d, tiles.small_block_m or tiles.block_m):
+        assert tiles.widths.block_d >= head_size
+        for side in (tiles.block_m, tiles.block_n, tiles.widths.block_d, tiles.small_block_m or tiles.block_m):
             assert side >= 16
             assert side.bit_count() == 1
-        assert tiles.block_m * tiles.block_d * itemsize <= 64 * 1024, "AMD's shared memory holds a tile of queries"
+        assert tiles.block_m * tiles.widths.block_d * itemsize <= 64 * 1024, "AMD's shared memory holds a tile of queries"
         assert tiles.small_block_m == 0 or group <= tiles.small_block_m < tiles.block_m
 
 
@@ -120,8 +120,8 @@ SHORT_WINDOW = {"window_keys": SHORT_WINDOW_KEYS}
         ({"num_requests": 9, **SHORT_WINDOW}, "mixed"),
         ({"num_tokens": 16, "num_requests": 16, "max_query_len": 1}, "decode"),
         ({"num_tokens": 8, "max_query_len": 4}, "decode"),
-        ({"num_tokens": 10, "max_query_len": 5}, "wide decode"),
-        ({"num_tokens": 32, "max_query_len": 16}, "wide decode"),
+        ({"num_tokens": 10, "max_query_len": 5}, "wide_decode"),
+        ({"num_tokens": 32, "max_query_len": 16}, "wide_decode"),
         ({"num_tokens": 34, "max_query_len": 17}, "short"),
         ({"num_tokens": 0, "num_requests": 0, "max_query_len": 0}, "decode"),
     ],
@@ -202,8 +202,12 @@ def test_row_tiles(architecture, head_size):
 @pytest.mark.parametrize("head_size", HEAD_SIZES)
 def test_reduce_tiles(architecture, head_size):
     """Few sizes whatever the number of parts: each is compiled."""
-    tiles = {reduce_tiles(architecture, head_size=head_size, num_parts=n) for n in range(2, 300)}
-    assert len(tiles) <= 3
+    tiles = {
+        reduce_tiles(architecture, head_size=head_size, num_parts=n, num_rows=num_rows)
+        for n in range(2, 300)
+        for num_rows in (1, 500, 5000)
+    }
+    assert len(tiles) <= 4
     for size in tiles:
         assert size.block_d >= head_size
         for side in (size.block_rows, size.block_parts, size.block_d):
