@@ -180,13 +180,15 @@ def reduce_tiles(architecture: str, *, head_size: int, num_parts: int, num_rows:
         return ReduceTiles(head_size=head_size, block_rows=block_rows, block_parts=2, block_d=block_d, num_warps=1)
     # four sizes, and not one for every number of parts: each is compiled
     if num_parts <= 4:
-        block_rows, block_parts = max(1, min(8, 1024 // block_d)), 4
+        block_rows, block_parts, num_warps = max(1, min(8, 1024 // block_d)), 4, 1
     elif num_rows > FEW_REDUCED_ROWS:
-        block_rows, block_parts = max(1, min(4, 512 // block_d)), 8
+        block_rows, block_parts, num_warps = max(1, min(4, 512 // block_d)), 8, 1
     else:
         # at most 32k numbers at once, in registers
-        block_rows, block_parts = 1, min(32 if num_parts <= 32 else 128, (1 << 15) // block_d)
-    return ReduceTiles(head_size=head_size, block_rows=block_rows, block_parts=block_parts, block_d=block_d, num_warps=4)
+        block_rows, block_parts, num_warps = 1, min(32 if num_parts <= 32 else 128, (1 << 15) // block_d), 4
+    return ReduceTiles(
+        head_size=head_size, block_rows=block_rows, block_parts=block_parts, block_d=block_d, num_warps=num_warps
+    )
 
 
 def row_grid(tiles: RowTiles | ReduceTiles, num_rows: int) -> tuple[int]:
