@@ -1,9 +1,9 @@
 """The page of the contract's regions: which values are legal, how often they are drawn, and why the others are not."""
 
-import dataclasses
 from collections.abc import Mapping
 
 import hypothesis
+import msgspec
 from attn_fuzz.cases import regions, tensors
 from attn_fuzz.run import runner, shard
 from attn_fuzz.run.shard import FuzzPlan
@@ -18,7 +18,7 @@ def region_counts(plan: FuzzPlan) -> dict[tuple[str, str], int]:
     Args:
         plan: for each of TARGETS, whatever its own target is.
     """
-    plans = [dataclasses.replace(plan, target=target) for target in TARGETS]
+    plans = [msgspec.structs.replace(plan, target=target) for target in TARGETS]
     cases = (case for each in plans for part in runner.shards(each) for case in shard.drawn(part))
     return regions.counts((case, tensors.build(case)) for case in cases)
 
@@ -40,10 +40,10 @@ def region_page(counts: Mapping[tuple[str, str], int]) -> str:
         f"- They have {len(legal)} regions of legal values, of which the fuzzer draws {drawn}. The others have reasons.",
         "",
         f"`attn-parity matrix` wrote this page with Hypothesis {hypothesis.__version__}; `attn-parity matrix --check` fails if",
-        "it is not current. A region is a set of calls (`attn_fuzz.cases.regions`). The column `cases` counts those that lie in",
-        f"the region, among the cases of `attn-parity fuzz --profile ci --seed 0` on a CPU for {targets}. Their",
-        "tensors are built, and no kernel is run. A field without a region fails a test, and so does a legal region that has",
-        "neither a case nor a reason.",
+        "it is not current. A region is a set of calls (`attn_fuzz.cases.regions`). The column `cases` counts those in the",
+        f"region, among the cases of `attn-parity fuzz --profile ci --seed 0` on a CPU for {targets}.",
+        "Their tensors are built, and no kernel is run. A field without a region fails a test, and so does a legal region that",
+        "has neither a case nor a reason.",
         "",
         "| field | region | cases | why it is not drawn |",
         "|---|---|--:|---|",
