@@ -8,6 +8,7 @@ from pathlib import Path
 MODULES = (
     "attn_contract",
     "attn_reference",
+    "attn_reference.latent",
     "attn_optimized",
     "attn_optimized.backends",
     "attn_optimized.selector",

@@ -12,7 +12,10 @@ _RELATIVE = ("relative position embeddings", "a logit has a product with an embe
 _SPARSE = ("sparse attention", "an indexer picks the keys that a query sees, and here positions alone decide what a query sees")
 
 OUT_OF_SCOPE = {
-    "kv_lora_rank": ("MLA", "a layer of it is described by head_size, head_size_v and layout LATENT"),
+    "kv_lora_rank": (
+        "MLA",
+        "its layers are given by head_size, head_size_v and layout LATENT, which no config of a model is read into",
+    ),
     "rswa_window": ("R-SWA", "its window is counted from a prefix of each request, which the visibility rule has no term for"),
     "relative_attention_num_buckets": (
         "relative position bias",
@@ -20,7 +23,7 @@ OUT_OF_SCOPE = {
     ),
     "relative_key": _RELATIVE,
     "relative_key_query": _RELATIVE,
-    "v_head_dim": ("V of another width than K", "a layer of it is described by head_size_v"),
+    "v_head_dim": ("V of another width than K", "it is given by head_size_v, which no config of a model is read into"),
     "index_topk": _SPARSE,
     "linear_attention": ("linear attention", _STATE),
     "state_size": ("state-space layers", _STATE),

@@ -23,7 +23,6 @@ from attn_reference.attention import (
     varlen_requests,
 )
 from attn_reference.kv_cache import gather_kv_cache, write_kv_cache, write_latent_cache
-from attn_reference.latent import absorbed, expanded, up_projected
 from attn_reference.masks import visible
 from attn_reference.merge import merge_attn_states
 from attn_reference.quantization import dequantize, quantize, row_scales
@@ -33,10 +32,8 @@ __all__ = [
     "IMPLEMENTED_RULES",
     "Attention",
     "Request",
-    "absorbed",
     "attend",
     "dequantize",
-    "expanded",
     "gather_kv_cache",
     "merge_attn_states",
     "paged_attention",
@@ -44,7 +41,6 @@ __all__ = [
     "quantize",
     "rope_and_write_kv_cache",
     "row_scales",
-    "up_projected",
     "varlen_attention",
     "varlen_requests",
     "visible",
