@@ -172,7 +172,7 @@ class Layer:
             record.check_defined(value, self.attn_type)
         self._check_cache()
         if self.output_scale is not None:
-            _check_scale("output_scale", self.output_scale, heads=1)
+            check_scale("output_scale", self.output_scale, heads=1)
 
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -225,12 +225,13 @@ class Layer:
                 if scale is None:
                     raise ContractError(name, None, f"a tensor: {' and '.join(pair)} come together")
                 if pair is fixed:
-                    _check_scale(name, scale, heads=self.num_kv_heads)
+                    check_scale(name, scale, heads=self.num_kv_heads)
                 else:
                     _check_scale_cache(name, scale, self.num_kv_heads)
 
 
-def _check_scale(name: str, scale: torch.Tensor, *, heads: int) -> None:
+def check_scale(name: str, scale: torch.Tensor, *, heads: int) -> None:
+    """Check that a scale is float32, one number or one for each of the heads."""
     check_tensor(name, scale)
     if scale.dtype != torch.float32 or tuple(scale.shape) not in ((), (1,), (heads,)):
         expected = "torch.float32, shape () or (1,)" + (f", or ({heads},): one per KV head" if heads > 1 else "")

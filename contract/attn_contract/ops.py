@@ -58,7 +58,8 @@ _OUTPUTS = "Tensor(a!) out, Tensor(b!)? lse"
 _SCALES = "Tensor? k_scale=None, Tensor? v_scale=None"
 _SCALE_CACHES = "Tensor? k_scale_cache=None, Tensor? v_scale_cache=None"
 _WRITTEN_SCALE_CACHES = "Tensor(c!)? k_scale_cache=None, Tensor(d!)? v_scale_cache=None"
-_ATTENTION_OPTIONS = "Tensor? output_scale=None, bool batch_invariant=False"
+_OUTPUT_SCALE = "Tensor? output_scale=None"
+_ATTENTION_OPTIONS = f"{_OUTPUT_SCALE}, bool batch_invariant=False"
 
 _SCHEMAS = {
     "paged_attention": (
@@ -77,7 +78,11 @@ _SCHEMAS = {
         "Tensor(a!) q, Tensor k, Tensor v, Tensor positions, Tensor cos_sin_cache, bool is_neox, Tensor(b!) kv_cache, "
         f"str layout, Tensor slot_mapping, *, {_SCALES}, {_WRITTEN_SCALE_CACHES}"
     ),
-    "merge_attn_states": "Tensor out_a, Tensor lse_a, Tensor out_b, Tensor lse_b, Tensor(a!) out, Tensor(b!)? lse",
+    "merge_attn_states": (
+        f"Tensor out_a, Tensor lse_a, Tensor out_b, Tensor lse_b, {_OUTPUTS}, *, SymInt? prefill_tokens_with_context=None, "
+        f"{_OUTPUT_SCALE}"
+    ),
+    "merge_attn_parts": f'Tensor outs, Tensor lses, {_OUTPUTS}, *, str lse_base="e", {_OUTPUT_SCALE}',
 }
 
 Given = dict[str, Any]
@@ -110,14 +115,16 @@ for _op, _arguments in _SCHEMAS.items():
 
 
 def register(implementation: ModuleType, dispatch_key: str) -> None:
-    """Make a package's five functions the ops of a device.
+    """Make a package's six functions the ops of a device.
 
     Args:
-        implementation: has `paged_attention`, `varlen_attention`, `write_kv_cache`, `rope_and_write_kv_cache` and
-            `merge_attn_states` with the signatures of `attn_reference`, and `batch_invariant` for the first two.
+        implementation: has `paged_attention`, `varlen_attention`, `write_kv_cache`, `rope_and_write_kv_cache`,
+            `merge_attn_states` and `merge_attn_parts` with the signatures of `attn_reference`, and `batch_invariant` for the
+            first two.
         dispatch_key: "CPU", or "CUDA" (HIP's devices dispatch there too).
     """
-    for call in (_paged_attention, _varlen_attention, _write_kv_cache, _rope_and_write_kv_cache, _merge_attn_states):
+    attention, writes = (_paged_attention, _varlen_attention), (_write_kv_cache, _rope_and_write_kv_cache)
+    for call in (*attention, *writes, _merge_attn_states, _merge_attn_parts):
         op = call.__name__.removeprefix("_")
         kernel = _named_arguments(op, partial(call, implementation))
         torch.library.impl(f"attn_parity::{op}", dispatch_key, lib=_library)(kernel)
@@ -154,6 +161,11 @@ def _rope_and_write_kv_cache(implementation: ModuleType, given: Given) -> None:
 def _merge_attn_states(implementation: ModuleType, given: Given) -> None:
     check_tensor("out", given["out"])
     implementation.merge_attn_states(**given)
+
+
+def _merge_attn_parts(implementation: ModuleType, given: Given) -> None:
+    check_tensor("out", given["out"])
+    implementation.merge_attn_parts(**given)
 
 
 def _layer(given: Given, **sizes: Any) -> Layer:

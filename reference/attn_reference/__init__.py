@@ -23,7 +23,7 @@ from attn_reference.attention import (
 )
 from attn_reference.kv_cache import gather_kv_cache, write_kv_cache
 from attn_reference.masks import visible
-from attn_reference.merge import merge_attn_states
+from attn_reference.merge import merge_attn_parts, merge_attn_states
 from attn_reference.quantization import dequantize, quantize, row_scales
 from attn_reference.rotary import rope_and_write_kv_cache
 
@@ -34,6 +34,7 @@ __all__ = [
     "attend",
     "dequantize",
     "gather_kv_cache",
+    "merge_attn_parts",
     "merge_attn_states",
     "paged_attention",
     "paged_requests",

@@ -17,6 +17,7 @@ WRITTEN = {
     "write_kv_cache": ["kv_cache", "k_scale_cache", "v_scale_cache"],
     "rope_and_write_kv_cache": ["q", "kv_cache", "k_scale_cache", "v_scale_cache"],
     "merge_attn_states": ["out", "lse"],
+    "merge_attn_parts": ["out", "lse"],
 }
 
 
@@ -80,12 +81,22 @@ def merge_arguments() -> dict:
     return states | {"out": torch.full((1, 4, 4), torch.nan), "lse": None}
 
 
+def merge_parts_arguments() -> dict:
+    return {
+        "outs": torch.zeros(2, 1, 4, 4),
+        "lses": torch.zeros(2, 4, 1),
+        "out": torch.full((1, 4, 4), torch.nan),
+        "lse": None,
+    }
+
+
 ARGUMENTS = {
     "paged_attention": paged_arguments,
     "varlen_attention": varlen_arguments,
     "write_kv_cache": write_arguments,
     "rope_and_write_kv_cache": rope_arguments,
     "merge_attn_states": merge_arguments,
+    "merge_attn_parts": merge_parts_arguments,
 }
 
 
@@ -121,6 +132,7 @@ def recorded(monkeypatch):
         "write_kv_cache": ("k", "v", "kv_cache", "layer", "slot_mapping"),
         "rope_and_write_kv_cache": ("q", "k", "v", "positions", "cos_sin_cache", "kv_cache", "layer", "slot_mapping"),
         "merge_attn_states": ("out_a", "lse_a", "out_b", "lse_b"),
+        "merge_attn_parts": ("outs", "lses"),
     }
     for name, names in positional.items():
 
@@ -317,6 +329,8 @@ def test_a_rotation_refuses_q_without_heads():
 def test_a_merge_needs_a_tensor_to_write_to():
     with pytest.raises(ContractError, match=r"^out: got None, expected a tensor"):
         ops.merge_attn_states(**merge_arguments() | {"out": None})
+    with pytest.raises(ContractError, match=r"^out: got None, expected a tensor"):
+        ops.merge_attn_parts(**merge_parts_arguments() | {"out": None})
 
 
 def test_every_field_of_a_layer_and_a_batch_reaches_paged_attention():
