@@ -2,8 +2,9 @@
 
 Start with `attn_reference.attention` and `masks`. Their docstrings are the specification: what attention computes, and which
 keys a query sees. `masks` and `logits` hold the rules one by one; `kv_cache` reads and writes the cache, `merge` joins partial
-results; `quantization`, `rotary` and `rounding` define every bit. Importing the package makes its functions the CPU
-implementation of the torch ops `attn_parity::*`: a model that is moved to the CPU runs them without a change.
+results, and `context_parallel` deals keys to ranks; `quantization`, `rotary` and `rounding` define every bit. Importing the
+package makes its functions the CPU implementation of the torch ops `attn_parity::*`: a model that is moved to the CPU runs them
+without a change.
 """
 
 import sys
@@ -11,6 +12,7 @@ import sys
 import torch
 from attn_contract.ops import register
 
+from attn_reference import context_parallel
 from attn_reference.attention import (
     IMPLEMENTED_RULES,
     Attention,
@@ -32,6 +34,7 @@ __all__ = [
     "Attention",
     "Request",
     "attend",
+    "context_parallel",
     "dequantize",
     "gather_kv_cache",
     "merge_attn_parts",
