@@ -14,8 +14,8 @@ rank has the `base = L // (I * N) * I` of the whole rounds. Of the last round it
 multiple of I, then `l // BS == i // (BS * N)`: one block table serves all ranks, and an entry stands for BS * N tokens of the
 request. A table made for the request's length alone would have N times too many entries (vLLM #48003).
 
-**What a query sees.** Every rank has every query, at its position p in the whole sequence. The *global* index of a token decides
-whether a query sees it: a causal query sees the rank's tokens i <= p. Because a rank keeps the order, these are its first
+**What a query sees.** Every rank has every query, at its position p in the whole sequence. The *global* index of a token says
+whether the query sees it: a causal query sees the rank's tokens i <= p. Because a rank keeps the order, these are its first
 `local_length(p + 1)` tokens. To count locally, as if the queries were the last local tokens, is wrong for every query of a
 request but the last one (tokenspeed #364).
 
