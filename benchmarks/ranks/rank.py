@@ -52,10 +52,11 @@ def main(rank: int, num_ranks: int, folder: Path, device_type: str, checks: list
     assert group is not None
     with (folder / f"{rank}.jsonl").open("w") as lines:
         for case in (*checks, *timed):
+            found = Found(case.name, case.cache_bytes / 1e9, None, {}, {})
             try:
-                found = _run(case, group, device, is_timed=case in timed)
+                _run(case, group, device, found, is_timed=case in timed)
             except Exception:
-                found = Found(case.name, 0.0, None, {}, {}, traceback.format_exc())
+                found.problem = traceback.format_exc()
             lines.write(json.dumps(asdict(found)) + "\n")
             lines.flush()
             if found.problem:
@@ -70,7 +71,8 @@ def _interpret() -> None:
     install()
 
 
-def _run(case: Case, group: dist.ProcessGroup, device: torch.device, *, is_timed: bool) -> Found:
+def _run(case: Case, group: dist.ProcessGroup, device: torch.device, found: Found, *, is_timed: bool) -> None:
+    """Add to `found` as it is found."""
     from attn_optimized import paged_attention
     from attn_optimized.context_parallel import Dealing, Exchange, attend_over_ranks, local_step
 
@@ -80,7 +82,6 @@ def _run(case: Case, group: dist.ProcessGroup, device: torch.device, *, is_timed
     expected = paged_attention(whole.q, whole.kv_cache, whole.layer, whole.batch)
     heads = case.num_heads // group.size()
     expected = expected[:, group.rank() * heads : (group.rank() + 1) * heads]
-    found = Found(case.name, case.cache_bytes / 1e9, None, {}, {})
     for exchange in get_args(Exchange):
 
         def attend(exchange: Any = exchange, compare: bool = False) -> Any:
@@ -97,7 +98,6 @@ def _run(case: Case, group: dist.ProcessGroup, device: torch.device, *, is_timed
         alone = lambda: paged_attention(whole.q, whole.kv_cache, whole.layer, whole.batch)  # noqa: E731
         found.one_device = _graph_ms(alone) if device.type == "cuda" else _eager_ms(alone, device)
         dist.barrier(group=group)
-    return found
 
 
 def allowed(case: Case) -> float:
