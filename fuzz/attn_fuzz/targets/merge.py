@@ -1,8 +1,8 @@
 """Targets of `merge_attn_states` and `merge_attn_parts`.
 
 The reference attends to parts of the keys, and the function under test merges the parts. Any rule is kept, because a part hides
-keys by the mask. The parts are cut at places of which some leave a part empty. Their tensors have strides of their own, an empty
-part's output is NaN, and some merges of two write into a tensor that they read.
+keys by the mask. The parts are cut at places of which some leave a part empty. Their tensors have strides of their own. The
+output of an empty part is NaN, and some merges of two write into a tensor that they read.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """Targets of attention over ranks, without a network: one call becomes a local call for each rank, and one merge.
 
 The number of ranks, the number of tokens that a rank is dealt at a time, and the order of the ranks in the merge follow from
-the sizes of the call. The outcome is judged against the undivided reference: any dealing must give the same, in any order. A rank's
-cache holds its keys alone. All other slots are NaN, and its block table leads astray behind its last block.
+the sizes of the call. The outcome is judged against the undivided reference: any dealing must give the same, in any order. A
+rank's cache holds its keys alone. All other slots are NaN, and its block table leads astray behind its last block.
 """
 
 import dataclasses
