@@ -17,7 +17,8 @@ request. A table made for the request's length alone would have N times too many
 **What a query sees.** Every rank has every query, at its position p in the whole sequence. The *global* index of a token says
 whether the query sees it: a causal query sees the rank's tokens i <= p. Because a rank keeps the order, these are its first
 `local_length(p + 1)` tokens. To count locally, as if the queries were the last local tokens, is wrong for every query of a
-request but the last one (tokenspeed #364).
+request but the last one. To divide p + 1 by N and round up is wrong on every rank that the last round has not reached
+(lightseekorg/tokenspeed #364).
 
 **Putting it together.** Each rank attends to its own keys, and `attn_reference.merge` merges the N results. A sink logit joins
 exactly one of them, here that of rank 0. A rank without a visible key returns an LSE of -inf; an LSE of 0 would count as a key

@@ -123,6 +123,8 @@ ENCODER = (
 )
 WRITE: tuple[Finding, ...] = ()
 MERGE: tuple[Finding, ...] = ()
+DCP_REDUCE_SCATTER: tuple[Finding, ...] = ()
+DCP_ALL_TO_ALL: tuple[Finding, ...] = ()
 FLEX = (
     Finding(
         name="vllm-flex-range-ahead",
