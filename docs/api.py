@@ -8,8 +8,10 @@ from pathlib import Path
 MODULES = (
     "attn_contract",
     "attn_reference",
+    "attn_reference.context_parallel",
     "attn_optimized",
     "attn_optimized.backends",
+    "attn_optimized.context_parallel",
     "attn_optimized.selector",
     "attn_amdgcn",
     "attn_fuzz",

@@ -50,6 +50,9 @@ TARGETS = {
     "attn_optimized.aiter_adapter.find_aiter": "found-aiter",
     "attn_optimized.aiter_adapter.import_aiter": "found-aiter",
     "attn_optimized.aiter_adapter.features_of": "found-aiter",
+    "attn_optimized.context_parallel.local_layer": "triton-ranks",
+    "attn_optimized.context_parallel.local_step": "triton-ranks",
+    "attn_optimized.context_parallel.weighted_part": "triton-ranks",
     "attn_optimized.selector.select": "selected",
     "attn_optimized.selector.select_model": "selected",
     "TRITON_ATTN": "backend-triton",
@@ -58,6 +61,8 @@ TARGETS = {
     "ROCM_AITER_FA": "documented-aiter-fa",
 }
 REASONS = {
+    "attn_optimized.context_parallel.attend_over_ranks": "tests/optimized/test_attend_over_ranks.py has the processes that it needs",
+    "attn_reference.context_parallel": "a module, held to tables by tests/reference, whose functions reference-ranks calls",
     "attn_optimized.aiter_adapter.recorded": "the signatures of the double, which takes no other arguments",
     "attn_optimized.aiter_adapter.native_float8": "a part of unified_attention",
     "attn_optimized.aiter_adapter.may_run_assembly": "a part of flash_attn_varlen",
@@ -77,7 +82,7 @@ REASONS = {
 
 def public_entries() -> set[str]:
     functions = {f"{package.__name__}.{name}" for package in (attn_optimized, attn_reference) for name in package.__all__}
-    rooms = (attn_optimized.aiter_adapter, attn_optimized.selector)
+    rooms = (attn_optimized.aiter_adapter, attn_optimized.context_parallel, attn_optimized.selector)
     functions |= {f"{room.__name__}.{name}" for room in rooms for name in room.__all__ if isfunction(getattr(room, name))}
     return {*functions, *(f"attn_parity::{op}" for op in ops._SCHEMAS), *BACKENDS}
 
