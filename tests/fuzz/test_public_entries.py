@@ -61,7 +61,7 @@ TARGETS = {
     "ROCM_AITER_FA": "documented-aiter-fa",
 }
 REASONS = {
-    "attn_optimized.context_parallel.attend_over_ranks": "tests/optimized/test_attend_over_ranks.py has the processes that it needs",
+    "attn_optimized.context_parallel.attend_over_ranks": "it needs processes, which test_attend_over_ranks.py has",
     "attn_reference.context_parallel": "a module, held to tables by tests/reference, whose functions reference-ranks calls",
     "attn_optimized.aiter_adapter.recorded": "the signatures of the double, which takes no other arguments",
     "attn_optimized.aiter_adapter.native_float8": "a part of unified_attention",
