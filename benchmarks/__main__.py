@@ -1,7 +1,8 @@
 """`python -m benchmarks speed` measures, `python -m benchmarks page` writes performance.md from what was measured,
 `python -m benchmarks tune` searches for launch parameters. Beside vLLM's and AITER's kernels, `python -m benchmarks binaries`
-is what the compilers make of ours, and `python -m benchmarks counts` what ours execute on the emulator.
-`python -m benchmarks latent` measures latent attention (MLA)."""
+is what the compilers make of ours, and `python -m benchmarks counts` what ours execute on the emulator. `python -m benchmarks
+latent` measures latent attention (MLA), and `python -m benchmarks ranks` attention over several GPUs that share the keys of each
+request."""
 
 import importlib.metadata
 import math
@@ -19,6 +20,7 @@ from benchmarks.binaries.command import binaries
 from benchmarks.counts.command import counts
 from benchmarks.emulation.command import emulation
 from benchmarks.latent.command import latent
+from benchmarks.ranks.command import ranks
 from benchmarks.tuning.command import tune
 
 console = Console(highlight=False, width=160)
@@ -34,6 +36,7 @@ cli.add_command(latent)
 cli.add_command(binaries)
 cli.add_command(counts)
 cli.add_command(emulation)
+cli.add_command(ranks)
 
 
 @cli.command()

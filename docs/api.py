@@ -8,9 +8,11 @@ from pathlib import Path
 MODULES = (
     "attn_contract",
     "attn_reference",
+    "attn_reference.context_parallel",
     "attn_reference.latent",
     "attn_optimized",
     "attn_optimized.backends",
+    "attn_optimized.context_parallel",
     "attn_optimized.selector",
     "attn_amdgcn",
     "attn_fuzz",

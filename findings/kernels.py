@@ -31,7 +31,31 @@ PLATFORM = SimpleNamespace(
 LOGGER = SimpleNamespace(debug_once=no, warning_once=no)
 MI300 = SimpleNamespace(name="gfx942", is_rdna=False)
 MODES = SimpleNamespace(NONE=0, INT8_PER_TOKEN_HEAD=2, FP8_PER_TOKEN_HEAD=3, INT4_PER_TOKEN_HEAD=4)
-STAND_INS = {
+
+
+class Launcher:
+    def __class_getitem__(cls, key):
+        return cls
+
+
+CONTEXT_PARALLEL = {
+    "vllm.config": ("VllmConfig",),
+    "vllm.distributed": ("get_dcp_group",),
+    "vllm.model_executor.warmup.jit_warmup": ("WarmupIntRange",),
+    "vllm.model_executor.warmup.jit_warmup_triton_helper": (
+        "LaunchSpec",
+        "TritonWarmupTensor",
+        "triton_scalar_specialization_rep",
+    ),
+    "vllm.v1.attention.backend": ("max_decode_query_len",),
+    "vllm.v1.attention.ops.cp_common": ("direct_cp_enabled", "direct_cp_multicast_enabled"),
+    "vllm.v1.worker.ubatching": ("dbo_current_ubatch_id",),
+}
+STAND_INS = {module: dict.fromkeys(names) for module, names in CONTEXT_PARALLEL.items()}
+STAND_INS["vllm.model_executor.warmup.jit_warmup"]["kernel_launcher"] = no
+STAND_INS["vllm.model_executor.warmup.jit_warmup_triton_helper"]["VllmTritonJitKernel"] = Launcher
+STAND_INS["vllm.v1.attention.ops.cp_common"]["DirectCPWorkspace"] = Launcher
+STAND_INS |= {
     "vllm.envs": {"VLLM_BATCH_INVARIANT": False},
     "vllm._custom_ops": {},
     "vllm.logger": {"init_logger": lambda name: LOGGER},

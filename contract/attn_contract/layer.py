@@ -193,7 +193,7 @@ class Layer:
         self._check_cache()
         object.__setattr__(self, "head_size_v", checked_value_size(self.head_size_v, self))
         if self.output_scale is not None:
-            _check_scale("output_scale", self.output_scale, heads=1)
+            check_scale("output_scale", self.output_scale, heads=1)
 
     @property
     def value_size(self) -> int:
@@ -254,7 +254,7 @@ class Layer:
                 if scale is None:
                     raise ContractError(name, None, f"a tensor: {' and '.join(pair)} come together")
                 if pair is fixed:
-                    _check_scale(name, scale, heads=self.num_kv_heads)
+                    check_scale(name, scale, heads=self.num_kv_heads)
                 else:
                     _check_scale_cache(name, scale, self.num_kv_heads)
 
@@ -300,7 +300,8 @@ def checked_value_size(head_size_v: int | None, asking: Any) -> int | None:
     return head_size_v
 
 
-def _check_scale(name: str, scale: torch.Tensor, *, heads: int) -> None:
+def check_scale(name: str, scale: torch.Tensor, *, heads: int) -> None:
+    """Check that a scale is float32, one number or one for each of the heads."""
     check_tensor(name, scale)
     if scale.dtype != torch.float32 or tuple(scale.shape) not in ((), (1,), (heads,)):
         expected = "torch.float32, shape () or (1,)" + (f", or ({heads},): one per KV head" if heads > 1 else "")

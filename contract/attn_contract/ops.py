@@ -58,7 +58,8 @@ _OUTPUTS = "Tensor(a!) out, Tensor(b!)? lse"
 _SCALES = "Tensor? k_scale=None, Tensor? v_scale=None"
 _SCALE_CACHES = "Tensor? k_scale_cache=None, Tensor? v_scale_cache=None"
 _WRITTEN_SCALE_CACHES = "Tensor(c!)? k_scale_cache=None, Tensor(d!)? v_scale_cache=None"
-_ATTENTION_OPTIONS = "Tensor? output_scale=None, bool batch_invariant=False"
+_OUTPUT_SCALE = "Tensor? output_scale=None"
+_ATTENTION_OPTIONS = f"{_OUTPUT_SCALE}, bool batch_invariant=False"
 
 _SCHEMAS = {
     "paged_attention": (
@@ -78,7 +79,11 @@ _SCHEMAS = {
         f"str layout, Tensor slot_mapping, *, {_SCALES}, {_WRITTEN_SCALE_CACHES}"
     ),
     "write_latent_cache": ("Tensor kv_c, Tensor k_pe, Tensor(a!) kv_cache, Tensor slot_mapping, *, Tensor? k_scale=None"),
-    "merge_attn_states": "Tensor out_a, Tensor lse_a, Tensor out_b, Tensor lse_b, Tensor(a!) out, Tensor(b!)? lse",
+    "merge_attn_states": (
+        f"Tensor out_a, Tensor lse_a, Tensor out_b, Tensor lse_b, {_OUTPUTS}, *, SymInt? prefill_tokens_with_context=None, "
+        f"{_OUTPUT_SCALE}"
+    ),
+    "merge_attn_parts": f'Tensor outs, Tensor lses, {_OUTPUTS}, *, str lse_base="e", {_OUTPUT_SCALE}',
 }
 
 Given = dict[str, Any]
@@ -115,18 +120,13 @@ def register(implementation: ModuleType, dispatch_key: str) -> None:
 
     Args:
         implementation: has `paged_attention`, `varlen_attention`, `write_kv_cache`, `rope_and_write_kv_cache`,
-            `write_latent_cache` and `merge_attn_states` with the signatures of `attn_reference`, and `batch_invariant` for the
-            first two.
+            `write_latent_cache`, `merge_attn_states` and `merge_attn_parts` with the signatures of `attn_reference`, and
+            `batch_invariant` for the first two.
         dispatch_key: "CPU", or "CUDA" (HIP's devices dispatch there too).
     """
-    for call in (
-        _paged_attention,
-        _varlen_attention,
-        _write_kv_cache,
-        _rope_and_write_kv_cache,
-        _write_latent_cache,
-        _merge_attn_states,
-    ):
+    attention, merges = (_paged_attention, _varlen_attention), (_merge_attn_states, _merge_attn_parts)
+    writes = (_write_kv_cache, _rope_and_write_kv_cache, _write_latent_cache)
+    for call in (*attention, *writes, *merges):
         op = call.__name__.removeprefix("_")
         kernel = _named_arguments(op, partial(call, implementation))
         torch.library.impl(f"attn_parity::{op}", dispatch_key, lib=_library)(kernel)
@@ -172,6 +172,11 @@ def _write_latent_cache(implementation: ModuleType, given: Given) -> None:
 def _merge_attn_states(implementation: ModuleType, given: Given) -> None:
     check_tensor("out", given["out"])
     implementation.merge_attn_states(**given)
+
+
+def _merge_attn_parts(implementation: ModuleType, given: Given) -> None:
+    check_tensor("out", given["out"])
+    implementation.merge_attn_parts(**given)
 
 
 def _layer(given: Given, **sizes: Any) -> Layer:

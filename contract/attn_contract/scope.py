@@ -10,6 +10,7 @@ from attn_contract.errors import UnsupportedError
 _STATE = "its layers keep a state instead of keys and values, and have no softmax"
 _RELATIVE = ("relative position embeddings", "a logit has a product with an embedding of the distance, which no rule computes")
 _SPARSE = ("sparse attention", "an indexer picks the keys that a query sees, and here positions alone decide what a query sees")
+_RANKS = "a layer is one rank's, and attn_optimized.context_parallel attends over ranks"
 
 OUT_OF_SCOPE = {
     "kv_lora_rank": (
@@ -31,11 +32,8 @@ OUT_OF_SCOPE = {
     "use_alibi_sqrt": ("ALiBi-sqrt", "alibi_slopes weight the distance itself, not its square root"),
     "chunk_lookback": ("chunk look-back", "chunked_local hides every earlier chunk"),
     "dropout_p": ("dropout", "attention here is inference and deterministic"),
-    "dcp_world_size": ("decode context parallelism (DCP)", "merge_attn_states merges what devices saw, but a call sees one"),
-    "pcp_world_size": (
-        "prefill context parallelism (PCP)",
-        "merge_attn_states merges what devices saw, but a call sees one",
-    ),
+    "dcp_world_size": ("decode context parallelism (DCP)", _RANKS),
+    "pcp_world_size": ("prefill context parallelism (PCP)", _RANKS),
 }
 """Feature and reason, by the name of the argument, or of a config's field or value, that asks for the feature."""
 

@@ -1,13 +1,17 @@
-"""Merging attention over two disjoint sets of keys."""
+"""Merging attention over disjoint sets of keys: over two, and over any number."""
+
+import math
 
 import torch
-from attn_contract.validation import check_merge_attn_states
+from attn_contract.validation import LseBase, check_merge_attn_parts, check_merge_attn_states
 
 from attn_optimized.device import architecture_of
 from attn_optimized.kernel_call import KernelCall, Launch
+from attn_optimized.kernels.merge_attn_parts import merge_attn_parts_kernel
 from attn_optimized.kernels.merge_attn_states import merge_attn_states_kernel
 from attn_optimized.launch.tiles import row_grid, row_tiles
 from attn_optimized.launch.units import in_units
+from attn_optimized.quantization import stored_format
 
 
 def merge_attn_states(
@@ -18,17 +22,22 @@ def merge_attn_states(
     *,
     out: torch.Tensor | None = None,
     lse: torch.Tensor | None = None,
+    prefill_tokens_with_context: int | None = None,
+    output_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention over the union of two disjoint sets of keys, from the attention over each (FlashInfer, arXiv 2501.01005).
 
     `out = (exp(lse_a) * out_a + exp(lse_b) * out_b) / exp(lse)` with `exp(lse) = exp(lse_a) + exp(lse_b)`, in float32. A side
-    whose LSE is -inf saw no key: its output is ignored, even a NaN, and the other side comes out unchanged.
+    whose LSE is -inf, +inf or NaN saw no key: its output is ignored, even a NaN, and the other side comes out unchanged.
 
     Args:
         out_a, out_b: [T, H, D] float32, float16 or bfloat16; the last dimension is dense.
         lse_a, lse_b: [H, T] float32, natural logs.
-        out: [T, H, D], may be out_a or out_b itself; a new tensor if None.
+        out: [T, H, D], may be out_a or out_b itself; a new tensor if None. Float8 with an output_scale, which needs it.
         lse: [H, T] float32, may be lse_a or lse_b itself; not computed if None.
+        prefill_tokens_with_context: the rows from this one on have no prefix: side a is empty there, whatever it holds, and is
+            not read. None: no such rows.
+        output_scale: [] or [1] float32: out is of a float8 type and holds the merged output / scale.
 
     Returns:
         out. Where neither side saw a key, out is 0 and the LSE is -inf.
@@ -37,9 +46,18 @@ def merge_attn_states(
         ContractError: the arguments contradict the contract. Nothing was written.
         UnsupportedError: tensors on a CPU without Triton's interpreter. Nothing was written.
     """
-    check_merge_attn_states(out_a, lse_a, out_b, lse_b, out, lse)
+    check_merge_attn_states(out_a, lse_a, out_b, lse_b, out, lse, prefill_tokens_with_context, output_scale)
     out = out_a.new_empty(out_a.shape) if out is None else out
-    merge_attn_states_call(out_a, lse_a, out_b, lse_b, out=out, lse=lse).run(out_a.device)
+    merge_attn_states_call(
+        out_a,
+        lse_a,
+        out_b,
+        lse_b,
+        out=out,
+        lse=lse,
+        prefill_tokens_with_context=prefill_tokens_with_context,
+        output_scale=output_scale,
+    ).run(out_a.device)
     return out
 
 
@@ -51,6 +69,8 @@ def merge_attn_states_call(
     *,
     out: torch.Tensor,
     lse: torch.Tensor | None = None,
+    prefill_tokens_with_context: int | None = None,
+    output_scale: torch.Tensor | None = None,
     architecture: str | None = None,
 ) -> KernelCall:
     """The launch of `merge_attn_states`. No argument is checked, and no element is read.
@@ -59,7 +79,9 @@ def merge_attn_states_call(
         architecture: of the GPU to launch on, which need not be here if the tensors are on meta; None: of out_a's device.
     """
     num_tokens, num_heads, head_size = out_a.shape
-    tiles = row_tiles(architecture or architecture_of(out_a.device, out_a.dtype), head_size=head_size)
+    architecture = architecture or architecture_of(out_a.device, out_a.dtype)
+    tiles = row_tiles(architecture, head_size=head_size)
+    stored_out, out_format = stored_format(out, architecture)
     unit, strides = in_units(
         out.element_size(),
         stride_out_row=out.stride(0),
@@ -72,21 +94,98 @@ def merge_attn_states_call(
     launch = Launch.of(
         merge_attn_states_kernel,
         row_grid(tiles, num_tokens * num_heads),
-        {**tiles.constants, "STRIDE_UNIT": unit},
+        {**tiles.constants, "STRIDE_UNIT": unit, "OUT_FORMAT": out_format},
         tiles.options,
         num_tokens=num_tokens,
         num_heads=num_heads,
+        prefill_tokens_with_context=num_tokens if prefill_tokens_with_context is None else prefill_tokens_with_context,
         stride_lse=0 if lse is None else lse.stride(0),
         stride_lse_a=lse_a.stride(0),
         stride_lse_b=lse_b.stride(0),
         **strides,
     )
     tensors = {
-        "out_ptr": out,
+        "out_ptr": stored_out,
         "lse_ptr": lse,
         "out_a_ptr": out_a,
         "lse_a_ptr": lse_a,
         "out_b_ptr": out_b,
         "lse_b_ptr": lse_b,
+        "output_scale_ptr": output_scale,
     }
+    return KernelCall(launch, tensors)
+
+
+def merge_attn_parts(
+    outs: torch.Tensor,
+    lses: torch.Tensor,
+    *,
+    out: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
+    lse_base: LseBase = "e",
+    output_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention over the union of N disjoint sets of keys, from the attention over each: `merge_attn_states` of all at once.
+
+    Args:
+        outs: [N, T, H, D] float32, float16 or bfloat16, N at least 1; the last dimension is dense.
+        lses: [N, H, T] float32, any strides. A part whose LSE is -inf, +inf or NaN saw no key, and its output is not read.
+        out: [T, H, D], memory of its own; a new tensor if None. Float8 with an output_scale, which needs it.
+        lse: [H, T] float32, a natural log whatever `lse_base` is, memory of its own; not computed if None.
+        lse_base: "2" if `lses` are logs of base 2.
+        output_scale: [] or [1] float32: out is of a float8 type and holds the merged output / scale.
+
+    Returns:
+        out. Where no part saw a key, out is 0 and the LSE is -inf.
+
+    Raises:
+        ContractError: the arguments contradict the contract. Nothing was written.
+        UnsupportedError: tensors on a CPU without Triton's interpreter. Nothing was written.
+    """
+    check_merge_attn_parts(outs, lses, out, lse, lse_base, output_scale)
+    out = outs.new_empty(outs.shape[1:]) if out is None else out
+    merge_attn_parts_call(outs, lses, out=out, lse=lse, lse_base=lse_base, output_scale=output_scale).run(outs.device)
+    return out
+
+
+def merge_attn_parts_call(
+    outs: torch.Tensor,
+    lses: torch.Tensor,
+    *,
+    out: torch.Tensor,
+    lse: torch.Tensor | None = None,
+    lse_base: LseBase = "e",
+    output_scale: torch.Tensor | None = None,
+    architecture: str | None = None,
+) -> KernelCall:
+    """The launch of `merge_attn_parts`: see `merge_attn_states_call`."""
+    num_parts, num_tokens, num_heads, head_size = outs.shape
+    architecture = architecture or architecture_of(outs.device, outs.dtype)
+    tiles = row_tiles(architecture, head_size=head_size)
+    stored_out, out_format = stored_format(out, architecture)
+    unit, strides = in_units(
+        out.element_size(),
+        stride_out_row=out.stride(0),
+        stride_out_head=out.stride(1),
+        stride_outs_part=outs.stride(0),
+        stride_outs_row=outs.stride(1),
+        stride_outs_head=outs.stride(2),
+    )
+    launch = Launch.of(
+        merge_attn_parts_kernel,
+        row_grid(tiles, num_tokens * num_heads),
+        {**tiles.constants, "STRIDE_UNIT": unit, "OUT_FORMAT": out_format},
+        tiles.options,
+        num_parts=num_parts,
+        num_tokens=num_tokens,
+        num_heads=num_heads,
+        to_base_2=1.0 if lse_base == "2" else math.log2(math.e),
+        to_base_e=math.log(2.0) if lse_base == "2" else 1.0,
+        stride_lse=0 if lse is None else lse.stride(0),
+        stride_lses_part=lses.stride(0),
+        stride_lses_head=lses.stride(1),
+        stride_lses_token=lses.stride(2),
+        **strides,
+    )
+    tensors = {"out_ptr": stored_out, "lse_ptr": lse, "outs_ptr": outs, "lses_ptr": lses, "output_scale_ptr": output_scale}
     return KernelCall(launch, tensors)

@@ -2,7 +2,8 @@
 
 Start with `attn_reference.attention` and `masks`. Their docstrings are the specification: what attention computes, and which
 keys a query sees. `masks` and `logits` hold the rules one by one; `kv_cache` reads and writes the cache, `merge` joins partial
-results; `latent` says how MLA is this attention; `quantization`, `rotary` and `rounding` define every bit. Importing the
+results, and `context_parallel` deals keys to ranks; `latent` says how MLA is this attention; `quantization`, `rotary` and
+`rounding` define every bit. Importing the
 package makes its functions the CPU implementation of the torch ops `attn_parity::*`: a model that is moved to the CPU runs them
 without a change.
 """
@@ -12,6 +13,7 @@ import sys
 import torch
 from attn_contract.ops import register
 
+from attn_reference import context_parallel
 from attn_reference.attention import (
     IMPLEMENTED_RULES,
     Attention,
@@ -24,7 +26,7 @@ from attn_reference.attention import (
 )
 from attn_reference.kv_cache import gather_kv_cache, write_kv_cache, write_latent_cache
 from attn_reference.masks import visible
-from attn_reference.merge import merge_attn_states
+from attn_reference.merge import merge_attn_parts, merge_attn_states
 from attn_reference.quantization import dequantize, quantize, row_scales
 from attn_reference.rotary import rope_and_write_kv_cache
 
@@ -33,8 +35,10 @@ __all__ = [
     "Attention",
     "Request",
     "attend",
+    "context_parallel",
     "dequantize",
     "gather_kv_cache",
+    "merge_attn_parts",
     "merge_attn_states",
     "paged_attention",
     "paged_requests",

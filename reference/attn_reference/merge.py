@@ -1,16 +1,25 @@
-"""Attention over two disjoint sets of keys, recombined into attention over their union.
+"""Attention over disjoint sets of keys, recombined into attention over their union.
 
-From the output o and the LSE of each part, those of the union are
+From the output o_r and the LSE of each part r, those of the union are
 
-    lse = log(exp(lse_a) + exp(lse_b))        o = exp(lse_a - lse) * o_a + exp(lse_b - lse) * o_b
+    lse = log(sum_r exp(lse_r))        o = sum_r exp(lse_r - lse) * o_r
 
-(Milakov & Gimelshein, arXiv:1805.02867; Dao et al., FlashAttention, arXiv:2205.14135). Split-KV decode, cascade attention and
-chunked context all rest on this identity. A sink logit joins exactly one of the parts.
+(Milakov & Gimelshein, arXiv:1805.02867; Dao et al., FlashAttention, arXiv:2205.14135). Split-KV decode, cascade attention,
+chunked context and context parallelism all rest on this identity. A sink logit joins exactly one of the parts.
+
+**Empty parts.** A part that saw no key has an LSE of -inf. Kernels also return +inf there (FlashAttention-2), or NaN: a softmax
+over no keys has no such values, so both mean the same. An empty part does not count, whatever its output holds, NaN included
+(vLLM #39148). Where all parts are empty, the output is 0 and the LSE -inf.
+
+The arithmetic is float64 and its result is rounded once; merging is associative up to that rounding.
 """
 
-import torch
-from attn_contract.validation import check_merge_attn_states
+import math
 
+import torch
+from attn_contract.validation import LseBase, check_merge_attn_parts, check_merge_attn_states, check_scale_values
+
+from attn_reference.quantization import quantize
 from attn_reference.rounding import rounded
 
 
@@ -22,38 +31,83 @@ def merge_attn_states(
     *,
     out: torch.Tensor | None = None,
     lse: torch.Tensor | None = None,
+    prefill_tokens_with_context: int | None = None,
+    output_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Merge two attention states.
-
-    The arithmetic is float64 and its result is rounded once; merging is associative up to that rounding. A part that saw no key
-    (its lse is -inf) does not count, whatever its out holds, NaN included (vLLM #39148): the other part is then returned
-    exactly. Where both parts saw no key, out is 0 and lse -inf.
+    """Merge two attention states, such as those of a cached prefix and of a step's own keys.
 
     Args:
         out_a, out_b: [T, H, D], of one dtype.
         lse_a, lse_b: [H, T] float32, natural logarithms.
-        out: [T, H, D], written if given; may be out_a or out_b.
+        out: [T, H, D] of the parts' dtype, or float8 if there is an output_scale; written if given; may be out_a or out_b.
         lse: [H, T] float32, written if given; may be lse_a or lse_b.
+        prefill_tokens_with_context: the rows from this one on have no prefix: part a is empty there, whatever it holds. None:
+            no such rows. (The name is vLLM's.)
+        output_scale: [] or [1] float32: `out` is of a float8 type and holds the merged output / scale.
+
+    Returns:
+        out, allocated if it was not given. One part that is not empty comes back exactly, unless it is quantized.
+
+    Raises:
+        ContractError: an argument contradicts the contract. Nothing is written then.
+    """
+    check_merge_attn_states(out_a, lse_a, out_b, lse_b, out, lse, prefill_tokens_with_context, output_scale)
+    has_prefix = torch.ones_like(lse_a, dtype=torch.bool)
+    if prefill_tokens_with_context is not None:
+        has_prefix[:, prefill_tokens_with_context:] = False
+    lses = torch.stack([torch.where(has_prefix, lse_a.double(), -torch.inf), lse_b.double()])
+    return _merge(torch.stack([out_a, out_b]), lses, out, lse, output_scale)
+
+
+def merge_attn_parts(
+    outs: torch.Tensor,
+    lses: torch.Tensor,
+    *,
+    out: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
+    lse_base: LseBase = "e",
+    output_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Merge N attention states, such as those of the ranks that share a request's cache.
+
+    Args:
+        outs: [N, T, H, D] float32, float16 or bfloat16, N at least 1.
+        lses: [N, H, T] float32, any strides.
+        out: [T, H, D] of outs' dtype, or float8 if there is an output_scale; memory of its own, written if given.
+        lse: [H, T] float32, a natural logarithm whatever `lse_base` is; memory of its own, written if given.
+        lse_base: "2" if `lses` are logarithms of base 2, as FlashInfer returns them.
+        output_scale: as for `merge_attn_states`.
 
     Returns:
         out, allocated if it was not given.
 
     Raises:
-        ContractError: an argument contradicts the contract.
+        ContractError: an argument contradicts the contract. Nothing is written then.
     """
-    check_merge_attn_states(out_a, lse_a, out_b, lse_b, out, lse)
-    merged_lse = torch.logaddexp(lse_a.double(), lse_b.double())
-    merged = _share(out_a, lse_a, merged_lse) + _share(out_b, lse_b, merged_lse)
+    check_merge_attn_parts(outs, lses, out, lse, lse_base, output_scale)
+    return _merge(outs, lses.double() * (math.log(2) if lse_base == "2" else 1), out, lse, output_scale)
+
+
+def _merge(
+    outs: torch.Tensor,
+    lses: torch.Tensor,
+    out: torch.Tensor | None,
+    lse: torch.Tensor | None,
+    output_scale: torch.Tensor | None,
+) -> torch.Tensor:
+    """Merge outs [N, T, H, D] by lses [N, H, T] float64, natural logarithms."""
+    if output_scale is not None:
+        check_scale_values({"output_scale": output_scale})
+    is_empty = ~torch.isfinite(lses)
+    lses = torch.where(is_empty, -torch.inf, lses)
+    merged_lse = torch.logsumexp(lses, dim=0)
+    # An empty part is selected away: its weight may be exp(-inf + inf), and 0 * NaN is NaN.
+    weights = torch.where(is_empty, 0, torch.exp(lses - merged_lse)).mT[..., None]
+    shares = torch.where(is_empty.mT[..., None], 0, weights * outs.double())
+    merged = shares.sum(0)
     if out is None:
-        out = torch.empty_like(out_a)
-    out.copy_(rounded(merged, out.dtype))
+        out = torch.empty_like(outs[0])
+    out.copy_(rounded(merged, out.dtype) if output_scale is None else quantize(merged, output_scale, out.dtype))
     if lse is not None:
         lse.copy_(rounded(merged_lse, lse.dtype))
     return out
-
-
-def _share(out: torch.Tensor, lse: torch.Tensor, merged_lse: torch.Tensor) -> torch.Tensor:
-    """[T, H, D] float64: what one part adds to the merged output."""
-    weight = torch.exp(lse.double() - merged_lse)
-    # An empty part is selected away: its weight may be exp(-inf + inf), and 0 * NaN is NaN.
-    return torch.where((lse > -torch.inf).T[..., None], weight.T[..., None] * out.double(), 0)

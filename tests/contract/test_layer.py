@@ -297,8 +297,8 @@ def test_which_types_read_a_cache():
         ("chunk_lookback", 1, "chunk look-back (chunk_lookback) not supported: chunked_local hides every earlier chunk"),
         ("dropout_p", 0.1, "dropout (dropout_p) not supported: attention here is inference"),
         ("dropout_p", 0.0, "dropout (dropout_p) not supported"),
-        ("dcp_world_size", 2, "decode context parallelism (DCP) (dcp_world_size) not supported: merge_attn_states merges"),
-        ("pcp_world_size", 2, "prefill context parallelism (PCP) (pcp_world_size) not supported: merge_attn_states merges"),
+        ("dcp_world_size", 2, "decode context parallelism (DCP) (dcp_world_size) not supported: a layer is one rank's"),
+        ("pcp_world_size", 2, "prefill context parallelism (PCP) (pcp_world_size) not supported: a layer is one rank's"),
     ],
 )
 def test_what_is_out_of_scope_is_refused_by_name(setting, value, message):

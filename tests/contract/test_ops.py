@@ -18,6 +18,7 @@ WRITTEN = {
     "rope_and_write_kv_cache": ["q", "kv_cache", "k_scale_cache", "v_scale_cache"],
     "write_latent_cache": ["kv_cache"],
     "merge_attn_states": ["out", "lse"],
+    "merge_attn_parts": ["out", "lse"],
 }
 
 
@@ -90,6 +91,15 @@ def merge_arguments() -> dict:
     return states | {"out": torch.full((1, 4, 4), torch.nan), "lse": None}
 
 
+def merge_parts_arguments() -> dict:
+    return {
+        "outs": torch.zeros(2, 1, 4, 4),
+        "lses": torch.zeros(2, 4, 1),
+        "out": torch.full((1, 4, 4), torch.nan),
+        "lse": None,
+    }
+
+
 ARGUMENTS = {
     "paged_attention": paged_arguments,
     "varlen_attention": varlen_arguments,
@@ -97,6 +107,7 @@ ARGUMENTS = {
     "rope_and_write_kv_cache": rope_arguments,
     "write_latent_cache": latent_arguments,
     "merge_attn_states": merge_arguments,
+    "merge_attn_parts": merge_parts_arguments,
 }
 
 
@@ -133,6 +144,7 @@ def recorded(monkeypatch):
         "rope_and_write_kv_cache": ("q", "k", "v", "positions", "cos_sin_cache", "kv_cache", "layer", "slot_mapping"),
         "write_latent_cache": ("kv_c", "k_pe", "kv_cache", "layer", "slot_mapping"),
         "merge_attn_states": ("out_a", "lse_a", "out_b", "lse_b"),
+        "merge_attn_parts": ("outs", "lses"),
     }
     for name, names in positional.items():
 
@@ -332,6 +344,8 @@ def test_a_rotation_refuses_q_without_heads():
 def test_a_merge_needs_a_tensor_to_write_to():
     with pytest.raises(ContractError, match=r"^out: got None, expected a tensor"):
         ops.merge_attn_states(**merge_arguments() | {"out": None})
+    with pytest.raises(ContractError, match=r"^out: got None, expected a tensor"):
+        ops.merge_attn_parts(**merge_parts_arguments() | {"out": None})
 
 
 def test_every_field_of_a_layer_and_a_batch_reaches_paged_attention():

@@ -148,6 +148,15 @@ def merge() -> Arguments:
     return {"out_a": out_a, "lse_a": lse_a, "out_b": out_b, "lse_b": lse_b, "out": out, "lse": lse}
 
 
+def merge_parts() -> Arguments:
+    return {
+        "outs": torch.zeros(3, 5, 4, 8),
+        "lses": torch.zeros(3, 4, 5),
+        "out": torch.zeros(5, 4, 8),
+        "lse": torch.zeros(4, 5),
+    }
+
+
 OPERATION = {
     paged: "paged_attention",
     cross: "paged_attention",
@@ -162,6 +171,7 @@ OPERATION = {
     write_inline: "write_kv_cache",
     rope: "rope_and_write_kv_cache",
     merge: "merge_attn_states",
+    merge_parts: "merge_attn_parts",
 }
 
 
@@ -176,7 +186,7 @@ def call(valid: Callable[[], Arguments], arguments: Arguments, module: str, *, v
     if package is validation:
         name = f"check_{name}"
     flag = {"attn_contract.validation": "values", "attn_optimized": "validate"}.get(module)
-    flags = {flag: values} if flag and valid is not merge else {}
+    flags = {flag: values} if flag and valid not in (merge, merge_parts) else {}
     getattr(package, name)(**arguments, **flags)
 
 
@@ -225,6 +235,8 @@ def scales_between_rows(arguments: Arguments) -> Arguments:
     kv_cache = raw.as_strided((6, 2, 4, 2, 8), (192, 96, 24, 12, 1))
     return {"kv_cache": kv_cache, "k_scale_cache": scales[:, 0], "v_scale_cache": scales[:, 1]}
 
+
+FLOAT8_OUT = {"out": torch.zeros(5, 4, 8).to(torch.float8_e4m3fn)}
 
 HOST = [
     # sizes of the batch
@@ -608,6 +620,30 @@ HOST = [
     (merge, {"out_b": torch.zeros(4, 4, 8)}, "out_b: got torch.float32 (4, 4, 8), expected torch.float32 (5, 4, 8)"),
     (merge, {"out": torch.zeros(5, 32)}, "out: got torch.float32 (5, 32), expected torch.float32 (5, 4, 8), as out_a has"),
     (merge, {"out": torch.zeros(1, 4, 8).expand(5, -1, -1)}, "out: got strides (0, 8, 1), expected elements that do not share"),
+    (merge, {"prefill_tokens_with_context": -1}, "prefill_tokens_with_context: got -1, expected an int, at least 0"),
+    (merge, {"prefill_tokens_with_context": True}, "prefill_tokens_with_context: got True, expected an int, at least 0"),
+    (merge, {"prefill_tokens_with_context": 6}, "prefill_tokens_with_context: got 6, expected at most the 5 rows"),
+    (merge, {"output_scale": torch.ones(())}, "out: got torch.float32, expected float8_e4m3fn or float8_e4m3fnuz"),
+    (merge, {"output_scale": torch.ones(()), "out": None}, "out: got None, expected a tensor of float8_e4m3fn"),
+    (merge, {"output_scale": torch.ones(4), **FLOAT8_OUT}, "output_scale: got torch.float32 (4,), expected torch.float32"),
+    (merge, FLOAT8_OUT, "out: got torch.float8_e4m3fn (5, 4, 8), expected torch.float32 (5, 4, 8), as out_a has"),
+    # merges of any number of parts
+    (merge_parts, {"outs": torch.zeros(5, 4, 8)}, "outs: got torch.float32 (5, 4, 8), expected (N, T, H, D)"),
+    (merge_parts, {"outs": torch.zeros(0, 5, 4, 8), "lses": torch.zeros(0, 4, 5)}, "outs: got torch.float32 (0, 5, 4, 8)"),
+    (merge_parts, {"outs": torch.zeros(3, 5, 8, 4).mT}, "outs: got stride 4 in the last dimension, expected 1"),
+    (merge_parts, {"outs": None}, "outs: got None, expected a tensor"),
+    (merge_parts, {"lses": torch.zeros(3, 5, 4)}, "lses: got torch.float32 (3, 5, 4), expected torch.float32 (3, 4, 5): parts"),
+    (merge_parts, {"lses": torch.zeros(2, 4, 5)}, "lses: got torch.float32 (2, 4, 5), expected torch.float32 (3, 4, 5): parts"),
+    (merge_parts, {"lses": torch.zeros(4, 5)}, "lses: got shape (4, 5), expected 3 dimensions: N, H, T"),
+    (merge_parts, {"lses": torch.zeros(3, 4, 5).half()}, "lses: got torch.float16 (3, 4, 5), expected torch.float32 (3, 4, 5)"),
+    (merge_parts, {"lse": torch.zeros(5, 4)}, "lse: got torch.float32 (5, 4), expected torch.float32 (4, 5): heads"),
+    (merge_parts, {"lse_base": "10"}, "lse_base: got '10', expected 'e' or '2'"),
+    (merge_parts, {"lse_base": 2}, "lse_base: got 2, expected 'e' or '2'"),
+    (merge_parts, {"out": torch.zeros(5, 4, 8).half()}, "out: got torch.float16 (5, 4, 8), expected torch.float32 (5, 4, 8)"),
+    (merge_parts, lambda a: {"out": a["outs"][0]}, "out: got memory that reaches into outs's, expected memory of its own"),
+    (merge_parts, lambda a: {"lse": a["lses"][0]}, "lse: got memory that reaches into lses's, expected memory of its own"),
+    (merge_parts, {"output_scale": torch.ones(())}, "out: got torch.float32, expected float8_e4m3fn or float8_e4m3fnuz"),
+    (merge_parts, {"output_scale": 0.5}, "output_scale: got 0.5, expected a tensor"),
     (merge, {"lse_a": torch.zeros(5, 4)}, "lse_a: got torch.float32 (5, 4), expected torch.float32 (4, 5): heads, then tokens"),
     (merge, {"lse_b": torch.zeros(4, 5).double()}, "lse_b: got torch.float64 (4, 5), expected torch.float32 (4, 5)"),
     (merge, {"lse": torch.zeros(5, 4).T}, "lse: got stride 4 in the last dimension, expected 1"),
@@ -708,6 +744,7 @@ VALID = [
     (varlen, {}),
     (write, {}),
     (merge, {}),
+    (merge_parts, {}),
     (paged, {"out": None, "lse": None, "sinks": None, "slot_mapping": None}),
     (paged, {"causal": torch.tensor([True, False, True])}),
     (rules, {}),
@@ -799,6 +836,13 @@ VALID = [
     ),
     # merges in place
     (merge, {"out": None, "lse": None}),
+    (merge, {"prefill_tokens_with_context": 0}),
+    (merge, {"prefill_tokens_with_context": 5}),
+    (merge, {"output_scale": torch.ones(1), **FLOAT8_OUT}),
+    (merge_parts, {"out": None, "lse": None}),
+    (merge_parts, {"lses": torch.zeros(3, 5, 4).mT, "lse_base": "2"}),
+    (merge_parts, {"outs": torch.zeros(5, 3, 4, 9)[..., :8].transpose(0, 1)}),
+    (merge_parts, {"output_scale": torch.ones(()), **FLOAT8_OUT}),
     (merge, lambda a: {"out": a["out_a"], "lse": a["lse_a"]}),
     (merge, lambda a: {"out": a["out_b"], "lse": a["lse_b"]}),
 ]

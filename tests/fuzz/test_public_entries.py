@@ -27,11 +27,13 @@ TARGETS = {
     "attn_optimized.write_kv_cache": "triton-write",
     "attn_optimized.rope_and_write_kv_cache": "triton-write",
     "attn_optimized.merge_attn_states": "triton-merge",
+    "attn_optimized.merge_attn_parts": "triton-merge-parts",
     "attn_reference.paged_attention": "reference-fp32",
     "attn_reference.varlen_attention": "reference-fp32",
     "attn_reference.write_kv_cache": "reference-fp32",
     "attn_reference.rope_and_write_kv_cache": "reference-fp32",
     "attn_reference.merge_attn_states": "torch-ops-merge",
+    "attn_reference.merge_attn_parts": "torch-ops-merge-parts",
     "attn_reference.attend": "torch-ops-merge",
     "attn_reference.paged_requests": "torch-ops-merge",
     "attn_reference.varlen_requests": "torch-ops-merge",
@@ -40,6 +42,7 @@ TARGETS = {
     "attn_parity::write_kv_cache": "torch-ops",
     "attn_parity::rope_and_write_kv_cache": "torch-ops",
     "attn_parity::merge_attn_states": "torch-ops-merge",
+    "attn_parity::merge_attn_parts": "torch-ops-merge-parts",
     "attn_optimized.aiter_adapter.unified_attention": "documented-aiter-unified",
     "attn_optimized.aiter_adapter.flash_attn_varlen": "documented-aiter-prefill",
     "attn_optimized.aiter_adapter.paged_attention_v1": "documented-aiter-decode",
@@ -47,6 +50,9 @@ TARGETS = {
     "attn_optimized.aiter_adapter.find_aiter": "found-aiter",
     "attn_optimized.aiter_adapter.import_aiter": "found-aiter",
     "attn_optimized.aiter_adapter.features_of": "found-aiter",
+    "attn_optimized.context_parallel.local_layer": "triton-ranks",
+    "attn_optimized.context_parallel.local_step": "triton-ranks",
+    "attn_optimized.context_parallel.weighted_part": "triton-ranks",
     "attn_optimized.selector.select": "selected",
     "attn_optimized.selector.select_model": "selected",
     "TRITON_ATTN": "backend-triton",
@@ -55,6 +61,8 @@ TARGETS = {
     "ROCM_AITER_FA": "documented-aiter-fa",
 }
 REASONS = {
+    "attn_optimized.context_parallel.attend_over_ranks": "it needs processes, which test_attend_over_ranks.py has",
+    "attn_reference.context_parallel": "a module, held to tables by tests/reference, whose functions reference-ranks calls",
     "attn_optimized.aiter_adapter.recorded": "the signatures of the double, which takes no other arguments",
     "attn_optimized.aiter_adapter.native_float8": "a part of unified_attention",
     "attn_optimized.aiter_adapter.may_run_assembly": "a part of flash_attn_varlen",
@@ -74,7 +82,7 @@ REASONS = {
 
 def public_entries() -> set[str]:
     functions = {f"{package.__name__}.{name}" for package in (attn_optimized, attn_reference) for name in package.__all__}
-    rooms = (attn_optimized.aiter_adapter, attn_optimized.selector)
+    rooms = (attn_optimized.aiter_adapter, attn_optimized.context_parallel, attn_optimized.selector)
     functions |= {f"{room.__name__}.{name}" for room in rooms for name in room.__all__ if isfunction(getattr(room, name))}
     return {*functions, *(f"attn_parity::{op}" for op in ops._SCHEMAS), *BACKENDS}
 

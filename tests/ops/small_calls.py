@@ -128,6 +128,16 @@ def merge_attn_states(device: torch.device, *, has_lse: bool = False) -> dict[st
     return {"out_a": out_a, "lse_a": lse_a, "out_b": out_b, "lse_b": lse_b, **outputs(out_a, has_lse=has_lse)}
 
 
+def merge_attn_parts(device: torch.device, **options: Any) -> dict[str, Any]:
+    outs, lses = torch.randn(3, 6, NUM_HEADS, HEAD_SIZE, device=device), torch.randn(3, NUM_HEADS, 6, device=device)
+    return {"outs": outs, "lses": lses, **outputs(outs[0], has_lse=True), **options}
+
+
+def to_float8(call: dict[str, Any], **options: Any) -> dict[str, Any]:
+    out = torch.empty_like(call["out"], dtype=torch.float8_e4m3fn)
+    return {**call, "out": out, "output_scale": torch.tensor(0.25, device=out.device), **options}
+
+
 CALLS: dict[str, Callable[[torch.device], dict[str, Any]]] = {
     "paged_attention": paged_attention,
     "paged_attention with every rule": lambda device: with_every_rule(paged_attention, device, **BATCH_RULES),
@@ -153,4 +163,8 @@ CALLS: dict[str, Callable[[torch.device], dict[str, Any]]] = {
     "write_latent_cache of float8": lambda device: write_latent_cache(device, k_scale=torch.ones(1, device=device)),
     "merge_attn_states": merge_attn_states,
     "merge_attn_states with an lse": lambda device: merge_attn_states(device, has_lse=True),
+    "merge_attn_states to float8": lambda device: to_float8(merge_attn_states(device), prefill_tokens_with_context=4),
+    "merge_attn_parts": merge_attn_parts,
+    "merge_attn_parts to float8": lambda device: to_float8(merge_attn_parts(device)),
+    "merge_attn_parts of base 2": lambda device: merge_attn_parts(device, lse_base="2"),
 }

@@ -1,6 +1,7 @@
 """Merging attention over disjoint keys."""
 
 import attn_optimized
+import attn_reference
 import pytest
 import torch
 
@@ -72,3 +73,33 @@ def test_rounds_once_to_the_output_dtype(states, dtype):
 def test_no_token(device):
     out, lse = torch.empty(0, 3, 8, device=device), torch.empty(3, 0, device=device)
     assert attn_optimized.merge_attn_states(out, lse, out, lse).shape == (0, 3, 8)
+
+
+def test_rows_without_a_prefix_are_the_suffix_whatever_the_prefix_holds(states):
+    _, lse_a, out_b, lse_b = states
+    whole_lse, lse = torch.empty(2, 3, 37, device=lse_a.device)
+    whole = attn_optimized.merge_attn_states(*states, lse=whole_lse)
+    out = attn_optimized.merge_attn_states(*states, lse=lse, prefill_tokens_with_context=9)
+    assert torch.equal(out, torch.cat([whole[:9], out_b[9:]]))
+    assert torch.equal(lse, torch.cat([whole_lse[:, :9], lse_b[:, 9:]], dim=1))
+    assert torch.equal(attn_optimized.merge_attn_states(*states, prefill_tokens_with_context=0), out_b)
+
+
+@pytest.mark.parametrize("empty", [torch.inf, torch.nan])
+def test_an_lse_of_infinity_or_nan_is_an_empty_side(empty, states):
+    out_a, lse_a, out_b, lse_b = states
+    lse_a[:, :5], out_a[:5] = empty, torch.nan
+    lse = torch.empty(3, 37, device=lse_a.device)
+    out = attn_optimized.merge_attn_states(*states, lse=lse)
+    assert torch.equal(out[:5], out_b[:5])
+    assert torch.equal(lse[:, :5], lse_b[:, :5])
+
+
+@pytest.mark.parametrize("float8", [torch.float8_e4m3fn, torch.float8_e4m3fnuz])
+def test_a_float8_output_holds_the_merged_one_over_the_scale(float8, states):
+    scale = torch.tensor(0.3, device=states[0].device)
+    merged = attn_optimized.merge_attn_states(*states)
+    out = torch.empty(merged.shape, device=merged.device, dtype=float8)
+    attn_optimized.merge_attn_states(*states, out=out, output_scale=scale)
+    right = attn_reference.quantize(merged.cpu(), scale.cpu(), float8)
+    assert torch.equal(out.cpu().view(torch.uint8), right.view(torch.uint8))

@@ -6,7 +6,15 @@ import torch
 
 
 @pytest.mark.parametrize(
-    "name", ["paged_attention", "varlen_attention", "write_kv_cache", "rope_and_write_kv_cache", "merge_attn_states"]
+    "name",
+    [
+        "paged_attention",
+        "varlen_attention",
+        "write_kv_cache",
+        "rope_and_write_kv_cache",
+        "merge_attn_states",
+        "merge_attn_parts",
+    ],
 )
 def test_registered_for_gpus(name):
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"attn_parity::{name}", "CUDA")

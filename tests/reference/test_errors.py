@@ -11,6 +11,7 @@ from attn_reference import (
     attend,
     dequantize,
     gather_kv_cache,
+    merge_attn_parts,
     merge_attn_states,
     paged_attention,
     paged_requests,
@@ -25,10 +26,10 @@ from attn_reference import (
 )
 
 FUNCTIONS = (
-    *(attend, dequantize, gather_kv_cache, merge_attn_states, paged_attention, paged_requests, quantize),
+    *(attend, dequantize, gather_kv_cache, merge_attn_parts, merge_attn_states, paged_attention, paged_requests, quantize),
     *(rope_and_write_kv_cache, row_scales, varlen_attention, varlen_requests, visible, write_kv_cache, write_latent_cache),
 )
-OPTIONAL = ("out", "lse")
+OPTIONAL = ("out", "lse", "prefill_tokens_with_context", "output_scale")
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def right_arguments(call, varlen_call, randn):
     write = {"k": randn(2, 1, 4), "v": randn(2, 1, 4), **_of(paged, "kv_cache", "layer"), "slot_mapping": torch.tensor([-1, 3])}
     rotation = {"q": randn(2, 2, 4), "positions": torch.tensor([0, 4]), "cos_sin_cache": torch.ones(5, 4), "is_neox": True}
     states = {f"{name}_{side}": randn(*shape) for side in "ab" for name, shape in (("out", (3, 2, 4)), ("lse", (2, 3)))}
-    scale = {"scale": torch.tensor(0.5)}
+    scale, no_scale = {"scale": torch.tensor(0.5)}, {"output_scale": None}
     latent = Layer(num_heads=2, num_kv_heads=1, head_size=4, head_size_v=3, scale=1.0, layout=Layout.LATENT)
     return {
         attend: {"request": next(paged_requests(**paged)), "layer": call.layer},
@@ -57,7 +58,8 @@ def right_arguments(call, varlen_call, randn):
             "seq_len": 6,
             "dtype": torch.float32,
         },
-        merge_attn_states: states | outputs,
+        merge_attn_parts: {"outs": randn(2, 3, 2, 4), "lses": randn(2, 2, 3)} | outputs | {"lse_base": "e"} | no_scale,
+        merge_attn_states: states | outputs | {"prefill_tokens_with_context": 2} | no_scale,
         paged_attention: paged | outputs | {"batch_invariant": False},
         paged_requests: paged,
         quantize: {"values": randn(3, 4), **scale, "dtype": torch.int8},

@@ -1,11 +1,12 @@
 """Merging is attention over the union of two disjoint sets of keys."""
 
 import itertools
+import math
 
 import pytest
 import torch
 from attn_contract import AttentionType, Layer
-from attn_reference import Request, attend, merge_attn_states
+from attn_reference import Request, attend, merge_attn_parts, merge_attn_states, quantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -117,3 +118,67 @@ def test_in_place(randn):
     assert merge_attn_states(out_a, lse_a, out_b, lse_b, out=out_a, lse=lse_a) is out_a
     assert torch.equal(out_a, out)
     assert torch.equal(lse_a, lse)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    num_parts=st.integers(1, 5), q_len=st.integers(0, 3), seq_len=st.integers(0, 12), seed=st.integers(0, 2**16), data=st.data()
+)
+def test_any_number_of_parts_merges_into_the_whole(num_parts, q_len, seq_len, seed, data):
+    part_of = torch.tensor(data.draw(st.lists(st.integers(0, num_parts - 1), min_size=seq_len, max_size=seq_len)))
+    tokens = random_tokens(q_len, seq_len, seed)
+    everything = torch.ones(q_len, seq_len, dtype=torch.bool)
+    parts = [state(*tokens, everything & (part_of == part)) for part in range(num_parts)]
+    assert_same_state(merge_parts(parts), state(*tokens, everything), roundings=2)
+    base_2 = [(out, (lse.double() / math.log(2)).float()) for out, lse in parts]
+    assert_same_state(merge_parts(base_2, lse_base="2"), state(*tokens, everything), roundings=4)
+
+
+def merge_parts(parts, **options):
+    outs, lses = (torch.stack(tensors) for tensors in zip(*parts, strict=True))
+    lse = torch.empty_like(lses[0])
+    return merge_attn_parts(outs, lses, lse=lse, **options), lse
+
+
+@pytest.mark.parametrize("empty", [-torch.inf, torch.inf, torch.nan])
+@pytest.mark.parametrize("content", [0.0, torch.nan, -torch.inf])
+def test_an_empty_part_is_neutral_whatever_it_and_its_lse_hold(empty, content, randn):
+    part = randn(5, 2, 3), 100 * randn(2, 5)
+    nothing = torch.full((5, 2, 3), content), torch.full((2, 5), empty)
+    for parts in itertools.permutations([nothing, part, nothing]):
+        merged_out, merged_lse = merge_parts(parts)
+        assert torch.equal(merged_out, part[0])
+        assert torch.equal(merged_lse, part[1])
+    for a, b in itertools.permutations([nothing, part]):
+        merged_out, merged_lse = merge(a, b)
+        assert torch.equal(merged_out, part[0])
+        assert torch.equal(merged_lse, part[1])
+    merged_out, merged_lse = merge_parts([nothing, nothing])
+    assert torch.equal(merged_out, torch.zeros(5, 2, 3))
+    assert torch.equal(merged_lse, torch.full((2, 5), -torch.inf))
+
+
+def test_rows_without_a_prefix_are_the_suffix_whatever_the_prefix_holds(randn):
+    out_a, out_b, lse_a, lse_b = randn(4, 2, 3), randn(4, 2, 3), randn(2, 4), randn(2, 4)
+    whole_lse, lse = torch.empty(2, 4), torch.empty(2, 4)
+    whole = merge_attn_states(out_a, lse_a, out_b, lse_b, lse=whole_lse)
+    out = merge_attn_states(out_a, lse_a, out_b, lse_b, lse=lse, prefill_tokens_with_context=1)
+    assert torch.equal(out, torch.cat([whole[:1], out_b[1:]]))
+    assert torch.equal(lse, torch.cat([whole_lse[:, :1], lse_b[:, 1:]], dim=1))
+
+
+def test_a_float8_output_holds_the_merged_one_over_the_scale(randn):
+    parts, scale = [(randn(3, 2, 4), randn(2, 3)) for _ in range(2)], torch.tensor(0.25)
+    for dtype in (torch.float8_e4m3fn, torch.float8_e4m3fnuz):
+        expected = quantize(merge(*parts)[0].double(), scale, dtype).view(torch.uint8)
+        out = torch.empty(3, 2, 4, dtype=dtype)
+        (out_a, lse_a), (out_b, lse_b) = parts
+        merge_attn_states(out_a, lse_a, out_b, lse_b, out=out, output_scale=scale)
+        assert torch.equal(out.view(torch.uint8), expected)
+        merge_attn_parts(
+            torch.stack([out_a, out_b]),
+            torch.stack([lse_a, lse_b]),
+            out=out.view(torch.uint8).zero_().view(dtype),
+            output_scale=scale,
+        )
+        assert torch.equal(out.view(torch.uint8), expected)

@@ -9,7 +9,14 @@ import torch
 from attn_contract import UnsupportedError
 
 ops = torch.ops.attn_parity
-KERNELS = ("paged_attention", "varlen_attention", "write_kv_cache", "rope_and_write_kv_cache", "merge_attn_states")
+KERNELS = (
+    "paged_attention",
+    "varlen_attention",
+    "write_kv_cache",
+    "rope_and_write_kv_cache",
+    "merge_attn_states",
+    "merge_attn_parts",
+)
 
 
 @pytest.fixture
@@ -44,7 +51,8 @@ def arguments(paged_call, varlen_call, randn):
             (randn(6, 4, 8), randn(5, 2, 8), randn(5, 2, 8), *rotation, cache, str(call.layer.layout), slots),
             {},
         ),
-        "merge_attn_states": ((out + 1, lse, out + 2, lse, out, None), {}),
+        "merge_attn_states": ((out + 1, lse, out + 2, lse, out, None), {"prefill_tokens_with_context": 2}),
+        "merge_attn_parts": ((torch.stack([out + 1, out + 2]), torch.stack([lse, lse]), out, None), {"lse_base": "2"}),
     }
 
 

@@ -17,17 +17,20 @@ from attn_contract.validation.cache import (
     check_write_kv_cache,
     check_write_latent_cache,
 )
-from attn_contract.validation.merge import check_merge_attn_states
-from attn_contract.validation.values import check_lengths
+from attn_contract.validation.merge import LseBase, check_merge_attn_parts, check_merge_attn_states
+from attn_contract.validation.values import check_lengths, check_scale_values
 
 __all__ = [
+    "LseBase",
     "check_attention_tensors",
     "check_gather_kv_cache",
     "check_lengths",
+    "check_merge_attn_parts",
     "check_merge_attn_states",
     "check_own_tokens",
     "check_paged_attention",
     "check_rope_and_write_kv_cache",
+    "check_scale_values",
     "check_varlen_attention",
     "check_write_kv_cache",
     "check_write_latent_cache",

@@ -123,6 +123,18 @@ ENCODER = (
 )
 WRITE: tuple[Finding, ...] = ()
 MERGE: tuple[Finding, ...] = ()
+DCP_REDUCE_SCATTER: tuple[Finding, ...] = ()
+DCP_ALL_TO_ALL = (
+    Finding(
+        name="vllm-dcp-pack-no-request",
+        what="A rank that has no local sequence in a step, as while graphs are warmed up, reads in front of an empty tensor, "
+        "which is an illegal access.",
+        cause="vllm/v1/attention/ops/dcp.py:677-679, _dcp_a2a_pack_send_kernel: the index of a row's request is at most "
+        "num_seqs - 1, which is -1, and seq_lens is read there. mask_dcp_empty_shards_ (:82-86) returns before that.",
+        seen_in="vllm 0.33.0",
+        explains=lambda case, verdict: verdict.kind == "crashed" and not case.requests,
+    ),
+)
 FLEX = (
     Finding(
         name="vllm-flex-range-ahead",

@@ -145,11 +145,17 @@ def _rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, i
         attn_optimized.rope_and_write_kv_cache(q, k, v, positions, table, cache, far_layer, slot_mapping, **options)
 
 
-def merge_attn_states(merge: Callable[..., object], out_a, lse_a, out_b, lse_b, *, out, lse) -> None:
+def merge_attn_states(merge: Callable[..., object], out_a, lse_a, out_b, lse_b, *, out, lse, **options) -> None:
     """Call a merge with tensors far apart. An output that is an input stays one."""
     with spread(choices_by((out_a.shape, out_a.stride(), lse_a.stride()))) as far:
         a, b = ((far.rows(out), far.elements(lse)) for out, lse in ((out_a, lse_a), (out_b, lse_b)))
-        merge(*a, *b, out=far.rows(out), lse=far.elements(lse))
+        merge(*a, *b, out=far.rows(out), lse=far.elements(lse), **options)
+
+
+def merge_attn_parts(merge: Callable[..., object], outs, lses, *, out, lse, **options) -> None:
+    """Call a merge of any number of parts with tensors far apart."""
+    with spread(choices_by((outs.shape, outs.stride(), lses.stride()))) as far:
+        merge(far.rows(outs), far.elements(lses), out=far.rows(out), lse=far.elements(lse), **options)
 
 
 @functools.cache

@@ -1,7 +1,8 @@
-"""Targets of `merge_attn_states`: the reference attends to parts of the keys, and the function under test merges the parts.
+"""Targets of `merge_attn_states` and `merge_attn_parts`.
 
-Any rule is kept, because a part hides keys by the mask. Two or three parts are cut at places of which some leave a part empty.
-Their tensors have strides of their own, an empty part's output is NaN, and some merges write into a tensor that they read.
+The reference attends to parts of the keys, and the function under test merges the parts. Any rule is kept, because a part hides
+keys by the mask. The parts are cut at places of which some leave a part empty. Their tensors have strides of their own. The
+output of an empty part is NaN, and some merges of two write into a tensor that they read.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import attn_reference
 import torch
 from attn_contract import Batch, Layer, UnsupportedError
-from attn_fuzz.cases.poison import poison
+from attn_fuzz.cases.poison import LEFTOVER, poison
 from attn_fuzz.targets import far, no_interpreter, plans
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Support, Target
@@ -23,7 +24,25 @@ from attn_fuzz.verdict.rounding import Rounding
 MOST_PARTS = 3
 MOST_PADDING = 8
 MergeFunction = Callable[..., object]
-"""`merge_attn_states(out_a, lse_a, out_b, lse_b, *, out, lse)`"""
+"""`merge_attn_states(out_a, lse_a, out_b, lse_b, *, out, lse)`, with the options that `Merges` says."""
+
+
+class Merges(NamedTuple):
+    """What a merge takes beside two states.
+
+    Attributes:
+        empty_lses: what a part without a key may have as its LSE.
+        has_prefix_bound: whether it takes `prefill_tokens_with_context`.
+        has_output_scale: whether it takes `output_scale`, and gives float8.
+    """
+
+    empty_lses: tuple[float, ...] = (-torch.inf,)
+    has_prefix_bound: bool = False
+    has_output_scale: bool = False
+
+
+TWO_STATES = Merges()
+EVERY_OPTION = Merges(empty_lses=(-torch.inf, torch.inf, torch.nan), has_prefix_bound=True, has_output_scale=True)
 
 
 class State(NamedTuple):
@@ -33,39 +52,77 @@ class State(NamedTuple):
     lse: torch.Tensor
 
 
-def attention_by(load_merge: Callable[[], MergeFunction]) -> AttentionFunction:
-    """Attention that merges parts by the function that `load_merge` returns."""
+def attention_by(load_merge: Callable[[], MergeFunction], takes: Merges = TWO_STATES) -> AttentionFunction:
+    """Attention that merges parts two by two, by the function that `load_merge` returns."""
 
     def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-        if layer.output_scale is not None:
-            raise UnsupportedError("merge_attn_states", "a quantized output", "the parts that it merges are not quantized")
+        _check_output(layer, takes.has_output_scale)
         merge = load_merge()
         rows = int(batch.query_start_loc[-1])
         choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
-        parts = [_state(q[:rows], choose) for _ in range(choose.randint(2, MOST_PARTS))]
-        for request in _requests(q, k, v, kv_cache, layer, batch):
-            _attend(request, layer, parts, choose)
-        _merge(merge, parts, out.view(q.shape)[:rows], None if lse is None else lse[:, :rows], choose)
+        parts = [state(q[:rows], choose) for _ in range(choose.randint(2, MOST_PARTS))]
+        bound = choose.randint(0, rows) if takes.has_prefix_bound and choose.random() < 0.5 else None
+        for request in requests_of(q, k, v, kv_cache, layer, batch):
+            _attend(request, layer, parts, choose, takes.empty_lses, rows if bound is None else bound)
+        first = {}
+        if bound is not None:
+            # no prefix lies there: numbers that would count, if they were read
+            parts[0].out[bound:], parts[0].lse[:, bound:] = LEFTOVER, LEFTOVER
+            first = {"prefill_tokens_with_context": bound}
+        last = {} if layer.output_scale is None else {"output_scale": layer.output_scale}
+        _merge(merge, parts, out.view(q.shape)[:rows], None if lse is None else lse[:, :rows], choose, first, last)
 
     return attention
 
 
 def _merge(
-    merge: MergeFunction, parts: list[State], out: torch.Tensor, lse: torch.Tensor | None, choose: random.Random
+    merge: MergeFunction,
+    parts: list[State],
+    out: torch.Tensor,
+    lse: torch.Tensor | None,
+    choose: random.Random,
+    first: dict[str, Any],
+    last: dict[str, Any],
 ) -> None:
-    """Merge the parts one after the other into the outputs of the call. A merge may write into a tensor that it reads."""
-    state, *others = parts
-    *inner, last = others
-    for other in inner:
-        into = choose.choice((state, other))
-        merge(*state, *other, out=into.out, lse=into.lse)
-        state = into
-    if lse is not None and choose.random() < 0.5:
-        state = State(out.copy_(state.out), lse.copy_(state.lse))
-    merge(*state, *last, out=out, lse=lse)
+    """Merge the parts one after the other into the outputs of the call. A merge may write into a tensor that it reads.
+
+    Args:
+        first, last: options of the first merge and of the last one.
+    """
+    merged, *others = parts
+    *inner, other = others
+    options = first
+    for part in inner:
+        into = choose.choice((merged, part))
+        merge(*merged, *part, out=into.out, lse=into.lse, **options)
+        merged, options = into, {}
+    if lse is not None and out.dtype == merged.out.dtype and choose.random() < 0.5:
+        merged = State(out.copy_(merged.out), lse.copy_(merged.lse))
+    merge(*merged, *other, out=out, lse=lse, **options, **last)
 
 
-def _requests(
+def parts_attention_by(load_merge: Callable[[], MergeFunction], most_parts: int) -> AttentionFunction:
+    """Attention that merges any number of parts at once, by a function with the signature of `merge_attn_parts`."""
+
+    def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+        merge = load_merge()
+        rows = int(batch.query_start_loc[-1])
+        choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
+        outs, lses = stacked(q[:rows], choose.randint(1, most_parts), choose)
+        parts = [State(*part) for part in zip(outs, lses, strict=True)]
+        for request in requests_of(q, k, v, kv_cache, layer, batch):
+            _attend(request, layer, parts, choose, EVERY_OPTION.empty_lses, rows)
+        options: dict[str, Any] = {} if layer.output_scale is None else {"output_scale": layer.output_scale}
+        if choose.random() < 0.5:
+            # exact: a quotient that is rounded, as a kernel's logarithm of base 2 is
+            lses.copy_((lses.double() / torch.tensor(2.0, dtype=torch.float64).log()).float())
+            options["lse_base"] = "2"
+        merge(outs, lses, out=out.view(q.shape)[:rows], lse=None if lse is None else lse[:, :rows], **options)
+
+    return attention
+
+
+def requests_of(
     q: torch.Tensor,
     k: torch.Tensor | None,
     v: torch.Tensor | None,
@@ -73,6 +130,7 @@ def _requests(
     layer: Layer,
     batch: Batch,
 ) -> Iterator[attn_reference.Request]:
+    """The requests of a call in float64, of a cache or of dense tokens."""
     if kv_cache is not None:
         return attn_reference.paged_requests(q, kv_cache, layer, batch, torch.float64)
     assert k is not None
@@ -80,22 +138,44 @@ def _requests(
     return attn_reference.varlen_requests(q, k, v, layer, batch, torch.float64)
 
 
-def _attend(request: attn_reference.Request, layer: Layer, parts: list[State], choose: random.Random) -> None:
-    """Write a request's rows of each part. The sinks join one of the parts."""
+def _check_output(layer: Layer, has_output_scale: bool) -> None:
+    if layer.output_scale is not None and not has_output_scale:
+        raise UnsupportedError("the merge", "a quantized output", "the parts that it merges are not quantized")
+
+
+def _attend(
+    request: attn_reference.Request,
+    layer: Layer,
+    parts: list[State],
+    choose: random.Random,
+    empty_lses: tuple[float, ...],
+    bound: int,
+) -> None:
+    """Write a request's rows of each part. The sinks join one of the parts. Rows from `bound` on have nothing in the first."""
     keys = request.visible.shape[1]
     inner = sorted(choose.choice((0, keys, choose.randint(0, keys))) for _ in parts[1:])
-    with_sinks = choose.randrange(len(parts))
     position = torch.arange(keys, device=request.visible.device)
+    has_prefix = torch.arange(request.rows.start, request.rows.stop, device=position.device)[:, None] < bound
+    with_sinks = choose.randrange(len(parts)) if bound >= request.rows.stop else len(parts) - 1
     for i, (begin, end) in enumerate(zip((0, *inner), (*inner, keys), strict=True)):
-        held = dataclasses.replace(request, visible=request.visible & (begin <= position) & (position < end))
-        found = attn_reference.attend(held, layer if i == with_sinks else dataclasses.replace(layer, sinks=None))
-        # a part without a key holds anything
-        seen = (found.lse > -torch.inf).T[..., None]
-        parts[i].out[request.rows] = torch.where(seen, found.out, torch.nan).to(parts[i].out.dtype)
-        parts[i].lse[:, request.rows] = found.lse.float()
+        held = (begin <= position) & (position < end)
+        if i == 0:
+            held = held & has_prefix
+        elif i == 1:
+            held = held | ((position < end) & ~has_prefix)
+        part = dataclasses.replace(request, visible=request.visible & held)
+        found = attn_reference.attend(part, layer if i == with_sinks else dataclasses.replace(layer, sinks=None))
+        write_state(parts[i], request.rows, found.out, found.lse, choose.choice(empty_lses))
 
 
-def _state(q: torch.Tensor, choose: random.Random) -> State:
+def write_state(part: State, rows: slice, out: torch.Tensor, lse: torch.Tensor, empty_lse: float) -> None:
+    """Write rows of a part. A part without a key holds anything, and has `empty_lse`."""
+    seen = lse > -torch.inf
+    part.out[rows] = torch.where(seen.T[..., None], out, torch.nan).to(part.out.dtype)
+    part.lse[:, rows] = torch.where(seen, lse, empty_lse).float()
+
+
+def state(q: torch.Tensor, choose: random.Random) -> State:
     """Memory for a part, with poison around and between its rows."""
     rows, heads, head_size = q.shape
     head_step = head_size + choose.choice((0, 0, MOST_PADDING))
@@ -109,23 +189,47 @@ def _state(q: torch.Tensor, choose: random.Random) -> State:
     )
 
 
-def _support(device: str) -> Support:
-    return dataclasses.replace(EVERYTHING, output_dtypes=(), max_tokens=128, max_seq_len=512)
+def stacked(q: torch.Tensor, parts: int, choose: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
+    """Memory for parts: outs [N, rows, H, D] and LSEs [N, H, rows], each nested in some order, with poison between."""
+    rows, heads, head_size = q.shape
+    padded = head_size + choose.choice((0, 0, MOST_PADDING))
+    outs, lses = choose.choice(("nthd", "tnhd", "htnd")), choose.choice(("nht", "nth", "thn"))
+    sizes = {"n": parts, "t": rows, "h": heads, "d": padded}
+    out = poison(tuple(sizes[dim] for dim in outs), q.dtype, q.device)[..., :head_size]
+    lse = poison(tuple(sizes[dim] + choose.choice((0, 1)) for dim in lses), torch.float32, q.device)
+    lse = lse[tuple(slice(sizes[dim]) for dim in lses)]
+    return out.permute([outs.index(dim) for dim in "nthd"]), lse.permute([lses.index(dim) for dim in "nht"])
 
 
-def merge_target(name: str, load_merge: Callable[[], MergeFunction], **fields: Any) -> Target:
-    """A merge as a target.
+def _support(device: str, output_dtypes: tuple[str, ...]) -> Support:
+    return dataclasses.replace(EVERYTHING, output_dtypes=output_dtypes, max_tokens=128, max_seq_len=512)
+
+
+def merge_target(name: str, load_merge: Callable[[], MergeFunction], takes: Merges = TWO_STATES, **fields: Any) -> Target:
+    """A merge of two states as a target.
 
     Args:
         name: of the target.
         load_merge: imports and returns the function.
+        takes: what the function takes beside two states.
         fields: other fields of Target.
     """
     return Target(
         name=name,
-        attention=attention_by(load_merge),
-        support=_support,
+        attention=attention_by(load_merge, takes),
+        support=lambda device: _support(device, EVERYTHING.output_dtypes if takes.has_output_scale else ()),
         rounding=lambda device: Rounding(keys_per_tile=64, merged_parts=MOST_PARTS),
+        **fields,
+    )
+
+
+def parts_target(name: str, load_merge: Callable[[], MergeFunction], *, most_parts: int = 5, **fields: Any) -> Target:
+    """A merge of any number of states as a target: see `merge_target`."""
+    return Target(
+        name=name,
+        attention=parts_attention_by(load_merge, most_parts),
+        support=lambda device: _support(device, EVERYTHING.output_dtypes),
+        rounding=lambda device: Rounding(keys_per_tile=64, merged_parts=2),
         **fields,
     )
 
@@ -133,27 +237,52 @@ def merge_target(name: str, load_merge: Callable[[], MergeFunction], **fields: A
 def _triton_merge() -> MergeFunction:
     import attn_optimized
 
-    def merge(out_a, lse_a, out_b, lse_b, *, out, lse) -> None:
+    def merge(out_a, lse_a, out_b, lse_b, *, out, lse, **options) -> None:
         """Some calls have no `out`. On a CPU some are launched as on a GPU that is not here, or reach beyond 2^31 elements."""
         function = attn_optimized.merge_attn_states
-        forms = [function, functools.partial(_returned, function)]
+        forms = [function] + ([] if "output_scale" in options else [functools.partial(_returned, function)])
         if out_a.device.type == "cpu":
-            no_interpreter.check(lambda: function(out_a, lse_a, out_b, lse_b, out=out, lse=lse), out_a.dtype)
+            no_interpreter.check(lambda: function(out_a, lse_a, out_b, lse_b, out=out, lse=lse, **options), out_a.dtype)
             forms += [plans.merge_attn_states, functools.partial(far.merge_attn_states, function)]
         choose = choices_by((out_a.shape, out_a.stride(), out_b.stride()))
-        choose.choice(forms)(out_a, lse_a, out_b, lse_b, out=out, lse=lse)
+        choose.choice(forms)(out_a, lse_a, out_b, lse_b, out=out, lse=lse, **options)
 
     return merge
 
 
-def _returned(merge: Callable[..., torch.Tensor], *states: torch.Tensor, out: torch.Tensor, lse: torch.Tensor | None) -> None:
+def _triton_merge_parts() -> MergeFunction:
+    import attn_optimized
+
+    def merge(outs, lses, *, out, lse, **options) -> None:
+        """As for two states."""
+        function = attn_optimized.merge_attn_parts
+        forms = [function] + ([] if "output_scale" in options else [functools.partial(_returned, function)])
+        if outs.device.type == "cpu":
+            no_interpreter.check(lambda: function(outs, lses, out=out, lse=lse, **options), outs.dtype)
+            forms += [plans.merge_attn_parts, functools.partial(far.merge_attn_parts, function)]
+        choose = choices_by((outs.shape, outs.stride(), lses.stride()))
+        choose.choice(forms)(outs, lses, out=out, lse=lse, **options)
+
+    return merge
+
+
+def _returned(
+    merge: Callable[..., torch.Tensor], *states: torch.Tensor, out: torch.Tensor, lse: torch.Tensor | None, **options: Any
+) -> None:
     """Merge without `out`, and copy the tensor that is returned."""
-    out.copy_(merge(*states, out=None, lse=lse))
+    out.copy_(merge(*states, out=None, lse=lse, **options))
 
 
 TRITON_MERGE = merge_target(
     "triton-merge",
     _triton_merge,
+    EVERY_OPTION,
     description="the Triton kernel merge_attn_states: parts of the keys by the reference, merged",
+    unavailable=missing_triton,
+)
+TRITON_MERGE_PARTS = parts_target(
+    "triton-merge-parts",
+    _triton_merge_parts,
+    description="the Triton kernel merge_attn_parts: parts of the keys by the reference, merged at once",
     unavailable=missing_triton,
 )

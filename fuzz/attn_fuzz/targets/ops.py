@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from attn_contract import Batch, ContractError, Layer
-from attn_fuzz.targets.merge import merge_target
+from attn_fuzz.targets.merge import EVERY_OPTION, merge_target, parts_target
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, Support, Target
 from attn_fuzz.targets.triton import TRITON, missing_triton
@@ -77,9 +77,13 @@ def _missing(device: str) -> str | None:
 
 
 def _merge() -> Any:
-    return lambda out_a, lse_a, out_b, lse_b, *, out, lse: _call(
-        "merge_attn_states", out_a=out_a, lse_a=lse_a, out_b=out_b, lse_b=lse_b, out=out, lse=lse
+    return lambda out_a, lse_a, out_b, lse_b, **given: _call(
+        "merge_attn_states", out_a=out_a, lse_a=lse_a, out_b=out_b, lse_b=lse_b, **given
     )
+
+
+def _merge_parts() -> Any:
+    return lambda outs, lses, **given: _call("merge_attn_parts", outs=outs, lses=lses, **given)
 
 
 TORCH_OPS = Target(
@@ -96,6 +100,13 @@ TORCH_OPS = Target(
 TORCH_OPS_MERGE = merge_target(
     "torch-ops-merge",
     _merge,
+    EVERY_OPTION,
     description="the torch op attn_parity::merge_attn_states: parts of the keys by the reference, merged",
+    unavailable=_missing,
+)
+TORCH_OPS_MERGE_PARTS = parts_target(
+    "torch-ops-merge-parts",
+    _merge_parts,
+    description="the torch op attn_parity::merge_attn_parts: parts of the keys by the reference, merged at once",
     unavailable=_missing,
 )

@@ -163,13 +163,22 @@ def _rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, i
     run_rows(call(architecture=architecture), architecture, k)
 
 
-def merge_attn_states(out_a, lse_a, out_b, lse_b, *, out, lse) -> None:
+def merge_attn_states(out_a, lse_a, out_b, lse_b, *, out, lse, **options) -> None:
     """`attn_optimized.merge_attn_states` as it is launched on a GPU that the sizes and strides of the call choose."""
     from attn_optimized.merge import merge_attn_states_call
 
     architecture = _architecture(choices_by((out_a.shape, out_a.stride(), lse_a.stride())))
-    call = merge_attn_states_call(out_a, lse_a, out_b, lse_b, out=out, lse=lse, architecture=architecture)
+    call = merge_attn_states_call(out_a, lse_a, out_b, lse_b, out=out, lse=lse, architecture=architecture, **options)
     run_rows(call, architecture, out_a)
+
+
+def merge_attn_parts(outs, lses, *, out, lse, **options) -> None:
+    """`attn_optimized.merge_attn_parts` likewise."""
+    from attn_optimized.merge import merge_attn_parts_call
+
+    architecture = _architecture(choices_by((outs.shape, outs.stride(), lses.stride())))
+    call = merge_attn_parts_call(outs, lses, out=out, lse=lse, architecture=architecture, **options)
+    run_rows(call, architecture, outs[0])
 
 
 def run_rows(call: "KernelCall", architecture: str, rows: torch.Tensor) -> None:

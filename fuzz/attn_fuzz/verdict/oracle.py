@@ -39,9 +39,9 @@ the output instead, in two more roundings and without that loss: 2 u32 |o_c|. Th
 A kernel may instead round the dequantized K and V to q's dtype first (`Rounding.rounds_dequantized`). This adds u_P once more
 for V, and a further term lam A2_j to eps_j, with u_P instead of u32.
 
-Where the outputs of M parts of the keys are rounded to the output's dtype and then merged, one after the other
+Where the outputs of M parts of the keys are rounded to q's dtype and then merged, one after the other
 (`Rounding.merged_parts`), each of them is at most sum_j w_j |v_jc| over its share of the weights. Rounding the parts, and what
-the merges but the last give, costs (M - 1) u_out sum_j w_j |v_jc|, and eta_out for each part.
+the merges but the last give, costs (M - 1) u_P sum_j w_j |v_jc|, and eta_P for each part but one.
 
 A kernel may divide the weights by the denominator of the keys so far before it rounds them (`Rounding.normalizes_first`). Then
 a weight that underflows loses eta_P, of which later tiles take a share, and not eta_P / l.

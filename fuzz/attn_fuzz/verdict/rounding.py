@@ -39,8 +39,8 @@ class Rounding:
             first.
         splits: the most parts into which the keys are split.
         rounds_dequantized: whether K and V of a quantized cache are rounded to q's dtype before the dots.
-        merged_parts: the number of parts of the keys whose outputs are rounded to the output's dtype and then merged, one after
-            the other. 1: the output is rounded once.
+        merged_parts: the number of parts of the keys whose outputs are rounded to q's dtype and then merged, one after the
+            other. 1: the output is rounded once. Parts that are all merged at once count as 2: one rounding more.
         normalizes_first: whether weights are divided by the denominator before they are rounded to V's dtype, instead of the
             output after the dots.
         narrow_sums: how often the sum of a tile's weights is rounded to the dtype of q: the sums that follow one another from a
@@ -100,8 +100,8 @@ class CallRounding:
 
     @property
     def of_parts(self) -> float:
-        """(M - 1) u_out: each of M parts is rounded with its weight, and again in each merge but the last."""
-        return (self.rounding.merged_parts - 1) * UNIT_ROUNDOFF[self.out_dtype]
+        """(M - 1) u of q's dtype: each of M parts is rounded with its weight, and again in each merge but the last."""
+        return (self.rounding.merged_parts - 1) * UNIT_ROUNDOFF[self.dtype]
 
     @property
     def of_scales(self) -> float:
@@ -110,9 +110,9 @@ class CallRounding:
 
     @property
     def of_underflow(self) -> torch.Tensor | float:
-        """M eta_out: for each of M parts half the smallest step of a stored output, times the scale that reads it back."""
-        eta = self.rounding.merged_parts * UNDERFLOW[self.out_dtype]
-        return eta * (1.0 if self.layer.output_scale is None else self.layer.output_scale.double())
+        """Half the smallest step of a stored output, times the scale that reads it back, and of each part but one of M."""
+        scale = 1.0 if self.layer.output_scale is None else self.layer.output_scale.double()
+        return UNDERFLOW[self.out_dtype] * scale + (self.rounding.merged_parts - 1) * UNDERFLOW[self.dtype]
 
     def terms(self, keys: int) -> int:
         """B + 2 T + S of a sum over so many keys: the terms in a row, twice the tiles, and the splits."""

@@ -33,7 +33,7 @@ def _silent(*message: object) -> None:
     pass
 
 
-def _stubs(is_rocm: bool) -> dict[str, dict[str, Any]]:
+def stubs(is_rocm: bool) -> dict[str, dict[str, Any]]:
     import triton
     import triton.language as tl
 
@@ -81,13 +81,18 @@ def keys_values_and_scales(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.
 @functools.cache
 def load(*names: str, is_rocm: bool = False) -> list[ModuleType]:
     """Modules of vllm/v1/attention/ops."""
-    return foreign.load("vllm", tuple(f"{OPS}{name}.py" for name in names), stubs=_stubs(is_rocm))
+    return foreign.load("vllm", tuple(f"{OPS}{name}.py" for name in names), stubs=stubs(is_rocm))
 
 
 def missing(*names: str) -> Any:
-    """`Target.unavailable` of a target that loads these modules."""
+    """`Target.unavailable` of a target that loads these modules of vllm/v1/attention/ops."""
+    return missing_files(*(f"{OPS}{name}.py" for name in names))
+
+
+def missing_files(*files: str) -> Any:
+    """`Target.unavailable` of a target that loads these files of the package."""
 
     def unavailable(device: str) -> str | None:
-        return missing_triton(device) or foreign.missing("vllm", tuple(f"{OPS}{name}.py" for name in names), REQUIREMENT)
+        return missing_triton(device) or foreign.missing("vllm", files, REQUIREMENT)
 
     return unavailable

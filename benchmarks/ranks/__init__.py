@@ -1,0 +1,1 @@
+"""Decode over ranks that share the keys of each request, against one GPU that has all of them."""

@@ -1,0 +1,95 @@
+"""`python -m benchmarks ranks`: decode over ranks, checked and timed against one GPU."""
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+SECONDS = 420
+
+
+@click.command()
+@click.option("--ranks", "num_ranks", type=click.IntRange(min=1), default=2, show_default=True, help="A GPU each.")
+@click.option("--only", multiple=True, metavar="TEXT", help="Cases whose name holds this; all if not given.")
+@click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Write the results here.")
+@click.option(
+    "--budget", type=click.FloatRange(min=1), default=SECONDS, show_default=True, help="Seconds until ranks are ended."
+)
+@click.option("--tiny", is_flag=True, help="A few small steps over gloo, interpreted, on a CPU. No time has any value.")
+def ranks(num_ranks: int, only: tuple[str, ...], path: Path | None, budget: float, tiny: bool) -> None:
+    """Check and time attention over ranks that share the keys of each request (NCCL, or gloo with --tiny).
+
+    The first cases are only checked. Exit 1 if a rank's output is not one GPU's, or a rank fails.
+    """
+    import torch
+
+    from benchmarks.ranks.cases import CHECKS, TIMED, TINY
+
+    if not tiny and torch.cuda.device_count() < num_ranks:
+        raise click.UsageError(
+            f"torch sees {torch.cuda.device_count()} GPUs, and --ranks asks for {num_ranks}; --tiny needs none"
+        )
+    checks, timed = ([], TINY) if tiny else (CHECKS, TIMED)
+    checks, timed = (
+        [case for case in cases if not only or any(text in case.name for text in only)] for cases in (checks, timed)
+    )
+    if not checks and not timed:
+        raise click.BadParameter(f"no case has {' or '.join(map(repr, only))} in its name", param_hint="--only")
+    if uneven := [case for case in (*checks, *timed) if case.num_heads % num_ranks]:
+        raise click.BadParameter(f"{num_ranks} ranks cannot share {uneven[0].num_heads} heads", param_hint="--ranks")
+    found = _over_processes(num_ranks, "cpu" if tiny else "cuda", checks, timed, budget)
+    of_rank_0, problems = found[0], [line["problem"] for lines in found for line in lines if line["problem"]]
+    _print(of_rank_0, num_ranks)
+    missing = [case.name for case in (*checks, *timed)][len(of_rank_0) :]
+    wrong = [line["name"] for lines in found for line in lines if any(not error <= 1 for error in line["error"].values())]
+    if path is not None:
+        machine = "CPU" if tiny else torch.cuda.get_device_name()
+        path.write_text(
+            json.dumps({"machine": machine, "torch": torch.__version__, "ranks": num_ranks, "cases": found}, indent=1)
+        )
+    for problem in problems:
+        click.echo(problem, err=True)
+    if missing:
+        click.echo(f"not run: {', '.join(missing)}", err=True)
+    if wrong:
+        click.echo(f"wrong: {', '.join(sorted(set(wrong)))}", err=True)
+    sys.exit(bool(problems or missing or wrong))
+
+
+def _over_processes(num_ranks: int, device_type: str, checks: list, timed: list, budget: float) -> list[list[dict]]:
+    """The lines that each rank wrote. Ranks that run beyond the budget are ended."""
+    import torch.multiprocessing
+
+    from benchmarks.ranks import rank
+
+    spawn = torch.multiprocessing.get_context("spawn")
+    deadline = time.monotonic() + budget
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = (num_ranks, Path(folder), device_type, checks, timed)
+        processes = [spawn.Process(target=rank.main, args=(number, *arguments), daemon=True) for number in range(num_ranks)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        for process in processes:
+            process.kill()
+            process.join()
+        paths = [Path(folder, f"{number}.jsonl") for number in range(num_ranks)]
+        return [[json.loads(line) for line in path.read_text().splitlines()] if path.exists() else [] for path in paths]
+
+
+def _print(lines: list[dict], num_ranks: int) -> None:
+    from attn_parity.console import results
+
+    ways = sorted({way for line in lines for way in line["exchanges"]})
+    table = Table("case", "cache", "error of its bound", "one GPU, ms", *(f"{num_ranks} ranks, {way}, ms" for way in ways))
+    for line in lines:
+        alone = line["one_device"]
+        errors = ", ".join(f"{error:.2f}" for error in line["error"].values())
+        times = (f"{line['exchanges'][way]:.3f}" if way in line["exchanges"] else "" for way in ways)
+        table.add_row(line["name"], f"{line['cache_gigabytes']:.2f} GB", errors, f"{alone:.3f}" if alone else "", *times)
+    results.print(table)

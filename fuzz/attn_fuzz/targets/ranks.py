@@ -1,0 +1,188 @@
+"""Targets of attention over ranks, without a network: one call becomes a local call for each rank, and one merge.
+
+The number of ranks, the number of tokens that a rank is dealt at a time, and the order of the ranks in the merge follow from
+the sizes of the call. The outcome is judged against the undivided reference: any dealing must give the same, in any order. A
+rank's cache holds its keys alone. All other slots are NaN, and its block table leads astray behind its last block.
+"""
+
+import dataclasses
+import random
+from typing import Any, NamedTuple
+
+import attn_reference
+import torch
+from attn_contract import AttentionType, Batch, KVCacheView, Layer, UnsupportedError
+from attn_contract.layouts import K, V
+from attn_fuzz.cases.poison import bits, poison
+from attn_fuzz.targets.choices import choices_by
+from attn_fuzz.targets.merge import EVERY_OPTION, State, parts_target, requests_of, stacked, write_state
+from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.triton import TRITON, missing_triton
+from attn_fuzz.verdict.rounding import Rounding
+from attn_reference import context_parallel
+
+NUM_RANKS = (2, 2, 1, 3, 4, 5, 8)
+INTERLEAVES = (1, 1, 2, 3, 16, 64)
+NO_BLOCK = (-1, 2**31 - 1)
+
+
+class Shard(NamedTuple):
+    """What one rank has of a cache: the layer with the rank's scales, its cache, and its block table [R, max_blocks]."""
+
+    layer: Layer
+    kv_cache: torch.Tensor
+    block_table: torch.Tensor
+
+
+def shard(kv_cache: torch.Tensor, layer: Layer, batch: Batch, tokens: list[torch.Tensor], choose: random.Random) -> Shard:
+    """The keys of a rank in a cache of its own.
+
+    Args:
+        tokens: for each request, [local length] int64, which of its keys the rank has.
+    """
+    assert layer.layout is not None
+    assert batch.block_table is not None
+    view = KVCacheView.of(kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size)
+    counts = [-(-len(own) // view.block_size) for own in tokens]
+    blocks = choose.sample(range(sum(counts) + 2), sum(counts))
+    table = torch.full((len(counts), max((1, *counts)) + choose.randint(0, 1)), choose.choice(NO_BLOCK), dtype=torch.int32)
+    local = KVCacheView.dense(
+        view.layout,
+        num_blocks=sum(counts) + 2,
+        block_size=view.block_size,
+        num_kv_heads=view.num_kv_heads,
+        head_size=view.head_size,
+        itemsize=view.itemsize,
+    )
+    device = kv_cache.device
+    raw = poison((local.end,), kv_cache.dtype, device)
+    scales = {
+        name: poison((local.num_blocks, local.block_size, local.num_kv_heads), torch.float32, device)
+        for name in ("k_scale_cache", "v_scale_cache")
+        if getattr(layer, name) is not None
+    }
+    source = bits(kv_cache.as_strided((kv_cache.untyped_storage().nbytes() // view.itemsize,), (1,), 0))
+    for r, (own, count) in enumerate(zip(tokens, counts, strict=True)):
+        table[r, :count] = torch.tensor([blocks.pop() for _ in range(count)], dtype=torch.int32)
+        own = own.to(device)
+        here = _places(table[r].to(device), torch.arange(len(own), device=device), local.block_size)
+        there = _places(batch.block_table[r], own, view.block_size)
+        for kv in (K, V):
+            bits(raw)[_elements(local, kv, *here)] = source[_elements(view, kv, *there)]
+        for name, cache in scales.items():
+            cache[here] = getattr(layer, name)[there]
+    return Shard(dataclasses.replace(layer, **scales), local.tensor(raw), table.to(device))
+
+
+def _places(block_table: torch.Tensor, tokens: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The block and the slot of each token."""
+    return block_table[tokens // block_size].long(), tokens % block_size
+
+
+def _elements(view: KVCacheView, kv: int, block: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
+    """[tokens, HK, row_size]: where the elements of the tokens' rows lie."""
+    head = torch.arange(view.num_kv_heads, device=block.device)[:, None]
+    dim = torch.arange(view.row_size, device=block.device)
+    return view.element(kv, block[:, None, None], slot[:, None, None], head, dim)  # type: ignore[arg-type, return-value]
+
+
+class Choice(NamedTuple):
+    """How a call is dealt, and in which order its parts are merged."""
+
+    num_ranks: int
+    interleave: int
+    order: list[int]
+
+
+def _choice(choose: random.Random) -> Choice:
+    num_ranks = choose.choice(NUM_RANKS)
+    return Choice(num_ranks, choose.choice(INTERLEAVES), choose.sample(range(num_ranks), num_ranks))
+
+
+def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    import attn_optimized
+    from attn_optimized import context_parallel as ranks
+
+    if kv_cache is None:
+        raise UnsupportedError("attention over ranks", f"{layer.attn_type} attention", "it has no cache that ranks could share")
+    choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
+    num_ranks, interleave, order = _choice(choose)
+    rows = int(batch.query_start_loc[-1])
+    outs, lses = stacked(q, num_ranks, choose)
+    for rank in range(num_ranks):
+        dealing = ranks.Dealing(num_ranks=num_ranks, rank=rank, interleave=interleave)
+        ranks.local_layer(layer, dealing)  # refuses before anything is made
+        ranks.local_step(batch, dealing)
+        tokens = [context_parallel.tokens_of_rank(length, rank, num_ranks, interleave) for length in batch.seq_lens.tolist()]
+        own = shard(kv_cache, layer, batch, tokens, choose)
+        step = ranks.local_step(dataclasses.replace(batch, block_table=own.block_table), dealing)
+        # dense in the last dimension, as an LSE must be; rows that no request owns have none
+        part_lse = torch.full(lses.shape[1:], -torch.inf, device=q.device)
+        attn_optimized.paged_attention(
+            q, own.kv_cache, ranks.local_layer(own.layer, dealing), step.batch, out=outs[rank], lse=part_lse, validate=True
+        )
+        lses[rank].copy_(part_lse)
+    outs, lses = outs[order, :rows], lses[order, :, :rows]
+    out, lse = out.view(q.shape)[:rows], None if lse is None else lse[:, :rows]
+    options: dict[str, Any] = {} if layer.output_scale is None else {"output_scale": layer.output_scale}
+    if choose.random() < 0.5:
+        # as a reduce-scatter sums
+        shares, merged_lses = zip(*(ranks.weighted_part(outs[i], lses, i) for i in range(num_ranks)), strict=True)
+        outs, lses = torch.stack(shares).sum(0, keepdim=True), merged_lses[0][None]
+        if not options:
+            out.copy_(outs[0])
+            if lse is not None:
+                lse.copy_(lses[0])
+            return
+    attn_optimized.merge_attn_parts(outs, lses, out=out, lse=lse, **options)
+
+
+def _reference_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
+    num_ranks, interleave, order = _choice(choose)
+    rows = int(batch.query_start_loc[-1])
+    outs, lses = stacked(q[:rows], num_ranks, choose)
+    for request in requests_of(q, k, v, kv_cache, layer, batch):
+        for rank, place in enumerate(order):
+            held = context_parallel.local_request(request, rank, num_ranks, interleave)
+            found = attn_reference.attend(held, context_parallel.local_layer(layer, rank))
+            empty = choose.choice(EVERY_OPTION.empty_lses)
+            write_state(State(outs[place], lses[place]), request.rows, found.out, found.lse, empty)
+    attn_reference.merge_attn_parts(
+        outs,
+        lses,
+        out=out.view(q.shape)[:rows],
+        lse=None if lse is None else lse[:, :rows],
+        output_scale=layer.output_scale,
+    )
+
+
+def _triton_support(device: str) -> Support:
+    sizes = {"max_tokens": 16, "max_seq_len": 128} if device == "cpu" else {"max_tokens": 256, "max_seq_len": 2048}
+    return dataclasses.replace(
+        TRITON.support(device),
+        attn_types=(AttentionType.DECODER, AttentionType.ENCODER_DECODER),
+        rules=("logits_soft_cap", "sinks", "non_causal", "per_request_causal", "lse"),
+        long_seq_len=None,
+        **sizes,
+    )
+
+
+def _triton_rounding(device: str) -> Rounding:
+    return dataclasses.replace(TRITON.rounding(device), merged_parts=2, exact_division=False)
+
+
+TRITON_RANKS = Target(
+    name="triton-ranks",
+    description="the Triton kernels over ranks that share each request's keys: local calls and one merge, without a network",
+    attention=_triton_attention,
+    support=_triton_support,
+    rounding=_triton_rounding,
+    unavailable=missing_triton,
+    forget=TRITON.forget,
+)
+REFERENCE_RANKS = dataclasses.replace(
+    parts_target("reference-ranks", lambda: attn_reference.merge_attn_parts, description=""),
+    description="the reference over ranks that share each request's keys: any rule, by the keys' global positions",
+    attention=_reference_attention,
+)

@@ -1,0 +1,72 @@
+"""Whether all ranks make the same call. Ranks that do not would wait for each other, or add numbers of unlike rows.
+
+Every rank tells all others what its call is, in one collective of fixed size. So all ranks know of a rank that refuses its own
+call, and of a rank whose call is another one, and each of them raises an error.
+"""
+
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from attn_contract import ContractError, UnsupportedError
+
+
+class RanksError(RuntimeError):
+    """Another rank refused its call, came too late or has died."""
+
+
+def run(
+    what: str, group: dist.ProcessGroup, timeout: timedelta, collective: Callable[..., dist.Work | None], *tensors: Any
+) -> None:
+    """Run a collective. What follows on a GPU's stream waits for it; in gloo the process waits.
+
+    Raises:
+        RanksError: it failed, or took longer than the timeout.
+    """
+    try:
+        work = collective(*tensors, group=group, async_op=True)
+        assert work is not None
+        if dist.get_backend(group) == dist.Backend.GLOO:
+            work.wait(timeout)
+        else:
+            work.wait()
+    except RuntimeError as error:
+        reason = f"a rank has died, or did not come within {timeout.total_seconds():g} s"
+        raise RanksError(f"attention over ranks: {what} failed: {reason}: {error}") from error
+
+
+def compare_calls(
+    group: dist.ProcessGroup,
+    call: Mapping[str, int | torch.Tensor] | ContractError | UnsupportedError,
+    names: tuple[str, ...],
+    timeout: timedelta,
+) -> None:
+    """Compare this rank's call with the others', and wait until all ranks have come.
+
+    Args:
+        call: numbers that must be the same on all ranks, by name; or why this rank refuses its call.
+        names: of the numbers, in one order on all ranks.
+        timeout: how long a rank waits for the others.
+
+    Raises:
+        ContractError, UnsupportedError: `call`, if it is an error.
+        ContractError: a number is not the same on all ranks.
+        RanksError: another rank refused its call, or did not come.
+    """
+    is_refused = isinstance(call, Exception)
+    device = torch.device("cpu" if dist.get_backend(group) == dist.Backend.GLOO else "cuda")
+    told = [torch.zeros(1 + len(names), dtype=torch.int64, device=device) for _ in range(group.size())]
+    numbers = [torch.as_tensor(0 if isinstance(call, Exception) else call[name], device=device) for name in names]
+    own = torch.stack([torch.as_tensor(int(is_refused), device=device), *numbers]).long()
+    run("comparing the ranks' calls", group, timeout, dist.all_gather, told, own)
+    if isinstance(call, Exception):
+        raise call
+    calls = torch.stack(told).tolist()
+    if who := [rank for rank, (has_refused, *_) in enumerate(calls) if has_refused]:
+        raise RanksError(f"attention over ranks: rank {who[0]} refused its call, and says why")
+    for place, name in enumerate(names, 1):
+        for rank, numbers in enumerate(calls):
+            if numbers[place] != calls[0][place]:
+                raise ContractError(name, f"{numbers[place]} on rank {rank}", f"{calls[0][place]}, as on rank 0")

@@ -1,0 +1,188 @@
+"""Attention over ranks: gather the heads, attend to the local keys, exchange, merge."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Literal, NamedTuple, get_args
+
+import torch
+import torch.distributed as dist
+from attn_contract import FLOAT_DTYPES, AttentionType, ContractError, Layer, UnsupportedError
+from attn_contract.arguments import check_dims, check_tensor, check_type, shown
+
+from attn_optimized.attention import paged_attention
+from attn_optimized.context_parallel.agreement import compare_calls, run
+from attn_optimized.context_parallel.dealing import LocalStep, local_layer
+from attn_optimized.context_parallel.weights import weighted_part
+from attn_optimized.merge import merge_attn_parts
+
+Exchange = Literal["reduce_scatter", "all_to_all"]
+"""How the ranks' outputs meet.
+
+reduce_scatter: LSEs are gathered, each rank weights its output, and the network sums the shares in float32. all_to_all: each
+rank gets all parts of its own heads, and merges them.
+"""
+
+TIMEOUT = timedelta(seconds=60)
+# torch 2.13 has renamed both
+_ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_REDUCE_SCATTER = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+class RankOutput(NamedTuple):
+    """The output of this rank's heads. Rows that no request owns have an output of 0 and an LSE of -inf."""
+
+    out: torch.Tensor
+    """[T, H / N, D of V], of q's dtype, or float8 if the layer has an output_scale"""
+    lse: torch.Tensor
+    """[H / N, T] float32, natural logarithm, sinks included"""
+
+
+def attend_over_ranks(
+    group: dist.ProcessGroup,
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    layer: Layer,
+    step: LocalStep,
+    *,
+    exchange: Exchange = "reduce_scatter",
+    out_dtype: torch.dtype = torch.float8_e4m3fn,
+    compare: bool = True,
+    timeout: timedelta = TIMEOUT,
+    attention: Callable[..., torch.Tensor] = paged_attention,
+    merge: Callable[..., torch.Tensor] = merge_attn_parts,
+) -> RankOutput:
+    """Attention of all ranks' queries to the keys that all ranks hold. All ranks of the group call it together.
+
+    Args:
+        group: NCCL or RCCL for tensors on GPUs, gloo for those on a CPU. Its own timeout ends a process whose collective on a
+            GPU never completes: create the group with a short one.
+        q: [T, H / N, D], the queries of this rank's heads, which are the rank-th part of all heads.
+        kv_cache: this rank's keys and values.
+        layer: of all H heads, with this rank's cache scales.
+        step: of `local_step`.
+        exchange: how the outputs meet.
+        out_dtype: of the output if the layer has an output_scale.
+        compare: first compare the call with those of the other ranks, which waits for all of them, and for the device. Without
+            it, ranks whose calls differ wait until a timeout, or return wrong numbers.
+        timeout: how long a rank waits for the others, where a process waits at all: when calls are compared, and in gloo.
+        attention, merge: who attends and who merges: the Triton kernels, or functions of the same signatures, such as the
+            reference's on a CPU.
+
+    Raises:
+        ContractError: the arguments contradict the contract, or are not the same on all ranks. Every rank raises an error.
+        UnsupportedError: the layer has a rule of positions. Every rank raises an error.
+        RanksError: another rank refused its call, came too late or has died.
+    """
+    own: ContractError | UnsupportedError | dict[str, int | torch.Tensor]
+    try:
+        own = _checked(group, q, layer, step, exchange)
+    except (ContractError, UnsupportedError) as error:
+        own = error
+    if compare:
+        compare_calls(group, own, COMPARED, timeout)
+    elif isinstance(own, Exception):
+        raise own
+    num_tokens, num_heads = len(q), layer.num_heads
+    all_q = _gathered(group, q, timeout).transpose(0, 1).flatten(1, 2)
+    # a column that no request owns stays -inf, so that its row counts for nothing
+    lse = torch.full((num_heads, num_tokens), -torch.inf, device=q.device)
+    part = attention(all_q, kv_cache, local_layer(layer, step.dealing), step.batch, lse=lse)
+    if exchange == "all_to_all":
+        outs = _swapped(group, _by_rank(group, part), timeout)
+        lses = _swapped(group, lse.unflatten(0, (group.size(), -1)), timeout)
+    else:
+        share, merged_lse = weighted_part(part, _gathered(group, lse, timeout), group.rank())
+        outs = _summed(group, _by_rank(group, share), timeout)[None]
+        lses = merged_lse.unflatten(0, (group.size(), -1))[group.rank()][None]
+    return _merged(outs, lses, part.dtype, layer, out_dtype, merge)
+
+
+COMPARED = (
+    *("rows of q", "heads of q", "head size of q", "dtype of q", "num_heads", "num_kv_heads", "head size of V"),
+    *("number of ranks", "interleave", "exchange", "output_scale", "requests", "num_actual_tokens"),
+    *("rows of the local step", "query_start_loc", "seq_lens"),
+)
+"""What must be the same on all ranks; the last two by a sum over their values."""
+
+
+def _checked(
+    group: dist.ProcessGroup, q: torch.Tensor, layer: Layer, step: LocalStep, exchange: str
+) -> dict[str, int | torch.Tensor]:
+    """Check a call before it meets the others', and return its numbers, by the names of COMPARED."""
+    check_tensor("q", q)
+    check_dims("q", q, ("T", "num_heads / ranks", "head_size"))
+    check_type("step", step, LocalStep, "a LocalStep of local_step")
+    local_layer(layer, step.dealing)
+    if layer.attn_type is not AttentionType.DECODER and step.whole.causal is not False:
+        raise ContractError("causal", step.whole.causal, f"False for {layer.attn_type}")
+    if q.dtype not in FLOAT_DTYPES:
+        raise ContractError("q", q.dtype, "float32, float16 or bfloat16")
+    if exchange not in get_args(Exchange):
+        raise ContractError("exchange", shown(exchange), " or ".join(map(repr, get_args(Exchange))))
+    dealt_to = (step.dealing.num_ranks, step.dealing.rank)
+    if dealt_to != (group.size(), group.rank()):
+        raise ContractError("step", f"rank {dealt_to[1]} of {dealt_to[0]}", f"rank {group.rank()} of {group.size()}")
+    if q.shape[1] * group.size() != layer.num_heads:
+        raise ContractError("q", f"{q.shape[1]} heads on {group.size()} ranks", f"num_heads ({layer.num_heads}) in all")
+    whole, local = step.whole, step.batch
+    numbers = (
+        *(*q.shape, FLOAT_DTYPES.index(q.dtype), layer.num_heads, layer.num_kv_heads, layer.head_size),
+        *(step.dealing.num_ranks, step.dealing.interleave, get_args(Exchange).index(exchange)),
+        *(int(layer.output_scale is not None), whole.num_requests, whole.num_actual_tokens, local.num_requests),
+        *(_sum_of(whole.query_start_loc), _sum_of(whole.seq_lens)),
+    )
+    return dict(zip(COMPARED, numbers, strict=True))
+
+
+def _sum_of(lengths: torch.Tensor) -> torch.Tensor:
+    """A sum in which lengths that swap places count, too."""
+    return (lengths.long() * torch.arange(1, len(lengths) + 1, device=lengths.device)).sum()
+
+
+def _merged(
+    outs: torch.Tensor,
+    lses: torch.Tensor,
+    dtype: torch.dtype,
+    layer: Layer,
+    out_dtype: torch.dtype,
+    merge: Callable[..., torch.Tensor],
+) -> RankOutput:
+    """Merge the parts [N, T, H / N, D] of this rank's heads, and round to `dtype`. What was summed is one part."""
+    lse = torch.empty_like(lses[0], memory_format=torch.contiguous_format)
+    if layer.output_scale is None:
+        return RankOutput(merge(outs, lses, lse=lse).to(dtype), lse)
+    out = torch.empty(outs.shape[1:], dtype=out_dtype, device=outs.device)
+    return RankOutput(merge(outs, lses, out=out, lse=lse, output_scale=layer.output_scale), lse)
+
+
+def _by_rank(group: dist.ProcessGroup, rows: torch.Tensor) -> torch.Tensor:
+    """[T, H, D] -> [N, T, H / N, D]: for each rank the rows of its heads."""
+    return rows.unflatten(1, (group.size(), -1)).transpose(0, 1)
+
+
+def _gathered(group: dist.ProcessGroup, tensor: torch.Tensor, timeout: timedelta) -> torch.Tensor:
+    """[N, ...]: the tensors of all ranks."""
+    own = _bytes(tensor)
+    gathered = own.new_empty(group.size() * len(own))
+    run("gathering heads or LSEs", group, timeout, _ALL_GATHER, gathered, own)
+    return gathered.view(tensor.dtype).view(group.size(), *tensor.shape)
+
+
+def _swapped(group: dist.ProcessGroup, parts: torch.Tensor, timeout: timedelta) -> torch.Tensor:
+    """[N, ...]: part r of this rank goes to rank r, and part r of the result comes from rank r."""
+    own = _bytes(parts)
+    received = torch.empty_like(own)
+    run("the all-to-all", group, timeout, dist.all_to_all_single, received, own)
+    return received.view(parts.dtype).view(parts.shape)
+
+
+def _summed(group: dist.ProcessGroup, parts: torch.Tensor, timeout: timedelta) -> torch.Tensor:
+    """The sum of all ranks' part for this rank."""
+    total = parts.new_empty(parts[0].numel())
+    run("the reduce-scatter", group, timeout, _REDUCE_SCATTER, total, parts.flatten())
+    return total.view(parts.shape[1:])
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's memory, of a type that every backend moves."""
+    return tensor.flatten().contiguous().view(torch.uint8)

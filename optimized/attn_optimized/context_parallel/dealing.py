@@ -1,0 +1,140 @@
+"""What one rank attends to in a step: its part of each request's keys, and how many of them each query sees.
+
+Token i of a request is on rank `i // interleave % num_ranks`, in the order of the tokens. So a query at position p sees a
+rank's keys from the first one on: those of the first p + 1 tokens if it is causal, or of all tokens. A step has one length for
+each request. In causal drafts and prefills the queries of a request see unlike numbers of keys: there, each query becomes a
+request of its own, with the block table of its request.
+
+Rules that hide keys by a distance or a position (windows, chunks, ranges) are refused, and so are rules that add to a logit by
+it (ALiBi, qq_bias): a rank's neighbouring keys are no neighbours in the sequence.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from attn_contract import Batch, ContractError, Layer
+from attn_contract.arguments import check_int, check_type
+from attn_contract.rules import refuse_unnamed
+
+IMPLEMENTED_RULES = frozenset({"logits_soft_cap", "sinks"})
+"""The fields of Layer and Batch that attention over ranks implements, beside `causal`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dealing:
+    """How tokens are dealt: `interleave` tokens at a time to each of `num_ranks` ranks in turn. `rank` is this one.
+
+    Raises:
+        ContractError: a number is out of range.
+    """
+
+    num_ranks: int
+    rank: int
+    interleave: int = 1
+
+    def __post_init__(self) -> None:
+        check_int("num_ranks", self.num_ranks, minimum=1)
+        check_int("interleave", self.interleave, minimum=1)
+        check_int("rank", self.rank, minimum=0)
+        if self.rank >= self.num_ranks:
+            raise ContractError("rank", self.rank, f"one of {self.num_ranks} ranks, from 0")
+
+    @property
+    def tokens_of_round(self) -> int:
+        """Tokens in a round, in which each rank gets `interleave` of them."""
+        return self.interleave * self.num_ranks
+
+
+@dataclass(frozen=True, eq=False)
+class LocalStep:
+    """A step as one rank attends in it. One serves all layers of a model.
+
+    Args:
+        whole: the step of the whole sequences, with the rank's own block table.
+        batch: the step of the rank's keys.
+        dealing: how the tokens were dealt.
+    """
+
+    whole: Batch
+    batch: Batch
+    dealing: Dealing
+
+
+def local_step(batch: Batch, dealing: Dealing) -> LocalStep:
+    """A rank's part of a step. No value is read from the device.
+
+    Args:
+        batch: the step: lengths of the whole sequences, and the block table of this rank's cache, which holds local token l of
+            request r in slot `l % block_size` of block `block_table[r, l // block_size]`.
+        dealing: how tokens are dealt.
+
+    Raises:
+        ContractError: an argument is of another type, or the batch has no block table.
+        UnsupportedError: the batch has a rule of positions.
+    """
+    check_type("batch", batch, Batch, "a Batch")
+    check_type("dealing", dealing, Dealing, "a Dealing")
+    if batch.block_table is None:
+        raise ContractError("block_table", None, "a tensor: ranks share the keys of a cache")
+    refuse_unnamed("attention over ranks", IMPLEMENTED_RULES, batch)
+    local = {"max_seq_len": _longest(batch.max_seq_len, dealing), "causal": False, "slot_mapping": None}
+    if batch.causal is False or batch.max_query_len <= 1 or not batch.num_requests:
+        # all queries of a request see the same keys
+        return LocalStep(batch, replace(batch, seq_lens=local_lengths(batch.seq_lens, dealing), **local), dealing)
+    request, seen = _rows(batch)
+    row_starts = torch.arange(batch.num_actual_tokens + 1, dtype=torch.int32, device=seen.device)
+    by_row = replace(
+        batch,
+        query_start_loc=torch.minimum(row_starts, batch.query_start_loc[-1]),
+        seq_lens=local_lengths(seen, dealing),
+        max_query_len=1,
+        block_table=batch.block_table[request],
+        **local,
+    )
+    return LocalStep(batch, by_row, dealing)
+
+
+def local_layer(layer: Layer, dealing: Dealing) -> Layer:
+    """The layer as a rank attends with it: the sinks are rank 0's, and the output is quantized after the merge.
+
+    Raises:
+        ContractError: the layer is no Layer, or reads no cache.
+        UnsupportedError: the layer has a rule of positions.
+    """
+    check_type("layer", layer, Layer, "a Layer")
+    if layer.layout is None:
+        raise ContractError("layer.attn_type", layer.attn_type, "a type that reads the KV cache: ranks share its keys")
+    refuse_unnamed("attention over ranks", IMPLEMENTED_RULES, layer)
+    return replace(layer, sinks=layer.sinks if dealing.rank == 0 else None, output_scale=None)
+
+
+def local_lengths(lengths: torch.Tensor, dealing: Dealing) -> torch.Tensor:
+    """How many of the first `lengths` tokens a rank has.
+
+    Of each whole round it has `interleave` tokens, and of the last round what the ranks before it have left.
+    """
+    of_rounds = lengths // dealing.tokens_of_round * dealing.interleave
+    of_last_round = lengths % dealing.tokens_of_round - dealing.rank * dealing.interleave
+    return of_rounds + of_last_round.clamp(0, dealing.interleave)
+
+
+def _longest(length: int, dealing: Dealing) -> int:
+    """The tokens that rank 0 has, which has at least as many as any other."""
+    return length // dealing.tokens_of_round * dealing.interleave + min(length % dealing.tokens_of_round, dealing.interleave)
+
+
+def _rows(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each of `num_actual_tokens` rows of q: its request, and how many keys of the whole sequence it sees.
+
+    Rows that no request owns see none.
+    """
+    ends = batch.query_start_loc[1:]
+    row = torch.arange(batch.num_actual_tokens, dtype=torch.int32, device=ends.device)
+    is_owned = row < ends[-1]
+    request = torch.searchsorted(ends, row, right=True).clamp(max=batch.num_requests - 1)
+    seq_lens = batch.seq_lens[request]
+    queries_behind = ends[request] - 1 - row
+    seen = (seq_lens - queries_behind).clamp(min=0)
+    if isinstance(batch.causal, torch.Tensor):
+        seen = torch.where(batch.causal[request], seen, seq_lens)
+    return request, torch.where(is_owned, seen, 0)

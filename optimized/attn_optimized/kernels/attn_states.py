@@ -1,0 +1,26 @@
+"""What the merges of attention states share."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_lse(pointers, there):
+    """LSEs, and -inf where a part is empty: where it is not there, and where its kernel returned NaN or +inf."""
+    lse = tl.load(pointers, mask=there, other=float("-inf"))
+    return tl.where((lse == lse) & (lse < float("inf")), lse, float("-inf"))
+
+
+@triton.jit
+def shift_of(largest):
+    """[rows]: what is subtracted from the LSEs of a row: the largest one, or 0 where all parts are empty."""
+    return tl.where(largest == float("-inf"), 0.0, largest)
+
+
+@triton.jit
+def normalized(weighted, total, output_scale_ptr):
+    """Merged rows [rows, D] of the sums of outputs and of 1, each weighted by exp(LSE - shift): 0 where all parts are empty."""
+    out = tl.div_rn(weighted, tl.where(total == 0.0, 1.0, total)[:, None])
+    if output_scale_ptr is not None:
+        out = tl.div_rn(out, tl.load(output_scale_ptr))
+    return out

@@ -1,0 +1,48 @@
+"""`python -m benchmarks ranks`: the small steps that need no GPU, and what is refused."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks.ranks.cases import CHECKS, Case, local_call, whole_call
+from tests import processes
+
+
+def test_the_tiny_cases_run_and_agree(tmp_path):
+    run = processes.run(["-m", "benchmarks", "ranks", "--tiny", "--json", tmp_path / "ranks.json"], cwd=processes.ROOT)
+    assert run.returncode == 0, run.stderr
+    ranks = json.loads((tmp_path / "ranks.json").read_text())["cases"]
+    assert [[case["problem"] for case in cases] for cases in ranks] == [[None], [None]]
+    assert all(error < 1 for cases in ranks for error in cases[0]["error"].values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tiny", "--ranks", "3"], "3 ranks cannot share 8 heads"),
+        (["--tiny", "--only", "no such case"], "no case has 'no such case' in its name"),
+        *([(["--ranks", "2"], "torch sees 0 GPUs, and --ranks asks for 2")] * (not torch.cuda.is_available())),
+    ],
+)
+def test_bad_input_is_refused(arguments, message):
+    run = processes.run(["-m", "benchmarks", "ranks", *arguments], cwd=processes.ROOT)
+    assert run.returncode == 2
+    assert message in " ".join(run.stderr.replace("│", "").split())
+
+
+def test_ranks_have_each_key_once():
+    case = Case("a step", 3, 50, num_heads=4, num_kv_heads=1, head_size=2, dtype=torch.float64, interleave=3, uneven=True)
+    whole = whole_call(case, torch.device("cpu"))
+    parts = [local_call(case, whole, rank, 2) for rank in range(2)]
+    assert torch.equal(torch.cat([part.q for part in parts], dim=1), whole.q)
+    stored = [tuple(row) for part in parts for row in part.kv_cache.transpose(1, 2).flatten(0, 1).flatten(1).tolist()]
+    for r, length in enumerate(case.seq_lens):
+        slots = [int(whole.batch.block_table[r, i // 16]) * 16 + i % 16 for i in range(length)]
+        for row in whole.kv_cache.transpose(1, 2).flatten(0, 1)[slots].flatten(1).tolist():
+            assert stored.count(tuple(row)) == 1
+
+
+def test_what_is_checked_has_empty_shards_drafts_and_a_prefill():
+    assert any(case.seq_len <= case.interleave for case in CHECKS)
+    assert {case.query_len for case in CHECKS} >= {1, 3, 130}

@@ -1,0 +1,116 @@
+"""Attention over ranks that are processes, against attention over all keys in one."""
+
+from functools import partial
+from pathlib import Path
+
+import attn_reference
+import pytest
+import torch
+from attn_fuzz.run import prepared
+
+from tests.optimized import ranks_worker
+
+SCALE = torch.tensor(0.05)
+CASES = {
+    f"{exchange}, interleave {interleave}, {', '.join(fields) or 'causal'}": partial(
+        ranks_worker.attends, kernels="reference", interleave=interleave, exchange=exchange, **fields
+    )
+    for exchange in ("reduce_scatter", "all_to_all")
+    for interleave, fields in (
+        (1, {}),
+        (4, {"causal": [True, False, True, True, True]}),
+        (64, {"sinks": torch.linspace(-1, 1, ranks_worker.H), "logits_soft_cap": 2.0}),
+        (3, {"causal": False}),
+        (2, {"output_scale": SCALE}),
+    )
+}
+
+
+def over_ranks(num_ranks: int, folder: Path, scenarios: dict[str, partial]) -> list[dict]:
+    """What each rank returns or raises in each scenario; {} of a rank that died."""
+    processes = [prepared.process("cpu", ranks_worker.run, rank, num_ranks, folder, scenarios) for rank in range(num_ranks)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert not process.is_alive(), "a rank hangs"
+    paths = [folder / f"{rank}.pt" for rank in range(num_ranks)]
+    return [torch.load(path) if path.exists() else {} for path in paths]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
+def test_is_attention_over_all_keys(num_ranks, tmp_path):
+    """The parts are rounded to float32 before they are merged, in another order on each number of ranks."""
+    results = over_ranks(num_ranks, tmp_path, CASES)
+    for name, case in CASES.items():
+        fields = {key: value for key, value in case.keywords.items() if key not in ("kernels", "interleave", "exchange")}
+        expected, expected_lse = undivided(fields)
+        outs, lses = zip(*(result[name] for result in results), strict=True)
+        out, lse = torch.cat(outs, dim=1), torch.cat(lses)
+        rows = sum(ranks_worker.QUERY_LENS)
+        if "output_scale" in fields:
+            # a float8 number has 4 significant bits: half a unit of the last one is a 16th of the number
+            torch.testing.assert_close(out[:rows].float() * SCALE, expected[:rows], rtol=2**-4, atol=float(SCALE) * 2**-9)
+        else:
+            torch.testing.assert_close(out[:rows], expected[:rows], rtol=0, atol=2**-19)
+        torch.testing.assert_close(lse[:, :rows], expected_lse[:, :rows], rtol=0, atol=2**-19)
+        assert not out[rows:].float().any()
+        assert (lse[:, rows:] == -torch.inf).all()
+
+
+def undivided(fields):
+    fields = {name: value for name, value in fields.items() if name != "output_scale"}
+    call = ranks_worker.whole_call(**fields)
+    lse = torch.full((ranks_worker.H, len(call.q)), -torch.inf)
+    return attn_reference.paged_attention(*call, lse=lse), lse
+
+
+def test_the_triton_kernels_attend_and_merge(tmp_path):
+    cases = {
+        exchange: partial(ranks_worker.attends, kernels="triton", interleave=2, exchange=exchange)
+        for exchange in ("reduce_scatter", "all_to_all")
+    }
+    results = over_ranks(2, tmp_path, cases)
+    expected, expected_lse = undivided({})
+    rows = sum(ranks_worker.QUERY_LENS)
+    for name in cases:
+        outs, lses = zip(*(result[name] for result in results), strict=True)
+        torch.testing.assert_close(torch.cat(outs, dim=1)[:rows], expected[:rows], rtol=0, atol=2**-19)
+        torch.testing.assert_close(torch.cat(lses)[:, :rows], expected_lse[:, :rows], rtol=0, atol=2**-19)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "errors"),
+    [
+        (
+            partial(ranks_worker.disagrees, interleave=2),
+            ["ContractError: interleave: got 2 on rank 1, expected 1, as on rank 0"] * 2,
+        ),
+        (
+            partial(ranks_worker.disagrees, exchange="reduce_scatter"),
+            ["ContractError: exchange: got 0 on rank 1, expected 1, as on rank 0"] * 2,
+        ),
+        (ranks_worker.disagrees_about_rows, ["ContractError: rows of q: got 18 on rank 1, expected 9, as on rank 0"] * 2),
+        (
+            partial(ranks_worker.disagrees, window=(3, 0)),
+            ["RanksError: attention over ranks: rank 1 refused its call", "UnsupportedError: attention over ranks: a sliding"],
+        ),
+        (
+            partial(ranks_worker.disagrees, exchange="telepathy"),
+            ["RanksError: attention over ranks: rank 1 refused its call", "ContractError: exchange: got 'telepathy', expected"],
+        ),
+        (
+            ranks_worker.dies_in_the_middle,
+            ["RanksError: attention over ranks: gathering heads or LSEs failed: a rank has died", None],
+        ),
+        (
+            ranks_worker.does_not_come,
+            ["RanksError: attention over ranks: comparing the ranks' calls failed: a rank has died", None],
+        ),
+    ],
+)
+def test_no_rank_waits_for_ever(scenario, errors, tmp_path):
+    results = over_ranks(2, tmp_path, {"call": scenario})
+    for result, error in zip(results, errors, strict=True):
+        if error is not None:
+            assert result["call"][0].startswith(error), result["call"]

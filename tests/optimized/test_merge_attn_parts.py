@@ -1,0 +1,80 @@
+"""Merging any number of parts: against the reference, whose arithmetic is float64, and at the edges."""
+
+import math
+
+import attn_optimized
+import attn_reference
+import pytest
+import torch
+
+U = 2**-24
+"""Unit roundoff of float32."""
+T, H, D = 37, 3, 40
+
+
+def parts(num_parts, device, dtype=torch.float32):
+    """Outs [N, T, H, D] and LSEs [N, H, T] with strides of their own, a third of them of empty parts."""
+    generator = torch.Generator().manual_seed(num_parts)
+    outs = (2 * torch.rand(T, num_parts, H, D + 8, generator=generator) - 1).to(dtype)[..., :D].transpose(0, 1)
+    lses = 4 * torch.randn(num_parts, T + 2, H, generator=generator)[:, :T].mT
+    is_empty = torch.rand(lses.shape, generator=generator) < 1 / 3
+    empty = torch.tensor([-torch.inf, torch.inf, torch.nan])[torch.randint(3, lses.shape, generator=generator)]
+    outs[is_empty.mT] = torch.nan
+    lses[is_empty] = empty[is_empty]
+    return outs.to(device), lses.to(device)
+
+
+def expected(outs, lses, **options):
+    lse = torch.empty(H, T)
+    return attn_reference.merge_attn_parts(outs.cpu(), lses.cpu(), lse=lse, **options), lse
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 3, 7])
+@pytest.mark.parametrize("lse_base", ["e", "2"])
+def test_is_what_the_reference_computes(num_parts, lse_base, device):
+    """Each weight has a relative error of a few U for its exponent, which is at most 32, and each sum one U a part."""
+    outs, lses = parts(num_parts, device)
+    lse = torch.full((H, T), torch.nan, device=device)
+    out = attn_optimized.merge_attn_parts(outs, lses, lse=lse, lse_base=lse_base)
+    right, right_lse = expected(outs, lses, lse_base=lse_base)
+    torch.testing.assert_close(out.cpu(), right, rtol=0, atol=(64 + 2 * num_parts) * U)
+    torch.testing.assert_close(lse.cpu(), right_lse, rtol=4 * U, atol=(8 + 2 * num_parts) * U)
+
+
+def test_rounds_once_to_the_output_dtype(dtype, device):
+    outs, lses = parts(3, device, dtype)
+    exact = attn_optimized.merge_attn_parts(outs.float(), lses)
+    assert torch.equal(attn_optimized.merge_attn_parts(outs, lses), exact.to(dtype))
+
+
+@pytest.mark.parametrize("float8", [torch.float8_e4m3fn, torch.float8_e4m3fnuz])
+def test_a_float8_output_holds_the_merged_one_over_the_scale(float8, device):
+    outs, lses = parts(3, device)
+    scale = torch.tensor([0.3], device=device)
+    merged = attn_optimized.merge_attn_parts(outs, lses)
+    out = torch.empty(T, H, D, device=device, dtype=float8)
+    attn_optimized.merge_attn_parts(outs, lses, out=out, output_scale=scale)
+    right = attn_reference.quantize(merged.cpu(), scale.cpu(), float8)
+    assert torch.equal(out.cpu().view(torch.uint8), right.view(torch.uint8))
+
+
+def test_two_parts_are_two_states(device):
+    outs, lses = parts(2, device)
+    of_states, of_parts = torch.empty(2, H, T, device=device)
+    out = attn_optimized.merge_attn_states(outs[0], lses[0].contiguous(), outs[1], lses[1].contiguous(), lse=of_states)
+    torch.testing.assert_close(attn_optimized.merge_attn_parts(outs, lses, lse=of_parts), out, rtol=0, atol=64 * U)
+    torch.testing.assert_close(of_parts, of_states, rtol=4 * U, atol=8 * U)
+
+
+def test_logarithms_of_base_2_say_the_same(device):
+    outs, lses = parts(4, device)
+    of_e, of_2 = torch.empty(2, H, T, device=device)
+    by_e = attn_optimized.merge_attn_parts(outs, lses, lse=of_e)
+    by_2 = attn_optimized.merge_attn_parts(outs, lses / math.log(2), lse=of_2, lse_base="2")
+    torch.testing.assert_close(by_2, by_e, rtol=0, atol=128 * U)
+    torch.testing.assert_close(of_2, of_e, rtol=8 * U, atol=16 * U)
+
+
+def test_no_token(device):
+    outs, lses = torch.empty(2, 0, 3, 8, device=device), torch.empty(2, 3, 0, device=device)
+    assert attn_optimized.merge_attn_parts(outs, lses).shape == (0, 3, 8)
