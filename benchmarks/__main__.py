@@ -1,8 +1,7 @@
 """`python -m benchmarks speed` measures, `python -m benchmarks page` writes performance.md from what was measured,
 `python -m benchmarks tune` searches for launch parameters. Beside vLLM's and AITER's kernels, `python -m benchmarks binaries`
 is what the compilers make of ours, and `python -m benchmarks counts` what ours execute on the emulator. `python -m benchmarks
-latent` measures latent attention (MLA), and `python -m benchmarks ranks` attention over several GPUs that share the keys of each
-request."""
+latent` measures latent attention (MLA), and `python -m benchmarks ranks` attention over several GPUs."""
 
 import importlib.metadata
 import math

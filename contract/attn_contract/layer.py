@@ -266,7 +266,7 @@ class Layer:
             if getattr(self, name) is not None:
                 raise ContractError(name, "a tensor", "None in layout LATENT: k_scale is the scale of K and of V")
         if self.k_scale is not None:
-            _check_scale("k_scale", self.k_scale, heads=1)
+            check_scale("k_scale", self.k_scale, heads=1)
             if self.kv_cache_dtype is None:
                 raise ContractError("kv_cache_dtype", None, "a quantized dtype, since there are scales: k_scale")
         elif self.kv_cache_dtype is not None:

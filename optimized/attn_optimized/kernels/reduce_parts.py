@@ -44,8 +44,7 @@ def reduce_parts_kernel(
     pair = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     token = pair // num_heads
     head = pair % num_heads
-    in_parts = token < num_rows
-    owned = in_parts & (token < tl.load(query_start_loc_ptr + num_requests))
+    owned = token < tl.minimum(tl.load(query_start_loc_ptr + num_requests), num_rows)
     # int64: offsets count all elements
     rows, heads = num_rows.to(tl.int64), num_heads.to(tl.int64)
     in_block = tl.arange(0, BLOCK_PARTS)[None, :]
@@ -59,14 +58,12 @@ def reduce_parts_kernel(
     for first_part in range(0, num_parts, BLOCK_PARTS):
         # [rows, parts]
         part = first_part + in_block
-        there = in_parts[:, None] & (part < num_parts)
+        there = owned[:, None] & (part < num_parts)
         offset = (part * heads + head[:, None]) * rows + token[:, None]
-        # all that is waited for before the values, at once
         row_max = tl.load(row_max_ptr + offset, mask=there, other=float("-inf"))
-        weights = tl.load(row_sum_ptr + offset, mask=there, other=0.0)
-        # sums of a row that saw no key, or that nobody owns, were not written, and may be NaN
-        saw_keys = there & owned[:, None] & (row_max > float("-inf"))
-        weights = tl.where(saw_keys, weights, 0.0)
+        # sums of a row that saw no key were not written, and may be NaN
+        saw_keys = there & (row_max > float("-inf"))
+        weights = tl.load(row_sum_ptr + offset, mask=saw_keys, other=0.0)
         owned = owned & (tl.min(weights, 1) != FINISHED)
         saw_keys = saw_keys & owned[:, None]
         new_largest = tl.maximum(largest, tl.max(tl.where(saw_keys, row_max, float("-inf")), 1))
