@@ -9,6 +9,7 @@ MODULES = (
     "attn_contract",
     "attn_reference",
     "attn_reference.context_parallel",
+    "attn_reference.latent",
     "attn_optimized",
     "attn_optimized.backends",
     "attn_optimized.context_parallel",

@@ -23,4 +23,4 @@ def pack():
 process = multiprocessing.get_context("fork").Process(target=pack)
 process.start()
 process.join()
-compare(torch.zeros(1), torch.tensor([float(process.exitcode)]))
+compare(torch.zeros(1), torch.tensor([float(process.exitcode or 0)]))

@@ -5,6 +5,7 @@ same refusals.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -121,6 +122,10 @@ def cascade(layer_type: type[Layer], **settings: Any) -> None:
     attn_optimized.cascade_attention(call.q, call.kv_cache, call.layer, call.batch, 0, out=call.out)
 
 
+def _cascade(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch, *, out: torch.Tensor) -> None:
+    attn_optimized.cascade_attention(q, kv_cache, layer, batch, 0, out=out)
+
+
 def flash(layer_type: type[Layer], **settings: Any) -> None:
     call = call_of(layer_type, **settings)
     starts = call.batch.query_start_loc
@@ -217,6 +222,80 @@ def test_every_target_must_refuse_the_rule(name, unheard):
     plain = UnheardCase(target=name, attn_type=attn_type, head_size=64, cache=cache)
     assert support.beyond(msgspec.structs.replace(plain, unheard_of=3)) == "an unheard-of rule"
     assert support.beyond(plain) != "an unheard-of rule"
+
+
+LATENT: dict[str, Any] = {"num_kv_heads": 1, "head_size_v": 48, "layout": Layout.LATENT}
+READERS: dict[str, Callable[..., object]] = {
+    "the kernels": attn_optimized.paged_attention,
+    "cascade attention": _cascade,
+    "AITER's unified_attention": functools.partial(aiter_adapter.unified_attention, AITER),
+    "AITER's paged_attention_v1": functools.partial(aiter_adapter.paged_attention_v1, AITER),
+    "AITER's pa_fwd_asm": functools.partial(aiter_adapter.pa_fwd_asm, AITER),
+}
+SERVE_LATENT_CACHES: frozenset[str] = frozenset()
+"""The names in READERS, and of backends, that serve a latent cache. Every other one refuses it."""
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_latent_cache_is_refused_by_all_who_do_not_name_it(name):
+    call = call_of(Layer)
+    layer = Layer(**{**SHAPE, **LATENT})
+    kv_cache = torch.ones(2, 16, 64, dtype=torch.float16, device=DEVICE)
+    out = torch.full((2, 2, 48), torch.nan, dtype=torch.float16, device=DEVICE)
+    if name in SERVE_LATENT_CACHES:
+        READERS[name](call.q, kv_cache, layer, call.batch, out=out)
+        return
+    with pytest.raises(UnsupportedError, match="head_size_v"):
+        READERS[name](call.q, kv_cache, layer, call.batch, out=out)
+    assert out.isnan().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("latent", [True, False], ids=["a latent cache", "dense v of another width"])
+def test_a_width_of_v_is_refused_by_all_backends_that_do_not_name_it(backend, latent):
+    dense = {"head_size_v": 48, "attn_type": AttentionType.ENCODER_ONLY}
+    layer = Layer(**{**SHAPE, **(LATENT if latent else dense)})
+    if backend in SERVE_LATENT_CACHES:
+        return
+    with pytest.raises(UnsupportedError, match="head_size_v"):
+        BACKENDS[backend].impl(layer, dtype=torch.float16, block_size=16 if latent else None, aiter=AITER)
+
+
+def test_dense_v_of_another_width_is_refused_by_all_who_do_not_name_it():
+    call = dense_call(Layer, head_size_v=48)
+    out, starts = call.out[..., :48].contiguous(), call.batch.query_start_loc
+    with pytest.raises(UnsupportedError, match="head_size_v"):
+        attn_optimized.varlen_attention(call.q, call.q, call.q[..., :48], call.layer, call.batch, out=out)
+    # this one knows one head size, so all its tensors have it
+    options = {"max_query_len": 1, "max_key_len": 1, "causal": False, "out": call.out}
+    with pytest.raises(UnsupportedError, match="head_size_v"):
+        aiter_adapter.flash_attn_varlen(
+            AITER, call.q, call.q, call.q, call.layer, query_start_loc=starts, key_start_loc=starts, **options
+        )
+    assert out.isnan().all()
+    assert call.out.isnan().all()
+
+
+@pytest.mark.parametrize("architecture", ["gfx942", "gfx1201", "sm90", "interpreter"])
+def test_no_backend_is_selected_for_a_latent_cache(architecture):
+    config = AttentionConfig.of(Layer(**{**SHAPE, **LATENT}), torch.float16, block_size=16)
+    for asked_for in (config, dataclasses.replace(config, layout=None)):
+        with pytest.raises(UnsupportedError) as refused:
+            select(asked_for, architecture=architecture, aiter=AITER)
+        silent = set(BACKENDS) - SERVE_LATENT_CACHES
+        assert str(refused.value).count("head_size_v (a width of V of its own) not supported") == len(silent)
+
+
+def test_no_plain_layer_is_given_a_latent_cache(monkeypatch):
+    """Of a backend that has the layout, too: whoever chooses layouts takes it exactly where V is part of K."""
+    declared = BACKENDS["TRITON_ATTN"].capabilities(AITER)
+    layouts = dataclasses.replace(declared.layouts, values=(Layout.LATENT, *declared.layouts.values))
+    both = dataclasses.replace(declared, layouts=layouts, rules={**declared.rules, "head_size_v": YES})
+    monkeypatch.setattr(BACKENDS["TRITON_ATTN"], "capabilities", classmethod(lambda cls, aiter: both))
+    plain = AttentionConfig(num_heads=2, num_kv_heads=1, head_size=64, dtype=torch.float16, block_size=16)
+    select_on = functools.partial(select, architecture="sm90", aiter=AITER, backend="TRITON_ATTN")
+    assert select_on(plain).layout is declared.layouts.values[0]
+    assert select_on(plain.with_rules(head_size_v=48)).layout is Layout.LATENT
 
 
 def test_a_batch_asks_as_a_layer_does():

@@ -3,14 +3,23 @@
 from collections.abc import Mapping
 
 import hypothesis
+import msgspec
 from attn_fuzz.cases import regions, tensors
 from attn_fuzz.run import runner, shard
 from attn_fuzz.run.shard import FuzzPlan
 
+TARGETS = ("triton", "reference-fp32")
+"""The targets whose cases are counted: the kernels, and the reference, which alone has all that the contract has."""
+
 
 def region_counts(plan: FuzzPlan) -> dict[tuple[str, str], int]:
-    """In how many of a plan's cases each region is drawn, by field and name. The tensors of every case are built."""
-    cases = (case for part in runner.shards(plan) for case in shard.drawn(part))
+    """In how many cases of a plan each region is drawn, by field and name. The tensors of every case are built.
+
+    Args:
+        plan: for each of TARGETS, whatever its own target is.
+    """
+    plans = [msgspec.structs.replace(plan, target=target) for target in TARGETS]
+    cases = (case for each in plans for part in runner.shards(each) for case in shard.drawn(part))
     return regions.counts((case, tensors.build(case)) for case in cases)
 
 
@@ -23,6 +32,7 @@ def region_page(counts: Mapping[tuple[str, str], int]) -> str:
     """The page, of the counts of `region_counts`."""
     legal = [region for found in regions.REGIONS.values() for region in found if region.legal]
     drawn = sum(region.holds is not None for region in legal)
+    targets = " and ".join(f"`{target}`" for target in TARGETS)
     lines = [
         "# What is legal, and what is drawn",
         "",
@@ -30,10 +40,10 @@ def region_page(counts: Mapping[tuple[str, str], int]) -> str:
         f"- They have {len(legal)} regions of legal values, of which the fuzzer draws {drawn}. The others have reasons.",
         "",
         f"`attn-parity matrix` wrote this page with Hypothesis {hypothesis.__version__}; `attn-parity matrix --check` fails if",
-        "it is not current. A region is a set of calls (`attn_fuzz.cases.regions`). The column `cases` counts, among the cases",
-        "of `attn-parity fuzz --profile ci --seed 0` on a CPU for the target `triton`, those that lie in the region. Their",
-        "tensors are built, and no kernel is run. A field without a region fails a test, and so does a legal region that has",
-        "neither a case nor a reason.",
+        "it is not current. A region is a set of calls (`attn_fuzz.cases.regions`). The column `cases` counts those in the",
+        f"region, among the cases of `attn-parity fuzz --profile ci --seed 0` on a CPU for {targets}.",
+        "Their tensors are built, and no kernel is run. A field without a region fails a test, and so does a legal region that",
+        "has neither a case nor a reason.",
         "",
         "| field | region | cases | why it is not drawn |",
         "|---|---|--:|---|",

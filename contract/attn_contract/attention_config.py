@@ -11,7 +11,7 @@ from attn_contract.arguments import check_int, check_type, named, shown
 from attn_contract.attention_type import AttentionType
 from attn_contract.batch import Batch
 from attn_contract.errors import ContractError
-from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES, QUANTIZED_DTYPES, Layer
+from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES, QUANTIZED_DTYPES, Layer, checked_value_size
 from attn_contract.layouts import Layout
 from attn_contract.rules import RULES, asked, rule_named
 
@@ -101,11 +101,26 @@ class AttentionConfig:
             if value is not False and rule.is_asked(value):
                 rule.check_defined(value, self.attn_type)
                 kept[name] = value
-        object.__setattr__(self, "rules", {name: kept[name] for name in RULES if name in kept})
+        kept["head_size_v"] = checked_value_size(kept.get("head_size_v"), self)
+        object.__setattr__(self, "rules", {name: kept[name] for name in RULES if kept.get(name) is not None})
         if self.asks("per_request_causal") and not self.asks("non_causal"):
             raise ContractError("per_request_causal", True, "non_causal=True with it: some of the requests are")
         if self.asks("rope") and self.asks("kv_sharing"):
             raise ContractError("rope", True, "False with kv_sharing: it writes nothing that could be rotated")
+        if self.has_latent_cache and self.scales not in (None, "tensor"):
+            raise ContractError("scales", self.scales, "None or tensor: a latent cache has one k_scale")
+        if self.has_latent_cache and self.asks("rope"):
+            raise ContractError("rope", True, "False with a latent cache: write_latent_cache takes k_pe rotated")
+
+    @property
+    def value_size(self) -> int:
+        """The width of V and of the output."""
+        return self.value_of("head_size_v") or self.head_size
+
+    @property
+    def has_latent_cache(self) -> bool:
+        """Whether the cache is LATENT, also where the backend chooses the layout: no other holds V of another width than K."""
+        return self.attn_type.reads_cache and self.asks("head_size_v")
 
     def asks(self, name: str) -> bool:
         """Whether a rule is asked for. An unknown name is a ContractError."""

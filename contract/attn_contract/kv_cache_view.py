@@ -40,7 +40,8 @@ class KVCacheSizes:
 
     Raises:
         ContractError: a size has another type or is out of range; the layout is x-packed and the head or block size is no
-            multiple of x; or the layout holds scales and the elements are not one byte or the head size is no multiple of 4.
+            multiple of x; the layout holds scales and the elements are not one byte or the head size is no multiple of 4; or
+            the layout is LATENT and there are several KV heads.
     """
 
     layout: Layout
@@ -62,6 +63,8 @@ class KVCacheSizes:
         if self.layout.has_inline_scales and self.itemsize != 1:
             raise ContractError("kv_cache", f"elements of {self.itemsize} bytes", f"1 byte in layout {self.layout}")
         self.layout.check_sizes(self.head_size, self.block_size, self.itemsize)
+        if self.layout.has_latent_value and self.num_kv_heads != 1:
+            raise ContractError("num_kv_heads", self.num_kv_heads, f"1 in layout {self.layout}")
 
     @property
     def x(self) -> int:
@@ -98,7 +101,8 @@ class KVCacheView(KVCacheSizes):
 
     `dense` and `content_packed` build the views of allocations that hold nothing else. Larger strides describe padded blocks,
     and several layers interleaved in one allocation. The pages of X_PACKED and SHUFFLED are dense: only their kv_stride and
-    block_stride are free, and the other two are 0 and mean nothing.
+    block_stride are free, and the other two are 0 and mean nothing. In LATENT only block_stride and slot_stride are free: its
+    kv_stride is 0, because V begins where K does.
 
     Args:
         kv_stride: elements from K to V.
@@ -174,10 +178,11 @@ class KVCacheView(KVCacheSizes):
     @classmethod
     def _of_strides(cls, layout: Layout, sizes: _Sizes, strides: Mapping[str, int], offset: int = 0) -> "KVCacheView":
         """The view with these strides, by the dimensions that the layout has."""
+        v_in_row = 0 if layout.has_latent_value else layout.row_size(sizes["head_size"])
         return cls(
             layout=layout,
             **sizes,
-            kv_stride=strides.get("kv", layout.row_size(sizes["head_size"])),  # without that dimension, V is behind K in a row
+            kv_stride=strides.get("kv", v_in_row),
             block_stride=strides["block"],
             slot_stride=strides.get("slot", 0),
             head_stride=strides.get("head", 0),
@@ -189,7 +194,8 @@ class KVCacheView(KVCacheSizes):
 
         Dense BLOCKS_FIRST_NHD, page = BS*HK*D: `(block*2 + kv)*page + (slot*HK + head)*D + dim`. Dense KV_FIRST_NHD:
         `(kv*NB + block)*page + (slot*HK + head)*D + dim`. The HND layouts swap slot and head. In CONTENT_PACKED_SCALED the four
-        bytes of a row's scale are its dims D to D + 3.
+        bytes of a row's scale are its dims D to D + 3. LATENT: `block*block_stride + slot*slot_stride + dim`, of K and of V
+        alike; V ends before dim `head_size_v`.
 
         Args:
             kv: K or V.
@@ -226,7 +232,7 @@ class KVCacheView(KVCacheSizes):
         return max(self.element(kv, *last) for kv in (K, V)) + 1
 
     def first_block_elements(self) -> torch.Tensor:
-        """[2, BS, HK, row_size] int64: the element index of everything in block 0."""
+        """[2, BS, HK, row_size] int64: the element index of everything in block 0. In LATENT both halves are K's rows."""
         slot = torch.arange(self.block_size).view(-1, 1, 1)
         head = torch.arange(self.num_kv_heads).view(-1, 1)
         dim = torch.arange(self.row_size)

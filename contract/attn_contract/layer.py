@@ -15,6 +15,7 @@ from attn_contract.rules import (
     LOGITS,
     SELF_ATTENTION,
     SOFTMAX,
+    VALUES,
     VISIBILITY,
     held_rules,
     holds_rules,
@@ -70,6 +71,12 @@ def _check_sinks(name: str, value: Any, layer: "Layer") -> torch.Tensor:
     return value
 
 
+def _check_head_size_v(name: str, value: Any, _: object) -> int | None:
+    if value is not None:
+        check_int(name, value, minimum=1)
+    return value
+
+
 def _one_per_head(name: str, tensor: torch.Tensor, layer: "Layer") -> torch.Tensor:
     if tuple(tensor.shape) != (layer.num_heads,):
         raise ContractError(name, f"shape {tuple(tensor.shape)}", f"shape ({layer.num_heads},): one per query head")
@@ -90,8 +97,9 @@ class Layer:
     Args:
         num_heads: query heads H.
         num_kv_heads: KV heads HK; H is a multiple of HK, and query head h reads KV head `h // (H // HK)`.
-        head_size: D.
-        scale: factor of q.k, usually `head_size ** -0.5`; any number that float32 holds.
+        head_size: D, the width of q and k.
+        scale: factor of q.k, usually `head_size ** -0.5`; any number that float32 holds. That of latent attention is not
+            `head_size ** -0.5`: see `attn_reference.latent`.
         attn_type: where the keys come from.
         window: (left, right), inclusive: a query at position p sees keys in [p - left, p + right]; -1 is unlimited, 0 is
             a real window (only itself). A model's `sliding_window=W` counts the token itself and is (W - 1, W - 1).
@@ -104,17 +112,21 @@ class Layer:
         alibi_slopes: [H] float32: the logit of key j is lowered by `slope * abs(j - p)` (Press et al., arXiv:2108.12409).
         sinks: [H] float32, float16 or bfloat16: one logit per query head. It is not scaled, joins the denominator of each row's
             softmax and has no value (GPT-OSS). -inf is no sink. A finite one is at most 2^126 in magnitude.
+        head_size_v: the width of v and of out. None: v is as wide as k. Dense k and v (ENCODER, ENCODER_ONLY) may have any two
+            widths. A KV cache has two only in layout LATENT, where V is the first head_size_v elements of K's row; there it
+            must be given, even if it is head_size.
         layout: how the KV cache is laid out; None exactly for the types that have no cache.
         kv_cache_dtype: torch.float8_e4m3fn, torch.float8_e4m3fnuz or torch.int8 of a quantized cache, which needs scales:
             per tensor or head, per token and head, or inline (CONTENT_PACKED_SCALED). An int8 cache needs one scale per token
-            and head. None: the cache is of q's dtype.
-        k_scale, v_scale: float32, [] or [1] for all heads, or [HK]: the cache stores value / scale.
+            and head. A LATENT cache is float8 with one k_scale. None: the cache is of q's dtype.
+        k_scale, v_scale: float32, [] or [1] for all heads, or [HK]: the cache stores value / scale. In LATENT there is no
+            v_scale: V is part of K, and k_scale is the scale of both.
         k_scale_cache, v_scale_cache: [NB, BS, HK] float32, any strides: one scale per token and head, which `write_kv_cache`
             computes and writes.
         output_scale: [] or [1] float32: `out` is of a float8 type and holds output / scale.
 
     Cross-attention (ENCODER_DECODER) has no window, sink_tokens, chunked_local or alibi_slopes: its query and key positions
-    belong to different sequences.
+    belong to different sequences. It has no head_size_v: its cache holds K and V of one width.
 
     Raises:
         ContractError: a field has another type, is out of range or contradicts another one.
@@ -143,6 +155,14 @@ class Layer:
     logits_soft_cap: float | None = rule(None, words="a soft cap of the logits", acts_on=LOGITS, check=_check_soft_cap)
     alibi_slopes: torch.Tensor | None = rule(None, words="ALiBi", acts_on=LOGITS, check=_check_slopes, **_OF_POSITIONS)
     sinks: torch.Tensor | None = rule(None, words="sinks", acts_on=SOFTMAX, check=_check_sinks)
+    head_size_v: int | None = rule(
+        None,
+        words="head_size_v (a width of V of its own)",
+        acts_on=VALUES,
+        check=_check_head_size_v,
+        attn_types=SELF_ATTENTION,
+        why_not="its cache holds K and V of one width",
+    )
     layout: Layout | None = None
     kv_cache_dtype: torch.dtype | None = None
     k_scale: torch.Tensor | None = None
@@ -171,8 +191,14 @@ class Layer:
             object.__setattr__(self, name, value)
             record.check_defined(value, self.attn_type)
         self._check_cache()
+        object.__setattr__(self, "head_size_v", checked_value_size(self.head_size_v, self))
         if self.output_scale is not None:
             check_scale("output_scale", self.output_scale, heads=1)
+
+    @property
+    def value_size(self) -> int:
+        """The width of v and of out."""
+        return self.head_size_v or self.head_size
 
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -205,6 +231,9 @@ class Layer:
 
     def _check_scales(self) -> None:
         """A quantized cache has exactly one kind of scales. Any other cache has none."""
+        if self.layout is not None and self.layout.has_latent_value:
+            self._check_latent_scale()
+            return
         fixed, cached = ("k_scale", "v_scale"), ("k_scale_cache", "v_scale_cache")
         given = [pair for pair in (fixed, cached) if any(getattr(self, name) is not None for name in pair)]
         kinds = [" and ".join(pair) for pair in given]
@@ -228,6 +257,47 @@ class Layer:
                     check_scale(name, scale, heads=self.num_kv_heads)
                 else:
                     _check_scale_cache(name, scale, self.num_kv_heads)
+
+    def _check_latent_scale(self) -> None:
+        """A quantized latent cache has one scale: V is part of K."""
+        if self.kv_cache_dtype == torch.int8:
+            raise ContractError("kv_cache_dtype", torch.int8, "a float8 in layout LATENT: int8 has one scale per token")
+        for name in ("v_scale", "k_scale_cache", "v_scale_cache"):
+            if getattr(self, name) is not None:
+                raise ContractError(name, "a tensor", "None in layout LATENT: k_scale is the scale of K and of V")
+        if self.k_scale is not None:
+            check_scale("k_scale", self.k_scale, heads=1)
+            if self.kv_cache_dtype is None:
+                raise ContractError("kv_cache_dtype", None, "a quantized dtype, since there are scales: k_scale")
+        elif self.kv_cache_dtype is not None:
+            raise ContractError("k_scale", None, f"a tensor: the scale of a cache of {self.kv_cache_dtype}")
+
+
+def checked_value_size(head_size_v: int | None, asking: Any) -> int | None:
+    """The width of V, checked against the other sizes and the layout of a Layer or an AttentionConfig.
+
+    Returns:
+        None where dense v is as wide as k, which is what None says.
+
+    Raises:
+        ContractError: a cache of two widths is not LATENT; V is wider than the row that it begins; or a latent cache has
+            several KV heads, or no head_size_v.
+    """
+    layout = asking.layout
+    if head_size_v is None:
+        if layout is not None and layout.has_latent_value:
+            raise ContractError("head_size_v", None, f"the width of V in layout {layout}, at most head_size")
+        return None
+    if not asking.attn_type.reads_cache:
+        return None if head_size_v == asking.head_size else head_size_v
+    if layout is not None and not layout.has_latent_value:
+        raise ContractError("head_size_v", head_size_v, f"None: layout {layout} holds K and V of one width")
+    if head_size_v > asking.head_size:
+        expected = f"at most head_size ({asking.head_size}): V is the beginning of K's row"
+        raise ContractError("head_size_v", head_size_v, expected)
+    if asking.num_kv_heads != 1:
+        raise ContractError("num_kv_heads", asking.num_kv_heads, "1: a latent cache has one KV head")
+    return head_size_v
 
 
 def check_scale(name: str, scale: torch.Tensor, *, heads: int) -> None:

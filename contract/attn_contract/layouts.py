@@ -32,6 +32,9 @@ class Layout(StrEnum):
     sets of strides: see PhysicalOrder."""
     CONTENT_PACKED_SCALED = "CONTENT_PACKED_SCALED"
     """[NB, HK, BS, 2*(D + 4)] of one-byte elements: K, its float32 scale, V and its scale in each row."""
+    LATENT = "LATENT"
+    """[NB, BS, D]: the latent vectors of MLA (DeepSeek-V2, arXiv:2405.04434), one KV head. A row is K, and the row's first
+    `head_size_v` elements are V: no element is stored for V alone."""
 
     @property
     def dims(self) -> tuple[str, ...]:
@@ -48,6 +51,11 @@ class Layout(StrEnum):
         """Whether each row of K and of V is followed by its scale."""
         return self is Layout.CONTENT_PACKED_SCALED
 
+    @property
+    def has_latent_value(self) -> bool:
+        """Whether V is the first elements of K's row. The layout then has one KV head, and a layer names the width of V."""
+        return self is Layout.LATENT
+
     def units(self, itemsize: int) -> tuple[int, int]:
         """Numbers of which head_size and block_size must be multiples, for elements of `itemsize` bytes.
 
@@ -58,7 +66,10 @@ class Layout(StrEnum):
         return (4, 1) if self.has_inline_scales else (1, 1)
 
     def row_size(self, head_size: int) -> int:
-        """Elements of one slot's K (or V) of one head. An inline scale is four one-byte elements behind the row."""
+        """Elements of one slot's K (or V) of one head. An inline scale is four one-byte elements behind the row.
+
+        With a latent value it is K's row, which V is the beginning of.
+        """
         return head_size + 4 if self.has_inline_scales else head_size
 
     def check_sizes(self, head_size: int, block_size: int, itemsize: int) -> None:
@@ -96,6 +107,7 @@ _DIMS = {
     Layout.SHUFFLED: ("kv", "block", "page"),
     Layout.CONTENT_PACKED: ("block", "head", "slot", "content"),
     Layout.CONTENT_PACKED_SCALED: ("block", "head", "slot", "content"),
+    Layout.LATENT: ("block", "slot", "dim"),
 }
 
 _DIM_OF_LETTER = {"L": "layer", "B": "block", "H": "head", "N": "slot", "C": "content"}

@@ -78,6 +78,7 @@ _SCHEMAS = {
         "Tensor(a!) q, Tensor k, Tensor v, Tensor positions, Tensor cos_sin_cache, bool is_neox, Tensor(b!) kv_cache, "
         f"str layout, Tensor slot_mapping, *, {_SCALES}, {_WRITTEN_SCALE_CACHES}"
     ),
+    "write_latent_cache": ("Tensor kv_c, Tensor k_pe, Tensor(a!) kv_cache, Tensor slot_mapping, *, Tensor? k_scale=None"),
     "merge_attn_states": (
         f"Tensor out_a, Tensor lse_a, Tensor out_b, Tensor lse_b, {_OUTPUTS}, *, SymInt? prefill_tokens_with_context=None, "
         f"{_OUTPUT_SCALE}"
@@ -115,16 +116,23 @@ for _op, _arguments in _SCHEMAS.items():
 
 
 def register(implementation: ModuleType, dispatch_key: str) -> None:
-    """Make a package's six functions the ops of a device.
+    """Make a package's seven functions the ops of a device.
 
     Args:
         implementation: has `paged_attention`, `varlen_attention`, `write_kv_cache`, `rope_and_write_kv_cache`,
-            `merge_attn_states` and `merge_attn_parts` with the signatures of `attn_reference`, and `batch_invariant` for the
-            first two.
+            `write_latent_cache`, `merge_attn_states` and `merge_attn_parts` with the signatures of `attn_reference`, and
+            `batch_invariant` for the first two.
         dispatch_key: "CPU", or "CUDA" (HIP's devices dispatch there too).
     """
-    attention, writes = (_paged_attention, _varlen_attention), (_write_kv_cache, _rope_and_write_kv_cache)
-    for call in (*attention, *writes, _merge_attn_states, _merge_attn_parts):
+    for call in (
+        _paged_attention,
+        _varlen_attention,
+        _write_kv_cache,
+        _rope_and_write_kv_cache,
+        _write_latent_cache,
+        _merge_attn_states,
+        _merge_attn_parts,
+    ):
         op = call.__name__.removeprefix("_")
         kernel = _named_arguments(op, partial(call, implementation))
         torch.library.impl(f"attn_parity::{op}", dispatch_key, lib=_library)(kernel)
@@ -156,6 +164,15 @@ def _rope_and_write_kv_cache(implementation: ModuleType, given: Given) -> None:
     layer = _written_layer(given, num_heads=given["q"].shape[1])
     tensors = [given[name] for name in ("q", "k", "v", "positions", "cos_sin_cache", "kv_cache")]
     implementation.rope_and_write_kv_cache(*tensors, layer, given["slot_mapping"], is_neox=given["is_neox"])
+
+
+def _write_latent_cache(implementation: ModuleType, given: Given) -> None:
+    kv_c, k_pe = given["kv_c"], given["k_pe"]
+    check_dims("kv_c", kv_c, ("T_kv", "head_size_v"))
+    check_dims("k_pe", k_pe, ("T_kv", "head_size - head_size_v"))
+    sizes = {"num_heads": 1, "num_kv_heads": 1, "head_size": kv_c.shape[1] + k_pe.shape[1], "head_size_v": kv_c.shape[1]}
+    layer = _layer(given, **sizes, scale=1.0, layout=Layout.LATENT)
+    implementation.write_latent_cache(kv_c, k_pe, given["kv_cache"], layer, given["slot_mapping"])
 
 
 def _merge_attn_states(implementation: ModuleType, given: Given) -> None:

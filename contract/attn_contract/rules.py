@@ -36,11 +36,13 @@ class ActsOn(StrEnum):
     """The logit of a visible key."""
     SOFTMAX = "softmax"
     """The sum of the weights of the visible keys."""
+    VALUES = "values"
+    """What the weights multiply."""
     CALL = "call"
     """How a step is run, and what it returns, writes or promises besides the output."""
 
 
-VISIBILITY, LOGITS, SOFTMAX, CALL = ActsOn
+VISIBILITY, LOGITS, SOFTMAX, VALUES, CALL = ActsOn
 
 ALL_TYPES: Final = tuple(AttentionType)
 SELF_ATTENTION: Final = (AttentionType.DECODER, AttentionType.ENCODER, AttentionType.ENCODER_ONLY)

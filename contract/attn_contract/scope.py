@@ -13,7 +13,10 @@ _SPARSE = ("sparse attention", "an indexer picks the keys that a query sees, and
 _RANKS = "a layer is one rank's, and attn_optimized.context_parallel attends over ranks"
 
 OUT_OF_SCOPE = {
-    "kv_lora_rank": ("MLA", "its keys and values are one latent vector, which no layout here holds"),
+    "kv_lora_rank": (
+        "MLA",
+        "its layers are given by head_size, head_size_v and layout LATENT, which no config of a model is read into",
+    ),
     "rswa_window": ("R-SWA", "its window is counted from a prefix of each request, which the visibility rule has no term for"),
     "relative_attention_num_buckets": (
         "relative position bias",
@@ -21,7 +24,7 @@ OUT_OF_SCOPE = {
     ),
     "relative_key": _RELATIVE,
     "relative_key_query": _RELATIVE,
-    "v_head_dim": ("V of another width than K", "a layer has one head size"),
+    "v_head_dim": ("V of another width than K", "it is given by head_size_v, which no config of a model is read into"),
     "index_topk": _SPARSE,
     "linear_attention": ("linear attention", _STATE),
     "state_size": ("state-space layers", _STATE),

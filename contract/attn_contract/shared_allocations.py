@@ -68,7 +68,7 @@ def check_shared_allocation(views: Mapping[str, KVCacheView], shared_contents: I
 
 def _byte_runs(view: KVCacheView) -> list[tuple[int, int]]:
     """Block 0 as maximal runs of consecutive bytes, [start, end)."""
-    elements = view.first_block_elements().flatten().sort().values
+    elements = view.first_block_elements().unique()
     is_start = torch.ones_like(elements, dtype=torch.bool)
     is_start[1:] = elements[1:] != elements[:-1] + 1
     starts = elements[is_start]

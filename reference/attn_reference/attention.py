@@ -37,6 +37,9 @@ harmless, since 0 * NaN is NaN: keys that no query sees are selected away. The K
 sees are finite, and so is q in the rows of requests: what a NaN or an infinity gives there is undefined. A cache write stores
 NaN and infinities bit by bit. A quantized cache saturates infinities, and its keys may then be seen.
 
+**Widths.** q and k are head_size wide, v and out value_size: as wide as k, unless the layer says head_size_v. A LATENT cache
+holds one vector per token, which is k, and whose first head_size_v elements are v (`attn_reference.latent`).
+
 **Numbers.** The arithmetic is float32 or float64 throughout. Inputs are converted exactly, and each result is rounded once,
 when it is written (`attn_reference.rounding`). A quantized cache is read as `stored * scale` (`attn_reference.quantization`),
 where its layout says (`attn_reference.kv_cache`; vLLM #43945). With an output_scale, `out` is float8 and holds the quantized
@@ -60,7 +63,7 @@ from attn_reference.masks import VISIBILITY_RULES, visible
 from attn_reference.quantization import quantize
 from attn_reference.rounding import rounded
 
-IMPLEMENTED_RULES = VISIBILITY_RULES | LOGIT_RULES
+IMPLEMENTED_RULES = VISIBILITY_RULES | LOGIT_RULES | {"head_size_v"}
 """The fields of Layer and Batch that the reference implements, beside `causal`."""
 
 ROWS_AT_ONCE = 256
@@ -85,8 +88,9 @@ def paged_attention(
         kv_cache: of q's dtype or `layer.kv_cache_dtype`, shaped as `layer.layout` says, of any strides; this step's keys are
             already written.
         layer, batch: what is fixed for the layer, and what changes every step.
-        out: [T, H, D] or [T, H * D] of q's dtype, or float8 if there is a `layer.output_scale`; only rows that a request owns
-            are written. None: a new [T, H, D] of q's dtype, with zeros in the other rows.
+        out: [T, H, Dv] or [T, H * Dv] of q's dtype, or float8 if there is a `layer.output_scale`, where Dv is
+            `layer.value_size`, the width of V; only rows that a request owns are written. None: a new [T, H, Dv] of q's dtype,
+            with zeros in the other rows.
         lse: [H, T] float32, natural logarithms; if given, the columns of the same rows are written.
         batch_invariant: asks that a request's output does not depend on the rest of the batch, bit by bit. Refused here.
         precision: dtype of the arithmetic, torch.float32 or torch.float64.
@@ -118,8 +122,11 @@ def varlen_attention(
 ) -> torch.Tensor:
     """Attention of a ragged batch over its own tokens, without a cache (ENCODER, ENCODER_ONLY).
 
+    It is bidirectional, unless the layer's window says otherwise: with `window=(-1, 0)` a query sees no later key, which is
+    causal attention over dense keys, as the prefill of MLA needs it (`attn_reference.latent`).
+
     Args:
-        k, v: [T_kv, HK, D] of q's dtype; request r's keys are in the rows of its queries.
+        k, v: [T_kv, HK, D] and [T_kv, HK, Dv] of q's dtype; request r's keys are in the rows of its queries.
         q, layer, batch, out, lse, batch_invariant, precision: as for `paged_attention`.
 
     Returns:
@@ -148,7 +155,7 @@ class Request:
     key: torch.Tensor
     """[seq_len, HK, D]"""
     value: torch.Tensor
-    """[seq_len, HK, D]"""
+    """[seq_len, HK, Dv]"""
     visible: torch.Tensor
     """[q_len, seq_len] bool"""
     query_positions: torch.Tensor
@@ -187,7 +194,7 @@ class Attention(NamedTuple):
     """Attention of one request, or of a slice of its rows, in the dtype of the arithmetic."""
 
     out: torch.Tensor
-    """[q_len, H, D]"""
+    """[q_len, H, Dv]"""
     lse: torch.Tensor
     """[H, q_len], natural logarithm, sink included"""
     scores: torch.Tensor
@@ -295,9 +302,10 @@ def _write(
     requests: Iterator[Request], q: torch.Tensor, layer: Layer, out: torch.Tensor | None, lse: torch.Tensor | None
 ) -> torch.Tensor:
     """Attend to each request and write its rows of out and lse."""
+    shape = (len(q), layer.num_heads, layer.value_size)
     if out is None:
-        out = q.new_zeros(q.shape)
-    out_heads = out.view(q.shape)
+        out = q.new_zeros(shape)
+    out_heads = out.view(shape)
     for request in requests:
         attention = attend(request, layer)
         if layer.output_scale is None:

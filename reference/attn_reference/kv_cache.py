@@ -3,15 +3,17 @@
 No code here knows the order of the cache's dimensions. In a cache of the model's dtype, bits are moved and never computed with:
 a NaN stays the same NaN. A quantized cache holds `value / scale`, as `attn_reference.quantization` defines it. Its scales are
 
-    fixed, per tensor or per KV head                layer.k_scale, layer.v_scale
+    fixed, per tensor or per KV head                layer.k_scale, layer.v_scale; LATENT: layer.k_scale for both
     per token and KV head, beside the cache         layer.k_scale_cache, layer.v_scale_cache
     per token and KV head, in the cache's own rows  Layout.CONTENT_PACKED_SCALED
+
+A LATENT cache stores one row per token, K, whose first `head_size_v` elements are V: `write_latent_cache` writes the row once.
 """
 
 import torch
-from attn_contract import KVCacheView, Layer
+from attn_contract import KVCacheView, Layer, Layout
 from attn_contract.layouts import K, V
-from attn_contract.validation import check_gather_kv_cache, check_write_kv_cache
+from attn_contract.validation import check_gather_kv_cache, check_write_kv_cache, check_write_latent_cache
 
 from attn_reference.quantization import check_number_dtype, dequantize, quantize, row_scales
 
@@ -39,16 +41,28 @@ def write_rows(
     k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slot_mapping: torch.Tensor, view: KVCacheView
 ) -> None:
     """`write_kv_cache` of arguments that are checked; view is the cache's."""
-    rows = (slot_mapping >= 0).nonzero().flatten()
-    slots = slot_mapping[rows]
-    for kv, values in ((K, k[rows]), (V, v[rows])):
-        if layer.kv_cache_dtype is not None:
-            scales = _fixed_scale(layer, kv)
-            if scales is None:
-                scales = row_scales(values, layer.kv_cache_dtype)
-                _write_scales(scales, kv, kv_cache, layer, view, slots)
-            values = quantize(values, scales, layer.kv_cache_dtype)
-        _store(kv_cache, view, kv, slots, range(view.head_size), values)
+    for kv, values in ((K, k), (V, v)):
+        _write_part(kv, values, kv_cache, layer, slot_mapping, view)
+
+
+def write_latent_cache(
+    kv_c: torch.Tensor, k_pe: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slot_mapping: torch.Tensor
+) -> None:
+    """Write latent vectors and rotated keys to the slots of a LATENT cache, in place: row `cat(kv_c[s], k_pe[s])`.
+
+    Args:
+        kv_c: [T_kv, Lkv] float32, float16 or bfloat16, Lkv = layer.head_size_v: what V is, and K begins with.
+        k_pe: [T_kv, R] of kv_c's dtype, Lkv + R = layer.head_size: the rotated part of K. R may be 0.
+        kv_cache: [NB, BS, Lkv + R] of kv_c's dtype or `layer.kv_cache_dtype`; blocks and slots may be padded.
+        layer: its layout, kv_cache_dtype and k_scale are used.
+        slot_mapping: [S] int64, `block * block_size + offset` of each row; -1 writes nothing. S <= T_kv.
+
+    Raises:
+        ContractError: an argument contradicts the contract, a slot lies outside the cache or is given twice.
+    """
+    view = check_write_latent_cache(kv_c, k_pe, kv_cache, layer, slot_mapping, values=True)
+    key = torch.cat([kv_c, k_pe], dim=-1)[:, None]
+    _write_part(K, key, kv_cache, layer, slot_mapping, view)
 
 
 def gather_kv_cache(
@@ -64,7 +78,8 @@ def gather_kv_cache(
         dtype: of the result: float64, which is exact for every cache, float32, float16 or bfloat16.
 
     Returns:
-        key, value: [seq_len, HK, D] each, in dtype. Those of a quantized cache are `stored * scale`, rounded once.
+        key, value: [seq_len, HK, D] and [seq_len, HK, value_size], in dtype. Those of a quantized cache are `stored * scale`,
+            rounded once.
 
     Raises:
         ContractError: an argument contradicts the contract, or the block table leads out of the cache.
@@ -80,8 +95,8 @@ def gather_rows(
     """`gather_kv_cache` of arguments that are checked; view is the cache's."""
     blocks = block_table[: -(-seq_len // view.block_size)].long()
 
-    def read(kv: int) -> torch.Tensor:
-        stored = _load(kv_cache, view, kv, blocks, range(view.head_size))[:seq_len].view(kv_cache.dtype)
+    def read(kv: int, size: int) -> torch.Tensor:
+        stored = _load(kv_cache, view, kv, blocks, range(size))[:seq_len].view(kv_cache.dtype)
         if layer.kv_cache_dtype is None:
             return stored.to(dtype)
         scales = _fixed_scale(layer, kv)
@@ -89,12 +104,27 @@ def gather_rows(
             scales = _read_scales(kv, kv_cache, layer, view, blocks)[:seq_len]
         return dequantize(stored, scales, dtype)
 
-    return read(K), read(V)
+    return read(K, layer.head_size), read(V, layer.value_size)
+
+
+def _write_part(
+    kv: int, values: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slot_mapping: torch.Tensor, view: KVCacheView
+) -> None:
+    """Write rows of K or of V [T_kv, HK, D], quantized if the cache is."""
+    rows = (slot_mapping >= 0).nonzero().flatten()
+    slots, values = slot_mapping[rows], values[rows]
+    if layer.kv_cache_dtype is not None:
+        scales = _fixed_scale(layer, kv)
+        if scales is None:
+            scales = row_scales(values, layer.kv_cache_dtype)
+            _write_scales(scales, kv, kv_cache, layer, view, slots)
+        values = quantize(values, scales, layer.kv_cache_dtype)
+    _store(kv_cache, view, kv, slots, range(layer.head_size), values)
 
 
 def _fixed_scale(layer: Layer, kv: int) -> torch.Tensor | None:
     """[1, 1] or [HK, 1], which broadcasts to [tokens, HK, D]; None where each token has its own scale."""
-    scale = (layer.k_scale, layer.v_scale)[kv]
+    scale = layer.k_scale if kv == K or layer.layout is Layout.LATENT else layer.v_scale
     return None if scale is None else scale.reshape(-1, 1)
 
 

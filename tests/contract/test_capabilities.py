@@ -44,9 +44,10 @@ ALL = Capabilities(
 
 def asking_for(name: str) -> AttentionConfig:
     """A config that asks for one rule."""
-    values = {"window": (3, 0), "sink_tokens": 2, "chunked_local": 8, "logits_soft_cap": 30.0}
+    values = {"window": (3, 0), "sink_tokens": 2, "chunked_local": 8, "logits_soft_cap": 30.0, "head_size_v": 32}
     needed = {"per_request_causal": {"non_causal": True}}
-    return CONFIG.with_rules(**{name: values.get(name, True)}, **needed.get(name, {}))
+    config = replace(CONFIG, num_kv_heads=1) if name == "head_size_v" else CONFIG
+    return config.with_rules(**{name: values.get(name, True)}, **needed.get(name, {}))
 
 
 def answering(**answers: Any) -> Capabilities:

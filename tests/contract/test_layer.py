@@ -291,7 +291,7 @@ def test_which_types_read_a_cache():
 @pytest.mark.parametrize(
     ("setting", "value", "message"),
     [
-        ("kv_lora_rank", 512, "MLA (kv_lora_rank) not supported: its keys and values are one latent vector"),
+        ("kv_lora_rank", 512, "MLA (kv_lora_rank) not supported: its layers are given by head_size, head_size_v and"),
         ("rswa_window", 128, "R-SWA (rswa_window) not supported: its window is counted from a prefix of each request"),
         ("use_alibi_sqrt", True, "ALiBi-sqrt (use_alibi_sqrt) not supported: alibi_slopes weight the distance itself"),
         ("chunk_lookback", 1, "chunk look-back (chunk_lookback) not supported: chunked_local hides every earlier chunk"),

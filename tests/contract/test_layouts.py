@@ -27,6 +27,9 @@ X_PACKED = Layout.X_PACKED
 SHUFFLED = Layout.SHUFFLED
 CONTENT_PACKED = Layout.CONTENT_PACKED
 CONTENT_PACKED_SCALED = Layout.CONTENT_PACKED_SCALED
+LATENT = Layout.LATENT
+OF_TWO_PARTS = [layout for layout in Layout if layout is not LATENT]
+"""Layouts that store K and V apart."""
 
 SMALL = {"num_blocks": 3, "block_size": 3, "num_kv_heads": 2, "head_size": 4, "itemsize": 2}
 """A page (K or V of a block) is 24 elements, a block 48, a plane 72."""
@@ -42,6 +45,8 @@ HEADS = {"num_kv_heads": 2, "head_size": 4}
 
 def dense(layout: Layout, **sizes: int) -> KVCacheView:
     small = X_SMALL if layout.is_x_packed else SCALED_SMALL if layout.has_inline_scales else SMALL
+    if layout is LATENT:
+        small = SMALL | {"num_kv_heads": 1}
     return KVCacheView.dense(layout, **(small | sizes))
 
 
@@ -193,6 +198,61 @@ def test_x_is_16_bytes_of_elements():
         assert view.element(0, 0, 0, 0, x) == 16 * x
 
 
+LATENT_VIEWS = {
+    "dense": dense(LATENT),
+    "blocks padded from 12 to 20": replace(dense(LATENT), block_stride=20),
+    "slots padded from 4 to 6, from element 5 on": replace(dense(LATENT), block_stride=18, slot_stride=6, offset=5),
+    "the second of two layers, slot by slot": replace(dense(LATENT), block_stride=24, slot_stride=8, offset=4),
+}
+"""Rows of 4 elements, 3 slots in each of 3 blocks."""
+
+LATENT_ADDRESSES = {
+    # (block, slot, dim): (0, 0, 1) (0, 1, 0) (1, 0, 0) (2, 1, 2) (2, 2, 3)
+    "dense": [1, 4, 12, 30, 35],
+    "blocks padded from 12 to 20": [1, 4, 20, 46, 51],
+    "slots padded from 4 to 6, from element 5 on": [6, 11, 23, 49, 56],
+    "the second of two layers, slot by slot": [5, 12, 28, 62, 71],
+}
+
+
+@pytest.mark.parametrize("name", LATENT_VIEWS)
+def test_latent_addresses(name):
+    """Of K and of V alike: V is the beginning of K's row."""
+    view = LATENT_VIEWS[name]
+    tensor = view.tensor(torch.arange(view.end))
+    indices = [(0, 0, 1), (0, 1, 0), (1, 0, 0), (2, 1, 2), (2, 2, 3)]
+    for (block, slot, dim), address in zip(indices, LATENT_ADDRESSES[name], strict=True):
+        assert view.element(0, block, slot, 0, dim) == view.element(1, block, slot, 0, dim) == address
+        assert tensor[block, slot, dim] == address
+    assert view.end == LATENT_ADDRESSES[name][-1] + 1
+    assert (view.kv_stride, view.layout.dims) == (0, ("block", "slot", "dim"))
+
+
+@pytest.mark.parametrize("name", LATENT_VIEWS)
+def test_a_latent_view_is_read_back_from_its_tensor(name):
+    view = LATENT_VIEWS[name]
+    tensor = view.tensor(torch.zeros(view.end, dtype=torch.float16))
+    assert KVCacheView.of(tensor, LATENT, num_kv_heads=1, head_size=4) == view
+
+
+def test_the_latent_cache_of_deepseek_v3():
+    """Rows of 512 + 64 elements, blocks of 64 slots: element 575 of slot 63 in block 2 is the last of the third 36,864."""
+    sizes = {"num_blocks": 3, "block_size": 64, "num_kv_heads": 1, "head_size": 576, "itemsize": 2}
+    view = KVCacheView.dense(LATENT, **sizes)
+    assert view.element(0, 2, 63, 0, 575) == 3 * 36864 - 1 == view.end - 1
+    assert view.element(1, 1, 0, 0, 511) == 36864 + 511
+
+
+def test_a_latent_cache_covers_as_many_bytes_as_a_cache_of_half_the_slots():
+    """A page of 4 slots of latent rows, or of 2 slots with K and V: the rows of K and of V count once where they are one."""
+    latent, halves = dense(LATENT, block_size=4), dense(BLOCKS_FIRST_NHD, block_size=2, num_kv_heads=1)
+    assert same_footprint(latent, halves)
+    assert not same_elements(latent, halves)
+    assert not same_footprint(latent, dense(LATENT, block_size=2))
+    assert same_elements(latent, replace(latent))
+    check_shared_allocation({"latent": latent, "halves": halves})
+
+
 def test_inline_scales_follow_their_row():
     """Dims D to D + 3 are the bytes of the scale: K at 0 to 3, its scale at 4, V at 8, its scale at 12."""
     view = dense(CONTENT_PACKED_SCALED)
@@ -219,7 +279,7 @@ def test_dimensions_of_one_element_may_have_any_stride(layout):
 
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2])
-@pytest.mark.parametrize("layout", Layout)
+@pytest.mark.parametrize("layout", OF_TWO_PARTS)
 def test_every_element_has_an_address_of_its_own(layout, num_kv_heads):
     """Within a dense allocation, which they fill."""
     view = dense(layout, num_kv_heads=num_kv_heads)
@@ -303,6 +363,12 @@ NO_VIEWS = [
     (SHUFFLED, bytes_of(2, 3, 128), "head_size: got 4, expected a multiple of 16 (16 bytes) in layout SHUFFLED"),
     ("KV_FIRST_NHD", halves(2, 3, 3, 2, 4), "layout: got 'KV_FIRST_NHD', expected a Layout: BLOCKS_FIRST_NHD"),
     (None, halves(2, 3, 3, 2, 4), "layout: got None, expected a Layout"),
+    (LATENT, halves(3, 3, 4), "num_kv_heads: got 2, expected 1 in layout LATENT"),
+    (LATENT, halves(3, 3, 1, 4), "kv_cache: got shape (3, 3, 1, 4), expected 3 dimensions: block, slot, dim"),
+    (LATENT, halves(3, 3, 5), "kv_cache: got shape (3, 3, 5), expected 4 (dim) in dimension 2 of LATENT"),
+    (LATENT, halves(3, 0, 4), "kv_cache: got shape (3, 0, 4), expected at least one slot in a block"),
+    (LATENT, halves(3, 3, 8)[..., ::2], "kv_cache: got stride 2 in the last dimension, expected 1"),
+    (LATENT, halves(3, 1, 4).expand(3, 3, 4), "kv_cache: got strides (4, 0, 1), expected elements that do not share memory"),
 ]
 
 
@@ -437,7 +503,7 @@ def test_which_dense_layouts_share_a_footprint():
     """Those with K and V of a block together, those with planes; and scales take room of their own."""
     together, planes = (BLOCKS_FIRST_NHD, BLOCKS_FIRST_HND, CONTENT_PACKED), (KV_FIRST_NHD, KV_FIRST_HND, X_PACKED, SHUFFLED)
     for a, b in itertools.product(Layout, Layout):
-        alike = any(a in group and b in group for group in (together, planes, (CONTENT_PACKED_SCALED,)))
+        alike = any(a in group and b in group for group in (together, planes, (CONTENT_PACKED_SCALED,), (LATENT,)))
         assert same_footprint(pages(a), pages(b)) == alike, (a, b)
 
 
@@ -513,7 +579,7 @@ SMALLEST = {
     "x of 2 bytes": pages(X_PACKED, num_blocks=2, block_size=8, itemsize=2),
 }
 PAIRS = [
-    *itertools.combinations_with_replacement((VIEWS | X_VIEWS).values(), 2),
+    *itertools.combinations_with_replacement((VIEWS | X_VIEWS | LATENT_VIEWS).values(), 2),
     *itertools.combinations_with_replacement(SMALLEST.values(), 2),
 ]
 
@@ -548,6 +614,6 @@ def test_relations_are_their_definitions():
 @pytest.mark.parametrize("layout", [layout for layout in Layout if not layout.has_inline_scales])
 def test_a_cache_without_blocks_is_a_view(layout):
     """Nothing overlaps in it, although its planes are no element apart."""
-    sizes = {"num_kv_heads": 2, "head_size": 16}
+    sizes = {"num_kv_heads": 1 if layout is LATENT else 2, "head_size": 16}
     view = KVCacheView.dense(layout, num_blocks=0, block_size=16, itemsize=4, **sizes)
     assert KVCacheView.of(view.tensor(torch.empty(0)), layout, **sizes).num_blocks == 0

@@ -16,6 +16,7 @@ WRITTEN = {
     "varlen_attention": ["out", "lse"],
     "write_kv_cache": ["kv_cache", "k_scale_cache", "v_scale_cache"],
     "rope_and_write_kv_cache": ["q", "kv_cache", "k_scale_cache", "v_scale_cache"],
+    "write_latent_cache": ["kv_cache"],
     "merge_attn_states": ["out", "lse"],
     "merge_attn_parts": ["out", "lse"],
 }
@@ -76,6 +77,15 @@ def rope_arguments() -> dict:
     return write_arguments() | rotation | {"q": torch.ones(1, 4, 4)}
 
 
+def latent_arguments() -> dict:
+    return {
+        "kv_c": torch.ones(1, 3),
+        "k_pe": torch.ones(1, 1),
+        "kv_cache": torch.zeros(1, 3, 4),
+        "slot_mapping": torch.tensor([0]),
+    }
+
+
 def merge_arguments() -> dict:
     states = {f"{name}_{side}": torch.zeros(shape) for side in "ab" for name, shape in (("out", (1, 4, 4)), ("lse", (4, 1)))}
     return states | {"out": torch.full((1, 4, 4), torch.nan), "lse": None}
@@ -95,6 +105,7 @@ ARGUMENTS = {
     "varlen_attention": varlen_arguments,
     "write_kv_cache": write_arguments,
     "rope_and_write_kv_cache": rope_arguments,
+    "write_latent_cache": latent_arguments,
     "merge_attn_states": merge_arguments,
     "merge_attn_parts": merge_parts_arguments,
 }
@@ -131,6 +142,7 @@ def recorded(monkeypatch):
         "varlen_attention": ("q", "k", "v", "layer", "batch"),
         "write_kv_cache": ("k", "v", "kv_cache", "layer", "slot_mapping"),
         "rope_and_write_kv_cache": ("q", "k", "v", "positions", "cos_sin_cache", "kv_cache", "layer", "slot_mapping"),
+        "write_latent_cache": ("kv_c", "k_pe", "kv_cache", "layer", "slot_mapping"),
         "merge_attn_states": ("out_a", "lse_a", "out_b", "lse_b"),
         "merge_attn_parts": ("outs", "lses"),
     }
@@ -205,12 +217,15 @@ def test_every_option_of_paged_attention_reaches_the_layer_or_the_batch(recorded
 
 
 def test_every_layout_and_type_has_its_name(recorded):
-    for layout in set(Layout) - {Layout.CONTENT_PACKED_SCALED}:
+    for layout in set(Layout) - {Layout.CONTENT_PACKED_SCALED, Layout.LATENT}:
         ops.paged_attention(**paged_arguments() | {"layout": layout.value})
         assert recorded.layer.layout is layout
     scaled = {"layout": "CONTENT_PACKED_SCALED", "kv_cache": torch.zeros(1, 2, 3, 16, dtype=torch.int8)}
     ops.paged_attention(**paged_arguments() | scaled)
     assert recorded.layer.kv_cache_dtype is torch.int8
+    latent = {"layout": "LATENT", "kv_cache": torch.zeros(1, 3, 4), "num_kv_heads": 1, "head_size_v": 3}
+    ops.paged_attention(**paged_arguments() | latent)
+    assert (recorded.layer.layout, recorded.layer.value_size) == (Layout.LATENT, 3)
     ops.paged_attention(**paged_arguments() | {"attn_type": "encoder_decoder", "causal": False})
     assert recorded.layer.attn_type is AttentionType.ENCODER_DECODER
     ops.varlen_attention(**varlen_arguments() | {"attn_type": "encoder_only"})

@@ -113,7 +113,7 @@ VLLM: dict[str, str] = {
 }
 """The one backend of the command line for vLLM."""
 
-_MLA = "attn_contract: MLA (kv_lora_rank) not supported: its keys and values are one latent vector"
+_MLA = "attn_contract: MLA (kv_lora_rank) not supported: its layers are given by head_size, head_size_v and layout LATENT"
 REFUSED: dict[str, str] = {
     "t5-base": "attn_contract: relative position bias (relative_attention_num_buckets) not supported: ",
     "bert-relative": "attn_contract: relative position embeddings (relative_key_query) not supported: ",

@@ -44,6 +44,9 @@ def layouts():
     yield "CONTENT_PACKED", PACKED_CONTENT
 
 
+LATENT = {"head_size_v": 8, "cache": {"layout": Layout.LATENT}}
+
+
 # each feature, by one or more ways to have it
 WAYS = {
     "decoder, causal": [CAUSAL],
@@ -65,6 +68,7 @@ WAYS = {
     "alibi_slopes": [{"alibi_slopes": True, "signed_slopes": False}],
     "alibi_slopes, signed": [{"alibi_slopes": True, "signed_slopes": True}],
     "sinks": [{"sinks": "off"}],
+    "head_size_v": [{"head_size_v": 8, "cache": {"layout": Layout.LATENT}}, {"head_size_v": 8}],
     "bidirectional_ranges": [{"ranges": ((0, 1),), "ranges_clamped": False}],
     "bidirectional_ranges, clamped": [{"ranges": ((0, 1),), "ranges_clamped": True}],
     "qq_bias, a tree": [{"qq_bias": "tree"}],
@@ -77,12 +81,14 @@ WAYS = {
     "CONTENT_PACKED_SCALED": [
         {"cache": INLINE | {"dtype": dtype, "scales": None}} for dtype in ("int8", "fp8_e4m3fn", "fp8_e4m3fnuz")
     ],
+    "LATENT": [LATENT],
     **{
         f"order {order}": [{"cache": PACKED_CONTENT | {"order": order}}, {"cache": {"order": order}}] for order in PhysicalOrder
     },
     "interleaved layers": [{"cache": PACKED_CONTENT | {"num_layers": 2}}, {"cache": {"num_layers": 2}}],
     "K and V planes": [{"cache": {"planes": True}}],
     "padded blocks": [{"cache": {"padding": 4}}],
+    "padded rows": [{"head_size_v": 8, "cache": {"layout": Layout.LATENT, "slot_padding": 4}}],
     "block size no power of two": [{"cache": {"block_size": 48}}],
     "writer in another layout": [
         {"cache": {"writer": writer, "block_size": size}}
@@ -93,15 +99,18 @@ WAYS = {
         {"cache": {"neighbour": neighbour}} for neighbour in (Layout.BLOCKS_FIRST_NHD, Layout.KV_FIRST_NHD)
     ],
     "cache of the layer's dtype": [{"cache": {"dtype": None, "scales": None}}],
-    "cache fp8_e4m3fn": [{"cache": {"dtype": "fp8_e4m3fn", "scales": scales}} for scales in (None, "token")],
-    "cache fp8_e4m3fnuz": [{"cache": {"dtype": "fp8_e4m3fnuz", "scales": scales}} for scales in (None, "token")],
+    "cache fp8_e4m3fn": [{"cache": {"dtype": "fp8_e4m3fn", "scales": scales}} for scales in (None, "token", "tensor")],
+    "cache fp8_e4m3fnuz": [{"cache": {"dtype": "fp8_e4m3fnuz", "scales": scales}} for scales in (None, "token", "tensor")],
     "cache int8": [{"cache": {"dtype": "int8", "scales": scales}} for scales in (None, "token")],
     "scale per tensor": [{"cache": {"dtype": "fp8_e4m3fn", "scales": "tensor"}}, {"cache": {"scales": "tensor"}}],
     "scale per head": [{"cache": {"dtype": "fp8_e4m3fn", "scales": "head"}}, {"cache": {"scales": "head"}}],
     "scale per token, separate": [{"cache": {"dtype": "fp8_e4m3fn", "scales": "token"}}, {"cache": {"scales": "token"}}],
     "slot -1": [{"unwritten": (0,)}, {"unowned_rows": 1}],
     "nothing written": [{"writes": False}],
-    "saturated": [{"saturated": True, "cache": {"dtype": "fp8_e4m3fn", "scales": "token"}}, {"saturated": True}],
+    "saturated": [
+        *({"saturated": True, "cache": {"dtype": "fp8_e4m3fn", "scales": scales}} for scales in ("token", "tensor")),
+        {"saturated": True},
+    ],
     "rope, NeoX": [{"rope": Rope(rotary_dim=16)}],
     "rope, interleaved": [{"rope": Rope(rotary_dim=16, neox=False)}],
     "rope, partial": [{"rope": Rope(rotary_dim=2)}, {"rope": Rope(rotary_dim=2, neox=False)}],

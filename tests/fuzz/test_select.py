@@ -227,7 +227,7 @@ def test_the_model_file_is_not_overwritten(attn_parity, model_file, tmp_path):
 def test_a_field_out_of_scope_is_refused_with_its_reason(attn_parity, model_file):
     run = attn_parity("select", model_file(layers={"decoder": {**DECODER, "kv_lora_rank": 512}}), *ON_MI300)
     assert run.code == 1
-    assert run.out.startswith("model.json: attn_contract: MLA (kv_lora_rank) not supported: its keys and values are one latent")
+    assert run.out.startswith("model.json: attn_contract: MLA (kv_lora_rank) not supported: its layers are given by head")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")

@@ -158,6 +158,7 @@ LOWER = {
     "sink_tokens": (3, [0, 2]),
     "chunked_local": (16, [1, 9, 13, 15]),
     "logits_soft_cap": (50.0, [1.0]),
+    "head_size_v": (8, [1, 5, 7]),
     "qq_bias": ("random", ["tree"]),
     "sinks": ("above", ["off", "zero", "near"]),
 }

@@ -17,7 +17,7 @@ from attn_fuzz.strategies.independent import INDEPENDENT
 from attn_fuzz.strategies.rules import DRAWN_ELSEWHERE, NUMBERS
 from attn_fuzz.strategies.tally import Tally
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import EVERYTHING, Support
+from attn_fuzz.targets.target import EVERYTHING, WITH_LATENT, Support
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 DRAWN = settings(INDEPENDENT, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
@@ -193,7 +193,10 @@ EDGES = {
     **{f"sinks {kind}": lambda case, kind=kind: case.sinks == kind for kind in ("zero", "near", "above", "below", "off")},
     **{f"values {kind}": lambda case, kind=kind: case.values.kind == kind for kind in VALUES},
     **{f"{kind}": lambda case, kind=kind: case.attn_type is kind for kind in AttentionType},
-    **{f"{layout}": lambda case, layout=layout: case.cache is not None and case.cache.layout is layout for layout in Layout},
+    **{
+        f"{layout}": lambda case, layout=layout: case.cache is not None and case.cache.layout is layout
+        for layout in EVERYTHING.layouts
+    },
     **{dtype: lambda case, dtype=dtype: case.dtype == dtype for dtype in EVERYTHING.dtypes},
     **{
         f"a cache of {dtype}": lambda case, dtype=dtype: case.cache is not None and case.cache.dtype == dtype
@@ -304,7 +307,7 @@ def test_a_rule_that_a_support_does_not_name_is_beyond_it(name, drawn):
 @pytest.mark.parametrize("name", [*held_rules(Layer), *held_rules(Batch)])
 def test_every_rule_is_drawn_or_says_where(name):
     """A rule of which a case knows nothing would be refused by all, and agree with nobody."""
-    assert name in EVERYTHING.rules, f"{name}: cases.case.Case has no field for it"
+    assert name in WITH_LATENT.rules, f"{name}: cases.case.Case has no field for it"
     assert (name in NUMBERS) != (name in DRAWN_ELSEWHERE), f"{name}: strategies.rules draws nothing for it"
 
 

@@ -101,6 +101,27 @@ def rope_and_write_kv_cache(device: torch.device, *, is_neox: bool, **cache: Any
     }
 
 
+def latent_attention(device: torch.device) -> dict[str, Any]:
+    """The step of `paged_attention` over rows of HEAD_SIZE elements, of which V is the first 12."""
+    arguments = paged_attention(device)
+    rows = arguments["kv_cache"][:, 0, :, 0].contiguous()
+    latent = {"kv_cache": rows, "layout": "LATENT", "num_kv_heads": 1, "head_size_v": 12}
+    return {**arguments, **latent, "out": arguments["out"][..., :12].contiguous()}
+
+
+def narrow_attention(device: torch.device) -> dict[str, Any]:
+    """Dense attention with V of 12 elements."""
+    arguments = varlen_attention(device)
+    return {**arguments, **{name: arguments[name][..., :12].contiguous() for name in ("v", "out")}, "head_size_v": 12}
+
+
+def write_latent_cache(device: torch.device, **scale: torch.Tensor) -> dict[str, Any]:
+    """Three rows, one of which goes nowhere; a fourth belongs to nobody."""
+    rows, cache = torch.randn(4, HEAD_SIZE, device=device), torch.zeros(3, BLOCK_SIZE, HEAD_SIZE, device=device)
+    tensors = {"kv_c": rows[:, :12], "k_pe": rows[:, 12:], "kv_cache": cache.to(FP8) if scale else cache}
+    return {**tensors, "slot_mapping": torch.tensor([1, -1, 9], device=device), **scale}
+
+
 def merge_attn_states(device: torch.device, *, has_lse: bool = False) -> dict[str, Any]:
     out_a, out_b = torch.randn(2, 6, NUM_HEADS, HEAD_SIZE, device=device)
     lse_a, lse_b = torch.randn(2, NUM_HEADS, 6, device=device)
@@ -136,6 +157,10 @@ CALLS: dict[str, Callable[[torch.device], dict[str, Any]]] = {
     "rope_and_write_kv_cache": lambda device: rope_and_write_kv_cache(device, is_neox=True),
     "rope_and_write_kv_cache of int8": lambda device: rope_and_write_kv_cache(device, is_neox=False, **INT8_CACHE),
     "rope_and_write_kv_cache of float8": lambda device: rope_and_write_kv_cache(device, is_neox=True, **FLOAT8_CACHE),
+    "paged_attention of a latent cache": latent_attention,
+    "varlen_attention with V of another width": narrow_attention,
+    "write_latent_cache": write_latent_cache,
+    "write_latent_cache of float8": lambda device: write_latent_cache(device, k_scale=torch.ones(1, device=device)),
     "merge_attn_states": merge_attn_states,
     "merge_attn_states with an lse": lambda device: merge_attn_states(device, has_lse=True),
     "merge_attn_states to float8": lambda device: to_float8(merge_attn_states(device), prefill_tokens_with_context=4),

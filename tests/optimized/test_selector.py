@@ -521,7 +521,7 @@ def test_no_element_of_a_block_is_listed(sizes):
         assert {one.layout for one in chosen.values()} == {Layout.X_PACKED}
 
 
-DENSE = [layout for layout in Layout if not layout.has_inline_scales]
+DENSE = [layout for layout in Layout if not (layout.has_inline_scales or layout.has_latent_value)]
 
 
 @pytest.mark.parametrize("element", [torch.bfloat16, torch.float32])

@@ -23,7 +23,7 @@ def layer_of(layout: Layout, **fields) -> Layer:
     return Layer(num_heads=2, num_kv_heads=2, head_size=4, scale=1.0, layout=layout, kv_cache_dtype=dtype, **fields)
 
 
-@pytest.mark.parametrize("layout", Layout)
+@pytest.mark.parametrize("layout", TABLE)
 def test_dense(layout):
     shape, expected = TABLE[layout]
     assert kv_cache_strides(torch.empty(shape), layer_of(layout)) == expected

@@ -22,11 +22,12 @@ from attn_reference import (
     varlen_requests,
     visible,
     write_kv_cache,
+    write_latent_cache,
 )
 
 FUNCTIONS = (
     *(attend, dequantize, gather_kv_cache, merge_attn_parts, merge_attn_states, paged_attention, paged_requests, quantize),
-    *(rope_and_write_kv_cache, row_scales, varlen_attention, varlen_requests, visible, write_kv_cache),
+    *(rope_and_write_kv_cache, row_scales, varlen_attention, varlen_requests, visible, write_kv_cache, write_latent_cache),
 )
 OPTIONAL = ("out", "lse", "prefill_tokens_with_context", "output_scale")
 
@@ -47,6 +48,7 @@ def right_arguments(call, varlen_call, randn):
     rotation = {"q": randn(2, 2, 4), "positions": torch.tensor([0, 4]), "cos_sin_cache": torch.ones(5, 4), "is_neox": True}
     states = {f"{name}_{side}": randn(*shape) for side in "ab" for name, shape in (("out", (3, 2, 4)), ("lse", (2, 3)))}
     scale, no_scale = {"scale": torch.tensor(0.5)}, {"output_scale": None}
+    latent = Layer(num_heads=2, num_kv_heads=1, head_size=4, head_size_v=3, scale=1.0, layout=Layout.LATENT)
     return {
         attend: {"request": next(paged_requests(**paged)), "layer": call.layer},
         dequantize: {"stored": torch.zeros(3, 4, dtype=torch.int8), **scale, "dtype": torch.float32},
@@ -72,6 +74,13 @@ def right_arguments(call, varlen_call, randn):
             "request": 0,
         },
         write_kv_cache: write,
+        write_latent_cache: {
+            "kv_c": randn(2, 3),
+            "k_pe": randn(2, 1),
+            "kv_cache": torch.zeros(1, 4, 4),
+            "layer": latent,
+            "slot_mapping": torch.tensor([-1, 3]),
+        },
     }
 
 

@@ -13,7 +13,9 @@ NB, HK = 5, 2
 BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 """Integers as wide as each dtype. Viewed as floats, random ones include NaN of many payloads, infinities and subnormals."""
 
-FLOAT_LAYOUTS = [layout for layout in Layout if not layout.has_inline_scales]
+LAYOUTS = [layout for layout in Layout if not layout.has_latent_value]
+"""Layouts of K and V apart. `test_latent` has the other one."""
+FLOAT_LAYOUTS = [layout for layout in LAYOUTS if not layout.has_inline_scales]
 
 WRITTEN = [(K, 1, 5, 1, 6), (V, 0, 6, 1, 3), (V, 1, 1, 0, 7), (K, 0, 2, 1, 1)]
 """(k or v, block, slot, head, dim) of ADDRESSES: 2 blocks of 8 slots, 2 heads of size 8, elements of 4 bytes (x = 4), or of one
@@ -31,7 +33,7 @@ ADDRESSES = {
 }
 
 
-@pytest.mark.parametrize("layout", Layout)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_addresses(layout):
     """Each call writes one row, of which one element is not 0. That element is 127, so an int8 row has the scale 1."""
     dtype = torch.int8 if layout.has_inline_scales else torch.float32
@@ -180,7 +182,7 @@ def test_gather_follows_the_block_table_as_far_as_the_sequence(layout, build, dt
 
 
 def quantized_caches():
-    for layout in Layout:
+    for layout in LAYOUTS:
         for dtype in QUANTIZED_DTYPES:
             if layout.has_inline_scales:
                 kinds = ["inline"]

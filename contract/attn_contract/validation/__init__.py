@@ -11,7 +11,12 @@ from attn_contract.validation.attention import (
     check_paged_attention,
     check_varlen_attention,
 )
-from attn_contract.validation.cache import check_gather_kv_cache, check_rope_and_write_kv_cache, check_write_kv_cache
+from attn_contract.validation.cache import (
+    check_gather_kv_cache,
+    check_rope_and_write_kv_cache,
+    check_write_kv_cache,
+    check_write_latent_cache,
+)
 from attn_contract.validation.merge import LseBase, check_merge_attn_parts, check_merge_attn_states
 from attn_contract.validation.values import check_lengths, check_scale_values
 
@@ -28,4 +33,5 @@ __all__ = [
     "check_scale_values",
     "check_varlen_attention",
     "check_write_kv_cache",
+    "check_write_latent_cache",
 ]

@@ -53,7 +53,8 @@ def check_paged_attention(
         q: [T, H, D] float32, float16 or bfloat16, finite in the rows of requests.
         kv_cache: shaped as the layer's layout says. K and V of a key that some query of the request sees are finite; all else
             that the cache holds may be NaN or infinite.
-        out: [T, H, D] or [T, H * D] of q's dtype, or of a float8 type with an output_scale; None: the caller allocates it.
+        out: [T, H, value_size] or [T, H * value_size] of q's dtype, or of a float8 type with an output_scale; None: the caller
+            allocates it.
         lse: [H, T] float32; None: the caller does not want it, or allocates it.
         values: whether to check lengths, blocks, slots, biases and scales, too.
 
@@ -98,9 +99,12 @@ def check_varlen_attention(
 ) -> None:
     """Check a call of attention over dense keys and values (ENCODER, ENCODER_ONLY).
 
+    Dense attention is causal by its window: with `window=(left, 0)` a query sees no later key. So the expanded prefill of MLA
+    is ENCODER_ONLY with window (-1, 0), although its model is a decoder.
+
     Args:
         q: [T, H, D] float32, float16 or bfloat16, finite in the rows of requests.
-        k, v: [T_kv, HK, D] of q's dtype, finite in the rows of requests.
+        k, v: [T_kv, HK, D] and [T_kv, HK, value_size] of q's dtype, finite in the rows of requests.
         out, lse: as in check_paged_attention.
         values: whether to check lengths, biases and scales, too.
 
@@ -127,7 +131,9 @@ def check_varlen_attention(
 def check_own_tokens(
     k: torch.Tensor, v: torch.Tensor, q: torch.Tensor, layer: Layer, batch: Batch, out: torch.Tensor | None
 ) -> None:
-    """Check the keys and values [T_kv, HK, D] of a step's own tokens, which a prefill may read instead of the cache.
+    """Check the keys [T_kv, HK, D] and values [T_kv, HK, value_size] of a step's own tokens.
+
+    A prefill may read them instead of the cache.
 
     This comes on top of check_paged_attention, which checks everything else of the call.
 
@@ -160,7 +166,7 @@ def _check_out(out: torch.Tensor | None, q: torch.Tensor, layer: Layer) -> None:
         if layer.output_scale is not None:
             raise ContractError("out", None, f"a tensor of {float8}")
         return
-    shapes = (tuple(q.shape), (len(q), layer.num_heads * layer.head_size))
+    shapes = ((len(q), layer.num_heads, layer.value_size), (len(q), layer.num_heads * layer.value_size))
     if tuple(out.shape) not in shapes:
         raise ContractError("out", f"shape {tuple(out.shape)}", f"shape {shapes[0]} or {shapes[1]}")
     if layer.output_scale is None and out.dtype != q.dtype:
@@ -171,8 +177,8 @@ def _check_out(out: torch.Tensor | None, q: torch.Tensor, layer: Layer) -> None:
 
 
 def _check_keys_of_step(k: torch.Tensor, v: torch.Tensor, q: torch.Tensor, layer: Layer, batch: Batch) -> None:
-    """Check that k and v [T_kv, HK, D] have a row for every token of the step."""
-    check_key_value(k, v, q.dtype)
+    """Check that k [T_kv, HK, D] and v [T_kv, HK, value_size] have a row for every token of the step."""
+    check_key_value(k, v, layer, q.dtype)
     check_heads("k", k, "T_kv", layer.num_kv_heads, layer.head_size)
     if len(k) < batch.num_actual_tokens:
         raise ContractError("k", f"{len(k)} rows", f"at least num_actual_tokens ({batch.num_actual_tokens})")

@@ -6,6 +6,7 @@ from attn_contract.arguments import check_dense_last, check_dims, check_int, che
 from attn_contract.errors import ContractError
 from attn_contract.kv_cache_view import KVCacheView
 from attn_contract.layer import Layer
+from attn_contract.layouts import Layout
 from attn_contract.validation.shapes import check_cache, check_float, check_heads, check_key_value
 from attn_contract.validation.tensors import check_tensors
 from attn_contract.validation.values import check_positions, check_scale_values, check_slots
@@ -80,6 +81,51 @@ def check_rope_and_write_kv_cache(
     return view
 
 
+def check_write_latent_cache(
+    kv_c: torch.Tensor,
+    k_pe: torch.Tensor,
+    kv_cache: torch.Tensor,
+    layer: Layer,
+    slot_mapping: torch.Tensor,
+    *,
+    values: bool,
+) -> KVCacheView:
+    """Check a write to a LATENT cache.
+
+    Args:
+        kv_c: [T_kv, Lkv], Lkv = layer.head_size_v.
+        k_pe: [T_kv, R], Lkv + R = layer.head_size. R may be 0.
+        slot_mapping: [S] int64, S at most T_kv.
+        values: whether to check the slots and the scale, too.
+
+    Returns:
+        The cache's view, read back from its shape and strides.
+
+    Raises:
+        ContractError: naming the first argument that is wrong.
+    """
+    check_type("layer", layer, Layer, "a Layer")
+    check_vector("slot_mapping", slot_mapping, torch.int64)
+    scale = _tensors(layer, ("k_scale",))
+    check_tensors({"kv_c": kv_c, "k_pe": k_pe, "slot_mapping": slot_mapping, **scale}, {"kv_cache": kv_cache})
+    if layer.layout is not Layout.LATENT:
+        raise ContractError("layer.layout", layer.layout, "LATENT; use write_kv_cache")
+    check_float("kv_c", kv_c)
+    for name, tensor, size in (
+        ("kv_c", kv_c, layer.value_size),
+        ("k_pe", k_pe, layer.head_size - layer.value_size),
+    ):
+        if tensor.dim() != 2 or tensor.shape[1] != size or len(tensor) != len(kv_c):
+            rows = "T_kv" if name == "kv_c" else len(kv_c)
+            raise ContractError(name, f"shape {tuple(tensor.shape)}", f"shape ({rows}, {size})")
+        if tensor.dtype != kv_c.dtype:
+            raise ContractError(name, tensor.dtype, f"{kv_c.dtype}, as kv_c has")
+        check_dense_last(name, tensor)
+    view = check_cache(kv_cache, layer, kv_c.dtype)
+    _check_slot_mapping(slot_mapping, kv_c, view, scale, of="kv_c and k_pe", values=values)
+    return view
+
+
 def check_gather_kv_cache(kv_cache: torch.Tensor, layer: Layer, block_table: torch.Tensor, seq_len: int) -> KVCacheView:
     """Check a reading of one request's keys and values, with the values of the block table and of the scales.
 
@@ -134,17 +180,32 @@ def _check_write(
     caches = {"kv_cache": kv_cache, **_tensors(layer, _SCALE_CACHES)}
     check_tensors({**read, "slot_mapping": slot_mapping, **scales}, {**written, **caches})
     _check_has_cache(layer)
+    if layer.layout is Layout.LATENT:
+        raise ContractError("layer.layout", layer.layout, "a layout of K and V apart; use write_latent_cache")
     k, v = read["k"], read["v"]
     check_float("k", k)
-    check_key_value(k, v, k.dtype)
+    check_key_value(k, v, layer, k.dtype)
     view = check_cache(kv_cache, layer, k.dtype)
     check_heads("k", k, "T_kv", layer.num_kv_heads, layer.head_size)
-    if len(slot_mapping) > len(k):
-        raise ContractError("slot_mapping", f"{len(slot_mapping)} slots", f"at most the {len(k)} rows of k and v")
+    _check_slot_mapping(slot_mapping, k, view, scales, of="k and v", values=values)
+    return view
+
+
+def _check_slot_mapping(
+    slot_mapping: torch.Tensor,
+    rows: torch.Tensor,
+    view: KVCacheView,
+    scales: dict[str, torch.Tensor],
+    *,
+    of: str,
+    values: bool,
+) -> None:
+    """Check that there are rows for all slots; with `values` also the slots, and the scales that rows are divided by."""
+    if len(slot_mapping) > len(rows):
+        raise ContractError("slot_mapping", f"{len(slot_mapping)} slots", f"at most the {len(rows)} rows of {of}")
     if values:
         check_slots(slot_mapping, view)
         check_scale_values(scales)
-    return view
 
 
 def _check_has_cache(layer: Layer) -> None:

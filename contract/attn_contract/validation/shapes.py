@@ -14,15 +14,17 @@ def check_heads(name: str, tensor: torch.Tensor, rows: str, num_heads: int, head
         raise ContractError(name, f"shape {tuple(tensor.shape)}", f"shape ({rows}, {num_heads}, {head_size})")
 
 
-def check_key_value(k: torch.Tensor, v: torch.Tensor, dtype: torch.dtype) -> None:
-    """Check that k and v are both [T_kv, HK, D] of `dtype`, dense in the last dimension."""
+def check_key_value(k: torch.Tensor, v: torch.Tensor, layer: Layer, dtype: torch.dtype) -> None:
+    """Check that k and v are [T_kv, HK, D] and [T_kv, HK, value_size] of `dtype`, dense in the last dimension."""
     for name, tensor in {"k": k, "v": v}.items():
         check_dims(name, tensor, ("T_kv", "num_kv_heads", "head_size"))
         if tensor.dtype != dtype:
             raise ContractError(name, tensor.dtype, f"{dtype}: one dtype for q, k and v")
         check_dense_last(name, tensor)
-    if k.shape != v.shape:
-        raise ContractError("v", f"shape {tuple(v.shape)}", f"shape {tuple(k.shape)}, as k has")
+    value_shape = (*k.shape[:2], k.shape[2] if layer.head_size_v is None else layer.head_size_v)
+    if tuple(v.shape) != value_shape:
+        why = "as k has" if layer.head_size_v is None else "as k and head_size_v say"
+        raise ContractError("v", f"shape {tuple(v.shape)}", f"shape {value_shape}, {why}")
 
 
 def check_cache(kv_cache: torch.Tensor, layer: Layer, dtype: torch.dtype) -> KVCacheView:

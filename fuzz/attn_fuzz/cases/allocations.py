@@ -34,7 +34,7 @@ def writer_view(case: Case, cache: Cache) -> KVCacheView:
 def neighbour_view(case: Case, cache: Cache, layout: Layout) -> KVCacheView:
     """The view of a second layer, whose layout arranges the elements of each block differently."""
     view = cache_view(case, cache)
-    if "content" in layout.dims and cache.holds_content_rows:
+    if layout.has_latent_value or ("content" in layout.dims and cache.holds_content_rows):
         return dataclasses.replace(view, layout=layout)
     # pages in a block, or a head's rows of K and then those of V where other blocks lie between the heads
     rows = cache.block_size * case.head_size
@@ -111,12 +111,12 @@ def _strides(case: Case, cache: Cache, layer: int) -> KVCacheView:
             head_stride=strides["H"],
             offset=guard + layer * strides["L"],
         )
-    page = cache.block_size * case.num_kv_heads * case.head_size
-    block_stride = (page if cache.planes else 2 * page) + cache.padding
+    page = _page_size(case, cache)
+    block_stride = _pages(cache) * page + cache.padding
     return KVCacheView(
         layout=cache.layout,
         **sizes,
-        kv_stride=cache.num_blocks * block_stride if cache.planes else page,
+        kv_stride=cache.num_blocks * block_stride if cache.planes else page * (_pages(cache) - 1),
         block_stride=block_stride,
         **_interior(case, cache, cache.layout),
         offset=guard,
@@ -133,9 +133,21 @@ def _interior(case: Case, cache: Cache, layout: Layout) -> dict[str, int]:
             "slot_stride": 2 * case.head_size,
             "head_stride": 2 * cache.block_size * case.head_size,
         }
+    if layout.has_latent_value:
+        return {"slot_stride": case.head_size + cache.slot_padding, "head_stride": 0}
     if layout in (Layout.BLOCKS_FIRST_NHD, Layout.KV_FIRST_NHD):
         return {"slot_stride": case.num_kv_heads * case.head_size, "head_stride": case.head_size}
     return {"slot_stride": case.head_size, "head_stride": cache.block_size * case.head_size}
+
+
+def _page_size(case: Case, cache: Cache) -> int:
+    """Elements from the first row of K or V of a block to the end of its last row."""
+    return cache.block_size * case.num_kv_heads * (case.head_size + cache.slot_padding)
+
+
+def _pages(cache: Cache) -> int:
+    """Pages of K and of V that lie side by side in a block. V has none in a plane of its own, or as the beginning of K."""
+    return 1 if cache.planes or cache.layout.has_latent_value else 2
 
 
 def _content_strides(case: Case, cache: Cache) -> dict[str, int]:
@@ -163,13 +175,14 @@ def _size(case: Case, cache: Cache) -> int:
     """Elements of the allocation without its guards."""
     if cache.holds_content_rows:
         return _content_strides(case, cache)[""]
-    page = cache.block_size * case.num_kv_heads * case.head_size
-    return cache.num_blocks * (2 * page + cache.padding * (2 if cache.planes else 1))
+    page = _page_size(case, cache)
+    planes = 2 if cache.planes else 1
+    return cache.num_blocks * planes * (_pages(cache) * page + cache.padding)
 
 
 def _guard(case: Case, cache: Cache) -> int:
     """How many elements each guard has, before the first block and after the last: as many as one block."""
-    return 2 * cache.block_size * case.num_kv_heads * _row_size(case, cache) + cache.padding
+    return 2 * cache.block_size * case.num_kv_heads * (_row_size(case, cache) + cache.slot_padding) + cache.padding
 
 
 def _inline_scales(view: KVCacheView, device: torch.device | str) -> torch.Tensor:

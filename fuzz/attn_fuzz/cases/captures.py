@@ -4,7 +4,8 @@ The file holds these tensors, if the case has them. Each is dense:
 
     q                               [rows, H, D], the rows that requests own
     k, v                            [slots, HK, row] as they are stored, of the slots that hold a key, in their order; a row of
-                                    inline scales has its scale too. Without a cache [rows, HK, D]
+                                    inline scales has its scale too. A latent cache has k alone: v is the beginning of it.
+                                    Without a cache [rows, HK, D], and of v the width of V
     k_scale_cache, v_scale_cache    [slots, HK]
     k_scale, v_scale                [1] or [HK]
     sinks, alibi_slopes             [H]
@@ -115,7 +116,7 @@ def place(case: Case, cache: Cache, held: dict[str, torch.Tensor], view: KVCache
     """Put the captured keys and values, and their scales, where the case's cache has them."""
     slots = torch.tensor(slots_of_keys(case, cache), dtype=torch.int64, device=raw.device)
     block, offset = slots // cache.block_size, slots % cache.block_size
-    for kv, name in ((K, "k"), (V, "v")):
+    for kv, name in _stored_parts(view):
         bits(raw)[_elements(view, kv, block, offset)] = bits(held[name].to(raw.device))
     for name in ("k_scale_cache", "v_scale_cache"):
         if name in held:
@@ -194,8 +195,9 @@ def _cache(layer: Layer, view: KVCacheView, num_blocks: int) -> Cache:
     scales = None
     if layer.k_scale_cache is not None:
         scales = "token"
-    elif layer.k_scale is not None and layer.v_scale is not None:
-        scales = "head" if max(layer.k_scale.numel(), layer.v_scale.numel()) > 1 else "tensor"
+    elif layer.k_scale is not None:
+        numbers = [scale.numel() for scale in (layer.k_scale, layer.v_scale) if scale is not None]
+        scales = "head" if max(numbers) > 1 else "tensor"
     has_planes = view.kv_stride > view.block_stride if view.num_blocks > 1 else view.layout.dims[0] == "kv"
     has_content_rows = "content" in view.layout.dims
     slots_outside = has_content_rows and view.slot_stride > view.head_stride
@@ -204,6 +206,7 @@ def _cache(layer: Layer, view: KVCacheView, num_blocks: int) -> Cache:
         block_size=view.block_size,
         num_blocks=max(1, num_blocks),
         planes=has_planes and not has_content_rows,
+        slot_padding=view.slot_stride - view.head_size if view.layout.has_latent_value and view.block_size > 1 else 0,
         order=PhysicalOrder.LBNHC if slots_outside else PhysicalOrder.LBHNC,
         dtype=_NAMES[layer.kv_cache_dtype] if layer.kv_cache_dtype is not None else None,  # pyright: ignore[reportArgumentType]
         scales=scales,
@@ -273,11 +276,16 @@ def _keys_and_values(call: Call, case: Case, cache: Cache, blocks: list[int]) ->
     block = torch.tensor(blocks, dtype=torch.int64)[slots // cache.block_size].to(kv_cache.device)
     offset = (slots % cache.block_size).to(kv_cache.device)
     raw = bits(kv_cache.as_strided((view.end,), (1,), 0))
-    found = {name: raw[_elements(view, kv, block, offset)].view(kv_cache.dtype) for kv, name in ((K, "k"), (V, "v"))}
+    found = {name: raw[_elements(view, kv, block, offset)].view(kv_cache.dtype) for kv, name in _stored_parts(view)}
     for name in ("k_scale_cache", "v_scale_cache"):
         if name in layer.tensors:
             found[name] = layer.tensors[name][block, offset]
     return found
+
+
+def _stored_parts(view: KVCacheView) -> tuple[tuple[int, str], ...]:
+    """What a cache stores apart, by the names of the file. V is a part of K in a latent one."""
+    return ((K, "k"),) if view.layout.has_latent_value else ((K, "k"), (V, "v"))
 
 
 def _elements(view: KVCacheView, kv: int, block: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
@@ -292,15 +300,16 @@ def _expected(case: Case) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     rows, heads, kv_heads = case.query_start_loc[-1], case.num_heads, case.num_kv_heads
     expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"q": ((rows, heads, case.head_size), dtype)}
     if case.cache is None:
-        expected |= dict.fromkeys(("k", "v"), ((rows, kv_heads, case.head_size), dtype))
+        expected |= {"k": ((rows, kv_heads, case.head_size), dtype), "v": ((rows, kv_heads, case.value_size), dtype)}
     else:
         num_slots, stored = num_slots_of_keys(case, case.cache), DTYPES[case.cache.dtype or case.dtype]
-        row_size = allocations.cache_view(case, case.cache).row_size
-        expected |= dict.fromkeys(("k", "v"), ((num_slots, kv_heads, row_size), stored))
+        view = allocations.cache_view(case, case.cache)
+        expected |= {name: ((num_slots, kv_heads, view.row_size), stored) for _, name in _stored_parts(view)}
         if case.cache.scales == "token":
             expected |= dict.fromkeys(("k_scale_cache", "v_scale_cache"), ((num_slots, kv_heads), f32))
         elif case.cache.scales is not None:
-            expected |= dict.fromkeys(("k_scale", "v_scale"), ((kv_heads if case.cache.scales == "head" else 1,), f32))
+            names = [f"{name}_scale" for _, name in _stored_parts(view)]
+            expected |= dict.fromkeys(names, ((kv_heads if case.cache.scales == "head" else 1,), f32))
     if case.sinks is not None:
         expected["sinks"] = ((heads,), dtype if case.narrow_sinks else f32)
     if case.alibi_slopes:

@@ -84,6 +84,7 @@ class Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         planes: the allocation is a K plane and then a V plane, instead of K and V side by side in each block. All layouts
             except the content-packed ones can view either form, by their strides (vLLM #43945).
         padding: unused elements after each block.
+        slot_padding: unused elements after each row of a latent cache.
         order, num_layers, layer: only for layouts whose rows hold K and V side by side. `order` is the order of dimensions in
             memory, `num_layers` layers share the allocation, and `layer` is the index of the layer under test.
         dtype: of a quantized cache; None: the cache has the layer's dtype.
@@ -97,6 +98,7 @@ class Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     num_blocks: Size
     planes: bool = False
     padding: Count = 0
+    slot_padding: Count = 0
     order: PhysicalOrder = PhysicalOrder.LBHNC
     num_layers: Annotated[int, Meta(ge=1, le=64)] = 1
     layer: Count = 0
@@ -160,6 +162,8 @@ class Case(
     Attributes:
         target: name of the target to check; `replay --target` overrides it.
         group_size: query heads per KV head.
+        head_size: the width of q and K, and of V unless there is a head_size_v.
+        head_size_v: the width of V and of the output, as in `attn_contract.Layer`. A cache has it exactly in layout LATENT.
         window: (left, right), -1 unlimited.
         sink_tokens, chunked_local, ranges_clamped, logits_soft_cap: as in `attn_contract.Layer`.
         alibi_slopes: the layer has slopes, drawn from the seed.
@@ -183,7 +187,7 @@ class Case(
         slack: added to max_query_len and max_seq_len, which are upper bounds.
         fused_qkv: q, k and v are slices of one tensor.
         unlike_strides: v has larger strides than k unless both are slices of one tensor, and v_scale_cache has its dimensions
-            in another order in memory than k_scale_cache.
+            in another order in memory than k_scale_cache. For a latent cache, kv_c has larger strides than k_pe.
         rope: the step's write rotates q and k.
         output_dtype: dtype of a quantized out, which has an output_scale. None: the layer's dtype.
         flat_out: out is [T, H*D].
@@ -201,6 +205,7 @@ class Case(
     num_kv_heads: Size = 1
     group_size: Size = 1
     head_size: Size = 16
+    head_size_v: Size | None = None
     scale: float = 1.0
     window: tuple[Edge, Edge] = (-1, -1)
     sink_tokens: Count = 0
@@ -240,6 +245,16 @@ class Case(
     @property
     def num_heads(self) -> int:
         return self.num_kv_heads * self.group_size
+
+    @property
+    def value_size(self) -> int:
+        """The width of V and of the output."""
+        return self.head_size_v or self.head_size
+
+    @property
+    def has_latent_cache(self) -> bool:
+        """Whether V is the beginning of K's row."""
+        return self.cache is not None and self.cache.layout.has_latent_value
 
     @property
     def has_work(self) -> bool:
@@ -338,13 +353,14 @@ def slot_of(request: Request, cache: Cache, position: int) -> int:
 
 def num_elements(case: Case) -> int:
     """About how many elements the tensors of a case have together. Scores do not count: only the oracle holds them."""
-    head = case.head_size * case.num_kv_heads
+    head = max(case.head_size, case.value_size) * case.num_kv_heads
     in_cache = 0
     if case.cache is not None:
         row = (
             2 * (case.head_size + 4) * case.num_kv_heads
         )  # 4 more elements per row make room for scales, inline or in a tensor of their own
-        block = case.cache.num_layers * (case.cache.block_size * row + case.num_kv_heads * case.cache.padding)
+        slots = case.cache.block_size * (row + case.cache.slot_padding)
+        block = case.cache.num_layers * (slots + case.num_kv_heads * case.cache.padding)
         in_cache = (
             case.cache.num_blocks + 2
         ) * block  # a guard of one block on either side; each head of each layer may be padded

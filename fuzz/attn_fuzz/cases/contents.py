@@ -1,5 +1,8 @@
 """The numbers in a case's tensors. They are drawn on the CPU from the case's seed, so they are the same for every device.
 
+In a latent cache V is the beginning of K, of which all but R dims are then no free choice: of the kinds one_hot and signature,
+whose V means something, q is 0 in these dims, and the last R dims alone decide the logits.
+
 Value kinds (Case.values.kind), simplest first:
     exact       q is 0, v holds small integers: each output is a sum divided by a count, compared bitwise
     one_hot     v is 256 in one channel of keys where sequences, blocks, tiles and rules end, else 0: outputs are the weights
@@ -23,6 +26,7 @@ SATURATED_ELEMENTS = 256
 HIDDEN_BY_BIAS = 0.3
 SCALE_EXPONENTS = range(-4, 4)
 ROPE_BASE = 10000.0
+MEANING_VALUES = ("one_hot", "signature")
 # finite, and large enough to be noticed if a kernel adds it: no two tokens of a request have this bias
 STRAY_BIAS = 3e4
 
@@ -32,6 +36,8 @@ def queries(case: Case, generator: torch.Generator) -> tuple[torch.Tensor, torch
     shape = (case.query_start_loc[-1], case.num_heads, case.head_size)
     direction = torch.randint(0, 2, (case.head_size,), generator=generator) * 2.0 - 1.0
     noise = torch.randn(shape, generator=generator)
+    if case.has_latent_cache and case.values.kind in MEANING_VALUES:
+        direction[: case.value_size] = noise[..., : case.value_size] = 0
     if case.values.kind == "exact":
         return torch.zeros(shape), direction
     if case.values.kind == "signature":
@@ -42,34 +48,45 @@ def queries(case: Case, generator: torch.Generator) -> tuple[torch.Tensor, torch
 
 
 def keys_and_values(case: Case, direction: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """K and V of every slot of the cache, or of every query row where there is no cache, [slots, HK, D] each."""
+    """K [slots, HK, D] and V [slots, HK, Dv] of every slot of the cache, or of every query row where there is no cache."""
+    keys, values = _keys_and_values(case, direction, generator)
+    if not case.has_latent_cache:
+        return keys, values
+    if case.values.kind in MEANING_VALUES:
+        keys[..., : case.value_size] = values
+    return keys, keys[..., : case.value_size]
+
+
+def _keys_and_values(case: Case, direction: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """K and V as if each were stored for itself."""
     cache = case.cache
     slots = cache.num_blocks * cache.block_size if cache else case.query_start_loc[-1]
-    shape = (slots, case.num_kv_heads, case.head_size)
+    shape, shape_of_v = ((slots, case.num_kv_heads, size) for size in (case.head_size, case.value_size))
     kind = case.values.kind
     if kind == "exact":
         return torch.randint(-2, 3, shape, generator=generator).float(), torch.randint(
-            -8, 9, shape, generator=generator
+            -8, 9, shape_of_v, generator=generator
         ).float()
-    keys, values = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+    keys, values = torch.randn(shape, generator=generator), torch.randn(shape_of_v, generator=generator)
     if kind == "extreme":
         # a product of random signs is about the root of their number
         size = EXTREME_LOGIT / EXTREME_QUERY / max(abs(case.scale), 1e-3) / math.sqrt(case.head_size)
         keys = (keys.sign() * size).clamp(-1000, 1000)
         keys[::3] = keys[:1].clone()
     elif kind == "one_hot":
-        values = torch.zeros(shape)
+        values = torch.zeros(shape_of_v)
         for r, request in enumerate(case.requests):
-            for channel, position in enumerate(_edges(case, request)[: case.head_size]):
+            for channel, position in enumerate(_edges(case, request)[: case.value_size]):
                 values[_slot(case, r, position), :, channel] = 256
     elif kind == "signature":
-        values = _signatures(shape)
+        values = _signatures(shape_of_v)
         keys = keys / 8
+        dims = int(direction.abs().sum())  # all of them, or those of a latent key that are no value
         for r, request in enumerate(case.requests):
-            if request.seq_len and case.scale:
+            if request.seq_len and case.scale and dims:
                 position = int(torch.randint(0, request.seq_len, (), generator=generator))
                 logit = math.log(request.seq_len) + 3
-                keys[_slot(case, r, position)] = direction * (logit / (case.scale * case.head_size))
+                keys[_slot(case, r, position)] = direction * (logit / (case.scale * dims))
     return keys, values
 
 
@@ -113,7 +130,10 @@ def _ancestors(count: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def fixed_scales(case: Case, cache: Cache, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """k_scale and v_scale, all different, in a shape that the contract allows. They are powers of two if sums must be exact."""
+    """k_scale and v_scale, all different, in a shape that the contract allows. They are powers of two if sums must be exact.
+
+    A latent cache has k_scale alone.
+    """
     if cache.scales not in ("tensor", "head"):
         return {}
     count = case.num_kv_heads if cache.scales == "head" else 1
@@ -122,10 +142,11 @@ def fixed_scales(case: Case, cache: Cache, generator: torch.Generator) -> dict[s
     factors = 1 + torch.rand(2 * count, generator=generator)
     scales = torch.exp2(exponents.float()) * (1 if case.values.kind == "exact" else factors)
     is_scalar = count == 1 and bool(torch.randint(0, 2, (), generator=generator))
-    return {
+    found = {
         name: part.reshape(()) if is_scalar else part
         for name, part in zip(("k_scale", "v_scale"), scales.split(count), strict=True)
     }
+    return {"k_scale": found["k_scale"]} if case.has_latent_cache else found
 
 
 def output_scale(case: Case, generator: torch.Generator) -> torch.Tensor:

@@ -38,6 +38,7 @@ def check(case: Case) -> None:
         raise CaseError(f"unwritten: a row past the last query row ({rows - 1})")
     if case.saturated and (case.cache is None or case.cache.dtype is None or not case.writes or case.rope is not None):
         raise CaseError("saturated: only a write to a quantized cache saturates, and a rotation makes NaN of infinities")
+    _check_value_size(case)
     if case.cache is None:
         _check_dense(case)
     else:
@@ -52,6 +53,18 @@ def _check_rules(case: Case) -> None:
     for name in case.rules:
         if case.attn_type not in RULES[name].attn_types:
             raise CaseError(f"{name}: {case.attn_type} has none: {RULES[name].why_not}")
+
+
+def _check_value_size(case: Case) -> None:
+    """Check head_size_v as Layer does: dense V has any width, and a cache has a V of its own width exactly in LATENT."""
+    if case.cache is None:
+        if case.head_size_v == case.head_size:
+            raise CaseError(f"head_size_v: got {case.head_size_v}, expected null, or another width than head_size")
+        return
+    if (case.head_size_v is not None) != case.has_latent_cache:
+        raise CaseError("head_size_v: with a cache, null exactly where its layout is not LATENT")
+    if case.head_size_v is not None and (case.head_size_v > case.head_size or case.num_kv_heads > 1):
+        raise CaseError("head_size_v: a latent cache has one KV head, and head_size_v is at most head_size")
 
 
 def _check_dense(case: Case) -> None:
@@ -77,6 +90,10 @@ def _check_allocation(case: Case, cache: Cache) -> None:
         raise CaseError("cache.scales: null exactly where the cache is not quantized, or each row holds its own")
     if cache.dtype == "int8" and cache.scales in ("tensor", "head"):
         raise CaseError("cache.scales: int8 has a scale for each token")
+    if cache.layout.has_latent_value and (cache.planes or cache.dtype == "int8" or cache.scales in ("head", "token")):
+        raise CaseError("cache: LATENT has no plane of V, and one scale for K and V if it is quantized")
+    if cache.slot_padding and not cache.layout.has_latent_value:
+        raise CaseError("cache.slot_padding: only rows of LATENT have it")
     if not cache.holds_content_rows and (cache.order, cache.num_layers) != (PhysicalOrder.LBHNC, 1):
         raise CaseError("cache.order, cache.num_layers: only content-packed allocations have them")
     if cache.layer >= cache.num_layers:
@@ -93,14 +110,14 @@ def writers(case: Case, cache: Cache) -> tuple[Layout, ...]:
     """Layouts that can address the same elements as the cache's layout (`attn_contract.same_elements`)."""
     if cache.layout in X_PACKED:
         return X_PACKED if cache.block_size == 16 // case.itemsize else (cache.layout,)
-    if cache.layout.has_inline_scales:
+    if cache.layout.has_inline_scales or cache.layout.has_latent_value:
         return (cache.layout,)
     return ROWS if cache.planes else (*ROWS, Layout.CONTENT_PACKED)
 
 
 def neighbours(case: Case, cache: Cache) -> tuple[Layout, ...]:
     """Layouts that can have the same footprint as the cache's layout (`attn_contract.same_footprint`)."""
-    if cache.layout.has_inline_scales:
+    if cache.layout.has_inline_scales or cache.layout.has_latent_value:
         return (cache.layout,)
     head_unit, block_unit = Layout.X_PACKED.units(case.itemsize)
     fits = case.head_size % head_unit == 0 and cache.block_size % block_unit == 0 and not scatters_heads(case, cache)
@@ -114,8 +131,8 @@ def scatters_heads(case: Case, cache: Cache) -> bool:
 
 
 def _check_rope(case: Case, rope: Rope) -> None:
-    if not case.writes:
-        raise CaseError("rope: only steps that write have it")
+    if not case.writes or case.has_latent_cache:
+        raise CaseError("rope: only steps that write K and V apart have it")
     if rope.rotary_dim % 2 or rope.rotary_dim > case.head_size:
         raise CaseError(f"rope.rotary_dim: got {rope.rotary_dim}, expected an even number, at most head_size")
 

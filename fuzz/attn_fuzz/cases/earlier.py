@@ -227,6 +227,21 @@ def _scale(step: Step) -> Step | None:
     return _of_layer(scale=2 * step.layer.scale or 1.0)(step)
 
 
+def _value_size(size: Callable[[Layer], int]) -> Callable[[Step], Step | None]:
+    """V and the output of another width, with zeros where dense V was narrower. A cache that stores V apart has one width."""
+
+    def change(step: Step) -> Step | None:
+        layer, other = step.layer, size(step.layer)
+        if other in (0, layer.value_size) or not (layer.layout is None or layer.layout.has_latent_value):
+            return None
+        heads = (layer.num_heads, other) if step.out.dim() == 3 else (layer.num_heads * other,)
+        v = None if step.v is None else torch.nn.functional.pad(step.v, (0, max(0, other - step.v.shape[2])))[..., :other]
+        changed = dataclasses.replace(layer, head_size_v=other)
+        return dataclasses.replace(step, layer=changed, out=step.out.new_empty((len(step.out), *heads)), v=v)
+
+    return change
+
+
 def _scales(step: Step) -> Step | None:
     """A scale of the cache for each head where there was one, and one where there was one for each head."""
     layer = step.layer
@@ -374,6 +389,8 @@ _CHANGES: dict[str, Callable[[Step], Step | None]] = {
     ILLEGAL: _same,
     **{name: _rule(name) for name in _HELD},
     **{name: _without_rule(name.removeprefix("no ")) for name in CHANGES if name.startswith("no ")},
+    "head_size_v": _value_size(lambda layer: layer.value_size // 2),
+    "no head_size_v": _value_size(lambda layer: layer.head_size),
 }
 _NUMBERS = {
     CONTENTS: _other_contents,

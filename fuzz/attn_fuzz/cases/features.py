@@ -118,6 +118,7 @@ FEATURES = (
     Feature("interleaved layers", "allocation", _of_cache(lambda cache: cache.num_layers > 1)),
     Feature("K and V planes", "allocation", _of_cache(lambda cache: cache.planes)),
     Feature("padded blocks", "allocation", _of_cache(lambda cache: cache.padding)),
+    Feature("padded rows", "allocation", _of_cache(lambda cache: cache.slot_padding)),
     Feature("block size no power of two", "allocation", _of_cache(lambda cache: cache.block_size.bit_count() > 1)),
     Feature("writer in another layout", "allocation", _is_written_in_another_layout),
     Feature("neighbour in another layout", "allocation", _of_cache(lambda cache: cache.neighbour not in (None, cache.layout))),
@@ -194,6 +195,10 @@ _TYPES = {
 _ROPE = {"rope, NeoX", "rope, interleaved", "rope, partial"}
 _CONTENT = {"CONTENT_PACKED", "CONTENT_PACKED_SCALED"}
 _ORDERS = {f"order {order}" for order in PhysicalOrder}
+_STORES_V = {str(layout) for layout in Layout if not layout.has_latent_value} | _ORDERS | _ROPE
+_STORES_V |= {"K and V planes", "interleaved layers", "writer in another layout", "neighbour in another layout"}
+_STORES_V |= {"cache int8", "scale per head", "scale per token, separate"}
+"""Features of caches that store K and V apart, each with scales of its own."""
 _UNDEFINED = (
     ({"cross-attention"}, _ROPE | {"slot -1"}, "the keys that it writes are the encoder's, once"),
     (_ENCODERS, _names("layout", "allocation", "cache dtype", "scales", "write"), "there is no KV cache"),
@@ -210,6 +215,8 @@ _UNDEFINED = (
     ({"K and V planes"}, _CONTENT | _ORDERS | {"interleaved layers"}, "K and V share each row of such an allocation"),
     ({"X_PACKED", "SHUFFLED"}, _ORDERS | {"interleaved layers"}, "no row of them holds K and V, whatever the view"),
     ({"CONTENT_PACKED_SCALED"}, {"writer in another layout", "neighbour in another layout"}, "no other layout has its scales"),
+    ({"head_size_v", "LATENT", "padded rows"}, _STORES_V, "only a latent cache has two widths, and it does not store V"),
+    ({"LATENT", "padded rows"}, {"cross-attention"}, "no encoder's keys are latent"),
     (
         {"nothing written"},
         _ROPE | {"slot -1", "saturated", "writer in another layout", "fused qkv"},

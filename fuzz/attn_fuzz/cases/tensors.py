@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import attn_reference
+import msgspec
 import torch
 from attn_contract import Batch, KVCacheView, Layer, check_shared_allocation
 from attn_contract.rules import held_rules
@@ -35,7 +36,10 @@ class Rotation:
 
 @dataclass(frozen=True)
 class Write:
-    """One cache write: k and v, the slots to write them to, and the layer and its view of the allocation."""
+    """One cache write: k and v, the slots to write them to, and the layer and its view of the allocation.
+
+    In a latent cache v is the beginning of k. With unlike strides it is a copy of it.
+    """
 
     layer: Layer
     view: KVCacheView
@@ -43,6 +47,16 @@ class Write:
     v: torch.Tensor
     slot_mapping: torch.Tensor
     rotation: Rotation | None = None
+
+    @property
+    def latent_parts(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """kv_c [T_kv, Lkv] and k_pe [T_kv, R], which a write to a latent cache takes."""
+        return latent_parts(self.k, self.v)
+
+
+def latent_parts(k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """kv_c and k_pe as slices of k [T_kv, 1, D] and of v [T_kv, 1, Lkv], with the strides that these have."""
+    return v[:, 0], k[:, 0, v.shape[2] :]
 
 
 @dataclass(frozen=True)
@@ -97,7 +111,7 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
     generator = torch.Generator().manual_seed(case.values.seed)
     held = captures.load(case) if case.values.kind == "captured" else {}
     if held:
-        q, keys, values = held["q"], held["k"], held["v"]
+        q, keys, values = held["q"], held["k"], held.get("v", held["k"])  # v of a latent cache is not used: it is in k
     else:
         q, direction = contents.queries(case, generator)
         keys, values = (x.to(dtype) for x in contents.keys_and_values(case, direction, generator))
@@ -132,7 +146,10 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
         )
         before = torch.tensor(sorted(set(read) - set(slots)), dtype=torch.int64)
         k_before, v_before = (x[before].to(device) for x in (keys, values))
-        attn_reference.write_kv_cache(k_before, v_before, kv_cache, layer, before.to(device))
+        if case.has_latent_cache:
+            attn_reference.write_latent_cache(*latent_parts(k_before, v_before), kv_cache, layer, before.to(device))
+        else:
+            attn_reference.write_kv_cache(k_before, v_before, kv_cache, layer, before.to(device))
     out_buffer, out = _output(case, device)
     lse_buffer, lse = _lse(case, device)
     return Step(
@@ -197,11 +214,11 @@ def _rows(owned: torch.Tensor, num_rows: int, device: torch.device | str, *, wid
 
 
 def _output(case: Case, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
-    width = case.num_heads * case.head_size
+    width = case.num_heads * case.value_size
     padded = width if case.dense_out else width + PADDING
     buffer = canary((case.num_rows + 2 * GUARD, padded), DTYPES[case.output_dtype or case.dtype], device)
     out = buffer[GUARD : GUARD + case.num_rows, :width]
-    return buffer, out if case.flat_out else out.unflatten(1, (case.num_heads, case.head_size))
+    return buffer, out if case.flat_out else out.unflatten(1, (case.num_heads, case.value_size))
 
 
 def _lse(case: Case, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -288,7 +305,7 @@ def _writes(
         if case.saturated:
             k, v = (contents.with_infinities(x, generator) for x in (k, v))
         num_rows = len(rows) + case.kv_rows_past
-        k, v = _rows(k, num_rows, device), _rows(v, num_rows, device, widened=case.unlike_strides)
+        k, v = _written_rows(case, k, v, num_rows, device)
         for row in (row for row, slot in enumerate(slots) if slot < 0):
             k[row] = v[row] = torch.nan
         view = allocations.writer_view(case, cache)
@@ -309,9 +326,20 @@ def _writes(
                 k, v = (_with_ties(x, layer.kv_cache_dtype, s, generator) for x, s in zip((k, v), scales, strict=True))
             view = allocations.neighbour_view(case, cache, cache.neighbour)
             neighbour = dataclasses.replace(layer, layout=view.layout)
-            k, v = (_rows(x, len(x), device) for x in (k, v))
+            k, v = _written_rows(msgspec.structs.replace(case, unlike_strides=False), k, v, len(k), device)
             writes.append(Write(neighbour, view, k, v, _embedded(rows, 0, device)))
     return tuple(writes)
+
+
+def _written_rows(
+    case: Case, k: torch.Tensor, v: torch.Tensor, num_rows: int, device: torch.device | str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k and v of a write, with poison around them. Of a latent cache k says all, and v is the beginning of it."""
+    k = _rows(k, num_rows, device)
+    if not case.has_latent_cache:
+        return k, _rows(v, num_rows, device, widened=case.unlike_strides)
+    v = k[..., : case.value_size]
+    return k, _rows(v, num_rows, device, widened=True) if case.unlike_strides else v
 
 
 def _with_ties(rows: torch.Tensor, dtype: torch.dtype, scale: torch.Tensor | None, generator: torch.Generator) -> torch.Tensor:

@@ -9,7 +9,7 @@ from attn_contract import AttentionType, Layout
 from attn_fuzz.cases import contradictions
 from attn_fuzz.cases.case import Cache, Case, CaseError, Request
 from attn_fuzz.targets.engine import NUMBERS, Engine, window_by_causality
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.target import LatentSizes, Support
 
 replace = msgspec.structs.replace
 
@@ -82,7 +82,8 @@ def _with_layout(case: Case, support: Support) -> Case:
     cache = case.cache
     if cache is None or cache.layout in support.layouts:
         return case
-    fitting = [layout for layout in support.layouts if layout.has_inline_scales == cache.layout.has_inline_scales]
+    alike = (cache.layout.has_inline_scales, cache.layout.has_latent_value)
+    fitting = [one for one in support.layouts if (one.has_inline_scales, one.has_latent_value) == alike]
     if not fitting:
         return case
     layout = min(fitting, key=lambda one: ("content" in one.dims) != ("content" in cache.layout.dims))
@@ -99,6 +100,8 @@ def _in_layout(cache: Cache, layout: Layout) -> Cache:
 
 def _with_sizes(case: Case, support: Support) -> Case:
     """Sizes that the target draws and the layout allows: the next larger ones, else the largest."""
+    if case.cache is not None and case.has_latent_cache:
+        return _with_latent_sizes(case, case.cache, support.latent)
     head_unit, block_unit = case.cache.layout.units(case.itemsize) if case.cache else (1, 1)
     head_size = _nearest(case.head_size, [size for size in support.head_sizes if size % head_unit == 0])
     case = replace(case, head_size=head_size, group_size=_nearest(case.group_size, support.group_sizes))
@@ -106,6 +109,21 @@ def _with_sizes(case: Case, support: Support) -> Case:
         return case
     block_size = _nearest(case.cache.block_size, [size for size in support.block_sizes if size % block_unit == 0])
     return case if block_size == case.cache.block_size else _with_block_size(case, case.cache, block_size)
+
+
+def _with_latent_sizes(case: Case, cache: Cache, latent: LatentSizes) -> Case:
+    """The next larger pair of widths by that of K, and heads and blocks likewise."""
+    own = (case.value_size, case.head_size - case.value_size)
+    value_size, rotated = own if own in latent.widths else _nearest_pair(case.head_size, latent.widths)
+    sizes = {"head_size": value_size + rotated, "head_size_v": value_size}
+    case = replace(case, **sizes, group_size=_nearest(case.group_size, latent.group_sizes))
+    block_size = _nearest(cache.block_size, latent.block_sizes)
+    return case if block_size == cache.block_size else _with_block_size(case, cache, block_size)
+
+
+def _nearest_pair(head_size: int, widths: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    nearest = _nearest(head_size, [sum(pair) for pair in widths])
+    return next(pair for pair in widths if sum(pair) == nearest)
 
 
 def _nearest(size: int, sizes: Sequence[int]) -> int:

@@ -34,7 +34,16 @@ from collections.abc import Callable
 import torch
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties.relation import ErrorBound, Outputs, request_rows
-from attn_fuzz.verdict.rounding import U32, UNDERFLOW, UNIT_ROUNDOFF, CallRounding, Rounding, further_roundings, shared_scale
+from attn_fuzz.verdict.rounding import (
+    U32,
+    UNDERFLOW,
+    UNIT_ROUNDOFF,
+    CallRounding,
+    Rounding,
+    further_roundings,
+    shared_scale,
+    value_scale,
+)
 from attn_reference import gather_kv_cache
 
 
@@ -48,7 +57,7 @@ def error_bound(rounding: Callable[[str], Rounding]) -> ErrorBound:
     def of_step(step: Step) -> Outputs:
         """[rows, H, D] and [rows, H] float64, for the rows that requests own."""
         rows, layer = int(step.batch.query_start_loc[-1]), step.layer
-        out = torch.zeros((rows, layer.num_heads, layer.head_size), dtype=torch.float64, device=step.q.device)
+        out = torch.zeros((rows, layer.num_heads, layer.value_size), dtype=torch.float64, device=step.q.device)
         lse = torch.zeros((rows, layer.num_heads), dtype=torch.float64, device=step.q.device)
         for r, (start, end) in enumerate(request_rows(step.batch)):
             if start < end:
@@ -70,7 +79,7 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
     largest_key, largest_value = (
         x.abs().nan_to_num(nan=0.0).amax(0).double().repeat_interleave(group, 0)
         if n
-        else torch.zeros((layer.num_heads, d), dtype=torch.float64, device=step.q.device)
+        else torch.zeros((layer.num_heads, x.shape[-1]), dtype=torch.float64, device=step.q.device)
         for x in (key, value)
     )
     # [q, H]
@@ -127,6 +136,6 @@ def _largest_stored(step: Step, largest_value: torch.Tensor) -> torch.Tensor:
     layer = step.layer
     if layer.kv_cache_dtype is None:
         return largest_value
-    if layer.v_scale is None:
+    if value_scale(layer) is None:
         return largest_value.amax(-1, keepdim=True)
     return largest_value / shared_scale(layer)[:, None]

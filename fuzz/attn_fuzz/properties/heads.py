@@ -6,7 +6,7 @@ import torch
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties.relation import CallTarget, Comparison, ErrorBound, Outputs, Property, compared, same_bits, variant
-from attn_fuzz.properties.slots import elements, rows_of_slots, with_rows
+from attn_fuzz.properties.slots import elements, has_latent_value, rows_of_slots, with_rows
 
 
 def head_permutation() -> Property:
@@ -43,15 +43,18 @@ def head_permutation() -> Property:
 
 def channel_permutation(error: ErrorBound | None = None) -> Property:
     def holds(step: Step, call_target: CallTarget) -> str | None:
-        channels = torch.arange(step.layer.head_size, device=step.q.device).flip(0)
+        if has_latent_value(step):
+            return None
+        channels = torch.arange(step.layer.value_size, device=step.q.device).flip(0)
         part = variant(step, call_target, **with_rows(step, v=rows_of_slots(step)[1][..., channels]))
         # the channels back in their first order
-        back = part.out.unflatten(-1, (-1, step.layer.head_size))[..., channels].reshape(part.out.shape)
+        back = part.out.unflatten(-1, (-1, step.layer.value_size))[..., channels].reshape(part.out.shape)
         return Comparison(step, error).differs(dataclasses.replace(part, out=back))
 
     return Property(
         name="channel permutation",
         says="The channels of V in another order give those of the output in that order.",
+        applies="all but latent caches",
         compared=compared(error),
         holds=holds,
     )

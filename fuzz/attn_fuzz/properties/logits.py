@@ -5,7 +5,7 @@ import dataclasses
 import torch
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties.relation import CallTarget, ErrorBound, Outputs, Property, close, compared, same_bits, variant
-from attn_fuzz.properties.slots import rows_of_slots, slots_of_keys, with_rows
+from attn_fuzz.properties.slots import has_latent_value, rows_of_slots, slots_of_keys, with_rows
 
 # Keys are rounded to multiples of a power of two divided by LEVELS. Then rounded and shifted keys have six significant bits,
 # and every dtype can hold them.
@@ -16,6 +16,8 @@ def shifted_keys(error: ErrorBound) -> Property:
     def holds(step: Step, call_target: CallTarget) -> str | None:
         layer = step.layer
         if layer.kv_cache_dtype is not None or layer.logits_soft_cap is not None or layer.sinks is not None:
+            return None
+        if has_latent_value(step):
             return None
         k, is_key = rows_of_slots(step)[0], slots_of_keys(step)[:, None, None]
         magnitudes = torch.where(is_key & k.isfinite(), k, 0).abs()
@@ -41,7 +43,7 @@ def shifted_keys(error: ErrorBound) -> Property:
     return Property(
         name="shifted keys",
         says="Keys K + c, the same c for all keys of a head, give the same output, and an LSE that is scale * q.c more.",
-        applies="all but quantized caches, soft caps and sinks",
+        applies="all but quantized and latent caches, soft caps and sinks",
         compared=compared(error),
         holds=holds,
     )

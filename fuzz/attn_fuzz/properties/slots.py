@@ -89,5 +89,10 @@ def replaced_scales(step: Step, v_scale: Any) -> Step:
     return dataclasses.replace(step, layer=dataclasses.replace(step.layer, **scales))
 
 
+def has_latent_value(step: Step) -> bool:
+    """Whether V is a part of K, so that neither can be changed alone."""
+    return step.layer.layout is not None and step.layer.layout.has_latent_value
+
+
 def has_inline_scales(step: Step) -> bool:
     return step.layer.layout is not None and step.layer.layout.has_inline_scales

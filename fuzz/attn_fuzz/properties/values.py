@@ -5,7 +5,7 @@ import dataclasses
 import torch
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties.relation import CallTarget, ErrorBound, Outputs, Property, close, compared, same_bits, variant
-from attn_fuzz.properties.slots import has_inline_scales, replaced_scales, rows_of_slots, with_rows
+from attn_fuzz.properties.slots import has_inline_scales, has_latent_value, replaced_scales, rows_of_slots, with_rows
 from attn_fuzz.verdict.rounding import UNDERFLOW
 
 # smaller float32 sums of products may hold subnormals, which are rounded to a fixed step or flushed to 0
@@ -14,7 +14,7 @@ SMALLEST_SUM = 2.0**-64
 
 def doubled_values() -> Property:
     def holds(step: Step, call_target: CallTarget) -> str | None:
-        if has_inline_scales(step):
+        if has_inline_scales(step) or has_latent_value(step):
             return None
         if step.layer.kv_cache_dtype is None:
             doubled = dataclasses.replace(step, **with_rows(step, v=2 * rows_of_slots(step)[1]))
@@ -35,7 +35,7 @@ def doubled_values() -> Property:
     return Property(
         name="doubled values",
         says="V times 2 gives the output times 2.",
-        applies="all but caches with inline scales; outputs above float underflow",
+        applies="all but caches with inline scales and latent caches; outputs above float underflow",
         compared=compared(None),
         holds=holds,
     )
@@ -43,7 +43,7 @@ def doubled_values() -> Property:
 
 def additivity(error: ErrorBound) -> Property:
     def holds(step: Step, call_target: CallTarget) -> str | None:
-        if step.layer.output_scale is not None:
+        if step.layer.output_scale is not None or has_latent_value(step):
             return None
         v = rows_of_slots(step)[1]
         slot = torch.arange(len(v), device=v.device).view(-1, 1, 1)
@@ -61,7 +61,7 @@ def additivity(error: ErrorBound) -> Property:
     return Property(
         name="additivity",
         says="V is the sum of two parts, and the output that of the two parts' outputs.",
-        applies="all but quantized outputs",
+        applies="all but quantized outputs and latent caches",
         compared=compared(error),
         holds=holds,
     )
@@ -72,9 +72,11 @@ def weights(error: ErrorBound) -> Property:
         layer = step.layer
         if layer.output_scale is not None or has_inline_scales(step) or (layer.sinks is not None and step.lse is None):
             return None
+        if has_latent_value(step):
+            return None
         v = rows_of_slots(step)[1]
         slot = torch.arange(len(v), device=v.device).view(-1, 1, 1)
-        one_hot = (slot % layer.head_size == torch.arange(layer.head_size, device=v.device)).expand(v.shape)
+        one_hot = (slot % layer.value_size == torch.arange(layer.value_size, device=v.device)).expand(v.shape)
         units = dataclasses.replace(step, **with_rows(step, v=one_hot.to(v.dtype)))
         part = variant(replaced_scales(units, torch.ones_like), call_target)
         shares, bound = Outputs.read(part), error(part)
@@ -89,7 +91,7 @@ def weights(error: ErrorBound) -> Property:
             lse = shares.lse.masked_fill(shares.lse.isinf(), 0.0)
             expected = torch.where(shares.lse.isinf(), 0.0, 1 - torch.exp(sink - lse))
         # apart from underflow, the errors of all channels together are at most the error of one channel that has all the weight
-        allowed = bound.out.amax(-1) + layer.head_size * UNDERFLOW[part.out.dtype]
+        allowed = bound.out.amax(-1) + layer.value_size * UNDERFLOW[part.out.dtype]
         if layer.sinks is not None and bound.lse is not None:
             allowed = allowed + torch.expm1(bound.lse)
         wrong = ~((total - expected).abs() <= allowed)
@@ -104,7 +106,7 @@ def weights(error: ErrorBound) -> Property:
     return Property(
         name="weights",
         says="With one-hot V the output is the weights: none is negative, and they sum to 1 less the sink's share.",
-        applies="all but quantized outputs and caches with inline scales; with sinks, steps with an LSE",
+        applies="all but quantized outputs, caches with inline scales and latent caches; with sinks, steps with an LSE",
         compared=compared(error),
         holds=holds,
     )

@@ -146,8 +146,9 @@ def _allocation(name: str, support: Support) -> bool:
         return content and name.removeprefix("order ") in engine.orders
     possible = {
         "interleaved layers": content and max(engine.num_layers) > 1,
-        "K and V planes": True in engine.planes and any("content" not in layout.dims for layout in support.layouts),
+        "K and V planes": True in engine.planes and any(_has_planes(layout) for layout in support.layouts),
         "padded blocks": max(engine.padding) > 0,
+        "padded rows": max(engine.padding) > 0 and Layout.LATENT in support.layouts,
         "block size no power of two": any(size.bit_count() > 1 for size in support.block_sizes),
         "writer in another layout": engine.other_views and _can_share(support.layouts),
         "neighbour in another layout": engine.other_views and _can_share(support.layouts),
@@ -156,7 +157,11 @@ def _allocation(name: str, support: Support) -> bool:
 
 
 def _can_share(layouts: Sequence[Layout]) -> bool:
-    return sum(not layout.has_inline_scales for layout in layouts) > 1
+    return sum(not (layout.has_inline_scales or layout.has_latent_value) for layout in layouts) > 1
+
+
+def _has_planes(layout: Layout) -> bool:
+    return "content" not in layout.dims and not layout.has_latent_value
 
 
 def _write(name: str, support: Support) -> bool:

@@ -226,7 +226,7 @@ def memory(case: Case, cache: Cache, step: Step, owners: Mapping[int, Sequence[i
     codes[guard:-guard] = _PADDING
     for index, view in enumerate(views):
         block = torch.arange(view.num_blocks)[:, None]
-        for kv in (K, V):
+        for kv in (K,) if view.layout.has_latent_value else (K, V):
             inside = view.first_block_elements()[kv].flatten() + block * view.block_stride
             codes[inside] = ((index * view.num_blocks + block) * 2 + kv).expand_as(inside)
     runs, note = _stretches(codes), "a cell per stretch of K or V, not to scale"
@@ -239,6 +239,8 @@ def memory(case: Case, cache: Cache, step: Step, owners: Mapping[int, Sequence[i
     cells = [_memory_cell(int(codes[run.start]), run, cache, owners, are_together) for run in runs]
     lines = [cells[i : i + width] for i in range(0, len(cells), width)]
     shape = "a plane of K and one of V" if cache.planes else "K and V in each block"
+    if cache.layout.has_latent_value:
+        shape = "rows of K, whose first elements are V"
     if cache.holds_content_rows:
         shape = f"order {cache.order}"
     layers = f", layer {cache.layer} of {cache.num_layers} under test" if cache.num_layers > 1 else ""

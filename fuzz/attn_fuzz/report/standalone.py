@@ -97,14 +97,14 @@ lse_buffer = torch.full({lse_shape}, 96.0, device=DEVICE)
 lse = {lse}
 inputs = dict(q=q, k=k, v=v, kv_cache=kv_cache, **layer.tensors, **batch.tensors)
 inputs = {{name: (tensor, all_bytes(tensor).clone()) for name, tensor in inputs.items() if tensor is not None}}
-reference = torch.zeros(q.shape, dtype=out.dtype, device=DEVICE)
+reference = torch.zeros(len(q), layer.num_heads, layer.value_size, dtype=out.dtype, device=DEVICE)
 reference_lse = torch.zeros(q.shape[1], q.shape[0], device=DEVICE)
 attn_reference.{reference}, out=reference, lse=reference_lse, precision=torch.float64)
 torch.use_deterministic_algorithms(True, warn_only=True)  # memory that the target allocates starts as NaN
 {earlier}target.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
 
 scale = 1.0 if layer.output_scale is None else layer.output_scale.item()
-got = {{"out": out.reshape(q.shape).double() * scale, "lse": None if lse is None else lse.T}}
+got = {{"out": out.reshape(reference.shape).double() * scale, "lse": None if lse is None else lse.T}}
 expected = {{"out": reference.double() * scale, "lse": reference_lse.T}}
 wrong = False
 # where it was worst: the element, what float64 gives, and how far off it may be
@@ -199,7 +199,10 @@ _WRITES = """
 
 def write(by, q, raw, layer, k, v, view, slot_mapping, rotation):
     kv_cache, layer = view.tensor(raw), dataclasses.replace(layer, layout=view.layout)
-    if rotation is None:
+    if layer.layout.has_latent_value:
+        kv_c, k_pe = v[:, 0], k[:, 0, v.shape[2] :]
+        (by.write_latent_cache or attn_reference.write_latent_cache)(kv_c, k_pe, kv_cache, layer, slot_mapping)
+    elif rotation is None:
         (by.write_kv_cache or attn_reference.write_kv_cache)(k, v, kv_cache, layer, slot_mapping)
     else:
         positions, cos_sin_cache, is_neox = rotation

@@ -14,7 +14,7 @@ from attn_contract import Batch
 from attn_fuzz.cases import earlier, tensors
 from attn_fuzz.cases.case import ILLEGAL, MODE, Case, num_elements
 from attn_fuzz.cases.poison import bits
-from attn_fuzz.cases.tensors import Step, Write
+from attn_fuzz.cases.tensors import Step, Write, latent_parts
 from attn_fuzz.exact import call as exact
 from attn_fuzz.exact import quantities
 from attn_fuzz.interpreted import permissions, program_order, sanitizer
@@ -214,6 +214,11 @@ def write(cache_write: Write, step: Step, target: Target) -> None:
     assert step.raw is not None
     k, v, slot_mapping = (tensor.view_as(tensor) for tensor in (cache_write.k, cache_write.v, cache_write.slot_mapping))
     kv_cache, layer = cache_write.view.tensor(step.raw), dataclasses.replace(cache_write.layer)
+    if layer.layout is not None and layer.layout.has_latent_value:
+        write_latent = target.write_latent_cache or attn_reference.write_latent_cache
+        with sanitizer.watch(lambda: permissions.of_write(cache_write, step)):
+            write_latent(*latent_parts(k, v), kv_cache, layer, slot_mapping)
+        return
     if cache_write.rotation is None:
         function = target.write_kv_cache or attn_reference.write_kv_cache
         with sanitizer.watch(lambda: permissions.of_write(cache_write, step)):

@@ -115,7 +115,7 @@ def stray_write(attempt: Attempt) -> Wrong | None:
     for name, buffer in fresh.items():
         untouched = torch.ones_like(buffer, dtype=torch.bool)
         if name == "out":
-            untouched[GUARD : GUARD + case.num_rows, : case.num_heads * case.head_size] = ~owned[:, None]
+            untouched[GUARD : GUARD + case.num_rows, : case.num_heads * case.value_size] = ~owned[:, None]
         elif step.lse is not None:
             untouched[1:-1, GUARD : GUARD + case.num_rows] = ~owned
         changed = untouched & (bits(buffer) != bits(canary((1,), buffer.dtype, buffer.device)))
@@ -189,13 +189,13 @@ def _wrong_rotation(rotation: Rotation, expected: torch.Tensor, got: torch.Tenso
 
 
 def _place_around_out(row: int, column: int, case: Case) -> str:
-    """Name an element of the buffer around `out` [T, H, D].
+    """Name an element of the buffer around `out` [T, H, value_size].
 
     Args:
         row: of the buffer, where 0 is the first row of `out`. It may be negative.
         column: of the buffer, whose rows are longer than those of `out`.
     """
-    width = case.num_heads * case.head_size
+    width = case.num_heads * case.value_size
     if column < width:
         return _row_in_words(row, "", case)
     if case.num_rows == 1 and row == 0:

@@ -26,7 +26,7 @@ from attn_fuzz.strategies.cases import VALUES
 from attn_fuzz.targets.engine import window_by_causality
 from attn_fuzz.targets.target import Support
 
-_KEPT = ("dtype", "num_kv_heads", "group_size", "head_size", "scale", "window", "sink_tokens", "chunked_local")
+_KEPT = ("dtype", "num_kv_heads", "group_size", "head_size", "head_size_v", "scale", "window", "sink_tokens", "chunked_local")
 _KEPT += ("logits_soft_cap", "alibi_slopes", "signed_slopes", "sinks", "narrow_sinks", "output_dtype", "lse", "values")
 """Fields that a case of another kind of attention has, too."""
 LENGTHS = ((1, 0), (1, 1), (2, 0), (2, 2), (9, 9))

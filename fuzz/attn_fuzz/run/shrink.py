@@ -14,7 +14,7 @@ from attn_contract import AttentionType, Layout, PhysicalOrder
 from attn_fuzz.cases import contradictions
 from attn_fuzz.cases.case import Cache, Case, CaseError, Request, Rope, Values
 from attn_fuzz.strategies.cases import VALUES
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.target import LatentSizes, Support
 
 replace = msgspec.structs.replace
 EARLIER = "earlier call"
@@ -128,11 +128,17 @@ def _candidates(case: Case, support: Support) -> Iterator[Case]:
         yield replace(case, values=Values(case.values.kind, seed))
     for num_kv_heads in _smaller(case.num_kv_heads, 1):
         yield replace(case, num_kv_heads=num_kv_heads)
-    for name, values in {"group_size": support.group_sizes, "head_size": support.head_sizes}.items():
+    sizes = {"group_size": support.group_sizes, "head_size": support.head_sizes}
+    if case.has_latent_cache:
+        sizes = {"group_size": support.latent.group_sizes}
+        for latent, rotated in sorted(support.latent.widths):
+            if latent <= case.value_size and latent + rotated <= case.head_size:
+                yield replace(case, head_size=latent + rotated, head_size_v=latent)
+    for name, values in sizes.items():
         for value in sorted(value for value in values if value < getattr(case, name)):
             yield replace(case, **{name: value})
     if case.cache is not None:
-        for cache in _smaller_caches(case.cache, support):
+        for cache in _smaller_caches(case.cache, support.latent if case.has_latent_cache else support):
             yield with_requests(replace(case, cache=cache), case.requests)
     for r, request in enumerate(case.requests):
         for smaller in _smaller_requests(request, case.attn_type):
@@ -149,7 +155,10 @@ def _candidates(case: Case, support: Support) -> Iterator[Case]:
 
 
 def _without_rule(case: Case, name: str) -> Case:
-    """The case with a rule off. A rule that no field of its own turns off stays."""
+    """The case with a rule off. A rule without a field that turns it off stays. Without head_size_v a cache stores V apart."""
+    if name == "head_size_v" and case.cache is not None and case.has_latent_cache:
+        rows = replace(case.cache, layout=Layout.BLOCKS_FIRST_NHD, slot_padding=0, writer=None, neighbour=None)
+        return replace(case, head_size_v=None, cache=rows)
     if name == "bidirectional_ranges":
         return replace(case, requests=tuple(replace(request, bidirectional_ranges=()) for request in case.requests))
     return replace(case, **{name: SIMPLEST[name]}) if name in SIMPLEST else case
@@ -186,7 +195,7 @@ def _smaller(value: int, least: int) -> Iterator[int]:
         step //= 2
 
 
-def _smaller_caches(cache: Cache, support: Support) -> Iterator[Cache]:
+def _smaller_caches(cache: Cache, sizes: Support | LatentSizes) -> Iterator[Cache]:
     yield replace(cache, neighbour=None)
     yield replace(cache, writer=None)
     unquantized = Layout.CONTENT_PACKED if cache.layout.has_inline_scales else cache.layout
@@ -207,7 +216,9 @@ def _smaller_caches(cache: Cache, support: Support) -> Iterator[Cache]:
         yield replace(cache, order=order)
     for padding in _smaller(cache.padding, 0):
         yield replace(cache, padding=padding)
-    for block_size in sorted(size for size in support.block_sizes if size < cache.block_size):
+    for slot_padding in _smaller(cache.slot_padding, 0):
+        yield replace(cache, slot_padding=slot_padding)
+    for block_size in sorted(size for size in sizes.block_sizes if size < cache.block_size):
         yield replace(cache, block_size=block_size)
     for num_blocks in _smaller(cache.num_blocks, 1):
         yield replace(cache, num_blocks=num_blocks)

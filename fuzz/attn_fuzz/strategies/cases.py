@@ -1,5 +1,7 @@
 """Strategies of whole cases: cases that a target supports, and sometimes a case that it must refuse."""
 
+import dataclasses
+
 import msgspec
 from attn_contract import AttentionType
 from attn_fuzz.cases.case import PROGRAM_ORDERS, Cache, Case, Request, Rope, Values
@@ -20,6 +22,9 @@ CANDIDATES = 4
 """Layers that are drawn for each one that is taken: the one that adds most to what the run has drawn so far."""
 STEPS = 2
 """Steps of the layer that are drawn for each one that is taken, likewise."""
+
+MANY_HEADS = 16
+"""With more query heads than these, a layer with a V of its own width gets fewer tokens."""
 
 
 def cases(target: str, support: Support, refuses: bool = True, tally: Tally | None = None) -> st.SearchStrategy[Case]:
@@ -78,6 +83,7 @@ def _layer_alone(drawn: DrawnLayer, target: str, causal: bool) -> Case:
 def steps(draw: st.DrawFn, target: str, support: Support, drawn: DrawnLayer) -> Case:
     """Any step of a layer that a support allows."""
     attn_type: AttentionType = drawn.case["attn_type"]
+    support = _with_fewer_tokens(support, drawn)
     engine, rules = support.engine, drawn.rules
     requests = draw(batches(support, attn_type, drawn.cache.get("block_size", 16), rules))
     case = Case(
@@ -100,6 +106,15 @@ def steps(draw: st.DrawFn, target: str, support: Support, drawn: DrawnLayer) -> 
     if "window" in rules and drawn.window_kind == "by causality":
         case = replace(case, window=window_by_causality(case.window[0], case))
     return _with_cache(draw, support, case, drawn) if drawn.cache else case
+
+
+def _with_fewer_tokens(support: Support, drawn: DrawnLayer) -> Support:
+    """Less work for a layer of many query heads, as latent caches have: its examples take as long as those of others."""
+    factor = drawn.case["group_size"] // MANY_HEADS
+    if "head_size_v" not in drawn.rules or factor < 2:
+        return support
+    tokens, keys = max(MANY_HEADS, support.max_tokens // factor), max(4 * MANY_HEADS, support.max_seq_len // factor)
+    return dataclasses.replace(support, max_tokens=tokens, max_seq_len=keys)
 
 
 def _is_per_request(draw: st.DrawFn, support: Support, attn_type: AttentionType, requests: tuple[Request, ...]) -> bool:

@@ -32,9 +32,12 @@ def layer(draw: st.DrawFn, support: Support) -> DrawnLayer:
     attn_type = _attn_type(draw, support)
     chosen = rules(draw, support, attn_type)
     dtype = pick(draw, support.dtypes)
-    cache = _cache(draw, support, dtype, "quantized" in chosen) if attn_type.reads_cache else {}
+    latent = attn_type.reads_cache and _is_latent(support, chosen)
+    if latent:
+        chosen = chosen - {"rope"} | {"head_size_v"}  # a latent cache is written with keys that are rotated
+    cache = _cache(draw, support, dtype, "quantized" in chosen, latent) if attn_type.reads_cache else {}
     step = _multiple_of(cache.get("layout"), _itemsize(dtype, cache.get("dtype")))[0]
-    head_size = pick(draw, [size for size in support.head_sizes if size % step == 0])
+    widths = _latent_widths(draw, support) if latent else _widths(draw, support, step, "head_size_v" in chosen)
     ranges_clamped = "bidirectional_ranges" in chosen and "ranges_clamped" in support.rules and pick(draw, (False, True))
     has_no_effect = "sink_tokens" in chosen or ranges_clamped
     if has_no_effect and "window" in support.rules and pick(draw, (True, True, True, False)):
@@ -43,14 +46,14 @@ def layer(draw: st.DrawFn, support: Support) -> DrawnLayer:
     numbers = {name: number(draw, support) for name, number in NUMBERS.items() if name in chosen and name != "window"}
     if "window" in chosen:
         numbers["window"] = window(draw, support, window_kind)
-    group_size = _usual(draw, support.group_sizes, USUAL_GROUP)
+    group_size = pick(draw, support.latent.group_sizes) if latent else _usual(draw, support.group_sizes, USUAL_GROUP)
     layer = {
         "attn_type": attn_type,
         "dtype": dtype,
-        "num_kv_heads": pick(draw, (1, 2, 3) if group_size <= USUAL_GROUP else (1,)),
+        "num_kv_heads": pick(draw, (1, 2, 3) if group_size <= USUAL_GROUP and not latent else (1,)),
         "group_size": group_size,
-        "head_size": head_size,
-        "scale": _scale(draw, support, head_size),
+        **widths,
+        "scale": _scale(draw, support, widths["head_size"]),
         **numbers,
         "signed_slopes": "alibi_slopes" in chosen and support.engine.signed_slopes and pick(draw, (False, True)),
         "ranges_clamped": ranges_clamped,
@@ -58,6 +61,23 @@ def layer(draw: st.DrawFn, support: Support) -> DrawnLayer:
         "output_dtype": pick(draw, support.output_dtypes) if "output_dtype" in chosen else None,
     }
     return DrawnLayer(layer, cache, chosen, window_kind)
+
+
+def _is_latent(support: Support, chosen: set[str]) -> bool:
+    """Whether a layer with a cache has a latent one: where V has a width of its own, and where there is no other layout."""
+    return "head_size_v" in chosen or all(layout.has_latent_value for layout in support.layouts)
+
+
+def _widths(draw: st.DrawFn, support: Support, step: int, has_own: bool) -> dict[str, int]:
+    """The width of q and k and, if dense v has its own, another one of v: wider or narrower."""
+    head_size = pick(draw, [size for size in support.head_sizes if size % step == 0])
+    others = [size for size in support.head_sizes if size != head_size] if has_own else []
+    return {"head_size": head_size, **({"head_size_v": pick(draw, others)} if others else {})}
+
+
+def _latent_widths(draw: st.DrawFn, support: Support) -> dict[str, int]:
+    latent, rotated = pick(draw, support.latent.widths)
+    return {"head_size": latent + rotated, "head_size_v": latent}
 
 
 def _scale(draw: st.DrawFn, support: Support, head_size: int) -> float:
@@ -75,13 +95,16 @@ def _attn_type(draw: st.DrawFn, support: Support) -> AttentionType:
     return pick(draw, decoder + others)
 
 
-def _cache(draw: st.DrawFn, support: Support, dtype: str, quantized: bool) -> dict[str, Any]:
+def _cache(draw: st.DrawFn, support: Support, dtype: str, quantized: bool, latent: bool) -> dict[str, Any]:
     """A layout that fits some of the support's sizes, a block size, a quantized cache's dtype and kind of scales, and the form
     of the allocation."""
     engine = support.engine
+    if latent:
+        return _latent_cache(draw, support, quantized)
     cache_dtype = pick(draw, support.cache_dtypes) if quantized else None
     itemsize = _itemsize(dtype, cache_dtype)
-    fitting = [layout for layout in support.layouts if _fits(support, layout, itemsize, quantized)]
+    apart = [layout for layout in support.layouts if not layout.has_latent_value]
+    fitting = [layout for layout in apart if _fits(support, layout, itemsize, quantized)]
     inline = [layout for layout in fitting if layout.has_inline_scales]
     layout = pick(draw, fitting + inline)  # inline scales are drawn as often as each other kind of scales
     scales = None
@@ -95,6 +118,21 @@ def _cache(draw: st.DrawFn, support: Support, dtype: str, quantized: bool) -> di
         "block_size": _usual(draw, [size for size in support.block_sizes if size % step == 0], USUAL_BLOCK),
         "planes": "content" not in layout.dims and pick(draw, engine.planes),
         "padding": pick(draw, engine.padding[:1] + engine.padding),
+    }
+
+
+def _latent_cache(draw: st.DrawFn, support: Support, quantized: bool) -> dict[str, Any]:
+    """The form of a latent cache: its block size, a float8 type with one scale, and padding of blocks and of rows."""
+    engine = support.engine
+    float8 = [dtype for dtype in support.cache_dtypes if dtype != "int8"] if quantized and "tensor" in support.scales else []
+    cache_dtype = pick(draw, float8) if float8 else None
+    return {
+        "layout": Layout.LATENT,
+        "dtype": cache_dtype,
+        "scales": "tensor" if cache_dtype else None,
+        "block_size": pick(draw, support.latent.block_sizes),
+        "padding": pick(draw, engine.padding[:1] + engine.padding),
+        "slot_padding": pick(draw, engine.padding[:1] * 2 + engine.padding),
     }
 
 

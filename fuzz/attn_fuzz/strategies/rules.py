@@ -14,7 +14,7 @@ USUAL = ("window", "sinks")
 BESIDE_ALIBI = frozenset({"sinks", "bidirectional_ranges"})
 """Rules that layers with ALiBi lack if the engine sends no `mixed_alibi`."""
 # Rules of many kinds are chosen so many times as often as others, and so are rules that only some cases can have.
-WEIGHT = {"quantized": 4, "rope": 2, "bidirectional_ranges": 2, "qq_bias": 2}
+WEIGHT = {"quantized": 4, "rope": 2, "bidirectional_ranges": 2, "qq_bias": 2, "head_size_v": 4}
 
 
 def window(draw: st.DrawFn, support: Support, kind: WindowKind) -> tuple[int, int]:
@@ -62,6 +62,7 @@ NUMBERS: dict[str, _Number] = {
 DRAWN_ELSEWHERE = {
     "bidirectional_ranges": "strategies.batches draws the ranges of each request",
     "ranges_clamped": "strategies.layers draws it where there are ranges",
+    "head_size_v": "strategies.layers draws it with head_size",
 }
 """By the name of a rule of a layer or of a step that has no number here: where it is drawn."""
 
@@ -87,7 +88,7 @@ def _chosen(draw: st.DrawFn, support: Support, attn_type: AttentionType) -> set[
 
 def _possible(support: Support, attn_type: AttentionType) -> list[str]:
     """Names of what is chosen as rules are; a quantized cache and a quantized output count as such."""
-    named = [*NUMBERS, "bidirectional_ranges", "rope"]
+    named = [*NUMBERS, "bidirectional_ranges", "rope", "head_size_v"]
     if attn_type is not AttentionType.DECODER and not support.engine.mixed_alibi:
         named.remove("alibi_slopes")
     possible = [rule for rule in named if rule in support.rules and attn_type in RULES[rule].attn_types]

@@ -26,6 +26,10 @@ def illegal_attention(function: Callable[..., object], arguments: Mapping[str, A
     }
     for what, fields in wrong_batches.items():
         yield what, functools.partial(function, **{**arguments, "batch": dataclasses.replace(batch, **fields)})
+    if layer.layout is None or layer.layout.has_latent_value:
+        narrower = dataclasses.replace(layer, head_size_v=max(1, layer.value_size - 1))
+        if narrower.value_size != layer.value_size:
+            yield "another width of V than out has", functools.partial(function, **{**arguments, "layer": narrower})
 
 
 def illegal_writes(write: Callable[..., object], rope: Callable[..., object], arguments: Mapping[str, Any]) -> Calls:

@@ -36,7 +36,10 @@ def wrong_layers(make: Callable[..., object], arguments: dict[str, Any]) -> Call
         yield f"{name}={wrong!r}", functools.partial(make, **{**arguments, name: wrong})
     layout = arguments["layer"].layout
     for other in Layout:
-        if layout is not None and other.has_inline_scales != layout.has_inline_scales:
+        if layout is not None and (other.has_inline_scales, other.has_latent_value) != (
+            layout.has_inline_scales,
+            layout.has_latent_value,
+        ):
             yield f"an allocation of {other}", functools.partial(make, **{**arguments, "allocation_layout": other})
 
 

@@ -1,6 +1,6 @@
 """The reference in float32 as a target."""
 
-from attn_fuzz.targets.target import EVERYTHING, Target
+from attn_fuzz.targets.target import WITH_LATENT, Target
 from attn_fuzz.verdict.rounding import Rounding
 
 
@@ -19,6 +19,12 @@ def _reference_write(k, v, kv_cache, layer, slot_mapping) -> None:
     attn_reference.write_kv_cache(k, v, kv_cache, layer, slot_mapping)
 
 
+def _reference_write_latent(kv_c, k_pe, kv_cache, layer, slot_mapping) -> None:
+    import attn_reference
+
+    attn_reference.write_latent_cache(kv_c, k_pe, kv_cache, layer, slot_mapping)
+
+
 def _reference_rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, is_neox) -> None:
     import attn_reference
 
@@ -30,7 +36,8 @@ REFERENCE_FP32 = Target(
     description="the reference in float32, judged by itself in float64: a check of the bound",
     attention=_reference_attention,
     write_kv_cache=_reference_write,
+    write_latent_cache=_reference_write_latent,
     rope_and_write_kv_cache=_reference_rope,
-    support=lambda device: EVERYTHING,
+    support=lambda device: WITH_LATENT,
     rounding=lambda device: Rounding(keys_per_tile=1024),
 )

@@ -20,7 +20,8 @@ from attn_fuzz.targets.target import Support
 from attn_fuzz.targets.triton import TRITON
 
 _ANY_DTYPE = (torch.float32, torch.float16, torch.bfloat16)
-_ROWS = tuple(layout for layout in Layout if not (layout.is_x_packed or layout.has_inline_scales))
+_LAYOUTS = tuple(layout for layout in Layout if not layout.has_latent_value)
+_ROWS = tuple(layout for layout in _LAYOUTS if not (layout.is_x_packed or layout.has_inline_scales))
 _MOST = 1 << 20
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
 _OF_AMD = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201")
@@ -43,7 +44,7 @@ class Served:
     block_sizes: Collection[int]
     group_sizes: Collection[int] = range(1, 65)
     dtypes: Collection[torch.dtype] = _ANY_DTYPE
-    layouts: Collection[Layout] = tuple(Layout)
+    layouts: Collection[Layout] = _LAYOUTS
     architectures: Collection[str] = _ARCHITECTURES
     outputs: Collection[tuple[str, torch.dtype]] = _OUTPUTS
 
@@ -100,7 +101,7 @@ def _layers(field: str) -> list[tuple[object, str | None, AttentionConfig]]:
         return [((name, dtype), name, change(output_dtype=dtype)) for name, dtype in _OUTPUTS]
     if field == "layouts":
         scaled = {"kv_cache_dtype": torch.float8_e4m3fn, "scales": "inline"}
-        return [(layout, None, change(layout=layout, **(scaled if layout.has_inline_scales else {}))) for layout in Layout]
+        return [(layout, None, change(layout=layout, **(scaled if layout.has_inline_scales else {}))) for layout in _LAYOUTS]
     if field == "dtypes":
         return [(dtype, None, change(dtype=dtype)) for dtype in _ANY_DTYPE]
     if field == "group_sizes":

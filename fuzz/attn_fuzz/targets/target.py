@@ -1,7 +1,7 @@
 """What a target is: functions that write a cache and attend, with a declaration of what they support and where they round."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -73,6 +73,14 @@ class WriteFunction(Protocol):
         ...
 
 
+class WriteLatentFunction(Protocol):
+    def __call__(
+        self, kv_c: torch.Tensor, k_pe: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slot_mapping: torch.Tensor
+    ) -> object:
+        """Write row s of kv_c and, behind it, of k_pe to slot `slot_mapping[s]` of a latent cache, and nothing else."""
+        ...
+
+
 class RopeFunction(Protocol):
     def __call__(
         self,
@@ -96,6 +104,21 @@ def _nothing(case: Case) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LatentSizes:
+    """The sizes that are drawn for latent caches.
+
+    Args:
+        widths: pairs (Lkv, R): the width of V, and how much wider K is.
+        group_sizes: query heads. A latent cache has one KV head.
+        block_sizes: slots of a block.
+    """
+
+    widths: tuple[tuple[int, int], ...] = ((32, 16), (16, 8), (8, 0), (64, 32), (24, 8), (8, 32))
+    group_sizes: tuple[int, ...] = (16, 1, 12, 71, 128)
+    block_sizes: tuple[int, ...] = (16, 1, 64)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Support:
     """What a target supports.
 
@@ -105,7 +128,8 @@ class Support:
 
     Args:
         attn_types, dtypes: at least one of each.
-        layouts: of the KV cache; at least one if one of the attention types reads it.
+        layouts: of the KV cache; at least one if one of the attention types reads it. LATENT is drawn with the rule head_size_v
+            alone: name both.
         rules: names of the rules of `attn_contract.rules` that the target has, such as "window", "sinks", "lse",
             "non_causal" and "rope". A rule that is not named must be refused.
         causal: whether a DECODER may be causal.
@@ -118,6 +142,7 @@ class Support:
         unused_slots: the numbers in slots that no query sees. "NaN" finds a kernel that reads them. "mostly finite" is for a
             kernel that is known to read them with a weight of 0, because 0 * NaN is NaN: 3 of 4 cases hold a finite number.
             "finite" is for an engine whose cache never holds NaN.
+        latent: sizes of latent caches, instead of head_sizes, group_sizes and block_sizes.
         tile_sizes: sizes of the kernel's tiles. Lengths are drawn around their multiples.
         max_tokens, max_seq_len: the most query tokens of a batch and keys of a request, so that an example stays fast.
         long_seq_len: the keys of a request that is drawn now and then: it is alone in its step and has one query. None: no
@@ -143,6 +168,7 @@ class Support:
     engine: Engine = ANY_ENGINE
     exclude: Callable[[Case], str | None] = _nothing
     unused_slots: Literal["NaN", "mostly finite", "finite"] = "NaN"
+    latent: LatentSizes = LatentSizes()
     tile_sizes: tuple[int, ...] = (16, 32, 64)
     max_tokens: int = 256
     max_seq_len: int = 1024
@@ -163,13 +189,16 @@ class Support:
 
     def limit(self, case: Case) -> str | None:
         """Why a case is not run, in words: a dtype, a layout, a size or something else that is not drawn. None if it is run."""
-        choices = {
-            "dtype": (case.dtype, self.dtypes),
-            "head_size": (case.head_size, self.head_sizes),
-            "group_size": (case.group_size, self.group_sizes),
-        }
+        choices: dict[str, tuple[object, Collection[object]]] = {"dtype": (case.dtype, self.dtypes)}
+        if case.has_latent_cache:
+            choices["widths"] = ((case.value_size, case.head_size - case.value_size), self.latent.widths)
+        else:
+            choices["head_size"] = (case.head_size, self.head_sizes)
+            choices["head_size_v"] = (case.value_size, self.head_sizes)
+        sizes = self.latent if case.has_latent_cache else self
+        choices["group_size"] = (case.group_size, sizes.group_sizes)
         if case.cache is not None:
-            choices["block_size"] = (case.cache.block_size, self.block_sizes)
+            choices["block_size"] = (case.cache.block_size, sizes.block_sizes)
             choices["layout"] = (case.cache.layout, self.layouts)
         for name, (value, allowed) in choices.items():
             if value not in allowed:
@@ -204,7 +233,9 @@ class Support:
     def widened(self) -> "Support":
         """A Support that draws the same sizes, dtypes, layouts and forms, and every rule. Refusals are drawn from it."""
         layouts = self.layouts or EVERYTHING.layouts
-        return dataclasses.replace(EVERYTHING, layouts=layouts, **{name: getattr(self, name) for name in _DRAWN})
+        rules = (*EVERYTHING.rules, *(name for name in self.rules if name not in EVERYTHING.rules))
+        drawn = {name: getattr(self, name) for name in _DRAWN}
+        return dataclasses.replace(EVERYTHING, layouts=layouts, rules=rules, **drawn)
 
     def widenings(self) -> tuple["Support", ...]:
         """Supports to draw refusals from: everything, half of the time; else one attention type, rule or format more, or what
@@ -226,14 +257,20 @@ class Support:
 EVERYTHING = Support(
     attn_types=tuple(AttentionType),
     dtypes=("float32", "float16", "bfloat16"),
-    layouts=tuple(Layout),
-    rules=tuple(name for name in RULES if hasattr(Case, name)),
+    layouts=tuple(layout for layout in Layout if not layout.has_latent_value),
+    rules=tuple(name for name in RULES if hasattr(Case, name) and name != "head_size_v"),
     cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz", "int8"),
     scales=("tensor", "head", "token"),
     output_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
     head_sizes=(32, 16, 64, 80, 96, 128, 20, 256),
 )
-"""A Support of everything that a case can have."""
+"""A Support of everything that a case with one head size can have."""
+WITH_LATENT = dataclasses.replace(EVERYTHING, layouts=tuple(Layout), rules=(*EVERYTHING.rules, "head_size_v"))
+"""A Support of latent caches and of V of another width than K, too.
+
+They are drawn for a target that names them, and for no other one: not even now and then, to be refused. So they have not
+changed what any other target draws. tests/test_silence.py asks everybody else to refuse them.
+"""
 
 _DRAWN = (
     "engine",
@@ -242,6 +279,7 @@ _DRAWN = (
     "head_sizes",
     "group_sizes",
     "block_sizes",
+    "latent",
     "tile_sizes",
     "max_tokens",
     "max_seq_len",
@@ -262,8 +300,8 @@ class Target:
         name: as in the entry point.
         description: one line.
         attention: see AttentionFunction.
-        write_kv_cache, rope_and_write_kv_cache: see WriteFunction and RopeFunction. If None, the reference writes the cache,
-            and the write is not checked.
+        write_kv_cache, write_latent_cache, rope_and_write_kv_cache: see WriteFunction, WriteLatentFunction and RopeFunction. If
+            None, the reference writes the cache, and the write is not checked.
         support: returns what the target supports on a device type, "cpu" or "cuda".
         refuses: whether the target refuses cases beyond its support. If not, such cases are not drawn.
         rounding: returns where the target rounds on a device type.
@@ -295,6 +333,7 @@ class Target:
     description: str
     attention: AttentionFunction
     write_kv_cache: WriteFunction | None = None
+    write_latent_cache: WriteLatentFunction | None = None
     rope_and_write_kv_cache: RopeFunction | None = None
     support: Callable[[str], Support]
     rounding: Callable[[str], Rounding]

@@ -38,7 +38,8 @@ def check(call: Call, out: torch.Tensor, lse: torch.Tensor | None = None, *, rou
 
     Args:
         call: the inputs of the kernel.
-        out: [T, H, D] or [T, H * D], the kernel's output. Its dtype is q's, or float8 if the layer has an output_scale.
+        out: [T, H, Dv] or [T, H * Dv] with Dv = `layer.value_size`, the kernel's output. Its dtype is q's, or float8 if the
+            layer has an output_scale.
         lse: [H, T] float32, natural logarithms that include the sinks; None if the kernel wrote none.
         rounding: where the kernel rounds. No Rounding describes a float32 kernel whose products are TF32.
 
@@ -52,7 +53,8 @@ def check(call: Call, out: torch.Tensor, lse: torch.Tensor | None = None, *, rou
     """
     layer, q, rows = call.layer, call.q, len(call.q)
     dtypes = (q.dtype,) if layer.output_scale is None else FLOAT8_DTYPES
-    _check_output("out", out, q, [(rows, layer.num_heads, layer.head_size), (rows, layer.num_heads * layer.head_size)], dtypes)
+    shapes = [(rows, layer.num_heads, layer.value_size), (rows, layer.num_heads * layer.value_size)]
+    _check_output("out", out, q, shapes, dtypes)
     if lse is not None:
         _check_output("lse", lse, q, [(layer.num_heads, rows)], (torch.float32,))
     judgement = judge_call(call, out, lse, rounding, generic=True)

@@ -84,6 +84,7 @@ from attn_fuzz.verdict.rounding import (
     Rounding,
     further_roundings,
     shared_scale,
+    value_scale,
 )
 from attn_reference import Attention, Request, attend, dequantize, paged_requests, quantize, varlen_requests
 
@@ -311,7 +312,7 @@ def _stored_magnitudes(value: torch.Tensor, layer: Layer) -> torch.Tensor:
     """|t| of values [H, k, D]. If each token has a scale, |t| is multiplied by the largest scale of the head."""
     if layer.kv_cache_dtype is None or not value.numel():
         return value.abs()
-    if layer.v_scale is None:
+    if value_scale(layer) is None:
         # a row's scale is proportional to its largest magnitude
         largest = value.abs().amax(-1, keepdim=True)
         return torch.where(largest > 0, value.abs() / largest * largest.amax(1, keepdim=True), 0.0)

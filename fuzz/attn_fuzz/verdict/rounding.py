@@ -7,7 +7,7 @@ bound of an output whose right value is unknown. Both use the symbols that `orac
 from dataclasses import dataclass
 
 import torch
-from attn_contract import Layer
+from attn_contract import Layer, Layout
 
 U32 = 2.0**-24
 UNIT_ROUNDOFF = {
@@ -140,11 +140,17 @@ def further_roundings(score: torch.Tensor, bias: torch.Tensor | None, layer: Lay
     return further
 
 
+def value_scale(layer: Layer) -> torch.Tensor | None:
+    """The scale of V that all tokens share; None if there is none. In a latent cache it is that of K."""
+    return layer.k_scale if layer.layout is Layout.LATENT else layer.v_scale
+
+
 def shared_scale(layer: Layer) -> torch.Tensor:
     """[H] float64: for each head the scale of V that all tokens share, or 1 if the scale is larger.
 
     |v| divided by this number is the larger one of |v| and |t|.
     """
-    assert layer.v_scale is not None
-    scale = layer.v_scale.double().reshape(-1).expand(layer.num_kv_heads)
+    scale = value_scale(layer)
+    assert scale is not None
+    scale = scale.double().reshape(-1).expand(layer.num_kv_heads)
     return scale.repeat_interleave(layer.num_heads // layer.num_kv_heads).clamp(max=1)

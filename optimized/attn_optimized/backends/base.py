@@ -322,6 +322,9 @@ def _must_reinterpret(layout: Layout | None, allocation_layout: Layout | None) -
     if layout.has_inline_scales != allocation_layout.has_inline_scales:
         expected = f"one of {layout}'s footprint: only CONTENT_PACKED_SCALED has scales in its rows"
         raise ContractError("allocation_layout", allocation_layout, expected)
+    if layout.has_latent_value != allocation_layout.has_latent_value:
+        expected = f"one of {layout}'s footprint: only in LATENT is V the beginning of K's row"
+        raise ContractError("allocation_layout", allocation_layout, expected)
     if (layout in PLANES_FIRST) == (allocation_layout in PLANES_FIRST):
         return False
     if layout is not Layout.BLOCKS_FIRST_NHD:

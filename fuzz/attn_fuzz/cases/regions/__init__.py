@@ -16,6 +16,7 @@ from attn_contract.validation import (
     check_rope_and_write_kv_cache,
     check_varlen_attention,
     check_write_kv_cache,
+    check_write_latent_cache,
 )
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.regions.arguments import ARGUMENTS, CALL
@@ -27,7 +28,13 @@ from attn_fuzz.cases.tensors import Step
 
 __all__ = ["REGIONS", "Region", "counts", "fields"]
 
-_BORDERS = (check_paged_attention, check_varlen_attention, check_write_kv_cache, check_rope_and_write_kv_cache)
+_BORDERS = (
+    check_paged_attention,
+    check_varlen_attention,
+    check_write_kv_cache,
+    check_rope_and_write_kv_cache,
+    check_write_latent_cache,
+)
 
 
 def fields() -> list[str]:

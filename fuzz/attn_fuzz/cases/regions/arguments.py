@@ -1,11 +1,13 @@
 """Regions of the rules of a call, and of the arguments of attention and of cache writes."""
 
+from collections.abc import Callable
+
 import torch
 from attn_contract.layer import FLOAT_DTYPES
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.poison import LEFTOVER
 from attn_fuzz.cases.regions.batch import BATCH
-from attn_fuzz.cases.regions.region import Region, illegal, legal, not_drawn, of_rotation, of_tensor
+from attn_fuzz.cases.regions.region import Predicate, Region, illegal, legal, not_drawn, of_rotation, of_tensor
 from attn_fuzz.cases.tensors import Step
 
 CALL: dict[str, tuple[Region, ...]] = {
@@ -25,6 +27,11 @@ def _is_hidden_nan(case: Case, step: Step) -> bool:
 def _aligned(tensor: torch.Tensor) -> bool:
     steps = (tensor.data_ptr() // tensor.element_size(), *tensor.stride()[:-1])
     return all(step * tensor.element_size() % 16 == 0 for step in steps)
+
+
+def _of_latent_write(holds: Callable[[torch.Tensor, torch.Tensor], object]) -> Predicate:
+    """Whether the kv_c and k_pe of the step's write to a latent cache have a property."""
+    return lambda case, step: case.has_latent_cache and any(holds(*write.latent_parts) for write in step.writes[:1])
 
 
 _SEEN = "the contract says that the K and V of a key that some query of the request sees are finite"
@@ -51,6 +58,16 @@ ARGUMENTS: dict[str, tuple[Region, ...]] = {
             lambda case, step: step.v is not None and step.k is not None and step.v.stride() != step.k.stride(),
         ),
         illegal("NaN, infinity in a value that is seen", _SEEN),
+    ),
+    "kv_c": (
+        Region("a slice of rows with k_pe", _of_latent_write(lambda kv_c, k_pe: kv_c.stride(0) == k_pe.stride(0))),
+        Region("strides unlike k_pe's", _of_latent_write(lambda kv_c, k_pe: kv_c.stride(0) != k_pe.stride(0))),
+        illegal("NaN, infinity in a key that is seen", _SEEN),
+    ),
+    "k_pe": (
+        Region("no column", _of_latent_write(lambda kv_c, k_pe: not k_pe.shape[1])),
+        Region("wider than kv_c", _of_latent_write(lambda kv_c, k_pe: k_pe.shape[1] > kv_c.shape[1])),
+        illegal("NaN, infinity in a key that is seen", _SEEN),
     ),
     "kv_cache": (
         Region("NaN in slots without a key", lambda case, step: case.cache is not None and not case.finite_slots),

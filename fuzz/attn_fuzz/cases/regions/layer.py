@@ -63,6 +63,17 @@ LAYER: dict[str, tuple[Region, ...]] = {
         ),
         not_drawn("below 16, or above 256", "Triton's dot needs 16, to which all are padded; models have at most 256"),
     ),
+    "head_size_v": (
+        *legal(
+            none=lambda case, step: case.head_size_v is None,
+            narrower_than_dense_K=lambda case, step: case.cache is None and case.value_size < case.head_size,
+            wider_than_dense_K=lambda case, step: case.cache is None and case.value_size > case.head_size,
+            the_beginning_of_K=lambda case, step: case.has_latent_cache and case.value_size < case.head_size,
+            all_of_K=lambda case, step: case.has_latent_cache and case.value_size == case.head_size,
+        ),
+        not_drawn("512 of 576", _MODELS_SIZES),
+        illegal("of a cache of K and V apart", "Layer refuses it: no layout but LATENT has two widths"),
+    ),
     "scale": (
         *legal(
             positive=lambda case, step: case.scale > 0,

@@ -26,6 +26,7 @@ VIEW: dict[str, tuple[Region, ...]] = {
     "kv_stride": (
         Region("V beside K in a block", of_view(lambda view: view.kv_stride < view.block_stride)),
         Region("planes", of_view(lambda view: view.kv_stride > view.block_stride)),
+        Region("0: V is the beginning of K's row", of_view(lambda view: view.kv_stride == 0)),
         not_drawn("beyond 31 bits", "such a cache needs gigabytes; tests/optimized/test_strides.py has one on a GPU"),
     ),
     "block_stride": (
@@ -35,6 +36,7 @@ VIEW: dict[str, tuple[Region, ...]] = {
     ),
     "slot_stride": (
         Region("heads inside a slot", of_view(lambda view: view.slot_stride > view.head_stride)),
+        Region("rows with a gap", lambda case, step: case.cache is not None and case.cache.slot_padding),
         Region("without a meaning", of_view(lambda view: view.slot_stride == 0)),
     ),
     "head_stride": (

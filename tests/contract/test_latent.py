@@ -1,0 +1,328 @@
+"""V of another width than K, and the latent cache: what a Layer, a config and a call say of it, and every way to be wrong."""
+
+from dataclasses import replace
+from typing import Any
+
+import attn_reference
+import pytest
+import torch
+from attn_contract import (
+    ANY,
+    RULES,
+    YES,
+    AttentionConfig,
+    AttentionType,
+    Batch,
+    Capabilities,
+    ContractError,
+    Layer,
+    Layout,
+    Only,
+    validation,
+)
+from attn_contract.rules import VALUES, asked
+
+FP8 = torch.float8_e4m3fn
+LATENT = {"num_kv_heads": 1, "layout": Layout.LATENT, "head_size_v": 6}
+ENCODER = {"attn_type": AttentionType.ENCODER, "layout": None}
+ops = torch.ops.attn_parity
+
+
+def layer(**changes: Any) -> Layer:
+    """H 4, HK 2, D 8, a cache of K and V apart."""
+    fields = {"num_heads": 4, "num_kv_heads": 2, "head_size": 8, "scale": 0.5, "layout": Layout.BLOCKS_FIRST_NHD}
+    return Layer(**fields | changes)
+
+
+def test_a_width_of_v_is_a_rule_that_layers_ask_for():
+    assert RULES["head_size_v"].acts_on is VALUES
+    assert asked(layer(**LATENT)) == {"head_size_v": 6}
+    assert asked(layer()) == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "value_size"),
+    [
+        ({}, 8),
+        (LATENT, 6),
+        (LATENT | {"head_size_v": 8}, 8),
+        (LATENT | {"kv_cache_dtype": FP8, "k_scale": torch.ones(1)}, 6),
+        (LATENT | {"kv_cache_dtype": torch.float8_e4m3fnuz, "k_scale": torch.tensor(2.0)}, 6),
+        (LATENT | {"window": (4, -1), "sink_tokens": 2, "logits_soft_cap": 30.0, "alibi_slopes": torch.zeros(4)}, 6),
+        (ENCODER | {"head_size_v": 3}, 3),
+        (ENCODER | {"head_size_v": 24}, 24),
+    ],
+)
+def test_layers_that_name_the_width_of_v(changes, value_size):
+    made = layer(**changes)
+    assert made.value_size == value_size
+    assert {name: getattr(made, name) for name in changes} == changes
+
+
+def test_dense_v_that_is_as_wide_as_k_asks_for_nothing():
+    made = layer(**ENCODER, head_size_v=8)
+    assert (made.head_size_v, made.value_size, asked(made)) == (None, 8, {})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head_size_v": 0}, "head_size_v: got 0, expected an int, at least 1"),
+        ({"head_size_v": 4.0}, "head_size_v: got 4.0, expected an int, at least 1"),
+        ({"head_size_v": True}, "head_size_v: got True, expected an int, at least 1"),
+        ({"head_size_v": 4}, "head_size_v: got 4, expected None: layout BLOCKS_FIRST_NHD holds K and V of one width"),
+        ({"head_size_v": 8}, "head_size_v: got 8, expected None: layout BLOCKS_FIRST_NHD holds K and V of one width"),
+        (LATENT | {"head_size_v": None}, "head_size_v: got None, expected the width of V in layout LATENT, at most head_size"),
+        (LATENT | {"head_size_v": 9}, "head_size_v: got 9, expected at most head_size (8): V is the beginning of K's row"),
+        (LATENT | {"num_kv_heads": 2}, "num_kv_heads: got 2, expected 1: a latent cache has one KV head"),
+        (
+            LATENT | {"attn_type": AttentionType.ENCODER_DECODER},
+            "head_size_v: got 6, expected None for ENCODER_DECODER: its cache holds K and V of one width",
+        ),
+        (LATENT | {"kv_cache_dtype": FP8}, "k_scale: got None, expected a tensor: the scale of a cache of torch.float8_e4m3fn"),
+        (LATENT | {"k_scale": torch.ones(1)}, "kv_cache_dtype: got None, expected a quantized dtype, since there are scales"),
+        (
+            LATENT | {"kv_cache_dtype": FP8, "k_scale": torch.ones(1), "v_scale": torch.ones(1)},
+            "v_scale: got a tensor, expected None in layout LATENT: k_scale is the scale of K and of V",
+        ),
+        (
+            LATENT | {"kv_cache_dtype": FP8, "k_scale_cache": torch.ones(6, 4, 1)},
+            "k_scale_cache: got a tensor, expected None in layout LATENT",
+        ),
+        (
+            LATENT | {"kv_cache_dtype": FP8, "k_scale": torch.ones(2)},
+            "k_scale: got torch.float32 (2,), expected torch.float32, shape () or (1,)",
+        ),
+        (LATENT | {"kv_cache_dtype": torch.int8}, "kv_cache_dtype: got torch.int8, expected a float8 in layout LATENT"),
+    ],
+)
+def test_layers_that_contradict_themselves(changes, message):
+    with pytest.raises(ContractError) as caught:
+        layer(**changes)
+    assert str(caught.value).startswith(message)
+
+
+CONFIG = AttentionConfig(num_heads=16, num_kv_heads=1, head_size=576, dtype=torch.bfloat16, block_size=64)
+MLA = CONFIG.with_rules(head_size_v=512)
+ALL = Capabilities(
+    backend="ALL",
+    available=YES,
+    architectures=ANY,
+    attn_types=dict.fromkeys(AttentionType, YES),
+    dtypes=ANY,
+    head_sizes=ANY,
+    group_sizes=ANY,
+    block_sizes=ANY,
+    layouts=Only(tuple(Layout), "there are no others"),
+    kv_cache_dtypes=ANY,
+    scales=ANY,
+    output_dtypes=ANY,
+    rules=dict.fromkeys(RULES, YES),
+)
+
+
+def refused(capabilities: Capabilities, config: AttentionConfig) -> list[str]:
+    return [str(refusal) for refusal in capabilities.refusals(config)]
+
+
+def test_a_config_holds_what_its_layer_says():
+    made = AttentionConfig.of(layer(**LATENT), torch.float16, block_size=16)
+    assert (made.layout, made.value_size, made.has_latent_cache, made.rules) == (Layout.LATENT, 6, True, {"head_size_v": 6})
+    dense = AttentionConfig.of(layer(**ENCODER, head_size_v=24), torch.float16, block_size=None)
+    assert (dense.value_size, dense.has_latent_cache) == (24, False)
+    assert (CONFIG.value_size, CONFIG.has_latent_cache, MLA.has_latent_cache) == (576, False, True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_kv_heads": 2}, "num_kv_heads: got 2, expected 1: a latent cache has one KV head"),
+        ({"head_size": 500}, "head_size_v: got 512, expected at most head_size (500)"),
+        (
+            {"layout": Layout.KV_FIRST_NHD},
+            "head_size_v: got 512, expected None: layout KV_FIRST_NHD holds K and V of one width",
+        ),
+        ({"layout": Layout.LATENT, "rules": {}}, "head_size_v: got None, expected the width of V in layout LATENT"),
+        ({"kv_cache_dtype": FP8, "scales": "token"}, "scales: got token, expected None or tensor: a latent cache has one"),
+        ({"rules": MLA.rules | {"rope": True}}, "rope: got True, expected False with a latent cache: write_latent_cache takes"),
+        ({"attn_type": AttentionType.ENCODER_DECODER}, "head_size_v: got 512, expected None for ENCODER_DECODER"),
+    ],
+)
+def test_configs_that_contradict_themselves(changes, message):
+    with pytest.raises(ContractError) as caught:
+        replace(MLA, **changes)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_config_drops_a_width_that_says_nothing():
+    encoder = replace(CONFIG, attn_type=AttentionType.ENCODER, block_size=None)
+    assert encoder.with_rules(head_size_v=576).rules == {}
+    assert CONFIG.with_rules(head_size_v=576).rules == {"head_size_v": 576}, "a decoder's cache is latent then"
+
+
+def test_a_declaration_without_the_layout_refuses_a_latent_cache():
+    """Also where the backend is to choose the layout; who serves V of another width may have no latent cache."""
+    rows = replace(ALL, layouts=Only((Layout.BLOCKS_FIRST_NHD,), "it reads rows"))
+    assert refused(rows, MLA) == ["a latent cache (layout LATENT) not supported: it reads rows (it takes BLOCKS_FIRST_NHD)"]
+    assert refused(ALL, MLA) == refused(rows, CONFIG) == []
+    encoder = replace(MLA, attn_type=AttentionType.ENCODER, block_size=None)
+    assert refused(rows, encoder) == []
+
+
+def test_a_declaration_that_is_silent_refuses_a_width_of_v():
+    silent = replace(ALL, rules={name: YES for name in RULES if name != "head_size_v"})
+    assert refused(silent, MLA) == ["head_size_v (a width of V of its own) not supported: it is not declared"]
+
+
+# --- calls ---
+
+
+def latent_step() -> dict[str, Any]:
+    """Two requests of 2 queries and 1; rows of 8, V of 6, blocks of 4 slots."""
+    batch = Batch(
+        query_start_loc=torch.tensor([0, 2, 3], dtype=torch.int32),
+        seq_lens=torch.tensor([5, 4], dtype=torch.int32),
+        max_query_len=2,
+        max_seq_len=5,
+        num_actual_tokens=3,
+        causal=True,
+        block_table=torch.tensor([[2, 0], [1, -1]], dtype=torch.int32),
+    )
+    tensors = {"q": torch.zeros(3, 4, 8), "kv_cache": torch.zeros(3, 4, 8), "out": torch.full((3, 4, 6), torch.nan)}
+    return tensors | {"layer": layer(**LATENT), "batch": batch, "lse": torch.full((4, 3), torch.nan)}
+
+
+def dense_step() -> dict[str, Any]:
+    """Two requests of 2 tokens and 1; k is 8 wide and v 3."""
+    paged = latent_step()
+    batch = replace(paged["batch"], seq_lens=torch.tensor([2, 1], dtype=torch.int32), causal=False, block_table=None)
+    tensors = {"q": paged["q"], "k": torch.zeros(3, 2, 8), "v": torch.zeros(3, 2, 3), "out": torch.full((3, 4, 3), torch.nan)}
+    return tensors | {"layer": layer(**ENCODER, head_size_v=3), "batch": batch, "lse": paged["lse"]}
+
+
+def latent_write() -> dict[str, Any]:
+    """Two rows for three of the six slots that there are rows for."""
+    rows = torch.ones(3, 20)
+    tensors = {"kv_c": rows[:, 1:7], "k_pe": rows[:, 9:11], "kv_cache": torch.zeros(3, 4, 8)}
+    return tensors | {"layer": layer(**LATENT), "slot_mapping": torch.tensor([11, -1])}
+
+
+VALID = {"paged_attention": latent_step, "varlen_attention": dense_step, "write_latent_cache": latent_write}
+REFUSED = [
+    ("paged_attention", {"out": torch.zeros(3, 4, 8)}, "out: got shape (3, 4, 8), expected shape (3, 4, 6) or (3, 24)"),
+    ("paged_attention", {"kv_cache": torch.zeros(3, 4, 6)}, "kv_cache: got shape (3, 4, 6), expected 8 (dim) in dimension 2"),
+    ("paged_attention", {"kv_cache": torch.zeros(3, 4, 1, 8)}, "kv_cache: got shape (3, 4, 1, 8), expected 3 dimensions"),
+    ("paged_attention", {"q": torch.zeros(3, 4, 6)}, "q: got shape (3, 4, 6), expected shape (T, 4, 8)"),
+    ("varlen_attention", {"out": torch.zeros(3, 4, 8)}, "out: got shape (3, 4, 8), expected shape (3, 4, 3) or (3, 12)"),
+    ("varlen_attention", {"v": torch.zeros(3, 2, 8)}, "v: got shape (3, 2, 8), expected shape (3, 2, 3), as k and head_size_v"),
+    ("varlen_attention", {"layer": layer(**ENCODER)}, "out: got shape (3, 4, 3), expected shape (3, 4, 8) or (3, 32)"),
+    (
+        "varlen_attention",
+        {"layer": layer(**ENCODER), "out": torch.zeros(3, 4, 8)},
+        "v: got shape (3, 2, 3), expected shape (3, 2, 8), as k has",
+    ),
+    ("write_latent_cache", {"layer": layer()}, "layer.layout: got BLOCKS_FIRST_NHD, expected LATENT; use write_kv_cache"),
+    ("write_latent_cache", {"layer": layer(**ENCODER)}, "layer.layout: got None, expected LATENT; use write_kv_cache"),
+    ("write_latent_cache", {"layer": None}, "layer: got None, expected a Layer"),
+    ("write_latent_cache", {"kv_c": torch.ones(3, 8)}, "kv_c: got shape (3, 8), expected shape (T_kv, 6)"),
+    ("write_latent_cache", {"kv_c": torch.ones(3, 1, 6)}, "kv_c: got shape (3, 1, 6), expected shape (T_kv, 6)"),
+    ("write_latent_cache", {"kv_c": torch.ones(3, 6).double()}, "kv_c: got torch.float64, expected float32, float16 or"),
+    ("write_latent_cache", {"kv_c": torch.ones(3, 12)[:, ::2]}, "kv_c: got stride 2 in the last dimension, expected 1"),
+    ("write_latent_cache", {"k_pe": torch.ones(3, 1)}, "k_pe: got shape (3, 1), expected shape (3, 2)"),
+    ("write_latent_cache", {"k_pe": torch.ones(2, 2)}, "k_pe: got shape (2, 2), expected shape (3, 2)"),
+    ("write_latent_cache", {"k_pe": torch.ones(3, 2).half()}, "k_pe: got torch.float16, expected torch.float32, as kv_c has"),
+    ("write_latent_cache", {"kv_cache": torch.zeros(3, 4, 8).half()}, "kv_cache: got torch.float16, expected torch.float32"),
+    ("write_latent_cache", {"kv_cache": torch.zeros(3, 2, 4, 1, 8)}, "kv_cache: got shape (3, 2, 4, 1, 8), expected 3 dimen"),
+    ("write_latent_cache", {"slot_mapping": torch.zeros(4).long()}, "slot_mapping: got 4 slots, expected at most the 3 rows"),
+    ("write_latent_cache", {"slot_mapping": torch.zeros(2).int()}, "slot_mapping: got torch.int32, expected torch.int64"),
+    ("write_latent_cache", {"slot_mapping": torch.tensor([12])}, "slot_mapping[0]: got 12, expected -1 (write nothing) or a"),
+    ("write_latent_cache", {"slot_mapping": torch.tensor([3, 3])}, "slot_mapping: got slot 3 twice, expected every slot at"),
+    (
+        "write_latent_cache",
+        {"layer": layer(**LATENT, kv_cache_dtype=FP8, k_scale=torch.zeros(1)), "kv_cache": torch.zeros(3, 4, 8).to(FP8)},
+        "k_scale[0]: got 0.0, expected a positive finite number",
+    ),
+]
+
+
+@pytest.mark.parametrize("package", [validation, attn_reference], ids=["the check", "the reference"])
+@pytest.mark.parametrize(("operation", "changes", "message"), REFUSED, ids=[message for _, _, message in REFUSED])
+def test_calls_that_contradict_themselves(operation, changes, message, package):
+    arguments = VALID[operation]() | changes
+    before = {name: value.clone() for name, value in arguments.items() if isinstance(value, torch.Tensor)}
+    checks = package is validation
+    function = getattr(package, f"check_{operation}" if checks else operation)
+    with pytest.raises(ContractError) as caught:
+        function(**arguments, **({"values": True} if checks else {}))
+    assert str(caught.value).startswith(message)
+    for name, tensor in before.items():
+        torch.testing.assert_close(arguments[name], tensor, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("operation", VALID)
+def test_calls_that_are_right(operation):
+    arguments = VALID[operation]()
+    getattr(validation, f"check_{operation}")(**arguments, values=True)
+    getattr(attn_reference, operation)(**arguments)
+
+
+@pytest.mark.parametrize("operation", ["write_kv_cache", "rope_and_write_kv_cache"])
+def test_writes_of_two_parts_refuse_a_latent_cache(operation):
+    rows = {"k": torch.ones(3, 1, 8), "v": torch.ones(3, 1, 6), "slot_mapping": torch.tensor([11])}
+    angles = {"q": torch.ones(3, 4, 8), "positions": torch.tensor([0]), "cos_sin_cache": torch.ones(1, 2), "is_neox": True}
+    arguments = {"layer": layer(**LATENT), "kv_cache": torch.zeros(3, 4, 8)} | rows | (angles if "rope" in operation else {})
+    with pytest.raises(ContractError, match=r"^layer.layout: got LATENT, expected a layout of K and V apart; use write_latent"):
+        getattr(attn_reference, operation)(**arguments)
+    assert not arguments["kv_cache"].any()
+
+
+def test_own_tokens_have_the_widths_of_the_layer():
+    step = latent_step()
+    k = torch.zeros(3, 1, 8)
+    validation.check_own_tokens(k, k[..., :6], step["q"], step["layer"], step["batch"], None)
+    with pytest.raises(ContractError, match=r"^v: got shape \(3, 1, 8\), expected shape \(3, 1, 6\)"):
+        validation.check_own_tokens(k, k, step["q"], step["layer"], step["batch"], None)
+
+
+# --- ops ---
+
+
+def test_the_op_writes_what_the_function_writes(monkeypatch):
+    """Its layer is what the tensors say: one KV head, and the two widths."""
+    got = {}
+    monkeypatch.setattr(attn_reference, "write_latent_cache", lambda *arguments: got.update(enumerate(arguments)))
+    scale, arguments = torch.ones(1), latent_write()
+    cache = arguments["kv_cache"].to(FP8)
+    ops.write_latent_cache(arguments["kv_c"], arguments["k_pe"], cache, arguments["slot_mapping"], k_scale=scale)
+    made = got[3]
+    assert (made.num_kv_heads, made.head_size, made.head_size_v, made.layout) == (1, 8, 6, Layout.LATENT)
+    assert (made.kv_cache_dtype, made.tensors) == (FP8, {"k_scale": scale})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kv_c": torch.ones(3, 1, 6)}, "kv_c: got shape (3, 1, 6), expected 2 dimensions: T_kv, head_size_v"),
+        ({"k_pe": torch.ones(3)}, "k_pe: got shape (3,), expected 2 dimensions: T_kv, head_size - head_size_v"),
+        ({"kv_c": torch.ones(3, 0)}, "head_size_v: got 0, expected an int, at least 1"),
+        ({"k_scale": torch.ones(1)}, "kv_cache_dtype: got None, expected a quantized dtype, since there are scales: k_scale"),
+        ({"kv_cache": torch.zeros(3, 4, 8).char()}, "kv_cache_dtype: got torch.int8, expected a float8 in layout LATENT"),
+    ],
+)
+def test_the_op_refuses(changes, message):
+    arguments = latent_write() | changes
+    del arguments["layer"]
+    with pytest.raises(ContractError) as caught:
+        ops.write_latent_cache(**arguments)
+    assert str(caught.value).startswith(message)
+
+
+def test_ops_of_attention_take_the_width_of_v_by_name():
+    """It is passed, as a layout is, and never guessed from v."""
+    step = dense_step()
+    batch, names = step["batch"], ("query_start_loc", "seq_lens", "max_query_len", "max_seq_len", "num_actual_tokens")
+    arguments = {name: step[name] for name in ("q", "k", "v", "out", "lse")} | {name: getattr(batch, name) for name in names}
+    ops.varlen_attention(**arguments, scale=0.5, attn_type="encoder", head_size_v=3)
+    assert not step["out"].any()
+    with pytest.raises(ContractError, match=r"^out: got shape \(3, 4, 3\), expected shape \(3, 4, 8\)"):
+        ops.varlen_attention(**arguments, scale=0.5, attn_type="encoder")

@@ -1,0 +1,277 @@
+"""Latent caches and V of another width: what is drawn, that planted faults of such layers are found, and that nobody else
+draws them."""
+
+import dataclasses
+import functools
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import attn_reference
+import msgspec
+import pytest
+import torch
+from attn_contract import AttentionType, Layout
+from attn_fuzz import Call, capture
+from attn_fuzz.cases import case_file, contradictions, earlier, tensors
+from attn_fuzz.cases.case import Case, CaseError
+from attn_fuzz.corpus import lifting
+from attn_fuzz.report import standalone
+from attn_fuzz.run import shrink
+from attn_fuzz.run.attempt import write
+from attn_fuzz.run.trial import try_case
+from attn_fuzz.strategies import cases
+from attn_fuzz.strategies.independent import INDEPENDENT
+from attn_fuzz.strategies.tally import Tally
+from attn_fuzz.targets import registry
+from attn_fuzz.targets.reference import REFERENCE_FP32
+from attn_fuzz.targets.target import EVERYTHING, WITH_LATENT, LatentSizes, Support, Target
+from attn_fuzz.verdict import oracle
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+replace = msgspec.structs.replace
+SMALL = dataclasses.replace(WITH_LATENT, head_sizes=(16, 32, 20), group_sizes=(1, 2), max_tokens=32, max_seq_len=64)
+LATENT = dataclasses.replace(SMALL, attn_types=(AttentionType.DECODER,), layouts=(Layout.LATENT,))
+DENSE = dataclasses.replace(SMALL, attn_types=(AttentionType.ENCODER, AttentionType.ENCODER_ONLY))
+
+
+@functools.cache
+def draw(support: Support, examples: int = 150) -> tuple[Case, ...]:
+    found, tally = [], Tally()
+
+    @seed(1)
+    @settings(INDEPENDENT, phases=[Phase.generate], suppress_health_check=list(HealthCheck), max_examples=examples)
+    @given(cases("reference-fp32", support, refuses=False, tally=tally))
+    def collect(case):
+        found.append(case)
+        tally.add(case)
+
+    collect()
+    return tuple(found)
+
+
+def latent_cases() -> Iterator[Case]:
+    return (case for case in draw(LATENT) if case.has_work)
+
+
+VISITED: dict[str, Callable[[Case], object]] = {
+    **{f"widths {pair}": lambda case, pair=pair: (case.value_size, case.head_size - case.value_size) == pair
+       for pair in LatentSizes().widths},
+    **{f"{size} query heads": lambda case, size=size: case.group_size == size for size in LatentSizes().group_sizes},
+    **{f"blocks of {size}": lambda case, size=size: case.cache.block_size == size for size in LatentSizes().block_sizes},
+    **{f"cache of {dtype}": lambda case, dtype=dtype: case.cache.dtype == dtype for dtype in ("fp8_e4m3fn", "fp8_e4m3fnuz")},
+    **{f"{name} of a latent layer": lambda case, name=name: name in case.rules
+       for name in ("window", "logits_soft_cap", "sinks", "chunked_local", "sink_tokens", "qq_bias", "bidirectional_ranges",
+                    "alibi_slopes", "non_causal", "per_request_causal", "lse")},
+    "padded rows": lambda case: case.cache.slot_padding,
+    "padded blocks": lambda case: case.cache.padding,
+    "kv_c and k_pe of unlike strides": lambda case: case.unlike_strides and case.writes,
+    "another layer's write": lambda case: case.cache.neighbour is Layout.LATENT,
+    "drafts": lambda case: any(1 < r.query_len < r.seq_len for r in case.requests),
+    "infinities that saturate": lambda case: case.saturated,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VISITED)
+def test_latent_layers_are_drawn_with(name):
+    drawn = draw(LATENT)
+    assert all(case.has_latent_cache and case.head_size_v for case in drawn)
+    assert any(VISITED[name](case) for case in drawn)
+
+
+def test_dense_v_is_drawn_wider_and_narrower():
+    sizes = {(case.value_size > case.head_size) - (case.value_size < case.head_size) for case in draw(DENSE)}
+    assert sizes == {-1, 0, 1}
+
+
+def test_a_target_of_all_layouts_has_both_kinds_of_caches():
+    drawn = [case for case in draw(SMALL) if case.cache is not None]
+    assert {case.has_latent_cache for case in drawn} == {True, False}
+    assert all(case.has_latent_cache == (case.head_size_v is not None) for case in drawn)
+
+
+@pytest.mark.parametrize("name", [name for name in registry.names() if name != "reference-fp32"])
+def test_nobody_who_does_not_name_them_draws_them(name):
+    """Not even to see a refusal: what a seed draws for the target has not changed."""
+    support = registry.load(name).support("cpu")
+    if "head_size_v" in support.rules:
+        return
+    for widened in (support, support.widened(), *support.widenings()):
+        assert "head_size_v" not in widened.rules
+        assert Layout.LATENT not in widened.layouts
+
+
+CONTRADICTIONS = [
+    ({"head_size_v": None}, "head_size_v: with a cache, null exactly where its layout is not LATENT"),
+    ({"head_size_v": 99}, "head_size_v: a latent cache has one KV head"),
+    ({"num_kv_heads": 2}, "head_size_v: a latent cache has one KV head"),
+    ({"cache": {"planes": True}}, "cache: LATENT has no plane of V"),
+    ({"cache": {"dtype": "fp8_e4m3fn", "scales": "token"}}, "cache: LATENT has no plane of V, and one scale"),
+    ({"cache": {"layout": Layout.BLOCKS_FIRST_NHD}}, "head_size_v: with a cache, null exactly"),
+    ({"cache": {"writer": Layout.KV_FIRST_NHD}}, "cache.writer: KV_FIRST_NHD cannot address the elements of LATENT"),
+    ({"cache": {"neighbour": Layout.KV_FIRST_NHD}}, "cache.neighbour: KV_FIRST_NHD cannot have the footprint of LATENT"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), CONTRADICTIONS, ids=[message for _, message in CONTRADICTIONS])
+def test_cases_that_contradict_themselves(changes, message):
+    case = replace(next(latent_cases()), target="anything", rope=None, saturated=False)
+    case = replace(case, cache=replace(case.cache, dtype=None, scales=None, writer=None, neighbour=None))
+    contradictions.check(case)
+    fields = {name: replace(case.cache, **value) if name == "cache" else value for name, value in changes.items()}
+    with pytest.raises(CaseError) as refused:
+        contradictions.check(replace(case, **fields))
+    assert str(refused.value).startswith(message)
+
+
+def test_rows_of_other_caches_have_no_gaps():
+    case = next(case for case in draw(SMALL) if case.cache is not None and not case.has_latent_cache)
+    with pytest.raises(CaseError, match=r"^cache\.slot_padding: only rows of LATENT have it"):
+        contradictions.check(replace(case, cache=replace(case.cache, slot_padding=8)))
+
+
+@pytest.mark.parametrize("support", [LATENT, DENSE], ids=["latent", "dense"])
+def test_the_reference_in_float32_agrees_with_itself(support):
+    for case in draw(support)[:40]:
+        verdict = try_case(case, REFERENCE_FP32, "cpu")
+        assert verdict.kind == "agree", verdict.message
+
+
+# --- planted faults ---
+
+
+def last_elements(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    """V is taken from the end of K's row, which is its rotated part."""
+    rotated = layer.head_size - layer.value_size
+    REFERENCE_FP32.attention(q.roll(-rotated, 2), k, v, kv_cache.roll(-rotated, 2).contiguous(), layer, batch, out=out, lse=lse)
+
+
+def dense_rows(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    """Rows are taken to lie one behind the other (vllm #31282)."""
+    blocks, slots, size = kv_cache.shape
+    dense = kv_cache.as_strided((blocks, slots, size), (kv_cache.stride(0), size, 1), kv_cache.storage_offset())
+    REFERENCE_FP32.attention(q, k, v, dense, layer, batch, out=out, lse=lse)
+
+
+def first_row_of_drafts(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    """Every row of a step of several tokens gets what its first row sees (aiter #2720)."""
+    REFERENCE_FP32.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+    starts = batch.query_start_loc.tolist()
+    for start, end in itertools.pairwise(starts):
+        out[start:end] = out[start : start + 1].clone()
+
+
+def scale_of_the_latent_key(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    """The softmax's scale is that of the width of K, whatever the layer says."""
+    wrong = dataclasses.replace(layer, scale=layer.head_size**-0.5)
+    REFERENCE_FP32.attention(q, k, v, kv_cache, wrong, batch, out=out, lse=lse)
+
+
+def another_key_scale(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    """A float8 cache is read without its scale (vllm #51011)."""
+    if layer.k_scale is not None:
+        layer = dataclasses.replace(layer, k_scale=torch.ones_like(layer.k_scale))
+    REFERENCE_FP32.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+
+
+def strides_of_kv_c(kv_c, k_pe, kv_cache, layer, slot_mapping) -> None:
+    """k_pe is read with the stride of kv_c's rows (local-inference-lab/vllm #15)."""
+    rows = min(len(k_pe), (k_pe.untyped_storage().size() // k_pe.element_size() - k_pe.storage_offset()) // kv_c.stride(0))
+    wrong = k_pe.as_strided((rows, k_pe.shape[1]), (kv_c.stride(0), 1), k_pe.storage_offset())
+    attn_reference.write_latent_cache(kv_c[:rows], wrong, kv_cache, layer, slot_mapping[:rows])
+
+
+def rounded_twice(kv_c, k_pe, kv_cache, layer, slot_mapping) -> None:
+    """Rows are rounded to bfloat16 on their way to the cache."""
+    narrow = [x.bfloat16().to(x.dtype) for x in (kv_c, k_pe)]
+    attn_reference.write_latent_cache(*narrow, kv_cache, layer, slot_mapping)
+
+
+READS = (last_elements, dense_rows, first_row_of_drafts, scale_of_the_latent_key, another_key_scale)
+WRITES = (strides_of_kv_c, rounded_twice)
+
+
+def planted(fault: Callable[..., None]) -> Target:
+    fields = {"attention": fault} if fault in READS else {"write_latent_cache": fault}
+    return dataclasses.replace(REFERENCE_FP32, name="planted", support=lambda device: LATENT, **fields)
+
+
+def first_failure(fault: Callable[..., None]) -> Case | None:
+    return next((case for case in latent_cases() if try_case(case, planted(fault), "cpu").failed), None)
+
+
+@pytest.mark.parametrize("fault", READS + WRITES, ids=lambda fault: fault.__name__)
+def test_planted_faults_are_found(fault):
+    assert first_failure(fault) is not None
+
+
+def test_a_failure_shrinks_to_a_small_latent_layer():
+    """The rows of one head and one request, of the narrowest pair of widths that still has a rotated part."""
+    found, target = first_failure(last_elements), planted(last_elements)
+    small, is_minimal = shrink.shrink(found, LATENT, lambda case: try_case(case, target, "cpu").failed, lambda: True)
+    assert is_minimal
+    assert small.has_latent_cache
+    assert (len(small.requests), small.group_size, small.cache.slot_padding) == (1, 1, 0)
+    assert (small.value_size, small.head_size - small.value_size) in ((8, 32), (16, 8))
+
+
+# --- cases in files ---
+
+
+def captured_again(call: Call) -> tensors.Step:
+    with tempfile.TemporaryDirectory() as folder:
+        return tensors.build(case_file.load(capture(call, Path(folder, "call.json"))))
+
+
+@pytest.mark.parametrize("support", [LATENT, DENSE], ids=["latent", "dense"])
+def test_a_captured_call_attends_to_the_same_numbers(support):
+    for case in draw(support)[:25]:
+        step = tensors.build(case)
+        for cache_write in step.writes:
+            write(cache_write, step, REFERENCE_FP32)
+        dense = {} if step.kv_cache is not None else {"k": step.k, "v": step.v}
+        call = Call(q=step.q, layer=step.layer, batch=step.batch, kv_cache=step.kv_cache, **dense)
+        again = captured_again(call)
+        assert again.layer.value_size == step.layer.value_size
+        for live, replayed in zip(oracle.requests(call), oracle.requests(again), strict=True):
+            ours, theirs = attn_reference.attend(live, call.layer), attn_reference.attend(replayed, again.layer)
+            assert torch.equal(ours.out, theirs.out)
+            assert torch.equal(ours.lse, theirs.lse)
+
+
+def test_a_case_without_the_field_is_the_file_that_it_was():
+    """Files of before have no head_size_v, and are written as they were."""
+    case = next(case for case in draw(SMALL) if case.head_size_v is None)
+    text = case_file.dumps(case)
+    assert "head_size_v" not in text
+    assert case_file.loads(text) == case
+    latent = next(latent_cases())
+    assert case_file.loads(case_file.dumps(latent)) == latent
+
+
+def test_a_latent_case_is_lifted_to_targets_of_latent_caches_alone():
+    case = replace(next(latent_cases()), group_size=5)
+    sizes = LatentSizes(widths=((512, 64),), group_sizes=(16, 128), block_sizes=(64,))
+    lifted, _ = lifting.lifted(case, dataclasses.replace(LATENT, latent=sizes))
+    assert (lifted.value_size, lifted.head_size, lifted.group_size, lifted.cache.block_size) == (512, 576, 16, 64)
+    nobody, reason = lifting.lifted(case, EVERYTHING)
+    assert (nobody, reason) == (None, "head_size_v (a width of V of its own)")
+
+
+def test_the_script_of_a_case_runs_it_and_its_writes(tmp_path, script_ends):
+    case = next(case for case in latent_cases() if case.writes and any(r.query_len for r in case.requests))
+    verdict = try_case(case, REFERENCE_FP32, "cpu")
+    path = tmp_path / "script.py"
+    path.write_text(standalone.script(case, verdict))
+    assert script_ends(path) == 0
+
+
+@pytest.mark.parametrize("change", ["head_size_v", "no head_size_v", "cache strides", "dtype", "contents"])
+def test_earlier_calls_of_latent_layers_are_right_calls(change):
+    """They are other calls of the same contract, and leave nothing behind."""
+    for case in [case for case in draw(LATENT)[:20] if case.values.kind == "random"]:
+        step = tensors.build(case)
+        with earlier.changed(step, change) as other:
+            if other is not None:
+                attn_reference.paged_attention(other.q, other.kv_cache, other.layer, other.batch, out=other.out)
