@@ -169,7 +169,9 @@ def _support(device: str) -> Support:
         rules=tuple(name for name in EVERYTHING.rules if name != "sinks"),
         head_sizes=HEAD_SIZES,
         output_dtypes=(),
-        max_tokens=16,
+        # each token and head has a program of its own
+        group_sizes=(1, 2, 3, 8),
+        max_tokens=8,
         max_seq_len=128,
     )
 
