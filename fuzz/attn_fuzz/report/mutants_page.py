@@ -184,7 +184,7 @@ the run ended before the mutant had met all of its targets. Mutants without an e
 ends at once. A mutant that no target runs is in the rates, and survives.
 """
 GONE = """
-{gone} of these mutants are left out: what they changed is not written like this any more. The code around some of the others has
+{gone} of these mutants are left out: what they changed is not written like this any more. The code around some others has
 changed since they ran.
 """
 

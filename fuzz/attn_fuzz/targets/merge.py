@@ -60,7 +60,7 @@ def attention_by(load_merge: Callable[[], MergeFunction], takes: Merges = TWO_ST
         merge = load_merge()
         rows = int(batch.query_start_loc[-1])
         choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
-        parts = [state(q[:rows], choose) for _ in range(choose.randint(2, MOST_PARTS))]
+        parts = [state(q[:rows], layer, choose) for _ in range(choose.randint(2, MOST_PARTS))]
         bound = choose.randint(0, rows) if takes.has_prefix_bound and choose.random() < 0.5 else None
         for request in requests_of(q, k, v, kv_cache, layer, batch):
             _attend(request, layer, parts, choose, takes.empty_lses, rows if bound is None else bound)
@@ -70,7 +70,7 @@ def attention_by(load_merge: Callable[[], MergeFunction], takes: Merges = TWO_ST
             parts[0].out[bound:], parts[0].lse[:, bound:] = LEFTOVER, LEFTOVER
             first = {"prefill_tokens_with_context": bound}
         last = {} if layer.output_scale is None else {"output_scale": layer.output_scale}
-        _merge(merge, parts, out.view(q.shape)[:rows], None if lse is None else lse[:, :rows], choose, first, last)
+        _merge(merge, parts, rows_of(out, layer, rows), None if lse is None else lse[:, :rows], choose, first, last)
 
     return attention
 
@@ -108,7 +108,7 @@ def parts_attention_by(load_merge: Callable[[], MergeFunction], most_parts: int)
         merge = load_merge()
         rows = int(batch.query_start_loc[-1])
         choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
-        outs, lses = stacked(q[:rows], choose.randint(1, most_parts), choose)
+        outs, lses = stacked(q[:rows], layer, choose.randint(1, most_parts), choose)
         parts = [State(*part) for part in zip(outs, lses, strict=True)]
         for request in requests_of(q, k, v, kv_cache, layer, batch):
             _attend(request, layer, parts, choose, EVERY_OPTION.empty_lses, rows)
@@ -117,7 +117,7 @@ def parts_attention_by(load_merge: Callable[[], MergeFunction], most_parts: int)
             # exact: a quotient that is rounded, as a kernel's logarithm of base 2 is
             lses.copy_((lses.double() / torch.tensor(2.0, dtype=torch.float64).log()).float())
             options["lse_base"] = "2"
-        merge(outs, lses, out=out.view(q.shape)[:rows], lse=None if lse is None else lse[:, :rows], **options)
+        merge(outs, lses, out=rows_of(out, layer, rows), lse=None if lse is None else lse[:, :rows], **options)
 
     return attention
 
@@ -175,9 +175,14 @@ def write_state(part: State, rows: slice, out: torch.Tensor, lse: torch.Tensor, 
     part.lse[:, rows] = torch.where(seen, lse, empty_lse).float()
 
 
-def state(q: torch.Tensor, choose: random.Random) -> State:
+def rows_of(out: torch.Tensor, layer: Layer, rows: int) -> torch.Tensor:
+    """The first rows of an output, [rows, H, D of V], whichever of its two shapes it has."""
+    return out.view(len(out), layer.num_heads, layer.value_size)[:rows]
+
+
+def state(q: torch.Tensor, layer: Layer, choose: random.Random) -> State:
     """Memory for a part, with poison around and between its rows."""
-    rows, heads, head_size = q.shape
+    rows, heads, head_size = len(q), layer.num_heads, layer.value_size
     head_step = head_size + choose.choice((0, 0, MOST_PADDING))
     row_step = heads * head_step + choose.choice((0, MOST_PADDING))
     lse_step = rows + choose.choice((0, 1, MOST_PADDING))
@@ -189,9 +194,9 @@ def state(q: torch.Tensor, choose: random.Random) -> State:
     )
 
 
-def stacked(q: torch.Tensor, parts: int, choose: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
+def stacked(q: torch.Tensor, layer: Layer, parts: int, choose: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
     """Memory for parts: outs [N, rows, H, D] and LSEs [N, H, rows], each nested in some order, with poison between."""
-    rows, heads, head_size = q.shape
+    rows, heads, head_size = len(q), layer.num_heads, layer.value_size
     padded = head_size + choose.choice((0, 0, MOST_PADDING))
     outs, lses = choose.choice(("nthd", "tnhd", "htnd")), choose.choice(("nht", "nth", "thn"))
     sizes = {"n": parts, "t": rows, "h": heads, "d": padded}

@@ -15,8 +15,8 @@ from attn_contract import AttentionType, Batch, KVCacheView, Layer, UnsupportedE
 from attn_contract.layouts import K, V
 from attn_fuzz.cases.poison import bits, poison
 from attn_fuzz.targets.choices import choices_by
-from attn_fuzz.targets.merge import EVERY_OPTION, State, parts_target, requests_of, stacked, write_state
-from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.merge import EVERY_OPTION, State, parts_target, requests_of, rows_of, stacked, write_state
+from attn_fuzz.targets.target import WITH_LATENT, Support, Target
 from attn_fuzz.targets.triton import TRITON, missing_triton
 from attn_fuzz.verdict.rounding import Rounding
 from attn_reference import context_parallel
@@ -108,7 +108,7 @@ def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
     num_ranks, interleave, order = _choice(choose)
     rows = int(batch.query_start_loc[-1])
-    outs, lses = stacked(q, num_ranks, choose)
+    outs, lses = stacked(q, layer, num_ranks, choose)
     for rank in range(num_ranks):
         dealing = ranks.Dealing(num_ranks=num_ranks, rank=rank, interleave=interleave)
         ranks.local_layer(layer, dealing)  # refuses before anything is made
@@ -123,7 +123,7 @@ def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         )
         lses[rank].copy_(part_lse)
     outs, lses = outs[order, :rows], lses[order, :, :rows]
-    out, lse = out.view(q.shape)[:rows], None if lse is None else lse[:, :rows]
+    out, lse = rows_of(out, layer, rows), None if lse is None else lse[:, :rows]
     options: dict[str, Any] = {} if layer.output_scale is None else {"output_scale": layer.output_scale}
     if choose.random() < 0.5:
         # as a reduce-scatter sums
@@ -141,7 +141,7 @@ def _reference_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
     num_ranks, interleave, order = _choice(choose)
     rows = int(batch.query_start_loc[-1])
-    outs, lses = stacked(q[:rows], num_ranks, choose)
+    outs, lses = stacked(q[:rows], layer, num_ranks, choose)
     for request in requests_of(q, k, v, kv_cache, layer, batch):
         for rank, place in enumerate(order):
             held = context_parallel.local_request(request, rank, num_ranks, interleave)
@@ -151,7 +151,7 @@ def _reference_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     attn_reference.merge_attn_parts(
         outs,
         lses,
-        out=out.view(q.shape)[:rows],
+        out=rows_of(out, layer, rows),
         lse=None if lse is None else lse[:, :rows],
         output_scale=layer.output_scale,
     )
@@ -185,4 +185,5 @@ REFERENCE_RANKS = dataclasses.replace(
     parts_target("reference-ranks", lambda: attn_reference.merge_attn_parts, description=""),
     description="the reference over ranks that share each request's keys: any rule, by the keys' global positions",
     attention=_reference_attention,
+    support=lambda device: dataclasses.replace(WITH_LATENT, max_tokens=128, max_seq_len=512),
 )

@@ -126,7 +126,7 @@ def _checked(
         raise ContractError("q", f"{q.shape[1]} heads on {group.size()} ranks", f"num_heads ({layer.num_heads}) in all")
     whole, local = step.whole, step.batch
     numbers = (
-        *(*q.shape, FLOAT_DTYPES.index(q.dtype), layer.num_heads, layer.num_kv_heads, layer.head_size),
+        *(*q.shape, FLOAT_DTYPES.index(q.dtype), layer.num_heads, layer.num_kv_heads, layer.value_size),
         *(step.dealing.num_ranks, step.dealing.interleave, get_args(Exchange).index(exchange)),
         *(int(layer.output_scale is not None), whole.num_requests, whole.num_actual_tokens, local.num_requests),
         *(_sum_of(whole.query_start_loc), _sum_of(whole.seq_lens)),

@@ -16,7 +16,7 @@ from attn_contract import Batch, ContractError, Layer
 from attn_contract.arguments import check_int, check_type
 from attn_contract.rules import refuse_unnamed
 
-IMPLEMENTED_RULES = frozenset({"logits_soft_cap", "sinks"})
+IMPLEMENTED_RULES = frozenset({"head_size_v", "logits_soft_cap", "sinks"})
 """The fields of Layer and Batch that attention over ranks implements, beside `causal`."""
 
 

@@ -26,7 +26,7 @@ from attn_fuzz import foreign
 from attn_fuzz.cases.poison import LEFTOVER
 from attn_fuzz.findings import vllm
 from attn_fuzz.targets.choices import choices_by
-from attn_fuzz.targets.merge import EVERY_OPTION, State, requests_of, write_state
+from attn_fuzz.targets.merge import EVERY_OPTION, State, requests_of, rows_of, write_state
 from attn_fuzz.targets.others import vllm_package
 from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Support, Target
 from attn_fuzz.verdict.rounding import Rounding
@@ -128,10 +128,10 @@ def _over_ranks(merge: Merge, num_ranks_of: tuple[int, ...], *, has_lengths: boo
     def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
         num_ranks, interleave = choose.choice(num_ranks_of), choose.choice(INTERLEAVES)
-        rows, (num_tokens, num_heads, head_size) = int(batch.query_start_loc[-1]), q.shape
+        rows, num_tokens, num_heads = int(batch.query_start_loc[-1]), len(q), layer.num_heads
         # heads come in as many parts as there are ranks: further ones are copies of the first
         heads = [*range(num_heads), *[0] * (-num_heads % num_ranks)]
-        outs = torch.full((num_ranks, num_tokens, num_heads, head_size), torch.nan, dtype=q.dtype, device=q.device)
+        outs = torch.full((num_ranks, num_tokens, num_heads, layer.value_size), torch.nan, dtype=q.dtype, device=q.device)
         lses = torch.full((num_ranks, num_heads, num_tokens), -torch.inf, device=q.device)
         for request in requests_of(q, k, v, kv_cache, layer, batch):
             for rank in range(num_ranks):
@@ -154,7 +154,7 @@ def _over_ranks(merge: Merge, num_ranks_of: tuple[int, ...], *, has_lengths: boo
         by_row = lses[:, heads].transpose(1, 2)
         by_row = by_row if choose.random() < 0.5 else by_row.contiguous()
         merged, merged_lse = merge(outs[:, :, heads].contiguous(), by_row, is_base_e=is_base_e, **lengths)
-        out.view(q.shape)[:rows] = rounded(merged[:rows, :num_heads], q.dtype)
+        rows_of(out, layer, rows)[:] = rounded(merged[:rows, :num_heads], q.dtype)
         if lse is not None:
             natural = merged_lse.double() * (1 if is_base_e else torch.tensor(2.0, dtype=torch.float64).log())
             lse[:, :rows] = natural[:rows, :num_heads].T.float()
@@ -169,7 +169,9 @@ def _support(device: str) -> Support:
         rules=tuple(name for name in EVERYTHING.rules if name != "sinks"),
         head_sizes=HEAD_SIZES,
         output_dtypes=(),
-        max_tokens=16,
+        # each token and head has a program of its own
+        group_sizes=(1, 2, 3, 8),
+        max_tokens=8,
         max_seq_len=128,
     )
 
