@@ -122,7 +122,7 @@ def _at_element(extraction: Extraction, strides: dict[str, Term], access: Access
     offset = as_tensor(access.pointer.offset)
     x, size = SIZES["x"], SIZES["block_size"]
     lane = {  # [N, D], [D/x, N, x] or [N/S, D, S], for the S slots that lie side by side
-        "load_rows": (n, d),
+        "load_dims": (n, d),
         "load_packed_keys": (d / x, n, d % x),
         "load_packed_values": (n / offset.shape[-1], d, n % offset.shape[-1]),
     }[access.place]
