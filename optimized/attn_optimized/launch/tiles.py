@@ -172,8 +172,8 @@ def reduce_tiles(architecture: str, *, head_size: int, num_parts: int) -> Reduce
     if num_parts <= 4:
         block_rows = max(1, min(8, 1024 // block_d))
         return ReduceTiles(head_size=head_size, block_rows=block_rows, block_parts=4, block_d=block_d, num_warps=1)
-    # at most 32k numbers at once, in registers
-    block_parts = min(32 if num_parts <= 32 else 128, (1 << 15) // block_d)
+    # the registers of four warps hold 32 rows of 512 dims, and 128 of 256
+    block_parts = 32 if num_parts <= 32 or block_d > 256 else 128
     return ReduceTiles(head_size=head_size, block_rows=1, block_parts=block_parts, block_d=block_d, num_warps=4)
 
 
