@@ -269,7 +269,7 @@ def test_the_kernels_that_write_k_and_v_refuse_a_latent_cache(rotates):
     arguments["slot_mapping"] = torch.tensor([3], device=DEVICE)
     write = attn_optimized.write_kv_cache
     if rotates:
-        arguments |= {"q": call.q, "positions": torch.tensor([0], device=DEVICE), "is_neox": True}
+        arguments |= {"q": call.q.clone(), "positions": torch.tensor([0], device=DEVICE), "is_neox": True}
         arguments["cos_sin_cache"] = torch.ones(1, 2, device=DEVICE)
         write = attn_optimized.rope_and_write_kv_cache
     with pytest.raises(ContractError, match="use write_latent_cache"):
