@@ -163,7 +163,7 @@ def _summary(nightly: Coverage) -> list[str]:
     rarest = "; ".join(f"{a} and {b} ({count})" for count, (a, b) in pairs[:3])
     never = sum(not count for count, _ in pairs)
     return [
-        f"- The fuzzer knows {len(NAMES)} features. A case can have {len(pairs)} pairs of them together.",
+        f"- Cases without a latent cache have {len(NAMES)} features. A case can have {len(pairs)} pairs of them together.",
         f"- The nightly profile draws {len(pairs) - never} of these pairs. The rarest are {rarest}.",
     ]
 

@@ -116,7 +116,7 @@ for _op, _arguments in _SCHEMAS.items():
 
 
 def register(implementation: ModuleType, dispatch_key: str) -> None:
-    """Make a package's six functions the ops of a device.
+    """Make a package's seven functions the ops of a device.
 
     Args:
         implementation: has `paged_attention`, `varlen_attention`, `write_kv_cache`, `rope_and_write_kv_cache`,

@@ -27,8 +27,8 @@ class PagedCache(Cache):
             token and head, which are computed when tokens are written.
 
     Raises:
-        ContractError: the block size is no positive number, or the layout cannot hold such elements; where the head size
-            matters, at the first token.
+        ContractError: the block size is no positive number, the layout is LATENT, or it cannot hold such elements; where the
+            head size matters, at the first token.
     """
 
     def __init__(
@@ -40,6 +40,8 @@ class PagedCache(Cache):
     ) -> None:
         if layout not in set(Layout):
             raise ContractError("layout", repr(layout), f"a Layout: {', '.join(Layout)}")
+        if Layout(layout).has_latent_value:
+            raise ContractError("layout", layout, "one that stores K and V apart, as models of transformers do")
         check_int("block_size", block_size, minimum=1)
         super().__init__(layers=[])
         self.pages_of = {"layout": Layout(layout), "block_size": block_size, "kv_cache_dtype": kv_cache_dtype}

@@ -121,7 +121,7 @@ REFUSED: dict[str, str] = {
     "deepseek-v3": _MLA,
     "kimi-k2": _MLA,
     "deepseek-v3.2": "attn_contract: sparse attention (index_topk) not supported: an indexer picks the keys",
-    "mimo-v2-flash": "attn_contract: V of another width than K (v_head_dim) not supported: a layer has one head size",
+    "mimo-v2-flash": "attn_contract: V of another width than K (v_head_dim) not supported: it is given by head_size_v",
     "jamba-v0.1": "attn_contract: state-space layers (mamba_d_state) not supported: ",
     "mamba-2.8b": "attn_contract: state-space layers (state_size) not supported: ",
     "qwen3-next-80b-a3b": "attn_contract: linear attention (linear_attention) not supported: ",

@@ -6,9 +6,9 @@ import pytest
 from attn_contract import AttentionType, Layout, PhysicalOrder
 from attn_fuzz.cases import contradictions
 from attn_fuzz.cases.case import Cache, Case, CaseError, Request, Rope
-from attn_fuzz.cases.features import features, undefined
-from attn_fuzz.report.coverage import NAMES
+from attn_fuzz.cases.features import FEATURES, features, undefined
 
+NAMES = [feature.name for feature in FEATURES]
 CAUSAL = {"attn_type": AttentionType.DECODER, "causal": (True,)}
 ENCODER = {"attn_type": AttentionType.ENCODER, "causal": (False,), "cache": None}
 CROSS = {"attn_type": AttentionType.ENCODER_DECODER, "causal": (False,)}

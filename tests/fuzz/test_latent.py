@@ -16,8 +16,10 @@ from attn_contract import AttentionType, Layout
 from attn_fuzz import Call, capture
 from attn_fuzz.cases import case_file, contradictions, earlier, tensors
 from attn_fuzz.cases.case import Case, CaseError
+from attn_fuzz.cases.features import FEATURES
 from attn_fuzz.corpus import lifting
-from attn_fuzz.report import standalone
+from attn_fuzz.report import coverage, standalone
+from attn_fuzz.report.drawn import can_have
 from attn_fuzz.run import shrink
 from attn_fuzz.run.attempt import write
 from attn_fuzz.run.trial import try_case
@@ -100,6 +102,12 @@ def test_nobody_who_does_not_name_them_draws_them(name):
     for widened in (support, support.widened(), *support.widenings()):
         assert "head_size_v" not in widened.rules
         assert Layout.LATENT not in widened.layouts
+
+
+def test_the_page_of_pairs_counts_what_everybody_is_drawn():
+    """Or it would say that pairs are missing, which no target of the page can have."""
+    assert {feature.name for feature in FEATURES} - {*coverage.NAMES} == {"head_size_v", "LATENT", "padded rows"}
+    assert all(can_have(WITH_LATENT, feature) for feature in FEATURES)
 
 
 CONTRADICTIONS = [

@@ -11,7 +11,7 @@ from attn_transformers.paged_cache import PagedCache
 
 from tests.plugins.tiny_models import prompts, tiny
 
-FLOAT_LAYOUTS = [layout for layout in Layout if not layout.has_inline_scales]
+FLOAT_LAYOUTS = [layout for layout in Layout if not (layout.has_inline_scales or layout.has_latent_value)]
 BEAMS = {**prompts((7, 4, 9)), "num_beams": 3, "max_new_tokens": 8, "do_sample": False}
 
 
@@ -62,6 +62,7 @@ def test_a_quantized_cache_changes_logits_a_little(layout, dtype):
     ("arguments", "words"),
     [
         ({"layout": "NHD"}, "layout: got 'NHD', expected a Layout: BLOCKS_FIRST_NHD"),
+        ({"layout": Layout.LATENT}, "layout: got LATENT, expected one that stores K and V apart"),
         ({"block_size": 0}, "block_size: got 0, expected an int, at least 1"),
         ({"layout": Layout.X_PACKED, "block_size": 3}, "block_size: got 3, expected a multiple of 4"),
         ({"layout": Layout.CONTENT_PACKED_SCALED}, "kv_cache: got elements of 4 bytes, expected 1 byte in layout"),

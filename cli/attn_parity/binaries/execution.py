@@ -16,7 +16,7 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.emulated.compiler import ready
 from attn_fuzz.emulated.emulation import emulate, job_of
 from attn_fuzz.run.trial import try_case
-from attn_fuzz.targets.merge import MOST_PARTS, attention_by
+from attn_fuzz.targets.merge import MOST_PARTS, attention_by, parts_attention_by
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, Target
 from attn_fuzz.targets.triton import TRITON, common_prefix
@@ -29,7 +29,8 @@ from attn_optimized.kv_cache import rope_and_write_kv_cache_call, write_kv_cache
 from attn_optimized.launch.plan import AttentionPlan, attention_grid, attention_plan
 from attn_optimized.launch.splits import MAX_SPLITS
 from attn_optimized.launch.workload import Workload
-from attn_optimized.merge import merge_attn_states_call
+from attn_optimized.latent_cache import write_latent_cache_call
+from attn_optimized.merge import merge_attn_parts_call, merge_attn_states_call
 from attn_parity.binaries.assembly import digest
 from attn_parity.binaries.executions import AGREES, Execution
 from attn_parity.binaries.shipped_calls import ShippedCall, kernel_calls
@@ -174,13 +175,14 @@ def target_of(of_call: Shipped) -> Target:
     """The launches of a call as a target. What the call does not compute, the reference does."""
     shipped = of_call.call
     rounding = Rounding(keys_per_tile=16, dot_is_chained=True, splits=2 * MAX_SPLITS, exact_division=True)
-    if shipped.op == "merge":
+    if shipped.op in ("merge", "merge parts"):
         rounding = Rounding(keys_per_tile=64, merged_parts=MOST_PARTS)
     return Target(
         name=f"shipped-{of_call.architecture}",
         description=f"the launches of {shipped.name} that ship for {of_call.architecture}, the code emulated",
         attention=_attention(of_call),
-        write_kv_cache=_write(of_call) if shipped.op == "write" else None,
+        write_kv_cache=_write(of_call, write_kv_cache_call) if shipped.op == "write" else None,
+        write_latent_cache=_write(of_call, write_latent_cache_call) if shipped.op == "write latent" else None,
         rope_and_write_kv_cache=_rope(of_call) if shipped.op == "rope" else None,
         support=lambda device: EVERYTHING,
         refuses=False,
@@ -192,7 +194,7 @@ def target_of(of_call: Shipped) -> Target:
 def _attention(of_call: Shipped) -> Callable[..., object]:
     shipped = of_call.call
     match shipped.op:
-        case "write" | "rope":
+        case "write" | "write latent" | "rope":
             return REFERENCE_FP32.attention
         case "merge":
 
@@ -200,6 +202,12 @@ def _attention(of_call: Shipped) -> Callable[..., object]:
                 _run(iter([merge_attn_states_call(*arguments, **outputs, architecture=of_call.architecture)]), of_call)
 
             return attention_by(lambda: merge)
+        case "merge parts":
+
+            def merge_parts(*arguments, **outputs) -> None:
+                _run(iter([merge_attn_parts_call(*arguments, **outputs, architecture=of_call.architecture)]), of_call)
+
+            return parts_attention_by(lambda: merge_parts, MOST_PARTS)
 
     def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         plans = iter(of_call.plans)
@@ -225,9 +233,9 @@ def _attention(of_call: Shipped) -> Callable[..., object]:
     return attention
 
 
-def _write(of_call: Shipped) -> Callable[..., object]:
+def _write(of_call: Shipped, call: Callable[..., KernelCall]) -> Callable[..., object]:
     def write(*arguments) -> None:
-        _run(iter([write_kv_cache_call(*arguments, architecture=of_call.architecture)]), of_call)
+        _run(iter([call(*arguments, architecture=of_call.architecture)]), of_call)
 
     return write
 

@@ -18,12 +18,14 @@ from attn_optimized.kernel_call import KernelCall
 from attn_optimized.kernels.reduce_parts import reduce_parts_kernel
 from attn_optimized.kv_cache import rope_and_write_kv_cache_call, write_kv_cache_call
 from attn_optimized.latent_cache import write_latent_cache_call
-from attn_optimized.merge import merge_attn_states_call
+from attn_optimized.merge import merge_attn_parts_call, merge_attn_states_call
 from attn_parity.binaries.architectures import ARCHITECTURES
 
 CACHE_BYTES = 8 << 30
 """Of a layer: more than AMD's buffer instructions reach, as on GPUs that serve."""
 MAX_POSITION = 32768
+MERGED_PARTS = 8
+"""Of a merge of parts: the ranks of a node."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ class ShippedCall:
     """
 
     name: str
-    op: Literal["paged", "varlen", "cascade", "write", "write latent", "rope", "merge"] = "paged"
+    op: Literal["paged", "varlen", "cascade", "write", "write latent", "rope", "merge", "merge parts"] = "paged"
     main: bool = False
     dtype: torch.dtype = torch.bfloat16
     num_heads: int = 32
@@ -125,6 +127,10 @@ def _launches(shipped: ShippedCall, architecture: str) -> Iterator[KernelCall]:
             lse = _empty((heads, num_tokens), torch.float32)
             whole = _rows(shipped, num_tokens, heads)
             yield merge_attn_states_call(whole, lse, whole, lse, out=out, lse=lse, architecture=architecture)
+        case "merge parts":
+            outs = _empty((MERGED_PARTS, *out.shape), shipped.dtype)
+            lses = _empty((MERGED_PARTS, heads, num_tokens), torch.float32)
+            yield merge_attn_parts_call(outs, lses, out=out, lse=lses[0], architecture=architecture)
 
 
 def _layer(shipped: ShippedCall) -> Layer:

@@ -35,7 +35,7 @@ def small_cases(shipped: ShippedCall, *, queries: int, keys: int) -> tuple[Case,
         values=Values("signature", 1),
         lse=True,
         fused_qkv=True,
-        unwritten=(0,) if shipped.op in ("write", "rope") else (),
+        unwritten=(0,) if shipped.op in ("write", "write latent", "rope") else (),
     )
     for case in (random, signature):
         contradictions.check(case)
@@ -87,16 +87,17 @@ def _case(shipped: ShippedCall, lengths: list[tuple[int, int]], keys: int) -> Ca
         target="shipped",
         attn_type=shipped.attn_type,
         dtype=str(shipped.dtype).removeprefix("torch."),  # pyright: ignore[reportArgumentType]
-        num_kv_heads=KV_HEADS,
+        num_kv_heads=1 if shipped.layout.has_latent_value else KV_HEADS,
         group_size=shipped.num_heads // shipped.num_kv_heads,
         head_size=shipped.head_size,
+        head_size_v=shipped.head_size_v,
         scale=shipped.head_size**-0.5,
         requests=requests,
         cache=_cache(shipped, num_blocks) if shipped.attn_type.reads_cache else None,
         rope=Rope(rotary_dim=shipped.head_size) if shipped.op == "rope" else None,
         output_dtype="fp8_e4m3fn" if shipped.float8_output else None,
         dense_out=True,
-        lse=shipped.op == "merge",
+        lse=shipped.op in ("merge", "merge parts"),
         values=Values("random"),
         **_rules(shipped, keys),
     )

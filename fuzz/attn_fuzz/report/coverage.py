@@ -13,11 +13,14 @@ from itertools import combinations, repeat
 
 import msgspec
 from attn_fuzz.cases.features import FEATURES, features, undefined
+from attn_fuzz.report.drawn import can_have
 from attn_fuzz.run import shard
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
+from attn_fuzz.targets.target import EVERYTHING
 
-NAMES = [feature.name for feature in FEATURES]
+NAMES = [feature.name for feature in FEATURES if can_have(EVERYTHING, feature)]
+"""The features that are counted: all but those of latent caches, which are drawn only for targets that name them."""
 
 
 class Coverage(msgspec.Struct, frozen=True, kw_only=True):

@@ -68,7 +68,8 @@ def triton_capabilities(backend: str, **narrower: Any) -> Capabilities:
         "scales": Only(_SCALES, "its kernels know no other kind"),
         "output_dtypes": Only((torch.float8_e4m3fn, torch.float8_e4m3fnuz), "its kernels encode no other type"),
         "rules": {
-            **dict.fromkeys(IMPLEMENTED_RULES, YES),
+            # latent attention is that of other backends: engines ask for TRITON_MLA
+            **dict.fromkeys(IMPLEMENTED_RULES - {"head_size_v"}, YES),
             "non_causal": YES,
             "per_request_causal": YES,
             "lse": YES,

@@ -184,8 +184,8 @@ def reduce_tiles(architecture: str, *, head_size: int, num_parts: int, num_rows:
     elif num_rows > FEW_REDUCED_ROWS:
         block_rows, block_parts, num_warps = max(1, min(4, 512 // block_d)), 8, 1
     else:
-        # at most 32k numbers at once, in registers
-        block_rows, block_parts, num_warps = 1, min(32 if num_parts <= 32 else 128, (1 << 15) // block_d), 4
+        # the registers of four warps hold 32 rows of 512 dims, and 128 of 256
+        block_rows, block_parts, num_warps = 1, 32 if num_parts <= 32 or block_d > 256 else 128, 4
     return ReduceTiles(
         head_size=head_size, block_rows=block_rows, block_parts=block_parts, block_d=block_d, num_warps=num_warps
     )
