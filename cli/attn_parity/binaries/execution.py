@@ -26,10 +26,10 @@ from attn_optimized.attention import paged_attention_calls, varlen_attention_cal
 from attn_optimized.cascade import cascade_attention_calls
 from attn_optimized.kernel_call import KernelCall
 from attn_optimized.kv_cache import rope_and_write_kv_cache_call, write_kv_cache_call
+from attn_optimized.latent_cache import write_latent_cache_call
 from attn_optimized.launch.plan import AttentionPlan, attention_grid, attention_plan
 from attn_optimized.launch.splits import MAX_SPLITS
 from attn_optimized.launch.workload import Workload
-from attn_optimized.latent_cache import write_latent_cache_call
 from attn_optimized.merge import merge_attn_parts_call, merge_attn_states_call
 from attn_parity.binaries.assembly import digest
 from attn_parity.binaries.executions import AGREES, Execution
