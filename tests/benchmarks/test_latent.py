@@ -1,0 +1,55 @@
+"""The benchmark of latent attention, end to end on a CPU, and its errors."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from benchmarks.__main__ import cli
+from benchmarks.latent.cases import CASES, LatentCase
+from benchmarks.speed import results
+from benchmarks.speed.participants import OURS
+from tests import processes
+
+ROOT = Path(__file__).parent.parent.parent
+ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def test_a_tiny_run_measures_other_parameters_too(tmp_path):
+    path = tmp_path / "latent.json"
+    arguments = ["latent", "--tiny", "--only", "N=12,", "--try", "block_n=32,64", "--json", str(path), "--commit", "abc"]
+    ended = processes.run(["-m", "benchmarks", *arguments], cwd=tmp_path, env={**os.environ, **ON_CPU})
+    assert ended.returncode == 0, ended.stderr
+    (case,) = results.read(path).cases
+    assert {name: result.verdict for name, result in case.results.items() if "vLLM" not in name} == {
+        OURS: "measured",
+        "block_n=32": "measured",
+    }
+
+
+def test_the_floor_counts_each_key_once():
+    case = LatentCase(name="", query_lens=(1, 2), seq_lens=(10, 20), num_heads=3, latent_size=8, rope_size=4)
+    assert case.bytes == 2 * ((10 + 20) * 12 + 3 * 3 * (12 + 8))
+    assert case.flops == 2 * (12 + 8) * 3 * (10 + 19 + 20)
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "torch sees no GPU here; --tiny"),
+        (("--tiny", "--only", "nothing like it"), "no case has 'nothing like it' in its name"),
+        (("--tiny", "--json", "none/run.json"), "none is no folder"),
+        (("--tiny", "--try", "block_q=16"), "got 'block_q=16', expected NAME=V,V"),
+        (("--tiny", "--try", "block_n=a"), "got 'block_n=a', expected NAME=V,V"),
+    ],
+)
+def test_bad_arguments_are_named_before_any_work(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRITON_INTERPRET", os.environ["TRITON_INTERPRET"])  # the command changes it for its own process
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    ended = CliRunner().invoke(cli, ["latent", *arguments])
+    assert ended.exit_code in (1, 2)
+    assert message in " ".join(ended.output.split())
