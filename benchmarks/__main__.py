@@ -1,7 +1,7 @@
 """`python -m benchmarks speed` measures, `python -m benchmarks page` writes performance.md from what was measured,
 `python -m benchmarks tune` searches for launch parameters. Beside vLLM's and AITER's kernels, `python -m benchmarks binaries`
 is what the compilers make of ours, and `python -m benchmarks counts` what ours execute on the emulator. `python -m benchmarks
-ranks` is attention over several GPUs that share the keys of each request."""
+latent` measures latent attention (MLA), and `python -m benchmarks ranks` attention over several GPUs."""
 
 import importlib.metadata
 import math
@@ -18,6 +18,7 @@ from rich.console import Console
 from benchmarks.binaries.command import binaries
 from benchmarks.counts.command import counts
 from benchmarks.emulation.command import emulation
+from benchmarks.latent.command import latent
 from benchmarks.ranks.command import ranks
 from benchmarks.tuning.command import tune
 
@@ -30,6 +31,7 @@ def cli() -> None:
 
 
 cli.add_command(tune)
+cli.add_command(latent)
 cli.add_command(binaries)
 cli.add_command(counts)
 cli.add_command(emulation)

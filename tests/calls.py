@@ -126,7 +126,7 @@ def paged_call(
     layer = _layer(tokens, device, layout=layout, **rules)
     kv_cache = _poisoned_cache(layer, tokens.key, blocks.total, block_size, gap, device)
     k, v, slots = (x.to(device) for x in (tokens.key, tokens.value, blocks.slots))
-    attn_reference.write_kv_cache(k, v, kv_cache, layer, slots)
+    write_keys(k, v, kv_cache, layer, slots)
     step = {
         "causal": causal if isinstance(causal, bool) else torch.as_tensor(causal),
         "block_table": blocks.table,
@@ -146,6 +146,7 @@ def varlen_call(
 ) -> VarlenCall:
     """A call of dense varlen attention; q, k and v are slices of one tensor, with NaN in the rows that no request owns."""
     q, k, v = padded_rows(tokens.query, tokens.key, tokens.value, device=device)
+    v = v[..., : rules.get("head_size_v")]
     return VarlenCall(q, k, v, _layer(tokens, device, attn_type=attn_type, **rules), _batch(tokens, device, causal=False))
 
 
@@ -181,8 +182,17 @@ def forget(call: PagedCall, slots: torch.Tensor) -> PagedCall:
     """Fill slots of the call's cache with NaN, as of a block that was freed; returns the call."""
     layer = call.layer
     nan = torch.full((len(slots), layer.num_kv_heads, layer.head_size), torch.nan, dtype=call.q.dtype, device=call.q.device)
-    attn_reference.write_kv_cache(nan, nan, call.kv_cache, layer, slots.to(call.q.device))
+    write_keys(nan, nan, call.kv_cache, layer, slots.to(call.q.device))
     return call
+
+
+def write_keys(k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slots: torch.Tensor) -> None:
+    """Have the reference write k and v to a cache. In a latent cache V is the first dims of k, and v is not written."""
+    if layer.layout is Layout.LATENT:
+        kv_c, k_pe = k[:, 0].tensor_split([layer.value_size], dim=1)
+        attn_reference.write_latent_cache(kv_c, k_pe, kv_cache, layer, slots)
+    else:
+        attn_reference.write_kv_cache(k, v, kv_cache, layer, slots)
 
 
 def unseen_slots(call: PagedCall) -> torch.Tensor:

@@ -261,6 +261,22 @@ def test_a_width_of_v_is_refused_by_all_backends_that_do_not_name_it(backend, la
         BACKENDS[backend].impl(layer, dtype=torch.float16, block_size=16 if latent else None, aiter=AITER)
 
 
+@pytest.mark.parametrize("rotates", [False, True])
+def test_the_kernels_that_write_k_and_v_refuse_a_latent_cache(rotates):
+    call = call_of(Layer)
+    arguments = {"k": call.q[:, :1], "v": call.q[:, :1, :48], "layer": Layer(**{**SHAPE, **LATENT})}
+    arguments["kv_cache"] = torch.zeros(2, 16, 64, dtype=torch.float16, device=DEVICE)
+    arguments["slot_mapping"] = torch.tensor([3], device=DEVICE)
+    write = attn_optimized.write_kv_cache
+    if rotates:
+        arguments |= {"q": call.q.clone(), "positions": torch.tensor([0], device=DEVICE), "is_neox": True}
+        arguments["cos_sin_cache"] = torch.ones(1, 2, device=DEVICE)
+        write = attn_optimized.rope_and_write_kv_cache
+    with pytest.raises(ContractError, match="use write_latent_cache"):
+        write(**arguments)
+    assert not arguments["kv_cache"].any()
+
+
 def test_dense_v_of_another_width_is_refused_by_all_who_do_not_name_it():
     call = dense_call(Layer, head_size_v=48)
     out, starts = call.out[..., :48].contiguous(), call.batch.query_start_loc

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import random
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
 from attn_contract import AttentionType, Layout
 
@@ -150,6 +150,19 @@ class RowOp:
 Case = Attention | RowOp
 
 
+class Bounded(Protocol):
+    """A case whose FLOPs and bytes are known."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def flops(self) -> float: ...
+    @property
+    def bytes(self) -> float: ...
+    @property
+    def traffic(self) -> str | None: ...
+
+
 def _decode(name: str, requests: int, seq_len: int, **options) -> Attention:
     return Attention(name=name, query_lens=(1,) * requests, seq_lens=(seq_len,) * requests, **options)
 
@@ -240,6 +253,6 @@ def floor_ms(flops: float, bytes: float, *, copy_bandwidth: float, matmul_rate: 
     return 1e3 * max(bytes / copy_bandwidth, flops / matmul_rate)
 
 
-def copies(case: Case, *, cold_bytes: float = 200e6, at_most: int = 16) -> int:
+def copies(case: Bounded, *, cold_bytes: float = 200e6, at_most: int = 16) -> int:
     """Of the inputs, so that a call finds none of its own in the L2 cache."""
     return min(at_most, max(1, math.ceil(cold_bytes / case.bytes)))

@@ -93,6 +93,20 @@ def load_vllm(folder: Path | None, architecture: str | None = None) -> SimpleNam
     )
 
 
+def load_vllm_latent(folder: Path | None) -> SimpleNamespace:
+    """vLLM's kernel of absorbed latent attention, `decode_attention_fwd`; see `load_vllm`.
+
+    Raises:
+        MissingPeerError: there is none, or its module imports what is not there.
+    """
+    root = _package("vllm", folder)
+    platform = SimpleNamespace(is_rocm=lambda: _gpu().startswith("gfx"))
+    answers = {"platforms": {"current_platform": platform}, "triton_utils": {"tl": tl, "triton": triton}}
+    with _packages("vllm", root, ("v1", "v1.attention", "v1.attention.ops"), answers):
+        module = _imported("vllm.v1.attention.ops.triton_decode_attention")
+    return SimpleNamespace(version=_version("vllm", root), decode_attention_fwd=module.decode_attention_fwd)
+
+
 def load_aiter(folder: Path | None, architecture: str | None = None) -> SimpleNamespace:
     """AITER's `unified_attention` from a folder that holds the package `aiter`; from the installed one if None.
 

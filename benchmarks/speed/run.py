@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.speed import check
 from benchmarks.speed.calls import attention_call
-from benchmarks.speed.cases import HOST, Case, RowOp, copies, floor_ms
+from benchmarks.speed.cases import HOST, Bounded, Case, RowOp, copies, floor_ms
 from benchmarks.speed.clock import Loop, host_us, loop_of, side_by_side
 from benchmarks.speed.machine import Rates
 from benchmarks.speed.participants import OURS, Participant, Prepared
@@ -93,13 +93,21 @@ def measured(
     case: Case, participants: Sequence[Participant], device: torch.device, rates: Rates, *, sizes: Sizes, box: float
 ) -> CaseResult:
     """Check every participant, and time those that are right, within about `box` seconds."""
+    count = sizes.copies or copies(case)
+    return measured_problem(case, lambda: problem_of(case, participants, device, count), device, rates, sizes=sizes, box=box)
+
+
+def measured_problem(
+    case: Bounded, make: Callable[[], Problem], device: torch.device, rates: Rates, *, sizes: Sizes, box: float
+) -> CaseResult:
+    """`measured`, where `make` says what is put to whom. Of those who are timed the first comes first."""
     deadline = time.monotonic() + box
     flops, moved = case.flops, case.bytes
     floor = floor_ms(flops, moved, copy_bandwidth=rates.copy, matmul_rate=rates.matmul_burst)
     found: dict[str, Result] = {}
     loops: dict[str, Loop] = {}
     with _recorded(found, OURS):
-        problem = problem_of(case, participants, device, sizes.copies or copies(case))
+        problem = make()
         for name, prepare in problem.prepare.items():
             with _recorded(found, name):
                 prepared = prepare()

@@ -10,29 +10,43 @@ from benchmarks.speed.cases import CASES, Attention
 
 HEADS = {64: (64, 8), 128: (32, 8), 256: (16, 8)}
 """Query and KV heads that models have with a head size: GPT-OSS, Llama 3, Gemma 2."""
+WIDE_HEADS = (64, 2)
+"""Those of a wide decode: one query has 32 rows."""
 
 TIMED: dict[Phase, dict[str, str]] = {
     "decode": {
         "64 x 8k": "decode, 64 x 8k",
         "1 x 128k": "decode, 1 x 128k",
         "ragged 64 x 256..16k": "decode, ragged 64 x 256..16k",
-        "4 query tokens, 64 x 8k": "speculative decode, 4 query tokens, 64 x 8k",
     },
+    "wide_decode": {"64 x 8k": "decode, 64 x 8k", "1 x 128k": "decode, 1 x 128k", "ragged": "decode, ragged 64 x 256..16k"},
     "mixed": {"one 2k prefill + 63 decodes at 4k": "mixed, one 2k prefill + 63 decodes at 4k"},
     "window": {"window 128 + sinks, 4 x 4k": "prefill, H64/HK8/D64, window 128 + sinks, 4 x 4k"},
     "rules": {"chunks of 1k, 2 x 8k": "prefill, chunks of 1k, 2 x 8k"},
+    "short": {},
     "prefill": {"4 x 4k": "prefill, 4 x 4k", "8 x 512 new on 8k": "extend, 8 x 512 new on 8k"},
 }
 """Cases of `benchmarks.speed` that are timed, with the heads, dtype and cache of the class."""
+SHORT: tuple[Attention, ...] = (
+    Attention(name="1 x 1k", query_lens=(1024,), seq_lens=(1024,)),
+    Attention(name="8 x 100", query_lens=(100,) * 8, seq_lens=(100,) * 8),
+    Attention(name="2 x 256 new on 4k", query_lens=(256, 256), seq_lens=(4352, 4352)),
+)
+"""What is timed of short batches, which `benchmarks.speed` has none of."""
 
 CHECKED: dict[Phase, tuple[Attention, ...]] = {
     "decode": (
         Attention(name="split keys", query_lens=(1, 1, 1), seq_lens=(1500, 700, 33)),
-        Attention(name="16 query tokens", query_lens=(16, 3), seq_lens=(900, 20)),
+        Attention(name="4 query tokens", query_lens=(4, 3), seq_lens=(900, 20)),
+    ),
+    "wide_decode": (
+        Attention(name="split keys", query_lens=(1, 1, 1), seq_lens=(1500, 700, 33)),
+        Attention(name="2 query tokens", query_lens=(2, 1), seq_lens=(900, 20)),
     ),
     "mixed": (Attention(name="one prefill + 8 decodes", query_lens=(200, *[1] * 8), seq_lens=(300, *range(5, 645, 80))),),
     "window": (Attention(name="window 70 + sinks", query_lens=(200, 30), seq_lens=(300, 450), window=70, sinks=True),),
     "rules": (Attention(name="chunks of 150", query_lens=(200, 30), seq_lens=(300, 450), chunked_local=150),),
+    "short": (Attention(name="prefill and extend", query_lens=(200, 30), seq_lens=(200, 450)),),
     "prefill": (Attention(name="prefill and extend", query_lens=(200, 30), seq_lens=(200, 450)),),
 }
 """Small cases in which the reference says whether a kernel is right: several tiles of queries and of keys, whole and cut."""
@@ -55,15 +69,15 @@ class CallClass(NamedTuple):
 
     @property
     def timed(self) -> list[Attention]:
+        heads = WIDE_HEADS if self.phase == "wide_decode" else HEADS[self.most_block_d]
         by_name = {case.name: case for case in CASES if isinstance(case, Attention)}
-        return [
-            self._case(dataclasses.replace(by_name[case], name=name), HEADS[self.most_block_d])
-            for name, case in TIMED[self.phase].items()
-        ]
+        named = [dataclasses.replace(by_name[case], name=name) for name, case in TIMED[self.phase].items()]
+        return [self._case(case, heads) for case in (named if self.phase != "short" else SHORT)]
 
     @property
     def checked(self) -> list[Attention]:
-        return [self._case(case, CHECKED_HEADS) for case in CHECKED[self.phase]]
+        heads = WIDE_HEADS if self.phase == "wide_decode" else CHECKED_HEADS
+        return [self._case(case, heads) for case in CHECKED[self.phase]]
 
     def holds(self, entry: Entry) -> bool:
         """Whether an entry is for calls of this class."""

@@ -37,8 +37,19 @@ SPACES: dict[Vendor, dict[Phase, Space]] = {
         "decode": Space(
             block_m=(16,), block_n=(16, 32, 64, 128), num_warps=(2, 4), num_stages=(2, 3, 5), maxnreg=(None, 128), **_SPLITS
         ),
+        "wide_decode": Space(
+            block_m=(64,), block_n=(16, 32, 64, 128), num_warps=(4, 8), num_stages=(2, 3), maxnreg=(None, 168), **_SPLITS
+        ),
         "mixed": Space(
-            block_m=(32, 64), block_n=(32, 64, 128), num_warps=(4, 8), num_stages=(2, 3), maxnreg=(None, 128, 168), **_SPLITS
+            block_m=(32, 64, 128),
+            block_n=(32, 64, 128),
+            num_warps=(4, 8),
+            num_stages=(2, 3),
+            maxnreg=(None, 128, 168),
+            **_SPLITS,
+        ),
+        "short": Space(
+            block_m=(16, 32, 64), block_n=(32, 64, 128), num_warps=(4, 8), num_stages=(2, 3), maxnreg=(None, 168), **_SPLITS
         ),
         "window": Space(
             block_m=(32, 64, 128), block_n=(16, 32, 64), num_warps=(4, 8), num_stages=(2, 3), maxnreg=(None, 80, 128, 168)
@@ -59,8 +70,19 @@ SPACES: dict[Vendor, dict[Phase, Space]] = {
             waves_per_eu=(None, 2, 4),
             **_SPLITS,
         ),
+        "wide_decode": Space(
+            block_m=(64,), block_n=(16, 32, 64), num_warps=(2, 4, 8), num_stages=(1, 2), waves_per_eu=(None, 2), **_SPLITS
+        ),
         "mixed": Space(
             block_m=(32, 64), block_n=(16, 32, 64), num_warps=(2, 4, 8), num_stages=(1, 2), waves_per_eu=(None, 2), **_SPLITS
+        ),
+        "short": Space(
+            block_m=(16, 32, 64),
+            block_n=(16, 32, 64),
+            num_warps=(2, 4, 8),
+            num_stages=(1, 2),
+            waves_per_eu=(None, 2),
+            **_SPLITS,
         ),
         "window": Space(
             block_m=(32, 64, 128), block_n=(16, 32, 64), num_warps=(4, 8), num_stages=(1, 2), waves_per_eu=(None, 2)

@@ -20,14 +20,22 @@ ALWAYS_WRITTEN = ("block_m", "block_n", "num_warps", "num_stages", "keys_per_spl
 def entry_of(architecture: str, call_class: CallClass) -> Entry:
     """Today's entry of a class; of an architecture without a table of its own, the similar one's, which its source names."""
     found = next(entry for entry in launch_table.entries(architecture) if call_class.holds(entry))
-    table = launch_table.table_of(architecture)
-    source = found.source if table == architecture else f"derived: as on {table}, where it is {found.source}"
-    return dataclasses.replace(found, most_block_d=call_class.most_block_d, source=source)
+    return dataclasses.replace(_taken_over(architecture, found), most_block_d=call_class.most_block_d)
 
 
 def updated(architecture: str, found: dict[CallClass, Entry]) -> list[Entry]:
-    """An architecture's whole table with some classes' entries replaced."""
-    return merged([found.get(call_class) or entry_of(architecture, call_class) for call_class in CLASSES])
+    """An architecture's whole table with some classes' entries replaced. Those that no class is of, of latent caches, stay."""
+    others = [entry for entry in launch_table.entries(architecture) if not any(each.holds(entry) for each in CLASSES)]
+    whole = merged([found.get(call_class) or entry_of(architecture, call_class) for call_class in CLASSES])
+    return whole + [_taken_over(architecture, entry) for entry in others]
+
+
+def _taken_over(architecture: str, entry: Entry) -> Entry:
+    """An entry of the table that an architecture is launched by, as one of the architecture's own."""
+    table = launch_table.table_of(architecture)
+    if table == architecture:
+        return entry
+    return dataclasses.replace(entry, source=f"derived: as on {table}, where it is {entry.source}")
 
 
 def merged(entries: Sequence[Entry]) -> list[Entry]:

@@ -13,7 +13,7 @@ from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.budgets import Budgets
 from attn_parity.binaries.build import Outcome, build
 from attn_parity.binaries.executions import Executions
-from attn_parity.binaries.results import Results, Row, differences, loads
+from attn_parity.binaries.results import Results, Row, differences, loads, updated
 from attn_parity.console import notes, results
 from attn_parity.options import (
     PAGES,
@@ -94,11 +94,11 @@ def command(
 ) -> int:
     """Compile every kernel that ships: registers, spills, LDS, matrix instructions.
 
-    Exit 1 when one is over its budget, or computes something else. With --run and --write, what came of other launches is kept.
+    Exit 1 when one is over its budget, or computes something else. With --write, what came of other launches is kept.
     """
     partly = bool(architectures or only or main)
-    if partly and (check or (writes and not runs)):
-        raise click.UsageError("--write and --check are about all launches: leave out --arch, --only and --main")
+    if partly and check:
+        raise click.UsageError("--check is about all launches: leave out --arch, --only and --main")
     if check and (writes or save or json_file or budget_file or runs):
         raise click.UsageError("--check compiles and writes nothing: leave out --write, --save, --json, --budgets and --run")
     allowed = budgets.load(budget_file)
@@ -119,8 +119,10 @@ def command(
     check_writable(json_file)
     if writes:
         check_page_writable(path)
-    if writes and partly:
-        _read(path)  # the rest of the page
+    kept = _read(path)[0] if writes and partly else None  # the rest of the page
+    if kept is not None and kept.triton != version("triton"):
+        here = f"Triton {kept.triton}, and here is {version('triton')}"
+        raise click.UsageError(f"--write: the other launches of {_data_of(path)} were compiled with {here}: write them all")
     if save is not None:
         save.mkdir(parents=True, exist_ok=True)
         check_writable(save / "launches.json", "--save")
@@ -138,8 +140,8 @@ def command(
     if outcome.interrupted:
         return 130
     if writes and not found.errors:
-        if not partly:
-            outputs.write(_data_of(path), found.csv())
+        whole = found if kept is None else updated(kept, found, {name: list(chosen(name)) for name in ARCHITECTURES})
+        outputs.write(_data_of(path), whole.csv())
         _write_page(path, allowed, ran)
     if ran is not None and ran.interrupted:
         return 130

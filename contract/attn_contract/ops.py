@@ -116,7 +116,7 @@ for _op, _arguments in _SCHEMAS.items():
 
 
 def register(implementation: ModuleType, dispatch_key: str) -> None:
-    """Make a package's seven functions the ops of a device.
+    """Make a package's six functions the ops of a device.
 
     Args:
         implementation: has `paged_attention`, `varlen_attention`, `write_kv_cache`, `rope_and_write_kv_cache`,
@@ -124,15 +124,9 @@ def register(implementation: ModuleType, dispatch_key: str) -> None:
             `batch_invariant` for the first two.
         dispatch_key: "CPU", or "CUDA" (HIP's devices dispatch there too).
     """
-    for call in (
-        _paged_attention,
-        _varlen_attention,
-        _write_kv_cache,
-        _rope_and_write_kv_cache,
-        _write_latent_cache,
-        _merge_attn_states,
-        _merge_attn_parts,
-    ):
+    attention, merges = (_paged_attention, _varlen_attention), (_merge_attn_states, _merge_attn_parts)
+    writes = (_write_kv_cache, _rope_and_write_kv_cache, _write_latent_cache)
+    for call in (*attention, *writes, *merges):
         op = call.__name__.removeprefix("_")
         kernel = _named_arguments(op, partial(call, implementation))
         torch.library.impl(f"attn_parity::{op}", dispatch_key, lib=_library)(kernel)

@@ -13,6 +13,7 @@ from attn_contract import ops
 from attn_optimized.attention import paged_attention, plan_of, varlen_attention
 from attn_optimized.cascade import cascade_attention
 from attn_optimized.kv_cache import rope_and_write_kv_cache, write_kv_cache
+from attn_optimized.latent_cache import write_latent_cache
 from attn_optimized.merge import merge_attn_parts, merge_attn_states
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "rope_and_write_kv_cache",
     "varlen_attention",
     "write_kv_cache",
+    "write_latent_cache",
 ]
 
 ops.register(sys.modules[__name__], "CUDA")

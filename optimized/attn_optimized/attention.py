@@ -13,7 +13,7 @@ from attn_contract.validation import check_attention_tensors
 from attn_optimized.device import architecture_of, compute_units_of
 from attn_optimized.kernel_call import KernelCall, Launch
 from attn_optimized.launch.attention import attention_launch, attention_tensors
-from attn_optimized.launch.call import AttentionCall, DenseKeys, Keys, PagedKeys
+from attn_optimized.launch.call import AttentionCall, DenseKeys, Keys, PagedKeys, new_output
 from attn_optimized.launch.parts import Parts, reduce_launch, reduce_tensors
 from attn_optimized.launch.plan import AttentionPlan, attention_plan
 from attn_optimized.launch.rules import IMPLEMENTED_RULES
@@ -48,7 +48,7 @@ def paged_attention(
             anything. Of q's dtype, or float8 with `layer.output_scale`.
         lse: [H, T] float32, natural log of the softmax's denominator, sinks included; written likewise, unless None.
         batch_invariant: give a request bit by bit the same output whatever else is in the batch, and however its prefill is cut
-            into steps of whole tiles (`attention_tiles(...).queries`). Keys are then never split, and tiles never small: few
+            into steps of whole tiles (`plan_of(...).tiles.queries`). Keys are then never split, and tiles never small: few
             long requests do not fill a GPU.
         validate: check the values in tensors too, which waits for the device.
 
@@ -121,7 +121,7 @@ def _attend(
     if launches is None or validate:
         keys.check(q, layer, batch, out, lse, values=validate)
         refuse_unnamed("attn_optimized", IMPLEMENTED_RULES, layer, batch)
-    call = AttentionCall(q, keys, layer, batch, q.new_empty(q.shape) if out is None else out, lse)
+    call = AttentionCall(q, keys, layer, batch, new_output(q, layer) if out is None else out, lse)
     if launches is None:
         launches = attention_launches(plan_of(q, layer, batch, batch_invariant=batch_invariant), call)
         _remember(signature, launches)
@@ -223,7 +223,7 @@ def attention_calls(launches: AttentionLaunches, call: AttentionCall) -> Iterato
     plan, attention, reduction = launches
     if attention is None:
         return
-    parts = None if reduction is None else Parts.empty(plan.splits, call.q, call.batch)
+    parts = None if reduction is None else Parts.empty(plan.splits, call.q, call.layer, call.batch)
     yield KernelCall(attention, attention_tensors(plan, call, parts))
     if reduction is not None and parts is not None:
         yield KernelCall(reduction, reduce_tensors(plan, call, parts))

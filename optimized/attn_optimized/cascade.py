@@ -11,7 +11,7 @@ from attn_contract.validation import check_paged_attention
 
 from attn_optimized.attention import part_call, plan_of, reduce_call
 from attn_optimized.kernel_call import KernelCall
-from attn_optimized.launch.call import AttentionCall, PagedKeys
+from attn_optimized.launch.call import AttentionCall, PagedKeys, new_output
 from attn_optimized.launch.parts import Parts
 from attn_optimized.strides import kv_cache_strides
 
@@ -56,7 +56,7 @@ def cascade_attention(
     if validate:
         _check_prefix(batch, common_prefix_len, common_prefix_len // view.block_size)
 
-    out = q.new_empty(q.shape) if out is None else out
+    out = new_output(q, layer) if out is None else out
     for call in cascade_attention_calls(q, kv_cache, layer, batch, common_prefix_len, out=out, lse=lse):
         call.run(q.device)
     return out
@@ -101,7 +101,7 @@ def cascade_attention_calls(
     prefix_plan, suffix_plan = (
         plan_of(q, layer, one, architecture=architecture, compute_units=compute_units) for one in (prefix, suffix)
     )
-    parts = Parts.empty(prefix_plan.splits + suffix_plan.splits, q, batch)
+    parts = Parts.empty(prefix_plan.splits + suffix_plan.splits, q, layer, batch)
     keys = PagedKeys(kv_cache)
     # the sink joins exactly one part; q stands for an output, which these two calls do not write
     attend_prefix = AttentionCall(q, keys, dataclasses.replace(layer, sinks=None), prefix, q, None)

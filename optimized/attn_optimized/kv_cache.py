@@ -14,7 +14,7 @@ from attn_optimized.launch.units import in_units
 from attn_optimized.quantization import stored_format
 from attn_optimized.strides import KVCacheStrides, kv_cache_strides, scale_strides, token_scales
 
-_INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32}
+INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32}
 
 
 def write_kv_cache(
@@ -104,7 +104,7 @@ def write_kv_cache_call(
     """
     if layer.kv_cache_dtype is None:
         # as integers: a copy of a float may change the bits of a NaN
-        k, v, kv_cache = (tensor.view(_INTEGER_OF_SIZE[k.element_size()]) for tensor in (k, v, kv_cache))
+        k, v, kv_cache = (tensor.view(INTEGER_OF_SIZE[k.element_size()]) for tensor in (k, v, kv_cache))
     return _call(k, v, kv_cache, layer, slot_mapping, None, architecture)
 
 

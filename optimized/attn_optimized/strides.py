@@ -10,7 +10,7 @@ class KVCacheStrides(NamedTuple):
     """Elements from K to V, and from one block, slot and KV head to the next; and what lies inside a page.
 
     `interior` is "rows" where each slot of a head is a dense row of dims, else "x_packed" or "shuffled", where the slot stride
-    is not used: see kernels/kv_layout.py.
+    is not used: see kernels/kv_layout.py. "latent" is "rows" where V is the first dims of K.
     """
 
     kv: int
@@ -37,6 +37,8 @@ def kv_cache_strides(kv_cache: torch.Tensor, layer: Layer) -> KVCacheStrides:
         case Layout.CONTENT_PACKED | Layout.CONTENT_PACKED_SCALED:
             half = shape[3] // 2
             return KVCacheStrides(half, stride[0], stride[2], stride[1], shape[0], shape[2], "rows")
+        case Layout.LATENT:
+            return KVCacheStrides(0, stride[0], stride[1], 0, shape[0], shape[1], "latent")
         case Layout.X_PACKED | Layout.SHUFFLED:
             head_elements = shape[2] // layer.num_kv_heads
             block_size = head_elements // layer.head_size

@@ -3,8 +3,8 @@
 Start with `attn_reference.attention` and `masks`. Their docstrings are the specification: what attention computes, and which
 keys a query sees. `masks` and `logits` hold the rules one by one; `kv_cache` reads and writes the cache, `merge` joins partial
 results, and `context_parallel` deals keys to ranks; `latent` says how MLA is this attention; `quantization`, `rotary` and
-`rounding` define every bit. Importing the package makes its functions the CPU implementation of the torch ops
-`attn_parity::*`: a model that is moved to the CPU runs them without a change.
+`rounding` define every bit. Importing the package makes its functions the CPU implementation of the torch ops `attn_parity::*`:
+a model that is moved to the CPU runs them without a change.
 """
 
 import sys

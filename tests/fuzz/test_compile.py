@@ -18,7 +18,7 @@ from attn_parity.binaries.budgets import BudgetError, Budgets, Exceptions
 from attn_parity.binaries.build import build, in_processes
 from attn_parity.binaries.executions import Executions
 from attn_parity.binaries.kernarg import kernarg_of
-from attn_parity.binaries.results import Results, Row, loads
+from attn_parity.binaries.results import Results, Row, loads, updated
 from attn_parity.binaries.shipped_calls import chosen, main_names
 
 from tests.facts import GOOD
@@ -225,7 +225,7 @@ def test_a_signal_that_ends_it_ends_its_processes(tmp_path):
     [
         (("--arch", "gfx9"), "--arch: got gfx9, expected some of gfx90a"),
         (("--only", "nothing"), "--only: no launch is named so: nothing"),
-        (("--check", "--main"), "--write and --check are about all launches"),
+        (("--check", "--main"), "--check is about all launches"),
         (("--check", "--save", "there"), "--check compiles and writes nothing"),
         (("--write", "--page", "facts.json"), "--page: facts.json is where the facts go"),
         (("--json", "no/here.json", "--main"), "--json: the folder no does not exist"),
@@ -236,6 +236,15 @@ def test_bad_input_is_named(attn_parity, options, words):
     run = attn_parity("compile", *options)
     assert run.code == 2
     assert words in run.err
+
+
+def test_what_came_of_other_launches_is_kept():
+    def row(call: str, spills: int) -> Row:
+        return Row("gfx942", call, "merge", 4, replace(GOOD, vgpr_spills=spills))
+
+    kept, found = Results("3.9.0", (row("a", 1), row("gone", 1), row("c", 1))), Results("3.9.0", (row("d", 2), row("a", 2)))
+    whole = updated(kept, found, {"gfx942": ["a", "b", "c", "d"]})
+    assert [(each.call, each.facts.vgpr_spills) for each in whole.binaries] == [("a", 2), ("c", 1), ("d", 2)]
 
 
 def test_a_page_that_is_not_what_its_facts_make_is_noticed(attn_parity, tmp_path):

@@ -25,6 +25,7 @@ TARGETS = {
     "attn_optimized.cascade_attention": "triton-cascade",
     "attn_optimized.plan_of": "triton-plans",
     "attn_optimized.write_kv_cache": "triton-write",
+    "attn_optimized.write_latent_cache": "triton-latent",
     "attn_optimized.rope_and_write_kv_cache": "triton-write",
     "attn_optimized.merge_attn_states": "triton-merge",
     "attn_optimized.merge_attn_parts": "triton-merge-parts",

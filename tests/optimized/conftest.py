@@ -76,16 +76,16 @@ def assert_agrees() -> Callable[..., None]:
     def check(call: PagedCall | VarlenCall, attend: Callable[..., torch.Tensor] | None = None) -> None:
         """`attend`: what runs instead of the call's own function of attn_optimized."""
         q = call.q
-        num_tokens, num_heads, head_size = q.shape
+        num_tokens, num_heads, value_size = len(q), call.layer.num_heads, call.layer.value_size
         if attend is None:
             attend = attn_optimized.paged_attention if isinstance(call, PagedCall) else attn_optimized.varlen_attention
         out_dtype = q.dtype if call.layer.output_scale is None else torch.float8_e4m3fn
-        guarded_out = torch.full((num_tokens, num_heads * head_size + GUARD), torch.nan, device=q.device).to(out_dtype)
+        guarded_out = torch.full((num_tokens, num_heads * value_size + GUARD), torch.nan, device=q.device).to(out_dtype)
         guarded_lse = torch.full((num_heads, num_tokens + GUARD), torch.nan, device=q.device)
-        out, lse = guarded_out[:, : num_heads * head_size], guarded_lse[:, :num_tokens]
+        out, lse = guarded_out[:, : num_heads * value_size], guarded_lse[:, :num_tokens]
         assert attend(*call, out=out, lse=lse, validate=True) is out
         assert_within_bound(call, out, lse, rounding=TRITON.rounding(q.device.type))
-        assert guarded_out[:, num_heads * head_size :].float().isnan().all()
+        assert guarded_out[:, num_heads * value_size :].float().isnan().all()
         assert guarded_lse[:, num_tokens:].isnan().all()
 
     return check

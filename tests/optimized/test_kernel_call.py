@@ -256,12 +256,12 @@ def test_a_call_is_made_for_the_gpu_that_is_named(paged_call):
 @pytest.mark.parametrize(
     ("rule", "phase"),
     [
-        ({}, "prefill"),
+        ({}, "short"),
         ({"chunked_local": 64}, "rules"),
         ({"window": (31, 31), "sink_tokens": 4}, "rules"),
         ({"alibi_slopes": torch.ones(2)}, "rules"),
         ({"window": (31, 31)}, "window"),
-        ({"sink_tokens": 4}, "prefill"),
+        ({"sink_tokens": 4}, "short"),
     ],
     ids=str,
 )

@@ -11,7 +11,7 @@ from attn_optimized.launch.splits import num_splits
 from attn_optimized.launch.table import Phase, parameters_for
 from attn_optimized.launch.tiles import attention_tiles, reduce_tiles, row_grid, row_tiles
 from attn_optimized.launch.units import distance, in_units
-from attn_optimized.launch.workload import DECODE_TILE_ROWS, SHORT_WINDOW_KEYS, Workload, phase_of
+from attn_optimized.launch.workload import DECODE_TILE_ROWS, SHORT_ROWS_PER_UNIT, SHORT_WINDOW_KEYS, Workload, phase_of
 
 ARCHITECTURES = ("interpreter", "sm90", "gfx942", "gfx1201")
 HEAD_SIZES = (1, 16, 40, 64, 80, 96, 128, 256)
@@ -32,19 +32,24 @@ CALL = {
 PHASES = {
     "decode": {},
     "mixed": {"num_requests": 9, "num_tokens": 2056, "max_query_len": 2048},
-    "prefill": {"num_tokens": 2048, "max_query_len": 2048},
+    "wide_decode": {"num_tokens": 5, "max_query_len": 5},
+    "short": {"num_tokens": 2048, "max_query_len": 2048},
+    "prefill": {"num_tokens": 8192, "max_query_len": 8192},
     "window": {"num_tokens": 2048, "max_query_len": 2048, "window_keys": SHORT_WINDOW_KEYS},
     "rules": {"num_tokens": 2048, "max_query_len": 2048, "has_gaps": True},
 }
 """What changes a decode of one request into a batch of another phase."""
 
 
+COMPUTE_UNITS = 132
+
+
 def tiles_of(architecture="sm90", phase="decode", **changed):
-    return attention_tiles(Workload(**(CALL | PHASES[phase] | changed)), architecture)
+    return attention_tiles(Workload(**(CALL | PHASES[phase] | changed)), architecture, COMPUTE_UNITS)
 
 
 def test_every_phase_has_an_example():
-    assert {phase: phase_of(Workload(**(CALL | changed))) for phase, changed in PHASES.items()} == {
+    assert {phase: phase_of(Workload(**(CALL | changed)), COMPUTE_UNITS) for phase, changed in PHASES.items()} == {
         phase: phase for phase in get_args(Phase)
     }
 
@@ -53,18 +58,18 @@ def test_every_phase_has_an_example():
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_tiles_hold_whole_groups_and_heads(architecture, phase):
     for itemsize, head_size, group, few_queries in itertools.product((2, 4), HEAD_SIZES, GROUPS, (0, 1, 5)):
-        max_query_len = few_queries if phase == "decode" else 4096
-        if phase == "decode" and max_query_len * group > DECODE_TILE_ROWS:
+        max_query_len = few_queries if "decode" in phase else 4096
+        if "decode" in phase and max_query_len * group > DECODE_TILE_ROWS:
             continue
         heads = {"num_heads": 2 * group, "num_kv_heads": 2}
         tiles = tiles_of(architecture, phase, itemsize=itemsize, head_size=head_size, **heads, max_query_len=max_query_len)
         assert tiles.queries >= 1
         assert tiles.queries * group <= tiles.block_m < (tiles.queries + 1) * group
-        assert tiles.block_d >= head_size
-        for side in (tiles.block_m, tiles.block_n, tiles.block_d, tiles.small_block_m or tiles.block_m):
+        assert tiles.widths.block_d >= head_size
+        for side in (tiles.block_m, tiles.block_n, tiles.widths.block_d, tiles.small_block_m or tiles.block_m):
             assert side >= 16
             assert side.bit_count() == 1
-        assert tiles.block_m * tiles.block_d * itemsize <= 64 * 1024, "AMD's shared memory holds a tile of queries"
+        assert tiles.block_m * tiles.widths.block_d * itemsize <= 64 * 1024, "AMD's shared memory holds a tile of queries"
         assert tiles.small_block_m == 0 or group <= tiles.small_block_m < tiles.block_m
 
 
@@ -81,16 +86,16 @@ def test_what_decodes_has_one_tile_of_its_size(architecture):
 
 
 def test_few_tile_sizes_are_compiled():
-    """For a head size, a dtype and the usual groups: two for decode, and one or two more, however the batch looks."""
+    """For a head size, a dtype and the usual groups: two for decode, and three more, however the batch looks."""
     decode, others = set(), set()
     for group in (1, 2, 3, 5, 7, 8, 16):
-        for n in range(300):
+        for n in (*range(300), 3000, 30000):
             for num_requests in (1, 40):
                 call = {"num_heads": 8 * group, "num_tokens": n + num_requests - 1, "num_requests": num_requests}
                 tiles = plan(**call, max_query_len=n).tiles
                 (decode if n * group <= DECODE_TILE_ROWS else others).add((tiles.small_block_m > 0, tiles.block_m))
     assert decode == {(False, 16), (False, 64)}
-    assert len(others) <= 2, "with small tiles beside the large ones, and without"
+    assert len(others) <= 3, "large ones, with small ones beside them, and those of a batch that is short"
 
 
 PREFILL = {"num_tokens": 4096, "num_requests": 2, "max_query_len": 2048}
@@ -107,27 +112,31 @@ SHORT_WINDOW = {"window_keys": SHORT_WINDOW_KEYS}
         ({"has_bias": True}, "rules"),
         ({"has_gaps": True, **SHORT_WINDOW}, "rules"),
         ({"has_gaps": True, "num_requests": 9}, "mixed"),
-        ({"num_requests": 7, "num_tokens": 10}, "prefill"),
+        ({"num_requests": 7, "num_tokens": 10}, "short"),
+        ({"num_tokens": SHORT_ROWS_PER_UNIT * COMPUTE_UNITS // 32 - 1}, "short"),
+        ({"num_tokens": SHORT_ROWS_PER_UNIT * COMPUTE_UNITS // 32}, "prefill"),
         ({"num_requests": 8}, "prefill"),
         ({"num_requests": 9}, "mixed"),
         ({"num_requests": 9, **SHORT_WINDOW}, "mixed"),
         ({"num_tokens": 16, "num_requests": 16, "max_query_len": 1}, "decode"),
-        ({"num_tokens": 32, "max_query_len": 16}, "decode"),
-        ({"num_tokens": 34, "max_query_len": 17}, "prefill"),
+        ({"num_tokens": 8, "max_query_len": 4}, "decode"),
+        ({"num_tokens": 10, "max_query_len": 5}, "wide_decode"),
+        ({"num_tokens": 32, "max_query_len": 16}, "wide_decode"),
+        ({"num_tokens": 34, "max_query_len": 17}, "short"),
         ({"num_tokens": 0, "num_requests": 0, "max_query_len": 0}, "decode"),
     ],
 )
 def test_phases(changed, phase):
     """What tiles are chosen by; one for all batches where a request's output must not depend on the others."""
     workload = Workload(**(CALL | PREFILL | changed))
-    assert phase_of(workload) == phase
-    assert phase_of(replace(workload, batch_invariant=True)) == "prefill"
+    assert phase_of(workload, COMPUTE_UNITS) == phase
+    assert phase_of(replace(workload, batch_invariant=True), COMPUTE_UNITS) == "prefill"
 
 
 def test_a_short_request_beside_long_ones_has_a_small_tile():
     tiles = tiles_of(phase="mixed")
     assert 0 < tiles.small_block_m < tiles.block_m
-    assert tiles_of(phase="mixed", num_heads=64, num_kv_heads=1).small_block_m == 0, "its heads fill the large one"
+    assert tiles_of("gfx942", "mixed", num_heads=64, num_kv_heads=1).small_block_m == 0, "its heads fill the large one"
     assert tiles_of(phase="prefill").small_block_m == 0
 
 
@@ -148,7 +157,7 @@ def test_grid_has_a_tile_for_every_query(query_lens):
     """The rule of kernels/query_tiles.py: request r starts at tile query_start_loc[r] // queries + r, or at r with one each."""
     batch = {"num_tokens": sum(query_lens), "num_requests": len(query_lens), "max_query_len": max(query_lens)}
     workload = Workload(**(CALL | {"head_size": 64, "num_heads": 10, "num_kv_heads": 2} | batch))
-    tiles = attention_tiles(workload, "interpreter")
+    tiles = attention_tiles(workload, "interpreter", 1)
     assert tiles.queries == 12
     (num_tiles, num_kv_heads), one_tile_per_request = attention_grid(workload, tiles)
     assert num_kv_heads == 2
@@ -176,7 +185,7 @@ def test_heads_are_neighbours_where_a_grid_may_have_so_many_tiles():
 
 def test_no_request_no_program():
     workload = Workload(**(CALL | {"num_tokens": 100, "num_requests": 0, "max_query_len": 7}))
-    grid, _ = attention_grid(workload, attention_tiles(workload, "sm90"))
+    grid, _ = attention_grid(workload, attention_tiles(workload, "sm90", COMPUTE_UNITS))
     assert grid == (0, 8)
 
 
@@ -193,8 +202,12 @@ def test_row_tiles(architecture, head_size):
 @pytest.mark.parametrize("head_size", HEAD_SIZES)
 def test_reduce_tiles(architecture, head_size):
     """Few sizes whatever the number of parts: each is compiled."""
-    tiles = {reduce_tiles(architecture, head_size=head_size, num_parts=n) for n in range(2, 300)}
-    assert len(tiles) <= 3
+    tiles = {
+        reduce_tiles(architecture, head_size=head_size, num_parts=n, num_rows=num_rows)
+        for n in range(2, 300)
+        for num_rows in (1, 500, 5000)
+    }
+    assert len(tiles) <= 4
     for size in tiles:
         assert size.block_d >= head_size
         for side in (size.block_rows, size.block_parts, size.block_d):
@@ -217,7 +230,7 @@ def test_one_long_request_fills_the_device():
 
 
 def test_what_fills_the_device_or_is_short_is_not_split():
-    assert plan(num_tokens=256, num_requests=256).splits == 1
+    assert plan(num_tokens=264, num_requests=264).splits == 1
     assert plan(max_seq_len=200).splits == 1
     assert plan(num_tokens=8192, max_query_len=8192).splits == 1
     assert plan(num_tokens=16, num_requests=1, max_query_len=16).splits > 1, "a short extend"
@@ -262,10 +275,10 @@ def test_parts_are_no_more_than_keys_are_worth(architecture, max_keys):
 
 @pytest.mark.parametrize(
     ("num_programs", "parts"),
-    [(8, (66, 66)), (64, (17, 8)), (264, (4, 2)), (300, (4, 3)), (512, (3, 1)), (1024, (2, 1)), (2048, (1, 1))],
+    [(8, (66, 66)), (64, (33, 8)), (264, (8, 2)), (300, (8, 3)), (512, (5, 1)), (1024, (3, 1)), (2048, (2, 1)), (2112, (1, 1))],
 )
 def test_programs_of_one_length_end_together(num_programs, parts):
-    """264 run at once. Of one length, in two waves or so; of different lengths, in four, so that short ones fill gaps."""
+    """264 run at once. Of one length, in two waves or so; of different lengths, in eight, so that short ones fill gaps."""
     parameters = parameters_for("sm90", phase="decode", itemsize=2, block_d=128, quantized=False)
     workload = Workload(**(CALL | {"num_requests": 1 if num_programs == 8 else num_programs // 8}))
     gpu = {"architecture": "sm90", "compute_units": 132}
@@ -282,11 +295,11 @@ def test_scratch_of_a_split_is_small():
         chosen = plan(num_tokens=n * q, num_requests=n, max_query_len=q, head_size=256, max_seq_len=1 << 20)
         splits.add(chosen.splits)
         at_once = 132 * chosen.tiles.parameters.programs_per_unit
-        programs = 5 * at_once + chosen.num_programs // chosen.splits
+        programs = 9 * at_once + chosen.num_programs // chosen.splits
         assert chosen.scratch_bytes <= programs * chosen.tiles.block_m * (256 + 2) * 4
         assert (chosen.scratch_bytes > 0) == (chosen.splits > 1)
     assert len(splits) > 3
-    assert plan(num_tokens=256, num_requests=256).scratch_bytes == 0
+    assert plan(num_tokens=264, num_requests=264).scratch_bytes == 0
 
 
 def test_strides_are_counted_in_16_bytes_where_all_are_multiples():

@@ -122,7 +122,7 @@ def test_a_table_is_read(written):
             document().replace('"itemsize": 2', '"itemsize": 2, "itemsize": 4'),
             "sm90.json: got a key twice among phase",
         ),
-        (document(phase="decod"), "sm90.json: entry 0: phase: got 'decod', expected one of decode, mixed"),
+        (document(phase="decod"), "sm90.json: entry 0: phase: got 'decod', expected one of decode, wide_decode, mixed"),
         (document(itemsize="2"), "sm90.json: entry 0: itemsize: got '2', expected an int"),
         (document(quantized=1), "sm90.json: entry 0: quantized: got 1, expected true or false"),
         (document(source=None), "sm90.json: entry 0: source: got None"),

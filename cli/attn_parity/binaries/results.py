@@ -113,6 +113,17 @@ def facts_from(record: Mapping[str, str], name: str) -> Facts:
     return Facts(**figures, lds_limit=ARCHITECTURES[record["architecture"]].lds_limit)
 
 
+def updated(kept: Results, found: Results, names: Mapping[str, Sequence[str]]) -> Results:
+    """What was found, and of all other launches what was kept, in the order of the launches.
+
+    Args:
+        names: every launch, by architecture. Of one that is none of them any more, nothing is kept.
+    """
+    rows = {(row.architecture, row.call): row for row in (*kept.binaries, *found.binaries)}
+    order = [(architecture, name) for architecture, calls in names.items() for name in calls]
+    return Results(found.triton, tuple(rows[launch] for launch in order if launch in rows))
+
+
 def differences(results: Results, names: Mapping[str, Sequence[str]]) -> list[str]:
     """Name the launches that have no facts, and the facts that have no launch.
 

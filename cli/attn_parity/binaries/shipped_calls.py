@@ -17,6 +17,7 @@ from attn_optimized.cascade import cascade_attention_calls
 from attn_optimized.kernel_call import KernelCall
 from attn_optimized.kernels.reduce_parts import reduce_parts_kernel
 from attn_optimized.kv_cache import rope_and_write_kv_cache_call, write_kv_cache_call
+from attn_optimized.latent_cache import write_latent_cache_call
 from attn_optimized.merge import merge_attn_states_call
 from attn_parity.binaries.architectures import ARCHITECTURES
 
@@ -37,18 +38,20 @@ class ShippedCall:
         requests, query_len: the number of requests, and the queries of each.
         longest: the queries of one longer request, which replaces one of the requests; 0 for none.
         prefix: the number of keys that all requests share, for "cascade".
+        head_size_v: the width of V, as in Layer.
         window: the number of keys that a query sees, with its own.
         bidirectional_ranges: the number of ranges of each request.
         float8_output: whether the output is e4m3fn, with a scale.
     """
 
     name: str
-    op: Literal["paged", "varlen", "cascade", "write", "rope", "merge"] = "paged"
+    op: Literal["paged", "varlen", "cascade", "write", "write latent", "rope", "merge"] = "paged"
     main: bool = False
     dtype: torch.dtype = torch.bfloat16
     num_heads: int = 32
     num_kv_heads: int = 8
     head_size: int = 128
+    head_size_v: int | None = None
     block_size: int = 16
     layout: Layout = Layout.BLOCKS_FIRST_NHD
     cache_bytes: int = CACHE_BYTES
@@ -95,7 +98,9 @@ def _launches(shipped: ShippedCall, architecture: str) -> Iterator[KernelCall]:
     num_tokens = (shipped.requests - 1) * shipped.query_len + max(shipped.query_len, shipped.longest)
     heads, kv_heads = shipped.num_heads, shipped.num_kv_heads
     q, k, v = _rows(shipped, num_tokens, heads + 2 * kv_heads).split([heads, kv_heads, kv_heads], dim=1)
+    v = v[..., : shipped.head_size_v]
     out = _rows(shipped, num_tokens, heads, torch.float8_e4m3fn if shipped.float8_output else shipped.dtype)
+    out = out[..., : shipped.head_size_v].contiguous()
     layer, batch = _layer(shipped), _batch(shipped, num_tokens)
     gpu: dict[str, Any] = {"architecture": architecture, "compute_units": ARCHITECTURES[architecture].compute_units}
     plan = plan_of(q, layer, batch, batch_invariant=shipped.batch_invariant, **gpu)
@@ -108,6 +113,10 @@ def _launches(shipped: ShippedCall, architecture: str) -> Iterator[KernelCall]:
             yield from cascade_attention_calls(q, _cache(shipped), layer, batch, shipped.prefix, out=out, **gpu)
         case "write":
             yield write_kv_cache_call(k, v, _cache(shipped), layer, _integers(num_tokens), architecture=architecture)
+        case "write latent":
+            kv_c, k_pe = _empty((num_tokens, shipped.head_size), shipped.dtype).tensor_split([layer.value_size], dim=1)
+            arguments = (kv_c, k_pe, _cache(shipped), layer, _integers(num_tokens))
+            yield write_latent_cache_call(*arguments, architecture=architecture)
         case "rope":
             positions, cos_sin = _integers(num_tokens), _empty((MAX_POSITION, shipped.head_size), torch.float32)
             arguments = (q, k, v, positions, cos_sin, _cache(shipped), layer, _integers(num_tokens))
@@ -124,12 +133,14 @@ def _layer(shipped: ShippedCall) -> Layer:
         shape = (_num_blocks(shipped), shipped.block_size, shipped.num_kv_heads)
         scales = {name: _empty(shape, torch.float32) for name in ("k_scale_cache", "v_scale_cache")}
     elif shipped.kv_cache_dtype and not shipped.token_scales:
-        scales = {name: _empty((), torch.float32) for name in ("k_scale", "v_scale")}
+        names = ("k_scale",) if shipped.layout.has_latent_value else ("k_scale", "v_scale")
+        scales = {name: _empty((), torch.float32) for name in names}
     reads_cache = shipped.attn_type.reads_cache
     return Layer(
         num_heads=shipped.num_heads,
         num_kv_heads=shipped.num_kv_heads,
         head_size=shipped.head_size,
+        head_size_v=shipped.head_size_v,
         scale=shipped.head_size**-0.5,
         attn_type=shipped.attn_type,
         window=(-1, -1) if shipped.window is None else (shipped.window - 1, shipped.window - 1),
@@ -176,7 +187,8 @@ def _cache(shipped: ShippedCall) -> torch.Tensor:
 
 def _num_blocks(shipped: ShippedCall) -> int:
     row = shipped.head_size * (shipped.kv_cache_dtype or shipped.dtype).itemsize
-    return shipped.cache_bytes // (2 * shipped.block_size * shipped.num_kv_heads * row)
+    parts = 1 if shipped.layout.has_latent_value else 2
+    return shipped.cache_bytes // (parts * shipped.block_size * shipped.num_kv_heads * row)
 
 
 def _rows(shipped: ShippedCall, num_tokens: int, num_heads: int, dtype: torch.dtype | None = None) -> torch.Tensor:

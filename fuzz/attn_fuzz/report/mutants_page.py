@@ -183,6 +183,10 @@ A rate counts the mutants that are found. A mutant is in no rate if it does not 
 the run ended before the mutant had met all of its targets. Mutants without an end are mostly survivors: a mutant that is found
 ends at once. A mutant that no target runs is in the rates, and survives.
 """
+GONE = """
+{gone} of these mutants are left out: what they changed is not written like this any more. The code around some others has
+changed since they ran.
+"""
 
 
 def text(results: Results) -> str:
@@ -192,6 +196,8 @@ def text(results: Results) -> str:
     fields = {name: getattr(results, name) for name in ("sample", "sample_seed", "device", "hypothesis", "ci")}
     rows = results.mutants
     lines = PREFACE.format(**fields, seeds=seeds, nightly=nightly).splitlines()
+    if gone := results.sample - len(rows):
+        lines += GONE.format(gone=gone).splitlines()
     lines += ["", summary(rows) + ".", "", "## Rates", ""]
     lines += _table("operator", rows, lambda row: row.operator)
     lines += ["", *_table("room", rows, lambda row: row.room)]

@@ -98,7 +98,7 @@ def _plan(q: torch.Tensor, layer: Layer, batch: Batch) -> "AttentionPlan":
     asked_for = [entry.parameters for entry in entries(choice.architecture)] if given is None else [given]
     if plan.architecture != choice.architecture or plan.tiles.parameters not in asked_for:
         raise RuntimeError(f"a plan for {choice} has {plan.architecture} and {plan.tiles.parameters}")
-    parts = Parts.empty(plan.splits, q.to("meta"), batch) if plan.splits > 1 else ()
+    parts = Parts.empty(plan.splits, q.to("meta"), layer, batch) if plan.splits > 1 else ()
     if plan.scratch_bytes != sum(part.nbytes for part in parts):
         raise RuntimeError(f"a plan in {plan.splits} parts says that they have {plan.scratch_bytes} bytes")
     return plan

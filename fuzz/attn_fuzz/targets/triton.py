@@ -7,12 +7,12 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
 import torch
-from attn_contract import AttentionType, Batch, KVCacheView, Layer, UnsupportedError
+from attn_contract import AttentionType, Batch, KVCacheView, Layer, Layout, UnsupportedError
 from attn_fuzz import extras, properties
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.targets.illegal import illegal_attention, illegal_writes
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Support, Target, no_calls
+from attn_fuzz.targets.target import EVERYTHING, WITH_LATENT, AttentionFunction, LatentSizes, Support, Target, no_calls
 from attn_fuzz.targets.wrong_arguments import Calls
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -47,6 +47,12 @@ def _triton_write(k, v, kv_cache, layer, slot_mapping) -> None:
     import attn_optimized
 
     attn_optimized.write_kv_cache(k, v, kv_cache, layer, slot_mapping, validate=True)
+
+
+def _triton_write_latent(kv_c, k_pe, kv_cache, layer, slot_mapping) -> None:
+    import attn_optimized
+
+    attn_optimized.write_latent_cache(kv_c, k_pe, kv_cache, layer, slot_mapping, validate=True)
 
 
 def _triton_rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, is_neox) -> None:
@@ -112,6 +118,31 @@ TRITON = Target(
     must_refuse=_illegal,
     forget=_forget_launches,
     sanitizes=True,
+)
+
+
+# what models have, among sizes that are cut and padded in every way
+_LATENT_WIDTHS = ((32, 16), (16, 8), (8, 0), (24, 8), (8, 32), (40, 17), (256, 32), (512, 64))
+
+
+def _latent_support(device: str) -> Support:
+    return dataclasses.replace(
+        WITH_LATENT,
+        layouts=(Layout.LATENT, Layout.BLOCKS_FIRST_NHD),
+        latent=LatentSizes(widths=_LATENT_WIDTHS if device == "cpu" else _LATENT_WIDTHS[-2:]),
+        max_tokens=64 if device == "cpu" else 1024,
+        max_seq_len=384 if device == "cpu" else 4096,
+        long_seq_len=1100 if device == "cpu" else None,
+        steps_per_layer=1 if device == "cpu" else 32,
+    )
+
+
+TRITON_LATENT = dataclasses.replace(
+    TRITON,
+    name="triton-latent",
+    description="the shipping Triton kernels: latent caches (MLA) and V of another width than K, cache write",
+    write_latent_cache=_triton_write_latent,
+    support=_latent_support,
 )
 
 
@@ -248,6 +279,15 @@ TRITON_INVARIANT = Target(
     forget=_forget_launches,
     properties=(properties.batch_composition(), properties.chunked_prefill(_queries_per_tile)),
     sanitizes=True,
+)
+
+
+TRITON_LATENT_INVARIANT = dataclasses.replace(
+    TRITON_INVARIANT,
+    name="triton-latent-invariant",
+    description="latent caches and V of another width in batch-invariant mode: each request also alone, and in whole tiles",
+    write_latent_cache=_triton_write_latent,
+    support=_latent_support,
 )
 
 

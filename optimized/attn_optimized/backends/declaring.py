@@ -18,7 +18,8 @@ from attn_contract.attention_config import Scales
 
 from attn_optimized.aiter_adapter import RECORDED, Aiter, Features, features_of, recorded
 from attn_optimized.launch.rules import IMPLEMENTED_RULES
-from attn_optimized.launch.tiles import MAX_GROUP, MAX_HEAD_SIZE
+from attn_optimized.launch.tiles import MAX_GROUP
+from attn_optimized.launch.widths import MAX_HEAD_SIZE
 
 LAYOUTS_OF_ROWS = (
     Layout.BLOCKS_FIRST_NHD,

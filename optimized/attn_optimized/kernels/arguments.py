@@ -27,7 +27,7 @@ class Kind:
     """whether K and V are blocks of a cache, or rows as q is"""
     block_size: int
     interior: str
-    """how a page lies in memory, and the elements of 16 bytes in it: see kv_layout"""
+    """how a page lies in memory, and the elements of 16 bytes in it: see kv_layout; "latent" if K's first dims are V"""
     x: int
     kv_format: str
     """of elements of K and V, and of the output: see quantization"""
@@ -45,11 +45,21 @@ class Kind:
     is_partial: bool
     """whether the softmax's state for parts of the keys is written"""
     head_size: int
+    """dims of q and K"""
+    first_size: int
+    """those of them that the first of two dots takes; all of them if there is one dot: see key_rest"""
+    value_size: int
+    """dims of V and of the output"""
     small_block_m: int
     """rows of the tile of a request that needs no more, 0 if all tiles are alike"""
     block_m: int
     block_n: int
     block_d: int
+    """first_size, padded to a power of two"""
+    block_rest: int
+    """the other dims of q and K, padded to a power of two; 0 if there is one dot"""
+    block_v: int
+    """value_size, padded to a power of two"""
 
 
 class Tensors(NamedTuple):

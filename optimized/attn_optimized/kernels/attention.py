@@ -5,6 +5,7 @@ import triton.language as tl
 
 from attn_optimized.kernels.arguments import Arguments, Flags, Sizes, Strides, Tensors
 from attn_optimized.kernels.compiled_once import compiled_once
+from attn_optimized.kernels.key_rest import load_rest_of_keys, load_rest_of_queries
 from attn_optimized.kernels.key_tiles import key_tiles, keys_of_tile, loops_over
 from attn_optimized.kernels.load import load_keys_and_values, load_queries, load_scales, source_of_keys
 from attn_optimized.kernels.logits import added_to_logits, scores
@@ -17,10 +18,10 @@ from attn_optimized.kernels.visibility import Rules, positions_of, seen_keys, vi
 
 @compiled_once(aligned=("out_ptr", "acc_ptr", "q_ptr", "k_ptr", "v_ptr"))
 def attention_kernel(
-    # written: [T, H, D], and [H, T] if has_lse
+    # written: [T, H, Dv], and [H, T] if has_lse
     out_ptr, lse_ptr,
     # if KIND.is_partial, the softmax's state for each part of the keys is written instead: its sums of values
-    # [parts, T, H, D], its largest logits in base 2 [parts, H, T], and its sums of weights [parts, H, T]
+    # [parts, T, H, Dv], its largest logits in base 2 [parts, H, T], and its sums of weights [parts, H, T]
     acc_ptr, row_max_ptr, row_sum_ptr,
     # read: [T, H, D], and K and V; V begins stride_kv behind v_ptr
     q_ptr, k_ptr, v_ptr,
@@ -42,11 +43,12 @@ def attention_kernel(
     one_tile_per_request,
     # whether neighbouring programs are heads of one tile, or tiles of one head
     heads_first,
-    # query heads of a KV head; and 2^16 / group, rounded up: a row of a tile times this, shifted by 16, is its query
+    # query heads of a tile: those of a KV head, or if it has too many a divisor of them; and 2^16 / group, rounded up: a row
+    # of a tile times this, shifted by 16, is its query
     group, group_inverse,
     # see split_keys
     num_splits, balanced_splits, min_tiles_per_split, max_tiles, first_part,
-    # in elements of float32
+    # in rows of KIND.value_size elements: the compiler knows by how many bytes they are divisible, and stores 16 at once
     stride_acc_part, stride_acc_row,
     # in KIND.q_unit elements
     stride_out_row, stride_out_head, stride_q_row, stride_q_head,
@@ -58,9 +60,9 @@ def attention_kernel(
     stride_state_part, stride_state_head, stride_lse_head, stride_block_table, stride_qq_bias,
     KIND: tl.constexpr,
 ):  # fmt: skip
-    """One tile of queries of one request, all query heads of one KV head, one split of the keys.
+    """One tile of queries of one request, `group` query heads of one KV head, one split of the keys.
 
-    Grid: (tiles, num_kv_heads, num_splits), or (num_kv_heads, tiles, num_splits) if heads_first. A request whose rows fit
+    Grid: (tiles, groups, num_splits), or (groups, tiles, num_splits) if heads_first. A request whose rows fit
     KIND.small_block_m takes a tile of so many rows: one that decodes beside a long prefill reads its keys as fast as it does in
     a batch of decodes.
     """
@@ -150,9 +152,10 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
             return
     # [M, D]
     q = load_queries(rows, args, KIND)
+    q_rest = load_rest_of_queries(rows, args, KIND)
     # the sink joins exactly one part
     has_sinks = tl.where(tile.split == 0, args.flags.has_sinks, 0)
-    row_max, row_sum, acc = begin_rows(args.tensors.sinks_ptr, has_sinks, rows, BLOCK_M, KIND.block_d)
+    row_max, row_sum, acc = begin_rows(args.tensors.sinks_ptr, has_sinks, rows, BLOCK_M, KIND.block_v)
     factor, v_scale = load_scales(tile, args)
     source = source_of_keys(tile, args, KIND)
     loops = loops_over(tiles, begin, end, tile, positions, args.rules, KIND)
@@ -168,10 +171,13 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
             # [M, N]
             bias = added_to_logits(rows, seen_by_each.position, key, positions.context_len, args, KIND.has_bias)
             visible, in_tile = visible_keys(tile, rows, seen_by_each, key, in_tile, bias, args, KIND, MASKED)
-            # [N, D], [N, D], [N], [N]
+            # [N, D], [N, Dv], [N], [N]
             k, v, block, slot = load_keys_and_values(source, first_key, key, in_tile, q.dtype, args, KIND, BLOCK_M, MASKED)
+            k_rest = load_rest_of_keys(source, block, slot, in_tile, q.dtype, args, KIND, MASKED)
             # [M, N], a number, [N]
-            logits, to_base_2, v_token_scale = scores(q, k, factor, bias, source, block, slot, in_tile, args, KIND)
+            logits, to_base_2, v_token_scale = scores(
+                q, k, q_rest, k_rest, factor, bias, source, block, slot, in_tile, args, KIND
+            )
             if MASKED:
                 logits = tl.where(visible, logits, float("-inf"))
             row_max, row_sum, acc = softmax_step(

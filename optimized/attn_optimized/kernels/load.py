@@ -10,7 +10,7 @@ from attn_optimized.kernels.quantization import decode
 
 
 class Source(NamedTuple):
-    """Where the keys and values of a request and a KV head lie. `k_dim_ptr` and `v_dim_ptr` point to the dims [1, D]."""
+    """Where the keys and values of a request and a KV head lie. `k_dim_ptr`, `v_dim_ptr` point to the dims, [1, D], [1, Dv]."""
 
     request_table_ptr: tl.tensor
     k_head_ptr: tl.tensor
@@ -25,7 +25,7 @@ class Source(NamedTuple):
 def load_queries(rows, args, KIND: tl.constexpr):
     """[M, D], with the sign of the layer's scale: the largest logit of a row is then that of its largest product."""
     dim = tl.arange(0, KIND.block_d)[None, :]
-    in_head = dim < KIND.head_size
+    in_head = dim < KIND.first_size
     loaded = rows.owned[:, None] & in_head
     offset = (rows.row.to(tl.int64) * args.strides.q_row + rows.head.to(tl.int64) * args.strides.q_head) * KIND.q_unit
     q = tl.load(args.tensors.q_ptr + offset[:, None] + dim, mask=loaded, other=0.0)
@@ -46,7 +46,7 @@ def load_scales(tile, args):
 @triton.jit
 def source_of_keys(tile, args, KIND: tl.constexpr):
     """Where a tile of queries finds its keys and values."""
-    dim = tl.arange(0, KIND.block_d)[None, :]
+    dim, value_dim = tl.arange(0, KIND.block_d)[None, :], tl.arange(0, KIND.block_v)[None, :]
     request_table_ptr = args.tensors.block_table_ptr + tile.request * args.strides.block_table
     k_head_ptr = args.tensors.k_ptr + tile.kv_head * args.strides.k_head * KIND.kv_unit
     v_head_ptr = args.tensors.v_ptr + (args.strides.kv + tile.kv_head * args.strides.v_head) * KIND.kv_unit
@@ -55,7 +55,7 @@ def source_of_keys(tile, args, KIND: tl.constexpr):
         k_head_ptr=k_head_ptr,
         v_head_ptr=v_head_ptr,
         k_dim_ptr=k_head_ptr + dim,
-        v_dim_ptr=v_head_ptr + dim,
+        v_dim_ptr=v_head_ptr + value_dim,
         first_row=tile.first_row,
         kv_head=tile.kv_head,
     )
@@ -65,7 +65,7 @@ def source_of_keys(tile, args, KIND: tl.constexpr):
 def load_keys_and_values(
     source, first_key, key, in_tile, dtype, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr, MASKED: tl.constexpr
 ):
-    """A tile of keys and one of values [N, D] in a dtype, and the block and slot [N] of each key.
+    """A tile of keys [N, D] and one of values [N, Dv] in a dtype, and the block and slot [N] of each key.
 
     Args:
         key: [N], keys of the request from `first_key` on.
@@ -85,7 +85,7 @@ def load_keys_and_values(
         slot = ((unsigned_key if BLOCK_M > 16 else key) % KIND.block_size).to(tl.int64)
     else:
         slot = source.first_row + key
-    if INTERIOR == "rows":
+    if INTERIOR == "rows" or INTERIOR == "latent":
         k, v = load_rows(source, block, slot, in_tile, args.strides, KIND, MASKED)
     else:
         page = block * args.strides.block * KIND.kv_unit
@@ -101,17 +101,38 @@ def load_keys_and_values(
 
 @triton.jit
 def load_rows(source, block, slot, in_tile, strides, KIND: tl.constexpr, MASKED: tl.constexpr):
-    """[N, D] twice, where each slot of a head is a dense row of dims."""
-    in_head = tl.arange(0, KIND.block_d)[None, :] < KIND.head_size
-    loaded = in_tile[:, None] & in_head
+    """Keys [N, D] and values [N, Dv], where each slot of a head is a dense row of dims."""
+    INTERIOR: tl.constexpr = KIND.interior
+    # [1, D], [1, Dv], [N, D], [N, Dv]
+    in_head = tl.arange(0, KIND.block_d)[None, :] < KIND.first_size
+    in_value = tl.arange(0, KIND.block_v)[None, :] < KIND.value_size
+    loaded, value_loaded = in_tile[:, None] & in_head, in_tile[:, None] & in_value
     # [N]; blocks have one sum for both: pointers are most of a loop over a few rows of q
-    k_row = ((block * strides.block if KIND.is_paged else 0) + slot * strides.k_slot) * KIND.kv_unit
+    k_row = offset_of_keys(block, slot, strides, KIND)
     k_pointer = source.k_dim_ptr + k_row[:, None]
     v_pointer = source.v_dim_ptr + (k_row if KIND.is_paged else slot * strides.v_slot * KIND.kv_unit)[:, None]
-    if MASKED:
-        k, v = tl.load(k_pointer, mask=loaded, other=0.0), tl.load(v_pointer, mask=loaded, other=0.0)
-    elif KIND.head_size < KIND.block_d:
-        k, v = tl.load(k_pointer, mask=in_head, other=0.0), tl.load(v_pointer, mask=in_head, other=0.0)
+    k = load_dims(k_pointer, loaded, in_head, KIND.first_size < KIND.block_d, MASKED)
+    # loaded once: the dims of K that the first dot takes are V
+    if INTERIOR == "latent":  # noqa: SIM108
+        v = k
     else:
-        k, v = tl.load(k_pointer), tl.load(v_pointer)
+        v = load_dims(v_pointer, value_loaded, in_value, KIND.value_size < KIND.block_v, MASKED)
     return k, v
+
+
+@triton.jit
+def offset_of_keys(block, slot, strides, KIND: tl.constexpr):
+    """[N]: how far behind those of the first key the dims of each key are."""
+    return ((block * strides.block if KIND.is_paged else 0) + slot * strides.k_slot) * KIND.kv_unit
+
+
+@triton.jit
+def load_dims(pointer, loaded, in_row, IS_PADDED: tl.constexpr, MASKED: tl.constexpr):
+    """[N, D]: dims of keys where `loaded` [N, D] if MASKED, else where `in_row` [1, D], if a row IS_PADDED; else all."""
+    if MASKED:
+        dims = tl.load(pointer, mask=loaded, other=0.0)
+    elif IS_PADDED:
+        dims = tl.load(pointer, mask=in_row, other=0.0)
+    else:
+        dims = tl.load(pointer)
+    return dims

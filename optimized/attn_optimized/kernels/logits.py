@@ -17,10 +17,11 @@ def added_to_logits(rows, position, key, context_len, args, HAS_BIAS: tl.constex
 
 
 @triton.jit
-def scores(q, k, factor, bias, source, block, slot, in_tile, args, KIND: tl.constexpr):
+def scores(q, k, q_rest, k_rest, factor, bias, source, block, slot, in_tile, args, KIND: tl.constexpr):
     """Logits [M, N] of a tile of keys, the positive number that takes them to base 2, and the scales of its values.
 
     Args:
+        q_rest, k_rest: see key_rest.
         factor: the layer's scale times that of K, without a sign.
         bias: see `added_to_logits`.
         source, block, slot, in_tile: where the keys are. If their scales are per token, those of values, [N], lie beside those
@@ -28,6 +29,8 @@ def scores(q, k, factor, bias, source, block, slot, in_tile, args, KIND: tl.cons
     """
     # ieee: the default is TF32 on NVIDIA and XF32 on gfx942, which is no float32 arithmetic
     logits = tl.dot(q, tl.trans(k), input_precision="ieee")
+    if KIND.block_rest > 0:
+        logits = tl.dot(q_rest, tl.trans(k_rest), logits, input_precision="ieee")
     to_base_2 = factor * LOG2E
     v_token_scale = 1.0
     if KIND.has_token_scales:

@@ -18,10 +18,10 @@ def finish(tile, is_part, row_max, row_sum, acc, v_scale, args, KIND: tl.constex
         if is_part:
             part = args.sizes.first_part + tile.split
             row, head = rows.row.to(tl.int64), rows.head.to(tl.int64)
-            acc_offset = part * args.strides.acc_part + row * args.strides.acc_row + head * KIND.head_size
-            dim = tl.arange(0, KIND.block_d)[None, :]
+            acc_offset = (part * args.strides.acc_part + row * args.strides.acc_row + head) * KIND.value_size
+            dim = tl.arange(0, KIND.block_v)[None, :]
             saw_keys = row_max > float("-inf")
-            stored = (rows.owned & saw_keys)[:, None] & (dim < KIND.head_size)
+            stored = (rows.owned & saw_keys)[:, None] & (dim < KIND.value_size)
             tl.store(tensors.acc_ptr + acc_offset[:, None] + dim, acc * v_scale, mask=stored)
             tl.store(tensors.row_max_ptr + state_offset, row_max, mask=rows.owned)
             tl.store(tensors.row_sum_ptr + state_offset, row_sum, mask=rows.owned)
@@ -43,8 +43,8 @@ def store_output(tile, row_max, row_sum, acc, v_scale, args, KIND: tl.constexpr,
     if args.flags.has_output_scale:
         out = divide(out, tl.full([BLOCK_M], 1.0, tl.float32) * tl.load(tensors.output_scale_ptr))
     rows = recomputed_rows(tile, args.sizes, BLOCK_M)
-    dim = tl.arange(0, KIND.block_d)[None, :]
-    stored = rows.owned[:, None] & (dim < KIND.head_size)
+    dim = tl.arange(0, KIND.block_v)[None, :]
+    stored = rows.owned[:, None] & (dim < KIND.value_size)
     head, row = rows.head.to(tl.int64), rows.row.to(tl.int64)
     out_offset = (row * strides.out_row + head * strides.out_head) * KIND.q_unit
     out_type = tensors.out_ptr.dtype.element_ty

@@ -61,7 +61,7 @@ def attention_launch(plan: AttentionPlan, call: AttentionCall, first_part: int |
         writes_output=int(first_part is None),
         first_part=first_part or 0,
         **rule_numbers(layer, batch),
-        **_sizes(plan, layer, batch),
+        **_sizes(plan, batch),
         **row_strides,
         **kv_strides,
         **_scale_strides(keys.k_scale, keys.v_scale),
@@ -121,7 +121,7 @@ def _has_unmasked_loop(plan: AttentionPlan, layer: Layer) -> bool:
     return not (plan.has_short_window or (plan.batch_invariant and has_left_edge(layer)))
 
 
-def _sizes(plan: AttentionPlan, layer: Layer, batch: Batch) -> dict[str, int]:
+def _sizes(plan: AttentionPlan, batch: Batch) -> dict[str, int]:
     """Sizes of the batch, of tiles and of splits."""
     return {
         "num_requests": batch.num_requests,
@@ -129,8 +129,8 @@ def _sizes(plan: AttentionPlan, layer: Layer, batch: Batch) -> dict[str, int]:
         "queries_per_tile": plan.tiles.queries,
         "one_tile_per_request": int(plan.one_tile_per_request),
         "heads_first": int(plan.heads_first),
-        "group": layer.num_heads // layer.num_kv_heads,
-        "group_inverse": -(-(1 << 16) * layer.num_kv_heads // layer.num_heads),
+        "group": plan.tiles.group,
+        "group_inverse": -(-(1 << 16) // plan.tiles.group),
         "num_splits": plan.splits,
         "balanced_splits": plan.balanced_splits,
         "min_tiles_per_split": plan.min_tiles_per_split,
@@ -151,11 +151,11 @@ def _scale_strides(k_scale: torch.Tensor | None, v_scale: torch.Tensor | None) -
 
 
 def _state_strides(layer: Layer, batch: Batch) -> dict[str, int]:
-    """Strides of Parts, which are dense."""
-    num_rows, num_heads, head_size = batch.num_actual_tokens, layer.num_heads, layer.head_size
+    """Strides of Parts, which are dense; those of `acc` in rows of values."""
+    num_rows, num_heads = batch.num_actual_tokens, layer.num_heads
     return {
-        "stride_acc_part": num_rows * num_heads * head_size,
-        "stride_acc_row": num_heads * head_size,
+        "stride_acc_part": num_rows * num_heads,
+        "stride_acc_row": num_heads,
         "stride_state_part": num_heads * num_rows,
         "stride_state_head": num_rows,
     }

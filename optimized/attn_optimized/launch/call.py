@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 import torch
-from attn_contract import Batch, Layer
+from attn_contract import Batch, Layer, Layout
 from attn_contract.validation import check_paged_attention, check_varlen_attention
 
 from attn_optimized.quantization import stored_format
@@ -37,6 +37,8 @@ class PagedKeys(NamedTuple):
         """The cache twice, in a type that the architecture's compiler knows, and its scales."""
         stored, _ = stored_format(self.kv_cache, architecture)
         k_scale, v_scale = token_scales(self.kv_cache, layer) or (layer.k_scale, layer.v_scale)
+        if layer.layout is Layout.LATENT:
+            v_scale = k_scale
         return KeyTensors(stored, stored, k_scale, v_scale)
 
     def strides(self, layer: Layer) -> dict[str, int]:
@@ -118,3 +120,8 @@ class AttentionCall(NamedTuple):
     batch: Batch
     out: torch.Tensor
     lse: torch.Tensor | None
+
+
+def new_output(q: torch.Tensor, layer: Layer) -> torch.Tensor:
+    """[T, H, Dv] of q's dtype and device."""
+    return q.new_empty((len(q), layer.num_heads, layer.value_size))

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from attn_contract import Batch
+from attn_contract import Batch, Layer
 
 from attn_optimized.kernel_call import Launch
 from attn_optimized.kernels.reduce_parts import reduce_parts_kernel
@@ -18,19 +18,19 @@ class Parts(NamedTuple):
     """The softmax's state for parts of the keys. Rows that see no key of a part stay unwritten in `acc`."""
 
     acc: torch.Tensor
-    """[parts, rows, H, D] float32: sums of weighted values"""
+    """[parts, rows, H, Dv] float32: sums of weighted values"""
     row_max: torch.Tensor
     """[parts, H, rows] float32: largest logits, in base 2"""
     row_sum: torch.Tensor
     """[parts, H, rows] float32: sums of weights, relative to row_max; or that nothing is left to reduce"""
 
     @classmethod
-    def empty(cls, num_parts: int, q: torch.Tensor, batch: Batch) -> "Parts":
+    def empty(cls, num_parts: int, q: torch.Tensor, layer: Layer, batch: Batch) -> "Parts":
         """Memory for the parts of a batch, on q's device."""
-        num_rows, (_, num_heads, head_size) = batch.num_actual_tokens, q.shape
+        num_rows, num_heads = batch.num_actual_tokens, layer.num_heads
         state = (num_parts, num_heads, num_rows)
         return cls(
-            q.new_empty((num_parts, num_rows, num_heads, head_size), dtype=torch.float32),
+            q.new_empty((num_parts, num_rows, num_heads, layer.value_size), dtype=torch.float32),
             q.new_empty(state, dtype=torch.float32),
             q.new_empty(state, dtype=torch.float32),
         )
@@ -40,12 +40,13 @@ def reduce_launch(plan: AttentionPlan, call: AttentionCall, num_parts: int) -> L
     """The launch that reduces parts to the output and its LSE."""
     layer, batch, lse = call.layer, call.batch, call.lse
     out = rows_by_head(call)
-    tiles = reduce_tiles(plan.architecture, head_size=layer.head_size, num_parts=num_parts)
-    out_unit, out_strides = in_units(out.element_size(), stride_out_row=out.stride(0), stride_out_head=out.stride(1))
     num_rows = batch.num_actual_tokens
+    pairs = num_rows * layer.num_heads
+    tiles = reduce_tiles(plan.architecture, head_size=layer.value_size, num_parts=num_parts, num_rows=pairs)
+    out_unit, out_strides = in_units(out.element_size(), stride_out_row=out.stride(0), stride_out_head=out.stride(1))
     return Launch.of(
         reduce_parts_kernel,
-        row_grid(tiles, num_rows * layer.num_heads),
+        row_grid(tiles, pairs),
         {**tiles.constants, "OUT_UNIT": out_unit, "OUT_FORMAT": stored_format(out, plan.architecture)[1]},
         tiles.options,
         has_lse=int(lse is not None),
@@ -78,4 +79,4 @@ def reduce_tensors(plan: AttentionPlan, call: AttentionCall, parts: Parts) -> di
 def rows_by_head(call: AttentionCall) -> torch.Tensor:
     """The output as [T, H, D], whichever of its two shapes it has."""
     out, layer = call.out, call.layer
-    return out if out.dim() == 3 else out.view(len(out), layer.num_heads, layer.head_size)
+    return out if out.dim() == 3 else out.view(len(out), layer.num_heads, layer.value_size)

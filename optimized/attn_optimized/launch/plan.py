@@ -18,7 +18,7 @@ class AttentionPlan:
     Args:
         architecture: see `device.architecture_of`.
         tiles: of queries and keys.
-        grid: programs without a split: tiles of queries, KV heads.
+        grid: programs without a split: tiles of queries, groups of query heads.
         batch_invariant: whether a request's output must not depend on the rest of the batch.
         has_short_window: whether a loop for tiles without a mask is not worth its start.
         one_tile_per_request: whether each request has one tile of queries.
@@ -68,7 +68,7 @@ def attention_plan(
     Raises:
         UnsupportedError: the head size or the group is too large for a tile.
     """
-    tiles = attention_tiles(workload, architecture, parameters)
+    tiles = attention_tiles(workload, architecture, compute_units, parameters)
     grid, one_tile_per_request = attention_grid(workload, tiles)
     max_keys = workload.max_seq_len
     if workload.window_keys is not None:
@@ -99,11 +99,11 @@ def attention_plan(
 
 
 def attention_grid(workload: Workload, tiles: AttentionTiles) -> tuple[tuple[int, int], bool]:
-    """Programs without a split (tiles of queries, KV heads), and whether each request has one tile.
+    """Programs without a split (tiles of queries, groups of heads), and whether each request has one tile.
 
     If a request may need more than one, there are as many tiles as any division of the tokens into requests can need.
     """
     num_requests = workload.num_requests
     if workload.max_query_len <= tiles.queries or num_requests == 0:
-        return (num_requests, workload.num_kv_heads), True
-    return (-(-workload.num_tokens // tiles.queries) + num_requests - 1, workload.num_kv_heads), False
+        return (num_requests, tiles.groups), True
+    return (-(-workload.num_tokens // tiles.queries) + num_requests - 1, tiles.groups), False

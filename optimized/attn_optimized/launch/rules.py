@@ -6,6 +6,7 @@ from attn_optimized.launch.units import distance
 
 IMPLEMENTED_RULES = frozenset(
     {
+        "head_size_v",
         "window",
         "sink_tokens",
         "chunked_local",

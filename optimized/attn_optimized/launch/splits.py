@@ -61,4 +61,4 @@ def _balanced_splits(num_programs: int, at_once: int) -> int:
 
 def parts_bytes(num_parts: int, workload: Workload) -> int:
     """Memory of the softmax's state for parts of the keys: float32 sums of values, largest logits and sums of weights."""
-    return num_parts * workload.num_tokens * workload.num_heads * (workload.head_size + 2) * 4
+    return num_parts * workload.num_tokens * workload.num_heads * (workload.value_size + 2) * 4

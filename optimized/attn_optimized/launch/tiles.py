@@ -5,19 +5,17 @@ costs it the same whatever its size. But a sequence of a few hundred tokens must
 several rounds of the reduction: a loop that turns once hides what its second turn gets wrong.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 
 from attn_contract import UnsupportedError
 
 from attn_optimized.device import INTERPRETER
 from attn_optimized.launch.table import Parameters, parameters_for
+from attn_optimized.launch.widths import Widths, padded, power_of_2
 from attn_optimized.launch.workload import DECODE_TILE_ROWS, Workload, phase_of
 
-MAX_HEAD_SIZE = 256
 MAX_GROUP = 64
-_MIN_DOT = 16
-"""tl.dot takes no shorter side."""
 # a few hundred keys are split, and most small cases are not slowed down
 _INTERPRETED = Parameters(block_m=64, block_n=64, num_warps=1, num_stages=1, keys_per_split=64)
 
@@ -27,19 +25,22 @@ class AttentionTiles:
     """How the attention kernel is cut and compiled.
 
     Args:
-        head_size: D.
+        widths: of rows of q, K and V.
+        groups: of query heads. Each has tiles of its own: all query heads of a KV head, or those of a latent cache that a tile
+            holds.
+        group: query heads of each.
         queries: queries of a tile; each brings the heads of its group, so `queries * group <= block_m`.
         small_block_m: rows of the tile of a request that needs no more; 0: all tiles are alike.
         block_m: rows of a tile, pairs of query and head.
-        block_d: the head size, padded to a power of two.
         parameters: the rest.
     """
 
-    head_size: int
+    widths: Widths
+    groups: int
+    group: int
     queries: int
     small_block_m: int
     block_m: int
-    block_d: int
     parameters: Parameters
 
     @property
@@ -51,11 +52,10 @@ class AttentionTiles:
     def kind(self) -> dict[str, int]:
         """Fields of the kernel's Kind."""
         return {
-            "head_size": self.head_size,
+            **asdict(self.widths),
             "small_block_m": self.small_block_m,
             "block_m": self.block_m,
             "block_n": self.block_n,
-            "block_d": self.block_d,
         }
 
     @cached_property
@@ -65,46 +65,46 @@ class AttentionTiles:
         return {name: value for name in names if (value := getattr(self.parameters, name)) is not None}
 
 
-def attention_tiles(workload: Workload, architecture: str, parameters: Parameters | None = None) -> AttentionTiles:
+def attention_tiles(
+    workload: Workload, architecture: str, compute_units: int, parameters: Parameters | None = None
+) -> AttentionTiles:
     """Tiles of the attention kernel.
 
     Args:
-        architecture: see `device.architecture_of`.
+        architecture, compute_units: of the GPU; see `device.architecture_of`.
         parameters: in place of those of the architecture's table.
 
     Raises:
         UnsupportedError: the head size or the group is too large for a tile.
     """
-    head_size, group = workload.head_size, workload.group
-    if head_size > MAX_HEAD_SIZE:
-        raise UnsupportedError(
-            "attn_optimized", f"head size {head_size}", f"a tile holds whole heads of at most {MAX_HEAD_SIZE}", "attn_reference"
-        )
-    if group > MAX_GROUP:
+    widths, group = Widths.of(workload), workload.group
+    if group > MAX_GROUP and not workload.is_latent:
         raise UnsupportedError(
             "attn_optimized",
             f"{group} query heads for each KV head",
             f"a tile holds whole groups of at most {MAX_GROUP}",
             "attn_reference",
         )
-    phase = phase_of(workload)
-    block_d = max(_MIN_DOT, power_of_2(head_size))
+    phase = phase_of(workload, compute_units)
     if parameters is None and architecture == INTERPRETER:
         parameters = _INTERPRETED
     elif parameters is None:
         parameters = parameters_for(
-            architecture, phase=phase, itemsize=workload.itemsize, block_d=block_d, quantized=workload.quantized
+            architecture, phase=phase, itemsize=workload.itemsize, block_d=widths.row_block, quantized=workload.quantized
         )
-    # a decode's tile is of two sizes, and not of one for every number of queries: each is compiled
-    rows = DECODE_TILE_ROWS if phase == "decode" and workload.max_query_len * group > _MIN_DOT else group
+    if workload.is_latent:
+        group = max(heads for heads in range(1, parameters.block_m + 1) if workload.num_heads % heads == 0)
+    # decodes have tiles of two sizes, and not of one for every number of queries: each is compiled
+    rows = DECODE_TILE_ROWS if phase == "wide_decode" else group
     block_m = max(parameters.block_m, power_of_2(rows))
-    small_block_m = max(_MIN_DOT, power_of_2(group)) if phase == "mixed" else 0
+    small_block_m = padded(group) if phase == "mixed" else 0
     return AttentionTiles(
-        head_size=head_size,
+        widths=widths,
+        groups=workload.num_heads // group,
+        group=group,
         queries=block_m // group,
         small_block_m=small_block_m if small_block_m < block_m else 0,
         block_m=block_m,
-        block_d=block_d,
         parameters=parameters,
     )
 
@@ -164,25 +164,33 @@ class ReduceTiles:
         return {"num_warps": self.num_warps}
 
 
-def reduce_tiles(architecture: str, *, head_size: int, num_parts: int) -> ReduceTiles:
-    """Tiles of reduce_parts."""
+FEW_REDUCED_ROWS = 512
+"""So few that each has a program, which waits for all of its parts at once."""
+
+
+def reduce_tiles(architecture: str, *, head_size: int, num_parts: int, num_rows: int) -> ReduceTiles:
+    """Tiles of reduce_parts.
+
+    Args:
+        num_rows: pairs of token and head.
+    """
     block_d = power_of_2(head_size)
     if architecture == INTERPRETER:
         block_rows = max(1, min(64, (1 << 17) // block_d))
         return ReduceTiles(head_size=head_size, block_rows=block_rows, block_parts=2, block_d=block_d, num_warps=1)
-    # three sizes, and not one for every number of parts: each is compiled. Batches of many rows have few parts
+    # four sizes, and not one for every number of parts: each is compiled
     if num_parts <= 4:
-        block_rows = max(1, min(8, 1024 // block_d))
-        return ReduceTiles(head_size=head_size, block_rows=block_rows, block_parts=4, block_d=block_d, num_warps=1)
-    block_parts = 32 if num_parts <= 32 else 128
-    return ReduceTiles(head_size=head_size, block_rows=1, block_parts=block_parts, block_d=block_d, num_warps=4)
+        block_rows, block_parts, num_warps = max(1, min(8, 1024 // block_d)), 4, 1
+    elif num_rows > FEW_REDUCED_ROWS:
+        block_rows, block_parts, num_warps = max(1, min(4, 512 // block_d)), 8, 1
+    else:
+        # at most 32k numbers at once, in registers
+        block_rows, block_parts, num_warps = 1, min(32 if num_parts <= 32 else 128, (1 << 15) // block_d), 4
+    return ReduceTiles(
+        head_size=head_size, block_rows=block_rows, block_parts=block_parts, block_d=block_d, num_warps=num_warps
+    )
 
 
 def row_grid(tiles: RowTiles | ReduceTiles, num_rows: int) -> tuple[int]:
     """Programs of a kernel with such tiles."""
     return (-(-num_rows // tiles.block_rows),)
-
-
-def power_of_2(size: int) -> int:
-    """The least power of two that is not below a size."""
-    return 1 << (size - 1).bit_length()

@@ -4,13 +4,20 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-from attn_contract import Batch, Layer
+from attn_contract import Batch, Layer, Layout
 
 from attn_optimized.launch.rules import has_bias, has_gaps, window_keys
-from attn_optimized.launch.table import Phase
+from attn_optimized.launch.table import LatentPhase, Phase
 
+MIN_DOT = 16
+"""tl.dot takes no shorter side."""
 DECODE_TILE_ROWS = 64
 """The most rows (pairs of query and head of a group) of a request that decodes or speculates."""
+SHORT_ROWS_PER_UNIT = 800
+"""A batch of fewer rows for each compute unit is short. On an H200, small tiles are 1.25 times as fast as large ones with 560
+rows, and no faster with 1000."""
+FEW_LATENT_ROWS = 16
+"""The most rows (pairs of query and head) of a request over a latent cache whose tile has few rows."""
 SHORT_WINDOW_KEYS = 256
 """The most keys of a short window: a tile of queries that sees no more has hardly begun when it ends."""
 MIN_REQUESTS_OF_MIXED_BATCH = 8
@@ -27,6 +34,7 @@ class Workload:
     Args:
         itemsize: bytes of an element of q.
         quantized: whether the cache's elements are of one byte.
+        is_latent: whether V is the first dims of K.
         num_tokens, num_requests: of the batch, padding included.
         max_seq_len: an upper bound, possibly loose, rounded up to ROUNDED_KEYS.
         window_keys: the most keys that one query sees through its window or in its chunk; None: there is no such bound.
@@ -44,6 +52,8 @@ class Workload:
     num_requests: int
     max_query_len: int
     max_seq_len: int
+    head_size_v: int | None = None
+    is_latent: bool = False
     window_keys: int | None = None
     has_gaps: bool = False
     has_bias: bool = False
@@ -55,6 +65,8 @@ class Workload:
             itemsize=q.element_size(),
             quantized=layer.kv_cache_dtype is not None,
             head_size=layer.head_size,
+            head_size_v=layer.head_size_v,
+            is_latent=layer.layout is Layout.LATENT,
             num_heads=layer.num_heads,
             num_kv_heads=layer.num_kv_heads,
             num_tokens=batch.num_actual_tokens,
@@ -68,6 +80,11 @@ class Workload:
         )
 
     @property
+    def value_size(self) -> int:
+        """The width of V."""
+        return self.head_size_v or self.head_size
+
+    @property
     def group(self) -> int:
         """Query heads of a KV head."""
         return self.num_heads // self.num_kv_heads
@@ -78,18 +95,25 @@ class Workload:
         return self.window_keys is not None and self.window_keys <= SHORT_WINDOW_KEYS
 
 
-def phase_of(workload: Workload) -> Phase:
+def phase_of(workload: Workload, compute_units: int) -> Phase | LatentPhase:
     """What most of a batch is, which its tiles are chosen by; see `table.Entry`. One phase for all if batch_invariant."""
+    if workload.is_latent:
+        has_few_rows = workload.max_query_len * workload.group <= FEW_LATENT_ROWS
+        return "latent_decode" if has_few_rows and not workload.batch_invariant else "latent"
     if workload.batch_invariant:
         return "prefill"
-    if workload.max_query_len * workload.group <= DECODE_TILE_ROWS:
-        return "decode"
+    rows = workload.max_query_len * workload.group
+    if rows <= DECODE_TILE_ROWS:
+        return "decode" if rows <= MIN_DOT else "wide_decode"
     has_many_requests = workload.num_requests >= MIN_REQUESTS_OF_MIXED_BATCH
     if has_many_requests and workload.num_tokens * MIXED_LENGTH_RATIO < workload.max_query_len * workload.num_requests:
         return "mixed"
     if workload.has_gaps or workload.has_bias:
         return "rules"
-    return "window" if workload.has_short_window else "prefill"
+    if workload.has_short_window:
+        return "window"
+    is_short = workload.num_tokens * workload.num_heads < SHORT_ROWS_PER_UNIT * compute_units
+    return "short" if is_short else "prefill"
 
 
 def rounded(max_seq_len: int) -> int:

@@ -99,7 +99,7 @@ def _loads(extraction: Extraction, name: str) -> list[Access]:
     return [access for access in extraction.loads if access.pointer.name == name and access.place in _PLACES]
 
 
-_PLACES = ("load_rows", "load_packed_keys", "load_packed_values")
+_PLACES = ("load_dims", "load_packed_keys", "load_packed_values")
 
 
 def _read(kv: int, layouts: tuple[str, ...]):
@@ -264,6 +264,6 @@ THEOREMS = (
     _theorem(
         "output", "The output is written at the row, head and dims of each row that the tile has, and nowhere else.",
             _rows("out", is_store=True),
-        f"{KERNELS}.store.store_output", "dim < KIND.head_size", "dim < KIND.block_d", _case("KV_FIRST_NHD"),
+        f"{KERNELS}.store.store_output", "dim < KIND.value_size", "dim < KIND.block_v", _case("KV_FIRST_NHD"),
     ),
 )  # fmt: skip

@@ -167,10 +167,12 @@ def _owner(search: Search, name: str, small: tuple[Term, ...] | None) -> Claim:
 def _grid(sources: Sources) -> Iterator[Claim]:
     """The grid has the tile of every query, in both of its forms."""
     extraction = Extraction(sources)
-    names = ("num_requests", "num_tokens", "max_query_len", "num_kv_heads")
+    names = ("num_requests", "num_tokens", "max_query_len")
     workload = Record("Workload", {name: symbol(name) for name in names})
     (tiles, _), single = extraction.call(
-        f"{PLAN}.attention_grid", workload, Record("AttentionTiles", {"queries": symbol("queries_per_tile", least=1)})
+        f"{PLAN}.attention_grid",
+        workload,
+        Record("AttentionTiles", {"queries": symbol("queries_per_tile", least=1), "groups": symbol("groups")}),
     )
     length = QSL(REQUEST + 1) - QSL(REQUEST)
     before, place = extraction.quotient(QSL(REQUEST), Q), extraction.quotient(T, Q)
@@ -233,25 +235,21 @@ def _contract_of_tile() -> list[Term]:
 
 
 def _inverse(groups: range, rows_of: Any):
-    """(row * inverse) >> 16 is row // group, with the inverse that the host gives for any number of KV heads."""
+    """(row * inverse) >> 16 is row // group, with the inverse that the host gives."""
 
     def claims(sources: Sources) -> Iterator[Claim]:
-        m, heads = integers("m num_kv_heads")
+        (m,) = integers("m")
         for group in groups:
             extraction = Extraction(sources)
-            layer = Record("Layer", {"num_heads": number(heads * group), "num_kv_heads": symbol("num_kv_heads", least=1)})
             names = ("one_tile_per_request", "heads_first", "splits", "balanced_splits", "min_tiles_per_split", "max_tiles")
-            plan = Record(
-                "Plan", {"tiles": Record("Tiles", {"queries": symbol("queries")})} | {name: symbol(name) for name in names}
-            )
+            tiles = Record("Tiles", {"queries": symbol("queries"), "group": group})
+            plan = Record("Plan", {"tiles": tiles} | {name: symbol(name) for name in names})
             batch = Record("Batch", {"num_requests": symbol("num_requests"), "num_actual_tokens": symbol("num_tokens")})
-            inverse = extraction.call(f"{LAUNCH}._sizes", plan, layer, batch)["group_inverse"].term
+            inverse = extraction.call(f"{LAUNCH}._sizes", plan, batch)["group_inverse"]
             exact = -(-(1 << 16) // group)
-            small = (heads == 1,) if group == 3 else None
-            yield Claim(
-                f"the inverse of group {group}", (heads >= 1, heads <= 2**20, *_apart(extraction, heads, group, inverse)),
-                inverse == exact, small, extraction.lines,
-            )  # fmt: skip
+            small = () if group == 3 else None
+            given = inverse.term if hasattr(inverse, "term") else z3.IntVal(inverse)
+            yield Claim(f"the inverse of group {group}", (), given == exact, small, extraction.lines)
             rows = rows_of(group)
             goal = (m * exact) / 2**16 == m / group
             if group >= FIRST_WRONG_GROUP:
@@ -259,17 +257,6 @@ def _inverse(groups: range, rows_of: Any):
             yield Claim(f"the query of a row, group {group}", (m >= 0, m < rows), goal, None, extraction.lines)
 
     return claims
-
-
-def _apart(extraction: Extraction, heads: Term, group: int, inverse: Term) -> list[Term]:
-    """The assumptions of the extraction, and that the exact quotient is one of the multiples."""
-    floor = -(1 << 16) // group
-    products = extraction.products
-    terms = list(extraction.assumptions)
-    for _, b, q in products.quotients:
-        bq, br = products.times(q, b), floor * b
-        terms += [z3.Implies(q < floor, bq + b <= br), z3.Implies(floor < q, br + b <= bq)]
-    return terms
 
 
 def _ragged(model: Model) -> Case:
@@ -325,7 +312,6 @@ THEOREMS = (
         name="programs.inverse",
             says="The host's inverse gives the query of each row of a tile of up to 128 rows, for groups of 1 to 64.",
         claims=_inverse(range(1, MAX_GROUP + 1), lambda group: MAX_BLOCK_M), case=_grouped,
-        mutant=(Patch(f"{LAUNCH}._sizes", "-(-(1 << 16) * layer.num_kv_heads // layer.num_heads)",
-            "(1 << 16) * layer.num_kv_heads // layer.num_heads"),),
+        mutant=(Patch(f"{LAUNCH}._sizes", "-(-(1 << 16) // plan.tiles.group)", "(1 << 16) // plan.tiles.group"),),
     ),
 )  # fmt: skip

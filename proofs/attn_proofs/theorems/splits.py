@@ -119,7 +119,7 @@ def _reduced(sources: Sources) -> Iterator[Claim]:
 
     writer = Extraction(sources)
     writer.arbitrary = {("rows_of_tile", "row"): block(BLOCK_M, token), ("rows_of_tile", "head"): block(BLOCK_M, head)}
-    layer, batch = Record("Layer", {"num_heads": heads, "head_size": size}), Record("Batch", {"num_actual_tokens": rows})
+    layer, batch = Record("Layer", {"num_heads": heads, "value_size": size}), Record("Batch", {"num_actual_tokens": rows})
     strides = writer.call("attn_optimized.launch.attention._state_strides", layer, batch)
     arguments = inputs.arguments(sources, flags={"writes_output": 1}, num_splits=symbol("num_splits", "int32", least=1))
     arguments.sizes.fields["first_part"] = 0

@@ -30,7 +30,10 @@ _LEAST = {
     "programs_per_unit": 1,
     "uneven_waves": 0,
 }
-Phase = Literal["decode", "mixed", "prefill", "window", "rules"]
+Phase = Literal["decode", "wide_decode", "mixed", "short", "prefill", "window", "rules"]
+LatentPhase = Literal["latent_decode", "latent"]
+AnyPhase = Phase | LatentPhase
+_PHASES = (*get_args(Phase), *get_args(LatentPhase))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +81,13 @@ class Entry:
     """Parameters for a class of calls; of several that fit, the first counts.
 
     Args:
-        phase: decode: requests of few queries; mixed: they are most, beside longer ones; rules: longer ones whose keys have a
-            bias, or holes among them; window: queries see few keys; prefill: the others, and all that is batch-invariant. See
-            `workload.phase_of`.
+        phase: decode: the rows (pairs of query and head of a group) of a request fit the smallest tile; wide_decode: they do
+            not, and are few; mixed: requests that decode are most, beside longer ones; rules: longer ones whose keys have a
+            bias, or holes among them; window: queries see few keys; short: large tiles would leave compute units idle; prefill:
+            the others, and all that is batch-invariant. Of a latent cache, latent_decode: requests of few rows (queries times
+            heads); latent: the others. See `workload.phase_of`.
         itemsize: bytes of an element of q.
-        most_block_d: the largest head size, padded to a power of two.
+        most_block_d: the largest head size, padded to a power of two; of a latent cache, to two of them: 512 + 64.
         quantized: whether the cache's elements are of one byte.
         parameters: see Parameters.
         source: "measured: ..." with machine and date, or "derived: ..." with from what.
@@ -91,7 +96,7 @@ class Entry:
         ContractError: a field is none of these.
     """
 
-    phase: Phase
+    phase: AnyPhase
     itemsize: int
     most_block_d: int
     quantized: bool
@@ -99,15 +104,15 @@ class Entry:
     source: str
 
     def __post_init__(self) -> None:
-        if self.phase not in get_args(Phase):
-            raise ContractError("phase", repr(self.phase), f"one of {', '.join(get_args(Phase))}")
+        if self.phase not in _PHASES:
+            raise ContractError("phase", repr(self.phase), f"one of {', '.join(_PHASES)}")
         for name in ("itemsize", "most_block_d"):
             check_int(name, getattr(self, name), minimum=1)
         check_type("quantized", self.quantized, bool, "true or false")
         check_type("source", self.source, str, "where the parameters are from, in words")
 
 
-def parameters_for(architecture: str, *, phase: Phase, itemsize: int, block_d: int, quantized: bool) -> Parameters:
+def parameters_for(architecture: str, *, phase: AnyPhase, itemsize: int, block_d: int, quantized: bool) -> Parameters:
     """The first entry that fits; see `device.architecture_of` for the names."""
     for entry in entries(architecture):
         fits = entry.phase == phase and entry.itemsize == itemsize and entry.quantized == quantized

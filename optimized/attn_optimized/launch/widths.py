@@ -1,0 +1,93 @@
+"""How wide the rows of q, K and V are, and how wide the tiles that hold them."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from attn_contract import UnsupportedError
+
+from attn_optimized.launch.workload import MIN_DOT, Workload
+
+MAX_HEAD_SIZE = 256
+MAX_LATENT_SIZE, MAX_REST_SIZE = 512, 128
+"""Of a latent cache: the widest V, and the most dims of K behind it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Widths:
+    """Fields of the attention kernel's Kind.
+
+    Args:
+        head_size: dims of q and K.
+        first_size: those of them that the first of two dots takes; all of them if there is one dot.
+        value_size: dims of V and of the output.
+        block_d, block_rest, block_v: the first dims of K, the rest of them and those of V, padded to powers of two. block_rest
+            is 0 if there is one dot.
+    """
+
+    head_size: int
+    first_size: int
+    value_size: int
+    block_d: int
+    block_rest: int
+    block_v: int
+
+    @property
+    def row_block(self) -> int:
+        """A row of K in a tile, padding included."""
+        return self.block_d + self.block_rest
+
+    @classmethod
+    def of(cls, workload: Workload) -> Self:
+        """The widths of a call's tiles. Two dots take a row that is V's and more, or that one power of two holds badly.
+
+        Raises:
+            UnsupportedError: a row is wider than a tile.
+        """
+        _check(workload)
+        head_size, value_size = workload.head_size, workload.value_size
+        first_size = head_size
+        if workload.is_latent:
+            first_size = value_size
+        elif value_size != head_size:
+            first_size = _narrow_first_size(head_size)
+        return cls(
+            head_size=head_size,
+            first_size=first_size,
+            value_size=value_size,
+            block_d=padded(first_size),
+            block_rest=padded(head_size - first_size) if first_size < head_size else 0,
+            block_v=padded(value_size),
+        )
+
+
+def padded(size: int) -> int:
+    """The side of a tile that holds so many dims: a power of two that a dot takes."""
+    return max(MIN_DOT, power_of_2(size))
+
+
+def power_of_2(size: int) -> int:
+    """The least power of two that is not below a size."""
+    return 1 << (size - 1).bit_length()
+
+
+def _narrow_first_size(head_size: int) -> int:
+    """Dims of the first dot: the largest power of two of dims, if the rest is then padded less than the whole would be."""
+    largest = 1 << (head_size.bit_length() - 1)
+    if largest < MIN_DOT or largest == head_size or largest + padded(head_size - largest) >= padded(head_size):
+        return head_size
+    return largest
+
+
+def _check(workload: Workload) -> None:
+    head_size, value_size = workload.head_size, workload.value_size
+    if workload.is_latent:
+        sizes = {f"a latent V of {value_size} dims": (value_size, MAX_LATENT_SIZE)}
+        sizes[f"{head_size - value_size} dims of K behind a latent V"] = (head_size - value_size, MAX_REST_SIZE)
+    else:
+        sizes = {
+            f"head size {head_size}": (head_size, MAX_HEAD_SIZE),
+            f"head size {value_size} of V": (value_size, MAX_HEAD_SIZE),
+        }
+    for feature, (size, most) in sizes.items():
+        if size > most:
+            raise UnsupportedError("attn_optimized", feature, f"a tile holds whole heads of at most {most}", "attn_reference")

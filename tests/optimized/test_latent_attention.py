@@ -1,0 +1,186 @@
+"""Attention over a latent cache, and with a V of another width than K, on cases chosen for where such kernels break."""
+
+from dataclasses import replace
+
+import attn_optimized
+import pytest
+import torch
+from attn_contract import Batch, Layer, Layout, UnsupportedError
+from attn_contract.layer import FLOAT8_DTYPES
+from attn_optimized.attention import paged_attention_calls
+from attn_optimized.launch.table import architectures, entries
+from attn_optimized.launch.tiles import attention_tiles
+from attn_optimized.launch.widths import Widths
+from attn_optimized.launch.workload import Workload
+
+GPU = {"architecture": "sm90", "compute_units": 132}
+LATENT = {"layout": Layout.LATENT, "num_kv_heads": 1, "head_size": 48, "head_size_v": 32}
+CASES = {
+    "decode": {"query_lens": [1, 1], "seq_lens": [70, 3]},
+    "decode of 12 heads": {"query_lens": [1, 1], "seq_lens": [70, 3], "num_heads": 12},
+    "128 heads, in two tiles": {"query_lens": [1, 3], "seq_lens": [20, 130], "num_heads": 128},
+    "71 heads, in tiles of one": {"query_lens": [2], "seq_lens": [20], "num_heads": 71},
+    "speculative rows of different lengths": {"query_lens": [4, 1, 2], "seq_lens": [90, 40, 66], "num_heads": 16},
+    "split keys": {"query_lens": [1], "seq_lens": [700]},
+    "split keys, requests of no keys and no queries": {"query_lens": [1, 0, 1, 2], "seq_lens": [700, 0, 0, 1]},
+    "extend over several tiles": {"query_lens": [75, 3], "seq_lens": [200, 3], "num_heads": 2},
+    "blocks of 1": {"query_lens": [1, 5], "seq_lens": [70, 5], "block_size": 1},
+    "blocks of 80": {"query_lens": [1, 5], "seq_lens": [170, 5], "block_size": 80},
+    "V as wide as K": {"query_lens": [1, 5], "seq_lens": [70, 5], "head_size_v": 48},
+    "widths of 40 and 17": {"query_lens": [1, 5], "seq_lens": [70, 5], "head_size": 57, "head_size_v": 40},
+    "a V of one dim": {"query_lens": [1, 5], "seq_lens": [70, 5], "head_size": 9, "head_size_v": 1},
+    "MiniCPM3": {"query_lens": [1, 2], "seq_lens": [70, 5], "head_size": 288, "head_size_v": 256, "num_heads": 40},
+    "DeepSeek-V3": {"query_lens": [1, 2], "seq_lens": [70, 5], "head_size": 576, "head_size_v": 512, "num_heads": 16},
+    "not causal": {"query_lens": [3, 2], "seq_lens": [70, 5], "causal": False},
+    "causal per request": {"query_lens": [3, 2], "seq_lens": [70, 5], "causal": [False, True]},
+    "window and sink tokens": {"query_lens": [1, 9], "seq_lens": [170, 90], "window": (20, 0), "sink_tokens": 3},
+    "chunks": {"query_lens": [1, 9], "seq_lens": [170, 90], "chunked_local": 50},
+    "ranges": {"query_lens": [30], "seq_lens": [90], "bidirectional_ranges": [[[65, 80], [1, 0]]]},
+    "soft cap and sinks": {"query_lens": [1, 9], "seq_lens": [70, 9], "logits_soft_cap": 2.0, "sinks": [3.0, -1.0, 0.0, 9.0]},
+    "ALiBi": {"query_lens": [1, 9], "seq_lens": [70, 9], "alibi_slopes": torch.tensor([1.0, 0.5, 0.1, 0.0])},
+    "scale below zero": {"query_lens": [1, 9], "seq_lens": [70, 9], "scale": -0.1},
+    "float8 output": {"query_lens": [1, 9], "seq_lens": [70, 9], "output_scale": torch.tensor([0.125])},
+}
+DENSE = {
+    "192 and 128": {"query_lens": [70, 3], "head_size": 192, "head_size_v": 128},
+    "causal by its window": {"query_lens": [70, 3], "head_size": 24, "head_size_v": 16, "window": (-1, 0)},
+    "80 and 64": {"query_lens": [70, 0, 3], "head_size": 80, "head_size_v": 64},
+    "K no wider than one power of two": {"query_lens": [70, 3], "head_size": 64, "head_size_v": 1},
+    "widths that are no powers of two": {"query_lens": [5, 3], "head_size": 100, "head_size_v": 72},
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_agrees_with_the_reference(case, dtype, paged_call, assert_agrees):
+    assert_agrees(paged_call(**(LATENT | case), dtype=dtype))
+
+
+@pytest.mark.parametrize("float8", sorted(FLOAT8_DTYPES, key=str), ids=str)
+@pytest.mark.parametrize("query_lens", [[1, 1], [70, 5]], ids=["decode", "extend"])
+def test_a_float8_cache_has_one_scale(float8, query_lens, paged_call, assert_agrees):
+    """The scale of K is V's too: it multiplies the logits and the output."""
+    scale = {"kv_cache_dtype": float8, "k_scale": torch.tensor([0.05])}
+    assert_agrees(paged_call(query_lens, [300, 9], **LATENT, **scale, dtype=torch.float16))
+
+
+@pytest.mark.parametrize("case", DENSE.values(), ids=DENSE)
+def test_dense_widths(case, dtype, varlen_call, assert_agrees):
+    assert_agrees(varlen_call(**case, dtype=dtype))
+
+
+def test_dense_v_wider_than_k(varlen_call, assert_agrees):
+    call = varlen_call([70, 3], head_size=96, head_size_v=96)
+    narrow = replace(call.layer, head_size=32, head_size_v=96)
+    assert_agrees(call._replace(q=call.q[..., :32], k=call.k[..., :32], layer=narrow))
+
+
+def test_without_out_the_result_is_as_wide_as_v(paged_call):
+    call = paged_call([1, 2], [9, 20], **LATENT)
+    out = attn_optimized.paged_attention(*call)
+    assert out.shape == (*call.q.shape[:2], 32)
+
+
+def test_batch_invariant(paged_call):
+    """A request alone, in other tiles and other programs, has the same bits: 80 heads are two tiles."""
+    call = paged_call([5, 1, 3], [300, 9, 70], **LATENT, num_heads=80)
+    together = attn_optimized.paged_attention(*call, batch_invariant=True)
+    table = call.batch.block_table
+    assert table is not None
+    alone = Batch(
+        query_start_loc=call.batch.query_start_loc[:2],
+        seq_lens=call.batch.seq_lens[:1],
+        max_query_len=5,
+        max_seq_len=300,
+        num_actual_tokens=5,
+        causal=True,
+        block_table=table[:1],
+    )
+    result = attn_optimized.paged_attention(call.q[:5], call.kv_cache, call.layer, alone, batch_invariant=True)
+    assert torch.equal(result, together[:5])
+
+
+def test_k_is_loaded_once(paged_call):
+    """V's pointer is not read: what lies there does not matter."""
+    call = paged_call([1, 9], [70, 9], **LATENT)
+    expected = attn_optimized.paged_attention(*call)
+    plan = attn_optimized.plan_of(call.q, call.layer, call.batch)
+    out = torch.full_like(expected, torch.nan)
+    for launch in paged_attention_calls(*call, plan, out=out):
+        tensors = launch.tensors
+        if "v_ptr" in tensors:
+            tensors = tensors | {"v_ptr": torch.full_like(call.kv_cache, torch.nan)}
+        launch._replace(tensors=tensors).run(call.q.device)
+    owned = int(call.batch.query_start_loc[-1])
+    assert torch.equal(out[:owned], expected[:owned])
+
+
+@pytest.mark.parametrize(
+    ("head_size", "head_size_v", "words"),
+    [(640, 576, "a latent V of 576 dims"), (641, 512, "129 dims of K behind a latent V")],
+)
+def test_rows_wider_than_a_tile_are_refused(head_size, head_size_v, words, paged_call):
+    call = paged_call([1], [3], layout=Layout.LATENT, num_kv_heads=1, head_size=head_size, head_size_v=head_size_v)
+    with pytest.raises(UnsupportedError, match=words):
+        attn_optimized.paged_attention(*call)
+
+
+def workload(**changed) -> Workload:
+    sizes = {"head_size": 576, "head_size_v": 512, "is_latent": True, "num_heads": 16, "num_kv_heads": 1}
+    batch = {"num_tokens": 64, "num_requests": 64, "max_query_len": 1, "max_seq_len": 8192}
+    return Workload(**({"itemsize": 2, "quantized": False} | sizes | batch | changed))
+
+
+@pytest.mark.parametrize(
+    ("changed", "rows", "groups"),
+    [
+        ({}, 16, 1),
+        ({"num_heads": 12}, 16, 1),
+        ({"num_heads": 128}, 64, 2),
+        ({"num_heads": 96}, 64, 2),
+        ({"num_heads": 127}, 64, 127),
+        ({"max_query_len": 4, "num_tokens": 256}, 64, 1),
+        ({"batch_invariant": True}, 64, 1),
+    ],
+)
+def test_heads_and_queries_share_a_tile(changed, rows, groups):
+    tiles = attention_tiles(workload(**changed), "sm90")
+    assert (tiles.block_m, tiles.groups) == (rows, groups)
+    assert tiles.groups * tiles.group == changed.get("num_heads", 16)
+    assert tiles.queries == rows // tiles.group
+
+
+@pytest.mark.parametrize(
+    ("changed", "blocks"),
+    [
+        ({}, (512, 64, 512)),
+        ({"head_size": 288, "head_size_v": 256}, (256, 32, 256)),
+        ({"head_size": 512}, (512, 0, 512)),
+        ({"head_size": 57, "head_size_v": 40}, (64, 32, 64)),
+        ({"head_size": 192, "head_size_v": 128, "is_latent": False}, (128, 64, 128)),
+        ({"head_size": 192, "head_size_v": None, "is_latent": False}, (256, 0, 256)),
+        ({"head_size": 100, "head_size_v": 72, "is_latent": False}, (128, 0, 128)),
+        ({"head_size": 8, "head_size_v": 256, "is_latent": False}, (16, 0, 256)),
+    ],
+)
+def test_two_dots_pad_little(changed, blocks):
+    """K is cut in two where that pads it less; a model whose V is as wide as K is launched as ever."""
+    widths = Widths.of(workload(**changed))
+    assert (widths.block_d, widths.block_rest, widths.block_v) == blocks
+
+
+@pytest.mark.parametrize("architecture", architectures())
+def test_every_latent_call_has_parameters(architecture):
+    for itemsize in (2, 4):
+        for quantized in (False, True):
+            for head_size, value_size in ((576, 512), (288, 256), (16, 8), (640, 512)):
+                for queries in (1, 100):
+                    sizes = {"head_size": head_size, "head_size_v": value_size, "itemsize": itemsize, "quantized": quantized}
+                    tiles = attention_tiles(workload(**sizes, max_query_len=queries, num_tokens=64 * queries), architecture)
+                    assert tiles.group <= tiles.block_m
+    assert any(entry.phase == "latent_decode" for entry in entries(architecture))
+
+
+def test_a_latent_layer_needs_one_kv_head():
+    """The contract's border; the kernels rely on it."""
+    with pytest.raises(ValueError, match="num_kv_heads"):
+        Layer(num_heads=4, num_kv_heads=2, head_size=48, head_size_v=32, scale=1.0, layout=Layout.LATENT)

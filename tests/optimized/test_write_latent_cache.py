@@ -1,0 +1,91 @@
+"""Writes of latent vectors and rotated keys, beside the reference's."""
+
+import attn_optimized
+import attn_reference
+import pytest
+import torch
+from attn_contract import ContractError, Layer, Layout
+from attn_contract.layer import FLOAT8_DTYPES
+
+NUM_BLOCKS, POISON = 5, 0xEE
+WIDTHS = [(512, 64), (256, 32), (40, 17), (8, 0), (1, 1)]
+
+
+def layer_of(widths, *, float8=None, device="cpu") -> Layer:
+    return Layer(
+        num_heads=4,
+        num_kv_heads=1,
+        head_size=sum(widths),
+        head_size_v=widths[0],
+        scale=1.0,
+        layout=Layout.LATENT,
+        kv_cache_dtype=float8,
+        k_scale=torch.tensor([0.3], device=device) if float8 else None,
+    )
+
+
+def poisoned_cache(widths, dtype, block_size, device) -> torch.Tensor:
+    """[NB, BS, D] between padding: blocks and slots of an allocation that has more of both, and starts later."""
+    shape = (NUM_BLOCKS, block_size + 1, sum(widths) + 3)
+    size = torch.Size(shape).numel() + 5
+    raw = torch.full((size * dtype.itemsize,), POISON, dtype=torch.uint8, device=device).view(dtype)
+    return raw[5:].view(shape)[:, :block_size, :-3]
+
+
+def rows_of(widths, count, dtype, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Columns of one tensor, in the middle: rows of both have strides of their own, and numbers of every size."""
+    fused = torch.randn(count, sum(widths) + 6, generator=torch.Generator().manual_seed(0)) * 10
+    fused[0] = torch.nan
+    fused[-1] = 1e-6
+    fused = fused.to(dtype).to(device)
+    return fused[:, 2 : 2 + widths[0]], fused[:, 2 + widths[0] : 2 + sum(widths)]
+
+
+def check(widths, dtype, device, *, float8=None, block_size=16, count=21) -> None:
+    layer = layer_of(widths, float8=float8, device=device)
+    kv_c, k_pe = rows_of(widths, count, dtype, device)
+    slots = torch.randperm(NUM_BLOCKS * block_size, generator=torch.Generator().manual_seed(0))[: count - 2].to(device)
+    slots[2] = -1
+    expected, found = (poisoned_cache(widths, float8 or dtype, block_size, device) for _ in range(2))
+    attn_reference.write_latent_cache(kv_c, k_pe, expected, layer, slots)
+    attn_optimized.write_latent_cache(kv_c, k_pe, found, layer, slots, validate=True)
+    everything = (found.untyped_storage(), expected.untyped_storage())
+    assert torch.equal(*(torch.tensor([], dtype=torch.uint8, device=device).set_(storage) for storage in everything))
+
+
+@pytest.mark.parametrize("widths", WIDTHS, ids=str)
+def test_a_copy_is_bit_by_bit(widths, dtype, device):
+    check(widths, dtype, device)
+
+
+@pytest.mark.parametrize("float8", sorted(FLOAT8_DTYPES, key=str), ids=str)
+@pytest.mark.parametrize("widths", WIDTHS, ids=str)
+def test_float8_of_one_scale(widths, float8, dtype, device):
+    check(widths, dtype, device, float8=float8)
+
+
+@pytest.mark.parametrize("block_size", [1, 48, 64])
+def test_block_sizes(block_size, device):
+    check((24, 8), torch.float16, device, block_size=block_size, count=5)
+
+
+def test_several_tiles_of_rows(device):
+    """A tile of the interpreter has at most 256 rows."""
+    check((8, 8), torch.float16, device, block_size=64, count=300)
+
+
+def test_no_slot(device):
+    layer, cache = layer_of((16, 8)), poisoned_cache((16, 8), torch.float16, 16, device)
+    kv_c, k_pe = rows_of((16, 8), 3, torch.float16, device)
+    attn_optimized.write_latent_cache(kv_c, k_pe, cache, layer, torch.empty(0, dtype=torch.int64, device=device))
+    assert bool((cache.contiguous().view(torch.uint8) == POISON).all())
+
+
+def test_unchecked_slots_reach_no_other_memory(device):
+    layer, cache = layer_of((16, 8)), poisoned_cache((16, 8), torch.float16, 16, device)
+    kv_c, k_pe = rows_of((16, 8), 3, torch.float16, device)
+    beyond = torch.tensor([NUM_BLOCKS * 16, -2, 2**40], device=device)
+    attn_optimized.write_latent_cache(kv_c, k_pe, cache, layer, beyond)
+    assert bool((cache.contiguous().view(torch.uint8) == POISON).all())
+    with pytest.raises(ContractError, match="slot_mapping"):
+        attn_optimized.write_latent_cache(kv_c, k_pe, cache, layer, beyond, validate=True)
