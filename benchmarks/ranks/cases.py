@@ -16,6 +16,7 @@ class Case:
 
     Args:
         seq_len: keys of each request; `uneven` lowers them, one by one more, so that shards are of unlike lengths.
+        head_size_v: the width of V in a latent cache (MLA); None: K and V are stored apart.
         interleave: how many tokens a rank is dealt at a time.
     """
 
@@ -26,6 +27,7 @@ class Case:
     num_heads: int = 64
     num_kv_heads: int = 8
     head_size: int = 128
+    head_size_v: int | None = None
     dtype: torch.dtype = torch.bfloat16
     interleave: int = BLOCK_SIZE
     uneven: bool = False
@@ -36,7 +38,8 @@ class Case:
 
     @property
     def cache_bytes(self) -> int:
-        return 2 * sum(self.seq_lens) * self.num_kv_heads * self.head_size * self.dtype.itemsize
+        rows = 2 if self.head_size_v is None else 1
+        return rows * sum(self.seq_lens) * self.num_kv_heads * self.head_size * self.dtype.itemsize
 
 
 CHECKS = (
@@ -53,6 +56,8 @@ TIMED = (
     Case("64 requests of 8K keys", 64, 1 << 13),
     Case("64 requests of 1K keys", 64, 1 << 10),
     Case("8 requests of 128K keys, one token at a time", 8, 1 << 17, interleave=1),
+    Case("MLA, 8 requests of 128K keys", 8, 1 << 17, num_heads=128, num_kv_heads=1, head_size=576, head_size_v=512),
+    Case("MLA, 64 requests of 8K keys", 64, 1 << 13, num_heads=128, num_kv_heads=1, head_size=576, head_size_v=512),
 )
 TINY = (Case("4 requests of 60 keys", 4, 60, num_heads=8, num_kv_heads=2, head_size=16, dtype=torch.float32, interleave=4),)
 
@@ -76,8 +81,9 @@ def whole_call(case: Case, device: torch.device) -> Call:
     for row, count in zip(table, counts, strict=True):
         row[:count] = torch.arange(first, first + count)
         first += count
-    sizes = (first, 2, BLOCK_SIZE, case.num_kv_heads, case.head_size)
-    kv_cache = torch.randn(sizes, generator=generator, device=device, dtype=case.dtype)
+    is_latent = case.head_size_v is not None
+    row = (BLOCK_SIZE, case.head_size) if is_latent else (2, BLOCK_SIZE, case.num_kv_heads, case.head_size)
+    kv_cache = torch.randn((first, *row), generator=generator, device=device, dtype=case.dtype)
     num_rows = case.requests * case.query_len
     q = torch.randn(num_rows, case.num_heads, case.head_size, generator=generator, device=device, dtype=case.dtype)
     layer = Layer(
@@ -85,7 +91,8 @@ def whole_call(case: Case, device: torch.device) -> Call:
         num_kv_heads=case.num_kv_heads,
         head_size=case.head_size,
         scale=case.head_size**-0.5,
-        layout=Layout.BLOCKS_FIRST_NHD,
+        head_size_v=case.head_size_v,
+        layout=Layout.LATENT if is_latent else Layout.BLOCKS_FIRST_NHD,
     )
     batch = Batch(
         query_start_loc=torch.arange(0, num_rows + 1, case.query_len, dtype=torch.int32, device=device),
@@ -113,8 +120,14 @@ def local_call(case: Case, whole: Call, rank: int, num_ranks: int) -> Call:
         tokens = context_parallel.tokens_of_rank(length, rank, *dealing).to(device)
         blocks = whole.batch.block_table[r].long()[tokens // BLOCK_SIZE]
         local = first * BLOCK_SIZE + torch.arange(len(tokens), device=device)
-        kv_cache[local // BLOCK_SIZE, :, local % BLOCK_SIZE] = whole.kv_cache[blocks, :, tokens % BLOCK_SIZE]
+        by_slot, all_by_slot = (_slots_second(cache, case) for cache in (kv_cache, whole.kv_cache))
+        by_slot[local // BLOCK_SIZE, local % BLOCK_SIZE] = all_by_slot[blocks, tokens % BLOCK_SIZE]
         first += count
     heads = case.num_heads // num_ranks
     q = whole.q[:, rank * heads : (rank + 1) * heads].contiguous()
     return Call(q, kv_cache, whole.layer, replace(whole.batch, block_table=table.to(device)))
+
+
+def _slots_second(kv_cache: torch.Tensor, case: Case) -> torch.Tensor:
+    """The cache with its blocks and their slots as its first dimensions."""
+    return kv_cache.transpose(1, 2) if case.head_size_v is None else kv_cache

@@ -43,6 +43,14 @@ def test_ranks_have_each_key_once():
             assert stored.count(tuple(row)) == 1
 
 
+def test_ranks_have_each_row_of_a_latent_cache_once():
+    case = Case("MLA", 2, 21, num_heads=4, num_kv_heads=1, head_size=3, head_size_v=2, dtype=torch.float64, interleave=3)
+    whole = whole_call(case, torch.device("cpu"))
+    rows = [row for rank in range(2) for row in local_call(case, whole, rank, 2).kv_cache.flatten(0, 1).tolist()]
+    for r, length in enumerate(case.seq_lens):
+        assert all(rows.count(row) == 1 for row in whole.kv_cache[whole.batch.block_table[r]].flatten(0, 1)[:length].tolist())
+
+
 def test_what_is_checked_has_empty_shards_drafts_and_a_prefill():
     assert any(case.seq_len <= case.interleave for case in CHECKS)
     assert {case.query_len for case in CHECKS} >= {1, 3, 130}

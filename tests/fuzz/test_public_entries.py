@@ -5,6 +5,7 @@ from inspect import isfunction
 
 import attn_optimized
 import attn_optimized.aiter_adapter
+import attn_optimized.context_parallel
 import attn_optimized.selector
 import attn_reference
 import pytest

@@ -124,6 +124,17 @@ ENCODER = (
 WRITE: tuple[Finding, ...] = ()
 MERGE: tuple[Finding, ...] = ()
 DCP_REDUCE_SCATTER: tuple[Finding, ...] = ()
+TRITON_MLA = (
+    Finding(
+        name="vllm-mla-narrow-lse",
+        what="The LSE has the dtype of q. Decode context parallelism merges ranks by it: from an LSE of 32 on, bfloat16 rounds "
+        "it by up to 0.125, and the rank's weight by up to 13 %.",
+        cause="vllm/v1/attention/backends/mla/triton_mla.py:265, TritonMLAImpl.forward_mqa: torch.zeros(..., dtype=q.dtype). "
+        "The kernel computes the LSE in float32, and stores it there.",
+        seen_in="vllm 0.33.0",
+        explains=lambda case, verdict: verdict.kind == "lse" and case.dtype != "float32",
+    ),
+)
 DCP_ALL_TO_ALL = (
     Finding(
         name="vllm-dcp-pack-no-request",

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import attn_reference
 import torch
-from attn_contract import AttentionType, Batch, KVCacheView, Layer, UnsupportedError
+from attn_contract import AttentionType, Batch, KVCacheView, Layer, Layout, UnsupportedError
 from attn_contract.layouts import K, V
 from attn_fuzz.cases.poison import bits, poison
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.merge import EVERY_OPTION, State, parts_target, requests_of, rows_of, stacked, write_state
 from attn_fuzz.targets.target import WITH_LATENT, Support, Target
-from attn_fuzz.targets.triton import TRITON, missing_triton
+from attn_fuzz.targets.triton import TRITON, TRITON_LATENT, missing_triton
 from attn_fuzz.verdict.rounding import Rounding
 from attn_reference import context_parallel
 
@@ -180,6 +180,21 @@ TRITON_RANKS = Target(
     rounding=_triton_rounding,
     unavailable=missing_triton,
     forget=TRITON.forget,
+)
+TRITON_RANKS_LATENT = dataclasses.replace(
+    TRITON_RANKS,
+    name="triton-ranks-latent",
+    description="latent caches (MLA) over ranks that share each request's keys: local calls and one merge, without a network",
+    support=lambda device: dataclasses.replace(
+        _triton_support(device),
+        attn_types=(AttentionType.DECODER,),
+        layouts=(Layout.LATENT, Layout.BLOCKS_FIRST_NHD),
+        rules=(*_triton_support(device).rules, "head_size_v"),
+        latent=dataclasses.replace(TRITON_LATENT.support(device).latent, group_sizes=(16, 1, 12)),
+        scales=TRITON_LATENT.support(device).scales,
+        cache_dtypes=TRITON_LATENT.support(device).cache_dtypes,
+    ),
+    rounding=lambda device: dataclasses.replace(TRITON_LATENT.rounding(device), merged_parts=2, exact_division=False),
 )
 REFERENCE_RANKS = dataclasses.replace(
     parts_target("reference-ranks", lambda: attn_reference.merge_attn_parts, description=""),
