@@ -71,7 +71,7 @@ LAYER: dict[str, tuple[Region, ...]] = {
             the_beginning_of_K=lambda case, step: case.has_latent_cache and case.value_size < case.head_size,
             all_of_K=lambda case, step: case.has_latent_cache and case.value_size == case.head_size,
         ),
-        not_drawn("512 of 576", _MODELS_SIZES),
+        not_drawn("512 of 576", "sizes are arguments of one formula; targets of kernels name their own (`Support.latent`)"),
         illegal("of a cache of K and V apart", "Layer refuses it: no layout but LATENT has two widths"),
     ),
     "scale": (
