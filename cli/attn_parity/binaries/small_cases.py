@@ -87,9 +87,10 @@ def _case(shipped: ShippedCall, lengths: list[tuple[int, int]], keys: int) -> Ca
         target="shipped",
         attn_type=shipped.attn_type,
         dtype=str(shipped.dtype).removeprefix("torch."),  # pyright: ignore[reportArgumentType]
-        num_kv_heads=KV_HEADS,
+        num_kv_heads=1 if shipped.layout.has_latent_value else KV_HEADS,
         group_size=shipped.num_heads // shipped.num_kv_heads,
         head_size=shipped.head_size,
+        head_size_v=shipped.head_size_v,
         scale=shipped.head_size**-0.5,
         requests=requests,
         cache=_cache(shipped, num_blocks) if shipped.attn_type.reads_cache else None,
