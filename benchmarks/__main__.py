@@ -97,8 +97,9 @@ def speed(
         }
     except peers.MissingPeerError as error:
         raise click.ClickException(str(error)) from error
+    fatal = {}
     if compilers and on_gpu:
-        ahead.compile_ahead(chosen, compilers, vllm=vllm, aiter=aiter, console=console)
+        fatal = ahead.compile_ahead(chosen, compilers, vllm=vllm, aiter=aiter, console=console)
     found = results.Run(
         of_value=on_gpu and not tiny,
         machine=torch.cuda.get_device_name() if on_gpu else "CPU",
@@ -135,6 +136,7 @@ def speed(
                 started=started,
                 save=save,
                 console=console,
+                fatal=fatal,
             )
     except KeyboardInterrupt:
         save(found)

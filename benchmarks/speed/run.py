@@ -3,7 +3,7 @@
 import contextlib
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -62,8 +62,12 @@ def measure(
     started: float,
     save: Callable[[Run], None],
     console: Console,
+    fatal: Mapping[tuple[str, str], str] | None = None,
 ) -> None:
     """Measure into `run`, saved after each case; what an interrupt or the budget leaves out is in `run.unmeasured`.
+
+    Args:
+        fatal: see `ahead.compile_ahead`: calls that are not made, because they would take the GPU from this process, too.
 
     Raises:
         DeviceError: the GPU no longer runs anything; what was measured before is saved.
@@ -78,7 +82,10 @@ def measure(
                 break
             progress.update(task, description=case.name)
             box = left / (len(cases) - i)
-            run.cases.append(measured(case, participants, device, run.rates, sizes=sizes, box=box))
+            out = {name: why for (of_case, name), why in (fatal or {}).items() if of_case == case.name}
+            joining = [participant for participant in participants if participant.name not in out]
+            run.cases.append(measured(case, joining, device, run.rates, sizes=sizes, box=box))
+            run.cases[-1].results.update({name: Result(verdict="failed", why=why) for name, why in out.items()})
             run.unmeasured.remove(case.name)
             free()
             save(run)
