@@ -81,9 +81,9 @@ def ours(call: LatentCall) -> Prepared:
     return Prepared(functools.partial(paged_attention, call.q, call.kv_cache, call.layer, call.batch, out=out), lambda _: out)
 
 
-def table_parameters(call: LatentCall, architecture: str) -> Parameters:
+def table_parameters(call: LatentCall, architecture: str, compute_units: int) -> Parameters:
     """The parameters that the architecture's table has for a call."""
-    return attention_tiles(Workload.of(call.q, call.layer, call.batch), architecture).parameters
+    return attention_tiles(Workload.of(call.q, call.layer, call.batch), architecture, compute_units).parameters
 
 
 def ours_with(parameters: Parameters, call: LatentCall) -> Prepared:

@@ -59,7 +59,7 @@ def problem_of(case: LatentCase, tries: Tries, vllm: SimpleNamespace | None, dev
     made = [calls.latent_call(case, device, seed) for seed in range(count)]
     rows = calls.sampled_rows(case)
     prepare: dict[str, Callable[[calls.LatentCall], Prepared]] = {OURS: calls.ours}
-    today = calls.table_parameters(made[0], architecture_of(device, made[0].q.dtype))
+    today = calls.table_parameters(made[0], architecture_of(device, made[0].q.dtype), compute_units_of(device))
     for name, parameters in candidates(today, tries).items():
         prepare[name] = functools.partial(calls.ours_with, parameters)
     if vllm is not None and len(set(case.query_lens)) == 1:
@@ -112,7 +112,7 @@ def _call_some(job: tuple[LatentCase, Tries, int, int]) -> None:
     device = torch.device("cuda")
     with contextlib.suppress(Exception):
         call = calls.latent_call(case, device, seed=0)
-        today = calls.table_parameters(call, architecture_of(device, call.q.dtype))
+        today = calls.table_parameters(call, architecture_of(device, call.q.dtype), compute_units_of(device))
         for parameters in [today, *candidates(today, tries).values()][number::processes]:
             with contextlib.suppress(Exception):
                 calls.ours_with(parameters, call).run()
