@@ -113,9 +113,11 @@ def command(
 ) -> int:
     """Put real bugs back, one at a time, and see whether the fuzzer finds each.
 
-    Exit 1 if a mutant survives, 2 if a mutant does not run, and 130 if the run is interrupted.
+    Exit 1 if a mutant survives, 2 if a mutant does not run, and 130 if the run is interrupted. With --only and --write, what
+    came of the other mutants is kept.
     """
-    residents = _chosen(mutants.load_all(folder) if folder else mutants.load_all(), only)
+    everybody = mutants.load_all(folder) if folder else mutants.load_all()
+    residents = _chosen(everybody, only)
     if rewrites:
         outputs.write(page, zoo_page.text(_kept(page), residents))
     if check or rewrites:
@@ -125,6 +127,7 @@ def command(
         if not page.suffix:
             raise click.UsageError(f"--page: got {page}, expected a name such as {PAGE}: its JSON is to lie beside it")
         check_page_writable(page)
+    kept = _kept(page) if writes and only else None
     device = use_device(device)
     check_exact(exactly, device)
     missing = _missing_targets(residents, device)
@@ -166,8 +169,12 @@ def command(
     if broken := [row.error for row in rows if row.error]:
         raise MutantError("; ".join(broken))
     if writes:
-        outputs.write(page.with_suffix(".json"), results_file.dumps(found))
-        outputs.write(page, zoo_page.text(found, residents))
+        try:
+            whole = found if kept is None else zoo_page.updated(kept, found, [mutant.name for mutant in everybody])
+        except ValueError as error:
+            raise click.ClickException(str(error)) from error
+        outputs.write(page.with_suffix(".json"), results_file.dumps(whole))
+        outputs.write(page, zoo_page.text(whole, everybody))
         notes.print(f"{page} written")
     return int(any(row.survived for row in rows))
 

@@ -99,6 +99,19 @@ def results(device: str, seeds: Sequence[int], at_most: int, rows: Sequence[Row]
     return Results(device, hypothesis.__version__, tuple(seeds), at_most, tuple(rows))
 
 
+def updated(kept: Results, found: Results, names: Sequence[str]) -> Results:
+    """What was found, and of all other mutants what was kept, in the order of `names`.
+
+    Raises:
+        ValueError: what was kept is of another device, Hypothesis, number of examples or seeds.
+    """
+    if msgspec.structs.replace(kept, mutants=()) != msgspec.structs.replace(found, mutants=()):
+        was = f"{kept.device}, Hypothesis {kept.hypothesis}, seeds {kept.seeds} and {kept.at_most} examples"
+        raise ValueError(f"the other mutants ran with {was}: run these so, too, or all of them")
+    rows = {row.name: row for row in (*kept.mutants, *found.mutants)}
+    return msgspec.structs.replace(found, mutants=tuple(rows[name] for name in names if name in rows))
+
+
 def by(row: Row, mutant: KnownBug) -> str:
     """The kind of the verdict that found a mutant, or why there is none."""
     if row.error:

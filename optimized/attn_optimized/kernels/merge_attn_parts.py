@@ -39,6 +39,7 @@ def merge_attn_parts_kernel(
     lse_step, out_step = stride_lses_part.to(tl.int64), stride_outs_part.to(tl.int64)
 
     largest = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
+    # at least once: there is a part
     for part in range(num_parts):
         largest = tl.maximum(largest, load_lse(lses + part * lse_step, owned))
     shift = shift_of(largest)
@@ -48,6 +49,7 @@ def merge_attn_parts_kernel(
     row_offset = token * stride_outs_row + head * stride_outs_head
     total = tl.full([BLOCK_ROWS], 0.0, tl.float32)
     weighted = tl.full([BLOCK_ROWS, BLOCK_D], 0.0, tl.float32)
+    # at least once: there is a part
     for part in range(num_parts):
         lse = load_lse(lses + part * lse_step, owned)
         weight = tl.exp2((lse - shift) * to_base_2)

@@ -68,18 +68,23 @@ def main(examples: int) -> None:
     from attn_fuzz.run.attempt import Attempt
     from attn_fuzz.strategies.cases import cases
     from attn_fuzz.strategies.independent import INDEPENDENT
+    from attn_fuzz.targets.merge import TRITON_MERGE_PARTS
     from attn_fuzz.targets.triton import TRITON
     from hypothesis import HealthCheck, given, seed, settings
 
-    @seed(1)
-    @settings(INDEPENDENT, max_examples=examples, suppress_health_check=list(HealthCheck))
-    @given(cases(TRITON.name, TRITON.support("cpu"), refuses=False))
-    def run(case) -> None:
-        error = Attempt(case, TRITON, "cpu").error
-        if error is not None:
-            raise error
+    def draw(target, most: int) -> None:
+        @seed(1)
+        @settings(INDEPENDENT, max_examples=most, suppress_health_check=list(HealthCheck))
+        @given(cases(target.name, target.support("cpu"), refuses=False))
+        def run(case) -> None:
+            error = Attempt(case, target, "cpu").error
+            if error is not None:
+                raise error
 
-    run()
+        run()
+
+    draw(TRITON, examples)
+    draw(TRITON_MERGE_PARTS, examples // 4)
     print(json.dumps({place: sorted(numbers) for place, numbers in turns.items()}))
 
 
