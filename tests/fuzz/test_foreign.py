@@ -96,7 +96,9 @@ def _written(layout: Layout) -> tuple[torch.Tensor, Layer, torch.Tensor, torch.T
     return kv_cache, layer, k, v
 
 
-@pytest.mark.parametrize("layout", [layout for layout in Layout if not (layout.is_x_packed or layout.has_inline_scales or layout.has_latent_value)])
+@pytest.mark.parametrize(
+    "layout", [layout for layout in Layout if not (layout.is_x_packed or layout.has_inline_scales or layout.has_latent_value)]
+)
 def test_views_hold_what_the_reference_writes(layout):
     kv_cache, layer, k, v = _written(layout)
     for view, rows in zip(foreign.keys_and_values(kv_cache, layer), (k, v), strict=True):

@@ -175,7 +175,9 @@ def test_every_latent_call_has_parameters(architecture):
             for head_size, value_size in ((576, 512), (288, 256), (16, 8), (640, 512)):
                 for queries in (1, 100):
                     sizes = {"head_size": head_size, "head_size_v": value_size, "itemsize": itemsize, "quantized": quantized}
-                    tiles = attention_tiles(workload(**sizes, max_query_len=queries, num_tokens=64 * queries), architecture, 132)
+                    tiles = attention_tiles(
+                        workload(**sizes, max_query_len=queries, num_tokens=64 * queries), architecture, 132
+                    )
                     assert tiles.group <= tiles.block_m
     assert any(entry.phase == "latent_decode" for entry in entries(architecture))
 

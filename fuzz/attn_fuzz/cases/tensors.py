@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import attn_reference
-import msgspec
 import torch
 from attn_contract import Batch, KVCacheView, Layer, check_shared_allocation
 from attn_contract.rules import held_rules
@@ -305,7 +304,7 @@ def _writes(
         if case.saturated:
             k, v = (contents.with_infinities(x, generator) for x in (k, v))
         num_rows = len(rows) + case.kv_rows_past
-        k, v = _written_rows(case, k, v, num_rows, device)
+        k, v = _written_rows(case, k, v, num_rows, device, widened=case.unlike_strides)
         for row in (row for row, slot in enumerate(slots) if slot < 0):
             k[row] = v[row] = torch.nan
         view = allocations.writer_view(case, cache)
@@ -326,20 +325,24 @@ def _writes(
                 k, v = (_with_ties(x, layer.kv_cache_dtype, s, generator) for x, s in zip((k, v), scales, strict=True))
             view = allocations.neighbour_view(case, cache, cache.neighbour)
             neighbour = dataclasses.replace(layer, layout=view.layout)
-            k, v = _written_rows(msgspec.structs.replace(case, unlike_strides=False), k, v, len(k), device)
+            k, v = _written_rows(case, k, v, len(k), device, widened=False)
             writes.append(Write(neighbour, view, k, v, _embedded(rows, 0, device)))
     return tuple(writes)
 
 
 def _written_rows(
-    case: Case, k: torch.Tensor, v: torch.Tensor, num_rows: int, device: torch.device | str
+    case: Case, k: torch.Tensor, v: torch.Tensor, num_rows: int, device: torch.device | str, *, widened: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k and v of a write, with poison around them. Of a latent cache k says all, and v is the beginning of it."""
+    """The k and v of a write, with poison around them. Of a latent cache k says all, and v is the beginning of it.
+
+    Args:
+        widened: whether v has larger strides than k.
+    """
     k = _rows(k, num_rows, device)
     if not case.has_latent_cache:
-        return k, _rows(v, num_rows, device, widened=case.unlike_strides)
+        return k, _rows(v, num_rows, device, widened=widened)
     v = k[..., : case.value_size]
-    return k, _rows(v, num_rows, device, widened=True) if case.unlike_strides else v
+    return k, _rows(v, num_rows, device, widened=True) if widened else v
 
 
 def _with_ties(rows: torch.Tensor, dtype: torch.dtype, scale: torch.Tensor | None, generator: torch.Generator) -> torch.Tensor:
