@@ -8,7 +8,6 @@ from pathlib import Path
 MODULES = (
     "attn_contract",
     "attn_reference",
-    "attn_reference.context_parallel",
     "attn_reference.latent",
     "attn_optimized",
     "attn_optimized.backends",

@@ -134,6 +134,8 @@ def command(
     running = [mutant for mutant in residents if mutant.name not in missing and (device != "cpu" or not mutant.needs_gpu)]
     say_what_runs_kernels(device, [registry.load(mutant.target) for mutant in running])
     numbers = range(seed, seed + seeds)
+    if kept is not None:
+        zoo_page.check_alike(kept, zoo_page.results(device_name(device), numbers, examples, ()))
     with tempfile.TemporaryDirectory() as scratch:
         plans = [
             FuzzPlan(
@@ -169,10 +171,7 @@ def command(
     if broken := [row.error for row in rows if row.error]:
         raise MutantError("; ".join(broken))
     if writes:
-        try:
-            whole = found if kept is None else zoo_page.updated(kept, found, [mutant.name for mutant in everybody])
-        except ValueError as error:
-            raise click.ClickException(str(error)) from error
+        whole = found if kept is None else zoo_page.updated(kept, found, [mutant.name for mutant in everybody])
         outputs.write(page.with_suffix(".json"), results_file.dumps(whole))
         outputs.write(page, zoo_page.text(whole, everybody))
         notes.print(f"{page} written")

@@ -10,7 +10,7 @@ import torch
 from attn_contract import UnsupportedError
 from rich.console import Console
 
-from benchmarks.speed import run
+from benchmarks.speed import ahead, run
 from benchmarks.speed.cases import CASES, Attention
 from benchmarks.speed.machine import Rates
 from benchmarks.speed.participants import OURS, Participant, Prepared, sdpa
@@ -123,7 +123,7 @@ def test_one_participants_error_is_not_the_others():
     assert results["raises"].why == "RuntimeError: out of registers"
 
 
-def measure(cases, participants, *, budget=60.0):
+def measure(cases, participants, *, budget=60.0, fatal=None):
     found = Run(of_value=False, machine="CPU", versions={}, command="", commit="", rates=RATES)
     saved = []
     arguments = {
@@ -132,6 +132,7 @@ def measure(cases, participants, *, budget=60.0):
         "started": time.monotonic(),
         "save": lambda run: saved.append([case.name for case in run.cases]),
         "console": Console(file=io.StringIO()),
+        "fatal": fatal,
     }
     try:
         run.measure(found, cases, participants, CPU, **arguments)
@@ -159,3 +160,23 @@ def test_cases_without_time_are_named():
     assert not found.cases
     assert found.unmeasured == [DECODE.name]
     assert found.host_us.keys() == {OURS}
+
+
+def test_a_call_that_would_take_the_gpu_is_not_made():
+    never = Participant("never", lambda call: pytest.fail("its call is made"))
+    found, _ = measure([DECODE], [reference(), never], fatal={(DECODE.name, "never"): "an illegal access"})
+    results = found.cases[0].results
+    assert (results["never"].verdict, results["never"].why) == ("failed", "an illegal access")
+    assert results[OURS].verdict == "measured"
+
+
+def test_a_call_that_takes_the_gpu_is_named_and_its_process_makes_no_more(monkeypatch):
+    states = iter([None, "an illegal access"])
+    made = []
+    monkeypatch.setattr(ahead, "_why_gone", lambda: next(states, "an illegal access"))
+    monkeypatch.setattr(ahead, "participants", lambda: [Participant("one", made.append), Participant("two", made.append)])
+    monkeypatch.setattr(ahead, "_kernels", [])
+    assert ahead._call_once(DECODE) == ahead.Fatal(DECODE.name, "one", "an illegal access")
+    assert len(made) == 1
+    assert ahead._call_once(DECODE) is None
+    assert len(made) == 1

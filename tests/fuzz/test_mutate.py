@@ -384,3 +384,11 @@ def test_kernels_that_are_compiled_note_nothing(monkeypatch):
         (kernel,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "store_output"]
         assert ("_note_line(" in ast.unparse(kernel)) == notes
     assert "_note_line(" in ast.unparse(host)
+
+
+def test_the_page_says_how_many_mutants_are_gone():
+    found = mutants_page.results(
+        "CPU", (3, 0), [0], 300, None, [mutants_page.Row("attn_optimized.a:sign:1", "a -> -a", ci=(1,))]
+    )
+    assert "\n2 of these mutants are left out: " in mutants_page.text(found)
+    assert "left out" not in mutants_page.text(msgspec.structs.replace(found, sample=1))

@@ -17,12 +17,14 @@ from attn_contract.rules import held_rules
 from attn_fuzz.cases import case_file
 from attn_fuzz.corpus import files
 from attn_fuzz.report import results_file, zoo_page
-from attn_fuzz.report.zoo_page import Results
+from attn_fuzz.report.zoo_page import Results, Row
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.verdict.verdict import Kind
 from attn_fuzz.zoo import mutants
 from attn_fuzz.zoo.mutants import KnownBug, MutantError
 from attn_fuzz.zoo.patches import Patch, patched_sources, text_of
+
+from tests.pages import ROOT
 
 SHIPPED = mutants.load_all()
 PAGE = Path(__file__).parents[2] / "docs" / "generated" / "zoo.md"
@@ -280,3 +282,21 @@ def test_a_mutant_that_changes_nothing_survives(attn_parity, tmp_path):
     assert "SURVIVED" in run.out
     (row,) = result.mutants
     assert (row.found, row.examples, row.size) == ((None,), None, None)
+
+
+def test_a_part_of_the_zoo_keeps_what_came_of_the_others():
+    def results(*rows, at_most=500):
+        return zoo_page.results("CPU", [0], at_most, [Row(name, found=(number,)) for name, number in rows])
+
+    kept, found = results(("a", 1), ("gone", 1), ("c", 1)), results(("d", 2), ("a", 2))
+    whole = zoo_page.updated(kept, found, ["a", "b", "c", "d"])
+    assert [(row.name, row.found) for row in whole.mutants] == [("a", (2,)), ("c", (1,)), ("d", (2,))]
+    zoo_page.check_alike(kept, found)
+    with pytest.raises(MutantError, match=r"--write: the other mutants ran with CPU, .* seeds \(0,\) and 500 examples"):
+        zoo_page.check_alike(kept, results(at_most=30))
+
+
+def test_a_run_unlike_the_one_that_is_kept_is_refused_before_it_begins(attn_parity):
+    run = attn_parity("zoo", "--only", "tf32", "--write", "--examples", "7", "--page", ROOT / "docs" / "generated" / "zoo.md")
+    assert run.code == 2
+    assert "--write: the other mutants ran with" in run.err

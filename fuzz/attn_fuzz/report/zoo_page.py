@@ -9,7 +9,7 @@ import hypothesis
 import msgspec
 from attn_fuzz.cases.case import Case
 from attn_fuzz.run.shard import Progress
-from attn_fuzz.zoo.mutants import KnownBug
+from attn_fuzz.zoo.mutants import KnownBug, MutantError
 
 replace = msgspec.structs.replace
 SCHEMA = "attn-parity.zoo/3"
@@ -99,15 +99,18 @@ def results(device: str, seeds: Sequence[int], at_most: int, rows: Sequence[Row]
     return Results(device, hypothesis.__version__, tuple(seeds), at_most, tuple(rows))
 
 
-def updated(kept: Results, found: Results, names: Sequence[str]) -> Results:
-    """What was found, and of all other mutants what was kept, in the order of `names`.
-
-    Raises:
-        ValueError: what was kept is of another device, Hypothesis, number of examples or seeds.
+def check_alike(kept: Results, run: Results) -> None:
     """
-    if msgspec.structs.replace(kept, mutants=()) != msgspec.structs.replace(found, mutants=()):
+    Raises:
+        MutantError: what was kept is of another device, Hypothesis, number of examples or seeds than a run of other mutants.
+    """
+    if msgspec.structs.replace(kept, mutants=()) != msgspec.structs.replace(run, mutants=()):
         was = f"{kept.device}, Hypothesis {kept.hypothesis}, seeds {kept.seeds} and {kept.at_most} examples"
-        raise ValueError(f"the other mutants ran with {was}: run these so, too, or all of them")
+        raise MutantError(f"--write: the other mutants ran with {was}: run these so, too, or leave out --only")
+
+
+def updated(kept: Results, found: Results, names: Sequence[str]) -> Results:
+    """What was found, and of all other mutants what was kept, in the order of `names`. Both are of runs alike."""
     rows = {row.name: row for row in (*kept.mutants, *found.mutants)}
     return msgspec.structs.replace(found, mutants=tuple(rows[name] for name in names if name in rows))
 
