@@ -163,10 +163,12 @@ def test_cases_without_time_are_named():
 
 
 def test_a_call_that_would_take_the_gpu_is_not_made():
-    never = Participant("never", lambda call: pytest.fail("its call is made"))
-    found, _ = measure([DECODE], [reference(), never], fatal={(DECODE.name, "never"): "an illegal access"})
+    made = []
+    fatal = Participant("fatal", lambda call: made.append(call.case.name) or reference().prepare(call))
+    found, _ = measure([DECODE], [reference(), fatal], fatal={(DECODE.name, "fatal"): "an illegal access"})
     results = found.cases[0].results
-    assert (results["never"].verdict, results["never"].why) == ("failed", "an illegal access")
+    assert (results["fatal"].verdict, results["fatal"].why) == ("failed", "an illegal access")
+    assert DECODE.name not in made
     assert results[OURS].verdict == "measured"
 
 
