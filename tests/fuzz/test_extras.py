@@ -1,5 +1,6 @@
 """What each command and each import needs installed: some run without an extra, the others name it in one line."""
 
+import ast
 import json
 import re
 import subprocess
@@ -57,6 +58,8 @@ ARGUMENTS = {
 """What a command must be given."""
 NO_EXTRA = ("vllm",)
 """vLLM is no extra."""
+OF_THE_USER = ("pytest",)
+"""What calls this project, and so is there."""
 
 
 def blocked(modules: tuple[str, ...], program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -71,6 +74,26 @@ def test_every_extra_is_known():
     """A new extra fails here until its modules are named. `dev` is for tests, and AITER is found on disk."""
     written = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(extras.MODULES) == set(written) - {"dev", "aiter"}
+
+
+def test_what_ships_imports_nothing_that_only_dev_installs():
+    """CI runs all checks where `dev` is installed: an import that no other extra installs would be missed elsewhere."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    always = {re.split(r"[^\w-]", requirement)[0] for requirement in project["project"]["dependencies"]}
+    known = {*sys.stdlib_module_names, *always, *ALL, *NO_EXTRA, *OF_THE_USER, *(Path(package).name for package in packages)}
+    for package in packages:
+        for path in (ROOT / package).rglob("*.py"):
+            imported = {name for node in ast.walk(ast.parse(path.read_text())) for name in modules(node)}
+            assert imported <= known, (path, imported - known)
+
+
+def modules(node: ast.AST) -> list[str]:
+    """The top-level packages that a statement imports."""
+    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+    if isinstance(node, ast.ImportFrom) and not node.level and node.module:
+        names = [node.module]
+    return [name.partition(".")[0] for name in names]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
