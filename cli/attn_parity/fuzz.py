@@ -113,7 +113,8 @@ def command(
     """Draw cases, run them on a target, judge them. The main job."""
     if address is None and (needs or working_dir):
         raise click.UsageError("--needs and --working-dir are about nodes: they need --ray")
-    check_writable(json_file)
+    folder = report_folder or FOLDER
+    check_writable(json_file, made=folder)
     with contextlib.ExitStack() as stack:
         if address is None:
             place = places.here(target_name, device, workers)
@@ -122,7 +123,6 @@ def command(
         check_exact(exactly, place.device)
         target = registry.load(target_name)
         say_what_runs_kernels(place.device, [target])
-        folder = report_folder or FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         plan = FuzzPlan(
             target=target_name,

@@ -91,7 +91,7 @@ def command(
 
     A failure that no finding explains is shrunk. It becomes a provisional entry, which counts later failures of the same cause.
     """
-    check_writable(json_file)
+    check_writable(json_file, made=folder)
     device = use_device(device)
     targets = _targets(names, device)
     say_what_runs_kernels(device, targets.values())

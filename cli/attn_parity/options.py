@@ -227,10 +227,10 @@ def check_page_writable(path: Path) -> None:
     check_writable(path.with_suffix(".json"), "--page")
 
 
-def check_writable(path: Path | None, option: str = "--json") -> None:
-    """Fail before the work if a file cannot be written."""
+def check_writable(path: Path | None, option: str = "--json", made: Path | None = None) -> None:
+    """Fail before the work if a file cannot be written. The file may lie in `made`, a folder that the command makes."""
     try:
-        if path is not None:
+        if path is not None and (made is None or made.exists() or path.resolve().parent != made.resolve()):
             outputs.check(path, option)
     except InputError as error:
         raise click.UsageError(str(error)) from None

@@ -1,8 +1,14 @@
 """What all commands share: help, completion, defaults of pyproject.toml, the examples, and the number of workers."""
 
 import os
+import pty
+import re
+import select
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -10,7 +16,7 @@ import pytest
 from attn_parity import COMMANDS, MAINTAINERS, cli, cpus
 from attn_parity.options import MaintainersOption
 
-from tests.pages import ROOT
+from tests.pages import PAGES, ROOT
 
 PROGRAM = "import sys; sys.argv[0] = 'attn-parity'; from attn_parity import main; main()"
 
@@ -61,6 +67,48 @@ def test_words_are_completed(words, completed):
     line = " ".join(["attn-parity", *words])
     ended = run({"_ATTN_PARITY_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(words))})
     assert [word.split(",")[1] for word in ended.stdout.split()] == completed
+
+
+STARTUP_FILES = re.findall(r"^\| (\w+), `~/(.+?)` \| `(.+)` \|$", PAGES["docs/reference/command-line.md"], re.MULTILINE)
+
+
+def test_every_shell_has_a_startup_file():
+    assert [shell for shell, _, _ in STARTUP_FILES] == ["bash", "zsh", "fish"]
+
+
+@pytest.mark.parametrize(("shell", "startup", "line"), STARTUP_FILES, ids=[shell for shell, _, _ in STARTUP_FILES])
+def test_a_shell_with_the_documented_line_completes_what_is_typed(shell, startup, line, tmp_path):
+    """In an interactive shell, with the Tab key."""
+    program = shutil.which(shell)
+    if program is None:
+        pytest.skip(f"needs {shell}")
+    (tmp_path / startup).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / startup).write_text(line.replace(r"\|", "|") + "\n")
+    command = tmp_path / "bin" / "attn-parity"
+    command.parent.mkdir()
+    command.write_text(f"#!{sys.executable}\n{PROGRAM}\n")
+    command.chmod(0o755)
+    path = os.pathsep.join((str(command.parent), os.environ["PATH"]))
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execve(program, [shell, "-i"], {"HOME": str(tmp_path), "PATH": path, "TERM": "xterm", "LANG": "C.UTF-8"})
+    try:
+        os.write(terminal, b'echo rea""dy\n')
+        wait_for(b"ready\r\n", terminal)
+        os.write(terminal, b"attn-parity compile --ma\t")
+        wait_for(b"--main", terminal)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(terminal)
+
+
+def wait_for(text: bytes, terminal: int) -> None:
+    shown, deadline = b"", time.monotonic() + 120
+    while text not in shown and time.monotonic() < deadline:
+        if select.select([terminal], [], [], 1)[0]:
+            shown += os.read(terminal, 65536)
+    assert text in shown
 
 
 def run(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 
@@ -146,9 +147,16 @@ def test_neither_hashes_nor_other_modules_change_what_is_drawn(tmp_path, child_e
     assert digest(1) == digest(2, "numbers_of_others")
 
 
+@pytest.fixture(scope="module")
+def drawn_once():
+    """`shard.drawn`, which draws for a plan once: test_run.py says that it draws the same whenever it is asked."""
+    return cache(shard.drawn)
+
+
 @pytest.fixture
-def page(attn_parity, tmp_path, monkeypatch) -> Path:
+def page(attn_parity, drawn_once, tmp_path, monkeypatch) -> Path:
     """A page of few cases, on which pairs are never drawn."""
+    monkeypatch.setattr(shard, "drawn", drawn_once)
     monkeypatch.setattr(matrix, "PROFILES", {"ci": 20, "nightly": 300})
     monkeypatch.setattr(coverage, "missing", lambda drawn: [])
     monkeypatch.setattr(matrix, "never_drawn", lambda drawn: [])

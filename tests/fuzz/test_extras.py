@@ -1,5 +1,6 @@
 """What each command and each import needs installed: some run without an extra, the others name it in one line."""
 
+import ast
 import json
 import re
 import subprocess
@@ -13,17 +14,22 @@ from attn_fuzz import extras
 from attn_fuzz.targets import registry
 from attn_parity import COMMANDS
 
+from tests import processes
 from tests.pages import PAGES, ROOT
 
 BLOCKED = """
 import sys
+for name in list(sys.modules):  # the process may be a fork of one that has imported them; op schemas are registered once
+    package = name.partition(".")[0]
+    if package in {modules} or package.startswith("attn_") and package != "attn_contract":
+        del sys.modules[name]
 for package in {modules}:
     sys.modules[package] = None  # an import of it raises ModuleNotFoundError
 {program}
 """
 MAIN = "from attn_parity import main\nmain()"
 IMPORTS = """
-import importlib, json, os
+import importlib, json, os, sys
 import torch
 asked = json.loads(sys.argv[1])
 for modules in asked["missing"]:
@@ -52,11 +58,12 @@ ARGUMENTS = {
 """What a command must be given."""
 NO_EXTRA = ("vllm",)
 """vLLM is no extra."""
+OF_THE_USER = ("pytest",)
+"""What calls this project, and so is there."""
 
 
 def blocked(modules: tuple[str, ...], program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    code = BLOCKED.format(modules=modules, program=program)
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    return processes.run(["-c", BLOCKED.format(modules=modules, program=program), *arguments], cwd=Path.cwd())
 
 
 def without_the_extra(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -67,6 +74,26 @@ def test_every_extra_is_known():
     """A new extra fails here until its modules are named. `dev` is for tests, and AITER is found on disk."""
     written = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(extras.MODULES) == set(written) - {"dev", "aiter"}
+
+
+def test_what_ships_imports_nothing_that_only_dev_installs():
+    """CI runs all checks where `dev` is installed: an import that no other extra installs would be missed elsewhere."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    always = {re.split(r"[^\w-]", requirement)[0] for requirement in project["project"]["dependencies"]}
+    known = {*sys.stdlib_module_names, *always, *ALL, *NO_EXTRA, *OF_THE_USER, *(Path(package).name for package in packages)}
+    for package in packages:
+        for path in (ROOT / package).rglob("*.py"):
+            imported = {name for node in ast.walk(ast.parse(path.read_text())) for name in modules(node)}
+            assert imported <= known, (path, imported - known)
+
+
+def modules(node: ast.AST) -> list[str]:
+    """The top-level packages that a statement imports."""
+    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+    if isinstance(node, ast.ImportFrom) and not node.level and node.module:
+        names = [node.module]
+    return [name.partition(".")[0] for name in names]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -85,7 +112,7 @@ def test_an_import_without_an_extra_names_it():
     documented = [re.sub(r"\.(?=[A-Z])", ":", name) for name in re.findall(r"`(attn_\w+(?:\.\w+)+)", page)]
     names = [Path(package).name for package in packages] + [f"attn_fuzz:{name}" for name in attn_fuzz.__all__] + documented
     asked = {"missing": [ALL, *extras.MODULES.values()], "imported": names}
-    run = blocked((), IMPORTS, json.dumps(asked))
+    run = subprocess.run([sys.executable, "-c", IMPORTS, json.dumps(asked)], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     said = [json.loads(line) for line in run.stdout.splitlines() if line.startswith('["attn_')]  # others print, too
     assert {missing for _, missing, _ in said} >= {"hypothesis", "yaml", "triton", "transformers"}
@@ -96,9 +123,7 @@ def test_an_import_without_an_extra_names_it():
 
 def test_the_pytest_plugin_names_the_extra(tmp_path):
     code = "import pytest\nsys.exit(pytest.main(['-p', 'no:cacheprovider', '--attn-target', 'triton']))"
-    run = subprocess.run(
-        [sys.executable, "-c", BLOCKED.format(modules=("msgspec",), program=code)], cwd=tmp_path, capture_output=True, text=True
-    )
+    run = processes.run(["-c", BLOCKED.format(modules=("msgspec",), program=code)], cwd=tmp_path)
     assert run.returncode == pytest.ExitCode.USAGE_ERROR
     assert run.stderr.strip() == f"ERROR: --attn-target: this needs msgspec, which is missing: {INSTALL}"
 

@@ -227,6 +227,16 @@ def test_a_run_with_a_report_folder_writes_its_page(attn_parity, tmp_path):
     assert case_file.load(tmp_path / "runs/planted-nan-2.json").requests
 
 
+@pytest.mark.parametrize("report", [["--report", "new/runs"], ["--report", "./new/runs/"]])
+def test_the_json_may_lie_in_the_report_folder_that_the_run_makes(report, attn_parity, tmp_path):
+    arguments = ("fuzz", "--target", "planted:FLASH", "--examples", 2, "--seed", 2, "--workers", 1, "--corpus", "none", *report)
+    assert attn_parity(*arguments, "--json", "new/other/run.json").code == 2
+    assert not list(tmp_path.iterdir()), "what is refused makes no folder"
+    run = attn_parity(*arguments, "--json", "new/runs/run.json")
+    assert run.code == 0, run.err
+    assert {path.name for path in (tmp_path / "new/runs").iterdir()} == {"run.json", "planted-flash-2.html"}
+
+
 def test_the_page_of_a_case_that_was_not_run(step_case):
     text = "\n".join(Parsed(page.of_case(step_case, None, Path("case.json")).decode()).texts)
     assert "error / bound" not in text
