@@ -1,8 +1,8 @@
 """Branches, loops and returns of programs that run together: what a rewritten kernel calls.
 
-`attn_fuzz.interpreted.together.rewriting` shows the calls. Where all active programs go the same way, Python goes it. Where they
-part, both ways run, one after the other, each with the programs that take it as the active ones: only these access memory. After
-it, a variable that the way assigned has the new value for these programs, and the old value for the others.
+`attn_fuzz.interpreted.together.rewriting` shows the calls. Where all active programs go the same way, Python goes it. Where they part,
+both ways run, one after the other. The programs that take a way are active in it: they alone access memory. After it, a variable
+that was assigned there has the new value for these programs, and the old value for the others.
 """
 
 import sys
@@ -118,9 +118,9 @@ def either(test: Any, first: Callable[[], Any], second: Callable[[], Any]) -> An
 def loop(*bounds: Any, **named: Any) -> "_Alike | _Turns":
     """`range(...)`, `tl.range(...)` or `tl.static_range(...)`. What `tl.range` says of pipelining changes no result."""
     start, stop, step = _three(*bounds, **{name: named[name] for name in ("arg1", "arg2", "step") if name in named})
-    numbers = [_integer(bound) for bound in (start, stop, step)]
-    if all(number is not None for number in numbers):
-        return _Alike(range(*numbers))
+    first, last, by = (_integer(bound) for bound in (start, stop, step))
+    if first is not None and last is not None and by is not None:
+        return _Alike(range(first, last, by))
     return _Turns(*(_integers(bound) for bound in (start, stop, step)), dtype=_widest(start, stop, step))
 
 

@@ -1,11 +1,12 @@
 """Runs the programs of an interpreted launch, many of them together.
 
-Triton's interpreter runs a kernel's Python once for each program, and spends nearly all of its time on the Python. Here the Python
-runs once for many programs. `attn_fuzz.interpreted.together.control` says how they part and meet again.
+Triton's interpreter runs a kernel's Python once for each program, and spends nearly all of its time on the Python. Here the
+Python runs once for many programs. `attn_fuzz.interpreted.together.control` says how they part and meet again.
 
-If programs return before any program has stored, the others begin again without them, so that the places of a launch are taken by
-programs that do something. If a run of several programs raises, memory is given back what it held, and they run one by one: either
-they cannot run together, as does no later launch of the kernel then, or one of them raises, which is then the one to name.
+If programs return before any program has stored, the others begin again without them. So no place is taken by a program that does
+nothing. If a run of several programs raises, memory is given back what it held, and the programs run one by one. If the reason is
+that they cannot run together, so do the programs of each later launch of the kernel. If it is an error of a program, this program
+raises it again, and is the one to be named.
 """
 
 import inspect
@@ -34,7 +35,7 @@ def launching(interpreter: Any) -> Callable[..., None]:
         try:
             named = inspect.getcallargs(self.fn, *host_args, **host_kwargs)
             named = {name: arg if name in self.constexprs else interpreter._implicit_cvt(arg) for name, arg in named.items()}
-            grid = self.grid(named) if callable(self.grid) else self.grid
+            grid: Any = self.grid(named) if callable(self.grid) else self.grid
             try:
                 _run(interpreter.interpreter_builder, self.fn, named, _dims(grid))
             except Exception as error:
