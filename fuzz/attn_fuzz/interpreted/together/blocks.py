@@ -1,7 +1,8 @@
 """Methods of Triton's InterpreterBuilder, for blocks whose first axis is of the programs that run together.
 
-Arithmetic needs no change: NumPy broadcasts one entry for all programs to one for each. The methods of this module name an axis or a
-shape, or access memory, which the active programs alone do. Each calls the method that it replaces, which `inner` has.
+Arithmetic needs no change: NumPy broadcasts one entry for all programs to one for each. The methods of this module name
+an axis or a shape, or access memory, which the active programs alone do. Each calls the method that it replaces, which
+`inner` has.
 """
 
 from collections.abc import Callable
@@ -150,7 +151,7 @@ def _of_memory(handle: Any, tl: Any) -> dict[str, Method]:
         active = running.current.active
         if active is None:
             return mask
-        taking = active if count > 1 else active.any(keepdims=True)
+        taking = active if count > 1 else np.array([active.any()])
         return handle(mask.data & _to_rank(taking, mask.data.ndim), tl.int1)
 
     def _keep(self: Any, pointers: Handle, mask: Handle) -> None:

@@ -1,8 +1,9 @@
 """Branches, loops and returns of programs that run together: what a rewritten kernel calls.
 
-`attn_fuzz.interpreted.together.rewriting` shows the calls. Where all active programs go the same way, Python goes it. Where they part,
-both ways run, one after the other. The programs that take a way are active in it: they alone access memory. After it, a variable
-that was assigned there has the new value for these programs, and the old value for the others.
+`attn_fuzz.interpreted.together.rewriting` shows the calls. Where all active programs go the same way, Python goes it.
+Where they part, both ways run, one after the other. The programs that take a way are active in it: they alone access
+memory. After it, a variable that was assigned there has the new value for these programs, and the old value for the
+others.
 """
 
 import sys

@@ -1,12 +1,12 @@
 """Runs the programs of an interpreted launch, many of them together.
 
-Triton's interpreter runs a kernel's Python once for each program, and spends nearly all of its time on the Python. Here the
-Python runs once for many programs. `attn_fuzz.interpreted.together.control` says how they part and meet again.
+Triton's interpreter runs a kernel's Python once for each program, and spends nearly all of its time on the Python. Here
+the Python runs once for many programs. `attn_fuzz.interpreted.together.control` says how they part and meet again.
 
-If programs return before any program has stored, the others begin again without them. So no place is taken by a program that does
-nothing. If a run of several programs raises, memory is given back what it held, and the programs run one by one. If the reason is
-that they cannot run together, so do the programs of each later launch of the kernel. If it is an error of a program, this program
-raises it again, and is the one to be named.
+If programs return before any program has stored, the others begin again without them. So no place is taken by a program
+that does nothing. If a run of several programs raises, memory is given back what it held, and the programs run one by
+one. If the reason is that they cannot run together, so do the programs of each later launch of the kernel. If it is an
+error of a program, this program raises it again, and is the one to be named.
 """
 
 import inspect

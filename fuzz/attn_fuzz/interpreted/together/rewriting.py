@@ -12,8 +12,8 @@
     min(A, B)                         _control.least(A, B)
     return X, in a branch or loop     if frame.returns(X): return frame.result()
 
-NAMES are the variables that BODY assigns. What is not rewritten works for programs that agree: a loop with `break` or `continue`, a
-loop over something else than a range, and `if` around such a statement. `attn_fuzz.interpreted.together.control` has the calls.
+NAMES are the variables that BODY assigns. `attn_fuzz.interpreted.together.control` has the calls. These statements stay as they
+are, and work for programs that agree: a loop with `break` or `continue`, an `if` around them, and a loop over no range.
 """
 
 import ast
@@ -105,10 +105,8 @@ class _Function(ast.NodeTransformer):
         self.generic_visit(node)
         if not self._has_frame or node in self._node.body:
             return node
-        returns = ast.If(
-            _call(f"{_FRAME}.returns", node.value or ast.Constant(None)), [ast.Return(_call(f"{_FRAME}.result"))], []
-        )
-        return _placed(returns, node)
+        is_last = _call(f"{_FRAME}.returns", node.value or ast.Constant(None))
+        return _placed(ast.If(is_last, [ast.Return(_call(f"{_FRAME}.result"))], []), node)
 
     def visit_IfExp(self, node: ast.IfExp) -> ast.AST:
         self.generic_visit(node)
