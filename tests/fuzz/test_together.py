@@ -5,7 +5,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from attn_fuzz.interpreted import interpreter, sanitizer
+from attn_fuzz.interpreted import interpreter
 from attn_fuzz.interpreted.together import launches, running
 from attn_fuzz.interpreted.together.running import programs_at_once
 
@@ -19,8 +19,7 @@ def installed():
 
 
 @pytest.fixture(autouse=True)
-def unsanitized(monkeypatch):
-    monkeypatch.setattr(sanitizer, "is_installed", False)
+def nothing_apart(monkeypatch):
     monkeypatch.setattr(launches, "apart", {})
 
 

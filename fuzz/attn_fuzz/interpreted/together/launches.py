@@ -59,18 +59,21 @@ def _run(builder: Any, kernel: Callable[..., Any], arguments: dict[str, Any], gr
     indices = _indices(grid)
     waiting, begun, failed = program_order.order(len(indices)), [], []
     while waiting or begun or failed:
-        at_once = 1 if failed or kernel.__code__ in apart or sanitizer.is_installed else running.at_once
+        at_once = 1 if failed or kernel.__code__ in apart else running.at_once
         queue = failed or (waiting if waiting and len(begun) < at_once else begun)
         chosen = queue[:at_once]
         del queue[:at_once]
         running.current = Running(indices[chosen], kernel.__code__)
         builder.set_grid_idx(*map(int, indices[chosen[0]]))
+        watch = sanitizer.current if sanitizer.is_installed else None
+        if watch is not None:
+            watch.programs(indices[chosen], grid)
         try:
             kernel(**arguments)
         except FewerError as fewer:
             begun[:0] = [place for place, rests in zip(chosen, fewer.rest, strict=True) if rests]
         except Exception:
-            if len(chosen) == 1:
+            if len(chosen) == 1 or (watch is not None and watch.violation is not None):
                 raise
             if running.current.refusal:
                 apart[kernel.__code__] = running.current.refusal

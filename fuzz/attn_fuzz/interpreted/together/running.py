@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-AT_ONCE = 64
+AT_ONCE = 32
 """How many programs of a launch run together, at most. Their blocks then fit into a core's caches."""
 
 Lanes = np.ndarray | None
