@@ -6,6 +6,7 @@ truth values stay arrays of NumPy. An operation on elements that is not listed h
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from attn_fuzz.exact import algebra, call, elements
 from attn_fuzz.exact.elements import Elements
 from attn_fuzz.exact.refusal import NotCarriedError
 from attn_fuzz.interpreted.numbers import STORED, cast, decoded
+from attn_fuzz.interpreted.together import blocks
 
 Handle = Any
 Method = Callable[..., Any]
@@ -55,34 +57,33 @@ _CONSTANTS = {"get_fp16": "fp16", "get_bf16": "bf16", "get_fp32": "fp32", "get_f
 def methods(interpreter: Any) -> dict[str, Method]:
     """The methods of the builder by name, for Triton's module `triton.runtime.interpreter`."""
     handle, tl, builder = interpreter.TensorHandle, interpreter.tl, interpreter.InterpreterBuilder
+    of = partial(blocks.method, builder)
     found: dict[str, Method] = {}
     for name, operation in _BINARY.items():
-        found[name] = _on_elements(handle, getattr(builder, name), operation)
+        found[name] = _on_elements(handle, of(name), operation)
     for name, operation in _UNARY.items():
-        found[name] = _on_elements(handle, getattr(builder, name), operation)
+        found[name] = _on_elements(handle, of(name), operation)
     for name, operation in _COMPARISONS.items():
         for kind in "OU":
             full = f"create_fcmp{kind}{name}"
-            found[full] = _comparison(handle, tl.int1, getattr(builder, full), operation)
+            found[full] = _comparison(handle, tl.int1, of(full), operation)
     for name in _REFUSED:
         if hasattr(builder, name):
-            found[name] = _refusing(name, getattr(builder, name))
+            found[name] = _refusing(name, of(name))
     for name, dtype in _CONSTANTS.items():
-        found[name] = _constant(handle, interpreter.tl.str_to_ty(dtype, None), getattr(builder, name))
+        found[name] = _constant(handle, interpreter.tl.str_to_ty(dtype, None), of(name))
     found["create_fma"] = _on_elements(handle, builder.create_fma, lambda x, y, z: algebra.add(algebra.multiply(x, y), z))
-    found["create_clampf"] = _clamp(handle, builder.create_clampf)
-    found["create_dot"] = _dot(handle, builder.create_dot)
-    found["create_select"] = _select(handle, builder.create_select)
-    found["create_splat"] = _splat(handle, builder.create_splat)
-    found["create_unsplat"] = _unsplat(handle, builder.create_unsplat)
-    found["create_bitcast"] = _bitcast(handle, builder.create_bitcast)
-    found["create_cat"] = _of_alike(handle, builder.create_cat)
-    found["create_join"] = _of_alike(handle, builder.create_join)
-    found["get_null_value"] = _null_value(handle, builder.get_null_value)
-    found["cast_impl"] = _cast(handle, builder.cast_impl)
-    found["create_fp_to_fp"] = _cast(handle, builder.create_fp_to_fp)
-    found["create_masked_load"] = _load(handle, interpreter._interpreter, builder.create_masked_load)
-    found["create_masked_store"] = _store(interpreter._interpreter, builder.create_masked_store)
+    found["create_clampf"] = _clamp(handle, of("create_clampf"))
+    found["create_dot"] = _dot(handle, of("create_dot"))
+    found["create_select"] = _select(handle, of("create_select"))
+    found["create_bitcast"] = _bitcast(handle, of("create_bitcast"))
+    found["create_cat"] = _of_alike(handle, of("create_cat"))
+    found["create_join"] = _of_alike(handle, of("create_join"))
+    found["get_null_value"] = _null_value(handle, of("get_null_value"))
+    found["cast_impl"] = _cast(handle, of("cast_impl"))
+    found["create_fp_to_fp"] = _cast(handle, of("create_fp_to_fp"))
+    found["create_masked_load"] = _load(handle, interpreter._interpreter, of("create_masked_load"))
+    found["create_masked_store"] = _store(interpreter._interpreter, of("create_masked_store"))
     return found
 
 
@@ -169,24 +170,6 @@ def _select(handle: Any, method: Method) -> Method:
         return handle(elements.selected(condition.data, elements_of(x), elements_of(y)), y.dtype.scalar)
 
     return select
-
-
-def _splat(handle: Any, method: Method) -> Method:
-    def splat(self: Any, result_type: Any, operand: Handle) -> Handle:
-        if not _has_elements((operand,)):
-            return method(self, result_type, operand)
-        return handle(operand.data.reshape(-1)[:1].broadcast(tuple(result_type.shape)), operand.dtype.scalar)
-
-    return splat
-
-
-def _unsplat(handle: Any, method: Method) -> Method:
-    def unsplat(self: Any, operand: Handle) -> Handle:
-        return (
-            handle(operand.data.reshape(-1)[:1], operand.dtype.scalar) if _has_elements((operand,)) else method(self, operand)
-        )
-
-    return unsplat
 
 
 def _of_alike(handle: Any, method: Method) -> Method:

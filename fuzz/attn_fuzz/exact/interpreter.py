@@ -8,6 +8,7 @@ import numpy as np
 from attn_fuzz.exact import algebra, builder, call, functions
 from attn_fuzz.exact.elements import Elements
 from attn_fuzz.interpreted import accesses, interpreter
+from attn_fuzz.interpreted.together import blocks
 
 _INSTALLED = "follows_elements"
 
@@ -26,9 +27,8 @@ def install() -> None:
     if getattr(replaced, _INSTALLED, False):
         return
     for name, method in builder.methods(triton).items():
-        setattr(replaced, name, call.noting(method))
+        blocks.replace(replaced, name, call.noting(method))
     for holder in (triton.ReduceOps, triton.ScanOps):
-        holder.to_tensor = _to_tensor(triton, holder.to_tensor)
         holder.apply_impl = call.noting(holder.apply_impl)
     triton.ReduceOps.apply_impl = call.noting(_reduced(triton, triton.ReduceOps.apply_impl))
     triton.InterpretedFunction.__call__ = call.noting(functions.calling(triton, triton.InterpretedFunction.__call__))
@@ -36,17 +36,6 @@ def install() -> None:
     executor.__call__ = _launching(executor.__call__)
     executor._init_args_hst = _knowing_memory(executor._init_args_hst)
     setattr(replaced, _INSTALLED, True)
-
-
-def _to_tensor(triton: Any, method: Any) -> Callable[..., Any]:
-    def to_tensor(self: Any, result: Any, dtype: Any) -> Any:
-        if not isinstance(result, Elements):
-            return method(self, result, dtype)
-        block = result if result.shape else result.reshape(1)
-        kind = triton.tl.block_type(dtype, list(result.shape)) if result.shape else dtype
-        return triton.tl.tensor(triton.TensorHandle(block, dtype.scalar), kind)
-
-    return to_tensor
 
 
 def _reduced(triton: Any, method: Any) -> Callable[..., Any]:
@@ -62,12 +51,12 @@ def _reduced(triton: Any, method: Any) -> Callable[..., Any]:
         block, function = inputs[0].handle.data, at_once.get(id(self.combine_fn))
         if function is None or not isinstance(block, Elements):
             return method(self, inputs)
-        rank, axis = block.ndim, self.axis
-        if axis is None:
-            block, axis = block.ravel(), 0
+        rank, axis = block.ndim, 1 if self.axis is None else self.axis + 1
+        if self.axis is None:
+            block = block.reshape(len(block), -1)
         result = function(block, axis)
         if self.keep_dims:
-            axes = tuple(range(rank)) if self.axis is None else axis
+            axes = tuple(range(1, rank)) if self.axis is None else axis
             result = result.moved(lambda part: np.expand_dims(part, axes))
         return (self.to_tensor(result, inputs[0].dtype),)
 

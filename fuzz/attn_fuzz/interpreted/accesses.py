@@ -1,4 +1,4 @@
-"""Reports what interpreted kernels do to the sanitizer: each launch, each program, and each access of memory.
+"""Reports what interpreted kernels do to the sanitizer: each launch, and each access of memory.
 
 `install` replaces methods of Triton's interpreter. The new methods call the watch of the running call, and then the old
 methods. Pointers keep the Region of the argument from which they were computed, so an access is checked against that argument.
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from attn_fuzz.interpreted import sanitizer
 from attn_fuzz.interpreted.sanitizer import REGION
+from attn_fuzz.interpreted.together import running
 
 # by method of the builder that computes pointers from pointers, the position of the pointers among its operands
 _BUILDER_HOOKS = {
@@ -22,7 +23,7 @@ _BUILDER_HOOKS = {
     "create_trans": 0,
     "create_splat": 1,
 }
-_ACCESS_HOOKS = ("create_masked_load", "create_masked_store", "create_atomic_rmw", "create_atomic_cas", "set_grid_idx")
+_ACCESS_HOOKS = ("create_masked_load", "create_masked_store", "create_atomic_rmw", "create_atomic_cas")
 
 
 def install() -> None:
@@ -55,7 +56,6 @@ def install() -> None:
     builder.create_masked_store = _checking_store(builder.create_masked_store)
     builder.create_atomic_rmw = _checking_rmw(builder.create_atomic_rmw)
     builder.create_atomic_cas = _checking_cas(builder.create_atomic_cas)
-    builder.set_grid_idx = _counting_programs(builder.set_grid_idx)
     executor._init_args_hst = _announcing_launch(executor._init_args_hst)
     sanitizer.is_installed = True
 
@@ -84,7 +84,7 @@ def _keeping_region(method: Any, operand: int, *, begins: bool) -> Any:
 def _checking_load(create_masked_load: Any) -> Any:
     def load(builder: Any, pointers: Any, mask: Any, other: Any, *rest: Any, **named: Any) -> Any:
         if sanitizer.current is not None:
-            sanitizer.current.check("load", pointers, mask.data)
+            sanitizer.current.check("load", pointers, mask.data, running.current.active)
             if other is None and not mask.data.all():
                 other = _garbage(pointers)
         return create_masked_load(builder, pointers, mask, other, *rest, **named)
@@ -107,7 +107,7 @@ def _garbage(pointers: Any) -> Any:
 def _checking_store(create_masked_store: Any) -> Any:
     def store(builder: Any, pointers: Any, value: Any, mask: Any, *rest: Any, **named: Any) -> Any:
         if sanitizer.current is not None:
-            sanitizer.current.check("store", pointers, mask.data)
+            sanitizer.current.check("store", pointers, mask.data, running.current.active)
         return create_masked_store(builder, pointers, value, mask, *rest, **named)
 
     return store
@@ -116,7 +116,7 @@ def _checking_store(create_masked_store: Any) -> Any:
 def _checking_rmw(create_atomic_rmw: Any) -> Any:
     def rmw(builder: Any, op: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
         if sanitizer.current is not None:
-            sanitizer.current.check("atomic", pointers, mask.data)
+            sanitizer.current.check("atomic", pointers, mask.data, running.current.active)
         return create_atomic_rmw(builder, op, pointers, value, mask, *rest)
 
     return rmw
@@ -125,19 +125,10 @@ def _checking_rmw(create_atomic_rmw: Any) -> Any:
 def _checking_cas(create_atomic_cas: Any) -> Any:
     def cas(builder: Any, pointers: Any, *rest: Any) -> Any:
         if sanitizer.current is not None:
-            sanitizer.current.check("atomic", pointers, None)
+            sanitizer.current.check("atomic", pointers, None, running.current.active)
         return create_atomic_cas(builder, pointers, *rest)
 
     return cas
-
-
-def _counting_programs(set_grid_idx: Any) -> Any:
-    def count(builder: Any, *grid_idx: int) -> None:
-        set_grid_idx(builder, *grid_idx)
-        if sanitizer.current is not None:
-            sanitizer.current.program(builder.grid_idx, builder.grid_dim)
-
-    return count
 
 
 def _announcing_launch(init_args_hst: Any) -> Any:

@@ -7,6 +7,7 @@
     reductions and scans                         `attn_fuzz.interpreted.reductions`
     `and`, `or`, `not` and the truth of blocks   `attn_fuzz.interpreted.language`
     the order of a launch's programs             `attn_fuzz.interpreted.program_order`
+    many programs of a launch run together       `attn_fuzz.interpreted.together`
     types of the language, each made once        `attn_fuzz.interpreted.types`
     the language, patched once per module of kernels and not in every call
     launches, without NumPy's warnings: a GPU computes infinities and NaN without a word
@@ -19,7 +20,8 @@ import importlib
 from typing import Any
 
 import numpy as np
-from attn_fuzz.interpreted import arithmetic, language, program_order, reductions, types
+from attn_fuzz.interpreted import arithmetic, language, reductions, types
+from attn_fuzz.interpreted.together import blocks, control, launches
 
 # set on Triton's InterpreterBuilder, for kernels that refuse bfloat16 where it is computed as bit patterns
 EXACT = "exact_bfloat16"
@@ -56,14 +58,15 @@ def install() -> None:
         setattr(builder, name, method)
     if hasattr(interpreter, "_mxfp_value_handle_to_float32"):
         interpreter._mxfp_value_handle_to_float32 = arithmetic.scaled_operand(interpreter)
+    blocks.install(interpreter)
     for holder, function in ((interpreter.ReduceOps, reductions.reduced), (interpreter.ScanOps, reductions.scanned)):
         holder.apply_impl = function(interpreter)
+        holder.to_tensor = reductions.to_tensor(interpreter)
     language.install(interpreter)
-    program_order.install(builder)
     types.install()
     interpreter._patch_lang = _patching_once(interpreter._patch_lang, interpreter._LangPatchScope, interpreter.tl)
     # once a launch, because entering it takes as long as a small operation
-    interpreter.GridExecutor.__call__ = np.errstate(all="ignore")(interpreter.GridExecutor.__call__)
+    interpreter.GridExecutor.__call__ = np.errstate(all="ignore")(launches.launching(interpreter))
     setattr(builder, EXACT, True)
 
 
@@ -83,6 +86,8 @@ def _patching_once(patch_language: Any, scope: Any, tl: Any) -> Any:
             patched.add(module)
             patch_language(fn)
             tl.tensor.__bool__ = language.truth
+            tl.tensor.__index__ = control.index
+            tl.tensor.T = language.transposed(importlib.import_module("triton.runtime.interpreter"))
             tl.dtype.to_ir = _to_ir
         return scope()  # nothing to restore
 

@@ -9,29 +9,48 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+from attn_fuzz.interpreted.together import control, rewriting
+
 _LOGICAL, _NOT = "_logical_of_operands", "_not_of_operand"
 
 
 def install(interpreter: Any) -> None:
-    """Rewrite these operators in every interpreted function, of Triton's module `triton.runtime.interpreter`."""
+    """Rewrite these operators and the control flow of every interpreted function, of Triton's `triton.runtime.interpreter`."""
     transformer = interpreter.ASTTransformer
     transformer.visit_BoolOp = _visit_bool_op
     transformer.visit_UnaryOp = _visit_unary_op
     if not hasattr(transformer, "visit_Compare"):  # Triton 3.6: assigned values are not visited
         transformer.visit_Assign = _visiting_value(transformer.visit_Assign)
+    transformer.visit_Module = _visit_module
     # an interpreted function is given the globals of this module
+    setattr(interpreter, rewriting.CONTROL, control)
     setattr(interpreter, _LOGICAL, _logical(interpreter.tl.tensor))
     setattr(interpreter, _NOT, _not(interpreter.tl.tensor))
 
 
 def truth(self: Any) -> bool:
     """`tl.tensor.__bool__`: the truth of a scalar. Triton's own code asks whether it was given a block at all."""
-    data = self.handle.data
-    if data.size != 1:
-        if sys._getframe(1).f_globals.get("__name__") == "triton.language.semantic":
-            return True
-        raise TypeError(f"the truth of a block of {data.size} elements: compiled code refuses it")
-    return bool(data)
+    if sys._getframe(1).f_globals.get("__name__") == "triton.language.semantic":
+        return True
+    return control.truth(self)
+
+
+def transposed(interpreter: Any) -> property:
+    """`tl.tensor.T`"""
+    tl = interpreter.tl
+
+    def swap(self: Any) -> Any:
+        *others, rows, columns = self.type.shape
+        block = interpreter.TensorHandle(np.swapaxes(self.handle.data, -1, -2), self.handle.dtype, self.handle.attr)
+        return tl.tensor(block, tl.block_type(self.dtype, [*others, columns, rows]))
+
+    return property(swap)
+
+
+def _visit_module(self: Any, node: ast.Module) -> ast.AST:
+    self.generic_visit(node)
+    return rewriting.rewrite(node)
 
 
 def _visit_bool_op(self: Any, node: ast.BoolOp) -> ast.AST:

@@ -1,23 +1,21 @@
-"""The order in which an interpreted launch runs its programs.
+"""The order in which an interpreted launch runs its programs, or hands them out to run together.
 
 A GPU promises no order. Triton's interpreter runs programs by their index, so a later program may repair what a wrong one did:
 the wrong one writes its neighbour's row, and then the neighbour does. In another order the wrong row stays.
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from attn_fuzz.cases.case import ProgramOrder
 
 
 class _State:
-    """How the launches of this process are run, and where the programs of the launch that runs are."""
+    """How the launches of this process are run."""
 
     order: ProgramOrder = "in order"
     draws = random.Random(0)
-    places: list[int] | None = None
 
 
 _state = _State()
@@ -44,33 +42,11 @@ def programs(order: ProgramOrder, seed: int) -> Iterator[None]:
         _state.order, _state.draws = before
 
 
-def install(builder: Any) -> None:
-    """Hand out the programs of each launch in the chosen order, by Triton's InterpreterBuilder."""
-    builder.set_grid_dim = _starting_launch(builder.set_grid_dim)
-    builder.set_grid_idx = _choosing_program(builder.set_grid_idx)
-
-
-def _starting_launch(set_grid_dim: Any) -> Callable[..., None]:
-    def set_dim(builder: Any, *sizes: int) -> None:
-        set_grid_dim(builder, *sizes)
-        _state.places = None
-        if _state.order != "in order":
-            places = list(range(sizes[0] * sizes[1] * sizes[2]))
-            if _state.order == "reversed":
-                places.reverse()
-            else:
-                _state.draws.shuffle(places)
-            _state.places = places
-
-    return set_dim
-
-
-def _choosing_program(set_grid_idx: Any) -> Callable[..., None]:
-    def set_idx(builder: Any, x: int, y: int, z: int) -> None:
-        if _state.places is not None:
-            _, num_y, num_z = builder.grid_dim
-            xy, z = divmod(_state.places[(x * num_y + y) * num_z + z], num_z)
-            x, y = divmod(xy, num_y)
-        set_grid_idx(builder, x, y, z)
-
-    return set_idx
+def order(programs: int) -> list[int]:
+    """The places of the programs of the next launch, in the order in which they run."""
+    places = list(range(programs))
+    if _state.order == "reversed":
+        places.reverse()
+    elif _state.order == "shuffled":
+        _state.draws.shuffle(places)
+    return places

@@ -3,6 +3,8 @@
 As it comes, the interpreter adds bit patterns of bfloat16, compares them in `argmax`, sums float16 in float32, raises where
 `argmax` is of NaN alone, and calls other functions element by element.
 
+The first axis of a block is that of the programs that run together; Triton's axis 0 is the second.
+
 The order in which elements meet is one that compiled code may take: neighbours first. Each result is rounded to its dtype.
 NumPy reduces float32, float64 and integers where it has the function.
 """
@@ -27,16 +29,17 @@ def reduced(interpreter: Any) -> Callable[[Any, tuple[Any, ...]], Any]:
 
     def apply(self: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         arrays = [each.handle.data for each in inputs]
-        rank, axis = arrays[0].ndim, self.axis
-        if axis is None:
-            arrays, axis = [array.ravel() for array in arrays], 0
+        rank = arrays[0].ndim
+        axis = 1 if self.axis is None else self.axis + 1
+        if self.axis is None:
+            arrays = [array.reshape(len(array), -1) for array in arrays]
         function = by_numpy.get(id(self.combine_fn))
         if function is not None and inputs[0].dtype.name in _OF_NUMPY:
             results = [function(arrays[0], axis=axis)]
         else:
             results = _tree(interpreter, self.combine_fn, arrays, inputs, axis)
         if self.keep_dims:
-            places = tuple(range(rank)) if self.axis is None else axis
+            places = tuple(range(1, rank)) if self.axis is None else axis
             results = [np.expand_dims(result, places) for result in results]
         return tuple(self.to_tensor(result, each.dtype) for result, each in zip(results, inputs, strict=True))
 
@@ -58,7 +61,7 @@ def scanned(interpreter: Any) -> Callable[[Any, tuple[Any, ...]], Any]:
     by_numpy = {id(standard._sum_combine): np.cumsum, id(standard._prod_combine): np.cumprod}
 
     def apply(self: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        arrays = [np.moveaxis(each.handle.data, self.axis, -1) for each in inputs]
+        arrays = [np.moveaxis(each.handle.data, self.axis + 1, -1) for each in inputs]
         if self.reverse:
             arrays = [array[..., ::-1] for array in arrays]
         function = by_numpy.get(id(self.combine_fn))
@@ -68,7 +71,7 @@ def scanned(interpreter: Any) -> Callable[[Any, tuple[Any, ...]], Any]:
             arrays = _prefixes(interpreter, self.combine_fn, arrays, inputs)
         if self.reverse:
             arrays = [array[..., ::-1] for array in arrays]
-        results = [np.ascontiguousarray(np.moveaxis(array, -1, self.axis)) for array in arrays]
+        results = [np.ascontiguousarray(np.moveaxis(array, -1, self.axis + 1)) for array in arrays]
         return tuple(self.to_tensor(result, each.dtype) for result, each in zip(results, inputs, strict=True))
 
     return apply
@@ -92,7 +95,7 @@ def _combined(interpreter: Any, combine: Any, left: list[Any], right: list[Any],
 
     def blocks(arrays: list[Any]) -> list[Any]:
         return [
-            tl.tensor(handle(array, dtype.scalar), tl.block_type(dtype, list(array.shape)))
+            tl.tensor(handle(array, dtype.scalar), tl.block_type(dtype, list(array.shape[1:])))
             for array, dtype in zip(arrays, dtypes, strict=True)
         ]
 
@@ -101,3 +104,15 @@ def _combined(interpreter: Any, combine: Any, left: list[Any], right: list[Any],
     if [result.dtype for result in results] != dtypes:
         raise TypeError(f"a reduction of {dtypes}: its function returns {[result.dtype for result in results]}")
     return [result.handle.data for result in results]
+
+
+def to_tensor(interpreter: Any) -> Callable[[Any, Any, Any], Any]:
+    """What replaces `ReduceScanOpInterface.to_tensor`: the tensor of a result whose first axis is that of programs."""
+    tl, handle = interpreter.tl, interpreter.TensorHandle
+
+    def to_tensor(self: Any, result: Any, dtype: Any) -> Any:
+        stored = result.astype(interpreter._get_np_dtype(dtype))
+        kind = tl.block_type(dtype, list(result.shape[1:])) if result.ndim > 1 else dtype
+        return tl.tensor(handle(stored, dtype.scalar), kind)
+
+    return to_tensor

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -75,6 +75,13 @@ def watch(permissions: Callable[[], Sequence[Region]]) -> Iterator["Watch"]:
             raise watching.violation from None
 
 
+class _Lanes(NamedTuple):
+    """Lanes that access memory: [n] element of the region, and [n] place of the lane's program among the running, ascending."""
+
+    element: np.ndarray
+    places: np.ndarray
+
+
 class Watch:
     """Checks the launches of one call.
 
@@ -104,9 +111,7 @@ class Watch:
         if self._known is None:
             self._known = self._permissions()
         self._kernel = kernel
-        self._program = 0
-        self._grid_idx, self._grid_dim = (0, 0, 0), (1, 1, 1)
-        self._requests = 0
+        self.programs(np.zeros((1, 3), np.int32), (1, 1, 1))
         self._writer: dict[int, np.ndarray] = {}
         self._reader: dict[int, np.ndarray] = {}
         self._updater: dict[int, np.ndarray] = {}
@@ -135,12 +140,17 @@ class Watch:
             new.written = self._memory.written(whole)
         return new
 
-    def program(self, grid_idx: tuple[int, int, int], grid_dim: tuple[int, int, int]) -> None:
-        """Note that the next program of the launch begins."""
-        self._grid_idx, self._grid_dim = grid_idx, grid_dim
-        x, y, z = grid_idx
-        self._program = (x * grid_dim[1] + y) * grid_dim[2] + z + 1
-        self._requests = 0
+    def programs(self, indices: np.ndarray, grid_dim: tuple[int, int, int]) -> None:
+        """Note that the next programs of the launch begin, which run together.
+
+        Args:
+            indices: [programs, 3], of the grid.
+            grid_dim: the grid's sizes.
+        """
+        self._grid_dim = grid_dim
+        x, y, z = indices.T
+        self._programs = (x * grid_dim[1] + y) * grid_dim[2] + z + 1
+        self._requests = np.zeros(len(indices), np.int64)
 
     def argument_of(self, pointers: Any) -> Region | None:
         """The region of the argument from which the pointers were computed, or None if the argument is not known."""
@@ -151,77 +161,100 @@ class Watch:
         # `tl.where` may have chosen between arguments: the first lane tells the argument of all lanes only if all are equal
         return self._by_pointer.get(int(first)) if (pointers.data == first).all() else None
 
-    def check(self, access: Access, pointers: Any, mask: np.ndarray | None) -> None:
+    def check(self, access: Access, pointers: Any, mask: np.ndarray | None, active: np.ndarray | None = None) -> None:
         """Check one access by all lanes that the mask leaves.
+
+        Args:
+            pointers: a block of the interpreter, whose first axis is of the programs that run together.
+            mask: of the block's shape, or None.
+            active: which of the programs access memory, [programs] bool; None: all of them.
 
         Raises:
             Violation: about the first lane whose access is forbidden.
         """
-        addresses = pointers.data
-        if mask is not None and not mask.all():
-            addresses = addresses[np.broadcast_to(mask, addresses.shape)]
-        addresses = addresses.ravel()
+        addresses, places = self._enabled(pointers.data, mask, active)
         if not addresses.size:
             return
         self.lanes += addresses.size
         width = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
         region = self.argument_of(pointers)
         if region is not None:
-            self._check_in(region, access, addresses, width)
+            self._check_in(region, access, addresses, places, width)
             return
         # the argument is not known: the pointers were loaded from memory, or chosen from two arguments
         for region in {id(region): region for region in self._by_pointer.values()}.values():
             inside = region.spans(addresses)
             if inside.any():
-                self._check_in(region, access, addresses[inside], width)
-                addresses = addresses[~inside]
+                self._check_in(region, access, addresses[inside], places[inside], width)
+                addresses, places = addresses[~inside], places[~inside]
         if addresses.size:
-            self._violate(access, "an address", f"address {int(addresses[0]):#x}", "outside of every argument")
+            what = f"address {int(addresses[0]):#x}"
+            self._violate(access, "an address", what, "outside of every argument", int(places[0]))
 
-    def _check_in(self, region: Region, access: Access, addresses: np.ndarray, width: int) -> None:
+    def _enabled(
+        self, addresses: np.ndarray, mask: np.ndarray | None, active: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The addresses [n] of the lanes that access memory, and [n] the places of their programs, ascending."""
+        count = len(self._programs)
+        addresses = np.broadcast_to(addresses, (count, *addresses.shape[1:]))
+        places = np.broadcast_to(np.arange(count).reshape(-1, *[1] * (addresses.ndim - 1)), addresses.shape)
+        if active is not None:
+            addresses, places = addresses[active], places[active]
+            mask = mask[active] if mask is not None and len(mask) == count else mask
+        if mask is None or mask.all():
+            return addresses.ravel(), places.ravel()
+        enabled = np.broadcast_to(mask, addresses.shape)
+        return addresses[enabled], places[enabled]
+
+    def _check_in(self, region: Region, access: Access, addresses: np.ndarray, places: np.ndarray, width: int) -> None:
         itemsize = region.tensor.element_size()
         element = (addresses - np.uint64(region.address)).view(np.int64) // itemsize
         if width > itemsize:
             element = (element[:, None] + np.arange(width // itemsize)).ravel()
+            places = np.repeat(places, width // itemsize)
+        lanes = _Lanes(element, places)
         # as an unsigned number, a negative index is larger than any size
-        outside = element.view(np.uint64) >= len(region.rights)
-        if outside.any():
-            at = int(element[outside][0])
-            self._violate(access, region.name, region.describe(at), f"{self._count(outside)}outside of its memory")
+        self._require(element.view(np.uint64) < len(region.rights), region, lanes, access, "outside of its memory")
         rights = region.rights[element]
         if access != "load":
-            self._require(rights & WRITE != 0, region, element, access, f"{_only(region.writes)} may be written")
+            self._require(rights & WRITE != 0, region, lanes, access, f"{_only(region.writes)} may be written")
         if access != "store":
-            self._require(rights & READ != 0, region, element, access, f"{_only(region.reads)} may be read")
+            self._require(rights & READ != 0, region, lanes, access, f"{_only(region.reads)} may be read")
         if region.owned:
-            self._check_owner(region, element, access, rights)
+            self._check_owner(region, lanes, access, rights)
         if region.writes:
-            self._check_race(region, element, access)
+            self._check_race(region, lanes, access)
         if access != "load":
             region.rights[element] |= READ
             if region.written is not None:
                 region.written[torch.from_numpy(element)] = True
 
-    def _check_owner(self, region: Region, element: np.ndarray, access: Access, rights: np.ndarray) -> None:
+    def _check_owner(self, region: Region, lanes: _Lanes, access: Access, rights: np.ndarray) -> None:
         if region.name == "q":
-            self._requests |= int(np.bitwise_or.reduce(rights)) & _ALL_REQUESTS
-        elif self._requests:
-            allowed = rights & self._requests != 0
-            self._require(allowed, region, element, access, "it belongs to another request than the program's queries")
+            firsts = np.flatnonzero(np.diff(lanes.places, prepend=-1))  # of each program
+            self._requests[lanes.places[firsts]] |= np.bitwise_or.reduceat(rights, firsts) & _ALL_REQUESTS
+        elif self._requests.any():
+            requests = self._requests[lanes.places]
+            allowed = (rights & requests != 0) | (requests == 0)
+            self._require(allowed, region, lanes, access, "it belongs to another request than the program's queries")
 
-    def _check_race(self, region: Region, element: np.ndarray, access: Access) -> None:
+    def _check_race(self, region: Region, lanes: _Lanes, access: Access) -> None:
         logs = {"store": self._writer, "load": self._reader, "atomic": self._updater}
         for other, does in (("store", "writes it too"), ("load", "reads it"), ("atomic", "updates it")):
             if other != access or access == "store":  # loads of several programs are no race, nor are updates
-                self._require_alone(self._log(logs[other], region), region, element, access, does)
-        mine = self._log(logs[access], region)
-        before = mine[element]
-        mine[element] = np.where((before == 0) | (before == self._program), self._program, _MANY)
+                self._require_alone(self._log(logs[other], region), region, lanes, access, does)
+        mine, programs = self._log(logs[access], region), self._programs[lanes.places]
+        before = mine[lanes.element]
+        mine[lanes.element] = np.where((before == 0) | (before == programs), programs, _MANY)
+        if len(self._programs) > 1:  # of those that access an element at once, the log has the last
+            if access == "store":
+                self._require_alone(mine, region, lanes, access, "writes it too")
+            mine[lanes.element[mine[lanes.element] != programs]] = _MANY
 
-    def _require_alone(self, log: np.ndarray, region: Region, element: np.ndarray, access: Access, does: str) -> None:
-        others = log[element]
-        alone = (others == 0) | (others == self._program)
-        self._require(alone, region, element, access, lambda lane: f"{self._name(others[lane])} of this launch {does}")
+    def _require_alone(self, log: np.ndarray, region: Region, lanes: _Lanes, access: Access, does: str) -> None:
+        others = log[lanes.element]
+        alone = (others == 0) | (others == self._programs[lanes.places])
+        self._require(alone, region, lanes, access, lambda lane: f"{self._name(others[lane])} of this launch {does}")
 
     def _log(self, logs: dict[int, np.ndarray], region: Region) -> np.ndarray:
         """The log of a region, [elements] int32: by element, 1 + the index of the program that accessed it; 0 if none did."""
@@ -230,13 +263,15 @@ class Watch:
         return logs[id(region)]
 
     def _require(
-        self, allowed: np.ndarray, region: Region, element: np.ndarray, access: Access, why: str | Callable[[int], str]
+        self, allowed: np.ndarray, region: Region, lanes: _Lanes, access: Access, why: str | Callable[[int], str]
     ) -> None:
         if allowed.all():
             return
         lane = int(np.argmin(allowed))
         reason = why if isinstance(why, str) else why(lane)
-        self._violate(access, region.name, region.describe(int(element[lane])), f"{self._count(~allowed)}{reason}")
+        what = region.describe(int(lanes.element[lane]))
+        of_program = ~allowed & (lanes.places == lanes.places[lane])
+        self._violate(access, region.name, what, f"{self._count(of_program)}{reason}", int(lanes.places[lane]))
 
     def _count(self, wrong: np.ndarray) -> str:
         count = int(wrong.sum())
@@ -245,12 +280,16 @@ class Watch:
     def _name(self, program: int) -> str:
         if program == _MANY:
             return "another program"
+        return f"program {self._index(program)}"
+
+    def _index(self, program: int) -> tuple[int, int, int]:
         _, num_y, num_z = self._grid_dim
         xy, z = divmod(int(program) - 1, num_z)
-        return f"program {(*divmod(xy, num_y), z)}"
+        return (*divmod(xy, num_y), z)
 
-    def _violate(self, access: Access, name: str, what: str, why: str) -> None:
-        message = f"{access} at {_line()} in {self._kernel}, program {self._grid_idx}: {what}: {why}"
+    def _violate(self, access: Access, name: str, what: str, why: str, place: int) -> None:
+        program = self._index(int(self._programs[place]))
+        message = f"{access} at {_line()} in {self._kernel}, program {program}: {what}: {why}"
         self.violation = Violation(message, f"{access} of {name}")
         raise self.violation
 

@@ -1,0 +1,193 @@
+"""Methods of Triton's InterpreterBuilder, for blocks whose first axis is of the programs that run together.
+
+Arithmetic needs no change: NumPy broadcasts one entry for all programs to one for each. The methods of this module name
+an axis or a shape, or access memory, which the active programs alone do. Each calls the method that it replaces, which
+`inner` has.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from attn_fuzz.interpreted.together import running
+from attn_fuzz.interpreted.together.running import Running, apart
+
+Handle = Any
+Method = Callable[..., Any]
+inner: dict[str, Method] = {}
+"""By name, the methods that are called beneath those of this module. Exact mode replaces them: see `replace`."""
+# methods of the builder that have no meaning for several programs at once: for one they run as they are, with the blocks' first
+# axis taken away, and given back to what they return
+_OF_ONE = (
+    *("create_histogram", "create_descriptor_load", "create_descriptor_store", "create_descriptor_gather"),
+    *("create_descriptor_scatter", "create_tensor_pointer_load", "create_tensor_pointer_store", "create_atomic_poll"),
+    *("create_print", "create_extern_elementwise", "create_inline_asm"),
+)
+
+
+def install(interpreter: Any) -> None:
+    """Replace the methods of Triton's module `triton.runtime.interpreter`."""
+    handle, tl, builder = interpreter.TensorHandle, interpreter.tl, interpreter.InterpreterBuilder
+    found = _of_shapes(handle) | _of_programs(handle, tl) | _of_memory(handle, tl)
+    found |= {name: _of_one(name, handle) for name in _OF_ONE if hasattr(builder, name)}
+    for name, method in found.items():
+        if hasattr(builder, name):
+            inner[name] = getattr(builder, name)
+        setattr(builder, name, method)
+
+
+def replace(builder: Any, name: str, method: Method) -> None:
+    """Replace a method of the builder beneath the ones of this module, whose blocks have the first axis already."""
+    if name in inner:
+        inner[name] = method
+    else:
+        setattr(builder, name, method)
+
+
+def method(builder: Any, name: str) -> Method:
+    """The method that `replace` would replace."""
+    return inner.get(name) or getattr(builder, name)
+
+
+def _of_shapes(handle: Any) -> dict[str, Method]:
+    def create_reshape(self: Any, block: Handle, shape: Any, *rest: Any) -> Handle:
+        return inner["create_reshape"](self, block, (len(block.data), *shape), *rest)
+
+    def create_broadcast(self: Any, block: Handle, shape: Any) -> Handle:
+        return inner["create_broadcast"](self, block, (len(block.data), *shape))
+
+    def create_trans(self: Any, block: Handle, order: Any) -> Handle:
+        return inner["create_trans"](self, block, (0, *(axis + 1 for axis in order)))
+
+    def create_expand_dims(self: Any, block: Handle, axis: int) -> Handle:
+        return inner["create_expand_dims"](self, block, axis + 1)
+
+    def create_make_range(self: Any, *arguments: Any) -> Handle:
+        return inner["create_expand_dims"](self, inner["create_make_range"](self, *arguments), 0)
+
+    def create_splat(self: Any, result: Any, scalar: Handle) -> Handle:
+        ones = inner["create_reshape"](self, scalar, (len(scalar.data), *[1] * len(result.shape)), False)
+        return create_broadcast(self, ones, result.shape)
+
+    def create_unsplat(self: Any, block: Handle) -> Handle:
+        return handle(block.data.reshape(len(block.data), -1)[:, 0], block.dtype.scalar)
+
+    def create_cat(self: Any, *blocks: Handle) -> Handle:
+        # the method joins along the first axis
+        turned = [handle(np.swapaxes(block.data, 0, 1), block.dtype) for block in _alike(self, *blocks)]
+        joined = inner["create_cat"](self, *turned)
+        return handle(np.swapaxes(joined.data, 0, 1), joined.dtype)
+
+    def create_join(self: Any, *blocks: Handle) -> Handle:
+        return inner["create_join"](self, *_alike(self, *blocks))
+
+    def create_gather(self: Any, source: Handle, indices: Handle, axis: int) -> Handle:
+        return inner["create_gather"](self, *_alike(self, source, indices), axis + 1)
+
+    def _alike(self: Any, *blocks: Handle) -> list[Handle]:
+        """The blocks with a first axis of one length."""
+        longest = max(len(block.data) for block in blocks)
+        return [inner["create_broadcast"](self, block, (longest, *block.data.shape[1:])) for block in blocks]
+
+    return {name: method for name, method in locals().items() if name.startswith("create_")}
+
+
+def _of_programs(handle: Any, tl: Any) -> dict[str, Method]:
+    def create_get_program_id(self: Any, axis: int) -> Handle:
+        return handle(running.current.indices[:, axis], tl.int32)
+
+    def create_assert(self: Any, condition: Handle, message: str) -> None:
+        assert _hold(condition), message
+
+    def create_assume(self: Any, condition: Handle) -> None:
+        assert _hold(condition), "Assume failed"
+
+    def _hold(condition: Handle) -> bool:
+        active, truth = running.current.active, condition.data
+        return bool((truth if active is None else truth | ~_to_rank(active, truth.ndim)).all())
+
+    return {name: method for name, method in locals().items() if name.startswith("create_")}
+
+
+def _of_memory(handle: Any, tl: Any) -> dict[str, Method]:
+    def create_masked_load(self: Any, pointers: Handle, mask: Handle, other: Handle | None, *rest: Any, **named: Any) -> Handle:
+        if _runs_alone(running.current):
+            return inner["create_masked_load"](self, pointers, mask, other, *rest, **named)
+        blocks = [pointers, mask, *([] if other is None else [other])]
+        count = max(len(block.data) for block in blocks)
+        pointers, mask, *others = (_of_length(block, count) for block in blocks)
+        return inner["create_masked_load"](self, pointers, _of_active(mask, count), *(others or [None]), *rest, **named)
+
+    def create_masked_store(self: Any, pointers: Handle, value: Handle, mask: Handle, *rest: Any, **named: Any) -> Any:
+        if _runs_alone(running.current):
+            return inner["create_masked_store"](self, pointers, value, mask, *rest, **named)
+        count = max(len(block.data) for block in (pointers, value, mask))
+        pointers, value, mask = (_of_length(block, count) for block in (pointers, value, mask))
+        enabled = _of_active(mask, count)
+        _keep(self, pointers, enabled)
+        return inner["create_masked_store"](self, pointers, value, enabled, *rest, **named)
+
+    def create_atomic_rmw(self: Any, op: Any, pointers: Handle, value: Handle, mask: Handle, *rest: Any) -> Handle:
+        if _runs_alone(running.current):
+            return inner["create_atomic_rmw"](self, op, pointers, value, mask, *rest)
+        count = running.current.count
+        pointers, value, mask = (_of_length(block, count) for block in (pointers, value, mask))
+        enabled = _of_active(mask, count)
+        _keep(self, pointers, enabled)
+        return inner["create_atomic_rmw"](self, op, pointers, value, enabled, *rest)
+
+    def create_atomic_cas(self: Any, pointers: Handle, *operands: Any) -> Handle:
+        if not _runs_alone(running.current):
+            raise apart("an atomic comparison and exchange")
+        return inner["create_atomic_cas"](self, pointers, *operands)
+
+    def _of_length(block: Handle, count: int) -> Handle:
+        if len(block.data) == count:
+            return block
+        return handle(np.broadcast_to(block.data, (count, *block.data.shape[1:])), block.dtype)
+
+    def _of_active(mask: Handle, count: int) -> Handle:
+        """A mask that leaves the active programs. One entry for all programs is for as soon as one is active."""
+        active = running.current.active
+        if active is None:
+            return mask
+        taking = active if count > 1 else np.array([active.any()])
+        return handle(mask.data & _to_rank(taking, mask.data.ndim), tl.int1)
+
+    def _keep(self: Any, pointers: Handle, mask: Handle) -> None:
+        running.current.has_stored = True
+        running.current.undone_by.append((pointers, mask, inner["create_masked_load"](self, pointers, mask, None, None, False)))
+
+    def undo(self: Any) -> None:
+        """Give memory back what it held before the running programs stored."""
+        for pointers, mask, held in reversed(running.current.undone_by):
+            inner["create_masked_store"](self, pointers, held, mask, None)
+
+    return {name: method for name, method in locals().items() if name.startswith("create_") or name == "undo"}
+
+
+def _runs_alone(programs: Running) -> bool:
+    return programs.count == 1
+
+
+def _to_rank(lanes: np.ndarray, rank: int) -> np.ndarray:
+    return lanes.reshape(-1, *[1] * (rank - 1))
+
+
+def _of_one(name: str, handle: Any) -> Method:
+    def op(self: Any, *operands: Any, **named: Any) -> Any:
+        if not _runs_alone(running.current):
+            raise apart(f"tl.{name.removeprefix('create_')}")
+        result = inner[name](self, *(_without_axis(handle, operand) for operand in operands), **named)
+        return handle(np.asarray(result.data)[None], result.dtype) if isinstance(result, handle) else result
+
+    return op
+
+
+def _without_axis(handle: Any, operand: Any) -> Any:
+    """A block without its first axis, which has one entry. A scalar keeps it: as it comes, it is an array of one number."""
+    if isinstance(operand, handle) and operand.data.ndim > 1:
+        return handle(operand.data[0], operand.dtype, operand.attr)
+    if isinstance(operand, list | tuple):
+        return type(operand)(_without_axis(handle, each) for each in operand)
+    return operand

@@ -1,0 +1,172 @@
+"""Programs that run together compute what they compute one by one: they part at branches, loops and returns, and meet again."""
+
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+from attn_fuzz.interpreted import interpreter
+from attn_fuzz.interpreted.together import launches, running
+from attn_fuzz.interpreted.together.running import programs_at_once
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are interpreted on a CPU only")
+PROGRAMS = 11
+
+
+@pytest.fixture(autouse=True, scope="module")
+def installed():
+    interpreter.install()
+
+
+@pytest.fixture(autouse=True)
+def nothing_apart(monkeypatch):
+    monkeypatch.setattr(launches, "apart", {})
+
+
+@triton.jit
+def branches_kernel(numbers_ptr, out_ptr, SIZE: tl.constexpr):
+    program, lane = tl.program_id(0), tl.arange(0, SIZE)
+    number = tl.load(numbers_ptr + program)
+    found = lane.to(tl.float32)
+    if number > 4:
+        found += tl.load(out_ptr + program * SIZE + lane)
+        if number > 6:
+            found = -found
+    elif number > 2:
+        found *= 3
+    smaller = number if number < 3 else -number
+    tl.store(out_ptr + program * SIZE + lane, found + smaller + min(number, 2) - max(number, 5))
+
+
+@triton.jit
+def loops_kernel(numbers_ptr, out_ptr, SIZE: tl.constexpr):
+    program, lane = tl.program_id(0), tl.arange(0, SIZE)
+    number = tl.load(numbers_ptr + program)
+    found, turns = tl.zeros([SIZE], tl.float32), 0
+    for i in tl.range(number, 2 * number + 1):
+        inner = lane.to(tl.float32)
+        for j in range(0, i - number, 2):
+            inner += i * j
+            inner = inner[:, None].broadcast_to([SIZE, SIZE])  # another type than before, which no turn hands on
+            inner = tl.sum(inner, axis=1) / SIZE
+        found += inner
+    while turns * turns < number:
+        turns += 1
+        for _ in tl.static_range(2):
+            found += turns
+    tl.store(out_ptr + program * SIZE + lane, found + turns)
+
+
+@triton.jit
+def sign_of(number):
+    if number > 5:
+        return 1.0, number
+    for i in range(number):
+        if i == 3:
+            return 2.0 * i, number - 1
+    return -1.0, number + 1
+
+
+@triton.jit
+def returns_kernel(numbers_ptr, out_ptr, SIZE: tl.constexpr):
+    program, lane = tl.program_id(0), tl.arange(0, SIZE)
+    number = tl.load(numbers_ptr + program)
+    if number == 0:
+        return
+    sign, other = sign_of(number)
+    tl.store(out_ptr + program * SIZE + lane, lane * sign + other)
+    if number < 3:
+        return
+    tl.store(out_ptr + program * SIZE + lane, lane * sign - other, mask=lane < number)
+
+
+@triton.jit
+def atomics_kernel(numbers_ptr, out_ptr, SIZE: tl.constexpr):
+    program, lane = tl.program_id(0), tl.arange(0, SIZE)
+    if tl.load(numbers_ptr + program) > 3:
+        before = tl.atomic_add(out_ptr + lane, 1.0)
+        tl.atomic_max(out_ptr + SIZE + lane, before)
+        tl.store(out_ptr + 2 * SIZE + lane, 5.0)
+
+
+@triton.jit
+def breaks_kernel(numbers_ptr, out_ptr, SIZE: tl.constexpr):
+    program, lane = tl.program_id(0), tl.arange(0, SIZE)
+    tl.store(out_ptr + program * SIZE + lane, 1.0 + tl.load(out_ptr + program * SIZE + lane))
+    number = tl.load(numbers_ptr + program)
+    for i in range(10):
+        if i == number:
+            break
+        tl.atomic_add(out_ptr + program * SIZE + lane, 1.0)
+
+
+@triton.jit
+def shapes_kernel(numbers_ptr, out_ptr, SIZE: tl.constexpr):
+    program, lane = tl.program_id(0), tl.arange(0, SIZE)
+    scalar = tl.load(numbers_ptr + program).to(tl.float32)
+    square = lane[:, None] * scalar + lane[None, :]
+    joined = tl.reshape(tl.join(square, tl.trans(square)), [2 * SIZE * SIZE])
+    first, second = tl.split(tl.reshape(joined, [SIZE, SIZE, 2]))
+    found = tl.dot(square, first.T, input_precision="ieee") + second
+    best, place = tl.max(found, axis=1, return_indices=True)
+    ends = tl.cumsum(tl.sort(best), axis=0) + tl.gather(lane, place, axis=0) + tl.max(found)
+    tl.store(out_ptr + program * SIZE + lane, ends + tl.sum(tl.cat(lane, lane)))
+
+
+KERNELS = [branches_kernel, loops_kernel, returns_kernel, atomics_kernel, shapes_kernel]
+
+
+def launched(kernel, at_once, size=4):
+    numbers = torch.tensor([3, 0, 7, 1, 5, 9, 2, 4, 0, 8, 6], dtype=torch.int32)
+    out = torch.arange(PROGRAMS * size, dtype=torch.float32)
+    with programs_at_once(at_once):
+        kernel[(PROGRAMS,)](numbers, out, SIZE=size)
+    return out
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.fn.__name__)
+@pytest.mark.parametrize("at_once", [2, 5, PROGRAMS])
+def test_together_is_one_by_one(kernel, at_once):
+    alone, together = launched(kernel, 1), launched(kernel, at_once)
+    assert torch.equal(alone, together)
+    assert not torch.equal(alone, torch.arange(alone.numel(), dtype=torch.float32))
+    assert not launches.apart, "they ran together"
+
+
+def test_what_cannot_run_together_runs_one_by_one_on_the_memory_that_it_found():
+    assert torch.equal(launched(breaks_kernel, 1), launched(breaks_kernel, PROGRAMS))
+    assert list(launches.apart.values()) == ["the truth of a tensor, which differs among programs"]
+    assert torch.equal(launched(breaks_kernel, 1), launched(breaks_kernel, PROGRAMS)), "a later launch"
+
+
+@triton.jit
+def asserting_kernel(numbers_ptr, out_ptr, SIZE: tl.constexpr):
+    program = tl.program_id(0)
+    tl.atomic_add(out_ptr, 1.0)
+    if tl.load(numbers_ptr + program) != 3:
+        tl.assume(program != 7)
+
+
+def test_an_error_is_that_of_the_program_alone():
+    out = torch.zeros(4)
+    numbers = torch.arange(PROGRAMS, dtype=torch.int32)
+    with pytest.raises(Exception, match="Assume failed"), programs_at_once(PROGRAMS):
+        asserting_kernel[(PROGRAMS,)](numbers, out, SIZE=4)
+    assert out[0] == 8, "the programs 0 to 7, once each"
+    assert not launches.apart, "the next launch may run together again"
+
+
+def test_programs_that_have_returned_take_no_place(monkeypatch):
+    counts = []
+
+    class Counted(running.Running):
+        def __init__(self, indices: np.ndarray, code: object) -> None:
+            super().__init__(indices, code)
+            counts.append(self.count)
+
+    monkeypatch.setattr(launches, "Running", Counted)
+    launched(returns_kernel, 4)
+    # 11 programs, of which 2 return at once: the first of them ends the first four, the second the last three
+    assert sum(counts[:3]) == PROGRAMS
+    assert max(counts) == 4
+    assert sum(counts) < 2 * PROGRAMS
