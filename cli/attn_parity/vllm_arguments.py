@@ -59,6 +59,16 @@ def _of_vllm(name: str, *, rules: tuple[str, ...], **declared: Any) -> Capabilit
     return Capabilities(backend=name, rules=dict.fromkeys(rules, YES), **{**plain, **declared})
 
 
+def _of_mla(name: str) -> Capabilities:
+    """Our own declarations are vLLM's of latent attention: nothing is known beyond them."""
+    return _of_vllm(
+        name,
+        rules=("head_size_v", "non_causal", "batch_invariant", "lse"),
+        attn_types={**dict.fromkeys(AttentionType, No("vLLM's backend is for decoders")), AttentionType.DECODER: YES},
+        combinations=(),
+    )
+
+
 VLLM_BACKENDS: Mapping[str, Capabilities] = {
     "ROCM_ATTN": _of_vllm(
         "ROCM_ATTN",
@@ -88,6 +98,7 @@ VLLM_BACKENDS: Mapping[str, Capabilities] = {
         kv_cache_dtypes=Only(QUANTIZED_DTYPES, "vLLM declares no other"),
         scales=Only(("tensor", "inline"), "vLLM's backend has no other scales"),
     ),
+    **{name: _of_mla(name) for name in ("ROCM_AITER_MLA", "TRITON_MLA", "ROCM_AITER_TRITON_MLA")},
 }
 """What is known of vLLM's backends, by our names, which are vLLM's."""
 
@@ -125,7 +136,7 @@ def vllm_arguments(
     if architecture == INTERPRETER:
         return VllmArguments(None, None, {"on a CPU": ("vLLM takes its own CPU backend, whatever is asked for",)})
     why_not: dict[str, tuple[str, ...]] = {}
-    for name in priorities(architecture):
+    for name in priorities(architecture, latent=any(config.has_latent_cache for config in layers.values())):
         reasons: dict[str, None] = {}
         for layer, config in layers.items():
             if wanted.get(layer, name) != name:

@@ -128,10 +128,8 @@ class MlaMetadataBuilder(AttentionMetadataBuilder[MlaMetadata]):
 
     def _build(self, common_attn_metadata: CommonAttentionMetadata) -> MlaMetadata:
         step = common_attn_metadata.batch(self.attn_type)
-        host = {
-            "query_start_loc_cpu": common_attn_metadata.query_start_loc_cpu,
-            "seq_lens_cpu": common_attn_metadata.seq_lens_cpu,
-        }
+        query_start_loc_cpu, seq_lens_cpu = common_attn_metadata.query_start_loc_cpu, common_attn_metadata.seq_lens_cpu
+        host = {"query_start_loc_cpu": query_start_loc_cpu, "seq_lens_cpu": seq_lens_cpu}
         if not isinstance(step.causal, bool):
             raise UnsupportedError(NAME, "causal for each request by itself", "vLLM's builder has one flag for a step")
         query_lens, seq_lens = _host_lengths(step, query_start_loc_cpu, seq_lens_cpu)
