@@ -86,7 +86,7 @@ class TritonMlaImpl(MLAAttentionImpl[MlaMetadata]):
         key, value = self._expand(kv_c, k_pe)
         lse = query.new_empty(query.shape[1], len(query), dtype=torch.float32) if prefill.context_chunks else None
         attn_optimized.varlen_attention(query, key, value, self.expanded, prefill.own, out=output, lse=lse, **self._options)
-        out = output.view(len(output), -1, self.v_head_dim)
+        out = output.view(len(output), self.layer.num_heads, self.v_head_dim)
         for chunk in prefill.context_chunks:
             rows = slice(0, chunk.batch.num_actual_tokens)
             key, value = self._expand(*self._gathered(kv_cache, prefill, chunk))
