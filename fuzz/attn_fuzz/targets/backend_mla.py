@@ -18,7 +18,7 @@ from attn_fuzz.cases.tensors import Step
 from attn_fuzz.targets import served
 from attn_fuzz.targets.backends import BackendLayers, backend_target, common_metadata, installed, named
 from attn_fuzz.targets.engine import Engine
-from attn_fuzz.targets.illegal import dims_of
+from attn_fuzz.targets.illegal import dims_of, new_lse
 from attn_fuzz.targets.illegal_layers import wrong_layers
 from attn_fuzz.targets.target import LatentSizes, Support
 from attn_fuzz.targets.triton import TRITON, TRITON_LATENT
@@ -93,18 +93,15 @@ def is_wide(layer: Layer) -> bool:
     return layer.head_size + 8 > _MOST_EXPANDED
 
 
-def builder_options(layer: Layer, batch: Batch, *, lse: bool) -> dict[str, Any]:
-    """What counts as a decode, and how many keys are gathered at once: chosen by the step.
-
-    A step whose LSE is wanted, and one of wide rows, has decodes alone.
-    """
+def builder_options(layer: Layer, batch: Batch) -> dict[str, Any]:
+    """What counts as a decode, and how many keys are gathered at once: chosen by the step. Wide rows are decodes alone."""
     choose = random.Random(repr((batch.query_start_loc.tolist(), batch.seq_lens.tolist())))
     longest = max(batch.seq_lens.tolist(), default=0)
     options = {
-        "num_speculative_tokens": choose.choice((0, 0, 1, 3)),
+        "num_speculative_tokens": choose.choice((0, 0, 0, 1, 3)),
         "context_chunk_keys": max(1, -(-longest // choose.randint(1, MOST_CHUNKS))),
     }
-    if lse or is_wide(layer):
+    if is_wide(layer):
         options["num_speculative_tokens"] = batch.max_query_len
     return options
 
@@ -117,7 +114,7 @@ class MlaLayers(BackendLayers):
         choose = random.Random(repr((tuple(q.shape), batch.query_start_loc.tolist(), batch.seq_lens.tolist())))
         served.check_declared(self.capabilities(q.device.type), choose)
         impl, kv_cache = self._impl(layer, q, kv_cache, **mode)
-        metadata = self._metadata_of(layer, batch, lse=lse is not None)
+        metadata = self._metadata_of(layer, batch)
         by_head = out.view(len(out), layer.num_heads, layer.value_size)
         if metadata.prefill is not None:
             rows = metadata.prefill.rows
@@ -125,8 +122,11 @@ class MlaLayers(BackendLayers):
             kv_c, k_pe = latent[:, : layer.value_size], latent[:, layer.value_size :]
             of_layer = _weights_of(layer, q)
             expanded = torch.empty_like(by_head[rows])
-            impl.forward_mha(of_layer.unfolded(q[rows]), kv_c, k_pe, kv_cache, metadata, output=expanded)
+            lse_rows = None if lse is None else torch.empty_like(lse[:, rows])
+            impl.forward_mha(of_layer.unfolded(q[rows]), kv_c, k_pe, kv_cache, metadata, output=expanded, lse=lse_rows)
             by_head[rows] = of_layer.folded(expanded)
+            if lse is not None and lse_rows is not None:
+                lse[:, rows] = lse_rows
         if metadata.decode is not None:
             rows = metadata.decode.rows
             q_rows, out_rows = q[rows], by_head[rows]
@@ -134,6 +134,8 @@ class MlaLayers(BackendLayers):
             impl.forward_mqa(q_rows, kv_cache, metadata, output=out_rows, lse=lse_rows)
             if not isinstance(rows, slice):
                 by_head[rows] = out_rows
+                if lse is not None and lse_rows is not None:
+                    lse[:, rows] = lse_rows
 
     def write_latent_cache(self, kv_c, k_pe, kv_cache, layer, slot_mapping) -> None:
         impl, kv_cache = self._impl(layer, kv_c, kv_cache)
@@ -145,7 +147,7 @@ class MlaLayers(BackendLayers):
         aiter = self.aiter(q.device.type)
         try:
             impl, kv_cache = self._impl(layer, q, kv_cache, validate=True)
-            metadata = self._metadata_of(layer, batch, lse=lse is not None)
+            metadata = self._metadata_of(layer, batch)
         except UnsupportedError:
             return
         yield from wrong_layers(self.load().impl, {"layer": layer, **arguments, "aiter": aiter})
@@ -162,12 +164,13 @@ class MlaLayers(BackendLayers):
             unfolded = _weights_of(layer, q).unfolded(q[prefill.rows])
             parts = {"kv_c": latent[:, : layer.value_size], "k_pe": latent[:, layer.value_size :]}
             of_rows = {"query": unfolded, **parts, "output": q.new_empty(*unfolded.shape[:2], layer.value_size)}
-            yield from wrong_calls(impl.forward_mha, {**given, **of_rows}, free=free)
+            of_rows["lse"] = new_lse(unfolded)
+            yield from wrong_calls(impl.forward_mha, {**given, **of_rows}, optional=("lse",), free=free)
         yield from wrong_calls(self.load().builder(layer.attn_type).build, {"common_attn_metadata": None})
 
-    def _metadata_of(self, layer: Layer, batch: Batch, *, lse: bool) -> Any:
+    def _metadata_of(self, layer: Layer, batch: Batch) -> Any:
         """The metadata of a step, built once for all layers that are called with this Batch and split it alike."""
-        options = builder_options(layer, batch, lse=lse)
+        options = builder_options(layer, batch)
         key: Any = tuple(options.values())
         known = self._steps.get(key)
         if known is None or known[0] is not batch:
@@ -202,7 +205,7 @@ def own_rows(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch
 
 def _phases(step: Step) -> Iterable[str]:
     """The phases into which the step is split, and whether a context is cut."""
-    options = builder_options(step.layer, step.batch, lse=step.lse is not None)
+    options = builder_options(step.layer, step.batch)
     query_lens, seq_lens = step.batch.query_start_loc.diff().tolist(), step.batch.seq_lens.tolist()
     most = 1 + options["num_speculative_tokens"] if step.batch.causal is True else step.batch.max_query_len
     phases: set[str] = set()

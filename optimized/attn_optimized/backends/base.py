@@ -347,6 +347,7 @@ class MLAAttentionImpl(AttentionImplBase[Metadata]):
         attn_metadata: Metadata,
         *,
         output: torch.Tensor,
+        lse: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The rows of the step's prefills, expanded: they read this step's own tokens, and of the cache the context before.
 
@@ -356,6 +357,7 @@ class MLAAttentionImpl(AttentionImplBase[Metadata]):
             kv_cache: [NB, BS, Lkv + R].
             attn_metadata: of this backend's builder.
             output: [T_p, N, V] or [T_p, N * V].
+            lse: [N, T_p] float32.
 
         Returns:
             output.

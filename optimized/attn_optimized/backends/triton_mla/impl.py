@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from attn_contract import ContractError, Layer, UnsupportedError
 from attn_contract.arguments import check_int
-from attn_contract.validation.shapes import check_cache
+from attn_contract.validation.shapes import check_cache, given
 from attn_contract.validation.tensors import check_tensors
 from attn_contract.validation.values import check_block_table
 
@@ -74,17 +74,19 @@ class TritonMlaImpl(MLAAttentionImpl[MlaMetadata]):
         attn_metadata: MlaMetadata,
         *,
         output: torch.Tensor,
+        lse: torch.Tensor | None = None,
     ) -> torch.Tensor:
         self._check_metadata(attn_metadata)
-        self._check_step(query, attn_metadata.step, output, None)
+        self._check_step(query, attn_metadata.step, output, lse)
         prefill = attn_metadata.prefill
         if prefill is None:
             raise ContractError("attn_metadata.prefill", None, "prefills: this step has none")
         kv_cache = self._own_view(kv_cache)
-        self._check_prefill(query, kv_c, k_pe, kv_cache, attn_metadata, prefill, output)
+        self._check_prefill(query, kv_c, k_pe, kv_cache, attn_metadata, prefill, output, lse)
 
         key, value = self._expand(kv_c, k_pe)
-        lse = query.new_empty(query.shape[1], len(query), dtype=torch.float32) if prefill.context_chunks else None
+        if lse is None and prefill.context_chunks:
+            lse = query.new_empty(query.shape[1], len(query), dtype=torch.float32)
         attn_optimized.varlen_attention(query, key, value, self.expanded, prefill.own, out=output, lse=lse, **self._options)
         out = output.view(len(output), self.layer.num_heads, self.v_head_dim)
         for chunk in prefill.context_chunks:
@@ -127,6 +129,7 @@ class TritonMlaImpl(MLAAttentionImpl[MlaMetadata]):
         attn_metadata: MlaMetadata,
         prefill: MlaPrefillMetadata,
         output: torch.Tensor,
+        lse: torch.Tensor | None,
     ) -> None:
         """Check what the kernels do not see: the latent vectors, and the cache that is gathered from."""
         num_tokens = prefill.batch.num_actual_tokens
@@ -138,7 +141,7 @@ class TritonMlaImpl(MLAAttentionImpl[MlaMetadata]):
         if len(query) != num_tokens:
             raise ContractError("query", f"{len(query)} rows", f"{num_tokens}, those of the prefills")
         inputs = {"q": query, "kv_c": kv_c, "k_pe": k_pe, "kv_cache": kv_cache, "kv_b_proj": self.kv_b_proj}
-        check_tensors({**inputs, **self.layer.tensors}, {"out": output}, step=prefill.batch)
+        check_tensors({**inputs, **self.layer.tensors}, given(out=output, lse=lse), step=prefill.batch)
         view = check_cache(kv_cache, self.layer, self.config.dtype)
         check_host_lengths(attn_metadata, prefill.max_seq_len, view.block_size, values=self.validate)
         if self.validate:
