@@ -130,8 +130,9 @@ def _model_type(argument: str, name: object, known: Collection[str]) -> str:
 def _refuse_out_of_scope(fields: Mapping[str, Any], model_type: str) -> None:
     """Refuse all that is out of scope at once, whether a field or the model type asks for it."""
     # a model type that is not served is out of scope by its own reasons, and its latent cache is none
-    served = MODEL_TYPES.get(model_type, ModelType(fields=LATENT)).fields
-    asked = [name for name in OUT_OF_SCOPE if name not in served and not says_nothing(fields.get(name))]
+    served = MODEL_TYPES.get(model_type, LATENT)
+    known = {*served.fields, *served.inert}
+    asked = [name for name in OUT_OF_SCOPE if name not in known and not says_nothing(fields.get(name))]
     refuse_out_of_scope(dict.fromkeys((*OUT_OF_SCOPE_TYPES.get(model_type, ()), *asked)))
 
 

@@ -84,13 +84,11 @@ _GROUPED = {
     "head_dim": Meaning.HEAD_SIZE,
     "v_head_dim": Meaning.V_HEAD_SIZE,
 }
-LATENT = {
+_LATENT = {
     **_SIZES,
     "kv_lora_rank": Meaning.LATENT_SIZE,
     "qk_nope_head_dim": Meaning.NOPE_SIZE,
     "qk_rope_head_dim": Meaning.ROPE_SIZE,
-    # of the expanded form, which reads no cache
-    "v_head_dim": Meaning.V_HEAD_SIZE,
 }
 _YARN = {
     f"{name}.{inner}": meaning
@@ -102,9 +100,10 @@ _ROPE_TYPES = {
     for name in ("rope_scaling", "rope_parameters")
     for inner in ("type", "rope_type")
 }
-_INERT_OF_LATENT = ("num_key_value_heads", "head_dim", "qk_head_dim", "rope_interleave")
-"""Every head has a key and a value of its own in the expanded form, and all heads have one in the cache."""
-_DEEPSEEK = ModelType(fields={**LATENT, **_YARN}, fixed=_ROPE_TYPES, inert=_INERT_OF_LATENT)
+_INERT_OF_LATENT = ("num_key_value_heads", "head_dim", "qk_head_dim", "v_head_dim", "rope_interleave")
+"""Sizes of the expanded form, which reads no cache. Its heads have keys and values of their own; in the cache all have one."""
+LATENT = ModelType(fields=_LATENT, inert=_INERT_OF_LATENT)
+_DEEPSEEK = ModelType(fields={**_LATENT, **_YARN}, fixed=_ROPE_TYPES, inert=_INERT_OF_LATENT)
 _WINDOWED = {**_GROUPED, "sliding_window": Meaning.WINDOW}
 _MIXED = {**_WINDOWED, "layer_types": Meaning.LAYER_TYPES}
 _PERIODIC = {**_MIXED, "sliding_window_pattern": Meaning.PERIOD}
@@ -288,7 +287,7 @@ MODEL_TYPES: Mapping[str, ModelType] = {
     "kimi_k2": dataclasses.replace(_DEEPSEEK, class_of="deepseek_v3"),
     "glm4_moe_lite": _DEEPSEEK,
     # its long rotations do not scale logits
-    "minicpm3": ModelType(fields=LATENT, inert=_INERT_OF_LATENT),
+    "minicpm3": LATENT,
     "gpt_neox": ModelType(fields=_SIZES),
     "opt": ModelType(fields=_SIZES),
 }

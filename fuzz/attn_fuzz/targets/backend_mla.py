@@ -96,7 +96,7 @@ def is_wide(layer: Layer) -> bool:
 def builder_options(layer: Layer, batch: Batch) -> dict[str, Any]:
     """What counts as a decode, and how many keys are gathered at once: chosen by the step. Wide rows are decodes alone."""
     choose = random.Random(repr((batch.query_start_loc.tolist(), batch.seq_lens.tolist())))
-    longest = max(batch.seq_lens.tolist(), default=0)
+    longest = max((batch.seq_lens - batch.query_start_loc.diff()).tolist(), default=0)
     options = {
         "num_speculative_tokens": choose.choice((0, 0, 0, 1, 3)),
         "context_chunk_keys": max(1, -(-longest // choose.randint(1, MOST_CHUNKS))),
