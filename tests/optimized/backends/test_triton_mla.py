@@ -299,6 +299,6 @@ def test_only_decoders_have_a_builder():
 @pytest.mark.parametrize("name", ["ROCM_AITER_MLA", "ROCM_AITER_TRITON_MLA"])
 def test_backends_without_an_adapter_refuse_to_build(name, aiter):
     """With a whole AITER, too: nothing pretends to be its kernels."""
-    with pytest.raises(UnsupportedError, match="no adapter to AITER's assembly kernels.*; use TRITON_MLA") as refused:
+    with pytest.raises(UnsupportedError, match=r"no adapter to AITER's assembly kernels.*; use TRITON_MLA") as refused:
         BACKENDS[name].impl(layer_of(), dtype=torch.float16, block_size=BLOCK_SIZE, aiter=aiter)
     assert str(refused.value).startswith(name)
