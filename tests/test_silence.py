@@ -27,14 +27,14 @@ from attn_contract import (
     UnsupportedError,
     rules,
 )
-from attn_contract.rules import VISIBILITY, asked, holds_rules, rule
+from attn_contract.rules import VISIBILITY, holds_rules, rule
 from attn_fuzz import Call, CaptureError, capture
 from attn_fuzz.cases.case import Cache, Case
 from attn_fuzz.targets import registry
 from attn_optimized import aiter_adapter, attention
 from attn_optimized.aiter_adapter import recorded
 from attn_optimized.backends import BACKENDS
-from attn_optimized.selector import PRIORITIES, select
+from attn_optimized.selector import PRIORITIES, priorities, select
 
 AITER = recorded("2026-08")
 # the kernels run where the other tests run them
@@ -142,6 +142,12 @@ def assembly(layer_type: type[Layer], **settings: Any) -> None:
 def kernel_of(backend: str) -> Callable[[type[Layer]], Any]:
     def run(layer_type: type[Layer], **settings: Any) -> None:
         layout = BACKENDS[backend].capabilities(AITER).layouts.values[0]
+        if layout is Layout.LATENT:
+            layer = layer_type(**{**SHAPE, **LATENT, **settings})
+            weight = {"kv_b_proj": torch.zeros(2 * 32, 48, dtype=torch.float16, device=DEVICE), "v_head_dim": 16}
+            of_mla = weight if backend == "TRITON_MLA" else {}
+            BACKENDS[backend].impl(layer, dtype=torch.float16, block_size=16, aiter=AITER, **of_mla)
+            return
         layer = call_of(layer_type, layout, **settings).layer
         BACKENDS[backend].impl(layer, dtype=torch.float16, block_size=16, aiter=AITER)
 
@@ -186,7 +192,7 @@ def test_kernels_that_name_the_rule_are_launched(name, unheard, monkeypatch):
     CALLED[name](unheard, unheard_of=3)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if BACKENDS[name].capabilities(AITER).available])
 def test_a_backend_that_names_the_rule_serves_it(backend, unheard, monkeypatch):
     declared: Capabilities = BACKENDS[backend].capabilities(AITER)
     named = dataclasses.replace(declared, rules={**declared.rules, "unheard_of": YES})
@@ -199,7 +205,7 @@ def test_no_backend_is_selected(architecture, unheard):
     config = AttentionConfig.of(call_of(unheard, unheard_of=3).layer, torch.float16, block_size=16)
     with pytest.raises(UnsupportedError) as refused:
         select(dataclasses.replace(config, layout=None), architecture=architecture, aiter=AITER)
-    assert str(refused.value).count("an unheard-of rule not supported: it is not declared") == len(BACKENDS)
+    assert str(refused.value).count("an unheard-of rule not supported: it is not declared") == len(priorities(architecture))
     assert architecture in PRIORITIES or architecture.startswith(("gfx", "sm"))
 
 
@@ -232,7 +238,7 @@ READERS: dict[str, Callable[..., object]] = {
     "AITER's paged_attention_v1": functools.partial(aiter_adapter.paged_attention_v1, AITER),
     "AITER's pa_fwd_asm": functools.partial(aiter_adapter.pa_fwd_asm, AITER),
 }
-SERVE_LATENT_CACHES: frozenset[str] = frozenset({"the kernels"})
+SERVE_LATENT_CACHES: frozenset[str] = frozenset({"the kernels", "TRITON_MLA", "ROCM_AITER_MLA", "ROCM_AITER_TRITON_MLA"})
 """The names in READERS, and of backends, that serve a latent cache. Every other one refuses it."""
 
 
@@ -256,6 +262,7 @@ def test_a_width_of_v_is_refused_by_all_backends_that_do_not_name_it(backend, la
     dense = {"head_size_v": 48, "attn_type": AttentionType.ENCODER_ONLY}
     layer = Layer(**{**SHAPE, **(LATENT if latent else dense)})
     if backend in SERVE_LATENT_CACHES:
+        assert BACKENDS[backend].capabilities(AITER).answer("head_size_v")
         return
     with pytest.raises(UnsupportedError, match="head_size_v"):
         BACKENDS[backend].impl(layer, dtype=torch.float16, block_size=16 if latent else None, aiter=AITER)
@@ -290,39 +297,10 @@ def test_dense_v_of_another_width_is_refused_by_all_who_do_not_name_it():
 
 
 @pytest.mark.parametrize("architecture", ["gfx942", "gfx1201", "sm90", "interpreter"])
-def test_no_backend_is_selected_for_a_latent_cache(architecture):
+def test_only_backends_that_name_it_are_selected_for_a_latent_cache(architecture):
     config = AttentionConfig.of(Layer(**{**SHAPE, **LATENT}), torch.float16, block_size=16)
     for asked_for in (config, dataclasses.replace(config, layout=None)):
-        with pytest.raises(UnsupportedError) as refused:
-            select(asked_for, architecture=architecture, aiter=AITER)
-        silent = set(BACKENDS) - SERVE_LATENT_CACHES
-        assert str(refused.value).count("head_size_v (a width of V of its own) not supported") == len(silent)
-
-
-def test_no_plain_layer_is_given_a_latent_cache(monkeypatch):
-    """Of a backend that has the layout, too: whoever chooses layouts takes it exactly where V is part of K."""
-    declared = BACKENDS["TRITON_ATTN"].capabilities(AITER)
-    layouts = dataclasses.replace(declared.layouts, values=(Layout.LATENT, *declared.layouts.values))
-    both = dataclasses.replace(declared, layouts=layouts, rules={**declared.rules, "head_size_v": YES})
-    monkeypatch.setattr(BACKENDS["TRITON_ATTN"], "capabilities", classmethod(lambda cls, aiter: both))
-    plain = AttentionConfig(num_heads=2, num_kv_heads=1, head_size=64, dtype=torch.float16, block_size=16)
-    select_on = functools.partial(select, architecture="sm90", aiter=AITER, backend="TRITON_ATTN")
-    assert select_on(plain).layout is declared.layouts.values[0]
-    assert select_on(plain.with_rules(head_size_v=48)).layout is Layout.LATENT
-
-
-def test_a_batch_asks_as_a_layer_does():
-    @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-    class Marked(Batch):
-        marks: torch.Tensor | None = None
-
-    call = call_of(Layer)
-    batch = Marked(
-        **{field.name: getattr(call.batch, field.name) for field in dataclasses.fields(Batch)},
-        marks=torch.ones(2, device=DEVICE),
-    )
-    assert list(asked(batch)) == ["marks"]
-    for package in (attn_optimized, attn_reference):
-        with pytest.raises(UnsupportedError, match="marks"):
-            package.paged_attention(call.q, call.kv_cache, call.layer, batch, out=call.out)
-    assert call.out.isnan().all(), "nothing was written"
+        assert select(asked_for, architecture=architecture, aiter=AITER).backend == "TRITON_MLA"
+        for backend in set(BACKENDS) - SERVE_LATENT_CACHES:
+            with pytest.raises(UnsupportedError, match=r"head_size_v \(a width of V of its own\) not supported"):
+                select(asked_for, architecture=architecture, aiter=AITER, backend=backend)

@@ -142,7 +142,8 @@ def _refuse_of_all_backends(layers: dict[str, AttentionConfig], architecture: st
     from attn_optimized.selector import priorities
 
     for name, config in layers.items():
-        of_each = [BACKENDS[backend].capabilities(aiter).refusals(config, architecture) for backend in priorities(architecture)]
+        names = priorities(architecture, latent=config.has_latent_cache)
+        of_each = [BACKENDS[backend].capabilities(aiter).refusals(config, architecture) for backend in names]
         if shared := [refusal for refusal in of_each[0] if all(refusal in others for others in of_each)]:
             reasons = "; ".join(refusal.reason for refusal in shared)
             features = " and ".join(refusal.property for refusal in shared)

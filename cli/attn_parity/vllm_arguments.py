@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from attn_optimized.aiter_adapter import Aiter
 
 _BLOCKS = Multiples(16, "vLLM's cache has blocks in units of 16 slots")
+_ANY_BLOCKS = Multiples(1, "vLLM's builder lists the slots of tokens one by one")
 _HALVES = Only((torch.float16, torch.bfloat16), "vLLM declares no other dtype")
 _BELOW_32 = Combination(
     property="a head size below 32",
@@ -57,6 +58,17 @@ def _of_vllm(name: str, *, rules: tuple[str, ...], **declared: Any) -> Capabilit
         "combinations": (_BELOW_32,),
     }
     return Capabilities(backend=name, rules=dict.fromkeys(rules, YES), **{**plain, **declared})
+
+
+def _of_mla(name: str, *rules: str, **declared: Any) -> Capabilities:
+    """A backend of latent attention. What else vLLM refuses, our own declarations refuse."""
+    return _of_vllm(
+        name,
+        rules=("head_size_v", "non_causal", "lse", *rules),
+        attn_types={**dict.fromkeys(AttentionType, No("vLLM's backend is for decoders")), AttentionType.DECODER: YES},
+        combinations=(),
+        **declared,
+    )
 
 
 VLLM_BACKENDS: Mapping[str, Capabilities] = {
@@ -88,6 +100,9 @@ VLLM_BACKENDS: Mapping[str, Capabilities] = {
         kv_cache_dtypes=Only(QUANTIZED_DTYPES, "vLLM declares no other"),
         scales=Only(("tensor", "inline"), "vLLM's backend has no other scales"),
     ),
+    "ROCM_AITER_MLA": _of_mla("ROCM_AITER_MLA", block_sizes=_ANY_BLOCKS),
+    "TRITON_MLA": _of_mla("TRITON_MLA", "batch_invariant"),
+    "ROCM_AITER_TRITON_MLA": _of_mla("ROCM_AITER_TRITON_MLA", block_sizes=_ANY_BLOCKS),
 }
 """What is known of vLLM's backends, by our names, which are vLLM's."""
 
@@ -125,7 +140,7 @@ def vllm_arguments(
     if architecture == INTERPRETER:
         return VllmArguments(None, None, {"on a CPU": ("vLLM takes its own CPU backend, whatever is asked for",)})
     why_not: dict[str, tuple[str, ...]] = {}
-    for name in priorities(architecture):
+    for name in priorities(architecture, latent=any(config.has_latent_cache for config in layers.values())):
         reasons: dict[str, None] = {}
         for layer, config in layers.items():
             if wanted.get(layer, name) != name:

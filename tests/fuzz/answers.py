@@ -1,5 +1,6 @@
 """What `attn-parity select` must answer for the model configs in `configs/`, on gfx942 with AITER 2026-08. Written by hand."""
 
+import math
 from typing import Any, NamedTuple
 
 
@@ -25,6 +26,12 @@ def full(*sizes: Any, **rules: Any) -> dict[str, Answer]:
     return {"full_attention": group(*sizes, **rules)}
 
 
+def latent(numbers: str, heads: int, size: int, rotated: int, *, nope: int, scale: float | None = None) -> dict[str, Answer]:
+    """A decoder with latent attention: the scale is that of the expanded form."""
+    scale = (nope + rotated) ** -0.5 if scale is None else scale
+    return {"full_attention": group(numbers, heads, 1, size + rotated, MLA, scale=scale, head_size_v=size)}
+
+
 def sliding(*sizes: Any, **rules: Any) -> dict[str, Answer]:
     return {"sliding_attention": group(*sizes, **rules)}
 
@@ -44,6 +51,7 @@ def window(width: int) -> list[int]:
 
 
 TRITON = "TRITON_ATTN"
+MLA = "TRITON_MLA"
 FLASH = "ROCM_AITER_FA"
 
 ANSWERS: dict[str, dict[str, Answer]] = {
@@ -103,6 +111,13 @@ ANSWERS: dict[str, dict[str, Answer]] = {
     "glm-4-9b-0414": full("0-39", 32, 2, 128),
     "glm-4.5": full("0-91", 96, 8, 128),
     "gpt2": full("0-11", 12, 12, 64),
+    # latent: one KV head of Lkv + R, and the scale of P + R
+    "deepseek-v2": latent("0-59", 128, 512, 64, nope=128),
+    "deepseek-v2-lite": latent("0-26", 16, 512, 64, nope=128, scale=192**-0.5 * (0.0707 * math.log(40) + 1) ** 2),
+    "deepseek-v3": latent("0-60", 128, 512, 64, nope=128),
+    "kimi-k2": latent("0-60", 64, 512, 64, nope=128),
+    "minicpm3-4b": latent("0-61", 40, 256, 32, nope=64),
+    "glm-4.7-flash": latent("0-46", 20, 512, 64, nope=192),
 }
 
 VLLM: dict[str, str] = {
@@ -110,16 +125,13 @@ VLLM: dict[str, str] = {
     **dict.fromkeys(("llama-4-scout", "gemma-2-9b", "gemma-3-4b", "bart-large-cnn"), TRITON),
     "gpt-oss-120b": FLASH,
     "whisper-large-v3": "ROCM_AITER_UNIFIED_ATTN",
+    **dict.fromkeys(("deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "kimi-k2", "minicpm3-4b", "glm-4.7-flash"), MLA),
 }
 """The one backend of the command line for vLLM."""
 
-_MLA = "attn_contract: MLA (kv_lora_rank) not supported: its layers are given by head_size, head_size_v and layout LATENT"
 REFUSED: dict[str, str] = {
     "t5-base": "attn_contract: relative position bias (relative_attention_num_buckets) not supported: ",
     "bert-relative": "attn_contract: relative position embeddings (relative_key_query) not supported: ",
-    "deepseek-v2": _MLA,
-    "deepseek-v3": _MLA,
-    "kimi-k2": _MLA,
     "deepseek-v3.2": "attn_contract: sparse attention (index_topk) not supported: an indexer picks the keys",
     "mimo-v2-flash": "attn_contract: V of another width than K (v_head_dim) not supported: it is given by head_size_v",
     "jamba-v0.1": "attn_contract: state-space layers (mamba_d_state) not supported: ",

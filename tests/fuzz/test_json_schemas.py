@@ -76,7 +76,15 @@ def test_binaries_and_executions(attn_parity, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "code"), [("gpt-oss-120b", 0), ("whisper.json", 0), ("gemma-3.json", 0), ("dflash.json", 0), ("deepseek-v3", 1)]
+    ("file", "code"),
+    [
+        ("gpt-oss-120b", 0),
+        ("whisper.json", 0),
+        ("gemma-3.json", 0),
+        ("dflash.json", 0),
+        ("deepseek-v3", 0),
+        ("deepseek-v3.2", 1),
+    ],
 )
 def test_a_selection(file, code, attn_parity, tmp_path):
     options = ("--arch", "gfx942", "--aiter", "2026-08", "--json", "selected.json")

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from attn_contract import ContractError
 from attn_parity.model_config import MODEL_TYPES, OUT_OF_SCOPE_TYPES, WRAPPERS, model_config
 from attn_parity.model_config.meaning import Meaning
 from attn_parity.selected import print_vllm, spans
@@ -72,9 +73,32 @@ def test_a_config_is_refused_by_name(name, select):
     assert result["layers"] == {}
 
 
-def test_deepseek_is_told_everything_at_once(select):
+def test_sparse_attention_is_refused_by_name_and_its_latent_cache_is_not(select):
     ended, _ = select(CONFIGS["deepseek-v3.2"])
-    assert all(feature in ended.out for feature in ("index_topk", "kv_lora_rank", "v_head_dim"))
+    assert "index_topk" in ended.out
+    assert not any(feature in ended.out for feature in ("kv_lora_rank", "v_head_dim"))
+
+
+@pytest.mark.parametrize("heads", [16, 128])
+@pytest.mark.parametrize("architecture", ["gfx942", "gfx950", "gfx1201", "sm90"])
+def test_latent_attention_has_one_kv_head_on_every_device(architecture, heads, select):
+    devices = 128 // heads
+    ended, result = select(CONFIGS["deepseek-v3"], "--arch", architecture, "--tensor-parallel", str(devices))
+    assert ended.code == 0
+    assert result["layers"]["full_attention"]["backend"] == "TRITON_MLA"
+    assert result["layers"]["full_attention"]["layout"] == "LATENT"
+    assert result["vllm"]["backend"] == "TRITON_MLA"
+
+
+def test_yarn_scales_the_logits_of_latent_attention():
+    config = {**CONFIGS["deepseek-v3"], "rope_scaling": {"type": "yarn", "factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0}}
+    plain, scaled = (model_config(one).groups["full_attention"].scale for one in (CONFIGS["deepseek-v3"], config))
+    assert scaled == pytest.approx(plain * 1.3688879**2)
+    assert scaled == pytest.approx(0.1352337)
+    unscaled = {**config, "rope_scaling": {"type": "yarn", "factor": 40, "mscale_all_dim": 0}}
+    assert model_config(unscaled).groups["full_attention"].scale == plain
+    with pytest.raises(ContractError, match=r"rope_scaling\.type: got 'llama3'"):
+        model_config({**config, "rope_scaling": {"type": "llama3", "factor": 8}})
 
 
 def model_of(config: dict[str, Any]) -> dict[str, Any]:
@@ -116,6 +140,7 @@ def test_every_meaning_changes_an_answer(monkeypatch):
                 counted.add(meaning)
     # one change alone does not show: the tests below show it
     together = {Meaning.USE_WINDOW, Meaning.FIRST_WINDOWED, Meaning.ROTATED_PERIOD, Meaning.V_HEAD_SIZE, Meaning.IS_DECODER}
+    together |= {Meaning.YARN_FACTOR, Meaning.YARN_MSCALE}
     assert set(Meaning) - counted == together
 
 

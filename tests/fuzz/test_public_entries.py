@@ -62,8 +62,11 @@ TARGETS = {
     "ROCM_ATTN": "backend-rocm-attn",
     "ROCM_AITER_UNIFIED_ATTN": "documented-aiter-unified-backend",
     "ROCM_AITER_FA": "documented-aiter-fa",
+    "TRITON_MLA": "backend-triton-mla",
 }
 REASONS = {
+    "ROCM_AITER_MLA": "it refuses every layer",
+    "ROCM_AITER_TRITON_MLA": "it refuses every layer",
     "attn_optimized.context_parallel.attend_over_ranks": "it needs processes, which test_attend_over_ranks.py has",
     "attn_reference.context_parallel": "a module, held to tables by tests/reference, whose functions reference-ranks calls",
     "attn_optimized.aiter_adapter.recorded": "the signatures of the double, which takes no other arguments",
@@ -122,7 +125,8 @@ def test_the_target_calls_the_entry(entry, monkeypatch, tmp_path):
 def _break(entry: str, patched: pytest.MonkeyPatch) -> None:
     """Have a call of the entry raise."""
     if entry in BACKENDS:
-        patched.setattr(BACKENDS[entry].impl, "forward", _raise)
+        method = "forward_mqa" if entry == "TRITON_MLA" else "forward"
+        patched.setattr(BACKENDS[entry].impl, method, _raise)
     elif "::" in entry:
         function = getattr(torch.ops.attn_parity, entry.removeprefix("attn_parity::"))
         patched.setattr(function, "default", _WithSchema(function.default._schema))

@@ -99,7 +99,7 @@ def test_an_unknown_architecture_is_refused_with_those_known(name):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_knows_every_backend_and_the_one_that_serves_all(architecture):
-    assert sorted(priorities(architecture)) == sorted(BACKENDS)
+    assert sorted((*priorities(architecture), *priorities(architecture, latent=True))) == sorted(BACKENDS)
     assert select(CROSS, architecture=architecture, aiter=NO_AITER).backend == "TRITON_ATTN"
 
 
@@ -108,6 +108,54 @@ def test_this_machine_has_an_architecture():
 
 
 # one layer
+
+
+LATENT = AttentionConfig(
+    num_heads=16, num_kv_heads=1, head_size=576, dtype=torch.bfloat16, block_size=16, rules={"head_size_v": 512}
+)
+NO_ADAPTER = "has no adapter to AITER's assembly kernels"
+
+
+@pytest.mark.parametrize("architecture", ["gfx942", "gfx950", "gfx1201", "sm90"])
+@pytest.mark.parametrize("heads", [12, 16, 71, 128])
+def test_latent_attention_of_every_head_count(architecture, heads):
+    selection = select(replace(LATENT, num_heads=heads), architecture=architecture, aiter=AITER)
+    assert (selection.backend, selection.layout) == ("TRITON_MLA", Layout.LATENT)
+    skipped = {one.backend: [refusal.reason for refusal in one.refusals] for one in selection.skipped}
+    assert skipped.keys() == ({"ROCM_AITER_MLA"} if architecture.startswith("gfx9") else set())
+    assert all(NO_ADAPTER in reason for reasons in skipped.values() for reason in reasons)
+
+
+@pytest.mark.parametrize(
+    ("config", "architecture", "reason"),
+    [
+        (replace(LATENT, num_heads=144), "gfx942", None),
+        (replace(LATENT, num_heads=130), "gfx942", "more than 128 heads that are no multiple of 16"),
+        (replace(LATENT, block_size=1), "gfx942", None),
+        (LATENT.with_rules(non_causal=True), "gfx950", None),
+        (LATENT.with_rules(non_causal=True), "gfx942", "not causal, but on gfx950"),
+        (replace(LATENT, dtype=torch.float16).with_rules(non_causal=True), "gfx950", "float16 with a cache of float16"),
+        (replace(LATENT, dtype=torch.float32), "gfx942", "dtype float32"),
+        (LATENT.with_rules(batch_invariant=True), "gfx942", "batch"),
+        (LATENT.with_rules(sinks=True), "gfx942", "sinks"),
+        (LATENT, "gfx90a", "architecture gfx90a"),
+        (LATENT, "gfx1201", "architecture gfx1201"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["ROCM_AITER_MLA", "ROCM_AITER_TRITON_MLA"])
+def test_what_aiters_backends_of_latent_attention_would_serve(backend, config, architecture, reason):
+    """As vLLM declares it. None has an adapter here, so that each is refused for this reason at least."""
+    first, *others = BACKENDS[backend].capabilities(AITER).refusals(config, architecture)
+    assert NO_ADAPTER in first.reason
+    assert [reason in refusal.property for refusal in others] == ([] if reason is None else [True])
+
+
+def test_a_backend_of_the_other_kind_says_why_it_does_not_serve():
+    with pytest.raises(UnsupportedError, match="a latent cache"):
+        select(LATENT, architecture="gfx942", aiter=AITER, backend="TRITON_ATTN")
+    with pytest.raises(UnsupportedError, match="layout") as refused:
+        select(replace(DECODER, layout=Layout.BLOCKS_FIRST_NHD), architecture="gfx942", aiter=AITER, backend="TRITON_MLA")
+    assert refused.value.args
 
 
 @pytest.mark.parametrize(
@@ -244,7 +292,7 @@ def test_an_unknown_backend_is_refused_with_those_known():
 def test_where_none_serves_all_say_why():
     with pytest.raises(UnsupportedError) as refused:
         select(replace(DECODER, head_size=512).with_rules(sinks=True), architecture="gfx942", aiter=NO_AITER)
-    for backend in BACKENDS:
+    for backend in priorities("gfx942"):
         line = next(line for line in refused.value.reason.splitlines() if line.startswith(f"  {backend}: "))
         assert "head size 512" in line
         assert ("AITER is not installed" in line) == ("AITER" in backend)

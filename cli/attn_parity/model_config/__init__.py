@@ -17,7 +17,7 @@ from attn_contract.scope import OUT_OF_SCOPE, refuse_out_of_scope
 from attn_parity.model_config.completed import filled
 from attn_parity.model_config.groups import Group, groups
 from attn_parity.model_config.meaning import Meaning, read
-from attn_parity.model_config.model_types import MODEL_TYPES, OUT_OF_SCOPE_TYPES, WRAPPERS, ModelType
+from attn_parity.model_config.model_types import LATENT, MODEL_TYPES, OUT_OF_SCOPE_TYPES, WRAPPERS, ModelType
 from attn_parity.model_config.unknown import refuse_unknown, says_nothing
 
 _FIELDS = ("architectures", "model_type", "hidden_size", "num_attention_heads", "num_hidden_layers", "text_config")
@@ -92,7 +92,7 @@ def model_config(content: Mapping[str, Any]) -> ModelConfig:
     if wrapper:
         refuse_unknown(content, outer, ModelType(fields={}))
     record = MODEL_TYPES[model_type]
-    architecture = _architecture(content.get("architectures"), outer, record)
+    architecture = _architecture(content.get("architectures"), record.class_of or outer, record)
     fields = _flat(text, record)
     refuse_unknown(fields, model_type, record)
     read(record.fields, fields)  # so that transformers is given no value that cannot be
@@ -129,8 +129,10 @@ def _model_type(argument: str, name: object, known: Collection[str]) -> str:
 
 def _refuse_out_of_scope(fields: Mapping[str, Any], model_type: str) -> None:
     """Refuse all that is out of scope at once, whether a field or the model type asks for it."""
-    served = MODEL_TYPES.get(model_type, ModelType(fields={})).fields
-    asked = [name for name in OUT_OF_SCOPE if name not in served and not says_nothing(fields.get(name))]
+    # a model type that is not served is out of scope by its own reasons, and its latent cache is none
+    served = MODEL_TYPES.get(model_type, LATENT)
+    known = {*served.fields, *served.inert}
+    asked = [name for name in OUT_OF_SCOPE if name not in known and not says_nothing(fields.get(name))]
     refuse_out_of_scope(dict.fromkeys((*OUT_OF_SCOPE_TYPES.get(model_type, ()), *asked)))
 
 

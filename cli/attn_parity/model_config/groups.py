@@ -106,6 +106,8 @@ def _rules_of(kind: str, said: Said) -> dict[str, Any]:
 def _rules(said: Said, record: ModelType) -> dict[str, Any]:
     """The rules of all layers of a decoder."""
     rules = dict(record.rules)
+    if (latent_size := said(Meaning.LATENT_SIZE)) is not None:
+        rules["head_size_v"] = latent_size
     if (cap := said(Meaning.SOFT_CAP)) is not None:
         rules["logits_soft_cap"] = cap
     if said(Meaning.ALIBI):
@@ -115,6 +117,8 @@ def _rules(said: Said, record: ModelType) -> dict[str, Any]:
 
 def _sizes(said: Said) -> dict[str, Any]:
     heads = said.needed(Meaning.HEADS)
+    if Meaning.LATENT_SIZE in said.names:
+        return _latent_sizes(said, heads)
     head_size = said(Meaning.HEAD_SIZE) or _head_size(said, Meaning.HEADS, heads)
     v_head_size = said(Meaning.V_HEAD_SIZE)
     if v_head_size not in (None, head_size):
@@ -125,6 +129,16 @@ def _sizes(said: Said) -> dict[str, Any]:
         "head_size": head_size,
         "scale": _scale(said, head_size),
     }
+
+
+def _latent_sizes(said: Said, heads: int) -> dict[str, Any]:
+    """The absorbed form, which reads the cache: one KV head for all query heads. The scale is that of the expanded form."""
+    rope_size = said.needed(Meaning.ROPE_SIZE)
+    head_size = said.needed(Meaning.LATENT_SIZE) + rope_size
+    scale = _scale(said, said.needed(Meaning.NOPE_SIZE) + rope_size)
+    if (factor := said(Meaning.YARN_FACTOR) or 1) > 1:
+        scale *= (0.1 * (said(Meaning.YARN_MSCALE) or 0) * math.log(factor) + 1) ** 2
+    return {"num_heads": heads, "num_kv_heads": 1, "head_size": head_size, "scale": scale}
 
 
 def _kv_heads(said: Said, heads: int) -> int:

@@ -25,6 +25,16 @@ class Meaning(StrEnum):
     """None: the hidden size by the query heads."""
     V_HEAD_SIZE = auto()
     """None: the head size."""
+    LATENT_SIZE = auto()
+    """MLA: the elements of a latent vector. Where a field has this meaning, the cache is latent, with one KV head."""
+    NOPE_SIZE = auto()
+    """MLA: the elements of a head's key that are not rotated."""
+    ROPE_SIZE = auto()
+    """MLA: the elements of a head's key that are rotated."""
+    YARN_FACTOR = auto()
+    """MLA: the factor by which YaRN stretches positions. None: it does not."""
+    YARN_MSCALE = auto()
+    """MLA: m of (0.1 * m * ln(YARN_FACTOR) + 1) ** 2, by which YaRN scales the factor of q.k. None and 0: it does not."""
     DECODER_LAYERS = auto()
     DECODER_HEADS = auto()
     MULTI_QUERY = auto()
@@ -77,6 +87,11 @@ def _positive(name: str, value: Any) -> None:
         raise ContractError(name, shown(value), "a positive number")
 
 
+def _not_below_0(name: str, value: Any) -> None:
+    if value != 0 or isinstance(value, bool):
+        _positive(name, value)
+
+
 def _dtype(name: str, value: Any) -> None:
     if value not in ("float32", "float16", "bfloat16"):
         raise ContractError(name, shown(value), "float32, float16 or bfloat16")
@@ -98,6 +113,7 @@ def _zeros_and_ones(name: str, value: Any) -> None:
 
 _OPTIONAL = {
     *(Meaning.KV_HEADS, Meaning.HEAD_SIZE, Meaning.V_HEAD_SIZE, Meaning.LAYER_TYPES, Meaning.WINDOW, Meaning.CHUNK),
+    *(Meaning.YARN_FACTOR, Meaning.YARN_MSCALE),
     *(Meaning.ROTATED_LAYERS, Meaning.SOFT_CAP, Meaning.SCALE, Meaning.DTYPE, Meaning.USE_WINDOW, Meaning.FIRST_WINDOWED),
 }
 _CHECKS: Mapping[Meaning, Callable[[str, Any], None]] = {
@@ -106,6 +122,8 @@ _CHECKS: Mapping[Meaning, Callable[[str, Any], None]] = {
     **dict.fromkeys((Meaning.MULTI_QUERY, Meaning.GROUPED, Meaning.USE_WINDOW, Meaning.ALIBI, Meaning.IS_DECODER), _flag),
     **dict.fromkeys((Meaning.SOFT_CAP, Meaning.SCALE, Meaning.SCALE_DIVISOR), _positive),
     **dict.fromkeys((Meaning.LAYER_KINDS, Meaning.ROTATED_LAYERS), _zeros_and_ones),
+    Meaning.YARN_FACTOR: _positive,
+    Meaning.YARN_MSCALE: _not_below_0,
     Meaning.LAYER_TYPES: _names,
     Meaning.FIRST_WINDOWED: _not_negative,
     Meaning.DTYPE: _dtype,

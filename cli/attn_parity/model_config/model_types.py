@@ -4,6 +4,7 @@
 is installed. A model type that is not here is refused: its code may do what no field says, such as the sinks of GPT-OSS.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -27,6 +28,7 @@ class ModelType:
         rules: what every layer asks for without a field.
         fixed: by a field's name, the only values whose meaning is known here.
         inert: fields that sound like attention and change nothing about it, besides those that do so in no model.
+        class_of: the model type whose class its models have; None: its own.
     """
 
     fields: Mapping[str, Meaning]
@@ -36,6 +38,7 @@ class ModelType:
     rules: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     inert: tuple[str, ...] = ()
+    class_of: str | None = None
 
 
 def _windowed(said: Said, layers: int) -> list[str]:
@@ -81,6 +84,26 @@ _GROUPED = {
     "head_dim": Meaning.HEAD_SIZE,
     "v_head_dim": Meaning.V_HEAD_SIZE,
 }
+_LATENT = {
+    **_SIZES,
+    "kv_lora_rank": Meaning.LATENT_SIZE,
+    "qk_nope_head_dim": Meaning.NOPE_SIZE,
+    "qk_rope_head_dim": Meaning.ROPE_SIZE,
+}
+_YARN = {
+    f"{name}.{inner}": meaning
+    for name in ("rope_scaling", "rope_parameters")
+    for inner, meaning in {"factor": Meaning.YARN_FACTOR, "mscale_all_dim": Meaning.YARN_MSCALE}.items()
+}
+_ROPE_TYPES = {
+    f"{name}.{inner}": ("yarn", "deepseek_yarn", "default")
+    for name in ("rope_scaling", "rope_parameters")
+    for inner in ("type", "rope_type")
+}
+_INERT_OF_LATENT = ("num_key_value_heads", "head_dim", "qk_head_dim", "v_head_dim", "rope_interleave")
+"""Sizes of the expanded form, which reads no cache. Its heads have keys and values of their own; in the cache all have one."""
+LATENT = ModelType(fields=_LATENT, inert=_INERT_OF_LATENT)
+_DEEPSEEK = ModelType(fields={**_LATENT, **_YARN}, fixed=_ROPE_TYPES, inert=_INERT_OF_LATENT)
 _WINDOWED = {**_GROUPED, "sliding_window": Meaning.WINDOW}
 _MIXED = {**_WINDOWED, "layer_types": Meaning.LAYER_TYPES}
 _PERIODIC = {**_MIXED, "sliding_window_pattern": Meaning.PERIOD}
@@ -259,18 +282,23 @@ MODEL_TYPES: Mapping[str, ModelType] = {
         fixed={"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,)},
         inert=("attn_pdrop", "reorder_and_upcast_attn"),
     ),
+    "deepseek_v2": _DEEPSEEK,
+    "deepseek_v3": _DEEPSEEK,
+    "kimi_k2": dataclasses.replace(_DEEPSEEK, class_of="deepseek_v3"),
+    "glm4_moe_lite": _DEEPSEEK,
+    # its long rotations do not scale logits
+    "minicpm3": LATENT,
     "gpt_neox": ModelType(fields=_SIZES),
     "opt": ModelType(fields=_SIZES),
 }
 
 OUT_OF_SCOPE_TYPES: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("t5", "mt5", "umt5"), ("relative_attention_num_buckets",)),
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "kimi_k2", "minicpm3", "glm4_moe_lite"), ("kv_lora_rank",)),
-    **dict.fromkeys(("deepseek_v32", "glm_moe_dsa"), ("index_topk", "kv_lora_rank")),
+    **dict.fromkeys(("deepseek_v32", "glm_moe_dsa"), ("index_topk",)),
     **dict.fromkeys(("mamba", "mamba2", "falcon_mamba"), ("state_size",)),
     **dict.fromkeys(("jamba", "bamba", "falcon_h1"), ("mamba_d_state",)),
     **dict.fromkeys(("qwen3_next", "minimax", "minimax_m1", "minimax_text_01"), ("linear_attention",)),
-    "kimi_linear": ("linear_attention", "kv_lora_rank"),
+    "kimi_linear": ("linear_attention",),
     "mimo_v2_flash": ("v_head_dim",),
 }
 """By model type, names in `attn_contract.scope` of what its layers always ask for, whether a field says so or not."""

@@ -28,7 +28,9 @@ _OF_AMD = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201")
 _ARCHITECTURES = (*_OF_AMD, "sm90", "interpreter")
 _OUTPUTS = tuple(itertools.product(_ARCHITECTURES, _FLOAT8))
 _PLAIN = AttentionConfig(num_heads=1, num_kv_heads=1, head_size=64, dtype=torch.float16, block_size=16)
-"""A decoder that every backend serves."""
+"""A decoder that every backend serves, but those of latent attention."""
+_LATENT = dataclasses.replace(_PLAIN, rules={"head_size_v": 32})
+"""A decoder that every backend of latent attention serves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,7 @@ class Served:
     Args:
         group_sizes: query heads of each KV head.
         outputs: architectures, each with a dtype of outputs that are quantized.
+        plain: a layer that is served, which has the other fields.
     """
 
     head_sizes: Collection[int]
@@ -47,6 +50,7 @@ class Served:
     layouts: Collection[Layout] = _LAYOUTS
     architectures: Collection[str] = _ARCHITECTURES
     outputs: Collection[tuple[str, torch.dtype]] = _OUTPUTS
+    plain: AttentionConfig = _PLAIN
 
 
 SERVED = {
@@ -74,6 +78,16 @@ SERVED = {
         architectures=("gfx942", "gfx950"),
         outputs=(),
     ),
+    # vLLM 0.33: any head count; its kernel takes blocks of whole tiles of 16 slots. Ours holds 128 dims behind V
+    "TRITON_MLA": Served(
+        head_sizes=range(32, 161),
+        block_sizes=range(16, _MOST, 16),
+        group_sizes=range(1, _MOST),
+        dtypes=(torch.float16, torch.bfloat16),
+        layouts=(Layout.LATENT,),
+        outputs=(),
+        plain=_LATENT,
+    ),
 }
 """By the name of a backend."""
 
@@ -84,21 +98,24 @@ def check_declared(declared: Capabilities, choose: random.Random) -> None:
     Raises:
         AssertionError: the backend declares that it serves a layer that it does not serve, or the other way round.
     """
-    field = choose.choice(dataclasses.fields(Served)).name
-    served = getattr(SERVED[declared.backend], field)
-    for value, architecture, config in _layers(field):
+    field = choose.choice([field.name for field in dataclasses.fields(Served) if field.name != "plain"])
+    of_backend = SERVED[declared.backend]
+    served = getattr(of_backend, field)
+    for value, architecture, config in _layers(field, of_backend.plain):
         refusals = declared.refusals(config, architecture)
         assert bool(refusals) != (value in served), f"{declared.backend}, {field} {value}: got {refusals}, expected {served}"
 
 
 @functools.cache
-def _layers(field: str) -> list[tuple[object, str | None, AttentionConfig]]:
+def _layers(field: str, plain: AttentionConfig) -> list[tuple[object, str | None, AttentionConfig]]:
     """Values of a field, and plain layers that have them, on an architecture or on no certain one."""
-    change = functools.partial(dataclasses.replace, _PLAIN)
+    change = functools.partial(dataclasses.replace, plain)
     if field == "architectures":
-        return [(name, name, _PLAIN) for name in _ARCHITECTURES]
+        return [(name, name, plain) for name in _ARCHITECTURES]
     if field == "outputs":
         return [((name, dtype), name, change(output_dtype=dtype)) for name, dtype in _OUTPUTS]
+    if field == "layouts" and plain.has_latent_cache:
+        return [(Layout.LATENT, None, change(layout=Layout.LATENT))]
     if field == "layouts":
         scaled = {"kv_cache_dtype": torch.float8_e4m3fn, "scales": "inline"}
         return [(layout, None, change(layout=layout, **(scaled if layout.has_inline_scales else {}))) for layout in _LAYOUTS]
@@ -106,7 +123,8 @@ def _layers(field: str) -> list[tuple[object, str | None, AttentionConfig]]:
         return [(dtype, None, change(dtype=dtype)) for dtype in _ANY_DTYPE]
     if field == "group_sizes":
         return [(size, None, change(num_heads=size)) for size in range(1, 97)]
-    return [(size, None, change(**{field.removesuffix("s"): size})) for size in range(1, 321)]
+    smallest = plain.value_size if plain.has_latent_cache and field == "head_sizes" else 1
+    return [(size, None, change(**{field.removesuffix("s"): size})) for size in range(smallest, 321)]
 
 
 def triton_attn(device: str) -> Support:

@@ -235,12 +235,19 @@ class Support:
         layouts = self.layouts or EVERYTHING.layouts
         rules = (*EVERYTHING.rules, *(name for name in self.rules if name not in EVERYTHING.rules))
         drawn = {name: getattr(self, name) for name in _DRAWN}
-        return dataclasses.replace(EVERYTHING, layouts=layouts, rules=rules, **drawn)
+        return dataclasses.replace(EVERYTHING, attn_types=self._all_types, layouts=layouts, rules=rules, **drawn)
+
+    @property
+    def _all_types(self) -> tuple[AttentionType, ...]:
+        """All attention types that have one of the layouts: cross-attention has no latent cache."""
+        if not self.layouts or not all(layout.has_latent_value for layout in self.layouts):
+            return EVERYTHING.attn_types
+        return tuple(one for one in EVERYTHING.attn_types if one is not AttentionType.ENCODER_DECODER)
 
     def widenings(self) -> tuple["Support", ...]:
         """Supports to draw refusals from: everything, half of the time; else one attention type, rule or format more, or what
         `exclude` alone excludes."""
-        types = [{"attn_types": (one,)} for one in EVERYTHING.attn_types if one not in self.attn_types]
+        types = [{"attn_types": (one,)} for one in self._all_types if one not in self.attn_types]
         rules = [{"rules": (*self.rules, one)} for one in EVERYTHING.rules if one not in self.rules]
         cache_dtypes = set(EVERYTHING.cache_dtypes) - set(self.cache_dtypes)
         formats = [{"cache_dtypes": (one,), "scales": EVERYTHING.scales} for one in sorted(cache_dtypes)]

@@ -1,11 +1,19 @@
 """Attention backends, by vLLM's names. Each declares once what it can do, and refuses the rest with the reason."""
 
-from attn_optimized.backends.base import AttentionBackend, AttentionImpl, AttentionMetadataBuilder
+from attn_optimized.backends.base import (
+    AttentionBackend,
+    AttentionImpl,
+    AttentionImplBase,
+    AttentionMetadataBuilder,
+    MLAAttentionImpl,
+)
 from attn_optimized.backends.metadata import CommonAttentionMetadata
 from attn_optimized.backends.rocm_aiter_fa import AiterFlashAttentionBackend
+from attn_optimized.backends.rocm_aiter_mla import RocmAiterMlaBackend, RocmAiterTritonMlaBackend
 from attn_optimized.backends.rocm_aiter_unified_attn import RocmAiterUnifiedAttentionBackend
 from attn_optimized.backends.rocm_attn import RocmAttentionBackend
 from attn_optimized.backends.triton_attn import TritonAttentionBackend
+from attn_optimized.backends.triton_mla import TritonMlaBackend
 
 BACKENDS: dict[str, type[AttentionBackend]] = {
     backend.name: backend
@@ -14,7 +22,18 @@ BACKENDS: dict[str, type[AttentionBackend]] = {
         AiterFlashAttentionBackend,
         RocmAiterUnifiedAttentionBackend,
         TritonAttentionBackend,
+        RocmAiterMlaBackend,
+        TritonMlaBackend,
+        RocmAiterTritonMlaBackend,
     )
 }
 
-__all__ = ["BACKENDS", "AttentionBackend", "AttentionImpl", "AttentionMetadataBuilder", "CommonAttentionMetadata"]
+__all__ = [
+    "BACKENDS",
+    "AttentionBackend",
+    "AttentionImpl",
+    "AttentionImplBase",
+    "AttentionMetadataBuilder",
+    "CommonAttentionMetadata",
+    "MLAAttentionImpl",
+]

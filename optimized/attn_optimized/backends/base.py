@@ -72,8 +72,8 @@ class BatchBuilder(AttentionMetadataBuilder[Batch]):
         return common_attn_metadata.batch(self.attn_type)
 
 
-class AttentionImpl(ABC, Generic[Metadata]):
-    """One layer as a backend computes it.
+class AttentionImplBase(ABC, Generic[Metadata]):
+    """One layer as a backend computes it: what it serves, and the checks of its calls.
 
     Args:
         layer: what is fixed for the layer; `layout` is that of the tensors handed to the methods as kv_cache.
@@ -132,6 +132,83 @@ class AttentionImpl(ABC, Generic[Metadata]):
         # what was found right in a step: another one asks again only when it brings something new
         self._served: set[tuple[object, ...]] = set()
         self._cache_shapes: set[torch.Size] = set()
+
+    def _check_metadata(self, attn_metadata: Metadata) -> None:
+        if not isinstance(attn_metadata, self.backend.builder.metadata):
+            expected = f"{self.backend.builder.metadata.__name__}, as {self.backend.name}'s builder makes it"
+            raise ContractError("attn_metadata", type(attn_metadata).__name__, expected)
+
+    def _check_step(self, query: torch.Tensor, batch: Batch, output: torch.Tensor, lse: torch.Tensor | None) -> None:
+        """Refuse what a step is or asks for that the layer was not made for."""
+        self._check_dtype("query", query)
+        check_tensor("output", output)
+        if self.layer.output_scale is not None and output.dtype not in FLOAT8_DTYPES:
+            raise ContractError("output", output.dtype, "float8_e4m3fn or float8_e4m3fnuz: the layer has an output_scale")
+        output_dtype = None if self.layer.output_scale is None else output.dtype
+        per_request = isinstance(batch.causal, torch.Tensor)
+        key = (per_request or batch.causal, *asked(batch), output_dtype, lse is not None)
+        if key in self._served:
+            return
+        step = AttentionConfig.of(
+            self.layer,
+            self.config.dtype,
+            block_size=self.config.block_size,
+            batch=batch,
+            output_dtype=output_dtype,
+            lse=lse is not None,
+            batch_invariant=self.config.asks("batch_invariant"),
+            kv_sharing=self.config.asks("kv_sharing"),
+        )
+        self._refuse(step)
+        self._served.add(key)
+
+    def _check_dtype(self, name: str, tensor: torch.Tensor) -> None:
+        check_tensor(name, tensor)
+        if tensor.dtype != self.config.dtype:
+            raise ContractError(name, tensor.dtype, f"{self.config.dtype}, the layer's dtype")
+
+    def _own_view(self, kv_cache: torch.Tensor | None) -> torch.Tensor:
+        """The cache as this layer must address it, in blocks of the layer's size."""
+        if self.layer.layout is None:
+            raise ContractError("layer.attn_type", self.layer.attn_type, "a type that has a KV cache")
+        check_tensor("kv_cache", kv_cache)
+        assert kv_cache is not None
+        if self._reinterprets:
+            kv_cache = self._as_planes(kv_cache)
+        if kv_cache.shape not in self._cache_shapes:
+            heads = {"num_kv_heads": self.layer.num_kv_heads, "head_size": self.layer.head_size}
+            view = KVCacheView.of(kv_cache, self.layer.layout, **heads)
+            if view.block_size != self.config.block_size:
+                expected = f"{self.config.block_size}, the layer's block_size"
+                raise ContractError("kv_cache", f"blocks of {view.block_size} slots", expected)
+            self._cache_shapes.add(kv_cache.shape)
+        return kv_cache
+
+    def _as_planes(self, kv_cache: torch.Tensor) -> torch.Tensor:
+        """A dense blocks-first view of planes, read as planes (vLLM #43945)."""
+        if kv_cache.dim() != 5 or kv_cache.shape[1] != 2 or not kv_cache.is_contiguous():
+            raise ContractError(
+                "kv_cache",
+                f"shape {tuple(kv_cache.shape)}, strides {tuple(kv_cache.stride())}",
+                "a dense (NB, 2, BS, HK, D): only that covers the same bytes as planes of K and V",
+            )
+        num_blocks, _, *page = kv_cache.shape
+        return kv_cache.view(2, num_blocks, *page)
+
+    def _refuse_every_output(self) -> None:
+        """Refuse a layer with an output_scale, if the backend serves no dtype that an output with a scale can have."""
+        configs = [dataclasses.replace(self.config, output_dtype=dtype) for dtype in FLOAT8_DTYPES]
+        if all(self.capabilities.refusals(config) for config in configs):
+            self._refuse(configs[0])
+
+    def _refuse(self, config: AttentionConfig) -> None:
+        refusals = self.capabilities.refusals(config)
+        if refusals:
+            raise unsupported(self.capabilities.backend, refusals, _others(config, self.backend, self.aiter))
+
+
+class AttentionImpl(AttentionImplBase[Metadata]):
+    """One layer whose keys and values are plain: AttentionImplBase has the constructor."""
 
     @abstractmethod
     def forward(
@@ -226,85 +303,88 @@ class AttentionImpl(ABC, Generic[Metadata]):
             validate=self.validate,
         )
 
-    def _check_metadata(self, attn_metadata: Metadata) -> None:
-        if not isinstance(attn_metadata, self.backend.builder.metadata):
-            expected = f"{self.backend.builder.metadata.__name__}, as {self.backend.name}'s builder makes it"
-            raise ContractError("attn_metadata", type(attn_metadata).__name__, expected)
 
-    def _check_step(self, query: torch.Tensor, batch: Batch, output: torch.Tensor, lse: torch.Tensor | None) -> None:
-        """Refuse what a step is or asks for that the layer was not made for."""
-        self._check_dtype("query", query)
-        check_tensor("output", output)
-        if self.layer.output_scale is not None and output.dtype not in FLOAT8_DTYPES:
-            raise ContractError("output", output.dtype, "float8_e4m3fn or float8_e4m3fnuz: the layer has an output_scale")
-        output_dtype = None if self.layer.output_scale is None else output.dtype
-        per_request = isinstance(batch.causal, torch.Tensor)
-        key = (per_request or batch.causal, *asked(batch), output_dtype, lse is not None)
-        if key in self._served:
-            return
-        step = AttentionConfig.of(
-            self.layer,
-            self.config.dtype,
-            block_size=self.config.block_size,
-            batch=batch,
-            output_dtype=output_dtype,
-            lse=lse is not None,
-            batch_invariant=self.config.asks("batch_invariant"),
-            kv_sharing=self.config.asks("kv_sharing"),
-        )
-        self._refuse(step)
-        self._served.add(key)
+class MLAAttentionImpl(AttentionImplBase[Metadata]):
+    """One layer of latent attention (MLA), in the two forms of `attn_reference.latent`: AttentionImplBase has the constructor.
 
-    def _check_dtype(self, name: str, tensor: torch.Tensor) -> None:
-        check_tensor(name, tensor)
-        if tensor.dtype != self.config.dtype:
-            raise ContractError(name, tensor.dtype, f"{self.config.dtype}, the layer's dtype")
+    The engine multiplies the queries of decodes by W_UK, and the outputs of `forward_mqa` by W_UV.
+    """
 
-    def _own_view(self, kv_cache: torch.Tensor | None) -> torch.Tensor:
-        """The cache as this layer must address it, in blocks of the layer's size."""
-        if self.layer.layout is None:
-            raise ContractError("layer.attn_type", self.layer.attn_type, "a type that has a KV cache")
-        check_tensor("kv_cache", kv_cache)
-        assert kv_cache is not None
-        if self._reinterprets:
-            kv_cache = self._as_planes(kv_cache)
-        if kv_cache.shape not in self._cache_shapes:
-            heads = {"num_kv_heads": self.layer.num_kv_heads, "head_size": self.layer.head_size}
-            view = KVCacheView.of(kv_cache, self.layer.layout, **heads)
-            if view.block_size != self.config.block_size:
-                expected = f"{self.config.block_size}, the layer's block_size"
-                raise ContractError("kv_cache", f"blocks of {view.block_size} slots", expected)
-            self._cache_shapes.add(kv_cache.shape)
-        return kv_cache
+    @abstractmethod
+    def forward_mqa(
+        self,
+        query: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: Metadata,
+        *,
+        output: torch.Tensor,
+        lse: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The rows of the step's decodes, absorbed: they read the cache, which holds this step's tokens already.
 
-    def _as_planes(self, kv_cache: torch.Tensor) -> torch.Tensor:
-        """A dense blocks-first view of planes, read as planes (vLLM #43945)."""
-        if kv_cache.dim() != 5 or kv_cache.shape[1] != 2 or not kv_cache.is_contiguous():
-            raise ContractError(
-                "kv_cache",
-                f"shape {tuple(kv_cache.shape)}, strides {tuple(kv_cache.stride())}",
-                "a dense (NB, 2, BS, HK, D): only that covers the same bytes as planes of K and V",
-            )
-        num_blocks, _, *page = kv_cache.shape
-        return kv_cache.view(2, num_blocks, *page)
+        Args:
+            query: [T_d, N, Lkv + R], the rows `attn_metadata.decode.rows` of the step, in this order.
+            kv_cache: [NB, BS, Lkv + R].
+            attn_metadata: of this backend's builder.
+            output: [T_d, N, Lkv] or [T_d, N * Lkv], written in the rows that a request owns.
+            lse: [N, T_d] float32, written likewise.
 
-    def _refuse_every_output(self) -> None:
-        """Refuse a layer with an output_scale, if the backend serves no dtype that an output with a scale can have."""
-        configs = [dataclasses.replace(self.config, output_dtype=dtype) for dtype in FLOAT8_DTYPES]
-        if all(self.capabilities.refusals(config) for config in configs):
-            self._refuse(configs[0])
+        Returns:
+            output.
 
-    def _refuse(self, config: AttentionConfig) -> None:
-        refusals = self.capabilities.refusals(config)
-        if refusals:
-            raise unsupported(self.capabilities.backend, refusals, _others(config, self.backend, self.aiter))
+        Raises:
+            UnsupportedError: the step asks for what the backend does not do. Nothing was written.
+            ContractError: the arguments contradict the contract, or the step has no decode. Nothing was written.
+        """
+
+    @abstractmethod
+    def forward_mha(
+        self,
+        query: torch.Tensor,
+        kv_c: torch.Tensor,
+        k_pe: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: Metadata,
+        *,
+        output: torch.Tensor,
+        lse: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The rows of the step's prefills, expanded: they read this step's own tokens, and of the cache the context before.
+
+        Args:
+            query: [T_p, N, P + R], the rows `attn_metadata.prefill.rows` of the step, in this order.
+            kv_c, k_pe: [T_p, Lkv] and [T_p, R] of the same rows; k_pe is rotated already.
+            kv_cache: [NB, BS, Lkv + R].
+            attn_metadata: of this backend's builder.
+            output: [T_p, N, V] or [T_p, N * V].
+            lse: [N, T_p] float32.
+
+        Returns:
+            output.
+
+        Raises:
+            UnsupportedError: the step asks for what the backend does not do. Nothing was written.
+            ContractError: the arguments contradict the contract, or the step has no prefill. Nothing was written.
+        """
+
+    def do_kv_cache_update(
+        self, kv_c: torch.Tensor, k_pe: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor
+    ) -> None:
+        """Write this step's latent vectors kv_c [S, Lkv] and rotated keys k_pe [S, R].
+
+        Raises:
+            ContractError: the arguments contradict the contract. Nothing was written.
+        """
+        kv_cache = self._own_view(kv_cache)
+        self._check_dtype("kv_c", kv_c)
+        attn_optimized.write_latent_cache(kv_c, k_pe, kv_cache, self.layer, slot_mapping, validate=self.validate)
 
 
 class AttentionBackend(ABC):
     """A backend: what it can do, and the classes that do it."""
 
     name: ClassVar[str]
-    impl: ClassVar[type[AttentionImpl[Any]]]
+    impl: ClassVar[type[AttentionImplBase[Any]]]
     builder: ClassVar[type[AttentionMetadataBuilder[Any]]]
 
     @classmethod

@@ -60,7 +60,7 @@ def select(config: AttentionConfig, *, architecture: str, aiter: Aiter | None = 
     """
     check_type("config", config, AttentionConfig, "an AttentionConfig")
     architecture = parse_architecture(architecture)
-    verdicts = verdicts_of(config, architecture, known_aiter(aiter))
+    verdicts = verdicts_of(config, architecture, known_aiter(aiter), backend)
     wanted = wanted_of(verdicts, config, architecture, backend)
     verdict = next(verdict for verdict in wanted if not verdict.refusals)
     skipped = skipped_before(wanted, verdict)
@@ -88,8 +88,12 @@ def known_aiter(aiter: Aiter | None) -> Aiter:
     return find_aiter() if aiter is None else aiter
 
 
-def verdicts_of(config: AttentionConfig, architecture: str, aiter: Aiter) -> list[Verdict]:
-    return [_verdict(name, config, architecture, aiter) for name in priorities(architecture)]
+def verdicts_of(config: AttentionConfig, architecture: str, aiter: Aiter, backend: str | None = None) -> list[Verdict]:
+    """About the backends for layers of this kind, and about the one that is wanted."""
+    names = priorities(architecture, latent=config.has_latent_cache)
+    if isinstance(backend, str) and backend in BACKENDS:
+        names = dict.fromkeys((*names, backend))
+    return [_verdict(name, config, architecture, aiter) for name in names]
 
 
 def _verdict(name: str, config: AttentionConfig, architecture: str, aiter: Aiter) -> Verdict:

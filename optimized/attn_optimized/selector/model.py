@@ -78,11 +78,16 @@ def select_model(
     _check_known("backends", backends, layers)
     _check_kv_sharing(layers, kv_sharing)
 
-    verdicts = {config: verdicts_of(config, architecture, aiter) for config in dict.fromkeys(layers.values())}
+    verdicts = {}
+    for name, config in layers.items():
+        key = config, str(backends.get(name))
+        if key not in verdicts:
+            verdicts[key] = verdicts_of(config, architecture, aiter, backends.get(name))
     wanted = {}
     for name, config in layers.items():
+        backend = backends.get(name)
         try:
-            wanted[name] = wanted_of(verdicts[config], config, architecture, backends.get(name))
+            wanted[name] = wanted_of(verdicts[config, str(backend)], config, architecture, backend)
         except UnsupportedError as error:
             raise UnsupportedError(f"{name}: {error.implementation}", *error.args[1:]) from None
     places = {name: list(_places(wanted[name], config)) for name, config in layers.items()}

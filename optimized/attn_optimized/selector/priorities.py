@@ -31,7 +31,17 @@ PRIORITIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         INTERPRETER: _ELSEWHERE,
     }
 )
-"""Backends by architecture, most preferred first. Every row names all of them, so that a skip always has its reasons."""
+"""Backends of plain attention by architecture, most preferred first. Every row names all of them, so that a skip always has its
+reasons."""
+
+# vLLM's order again; where it has no AITER, and on NVIDIA's GPUs, TRITON_MLA is the only one that this project has
+_MLA = ("ROCM_AITER_MLA", "TRITON_MLA", "ROCM_AITER_TRITON_MLA")
+_MLA_ELSEWHERE = ("TRITON_MLA", "ROCM_AITER_MLA", "ROCM_AITER_TRITON_MLA")
+
+LATENT_PRIORITIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {pattern: _MLA if pattern in ("gfx942", "gfx950") else _MLA_ELSEWHERE for pattern in PRIORITIES}
+)
+"""Backends of latent attention (MLA) likewise: no other backend has its cache, and they have no other."""
 
 
 def this_architecture() -> str:
@@ -51,11 +61,15 @@ def parse_architecture(name: str) -> str:
     return parsed[1]
 
 
-def priorities(architecture: str) -> tuple[str, ...]:
-    """All backends in the order in which they are tried on an architecture.
+def priorities(architecture: str, *, latent: bool = False) -> tuple[str, ...]:
+    """The backends in the order in which they are tried on an architecture.
+
+    Args:
+        latent: for layers with a latent cache, in place of all other layers.
 
     Raises:
         ContractError: as `parse_architecture` does.
     """
     architecture = parse_architecture(architecture)
-    return next(backends for pattern, backends in PRIORITIES.items() if fnmatchcase(architecture, pattern))
+    rows = LATENT_PRIORITIES if latent else PRIORITIES
+    return next(backends for pattern, backends in rows.items() if fnmatchcase(architecture, pattern))

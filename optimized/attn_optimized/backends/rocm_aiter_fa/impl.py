@@ -10,12 +10,11 @@ from attn_contract.validation import check_own_tokens, check_paged_attention
 from attn_optimized.aiter_adapter import flash_attn_varlen, paged_attention_v1, unified_attention
 from attn_optimized.aiter_adapter.key_values import key_value_rows
 from attn_optimized.backends.base import AttentionImpl
+from attn_optimized.backends.phases import KeySpan, PhaseMetadata, check_host_lengths
 from attn_optimized.backends.rocm_aiter_fa.metadata import (
     NAME,
     AiterFlashAttentionMetadata,
     ExtendMetadata,
-    KeySpan,
-    PhaseMetadata,
 )
 from attn_optimized.merge import merge_attn_states
 
@@ -41,7 +40,9 @@ class AiterFlashAttentionImpl(AttentionImpl[AiterFlashAttentionMetadata]):
         self._check_step(query, step, output, lse)
         kv_cache = self._own_view(kv_cache)
         view = check_paged_attention(query, kv_cache, self.layer, step, output, lse, values=self.validate)
-        _check_host_lengths(attn_metadata, view.block_size, values=self.validate)
+        phases = (attn_metadata.decode, attn_metadata.extend, attn_metadata.prefill)
+        longest = max((phase.batch.max_seq_len for phase in phases if phase is not None), default=0)
+        check_host_lengths(attn_metadata, longest, view.block_size, values=self.validate)
         for function in _FUNCTIONS:
             self.aiter.load(function)  # a phase whose function is missing would be found after others have written
         by_head = output.view(query.shape)
@@ -152,24 +153,6 @@ def _put_back(output: torch.Tensor, phase: PhaseMetadata, out: torch.Tensor) -> 
     """A slice of the output is the output; scattered rows of it are a copy."""
     if not isinstance(phase.rows, slice):
         output[phase.rows] = out
-
-
-def _check_host_lengths(attn_metadata: AiterFlashAttentionMetadata, block_size: int, *, values: bool) -> None:
-    """Check that the block table has room for the lengths of the host, and with `values` that the device has the same."""
-    step = attn_metadata.step
-    assert step.block_table is not None
-    num_blocks = step.block_table.shape[1]
-    phases = (attn_metadata.decode, attn_metadata.extend, attn_metadata.prefill)
-    longest = max((phase.batch.max_seq_len for phase in phases if phase is not None), default=0)
-    if longest > num_blocks * block_size:
-        expected = f"at most {num_blocks * block_size}: block_table has {num_blocks} columns of {block_size} slots"
-        raise ContractError("seq_lens_cpu", longest, expected)
-    if values:
-        for name in ("query_start_loc", "seq_lens"):
-            on_host, on_device = getattr(attn_metadata, f"{name}_cpu"), getattr(step, name).cpu()
-            if len(wrong := (on_host != on_device).nonzero()):
-                r = int(wrong[0])
-                raise ContractError(f"{name}_cpu[{r}]", int(on_host[r]), f"{int(on_device[r])}, as on the device")
 
 
 def _given(name: str, tensor: torch.Tensor | None) -> torch.Tensor:

@@ -5,59 +5,17 @@ from dataclasses import dataclass, field
 
 import torch
 from attn_contract import AttentionType, Batch, ContractError, UnsupportedError
-from attn_contract.arguments import check_int, check_vector
+from attn_contract.arguments import check_int
 from attn_contract.validation import check_lengths
 
 from attn_optimized.backends.base import AttentionMetadataBuilder
 from attn_optimized.backends.metadata import CommonAttentionMetadata
+from attn_optimized.backends.phases import KeySpan, PhaseMetadata, check_host, phase
 
 NAME = "ROCM_AITER_FA"
 DECODER_PHASES = "its phases are a decoder's: prefill, extend and decode"
 CONTEXT_CHUNK_KEYS = 32 * 1024
 """Keys of all requests together that an extend gathers at a time."""
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class KeySpan:
-    """Consecutive keys of each of R requests, to be gathered from the cache.
-
-    Args:
-        begins: [R] int32, the first key of each request.
-        key_start_loc: [R + 1] int32, prefix sum of the numbers of keys.
-        num_keys, max_key_len: their sum and their largest, on the host.
-    """
-
-    begins: torch.Tensor
-    key_start_loc: torch.Tensor
-    num_keys: int
-    max_key_len: int
-
-    @classmethod
-    def of(cls, begins: torch.Tensor, ends: torch.Tensor, device: torch.device) -> "KeySpan":
-        """Keys [begin, end) of each request, from lengths on the host."""
-        lens = ends - begins
-        return cls(
-            begins=_to(device, begins.int()),
-            key_start_loc=_to(device, _start_loc(lens)),
-            num_keys=int(lens.sum()),
-            max_key_len=int(lens.max()),
-        )
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class PhaseMetadata:
-    """The requests of one phase, in the order of the step.
-
-    Args:
-        batch: these requests alone; its query rows count from 0 and are all owned.
-        rows: which rows of the step they are: a slice, or their int64 indices where requests of other phases lie in between.
-        query_lens, seq_lens: [R] int64, on the host.
-    """
-
-    batch: Batch
-    rows: slice | torch.Tensor
-    query_lens: torch.Tensor
-    seq_lens: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -136,8 +94,8 @@ class AiterFlashAttentionMetadataBuilder(AttentionMetadataBuilder[AiterFlashAtte
         query_start_loc_cpu, seq_lens_cpu = common_attn_metadata.query_start_loc_cpu, common_attn_metadata.seq_lens_cpu
         if seq_lens_cpu is None:
             raise ContractError("seq_lens_cpu", None, f"a tensor: {NAME} splits a step by lengths that the host knows")
-        _check_host("query_start_loc_cpu", query_start_loc_cpu, step.query_start_loc)
-        _check_host("seq_lens_cpu", seq_lens_cpu, step.seq_lens)
+        check_host("query_start_loc_cpu", query_start_loc_cpu, step.query_start_loc)
+        check_host("seq_lens_cpu", seq_lens_cpu, step.seq_lens)
         on_host = dataclasses.replace(step, query_start_loc=query_start_loc_cpu, seq_lens=seq_lens_cpu)
         query_lens = check_lengths(on_host, ("query_start_loc_cpu", "seq_lens_cpu"))
         seq_lens = seq_lens_cpu.long()
@@ -148,17 +106,17 @@ class AiterFlashAttentionMetadataBuilder(AttentionMetadataBuilder[AiterFlashAtte
         is_short = query_lens <= self.reorder_batch_threshold
         has_context = query_lens < seq_lens
 
-        def phase(chosen: torch.Tensor) -> PhaseMetadata | None:
-            return _phase(step, query_lens, seq_lens, chosen) if chosen.any() else None
+        def of_phase(chosen: torch.Tensor) -> PhaseMetadata | None:
+            return phase(step, query_lens, seq_lens, chosen) if chosen.any() else None
 
-        extend = phase(~is_short & has_context)
+        extend = of_phase(~is_short & has_context)
         return AiterFlashAttentionMetadata(
             step=step,
             query_start_loc_cpu=query_start_loc_cpu,
             seq_lens_cpu=seq_lens_cpu,
-            decode=phase(is_short & (query_lens > 0)),
+            decode=of_phase(is_short & (query_lens > 0)),
             extend=None if extend is None else self._with_context(extend),
-            prefill=phase(~is_short & ~has_context),
+            prefill=of_phase(~is_short & ~has_context),
         )
 
     def _with_context(self, extend: PhaseMetadata) -> ExtendMetadata:
@@ -176,43 +134,3 @@ class AiterFlashAttentionMetadataBuilder(AttentionMetadataBuilder[AiterFlashAtte
             seq_lens=extend.seq_lens,
             context_chunks=chunks,
         )
-
-
-def _phase(step: Batch, query_lens: torch.Tensor, seq_lens: torch.Tensor, chosen: torch.Tensor) -> PhaseMetadata:
-    """The phase of the chosen requests, [R] bool; all lengths are the host's."""
-    device = step.query_start_loc.device
-    rows = chosen.repeat_interleave(query_lens).nonzero().flatten()
-    taken = _consecutive(chosen.nonzero().flatten(), device)
-    query_lens, seq_lens = query_lens[chosen], seq_lens[chosen]
-    assert step.block_table is not None
-    batch = Batch(
-        query_start_loc=_to(device, _start_loc(query_lens)),
-        seq_lens=step.seq_lens[taken],
-        max_query_len=int(query_lens.max()),
-        max_seq_len=int(seq_lens.max()),
-        num_actual_tokens=len(rows),
-        causal=True,
-        block_table=step.block_table[taken],
-    )
-    return PhaseMetadata(batch=batch, rows=_consecutive(rows, device), query_lens=query_lens, seq_lens=seq_lens)
-
-
-def _check_host(name: str, host: torch.Tensor, like: torch.Tensor) -> None:
-    check_vector(name, host, torch.int32)
-    if len(host) != len(like) or host.device.type != "cpu":
-        raise ContractError(name, f"{len(host)} entries on {host.device}", f"{len(like)} on the CPU, as many as on the device")
-
-
-def _consecutive(indices: torch.Tensor, device: torch.device) -> slice | torch.Tensor:
-    """Ascending indices as a slice, where they have no gap."""
-    first, last = int(indices[0]), int(indices[-1])
-    return slice(first, last + 1) if last - first + 1 == len(indices) else _to(device, indices)
-
-
-def _start_loc(lens: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.pad(lens.cumsum(0), (1, 0)).int()
-
-
-def _to(device: torch.device, host: torch.Tensor) -> torch.Tensor:
-    """On the device, without waiting for it."""
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)

@@ -1,0 +1,259 @@
+"""The backend TRITON_MLA as a target: whole layers of latent attention, through the builder, prefills and decodes.
+
+A case asks for absorbed attention, and a prefill is expanded. The two are the same bit by bit where W_UK and W_UV of a head
+are permutations with signs: every product of a query with W_UK is then one element of it. So the target unfolds the queries of
+a prefill, and folds its outputs. Rows that are too wide to be expanded are decodes.
+"""
+
+import dataclasses
+import functools
+import random
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import attn_reference
+import torch
+from attn_contract import AttentionType, Batch, Layer, Layout, UnsupportedError
+from attn_fuzz.cases.tensors import Step
+from attn_fuzz.targets import served
+from attn_fuzz.targets.backends import BackendLayers, backend_target, common_metadata, installed, named
+from attn_fuzz.targets.engine import Engine
+from attn_fuzz.targets.illegal import dims_of, new_lse
+from attn_fuzz.targets.illegal_layers import wrong_layers
+from attn_fuzz.targets.target import LatentSizes, Support
+from attn_fuzz.targets.triton import TRITON, TRITON_LATENT
+from attn_fuzz.targets.wrong_arguments import Calls, wrong_calls
+from attn_fuzz.verdict.rounding import Rounding
+
+MOST_CHUNKS = 3
+"""Chunks into which the longest context of a step is cut."""
+_MOST_EXPANDED = 256
+_WIDTHS = ((32, 16), (16, 8), (8, 0), (24, 8), (8, 32), (40, 17), (256, 32), (512, 64))
+
+
+class Weights(NamedTuple):
+    """W_UK and W_UV of each head, and how they change places with the sums.
+
+    Args:
+        kv_b_proj: [N * (P + V), Lkv]. P is larger than Lkv, and V is Lkv: the dims of P that are left over are 0.
+        key, value: [N, Lkv] int64: dim i of a head's key without rotation, or value, is this element of the latent vector.
+        key_sign, value_sign: [N, Lkv], 1 or -1, by which the element is multiplied.
+    """
+
+    kv_b_proj: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    key_sign: torch.Tensor
+    value_sign: torch.Tensor
+
+    @property
+    def latent_size(self) -> int:
+        return self.key.shape[1]
+
+    @property
+    def nope_size(self) -> int:
+        return self.kv_b_proj.shape[0] // len(self.key) - self.latent_size
+
+    def unfolded(self, q: torch.Tensor) -> torch.Tensor:
+        """The queries [T, N, P + R] of which q [T, N, Lkv + R] is the absorbed form."""
+        latent, rotated = q[..., : self.latent_size], q[..., self.latent_size :]
+        nope = latent.gather(2, self.key.expand_as(latent)) * self.key_sign
+        left_over = q.new_zeros(*q.shape[:2], self.nope_size - self.latent_size)
+        return torch.cat([nope, left_over, rotated], dim=-1)
+
+    def folded(self, out: torch.Tensor) -> torch.Tensor:
+        """The outputs [T, N, Lkv] that W_UV makes into out."""
+        return torch.empty_like(out).scatter_(2, self.value.expand_as(out), out * self.value_sign)
+
+
+@functools.lru_cache(maxsize=64)
+def weights(num_heads: int, latent_size: int, dtype: torch.dtype, device: torch.device) -> Weights:
+    """Weights of a layer, drawn once for all layers of its sizes."""
+    draw = torch.Generator().manual_seed(num_heads * 1009 + latent_size)
+
+    def permutations() -> tuple[torch.Tensor, torch.Tensor]:
+        order = torch.stack([torch.randperm(latent_size, generator=draw) for _ in range(num_heads)])
+        sign = 1 - 2 * torch.randint(2, order.shape, generator=draw)
+        return order, sign.to(dtype)
+
+    (key, key_sign), (value, value_sign) = permutations(), permutations()
+    w_uk, w_uv = (
+        torch.zeros(num_heads, latent_size, latent_size, dtype=dtype).scatter_(2, order[..., None], sign[..., None])
+        for order, sign in ((key, key_sign), (value, value_sign))
+    )
+    left_over = torch.zeros(num_heads, 8, latent_size, dtype=dtype)
+    if latent_size + 8 > _MOST_EXPANDED:  # never multiplied: see `is_wide`
+        w_uk, w_uv = w_uk[:, :16], w_uv[:, :16]
+    kv_b_proj = torch.cat([w_uk, left_over, w_uv], dim=1).flatten(0, 1)
+    return Weights(*(tensor.to(device) for tensor in (kv_b_proj, key, value, key_sign, value_sign)))
+
+
+def is_wide(layer: Layer) -> bool:
+    """Whether rows are too wide for the target's expanded heads."""
+    return layer.head_size + 8 > _MOST_EXPANDED
+
+
+def builder_options(layer: Layer, batch: Batch) -> dict[str, Any]:
+    """What counts as a decode, and how many keys are gathered at once: chosen by the step. Wide rows are decodes alone."""
+    choose = random.Random(repr((batch.query_start_loc.tolist(), batch.seq_lens.tolist())))
+    longest = max((batch.seq_lens - batch.query_start_loc.diff()).tolist(), default=0)
+    options = {
+        "num_speculative_tokens": choose.choice((0, 0, 0, 1, 3)),
+        "context_chunk_keys": max(1, -(-longest // choose.randint(1, MOST_CHUNKS))),
+    }
+    if is_wide(layer):
+        options["num_speculative_tokens"] = batch.max_query_len
+    return options
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MlaLayers(BackendLayers):
+    """A backend of latent attention, and the layers that were made of it."""
+
+    def attention(self, q, k, v, kv_cache, layer, batch, *, out, lse, **mode: bool) -> None:
+        choose = random.Random(repr((tuple(q.shape), batch.query_start_loc.tolist(), batch.seq_lens.tolist())))
+        served.check_declared(self.capabilities(q.device.type), choose)
+        impl, kv_cache = self._impl(layer, q, kv_cache, **mode)
+        metadata = self._metadata_of(layer, batch)
+        by_head = out.view(len(out), layer.num_heads, layer.value_size)
+        if metadata.prefill is not None:
+            rows = metadata.prefill.rows
+            latent = own_rows(q, kv_cache, layer, batch)[rows]
+            kv_c, k_pe = latent[:, : layer.value_size], latent[:, layer.value_size :]
+            of_layer = _weights_of(layer, q)
+            expanded = torch.empty_like(by_head[rows])
+            lse_rows = None if lse is None else torch.empty_like(lse[:, rows])
+            impl.forward_mha(of_layer.unfolded(q[rows]), kv_c, k_pe, kv_cache, metadata, output=expanded, lse=lse_rows)
+            by_head[rows] = of_layer.folded(expanded)
+            if lse is not None and lse_rows is not None:
+                lse[:, rows] = lse_rows
+        if metadata.decode is not None:
+            rows = metadata.decode.rows
+            q_rows, out_rows = q[rows], by_head[rows]
+            lse_rows = None if lse is None else lse[:, rows]
+            impl.forward_mqa(q_rows, kv_cache, metadata, output=out_rows, lse=lse_rows)
+            if not isinstance(rows, slice):
+                by_head[rows] = out_rows
+                if lse is not None and lse_rows is not None:
+                    lse[:, rows] = lse_rows
+
+    def write_latent_cache(self, kv_c, k_pe, kv_cache, layer, slot_mapping) -> None:
+        impl, kv_cache = self._impl(layer, kv_c, kv_cache)
+        impl.do_kv_cache_update(kv_c, k_pe, kv_cache, slot_mapping)
+
+    def illegal(self, q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
+        """Layers, and calls of a layer, that contradict the contract; none if the layer or the step is refused."""
+        arguments, kv_cache = self._arguments(layer, q, kv_cache, validate=True)
+        aiter = self.aiter(q.device.type)
+        try:
+            impl, kv_cache = self._impl(layer, q, kv_cache, validate=True)
+            metadata = self._metadata_of(layer, batch)
+        except UnsupportedError:
+            return
+        yield from wrong_layers(self.load().impl, {"layer": layer, **arguments, "aiter": aiter})
+        free = {"kv_cache": dims_of(layer.layout, "block")}
+        given = {"kv_cache": kv_cache, "attn_metadata": metadata}
+        decode, prefill = metadata.decode, metadata.prefill
+        if decode is not None and isinstance(decode.rows, slice):
+            rows = decode.rows
+            lse_rows = None if lse is None else lse[:, rows]
+            of_rows = {"query": q[rows], "output": out[rows], "lse": lse_rows}
+            yield from wrong_calls(impl.forward_mqa, {**given, **of_rows}, optional=("lse",), free={**free, "query": (0,)})
+        if prefill is not None:
+            latent = own_rows(q, kv_cache, layer, batch)[prefill.rows]
+            unfolded = _weights_of(layer, q).unfolded(q[prefill.rows])
+            parts = {"kv_c": latent[:, : layer.value_size], "k_pe": latent[:, layer.value_size :]}
+            of_rows = {"query": unfolded, **parts, "output": q.new_empty(*unfolded.shape[:2], layer.value_size)}
+            of_rows["lse"] = new_lse(unfolded)
+            yield from wrong_calls(impl.forward_mha, {**given, **of_rows}, optional=("lse",), free=free)
+        yield from wrong_calls(self.load().builder(layer.attn_type).build, {"common_attn_metadata": None})
+
+    def _metadata_of(self, layer: Layer, batch: Batch) -> Any:
+        """The metadata of a step, built once for all layers that are called with this Batch and split it alike."""
+        options = builder_options(layer, batch)
+        key: Any = tuple(options.values())
+        known = self._steps.get(key)
+        if known is None or known[0] is not batch:
+            metadata = self.load().builder(layer.attn_type, **options).build(common_metadata(batch, layer.attn_type))
+            known = self._steps[key] = (batch, metadata)
+        return known[1]
+
+    def _arguments(self, layer: Layer, rows: torch.Tensor, kv_cache: torch.Tensor | None, *mode: Any, **options: Any) -> Any:
+        arguments, kv_cache = super()._arguments(layer, rows, kv_cache, *mode, **options)
+        of_layer = _weights_of(layer, rows)
+        v_head_dim = 16 if layer.value_size + 8 > _MOST_EXPANDED else layer.value_size
+        return {**arguments, "kv_b_proj": of_layer.kv_b_proj, "v_head_dim": v_head_dim}, kv_cache
+
+
+def _weights_of(layer: Layer, rows: torch.Tensor) -> Weights:
+    return weights(layer.num_heads, layer.value_size, rows.dtype, rows.device)
+
+
+def own_rows(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch) -> torch.Tensor:
+    """This step's latent vectors and rotated keys [T, Lkv + R], as the cache holds them.
+
+    A prefill attends to the tensors of a step, which a quantized cache rounds for later steps alone. The reference reads the
+    cache. The two agree about tensors that are rounded already.
+    """
+    rows = q.new_zeros(len(q), layer.head_size)
+    for request in attn_reference.paged_requests(q, kv_cache, layer, batch, torch.float64):
+        own = min(len(request.key), len(request.query))
+        if own:
+            rows[request.rows.stop - own : request.rows.stop] = request.key[-own:, 0].to(q.dtype)
+    return rows
+
+
+def _phases(step: Step) -> Iterable[str]:
+    """The phases into which the step is split, and whether a context is cut."""
+    options = builder_options(step.layer, step.batch)
+    query_lens, seq_lens = step.batch.query_start_loc.diff().tolist(), step.batch.seq_lens.tolist()
+    most = 1 + options["num_speculative_tokens"] if step.batch.causal is True else step.batch.max_query_len
+    phases: set[str] = set()
+    for query_len, seq_len in zip(query_lens, seq_lens, strict=True):
+        if 0 < query_len <= most:
+            phases.add("decode")
+        elif query_len:
+            phases.add("prefill" if query_len == seq_len else "extend")
+        if most < query_len < seq_len and seq_len - query_len > options["context_chunk_keys"]:
+            phases.add("chunks")
+    return sorted(phases)
+
+
+def _support(device: str) -> Support:
+    latent = TRITON_LATENT.support(device)
+    return dataclasses.replace(
+        latent,
+        attn_types=(AttentionType.DECODER,),
+        dtypes=("float16", "bfloat16"),
+        layouts=(Layout.LATENT,),
+        rules=("head_size_v", "lse", "non_causal"),
+        latent=LatentSizes(
+            widths=_WIDTHS if device == "cpu" else ((64, 32), (128, 64), *_WIDTHS[-2:]), block_sizes=(16, 64, 80)
+        ),
+        cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
+        scales=("tensor",),
+        output_dtypes=(),
+        engine=Engine(more_queries_than_keys=False, saturated=False),
+        exclude=lambda case: None,
+    )
+
+
+def _rounding(device: str) -> Rounding:
+    """A prefill merges its own keys with each chunk of the context, which it rounds to q's dtype where it is quantized."""
+    triton = TRITON.rounding(device)
+    return dataclasses.replace(triton, merged_parts=1 + MOST_CHUNKS, rounds_dequantized=True, exact_division=False)
+
+
+_LAYERS = MlaLayers(named("TRITON_MLA"), installed)
+BACKEND_TRITON_MLA = backend_target(
+    "backend-triton-mla",
+    _LAYERS,
+    description="the backend TRITON_MLA: whole layers of latent attention, prefills expanded and decodes absorbed",
+    support=_support,
+    write_kv_cache=None,
+    rope_and_write_kv_cache=None,
+    write_latent_cache=_LAYERS.write_latent_cache,
+    rounding=_rounding,
+    events=_phases,
+    sanitizes=False,
+)

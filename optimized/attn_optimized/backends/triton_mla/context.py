@@ -1,0 +1,58 @@
+"""Attention of queries to the expanded keys and values of a context, which are not as many as the queries."""
+
+import dataclasses
+
+import torch
+from attn_contract import AttentionType, Batch, Layer, Layout
+
+import attn_optimized
+
+
+def expanded_layer(num_heads: int, head_size: int, head_size_v: int, scale: float) -> Layer:
+    """The expanded form's attention to the keys of the step itself: causal by its window."""
+    return Layer(
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        head_size=head_size,
+        head_size_v=head_size_v,
+        scale=scale,
+        attn_type=AttentionType.ENCODER_ONLY,
+        window=(-1, 0),
+    )
+
+
+def attend_to_context(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layer: Layer,
+    batch: Batch,
+    *,
+    batch_invariant: bool = False,
+    validate: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention to the keys of a context, all of which every query of their request sees.
+
+    The kernels address such keys as a cache of blocks of one slot, which holds K and V of one width: V is padded.
+
+    Args:
+        query: [T, N, D].
+        key, value: [n, N, D] and [n, N, V], V at most D.
+        layer: see `expanded_layer`.
+        batch: `block_table` has the rows of each request.
+
+    Returns:
+        The output [T, N, V], a view, and its LSE [N, T] float32. A query without a key has 0 and -inf.
+    """
+    planes = key.new_empty(2, len(key), 1, *key.shape[1:])
+    planes[0, :, 0] = key
+    planes[1, :, 0, :, : value.shape[2]] = value
+    planes[1, :, 0, :, value.shape[2] :] = 0
+    crossing = dataclasses.replace(
+        layer, attn_type=AttentionType.ENCODER_DECODER, window=(-1, -1), head_size_v=None, layout=Layout.KV_FIRST_NHD
+    )
+    lse = query.new_empty(query.shape[1], len(query), dtype=torch.float32)
+    out = attn_optimized.paged_attention(
+        query, planes, crossing, batch, lse=lse, batch_invariant=batch_invariant, validate=validate
+    )
+    return out[..., : value.shape[2]], lse

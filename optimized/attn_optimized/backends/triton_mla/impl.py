@@ -1,0 +1,149 @@
+"""A layer of latent attention: decodes absorbed, prefills expanded."""
+
+from typing import Any
+
+import torch
+from attn_contract import ContractError, Layer, UnsupportedError
+from attn_contract.arguments import check_int
+from attn_contract.validation.shapes import check_cache, given
+from attn_contract.validation.tensors import check_tensors
+from attn_contract.validation.values import check_block_table
+
+import attn_optimized
+from attn_optimized.backends.base import MLAAttentionImpl
+from attn_optimized.backends.phases import check_host_lengths
+from attn_optimized.backends.triton_mla.context import attend_to_context, expanded_layer
+from attn_optimized.backends.triton_mla.metadata import NAME, ContextChunk, MlaMetadata, MlaPrefillMetadata
+from attn_optimized.launch.widths import MAX_HEAD_SIZE
+from attn_optimized.merge import merge_attn_states
+
+
+class TritonMlaImpl(MLAAttentionImpl[MlaMetadata]):
+    """A layer on the Triton kernels: decodes on the paged kernel over the latent cache, prefills on the dense one.
+
+    Args:
+        kv_b_proj: [N * (P + V), Lkv], the checkpoint's weight: of each head W_UK, then W_UV.
+        v_head_dim: V.
+
+    The other arguments are AttentionImplBase's.
+
+    Raises:
+        UnsupportedError: expanded heads that the kernels do not hold.
+    """
+
+    def __init__(self, layer: Layer, *, dtype: torch.dtype, kv_b_proj: torch.Tensor, v_head_dim: int, **arguments: Any) -> None:
+        super().__init__(layer, dtype=dtype, **arguments)
+        self._check_dtype("kv_b_proj", kv_b_proj)
+        check_int("v_head_dim", v_head_dim, minimum=1)
+        num_heads, latent_size = layer.num_heads, layer.value_size
+        nope_size, rest = divmod(kv_b_proj.shape[0] - num_heads * v_head_dim, num_heads)
+        if tuple(kv_b_proj.shape[1:]) != (latent_size,) or rest or nope_size < 1:
+            expected = f"({num_heads} * (P + {v_head_dim}), {latent_size}): W_UK and W_UV of each head"
+            raise ContractError("kv_b_proj", f"shape {tuple(kv_b_proj.shape)}", expected)
+        head_size = nope_size + layer.head_size - latent_size
+        if head_size > MAX_HEAD_SIZE or v_head_dim > head_size:
+            reason = f"a prefill expands K to at most {MAX_HEAD_SIZE} dims, and V to no more than K"
+            raise UnsupportedError(NAME, f"expanded heads of {head_size} dims, and {v_head_dim} of V", reason)
+        self.kv_b_proj, self.v_head_dim, self.nope_size = kv_b_proj, v_head_dim, nope_size
+        self.expanded = expanded_layer(num_heads, head_size, v_head_dim, layer.scale)
+
+    def forward_mqa(
+        self,
+        query: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: MlaMetadata,
+        *,
+        output: torch.Tensor,
+        lse: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        self._check_metadata(attn_metadata)
+        self._check_step(query, attn_metadata.step, output, lse)
+        if attn_metadata.decode is None:
+            raise ContractError("attn_metadata.decode", None, "decodes: this step has none")
+        batch = attn_metadata.decode.batch
+        return attn_optimized.paged_attention(
+            query, self._own_view(kv_cache), self.layer, batch, out=output, lse=lse, **self._options
+        )
+
+    def forward_mha(
+        self,
+        query: torch.Tensor,
+        kv_c: torch.Tensor,
+        k_pe: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: MlaMetadata,
+        *,
+        output: torch.Tensor,
+        lse: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        self._check_metadata(attn_metadata)
+        self._check_step(query, attn_metadata.step, output, lse)
+        prefill = attn_metadata.prefill
+        if prefill is None:
+            raise ContractError("attn_metadata.prefill", None, "prefills: this step has none")
+        kv_cache = self._own_view(kv_cache)
+        self._check_prefill(query, kv_c, k_pe, kv_cache, attn_metadata, prefill, output, lse)
+
+        key, value = self._expand(kv_c, k_pe)
+        if lse is None and prefill.context_chunks:
+            lse = query.new_empty(query.shape[1], len(query), dtype=torch.float32)
+        attn_optimized.varlen_attention(query, key, value, self.expanded, prefill.own, out=output, lse=lse, **self._options)
+        out = output.view(len(output), self.layer.num_heads, self.v_head_dim)
+        for chunk in prefill.context_chunks:
+            rows = slice(0, chunk.batch.num_actual_tokens)
+            key, value = self._expand(*self._gathered(kv_cache, prefill, chunk))
+            context, context_lse = attend_to_context(query[rows], key, value, self.expanded, chunk.batch, **self._options)
+            assert lse is not None
+            merge_attn_states(context, context_lse, out[rows], lse[:, rows], out=out[rows], lse=lse[:, rows])
+        return output
+
+    @property
+    def _options(self) -> dict[str, bool]:
+        return {"batch_invariant": self.config.asks("batch_invariant"), "validate": self.validate}
+
+    def _expand(self, kv_c: torch.Tensor, k_pe: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The keys [n, N, P + R] and values [n, N, V] of all heads."""
+        of_heads = (kv_c @ self.kv_b_proj.T).unflatten(1, (self.layer.num_heads, -1))
+        k_nope, value = of_heads.split([self.nope_size, self.v_head_dim], dim=-1)
+        return torch.cat([k_nope, k_pe[:, None].expand(-1, self.layer.num_heads, -1)], dim=-1), value
+
+    def _gathered(
+        self, kv_cache: torch.Tensor, prefill: MlaPrefillMetadata, chunk: ContextChunk
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The latent vectors [n, Lkv] and rotated keys [n, R] of a chunk, dequantized."""
+        assert prefill.batch.block_table is not None
+        block_size = kv_cache.shape[1]
+        block = prefill.batch.block_table[chunk.request, chunk.position // block_size].long()
+        rows = kv_cache[block, chunk.position % block_size]
+        if self.layer.k_scale is not None:
+            rows = (rows.float() * self.layer.k_scale).to(self.config.dtype)
+        latent_size = self.layer.value_size
+        return rows[:, :latent_size], rows[:, latent_size:]
+
+    def _check_prefill(
+        self,
+        query: torch.Tensor,
+        kv_c: torch.Tensor,
+        k_pe: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: MlaMetadata,
+        prefill: MlaPrefillMetadata,
+        output: torch.Tensor,
+        lse: torch.Tensor | None,
+    ) -> None:
+        """Check what the kernels do not see: the latent vectors, and the cache that is gathered from."""
+        num_tokens = prefill.batch.num_actual_tokens
+        widths = {"kv_c": (kv_c, self.layer.value_size), "k_pe": (k_pe, self.layer.head_size - self.layer.value_size)}
+        for name, (tensor, width) in widths.items():
+            self._check_dtype(name, tensor)
+            if tuple(tensor.shape) != (num_tokens, width):
+                raise ContractError(name, f"shape {tuple(tensor.shape)}", f"shape {(num_tokens, width)}: the prefills' rows")
+        if len(query) != num_tokens:
+            raise ContractError("query", f"{len(query)} rows", f"{num_tokens}, those of the prefills")
+        inputs = {"q": query, "kv_c": kv_c, "k_pe": k_pe, "kv_cache": kv_cache, "kv_b_proj": self.kv_b_proj}
+        check_tensors({**inputs, **self.layer.tensors}, given(out=output, lse=lse), step=prefill.batch)
+        view = check_cache(kv_cache, self.layer, self.config.dtype)
+        check_host_lengths(attn_metadata, prefill.max_seq_len, view.block_size, values=self.validate)
+        if self.validate:
+            assert prefill.batch.block_table is not None
+            check_block_table(prefill.batch.block_table, prefill.batch.seq_lens, view)

@@ -1,0 +1,304 @@
+"""TRITON_MLA: prefills expanded, decodes absorbed, and what is refused; and the AITER backends that refuse every layer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from attn_contract import AttentionType, ContractError, Layer, Layout, UnsupportedError
+from attn_optimized.backends import BACKENDS, CommonAttentionMetadata
+from attn_optimized.backends.triton_mla import MlaMetadata, MlaMetadataBuilder, TritonMlaImpl
+from attn_reference.latent import absorbed, expanded, up_projected
+
+MLA = BACKENDS["TRITON_MLA"]
+HEADS, NOPE, ROPE, VALUE, LATENT, BLOCK_SIZE = 4, 24, 8, 16, 32, 16
+MIXED = {"query_lens": [1, 5, 2, 20, 1, 7], "seq_lens": [30, 5, 2, 70, 1, 40]}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Step:
+    """A step of an engine: the cache holds the contexts, and NaN where this step's tokens are to be written.
+
+    `tokens` are the rows of each request as they should be read.
+    """
+
+    q: torch.Tensor
+    new: torch.Tensor
+    tokens: list[torch.Tensor]
+    kv_cache: torch.Tensor
+    common: CommonAttentionMetadata
+    weight: torch.Tensor
+
+    @property
+    def w_uk(self) -> torch.Tensor:
+        return self.weight.view(HEADS, NOPE + VALUE, LATENT)[:, :NOPE].permute(2, 0, 1)
+
+    @property
+    def w_uv(self) -> torch.Tensor:
+        return self.weight.view(HEADS, NOPE + VALUE, LATENT)[:, NOPE:].permute(2, 0, 1)
+
+
+def layer_of(**changed: Any) -> Layer:
+    sizes = {"num_heads": HEADS, "num_kv_heads": 1, "head_size": LATENT + ROPE, "head_size_v": LATENT}
+    return Layer(**{**sizes, "scale": (NOPE + ROPE) ** -0.5, "layout": Layout.LATENT, **changed})
+
+
+def step_of(query_lens: Sequence[int], seq_lens: Sequence[int], device: torch.device, **changed: Any) -> Step:
+    draw = torch.Generator().manual_seed(1)
+    num_tokens = sum(query_lens)
+    tokens = [torch.randn(n, LATENT + ROPE, generator=draw).half() for n in seq_lens]
+    blocks = [-(-n // BLOCK_SIZE) for n in seq_lens]
+    ids = torch.randperm(sum(blocks) + 3, generator=draw).int().split([*blocks, 3])[:-1]
+    table = torch.stack([torch.cat([own, own.new_full((max(blocks) + 1 - len(own),), -1)]) for own in ids])
+    cache = torch.full((sum(blocks) + 3, BLOCK_SIZE, LATENT + ROPE), torch.nan, dtype=torch.float16)
+    slots, starts = [], torch.tensor([0, *query_lens]).cumsum(0).int()
+    for r, rows in enumerate(tokens):
+        at = torch.arange(len(rows))
+        of_rows = table[r, at // BLOCK_SIZE].long() * BLOCK_SIZE + at % BLOCK_SIZE
+        context = len(rows) - query_lens[r]
+        cache.view(-1, LATENT + ROPE)[of_rows[:context]] = rows[:context]
+        slots.append(of_rows[context:])
+    lens = torch.tensor(seq_lens, dtype=torch.int32)
+    fields: dict[str, Any] = {
+        "query_start_loc": starts.to(device),
+        "query_start_loc_cpu": starts,
+        "seq_lens": lens.to(device),
+        "seq_lens_cpu": lens,
+        "num_actual_tokens": num_tokens,
+        "max_query_len": max(query_lens),
+        "max_seq_len": max(seq_lens) + 5,
+        "block_table_tensor": table.to(device),
+        "slot_mapping": torch.cat(slots).to(device),
+    }
+    return Step(
+        q=torch.randn(num_tokens, HEADS, NOPE + ROPE, generator=draw).half().to(device),
+        new=torch.cat([rows[len(rows) - n :] for rows, n in zip(tokens, query_lens, strict=True)]).to(device),
+        tokens=[rows.to(device) for rows in tokens],
+        kv_cache=cache.to(device),
+        common=CommonAttentionMetadata(**{**fields, **changed}),
+        weight=(torch.randn(HEADS * (NOPE + VALUE), LATENT, generator=draw) * 0.2).half().to(device),
+    )
+
+
+def impl_of(step: Step, layer: Layer | None = None, **options: Any) -> TritonMlaImpl:
+    arguments = {"dtype": torch.float16, "block_size": BLOCK_SIZE, "kv_b_proj": step.weight, "v_head_dim": VALUE}
+    return TritonMlaImpl(layer or layer_of(), **{**arguments, "validate": True, **options})
+
+
+def run(step: Step, impl: TritonMlaImpl, **builder: Any) -> tuple[torch.Tensor, torch.Tensor, MlaMetadata]:
+    """The outputs [T, N, V] and LSEs of a whole step, as an engine gets them."""
+    metadata = MlaMetadataBuilder(AttentionType.DECODER, **builder).build(step.common)
+    impl.do_kv_cache_update(step.new[:, :LATENT], step.new[:, LATENT:], step.kv_cache, step.common.slot_mapping)
+    out = step.q.new_full((len(step.q), HEADS, VALUE), torch.nan)
+    lse = torch.full((HEADS, len(step.q)), torch.nan, device=step.q.device)
+    if (prefill := metadata.prefill) is not None:
+        q, new = step.q[prefill.rows], step.new[prefill.rows]
+        own_out, own_lse = torch.empty_like(out[prefill.rows]), torch.empty_like(lse[:, prefill.rows])
+        flat = own_out.flatten(1)
+        impl.forward_mha(q, new[:, :LATENT], new[:, LATENT:], step.kv_cache, metadata, output=flat, lse=own_lse)
+        out[prefill.rows], lse[:, prefill.rows] = flat.view_as(own_out), own_lse
+    if (decode := metadata.decode) is not None:
+        q, new = step.q[decode.rows], step.new[decode.rows]
+        query = absorbed(q[..., :NOPE], q[..., NOPE:], new[:, :LATENT], new[:, LATENT:], step.w_uk).query
+        latent, own_lse = query.new_empty(*query.shape[:2], LATENT), torch.empty_like(lse[:, decode.rows])
+        impl.forward_mqa(query, step.kv_cache, metadata, output=latent, lse=own_lse)
+        out[decode.rows], lse[:, decode.rows] = up_projected(latent, step.w_uv), own_lse
+    return out, lse, metadata
+
+
+def assert_right(step: Step, out: torch.Tensor, lse: torch.Tensor, *, causal: bool = True) -> None:
+    """Against each request by itself, expanded, in float64."""
+    scale, row = (NOPE + ROPE) ** -0.5, 0
+    for keys, q_len in zip(step.tokens, step.common.query_start_loc_cpu.diff().tolist(), strict=True):
+        q = step.q[row : row + q_len].double()
+        parts = q[..., :NOPE], q[..., NOPE:], keys[:, :LATENT].double(), keys[:, LATENT:].double()
+        form = expanded(*parts, step.w_uk.double(), step.w_uv.double())
+        logits = torch.einsum("tnd,knd->ntk", form.query, form.key) * scale
+        if causal:
+            first = len(keys) - q_len
+            hidden = torch.arange(len(keys))[None] > torch.arange(first, len(keys))[:, None]
+            logits = logits.masked_fill(hidden.to(logits.device), -torch.inf)
+        expected = torch.einsum("ntk,knv->tnv", logits.softmax(-1), form.value)
+        torch.testing.assert_close(out[row : row + q_len].double(), expected, rtol=0, atol=4e-3)
+        torch.testing.assert_close(lse[:, row : row + q_len].double(), logits.logsumexp(-1), rtol=0, atol=4e-3)
+        row += q_len
+    assert row == len(out)
+
+
+@pytest.mark.parametrize("context_chunk_keys", [1024, 16, 7])
+@pytest.mark.parametrize("num_speculative_tokens", [0, 1, 6])
+def test_decodes_prefills_and_extends_of_one_step(context_chunk_keys, num_speculative_tokens, device):
+    step = step_of(**MIXED, device=device)
+    options = {"context_chunk_keys": context_chunk_keys, "num_speculative_tokens": num_speculative_tokens}
+    out, lse, metadata = run(step, impl_of(step), **options)
+    assert_right(step, out, lse)
+    assert metadata.prefill is not None
+    chunks = {1024: 1, 16: 4, 7: 8}[context_chunk_keys]
+    assert len(metadata.prefill.context_chunks) == chunks
+
+
+@pytest.mark.parametrize("rows", [[1, 1, 1], [1, 3, 2]], ids=["one token each", "a draft"])
+def test_a_step_of_decodes_is_handed_on_as_it_is(rows, device):
+    """Nothing is copied to the device, and lengths of the host need not be known: a CUDA graph may hold it."""
+    step = step_of(rows, [30, 5, 20], device, seq_lens_cpu=None)
+    out, lse, metadata = run(step, impl_of(step), num_speculative_tokens=2)
+    assert_right(step, out, lse)
+    assert metadata.prefill is None
+    assert metadata.decode is not None
+    assert metadata.decode.batch is metadata.step
+    assert metadata.decode.rows == slice(0, sum(rows))
+
+
+def test_a_step_that_is_not_causal_is_all_decodes(device):
+    step = step_of([4, 4], [30, 12], device, causal=False)
+    out, lse, metadata = run(step, impl_of(step))
+    assert metadata.prefill is None
+    assert_right(step, out, lse, causal=False)
+
+
+def test_a_float8_cache_has_one_scale_and_this_steps_tokens_are_not_rounded(device):
+    step = step_of([6, 1], [40, 20], device)
+    scale = torch.tensor([0.05], device=device)
+    layer = layer_of(kv_cache_dtype=torch.float8_e4m3fn, k_scale=scale)
+    stored = (step.kv_cache.float() / scale).to(torch.float8_e4m3fn)
+    cached = [(rows.float() / scale).to(torch.float8_e4m3fn).float().mul(scale).half() for rows in step.tokens]
+    tokens = [torch.cat([cached[0][:34], step.tokens[0][34:]]), cached[1]]
+    step = replace(step, kv_cache=stored, tokens=tokens)
+    out, lse, _ = run(step, impl_of(step, layer), context_chunk_keys=16)
+    assert_right(step, out, lse)
+
+
+def test_the_rest_of_the_batch_changes_nothing(device):
+    """A request's chunks are its own, and chunks of requests that are gathered together do not depend on each other."""
+    options = {"batch_invariant": True}
+    together = step_of([20, 9, 33], [70, 100, 60], device)
+    out, lse, _ = run(together, impl_of(together, **options), context_chunk_keys=4)
+    start = together.common.query_start_loc_cpu.tolist()
+    for r in range(3):
+        rows = slice(start[r], start[r + 1])
+        own = {"query_start_loc": torch.tensor([0, start[r + 1] - start[r]], dtype=torch.int32)}
+        lens = together.common.seq_lens_cpu[r : r + 1]
+        common = replace(
+            together.common,
+            query_start_loc=own["query_start_loc"].to(device),
+            query_start_loc_cpu=own["query_start_loc"],
+            seq_lens=lens.to(device),
+            seq_lens_cpu=lens,
+            num_actual_tokens=start[r + 1] - start[r],
+            block_table_tensor=together.common.block_table_tensor[r : r + 1],
+            slot_mapping=together.common.slot_mapping[rows],
+        )
+        alone = replace(together, q=together.q[rows], new=together.new[rows], common=common)
+        own_out, own_lse, _ = run(alone, impl_of(alone, **options), context_chunk_keys=4)
+        assert torch.equal(own_out, out[rows])
+        assert torch.equal(own_lse, lse[:, rows])
+
+
+def test_few_chunks_are_gathered_at_a_time(device):
+    """However many requests there are: memory is bounded by the chunks of some of them."""
+    step = step_of([2] * 30, [40] * 30, device)
+    metadata = MlaMetadataBuilder(AttentionType.DECODER, context_chunk_keys=10).build(step.common)
+    assert metadata.prefill is not None
+    chunks = metadata.prefill.context_chunks
+    assert max(len(chunk.request) for chunk in chunks) <= 90
+    seen = torch.cat([torch.stack([chunk.request, chunk.position], -1) for chunk in chunks])
+    every = torch.stack([torch.arange(30).repeat_interleave(38), torch.arange(38).repeat(30)], -1)
+    assert torch.equal(seen.unique(dim=0).cpu(), every)
+    assert len(seen) == len(every)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"window": (9, 0)}, "a sliding window"),
+        ({"sinks": torch.zeros(HEADS)}, "sinks"),
+        ({"logits_soft_cap": 5.0}, "a soft cap"),
+        ({"alibi_slopes": torch.ones(HEADS)}, "ALiBi"),
+        ({"chunked_local": 8}, "chunked_local"),
+        ({"output_scale": torch.ones(1)}, "output dtype"),
+        ({"head_size": LATENT + 129}, "K wider than V by more than 128"),
+    ],
+    ids=str,
+)
+def test_layers_that_vllms_backend_does_not_serve_are_refused(changed, words, device):
+    changed = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in changed.items()}
+    with pytest.raises(UnsupportedError, match=words) as refused:
+        impl_of(step_of([1], [3], device), layer_of(**changed))
+    assert str(refused.value).startswith("TRITON_MLA")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"block_size": 8}, UnsupportedError, "block size 8"),
+        ({"dtype": torch.float32}, UnsupportedError, "dtype"),
+        ({"v_head_dim": 17}, ContractError, "kv_b_proj: got shape"),
+        ({"v_head_dim": 40}, ContractError, "kv_b_proj: got shape"),
+        ({"v_head_dim": 0}, ContractError, "v_head_dim"),
+        ({"kv_b_proj": torch.zeros(HEADS * 40, LATENT + 1).half()}, ContractError, "kv_b_proj: got shape"),
+        ({"kv_b_proj": torch.zeros(HEADS * 40, LATENT)}, ContractError, "kv_b_proj: got torch.float32"),
+        ({"kv_b_proj": torch.zeros(HEADS * 280, LATENT).half()}, UnsupportedError, "expanded heads of 272 dims"),
+        ({"kv_b_proj": torch.zeros(HEADS * 50, LATENT).half(), "v_head_dim": 40}, UnsupportedError, "and 40 of V"),
+    ],
+)
+def test_wrong_sizes_are_refused_by_name(options, error, words, device):
+    with pytest.raises(error, match=words):
+        impl_of(step_of([1], [3], device), **options)
+
+
+def test_what_a_step_lacks_or_contradicts_is_refused(device):
+    step = step_of([5], [9], device)
+    impl, builder = impl_of(step), MlaMetadataBuilder(AttentionType.DECODER)
+    metadata = builder.build(step.common)
+    out, new = torch.empty(5, HEADS, VALUE, dtype=torch.float16, device=device), step.new
+    arguments = {"query": step.q, "kv_c": new[:, :LATENT], "k_pe": new[:, LATENT:], "kv_cache": step.kv_cache, "output": out}
+    latent = torch.zeros(5, HEADS, LATENT, dtype=torch.float16, device=device)
+    query = torch.zeros(5, HEADS, LATENT + ROPE, dtype=torch.float16, device=device)
+    with pytest.raises(ContractError, match=r"attn_metadata\.decode: got None"):
+        impl.forward_mqa(query, step.kv_cache, metadata, output=latent)
+    for name, wrong in {
+        "kv_c": new[:4, :LATENT],
+        "k_pe": new[:, LATENT:-1],
+        "query": step.q[:4],
+        "output": out[:4],
+        "kv_cache": step.kv_cache[..., :-1],
+    }.items():
+        with pytest.raises(ContractError):
+            impl.forward_mha(attn_metadata=metadata, **{**arguments, name: wrong})
+    longer = replace(
+        step.common, seq_lens=step.common.seq_lens + 99, seq_lens_cpu=step.common.seq_lens_cpu + 99, max_seq_len=200
+    )
+    with pytest.raises(ContractError, match="seq_lens_cpu: got 108"):
+        impl.forward_mha(attn_metadata=builder.build(longer), **arguments)
+    decodes = MlaMetadataBuilder(AttentionType.DECODER, num_speculative_tokens=4).build(step.common)
+    with pytest.raises(ContractError, match=r"attn_metadata\.prefill: got None"):
+        impl.forward_mha(attn_metadata=decodes, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "words"),
+    [
+        ({"seq_lens_cpu": None}, ContractError, "seq_lens_cpu: got None"),
+        ({"seq_lens_cpu": torch.tensor([3], dtype=torch.int32)}, UnsupportedError, "more queries than keys"),
+        ({"causal": torch.tensor([True])}, UnsupportedError, "one flag for a step"),
+        ({"seq_lens_cpu": torch.tensor([9, 9], dtype=torch.int32)}, ContractError, "seq_lens_cpu: got 2 entries"),
+    ],
+    ids=str,
+)
+def test_steps_that_cannot_be_split_are_refused(changed, error, words, device):
+    with pytest.raises(error, match=words):
+        MlaMetadataBuilder(AttentionType.DECODER).build(replace(step_of([5], [9], device).common, **changed))
+
+
+def test_only_decoders_have_a_builder():
+    with pytest.raises(UnsupportedError, match="only decoders have a latent cache"):
+        MlaMetadataBuilder(AttentionType.ENCODER)
+
+
+@pytest.mark.parametrize("name", ["ROCM_AITER_MLA", "ROCM_AITER_TRITON_MLA"])
+def test_backends_without_an_adapter_refuse_to_build(name, aiter):
+    """With a whole AITER, too: nothing pretends to be its kernels."""
+    with pytest.raises(UnsupportedError, match=r"no adapter to AITER's assembly kernels.*; use TRITON_MLA") as refused:
+        BACKENDS[name].impl(layer_of(), dtype=torch.float16, block_size=BLOCK_SIZE, aiter=aiter)
+    assert str(refused.value).startswith(name)
