@@ -18,8 +18,8 @@ from attn_contract import AttentionType, Layout
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import PROGRAM_ORDERS, Cache, Case, Request, Rope
 from attn_fuzz.interpreted import accesses, program_order, sanitizer
-from attn_fuzz.interpreted.together.running import programs_at_once
 from attn_fuzz.interpreted.permissions import READ, WRITE, Region, region
+from attn_fuzz.interpreted.together.running import programs_at_once
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.targets.reference import REFERENCE_FP32
