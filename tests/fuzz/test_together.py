@@ -34,7 +34,12 @@ def branches_kernel(numbers_ptr, out_ptr, SIZE: tl.constexpr):
             found = -found
     elif number > 2:
         found *= 3
-    smaller = number if number < 3 else -number
+    left, right = 0, number
+    if number > 3:
+        left = 2 * number
+    else:
+        right = 5
+    smaller = left - right if number < 3 else -number + left * right
     tl.store(out_ptr + program * SIZE + lane, found + smaller + min(number, 2) - max(number, 5))
 
 

@@ -63,13 +63,10 @@ class _Merging:
 
     diverges = True
     lanes: Lanes
-    _names: tuple[str, ...] | None = None
 
     def before(self, variables: dict[str, Any], names: tuple[str, ...]) -> None:
-        """Keep the variables that the part may assign. Of a loop's part, those that are defined before the loop."""
-        if self._names is None:
-            self._names = tuple(name for name in names if name in variables)
-        self._kept = {name: variables[name] for name in self._names}
+        """Keep the variables that the part may assign."""
+        self._kept = {name: variables[name] for name in names if name in variables}
 
     def merged(self, variables: dict[str, Any], names: tuple[str, ...]) -> tuple[Any, ...]:
         """The variables after the part: the new values for the programs that have run it."""
@@ -142,7 +139,18 @@ class _Alike:
         return iter(self._numbers)
 
 
-class _Turns(_Merging):
+class _Looping(_Merging):
+    """A loop. Of the variables that a turn assigns, the next one is handed those that are defined before the loop."""
+
+    _handed: tuple[str, ...] | None = None
+
+    def before(self, variables: dict[str, Any], names: tuple[str, ...]) -> None:
+        if self._handed is None:
+            self._handed = tuple(name for name in names if name in variables)
+        super().before(variables, self._handed)
+
+
+class _Turns(_Looping):
     """A loop with numbers of their own for the active programs, which end it after turns of their own.
 
     Args:
@@ -172,7 +180,7 @@ def while_loop() -> "_While":
     return _While()
 
 
-class _While(_Merging):
+class _While(_Looping):
     """A `while` of which the active programs run turns of their own."""
 
     def __init__(self) -> None:
