@@ -20,9 +20,10 @@ from attn_fuzz.targets import registry
 
 DRAWN = 200
 """Cases from which some are chosen."""
-STEPS = 2
-"""Cases that follow one another and mostly share a layer, so they share kernels."""
-LAUNCHES = 3
+STEPS = 8
+"""Cases that follow one another and mostly share a layer, so they share kernels: as many as targets draw for a layer. Lengths
+differ, so that some of them end where a tile or a block does, and others next to that place."""
+LAUNCHES = 12
 """Of a kernel: that many are kept."""
 LARGEST, LONGEST = 60_000, 8_000
 """Executed wave instructions of a launch that is kept, and instructions of its kernel: larger ones take too long."""
