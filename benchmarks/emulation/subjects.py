@@ -37,6 +37,7 @@ class Launch:
     Attributes:
         buffers, after: bytes by the names of buffers, before the launch and after it.
         instructions: how many wave instructions ran.
+        parts: as of `attn_amdgcn.checked`.
     """
 
     case: Case
@@ -46,10 +47,11 @@ class Launch:
     after: Mapping[str, np.ndarray]
     lds_bytes: int
     instructions: int
+    parts: Mapping[str, Sequence[tuple[int, int]]] | None = None
 
     def run(self, program: Program, schedules: Sequence[Schedule], most: int) -> Memory:
         given = (program, self.grid, self.arguments, self.buffers)
-        return checked(*given, lds_bytes=self.lds_bytes, schedules=schedules, most=most)[0]
+        return checked(*given, lds_bytes=self.lds_bytes, schedules=schedules, parts=self.parts, most=most)[0]
 
 
 @dataclass
@@ -94,7 +96,7 @@ def subjects(
 
         def run(program: Program, *given: Any, case: Case = case, **further: Any) -> tuple[Memory, Report]:
             memory, done = checked(program, *given, **further | {"schedules": SCHEDULES})
-            _keep(found, architecture, program, case, given, further["lds_bytes"], memory, done)
+            _keep(found, architecture, program, case, given, further, memory, done)
             return memory, done
 
         with launches_run_by(run):
@@ -133,7 +135,7 @@ def _keep(
     program: Program,
     case: Case,
     given: Sequence[Any],
-    lds_bytes: int,
+    further: Mapping[str, Any],
     memory: Memory,
     done: Report,
 ) -> None:
@@ -146,5 +148,7 @@ def _keep(
     grid, arguments, buffers = given
     before = {name: data.copy() for name, data in buffers.items()}
     after = {name: memory.contents(name).copy() for name in buffers}
-    subject.launches.append(Launch(case, grid, arguments, before, after, lds_bytes, done.wave_instructions))
+    subject.launches.append(
+        Launch(case, grid, arguments, before, after, further["lds_bytes"], done.wave_instructions, further["parts"])
+    )
     subject.executed |= done.executed > 0
