@@ -69,6 +69,10 @@ def test_bits_are_reversed(value):
         ("s_bfe_i32 s2, 0xabcd, 0x4", 0, False),
         ("s_bfe_i32 s2, s0, 0x8001c", 0xFFFFFFFF, True),  # the sign goes on above bit 31
         ("s_bfe_u32 s2, s0, 0x200000", 0xFFFFFFFF, True),
+        ("s_sext_i32_i16 s2, 0x128000", 0xFFFF8000, True),  # the condition code stays
+        ("s_sext_i32_i16 s2, 0x1207fff", 0x7FFF, True),
+        ("s_sext_i32_i8 s2, 0x1280", 0xFFFFFF80, True),
+        ("s_sext_i32_i8 s2, 0xff7f", 0x7F, True),
         ("s_ashr_i32 s2, s0, 40", 0xFFFFFFFF, True),
         ("s_lshr_b32 s2, s0, 40", 0x00FFFFFF, True),
         ("s_lshl3_add_u32 s2, s0, s1", 0xFFFFFFFB, True),

@@ -205,6 +205,10 @@ def bit_field(a, place):
     return value, value != 0
 
 
+scalar("s_sext_i32_i8", "i32 = i32")(lambda a: a.astype(np.int8).astype(np.int32))
+scalar("s_sext_i32_i16", "i32 = i32")(lambda a: a.astype(np.int16).astype(np.int32))
+
+
 @scalar("s_bitcmp0_b32", "scc = b32 u32")
 def bit_is_clear(a, place):
     return a >> (place & np.uint32(31)) & np.uint32(1) == 0
