@@ -39,7 +39,7 @@ PREFACE = """\
 # Options of the compiler that no launch table uses
 
 Written by `python -m benchmarks options --write`; the JSON file beside this page keeps each trial. {calls} calls that ship were
-compiled with Triton {triton} for each value of an option, and run on the emulator on the two small cases of
+compiled with Triton {triton} for values of options, and run on the emulator on the two small cases of
 `attn-parity compile --run`, in two orders, with a search for races. An option must not change what a kernel computes.
 **{agree} of {other} trials whose code differs from the code that ships agree.** In {same} trials the code is the same.
 """
@@ -169,7 +169,11 @@ def text(trials: Sequence[Trial]) -> str:
         same=verdicts[SAME],
     ).splitlines()
     architectures = sorted({one.architecture for one in trials})
-    lines += ["", "Calls that agree, of those whose code differs, and the largest error / bound:", ""]
+    lines += [
+        "",
+        "Calls that agree, of those whose code differs, and the largest error / bound; nothing where no call was tried:",
+        "",
+    ]
     lines += [f"| option | {' | '.join(architectures)} |", f"|---|{'---|' * len(architectures)}"]
     for option in (f"{name}={value}" for name, values in OPTIONS.items() for value in values):
         cells = [_cell([one for one in trials if (one.architecture, one.option) == (name, option)]) for name in architectures]
@@ -181,5 +185,7 @@ def text(trials: Sequence[Trial]) -> str:
 
 def _cell(trials: Sequence[Trial]) -> str:
     other = [one for one in trials if one.verdict != SAME]
+    if trials and not other:
+        return SAME
     agree = [one.error for one in other if one.verdict == AGREES]
     return f"{len(agree)} of {len(other)}{f', {max(agree):.2f}' if agree else ''}" if trials else ""
