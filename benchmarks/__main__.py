@@ -18,6 +18,7 @@ from rich.console import Console
 from benchmarks.binaries.command import binaries
 from benchmarks.counts.command import counts
 from benchmarks.emulation.command import emulation
+from benchmarks.emulation.options import options
 from benchmarks.latent.command import latent
 from benchmarks.ranks.command import ranks
 from benchmarks.tuning.command import tune
@@ -35,6 +36,7 @@ cli.add_command(latent)
 cli.add_command(binaries)
 cli.add_command(counts)
 cli.add_command(emulation)
+cli.add_command(options)
 cli.add_command(ranks)
 
 

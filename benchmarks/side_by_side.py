@@ -60,7 +60,7 @@ def collected(
     folders = {OURS: None} | {whose: folder for whose, (folder, _) in peers.items()}
     jobs = [(architecture, name, *each) for architecture in chosen for name in names for each in folders.items()]
     with sigterm_interrupts(), progress_bar(len(jobs)) as show_bar:
-        found, interrupted = in_processes(of_case, jobs, min(workers, len(jobs)), lambda done: show_bar(done, 0))
+        found, interrupted = in_processes(of_case, jobs, min(workers, len(jobs)), lambda found: show_bar(len(found), 0))
     rows = []
     for job in jobs:
         if isinstance(outcome := found.get(job, ()), str):

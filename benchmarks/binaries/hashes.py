@@ -63,7 +63,7 @@ def hashes(
     if texts is not None:
         texts.mkdir(parents=True, exist_ok=True)
     with sigterm_interrupts(), progress_bar(len(jobs)) as show_bar:
-        found, interrupted = in_processes(_hashed, jobs, min(workers, len(jobs)), lambda done: show_bar(done, 0))
+        found, interrupted = in_processes(_hashed, jobs, min(workers, len(jobs)), lambda found: show_bar(len(found), 0))
     result = {"schema": SCHEMA, "triton": _triton(), "launches": _by_architecture(found)}
     file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     failed = [(*job[:2], outcome) for job, outcome in found.items() if isinstance(outcome, str)]

@@ -27,7 +27,14 @@ _IDLE = frozenset((*NO_EFFECT.split(), *WAITS.split(), "s_sendmsg"))
 _HINTS = ("nt", "sc0", "sc1", "glc", "slc", "dlc", "th", "scope", "off")
 """Modifiers that change time alone, or that say what another operand says."""
 _OFFSETS = ("offset", "offset0", "offset1")
-_DEFAULTS = {"row_mask": 15, "bank_mask": 15, "op_sel_hi": (1, 1, 1)}
+_DEFAULTS = {
+    "row_mask": 15,
+    "bank_mask": 15,
+    "op_sel_hi": (1, 1, 1),
+    # of SDWA
+    **dict.fromkeys(("dst_sel", "src0_sel", "src1_sel"), "DWORD"),
+    "dst_unused": "UNUSED_PAD",
+}
 
 
 def deleted(instruction: Instruction) -> Iterator[Instruction]:

@@ -23,11 +23,11 @@ PREFACE = """\
 Written by `python -m benchmarks emulation --write`; the JSON file beside this page keeps each mutant.
 
 A mutant is one of {kernels} compiled kernels with one instruction changed. {mutants} changes were drawn by seed among the
-instructions that the kernel's cases execute; kinds of changes and kernels take turns. Each mutant runs up to 3 small launches
-on the emulator, in two orders of waves and workgroups, and races in LDS are looked for. If the launch leaves other bits than
-the kernel does, the fuzzer judges the whole case. **{share} of the mutants are found.** A kernel is left out if it has more
-than 8,000 instructions, and a launch if it executes more than 60,000. A change that the emulator refuses before it runs is
-not drawn. The fuzzer runs hundreds of cases instead of 3. What it finds in them was not measured.
+instructions that the kernel's cases execute; kinds of changes and kernels take turns. Each mutant runs a few small launches on
+the emulator, in two orders of waves and workgroups, and races in LDS are looked for. If the launch leaves other bits than the
+kernel does, the fuzzer judges the whole case. **{share} of the mutants are found.** A kernel is left out if it has more than
+8,000 instructions, and a launch if it executes more than 60,000. A change that the emulator refuses before it runs is not
+drawn. The fuzzer runs hundreds of cases instead, of many layers. What it finds in them was not measured.
 """
 
 

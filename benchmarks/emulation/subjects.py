@@ -20,9 +20,10 @@ from attn_fuzz.targets import registry
 
 DRAWN = 200
 """Cases from which some are chosen."""
-STEPS = 2
-"""Cases that follow one another and mostly share a layer, so they share kernels."""
-LAUNCHES = 3
+STEPS = 8
+"""Cases that follow one another and mostly share a layer, so they share kernels: as many as targets draw for a layer. Lengths
+differ, so that some of them end where a tile or a block does, and others next to that place."""
+LAUNCHES = 12
 """Of a kernel: that many are kept."""
 LARGEST, LONGEST = 60_000, 8_000
 """Executed wave instructions of a launch that is kept, and instructions of its kernel: larger ones take too long."""
@@ -36,6 +37,7 @@ class Launch:
     Attributes:
         buffers, after: bytes by the names of buffers, before the launch and after it.
         instructions: how many wave instructions ran.
+        parts: as of `attn_amdgcn.checked`.
     """
 
     case: Case
@@ -45,10 +47,11 @@ class Launch:
     after: Mapping[str, np.ndarray]
     lds_bytes: int
     instructions: int
+    parts: Mapping[str, Sequence[tuple[int, int]]] | None = None
 
     def run(self, program: Program, schedules: Sequence[Schedule], most: int) -> Memory:
         given = (program, self.grid, self.arguments, self.buffers)
-        return checked(*given, lds_bytes=self.lds_bytes, schedules=schedules, most=most)[0]
+        return checked(*given, lds_bytes=self.lds_bytes, schedules=schedules, parts=self.parts, most=most)[0]
 
 
 @dataclass
@@ -93,7 +96,7 @@ def subjects(
 
         def run(program: Program, *given: Any, case: Case = case, **further: Any) -> tuple[Memory, Report]:
             memory, done = checked(program, *given, **further | {"schedules": SCHEDULES})
-            _keep(found, architecture, program, case, given, further["lds_bytes"], memory, done)
+            _keep(found, architecture, program, case, given, further, memory, done)
             return memory, done
 
         with launches_run_by(run):
@@ -132,7 +135,7 @@ def _keep(
     program: Program,
     case: Case,
     given: Sequence[Any],
-    lds_bytes: int,
+    further: Mapping[str, Any],
     memory: Memory,
     done: Report,
 ) -> None:
@@ -145,5 +148,7 @@ def _keep(
     grid, arguments, buffers = given
     before = {name: data.copy() for name, data in buffers.items()}
     after = {name: memory.contents(name).copy() for name in buffers}
-    subject.launches.append(Launch(case, grid, arguments, before, after, lds_bytes, done.wave_instructions))
+    subject.launches.append(
+        Launch(case, grid, arguments, before, after, further["lds_bytes"], done.wave_instructions, further["parts"])
+    )
     subject.executed |= done.executed > 0

@@ -94,7 +94,8 @@ def command(
 ) -> int:
     """Compile every kernel that ships: registers, spills, LDS, matrix instructions.
 
-    Exit 1 when one is over its budget, or computes something else. With --write, what came of other launches is kept.
+    Exit 1 when one is over its budget, or computes something else. With --write, what came of other launches is kept; and with
+    --run, too, a launch is left out that agreed before, in the code that it has now. So an interrupted run goes on.
     """
     partly = bool(architectures or only or main)
     if partly and check:
@@ -134,7 +135,7 @@ def command(
 
         written = save_binaries(save, outcome.binaries, calls)
         notes.print(f"{written} code objects in {save}, described by launches.json")
-    ran = _ran(outcome, found.triton, workers) if runs and not outcome.interrupted else None
+    ran = _ran(outcome, found.triton, workers, path if writes else None) if runs and not outcome.interrupted else None
     if json_file:
         write_json(json_file, found.json() | ({} if ran is None else {"executions": ran.json()}))
     if outcome.interrupted:
@@ -172,12 +173,23 @@ def _judged(outcome: Outcome, calls: "Calls", allowed: Budgets) -> Results:
     return dataclasses.replace(found, over=tuple(_over(found, calls, allowed)))
 
 
-def _ran(outcome: Outcome, triton: str, workers: int | None) -> Executions:
-    """Run what was compiled, and tell what came of it."""
+def _ran(outcome: Outcome, triton: str, workers: int | None, path: Path | None) -> Executions:
+    """Run what was compiled, and tell what came of it.
+
+    Args:
+        path: a page. What came of each launch goes at once into the file beside it, and what agrees there does not run again.
+    """
     started = time.monotonic()
-    calls = executions.calls_of(outcome.binaries)
+    kept = _kept(_runs_of(path), triton) if path else Executions(triton)
+    calls = executions.calls_of(outcome.binaries, kept)
     with progress_bar(len(calls)) as show_bar:
-        ran = executions.run(calls, triton, workers or default_workers("cpu"), lambda done: show_bar(done, 0))
+
+        def report(done: int, ran: Executions) -> None:
+            show_bar(done, 0)
+            if path:
+                outputs.write(_runs_of(path), kept.updated(ran).csv())
+
+        ran = executions.run(calls, triton, workers or default_workers("cpu"), report)
     for architecture in dict.fromkeys(architecture for architecture, _ in ran.found):
         table = plain_table("launch", "run", *EXECUTED, right=EXECUTED)
         for (one, name), execution in ran.found.items():
@@ -189,6 +201,8 @@ def _ran(outcome: Outcome, triton: str, workers: int | None) -> Executions:
         results.print(line, soft_wrap=True)
     begun = "interrupted; so far: " if ran.interrupted else ""
     agree = sum(execution.agrees for execution in ran.found.values())
+    if path and (before := len(executions.calls_of(outcome.binaries)) - len(calls)):
+        notes.print(f"{before} calls agreed before, and were not run again: {_runs_of(path)}", soft_wrap=True)
     results.print(f"{begun}{agree} of {len(ran.found)} launches agree, in {time.monotonic() - started:.0f} s")
     return ran
 
@@ -211,8 +225,8 @@ def _write_page(path: Path, allowed: Budgets, ran: Executions | None) -> None:
     from attn_parity.binaries.shipped_calls import main_names
 
     found, kept = _read(path)
-    if ran is not None:
-        kept = Executions(ran.triton, ({} if kept.triton != ran.triton else kept.found) | ran.found)
+    if ran is not None and ran.found:
+        kept = kept.updated(ran)
         outputs.write(_runs_of(path), kept.csv())
     outputs.write(path, page.text(found, allowed, main_names(), kept))
     notes.print(f"{path} written")
@@ -220,14 +234,20 @@ def _write_page(path: Path, allowed: Budgets, ran: Executions | None) -> None:
 
 def _read(path: Path) -> tuple[Results, Executions]:
     """What the files beside a page hold. No launch was run if there is no file of executions."""
-    data, runs = _data_of(path), _runs_of(path)
+    data = _data_of(path)
     if not data.is_file():
         raise click.ClickException(f"--page: {data} does not exist; `attn-parity compile --write` writes it")
     try:
         found = loads(inputs.read_text(data), str(data))
-        if not runs.is_file():
-            return found, Executions(found.triton)
-        return found, executions.loads(inputs.read_text(runs), str(runs))
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    return found, _kept(_runs_of(path), found.triton)
+
+
+def _kept(runs: Path, triton: str) -> Executions:
+    """What a file of executions holds; none by this version of Triton if there is no such file."""
+    try:
+        return executions.loads(inputs.read_text(runs), str(runs)) if runs.is_file() else Executions(triton)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
 

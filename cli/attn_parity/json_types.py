@@ -266,6 +266,7 @@ class Execution(TypedDict):
     verdict: str
     error: float | None
     why: str
+    code: str
     counts: dict[str, int]
 
 

@@ -59,6 +59,7 @@ PAGE = PAGES / "zoo.md"
     type=click.Path(file_okay=False, path_type=Path),
     help="A folder with mutants of your own, *.toml, whose Python is run.",
 )
+@click.option("--target", metavar="T", help="Run the bugs of kernels of `triton` alone, and on this target instead.")
 @click.option(
     "--examples", type=Positive, default=EXAMPLES, show_default=True, help="The most examples for each mutant and seed."
 )
@@ -95,6 +96,7 @@ PAGE = PAGES / "zoo.md"
 def command(
     only: tuple[str, ...],
     folder: Path | None,
+    target: str | None,
     examples: int,
     seed: int,
     seeds: int,
@@ -117,6 +119,10 @@ def command(
     came of the other mutants is kept.
     """
     everybody = mutants.load_all(folder) if folder else mutants.load_all()
+    if target:
+        everybody = mutants.on_target(everybody, target, compiles=registry.load(target).compiles)
+    if target and writes and page == PAGE:
+        raise click.UsageError(f"--page: {PAGE} is the page of the mutants' own targets: name another one for --target")
     residents = _chosen(everybody, only)
     if rewrites:
         outputs.write(page, zoo_page.text(_kept(page), residents))
@@ -127,7 +133,7 @@ def command(
         if not page.suffix:
             raise click.UsageError(f"--page: got {page}, expected a name such as {PAGE}: its JSON is to lie beside it")
         check_page_writable(page)
-    kept = _kept(page) if writes and only else None
+    kept = _kept(page) if writes and only and page.with_suffix(".json").is_file() else None
     device = use_device(device)
     check_exact(exactly, device)
     missing = _missing_targets(residents, device)
@@ -135,7 +141,7 @@ def command(
     say_what_runs_kernels(device, [registry.load(mutant.target) for mutant in running])
     numbers = range(seed, seed + seeds)
     if kept is not None:
-        zoo_page.check_alike(kept, zoo_page.results(device_name(device), numbers, examples, ()))
+        zoo_page.check_alike(kept, zoo_page.results(device_name(device), numbers, examples, (), target or ""))
     with tempfile.TemporaryDirectory() as scratch:
         plans = [
             FuzzPlan(
@@ -161,7 +167,7 @@ def command(
     if corpus:
         first = {name: progress[0].failure for name, progress in runs.items() if progress}
         files.write(corpus, {name: failure.case for name, failure in first.items() if failure and failure.minimal})
-    found = zoo_page.results(device_name(device), numbers, examples, rows)
+    found = zoo_page.results(device_name(device), numbers, examples, rows, target or "")
     if json_file:
         write_json(json_file, msgspec.to_builtins(found))
     if outcome.error:

@@ -4,13 +4,14 @@ A schedule says in which order waves and workgroups run, and draws what lies in 
 written. A result that changes with it was computed from what nobody wrote, or from what another wave had not written yet.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from attn_amdgcn.errors import Fault, LaunchError
 from attn_amdgcn.launch import Argument, Report, Schedule, launch
-from attn_amdgcn.memory import Memory
+from attn_amdgcn.memory import Memory, Parts
 from attn_amdgcn.program import Program
 from attn_amdgcn.run import MOST_INSTRUCTIONS
 from attn_amdgcn.stores import StoreLog
@@ -34,6 +35,7 @@ def checked(
     lds_bytes: int = 0,
     schedules: Sequence[Schedule] = SCHEDULES,
     watches: Sequence[Watch] = (),
+    parts: Parts | None = None,
     most: int = MOST_INSTRUCTIONS,
 ) -> tuple[Memory, Report]:
     """Run a grid of workgroups once for each schedule. Arguments and the result are those of `attn_amdgcn.launch`.
@@ -48,32 +50,25 @@ def checked(
     if not schedules:
         raise LaunchError("schedules: none, and at least one is expected")
     first, *others = schedules
-    memory, report = launch(program, grid, arguments, buffers, lds_bytes=lds_bytes, schedule=first, watches=watches, most=most)
+    launched = partial(launch, program, grid, arguments, buffers, lds_bytes=lds_bytes, parts=parts)
+    memory, report = launched(schedule=first, watches=watches, most=most)
     for schedule in others:
-        again, _ = launch(program, grid, arguments, buffers, lds_bytes=lds_bytes, schedule=schedule, most=most)
+        again, _ = launched(schedule=schedule, most=most)
         for name in buffers:
             if not np.array_equal(memory.contents(name), again.contents(name)):
                 one, other = memory.contents(name), again.contents(name)
                 byte = int((one != other).argmax())
                 what = f"byte {byte} of {name} is {one[byte]} under {first}, and {other[byte]} under {schedule}"
-                raise _diagnosed(what, program, grid, arguments, buffers, lds_bytes, (first, schedule))
+                raise _diagnosed(what, launched, (first, schedule))
     return memory, report
 
 
-def _diagnosed(
-    what: str,
-    program: Program,
-    grid: tuple[int, int, int],
-    arguments: Sequence[Argument],
-    buffers: Mapping[str, np.ndarray],
-    lds_bytes: int,
-    schedules: tuple[Schedule, Schedule],
-) -> Fault:
+def _diagnosed(what: str, launched: Callable[..., object], schedules: tuple[Schedule, Schedule]) -> Fault:
     """The fault, with the first store whose data differ between two schedules."""
     logs = (StoreLog(), StoreLog())
     for schedule, log in zip(schedules, logs, strict=True):
         quiet = replace(schedule, races=False)
-        launch(program, grid, arguments, buffers, lds_bytes=lds_bytes, schedule=quiet, watches=(log,))
+        launched(schedule=quiet, watches=(log,))
     found = logs[0].first_difference(logs[1])
     if found is None:
         return Fault(f"{what}; every store of a wave wrote the same, so stores to one byte came in another order")

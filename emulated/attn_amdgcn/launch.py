@@ -10,7 +10,7 @@ from attn_amdgcn.errors import LaunchError, UnknownInstructionError
 from attn_amdgcn.global_races import GlobalRaces
 from attn_amdgcn.instructions.buffer_memory import PRIVATE_WORDS, private_offset
 from attn_amdgcn.lds_races import LdsRaces
-from attn_amdgcn.memory import Memory
+from attn_amdgcn.memory import Memory, Parts
 from attn_amdgcn.program import Program
 from attn_amdgcn.run import MOST_INSTRUCTIONS, Runner
 from attn_amdgcn.watch import Watch
@@ -75,6 +75,7 @@ def launch(
     lds_bytes: int = 0,
     schedule: Schedule = Schedule(),
     watches: Sequence[Watch] = (),
+    parts: Parts | None = None,
     most: int = MOST_INSTRUCTIONS,
 ) -> tuple[Memory, Report]:
     """Run a grid of workgroups.
@@ -88,6 +89,7 @@ def launch(
         lds_bytes: of dynamic LDS of each workgroup.
         schedule: of waves and workgroups.
         watches: what looks on.
+        parts: by a buffer's name, the bytes [begin, end) of it that may be touched. All, if it is not named.
         most: how many instructions all waves together may run.
 
     Returns:
@@ -101,7 +103,7 @@ def launch(
     _check(kernel, grid, lds_bytes)
     if ARGUMENTS in buffers:
         raise LaunchError(f"a buffer is named {ARGUMENTS!r}: the name is taken")
-    memory = Memory({**buffers, ARGUMENTS: np.zeros(max(kernel.argument_bytes, 4), np.uint8)}, schedule.seed)
+    memory = Memory({**buffers, ARGUMENTS: np.zeros(max(kernel.argument_bytes, 4), np.uint8)}, schedule.seed, parts)
     _fill_arguments(memory, kernel, grid, arguments, lds_bytes)
     runner = Runner(program, most=most)
     everywhere = (GlobalRaces(memory), *watches) if schedule.races else tuple(watches)

@@ -1,6 +1,7 @@
 """Global memory: the buffers of a launch at addresses of 64 bits, with guards between them that nobody may touch."""
 
 from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,8 @@ from attn_amdgcn.waves import Waves
 GUARD = 4096
 BASE = 0x7F3E_FFFF_C000
 """The first buffer lies a little below a multiple of 4 GiB, so that sums of addresses carry into their upper half."""
+
+Parts = Mapping[str, Sequence[tuple[int, int]]]
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,10 @@ class Memory(Storage):
     Args:
         contents: bytes of each buffer, by name. They are copied.
         seed: of what lies between the buffers.
+        parts: by a buffer's name, the bytes [begin, end) of it that may be touched. All, if it is not named.
     """
 
-    def __init__(self, contents: dict[str, np.ndarray], seed: int = 0) -> None:
+    def __init__(self, contents: dict[str, np.ndarray], seed: int = 0, parts: Parts | None = None) -> None:
         self.buffers: dict[str, Buffer] = {}
         end = GUARD
         for name, data in contents.items():
@@ -48,10 +52,16 @@ class Memory(Storage):
         super().__init__(np.random.default_rng(seed).integers(0, 256, end, np.uint8))
         self._owned = np.zeros(end, bool)
         for name, data in contents.items():
-            place = self._place(name)
-            self.bytes[place], self._owned[place] = data, True
-        self._begins = [self._place(name).start for name in contents]
-        self._ends = [self._place(name).stop for name in contents]
+            self.bytes[self._place(name)] = data
+        self._parts = {name: _joined((parts or {}).get(name, [(0, len(data))]), len(data)) for name, data in contents.items()}
+        self._begins: list[int] = []
+        self._ends: list[int] = []
+        for name, spans in self._parts.items():
+            first = self._place(name).start
+            for begin, end in spans:
+                self._owned[first + begin : first + end] = True
+                self._begins.append(first + begin)
+                self._ends.append(first + end)
 
     def _place(self, name: str) -> slice:
         buffer = self.buffers[name]
@@ -77,7 +87,7 @@ class Memory(Storage):
             lanes: the lanes that access memory; None if all do.
 
         Raises:
-            Fault: a byte belongs to no buffer.
+            Fault: a byte belongs to no buffer, or to no part of a buffer that may be touched.
         """
         if lanes is not None:
             some = place[lanes]
@@ -98,4 +108,24 @@ class Memory(Storage):
         wave, lane = (int(number) for number in np.argwhere(outside)[0])
         near, byte = self.named(int(place[wave, lane]))
         what = f"{size} bytes at byte {byte} of {near.name}, which has {near.size} bytes"
+        if self._parts[near.name] != [(0, near.size)]:
+            spans = ", ".join(f"[{begin}, {end})" for begin, end in self._parts[near.name])
+            what += f": of these {spans or 'none'} may be touched"
         raise Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane)
+
+
+def _joined(spans: Sequence[tuple[int, int]], size: int) -> list[tuple[int, int]]:
+    """Spans of a buffer in their order, those that touch or overlap made one.
+
+    Raises:
+        LaunchError: a span reaches beyond the buffer.
+    """
+    found: list[tuple[int, int]] = []
+    for begin, end in sorted(spans):
+        if not 0 <= begin <= end <= size:
+            raise LaunchError(f"bytes [{begin}, {end}) of a buffer that has {size}")
+        if found and begin <= found[-1][1]:
+            found[-1] = found[-1][0], max(found[-1][1], end)
+        elif begin < end:
+            found.append((begin, end))
+    return found

@@ -97,7 +97,9 @@ class Waves:
 
     def set_mask(self, index: int, lanes: np.ndarray) -> None:
         """Write a bit for each lane into a scalar register or a pair."""
-        words = np.packbits(np.broadcast_to(lanes, self.shape), axis=1, bitorder="little").view(np.uint32)
+        if lanes.shape != self.shape:
+            lanes = np.broadcast_to(lanes, self.shape)
+        words = np.packbits(lanes, axis=1, bitorder="little").view(np.uint32)
         self.scalar[:, index : index + self.shape[1] // 32] = words
 
     def taken(self, which: np.ndarray) -> "Waves":

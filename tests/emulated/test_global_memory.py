@@ -1,8 +1,13 @@
 """Loads and stores of global memory, buffers and scratch against Python's slices of bytes."""
 
+from types import SimpleNamespace
+from typing import cast
+
 import numpy as np
 import pytest
-from attn_amdgcn import Fault, UnknownInstructionError
+from attn_amdgcn import Fault, LaunchError, Memory, UnknownInstructionError
+from attn_amdgcn.memory import BASE
+from attn_amdgcn.waves import Waves
 
 from tests.emulated.lines import JUNK, ran
 
@@ -287,3 +292,32 @@ def test_scratch_beyond_the_frame_is_a_fault(text):
 def test_what_has_no_meaning_here_is_refused(text):
     with pytest.raises(UnknownInstructionError):
         ran(text, buffers={"data": DATA})
+
+
+@pytest.mark.parametrize(
+    ("begin", "fault"), [(0, False), (252, False), (256, True), (508, True), (512, False), (764, False), (768, True)]
+)
+def test_a_part_of_a_buffer_may_be_touched_and_the_rest_may_not(begin, fault):
+    memory = Memory({"x": np.zeros(1024, np.uint8)}, parts={"x": [(512, 640), (0, 256), (600, 768)]})
+    waves = cast(Waves, SimpleNamespace(number=np.zeros(1, int), workgroup=np.zeros(1, int)))
+    place = np.full((1, 64), memory.buffers["x"].address - BASE + begin)
+    if not fault:
+        assert memory.checked(place, 4, None, waves) is place
+        return
+    words = rf"4 bytes at byte {begin} of x, which has 1024 bytes: of these \[0, 256\), \[512, 768\) may be touched"
+    with pytest.raises(Fault, match=words):
+        memory.checked(place, 4, None, waves)
+
+
+def test_a_lane_in_each_of_two_parts_is_right_and_an_access_across_them_is_not():
+    memory = Memory({"x": np.zeros(1024, np.uint8)}, parts={"x": [(0, 256), (512, 768)]})
+    waves = cast(Waves, SimpleNamespace(number=np.zeros(1, int), workgroup=np.zeros(1, int)))
+    first = memory.buffers["x"].address - BASE
+    assert memory.checked(np.array([[first, first + 512]]), 4, None, waves) is not None
+    with pytest.raises(Fault, match="lane 1"):
+        memory.checked(np.array([[first, first + 254]]), 4, None, waves)
+
+
+def test_a_part_beyond_its_buffer_is_refused():
+    with pytest.raises(LaunchError, match=r"bytes \[0, 17\) of a buffer that has 16"):
+        Memory({"x": np.zeros(16, np.uint8)}, parts={"x": [(0, 17)]})

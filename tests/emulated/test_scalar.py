@@ -67,6 +67,12 @@ def test_bits_are_reversed(value):
         ("s_bfe_u32 s2, 0xabcd, 0x80004", 0xBC, True),
         ("s_bfe_i32 s2, 0xabcd, 0x80004", 0xFFFFFFBC, True),
         ("s_bfe_i32 s2, 0xabcd, 0x4", 0, False),
+        ("s_bfe_i32 s2, s0, 0x8001c", 0xFFFFFFFF, True),  # the sign goes on above bit 31
+        ("s_bfe_u32 s2, s0, 0x200000", 0xFFFFFFFF, True),
+        ("s_sext_i32_i16 s2, 0x128000", 0xFFFF8000, True),  # the condition code stays
+        ("s_sext_i32_i16 s2, 0x1207fff", 0x7FFF, True),
+        ("s_sext_i32_i8 s2, 0x1280", 0xFFFFFF80, True),
+        ("s_sext_i32_i8 s2, 0xff7f", 0x7F, True),
         ("s_ashr_i32 s2, s0, 40", 0xFFFFFFFF, True),
         ("s_lshr_b32 s2, s0, 40", 0x00FFFFFF, True),
         ("s_lshl3_add_u32 s2, s0, s1", 0xFFFFFFFB, True),
@@ -79,6 +85,20 @@ def test_a_result_and_the_condition_code(text, value, scc):
     after = ran(text, s={0: 0xFFFFFFFF, 1: 3}, scc=True)
     target = {"s_addk_i32": 0, "s_bitset0_b32": 0, "s_mulk_i32": 1}.get(text.split()[0], 2)
     assert (int(after.scalar[0, target]), bool(after.scc[0])) == (value, scc)
+
+
+@pytest.mark.parametrize("value", [0, 0x1234, 0x8000, 0xFFFF_0000_8000_7FFF, 1 << 63, ALL])
+@pytest.mark.parametrize(("first", "count"), [(0, 16), (15, 17), (20, 44), (63, 1), (0, 64), (5, 0)])
+def test_a_field_of_64_bits(value, first, count):
+    """As Python's slices of a text of bits."""
+    place = first | count << 16
+    after = ran(
+        f"s_bfe_i64 s[2:3], s[0:1], {place:#x}\ns_bfe_u64 s[4:5], s[0:1], {place:#x}", s={0: value & 0xFFFFFFFF, 1: value >> 32}
+    )
+    field = f"{value:064b}"[::-1][first : first + count][::-1]
+    assert pair(after, 4) == int(field or "0", 2)
+    assert pair(after, 2) == int((field[:1] * 64 + field)[-64:] or "0", 2)
+    assert bool(after.scc[0]) == ("1" in field)
 
 
 @pytest.mark.parametrize(

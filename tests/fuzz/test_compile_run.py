@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from dataclasses import dataclass
 
 import pytest
 from attn_amdgcn.counts import CLASSES
@@ -14,6 +16,7 @@ from attn_parity.binaries.shipped_calls import CALLS, ShippedCall, chosen, name_
 from attn_parity.binaries.small_cases import small_cases
 
 from tests.facts import GOOD
+from tests.pages import ROOT
 
 MERGE = ("compile", "--run", "--arch", "gfx942", "--only", "merge, fp32")
 JOB = ("gfx942", "decode")
@@ -113,11 +116,66 @@ def test_an_interrupted_run_keeps_what_ran(monkeypatch):
     monkeypatch.setattr(executions, "in_processes", lambda *arguments, **named: (done, True))
     ran = executions.run(calls, "3.9.0", 1)
     assert ran.interrupted
-    assert ran.found == {JOB: Execution("agree", 0.25)}
+    assert ran.found == {JOB: Execution("agree", 0.25, code="digest")}
+
+
+def test_what_came_of_each_call_is_told_at_once(monkeypatch):
+    calls = [("gfx942", name, ((name, "digest"),)) for name in ("decode", "merge")]
+
+    def one_by_one(work, jobs, workers, report, **named):
+        found = {}
+        for job in jobs:
+            found[job] = {job[1]: Execution("agree", 0.25)}
+            report(found)
+        return found, False
+
+    monkeypatch.setattr(executions, "in_processes", one_by_one)
+    told = []
+    executions.run(calls, "3.9.0", 1, lambda done, ran: told.append((done, list(ran.found))))
+    assert told == [(1, [JOB]), (2, [JOB, ("gfx942", "merge")])]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """As much of a binary as says what its code is."""
+
+    assembly: str
+    name: str = "kernel"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "assembly", "left"), [("agree", "s_endpgm", 0), ("agree", "s_nop 0", 1), ("raised", "s_endpgm", 1)]
+)
+def test_a_call_that_agreed_in_the_same_code_is_left_out(verdict, assembly, left):
+    code = executions.calls_of({JOB: Compiled("s_endpgm")})[0][2][0][1]
+    kept = Executions("3.9.0", {JOB: Execution(verdict, 0.25, code=code[:16])})
+    assert len(executions.calls_of({JOB: Compiled(assembly)}, kept)) == left
+
+
+def test_a_call_is_left_out_only_if_all_of_its_launches_agreed():
+    binaries = {JOB: Compiled("s_endpgm"), ("gfx942", "decode, reduction"): Compiled("s_endpgm")}
+    code = executions.calls_of(binaries)[0][2][0][1][:16]
+    kept = Executions("3.9.0", {JOB: Execution("agree", 0.25, code=code)})
+    assert len(executions.calls_of(binaries, kept)) == 1
+
+
+def test_a_second_run_goes_on(attn_parity, tmp_path):
+    """What agrees is not run again, and a launch whose code is not that of its line is."""
+    shutil.copy(ROOT / "docs/generated/binaries.csv", tmp_path / "here.csv")
+    first, second = (attn_parity(*MERGE, "--workers", "1", "--write", "--page", "here.md") for _ in range(2))
+    kept = (tmp_path / "here-run.csv").read_text()
+    assert (first.code, second.code) == (0, 0), first.out + second.out
+    assert "1 of 1 launches agree" in first.out
+    assert "1 calls agreed before" in second.err
+    assert "0 of 0 launches agree" in second.out
+    (tmp_path / "here-run.csv").write_text(re.sub(r"\w{16}$", "0" * 16, kept, flags=re.MULTILINE))
+    third = attn_parity(*MERGE, "--workers", "1", "--write", "--page", "here.md")
+    assert "1 of 1 launches agree" in third.out
+    assert (tmp_path / "here-run.csv").read_text() == kept
 
 
 def test_executions_are_kept():
-    found = {JOB: Execution("agree", 0.25), ("gfx1201", "decode"): Execution("raised", 0, 'a "fault", and why')}
+    found = {JOB: Execution("agree", 0.25, "", "0123"), ("gfx1201", "decode"): Execution("raised", 0, 'a "fault", and why')}
     kept = Executions("3.9.0", found)
     assert executions.loads(kept.csv(), "").found == found
     assert kept.wrong == ['gfx1201 decode: raised: a "fault", and why']

@@ -10,6 +10,7 @@ from pathlib import Path
 import attn_fuzz.zoo
 import msgspec
 import pytest
+import torch
 from attn_fuzz.cases.case import Case
 from attn_fuzz.emulated import compiler, emulation
 from attn_fuzz.emulated.compiler import CompilerError
@@ -152,3 +153,20 @@ except compiler.CompilerError:
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stderr) == (-9, "")
+
+
+def test_the_guards_around_a_tensor_are_not_the_launchs():
+    storage = torch.zeros(100, dtype=torch.float16)
+    arguments = {"rows": storage[10:40].view(3, 10)[:, :4], "other": storage[60:70], "none": storage[80:80], "number": 3}
+    inputs = emulation.inputs_of(arguments, (1,), ["rows", "other", "number"])
+    assert inputs.parts == {"rows": [(20, 68), (120, 140)]}
+
+
+def test_a_load_from_a_guard_is_a_fault(step_case, tmp_path):
+    """Behind the block table is a guard of the case: in the table's storage, but not of the call."""
+    mutant = mutants.load(ZOO / "table-past-its-end.toml")
+    with Executor("triton-gfx942", "cpu", 120.0, tmp_path / "ahead.json", mutant) as executor:
+        verdict = executor.run(step_case)
+    assert verdict.kind == "sanitizer"
+    assert "of block_table_ptr" in verdict.message
+    assert "may be touched" in verdict.message

@@ -300,3 +300,34 @@ def test_a_run_unlike_the_one_that_is_kept_is_refused_before_it_begins(attn_pari
     run = attn_parity("zoo", "--only", "tf32", "--write", "--examples", "7", "--page", ROOT / "docs" / "generated" / "zoo.md")
     assert run.code == 2
     assert "--write: the other mutants ran with" in run.err
+
+
+KERNEL_BUGS = mutants.on_target(SHIPPED, "triton-gfx942", compiles=True)
+
+
+def test_another_target_gets_the_bugs_of_kernels_alone():
+    names = {bug.name for bug in KERNEL_BUGS}
+    assert {bug.target for bug in KERNEL_BUGS} == {"triton-gfx942"}
+    assert "cap-after-mask" in names
+    assert names.isdisjoint(["sglang-1469", "vllm-33688", "nan-of-an-empty-part"]), "host code, and kernels of other targets"
+    assert not next(bug for bug in KERNEL_BUGS if bug.name == "tf32").needs_gpu, "the compiler makes TF32 of it"
+    assert next(bug for bug in mutants.on_target(SHIPPED, "mine", compiles=False) if bug.name == "tf32").needs_gpu
+
+
+def test_a_bug_is_found_in_compiled_code_and_stands_on_a_page_of_the_target(attn_parity, tmp_path):
+    options = ("zoo", "--target", "triton-gfx942", "--no-shrink", "--page", "here.md")
+    for name in ("int8-without-sign", "cap-after-mask"):  # the second one finds a page of the first one
+        run = attn_parity(*options, "--only", name, "--examples", "60", "--workers", "1", "--write")
+        assert run.code == 0, run.out + run.err
+    kept = results_file.load(tmp_path / "here.json", Results)
+    assert kept.target == "triton-gfx942"
+    assert {row.name for row in kept.mutants if row.by} == {"int8-without-sign", "cap-after-mask"}
+    assert (tmp_path / "here.md").read_text().startswith("# The zoo on `triton-gfx942`")
+    with pytest.raises(MutantError, match="the other mutants ran with triton-gfx942 on CPU"):
+        zoo_page.check_alike(kept, zoo_page.results("CPU", [0], 60, []))
+
+
+def test_the_page_of_the_mutants_own_targets_is_not_overwritten(attn_parity):
+    run = attn_parity("zoo", "--target", "triton-gfx942", "--write")
+    assert run.code == 2
+    assert "--page: docs/generated/zoo.md is the page of the mutants' own targets" in run.err

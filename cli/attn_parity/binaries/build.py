@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -33,9 +33,13 @@ class Outcome:
 
 
 def build(jobs: Sequence[Job], workers: int, report: Callable[[int], None] = lambda done: None) -> Outcome:
-    """Compile every job by `in_processes`. Triton's cache holds the binaries of earlier runs."""
+    """Compile every job by `in_processes`. Triton's cache holds the binaries of earlier runs.
+
+    Args:
+        report: called with the number of finished jobs.
+    """
     outcome = Outcome()
-    found, outcome.interrupted = in_processes(_compile, jobs, workers, report)
+    found, outcome.interrupted = in_processes(_compile, jobs, workers, lambda found: report(len(found)))
     for job in jobs:
         if isinstance(result := found.get(job), str):
             outcome.errors[job] = result
@@ -48,7 +52,7 @@ def in_processes(
     work: Callable[..., Result],
     jobs: Sequence[Work],
     workers: int,
-    report: Callable[[int], None] = lambda done: None,
+    report: Callable[[Mapping[Work, Result | str]], None] = lambda found: None,
     *,
     interpreter: bool = False,
 ) -> tuple[dict[Work, Result | str], bool]:
@@ -59,7 +63,7 @@ def in_processes(
     Args:
         work: called in other processes. It must not return a str, because a str is an error.
         workers: the number of processes.
-        report: called with the number of finished jobs.
+        report: called after each job, with the results so far.
         interpreter: whether these processes have Triton's interpreter. Without it they can compile.
     """
     found: dict[Work, Result | str] = {}
@@ -70,7 +74,7 @@ def in_processes(
             left = [job for job in left if job not in found]
             if left and at_once == 1:  # a single process begins jobs in their order, so the first of the rest killed it
                 found[left[0]] = "the process died"
-                report(len(found))
+                report(found)
             at_once = 1 if left and at_once > 1 else workers
     except KeyboardInterrupt:
         interrupted = True
@@ -86,7 +90,7 @@ def _pass(
     jobs: Sequence[Work],
     workers: int,
     found: dict[Work, Result | str],
-    report: Callable[[int], None],
+    report: Callable[[Mapping[Work, Result | str]], None],
     interpreter: bool,
 ) -> None:
     """Do jobs until a process dies. The process was at one or more of the jobs that are left then."""
@@ -99,7 +103,7 @@ def _pass(
         for future in as_completed(futures):
             with contextlib.suppress(BrokenProcessPool):
                 found[futures[future]] = future.result()
-                report(len(found))
+                report(found)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

@@ -1,7 +1,7 @@
 """What came of running the launches that ship on the emulator: found in processes of their own, and kept as a CSV file."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from attn_parity.binaries.assembly import digest
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from attn_parity.binaries.compilation import Binary
 
 AGREES = "agree"
-_COLUMNS = ("triton", "architecture", "launch", "verdict", "error", "why")
+_COLUMNS = ("triton", "architecture", "launch", "verdict", "error", "why", "code")
+_DIGITS = 16
 
 
 class Execution(NamedTuple):
@@ -22,12 +23,14 @@ class Execution(NamedTuple):
         verdict: "agree"; a kind of failure of `attn_fuzz.verdict.verdict`, such as "value" or "raised"; or "not run".
         error: the largest error / bound of outputs; 0 where what is written is compared bitwise.
         why: why it does not agree, or did not run; empty if it agrees.
+        code: the first digits of the digest of the launch's assembly; empty if nobody noted it.
         counts: what it executed in all of them, by the names of COUNTED in `attn_amdgcn.counts`. A file does not keep it.
     """
 
     verdict: str
     error: float
     why: str = ""
+    code: str = ""
     counts: Mapping[str, int] = {}
 
     @property
@@ -55,8 +58,16 @@ class Executions:
     def csv(self) -> str:
         """The text of a CSV file, one line for each launch."""
         return csv_of(
-            _COLUMNS, ([self.triton, *job, one.verdict, f"{one.error:.2g}", one.why] for job, one in sorted(self.found.items()))
+            _COLUMNS,
+            (
+                [self.triton, *job, one.verdict, f"{one.error:.2g}", one.why, one.code]
+                for job, one in sorted(self.found.items())
+            ),
         )
+
+    def updated(self, others: "Executions") -> "Executions":
+        """These, and what came of others in the place of what is kept of them here. One version of Triton compiled them."""
+        return Executions(others.triton, (self.found if self.triton == others.triton else {}) | others.found)
 
 
 def loads(text: str, name: str) -> Executions:
@@ -67,7 +78,9 @@ def loads(text: str, name: str) -> Executions:
     """
     records = records_of(text, _COLUMNS, name)
     found = {
-        (record["architecture"], record["launch"]): Execution(record["verdict"], float(record["error"]), record["why"])
+        (record["architecture"], record["launch"]): Execution(
+            record["verdict"], float(record["error"]), record["why"], record["code"]
+        )
         for record in records
     }
     return Executions(records[0]["triton"], found)
@@ -77,34 +90,61 @@ Call = tuple[str, str, tuple[tuple[str, str], ...]]
 """An architecture, the name of a call, and the name of each of its launches with the digest of the launch's assembly."""
 
 
-def calls_of(binaries: "Mapping[Job, Binary]") -> list[Call]:
-    """The calls whose launches binaries are. NVIDIA's are left out: there is no emulator for them."""
+def calls_of(binaries: "Mapping[Job, Binary]", kept: Executions | None = None) -> list[Call]:
+    """The calls whose launches binaries are. NVIDIA's are left out: there is no emulator for them.
+
+    Args:
+        kept: what came of launches before. A call is left out if all of its launches agreed, in the code that they have now.
+    """
     from attn_parity.binaries.shipped_calls import name_of_call
 
     launches: dict[Job, dict[str, str]] = {}
     for (architecture, name), binary in binaries.items():
         if architecture.startswith("gfx"):
             launches.setdefault((architecture, name_of_call(name)), {})[name] = digest(binary.assembly, binary.name)
-    return [(*call, tuple(of_call.items())) for call, of_call in launches.items()]
+    agreed = {(*job, one.code) for job, one in kept.found.items() if one.agrees} if kept else set()
+    return [
+        (architecture, call, tuple(of_call.items()))
+        for (architecture, call), of_call in launches.items()
+        if not all((architecture, name, code[:_DIGITS]) in agreed for name, code in of_call.items())
+    ]
 
 
-def run(jobs: Sequence[Call], triton: str, workers: int, report: Callable[[int], None] = lambda done: None) -> Executions:
+def run(
+    jobs: Sequence[Call],
+    triton: str,
+    workers: int,
+    report: Callable[[int, Executions], None] = lambda done, executions: None,
+) -> Executions:
     """Run the launches of calls, and judge what they compute.
 
     Args:
-        report: called with the number of finished calls.
+        report: called after each call, with the number of finished calls and with what came of their launches.
     """
+
+    def executions_of(found: Mapping[Call, dict[str, Execution] | str]) -> Executions:
+        executions = Executions(triton)
+        for job in jobs:
+            if job in found:
+                executions.found |= _of_launches(job, found[job])
+        return executions
+
     at_once = max(1, min(workers, len(jobs)))
-    found, interrupted = in_processes(_executed, jobs, at_once, report, interpreter=True)
-    executions = Executions(triton, interrupted=interrupted)
-    for architecture, name, instructions in jobs:
-        result = found.get((architecture, name, instructions))
-        if result is None:
-            continue  # interrupted
-        for launch, _ in instructions:
-            one = Execution("not run", 0, result) if isinstance(result, str) else result[launch]
-            executions.found[architecture, launch] = one
-    return executions
+    found, interrupted = in_processes(
+        _executed, jobs, at_once, lambda found: report(len(found), executions_of(found)), interpreter=True
+    )
+    return replace(executions_of(found), interrupted=interrupted)
+
+
+def _of_launches(job: Call, result: dict[str, Execution] | str) -> dict[Job, Execution]:
+    """What came of the launches of a call. A text says why none of them ran."""
+    architecture, _, instructions = job
+    return {
+        (architecture, launch): Execution("not run", 0, result, code[:_DIGITS])
+        if isinstance(result, str)
+        else result[launch]._replace(code=code[:_DIGITS])
+        for launch, code in instructions
+    }
 
 
 def differences(executions: Executions, triton: str, names: Mapping[str, Sequence[str]]) -> list[str]:

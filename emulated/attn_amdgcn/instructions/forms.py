@@ -98,7 +98,8 @@ def _scalar_step(function: Callable, results: list[str], sources: list[str], ins
         for write, value in zip(writes, values, strict=False):
             write(waves, value)
         if sets_scc:
-            waves.scc = np.broadcast_to(values[-1], waves.scc.shape).copy()
+            waves.scc = np.empty(len(waves), bool)
+            waves.scc[:] = values[-1]
 
     return step
 

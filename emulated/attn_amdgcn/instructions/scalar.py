@@ -192,16 +192,21 @@ for _count in range(1, 5):
 
 @scalar("s_bfe_u32", "u32 scc = u32 u32")
 @scalar("s_bfe_i32", "i32 scc = i32 u32")
+@scalar("s_bfe_u64", "u64 scc = u64 u32")
+@scalar("s_bfe_i64", "i64 scc = i64 u32")
 def bit_field(a, place):
-    """Bits 4:0 of `place` are the first bit, and bits 22:16 the number of bits."""
-    first, count = place & np.uint32(31), np.minimum(place >> np.uint32(16) & np.uint32(0x7F), 32).astype(np.uint32)
-    up = (a.astype(I64) if a.dtype == np.uint32 else a.view(np.uint32).astype(I64)) >> first.astype(I64)
-    masked = up & (I64(1) << count.astype(I64)) - 1
-    if a.dtype == np.int32:
-        sign = I64(1) << np.maximum(count.astype(I64) - 1, 0)
-        masked = np.where(count > 0, (masked ^ sign) - sign, 0)
-    value = masked.astype(a.dtype)
+    """Bits 4:0 of `place` are the first bit (5:0 for 64 bits), and bits 22:16 the number of bits."""
+    bits = 8 * a.dtype.itemsize
+    first, count = place & np.uint32(bits - 1), np.minimum(place >> np.uint32(16) & np.uint32(0x7F), bits)
+    wide = np.int64 if np.issubdtype(a.dtype, np.signedinteger) else np.uint64
+    above = np.minimum(64 - count.astype(np.int64), 63).astype(wide)  # the bits above a field go out, and come back as its sign
+    field = ((a.astype(wide) >> first.astype(wide)) << above) >> above
+    value = np.where(count > 0, field, 0).astype(a.dtype)
     return value, value != 0
+
+
+scalar("s_sext_i32_i8", "i32 = i32")(lambda a: a.astype(np.int8).astype(np.int32))
+scalar("s_sext_i32_i16", "i32 = i32")(lambda a: a.astype(np.int16).astype(np.int32))
 
 
 @scalar("s_bitcmp0_b32", "scc = b32 u32")

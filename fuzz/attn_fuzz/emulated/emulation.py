@@ -22,11 +22,14 @@ class Inputs(NamedTuple):
         grid: numbers of workgroups in x, y and z.
         arguments: in the kernel's order. A tensor is the name of a buffer and the tensor's first byte in it.
         buffers: the bytes of the storages in which tensors lie, which this shares. Each has the name of the first tensor in it.
+        parts: by the names of buffers, the bytes [begin, end) from the first element of a tensor to its last one. The code may
+            touch these alone: what else is in a storage, such as the guards of a case, is not the launch's.
     """
 
     grid: tuple[int, int, int]
     arguments: list[Argument]
     buffers: dict[str, np.ndarray]
+    parts: dict[str, list[tuple[int, int]]]
 
 
 def emulate(
@@ -94,7 +97,12 @@ def inputs_of(arguments: Mapping[str, Any], grid: Sequence[int], names: Iterable
         else:
             given.append(value)
     x, y, z, *_ = (*grid, 1, 1)
-    return Inputs((x, y, z), given, {name: _contents(storage) for name, storage in storages.values()})
+    parts: dict[str, list[tuple[int, int]]] = {name: [] for name, _ in storages.values()}
+    for value in arguments.values():
+        if isinstance(value, torch.Tensor) and value.numel():
+            name, _ = storages[value.untyped_storage().data_ptr()]
+            parts[name].append((_offset(value), _offset(value) + _span(value)))
+    return Inputs((x, y, z), given, {name: _contents(storage) for name, storage in storages.values()}, parts)
 
 
 def run(
@@ -109,6 +117,7 @@ def run(
         lds_bytes=lds_bytes,
         schedules=schedules,
         watches=watches,
+        parts=inputs.parts,
     )
     for name, contents in inputs.buffers.items():
         contents[:] = memory.contents(name)
@@ -145,6 +154,12 @@ def _storages(arguments: Mapping[str, Any]) -> dict[int, tuple[str, torch.Untype
 
 def _offset(tensor: torch.Tensor) -> int:
     return int(tensor.storage_offset()) * tensor.element_size()
+
+
+def _span(tensor: torch.Tensor) -> int:
+    """Bytes from a tensor's first element to its last one."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
 
 
 def _contents(storage: torch.UntypedStorage) -> np.ndarray:

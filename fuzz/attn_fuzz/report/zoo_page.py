@@ -59,13 +59,18 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
         return median(counts) if counts and len(counts) == len(self.found) else None
 
 
-class Results(msgspec.Struct, frozen=True, tag_field="schema", tag=SCHEMA):
-    """A run of the zoo: where, with which Hypothesis and seeds, of how many examples at most, and each mutant by name."""
+class Results(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="schema", tag=SCHEMA):
+    """A run of the zoo: where, with which Hypothesis and seeds, of how many examples at most, and each mutant by name.
+
+    Attributes:
+        target: the target that ran the bugs of kernels in place of `triton`; empty if each mutant ran on its own target.
+    """
 
     device: str
     hypothesis: str
     seeds: tuple[int, ...]
     at_most: int
+    target: str = ""
     mutants: tuple[Row, ...]
 
 
@@ -94,18 +99,27 @@ def _size(case: Case) -> tuple[int, int, int]:
     return len(case.requests), case.query_start_loc[-1], sum(request.seq_len for request in case.requests)
 
 
-def results(device: str, seeds: Sequence[int], at_most: int, rows: Sequence[Row]) -> Results:
+def results(device: str, seeds: Sequence[int], at_most: int, rows: Sequence[Row], target: str = "") -> Results:
     """The results of a run that has just ended."""
-    return Results(device, hypothesis.__version__, tuple(seeds), at_most, tuple(rows))
+    return Results(
+        device=device,
+        hypothesis=hypothesis.__version__,
+        seeds=tuple(seeds),
+        at_most=at_most,
+        target=target,
+        mutants=tuple(rows),
+    )
 
 
 def check_alike(kept: Results, run: Results) -> None:
     """
     Raises:
-        MutantError: what was kept is of another device, Hypothesis, number of examples or seeds than a run of other mutants.
+        MutantError: what was kept is of another device, Hypothesis, number of examples, seeds or target than a run of other
+            mutants.
     """
     if msgspec.structs.replace(kept, mutants=()) != msgspec.structs.replace(run, mutants=()):
-        was = f"{kept.device}, Hypothesis {kept.hypothesis}, seeds {kept.seeds} and {kept.at_most} examples"
+        where = f"{kept.target} on {kept.device}" if kept.target else kept.device
+        was = f"{where}, Hypothesis {kept.hypothesis}, seeds {kept.seeds} and {kept.at_most} examples"
         raise MutantError(f"--write: the other mutants ran with {was}: run these so, too, or leave out --only")
 
 
@@ -177,9 +191,20 @@ A mutant must compile, import and run. An exception counts as a finding only if 
 """
 
 
+OF_TARGET = """\
+# The zoo on `{target}`: known bugs of kernels, and how soon they are found
+
+The mutants of [zoo.md](zoo.md) that change the source of a kernel of the target `triton`, on `{target}` instead.
+`attn-parity zoo --target {target} --seeds {count} --write --page FILE` ran them on {device}, with Hypothesis {hypothesis}, and
+wrote this page and the JSON file beside it. `--check` in place of `--write` fails if the page is not made of that file and
+today's mutants. Seeds {seeds}, of at most {at_most} examples each. [zoo.md](zoo.md) says what the columns mean.
+"""
+
+
 def text(results: Results, mutants: Sequence[KnownBug]) -> str:
-    """docs/generated/zoo.md, whole: what docs/generated/zoo.json says, and the mutants' files, and nothing else."""
-    preface = PREFACE.format(
+    """A page, whole: what the JSON file beside it says, and the mutants' files, and nothing else."""
+    preface = (OF_TARGET if results.target else PREFACE).format(
+        target=results.target,
         count=len(results.seeds),
         seeds=", ".join(map(str, results.seeds)),
         device=results.device,

@@ -26,6 +26,9 @@ COMPUTE_UNITS = 8
 MOST_PARTS = 64
 CHECKED = 0.3
 """The share of launches that run twice, in two orders, and in which races are looked for."""
+LARGE_SHARE = 0.3
+"""The share of layers whose launches are compiled for storages that 32 bits do not address. That is other code, so it is chosen
+for a layer: a choice for each launch would compile most kernels twice."""
 _ORDERS = ("ascending", "descending", "drawn")
 
 
@@ -47,7 +50,7 @@ def _missing(device: str) -> str | None:
     return missing_triton(device)
 
 
-def _emulate(call: "KernelCall", architecture: str, choose: random.Random) -> None:
+def _emulate(call: "KernelCall", architecture: str, layer: Layer, choose: random.Random) -> None:
     from attn_amdgcn import Fault, Schedule
     from attn_fuzz.emulated.emulation import LARGE, emulate
 
@@ -56,11 +59,16 @@ def _emulate(call: "KernelCall", architecture: str, choose: random.Random) -> No
     if choose.random() < CHECKED:
         another = Schedule(choose.choice(_ORDERS), choose.choice(_ORDERS), choose.randrange(1 << 31))
         schedules = [dataclasses.replace(first, races=True), another]
-    sizes = dict.fromkeys(call.tensors, LARGE) if choose.random() < 0.3 else None
+    sizes = dict.fromkeys(call.tensors, LARGE) if _is_large(layer) else None
     try:
         emulate(call, architecture, schedules=schedules, sizes=sizes)
     except Fault as fault:  # what the sanitizer finds in interpreted kernels: a bug of the kernel, and no error of its host
         raise Violation(f"{call.launch.kernel.fn.__name__} for {architecture}: {fault}", "Fault") from fault
+
+
+def _is_large(layer: Layer) -> bool:
+    fields = (layer.num_heads, layer.num_kv_heads, layer.head_size, layer.scale, layer.kv_cache_dtype, layer.window)
+    return random.Random(repr(fields)).random() < LARGE_SHARE
 
 
 def emulated(architecture: str) -> Target:
@@ -81,20 +89,20 @@ def emulated(architecture: str) -> Target:
         else:
             calls = varlen_attention_calls(q, k, v, layer, batch, plan, out=out, lse=lse)
         for call in calls:
-            _emulate(call, architecture, choose)
+            _emulate(call, architecture, layer, choose)
 
     def write(k, v, kv_cache, layer, slot_mapping) -> None:
         from attn_optimized.kv_cache import write_kv_cache_call
 
         call = write_kv_cache_call(k, v, kv_cache, layer, slot_mapping, architecture=architecture)
-        _emulate(call, architecture, random.Random(repr(slot_mapping.tolist())))
+        _emulate(call, architecture, layer, random.Random(repr(slot_mapping.tolist())))
 
     def rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, is_neox) -> None:
         from attn_optimized.kv_cache import rope_and_write_kv_cache_call
 
         tensors = (q, k, v, positions, cos_sin_cache, kv_cache)
         call = rope_and_write_kv_cache_call(*tensors, layer, slot_mapping, is_neox=is_neox, architecture=architecture)
-        _emulate(call, architecture, random.Random(repr(slot_mapping.tolist())))
+        _emulate(call, architecture, layer, random.Random(repr(slot_mapping.tolist())))
 
     def events(step: Step) -> list[str]:
         return ["split"] if planned(step.q, step.layer, step.batch).splits > 1 else []

@@ -61,6 +61,11 @@ EQUIVALENT = Path(__file__).with_name("equivalent.toml")
 NOT_FOUND = Path(__file__).with_name("not-found.toml")
 """Generated mutants that the fuzzer is known not to find on a CPU, with the cause: see `attn_fuzz.zoo.reasons`."""
 
+KERNELS = "attn_optimized.kernels."
+"""The package of the kernels' sources."""
+REPLACED = "triton"
+"""The target whose bugs `on_target` takes to another one."""
+
 
 class MutantError(InputError):
     """A mutant file that cannot be read, a patch that does not apply, or a mutant that does not run."""
@@ -103,6 +108,24 @@ class KnownBug(Mutant, frozen=True, kw_only=True, forbid_unknown_fields=True, re
     trigger: str
     target: str
     needs_gpu: bool = False
+
+    @property
+    def in_kernel(self) -> bool:
+        """Whether it changes the source of a kernel, and so what a compiler makes of the kernel."""
+        return any(patch.place.startswith(KERNELS) for patch in self.patches)
+
+
+def on_target(bugs: Sequence[KnownBug], target: str, *, compiles: bool) -> list[KnownBug]:
+    """The bugs of kernels of the target `triton`, on a target that runs the same kernels in another way.
+
+    Args:
+        compiles: whether it runs what a compiler makes of the kernels. Then no bug needs a GPU.
+    """
+    return [
+        msgspec.structs.replace(bug, target=target, needs_gpu=bug.needs_gpu and not compiles)
+        for bug in bugs
+        if bug.in_kernel and bug.target == REPLACED
+    ]
 
 
 def load(path: Path) -> KnownBug:

@@ -1,0 +1,191 @@
+"""`python -m benchmarks options`: launches that ship, compiled with options that the launch tables do not use, and emulated.
+
+An option changes how a compiler schedules and lays out a kernel, and never what the kernel computes. So a launch that disagrees
+with the judge under some option shows a bug: of the compiler, of the kernel, or of the emulator.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+from attn_fuzz import inputs
+
+from benchmarks import PAGES
+
+if TYPE_CHECKING:
+    from attn_optimized.kernel_call import KernelCall
+
+PAGE = PAGES / "options.md"
+ARCHITECTURES = "gfx942,gfx1201,gfx950"
+CALLS = ("decode", "decode, split", "decode, int8 cache", "prefill", "prefill, e4m3fn cache", "prefill, fp32 D128")
+OPTIONS: dict[str, tuple[int | str, ...]] = {
+    "num_stages": (1, 2, 3, 4),
+    "waves_per_eu": (1, 2, 4),
+    "kpack": (2,),
+    "matrix_instr_nonkdim": (16, 32),
+    "wgp_cu_mode": ("cu",),
+    "llvm_fn_attrs": ("amdgpu-sched-strategy=max-ilp", "amdgpu-sched-strategy=iterative-minreg"),
+}
+"""Values of the options of Triton's AMD backend."""
+CDNA, RDNA = ("kpack", "matrix_instr_nonkdim"), ("wgp_cu_mode",)
+"""Options that change code for one of the two families alone."""
+SAME, AGREES = "same code", "agree"
+
+PREFACE = """\
+# Options of the compiler that no launch table uses
+
+Written by `python -m benchmarks options --write`; the JSON file beside this page keeps each trial. {calls} calls that ship were
+compiled with Triton {triton} for values of options, and run on the emulator on the two small cases of
+`attn-parity compile --run`, in two orders, with a search for races. An option must not change what a kernel computes.
+**{agree} of {other} trials whose code differs from the code that ships agree.** In {same} trials the code is the same.
+"""
+
+
+class Trial(msgspec.Struct, frozen=True):
+    """What came of a call under an option.
+
+    Attributes:
+        verdict: "agree"; "same code" if no launch of the call compiles to other code; or a kind of failure of
+            `attn_fuzz.verdict.verdict`.
+        error: the largest error / bound of outputs.
+        why: why it does not agree; empty if it does.
+    """
+
+    triton: str
+    architecture: str
+    call: str
+    option: str
+    verdict: str
+    error: float
+    why: str = ""
+
+
+@click.command()
+@click.option("--arch", "architectures", default=ARCHITECTURES, show_default=True, metavar="A,B,...", help="AMD's.")
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
+@click.option("--write", is_flag=True, help="Write the page and its JSON. A second call keeps what agreed, and runs the rest.")
+@click.option("--check", is_flag=True, help="Run nothing; exit 1 if the page is not what its JSON makes.")
+def options(architectures: str, workers: int, write: bool, check: bool) -> None:
+    """Compile launches with other options, run them on the emulator, and judge what they compute. Exit 1 if one is wrong."""
+    data = PAGE.with_suffix(".json")
+    kept = _read(data) if data.is_file() else []
+    if check:
+        if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text(kept):
+            raise click.ClickException(f"{PAGE} is not what {data} makes; python -m benchmarks options --write writes it")
+        return
+    from attn_parity.binaries.build import in_processes
+    from attn_parity.options import progress_bar
+    from attn_parity.versions import version
+
+    known = {(one.architecture, one.call, one.option): one for one in kept if write and one.triton == version("triton")}
+    jobs = [job for job in _jobs(architectures.split(",")) if job not in known or known[job].verdict not in (SAME, AGREES)]
+
+    def save(found: Mapping[tuple[str, str, str], Trial | str]) -> None:
+        whole = known | {job: one for job, one in found.items() if isinstance(one, Trial)}
+        lines = ",\n".join(msgspec.json.encode(one).decode() for _, one in sorted(whole.items()))
+        data.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+
+    with progress_bar(len(jobs)) as show_bar:
+
+        def report(found: Mapping[tuple[str, str, str], Trial | str]) -> None:
+            show_bar(len(found), 0)
+            if write:
+                save(found)
+
+        found, interrupted = in_processes(tried, jobs, workers, report, interpreter=True)
+    for job, one in found.items():
+        click.echo(f"{' '.join(job)}: {one if isinstance(one, str) else f'{one.verdict} {one.error:.2f} {one.why}'}")
+    if write and data.is_file():
+        PAGE.write_text(text(_read(data)), encoding="utf-8")
+    if interrupted or any(isinstance(one, str) or one.verdict not in (SAME, AGREES) for one in found.values()):
+        raise SystemExit(130 if interrupted else 1)
+
+
+def _jobs(architectures: Iterable[str]) -> list[tuple[str, str, str]]:
+    """Architectures take turns, so that an interrupted run has some of each."""
+    return [
+        (architecture, call, f"{option}={value}")
+        for call in CALLS
+        for option, values in OPTIONS.items()
+        for value in values
+        for architecture in architectures
+        if option not in (CDNA if architecture.startswith(("gfx10", "gfx11", "gfx12")) else RDNA)
+    ]
+
+
+def tried(architecture: str, name: str, option: str) -> Trial:
+    """Run the small cases of a call that ships, compiled with an option."""
+    from attn_fuzz.emulated.compiler import ready
+    from attn_fuzz.emulated.emulation import emulate, job_of
+    from attn_fuzz.run.trial import try_case
+    from attn_parity.binaries.assembly import digest
+    from attn_parity.binaries.execution import SCHEDULES, cases_of, error_of, launches_of, target_of
+    from attn_parity.binaries.shipped_calls import CALLS
+    from attn_parity.versions import version
+
+    differs = False
+
+    def run(launch: str, call: "KernelCall", like: "KernelCall") -> None:
+        nonlocal differs
+        sizes = {key: tensor.untyped_storage().size() for key, tensor in like.tensors.items() if tensor is not None}
+        other = _with_option(call, option)
+        jobs = [job_of(one, architecture, sizes) for one in (call, other)]
+        ships, changed = (digest(ready(job).compiled.text, job.kernel) for job in jobs)
+        differs |= ships != changed
+        emulate(other, architecture, schedules=SCHEDULES, sizes=sizes)
+
+    (shipped,) = (call for call in CALLS if call.name == name)
+    of_call = launches_of(shipped, architecture, run)
+    verdicts = [try_case(case, target_of(of_call), "cpu") for case in cases_of(of_call)]
+    failed = next((verdict for verdict in verdicts if verdict.failed), None)
+    trial = Trial(version("triton") or "", architecture, name, option, AGREES if differs else SAME, 0)
+    if failed:
+        return msgspec.structs.replace(trial, verdict=failed.kind, error=failed.ratio, why=failed.message[:300])
+    return msgspec.structs.replace(trial, error=round(max(error_of(of_call, verdict) for verdict in verdicts), 2))
+
+
+def _with_option(call: "KernelCall", option: str) -> "KernelCall":
+    name, _, text = option.partition("=")
+    value = int(text) if text.isdigit() else text
+    return call._replace(launch=dataclasses.replace(call.launch, options=call.launch.options | {name: value}))
+
+
+def _read(path: Path) -> list[Trial]:
+    return msgspec.convert(inputs.read_json(path), list[Trial])
+
+
+def text(trials: Sequence[Trial]) -> str:
+    """The page, whole."""
+    verdicts = Counter(one.verdict for one in trials)
+    lines = PREFACE.format(
+        calls=len({one.call for one in trials}),
+        triton=", ".join(sorted({one.triton for one in trials})),
+        agree=verdicts[AGREES],
+        other=len(trials) - verdicts[SAME],
+        same=verdicts[SAME],
+    ).splitlines()
+    architectures = sorted({one.architecture for one in trials})
+    lines += [
+        "",
+        "Calls that agree, of those whose code differs, and the largest error / bound; nothing where no call was tried:",
+        "",
+    ]
+    lines += [f"| option | {' | '.join(architectures)} |", f"|---|{'---|' * len(architectures)}"]
+    for option in (f"{name}={value}" for name, values in OPTIONS.items() for value in values):
+        cells = [_cell([one for one in trials if (one.architecture, one.option) == (name, option)]) for name in architectures]
+        lines.append(f"| `{option}` | {' | '.join(cells)} |")
+    wrong = [one for one in trials if one.verdict not in (SAME, AGREES)]
+    lines += ["", *(f"- {one.architecture} {one.call}, `{one.option}`: {one.verdict}: {one.why}" for one in wrong)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _cell(trials: Sequence[Trial]) -> str:
+    other = [one for one in trials if one.verdict != SAME]
+    if trials and not other:
+        return SAME
+    agree = [one.error for one in other if one.verdict == AGREES]
+    return f"{len(agree)} of {len(other)}{f', {max(agree):.2f}' if agree else ''}" if trials else ""
