@@ -200,9 +200,11 @@ class ServingEngine:
                 head_size=layer.head_size,
                 itemsize=dtype.itemsize,
             )
-            self._impls[part.name] = BACKENDS[part.backend].impl(
+            impl = BACKENDS[part.backend].impl(
                 layer, dtype=dtype, block_size=block_size, allocation_layout=part.allocation_layout, aiter=self.model.aiter
             )
+            assert isinstance(impl, AttentionImpl), f"{part.name}: {part.backend} is a backend of latent attention"
+            self._impls[part.name] = impl
         first = parts[0]
         raw = torch.full((views[first.name].end,), self.model.free_slots, dtype=dtype, device=self.device)
         self._caches |= {name: view.tensor(raw) for name, view in views.items()}
