@@ -51,8 +51,10 @@ def unheard(monkeypatch) -> Iterator[type[Layer]]:
     class Unheard(Layer):
         unheard_of: int = rule(1, words="an unheard-of rule", acts_on=VISIBILITY)
 
+    attention.forget_launches()  # of the same layer in another test
     yield Unheard
     del rules._rules["unheard_of"]
+    attention.forget_launches()
 
 
 @pytest.fixture
@@ -63,6 +65,7 @@ def forgotten() -> type[Layer]:
     class Forgotten(Layer):
         unheard_of: int = 1
 
+    attention.forget_launches()
     return Forgotten
 
 

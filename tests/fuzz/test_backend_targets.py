@@ -32,13 +32,13 @@ def test_a_backend_agrees_within_what_it_declares_and_refuses_the_rest(target, f
 @pytest.mark.parametrize(
     ("method", "find", "replace"),
     [
-        ("do_kv_cache_update", "self.kv_sharing_target_layer_name is None", "True"),
-        ("__init__", 'kv_sharing_target_layer_name == ""', "False"),
+        ("AttentionImpl.do_kv_cache_update", "self.kv_sharing_target_layer_name is None", "True"),
+        ("AttentionImplBase.__init__", 'kv_sharing_target_layer_name == ""', "False"),
     ],
     ids=["a reader of another layer's cache writes it", "a reader of nobody's cache is made"],
 )
 def test_a_fault_of_a_layer_is_found(method, find, replace, fuzz_apart):
-    patch = Patch(f"attn_optimized.backends.base.AttentionImpl.{method}", find, replace)
+    patch = Patch(f"attn_optimized.backends.base.{method}", find, replace)
     progress = fuzz_apart(
         "backend-triton", examples=100, mutant=Mutant(name="fault", patches=(patch,), raises=""), on_failure="stop"
     )

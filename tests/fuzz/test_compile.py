@@ -186,7 +186,9 @@ def planted(number: int) -> int:
 
 def test_a_compiler_that_dies_costs_its_job_alone():
     done = []
-    found, interrupted = in_processes(planted, [(number,) for number in range(8)], 2, done.append, interpreter=True)
+    found, interrupted = in_processes(
+        planted, [(number,) for number in range(8)], 2, lambda found: done.append(len(found)), interpreter=True
+    )
     assert not interrupted
     assert found == {(number,): number for number in range(8)} | {(2,): "RuntimeError: no 2", (4,): "the process died"}
     assert done == list(range(1, 9))

@@ -1,5 +1,6 @@
 """What is said of a config's layers, against what a model of transformers that is built of the config does in each layer."""
 
+import copy
 import dataclasses
 import math
 import sys
@@ -31,7 +32,12 @@ SIZES: dict[Meaning, Any] = {
     Meaning.SCALE: 0.3,
     Meaning.SCALE_DIVISOR: 25,
     Meaning.DTYPE: "float32",
+    Meaning.LATENT_SIZE: 24,
+    Meaning.NOPE_SIZE: 12,
+    Meaning.ROPE_SIZE: 8,
 }
+# of the expanded form, which a model of transformers computes
+OF_LATENT = {"num_key_value_heads": 4, "v_head_dim": 16, "q_lora_rank": 20, "head_dim": 8, "qk_head_dim": 20}
 OF_OTHER_PARTS = {
     **dict.fromkeys(
         ("vocab_size", "max_position_embeddings", "n_positions", "max_source_positions", "max_target_positions"), 64
@@ -55,30 +61,36 @@ def calls(monkeypatch) -> list[dict[str, Any]]:
 
     def attend(module, query, key, value, attention_mask, scaling=None, **options):
         kept.append({"module": module, "q": query, "k": key, "v": value, "mask": attention_mask, "scale": scaling, **options})
-        return torch.zeros_like(query).transpose(1, 2).contiguous(), None
+        return query.new_zeros(*query.shape[:3], value.shape[3]).transpose(1, 2).contiguous(), None
 
     transformers.AttentionInterface.register("kept", attend)
     transformers.AttentionMaskInterface.register("kept", transformers.masking_utils.eager_mask)
     return kept
 
 
+def class_of(model_type: str) -> Any:
+    """The config class of a type's models."""
+    return transformers.CONFIG_MAPPING[MODEL_TYPES[model_type].class_of or model_type]
+
+
 def tiny(model_type: str) -> dict[str, Any]:
     """A small config of a type, with a value for every field that its attention reads and its class has."""
-    has = transformers.CONFIG_MAPPING[model_type]().to_dict()
+    has = class_of(model_type)().to_dict()
     fields = {
         name: SIZES[meaning] for name, meaning in MODEL_TYPES[model_type].fields.items() if meaning in SIZES and name in has
     }
     if "head_dim" not in has and "hidden_size" in fields:
         fields["hidden_size"] = 64
-    others = {name: value for name, value in OF_OTHER_PARTS.items() if name in has}
+    is_latent = Meaning.LATENT_SIZE in MODEL_TYPES[model_type].fields.values()
+    others = {name: value for name, value in (OF_OTHER_PARTS | (OF_LATENT if is_latent else {})).items() if name in has}
     if set(has.get("rope_parameters") or {}) - {"rope_type", "rope_theta", "partial_rotary_factor"}:
         del others["rope_parameters"]  # one for each kind of layer, or one with more fields
-    return {"model_type": model_type, **fields, **others}
+    return copy.deepcopy({"model_type": model_type, **fields, **others})  # a config writes into the dicts that it is given
 
 
 def run(config: dict[str, Any]) -> None:
     fields = {name: value for name, value in config.items() if name != "model_type"}
-    built = transformers.CONFIG_MAPPING[config["model_type"]](**fields)
+    built = class_of(config["model_type"])(**fields)
     model = transformers.AutoModel.from_config(built, attn_implementation="kept").eval()
     tokens = torch.arange(TOKENS)[None] % 60 + 1
     with torch.no_grad():
@@ -106,8 +118,13 @@ def check(group: Group, call: dict[str, Any], *, scales_q: bool) -> None:
     """Hold a group to what a layer asked for. Where the model scales q, the call has a scale of 1."""
     _, heads, queries, head_size = call["q"].shape
     keys = call["k"].shape[2]
-    assert (heads, call["k"].shape[1], head_size) == (group.num_heads, group.num_kv_heads, group.head_size)
-    assert call["v"].shape == call["k"].shape
+    if "head_size_v" in group.rules:  # the group is absorbed, with one head of keys: of the expanded heads it keeps the scale
+        sizes = SIZES[Meaning.LATENT_SIZE], SIZES[Meaning.ROPE_SIZE]
+        assert (group.num_kv_heads, group.head_size, group.rules["head_size_v"]) == (1, sum(sizes), sizes[0])
+        assert (heads, head_size) == (group.num_heads, SIZES[Meaning.NOPE_SIZE] + SIZES[Meaning.ROPE_SIZE])
+    else:
+        assert (heads, call["k"].shape[1], head_size) == (group.num_heads, group.num_kv_heads, group.head_size)
+        assert call["v"].shape == call["k"].shape
     assert math.isclose(1.0 if scales_q else group.scale, call["scale"] or head_size**-0.5)
     sees = torch.ones(queries, keys, dtype=torch.bool) if call["mask"] is None else call["mask"][0, 0, :, :keys] == 0
     assert torch.equal(sees, visible(group, queries, keys))

@@ -100,7 +100,7 @@ _ROPE_TYPES = {
     for name in ("rope_scaling", "rope_parameters")
     for inner in ("type", "rope_type")
 }
-_INERT_OF_LATENT = ("num_key_value_heads", "head_dim", "qk_head_dim", "v_head_dim", "rope_interleave")
+_INERT_OF_LATENT = ("q_lora_rank", "num_key_value_heads", "head_dim", "qk_head_dim", "v_head_dim", "rope_interleave")
 """Sizes of the expanded form, which reads no cache. Its heads have keys and values of their own; in the cache all have one."""
 LATENT = ModelType(fields=_LATENT, inert=_INERT_OF_LATENT)
 _DEEPSEEK = ModelType(fields={**_LATENT, **_YARN}, fixed=_ROPE_TYPES, inert=_INERT_OF_LATENT)
@@ -285,7 +285,7 @@ MODEL_TYPES: Mapping[str, ModelType] = {
     "deepseek_v2": _DEEPSEEK,
     "deepseek_v3": _DEEPSEEK,
     "kimi_k2": dataclasses.replace(_DEEPSEEK, class_of="deepseek_v3"),
-    "glm4_moe_lite": _DEEPSEEK,
+    "glm4_moe_lite": dataclasses.replace(_DEEPSEEK, inert=(*_INERT_OF_LATENT, "mlp_layer_types")),
     # its long rotations do not scale logits
     "minicpm3": LATENT,
     "gpt_neox": ModelType(fields=_SIZES),
