@@ -20,6 +20,13 @@ _ENCODING = re.compile(r"(_e64_dpp|_e32|_e64|_dpp|_sdwa)$")
 _REGISTER = re.compile(r"(v|a|s|ttmp)(?:(\d+)|\[(\d+):(\d+)\])(\.[lh])?")
 _WRITTEN_OUT = re.compile(r"v(?:\d+|\[\d+:\d+\])(?:\.[lh])? /\*(.*?)\*/")
 """gfx1250: an instruction names the register without the upper bits that s_set_vgpr_msb sets, and a comment names it whole."""
+_LONG_BRANCH = re.compile(
+    r"s_getpc_b64 s\[(\d+):(\d+)\]\n(\S+):\n"
+    r"\s*s_add(?:_co)?_u32 s\1, s\1, \((\S+)-\3\)&4294967295\n"
+    r"\s*s_add(?:c|_co_ci)_u32 s\2, s\2, \(\4-\3\)>>32\n"
+    r"\s*s_setpc_b64 s\[\1:\2\]"
+)
+"""A branch beyond the reach of `s_branch`, as LLVM writes it: insertIndirectBranch of SIInstrInfo. Here its registers stay."""
 _NUMBER = re.compile(r"-?(0x[0-9a-f]+|\d+)")
 _FLOAT = re.compile(r"-?\d+\.\d+(e[+-]?\d+)?")
 _CALL = re.compile(r"(\w+)\((.*)\)")
@@ -198,6 +205,7 @@ def code_of(text: str) -> tuple[list[Instruction], dict[str, int]]:
     labels: dict[str, int] = {}
     files: dict[str, str] = {}
     source = ""
+    text = _LONG_BRANCH.sub(r"s_branch \4\n\n\n\n", text)  # as many lines
     for number, line in enumerate(text.splitlines(), 1):
         code = _WRITTEN_OUT.sub(r"\1", line.partition(";")[0].strip())
         if code.startswith(".file") and (found := re.fullmatch(r'\.file\s+(\d+)\s+(?:"[^"]*"\s+)?"([^"]*)".*', code)):

@@ -67,3 +67,21 @@ def test_what_is_no_operand_is_refused_with_its_line():
 def test_a_text_without_instructions_is_refused():
     with pytest.raises(AssemblyError, match="no instruction"):
         code_of("")
+
+
+def test_a_branch_by_the_program_counter_is_a_branch():
+    text = """\ts_nop 0
+\ts_getpc_b64 s[46:47]
+.Lpost_getpc0:
+\ts_add_u32 s46, s46, (.LBB0_38-.Lpost_getpc0)&4294967295
+\ts_addc_u32 s47, s47, (.LBB0_38-.Lpost_getpc0)>>32
+\ts_setpc_b64 s[46:47]
+\ts_nop 1
+.LBB0_38:
+\ts_nop 2
+"""
+    (_, branch, after, _), labels = code_of(text)
+    assert (branch.name, branch.operands[0].of, branch.line) == ("s_branch", Named(".LBB0_38"), 2)
+    assert (after.line, labels) == (7, {".LBB0_38": 3})
+    with pytest.raises(AssemblyError, match="is no operand"):
+        code_of(text.replace("s_setpc_b64 s[46:47]", "s_setpc_b64 s[48:49]"))
