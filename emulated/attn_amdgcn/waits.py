@@ -8,7 +8,8 @@ pending register is a fault.
 A counter falls in the order in which its instructions began, except for the loads of scalar memory and for flat instructions,
 which end in any order: only a wait for 0 covers them, and, while one of them is under way, for the others of their counter. A
 flat instruction raises two counters, that of vector memory and that of LDS, and needs both waits. A load may write a register
-(or one half of it) that an older load of the same counter writes, because both come in order.
+(or one half of it) that an older load of the same counter writes, because both come in order. From gfx11 on, a load of 16 bits
+writes its half alone, so a load of the other half may be under way.
 
 A basic block changes the pending registers in the same way each time it runs, so the result is kept for each block and each
 state that it was entered with.
@@ -18,7 +19,7 @@ vscnt counts the stores. gfx12 has loadcnt, storecnt, dscnt and kmcnt. gfx1250's
 end brings no register.
 
 Source: "Data Dependency Resolution" in AMD's Instinct MI300 ISA, in RDNA3 ISA and in RDNA4 ISA; "Memory Model" in LLVM's User
-Guide for AMDGPU Backend; counterOutOfOrder in LLVM's SIInsertWaitcnts.
+Guide for AMDGPU Backend; counterOutOfOrder and determineVGPR16Dependency in LLVM's SIInsertWaitcnts.
 """
 
 import re
@@ -121,9 +122,16 @@ def _early(instruction: Instruction, begun: State, state: State, kernel: Kernel)
     again = begun[0].registers & ~_sources(instruction, kernel) if begun else 0
     for each in state:
         in_order = begun and each.ordered and begun[0].ordered and len(begun) == 1 and each.counter == begun[0].counter
-        if bits := each.registers & (uses & ~again if in_order else uses):
+        may_write = in_order or _write_different_halves(instruction.name, each.text)
+        if bits := each.registers & (uses & ~again if may_write else uses):
             return each, bits
     return None
+
+
+def _write_different_halves(load: str, other: str) -> bool:
+    """Whether two loads, by their names or texts, write the two halves of a register, and each its own alone."""
+    halves = [found[1] for found in (re.search(r"_d16(_hi)?", each) for each in (load, other)) if found]
+    return len(set(halves)) == 2  # gfx9's loads of 16 bits are unknown instructions
 
 
 def _sources(instruction: Instruction, kernel: Kernel) -> int:

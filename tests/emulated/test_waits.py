@@ -1,5 +1,7 @@
 """A forgotten wait is found, for each counter of each architecture. What stands there otherwise is enough."""
 
+import re
+
 import numpy as np
 import pytest
 from attn_amdgcn import Fault
@@ -20,7 +22,7 @@ COMPLETE = [
     ("gfx1100", "ds_load_b32 v4, v0", "global_store_b32 v0, v4, s[100:101]", "s_waitcnt lgkmcnt(0)"),
     ("gfx1100", "s_load_b32 s4, s[100:101], 0x0", "s_add_u32 s5, s4, s4", "s_waitcnt lgkmcnt(0)"),
     ("gfx1100", "scratch_load_b32 v4, off, off", "global_store_b32 v0, v4, s[100:101]", "s_waitcnt vmcnt(0)"),
-    ("gfx1100", "ds_load_u16_d16 v4, v0", "global_load_d16_hi_b16 v4, v0, s[100:101]", "s_waitcnt lgkmcnt(0)"),
+    ("gfx1100", "ds_load_u16_d16_hi v4, v0", "global_load_d16_hi_b16 v4, v0, s[100:101]", "s_waitcnt lgkmcnt(0)"),
     ("gfx1201", "global_load_b32 v4, v0, s[100:101]", "global_store_b32 v0, v4, s[100:101]", "s_wait_loadcnt 0x0"),
     ("gfx1201", "scratch_load_b32 v4, off, off", "global_store_b32 v0, v4, s[100:101]", "s_wait_loadcnt_dscnt 0x3f"),
     ("gfx1201", "ds_load_b32 v4, v0", "global_store_b32 v0, v4, s[100:101]", "s_wait_dscnt 0x0"),
@@ -182,6 +184,15 @@ def test_what_a_counter_says(architecture, first, second, use, wait, enough):
         return
     with pytest.raises(Fault, match="no wait stands before its use"):
         run(architecture, first, second, wait, use)
+
+
+def test_loads_of_two_halves_do_not_wait_for_each_other():
+    loads = "ds_load_u16_d16 v4, v0", "global_load_d16_hi_b16 v4, v0, s[100:101]"
+    use = "global_store_b32 v0, v4, s[100:101]"
+    run("gfx1100", *loads, "s_waitcnt vmcnt(0) lgkmcnt(0)", use)
+    for wait, missing in (("s_waitcnt vmcnt(0)", loads[0]), ("s_waitcnt lgkmcnt(0)", loads[1])):
+        with pytest.raises(Fault, match=re.escape(missing)):
+            run("gfx1100", *loads, wait, use)
 
 
 def test_a_wait_of_one_branch_is_not_enough():
