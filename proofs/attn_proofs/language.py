@@ -317,6 +317,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "cdiv": _cdiv,
     "full": _full,
     "zeros": lambda extraction, shape, dtype: _full(extraction, shape, 0, dtype),
+    "zeros_like": lambda _, value: mapped(value.shape, value.dtype, lambda _: z3.RealVal(0), value),
     "reshape": _reshape,
     "permute": _permute,
     "trans": lambda extraction, value: _permute(extraction, value, (1, 0)),

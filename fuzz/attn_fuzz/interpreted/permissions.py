@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from attn_contract import KVCacheView
+from attn_contract.layouts import V
 from attn_fuzz.cases import allocations
 from attn_fuzz.cases.tensors import Step, Write
 
@@ -178,6 +179,7 @@ def _read_cache(step: Step, view: KVCacheView, bits: list[int]) -> Iterator[Regi
         blocks = step.batch.block_table[r, : -(-seq_len // block_size)].long()
         slots = (blocks[:, None] * block_size + torch.arange(block_size)).flatten()[:seq_len]
         cache[_elements(view, slots)] |= READ | bits[r]
+        cache[_elements(view, _beside(view, blocks, seq_len))[V]] |= READ | bits[r]
         slot_rights[slots] |= READ | bits[r]
         table[r, : len(blocks)] = READ
     yield region("kv_cache", step.raw, cache, place=_place_in(view), **rule)
@@ -185,6 +187,14 @@ def _read_cache(step: Step, view: KVCacheView, bits: list[int]) -> Iterator[Regi
     for name in ("k_scale_cache", "v_scale_cache"):
         if (scales := getattr(step.layer, name)) is not None:
             yield region(name, scales, slot_rights.view(view.num_blocks, block_size, 1), **rule)
+
+
+def _beside(view: KVCacheView, blocks: torch.Tensor, seq_len: int) -> torch.Tensor:
+    """Slots behind a request's keys whose values share 16 bytes of a dim with those of keys: in x-packed layouts alone."""
+    if not view.layout.is_x_packed:
+        return blocks[:0]
+    position = torch.arange(seq_len, -(-seq_len // view.x) * view.x)
+    return blocks[position // view.block_size] * view.block_size + position % view.block_size
 
 
 def _elements(view: KVCacheView, slots: torch.Tensor) -> torch.Tensor:

@@ -65,9 +65,12 @@ def load_packed_keys(
 
 
 @triton.constexpr_function
-def slots_side_by_side(BLOCK_SIZE, BLOCK_N, X, INTERIOR):
-    """How many slots of a dim of V lie one behind the other in a tile, as a power of two."""
-    return X if INTERIOR == "shuffled" else min(BLOCK_SIZE & -BLOCK_SIZE, BLOCK_N)
+def slots_side_by_side(BLOCK_SIZE, BLOCK_N, X, INTERIOR, MASKED):
+    """How many slots of a dim of V a tile loads together, as a power of two: they lie one behind the other.
+
+    With a mask, they are those of 16 bytes.
+    """
+    return X if MASKED or INTERIOR == "shuffled" else min(BLOCK_SIZE & -BLOCK_SIZE, BLOCK_N)
 
 
 @triton.jit
@@ -86,8 +89,12 @@ def load_packed_values(
     INTERIOR: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """Values [N, D] from pages [D, BS] or [BS/x, D, x], in the order of memory; in_tile is [N]."""
-    S: tl.constexpr = slots_side_by_side(BLOCK_SIZE, BLOCK_N, X, INTERIOR)
+    """Values [N, D] from pages [D, BS] or [BS/x, D, x], in the order of memory; in_tile is [N].
+
+    A mask of single slots would make each element a load and a register of its own. So the slots of 16 bytes are loaded if one
+    of them is in the tile, and the others are set to 0: they are in the same page, and may hold anything.
+    """
+    S: tl.constexpr = slots_side_by_side(BLOCK_SIZE, BLOCK_N, X, INTERIOR, MASKED)
     # [N/S]; blocks are looked up anew, once for S slots: so the compiler sees that they are in one block
     key = first_key + tl.arange(0, BLOCK_N // S) * S  # int32: a key of its request
     unsigned_key = key.to(tl.uint32, bitcast=True)
@@ -105,7 +112,8 @@ def load_packed_values(
     pointer = head_ptr + row + in_page
     in_head = dim < HEAD_SIZE
     if MASKED:
-        v = tl.load(pointer, mask=in_tile[:, None, :] & in_head, other=0.0)
+        v = tl.load(pointer, mask=there[:, None, None] & in_head, other=0.0)
+        v = tl.where(in_tile[:, None, :], v, tl.zeros_like(v))
     elif HEAD_SIZE < BLOCK_D:
         v = tl.load(pointer, mask=in_head, other=0.0)
     else:
