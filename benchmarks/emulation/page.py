@@ -26,11 +26,12 @@ PREFACE = """\
 Written by `python -m benchmarks emulation --write`; the JSON file beside this page keeps each mutant.
 
 A mutant is one of {kernels} kernels, compiled with Triton {triton}, with one instruction changed. {mutants} changes were
-drawn by seed among the instructions that the kernel's cases execute; kinds of changes and kernels take turns. Each mutant runs a
-few small launches on the emulator, in two orders of waves and workgroups, and races are looked for. If the launch leaves other
-bits than the kernel does, the fuzzer judges the whole case. **{share} of the mutants are found.** A kernel is left out if it
-has more than {longest:,} instructions, and a launch if it executes more than {largest:,}. A change that the emulator refuses
-before it runs is not drawn. The fuzzer runs hundreds of cases instead, of many layers. What it finds in them was not measured.
+drawn by seed among the instructions that the kernel's cases execute; kinds of changes and kernels take turns. Each mutant runs
+a few small launches on the emulator, in two orders of waves and workgroups, and races are looked for. If the launch leaves
+other bits than the kernel does, the fuzzer judges the whole case. **{share} of the mutants are found.** A kernel is left out
+if it has more than {longest:,} instructions, and a launch if it executes more than {largest:,}. A change that the emulator
+refuses before it runs is not drawn. The fuzzer runs hundreds of cases instead, of many layers. What it finds in them was not
+measured.
 """
 
 
