@@ -33,7 +33,8 @@ OPTIONS: dict[str, tuple[int | str, ...]] = {
 """Values of the options of Triton's AMD backend."""
 CDNA, RDNA = ("kpack", "matrix_instr_nonkdim"), ("wgp_cu_mode",)
 """Options that change code for one of the two families alone."""
-SAME, AGREES = "same code", "agree"
+SAME, AGREES, UNKNOWN = "same code", "agree", "no such option"
+FINE = (SAME, AGREES, UNKNOWN)
 
 PREFACE = """\
 # Options of the compiler that no launch table uses
@@ -41,7 +42,8 @@ PREFACE = """\
 Written by `python -m benchmarks options --write`; the JSON file beside this page keeps each trial. {calls} calls that ship were
 compiled with Triton {triton} for values of options, and run on the emulator on the two small cases of
 `attn-parity compile --run`, in two orders, with a search for races. An option must not change what a kernel computes.
-**{agree} of {other} trials whose code differs from the code that ships agree.** In {same} trials the code is the same.
+**{agree} of {other} trials whose code differs from the code that ships agree.** In {same} trials the code is the same, and in
+{unknown} a Triton has no such option.
 """
 
 
@@ -49,8 +51,8 @@ class Trial(msgspec.Struct, frozen=True):
     """What came of a call under an option.
 
     Attributes:
-        verdict: "agree"; "same code" if no launch of the call compiles to other code; or a kind of failure of
-            `attn_fuzz.verdict.verdict`.
+        verdict: "agree"; "same code" if no launch of the call compiles to other code; "no such option" if this Triton has none;
+            or a kind of failure of `attn_fuzz.verdict.verdict`.
         error: the largest error / bound of outputs.
         why: why it does not agree; empty if it does.
     """
@@ -66,50 +68,55 @@ class Trial(msgspec.Struct, frozen=True):
 
 @click.command()
 @click.option("--arch", "architectures", default=ARCHITECTURES, show_default=True, metavar="A,B,...", help="AMD's.")
+@click.option("--only", default="", metavar="TEXT", help="Only calls whose names contain TEXT.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
 @click.option("--write", is_flag=True, help="Write the page and its JSON. A second call keeps what agreed, and runs the rest.")
 @click.option("--check", is_flag=True, help="Run nothing; exit 1 if the page is not what its JSON makes.")
-def options(architectures: str, workers: int, write: bool, check: bool) -> None:
+@click.option(
+    "--page",
+    "path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=PAGE,
+    show_default=True,
+    help="The page; its JSON is beside it.",
+)
+def options(architectures: str, only: str, workers: int, write: bool, check: bool, path: Path) -> None:
     """Compile launches with other options, run them on the emulator, and judge what they compute. Exit 1 if one is wrong."""
-    data = PAGE.with_suffix(".json")
+    data = path.with_suffix(".json")
     kept = _read(data) if data.is_file() else []
     if check:
-        if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text(kept):
-            raise click.ClickException(f"{PAGE} is not what {data} makes; python -m benchmarks options --write writes it")
+        if not path.is_file() or path.read_text(encoding="utf-8") != text(kept):
+            raise click.ClickException(f"{path} is not what {data} makes; python -m benchmarks options --write writes it")
         return
     from attn_parity.binaries.build import in_processes
     from attn_parity.options import progress_bar
     from attn_parity.versions import version
 
-    known = {(one.architecture, one.call, one.option): one for one in kept if write and one.triton == version("triton")}
-    jobs = [job for job in _jobs(architectures.split(",")) if job not in known or known[job].verdict not in (SAME, AGREES)]
-
-    def save(found: Mapping[tuple[str, str, str], Trial | str]) -> None:
-        whole = known | {job: one for job, one in found.items() if isinstance(one, Trial)}
-        lines = ",\n".join(msgspec.json.encode(one).decode() for _, one in sorted(whole.items()))
-        data.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-
+    triton = version("triton")
+    fine = {(one.architecture, one.call, one.option) for one in kept if one.triton == triton and one.verdict in FINE}
+    jobs = [job for job in _jobs(architectures.split(","), only) if not (write and job in fine)]
     with progress_bar(len(jobs)) as show_bar:
 
         def report(found: Mapping[tuple[str, str, str], Trial | str]) -> None:
             show_bar(len(found), 0)
             if write:
-                save(found)
+                _save(kept, (one for one in found.values() if isinstance(one, Trial)), data)
 
         found, interrupted = in_processes(tried, jobs, workers, report, interpreter=True)
     for job, one in found.items():
         click.echo(f"{' '.join(job)}: {one if isinstance(one, str) else f'{one.verdict} {one.error:.2f} {one.why}'}")
     if write and data.is_file():
-        PAGE.write_text(text(_read(data)), encoding="utf-8")
-    if interrupted or any(isinstance(one, str) or one.verdict not in (SAME, AGREES) for one in found.values()):
+        path.write_text(text(_read(data)), encoding="utf-8")
+    if interrupted or any(isinstance(one, str) or one.verdict not in FINE for one in found.values()):
         raise SystemExit(130 if interrupted else 1)
 
 
-def _jobs(architectures: Iterable[str]) -> list[tuple[str, str, str]]:
+def _jobs(architectures: Iterable[str], only: str = "") -> list[tuple[str, str, str]]:
     """Architectures take turns, so that an interrupted run has some of each."""
     return [
         (architecture, call, f"{option}={value}")
         for call in CALLS
+        if only in call
         for option, values in OPTIONS.items()
         for value in values
         for architecture in architectures
@@ -143,6 +150,8 @@ def tried(architecture: str, name: str, option: str) -> Trial:
     verdicts = [try_case(case, target_of(of_call), "cpu") for case in cases_of(of_call)]
     failed = next((verdict for verdict in verdicts if verdict.failed), None)
     trial = Trial(version("triton") or "", architecture, name, option, AGREES if differs else SAME, 0)
+    if failed and "was specified but unrecognised" in failed.message:  # Triton's words
+        return msgspec.structs.replace(trial, verdict=UNKNOWN)
     if failed:
         return msgspec.structs.replace(trial, verdict=failed.kind, error=failed.ratio, why=failed.message[:300])
     return msgspec.structs.replace(trial, error=round(max(error_of(of_call, verdict) for verdict in verdicts), 2))
@@ -158,15 +167,23 @@ def _read(path: Path) -> list[Trial]:
     return msgspec.convert(inputs.read_json(path), list[Trial])
 
 
+def _save(kept: Iterable[Trial], found: Iterable[Trial], path: Path) -> None:
+    """Write trials, one in each line. What was found takes the place of what was kept of the same code and option."""
+    trials = {(one.triton, one.architecture, one.call, one.option): one for one in (*kept, *found)}
+    lines = ",\n".join(msgspec.json.encode(one).decode() for _, one in sorted(trials.items()))
+    path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+
+
 def text(trials: Sequence[Trial]) -> str:
     """The page, whole."""
     verdicts = Counter(one.verdict for one in trials)
     lines = PREFACE.format(
         calls=len({one.call for one in trials}),
-        triton=", ".join(sorted({one.triton for one in trials})),
+        triton=" and ".join(sorted({one.triton for one in trials})),
         agree=verdicts[AGREES],
-        other=len(trials) - verdicts[SAME],
+        other=len(trials) - verdicts[SAME] - verdicts[UNKNOWN],
         same=verdicts[SAME],
+        unknown=verdicts[UNKNOWN],
     ).splitlines()
     architectures = sorted({one.architecture for one in trials})
     lines += [
@@ -178,14 +195,14 @@ def text(trials: Sequence[Trial]) -> str:
     for option in (f"{name}={value}" for name, values in OPTIONS.items() for value in values):
         cells = [_cell([one for one in trials if (one.architecture, one.option) == (name, option)]) for name in architectures]
         lines.append(f"| `{option}` | {' | '.join(cells)} |")
-    wrong = [one for one in trials if one.verdict not in (SAME, AGREES)]
+    wrong = [one for one in trials if one.verdict not in FINE]
     lines += ["", *(f"- {one.architecture} {one.call}, `{one.option}`: {one.verdict}: {one.why}" for one in wrong)]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _cell(trials: Sequence[Trial]) -> str:
-    other = [one for one in trials if one.verdict != SAME]
+    other = [one for one in trials if one.verdict not in (SAME, UNKNOWN)]
     if trials and not other:
-        return SAME
+        return trials[0].verdict
     agree = [one.error for one in other if one.verdict == AGREES]
     return f"{len(agree)} of {len(other)}{f', {max(agree):.2f}' if agree else ''}" if trials else ""

@@ -3,10 +3,11 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from attn_fuzz import inputs
+
+from benchmarks.emulation.operators import OPERATORS
 
 REASONS = Path(__file__).with_name("survivors.toml")
 """By the names of survivors that a person has read: `class`, one of CLASSES, and `why`."""
@@ -17,23 +18,27 @@ CLASSES = {
     "hole": "the checks do not see it",
 }
 
+LARGEST, LONGEST = 60_000, 12_000
+"""Executed wave instructions of a launch that is kept, and instructions of its kernel: larger ones take too long."""
 PREFACE = """\
 # How much emulation is worth
 
 Written by `python -m benchmarks emulation --write`; the JSON file beside this page keeps each mutant.
 
-A mutant is one of {kernels} compiled kernels with one instruction changed. {mutants} changes were drawn by seed among the
-instructions that the kernel's cases execute; kinds of changes and kernels take turns. Each mutant runs a few small launches on
-the emulator, in two orders of waves and workgroups, and races in LDS are looked for. If the launch leaves other bits than the
-kernel does, the fuzzer judges the whole case. **{share} of the mutants are found.** A kernel is left out if it has more than
-8,000 instructions, and a launch if it executes more than 60,000. A change that the emulator refuses before it runs is not
-drawn. The fuzzer runs hundreds of cases instead, of many layers. What it finds in them was not measured.
+A mutant is one of {kernels} kernels, compiled with Triton {triton}, with one instruction changed. {mutants} changes were
+drawn by seed among the instructions that the kernel's cases execute; kinds of changes and kernels take turns. Each mutant runs
+a few small launches on the emulator, in two orders of waves and workgroups, and races are looked for. If the launch leaves
+other bits than the kernel does, the fuzzer judges the whole case. **{share} of the mutants are found.** A kernel is left out
+if it has more than {longest:,} instructions, and a launch if it executes more than {largest:,}. A change that the emulator
+refuses before it runs is not drawn. The fuzzer runs hundreds of cases instead, of many layers. What it finds in them was not
+measured.
 """
 
 
 class Row(msgspec.Struct, frozen=True):
     """What became of a mutant: see `benchmarks.emulation.trials.Trial`."""
 
+    triton: str
     name: str
     change: str
     source: str
@@ -53,15 +58,22 @@ class Reason(msgspec.Struct, frozen=True, rename={"kind": "class"}):
     why: str
 
 
+def logged(path: Path) -> list[Row]:
+    """The rows of a log of trials, by kinds and then by names. What no line break follows was not written whole."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    rows = {row.name: row for row in (msgspec.json.decode(line, type=Row) for line in lines)}
+    kinds = list(OPERATORS)
+    return sorted(rows.values(), key=lambda row: (kinds.index(row.parts[3]), row.name))
+
+
 def read(path: Path) -> list[Row]:
     """The rows of a page's JSON."""
     return msgspec.convert(inputs.read_json(path), list[Row])
 
 
-def save(rows: Iterable[Any], path: Path) -> None:
+def save(rows: Iterable[Row], path: Path) -> None:
     """Write rows, one in each line."""
-    kept = (Row(*(getattr(row, name) for name in Row.__struct_fields__)) for row in rows)
-    path.write_text("[\n" + ",\n".join(msgspec.json.encode(row).decode() for row in kept) + "\n]\n", encoding="utf-8")
+    path.write_text("[\n" + ",\n".join(msgspec.json.encode(row).decode() for row in rows) + "\n]\n", encoding="utf-8")
 
 
 def read_reasons(path: Path = REASONS) -> dict[str, Reason]:
@@ -82,7 +94,11 @@ def text(rows: Sequence[Row], reasons: Mapping[str, Reason]) -> str:
     if wrong := [name for name, reason in reasons.items() if reason.kind not in CLASSES]:
         raise ValueError(f"{wrong[0]}: class {reasons[wrong[0]].kind!r}, and one of {', '.join(CLASSES)} is expected")
     kernels = len({tuple(row.parts[:2]) for row in rows})
-    lines = [PREFACE.format(kernels=kernels, mutants=len(rows), share=_share(rows))]
+    triton = ", ".join(sorted({row.triton for row in rows}))
+    preface = PREFACE.format(
+        kernels=kernels, mutants=len(rows), share=_share(rows), triton=triton, longest=LONGEST, largest=LARGEST
+    )
+    lines = [preface]
     lines += ["## By kind and architecture", "", *_by_kind(rows), "", "## What finds them", "", *_by_finder(rows), ""]
     survivors = [row for row in rows if not row.by]
     known = [(row, reasons[row.name]) for row in survivors if row.name in reasons]

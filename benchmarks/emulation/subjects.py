@@ -18,15 +18,15 @@ from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.targets import registry
 
+from benchmarks.emulation.page import LARGEST, LONGEST
+
 DRAWN = 200
 """Cases from which some are chosen."""
 STEPS = 8
-"""Cases that follow one another and mostly share a layer, so they share kernels: as many as targets draw for a layer. Lengths
-differ, so that some of them end where a tile or a block does, and others next to that place."""
+"""Cases that follow one another and mostly share a layer, so they share kernels: half as many as targets draw for a layer.
+Lengths differ, so that some of them end where a tile or a block does, and others next to that place."""
 LAUNCHES = 12
 """Of a kernel: that many are kept."""
-LARGEST, LONGEST = 60_000, 8_000
-"""Executed wave instructions of a launch that is kept, and instructions of its kernel: larger ones take too long."""
 SCHEDULES = (Schedule(races=True), Schedule("descending", "descending", seed=1))
 
 
@@ -74,25 +74,16 @@ class AlarmError(Exception):
     """A case of a kernel that nobody changed fails: a false alarm, or a bug."""
 
 
-def subjects(
-    architecture: str, *, seed: int, choices: int, folder: Path, report: Callable[[str], None] = lambda line: None
-) -> list[Subject]:
+def subjects(architecture: str, cases: Sequence[Case]) -> list[Subject]:
     """The kernels of some cases. Each launch runs under SCHEDULES, and each case is judged.
-
-    Args:
-        seed: of the cases.
-        choices: how many layers are chosen: each time one whose features are the rarest among those that were chosen.
-        folder: where the fuzzer may write.
-        report: gets a line for each case.
 
     Raises:
         AlarmError: a case fails.
     """
     name = f"triton-{architecture}"
     target = registry.load(name)
-    plan = FuzzPlan(target=name, device="cpu", examples=DRAWN, seed=seed, folder=folder)
     found: dict[str, Subject] = {}
-    for case in _chosen(shard.drawn(plan), choices):
+    for case in cases:
 
         def run(program: Program, *given: Any, case: Case = case, **further: Any) -> tuple[Memory, Report]:
             memory, done = checked(program, *given, **further | {"schedules": SCHEDULES})
@@ -101,7 +92,6 @@ def subjects(
 
         with launches_run_by(run):
             verdict = try_case(case, target, "cpu")
-        report(f"{architecture}: {verdict.kind} {verdict.message}; {len(found)} kernels")
         if verdict.failed:
             raise AlarmError(f"{name}: {verdict.kind}: {verdict.message}: {case}")
     return [subject for subject in found.values() if subject.launches]
@@ -114,18 +104,25 @@ def launches_run_by(run: Callable[..., tuple[Memory, Report]]) -> Iterator[None]
         yield
 
 
-def _chosen(drawn: Sequence[Case], choices: int) -> list[Case]:
-    """Cases with work, so that features are met about equally often, each with those that were drawn behind it."""
+def families(architecture: str, seed: int, count: int) -> list[list[Case]]:
+    """Cases with work, so that features are met about equally often, each with those that were drawn behind it.
+
+    Args:
+        seed: of the cases.
+        count: of families: each begins with a case whose features are the rarest among those that were chosen.
+    """
+    name = f"triton-{architecture}"
+    drawn = shard.drawn(FuzzPlan(target=name, device="cpu", examples=DRAWN, seed=seed, folder=Path()))
     seen: dict[str, int] = {}
-    picked: list[Case] = []
+    picked: list[list[Case]] = []
     places = [i for i, case in enumerate(drawn) if case.has_work]
-    for _ in range(min(choices, len(places))):
+    while places and len(picked) < count:
         best = max(places, key=lambda i: sum(2.0 ** -seen.get(name, 0) for name in features(drawn[i])))
-        for name in features(drawn[best]):
-            seen[name] = seen.get(name, 0) + 1
+        for feature in features(drawn[best]):
+            seen[feature] = seen.get(feature, 0) + 1
         family = range(best, min(best + STEPS, len(drawn)))
         places = [i for i in places if i not in family]
-        picked += [drawn[i] for i in family if drawn[i].has_work]
+        picked.append([drawn[i] for i in family if drawn[i].has_work])
     return picked
 
 

@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,9 +14,10 @@ from attn_amdgcn.assembly import Instruction, Kernel, Register
 from attn_amdgcn.instructions import step
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.targets import registry
+from attn_parity.versions import version
 
-from benchmarks.emulation import operators
-from benchmarks.emulation.subjects import SCHEDULES, Launch, Subject, launches_run_by
+from benchmarks.emulation import operators, page
+from benchmarks.emulation.subjects import SCHEDULES, Launch, Subject, families, launches_run_by, subjects
 
 FAULTS = (
     ("no wait stands", "wait"),
@@ -50,6 +52,7 @@ class Trial(msgspec.Struct, frozen=True):
     """What became of a mutant.
 
     Attributes:
+        triton: the version that compiled the kernel.
         name: architecture, kernel, line of its assembly, kind, and which of the kind's changes there.
         change: in words of the assembly.
         source: the line of the kernel's source.
@@ -59,6 +62,7 @@ class Trial(msgspec.Struct, frozen=True):
         launches: how many ran, the last one included.
     """
 
+    triton: str
     name: str
     change: str
     source: str
@@ -68,33 +72,44 @@ class Trial(msgspec.Struct, frozen=True):
     launches: int
     seconds: float
 
-    @property
-    def architecture(self) -> str:
-        return self.name.split(":")[0]
 
-    @property
-    def kernel(self) -> str:
-        return self.name.split(":")[1]
+def logged_trials(architecture: str, layer: int, layers: int, count: int, seed: int, log: str) -> int:
+    """Try mutants of the kernels of a layer's cases, and append what the log lacks to it at once. Returns how many ran.
 
-    @property
-    def kind(self) -> str:
-        return self.name.split(":")[3]
+    Args:
+        layer, layers: which of so many families of cases.
+        count: of mutants.
+        seed: of cases and of mutants.
+        log: a path, to which other processes append, too.
+
+    Raises:
+        AlarmError: a case fails.
+    """
+    known = {row.name for row in page.logged(Path(log))}
+    of_layer = subjects(architecture, families(architecture, seed, layers)[layer])
+    missing = [mutant for mutant in drawn(of_layer, count, f"{seed} {layer}") if mutant.name not in known]
+    with open(log, "ab", buffering=0) as file:  # a line is one write
+        for mutant in missing:
+            file.write(msgspec.json.encode(tried(mutant)) + b"\n")
+    return len(missing)
 
 
-def drawn(subjects: Sequence[Subject], count: int, seed: int) -> list[Mutant]:
-    """Mutants of instructions that run. Architectures, kinds and kernels take turns."""
+def drawn(of: Sequence[Subject], count: int, seed: str) -> list[Mutant]:
+    """Mutants of instructions that run. Kinds and kernels take turns."""
     rng = random.Random(seed)
-    kinds = {
-        (subject.architecture, kind, subject.name): _mutants(subject, kind, rng)
-        for kind in operators.OPERATORS
-        for subject in subjects
+    kinds = rng.sample(list(operators.OPERATORS), len(operators.OPERATORS))
+    turns = {
+        (kind, subject.name): _mutants(subject, kind, rng)
+        for first in range(len(of))
+        for i, kind in enumerate(kinds)
+        for subject in [of[(first + i) % len(of)]]
     }
     found: list[Mutant] = []
-    while kinds and len(found) < count:
-        for key in list(kinds):
-            mutant = next(kinds[key], None)
+    while turns and len(found) < count:
+        for key in list(turns):
+            mutant = next(turns[key], None)
             if mutant is None:
-                del kinds[key]
+                del turns[key]
             else:
                 found.append(mutant)
     return found[:count]
@@ -142,7 +157,7 @@ def tried(mutant: Mutant) -> Trial:
             break
     seconds = round(time.perf_counter() - started, 2)
     change = operators.change(mutant.before, mutant.instruction)
-    return Trial(mutant.name, change, mutant.before.source, by, message[:300], bits, ran, seconds)
+    return Trial(version("triton") or "", mutant.name, change, mutant.before.source, by, message[:300], bits, ran, seconds)
 
 
 def _launched(subject: Subject, program: Program, launch: Launch) -> tuple[str, str, bool]:

@@ -116,7 +116,7 @@ def command(
     """Put real bugs back, one at a time, and see whether the fuzzer finds each.
 
     Exit 1 if a mutant survives, 2 if a mutant does not run, and 130 if the run is interrupted. With --only and --write, what
-    came of the other mutants is kept.
+    came of the other mutants is kept. An interrupted run writes what came of those that have ended, and names the others.
     """
     everybody = mutants.load_all(folder) if folder else mutants.load_all()
     if target:
@@ -172,15 +172,20 @@ def command(
         write_json(json_file, msgspec.to_builtins(found))
     if outcome.error:
         raise ExecutorError(outcome.error)
-    if outcome.interrupted:
-        return 130
-    if broken := [row.error for row in rows if row.error]:
-        raise MutantError("; ".join(broken))
-    if writes:
-        whole = found if kept is None else zoo_page.updated(kept, found, [mutant.name for mutant in everybody])
+    broken = [row.error for row in rows if row.error]
+    if writes and not broken:
+        before = msgspec.structs.replace(found, mutants=()) if kept is None else kept
+        ended = msgspec.structs.replace(found, mutants=tuple(row for row in rows if row.found or not outcome.interrupted))
+        whole = zoo_page.updated(before, ended, [mutant.name for mutant in everybody])
         outputs.write(page.with_suffix(".json"), results_file.dumps(whole))
         outputs.write(page, zoo_page.text(whole, everybody))
         notes.print(f"{page} written")
+    if outcome.interrupted:
+        if left := [row.name for row in rows if not row.found and not row.error]:
+            notes.print(f"without a result: {' '.join(f'--only {name}' for name in left)}", soft_wrap=True)
+        return 130
+    if broken:
+        raise MutantError("; ".join(broken))
     return int(any(row.survived for row in rows))
 
 

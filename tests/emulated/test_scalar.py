@@ -52,6 +52,8 @@ def test_bits_are_reversed(value):
         ("s_add_i32 s2, 0x7fffffff, 1", 0x80000000, True),
         ("s_sub_i32 s2, s0, s1", 0xFFFFFFFC, False),
         ("s_addk_i32 s0, 0x8000", 0xFFFF7FFF, False),
+        ("s_movk_i32 s2, 0xfe20", 0xFFFFFE20, True),
+        ("s_movk_i32 s2, 0x7fff", 0x7FFF, True),
         ("s_mulk_i32 s1, 0x50", 0xF0, True),
         ("s_mulk_i32 s1, 0x8000", 0xFFFE8000, True),
         ("s_subb_u32 s2, s1, 3", 0xFFFFFFFF, True),  # the borrow alone makes it negative

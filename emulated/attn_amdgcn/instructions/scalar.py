@@ -12,10 +12,16 @@ from attn_amdgcn.waves import Waves
 U64, I64 = np.uint64, np.int64
 
 
-@scalar("s_mov_b32 s_movk_i32", "b32 = b32")
+@scalar("s_mov_b32", "b32 = b32")
 @scalar("s_mov_b64", "b64 = b64")
 def mov(a):
     return a
+
+
+@scalar("s_movk_i32", "i32 = i32")
+def movk(a):
+    """The literal is 16 signed bits, which the text writes without a sign: 0xfe20 is -480."""
+    return a.astype(np.int16).astype(np.int32)
 
 
 @scalar("s_add_u32 s_add_co_u32", "u32 scc = u32 u32")

@@ -1,6 +1,6 @@
 """Loads of scalar memory: the same words for all lanes of a wave.
 
-Source: "Scalar Memory Operations" in AMD's Instinct MI300 ISA and "SMEM Instructions".
+Source: "Scalar Memory Operations" in AMD's Instinct MI300 ISA and in RDNA4 ISA, and "SMEM Instructions".
 """
 
 import numpy as np
@@ -14,15 +14,22 @@ from attn_amdgcn.waves import EXEC, Waves
 
 _WORDS = {"dword": 1, "dwordx2": 2, "dwordx3": 3, "dwordx4": 4, "dwordx8": 8, "dwordx16": 16}
 _WORDS |= {f"b{32 * words}": words for words in (1, 2, 3, 4, 8, 16)}
+_PARTS = {"u8": np.uint8, "i8": np.int8, "u16": np.uint16, "i16": np.int16}
+"""Of gfx12: parts of a word, which fill a register with zeros or with their sign."""
 
 
-@own_step(" ".join(f"s_load_{suffix}" for suffix in _WORDS))
+@own_step(" ".join(f"s_load_{suffix}" for suffix in (*_WORDS, *_PARTS)))
 def load(instruction: Instruction, kernel: Kernel) -> Step:
-    """Words at a base plus an offset in bytes, a literal or a register, plus `offset:`. The lowest 2 bits are dropped."""
+    """Words, or a part of one, at a base plus an offset in bytes, a literal or a register, plus `offset:`.
+
+    The lowest bits of the address are dropped: 2 of words, and 1 of half a word.
+    """
     check_count(instruction, 3)
     check_modifiers(instruction, "offset", "glc", "dlc", "sc0", "nt", "nv", "scope", "th")
     target, base, offset = instruction.operands
-    words = _WORDS[instruction.name.removeprefix("s_load_")]
+    suffix = instruction.name.removeprefix("s_load_")
+    part, words = _PARTS.get(suffix), _WORDS.get(suffix, 1)
+    size, aligned = (np.dtype(part).itemsize,) * 2 if part else (4 * words, 4)
     if not isinstance(target.of, Register) or (first := scalar_index(target.of)) is None or first + words > EXEC:
         raise unknown(instruction)
     read_base = reads_scalar(base, KINDS["u64"], kernel)
@@ -33,10 +40,14 @@ def load(instruction: Instruction, kernel: Kernel) -> Step:
     further = number(instruction, "offset")
 
     def step(waves: Waves) -> None:
-        place = read_base(waves).view(np.int64) + read_offset(waves).astype(np.int64) + (further - BASE) & -4
-        place = waves.shared.memory.checked(np.broadcast_to(place, len(waves))[:, None], 4 * words, None, waves)
+        place = read_base(waves).view(np.int64) + read_offset(waves).astype(np.int64) + (further - BASE) & -aligned
+        place = waves.shared.memory.checked(np.broadcast_to(place, len(waves))[:, None], size, None, waves)
         for watch in waves.shared.watches:
-            watch.global_read(Access(waves, place, 4 * words, None, instruction))
+            watch.global_read(Access(waves, place, size, None, instruction))
+        if part:
+            value = waves.shared.memory.load_part(place, size)[:, 0].astype(part)
+            waves.scalar[:, first] = value.astype(np.int32).view(np.uint32)
+            return
         for i, value in enumerate(waves.shared.memory.load(place, words)):
             waves.scalar[:, first + i] = value[:, 0]
 
