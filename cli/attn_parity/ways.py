@@ -25,7 +25,7 @@ from attn_fuzz.report.ways_page import Caught, Looked, Results, Row, Way
 from attn_fuzz.run import runner
 from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.run.trial import NOT_CARRIED
-from attn_fuzz.run.ways import TRIALS
+from attn_fuzz.run.ways import TRIALS, Drawn
 from attn_fuzz.targets import registry
 from attn_fuzz.zoo import mutants
 from attn_fuzz.zoo.mutants import KnownBug, MutantError
@@ -37,6 +37,7 @@ from attn_parity.options import (
     MaintainedCommand,
     MaintainersOption,
     Positive,
+    Shard,
     check_option,
     check_page_writable,
     check_writable,
@@ -80,6 +81,7 @@ class _Search:
 @first_seed_option
 @seeds_option
 @click.option("--scope", type=click.Choice(list(SCOPES)), default="ci", show_default=True, help="Of the way `exhaust`.")
+@click.option("--shard", type=Shard(), default=(1, 1), help="Run only this share of the mutants, on one of N machines.")
 @click.option("--minutes", type=Duration, help="Stop after this many minutes; mutants that are left are unfinished.")
 @click.option(
     "--take",
@@ -106,6 +108,7 @@ def command(
     seed: int,
     seeds: int,
     scope: str,
+    shard: tuple[int, int],
     minutes: float | None,
     take: tuple[Path, ...],
     writes: bool,
@@ -140,7 +143,7 @@ def command(
     if take:
         found = ways_page.merged([results_file.load(path, Results) for path in take], names)
     else:
-        residents = [mutant for mutant in everybody if not only or mutant.name in only]
+        residents = [mutant for mutant in everybody if not only or mutant.name in only][shard[0] - 1 :: shard[1]]
         found = _found([way for way in get_args(Way) if not ways or way in ways], residents, search)
     _print(found, everybody)
     if json_file:
@@ -158,16 +161,17 @@ def command(
 
 def _found(ways: Sequence[Way], residents: Sequence[KnownBug], search: _Search) -> Results:
     """Look for mutants in some ways."""
-    fuzzed: list[Way] = [way for way in TRIALS if way in ways]
+    if "proof" in ways:
+        extras.require("proofs")
+    fuzzed: list[Drawn] = [way for way in TRIALS if way in ways]
     caught = _fuzzed(fuzzed, residents, search) if fuzzed else {}
-    looked = {
-        way: Looked(seeds=tuple(search.seeds), at_most=search.examples, versions=_versions("hypothesis")) for way in fuzzed
-    }
+    drawn = Looked(seeds=tuple(search.seeds), at_most=search.examples, versions=_versions("hypothesis"))
+    looked: dict[Way, Looked] = {}
+    looked |= dict.fromkeys(fuzzed, drawn)
     if "exhaust" in ways:
         caught |= _exhausted(residents, search)
         looked["exhaust"] = Looked(scope=search.scope, versions=_versions("triton"))
     if "proof" in ways:
-        extras.require("proofs")
         caught |= _proved(residents, search)
         looked["proof"] = Looked(versions=_versions("z3-solver"))
     rows = (Row(mutant.name, {way: caught[way, mutant.name] for way in ways}) for mutant in residents)
@@ -181,9 +185,9 @@ def _versions(package: str) -> dict[str, str]:
         return {"python": platform.python_version()}
 
 
-def _fuzzed(ways: Sequence[Way], residents: Sequence[KnownBug], search: _Search) -> dict[tuple[Way, str], Caught]:
+def _fuzzed(ways: Sequence[Drawn], residents: Sequence[KnownBug], search: _Search) -> dict[tuple[Way, str], Caught]:
     """Draw the cases of each seed for each way and mutant, until one fails."""
-    places: list[tuple[Way, KnownBug, int]] = [
+    places: list[tuple[Drawn, KnownBug, int]] = [
         (way, mutant, seed)
         for way, mutant, seed in itertools.product(ways, residents, search.seeds)
         if not mutant.needs_gpu and (way != "sanitizer" or registry.load(mutant.target).can_be_sanitized(DEVICE))
@@ -194,7 +198,7 @@ def _fuzzed(ways: Sequence[Way], residents: Sequence[KnownBug], search: _Search)
         outcome = runner.run(plans, search.workers, stop_at_failure=False, ended=lambda index, progress: show(next(ended), 0))
     if outcome.error:
         raise ExecutorError(outcome.error)
-    runs: dict[tuple[Way, str], list[Progress | None]] = {(way, mutant.name): [] for way in ways for mutant in residents}
+    runs: dict[tuple[Drawn, str], list[Progress | None]] = {(way, mutant.name): [] for way in ways for mutant in residents}
     for index, (way, mutant, _) in enumerate(places):
         progress = outcome.progress[index]
         is_whole = index in outcome.finished and (progress.examples >= search.examples or not _is_late(search))
@@ -203,7 +207,7 @@ def _fuzzed(ways: Sequence[Way], residents: Sequence[KnownBug], search: _Search)
     return {key: _of_runs(key[0], by_name[key[1]], each) for key, each in runs.items()}
 
 
-def _plan(way: Way, mutant: KnownBug, seed: int, search: _Search, folder: Path) -> FuzzPlan:
+def _plan(way: Drawn, mutant: KnownBug, seed: int, search: _Search, folder: Path) -> FuzzPlan:
     return FuzzPlan(
         target=mutant.target,
         device=DEVICE,
@@ -224,7 +228,7 @@ def _is_late(search: _Search) -> bool:
     return search.until is not None and time.time() > search.until
 
 
-def _of_runs(way: Way, mutant: KnownBug, runs: Sequence[Progress | None]) -> Caught:
+def _of_runs(way: Drawn, mutant: KnownBug, runs: Sequence[Progress | None]) -> Caught:
     """What came of the runs of a mutant, one for each seed; None is a run without an end."""
     if way == "sanitizer" and not runs and not mutant.needs_gpu:
         return Caught(found=(None,), note=f"no address of target {mutant.target} can be checked")
