@@ -83,7 +83,8 @@ class Results(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag
 
 
 def merged(parts: Sequence[Results], names: Sequence[str]) -> Results:
-    """Several results as one, with the mutants in the order of `names`. Of what two of them have, the later one counts.
+    """Several results as one, with the mutants in the order of `names`. Of what two of them have, the later one counts, unless
+    it was not run to its end.
 
     Raises:
         MutantError: two of them looked in one way with unlike settings.
@@ -98,7 +99,8 @@ def merged(parts: Sequence[Results], names: Sequence[str]) -> Results:
             looked[way] = how
         for row in part.mutants:
             if row.name in rows:
-                rows[row.name] |= row.ways
+                fresh = {way: caught for way, caught in row.ways.items() if caught.found or caught.error}
+                rows[row.name] = {**row.ways, **rows[row.name], **fresh}
     return Results(looked=looked, mutants=tuple(Row(name, ways) for name, ways in rows.items() if ways))
 
 
