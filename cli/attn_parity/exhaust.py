@@ -23,6 +23,7 @@ from attn_fuzz.targets.target import Target
 from attn_parity.console import notes, results
 from attn_parity.options import (
     Positive,
+    Shard,
     check_writable,
     default_workers,
     device_name,
@@ -54,25 +55,10 @@ REASONS = 4
 _SCOPES = "; ".join(f"{scope.name}: {scope.what}" for scope in SCOPES.values())
 
 
-class _Shard(click.ParamType):
-    """K/N, the k-th of n shards, from 1."""
-
-    name = "K/N"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        if isinstance(value, tuple):
-            return value
-        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value)
-        shard = (int(found[1]), int(found[2])) if found else (0, 0)
-        if not 1 <= shard[0] <= shard[1]:
-            self.fail(f"got {value!r}, expected K/N with K from 1 to N, such as 3/8", param, ctx)
-        return shard
-
-
 @click.command("exhaust")
 @click.option("--target", "target_name", default="triton", show_default=True, help="The target to check.")
 @click.option("--scope", "scope_name", type=click.Choice(list(SCOPES)), default="ci", show_default=True, help=f"{_SCOPES}.")
-@click.option("--shard", type=_Shard(), default=(1, 1), help="Run only this share of the launches, on one of N machines.")
+@click.option("--shard", type=Shard(), default=(1, 1), help="Run only this share of the launches, on one of N machines.")
 @click.option("--count", "counts_only", is_flag=True, help="Run nothing; print how many calls the scope has on the target.")
 @click.option("--failures", type=Positive, default=1, show_default=True, help="Stop after so many failing launches.")
 @click.option(

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -33,6 +34,21 @@ class _Duration(click.FloatRange):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = super().convert(value, param, ctx)
         return number if number == number else self.fail(f"{value} is not a number.", param, ctx)
+
+
+class Shard(click.ParamType):
+    """K/N, the k-th of n shards, from 1."""
+
+    name = "K/N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value)
+        shard = (int(found[1]), int(found[2])) if found else (0, 0)
+        if not 1 <= shard[0] <= shard[1]:
+            self.fail(f"got {value!r}, expected K/N with K from 1 to N, such as 3/8", param, ctx)
+        return shard
 
 
 Positive = click.IntRange(min=1, max=10**9)

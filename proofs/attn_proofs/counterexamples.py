@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from attn_contract import Layout
+from attn_contract import AttentionType, Layout
 from attn_fuzz.cases.case import Cache, Case, Request, Values
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.verdict.verdict import Verdict
@@ -26,7 +26,8 @@ def run(case: Case, mutant: Mutant | None) -> Verdict:
 
 
 def paged(requests: list[tuple[int, int]], *, causal: bool = True, ranges: Any = (), **fields: Any) -> Case:
-    """A case over a paged cache, of (query_len, seq_len) for each request. Each request has blocks of its own."""
+    """A case over a paged cache, of (query_len, seq_len) for each request. Each request has blocks of its own. `cache` has
+    further fields of the cache."""
     block_size = fields.pop("block_size", BLOCK_SIZE)
     layout = fields.pop("layout", Layout.BLOCKS_FIRST_NHD)
     padding = fields.pop("padding", 0)
@@ -37,9 +38,22 @@ def paged(requests: list[tuple[int, int]], *, causal: bool = True, ranges: Any =
         blocks = tuple(range(used + count - 1, used - 1, -1))
         made.append(Request(query_len, seq_len, blocks, causal, tuple(ranges)))
         used += count
-    cache = Cache(layout=layout, block_size=block_size, num_blocks=used + 1, padding=padding)
+    cache = Cache(layout=layout, block_size=block_size, num_blocks=used + 1, padding=padding, **fields.pop("cache", {}))
     values = fields.pop("values", Values("random"))
     return Case(**{"target": "triton", "requests": tuple(made), "cache": cache, "values": values} | fields)
+
+
+def dense(lengths: list[int], **fields: Any) -> Case:
+    """A case of an encoder, whose keys and values lie in rows beside its queries."""
+    requests = tuple(Request(length, length) for length in lengths)
+    made = {
+        "target": "triton",
+        "requests": requests,
+        "cache": None,
+        "values": Values("random"),
+        "attn_type": AttentionType.ENCODER,
+    }
+    return Case(**made | fields)
 
 
 def of_scene(model: Model) -> Case:

@@ -149,6 +149,10 @@ class Extraction:
     def _bound(self, located: Located, node: ast.FunctionDef, arguments: Sequence[Any], named: dict[str, Any]) -> Environment:
         parameters = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
         environment = dict(zip((p.arg for p in parameters), arguments, strict=False)) | named
+        if node.args.kwarg is not None:
+            others = {name: environment.pop(name) for name in named if name not in {p.arg for p in parameters}}
+            environment[node.args.kwarg.arg] = others
+            parameters.append(node.args.kwarg)
         defaults = dict(zip((p.arg for p in node.args.args[::-1]), node.args.defaults[::-1], strict=False))
         for parameter in parameters:
             if parameter.arg not in environment and parameter.arg in defaults:
@@ -276,6 +280,14 @@ class Extraction:
                 return merged(truth(condition), self.value(body), self.value(orelse))
             case ast.GeneratorExp(elt=element, generators=[ast.comprehension(target=ast.Name(id=name), iter=items, ifs=[])]):
                 return tuple(self._bound_to(name, item, element) for item in self.value(items))
+            case ast.DictComp(
+                key=ast.Name(id=key),
+                value=element,
+                generators=[
+                    ast.comprehension(target=ast.Tuple(elts=[ast.Name(id=first), ast.Name(id=second)]), iter=items, ifs=[])
+                ],
+            ) if key == first:
+                return {name: self._bound_to(second, item, element) for name, item in self.value(items)}
             case ast.Subscript(value=holder, slice=index):
                 return language.subscript(self.value(holder), index, self.value)
             case ast.Call():
@@ -331,7 +343,9 @@ class Extraction:
 
     def _called(self, node: ast.Call) -> Any:
         function = self.value(node.func)
-        arguments = [self.value(argument) for argument in node.args]
+        arguments: list[Any] = []
+        for argument in node.args:
+            arguments += self.value(argument.value) if isinstance(argument, ast.Starred) else [self.value(argument)]
         named = {keyword.arg: self.value(keyword.value) for keyword in node.keywords if keyword.arg is not None}
         if any(keyword.arg is None for keyword in node.keywords):
             raise NotImplementedError

@@ -131,6 +131,8 @@ def attribute(extraction: "Extraction", holder: Any, name: str) -> Any:
         return (as_tensor(holder), name)
     if isinstance(holder, str) and name == "lower":
         return holder.lower
+    if isinstance(holder, dict) and name in ("items", "values"):
+        return getattr(holder, name)
     if isinstance(holder, Tensor | Pointer) and name in ("dtype", "shape", "to", "element_ty"):
         if name == "shape" and isinstance(holder, Tensor):
             return holder.shape
@@ -252,6 +254,16 @@ def _reduce(kind: str) -> Callable[..., Tensor]:
     return reduce
 
 
+def _gcd(extraction: "Extraction", *values: Tensor) -> Tensor:
+    """A fresh number, of which a theorem uses what it needs: it divides each value, and what divides all values divides it."""
+    from attn_proofs.extract import Reduction
+
+    result = unknown("math.gcd", (), "int")
+    operand = Tensor((len(values),), "int", lambda index: values[index[0]].term)
+    extraction.reductions.append(Reduction("gcd", result, operand, 0, extraction.frame.name))
+    return result
+
+
 def _extremum(is_max: bool) -> Callable[..., Any]:
     def extremum(_: "Extraction", *values: Any) -> Any:
         values = values[0] if len(values) == 1 else values
@@ -315,6 +327,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "min": lambda extraction, *values, **named: _largest(False, extraction, values, **named),
     "sum": _reduce("sum"),
     "cdiv": _cdiv,
+    "math.gcd": _gcd,
     "full": _full,
     "zeros": lambda extraction, shape, dtype: _full(extraction, shape, 0, dtype),
     "zeros_like": lambda _, value: mapped(value.shape, value.dtype, lambda _: z3.RealVal(0), value),

@@ -40,9 +40,10 @@ fail.
 * Floats: logits, the softmax, rounding, quantization. The fuzzer judges them.
 * That the fused multiplication and the dot product run over exactly the loaded tile; that a compiler keeps the meaning of
   the source.
-* `qq_bias` and ALiBi: their values and addresses. A key that a bias hides is left out of the theorems on masks.
-* Addresses of scales per token, of sinks and of the LSE; the layout CONTENT_PACKED_SCALED; dense keys without a cache.
-* `launch.in_units` divides strides by a common unit. The theorems assume that the unit divides them.
+* The values of `qq_bias` and ALiBi. A key that a bias hides is left out of the theorems on masks.
+* Where the host's views of a CONTENT_PACKED_SCALED cache begin, which have the scales behind its rows: the theorem on scales per
+  token takes any three strides.
+* That `math.gcd` is the greatest common divisor: the theorem on units uses that a number divides it exactly if it divides all.
 * Sums of 64 bits, and 32 bits of chunks.
 * The plan's choices (tiles, splits, waves): only that any choice covers every query and key.
 """

@@ -115,6 +115,7 @@ DIMS = {
     "X_PACKED": ("kv", "block", "page"),
     "SHUFFLED": ("kv", "block", "page"),
     "CONTENT_PACKED": ("block", "head", "slot", "content"),
+    "CONTENT_PACKED_SCALED": ("block", "head", "slot", "content"),
 }
 """The dimensions of a layout's view, outermost first (contract/attn_contract/layouts.py)."""
 
@@ -140,4 +141,6 @@ def element(
             return at + (head * head_size + dim) * block_size + slot
         return at + ((head * (block_size // x) + slot / x) * head_size + dim) * x + slot % x
     at = at + products.times(slot, strides["slot"]) + products.times(head, strides["head"]) + dim
+    if layout == "CONTENT_PACKED_SCALED":  # a scale of four bytes stands behind each row of bytes
+        return at + kv * (head_size + 4)
     return at + kv * head_size if layout == "CONTENT_PACKED" else at

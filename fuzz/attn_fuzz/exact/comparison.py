@@ -21,13 +21,18 @@ class Inequality(NamedTuple):
     message: str
 
 
-def inequality(call: Call, step: Step) -> Inequality | None:
+def inequality(call: Call, step: Step, expected: Step) -> Inequality | None:
     """The first wrong element of a step's outputs; None if all are equal.
+
+    Args:
+        call: what kernels have stored.
+        step: as the target left it.
+        expected: the step of which the formula is evaluated.
 
     Raises:
         NotCarriedError: an output holds what exact mode cannot compare.
     """
-    for rows in specified(step):
+    for rows in specified(expected):
         held = _elements(call.memory, _by_head(step)[rows.rows], "out")
         if wrong := _wrong_out(held, rows, step.out.dtype):
             return wrong

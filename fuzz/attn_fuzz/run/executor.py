@@ -32,6 +32,7 @@ from attn_fuzz.zoo.mutants import Mutant, MutantError
 START_SECONDS = 120.0
 KILL_SECONDS = 10.0
 HARMLESS = "reference-fp32"
+TRIAL = "attn_fuzz.run.trial:try_case"
 KILLED = "the process was killed by SIGKILL"
 KILLED_FROM_OUTSIDE = "killed from outside and run again"
 
@@ -58,7 +59,7 @@ class Executor:
     ahead: Path
     mutant: Mutant | None = None
     sanitize: bool = False
-    trial: str = "attn_fuzz.run.trial:try_case"
+    trial: str = TRIAL
     exactly: bool = False
     _process: multiprocessing.process.BaseProcess | None = field(default=None, init=False)
     _connection: multiprocessing.connection.Connection | None = field(default=None, init=False)

@@ -18,7 +18,7 @@ from attn_fuzz.cases.case import Case, CaseError, Values
 from attn_fuzz.errors import InputError
 from attn_fuzz.findings.finding import Finding, explanation
 from attn_fuzz.run import drawing, needs, shrink
-from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.executor import TRIAL, Executor
 from attn_fuzz.run.size import Size
 from attn_fuzz.strategies.tally import Tally
 from attn_fuzz.targets import registry
@@ -56,6 +56,7 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
         mutant: a bug that is put back before the target is imported.
         sanitize: whether to check every memory access of a target that can be sanitized (`attn_fuzz.interpreted.sanitizer`).
         exactly: whether cases hold dense random numbers, and are compared in exact mode (`attn_fuzz.exact`).
+        trial: what runs and judges a case; see `Executor.trial`.
         on_failure: what follows a failure.
     """
 
@@ -69,6 +70,7 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
     mutant: Mutant | None = None
     sanitize: bool = True
     exactly: bool = False
+    trial: str = TRIAL
     on_failure: OnFailure = "shrink"
     first: int | None = None
     past: tuple[Case, ...] = ()
@@ -198,7 +200,7 @@ def start_executor(plan: FuzzPlan) -> Executor:
     plan.folder.mkdir(parents=True, exist_ok=True)
     sanitize = plan.sanitize and registry.load(plan.target).can_be_sanitized(plan.device)
     ahead = in_flight(plan, os.getpid())
-    return Executor(plan.target, plan.device, plan.limit, ahead, plan.mutant, sanitize, exactly=plan.exactly)
+    return Executor(plan.target, plan.device, plan.limit, ahead, plan.mutant, sanitize, plan.trial, plan.exactly)
 
 
 def in_flight(plan: FuzzPlan, pid: int) -> Path:

@@ -48,7 +48,7 @@ def try_case(case: Case, target: Target, device: str, judge_step: Judge = judge,
         check_scores(case)
     verdict, judgement = _tried(case, target, device, judge_step)
     if not _may_be_chance(verdict, judgement):
-        return _followed(case, target, device, verdict) if exactly and verdict.kind == "agree" else verdict
+        return followed(case, target, device, verdict) if exactly and verdict.kind == "agree" else verdict
     for more in SEEDS_OF_SECOND_LOOK:
         values = msgspec.structs.replace(case.values, seed=(case.values.seed + more) % (1 << 32))
         again, _ = _tried(msgspec.structs.replace(case, values=values), target, device, judge_step)
@@ -87,7 +87,7 @@ def _tried(case: Case, target: Target, device: str, judge_step: Judge) -> tuple[
     if not judgement.agrees:
         about = f"{attempt.not_refused}{judgement.differences[0].tensor}"
         return verdict(judgement.kind, f"{attempt.not_refused}{judgement.message}", judgement, about)
-    if not attempt.beyond and (wrong := _wrong_by_properties(attempt)):
+    if not attempt.beyond and (wrong := wrong_by_properties(attempt)):
         kind, about, message = wrong
         return verdict(kind, message, judgement if kind == "property" else None, about)
     return verdict("agree", "", judgement)
@@ -103,8 +103,12 @@ def _with_judgement(verdict: Verdict, attempt: Attempt, judgement: Judgement) ->
     )
 
 
-def _followed(case: Case, target: Target, device: str, verdict: Verdict) -> Verdict:
-    """The verdict on a case with which nothing is wrong so far, after its call was followed in exact mode."""
+def followed(case: Case, target: Target, device: str, verdict: Verdict) -> Verdict:
+    """The verdict on a case with which nothing is wrong so far, after its call was followed in exact mode.
+
+    The formula is that of the case as it should be: of the cache that the reference writes, and of inputs that nobody has
+    changed.
+    """
     started = time.perf_counter()
     attempt = Attempt(case, target, device, follows=True)
     assert attempt.followed is not None
@@ -112,7 +116,7 @@ def _followed(case: Case, target: Target, device: str, verdict: Verdict) -> Verd
     try:
         if attempt.error is not None:
             raise NotCarriedError(attempt.followed.refusal or f"{type(attempt.error).__name__}: {message_of(attempt.error)}")
-        wrong = comparison.inequality(attempt.followed, attempt.step)
+        wrong = comparison.inequality(attempt.followed, attempt.step, attempt.expected)
     except NotCarriedError as error:
         event = f"{NOT_CARRIED}: {attempt.followed.refusal or error}"
     seconds = {**verdict.seconds, "judge": verdict.seconds["judge"] + time.perf_counter() - started}
@@ -122,7 +126,7 @@ def _followed(case: Case, target: Target, device: str, verdict: Verdict) -> Verd
     return msgspec.structs.replace(verdict, kind="exact", message=wrong.message, about=wrong.tensor)
 
 
-def _wrong_by_properties(attempt: Attempt) -> tuple[Kind, str, str] | None:
+def wrong_by_properties(attempt: Attempt) -> tuple[Kind, str, str] | None:
     """The failure that properties find in variants of the step, as kind, about and message of a verdict; None if they hold."""
     try:
         with own_state(), program_order.programs(attempt.case.program_order, attempt.case.values.seed):

@@ -135,7 +135,8 @@ def _work(connection: Connection) -> None:
     try:
         while True:
             plan: FuzzPlan = connection.recv()
-            if executor is None or (executor.target, executor.mutant) != (plan.target, plan.mutant):
+            of_plan = (plan.target, plan.mutant, plan.trial)
+            if executor is None or (executor.target, executor.mutant, executor.trial) != of_plan:
                 if executor is not None:
                     executor.stop()
                 executor = shard.start_executor(plan)

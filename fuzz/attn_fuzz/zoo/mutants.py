@@ -10,6 +10,7 @@ A known bug is a mutant in a TOML file:
     target = "triton"
     # needs_gpu = true where no interpreter can show it
     # raises = "a part of the message" where the bug shows itself as an exception
+    # unseen.exact = "why exact mode does not find it"; unseen.exhaust likewise
 
     [[patch]]  # see attn_fuzz.zoo.patches
     in = "attn_optimized.kernels.visibility.in_window"
@@ -100,7 +101,11 @@ class Mutant(
 
 
 class KnownBug(Mutant, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"kind": "class", "patches": "patch"}):
-    """A mutant of the zoo: a real bug that is put back. The module's docstring says what the fields hold."""
+    """A mutant of the zoo: a real bug that is put back. The module's docstring says what the fields hold.
+
+    Attributes:
+        unseen: by way of looking (`attn-parity ways`), why this way does not find it.
+    """
 
     origin: str
     kind: Kind
@@ -108,6 +113,7 @@ class KnownBug(Mutant, frozen=True, kw_only=True, forbid_unknown_fields=True, re
     trigger: str
     target: str
     needs_gpu: bool = False
+    unseen: dict[Literal["exact", "exhaust"], str] = {}
 
     @property
     def in_kernel(self) -> bool:

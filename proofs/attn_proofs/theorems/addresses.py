@@ -22,6 +22,7 @@ from attn_proofs.values import Record, Tensor, as_tensor, integers, memory, numb
 
 STRIDES = "attn_optimized.strides.kv_cache_strides"
 ROWS = ("BLOCKS_FIRST_NHD", "BLOCKS_FIRST_HND", "KV_FIRST_NHD", "KV_FIRST_HND", "CONTENT_PACKED")
+SCALED = "CONTENT_PACKED_SCALED"
 X_PACKED = ("X_PACKED", "SHUFFLED")
 SIZES = {"head_size": 64, "block_size": 48, "x": 8}
 BLOCK_N = 64
@@ -32,7 +33,8 @@ def strides_of(extraction: Extraction, layout: str, unit: int, sizes: dict[str, 
     """What the host reads off a cache of a layout, and its strides by dimension: multiples of the unit."""
     heads = z3.Int("num_kv_heads")
     size = {"kv": 2, "block": z3.Int("num_blocks"), "slot": sizes["block_size"], "head": heads, "dim": sizes["head_size"]}
-    size |= {"content": 2 * sizes["head_size"], "page": heads * (sizes["block_size"] * sizes["head_size"])}
+    scale = 4 if layout == SCALED else 0
+    size |= {"content": 2 * (sizes["head_size"] + scale), "page": heads * (sizes["block_size"] * sizes["head_size"])}
     dims = DIMS[layout]
     strides = {dim: z3.Int(f"stride_{dim}") * unit if unit > 1 else z3.Int(f"stride_{dim}") for dim in dims[:-1]}
     shape = tuple(as_number(size[dim]) for dim in dims)
@@ -73,7 +75,7 @@ def _executed(sources: Sources, layout: str, unit: int, sizes: dict[str, int]) -
     arguments.fields["strides"].fields.update({name: _in_units(value, unit) for name, value in names.items()})
     kind = inputs.kind(
         kv_unit=unit,
-        interior="rows" if layout in ROWS else layout.lower(),
+        interior=layout.lower() if layout in X_PACKED else "rows",
         block_n=BLOCK_N,
         block_d=sizes["head_size"],
         **sizes,
@@ -107,7 +109,7 @@ def _read(kv: int, layouts: tuple[str, ...]):
 
     def claims(sources: Sources) -> Iterator[Claim]:
         for layout in layouts:
-            for unit in (1, 8):
+            for unit in (1, 4 if layout == SCALED else 8):  # the scale behind a row is four elements wide
                 extraction, strides = _run(sources, layout, unit)
                 for access in _loads(extraction, "v_ptr" if kv else "k_ptr"):
                     yield _at_element(extraction, strides, access, kv, layout, unit)
@@ -136,7 +138,7 @@ def _at_element(extraction: Extraction, strides: dict[str, Term], access: Access
             *_largest(extraction, access, lane),
         *extraction.assumptions,
     )  # fmt: skip
-    small = () if layout in ("BLOCKS_FIRST_NHD", "X_PACKED", "SHUFFLED") and unit == 1 else None
+    small = () if layout in ("BLOCKS_FIRST_NHD", "X_PACKED", "SHUFFLED", SCALED) and unit == 1 else None
     name = f"{'V' if kv else 'K'} of {layout}, strides of {unit} elements, {'masked' if masked else 'without a mask'}"
     return Claim(name, assumptions, z3.Implies(_reads(access, lane), found == expected), small, extraction.lines)
 
@@ -166,6 +168,11 @@ def _table(sources: Sources) -> Iterator[Claim]:
         goal = z3.Implies(reads, z3.And(row <= offset, offset < row + used))
         small = (z3.Int("first_query") == 0, seq_len < 200)
         yield Claim(f"in {access.place}, line {access.line}", given, goal, small, extraction.lines)
+
+
+def _both(*readings: Any):
+    """The claims of several statements."""
+    return lambda sources: (claim for claims in readings for claim in claims(sources))
 
 
 def _tile() -> list[Term]:
@@ -247,6 +254,12 @@ THEOREMS = (
             _read(1, X_PACKED),
         f"{KERNELS}.kv_layout.load_packed_values", 'first_slot * (HEAD_SIZE if INTERIOR == "shuffled" else 1)',
             "first_slot * HEAD_SIZE", _case("X_PACKED"),
+    ),
+    _theorem(
+        "scaled-rows",
+            "K and V are read where the contract says, in the layout whose rows of bytes have a scale behind each of them.",
+            _both(_read(0, (SCALED,)), _read(1, (SCALED,))),
+        STRIDES, "half = shape[3] // 2", "half = layer.head_size", _case(SCALED, cache={"dtype": "int8"}),
     ),
     _theorem(
         "block-table",

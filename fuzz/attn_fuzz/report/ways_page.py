@@ -1,0 +1,243 @@
+"""Which way of looking finds which mutant: as JSON, and as the page docs/generated/zoo-ways.md."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
+from typing import Final, Literal
+
+import msgspec
+from attn_fuzz.report.zoo_page import NEEDS_GPU, UNFINISHED
+from attn_fuzz.zoo.mutants import KnownBug, MutantError
+
+SCHEMA = "attn-parity.ways/1"
+Way = Literal["judge", "property", "sanitizer", "exact", "exhaust", "proof"]
+COUNTED: Final[Mapping[Way, str]] = {
+    "judge": "examples",
+    "property": "examples",
+    "sanitizer": "examples",
+    "exact": "examples",
+    "exhaust": "launches",
+    "proof": "claims",
+}
+"""The ways, and what each of them counts."""
+EXPLAINED: Final[tuple[Way, ...]] = ("exact", "exhaust")
+"""Ways that are to find all that they can: of each mutant that they do not find, its file says why (`unseen`)."""
+DOES_NOT_RUN = "does not run"
+
+
+class Caught(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one way made of a mutant.
+
+    Attributes:
+        found: after how many examples, launches or claims each seed found it, None where it did not; empty if the run did not
+            come to its end.
+        seconds: the median over the seeds that found it.
+        by: the kind of the verdict, or the theorems that are false.
+        note: what the way could not look at.
+        error: why the mutant does not run, if it does not.
+    """
+
+    found: tuple[int | None, ...] = ()
+    seconds: float | None = None
+    by: str | None = None
+    note: str = ""
+    error: str | None = None
+
+    @property
+    def is_caught(self) -> bool:
+        return bool(self.found) and None not in self.found
+
+    @property
+    def count(self) -> float | None:
+        """The median over the seeds; None unless all of them found it."""
+        return median(count for count in self.found if count is not None) if self.is_caught else None
+
+
+class Looked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a way looked.
+
+    Attributes:
+        seeds, at_most: of drawn examples.
+        scope: of an exhaustive run.
+        versions: of what it used.
+    """
+
+    seeds: tuple[int, ...] = ()
+    at_most: int = 0
+    scope: str = ""
+    versions: dict[str, str] = {}
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A mutant by its name, and what each way made of it."""
+
+    name: str
+    ways: dict[Way, Caught]
+
+
+class Results(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag=SCHEMA):
+    """The ways that have looked, and each mutant."""
+
+    looked: dict[Way, Looked]
+    mutants: tuple[Row, ...]
+
+
+def merged(parts: Sequence[Results], names: Sequence[str]) -> Results:
+    """Several results as one, with the mutants in the order of `names`. Of what two of them have, the later one counts, unless
+    it was not run to its end.
+
+    Raises:
+        MutantError: two of them looked in one way with unlike settings.
+    """
+    looked: dict[Way, Looked] = {}
+    rows: dict[str, dict[Way, Caught]] = {name: {} for name in names}
+    for part in parts:
+        for way, how in part.looked.items():
+            whole = len({row.name for row in part.mutants if way in row.ways}) >= len(names)
+            if looked.get(way, how) != how and not whole:
+                raise MutantError(f"{way}: results of {looked[way]} and of {how} do not go together")
+            looked[way] = how
+        for row in part.mutants:
+            if row.name in rows:
+                fresh = {way: caught for way, caught in row.ways.items() if caught.found or caught.error}
+                rows[row.name] = {**row.ways, **rows[row.name], **fresh}
+    return Results(looked=looked, mutants=tuple(Row(name, ways) for name, ways in rows.items() if ways))
+
+
+def earliest(ways: Mapping[Way, Caught]) -> list[Way]:
+    """The ways that found a mutant after the fewest calls. A proof makes no call."""
+    calls: dict[Way, float | None] = {
+        way: 0 if way == "proof" else caught.count for way, caught in ways.items() if caught.is_caught
+    }
+    least = min((count for count in calls.values() if count is not None), default=None)
+    return [way for way, count in calls.items() if count == least]
+
+
+def cheapest(ways: Mapping[Way, Caught]) -> Way | None:
+    """The way that found a mutant in the fewest seconds."""
+    seconds: dict[Way, float] = {
+        way: caught.seconds for way, caught in ways.items() if caught.is_caught and caught.seconds is not None
+    }
+    return min(seconds, key=lambda way: seconds[way]) if seconds else None
+
+
+def unexplained(results: Results, mutants: Sequence[KnownBug]) -> list[str]:
+    """What contradicts the mutants' `unseen`: a mutant that a way does not find without a reason, and a reason without need."""
+    rows, wrong = {row.name: row.ways for row in results.mutants}, []
+    for mutant in mutants:
+        for way in EXPLAINED:
+            caught = rows.get(mutant.name, {}).get(way)
+            if caught is None or mutant.needs_gpu or not caught.found:
+                continue
+            if caught.is_caught and way in mutant.unseen:
+                wrong.append(f"{mutant.name}: {way} finds it, and `unseen` says why it does not")
+            if not caught.is_caught and way not in mutant.unseen:
+                wrong.append(f"{mutant.name}: {way} does not find it, and `unseen` does not say why")
+    return wrong
+
+
+def differences(results: Results, mutants: Sequence[KnownBug]) -> list[str]:
+    """Mutants that a way has not looked at, and results without a mutant."""
+    described = {mutant.name for mutant in mutants}
+    wrong = [f"{row.name}: results without a mutant" for row in results.mutants if row.name not in described]
+    for way in results.looked:
+        seen = {row.name for row in results.mutants if way in row.ways}
+        wrong += [f"{name}: a mutant without results of {way}" for name in sorted(described - seen)]
+    return wrong
+
+
+def in_words(caught: Caught | None, way: Way, mutant: KnownBug) -> str:
+    """A cell: after how many, or why not."""
+    if caught is None:
+        return ""
+    if caught.error:
+        return DOES_NOT_RUN
+    if not caught.found:
+        return NEEDS_GPU if mutant.needs_gpu and way != "proof" else UNFINISHED
+    if caught.is_caught:
+        return f"{caught.count:g}"
+    found = [count for count in caught.found if count is not None]
+    if found:
+        return f"{len(found)} of {len(caught.found)} seeds"
+    return "refused" if way == "proof" and caught.note.startswith("refused") else "–"
+
+
+def summary(results: Results) -> str:
+    """One line: how many mutants each way finds, and how many it alone finds."""
+    alone = Counter(next(iter(found)) for row in results.mutants if len(found := _found(row)) == 1)
+    total = Counter(way for row in results.mutants for way in _found(row))
+    looked = [way for way in COUNTED if way in results.looked]
+    parts = [f"{way} {total[way]}" + (f" ({alone[way]} alone)" if len(looked) > 1 else "") for way in looked]
+    return f"of {len(results.mutants)} mutants: {', '.join(parts)}"
+
+
+def _found(row: Row) -> set[Way]:
+    return {way for way, caught in row.ways.items() if caught.is_caught}
+
+
+_PREFACE = """\
+# The zoo: which way of looking finds which bug
+
+The mutants of [zoo.md](zoo.md), each looked for in each way alone. [ways.md](../reference/ways.md) says what a way is, and
+what its numbers count. `attn-parity ways --write` wrote this page and zoo-ways.json, which holds its numbers. `attn-parity ways
+--check` fails if the page is not made of that file and today's mutants.
+"""
+
+
+def text(results: Results, mutants: Sequence[KnownBug]) -> str:
+    """The page, whole."""
+    looked: list[Way] = [way for way in COUNTED if way in results.looked]
+    rows = {row.name: row.ways for row in results.mutants}
+    lines = [*_PREFACE.splitlines(), ""]
+    lines += [f"- {way}: {_how(way, results.looked[way])}." for way in looked]
+    lines += ["", f"{summary(results)[0].upper()}{summary(results)[1:]}.", ""]
+    lines += [f"| mutant | class | {' | '.join(looked)} | earliest | cheapest |", f"|---|---|{'--:|' * len(looked)}---|---|"]
+    for mutant in mutants:
+        if (ways := rows.get(mutant.name)) is not None:
+            cells = [in_words(ways.get(way), way, mutant) for way in looked]
+            first, least = earliest(ways), cheapest(ways)
+            cost = f"{least}, {ways[least].seconds:g} s" if least else ""
+            lines.append(f"| `{mutant.name}` | {mutant.kind} | {' | '.join(cells)} | {', '.join(first)} | {cost} |")
+    lines += _section("What one way alone finds", _alone(results, mutants))
+    for way in EXPLAINED:
+        if way in looked:
+            unseen = [
+                f"- `{mutant.name}`: {mutant.unseen.get(way, 'not explained')}"
+                for mutant in mutants
+                if (caught := rows.get(mutant.name, {}).get(way)) is not None and caught.found and not caught.is_caught
+            ]
+            lines += _section(f"What {way} does not find, and why", unseen)
+    if "proof" in looked:
+        false = [
+            f"- `{mutant.name}`: {caught.by}"
+            for mutant in mutants
+            if (caught := rows.get(mutant.name, {}).get("proof")) is not None and caught.by
+        ]
+        lines += _section("Theorems that are false of a mutant", false)
+        refused = [
+            f"- `{mutant.name}`: {caught.note}"
+            for mutant in mutants
+            if (caught := rows.get(mutant.name, {}).get("proof")) is not None and caught.note
+        ]
+        lines += _section("Mutants whose source the extractor refuses", refused)
+    return "\n".join(lines) + "\n"
+
+
+def _how(way: Way, looked: Looked) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in looked.versions.items())
+    seeds = f"seed{'s' * (len(looked.seeds) > 1)} {', '.join(map(str, looked.seeds))}, at most {looked.at_most} examples each"
+    what = {"exhaust": f"scope {looked.scope}", "proof": "all theorems of [proofs.md](proofs.md)"}.get(way, seeds)
+    return f"{what}; {versions}" if versions else what
+
+
+def _alone(results: Results, mutants: Iterable[KnownBug]) -> list[str]:
+    rows = {row.name: row for row in results.mutants}
+    return [
+        f"- `{mutant.name}`, {next(iter(found))}: {mutant.what}"
+        for mutant in mutants
+        if mutant.name in rows and len(found := _found(rows[mutant.name])) == 1
+    ]
+
+
+def _section(title: str, lines: list[str]) -> list[str]:
+    return ["", f"## {title}", "", *(lines or ["None."])]

@@ -1,0 +1,110 @@
+"""`attn-parity ways`: each way looks alone, and the page says what a way does not find and why."""
+
+import msgspec
+import pytest
+import torch
+from attn_fuzz.exhaustive.first import first_failure
+from attn_fuzz.report import results_file, ways_page
+from attn_fuzz.report.ways_page import Caught, Looked, Results, Row
+from attn_fuzz.zoo import mutants
+from attn_fuzz.zoo.mutants import MutantError
+
+ZOO = {mutant.name: mutant for mutant in mutants.load_all()}
+DRAWN = Looked(seeds=(0,), at_most=5)
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are interpreted on a CPU only")
+
+
+def results(**found: Caught) -> Results:
+    """What the ways made of the mutant vllm-3385."""
+    looked = dict.fromkeys(found, DRAWN)
+    return Results(looked=looked, mutants=(Row("vllm-3385", found),))  # type: ignore[arg-type]
+
+
+def test_each_way_finds_what_it_looks_at(attn_parity, tmp_path):
+    names = ("keys-of-padding", "seed-43945-write", "vllm-3385")
+    ran = attn_parity(
+        *("ways", "judge", "property", "sanitizer", "exact", "--examples", 6, "--workers", 2, "--json", "ways.json"),
+        *(f"--only={name}" for name in names),
+    )
+    assert ran.code == 0, ran.out + ran.err
+    rows = {row.name: row.ways for row in results_file.load(tmp_path / "ways.json", Results).mutants}
+    found = {name: {way for way, caught in rows[name].items() if caught.is_caught} for name in names}
+    assert found["keys-of-padding"] == {"sanitizer"}  # an access whose value is masked
+    assert found["vllm-3385"] == {"judge", "exact"}  # a window of one key more, in memory that is the request's
+    assert found["seed-43945-write"] >= {"judge", "exact"}  # the cache write alone is wrong
+    assert {way: rows["vllm-3385"][way].by for way in ("exact", "property")} == {"exact": "exact", "property": None}
+
+
+def test_a_scope_ends_at_the_first_failing_launch():
+    found = first_failure(ZOO["vllm-3385"], "rules", "cpu", 60.0)
+    assert found.kind is not None
+    assert 1 < found.launches < 20
+
+
+def test_a_scope_without_time_is_not_whole():
+    found = first_failure(ZOO["keys-of-padding"], "rules", "cpu", 60.0, until=0.0)
+    assert (found.launches, found.kind, found.is_whole) == (1, None, False)
+
+
+def test_earliest_and_cheapest():
+    ways = {
+        "judge": Caught(found=(3,), seconds=2.0),
+        "exact": Caught(found=(3,), seconds=4.0),
+        "property": Caught(found=(None,)),
+    }
+    assert ways_page.earliest(ways) == ["judge", "exact"]
+    assert ways_page.cheapest(ways) == "judge"
+    proved = {**ways, "proof": Caught(found=(9,), seconds=1.0, by="mask.keys")}
+    assert (ways_page.earliest(proved), ways_page.cheapest(proved)) == (["proof"], "proof")
+
+
+@pytest.mark.parametrize(
+    ("caught", "unseen", "wrong"),
+    [
+        (Caught(found=(None,)), {}, "does not say why"),
+        (Caught(found=(4,)), {"exact": "it rounds"}, "finds it"),
+        (Caught(found=(None,)), {"exact": "it rounds"}, None),
+        (Caught(found=(4,)), {}, None),
+        (Caught(), {}, None),
+    ],
+)
+def test_what_a_way_does_not_find_has_a_reason(caught, unseen, wrong):
+    mutant = msgspec.structs.replace(ZOO["vllm-3385"], unseen=unseen)
+    said = ways_page.unexplained(results(exact=caught), [mutant])
+    assert [wrong in line for line in said] == ([True] if wrong else [])
+
+
+def test_the_reason_is_on_the_page():
+    mutant = msgspec.structs.replace(ZOO["vllm-3385"], unseen={"exact": "it rounds"})
+    text = ways_page.text(results(exact=Caught(found=(None,)), judge=Caught(found=(2,), seconds=1.5)), [mutant])
+    assert "- `vllm-3385`: it rounds" in text
+    assert "| `vllm-3385` | window | 2 | – | judge | judge, 1.5 s |" in text
+    assert "- `vllm-3385`, judge:" in text  # found by one way alone
+
+
+def test_a_run_without_an_end_does_not_replace_a_result():
+    whole, unfinished = results(judge=Caught(found=(2,))), results(judge=Caught())
+    assert ways_page.merged([whole, unfinished], ["vllm-3385"]) == whole
+    assert ways_page.merged([unfinished, whole], ["vllm-3385"]) == whole
+
+
+def test_results_of_unlike_settings_do_not_go_together():
+    others = Results(looked={"judge": Looked(seeds=(1,), at_most=9)}, mutants=())
+    with pytest.raises(MutantError, match="do not go together"):
+        ways_page.merged([results(judge=Caught(found=(2,))), others], ["vllm-3385"])
+
+
+def test_results_are_taken_and_checked(attn_parity, tmp_path):
+    rows = tuple(Row(name, {"judge": Caught(found=(1,), seconds=1.0)}) for name in ZOO)
+    (tmp_path / "run.json").write_bytes(results_file.dumps(Results(looked={"judge": DRAWN}, mutants=rows)))
+    written = attn_parity("ways", "--take", "run.json", "--write", "--page", "zoo-ways.md")
+    assert written.code == 0, written.out + written.err
+    assert attn_parity("ways", "--check", "--page", "zoo-ways.md").code == 0
+    page = tmp_path / "zoo-ways.md"
+    page.write_text(page.read_text() + "more\n")
+    assert attn_parity("ways", "--check", "--page", "zoo-ways.md").code == 1
+
+
+def test_an_unknown_mutant_and_a_page_without_results_are_refused(attn_parity):
+    assert "nobody" in attn_parity("ways", "judge", "--only", "nobody").err
+    assert "zoo-ways.json" in attn_parity("ways", "--check", "--page", "zoo-ways.md").err
