@@ -135,7 +135,7 @@ def load_scaled_rows(source, block, slot, in_tile, dtype, args, KIND: tl.constex
     IS_PADDED: tl.constexpr = KIND.first_size < KIND.block_d
     # [1, scales, 1], [1, scales, dims of one], [N, scales, 1]
     index = tl.arange(0, BLOCK_SCALES)[None, :, None]
-    dim = index * DIMS_PER_SCALE + tl.arange(0, DIMS_PER_SCALE)[None, None, :]
+    dim = index * DIMS_PER_SCALE + tl.arange(0, DIMS_PER_SCALE)[None, None, :]  # int32: in its row
     in_row = index < KIND.first_size // DIMS_PER_SCALE
     loaded = in_tile[:, None, None] & in_row
     row = offset_of_keys(block, slot, args.strides, KIND)[:, None, None]

@@ -51,7 +51,7 @@ def write_scaled_latent_cache_kernel(
         slot_mapping_ptr, token, num_mapped, num_cache_slots, block_size, stride_block, stride_slot, KIND
     )
     written &= index < KIND.num_scales
-    dim = (index * DIMS_PER_SCALE)[:, None] + tl.arange(0, DIMS_PER_SCALE)[None, :]
+    dim = (index * DIMS_PER_SCALE)[:, None] + tl.arange(0, DIMS_PER_SCALE)[None, :]  # int32: in its row
     kv_c_row_ptr = kv_c_ptr + token * stride_kv_c * KIND.row_unit
     values = tl.load(kv_c_row_ptr[:, None] + dim, mask=written[:, None], other=0).to(tl.float32)
     scale = token_scale(values, FORMAT)
