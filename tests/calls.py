@@ -188,7 +188,7 @@ def forget(call: PagedCall, slots: torch.Tensor) -> PagedCall:
 
 def write_keys(k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slots: torch.Tensor) -> None:
     """Have the reference write k and v to a cache. In a latent cache V is the first dims of k, and v is not written."""
-    if layer.layout is Layout.LATENT:
+    if layer.layout is not None and layer.layout.has_latent_value:
         kv_c, k_pe = k[:, 0].tensor_split([layer.value_size], dim=1)
         attn_reference.write_latent_cache(kv_c, k_pe, kv_cache, layer, slots)
     else:
@@ -200,7 +200,7 @@ def unseen_slots(call: PagedCall) -> torch.Tensor:
     assert call.layer.layout is not None
     assert call.batch.block_table is not None
     layer, batch = call.layer, call.batch
-    sizes = {"num_kv_heads": layer.num_kv_heads, "head_size": layer.head_size}
+    sizes = {"num_kv_heads": layer.num_kv_heads, "head_size": layer.head_size, "head_size_v": layer.head_size_v}
     block_size = KVCacheView.of(call.kv_cache, call.layer.layout, **sizes).block_size
     hidden = [torch.ones(seq_len, dtype=torch.bool) for seq_len in batch.seq_lens.tolist()]
     for request in attn_reference.paged_requests(*call, torch.float32):
@@ -239,6 +239,7 @@ def _poisoned_cache(
         num_kv_heads=layer.num_kv_heads,
         head_size=layer.head_size,
         itemsize=dtype.itemsize,
+        head_size_v=layer.head_size_v,
     )
     outermost = f"{layer.layout.dims[0]}_stride"
     view = dataclasses.replace(view, offset=gap, **{outermost: getattr(view, outermost) + gap})

@@ -19,7 +19,8 @@ Scales = Literal["tensor", "head", "token", "inline"]
 """Where a quantized cache has its scales.
 
 `tensor`: k_scale and v_scale, one number for all heads. `head`: k_scale and v_scale, one number per KV head. `token`:
-k_scale_cache and v_scale_cache, one number per token and head. `inline`: one number per token and head in the cache's rows.
+k_scale_cache and v_scale_cache, one number per token and head. `inline`: one number per token and head in the cache's rows, or
+one for each 128 dims of a latent row.
 """
 
 
@@ -81,11 +82,8 @@ class AttentionConfig:
                 if (got := getattr(self, name)) is not None:
                     raise ContractError(name, named(got), f"None: {self.attn_type} has no KV cache")
         if self.layout is not None and self.layout.has_inline_scales != (self.scales == "inline"):
-            raise ContractError(
-                "layout", self.layout, f"one for scales {self.scales}: only CONTENT_PACKED_SCALED holds its own"
-            )
-        if self.scales == "inline" and self.block_size is not None:
-            Layout.CONTENT_PACKED_SCALED.check_sizes(self.head_size, self.block_size, itemsize=1)
+            expected = f"one for scales {self.scales}: only CONTENT_PACKED_SCALED and LATENT_SCALED hold their own"
+            raise ContractError("layout", self.layout, expected)
         self._check_rules()
 
     def _check_rules(self) -> None:
@@ -107,10 +105,23 @@ class AttentionConfig:
             raise ContractError("per_request_causal", True, "non_causal=True with it: some of the requests are")
         if self.asks("rope") and self.asks("kv_sharing"):
             raise ContractError("rope", True, "False with kv_sharing: it writes nothing that could be rotated")
-        if self.has_latent_cache and self.scales not in (None, "tensor"):
-            raise ContractError("scales", self.scales, "None or tensor: a latent cache has one k_scale")
+        if self.has_latent_cache and self.scales not in (None, "tensor", "inline"):
+            raise ContractError("scales", self.scales, "None, tensor or inline: a latent cache has one k_scale, or its own")
+        if self.scales == "inline" and self.block_size is not None:
+            self._check_inline_scales(self.block_size)
         if self.has_latent_cache and self.asks("rope"):
             raise ContractError("rope", True, "False with a latent cache: write_latent_cache takes k_pe rotated")
+
+    def _check_inline_scales(self, block_size: int) -> None:
+        """Check what rows with scales ask of sizes and dtypes, also where the backend chooses the layout."""
+        if not self.has_latent_cache:
+            Layout.CONTENT_PACKED_SCALED.check_sizes(self.head_size, block_size, itemsize=1)
+            return
+        Layout.LATENT_SCALED.check_widths(self.head_size, self.value_size)
+        if self.kv_cache_dtype not in FLOAT8_DTYPES:
+            raise ContractError("kv_cache_dtype", self.kv_cache_dtype, "a float8: latent rows with scales hold no other type")
+        if self.dtype != torch.bfloat16:
+            raise ContractError("dtype", self.dtype, "torch.bfloat16: the rotated dims of latent rows with scales")
 
     @property
     def value_size(self) -> int:
@@ -119,7 +130,7 @@ class AttentionConfig:
 
     @property
     def has_latent_cache(self) -> bool:
-        """Whether the cache is LATENT, also where the backend chooses the layout: no other holds V of another width than K."""
+        """Whether the cache is latent, also where the backend chooses the layout: no other holds V of another width than K."""
         return self.attn_type.reads_cache and self.asks("head_size_v")
 
     def asks(self, name: str) -> bool:

@@ -6,7 +6,7 @@ are the definition. Implementations under test derive their own addressing and a
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypedDict, Unpack
+from typing import Any, NotRequired, TypedDict, Unpack
 
 import torch
 
@@ -24,6 +24,7 @@ class _Sizes(TypedDict):
     num_kv_heads: int
     head_size: int
     itemsize: int
+    head_size_v: NotRequired[int | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +38,12 @@ class KVCacheSizes:
         num_kv_heads: HK.
         head_size: D.
         itemsize: bytes of one element.
+        head_size_v: the width of V, on which the rows of LATENT_SCALED depend; no other layout needs it.
 
     Raises:
         ContractError: a size has another type or is out of range; the layout is x-packed and the head or block size is no
-            multiple of x; the layout holds scales and the elements are not one byte or the head size is no multiple of 4; or
-            the layout is LATENT and there are several KV heads.
+            multiple of x; the layout holds scales and the elements are not one byte or the widths are no multiples that keep
+            scales on multiples of 4 bytes; or V is a part of K and there are several KV heads.
     """
 
     layout: Layout
@@ -50,6 +52,7 @@ class KVCacheSizes:
     num_kv_heads: int
     head_size: int
     itemsize: int
+    head_size_v: int | None = None
 
     def __post_init__(self) -> None:
         _check_sizes(
@@ -63,6 +66,7 @@ class KVCacheSizes:
         if self.layout.has_inline_scales and self.itemsize != 1:
             raise ContractError("kv_cache", f"elements of {self.itemsize} bytes", f"1 byte in layout {self.layout}")
         self.layout.check_sizes(self.head_size, self.block_size, self.itemsize)
+        self.layout.check_widths(self.head_size, self.head_size_v)
         if self.layout.has_latent_value and self.num_kv_heads != 1:
             raise ContractError("num_kv_heads", self.num_kv_heads, f"1 in layout {self.layout}")
 
@@ -73,8 +77,8 @@ class KVCacheSizes:
 
     @property
     def row_size(self) -> int:
-        """Elements of one slot's K (or V) of one head, its inline scale included."""
-        return self.layout.row_size(self.head_size)
+        """Elements of one slot's K (or V) of one head, its inline scales included."""
+        return self.layout.row_size(self.head_size, self.head_size_v)
 
     @property
     def num_slots(self) -> int:
@@ -91,6 +95,7 @@ class KVCacheSizes:
             "head": self.num_kv_heads,
             "dim": self.head_size,
             "page": self.block_size * self.num_kv_heads * self.head_size,
+            "row": self.row_size,
             "content": 2 * self.row_size,
         }
 
@@ -101,8 +106,8 @@ class KVCacheView(KVCacheSizes):
 
     `dense` and `content_packed` build the views of allocations that hold nothing else. Larger strides describe padded blocks,
     and several layers interleaved in one allocation. The pages of X_PACKED and SHUFFLED are dense: only their kv_stride and
-    block_stride are free, and the other two are 0 and mean nothing. In LATENT only block_stride and slot_stride are free: its
-    kv_stride is 0, because V begins where K does.
+    block_stride are free, and the other two are 0 and mean nothing. In LATENT and LATENT_SCALED only block_stride and
+    slot_stride are free: kv_stride is 0, because V begins where K does.
 
     Args:
         kv_stride: elements from K to V.
@@ -152,7 +157,15 @@ class KVCacheView(KVCacheSizes):
         return cls._of_strides(layout, sizes, strides, offset=layer * strides["layer"])
 
     @classmethod
-    def of(cls, kv_cache: torch.Tensor, layout: Layout, *, num_kv_heads: int, head_size: int) -> "KVCacheView":
+    def of(
+        cls,
+        kv_cache: torch.Tensor,
+        layout: Layout,
+        *,
+        num_kv_heads: int,
+        head_size: int,
+        head_size_v: int | None = None,
+    ) -> "KVCacheView":
         """Read a view back from a tensor shaped as the layout says.
 
         Raises:
@@ -160,9 +173,10 @@ class KVCacheView(KVCacheSizes):
                 last dimension is not dense; elements share memory; or inline scales do not lie on multiples of 4 bytes.
         """
         _check_sizes(layout, num_kv_heads=num_kv_heads, head_size=head_size)
+        layout.check_widths(head_size, head_size_v)
         check_tensor("kv_cache", kv_cache)
         check_dims("kv_cache", kv_cache, layout.dims)
-        sizes = _sizes_of(kv_cache, layout, num_kv_heads, head_size)
+        sizes = _sizes_of(kv_cache, layout, num_kv_heads, head_size, head_size_v)
         check_dense_last("kv_cache", kv_cache)
         if overlaps_itself(kv_cache.shape, kv_cache.stride()):
             raise ContractError("kv_cache", f"strides {tuple(kv_cache.stride())}", "elements that do not share memory")
@@ -195,7 +209,9 @@ class KVCacheView(KVCacheSizes):
         Dense BLOCKS_FIRST_NHD, page = BS*HK*D: `(block*2 + kv)*page + (slot*HK + head)*D + dim`. Dense KV_FIRST_NHD:
         `(kv*NB + block)*page + (slot*HK + head)*D + dim`. The HND layouts swap slot and head. In CONTENT_PACKED_SCALED the four
         bytes of a row's scale are its dims D to D + 3. LATENT: `block*block_stride + slot*slot_stride + dim`, of K and of V
-        alike; V ends before dim `head_size_v`.
+        alike; V ends before dim `head_size_v`. LATENT_SCALED is the same, in bytes: with Lkv = head_size_v, the latent dim d is
+        byte `d`, its scale is bytes `Lkv + d//128*4` to `+ 3`, and the rotated dim r is bytes `Lkv + Lkv//128*4 + 2*r` and the
+        next.
 
         Args:
             kv: K or V.
@@ -220,6 +236,7 @@ class KVCacheView(KVCacheSizes):
             "head": self.head_stride,
             "dim": 1,
             "page": 1,
+            "row": 1,
             "content": 1,
         }
         dims, size_of = self.layout.dims, self.size_of
@@ -232,7 +249,7 @@ class KVCacheView(KVCacheSizes):
         return max(self.element(kv, *last) for kv in (K, V)) + 1
 
     def first_block_elements(self) -> torch.Tensor:
-        """[2, BS, HK, row_size] int64: the element index of everything in block 0. In LATENT both halves are K's rows."""
+        """[2, BS, HK, row_size] int64: the element index of everything in block 0. If V is a part of K, both are K's rows."""
         slot = torch.arange(self.block_size).view(-1, 1, 1)
         head = torch.arange(self.num_kv_heads).view(-1, 1)
         dim = torch.arange(self.row_size)
@@ -254,10 +271,11 @@ def _dense_strides(dims: Iterable[str], size_of: Mapping[str, int]) -> dict[str,
     return strides
 
 
-def _sizes_of(kv_cache: torch.Tensor, layout: Layout, num_kv_heads: int, head_size: int) -> _Sizes:
+def _sizes_of(kv_cache: torch.Tensor, layout: Layout, num_kv_heads: int, head_size: int, head_size_v: int | None) -> _Sizes:
     """The sizes that a tensor with the layout's dimensions has, checked against the layer's."""
     shape = f"shape {tuple(kv_cache.shape)}"
-    expected = {"kv": 2, "head": num_kv_heads, "dim": head_size, "content": 2 * layout.row_size(head_size)}
+    row_size = layout.row_size(head_size, head_size_v)
+    expected = {"kv": 2, "head": num_kv_heads, "dim": head_size, "row": row_size, "content": 2 * row_size}
     size = dict(zip(layout.dims, kv_cache.shape, strict=True))
     for axis, dim in enumerate(layout.dims):
         if size[dim] != expected.get(dim, size[dim]):
@@ -274,4 +292,5 @@ def _sizes_of(kv_cache: torch.Tensor, layout: Layout, num_kv_heads: int, head_si
         "num_kv_heads": num_kv_heads,
         "head_size": head_size,
         "itemsize": kv_cache.element_size(),
+        "head_size_v": head_size_v,
     }

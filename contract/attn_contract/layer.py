@@ -113,12 +113,13 @@ class Layer:
         sinks: [H] float32, float16 or bfloat16: one logit per query head. It is not scaled, joins the denominator of each row's
             softmax and has no value (GPT-OSS). -inf is no sink. A finite one is at most 2^126 in magnitude.
         head_size_v: the width of v and of out. None: v is as wide as k. Dense k and v (ENCODER, ENCODER_ONLY) may have any two
-            widths. A KV cache has two only in layout LATENT, where V is the first head_size_v elements of K's row; there it
-            must be given, even if it is head_size.
+            widths. A KV cache has two only in the layouts LATENT and LATENT_SCALED, where V is the first head_size_v dims of K;
+            there it must be given, even if it is head_size.
         layout: how the KV cache is laid out; None exactly for the types that have no cache.
         kv_cache_dtype: torch.float8_e4m3fn, torch.float8_e4m3fnuz or torch.int8 of a quantized cache, which needs scales:
             per tensor or head, per token and head, or inline (CONTENT_PACKED_SCALED). An int8 cache needs one scale per token
-            and head. A LATENT cache is float8 with one k_scale. None: the cache is of q's dtype.
+            and head. A LATENT cache is float8 with one k_scale, a LATENT_SCALED one float8 with scales in its rows. None: the
+            cache is of q's dtype.
         k_scale, v_scale: float32, [] or [1] for all heads, or [HK]: the cache stores value / scale. In LATENT there is no
             v_scale: V is part of K, and k_scale is the scale of both.
         k_scale_cache, v_scale_cache: [NB, BS, HK] float32, any strides: one scale per token and head, which `write_kv_cache`
@@ -259,13 +260,18 @@ class Layer:
                     _check_scale_cache(name, scale, self.num_kv_heads)
 
     def _check_latent_scale(self) -> None:
-        """A quantized latent cache has one scale: V is part of K."""
+        """A quantized latent cache has one scale, or scales in its rows: V is part of K."""
         if self.kv_cache_dtype == torch.int8:
-            raise ContractError("kv_cache_dtype", torch.int8, "a float8 in layout LATENT: int8 has one scale per token")
+            raise ContractError("kv_cache_dtype", torch.int8, f"a float8 in layout {self.layout}")
         for name in ("v_scale", "k_scale_cache", "v_scale_cache"):
             if getattr(self, name) is not None:
-                raise ContractError(name, "a tensor", "None in layout LATENT: k_scale is the scale of K and of V")
-        if self.k_scale is not None:
+                raise ContractError(name, "a tensor", f"None in layout {self.layout}: K and V have the same scales")
+        if self.layout is Layout.LATENT_SCALED:
+            if self.k_scale is not None:
+                raise ContractError("k_scale", "a tensor", f"None in layout {self.layout}: its rows hold their scales")
+            if self.kv_cache_dtype is None:
+                raise ContractError("kv_cache_dtype", None, f"a float8 in layout {self.layout}: its rows hold scales")
+        elif self.k_scale is not None:
             check_scale("k_scale", self.k_scale, heads=1)
             if self.kv_cache_dtype is None:
                 raise ContractError("kv_cache_dtype", None, "a quantized dtype, since there are scales: k_scale")
@@ -280,8 +286,8 @@ def checked_value_size(head_size_v: int | None, asking: Any) -> int | None:
         None where dense v is as wide as k, which is what None says.
 
     Raises:
-        ContractError: a cache of two widths is not LATENT; V is wider than the row that it begins; or a latent cache has
-            several KV heads, or no head_size_v.
+        ContractError: a cache of two widths is not latent; V is wider than the row that it begins, or its rows cannot have
+            such scales; or a latent cache has several KV heads, or no head_size_v.
     """
     layout = asking.layout
     if head_size_v is None:
@@ -297,6 +303,8 @@ def checked_value_size(head_size_v: int | None, asking: Any) -> int | None:
         raise ContractError("head_size_v", head_size_v, expected)
     if asking.num_kv_heads != 1:
         raise ContractError("num_kv_heads", asking.num_kv_heads, "1: a latent cache has one KV head")
+    if layout is not None:
+        layout.check_widths(asking.head_size, head_size_v)
     return head_size_v
 
 

@@ -6,6 +6,10 @@ from attn_contract.errors import ContractError
 
 K, V = 0, 1
 """Indices of keys and values in the dimension `kv`."""
+DIMS_OF_SCALE = 128
+"""Dims of V that share a scale in LATENT_SCALED."""
+BYTES_OF_SCALE, BYTES_OF_ROTATED = 4, 2
+"""Of a scale that lies in a row, and of a dim of K behind V in LATENT_SCALED, which is bfloat16."""
 
 
 class Layout(StrEnum):
@@ -35,6 +39,10 @@ class Layout(StrEnum):
     LATENT = "LATENT"
     """[NB, BS, D]: the latent vectors of MLA (DeepSeek-V2, arXiv:2405.04434), one KV head. A row is K, and the row's first
     `head_size_v` elements are V: no element is stored for V alone."""
+    LATENT_SCALED = "LATENT_SCALED"
+    """[NB, BS, row] of one-byte elements: a latent vector in float8, its scales, one float32 for each 128 dims, and the rotated
+    dims of K in bfloat16. With 512 and 64 dims a row has 512 + 4*4 + 64*2 = 656 bytes: DeepSeek-V3.2's cache (vLLM's
+    `fp8_ds_mla`). q is bfloat16."""
 
     @property
     def dims(self) -> tuple[str, ...]:
@@ -48,13 +56,13 @@ class Layout(StrEnum):
 
     @property
     def has_inline_scales(self) -> bool:
-        """Whether each row of K and of V is followed by its scale."""
-        return self is Layout.CONTENT_PACKED_SCALED
+        """Whether the scales of K and of V lie in their rows."""
+        return self in (Layout.CONTENT_PACKED_SCALED, Layout.LATENT_SCALED)
 
     @property
     def has_latent_value(self) -> bool:
         """Whether V is the first elements of K's row. The layout then has one KV head, and a layer names the width of V."""
-        return self is Layout.LATENT
+        return self in (Layout.LATENT, Layout.LATENT_SCALED)
 
     def units(self, itemsize: int) -> tuple[int, int]:
         """Numbers of which head_size and block_size must be multiples, for elements of `itemsize` bytes.
@@ -63,14 +71,32 @@ class Layout(StrEnum):
         """
         if self.is_x_packed:
             return 16 // itemsize, 16 // itemsize
-        return (4, 1) if self.has_inline_scales else (1, 1)
+        return (4, 1) if self is Layout.CONTENT_PACKED_SCALED else (1, 1)
 
-    def row_size(self, head_size: int) -> int:
+    def row_size(self, head_size: int, head_size_v: int | None = None) -> int:
         """Elements of one slot's K (or V) of one head. An inline scale is four one-byte elements behind the row.
 
-        With a latent value it is K's row, which V is the beginning of.
+        With a latent value it is K's row, which V is the beginning of. That of LATENT_SCALED depends on the width of V.
         """
-        return head_size + 4 if self.has_inline_scales else head_size
+        if self is Layout.LATENT_SCALED:
+            assert head_size_v is not None
+            return self.rotated_offset(head_size_v) + BYTES_OF_ROTATED * (head_size - head_size_v)
+        return head_size + BYTES_OF_SCALE if self.has_inline_scales else head_size
+
+    def rotated_offset(self, head_size_v: int) -> int:
+        """Elements of a latent row before the dims of K behind V."""
+        return head_size_v + (head_size_v // DIMS_OF_SCALE * BYTES_OF_SCALE if self is Layout.LATENT_SCALED else 0)
+
+    def check_widths(self, head_size: int, head_size_v: int | None) -> None:
+        """Raise ContractError for widths that rows of LATENT_SCALED cannot have."""
+        if self is not Layout.LATENT_SCALED:
+            return
+        if head_size_v is None or head_size_v % DIMS_OF_SCALE or not 0 < head_size_v <= head_size:
+            expected = f"a multiple of {DIMS_OF_SCALE} in layout {self}, at most head_size ({head_size})"
+            raise ContractError("head_size_v", head_size_v, expected)
+        if (head_size - head_size_v) % 2:
+            expected = f"head_size_v ({head_size_v}) and an even number of dims in layout {self}: scales lie on multiples of 4"
+            raise ContractError("head_size", head_size, expected)
 
     def check_sizes(self, head_size: int, block_size: int, itemsize: int) -> None:
         """Raise ContractError for a head or block size that is no multiple of its unit."""
@@ -108,6 +134,7 @@ _DIMS = {
     Layout.CONTENT_PACKED: ("block", "head", "slot", "content"),
     Layout.CONTENT_PACKED_SCALED: ("block", "head", "slot", "content"),
     Layout.LATENT: ("block", "slot", "dim"),
+    Layout.LATENT_SCALED: ("block", "slot", "row"),
 }
 
 _DIM_OF_LETTER = {"L": "layer", "B": "block", "H": "head", "N": "slot", "C": "content"}

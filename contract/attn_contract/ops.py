@@ -78,7 +78,9 @@ _SCHEMAS = {
         "Tensor(a!) q, Tensor k, Tensor v, Tensor positions, Tensor cos_sin_cache, bool is_neox, Tensor(b!) kv_cache, "
         f"str layout, Tensor slot_mapping, *, {_SCALES}, {_WRITTEN_SCALE_CACHES}"
     ),
-    "write_latent_cache": ("Tensor kv_c, Tensor k_pe, Tensor(a!) kv_cache, Tensor slot_mapping, *, Tensor? k_scale=None"),
+    "write_latent_cache": (
+        'Tensor kv_c, Tensor k_pe, Tensor(a!) kv_cache, Tensor slot_mapping, *, str layout="LATENT", Tensor? k_scale=None'
+    ),
     "merge_attn_states": (
         f"Tensor out_a, Tensor lse_a, Tensor out_b, Tensor lse_b, {_OUTPUTS}, *, SymInt? prefill_tokens_with_context=None, "
         f"{_OUTPUT_SCALE}"
@@ -165,7 +167,7 @@ def _write_latent_cache(implementation: ModuleType, given: Given) -> None:
     check_dims("kv_c", kv_c, ("T_kv", "head_size_v"))
     check_dims("k_pe", k_pe, ("T_kv", "head_size - head_size_v"))
     sizes = {"num_heads": 1, "num_kv_heads": 1, "head_size": kv_c.shape[1] + k_pe.shape[1], "head_size_v": kv_c.shape[1]}
-    layer = _layer(given, **sizes, scale=1.0, layout=Layout.LATENT)
+    layer = _layer({"layout": Layout.LATENT, **given}, **sizes, scale=1.0)
     implementation.write_latent_cache(kv_c, k_pe, given["kv_cache"], layer, given["slot_mapping"])
 
 

@@ -15,7 +15,7 @@ _RANKS = "a layer is one rank's, and attn_optimized.context_parallel attends ove
 OUT_OF_SCOPE = {
     "kv_lora_rank": (
         "MLA",
-        "its layers are given by head_size, head_size_v and layout LATENT",
+        "its layers are given by head_size, head_size_v and layout LATENT or LATENT_SCALED",
     ),
     "rswa_window": ("R-SWA", "its window is counted from a prefix of each request, which the visibility rule has no term for"),
     "relative_attention_num_buckets": (
@@ -24,7 +24,7 @@ OUT_OF_SCOPE = {
     ),
     "relative_key": _RELATIVE,
     "relative_key_query": _RELATIVE,
-    "v_head_dim": ("V of another width than K", "it is given by head_size_v, and no cache but LATENT has it"),
+    "v_head_dim": ("V of another width than K", "it is given by head_size_v, and no cache but a latent one has it"),
     "index_topk": _SPARSE,
     "linear_attention": ("linear attention", _STATE),
     "state_size": ("state-space layers", _STATE),

@@ -4,7 +4,7 @@ from collections.abc import Hashable, Iterator
 from typing import NamedTuple
 
 import torch
-from attn_contract import Batch, ContractError, Layer, Layout
+from attn_contract import Batch, ContractError, Layer
 from attn_contract.arguments import check_int, check_type
 from attn_contract.rules import refuse_unnamed
 from attn_contract.signatures import tensor_signature
@@ -250,7 +250,7 @@ def _signature(
 ) -> Hashable:
     """All that checks and launches depend on, but for what `check_attention_tensors` looks at in every call."""
     # scales in the rows of a cache must be aligned
-    offset = keys[0].storage_offset() if layer.layout is Layout.CONTENT_PACKED_SCALED else 0
+    offset = keys[0].storage_offset() if layer.layout is not None and layer.layout.has_inline_scales else 0
     tensors = (tensor_signature(q), *map(tensor_signature, keys), tensor_signature(out), tensor_signature(lse))
     return (*tensors, layer.signature, batch.signature, rounded(batch.max_seq_len), batch_invariant, q.device, offset)
 

@@ -5,12 +5,15 @@ from typing import NamedTuple
 import torch
 from attn_contract import Layer, Layout
 
+from attn_optimized.kernels.load import DIMS_PER_SCALE
+
 
 class KVCacheStrides(NamedTuple):
     """Elements from K to V, and from one block, slot and KV head to the next; and what lies inside a page.
 
     `interior` is "rows" where each slot of a head is a dense row of dims, else "x_packed" or "shuffled", where the slot stride
-    is not used: see kernels/kv_layout.py. "latent" is "rows" where V is the first dims of K.
+    is not used: see kernels/kv_layout.py. "latent" is "rows" where V is the first dims of K; in "latent_scaled" a row also
+    holds their scales, and the other dims in another type: see `parts_of_scaled_rows`.
     """
 
     kv: int
@@ -39,6 +42,8 @@ def kv_cache_strides(kv_cache: torch.Tensor, layer: Layer) -> KVCacheStrides:
             return KVCacheStrides(half, stride[0], stride[2], stride[1], shape[0], shape[2], "rows")
         case Layout.LATENT:
             return KVCacheStrides(0, stride[0], stride[1], 0, shape[0], shape[1], "latent")
+        case Layout.LATENT_SCALED:
+            return KVCacheStrides(0, stride[0], stride[1], 0, shape[0], shape[1], "latent_scaled")
         case Layout.X_PACKED | Layout.SHUFFLED:
             head_elements = shape[2] // layer.num_kv_heads
             block_size = head_elements // layer.head_size
@@ -56,8 +61,7 @@ def token_scales(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, to
         return None
     # [NB, HK, BS, content]: a float32 scale stands behind each row of K and of V. Tensor.view wants strides that are multiples
     # of 4 bytes, even the stride of a dimension of size 1, which may be anything
-    block, head, slot = (step if size > 1 else 0 for size, step in zip(kv_cache.shape[:3], kv_cache.stride()[:3], strict=True))
-    rows = kv_cache.as_strided(kv_cache.shape, (block, head, slot, 1))
+    rows = _with_aligned_strides(kv_cache)
     k_scale, v_scale = (
         rows[..., end : end + 4].view(torch.float32).squeeze(-1).transpose(1, 2)
         for end in (layer.head_size, 2 * layer.head_size + 4)
@@ -65,8 +69,22 @@ def token_scales(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, to
     return k_scale, v_scale
 
 
+def parts_of_scaled_rows(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scales [NB, BS, Lkv / 128], float32, and the rotated dims [NB, BS, R], bfloat16, of a LATENT_SCALED cache."""
+    num_scales = layer.value_size // DIMS_PER_SCALE.value
+    behind_scales = layer.value_size + 4 * num_scales
+    rows = _with_aligned_strides(kv_cache)
+    return rows[..., layer.value_size : behind_scales].view(torch.float32), rows[..., behind_scales:].view(torch.bfloat16)
+
+
+def _with_aligned_strides(kv_cache: torch.Tensor) -> torch.Tensor:
+    """The cache with a stride of 0 in dimensions of size 1: theirs may be no multiple of what a view in a wider type needs."""
+    strides = [step if size > 1 else 0 for size, step in zip(kv_cache.shape[:-1], kv_cache.stride()[:-1], strict=True)]
+    return kv_cache.as_strided(kv_cache.shape, (*strides, 1))
+
+
 class ScaleStrides(NamedTuple):
-    """Elements from the scale of one block, slot and KV head to the next."""
+    """Elements from the scale of one block, slot and KV head to the next; in a scaled latent row, from one of its scales."""
 
     block: int
     slot: int

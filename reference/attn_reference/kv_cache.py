@@ -6,18 +6,19 @@ a NaN stays the same NaN. A quantized cache holds `value / scale`, as `attn_refe
     fixed, per tensor or per KV head                layer.k_scale, layer.v_scale; LATENT: layer.k_scale for both
     per token and KV head, beside the cache         layer.k_scale_cache, layer.v_scale_cache
     per token and KV head, in the cache's own rows  Layout.CONTENT_PACKED_SCALED
+    per token and 128 dims, in the cache's own rows Layout.LATENT_SCALED
 
-A LATENT cache stores one row per token, K, whose first `head_size_v` elements are V: `write_latent_cache` writes the row once.
+A latent cache stores one row per token, K, whose first `head_size_v` dims are V: `write_latent_cache` writes the row once. In
+LATENT_SCALED only these dims are quantized: the row is their float8 codes, their scales, and the other dims in bfloat16.
 """
 
 import torch
 from attn_contract import KVCacheView, Layer, Layout
-from attn_contract.layouts import K, V
+from attn_contract.layouts import BYTES_OF_SCALE, DIMS_OF_SCALE, K, V
 from attn_contract.validation import check_gather_kv_cache, check_write_kv_cache, check_write_latent_cache
 
 from attn_reference.quantization import check_number_dtype, dequantize, quantize, row_scales
 
-BYTES_OF_SCALE = torch.float32.itemsize
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
@@ -48,12 +49,13 @@ def write_rows(
 def write_latent_cache(
     kv_c: torch.Tensor, k_pe: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slot_mapping: torch.Tensor
 ) -> None:
-    """Write latent vectors and rotated keys to the slots of a LATENT cache, in place: row `cat(kv_c[s], k_pe[s])`.
+    """Write latent vectors and rotated keys to the slots of a latent cache, in place: row `cat(kv_c[s], k_pe[s])`.
 
     Args:
         kv_c: [T_kv, Lkv] float32, float16 or bfloat16, Lkv = layer.head_size_v: what V is, and K begins with.
         k_pe: [T_kv, R] of kv_c's dtype, Lkv + R = layer.head_size: the rotated part of K. R may be 0.
-        kv_cache: [NB, BS, Lkv + R] of kv_c's dtype or `layer.kv_cache_dtype`; blocks and slots may be padded.
+        kv_cache: [NB, BS, Lkv + R] of kv_c's dtype or `layer.kv_cache_dtype`, or the rows of LATENT_SCALED, whose scales are
+            computed and written too; blocks and slots may be padded.
         layer: its layout, kv_cache_dtype and k_scale are used.
         slot_mapping: [S] int64, `block * block_size + offset` of each row; -1 writes nothing. S <= T_kv.
 
@@ -61,6 +63,9 @@ def write_latent_cache(
         ContractError: an argument contradicts the contract, a slot lies outside the cache or is given twice.
     """
     view = check_write_latent_cache(kv_c, k_pe, kv_cache, layer, slot_mapping, values=True)
+    if layer.layout is Layout.LATENT_SCALED:
+        _write_scaled_latent(kv_c, k_pe, kv_cache, slot_mapping, view)
+        return
     key = torch.cat([kv_c, k_pe], dim=-1)[:, None]
     _write_part(K, key, kv_cache, layer, slot_mapping, view)
 
@@ -94,6 +99,9 @@ def gather_rows(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`gather_kv_cache` of arguments that are checked; view is the cache's."""
     blocks = block_table[: -(-seq_len // view.block_size)].long()
+    if layer.layout is Layout.LATENT_SCALED:
+        key = _read_scaled_latent(kv_cache, layer, blocks, dtype, view)[:seq_len]
+        return key, key[..., : layer.value_size]
 
     def read(kv: int, size: int) -> torch.Tensor:
         stored = _load(kv_cache, view, kv, blocks, range(size))[:seq_len].view(kv_cache.dtype)
@@ -120,6 +128,30 @@ def _write_part(
             _write_scales(scales, kv, kv_cache, layer, view, slots)
         values = quantize(values, scales, layer.kv_cache_dtype)
     _store(kv_cache, view, kv, slots, range(layer.head_size), values)
+
+
+def _write_scaled_latent(
+    kv_c: torch.Tensor, k_pe: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor, view: KVCacheView
+) -> None:
+    """Write rows of LATENT_SCALED: the codes of kv_c, a scale for each DIMS_OF_SCALE of them, and the bits of k_pe."""
+    rows = (slot_mapping >= 0).nonzero().flatten()
+    groups = kv_c[rows].unflatten(1, (-1, DIMS_OF_SCALE))
+    scales = row_scales(groups, kv_cache.dtype)
+    parts = quantize(groups, scales, kv_cache.dtype).flatten(1), scales.squeeze(-1), k_pe[rows].contiguous()
+    stored = torch.cat([part.view(torch.uint8) for part in parts], dim=-1)
+    _store(kv_cache, view, K, slot_mapping[rows], range(view.row_size), stored[:, None])
+
+
+def _read_scaled_latent(
+    kv_cache: torch.Tensor, layer: Layer, blocks: torch.Tensor, dtype: torch.dtype, view: KVCacheView
+) -> torch.Tensor:
+    """[len(blocks) * BS, 1, D] in dtype: the keys in all slots of some blocks."""
+    stored = _load(kv_cache, view, K, blocks, range(view.row_size))
+    num_scales = layer.value_size // DIMS_OF_SCALE * BYTES_OF_SCALE
+    codes, scales, rotated = stored.split([layer.value_size, num_scales, view.row_size - layer.value_size - num_scales], -1)
+    groups = codes.view(kv_cache.dtype).unflatten(-1, (-1, DIMS_OF_SCALE))
+    latent = dequantize(groups, scales.contiguous().view(torch.float32)[..., None], dtype).flatten(-2)
+    return torch.cat([latent, rotated.contiguous().view(torch.bfloat16).to(dtype)], dim=-1)
 
 
 def _fixed_scale(layer: Layer, kv: int) -> torch.Tensor | None:

@@ -24,6 +24,13 @@ from attn_contract.rules import VALUES, asked
 
 FP8 = torch.float8_e4m3fn
 LATENT = {"num_kv_heads": 1, "layout": Layout.LATENT, "head_size_v": 6}
+SCALED = {
+    "num_kv_heads": 1,
+    "head_size": 132,
+    "head_size_v": 128,
+    "layout": Layout.LATENT_SCALED,
+    "kv_cache_dtype": FP8,
+}
 ENCODER = {"attn_type": AttentionType.ENCODER, "layout": None}
 ops = torch.ops.attn_parity
 
@@ -49,6 +56,8 @@ def test_a_width_of_v_is_a_rule_that_layers_ask_for():
         (LATENT | {"kv_cache_dtype": FP8, "k_scale": torch.ones(1)}, 6),
         (LATENT | {"kv_cache_dtype": torch.float8_e4m3fnuz, "k_scale": torch.tensor(2.0)}, 6),
         (LATENT | {"window": (4, -1), "sink_tokens": 2, "logits_soft_cap": 30.0, "alibi_slopes": torch.zeros(4)}, 6),
+        (SCALED, 128),
+        (SCALED | {"kv_cache_dtype": torch.float8_e4m3fnuz, "head_size": 128}, 128),
         (ENCODER | {"head_size_v": 3}, 3),
         (ENCODER | {"head_size_v": 24}, 24),
     ],
@@ -83,7 +92,7 @@ def test_dense_v_that_is_as_wide_as_k_asks_for_nothing():
         (LATENT | {"k_scale": torch.ones(1)}, "kv_cache_dtype: got None, expected a quantized dtype, since there are scales"),
         (
             LATENT | {"kv_cache_dtype": FP8, "k_scale": torch.ones(1), "v_scale": torch.ones(1)},
-            "v_scale: got a tensor, expected None in layout LATENT: k_scale is the scale of K and of V",
+            "v_scale: got a tensor, expected None in layout LATENT: K and V have the same scales",
         ),
         (
             LATENT | {"kv_cache_dtype": FP8, "k_scale_cache": torch.ones(6, 4, 1)},
@@ -93,6 +102,15 @@ def test_dense_v_that_is_as_wide_as_k_asks_for_nothing():
             LATENT | {"kv_cache_dtype": FP8, "k_scale": torch.ones(2)},
             "k_scale: got torch.float32 (2,), expected torch.float32, shape () or (1,)",
         ),
+        (
+            SCALED | {"kv_cache_dtype": None},
+            "kv_cache_dtype: got None, expected a float8 in layout LATENT_SCALED: its rows hold",
+        ),
+        (SCALED | {"kv_cache_dtype": torch.int8}, "kv_cache_dtype: got torch.int8, expected a float8 in layout LATENT_SCALED"),
+        (SCALED | {"k_scale": torch.ones(1)}, "k_scale: got a tensor, expected None in layout LATENT_SCALED: its rows hold"),
+        (SCALED | {"head_size_v": None}, "head_size_v: got None, expected the width of V in layout LATENT_SCALED, at most"),
+        (SCALED | {"head_size_v": 64}, "head_size_v: got 64, expected a multiple of 128 in layout LATENT_SCALED, at most head"),
+        (SCALED | {"head_size": 131}, "head_size: got 131, expected head_size_v (128) and an even number of dims in layout"),
         (LATENT | {"kv_cache_dtype": torch.int8}, "kv_cache_dtype: got torch.int8, expected a float8 in layout LATENT"),
     ],
 )
@@ -104,6 +122,7 @@ def test_layers_that_contradict_themselves(changes, message):
 
 CONFIG = AttentionConfig(num_heads=16, num_kv_heads=1, head_size=576, dtype=torch.bfloat16, block_size=64)
 MLA = CONFIG.with_rules(head_size_v=512)
+INLINE = {"kv_cache_dtype": FP8, "scales": "inline"}
 ALL = Capabilities(
     backend="ALL",
     available=YES,
@@ -143,7 +162,18 @@ def test_a_config_holds_what_its_layer_says():
             "head_size_v: got 512, expected None: layout KV_FIRST_NHD holds K and V of one width",
         ),
         ({"layout": Layout.LATENT, "rules": {}}, "head_size_v: got None, expected the width of V in layout LATENT"),
-        ({"kv_cache_dtype": FP8, "scales": "token"}, "scales: got token, expected None or tensor: a latent cache has one"),
+        ({"kv_cache_dtype": FP8, "scales": "token"}, "scales: got token, expected None, tensor or inline: a latent cache"),
+        (
+            {"dtype": torch.float16} | INLINE,
+            "dtype: got torch.float16, expected torch.bfloat16: the rotated dims of latent rows",
+        ),
+        ({"kv_cache_dtype": torch.int8, "scales": "inline"}, "kv_cache_dtype: got torch.int8, expected a float8: latent rows"),
+        ({"rules": {"head_size_v": 320}} | INLINE, "head_size_v: got 320, expected a multiple of 128 in layout LATENT_SCALED"),
+        ({"layout": Layout.LATENT} | INLINE, "layout: got LATENT, expected one for scales inline: only CONTENT_PACKED_SCALED"),
+        (
+            {"layout": Layout.LATENT_SCALED},
+            "layout: got LATENT_SCALED, expected one for scales None: only CONTENT_PACKED_SCALED",
+        ),
         ({"rules": MLA.rules | {"rope": True}}, "rope: got True, expected False with a latent cache: write_latent_cache takes"),
         ({"attn_type": AttentionType.ENCODER_DECODER}, "head_size_v: got 512, expected None for ENCODER_DECODER"),
     ],
@@ -163,10 +193,19 @@ def test_a_config_drops_a_width_that_says_nothing():
 def test_a_declaration_without_the_layout_refuses_a_latent_cache():
     """Also where the backend is to choose the layout; who serves V of another width may have no latent cache."""
     rows = replace(ALL, layouts=Only((Layout.BLOCKS_FIRST_NHD,), "it reads rows"))
-    assert refused(rows, MLA) == ["a latent cache (layout LATENT) not supported: it reads rows (it takes BLOCKS_FIRST_NHD)"]
+    assert refused(rows, MLA) == [
+        "a latent cache (layout LATENT or LATENT_SCALED) not supported: it reads rows (it takes BLOCKS_FIRST_NHD)"
+    ]
     assert refused(ALL, MLA) == refused(rows, CONFIG) == []
     encoder = replace(MLA, attn_type=AttentionType.ENCODER, block_size=None)
     assert refused(rows, encoder) == []
+
+
+def test_a_declaration_of_the_other_latent_layout_refuses_rows_with_scales():
+    plain = replace(ALL, layouts=Only((Layout.LATENT,), "its cache is plain"))
+    rows = replace(MLA, **INLINE, layout=Layout.LATENT_SCALED)
+    assert refused(plain, rows) == ["layout LATENT_SCALED not supported: its cache is plain (it takes LATENT)"]
+    assert refused(ALL, rows) == refused(ALL, replace(MLA, **INLINE)) == []
 
 
 def test_a_declaration_that_is_silent_refuses_a_width_of_v():
@@ -207,6 +246,39 @@ def latent_write() -> dict[str, Any]:
     return tensors | {"layer": layer(**LATENT), "slot_mapping": torch.tensor([11, -1])}
 
 
+def scaled_step() -> dict[str, Any]:
+    """`latent_step` in bfloat16 over rows of 140 bytes: 128 latent dims, their scale and 4 rotated ones."""
+    tensors = {"q": torch.zeros(3, 4, 132).bfloat16(), "out": torch.full((3, 4, 128), torch.nan).bfloat16()}
+    return latent_step() | tensors | {"kv_cache": torch.zeros(3, 4, 140).to(FP8), "layer": layer(**SCALED)}
+
+
+def scaled_write() -> dict[str, Any]:
+    rows = torch.ones(3, 140).bfloat16()
+    tensors = {"kv_c": rows[:, 1:129], "k_pe": rows[:, 130:134], "kv_cache": torch.zeros(3, 4, 140).to(FP8)}
+    return latent_write() | tensors | {"layer": layer(**SCALED)}
+
+
+@pytest.mark.parametrize(
+    ("operation", "arguments", "message"),
+    [
+        ("paged_attention", scaled_step() | {"q": torch.zeros(3, 4, 132), "out": torch.zeros(3, 4, 128)},
+         "q: got torch.float32, expected torch.bfloat16: the rotated dims of LATENT_SCALED"),
+        ("paged_attention", scaled_step() | {"kv_cache": torch.zeros(3, 4, 132).to(FP8)},
+         "kv_cache: got shape (3, 4, 132), expected 140 (row) in dimension 2 of LATENT_SCALED"),
+        ("write_latent_cache", scaled_write() | {"kv_c": torch.ones(3, 128), "k_pe": torch.ones(3, 4)},
+         "kv_c: got torch.float32, expected torch.bfloat16: the rotated dims of LATENT_SCALED"),
+        ("write_latent_cache", scaled_write() | {"kv_cache": torch.zeros(3, 4, 140).bfloat16()},
+         "kv_cache: got torch.bfloat16, expected torch.float8_e4m3fn"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("package", [validation, attn_reference], ids=["the check", "the reference"])
+def test_calls_over_rows_with_scales_that_contradict_themselves(operation, arguments, message, package):
+    checks = package is validation
+    with pytest.raises(ContractError) as caught:
+        getattr(package, f"check_{operation}" if checks else operation)(**arguments, **({"values": True} if checks else {}))
+    assert str(caught.value).startswith(message)
+
+
 VALID = {"paged_attention": latent_step, "varlen_attention": dense_step, "write_latent_cache": latent_write}
 REFUSED = [
     ("paged_attention", {"out": torch.zeros(3, 4, 8)}, "out: got shape (3, 4, 8), expected shape (3, 4, 6) or (3, 24)"),
@@ -221,8 +293,12 @@ REFUSED = [
         {"layer": layer(**ENCODER), "out": torch.zeros(3, 4, 8)},
         "v: got shape (3, 2, 3), expected shape (3, 2, 8), as k has",
     ),
-    ("write_latent_cache", {"layer": layer()}, "layer.layout: got BLOCKS_FIRST_NHD, expected LATENT; use write_kv_cache"),
-    ("write_latent_cache", {"layer": layer(**ENCODER)}, "layer.layout: got None, expected LATENT; use write_kv_cache"),
+    (
+        "write_latent_cache",
+        {"layer": layer()},
+        "layer.layout: got BLOCKS_FIRST_NHD, expected LATENT or LATENT_SCALED; use write",
+    ),
+    ("write_latent_cache", {"layer": layer(**ENCODER)}, "layer.layout: got None, expected LATENT or LATENT_SCALED; use write"),
     ("write_latent_cache", {"layer": None}, "layer: got None, expected a Layer"),
     ("write_latent_cache", {"kv_c": torch.ones(3, 8)}, "kv_c: got shape (3, 8), expected shape (T_kv, 6)"),
     ("write_latent_cache", {"kv_c": torch.ones(3, 1, 6)}, "kv_c: got shape (3, 1, 6), expected shape (T_kv, 6)"),
@@ -259,9 +335,11 @@ def test_calls_that_contradict_themselves(operation, changes, message, package):
         torch.testing.assert_close(arguments[name], tensor, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("operation", VALID)
-def test_calls_that_are_right(operation):
-    arguments = VALID[operation]()
+@pytest.mark.parametrize(
+    ("operation", "arguments"), [*VALID.items(), ("paged_attention", scaled_step), ("write_latent_cache", scaled_write)]
+)
+def test_calls_that_are_right(operation, arguments):
+    arguments = arguments()
     getattr(validation, f"check_{operation}")(**arguments, values=True)
     getattr(attn_reference, operation)(**arguments)
 
@@ -297,6 +375,9 @@ def test_the_op_writes_what_the_function_writes(monkeypatch):
     made = got[3]
     assert (made.num_kv_heads, made.head_size, made.head_size_v, made.layout) == (1, 8, 6, Layout.LATENT)
     assert (made.kv_cache_dtype, made.tensors) == (FP8, {"k_scale": scale})
+    rows = {name: tensor for name, tensor in scaled_write().items() if name != "layer"}
+    ops.write_latent_cache(**rows, layout="LATENT_SCALED")
+    assert (got[3].layout, got[3].head_size_v, got[3].kv_cache_dtype) == (Layout.LATENT_SCALED, 128, FP8)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ SHUFFLED = Layout.SHUFFLED
 CONTENT_PACKED = Layout.CONTENT_PACKED
 CONTENT_PACKED_SCALED = Layout.CONTENT_PACKED_SCALED
 LATENT = Layout.LATENT
-OF_TWO_PARTS = [layout for layout in Layout if layout is not LATENT]
+LATENT_SCALED = Layout.LATENT_SCALED
+OF_TWO_PARTS = [layout for layout in Layout if not layout.has_latent_value]
 """Layouts that store K and V apart."""
 
 SMALL = {"num_blocks": 3, "block_size": 3, "num_kv_heads": 2, "head_size": 4, "itemsize": 2}
@@ -40,13 +41,16 @@ X_SMALL = {"num_blocks": 3, "block_size": 4, "num_kv_heads": 2, "head_size": 4, 
 SCALED_SMALL = SMALL | {"itemsize": 1}
 """A row is K (4), its scale (4), V (4) and its scale (4): 16 bytes; a block is 96."""
 
+LATENT_SCALED_SMALL = SCALED_SMALL | {"num_kv_heads": 1, "head_size": 258, "head_size_v": 256}
+"""A row is 256 latent bytes, two scales (8) and two rotated dims (4): 268 bytes; a block is 804."""
+
 HEADS = {"num_kv_heads": 2, "head_size": 4}
 
 
 def dense(layout: Layout, **sizes: int) -> KVCacheView:
     small = X_SMALL if layout.is_x_packed else SCALED_SMALL if layout.has_inline_scales else SMALL
-    if layout is LATENT:
-        small = SMALL | {"num_kv_heads": 1}
+    if layout.has_latent_value:
+        small = SMALL | {"num_kv_heads": 1} if layout is LATENT else LATENT_SCALED_SMALL
     return KVCacheView.dense(layout, **(small | sizes))
 
 
@@ -243,6 +247,43 @@ def test_the_latent_cache_of_deepseek_v3():
     assert view.element(1, 1, 0, 0, 511) == 36864 + 511
 
 
+LATENT_SCALED_VIEWS = {
+    "dense": dense(LATENT_SCALED),
+    "blocks padded from 804 to 900": replace(dense(LATENT_SCALED), block_stride=900),
+    "slots padded from 268 to 272, from byte 8 on": replace(dense(LATENT_SCALED), block_stride=816, slot_stride=272, offset=8),
+}
+"""Rows of 268 bytes, 3 slots in each of 3 blocks."""
+
+LATENT_SCALED_ADDRESSES = {
+    # (block, slot, byte of the row): the latent dims 0 and 255, the first byte of scale 1, the second byte of rotated dim 1
+    # of slot 0 in block 0; latent dim 128 of slot 2 in block 1; the first byte of rotated dim 0 of slot 2 in block 2
+    "dense": [0, 255, 260, 267, 1468, 2408],
+    "blocks padded from 804 to 900": [0, 255, 260, 267, 1564, 2600],
+    "slots padded from 268 to 272, from byte 8 on": [8, 263, 268, 275, 1496, 2448],
+}
+
+
+@pytest.mark.parametrize("name", LATENT_SCALED_VIEWS)
+def test_addresses_of_latent_rows_with_scales(name):
+    view = LATENT_SCALED_VIEWS[name]
+    indices = [(0, 0, 0), (0, 0, 255), (0, 0, 256 + 4), (0, 0, 256 + 8 + 3), (1, 2, 128), (2, 2, 256 + 8)]
+    for (block, slot, byte), address in zip(indices, LATENT_SCALED_ADDRESSES[name], strict=True):
+        assert view.element(0, block, slot, 0, byte) == view.element(1, block, slot, 0, byte) == address
+    tensor = view.tensor(torch.zeros(view.end, dtype=torch.uint8))
+    assert KVCacheView.of(tensor, LATENT_SCALED, num_kv_heads=1, head_size=258, head_size_v=256) == view
+    assert (view.row_size, view.kv_stride, view.layout.dims) == (268, 0, ("block", "slot", "row"))
+
+
+def test_the_656_bytes_of_deepseek_v32():
+    """512 float8, 4 float32 behind them, 64 bfloat16 behind these; a page of 64 slots is 41,984 bytes."""
+    sizes = {"num_blocks": 3, "block_size": 64, "num_kv_heads": 1, "head_size": 576, "head_size_v": 512, "itemsize": 1}
+    view = KVCacheView.dense(LATENT_SCALED, **sizes)
+    assert (view.row_size, LATENT_SCALED.rotated_offset(512), view.block_stride) == (656, 528, 41984)
+    assert view.element(0, 2, 63, 0, 655) == 3 * 41984 - 1 == view.end - 1
+    assert view.element(0, 1, 1, 0, 512 + 3 * 4) == 41984 + 656 + 524
+    assert view.element(0, 0, 2, 0, 528 + 2 * 63) == 1312 + 654
+
+
 def test_a_latent_cache_covers_as_many_bytes_as_a_cache_of_half_the_slots():
     """A page of 4 slots of latent rows, or of 2 slots with K and V: the rows of K and of V count once where they are one."""
     latent, halves = dense(LATENT, block_size=4), dense(BLOCKS_FIRST_NHD, block_size=2, num_kv_heads=1)
@@ -270,11 +311,13 @@ def test_a_view_is_read_back_from_its_tensor(name):
 @pytest.mark.parametrize("layout", Layout)
 def test_dimensions_of_one_element_may_have_any_stride(layout):
     """They are not stepped along, and torch sets their strides as it likes."""
-    sizes = {"num_blocks": 1, "block_size": 16, "num_kv_heads": 1, "head_size": 16, "itemsize": 1}
-    view = KVCacheView.dense(layout, **sizes)
+    widths = {"num_kv_heads": 1, "head_size": 16}
+    if layout is LATENT_SCALED:
+        widths = {"num_kv_heads": 1, "head_size": 130, "head_size_v": 128}
+    view = KVCacheView.dense(layout, num_blocks=1, block_size=16, itemsize=1, **widths)
     tensor = view.tensor(torch.arange(view.end).to(torch.int8))
     strides = [7 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
-    odd = KVCacheView.of(tensor.as_strided(tensor.shape, strides), layout, num_kv_heads=1, head_size=16)
+    odd = KVCacheView.of(tensor.as_strided(tensor.shape, strides), layout, **widths)
     assert same_elements(odd, view)
 
 
@@ -370,6 +413,34 @@ NO_VIEWS = [
     (LATENT, halves(3, 3, 8)[..., ::2], "kv_cache: got stride 2 in the last dimension, expected 1"),
     (LATENT, halves(3, 1, 4).expand(3, 3, 4), "kv_cache: got strides (4, 0, 1), expected elements that do not share memory"),
 ]
+
+
+SCALED_HEADS = {"num_kv_heads": 1, "head_size": 258, "head_size_v": 256}
+NO_SCALED_VIEWS = [
+    ({"head_size_v": None}, (3, 3, 268), "head_size_v: got None, expected a multiple of 128 in layout LATENT_SCALED"),
+    ({"head_size_v": 192}, (3, 3, 268), "head_size_v: got 192, expected a multiple of 128 in layout LATENT_SCALED"),
+    ({"head_size_v": 384}, (3, 3, 268), "head_size_v: got 384, expected a multiple of 128 in layout LATENT_SCALED, at most"),
+    ({"head_size": 257}, (3, 3, 266), "head_size: got 257, expected head_size_v (256) and an even number of dims"),
+    ({"num_kv_heads": 2}, (3, 3, 268), "num_kv_heads: got 2, expected 1 in layout LATENT_SCALED"),
+    ({}, (3, 3, 258), "kv_cache: got shape (3, 3, 258), expected 268 (row) in dimension 2 of LATENT_SCALED"),
+    ({}, (3, 3, 1, 268), "kv_cache: got shape (3, 3, 1, 268), expected 3 dimensions: block, slot, row"),
+]
+
+
+@pytest.mark.parametrize(("changes", "shape", "message"), NO_SCALED_VIEWS, ids=[message for *_, message in NO_SCALED_VIEWS])
+def test_tensors_that_are_no_latent_rows_with_scales(changes, shape, message):
+    with pytest.raises(ContractError) as caught:
+        KVCacheView.of(bytes_of(*shape), LATENT_SCALED, **SCALED_HEADS | changes)
+    assert str(caught.value).startswith(message)
+
+
+def test_scales_of_latent_rows_lie_on_multiples_of_4_bytes():
+    for strides, offset in (((810, 270, 1), 0), ((805, 268, 1), 0), ((804, 268, 1), 2)):
+        rows = bytes_of(4000).as_strided((3, 3, 268), strides, offset)
+        with pytest.raises(ContractError, match=r"^kv_cache: got strides .*, expected multiples of 4: scales are float32$"):
+            KVCacheView.of(rows, LATENT_SCALED, **SCALED_HEADS)
+    with pytest.raises(ContractError, match=r"^kv_cache: got elements of 2 bytes, expected 1 byte in layout LATENT_SCALED$"):
+        KVCacheView.of(halves(3, 3, 268), LATENT_SCALED, **SCALED_HEADS)
 
 
 @pytest.mark.parametrize(("layout", "tensor", "message"), NO_VIEWS, ids=[message for _, _, message in NO_VIEWS])
@@ -473,6 +544,8 @@ def test_the_number_of_blocks_must_agree():
 def pages(layout: Layout, **changes: int) -> KVCacheView:
     """One that all layouts allow for: pages of 16 slots, 1 head and 16 dims of a byte, so that x is 16, too."""
     sizes = {"num_blocks": 3, "block_size": 16, "num_kv_heads": 1, "head_size": 16, "itemsize": 1}
+    if layout is LATENT_SCALED:
+        sizes |= {"head_size": 130, "head_size_v": 128}
     return KVCacheView.dense(layout, **(sizes | changes))
 
 
@@ -502,8 +575,9 @@ def test_x_packed_and_shuffled_differ_unless_a_block_is_one_unit():
 def test_which_dense_layouts_share_a_footprint():
     """Those with K and V of a block together, those with planes; and scales take room of their own."""
     together, planes = (BLOCKS_FIRST_NHD, BLOCKS_FIRST_HND, CONTENT_PACKED), (KV_FIRST_NHD, KV_FIRST_HND, X_PACKED, SHUFFLED)
+    alone = [(layout,) for layout in (CONTENT_PACKED_SCALED, LATENT, LATENT_SCALED)]
     for a, b in itertools.product(Layout, Layout):
-        alike = any(a in group and b in group for group in (together, planes, (CONTENT_PACKED_SCALED,), (LATENT,)))
+        alike = any(a in group and b in group for group in (together, planes, *alone))
         assert same_footprint(pages(a), pages(b)) == alike, (a, b)
 
 
@@ -579,7 +653,7 @@ SMALLEST = {
     "x of 2 bytes": pages(X_PACKED, num_blocks=2, block_size=8, itemsize=2),
 }
 PAIRS = [
-    *itertools.combinations_with_replacement((VIEWS | X_VIEWS | LATENT_VIEWS).values(), 2),
+    *itertools.combinations_with_replacement((VIEWS | X_VIEWS | LATENT_VIEWS | LATENT_SCALED_VIEWS).values(), 2),
     *itertools.combinations_with_replacement(SMALLEST.values(), 2),
 ]
 

@@ -217,7 +217,7 @@ def test_every_option_of_paged_attention_reaches_the_layer_or_the_batch(recorded
 
 
 def test_every_layout_and_type_has_its_name(recorded):
-    for layout in set(Layout) - {Layout.CONTENT_PACKED_SCALED, Layout.LATENT}:
+    for layout in {layout for layout in Layout if not (layout.has_inline_scales or layout.has_latent_value)}:
         ops.paged_attention(**paged_arguments() | {"layout": layout.value})
         assert recorded.layer.layout is layout
     scaled = {"layout": "CONTENT_PACKED_SCALED", "kv_cache": torch.zeros(1, 2, 3, 16, dtype=torch.int8)}
@@ -226,6 +226,10 @@ def test_every_layout_and_type_has_its_name(recorded):
     latent = {"layout": "LATENT", "kv_cache": torch.zeros(1, 3, 4), "num_kv_heads": 1, "head_size_v": 3}
     ops.paged_attention(**paged_arguments() | latent)
     assert (recorded.layer.layout, recorded.layer.value_size) == (Layout.LATENT, 3)
+    rows = torch.zeros(1, 3, 140, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    scaled = {"layout": "LATENT_SCALED", "q": torch.zeros(3, 4, 132), "kv_cache": rows, "num_kv_heads": 1, "head_size_v": 128}
+    ops.paged_attention(**paged_arguments() | scaled)
+    assert (recorded.layer.layout, recorded.layer.kv_cache_dtype) == (Layout.LATENT_SCALED, torch.float8_e4m3fn)
     ops.paged_attention(**paged_arguments() | {"attn_type": "encoder_decoder", "causal": False})
     assert recorded.layer.attn_type is AttentionType.ENCODER_DECODER
     ops.varlen_attention(**varlen_arguments() | {"attn_type": "encoder_only"})

@@ -14,7 +14,7 @@ import pytest
 import torch
 from attn_contract import AttentionType, Layout
 from attn_fuzz import Call, capture
-from attn_fuzz.cases import case_file, contradictions, earlier, tensors
+from attn_fuzz.cases import allocations, case_file, contradictions, earlier, tensors
 from attn_fuzz.cases.case import Case, CaseError
 from attn_fuzz.cases.features import FEATURES
 from attn_fuzz.corpus import lifting
@@ -29,12 +29,14 @@ from attn_fuzz.strategies.tally import Tally
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, WITH_LATENT, LatentSizes, Support, Target
+from attn_fuzz.targets.triton import TRITON_LATENT_SCALED
 from attn_fuzz.verdict import oracle
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 replace = msgspec.structs.replace
 SMALL = dataclasses.replace(WITH_LATENT, head_sizes=(16, 32, 20), group_sizes=(1, 2), max_tokens=32, max_seq_len=64)
 LATENT = dataclasses.replace(SMALL, attn_types=(AttentionType.DECODER,), layouts=(Layout.LATENT,))
+SCALED = dataclasses.replace(LATENT, layouts=(Layout.LATENT_SCALED,), dtypes=("bfloat16",))
 DENSE = dataclasses.replace(SMALL, attn_types=(AttentionType.ENCODER, AttentionType.ENCODER_ONLY))
 
 
@@ -82,6 +84,49 @@ def test_latent_layers_are_drawn_with(name):
     assert any(VISITED[name](case) for case in drawn)
 
 
+SCALED_VISITED = {
+    **{f"widths {pair}": VISITED[f"widths {pair}"] for pair in ((128, 16), (256, 0))},
+    "another layer's write": lambda case: case.cache.neighbour is Layout.LATENT_SCALED,
+    **{name: VISITED[name] for name in ("cache of fp8_e4m3fn", "cache of fp8_e4m3fnuz", "padded rows", "padded blocks",
+       "kv_c and k_pe of unlike strides", "drafts", "infinities that saturate", "window of a latent layer")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCALED_VISITED)
+def test_rows_with_scales_are_drawn_with(name):
+    drawn = draw(SCALED)
+    assert all((case.dtype, case.cache.layout, case.cache.scales) == ("bfloat16", Layout.LATENT_SCALED, None) for case in drawn)
+    assert any(SCALED_VISITED[name](case) for case in drawn)
+
+
+def test_a_target_of_both_latent_layouts_is_drawn_both():
+    drawn = draw(dataclasses.replace(LATENT, layouts=(Layout.LATENT, Layout.LATENT_SCALED), dtypes=("float16", "bfloat16")))
+    assert {(case.cache.layout, case.dtype) for case in drawn} == {
+        (Layout.LATENT, "float16"),
+        (Layout.LATENT, "bfloat16"),
+        (Layout.LATENT_SCALED, "bfloat16"),
+    }
+    assert any(case.cache.dtype is None for case in drawn)
+
+
+@pytest.mark.parametrize("finite", [False, True])
+def test_unused_slots_of_rows_with_scales_hold_nan_of_each_type(finite):
+    """Or finite numbers: bytes that are NaN in float8 would be large numbers in the two other types."""
+    case = next(case for case in draw(SCALED) if case.cache.num_blocks > 1 and case.head_size > case.value_size)
+    cache = case.cache
+    raw = allocations.poisoned(replace(case, finite_slots=finite), cache, "cpu")
+    row = allocations.cache_view(case, cache).tensor(raw)[-1, -1].view(torch.uint8)
+    latent, scales, rotated = row.tensor_split([case.value_size, Layout.LATENT_SCALED.rotated_offset(case.value_size)])
+    parts = latent.view(raw.dtype).float(), scales.clone().view(torch.float32), rotated.clone().view(torch.bfloat16)
+    assert all(part.isfinite().all() if finite else part.isnan().all() for part in parts)
+
+
+def test_the_kernels_agree_over_rows_with_scales():
+    for case in draw(dataclasses.replace(SCALED, max_seq_len=40, max_tokens=8))[:12]:
+        verdict = try_case(replace(case, target="triton-latent-scaled"), TRITON_LATENT_SCALED, "cpu")
+        assert verdict.kind == "agree", verdict.message
+
+
 def test_dense_v_is_drawn_wider_and_narrower():
     sizes = {(case.value_size > case.head_size) - (case.value_size < case.head_size) for case in draw(DENSE)}
     assert sizes == {-1, 0, 1}
@@ -101,21 +146,29 @@ def test_nobody_who_does_not_name_them_draws_them(name):
         return
     for widened in (support, support.widened(), *support.widenings()):
         assert "head_size_v" not in widened.rules
-        assert Layout.LATENT not in widened.layouts
+        assert not any(layout.has_latent_value for layout in widened.layouts)
 
 
 def test_the_page_of_pairs_counts_what_everybody_is_drawn():
     """Or it would say that pairs are missing, which no target of the page can have."""
-    assert {feature.name for feature in FEATURES} - {*coverage.NAMES} == {"head_size_v", "LATENT", "padded rows"}
+    assert {feature.name for feature in FEATURES} - {*coverage.NAMES} == {
+        "head_size_v",
+        "LATENT",
+        "LATENT_SCALED",
+        "padded rows",
+    }
     assert all(can_have(WITH_LATENT, feature) for feature in FEATURES)
 
 
 CONTRADICTIONS = [
-    ({"head_size_v": None}, "head_size_v: with a cache, null exactly where its layout is not LATENT"),
+    ({"head_size_v": None}, "head_size_v: with a cache, null exactly where its layout is not a latent one"),
     ({"head_size_v": 99}, "head_size_v: a latent cache has one KV head"),
     ({"num_kv_heads": 2}, "head_size_v: a latent cache has one KV head"),
-    ({"cache": {"planes": True}}, "cache: LATENT has no plane of V"),
-    ({"cache": {"dtype": "fp8_e4m3fn", "scales": "token"}}, "cache: LATENT has no plane of V, and one scale"),
+    ({"cache": {"planes": True}}, "cache: a latent one has no plane of V"),
+    (
+        {"cache": {"dtype": "fp8_e4m3fn", "scales": "token"}},
+        "cache: a latent one has no plane of V, and if it is quantized, one",
+    ),
     ({"cache": {"layout": Layout.BLOCKS_FIRST_NHD}}, "head_size_v: with a cache, null exactly"),
     ({"cache": {"writer": Layout.KV_FIRST_NHD}}, "cache.writer: KV_FIRST_NHD cannot address the elements of LATENT"),
     ({"cache": {"neighbour": Layout.KV_FIRST_NHD}}, "cache.neighbour: KV_FIRST_NHD cannot have the footprint of LATENT"),
@@ -133,13 +186,36 @@ def test_cases_that_contradict_themselves(changes, message):
     assert str(refused.value).startswith(message)
 
 
+SCALED_CONTRADICTIONS = [
+    ({"dtype": "float16"}, "dtype: bfloat16 in layout LATENT_SCALED"),
+    ({"head_size_v": 64}, "head_size_v: got 64, expected a multiple of 128 in layout LATENT_SCALED"),
+    ({"head_size": 131}, "head_size: got 131, expected head_size_v (128) and an even number of dims"),
+    ({"cache": {"slot_padding": 6}}, "cache.layout: LATENT_SCALED needs"),
+    ({"cache": {"dtype": None}}, "cache.dtype: LATENT_SCALED holds scales, so it is quantized"),
+    ({"cache": {"dtype": "int8"}}, "cache: a latent one has no plane of V"),
+    ({"cache": {"scales": "tensor"}}, "cache.scales: null exactly where the cache is not quantized, or each row holds"),
+    ({"cache": {"neighbour": Layout.LATENT}}, "cache.neighbour: LATENT cannot have the footprint of LATENT_SCALED"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), SCALED_CONTRADICTIONS, ids=[message for _, message in SCALED_CONTRADICTIONS])
+def test_cases_of_rows_with_scales_that_contradict_themselves(changes, message):
+    case = next(case for case in draw(SCALED) if case.value_size == 128)
+    case = replace(case, target="anything", saturated=False, cache=replace(case.cache, writer=None, neighbour=None))
+    contradictions.check(case)
+    fields = {name: replace(case.cache, **value) if name == "cache" else value for name, value in changes.items()}
+    with pytest.raises(CaseError) as refused:
+        contradictions.check(replace(case, **fields))
+    assert str(refused.value).startswith(message)
+
+
 def test_rows_of_other_caches_have_no_gaps():
     case = next(case for case in draw(SMALL) if case.cache is not None and not case.has_latent_cache)
-    with pytest.raises(CaseError, match=r"^cache\.slot_padding: only rows of LATENT have it"):
+    with pytest.raises(CaseError, match=r"^cache\.slot_padding: only rows of a latent cache have it"):
         contradictions.check(replace(case, cache=replace(case.cache, slot_padding=8)))
 
 
-@pytest.mark.parametrize("support", [LATENT, DENSE], ids=["latent", "dense"])
+@pytest.mark.parametrize("support", [LATENT, SCALED, DENSE], ids=["latent", "scaled", "dense"])
 def test_the_reference_in_float32_agrees_with_itself(support):
     for case in draw(support)[:40]:
         verdict = try_case(case, REFERENCE_FP32, "cpu")
@@ -200,18 +276,48 @@ READS = (last_elements, dense_rows, first_row_of_drafts, scale_of_the_latent_key
 WRITES = (strides_of_kv_c, rounded_twice)
 
 
-def planted(fault: Callable[..., None]) -> Target:
-    fields = {"attention": fault} if fault in READS else {"write_latent_cache": fault}
-    return dataclasses.replace(REFERENCE_FP32, name="planted", support=lambda device: LATENT, **fields)
+def scales_of_the_first_group(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    """Every dim of a row is read by the row's first scale."""
+    rows = kv_cache.contiguous()
+    scales = rows[..., layer.value_size : Layout.LATENT_SCALED.rotated_offset(layer.value_size)].view(torch.uint8)
+    scales.copy_(scales[..., :4].repeat(1, 1, scales.shape[2] // 4))
+    REFERENCE_FP32.attention(q, k, v, rows, layer, batch, out=out, lse=lse)
 
 
-def first_failure(fault: Callable[..., None]) -> Case | None:
-    return next((case for case in latent_cases() if try_case(case, planted(fault), "cpu").failed), None)
+def scales_that_count_infinities(kv_c, k_pe, kv_cache, layer, slot_mapping) -> None:
+    """An infinity is taken for the largest float32: the scale of its dims takes the bits of all others."""
+    limit = torch.finfo(kv_c.dtype).max
+    attn_reference.write_latent_cache(kv_c.clamp(-limit, limit), k_pe, kv_cache, layer, slot_mapping)
+
+
+def float8_of_the_rotated_dims(kv_c, k_pe, kv_cache, layer, slot_mapping) -> None:
+    """The rotated dims pass through float8, too."""
+    narrow = k_pe.to(torch.float8_e4m3fn).to(k_pe.dtype)
+    attn_reference.write_latent_cache(kv_c, narrow, kv_cache, layer, slot_mapping)
+
+
+SCALED_READS = (scales_of_the_first_group, dense_rows)
+SCALED_WRITES = (scales_that_count_infinities, float8_of_the_rotated_dims, strides_of_kv_c)
+
+
+def planted(fault: Callable[..., None], support: Support = LATENT) -> Target:
+    fields = {"attention": fault} if fault in READS + SCALED_READS else {"write_latent_cache": fault}
+    return dataclasses.replace(REFERENCE_FP32, name="planted", support=lambda device: support, **fields)
+
+
+def first_failure(fault: Callable[..., None], support: Support = LATENT) -> Case | None:
+    with_work = (case for case in draw(support) if case.has_work)
+    return next((case for case in with_work if try_case(case, planted(fault, support), "cpu").failed), None)
 
 
 @pytest.mark.parametrize("fault", READS + WRITES, ids=lambda fault: fault.__name__)
 def test_planted_faults_are_found(fault):
     assert first_failure(fault) is not None
+
+
+@pytest.mark.parametrize("fault", SCALED_READS + SCALED_WRITES, ids=lambda fault: fault.__name__)
+def test_planted_faults_of_rows_with_scales_are_found(fault):
+    assert first_failure(fault, SCALED) is not None
 
 
 def test_a_failure_shrinks_to_a_small_latent_layer():
@@ -232,7 +338,7 @@ def captured_again(call: Call) -> tensors.Step:
         return tensors.build(case_file.load(capture(call, Path(folder, "call.json"))))
 
 
-@pytest.mark.parametrize("support", [LATENT, DENSE], ids=["latent", "dense"])
+@pytest.mark.parametrize("support", [LATENT, SCALED, DENSE], ids=["latent", "scaled", "dense"])
 def test_a_captured_call_attends_to_the_same_numbers(support):
     for case in draw(support)[:25]:
         step = tensors.build(case)
@@ -267,8 +373,9 @@ def test_a_latent_case_is_lifted_to_targets_of_latent_caches_alone():
     assert (nobody, reason) == (None, "head_size_v (a width of V of its own)")
 
 
-def test_the_script_of_a_case_runs_it_and_its_writes(tmp_path, script_ends):
-    case = next(case for case in latent_cases() if case.writes and any(r.query_len for r in case.requests))
+@pytest.mark.parametrize("support", [LATENT, SCALED], ids=["latent", "scaled"])
+def test_the_script_of_a_case_runs_it_and_its_writes(support, tmp_path, script_ends):
+    case = next(case for case in draw(support) if case.has_work and case.writes and any(r.query_len for r in case.requests))
     verdict = try_case(case, REFERENCE_FP32, "cpu")
     path = tmp_path / "script.py"
     path.write_text(standalone.script(case, verdict))

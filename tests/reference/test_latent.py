@@ -249,3 +249,74 @@ def test_a_latent_layer_writes_no_block_of_another_layer(randn):
     layer = layer_of(layout=Layout.LATENT, head_size=4, head_size_v=3)
     write_latent_cache(torch.ones(4, 3), torch.ones(4, 1), latent.tensor(raw), layer, torch.arange(4, 8))
     assert raw.view(3, 16).tolist() == [[0.0] * 16, [1.0] * 16, [0.0] * 16]
+
+
+# --- rows of float8, their scales and bfloat16 ---
+
+SCALED = {"layout": Layout.LATENT_SCALED, "head_size": 258, "head_size_v": 256, "kv_cache_dtype": torch.float8_e4m3fn}
+"""Rows of 256 float8, 2 float32 and 2 bfloat16: 268 bytes."""
+
+
+def scaled_rows() -> tuple[torch.Tensor, torch.Tensor]:
+    """kv_c [3, 256] and k_pe [3, 2]: powers of two, whose codes are known, a row of zeros and of infinities, and a NaN."""
+    kv_c, k_pe = (
+        torch.zeros(3, 256, dtype=torch.bfloat16),
+        torch.tensor([[1.0, -2.0], [-0.0, torch.inf], [0.0, 0.0]]).bfloat16(),
+    )
+    kv_c[0, 0], kv_c[0, 127], kv_c[0, 128], kv_c[0, 255] = 448.0, -1.0, 56.0, 7.0
+    kv_c[1, 3], kv_c[1, 4], kv_c[1, 200] = torch.inf, -14.0, torch.nan
+    k_pe[2] = torch.tensor([0x7F81, 0xFFFF - 0x10000], dtype=torch.int16).view(torch.bfloat16)
+    return kv_c, k_pe
+
+
+def test_a_row_with_scales_byte_by_byte():
+    """The scale of 128 dims is their largest finite magnitude over 448, and at least 2^-100; k_pe is copied bit by bit."""
+    kv_c, k_pe = scaled_rows()
+    raw = torch.full((2, 3, 300), 0x55, dtype=torch.uint8)
+    kv_cache = raw[:, :, 4:272].view(torch.float8_e4m3fn)
+    write_latent_cache(kv_c, k_pe, kv_cache, layer_of(**SCALED), torch.tensor([4, -1, 0]))
+    row, scales = raw[1, 1, 4:272], raw[1, 1, 260:268].view(torch.float32).tolist()
+    assert scales == [1.0, 0.125]
+    # 448 is 0x7E, -1 is 0xB8; 56 / 0.125 is 448, and 7 / 0.125 is 56 = 1.75 * 2^5: 0x66
+    assert [row[dim].item() for dim in (0, 1, 127, 128, 255)] == [0x7E, 0x00, 0xB8, 0x7E, 0x66]
+    assert row[264:].tolist() == [0x80, 0x3F, 0x00, 0xC0], "1.0 and -2.0 in bfloat16, little-endian"
+    zero = raw[0, 0, 4:272]
+    assert zero[256:264].view(torch.float32).tolist() == [2.0**-100] * 2
+    assert zero[264:].tolist() == [0x81, 0x7F, 0xFF, 0xFF], "NaN with their payloads"
+    raw[1, 1, 4:272] = raw[0, 0, 4:272] = 0x55
+    assert (raw == 0x55).all(), "other slots, and the bytes between rows"
+
+
+def test_infinities_saturate_and_a_nan_stays_in_its_place():
+    kv_c, k_pe = scaled_rows()
+    kv_cache = torch.zeros(1, 2, 268, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    write_latent_cache(kv_c[1:2], k_pe[1:2], kv_cache, layer_of(**SCALED), torch.tensor([1]))
+    table = torch.tensor([0], dtype=torch.int32)
+    key, value = gather_kv_cache(kv_cache, layer_of(**SCALED), table, 2, torch.float64)
+    assert key[1, 0, 3:5].tolist() == [14.0, -14.0], "the infinity reads as the largest of its scale"
+    assert key[1, 0].isnan().nonzero().flatten().tolist() == [200]
+    assert key[1, 0, 256:].tolist() == [0.0, torch.inf]
+    assert torch.equal(value.nan_to_num(), key[..., :256].nan_to_num())
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e4m3fnuz])
+def test_a_row_with_scales_reads_as_stored_times_scale(dtype, randn):
+    """Each 128 dims by their own scale, in float64; the rotated dims exactly; attention is that over such keys."""
+    kv_c, k_pe = randn(3, 256).bfloat16(), randn(3, 2).bfloat16()
+    kv_c[:, 128:] *= 64
+    layer = layer_of(**SCALED | {"kv_cache_dtype": dtype})
+    kv_cache = torch.zeros(2, 2, 268, dtype=torch.uint8).view(dtype)
+    write_latent_cache(kv_c, k_pe, kv_cache, layer, torch.tensor([2, 3, 0]))
+    table = torch.tensor([1, 0], dtype=torch.int32)
+    key, value = gather_kv_cache(kv_cache, layer, table, 3, torch.float64)
+    for half in (slice(0, 128), slice(128, 256)):
+        largest = 448.0 if dtype == torch.float8_e4m3fn else 240.0
+        scale = kv_c[:, half].float().abs().amax(1, keepdim=True) / torch.full((3, 1), largest)
+        assert torch.equal(key[:, 0, half], quantize(kv_c[:, half], scale, dtype).double() * scale.double())
+    assert torch.equal(key[:, 0, 256:], k_pe.double())
+    q = randn(1, N, 258).bfloat16()
+    logits = SCALE * q[0].double() @ key[:, 0].T
+    expected = (logits.softmax(-1) @ value[:, 0]).bfloat16()
+    assert torch.equal(
+        paged_attention(q, kv_cache, layer, batch_of([1], [3], block_table=table[None]), precision=torch.float64)[0], expected
+    )

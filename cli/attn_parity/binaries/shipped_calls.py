@@ -138,7 +138,7 @@ def _layer(shipped: ShippedCall) -> Layer:
     if shipped.token_scales and not shipped.layout.has_inline_scales:
         shape = (_num_blocks(shipped), shipped.block_size, shipped.num_kv_heads)
         scales = {name: _empty(shape, torch.float32) for name in ("k_scale_cache", "v_scale_cache")}
-    elif shipped.kv_cache_dtype and not shipped.token_scales:
+    elif shipped.kv_cache_dtype and not (shipped.token_scales or shipped.layout.has_inline_scales):
         names = ("k_scale",) if shipped.layout.has_latent_value else ("k_scale", "v_scale")
         scales = {name: _empty((), torch.float32) for name in names}
     reads_cache = shipped.attn_type.reads_cache
@@ -187,12 +187,13 @@ def _cache(shipped: ShippedCall) -> torch.Tensor:
         num_kv_heads=shipped.num_kv_heads,
         head_size=shipped.head_size,
         itemsize=dtype.itemsize,
+        head_size_v=shipped.head_size_v,
     )
     return view.tensor(_empty((view.end,), dtype))
 
 
 def _num_blocks(shipped: ShippedCall) -> int:
-    row = shipped.head_size * (shipped.kv_cache_dtype or shipped.dtype).itemsize
+    row = shipped.layout.row_size(shipped.head_size, shipped.head_size_v) * (shipped.kv_cache_dtype or shipped.dtype).itemsize
     parts = 1 if shipped.layout.has_latent_value else 2
     return shipped.cache_bytes // (parts * shipped.block_size * shipped.num_kv_heads * row)
 

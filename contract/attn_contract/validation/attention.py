@@ -9,7 +9,15 @@ from attn_contract.errors import ContractError
 from attn_contract.kv_cache_view import KVCacheView
 from attn_contract.layer import FLOAT8_DTYPES, Layer
 from attn_contract.rules import held_rules
-from attn_contract.validation.shapes import check_cache, check_float, check_heads, check_key_value, check_lse, given
+from attn_contract.validation.shapes import (
+    check_cache,
+    check_float,
+    check_heads,
+    check_key_value,
+    check_lse,
+    check_rotated_dtype,
+    given,
+)
 from attn_contract.validation.tensors import check_tensors
 from attn_contract.validation.values import (
     check_block_table,
@@ -69,6 +77,7 @@ def check_paged_attention(
         raise ContractError("layer.attn_type", layer.attn_type, "a type that reads the KV cache; use varlen_attention")
     _check_rules_of_step(layer, batch)
     _check_query(q, layer, batch, out, lse)
+    check_rotated_dtype("q", q.dtype, layer)
     view = check_cache(kv_cache, layer, q.dtype)
     if batch.block_table is None:
         raise ContractError("block_table", None, "a tensor: this layer reads the KV cache")

@@ -6,8 +6,7 @@ from attn_contract.arguments import check_dense_last, check_dims, check_int, che
 from attn_contract.errors import ContractError
 from attn_contract.kv_cache_view import KVCacheView
 from attn_contract.layer import Layer
-from attn_contract.layouts import Layout
-from attn_contract.validation.shapes import check_cache, check_float, check_heads, check_key_value
+from attn_contract.validation.shapes import check_cache, check_float, check_heads, check_key_value, check_rotated_dtype
 from attn_contract.validation.tensors import check_tensors
 from attn_contract.validation.values import check_positions, check_scale_values, check_slots
 
@@ -90,7 +89,7 @@ def check_write_latent_cache(
     *,
     values: bool,
 ) -> KVCacheView:
-    """Check a write to a LATENT cache.
+    """Check a write to a LATENT or LATENT_SCALED cache.
 
     Args:
         kv_c: [T_kv, Lkv], Lkv = layer.head_size_v.
@@ -108,8 +107,8 @@ def check_write_latent_cache(
     check_vector("slot_mapping", slot_mapping, torch.int64)
     scale = _tensors(layer, ("k_scale",))
     check_tensors({"kv_c": kv_c, "k_pe": k_pe, "slot_mapping": slot_mapping, **scale}, {"kv_cache": kv_cache})
-    if layer.layout is not Layout.LATENT:
-        raise ContractError("layer.layout", layer.layout, "LATENT; use write_kv_cache")
+    if layer.layout is None or not layer.layout.has_latent_value:
+        raise ContractError("layer.layout", layer.layout, "LATENT or LATENT_SCALED; use write_kv_cache")
     check_float("kv_c", kv_c)
     for name, tensor, size in (
         ("kv_c", kv_c, layer.value_size),
@@ -121,6 +120,7 @@ def check_write_latent_cache(
         if tensor.dtype != kv_c.dtype:
             raise ContractError(name, tensor.dtype, f"{kv_c.dtype}, as kv_c has")
         check_dense_last(name, tensor)
+    check_rotated_dtype("kv_c", kv_c.dtype, layer)
     view = check_cache(kv_cache, layer, kv_c.dtype)
     _check_slot_mapping(slot_mapping, kv_c, view, scale, of="kv_c and k_pe", values=values)
     return view
@@ -180,7 +180,7 @@ def _check_write(
     caches = {"kv_cache": kv_cache, **_tensors(layer, _SCALE_CACHES)}
     check_tensors({**read, "slot_mapping": slot_mapping, **scales}, {**written, **caches})
     _check_has_cache(layer)
-    if layer.layout is Layout.LATENT:
+    if layer.layout is not None and layer.layout.has_latent_value:
         raise ContractError("layer.layout", layer.layout, "a layout of K and V apart; use write_latent_cache")
     k, v = read["k"], read["v"]
     check_float("k", k)

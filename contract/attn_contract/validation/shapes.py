@@ -6,6 +6,7 @@ from attn_contract.arguments import check_dense_last, check_dims
 from attn_contract.errors import ContractError
 from attn_contract.kv_cache_view import KVCacheView
 from attn_contract.layer import FLOAT_DTYPES, Layer
+from attn_contract.layouts import Layout
 
 
 def check_heads(name: str, tensor: torch.Tensor, rows: str, num_heads: int, head_size: int) -> None:
@@ -41,7 +42,13 @@ def check_cache(kv_cache: torch.Tensor, layer: Layer, dtype: torch.dtype) -> KVC
         why = "the layer's kv_cache_dtype" if layer.kv_cache_dtype else "one dtype for q, k, v and an unquantized cache"
         raise ContractError("kv_cache", kv_cache.dtype, f"{expected}: {why}")
     assert layer.layout is not None
-    view = KVCacheView.of(kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size)
+    view = KVCacheView.of(
+        kv_cache,
+        layer.layout,
+        num_kv_heads=layer.num_kv_heads,
+        head_size=layer.head_size,
+        head_size_v=layer.head_size_v,
+    )
     for name in ("k_scale_cache", "v_scale_cache"):
         scales = layer.tensors.get(name)
         if scales is not None and tuple(scales.shape[:2]) != (view.num_blocks, view.block_size):
@@ -49,6 +56,12 @@ def check_cache(kv_cache: torch.Tensor, layer: Layer, dtype: torch.dtype) -> KVC
                 name, f"shape {tuple(scales.shape)}", f"shape ({view.num_blocks}, {view.block_size}, {view.num_kv_heads})"
             )
     return view
+
+
+def check_rotated_dtype(name: str, dtype: torch.dtype, layer: Layer) -> None:
+    """Check that q, or what is written, is of the dtype that the rows of LATENT_SCALED hold the rotated dims in."""
+    if layer.layout is Layout.LATENT_SCALED and dtype != torch.bfloat16:
+        raise ContractError(name, dtype, f"torch.bfloat16: the rotated dims of {layer.layout}")
 
 
 def check_lse(name: str, lse: torch.Tensor, like: torch.Tensor) -> None:

@@ -8,7 +8,7 @@ import dataclasses
 
 import torch
 from attn_contract import KVCacheView, Layout, PhysicalOrder
-from attn_contract.layouts import K, V
+from attn_contract.layouts import DIMS_OF_SCALE, K, V
 from attn_fuzz.cases.case import Cache, Case
 from attn_fuzz.cases.contradictions import scatters_heads
 from attn_fuzz.cases.poison import DTYPES, leftovers, poison
@@ -61,13 +61,23 @@ def poisoned(case: Case, cache: Cache, device: torch.device | str) -> torch.Tens
     dtype = DTYPES[cache.dtype or case.dtype]
     unused = leftovers if case.finite_slots else poison
     raw = unused((2 * _guard(case, cache) + _size(case, cache),), dtype, device)
-    if cache.layout.has_inline_scales:
+    if cache.layout is Layout.LATENT_SCALED:
+        raw.view(torch.uint8)[_rows(cache_view(case, cache), device)] = _poisoned_row(case, cache, device)
+    elif cache.layout.has_inline_scales:
         scale = unused((1,), torch.float32, device).view(torch.uint8)
         for layer in range(cache.num_layers):
             raw.view(torch.uint8)[
                 _inline_scales(dataclasses.replace(_strides(case, cache, layer), layout=cache.layout), device)
             ] = scale
     return raw
+
+
+def _poisoned_row(case: Case, cache: Cache, device: torch.device | str) -> torch.Tensor:
+    """[row] uint8: a row of LATENT_SCALED with poison, or finite numbers, of each of its types."""
+    unused = leftovers if case.finite_slots else poison
+    sizes = {DTYPES[cache.dtype or case.dtype]: case.value_size, torch.float32: case.value_size // DIMS_OF_SCALE}
+    sizes[torch.bfloat16] = case.head_size - case.value_size
+    return torch.cat([unused((size,), dtype, device).view(torch.uint8) for dtype, size in sizes.items()])
 
 
 def poisoned_scales(case: Case, cache: Cache, device: torch.device | str) -> dict[str, torch.Tensor]:
@@ -99,6 +109,7 @@ def _strides(case: Case, cache: Cache, layer: int) -> KVCacheView:
         "num_kv_heads": case.num_kv_heads,
         "head_size": case.head_size,
         "itemsize": case.itemsize,
+        "head_size_v": case.head_size_v if cache.layout.has_latent_value else None,
     }
     if cache.holds_content_rows:
         strides = _content_strides(case, cache)
@@ -134,7 +145,7 @@ def _interior(case: Case, cache: Cache, layout: Layout) -> dict[str, int]:
             "head_stride": 2 * cache.block_size * case.head_size,
         }
     if layout.has_latent_value:
-        return {"slot_stride": case.head_size + cache.slot_padding, "head_stride": 0}
+        return {"slot_stride": _row_size(case, cache) + cache.slot_padding, "head_stride": 0}
     if layout in (Layout.BLOCKS_FIRST_NHD, Layout.KV_FIRST_NHD):
         return {"slot_stride": case.num_kv_heads * case.head_size, "head_stride": case.head_size}
     return {"slot_stride": case.head_size, "head_stride": cache.block_size * case.head_size}
@@ -142,7 +153,7 @@ def _interior(case: Case, cache: Cache, layout: Layout) -> dict[str, int]:
 
 def _page_size(case: Case, cache: Cache) -> int:
     """Elements from the first row of K or V of a block to the end of its last row."""
-    return cache.block_size * case.num_kv_heads * (case.head_size + cache.slot_padding)
+    return cache.block_size * case.num_kv_heads * (_row_size(case, cache) + cache.slot_padding)
 
 
 def _pages(cache: Cache) -> int:
@@ -168,7 +179,7 @@ def _content_strides(case: Case, cache: Cache) -> dict[str, int]:
 
 
 def _row_size(case: Case, cache: Cache) -> int:
-    return case.head_size + (SCALE_BYTES if cache.layout.has_inline_scales else 0)
+    return cache.layout.row_size(case.head_size, case.head_size_v)
 
 
 def _size(case: Case, cache: Cache) -> int:
@@ -183,6 +194,13 @@ def _size(case: Case, cache: Cache) -> int:
 def _guard(case: Case, cache: Cache) -> int:
     """How many elements each guard has, before the first block and after the last: as many as one block."""
     return 2 * cache.block_size * case.num_kv_heads * (_row_size(case, cache) + cache.slot_padding) + cache.padding
+
+
+def _rows(view: KVCacheView, device: torch.device | str) -> torch.Tensor:
+    """[NB, BS, row] int64: the elements of all rows of a latent cache."""
+    block = torch.arange(view.num_blocks, device=device).view(-1, 1, 1)
+    slot = torch.arange(view.block_size, device=device).view(-1, 1)
+    return view.element(K, block, slot, 0, torch.arange(view.row_size, device=device))
 
 
 def _inline_scales(view: KVCacheView, device: torch.device | str) -> torch.Tensor:

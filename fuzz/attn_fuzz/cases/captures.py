@@ -4,7 +4,7 @@ The file holds these tensors, if the case has them. Each is dense:
 
     q                               [rows, H, D], the rows that requests own
     k, v                            [slots, HK, row] as they are stored, of the slots that hold a key, in their order; a row of
-                                    inline scales has its scale too. A latent cache has k alone: v is the beginning of it.
+                                    inline scales has its scales too. A latent cache has k alone: v is the beginning of it.
                                     Without a cache [rows, HK, D], and of v the width of V
     k_scale_cache, v_scale_cache    [slots, HK]
     k_scale, v_scale                [1] or [HK]
@@ -132,7 +132,13 @@ def _case(call: Call, kept: Sequence[int], target: str, values: Values) -> tuple
     cache, tables, blocks = None, [()] * batch.num_requests, []
     if call.kv_cache is not None:
         assert layer.layout is not None
-        view = KVCacheView.of(call.kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size)
+        view = KVCacheView.of(
+            call.kv_cache,
+            layer.layout,
+            num_kv_heads=layer.num_kv_heads,
+            head_size=layer.head_size,
+            head_size_v=layer.head_size_v,
+        )
         tables, blocks = _numbered_anew(call, kept, view.block_size)
         cache = _cache(layer, view, len(blocks))
     requests = tuple(
@@ -206,7 +212,7 @@ def _cache(layer: Layer, view: KVCacheView, num_blocks: int) -> Cache:
         block_size=view.block_size,
         num_blocks=max(1, num_blocks),
         planes=has_planes and not has_content_rows,
-        slot_padding=view.slot_stride - view.head_size if view.layout.has_latent_value and view.block_size > 1 else 0,
+        slot_padding=view.slot_stride - view.row_size if view.layout.has_latent_value and view.block_size > 1 else 0,
         order=PhysicalOrder.LBNHC if slots_outside else PhysicalOrder.LBHNC,
         dtype=_NAMES[layer.kv_cache_dtype] if layer.kv_cache_dtype is not None else None,  # pyright: ignore[reportArgumentType]
         scales=scales,
@@ -271,7 +277,9 @@ def _rows(call: Call, kept: Sequence[int]) -> torch.Tensor:
 def _keys_and_values(call: Call, case: Case, cache: Cache, blocks: list[int]) -> dict[str, torch.Tensor]:
     layer, kv_cache = call.layer, call.kv_cache
     assert kv_cache is not None
-    view = KVCacheView.of(kv_cache, cache.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size)
+    view = KVCacheView.of(
+        kv_cache, cache.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size, head_size_v=layer.head_size_v
+    )
     slots = torch.tensor(slots_of_keys(case, cache), dtype=torch.int64)
     block = torch.tensor(blocks, dtype=torch.int64)[slots // cache.block_size].to(kv_cache.device)
     offset = (slots % cache.block_size).to(kv_cache.device)

@@ -2,7 +2,7 @@
 
 import bisect
 
-from attn_contract import RULES, AttentionType, Layout, PhysicalOrder
+from attn_contract import RULES, AttentionType, ContractError, Layout, PhysicalOrder
 from attn_fuzz.cases.case import CHANGES, MAX_ELEMENTS, Cache, Case, CaseError, Rope, num_elements, slot_bits
 
 ROWS = (Layout.BLOCKS_FIRST_NHD, Layout.BLOCKS_FIRST_HND, Layout.KV_FIRST_NHD, Layout.KV_FIRST_HND)
@@ -56,13 +56,13 @@ def _check_rules(case: Case) -> None:
 
 
 def _check_value_size(case: Case) -> None:
-    """Check head_size_v as Layer does: dense V has any width, and a cache has a V of its own width exactly in LATENT."""
+    """Check head_size_v as Layer does: dense V has any width, and a cache has a V of its own width exactly if it is latent."""
     if case.cache is None:
         if case.head_size_v == case.head_size:
             raise CaseError(f"head_size_v: got {case.head_size_v}, expected null, or another width than head_size")
         return
     if (case.head_size_v is not None) != case.has_latent_cache:
-        raise CaseError("head_size_v: with a cache, null exactly where its layout is not LATENT")
+        raise CaseError("head_size_v: with a cache, null exactly where its layout is not a latent one")
     if case.head_size_v is not None and (case.head_size_v > case.head_size or case.num_kv_heads > 1):
         raise CaseError("head_size_v: a latent cache has one KV head, and head_size_v is at most head_size")
 
@@ -80,20 +80,23 @@ def _check_dense(case: Case) -> None:
 def _check_allocation(case: Case, cache: Cache) -> None:
     """Check the layout, dtype and scales of the cache, and its other views."""
     head_unit, block_unit = cache.layout.units(case.itemsize)
-    if case.head_size % head_unit or cache.block_size % block_unit or (cache.layout.has_inline_scales and cache.padding % 4):
+    is_unaligned = cache.layout.has_inline_scales and (cache.padding % 4 or cache.slot_padding % 4)
+    if case.head_size % head_unit or cache.block_size % block_unit or is_unaligned:
         sizes = f"a head_size that is a multiple of {head_unit} and a block_size that is a multiple of {block_unit}"
-        rest = ", and a padding that is a multiple of 4" if cache.layout.has_inline_scales else ""
+        rest = ", and paddings that are multiples of 4" if cache.layout.has_inline_scales else ""
         raise CaseError(f"cache.layout: {cache.layout} needs {sizes}{rest}")
     if cache.layout.has_inline_scales and cache.dtype is None:
         raise CaseError(f"cache.dtype: {cache.layout} holds scales, so it is quantized")
     if (cache.scales is not None) != (cache.dtype is not None and not cache.layout.has_inline_scales):
         raise CaseError("cache.scales: null exactly where the cache is not quantized, or each row holds its own")
+    if cache.layout is Layout.LATENT_SCALED:
+        _check_scaled_rows(case)
     if cache.dtype == "int8" and cache.scales in ("tensor", "head"):
         raise CaseError("cache.scales: int8 has a scale for each token")
     if cache.layout.has_latent_value and (cache.planes or cache.dtype == "int8" or cache.scales in ("head", "token")):
-        raise CaseError("cache: LATENT has no plane of V, and one scale for K and V if it is quantized")
+        raise CaseError("cache: a latent one has no plane of V, and if it is quantized, one scale or those in its rows")
     if cache.slot_padding and not cache.layout.has_latent_value:
-        raise CaseError("cache.slot_padding: only rows of LATENT have it")
+        raise CaseError("cache.slot_padding: only rows of a latent cache have it")
     if not cache.holds_content_rows and (cache.order, cache.num_layers) != (PhysicalOrder.LBHNC, 1):
         raise CaseError("cache.order, cache.num_layers: only content-packed allocations have them")
     if cache.layer >= cache.num_layers:
@@ -104,6 +107,15 @@ def _check_allocation(case: Case, cache: Cache) -> None:
         raise CaseError(f"cache.writer: {cache.writer} cannot address the elements of {cache.layout}")
     if cache.neighbour is not None and cache.neighbour not in neighbours(case, cache):
         raise CaseError(f"cache.neighbour: {cache.neighbour} cannot have the footprint of {cache.layout} here")
+
+
+def _check_scaled_rows(case: Case) -> None:
+    try:
+        Layout.LATENT_SCALED.check_widths(case.head_size, case.head_size_v)
+    except ContractError as error:
+        raise CaseError(str(error)) from None
+    if case.dtype != "bfloat16":
+        raise CaseError("dtype: bfloat16 in layout LATENT_SCALED, whose rows hold rotated dims in it")
 
 
 def writers(case: Case, cache: Cache) -> tuple[Layout, ...]:

@@ -161,7 +161,7 @@ def _cache_strides(step: Step) -> Step | None:
 
 
 def _with_cache(step: Step, view: KVCacheView, kv_cache: torch.Tensor) -> Step:
-    sizes = {"num_kv_heads": view.num_kv_heads, "head_size": view.head_size}
+    sizes = {"num_kv_heads": view.num_kv_heads, "head_size": view.head_size, "head_size_v": view.head_size_v}
     raw = kv_cache.new_empty(0).set_(kv_cache.untyped_storage())
     return dataclasses.replace(step, raw=raw, view=KVCacheView.of(kv_cache, view.layout, **sizes))
 

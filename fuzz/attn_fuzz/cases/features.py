@@ -194,6 +194,8 @@ _TYPES = {
 }
 _ROPE = {"rope, NeoX", "rope, interleaved", "rope, partial"}
 _CONTENT = {"CONTENT_PACKED", "CONTENT_PACKED_SCALED"}
+_INLINE = {str(layout) for layout in Layout if layout.has_inline_scales}
+_LATENT = {str(layout) for layout in Layout if layout.has_latent_value}
 _ORDERS = {f"order {order}" for order in PhysicalOrder}
 _STORES_V = {str(layout) for layout in Layout if not layout.has_latent_value} | _ORDERS | _ROPE
 _STORES_V |= {"K and V planes", "interleaved layers", "writer in another layout", "neighbour in another layout"}
@@ -207,16 +209,17 @@ _UNDEFINED = (
         {"extend", "decode", "multi-token decode", "more queries than keys"},
         "its keys are its own tokens: there is no context",
     ),
-    ({"cache of the layer's dtype"}, _names("scales") | {"CONTENT_PACKED_SCALED"}, "only a quantized cache has scales"),
+    ({"cache of the layer's dtype"}, _names("scales") | _INLINE, "only a quantized cache has scales"),
     ({"cache of the layer's dtype"}, {"saturated"}, "only a quantized cache saturates"),
     ({"saturated"}, _ROPE, "a rotation makes NaN of infinities"),
-    ({"CONTENT_PACKED_SCALED"}, _names("scales"), "its scales are in its rows"),
+    (_INLINE, _names("scales"), "its scales are in its rows"),
+    ({"LATENT_SCALED"}, {"float32", "float16"}, "its rows hold rotated dims in bfloat16"),
     ({"cache int8"}, {"scale per tensor", "scale per head"}, "int8 has a scale per token and head"),
     ({"K and V planes"}, _CONTENT | _ORDERS | {"interleaved layers"}, "K and V share each row of such an allocation"),
     ({"X_PACKED", "SHUFFLED"}, _ORDERS | {"interleaved layers"}, "no row of them holds K and V, whatever the view"),
     ({"CONTENT_PACKED_SCALED"}, {"writer in another layout", "neighbour in another layout"}, "no other layout has its scales"),
-    ({"head_size_v", "LATENT", "padded rows"}, _STORES_V, "only a latent cache has two widths, and it does not store V"),
-    ({"LATENT", "padded rows"}, {"cross-attention"}, "no encoder's keys are latent"),
+    ({"head_size_v", "padded rows"} | _LATENT, _STORES_V, "only a latent cache has two widths, and it does not store V"),
+    ({"padded rows"} | _LATENT, {"cross-attention"}, "no encoder's keys are latent"),
     (
         {"nothing written"},
         _ROPE | {"slot -1", "saturated", "writer in another layout", "fused qkv"},

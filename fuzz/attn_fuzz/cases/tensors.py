@@ -11,7 +11,8 @@ from typing import Any
 
 import attn_reference
 import torch
-from attn_contract import Batch, KVCacheView, Layer, check_shared_allocation
+from attn_contract import Batch, KVCacheView, Layer, Layout, check_shared_allocation
+from attn_contract.layouts import DIMS_OF_SCALE
 from attn_contract.rules import held_rules
 from attn_fuzz.cases import allocations, captures, contents
 from attn_fuzz.cases.case import GUARD, Cache, Case, Rope, slot_of, slots_of_keys, written_slots
@@ -302,7 +303,7 @@ def _writes(
         rows = torch.tensor([max(slot, 0) for slot in slots])
         k, v = keys[rows], values[rows]
         if case.saturated:
-            k, v = (contents.with_infinities(x, generator) for x in (k, v))
+            k, v = (_saturated(case, x, generator) for x in (k, v))
         num_rows = len(rows) + case.kv_rows_past
         k, v = _written_rows(case, k, v, num_rows, device, widened=case.unlike_strides)
         for row in (row for row, slot in enumerate(slots) if slot < 0):
@@ -322,7 +323,7 @@ def _writes(
                 k, v = (contents.with_specials(x, generator) for x in (k, v))
             if layer.kv_cache_dtype is not None:
                 scales = (layer.k_scale, layer.v_scale)
-                k, v = (_with_ties(x, layer.kv_cache_dtype, s, generator) for x, s in zip((k, v), scales, strict=True))
+                k, v = (_with_ties(case, x, layer.kv_cache_dtype, s, generator) for x, s in zip((k, v), scales, strict=True))
             view = allocations.neighbour_view(case, cache, cache.neighbour)
             neighbour = dataclasses.replace(layer, layout=view.layout)
             k, v = _written_rows(case, k, v, len(k), device, widened=False)
@@ -345,7 +346,22 @@ def _written_rows(
     return k, _rows(v, num_rows, device, widened=True) if widened else v
 
 
-def _with_ties(rows: torch.Tensor, dtype: torch.dtype, scale: torch.Tensor | None, generator: torch.Generator) -> torch.Tensor:
+def _saturated(case: Case, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Rows with infinities in dims that are stored quantized."""
+    saturated = contents.with_infinities(rows, generator)
+    if case.cache is not None and case.cache.layout is Layout.LATENT_SCALED:
+        saturated[..., case.value_size :] = rows[..., case.value_size :]
+    return saturated
+
+
+def _with_ties(
+    case: Case, rows: torch.Tensor, dtype: torch.dtype, scale: torch.Tensor | None, generator: torch.Generator
+) -> torch.Tensor:
+    """Rows with ties in dims that are stored quantized, by the scale that each of them has."""
+    if case.cache is not None and case.cache.layout is Layout.LATENT_SCALED:
+        latent = rows[..., : case.value_size].unflatten(-1, (-1, DIMS_OF_SCALE))
+        latent = contents.with_ties(latent, attn_reference.row_scales(latent, dtype), dtype, generator).flatten(-2)
+        return torch.cat([latent, rows[..., case.value_size :]], dim=-1)
     scales = attn_reference.row_scales(rows, dtype) if scale is None else scale.cpu().reshape(-1, 1)
     return contents.with_ties(rows, scales, dtype, generator)
 

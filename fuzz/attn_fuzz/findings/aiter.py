@@ -165,3 +165,53 @@ BACKENDS = {
     name: tuple(_of_decoders(finding) for finding in UNIFIED_ATTENTION) for name in ("ROCM_AITER_UNIFIED_ATTN", "ROCM_AITER_FA")
 }
 """The findings that each backend inherits from the kernel, by the backend's name."""
+
+_SPARSE_MLA = "aiter/ops/triton/_triton_kernels/unified_attention_sparse_mla.py, _kernel_unified_attention_sparse_mla_2d"
+
+
+def _hides_leading_tiles(case: "Case") -> bool:
+    """Whether a row may see no key of its first block, and sees a later one."""
+    has_edge = (case.window[0] >= 0 or case.chunked_local is not None) and not case.sink_tokens
+    return has_edge and case.cache is not None and any(r.seq_len > case.cache.block_size for r in case.requests)
+
+
+def _is_latent(config: AttentionConfig) -> bool:
+    return config.has_latent_cache
+
+
+MLA_DECODE_ROPE = (
+    Finding(
+        name="aiter-mla-rope-past-row",
+        what="Where the number of rotated dims is no power of two, dims behind the row of a request's last key are read, and a "
+        "NaN in them makes the output NaN.",
+        cause="aiter/ops/triton/_triton_kernels/mla_decode_rope.py, _fwd_grouped_kernel_stage1_rope: k_pe_last_token is loaded "
+        "without a mask, BLOCK_R dims of it; q is 0 in those behind the row, and 0 * NaN is NaN.",
+        seen_in=SEEN_IN,
+        link=None,
+        meets=_is_latent,
+        explains=lambda case, verdict: is_nan(case, verdict) and (case.head_size - case.value_size).bit_count() > 1,
+    ),
+)
+SPARSE_MLA = (
+    Finding(
+        name="aiter-sparse-mla-heads",
+        what="Query heads behind the last multiple of 16 are never computed; with fewer than 16 no head is.",
+        cause="aiter/ops/triton/unified_attention_sparse_mla.py, unified_attention_sparse_mla: the grid has "
+        "num_query_heads // 16 programs for each row of q, and no check refuses what is left over.",
+        seen_in=SEEN_IN,
+        link=None,
+        meets=lambda config: _is_latent(config) and config.num_heads % 16 != 0,
+        explains=lambda case, verdict: verdict.kind == "unwritten" and case.group_size % 16 != 0,
+    ),
+    Finding(
+        name="aiter-sparse-mla-hidden-tile",
+        what="A row whose first tile of chosen indices is all -1 loses its weights where its logits are negative: it is 0, "
+        "less exact or NaN.",
+        cause=f"{_SPARSE_MLA}: after a tile without a key the running maximum is 0 instead of -inf, and weights are taken "
+        "relative to it.",
+        seen_in=SEEN_IN,
+        link=None,
+        meets=_is_latent,
+        explains=lambda case, verdict: verdict.kind in ("nan", "value", "bitwise") and _hides_leading_tiles(case),
+    ),
+)

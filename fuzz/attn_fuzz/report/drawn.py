@@ -148,7 +148,7 @@ def _allocation(name: str, support: Support) -> bool:
         "interleaved layers": content and max(engine.num_layers) > 1,
         "K and V planes": True in engine.planes and any(_has_planes(layout) for layout in support.layouts),
         "padded blocks": max(engine.padding) > 0,
-        "padded rows": max(engine.padding) > 0 and Layout.LATENT in support.layouts,
+        "padded rows": max(engine.padding) > 0 and any(layout.has_latent_value for layout in support.layouts),
         "block size no power of two": any(size.bit_count() > 1 for size in support.block_sizes),
         "writer in another layout": engine.other_views and _can_share(support.layouts),
         "neighbour in another layout": engine.other_views and _can_share(support.layouts),

@@ -133,7 +133,8 @@ from attn_fuzz.run.attempt import call_earlier
 
 view = None
 if kv_cache is not None:
-    view = KVCacheView.of(kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size)
+    sizes = dict(num_kv_heads=layer.num_kv_heads, head_size=layer.head_size, head_size_v=layer.head_size_v)
+    view = KVCacheView.of(kv_cache, layer.layout, **sizes)
 memory = None if kv_cache is None else raw
 step = Step(layer, batch, q, k, v, memory, {{}}, view, (), out_buffer, out, lse_buffer, lse)
 for change in {names}:

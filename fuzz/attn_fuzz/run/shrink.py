@@ -157,7 +157,9 @@ def _candidates(case: Case, support: Support) -> Iterator[Case]:
 def _without_rule(case: Case, name: str) -> Case:
     """The case with a rule off. A rule without a field that turns it off stays. Without head_size_v a cache stores V apart."""
     if name == "head_size_v" and case.cache is not None and case.has_latent_cache:
-        rows = replace(case.cache, layout=Layout.BLOCKS_FIRST_NHD, slot_padding=0, writer=None, neighbour=None)
+        scales = "token" if case.cache.layout.has_inline_scales else case.cache.scales
+        no_writers = {"slot_padding": 0, "writer": None, "neighbour": None}
+        rows = replace(case.cache, layout=Layout.BLOCKS_FIRST_NHD, scales=scales, **no_writers)
         return replace(case, head_size_v=None, cache=rows)
     if name == "bidirectional_ranges":
         return replace(case, requests=tuple(replace(request, bidirectional_ranges=()) for request in case.requests))
@@ -198,10 +200,11 @@ def _smaller(value: int, least: int) -> Iterator[int]:
 def _smaller_caches(cache: Cache, sizes: Support | LatentSizes) -> Iterator[Cache]:
     yield replace(cache, neighbour=None)
     yield replace(cache, writer=None)
-    unquantized = Layout.CONTENT_PACKED if cache.layout.has_inline_scales else cache.layout
-    yield replace(cache, layout=unquantized, dtype=None, scales=None)
+    unscaled = {Layout.CONTENT_PACKED_SCALED: Layout.CONTENT_PACKED, Layout.LATENT_SCALED: Layout.LATENT}
+    yield replace(cache, layout=unscaled.get(cache.layout, cache.layout), dtype=None, scales=None)
     for layout in LAYOUTS[: LAYOUTS.index(cache.layout)]:
-        yield replace(cache, layout=layout, scales="token" if cache.layout.has_inline_scales else cache.scales)
+        apart = "tensor" if layout.has_latent_value else "token"
+        yield replace(cache, layout=layout, scales=apart if cache.layout.has_inline_scales else cache.scales)
     for dtype in CACHE_DTYPES[: CACHE_DTYPES.index(cache.dtype)] if cache.dtype else ():
         yield replace(cache, dtype=dtype)
     for scales in SCALES[: SCALES.index(cache.scales)] if cache.scales else ():

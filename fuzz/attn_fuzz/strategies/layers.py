@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from attn_contract import AttentionType, Layout
+from attn_contract.layouts import DIMS_OF_SCALE
 from attn_fuzz.cases.case import ITEMSIZE
 from attn_fuzz.strategies.choices import pick
 from attn_fuzz.strategies.rules import NUMBERS, rules, window
@@ -37,7 +38,7 @@ def layer(draw: st.DrawFn, support: Support) -> DrawnLayer:
         chosen = chosen - {"rope"} | {"head_size_v"}  # a latent cache is written with keys that are rotated
     cache = _cache(draw, support, dtype, "quantized" in chosen, latent) if attn_type.reads_cache else {}
     step = _multiple_of(cache.get("layout"), _itemsize(dtype, cache.get("dtype")))[0]
-    widths = _latent_widths(draw, support) if latent else _widths(draw, support, step, "head_size_v" in chosen)
+    widths = _latent_widths(draw, support, cache["layout"]) if latent else _widths(draw, support, step, "head_size_v" in chosen)
     ranges_clamped = "bidirectional_ranges" in chosen and "ranges_clamped" in support.rules and pick(draw, (False, True))
     has_no_effect = "sink_tokens" in chosen or ranges_clamped
     if has_no_effect and "window" in support.rules and pick(draw, (True, True, True, False)):
@@ -75,8 +76,11 @@ def _widths(draw: st.DrawFn, support: Support, step: int, has_own: bool) -> dict
     return {"head_size": head_size, **({"head_size_v": pick(draw, others)} if others else {})}
 
 
-def _latent_widths(draw: st.DrawFn, support: Support) -> dict[str, int]:
-    latent, rotated = pick(draw, support.latent.widths)
+def _latent_widths(draw: st.DrawFn, support: Support, layout: Layout) -> dict[str, int]:
+    def fits(widths: tuple[int, int]) -> bool:
+        return layout is not Layout.LATENT_SCALED or (widths[0] % DIMS_OF_SCALE, widths[1] % 2) == (0, 0)
+
+    latent, rotated = pick(draw, [widths for widths in support.latent.widths if fits(widths)])
     return {"head_size": latent + rotated, "head_size_v": latent}
 
 
@@ -100,7 +104,7 @@ def _cache(draw: st.DrawFn, support: Support, dtype: str, quantized: bool, laten
     of the allocation."""
     engine = support.engine
     if latent:
-        return _latent_cache(draw, support, quantized)
+        return _latent_cache(draw, support, dtype, quantized)
     cache_dtype = pick(draw, support.cache_dtypes) if quantized else None
     itemsize = _itemsize(dtype, cache_dtype)
     apart = [layout for layout in support.layouts if not layout.has_latent_value]
@@ -121,15 +125,20 @@ def _cache(draw: st.DrawFn, support: Support, dtype: str, quantized: bool, laten
     }
 
 
-def _latent_cache(draw: st.DrawFn, support: Support, quantized: bool) -> dict[str, Any]:
-    """The form of a latent cache: its block size, a float8 type with one scale, and padding of blocks and of rows."""
+def _latent_cache(draw: st.DrawFn, support: Support, dtype: str, quantized: bool) -> dict[str, Any]:
+    """The form of a latent cache: its block size, a float8 type with one scale or many, and padding of blocks and of rows."""
     engine = support.engine
-    float8 = [dtype for dtype in support.cache_dtypes if dtype != "int8"] if quantized and "tensor" in support.scales else []
-    cache_dtype = pick(draw, float8) if float8 else None
+    float8 = [one for one in support.cache_dtypes if one != "int8"]
+    layouts = [layout for layout in support.layouts if layout.has_latent_value]
+    if dtype != "bfloat16" or not float8 or (not quantized and Layout.LATENT in layouts):
+        layouts = [Layout.LATENT]
+    layout = pick(draw, layouts)
+    is_quantized = layout.has_inline_scales or (quantized and "tensor" in support.scales)
+    cache_dtype = pick(draw, float8) if is_quantized and float8 else None
     return {
-        "layout": Layout.LATENT,
+        "layout": layout,
         "dtype": cache_dtype,
-        "scales": "tensor" if cache_dtype else None,
+        "scales": "tensor" if cache_dtype and not layout.has_inline_scales else None,
         "block_size": pick(draw, support.latent.block_sizes),
         "padding": pick(draw, engine.padding[:1] + engine.padding),
         "slot_padding": pick(draw, engine.padding[:1] * 2 + engine.padding),

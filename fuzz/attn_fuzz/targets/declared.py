@@ -37,7 +37,7 @@ def config_of_call(
     """What a call asks for, in the layout of its cache."""
     block_size = None
     if kv_cache is not None and layer.layout is not None:
-        heads = {"num_kv_heads": layer.num_kv_heads, "head_size": layer.head_size}
+        heads = {"num_kv_heads": layer.num_kv_heads, "head_size": layer.head_size, "head_size_v": layer.head_size_v}
         block_size = KVCacheView.of(kv_cache, layer.layout, **heads).block_size
     output_dtype = out.dtype if layer.output_scale is not None else None
     return AttentionConfig.of(

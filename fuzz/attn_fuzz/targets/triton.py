@@ -137,12 +137,35 @@ def _latent_support(device: str) -> Support:
     )
 
 
+def _scaled_support(device: str) -> Support:
+    widths = ((128, 16), (256, 0), (384, 2), (512, 64)) if device == "cpu" else ((512, 64), (256, 32))
+    return dataclasses.replace(
+        _latent_support(device),
+        attn_types=(AttentionType.DECODER,),
+        dtypes=("bfloat16",),
+        layouts=(Layout.LATENT_SCALED,),
+        cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
+        latent=LatentSizes(widths=widths),
+    )
+
+
 TRITON_LATENT = dataclasses.replace(
     TRITON,
     name="triton-latent",
     description="the shipping Triton kernels: latent caches (MLA) and V of another width than K, cache write",
     write_latent_cache=_triton_write_latent,
     support=_latent_support,
+)
+
+
+TRITON_LATENT_SCALED = dataclasses.replace(
+    TRITON_LATENT,
+    name="triton-latent-scaled",
+    description="the shipping Triton kernels: latent caches whose rows hold float8, scales and bfloat16, cache write",
+    support=_scaled_support,
+    refuses=False,  # that of triton-latent: the functions are the same
+    # each element is multiplied by its scale before the dots, and rounded to bfloat16
+    rounding=lambda device: dataclasses.replace(_triton_rounding(device), rounds_dequantized=True),
 )
 
 
@@ -189,7 +212,9 @@ def common_prefix(batch: Batch, layer: Layer, kv_cache: torch.Tensor | None) -> 
 
 def _block_size(layer: Layer, kv_cache: torch.Tensor) -> int:
     assert layer.layout is not None
-    return KVCacheView.of(kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size).block_size
+    return KVCacheView.of(
+        kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size, head_size_v=layer.head_size_v
+    ).block_size
 
 
 def _wrong_prefixes(batch: Batch, layer: Layer, kv_cache: torch.Tensor | None) -> Iterator[tuple[str, int]]:

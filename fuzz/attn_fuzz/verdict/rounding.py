@@ -141,7 +141,7 @@ def further_roundings(score: torch.Tensor, bias: torch.Tensor | None, layer: Lay
 
 
 def value_scale(layer: Layer) -> torch.Tensor | None:
-    """The scale of V that all tokens share; None if there is none. In a latent cache it is that of K."""
+    """The scale of V that all tokens share; None if there is none. In layout LATENT it is that of K."""
     return layer.k_scale if layer.layout is Layout.LATENT else layer.v_scale
 
 

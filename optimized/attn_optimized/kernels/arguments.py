@@ -27,7 +27,8 @@ class Kind:
     """whether K and V are blocks of a cache, or rows as q is"""
     block_size: int
     interior: str
-    """how a page lies in memory, and the elements of 16 bytes in it: see kv_layout; "latent" if K's first dims are V"""
+    """how a page lies in memory, and the elements of 16 bytes in it: see kv_layout; "latent" if K's first dims are V, and
+    "latent_scaled" if they also have scales for each DIMS_PER_SCALE of them, and K's other dims are bfloat16, at v_ptr"""
     x: int
     kv_format: str
     """of elements of K and V, and of the output: see quantization"""

@@ -30,12 +30,18 @@ def load_rest_of_queries(rows, args, KIND: tl.constexpr):
 def load_rest_of_keys(source, block, slot, in_tile, dtype, args, KIND: tl.constexpr, MASKED: tl.constexpr):
     """[N, D - first] in a dtype; a 0 if there is one dot. The arguments are those of `load_keys_and_values` and its results."""
     KV_FORMAT: tl.constexpr = KIND.kv_format
+    INTERIOR: tl.constexpr = KIND.interior
     REST_SIZE: tl.constexpr = KIND.head_size - KIND.first_size
     k_rest = 0.0
     if KIND.block_rest > 0:
         dim = tl.arange(0, KIND.block_rest)[None, :]
         in_rest = dim < REST_SIZE
-        pointer = source.k_head_ptr + KIND.first_size + dim + offset_of_keys(block, slot, args.strides, KIND)[:, None]
+        offset = offset_of_keys(block, slot, args.strides, KIND)[:, None]
+        if INTERIOR == "latent_scaled":
+            # of another type than the row's first dims: the row is counted in bytes, and these are bfloat16
+            pointer = source.v_head_ptr + dim + offset // 2
+        else:
+            pointer = source.k_head_ptr + KIND.first_size + dim + offset
         stored = load_dims(pointer, in_tile[:, None] & in_rest, in_rest, KIND.block_rest > REST_SIZE, MASKED)
-        k_rest = decode(stored, KV_FORMAT, dtype)
+        k_rest = stored.to(dtype) if INTERIOR == "latent_scaled" else decode(stored, KV_FORMAT, dtype)
     return k_rest

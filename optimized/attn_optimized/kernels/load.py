@@ -8,6 +8,8 @@ import triton.language as tl
 from attn_optimized.kernels.kv_layout import load_packed_keys, load_packed_values
 from attn_optimized.kernels.quantization import decode
 
+DIMS_PER_SCALE = tl.constexpr(128)
+
 
 class Source(NamedTuple):
     """Where the keys and values of a request and a KV head lie. `k_dim_ptr`, `v_dim_ptr` point to the dims, [1, D], [1, Dv]."""
@@ -85,7 +87,10 @@ def load_keys_and_values(
         slot = ((unsigned_key if BLOCK_M > 16 else key) % KIND.block_size).to(tl.int64)
     else:
         slot = source.first_row + key
-    if INTERIOR == "rows" or INTERIOR == "latent":
+    if INTERIOR == "latent_scaled":
+        k = load_scaled_rows(source, block, slot, in_tile, dtype, args, KIND, MASKED)
+        v = k
+    elif INTERIOR == "rows" or INTERIOR == "latent":
         k, v = load_rows(source, block, slot, in_tile, args.strides, KIND, MASKED)
     else:
         page = block * args.strides.block * KIND.kv_unit
@@ -96,7 +101,9 @@ def load_keys_and_values(
             source.v_head_ptr, source.request_table_ptr, args.strides.block, first_key, in_tile,
             KIND.kv_unit, KIND.block_size, KIND.head_size, KIND.block_n, KIND.block_d, KIND.x, INTERIOR, MASKED,
         )  # fmt: skip
-    return decode(k, KV_FORMAT, dtype), decode(v, KV_FORMAT, dtype), block, slot
+    if INTERIOR != "latent_scaled":
+        k, v = decode(k, KV_FORMAT, dtype), decode(v, KV_FORMAT, dtype)
+    return k, v, block, slot
 
 
 @triton.jit
@@ -118,6 +125,25 @@ def load_rows(source, block, slot, in_tile, strides, KIND: tl.constexpr, MASKED:
     else:
         v = load_dims(v_pointer, value_loaded, in_value, KIND.value_size < KIND.block_v, MASKED)
     return k, v
+
+
+@triton.jit
+def load_scaled_rows(source, block, slot, in_tile, dtype, args, KIND: tl.constexpr, MASKED: tl.constexpr):
+    """[N, Dv] in a dtype: the dims of latent keys that are V, too, each element times the scale of its DIMS_PER_SCALE dims."""
+    KV_FORMAT: tl.constexpr = KIND.kv_format
+    BLOCK_SCALES: tl.constexpr = KIND.block_d // DIMS_PER_SCALE
+    IS_PADDED: tl.constexpr = KIND.first_size < KIND.block_d
+    # [1, scales, 1], [1, scales, dims of one], [N, scales, 1]
+    index = tl.arange(0, BLOCK_SCALES)[None, :, None]
+    dim = index * DIMS_PER_SCALE + tl.arange(0, DIMS_PER_SCALE)[None, None, :]  # int32: in its row
+    in_row = index < KIND.first_size // DIMS_PER_SCALE
+    loaded = in_tile[:, None, None] & in_row
+    row = offset_of_keys(block, slot, args.strides, KIND)[:, None, None]
+    scales_of_row = (block * args.strides.k_scale_block + slot * args.strides.k_scale_slot)[:, None, None]
+    scale = load_dims(args.tensors.k_scale_ptr + scales_of_row + index, loaded, in_row, IS_PADDED, MASKED)
+    stored = load_dims(source.k_head_ptr + row + dim, loaded, in_row, IS_PADDED, MASKED)
+    numbers = decode(stored, KV_FORMAT, tl.float32) * scale
+    return tl.reshape(numbers.to(dtype), [slot.shape[0], KIND.block_d])
 
 
 @triton.jit

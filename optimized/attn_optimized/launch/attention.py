@@ -56,7 +56,7 @@ def attention_launch(plan: AttentionPlan, call: AttentionCall, first_part: int |
         has_sinks=int(layer.sinks is not None),
         has_alibi_slopes=int(layer.alibi_slopes is not None),
         has_causal=int(isinstance(batch.causal, torch.Tensor)),
-        has_scales=int(keys.k_scale is not None and not kind.has_token_scales),
+        has_scales=int(keys.k_scale is not None and keys.k_scale.dim() < 3),  # else of tokens or of their dims
         has_output_scale=int(layer.output_scale is not None),
         writes_output=int(first_part is None),
         first_part=first_part or 0,

@@ -7,7 +7,7 @@ from attn_contract import Batch, Layer, Layout
 from attn_contract.validation import check_paged_attention, check_varlen_attention
 
 from attn_optimized.quantization import stored_format
-from attn_optimized.strides import kv_cache_strides, token_scales
+from attn_optimized.strides import kv_cache_strides, parts_of_scaled_rows, token_scales
 
 
 class KeyTensors(NamedTuple):
@@ -34,8 +34,14 @@ class PagedKeys(NamedTuple):
         check_paged_attention(q, self.kv_cache, layer, batch, out, lse, values=values)
 
     def tensors(self, layer: Layer, architecture: str) -> KeyTensors:
-        """The cache twice, in a type that the architecture's compiler knows, and its scales."""
+        """The cache twice, in a type that the architecture's compiler knows, and its scales.
+
+        In rows of several types, what stands for V is the dims of K behind it.
+        """
         stored, _ = stored_format(self.kv_cache, architecture)
+        if layer.layout is Layout.LATENT_SCALED:
+            scales, rotated = parts_of_scaled_rows(self.kv_cache, layer)
+            return KeyTensors(stored, rotated, scales)
         k_scale, v_scale = token_scales(self.kv_cache, layer) or (layer.k_scale, layer.v_scale)
         if layer.layout is Layout.LATENT:
             v_scale = k_scale

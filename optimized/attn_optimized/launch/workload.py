@@ -35,6 +35,7 @@ class Workload:
         itemsize: bytes of an element of q.
         quantized: whether the cache's elements are of one byte.
         is_latent: whether V is the first dims of K.
+        has_scaled_rows: whether rows of a latent cache hold the scales of their dims.
         num_tokens, num_requests: of the batch, padding included.
         max_seq_len: an upper bound, possibly loose, rounded up to ROUNDED_KEYS.
         window_keys: the most keys that one query sees through its window or in its chunk; None: there is no such bound.
@@ -54,6 +55,7 @@ class Workload:
     max_seq_len: int
     head_size_v: int | None = None
     is_latent: bool = False
+    has_scaled_rows: bool = False
     window_keys: int | None = None
     has_gaps: bool = False
     has_bias: bool = False
@@ -66,7 +68,8 @@ class Workload:
             quantized=layer.kv_cache_dtype is not None,
             head_size=layer.head_size,
             head_size_v=layer.head_size_v,
-            is_latent=layer.layout is Layout.LATENT,
+            is_latent=layer.layout is not None and layer.layout.has_latent_value,
+            has_scaled_rows=layer.layout is Layout.LATENT_SCALED,
             num_heads=layer.num_heads,
             num_kv_heads=layer.num_kv_heads,
             num_tokens=batch.num_actual_tokens,
@@ -99,7 +102,9 @@ def phase_of(workload: Workload, compute_units: int) -> Phase | LatentPhase:
     """What most of a batch is, which its tiles are chosen by; see `table.Entry`. One phase for all if batch_invariant."""
     if workload.is_latent:
         has_few_rows = workload.max_query_len * workload.group <= FEW_LATENT_ROWS
-        return "latent_decode" if has_few_rows and not workload.batch_invariant else "latent"
+        if has_few_rows and not workload.batch_invariant:
+            return "latent_decode"
+        return "latent_scaled" if workload.has_scaled_rows else "latent"
     if workload.batch_invariant:
         return "prefill"
     rows = workload.max_query_len * workload.group

@@ -108,7 +108,7 @@ def _verdict(name: str, config: AttentionConfig, architecture: str, aiter: Aiter
             reasons.append(Refusal(f"layout {layout} with scales {config.scales}", "its rows hold their scales, no other's do"))
         elif layout.has_latent_value != config.has_latent_cache:
             asked = f"layout {layout} with head_size_v {config.value_of('head_size_v')}"
-            reasons.append(Refusal(asked, "V is the beginning of K's row in LATENT, and in no other layout"))
+            reasons.append(Refusal(asked, "V is the beginning of K's row in latent layouts, and in no other"))
         elif refused := capabilities.refusals(replace(config, layout=layout), architecture):
             reasons += refused
         else:

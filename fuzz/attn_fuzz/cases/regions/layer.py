@@ -72,7 +72,7 @@ LAYER: dict[str, tuple[Region, ...]] = {
             all_of_K=lambda case, step: case.has_latent_cache and case.value_size == case.head_size,
         ),
         not_drawn("512 of 576", "sizes are arguments of one formula; targets of kernels name their own (`Support.latent`)"),
-        illegal("of a cache of K and V apart", "Layer refuses it: no layout but LATENT has two widths"),
+        illegal("of a cache of K and V apart", "Layer refuses it: no layout but a latent one has two widths"),
     ),
     "scale": (
         *legal(

@@ -7,12 +7,12 @@ first part of K, which is as wide as V for these alone.
 
 import torch
 from attn_contract import AttentionType, Layout
-from attn_fuzz.cases.case import Case
 from attn_fuzz.findings import vllm
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.others import vllm_package
+from attn_fuzz.targets.others.latent_rows import decoded_rows, has_row_without_keys
 from attn_fuzz.targets.target import LatentSizes, Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -22,11 +22,8 @@ SPLITS = (1, 4, 8)
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     [module] = vllm_package.load(*MODULES)
-    rows, starts = int(batch.query_start_loc[-1]), batch.query_start_loc.long()
-    request = torch.repeat_interleave(torch.arange(batch.num_requests, device=q.device), starts.diff())
-    behind = starts[1:][request] - 1 - torch.arange(rows, device=q.device)
-    causal = batch.causal[request] if isinstance(batch.causal, torch.Tensor) else torch.tensor(batch.causal, device=q.device)
-    seq_lens = torch.where(causal, (batch.seq_lens[request] - behind).clamp(min=0), batch.seq_lens[request]).int()
+    request, seq_lens = decoded_rows(batch)
+    rows = len(request)
     splits = choices_by((q.shape, batch.seq_lens)).choice(SPLITS)
     new_out = torch.zeros(rows, layer.num_heads, layer.value_size, dtype=q.dtype, device=q.device)
     new_lse = torch.zeros(rows, layer.num_heads, dtype=q.dtype, device=q.device)
@@ -53,12 +50,6 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         lse[:, :rows] = new_lse.T.float()
 
 
-def _excluded(case: Case) -> str | None:
-    """A row without keys is NaN, and its LSE -inf: it is padding, or a rank's part that the merge selects away."""
-    empty = any(request.query_len > request.seq_len and (request.causal or not request.seq_len) for request in case.requests)
-    return "a row without keys" if empty else None
-
-
 def _support(device: str) -> Support:
     return Support(
         attn_types=(AttentionType.DECODER,),
@@ -69,7 +60,7 @@ def _support(device: str) -> Support:
         scales=("tensor",),
         latent=LatentSizes(widths=((512, 64), (256, 32)), group_sizes=(16, 12), block_sizes=(16, 64)),
         engine=VLLM,
-        exclude=_excluded,
+        exclude=has_row_without_keys,
         max_tokens=8,
         max_seq_len=160,
     )

@@ -31,7 +31,7 @@ _LEAST = {
     "uneven_waves": 0,
 }
 Phase = Literal["decode", "wide_decode", "mixed", "short", "prefill", "window", "rules"]
-LatentPhase = Literal["latent_decode", "latent"]
+LatentPhase = Literal["latent_decode", "latent", "latent_scaled"]
 AnyPhase = Phase | LatentPhase
 _PHASES = (*get_args(Phase), *get_args(LatentPhase))
 
@@ -85,7 +85,7 @@ class Entry:
             not, and are few; mixed: requests that decode are most, beside longer ones; rules: longer ones whose keys have a
             bias, or holes among them; window: queries see few keys; short: large tiles would leave compute units idle; prefill:
             the others, and all that is batch-invariant. Of a latent cache, latent_decode: requests of few rows (queries times
-            heads); latent: the others. See `workload.phase_of`.
+            heads); latent_scaled: others whose rows hold scales; latent: the others. See `workload.phase_of`.
         itemsize: bytes of an element of q.
         most_block_d: the largest head size, padded to a power of two; of a latent cache, to two of them: 512 + 64.
         quantized: whether the cache's elements are of one byte.

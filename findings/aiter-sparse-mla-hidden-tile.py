@@ -1,0 +1,28 @@
+"""unified_attention_sparse_mla: where the first tile of indices is all -1, a row loses its weights if its logits are negative.
+
+One query with 16 heads. Of 17 indices the first 16, a tile, are -1; the last names the only key, whose logit is -200.
+Every output is the key's value, 1.
+"""
+
+import torch
+from kernels import DEVICE, compare, ints, load
+
+LATENT, WIDTH, HEADS, LOGIT = 256, 288, 16, -200.0
+q = torch.zeros(1, HEADS, WIDTH, dtype=torch.float16, device=DEVICE)
+q[..., 0] = LOGIT
+kv = torch.ones(1, 16, 1, WIDTH, dtype=q.dtype, device=DEVICE)
+out = torch.full((1, HEADS, LATENT), -1.0, dtype=q.dtype, device=DEVICE)
+load("aiter.ops.triton.unified_attention_sparse_mla").unified_attention_sparse_mla(
+    q=q,
+    kv=kv,
+    out=out,
+    cu_seqlens_q=ints(0, 1),
+    max_seqlen_q=1,
+    seqused_k=ints(1),
+    max_seqlen_k=1,
+    softmax_scale=1.0,
+    topk_indices=ints([-1] * 16 + [0]),
+    block_table=ints([0]),
+    kv_lora_rank=LATENT,
+)
+compare(torch.ones(2), out[0, [0, 15], 0].cpu())
