@@ -54,6 +54,25 @@ def test_every_phase_has_an_example():
     }
 
 
+def test_a_batch_invariant_call_has_the_phase_of_its_layer():
+    for changed in PHASES.values():
+        invariant = CALL | changed | {"batch_invariant": True}
+        assert phase_of(Workload(**invariant), COMPUTE_UNITS) == "prefill"
+        assert phase_of(Workload(**invariant, has_bias=True), COMPUTE_UNITS) == "prefill"
+        assert phase_of(Workload(**invariant, has_bias=True, has_slopes=True), COMPUTE_UNITS) == "rules"
+
+
+def test_tiles_of_keys_that_shared_memory_does_not_hold_have_fewer_stages():
+    """A multiprocessor of sm90 holds 128 rows of 256 dims and two tiles of 64 keys in 16 bits; one of sm80, one of them."""
+
+    def stages(architecture="sm90", **changed):
+        return tiles_of(architecture, "prefill", head_size=256, **changed).parameters.num_stages
+
+    assert parameters_for("sm90", phase="prefill", itemsize=2, block_d=256, quantized=False).num_stages == 3
+    assert (stages(), stages(is_paged=False), stages("sm80"), stages("sm80", is_paged=False)) == (3, 2, 2, 1)
+    assert stages(is_paged=False, has_bias=True) == 2
+
+
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_tiles_hold_whole_groups_and_heads(architecture, phase):

@@ -5,12 +5,13 @@ costs it the same whatever its size. But a sequence of a few hundred tokens must
 several rounds of the reduction: a loop that turns once hides what its second turn gets wrong.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 
 from attn_contract import UnsupportedError
 
 from attn_optimized.device import INTERPRETER
+from attn_optimized.launch.shared_memory import stages_that_fit
 from attn_optimized.launch.table import Parameters, parameters_for
 from attn_optimized.launch.widths import Widths, padded, power_of_2
 from attn_optimized.launch.workload import DECODE_TILE_ROWS, Workload, phase_of
@@ -98,6 +99,7 @@ def attention_tiles(
     rows = DECODE_TILE_ROWS if phase == "wide_decode" else group
     block_m = max(parameters.block_m, power_of_2(rows))
     small_block_m = padded(group) if phase == "mixed" else 0
+    num_stages = stages_that_fit(architecture, workload, widths, block_m, parameters)
     return AttentionTiles(
         widths=widths,
         groups=workload.num_heads // group,
@@ -105,7 +107,7 @@ def attention_tiles(
         queries=block_m // group,
         small_block_m=small_block_m if small_block_m < block_m else 0,
         block_m=block_m,
-        parameters=parameters,
+        parameters=replace(parameters, num_stages=num_stages),
     )
 
 

@@ -35,12 +35,14 @@ class Workload:
         itemsize: bytes of an element of q.
         quantized: whether the cache's elements are of one byte.
         is_latent: whether V is the first dims of K.
+        is_paged: whether K and V are blocks of a cache.
         has_scaled_rows: whether rows of a latent cache hold the scales of their dims.
         num_tokens, num_requests: of the batch, padding included.
         max_seq_len: an upper bound, possibly loose, rounded up to ROUNDED_KEYS.
         window_keys: the most keys that one query sees through its window or in its chunk; None: there is no such bound.
         has_gaps: whether the keys that a query sees may be other than one interval.
         has_bias: whether something is added to logits.
+        has_slopes: whether that is so in every call of the layer: ALiBi.
         batch_invariant: whether a request's output must not depend on the rest of the batch.
     """
 
@@ -55,10 +57,12 @@ class Workload:
     max_seq_len: int
     head_size_v: int | None = None
     is_latent: bool = False
+    is_paged: bool = True
     has_scaled_rows: bool = False
     window_keys: int | None = None
     has_gaps: bool = False
     has_bias: bool = False
+    has_slopes: bool = False
     batch_invariant: bool = False
 
     @classmethod
@@ -69,6 +73,7 @@ class Workload:
             head_size=layer.head_size,
             head_size_v=layer.head_size_v,
             is_latent=layer.layout is not None and layer.layout.has_latent_value,
+            is_paged=layer.layout is not None,
             has_scaled_rows=layer.layout is Layout.LATENT_SCALED,
             num_heads=layer.num_heads,
             num_kv_heads=layer.num_kv_heads,
@@ -79,6 +84,7 @@ class Workload:
             window_keys=window_keys(layer, batch),
             has_gaps=has_gaps(layer, batch),
             has_bias=has_bias(layer, batch),
+            has_slopes=layer.alibi_slopes is not None,
             batch_invariant=batch_invariant,
         )
 
@@ -99,14 +105,15 @@ class Workload:
 
 
 def phase_of(workload: Workload, compute_units: int) -> Phase | LatentPhase:
-    """What most of a batch is, which its tiles are chosen by; see `table.Entry`. One phase for all if batch_invariant."""
+    """What most of a batch is, which its tiles are chosen by; see `table.Entry`. One phase for all calls of a layer if
+    batch_invariant."""
     if workload.is_latent:
         has_few_rows = workload.max_query_len * workload.group <= FEW_LATENT_ROWS
         if has_few_rows and not workload.batch_invariant:
             return "latent_decode"
         return "latent_scaled" if workload.has_scaled_rows else "latent"
     if workload.batch_invariant:
-        return "prefill"
+        return "rules" if workload.has_slopes else "prefill"
     rows = workload.max_query_len * workload.group
     if rows <= DECODE_TILE_ROWS:
         return "decode" if rows <= MIN_DOT else "wide_decode"

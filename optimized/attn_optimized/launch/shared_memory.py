@@ -1,0 +1,39 @@
+"""How many tiles of keys a compiler for NVIDIA's GPUs can keep in shared memory."""
+
+from attn_optimized.launch.table import Parameters
+from attn_optimized.launch.widths import Widths
+from attn_optimized.launch.workload import Workload
+
+_KIB = 1024
+# CUDA C++ Programming Guide, technical specifications per compute capability: shared memory of a thread block at most
+_MOST_BYTES = {
+    "sm70": 96 * _KIB,
+    "sm75": 64 * _KIB,
+    "sm80": 163 * _KIB,
+    "sm86": 99 * _KIB,
+    "sm87": 163 * _KIB,
+    "sm89": 99 * _KIB,
+    "sm90": 227 * _KIB,
+    "sm100": 227 * _KIB,
+    "sm103": 227 * _KIB,
+    "sm110": 227 * _KIB,
+    "sm120": 99 * _KIB,
+    "sm121": 99 * _KIB,
+}
+
+
+def stages_that_fit(architecture: str, workload: Workload, widths: Widths, block_m: int, parameters: Parameters) -> int:
+    """The most of the parameters' stages whose tiles fit shared memory; at least one, and all on other GPUs.
+
+    Triton keeps a tile of q, one of logits if something is added to them, and tiles of K and V: as many as there are stages, or
+    one less where the block table is looked up a stage before them.
+    """
+    stages = parameters.num_stages
+    if architecture not in _MOST_BYTES:
+        return stages
+    row_bytes = (1 if workload.quantized else workload.itemsize) * (
+        widths.row_block + (0 if workload.is_latent else widths.block_v)
+    )
+    own_bytes = block_m * (widths.row_block * workload.itemsize + (4 * parameters.block_n if workload.has_bias else 0))
+    buffers = (_MOST_BYTES[architecture] - own_bytes) // (parameters.block_n * row_bytes)
+    return max(1, min(stages, buffers + 1 if workload.is_paged else buffers))
