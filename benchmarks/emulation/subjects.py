@@ -23,8 +23,8 @@ from benchmarks.emulation.page import LARGEST, LONGEST
 DRAWN = 200
 """Cases from which some are chosen."""
 STEPS = 8
-"""Cases that follow one another and mostly share a layer, so they share kernels: half as many as targets draw for a layer.
-Lengths differ, so that some of them end where a tile or a block does, and others next to that place."""
+"""Cases that follow one another and mostly share a layer, so they share kernels: as many as targets draw for a layer. Lengths
+differ, so that some of them end where a tile or a block does, and others next to that place."""
 LAUNCHES = 12
 """Of a kernel: that many are kept."""
 SCHEDULES = (Schedule(races=True), Schedule("descending", "descending", seed=1))
