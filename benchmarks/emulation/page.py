@@ -18,7 +18,7 @@ CLASSES = {
     "hole": "the checks do not see it",
 }
 
-LARGEST, LONGEST = 60_000, 12_000
+LARGEST, LONGEST = 150_000, 12_000
 """Executed wave instructions of a launch that is kept, and instructions of its kernel: larger ones take too long."""
 PREFACE = """\
 # How much emulation is worth

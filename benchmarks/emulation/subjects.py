@@ -1,9 +1,11 @@
 """Kernels to mutate: those that a few drawn cases launch, with these launches as they were."""
 
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,7 +16,7 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.features import features
 from attn_fuzz.emulated import emulation
 from attn_fuzz.run import shard
-from attn_fuzz.run.shard import FuzzPlan
+from attn_fuzz.run.shard import FuzzPlan, dense
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.targets import registry
 
@@ -22,9 +24,6 @@ from benchmarks.emulation.page import LARGEST, LONGEST
 
 DRAWN = 200
 """Cases from which some are chosen."""
-STEPS = 8
-"""Cases that follow one another and mostly share a layer, so they share kernels: half as many as targets draw for a layer.
-Lengths differ, so that some of them end where a tile or a block does, and others next to that place."""
 LAUNCHES = 12
 """Of a kernel: that many are kept."""
 SCHEDULES = (Schedule(races=True), Schedule("descending", "descending", seed=1))
@@ -105,25 +104,32 @@ def launches_run_by(run: Callable[..., tuple[Memory, Report]]) -> Iterator[None]
 
 
 def families(architecture: str, seed: int, count: int) -> list[list[Case]]:
-    """Cases with work, so that features are met about equally often, each with those that were drawn behind it.
+    """Cases with work and with random numbers. Those of a family follow one another and share a layer, so they share kernels.
+
+    Lengths differ, so that some cases end where a tile or a block does, and others next to that place. Targets draw many
+    numbers that are 0 or alike, and these hide what an instruction does with them.
 
     Args:
         seed: of the cases.
-        count: of families: each begins with a case whose features are the rarest among those that were chosen.
+        count: of families: each time one whose features are the rarest among those that were chosen.
     """
     name = f"triton-{architecture}"
     drawn = shard.drawn(FuzzPlan(target=name, device="cpu", examples=DRAWN, seed=seed, folder=Path()))
-    seen: dict[str, int] = {}
+    runs = [list(group) for _, group in groupby((dense(case) for case in drawn if case.has_work), _layer)]
+    found = [(run, {feature for case in run for feature in features(case)}) for run in runs]
+    seen: Counter[str] = Counter()
     picked: list[list[Case]] = []
-    places = [i for i, case in enumerate(drawn) if case.has_work]
-    while places and len(picked) < count:
-        best = max(places, key=lambda i: sum(2.0 ** -seen.get(name, 0) for name in features(drawn[i])))
-        for feature in features(drawn[best]):
-            seen[feature] = seen.get(feature, 0) + 1
-        family = range(best, min(best + STEPS, len(drawn)))
-        places = [i for i in places if i not in family]
-        picked.append([drawn[i] for i in family if drawn[i].has_work])
+    while found and len(picked) < count:
+        best = max(range(len(found)), key=lambda i: sum(2.0 ** -seen[feature] for feature in found[i][1]))
+        run, of_run = found.pop(best)
+        seen.update(of_run)
+        picked.append(run)
     return picked
+
+
+def _layer(case: Case) -> tuple[object, ...]:
+    """What cases of one layer share, and those of two layers hardly ever do."""
+    return (case.attn_type, case.dtype, case.num_kv_heads, case.group_size, case.head_size, case.scale, case.logits_soft_cap)
 
 
 def _keep(

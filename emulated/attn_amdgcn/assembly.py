@@ -22,8 +22,10 @@ _WRITTEN_OUT = re.compile(r"v(?:\d+|\[\d+:\d+\])(?:\.[lh])? /\*(.*?)\*/")
 """gfx1250: an instruction names the register without the upper bits that s_set_vgpr_msb sets, and a comment names it whole."""
 _LONG_BRANCH = re.compile(
     r"s_getpc_b64 s\[(\d+):(\d+)\]\n(\S+):\n"
+    r"(?:\s*s_wait_alu \w+\n)?"
     r"\s*s_add(?:_co)?_u32 s\1, s\1, \((\S+)-\3\)&4294967295\n"
     r"\s*s_add(?:c|_co_ci)_u32 s\2, s\2, \(\4-\3\)>>32\n"
+    r"(?:\s*s_wait_alu \w+\n)?"
     r"\s*s_setpc_b64 s\[\1:\2\]"
 )
 """A branch beyond the reach of `s_branch`, as LLVM writes it: insertIndirectBranch of SIInstrInfo. Here its registers stay."""
@@ -205,7 +207,7 @@ def code_of(text: str) -> tuple[list[Instruction], dict[str, int]]:
     labels: dict[str, int] = {}
     files: dict[str, str] = {}
     source = ""
-    text = _LONG_BRANCH.sub(r"s_branch \4\n\n\n\n", text)  # as many lines
+    text = _LONG_BRANCH.sub(lambda found: f"s_branch {found[4]}" + "\n" * found[0].count("\n"), text)  # as many lines
     for number, line in enumerate(text.splitlines(), 1):
         code = _WRITTEN_OUT.sub(r"\1", line.partition(";")[0].strip())
         if code.startswith(".file") and (found := re.fullmatch(r'\.file\s+(\d+)\s+(?:"[^"]*"\s+)?"([^"]*)".*', code)):

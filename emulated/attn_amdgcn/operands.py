@@ -154,7 +154,14 @@ def reads_vector(operand: Operand, kind: Kind, kernel: Kernel) -> Read:
         unsigned = {16: np.uint16, 32: np.uint32, 64: np.uint64}[kind.bits]
         value = np.array([[bits_of(operand.of.number, kind)]], unsigned).view(kind.dtype)
         return lambda waves: value
+    if kind.bits == 32 and isinstance(operand.of, Register) and (row := vector_row(operand.of, kernel)) is not None:
+        if kind.dtype is np.float32:
+            return lambda waves: waves.vector_f32[row]
+        if kind.dtype is np.int32:
+            return lambda waves: waves.vector_i32[row]
     low = reads_bits(operand, kernel)
+    if kind.dtype is np.uint32:
+        return low
     if kind.bits == 64:
         high = reads_bits(operand, kernel, 1)
         return lambda waves: joined(low(waves), high(waves)).view(kind.dtype)

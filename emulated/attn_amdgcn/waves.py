@@ -44,6 +44,7 @@ class Waves:
 
     Attributes:
         vector: [rows, waves, lanes] uint32, the vector registers, and behind them the accumulation registers.
+        vector_f32, vector_i32: the same bits as numbers of these types: making a view takes longer than most reads.
         scalar: [waves, SCALARS] uint32; a pair that begins at an even number is an element of `scalar64`.
         scc: [waves] bool, the scalar condition code.
         lanes: [waves, lanes] bool, the lanes that EXEC switches on; None if all are on.
@@ -71,6 +72,7 @@ class Waves:
         pending: tuple = (),
     ) -> None:
         self.vector, self.scalar, self.scalar64 = vector, scalar, scalar.view(np.uint64)
+        self.vector_f32, self.vector_i32 = vector.view(np.float32), vector.view(np.int32)
         self.scc = np.zeros(len(scalar), bool) if scc is None else scc
         self.workgroup, self.number, self.slot, self.scratch, self.shared = workgroup, number, slot, scratch, shared
         self.block, self.pending = block, pending

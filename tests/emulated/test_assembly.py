@@ -85,3 +85,20 @@ def test_a_branch_by_the_program_counter_is_a_branch():
     assert (after.line, labels) == (7, {".LBB0_38": 3})
     with pytest.raises(AssemblyError, match="is no operand"):
         code_of(text.replace("s_setpc_b64 s[46:47]", "s_setpc_b64 s[48:49]"))
+
+
+def test_a_branch_by_the_program_counter_may_hold_waits_for_the_scalar_unit():
+    """As the LLVM of Triton 3.6 writes it for gfx1201."""
+    text = """\ts_getpc_b64 s[46:47]
+.Lpost_getpc0:
+\ts_wait_alu 0xfffe
+\ts_add_co_u32 s46, s46, (.LBB0_38-.Lpost_getpc0)&4294967295
+\ts_add_co_ci_u32 s47, s47, (.LBB0_38-.Lpost_getpc0)>>32
+\ts_wait_alu 0xfffe
+\ts_setpc_b64 s[46:47]
+.LBB0_38:
+\ts_nop 2
+"""
+    (branch, after), labels = code_of(text)
+    assert (branch.name, branch.operands[0].of, after.line) == ("s_branch", Named(".LBB0_38"), 9)
+    assert labels == {".LBB0_38": 1}

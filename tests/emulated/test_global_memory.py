@@ -115,6 +115,21 @@ def test_stores_write_the_bytes_of_each_lane(architecture, stride):
             assert after.shared.memory.contents("data").tobytes() == bytes(expected), text
 
 
+@pytest.mark.parametrize(("name", "size", "signed"), [("u8", 1, False), ("i8", 1, True), ("u16", 2, False), ("i16", 2, True)])
+@pytest.mark.parametrize("byte", [0, 5, 6, 131])
+def test_scalar_loads_of_parts_of_words(name, size, signed, byte):
+    after = ran(f"s_load_{name} s4, s[100:101], {byte:#x}", "gfx1201", buffers={"data": DATA})
+    begin = byte // size * size
+    assert int(after.scalar[0, 4]) == int.from_bytes(DATA[begin : begin + size].tobytes(), "little", signed=signed) % (1 << 32)
+
+
+def test_a_scalar_load_of_a_byte_ends_where_its_buffer_does():
+    data = DATA[:8]
+    ran("s_load_u8 s4, s[100:101], 0x7", "gfx1201", buffers={"data": data})
+    with pytest.raises(Fault, match="1 bytes at byte 8 of data"):
+        ran("s_load_u8 s4, s[100:101], 0x8", "gfx1201", buffers={"data": data})
+
+
 def test_half_loads_leave_the_other_half():
     for name, size, signed in (("u8", 1, False), ("i8", 1, True), ("b16", 2, False)):
         for hi in (False, True):

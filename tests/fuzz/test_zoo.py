@@ -19,10 +19,14 @@ from attn_fuzz.corpus import files
 from attn_fuzz.report import results_file, zoo_page
 from attn_fuzz.report.zoo_page import Results, Row
 from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.runner import Outcome
+from attn_fuzz.run.shard import Progress
 from attn_fuzz.verdict.verdict import Kind
 from attn_fuzz.zoo import mutants
 from attn_fuzz.zoo.mutants import KnownBug, MutantError
 from attn_fuzz.zoo.patches import Patch, patched_sources, text_of
+from attn_parity import zoo as zoo_command
+from click.testing import CliRunner
 
 from tests.pages import ROOT
 
@@ -331,3 +335,16 @@ def test_the_page_of_the_mutants_own_targets_is_not_overwritten(attn_parity):
     run = attn_parity("zoo", "--target", "triton-gfx942", "--write")
     assert run.code == 2
     assert "--page: docs/generated/zoo.md is the page of the mutants' own targets" in run.err
+
+
+def test_an_interrupted_run_writes_what_has_ended_and_names_the_rest(monkeypatch, tmp_path):
+    page = tmp_path / "zoo.md"
+    ended = Outcome([Progress(examples=5), Progress(examples=2)], interrupted=True, finished={0})
+    monkeypatch.setattr(zoo_command, "_run", lambda plans, workers: ended)
+    only = ["--only", "diagonal", "--only", "scale-of-zero"]
+    arguments = [*only, "--target", "triton-gfx942", "--device", "cpu", "--write", "--page", str(page)]
+    result = CliRunner().invoke(zoo_command.command, arguments, standalone_mode=False)
+    assert result.return_value == 130
+    (row,) = results_file.load(page.with_suffix(".json"), Results).mutants
+    assert (row.name, row.found) == ("diagonal", (None,))
+    assert "without a result: --only scale-of-zero" in result.output

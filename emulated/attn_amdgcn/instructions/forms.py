@@ -206,9 +206,7 @@ def parts(instruction: Instruction, kernel: Kernel) -> tuple[Callable[[Waves], A
         raise unknown(instruction, "DPP that switches lanes off before a mask is written")
     function = meaning.make(instruction, kernel)
 
-    def compute(waves: Waves) -> Any:
-        return function(*[read(waves) for read in reads])
-
+    compute = _computes(function, reads)
     if len(results) == 1 and finish[0] is None:
         (write_only,) = writes
         if lanes is None:
@@ -221,6 +219,18 @@ def parts(instruction: Instruction, kernel: Kernel) -> tuple[Callable[[Waves], A
             put(waves, end(value) if end else value, on)
 
     return compute, write
+
+
+def _computes(function: Callable[..., Any], reads: Sequence[Read]) -> Callable[[Waves], Any]:
+    """What calls a function with what is read. A list of the values would take longer, and most steps pass here."""
+    match reads:
+        case [first]:
+            return lambda waves: function(first(waves))
+        case [first, second]:
+            return lambda waves: function(first(waves), second(waves))
+        case [first, second, third]:
+            return lambda waves: function(first(waves), second(waves), third(waves))
+    return lambda waves: function(*[read(waves) for read in reads])
 
 
 def _writes(operand: Operand, kind: str, instruction: Instruction, kernel: Kernel, keeps_half: bool) -> Write:

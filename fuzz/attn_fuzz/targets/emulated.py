@@ -38,7 +38,7 @@ def _support(device: str) -> Support:
         max_tokens=128,
         max_seq_len=256,
         head_sizes=(64, 80, 128),
-        steps_per_layer=16,
+        steps_per_layer=8,
     )
 
 
