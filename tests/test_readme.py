@@ -37,7 +37,23 @@ def test_the_classes_of_the_zoo():
 
 def test_how_many_findings_there_are():
     findings = (ROOT / "docs" / "generated" / "findings.md").read_text()
-    words = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+    words = (
+        "no",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+        "twelve",
+        "thirteen",
+        "fourteen",
+    )
     aiter, vllm, sglang = (words[findings.count(f"- Seen in: {package}")] for package in ("amd-aiter", "vllm", "sglang"))
     assert f"[{aiter} in AITER](docs/generated/findings.md), {vllm} in vLLM and {sglang} in SGLang" in README
 

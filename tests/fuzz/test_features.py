@@ -45,6 +45,8 @@ def layouts():
 
 
 LATENT = {"head_size_v": 8, "cache": {"layout": Layout.LATENT}}
+LATENT_SCALED = {"dtype": "bfloat16", "head_size": 130, "head_size_v": 128}
+ROWS_WITH_SCALES = {"layout": Layout.LATENT_SCALED, "scales": None}
 
 
 # each feature, by one or more ways to have it
@@ -82,6 +84,9 @@ WAYS = {
         {"cache": INLINE | {"dtype": dtype, "scales": None}} for dtype in ("int8", "fp8_e4m3fn", "fp8_e4m3fnuz")
     ],
     "LATENT": [LATENT],
+    "LATENT_SCALED": [
+        LATENT_SCALED | {"cache": ROWS_WITH_SCALES | {"dtype": dtype}} for dtype in ("fp8_e4m3fn", "fp8_e4m3fnuz")
+    ],
     **{
         f"order {order}": [{"cache": PACKED_CONTENT | {"order": order}}, {"cache": {"order": order}}] for order in PhysicalOrder
     },

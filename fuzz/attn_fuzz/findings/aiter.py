@@ -171,7 +171,7 @@ _SPARSE_MLA = "aiter/ops/triton/_triton_kernels/unified_attention_sparse_mla.py,
 
 def _hides_leading_tiles(case: "Case") -> bool:
     """Whether a row may see no key of its first block, and sees a later one."""
-    has_edge = (case.window[0] >= 0 or case.chunked_local is not None) and not case.sink_tokens
+    has_edge = case.chunked_local is not None or (case.window[0] >= 0 and not case.sink_tokens)
     return has_edge and case.cache is not None and any(r.seq_len > case.cache.block_size for r in case.requests)
 
 

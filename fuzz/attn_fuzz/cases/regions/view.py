@@ -1,7 +1,14 @@
 """Regions of the fields of KVCacheView."""
 
+from attn_contract import KVCacheView, Layout
+from attn_contract.layouts import DIMS_OF_SCALE
 from attn_fuzz.cases.regions.layer import LAYER
 from attn_fuzz.cases.regions.region import Region, not_drawn, of_view
+
+
+def _has_several_scales(view: KVCacheView) -> bool:
+    return view.layout is Layout.LATENT_SCALED and (view.head_size_v or 0) > DIMS_OF_SCALE
+
 
 VIEW: dict[str, tuple[Region, ...]] = {
     "layout": LAYER["layout"][:-1],
@@ -22,6 +29,11 @@ VIEW: dict[str, tuple[Region, ...]] = {
         Region("2", of_view(lambda view: view.num_kv_heads == 2)),
     ),
     "head_size": (Region("any of Layer.head_size", of_view(lambda view: True)),),
+    "head_size_v": (
+        Region("none", of_view(lambda view: view.head_size_v is None)),
+        Region("of a latent row", of_view(lambda view: view.head_size_v is not None)),
+        Region("of a row with several scales", of_view(_has_several_scales)),
+    ),
     "itemsize": tuple(Region(str(size), of_view(lambda view, size=size: view.itemsize == size)) for size in (1, 2, 4)),
     "kv_stride": (
         Region("V beside K in a block", of_view(lambda view: view.kv_stride < view.block_stride)),
