@@ -168,10 +168,15 @@ def call(extraction: "Extraction", function: Any, arguments: list[Any], named: d
         return _to(extraction, value, dtype, bool(named.get("bitcast", False)))
     if not isinstance(function, Opaque):
         raise NotImplementedError
-    name = function.name.removeprefix("triton.language.").removeprefix("triton.")
+    name = _in_language(function.name)
     if name in _ELEMENTWISE:
         return arithmetic.opaque(name, broadcast(*(as_tensor(argument).shape for argument in arguments)))
     return _FUNCTIONS[name](extraction, *arguments, **named)
+
+
+def _in_language(name: str) -> str:
+    """A dotted name without the module of Triton's language. A project may import it by a module of its own, as `tl`."""
+    return name.rpartition(".tl.")[2].removeprefix("triton.language.").removeprefix("triton.")
 
 
 def _to(extraction: "Extraction", value: Tensor, dtype: Any, bitcast: bool) -> Tensor:

@@ -41,8 +41,8 @@ fail.
 * That the fused multiplication and the dot product run over exactly the loaded tile; that a compiler keeps the meaning of
   the source.
 * The values of `qq_bias` and ALiBi. A key that a bias hides is left out of the theorems on masks.
-* Where the host's views of a CONTENT_PACKED_SCALED cache begin, which have the scales behind its rows: the theorem on scales per
-  token takes any three strides.
+* Where the host's views of a CONTENT_PACKED_SCALED cache begin, which have the scales behind its rows: the theorem on scales
+  per token takes any three strides.
 * That `math.gcd` is the greatest common divisor: the theorem on units uses that a number divides it exactly if it divides all.
 * Sums of 64 bits, and 32 bits of chunks.
 * The plan's choices (tiles, splits, waves): only that any choice covers every query and key.

@@ -196,7 +196,7 @@ def test_what_is_not_carried_is_judged_and_named():
 
 
 def test_a_run_that_compares_nothing_says_so(attn_parity):
-    options = ("--exact", "--examples", 3, "--workers", 1, "--corpus", "none")
+    options = ("--exact", "--examples", 3, "--seed", 1, "--workers", 1, "--corpus", "none")
     run = attn_parity("fuzz", "--target", "reference-fp32", *options)
     assert run.code == 2
     assert "no example was compared exactly" in run.err

@@ -108,3 +108,14 @@ def test_results_are_taken_and_checked(attn_parity, tmp_path):
 def test_an_unknown_mutant_and_a_page_without_results_are_refused(attn_parity):
     assert "nobody" in attn_parity("ways", "judge", "--only", "nobody").err
     assert "zoo-ways.json" in attn_parity("ways", "--check", "--page", "zoo-ways.md").err
+
+
+@pytest.mark.parametrize(
+    ("name", "examples"),
+    [("latent-without-rope", 3), ("vllm-39120", 10)],
+    ids=["values narrower than keys", "rows never written"],
+)
+def test_exact_mode_sees(name, examples, attn_parity, tmp_path):
+    assert attn_parity("ways", "exact", "--only", name, "--examples", examples, "--workers", 1, "--json", "ways.json").code == 0
+    (row,) = results_file.load(tmp_path / "ways.json", Results).mutants
+    assert row.ways["exact"].by == "exact"

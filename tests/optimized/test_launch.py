@@ -70,7 +70,6 @@ def test_tiles_of_keys_that_shared_memory_does_not_hold_have_fewer_stages():
 
     assert parameters_for("sm90", phase="prefill", itemsize=2, block_d=256, quantized=False).num_stages == 3
     assert (stages(), stages(is_paged=False), stages("sm80"), stages("sm80", is_paged=False)) == (3, 2, 2, 1)
-    assert stages(is_paged=False, has_bias=True) == 2
 
 
 @pytest.mark.parametrize("phase", PHASES)

@@ -4,6 +4,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from attn_fuzz.cases.poison import bits, canary
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.exact import algebra, fields
 from attn_fuzz.exact.call import Call
@@ -33,17 +34,24 @@ def inequality(call: Call, step: Step, expected: Step) -> Inequality | None:
         NotCarriedError: an output holds what exact mode cannot compare.
     """
     for rows in specified(expected):
-        held = _elements(call.memory, _by_head(step)[rows.rows], "out")
+        out = _by_head(step)[rows.rows]
+        if wrong := _unwritten(call.memory, out, "out", rows):
+            return wrong
+        held = _elements(call.memory, out, "out")
         if wrong := _wrong_out(held, rows, step.out.dtype):
             return wrong
-        if step.lse is not None and (wrong := _wrong_lse(_elements(call.memory, step.lse[:, rows.rows], "lse"), rows)):
-            return wrong
+        if step.lse is not None:
+            lse = step.lse[:, rows.rows]
+            if wrong := _unwritten(call.memory, lse.T, "lse", rows):
+                return wrong
+            if wrong := _wrong_lse(_elements(call.memory, lse, "lse"), rows):
+                return wrong
     return None
 
 
 def _by_head(step: Step) -> torch.Tensor:
-    """`out` [T, H, D], a view."""
-    return step.out if step.out.dim() == 3 else step.out.unflatten(1, step.q.shape[1:])
+    """`out` [T, H, Dv], a view."""
+    return step.out if step.out.dim() == 3 else step.out.unflatten(1, (step.layer.num_heads, step.layer.value_size))
 
 
 def _elements(memory: Memory, tensor: torch.Tensor, name: str) -> Elements:
@@ -59,6 +67,18 @@ def _elements(memory: Memory, tensor: torch.Tensor, name: str) -> Elements:
     if not (shadow.written[places] & (shadow.bits[places] == bits_of(tensor))).all():
         raise NotCarriedError(f"{name}, of which not every element was stored by an interpreted kernel")
     return shadow.get(places.ravel()).reshape(places.shape)
+
+
+def _unwritten(memory: Memory, tensor: torch.Tensor, name: Literal["out", "lse"], rows: Rows) -> Inequality | None:
+    """The first row [rows, ...] with an element that no kernel has stored, and that holds what memory held before the call."""
+    shadow, places = memory.shadow_of(tensor), places_of(tensor)
+    stored = np.zeros(places.shape, np.bool_) if shadow is None else shadow.written[places]
+    wrong = ~stored & (bits(tensor) == bits(canary((1,), tensor.dtype, tensor.device))).cpu().numpy()
+    if not wrong.any():
+        return None
+    row = rows.rows.start + int(np.argwhere(wrong)[0][0])
+    words = f"{name} of request {rows.request} at row {row}: never written; {int(wrong.sum())} elements of these rows are not"
+    return Inequality(name, words)
 
 
 def _wrong_out(held: Elements, rows: Rows, dtype: torch.dtype) -> Inequality | None:

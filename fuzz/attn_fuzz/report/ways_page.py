@@ -99,8 +99,8 @@ def merged(parts: Sequence[Results], names: Sequence[str]) -> Results:
             looked[way] = how
         for row in part.mutants:
             if row.name in rows:
-                fresh = {way: caught for way, caught in row.ways.items() if caught.found or caught.error}
-                rows[row.name] = {**row.ways, **rows[row.name], **fresh}
+                fresh: dict[Way, Caught] = {way: caught for way, caught in row.ways.items() if caught.found or caught.error}
+                rows[row.name] = row.ways | rows[row.name] | fresh
     return Results(looked=looked, mutants=tuple(Row(name, ways) for name, ways in rows.items() if ways))
 
 

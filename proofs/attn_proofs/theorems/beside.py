@@ -47,8 +47,8 @@ def _given(extraction: Extraction, *more: Term) -> tuple[Term, ...]:
 
 def _at(access: Access, *lane: Term) -> tuple[Term, Term]:
     """The offset of a lane, and whether it is accessed."""
-    mask = z3.BoolVal(True) if access.mask is True else as_tensor(access.mask)
-    return as_tensor(access.pointer.offset).at(*lane), mask if z3.is_expr(mask) else mask.at(*lane)
+    mask = z3.BoolVal(True) if access.mask is True else as_tensor(access.mask).at(*lane)
+    return as_tensor(access.pointer.offset).at(*lane), mask
 
 
 def _accesses(extraction: Extraction, name: str, *, stores: bool = False) -> list[Access]:

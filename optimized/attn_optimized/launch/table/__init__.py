@@ -84,8 +84,9 @@ class Entry:
         phase: decode: the rows (pairs of query and head of a group) of a request fit the smallest tile; wide_decode: they do
             not, and are few; mixed: requests that decode are most, beside longer ones; rules: longer ones whose keys have a
             bias, or holes among them; window: queries see few keys; short: large tiles would leave compute units idle; prefill:
-            the others. All that is batch-invariant is rules if the layer has ALiBi slopes, else prefill. Of a latent cache, latent_decode: requests of few rows (queries times
-            heads); latent_scaled: others whose rows hold scales; latent: the others. See `workload.phase_of`.
+            the others. All that is batch-invariant is rules if the layer has ALiBi slopes, else prefill. Of a latent cache,
+            latent_decode: requests of few rows (queries times heads); latent_scaled: others whose rows hold scales; latent: the
+            others. See `workload.phase_of`.
         itemsize: bytes of an element of q.
         most_block_d: the largest head size, padded to a power of two; of a latent cache, to two of them: 512 + 64.
         quantized: whether the cache's elements are of one byte.

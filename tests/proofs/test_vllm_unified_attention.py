@@ -1,0 +1,29 @@
+"""What holds of vLLM's mask and bounds, and what does not. Nothing of vLLM is imported: its sources have to be on the path."""
+
+import pytest
+
+pytest.importorskip("z3")
+from attn_fuzz.zoo.patches import file_of
+from attn_proofs.sources import Sources
+from attn_proofs.theorem import decide
+from attn_proofs.vllm_unified_attention import HELPERS, MASKS, Mask, claims
+
+FILE = file_of(HELPERS)
+pytestmark = pytest.mark.skipif(FILE is None, reason="no sources of vLLM")
+NOT_LOADED = "a key that is shown is loaded"
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+def test_what_holds(mask):
+    """All but one: with ranges, a position behind the request's keys may be shown, of which nothing is loaded."""
+    refuted = {claim.name for claim in claims(mask) if decide(claim).outcome != "proved"}
+    assert refuted == ({f"{mask}: {NOT_LOADED}"} if mask.ranges else set())
+
+
+def test_a_wrong_window_is_refuted():
+    assert FILE is not None
+    text = FILE.read_text()
+    wrong = text.replace("first_allowed_key = q_abs - SLIDING_WINDOW + 1", "first_allowed_key = q_abs - SLIDING_WINDOW + 20")
+    assert wrong != text
+    found = {claim.name for claim in claims(Mask(window=40), Sources({HELPERS: wrong})) if decide(claim).outcome == "refuted"}
+    assert found == {"causal, window 40: a visible key is gone through and loaded"}
