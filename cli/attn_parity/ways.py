@@ -325,12 +325,12 @@ def _print(found: Results, everybody: Sequence[KnownBug]) -> None:
 
 
 def _check(page: Path, everybody: Sequence[KnownBug]) -> int:
-    """The exit code: 0 if the page follows from its JSON and the mutants, and what a way does not find is explained; else 1."""
+    """The exit code: 0 if the page follows from its JSON and the mutants, whose reasons are needed; else 1."""
     data = page.with_suffix(".json")
     if not data.is_file():
         raise click.ClickException(f"--page: {data} does not exist; `attn-parity ways --write` writes it")
     found = results_file.load(data, Results)
-    wrong = [*ways_page.differences(found, everybody), *ways_page.unexplained(found, everybody)]
+    wrong = [*ways_page.differences(found, everybody), *ways_page.needless(found, everybody)]
     if not page.is_file() or page.read_text(encoding="utf-8") != ways_page.text(found, everybody):
         wrong.append(f"{page} is not what {data} and the mutants make: run `attn-parity ways --take {data} --write`")
     for line in wrong:

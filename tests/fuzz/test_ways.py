@@ -58,20 +58,17 @@ def test_earliest_and_cheapest():
     assert (ways_page.earliest(proved), ways_page.cheapest(proved)) == (["proof"], "proof")
 
 
-@pytest.mark.parametrize(
-    ("caught", "unseen", "wrong"),
-    [
-        (Caught(found=(None,)), {}, "does not say why"),
-        (Caught(found=(4,)), {"exact": "it rounds"}, "finds it"),
-        (Caught(found=(None,)), {"exact": "it rounds"}, None),
-        (Caught(found=(4,)), {}, None),
-        (Caught(), {}, None),
-    ],
-)
-def test_what_a_way_does_not_find_has_a_reason(caught, unseen, wrong):
-    mutant = msgspec.structs.replace(ZOO["vllm-3385"], unseen=unseen)
-    said = ways_page.unexplained(results(exact=caught), [mutant])
-    assert [wrong in line for line in said] == ([True] if wrong else [])
+def test_a_reason_is_needed():
+    mutant = msgspec.structs.replace(ZOO["vllm-3385"], unseen={"exact": "it rounds"})
+    for caught, is_needless in ((Caught(found=(4,)), True), (Caught(found=(None,)), False), (Caught(), False)):
+        said = ways_page.needless(results(exact=caught), [mutant])
+        assert ["finds it" in line for line in said] == [True] * is_needless
+
+
+def test_a_miss_without_a_reason_is_on_the_page():
+    text = ways_page.text(results(exact=Caught(found=(None,))), [msgspec.structs.replace(ZOO["vllm-3385"], unseen={})])
+    assert "1 of 1 not explained" in text
+    assert "- `vllm-3385`: not explained" in text
 
 
 def test_the_reason_is_on_the_page():

@@ -59,10 +59,9 @@ def methods(interpreter: Any) -> dict[str, Method]:
     handle, tl, builder = interpreter.TensorHandle, interpreter.tl, interpreter.InterpreterBuilder
     of = partial(blocks.method, builder)
     found: dict[str, Method] = {}
-    for name, operation in _BINARY.items():
-        found[name] = _on_elements(handle, of(name), operation)
-    for name, operation in _UNARY.items():
-        found[name] = _on_elements(handle, of(name), operation)
+    for name, operation in {**_BINARY, **_UNARY}.items():
+        if hasattr(builder, name):  # Triton 3.6 has no create_approx_divf and no create_fneg
+            found[name] = _on_elements(handle, of(name), operation)
     for name, operation in _COMPARISONS.items():
         for kind in "OU":
             full = f"create_fcmp{kind}{name}"
@@ -71,7 +70,8 @@ def methods(interpreter: Any) -> dict[str, Method]:
         if hasattr(builder, name):
             found[name] = _refusing(name, of(name))
     for name, dtype in _CONSTANTS.items():
-        found[name] = _constant(handle, interpreter.tl.str_to_ty(dtype, None), of(name))
+        if hasattr(builder, name):  # Triton 3.6 has no get_bf16
+            found[name] = _constant(handle, interpreter.tl.str_to_ty(dtype, None), of(name))
     found["create_fma"] = _on_elements(handle, builder.create_fma, lambda x, y, z: algebra.add(algebra.multiply(x, y), z))
     found["create_clampf"] = _clamp(handle, of("create_clampf"))
     found["create_dot"] = _dot(handle, of("create_dot"))
