@@ -122,6 +122,14 @@ def write_latent_cache(device: torch.device, **scale: torch.Tensor) -> dict[str,
     return {**tensors, "slot_mapping": torch.tensor([1, -1, 9], device=device), **scale}
 
 
+def write_scaled_latent_cache(device: torch.device) -> dict[str, Any]:
+    """The same of rows of 128 dims in float8, their scale and 8 dims in bfloat16."""
+    rows = torch.randn(4, 136, dtype=torch.bfloat16, device=device)
+    cache = torch.zeros(3, BLOCK_SIZE, 128 + 4 + 16, dtype=torch.uint8, device=device).view(FP8)
+    tensors = {"kv_c": rows[:, :128], "k_pe": rows[:, 128:], "kv_cache": cache}
+    return {**tensors, "slot_mapping": torch.tensor([1, -1, 9], device=device), "layout": "LATENT_SCALED"}
+
+
 def merge_attn_states(device: torch.device, *, has_lse: bool = False) -> dict[str, Any]:
     out_a, out_b = torch.randn(2, 6, NUM_HEADS, HEAD_SIZE, device=device)
     lse_a, lse_b = torch.randn(2, NUM_HEADS, 6, device=device)
@@ -161,6 +169,7 @@ CALLS: dict[str, Callable[[torch.device], dict[str, Any]]] = {
     "varlen_attention with V of another width": narrow_attention,
     "write_latent_cache": write_latent_cache,
     "write_latent_cache of float8": lambda device: write_latent_cache(device, k_scale=torch.ones(1, device=device)),
+    "write_latent_cache of rows with scales": write_scaled_latent_cache,
     "merge_attn_states": merge_attn_states,
     "merge_attn_states with an lse": lambda device: merge_attn_states(device, has_lse=True),
     "merge_attn_states to float8": lambda device: to_float8(merge_attn_states(device), prefill_tokens_with_context=4),

@@ -12,6 +12,7 @@ import torch
 from attn_fuzz.interpreted import sanitizer
 from attn_fuzz.interpreted.sanitizer import REGION
 from attn_fuzz.interpreted.together import running
+from torch.utils._python_dispatch import _disable_current_modes
 
 # by method of the builder that computes pointers from pointers, the position of the pointers among its operands
 _BUILDER_HOOKS = {
@@ -57,6 +58,7 @@ def install() -> None:
     builder.create_atomic_rmw = _checking_rmw(builder.create_atomic_rmw)
     builder.create_atomic_cas = _checking_cas(builder.create_atomic_cas)
     executor._init_args_hst = _announcing_launch(executor._init_args_hst)
+    executor.__call__ = _without_modes(executor.__call__)
     sanitizer.is_installed = True
 
 
@@ -140,6 +142,16 @@ def _announcing_launch(init_args_hst: Any) -> Any:
         return host_args, host_kwargs
 
     return announce
+
+
+def _without_modes(call: Any) -> Any:
+    """A launch in which torch's operations are the interpreter's and the sanitizer's own: no mode is to note them."""
+
+    def launch(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        with _disable_current_modes():
+            return call(executor, *args, **kwargs)
+
+    return launch
 
 
 def tensors_of(arguments: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
