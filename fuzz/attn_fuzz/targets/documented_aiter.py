@@ -76,7 +76,7 @@ def _decode_by_assembly(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 def _decode_each(function: Callable[..., object], q, kv_cache, layer, batch, *, out, lse) -> None:
     """Each query as a request of its own, which sees the keys up to its position. Other batches must be refused."""
     _refuse_without_a_cache(kv_cache, layer)
-    if batch.causal is not True and batch.num_requests:
+    if batch.causal is not True:
         raise UnsupportedError("AITER's decode", "non-causal attention", "a query is at its last key")
     arguments = kv_cache, layer
     decode = functools.partial(function, documented(q.device.type), q, *arguments, out=out, lse=lse)

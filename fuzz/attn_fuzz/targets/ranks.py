@@ -189,7 +189,6 @@ TRITON_RANKS_LATENT = dataclasses.replace(
     description="latent caches (MLA) over ranks that share each request's keys: local calls and one merge, without a network",
     support=lambda device: dataclasses.replace(
         _triton_support(device),
-        attn_types=(AttentionType.DECODER,),
         layouts=(Layout.LATENT, Layout.BLOCKS_FIRST_NHD),
         rules=(*_triton_support(device).rules, "head_size_v"),
         latent=dataclasses.replace(TRITON_LATENT.support(device).latent, group_sizes=(16, 1, 12)),

@@ -60,15 +60,25 @@ class CommonAttentionMetadata:
                 missing = "encoder_seq_lens" if self.encoder_seq_lens is None else "max_encoder_seq_len"
                 raise ContractError(missing, None, "given: cross-attention sees the encoder's tokens")
             seq_lens, max_seq_len = self.encoder_seq_lens, self.max_encoder_seq_len
-        return Batch(
-            query_start_loc=self.query_start_loc,
-            seq_lens=seq_lens,
-            max_query_len=self.max_query_len,
-            max_seq_len=max_seq_len,
-            num_actual_tokens=self.num_actual_tokens,
-            causal=self.causal if decoder else False,
-            block_table=self.block_table_tensor if attn_type.reads_cache else None,
-            slot_mapping=self.slot_mapping if attn_type.reads_cache else None,
-            bidirectional_ranges=self.bidirectional_ranges if decoder else None,
-            qq_bias=self.qq_bias if decoder else None,
-        )
+        try:
+            return Batch(
+                query_start_loc=self.query_start_loc,
+                seq_lens=seq_lens,
+                max_query_len=self.max_query_len,
+                max_seq_len=max_seq_len,
+                num_actual_tokens=self.num_actual_tokens,
+                causal=self.causal if decoder else False,
+                block_table=self.block_table_tensor if attn_type.reads_cache else None,
+                slot_mapping=self.slot_mapping if attn_type.reads_cache else None,
+                bidirectional_ranges=self.bidirectional_ranges if decoder else None,
+                qq_bias=self.qq_bias if decoder else None,
+            )
+        except ContractError as error:
+            raise ContractError(self._field(error.argument, attn_type), error.got, error.expected) from error
+
+    @staticmethod
+    def _field(argument: str, attn_type: AttentionType) -> str:
+        """The field of this class that became an argument of Batch."""
+        if argument in ("seq_lens", "max_seq_len") and attn_type is AttentionType.ENCODER_DECODER:
+            return argument.replace("seq", "encoder_seq")
+        return {"block_table": "block_table_tensor"}.get(argument, argument)

@@ -173,6 +173,15 @@ def test_a_builder_of_no_step(name, make_step):
         builder.build(replace(make_step(**MIXED).common, block_table_tensor=None))
 
 
+@pytest.mark.parametrize("field", ["max_encoder_seq_len", "encoder_seq_lens", "block_table_tensor"])
+def test_a_refusal_names_the_field_of_the_step(field, make_step):
+    step = make_step([3], [9], attn_type=AttentionType.ENCODER_DECODER)
+    builder = TRITON.builder(AttentionType.ENCODER_DECODER)
+    wrong = -1 if field.startswith("max") else getattr(step.common, field).double()
+    with pytest.raises(ContractError, match=f"^{field}"):
+        builder.build(replace(step.common, **{field: wrong}))
+
+
 @pytest.mark.parametrize("given", [{}, {"key": None, "value": None}, {"kv_sharing_target_layer_name": "layers.3"}])
 @pytest.mark.parametrize("wrong", ["kv_cache", "slot_mapping"])
 def test_a_write_is_checked_even_where_it_writes_nothing(given, wrong, make_step, aiter):
