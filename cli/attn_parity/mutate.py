@@ -1,6 +1,7 @@
 """`attn-parity mutate`: mutants that operators make, a sample by seed, and how many of them are found."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import click
@@ -11,6 +12,7 @@ from attn_fuzz.report import mutants_page, results_file
 from attn_fuzz.report.mutants_page import Results
 from attn_fuzz.run import campaign, reach, suite
 from attn_fuzz.run.campaign import Log
+from attn_fuzz.run.reach import Reach
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.registry import UnknownTargetError
@@ -143,10 +145,10 @@ def command(
     interrupted = False
     try:
         if not rewrites:
-            _record(log, _usable(chosen, device), recorded, plan)
+            _record_targets(log, _usable(chosen, device), recorded, plan, workers)
             interrupted = _run(running, numbers, plan, log, workers)
         if tests and not (rewrites or interrupted):
-            _record_tests(log, tests)
+            _record(log, suite.test_files(tests), lambda file: suite.record(file, PACKAGE), workers)
             suite.run(running, log, workers, _report)
     except KeyboardInterrupt:
         interrupted = True
@@ -193,21 +195,25 @@ def _usable(chosen: tuple[str, ...], device: str) -> list[str]:
     return found
 
 
-def _record(log: Log, targets: Sequence[str], examples: int, plan: FuzzPlan) -> None:
-    """Record what the targets run, unless the log knows it."""
-    for name in targets:
-        if name not in log.reaches:
-            part = FuzzPlan(target=name, device=plan.device, examples=examples, seed=plan.seed, folder=plan.folder)
-            log.add(reach.record(part, PACKAGE))
-            notes.print(f"recorded: {name}, {log.reaches[name].seconds:.2f} s for a case")
+def _record_targets(log: Log, targets: Sequence[str], examples: int, plan: FuzzPlan, workers: int) -> None:
+    def of_target(name: str) -> Reach:
+        return reach.record(
+            FuzzPlan(target=name, device=plan.device, examples=examples, seed=plan.seed, folder=plan.folder), PACKAGE
+        )
+
+    _record(log, targets, of_target, workers)
 
 
-def _record_tests(log: Log, folder: Path) -> None:
-    """Record what the tests run, unless the log knows it."""
-    for file in suite.test_files(folder):
-        if file not in log.reaches:
-            log.add(suite.record(file, PACKAGE))
-            notes.print(f"recorded: {file}")
+def _record(log: Log, names: Sequence[str], record: Callable[[str], Reach], workers: int) -> None:
+    """Record what targets or files of tests run, unless the log knows it. Each is recorded in a process of its own."""
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for future in as_completed(pool.submit(record, name) for name in names if name not in log.reaches):
+                log.add(found := future.result())
+                notes.print(f"recorded: {found.target}, {found.seconds:.2f} s for a case")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _report(log: Log) -> None:

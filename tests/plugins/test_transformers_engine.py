@@ -70,6 +70,16 @@ def test_continuous_batching_of_hundreds_of_requests():
         assert served(model, requests, step=256) == theirs
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="interpreted, it takes an hour")
+@pytest.mark.parametrize("name", ["mistral", "gemma3"])
+def test_continuous_batching_of_hundreds_of_requests_by_the_kernels(name):
+    model, requests = tiny(name).to("cuda"), ragged_requests(200)
+    model.set_attn_implementation("sdpa")
+    theirs = served(model, requests, step=256)
+    with attn_transformers.replacing("sdpa", "attn_parity_triton"):
+        assert served(model, requests, step=256) == theirs
+
+
 def test_continuous_batching_on_a_broken_reference_differs(monkeypatch):
     model, requests = tiny("mistral"), ragged_requests(6)
     model.set_attn_implementation("sdpa")

@@ -60,9 +60,12 @@ def difference(mine: tuple[torch.Tensor, torch.Tensor], theirs: tuple[torch.Tens
     return (mine[1] - theirs[1]).abs().max().item()
 
 
-@pytest.mark.parametrize(
+every_way = pytest.mark.parametrize(
     ("name", "kind"), [(name, kind) for name in BUILDERS for kind in KINDS if name != "bert" or not KINDS[kind]]
 )
+
+
+@every_way
 def test_a_model_generates_what_it_does_on_eager(name, kind):
     lengths = (8,) if kind == "one prompt" else (7, 4, 9)
     model = tiny(name)
@@ -132,3 +135,12 @@ def test_the_kernels_generate_the_same(name):
     model = tiny(name).to("cuda" if torch.cuda.is_available() else "cpu")
     theirs = ran(name, model, "eager", (4, 5), max_new_tokens=2)
     assert difference(ran(name, model, "attn_parity_triton", (4, 5), max_new_tokens=2), theirs) <= BOUND
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="interpreted, these take many minutes: two models run above")
+@every_way
+def test_the_kernels_generate_the_same_on_a_gpu(name, kind):
+    lengths = (8,) if kind == "one prompt" else (7, 4, 9)
+    model = tiny(name).to("cuda")
+    theirs = ran(name, model, "eager", lengths, **KINDS[kind])
+    assert difference(ran(name, model, "attn_parity_triton", lengths, **KINDS[kind]), theirs) <= BOUND
