@@ -156,6 +156,12 @@ def test_shards_of_ci_come_before_those_of_nightly():
     assert keys[:6] == campaign.order(MUTANT, 0, ["a", "b"], 300)
 
 
+def test_a_mutant_runs_alone_on_its_quickest_targets():
+    keys = campaign.order(MUTANT, 0, ["a", "b", "c", "d"], 150)
+    assert [key.target for key in keys if key.shard == campaign.PROBE] == ["a", "b", "c"]
+    assert [key.target for key in keys if key.shard == 0] == ["a", "b", "c", "d"]
+
+
 BOTH = {MUTANT.name, OTHER.name}
 
 

@@ -1,6 +1,6 @@
 """A campaign: generated mutants, each by several seeds on the targets that run it, until a case fails.
 
-Each mutant first runs PROBED cases of each of its targets alone, which find most mutants. The others run in groups: up to
+Each mutant first runs PROBED cases of its quickest targets alone, which find most mutants. The others run in groups: up to
 GROUP mutants are installed together, and a shard in which no case fails counts for each of them. When a case fails, halves of
 the group run it again, until one mutant is left that fails this case. This mutant runs the shard alone, and then the others run
 it without this mutant. So a mutant is found only by a run of its own. If no mutant of the group fails the case by itself, the
@@ -31,8 +31,8 @@ from attn_fuzz.zoo.patches import PatchError, modules_of, patched_sources, text_
 SCHEMA = "attn-parity.mutants-log/1"
 PROBE = -1
 """In place of a shard's number: the first PROBED cases of the first shard, which a mutant runs alone."""
-PROBED = 20
-"""Cases of each target that a mutant runs alone before it joins a group."""
+PROBED, PROBED_TARGETS = 20, 3
+"""Cases of a target that a mutant runs alone before it joins a group, and of how many targets."""
 MAX_LOG_BYTES = 1 << 28
 GROUP = 64
 """The most mutants that are installed together."""
@@ -151,7 +151,7 @@ class Trial(msgspec.Struct, frozen=True, omit_defaults=True, tag="trial"):
 
 
 def order(mutant: Generated, seed: int, targets: Sequence[str], examples: int) -> list[Key]:
-    """A mutant's shards in the order in which they run: the probe of each target, the first shard of each, and so on.
+    """A mutant's shards in the order in which they run: the probes, the first shard of each target, and so on.
 
     A profile with more examples begins with the shards of one with less.
 
@@ -160,7 +160,9 @@ def order(mutant: Generated, seed: int, targets: Sequence[str], examples: int) -
         examples: for each target.
     """
     count = max(1, round(examples / runner.SHARD_EXAMPLES))
-    return [Key(mutant.name, seed, target, i) for i in (PROBE, *range(count)) for target in targets]
+    shards = [(PROBE, target) for target in targets[:PROBED_TARGETS]]
+    shards += [(i, target) for i in range(count) for target in targets]
+    return [Key(mutant.name, seed, target, i) for i, target in shards]
 
 
 def run(
