@@ -56,6 +56,7 @@ TARGETS = {
     "attn_optimized.context_parallel.local_layer": "triton-ranks",
     "attn_optimized.context_parallel.local_step": "triton-ranks",
     "attn_optimized.context_parallel.weighted_part": "triton-ranks",
+    "attn_optimized.context_parallel.attend_over_ranks": "triton-over-ranks",
     "attn_optimized.selector.select": "selected",
     "attn_optimized.selector.select_model": "selected",
     "TRITON_ATTN": "backend-triton",
@@ -67,7 +68,6 @@ TARGETS = {
 REASONS = {
     "ROCM_AITER_MLA": "it refuses every layer",
     "ROCM_AITER_TRITON_MLA": "it refuses every layer",
-    "attn_optimized.context_parallel.attend_over_ranks": "it needs processes, which test_attend_over_ranks.py has",
     "attn_reference.context_parallel": "a module, held to tables by tests/reference, whose functions reference-ranks calls",
     "attn_optimized.aiter_adapter.recorded": "the signatures of the double, which takes no other arguments",
     "attn_optimized.aiter_adapter.native_float8": "a part of unified_attention",

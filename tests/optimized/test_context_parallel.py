@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from attn_contract import AttentionType, Batch, ContractError, Layer, Layout, UnsupportedError
-from attn_optimized.context_parallel import Dealing, local_layer, local_step, weighted_part
+from attn_optimized.context_parallel import Dealing, LocalStep, attend_over_ranks, local_layer, local_step, weighted_part
 from attn_optimized.context_parallel.dealing import local_lengths
 from attn_reference import context_parallel
 
@@ -92,11 +92,32 @@ def test_sinks_are_of_rank_0_and_the_output_is_quantized_after_the_merge(device)
 def test_shares_add_up_and_an_empty_rank_adds_nothing(device):
     out = torch.tensor([[[2.0]], [[4.0]], [[torch.nan]]], device=device)[:, None]  # [N, T, H, D] of one number
     lses = torch.tensor([0.0, 0.0, torch.nan], device=device).view(3, 1, 1)
-    shares = [weighted_part(part[0], lses, rank)[0].item() for rank, part in enumerate(out)]
+    shares = [weighted_part(part, lses, rank)[0].item() for rank, part in enumerate(out)]
     assert shares == [1.0, 2.0, 0.0]
     nothing = torch.full_like(lses, torch.inf)
-    share, lse = weighted_part(out[2, 0], nothing, 0)
+    share, lse = weighted_part(out[2], nothing, 0)
     assert (share.item(), lse.item()) == (0.0, -torch.inf)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"out": [1.0]}, "out: got"),
+        ({"out": torch.zeros(2, 3)}, r"out: got shape \(2, 3\), expected 3 dimensions: T, H, D"),
+        ({"out": torch.zeros(2, 3, 8, dtype=torch.float64)}, "out: got torch.float64, expected float32"),
+        ({"lses": torch.zeros(4, 3, 2, dtype=torch.float16)}, "lses: got torch.float16, expected float32"),
+        ({"lses": torch.zeros(3, 2)}, r"lses: got shape \(3, 2\), expected 3 dimensions: ranks, H, T"),
+        ({"lses": torch.zeros(4, 2, 3)}, r"lses: got \(4, 2, 3\), expected \(ranks, 3, 2\)"),
+        ({"lses": torch.zeros(4, 3, 2, device="meta")}, r"lses: got meta, expected the device of out \(cpu\)"),
+        ({"rank": 4}, "rank: got 4, expected one of 4 ranks"),
+        ({"rank": -1}, "rank: got -1, expected an int, at least 0"),
+    ],
+    ids=str,
+)
+def test_a_part_that_has_no_weight_is_refused(wrong, message):
+    call = {"out": torch.zeros(2, 3, 8), "lses": torch.zeros(4, 3, 2), "rank": 0}
+    with pytest.raises(ContractError, match=message):
+        weighted_part(**{**call, **wrong})
 
 
 @pytest.mark.parametrize(
@@ -129,3 +150,16 @@ def test_what_has_no_cache_is_refused(step):
         local_layer(Layer(**SIZES, attn_type=AttentionType.ENCODER), Dealing(num_ranks=2, rank=0))
     with pytest.raises(ContractError, match="block_table: got None"):
         local_step(replace(step, block_table=None), Dealing(num_ranks=2, rank=0))
+
+
+def test_arguments_of_another_type_are_refused(step):
+    dealing = Dealing(num_ranks=2, rank=0)
+    for argument, call in {
+        "layer": lambda: local_layer("no such thing", dealing),
+        "dealing": lambda: local_layer(Layer(**SIZES, layout=Layout.KV_FIRST_NHD), "no such thing"),
+        "batch": lambda: LocalStep(step, "no such thing", dealing),
+        "whole": lambda: LocalStep("no such thing", step, dealing),
+        "group": lambda: attend_over_ranks("no such thing", *[None] * 4),
+    }.items():
+        with pytest.raises(ContractError, match=f"^{argument}: got 'no such thing'"):
+            call()

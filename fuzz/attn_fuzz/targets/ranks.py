@@ -6,6 +6,7 @@ rank's cache holds its keys alone. All other slots are NaN, and its block table 
 """
 
 import dataclasses
+import functools
 import random
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.merge import EVERY_OPTION, State, parts_target, requests_of, rows_of, stacked, write_state
 from attn_fuzz.targets.target import WITH_LATENT, Support, Target
 from attn_fuzz.targets.triton import TRITON, TRITON_LATENT, missing_triton
+from attn_fuzz.targets.wrong_arguments import Calls, wrong_calls
 from attn_fuzz.verdict.rounding import Rounding
 from attn_reference import context_parallel
 
@@ -101,23 +103,35 @@ def _choice(choose: random.Random) -> Choice:
     return Choice(num_ranks, choose.choice(INTERLEAVES), choose.sample(range(num_ranks), num_ranks))
 
 
+def refuse_without_a_cache(kv_cache: torch.Tensor | None, layer: Layer) -> None:
+    if kv_cache is None:
+        raise UnsupportedError("attention over ranks", f"{layer.attn_type} attention", "it has no cache that ranks could share")
+
+
+def dealt(kv_cache: torch.Tensor, layer: Layer, batch: Batch, dealing: Any, choose: random.Random) -> tuple[Shard, Any]:
+    """What a rank has of a cache, and the rank's step. A layer or a step that is refused is refused before anything is made."""
+    from attn_optimized import context_parallel as ranks
+
+    ranks.local_layer(layer, dealing)
+    ranks.local_step(batch, dealing)
+    lengths = batch.seq_lens.tolist()
+    of_rank = dealing.rank, dealing.num_ranks, dealing.interleave
+    own = shard(kv_cache, layer, batch, [context_parallel.tokens_of_rank(length, *of_rank) for length in lengths], choose)
+    return own, ranks.local_step(dataclasses.replace(batch, block_table=own.block_table), dealing)
+
+
 def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     import attn_optimized
     from attn_optimized import context_parallel as ranks
 
-    if kv_cache is None:
-        raise UnsupportedError("attention over ranks", f"{layer.attn_type} attention", "it has no cache that ranks could share")
+    refuse_without_a_cache(kv_cache, layer)
     choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
     num_ranks, interleave, order = _choice(choose)
     rows = int(batch.query_start_loc[-1])
     outs, lses = stacked(q, layer, num_ranks, choose)
     for rank in range(num_ranks):
         dealing = ranks.Dealing(num_ranks=num_ranks, rank=rank, interleave=interleave)
-        ranks.local_layer(layer, dealing)  # refuses before anything is made
-        ranks.local_step(batch, dealing)
-        tokens = [context_parallel.tokens_of_rank(length, rank, num_ranks, interleave) for length in batch.seq_lens.tolist()]
-        own = shard(kv_cache, layer, batch, tokens, choose)
-        step = ranks.local_step(dataclasses.replace(batch, block_table=own.block_table), dealing)
+        own, step = dealt(kv_cache, layer, batch, dealing, choose)
         # dense in the last dimension, as an LSE must be; rows that no request owns have none
         part_lse = torch.full(lses.shape[1:], -torch.inf, device=q.device)
         attn_optimized.paged_attention(
@@ -137,6 +151,24 @@ def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
                 lse.copy_(lses[0])
             return
     attn_optimized.merge_attn_parts(outs, lses, out=out, lse=lse, **options)
+
+
+def illegal_dealings(q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
+    """Dealings, steps and layers that contradict the contract."""
+    from attn_optimized import context_parallel as ranks
+
+    choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
+    num_ranks, interleave, _ = _choice(choose)
+    numbers = {"num_ranks": num_ranks, "rank": choose.randrange(num_ranks), "interleave": interleave}
+    yield from wrong_calls(ranks.Dealing, numbers)
+    yield "a rank beyond the last", functools.partial(ranks.Dealing, **{**numbers, "rank": num_ranks})
+    yield "no ranks", functools.partial(ranks.Dealing, **{**numbers, "num_ranks": 0, "rank": 0})
+    yield "no tokens for a rank", functools.partial(ranks.Dealing, **{**numbers, "interleave": 0})
+    dealing = ranks.Dealing(**numbers)
+    yield from wrong_calls(ranks.local_step, {"batch": batch, "dealing": dealing})
+    yield from wrong_calls(ranks.local_layer, {"layer": layer, "dealing": dealing})
+    without = dataclasses.replace(batch, block_table=None)
+    yield "a step without a block table", functools.partial(ranks.local_step, without, dealing)
 
 
 def _reference_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
@@ -159,7 +191,7 @@ def _reference_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     )
 
 
-def _triton_support(device: str) -> Support:
+def ranks_support(device: str) -> Support:
     sizes = {"max_tokens": 16, "max_seq_len": 128} if device == "cpu" else {"max_tokens": 256, "max_seq_len": 2048}
     return dataclasses.replace(
         TRITON.support(device),
@@ -170,7 +202,7 @@ def _triton_support(device: str) -> Support:
     )
 
 
-def _triton_rounding(device: str) -> Rounding:
+def ranks_rounding(device: str) -> Rounding:
     return dataclasses.replace(TRITON.rounding(device), merged_parts=2, exact_division=False)
 
 
@@ -178,9 +210,10 @@ TRITON_RANKS = Target(
     name="triton-ranks",
     description="the Triton kernels over ranks that share each request's keys: local calls and one merge, without a network",
     attention=_triton_attention,
-    support=_triton_support,
-    rounding=_triton_rounding,
+    support=ranks_support,
+    rounding=ranks_rounding,
     unavailable=missing_triton,
+    must_refuse=illegal_dealings,
     forget=TRITON.forget,
 )
 TRITON_RANKS_LATENT = dataclasses.replace(
@@ -188,9 +221,9 @@ TRITON_RANKS_LATENT = dataclasses.replace(
     name="triton-ranks-latent",
     description="latent caches (MLA) over ranks that share each request's keys: local calls and one merge, without a network",
     support=lambda device: dataclasses.replace(
-        _triton_support(device),
+        ranks_support(device),
         layouts=(Layout.LATENT, Layout.BLOCKS_FIRST_NHD),
-        rules=(*_triton_support(device).rules, "head_size_v"),
+        rules=(*ranks_support(device).rules, "head_size_v"),
         latent=dataclasses.replace(TRITON_LATENT.support(device).latent, group_sizes=(16, 1, 12)),
         scales=TRITON_LATENT.support(device).scales,
         cache_dtypes=TRITON_LATENT.support(device).cache_dtypes,

@@ -73,6 +73,8 @@ def attend_over_ranks(
         UnsupportedError: the layer has a rule of positions. Every rank raises an error.
         RanksError: another rank refused its call, came too late or has died.
     """
+    check_type("group", group, dist.ProcessGroup, "a process group of torch.distributed")
+    check_type("timeout", timeout, timedelta, "a timedelta")
     own: ContractError | UnsupportedError | dict[str, int | torch.Tensor]
     try:
         own = _checked(group, q, layer, step, exchange)

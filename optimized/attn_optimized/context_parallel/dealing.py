@@ -53,11 +53,19 @@ class LocalStep:
         whole: the step of the whole sequences, with the rank's own block table.
         batch: the step of the rank's keys.
         dealing: how the tokens were dealt.
+
+    Raises:
+        ContractError: an argument is of another type.
     """
 
     whole: Batch
     batch: Batch
     dealing: Dealing
+
+    def __post_init__(self) -> None:
+        check_type("whole", self.whole, Batch, "a Batch")
+        check_type("batch", self.batch, Batch, "a Batch")
+        check_type("dealing", self.dealing, Dealing, "a Dealing")
 
 
 def local_step(batch: Batch, dealing: Dealing) -> LocalStep:
@@ -98,10 +106,11 @@ def local_layer(layer: Layer, dealing: Dealing) -> Layer:
     """The layer as a rank attends with it: the sinks are rank 0's, and the output is quantized after the merge.
 
     Raises:
-        ContractError: the layer is no Layer, or reads no cache.
+        ContractError: an argument is of another type, or the layer reads no cache.
         UnsupportedError: the layer has a rule of positions.
     """
     check_type("layer", layer, Layer, "a Layer")
+    check_type("dealing", dealing, Dealing, "a Dealing")
     if layer.layout is None:
         raise ContractError("layer.attn_type", layer.attn_type, "a type that reads the KV cache: ranks share its keys")
     refuse_unnamed("attention over ranks", IMPLEMENTED_RULES, layer)

@@ -1,0 +1,173 @@
+"""Attention over ranks that are processes: `attend_over_ranks`, its comparison of calls, both exchanges and its merges.
+
+Each rank has a part of the heads of q, and gets the outputs of these heads. What the ranks return is judged against the
+undivided reference. If a rank raises an error, each of the others must raise one, too.
+"""
+
+import dataclasses
+import functools
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, get_args
+
+import torch
+from attn_contract import Batch, ContractError, Layer, UnsupportedError
+from attn_fuzz.targets.choices import choices_by
+from attn_fuzz.targets.merge import rows_of
+from attn_fuzz.targets.rank_processes import TIMEOUT, RankProcesses
+from attn_fuzz.targets.ranks import INTERLEAVES, TRITON_RANKS, Shard, dealt, refuse_without_a_cache
+from attn_fuzz.targets.triton import TRITON, missing_triton
+from attn_fuzz.targets.wrong_arguments import Calls
+
+MOST_RANKS = 3
+
+
+class RankCall(NamedTuple):
+    """The call of one rank: its heads of q, its part of the cache, its step, and options of `attend_over_ranks`."""
+
+    q: torch.Tensor
+    own: Shard
+    step: Any
+    options: dict[str, Any]
+
+
+@functools.cache
+def _processes() -> RankProcesses:
+    import attn_optimized.context_parallel  # noqa: F401  once, and not in each process
+
+    return RankProcesses(MOST_RANKS)
+
+
+def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    refuse_without_a_cache(kv_cache, layer)
+    choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
+    results = _on_all_ranks(_calls(q, kv_cache, layer, batch, out.dtype, choose))
+    rows = int(batch.query_start_loc[-1])
+    rows_of(out, layer, rows).copy_(torch.cat([own for own, _ in results], dim=1)[:rows])
+    if lse is not None:
+        lse[:, :rows] = torch.cat([own for _, own in results])[:, :rows]
+
+
+def _calls(q, kv_cache, layer: Layer, batch: Batch, out_dtype: torch.dtype, choose: random.Random) -> list[RankCall]:
+    from attn_optimized.context_parallel import Dealing, Exchange
+
+    num_ranks = choose.choice([count for count in range(1, MOST_RANKS + 1) if layer.num_heads % count == 0])
+    numbers = {"num_ranks": num_ranks, "interleave": choose.choice(INTERLEAVES)}
+    options = {"exchange": choose.choice(get_args(Exchange)), "compare": choose.random() < 0.5}
+    if layer.output_scale is not None:
+        options["out_dtype"] = out_dtype
+    calls = []
+    for rank, heads in enumerate(q.chunk(num_ranks, dim=1)):
+        calls.append(RankCall(heads, *dealt(kv_cache, layer, batch, Dealing(**numbers, rank=rank), choose), options))
+    return calls
+
+
+def _on_all_ranks(calls: Sequence[RankCall]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """What each rank returns.
+
+    Raises:
+        ContractError, UnsupportedError: a rank's, which is no other rank's.
+        AssertionError: a rank returned, and another one raised an error.
+    """
+    try:
+        results = _processes().call(_attend, calls)
+    except ChildProcessError:
+        _processes().close()
+        _processes.cache_clear()
+        raise
+    errors = [result for result in results if isinstance(result, BaseException)]
+    if not errors:
+        return results
+    for error in sorted(errors, key=lambda error: not isinstance(error, ContractError | UnsupportedError)):
+        assert len(errors) == len(results), f"{len(errors)} of {len(results)} ranks raised an error: {error!r}"
+        raise error
+    raise AssertionError
+
+
+def _attend(group: Any, q: torch.Tensor, own: Shard, step: Any, options: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """One rank's call, in its process."""
+    from attn_optimized.context_parallel import attend_over_ranks
+
+    out, lse = attend_over_ranks(group, q, own.kv_cache, own.layer, step, timeout=TIMEOUT, **options)
+    return out, lse
+
+
+def _forget() -> None:
+    """Drop what is kept between calls, here and in the processes of ranks."""
+    TRITON.forget()
+    if _processes.cache_info().currsize:
+        _processes().call(_forget_on_rank, [()] * MOST_RANKS)
+
+
+def _forget_on_rank(group: Any) -> None:
+    TRITON.forget()
+
+
+def _illegal(q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
+    """Calls that are wrong on one rank, or not the same on all ranks. None if the step or the layer is refused."""
+    choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
+    try:
+        refuse_without_a_cache(kv_cache, layer)
+        calls = _calls(q, kv_cache, layer, batch, out.dtype, choose)
+    except UnsupportedError:
+        return
+    calls = [call._replace(options={**call.options, "compare": True}) for call in calls]
+    place = choose.randrange(len(calls))
+    for what, change in {**_WRONG, **(_UNLIKE if len(calls) > 1 else {})}.items():
+        changed = change(calls[place])
+        if changed is not None:
+            wrong = [*calls[:place], changed, *calls[place + 1 :]]
+            yield f"{what} on rank {place} of {len(calls)}", functools.partial(_on_all_ranks, wrong)
+
+
+def _with_exchange(call: RankCall) -> RankCall:
+    from attn_optimized.context_parallel import Exchange
+
+    (other,) = set(get_args(Exchange)) - {call.options["exchange"]}
+    return call._replace(options={**call.options, "exchange": other})
+
+
+def _with_another_step(call: RankCall, **fields: Any) -> RankCall:
+    return call._replace(step=dataclasses.replace(call.step, **fields))
+
+
+def _on_another_rank(call: RankCall) -> RankCall:
+    dealing = dataclasses.replace(call.step.dealing, num_ranks=MOST_RANKS + 1)
+    return _with_another_step(call, dealing=dealing)
+
+
+def _of_another_length(call: RankCall) -> RankCall | None:
+    whole = call.step.whole
+    if not whole.num_requests:
+        return None
+    return _with_another_step(call, whole=dataclasses.replace(whole, seq_lens=whole.seq_lens + 1))
+
+
+_WRONG: dict[str, Callable[[RankCall], RankCall | None]] = {
+    "an unknown exchange": lambda call: call._replace(options={**call.options, "exchange": "by post"}),
+    "a q of no dtype of attention": lambda call: call._replace(q=call.q.double()),
+    "a head of q too many": lambda call: call._replace(q=torch.cat([call.q, call.q[:, :1]], dim=1)),
+    "the dealing of more ranks": _on_another_rank,
+    "no step": lambda call: call._replace(step=None),
+}
+_UNLIKE: dict[str, Callable[[RankCall], RankCall | None]] = {
+    "another exchange": _with_exchange,
+    "a row of q too many": lambda call: call._replace(q=torch.cat([call.q, call.q.new_zeros(1, *call.q.shape[1:])])),
+    "other lengths": _of_another_length,
+}
+"""Calls that are legal, but not the call of the other ranks."""
+
+
+def _unavailable(device: str) -> str | None:
+    return missing_triton(device) or ("its ranks are processes on a CPU, which meet by gloo" if device != "cpu" else None)
+
+
+TRITON_OVER_RANKS = dataclasses.replace(
+    TRITON_RANKS,
+    name="triton-over-ranks",
+    description="the Triton kernels over ranks that are processes: attend_over_ranks by gloo, both exchanges",
+    attention=_attention,
+    unavailable=_unavailable,
+    must_refuse=_illegal,
+    forget=_forget,
+)

@@ -1,0 +1,74 @@
+"""The processes of `triton-over-ranks`: what they give, that a dead one is noticed, and that none is left."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from attn_fuzz.run import prepared
+from attn_fuzz.targets.rank_processes import RankProcesses
+
+
+def of_rank(group, number):
+    """The sum over the ranks, which shows that they meet; in float8, which pickle does not know."""
+    total = torch.tensor(float(number))
+    dist.all_reduce(total, group=group)
+    if number < 0:
+        raise ValueError(f"rank {group.rank()} of {group.size()}")
+    return total.to(torch.float8_e4m3fn)
+
+
+def own_id(group):
+    return os.getpid()
+
+
+def dies(group):
+    os._exit(3)
+
+
+def in_a_process(call, *arguments):
+    """Forked ranks need a process without other threads."""
+    process = prepared.process("cpu", call, *arguments)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+
+
+def results_and_errors():
+    processes = RankProcesses(3)
+    assert [float(total) for total in processes.call(of_rank, [(1,), (2,), (4,)])] == [7, 7, 7]
+    assert [float(total) for total in processes.call(of_rank, [(1,), (2,)])] == [3, 3]
+    total, error = processes.call(of_rank, [(2,), (-1,)])
+    assert (float(total), repr(error)) == (1, "ValueError('rank 1 of 2')")
+    processes.close()
+
+
+def a_dead_rank():
+    processes = RankProcesses(2)
+    with pytest.raises(ChildProcessError, match="the process of a rank ended while it attended"):
+        processes.call(dies, [(), ()])
+    with pytest.raises(ChildProcessError):
+        processes.call(own_id, [(), ()])
+
+
+def ids_of_ranks(path: Path):
+    path.write_text(repr(RankProcesses(3).call(own_id, [()] * 3)))
+
+
+def test_each_rank_gives_its_result_or_its_error():
+    in_a_process(results_and_errors)
+
+
+def test_a_rank_that_dies_is_an_error():
+    in_a_process(a_dead_rank)
+
+
+def test_the_ranks_end_with_the_process_that_made_them(tmp_path):
+    in_a_process(ids_of_ranks, tmp_path / "ids")
+    ids = eval((tmp_path / "ids").read_text())
+    end = time.monotonic() + 5
+    while alive := [i for i in ids if Path(f"/proc/{i}").exists()]:
+        assert time.monotonic() < end, f"still alive after 5 s: {alive}"
+        time.sleep(0.1)
