@@ -56,6 +56,8 @@ def _calls(q, kv_cache, layer: Layer, batch: Batch, out_dtype: torch.dtype, choo
     options = {"exchange": choose.choice(get_args(Exchange)), "compare": choose.random() < 0.5}
     if layer.output_scale is not None:
         options["out_dtype"] = out_dtype
+    if choose.random() < 0.5:
+        options["attention"] = _attention_of_another_library
     calls = []
     for rank, heads in enumerate(q.chunk(num_ranks, dim=1)):
         calls.append(RankCall(heads, *dealt(kv_cache, layer, batch, Dealing(**numbers, rank=rank), choose), options))
@@ -90,6 +92,17 @@ def _attend(group: Any, q: torch.Tensor, own: Shard, step: Any, options: dict[st
 
     out, lse = attend_over_ranks(group, q, own.kv_cache, own.layer, step, timeout=TIMEOUT, **options)
     return out, lse
+
+
+def _attention_of_another_library(*arguments: Any, lse: torch.Tensor) -> torch.Tensor:
+    """What may attend in place of the kernels: where a rank has no key, its LSE is +inf or NaN, and its output NaN."""
+    import attn_optimized
+
+    out = attn_optimized.paged_attention(*arguments, lse=lse)
+    is_empty = lse == -torch.inf
+    lse[::2].masked_fill_(is_empty[::2], torch.inf)
+    lse[1::2].masked_fill_(is_empty[1::2], torch.nan)
+    return out.masked_fill_(is_empty.T[..., None], torch.nan)
 
 
 def _forget() -> None:

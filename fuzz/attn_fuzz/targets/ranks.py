@@ -169,6 +169,19 @@ def illegal_dealings(q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
     yield from wrong_calls(ranks.local_layer, {"layer": layer, "dealing": dealing})
     without = dataclasses.replace(batch, block_table=None)
     yield "a step without a block table", functools.partial(ranks.local_step, without, dealing)
+    lses = torch.zeros(num_ranks, layer.num_heads, 1, device=q.device)
+    part = {"out": q.new_zeros(1, layer.num_heads, layer.value_size), "lses": lses, "rank": numbers["rank"]}
+    for what, wrong in {
+        "an output of no dtype of attention": {"out": part["out"].double()},
+        "an output without heads": {"out": part["out"][:, 0]},
+        "LSEs of another dtype": {"lses": lses.double()},
+        "LSEs of a rank alone": {"lses": lses[0]},
+        "LSEs of another row": {"lses": lses.expand(-1, -1, 2)},
+        "LSEs on no device": {"lses": lses.to("meta")},
+        "a rank beyond the last": {"rank": num_ranks},
+        "a rank that is no number": {"rank": None},
+    }.items():
+        yield f"a part with {what}", functools.partial(ranks.weighted_part, **{**part, **wrong})
 
 
 def _reference_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
