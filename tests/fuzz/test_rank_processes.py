@@ -1,4 +1,4 @@
-"""The processes of `triton-over-ranks`: what they give, that a dead one is noticed, and that none is left."""
+"""The ranks of `triton-over-ranks`: what they give, that a dead one is noticed, and that no process is left."""
 
 import os
 import time
@@ -25,7 +25,8 @@ def own_id(group):
 
 
 def dies(group):
-    os._exit(3)
+    if group.rank():
+        os._exit(3)
 
 
 def in_a_process(call, *arguments):
@@ -51,6 +52,8 @@ def a_dead_rank():
         processes.call(dies, [(), ()])
     with pytest.raises(ChildProcessError):
         processes.call(own_id, [(), ()])
+    processes.close()
+    assert len(set(RankProcesses(3).call(own_id, [()] * 3))) == 3, "no ranks after a dead one"
 
 
 def ids_of_ranks(path: Path):
@@ -68,6 +71,7 @@ def test_a_rank_that_dies_is_an_error():
 def test_the_ranks_end_with_the_process_that_made_them(tmp_path):
     in_a_process(ids_of_ranks, tmp_path / "ids")
     ids = eval((tmp_path / "ids").read_text())
+    assert len(set(ids)) == 3
     end = time.monotonic() + 5
     while alive := [i for i in ids if Path(f"/proc/{i}").exists()]:
         assert time.monotonic() < end, f"still alive after 5 s: {alive}"

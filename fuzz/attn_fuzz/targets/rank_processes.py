@@ -1,7 +1,7 @@
-"""Ranks that are processes on one machine, and meet by gloo.
+"""Ranks on one machine, which meet by gloo: the process that runs a target is rank 0, and each other rank is a fork of it.
 
-Each is a fork of the process that runs a target. So it has the target's modules, Triton's interpreter and a mutant as they are
-there, and starts in milliseconds. It ends when that process ends, because the pipe between them closes.
+So all ranks have the target's modules, Triton's interpreter and a mutant as they are there, and start in milliseconds. A fork
+ends when the process of rank 0 ends, because the pipe between them closes.
 """
 
 import io
@@ -23,7 +23,7 @@ TIMEOUT = timedelta(seconds=20)
 
 
 class RankProcesses:
-    """Processes that run a function together.
+    """Processes that run a function together. There can be one at a time: torch's groups are of a whole process.
 
     Args:
         count: the most ranks of a call.
@@ -31,36 +31,41 @@ class RankProcesses:
 
     def __init__(self, count: int) -> None:
         self._folder = tempfile.TemporaryDirectory()
+        store = Path(self._folder.name, "store")
         self._ends: list[Connection] = []
-        for rank in range(count):
+        for rank in range(1, count):
             ours, theirs = Pipe()
             if os.fork() == 0:
                 for end in (ours, *self._ends):
                     end.close()  # or the process of an earlier rank would not see its pipe close
-                _serve(theirs, rank, count, Path(self._folder.name, "store"))
+                _serve(theirs, rank, count, store)
             theirs.close()
             self._ends.append(ours)
+        self._groups = _groups(0, count, store)
 
     def call(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """What `function(group, *arguments[rank])` returns on each rank, or the exception that it raises there.
 
         Args:
             function: of a module. Its arguments and its result can be pickled.
-            arguments: of each rank; at most as many as there are processes.
+            arguments: of each rank; at most as many as there are ranks.
 
         Raises:
             ChildProcessError: a process ended. The others may wait for it: none of them is to be used again.
         """
+        ends = self._ends[: len(arguments) - 1]
         try:
-            for end, own in zip(self._ends, arguments, strict=False):
-                end.send_bytes(_packed((function, len(arguments), own)))
-            return [_unpacked(end.recv_bytes()) for end, _ in zip(self._ends, arguments, strict=False)]
+            for end, theirs in zip(ends, arguments[1:], strict=True):
+                end.send_bytes(_packed((function, len(arguments), theirs)))
+            own = _result(function, self._groups[len(arguments)], arguments[0])
+            return [own, *(_unpacked(end.recv_bytes()) for end in ends)]
         except (EOFError, BrokenPipeError):
             raise ChildProcessError("the process of a rank ended while it attended") from None
 
     def close(self) -> None:
         for end in self._ends:
             end.close()
+        dist.destroy_process_group()
         self._folder.cleanup()
 
 
@@ -68,19 +73,27 @@ def _serve(end: Connection, rank: int, count: int, store: Path) -> None:
     """Run what comes through the pipe until it closes. This does not return: what follows belongs to another process."""
     try:
         with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
-            dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=count, timeout=TIMEOUT)
-            groups = {size: dist.new_group(range(size)) for size in range(1, count + 1)}
+            groups = _groups(rank, count, store)
             while True:
                 function, size, arguments = _unpacked(end.recv_bytes())
-                try:
-                    answer = function(groups[size], *arguments)
-                except KeyboardInterrupt:
-                    raise
-                except BaseException as error:
-                    answer = error
-                end.send_bytes(_packed(answer))
+                end.send_bytes(_packed(_result(function, groups[size], arguments)))
     finally:
         os._exit(0)
+
+
+def _groups(rank: int, count: int, store: Path) -> dict[int, Any]:
+    """A group of the first ranks, for each number of them."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=count, timeout=TIMEOUT)
+    return {size: dist.new_group(range(size)) for size in range(1, count + 1)}
+
+
+def _result(function: Callable[..., Any], group: Any, arguments: tuple[Any, ...]) -> Any:
+    try:
+        return function(group, *arguments)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return error
 
 
 def _packed(what: Any) -> bytes:
