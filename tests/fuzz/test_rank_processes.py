@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from attn_fuzz.run import prepared
-from attn_fuzz.targets.rank_processes import RankProcesses
+from attn_fuzz.targets.rank_processes import TIMEOUT, RankProcesses
 
 
 def of_rank(group, number):
@@ -29,6 +29,23 @@ def dies(group):
         os._exit(3)
 
 
+def fails_on_one(group, which):
+    """One rank fails before the others have met it."""
+    if group.rank() == which:
+        raise ArithmeticError(f"on rank {which}")
+    dist.barrier(group)
+
+
+def a_rank_that_fails():
+    for which in (0, 1):
+        processes = RankProcesses(3, (RuntimeError,))  # of gloo, whose other end has gone
+        begin = time.monotonic()
+        with pytest.raises(ArithmeticError, match=f"on rank {which}"):
+            processes.call(fails_on_one, [(which,)] * 3)
+        processes.close()
+        assert time.monotonic() - begin < TIMEOUT.total_seconds() / 2, "the others have waited for it"
+
+
 def in_a_process(call, *arguments):
     """Forked ranks need a process without other threads."""
     process = prepared.process("cpu", call, *arguments)
@@ -38,7 +55,7 @@ def in_a_process(call, *arguments):
 
 
 def results_and_errors():
-    processes = RankProcesses(3)
+    processes = RankProcesses(3, (ValueError,))
     assert [float(total) for total in processes.call(of_rank, [(1,), (2,), (4,)])] == [7, 7, 7]
     assert [float(total) for total in processes.call(of_rank, [(1,), (2,)])] == [3, 3]
     total, error = processes.call(of_rank, [(2,), (-1,)])
@@ -47,17 +64,17 @@ def results_and_errors():
 
 
 def a_dead_rank():
-    processes = RankProcesses(2)
+    processes = RankProcesses(2, (ValueError,))
     with pytest.raises(ChildProcessError, match="the process of a rank ended while it attended"):
         processes.call(dies, [(), ()])
     with pytest.raises(ChildProcessError):
         processes.call(own_id, [(), ()])
     processes.close()
-    assert len(set(RankProcesses(3).call(own_id, [()] * 3))) == 3, "no ranks after a dead one"
+    assert len(set(RankProcesses(3, (ValueError,)).call(own_id, [()] * 3))) == 3, "no ranks after a dead one"
 
 
 def ids_of_ranks(path: Path):
-    path.write_text(repr(RankProcesses(3).call(own_id, [()] * 3)))
+    path.write_text(repr(RankProcesses(3, (ValueError,)).call(own_id, [()] * 3)))
 
 
 def test_each_rank_gives_its_result_or_its_error():
@@ -66,6 +83,10 @@ def test_each_rank_gives_its_result_or_its_error():
 
 def test_a_rank_that_dies_is_an_error():
     in_a_process(a_dead_rank)
+
+
+def test_nobody_waits_for_a_rank_that_fails():
+    in_a_process(a_rank_that_fails)
 
 
 def test_the_ranks_end_with_the_process_that_made_them(tmp_path):

@@ -33,9 +33,9 @@ class RankCall(NamedTuple):
 
 @functools.cache
 def _processes() -> RankProcesses:
-    import attn_optimized.context_parallel  # noqa: F401  once, and not in each process
+    from attn_optimized.context_parallel import RanksError
 
-    return RankProcesses(MOST_RANKS)
+    return RankProcesses(MOST_RANKS, (ContractError, UnsupportedError, RanksError))
 
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
@@ -73,7 +73,7 @@ def _on_all_ranks(calls: Sequence[RankCall]) -> list[tuple[torch.Tensor, torch.T
     """
     try:
         results = _processes().call(_attend, calls)
-    except ChildProcessError:
+    except BaseException:
         _processes().close()
         _processes.cache_clear()
         raise

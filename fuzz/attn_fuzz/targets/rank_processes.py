@@ -27,9 +27,12 @@ class RankProcesses:
 
     Args:
         count: the most ranks of a call.
+        expected: exceptions that the function raises on purpose. After any other one, ranks would wait for the rank that raised
+            it. So that rank leaves, which the others notice at once.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, expected: tuple[type[Exception], ...]) -> None:
+        self._expected = expected
         self._folder = tempfile.TemporaryDirectory()
         store = Path(self._folder.name, "store")
         self._ends: list[Connection] = []
@@ -38,7 +41,7 @@ class RankProcesses:
             if os.fork() == 0:
                 for end in (ours, *self._ends):
                     end.close()  # or the process of an earlier rank would not see its pipe close
-                _serve(theirs, rank, count, store)
+                _serve(theirs, rank, count, store, expected)
             theirs.close()
             self._ends.append(ours)
         self._groups = _groups(0, count, store)
@@ -51,16 +54,25 @@ class RankProcesses:
             arguments: of each rank; at most as many as there are ranks.
 
         Raises:
-            ChildProcessError: a process ended. The others may wait for it: none of them is to be used again.
+            ChildProcessError: a process ended. No rank is to be used again.
+            BaseException: what a rank has raised, if it is not expected. No rank is to be used again.
         """
         ends = self._ends[: len(arguments) - 1]
         try:
             for end, theirs in zip(ends, arguments[1:], strict=True):
                 end.send_bytes(_packed((function, len(arguments), theirs)))
-            own = _result(function, self._groups[len(arguments)], arguments[0])
-            return [own, *(_unpacked(end.recv_bytes()) for end in ends)]
+            results = [_result(function, self._groups[len(arguments)], arguments[0])]
+            if self._is_unexpected(results[0]):
+                raise results[0]
+            results += [_unpacked(end.recv_bytes()) for end in ends]
         except (EOFError, BrokenPipeError):
             raise ChildProcessError("the process of a rank ended while it attended") from None
+        for result in filter(self._is_unexpected, results):
+            raise result
+        return results
+
+    def _is_unexpected(self, result: Any) -> bool:
+        return isinstance(result, BaseException) and not isinstance(result, self._expected)
 
     def close(self) -> None:
         for end in self._ends:
@@ -69,14 +81,17 @@ class RankProcesses:
         self._folder.cleanup()
 
 
-def _serve(end: Connection, rank: int, count: int, store: Path) -> None:
+def _serve(end: Connection, rank: int, count: int, store: Path, expected: tuple[type[Exception], ...]) -> None:
     """Run what comes through the pipe until it closes. This does not return: what follows belongs to another process."""
     try:
         with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
             groups = _groups(rank, count, store)
             while True:
                 function, size, arguments = _unpacked(end.recv_bytes())
-                end.send_bytes(_packed(_result(function, groups[size], arguments)))
+                result = _result(function, groups[size], arguments)
+                end.send_bytes(_packed(result))
+                if isinstance(result, BaseException) and not isinstance(result, expected):
+                    return
     finally:
         os._exit(0)
 
