@@ -19,10 +19,10 @@ a loop. The copies stand at the beginning of a block where lanes meet again, bef
 Here v221 holds a bit of the thread's number. Two of four waves lose it, and store their rows over those of the other two: 0
 instead of an output. With the copies behind s_or_b64, the emulated kernel computes what it should.
 
-LLVM allocates scalar registers first, and puts copies of them before s_or_b64, where they may stand. Then it looks for the place
-of vector copies, and took the first of these scalar copies for the end of what belongs to s_or_b64. LLVM's pull request 117544
-marks such copies. Triton 3.9.0 has it; 3.6.0 and 3.7.1 do not, but 3.7.1 allocates the registers of this kernel otherwise. LLVM's
-issue 222368, open in September 2026, shows the same fault by other scalar instructions than copies, seen on an MI300A.
+LLVM allocates scalar registers first, and puts copies of them before s_or_b64, where they may stand. Then it looks for a place
+for vector copies behind s_or_b64, and does not look past these scalar copies. LLVM's pull request 117544 marks such copies.
+Triton 3.9.0 has it. 3.6.0 and 3.7.1 do not, but 3.7.1 allocates the registers of this kernel in another way. LLVM's issue 222368,
+open in September 2026, shows the same fault by other scalar instructions than copies, seen on an MI300A.
 
 This script needs Triton alone, and no GPU.
 """
@@ -52,7 +52,7 @@ def machine_code(source: str, architecture: str = "gfx950", num_warps: int = 4) 
 
 
 def too_early(code: list[str]) -> list[str]:
-    """The vector instructions between a label to which a wave without lanes jumps, and the s_or that switches lanes on there."""
+    """The vector instructions between a label to which a wave without lanes jumps and the s_or that switches lanes on."""
     targets = {line.split()[1] + ":" for line in code if line.startswith("s_cbranch_execz ")}
     found: list[str] = []
     for place, line in enumerate(code):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.emulated.lines import ran
+from tests.emulated.lines import JUNK, ran
 from tests.emulated.tables import check
 
 U32 = 1 << 32

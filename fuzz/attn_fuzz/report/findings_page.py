@@ -37,8 +37,8 @@ with the kernel's owner. Nothing is filed by a tool of this project.
   --no-deps vllm==0.33.0`), and start in the repository's root. The replay exits with 1 and names the finding.
 - Two findings are in compilers, and have scripts without pages. `python findings/compilers/ptxas-lost-shift.py`: ptxas 12.8,
   which Triton 3.6.0 and 3.7.1 bring, stores to a wrong address of shared memory in a kernel that spills registers.
-  `python findings/compilers/llvm-copies-before-exec.py`: LLVM 22, which Triton 3.6.0 brings, saves registers while lanes are off
-  in a kernel for gfx950, and restores them for all lanes. The outputs are wrong.
+  `python findings/compilers/llvm-copies-before-exec.py`: LLVM 22, which Triton 3.6.0 brings, saves registers of a kernel for
+  gfx950 while lanes are off, and restores them for all lanes. The outputs are wrong.
 
 `python -m attn_fuzz.report.finding_scripts` runs the scripts, and `python -m attn_fuzz.report.findings_page` writes the pages.
 """
