@@ -21,8 +21,8 @@ instead of an output. With the copies behind s_or_b64, the emulated kernel compu
 
 LLVM allocates scalar registers first, and puts copies of them before s_or_b64, where they may stand. Then it looks for a place
 for vector copies behind s_or_b64, and does not look past these scalar copies. LLVM's pull request 117544 marks such copies.
-Triton 3.9.0 has it. 3.6.0 and 3.7.1 do not, but 3.7.1 allocates the registers of this kernel in another way. LLVM's issue 222368,
-open in September 2026, shows the same fault by other scalar instructions than copies, seen on an MI300A.
+Triton 3.9.0 has it. 3.6.0 and 3.7.1 do not, but 3.7.1 allocates the registers of this kernel in another way. In LLVM's issue
+222368, open in September 2026, other scalar instructions than copies have the same effect, seen on an MI300A.
 
 This script needs Triton alone, and no GPU.
 """
