@@ -45,7 +45,7 @@ def is_same(found: int, expected: float) -> bool:
 @pytest.mark.parametrize("architecture", ["gfx1100", "gfx1201"])
 def test_every_kind_of_number(architecture):
     rng = np.random.default_rng(0)
-    pairs = [[low | int(rng.choice(EDGES)) << 16 for low in EDGES] + [low for low in EDGES] for _ in range(2)]
+    pairs = [[low | int(rng.choice(EDGES)) << 16 for low in EDGES] + EDGES for _ in range(2)]
     found = results("v_dot2_bf16_bf16 v9, v0, v1, v2", *pairs, EDGES[::2], architecture=architecture, old=0xABCD1234)
     for (a, b, c), bits in found:
         assert bits >> 16 == 0xABCD, "the half that is not named stays"

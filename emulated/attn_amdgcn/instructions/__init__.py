@@ -25,6 +25,7 @@ from attn_amdgcn.instructions import (
     scalar_float,
     scalar_memory,
     scratch,
+    to_lds,
     transcendental,
 )
 from attn_amdgcn.instructions.forms import REGISTERED, dual_step
@@ -52,6 +53,7 @@ FAMILIES = (
     buffer_memory,
     scratch,
     lds,
+    to_lds,
     matrix,
     control,
 )
