@@ -111,6 +111,6 @@ class LdsLoads(Watch):
         wave, lane_of_wave = access.position(lane)
         load = described(self._loads[int(self._line[place])])
         lacks = "no wait stands before its use" if is_own[lane, byte] else "no wait and barrier stand before its use"
-        what = f"it {does} byte {place % self._row_bytes} of LDS, which wave {int(loader[lane, byte])} loads by {load}, and {lacks}"
-        waves = access.waves
+        waves, by = access.waves, int(loader[lane, byte])
+        what = f"it {does} byte {place % self._row_bytes} of LDS, which wave {by} loads by {load}, and {lacks}"
         raise Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane_of_wave)

@@ -67,7 +67,7 @@ class Watch:
         """Some waves begin an instruction of vector memory. Seen only in code that loads into LDS."""
 
     def waited(self, waves: Waves, most: int) -> None:
-        """Some waves have waited until at most so many such instructions are under way. Seen only in code that loads into LDS."""
+        """Some waves have waited until at most so many of these are under way. Seen only in code that loads into LDS."""
 
     def reached(self, barrier: Instruction, waves: Waves) -> None:
         """Some waves have come to a barrier."""

@@ -135,7 +135,7 @@ def test_waits_and_barriers_that_suffice(lines):
 def test_a_load_into_what_another_wave_has_read_races():
     lines = (LOAD, WAIT, BARRIER, OTHERS, "s_waitcnt lgkmcnt(0)", LOAD)
     run(*lines)
-    with pytest.raises(Fault, match="a race: it writes byte .* of LDS, which wave . read"):
+    with pytest.raises(Fault, match=r"a race: it writes byte .* of LDS, which wave . read"):
         run(*lines, races=True)
     run(*lines[:-1], BARRIER, LOAD, races=True)
 
@@ -152,5 +152,5 @@ def test_a_launch_looks_at_its_loads(waves):
         return memory.contents("data").view(np.uint32)
 
     assert launched(*lines)[128:256].tolist() == WORDS[:128].tolist()
-    with pytest.raises(Fault, match="reads byte .* of LDS, which wave . loads by `global_load_lds_dword"):
+    with pytest.raises(Fault, match=r"reads byte .* of LDS, which wave . loads by `global_load_lds_dword"):
         launched(*(line for line in lines if line != WAIT))

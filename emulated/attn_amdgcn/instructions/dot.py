@@ -4,8 +4,8 @@ v_dot2_bf16_bf16 adds the product of the lower halves of its first two sources, 
 source, which is a bfloat16. op_sel names the half of the third source and, last, of the result. A constant is the 32 bits of
 both halves: a float such as -1.0 is a bfloat16 in the lower half, and the upper half is 0.
 
-AMD does not say where the sum is rounded. Here it is rounded once. Triton multiplies two bfloat16 by it, with zeros in the other
-places: one product is rounded once, wherever the rounding is.
+AMD does not say where the sum is rounded. Here it is rounded once. Triton multiplies two bfloat16 by it, with zeros in all
+other places: one product is rounded once, wherever the rounding is.
 
 Source: "VOP3 Instructions" in AMD's RDNA3 ISA and in AMD's RDNA4 ISA; for constants getInlineEncodingV2BF16 in LLVM.
 """

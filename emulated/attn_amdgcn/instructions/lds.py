@@ -1,7 +1,8 @@
 """Loads and stores of LDS, the memory of a workgroup.
 
-An address is vaddr plus `offset`, in bytes and modulo 2 ** 32, so vaddr may be negative. The forms of two addresses add offset0
-and offset1 times an element's size, and st64 or stride64 another factor of 64. An address beyond the workgroup's LDS is a fault.
+An address is vaddr plus `offset`, in bytes and modulo 2 ** 32, so vaddr may be negative. The forms of two addresses add
+offset0 and offset1 times an element's size, and st64 or stride64 another factor of 64. An address beyond the workgroup's LDS is
+a fault.
 
 Source: "LDS Indexed Instructions" in AMD's Instinct MI300 ISA, and "DS Instructions" in AMD's RDNA4 ISA; for negative vaddr
 isDSOffsetLegal in LLVM.
@@ -174,13 +175,12 @@ def place_of(waves: Waves, address: np.ndarray, size: int) -> np.ndarray:
     Raises:
         Fault: a lane that is on accesses a byte beyond it.
     """
-    outside = (address < 0) | (address + size > waves.shared.lds_bytes)
+    has = waves.shared.lds_bytes
+    outside = (address < 0) | (address + size > has)
     if waves.lanes is not None:
         outside &= waves.lanes
     if outside.any():
         wave, lane = (int(number) for number in np.argwhere(outside)[0])
-        what = (
-            f"{size} bytes at byte {int(address[wave, lane])} of LDS, of which a workgroup has {waves.shared.lds_bytes} bytes"
-        )
+        what = f"{size} bytes at byte {int(address[wave, lane])} of LDS, of which a workgroup has {has} bytes"
         raise Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane)
     return address + (waves.slot * (4 * waves.shared.lds.shape[1]))[:, None]
