@@ -1,9 +1,9 @@
 """Loads from global memory into LDS.
 
 Lane i of a wave loads to M0 + the instruction's `offset` + i times the distance of lanes. It is 4 bytes for one word, and 16
-bytes for three or four words, so a load of three skips the fourth. `offset` is added to the address in global memory, too.
-Of M0, global instructions read bits 17:2, and buffer instructions bits 17:0, on gfx942 bits 15:0. A lane that is off loads nothing.
-A lane beyond the workgroup's LDS writes nothing on hardware; here it is a fault.
+bytes for three or four words, so a load of three skips the fourth. `offset` is added to the address in global memory, too. Of
+M0, global instructions read bits 17:2, and buffer instructions bits 17:0, on gfx942 bits 15:0. A lane that is off loads
+nothing. A lane beyond the workgroup's LDS writes nothing on hardware; here it is a fault.
 
 Source: "Memory Buffer Load to LDS" and, among "Flat Memory Instructions", "Addressing" in AMD's CDNA4 ISA. For global loads it
 has the distances of one and of four words; that of three is taken from buffer loads.
