@@ -31,6 +31,7 @@ import gzip
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import triton
 from triton._C.libtriton import llvm
@@ -45,7 +46,7 @@ WRITES_LANES = re.compile(r"(v_(?!readlane|readfirstlane|writelane)|ds_|scratch_
 def machine_code(source: str, architecture: str = "gfx950", num_warps: int = 4) -> list[str]:
     """What LLVM makes of a kernel, an instruction or a label a line."""
     llvm.init_targets()
-    backend = make_backend(GPUTarget("hip", architecture, 64))
+    backend: Any = make_backend(GPUTarget("hip", architecture, 64))
     text = backend.make_amdgcn(source, {}, backend.parse_options({"num_warps": num_warps}))
     lines = [line.partition(";")[0].strip() for line in text.splitlines()]
     return [line for line in lines if line and (line.endswith(":") or not line.startswith("."))]

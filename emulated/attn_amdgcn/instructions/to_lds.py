@@ -32,7 +32,8 @@ def global_load_lds(instruction: Instruction, kernel: Kernel) -> Step:
     check_count(instruction, 2)
     check_modifiers(instruction, "offset", *CACHE)
     form = LOADS[instruction.name.removeprefix("global_load_lds_")]
-    places = places_of(instruction, *instruction.operands, form, kernel)
+    address, base = instruction.operands
+    places = places_of(instruction, address, base, form, kernel)
     write = writes(instruction, form, 0x3FFFC, kernel)
 
     def step(waves: Waves) -> None:
