@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from attn_amdgcn import lds_loads
 from attn_amdgcn.assembly import Kernel
 from attn_amdgcn.errors import LaunchError, UnknownInstructionError
 from attn_amdgcn.global_races import GlobalRaces
 from attn_amdgcn.instructions.buffer_memory import PRIVATE_WORDS, private_offset
+from attn_amdgcn.lds_loads import LdsLoads
 from attn_amdgcn.lds_races import LdsRaces
 from attn_amdgcn.memory import Memory, Parts
 from attn_amdgcn.program import Program
@@ -28,6 +30,20 @@ _FLOATS = {4: np.float32, 8: np.float64}
 ARGUMENTS = "kernel arguments"
 """The name of the buffer that holds them."""
 _ORDERS = ("ascending", "descending", "drawn")
+POINTER = "user_sgpr_kernarg_segment_ptr"
+"""Of the arguments."""
+USER_REGISTERS = {
+    "user_sgpr_private_segment_buffer": 4,
+    "user_sgpr_dispatch_ptr": 2,
+    "user_sgpr_queue_ptr": 2,
+    POINTER: 2,
+    "user_sgpr_dispatch_id": 2,
+}
+"""How many scalar registers each takes, in their order (LLVM: User Guide for AMDGPU Backend, "Initial Kernel Execution State").
+There is no dispatch packet and no queue here: their registers hold junk."""
+NOWHERE = 0x0BAD_0000_0000
+"""An address in no buffer, for hidden arguments that point to what is not here: whoever reads there is found."""
+_NOT_HERE = "hostcall_buffer multigrid_sync_arg heap_v1 default_queue completion_action queue_ptr"
 
 
 @dataclass(frozen=True)
@@ -107,6 +123,7 @@ def launch(
     _fill_arguments(memory, kernel, grid, arguments, lds_bytes)
     runner = Runner(program, most=most)
     everywhere = (GlobalRaces(memory), *watches) if schedule.races else tuple(watches)
+    of_lds = [LdsLoads] * lds_loads.are_in(kernel) + [LdsRaces] * schedule.races
     numbers = np.arange(int(np.prod(grid)))
     rng = np.random.default_rng(schedule.seed)
     if schedule.workgroups == "descending":
@@ -119,7 +136,7 @@ def launch(
         for first in range(0, len(numbers), at_once):
             batch = numbers[first : first + at_once]
             lds = _lds(len(batch), lds_bytes + kernel.lds_bytes, rng)
-            in_lds = (LdsRaces(len(batch), num_waves, 4 * lds.shape[1]),) if schedule.races else ()
+            in_lds = tuple(kind(len(batch), num_waves, 4 * lds.shape[1]) for kind in of_lds)
             shared = Shared(memory, lds, lds_bytes + kernel.lds_bytes, kernel.scratch_bytes, (*in_lds, *everywhere))
             waves = _start(kernel, shared, grid, batch, num_waves, rng)
             runner.run(_turns(waves, schedule, rng))
@@ -176,7 +193,7 @@ def _start(
         shared=shared,
     )
     _set_scalars(waves, kernel, shared.memory, grid)
-    waves.vector[0] = number[:, None] * lanes + np.arange(lanes)
+    waves.vector[0] = number[:, None] * lanes + np.arange(lanes)  # with bits 19:10 and 29:20 for y and z, which are 0
     waves.scalar64[:, EXEC // 2] = np.uint64((1 << lanes) - 1)
     waves.switch()
     return waves
@@ -185,19 +202,19 @@ def _start(
 def _set_scalars(waves: Waves, kernel: Kernel, memory: Memory, grid: tuple[int, int, int]) -> None:
     """User registers, then the numbers of the workgroup: in registers, or in ttmp from gfx12 on.
 
-    User registers are the resource of the private segment, which gfx90a has, and the pointer to the arguments. Behind the
-    numbers of the workgroup is the offset of the wave in the private segment.
+    User registers are in the order of USER_REGISTERS. The first ones are the resource of the private segment, which gfx90a has.
+    Behind the numbers of the workgroup is the offset of the wave in the private segment.
     """
     settings = kernel.settings
     wanted = [name for name, value in settings.items() if name.startswith("user_sgpr_") and value and name != "user_sgpr_count"]
     preloads = {"user_sgpr_kernarg_preload_length", "user_sgpr_kernarg_preload_offset"}
     registers = [name for name in wanted if name not in preloads]
-    descriptor = registers[:1] == ["user_sgpr_private_segment_buffer"]
-    if set(registers[descriptor:]) - {"user_sgpr_kernarg_segment_ptr"} or settings.get("system_vgpr_workitem_id"):
+    if not USER_REGISTERS.keys() >= {*registers}:
         raise UnknownInstructionError(f"registers at the start: {', '.join(wanted)}")
-    if descriptor:
+    before = sum(count for name, count in USER_REGISTERS.items() if name in registers[: registers.index(POINTER)])
+    if "user_sgpr_private_segment_buffer" in registers:
         waves.scalar[:, :4] = PRIVATE_WORDS
-    waves.scalar64[:, 2 if descriptor else 0] = memory.buffers[ARGUMENTS].address
+    waves.scalar64[:, before // 2] = memory.buffers[ARGUMENTS].address
     x, y, z = waves.workgroup % grid[0], waves.workgroup // grid[0] % grid[1], waves.workgroup // (grid[0] * grid[1])
     if kernel.architecture.startswith("gfx12"):
         waves.scalar[:, TTMP + 9] = x
@@ -225,6 +242,7 @@ def _fill_arguments(
         **{f"hidden_global_offset_{axis}": 0 for axis in "xyz"},
         "hidden_grid_dims": 3,
         "hidden_dynamic_lds_size": lds_bytes,
+        **{f"hidden_{name}": NOWHERE for name in _NOT_HERE.split()},
     }
     own = [argument for argument in kernel.arguments if not argument.kind.startswith("hidden_")]
     if len(own) != len(arguments):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from attn_amdgcn import instructions, waits
+from attn_amdgcn import instructions, lds_loads, waits
 from attn_amdgcn.assembly import Instruction, Kernel, Literal
 from attn_amdgcn.collector import collector_paused
 from attn_amdgcn.errors import AssemblyError, UnknownInstructionError
@@ -77,16 +77,18 @@ def prepare(kernel: Kernel) -> Program:
     begins |= {i + 1 for i, instruction in enumerate(kernel.instructions) if instruction.name in last}
     places = sorted(place for place in begins if place < len(kernel.instructions))
     number = {place: i for i, place in enumerate(places)}
-    return Program(
-        kernel, tuple(_block(kernel, begin, end, number) for begin, end in zip(places, [*places[1:], None], strict=True))
-    )
+    into_lds = lds_loads.are_in(kernel)
+    blocks = (_block(kernel, begin, end, number, into_lds) for begin, end in zip(places, [*places[1:], None], strict=True))
+    return Program(kernel, tuple(blocks))
 
 
-def _block(kernel: Kernel, begin: int, end: int | None, number: dict[int, int]) -> Block:
+def _block(kernel: Kernel, begin: int, end: int | None, number: dict[int, int], loads_into_lds: bool) -> Block:
     code = kernel.instructions[begin:end]
     final = code[-1]
     ending = final.name in (*BRANCHES, *ENDS, *BARRIERS)
     steps = tuple(instructions.step(instruction, kernel) for instruction in (code[:-1] if ending else code))
+    if loads_into_lds:
+        steps = tuple(lds_loads.seen(instruction, step, kernel) for instruction, step in zip(code, steps, strict=False))
     if final.name == "s_barrier_wait" and [operand.of for operand in final.operands] != [Literal(-1)]:
         raise unknown(final, "a barrier of another number than -1")
     if final.name in BRANCHES:

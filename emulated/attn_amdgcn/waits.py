@@ -16,7 +16,7 @@ state that it was entered with.
 
 Which counters there are: on gfx9 vmcnt counts loads and stores of vector memory, and lgkmcnt LDS and scalar memory. On gfx11
 vscnt counts the stores. gfx12 has loadcnt, storecnt, dscnt and kmcnt. gfx1250's xcnt counts translations of addresses, whose
-end brings no register.
+end brings no register. A load from global memory into LDS brings none, either: `attn_amdgcn.lds_loads` looks at what it brings.
 
 Source: "Data Dependency Resolution" in AMD's Instinct MI300 ISA, in RDNA3 ISA and in RDNA4 ISA; "Memory Model" in LLVM's User
 Guide for AMDGPU Backend; counterOutOfOrder and determineVGPR16Dependency in LLVM's SIInsertWaitcnts.
@@ -77,8 +77,8 @@ def after(block: Sequence[Instruction], state: State, kernel: Kernel) -> State:
         Fault: an instruction touches a pending register. Its instruction is filled in.
     """
     for instruction in block:
-        if awaited := _awaited(instruction, kernel):
-            for counters, most in awaited:
+        if found := awaited(instruction):
+            for counters, most in found:
                 state = waited(state, counters, most)
             continue
         begun = begins(instruction, kernel)
@@ -212,10 +212,15 @@ def loaded(instruction: Instruction, kernel: Kernel) -> int:
     brings = re.search(r"load|read|permute|swizzle|rtn", instruction.name) or (
         "atomic" in instruction.name and _returns(instruction)
     )
-    if not brings or not instruction.operands or not counters_of(instruction, kernel):
+    if not brings or loads_into_lds(instruction) or not instruction.operands or not counters_of(instruction, kernel):
         return 0
     first = instruction.operands[0].of
     return _bits(first, kernel) if isinstance(first, Register) else 0
+
+
+def loads_into_lds(instruction: Instruction) -> bool:
+    """Whether a load of global memory brings its data into LDS: it writes no register."""
+    return instruction.name.startswith("global_load_lds_") or "lds" in instruction.modifiers
 
 
 _IMPLICIT = {"s_cbranch_vccz": "vcc", "s_cbranch_vccnz": "vcc", "s_cbranch_execz": "exec", "s_cbranch_execnz": "exec"}
@@ -250,7 +255,7 @@ def _named_register(bits: int, kernel: Kernel) -> str:
     return f"v{row}" if row < accumulation else f"a{row - accumulation}"
 
 
-def _awaited(instruction: Instruction, kernel: Kernel) -> list[tuple[tuple[str, ...], int]]:
+def awaited(instruction: Instruction) -> list[tuple[tuple[str, ...], int]]:
     """The counters that an instruction waits for, and the most that may be under way behind it."""
     name = instruction.name
     if name == "s_waitcnt":

@@ -63,6 +63,12 @@ class Watch:
     def lds_written(self, access: Access, values: list[np.ndarray]) -> None:
         """Waves store words, or the lowest 1 or 2 bytes of them, to LDS."""
 
+    def began(self, waves: Waves) -> None:
+        """Some waves begin an instruction of vector memory. Seen only in code that loads into LDS."""
+
+    def waited(self, waves: Waves, most: int) -> None:
+        """Some waves have waited until at most so many of these are under way. Seen only in code that loads into LDS."""
+
     def reached(self, barrier: Instruction, waves: Waves) -> None:
         """Some waves have come to a barrier."""
 

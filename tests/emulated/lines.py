@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from attn_amdgcn import lds_loads
 from attn_amdgcn.assembly import Kernel, code_of
 from attn_amdgcn.global_races import GlobalRaces
+from attn_amdgcn.lds_loads import LdsLoads
 from attn_amdgcn.lds_races import LdsRaces
 from attn_amdgcn.memory import Memory
 from attn_amdgcn.program import prepare
@@ -53,6 +55,7 @@ def ran(
     )
     memory = Memory(dict(buffers))
     search = (LdsRaces(1, num_waves, lds_bytes), GlobalRaces(memory)) if races else ()
+    loads = (LdsLoads(1, num_waves, lds_bytes),) if lds_loads.are_in(kernel) else ()
     waves = Waves(
         np.full((256, num_waves, lanes), JUNK, np.uint32),
         np.full((num_waves, SCALARS), JUNK, np.uint32),
@@ -60,7 +63,9 @@ def ran(
         number=np.arange(num_waves),
         slot=np.zeros(num_waves, np.int64),
         scratch=np.full((scratch_bytes // 4, num_waves, lanes), JUNK, np.uint32),
-        shared=Shared(memory, np.full((1, lds_bytes // 4), JUNK, np.uint32), lds_bytes, scratch_bytes, (*search, *watches)),
+        shared=Shared(
+            memory, np.full((1, lds_bytes // 4), JUNK, np.uint32), lds_bytes, scratch_bytes, (*loads, *search, *watches)
+        ),
     )
     for number, values in v.items():
         array = np.asarray(values)

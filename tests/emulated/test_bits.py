@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.emulated.lines import ran
+from tests.emulated.lines import JUNK, ran
 from tests.emulated.tables import check
 
 U32 = 1 << 32
@@ -155,3 +155,12 @@ def test_accumulation_registers_lie_behind_the_vector_registers():
         v={0: 77},
     )
     assert after.vector[[1, 192 + 3, 192 + 4, 192 + 5], 0, 9].tolist() == [77, 77, 77, 0x3F800000]
+
+
+def test_copies_to_accumulation_registers_leave_lanes_that_are_off():
+    """Unlike matrix instructions. findings/compilers/llvm-copies-before-exec.py shows a compiler that forgot it."""
+    text = "v_accvgpr_write_b32 a3, v0\nv_accvgpr_mov_b32 a4, a3\nv_accvgpr_read_b32 v1, a3"
+    after = ran(text, "gfx950", v={0: 77}, exec=0b101)
+    assert after.vector[[1, 192 + 3, 192 + 4], 0, :4].tolist() == 3 * [[77, JUNK, 77, JUNK]]
+    after = ran(text, "gfx950", v={0: 77}, exec=0)
+    assert (after.vector[[1, 192 + 3, 192 + 4]] == JUNK).all()

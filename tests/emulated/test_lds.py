@@ -152,3 +152,10 @@ def test_an_address_beyond_the_lds_is_a_fault(text):
         ran(text, v={0: np.where(LANES == 60, 254, 0)}, lds_bytes=256)
     ran(text, v={0: np.where(LANES == 60, 254, 0)}, lds_bytes=256, exec=~(1 << 60))
     ran(text, v={0: 254}, lds_bytes=256, exec=0)
+
+
+def test_an_address_may_be_negative_before_its_offset_is_added():
+    after = ran(f"{FILL}\nds_read_b32 v4, v0 offset:260", v={0: (LANES * 4 - 256).astype(np.uint32), **FILLED})
+    assert after.vector[4, 0].tolist() == [*VALUES[0, 1:], VALUES[1, 0]]
+    with pytest.raises(Fault, match="4 bytes at byte 4294967292 of LDS"):
+        ran("ds_read_b32 v4, v0 offset:252", v={0: -256})

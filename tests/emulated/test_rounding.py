@@ -10,6 +10,7 @@ from tests.emulated.test_run import KERNEL
 NAMED = (
     *(f"v_{prefix}{name}_f32" for prefix in ("", "s_") for name in ("exp", "log", "rcp", "rsq", "sqrt")),
     *("v_exp_f16", "v_rcp_f64", "v_sin_f32", "v_mfma_f32_32x32x8_bf16", "v_mfma_f64_16x16x4_f64", "v_wmma_bf16_16x16x16_bf16"),
+    "v_dot2_bf16_bf16",
 )
 EXACT = (
     *("v_frexp_exp_i32_f32", "v_rcp_iflag_f32", "v_mfma_i32_32x32x16_i8", "v_wmma_i32_16x16x16_iu8", "v_ldexp_f32"),

@@ -95,3 +95,32 @@ def test_a_branch_is_taken_on_its_condition_alone(condition, given):
     assert int(ran(text, **given).scalar[0, 2]) == 1
     otherwise = {name: opposite[name][value] for name, value in given.items()}
     assert int(ran(text, **otherwise).scalar[0, 2]) == 2
+
+
+def test_what_a_kernel_gets_that_may_call_something():
+    """LLVM then asks for the pointers of a dispatch and of services, and for the lane's number in each dimension."""
+    settings = ["dispatch_ptr", "queue_ptr", "kernarg_segment_ptr", "dispatch_id"]
+    lines = [
+        "s_load_dwordx2 s[10:11], s[4:5], 0x0",
+        "s_load_dwordx2 s[12:13], s[4:5], 0x8",
+        "v_lshlrev_b32_e32 v1, 2, v0",
+        "v_mov_b32_e32 v2, s8",
+        "s_waitcnt lgkmcnt(0)",
+        "global_store_dword v1, v2, s[10:11]",
+    ]
+
+    def launched(*lines: str) -> list[int]:
+        text = kernel_text(
+            *lines,
+            arguments=[POINTER, ("hidden_hostcall_buffer", 8)],
+            settings=[*(f"user_sgpr_{name} 1" for name in settings), "user_sgpr_count 8", "system_vgpr_workitem_id 2"],
+        )
+        memory, _ = launch(prepare(load(text)), (3, 1, 1), [("data", 0)], {"data": np.zeros(512, np.uint8)})
+        return memory.contents("data").view(np.uint32).tolist()
+
+    assert launched(*lines) == [2] * 128
+    with pytest.raises(Fault, match="of data"):
+        launched(*lines, "global_load_dword v3, v1, s[12:13]")
+    settings.append("flat_scratch_init")
+    with pytest.raises(UnknownInstructionError, match="user_sgpr_flat_scratch_init"):
+        launched(*lines)

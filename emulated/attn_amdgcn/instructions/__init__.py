@@ -11,6 +11,7 @@ from attn_amdgcn.instructions import (
     convert,
     cross_lane,
     division,
+    dot,
     extremes,
     float8,
     float_arithmetic,
@@ -24,6 +25,7 @@ from attn_amdgcn.instructions import (
     scalar_float,
     scalar_memory,
     scratch,
+    to_lds,
     transcendental,
 )
 from attn_amdgcn.instructions.forms import REGISTERED, dual_step
@@ -42,6 +44,7 @@ FAMILIES = (
     transcendental,
     division,
     packed,
+    dot,
     compare,
     convert,
     float8,
@@ -50,6 +53,7 @@ FAMILIES = (
     buffer_memory,
     scratch,
     lds,
+    to_lds,
     matrix,
     control,
 )

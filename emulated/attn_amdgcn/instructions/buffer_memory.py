@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Named, Operand, Register
 from attn_amdgcn.errors import Fault
-from attn_amdgcn.instructions import scratch
+from attn_amdgcn.instructions import scratch, to_lds
 from attn_amdgcn.instructions.formats import LOADS, STORES, Format, data_row, loaded, number, reads_data, stored, writes_data
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
 from attn_amdgcn.instructions.global_memory import CACHE
@@ -33,6 +33,7 @@ from attn_amdgcn.operands import KINDS, Read, reads_scalar, scalar_index, unknow
 from attn_amdgcn.watch import Access
 from attn_amdgcn.waves import Waves
 
+MODIFIERS = ("offset", "offen", *CACHE)
 PRIVATE_BASE = 0x1234_0000_0000
 """Where the private segment of all waves begins, as its resource says: no buffer lies there."""
 PRIVATE_WORDS = (PRIVATE_BASE & 0xFFFFFFFF, 1 << 31 | PRIVATE_BASE >> 32, 0xFFFFFFFF, 0x00E27000)
@@ -61,9 +62,15 @@ class Range(NamedTuple):
 @own_step(" ".join(f"buffer_load_{name}" for name in LOADS))
 def buffer_load(instruction: Instruction, kernel: Kernel) -> Step:
     form = LOADS[instruction.name.removeprefix("buffer_load_")]
-    target, address, resource, soffset = _operands(instruction)
+    if "lds" in instruction.modifiers:
+        check_count(instruction, 3)
+        check_modifiers(instruction, "lds", *MODIFIERS)
+        address, resource, soffset = instruction.operands
+        write = to_lds.writes(instruction, form, to_lds.BITS_OF_M0.get(kernel.architecture, 0), kernel)
+    else:
+        target, address, resource, soffset = _operands(instruction)
+        write = writes_data(instruction, target, form, kernel)
     ranges, offsets = _ranges(instruction, resource, soffset, kernel), _offsets(instruction, address, kernel)
-    write = writes_data(instruction, target, form, kernel)
 
     def step(waves: Waves) -> None:
         within, offset = ranges(waves), offsets(waves)
@@ -106,7 +113,7 @@ def buffer_store(instruction: Instruction, kernel: Kernel) -> Step:
 def _operands(instruction: Instruction) -> tuple[Operand, ...]:
     """Data, vaddr, the resource and soffset."""
     check_count(instruction, 4)
-    check_modifiers(instruction, "offset", "offen", *CACHE)
+    check_modifiers(instruction, *MODIFIERS)
     return instruction.operands
 
 

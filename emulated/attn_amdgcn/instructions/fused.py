@@ -33,7 +33,19 @@ def fma32_scaled(a: np.ndarray, b: np.ndarray, c: np.ndarray, exponent: np.ndarr
 
 def fma32_to_odd(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     """a * b + c, as a float32 rounded to odd: rounding it to a bfloat16 is rounding the exact sum."""
-    total = _odd(np.multiply(a, b, dtype=F64), c.astype(F64))
+    return _narrowed(_odd(np.multiply(a, b, dtype=F64), c.astype(F64)))
+
+
+def dot2_to_odd(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray, e: np.ndarray) -> np.ndarray:
+    """a * b + c * d + e of bfloat16 that are held in float32, as a float32 rounded to odd."""
+    first, lost = _sum(np.multiply(a, b, dtype=F64), np.multiply(c, d, dtype=F64))
+    total, lost_then = _sum(first, e.astype(F64))
+    rest = _odd(lost, lost_then)
+    return _narrowed(np.where(np.isfinite(total) & (rest != 0), _odd(total, rest), total))
+
+
+def _narrowed(total: np.ndarray) -> np.ndarray:
+    """float64 as float32, rounded to odd."""
     nearest = total.astype(F32)
     inexact, is_even = nearest != total, nearest.view(np.uint32) & 1 == 0
     other = np.nextafter(nearest, np.copysign(F32(np.inf), (total - nearest).astype(F32)))
@@ -79,9 +91,14 @@ def _may_be_halfway(total: np.ndarray, result: np.ndarray) -> bool:
 
 def _odd(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The sum of two float64, rounded to odd."""
-    total = a + b
-    of_b = total - a
-    error = (a - (total - of_b)) + (b - of_b)
+    total, error = _sum(a, b)
     is_even = total.view(np.int64) & 1 == 0
     other = np.nextafter(total, np.copysign(np.inf, error))
     return np.where((error != 0) & is_even & np.isfinite(total), other, total)
+
+
+def _sum(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rounded sum of two float64, and what it lacks of the exact sum; the latter is exact where the sum is finite."""
+    total = a + b
+    of_b = total - a
+    return total, (a - (total - of_b)) + (b - of_b)

@@ -30,7 +30,7 @@ def global_load(instruction: Instruction, kernel: Kernel) -> Step:
     check_modifiers(instruction, "offset", "scale_offset", *CACHE)
     form = LOADS[instruction.name.removeprefix("global_load_")]
     target, address, base = instruction.operands
-    places = _places(instruction, address, base, form, kernel)
+    places = places_of(instruction, address, base, form, kernel)
     write, size = writes_data(instruction, target, form, kernel), form.size
 
     def step(waves: Waves) -> None:
@@ -49,7 +49,7 @@ def global_store(instruction: Instruction, kernel: Kernel) -> Step:
     check_modifiers(instruction, "offset", "scale_offset", *CACHE)
     form = STORES[instruction.name.removeprefix("global_store_")]
     address, source, base = instruction.operands
-    places = _places(instruction, address, base, form, kernel)
+    places = places_of(instruction, address, base, form, kernel)
     read, size = reads_data(instruction, source, form, kernel), form.size
 
     def step(waves: Waves) -> None:
@@ -62,7 +62,7 @@ def global_store(instruction: Instruction, kernel: Kernel) -> Step:
     return step
 
 
-def _places(
+def places_of(
     instruction: Instruction, address: Operand, base: Operand, form: Format, kernel: Kernel
 ) -> Callable[[Waves], np.ndarray]:
     """[waves, lanes] int64: addresses less BASE."""

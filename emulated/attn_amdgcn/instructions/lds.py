@@ -1,9 +1,11 @@
 """Loads and stores of LDS, the memory of a workgroup.
 
-An address is vaddr plus `offset`, in bytes. The forms of two addresses add offset0 and offset1 times an element's size, and
-st64 or stride64 another factor of 64. An address beyond the workgroup's LDS is a fault.
+An address is vaddr plus `offset`, in bytes and modulo 2 ** 32, so vaddr may be negative. The forms of two addresses add
+offset0 and offset1 times an element's size, and st64 or stride64 another factor of 64. An address beyond the workgroup's LDS is
+a fault.
 
-Source: "LDS Indexed Instructions" in AMD's Instinct MI300 ISA, and "DS Instructions" in AMD's RDNA4 ISA.
+Source: "LDS Indexed Instructions" in AMD's Instinct MI300 ISA, and "DS Instructions" in AMD's RDNA4 ISA; for negative vaddr
+isDSOffsetLegal in LLVM.
 """
 
 from collections.abc import Callable
@@ -161,14 +163,24 @@ def places_of(instruction: Instruction, operand: Operand, size: int, kernel: Ker
                 return np.zeros(waves.shape, np.int64)
             address = np.where(waves.lanes, address, some[0])
         if int(address.max()) + offset + size > shared.lds_bytes:
-            raise _beyond(waves, address.astype(np.int64) + offset, size)
+            return place_of(waves, (address + np.uint32(offset)).astype(np.int64), size)
         return (waves.slot * (4 * shared.lds.shape[1]) + offset)[:, None] + address
 
     return places
 
 
-def _beyond(waves: Waves, address: np.ndarray, size: int) -> Fault:
-    outside = address + size > waves.shared.lds_bytes
-    wave, lane = (int(number) for number in np.argwhere(outside if waves.lanes is None else outside & waves.lanes)[0])
-    what = f"{size} bytes at byte {int(address[wave, lane])} of LDS, of which a workgroup has {waves.shared.lds_bytes} bytes"
-    return Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane)
+def place_of(waves: Waves, address: np.ndarray, size: int) -> np.ndarray:
+    """Where bytes lie in the LDS of all workgroups, by their addresses [waves, lanes] int64 in the workgroup's.
+
+    Raises:
+        Fault: a lane that is on accesses a byte beyond it.
+    """
+    has = waves.shared.lds_bytes
+    outside = (address < 0) | (address + size > has)
+    if waves.lanes is not None:
+        outside &= waves.lanes
+    if outside.any():
+        wave, lane = (int(number) for number in np.argwhere(outside)[0])
+        what = f"{size} bytes at byte {int(address[wave, lane])} of LDS, of which a workgroup has {has} bytes"
+        raise Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane)
+    return address + (waves.slot * (4 * waves.shared.lds.shape[1]))[:, None]

@@ -35,8 +35,10 @@ with the kernel's owner. Nothing is filed by a tool of this project.
   fails. `attn-parity select` lists the findings that a layer can meet in the selected backend.
 - To replay a finding, install the package of the version that is named, without what it requires (`pip install
   --no-deps vllm==0.33.0`), and start in the repository's root. The replay exits with 1 and names the finding.
-- One finding is in a compiler, and has a script without a page: `python findings/compilers/ptxas-lost-shift.py`. ptxas 12.8,
+- Two findings are in compilers, and have scripts without pages. `python findings/compilers/ptxas-lost-shift.py`: ptxas 12.8,
   which Triton 3.6.0 and 3.7.1 bring, stores to a wrong address of shared memory in a kernel that spills registers.
+  `python findings/compilers/llvm-copies-before-exec.py`: LLVM 22, which Triton 3.6.0 brings, saves registers of a kernel for
+  gfx950 while lanes are off, and restores them for all lanes. The outputs are wrong.
 
 `python -m attn_fuzz.report.finding_scripts` runs the scripts, and `python -m attn_fuzz.report.findings_page` writes the pages.
 """

@@ -1,0 +1,63 @@
+"""Loads from global memory into LDS.
+
+Lane i of a wave loads to M0 + the instruction's `offset` + i times the distance of lanes. It is 4 bytes for one word, and 16
+bytes for three or four words, so a load of three skips the fourth. `offset` is added to the address in global memory, too. Of
+M0, global instructions read bits 17:2, and buffer instructions bits 17:0, on gfx942 bits 15:0. A lane that is off loads
+nothing. A lane beyond the workgroup's LDS writes nothing on hardware; here it is a fault.
+
+Source: "Memory Buffer Load to LDS" and, among "Flat Memory Instructions", "Addressing" in AMD's CDNA4 ISA. For global loads it
+has the distances of one and of four words; that of three is taken from buffer loads.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from attn_amdgcn.assembly import Instruction, Kernel
+from attn_amdgcn.instructions import lds
+from attn_amdgcn.instructions.formats import LOADS, Format, loaded, number
+from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
+from attn_amdgcn.instructions.global_memory import CACHE, places_of
+from attn_amdgcn.operands import unknown
+from attn_amdgcn.watch import Access
+from attn_amdgcn.waves import M0, Waves
+
+SIZES = {"gfx942": ("dword",), "gfx950": ("dword", "dwordx3", "dwordx4")}
+"""What each architecture loads into LDS, beside bytes and halves of words."""
+BITS_OF_M0 = {"gfx942": 0xFFFF, "gfx950": 0x3FFFF}
+"""Those that a buffer instruction reads."""
+
+
+@own_step(" ".join(f"global_load_lds_{size}" for size in SIZES["gfx950"]))
+def global_load_lds(instruction: Instruction, kernel: Kernel) -> Step:
+    check_count(instruction, 2)
+    check_modifiers(instruction, "offset", *CACHE)
+    form = LOADS[instruction.name.removeprefix("global_load_lds_")]
+    address, base = instruction.operands
+    places = places_of(instruction, address, base, form, kernel)
+    write = writes(instruction, form, 0x3FFFC, kernel)
+
+    def step(waves: Waves) -> None:
+        memory = waves.shared.memory
+        place = memory.checked(places(waves), form.size, waves.lanes, waves)
+        for watch in waves.shared.watches:
+            watch.global_read(Access(waves, place, form.size, waves.lanes, instruction))
+        write(waves, loaded(memory, place, form))
+
+    return step
+
+
+def writes(
+    instruction: Instruction, form: Format, bits_of_m0: int, kernel: Kernel
+) -> Callable[[Waves, list[np.ndarray]], None]:
+    """Writes what a load brings into LDS."""
+    name = instruction.name.rpartition("_")[2]
+    if name not in SIZES.get(kernel.architecture, ()):
+        raise unknown(instruction, f"a load into LDS on {kernel.architecture}")
+    distance = 4 if form.size == 4 else 16
+    of_lane = np.arange(kernel.wave_size) * distance + number(instruction, "offset")
+
+    def write(waves: Waves, values: list[np.ndarray]) -> None:
+        address = (waves.scalar[:, M0] & np.uint32(bits_of_m0)).astype(np.int64)[:, None] + of_lane
+        lds.writes(waves, lds.place_of(waves, address, form.size), values, form, instruction)
+
+    return write
