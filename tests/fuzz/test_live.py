@@ -295,8 +295,9 @@ def test_a_recording_leaves_no_trace_and_does_not_end_the_program_that_it_watche
     before = [getattr(*function) for function in functions]
     call.q[0, 0, 0] = torch.nan
     none = "NO CALL WAS JUDGED: 1 could not be, the first because of: "
-    with pytest.warns(UserWarning, match=f"{none}q, k, v: got NaN"), attn_fuzz.recording(tmp_path) as recording:
+    with attn_fuzz.recording(tmp_path, most=0):
         assert all(getattr(*function) is not own for function, own in zip(functions, before, strict=True))
+    with pytest.warns(UserWarning, match=f"{none}q, k, v: got NaN"), attn_fuzz.recording(tmp_path) as recording:
         answer(call)
     assert [getattr(*function) for function in functions] == before
     assert [found.error is not None and "NaN or infinity" in found.error for found in recording.found] == [True]
