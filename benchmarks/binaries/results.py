@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from attn_parity.binaries import page
 from attn_parity.binaries.facts import Facts
-from attn_parity.binaries.results import FACTS, csv_of, fact_cells, facts_from, records_of
+from attn_parity.binaries.results import FACTS, count_of, csv_of, fact_cells, facts_from, records_of
 from attn_parity.binaries.results import Row as Binary
 
 SCHEMA = "attn-parity.binaries/1"
@@ -100,6 +100,6 @@ def read(path: Path) -> Results:
     for record in records:
         named = {name: record[name] for name in ("architecture", "case", "whose", "kernel", "why")}
         facts = facts_from(record, str(path)) if record["lds_bytes"] else None
-        rows.append(Row(**named, num_warps=int(record["num_warps"]), facts=facts))
+        rows.append(Row(**named, num_warps=count_of(record, "num_warps", str(path)), facts=facts))
     peers = {record["whose"]: record["version"] for record in records if record["version"]}
     return Results(triton=records[0]["triton"], peers=peers, rows=tuple(rows))

@@ -1,12 +1,13 @@
 """What `attn-parity select` is asked about: one layer by options, a model file of this project, or a model config."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
-from attn_contract import RULES, AttentionType
+from attn_contract import RULES, AttentionType, ContractError
 from attn_fuzz import inputs
 from attn_parity import model_file
 from attn_parity.model_config import ModelConfig, is_model_config, model_config
@@ -14,7 +15,7 @@ from attn_parity.model_config.deployed import Engine, deployed
 from attn_parity.model_file import ModelFile
 
 ONE_LAYER = "layer"
-_NEEDED = {"num_heads": "--heads", "head_size": "--head-size"}
+_NEEDED = ("num_heads", "head_size")
 _OF_THE_ENGINE = frozenset(
     {
         *("dtype", "block_size", "layout", "kv_cache_dtype", "scales", "output_dtype", "tensor_parallel"),
@@ -69,18 +70,55 @@ def asked_of(file: Path | None, given: Mapping[str, Any]) -> Asked:
     if not is_model_config(content):
         _refuse(given, "FILE says all about its layers")
         return Asked(source=model_file.model_file(content))
-    _refuse({name: value for name, value in given.items() if name not in _OF_THE_ENGINE}, "the config says it")
+    _refuse([name for name in given if name not in _OF_THE_ENGINE], "the config says it")
     return Asked(source=model_config(content), given=given)
 
 
-def _refuse(given: Mapping[str, Any], why: str) -> None:
-    if given:
-        raise click.UsageError(f"{why}: leave out {', '.join(sorted(given))}")
+def of_options(error: ContractError, file: Path | None, given: Mapping[str, Any]) -> ContractError:
+    """The error, which names the options that set its fields. Fields that a file has set keep their names.
+
+    Args:
+        given: the options, by the fields that they set.
+    """
+    is_unset = error.got is None
+    options = {
+        name: option
+        for name, option in _options().items()
+        if file is None or name in given or (is_unset and name in _OF_THE_ENGINE)
+    }
+    if "sliding_window" in given:
+        options["window"] = options["sliding_window"]
+    options["backend"] = "--backend"
+    where, _, field = error.argument.rpartition(": ")
+    option = options.get(field.partition("[")[0])
+    if option is None:
+        return error
+    # names of one word, such as `window`, may be words of a sentence
+    expected = re.sub(r"[a-z]+_\w+", lambda found: options.get(found[0], found[0]), error.expected)
+    got = "nothing" if is_unset else error.got
+    return ContractError(f"{where}: {option}" if where not in ("", ONE_LAYER) else option, got, expected)
+
+
+def _options() -> dict[str, str]:
+    """The options of the running command, by the names of its parameters, which are fields of a layer."""
+    parameters = click.get_current_context().command.params
+    return {str(one.name): one.opts[0] for one in parameters if isinstance(one, click.Option)}
+
+
+def _refuse(names: Iterable[str], why: str) -> None:
+    options = _options()
+    if given := sorted(options[name] for name in names):
+        raise click.UsageError(f"{why}: leave out {', '.join(given)}")
 
 
 def _one_layer(given: Mapping[str, Any]) -> ModelFile:
-    if missing := [option for name, option in _NEEDED.items() if name not in given]:
+    options = _options()
+    if missing := [options[name] for name in _NEEDED if name not in given]:
         raise click.UsageError(f"give a model's FILE, or of a layer at least {', '.join(missing)}")
+    if "sliding_window" in given and "window" in given:
+        raise click.UsageError("--sliding-window N means --window N-1 N-1: give one of the two")
+    if "kv_sharing" in given:
+        raise click.UsageError("--kv-sharing: only a model file says whose cache a layer reads")
     fields = {"dtype": "bfloat16", "num_kv_heads": given["num_heads"], **given}
     if (width := fields.pop("sliding_window", None)) is not None:
         fields["window"] = (width - 1, width - 1)

@@ -103,8 +103,8 @@ def command(
     if check and (writes or save or json_file or budget_file or runs):
         raise click.UsageError("--check compiles and writes nothing: leave out --write, --save, --json, --budgets and --run")
     allowed = budgets.load(budget_file)
-    if check:
-        _read(path)  # before Triton is imported, which takes seconds
+    check_writable(json_file)
+    kept = _read_before(path, check=check, writes=writes, partly=partly)
     if runs:
         import attn_amdgcn  # noqa: F401  # needs the extra `emulated`
         import attn_fuzz.strategies.cases  # noqa: F401  # needs the extra `fuzz`
@@ -117,10 +117,6 @@ def command(
         raise click.UsageError("--run: there is an emulator for AMD's architectures only: see --arch")
     if check:
         return _check(path, calls, allowed)
-    check_writable(json_file)
-    if writes:
-        check_page_writable(path)
-    kept = _read(path)[0] if writes and partly else None  # the rest of the page
     if kept is not None and kept.triton != version("triton"):
         here = f"Triton {kept.triton}, and here is {version('triton')}"
         raise click.UsageError(f"--write: the other launches of {_data_of(path)} were compiled with {here}: write them all")
@@ -244,6 +240,23 @@ def _read(path: Path) -> tuple[Results, Executions]:
     return found, _kept(_runs_of(path), found.triton)
 
 
+def _read_before(path: Path, *, check: bool, writes: bool, partly: bool) -> Results | None:
+    """The rest of the page, where only a part of it is written. It is read before Triton is imported, which takes seconds.
+
+    Raises:
+        click.ClickException: a file that is read later is missing or wrong, or one cannot be written.
+    """
+    if writes:
+        check_page_writable(path)
+    if check and not path.is_file():
+        raise click.ClickException(f"--page: {path} does not exist; `attn-parity compile --write` writes it")
+    if check or (writes and partly):
+        return _read(path)[0]
+    if writes:
+        _kept(_runs_of(path), "")
+    return None
+
+
 def _kept(runs: Path, triton: str) -> Executions:
     """What a file of executions holds; none by this version of Triton if there is no such file."""
     try:
@@ -285,12 +298,10 @@ def _check(path: Path, calls: "Calls", allowed: Budgets) -> int:
     """The exit code: 0 if the page follows from its CSV file, which has these launches and all within budget; else 1."""
     from attn_parity.binaries.shipped_calls import main_names
 
-    if not path.is_file():
-        raise click.ClickException(f"--page: {path} does not exist; `attn-parity compile --write` writes it")
     found, kept = _read(path)
     names = _names(calls)
     wrong = [*differences(found, names), *executions.differences(kept, found.triton, names), *_over(found, calls, allowed)]
-    if path.read_text(encoding="utf-8") != page.text(found, allowed, main_names(), kept):
+    if inputs.read_text(path) != page.text(found, allowed, main_names(), kept):
         wrong.append(f"{path} is not what {_data_of(path)} says: run `attn-parity compile --write`")
     for line in wrong:
         results.print(line, soft_wrap=True)

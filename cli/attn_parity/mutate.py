@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 import msgspec
-from attn_fuzz import outputs
+from attn_fuzz import inputs, outputs
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.report import mutants_page, results_file
 from attn_fuzz.report.mutants_page import Results
@@ -124,17 +124,17 @@ def command(
     equivalent, causes = reasons.load(EQUIVALENT), reasons.load(NOT_FOUND)
     if check:
         return _check(page, equivalent)
-    mutants = generate.by_name(only) if only else generate.sample(sample, sample_seed)
-    if lists:
-        for mutant in mutants:
-            results.print(f"{mutant.name}  {mutant.change}", soft_wrap=True)
-        return 0
     check_writable(json_file)
     if writes or rewrites:
         check_page_writable(page)
     device = use_device(device)
+    log = None if lists else Log(path, device, PACKAGE)
+    mutants = generate.by_name(only) if only else generate.sample(sample, sample_seed)
+    if log is None:
+        for mutant in mutants:
+            results.print(f"{mutant.name}  {mutant.change}", soft_wrap=True)
+        return 0
     say_what_runs_kernels(device, [registry.load(name) for name in chosen])
-    log = Log(path, device, PACKAGE)
     running = [mutant for mutant in mutants if mutant.name not in equivalent]
     numbers = range(seed, seed + seeds)
     at_most = examples or PROFILES[profile]
@@ -237,7 +237,7 @@ def _check(page: Path, equivalent: dict[str, str]) -> int:
         raise click.ClickException(f"--page: {data} does not exist; `attn-parity mutate --write` writes it")
     found = results_file.load(data, Results)
     wrong = mutants_page.differences(found, (mutant.name for mutant in generate.of_package()), equivalent)
-    if not page.is_file() or page.read_text(encoding="utf-8") != mutants_page.text(found):
+    if not page.is_file() or inputs.read_text(page) != mutants_page.text(found):
         wrong.append(f"{page} is not what {data} makes: run `attn-parity mutate --write`")
     for line in wrong:
         results.print(line, soft_wrap=True)

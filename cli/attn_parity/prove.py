@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from attn_fuzz import extras, outputs
+from attn_fuzz import extras, inputs, outputs
 from attn_parity.console import notes, results
 from attn_parity.options import PAGES, MaintainersOption, check_writable, json_option, page_option, plain_table, write_json
 
@@ -94,7 +94,7 @@ def _prove(theorems: list[Any], folder: Path, page: Path, *, writes: bool, check
     if writes:
         outputs.write(page, text)
         notes.print(f"{page} written")
-    if checks and (not page.is_file() or page.read_text(encoding="utf-8") != text):
+    if checks and (not page.is_file() or inputs.read_text(page) != text):
         results.print(f"{page} is not current: run `attn-parity prove --write`", soft_wrap=True)
         return 1
     return 0

@@ -9,7 +9,7 @@ import click
 from attn_contract import RULES, AttentionConfig, AttentionType, ContractError, Layout, UnsupportedError
 from attn_contract.attention_config import Scales
 from attn_parity import model_file
-from attn_parity.asked import Asked, asked_of, own_float8
+from attn_parity.asked import Asked, asked_of, of_options, own_float8
 from attn_parity.console import results
 from attn_parity.options import check_writable, json_option, write_json
 from attn_parity.selected import print_assignments, print_config, print_findings, print_vllm
@@ -102,7 +102,8 @@ def command(
         about["model"] = asked.name
         result = _select(asked, _architecture(arch), _aiter(aiter_version), backends, serve)
     except ContractError as error:
-        raise click.ClickException(f"{file}: {error}" if file else str(error)) from error
+        named = of_options(error, file, given)
+        raise click.ClickException(f"{file}: {named}" if file else str(named)) from error
     except UnsupportedError as error:
         result = {"error": str(error), "layers": {}}
         results.print(f"{file}: {error}" if file else str(error), soft_wrap=True)
@@ -171,7 +172,7 @@ def _architecture(name: str | None) -> str:
     try:
         return this_architecture() if name is None else parse_architecture(name)
     except ContractError as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(f"--arch: got {error.got}, expected {error.expected}") from error
 
 
 def _aiter(version: str) -> "Aiter":

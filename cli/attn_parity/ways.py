@@ -16,7 +16,7 @@ from typing import TypeVar, get_args
 
 import click
 import msgspec
-from attn_fuzz import extras, outputs
+from attn_fuzz import extras, inputs, outputs
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.exhaustive import first
 from attn_fuzz.exhaustive.scope import SCOPES
@@ -140,6 +140,8 @@ def command(
         limit=limit,
         until=time.time() + 60 * minutes if minutes else None,
     )
+    data = page.with_suffix(".json")
+    kept = [results_file.load(data, Results)] if writes and data.is_file() else []
     if take:
         found = ways_page.merged([results_file.load(path, Results) for path in take], names)
     else:
@@ -149,9 +151,8 @@ def command(
     if json_file:
         write_json(json_file, msgspec.to_builtins(found))
     if writes:
-        kept = [results_file.load(page.with_suffix(".json"), Results)] if page.with_suffix(".json").is_file() else []
         whole = ways_page.merged([*kept, found], names)
-        outputs.write(page.with_suffix(".json"), results_file.dumps(whole))
+        outputs.write(data, results_file.dumps(whole))
         outputs.write(page, ways_page.text(whole, everybody))
         notes.print(f"{page} written")
     if broken := [caught.error for row in found.mutants for caught in row.ways.values() if caught.error]:
@@ -331,7 +332,7 @@ def _check(page: Path, everybody: Sequence[KnownBug]) -> int:
         raise click.ClickException(f"--page: {data} does not exist; `attn-parity ways --write` writes it")
     found = results_file.load(data, Results)
     wrong = [*ways_page.differences(found, everybody), *ways_page.needless(found, everybody)]
-    if not page.is_file() or page.read_text(encoding="utf-8") != ways_page.text(found, everybody):
+    if not page.is_file() or inputs.read_text(page) != ways_page.text(found, everybody):
         wrong.append(f"{page} is not what {data} and the mutants make: run `attn-parity ways --take {data} --write`")
     for line in wrong:
         results.print(line, soft_wrap=True)

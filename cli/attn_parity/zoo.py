@@ -6,7 +6,7 @@ from typing import get_args
 
 import click
 import msgspec
-from attn_fuzz import outputs
+from attn_fuzz import inputs, outputs
 from attn_fuzz.corpus import files
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.report import results_file, zoo_page
@@ -242,7 +242,7 @@ def _check(page: Path, residents: list[KnownBug]) -> int:
     """The exit code: 0 if the page follows from its JSON and these mutants, and every mutant has results; else 1."""
     found = _kept(page)
     wrong = zoo_page.differences(found, residents)
-    if not page.is_file() or page.read_text(encoding="utf-8") != zoo_page.text(found, residents):
+    if not page.is_file() or inputs.read_text(page) != zoo_page.text(found, residents):
         wrong.append(f"{page} is not what {page.with_suffix('.json')} and the mutants make: run `attn-parity zoo --rewrite`")
     for line in wrong:
         results.print(line, soft_wrap=True)

@@ -34,13 +34,14 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
     """
     try:
         with open(path, "rb", opener=_without_waiting) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
                 raise InputError(f"{path}: not a file")
-            text = file.read(most + 1)
+            # a file may say that it is smaller than it is, as those of /proc do
+            if found.st_size > most or len(text := file.read(most + 1)) > most:
+                raise InputError(f"{path}: larger than {most} bytes")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    if len(text) > most:
-        raise InputError(f"{path}: larger than {most} bytes")
     return text
 
 

@@ -50,11 +50,8 @@ def recording(
     watched = functools.partial(_watched, record=record, implementation=implementation)
     with intercepted(implementation, lambda function: functools.partial(watched, function)):
         yield record
-    if record.calls == 0:
-        of_none = "no model asked for it, or the model attends by code of its own"
-        reasons, count = list(record.not_judged), sum(record.not_judged.values())
-        reason = f"{count} could not be, the first because of: {reasons[0]}" if reasons else of_none
-        warnings.warn(f"recording: no call of attn_implementation={implementation!r} was judged: {reason}", stacklevel=3)
+    if reason := record.why_nothing_was_judged("no model asked for it, or the model attends by code of its own"):
+        warnings.warn(f"recording: NO CALL of attn_implementation={implementation!r} WAS JUDGED: {reason}", stacklevel=3)
 
 
 def _watched(

@@ -27,6 +27,10 @@ def register() -> None:
     try:
         from attn_vllm_recording.watching import watch
     except ModuleNotFoundError as error:
-        reason = f"{VARIABLE} is set, and recording needs {error.name}: pip install 'attn-parity[fuzz]'"
-        raise ModuleNotFoundError(reason, name=error.name) from None
+        from attn_fuzz import extras
+
+        sentence = extras.missing((error.name or "").split(".")[0])
+        if sentence is None:
+            raise
+        raise ModuleNotFoundError(f"{VARIABLE} is set, and {sentence}", name=error.name) from None
     watch(setting)

@@ -1,4 +1,4 @@
-"""`python -m attn_vllm_recording FOLDER`: the summary of a recording. Exit code 0: right, 1: wrong, 2: nothing was judged."""
+"""`python -m attn_vllm_recording FOLDER`: the summary of a recording."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from attn_vllm_recording.summary import FolderError, Summary
 def main(folder: Path) -> None:
     """Sum up what the processes of a vLLM engine have recorded in FOLDER, which ATTN_PARITY_RECORDING named.
 
-    Exit code 0: all judged calls are right. 1: a call is wrong. 2: no call was judged.
+    Exit code 0: all judged calls are right. 1: a call is wrong. 2: no call was judged, or a file was left out.
     """
     try:
         summary = Summary.of(folder)

@@ -1,10 +1,18 @@
-"""The summary of a recording's folder: what all processes of an engine have seen. It needs neither vLLM nor torch."""
+"""The summary of a recording's folder: what all processes of an engine have seen. It needs neither vLLM nor torch.
 
-import json
+No file of the folder is trusted. A file that no process of a recording can have written is named and left out. What files say
+is printed as printable characters, one line for each text.
+"""
+
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from attn_fuzz import inputs
+from attn_fuzz.errors import InputError
+from attn_fuzz.text import one_line, printable
 
 from attn_vllm_recording.settings import VARIABLE
 
@@ -19,9 +27,12 @@ NO_LAYER = "no process has built a layer of attention: has vLLM loaded its model
 NO_CALL = "layers were built, and not one was called: does vLLM replay CUDA graphs? --enforce-eager calls its layers"
 NO_TURN = "it was the turn of no call that can be judged"
 
+MAX_BYTES: Final = 1 << 24
+MOST_TEXT: Final = 500
+
 
 class FolderError(ValueError):
-    """The folder is no recording's. The message names it."""
+    """The folder cannot be read. The message names it."""
 
 
 @dataclass(frozen=True)
@@ -31,21 +42,33 @@ class Summary:
     Args:
         folder: that ATTN_PARITY_RECORDING named.
         processes: what each file holds, and the folder of the file.
+        left_out: why files were left out. Each text begins with the file's name.
     """
 
     folder: Path
     processes: tuple[tuple[Path, dict[str, Any]], ...]
+    left_out: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, folder: Path) -> "Summary":
         """Read what is there. Processes may still be writing: each file is replaced in one step.
 
         Raises:
-            FolderError: there is no such folder, or a file in it is none of a recording.
+            FolderError: there is no such folder, or it cannot be read.
         """
-        if not folder.is_dir():
-            raise FolderError(f"{folder}: there is no such folder. {NO_PROCESS}")
-        return cls(folder, tuple((path.parent, _read(path)) for path in sorted(folder.glob(f"*/{FILE}"))))
+        try:
+            if not folder.is_dir():
+                raise FolderError(f"{printable(str(folder))}: there is no such folder. {NO_PROCESS}")
+            paths = [each / FILE for each in sorted(folder.iterdir()) if each.is_dir() and _is_there(each / FILE)]
+        except OSError as error:
+            raise FolderError(f"{printable(str(folder))}: {error.strerror}") from None
+        processes, left_out = [], []
+        for path in paths:
+            try:
+                processes.append((path.parent, _read(path)))
+            except InputError as error:
+                left_out.append(one_line(str(error)))
+        return cls(folder, tuple(processes), tuple(left_out))
 
     def total(self, name: str) -> int:
         return sum(state[name] for _, state in self.processes)
@@ -55,18 +78,21 @@ class Summary:
 
     @property
     def exit_code(self) -> int:
-        """0: all judged calls are right. 1: a call is wrong. 2: no call was judged."""
-        if self.total("judged") == 0:
-            return 2
-        return 1 if self.total("wrong") else 0
+        """0: all judged calls are right. 1: a call is wrong. 2: no call is, and none was judged or a file was left out."""
+        if self.total("wrong"):
+            return 1
+        return 0 if self.total("judged") and not self.left_out else 2
 
     def lines(self) -> list[str]:
         lines = [self._first_line()]
         if self.total("judged") == 0:
             lines.append(f"NO CALL WAS JUDGED: {self._why_none()}")
+        else:
+            lines += [f"NO CALL WAS JUDGED of {name}, which made {calls} calls" for name, calls in self._silent()]
+        lines += [f"left out: {reason}" for reason in self.left_out]
         if reasons := self.counts("not_judged").most_common():
             lines.append("not judged:")
-            lines += [f"{count:7}  {reason}" for reason, count in reasons]
+            lines += [f"{count:7}  {_shown(reason)}" for reason, count in reasons]
         for folder, state in self.processes:
             for found in state["found"]:
                 lines += _lines_of(folder, found)
@@ -74,7 +100,7 @@ class Summary:
 
     def _first_line(self) -> str:
         calling = sum(state["calls"] > 0 for _, state in self.processes)
-        made = ", ".join(f"{name} {count}" for name, count in sorted(self.counts("calls_by_backend").items()))
+        made = ", ".join(f"{_shown(name)} {count}" for name, count in sorted(self.counts("calls_by_backend").items()))
         every = ", ".join(map(str, sorted({state["every"] for _, state in self.processes})))
         ratio = max((state["ratio"] for _, state in self.processes), default=0.0)
         judged = f"{self.total('judged')} judged" + (f" (every {every})" if every else "")
@@ -84,7 +110,14 @@ class Summary:
             f"{f' ({made})' if made else ''}, {judged}, {self.total('wrong')} wrong{bound}"
         )
 
+    def _silent(self) -> list[tuple[str, int]]:
+        """Processes that made calls of which none was judged, and how many calls."""
+        calls = ((printable(folder.name), state["calls"], state["judged"]) for folder, state in self.processes)
+        return [(name, made) for name, made, judged in calls if made and not judged]
+
     def _why_none(self) -> str:
+        if self.left_out and not self.processes:
+            return "no file of the folder is one of a recording"
         if not self.processes:
             return NO_PROCESS
         if self.total("calls"):
@@ -94,16 +127,76 @@ class Summary:
 
 def _lines_of(folder: Path, found: dict[str, Any]) -> list[str]:
     head = "wrong" if found["wrong"] else "not judged"
-    case = "not captured" if found["case"] is None else str(folder / found["case"])
-    lines = [f"{head}: call {found['index']} of {found['function']}: {case}"]
-    return [*lines, *(f"    {text}" for text in (found["message"], found["error"]) if text)]
+    case = "not captured" if found["case"] is None else printable(str(folder / found["case"]))
+    lines = [f"{head}: call {found['index']} of {_shown(found['function'])}: {case}"]
+    return [*lines, *(f"    {_shown(text)}" for text in (found["message"], found["error"]) if text)]
+
+
+def _shown(text: str) -> str:
+    return one_line(text, MOST_TEXT)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        pass  # such as that of another user: reading says why it cannot be read
+    return True
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(state, dict) or state.get("schema") != SCHEMA:
-            raise ValueError(f"its schema is not {SCHEMA}")
-    except (OSError, ValueError) as error:
-        raise FolderError(f"{path}: not a file of a recording: {error}") from None
+    """What a file of a process holds.
+
+    Raises:
+        InputError: no process of a recording writes such a file. The message begins with the path.
+    """
+    state = inputs.read_record(path, SCHEMA, MAX_BYTES)
+    if wrong := next((name for name, is_right in _FIELDS.items() if name not in state or not is_right(state[name])), None):
+        raise InputError(f"{path}: {wrong}: not what a recording writes")
+    if not state["wrong"] <= state["judged"] <= state["calls"]:
+        raise InputError(f"{path}: {state['wrong']} wrong of {state['judged']} judged of {state['calls']} calls")
     return state
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_count, value.values()))
+
+
+def _is_text_or_none(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_case(value: Any) -> bool:
+    """The name of a file beside this one, or none."""
+    return value is None or (isinstance(value, str) and Path(value).name == value != "")
+
+
+def _are_found(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, dict) and all(name in one and is_right(one[name]) for name, is_right in _OF_FOUND.items())
+        for one in value
+    )
+
+
+_OF_FOUND: Final[dict[str, Callable[[Any], bool]]] = {
+    "index": _is_count,
+    "function": lambda value: isinstance(value, str),
+    "wrong": lambda value: isinstance(value, bool),
+    "message": _is_text_or_none,
+    "case": _is_case,
+    "error": _is_text_or_none,
+}
+_COUNTED: Final = ("layers", "calls_by_backend", "not_judged")
+_FIELDS: Final[dict[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("every", "calls", "judged", "wrong"), _is_count),
+    **dict.fromkeys(_COUNTED, _are_counts),
+    "ratio": lambda value: type(value) in (int, float) and value >= 0,
+    "found": _are_found,
+}
+"""What is read of a process's file, and which values a process can have written."""

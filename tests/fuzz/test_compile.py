@@ -1,8 +1,11 @@
 """`attn-parity compile`: what is over its budget is named, and pages that are not current are noticed."""
 
+import csv
 import hashlib
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,11 +15,11 @@ from pathlib import Path
 import pytest
 import triton
 from attn_amdgcn import load
-from attn_parity.binaries import budgets, page
+from attn_parity.binaries import budgets, executions, page
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.budgets import BudgetError, Budgets, Exceptions
 from attn_parity.binaries.build import build, in_processes
-from attn_parity.binaries.executions import Executions
+from attn_parity.binaries.executions import Execution, Executions
 from attn_parity.binaries.kernarg import kernarg_of
 from attn_parity.binaries.results import Results, Row, loads, updated
 from attn_parity.binaries.shipped_calls import chosen, main_names
@@ -231,13 +234,67 @@ def test_a_signal_that_ends_it_ends_its_processes(tmp_path):
         (("--check", "--save", "there"), "--check compiles and writes nothing"),
         (("--write", "--page", "facts.json"), "--page: facts.json is where the facts go"),
         (("--json", "no/here.json", "--main"), "--json: the folder no does not exist"),
-        (("--check",), "docs/generated/binaries.csv does not exist"),
+        (("--check",), "docs/generated/binaries.md does not exist"),
     ],
 )
 def test_bad_input_is_named(attn_parity, options, words):
     run = attn_parity("compile", *options)
     assert run.code == 2
     assert words in run.err
+
+
+FACTS = Results("3.9.0", (Row("gfx942", "a", "merge", 4, GOOD), Row("gfx942", "b", "merge", 4, GOOD)))
+RAN = Executions("3.9.0", {("gfx942", "a"): Execution("agree", 0.5), ("gfx942", "b"): Execution("value", 2.5, "out is wrong")})
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "words"),
+    [
+        ("triton", "3.8.0", "lines of several versions of Triton: 3.9.0, 3.8.0"),
+        ("kernel", "\x1b[2J", "a control character in '\\x1b[2J'"),
+        ("architecture", "gfx1", "architecture: got 'gfx1', expected one of"),
+        ("launch", "a", "gfx942 a is there twice"),
+        ("num_warps", "-4", "num_warps: got '-4', expected a count"),
+        ("vgprs", "1_0", "vgprs: got '1_0', expected a count"),
+        ("lds_bytes", "", "lds_bytes: got '', expected a count"),
+        ("waves", "nan", "waves: got 'nan', expected a count"),
+        ("matrix_instructions", "9" * 5000, "matrix_instructions: got '999"),
+    ],
+)
+def test_a_cell_that_no_compilation_wrote_is_named(column, cell, words):
+    with pytest.raises(ValueError, match=re.escape(f"file: {words}")) as caught:
+        loads(_with_cell(FACTS.csv(), column, cell), "file")
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("column", "cell"), [("triton", "3"), ("launch", "a"), ("error", "nan"), ("error", "1.2.3"), ("why", "\x1b")]
+)
+def test_a_cell_that_no_execution_wrote_is_named(column, cell):
+    assert executions.loads(RAN.csv(), "file") == RAN
+    with pytest.raises(ValueError, match="file: "):
+        executions.loads(_with_cell(RAN.csv(), column, cell), "file")
+
+
+def _with_cell(text: str, column: str, cell: str) -> str:
+    """The text of a CSV file with another cell in its last line."""
+    head, *lines = csv.reader(io.StringIO(text))
+    lines[-1][head.index(column)] = cell
+    written = io.StringIO()
+    csv.writer(written, lineterminator="\n").writerows([head, *lines])
+    return written.getvalue()
+
+
+@pytest.mark.parametrize("options", [("--write",), ("--write", "--only", "decode"), ("--write", "--run"), ("--check",)])
+def test_a_wrong_file_beside_the_page_is_refused_before_anything_is_compiled(options, attn_parity, tmp_path):
+    (tmp_path / "binaries.md").write_text("page")
+    (tmp_path / "binaries.csv").write_text(FACTS.csv())
+    (tmp_path / "binaries-run.csv").write_text(_with_cell(RAN.csv(), "error", "much"))
+    run = attn_parity("compile", *options, "--page", "binaries.md")
+    assert (run.code, run.out) == (2, "")
+    assert run.err == "attn-parity: binaries-run.csv: error: got 'much', expected a ratio\n"
+    assert (tmp_path / "binaries.csv").read_text() == FACTS.csv()
+    assert (tmp_path / "binaries.md").read_text() == "page"
 
 
 def test_what_came_of_other_launches_is_kept():

@@ -96,6 +96,13 @@ def modules(node: ast.AST) -> list[str]:
     return [name.partition(".")[0] for name in names]
 
 
+def test_a_recording_names_no_extra_that_would_not_help(monkeypatch, tmp_path):
+    monkeypatch.setenv("ATTN_PARITY_RECORDING", str(tmp_path))
+    run = blocked(("vllm",), "import attn_vllm_recording\nattn_vllm_recording.register()")
+    assert "vllm" in run.stderr.splitlines()[-1]
+    assert INSTALL not in run.stderr
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_without_any_extra_runs_or_names_one(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

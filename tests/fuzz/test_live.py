@@ -11,7 +11,9 @@ import attn_reference
 import pytest
 import torch
 from attn_contract import ContractError
+from attn_fuzz.cases import captures, case_file
 from attn_fuzz.targets import Rounding
+from attn_fuzz.verdict import live
 
 ops = torch.ops.attn_parity
 BLOCK_SIZE, LAYOUT = 4, "BLOCKS_FIRST_NHD"
@@ -292,8 +294,10 @@ def test_a_recording_leaves_no_trace_and_does_not_end_the_program_that_it_watche
     ]
     before = [getattr(*function) for function in functions]
     call.q[0, 0, 0] = torch.nan
-    with attn_fuzz.recording(tmp_path) as recording:
+    none = "NO CALL WAS JUDGED: 1 could not be, the first because of: "
+    with attn_fuzz.recording(tmp_path, most=0):
         assert all(getattr(*function) is not own for function, own in zip(functions, before, strict=True))
+    with pytest.warns(UserWarning, match=f"{none}q, k, v: got NaN"), attn_fuzz.recording(tmp_path) as recording:
         answer(call)
     assert [getattr(*function) for function in functions] == before
     assert [found.error is not None and "NaN or infinity" in found.error for found in recording.found] == [True]
@@ -307,10 +311,45 @@ def test_a_recording_leaves_no_trace_and_does_not_end_the_program_that_it_watche
     assert recording.wrong == 1
     assert [found.case for found in recording.found] == [None]
     assert "Not a directory" in (recording.found[0].error or "")
-    with attn_fuzz.recording(tmp_path) as recording:
+    with pytest.warns(UserWarning, match=f"{none}out: got"), attn_fuzz.recording(tmp_path) as recording:
         recording.see(call, torch.ones_like(call.q).double())
     assert recording.found[0].error == "out: got torch.float64, expected torch.float32"
     assert (recording.judged, recording.not_judged) == (0, {"out: got torch.float64, expected torch.float32": 1})
+
+
+def test_a_recording_that_sees_no_call_says_so(tmp_path):
+    nothing = "NO CALL WAS JUDGED: attn_reference and attn_optimized were not called"
+    with pytest.warns(UserWarning, match=nothing) as caught, attn_fuzz.recording(tmp_path):
+        pass
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_a_recording_keeps_the_files_of_earlier_ones(call, tmp_path):
+    """Each case replays with its own tensors, whoever recorded into the folder before, and a name half taken is not taken."""
+    (tmp_path / "call-0-2.json").write_text("mine")
+    (tmp_path / "call-0-3.safetensors").write_text("mine")
+    recorded = []
+    for scale in (1.0, 2.0):
+        with attn_fuzz.recording(tmp_path) as recording:
+            recording.see(call, torch.full_like(call.q, 100.0))
+        recorded.append((recording.found[0].case, (call.q * 1).clone()))
+        call.q.mul_(scale + 1)
+    assert [case.name for case, _ in recorded] == ["call-0.json", "call-0-4.json"]
+    for case, q in recorded:
+        assert torch.equal(captures.load(case_file.load(case))["q"], q)
+    assert (tmp_path / "call-0-2.json").read_text() == (tmp_path / "call-0-3.safetensors").read_text() == "mine"
+
+
+def test_a_call_that_no_case_can_hold_leaves_no_file(call, tmp_path, monkeypatch):
+    def refuse(call, path, **options):
+        path.with_suffix(".safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(live, "capture", refuse)
+    with attn_fuzz.recording(tmp_path) as recording:
+        recording.see(call, torch.full_like(call.q, 100.0))
+    assert "No space left" in (recording.found[0].error or "")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_what_cannot_be_judged_leaves_room_for_wrong_calls(call, tmp_path):

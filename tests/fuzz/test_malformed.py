@@ -23,6 +23,7 @@ import attn_parity.mutate
 import attn_parity.replay
 import attn_parity.select
 import attn_parity.show
+import attn_parity.ways
 import attn_parity.zoo  # noqa: F401
 import pytest
 from attn_fuzz.targets import registry
@@ -43,12 +44,14 @@ class Reader(NamedTuple):
         valid: a file that it would take.
         name: of the malformed file.
         takes_unknown_fields: whether fields of other versions are left alone.
+        beside: a file that has to be there, too.
     """
 
     arguments: str
     valid: Path
     name: str
     takes_unknown_fields: bool = False
+    beside: Path | None = None
 
 
 CASE = ROOT / "fuzz/attn_fuzz/corpus/vllm-945.json"
@@ -61,12 +64,15 @@ JSON_READERS = (
     Reader("select {}", ROOT / "examples/models/gpt-oss-120b.json", "model.json"),
     Reader("zoo --check --page zoo.md", PAGES / "zoo.json", "zoo.json", takes_unknown_fields=True),
     Reader("mutate --check --page mutants.md", PAGES / "mutants.json", "mutants.json", takes_unknown_fields=True),
+    Reader("ways --take {}", PAGES / "zoo-ways.json", "ways.json", takes_unknown_fields=True),
 )
 TOML_READERS = (
     Reader("zoo --dir zoo", MUTANT, "zoo/mutant.toml"),
     Reader("compile --arch gfx942 --only nothing --budgets {}", budgets.SHIPPED, "budgets.toml"),
 )
-CSV_READERS = (Reader("compile --check --page binaries.md", PAGES / "binaries.csv", "binaries.csv"),)
+CSV_READERS = (
+    Reader("compile --check --page binaries.md", PAGES / "binaries.csv", "binaries.csv", beside=PAGES / "binaries.md"),
+)
 
 Draw = Callable[[random.Random, str], bytes]
 
@@ -165,6 +171,8 @@ def draw(seed: int, folder: Path) -> str:
     reader = rng.choice(readers)
     path = folder / reader.name
     path.parent.mkdir(exist_ok=True)
+    if reader.beside is not None:
+        (path.parent / reader.beside.name).write_bytes(reader.beside.read_bytes())
     if rng.random() < 0.15:
         _make_no_file(path, rng.choice(FILES))
     else:

@@ -229,10 +229,13 @@ def test_a_folder_without_a_config_and_a_pipe_are_named(attn_parity, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--heads", "8"], "the config says it: leave out num_heads"),
-        (["--sinks"], "the config says it: leave out sinks"),
+        (["--heads", "8"], "the config says it: leave out --heads"),
+        (["--sinks"], "the config says it: leave out --sinks"),
         (["--tensor-parallel", "0"], "--tensor-parallel"),
         (["--backend", "other=TRITON_ATTN"], "got layer 'other', expected one of full_attention"),
+        (["--backend", "NONE"], "config.json: --backend: got 'NONE'"),
+        (["--block-size", "-1"], "config.json: full_attention: --block-size: got -1"),
+        (["--kv-cache-dtype", "int8"], "config.json: full_attention: --scales: got nothing"),
     ],
 )
 def test_options_that_the_config_answers_are_refused(options, said, attn_parity, tmp_path):
@@ -240,6 +243,33 @@ def test_options_that_the_config_answers_are_refused(options, said, attn_parity,
     run = attn_parity("select", "config.json", *options)
     assert run.code == 2
     assert said in run.err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--heads 0", "--heads: got 0, expected an int"),
+        ("--heads 8 --kv-heads 3", "--heads: got 8, expected a multiple of --kv-heads (3)"),
+        ("--heads 8 --sliding-window 9999999999", "--sliding-window: got "),
+        ("--heads 8 --window 3 -7", "--window: got -7"),
+        ("--heads 8 --scales head", "--scales: got head, expected one of tensor, head, token, inline with a --kv-cache-dtype"),
+        ("--heads 8 --arch gfx1", "--arch: got 'gfx1'"),
+        ("--heads 8 --kv-sharing", "--kv-sharing: only a model file says whose cache a layer reads"),
+        ("--heads 8 --sliding-window 4 --window 3 0", "--sliding-window N means --window N-1 N-1: give one of the two"),
+        ("--kv-heads 8", "of a layer at least --heads"),
+    ],
+)
+def test_an_error_about_an_option_names_it_as_it_was_given(options, said, attn_parity):
+    run = attn_parity("select", "--head-size", "64", *options.split())
+    assert run.code == 2
+    assert run.err.startswith("attn-parity: ")
+    assert said in run.err
+
+
+def test_a_field_of_a_file_keeps_its_name_in_errors(attn_parity, tmp_path):
+    layers = {"one": {"num_heads": 0, "num_kv_heads": 1, "head_size": 64, "dtype": "float16", "block_size": 16}}
+    (tmp_path / "model.json").write_text(json.dumps({"schema": "attn-parity.model/1", "model": "m", "layers": layers}))
+    assert "model.json: one: num_heads: got 0" in attn_parity("select", "model.json").err
 
 
 def test_tensor_parallel_goes_with_a_config(attn_parity):

@@ -282,6 +282,28 @@ def test_a_log_of_other_sources_is_an_error(tmp_path, log):
         Log(log.path, "cuda", generate.PACKAGE)
 
 
+@pytest.mark.parametrize(
+    "content", ["", "\xff", "[" * 100_000, '{"schema": 3}', "9" * 5000, '{"x": ' + "[" * 9000 + "]" * 9000 + "}"]
+)
+def test_a_file_that_is_no_log_is_refused_before_mutants_are_made(content, attn_parity, tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "sample", lambda *arguments: pytest.fail("mutants were made"))
+    path = tmp_path / "log.jsonl"
+    path.write_text(content, encoding="latin-1")
+    run = attn_parity("mutate", "--log", "log.jsonl")
+    assert (run.code, run.out, run.err.count("\n")) == (2, "", 1)
+    assert run.err.startswith("attn-parity: log.jsonl: no results of mutants: ")
+    assert path.read_text(encoding="latin-1") == content
+
+
+def test_a_log_is_made_by_its_first_entry(tmp_path):
+    assert not Log(tmp_path / "folder" / "log.jsonl", "cpu", generate.PACKAGE).path.exists()
+
+
+def test_results_of_a_mutant_that_nobody_makes_are_an_error():
+    with pytest.raises(ValueError, match="mutant 'nobody': expected module"):
+        mutants_page.Row("nobody", "a change")
+
+
 def test_a_line_that_was_cut_off_is_run_again(log):
     key = Key(MUTANT.name, 0, "quick", 0)
     log.add(Trial(key, 150, 1.0))

@@ -2,8 +2,13 @@
 
 import multiprocessing
 import os
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
+import pytest
 from attn_fuzz.run import prepared
 
 
@@ -51,3 +56,24 @@ def test_a_process_has_the_environment_of_its_parent_and_starts_others_from_the_
 
 def test_a_gpu_is_never_met_by_a_fork():
     assert prepared.context("cuda").get_start_method() == "spawn"
+
+
+SLOW = "import os, pathlib, time; pathlib.Path('server').write_text(str(os.getpid())); time.sleep(60)"
+STARTS = "from attn_fuzz.run import prepared; prepared._IMPORTED[1:] = ['slow']; prepared.context('cpu'); input()"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for a process in /proc")
+def test_a_server_that_still_imports_ends_when_its_run_is_killed(tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))}
+    with subprocess.Popen([sys.executable, "-c", STARTS], cwd=tmp_path, env=environment, stdin=subprocess.PIPE) as run:
+        until = time.monotonic() + 60
+        while not (tmp_path / "server").exists() or not (tmp_path / "server").read_text():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        run.send_signal(signal.SIGKILL)
+    server = Path("/proc", (tmp_path / "server").read_text())
+    until = time.monotonic() + 5
+    while server.exists() and "Z" not in (server / "stat").read_text().rpartition(")")[2]:
+        assert time.monotonic() < until, "it goes on importing"
+        time.sleep(0.05)

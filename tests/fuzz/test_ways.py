@@ -102,6 +102,14 @@ def test_results_are_taken_and_checked(attn_parity, tmp_path):
     assert attn_parity("ways", "--check", "--page", "zoo-ways.md").code == 1
 
 
+def test_a_wrong_file_beside_the_page_is_refused_before_anything_runs(attn_parity, tmp_path, monkeypatch):
+    monkeypatch.setattr("attn_parity.ways._found", lambda *arguments: pytest.fail("mutants were run"))
+    (tmp_path / "zoo-ways.json").write_text('{"schema": "attn-parity.ways/1", "looked": {}, "mutants": [3]}')
+    run = attn_parity("ways", "judge", "--write", "--page", "zoo-ways.md")
+    assert (run.code, run.out) == (2, "")
+    assert run.err.startswith("attn-parity: zoo-ways.json: Expected `object`, got `int`")
+
+
 def test_an_unknown_mutant_and_a_page_without_results_are_refused(attn_parity):
     assert "nobody" in attn_parity("ways", "judge", "--only", "nobody").err
     assert "zoo-ways.json" in attn_parity("ways", "--check", "--page", "zoo-ways.md").err

@@ -4,6 +4,7 @@ import ast
 import importlib
 import importlib.resources
 import inspect
+import json
 import statistics
 import sys
 from collections import Counter
@@ -238,6 +239,29 @@ def test_a_file_that_holds_no_results_is_an_error(content, attn_parity, small_pa
     assert run.code == 2
     assert run.err.count("\n") == 1
     assert "zoo.json" in run.err
+
+
+@pytest.mark.parametrize("by", ["nonsense", None])
+@pytest.mark.parametrize("option", ["--check", "--rewrite"])
+def test_results_that_no_verdict_gave_are_an_error(by, option, attn_parity, small_page):
+    content = json.loads(small_page.with_suffix(".json").read_text())
+    content["mutants"][0] |= {"found": [3], "by": by}
+    small_page.with_suffix(".json").write_text(json.dumps(content))
+    before = small_page.read_text()
+    run = attn_parity("zoo", option, "--page", "zoo.md", "--only", "tf32")
+    assert run.code == 2
+    assert run.err.startswith(f"attn-parity: zoo.json: mutant 'tf32': by: got {by!r}, expected a kind of verdict")
+    assert small_page.read_text() == before
+
+
+@pytest.mark.parametrize("command", ["zoo", "ways", "mutate"])
+def test_a_page_that_is_no_text_is_an_error(command, attn_parity, tmp_path):
+    name = {"zoo": "zoo", "ways": "zoo-ways", "mutate": "mutants"}[command]
+    (tmp_path / f"{name}.json").write_bytes((PAGE.parent / f"{name}.json").read_bytes())
+    (tmp_path / f"{name}.md").write_bytes(b"\xff")
+    run = attn_parity(command, "--check", "--page", f"{name}.md")
+    assert (run.code, run.err.count("\n")) == (2, 1)
+    assert run.err.startswith(f"attn-parity: {name}.md: 'utf-8' codec")
 
 
 def test_a_mutant_of_ones_own_is_found(attn_parity, tmp_path):

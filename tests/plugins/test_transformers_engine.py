@@ -173,7 +173,7 @@ def test_a_recording_says_what_it_cannot_judge(tmp_path, monkeypatch):
     messages = " ".join(str(one.message) for one in caught)
     assert "a call of mine was not judged: attn_transformers: lookback (3) not supported" in messages
     assert (
-        "no call of attn_implementation='mine' was judged: 2 could not be, the first because of: attn_transformers" in messages
+        "NO CALL of attn_implementation='mine' WAS JUDGED: 2 could not be, the first because of: attn_transformers" in messages
     )
 
 
@@ -187,7 +187,8 @@ def test_a_recording_says_that_an_output_has_another_shape(tmp_path, monkeypatch
     monkeypatch.setitem(AttentionMaskInterface._global_mapping, "mine", whole_mask)
     model = tiny("mistral")
     model.set_attn_implementation("mine")
-    with attn_transformers.recording(tmp_path, "mine") as recording:
+    none = "WAS JUDGED: 2 could not be, the first because of: out: got shape"
+    with pytest.warns(UserWarning, match=none), attn_transformers.recording(tmp_path, "mine") as recording:
         model(**prompts((6,)))
     assert recording.found
     assert all(one.error.startswith("out: got shape (1, 6, 16, 4), expected (6, 4, 16)") for one in recording.found)
@@ -196,6 +197,6 @@ def test_a_recording_says_that_an_output_has_another_shape(tmp_path, monkeypatch
 @pytest.mark.parametrize("name", ["bloom", "mistral"])
 def test_a_recording_that_sees_no_call_says_so(name, tmp_path):
     model = tiny(name)
-    nothing = "no call of attn_implementation='sdpa' was judged: no model asked for it, or"
+    nothing = "NO CALL of attn_implementation='sdpa' WAS JUDGED: no model asked for it, or"
     with pytest.warns(UserWarning, match=nothing), attn_transformers.recording(tmp_path, "sdpa"):
         model(**prompts((4,)))

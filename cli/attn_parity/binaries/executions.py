@@ -1,12 +1,14 @@
 """What came of running the launches that ship on the emulator: found in processes of their own, and kept as a CSV file."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from attn_fuzz.text import one_line
 from attn_parity.binaries.assembly import digest
 from attn_parity.binaries.build import Job, in_processes
-from attn_parity.binaries.results import csv_of, records_of
+from attn_parity.binaries.results import SHOWN, check_once, csv_of, records_of
 
 if TYPE_CHECKING:
     from attn_parity.binaries.compilation import Binary
@@ -77,6 +79,10 @@ def loads(text: str, name: str) -> Executions:
         ValueError: the text is not such a file.
     """
     records = records_of(text, _COLUMNS, name)
+    check_once(((record["architecture"], record["launch"]) for record in records), name)
+    for record in records:
+        if not re.fullmatch(r"[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?|inf", record["error"]):
+            raise ValueError(f"{name}: error: got {one_line(repr(record['error']), SHOWN)}, expected a ratio")
     found = {
         (record["architecture"], record["launch"]): Execution(
             record["verdict"], float(record["error"]), record["why"], record["code"]

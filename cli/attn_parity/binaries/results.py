@@ -3,16 +3,21 @@
 import csv
 import dataclasses
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
+from attn_fuzz.text import one_line, printable
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.facts import Facts
 
 SCHEMA = "attn-parity.compile/1"
 FACTS = tuple(field.name for field in dataclasses.fields(Facts) if field.name != "lds_limit")
 """The facts that a CSV file keeps. `lds_limit` is not kept: it follows from the architecture."""
+SHOWN = 100
+"""The most characters of a cell that an error quotes."""
+_MAY_BE_UNKNOWN = {fact: type(None) in get_args(kind) for fact, kind in get_type_hints(Facts).items()}
 _COLUMNS = ("triton", "architecture", "launch", "kernel", "num_warps", *FACTS)
 
 
@@ -59,9 +64,16 @@ def loads(text: str, name: str) -> Results:
     """
     records = records_of(text, _COLUMNS, name)
     rows = tuple(
-        Row(record["architecture"], record["launch"], record["kernel"], int(record["num_warps"]), facts_from(record, name))
+        Row(
+            record["architecture"],
+            record["launch"],
+            record["kernel"],
+            count_of(record, "num_warps", name),
+            facts_from(record, name),
+        )
         for record in records
     )
+    check_once(((row.architecture, row.call) for row in rows), name)
     return Results(records[0]["triton"], rows)
 
 
@@ -70,15 +82,18 @@ def csv_of(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows(rows)
+    writer.writerows([printable(str(cell), kept="\n") for cell in row] for row in rows)
     return text.getvalue()
 
 
 def records_of(text: str, columns: Sequence[str], name: str) -> list[dict[str, str]]:
     """The lines of a CSV file, each as a dict by column.
 
+    Args:
+        columns: `triton` first: one version of Triton compiled what the lines are about.
+
     Raises:
-        ValueError: the file has other columns, no line, or a line of another length.
+        ValueError: the file has other columns, no line, a line of another length or Triton, or a control character.
     """
     try:
         lines = [line for line in csv.reader(io.StringIO(text)) if line]
@@ -88,7 +103,33 @@ def records_of(text: str, columns: Sequence[str], name: str) -> list[dict[str, s
         raise ValueError(f"{name}: expected lines of {', '.join(columns)}")
     if wrong := next((line for line in lines if len(line) != len(columns)), None):
         raise ValueError(f"{name}: a line has {len(wrong)} cells, expected {len(columns)}: {','.join(wrong)}")
+    if unfit := next((cell for line in lines for cell in line if printable(cell, kept="\n") != cell), None):
+        raise ValueError(f"{name}: a control character in {one_line(ascii(unfit), SHOWN)}")
+    if len(tritons := dict.fromkeys(line[0] for line in lines[1:])) > 1:
+        raise ValueError(f"{name}: lines of several versions of Triton: {one_line(', '.join(tritons), SHOWN)}")
     return [dict(zip(columns, line, strict=True)) for line in lines[1:]]
+
+
+def check_once(launches: Iterable[tuple[str, str]], name: str) -> None:
+    """
+    Raises:
+        ValueError: a launch, an architecture and a name, is there twice.
+    """
+    seen: set[tuple[str, str]] = set()
+    for launch in launches:
+        if launch in seen:
+            raise ValueError(f"{name}: {' '.join(launch)} is there twice")
+        seen.add(launch)
+
+
+def count_of(record: Mapping[str, str], column: str, name: str) -> int:
+    """
+    Raises:
+        ValueError: the cell is no count.
+    """
+    if not re.fullmatch(r"[0-9]{1,18}", record[column]):
+        raise ValueError(f"{name}: {column}: got {one_line(repr(record[column]), SHOWN)}, expected a count")
+    return int(record[column])
 
 
 def fact_cells(facts: Facts) -> list[str]:
@@ -103,13 +144,16 @@ def facts_from(record: Mapping[str, str], name: str) -> Facts:
         ValueError: a cell is no number, or the architecture is unknown.
     """
     if record["architecture"] not in ARCHITECTURES:
-        raise ValueError(f"{name}: architecture {record['architecture']!r} is none of {', '.join(ARCHITECTURES)}")
+        got = one_line(repr(record["architecture"]), SHOWN)
+        raise ValueError(f"{name}: architecture: got {got}, expected one of {', '.join(ARCHITECTURES)}")
     figures: dict[str, Any] = {}
     for fact in FACTS:
-        try:
-            figures[fact] = (float if fact == "waves" else int)(record[fact]) if record[fact] else None
-        except ValueError as error:
-            raise ValueError(f"{name}: {fact}: {error}") from error
+        if not record[fact] and _MAY_BE_UNKNOWN[fact]:
+            figures[fact] = None
+        elif fact == "waves" and re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", record[fact]):
+            figures[fact] = float(record[fact])
+        else:
+            figures[fact] = count_of(record, fact, name)
     return Facts(**figures, lds_limit=ARCHITECTURES[record["architecture"]].lds_limit)
 
 

@@ -4,6 +4,7 @@ The file has a line of JSON for its run, and then one for each launch that has e
 verdict, so a launch is either in the file, or runs again as a whole.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,7 +93,7 @@ def opened(path: Path, run: RunOf) -> Iterator[Ledger]:
         OSError: the file cannot be read or written.
     """
     ledger = Ledger(path)
-    lines = inputs.read_bytes(path, MAX_BYTES).split(b"\n") if path.exists() else []
+    lines = inputs.read_bytes(path, MAX_BYTES).split(b"\n") if os.path.lexists(path) else []
     goes_on = bool(lines) and _is_of(path, lines[0], run)
     if goes_on:
         ledger.ended = {launch.launch: launch for launch in _launches(lines[1:])}
@@ -108,7 +109,7 @@ def opened(path: Path, run: RunOf) -> Iterator[Ledger]:
 def _is_of(path: Path, line: bytes, run: RunOf) -> bool:
     try:
         return msgspec.json.decode(line, type=RunOf) == run
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise LedgerError(f"{path}: it is no ledger of `attn-parity exhaust`, and would be overwritten") from None
 
 
@@ -116,5 +117,5 @@ def _launches(lines: list[bytes]) -> Iterator[Ended]:
     for line in lines:
         try:
             yield msgspec.json.decode(line, type=Ended)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return  # the run was killed while it wrote this line

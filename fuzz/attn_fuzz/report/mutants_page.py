@@ -1,5 +1,6 @@
 """What became of generated mutants: rates, and survivors by class, as the page docs/generated/mutants.md and its JSON."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
@@ -36,6 +37,14 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
     tests: bool | None = None
     state: str = ""
     why: str = ""
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ValueError: of a file: the name is none of a generated mutant.
+        """
+        if not re.fullmatch(r"[\w.]+:[\w-]+:\w+", self.name):
+            raise ValueError(f"mutant {self.name!r}: expected module.function:operator:number")
 
     @property
     def operator(self) -> str:

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import msgspec
 from attn_fuzz import inputs
 from attn_fuzz.errors import InputError
+from attn_fuzz.text import one_line
 from attn_fuzz.zoo.mutants import MutantError
 
 Results = TypeVar("Results", bound=msgspec.Struct)
@@ -29,4 +30,4 @@ def load(path: Path, kind: type[Results]) -> Results:
     except InputError as error:
         raise MutantError(str(error)) from None
     except msgspec.MsgspecError as error:
-        raise MutantError(f"{path}: {error}") from None
+        raise MutantError(f"{path}: {one_line(str(error), inputs.MESSAGE)}") from None

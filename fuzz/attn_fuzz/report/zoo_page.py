@@ -48,6 +48,15 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
     size: tuple[int, int, int] | None = None
     error: str | None = None
 
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ValueError: of a file: no verdict is of the kind that found the mutant.
+        """
+        is_found = any(count is not None for count in self.found)
+        if (is_found or self.by is not None) and self.by not in (kind for kinds in JUDGES.values() for kind in kinds):
+            raise ValueError(f"mutant {self.name!r}: by: got {self.by!r}, expected a kind of verdict")
+
     @property
     def survived(self) -> bool:
         return None in self.found

@@ -12,6 +12,7 @@ Each shard's result is written into the log when the shard ends. A second call g
 
 import hashlib
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from attn_fuzz.run import reach, runner, shard
 from attn_fuzz.run.reach import Reach
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import FuzzPlan, Progress
+from attn_fuzz.text import one_line
 from attn_fuzz.zoo.generate import Generated
 from attn_fuzz.zoo.mutants import Mutant
 from attn_fuzz.zoo.patches import PatchError, modules_of, patched_sources, text_of
@@ -44,7 +46,7 @@ class Log:
     """The file of a campaign. Its first line says what it is of; each other line is a shard's result, or what a target runs.
 
     Args:
-        path: of the file, which is made if it does not exist.
+        path: of the file. Without one the first entry makes it.
         device: "cpu" or "cuda".
         package: whose mutants these are.
 
@@ -56,17 +58,14 @@ class Log:
         self.path = path
         self.trials: dict[Key, Trial] = {}
         self.reaches: dict[str, Reach] = {}
-        header = Header(schema=SCHEMA, device=device, sources=_digest(package))
-        if path.exists():
-            self._read(header)
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(msgspec.json.encode(header) + b"\n")
+        self._header = Header(schema=SCHEMA, device=device, sources=_digest(package))
+        if os.path.lexists(path):
+            self._read()
 
-    def _read(self, header: "Header") -> None:
+    def _read(self) -> None:
         first, *lines = inputs.read_bytes(self.path, MAX_LOG_BYTES).split(b"\n")
         try:
-            if msgspec.json.decode(first, type=Header) != header:
+            if msgspec.json.decode(first, type=Header) != self._header:
                 raise InputError(f"{self.path}: it is of other sources or of another device; give another file")
             for line in lines[:-1]:  # what follows the last line break was not written to its end
                 entry = msgspec.json.decode(line, type=Trial | Reach)
@@ -74,8 +73,8 @@ class Log:
                     self.trials[entry.key] = entry
                 else:
                     self.reaches[entry.target] = entry
-        except msgspec.MsgspecError as error:
-            raise InputError(f"{self.path}: no results of mutants: {error}") from None
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise InputError(f"{self.path}: no results of mutants: {one_line(str(error), inputs.MESSAGE)}") from None
         if lines and lines[-1]:
             self.path.write_bytes(b"\n".join([first, *lines[:-1], b""]))
 
@@ -86,7 +85,10 @@ class Log:
         return [entry for entry in self.reaches.values() if entry.tests]
 
     def add(self, entry: "Trial | Reach") -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
+            if not file.tell():
+                file.write(msgspec.json.encode(self._header) + b"\n")
             file.write(msgspec.json.encode(entry) + b"\n")
         if isinstance(entry, Trial):
             self.trials[entry.key] = entry

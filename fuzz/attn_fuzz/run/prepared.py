@@ -23,6 +23,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THRE
 INTERPRETS = {"TRITON_INTERPRET": "1"}
 # torch.use_deterministic_algorithms imports torch._inductor, which takes two seconds
 _IMPORTED = [
+    "attn_fuzz.run.importing",
     *("torch", "torch._inductor", "triton", "triton.runtime.interpreter"),
     "triton.compiler.code_generator",  # a process's first launch imports it
     *("attn_fuzz.run.runner", "attn_fuzz.run.trial", "attn_fuzz.run.server"),

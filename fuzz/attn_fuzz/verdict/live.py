@@ -1,7 +1,9 @@
 """Judges calls of attention in a running program: `check` judges one call, and `recording` judges the calls that it makes."""
 
+import itertools
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -99,7 +101,8 @@ class Recording:
     """The calls of attention that a program has made, with the judgements on them.
 
     Args:
-        folder: where captured calls are written, as call-N.json.
+        folder: where captured calls are written, as call-N.json. Files that are there stay: a name that is taken gets a number,
+            as in call-N-2.json.
         every: judge every call whose number is a multiple of this.
         limit: how many judged calls to keep in `found`, and how many that could not be judged. Further calls are only counted.
         captures: which of the judged calls are captured.
@@ -186,13 +189,25 @@ class Recording:
                 return
             if self._has_room(judgement):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                case = _capture(call, judgement, self.folder / f"call-{index}.json")
+                case = _captured(call, judgement, self.folder, index)
         except (ContractError, CaptureError, OSError, torch.OutOfMemoryError) as reason:
             error = str(reason)
             if judgement is None:
                 self.pass_over(error)
         if self._has_room(judgement):
             self.found.append(Found(index, function, judgement, case, error))
+
+    def why_nothing_was_judged(self, no_call: str) -> str | None:
+        """Why no call was judged, in words; None if one was, or none was to be.
+
+        Args:
+            no_call: the reason where no call was seen.
+        """
+        if self.judged or self.most == 0:
+            return None
+        if not self.not_judged:
+            return no_call
+        return f"{sum(self.not_judged.values())} could not be, the first because of: {next(iter(self.not_judged))}"
 
     def _has_room(self, judgement: Judgement | None) -> bool:
         """Whether `found` has room for such a call. What cannot be judged leaves the room of wrong calls free."""
@@ -217,6 +232,9 @@ def recording(
 
     Args:
         folder, every, limit, captures, rounding, most: see Recording.
+
+    Warns:
+        UserWarning: no call was judged, with the reason.
     """
     recording = Recording(Path(folder), every, limit, captures, rounding, most)
     with ExitStack() as patches:
@@ -226,6 +244,10 @@ def recording(
                     watched = watch(getattr(module, name), f"{module.__name__}.{name}", recording)
                     patches.enter_context(mock.patch.object(module, name, watched))
         yield recording
+    if reason := recording.why_nothing_was_judged(
+        "attn_reference and attn_optimized were not called, and nothing came to `see`"
+    ):
+        warnings.warn(f"recording: NO CALL WAS JUDGED: {reason}", stacklevel=3)
 
 
 def _watch_paged(function: Callable[..., torch.Tensor], name: str, recording: Recording) -> Callable[..., torch.Tensor]:
@@ -261,6 +283,28 @@ def _watch_varlen(function: Callable[..., torch.Tensor], name: str, recording: R
         return out
 
     return varlen_attention
+
+
+def _captured(call: Call, judgement: Judgement, folder: Path, index: int) -> Path:
+    """Capture a call as a case that is not there yet."""
+    names = (f"call-{index}" + (f"-{number}" if number > 1 else "") for number in itertools.count(1))
+    path = next(path for name in names if _is_taken_now(path := folder / f"{name}.json"))
+    try:
+        return _capture(call, judgement, path)
+    except BaseException:
+        path.with_suffix(".safetensors").unlink(missing_ok=True)
+        raise
+
+
+def _is_taken_now(path: Path) -> bool:
+    """Take the name of a case, and return False if it was taken. An empty file of tensors keeps other processes from it."""
+    if os.path.lexists(path):
+        return False
+    try:
+        path.with_suffix(".safetensors").open("xb").close()
+    except FileExistsError:
+        return False
+    return True
 
 
 def _capture(call: Call, judgement: Judgement, path: Path) -> Path:
