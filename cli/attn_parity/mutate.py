@@ -134,6 +134,8 @@ def command(
         for mutant in mutants:
             results.print(f"{mutant.name}  {mutant.change}", soft_wrap=True)
         return 0
+    if chosen:
+        log.use_only(chosen)
     say_what_runs_kernels(device, [registry.load(name) for name in chosen])
     running = [mutant for mutant in mutants if mutant.name not in equivalent]
     numbers = range(seed, seed + seeds)

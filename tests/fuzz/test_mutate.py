@@ -420,3 +420,12 @@ def test_the_page_says_how_many_mutants_are_gone():
     )
     assert "\n2 of these mutants are left out: " in mutants_page.text(found)
     assert "left out" not in mutants_page.text(msgspec.structs.replace(found, sample=1))
+
+
+def test_a_call_with_targets_uses_no_other_of_the_log(tmp_path):
+    log = Log(tmp_path / "log.jsonl", "cpu", generate.PACKAGE)
+    for name, is_file in (("triton", False), ("selected", False), ("tests/test_a.py", True)):
+        log.add(Reach(name, 1.0, LINES, tests=is_file))
+    log.use_only(["selected"])
+    assert [each.target for each in (*log.of_targets(), *log.of_tests())] == ["selected", "tests/test_a.py"]
+    assert len(Log(log.path, "cpu", generate.PACKAGE).of_targets()) == 2, "the file has all of them"

@@ -13,7 +13,7 @@ Each shard's result is written into the log when the shard ends. A second call g
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,6 +77,10 @@ class Log:
             raise InputError(f"{self.path}: no results of mutants: {one_line(str(error), inputs.MESSAGE)}") from None
         if lines and lines[-1]:
             self.path.write_bytes(b"\n".join([first, *lines[:-1], b""]))
+
+    def use_only(self, targets: Collection[str]) -> None:
+        """Leave out what other targets run, which another call has recorded."""
+        self.reaches = {name: each for name, each in self.reaches.items() if each.tests or name in targets}
 
     def of_targets(self) -> list[Reach]:
         return [entry for entry in self.reaches.values() if not entry.tests]
