@@ -34,7 +34,7 @@ def tensors(keys, dtype=torch.float16, rows=2, dim=4):
 def followed(keys, dtype=torch.float16, **choices):
     """The values of `out` and of exp(lse) that a choice of tiles gives."""
     q, k, v, out, lse = tensors(keys, dtype)
-    followed = call.Call(Quantities({"scale": SCALE}))
+    followed = call.Call(Quantities({"scale": SCALE}), (q, k, v))
     with call.following(followed):
         attend(q, k, v, out, lse, SCALE, **choices)
     stored = [shadow.get(np.arange(shadow.elements)) for shadow in map(followed.memory.shadow_of, (out, lse))]
@@ -79,8 +79,8 @@ def test_tiles_orders_and_parts_agree_bit_by_bit():
 def test_a_dtype_makes_no_difference_to_the_arithmetic():
     narrow, _ = followed(100, torch.float16)
     q, k, v, out, lse = tensors(100)
-    wide = call.Call(Quantities({"scale": SCALE}))
     q, k, v, out = (each.float() for each in (q, k, v, out))
+    wide = call.Call(Quantities({"scale": SCALE}), (q, k, v))
     with call.following(wide):
         attend(q, k, v, out, lse, SCALE)
     assert (wide.memory.shadow_of(out).get(np.arange(out.numel())).value == narrow.ravel()).all()

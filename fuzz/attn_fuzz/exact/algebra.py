@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 from attn_fuzz.exact import fields
-from attn_fuzz.exact.elements import Elements, lacking, logarithm_of, of_floats, selected, without_logarithm
+from attn_fuzz.exact.elements import Elements, as_floats, lacking, logarithm_of, of_floats, selected, without_logarithm
 from attn_fuzz.exact.fields import EXPONENTS, VALUES
 from attn_fuzz.exact.refusal import NotCarriedError
 
@@ -115,6 +115,8 @@ def exp(x: Elements) -> Elements:
 
 def log2(x: Elements) -> Elements:
     order = np.log2(x.order)
+    if as_floats(x) is not None and (np.isfinite(order) & (np.exp2(np.rint(order)) == x.order)).all():
+        return of_floats(np.rint(order))
     if x.value is None:
         return lacking(Elements(order), x.lacks or "the logarithm of a logarithm")
     return Elements(order, None, np.zeros(x.shape, np.uint64), (np.ones(x.shape, np.uint64), x.value), x.lacks)
