@@ -59,6 +59,16 @@ def following(call: Call | None) -> Iterator[None]:
         current = before
 
 
+def refuse(what: str) -> None:
+    """Refuse the running call because of what exact mode cannot follow; nothing if no call is followed.
+
+    Raises:
+        NotCarriedError: a call is followed.
+    """
+    if current is not None:
+        raise NotCarriedError(what)
+
+
 def note(error: NotCarriedError) -> None:
     """Note on the running call what cannot be carried."""
     if current is not None and not current.refusal:

@@ -110,9 +110,10 @@ class Memory:
         """
         self.know([tensor])
         if computed is None:
-            block = block.broadcast(tuple(tensor.shape))
+            shape = tuple(tensor.shape)
+            block = block.reshape(shape) if block.size == tensor.numel() else block.broadcast(shape)
             is_plain = as_floats(block) is not None and np.array_equal(block.order, tensor.double().numpy(), equal_nan=True)
-            computed = np.full(tuple(tensor.shape), not is_plain or self.shadow_of(tensor) is not None)
+            computed = np.full(shape, not is_plain or self.shadow_of(tensor) is not None)
         if computed.any():
             self.store(_addresses(tensor)[computed.ravel()], block[computed], bits_of(tensor)[computed])
 
