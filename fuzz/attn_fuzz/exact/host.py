@@ -6,7 +6,7 @@ and nothing else, and the operator's name is the reason. Integers that were made
 Comparisons are torch's own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 _NUMBERS = frozenset({"self", "other", "alpha", "beta", "value", "min", "max", "exponent"})
 """The names of arguments that are numbers to compute with, where they are no tensors."""
+
+
+_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
 
 class Host(TorchDispatchMode):
@@ -43,8 +46,14 @@ class Host(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name.removeprefix("aten::").removesuffix("_")
-        if self.launches or func.is_view or func.namespace != "aten" or name in UNKNOWN:
+        if self.launches or func.is_view or name in UNKNOWN:
             return self._run(func, args, kwargs)
+        if func.namespace != "aten":  # registered by Python code, which uses torch
+            with self:
+                return func.redispatch(_CPU, *args, **kwargs)
+        if func._can_decompose():  # inside such code, torch does not decompose its composite operators by itself
+            with self:
+                return func.decompose(*args, **kwargs)
         if name in FRESH:
             return self._fresh(func, args, kwargs)
         arguments = _by_name(func, args, kwargs)
@@ -72,8 +81,8 @@ class Host(TorchDispatchMode):
             self._cloud(name, [given[0]], self._read({"self": given[1]}))
             return self._run(func, args, kwargs)
         if all(map(self._is_itself, given)) and not (name == "copy" and _converts(given[1], given[0])):
-            numbers = [each for each in (*args, *kwargs.values()) if isinstance(each, float)]
-            if floats <= all(as_floats(self._quantities.element(each)) is not None for each in numbers):
+            numbers = [self._quantities.element(each) for each in (*args, *kwargs.values()) if isinstance(each, float)]
+            if not floats or _is_plain(numbers):
                 return self._fresh(func, args, kwargs)
         movement = Movement(func, args, kwargs)
         parts = [self._elements(each, floats) for each in movement.sources]
@@ -91,12 +100,10 @@ class Host(TorchDispatchMode):
         """Run an operator that computes, and compute with elements."""
         given = list(_tensors(arguments))
         read = self._read(arguments) if any(map(self._matters, given)) else None
-        if name == "_local_scalar_dense" and not _is_plain(read or {}):
+        if name == "_local_scalar_dense" and not _is_plain((read or {}).values()):
             raise NotCarriedError("torch's item() of a computed number")
         result = self._run(func, args, kwargs)
-        made = [each for each in _tensors(result) if each.numel() and each.dtype != torch.bool]
-        if not made or (not func._schema.is_mutable and any(_shares(made[0], each) for each in given)):
-            return result
+        made = [each for each in _tensors([result, _written(func, arguments)]) if each.numel() and each.dtype != torch.bool]
         if read is None and any(each.is_floating_point() for each in made):
             read = self._read(arguments)
         if read is not None:
@@ -117,14 +124,14 @@ class Host(TorchDispatchMode):
                 return CARRIED[name](SimpleNamespace(**read, result=result))
             except NotCarriedError as error:
                 return Elements(numbers, lacks=str(error))
-        if _is_plain(read):
+        if _is_plain(read.values()):
             found = self._quantities.elements(numbers.ravel()).reshape(numbers.shape)
             if not found.lacks:
                 return found
         return Elements(numbers, lacks=f"what torch's {name} has computed")
 
     def _cloud(self, name: str, integers: list[torch.Tensor], read: dict[str, Any]) -> None:
-        if not _is_plain(read):
+        if not _is_plain(read.values()):
             for tensor in integers:
                 self._memory.cloud(tensor, f"integers that torch's {name} has made of computed numbers")
 
@@ -177,9 +184,15 @@ def _by_name(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[s
     return {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
 
 
-def _is_plain(read: dict[str, Any]) -> bool:
+def _written(func: Any, arguments: dict[str, Any]) -> list[Any]:
+    """Arguments that an operator without a result writes into."""
+    written = [each for each in func._schema.arguments if each.alias_info is not None and each.alias_info.is_write]
+    return [] if func._schema.returns else [arguments[each.name] for each in written]
+
+
+def _is_plain(read: Iterable[Any]) -> bool:
     """Whether nothing that an operator reads was computed."""
-    blocks = [each for value in read.values() for each in (value if isinstance(value, list) else [value])]
+    blocks = [each for value in read for each in (value if isinstance(value, list) else [value])]
     return all(as_floats(each) is not None for each in blocks if isinstance(each, Elements))
 
 
@@ -188,10 +201,6 @@ def _converts(source: torch.Tensor, target: torch.Tensor) -> bool:
     if source.is_floating_point() != target.is_floating_point():
         return True
     return source.dtype != target.dtype and torch.promote_types(source.dtype, target.dtype) != target.dtype
-
-
-def _shares(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def _tensors(values: Any) -> Iterator[torch.Tensor]:

@@ -221,10 +221,10 @@ MOVES = frozenset(
 UNKNOWN = frozenset(
     {
         *("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided", "resize", "set"),
-        *("full", "full_like", "new_full", "scalar_tensor", "lift_fresh"),
+        *("full", "full_like", "new_full", "scalar_tensor", "lift_fresh", "_unsafe_view"),
     }
 )
-"""Operators whose floats are those that memory held before, or numbers of Python. Both are read as numbers of the host."""
+"""Operators whose floats are those that memory held before, or numbers of Python: see `attn_fuzz.exact.memory`."""
 
 FRESH = frozenset(
     {
