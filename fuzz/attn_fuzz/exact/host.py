@@ -45,8 +45,7 @@ class Host(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = func._schema.name.removeprefix("aten::").removesuffix("_")
-        if self.launches or func.is_view or name in UNKNOWN:
+        if self.launches:
             return self._run(func, args, kwargs)
         if func.namespace != "aten":  # registered by Python code, which uses torch
             with self:
@@ -54,6 +53,9 @@ class Host(TorchDispatchMode):
         if func._can_decompose():  # inside such code, torch does not decompose its composite operators by itself
             with self:
                 return func.decompose(*args, **kwargs)
+        name = func._schema.name.removeprefix("aten::").removesuffix("_")
+        if func.is_view or name in UNKNOWN:
+            return self._run(func, args, kwargs)
         if name in FRESH:
             return self._fresh(func, args, kwargs)
         arguments = _by_name(func, args, kwargs)
