@@ -1,34 +1,26 @@
 """Exact mode on kernels: tiles, orders and parts make no difference, one lost key does, and what it cannot carry has a name."""
 
 import dataclasses
-from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from attn_contract import AttentionType, Layout
 from attn_fuzz.cases.case import Cache, Case, Request, Values
-from attn_fuzz.exact import algebra, call, fields, interpreter
+from attn_fuzz.exact import algebra, call, interpreter
 from attn_fuzz.exact.quantities import Quantities
 from attn_fuzz.exact.refusal import NotCarriedError
 from attn_fuzz.run.trial import COMPARED, NOT_CARRIED, try_case
 from attn_fuzz.targets import registry
+from exact_by_hand import SCALE, by_hand, tensors
 from exact_kernels import attend
 
-P, Q = fields.VALUES, fields.EXPONENTS
-SCALE = 0.17677669529663687
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are interpreted on a CPU only")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def installed():
     interpreter.install()
-
-
-def tensors(keys, dtype=torch.float16, rows=2, dim=4):
-    generator = torch.Generator().manual_seed(keys)
-    q, k, v = (torch.randn(n, dim, generator=generator).to(dtype) for n in (rows, keys, keys))
-    return q, k, v, torch.empty(rows, dim, dtype=dtype), torch.empty(rows)
 
 
 def followed(keys, dtype=torch.float16, **choices):
@@ -39,26 +31,6 @@ def followed(keys, dtype=torch.float16, **choices):
         attend(q, k, v, out, lse, SCALE, **choices)
     stored = [shadow.get(np.arange(shadow.elements)) for shadow in map(followed.memory.shadow_of, (out, lse))]
     return stored[0].value.reshape(out.shape), algebra.exp(stored[1]).value
-
-
-def image(number, modulus):
-    """A rational number modulo a prime, by Python's integers."""
-    number = Fraction(number)
-    return number.numerator * pow(number.denominator, -1, modulus) % modulus
-
-
-def by_hand(keys):
-    """The formula of attention by Python's integers."""
-    q, k, v, *_ = (tensor.double().tolist() for tensor in tensors(keys))
-    log2e, outs, totals = int(algebra.LOG2E.exponent[0]), [], []
-    for row in q:
-        scores = [sum(Fraction(a) * Fraction(b) for a, b in zip(row, key, strict=True)) * Fraction(SCALE) for key in k]
-        weights = [pow(2, image(score, Q) * log2e % Q, P) for score in scores]
-        total = sum(weights) % P
-        sums = [sum(w * image(value[d], P) for w, value in zip(weights, v, strict=True)) for d in range(len(row))]
-        outs.append([each * pow(total, -1, P) % P for each in sums])
-        totals.append(total)
-    return outs, totals
 
 
 def test_it_is_the_formula_of_attention():
@@ -102,12 +74,12 @@ def test_a_forgotten_decay_shows():
 
 @pytest.mark.parametrize(
     ("fault", "name"),
-    [("unknown operation", "tl.sqrt of floats"), ("host arithmetic", "aten::mul of what a kernel has stored")],
+    [("unknown operation", "tl.sqrt of floats"), ("host arithmetic", "torch's item() of a computed number")],
 )
 def test_what_it_cannot_carry_is_refused_by_name(fault, name):
     q, k, v, out, lse = tensors(40)
     refused = call.Call(Quantities({"scale": SCALE}))
-    with pytest.raises(Exception, match=r"NotCarriedError|what a kernel has stored"), call.following(refused):
+    with pytest.raises(Exception, match=r"NotCarriedError|a computed number"), call.following(refused):
         attend(q, k, v, out, lse, SCALE, fault=fault)
     assert name in refused.refusal
 

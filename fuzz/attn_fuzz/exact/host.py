@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from attn_fuzz.exact import elements
-from attn_fuzz.exact.elements import Elements, as_floats, joined
+from attn_fuzz.exact.elements import Elements, as_floats, assembled
 from attn_fuzz.exact.memory import Memory
 from attn_fuzz.exact.movement import Movement
 from attn_fuzz.exact.operators import CARRIED, DECIDES, FRESH, MOVES, UNKNOWN
@@ -87,11 +87,14 @@ class Host(TorchDispatchMode):
             if not floats or _is_plain(numbers):
                 return self._fresh(func, args, kwargs)
         movement = Movement(func, args, kwargs)
-        parts = [self._elements(each, floats) for each in movement.sources]
-        block = joined([part.reshape(-1) for part, _ in parts], np.concatenate)[movement.places]
-        computed = np.concatenate([is_computed.ravel() for _, is_computed in parts])[movement.places]
+        parts = [(here, *self._elements_at(source, index, floats)) for here, source, index in movement.parts()]
+        size, shape = movement.places.size, movement.places.shape
+        block = assembled(size, [(here, part) for here, part, _ in parts]).reshape(shape) if size else elements.of_floats(np.zeros(shape))
+        computed = np.zeros(size, np.bool_)
+        for here, _, are_computed in parts:
+            computed[here] = are_computed
         result = self._run(func, args, kwargs)
-        self._memory.put(result, block, None if floats else computed)
+        self._memory.put(result, block, None if floats else computed.reshape(shape))
         if cloud := next(filter(None, map(self._memory.cloud_of, given)), ""):
             self._memory.cloud(result, cloud)
         return result
@@ -146,13 +149,16 @@ class Host(TorchDispatchMode):
             return self._memory.is_itself(tensor)
         return not self._memory.holds_elements(tensor) and not self._memory.cloud_of(tensor)
 
-    def _elements(self, source: torch.Tensor | float, floats: bool) -> tuple[Elements, np.ndarray]:
-        """The elements of what an operator moves, and where it holds elements that were computed."""
+    def _elements_at(self, source: torch.Tensor | float, index: np.ndarray, floats: bool) -> tuple[Elements, np.ndarray]:
+        """The elements [n] of what an operator moves from places [n], and where [n] bits are those of elements."""
+        none = np.zeros(len(index), np.bool_)
         if not isinstance(source, torch.Tensor):
-            return self._quantities.element(float(source)), np.zeros(1, np.bool_)
+            return self._quantities.element(float(source)).broadcast((len(index),)), none
         if not floats:
-            return self._memory.stored(source)
-        return self._numbers(source), np.zeros(tuple(source.shape), np.bool_)
+            return self._memory.stored_at(source, index)
+        if source.is_floating_point():
+            return self._memory.elements_at(source, index), none
+        return self._numbers(source).reshape(-1)[index], none
 
     def _numbers(self, tensor: torch.Tensor) -> Elements:
         """The elements that a tensor's numbers are, of its shape."""

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
-from attn_fuzz.exact.elements import Elements, as_floats, joined, of_floats
+from attn_fuzz.exact.elements import Elements, as_floats, assembled, of_floats
 from attn_fuzz.exact.quantities import Quantities
 from attn_fuzz.exact.refusal import NotCarriedError
 from attn_fuzz.exact.shadow import Shadow
@@ -87,20 +87,25 @@ class Memory:
 
     def elements(self, tensor: torch.Tensor) -> Elements:
         """The elements of a tensor of floats, of its shape."""
-        numbers = tensor.detach().double().numpy()
+        return self.elements_at(tensor, np.arange(tensor.numel())).reshape(tuple(tensor.shape))
+
+    def elements_at(self, tensor: torch.Tensor, index: np.ndarray) -> Elements:
+        """The elements [n] of those floats of a tensor whose places [n] are given, counted through all of its dims."""
+        numbers = tensor.detach().double().numpy().ravel()[index]
         if self.is_itself(tensor):
             return of_floats(numbers)
         if cloud := self.cloud_of(tensor):
             return Elements(numbers, lacks=cloud)
-        return self.loaded(_addresses(tensor), bits_of(tensor).ravel(), numbers.ravel()).reshape(numbers.shape)
+        return self.loaded(_addresses(tensor)[index], bits_of(tensor).ravel()[index], numbers)
 
-    def stored(self, tensor: torch.Tensor) -> tuple[Elements, np.ndarray]:
-        """The elements that were stored in memory of which a tensor holds the bits, and where it holds some; of its shape."""
-        bits, shadow = bits_of(tensor), self.shadow_of(tensor)
+    def stored_at(self, tensor: torch.Tensor, index: np.ndarray) -> tuple[Elements, np.ndarray]:
+        """The elements [n] that were stored in memory of which a tensor holds the bits, and where [n] it holds some."""
+        bits, shadow = bits_of(tensor).ravel()[index], self.shadow_of(tensor)
         if shadow is None:
-            return of_floats(np.zeros(bits.shape)), np.zeros(bits.shape, np.bool_)
-        held = shadow.holds(self._places(shadow, _addresses(tensor), bits.itemsize), bits.ravel())
-        return self.loaded(_addresses(tensor), bits.ravel(), np.zeros(bits.size)).reshape(bits.shape), held.reshape(bits.shape)
+            return of_floats(np.zeros(len(index))), np.zeros(len(index), np.bool_)
+        addresses = _addresses(tensor)[index]
+        held = shadow.holds(self._places(shadow, addresses, bits.itemsize), bits)
+        return self.loaded(addresses, bits, np.zeros(len(index))), held
 
     def put(self, tensor: torch.Tensor, block: Elements, computed: np.ndarray | None = None) -> None:
         """Note that torch has stored elements in a tensor. Floats that are themselves need no shadow of their own.
@@ -126,8 +131,8 @@ class Memory:
         """
         if not len(addresses):
             return of_floats(numbers)
-        kept, known = np.zeros(len(addresses), np.bool_), np.zeros(len(addresses), np.bool_)
-        blocks = []
+        found, known = np.zeros(len(addresses), np.bool_), np.zeros(len(addresses), np.bool_)
+        parts = []
         for base in self._between(int(addresses.min()), int(addresses.max())):
             inside = addresses - np.uint64(base) < np.uint64(self._allocations[base])
             known |= inside & (base in self._known)
@@ -136,22 +141,13 @@ class Memory:
                 continue
             places = self._places(shadow, addresses[inside], bits.itemsize)
             held = shadow.holds(places, bits[inside])
-            if held.any():
-                here = np.flatnonzero(inside)[held]
-                kept[here] = True
-                blocks.append((here, shadow.get(places[held])))
-        found = self._others(numbers, kept, known)
-        for here, block in blocks:
-            found = _merged(here, block, found)
-        return found
-
-    def _others(self, numbers: np.ndarray, kept: np.ndarray, known: np.ndarray) -> Elements:
-        """The elements that floats are, but for those that are kept in a shadow."""
-        unknown = ~kept & ~known
-        found = of_floats(np.where(kept, 0.0, numbers))
-        if unknown.any():
-            found = _merged(np.flatnonzero(unknown), self._quantities.elements(numbers[unknown]), found)
-        return found
+            here = np.flatnonzero(inside)[held]
+            found[here] = True
+            parts.append((here, shadow.get(places[held])))
+        for read, are_they in ((of_floats, known & ~found), (self._quantities.elements, ~known & ~found)):
+            here = np.flatnonzero(are_they)
+            parts.append((here, read(numbers[here])))
+        return assembled(len(addresses), [(here, block) for here, block in parts if len(here)])
 
     def store(self, addresses: np.ndarray, block: Elements, bits: np.ndarray) -> None:
         """Note that memory at addresses [n] holds the elements of a block [n], as bits [n]."""
@@ -206,14 +202,3 @@ def _addresses(tensor: torch.Tensor) -> np.ndarray:
     """[elements]"""
     places = places_of(tensor).ravel().astype(np.uint64)
     return places * np.uint64(tensor.element_size()) + np.uint64(_base(tensor))
-
-
-def _merged(here: np.ndarray, some: Elements, others: Elements) -> Elements:
-    """`others` [n], with `some` at the indices `here`."""
-
-    def place(parts: list[np.ndarray]) -> np.ndarray:
-        found = parts[1].copy()
-        found[here] = parts[0]
-        return found
-
-    return some if len(here) == len(others) else joined([some, others], place)

@@ -4,6 +4,7 @@ Each float that an operator may move gets a number, and so does each number of P
 these numbers in place of the floats, and its result names the float that lies at each place.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,19 +18,25 @@ class Movement:
     """One run of an operator that moves floats.
 
     Attributes:
-        sources: what is moved: tensors, and numbers of Python, one after the other. The first is the 0 that some operators fill
-            in.
-        places: of the result's shape: which float of all sources lies there.
+        places: of the result's shape: the number of the float that lies there.
     """
 
     def __init__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.sources: list[torch.Tensor | float] = [0.0]
+        self._sources: list[tuple[int, torch.Tensor | float]] = [(0, 0.0)]  # `tril` and `zero_` fill in 0
         self._count = 1
         names = [argument.name for argument in func._schema.arguments]
         numbered = [self._numbered(name, value) for name, value in zip(names, args, strict=False)]
-        self.places: np.ndarray = func(
-            *numbered, **{name: self._numbered(name, value) for name, value in kwargs.items()}
-        ).numpy()
+        others = {name: self._numbered(name, value) for name, value in kwargs.items()}
+        self.places: np.ndarray = func(*numbered, **others).numpy()
+
+    def parts(self) -> Iterator[tuple[np.ndarray, torch.Tensor | float, np.ndarray]]:
+        """For each tensor and number that something was taken from: where it lies in the flat result, and from which places."""
+        places = self.places.ravel()
+        ends = [first for first, _ in self._sources[1:]] + [self._count]
+        for (first, source), end in zip(self._sources, ends, strict=True):
+            here = np.flatnonzero((first <= places) & (places < end))
+            if len(here):
+                yield here, source, places[here] - first
 
     def _numbered(self, name: str, value: Any) -> Any:
         if name not in _DATA:
@@ -38,7 +45,7 @@ class Movement:
             return [self._numbered(name, each) for each in value]
         if not isinstance(value, torch.Tensor | int | float):
             return value
-        self.sources.append(value)
         first, size = self._count, value.numel() if isinstance(value, torch.Tensor) else 1
+        self._sources.append((first, value))
         self._count += size
         return torch.arange(first, first + size).view(value.shape) if isinstance(value, torch.Tensor) else first

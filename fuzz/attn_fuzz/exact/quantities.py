@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 from attn_contract import Layer
 from attn_fuzz.exact import algebra
-from attn_fuzz.exact.elements import Elements, joined, lacking, of_floats
+from attn_fuzz.exact.elements import Elements, assembled, joined, lacking, of_floats
 
 TOLERANCE = 4e-7
 """Relative: a few roundings to float32."""
@@ -57,15 +57,8 @@ class Quantities:
         different, places = np.unique(numbers[long], return_inverse=True)
         if len(different) > _MOST_DIFFERENT:
             return lacking(exact, "floats that neither the call was given nor torch has computed")
-        blocks = [self.element(each) for each in different.tolist()]
-        read = joined(blocks, np.concatenate)[places]
-
-        def place(parts: list[np.ndarray]) -> np.ndarray:
-            found = parts[1].copy()
-            found[long] = parts[0]
-            return found
-
-        return joined([read, exact], place)
+        read = joined([self.element(each) for each in different.tolist()], np.concatenate)[places]
+        return assembled(len(numbers), [(np.flatnonzero(long), read), (np.flatnonzero(~long), exact[~long])])
 
     def _found(self, number: float) -> Elements:
         for name, named in self._numbers.items():
