@@ -1,4 +1,4 @@
-"""Exact mode on torch: attention is the formula however torch computes it, a fault shows, and what is not carried has a name."""
+"""Exact mode on torch: attention is the formula however torch computes it, a fault shows, what is not carried has a name."""
 
 import numpy as np
 import pytest

@@ -119,7 +119,7 @@ def _power(r: np.ndarray, c: np.ndarray) -> np.ndarray:
             case _ if factor == EXPONENTS - 1:
                 power = fields.inverse(r, VALUES)
             case _:
-                power = fields.power(r, np.uint64(factor))
+                power = fields.power(r, np.array(factor, np.uint64))
         found = np.where(c == factor, power, found)
     return found
 

@@ -88,7 +88,7 @@ def power(x: np.ndarray, exponents: np.ndarray) -> np.ndarray:
     squares repeat after EXPONENTS steps.
     """
     result, base = np.ones(np.broadcast_shapes(x.shape, exponents.shape), np.uint64), times(x, x, VALUES)
-    rest = times(exponents, np.uint64((EXPONENTS + 1) // 2), EXPONENTS)
+    rest = times(exponents, np.array((EXPONENTS + 1) // 2, np.uint64), EXPONENTS)
     while rest.any():
         result = np.where(rest & np.uint64(1), times(result, base, VALUES), result)
         base, rest = times(base, base, VALUES), rest >> np.uint64(1)

@@ -23,8 +23,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 _NUMBERS = frozenset({"self", "other", "alpha", "beta", "value", "min", "max", "exponent"})
 """The names of arguments that are numbers to compute with, where they are no tensors."""
-
-
 _CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
 
@@ -62,7 +60,7 @@ class Host(TorchDispatchMode):
         with np.errstate(all="ignore"):
             if name in MOVES and not arguments.get("accumulate") and not arguments.get("reduce"):
                 return self._moved(name, func, args, kwargs)
-            return self._computed(name, func, args, kwargs, arguments)
+            return self._computed(name, func, args, kwargs)
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
@@ -86,23 +84,29 @@ class Host(TorchDispatchMode):
             numbers = [self._quantities.element(each) for each in (*args, *kwargs.values()) if isinstance(each, float)]
             if not floats or _is_plain(numbers):
                 return self._fresh(func, args, kwargs)
-        movement = Movement(func, args, kwargs)
-        parts = [(here, *self._elements_at(source, index, floats)) for here, source, index in movement.parts()]
-        size, shape = movement.places.size, movement.places.shape
-        block = assembled(size, [(here, part) for here, part, _ in parts]).reshape(shape) if size else elements.of_floats(np.zeros(shape))
-        computed = np.zeros(size, np.bool_)
-        for here, _, are_computed in parts:
-            computed[here] = are_computed
+        block, computed = self._moved_elements(Movement(func, args, kwargs), floats)
         result = self._run(func, args, kwargs)
-        self._memory.put(result, block, None if floats else computed.reshape(shape))
+        self._memory.put(result, block, None if floats else computed)
         if cloud := next(filter(None, map(self._memory.cloud_of, given)), ""):
             self._memory.cloud(result, cloud)
         return result
 
-    def _computed(
-        self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: dict[str, Any]
-    ) -> Any:
+    def _moved_elements(self, movement: Movement, floats: bool) -> tuple[Elements, np.ndarray]:
+        """The elements of what is moved, and where its bits are those of elements, of the result's shape.
+
+        Args:
+            floats: whether floats are moved, or the bits of floats.
+        """
+        shape, computed = movement.places.shape, np.zeros(movement.places.size, np.bool_)
+        parts = [(np.arange(0), elements.of_floats(np.zeros(0)))]
+        for here, source, index in movement.parts():
+            block, computed[here] = self._elements_at(source, index, floats)
+            parts.append((here, block))
+        return assembled(computed.size, parts).reshape(shape), computed.reshape(shape)
+
+    def _computed(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator that computes, and compute with elements."""
+        arguments = _by_name(func, args, kwargs)
         given = list(_tensors(arguments))
         read = self._read(arguments) if any(map(self._matters, given)) else None
         if name == "_local_scalar_dense" and not _is_plain((read or {}).values()):

@@ -152,9 +152,7 @@ def _scaled(x: Elements, factor: Elements) -> Elements:
 
 def _with_product(one: str, other: str) -> Carried:
     """beta * self + alpha * one @ other."""
-    return lambda a: algebra.add(
-        _scaled(a.self, a.beta), _scaled(algebra.dot(getattr(a, one), getattr(a, other)), a.alpha)
-    )
+    return lambda a: algebra.add(_scaled(a.self, a.beta), _scaled(algebra.dot(getattr(a, one), getattr(a, other)), a.alpha))
 
 
 def _column(x: Elements) -> Elements:

@@ -113,7 +113,7 @@ class Quantities:
 
 
 def of_layer(layer: Layer) -> Quantities:
-    """The quantities of a call: the layer's scale and cap, those of its scales that are one number, and its slopes and sinks."""
+    """The quantities of a call: the layer's scale and cap, its scales that are one number, and its slopes and sinks."""
     numbers = {"scale": layer.scale}
     if layer.logits_soft_cap is not None:
         numbers["logits_soft_cap"] = layer.logits_soft_cap
