@@ -2,7 +2,9 @@
 
 import dataclasses
 
+import attn_optimized
 import numpy as np
+import planted_exact
 import pytest
 import torch
 from attn_contract import AttentionType, Layout
@@ -162,14 +164,62 @@ def test_keys_that_no_judge_can_see_are_missed():
     assert "16 elements of these rows are unequal" in verdict.message
 
 
+BY_TORCH = ("reference-fp32", "reference-ranks", "triton-merge", "triton-merge-parts", "triton-ranks", "backend-triton")
+
+
+@pytest.mark.parametrize("name", BY_TORCH)
+def test_what_torch_computes_beside_kernels_is_compared(name):
+    case = a_case(target=name, sinks="near", requests=(Request(query_len=5, seq_len=40, blocks=(3, 1, 2), causal=True),))
+    target = registry.load(name)
+    verdict = try_case(case, target, "cpu", exactly=True)
+    assert (verdict.kind, verdict.events[-1]) == ("agree", COMPARED), verdict
+    # this changes no bit of the sinks: exact mode alone sees it
+    verdict = try_case(case, dataclasses.replace(target, attention=_with_other_sinks(target)), "cpu", exactly=True)
+    assert (verdict.kind, verdict.about) == ("exact", "out"), verdict
+
+
+def _with_other_sinks(target):
+    def attention(q, k, v, kv_cache, layer, batch, *, out, lse):
+        other = dataclasses.replace(layer, sinks=layer.sinks + 2.0**-40)
+        target.attention(q, k, v, kv_cache, other, batch, out=out, lse=lse)
+
+    return attention
+
+
+@pytest.mark.parametrize("name", ["triton-merge", "triton-merge-parts"])
+def test_a_part_whose_weight_is_a_trifle_too_large_shows(name, monkeypatch):
+    case = a_case(target=name)
+    for merge in ("merge_attn_states", "merge_attn_parts"):
+        monkeypatch.setattr(attn_optimized, merge, _heavier(getattr(attn_optimized, merge)))
+    assert try_case(case, registry.load(name), "cpu").kind == "agree"
+    assert try_case(case, registry.load(name), "cpu", exactly=True).kind == "exact"
+
+
+def _heavier(merge):
+    """Merges as `merge` does, with 2^-40 added to the first LSE of the first part."""
+
+    def heavier(outs, lses, *others, **options):
+        nudge = torch.zeros(lses.shape)
+        nudge.view(-1)[0] = 2.0**-40
+        return merge(outs, lses + nudge, *others, **options)
+
+    return heavier
+
+
 def test_what_is_not_carried_is_judged_and_named():
-    verdict = try_case(a_case(), registry.load("reference-fp32"), "cpu", exactly=True)
-    assert (verdict.kind, verdict.events) == ("agree", (f"{NOT_CARRIED}: out, which no interpreted kernel has stored",))
+    verdict = try_case(a_case(dtype="float32"), planted_exact.THROUGH_NUMPY, "cpu", exactly=True)
+    why = "out, which neither interpreted kernels nor torch have stored"
+    assert (verdict.kind, verdict.events[-1]) == ("agree", f"{NOT_CARRIED}: {why}")
 
 
-def test_a_run_that_compares_nothing_says_so(attn_parity):
+def test_processes_of_ranks_are_refused():
+    verdict = try_case(a_case(target="triton-over-ranks"), registry.load("triton-over-ranks"), "cpu", exactly=True)
+    assert (verdict.kind, verdict.events[-1]) == ("agree", f"{NOT_CARRIED}: what processes of ranks compute")
+
+
+def test_a_run_that_compares_nothing_says_so(attn_parity, child_environment):
     options = ("--exact", "--examples", 3, "--seed", 1, "--workers", 1, "--corpus", "none")
-    run = attn_parity("fuzz", "--target", "reference-fp32", *options)
+    run = attn_parity("fuzz", "--target", "planted_exact:THROUGH_NUMPY", *options)
     assert run.code == 2
     assert "no example was compared exactly" in run.err
 
