@@ -215,6 +215,11 @@ def test_laws_of_exponentials_and_logarithms():
     same(held(lambda: X.softmax(0).sum(0))[1], elements.of_floats(np.ones(4)))
 
 
+def test_the_logarithm_of_an_empty_sum_is_minus_infinity():
+    _, found = held(lambda: X[:, :0].logsumexp(1))
+    assert (found.order == -np.inf).all()
+
+
 def numpys(x):
     return torch.from_numpy(np.ascontiguousarray(x.numpy()) * 1.0001)
 

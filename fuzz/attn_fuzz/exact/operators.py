@@ -56,6 +56,8 @@ def _mean(a: Any) -> Elements:
 
 def _log_sum_exp(x: Elements, axis: int) -> Elements:
     """log(sum(exp(x))). The maximum keeps the order finite, and cancels."""
+    if not x.shape[axis]:
+        return elements.of_floats(np.full(np.delete(x.shape, axis), -np.inf))
     most = _kept(_largest(x, axis), axis)
     finite = elements.selected(np.isfinite(most.order), most, elements.of_floats(np.zeros(1)))
     total = algebra.sum_of(algebra.exp(algebra.subtract(x, finite)), axis)
