@@ -115,6 +115,9 @@ class Quantities:
 def of_layer(layer: Layer) -> Quantities:
     """The quantities of a call: the layer's scale and cap, its scales that are one number, and its slopes and sinks."""
     numbers = {"scale": layer.scale}
+    usual = layer.head_size**-0.5
+    if not math.isclose(layer.scale, usual, rel_tol=2 * TOLERANCE):  # else the two are not told apart
+        numbers["head_size ** -0.5"] = usual  # what code takes for the scale where it takes a wrong one
     if layer.logits_soft_cap is not None:
         numbers["logits_soft_cap"] = layer.logits_soft_cap
     for name in ("k_scale", "v_scale", "output_scale"):
