@@ -78,7 +78,7 @@ exact_option = click.option(
     "--exact",
     "exactly",
     is_flag=True,
-    help="Follow interpreted kernels in exact arithmetic, and compare outputs with the formula without a tolerance.",
+    help="Follow interpreted kernels and torch in exact arithmetic, and compare outputs with the formula without a tolerance.",
 )
 json_option = click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the result into this file as JSON."

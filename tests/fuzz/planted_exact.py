@@ -1,4 +1,8 @@
-"""A fault below every bound: the sinks are off by one unit in the last place."""
+"""Targets for exact mode.
+
+NUDGES: a fault below every bound, the sinks are off by one unit in the last place. THROUGH_NUMPY: NumPy copies what is computed
+into the output, so nothing is known of its numbers.
+"""
 
 import dataclasses
 
@@ -33,3 +37,13 @@ NUDGES = dataclasses.replace(
     ),
     refuses=False,
 )
+
+
+def _through_numpy(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    computed = torch.empty_like(out)
+    _TRITON.attention(q, k, v, kv_cache, layer, batch, out=computed, lse=lse)
+    rows = int(batch.query_start_loc[-1])
+    np.copyto(out.numpy()[:rows], computed.numpy()[:rows])
+
+
+THROUGH_NUMPY = dataclasses.replace(NUDGES, name="through-numpy", attention=_through_numpy)

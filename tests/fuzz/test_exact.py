@@ -1,22 +1,22 @@
 """Exact mode on kernels: tiles, orders and parts make no difference, one lost key does, and what it cannot carry has a name."""
 
 import dataclasses
-from fractions import Fraction
 
+import attn_optimized
 import numpy as np
+import planted_exact
 import pytest
 import torch
 from attn_contract import AttentionType, Layout
 from attn_fuzz.cases.case import Cache, Case, Request, Values
-from attn_fuzz.exact import algebra, call, fields, interpreter
+from attn_fuzz.exact import algebra, call, interpreter
 from attn_fuzz.exact.quantities import Quantities
 from attn_fuzz.exact.refusal import NotCarriedError
 from attn_fuzz.run.trial import COMPARED, NOT_CARRIED, try_case
 from attn_fuzz.targets import registry
+from exact_by_hand import SCALE, by_hand, tensors
 from exact_kernels import attend
 
-P, Q = fields.VALUES, fields.EXPONENTS
-SCALE = 0.17677669529663687
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are interpreted on a CPU only")
 
 
@@ -25,40 +25,14 @@ def installed():
     interpreter.install()
 
 
-def tensors(keys, dtype=torch.float16, rows=2, dim=4):
-    generator = torch.Generator().manual_seed(keys)
-    q, k, v = (torch.randn(n, dim, generator=generator).to(dtype) for n in (rows, keys, keys))
-    return q, k, v, torch.empty(rows, dim, dtype=dtype), torch.empty(rows)
-
-
 def followed(keys, dtype=torch.float16, **choices):
     """The values of `out` and of exp(lse) that a choice of tiles gives."""
     q, k, v, out, lse = tensors(keys, dtype)
-    followed = call.Call(Quantities({"scale": SCALE}))
+    followed = call.Call(Quantities({"scale": SCALE}), (q, k, v))
     with call.following(followed):
         attend(q, k, v, out, lse, SCALE, **choices)
     stored = [shadow.get(np.arange(shadow.elements)) for shadow in map(followed.memory.shadow_of, (out, lse))]
     return stored[0].value.reshape(out.shape), algebra.exp(stored[1]).value
-
-
-def image(number, modulus):
-    """A rational number modulo a prime, by Python's integers."""
-    number = Fraction(number)
-    return number.numerator * pow(number.denominator, -1, modulus) % modulus
-
-
-def by_hand(keys):
-    """The formula of attention by Python's integers."""
-    q, k, v, *_ = (tensor.double().tolist() for tensor in tensors(keys))
-    log2e, outs, totals = int(algebra.LOG2E.exponent[0]), [], []
-    for row in q:
-        scores = [sum(Fraction(a) * Fraction(b) for a, b in zip(row, key, strict=True)) * Fraction(SCALE) for key in k]
-        weights = [pow(2, image(score, Q) * log2e % Q, P) for score in scores]
-        total = sum(weights) % P
-        sums = [sum(w * image(value[d], P) for w, value in zip(weights, v, strict=True)) for d in range(len(row))]
-        outs.append([each * pow(total, -1, P) % P for each in sums])
-        totals.append(total)
-    return outs, totals
 
 
 def test_it_is_the_formula_of_attention():
@@ -79,8 +53,8 @@ def test_tiles_orders_and_parts_agree_bit_by_bit():
 def test_a_dtype_makes_no_difference_to_the_arithmetic():
     narrow, _ = followed(100, torch.float16)
     q, k, v, out, lse = tensors(100)
-    wide = call.Call(Quantities({"scale": SCALE}))
     q, k, v, out = (each.float() for each in (q, k, v, out))
+    wide = call.Call(Quantities({"scale": SCALE}), (q, k, v))
     with call.following(wide):
         attend(q, k, v, out, lse, SCALE)
     assert (wide.memory.shadow_of(out).get(np.arange(out.numel())).value == narrow.ravel()).all()
@@ -102,12 +76,12 @@ def test_a_forgotten_decay_shows():
 
 @pytest.mark.parametrize(
     ("fault", "name"),
-    [("unknown operation", "tl.sqrt of floats"), ("host arithmetic", "aten::mul of what a kernel has stored")],
+    [("unknown operation", "tl.sqrt of floats"), ("host arithmetic", "torch's item() of a computed number")],
 )
 def test_what_it_cannot_carry_is_refused_by_name(fault, name):
     q, k, v, out, lse = tensors(40)
     refused = call.Call(Quantities({"scale": SCALE}))
-    with pytest.raises(Exception, match=r"NotCarriedError|what a kernel has stored"), call.following(refused):
+    with pytest.raises(Exception, match=r"NotCarriedError|a computed number"), call.following(refused):
         attend(q, k, v, out, lse, SCALE, fault=fault)
     assert name in refused.refusal
 
@@ -190,14 +164,62 @@ def test_keys_that_no_judge_can_see_are_missed():
     assert "16 elements of these rows are unequal" in verdict.message
 
 
+BY_TORCH = ("reference-fp32", "reference-ranks", "triton-merge", "triton-merge-parts", "triton-ranks", "backend-triton")
+
+
+@pytest.mark.parametrize("name", BY_TORCH)
+def test_what_torch_computes_beside_kernels_is_compared(name):
+    case = a_case(target=name, sinks="near", requests=(Request(query_len=5, seq_len=40, blocks=(3, 1, 2), causal=True),))
+    target = registry.load(name)
+    verdict = try_case(case, target, "cpu", exactly=True)
+    assert (verdict.kind, verdict.events[-1]) == ("agree", COMPARED), verdict
+    # this changes no bit of the sinks: exact mode alone sees it
+    verdict = try_case(case, dataclasses.replace(target, attention=_with_other_sinks(target)), "cpu", exactly=True)
+    assert (verdict.kind, verdict.about) == ("exact", "out"), verdict
+
+
+def _with_other_sinks(target):
+    def attention(q, k, v, kv_cache, layer, batch, *, out, lse):
+        other = dataclasses.replace(layer, sinks=layer.sinks + 2.0**-40)
+        target.attention(q, k, v, kv_cache, other, batch, out=out, lse=lse)
+
+    return attention
+
+
+@pytest.mark.parametrize("name", ["triton-merge", "triton-merge-parts"])
+def test_a_part_whose_weight_is_a_trifle_too_large_shows(name, monkeypatch):
+    case = a_case(target=name)
+    for merge in ("merge_attn_states", "merge_attn_parts"):
+        monkeypatch.setattr(attn_optimized, merge, _heavier(getattr(attn_optimized, merge)))
+    assert try_case(case, registry.load(name), "cpu").kind == "agree"
+    assert try_case(case, registry.load(name), "cpu", exactly=True).kind == "exact"
+
+
+def _heavier(merge):
+    """Merges as `merge` does, with 2^-40 added to the first LSE of the first part."""
+
+    def heavier(outs, lses, *others, **options):
+        nudge = torch.zeros(lses.shape)
+        nudge.view(-1)[0] = 2.0**-40
+        return merge(outs, lses + nudge, *others, **options)
+
+    return heavier
+
+
 def test_what_is_not_carried_is_judged_and_named():
-    verdict = try_case(a_case(), registry.load("reference-fp32"), "cpu", exactly=True)
-    assert (verdict.kind, verdict.events) == ("agree", (f"{NOT_CARRIED}: out, which no interpreted kernel has stored",))
+    verdict = try_case(a_case(dtype="float32"), planted_exact.THROUGH_NUMPY, "cpu", exactly=True)
+    why = "out, which neither interpreted kernels nor torch have stored"
+    assert (verdict.kind, verdict.events[-1]) == ("agree", f"{NOT_CARRIED}: {why}")
 
 
-def test_a_run_that_compares_nothing_says_so(attn_parity):
+def test_processes_of_ranks_are_refused():
+    verdict = try_case(a_case(target="triton-over-ranks"), registry.load("triton-over-ranks"), "cpu", exactly=True)
+    assert (verdict.kind, verdict.events[-1]) == ("agree", f"{NOT_CARRIED}: what processes of ranks compute")
+
+
+def test_a_run_that_compares_nothing_says_so(attn_parity, child_environment):
     options = ("--exact", "--examples", 3, "--seed", 1, "--workers", 1, "--corpus", "none")
-    run = attn_parity("fuzz", "--target", "reference-fp32", *options)
+    run = attn_parity("fuzz", "--target", "planted_exact:THROUGH_NUMPY", *options)
     assert run.code == 2
     assert "no example was compared exactly" in run.err
 

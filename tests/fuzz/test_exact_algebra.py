@@ -15,6 +15,7 @@ P, Q = fields.VALUES, fields.EXPONENTS
 INFINITY = float("inf")
 numbers = st.floats(allow_nan=False, allow_infinity=False, width=32)
 exponents = st.floats(-500_000, 500_000, width=32)
+small = st.floats(-100, 100, width=32)
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # a launch is without them
 
 
@@ -95,6 +96,26 @@ def test_logarithms_are_taken_back_by_exp2_and_cancel():
     same(algebra.exp2(algebra.subtract(total, total)), algebra.exp2(block(0.0)))
 
 
+@given(small, small, st.floats(0.125, 4, width=32))
+def test_powers_of_logarithms_make_products_of_sums(x, y, factor):
+    """A logarithm that is multiplied by a wrong base is no refusal: it is another number."""
+    x, y, factor = algebra.exp2(block(x)), algebra.exp2(block(y)), algebra.multiply(block(factor), algebra.LOG2E)
+
+    def power(base, exponent):
+        return algebra.exp2(algebra.multiply(algebra.log2(base), exponent))
+
+    same(power(algebra.multiply(x, y), factor), algebra.multiply(power(x, factor), power(y, factor)))
+    same(power(x, algebra.add(factor, factor)), algebra.multiply(power(x, factor), power(x, factor)))
+    same(power(x, block(3.0)), algebra.multiply(x, algebra.multiply(x, x)))
+
+
+def test_logarithms_of_two_bases_are_added():
+    x, y = algebra.exp2(block(0.7)), algebra.exp2(block(-2.9))
+    total = algebra.add(algebra.log2(x), algebra.log(y))
+    same(algebra.exp2(algebra.subtract(total, algebra.log(y))), x)
+    assert algebra.exp2(total).value != algebra.multiply(x, y).value
+
+
 def test_the_bases_of_exponentials_differ_by_log2_e():
     x = block(0.4, -1.7)
     same(algebra.exp(x), algebra.exp2(algebra.multiply(x, algebra.LOG2E)))
@@ -127,7 +148,7 @@ def test_tanh_is_a_function_and_odd():
     ("operation", "message"),
     [
         (lambda w: algebra.exp2(w), "comes of exp2"),
-        (lambda w: algebra.exp2(algebra.multiply(algebra.log2(w), block(0.5))), "a multiple of a logarithm"),
+        (lambda w: algebra.exp2(algebra.multiply(algebra.log2(w), block(0.5))), "a fraction of a logarithm"),
         (lambda w: algebra.exp2(algebra.multiply(algebra.log2(w), algebra.log2(w))), "product of two logarithms"),
         (lambda w: np.sqrt(w), "numpy.sqrt"),
         (lambda w: np.cumsum(w), "numpy.cumsum"),

@@ -15,13 +15,15 @@ from dataclasses import replace
 
 import numpy as np
 from attn_fuzz.exact import fields
-from attn_fuzz.exact.elements import Elements, lacking, logarithm_of, of_floats, selected, without_logarithm
+from attn_fuzz.exact.elements import Elements, as_floats, lacking, logarithm_of, of_floats, selected, without_logarithm
 from attn_fuzz.exact.fields import EXPONENTS, VALUES
 from attn_fuzz.exact.refusal import NotCarriedError
 
 _NO_EXPONENT = "a number that comes of exp2, or of nothing known, used as an exponent"
 LEAST_EXPONENT = -(2.0**20)
 """A number below it stands for -infinity: kernels initialise maxima, and mask logits, with numbers such as -1e20."""
+_ROOTS = [numerator * pow(denominator, -1, EXPONENTS) % EXPONENTS for denominator in (2, 4, 8) for numerator in (1, -1)]
+"""Factors of logarithms that take a root, which a field does not have of every number."""
 _PRODUCT = "a product of two logarithms"
 LOG2E = Elements(
     np.array([np.log2(np.e)]),
@@ -37,15 +39,11 @@ def add(x: Elements, y: Elements) -> Elements:
     shape = result.order.shape
     (c, r), (d, s) = logarithm_of(x), logarithm_of(y)
     c, r, d, s = (np.broadcast_to(part, shape) for part in (c, r, d, s))
-    alike, opposite = c == d, fields.plus(c, d, EXPONENTS) == 0
-    alone, other_alone = d == 0, c == 0
-    if not (alike | opposite | alone | other_alone).all():
-        return lacking(result, "a sum of logarithms with different factors")
-    # c log r + c log s = c log(r s), and c log r - c log s = c log(r / s)
-    quotient = fields.times(r, fields.inverse(s, VALUES), VALUES) if (opposite & ~alone).any() else r
-    product = np.where(alone, r, np.where(other_alone, s, np.where(alike, fields.times(r, s, VALUES), quotient)))
-    cancels = (product == 1) | (c == 0) & (d == 0)
-    factor = np.where(cancels, 0, np.where(other_alone, d, c)).astype(np.uint64)
+    factor = np.where(c == 0, d, c)
+    # c log r + d log s = c log(r * s^(d / c))
+    share = fields.times(d, fields.inverse(factor, EXPONENTS), EXPONENTS)
+    product = fields.times(np.where(c == 0, 1, r).astype(np.uint64), _power(s, share), VALUES)
+    factor = np.where(product == 1, 0, factor).astype(np.uint64)
     return without_logarithm(
         Elements(result.order, None, result.exponent, (factor, product), result.lacks or "a logarithm used as a value")
     )
@@ -102,11 +100,28 @@ def exp2(x: Elements) -> Elements:
     value = fields.power_of_two(x.exponent)
     if x.logarithm is not None:
         c, r = x.logarithm
-        if not np.isin(c, (0, 1, EXPONENTS - 1)).all():
-            raise NotCarriedError("exp2 of a multiple of a logarithm")
-        inverse = fields.inverse(r, VALUES) if (c == EXPONENTS - 1).any() else r
-        value = fields.times(value, np.where(c == 0, 1, np.where(c == 1, r, inverse)).astype(np.uint64), VALUES)
+        if np.isin(c, _ROOTS).any():
+            raise NotCarriedError("exp2 of a fraction of a logarithm")
+        value = fields.times(value, _power(r, c), VALUES)
     return Elements(order, np.where(x.order < LEAST_EXPONENT, np.uint64(0), value))
+
+
+def _power(r: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """r^c, c modulo EXPONENTS. The powers 1, 0 and -1 are those of integers."""
+    different = np.unique(c)
+    found = np.ones(r.shape, np.uint64)
+    for factor in different.tolist():
+        match factor:
+            case 0:
+                continue
+            case 1:
+                power = r
+            case _ if factor == EXPONENTS - 1:
+                power = fields.inverse(r, VALUES)
+            case _:
+                power = fields.power(r, np.array(factor, np.uint64))
+        found = np.where(c == factor, power, found)
+    return found
 
 
 def exp(x: Elements) -> Elements:
@@ -115,6 +130,8 @@ def exp(x: Elements) -> Elements:
 
 def log2(x: Elements) -> Elements:
     order = np.log2(x.order)
+    if as_floats(x) is not None and (np.isfinite(order) & (np.exp2(np.rint(order)) == x.order)).all():
+        return of_floats(np.rint(order))
     if x.value is None:
         return lacking(Elements(order), x.lacks or "the logarithm of a logarithm")
     return Elements(order, None, np.zeros(x.shape, np.uint64), (np.ones(x.shape, np.uint64), x.value), x.lacks)

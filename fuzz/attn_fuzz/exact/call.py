@@ -1,10 +1,11 @@
 """The call that is followed in exact mode: its named quantities, and the elements in its memory."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from attn_fuzz.exact.host import Host
 from attn_fuzz.exact.memory import Memory
 from attn_fuzz.exact.quantities import Quantities
@@ -14,15 +15,24 @@ from attn_fuzz.exact.refusal import NotCarriedError
 class Call:
     """One call of a target.
 
+    Args:
+        quantities: of the call.
+        inputs: tensors that the call is given.
+        outputs: tensors that are compared after it.
+
     Attributes:
         quantities, memory, host: of the call.
         refusal: the first reason why exact mode cannot carry the call; empty if there is none so far.
     """
 
-    def __init__(self, quantities: Quantities) -> None:
+    def __init__(
+        self, quantities: Quantities, inputs: Iterable[torch.Tensor] = (), outputs: Iterable[torch.Tensor] = ()
+    ) -> None:
         self.quantities = quantities
         self.memory = Memory(quantities)
-        self.host = Host(self.memory)
+        self.memory.know(inputs)
+        self.memory.expect(outputs)
+        self.host = Host(self.memory, quantities)
         self.refusal = ""
 
 
@@ -47,6 +57,16 @@ def following(call: Call | None) -> Iterator[None]:
         raise
     finally:
         current = before
+
+
+def refuse(what: str) -> None:
+    """Refuse the running call because of what exact mode cannot follow; nothing if no call is followed.
+
+    Raises:
+        NotCarriedError: a call is followed.
+    """
+    if current is not None:
+        raise NotCarriedError(what)
 
 
 def note(error: NotCarriedError) -> None:

@@ -55,24 +55,24 @@ def _by_head(step: Step) -> torch.Tensor:
 
 
 def _elements(memory: Memory, tensor: torch.Tensor, name: str) -> Elements:
-    """The elements that kernels have stored in a tensor.
+    """The elements that were stored in a tensor.
 
     Raises:
-        NotCarriedError: not all of it was stored by interpreted kernels.
+        NotCarriedError: not all of it was stored by interpreted kernels or by torch.
     """
-    shadow = memory.shadow_of(tensor)
-    if shadow is None:
-        raise NotCarriedError(f"{name}, which no interpreted kernel has stored")
-    places = places_of(tensor)
-    if not (shadow.written[places] & (shadow.bits[places] == bits_of(tensor))).all():
-        raise NotCarriedError(f"{name}, of which not every element was stored by an interpreted kernel")
+    shadow, places = memory.shadow_of(tensor), places_of(tensor)
+    held = np.zeros(places.shape, np.bool_) if shadow is None else shadow.holds(places, bits_of(tensor))
+    if not held.any() and held.size:
+        raise NotCarriedError(f"{name}, which neither interpreted kernels nor torch have stored")
+    if shadow is None or not held.all():
+        raise NotCarriedError(f"{name}, of which neither interpreted kernels nor torch have stored every element")
     return shadow.get(places.ravel()).reshape(places.shape)
 
 
 def _unwritten(memory: Memory, tensor: torch.Tensor, name: Literal["out", "lse"], rows: Rows) -> Inequality | None:
     """The first row [rows, ...] with an element that no kernel has stored, and that holds what memory held before the call."""
     shadow, places = memory.shadow_of(tensor), places_of(tensor)
-    stored = np.zeros(places.shape, np.bool_) if shadow is None else shadow.written[places]
+    stored = np.zeros(places.shape, np.bool_) if shadow is None else shadow.written(places)
     wrong = ~stored & (bits(tensor) == bits(canary((1,), tensor.dtype, tensor.device))).cpu().numpy()
     if not wrong.any():
         return None

@@ -160,6 +160,18 @@ def joined(blocks: Sequence[Elements], join: Callable[[list[np.ndarray]], np.nda
     )
 
 
+def assembled(size: int, parts: Sequence[tuple[np.ndarray, Elements]]) -> Elements:
+    """A block [size] of blocks [n], each with the n indices where it lies. Every index belongs to one of them."""
+
+    def place(arrays: list[np.ndarray]) -> np.ndarray:
+        found = np.zeros(size, arrays[0].dtype)
+        for (here, _), array in zip(parts, arrays, strict=True):
+            found[here] = array
+        return found
+
+    return joined([block for _, block in parts], place)
+
+
 def selected(takes_first: np.ndarray, x: Elements, y: Elements) -> Elements:
     """x where `takes_first`, else y."""
     shape = np.broadcast_shapes(takes_first.shape, x.shape, y.shape)

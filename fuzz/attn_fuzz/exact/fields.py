@@ -81,6 +81,20 @@ def power_of_two(exponents: np.ndarray) -> np.ndarray:
     return times(times(low, middle, VALUES), high, VALUES)
 
 
+def power(x: np.ndarray, exponents: np.ndarray) -> np.ndarray:
+    """x^e modulo VALUES for e modulo EXPONENTS: a function with x^(a + b) = x^a * x^b and (x * y)^a = x^a * y^a.
+
+    It is the power of integers for even e. A square root of x may have the other sign, because it is the power of x^2 to e / 2:
+    squares repeat after EXPONENTS steps.
+    """
+    result, base = np.ones(np.broadcast_shapes(x.shape, exponents.shape), np.uint64), times(x, x, VALUES)
+    rest = times(exponents, np.array((EXPONENTS + 1) // 2, np.uint64), EXPONENTS)
+    while rest.any():
+        result = np.where(rest & np.uint64(1), times(result, base, VALUES), result)
+        base, rest = times(base, base, VALUES), rest >> np.uint64(1)
+    return result
+
+
 def total(x: np.ndarray, axis: int, modulus: int) -> np.ndarray:
     """The sum along an axis of fewer than 2^33 numbers."""
     return x.sum(axis) % np.uint64(modulus)

@@ -1,27 +1,29 @@
-"""What the host does with floats beside launching kernels: torch's operations while a call is followed.
+"""What the host does with floats beside launching kernels: torch's operators while a call is followed.
 
-An operation that moves floats takes their elements along. An operation that computes floats, or rounds them, breaks the chain:
-if it reads what a kernel has stored, the call is refused by the operation's name. What it makes of other floats may be read by
-a kernel only if it is one number, which is then read as a product of named quantities (`attn_fuzz.exact.quantities`).
+An operator that moves floats takes their elements along. An operator that computes floats is carried if
+`attn_fuzz.exact.operators` says how. What any other operator makes of computed numbers has no element: it may decide a maximum,
+and nothing else, and the operator's name is the reason. Integers that were made of computed numbers have no element either.
+Comparisons are torch's own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
+from attn_fuzz.exact import elements
+from attn_fuzz.exact.elements import Elements, as_floats, assembled
 from attn_fuzz.exact.memory import Memory
+from attn_fuzz.exact.movement import Movement
+from attn_fuzz.exact.operators import CARRIED, DECIDES, FRESH, MOVES, UNKNOWN
+from attn_fuzz.exact.quantities import Quantities
 from attn_fuzz.exact.refusal import NotCarriedError
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_COPIES = {"aten::copy_", "aten::clone", "aten::_to_copy"}
-_MAKES_NO_FLOAT = {
-    *("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::empty_permuted", "aten::new_empty"),
-    *("aten::new_empty_strided", "aten::zeros", "aten::zeros_like", "aten::new_zeros", "aten::ones", "aten::ones_like"),
-    *("aten::new_ones", "aten::full", "aten::full_like", "aten::new_full", "aten::fill_", "aten::zero_", "aten::resize_"),
-    *("aten::set_", "aten::cat", "aten::stack", "aten::index_select", "aten::index", "aten::repeat", "aten::neg", "aten::abs"),
-    *("aten::scalar_tensor", "aten::lift_fresh", "aten::gather", "aten::where", "aten::arange", "aten::detach"),
-}
-"""Operations whose floats are constants, or floats of their arguments, of either sign."""
+_NUMBERS = frozenset({"self", "other", "alpha", "beta", "value", "min", "max", "exponent"})
+"""The names of arguments that are numbers to compute with, where they are no tensors."""
+_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
 
 class Host(TorchDispatchMode):
@@ -33,50 +35,184 @@ class Host(TorchDispatchMode):
         launches: whether a launch is running. The interpreter uses torch, too, and torch then computes nothing for the host.
     """
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Memory, quantities: Quantities) -> None:
         super().__init__()
-        self._memory = memory
+        self._memory, self._quantities = memory, quantities
         self.launches = False
         self._kept: list[torch.UntypedStorage] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
         if self.launches:
-            return result
-        name, given = func._schema.name, list(_tensors((args, kwargs or {})))
-        made = [each for each in _tensors(result) if each.is_floating_point() and each.numel()]
-        self._kept += [each.untyped_storage() for each in made]
-        if not made or func.is_view or name == "aten::set_":
-            if name == "aten::_local_scalar_dense" and self._memory.holds_elements(given[0]):
-                raise NotCarriedError("torch's item() of what a kernel has stored")
-            return result
-        read = [each for each in given if self._memory.holds_elements(each)]
-        if name in _COPIES:
-            source, target = given[1 if name == "aten::copy_" else 0], made[0]
-            if source.data_ptr() != target.data_ptr():
-                self._copied(name, source, target, bool(read))
-        elif reads := [each for each in read if not _is_output(each, made)]:
-            raise NotCarriedError(f"torch's {name} of what a kernel has stored ({tuple(reads[0].shape)})")
-        elif name not in _MAKES_NO_FLOAT and any(each.is_floating_point() for each in given):
-            for each in made:
-                self._memory.compute(each, name)
+            return self._run(func, args, kwargs)
+        if func.namespace != "aten":  # registered by Python code, which uses torch
+            with self:
+                return func.redispatch(_CPU, *args, **kwargs)
+        if func._can_decompose():  # inside such code, torch does not decompose its composite operators by itself
+            with self:
+                return func.decompose(*args, **kwargs)
+        name = func._schema.name.removeprefix("aten::").removesuffix("_")
+        if func.is_view or name in UNKNOWN:
+            return self._run(func, args, kwargs)
+        if name in FRESH:
+            return self._fresh(func, args, kwargs)
+        arguments = _by_name(func, args, kwargs)
+        with np.errstate(all="ignore"):
+            if name in MOVES and not arguments.get("accumulate") and not arguments.get("reduce"):
+                return self._moved(name, func, args, kwargs)
+            return self._computed(name, func, args, kwargs)
+
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
+        self._kept += [each.untyped_storage() for each in _tensors(result)]
         return result
 
-    def _copied(self, name: str, source: torch.Tensor, target: torch.Tensor, has_elements: bool) -> None:
-        if has_elements:
-            self._memory.copy(source.expand(target.shape), target)
-        elif _rounds(source.dtype, target.dtype):
-            self._memory.compute(target, f"{name} from {source.dtype} to {target.dtype}")
-        else:
-            self._memory.inherit(source, target)
+    def _fresh(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator whose result is what it looks like."""
+        result = self._run(func, args, kwargs)
+        self._memory.know(_tensors(result))
+        return result
+
+    def _moved(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator that moves numbers, and move their elements."""
+        given = list(_tensors((args, kwargs)))
+        floats = given[0].is_floating_point() if name == "copy" else any(each.is_floating_point() for each in given)
+        if name == "copy" and not floats and given[1].is_floating_point():
+            self._cloud(name, [given[0]], self._read({"self": given[1]}))
+            return self._run(func, args, kwargs)
+        if all(map(self._is_itself, given)) and not (name == "copy" and _converts(given[1], given[0])):
+            numbers = [self._quantities.element(each) for each in (*args, *kwargs.values()) if isinstance(each, float)]
+            if not floats or _is_plain(numbers):
+                return self._fresh(func, args, kwargs)
+        block, computed = self._moved_elements(Movement(func, args, kwargs), floats)
+        result = self._run(func, args, kwargs)
+        self._memory.put(result, block, None if floats else computed)
+        if cloud := next(filter(None, map(self._memory.cloud_of, given)), ""):
+            self._memory.cloud(result, cloud)
+        return result
+
+    def _moved_elements(self, movement: Movement, floats: bool) -> tuple[Elements, np.ndarray]:
+        """The elements of what is moved, and where its bits are those of elements, of the result's shape.
+
+        Args:
+            floats: whether floats are moved, or the bits of floats.
+        """
+        shape, computed = movement.places.shape, np.zeros(movement.places.size, np.bool_)
+        parts = [(np.arange(0), elements.of_floats(np.zeros(0)))]
+        for here, source, index in movement.parts():
+            block, computed[here] = self._elements_at(source, index, floats)
+            parts.append((here, block))
+        return assembled(computed.size, parts).reshape(shape), computed.reshape(shape)
+
+    def _computed(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator that computes, and compute with elements."""
+        arguments = _by_name(func, args, kwargs)
+        given = list(_tensors(arguments))
+        read = self._read(arguments) if any(map(self._matters, given)) else None
+        if name == "_local_scalar_dense" and not _is_plain((read or {}).values()):
+            raise NotCarriedError("torch's item() of a computed number")
+        result = self._run(func, args, kwargs)
+        made = [each for each in _tensors([result, _written(func, arguments)]) if each.numel() and each.dtype != torch.bool]
+        if read is None and any(each.is_floating_point() for each in made):
+            read = self._read(arguments)
+        if read is not None:
+            floats = [each for each in made if each.is_floating_point()]
+            for tensor in floats[:1]:
+                self._memory.put(tensor, self._carried(name, read, result, tensor))
+            for tensor in floats[1:]:
+                self._memory.put(tensor, Elements(tensor.double().numpy(), lacks=f"torch's {name}"))
+            if name not in DECIDES and (name not in CARRIED or not floats):
+                self._cloud(name, [each for each in made if not each.is_floating_point()], read)
+        return result
+
+    def _carried(self, name: str, read: dict[str, Any], result: Any, tensor: torch.Tensor) -> Elements:
+        """The elements of an operator's first result."""
+        numbers = tensor.detach().double().numpy()
+        if name in CARRIED:
+            try:
+                return CARRIED[name](SimpleNamespace(**read, result=result))
+            except NotCarriedError as error:
+                return Elements(numbers, lacks=str(error))
+        if _is_plain(read.values()):
+            found = self._quantities.elements(numbers.ravel()).reshape(numbers.shape)
+            if not found.lacks:
+                return found
+        return Elements(numbers, lacks=f"what torch's {name} has computed")
+
+    def _cloud(self, name: str, integers: list[torch.Tensor], read: dict[str, Any]) -> None:
+        if not _is_plain(read.values()):
+            for tensor in integers:
+                self._memory.cloud(tensor, f"integers that torch's {name} has made of computed numbers")
+
+    def _matters(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor holds floats, or integers that are not what they look like."""
+        return tensor.is_floating_point() or not self._is_itself(tensor)
+
+    def _is_itself(self, tensor: torch.Tensor) -> bool:
+        if tensor.is_floating_point():
+            return self._memory.is_itself(tensor)
+        return not self._memory.holds_elements(tensor) and not self._memory.cloud_of(tensor)
+
+    def _elements_at(self, source: torch.Tensor | float, index: np.ndarray, floats: bool) -> tuple[Elements, np.ndarray]:
+        """The elements [n] of what an operator moves from places [n], and where [n] bits are those of elements."""
+        none = np.zeros(len(index), np.bool_)
+        if not isinstance(source, torch.Tensor):
+            return self._quantities.element(float(source)).broadcast((len(index),)), none
+        if not floats:
+            return self._memory.stored_at(source, index)
+        if source.is_floating_point():
+            return self._memory.elements_at(source, index), none
+        return self._numbers(source).reshape(-1)[index], none
+
+    def _numbers(self, tensor: torch.Tensor) -> Elements:
+        """The elements that a tensor's numbers are, of its shape."""
+        if tensor.is_floating_point():
+            return self._memory.elements(tensor)
+        found = elements.of_integers(tensor.detach().numpy())
+        if self._is_itself(tensor):
+            return found
+        return Elements(found.order, lacks=self._memory.cloud_of(tensor) or "the bits of computed numbers")
+
+    def _read(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of an operator with elements in place of tensors and of numbers to compute with."""
+
+        def of(name: str, value: Any) -> Any:
+            if isinstance(value, torch.Tensor):
+                return self._numbers(value)
+            if isinstance(value, list | tuple) and value and all(isinstance(each, torch.Tensor) for each in value):
+                return [self._numbers(each) for each in value]
+            if name in _NUMBERS and isinstance(value, int | float):
+                return self._quantities.element(float(value)).reshape(())
+            return value
+
+        return {name: of(name, value) for name, value in arguments.items()}
 
 
-def _is_output(tensor: torch.Tensor, made: list[torch.Tensor]) -> bool:
-    return any(tensor is each for each in made)
+def _by_name(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """An operator's arguments by the names of its schema, defaults included."""
+    schema = func._schema.arguments
+    names = [argument.name for argument in schema]
+    defaults = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
+    return {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
 
 
-def _rounds(source: torch.dtype, target: torch.dtype) -> bool:
-    return source.is_floating_point and torch.promote_types(source, target) != target if source != target else False
+def _written(func: Any, arguments: dict[str, Any]) -> list[Any]:
+    """Arguments that an operator without a result writes into."""
+    written = [each for each in func._schema.arguments if each.alias_info is not None and each.alias_info.is_write]
+    return [] if func._schema.returns else [arguments[each.name] for each in written]
+
+
+def _is_plain(read: Iterable[Any]) -> bool:
+    """Whether nothing that an operator reads was computed."""
+    blocks = [each for value in read for each in (value if isinstance(value, list) else [value])]
+    return all(as_floats(each) is not None for each in blocks if isinstance(each, Elements))
+
+
+def _converts(source: torch.Tensor, target: torch.Tensor) -> bool:
+    """Whether a copy may round, or makes floats of integers."""
+    if source.is_floating_point() != target.is_floating_point():
+        return True
+    return source.dtype != target.dtype and torch.promote_types(source.dtype, target.dtype) != target.dtype
 
 
 def _tensors(values: Any) -> Iterator[torch.Tensor]:

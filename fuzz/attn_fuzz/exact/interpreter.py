@@ -81,7 +81,7 @@ def _knowing_memory(init_args_hst: Any) -> Callable[..., Any]:
         host_args, host_kwargs = init_args_hst(executor, args, kwargs)
         if call.current is not None:
             named = {**dict(enumerate(host_args)), **host_kwargs}
-            call.current.memory.know(tensor for _, tensor in accesses.tensors_of(named))
+            call.current.memory.note(tensor for _, tensor in accesses.tensors_of(named))
         return host_args, host_kwargs
 
     return init

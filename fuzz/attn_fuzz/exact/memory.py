@@ -1,71 +1,26 @@
-"""Which elements lie in memory: those that kernels have stored, and the elements that the floats of other memory are.
+"""Which elements lie in memory: those that kernels and torch have stored, and the elements that the floats of other memory are.
 
 A kernel's store writes the number (its order, rounded to the memory's dtype) into the memory itself, and the element into a
-shadow of the allocation. A load finds the element in the shadow if the memory still holds the bits that were stored. Else
-something other than a kernel has written it, and the float there is the element.
+shadow of the allocation. What torch computes goes into a shadow, too. A load finds the element in the shadow if the memory
+still holds the bits that were stored. Else something else has written it, and the float there is the element, if the call was
+given this memory or torch has filled it. The floats of any other memory are numbers of the host: what has computed them is not
+known, and they are read as `attn_fuzz.exact.quantities` reads a number.
 
-One allocation may be viewed as several tensors. So shadows go by addresses. An allocation in which kernels store floats of two
-widths is refused.
+One allocation may be viewed as several tensors. So shadows go by addresses. An allocation in which floats of two widths are
+stored is refused.
 """
 
+import bisect
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from attn_fuzz.exact.elements import Elements, joined, logarithm_of, of_floats
+from attn_fuzz.exact.elements import Elements, as_floats, assembled, of_floats
 from attn_fuzz.exact.quantities import Quantities
 from attn_fuzz.exact.refusal import NotCarriedError
+from attn_fuzz.exact.shadow import Shadow
 
-_PARTS = ("value", "exponent")
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-@dataclass
-class Shadow:
-    """The elements that kernels have stored in one allocation, by the index of their float in it.
-
-    Args:
-        address: of the allocation.
-        elements: floats that fit into it.
-        itemsize: bytes of each float.
-    """
-
-    address: int
-    elements: int
-    itemsize: int
-    bits: np.ndarray = field(init=False)
-    written: np.ndarray = field(init=False)
-    order: np.ndarray = field(init=False)
-    parts: dict[str, np.ndarray] = field(init=False)
-    lacks: str = ""
-
-    def __post_init__(self) -> None:
-        self.bits = np.zeros(self.elements, f"uint{8 * self.itemsize}")
-        self.written = np.zeros(self.elements, np.bool_)
-        self.order = np.zeros(self.elements)
-        self.parts = {name: np.zeros(self.elements, np.uint64) for name in (*_PARTS, "factor", "number")}
-        self.parts |= {f"has {name}": np.zeros(self.elements, np.bool_) for name in _PARTS}
-
-    def put(self, places: np.ndarray, block: Elements, bits: np.ndarray) -> None:
-        """Keep the elements [n] of a block that were stored as these bits."""
-        self.written[places] = True
-        self.bits[places] = bits
-        self.order[places] = block.order
-        for name in _PARTS:
-            part = getattr(block, name)
-            self.parts[f"has {name}"][places] = part is not None
-            if part is not None:
-                self.parts[name][places] = part
-        self.parts["factor"][places], self.parts["number"][places] = logarithm_of(block)
-        self.lacks = self.lacks or block.lacks
-
-    def get(self, places: np.ndarray) -> Elements:
-        """The elements [n] that were stored."""
-        value, exponent = (self.parts[name][places] if self.parts[f"has {name}"][places].all() else None for name in _PARTS)
-        factor = self.parts["factor"][places]
-        logarithm = (factor, self.parts["number"][places]) if factor.any() else None
-        return Elements(self.order[places], value, exponent, logarithm, self.lacks)
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Memory:
@@ -77,42 +32,95 @@ class Memory:
 
     def __init__(self, quantities: Quantities) -> None:
         self._quantities = quantities
+        self._bases: list[int] = []
         self._allocations: dict[int, int] = {}
+        self._known: set[int] = set()
         self._shadows: dict[int, Shadow] = {}
-        self._computed: dict[int, tuple[torch.Tensor, str]] = {}
+        self._clouded: dict[int, str] = {}
 
-    def know(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Note the allocations of a launch's arguments."""
+    def note(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Note the allocations of tensors. Stores need them."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
-            self._allocations[storage.data_ptr()] = storage.nbytes()
+            base = storage.data_ptr()
+            if base and base not in self._allocations:
+                bisect.insort(self._bases, base)
+                self._allocations[base] = storage.nbytes()
+
+    def know(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Note allocations whose floats are themselves: inputs of the call, and what torch fills."""
+        tensors = list(tensors)
+        self.note(tensors)
+        self._known |= {_base(each) for each in tensors}
+
+    def expect(self, outputs: Iterable[torch.Tensor]) -> None:
+        """Note outputs of the call: what is compared has to be stored in them."""
+        for output in outputs:
+            self.know([output])
+            if output.numel():
+                self._shadow_of(_base(output), output.element_size())
 
     def shadow_of(self, tensor: torch.Tensor) -> Shadow | None:
-        """The shadow of a tensor's allocation; None if no kernel has stored floats there."""
-        return self._shadows.get(tensor.untyped_storage().data_ptr())
+        """The shadow of a tensor's allocation; None if no floats were stored there."""
+        return self._shadows.get(_base(tensor))
 
     def holds_elements(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor holds elements that a kernel has stored."""
+        """Whether a tensor holds elements that were stored."""
         shadow = self.shadow_of(tensor)
         if shadow is None or not tensor.numel() or tensor.element_size() != shadow.itemsize:
             return shadow is not None and tensor.numel() > 0
-        return bool(shadow.written[places_of(tensor)].any())
+        return bool(shadow.written(places_of(tensor)).any())
 
-    def compute(self, tensor: torch.Tensor, operation: str) -> None:
-        """Note that an operation of torch has computed the floats of a tensor."""
-        self._computed[tensor.untyped_storage().data_ptr()] = tensor, operation
+    def cloud(self, tensor: torch.Tensor, why: str) -> None:
+        """Note that an allocation holds integers that were made of computed numbers. Floats that are read there are refused."""
+        self.note([tensor])
+        self._clouded.setdefault(_base(tensor), why)
 
-    def inherit(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        """Note that a tensor is a copy of another one, in which no kernel has stored."""
-        if (made := self._computed.get(source.untyped_storage().data_ptr())) is not None:
-            self.compute(target, made[1])
+    def cloud_of(self, tensor: torch.Tensor) -> str:
+        """Of which computed numbers a tensor's integers were made; empty if of none."""
+        return self._clouded.get(_base(tensor), "")
 
-    def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        """Note that a tensor is a copy of another one of the same shape, in which a kernel has stored."""
-        self.know([target])
-        of_source, of_target = (bits_of(each).ravel() for each in (source, target))
-        numbers = source.double().numpy().ravel()
-        self.store(_addresses(target), self.loaded(_addresses(source), of_source, numbers), of_target)
+    def is_itself(self, tensor: torch.Tensor) -> bool:
+        """Whether all that lies in a tensor's allocation is what it looks like, and has no element beside it."""
+        base = _base(tensor)
+        return base in self._known and base not in self._shadows and base not in self._clouded
+
+    def elements(self, tensor: torch.Tensor) -> Elements:
+        """The elements of a tensor of floats, of its shape."""
+        return self.elements_at(tensor, np.arange(tensor.numel())).reshape(tuple(tensor.shape))
+
+    def elements_at(self, tensor: torch.Tensor, index: np.ndarray) -> Elements:
+        """The elements [n] of those floats of a tensor whose places [n] are given, counted through all of its dims."""
+        numbers = tensor.detach().double().numpy().ravel()[index]
+        if self.is_itself(tensor):
+            return of_floats(numbers)
+        if cloud := self.cloud_of(tensor):
+            return Elements(numbers, lacks=cloud)
+        return self.loaded(_addresses(tensor)[index], bits_of(tensor).ravel()[index], numbers)
+
+    def stored_at(self, tensor: torch.Tensor, index: np.ndarray) -> tuple[Elements, np.ndarray]:
+        """The elements [n] that were stored in memory of which a tensor holds the bits, and where [n] it holds some."""
+        bits, shadow = bits_of(tensor).ravel()[index], self.shadow_of(tensor)
+        if shadow is None:
+            return of_floats(np.zeros(len(index))), np.zeros(len(index), np.bool_)
+        addresses = _addresses(tensor)[index]
+        held = shadow.holds(self._places(shadow, addresses, bits.itemsize), bits)
+        return self.loaded(addresses, bits, np.zeros(len(index))), held
+
+    def put(self, tensor: torch.Tensor, block: Elements, computed: np.ndarray | None = None) -> None:
+        """Note that torch has stored elements in a tensor. Floats that are themselves need no shadow of their own.
+
+        Args:
+            computed: where the tensor holds the bits of elements; None: it holds floats, and elements everywhere.
+        """
+        self.know([tensor])
+        if computed is None:
+            shape = tuple(tensor.shape)
+            block = block.reshape(shape) if block.size == tensor.numel() else block.broadcast(shape)
+            is_plain = as_floats(block) is not None and np.array_equal(block.order, tensor.double().numpy(), equal_nan=True)
+            computed = np.full(shape, not is_plain or self.shadow_of(tensor) is not None)
+        if computed.any():
+            self.store(_addresses(tensor)[computed.ravel()], block[computed], bits_of(tensor)[computed])
 
     def loaded(self, addresses: np.ndarray, bits: np.ndarray, numbers: np.ndarray) -> Elements:
         """The elements at addresses [n].
@@ -121,81 +129,76 @@ class Memory:
             bits: [n], what memory holds there.
             numbers: [n] float64, the floats that these bits are.
         """
-        found = of_floats(numbers) if not self._computed else self._host_floats(addresses, numbers)
-        for shadow in self._shadows.values():
-            inside, places = self._places(shadow, addresses, bits.itemsize)
-            if not inside.any():
+        if not len(addresses):
+            return of_floats(numbers)
+        found, known = np.zeros(len(addresses), np.bool_), np.zeros(len(addresses), np.bool_)
+        parts = []
+        for base in self._between(int(addresses.min()), int(addresses.max())):
+            inside = addresses - np.uint64(base) < np.uint64(self._allocations[base])
+            known |= inside & (base in self._known)
+            shadow = self._shadows.get(base)
+            if shadow is None or not inside.any():
                 continue
-            kept = np.zeros(len(addresses), np.bool_)
-            kept[inside] = shadow.written[places] & (shadow.bits[places] == bits[inside])
-            if kept.any():
-                found = _merged(kept, shadow.get(places[kept[inside]]), found)
-        return found
-
-    def _host_floats(self, addresses: np.ndarray, numbers: np.ndarray) -> Elements:
-        """The elements that floats are, where the host may have computed them."""
-        for tensor, operation in self._computed.values():
-            storage = tensor.untyped_storage()
-            inside = addresses - np.uint64(storage.data_ptr()) < np.uint64(storage.nbytes())
-            if not inside.any():
-                continue
-            different = np.unique(numbers[inside])
-            if len(different) == 1 and inside.all():
-                return self._quantities.element(float(different[0])).broadcast(numbers.shape)
-            raise NotCarriedError(f"floats that torch's {operation} has computed")
-        return of_floats(numbers)
+            places = self._places(shadow, addresses[inside], bits.itemsize)
+            held = shadow.holds(places, bits[inside])
+            here = np.flatnonzero(inside)[held]
+            found[here] = True
+            parts.append((here, shadow.get(places[held])))
+        for read, are_they in ((of_floats, known & ~found), (self._quantities.elements, ~known & ~found)):
+            here = np.flatnonzero(are_they)
+            parts.append((here, read(numbers[here])))
+        return assembled(len(addresses), [(here, block) for here, block in parts if len(here)])
 
     def store(self, addresses: np.ndarray, block: Elements, bits: np.ndarray) -> None:
         """Note that memory at addresses [n] holds the elements of a block [n], as bits [n]."""
         if not len(addresses):
             return
-        shadow = self._shadow_at(int(addresses[0]), bits.itemsize)
-        inside, places = self._places(shadow, addresses, bits.itemsize)
-        if not inside.all():
+        first = int(addresses[0])
+        base = next(iter(self._between(first, first)), None)
+        if base is None or first >= base + self._allocations[base]:
+            raise NotCarriedError("a store to memory that is no argument of the launch")
+        if not (addresses - np.uint64(base) < np.uint64(self._allocations[base])).all():
             raise NotCarriedError("a store to two allocations at once")
-        shadow.put(places, block, bits)
+        shadow = self._shadow_of(base, bits.itemsize)
+        shadow.put(self._places(shadow, addresses, bits.itemsize), block, bits)
 
-    def _places(self, shadow: Shadow, addresses: np.ndarray, itemsize: int) -> tuple[np.ndarray, np.ndarray]:
-        """Which addresses lie in a shadow's allocation, and the indices of their floats."""
-        offset = addresses - np.uint64(shadow.address)
-        inside = offset < np.uint64(shadow.elements * shadow.itemsize)
-        if inside.any() and itemsize != shadow.itemsize:
+    def _between(self, least: int, most: int) -> list[int]:
+        """The allocations that may hold addresses from `least` to `most`."""
+        begin = bisect.bisect_right(self._bases, least) - 1
+        return self._bases[max(0, begin) : bisect.bisect_right(self._bases, most)]
+
+    def _places(self, shadow: Shadow, addresses: np.ndarray, itemsize: int) -> np.ndarray:
+        """The indices of floats in a shadow's allocation."""
+        if itemsize != shadow.itemsize:
             raise NotCarriedError(f"floats of {itemsize} bytes in memory where floats of {shadow.itemsize} bytes were stored")
-        return inside, (offset[inside] // np.uint64(shadow.itemsize)).astype(np.int64)
+        return ((addresses - np.uint64(shadow.address)) // np.uint64(shadow.itemsize)).astype(np.int64)
 
-    def _shadow_at(self, address: int, itemsize: int) -> Shadow:
-        for base, nbytes in self._allocations.items():
-            if base <= address < base + nbytes:
-                if base not in self._shadows:
-                    self._shadows[base] = Shadow(base, nbytes // itemsize, itemsize)
-                return self._shadows[base]
-        raise NotCarriedError("a store to memory that is no argument of the launch")
+    def _shadow_of(self, base: int, itemsize: int) -> Shadow:
+        if base not in self._shadows:
+            self._shadows[base] = Shadow(base, self._allocations[base] // itemsize, itemsize)
+        return self._shadows[base]
 
 
 def places_of(tensor: torch.Tensor) -> np.ndarray:
     """The index of each element of a tensor in its allocation, of the tensor's shape."""
-    count = tensor.untyped_storage().nbytes() // tensor.element_size()
-    return torch.arange(count).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).numpy()
+    places = np.full((1,) * tensor.dim(), tensor.storage_offset(), np.int64)
+    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        steps = np.arange(size, dtype=np.int64) * stride
+        places = places + steps.reshape([-1 if axis == dim else 1 for axis in range(tensor.dim())])
+    return places
 
 
 def bits_of(tensor: torch.Tensor) -> np.ndarray:
     """The bits of each element of a tensor, of its shape."""
-    whole = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())  # pyright: ignore[reportArgumentType]
-    return whole.view(_INTEGERS[tensor.element_size()]).numpy().view(f"uint{8 * tensor.element_size()}")[places_of(tensor)]
+    itemsize = tensor.element_size()
+    return tensor.detach().contiguous().view(INTEGERS[itemsize]).numpy().view(f"uint{8 * itemsize}")
+
+
+def _base(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _addresses(tensor: torch.Tensor) -> np.ndarray:
     """[elements]"""
     places = places_of(tensor).ravel().astype(np.uint64)
-    return places * np.uint64(tensor.element_size()) + np.uint64(tensor.untyped_storage().data_ptr())
-
-
-def _merged(takes: np.ndarray, some: Elements, others: Elements) -> Elements:
-    """`others` [n], with `some` [takes.sum()] where `takes`."""
-
-    def place(parts: list[np.ndarray]) -> np.ndarray:
-        found = parts[1].copy()
-        found[takes] = parts[0]
-        return found
-
-    return some if takes.all() else joined([some, others], place)
+    return places * np.uint64(tensor.element_size()) + np.uint64(_base(tensor))

@@ -9,13 +9,13 @@ float are told apart by how many factors they have, and else not told apart.
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 import numpy as np
 from attn_contract import Layer
 from attn_fuzz.exact import algebra
-from attn_fuzz.exact.elements import Elements, lacking, of_floats
+from attn_fuzz.exact.elements import Elements, assembled, joined, lacking, of_floats
 
 TOLERANCE = 4e-7
 """Relative: a few roundings to float32."""
@@ -23,6 +23,8 @@ SHORT_BITS = 11
 """A float with no more significant bits is a rational number on purpose."""
 SHORT_DIGITS = 2
 """So is one that has no more significant digits, such as -1e20."""
+_MOST_DIFFERENT = 64
+"""Of the floats that a tensor of the host may hold. Each is looked for among the products."""
 _POWERS_OF_TWO = range(-2, 3)
 
 
@@ -31,10 +33,12 @@ class Quantities:
 
     Args:
         numbers: by name, such as "scale". Each is that very float.
+        floats: of tensors that a host may read number by number, such as the sinks. Each is itself.
     """
 
-    def __init__(self, numbers: dict[str, float]) -> None:
+    def __init__(self, numbers: dict[str, float], floats: Iterable[float] = ()) -> None:
         self._numbers = numbers
+        self._floats = frozenset(floats)
         self._known: dict[float, Elements] = {}
 
     def element(self, number: float) -> Elements:
@@ -43,12 +47,25 @@ class Quantities:
             self._known[number] = self._found(number)
         return self._known[number]
 
+    def elements(self, numbers: np.ndarray) -> Elements:
+        """[n], the elements that floats [n] of the host are."""
+        exact = of_floats(numbers)
+        mantissas, _ = np.frexp(np.where(np.isfinite(numbers), numbers, 0.0))
+        long = (mantissas * 2**SHORT_BITS) % 1 != 0
+        if not long.any():
+            return exact
+        different, places = np.unique(numbers[long], return_inverse=True)
+        if len(different) > _MOST_DIFFERENT:
+            return lacking(exact, "floats that neither the call was given nor torch has computed")
+        read = joined([self.element(each) for each in different.tolist()], np.concatenate)[places]
+        return assembled(len(numbers), [(np.flatnonzero(long), read), (np.flatnonzero(~long), exact[~long])])
+
     def _found(self, number: float) -> Elements:
         for name, named in self._numbers.items():
             if named and number in (named, float(np.float32(named))):
                 return self._named[name]
         exact = of_floats(np.array([number], np.float64))
-        if _is_short(number):
+        if _is_short(number) or number in self._floats:
             return exact
         products = list(self._products(number))
         fewest = min((count for count, _, _ in products), default=0)
@@ -96,15 +113,19 @@ class Quantities:
 
 
 def of_layer(layer: Layer) -> Quantities:
-    """The quantities of a call: the layer's scale and cap, and those of its scales that are one number."""
+    """The quantities of a call: the layer's scale and cap, its scales that are one number, and its slopes and sinks."""
     numbers = {"scale": layer.scale}
+    usual = layer.head_size**-0.5
+    if not math.isclose(layer.scale, usual, rel_tol=2 * TOLERANCE):  # else the two are not told apart
+        numbers["head_size ** -0.5"] = usual  # what code takes for the scale where it takes a wrong one
     if layer.logits_soft_cap is not None:
         numbers["logits_soft_cap"] = layer.logits_soft_cap
     for name in ("k_scale", "v_scale", "output_scale"):
         tensor = getattr(layer, name)
         if tensor is not None and tensor.numel() == 1:
             numbers[name] = float(tensor)
-    return Quantities(numbers)
+    held = [tensor for tensor in layer.tensors.values() if tensor is not None and tensor.numel() <= _MOST_DIFFERENT]
+    return Quantities(numbers, itertools.chain.from_iterable(tensor.double().flatten().tolist() for tensor in held))
 
 
 def _is_short(number: float) -> bool:

@@ -53,7 +53,7 @@ class Attempt:
         self._untouched = copy.deepcopy(self._built)
         self.called = self._built if self._built.q.device.type == device else devices.sent(self._built, device)
         self.written, self.num_written = self._untouched.memory, 0
-        self.followed = exact.Call(quantities.of_layer(self._built.layer)) if follows else None
+        self.followed = _followed(self._built) if follows else None
         self.error: BaseException | None = None
         self.events: tuple[str, ...] = ()
         built = time.perf_counter()
@@ -105,6 +105,11 @@ class Attempt:
     def not_refused(self) -> str:
         """The beginning of a message about a target that ran a case beyond its support; else empty."""
         return f"{self.beyond} is beyond its support{' and was not refused' * self.target.refuses}: " if self.beyond else ""
+
+
+def _followed(step: Step) -> exact.Call:
+    outputs = [step.out] if step.lse is None else [step.out, step.lse]
+    return exact.Call(quantities.of_layer(step.layer), step.inputs().values(), outputs)
 
 
 def _judged_on(case: Case, device: str) -> str:

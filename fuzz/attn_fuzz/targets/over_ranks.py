@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 from attn_contract import Batch, ContractError, Layer, UnsupportedError
+from attn_fuzz.exact import call as exact
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.rank_processes import TIMEOUT, RankProcesses
@@ -70,7 +71,9 @@ def _on_all_ranks(calls: Sequence[RankCall]) -> list[tuple[torch.Tensor, torch.T
     Raises:
         ContractError, UnsupportedError: a rank's, which is no other rank's.
         AssertionError: a rank returned, and another one raised an error.
+        NotCarriedError: the call is followed in exact mode, which no process of a rank is.
     """
+    exact.refuse("what processes of ranks compute")
     try:
         results = _processes().call(_attend, calls)
     except BaseException:
