@@ -136,7 +136,8 @@ def row_tiles(architecture: str, *, head_size: int) -> RowTiles:
     """Tiles of write_kv_cache and merge_attn_states."""
     block_d = power_of_2(head_size)
     if architecture == INTERPRETER:
-        return RowTiles(head_size=head_size, block_rows=max(1, min(256, (1 << 19) // block_d)), block_d=block_d, num_warps=1)
+        # so few that the tokens of a small step take several programs
+        return RowTiles(head_size=head_size, block_rows=max(1, min(16, (1 << 19) // block_d)), block_d=block_d, num_warps=1)
     return RowTiles(head_size=head_size, block_rows=max(1, 2048 // block_d), block_d=block_d, num_warps=4)
 
 
