@@ -1,5 +1,8 @@
 """The checks around launches for GPUs that are not here fail if a wrong GPU, launch or process goes through."""
 
+import contextlib
+import dataclasses
+
 import attn_optimized
 import pytest
 import torch
@@ -49,6 +52,27 @@ def test_a_launch_of_the_interpreter_for_a_gpu_is_noticed(step_case):
     part, *_ = cascade_attention_calls(step.q, step.kv_cache, step.layer, step.batch, 0, out=step.out)
     with pytest.raises(RuntimeError, match="a launch for gfx942 has"):
         plans._check_tiles(part, "gfx942")
+
+
+GIVEN = {"block_m": 128, "block_n": 64, "num_warps": 4, "num_stages": 3}
+
+
+@pytest.mark.parametrize(
+    ("change", "is_right"),
+    [({}, True), ({"num_stages": 1}, True), ({"num_stages": 4}, False), ({"block_n": 32}, False), ({"num_warps": 8}, False)],
+)
+def test_a_plan_has_the_parameters_that_were_given_and_stages_that_fit(change, is_right, step_case, monkeypatch):
+    step = tensors.build(step_case)
+    choice = plans.Choice(architecture="gfx942", compute_units=3, parameters=GIVEN, batch_invariant=False)
+    monkeypatch.setattr(plans, "chosen", lambda batch: choice)
+    plan_of = attn_optimized.plan_of
+
+    def other_plan(*arguments, parameters, **options):
+        return plan_of(*arguments, parameters=dataclasses.replace(parameters, **change), **options)
+
+    monkeypatch.setattr(attn_optimized, "plan_of", other_plan)
+    with contextlib.nullcontext() if is_right else pytest.raises(RuntimeError, match="a plan for Choice"):
+        plans._plan(step.q, step.layer, step.batch)
 
 
 def _refuse(*arguments):

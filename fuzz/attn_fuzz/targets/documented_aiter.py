@@ -24,7 +24,7 @@ from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.illegal import illegal_attention
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.targets.triton import TRITON, missing_triton
-from attn_fuzz.targets.wrong_arguments import Calls
+from attn_fuzz.targets.wrong_arguments import Calls, must_refuse
 from attn_fuzz.verdict.rounding import Rounding
 
 
@@ -79,6 +79,7 @@ def _decode_by_assembly(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
     decode = functools.partial(_decode_each, aiter_adapter.pa_fwd_asm, q, kv_cache, batch=batch, out=out, lse=lse)
     must_refuse(functools.partial(decode, dataclasses.replace(layer, scale=1.001 * layer.scale)), "another scale")
+    must_refuse(functools.partial(decode, dataclasses.replace(layer, window=(0, 0))), "a window of one key")
     if layer.window[0] < 0 <= layer.window[1]:
         raise UnsupportedError("AITER's decode", "a window", "its right edge hides keys from no query at the last key")
     if layer.window == (UNLIMITED, UNLIMITED):
@@ -114,15 +115,6 @@ def _decode_each(function: Callable[..., object], q, kv_cache, layer, batch, *, 
     if not wider.is_contiguous():
         must_refuse(lambda: decode(one_each, out=wider), "an output with gaps")
     decode(one_each, validate=True)
-
-
-def must_refuse(call: Callable[[], object], what: str) -> str:
-    """What a refusal says. Raise an AssertionError unless a call is refused."""
-    try:
-        call()
-    except UnsupportedError as error:
-        return str(error)
-    raise AssertionError(f"{what}: expected a refusal")
 
 
 def _one_token_each(batch: Batch) -> Batch:

@@ -87,6 +87,8 @@ def _check_lengths_of_the_host(batch: Batch) -> None:
     for options in ({"context_chunk_keys": 0}, {"num_speculative_tokens": -1}):
         wrong_arguments.must_raise(lambda options=options: builder(AttentionType.DECODER, **options), str(options))
 
+    wrong_arguments.must_refuse(lambda: builder(AttentionType.ENCODER), "metadata of an encoder")
+
     def build(**lengths: torch.Tensor) -> object:
         return builder(AttentionType.DECODER).build(dataclasses.replace(common, **lengths))
 

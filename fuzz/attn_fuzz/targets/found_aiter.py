@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from attn_fuzz.targets.documented_aiter import DOCUMENTED_AITER_UNIFIED, documented, must_refuse, unified
+from attn_fuzz.targets.documented_aiter import DOCUMENTED_AITER_UNIFIED, documented, unified
 from attn_fuzz.targets.selected import choose_by
+from attn_fuzz.targets.wrong_arguments import must_refuse
 
 VERSION = "9.8.7"
 

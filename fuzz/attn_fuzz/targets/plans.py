@@ -96,7 +96,13 @@ def _plan(q: torch.Tensor, layer: Layer, batch: Batch) -> "AttentionPlan":
         parameters=given,
     )
     asked_for = [entry.parameters for entry in entries(choice.architecture)] if given is None else [given]
-    if plan.architecture != choice.architecture or plan.tiles.parameters not in asked_for:
+    planned = plan.tiles.parameters
+    # of its stages a plan takes those that fit the GPU's memory
+    is_asked_for = any(
+        planned == dataclasses.replace(one, num_stages=planned.num_stages) and 1 <= planned.num_stages <= one.num_stages
+        for one in asked_for
+    )
+    if plan.architecture != choice.architecture or not is_asked_for:
         raise RuntimeError(f"a plan for {choice} has {plan.architecture} and {plan.tiles.parameters}")
     parts = Parts.empty(plan.splits, q.to("meta"), layer, batch) if plan.splits > 1 else ()
     if plan.scratch_bytes != sum(part.nbytes for part in parts):

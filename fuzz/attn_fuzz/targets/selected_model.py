@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from attn_contract import AttentionConfig, AttentionType, KVCacheView, Layout, same_elements, same_footprint
-from attn_fuzz.targets.documented_aiter import must_refuse
 from attn_fuzz.targets.selections import Asked, check_why
-from attn_fuzz.targets.wrong_arguments import must_raise
+from attn_fuzz.targets.wrong_arguments import must_raise, must_refuse
 
 MOST_SLOTS = 32
 """Slots of a block, so that the elements of a block are few."""

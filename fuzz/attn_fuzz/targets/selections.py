@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 from attn_contract import AttentionConfig, Layout
 from attn_contract.arguments import named
 from attn_contract.rules import words_of
-from attn_fuzz.targets.documented_aiter import must_refuse
-from attn_fuzz.targets.wrong_arguments import must_raise
+from attn_fuzz.targets.wrong_arguments import must_raise, must_refuse
 
 USED = {
     "ROCM_AITER_FA": ("flash_attn_varlen_func", "unified_attention", "paged_attention_v1"),
@@ -80,12 +79,15 @@ def check(config: AttentionConfig, asked: Asked) -> str:
     Raises:
         AssertionError: the selector chooses another backend or layout than the first that serves, or does not tell why.
     """
+    from attn_optimized.backends import BACKENDS
     from attn_optimized.selector import priorities, select
 
     assert priorities(asked.architecture) == asked.order
     choose = functools.partial(select, **asked.options)
     must_raise(functools.partial(choose, config, backend="ATTENTION"), "an unknown backend")
     must_raise(functools.partial(select, config, architecture="gfx900", aiter=asked.aiter), "an unknown architecture")
+    for backend in BACKENDS.keys() - {*asked.order}:
+        must_refuse(functools.partial(choose, config, backend=backend), f"{backend}, which has another kind of cache")
     _check(dataclasses.replace(config, layout=None), asked, choose)
     return _check(config, asked, choose)
 

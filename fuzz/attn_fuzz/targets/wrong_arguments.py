@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
-from attn_contract import ContractError
+from attn_contract import ContractError, UnsupportedError
 
 Calls = Iterator[tuple[str, Callable[[], object]]]
 """What is wrong with a call, in words, and the call."""
@@ -67,6 +67,15 @@ def must_raise(call: Callable[[], object], what: str) -> None:
     except ContractError:
         return
     raise AssertionError(f"{what}: expected a ContractError")
+
+
+def must_refuse(call: Callable[[], object], what: str) -> str:
+    """What a refusal says. Raise an AssertionError unless a call is refused."""
+    try:
+        call()
+    except UnsupportedError as error:
+        return str(error)
+    raise AssertionError(f"{what}: expected a refusal")
 
 
 def _call_with(function: Callable[..., object], arguments: Mapping[str, Any], name: str, make: Callable[[], object]) -> object:

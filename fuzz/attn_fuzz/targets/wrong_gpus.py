@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from attn_contract import AttentionType, Batch, Layer
 from attn_fuzz.targets.choices import choices_by
-from attn_fuzz.targets.documented_aiter import must_refuse
-from attn_fuzz.targets.wrong_arguments import must_raise
+from attn_fuzz.targets.wrong_arguments import must_raise, must_refuse
 
 DIGITS, HEX_DIGITS = set("0123456789"), set("0123456789abcdef")
 CHARACTERS = "0123456789abcdefgmsx ABF.:+-_\n"
