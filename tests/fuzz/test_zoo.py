@@ -314,7 +314,7 @@ def test_a_mutant_that_changes_nothing_survives(attn_parity, tmp_path):
 
 def test_a_part_of_the_zoo_keeps_what_came_of_the_others():
     def results(*rows, at_most=500):
-        return zoo_page.results("CPU", [0], at_most, [Row(name, found=(number,)) for name, number in rows])
+        return zoo_page.results("CPU", [0], at_most, [Row(name, found=(number,), by="value") for name, number in rows])
 
     kept, found = results(("a", 1), ("gone", 1), ("c", 1)), results(("d", 2), ("a", 2))
     whole = zoo_page.updated(kept, found, ["a", "b", "c", "d"])
