@@ -80,13 +80,12 @@ def _on_all_ranks(calls: Sequence[RankCall]) -> list[tuple[torch.Tensor, torch.T
         _processes().close()
         _processes.cache_clear()
         raise
-    errors = [result for result in results if isinstance(result, BaseException)]
+    errors = [result for result in results if isinstance(result, Exception)]
     if not errors:
         return results
-    for error in sorted(errors, key=lambda error: not isinstance(error, ContractError | UnsupportedError)):
-        assert len(errors) == len(results), f"{len(errors)} of {len(results)} ranks raised an error: {error!r}"
-        raise error
-    raise AssertionError
+    error = min(errors, key=lambda error: not isinstance(error, ContractError | UnsupportedError))
+    assert len(errors) == len(results), f"{len(errors)} of {len(results)} ranks raised an error: {error!r}"
+    raise error
 
 
 def _attend(group: Any, q: torch.Tensor, own: Shard, step: Any, options: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:

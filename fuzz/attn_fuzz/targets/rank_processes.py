@@ -62,17 +62,15 @@ class RankProcesses:
             for end, theirs in zip(ends, arguments[1:], strict=True):
                 end.send_bytes(_packed((function, len(arguments), theirs)))
             results = [_result(function, self._groups[len(arguments)], arguments[0])]
-            if self._is_unexpected(results[0]):
+            if _is_unexpected(results[0], self._expected):
                 raise results[0]
             results += [_unpacked(end.recv_bytes()) for end in ends]
         except (EOFError, BrokenPipeError):
             raise ChildProcessError("the process of a rank ended while it attended") from None
-        for result in filter(self._is_unexpected, results):
-            raise result
+        for result in results:
+            if _is_unexpected(result, self._expected):
+                raise result
         return results
-
-    def _is_unexpected(self, result: Any) -> bool:
-        return isinstance(result, BaseException) and not isinstance(result, self._expected)
 
     def close(self) -> None:
         for end in self._ends:
@@ -90,7 +88,7 @@ def _serve(end: Connection, rank: int, count: int, store: Path, expected: tuple[
                 function, size, arguments = _unpacked(end.recv_bytes())
                 result = _result(function, groups[size], arguments)
                 end.send_bytes(_packed(result))
-                if isinstance(result, BaseException) and not isinstance(result, expected):
+                if _is_unexpected(result, expected):
                     return
     finally:
         os._exit(0)
@@ -109,6 +107,10 @@ def _result(function: Callable[..., Any], group: Any, arguments: tuple[Any, ...]
         raise
     except BaseException as error:
         return error
+
+
+def _is_unexpected(result: Any, expected: tuple[type[Exception], ...]) -> bool:
+    return isinstance(result, BaseException) and not isinstance(result, expected)
 
 
 def _packed(what: Any) -> bytes:
