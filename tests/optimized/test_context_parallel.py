@@ -99,6 +99,14 @@ def test_shares_add_up_and_an_empty_rank_adds_nothing(device):
     assert (share.item(), lse.item()) == (0.0, -torch.inf)
 
 
+def test_shares_of_large_logits_add_up(device):
+    """Rounded to float32, an LSE of 1000 is off by up to 3e-5, and the weights of all ranks must add up to 1."""
+    lses = torch.tensor([1000.0, 1000.3, 999.1], device=device).view(3, 1, 1)
+    ones = torch.ones(1, 1, 8, device=device)
+    total = sum(weighted_part(ones, lses, rank)[0] for rank in range(3))
+    torch.testing.assert_close(total, ones, rtol=0, atol=2**-22)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

@@ -37,6 +37,7 @@ def weighted_part(out: torch.Tensor, lses: torch.Tensor, rank: int) -> tuple[tor
     lses = torch.where(lses.isfinite(), lses, -torch.inf)
     merged_lse = lses.logsumexp(0)
     has_keys = lses[rank] > -torch.inf
-    weight = torch.where(has_keys, torch.exp(lses[rank] - merged_lse), 0.0)
+    # not exp(lse - merged_lse): the rounding of a large LSE would scale the whole output
+    weight = torch.where(has_keys, lses.softmax(0)[rank], 0.0)
     share = weight.T[..., None] * out.float()
     return torch.where(has_keys.T[..., None], share, 0.0), merged_lse
