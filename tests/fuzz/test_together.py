@@ -8,6 +8,10 @@ import triton.language as tl
 from attn_fuzz.interpreted import interpreter
 from attn_fuzz.interpreted.together import launches, running
 from attn_fuzz.interpreted.together.running import programs_at_once
+from attn_fuzz.run import runner, shard
+from attn_fuzz.run.shard import FuzzPlan
+from attn_fuzz.run.trial import try_case
+from attn_fuzz.targets import registry
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are interpreted on a CPU only")
 PROGRAMS = 11
@@ -159,6 +163,31 @@ def test_an_error_is_that_of_the_program_alone():
         asserting_kernel[(PROGRAMS,)](numbers, out, SIZE=4)
     assert out[0] == 8, "the programs 0 to 7, once each"
     assert not launches.apart, "the next launch may run together again"
+
+
+def test_what_fails_only_together_is_told_and_not_tried_again(monkeypatch):
+    builder = triton.runtime.interpreter.InterpreterBuilder
+    store = builder.create_masked_store
+
+    def fails_for_many(self, *arguments, **named):
+        if running.current.count > 1:
+            raise TypeError("a fault of the interpreter's")
+        return store(self, *arguments, **named)
+
+    alone = launched(branches_kernel, 1)
+    monkeypatch.setattr(builder, "create_masked_store", fails_for_many)
+    assert torch.equal(alone, launched(branches_kernel, PROGRAMS))
+    (why,) = launches.apart.values()
+    assert why.startswith("they raised together, and alone none did: ") and "a fault of the interpreter's" in why
+
+
+@pytest.mark.parametrize("name", ["triton", "triton-latent", "triton-merge-parts", "triton-write"])
+def test_the_programs_of_our_kernels_run_together(name, tmp_path):
+    target = registry.load(name)
+    plan = FuzzPlan(target=name, device="cpu", examples=25, seed=3, folder=tmp_path)
+    for case in (case for part in runner.shards(plan) for case in shard.drawn(part)):
+        try_case(case, target, "cpu")
+    assert not launches.apart
 
 
 def test_programs_that_have_returned_take_no_place(monkeypatch):

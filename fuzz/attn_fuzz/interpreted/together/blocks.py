@@ -5,6 +5,7 @@ an axis or a shape, or access memory, which the active programs alone do. Each c
 `inner` has.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,7 @@ _OF_ONE = (
 def install(interpreter: Any) -> None:
     """Replace the methods of Triton's module `triton.runtime.interpreter`."""
     handle, tl, builder = interpreter.TensorHandle, interpreter.tl, interpreter.InterpreterBuilder
-    found = _of_shapes(handle) | _of_programs(handle, tl) | _of_memory(handle, tl)
+    found = _of_shapes(handle) | _of_programs(handle, tl) | _of_memory(handle, tl, builder)
     found |= {name: _of_one(name, handle) for name in _OF_ONE if hasattr(builder, name)}
     for name, method in found.items():
         if hasattr(builder, name):
@@ -109,7 +110,11 @@ def _of_programs(handle: Any, tl: Any) -> dict[str, Method]:
     return {name: method for name, method in locals().items() if name.startswith("create_")}
 
 
-def _of_memory(handle: Any, tl: Any) -> dict[str, Method]:
+def _of_memory(handle: Any, tl: Any, builder: Any) -> dict[str, Method]:
+    # after the builder, pointers and mask, and the load's `other` or the store's value: how many there are differs by release
+    load_options = [None] * (len(inspect.signature(builder.create_masked_load).parameters) - 4)
+    store_options = [None] * (len(inspect.signature(builder.create_masked_store).parameters) - 4)
+
     def create_masked_load(self: Any, pointers: Handle, mask: Handle, other: Handle | None, *rest: Any, **named: Any) -> Handle:
         if _runs_alone(running.current):
             return inner["create_masked_load"](self, pointers, mask, other, *rest, **named)
@@ -156,12 +161,13 @@ def _of_memory(handle: Any, tl: Any) -> dict[str, Method]:
 
     def _keep(self: Any, pointers: Handle, mask: Handle) -> None:
         running.current.has_stored = True
-        running.current.undone_by.append((pointers, mask, inner["create_masked_load"](self, pointers, mask, None, None, False)))
+        held = inner["create_masked_load"](self, pointers, mask, None, *load_options)
+        running.current.undone_by.append((pointers, mask, held))
 
     def undo(self: Any) -> None:
         """Give memory back what it held before the running programs stored."""
         for pointers, mask, held in reversed(running.current.undone_by):
-            inner["create_masked_store"](self, pointers, held, mask, None)
+            inner["create_masked_store"](self, pointers, held, mask, *store_options)
 
     return {name: method for name, method in locals().items() if name.startswith("create_") or name == "undo"}
 

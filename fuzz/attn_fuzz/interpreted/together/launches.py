@@ -6,7 +6,8 @@ the Python runs once for many programs. `attn_fuzz.interpreted.together.control`
 If programs return before any program has stored, the others begin again without them. So no place is taken by a program
 that does nothing. If a run of several programs raises, memory is given back what it held, and the programs run one by
 one. If the reason is that they cannot run together, so do the programs of each later launch of the kernel. If it is an
-error of a program, this program raises it again, and is the one to be named.
+error of a program, this program raises it again, and is the one to be named. If no program raises it again, running them together
+was wrong: `apart` says so, and later launches run one by one.
 """
 
 import inspect
@@ -57,7 +58,7 @@ def _run(builder: Any, kernel: Callable[..., Any], arguments: dict[str, Any], gr
     """Run all programs of a launch, in the order of `program_order`."""
     builder.set_grid_dim(*grid)
     indices = _indices(grid)
-    waiting, begun, failed = program_order.order(len(indices)), [], []
+    waiting, begun, failed, why = program_order.order(len(indices)), [], [], ""
     while waiting or begun or failed:
         at_once = 1 if failed or kernel.__code__ in apart else running.at_once
         queue = failed or (waiting if waiting and len(begun) < at_once else begun)
@@ -72,13 +73,15 @@ def _run(builder: Any, kernel: Callable[..., Any], arguments: dict[str, Any], gr
             kernel(**arguments)
         except FewerError as fewer:
             begun[:0] = [place for place, rests in zip(chosen, fewer.rest, strict=True) if rests]
-        except Exception:
+        except Exception as error:
             if len(chosen) == 1 or (watch is not None and watch.violation is not None):
                 raise
-            if running.current.refusal:
-                apart[kernel.__code__] = running.current.refusal
+            why = running.current.refusal or f"they raised together, and alone none did: {error!r}"
             builder.undo()
             failed = chosen
+        else:
+            if why and not failed:
+                apart[kernel.__code__] = why
 
 
 def _indices(grid: tuple[int, int, int]) -> np.ndarray:
