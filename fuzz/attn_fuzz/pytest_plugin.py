@@ -11,6 +11,7 @@ A failure shows the table, and where the smallest case, its script and the case 
 written before it is shrunk: a run that is ended meanwhile has it.
 """
 
+import itertools
 import os
 import re
 import sys
@@ -25,9 +26,12 @@ if TYPE_CHECKING:
     from attn_fuzz.run.shard import Failure, FuzzPlan, Progress
 
 
+TARGET_HELP = "fuzz this: a name, module:attribute, or all, for every target that can run here but those that compile for other GPUs"
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("attn-parity", "fuzzing of attention kernels")
-    group.addoption("--attn-target", action="append", default=[], metavar="T", help="fuzz this: a name or module:attribute")
+    group.addoption("--attn-target", action="append", default=[], metavar="T", help=TARGET_HELP)
     group.addoption("--attn-examples", type=int, default=300, metavar="N", help="cases to draw for each target (300)")
     group.addoption("--attn-seed", type=int, default=0, metavar="S", help="draws other cases (0)")
     group.addoption("--attn-limit", type=float, default=60.0, metavar="S", help="seconds per case, compiling included (60)")
@@ -55,9 +59,18 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, p
     """A battery is one more thing that the session itself holds, whatever files and folders it was given."""
     report = yield
     if isinstance(collector, pytest.Session) and report.passed:
-        targets = dict.fromkeys(collector.config.option.attn_target)
+        targets = dict.fromkeys(itertools.chain.from_iterable(map(_names, collector.config.option.attn_target)))
         report.result += [_Battery.from_parent(collector, name=name, nodeid=name) for name in targets]
     return report
+
+
+def _names(option: str) -> list[str]:
+    if option != "all":
+        return [option]
+    import torch
+    from attn_fuzz.targets import registry
+
+    return registry.runnable("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class _Battery(pytest.Collector):

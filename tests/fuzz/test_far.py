@@ -70,6 +70,13 @@ def test_a_tensor_without_two_rows_stays_where_it_is():
             "tl.program_id(0).to(tl.int64)",
             "tl.program_id(0)",
         ),
+        ("triton-latent-far", "kernels.key_rest.load_rest_of_queries", "rows.row.to(tl.int64)", "rows.row.to(tl.int32)"),
+        (
+            "triton-latent-scaled-far",
+            "kernels.write_scaled_latent_cache.write_scaled_latent_cache_kernel",
+            f"{PROGRAM}.to(tl.int64)",
+            PROGRAM,
+        ),
     ],
 )
 def test_an_offset_of_32_bits_is_found(target, place, find, replace, fuzz_apart):

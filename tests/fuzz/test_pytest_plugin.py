@@ -101,3 +101,11 @@ def test_what_is_no_declaration_or_cannot_be_written_is_said_in_a_line(run_pytes
     assert "Not a directory: 'file/runs'" in ended.stdout
     assert "site-packages" not in ended.stdout, "no traceback"
     assert "Error" not in ended.stderr
+
+
+def test_all_names_every_target_that_can_run_here(run_pytest):
+    ended = run_pytest("--collect-only", "-q", "--attn-target=all", "--attn-examples=1")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    batteries = {line.split("::")[0] for line in ended.stdout.splitlines() if line.endswith("::declarations")}
+    assert {"triton", "triton-over-ranks", "backend-triton-mla", "reference-fp32"} <= batteries
+    assert batteries.isdisjoint({"triton-gfx942", "aiter-chunked-prefill"}), "it compiles for another GPU; there is no AITER"

@@ -240,7 +240,7 @@ def common_metadata(batch: Batch, attn_type: AttentionType) -> Any:
 
     crosses = attn_type is AttentionType.ENCODER_DECODER
     seq_lens = batch.query_start_loc.diff() if crosses else batch.seq_lens
-    return CommonAttentionMetadata(
+    common = CommonAttentionMetadata(
         query_start_loc=batch.query_start_loc,
         query_start_loc_cpu=batch.query_start_loc.cpu(),
         seq_lens=seq_lens,
@@ -256,6 +256,8 @@ def common_metadata(batch: Batch, attn_type: AttentionType) -> Any:
         bidirectional_ranges=batch.bidirectional_ranges,
         qq_bias=batch.qq_bias,
     )
+    assert common.num_reqs == batch.num_requests, "engines read it, and this package does not"
+    return common
 
 
 def backend_target(name: str, layers: BackendLayers, **fields: Any) -> Target:

@@ -17,8 +17,8 @@ import torch
 from attn_contract import Batch, Layer
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.targets.choices import choices_by
-from attn_fuzz.targets.target import no_calls
-from attn_fuzz.targets.triton import TRITON, missing_triton
+from attn_fuzz.targets.target import Target, no_calls
+from attn_fuzz.targets.triton import TRITON, TRITON_LATENT, TRITON_LATENT_SCALED, missing_triton
 
 REACH = 1 << 32
 """How many units the rows span: half of them lie at offsets that int32 does not hold."""
@@ -145,6 +145,14 @@ def _rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, i
         attn_optimized.rope_and_write_kv_cache(q, k, v, positions, table, cache, far_layer, slot_mapping, **options)
 
 
+def _write_latent(kv_c, k_pe, kv_cache, layer, slot_mapping) -> None:
+    import attn_optimized
+
+    with spread(choices_by((kv_c.shape, slot_mapping))) as far:
+        rows = far.rows(kv_c), far.rows(k_pe), far.rows(kv_cache)
+        attn_optimized.write_latent_cache(*rows, layer, slot_mapping, validate=True)
+
+
 def merge_attn_states(merge: Callable[..., object], out_a, lse_a, out_b, lse_b, *, out, lse, **options) -> None:
     """Call a merge with tensors far apart. An output that is an input stays one."""
     with spread(choices_by((out_a.shape, out_a.stride(), lse_a.stride()))) as far:
@@ -169,17 +177,25 @@ def _missing(device: str) -> str | None:
     return missing_triton(device)
 
 
-TRITON_FAR = dataclasses.replace(
-    TRITON,
-    name="triton-far",
-    description="the shipping Triton kernels on tensors that reach beyond 2^31 elements",
-    attention=_attention,
-    write_kv_cache=_write,
-    rope_and_write_kv_cache=_rope,
-    # three rows reach as far as many
-    support=lambda device: dataclasses.replace(TRITON.support(device), max_tokens=48, max_seq_len=192, long_seq_len=None),
-    unavailable=_missing,
-    siblings=(),
-    must_refuse=no_calls,
-    sanitizes=False,
-)
+def _far_away(target: Target, description: str) -> Target:
+    """A target of the Triton kernels whose tensors reach beyond 2^31 elements."""
+    return dataclasses.replace(
+        target,
+        name=f"{target.name}-far",
+        description=f"{description} on tensors that reach beyond 2^31 elements",
+        attention=_attention,
+        write_kv_cache=_write,
+        rope_and_write_kv_cache=_rope,
+        write_latent_cache=target.write_latent_cache and _write_latent,
+        # three rows reach as far as many
+        support=lambda device: dataclasses.replace(target.support(device), max_tokens=48, max_seq_len=192, long_seq_len=None),
+        unavailable=_missing,
+        siblings=(),
+        must_refuse=no_calls,
+        sanitizes=False,
+    )
+
+
+TRITON_FAR = _far_away(TRITON, "the shipping Triton kernels")
+TRITON_LATENT_FAR = _far_away(TRITON_LATENT, "the shipping Triton kernels for latent caches")
+TRITON_LATENT_SCALED_FAR = _far_away(TRITON_LATENT_SCALED, "the shipping Triton kernels for latent caches of rows with scales")

@@ -25,6 +25,18 @@ def names() -> list[str]:
     return sorted({entry.name for entry in entry_points(group=GROUP)})
 
 
+def runnable(device: str) -> list[str]:
+    """The names of the targets that can run on a device type here, without those that compile for other GPUs, which is slow."""
+    found = []
+    for name in names():
+        try:
+            if not usable(name, device).compiles:
+                found.append(name)
+        except UnknownTargetError:
+            continue
+    return found
+
+
 def entry(name: str) -> EntryPoint:
     """The entry point of a target, which is loaded by nobody yet.
 
