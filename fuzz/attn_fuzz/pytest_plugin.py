@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from attn_fuzz.run.shard import Failure, FuzzPlan, Progress
 
 
-TARGET_HELP = "fuzz this: a name, module:attribute, or all, for every target that can run here but those that compile for other GPUs"
+TARGET_HELP = (
+    "fuzz this: a name, module:attribute, or all, for every target that can run here but those that compile for other GPUs"
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

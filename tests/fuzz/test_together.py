@@ -178,7 +178,8 @@ def test_what_fails_only_together_is_told_and_not_tried_again(monkeypatch):
     monkeypatch.setattr(builder, "create_masked_store", fails_for_many)
     assert torch.equal(alone, launched(branches_kernel, PROGRAMS))
     (why,) = launches.apart.values()
-    assert why.startswith("they raised together, and alone none did: ") and "a fault of the interpreter's" in why
+    assert why.startswith("they raised together, and alone none did: ")
+    assert "a fault of the interpreter's" in why
 
 
 @pytest.mark.parametrize("name", ["triton", "triton-latent", "triton-merge-parts", "triton-write"])

@@ -43,6 +43,7 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     if lacking is not None:
         selections.check_lacking(config, whole, asked, *lacking)
     backend = selections.check(config, asked)
+    selections.check_constructors(layer, q.dtype, config.block_size, asked.aiter)
     selected_model.check(config, asked, choose)
     cache_readers.check(config, asked, choose)
     if backend == "ROCM_AITER_FA" and kv_cache is not None:

@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from attn_contract import AttentionConfig, Layout
+import torch
+from attn_contract import AttentionConfig, Layer, Layout
 from attn_contract.arguments import named
 from attn_contract.rules import words_of
 from attn_fuzz.targets.wrong_arguments import must_raise, must_refuse
@@ -117,6 +119,25 @@ def _check(config: AttentionConfig, asked: Asked, choose: Callable[..., Any]) ->
             told = must_refuse(by_name, f"{backend} by name")
             assert told.endswith(f"use {' or '.join(serving)}"), f"{told}: expected all of {serving}"
     return first
+
+
+def check_constructors(layer: Layer, dtype: torch.dtype, block_size: int | None, aiter: Any) -> None:
+    """Check that each backend that does not serve a layer refuses to make it, with all of its reasons.
+
+    Raises:
+        AssertionError: a backend makes a layer that it declares not to serve, or does not tell why.
+    """
+    from attn_optimized.backends import BACKENDS
+
+    config = AttentionConfig.of(layer, dtype, block_size=block_size)
+    for name, backend in BACKENDS.items():
+        if reasons := capabilities(name, aiter).refusals(config):
+            # what a backend needs beside the layer is looked at once the layer is served
+            signature = inspect.signature(backend.impl.__init__).parameters.values()
+            needed = {one.name: None for one in signature if one.kind is one.KEYWORD_ONLY and one.default is one.empty}
+            arguments = {**needed, "dtype": dtype, "block_size": block_size, "aiter": aiter}
+            told = must_refuse(functools.partial(backend.impl, layer, **arguments), f"a layer of {name}")
+            assert all(part in told for part in (name, *(reason.property for reason in reasons))), told
 
 
 def check_why(selection: Any, asked: Asked) -> None:

@@ -6,8 +6,8 @@ the Python runs once for many programs. `attn_fuzz.interpreted.together.control`
 If programs return before any program has stored, the others begin again without them. So no place is taken by a program
 that does nothing. If a run of several programs raises, memory is given back what it held, and the programs run one by
 one. If the reason is that they cannot run together, so do the programs of each later launch of the kernel. If it is an
-error of a program, this program raises it again, and is the one to be named. If no program raises it again, running them together
-was wrong: `apart` says so, and later launches run one by one.
+error of a program, this program raises it again, and is the one to be named. If no program raises it again, running them
+together was wrong: `apart` says so, and later launches run one by one.
 """
 
 import inspect
