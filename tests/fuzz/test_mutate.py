@@ -120,18 +120,15 @@ def ran(monkeypatch):
     answers: dict[str, Progress] = {}
 
     def run(plans, workers, *, stop_at_failure, ended):
-        outcome = Outcome([Progress() for _ in plans])
-        for index, plan in enumerate(plans):
+        outcome = Outcome([])
+        for index, plan in enumerate(plans):  # `ended` adds plans
             if len(ran) == answers.get("interrupted after"):
                 outcome.interrupted = True
                 return outcome
             names = {each.name for each in (MUTANT, OTHER) if each.patch in plan.mutant.patches}
             ran.append(Ran(names, plan.target, "cases" if plan.first else "case" if plan.past else "shard"))
             endings = [answers[name] for name in sorted(names) if name in answers]
-            outcome.progress[index] = (
-                endings[0] if endings and not plan.first else Progress(examples=plan.first or plan.examples)
-            )
-            ended(index, outcome.progress[index])
+            ended(index, endings[0] if endings and not plan.first else Progress(examples=plan.first or plan.examples))
         return outcome
 
     monkeypatch.setattr(runner, "run", run)

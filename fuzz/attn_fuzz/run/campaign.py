@@ -3,9 +3,9 @@
 Each mutant first runs PROBED cases of its quickest targets alone, which find most mutants. The others run in groups: up to
 GROUP mutants are installed together, and a shard in which no case fails counts for each of them. When a case fails, halves of
 the group run it again, until one mutant is left that fails this case. This mutant runs the shard alone, and then the others run
-it without this mutant. So a mutant is found only by a run of its own. If no mutant of the group fails the case by itself, the
-shard's groups become half as large. A mutant that hides another one's failure after its first PROBED cases makes the other one
-survive.
+it without this mutant. So a mutant is found only by a run of its own. If no mutant of the group fails the case by itself, its
+halves run the shard. A mutant that hides another one's failure after its first PROBED cases makes the other one survive. As
+many groups run at once as there are workers, and none waits for another.
 
 Each shard's result is written into the log when the shard ends. A second call goes on from there.
 """
@@ -13,7 +13,7 @@ Each shard's result is written into the log when the shard ends. A second call g
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,6 +115,10 @@ class Key(NamedTuple):
     shard: int
 
 
+Group = tuple[Key, ...]
+"""One shard with several mutants, whose patches do not overlap."""
+
+
 class Trial(msgspec.Struct, frozen=True, omit_defaults=True, tag="trial"):
     """What became of one shard.
 
@@ -201,10 +205,7 @@ def run(
     for turn in itertools.zip_longest(*probes):
         campaign.alone(campaign.waiting([key for key in turn if key is not None]))
     ordered = sorted(turns, key=lambda turn: (turn[0], seconds[turn[1]]))
-    for first in range(0, len(ordered), workers):  # a turn may be one group, which keeps one worker busy
-        at_once = [key for turn in ordered[first : first + workers] for key in turns[turn]]
-        while campaign.goes_on and (waiting := campaign.waiting(at_once)):
-            campaign.together(waiting)
+    campaign.together([turns[turn] for turn in ordered])
     return campaign.outcome
 
 
@@ -213,7 +214,6 @@ class _Campaign:
 
     Attributes:
         outcome: of the runner's last call.
-        most: by seed, target and shard, the most mutants of a group, where it is not GROUP.
         ended: mutants and seeds of which nothing more is to be learnt.
     """
 
@@ -222,12 +222,10 @@ class _Campaign:
     ) -> None:
         self.mutants, self.plan, self.log, self.workers, self.report = mutants, plan, log, workers, report
         self.outcome = Outcome([])
-        self.most: dict[tuple[int, str, int], int] = {}
+        self._groups: Iterator[Group] = iter(())
+        self._plans: list[FuzzPlan] = []
+        self._then: list[Callable[[Progress], None]] = []
         self.ended = {trial.key[:2] for trial in log.trials.values() if trial.is_last}
-
-    @property
-    def goes_on(self) -> bool:
-        return not (self.outcome.interrupted or self.outcome.error)
 
     def waiting(self, keys: Sequence[Key]) -> list[Key]:
         """The shards that are still to run."""
@@ -237,66 +235,81 @@ class _Campaign:
         """Run each shard with its mutant alone."""
         self._run([self._plan((key,)) for key in keys], lambda index, progress: self._add(Trial.of(keys[index], progress)))
 
-    def together(self, keys: Sequence[Key]) -> None:
-        """Run shards with groups of mutants. Where a case fails, shards are left that still wait."""
-        groups = self._groups(keys)
-        failed: list[tuple[tuple[Key, ...], Case]] = []
+    def together(self, turns: Sequence[Sequence[Key]]) -> None:
+        """Run the shards of each turn with groups of mutants, until no shard waits that a group can run."""
+        self._groups = (group for turn in turns for group in self._grouped(self.waiting(turn)))
+        self._plans, self._then = [], []
+        for _ in range(self.workers):
+            self._begin_next()
+        self._run(self._plans, lambda index, progress: self._then[index](progress))
 
-        def note(index: int, progress: Progress) -> None:
-            group = groups[index]
-            if len(group) == 1:
-                self._add(Trial.of(group[0], progress))
-            elif progress.failure:
-                failed.append((group, progress.failure.case))
-            elif progress.broken:  # such as a group that raises in every case
-                failed.append((group, next(case for case in shard.drawn(self._plan(group)) if case.has_work)))
+    def _begin_next(self) -> None:
+        """Begin with the next group that still waits."""
+        for group in self._groups:
+            if self._begin(group):
+                return
+
+    def _begin(self, group: Sequence[Key]) -> bool:
+        """Whether shards of a group still wait, which then run together."""
+        waiting = tuple(self.waiting(group))
+        if waiting:
+            self._plan_then(self._plan(waiting), lambda progress: self._end(waiting, progress))
+        return bool(waiting)
+
+    def _plan_then(self, plan: FuzzPlan, then: Callable[[Progress], None]) -> None:
+        """Have a plan run, behind the one that runs next, and call `then` when it has ended."""
+        self._plans.append(plan)
+        self._then.append(then)
+
+    def _end(self, group: Group, progress: Progress) -> None:
+        """Take in what became of a group's shard. The group that failed a case is cut until one mutant is left."""
+        if len(group) == 1:
+            self._add(Trial.of(group[0], progress))
+        elif progress.failure:
+            return self._halve(group, group, progress.failure.case)
+        elif progress.broken:  # such as a group that raises in every case
+            return self._halve(group, group, next(case for case in shard.drawn(self._plan(group)) if case.has_work))
+        else:
+            seconds = round(progress.seconds / len(group), 2)
+            for key in group:
+                self._add(Trial(key, progress.examples, seconds, together=len(group)))
+        return self._begin_next()
+
+    def _halve(self, group: Group, left: Sequence[Key], case: Case) -> None:
+        """Run a case of a group with the first half of its mutants that are left, and then look among those that fail it."""
+        first, second = left[: len(left) // 2], left[len(left) // 2 :]
+
+        def then(progress: Progress) -> None:
+            fails = bool(progress.failure or progress.broken)
+            if len(left) > 1:
+                self._halve(group, first if fails else second, case)
+            elif fails:
+                self._alone_then_others(group, left[0])
             else:
-                seconds = round(progress.seconds / len(group), 2)
-                for key in group:
-                    self._add(Trial(key, progress.examples, seconds, together=len(group)))
+                half = len(group) // 2
+                begun = [self._begin(each) for each in (group[:half], group[half:])]
+                if not any(begun):
+                    self._begin_next()
 
-        self._run([self._plan(group) for group in groups], note)
-        self.alone(self._suspects(failed))
+        plan = msgspec.structs.replace(self._plan(tuple(first or left)), past=(case,), examples=0)
+        self._plan_then(plan, then)
 
-    def _suspects(self, failed: Sequence[tuple[tuple[Key, ...], Case]]) -> list[Key]:
-        """One shard of each group, whose mutant fails the group's case. Groups without such a mutant are to be smaller."""
-        left = [group for group, _ in failed]
-        cases = [case for _, case in failed]
-        while self.goes_on and any(len(group) > 1 for group in left):
-            halves = [(group[: len(group) // 2], group[len(group) // 2 :]) for group in left]
-            guilty = self._fails([first or second for first, second in halves], cases)
-            left = [first if fails and first else second for (first, second), fails in zip(halves, guilty, strict=True)]
-        if not self.goes_on:
-            return []
-        suspects: list[Key] = []
-        for (group, _), (key,), fails in zip(failed, left, self._fails(left, cases), strict=True):
-            if fails:
-                suspects.append(key)
-            else:
-                self.most[key[1:]] = len(group) // 2
-        return suspects
+    def _alone_then_others(self, group: Group, suspect: Key) -> None:
+        """Run the shard with a mutant that fails a case of it by itself, and then with the others of its group."""
 
-    def _fails(self, groups: Sequence[tuple[Key, ...]], cases: Sequence[Case]) -> list[bool]:
-        """Whether each group fails its case."""
-        fails = [False] * len(groups)
+        def then(progress: Progress) -> None:
+            self._add(Trial.of(suspect, progress))
+            if not self._begin([key for key in group if key != suspect]):
+                self._begin_next()
 
-        def note(index: int, progress: Progress) -> None:
-            fails[index] = bool(progress.failure or progress.broken)
+        self._plan_then(self._plan((suspect,)), then)
 
-        plans = [
-            msgspec.structs.replace(self._plan(group), past=(case,), examples=0)
-            for group, case in zip(groups, cases, strict=True)
-        ]
-        self._run(plans, note)
-        return fails
-
-    def _groups(self, keys: Sequence[Key]) -> list[tuple[Key, ...]]:
+    def _grouped(self, keys: Sequence[Key]) -> list[Group]:
         """Groups of the same shard, for mutants whose patches do not overlap."""
         groups: list[list[Key]] = []
         for key in keys:
             for group in groups:
-                most = self.most.get(key[1:], GROUP)
-                if group[0][1:] == key[1:] and len(group) < most and self._can_be_installed([*group, key]):
+                if group[0][1:] == key[1:] and len(group) < GROUP and self._can_be_installed([*group, key]):
                     group.append(key)
                     break
             else:
@@ -311,7 +324,7 @@ class _Campaign:
             return False
         return True
 
-    def _plan(self, group: Sequence[Key]) -> FuzzPlan:
+    def _plan(self, group: Group) -> FuzzPlan:
         key, patches = group[0], tuple(self.mutants[key.mutant].patch for key in group)
         name = key.mutant if len(group) == 1 else f"{len(group)} mutants"
         mutant = Mutant(name=name, patches=patches, raises="")
@@ -321,7 +334,7 @@ class _Campaign:
         return runner.shards(whole)[key.shard]
 
     def _run(self, plans: Sequence[FuzzPlan], ended: Callable[[int, Progress], None]) -> None:
-        if plans and self.goes_on:
+        if plans and not (self.outcome.interrupted or self.outcome.error):
             self.outcome = runner.run(plans, self.workers, stop_at_failure=False, ended=ended)
 
     def _add(self, trial: Trial) -> None:
