@@ -159,6 +159,11 @@ def test_a_mutant_runs_alone_on_its_quickest_targets():
     assert [key.target for key in keys if key.shard == 0] == ["a", "b", "c", "d"]
 
 
+def test_on_a_gpu_a_mutant_joins_a_group_at_once(tmp_path):
+    log = Log(tmp_path / "mutants.jsonl", "cuda", generate.PACKAGE)
+    assert [key.shard for key in campaign.order(MUTANT, 0, ["a", "b"], 300, log.probed)] == [0, 0, 1, 1]
+
+
 BOTH = {MUTANT.name, OTHER.name}
 
 

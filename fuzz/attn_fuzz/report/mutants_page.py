@@ -86,12 +86,12 @@ def row(mutant: Generated, log: Log, seeds: Sequence[int], ci: int, nightly: int
     if mutant.name in equivalent:
         return msgspec.structs.replace(found, state=EQUIVALENT, why=equivalent[mutant.name])
     targets = reach.targets_of(mutant.module, mutant.line, log.of_targets())
-    by_seed = [[log.trials.get(key) for key in order(mutant, seed, targets, nightly or ci)] for seed in seeds]
+    by_seed = [[log.trials.get(key) for key in order(mutant, seed, targets, nightly or ci, log.probed)] for seed in seeds]
     trials = [trial for trials in by_seed for trial in trials if trial is not None]
     if broken := next((trial for trial in trials if trial.broken), None):
         return msgspec.structs.replace(found, state=BROKEN, why=broken.message)
     first = next((trial for trial in trials if trial.by), None)
-    num_first = len(order(mutant, 0, targets, ci))
+    num_first = len(order(mutant, 0, targets, ci, log.probed))
     counts = [_found_after(trials) for trials in by_seed]
     if UNFINISHED in (_found_after(trials[:num_first]) for trials in by_seed):
         return msgspec.structs.replace(found, state=UNFINISHED)

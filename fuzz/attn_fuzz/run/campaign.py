@@ -34,7 +34,7 @@ SCHEMA = "attn-parity.mutants-log/1"
 PROBE = -1
 """In place of a shard's number: the first PROBED cases of the first shard, which a mutant runs alone."""
 PROBED, PROBED_TARGETS = 20, 3
-"""Cases of a target that a mutant runs alone before it joins a group, and of how many targets."""
+"""Cases of a target that a mutant runs alone on a CPU before it joins a group, and of how many targets."""
 MAX_LOG_BYTES = 1 << 28
 GROUP = 64
 """The most mutants that are installed together."""
@@ -77,6 +77,11 @@ class Log:
             raise InputError(f"{self.path}: no results of mutants: {one_line(str(error), inputs.MESSAGE)}") from None
         if lines and lines[-1]:
             self.path.write_bytes(b"\n".join([first, *lines[:-1], b""]))
+
+    @property
+    def probed(self) -> int:
+        """How many targets a mutant runs alone before it joins a group. A process on a GPU starts longer than its cases run."""
+        return PROBED_TARGETS if self._header.device == "cpu" else 0
 
     def use_only(self, targets: Collection[str]) -> None:
         """Leave out what other targets run, which another call has recorded."""
@@ -160,7 +165,7 @@ class Trial(msgspec.Struct, frozen=True, omit_defaults=True, tag="trial"):
         return self.by is not None or self.broken
 
 
-def order(mutant: Generated, seed: int, targets: Sequence[str], examples: int) -> list[Key]:
+def order(mutant: Generated, seed: int, targets: Sequence[str], examples: int, probed: int = PROBED_TARGETS) -> list[Key]:
     """A mutant's shards in the order in which they run: the probes, the first shard of each target, and so on.
 
     A profile with more examples begins with the shards of one with less.
@@ -168,9 +173,10 @@ def order(mutant: Generated, seed: int, targets: Sequence[str], examples: int) -
     Args:
         targets: those that run the mutant, the quickest first.
         examples: for each target.
+        probed: how many targets a mutant runs alone first: `Log.probed`.
     """
     count = max(1, round(examples / runner.SHARD_EXAMPLES))
-    shards = [(PROBE, target) for target in targets[:PROBED_TARGETS]]
+    shards = [(PROBE, target) for target in targets[:probed]]
     shards += [(i, target) for i in range(count) for target in targets]
     return [Key(mutant.name, seed, target, i) for i, target in shards]
 
@@ -196,7 +202,7 @@ def run(
     probes: list[list[Key]] = []
     turns: dict[tuple[int, str], list[Key]] = {}
     for mutant, seed in itertools.product(mutants, seeds):
-        keys = order(mutant, seed, reach.targets_of(mutant.module, mutant.line, reaches), plan.examples)
+        keys = order(mutant, seed, reach.targets_of(mutant.module, mutant.line, reaches), plan.examples, log.probed)
         probes.append([key for key in keys if key.shard == PROBE])
         for key in keys[len(probes[-1]) :]:
             turns.setdefault((key.shard, key.target), []).append(key)
