@@ -1,8 +1,9 @@
 """`attn-parity compile`: compile every kernel that ships, for GPUs that need not be here, check the binaries, and run them."""
 
 import dataclasses
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ from attn_parity.options import (
     PAGES,
     MaintainedCommand,
     MaintainersOption,
+    Positive,
+    Seed,
     check_option,
     check_page_writable,
     check_writable,
@@ -47,6 +50,8 @@ EXECUTED = ("error / bound", "instructions", "matrix", "lines / least", "conflic
 @click.option("--arch", "architectures", metavar="A,B,...", help="Architectures to compile for; default: all.")
 @click.option("--only", default="", metavar="TEXT", help="Compile only launches whose name contains TEXT.")
 @click.option("--main", is_flag=True, help="Compile only the launches that every change compiles.")
+@click.option("--drawn", type=Positive, metavar="N", help="Compile the launches of N drawn steps instead of those that ship.")
+@click.option("--seed", type=Seed, default=0, show_default=True, help="The seed of --drawn.")
 @click.option(
     "--save",
     type=click.Path(file_okay=False, path_type=Path),
@@ -83,6 +88,8 @@ def command(
     architectures: str | None,
     only: str,
     main: bool,
+    drawn: int | None,
+    seed: int,
     save: Path | None,
     runs: bool,
     writes: bool,
@@ -102,8 +109,13 @@ def command(
         raise click.UsageError("--check is about all launches: leave out --arch, --only and --main")
     if check and (writes or save or json_file or budget_file or runs):
         raise click.UsageError("--check compiles and writes nothing: leave out --write, --save, --json, --budgets and --run")
+    if drawn and (only or main or check or writes or save or runs):
+        others = "--only, --main, --save, --run, --write and --check"
+        raise click.UsageError(f"--drawn: leave out {others}, which are about shipped launches")
     allowed = budgets.load(budget_file)
     check_writable(json_file)
+    if drawn:
+        return _of_drawn(chosen_architectures(architectures), (seed, drawn), allowed, workers, json_file)
     kept = _read_before(path, check=check, writes=writes, partly=partly)
     if runs:
         import attn_amdgcn  # noqa: F401  # needs the extra `emulated`
@@ -145,6 +157,30 @@ def command(
     return int(bool(found.over or found.errors or (ran and ran.wrong)))
 
 
+def _of_drawn(
+    architectures: Sequence[str], drawn: tuple[int, int], allowed: Budgets, workers: int | None, json_file: Path | None
+) -> int:
+    """Compile the launches of drawn steps, and tell which spill, and what no launch may do. The exit code."""
+    import attn_fuzz.strategies.cases  # noqa: F401  # needs the extra `fuzz`
+    from attn_parity.binaries import drawn_calls  # imports Triton
+
+    calls = {name: drawn_calls.all_of(name, *drawn) for name in architectures}
+    outcome = _built(calls, workers, drawn)
+    found = _judged(outcome, calls, dataclasses.replace(allowed, vgpr_spills=math.inf, waves={}, exceptions=()))
+    spilling = sorted((row for row in found.binaries if row.facts.vgpr_spills), key=lambda row: -(row.facts.vgpr_spills or 0))
+    for row in spilling:
+        results.print(f"{row.architecture} {row.call}: {row.facts.vgpr_spills} registers are spilled", soft_wrap=True)
+    for line in (*found.over, *found.errors):
+        results.print(line, soft_wrap=True)
+    begun = "interrupted; so far: " if outcome.interrupted else ""
+    of_steps = f"{len(found.binaries)} launches of {drawn[1]} drawn steps, --seed {drawn[0]}"
+    wrong = f"{len(found.over)} do what no launch may, {len(found.errors)} do not compile"
+    results.print(f"{begun}{of_steps}, compiled with Triton {found.triton}: {len(spilling)} spill registers, {wrong}")
+    if json_file:
+        write_json(json_file, found.json())
+    return 130 if outcome.interrupted else int(bool(found.over or found.errors))
+
+
 def chosen_architectures(given: str | None) -> tuple[str, ...]:
     """The architectures of A,B,...; all whose facts are known if none is given."""
     chosen = tuple(dict.fromkeys(given.split(","))) if given else tuple(ARCHITECTURES)
@@ -153,10 +189,10 @@ def chosen_architectures(given: str | None) -> tuple[str, ...]:
     return chosen
 
 
-def _built(calls: "Calls", workers: int | None) -> Outcome:
+def _built(calls: "Calls", workers: int | None, drawn: tuple[int, int] | None = None) -> Outcome:
     jobs = [(architecture, name) for architecture, some in calls.items() for name in some]
     with progress_bar(len(jobs)) as show_bar:
-        return build(jobs, min(workers or default_workers("cpu"), len(jobs)), lambda done: show_bar(done, 0))
+        return build(jobs, min(workers or default_workers("cpu"), len(jobs)), lambda done: show_bar(done, 0), drawn)
 
 
 def _judged(outcome: Outcome, calls: "Calls", allowed: Budgets) -> Results:

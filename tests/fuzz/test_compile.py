@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import triton
@@ -18,7 +19,7 @@ from attn_amdgcn import load
 from attn_parity.binaries import budgets, executions, page
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.budgets import BudgetError, Budgets, Exceptions
-from attn_parity.binaries.build import build, in_processes
+from attn_parity.binaries.build import Outcome, build, in_processes
 from attn_parity.binaries.executions import Execution, Executions
 from attn_parity.binaries.kernarg import kernarg_of
 from attn_parity.binaries.results import Results, Row, loads, updated
@@ -235,12 +236,39 @@ def test_a_signal_that_ends_it_ends_its_processes(tmp_path):
         (("--write", "--page", "facts.json"), "--page: facts.json is where the facts go"),
         (("--json", "no/here.json", "--main"), "--json: the folder no does not exist"),
         (("--check",), "docs/generated/binaries.md does not exist"),
+        (("--drawn", "2", "--main"), "--drawn: leave out --only, --main"),
     ],
 )
 def test_bad_input_is_named(attn_parity, options, words):
     run = attn_parity("compile", *options)
     assert run.code == 2
     assert words in run.err
+
+
+def test_launches_of_drawn_steps_compile(attn_parity):
+    run = attn_parity("compile", "--drawn", "3", "--arch", "gfx942", "--json", "facts.json")
+    assert run.code == 0, run.out + run.err
+    assert re.search(r"^\d launches of 3 drawn steps, --seed 0, compiled with Triton \S+: \d spill registers, 0 do ", run.out)
+    kernels = {row["kernel"] for row in json.loads(Path("facts.json").read_text())["binaries"]}
+    assert {"attention_kernel", "write_kv_cache_kernel"} <= kernels
+
+
+def test_a_drawn_launch_may_spill_and_must_fit(attn_parity, monkeypatch):
+    """Encoders of 256 dims once needed more shared memory than an H200 has, and no shipped launch was one."""
+
+    def planted(jobs, workers, report, drawn):
+        facts = [replace(GOOD, vgpr_spills=9), replace(GOOD, lds_bytes=65537)]
+        made = [SimpleNamespace(name="attention_kernel", num_warps=4, facts=each) for each in facts]
+        return Outcome(dict(zip(jobs, made, strict=False)), {jobs[2]: "no such thing"})
+
+    monkeypatch.setattr("attn_parity.compile.build", planted)
+    run = attn_parity("compile", "--drawn", "3", "--arch", "gfx942")
+    assert run.code == 1
+    first, second, third, summary = run.out.splitlines()
+    assert first.endswith("9 registers are spilled")
+    assert second.endswith("lds_bytes is 65537, at most 65536 there")
+    assert third.endswith("does not compile: no such thing")
+    assert summary.endswith("1 spill registers, 1 do what no launch may, 1 do not compile")
 
 
 FACTS = Results("3.9.0", (Row("gfx942", "a", "merge", 4, GOOD), Row("gfx942", "b", "merge", 4, GOOD)))

@@ -1,6 +1,7 @@
 """Compile launches in processes without Triton's interpreter, or do other work in processes of their own."""
 
 import contextlib
+import functools
 import os
 import signal
 import warnings
@@ -15,10 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from attn_fuzz.run import prepared
 
 if TYPE_CHECKING:  # Triton decides on its first import whether kernels are interpreted
+    from attn_optimized.kernel_call import KernelCall
     from attn_parity.binaries.compilation import Binary
 
 Job = tuple[str, str]
-"""An architecture, and the name of a launch: see `attn_parity.binaries.shipped_calls`."""
+"""An architecture, and the name of a launch: see `attn_parity.binaries.shipped_calls`, or `drawn_calls`."""
 Work = TypeVar("Work", bound=tuple[Any, ...])
 Result = TypeVar("Result")
 
@@ -32,14 +34,21 @@ class Outcome:
     interrupted: bool = False
 
 
-def build(jobs: Sequence[Job], workers: int, report: Callable[[int], None] = lambda done: None) -> Outcome:
+def build(
+    jobs: Sequence[Job],
+    workers: int,
+    report: Callable[[int], None] = lambda done: None,
+    drawn: tuple[int, int] | None = None,
+) -> Outcome:
     """Compile every job by `in_processes`. Triton's cache holds the binaries of earlier runs.
 
     Args:
         report: called with the number of finished jobs.
+        drawn: the jobs are of `drawn_calls`: the seed and the number of steps. None: they are of `shipped_calls`.
     """
     outcome = Outcome()
-    found, outcome.interrupted = in_processes(_compile, jobs, workers, lambda found: report(len(found)))
+    work = functools.partial(_compile, drawn=drawn)
+    found, outcome.interrupted = in_processes(work, jobs, workers, lambda found: report(len(found)))
     for job in jobs:
         if isinstance(result := found.get(job), str):
             outcome.errors[job] = result
@@ -144,8 +153,19 @@ def _begin() -> None:
     warnings.simplefilter("ignore")
 
 
-def _compile(architecture: str, name: str) -> "Binary":
+def _compile(architecture: str, name: str, drawn: tuple[int, int] | None) -> "Binary":
     from attn_parity.binaries.compilation import compile_call
-    from attn_parity.binaries.shipped_calls import all_of
 
-    return compile_call(all_of(architecture)[name], architecture)
+    return compile_call(_calls(architecture, drawn)[name], architecture)
+
+
+@functools.lru_cache(maxsize=1)
+def _calls(architecture: str, drawn: tuple[int, int] | None) -> "dict[str, KernelCall]":
+    """All launches of an architecture, by name. The result is kept, because a process compiles many of them."""
+    if drawn is None:
+        from attn_parity.binaries import shipped_calls
+
+        return shipped_calls.chosen(architecture)
+    from attn_parity.binaries import drawn_calls
+
+    return drawn_calls.all_of(architecture, *drawn)
