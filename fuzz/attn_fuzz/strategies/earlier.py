@@ -12,8 +12,8 @@ from attn_fuzz.targets.target import Support
 from hypothesis import strategies as st
 
 _SAFE = ("same", "requests", CONTENTS)
-"""Changes for every target: the call asks for no more than the case's own. A target that does not refuse gets no other change,
-nor does a target whose engine never sends some forms of tensors."""
+"""Changes for every target: the call asks for no more than the case's own. A target that does not refuse gets no other change.
+A target whose engine never sends some forms of tensors gets illegal calls beside these, if it refuses."""
 _APPLIES: dict[str, Callable[[Case], object]] = {
     "output strides": lambda case: case.num_rows,
     ILLEGAL: lambda case: case.num_rows,
@@ -74,4 +74,5 @@ def _may_change(name: str, case: Case, support: Support, refuses: bool) -> bool:
     if rule in RULES:
         may_be_on = refuses and rule in support.rules and case.attn_type in RULES[rule].attn_types
         return rule in case.rules or may_be_on
-    return name in _SAFE or (refuses and support.engine == ANY_ENGINE)
+    # what contradicts the contract is refused whoever sends it
+    return name in _SAFE or (refuses and (name == ILLEGAL or support.engine == ANY_ENGINE))

@@ -15,7 +15,7 @@ import attn_reference
 import torch
 from attn_contract import AttentionType, Batch, Layer, Layout, UnsupportedError
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.targets import served
+from attn_fuzz.targets import host_lengths, served
 from attn_fuzz.targets.backends import BackendLayers, backend_target, common_metadata, installed, named
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.illegal import dims_of, new_lse
@@ -25,10 +25,13 @@ from attn_fuzz.targets.triton import TRITON, TRITON_LATENT
 from attn_fuzz.targets.wrong_arguments import Calls, wrong_calls
 from attn_fuzz.verdict.rounding import Rounding
 
+# torch multiplies matrices of any strides; and the constructor gets no other tensor whose device it could differ from
+_SERVED = (*(f"{name} with gaps in its last dimension" for name in ("kv_b_proj", "kv_c", "k_pe")), "kv_b_proj on no device")
 MOST_CHUNKS = 3
 """Chunks into which the longest context of a step is cut."""
 _MOST_EXPANDED = 256
-_WIDTHS = ((32, 16), (16, 8), (8, 0), (24, 8), (8, 32), (40, 17), (256, 32), (512, 64))
+# the expanded heads of the fourth last have as many dims as a tile holds
+_WIDTHS = ((32, 16), (16, 8), (8, 0), (24, 8), (216, 32), (40, 17), (256, 32), (512, 64))
 
 
 class Weights(NamedTuple):
@@ -113,8 +116,10 @@ class MlaLayers(BackendLayers):
     def attention(self, q, k, v, kv_cache, layer, batch, *, out, lse, **mode: bool) -> None:
         choose = random.Random(repr((tuple(q.shape), batch.query_start_loc.tolist(), batch.seq_lens.tolist())))
         served.check_declared(self.capabilities(q.device.type), choose)
+        host_lengths.check("TRITON_MLA", batch, optional=("seq_lens_cpu",))
         impl, kv_cache = self._impl(layer, q, kv_cache, **mode)
         metadata = self._metadata_of(layer, batch)
+        _check_phases(metadata, batch)
         by_head = out.view(len(out), layer.num_heads, layer.value_size)
         if metadata.prefill is not None:
             rows = metadata.prefill.rows
@@ -150,7 +155,14 @@ class MlaLayers(BackendLayers):
             metadata = self._metadata_of(layer, batch)
         except UnsupportedError:
             return
-        yield from wrong_layers(self.load().impl, {"layer": layer, **arguments, "aiter": aiter})
+        for what, call in wrong_layers(self.load().impl, {"layer": layer, **arguments, "aiter": aiter}):
+            # the weights of one head have any number of rows
+            if what not in _SERVED and not (layer.num_heads == 1 and what.endswith("in dimension 0")):
+                yield what, call
+        for p_size, v_size in ((_MOST_EXPANDED + 1, 1), (1, layer.head_size - layer.value_size + 2)):
+            weight = q.new_zeros(layer.num_heads * (p_size + v_size), layer.value_size)
+            too_wide = {**arguments, "kv_b_proj": weight, "v_head_dim": v_size}
+            yield f"{p_size} and {v_size} expanded dims", functools.partial(self.load().impl, layer, **too_wide, aiter=aiter)
         free = {"kv_cache": dims_of(layer.layout, "block")}
         given = {"kv_cache": kv_cache, "attn_metadata": metadata}
         decode, prefill = metadata.decode, metadata.prefill
@@ -165,8 +177,25 @@ class MlaLayers(BackendLayers):
             parts = {"kv_c": latent[:, : layer.value_size], "k_pe": latent[:, layer.value_size :]}
             of_rows = {"query": unfolded, **parts, "output": q.new_empty(*unfolded.shape[:2], layer.value_size)}
             of_rows["lse"] = new_lse(unfolded)
-            yield from wrong_calls(impl.forward_mha, {**given, **of_rows}, optional=("lse",), free=free)
+            wrong = wrong_calls(impl.forward_mha, {**given, **of_rows}, optional=("lse",), free=free)
+            yield from ((what, call) for what, call in wrong if what not in _SERVED)
+            if (other := self._of_other_lengths(layer, batch)) is not None:
+                yield (
+                    "lengths of the host alone",
+                    functools.partial(impl.forward_mha, **{**given, **of_rows, "attn_metadata": other}),
+                )
         yield from wrong_calls(self.load().builder(layer.attn_type).build, {"common_attn_metadata": None})
+
+    def _of_other_lengths(self, layer: Layer, batch: Batch) -> Any:
+        """The metadata of the step if the host thinks a request one key shorter; None if none can be."""
+        common = common_metadata(batch, layer.attn_type)
+        longer = (common.seq_lens_cpu > common.query_start_loc_cpu.diff()).nonzero()
+        if not len(longer):
+            return None
+        seq_lens = common.seq_lens_cpu.clone()
+        seq_lens[longer[0]] -= 1
+        builder = self.load().builder(layer.attn_type, **builder_options(layer, batch))
+        return builder.build(dataclasses.replace(common, seq_lens_cpu=seq_lens))
 
     def _metadata_of(self, layer: Layer, batch: Batch) -> Any:
         """The metadata of a step, built once for all layers that are called with this Batch and split it alike."""
@@ -183,6 +212,18 @@ class MlaLayers(BackendLayers):
         of_layer = _weights_of(layer, rows)
         v_head_dim = 16 if layer.value_size + 8 > _MOST_EXPANDED else layer.value_size
         return {**arguments, "kv_b_proj": of_layer.kv_b_proj, "v_head_dim": v_head_dim}, kv_cache
+
+
+def _check_phases(metadata: Any, batch: Batch) -> None:
+    """Check that each row that a request owns is in one phase. A row in both would be computed twice, with one result.
+
+    Raises:
+        AssertionError: a row is in no phase, or in both.
+    """
+    rows = torch.arange(batch.num_actual_tokens)
+    phases = [rows[each.rows] for each in (metadata.decode, metadata.prefill) if each is not None]
+    found, owned = sorted(torch.cat(phases).tolist()), rows[: int(batch.query_start_loc[-1])].tolist()
+    assert found[: len(owned)] == owned, f"rows {found} in the phases, expected {owned}"
 
 
 def _weights_of(layer: Layer, rows: torch.Tensor) -> Weights:

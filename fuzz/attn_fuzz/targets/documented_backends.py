@@ -14,7 +14,7 @@ import attn_reference
 import torch
 from attn_contract import AttentionConfig, AttentionType, Batch, Capabilities, Layer
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.targets import declared, documented_aiter, wrong_arguments
+from attn_fuzz.targets import declared, documented_aiter, host_lengths, wrong_arguments
 from attn_fuzz.targets.aiter import ROWS
 from attn_fuzz.targets.backends import BackendLayers, backend_target, common_metadata, config_of, named
 from attn_fuzz.targets.documented_aiter import documented
@@ -56,7 +56,7 @@ def _flash_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     if kv_cache is not None and k is not None and layer.kv_cache_dtype is not None:
         k, v = tokens_as_cached(q, kv_cache, layer, batch)
     if kv_cache is not None and layer.attn_type is AttentionType.DECODER:
-        _check_lengths_of_the_host(batch)
+        host_lengths.check("ROCM_AITER_FA", batch)
         _check_phases(batch)
         if longer := _longer(batch):
             # by layers of its own: the layers of a step share the step's metadata
@@ -78,22 +78,6 @@ def _longer(batch: Batch) -> Batch | None:
     seq_lens = batch.seq_lens.clone()
     seq_lens[with_queries[-1]] += _TOO_MANY
     return dataclasses.replace(batch, seq_lens=seq_lens, max_seq_len=batch.max_seq_len + _TOO_MANY)
-
-
-def _check_lengths_of_the_host(batch: Batch) -> None:
-    """Check that a builder refuses lengths of the host that are none, or no lengths of these requests."""
-    common = common_metadata(batch, AttentionType.DECODER)
-    builder = named("ROCM_AITER_FA")().builder
-    for options in ({"context_chunk_keys": 0}, {"num_speculative_tokens": -1}):
-        wrong_arguments.must_raise(lambda options=options: builder(AttentionType.DECODER, **options), str(options))
-
-    wrong_arguments.must_refuse(lambda: builder(AttentionType.ENCODER), "metadata of an encoder")
-
-    def build(**lengths: torch.Tensor) -> object:
-        return builder(AttentionType.DECODER).build(dataclasses.replace(common, **lengths))
-
-    lengths = {"query_start_loc_cpu": common.query_start_loc_cpu, "seq_lens_cpu": common.seq_lens_cpu}
-    wrong_arguments.must_contradict(build, lengths)
 
 
 def _check_phases(batch: Batch) -> None:

@@ -23,6 +23,7 @@ from attn_fuzz.verdict.rounding import Rounding
 if TYPE_CHECKING:
     from attn_optimized.kernel_call import KernelCall
     from attn_optimized.launch.plan import AttentionPlan
+    from attn_optimized.launch.table import Entry
 
 COMPUTE_UNITS = (1, 3, 8)
 """Few enough that splitting keys over them does not make more programs than are quickly interpreted."""
@@ -95,7 +96,8 @@ def _plan(q: torch.Tensor, layer: Layer, batch: Batch) -> "AttentionPlan":
         compute_units=choice.compute_units,
         parameters=given,
     )
-    asked_for = [entry.parameters for entry in entries(choice.architecture)] if given is None else [given]
+    asked_for = [entry.parameters for entry in entries(choice.architecture) if _is_of(entry, q, layer)]
+    asked_for = asked_for if given is None else [given]
     planned = plan.tiles.parameters
     # of its stages a plan takes those that fit the GPU's memory
     is_asked_for = any(
@@ -108,6 +110,17 @@ def _plan(q: torch.Tensor, layer: Layer, batch: Batch) -> "AttentionPlan":
     if plan.scratch_bytes != sum(part.nbytes for part in parts):
         raise RuntimeError(f"a plan in {plan.splits} parts says that they have {plan.scratch_bytes} bytes")
     return plan
+
+
+def _is_of(entry: "Entry", q: torch.Tensor, layer: Layer) -> bool:
+    """Whether the parameters of a table's entry are for tensors such as these. What they are for beside that is the plan's."""
+    has_latent_value = layer.layout is not None and layer.layout.has_latent_value
+    quantized = layer.kv_cache_dtype is not None
+    return (entry.itemsize, entry.quantized, entry.phase.startswith("latent")) == (
+        q.element_size(),
+        quantized,
+        has_latent_value,
+    )
 
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:

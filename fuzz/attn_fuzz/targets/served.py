@@ -26,6 +26,7 @@ _MOST = 1 << 20
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
 _OF_AMD = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201")
 _ARCHITECTURES = (*_OF_AMD, "sm90", "interpreter")
+_OF_CACHES = (*_ARCHITECTURES, "sm80", "sm89")
 _OUTPUTS = tuple(itertools.product(_ARCHITECTURES, _FLOAT8))
 _PLAIN = AttentionConfig(num_heads=1, num_kv_heads=1, head_size=64, dtype=torch.float16, block_size=16)
 """A decoder that every backend serves, but those of latent attention."""
@@ -40,6 +41,8 @@ class Served:
     Args:
         group_sizes: query heads of each KV head.
         outputs: architectures, each with a dtype of outputs that are quantized.
+        widths: of V, and by how many dims K is wider, in latent attention.
+        float8_caches: architectures on which a latent cache may be float8.
         plain: a layer that is served, which has the other fields.
     """
 
@@ -50,6 +53,8 @@ class Served:
     layouts: Collection[Layout] = _LAYOUTS
     architectures: Collection[str] = _ARCHITECTURES
     outputs: Collection[tuple[str, torch.dtype]] = _OUTPUTS
+    widths: Collection[tuple[int, int]] = ()
+    float8_caches: Collection[str] = ()
     plain: AttentionConfig = _PLAIN
 
 
@@ -86,6 +91,8 @@ SERVED = {
         dtypes=(torch.float16, torch.bfloat16),
         layouts=(Layout.LATENT,),
         outputs=(),
+        widths=tuple(itertools.product(range(1, 513), range(129))),
+        float8_caches=tuple(name for name in _OF_CACHES if name != "sm80"),
         plain=_LATENT,
     ),
 }
@@ -114,6 +121,14 @@ def _layers(field: str, plain: AttentionConfig) -> list[tuple[object, str | None
         return [(name, name, plain) for name in _ARCHITECTURES]
     if field == "outputs":
         return [((name, dtype), name, change(output_dtype=dtype)) for name, dtype in _OUTPUTS]
+    if field == "widths" and plain.has_latent_cache:
+        widths = itertools.product((1, 32, 511, 512, 513), (0, 1, 127, 128, 129))
+        return [((v, more), None, change(head_size=v + more, rules={"head_size_v": v})) for v, more in widths]
+    if field == "float8_caches" and plain.has_latent_cache:
+        quantized = change(kv_cache_dtype=torch.float8_e4m3fn, scales="tensor")
+        return [(name, name, quantized) for name in _OF_CACHES]
+    if field in ("widths", "float8_caches"):
+        return []
     if field == "layouts" and plain.has_latent_cache:
         return [(Layout.LATENT, None, change(layout=Layout.LATENT))]
     if field == "layouts":
