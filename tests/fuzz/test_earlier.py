@@ -16,14 +16,14 @@ from attn_fuzz.cases.case import CHANGES, ILLEGAL, MODE, Values
 from attn_fuzz.cases.contradictions import CaseError, check
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.run import shard, shrink
+from attn_fuzz.run import runner, shard, shrink
 from attn_fuzz.run.attempt import Attempt, NotRefusedError
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.strategies import cases, families
 from attn_fuzz.targets import backends, registry
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import EVERYTHING
+from attn_fuzz.targets.target import EVERYTHING, no_calls
 from attn_fuzz.targets.triton import TRITON
 from hypothesis import HealthCheck, given, settings
 from planted import SMALL
@@ -111,6 +111,20 @@ def test_half_of_the_cases_have_an_earlier_call(tmp_path):
     # what always applies is drawn equally often
     times = [sum(name in case.earlier for case in found) for name in ("scale", "window", "contents", ILLEGAL)]
     assert max(times) <= 2 * min(times), times
+
+
+WITH_ILLEGAL_CALLS = [
+    name
+    for name in registry.names()
+    if (target := registry.load(name)).refuses and target.must_refuse is not no_calls and not target.unavailable("cpu")
+]
+
+
+@pytest.mark.parametrize("name", WITH_ILLEGAL_CALLS)
+def test_illegal_calls_are_drawn_for_every_target_that_has_some(name, tmp_path):
+    """Of a target with an engine of its own, such as backend-triton-mla, none was drawn."""
+    plan = FuzzPlan(target=name, device="cpu", examples=80, seed=1, folder=tmp_path)
+    assert any(ILLEGAL in case.earlier for part in runner.shards(plan) for case in shard.drawn(part))
 
 
 def test_cases_that_are_refused_for_one_rule_come_after_a_call_without_the_rule(tmp_path):
