@@ -18,7 +18,7 @@ from attn_contract import AttentionType, Batch, Layer, Layout, UnsupportedError
 from attn_contract.layer import UNLIMITED
 from attn_contract.rules import asked, words_of
 from attn_fuzz.cases.case import Case
-from attn_fuzz.targets import wrong_arguments
+from attn_fuzz.targets import no_interpreter, wrong_arguments
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION, ROWS
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.illegal import illegal_attention
@@ -52,7 +52,10 @@ def unified(aiter: Any, q, kv_cache, layer, batch, *, out, lse) -> None:
     from attn_optimized import aiter_adapter
 
     _refuse_without_a_cache(kv_cache, layer)
-    aiter_adapter.unified_attention(aiter, q, kv_cache, layer, batch, out=out, lse=lse, validate=True)
+    attend = functools.partial(aiter_adapter.unified_attention, aiter, q, kv_cache, layer, batch, out=out, lse=lse)
+    attend(validate=True)
+    if layer.output_scale is not None:  # which type the GPU's own float8 is, is asked of the GPU
+        no_interpreter.check(attend, q.dtype)
 
 
 def _illegal(name: str, q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:

@@ -126,7 +126,9 @@ def _illegal(q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
         calls = _calls(q, kv_cache, layer, batch, out.dtype, choose)
     except UnsupportedError:
         return
-    calls = [call._replace(options={**call.options, "compare": True}) for call in calls]
+    # without a word calls are compared
+    told = [{name: value for name, value in call.options.items() if name != "compare"} for call in calls]
+    calls = [call._replace(options=options) for call, options in zip(calls, told, strict=True)]
     place = choose.randrange(len(calls))
     for what, change in {**_WRONG, **(_UNLIKE if len(calls) > 1 else {})}.items():
         changed = change(calls[place])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from attn_contract import Batch, Layer
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.targets import no_interpreter, wrong_gpus
+from attn_fuzz.targets import no_interpreter, pretended_gpus, wrong_gpus
 from attn_fuzz.targets.aiter import missing_e4m3fnuz
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.target import Target, no_calls
@@ -129,6 +129,7 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
     plan = _plan(q, layer, batch)
     wrong_gpus.check(q, layer, batch)
+    pretended_gpus.check(choices_by((batch.query_start_loc, batch.seq_lens, q.shape)))
     no_interpreter.check(lambda: attn_optimized.plan_of(q, layer, batch), q.dtype)
     if layer.attn_type.reads_cache:
         calls = paged_attention_calls(q, kv_cache, layer, batch, plan, out=out, lse=lse)

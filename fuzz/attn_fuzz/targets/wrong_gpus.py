@@ -30,6 +30,8 @@ LEAST = {
     "programs_per_unit": 1,
     "uneven_waves": 0,
 }
+MOST_PROGRAMS = ((1 << 31) - 1, 65_535, 65_535)
+"""CUDA C++ Programming Guide, technical specifications per compute capability: a grid's dimensions at most."""
 MOST_HEADS_OF_A_GROUP, LARGEST_HEAD_SIZE = 64, 256
 
 
@@ -50,6 +52,7 @@ def check(q: torch.Tensor, layer: Layer, batch: Batch) -> None:
     least = choose.choice(list(LEAST))
     _with_parameter(least, LEAST[least])
     _check_sizes(choose, batch)
+    _check_grid(choose)
 
 
 def _check_sizes(choose: random.Random, batch: Batch) -> None:
@@ -68,6 +71,27 @@ def _check_sizes(choose: random.Random, batch: Batch) -> None:
         must_refuse(plan, f"a group of {group} heads of size {head_size}")
     else:
         plan()
+
+
+def _check_grid(choose: random.Random) -> None:
+    """Check that a plan has no more programs in a dimension than a GPU takes, however many requests a step has."""
+    import attn_optimized
+
+    requests = choose.choice((1, MOST_PROGRAMS[1], MOST_PROGRAMS[1] + 1, 300_000))
+    heads, queries = choose.choice((1, 8)), choose.choice((1, 1, 3))
+    layer = Layer(num_heads=heads, num_kv_heads=heads, head_size=64, scale=1.0, attn_type=AttentionType.ENCODER_ONLY)
+    integers = torch.empty((requests + 1,), dtype=torch.int32, device="meta")
+    batch = Batch(
+        query_start_loc=integers,
+        seq_lens=integers[1:],
+        max_query_len=queries,
+        max_seq_len=queries,
+        num_actual_tokens=requests * queries,
+        causal=False,
+    )
+    q = torch.empty((requests * queries, heads, 64), dtype=torch.float16, device="meta")
+    grid = attn_optimized.plan_of(q, layer, batch, **GPU).launch_grid
+    assert all(size <= most for size, most in zip(grid, MOST_PROGRAMS, strict=True)), f"{requests} requests: a grid of {grid}"
 
 
 def _wrong(choose: random.Random) -> Iterator[dict[str, Any]]:
