@@ -27,6 +27,7 @@ from ray.exceptions import AuthenticationError, RayError, RayTaskError, RuntimeE
 ANSWER_SECONDS = 5.0
 START_SECONDS = 300.0
 """A cluster that starts machines when they are needed takes minutes."""
+PATIENCE_SECONDS = 10.0
 CHECK_SECONDS = 5.0
 HEAD_SECONDS = 25.0
 LIVES = 4
@@ -56,7 +57,12 @@ def connected(address: str, folder: Path | None) -> Iterator[None]:
     environment = {"working_dir": str(folder)} if folder is not None else None
     try:
         ray.init(address=address, runtime_env=environment, log_to_driver=False, logging_level=logging.CRITICAL)
-    except (RayError, ConnectionError, RuntimeError, ValueError) as error:
+    except ConnectionError as error:
+        if address != "auto":
+            raise FleetError(f"--ray {address}: {error}") from error
+        what_helps = "start a node by `ray start`, or give HOST:PORT"  # Ray names options of its own
+        raise FleetError(f"--ray auto: this machine is a node of no Ray cluster that answers: {what_helps}") from error
+    except (RayError, RuntimeError, ValueError) as error:
         raise FleetError(f"--ray {address}: {error}") from error
     finally:
         for number, handler in handlers.items():
@@ -118,14 +124,19 @@ class Cluster:
     room: int
     task: Any
 
-    def look(self) -> Seen:
+    def look(self, waits: Callable[[], None]) -> Seen:
         """What the target is on a node.
+
+        Args:
+            waits: called once, if no node has answered in PATIENCE_SECONDS.
 
         Raises:
             InputError: the target cannot run there, or the node's sources or packages differ from those of this machine.
         """
         said = self.start(node.look, self.target, self.device)
-        if not ray.wait([said], timeout=START_SECONDS)[0]:
+        if not ray.wait([said], timeout=PATIENCE_SECONDS)[0]:
+            waits()
+        if not ray.wait([said], timeout=START_SECONDS - PATIENCE_SECONDS)[0]:
             why = "its nodes are busy, or refuse this machine (RAY_AUTH_MODE)"
             raise FleetError(f"--ray: the cluster has run no task for {START_SECONDS:g} s: {why}")
         try:
