@@ -196,15 +196,25 @@ def test_an_address_that_is_no_cluster_is_refused_in_one_line(arguments, names, 
 def test_auto_without_a_cluster_is_refused_in_one_line(attn_parity, monkeypatch):
     """Ray's own words name its options, which are none of this command."""
 
-    def init(**arguments):
+    def none_there(address):
         raise ConnectionError("Could not find any running Ray instance. Please specify the one by setting the `--address` flag")
 
-    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(fleet.services, "canonicalize_bootstrap_address_or_die", none_there)
     run = attn_parity("fuzz", "--target", "planted:FLASH", "--ray", "auto")
     assert run.code == 2
     (line,) = run.err.splitlines()
     assert "--ray auto: this machine is a node of no Ray cluster" in line
     assert "--address" not in line
+
+
+def test_auto_after_the_cluster_has_ended_is_refused_in_one_line(attn_parity, monkeypatch):
+    """Ray itself would wait for minutes, and print what its library logs."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    run = attn_parity("fuzz", "--target", "planted:FLASH", "--ray", "auto")
+    assert run.code == 2
+    (line,) = run.err.splitlines()
+    assert "nothing answers at " in line
+    assert ":1, which is auto here" in line
 
 
 @pytest.mark.parametrize("seconds", [0, fleet.PATIENCE_SECONDS + 1])

@@ -22,6 +22,7 @@ from attn_fuzz.run import node, sources
 from attn_fuzz.run.node import Seen
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.run.workers import END_SECONDS, Message
+from ray._private import services
 from ray.exceptions import AuthenticationError, RayError, RayTaskError, RuntimeEnvSetupError, TaskUnschedulableError
 
 ANSWER_SECONDS = 5.0
@@ -57,12 +58,7 @@ def connected(address: str, folder: Path | None) -> Iterator[None]:
     environment = {"working_dir": str(folder)} if folder is not None else None
     try:
         ray.init(address=address, runtime_env=environment, log_to_driver=False, logging_level=logging.CRITICAL)
-    except ConnectionError as error:
-        if address != "auto":
-            raise FleetError(f"--ray {address}: {error}") from error
-        what_helps = "start a node by `ray start`, or give HOST:PORT"  # Ray names options of its own
-        raise FleetError(f"--ray auto: this machine is a node of no Ray cluster that answers: {what_helps}") from error
-    except (RayError, RuntimeError, ValueError) as error:
+    except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         raise FleetError(f"--ray {address}: {error}") from error
     finally:
         for number, handler in handlers.items():
@@ -75,15 +71,23 @@ def connected(address: str, folder: Path | None) -> Iterator[None]:
 
 def _check_answers(address: str) -> None:
     """Ray itself would wait for minutes."""
-    if address == "auto":
-        return
-    host, _, port = address.rpartition(":")
+    at, of = (_found_by_ray(), ", which is auto here") if address == "auto" else (address, "")
+    host, _, port = at.rpartition(":")
     if not host or not port.isdigit() or "/" in host:
-        raise FleetError(f"--ray: got {address!r}, expected auto or HOST:PORT")
+        raise FleetError(f"--ray: got {at!r}, expected auto or HOST:PORT")
     try:
-        _connect(address)
+        _connect(at)
     except (OSError, OverflowError, UnicodeError) as error:
-        raise FleetError(f"--ray: nothing answers at {address}: {error}") from error
+        raise FleetError(f"--ray: nothing answers at {at}{of}: {error}") from error
+
+
+def _found_by_ray() -> str:
+    """The address that Ray would take for "auto". It may be that of a cluster that has ended."""
+    try:
+        return services.canonicalize_bootstrap_address_or_die("auto")
+    except (ConnectionError, ValueError) as error:  # Ray's words name options of its own
+        what_helps = "start a node by `ray start`, or give HOST:PORT"
+        raise FleetError(f"--ray auto: this machine is a node of no Ray cluster: {what_helps}") from error
 
 
 def _connect(address: str) -> None:
