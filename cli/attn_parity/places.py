@@ -11,6 +11,7 @@ from typing import Any
 from attn_fuzz.run import ledger, workers
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Support
+from attn_parity.console import notes
 from attn_parity.options import default_workers, device_name, use_device
 
 
@@ -81,8 +82,9 @@ def on_ray(
     registry.load(target)
     with fleet.connected(address, folder):
         cluster = fleet.cluster(target, device, needs, number)
-        seen = cluster.look()
+        nodes = f"{cluster.nodes} node{'s' * (cluster.nodes > 1)} of Ray"
+        seen = cluster.look(lambda: notes.print(f"waiting until one of {nodes} has loaded the target"))
         number = number or cluster.room
-        words = f"{number} workers on {cluster.nodes} node{'s' * (cluster.nodes > 1)} of Ray"
+        words = f"{number} workers on {nodes}"
         run = partial(cluster.place, device_name=seen.device_name)
         yield Place(cluster.device, seen.device_name, seen.support, number, words, run, cluster.fixed)

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 import triton
 from attn_amdgcn import load
+from attn_parity import compile as compile_command
 from attn_parity.binaries import budgets, executions, page
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.budgets import BudgetError, Budgets, Exceptions
@@ -224,6 +225,22 @@ def test_a_signal_that_ends_it_ends_its_processes(tmp_path):
     while is_there(process.pid):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda code: code.touch(), "Directory 'code' is a file"),
+        (lambda code: (code / "launches.json").mkdir(parents=True), "--save: code/launches.json"),
+    ],
+    ids=["a file", "a folder in place of the file"],
+)
+def test_where_code_cannot_be_saved_nothing_is_compiled(make, words, attn_parity, tmp_path, monkeypatch):
+    make(tmp_path / "code")
+    monkeypatch.setattr(compile_command, "_built", lambda *_: pytest.fail("it was compiled first"))
+    run = attn_parity(*MERGE, "--save", "code")
+    assert run.code == 2
+    assert words in run.err
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_a_node_that_is_killed_loses_nothing_and_what_it_ran_runs_again(cluster,
     with fleet.connected(cluster.address, None):
         ours = fleet.cluster("planted:FLASH", "auto", [], None)
         assert (ours.device, ours.nodes, ours.room) == ("cpu", 2, 2)
-        place = partial(ours.place, device_name=ours.look().device_name)
+        place = partial(ours.place, device_name=ours.look(lambda: None).device_name)
         there = runner.run(plans, ours.room, stop_at_failure=False, report=kill, place=place)
     assert killed
     assert (there.error, there.finished, len(there.restarted)) == (None, {0, 1, 2, 3, 4}, 1)
@@ -156,7 +156,7 @@ def test_a_node_with_other_sources_is_refused_in_one_line(cluster, attn_parity, 
     monkeypatch.setattr(sources, "identity", lambda target: ours | {"sources of attn-parity": "0123"})
     run = attn_parity("fuzz", "--ray", cluster.address, "--target", "planted:FLASH", "--examples", 1, "--corpus", "none")
     assert run.code == 2
-    (line,) = run.err.splitlines()
+    (line,) = [line for line in run.err.splitlines() if not line.startswith("waiting until")]
     assert f"sources of attn-parity: got {ours['sources of attn-parity']}, expected 0123" in line
 
 
@@ -165,7 +165,7 @@ def test_a_node_without_attn_parity_is_refused_in_one_line(cluster, attn_parity,
     (tmp_path / "other" / "attn_fuzz" / "__init__.py").touch()  # found before the installed package, and empty
     run = attn_parity("fuzz", "--ray", cluster.address, "--target", "planted:FLASH", "--working-dir", "other")
     assert run.code == 2
-    (line,) = run.err.splitlines()
+    (line,) = [line for line in run.err.splitlines() if not line.startswith("waiting until")]
     assert line.endswith("No module named 'attn_fuzz.run': install attn-parity there as it is on this machine")
 
 
@@ -191,6 +191,42 @@ def test_an_address_that_is_no_cluster_is_refused_in_one_line(arguments, names, 
     assert run.code == 2
     (line,) = run.err.splitlines()
     assert names in line
+
+
+def test_auto_without_a_cluster_is_refused_in_one_line(attn_parity, monkeypatch):
+    """Ray's own words name its options, which are none of this command."""
+
+    def none_there(address):
+        raise ConnectionError("Could not find any running Ray instance. Please specify the one by setting the `--address` flag")
+
+    monkeypatch.setattr(fleet.services, "canonicalize_bootstrap_address_or_die", none_there)
+    run = attn_parity("fuzz", "--target", "planted:FLASH", "--ray", "auto")
+    assert run.code == 2
+    (line,) = run.err.splitlines()
+    assert "--ray auto: this machine is a node of no Ray cluster" in line
+    assert "--address" not in line
+
+
+def test_auto_after_the_cluster_has_ended_is_refused_in_one_line(attn_parity, monkeypatch):
+    """Ray itself would wait for minutes, and print what its library logs."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    run = attn_parity("fuzz", "--target", "planted:FLASH", "--ray", "auto")
+    assert run.code == 2
+    (line,) = run.err.splitlines()
+    assert "nothing answers at " in line
+    assert ":1, which is auto here" in line
+
+
+@pytest.mark.parametrize("seconds", [0, fleet.PATIENCE_SECONDS + 1])
+def test_a_run_that_waits_for_a_node_says_so(seconds, monkeypatch):
+    answer = node.Seen("CPU", None)  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(ray, "wait", lambda said, timeout: (said if timeout > seconds else [], []))
+    monkeypatch.setattr(ray, "get", lambda said: said)
+    monkeypatch.setattr(fleet.Cluster, "start", lambda *_: iter([answer]))
+    said = []
+    ours = fleet.Cluster("planted:FLASH", "cpu", nodes=1, room=1, task=None)
+    assert ours.look(lambda: said.append("waits")) == answer
+    assert said == ["waits"] * (seconds > 0)
 
 
 def test_without_ray_its_extra_is_named(attn_parity, monkeypatch):

@@ -4,10 +4,12 @@ import copy
 import json
 from typing import Any
 
+import click
 import jsonschema
 import pytest
-from attn_parity import matrix
+from attn_parity import COMMANDS, cli, matrix
 from attn_parity.doctor import sections
+from attn_parity.json_types import OUTPUTS
 
 from tests.pages import PAGES, ROOT
 
@@ -119,3 +121,9 @@ def test_a_field_too_many_or_too_few_is_found():
 def test_every_schema_is_linked():
     page = PAGES["docs/reference/json-schemas.md"]
     assert all(f"](../generated/schemas/{path.name})" in page for path in FOLDER.iterdir())
+
+
+def test_every_command_that_writes_json_has_a_schema():
+    commands = {name: cli.get_command(click.Context(cli), name) for name in COMMANDS}
+    writes = {name for name, command in commands.items() if command and any("--json" in each.opts for each in command.params)}
+    assert writes == set(OUTPUTS) == {path.stem for path in FOLDER.iterdir()}

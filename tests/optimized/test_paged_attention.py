@@ -10,6 +10,7 @@ import pytest
 import torch
 import triton
 from attn_contract import AttentionType, Layout
+from attn_contract.validation.values import LARGEST_LOGIT
 from attn_optimized.attention import paged_attention_calls
 from attn_optimized.kernels.online_softmax import FINISHED
 from attn_optimized.kernels.query_tiles import REQUESTS_AT_ONCE
@@ -493,3 +494,42 @@ def test_float16_keeps_small_values_of_scaled_tokens(kv_cache_dtype, paged_call)
 def test_soft_cap_keeps_small_logits(cap, rules, paged_call, assert_agrees):
     """A cap far above every logit changes none of them; one far below leaves their signs."""
     assert_agrees(paged_call([1, 5], [70, 90], logits_soft_cap=cap, **rules))
+
+
+@pytest.fixture(params=["reference", "kernel"])
+def attend(request):
+    """Attention of either side. Returns the outputs and LSEs of the rows of requests."""
+
+    def run(call):
+        out, lse = torch.full_like(call.q, torch.nan), torch.full(call.q.shape[1::-1], torch.nan, device=call.q.device)
+        if request.param == "reference":
+            attn_reference.paged_attention(*call, out=out, lse=lse)
+        else:
+            attn_optimized.paged_attention(*call, out=out, lse=lse, validate=True)
+        owned = int(call.batch.query_start_loc[-1])
+        return out[:owned].cpu(), lse[:, :owned].cpu()
+
+    return run
+
+
+def test_a_sink_of_the_largest_logit_takes_all_weight_and_of_the_least_none(attend, paged_call):
+    """By definition, and not by the judge: beside such a logit its bound allows anything. The last request has no key."""
+    call = paged_call([9, 1, 2], [75, 500, 0], sinks=[LARGEST_LOGIT, -LARGEST_LOGIT] * 2)
+    out, lse = attend(call)
+    without_out, without_lse = attend(call._replace(layer=replace(call.layer, sinks=None)))
+    assert (out[:, ::2] == 0).all()
+    torch.testing.assert_close(lse[::2], torch.full_like(lse[::2], LARGEST_LOGIT), rtol=1e-6, atol=0)
+    torch.testing.assert_close(out[:, 1::2], without_out[:, 1::2], rtol=0, atol=1e-6)
+    torch.testing.assert_close(lse[1::2, :10], without_lse[1::2, :10], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(lse[1::2, 10:], torch.full((2, 2), -LARGEST_LOGIT), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_row_whose_biases_are_all_the_largest_gives_the_mean(sign, attend, paged_call):
+    """Beside them its own logits are lost in float32, so that all are equal."""
+    call = paged_call([5], [5], causal=False, qq_bias=torch.full((8, 8), sign * LARGEST_LOGIT))
+    (request,) = attn_reference.paged_requests(*call, torch.float64)
+    mean = request.value.mean(0).float().repeat_interleave(2, 0).cpu()
+    out, lse = attend(call)
+    torch.testing.assert_close(out, mean.expand(5, -1, -1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(lse, torch.full((4, 5), sign * LARGEST_LOGIT), rtol=1e-6, atol=0)

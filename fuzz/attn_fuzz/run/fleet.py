@@ -22,11 +22,13 @@ from attn_fuzz.run import node, sources
 from attn_fuzz.run.node import Seen
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.run.workers import END_SECONDS, Message
+from ray._private import services
 from ray.exceptions import AuthenticationError, RayError, RayTaskError, RuntimeEnvSetupError, TaskUnschedulableError
 
 ANSWER_SECONDS = 5.0
 START_SECONDS = 300.0
 """A cluster that starts machines when they are needed takes minutes."""
+PATIENCE_SECONDS = 10.0
 CHECK_SECONDS = 5.0
 HEAD_SECONDS = 25.0
 LIVES = 4
@@ -69,15 +71,23 @@ def connected(address: str, folder: Path | None) -> Iterator[None]:
 
 def _check_answers(address: str) -> None:
     """Ray itself would wait for minutes."""
-    if address == "auto":
-        return
-    host, _, port = address.rpartition(":")
+    at, of = (_found_by_ray(), ", which is auto here") if address == "auto" else (address, "")
+    host, _, port = at.rpartition(":")
     if not host or not port.isdigit() or "/" in host:
-        raise FleetError(f"--ray: got {address!r}, expected auto or HOST:PORT")
+        raise FleetError(f"--ray: got {at!r}, expected auto or HOST:PORT")
     try:
-        _connect(address)
+        _connect(at)
     except (OSError, OverflowError, UnicodeError) as error:
-        raise FleetError(f"--ray: nothing answers at {address}: {error}") from error
+        raise FleetError(f"--ray: nothing answers at {at}{of}: {error}") from error
+
+
+def _found_by_ray() -> str:
+    """The address that Ray would take for "auto". It may be that of a cluster that has ended."""
+    try:
+        return services.canonicalize_bootstrap_address_or_die("auto")
+    except (ConnectionError, ValueError) as error:  # Ray's words name options of its own
+        what_helps = "start a node by `ray start`, or give HOST:PORT"
+        raise FleetError(f"--ray auto: this machine is a node of no Ray cluster: {what_helps}") from error
 
 
 def _connect(address: str) -> None:
@@ -118,14 +128,19 @@ class Cluster:
     room: int
     task: Any
 
-    def look(self) -> Seen:
+    def look(self, waits: Callable[[], None]) -> Seen:
         """What the target is on a node.
+
+        Args:
+            waits: called once, if no node has answered in PATIENCE_SECONDS.
 
         Raises:
             InputError: the target cannot run there, or the node's sources or packages differ from those of this machine.
         """
         said = self.start(node.look, self.target, self.device)
-        if not ray.wait([said], timeout=START_SECONDS)[0]:
+        if not ray.wait([said], timeout=PATIENCE_SECONDS)[0]:
+            waits()
+        if not ray.wait([said], timeout=START_SECONDS - PATIENCE_SECONDS)[0]:
             why = "its nodes are busy, or refuse this machine (RAY_AUTH_MODE)"
             raise FleetError(f"--ray: the cluster has run no task for {START_SECONDS:g} s: {why}")
         try:
