@@ -38,7 +38,7 @@ class KVCacheSizes:
         num_kv_heads: HK.
         head_size: D.
         itemsize: bytes of one element.
-        head_size_v: the width of V, which the rows of LATENT_SCALED depend on, and LATENT_E8M0 checks; no other layout needs it.
+        head_size_v: the width of V, which rows of LATENT_SCALED depend on, and LATENT_E8M0 checks; no other layout needs it.
 
     Raises:
         ContractError: a size has another type or is out of range; the layout is x-packed and the head or block size is no

@@ -56,8 +56,8 @@ def write_latent_cache(
     Args:
         kv_c: [T_kv, Lkv] float32, float16 or bfloat16, Lkv = layer.head_size_v: what V is, and K begins with.
         k_pe: [T_kv, R] of kv_c's dtype, Lkv + R = layer.head_size: the rotated part of K. R may be 0.
-        kv_cache: [NB, BS, Lkv + R] of kv_c's dtype or `layer.kv_cache_dtype`, or the rows of LATENT_SCALED or LATENT_E8M0, whose
-            scales are computed and written too; blocks and slots may be padded.
+        kv_cache: [NB, BS, Lkv + R] of kv_c's dtype or `layer.kv_cache_dtype`, or the rows of LATENT_SCALED or LATENT_E8M0,
+            whose scales are computed and written too; blocks and slots may be padded.
         layer: its layout, kv_cache_dtype and k_scale are used.
         slot_mapping: [S] int64, `block * block_size + offset` of each row; -1 writes nothing. S <= T_kv.
 

@@ -178,7 +178,7 @@ TRITON_LATENT_SCALED = dataclasses.replace(
 TRITON_LATENT_E8M0 = dataclasses.replace(
     TRITON_LATENT_SCALED,
     name="triton-latent-e8m0",
-    description="the shipping Triton kernels: latent caches whose rows hold float8 and scales that are powers of two, cache write",
+    description="the shipping Triton kernels: latent caches whose rows hold float8 and ue8m0 scales, cache write",
     support=_e8m0_support,
 )
 

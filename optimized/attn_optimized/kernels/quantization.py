@@ -108,8 +108,8 @@ def e8m0_code(values, FORMAT: tl.constexpr):
     """
     magnitude = tl.abs(values)
     largest = tl.max(tl.where(magnitude < float("inf"), magnitude, 0.0), 1)
-    # The largest element is 1.75 * 2^8 or, in e4m3fnuz, 1.875 * 2^7. A mantissa above its own asks for one more in the exponent,
-    # which the sum carries into it; a subnormal magnitude has the exponent 0 and gets the least scale.
+    # The largest element is 1.75 * 2^8 or, in e4m3fnuz, 1.875 * 2^7. A mantissa above its own asks for one more in the
+    # exponent, which the sum carries into it; a subnormal magnitude has the exponent 0 and gets the least scale.
     ABOVE: tl.constexpr = 0x0FFFFF if _is_fnuz(FORMAT) else 0x1FFFFF
     EXPONENT: tl.constexpr = 7 if _is_fnuz(FORMAT) else 8
     code = ((largest.to(tl.int32, bitcast=True) + ABOVE) >> 23) - EXPONENT
@@ -118,7 +118,7 @@ def e8m0_code(values, FORMAT: tl.constexpr):
 
 @triton.jit
 def e8m0_number(code):
-    """The number of each ue8m0 code, float32: the code is the exponent, but for 0, a subnormal number, and 255, which is NaN."""
+    """The number of each ue8m0 code, float32: the code is the exponent, but for 0, a subnormal number, and 255, NaN."""
     bits = code.to(tl.int32) << 23
     bits = tl.where(bits == 0, 0x400000, tl.where(bits == 0x7F800000, 0x7FC00000, bits))
     return bits.to(tl.float32, bitcast=True)

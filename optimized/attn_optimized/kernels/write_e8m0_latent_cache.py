@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import triton
 import triton.language as tl
 
 from attn_optimized.kernels.compiled_once import compiled_once
