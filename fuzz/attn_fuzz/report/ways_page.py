@@ -94,7 +94,7 @@ def merged(parts: Sequence[Results], names: Sequence[str]) -> Results:
     for part in parts:
         for way, how in part.looked.items():
             whole = len({row.name for row in part.mutants if way in row.ways}) >= len(names)
-            if looked.get(way, how) != how and not whole:
+            if way in looked and not whole and not _alike(looked[way], how):
                 raise MutantError(f"{way}: results of {looked[way]} and of {how} do not go together")
             looked[way] = how
         for row in part.mutants:
