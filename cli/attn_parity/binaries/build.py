@@ -159,13 +159,12 @@ def _compile(architecture: str, name: str, drawn: tuple[int, int] | None) -> "Bi
     return compile_call(_calls(architecture, drawn)[name], architecture)
 
 
-@functools.lru_cache(maxsize=1)
 def _calls(architecture: str, drawn: tuple[int, int] | None) -> "dict[str, KernelCall]":
-    """All launches of an architecture, by name. The result is kept, because a process compiles many of them."""
+    """All launches of an architecture, by name."""
     if drawn is None:
         from attn_parity.binaries import shipped_calls
 
-        return shipped_calls.chosen(architecture)
+        return shipped_calls.all_of(architecture)
     from attn_parity.binaries import drawn_calls
 
     return drawn_calls.all_of(architecture, *drawn)

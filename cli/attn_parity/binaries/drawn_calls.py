@@ -29,8 +29,9 @@ TARGETS = ("triton", "triton-latent", "triton-latent-scaled")
 """Targets whose supports are drawn from, in turns: together they serve all that the kernels serve."""
 
 
+@functools.lru_cache(maxsize=1)
 def all_of(architecture: str, seed: int, steps: int) -> dict[str, KernelCall]:
-    """The launches of drawn steps on a GPU, by name."""
+    """The launches of drawn steps on a GPU, by name. The result is kept, because a process compiles many of them."""
     calls: dict[str, KernelCall] = {}
     for index, case in enumerate(_cases(seed, steps)):
         step = tensors.build(case)
@@ -39,7 +40,7 @@ def all_of(architecture: str, seed: int, steps: int) -> dict[str, KernelCall]:
     return calls
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=1)
 def _cases(seed: int, steps: int) -> tuple[Case, ...]:
     """Drawn steps that have a query. Another number of steps draws others."""
     each = -(-steps // len(TARGETS))

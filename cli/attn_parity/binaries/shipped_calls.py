@@ -3,6 +3,7 @@
 Their tensors are on the device meta, and take no memory.
 """
 
+import functools
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -247,6 +248,12 @@ def chosen(architecture: str, *, only: str = "", main: bool = False) -> dict[str
         if main <= shipped.main:
             calls |= {name: call for name, call in kernel_calls(shipped, architecture).items() if only in name}
     return calls
+
+
+@functools.lru_cache(maxsize=1)
+def all_of(architecture: str) -> dict[str, KernelCall]:
+    """All launches of an architecture, by name. The result is kept, because a process compiles many of them."""
+    return chosen(architecture)
 
 
 def main_names() -> list[str]:
