@@ -12,7 +12,7 @@ from attn_contract.attention_type import AttentionType
 from attn_contract.batch import Batch
 from attn_contract.errors import ContractError
 from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES, QUANTIZED_DTYPES, Layer, checked_value_size
-from attn_contract.layouts import Layout
+from attn_contract.layouts import DIMS_OF_E8M0, Layout
 from attn_contract.rules import RULES, asked, rule_named
 
 Scales = Literal["tensor", "head", "token", "inline"]
@@ -20,7 +20,7 @@ Scales = Literal["tensor", "head", "token", "inline"]
 
 `tensor`: k_scale and v_scale, one number for all heads. `head`: k_scale and v_scale, one number per KV head. `token`:
 k_scale_cache and v_scale_cache, one number per token and head. `inline`: one number per token and head in the cache's rows, or
-one for each 128 dims of a latent row.
+one for each 128 or 32 dims of a latent row.
 """
 
 
@@ -82,7 +82,7 @@ class AttentionConfig:
                 if (got := getattr(self, name)) is not None:
                     raise ContractError(name, named(got), f"None: {self.attn_type} has no KV cache")
         if self.layout is not None and self.layout.has_inline_scales != (self.scales == "inline"):
-            expected = f"one for scales {self.scales}: only CONTENT_PACKED_SCALED and LATENT_SCALED hold their own"
+            expected = f"one for scales {self.scales}: only CONTENT_PACKED_SCALED, LATENT_SCALED and LATENT_E8M0 hold their own"
             raise ContractError("layout", self.layout, expected)
         self._check_rules()
 
@@ -117,11 +117,14 @@ class AttentionConfig:
         if not self.has_latent_cache:
             Layout.CONTENT_PACKED_SCALED.check_sizes(self.head_size, block_size, itemsize=1)
             return
-        Layout.LATENT_SCALED.check_widths(self.head_size, self.value_size)
+        rows = self.layout or Layout.LATENT_SCALED
+        if self.layout is None and not self.value_size % DIMS_OF_E8M0 and self.value_size == self.head_size:
+            rows = Layout.LATENT_E8M0
+        rows.check_widths(self.head_size, self.value_size)
         if self.kv_cache_dtype not in FLOAT8_DTYPES:
             raise ContractError("kv_cache_dtype", self.kv_cache_dtype, "a float8: latent rows with scales hold no other type")
         if self.dtype != torch.bfloat16:
-            raise ContractError("dtype", self.dtype, "torch.bfloat16: the rotated dims of latent rows with scales")
+            raise ContractError("dtype", self.dtype, "torch.bfloat16: latent rows with scales are for no other dtype")
 
     @property
     def value_size(self) -> int:

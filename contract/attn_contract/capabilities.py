@@ -208,7 +208,9 @@ class Capabilities:
             if value is not None and value not in values:
                 yield Refusal(f"{name} {named(value)}", f"{values.why} (it takes {values})")
         if config.has_latent_cache and not any(layout.has_latent_value for layout in self.layouts.values):
-            yield Refusal("a latent cache (layout LATENT or LATENT_SCALED)", f"{self.layouts.why} (it takes {self.layouts})")
+            yield Refusal(
+                "a latent cache (layout LATENT, LATENT_SCALED or LATENT_E8M0)", f"{self.layouts.why} (it takes {self.layouts})"
+            )
         if config.layout is not None and config.block_size is not None:
             try:
                 config.layout.check_sizes(config.head_size, config.block_size, config.itemsize)

@@ -38,7 +38,7 @@ class KVCacheSizes:
         num_kv_heads: HK.
         head_size: D.
         itemsize: bytes of one element.
-        head_size_v: the width of V, on which the rows of LATENT_SCALED depend; no other layout needs it.
+        head_size_v: the width of V, which rows of LATENT_SCALED depend on, and LATENT_E8M0 checks; no other layout needs it.
 
     Raises:
         ContractError: a size has another type or is out of range; the layout is x-packed and the head or block size is no
@@ -106,8 +106,8 @@ class KVCacheView(KVCacheSizes):
 
     `dense` and `content_packed` build the views of allocations that hold nothing else. Larger strides describe padded blocks,
     and several layers interleaved in one allocation. The pages of X_PACKED and SHUFFLED are dense: only their kv_stride and
-    block_stride are free, and the other two are 0 and mean nothing. In LATENT and LATENT_SCALED only block_stride and
-    slot_stride are free: kv_stride is 0, because V begins where K does.
+    block_stride are free, and the other two are 0 and mean nothing. In LATENT, LATENT_SCALED and LATENT_E8M0 only block_stride
+    and slot_stride are free: kv_stride is 0, because V begins where K does.
 
     Args:
         kv_stride: elements from K to V.
@@ -170,7 +170,7 @@ class KVCacheView(KVCacheSizes):
 
         Raises:
             ContractError: the tensor has not the layout's dimensions, or other sizes than they say; blocks have no slots; the
-                last dimension is not dense; elements share memory; or inline scales do not lie on multiples of 4 bytes.
+                last dimension is not dense; elements share memory; or float32 inline scales do not lie on multiples of 4 bytes.
         """
         _check_sizes(layout, num_kv_heads=num_kv_heads, head_size=head_size)
         layout.check_widths(head_size, head_size_v)
@@ -183,7 +183,7 @@ class KVCacheView(KVCacheSizes):
         strides = dict(zip(layout.dims, kv_cache.stride(), strict=True))
         view = cls._of_strides(layout, sizes, strides, offset=int(kv_cache.storage_offset()))
         steps = [step for size, step in zip(kv_cache.shape, kv_cache.stride(), strict=True) if size > 1][:-1]
-        if layout.has_inline_scales and any(step % 4 for step in (*steps, view.offset)):
+        if any(step % layout.unit_of_strides for step in (*steps, view.offset)):
             raise ContractError(
                 "kv_cache", f"strides {tuple(kv_cache.stride())} from {view.offset}", "multiples of 4: scales are float32"
             )
@@ -211,7 +211,7 @@ class KVCacheView(KVCacheSizes):
         bytes of a row's scale are its dims D to D + 3. LATENT: `block*block_stride + slot*slot_stride + dim`, of K and of V
         alike; V ends before dim `head_size_v`. LATENT_SCALED is the same, in bytes: with Lkv = head_size_v, the latent dim d is
         byte `d`, its scale is bytes `Lkv + d//128*4` to `+ 3`, and the rotated dim r is bytes `Lkv + Lkv//128*4 + 2*r` and the
-        next.
+        next. LATENT_E8M0 is the same, in bytes, too: the dim d is byte `d`, and its scale is byte `D + d//32`.
 
         Args:
             kv: K or V.

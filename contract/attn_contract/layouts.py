@@ -10,6 +10,10 @@ DIMS_OF_SCALE = 128
 """Dims of V that share a scale in LATENT_SCALED."""
 BYTES_OF_SCALE, BYTES_OF_ROTATED = 4, 2
 """Of a scale that lies in a row, and of a dim of K behind V in LATENT_SCALED, which is bfloat16."""
+DIMS_OF_E8M0 = 32
+"""Dims that share a scale in LATENT_E8M0."""
+E8M0_BIAS, E8M0_NAN = 127, 255
+"""A ue8m0 byte b is the scale 2**(b - 127), and the byte 255 is NaN: E8M0 of OCP Microscaling Formats (MX) 1.0."""
 
 
 class Layout(StrEnum):
@@ -43,6 +47,10 @@ class Layout(StrEnum):
     """[NB, BS, row] of one-byte elements: a latent vector in float8, its scales, one float32 for each 128 dims, and the rotated
     dims of K in bfloat16. With 512 and 64 dims a row has 512 + 4*4 + 64*2 = 656 bytes: DeepSeek-V3.2's cache (vLLM's
     `fp8_ds_mla`). q is bfloat16."""
+    LATENT_E8M0 = "LATENT_E8M0"
+    """[NB, BS, row] of one-byte elements: a vector in float8, and its scales, one ue8m0 byte for each 32 dims. All dims are K,
+    and all are V: head_size_v is head_size, a multiple of 32, and no dim is kept in another type. With 512 dims a row has
+    512 + 16 = 528 bytes: DeepSeek-V4.1's cache. q is bfloat16, which holds what a float8 times a power of two is."""
 
     @property
     def dims(self) -> tuple[str, ...]:
@@ -57,12 +65,31 @@ class Layout(StrEnum):
     @property
     def has_inline_scales(self) -> bool:
         """Whether the scales of K and of V lie in their rows."""
-        return self in (Layout.CONTENT_PACKED_SCALED, Layout.LATENT_SCALED)
+        return self in (Layout.CONTENT_PACKED_SCALED, Layout.LATENT_SCALED, Layout.LATENT_E8M0)
+
+    @property
+    def has_latent_scales(self) -> bool:
+        """Whether each row of a latent cache holds scales, each of some of its dims."""
+        return self.has_inline_scales and self.has_latent_value
+
+    @property
+    def unit_of_strides(self) -> int:
+        """Elements of which a view's strides are multiples: inline scales that are float32 lie on multiples of 4 bytes."""
+        return BYTES_OF_SCALE if self.has_inline_scales and self is not Layout.LATENT_E8M0 else 1
+
+    @property
+    def dims_of_scale(self) -> int:
+        """Dims of V that share a scale of a latent row.
+
+        Raises:
+            KeyError: the layout has no such scales.
+        """
+        return {Layout.LATENT_SCALED: DIMS_OF_SCALE, Layout.LATENT_E8M0: DIMS_OF_E8M0}[self]
 
     @property
     def has_latent_value(self) -> bool:
         """Whether V is the first elements of K's row. The layout then has one KV head, and a layer names the width of V."""
-        return self in (Layout.LATENT, Layout.LATENT_SCALED)
+        return self in (Layout.LATENT, Layout.LATENT_SCALED, Layout.LATENT_E8M0)
 
     def units(self, itemsize: int) -> tuple[int, int]:
         """Numbers of which head_size and block_size must be multiples, for elements of `itemsize` bytes.
@@ -78,6 +105,8 @@ class Layout(StrEnum):
 
         With a latent value it is K's row, which V is the beginning of. That of LATENT_SCALED depends on the width of V.
         """
+        if self is Layout.LATENT_E8M0:
+            return head_size + head_size // DIMS_OF_E8M0
         if self is Layout.LATENT_SCALED:
             assert head_size_v is not None
             return self.rotated_offset(head_size_v) + BYTES_OF_ROTATED * (head_size - head_size_v)
@@ -88,7 +117,12 @@ class Layout(StrEnum):
         return head_size_v + (head_size_v // DIMS_OF_SCALE * BYTES_OF_SCALE if self is Layout.LATENT_SCALED else 0)
 
     def check_widths(self, head_size: int, head_size_v: int | None) -> None:
-        """Raise ContractError for widths that rows of LATENT_SCALED cannot have."""
+        """Raise ContractError for widths that rows of LATENT_SCALED or LATENT_E8M0 cannot have."""
+        if self is Layout.LATENT_E8M0:
+            if head_size % DIMS_OF_E8M0:
+                raise ContractError("head_size", head_size, f"a multiple of {DIMS_OF_E8M0} in layout {self}")
+            if head_size_v != head_size:
+                raise ContractError("head_size_v", head_size_v, f"head_size ({head_size}) in layout {self}: all of K is V")
         if self is not Layout.LATENT_SCALED:
             return
         if head_size_v is None or head_size_v % DIMS_OF_SCALE or not 0 < head_size_v <= head_size:
@@ -135,6 +169,7 @@ _DIMS = {
     Layout.CONTENT_PACKED_SCALED: ("block", "head", "slot", "content"),
     Layout.LATENT: ("block", "slot", "dim"),
     Layout.LATENT_SCALED: ("block", "slot", "row"),
+    Layout.LATENT_E8M0: ("block", "slot", "row"),
 }
 
 _DIM_OF_LETTER = {"L": "layer", "B": "block", "H": "head", "N": "slot", "C": "content"}

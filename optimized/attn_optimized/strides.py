@@ -13,7 +13,8 @@ class KVCacheStrides(NamedTuple):
 
     `interior` is "rows" where each slot of a head is a dense row of dims, else "x_packed" or "shuffled", where the slot stride
     is not used: see kernels/kv_layout.py. "latent" is "rows" where V is the first dims of K; in "latent_scaled" a row also
-    holds their scales, and the other dims in another type: see `parts_of_scaled_rows`.
+    holds their scales, and the other dims in another type: see `parts_of_scaled_rows`; in "latent_e8m0" it is the dims of V and
+    then their scales: see `scales_of_e8m0_rows`.
     """
 
     kv: int
@@ -44,6 +45,8 @@ def kv_cache_strides(kv_cache: torch.Tensor, layer: Layer) -> KVCacheStrides:
             return KVCacheStrides(0, stride[0], stride[1], 0, shape[0], shape[1], "latent")
         case Layout.LATENT_SCALED:
             return KVCacheStrides(0, stride[0], stride[1], 0, shape[0], shape[1], "latent_scaled")
+        case Layout.LATENT_E8M0:
+            return KVCacheStrides(0, stride[0], stride[1], 0, shape[0], shape[1], "latent_e8m0")
         case Layout.X_PACKED | Layout.SHUFFLED:
             head_elements = shape[2] // layer.num_kv_heads
             block_size = head_elements // layer.head_size
@@ -75,6 +78,11 @@ def parts_of_scaled_rows(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.Te
     behind_scales = layer.value_size + 4 * num_scales
     rows = _with_aligned_strides(kv_cache)
     return rows[..., layer.value_size : behind_scales].view(torch.float32), rows[..., behind_scales:].view(torch.bfloat16)
+
+
+def scales_of_e8m0_rows(kv_cache: torch.Tensor, layer: Layer) -> torch.Tensor:
+    """The scales [NB, BS, D / 32] of a LATENT_E8M0 cache: ue8m0 bytes, uint8."""
+    return kv_cache.view(torch.uint8)[..., layer.head_size :]
 
 
 def _with_aligned_strides(kv_cache: torch.Tensor) -> torch.Tensor:

@@ -7,17 +7,19 @@ a NaN stays the same NaN. A quantized cache holds `value / scale`, as `attn_refe
     per token and KV head, beside the cache         layer.k_scale_cache, layer.v_scale_cache
     per token and KV head, in the cache's own rows  Layout.CONTENT_PACKED_SCALED
     per token and 128 dims, in the cache's own rows Layout.LATENT_SCALED
+    per token and 32 dims, in the cache's own rows  Layout.LATENT_E8M0: powers of two, one byte each
 
 A latent cache stores one row per token, K, whose first `head_size_v` dims are V: `write_latent_cache` writes the row once. In
-LATENT_SCALED only these dims are quantized: the row is their float8 codes, their scales, and the other dims in bfloat16.
+LATENT_SCALED only these dims are quantized: the row is their float8 codes, their scales, and the other dims in bfloat16. In
+LATENT_E8M0 all dims of K are V and are quantized, so that k_pe is empty.
 """
 
 import torch
 from attn_contract import KVCacheView, Layer, Layout
-from attn_contract.layouts import BYTES_OF_SCALE, DIMS_OF_SCALE, K, V
+from attn_contract.layouts import BYTES_OF_SCALE, DIMS_OF_E8M0, DIMS_OF_SCALE, K, V
 from attn_contract.validation import check_gather_kv_cache, check_write_kv_cache, check_write_latent_cache
 
-from attn_reference.quantization import check_number_dtype, dequantize, quantize, row_scales
+from attn_reference.quantization import check_number_dtype, dequantize, e8m0_numbers, e8m0_scales, quantize, row_scales
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
@@ -54,8 +56,8 @@ def write_latent_cache(
     Args:
         kv_c: [T_kv, Lkv] float32, float16 or bfloat16, Lkv = layer.head_size_v: what V is, and K begins with.
         k_pe: [T_kv, R] of kv_c's dtype, Lkv + R = layer.head_size: the rotated part of K. R may be 0.
-        kv_cache: [NB, BS, Lkv + R] of kv_c's dtype or `layer.kv_cache_dtype`, or the rows of LATENT_SCALED, whose scales are
-            computed and written too; blocks and slots may be padded.
+        kv_cache: [NB, BS, Lkv + R] of kv_c's dtype or `layer.kv_cache_dtype`, or the rows of LATENT_SCALED or LATENT_E8M0,
+            whose scales are computed and written too; blocks and slots may be padded.
         layer: its layout, kv_cache_dtype and k_scale are used.
         slot_mapping: [S] int64, `block * block_size + offset` of each row; -1 writes nothing. S <= T_kv.
 
@@ -65,6 +67,9 @@ def write_latent_cache(
     view = check_write_latent_cache(kv_c, k_pe, kv_cache, layer, slot_mapping, values=True)
     if layer.layout is Layout.LATENT_SCALED:
         _write_scaled_latent(kv_c, k_pe, kv_cache, slot_mapping, view)
+        return
+    if layer.layout is Layout.LATENT_E8M0:
+        _write_e8m0_latent(kv_c, kv_cache, slot_mapping, view)
         return
     key = torch.cat([kv_c, k_pe], dim=-1)[:, None]
     _write_part(K, key, kv_cache, layer, slot_mapping, view)
@@ -102,6 +107,9 @@ def gather_rows(
     if layer.layout is Layout.LATENT_SCALED:
         key = _read_scaled_latent(kv_cache, layer, blocks, dtype, view)[:seq_len]
         return key, key[..., : layer.value_size]
+    if layer.layout is Layout.LATENT_E8M0:
+        key = _read_e8m0_latent(kv_cache, blocks, dtype, view)[:seq_len]
+        return key, key
 
     def read(kv: int, size: int) -> torch.Tensor:
         stored = _load(kv_cache, view, kv, blocks, range(size))[:seq_len].view(kv_cache.dtype)
@@ -152,6 +160,24 @@ def _read_scaled_latent(
     groups = codes.view(kv_cache.dtype).unflatten(-1, (-1, DIMS_OF_SCALE))
     latent = dequantize(groups, scales.contiguous().view(torch.float32)[..., None], dtype).flatten(-2)
     return torch.cat([latent, rotated.contiguous().view(torch.bfloat16).to(dtype)], dim=-1)
+
+
+def _write_e8m0_latent(kv_c: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor, view: KVCacheView) -> None:
+    """Write rows of LATENT_E8M0: the codes of kv_c, and a scale for each DIMS_OF_E8M0 of them."""
+    rows = (slot_mapping >= 0).nonzero().flatten()
+    groups = kv_c[rows].unflatten(1, (-1, DIMS_OF_E8M0))
+    scales = e8m0_scales(groups, kv_cache.dtype)
+    codes = quantize(groups, e8m0_numbers(scales), kv_cache.dtype).flatten(1).view(torch.uint8)
+    stored = torch.cat([codes, scales.squeeze(-1)], dim=-1)
+    _store(kv_cache, view, K, slot_mapping[rows], range(view.row_size), stored[:, None])
+
+
+def _read_e8m0_latent(kv_cache: torch.Tensor, blocks: torch.Tensor, dtype: torch.dtype, view: KVCacheView) -> torch.Tensor:
+    """[len(blocks) * BS, 1, D] in dtype: the keys in all slots of some blocks, which are the values."""
+    stored = _load(kv_cache, view, K, blocks, range(view.row_size))
+    codes, scales = stored.tensor_split([view.head_size], dim=-1)
+    groups = codes.view(kv_cache.dtype).unflatten(-1, (-1, DIMS_OF_E8M0))
+    return dequantize(groups, e8m0_numbers(scales)[..., None], dtype).flatten(-2)
 
 
 def _fixed_scale(layer: Layer, kv: int) -> torch.Tensor | None:

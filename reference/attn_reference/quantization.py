@@ -18,12 +18,15 @@ from typing import NamedTuple
 import torch
 from attn_contract import QUANTIZED_DTYPES, ContractError
 from attn_contract.arguments import check_tensor, shown
+from attn_contract.layouts import E8M0_BIAS, E8M0_NAN
 
 from attn_reference.rounding import rounded
 
 NUMBER_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SMALLEST_SCALE = 2.0**-100
 """The least scale per token and head: a row of zeros needs some scale to be divided by."""
+SMALLEST_E8M0_EXPONENT = -100
+"""Of the least ue8m0 scale that is written, which is SMALLEST_SCALE."""
 MANTISSA_BITS = 3
 SIGN_BIT = 0x80
 
@@ -124,6 +127,52 @@ def row_scales(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if dtype == torch.int8:
         scales = scales.masked_fill(rows.isnan().any(dim=-1, keepdim=True), torch.nan)
     return scales
+
+
+def e8m0_scales(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The ue8m0 scale of each row: the least power of two by which the row fits the type, and at least 2**-100.
+
+    It is the least one at or above `largest magnitude / largest of dtype`, so that no finite value saturates. (The conversion
+    to an MX format in OCP Microscaling Formats 1.0, section 6.3, takes the power of two below, by which values saturate.) As in
+    `row_scales`, only finite magnitudes count. A row's own values may be read back larger by up to a sixteenth, and a magnitude
+    just below 2**128 as infinity in float32 and bfloat16.
+
+    Args:
+        rows: [..., D] float64, float32, float16 or bfloat16. float64 is rounded to float32 first.
+        dtype: torch.float8_e4m3fn or torch.float8_e4m3fnuz, to which the rows are to be quantized.
+
+    Returns:
+        [..., 1] uint8: b is the scale 2**(b - 127), see `e8m0_numbers`.
+
+    Raises:
+        ContractError: an argument is of another type, or rows has no dims.
+    """
+    check_tensor("rows", rows)
+    check_number_dtype("rows", rows.dtype)
+    if dtype not in FLOAT8:
+        raise ContractError("dtype", shown(dtype), f"one of {', '.join(map(str, FLOAT8))}")
+    if rows.dim() == 0 or rows.shape[-1] == 0:
+        raise ContractError("rows", f"shape {tuple(rows.shape)}", "[..., D], D at least 1")
+    rows = rows.float()
+    largest = torch.where(rows.isfinite(), rows.abs(), 0).amax(dim=-1, keepdim=True)
+    # in float64 no quotient of a float32 by the bound rounds to a power of two that it is not
+    mantissa, exponent = torch.frexp(largest.double() / FLOAT8[dtype].largest)
+    exponent = torch.where(mantissa == 0.5, exponent - 1, exponent)  # a power of two itself, as frexp's mantissa is below 1
+    exponent = torch.where(largest == 0, SMALLEST_E8M0_EXPONENT, exponent).clamp(min=SMALLEST_E8M0_EXPONENT)
+    return (exponent + E8M0_BIAS).to(torch.uint8)
+
+
+def e8m0_numbers(codes: torch.Tensor) -> torch.Tensor:
+    """The scales, float32, of ue8m0 bytes: `2**(b - 127)`, exactly, and NaN for the byte 255.
+
+    Raises:
+        ContractError: codes is no tensor of uint8.
+    """
+    check_tensor("codes", codes)
+    if codes.dtype != torch.uint8:
+        raise ContractError("codes", codes.dtype, "torch.uint8")
+    numbers = torch.ldexp(torch.ones_like(codes, dtype=torch.float64), codes.int() - E8M0_BIAS)
+    return torch.where(codes == E8M0_NAN, torch.nan, numbers).float()
 
 
 def check_number_dtype(argument: str, dtype: torch.dtype) -> None:

@@ -31,6 +31,7 @@ SCALED = {
     "layout": Layout.LATENT_SCALED,
     "kv_cache_dtype": FP8,
 }
+E8M0 = SCALED | {"layout": Layout.LATENT_E8M0, "head_size": 64, "head_size_v": 64}
 ENCODER = {"attn_type": AttentionType.ENCODER, "layout": None}
 ops = torch.ops.attn_parity
 
@@ -58,6 +59,8 @@ def test_a_width_of_v_is_a_rule_that_layers_ask_for():
         (LATENT | {"window": (4, -1), "sink_tokens": 2, "logits_soft_cap": 30.0, "alibi_slopes": torch.zeros(4)}, 6),
         (SCALED, 128),
         (SCALED | {"kv_cache_dtype": torch.float8_e4m3fnuz, "head_size": 128}, 128),
+        (E8M0, 64),
+        (E8M0 | {"kv_cache_dtype": torch.float8_e4m3fnuz, "head_size": 512, "head_size_v": 512}, 512),
         (ENCODER | {"head_size_v": 3}, 3),
         (ENCODER | {"head_size_v": 24}, 24),
     ],
@@ -111,6 +114,15 @@ def test_dense_v_that_is_as_wide_as_k_asks_for_nothing():
         (SCALED | {"head_size_v": None}, "head_size_v: got None, expected the width of V in layout LATENT_SCALED, at most"),
         (SCALED | {"head_size_v": 64}, "head_size_v: got 64, expected a multiple of 128 in layout LATENT_SCALED, at most head"),
         (SCALED | {"head_size": 131}, "head_size: got 131, expected head_size_v (128) and an even number of dims in layout"),
+        (E8M0 | {"kv_cache_dtype": None}, "kv_cache_dtype: got None, expected a float8 in layout LATENT_E8M0: its rows hold"),
+        (E8M0 | {"kv_cache_dtype": torch.int8}, "kv_cache_dtype: got torch.int8, expected a float8 in layout LATENT_E8M0"),
+        (E8M0 | {"k_scale": torch.ones(1)}, "k_scale: got a tensor, expected None in layout LATENT_E8M0: its rows hold"),
+        (E8M0 | {"head_size_v": None}, "head_size_v: got None, expected the width of V in layout LATENT_E8M0"),
+        (E8M0 | {"head_size_v": 32}, "head_size_v: got 32, expected head_size (64) in layout LATENT_E8M0: all of K is V"),
+        (
+            E8M0 | {"head_size": 80, "head_size_v": 80},
+            "head_size: got 80, expected a multiple of 32 in layout LATENT_E8M0",
+        ),
         (LATENT | {"kv_cache_dtype": torch.int8}, "kv_cache_dtype: got torch.int8, expected a float8 in layout LATENT"),
     ],
 )
@@ -165,10 +177,14 @@ def test_a_config_holds_what_its_layer_says():
         ({"kv_cache_dtype": FP8, "scales": "token"}, "scales: got token, expected None, tensor or inline: a latent cache"),
         (
             {"dtype": torch.float16} | INLINE,
-            "dtype: got torch.float16, expected torch.bfloat16: the rotated dims of latent rows",
+            "dtype: got torch.float16, expected torch.bfloat16: latent rows with scales are for no other dtype",
         ),
         ({"kv_cache_dtype": torch.int8, "scales": "inline"}, "kv_cache_dtype: got torch.int8, expected a float8: latent rows"),
         ({"rules": {"head_size_v": 320}} | INLINE, "head_size_v: got 320, expected a multiple of 128 in layout LATENT_SCALED"),
+        (
+            {"layout": Layout.LATENT_E8M0} | INLINE,
+            "head_size_v: got 512, expected head_size (576) in layout LATENT_E8M0: all of K is V",
+        ),
         ({"layout": Layout.LATENT} | INLINE, "layout: got LATENT, expected one for scales inline: only CONTENT_PACKED_SCALED"),
         (
             {"layout": Layout.LATENT_SCALED},
@@ -194,7 +210,7 @@ def test_a_declaration_without_the_layout_refuses_a_latent_cache():
     """Also where the backend is to choose the layout; who serves V of another width may have no latent cache."""
     rows = replace(ALL, layouts=Only((Layout.BLOCKS_FIRST_NHD,), "it reads rows"))
     assert refused(rows, MLA) == [
-        "a latent cache (layout LATENT or LATENT_SCALED) not supported: it reads rows (it takes BLOCKS_FIRST_NHD)"
+        "a latent cache (layout LATENT, LATENT_SCALED or LATENT_E8M0) not supported: it reads rows (it takes BLOCKS_FIRST_NHD)"
     ]
     assert refused(ALL, MLA) == refused(rows, CONFIG) == []
     encoder = replace(MLA, attn_type=AttentionType.ENCODER, block_size=None)
@@ -206,6 +222,9 @@ def test_a_declaration_of_the_other_latent_layout_refuses_rows_with_scales():
     rows = replace(MLA, **INLINE, layout=Layout.LATENT_SCALED)
     assert refused(plain, rows) == ["layout LATENT_SCALED not supported: its cache is plain (it takes LATENT)"]
     assert refused(ALL, rows) == refused(ALL, replace(MLA, **INLINE)) == []
+    all_of_k = replace(MLA, **INLINE, head_size=96, rules={"head_size_v": 96}, layout=Layout.LATENT_E8M0)
+    assert refused(plain, all_of_k) == ["layout LATENT_E8M0 not supported: its cache is plain (it takes LATENT)"]
+    assert refused(ALL, all_of_k) == refused(ALL, replace(all_of_k, layout=None)) == []
 
 
 def test_a_declaration_that_is_silent_refuses_a_width_of_v():
@@ -258,9 +277,36 @@ def scaled_write() -> dict[str, Any]:
     return latent_write() | tensors | {"layer": layer(**SCALED)}
 
 
+def e8m0_step() -> dict[str, Any]:
+    """`latent_step` in bfloat16 over rows of 66 bytes: 64 dims and two scales."""
+    tensors = {"q": torch.zeros(3, 4, 64).bfloat16(), "out": torch.full((3, 4, 64), torch.nan).bfloat16()}
+    return latent_step() | tensors | {"kv_cache": torch.zeros(3, 4, 66).to(FP8), "layer": layer(**E8M0)}
+
+
+def e8m0_write() -> dict[str, Any]:
+    rows = torch.ones(3, 70).bfloat16()
+    tensors = {"kv_c": rows[:, 1:65], "k_pe": rows[:, 65:65], "kv_cache": torch.zeros(3, 4, 66).to(FP8)}
+    return latent_write() | tensors | {"layer": layer(**E8M0)}
+
+
+@pytest.mark.parametrize("package", [validation, attn_reference], ids=["the check", "the reference"])
+def test_calls_over_rows_with_ue8m0_scales(package):
+    prefix, values = ("check_", {"values": True}) if package is validation else ("", {})
+    getattr(package, f"{prefix}paged_attention")(**e8m0_step(), **values)
+    getattr(package, f"{prefix}write_latent_cache")(**e8m0_write(), **values)
+
+
 @pytest.mark.parametrize(
     ("operation", "arguments", "message"),
     [
+        ("paged_attention", e8m0_step() | {"q": torch.zeros(3, 4, 64).half(), "out": torch.zeros(3, 4, 64).half()},
+         "q: got torch.float16, expected torch.bfloat16: the only dtype beside LATENT_E8M0"),
+        ("paged_attention", e8m0_step() | {"kv_cache": torch.zeros(3, 4, 64).to(FP8)},
+         "kv_cache: got shape (3, 4, 64), expected 66 (row) in dimension 2 of LATENT_E8M0"),
+        ("write_latent_cache", e8m0_write() | {"kv_c": torch.ones(3, 64), "k_pe": torch.ones(3, 0)},
+         "kv_c: got torch.float32, expected torch.bfloat16: the only dtype beside LATENT_E8M0"),
+        ("write_latent_cache", e8m0_write() | {"k_pe": torch.ones(3, 2).bfloat16()},
+         "k_pe: got shape (3, 2), expected shape (3, 0)"),
         ("paged_attention", scaled_step() | {"q": torch.zeros(3, 4, 132), "out": torch.zeros(3, 4, 128)},
          "q: got torch.float32, expected torch.bfloat16: the rotated dims of LATENT_SCALED"),
         ("paged_attention", scaled_step() | {"kv_cache": torch.zeros(3, 4, 132).to(FP8)},
@@ -296,9 +342,13 @@ REFUSED = [
     (
         "write_latent_cache",
         {"layer": layer()},
-        "layer.layout: got BLOCKS_FIRST_NHD, expected LATENT or LATENT_SCALED; use write",
+        "layer.layout: got BLOCKS_FIRST_NHD, expected LATENT, LATENT_SCALED or LATENT_E8M0",
     ),
-    ("write_latent_cache", {"layer": layer(**ENCODER)}, "layer.layout: got None, expected LATENT or LATENT_SCALED; use write"),
+    (
+        "write_latent_cache",
+        {"layer": layer(**ENCODER)},
+        "layer.layout: got None, expected LATENT, LATENT_SCALED or LATENT_E8M0",
+    ),
     ("write_latent_cache", {"layer": None}, "layer: got None, expected a Layer"),
     ("write_latent_cache", {"kv_c": torch.ones(3, 8)}, "kv_c: got shape (3, 8), expected shape (T_kv, 6)"),
     ("write_latent_cache", {"kv_c": torch.ones(3, 1, 6)}, "kv_c: got shape (3, 1, 6), expected shape (T_kv, 6)"),

@@ -29,6 +29,7 @@ CONTENT_PACKED = Layout.CONTENT_PACKED
 CONTENT_PACKED_SCALED = Layout.CONTENT_PACKED_SCALED
 LATENT = Layout.LATENT
 LATENT_SCALED = Layout.LATENT_SCALED
+LATENT_E8M0 = Layout.LATENT_E8M0
 OF_TWO_PARTS = [layout for layout in Layout if not layout.has_latent_value]
 """Layouts that store K and V apart."""
 
@@ -44,13 +45,17 @@ SCALED_SMALL = SMALL | {"itemsize": 1}
 LATENT_SCALED_SMALL = SCALED_SMALL | {"num_kv_heads": 1, "head_size": 258, "head_size_v": 256}
 """A row is 256 latent bytes, two scales (8) and two rotated dims (4): 268 bytes; a block is 804."""
 
+LATENT_E8M0_SMALL = SCALED_SMALL | {"num_kv_heads": 1, "head_size": 64, "head_size_v": 64}
+"""A row is 64 dims and two scales: 66 bytes; a block is 198."""
+
 HEADS = {"num_kv_heads": 2, "head_size": 4}
 
 
 def dense(layout: Layout, **sizes: int) -> KVCacheView:
     small = X_SMALL if layout.is_x_packed else SCALED_SMALL if layout.has_inline_scales else SMALL
     if layout.has_latent_value:
-        small = SMALL | {"num_kv_heads": 1} if layout is LATENT else LATENT_SCALED_SMALL
+        of_scales = {LATENT_SCALED: LATENT_SCALED_SMALL, LATENT_E8M0: LATENT_E8M0_SMALL}
+        small = of_scales.get(layout, SMALL | {"num_kv_heads": 1})
     return KVCacheView.dense(layout, **(small | sizes))
 
 
@@ -284,6 +289,44 @@ def test_the_656_bytes_of_deepseek_v32():
     assert view.element(0, 0, 2, 0, 528 + 2 * 63) == 1312 + 654
 
 
+LATENT_E8M0_VIEWS = {
+    "dense": dense(LATENT_E8M0),
+    "blocks padded from 198 to 201": replace(dense(LATENT_E8M0), block_stride=201),
+    "slots padded from 66 to 71, from byte 5 on": replace(dense(LATENT_E8M0), block_stride=213, slot_stride=71, offset=5),
+}
+"""Rows of 66 bytes, 3 slots in each of 3 blocks. No number needs more than a byte, so any address is a row's."""
+
+LATENT_E8M0_ADDRESSES = {
+    # (block, slot, byte of the row): the dims 0 and 63 and the scales 0 and 1 of slot 0 in block 0; dim 32 of slot 2 in block
+    # 1; the scale 1 of slot 2 in block 2
+    "dense": [0, 63, 64, 65, 362, 593],
+    "blocks padded from 198 to 201": [0, 63, 64, 65, 365, 599],
+    "slots padded from 66 to 71, from byte 5 on": [5, 68, 69, 70, 392, 638],
+}
+
+
+@pytest.mark.parametrize("name", LATENT_E8M0_VIEWS)
+def test_addresses_of_latent_rows_with_ue8m0_scales(name):
+    view = LATENT_E8M0_VIEWS[name]
+    indices = [(0, 0, 0), (0, 0, 63), (0, 0, 64 + 0), (0, 0, 64 + 1), (1, 2, 32), (2, 2, 64 + 1)]
+    for (block, slot, byte), address in zip(indices, LATENT_E8M0_ADDRESSES[name], strict=True):
+        assert view.element(0, block, slot, 0, byte) == view.element(1, block, slot, 0, byte) == address
+    assert view.end == LATENT_E8M0_ADDRESSES[name][-1] + 1
+    tensor = view.tensor(torch.zeros(view.end, dtype=torch.uint8))
+    assert KVCacheView.of(tensor, LATENT_E8M0, num_kv_heads=1, head_size=64, head_size_v=64) == view
+    assert (view.row_size, view.kv_stride, view.layout.dims) == (66, 0, ("block", "slot", "row"))
+
+
+def test_the_528_bytes_of_deepseek_v41():
+    """512 float8, 16 ue8m0 bytes behind them; a page of 64 slots is 33,792 bytes."""
+    sizes = {"num_blocks": 3, "block_size": 64, "num_kv_heads": 1, "head_size": 512, "head_size_v": 512, "itemsize": 1}
+    view = KVCacheView.dense(LATENT_E8M0, **sizes)
+    assert (view.row_size, view.block_stride) == (528, 33792)
+    assert view.element(0, 2, 63, 0, 527) == 3 * 33792 - 1 == view.end - 1
+    assert view.element(0, 1, 1, 0, 512 + 15) == 33792 + 528 + 527
+    assert view.element(1, 0, 2, 0, 511) == 1056 + 511
+
+
 def test_a_latent_cache_covers_as_many_bytes_as_a_cache_of_half_the_slots():
     """A page of 4 slots of latent rows, or of 2 slots with K and V: the rows of K and of V count once where they are one."""
     latent, halves = dense(LATENT, block_size=4), dense(BLOCKS_FIRST_NHD, block_size=2, num_kv_heads=1)
@@ -314,6 +357,8 @@ def test_dimensions_of_one_element_may_have_any_stride(layout):
     widths = {"num_kv_heads": 1, "head_size": 16}
     if layout is LATENT_SCALED:
         widths = {"num_kv_heads": 1, "head_size": 130, "head_size_v": 128}
+    if layout is LATENT_E8M0:
+        widths = {"num_kv_heads": 1, "head_size": 32, "head_size_v": 32}
     view = KVCacheView.dense(layout, num_blocks=1, block_size=16, itemsize=1, **widths)
     tensor = view.tensor(torch.arange(view.end).to(torch.int8))
     strides = [7 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
@@ -434,6 +479,28 @@ def test_tensors_that_are_no_latent_rows_with_scales(changes, shape, message):
     assert str(caught.value).startswith(message)
 
 
+NO_E8M0_VIEWS = [
+    ({"head_size_v": None}, (3, 3, 66), "head_size_v: got None, expected head_size (64) in layout LATENT_E8M0: all of K is V"),
+    ({"head_size_v": 32}, (3, 3, 66), "head_size_v: got 32, expected head_size (64) in layout LATENT_E8M0: all of K is V"),
+    ({"head_size": 48, "head_size_v": 48}, (3, 3, 66), "head_size: got 48, expected a multiple of 32 in layout LATENT_E8M0"),
+    ({"num_kv_heads": 2}, (3, 3, 66), "num_kv_heads: got 2, expected 1 in layout LATENT_E8M0"),
+    ({}, (3, 3, 64), "kv_cache: got shape (3, 3, 64), expected 66 (row) in dimension 2 of LATENT_E8M0"),
+    ({}, (3, 3, 1, 66), "kv_cache: got shape (3, 3, 1, 66), expected 3 dimensions: block, slot, row"),
+]
+
+
+@pytest.mark.parametrize(("changes", "shape", "message"), NO_E8M0_VIEWS, ids=[message for *_, message in NO_E8M0_VIEWS])
+def test_tensors_that_are_no_latent_rows_with_ue8m0_scales(changes, shape, message):
+    with pytest.raises(ContractError) as caught:
+        KVCacheView.of(bytes_of(*shape), LATENT_E8M0, **{"num_kv_heads": 1, "head_size": 64, "head_size_v": 64} | changes)
+    assert str(caught.value).startswith(message)
+
+
+def test_rows_with_ue8m0_scales_are_of_bytes():
+    with pytest.raises(ContractError, match=r"^kv_cache: got elements of 2 bytes, expected 1 byte in layout LATENT_E8M0$"):
+        KVCacheView.of(halves(3, 3, 66), LATENT_E8M0, num_kv_heads=1, head_size=64, head_size_v=64)
+
+
 def test_scales_of_latent_rows_lie_on_multiples_of_4_bytes():
     for strides, offset in (((810, 270, 1), 0), ((805, 268, 1), 0), ((804, 268, 1), 2)):
         rows = bytes_of(4000).as_strided((3, 3, 268), strides, offset)
@@ -546,6 +613,8 @@ def pages(layout: Layout, **changes: int) -> KVCacheView:
     sizes = {"num_blocks": 3, "block_size": 16, "num_kv_heads": 1, "head_size": 16, "itemsize": 1}
     if layout is LATENT_SCALED:
         sizes |= {"head_size": 130, "head_size_v": 128}
+    if layout is LATENT_E8M0:
+        sizes |= {"head_size": 64, "head_size_v": 64}
     return KVCacheView.dense(layout, **(sizes | changes))
 
 
@@ -575,7 +644,7 @@ def test_x_packed_and_shuffled_differ_unless_a_block_is_one_unit():
 def test_which_dense_layouts_share_a_footprint():
     """Those with K and V of a block together, those with planes; and scales take room of their own."""
     together, planes = (BLOCKS_FIRST_NHD, BLOCKS_FIRST_HND, CONTENT_PACKED), (KV_FIRST_NHD, KV_FIRST_HND, X_PACKED, SHUFFLED)
-    alone = [(layout,) for layout in (CONTENT_PACKED_SCALED, LATENT, LATENT_SCALED)]
+    alone = [(layout,) for layout in (CONTENT_PACKED_SCALED, LATENT, LATENT_SCALED, LATENT_E8M0)]
     for a, b in itertools.product(Layout, Layout):
         alike = any(a in group and b in group for group in (together, planes, *alone))
         assert same_footprint(pages(a), pages(b)) == alike, (a, b)
@@ -646,14 +715,16 @@ def test_a_tensor_is_no_view():
         check_shared_allocation({"planes": halves(2, 3, 3, 2, 4)})
 
 
+WITH_LATENT_SCALES = [*LATENT_SCALED_VIEWS.items(), *LATENT_E8M0_VIEWS.items()]
 SMALLEST = {
     **{f"dense {layout}": pages(layout, num_blocks=2) for layout in Layout},
     "padded": replace(pages(BLOCKS_FIRST_NHD, num_blocks=2), block_stride=560),
     "of 2 bytes": pages(KV_FIRST_NHD, num_blocks=2, block_size=8, itemsize=2),
     "x of 2 bytes": pages(X_PACKED, num_blocks=2, block_size=8, itemsize=2),
 }
+OF_SMALL_SIZES = VIEWS | X_VIEWS | LATENT_VIEWS | {f"{view.layout} {name}": view for name, view in WITH_LATENT_SCALES}
 PAIRS = [
-    *itertools.combinations_with_replacement((VIEWS | X_VIEWS | LATENT_VIEWS | LATENT_SCALED_VIEWS).values(), 2),
+    *itertools.combinations_with_replacement(OF_SMALL_SIZES.values(), 2),
     *itertools.combinations_with_replacement(SMALLEST.values(), 2),
 ]
 

@@ -47,6 +47,7 @@ def layouts():
 LATENT = {"head_size_v": 8, "cache": {"layout": Layout.LATENT}}
 LATENT_SCALED = {"dtype": "bfloat16", "head_size": 130, "head_size_v": 128}
 ROWS_WITH_SCALES = {"layout": Layout.LATENT_SCALED, "scales": None}
+LATENT_E8M0 = {"dtype": "bfloat16", "head_size": 32, "head_size_v": 32}
 
 
 # each feature, by one or more ways to have it
@@ -86,6 +87,10 @@ WAYS = {
     "LATENT": [LATENT],
     "LATENT_SCALED": [
         LATENT_SCALED | {"cache": ROWS_WITH_SCALES | {"dtype": dtype}} for dtype in ("fp8_e4m3fn", "fp8_e4m3fnuz")
+    ],
+    "LATENT_E8M0": [
+        LATENT_E8M0 | {"cache": ROWS_WITH_SCALES | {"layout": Layout.LATENT_E8M0, "dtype": dtype}}
+        for dtype in ("fp8_e4m3fn", "fp8_e4m3fnuz")
     ],
     **{
         f"order {order}": [{"cache": PACKED_CONTENT | {"order": order}}, {"cache": {"order": order}}] for order in PhysicalOrder

@@ -29,7 +29,7 @@ from attn_fuzz.strategies.tally import Tally
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, WITH_LATENT, LatentSizes, Support, Target
-from attn_fuzz.targets.triton import TRITON_LATENT_SCALED
+from attn_fuzz.targets.triton import TRITON_LATENT_E8M0, TRITON_LATENT_SCALED
 from attn_fuzz.verdict import oracle
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
@@ -37,6 +37,7 @@ replace = msgspec.structs.replace
 SMALL = dataclasses.replace(WITH_LATENT, head_sizes=(16, 32, 20), group_sizes=(1, 2), max_tokens=32, max_seq_len=64)
 LATENT = dataclasses.replace(SMALL, attn_types=(AttentionType.DECODER,), layouts=(Layout.LATENT,))
 SCALED = dataclasses.replace(LATENT, layouts=(Layout.LATENT_SCALED,), dtypes=("bfloat16",))
+E8M0 = dataclasses.replace(SCALED, layouts=(Layout.LATENT_E8M0,), latent=LatentSizes(widths=((32, 0), (96, 0), (16, 16))))
 DENSE = dataclasses.replace(SMALL, attn_types=(AttentionType.ENCODER, AttentionType.ENCODER_ONLY))
 
 
@@ -99,12 +100,32 @@ def test_rows_with_scales_are_drawn_with(name):
     assert any(SCALED_VISITED[name](case) for case in drawn)
 
 
-def test_a_target_of_both_latent_layouts_is_drawn_both():
-    drawn = draw(dataclasses.replace(LATENT, layouts=(Layout.LATENT, Layout.LATENT_SCALED), dtypes=("float16", "bfloat16")))
+E8M0_VISITED = {
+    **{f"widths {pair}": lambda case, pair=pair: (case.value_size, case.head_size - case.value_size) == pair
+       for pair in ((32, 0), (96, 0))},
+    "another layer's write": lambda case: case.cache.neighbour is Layout.LATENT_E8M0,
+    **{name: VISITED[name] for name in ("cache of fp8_e4m3fn", "cache of fp8_e4m3fnuz", "padded rows", "padded blocks",
+       "drafts", "infinities that saturate", "window of a latent layer")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", E8M0_VISITED)
+def test_rows_with_ue8m0_scales_are_drawn_with(name):
+    """Never with the widths (16, 16), which the layout cannot have."""
+    drawn = draw(E8M0)
+    assert all((case.dtype, case.cache.layout, case.cache.scales) == ("bfloat16", Layout.LATENT_E8M0, None) for case in drawn)
+    assert all(case.value_size == case.head_size for case in drawn)
+    assert any(E8M0_VISITED[name](case) for case in drawn)
+
+
+def test_a_target_of_all_latent_layouts_is_drawn_all():
+    latent = (Layout.LATENT, Layout.LATENT_SCALED, Layout.LATENT_E8M0)
+    drawn = draw(dataclasses.replace(LATENT, layouts=latent, dtypes=("float16", "bfloat16")))
     assert {(case.cache.layout, case.dtype) for case in drawn} == {
         (Layout.LATENT, "float16"),
         (Layout.LATENT, "bfloat16"),
         (Layout.LATENT_SCALED, "bfloat16"),
+        (Layout.LATENT_E8M0, "bfloat16"),
     }
     assert any(case.cache.dtype is None for case in drawn)
 
@@ -119,6 +140,22 @@ def test_unused_slots_of_rows_with_scales_hold_nan_of_each_type(finite):
     latent, scales, rotated = row.tensor_split([case.value_size, Layout.LATENT_SCALED.rotated_offset(case.value_size)])
     parts = latent.view(raw.dtype).float(), scales.clone().view(torch.float32), rotated.clone().view(torch.bfloat16)
     assert all(part.isfinite().all() if finite else part.isnan().all() for part in parts)
+
+
+@pytest.mark.parametrize("finite", [False, True])
+def test_unused_slots_of_rows_with_ue8m0_scales_hold_nan_of_each_type(finite):
+    case = next(case for case in draw(E8M0) if case.cache.num_blocks > 1)
+    raw = allocations.poisoned(replace(case, finite_slots=finite), case.cache, "cpu")
+    row = allocations.cache_view(case, case.cache).tensor(raw)[-1, -1].view(torch.uint8)
+    codes, scales = row.tensor_split([case.head_size])
+    assert codes.view(raw.dtype).float().isfinite().tolist() == [finite] * case.head_size
+    assert scales.tolist() == [131 if finite else 255] * (case.head_size // 32)
+
+
+def test_the_kernels_agree_over_rows_with_ue8m0_scales():
+    for case in draw(dataclasses.replace(E8M0, max_seq_len=40, max_tokens=8))[:12]:
+        verdict = try_case(replace(case, target="triton-latent-e8m0"), TRITON_LATENT_E8M0, "cpu")
+        assert verdict.kind == "agree", verdict.message
 
 
 def test_the_kernels_agree_over_rows_with_scales():
@@ -155,6 +192,7 @@ def test_the_page_of_pairs_counts_what_everybody_is_drawn():
         "head_size_v",
         "LATENT",
         "LATENT_SCALED",
+        "LATENT_E8M0",
         "padded rows",
     }
     assert all(can_have(WITH_LATENT, feature) for feature in FEATURES)
@@ -203,6 +241,29 @@ def test_cases_of_rows_with_scales_that_contradict_themselves(changes, message):
     case = next(case for case in draw(SCALED) if case.value_size == 128)
     case = replace(case, target="anything", saturated=False, cache=replace(case.cache, writer=None, neighbour=None))
     contradictions.check(case)
+    fields = {name: replace(case.cache, **value) if name == "cache" else value for name, value in changes.items()}
+    with pytest.raises(CaseError) as refused:
+        contradictions.check(replace(case, **fields))
+    assert str(refused.value).startswith(message)
+
+
+E8M0_CONTRADICTIONS = [
+    ({"dtype": "float16"}, "dtype: bfloat16 in layout LATENT_E8M0"),
+    ({"head_size_v": 16}, "head_size_v: got 16, expected head_size (32) in layout LATENT_E8M0: all of K is V"),
+    ({"head_size": 48, "head_size_v": 48}, "head_size: got 48, expected a multiple of 32 in layout LATENT_E8M0"),
+    ({"cache": {"dtype": None}}, "cache.dtype: LATENT_E8M0 holds scales, so it is quantized"),
+    ({"cache": {"dtype": "int8"}}, "cache: a latent one has no plane of V"),
+    ({"cache": {"scales": "tensor"}}, "cache.scales: null exactly where the cache is not quantized, or each row holds"),
+    ({"cache": {"neighbour": Layout.LATENT_SCALED}}, "cache.neighbour: LATENT_SCALED cannot have the footprint of LATENT_E8M0"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), E8M0_CONTRADICTIONS, ids=[message for _, message in E8M0_CONTRADICTIONS])
+def test_cases_of_rows_with_ue8m0_scales_that_contradict_themselves(changes, message):
+    case = next(case for case in draw(E8M0) if case.value_size == 32)
+    case = replace(case, target="anything", saturated=False, cache=replace(case.cache, writer=None, neighbour=None))
+    contradictions.check(case)
+    contradictions.check(replace(case, cache=replace(case.cache, slot_padding=3, padding=5)))  # scales of a byte lie anywhere
     fields = {name: replace(case.cache, **value) if name == "cache" else value for name, value in changes.items()}
     with pytest.raises(CaseError) as refused:
         contradictions.check(replace(case, **fields))

@@ -91,6 +91,18 @@ def test_results_of_unlike_settings_do_not_go_together():
         ways_page.merged([results(judge=Caught(found=(2,))), others], ["vllm-3385"])
 
 
+def test_exhaustive_results_of_several_versions_go_together():
+    """Nothing is drawn in them."""
+
+    def of(name: str, triton: str) -> Results:
+        looked = Looked(scope="ci", versions={"triton": triton})
+        return Results(looked={"exhaust": looked}, mutants=(Row(name, {"exhaust": Caught(found=(None,))}),))
+
+    names = ["vllm-3385", "seed-43817", "alibi-anchor"]
+    parts = [of(name, triton) for name, triton in zip(names, ("3.9.0", "3.6.0", "3.9.0"), strict=True)]
+    assert ways_page.merged(parts, names).looked["exhaust"].versions == {"triton": "3.6.0 and 3.9.0"}
+
+
 def test_results_are_taken_and_checked(attn_parity, tmp_path):
     rows = tuple(Row(name, {"judge": Caught(found=(1,), seconds=1.0)}) for name in ZOO)
     (tmp_path / "run.json").write_bytes(results_file.dumps(Results(looked={"judge": DRAWN}, mutants=rows)))

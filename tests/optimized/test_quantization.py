@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from attn_optimized.device import architecture_of
-from attn_optimized.kernels.quantization import decode, encode
+from attn_optimized.kernels.quantization import decode, e8m0_code, e8m0_number, encode
 from attn_optimized.quantization import stored_format
 from triton.runtime.interpreter import InterpreterBuilder
 
@@ -25,6 +25,19 @@ BLOCK = 1 << 14
 def encode_kernel(out_ptr, x_ptr, FORMAT: tl.constexpr, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(out_ptr + i, encode(tl.load(x_ptr + i), FORMAT))
+
+
+@triton.jit
+def e8m0_number_kernel(out_ptr, codes_ptr):
+    index = tl.arange(0, 256)
+    tl.store(out_ptr + index, e8m0_number(tl.load(codes_ptr + index)))
+
+
+@triton.jit
+def e8m0_code_kernel(out_ptr, x_ptr, FORMAT: tl.constexpr, ROWS: tl.constexpr):
+    row = tl.arange(0, ROWS)
+    x = tl.load(x_ptr + row[:, None] * 2 + tl.arange(0, 2)[None, :])
+    tl.store(out_ptr + row, e8m0_code(x, FORMAT))
 
 
 @triton.jit
@@ -98,6 +111,28 @@ def test_decodes_every_byte(element, dtype, device):
         decode_kernel[(1,)](out, stored, FORMAT=name, BLOCK=256)
         torch.testing.assert_close(out.cpu(), expected, rtol=0, atol=0, equal_nan=True)
         assert torch.equal(out.cpu().signbit() & ~expected.isnan(), expected.signbit() & ~expected.isnan()), name
+
+
+def test_reads_every_ue8m0_byte(device):
+    """As torch does: 0 is 2^-127, a subnormal number, and 255 is NaN."""
+    codes = torch.arange(256, dtype=torch.uint8, device=device)
+    got = torch.empty(256, device=device)
+    e8m0_number_kernel[(1,)](got, codes)
+    expected = codes.cpu().view(torch.float8_e8m0fnu).float()
+    torch.testing.assert_close(got.cpu(), expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(("fmt", "largest"), [("e4m3fn", 448.0), ("e4m3fnuz", 240.0), ("e4m3fn_bits", 448.0)])
+def test_ue8m0_scales_are_the_least_that_fit(fmt, largest, device):
+    """At each power of two from the floor on: the largest number that it fits, and the next float32 above."""
+    fits = torch.ldexp(torch.full((128,), largest), torch.arange(-110, 18))
+    above = torch.nextafter(fits, torch.tensor(torch.inf))
+    rows = torch.stack([torch.cat([fits, -above]), torch.zeros(256)], dim=1)
+    rows[0, 1], rows[1, 1] = torch.nan, -torch.inf  # no magnitudes
+    got = torch.empty(256, dtype=torch.int32, device=device)
+    e8m0_code_kernel[(1,)](got, rows.to(device), fmt, 256)
+    codes = torch.arange(17, 145)
+    assert got.tolist() == torch.cat([codes.clamp(min=27), (codes + 1).clamp(min=27)]).tolist()
 
 
 def test_what_is_not_quantized_stays(device):

@@ -1,5 +1,6 @@
 """MLA: the absorbed and the expanded form are one attention; the latent cache, written and read at addresses typed by hand."""
 
+import math
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -320,3 +321,68 @@ def test_a_row_with_scales_reads_as_stored_times_scale(dtype, randn):
     assert torch.equal(
         paged_attention(q, kv_cache, layer, batch_of([1], [3], block_table=table[None]), precision=torch.float64)[0], expected
     )
+
+
+# --- rows of float8 and ue8m0 scales ---
+
+E8M0 = {"layout": Layout.LATENT_E8M0, "head_size": 64, "head_size_v": 64, "kv_cache_dtype": torch.float8_e4m3fn}
+"""Rows of 64 float8 and 2 ue8m0 bytes."""
+
+
+def test_a_row_with_ue8m0_scales_byte_by_byte():
+    """The scale of 32 dims is the least power of two at or above their largest finite magnitude over 448, at least 2^-100."""
+    kv_c = torch.zeros(3, 64, dtype=torch.bfloat16)
+    kv_c[0, 0], kv_c[0, 31], kv_c[0, 32], kv_c[0, 63] = 448.0, -1.0, 57.0, -7.0
+    kv_c[1, 3], kv_c[1, 4], kv_c[1, 40] = torch.inf, -14.0, torch.nan
+    raw = torch.full((2, 3, 71), 0x55, dtype=torch.uint8)
+    kv_cache = raw[:, :, 3:69].view(torch.float8_e4m3fn)
+    slots = torch.tensor([4, 2, -1])
+    write_latent_cache(kv_c, torch.zeros(3, 0).bfloat16(), kv_cache, layer_of(**E8M0), slots)
+    row, other = raw[1, 1, 3:69], raw[0, 2, 3:69]
+    assert row[64:].tolist() == [127, 125], "448 / 448 is 1; 57 / 448 is above 2^-3, so that 2^-2 it is"
+    # 448 is 0x7E and -1 is 0xB8; 57 * 4 = 228 lies between 224 = 14 * 2^4 and 240, so 0x76; -7 * 4 = -28 = -14 * 2^1: 0xDE
+    assert [row[dim].item() for dim in (0, 1, 31, 32, 63)] == [0x7E, 0x00, 0xB8, 0x76, 0xDE]
+    assert other[64:].tolist() == [122, 27], "14 / 448 is 2^-5 itself; a row of zeros and of NaN has the least scale, 2^-100"
+    # the infinity saturates at 448, as 14 / 2^-5 does; a NaN stays NaN
+    assert [other[dim].item() for dim in (3, 4, 5, 40, 41)] == [0x7E, 0xFE, 0x00, 0x7F, 0x00]
+    raw[1, 1, 3:69] = raw[0, 2, 3:69] = 0x55
+    assert (raw == 0x55).all(), "other slots, and the bytes between rows"
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e4m3fnuz])
+def test_a_row_with_ue8m0_scales_reads_as_stored_times_scale(dtype, randn):
+    """Each 32 dims by their own scale, in float64, for K and V alike; attention is that over such keys."""
+    kv_c = randn(3, 64).bfloat16()
+    kv_c[:, 32:] *= 1000
+    layer = layer_of(**E8M0 | {"kv_cache_dtype": dtype})
+    kv_cache = torch.zeros(2, 2, 66, dtype=torch.uint8).view(dtype)
+    write_latent_cache(kv_c, torch.zeros(3, 0).bfloat16(), kv_cache, layer, torch.tensor([2, 3, 0]))
+    table = torch.tensor([1, 0], dtype=torch.int32)
+    key, value = gather_kv_cache(kv_cache, layer, table, 3, torch.float64)
+    assert torch.equal(key, value)
+    largest = 448.0 if dtype == torch.float8_e4m3fn else 240.0
+    for half in (slice(0, 32), slice(32, 64)):
+        for row in range(3):
+            scale = 2.0 ** math.ceil(math.log2(kv_c[row, half].abs().max().item() / largest))
+            stored = quantize(kv_c[row, half], torch.tensor(scale), dtype)
+            assert torch.equal(key[row, 0, half], stored.double() * scale)
+    q = randn(1, N, 64).bfloat16()
+    expected = ((SCALE * q[0].double() @ key[:, 0].T).softmax(-1) @ key[:, 0]).bfloat16()
+    batch = batch_of([1], [3], block_table=table[None])
+    assert torch.equal(paged_attention(q, kv_cache, layer, batch, precision=torch.float64)[0], expected)
+
+
+def test_scales_of_any_byte_are_read():
+    """Whoever wrote the cache: byte 0 is 2^-127, 254 is 2^127, and 255 is NaN."""
+    kv_cache = torch.zeros(1, 1, 66, dtype=torch.uint8)
+    kv_cache[0, 0, 0] = kv_cache[0, 0, 32] = 0x38  # 1.0
+    table = torch.tensor([0], dtype=torch.int32)
+
+    def read(*scales: int) -> list[float]:
+        kv_cache[0, 0, 64:] = torch.tensor(scales, dtype=torch.uint8)
+        key, _ = gather_kv_cache(kv_cache.view(torch.float8_e4m3fn), layer_of(**E8M0), table, 1, torch.float64)
+        return key[0, 0, [0, 32]].tolist()
+
+    assert read(0, 254) == [2.0**-127, 2.0**127]
+    assert read(1, 127) == [2.0**-126, 1.0]
+    assert [math.isnan(number) for number in read(255, 128)] == [True, False]

@@ -1,12 +1,13 @@
 """Quantized numbers against exact fractions, torch's decoding of all bytes, and torch's cast where it is defined."""
 
 import itertools
+import math
 from fractions import Fraction
 
 import pytest
 import torch
 from attn_contract import QUANTIZED_DTYPES
-from attn_reference import dequantize, quantize, row_scales
+from attn_reference import dequantize, e8m0_numbers, e8m0_scales, quantize, row_scales
 
 FLOAT8 = {torch.float8_e4m3fn: 448.0, torch.float8_e4m3fnuz: 240.0}
 LARGEST = {**FLOAT8, torch.int8: 127.0}
@@ -157,3 +158,29 @@ def test_a_nan_in_a_row_of_int8_is_the_whole_row():
 @pytest.mark.parametrize("dtype", QUANTIZED_DTYPES, ids=str)
 def test_scales_of_no_row_are_bytes_too(dtype):
     assert row_scales(torch.empty(0, 1, 4), dtype).view(torch.uint8).shape == (0, 1, 4)
+
+
+# --- ue8m0 scales ---
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [(torch.float8_e4m3fn, 448.0), (torch.float8_e4m3fnuz, 240.0)])
+def test_a_ue8m0_scale_is_the_least_power_of_two_that_fits(dtype, largest):
+    """At each power of two: the largest number that it fits, and the next float32 above, which it does not."""
+    for exponent in range(-100, 119):
+        fits = torch.tensor(math.ldexp(largest, exponent))
+        above = torch.nextafter(fits, torch.tensor(torch.inf))
+        codes = e8m0_scales(torch.stack([fits, -above])[:, None], dtype)
+        assert codes.flatten().tolist() == [exponent + 127, exponent + 128], exponent
+
+
+def test_a_ue8m0_scale_is_of_finite_magnitudes_and_has_a_floor():
+    rows = torch.tensor([[0.0, 0.0], [2.0**-149, 0.0], [torch.nan, torch.inf], [torch.inf, 3.5], [torch.nan, -448.0]])
+    assert e8m0_scales(rows, torch.float8_e4m3fn).flatten().tolist() == [27, 27, 27, 120, 127]
+    assert e8m0_scales(rows[-1:], torch.float8_e4m3fnuz).tolist() == [[128]]
+
+
+def test_ue8m0_numbers_are_what_torch_reads():
+    codes = torch.arange(256, dtype=torch.uint8)
+    expected = codes.view(torch.float8_e8m0fnu).float()
+    torch.testing.assert_close(e8m0_numbers(codes), expected, rtol=0, atol=0, equal_nan=True)
+    assert e8m0_numbers(codes)[[0, 127, 254]].tolist() == [2.0**-127, 1.0, 2.0**127]

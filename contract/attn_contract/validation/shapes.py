@@ -59,7 +59,12 @@ def check_cache(kv_cache: torch.Tensor, layer: Layer, dtype: torch.dtype) -> KVC
 
 
 def check_rotated_dtype(name: str, dtype: torch.dtype, layer: Layer) -> None:
-    """Check that q, or what is written, is of the dtype that the rows of LATENT_SCALED hold the rotated dims in."""
+    """Check that q, or what is written, is bfloat16 beside latent rows with scales.
+
+    LATENT_SCALED holds the rotated dims in it, and it holds every number of LATENT_E8M0 within its range, as float16 does not.
+    """
+    if layer.layout is Layout.LATENT_E8M0 and dtype != torch.bfloat16:
+        raise ContractError(name, dtype, f"torch.bfloat16: the only dtype beside {layer.layout}")
     if layer.layout is Layout.LATENT_SCALED and dtype != torch.bfloat16:
         raise ContractError(name, dtype, f"torch.bfloat16: the rotated dims of {layer.layout}")
 

@@ -8,10 +8,10 @@ import dataclasses
 
 import torch
 from attn_contract import KVCacheView, Layout, PhysicalOrder
-from attn_contract.layouts import DIMS_OF_SCALE, K, V
+from attn_contract.layouts import DIMS_OF_E8M0, DIMS_OF_SCALE, E8M0_NAN, K, V
 from attn_fuzz.cases.case import Cache, Case
 from attn_fuzz.cases.contradictions import scatters_heads
-from attn_fuzz.cases.poison import DTYPES, leftovers, poison
+from attn_fuzz.cases.poison import DTYPES, E8M0_LEFTOVER, leftovers, poison
 
 SCALE_BYTES = 4
 
@@ -63,6 +63,8 @@ def poisoned(case: Case, cache: Cache, device: torch.device | str) -> torch.Tens
     raw = unused((2 * _guard(case, cache) + _size(case, cache),), dtype, device)
     if cache.layout is Layout.LATENT_SCALED:
         raw.view(torch.uint8)[_rows(cache_view(case, cache), device)] = _poisoned_row(case, cache, device)
+    elif cache.layout is Layout.LATENT_E8M0:
+        raw.view(torch.uint8)[_rows(cache_view(case, cache), device)] = _poisoned_e8m0_row(case, cache, device)
     elif cache.layout.has_inline_scales:
         scale = unused((1,), torch.float32, device).view(torch.uint8)
         for layer in range(cache.num_layers):
@@ -78,6 +80,14 @@ def _poisoned_row(case: Case, cache: Cache, device: torch.device | str) -> torch
     sizes = {DTYPES[cache.dtype or case.dtype]: case.value_size, torch.float32: case.value_size // DIMS_OF_SCALE}
     sizes[torch.bfloat16] = case.head_size - case.value_size
     return torch.cat([unused((size,), dtype, device).view(torch.uint8) for dtype, size in sizes.items()])
+
+
+def _poisoned_e8m0_row(case: Case, cache: Cache, device: torch.device | str) -> torch.Tensor:
+    """[row] uint8: a row of LATENT_E8M0 with poison and scales that are NaN, or with finite numbers and scales."""
+    unused = leftovers if case.finite_slots else poison
+    codes = unused((case.head_size,), DTYPES[cache.dtype or case.dtype], device).view(torch.uint8)
+    scales = codes.new_full((case.head_size // DIMS_OF_E8M0,), E8M0_LEFTOVER if case.finite_slots else E8M0_NAN)
+    return torch.cat([codes, scales])
 
 
 def poisoned_scales(case: Case, cache: Cache, device: torch.device | str) -> dict[str, torch.Tensor]:

@@ -80,17 +80,18 @@ def _check_dense(case: Case) -> None:
 def _check_allocation(case: Case, cache: Cache) -> None:
     """Check the layout, dtype and scales of the cache, and its other views."""
     head_unit, block_unit = cache.layout.units(case.itemsize)
-    is_unaligned = cache.layout.has_inline_scales and (cache.padding % 4 or cache.slot_padding % 4)
+    unit = cache.layout.unit_of_strides
+    is_unaligned = cache.padding % unit or cache.slot_padding % unit
     if case.head_size % head_unit or cache.block_size % block_unit or is_unaligned:
         sizes = f"a head_size that is a multiple of {head_unit} and a block_size that is a multiple of {block_unit}"
-        rest = ", and paddings that are multiples of 4" if cache.layout.has_inline_scales else ""
+        rest = f", and paddings that are multiples of {unit}" if unit > 1 else ""
         raise CaseError(f"cache.layout: {cache.layout} needs {sizes}{rest}")
     if cache.layout.has_inline_scales and cache.dtype is None:
         raise CaseError(f"cache.dtype: {cache.layout} holds scales, so it is quantized")
     if (cache.scales is not None) != (cache.dtype is not None and not cache.layout.has_inline_scales):
         raise CaseError("cache.scales: null exactly where the cache is not quantized, or each row holds its own")
-    if cache.layout is Layout.LATENT_SCALED:
-        _check_scaled_rows(case)
+    if cache.layout.has_latent_scales:
+        _check_scaled_rows(case, cache.layout)
     if cache.dtype == "int8" and cache.scales in ("tensor", "head"):
         raise CaseError("cache.scales: int8 has a scale for each token")
     if cache.layout.has_latent_value and (cache.planes or cache.dtype == "int8" or cache.scales in ("head", "token")):
@@ -109,13 +110,13 @@ def _check_allocation(case: Case, cache: Cache) -> None:
         raise CaseError(f"cache.neighbour: {cache.neighbour} cannot have the footprint of {cache.layout} here")
 
 
-def _check_scaled_rows(case: Case) -> None:
+def _check_scaled_rows(case: Case, layout: Layout) -> None:
     try:
-        Layout.LATENT_SCALED.check_widths(case.head_size, case.head_size_v)
+        layout.check_widths(case.head_size, case.head_size_v)
     except ContractError as error:
         raise CaseError(str(error)) from None
     if case.dtype != "bfloat16":
-        raise CaseError("dtype: bfloat16 in layout LATENT_SCALED, whose rows hold rotated dims in it")
+        raise CaseError(f"dtype: bfloat16 in layout {layout}, the only dtype beside its rows")
 
 
 def writers(case: Case, cache: Cache) -> tuple[Layout, ...]:

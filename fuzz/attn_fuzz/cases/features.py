@@ -214,6 +214,7 @@ _UNDEFINED = (
     ({"saturated"}, _ROPE, "a rotation makes NaN of infinities"),
     (_INLINE, _names("scales"), "its scales are in its rows"),
     ({"LATENT_SCALED"}, {"float32", "float16"}, "its rows hold rotated dims in bfloat16"),
+    ({"LATENT_E8M0"}, {"float32", "float16"}, "bfloat16 is the only dtype beside its rows"),
     ({"cache int8"}, {"scale per tensor", "scale per head"}, "int8 has a scale per token and head"),
     ({"K and V planes"}, _CONTENT | _ORDERS | {"interleaved layers"}, "K and V share each row of such an allocation"),
     ({"X_PACKED", "SHUFFLED"}, _ORDERS | {"interleaved layers"}, "no row of them holds K and V, whatever the view"),

@@ -28,6 +28,8 @@ CANARY = {
     torch.float8_e4m3fnuz: 0x80,
 }
 LEFTOVER = 24.0
+E8M0_LEFTOVER = 131
+"""The ue8m0 scale of leftovers: 16."""
 _BITS = {4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import attn_reference
 import torch
 from attn_contract import Batch, KVCacheView, Layer, Layout, check_shared_allocation
-from attn_contract.layouts import DIMS_OF_SCALE
 from attn_contract.rules import held_rules
 from attn_fuzz.cases import allocations, captures, contents
 from attn_fuzz.cases.case import GUARD, Cache, Case, Rope, slot_of, slots_of_keys, written_slots
@@ -349,7 +348,7 @@ def _written_rows(
 def _saturated(case: Case, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Rows with infinities in dims that are stored quantized."""
     saturated = contents.with_infinities(rows, generator)
-    if case.cache is not None and case.cache.layout is Layout.LATENT_SCALED:
+    if case.cache is not None and case.cache.layout.has_latent_scales:
         saturated[..., case.value_size :] = rows[..., case.value_size :]
     return saturated
 
@@ -358,12 +357,20 @@ def _with_ties(
     case: Case, rows: torch.Tensor, dtype: torch.dtype, scale: torch.Tensor | None, generator: torch.Generator
 ) -> torch.Tensor:
     """Rows with ties in dims that are stored quantized, by the scale that each of them has."""
-    if case.cache is not None and case.cache.layout is Layout.LATENT_SCALED:
-        latent = rows[..., : case.value_size].unflatten(-1, (-1, DIMS_OF_SCALE))
-        latent = contents.with_ties(latent, attn_reference.row_scales(latent, dtype), dtype, generator).flatten(-2)
+    if case.cache is not None and case.cache.layout.has_latent_scales:
+        latent = rows[..., : case.value_size].unflatten(-1, (-1, case.cache.layout.dims_of_scale))
+        scales = _scales_of_groups(latent, case.cache.layout, dtype)
+        latent = contents.with_ties(latent, scales, dtype, generator).flatten(-2)
         return torch.cat([latent, rows[..., case.value_size :]], dim=-1)
     scales = attn_reference.row_scales(rows, dtype) if scale is None else scale.cpu().reshape(-1, 1)
     return contents.with_ties(rows, scales, dtype, generator)
+
+
+def _scales_of_groups(latent: torch.Tensor, layout: Layout, dtype: torch.dtype) -> torch.Tensor:
+    """[..., 1] float32: the scale of each group of dims [..., D] of a latent row with scales."""
+    if layout is Layout.LATENT_E8M0:
+        return attn_reference.e8m0_numbers(attn_reference.e8m0_scales(latent, dtype))
+    return attn_reference.row_scales(latent, dtype)
 
 
 def _rotation(case: Case, rope: Rope, generator: torch.Generator, device: torch.device | str) -> Rotation:

@@ -84,7 +84,7 @@ def _with_layout(case: Case, support: Support) -> Case:
         return case
     alike = (cache.layout.has_inline_scales, cache.layout.has_latent_value)
     fitting = [one for one in support.layouts if (one.has_inline_scales, one.has_latent_value) == alike]
-    if not fitting:
+    if not fitting or cache.layout.has_latent_scales:  # no two such layouts have the same widths
         return case
     layout = min(fitting, key=lambda one: ("content" in one.dims) != ("content" in cache.layout.dims))
     return replace(case, cache=_in_layout(cache, layout))

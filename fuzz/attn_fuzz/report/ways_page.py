@@ -53,6 +53,9 @@ class Caught(msgspec.Struct, frozen=True, omit_defaults=True):
         return median(count for count in self.found if count is not None) if self.is_caught else None
 
 
+_AND = " and "
+
+
 class Looked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How a way looked.
 
@@ -94,14 +97,25 @@ def merged(parts: Sequence[Results], names: Sequence[str]) -> Results:
     for part in parts:
         for way, how in part.looked.items():
             whole = len({row.name for row in part.mutants if way in row.ways}) >= len(names)
-            if looked.get(way, how) != how and not whole:
-                raise MutantError(f"{way}: results of {looked[way]} and of {how} do not go together")
-            looked[way] = how
+            looked[way] = how if whole else _joined(way, looked.get(way, how), how)
         for row in part.mutants:
             if row.name in rows:
                 fresh: dict[Way, Caught] = {way: caught for way, caught in row.ways.items() if caught.found or caught.error}
                 rows[row.name] = row.ways | rows[row.name] | fresh
     return Results(looked=looked, mutants=tuple(Row(name, ways) for name, ways in rows.items() if ways))
+
+
+def _joined(way: Way, one: Looked, other: Looked) -> Looked:
+    """How a way looked in two parts. An exhaustive run draws nothing, so parts under other versions have the same cases.
+
+    Raises:
+        MutantError: the two have unlike settings.
+    """
+    known = {name: {*one.versions.get(name, number).split(_AND), number} for name, number in other.versions.items()}
+    same = msgspec.structs.replace(one, versions=other.versions) if way == "exhaust" else one
+    if same != other:
+        raise MutantError(f"{way}: results of {one} and of {other} do not go together")
+    return msgspec.structs.replace(other, versions={name: _AND.join(sorted(numbers)) for name, numbers in known.items()})
 
 
 def earliest(ways: Mapping[Way, Caught]) -> list[Way]:

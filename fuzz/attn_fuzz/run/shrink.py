@@ -200,8 +200,9 @@ def _smaller(value: int, least: int) -> Iterator[int]:
 def _smaller_caches(cache: Cache, sizes: Support | LatentSizes) -> Iterator[Cache]:
     yield replace(cache, neighbour=None)
     yield replace(cache, writer=None)
-    unscaled = {Layout.CONTENT_PACKED_SCALED: Layout.CONTENT_PACKED, Layout.LATENT_SCALED: Layout.LATENT}
-    yield replace(cache, layout=unscaled.get(cache.layout, cache.layout), dtype=None, scales=None)
+    unscaled = Layout.LATENT if cache.layout.has_latent_scales else cache.layout
+    unscaled = Layout.CONTENT_PACKED if cache.layout is Layout.CONTENT_PACKED_SCALED else unscaled
+    yield replace(cache, layout=unscaled, dtype=None, scales=None)
     for layout in LAYOUTS[: LAYOUTS.index(cache.layout)]:
         apart = "tensor" if layout.has_latent_value else "token"
         yield replace(cache, layout=layout, scales=apart if cache.layout.has_inline_scales else cache.scales)

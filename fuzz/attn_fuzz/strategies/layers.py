@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from attn_contract import AttentionType, Layout
-from attn_contract.layouts import DIMS_OF_SCALE
+from attn_contract.layouts import DIMS_OF_E8M0, DIMS_OF_SCALE
 from attn_fuzz.cases.case import ITEMSIZE
 from attn_fuzz.strategies.choices import pick
 from attn_fuzz.strategies.rules import NUMBERS, rules, window
@@ -78,6 +78,8 @@ def _widths(draw: st.DrawFn, support: Support, step: int, has_own: bool) -> dict
 
 def _latent_widths(draw: st.DrawFn, support: Support, layout: Layout) -> dict[str, int]:
     def fits(widths: tuple[int, int]) -> bool:
+        if layout is Layout.LATENT_E8M0:
+            return (widths[0] % DIMS_OF_E8M0, widths[1]) == (0, 0)
         return layout is not Layout.LATENT_SCALED or (widths[0] % DIMS_OF_SCALE, widths[1] % 2) == (0, 0)
 
     latent, rotated = pick(draw, [widths for widths in support.latent.widths if fits(widths)])

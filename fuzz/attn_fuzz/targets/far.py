@@ -18,7 +18,7 @@ from attn_contract import Batch, Layer
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.target import Target, no_calls
-from attn_fuzz.targets.triton import TRITON, TRITON_LATENT, TRITON_LATENT_SCALED, missing_triton
+from attn_fuzz.targets.triton import TRITON, TRITON_LATENT, TRITON_LATENT_E8M0, TRITON_LATENT_SCALED, missing_triton
 
 REACH = 1 << 32
 """How many units the rows span: half of them lie at offsets that int32 does not hold."""
@@ -198,4 +198,7 @@ def _far_away(target: Target, description: str) -> Target:
 
 TRITON_FAR = _far_away(TRITON, "the shipping Triton kernels")
 TRITON_LATENT_FAR = _far_away(TRITON_LATENT, "the shipping Triton kernels for latent caches")
+TRITON_LATENT_E8M0_FAR = _far_away(
+    TRITON_LATENT_E8M0, "the shipping Triton kernels for latent caches of rows with ue8m0 scales"
+)
 TRITON_LATENT_SCALED_FAR = _far_away(TRITON_LATENT_SCALED, "the shipping Triton kernels for latent caches of rows with scales")

@@ -149,6 +149,12 @@ def _scaled_support(device: str) -> Support:
     )
 
 
+def _e8m0_support(device: str) -> Support:
+    widths = ((32, 0), (96, 0), (256, 0), (512, 0)) if device == "cpu" else ((512, 0), (256, 0))
+    scaled = _scaled_support(device)
+    return dataclasses.replace(scaled, layouts=(Layout.LATENT_E8M0,), latent=LatentSizes(widths=widths))
+
+
 TRITON_LATENT = dataclasses.replace(
     TRITON,
     name="triton-latent",
@@ -166,6 +172,14 @@ TRITON_LATENT_SCALED = dataclasses.replace(
     refuses=False,  # that of triton-latent: the functions are the same
     # each element is multiplied by its scale before the dots, and rounded to bfloat16
     rounding=lambda device: dataclasses.replace(_triton_rounding(device), rounds_dequantized=True),
+)
+
+
+TRITON_LATENT_E8M0 = dataclasses.replace(
+    TRITON_LATENT_SCALED,
+    name="triton-latent-e8m0",
+    description="the shipping Triton kernels: latent caches whose rows hold float8 and ue8m0 scales, cache write",
+    support=_e8m0_support,
 )
 
 

@@ -6,9 +6,10 @@ import triton
 import triton.language as tl
 
 from attn_optimized.kernels.kv_layout import load_packed_keys, load_packed_values
-from attn_optimized.kernels.quantization import decode
+from attn_optimized.kernels.quantization import decode, e8m0_number
 
 DIMS_PER_SCALE = tl.constexpr(128)
+DIMS_PER_E8M0 = tl.constexpr(32)
 
 
 class Source(NamedTuple):
@@ -90,6 +91,9 @@ def load_keys_and_values(
     if INTERIOR == "latent_scaled":
         k = load_scaled_rows(source, block, slot, in_tile, dtype, args, KIND, MASKED)
         v = k
+    elif INTERIOR == "latent_e8m0":
+        k = load_e8m0_rows(source, block, slot, in_tile, dtype, args, KIND, MASKED)
+        v = k
     elif INTERIOR == "rows" or INTERIOR == "latent":
         k, v = load_rows(source, block, slot, in_tile, args.strides, KIND, MASKED)
     else:
@@ -101,7 +105,7 @@ def load_keys_and_values(
             source.v_head_ptr, source.request_table_ptr, args.strides.block, first_key, in_tile,
             KIND.kv_unit, KIND.block_size, KIND.head_size, KIND.block_n, KIND.block_d, KIND.x, INTERIOR, MASKED,
         )  # fmt: skip
-    if INTERIOR != "latent_scaled":
+    if INTERIOR != "latent_scaled" and INTERIOR != "latent_e8m0":
         k, v = decode(k, KV_FORMAT, dtype), decode(v, KV_FORMAT, dtype)
     return k, v, block, slot
 
@@ -143,6 +147,25 @@ def load_scaled_rows(source, block, slot, in_tile, dtype, args, KIND: tl.constex
     scale = load_dims(args.tensors.k_scale_ptr + scales_of_row + index, loaded, in_row, IS_PADDED, MASKED)
     stored = load_dims(source.k_head_ptr + row + dim, loaded, in_row, IS_PADDED, MASKED)
     numbers = decode(stored, KV_FORMAT, tl.float32) * scale
+    return tl.reshape(numbers.to(dtype), [slot.shape[0], KIND.block_d])
+
+
+@triton.jit
+def load_e8m0_rows(source, block, slot, in_tile, dtype, args, KIND: tl.constexpr, MASKED: tl.constexpr):
+    """[N, Dv] in a dtype: latent keys, which are values, each element times the ue8m0 scale of its DIMS_PER_E8M0 dims."""
+    KV_FORMAT: tl.constexpr = KIND.kv_format
+    BLOCK_SCALES: tl.constexpr = KIND.block_d // DIMS_PER_E8M0
+    IS_PADDED: tl.constexpr = KIND.first_size < KIND.block_d
+    # [1, scales, 1], [1, scales, dims of one], [N, scales, 1]
+    index = tl.arange(0, BLOCK_SCALES)[None, :, None]
+    dim = index * DIMS_PER_E8M0 + tl.arange(0, DIMS_PER_E8M0)[None, None, :]  # int32: in its row
+    in_row = index < KIND.first_size // DIMS_PER_E8M0
+    loaded = in_tile[:, None, None] & in_row
+    row = offset_of_keys(block, slot, args.strides, KIND)[:, None, None]
+    scales_of_row = (block * args.strides.k_scale_block + slot * args.strides.k_scale_slot)[:, None, None]
+    scale_code = load_dims(args.tensors.k_scale_ptr + scales_of_row + index, loaded, in_row, IS_PADDED, MASKED)
+    stored = load_dims(source.k_head_ptr + row + dim, loaded, in_row, IS_PADDED, MASKED)
+    numbers = decode(stored, KV_FORMAT, tl.float32) * e8m0_number(scale_code)
     return tl.reshape(numbers.to(dtype), [slot.shape[0], KIND.block_d])
 
 

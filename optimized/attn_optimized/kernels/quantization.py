@@ -11,6 +11,7 @@ import triton.language as tl
 
 # Far above the subnormal numbers of float32, and far below the scale of any key or value that matters.
 _LEAST_SCALE = tl.constexpr(2.0**-100)
+_LEAST_E8M0 = tl.constexpr(27)  # 2**(27 - 127), the same
 
 
 @triton.constexpr_function
@@ -97,3 +98,27 @@ def token_scale(values, FORMAT: tl.constexpr):
         has_nan = tl.max((values != values).to(tl.int32), 1) != 0
         scale = tl.where(has_nan, float("nan"), scale)
     return scale
+
+
+@triton.jit
+def e8m0_code(values, FORMAT: tl.constexpr):
+    """The ue8m0 scale [rows], int32, of each row of float32 values [rows, D]: the code b is 2**(b - 127).
+
+    It is the least power of two that is at least the row's largest finite magnitude over the largest element, and _LEAST_SCALE.
+    """
+    magnitude = tl.abs(values)
+    largest = tl.max(tl.where(magnitude < float("inf"), magnitude, 0.0), 1)
+    # The largest element is 1.75 * 2^8 or, in e4m3fnuz, 1.875 * 2^7. A mantissa above its own asks for one more in the
+    # exponent, which the sum carries into it; a subnormal magnitude has the exponent 0 and gets the least scale.
+    ABOVE: tl.constexpr = 0x0FFFFF if _is_fnuz(FORMAT) else 0x1FFFFF
+    EXPONENT: tl.constexpr = 7 if _is_fnuz(FORMAT) else 8
+    code = ((largest.to(tl.int32, bitcast=True) + ABOVE) >> 23) - EXPONENT
+    return tl.maximum(code, _LEAST_E8M0)
+
+
+@triton.jit
+def e8m0_number(code):
+    """The number of each ue8m0 code, float32: the code is the exponent, but for 0, a subnormal number, and 255, NaN."""
+    bits = code.to(tl.int32) << 23
+    bits = tl.where(bits == 0, 0x400000, tl.where(bits == 0x7F800000, 0x7FC00000, bits))
+    return bits.to(tl.float32, bitcast=True)

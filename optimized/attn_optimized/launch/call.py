@@ -7,7 +7,7 @@ from attn_contract import Batch, Layer, Layout
 from attn_contract.validation import check_paged_attention, check_varlen_attention
 
 from attn_optimized.quantization import stored_format
-from attn_optimized.strides import kv_cache_strides, parts_of_scaled_rows, token_scales
+from attn_optimized.strides import kv_cache_strides, parts_of_scaled_rows, scales_of_e8m0_rows, token_scales
 
 
 class KeyTensors(NamedTuple):
@@ -42,6 +42,8 @@ class PagedKeys(NamedTuple):
         if layer.layout is Layout.LATENT_SCALED:
             scales, rotated = parts_of_scaled_rows(self.kv_cache, layer)
             return KeyTensors(stored, rotated, scales)
+        if layer.layout is Layout.LATENT_E8M0:
+            return KeyTensors(stored, stored, scales_of_e8m0_rows(self.kv_cache, layer))
         k_scale, v_scale = token_scales(self.kv_cache, layer) or (layer.k_scale, layer.v_scale)
         if layer.layout is Layout.LATENT:
             v_scale = k_scale

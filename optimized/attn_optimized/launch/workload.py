@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-from attn_contract import Batch, Layer, Layout
+from attn_contract import Batch, Layer
 
 from attn_optimized.launch.rules import has_bias, has_gaps, window_keys
 from attn_optimized.launch.table import LatentPhase, Phase
@@ -74,7 +74,7 @@ class Workload:
             head_size_v=layer.head_size_v,
             is_latent=layer.layout is not None and layer.layout.has_latent_value,
             is_paged=layer.layout is not None,
-            has_scaled_rows=layer.layout is Layout.LATENT_SCALED,
+            has_scaled_rows=layer.layout is not None and layer.layout.has_latent_scales,
             num_heads=layer.num_heads,
             num_kv_heads=layer.num_kv_heads,
             num_tokens=batch.num_actual_tokens,

@@ -1,13 +1,12 @@
 """Regions of the fields of KVCacheView."""
 
-from attn_contract import KVCacheView, Layout
-from attn_contract.layouts import DIMS_OF_SCALE
+from attn_contract import KVCacheView
 from attn_fuzz.cases.regions.layer import LAYER
 from attn_fuzz.cases.regions.region import Region, not_drawn, of_view
 
 
 def _has_several_scales(view: KVCacheView) -> bool:
-    return view.layout is Layout.LATENT_SCALED and (view.head_size_v or 0) > DIMS_OF_SCALE
+    return view.layout.has_latent_scales and (view.head_size_v or 0) > view.layout.dims_of_scale
 
 
 VIEW: dict[str, tuple[Region, ...]] = {
