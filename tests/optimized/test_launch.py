@@ -69,7 +69,24 @@ def test_tiles_of_keys_that_shared_memory_does_not_hold_have_fewer_stages():
         return tiles_of(architecture, "prefill", head_size=256, **changed).parameters.num_stages
 
     assert parameters_for("sm90", phase="prefill", itemsize=2, block_d=256, quantized=False).num_stages == 3
-    assert (stages(), stages(is_paged=False), stages("sm80"), stages("sm80", is_paged=False)) == (3, 2, 2, 1)
+    assert (stages(), stages(is_paged=False), stages("sm80"), stages("sm80", is_paged=False)) == (3, 2, 1, 1)
+
+
+def test_a_lookup_of_blocks_takes_a_stage_only_beside_two_tiles_of_keys():
+    """Two stages keep two tiles of a latent cache. With 64 rows of q and a tile of logits they are 237,568 bytes, of 232,448."""
+    latent = {"head_size": 576, "head_size_v": 512, "is_latent": True, "num_kv_heads": 1, "max_query_len": 5, "num_tokens": 5}
+    without_bias = tiles_of(**latent).parameters
+    with_bias = tiles_of(**latent, has_bias=True).parameters
+    assert (without_bias.num_stages, with_bias.num_stages) == (2, 1)
+
+
+def test_parameters_are_those_of_the_wider_of_k_and_v():
+    """80 registers hold a tile of 64 values. Of 96 they hold none: ptxas refuses it."""
+    narrow = tiles_of(phase="window", head_size=16).parameters
+    wide = tiles_of(phase="window", head_size=16, head_size_v=96).parameters
+    assert narrow == parameters_for("sm90", phase="window", itemsize=2, block_d=16, quantized=False)
+    assert wide == parameters_for("sm90", phase="window", itemsize=2, block_d=128, quantized=False)
+    assert wide.maxnreg > narrow.maxnreg
 
 
 @pytest.mark.parametrize("phase", PHASES)

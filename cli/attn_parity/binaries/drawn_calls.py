@@ -1,4 +1,5 @@
-"""Launches that nobody chose: those of steps that the fuzzer's strategies draw, with all rules, dtypes, layouts and sizes.
+"""Launches that nobody chose: those of steps that the fuzzer's strategies draw, with all rules, dtypes, layouts and sizes, in
+both modes.
 
 Tensors are moved to the device meta. A KV cache counts as one of CACHE_BYTES, as on GPUs that serve.
 """
@@ -25,7 +26,7 @@ from attn_optimized.latent_cache import write_latent_cache_call
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.shipped_calls import CACHE_BYTES
 
-TARGETS = ("triton", "triton-latent", "triton-latent-scaled")
+TARGETS = ("triton", "triton-latent", "triton-latent-scaled", "triton-latent-e8m0")
 """Targets whose supports are drawn from, in turns: together they serve all that the kernels serve."""
 
 
@@ -60,15 +61,16 @@ def _launches(step: Step, architecture: str) -> Iterator[tuple[str, KernelCall]]
     gpu: dict[str, Any] = {"architecture": architecture, "compute_units": ARCHITECTURES[architecture].compute_units}
     layer, batch, q, out = _on_meta_layer(step.layer), _on_meta_batch(step.batch), _on_meta(step.q), _on_meta(step.out)
     lse = None if step.lse is None else _on_meta(step.lse)
-    plan = plan_of(q, layer, batch, **gpu)
-    if step.kv_cache is not None:
-        calls = paged_attention_calls(q, _on_meta(step.kv_cache, CACHE_BYTES), layer, batch, plan, out=out, lse=lse)
-    else:
-        assert step.k is not None
-        assert step.v is not None
-        calls = varlen_attention_calls(q, _on_meta(step.k), _on_meta(step.v), layer, batch, plan, out=out, lse=lse)
-    for call in calls:
-        yield "reduction" if call.launch.kernel is reduce_parts_kernel else "attention", call
+    for mode in ("", ", batch-invariant"):
+        plan = plan_of(q, layer, batch, **gpu, batch_invariant=bool(mode))
+        if step.kv_cache is not None:
+            calls = paged_attention_calls(q, _on_meta(step.kv_cache, CACHE_BYTES), layer, batch, plan, out=out, lse=lse)
+        else:
+            assert step.k is not None
+            assert step.v is not None
+            calls = varlen_attention_calls(q, _on_meta(step.k), _on_meta(step.v), layer, batch, plan, out=out, lse=lse)
+        for call in calls:
+            yield ("reduction" if call.launch.kernel is reduce_parts_kernel else "attention") + mode, call
     if step.writes and step.kv_cache is not None:
         yield "write", _write(step, architecture)
 

@@ -205,7 +205,10 @@ class MlaLayers(BackendLayers):
         key: Any = tuple(options.values())
         known = self._steps.get(key)
         if known is None or known[0] is not batch:
-            metadata = self.load().builder(layer.attn_type, **options).build(common_metadata(batch, layer.attn_type))
+            common = common_metadata(batch, layer.attn_type)
+            if _decodes_alone(batch, options) and options["context_chunk_keys"] % 2:
+                common = dataclasses.replace(common, seq_lens_cpu=None)  # by which nothing is split
+            metadata = self.load().builder(layer.attn_type, **options).build(common)
             known = self._steps[key] = (batch, metadata)
         return known[1]
 
@@ -216,13 +219,18 @@ class MlaLayers(BackendLayers):
         return {**arguments, "kv_b_proj": of_layer.kv_b_proj, "v_head_dim": v_head_dim}, kv_cache
 
 
+def _decodes_alone(batch: Batch, options: dict[str, Any]) -> bool:
+    longest = int(batch.query_start_loc.diff().max()) if batch.num_requests else 0
+    return batch.causal is False or longest <= 1 + options["num_speculative_tokens"]
+
+
 def _check_phases(metadata: Any, batch: Batch) -> None:
     """Check that each row that a request owns is in one phase. A row in both would be computed twice, with one result.
 
     Raises:
         AssertionError: a row is in no phase, or in both.
     """
-    rows = torch.arange(batch.num_actual_tokens)
+    rows = torch.arange(batch.num_actual_tokens, device=batch.query_start_loc.device)
     phases = [rows[each.rows] for each in (metadata.decode, metadata.prefill) if each is not None]
     found, owned = sorted(torch.cat(phases).tolist()), rows[: int(batch.query_start_loc[-1])].tolist()
     assert found[: len(owned)] == owned, f"rows {found} in the phases, expected {owned}"

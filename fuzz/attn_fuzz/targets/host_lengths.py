@@ -31,3 +31,8 @@ def check(backend: str, batch: Batch, *, optional: Collection[str] = ()) -> None
 
     lengths = {"query_start_loc_cpu": common.query_start_loc_cpu, "seq_lens_cpu": common.seq_lens_cpu}
     must_contradict(build, lengths, optional)
+    if batch.num_requests:
+        for length in (-1, batch.max_seq_len + 1):
+            seq_lens = common.seq_lens_cpu.clone()
+            seq_lens[-1] = length
+            must_raise(lambda seq_lens=seq_lens: build(seq_lens_cpu=seq_lens), f"a length of {length} on the host")

@@ -17,7 +17,14 @@ from attn_fuzz.targets import no_interpreter, pretended_gpus, wrong_gpus
 from attn_fuzz.targets.aiter import missing_e4m3fnuz
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.target import Target, no_calls
-from attn_fuzz.targets.triton import TRITON, TRITON_CASCADE, common_prefix, missing_triton
+from attn_fuzz.targets.triton import (
+    TRITON,
+    TRITON_CASCADE,
+    TRITON_LATENT,
+    TRITON_LATENT_SCALED,
+    common_prefix,
+    missing_triton,
+)
 from attn_fuzz.verdict.rounding import Rounding
 
 if TYPE_CHECKING:
@@ -173,6 +180,14 @@ def _write(k, v, kv_cache, layer, slot_mapping) -> None:
     run_rows(call(architecture=architecture), architecture, k)
 
 
+def _write_latent(kv_c, k_pe, kv_cache, layer, slot_mapping) -> None:
+    from attn_optimized.latent_cache import write_latent_cache_call
+
+    architecture = _architecture(choices_by(slot_mapping))
+    call = write_latent_cache_call(kv_c, k_pe, kv_cache, layer, slot_mapping, architecture=architecture)
+    run_rows(call, architecture, kv_c[:, None])
+
+
 def _rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, is_neox) -> None:
     from attn_optimized.kv_cache import rope_and_write_kv_cache_call
 
@@ -246,6 +261,23 @@ TRITON_PLANS = Target(
     events=_events,
     forget=TRITON.forget,
     sanitizes=True,
+)
+
+TRITON_PLANS_LATENT = dataclasses.replace(
+    TRITON_PLANS,
+    name="triton-plans-latent",
+    description="latent caches (MLA) and V of another width than K as they are launched on GPUs that are not here, interpreted",
+    write_latent_cache=_write_latent,
+    support=TRITON_LATENT.support,
+)
+
+TRITON_PLANS_LATENT_SCALED = dataclasses.replace(
+    TRITON_PLANS_LATENT,
+    name="triton-plans-latent-scaled",
+    description="latent caches whose rows hold scales as they are launched on GPUs that are not here, interpreted",
+    support=TRITON_LATENT_SCALED.support,
+    refuses=False,  # that of triton-plans-latent: the functions are the same
+    rounding=lambda device: dataclasses.replace(_rounding(device), rounds_dequantized=True),
 )
 
 TRITON_PLANS_CASCADE = dataclasses.replace(

@@ -26,7 +26,7 @@ def stages_that_fit(architecture: str, workload: Workload, widths: Widths, block
     """The most of the parameters' stages whose tiles fit shared memory; at least one, and all on other GPUs.
 
     Triton keeps a tile of q, one of logits if something is added to them, and tiles of K and V: as many as there are stages, or
-    one less where the block table is looked up a stage before them.
+    one less where the block table is looked up a stage before them, for which there are at least three.
     """
     stages = parameters.num_stages
     if architecture not in _MOST_BYTES:
@@ -36,4 +36,4 @@ def stages_that_fit(architecture: str, workload: Workload, widths: Widths, block
     )
     own_bytes = block_m * (widths.row_block * workload.itemsize + (4 * parameters.block_n if workload.has_bias else 0))
     buffers = (_MOST_BYTES[architecture] - own_bytes) // (parameters.block_n * row_bytes)
-    return max(1, min(stages, buffers + 1 if workload.is_paged else buffers))
+    return max(1, min(stages, buffers + 1 if workload.is_paged and buffers > 1 else buffers))

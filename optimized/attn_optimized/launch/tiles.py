@@ -90,8 +90,10 @@ def attention_tiles(
     if parameters is None and architecture == INTERPRETER:
         parameters = _INTERPRETED
     elif parameters is None:
+        # of V, where it is wider than K: a tile's sums of values are in registers, which a narrow head's entry may limit
+        block_d = max(widths.row_block, widths.block_v)
         parameters = parameters_for(
-            architecture, phase=phase, itemsize=workload.itemsize, block_d=widths.row_block, quantized=workload.quantized
+            architecture, phase=phase, itemsize=workload.itemsize, block_d=block_d, quantized=workload.quantized
         )
     if workload.is_latent:
         group = max(heads for heads in range(1, parameters.block_m + 1) if workload.num_heads % heads == 0)
