@@ -73,7 +73,7 @@ def test_tiles_of_keys_that_shared_memory_does_not_hold_have_fewer_stages():
 
 
 def test_a_lookup_of_blocks_takes_a_stage_only_beside_two_tiles_of_keys():
-    """Two stages keep two tiles of a latent cache. With 64 rows of q and a tile of logits they are 237,568 bytes, of 232,448."""
+    """Two stages keep two tiles of a latent cache: 237,568 bytes of 232,448, with 64 rows of q and a tile of logits."""
     latent = {"head_size": 576, "head_size_v": 512, "is_latent": True, "num_kv_heads": 1, "max_query_len": 5, "num_tokens": 5}
     without_bias = tiles_of(**latent).parameters
     with_bias = tiles_of(**latent, has_bias=True).parameters

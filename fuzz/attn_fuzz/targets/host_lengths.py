@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from attn_contract import AttentionType, Batch
 from attn_fuzz.targets.backends import common_metadata, named
+from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.wrong_arguments import must_contradict, must_raise, must_refuse
 
 _WRONG_OPTIONS: tuple[dict[str, Any], ...] = ({"context_chunk_keys": 0}, {"num_speculative_tokens": -1})
@@ -31,8 +32,8 @@ def check(backend: str, batch: Batch, *, optional: Collection[str] = ()) -> None
 
     lengths = {"query_start_loc_cpu": common.query_start_loc_cpu, "seq_lens_cpu": common.seq_lens_cpu}
     must_contradict(build, lengths, optional)
-    if batch.num_requests:
-        for length in (-1, batch.max_seq_len + 1):
-            seq_lens = common.seq_lens_cpu.clone()
-            seq_lens[-1] = length
-            must_raise(lambda seq_lens=seq_lens: build(seq_lens_cpu=seq_lens), f"a length of {length} on the host")
+    choose = choices_by((batch.query_start_loc, batch.seq_lens))
+    if batch.num_requests and choose.random() < 0.25:
+        seq_lens = common.seq_lens_cpu.clone()
+        seq_lens[-1] = length = choose.choice((-1, batch.max_seq_len + 1))
+        must_raise(lambda: build(seq_lens_cpu=seq_lens), f"a length of {length} on the host")
