@@ -134,6 +134,8 @@ def command(
         for mutant in mutants:
             results.print(f"{mutant.name}  {mutant.change}", soft_wrap=True)
         return 0
+    if rewrites and not path.is_file():
+        raise click.ClickException(f"--log: {path} does not exist, so there is nothing to write a page of")
     if chosen:
         log.use_only(chosen)
     say_what_runs_kernels(device, [registry.load(name) for name in chosen])

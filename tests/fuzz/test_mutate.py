@@ -374,6 +374,9 @@ def test_a_page_is_made_of_its_json(attn_parity, log, monkeypatch):
     assert again.code == 0
     assert f"{UNFINISHED}: {OTHER.name}" in again.out
     assert "again.md written" in again.err
+    without = attn_parity("mutate", "--rewrite", "--log", "gone.jsonl", "--page", "again.md")
+    assert without.code != 0
+    assert "gone.jsonl does not exist" in without.err
     Path("mutants.md").write_text(mutants_page.text(found) + "more")
     run = attn_parity("mutate", "--check", "--page", "mutants.md")
     assert run.code == 1
