@@ -22,10 +22,10 @@ _WRITTEN_OUT = re.compile(r"v(?:\d+|\[\d+:\d+\])(?:\.[lh])? /\*(.*?)\*/")
 """gfx1250: an instruction names the register without the upper bits that s_set_vgpr_msb sets, and a comment names it whole."""
 _LONG_BRANCH = re.compile(
     r"s_getpc_b64 s\[(\d+):(\d+)\]\n(\S+):\n"
-    r"(?:\s*s_wait_alu \w+\n)?"
+    r"(?:\s*s_wait_alu .+\n)?"
     r"\s*s_add(?:_co)?_u32 s\1, s\1, \((\S+)-\3\)&4294967295\n"
     r"\s*s_add(?:c|_co_ci)_u32 s\2, s\2, \(\4-\3\)>>32\n"
-    r"(?:\s*s_wait_alu \w+\n)?"
+    r"(?:\s*s_wait_alu .+\n)?"
     r"\s*s_setpc_b64 s\[\1:\2\]"
 )
 """A branch beyond the reach of `s_branch`, as LLVM writes it: insertIndirectBranch of SIInstrInfo. Here its registers stay."""

@@ -87,14 +87,18 @@ def test_a_branch_by_the_program_counter_is_a_branch():
         code_of(text.replace("s_setpc_b64 s[46:47]", "s_setpc_b64 s[48:49]"))
 
 
-def test_a_branch_by_the_program_counter_may_hold_waits_for_the_scalar_unit():
-    """As the LLVM of Triton 3.6 writes it for gfx1201."""
-    text = """\ts_getpc_b64 s[46:47]
+@pytest.mark.parametrize(
+    "wait",
+    [pytest.param("0xfffe", id="the LLVM of Triton 3.6"), pytest.param("depctr_sa_sdst(0)", id="the LLVM of Triton 3.9")],
+)
+def test_a_branch_by_the_program_counter_may_hold_waits_for_the_scalar_unit(wait):
+    """As gfx1201 has it."""
+    text = f"""\ts_getpc_b64 s[46:47]
 .Lpost_getpc0:
-\ts_wait_alu 0xfffe
+\ts_wait_alu {wait}
 \ts_add_co_u32 s46, s46, (.LBB0_38-.Lpost_getpc0)&4294967295
 \ts_add_co_ci_u32 s47, s47, (.LBB0_38-.Lpost_getpc0)>>32
-\ts_wait_alu 0xfffe
+\ts_wait_alu {wait}
 \ts_setpc_b64 s[46:47]
 .LBB0_38:
 \ts_nop 2
