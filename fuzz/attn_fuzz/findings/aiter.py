@@ -150,6 +150,16 @@ CHUNKED_PREFILL = (
             and any(request.query_len == 0 for request in case.requests)
         ),
     ),
+    Finding(
+        name="aiter-chunked-rounded-products",
+        what="A decode rounds each product of an element of q and one of k to 16 bits before the products are summed, and in "
+        "float16 their sums as well. A logit is off by up to 2^-8 (bfloat16) or 2^-11 (float16) of the sum of the products' "
+        "magnitudes, and by more where float16 sums. Prefills in the same step sum exact products in float32.",
+        cause="aiter/ops/triton/_triton_kernels/chunked_pa_prefill.py:144, _kernel_paged_attention_2d: `tl.sum(K * Q[:, None], "
+        "axis=0)` multiplies in the dtype of q, and tl.sum adds float16 in float16.",
+        seen_in=SEEN_IN,
+        explains=lambda case, verdict: verdict.kind in ("value", "bitwise") and _has_decodes(case),
+    ),
 )
 
 
