@@ -1,8 +1,9 @@
 """chunked_prefill_paged_decode: a decode rounds each product of an element of q and one of k to 16 bits.
 
-One query and two keys of 16 elements, in float16. Eight elements of the query are 16.25 and eight are 16. The first key has 16.5 in
-the first eight. Its products are 268.125, halfway between two numbers of float16. The second key has 16.75 in the last eight. Its
-products are 268. The logits are 2145 / 4 and 2144 / 4. The values are 1 and 0, so the output is the weight of the first key.
+One query and two keys of 16 elements, in float16. Eight elements of the query are 16.25 and eight are 16. The first key has
+16.5 in the first eight. Its products are 268.125, halfway between two numbers of float16. The second key has 16.75 in the last
+eight. Its products are 268. The logits are 2145 / 4 and 2144 / 4. The values are 1 and 0, so the output is the weight of the
+first key.
 """
 
 import torch

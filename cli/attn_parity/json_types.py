@@ -103,13 +103,17 @@ class Fuzz(TypedDict):
 
 
 class HuntCounts(TypedDict):
-    """Cases of a target: past cases, drawn ones, those that it refuses, new failures, and failures by known findings."""
+    """Cases of a target: past cases, drawn ones, those that it refuses, new failures, and failures by known findings.
+
+    `known_after` says for each of these findings how many cases had been drawn when the first of its failures was.
+    """
 
     replayed: int
     examples: int
     refused: int
     failing: int
     known: dict[str, int]
+    known_after: dict[str, int]
 
 
 class Distinct(Failure):

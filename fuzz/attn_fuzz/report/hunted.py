@@ -121,7 +121,21 @@ def _counts(shards: Sequence[Progress]) -> dict[str, Any]:
         "refused": sum(p.refused for p in shards),
         "failing": sum(len(p.passed) for p in shards),
         "known": dict(known),
+        "known_after": _known_after(shards),
     }
+
+
+def _known_after(shards: Sequence[Progress]) -> dict[str, int]:
+    """By known finding, how many cases had been drawn, this one included, when the first failed because of it.
+
+    The shards count in their order, so that the number of workers changes nothing.
+    """
+    found: dict[str, int] = {}
+    drawn = 0
+    for progress in shards:
+        found = {**{name: drawn + after for name, after in progress.known_after.items()}, **found}
+        drawn += progress.examples
+    return found
 
 
 def _failure_json(distinct: Distinct, names: Mapping[Entry, str]) -> dict[str, Any]:

@@ -115,6 +115,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         ratio: the largest error / bound.
         events: by path of the target, how many examples took the path.
         known: by known finding, how many examples failed because of the finding.
+        known_after: by known finding, how many examples had run, this one included, when the first failed because of it.
         together: how many examples have a feature or a pair of features (`attn_fuzz.cases.features.count`).
         ratios: elements of outputs by error / bound (`attn_fuzz.verdict.ratios.counts`).
         rejected, remedies: by reason, cases that were drawn and thrown away, and at the end what says so directly
@@ -135,6 +136,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     spent: dict[str, float] = {}
     events: dict[str, int] = {}
     known: dict[str, int] = {}
+    known_after: dict[str, int] = {}
     together: list[int] = []
     ratios: dict[str, list[int]] = {}
     rejected: dict[str, int] = {}
@@ -373,10 +375,12 @@ class _Shard:
         spent = {name: self.progress.spent.get(name, 0.0) + seconds for name, seconds in verdict.seconds.items()}
         events = {name: self.progress.events.get(name, 0) + 1 for name in set(verdict.events)}
         known = {} if finding is None else {finding.name: self.progress.known.get(finding.name, 0) + 1}
+        examples = self.progress.examples + 1
         self.tell(
-            examples=self.progress.examples + 1,
+            examples=examples,
             refused=self.progress.refused + (verdict.kind == "refused"),
             known={**self.progress.known, **known},
+            known_after={**dict.fromkeys(known, examples), **self.progress.known_after},
             ratio=self.progress.ratio if known else max(self.progress.ratio, verdict.ratio),
             spent={**self.progress.spent, **spent},
             events={**self.progress.events, **events},
