@@ -1,5 +1,6 @@
 """What the fuzzer has to know of my_unified_attention: how to call it, what it can do, and where it rounds."""
 
+import my_unified_attention
 from attn_contract import AttentionType, Layout
 from attn_fuzz.targets import Rounding, Support, Target
 from my_unified_attention import TILE, unified_attention
@@ -35,4 +36,5 @@ TARGET = Target(
     ),
     refuses=False,
     rounding=lambda device: Rounding(keys_per_tile=TILE, dot_is_chained=device != "cpu"),
+    modules=lambda: [my_unified_attention],
 )  # fmt: skip

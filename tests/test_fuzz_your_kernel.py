@@ -10,7 +10,7 @@ from tests.pages import PAGES, ROOT, blocks, run_command, without_numbers
 BLOCKS = blocks(PAGES["docs/guide/fuzz-your-kernel.md"])
 (ADAPTER,) = (block.text for block in BLOCKS if block.file)
 (DIFF,) = (block.text for block in BLOCKS if block.language == "diff")
-FUZZ, PYTEST = (block.text for block in BLOCKS if block.is_command)
+FUZZ, PYTEST, COMPILED = (block.text for block in BLOCKS if block.is_command)
 FOUND = [block.text for block in BLOCKS if block.is_output][-1]
 
 
@@ -44,4 +44,14 @@ def test_pytest_finds_it_too(planted):
     ended = run_command(PYTEST, planted)
     assert ended.returncode == 1, ended.stdout + ended.stderr
     assert "my_target:TARGET::cases[0]" in ended.stdout
+    assert "window=" in ended.stdout
+
+
+def test_it_runs_compiled_for_amd_and_the_bug_is_found_there(planted):
+    ended = run_command(COMPILED, ROOT / "examples")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "16 examples" in ended.stdout
+    assert "all agree" in ended.stdout
+    ended = run_command(COMPILED, planted)
+    assert ended.returncode == 1, ended.stdout + ended.stderr
     assert "window=" in ended.stdout

@@ -1,5 +1,6 @@
 """v_dot2_bf16_bf16, against sums of fractions that are rounded once."""
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -107,3 +108,30 @@ def test_the_upper_half_of_the_result(target):
 def test_what_has_no_meaning_here_is_refused(line):
     with pytest.raises(UnknownInstructionError):
         ran(f"v_dot2_bf16_bf16 {line}", "gfx1201")
+
+
+HALVES = [0x0000, 0x8000, 0x0001, 0x3C00, 0xBC01, 0x4248, 0x7BFF, 0x7C00, 0x7E00]
+SUMS = [0x00000000, 0x3F800000, 0xC0490FDB, 0x4B800001, 0x00000001, 0x7F800000]
+
+
+def half(bits: int) -> float:
+    return float(np.array([bits], np.uint16).view(np.float16)[0])
+
+
+def single(value: float) -> np.float32:
+    """A number rounded to float32, and 0 for a denormal."""
+    found = np.float32(rounded(Fraction(value), "f32") if math.isfinite(value) else value)
+    return found if abs(found) >= np.finfo(np.float32).tiny or math.isnan(found) else np.float32(math.copysign(0, found))
+
+
+@pytest.mark.parametrize("text", ["v_dot2_f32_f16 v9, v0, v1, v2", "v_dot2c_f32_f16_e32 v2, v0, v1"])
+def test_two_products_of_float16_and_a_float32(text):
+    for low_a, low_b, high, c in itertools.product(HALVES, HALVES, HALVES[3:6], SUMS):
+        after = ran(text, "gfx942", v={0: high << 16 | low_a, 1: 0x4000 << 16 | low_b, 2: c})
+        found = after.vector[9 if " v9" in text else 2, 0, :1].view(np.float32)[0]
+        with np.errstate(all="ignore"):
+            total = single(float(np.array([c], np.uint32).view(np.float32)[0]))
+            for x, y in ((half(low_a), half(low_b)), (half(high), 2.0)):
+                exact = Fraction(x) * Fraction(y) + Fraction(float(total)) if math.isfinite(x * y + float(total)) else None
+                total = single(exact) if exact is not None else np.float32(x * y + float(total))
+        assert found == total or (math.isnan(found) and math.isnan(total)), f"{low_a:#x} {low_b:#x} {high:#x} {c:#x}"

@@ -5,6 +5,7 @@ import dataclasses
 from attn_contract import AttentionType
 from attn_fuzz.targets.emulated import TRITON_GFX942, TRITON_GFX1201
 from attn_fuzz.targets.target import EVERYTHING, Support, Target
+from attn_fuzz.targets.triton import TRITON
 
 SMALL = dataclasses.replace(
     EVERYTHING,
@@ -33,3 +34,5 @@ def _small(target: Target) -> Target:
 
 SMALL_GFX942 = _small(TRITON_GFX942)
 SMALL_GFX1201 = _small(TRITON_GFX1201)
+WITHOUT_KERNELS = dataclasses.replace(TRITON, modules=list)
+"""It names modules, and none of them has a kernel."""

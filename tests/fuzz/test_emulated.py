@@ -140,6 +140,25 @@ def test_the_command_line_says_what_runs_kernels(targets, said, capsys):
     assert not capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("triton@gfx942", "triton does not name the modules of its kernels"),
+        ("vllm-unified-attention@sm90", "expected one of gfx90a, gfx942, gfx950, gfx1100, gfx1201, gfx1250 behind the @"),
+        ("vllm-unified-attention@", "expected one of gfx90a, "),
+        ("nobody@gfx942", "got 'nobody', expected one of"),
+    ],
+)
+def test_a_target_that_cannot_be_compiled_for_an_architecture_is_refused(name, words):
+    with pytest.raises(registry.UnknownTargetError, match=re.escape(words)):
+        registry.load(name)
+
+
+def test_a_kernel_that_is_in_none_of_the_modules_is_an_error_that_says_so():
+    with pytest.raises(CompilerError, match=r"Target.modules: got modules without planted_kernel.refused_kernel"):
+        compiler.ready(Job("planted_kernel", "refused_kernel", "gfx942", {}, "planted_emulated:WITHOUT_KERNELS.modules"))
+
+
 def test_the_compiling_process_ends_with_its_parent():
     """It holds the parent's stderr: this returns when both have ended."""
     code = """

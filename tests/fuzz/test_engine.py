@@ -24,6 +24,7 @@ PLAIN = Engine(
     one_token_windows=False,
     signed_slopes=False,
     mixed_alibi=False,
+    mixed_ranges=False,
     contexts=False,
     query_lens=("equal",),
     orders=(PhysicalOrder.LBHNC,),

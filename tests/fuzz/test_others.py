@@ -54,6 +54,20 @@ def test_every_finding_replays(name, finding, tmp_path):
     assert finding.explains(case, verdict), verdict
 
 
+COMPILED = [name for name, target in TARGETS.items() if target.modules]
+
+
+def test_all_that_launch_kernels_name_their_modules_but_those_that_do_so_from_several_ranks():
+    assert {*OTHERS} - {*COMPILED} == {"vllm-flex-masks", "vllm-dcp-reduce-scatter", "vllm-dcp-all-to-all"}
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_they_agree_compiled_for_amd(name, attn_parity):
+    needs(TARGETS[name])
+    run = attn_parity("fuzz", "--target", f"{name}@gfx942", "--examples", 4, "--seed", 5, "--workers", 1, "--corpus", "none")
+    assert run.code == 0, run.out + run.err
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_they_agree_beyond_what_is_known(name, attn_parity, tmp_path):
     needs(TARGETS[name])
@@ -92,12 +106,13 @@ class _Sibling:
 def test_a_row_with_scales_is_off_by_one_step_at_most(steps, factor, kind, monkeypatch):
     """A kernel that multiplies by 1 / scale may be off by one step of a number, and not by two, nor in a scale."""
     target = TARGETS["vllm-reshape-and-cache"]
-    assert target.write_kv_cache is not None
+    write_kv_cache = target.write_kv_cache
+    assert write_kv_cache is not None
 
     def write(k, v, kv_cache, layer, slot_mapping):
         sibling = _Sibling(layer, kv_cache, steps, factor)
         monkeypatch.setattr("attn_fuzz.targets.others.vllm_package.load", lambda *names, **options: [sibling])
-        target.write_kv_cache(k, v, kv_cache, layer, slot_mapping)
+        write_kv_cache(k, v, kv_cache, layer, slot_mapping)
 
     case = Case(
         target=target.name,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Named
+from attn_amdgcn.instructions import modes
 from attn_amdgcn.instructions.forms import Step, check_count, own_step
 from attn_amdgcn.operands import unknown
 from attn_amdgcn.waves import EXEC, VCC, Waves
@@ -75,9 +76,11 @@ of arithmetic (LLVM pull request 170319)."""
 
 @own_step("s_setreg_imm32_b32")
 def setreg(instruction: Instruction, kernel: Kernel) -> Step:
-    """Fields of mode registers that change no value; any other field is refused."""
+    """Fields of mode registers that change no value, and FP16_OVFL; any other field is refused."""
     check_count(instruction, 2)
     field = instruction.operands[0].of
-    if not isinstance(field, Named) or field.text not in _SCHEDULING:
+    if isinstance(field, Named) and field.text == modes.FP16_OVFL:
+        modes.check_overflow(instruction, kernel)
+    elif not isinstance(field, Named) or field.text not in _SCHEDULING:
         raise unknown(instruction)
     return lambda waves: None

@@ -7,7 +7,12 @@ both halves: a float such as -1.0 is a bfloat16 in the lower half, and the upper
 AMD does not say where the sum is rounded. Here it is rounded once. Triton multiplies two bfloat16 by it, with zeros in all
 other places: one product is rounded once, wherever the rounding is.
 
-Source: "VOP3 Instructions" in AMD's RDNA3 ISA and in AMD's RDNA4 ISA; for constants getInlineEncodingV2BF16 in LLVM.
+v_dot2_f32_f16 and v_dot2c_f32_f16 add a float32 and the two products of float16, the lower halves' first. A denormal float32
+becomes 0, as a source and as the result, whatever the modes say. Each sum is rounded here, in the order of AMD's pseudocode;
+AMD does not say that hardware does so.
+
+Source: "VOP3 Instructions" in AMD's RDNA3 ISA and in AMD's RDNA4 ISA; "VOP2" and "VOP3P Instructions" in AMD's Instinct MI300
+ISA; in LLVM getInlineEncodingV2BF16 for constants, and performFMACombine for denormals.
 """
 
 from dataclasses import replace
@@ -15,8 +20,8 @@ from dataclasses import replace
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Operand, Register
 from attn_amdgcn.instructions.convert import bf16_to_f32, f32_to_bf16
-from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
-from attn_amdgcn.instructions.fused import dot2_to_odd
+from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step, vector
+from attn_amdgcn.instructions.fused import F16, F32, dot2_to_odd, fma32
 from attn_amdgcn.operands import KINDS, reads_bits, reads_vector, unknown, writes_vector
 from attn_amdgcn.waves import Waves
 
@@ -62,3 +67,16 @@ def _low(bits: np.ndarray) -> np.ndarray:
 
 def _high(bits: np.ndarray) -> np.ndarray:
     return (bits >> np.uint32(16)).astype(np.uint16)
+
+
+@vector("v_dot2_f32_f16", "f32 = b32 b32 f32")
+@vector("v_dot2c_f32_f16", "f32 = b32 b32 *f32")
+def dot2_f16(a, b, c):
+    total = _flushed(c)
+    for part in (_low, _high):
+        total = _flushed(fma32(part(a).view(F16).astype(F32), part(b).view(F16).astype(F32), total))
+    return total
+
+
+def _flushed(a: np.ndarray) -> np.ndarray:
+    return np.where(np.abs(a) < np.finfo(F32).tiny, np.copysign(F32(0), a), a)

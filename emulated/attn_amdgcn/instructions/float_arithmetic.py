@@ -25,6 +25,7 @@ from attn_amdgcn.instructions.forms import (
     with_signs,
 )
 from attn_amdgcn.instructions.fused import F16, F32, fma16, fma32, fma64
+from attn_amdgcn.instructions.modes import overflowing
 from attn_amdgcn.operands import KINDS, Read, reads_bits, reads_vector, unknown, writes_vector
 from attn_amdgcn.waves import Waves
 
@@ -148,6 +149,10 @@ def mix_source(instruction: Instruction, kernel: Kernel, i: int) -> Read:
     return lambda waves: signed(waves).astype(F32)
 
 
+def _narrow_sum(a, b, c):
+    return fma32(a, b, c).astype(F16)
+
+
 @own_step("v_fma_mix_f32 v_fma_mixlo_f16 v_fma_mixhi_f16")
 def fma_mix(instruction: Instruction, kernel: Kernel) -> Step:
     """A sum rounded to float32. mixlo and mixhi round it again, to float16, and write one half of the result's register."""
@@ -159,10 +164,10 @@ def fma_mix(instruction: Instruction, kernel: Kernel) -> Step:
         target = replace(target, of=replace(target.of, half="h"))
     kind = KINDS["f16" if short else "f32"]
     write, end = writes_vector(target, kind, kernel, keeps_half=True), finishes(instruction, kind)
+    total = overflowing(instruction, kernel, _narrow_sum) if short else fma32
 
     def step(waves: Waves) -> None:
-        value = fma32(*[read(waves) for read in reads])
-        value = value.astype(F16) if short else value
+        value = total(*[read(waves) for read in reads])
         write(waves, end(value) if end else value)
 
     return step

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Operand, Register
 from attn_amdgcn.errors import UnknownInstructionError
-from attn_amdgcn.instructions import dpp, sdwa
+from attn_amdgcn.instructions import dpp, modes, sdwa
 from attn_amdgcn.operands import (
     KINDS,
     Kind,
@@ -204,7 +204,7 @@ def parts(instruction: Instruction, kernel: Kernel) -> tuple[Callable[[Waves], A
     lanes = dpp.writes_lanes(instruction, kernel) if uses_dpp else None
     if lanes is not None and "mask" in results:
         raise unknown(instruction, "DPP that switches lanes off before a mask is written")
-    function = meaning.make(instruction, kernel)
+    function = modes.overflowing(instruction, kernel, meaning.make(instruction, kernel))
 
     compute = _computes(function, reads)
     if len(results) == 1 and finish[0] is None:

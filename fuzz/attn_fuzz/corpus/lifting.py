@@ -49,8 +49,9 @@ def _with_dtype(case: Case, support: Support) -> Case:
 
 
 def _with_causality(case: Case, support: Support) -> Case:
-    may_stay = "non_causal" in support.rules and (support.engine.mixed_alibi or not case.alibi_slopes)
-    if not case.non_causal or may_stay:
+    may_mix_alibi = support.engine.mixed_alibi or not case.alibi_slopes
+    may_mix_ranges = support.engine.mixed_ranges or not case.bidirectional_ranges
+    if not case.non_causal or ("non_causal" in support.rules and may_mix_alibi and may_mix_ranges):
         return case
     requests = tuple(replace(request, causal=True) for request in case.requests)
     return replace(case, requests=requests, per_request_causal=False)

@@ -6,6 +6,7 @@ This needs a process without Triton's interpreter: TRITON_INTERPRET must not be 
 import importlib
 import os
 import pickle
+import pkgutil
 import re
 import signal
 import sys
@@ -59,8 +60,24 @@ def compiled_kernel(kernel: Any, architecture: str, /, *arguments: Any, **named:
 
 def compiled(job: Job) -> Compiled:
     """Compile a job."""
-    kernel = getattr(importlib.import_module(job.module), job.kernel)
-    return launchable(*compiled_kernel(kernel, job.architecture, **job.arguments))
+    return launchable(*compiled_kernel(_kernel(job), job.architecture, **job.arguments))
+
+
+def _kernel(job: Job) -> Any:
+    """The kernel of a job, whose name may stand for what tunes it.
+
+    Raises:
+        ContractError: the job's modules do not have it.
+    """
+    if job.modules is None:
+        return getattr(importlib.import_module(job.module), job.kernel)
+    for module in pkgutil.resolve_name(job.modules)():
+        found = vars(module).get(job.kernel)
+        while found is not None and not isinstance(found, JITFunction):
+            found = getattr(found, "fn", None)
+        if found is not None and found.fn.__module__ == job.module:
+            return found
+    raise ContractError("Target.modules", f"modules without {job.module}.{job.kernel}", "the module of each kernel")
 
 
 def launchable(binary: Any, source: ASTSource) -> Compiled:

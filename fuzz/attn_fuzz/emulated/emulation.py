@@ -132,14 +132,19 @@ def job_of(call: KernelCall, architecture: str, sizes: Mapping[str, int] | None 
             storage of its own size.
     """
     given = sizes or {}
-    pointers = {
-        name: Pointer(tensor.dtype, _offset(tensor) % 16 == 0, given.get(name, tensor.untyped_storage().size()))
-        for name, tensor in call.tensors.items()
-        if tensor is not None
-    }
+    pointers = {name: pointer(tensor, given.get(name)) for name, tensor in call.tensors.items() if tensor is not None}
     function = call.launch.kernel.fn
     arguments = call.arguments | pointers | call.launch.constants | call.launch.options
     return Job(function.__module__, function.__name__, architecture, arguments)
+
+
+def pointer(tensor: torch.Tensor, size: int | None = None) -> Pointer:
+    """A tensor as the compiler looks at it.
+
+    Args:
+        size: bytes of its storage; default: those that it has.
+    """
+    return Pointer(tensor.dtype, _offset(tensor) % 16 == 0, tensor.untyped_storage().size() if size is None else size)
 
 
 def _storages(arguments: Mapping[str, Any]) -> dict[int, tuple[str, torch.UntypedStorage]]:

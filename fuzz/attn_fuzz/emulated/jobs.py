@@ -32,12 +32,14 @@ class Job(NamedTuple):
         module, kernel: where the kernel is found.
         architecture: such as "gfx942".
         arguments: by the kernel's names: pointers, numbers and None, then constants and the compiler's options.
+        modules: what returns modules that have the kernel, as `pkgutil.resolve_name` takes it. None: `module` can be imported.
     """
 
     module: str
     kernel: str
     architecture: str
     arguments: dict[str, Any]
+    modules: str | None = None
 
 
 class Compiled(NamedTuple):

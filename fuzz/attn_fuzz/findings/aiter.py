@@ -8,6 +8,7 @@ from attn_fuzz.findings.finding import Finding, is_nan, is_nan_before_windows
 
 if TYPE_CHECKING:
     from attn_fuzz.cases.case import Case
+    from attn_fuzz.verdict.verdict import Verdict
 
 KERNELS = "aiter/ops/triton/_triton_kernels/unified_attention.py"
 SEEN_IN = "amd-aiter 0.1.7.post2.dev18"
@@ -32,6 +33,11 @@ def _has_no_keys(case: "Case") -> bool:
 
 def _has_decodes(case: "Case") -> bool:
     return any(request.query_len == 1 for request in case.requests)
+
+
+def _overflows(case: "Case", verdict: "Verdict") -> bool:
+    """Whether an output is NaN where products of q and k may be beyond the range of float16."""
+    return is_nan(case, verdict) and case.dtype == "float16" and case.values is not None and case.values.kind == "extreme"
 
 
 def _is_decoder(config: AttentionConfig) -> bool:
@@ -154,11 +160,14 @@ CHUNKED_PREFILL = (
         name="aiter-chunked-rounded-products",
         what="A decode rounds each product of an element of q and one of k to 16 bits before the products are summed, and in "
         "float16 their sums as well. A logit is off by up to 2^-8 (bfloat16) or 2^-11 (float16) of the sum of the products' "
-        "magnitudes, and by more where float16 sums. Prefills in the same step sum exact products in float32.",
+        "magnitudes, and by more where float16 sums. Beyond 65504 the output is NaN. Prefills in the same step sum exact "
+        "products in float32.",
         cause="aiter/ops/triton/_triton_kernels/chunked_pa_prefill.py:144, _kernel_paged_attention_2d: `tl.sum(K * Q[:, None], "
         "axis=0)` multiplies in the dtype of q, and tl.sum adds float16 in float16.",
         seen_in=SEEN_IN,
-        explains=lambda case, verdict: verdict.kind in ("value", "bitwise") and _has_decodes(case),
+        explains=lambda case, verdict: (
+            _has_decodes(case) and (verdict.kind in ("value", "bitwise") or _overflows(case, verdict))
+        ),
     ),
 )
 

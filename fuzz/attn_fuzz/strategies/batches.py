@@ -87,7 +87,9 @@ def batches(
 
 def _causal_flags(support: Support, rules: set[str]) -> list[bool]:
     """What requests of a decoder may be: causal, or not."""
-    may_be_non_causal = "non_causal" in support.rules and (support.engine.mixed_alibi or "alibi_slopes" not in rules)
+    engine = support.engine
+    may_mix = {"alibi_slopes": engine.mixed_alibi, "bidirectional_ranges": engine.mixed_ranges}
+    may_be_non_causal = "non_causal" in support.rules and all(can for rule, can in may_mix.items() if rule in rules)
     return [flag for flag, can in ((True, support.causal), (False, may_be_non_causal)) if can]
 
 

@@ -5,6 +5,7 @@
 
 import functools
 from collections.abc import Iterable
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
@@ -129,6 +130,12 @@ def _missing(device: str) -> str | None:
         return str(error)
 
 
+def _modules() -> list[ModuleType]:
+    from attn_fuzz.targets.others import aiter_package
+
+    return aiter_package.load("unified_attention")
+
+
 AITER_UNIFIED_ATTENTION = Target(
     name="aiter-unified-attention",
     description="the Triton unified_attention of the installed AITER",
@@ -138,4 +145,5 @@ AITER_UNIFIED_ATTENTION = Target(
     unavailable=_missing,
     events=_events,
     findings=UNIFIED_ATTENTION,
+    modules=_modules,
 )

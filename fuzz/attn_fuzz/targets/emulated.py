@@ -1,12 +1,15 @@
 """The launches of AMD's GPUs, compiled and emulated: what the compiler made of the kernels runs, not the kernels' source.
 
-The host's code plans for the architecture as it would there. A compiled kernel is kept, and cases that share a layer share it.
+This project's host code plans for the architecture as it would there. A compiled kernel is kept, and cases that share a layer
+share it.
 """
 
 import dataclasses
+import functools
 import importlib.util
 import random
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from attn_contract import Batch, Layer
@@ -18,18 +21,24 @@ from attn_fuzz.targets.triton import TRITON, missing_triton
 from attn_fuzz.verdict.rounding import Rounding
 
 if TYPE_CHECKING:
+    from attn_amdgcn import Schedule
     from attn_optimized.kernel_call import KernelCall
     from attn_optimized.launch.plan import AttentionPlan
 
 COMPUTE_UNITS = 8
 """Few enough that splitting keys over them does not make more programs than are quickly emulated."""
 MOST_PARTS = 64
+STEPS_PER_LAYER = 8
+"""Compiling takes longer than most cases."""
 CHECKED = 0.3
 """The share of launches that run twice, in two orders, and in which races are looked for."""
 LARGE_SHARE = 0.3
 """The share of layers whose launches are compiled for storages that 32 bits do not address. That is other code, so it is chosen
 for a layer: a choice for each launch would compile most kernels twice."""
 _ORDERS = ("ascending", "descending", "drawn")
+_WITH_XF32 = ("gfx942",)
+"""Where Triton makes XF32 of a tl.dot of float32 that does not say how. How hardware rounds to XF32 is not published."""
+_FUNCTIONS = ("attention", "write_kv_cache", "write_latent_cache", "rope_and_write_kv_cache")
 
 
 def _support(device: str) -> Support:
@@ -38,7 +47,7 @@ def _support(device: str) -> Support:
         max_tokens=128,
         max_seq_len=256,
         head_sizes=(64, 80, 128),
-        steps_per_layer=8,
+        steps_per_layer=STEPS_PER_LAYER,
     )
 
 
@@ -121,6 +130,59 @@ def emulated(architecture: str) -> Target:
         forget=TRITON.forget,
         compiles=True,
     )
+
+
+def compiled_for(target: Target, value: str, architecture: str) -> Target:
+    """A target whose kernels are compiled for an architecture of AMD, and emulated. Its host's code runs as it is.
+
+    Args:
+        value: module and attribute of the target, as its entry point has them. Another process loads its kernels by them.
+    """
+
+    def emulating(function: Callable[..., None]) -> Any:
+        @functools.wraps(function)
+        def call(*arguments: Any, **options: Any) -> None:
+            from attn_fuzz.emulated.launches import emulated_launches
+
+            with emulated_launches(f"{value}.modules", architecture, _schedule(arguments)):
+                function(*arguments, **options)
+
+        return call
+
+    def support(device: str) -> Support:
+        declared = target.support(device)
+        dtypes = tuple(dtype for dtype in declared.dtypes if dtype != "float32" or architecture not in _WITH_XF32)
+        return dataclasses.replace(declared, dtypes=dtypes, steps_per_layer=max(STEPS_PER_LAYER, declared.steps_per_layer))
+
+    return dataclasses.replace(
+        target,
+        name=f"{target.name}@{architecture}",
+        description=f"{target.description}: compiled for {architecture}, the code emulated",
+        support=support,
+        rounding=lambda device: target.rounding("cuda"),
+        unavailable=lambda device: _missing(device) or target.unavailable(device),
+        compiles=True,
+        sanitizes=False,
+        **{field: emulating(function) for field in _FUNCTIONS if (function := getattr(target, field)) is not None},
+    )
+
+
+def _schedule(arguments: Iterable[object]) -> "Schedule":
+    """The order of what may run in any order: drawn by the metadata of a call, so that a case depends on itself alone.
+
+    Races are not looked for: two programs of somebody else's kernel may write the same row, and mean to.
+    """
+    from attn_amdgcn import Schedule
+
+    metadata: list[object] = []
+    for argument in arguments:
+        if isinstance(argument, Batch):
+            metadata += [argument.query_start_loc.tolist(), argument.seq_lens.tolist()]
+        elif isinstance(argument, torch.Tensor) and argument.dtype in (torch.int32, torch.int64):
+            metadata.append(argument.tolist())
+    choose = random.Random(repr(metadata))
+    waves = choose.choice(_ORDERS) if choose.random() < CHECKED else "together"
+    return Schedule(waves, choose.choice(_ORDERS), choose.randrange(1 << 31))
 
 
 TRITON_GFX90A = emulated("gfx90a")

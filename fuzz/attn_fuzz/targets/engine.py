@@ -37,6 +37,7 @@ class Engine:
             behind it, or be empty.
         signed_slopes: ALiBi slopes that are negative or 0.
         mixed_alibi: ALiBi with sinks or with ranges, or in steps that are not causal.
+        mixed_ranges: bidirectional ranges in steps that are not causal.
         more_queries_than_keys: requests of self-attention that have fewer keys than queries.
         contexts, prompts: requests of self-attention with keys of earlier steps, and without.
         query_lens: numbers of queries of the requests of a step. "equal": the same for all, as when drafts are verified. "one":
@@ -68,6 +69,7 @@ class Engine:
     ranges: tuple[RangeKind, ...] = ("any",)
     signed_slopes: bool = True
     mixed_alibi: bool = True
+    mixed_ranges: bool = True
     more_queries_than_keys: bool = True
     contexts: bool = True
     prompts: bool = True
@@ -161,6 +163,7 @@ def _mixes_alibi(case: Case) -> bool:
 _VALUES: Final[Mapping[str, Callable[[Case], Any]]] = {
     "one_token_windows": lambda case: case.window[0] == 0,
     "mixed_alibi": _mixes_alibi,
+    "mixed_ranges": lambda case: case.bidirectional_ranges and not all(request.causal for request in case.requests),
     "contexts": _has_context,
     "prompts": _has_prompt,
     "scale_signs": _sign,

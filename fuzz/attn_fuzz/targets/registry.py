@@ -6,6 +6,7 @@ A package adds one with
     my-kernel = "my_package.fuzzing:TARGET"
 
 and then `attn-parity fuzz --target my-kernel`; without one, `--target my_package.fuzzing:TARGET` does the same.
+`my-kernel@gfx942` is the target with its kernels compiled for gfx942, and emulated.
 """
 
 from importlib.metadata import EntryPoint, entry_points
@@ -43,6 +44,7 @@ def entry(name: str) -> EntryPoint:
     Raises:
         UnknownTargetError: there is none of that name.
     """
+    name = name.partition("@")[0]
     if ":" in name:
         if EntryPoint.pattern.match(name) is None:
             raise UnknownTargetError(f"target: got {name!r}, expected a name or module:attribute")
@@ -54,10 +56,11 @@ def entry(name: str) -> EntryPoint:
 
 
 def load(name: str) -> Target:
-    """Load a target by the name of its entry point, or as `module:attribute`.
+    """Load a target by the name of its entry point, or as `module:attribute`, and both with `@` and an architecture of AMD.
 
     Raises:
-        UnknownTargetError: there is none of that name, its module does not import, or it is no Target.
+        UnknownTargetError: there is none of that name, its module does not import, it is no Target, or it has no kernels that
+            can be compiled for the architecture.
     """
     named = entry(name)
     try:
@@ -66,7 +69,21 @@ def load(name: str) -> Target:
         raise UnknownTargetError(f"target {name}: it does not load: {type(error).__name__}: {error}") from error
     if not isinstance(target, Target):
         raise UnknownTargetError(f"target {name}: it is a {type(target).__name__}, expected an attn_fuzz.targets.Target")
-    return target
+    base, at, architecture = name.partition("@")
+    return _compiled_for(target, base, architecture) if at else target
+
+
+def _compiled_for(target: Target, name: str, architecture: str) -> Target:
+    from attn_amdgcn.program import ARCHITECTURES
+    from attn_fuzz.targets.emulated import compiled_for
+
+    if architecture not in ARCHITECTURES:
+        raise UnknownTargetError(f"target {name}@{architecture}: expected one of {', '.join(ARCHITECTURES)} behind the @")
+    if target.modules is None:
+        raise UnknownTargetError(
+            f"target {name}@{architecture}: {name} does not name the modules of its kernels (Target.modules)"
+        )
+    return compiled_for(target, entry(name).value, architecture)
 
 
 def usable(name: str, device: str) -> Target:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Literal, Protocol
 
 import msgspec
@@ -333,6 +334,8 @@ class Target:
         oracle: whether the reference judges the outputs. Without an oracle only memory and properties are checked, and sizes
             may be too large for the reference.
         findings: known bugs of the target (`attn_fuzz.findings.finding`).
+        modules: returns the modules of its Triton kernels, or modules that import the kernels by their names. `NAME@gfx942` is
+            then the same target with its kernels compiled for this architecture, and emulated. None: there is no such target.
         compiles: whether it compiles kernels for a GPU that is emulated. Compiling takes longer than the rest of a case, so
             `attn-parity mutate` leaves the target out unless it is named.
         sanitizes: whether its kernels are written in Triton and access only what `attn_fuzz.interpreted.permissions` allows.
@@ -356,6 +359,7 @@ class Target:
     properties: tuple[Property, ...] = ()
     oracle: bool = True
     findings: tuple[Finding, ...] = ()
+    modules: Callable[[], Iterable[ModuleType]] | None = None
     compiles: bool = False
     sanitizes: bool = False
 

@@ -11,6 +11,7 @@ not. So the declarations say what the docstrings and the asserts of the function
 """
 
 import dataclasses
+import functools
 
 import torch
 from attn_contract import AttentionType, Layout
@@ -141,6 +142,7 @@ AITER_PREFILL_ATTENTION = Target(
     rounding=lambda device: Rounding(keys_per_tile=128, dot_is_chained=device != "cpu", normalizes_first=True),
     refuses=False,
     unavailable=aiter_package.missing(*PREFILL),
+    modules=functools.partial(aiter_package.load, *PREFILL),
     dense_keys=lambda case: [True] * len(case.requests),
 )
 AITER_EXTEND_ATTENTION = Target(
@@ -151,6 +153,7 @@ AITER_EXTEND_ATTENTION = Target(
     rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu"),
     refuses=False,
     unavailable=aiter_package.missing(*EXTEND),
+    modules=functools.partial(aiter_package.load, *EXTEND),
     dense_keys=lambda case: [True] * len(case.requests),
 )
 AITER_MHA_VARLEN = Target(
@@ -161,4 +164,5 @@ AITER_MHA_VARLEN = Target(
     rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu"),
     refuses=False,
     unavailable=aiter_package.missing(*MHA),
+    modules=functools.partial(aiter_package.load, *MHA),
 )

@@ -163,6 +163,7 @@ AITER_MLA_DECODE = Target(
     refuses=False,
     rounding=lambda device: Rounding(keys_per_tile=32, splits=max(SPLITS), dot_is_chained=device != "cpu"),
     unavailable=aiter_package.missing(*DECODE),
+    modules=functools.partial(aiter_package.load, *DECODE),
 )
 AITER_MLA_DECODE_ROPE = dataclasses.replace(
     AITER_MLA_DECODE,
@@ -179,5 +180,6 @@ AITER_SPARSE_MLA = Target(
     refuses=False,
     rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu"),
     unavailable=aiter_package.missing(*SPARSE),
+    modules=functools.partial(aiter_package.load, *SPARSE),
     findings=SPARSE_MLA,
 )

@@ -7,11 +7,14 @@ pa_decode multiplies q by the scale and rounds the product to q's dtype, before 
 this rounding, so head sizes are powers of 4, whose scales are powers of 2. Its blocks are a power of two (it says
 KV_BLK_SZ_POW2 and hands over KV_BLK_SZ). K and V have the same strides. A request has at least one key.
 
+pa_prefill divides weights by the denominator of the keys so far before it rounds them (_triton_kernels/pa_prefill.py:184-203).
+
 pa_decode sums the weights of a tile after it has rounded them to the dtype of q, and so it sums them in this dtype
 (_triton_kernels/pa_decode.py:265-268 and :659-662): a tree of 64 keys rounds 6 times, and other orders more often.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import torch
@@ -166,6 +169,7 @@ AITER_PAGED_DECODE = Target(
     ),
     refuses=False,
     unavailable=aiter_package.missing(*DECODE),
+    modules=functools.partial(aiter_package.load, *DECODE),
     findings=PAGED_DECODE,
 )
 AITER_PAGED_PREFILL = Target(
@@ -173,9 +177,12 @@ AITER_PAGED_PREFILL = Target(
     description="AITER's Triton pa_prefill, which reads this step's keys from k and v",
     attention=foreign.with_nan_in_new_memory(_prefill),
     support=_prefill_support,
-    rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu", rounds_dequantized=True),
+    rounding=lambda device: Rounding(
+        keys_per_tile=64, dot_is_chained=device != "cpu", rounds_dequantized=True, normalizes_first=True
+    ),
     refuses=False,
     unavailable=aiter_package.missing(*PREFILL),
+    modules=functools.partial(aiter_package.load, *PREFILL),
     dense_keys=lambda case: [True] * len(case.requests),
     findings=PAGED_PREFILL,
 )
@@ -186,6 +193,7 @@ AITER_CHUNKED_PREFILL = dataclasses.replace(
     attention=foreign.with_nan_in_new_memory(_chunked),
     support=_chunked_support,
     unavailable=aiter_package.missing(*CHUNKED),
+    modules=functools.partial(aiter_package.load, *CHUNKED),
     dense_keys=lambda case: [request.query_len > 1 for request in case.requests],
     findings=CHUNKED_PREFILL,
 )

@@ -8,6 +8,7 @@ and has keys.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -83,6 +84,7 @@ VLLM_MERGE = _target(
     Merges(empty_lses=(-torch.inf, torch.inf), has_prefix_bound=True, has_output_scale=True),
     description="the Triton merge_attn_states of vLLM 0.33.0: parts of the keys by the reference, merged",
     unavailable=vllm_package.missing(*VLLM_MODULES),
+    modules=functools.partial(vllm_package.load, *VLLM_MODULES),
     findings=vllm.MERGE,
 )
 SGLANG_MERGE = _target(
@@ -91,5 +93,6 @@ SGLANG_MERGE = _target(
     TWO_STATES,
     description="the Triton merge_state of SGLang 0.5.23: parts of the keys by the reference, merged",
     unavailable=sglang_package.missing(*SGLANG_MODULES),
+    modules=functools.partial(sglang_package.load, *SGLANG_MODULES),
     findings=sglang.MERGE,
 )

@@ -10,6 +10,7 @@ row in another way at another place of its tile, so the steps are whole tiles.
 """
 
 import dataclasses
+import functools
 
 import torch
 from attn_contract import AttentionType, Batch, Layer
@@ -121,6 +122,7 @@ SGLANG_EXTEND_DETERMINISTIC = Target(
     rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu"),
     refuses=False,
     unavailable=sglang_package.missing(*EXTEND),
+    modules=functools.partial(sglang_package.load, *EXTEND),
     properties=(properties.batch_composition(), properties.chunked_prefill(lambda step: CHUNK)),
 )
 SGLANG_DECODE_DETERMINISTIC = Target(
@@ -131,6 +133,7 @@ SGLANG_DECODE_DETERMINISTIC = Target(
     rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu", splits=MAX_KV_SPLITS),
     refuses=False,
     unavailable=sglang_package.missing(*DECODE),
+    modules=functools.partial(sglang_package.load, *DECODE),
     properties=(properties.batch_composition(),),
     findings=DECODE_FINDINGS,
 )

@@ -5,6 +5,7 @@ Vision models call context_attention_fwd for q, k and v of all images of a step 
 """
 
 import dataclasses
+import functools
 
 import torch
 from attn_contract import AttentionType
@@ -83,6 +84,7 @@ SGLANG_ENCODER_ATTENTION = Target(
     rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu"),
     refuses=False,
     unavailable=sglang_package.missing(*EXTEND),
+    modules=functools.partial(sglang_package.load, *EXTEND),
 )
 SGLANG_VISION_ATTENTION = Target(
     name="sglang-vision-attention",
@@ -92,4 +94,5 @@ SGLANG_VISION_ATTENTION = Target(
     rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu", normalizes_first=True),
     refuses=False,
     unavailable=sglang_package.missing(*PREFILL),
+    modules=functools.partial(sglang_package.load, *PREFILL),
 )

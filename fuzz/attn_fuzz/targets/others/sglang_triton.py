@@ -12,6 +12,7 @@ reads this step's keys from k and v. The lines that are cited are those of the w
 `ATTN_PARITY_SGLANG=FOLDER` takes the sources of another release.
 """
 
+import functools
 from collections.abc import Iterable
 
 import torch
@@ -119,6 +120,7 @@ SGLANG_TRITON = Target(
     rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu", splits=MAX_KV_SPLITS),
     refuses=False,
     unavailable=sglang_package.missing(*MODULES),
+    modules=functools.partial(sglang_package.load, *MODULES),
     dense_keys=_dense_keys,
     events=_events,
     findings=TRITON,

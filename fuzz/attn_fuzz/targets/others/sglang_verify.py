@@ -6,6 +6,7 @@ prefix from the cache and the drafts from k and v. Its parts are memory of torch
 """
 
 import dataclasses
+import functools
 
 import torch
 from attn_contract import AttentionType
@@ -73,6 +74,7 @@ SGLANG_VERIFY_SPLITKV = Target(
     rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu", splits=17),
     refuses=False,
     unavailable=missing,
+    modules=functools.partial(sglang_package.load, *MODULES),
     dense_keys=lambda case: [True] * len(case.requests),
     forget=_forget,
     findings=VERIFY,

@@ -3,6 +3,8 @@
 Lines of v1/attention/backends/triton_attn.py: 782-796 are the call, 505-506 the window (W - 1, W - 1).
 """
 
+import functools
+
 from attn_contract import AttentionType
 from attn_fuzz import foreign
 from attn_fuzz.findings.vllm import ENCODER
@@ -61,5 +63,6 @@ VLLM_ENCODER_ATTENTION = Target(
     rounding=lambda device: Rounding(keys_per_tile=128, dot_is_chained=device != "cpu"),
     refuses=False,
     unavailable=vllm_package.missing(*MODULES),
+    modules=functools.partial(vllm_package.load, *MODULES),
     findings=ENCODER,
 )

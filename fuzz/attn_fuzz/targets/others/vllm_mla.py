@@ -5,6 +5,8 @@ LSE are zeros before the call, and the LSE has the dtype of q. Widths are those 
 first part of K, which is as wide as V for these alone.
 """
 
+import functools
+
 import torch
 from attn_contract import AttentionType, Layout
 from attn_fuzz.findings import vllm
@@ -74,5 +76,6 @@ VLLM_TRITON_MLA = Target(
     refuses=False,
     rounding=lambda device: Rounding(keys_per_tile=32, splits=max(SPLITS), rounds_dequantized=True),
     unavailable=vllm_package.missing(*MODULES),
+    modules=functools.partial(vllm_package.load, *MODULES),
     findings=vllm.TRITON_MLA,
 )

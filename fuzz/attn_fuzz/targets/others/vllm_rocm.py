@@ -8,6 +8,7 @@ causal (ops/prefix_prefill.py: context_attention_fwd), and a target of its own. 
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 
 from attn_contract import AttentionType, Layout
@@ -98,6 +99,7 @@ VLLM_ROCM_ATTENTION = Target(
     rounding=lambda device: Rounding(keys_per_tile=128, dot_is_chained=device != "cpu", rounds_dequantized=True),
     refuses=False,
     unavailable=vllm_package.missing(*MODULES),
+    modules=functools.partial(vllm_package.load, *MODULES, is_rocm=True),
     dense_keys=lambda case: [request.query_len > 1 for request in case.requests],
     events=_events,
     findings=ROCM_ATTN,

@@ -4,10 +4,12 @@ Lines of that file: 697-734 are the call, 655-657 and 738-748 take K and V from 
 is (W - 1, 0), which the kernel takes for (W - 1, W - 1) in steps that are not causal (ops/triton_attention_helpers.py:372-379).
 58-59 and 136 have the threshold and the number of segments of the 3D kernel, 321-337 the dtypes, 340 the blocks, 380 the head
 sizes. The engine sends no qq_bias. Models with ALiBi are causal decoders without sinks: the kernel adds slope * (j - p), which
-is no bias by distance where keys lie ahead.
+is no bias by distance where keys lie ahead. Models with ranges are causal, and with both the kernel does not compile: in
+triton_attention_helpers.py:361-398 the mask of one row grows in a loop.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 
 import torch
@@ -88,7 +90,7 @@ def _support(device: str) -> Support:
         output_dtypes=("fp8_e4m3fn",),
         head_sizes=(32, 64, 80, 96, 128),
         block_sizes=(16, 32, 48, 80, 544),
-        engine=dataclasses.replace(VLLM, mixed_alibi=False),
+        engine=dataclasses.replace(VLLM, mixed_alibi=False, mixed_ranges=False),
         tile_sizes=(16, 32),
         max_tokens=64,
         max_seq_len=256,
@@ -116,4 +118,5 @@ VLLM_UNIFIED_ATTENTION = Target(
     unavailable=vllm_package.missing(*MODULES),
     events=_events,
     findings=UNIFIED_ATTENTION,
+    modules=functools.partial(vllm_package.load, *MODULES),
 )

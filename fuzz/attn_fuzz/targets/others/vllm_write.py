@@ -8,6 +8,8 @@ The sibling multiplies by 1 / scale where the contract divides, rounds int8 half
 by two roundings. A row that keeps to this is replaced by the contract's; all other bytes are judged as the kernel left them.
 """
 
+import functools
+
 import attn_reference
 import torch
 from attn_contract import AttentionType, Layer, Layout
@@ -107,5 +109,6 @@ VLLM_WRITE = Target(
     rounding=lambda device: Rounding(keys_per_tile=64),
     refuses=False,
     unavailable=vllm_package.missing(*MODULES),
+    modules=functools.partial(vllm_package.load, *MODULES, is_rocm=True),
     findings=WRITE,
 )

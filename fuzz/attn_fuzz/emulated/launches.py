@@ -1,0 +1,73 @@
+"""Launches of interpreted kernels, whoever wrote them: another process compiles them for AMD, and the code is emulated."""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from attn_amdgcn import Fault, Schedule
+from attn_fuzz.emulated.compiler import ready
+from attn_fuzz.emulated.emulation import Inputs, inputs_of, pointer, run
+from attn_fuzz.emulated.jobs import Job
+from attn_fuzz.interpreted.sanitizer import Violation
+
+
+@contextmanager
+def emulated_launches(modules: str, architecture: str, schedule: Schedule) -> Iterator[None]:
+    """While this lasts, each launch of an interpreted kernel compiles it for an architecture, and emulates the code.
+
+    Args:
+        modules: what returns the modules that have the kernels, as of `Job`.
+        schedule: the order of waves and workgroups.
+
+    Raises (as the launches do):
+        Violation: the code did what it must not do.
+        CompilerError: the compiler refused the kernel.
+        attn_amdgcn.AmdgcnError: the code holds what the emulator does not know.
+    """
+    from triton.runtime.interpreter import InterpretedFunction
+
+    def launch(kernel: InterpretedFunction, *arguments: Any, grid: Any, warmup: bool, **named: Any) -> None:
+        if warmup:
+            return
+        values = _values(kernel, arguments, named)
+        programs: Sequence[int] = grid(values) if callable(grid) else grid  # pyright: ignore[reportAssignmentType]
+        if 0 in programs:
+            return
+        function = kernel.fn
+        options = {name: value for name, value in named.items() if name not in kernel.arg_names}
+        given = {name: _compiled_for(value) for name, value in values.items()}
+        job = Job(function.__module__, function.__name__, architecture, given | options, modules)
+        program, compiled = ready(job)
+        inputs = _with_whole_storages(inputs_of(values, programs, compiled.names))
+        inputs.arguments.extend([None] * compiled.scratch)
+        try:
+            run(program, inputs, lds_bytes=compiled.lds_bytes, schedules=[schedule])
+        except Fault as fault:
+            raise Violation(f"{function.__name__} for {architecture}: {fault}", "Fault") from fault
+
+    with mock.patch.object(InterpretedFunction, "run", launch):
+        yield
+
+
+def _values(kernel: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
+    """What each parameter of a kernel gets from a launch."""
+    parameters = inspect.signature(kernel.fn).parameters.items()
+    defaults = {name: each.default for name, each in parameters if each.default is not inspect.Parameter.empty}
+    by_name = {name: value for name, value in named.items() if name in kernel.arg_names}
+    return defaults | dict(zip(kernel.arg_names, arguments, strict=False)) | by_name
+
+
+def _with_whole_storages(inputs: Inputs) -> Inputs:
+    """The code may touch all of its tensors' storages: kernels of others read the rest of a block table's row.
+
+    What they write there, the case's guards show.
+    """
+    return inputs._replace(parts={name: [(0, len(contents))] for name, contents in inputs.buffers.items()})
+
+
+def _compiled_for(value: Any) -> Any:
+    """An argument as the compiler looks at it."""
+    return pointer(value) if isinstance(value, torch.Tensor) else value

@@ -1,0 +1,46 @@
+"""Modes of floats that a kernel sets for itself: FP16_OVFL, and what is refused."""
+
+import numpy as np
+import pytest
+from attn_amdgcn import UnknownInstructionError
+
+from tests.emulated.lines import ran
+
+LARGEST = np.float16(65504)
+OVERFLOW = "s_setreg_imm32_b32 hwreg(HW_REG_MODE, 23, 1), 1"
+INPUTS = np.zeros(64, np.float32)
+INPUTS[:6] = [1e5, -1e5, np.inf, -np.inf, np.nan, 1.5]
+
+
+def halves(text: str, **registers: object) -> np.ndarray:
+    after = ran(text, "gfx942", **registers)
+    return after.vector[0, 0, :6].astype(np.uint16).view(np.float16)
+
+
+def test_a_float16_that_overflows_becomes_the_largest_number_and_an_infinity_stays():
+    found = halves(f"{OVERFLOW}\nv_cvt_f16_f32_e32 v0, v1", v={1: INPUTS})
+    np.testing.assert_array_equal(found, np.array([LARGEST, -LARGEST, np.inf, -np.inf, np.nan, 1.5], np.float16))
+    found = halves(f"{OVERFLOW}\nv_fma_mixlo_f16 v0, v1, 2.0, neg(0)", v={1: INPUTS})
+    np.testing.assert_array_equal(found, np.array([LARGEST, -LARGEST, np.inf, -np.inf, np.nan, 3.0], np.float16))
+    found = halves("v_cvt_f16_f32_e32 v0, v1", v={1: INPUTS})
+    np.testing.assert_array_equal(found, np.array([np.inf, -np.inf, np.inf, -np.inf, np.nan, 1.5], np.float16))
+
+
+@pytest.mark.parametrize("narrow", ["v_pk_mul_f16 v0, v1, v1", "v_cvt_pk_fp8_f32 v0, v1, v1", "v_rcp_f16_e32 v0, v1"])
+def test_the_mode_is_refused_beside_narrow_results_of_which_it_is_not_known(narrow):
+    ran(f"{OVERFLOW}\nv_cvt_f32_f16 v0, v1\nv_mul_f32 v0, v1, v1\nv_cvt_f32_fp8 v0, v1", "gfx942")
+    with pytest.raises(UnknownInstructionError, match=rf"HW_REG_MODE, 23, 1.*: `{narrow}` beside it"):
+        ran(f"{OVERFLOW}\n{narrow}", "gfx942")
+
+
+def test_a_branch_may_lead_to_the_mode():
+    found = halves(f"s_branch .LBB0_0\n.LBB0_0:\n{OVERFLOW}\nv_cvt_f16_f32_e32 v0, v1", v={1: INPUTS})
+    assert found[0] == LARGEST
+
+
+@pytest.mark.parametrize("first", ["v_cvt_f16_f32_e32 v0, v1", "s_cbranch_scc0 .LBB0_1", "s_branch .LBB0_1"])
+def test_the_mode_is_refused_where_it_may_not_be_that_of_all_results(first):
+    with pytest.raises(UnknownInstructionError, match=r"HW_REG_MODE, 23, 1.*beside it"):
+        ran(f"{first}\n{OVERFLOW}\nv_cvt_f16_f32_e32 v0, v1\n.LBB0_1:", "gfx942")
+    with pytest.raises(UnknownInstructionError, match="HW_REG_MODE, 23, 1"):
+        ran("s_setreg_imm32_b32 hwreg(HW_REG_MODE, 23, 1), 0", "gfx942")
