@@ -66,8 +66,13 @@ STAND_INS |= {
     "vllm.v1.kv_cache_interface": {"KVQuantMode": MODES},
     "sglang.srt.environ": {"envs": None},
     "sglang.srt.utils": {"get_device_core_count": no, "is_hip": no, "is_gfx95_supported": no, "is_gfx1250_supported": no},
-    "aiter.ops.triton.utils.device_info": {"get_num_sms": lambda: 16},
-    "aiter.ops.triton.utils._triton.arch_info": {"get_arch": lambda: "gfx942", "is_fp8_avail": lambda: True},
+    "aiter.ops.triton.utils.device_info": {"get_num_sms": lambda: 16, "get_num_xcds": lambda: 8},
+    "aiter.ops.triton.utils._triton.arch_info": {
+        "get_arch": lambda: "gfx942",
+        "get_device": lambda: "MI300X",
+        "is_fp8_avail": lambda: True,
+    },
+    "aiter.ops.triton._triton_kernels.flash_attn_triton_amd": {"flash_attn_2": None, "flash_attn_3": None},
     "aiter.ops.triton._triton_kernels.flash_attn_triton_amd.utils": {"get_arch": lambda: MI300},
 }
 """What the files of kernels import and what asks for a GPU, where there is none."""

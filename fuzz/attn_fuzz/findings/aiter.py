@@ -7,11 +7,13 @@ from attn_contract import AttentionConfig, AttentionType
 from attn_fuzz.findings.finding import Finding, is_nan, is_nan_before_windows
 
 if TYPE_CHECKING:
-    from attn_fuzz.cases.case import Case
+    from attn_fuzz.cases.case import Case, Request
     from attn_fuzz.verdict.verdict import Verdict
 
 KERNELS = "aiter/ops/triton/_triton_kernels/unified_attention.py"
 SEEN_IN = "amd-aiter 0.1.7.post2.dev18"
+MHA_TILE_ROWS = 128
+"""Rows of q in one program of _attn_fwd."""
 SPLIT_KEYS = 512
 """The kernel never splits the keys of a sequence that has at most this many."""
 
@@ -38,6 +40,11 @@ def _has_decodes(case: "Case") -> bool:
 def _overflows(case: "Case", verdict: "Verdict") -> bool:
     """Whether an output is NaN where products of q and k may be beyond the range of float16."""
     return is_nan(case, verdict) and case.dtype == "float16" and case.values is not None and case.values.kind == "extreme"
+
+
+def _sees_no_tile(request: "Request") -> bool:
+    """Whether _attn_fwd has a tile of queries that sees no tile of keys."""
+    return request.causal and (not request.seq_len or request.query_len - request.seq_len >= MHA_TILE_ROWS)
 
 
 def _is_decoder(config: AttentionConfig) -> bool:
@@ -167,6 +174,20 @@ CHUNKED_PREFILL = (
         seen_in=SEEN_IN,
         explains=lambda case, verdict: (
             _has_decodes(case) and (verdict.kind in ("value", "bitwise") or _overflows(case, verdict))
+        ),
+    ),
+)
+MHA_VARLEN = (
+    Finding(
+        name="aiter-mha-lse-of-empty-requests",
+        what="A causal call with a request without a key, or with 128 or more queries that see none, writes 0 as the LSE of "
+        "rows behind this request: of later requests, or in the memory behind the last row.",
+        cause="aiter/ops/triton/_triton_kernels/mha.py:512, _attn_fwd: where no tile of keys is left, the store of the LSE is "
+        "masked by the longest request's queries, SEQLEN_Q, and not by this request's. `start_m * BLOCK_M > seqlen_q` (457) "
+        "lets a request without a query get there, too.",
+        seen_in=SEEN_IN,
+        explains=lambda case, verdict: (
+            verdict.kind in ("lse", "crashed", "hung", "raised", "sanitizer") and any(map(_sees_no_tile, case.requests))
         ),
     ),
 )

@@ -134,7 +134,7 @@ def run(name: str, *, sources: Path | None = None, architecture: str | None = No
 
 
 def mended(mends: Report, folder: Path) -> Path:
-    """A folder with a package's Python files, and the mends in the file at fault.
+    """A folder with a package's Python files and their configurations, and the mends in the file at fault.
 
     Raises:
         ValueError: the file has not the text that is to be changed.
@@ -143,7 +143,7 @@ def mended(mends: Report, folder: Path) -> Path:
     installed = foreign.sources(package)
     # the part of the package that scripts load
     part = "ops/triton" if package == "aiter" else "v1/attention" if package == "vllm" else "kernels/ops/attention"
-    shutil.copytree(installed / part, folder / package / part, ignore=_other_than_python)
+    shutil.copytree(installed / part, folder / package / part, ignore=_other_than_sources)
     for file in {mends.file, Path("sglang/srt/models/gemma2.py")} if package == "sglang" else ():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(installed.parent / file, folder / file)
@@ -157,8 +157,8 @@ def mended(mends: Report, folder: Path) -> Path:
     return folder
 
 
-def _other_than_python(folder: str, names: list[str]) -> list[str]:
-    return [name for name in names if Path(folder, name).is_file() and not name.endswith(".py")]
+def _other_than_sources(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if Path(folder, name).is_file() and not name.endswith((".py", ".json"))]
 
 
 def _shown(name: str) -> Shown:

@@ -16,6 +16,7 @@ import functools
 import torch
 from attn_contract import AttentionType, Layout
 from attn_fuzz import foreign
+from attn_fuzz.findings.aiter import MHA_VARLEN
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.others import aiter_package
 from attn_fuzz.targets.target import Support, Target
@@ -165,4 +166,5 @@ AITER_MHA_VARLEN = Target(
     refuses=False,
     unavailable=aiter_package.missing(*MHA),
     modules=functools.partial(aiter_package.load, *MHA),
+    findings=MHA_VARLEN,
 )
