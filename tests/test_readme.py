@@ -53,6 +53,8 @@ def test_how_many_findings_there_are():
         "twelve",
         "thirteen",
         "fourteen",
+        "fifteen",
+        "sixteen",
     )
     aiter, vllm, sglang = (words[findings.count(f"- Seen in: {package}")] for package in ("amd-aiter", "vllm", "sglang"))
     assert f"[{aiter} in AITER](docs/generated/findings.md), {vllm} in vLLM and {sglang} in SGLang" in README

@@ -55,6 +55,20 @@ UNIFIED_ATTENTION = (
         ),
     ),
     Finding(
+        name="vllm-narrow-scaled-weights",
+        what="In float16 with a cache that has a scale for each token and head, weights lose digits where the scale of V is "
+        "small: the product of a weight and a scale is rounded to float16, whose numbers below 6e-5 are denormal.",
+        cause=f"{UNIFIED}:588, kernel_unified_attention: the weights times the scales are rounded to the dtype of V, as small "
+        "as the scales are. A factor for each tile would keep them normal.",
+        seen_in=SEEN_IN,
+        explains=lambda case, verdict: (
+            verdict.kind in ("value", "bitwise")
+            and case.dtype == "float16"
+            and case.cache is not None
+            and case.cache.scales_tokens
+        ),
+    ),
+    Finding(
         name="vllm-split-without-keys",
         what="Where keys are split (the 3D kernel), a request with query tokens and no keys, as cross-attention may have, "
         "leaves its rows of the output unwritten. Where they are not split, the rows are 0.",

@@ -1,0 +1,38 @@
+"""TRITON_ATTN, a scale for each token and head, float16: a weight times a small scale is rounded to a denormal of float16.
+
+One query and one key. The weight is 1. V is 127 with a scale of 17.5 * 2^-24: 1.32 * 10^-4, which float16 has in steps of
+1/1000 and finer. Printed is the output in units of 10^-4.
+"""
+
+import torch
+from kernels import DEVICE, compare, ints, load
+
+HEAD_SIZE = 32
+module = load("vllm.v1.attention.ops.triton_unified_attention")
+q = torch.ones(1, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
+cache = torch.full((1, 16, 1, HEAD_SIZE), 127, dtype=torch.int8, device=DEVICE)
+scales = torch.full((1, 16, 1), 17.5 * 2.0**-24, device=DEVICE)
+out = torch.full_like(q, torch.nan)
+module.unified_attention(
+    q=q,
+    k=cache,
+    v=cache,
+    out=out,
+    cu_seqlens_q=ints(0, 1),
+    max_seqlen_q=1,
+    seqused_k=ints(1),
+    max_seqlen_k=1,
+    softmax_scale=1.0,
+    causal=True,
+    window_size=(-1, -1),
+    block_table=ints([0, 0, 0, 0]),
+    softcap=0,
+    q_descale=None,
+    k_descale=None,
+    v_descale=None,
+    kv_quant_mode=module.KVQuantMode.INT8_PER_TOKEN_HEAD,
+    k_scale_cache=scales,
+    v_scale_cache=scales,
+)
+value = cache[0, 0, 0, 0].float() * scales[0, 0, 0]
+compare(value * 1e4, out[0, 0, 0].float() * 1e4)
