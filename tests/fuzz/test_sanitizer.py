@@ -43,7 +43,7 @@ def sanitized(monkeypatch):
     for name in (*accesses._BUILDER_HOOKS, *accesses._ACCESS_HOOKS):
         monkeypatch.setattr(interpreter.InterpreterBuilder, name, getattr(interpreter.InterpreterBuilder, name))
     monkeypatch.setattr(interpreter.GridExecutor, "_init_args_hst", interpreter.GridExecutor._init_args_hst)
-    monkeypatch.setattr(sanitizer, "is_installed", False)
+    monkeypatch.setattr(sanitizer, "checks", "nothing")
     accesses.install()
     accesses.install()  # twice is once
 
@@ -354,6 +354,33 @@ def test_what_a_kernel_did_comes_out_whatever_the_target_makes_of_it(sanitized):
 
     with pytest.raises(ZeroDivisionError), sanitizer.watch(permissions):
         raises()
+
+
+@pytest.fixture
+def fenced(sanitized):
+    accesses.install("bounds")
+
+
+@pytest.mark.usefixtures("fenced")
+@pytest.mark.parametrize(("shift", "num_elements", "access"), [(9, 8, "load"), (-9, 8, "load"), (0, 24, "store")])
+def test_a_kernel_without_rights_is_held_to_the_memory_of_its_arguments(shift, num_elements, access):
+    source, target = torch.zeros(32 if access == "store" else 8), torch.zeros(8)
+    where = r"program \(0, 0, 0\): \d+ bytes (before|behind) the memory of (source|target)_ptr: outside of every argument$"
+    message = rf"^{access} at test_sanitizer.py:\d+ in copy_kernel, {where}"
+    with pytest.raises(sanitizer.Violation, match=message), sanitizer.watch(list) as watching:
+        copy_kernel[1,](source, target, shift, num_elements, SIZE=32)
+    assert watching.violation is not None
+    assert watching.violation.about == f"{access} of an address"
+
+
+@pytest.mark.usefixtures("fenced")
+def test_a_kernel_without_rights_may_touch_all_of_its_storages_and_race():
+    source, target = torch.arange(16.0)[4:12], torch.zeros(8)
+    with sanitizer.watch(list) as watching:
+        copy_kernel[1,](source, target, 4, 8, SIZE=32)
+        overlapping_kernel[4,](torch.zeros(64), SIZE=16)
+    assert watching.lanes == 2 * 8 + 4 * 16
+    assert target.tolist() == list(range(8, 16))
 
 
 def test_a_triton_that_moved_its_hooks_is_named(monkeypatch):

@@ -43,8 +43,8 @@ def _overflows(case: "Case", verdict: "Verdict") -> bool:
 
 
 def _sees_no_tile(request: "Request") -> bool:
-    """Whether _attn_fwd has a tile of queries that sees no tile of keys."""
-    return request.causal and (not request.seq_len or request.query_len - request.seq_len >= MHA_TILE_ROWS)
+    """Whether _attn_fwd has a tile of queries that sees no tile of keys, in a causal call."""
+    return not request.seq_len or request.query_len - request.seq_len >= MHA_TILE_ROWS
 
 
 def _is_decoder(config: AttentionConfig) -> bool:
@@ -159,7 +159,7 @@ CHUNKED_PREFILL = (
         "filter_by_query_len it returns for more than one query, and not for none.",
         seen_in=SEEN_IN,
         explains=lambda case, verdict: (
-            verdict.kind in ("value", "bitwise", "nan", "guard", "crashed")
+            verdict.kind in ("value", "bitwise", "nan", "guard", "crashed", "sanitizer")
             and any(request.query_len == 0 for request in case.requests)
         ),
     ),
@@ -187,7 +187,9 @@ MHA_VARLEN = (
         "lets a request without a query get there, too.",
         seen_in=SEEN_IN,
         explains=lambda case, verdict: (
-            verdict.kind in ("lse", "crashed", "hung", "raised", "sanitizer") and any(map(_sees_no_tile, case.requests))
+            verdict.kind in ("lse", "sanitizer")
+            and any(request.causal for request in case.requests) | bool(case.earlier)  # earlier calls may be causal
+            and any(map(_sees_no_tile, case.requests))
         ),
     ),
 )
@@ -229,7 +231,9 @@ MLA_DECODE_ROPE = (
         seen_in=SEEN_IN,
         link=None,
         meets=_is_latent,
-        explains=lambda case, verdict: is_nan(case, verdict) and (case.head_size - case.value_size).bit_count() > 1,
+        explains=lambda case, verdict: (
+            (is_nan(case, verdict) or verdict.kind == "sanitizer") and (case.head_size - case.value_size).bit_count() > 1
+        ),
     ),
 )
 SPARSE_MLA = (

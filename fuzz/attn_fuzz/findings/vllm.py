@@ -88,7 +88,7 @@ _EMPTY_REQUEST = Finding(
     "returns for more than one query, and not for none.",
     seen_in=SEEN_IN,
     explains=lambda case, verdict: (
-        verdict.kind in ("value", "bitwise", "exact", "nan", "guard", "crashed")
+        verdict.kind in ("value", "bitwise", "exact", "nan", "guard", "crashed", "sanitizer")
         and any(request.query_len == 0 for request in case.requests)
     ),
 )

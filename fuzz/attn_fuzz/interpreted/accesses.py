@@ -27,8 +27,11 @@ _BUILDER_HOOKS = {
 _ACCESS_HOOKS = ("create_masked_load", "create_masked_store", "create_atomic_rmw", "create_atomic_cas")
 
 
-def install() -> None:
+def install(checks: sanitizer.Checks = "rights") -> None:
     """Have Triton's interpreter report to the sanitizer, for the life of this process. Nothing is checked outside of a `watch`.
+
+    Args:
+        checks: what a `watch` checks.
 
     Raises:
         RuntimeError: Triton compiles in this process, or its interpreter lacks a method that is to be replaced.
@@ -47,7 +50,8 @@ def install() -> None:
         )
     if not knobs.runtime.interpret:
         raise RuntimeError("the sanitizer checks interpreted kernels: set TRITON_INTERPRET=1 before Triton is imported")
-    if sanitizer.is_installed:
+    was, sanitizer.checks = sanitizer.checks, checks
+    if was != "nothing":
         return
     assert builder is not None
     assert executor is not None
@@ -59,7 +63,6 @@ def install() -> None:
     builder.create_atomic_cas = _checking_cas(builder.create_atomic_cas)
     executor._init_args_hst = _announcing_launch(executor._init_args_hst)
     executor.__call__ = _without_modes(executor.__call__)
-    sanitizer.is_installed = True
 
 
 def _keeping_region(method: Any, operand: int, *, begins: bool) -> Any:
@@ -87,7 +90,7 @@ def _checking_load(create_masked_load: Any) -> Any:
     def load(builder: Any, pointers: Any, mask: Any, other: Any, *rest: Any, **named: Any) -> Any:
         if sanitizer.current is not None:
             sanitizer.current.check("load", pointers, mask.data, running.current.active)
-            if other is None and not mask.data.all():
+            if sanitizer.current.poisons and other is None and not mask.data.all():
                 other = _garbage(pointers)
         return create_masked_load(builder, pointers, mask, other, *rest, **named)
 

@@ -12,6 +12,9 @@ raises a Violation. There are five kinds:
     unwritten   the target allocated the memory, and nobody has written the element before it is read
     race        two programs of one launch write the element, or one program reads it and another program writes it
 
+Kernels that declare no such rights are held to a fence alone: an access outside of the memory of every argument of the launch
+is a Violation. What they write there is memory of this process, and a later case would pay for it.
+
 Memory that the call allocates may be read once it is written, by torch or by a kernel: `attn_fuzz.interpreted.unwritten` knows
 each byte. Memory that was allocated before the call counts as written. Atomic updates of one element by several programs are
 no race. An atomic update by one program and a load or store by another one are.
@@ -30,6 +33,8 @@ from attn_fuzz.interpreted.permissions import region as region_with
 from attn_fuzz.interpreted.unwritten import Unwritten
 
 Access = Literal["load", "store", "atomic"]
+Checks = Literal["nothing", "bounds", "rights"]
+"""What is checked of a kernel's accesses: nothing; that they lie in its arguments' memory; or what the call allows of them."""
 
 REGION = "region"
 """The attribute of the interpreter's pointers that holds the Region of the argument from which they were computed."""
@@ -52,8 +57,8 @@ class Violation(Exception):  # noqa: N818 - a fault of the kernel, not an error 
 
 
 @contextmanager
-def watch(permissions: Callable[[], Sequence[Region]]) -> Iterator["Watch"]:
-    """Check the kernels that are launched inside the `with`. Nothing is checked unless `accesses.install` was called.
+def watch(permissions: Callable[[], Sequence[Region]]) -> Iterator["Watch | Fence"]:
+    """Check the kernels that are launched inside the `with`, as `accesses.install` was told. Without it nothing is checked.
 
     Args:
         permissions: returns the regions of the call. It is called at the first launch, before a kernel has written anything.
@@ -64,10 +69,10 @@ def watch(permissions: Callable[[], Sequence[Region]]) -> Iterator["Watch"]:
     """
     global current
     memory = Unwritten()
-    watching = Watch(permissions, memory)
+    watching = Fence() if checks == "bounds" else Watch(permissions, memory)
     current = watching
     try:
-        with memory if is_installed else nullcontext():
+        with memory if checks == "rights" else nullcontext():
             yield watching
     finally:
         current = None
@@ -82,21 +87,118 @@ class _Lanes(NamedTuple):
     places: np.ndarray
 
 
-class Watch:
-    """Checks the launches of one call.
-
-    Args:
-        permissions: as for `watch`.
-        memory: what the call has allocated and not written.
+class _Launches:
+    """The launches of one call, one after the other.
 
     Attributes:
         lanes: how many addresses were checked so far.
         violation: the first forbidden access, or None.
     """
 
-    def __init__(self, permissions: Callable[[], Sequence[Region]], memory: Unwritten) -> None:
+    def __init__(self) -> None:
         self.lanes = 0
         self.violation: Violation | None = None
+
+    def _begin(self, kernel: str) -> None:
+        self._kernel = kernel
+        self.programs(np.zeros((1, 3), np.int32), (1, 1, 1))
+
+    def programs(self, indices: np.ndarray, grid_dim: tuple[int, int, int]) -> None:
+        """Note that the next programs of the launch begin, which run together.
+
+        Args:
+            indices: [programs, 3], of the grid.
+            grid_dim: the grid's sizes.
+        """
+        self._grid_dim = grid_dim
+        x, y, z = indices.T
+        self._programs = (x * grid_dim[1] + y) * grid_dim[2] + z + 1
+
+    def _enabled(
+        self, addresses: np.ndarray, mask: np.ndarray | None, active: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The addresses [n] of the lanes that access memory, and [n] the places of their programs, ascending."""
+        count = len(self._programs)
+        addresses = np.broadcast_to(addresses, (count, *addresses.shape[1:]))
+        places = np.broadcast_to(np.arange(count).reshape(-1, *[1] * (addresses.ndim - 1)), addresses.shape)
+        if active is not None:
+            addresses, places = addresses[active], places[active]
+            mask = mask[active] if mask is not None and len(mask) == count else mask
+        if mask is None or mask.all():
+            return addresses.ravel(), places.ravel()
+        enabled = np.broadcast_to(mask, addresses.shape)
+        return addresses[enabled], places[enabled]
+
+    def _index(self, program: int) -> tuple[int, int, int]:
+        _, num_y, num_z = self._grid_dim
+        xy, z = divmod(int(program) - 1, num_z)
+        return (*divmod(xy, num_y), z)
+
+    def _violate(self, access: Access, name: str, what: str, why: str, place: int) -> None:
+        program = self._index(int(self._programs[place]))
+        message = f"{access} at {_line()} in {self._kernel}, program {program}: {what}: {why}"
+        self.violation = Violation(message, f"{access} of {name}")
+        raise self.violation
+
+
+class Fence(_Launches):
+    """Holds the launches of one call to the storages of their arguments."""
+
+    poisons = False
+
+    def launch(self, kernel: str, arguments: dict[str, torch.Tensor]) -> None:
+        """As of `Watch`."""
+        self._begin(kernel)
+        storages = {tensor.untyped_storage().data_ptr(): (name, tensor) for name, tensor in arguments.items()}
+        self._begins = np.array(sorted(storages), np.uint64)
+        named = [storages[begin] for begin in sorted(storages)]
+        self._names = [name for name, _ in named]
+        self._ends = self._begins + np.array([tensor.untyped_storage().nbytes() for _, tensor in named], np.uint64)
+
+    def argument_of(self, pointers: Any) -> None:
+        """No argument: an address may lie in the memory of any."""
+
+    def check(self, access: Access, pointers: Any, mask: np.ndarray | None, active: np.ndarray | None = None) -> None:
+        """As of `Watch`.
+
+        Raises:
+            Violation: about the first lane whose address is in no argument's memory.
+        """
+        addresses, places = self._enabled(pointers.data, mask, active)
+        if not addresses.size:
+            return
+        self.lanes += addresses.size
+        width = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
+        addresses = addresses.astype(np.uint64)
+        storage = np.searchsorted(self._begins, addresses, side="right") - 1
+        inside = (storage >= 0) & (addresses + np.uint64(width) <= self._ends[storage])
+        if not inside.all():
+            lane = int(np.argmin(inside))
+            where = self._nearest(int(addresses[lane]), int(storage[lane]))
+            self._violate(access, "an address", where, _OUTSIDE, int(places[lane]))
+
+    def _nearest(self, address: int, before: int) -> str:
+        """An address in words, by the last storage that begins before it."""
+        if before < 0:
+            return f"{int(self._begins[0]) - address} bytes before the memory of {self._names[0]}"
+        return f"{address - int(self._ends[before])} bytes behind the memory of {self._names[before]}"
+
+
+_OUTSIDE = "outside of every argument"
+
+
+class Watch(_Launches):
+    """Checks the launches of one call.
+
+    Args:
+        permissions: as for `watch`.
+        memory: what the call has allocated and not written.
+    """
+
+    poisons = True
+
+    def __init__(self, permissions: Callable[[], Sequence[Region]], memory: Unwritten) -> None:
+        super().__init__()
         self._permissions = permissions
         self._known: Sequence[Region] | None = None
         self._memory = memory
@@ -110,8 +212,7 @@ class Watch:
         """
         if self._known is None:
             self._known = self._permissions()
-        self._kernel = kernel
-        self.programs(np.zeros((1, 3), np.int32), (1, 1, 1))
+        self._begin(kernel)
         self._writer: dict[int, np.ndarray] = {}
         self._reader: dict[int, np.ndarray] = {}
         self._updater: dict[int, np.ndarray] = {}
@@ -141,15 +242,7 @@ class Watch:
         return new
 
     def programs(self, indices: np.ndarray, grid_dim: tuple[int, int, int]) -> None:
-        """Note that the next programs of the launch begin, which run together.
-
-        Args:
-            indices: [programs, 3], of the grid.
-            grid_dim: the grid's sizes.
-        """
-        self._grid_dim = grid_dim
-        x, y, z = indices.T
-        self._programs = (x * grid_dim[1] + y) * grid_dim[2] + z + 1
+        super().programs(indices, grid_dim)
         self._requests = np.zeros(len(indices), np.int64)
 
     def argument_of(self, pointers: Any) -> Region | None:
@@ -189,22 +282,7 @@ class Watch:
                 addresses, places = addresses[~inside], places[~inside]
         if addresses.size:
             what = f"address {int(addresses[0]):#x}"
-            self._violate(access, "an address", what, "outside of every argument", int(places[0]))
-
-    def _enabled(
-        self, addresses: np.ndarray, mask: np.ndarray | None, active: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The addresses [n] of the lanes that access memory, and [n] the places of their programs, ascending."""
-        count = len(self._programs)
-        addresses = np.broadcast_to(addresses, (count, *addresses.shape[1:]))
-        places = np.broadcast_to(np.arange(count).reshape(-1, *[1] * (addresses.ndim - 1)), addresses.shape)
-        if active is not None:
-            addresses, places = addresses[active], places[active]
-            mask = mask[active] if mask is not None and len(mask) == count else mask
-        if mask is None or mask.all():
-            return addresses.ravel(), places.ravel()
-        enabled = np.broadcast_to(mask, addresses.shape)
-        return addresses[enabled], places[enabled]
+            self._violate(access, "an address", what, _OUTSIDE, int(places[0]))
 
     def _check_in(self, region: Region, access: Access, addresses: np.ndarray, places: np.ndarray, width: int) -> None:
         itemsize = region.tensor.element_size()
@@ -282,22 +360,11 @@ class Watch:
             return "another program"
         return f"program {self._index(program)}"
 
-    def _index(self, program: int) -> tuple[int, int, int]:
-        _, num_y, num_z = self._grid_dim
-        xy, z = divmod(int(program) - 1, num_z)
-        return (*divmod(xy, num_y), z)
 
-    def _violate(self, access: Access, name: str, what: str, why: str, place: int) -> None:
-        program = self._index(int(self._programs[place]))
-        message = f"{access} at {_line()} in {self._kernel}, program {program}: {what}: {why}"
-        self.violation = Violation(message, f"{access} of {name}")
-        raise self.violation
-
-
-current: Watch | None = None
-"""The watch of the call that is running in this process."""
-is_installed = False
-"""Whether `attn_fuzz.interpreted.accesses` reports to this module."""
+current: Watch | Fence | None = None
+"""What checks the call that is running in this process."""
+checks: Checks = "nothing"
+"""What `attn_fuzz.interpreted.accesses` was told to have checked."""
 
 
 def _only(rule: str) -> str:

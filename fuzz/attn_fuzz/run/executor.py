@@ -242,6 +242,8 @@ def _loaded(
         if mutant is not None:
             mutants.import_patched(mutant)
         target = registry.load(name)
+        if not sanitize and target.can_be_fenced(device):
+            accesses.install("bounds")
     except MutantError as error:
         connection.send(error)
     except Exception as error:

@@ -1,6 +1,7 @@
 """What a target is: functions that write a cache and attend, with a declaration of what they support and where they round."""
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from types import ModuleType
@@ -377,3 +378,8 @@ class Target:
     def can_be_sanitized(self, device: str) -> bool:
         """Whether `attn_fuzz.interpreted.sanitizer` can check its kernels there, which it does as they are interpreted."""
         return self.sanitizes and device == "cpu"
+
+    def can_be_fenced(self, device: str) -> bool:
+        """Whether its interpreted kernels are held to the memory of their arguments, where they declare no more."""
+        is_interpreted = device == "cpu" and not self.compiles and importlib.util.find_spec("triton") is not None
+        return is_interpreted and not self.sanitizes

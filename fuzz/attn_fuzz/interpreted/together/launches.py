@@ -66,7 +66,7 @@ def _run(builder: Any, kernel: Callable[..., Any], arguments: dict[str, Any], gr
         del queue[:at_once]
         running.current = Running(indices[chosen], kernel.__code__)
         builder.set_grid_idx(*map(int, indices[chosen[0]]))
-        watch = sanitizer.current if sanitizer.is_installed else None
+        watch = None if sanitizer.checks == "nothing" else sanitizer.current
         if watch is not None:
             watch.programs(indices[chosen], grid)
         try:
