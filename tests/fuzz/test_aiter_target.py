@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from attn_fuzz.cases import case_file
+from attn_fuzz.cases.tensors import build
 from attn_fuzz.findings.aiter import UNIFIED_ATTENTION
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.targets import registry
@@ -28,6 +30,12 @@ def test_where_it_is_missing_the_target_says_what_to_install(attn_parity, monkey
 def test_declarations_need_no_aiter():
     assert registry.load("aiter-unified-attention") is AITER_UNIFIED_ATTENTION
     assert "non_causal" not in AITER_UNIFIED_ATTENTION.support("cpu").rules
+
+
+def test_a_step_of_more_heads_than_rows_of_a_tile_has_events(step_case):
+    for group_size in (1, 16, 17, 33):
+        step = build(msgspec.structs.replace(step_case, group_size=group_size, requests=step_case.requests[:0]), "cpu")
+        assert list(AITER_UNIFIED_ATTENTION.events(step)) == []
 
 
 @needs_aiter

@@ -95,7 +95,8 @@ def _events(step: Step) -> Iterable[str]:
 
     layer, batch = step.layer, step.batch
     group = layer.num_heads // layer.num_kv_heads
-    programs = layer.num_kv_heads * (batch.num_actual_tokens // (16 // group) + batch.num_requests)
+    rows = max(16, 1 << (group - 1).bit_length())
+    programs = layer.num_kv_heads * (batch.num_actual_tokens // (rows // group) + batch.num_requests)
     units = COMPUTE_UNITS if step.q.device.type == "cpu" else compute_units_of(step.q.device)
     is_split = layer.window[0] < 0 and batch.max_seq_len > SPLIT_KEYS and programs <= 4 * units
     return ["split"] if is_split else []
