@@ -54,7 +54,7 @@ def unified(aiter: Any, q, kv_cache, layer, batch, *, out, lse) -> None:
     _refuse_without_a_cache(kv_cache, layer)
     attend = functools.partial(aiter_adapter.unified_attention, aiter, q, kv_cache, layer, batch, out=out, lse=lse)
     attend(validate=True)
-    if layer.output_scale is not None:  # which type the GPU's own float8 is, is asked of the GPU
+    if q.device.type == "cpu" and layer.output_scale is not None:  # which type the GPU's own float8 is, is asked of the GPU
         no_interpreter.check(attend, q.dtype)
 
 
@@ -196,20 +196,21 @@ def _check_few_keys(
     if not rows:
         return
     keys = arguments["k"].new_zeros(num_requests * num_keys, layer.num_kv_heads, layer.head_size)
+    device = keys.device
     few = {
         "k": keys,
         "v": torch.ones_like(keys),
-        "key_start_loc": torch.arange(num_requests + 1, dtype=torch.int32) * num_keys,
+        "key_start_loc": torch.arange(num_requests + 1, dtype=torch.int32, device=device) * num_keys,
         "max_key_len": num_keys,
         "out": torch.empty_like(arguments["q"]),
-        "lse": torch.empty(layer.num_heads, rows),
+        "lse": torch.empty(layer.num_heads, rows, device=device),
     }
     prefill(**{**arguments, **few})
     # of each query, how many queries of its request come after it: as far is it to the left of the key
-    after = torch.repeat_interleave(arguments["query_start_loc"][1:], query_lens) - torch.arange(rows) - 1
+    after = torch.repeat_interleave(arguments["query_start_loc"][1:], query_lens) - torch.arange(rows, device=device) - 1
     right = 0 if causal else layer.window[1]
     sees = (num_keys > 0) & (after <= (right if right != UNLIMITED else rows))
-    without = torch.full((layer.num_heads,), -torch.inf) if layer.sinks is None else layer.sinks.float()
+    without = keys.new_full((layer.num_heads,), -torch.inf, dtype=torch.float32) if layer.sinks is None else layer.sinks.float()
     wrong = f"{num_keys} keys, seen by rows {sees.tolist()}: got the LSE {few['lse'].tolist()}"
     assert torch.equal(few["lse"][:, ~sees], without[:, None].expand_as(few["lse"])[:, ~sees]), wrong
     assert not few["out"][~sees].any(), f"{wrong}, and an output of rows that see none"

@@ -92,7 +92,7 @@ def _check_phases(batch: Batch) -> None:
     choose = random.Random(repr((query_lens.tolist(), context_lens.tolist())))
     most = choose.choice((1, 2, 7, 16 * len(query_lens) + 1))
     metadata = named("ROCM_AITER_FA")().builder(AttentionType.DECODER, context_chunk_keys=most).build(common)
-    rows = torch.arange(int(batch.query_start_loc[-1]))
+    rows = torch.arange(int(batch.query_start_loc[-1]), device=query_lens.device)
     phases = [phase.rows for phase in (metadata.decode, metadata.extend, metadata.prefill) if phase is not None]
     taken = torch.cat([rows[:0], *(rows[phase] for phase in phases)])
     assert torch.equal(taken.sort().values, rows), f"phases take rows {taken.tolist()} of {len(rows)}"
