@@ -15,6 +15,7 @@ import click
 from attn_fuzz import outputs, report
 from attn_fuzz.corpus import files
 from attn_fuzz.errors import ExecutorError
+from attn_fuzz.report.drawn import drawn
 from attn_fuzz.report.hunted import Distinct, Hunted, declarations
 from attn_fuzz.run import runner, sources
 from attn_fuzz.run.hunt import SHARD_EXAMPLES, Entry, Hunt
@@ -225,6 +226,9 @@ def _hunt(hunt: Hunt, files_of: _Files, plan: FuzzPlan, workers: int, json_file:
         error=outcome.error,
     )
     _tell(hunted)
+    for target, shards in hunted.targets.items():
+        for line in drawn(shards, registry.load(target).support(plan.device)).rejections:
+            results.print(f"{target}: {line}", soft_wrap=True)
     for path in files_of.declared(failures, errors):
         results.print(f"declarations as findings: {path}", soft_wrap=True)
     results.print(hunted.sentence, soft_wrap=True)

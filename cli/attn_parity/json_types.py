@@ -105,13 +105,15 @@ class Fuzz(TypedDict):
 class HuntCounts(TypedDict):
     """Cases of a target: past cases, drawn ones, those that it refuses, new failures, and failures by known findings.
 
-    `known_after` says for each of these findings how many cases had been drawn when the first of its failures was.
+    `rejected` counts by reason cases that were drawn and thrown away, which are not `examples`. `known_after` says for each
+    of these findings how many cases had been drawn when the first of its failures was.
     """
 
     replayed: int
     examples: int
     refused: int
     failing: int
+    rejected: dict[str, int]
     known: dict[str, int]
     known_after: dict[str, int]
 

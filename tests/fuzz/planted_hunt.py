@@ -42,3 +42,8 @@ THREE = dataclasses.replace(
 )
 HIDING = dataclasses.replace(THREE, name="planted-hiding", attention=one_hides_the_other)
 SOUND = dataclasses.replace(THREE, name="planted-sound", attention=attend)
+PICKY = dataclasses.replace(
+    SOUND,
+    name="planted-picky",
+    support=lambda device: dataclasses.replace(SUPPORT, exclude=lambda case: "fused qkv" if case.fused_qkv else None),
+)

@@ -340,6 +340,17 @@ def test_where_nothing_fails_it_ends_with_0(attn_parity, tmp_path):
     assert check("hunt", (tmp_path / "hunt.json").read_text())["failures"] == []
 
 
+def test_what_is_thrown_away_is_said_and_counted_by_target(attn_parity, tmp_path):
+    options = ("--examples", 25, "--seed", 1, "--workers", 1, "--corpus", "none", "--json", "hunt.json")
+    run = attn_parity("hunt", "planted_hunt:SOUND", "planted_hunt:PICKY", *options)
+    targets = check("hunt", (tmp_path / "hunt.json").read_text())["targets"]
+    lost = targets["planted_hunt:PICKY"]["rejected"]["excluded: fused qkv"]
+    assert lost > 0
+    assert f"planted_hunt:PICKY: thrown away: {lost} of {25 + lost} cases drawn: {lost} excluded: fused qkv" in run.out
+    assert "planted_hunt:SOUND: thrown away" not in run.out
+    assert "excluded: fused qkv" not in targets["planted_hunt:SOUND"]["rejected"]
+
+
 def test_one_that_is_interrupted_reports_what_it_found(tmp_path, child_environment):
     command = [sys.executable, "-m", "attn_parity", "hunt", THREE, "--minutes", "60", "--seed", "1", "--workers", "1"]
     command += ["--json", "hunt.json", "--report", "found", "--corpus", "none"]

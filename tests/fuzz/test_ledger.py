@@ -25,8 +25,8 @@ def test_a_known_finding_is_counted_and_is_no_failure(fuzz_here):
 
 def test_a_hunt_counts_the_cases_of_earlier_shards_before_the_first_that_a_finding_explains():
     shards = [
-        Progress(examples=25),
-        Progress(examples=25, known={"one": 2}, known_after={"one": 3}),
+        Progress(examples=25, rejected={"a": 1, "b": 2}),
+        Progress(examples=25, rejected={"a": 4}, known={"one": 2}, known_after={"one": 3}),
         Progress(examples=25, known={"one": 4, "two": 1}, known_after={"one": 1, "two": 20}),
     ]
     hunted = Hunted(
@@ -40,7 +40,9 @@ def test_a_hunt_counts_the_cases_of_earlier_shards_before_the_first_that_a_findi
         interrupted=False,
         error=None,
     )
-    assert hunted.to_json()["targets"]["t"]["known_after"] == {"one": 28, "two": 70}
+    counts = hunted.to_json()["targets"]["t"]
+    assert counts["known_after"] == {"one": 28, "two": 70}
+    assert counts["rejected"] == {"a": 5, "b": 2}
 
 
 def test_it_hides_no_other_failure_and_does_not_shrink_into_itself(fuzz_here):

@@ -38,9 +38,11 @@ class Drawn(NamedTuple):
     @property
     def lines(self) -> list[str]:
         """For the end of a run: what was thrown away, a warning if it was much, and what was not drawn."""
-        return [*self._rejections(), *self._missing()]
+        return [*self.rejections, *self._missing()]
 
-    def _rejections(self) -> list[str]:
+    @property
+    def rejections(self) -> list[str]:
+        """What was thrown away, and a warning if it was much."""
         lost = {reason: count for reason, count in self.rejected.items() if reason != SUPPORTED}
         if not lost:
             return []

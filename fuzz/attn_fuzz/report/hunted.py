@@ -115,11 +115,13 @@ class Hunted:
 
 def _counts(shards: Sequence[Progress]) -> dict[str, Any]:
     known: Counter[str] = sum((Counter(p.known) for p in shards), Counter())
+    rejected: Counter[str] = sum((Counter(p.rejected) for p in shards), Counter())
     return {
         "replayed": sum(p.replayed for p in shards),
         "examples": sum(p.examples for p in shards),
         "refused": sum(p.refused for p in shards),
         "failing": sum(len(p.passed) for p in shards),
+        "rejected": dict(rejected.most_common()),
         "known": dict(known),
         "known_after": _known_after(shards),
     }
