@@ -133,8 +133,8 @@ def _theorem(name: str, says: str, claims: Any, place: str, find: str, replace: 
 THEOREMS = (
     _theorem(
         "read", "What is read of K and V lies inside of the cache, for all sizes and strides, in each layout.", _read,
-        f"{KERNELS}.load.load_rows", "tl.arange(0, KIND.block_d)[None, :] < KIND.first_size",
-        "tl.arange(0, KIND.block_d)[None, :] <= KIND.first_size",
+        f"{KERNELS}.load.load_rows", "tl.arange(0, KIND.block_v)[None, :] < KIND.value_size",
+        "tl.arange(0, KIND.block_v)[None, :] <= KIND.value_size",
     ),
     _theorem(
         "written", "What is written of K and V lies inside of the cache, for all sizes and strides, in each layout.", _written,
@@ -142,6 +142,6 @@ THEOREMS = (
     ),
     _theorem(
         "rows", "q is read, and the output and the LSE are written, inside of their tensors.", _rows,
-        f"{KERNELS}.query_tiles.rows_of_tile", "(row >= 0) & (row < sizes.num_tokens)", "row < sizes.num_tokens + 1",
+        f"{KERNELS}.load.load_queries", "dim < KIND.first_size", "dim <= KIND.first_size",
     ),
 )  # fmt: skip
