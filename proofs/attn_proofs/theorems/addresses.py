@@ -226,12 +226,12 @@ def _case(layout: str, **fields: Any):
         wide: dict[str, Any] = {
             "block_size": 48,
             "layout": Layout(layout),
-            "num_kv_heads": 2,
+            "num_kv_heads": model.within("kv_head", 1, 3) + 1,
             "head_size": 64 if layout in X_PACKED else 12,
             "padding": 8,
         }
         arguments: dict[str, Any] = wide | {"scale": 0.25} | fields
-        return paged([(20, 150), (3, 40)], **arguments)
+        return paged([(20, model.within("key", 120, 300)), (3, 40)], **arguments)
 
     return case
 

@@ -121,9 +121,9 @@ def _rows(sources: Sources) -> Iterator[Claim]:
 
 
 def _case(model: Model) -> Case:
-    return paged(
-        [(20, 150), (3, 40)], layout=Layout.BLOCKS_FIRST_NHD, block_size=48, num_kv_heads=2, head_size=12, padding=8, scale=0.25
-    )
+    heads, keys = model.within("num_kv_heads", 2, 4), model.within("key", 120, 300)
+    fields: dict[str, Any] = {"layout": Layout.BLOCKS_FIRST_NHD, "block_size": 48, "head_size": 12, "padding": 8}
+    return paged([(20, keys), (3, 40)], num_kv_heads=heads, scale=0.25, **fields)
 
 
 def _theorem(name: str, says: str, claims: Any, place: str, find: str, replace: str) -> Theorem:

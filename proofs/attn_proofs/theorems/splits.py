@@ -14,7 +14,7 @@ from attn_proofs import inputs
 from attn_proofs.counterexamples import paged
 from attn_proofs.extract import Access, Extraction
 from attn_proofs.loops import Turn
-from attn_proofs.scenes import ATTEND_TILE, BLOCK_M
+from attn_proofs.scenes import ATTEND_TILE, BLOCK_M, INTERPRETED_BLOCK_N
 from attn_proofs.sources import Sources
 from attn_proofs.theorem import Claim, Model, Term, Theorem
 from attn_proofs.values import NEGATIVE_INFINITY, Record, Tensor, as_tensor, integers, memory, number, symbol
@@ -42,7 +42,7 @@ def _cover(sources: Sources) -> Iterator[Claim]:
     products = extraction.products
     facts = [*products.apart(most, owner, SPLITS), *products.apart(SPLITS, ceiling, most), *products.apart(most, owner, SPLIT)]
     given = (*GIVEN, PLACE >= 0, PLACE < COUNT, *facts, *products.apart(SPLITS, z3.IntVal(0), ceiling))
-    small = (COUNT == 8, SPLITS == 4, z3.Int("tiles_per_split") == 2, *products.exactly)
+    small = (COUNT >= 8, COUNT <= 12, SPLITS == 4, z3.Int("tiles_per_split") == 2, *products.exactly)
     yield Claim("the split that has a tile is one of the splits", (*given, *extraction.assumptions), z3
         .And(owner >= 0, owner < SPLITS),
                 small, extraction.lines)  # fmt: skip
@@ -199,8 +199,11 @@ def _what_was_written(sources: Sources) -> Iterator[Claim]:
 
 
 def _split(model: Model) -> Case:
-    """Two requests of few queries, of which one has keys enough for several parts and one has not."""
-    return paged([(1, 500), (1, 190), (2, 260)], scale=0.25, num_kv_heads=1, group_size=3)
+    """Requests of few queries, of which one has keys enough for several parts and one has not. The longest has as many tiles of
+    keys as the counterexample."""
+    keys = INTERPRETED_BLOCK_N * model.within(COUNT, 6, 12) - 12
+    heads = model.within("num_heads", 2, 4)
+    return paged([(1, keys), (1, 190), (2, 260)], scale=0.25, num_kv_heads=1, group_size=heads)
 
 
 def _theorem(name: str, says: str, claims: Any, place: str, find: str, replace: str) -> Theorem:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import z3
-from attn_fuzz.cases.case import Case
 from attn_fuzz.zoo.patches import Patch
 from attn_proofs import inputs
 from attn_proofs.counterexamples import of_scene, paged
@@ -16,9 +15,9 @@ from attn_proofs.extract import Extraction
 from attn_proofs.kernels import run_kernel
 from attn_proofs.scenes import BLOCK_M, scene
 from attn_proofs.sources import Sources
-from attn_proofs.theorem import Claim, Model, Theorem
+from attn_proofs.theorem import Claim, Theorem
 from attn_proofs.theorems import writer
-from attn_proofs.theorems.programs import inverse_of, max_rows
+from attn_proofs.theorems.programs import inverse_of, max_rows, one_tile
 from attn_proofs.values import RANGES, Record, as_tensor, integers, symbol
 
 INT32_MAX = 2**31 - 1
@@ -153,19 +152,16 @@ _SIZES = (
 )
 
 
-def _far(target: str, **fields: Any):
-    def case(model: Model) -> Case:
-        made: dict[str, Any] = {"target": target, "num_kv_heads": 2, "head_size": 16, "scale": 0.25}
-        return paged([(20, 150), (3, 40)], **made | fields)
-
-    return case
+def _far(target: str, requests: list[tuple[int, int]]):
+    """The target puts rows 2^32 units apart: no number of the counterexample is left to choose."""
+    return lambda model: paged(requests, target=target, num_kv_heads=2, head_size=16, scale=0.25)
 
 
 THEOREMS = (
     Theorem(
         name="widths.rows",
         says="Queries, heads and rows of a tile fit the 32 bits that `rows_of_tile` holds them in, for each group.",
-        claims=_rows_fit, case=lambda model: paged([(10, 30), (7, 50)], scale=0.25),
+        claims=_rows_fit, case=one_tile,
         mutant=(
             Patch(f"{KERNELS}.query_tiles.rows_of_tile", "(tile_row * sizes.group_inverse) >> 16",
                 "(tile_row * (sizes.group_inverse * 1024)) >> 26"),
@@ -174,21 +170,21 @@ THEOREMS = (
     Theorem(
         name="widths.writer",
         says="write_kv_cache computes no number in 32 bits that may not fit: tokens, heads and slots are of 64 bits.",
-        claims=_offsets_fit(_written), case=_far("triton-far"),
+        claims=_offsets_fit(_written), case=_far("triton-far", [(20, 150), (3, 40)]),
         mutant=(Patch(f"{KERNELS}.write_kv_cache.write_kv_cache_kernel", "tl.program_id(0).to(tl.int64)", "tl.program_id(0)"),),
     ),
     Theorem(
         name="widths.reduction",
         says="The reduction computes no number in 32 bits that may not fit: its tokens, heads, rows and parts are of 64 bits.",
         assumes="At most 2^20 parts.",
-        claims=_offsets_fit(_reduced), case=_far("triton-far"),
+        claims=_offsets_fit(_reduced), case=_far("triton-far", [(20, 150), (3, 40)]),
         mutant=(Patch(f"{KERNELS}.reduce_parts.reduce_parts_kernel", "tl.program_id(0).to(tl.int64)", "tl.program_id(0)"),),
     ),
     Theorem(
         name="widths.merges",
         says="The merges of parts and of two states compute no number in 32 bits that may not fit.",
         assumes="At most 2^20 parts.",
-        claims=_offsets_fit(_merged_parts, _merged_states), case=_far("triton-merge-parts"),
+        claims=_offsets_fit(_merged_parts, _merged_states), case=_far("triton-merge-parts", [(4, 60), (3, 40)]),
         mutant=(
             Patch(f"{KERNELS}.merge_attn_parts.merge_attn_parts_kernel", "tl.program_id(0).to(tl.int64)", "tl.program_id(0)"),
         ),

@@ -134,12 +134,13 @@ def _case(layout: str, **fields: Any):
     def case(model: Model) -> Case:
         wide: dict[str, Any] = {
             "layout": Layout(layout),
-            "num_kv_heads": 2,
+            "num_kv_heads": model.within("num_kv_heads", 2, 5),
             "head_size": 64 if layout.startswith(("X_", "SH")) else 12,
             "padding": 8,
         }
         arguments: dict[str, Any] = wide | {"scale": 0.25} | fields
-        return paged([(20, 40), (33, 40)], **arguments)
+        queries = model.within("num_mapped", 20, 40)
+        return paged([(queries, 40), (33, 40)], **arguments)
 
     return case
 
