@@ -7,6 +7,7 @@ from typing import Any
 from attn_contract import AttentionType, Layout
 from attn_fuzz.cases.case import Cache, Case, Request, Values
 from attn_fuzz.run.executor import Executor
+from attn_fuzz.targets import registry
 from attn_fuzz.verdict.verdict import Verdict
 from attn_fuzz.zoo.mutants import Mutant
 from attn_proofs.theorem import Model
@@ -18,9 +19,10 @@ SECONDS = 60.0
 
 def run(case: Case, mutant: Mutant | None) -> Verdict:
     """The verdict on a case of the source as it ships, or with a mutant's change."""
+    sanitize = registry.load(case.target).can_be_sanitized("cpu")
     with (
         tempfile.TemporaryDirectory() as folder,
-        Executor(case.target, "cpu", SECONDS, Path(folder, "in-flight.json"), mutant=mutant, sanitize=True) as executor,
+        Executor(case.target, "cpu", SECONDS, Path(folder, "in-flight.json"), mutant=mutant, sanitize=sanitize) as executor,
     ):
         return executor.run(case)
 

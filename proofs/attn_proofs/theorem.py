@@ -53,6 +53,10 @@ class Model:
         value: Any = self.model.eval(term, model_completion=True)
         return value.as_long()
 
+    def within(self, name: str | Term, least: int, most: int) -> int:
+        """A number, or the nearest one that a small case can have: a theorem holds of sizes that no case has."""
+        return min(max(self(name), least), most)
+
     def holds(self, name: str | Term) -> bool:
         """A condition, by its name or its term."""
         term = z3.Bool(name) if isinstance(name, str) else name

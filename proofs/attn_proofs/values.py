@@ -15,7 +15,7 @@ RANGES = {"int32": (-(2**31), 2**31 - 1), "int64": (-(2**63), 2**63 - 1), "uint3
 """The numbers that a type of fixed width holds. `int` is Python's, without bounds; of `float` nothing is known but its
 order."""
 _RANK = {"bool": 0, "int": 1, "int32": 2, "uint32": 3, "int64": 4, "float": 5}
-NEGATIVE_INFINITY = z3.Real("-inf")
+NEGATIVE_INFINITY, POSITIVE_INFINITY = z3.Real("-inf"), z3.Real("inf")
 Term = Any
 Index = tuple[Any, ...]
 _fresh = iter(range(10**9))
@@ -130,7 +130,8 @@ def as_term(value: Any) -> Term:
         return z3.BoolVal(value)
     if isinstance(value, int):
         return z3.IntVal(value)
-    return NEGATIVE_INFINITY if value == float("-inf") else z3.RealVal(value)
+    infinities = {float("-inf"): NEGATIVE_INFINITY, float("inf"): POSITIVE_INFINITY}
+    return infinities[value] if value in infinities else z3.RealVal(value)
 
 
 def as_tensor(value: Any) -> Tensor:

@@ -79,6 +79,32 @@ def test_the_reason_is_on_the_page():
     assert "- `vllm-3385`, judge:" in text  # found by one way alone
 
 
+@pytest.mark.parametrize(
+    ("other", "is_alone"),
+    [
+        (Caught(found=(None,)), True),
+        (Caught(found=(None, 7)), False),  # one of its seeds found it
+        (Caught(), False),  # unfinished, or not run
+        (Caught(error="it raises"), False),
+        (None, False),
+    ],
+    ids=["a miss", "one seed of two", "no end", "does not run", "not looked"],
+)
+def test_a_way_finds_alone_what_the_others_have_missed(other, is_alone):
+    """A way without a result has missed nothing."""
+    ways = {"judge": Caught(found=(2,), seconds=1.0)} | ({} if other is None else {"exhaust": other})
+    found = Results(looked={"judge": DRAWN, "exhaust": Looked(scope="ci")}, mutants=(Row("vllm-3385", ways),))
+    assert ways_page.finds_alone(found.mutants[0], list(found.looked)) == ("judge" if is_alone else None)
+    assert ("judge 1 (1 alone)" in ways_page.summary(found)) == is_alone
+    assert ("1 without a result" in ways_page.summary(found)) == (other is None or not other.found)
+
+
+def test_the_page_says_why_only_that_way():
+    mutant = msgspec.structs.replace(ZOO["vllm-3385"], unseen={"exhaust": "It needs two calls."})
+    found = results(exact=Caught(found=(2,), seconds=1.5), exhaust=Caught(found=(None,)))
+    assert f"- `vllm-3385`, exact: {mutant.what} *exhaust*: It needs two calls." in ways_page.text(found, [mutant])
+
+
 def test_a_run_without_an_end_does_not_replace_a_result():
     whole, unfinished = results(judge=Caught(found=(2,))), results(judge=Caught())
     assert ways_page.merged([whole, unfinished], ["vllm-3385"]) == whole

@@ -48,6 +48,11 @@ class Caught(msgspec.Struct, frozen=True, omit_defaults=True):
         return bool(self.found) and None not in self.found
 
     @property
+    def is_missed(self) -> bool:
+        """Whether the way came to its end and no seed found it. A way without an end has missed nothing."""
+        return bool(self.found) and set(self.found) == {None} and self.error is None
+
+    @property
     def count(self) -> float | None:
         """The median over the seeds; None unless all of them found it."""
         return median(count for count in self.found if count is not None) if self.is_caught else None
@@ -173,16 +178,27 @@ def in_words(caught: Caught | None, way: Way, mutant: KnownBug) -> str:
 
 
 def summary(results: Results) -> str:
-    """One line: how many mutants each way finds, and how many it alone finds."""
-    alone = Counter(next(iter(found)) for row in results.mutants if len(found := _found(row)) == 1)
-    total = Counter(way for row in results.mutants for way in _found(row))
-    looked = [way for way in COUNTED if way in results.looked]
-    parts = [f"{way} {total[way]}" + (f" ({alone[way]} alone)" if len(looked) > 1 else "") for way in looked]
+    """One line: how many mutants each way finds, how many it alone finds, and of how many its run has no end."""
+    looked: list[Way] = [way for way in COUNTED if way in results.looked]
+    alone = Counter(finds_alone(row, looked) for row in results.mutants)
+    total = Counter(way for row in results.mutants for way, caught in row.ways.items() if caught.is_caught)
+    open_ones = Counter(way for row in results.mutants for way in looked if not _has_ended(row.ways.get(way)))
+    parts = []
+    for way in looked:
+        more = [f"{alone[way]} alone"] * (len(looked) > 1) + [f"{open_ones[way]} without a result"] * bool(open_ones[way])
+        parts.append(f"{way} {total[way]}" + (f" ({', '.join(more)})" if more else ""))
     return f"of {len(results.mutants)} mutants: {', '.join(parts)}"
 
 
-def _found(row: Row) -> set[Way]:
-    return {way for way, caught in row.ways.items() if caught.is_caught}
+def _has_ended(caught: Caught | None) -> bool:
+    return caught is not None and bool(caught.found)
+
+
+def finds_alone(row: Row, looked: Iterable[Way]) -> Way | None:
+    """The way that finds a mutant which each other way has looked for, to its end, and missed; None if there is none."""
+    found = [way for way in looked if way in row.ways and row.ways[way].is_caught]
+    missed = [way for way in looked if way in row.ways and row.ways[way].is_missed]
+    return found[0] if len(found) == 1 and len(missed) == len(list(looked)) - 1 else None
 
 
 _PREFACE = """\
@@ -208,7 +224,7 @@ def text(results: Results, mutants: Sequence[KnownBug]) -> str:
             first, least = earliest(ways), cheapest(ways)
             cost = f"{least}, {ways[least].seconds:g} s" if least else ""
             lines.append(f"| `{mutant.name}` | {mutant.kind} | {' | '.join(cells)} | {', '.join(first)} | {cost} |")
-    lines += _section("What one way alone finds", _alone(results, mutants))
+    lines += _section("What one way alone finds, and why the others do not", _alone(results, mutants, looked))
     for way in EXPLAINED:
         if way in looked:
             unseen = [
@@ -244,13 +260,20 @@ def _how(way: Way, looked: Looked) -> str:
     return f"{what}; {versions}" if versions else what
 
 
-def _alone(results: Results, mutants: Iterable[KnownBug]) -> list[str]:
+def _alone(results: Results, mutants: Iterable[KnownBug], looked: Sequence[Way]) -> list[str]:
     rows = {row.name: row for row in results.mutants}
     return [
-        f"- `{mutant.name}`, {next(iter(found))}: {mutant.what}"
+        f"- `{mutant.name}`, {way}: {mutant.what} {_why_not(mutant, rows[mutant.name], looked)}".rstrip()
         for mutant in mutants
-        if mutant.name in rows and len(found := _found(rows[mutant.name])) == 1
+        if mutant.name in rows and (way := finds_alone(rows[mutant.name], looked)) is not None
     ]
+
+
+def _why_not(mutant: KnownBug, row: Row, looked: Sequence[Way]) -> str:
+    """Why each way that missed a mutant did, where the mutant's file or the way itself says it."""
+    missed = [way for way in looked if way in row.ways and row.ways[way].is_missed]
+    reasons = [(way, mutant.unseen.get(way) or row.ways[way].note) for way in missed]  # type: ignore[call-overload]
+    return " ".join(f"*{way}*: {reason}" for way, reason in reasons if reason)
 
 
 def _section(title: str, lines: list[str]) -> list[str]:

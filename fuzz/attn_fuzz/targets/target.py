@@ -204,6 +204,8 @@ class Support:
         if case.cache is not None:
             choices["block_size"] = (case.cache.block_size, sizes.block_sizes)
             choices["layout"] = (case.cache.layout, self.layouts)
+            for name, view in (("writer", case.cache.writer), ("neighbour", case.cache.neighbour)):
+                choices[name] = (view or case.cache.layout, self.layouts)
         for name, (value, allowed) in choices.items():
             if value not in allowed:
                 return f"{name} {value}, only {', '.join(map(str, allowed))}"

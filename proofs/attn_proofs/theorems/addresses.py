@@ -53,11 +53,14 @@ def as_number(value: Any) -> Any:
 def _run(sources: Sources, layout: str, unit: int) -> tuple[Extraction, dict[str, Term]]:
     """`attend_tile` on a cache of a layout, whose strides count `unit` elements."""
     if ("addresses", layout, unit) not in sources.scenes:
-        sources.scenes["addresses", layout, unit] = _executed(sources, layout, unit, SIZES)
+        sources.scenes["addresses", layout, unit] = executed(sources, layout, unit, SIZES, block_d=SIZES["head_size"])
     return sources.scenes["addresses", layout, unit]
 
 
-def _executed(sources: Sources, layout: str, unit: int, sizes: dict[str, int]) -> tuple[Extraction, dict[str, Term]]:
+def executed(
+    sources: Sources, layout: str, unit: int, sizes: dict[str, int], *, block_d: int
+) -> tuple[Extraction, dict[str, Term]]:
+    """`attend_tile` on a cache of a layout, and the strides of the cache."""
     extraction = Extraction(sources)
     found, strides = strides_of(extraction, layout, unit, sizes)
     arguments = inputs.arguments(sources)
@@ -77,7 +80,7 @@ def _executed(sources: Sources, layout: str, unit: int, sizes: dict[str, int]) -
         kv_unit=unit,
         interior=layout.lower() if layout in X_PACKED else "rows",
         block_n=BLOCK_N,
-        block_d=sizes["head_size"],
+        block_d=block_d,
         **sizes,
     )
     extraction.call(ATTEND_TILE, inputs.tile(sources), arguments, kind, BLOCK_M)
@@ -97,7 +100,7 @@ def _in_units(stride: Any, unit: int) -> Tensor:
     return number(dimension, "int64")
 
 
-def _loads(extraction: Extraction, name: str) -> list[Access]:
+def loads(extraction: Extraction, name: str) -> list[Access]:
     return [access for access in extraction.loads if access.pointer.name == name and access.place in _PLACES]
 
 
@@ -111,7 +114,7 @@ def _read(kv: int, layouts: tuple[str, ...]):
         for layout in layouts:
             for unit in (1, 4 if layout == SCALED else 8):  # the scale behind a row is four elements wide
                 extraction, strides = _run(sources, layout, unit)
-                for access in _loads(extraction, "v_ptr" if kv else "k_ptr"):
+                for access in loads(extraction, "v_ptr" if kv else "k_ptr"):
                     yield _at_element(extraction, strides, access, kv, layout, unit)
 
     return claims
@@ -122,12 +125,7 @@ def _at_element(extraction: Extraction, strides: dict[str, Term], access: Access
     masked = access.mask is not True
     first_key = extraction.local("attend_tile", "first_key", -1 if masked else 0).value.term
     offset = as_tensor(access.pointer.offset)
-    x, size = SIZES["x"], SIZES["block_size"]
-    lane = {  # [N, D], [D/x, N, x] or [N/S, D, S], for the S slots that lie side by side
-        "load_dims": (n, d),
-        "load_packed_keys": (d / x, n, d % x),
-        "load_packed_values": (n / offset.shape[-1], d, n % offset.shape[-1]),
-    }[access.place]
+    size, lane = SIZES["block_size"], lane_of(access, SIZES["x"])
     place = extraction.times(z3.Int("request"), z3.Int("block_table")) + key / size
     block, slot = TABLE(place), key % size
     expected = element(extraction.products, layout, strides, SIZES, kv=kv, block=block, slot=slot, head=head, dim=d)
@@ -135,19 +133,31 @@ def _at_element(extraction: Extraction, strides: dict[str, Term], access: Access
     assumptions = (
         n >= 0, n < BLOCK_N, d >= 0, d < SIZES["head_size"], key == first_key + n, first_key >= 0, first_key % BLOCK_N == 0,
         key < 2**31, place >= 0, *access.path, *(stride >= 0 for stride in strides.values()),
-            *_largest(extraction, access, lane),
+            *largest(extraction, access, lane),
         *extraction.assumptions,
     )  # fmt: skip
     small = () if layout in ("BLOCKS_FIRST_NHD", "X_PACKED", "SHUFFLED", SCALED) and unit == 1 else None
     name = f"{'V' if kv else 'K'} of {layout}, strides of {unit} elements, {'masked' if masked else 'without a mask'}"
-    return Claim(name, assumptions, z3.Implies(_reads(access, lane), found == expected), small, extraction.lines)
+    return Claim(name, assumptions, z3.Implies(reads(access, lane), found == expected), small, extraction.lines)
 
 
-def _reads(access: Access, lane: tuple[Term, ...]) -> Term:
+def lane_of(access: Access, x: int) -> tuple[Term, ...]:
+    """Where key n and dim d of a tile are in a load's block: [N, D], [D/x, N, x] or [N/S, D, S], for the S slots that lie side by
+    side."""
+    n, d = integers("n d")
+    side = as_tensor(access.pointer.offset).shape[-1]
+    return {
+        "load_dims": (n, d),
+        "load_packed_keys": (d / x, n, d % x),
+        "load_packed_values": (n / side, d, n % side),
+    }[access.place]
+
+
+def reads(access: Access, lane: tuple[Term, ...]) -> Term:
     return z3.BoolVal(True) if access.mask is True else as_tensor(access.mask).at(*lane)
 
 
-def _largest(extraction: Extraction, access: Access, lane: tuple[Term, ...]) -> list[Term]:
+def largest(extraction: Extraction, access: Access, lane: tuple[Term, ...]) -> list[Term]:
     """The largest of the lanes of a slot group is at least that of this lane: whether the group's block is looked up."""
     if access.place != "load_packed_values" or access.mask is True:
         return []
@@ -164,7 +174,7 @@ def _table(sources: Sources) -> Iterator[Claim]:
         reads = z3.BoolVal(True) if access.mask is True else as_tensor(access.mask).at(n)
         row = extraction.times(z3.Int("request"), z3.Int("block_table"))
         used = (seq_len + SIZES["block_size"] - 1) / SIZES["block_size"]
-        given = (n >= 0, n < BLOCK_N, *access.path, *_tile(), *extraction.assumptions)
+        given = (n >= 0, n < BLOCK_N, *access.path, *tile_of_request(), *extraction.assumptions)
         goal = z3.Implies(reads, z3.And(row <= offset, offset < row + used))
         small = (z3.Int("first_query") == 0, seq_len < 200)
         yield Claim(f"in {access.place}, line {access.line}", given, goal, small, extraction.lines)
@@ -175,7 +185,7 @@ def _both(*readings: Any):
     return lambda sources: (claim for claims in readings for claim in claims(sources))
 
 
-def _tile() -> list[Term]:
+def tile_of_request() -> list[Term]:
     first, end, length, seq_len = integers("first_query end_query query_len seq_len")
     edges = [z3.And(z3.Int(name) >= 0, z3.Int(name) < 2**31) for name in ("window_left", "window_right", "max_ahead")]
     return [
@@ -216,12 +226,12 @@ def _case(layout: str, **fields: Any):
         wide: dict[str, Any] = {
             "block_size": 48,
             "layout": Layout(layout),
-            "num_kv_heads": 2,
+            "num_kv_heads": model.within("kv_head", 1, 3) + 1,
             "head_size": 64 if layout in X_PACKED else 12,
             "padding": 8,
         }
         arguments: dict[str, Any] = wide | {"scale": 0.25} | fields
-        return paged([(20, 150), (3, 40)], **arguments)
+        return paged([(20, model.within("key", 120, 300)), (3, 40)], **arguments)
 
     return case
 

@@ -162,12 +162,12 @@ def _paged(**fields: Any):
     def case(model: Model) -> Case:
         made: dict[str, Any] = {
             "layout": Layout.KV_FIRST_NHD,
-            "num_kv_heads": 2,
+            "num_kv_heads": model.within("kv_head", 1, 3) + 1,
             "group_size": 2,
             "head_size": 12,
             "scale": 0.25,
         }
-        return paged([(20, 150), (3, 40)], **made | fields)
+        return paged([(20, model.within("key", 120, 300)), (3, 40)], **made | fields)
 
     return case
 
@@ -193,7 +193,7 @@ THEOREMS = (
     _theorem(
         "dense-rows", "Without a cache, a key is the row of k and v that its request begins at, and its number.", _dense,
         f"{KERNELS}.load.load_keys_and_values", "source.first_row + key", "key",
-        lambda model: dense([20, 33], num_kv_heads=2, head_size=12, scale=0.25),
+        lambda model: dense([model.within("first_row", 5, 60), 33], num_kv_heads=2, head_size=12, scale=0.25),
     ),
     _theorem(
         "biases", "The slope is that of the row's head; qq_bias is read at query and key where it knows both.", _biases,

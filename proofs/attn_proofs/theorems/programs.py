@@ -5,7 +5,10 @@ the program of tile `start(r) + t // queries_per_tile`. `find_tile` counts the r
 own, a few at once.
 """
 
+import ast
+import re
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import z3
@@ -16,7 +19,7 @@ from attn_proofs.counterexamples import paged
 from attn_proofs.extract import Extraction
 from attn_proofs.inputs import pointer, tile
 from attn_proofs.loops import Turn
-from attn_proofs.sources import Sources
+from attn_proofs.sources import Sources, path_of
 from attn_proofs.specification import INT32_MAX
 from attn_proofs.theorem import Claim, Model, Term, Theorem
 from attn_proofs.values import Record, integers, memory, number, symbol
@@ -24,9 +27,30 @@ from attn_proofs.values import Record, integers, memory, number, symbol
 QUERY_TILES = "attn_optimized.kernels.query_tiles"
 PLAN = "attn_optimized.launch.plan"
 LAUNCH = "attn_optimized.launch.attention"
-MAX_GROUP, MAX_BLOCK_M = 64, 128
-FIRST_WRONG_GROUP = 444
-"""The first group whose inverse of 16 bits gives a wrong query, for a tile of as many rows as its power of two."""
+TILES = "attn_optimized.launch.tiles"
+FIRST_WRONG_GROUP = 257
+"""The first group whose inverse of 16 bits gives a wrong query, in a tile of as many rows as its power of two."""
+
+
+def max_group(sources: Sources) -> int:
+    """The largest group of a KV head that the host takes."""
+    found = sources.find(TILES, "MAX_GROUP")
+    assert found is not None
+    return ast.literal_eval(found.node)
+
+
+@cache
+def max_block_m() -> int:
+    """The most rows of a tile that a launch table names. A latent cache's groups are as large as a tile."""
+    tables = path_of("attn_optimized.launch.table").parent.glob("*.json")
+    return max(int(rows) for table in tables for rows in re.findall(r'"block_m": (\d+)', table.read_text()))
+
+
+def max_rows(sources: Sources) -> int:
+    """The most rows of any tile, and the largest group of any call."""
+    return max(max_block_m(), 1 << (max_group(sources) - 1).bit_length())
+
+
 INTERPRETED_QUERIES = 64
 QSL = memory("query_start_loc_ptr")
 R, Q, TILE, T, REQUEST = integers("num_requests queries_per_tile tile t r")
@@ -195,32 +219,33 @@ def _grid(sources: Sources) -> Iterator[Claim]:
 def _rows(sources: Sources) -> Iterator[Claim]:
     """The rows of a tile: for each group, each of its queries and heads is one row, and each row is one of them."""
     m, t, h = integers("m t h")
-    for group in range(1, MAX_GROUP + 1):
+    most = max_rows(sources)
+    for group in range(1, most + 1):
         extraction = Extraction(sources)
         inverse = -(-(1 << 16) // group)
         sizes = Record("Sizes", {"group": group, "group_inverse": inverse, "num_tokens": symbol("num_tokens", "int32")})
-        rows = extraction.call(f"{QUERY_TILES}.rows_of_tile", tile(sources), sizes, 0, MAX_BLOCK_M)
+        rows = extraction.call(f"{QUERY_TILES}.rows_of_tile", tile(sources), sizes, 0, most)
         first, head = integers("first_query kv_head")
-        lanes = (m >= 0, m < MAX_BLOCK_M, t >= 0, h >= 0, h < group, t * group + h < MAX_BLOCK_M)
+        lanes = (m >= 0, m < most, t >= 0, h >= 0, h < group, t * group + h < most)
         lane = t * group + h
         goal = z3.And(
             rows.query.at(m) == first + m / group, rows.head.at(m) == head * group + m % group,
             rows.query.at(lane) == first + t, rows.head.at(lane) == head * group + h,
             rows.row.at(m) == z3.Int("first_row") + rows.query.at(m),
         )  # fmt: skip
-        small = () if group == 3 else None
+        small = (head == 1, first == 0) if group == 3 else None
         yield Claim(f"group {group}", (*lanes, *extraction.assumptions), goal, small, extraction.lines)
 
 
 def _owned(sources: Sources) -> Iterator[Claim]:
     extraction = Extraction(sources)
     sizes = Record("Sizes", {name: symbol(name, "int32") for name in ("group", "group_inverse", "num_tokens")})
-    rows = extraction.call(f"{QUERY_TILES}.rows_of_tile", tile(sources), sizes, 0, MAX_BLOCK_M)
+    rows = extraction.call(f"{QUERY_TILES}.rows_of_tile", tile(sources), sizes, 0, max_rows(sources))
     m = z3.Int("m")
     first, end, row = z3.Int("first_query"), z3.Int("end_query"), rows.row.at(m)
-    given = (m >= 0, m < MAX_BLOCK_M, *_contract_of_tile(), rows.query.at(m) >= first)
+    given = (m >= 0, m < max_rows(sources), *_contract_of_tile(), rows.query.at(m) >= first)
     goal = rows.owned.at(m) == (rows.query.at(m) < end)
-    small = (z3.Int("query_len") == 10, z3.Int("first_row") == 0)
+    small = (z3.Int("query_len") <= 30, z3.Int("first_row") == 0)
     yield Claim(
         "a row is there exactly if its query is the tile's", (*given, *extraction.assumptions), goal, small, extraction.lines
     )
@@ -234,29 +259,33 @@ def _contract_of_tile() -> list[Term]:
     return [first >= 0, first < end, end <= length, length <= INT32_MAX, row >= 0, row + length <= TOKENS, TOKENS <= INT32_MAX]
 
 
-def _inverse(groups: range, rows_of: Any):
-    """(row * inverse) >> 16 is row // group, with the inverse that the host gives."""
+def inverse_of(sources: Sources, group: int) -> tuple[Extraction, Any]:
+    """The host's inverse of a group, from its source."""
+    extraction = Extraction(sources)
+    names = ("one_tile_per_request", "heads_first", "splits", "balanced_splits", "min_tiles_per_split", "max_tiles")
+    tiles = Record("Tiles", {"queries": symbol("queries"), "group": group})
+    plan = Record("Plan", {"tiles": tiles} | {name: symbol(name) for name in names})
+    batch = Record("Batch", {"num_requests": symbol("num_requests"), "num_actual_tokens": symbol("num_tokens")})
+    return extraction, extraction.call(f"{LAUNCH}._sizes", plan, batch)["group_inverse"]
 
-    def claims(sources: Sources) -> Iterator[Claim]:
-        (m,) = integers("m")
-        for group in groups:
-            extraction = Extraction(sources)
-            names = ("one_tile_per_request", "heads_first", "splits", "balanced_splits", "min_tiles_per_split", "max_tiles")
-            tiles = Record("Tiles", {"queries": symbol("queries"), "group": group})
-            plan = Record("Plan", {"tiles": tiles} | {name: symbol(name) for name in names})
-            batch = Record("Batch", {"num_requests": symbol("num_requests"), "num_actual_tokens": symbol("num_tokens")})
-            inverse = extraction.call(f"{LAUNCH}._sizes", plan, batch)["group_inverse"]
-            exact = -(-(1 << 16) // group)
-            small = () if group == 3 else None
-            given = inverse.term if hasattr(inverse, "term") else z3.IntVal(inverse)
-            yield Claim(f"the inverse of group {group}", (), given == exact, small, extraction.lines)
-            rows = rows_of(group)
-            goal = (m * exact) / 2**16 == m / group
-            if group >= FIRST_WRONG_GROUP:
-                goal = z3.Not(z3.ForAll([m], z3.Implies(z3.And(m >= 0, m < rows), goal)))
-            yield Claim(f"the query of a row, group {group}", (m >= 0, m < rows), goal, None, extraction.lines)
 
-    return claims
+def _inverse(sources: Sources) -> Iterator[Claim]:
+    """(row * inverse) >> 16 is row // group, with the inverse that the host gives; and the limit of it."""
+    m = z3.Int("m")
+    for group in range(1, FIRST_WRONG_GROUP):
+        exact = -(-(1 << 16) // group)
+        lines: dict[str, set[int]] = {}
+        if group <= max_rows(sources):
+            extraction, inverse = inverse_of(sources, group)
+            lines, given = extraction.lines, inverse.term if hasattr(inverse, "term") else z3.IntVal(inverse)
+            yield Claim(f"the inverse of group {group}", (), given == exact, () if group == 3 else None, lines)
+        rows = max(max_rows(sources), 1 << (group - 1).bit_length())
+        goal = (m * exact) / 2**16 == m / group
+        yield Claim(f"the query of a row, group {group}", (m >= 0, m < rows), goal, None, lines)
+    group, exact = FIRST_WRONG_GROUP, -(-(1 << 16) // FIRST_WRONG_GROUP)
+    wrong = next(row for row in range(1 << group.bit_length()) if (row * exact) >> 16 != row // group)
+    goal = z3.And((m * exact) / 2**16 != m / group, max_rows(sources) < group, max_group(sources) < group)
+    yield Claim(f"row {wrong} of group {group} is given a wrong query, and no tile has such a group", (m == wrong,), goal, None)
 
 
 def _ragged(model: Model) -> Case:
@@ -267,13 +296,19 @@ def _ragged(model: Model) -> Case:
 
 
 def _grouped(model: Model) -> Case:
-    return paged([(20, 37), (5, 70)], group_size=3, num_kv_heads=2, scale=0.25)
+    """Several queries a tile, of groups of three heads: the group of the claim that is refuted."""
+    queries = model.within("t", 5, 25) + model.within("m", 5, 25)
+    return paged([(queries, 60), (5, 70)], group_size=3, num_kv_heads=model.within("kv_head", 1, 3) + 1, scale=0.25)
 
 
-def _one_tile(model: Model) -> Case:
-    return paged([(10, 30), (7, 50)], scale=0.25)
+def one_tile(model: Model) -> Case:
+    return paged([(model.within("query_len", 2, 30), 30), (7, 50)], scale=0.25)
 
 
+LIMIT = (
+    "A precondition: groups of at most `MAX_GROUP` of launch/tiles.py heads, and of a latent cache of at most a tile's rows, "
+    "`block_m` of the launch tables. Both are read from the source."
+)
 THEOREMS = (
     Theorem(
         name="programs.search",
@@ -297,21 +332,23 @@ THEOREMS = (
     ),
     Theorem(
         name="programs.rows",
-            says="Each query of a tile and each head of its group is one row of the tile, for groups of 1 to 64.",
+            says="Each query of a tile and each head of its group is one row of the tile, for each group that a tile holds.",
+        assumes=LIMIT,
         claims=_rows, case=_grouped,
         mutant=(Patch(f"{QUERY_TILES}.rows_of_tile", "tile.kv_head.to(tl.int32) * sizes.group", "tile.kv_head.to(tl.int32)"),),
     ),
     Theorem(
         name="programs.owned",
             says="A row is written exactly if its query is one of the tile's queries; it is then a row of its request.",
-        claims=_owned, case=_one_tile,
+        claims=_owned, case=one_tile,
         mutant=(Patch(f"{QUERY_TILES}.rows_of_tile", "query < tile.end_query.to(tl.int32)",
             "query <= tile.end_query.to(tl.int32)"),),
     ),
     Theorem(
         name="programs.inverse",
-            says="The host's inverse gives the query of each row of a tile of up to 128 rows, for groups of 1 to 64.",
-        claims=_inverse(range(1, MAX_GROUP + 1), lambda group: MAX_BLOCK_M), case=_grouped,
+            says="The host's inverse gives the query of each row of a tile, for groups of up to 256; with 257 it does not.",
+        assumes=LIMIT,
+        claims=_inverse, case=_grouped,
         mutant=(Patch(f"{LAUNCH}._sizes", "-(-(1 << 16) // plan.tiles.group)", "(1 << 16) // plan.tiles.group"),),
     ),
 )  # fmt: skip

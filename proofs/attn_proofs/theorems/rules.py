@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import msgspec
 import z3
-from attn_fuzz.cases.case import Case, Request
+from attn_fuzz.cases.case import Case
 from attn_fuzz.zoo.patches import Patch
 from attn_proofs import inputs
 from attn_proofs.counterexamples import paged
@@ -31,7 +31,7 @@ def _off(sources: Sources) -> Iterator[Claim]:
     p, j = integers("p j")
     in_window = z3.And(z3.Or(LEFT < 0, p - j <= LEFT), z3.Or(RIGHT < 0, j - p <= RIGHT))
     given = (LEFT >= -1, RIGHT >= -1, SINKS >= 0, j >= 0, z3.Not(gaps), *extraction.assumptions)
-    small = (LEFT == 3, RIGHT == -1, SINKS == 2)
+    small = (LEFT >= 0, LEFT <= 9, RIGHT == -1, SINKS >= 1, SINKS <= 5)
     yield Claim("sink tokens that are compiled out", given, z3.Or(in_window, j < SINKS) == in_window, small, extraction.lines)
 
 
@@ -71,7 +71,8 @@ def _causal(sources: Sources) -> Iterator[Claim]:
 
 
 def _sinks_case(model: Model) -> Case:
-    return paged([(20, 90)], window=(3, -1), sink_tokens=2, scale=0.25)
+    left, sinks = model.within("window_left", 0, 9), model.within("sink_tokens", 1, 5)
+    return paged([(20, 90)], window=(left, -1), sink_tokens=sinks, scale=0.25)
 
 
 def _window_case(model: Model) -> Case:
@@ -79,10 +80,11 @@ def _window_case(model: Model) -> Case:
 
 
 def _flags_case(model: Model) -> Case:
-    case = paged([(20, 90), (9, 40)], per_request_causal=True, scale=0.25)
-    first, second = case.requests
-    other = Request(second.query_len, second.seq_len, second.blocks, not first.causal)
-    return msgspec.structs.replace(case, requests=(first, other))
+    """The request of the counterexample has another flag than those before it."""
+    case = paged([(20, 90), *[(9, 40)] * model.within("request", 1, 4)], per_request_causal=True, scale=0.25)
+    *before, last = case.requests
+    other = msgspec.structs.replace(last, causal=not last.causal)
+    return msgspec.structs.replace(case, requests=(*before, other))
 
 
 THEOREMS = (

@@ -13,10 +13,11 @@ from attn_fuzz.zoo.patches import Patch
 from attn_proofs import inputs
 from attn_proofs.counterexamples import paged
 from attn_proofs.extract import Access, Extraction
-from attn_proofs.scenes import ATTEND_TILE, BLOCK_M
+from attn_proofs.loops import Turn
+from attn_proofs.scenes import ATTEND_TILE, BLOCK_M, INTERPRETED_BLOCK_N
 from attn_proofs.sources import Sources
 from attn_proofs.theorem import Claim, Model, Term, Theorem
-from attn_proofs.values import NEGATIVE_INFINITY, Record, Tensor, as_tensor, integers, number, symbol
+from attn_proofs.values import NEGATIVE_INFINITY, Record, Tensor, as_tensor, integers, memory, number, symbol
 
 KERNELS = "attn_optimized.kernels"
 SPLITS, COUNT, SPLIT, PLACE = integers("num_splits num_tiles split place")
@@ -41,7 +42,7 @@ def _cover(sources: Sources) -> Iterator[Claim]:
     products = extraction.products
     facts = [*products.apart(most, owner, SPLITS), *products.apart(SPLITS, ceiling, most), *products.apart(most, owner, SPLIT)]
     given = (*GIVEN, PLACE >= 0, PLACE < COUNT, *facts, *products.apart(SPLITS, z3.IntVal(0), ceiling))
-    small = (COUNT == 8, SPLITS == 4, z3.Int("tiles_per_split") == 2, *products.exactly)
+    small = (COUNT >= 8, COUNT <= 12, SPLITS == 4, z3.Int("tiles_per_split") == 2, *products.exactly)
     yield Claim("the split that has a tile is one of the splits", (*given, *extraction.assumptions), z3
         .And(owner >= 0, owner < SPLITS),
                 small, extraction.lines)  # fmt: skip
@@ -99,11 +100,18 @@ def _empty(sources: Sources) -> Iterator[Claim]:
     )
 
 
-def _reduced(sources: Sources) -> Iterator[Claim]:
-    """The reduction reads a part's state of (token, head) where the part's program has written it."""
+def _states(sources: Sources) -> tuple[Extraction, Extraction]:
+    """A program that writes the state of a part of (token, head), and one that reads it to reduce it."""
+    if "states" not in sources.scenes:
+        sources.scenes["states"] = _executed(sources)
+    return sources.scenes["states"]
+
+
+def _executed(sources: Sources) -> tuple[Extraction, Extraction]:
     token, head, part = (symbol(name, "int64").term for name in ("token", "head", "part"))
     heads, rows, size = symbol("num_heads", "int32", least=1), symbol("num_rows", "int32", least=1), 16
     reader = Extraction(sources, grid=((z3.Int("program"), z3.Int("programs")),))
+    reader.invariants = {"reduce_parts_kernel": _still_owned}
     of_pair, of_part = ("reduce_parts_kernel", "token"), ("reduce_parts_kernel", "part")
     reader.arbitrary = {
         of_pair: block(8, token),
@@ -127,7 +135,13 @@ def _reduced(sources: Sources) -> Iterator[Claim]:
     writer.call(
         ATTEND_TILE, inputs.tile(sources, split=number(part, "int64")), arguments, inputs.kind(is_partial=True), BLOCK_M
     )
-    yield from _same_place(writer, reader)
+    return writer, reader
+
+
+def _still_owned(turn: Turn) -> list[Term]:
+    """A row that the loop over parts owns is one that it owned before."""
+    r = z3.Int("r")
+    return [z3.Implies(turn.now["owned"].at(r), turn.before["owned"].at(r))]
 
 
 def block(size: int, term: Term) -> Tensor:
@@ -135,7 +149,8 @@ def block(size: int, term: Term) -> Tensor:
     return Tensor((size,), "int64", lambda _: term)
 
 
-def _same_place(writer: Extraction, reader: Extraction) -> Iterator[Claim]:
+def _same_place(sources: Sources) -> Iterator[Claim]:
+    writer, reader = _states(sources)
     r, b, d = integers("r b d")
     for name, lane, other in (("row_max_ptr", (r, b), (r,)), ("row_sum_ptr", (r, b), (r,)), ("acc_ptr", (r, b, d), (r, d))):
         (load,) = (load for load in reader.loads if load.pointer.name == name)
@@ -145,9 +160,50 @@ def _same_place(writer: Extraction, reader: Extraction) -> Iterator[Claim]:
         yield Claim(f"{name[:-4]} of a part", assumptions, found == at, (), {**writer.lines, **reader.lines})
 
 
+def _what_was_written(sources: Sources) -> Iterator[Claim]:
+    """Which parts have which state, and that the reduction reads no other."""
+    writer, reader = _states(sources)
+    r, b, d, token, part = integers("r b d token part")
+    inside = (r >= 0, r < 8, b >= 0, b < 4, d >= 0, d < 16)
+    lines = {**writer.lines, **reader.lines}
+
+    def loaded(name: str) -> tuple[Access, Term]:
+        (load,) = (load for load in reader.loads if load.pointer.name == name)
+        return load, as_tensor(load.mask).at(*((r, b, d) if name == "acc_ptr" else (r, b)))
+
+    (row_max, max_read), (row_sum, sum_read), (acc, acc_read) = map(loaded, ("row_max_ptr", "row_sum_ptr", "acc_ptr"))
+    saw_keys = as_tensor(row_max.value).at(r, b) > NEGATIVE_INFINITY
+    end = memory("query_start_loc_ptr")(z3.Int("num_requests"))
+    given = (*inside, *row_max.path, *writer.assumptions, *reader.assumptions)
+    batch = z3.And(token < end, token < z3.Int("num_rows"), part < z3.Int("num_parts"))
+    yield Claim("largest logits are read of the batch's rows and parts", given, z3.Implies(max_read, batch), None, lines)
+    yield Claim("sums are read where the part saw a key", given, sum_read == z3.And(max_read, saw_keys), (), lines)
+    unfinished = reader.local("reduce_parts_kernel", "owned", 1).value.at(r)  # in the loop
+    wanted = z3.And(sum_read, unfinished, d < 16)
+    yield Claim("values are read where a part saw a key and is not all of the keys", given, acc_read == wanted, None, lines)
+    for obligation in reader.obligations:
+        yield Claim(obligation.name, (*given, *obligation.path), z3.And(*obligation.terms), None, lines)
+
+    m = z3.Int("m")
+    lane = (m >= 0, m < BLOCK_M, d >= 0, d < 16, *writer.assumptions)
+    for largest in _stores(writer, "row_max_ptr", "finish"):
+        sums = [store for store in _stores(writer, "row_sum_ptr", "finish") if store.path == largest.path]
+        masks = [as_tensor(store.mask).at(m) == as_tensor(largest.mask).at(m) for store in sums]
+        goal = z3.Or(*masks) if masks else z3.BoolVal(False)
+        yield Claim(f"the sum is written with the largest logit of line {largest.line}", lane, goal, None, lines)
+    (values,) = _stores(writer, "acc_ptr", "finish")
+    (largest,) = (store for store in _stores(writer, "row_max_ptr", "finish") if store.path == values.path)
+    saw = z3.And(as_tensor(largest.mask).at(m), as_tensor(largest.value).at(m) > NEGATIVE_INFINITY)
+    goal = as_tensor(values.mask).at(m, d) == saw
+    yield Claim("values are written where a part saw a key", lane, goal, None, lines)
+
+
 def _split(model: Model) -> Case:
-    """Two requests of few queries, of which one has keys enough for several parts and one has not."""
-    return paged([(1, 500), (1, 190), (2, 260)], scale=0.25, num_kv_heads=1, group_size=3)
+    """Requests of few queries, of which one has keys enough for several parts and one has not. The longest has as many tiles of
+    keys as the counterexample."""
+    keys = INTERPRETED_BLOCK_N * model.within(COUNT, 6, 12) - 12
+    heads = model.within("num_heads", 2, 4)
+    return paged([(1, keys), (1, 190), (2, 260)], scale=0.25, num_kv_heads=1, group_size=heads)
 
 
 def _theorem(name: str, says: str, claims: Any, place: str, find: str, replace: str) -> Theorem:
@@ -180,8 +236,13 @@ THEOREMS = (
         "attention.attend_tile", "(tile.split > 0) & (begin >= tiles.count)", "(tile.split > 1) & (begin >= tiles.count)",
     ),
     _theorem(
-        "reduced", "The reduction reads the state of a row and part where the part's program has written it.", _reduced,
+        "reduced", "The reduction reads the state of a row and part where the part's program has written it.", _same_place,
         "reduce_parts.reduce_parts_kernel", "(part * rows + token[:, None]) * heads + head[:, None]",
         "(part * rows + token[:, None]) * heads + part",
+    ),
+    _theorem(
+        "read", "The reduction reads sums and values only of parts that saw a key, and so what their programs have written.",
+        _what_was_written,
+        "reduce_parts.reduce_parts_kernel", 'there & (row_max > float("-inf"))', "there",
     ),
 )  # fmt: skip

@@ -26,13 +26,25 @@ _SIZES = {"num_query_tiles", "num_positions", "num_mapped", "num_cache_slots", "
 
 
 def _run(sources: Sources, layout: str, unit: int) -> tuple[Extraction, dict[str, Any]]:
-    """The kernel on a cache of a layout, without a rotation."""
+    """The kernel on a cache of a layout whose heads fill their tiles."""
     key = "writer", layout, unit
-    if key in sources.scenes:
-        return sources.scenes[key]
+    if key not in sources.scenes:
+        sources.scenes[key] = executed(sources, layout, unit, SIZES, block_d=SIZES["head_size"])
+    return sources.scenes[key]
+
+
+def executed(
+    sources: Sources, layout: str, unit: int, sizes: dict[str, int], *, block_d: int, **arbitrary: Any
+) -> tuple[Extraction, dict[str, Any]]:
+    """The kernel on a cache of a layout, without a rotation, and the strides of the cache.
+
+    Args:
+        arbitrary: what takes the place of `token` and of `head`.
+    """
     extraction = Extraction(sources, grid=((PROGRAM, z3.Int("programs")),))
-    found, strides = strides_of(extraction, layout, unit, SIZES)
-    head = SIZES["head_size"] * SIZES["block_size"] if layout.startswith(("X_", "SH")) else found.head
+    extraction.arbitrary = {("write_keys_and_values", name): value for name, value in arbitrary.items()}
+    found, strides = strides_of(extraction, layout, unit, sizes)
+    head = sizes["head_size"] * sizes["block_size"] if layout.startswith(("X_", "SH")) else found.head
     names = {"stride_kv": found.kv, "stride_block": found.block, "stride_slot": found.slot, "stride_kv_head": head}
     kernel = sources.function(f"{WRITE}.write_kv_cache_kernel").node
     arguments: dict[str, Any] = {}
@@ -43,25 +55,24 @@ def _run(sources: Sources, layout: str, unit: int) -> tuple[Extraction, dict[str
         elif name != "KIND":
             arguments[name] = symbol(name, "int32", least=1 if name in ("num_kv_heads",) else None)
     arguments |= {name: _in_units(value, unit) for name, value in names.items()}
-    arguments |= {"block_size": SIZES["block_size"]}
+    arguments |= {"block_size": sizes["block_size"]}
     kind = {
         "row_unit": 1, "kv_unit": unit, "interior": layout.lower() if layout.startswith(("X_", "SH")) else "rows",
-            "x": SIZES["x"],
+            "x": sizes["x"],
         "kv_format": "float", "has_token_scales": False, "rotary_dim": 0, "is_neox": True, "cos_sin_unit": 1,
-        "head_size": SIZES["head_size"], "block_rows": BLOCK_ROWS, "block_d": SIZES["head_size"],
+        "head_size": sizes["head_size"], "block_rows": BLOCK_ROWS, "block_d": block_d,
     }  # fmt: skip
     extraction.call(f"{WRITE}.write_kv_cache_kernel", **arguments, KIND=Record("WriteKind", kind))
-    sources.scenes[key] = (extraction, strides)
-    return sources.scenes[key]
+    return extraction, strides
 
 
-def _given(extraction: Extraction) -> tuple[Any, ...]:
+def given(extraction: Extraction, block_d: int = SIZES["head_size"]) -> tuple[Any, ...]:
     heads, mapped = integers("num_kv_heads num_mapped")
-    lane = (ROW >= 0, ROW < BLOCK_ROWS, D >= 0, SIZES["head_size"] > D, PROGRAM >= 0, heads >= 1, mapped >= 0)
+    lane = (ROW >= 0, ROW < BLOCK_ROWS, D >= 0, block_d > D, PROGRAM >= 0, heads >= 1, mapped >= 0)
     return (*lane, *extraction.assumptions)
 
 
-def _pairs(extraction: Extraction) -> tuple[Any, Any]:
+def pairs(extraction: Extraction) -> tuple[Any, Any]:
     """The token and head of row i of a program."""
     return tuple(extraction.local("write_keys_and_values", name).value.at(ROW) for name in ("token", "head"))
 
@@ -69,11 +80,11 @@ def _pairs(extraction: Extraction) -> tuple[Any, Any]:
 def _masks(sources: Sources) -> Iterator[Claim]:
     """A row is written exactly if its slot is one of the cache's: not -1."""
     extraction, _ = _run(sources, "BLOCKS_FIRST_NHD", 1)
-    token, _ = _pairs(extraction)
+    token, _ = pairs(extraction)
     for store in extraction.stores:
         mask = as_tensor(store.mask).at(ROW, D)
         slots = z3.And(token < z3.Int("num_mapped"), MAPPED(token) >= 0, MAPPED(token) < z3.Int("num_cache_slots"))
-        yield Claim(f"line {store.line}", (*_given(extraction), MAPPED(token) >= -1), mask == slots, (), extraction.lines)
+        yield Claim(f"line {store.line}", (*given(extraction), MAPPED(token) >= -1), mask == slots, (), extraction.lines)
 
 
 def _addresses(layouts: tuple[str, ...], kv: int):
@@ -82,7 +93,7 @@ def _addresses(layouts: tuple[str, ...], kv: int):
             for unit in (1, 8):
                 extraction, strides = _run(sources, layout, unit)
                 store = extraction.stores[kv]
-                token, head = _pairs(extraction)
+                token, head = pairs(extraction)
                 slot = MAPPED(token)
                 found, mask = as_tensor(store.pointer.offset).at(ROW, D), as_tensor(store.mask).at(ROW, D)
                 at = element(
@@ -91,7 +102,7 @@ def _addresses(layouts: tuple[str, ...], kv: int):
                 )  # fmt: skip
                 goal = z3.Implies(mask, found == at)
                 name = f"{'V' if kv else 'K'} of {layout}, strides of {unit} elements"
-                yield Claim(name, _given(extraction), goal, () if layout in layouts[:1] else None, extraction.lines)
+                yield Claim(name, given(extraction), goal, () if layout in layouts[:1] else None, extraction.lines)
 
     return claims
 
@@ -99,7 +110,7 @@ def _addresses(layouts: tuple[str, ...], kv: int):
 def _programs(sources: Sources) -> Iterator[Claim]:
     """Each (token, head) is one row of one program of the grid."""
     extraction, _ = _run(sources, "BLOCKS_FIRST_NHD", 1)
-    token, head = _pairs(extraction)
+    token, head = pairs(extraction)
     t, h, heads, mapped = integers("t h num_kv_heads num_mapped")
     products = extraction.products
     pair = products.times(t, heads) + h
@@ -107,11 +118,11 @@ def _programs(sources: Sources) -> Iterator[Claim]:
     grid = Extraction(sources)
     tiles = Record("RowTiles", {"block_rows": BLOCK_ROWS})
     (programs,) = grid.call("attn_optimized.launch.tiles.row_grid", tiles, symbol("rows"))
-    given = (t >= 0, t < mapped, h >= 0, h < heads, heads >= 1, z3.Int("rows") == products.times(mapped, heads))
+    pair_given = (t >= 0, t < mapped, h >= 0, h < heads, heads >= 1, z3.Int("rows") == products.times(mapped, heads))
     facts = (*products.apart(heads, t, mapped), *products.apart(heads, token, t))
     here = (program == PROGRAM, lane == ROW)
-    all_given = (*given, *facts, *_given(extraction), *grid.assumptions)
-    yield Claim("the pair's program is in the grid", (*given, *facts, *extraction.assumptions, *grid.assumptions),
+    all_given = (*pair_given, *facts, *given(extraction), *grid.assumptions)
+    yield Claim("the pair's program is in the grid", (*pair_given, *facts, *extraction.assumptions, *grid.assumptions),
                 z3.And(program >= 0, program < programs.term), (), extraction.lines)  # fmt: skip
     same = z3.And(token == t, head == h)
     yield Claim(
@@ -123,12 +134,13 @@ def _case(layout: str, **fields: Any):
     def case(model: Model) -> Case:
         wide: dict[str, Any] = {
             "layout": Layout(layout),
-            "num_kv_heads": 2,
+            "num_kv_heads": model.within("num_kv_heads", 2, 5),
             "head_size": 64 if layout.startswith(("X_", "SH")) else 12,
             "padding": 8,
         }
         arguments: dict[str, Any] = wide | {"scale": 0.25} | fields
-        return paged([(20, 40), (33, 40)], **arguments)
+        queries = model.within("num_mapped", 20, 40)
+        return paged([(queries, 40), (33, 40)], **arguments)
 
     return case
 
