@@ -115,20 +115,22 @@ def hunt_of(examples: int, **known_after: dict[str, int]) -> dict:
 
 
 def test_the_speed_of_finding_is_that_of_the_target_that_meets_it_first():
-    findings = {"one": (None, ["a", "b"]), "two": (None, ["a"]), "three": (None, ["c"])}
+    findings = {"one": (None, ["a", "b"]), "two": (None, ["a"]), "three": (None, ["c"]), "four": (None, ["d"])}
     hunts = [
         hunt_of(50, a={"one": 9, "two": 3}, b={"one": 4}),
         hunt_of(50, a={"two": 7}, b={"one": 30}),
         hunt_of(50, a={}, b={}),
         hunt_of(40, a={"one": 5}, b={}),
         hunt_of(50, a={}, b={"one": 8}),
+        hunt_of(20, c={"three": 20}),
     ]
     speeds = findings_page.speeds(findings, hunts)
     assert speeds == {
         "one": findings_page.Speed(50, [4, 30, None, 5, 8]),
         "two": findings_page.Speed(50, [3, 7, None, None, None]),
+        "three": findings_page.Speed(20, [20]),
     }
-    assert [speed.median for speed in speeds.values()] == ["8", ">50"]
+    assert [speed.median for speed in speeds.values()] == ["8", ">50", "20"]
 
 
 def test_a_report_says_what_confirms_its_finding():

@@ -85,15 +85,15 @@ class Speed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def speeds(findings: Shared, hunts: Sequence[dict[str, Any]]) -> dict[str, Speed]:
-    """How fast these hunts met each finding of which they hunted a target.
+    """How fast these hunts met each finding. A hunt of none of a finding's targets says nothing of it.
 
     Args:
         hunts: what `attn-parity hunt --json` wrote, of several seeds.
     """
     found = {}
     for name, (_, targets) in findings.items():
-        counts = [[hunt["targets"][target] for target in targets if target in hunt["targets"]] for hunt in hunts]
-        if hunts and all(counts):
+        hunted = [[hunt["targets"][target] for target in targets if target in hunt["targets"]] for hunt in hunts]
+        if counts := [of for of in hunted if of]:
             met = [[each["known_after"].get(name) for each in of] for of in counts]
             after = [min((number for number in of if number is not None), default=None) for of in met]
             found[name] = Speed(max(each["examples"] for of in counts for each in of), after)
