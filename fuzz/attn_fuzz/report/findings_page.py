@@ -211,7 +211,7 @@ def pages() -> dict[Path, str]:
     """The text of each page of the targets' findings."""
     findings = _findings()
     shown = finding_scripts.results()
-    speed = msgspec.json.decode(SPEED.read_bytes(), type=dict[str, Speed]) if SPEED.is_file() else {}
+    speed = msgspec.json.decode(SPEED.read_bytes(), type=dict[str, Speed])
     texts = {PAGE: index(findings, shown, speed)}
     for name, (finding, _) in findings.items():
         texts[PAGE.with_suffix("") / f"{name}.md"] = page(finding, shown[name])
