@@ -10,7 +10,8 @@ LATENT, WIDTH, HEADS = 256, 288, 24
 q = torch.ones(1, HEADS, WIDTH, dtype=torch.float16, device=DEVICE)
 kv = torch.ones(1, 16, 1, WIDTH, dtype=q.dtype, device=DEVICE)
 out = torch.full((1, HEADS, LATENT), torch.nan, dtype=q.dtype, device=DEVICE)
-load("aiter.ops.triton.unified_attention_sparse_mla").unified_attention_sparse_mla(
+kernels = load("aiter.ops.triton.attention.unified_attention_sparse_mla", "aiter.ops.triton.unified_attention_sparse_mla")
+kernels.unified_attention_sparse_mla(
     q=q,
     kv=kv,
     out=out,

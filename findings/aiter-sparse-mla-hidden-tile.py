@@ -12,7 +12,8 @@ q = torch.zeros(1, HEADS, WIDTH, dtype=torch.float16, device=DEVICE)
 q[..., 0] = LOGIT
 kv = torch.ones(1, 16, 1, WIDTH, dtype=q.dtype, device=DEVICE)
 out = torch.full((1, HEADS, LATENT), -1.0, dtype=q.dtype, device=DEVICE)
-load("aiter.ops.triton.unified_attention_sparse_mla").unified_attention_sparse_mla(
+kernels = load("aiter.ops.triton.attention.unified_attention_sparse_mla", "aiter.ops.triton.unified_attention_sparse_mla")
+kernels.unified_attention_sparse_mla(
     q=q,
     kv=kv,
     out=out,

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+MENDED = "MENDED"
+"""A file in a package's folder. It names the known findings that are mended in these sources, one a line."""
 Stubs = Mapping[str, Mapping[str, Any]]
 """Contents of modules, by the modules' full names."""
 
@@ -48,6 +50,12 @@ def sources(package: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise MissingSourcesError(f"{package} is neither installed nor in a folder that {variable(package)} names")
     return Path(spec.submodule_search_locations[0])
+
+
+def mended() -> frozenset[str]:
+    """The findings that are mended in the sources that `ATTN_PARITY_PACKAGE` names, for any package."""
+    folders = (Path(folder) for name, folder in os.environ.items() if name.startswith(variable("")))
+    return frozenset(name for folder in folders for file in folder.glob(f"*/{MENDED}") for name in file.read_text().split())
 
 
 @contextmanager

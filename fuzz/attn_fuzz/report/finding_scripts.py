@@ -3,13 +3,19 @@
     python -m attn_fuzz.report.finding_scripts [NAME ...]
 
 runs those of the named findings, or all, and writes docs/generated/findings.json. It needs the findings' packages.
+
+    python -m attn_fuzz.report.finding_scripts --mended FOLDER
+
+writes the sources of these packages into FOLDER, with all findings mended for which a mend is known.
 """
 
+import argparse
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -19,6 +25,13 @@ ROOT = Path(__file__).parents[3]
 FOLDER, RESULTS = ROOT / "findings", ROOT / "docs" / "generated" / "findings.json"
 ARCHITECTURE = "gfx942"
 SHOWS, DOES_NOT_SHOW, CANNOT_RUN = 1, 0, 2
+CONFIRMED = ("closed form", "second implementation", "the package's own reference")
+_LOADED = {"aiter": "ops/triton", "sglang": "kernels/ops/attention", "vllm": "v1/attention"}
+"""The part of a package that its targets load; all of any other package."""
+_READ = {"sglang": ("sglang/srt/models/gemma2.py", "sglang/srt/layers/attention/triton_backend.py")}
+"""Other files of a package that scripts read."""
+_REPEATED = ("sglang/srt/layers/attention/triton_backend.py", "vllm/v1/attention/backends/mla/triton_mla.py")
+"""Files whose code the targets repeat, and do not load: a mend of them changes scripts alone."""
 _LOADS = re.compile(r"^from kernels import .*\bload\b", re.MULTILINE)
 _SHARED = re.compile(r"^from (\w+) import .*\n", re.MULTILINE)
 _DOCSTRING = re.compile(r'\A""".*?"""\n', re.DOTALL)
@@ -40,10 +53,11 @@ finally:
 
 
 class Mend(msgspec.Struct, forbid_unknown_fields=True):
-    """A change of a text of a file."""
+    """A change of a text of a file: of `file`, or of the first one in the report's `lines`."""
 
     old: str
     new: str
+    file: str | None = None
 
 
 class Report(msgspec.Struct, forbid_unknown_fields=True):
@@ -51,27 +65,44 @@ class Report(msgspec.Struct, forbid_unknown_fields=True):
 
     Attributes:
         title: of an issue.
+        kernel: the function at fault.
         lines: at fault, "file:first-last" in the version in which the finding was seen.
+        confirmed: what says that it is no false alarm: one of CONFIRMED, a colon, and what it says.
         since: the first version or commit that is known to have the bug, and the last one that is known not to have it.
         newest: the newest version or commit that was looked at, and whether it has the bug.
         harm: how bad it is.
         sent_by: lines of engines that send such a call, "file:line what". Empty: no engine is known to send one.
-        mend: changes of the first file in `lines`, with which the script no longer shows the finding. They show that the lines
-            are the cause, and are no patch. Empty: no change of a few lines was found.
+        mend: changes with which the script no longer shows the finding. They show that the lines are the cause, and are no
+            patch. Empty: no change of a few lines was found.
     """
 
     title: str
+    kernel: str
     lines: list[str]
+    confirmed: str
     since: str
     newest: str
     harm: str
     sent_by: list[str] = []
     mend: list[Mend] = []
 
+    def __post_init__(self) -> None:
+        if self.confirmed_by not in CONFIRMED:
+            raise ValueError(f"confirmed: got {self.confirmed!r}, expected to begin with one of {', '.join(CONFIRMED)}")
+
+    @property
+    def confirmed_by(self) -> str:
+        return self.confirmed.partition(":")[0]
+
     @property
     def file(self) -> Path:
         """The first file in `lines`."""
         return Path(self.lines[0].partition(":")[0])
+
+    def changes(self) -> Iterator[tuple[Path, Mend]]:
+        """Each mend, with the file that it changes."""
+        for mend in self.mend:
+            yield Path(mend.file or self.file), mend
 
 
 class Shown(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -133,28 +164,45 @@ def run(name: str, *, sources: Path | None = None, architecture: str | None = No
     return done.returncode, done.stdout if done.returncode != CANNOT_RUN else done.stdout + done.stderr
 
 
-def mended(mends: Report, folder: Path) -> Path:
-    """A folder with a package's Python files and their configurations, and the mends in the file at fault.
+def mended(reports: Mapping[str, Report], folder: Path) -> Path:
+    """A folder with a package's Python files and their configurations, in which findings of the package are mended.
+
+    Its file MENDED names those findings whose mended files the package's targets load: a target on these sources does not have
+    them (`attn_fuzz.foreign.mended`). Several packages may share a folder.
+
+    Args:
+        reports: of the findings, by name.
 
     Raises:
-        ValueError: the file has not the text that is to be changed.
+        ValueError: a file has not the text that is to be changed.
     """
-    package = mends.file.parts[0]
-    installed = foreign.sources(package)
-    # the part of the package that scripts load
-    part = "ops/triton" if package == "aiter" else "v1/attention" if package == "vllm" else "kernels/ops/attention"
-    shutil.copytree(installed / part, folder / package / part, ignore=_other_than_sources)
-    for file in {mends.file, Path("sglang/srt/models/gemma2.py")} if package == "sglang" else ():
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(installed.parent / file, folder / file)
+    [package] = {report.file.parts[0] for report in reports.values()}
+    part = Path(package, _LOADED.get(package, ""))
+    installed = foreign.sources(package).parent
+    shutil.copytree(installed / part, folder / part, ignore=_other_than_sources, dirs_exist_ok=True)
+    changes = [change for report in reports.values() for change in report.changes()]
+    for file in {*(file for file, _ in changes), *map(Path, _READ.get(package, ()))}:
+        if part not in file.parents:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(installed / file, folder / file)
     (folder / package / "__init__.py").touch()
-    text = (folder / mends.file).read_text(encoding="utf-8")
-    for mend in mends.mend:
+    for file, mend in changes:
+        text = (folder / file).read_text(encoding="utf-8")
         if mend.old not in text:
-            raise ValueError(f"{mends.file}: there is no {mend.old!r}")
-        text = text.replace(mend.old, mend.new)
-    (folder / mends.file).write_text(text, encoding="utf-8")
+            raise ValueError(f"{file}: there is no {mend.old!r}")
+        (folder / file).write_text(text.replace(mend.old, mend.new), encoding="utf-8")
+    loaded = [name for name, report in reports.items() if report.mend and str(report.file) not in _REPEATED]
+    (folder / package / foreign.MENDED).write_text("".join(f"{name}\n" for name in loaded), encoding="utf-8")
     return folder
+
+
+def all_mended(folder: Path) -> list[str]:
+    """Write the sources of each package that has findings into a folder, with all mends. Returns the names in MENDED."""
+    reports = {name: found for name in _known() if (found := report(name))}
+    packages = {found.file.parts[0] for found in reports.values()}
+    for package in sorted(packages):
+        mended({name: found for name, found in reports.items() if found.file.parts[0] == package}, folder)
+    return [name for package in sorted(packages) for name in (folder / package / foreign.MENDED).read_text().split()]
 
 
 def _other_than_sources(folder: str, names: list[str]) -> list[str]:
@@ -176,14 +224,18 @@ def _mended(name: str) -> str | None:
     if not (found := report(name)) or not found.mend:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        code, output = run(name, sources=mended(found, Path(folder)))
+        code, output = run(name, sources=mended({name: found}, Path(folder)))
     if code != DOES_NOT_SHOW:
         raise RuntimeError(f"{name}, mended: exit code {code}, expected {DOES_NOT_SHOW}\n{output}")
     return output
 
 
+def _known() -> list[str]:
+    return sorted(file.stem for file in FOLDER.glob("*.toml"))
+
+
 def main(names: list[str]) -> None:
-    known = sorted(file.stem for file in FOLDER.glob("*.toml"))
+    known = _known()
     if unknown := sorted(set(names) - set(known)):
         sys.exit(f"NAME: got {', '.join(unknown)}, expected names of findings with a report in {FOLDER}")
     shown = results() if names else {}
@@ -195,4 +247,11 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(prog="python -m attn_fuzz.report.finding_scripts")
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--mended", type=Path, metavar="FOLDER")
+    asked = parser.parse_args()
+    if asked.mended:
+        print("mended:", ", ".join(all_mended(asked.mended)))
+    else:
+        main(asked.names)

@@ -5,19 +5,29 @@
 writes docs/generated/findings.md and docs/generated/findings/NAME.md from the declarations of the targets, findings/NAME.toml
 and NAME.py, and from what the scripts printed (`attn_fuzz.report.finding_scripts`). With --check it exits with 1 if a page is
 not what they make of it.
+
+    python -m attn_fuzz.report.findings_page --speed s1.json s2.json ...
+
+first writes docs/generated/findings/speed.json: after how many examples each finding was met in hunts of several seeds, whose
+JSON files these are.
 """
 
+import argparse
 import ast
+import statistics
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import msgspec
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.report import finding_scripts
 from attn_fuzz.report.finding_scripts import ARCHITECTURE, ROOT, Report, Shown
 from attn_fuzz.targets import registry
 
 PAGE = ROOT / "docs" / "generated" / "findings.md"
+SPEED = PAGE.with_suffix("") / "speed.json"
 Shared = dict[str, tuple[Finding, list[str]]]
 """Findings by name, each with the targets that share it."""
 _INTRODUCTION = """# Known findings
@@ -40,6 +50,11 @@ with the kernel's owner. Nothing is filed by a tool of this project.
   `python findings/compilers/llvm-copies-before-exec.py`: LLVM 22, which Triton 3.6.0 brings, saves registers of a kernel for
   gfx950 while lanes are off, and restores them for all lanes. The outputs are wrong.
 
+In the table, "reach" says whether a path from an engine to the bug is cited. "Examples" is the median over hunts with
+different seeds: how many cases a target had drawn when the first one failed because of the finding, in the target that met it
+first. ">" stands before the number of drawn cases where half of the hunts or more did not meet it. "Confirmed by" says what
+gives the expected result in the finding's script.
+
 `python -m attn_fuzz.report.finding_scripts` runs the scripts, and `python -m attn_fuzz.report.findings_page` writes the pages.
 """
 
@@ -52,16 +67,52 @@ def shared(targets: Iterable[tuple[str, Iterable[Finding]]]) -> Shared:
     return found
 
 
-def index(findings: Shared, shown: dict[str, Shown]) -> str:
+class Speed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How fast hunts met a finding.
+
+    Attributes:
+        drawn: the most examples that a hunt drew for one of the finding's targets.
+        after: of each hunt, how many examples a target had drawn when it met the finding; None if no target did.
+    """
+
+    drawn: int
+    after: list[int | None]
+
+    @property
+    def median(self) -> str:
+        middle = statistics.median_high(self.drawn + 1 if after is None else after for after in self.after)
+        return f">{self.drawn}" if middle > self.drawn else str(middle)
+
+
+def speeds(findings: Shared, hunts: Sequence[dict[str, Any]]) -> dict[str, Speed]:
+    """How fast these hunts met each finding. A hunt of none of a finding's targets says nothing of it.
+
+    Args:
+        hunts: what `attn-parity hunt --json` wrote, of several seeds.
+    """
+    found = {}
+    for name, (_, targets) in findings.items():
+        hunted = [[hunt["targets"][target] for target in targets if target in hunt["targets"]] for hunt in hunts]
+        if counts := [of for of in hunted if of]:
+            met = [[each["known_after"].get(name) for each in of] for of in counts]
+            after = [min((number for number in of if number is not None), default=None) for of in met]
+            found[name] = Speed(max(each["examples"] for of in counts for each in of), after)
+    return found
+
+
+def index(findings: Shared, shown: dict[str, Shown], speed: dict[str, Speed]) -> str:
     """The page of all findings."""
     lines = [
         _INTRODUCTION,
-        "| finding | seen in | a path from an engine | reported |",
-        "| --- | --- | --- | --- |",
+        "| finding | kernel | seen in | reach | examples | confirmed by | reported |",
+        "| --- | --- | --- | --- | ---: | --- | --- |",
     ]
     for name, (finding, _) in findings.items():
-        sent = "is cited" if _report(name).sent_by else "none is known"
-        lines.append(f"| [{name}](#{name}) | {finding.seen_in} | {sent} | {finding.link or 'not yet'} |")
+        report = _report(name)
+        reach = "from an engine" if report.sent_by else "no engine is known"
+        examples = speed[name].median if name in speed else "not measured"
+        cells = (f"[{name}](#{name})", f"`{report.kernel}`", finding.seen_in, reach, examples, report.confirmed_by)
+        lines.append(f"| {' | '.join(cells)} | {finding.link or 'not yet'} |")
     for name, (finding, names) in findings.items():
         report = _report(name)
         lines += [
@@ -75,6 +126,7 @@ def index(findings: Shared, shown: dict[str, Shown]) -> str:
             f"- Lines: {_list(report.lines)}",
             f"- Cause: {finding.cause}",
             f"- Expected and got: {_numbers(shown[name].interpreted)}",
+            f"- Confirmed by {report.confirmed}.",
             f"- Since: {report.since}.",
             f"- Newest: {report.newest}.",
             f"- Sent by: {_list(report.sent_by) or 'no engine that is known'}",
@@ -134,8 +186,9 @@ def _confirmation(report: Report, shown: Shown) -> Iterator[str]:
     if shown.mended is None:
         yield "No change of a few lines was tried."
         return
-    yield f"With these changes of `{report.file}` the script exits with 0, which shows that the lines are the cause:"
-    for mend in report.mend:
+    files = " and ".join(f"`{file}`" for file in dict.fromkeys(file for file, _ in report.changes()))
+    yield f"With these changes of {files} the script exits with 0, which shows that the lines are the cause:"
+    for _, mend in report.changes():
         removed = (f"-{line}" for line in mend.old.rstrip("\n").split("\n"))
         yield from ("", "```diff", *removed, *(f"+{line}" for line in mend.new.rstrip("\n").split("\n")), "```")
 
@@ -150,12 +203,16 @@ def _confirmation_by_kernels(interpreted: str, compiled: str) -> Iterator[str]:
         yield from ("The compiled kernel's output:", "", *_fenced(compiled))
 
 
+def _findings() -> Shared:
+    return shared((name, registry.load(name).findings) for name in registry.names())
+
+
 def pages() -> dict[Path, str]:
     """The text of each page of the targets' findings."""
-    targets = [registry.load(name) for name in registry.names()]
-    findings = shared((target.name, target.findings) for target in targets)
+    findings = _findings()
     shown = finding_scripts.results()
-    texts = {PAGE: index(findings, shown)}
+    speed = msgspec.json.decode(SPEED.read_bytes(), type=dict[str, Speed])
+    texts = {PAGE: index(findings, shown, speed)}
     for name, (finding, _) in findings.items():
         texts[PAGE.with_suffix("") / f"{name}.md"] = page(finding, shown[name])
     return texts
@@ -200,4 +257,11 @@ def main(checks: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main("--check" in sys.argv[1:]))
+    parser = argparse.ArgumentParser(prog="python -m attn_fuzz.report.findings_page")
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--speed", type=Path, nargs="+", metavar="HUNT.json", default=[])
+    asked = parser.parse_args()
+    if asked.speed:
+        hunts = [msgspec.json.decode(path.read_bytes()) for path in asked.speed]
+        SPEED.write_bytes(msgspec.json.format(msgspec.json.encode(speeds(_findings(), hunts)), indent=1) + b"\n")
+    sys.exit(main(asked.check))

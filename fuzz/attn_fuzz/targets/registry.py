@@ -6,11 +6,14 @@ A package adds one with
     my-kernel = "my_package.fuzzing:TARGET"
 
 and then `attn-parity fuzz --target my-kernel`; without one, `--target my_package.fuzzing:TARGET` does the same.
-`my-kernel@gfx942` is the target with its kernels compiled for gfx942, and emulated.
+`my-kernel@gfx942` is the target with its kernels compiled for gfx942, and emulated. A target on sources in which findings are
+mended does not have these findings (`attn_fuzz.foreign.mended`).
 """
 
+import dataclasses
 from importlib.metadata import EntryPoint, entry_points
 
+from attn_fuzz import foreign
 from attn_fuzz.errors import InputError
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
@@ -69,6 +72,8 @@ def load(name: str) -> Target:
         raise UnknownTargetError(f"target {name}: it does not load: {type(error).__name__}: {error}") from error
     if not isinstance(target, Target):
         raise UnknownTargetError(f"target {name}: it is a {type(target).__name__}, expected an attn_fuzz.targets.Target")
+    if gone := foreign.mended():
+        target = dataclasses.replace(target, findings=tuple(each for each in target.findings if each.name not in gone))
     base, at, architecture = name.partition("@")
     return _compiled_for(target, base, architecture) if at else target
 
