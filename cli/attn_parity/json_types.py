@@ -60,6 +60,20 @@ class Pairs(TypedDict):
     not_drawn: list[tuple[str, str]]
 
 
+class Triples(TypedDict):
+    """How many triples of features cases can have, and those that were not drawn."""
+
+    possible: int
+    not_drawn: list[tuple[str, ...]]
+
+
+class Edges(TypedDict):
+    """How many edges of tiles and blocks cases can have, and those that were not drawn."""
+
+    possible: int
+    not_drawn: list[str]
+
+
 class Drawn(TypedDict):
     """Cases that were thrown away, by reason; remedies, by reason; and what was not drawn."""
 
@@ -67,6 +81,8 @@ class Drawn(TypedDict):
     remedies: dict[str, list[str]]
     features: Features
     pairs: Pairs
+    triples: Triples
+    edges: Edges
 
 
 class Fuzz(TypedDict):

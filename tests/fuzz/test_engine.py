@@ -159,7 +159,8 @@ def test_what_was_not_drawn_is_named_for_what_the_target_supports():
     assert nothing.num_features == len(nothing.features)
     assert nothing.lines == [
         f"not drawn: {len(nothing.features)} of {len(nothing.features)} features (decoder, causal, prefill, extend, ...), "
-        f"{nothing.num_pairs} of {nothing.num_pairs} pairs ({', '.join(f'{a} with {b}' for a, b in nothing.pairs[:3])}, ...)"
+        f"{nothing.num_pairs} of {nothing.num_pairs} pairs ({', '.join(f'{a} with {b}' for a, b in nothing.pairs[:3])}, ...), "
+        f"{nothing.num_edges} of {nothing.num_edges} edges ({', '.join(nothing.edges[:3])}, ...)"
     ]
 
 

@@ -330,6 +330,9 @@ def test_rates_count_seeds_and_tests_and_leave_out_what_does_not_run(log):
     assert mutants_page.rate(rows, "ci") == "25 % of 2"
     assert mutants_page.rate(rows, "tests") == "50 % of 2"
     assert mutants_page.rate(rows, "ci and tests") == "50 % of 2"
+    late = [msgspec.structs.replace(row, nightly=(900, None)) for row in rows]
+    assert mutants_page.rate(late, "nightly") == "50 % of 2"
+    assert mutants_page.rate(late, "nightly and tests") == "75 % of 2"
 
 
 def test_an_equivalent_mutant_is_in_no_rate_and_needs_a_reason(tmp_path, log):
@@ -368,7 +371,10 @@ def test_a_page_is_made_of_its_json(attn_parity, log, monkeypatch):
     monkeypatch.setattr(reasons, "load", lambda path: {MUTANT.name: "the same"} if path == EQUIVALENT else {})
     Path("mutants.json").write_bytes(results_file.dumps(found))
     assert results_file.load(Path("mutants.json"), Results) == found
-    Path("mutants.md").write_text(mutants_page.text(found))
+    text = mutants_page.text(found)
+    assert f"the sample of the same seed held {found.in_sample} of these 1 mutants" in text
+    assert f"{campaign.digest('attn_fuzz')} (attn_fuzz)" in text
+    Path("mutants.md").write_text(text)
     assert attn_parity("mutate", "--check", "--page", "mutants.md").code == 0
     again = attn_parity("mutate", "--rewrite", "--only", OTHER.name, "--log", log.path, "--page", "again.md")
     assert again.code == 0

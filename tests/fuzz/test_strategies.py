@@ -4,11 +4,12 @@ import functools
 import itertools
 from dataclasses import replace
 
+import msgspec
 import pytest
 from attn_contract import AttentionType, Batch, Layer, Layout, PhysicalOrder
 from attn_contract.rules import held_rules
 from attn_fuzz.cases import contradictions
-from attn_fuzz.cases.case import Case
+from attn_fuzz.cases.case import Case, Request
 from attn_fuzz.cases.contradictions import ROWS, X_PACKED
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.strategies import cases, families
@@ -91,6 +92,36 @@ RULES = (
 
 def ranges_of(request) -> tuple[tuple[int, int], ...]:
     return request.bidirectional_ranges
+
+
+def test_an_edge_that_was_drawn_least_is_drawn_next():
+    """Of two steps that differ in an edge alone, the one whose edge the run lacks adds more."""
+    plain = next(case for case in draw(EVERYTHING, 20) if case.attn_type is AttentionType.ENCODER)
+    sizes = {length: Request(query_len=length, seq_len=length, causal=False) for length in (33, 34, 35)}
+    of = {length: msgspec.structs.replace(plain, requests=(request,), earlier=()) for length, request in sizes.items()}
+    tally = Tally()
+    for length in (34, 34, 35):
+        tally.add(of[length])
+    least = tally.novelty(of[33])
+    assert least > tally.novelty(of[35]), "33 queries are one more than a tile has"
+    for _ in range(3):
+        tally.add(of[33])
+    assert "queries at tile 32 +1" in tally.edges
+    assert tally.novelty(of[33]) < least / 4
+
+
+def test_triples_and_edges_that_were_drawn_are_known_and_the_same_for_a_seed():
+    first, again = (Tally(), Tally())
+    for case in draw(EVERYTHING):
+        first.add(case)
+    for case in draw.__wrapped__(EVERYTHING):
+        again.add(case)
+    assert ("encoder", "prefill", "window") in first.triples
+    assert (first.triples, first.edges) == (again.triples, again.edges)
+    lengths = {
+        f"{name} at tile {tile} {more:+d}" for name in ("queries", "keys") for tile in (16, 32, 64) for more in (-1, 0, 1)
+    }
+    assert first.edges >= {*lengths, "keys at block +0", "left edge at tile 64 +1"}
 
 
 EDGES = {

@@ -2,13 +2,16 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import combinations
+from itertools import chain, combinations, product
 from typing import Any, Final, NamedTuple
 
 from attn_contract import AttentionType, Layout
+from attn_fuzz.cases.edges import BLOCK_EDGES, LEAST_BLOCK, at_tiles
 from attn_fuzz.cases.features import FEATURES, Feature, undefined
 from attn_fuzz.run.shard import Progress
-from attn_fuzz.strategies.tally import SUPPORTED
+from attn_fuzz.strategies.batches import tile_lengths
+from attn_fuzz.strategies.rules import window_lengths
+from attn_fuzz.strategies.tally import AXES, SUPPORTED
 from attn_fuzz.targets.target import Support
 
 WARNING_SHARE = 0.2
@@ -23,8 +26,8 @@ class Drawn(NamedTuple):
         examples: cases that ran.
         rejected: by reason, how many cases were drawn and thrown away, the most frequent reason first.
         remedies: by reason, restrictions of `attn_fuzz.targets.engine.Engine` that say the same.
-        features, pairs: those that the target supports and no case had.
-        num_features, num_pairs: how many the target supports.
+        features, pairs, triples, edges: those that the target supports and no case had.
+        num_features, num_pairs, num_triples, num_edges: how many the target supports.
     """
 
     examples: int
@@ -32,8 +35,12 @@ class Drawn(NamedTuple):
     remedies: dict[str, list[str]]
     features: list[str]
     pairs: list[tuple[str, str]]
+    triples: list[tuple[str, ...]]
+    edges: list[str]
     num_features: int
     num_pairs: int
+    num_triples: int
+    num_edges: int
 
     @property
     def lines(self) -> list[str]:
@@ -62,6 +69,10 @@ class Drawn(NamedTuple):
             parts.append(f"{len(self.features)} of {self.num_features} features ({_first(self.features)})")
         if self.pairs:
             parts.append(f"{len(self.pairs)} of {self.num_pairs} pairs ({_first([f'{a} with {b}' for a, b in self.pairs])})")
+        if self.triples:
+            parts.append(f"{len(self.triples)} of {self.num_triples} triples")
+        if self.edges:
+            parts.append(f"{len(self.edges)} of {self.num_edges} edges ({_first(self.edges)})")
         return [f"not drawn: {', '.join(parts)}"] if parts else []
 
     def to_json(self) -> dict[str, Any]:
@@ -71,6 +82,8 @@ class Drawn(NamedTuple):
             "remedies": self.remedies,
             "features": {"possible": self.num_features, "not_drawn": self.features},
             "pairs": {"possible": self.num_pairs, "not_drawn": self.pairs},
+            "triples": {"possible": self.num_triples, "not_drawn": self.triples},
+            "edges": {"possible": self.num_edges, "not_drawn": self.edges},
         }
 
 
@@ -84,6 +97,7 @@ def drawn(progress: Sequence[Progress], support: Support) -> Drawn:
     together = [sum(row) for row in zip(*(p.together for p in progress if p.together), strict=True)] or [0] * size**2
     possible = [i for i, feature in enumerate(FEATURES) if can_have(support, feature)]
     pairs = [(i, j) for i, j in combinations(possible, 2) if not undefined(FEATURES[i].name, FEATURES[j].name)]
+    triples, edges = _possible_triples([FEATURES[i] for i in possible]), _possible_edges(support)
     rejected = sum((Counter(p.rejected) for p in progress), Counter[str]())
     return Drawn(
         examples=sum(p.examples for p in progress),
@@ -91,9 +105,36 @@ def drawn(progress: Sequence[Progress], support: Support) -> Drawn:
         remedies={reason: _remedies(reason, progress) for reason in rejected},
         features=[FEATURES[i].name for i in possible if not together[i * size + i]],
         pairs=[(FEATURES[i].name, FEATURES[j].name) for i, j in pairs if not together[i * size + j]],
+        triples=[triple for triple in triples if not any(triple in p.triples for p in progress)],
+        edges=[edge for edge in edges if not any(edge in p.edges for p in progress)],
         num_features=len(possible),
         num_pairs=len(pairs),
+        num_triples=len(triples),
+        num_edges=len(edges),
     )
+
+
+def _possible_triples(possible: Sequence[Feature]) -> list[tuple[str, ...]]:
+    """The triples of AXES among features, but for those of which two cannot meet."""
+    by_group = {group: [feature.name for feature in possible if feature.group == group] for group in {*chain(*AXES)}}
+    triples = chain.from_iterable(product(*(by_group[group] for group in groups)) for groups in AXES)
+    return [triple for triple in triples if not any(undefined(a, b) for a, b in combinations(triple, 2))]
+
+
+def _possible_edges(support: Support) -> list[str]:
+    """The edges that the lengths and windows have which are drawn for a support."""
+    engine = support.engine
+    queries = tile_lengths(support) if {*engine.query_lens} != {"one"} else [1]
+    has_contexts = _has_cache(support) and engine.contexts
+    keys = range(1, support.max_seq_len + 1) if has_contexts else queries
+    edges = at_tiles("queries", queries) + at_tiles("keys", keys)
+    if _has_cache(support) and max(support.block_sizes) >= LEAST_BLOCK:
+        edges += BLOCK_EDGES.values()
+    if "window" in support.rules:
+        edges += at_tiles("left edge", window_lengths(support))
+        if {*engine.windows} - {"left"}:
+            edges += at_tiles("right edge", window_lengths(support))
+    return edges
 
 
 def _remedies(reason: str, progress: Sequence[Progress]) -> list[str]:

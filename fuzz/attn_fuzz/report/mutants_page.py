@@ -7,8 +7,9 @@ from statistics import median
 import hypothesis
 import msgspec
 from attn_fuzz.run import reach, suite
-from attn_fuzz.run.campaign import Log, Trial, order
-from attn_fuzz.zoo.generate import Generated
+from attn_fuzz.run.campaign import Log, Trial, digest, order
+from attn_fuzz.zoo import generate
+from attn_fuzz.zoo.generate import PACKAGE, Generated
 
 SCHEMA = "attn-parity.mutants/1"
 SURVIVED, NOT_RUN_BY_ANY, UNFINISHED = "survived", "no target runs it", "unfinished"
@@ -63,7 +64,11 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Results(msgspec.Struct, frozen=True, tag_field="schema", tag=SCHEMA):
-    """Where a campaign ran, with which Hypothesis, sample, seeds and examples for each target, and each mutant."""
+    """Where a campaign ran, with which Hypothesis, sample, seeds and examples for each target, and each mutant.
+
+    When the results were written, `sources` were the digests of packages, and the sample of this size and seed still held
+    `in_sample` of the mutants. Results that are older say neither: {} and None.
+    """
 
     device: str
     hypothesis: str
@@ -72,6 +77,8 @@ class Results(msgspec.Struct, frozen=True, tag_field="schema", tag=SCHEMA):
     seeds: tuple[int, ...]
     ci: int
     nightly: int | None
+    sources: dict[str, str]
+    in_sample: int | None
     mutants: tuple[Row, ...]
 
 
@@ -139,7 +146,10 @@ def results(
     device: str, sample: tuple[int, int], seeds: Sequence[int], ci: int, nightly: int | None, rows: Iterable[Row]
 ) -> Results:
     """A campaign that has just ended. `sample` is its size and its seed."""
-    return Results(device, hypothesis.__version__, *sample, tuple(seeds), ci, nightly, tuple(rows))
+    rows, sources = tuple(rows), {package: digest(package) for package in (PACKAGE, "attn_fuzz")}
+    of_today = {mutant.name for mutant in generate.sample(*sample)}
+    in_sample = sum(row.name in of_today for row in rows)
+    return Results(device, hypothesis.__version__, *sample, tuple(seeds), ci, nightly, sources, in_sample, rows)
 
 
 Judge = Callable[[Row], list[bool] | None]
@@ -149,8 +159,14 @@ JUDGES: dict[str, Judge] = {
     "ci": lambda row: [each is not None for each in row.ci] or None,
     "nightly": lambda row: [each is not None for each in row.nightly] or None,
     "tests": lambda row: None if row.tests is None else [row.tests],
-    "ci and tests": lambda row: None if row.tests is None else [each is not None or row.tests for each in row.ci] or None,
+    "ci and tests": lambda row: _or_tests(row, row.ci),
+    "nightly and tests": lambda row: _or_tests(row, row.nightly),
 }
+
+
+def _or_tests(row: Row, found: Sequence[int | None]) -> list[bool] | None:
+    """Whether each seed or the test suite found a mutant."""
+    return None if row.tests is None else [each is not None or row.tests for each in found] or None
 
 
 def rate(rows: Iterable[Row], judge: str) -> str:
@@ -192,6 +208,10 @@ A rate counts the mutants that are found. A mutant is in no rate if it does not 
 the run ended before the mutant had met all of its targets. Mutants without an end are mostly survivors: a mutant that is found
 ends at once. A mutant that no target runs is in the rates, and survives.
 """
+OF_TODAY = """
+When this page was written, the sample of the same seed held {in_sample} of these {count} mutants. The digests of the
+sources were {sources}.
+"""
 GONE = """
 {gone} of these mutants are left out: what they changed is not written like this any more. The code around some others has
 changed since they ran.
@@ -207,6 +227,9 @@ def text(results: Results) -> str:
     lines = PREFACE.format(**fields, seeds=seeds, nightly=nightly).splitlines()
     if gone := results.sample - len(rows):
         lines += GONE.format(gone=gone).splitlines()
+    if results.in_sample is not None:
+        sources = " and ".join(f"{hashed} ({package})" for package, hashed in results.sources.items())
+        lines += OF_TODAY.format(in_sample=results.in_sample, count=len(rows), sources=sources).splitlines()
     lines += ["", summary(rows) + ".", "", "## Rates", ""]
     lines += _table("operator", rows, lambda row: row.operator)
     lines += ["", *_table("room", rows, lambda row: row.room)]

@@ -58,7 +58,7 @@ class Log:
         self.path = path
         self.trials: dict[Key, Trial] = {}
         self.reaches: dict[str, Reach] = {}
-        self._header = Header(schema=SCHEMA, device=device, sources=_digest(package))
+        self._header = Header(schema=SCHEMA, device=device, sources=digest(package))
         if os.path.lexists(path):
             self._read()
 
@@ -350,6 +350,7 @@ class _Campaign:
         self.report(self.log)
 
 
-def _digest(package: str) -> str:
+def digest(package: str) -> str:
+    """Of the sources of a package, as they are now."""
     text = "".join(text_of(module) for module in modules_of(package))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

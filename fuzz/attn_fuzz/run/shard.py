@@ -120,6 +120,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         ratios: elements of outputs by error / bound (`attn_fuzz.verdict.ratios.counts`).
         rejected, remedies: by reason, cases that were drawn and thrown away, and at the end what says so directly
             (`attn_fuzz.strategies.tally`).
+        edges, triples: at the end: what cases had of `attn_fuzz.cases.edges`, and of triples of features.
         shrinking: cases that were tried in order to shrink a failure, or to find what it needs.
         failure: the failure that ended the drawing.
         others: failures of other kinds that were met while `failure` was shrunk.
@@ -141,6 +142,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     ratios: dict[str, list[int]] = {}
     rejected: dict[str, int] = {}
     remedies: dict[str, list[str]] = {}
+    edges: frozenset[str] = frozenset()
+    triples: frozenset[tuple[str, ...]] = frozenset()
     shrinking: int = 0
     failure: Failure | None = None
     others: tuple[Failure, ...] = ()
@@ -182,6 +185,8 @@ def fuzz(plan: FuzzPlan, executor: Executor, report: Callable[[Progress], None] 
         pass
     if shard.tally.rejected:
         shard.tell(remedies=shard.tally.remedies())
+    if shard.tally.kept:
+        shard.tell(edges=frozenset(shard.tally.edges), triples=frozenset(shard.tally.triples))
     if plan.mutant is not None and not shard.failures and shard.progress.examples and not shard.has_run:
         because = f", and raised {shard.raised}" if shard.raised else ""
         raise NeverRanError(f"{plan.mutant.name}: it ran none of the cases that have queries and keys{because}")

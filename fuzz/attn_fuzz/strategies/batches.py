@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 MAX_REQUESTS = 8
 ONE_IN = 40
 """Of so many steps one is a long request. A run draws steps that it lacks, and takes twice as many of them."""
+ONE_IN_FAR = 4
+"""Likewise, where the window reaches far back."""
 DECODE, FEW = (1, 1, 1, 0), (1, 2, 3, 4, 5, 8, 9)
 
 
@@ -25,8 +27,7 @@ def query_lens(draw: st.DrawFn, support: Support, rules: set[str]) -> tuple[Sequ
     - With ranges, lengths beyond a tile are drawn more often: a range may end a tile later than it begins.
     - With chunks, single queries are drawn less often: chunks are easily miscounted before the sequence begins.
     """
-    around = sorted({tile * k + more for tile in support.tile_sizes for k in (1, 2) for more in (-1, 0, 1)})
-    tiles = [n for n in around if 0 < n <= support.max_tokens] or [support.max_tokens]
+    tiles = tile_lengths(support)
     kinds = {"decode": (DECODE,), "few": (FEW,), "tiles": (tiles,), "mixed": (DECODE, FEW, tiles)}
     if "qq_bias" in rules:
         return kinds[pick(draw, ("few", "few", "decode", "mixed", "tiles"))]
@@ -36,6 +37,12 @@ def query_lens(draw: st.DrawFn, support: Support, rules: set[str]) -> tuple[Sequ
     if "chunked_local" in rules:
         return kinds[pick(draw, ("few", "decode", "mixed", "tiles"))]
     return kinds[pick(draw, ("decode", "few", "decode", "mixed", "tiles"))]
+
+
+def tile_lengths(support: Support) -> list[int]:
+    """Query lengths around the end of a tile, or of two; the most that a batch may have where these are too many."""
+    around = sorted({tile * k + more for tile in support.tile_sizes for k in (1, 2) for more in (-1, 0, 1)})
+    return [n for n in around if 0 < n <= support.max_tokens] or [support.max_tokens]
 
 
 def length(draw: st.DrawFn, support: Support, block_size: int) -> int:
@@ -51,15 +58,24 @@ def length(draw: st.DrawFn, support: Support, block_size: int) -> int:
 
 @st.composite
 def batches(
-    draw: st.DrawFn, support: Support, attn_type: AttentionType, block_size: int, rules: set[str]
+    draw: st.DrawFn, support: Support, attn_type: AttentionType, block_size: int, rules: set[str], window_left: int
 ) -> tuple[Request, ...]:
-    """Up to 8 requests without blocks, within the support's limits on tokens and keys; now and then a long one alone."""
+    """Up to 8 requests without blocks, within the support's limits on tokens and keys; now and then many, or a long one alone.
+
+    A long one is drawn more often for a window that reaches back beyond a tile: kernels split the keys inside it where there is
+    little else to do.
+    """
     is_decoder = attn_type is AttentionType.DECODER
     flags = _causal_flags(support, rules)
     per_request = is_decoder and "per_request_causal" in support.rules and pick(draw, (False, True))
     causal = is_decoder and pick(draw, flags)
     if attn_type.reads_cache and support.long_seq_len is not None and pick(draw, range(ONE_IN)) == ONE_IN - 1:
         return (Request(query_len=1, seq_len=support.long_seq_len - pick(draw, (0, 1, 37)), causal=causal),)
+    is_far = attn_type.reads_cache and support.engine.contexts and window_left > max(support.tile_sizes) + 1
+    if is_far and pick(draw, range(ONE_IN_FAR)) == ONE_IN_FAR - 1:
+        return (Request(query_len=1, seq_len=support.max_seq_len - pick(draw, (0, 1, 37)), causal=causal),)
+    if attn_type is AttentionType.DECODER and support.many_requests is not None and pick(draw, range(ONE_IN)) == ONE_IN - 1:
+        return _many_requests(draw, support.many_requests, causal)
     groups = query_lens(draw, support, rules)
     match pick(draw, support.engine.query_lens):
         case "equal":
@@ -83,6 +99,12 @@ def batches(
     if not support.engine.empty_batches and not any(request.query_len for request in requests):
         requests[0] = msgspec.structs.replace(requests[0], query_len=1, seq_len=max(1, requests[0].seq_len))
     return tuple(requests)
+
+
+def _many_requests(draw: st.DrawFn, count: int, causal: bool) -> tuple[Request, ...]:
+    """As many requests of few keys, most of which decode: more than a kernel looks at together."""
+    least, every = pick(draw, (1, 15, 40)), pick(draw, (2, 7, count))
+    return tuple(Request(query_len=int(r % every != 1), seq_len=least + r % 3, causal=causal) for r in range(count))
 
 
 def _causal_flags(support: Support, rules: set[str]) -> list[bool]:

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 USUAL_GROUP, USUAL_BLOCK = 8, 128
 """The most query heads of a KV head, and slots of a block, that are drawn often."""
+USUAL_HEADS = 3 * USUAL_GROUP
+"""The most query heads of a layer that has several KV heads."""
 
 
 class DrawnLayer(NamedTuple):
@@ -51,7 +53,7 @@ def layer(draw: st.DrawFn, support: Support) -> DrawnLayer:
     layer = {
         "attn_type": attn_type,
         "dtype": dtype,
-        "num_kv_heads": pick(draw, (1, 2, 3) if group_size <= USUAL_GROUP and not latent else (1,)),
+        "num_kv_heads": 1 if latent else _num_kv_heads(draw, group_size),
         "group_size": group_size,
         **widths,
         "scale": _scale(draw, support, widths["head_size"]),
@@ -145,6 +147,11 @@ def _latent_cache(draw: st.DrawFn, support: Support, dtype: str, quantized: bool
         "padding": pick(draw, engine.padding[:1] + engine.padding),
         "slot_padding": pick(draw, engine.padding[:1] * 2 + engine.padding),
     }
+
+
+def _num_kv_heads(draw: st.DrawFn, group_size: int) -> int:
+    """Up to 3, and rarely 4 or 8; one beside a large group."""
+    return _usual(draw, [count for count in (1, 2, 3, 4, 8) if count * group_size <= USUAL_HEADS] or [1], 3)
 
 
 def _usual(draw: st.DrawFn, sizes: Sequence[int], most: int) -> int:

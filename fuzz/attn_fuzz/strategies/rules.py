@@ -22,7 +22,7 @@ def window(draw: st.DrawFn, support: Support, kind: WindowKind) -> tuple[int, in
 
     A window "by causality" is drawn with both edges, and `strategies.cases` takes the right one back in causal steps.
     """
-    lengths = (*((0,) if support.engine.one_token_windows else ()), 1, 2, 7, *_around(support), *_far(support))
+    lengths = window_lengths(support)
     sides = (-1, *lengths)
     if kind == "left":
         return pick(draw, lengths), -1
@@ -30,6 +30,11 @@ def window(draw: st.DrawFn, support: Support, kind: WindowKind) -> tuple[int, in
         both = pick(draw, lengths)
         return both, both
     return pick(draw, sides), pick(draw, (-1, 0) if pick(draw, (False, True)) else sides)
+
+
+def window_lengths(support: Support) -> tuple[int, ...]:
+    """How far a window that is not unlimited may reach to one side."""
+    return (*((0,) if support.engine.one_token_windows else ()), 1, 2, 7, *_around(support), *_far(support))
 
 
 def _around(support: Support) -> tuple[int, ...]:

@@ -2,11 +2,12 @@
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from attn_fuzz.cases.case import MAX_ELEMENTS, Case, num_elements
-from attn_fuzz.cases.features import features
+from attn_fuzz.cases.edges import edges
+from attn_fuzz.cases.features import FEATURES, features
 from attn_fuzz.targets.engine import RESTRICTIONS
 from attn_fuzz.targets.target import Support
 
@@ -18,6 +19,10 @@ SUPPORTED = "supported, where a case was to be refused"
 """The reason why a case is thrown away that was drawn beyond the support, and is not beyond it."""
 SAMPLE = 200
 """How many cases are remembered in order to find remedies."""
+EDGE_SHARE = 0.25
+"""With a larger share, the many pairs of edges would outweigh those of features."""
+AXES = (("attention", "phase", "rule"), ("attention", "layout", "rule"))
+"""Groups of features (`attn_fuzz.cases.features`), of which a triple has one feature each."""
 
 
 class Tally:
@@ -34,20 +39,40 @@ class Tally:
     def __init__(self) -> None:
         self.kept = 0
         self.rejected = Counter[str]()
-        self._pairs = Counter[tuple[str, str]]()
+        self._met = Counter[tuple[str, ...]]()
+        self._worth: dict[tuple[str, ...], float] = {}
         self._kept: list[Case] = []
         self._rejected: dict[str, list[Case]] = defaultdict(list)
 
     def add(self, case: Case) -> None:
         """Count a case that has run."""
         self.kept += 1
-        self._pairs.update(itertools.combinations(traits(case), 2))
+        held = traits(case)
+        for together in itertools.chain(_meetings(held), itertools.product(edges(case), held)):
+            self._met[together] += 1
+            self._worth[together] = (1 + self._met[together]) ** -2
         if len(self._kept) < SAMPLE:
             self._kept.append(case)
 
+    @property
+    def edges(self) -> set[str]:
+        """The edges that cases had which have run."""
+        return {together[0] for together in self._met if " at " in together[0]}
+
+    @property
+    def triples(self) -> set[tuple[str, ...]]:
+        """The triples of features that cases had which have run."""
+        return {together for together in self._met if len(together) == len(AXES[0])}
+
     def novelty(self, case: Case) -> float:
-        """How much a case would add: 1 for each pair of its traits that was never drawn, and less the oftener it was."""
-        return sum((1 + self._pairs[pair]) ** -2 for pair in itertools.combinations(traits(case), 2))
+        """How much a case would add: 1 for each pair or triple of its traits that was never drawn, and less the oftener it was.
+
+        A pair of an edge and something else counts EDGE_SHARE as much.
+        """
+        held, worth = traits(case), self._worth.get
+        # lists are faster than generators
+        of_traits = sum([worth(together, 1.0) for together in _meetings(held)])
+        return of_traits + EDGE_SHARE * sum([worth(together, 1.0) for together in itertools.product(edges(case), held)])
 
     def rarest_changes(self, case: Case, changes: Sequence[str], count: int) -> tuple[str, ...]:
         """The changes whose earlier calls would add most to a case that has no earlier call, likewise; the rarest one last.
@@ -56,8 +81,8 @@ class Tally:
             changes: to choose from; the first of several that add as much.
             count: how many to choose, if there are as many.
         """
-        held = traits(case)
-        adds = {change: sum((1 + self._pairs[trait, _earlier(change)]) ** -2 for trait in held) for change in changes}
+        held, worth = traits(case), self._worth.get
+        adds = {change: sum([worth((trait, _earlier(change)), 1.0) for trait in held]) for change in changes}
         return tuple(sorted(changes, key=lambda change: -adds[change])[:count][::-1])
 
     def takes(self, case: Case, support: Support, refused: bool) -> bool:
@@ -99,6 +124,22 @@ def traits(case: Case) -> list[str]:
     """The features of a case, its sizes, and last the changes of earlier calls: whatever is to meet whatever else."""
     sizes = (f"{name} {size(case)}" for name, size in _SIZES.items())
     return [*features(case), *sizes, *map(_earlier, dict.fromkeys(case.earlier))]
+
+
+def triples(held: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """The triples among features: those that have a feature of each group of one of AXES."""
+    by_group: dict[str, list[str]] = defaultdict(list)
+    for trait in held:
+        by_group[_GROUP.get(trait, "")].append(trait)
+    return itertools.chain.from_iterable(itertools.product(*(by_group[group] for group in groups)) for groups in AXES)
+
+
+def _meetings(held: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """The pairs and the triples of traits."""
+    return itertools.chain(itertools.combinations(held, 2), triples(held))
+
+
+_GROUP: Final[Mapping[str, str]] = {feature.name: feature.group for feature in FEATURES}
 
 
 def _earlier(change: str) -> str:

@@ -13,7 +13,7 @@ from attn_contract import Batch, ContractError, Layer
 from attn_fuzz.targets.merge import EVERY_OPTION, merge_target, parts_target
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, Support, Target
-from attn_fuzz.targets.triton import TRITON, missing_triton
+from attn_fuzz.targets.triton import TRITON, TRITON_LATENT, missing_triton
 from attn_fuzz.verdict.rounding import Rounding
 
 
@@ -68,6 +68,11 @@ def _rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, i
     _call("rope_and_write_kv_cache", **tensors, slot_mapping=slot_mapping, is_neox=is_neox, **_of_a_cache(layer))
 
 
+def _write_latent(kv_c, k_pe, kv_cache, layer, slot_mapping) -> None:
+    options = {"layout": layer.layout, "k_scale": layer.k_scale}
+    _call("write_latent_cache", kv_c=kv_c, k_pe=k_pe, kv_cache=kv_cache, slot_mapping=slot_mapping, **options)
+
+
 def _of_a_cache(layer: Layer) -> dict[str, Any]:
     """What a cache write is told of its layer."""
     return {name: getattr(layer, name) for name in ("layout", "k_scale", "v_scale", "k_scale_cache", "v_scale_cache")}
@@ -105,6 +110,14 @@ TORCH_OPS = Target(
     rounding=_rounding,
     unavailable=_missing,
     forget=TRITON.forget,
+)
+TORCH_OPS_LATENT = dataclasses.replace(
+    TORCH_OPS,
+    name="torch-ops-latent",
+    description="the torch ops of latent caches: the reference on a CPU, the Triton kernels on a GPU",
+    write_latent_cache=_write_latent,
+    support=TRITON_LATENT.support,
+    rounding=lambda device: (REFERENCE_FP32 if device == "cpu" else TRITON_LATENT).rounding(device),
 )
 TORCH_OPS_MERGE = merge_target(
     "torch-ops-merge",

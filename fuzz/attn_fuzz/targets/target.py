@@ -151,6 +151,8 @@ class Support:
         max_tokens, max_seq_len: the most query tokens of a batch and keys of a request, so that an example stays fast.
         long_seq_len: the keys of a request that is drawn now and then: it is alone in its step and has one query. None: no
             request has more than max_seq_len.
+        many_requests: the requests of a step that is drawn now and then, of one query each or none. None: no
+            step has more than 8.
         steps_per_layer: how many cases in a row share a layer. Raise it if a kernel is compiled for each layer, and compiling
             takes longer than running many cases.
 
@@ -177,6 +179,7 @@ class Support:
     max_tokens: int = 256
     max_seq_len: int = 1024
     long_seq_len: int | None = None
+    many_requests: int | None = None
     steps_per_layer: int = 1
 
     def __post_init__(self) -> None:
@@ -297,6 +300,7 @@ _DRAWN = (
     "max_tokens",
     "max_seq_len",
     "long_seq_len",
+    "many_requests",
     "steps_per_layer",
 )
 

@@ -73,11 +73,24 @@ def _illegal_writes(q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
         yield from illegal_writes(write, rope, arguments)
 
 
+_MAX_GROUP = 64
+"""The most query heads of a KV head that the kernels take."""
+
+
 def _triton_support(device: str) -> Support:
+    support = dataclasses.replace(EVERYTHING, group_sizes=(*EVERYTHING.group_sizes, _MAX_GROUP))
     if device == "cpu":
-        return dataclasses.replace(EVERYTHING, max_tokens=128, max_seq_len=512, long_seq_len=1100)
-    # every size is compiled, in all combinations with the rest: those of models only
-    return dataclasses.replace(EVERYTHING, max_tokens=1024, max_seq_len=4096, head_sizes=(64, 80, 128), steps_per_layer=32)
+        return dataclasses.replace(support, max_tokens=128, max_seq_len=512, long_seq_len=1100)
+    return dataclasses.replace(
+        support,
+        max_tokens=1024,
+        max_seq_len=4096,
+        many_requests=300,
+        # every size is compiled, in all combinations with the rest: those of models only
+        head_sizes=(64, 80, 128),
+        tile_sizes=(*EVERYTHING.tile_sizes, 128),
+        steps_per_layer=32,
+    )
 
 
 def missing_triton(device: str) -> str | None:
@@ -327,6 +340,19 @@ TRITON_LATENT_INVARIANT = dataclasses.replace(
     description="latent caches and V of another width in batch-invariant mode: each request also alone, and in whole tiles",
     write_latent_cache=_triton_write_latent,
     support=_latent_support,
+)
+
+
+TRITON_LATENT_SCALED_INVARIANT, TRITON_LATENT_E8M0_INVARIANT = (
+    dataclasses.replace(
+        TRITON_LATENT_INVARIANT,
+        name=f"{target.name}-invariant",
+        description=f"{target.name} in batch-invariant mode: each request also alone, and in whole tiles",
+        support=target.support,
+        refuses=False,
+        rounding=target.rounding,
+    )
+    for target in (TRITON_LATENT_SCALED, TRITON_LATENT_E8M0)
 )
 
 

@@ -31,7 +31,8 @@ BATCH: dict[str, tuple[Region, ...]] = {
             a_request_without_a_query=of_request(lambda r: r.query_len == 0),
             decode_beside_prefill=_starts(lambda lens: 1 in lens and max(lens) > 8),
         ),
-        not_drawn("more than 8 requests", "a request is a program: the ninth is found as the eighth is"),
+        Region("more than 4 requests, which the interpreter looks at together", lambda case, step: len(case.requests) > 4),
+        not_drawn("hundreds of requests", "targets on a GPU draw them, where kernels look at 256 together"),
         illegal("a first element other than 0, a fall", "`validation.check_lengths` refuses it"),
     ),
     "seq_lens": (
@@ -78,7 +79,7 @@ BATCH: dict[str, tuple[Region, ...]] = {
         Region("-1", of_tensor("slot_mapping", lambda slots: (slots == -1).any())),
         Region("fewer slots than rows", lambda case, step: any(len(w.slot_mapping) < len(w.k) for w in step.writes)),
         Region("beyond 15 bits", of_tensor("slot_mapping", lambda slots: (slots >= 1 << 15).any())),
-        not_drawn("beyond 31 bits", "such a cache needs gigabytes; tests/optimized/test_strides.py has one on a GPU"),
+        not_drawn("beyond 31 bits", "a target's own: the blocks of `triton-far` lie so far apart"),
         illegal("a slot twice, or outside the cache", "`validation.values` refuses it: the order of writes is undefined"),
     ),
     "bidirectional_ranges": (

@@ -2,6 +2,7 @@
 
 import torch
 from attn_contract import AttentionType, Layout
+from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.regions.region import (
     Region,
     illegal,
@@ -12,9 +13,21 @@ from attn_fuzz.cases.regions.region import (
     of_view,
     refused_if_not_finite,
 )
+from attn_fuzz.cases.tensors import Step
 
-_MODELS_SIZES = "sizes are arguments of the same code; the nightly run on a GPU draws those of models"
 _OF_ANY_SIZE = "it scales a logit, and keys of extreme values draw the range of logits"
+
+
+def _splits_a_window(case: Case, step: Step) -> bool:
+    """Whether the interpreted kernels cut the keys inside a window that reaches beyond 65 keys into parts."""
+    if case.window[0] <= 65 or not any(r.query_len and r.context_len > case.window[0] for r in case.requests):
+        return False
+    import attn_optimized
+    from attn_optimized.device import INTERPRETER
+
+    if case.has_latent_cache:
+        return False
+    return attn_optimized.plan_of(step.q, step.layer, step.batch, architecture=INTERPRETER, compute_units=1).splits > 1
 
 
 def _scale_regions(name: str) -> tuple[Region, ...]:
@@ -43,16 +56,18 @@ LAYER: dict[str, tuple[Region, ...]] = {
             several_of_each_KV_head=lambda case, step: case.group_size > 1,
             groups_of_no_power_of_two=lambda case, step: case.group_size.bit_count() > 1,
             groups_above_16=lambda case, step: case.group_size > 16,
+            the_largest_group_of_the_kernels=lambda case, step: case.group_size == 64,
         ),
-        not_drawn("groups above 33", _MODELS_SIZES),
+        not_drawn("groups above 64", "the kernels refuse them but for latent caches, whose targets draw up to 128 heads"),
     ),
     "num_kv_heads": (
         *legal(
             _1=lambda case, step: case.num_kv_heads == 1,
             several=lambda case, step: case.num_kv_heads > 1,
             no_power_of_two=lambda case, step: case.num_kv_heads == 3,
+            _8=lambda case, step: case.num_kv_heads == 8,
         ),
-        not_drawn("above 3", _MODELS_SIZES),
+        not_drawn("above 8", "a KV head is a program of its own: the ninth is found as the eighth is"),
     ),
     "head_size": (
         *legal(
@@ -94,6 +109,7 @@ LAYER: dict[str, tuple[Region, ...]] = {
             a_left_edge_beyond_65_inside_the_sequence=lambda case, step: (
                 case.window[0] > 65 and any(r.query_len and r.context_len > case.window[0] for r in case.requests)
             ),
+            a_left_edge_beyond_65_with_splits_inside=_splits_a_window,
         ),
         not_drawn("above 2^20", "a window that reaches beyond the sequence is drawn, and hides nothing"),
     ),

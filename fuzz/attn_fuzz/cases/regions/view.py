@@ -26,6 +26,7 @@ VIEW: dict[str, tuple[Region, ...]] = {
     "num_kv_heads": (
         Region("1", of_view(lambda view: view.num_kv_heads == 1)),
         Region("2", of_view(lambda view: view.num_kv_heads == 2)),
+        Region("4 or more", of_view(lambda view: view.num_kv_heads >= 4)),
     ),
     "head_size": (Region("any of Layer.head_size", of_view(lambda view: True)),),
     "head_size_v": (
@@ -38,7 +39,7 @@ VIEW: dict[str, tuple[Region, ...]] = {
         Region("V beside K in a block", of_view(lambda view: view.kv_stride < view.block_stride)),
         Region("planes", of_view(lambda view: view.kv_stride > view.block_stride)),
         Region("0: V is the beginning of K's row", of_view(lambda view: view.kv_stride == 0)),
-        not_drawn("beyond 31 bits", "such a cache needs gigabytes; tests/optimized/test_strides.py has one on a GPU"),
+        not_drawn("beyond 31 bits", "a target's own: the rows of `triton-far` lie so far apart"),
     ),
     "block_stride": (
         Region("dense", of_view(lambda view: view.block_stride % (view.block_size * view.num_kv_heads * view.row_size) == 0)),
