@@ -201,7 +201,7 @@ def _what_was_written(sources: Sources) -> Iterator[Claim]:
 def _split(model: Model) -> Case:
     """Requests of few queries, of which one has keys enough for several parts and one has not. The longest has as many tiles of
     keys as the counterexample."""
-    keys = INTERPRETED_BLOCK_N * model.within(COUNT, 6, 12) - 12
+    keys = INTERPRETED_BLOCK_N * model.within(COUNT, 8, 12) - 12
     heads = model.within("num_heads", 2, 4)
     return paged([(1, keys), (1, 190), (2, 260)], scale=0.25, num_kv_heads=1, group_size=heads)
 
