@@ -8,15 +8,15 @@ import click
 import torch
 from attn_fuzz.cases import tensors
 from attn_fuzz.cases.case import Case
+from attn_fuzz.exact import interpreter as exact_interpreter
 from attn_fuzz.exhaustive import judging, run
 from attn_fuzz.exhaustive.scope import SCOPES, Scope
-from attn_fuzz.exact import interpreter as exact_interpreter
 from attn_fuzz.interpreted import interpreter
 from attn_fuzz.run.attempt import Attempt
 from attn_fuzz.run.checks import CHECKS
 from attn_fuzz.run.executor import use_interpreter
-from attn_fuzz.targets import registry
 from attn_fuzz.run.trial import followed
+from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.verdict import Verdict
 from rich.console import Console

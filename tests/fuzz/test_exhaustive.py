@@ -137,7 +137,9 @@ def test_each_setting_alone_is_a_call_of_the_contract(name):
 
 def test_each_field_of_a_case_has_a_setting_or_a_reason():
     """A new field is in no scope until somebody says so, or says why not."""
-    settings = [setting for of in SCOPES.values() for part in of.parts for choice in part.choices for setting in choice.settings]
+    settings = [
+        setting for of in SCOPES.values() for part in of.parts for choice in part.choices for setting in choice.settings
+    ]
     named = {name for setting in settings for name in setting.names} - {"causality", "ranges"}
     without = {*scope.OF_EACH_PART, *scope.NOT_ENUMERATED}
     fields = {*Case.__struct_fields__, *(f"cache.{name}" for name in Cache.__struct_fields__)}

@@ -171,7 +171,7 @@ def _what_was_written(sources: Sources) -> Iterator[Claim]:
         (load,) = (load for load in reader.loads if load.pointer.name == name)
         return load, as_tensor(load.mask).at(*((r, b, d) if name == "acc_ptr" else (r, b)))
 
-    (row_max, max_read), (row_sum, sum_read), (acc, acc_read) = map(loaded, ("row_max_ptr", "row_sum_ptr", "acc_ptr"))
+    (row_max, max_read), (_, sum_read), (_, acc_read) = map(loaded, ("row_max_ptr", "row_sum_ptr", "acc_ptr"))
     saw_keys = as_tensor(row_max.value).at(r, b) > NEGATIVE_INFINITY
     end = memory("query_start_loc_ptr")(z3.Int("num_requests"))
     given = (*inside, *row_max.path, *writer.assumptions, *reader.assumptions)
