@@ -3,7 +3,8 @@
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,23 +12,26 @@ from typing import Any
 
 import click
 from attn_fuzz import report
-from attn_fuzz.errors import InputError
+from attn_fuzz.errors import ExecutorError, InputError
 from attn_fuzz.exhaustive import ledger, run
 from attn_fuzz.exhaustive.ledger import Ended, RunOf
 from attn_fuzz.exhaustive.run import Counted, Plan, Result
 from attn_fuzz.exhaustive.scope import SCOPES
 from attn_fuzz.findings.finding import explanation
 from attn_fuzz.run import sources
+from attn_fuzz.run.trial import COMPARED, NOT_CARRIED
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Target
 from attn_parity.console import notes, results
 from attn_parity.options import (
     Positive,
     Shard,
+    check_exact,
     check_writable,
     default_workers,
     device_name,
     device_option,
+    exact_option,
     ignore_signals,
     json_option,
     limit_option,
@@ -73,6 +77,7 @@ _SCOPES = "; ".join(f"{scope.name}: {scope.what}" for scope in SCOPES.values())
     default=False,
     help="Check every address that interpreted kernels access, which takes half as long again; default: off.",
 )
+@exact_option
 @workers_option
 @limit_option
 @device_option
@@ -86,6 +91,7 @@ def command(
     failures: int,
     folder: Path,
     sanitize: bool,
+    exactly: bool,
     workers: int | None,
     limit: float,
     device: str,
@@ -98,6 +104,7 @@ def command(
     """
     check_writable(json_file)
     device = use_device(device)
+    check_exact(exactly, device)
     target = registry.usable(target_name, device)
     if not target.oracle:
         raise InputError(f"--target: {target_name} has no oracle (Target.oracle), so its outputs cannot be compared")
@@ -111,6 +118,7 @@ def command(
         failures=failures,
         limit=limit,
         sanitize=sanitizes(sanitize, target, device),
+        exactly=exactly,
     )
     outcome = Outcome(plan, target, _counted(plan, target))
     if not outcome.total_calls:
@@ -195,9 +203,11 @@ def _exhaust(outcome: Outcome) -> None:
         scope=plan.scope,
         shard=outcome.shard,
         sanitize=plan.sanitize,
+        exactly=plan.exactly,
         identity=sources.identity(plan.target),
     )
-    outcome.path = ledger.path_of(plan.folder, target.name, plan.scope, outcome.shard)
+    scope = f"{plan.scope}{'-exact' * plan.exactly}"
+    outcome.path = ledger.path_of(plan.folder, target.name, scope, outcome.shard)
     started = time.monotonic()
     with ledger.opened(outcome.path, run_of) as book:
         outcome.ended, before = book.ended, set(book.ended)
@@ -233,7 +243,10 @@ def _say_what_runs(outcome: Outcome, before: int) -> None:
 def _ended(outcome: Outcome, result: Result) -> Ended:
     """The line of the ledger for a launch. The smallest failing case of a failing launch is shown and written first."""
     if (failed := result.failed) is None:
-        return Ended(launch=result.number, calls=result.calls, ratio=result.verdict.ratio, seconds=dict(result.verdict.seconds))
+        verdict = result.verdict
+        exact = next((event for event in verdict.events if event.startswith((COMPARED, NOT_CARRIED))), "")
+        seconds = dict(verdict.seconds)
+        return Ended(launch=result.number, calls=result.calls, ratio=verdict.ratio, seconds=seconds, exact=exact)
     name = re.sub(r"[^\w.+-]+", "-", outcome.target.name)[:80]
     path = report.save(failed.case, outcome.plan.folder, f"{name}-exhaust-{outcome.plan.scope}-{result.number}")
     script = report.save_script(failed.case, failed.verdict, path)
@@ -270,11 +283,31 @@ def _tell(outcome: Outcome) -> None:
         ratio = max((launch.ratio for launch in ended), default=0.0)
         claim = f"all {calls:,} calls of {of} agree with the reference, within the judge's bound"
         results.print(f"{claim} (largest error {ratio:.2f} of it); this run: {rate}", soft_wrap=True)
+        if plan.exactly:
+            _tell_exact(list(ended), of)
         if outcome.path is not None:
             outcome.path.unlink(missing_ok=True)  # the same command begins anew
     if not outcome.is_whole:
         left = outcome.launches - len(ended)
         results.print(f"{left:,} launches are left: the same command goes on, by {outcome.path}", soft_wrap=True)
+
+
+def _tell_exact(ended: Sequence[Ended], of: str) -> None:
+    """Print the claim in exact arithmetic, and what exact mode did not carry.
+
+    Raises:
+        ExecutorError: no launch was compared exactly.
+    """
+    compared = sum(launch.calls for launch in ended if launch.exact == COMPARED)
+    left: Counter[str] = Counter()
+    for launch in ended:
+        if launch.exact != COMPARED:
+            left[launch.exact] += launch.calls
+    results.print(f"{compared:,} of them are the formula's in exact arithmetic, in every element", soft_wrap=True)
+    for reason, count in left.most_common():
+        results.print(f"{reason}: {count:,} calls", soft_wrap=True)
+    if not compared:
+        raise ExecutorError(f"--exact: no call of {of} was compared exactly, so nothing was shown")
 
 
 def _print_counts(outcome: Outcome) -> None:
@@ -326,6 +359,7 @@ def _json(outcome: Outcome) -> dict[str, Any]:
         "calls": outcome.calls,
         "seconds": outcome.seconds,
         "spent": spent,
+        "compared_exactly": sum(launch.calls for launch in ended if launch.exact == COMPARED),
         "max_ratio": max((launch.ratio for launch in ended), default=0.0),
         "interrupted": outcome.interrupted,
         "failures": [launch.failed for launch in outcome.failed_launches],

@@ -10,7 +10,7 @@ from attn_parity.console import notes, results
 from attn_parity.options import PAGES, MaintainersOption, check_writable, json_option, page_option, plain_table, write_json
 
 PAGE = PAGES / "proofs.md"
-SCHEMA = "attn-parity.prove/1"
+SCHEMA, MUTANTS_SCHEMA = "attn-parity.prove/1", "attn-parity.prove-mutants/1"
 
 
 @click.command("prove")
@@ -26,7 +26,8 @@ SCHEMA = "attn-parity.prove/1"
     "--mutants",
     "confirms",
     is_flag=True,
-    help="Put each theorem's mutant in instead: exit 0 if the case of each counterexample fails.",
+    help="Put each theorem's mutant in instead: exit 0 if the case of each counterexample fails. With --json, all theorems are "
+    "stated about each mutant, and the file says which of them are false.",
 )
 @click.option(
     "--cases", "folder", type=click.Path(file_okay=False, path_type=Path), default=Path("counterexamples"), show_default=True,
@@ -62,7 +63,7 @@ def command(
     if shows:
         return _show(theorems)
     if confirms:
-        return _confirm(theorems, folder)
+        return _confirm(theorems, folder, json_file)
     return _prove(theorems, folder, page, writes=writes, checks=checks, json_file=json_file)
 
 
@@ -87,7 +88,8 @@ def _prove(theorems: list[Any], folder: Path, page: Path, *, writes: bool, check
     if json_file:
         write_json(json_file, {"schema": SCHEMA, "theorems": rows})
     wrong = [row["theorem"] for row in rows if row["outcome"] != "proved"]
-    results.print(f"{len(rows) - len(wrong)} of {len(rows)} theorems proved")
+    spent = sum(row["seconds"] for row in rows)
+    results.print(f"{len(rows) - len(wrong)} of {len(rows)} theorems proved in {spent:.0f} s")
     if wrong:
         return 1
     text = pages.text(proved) if writes or checks else ""
@@ -136,13 +138,20 @@ def _show(theorems: list[Any]) -> int:
     return 0
 
 
-def _confirm(theorems: list[Any], folder: Path) -> int:
-    """Put mutants in, and run the cases of their counterexamples."""
+def _confirm(theorems: list[Any], folder: Path, json_file: Path | None) -> int:
+    """Put mutants in, and run the cases of their counterexamples. Into a JSON file, say which theorems each of them refutes."""
     from attn_fuzz.cases import case_file
     from attn_proofs.mutants import confirm
+    from attn_proofs.theorems import THEOREMS
+    from attn_proofs.zoo import broken
 
-    wrong = 0
+    wrong, rows = 0, []
     for theorem in theorems:
+        if json_file:
+            false = broken(theorem.known_bug, THEOREMS)
+            row = {"mutant": theorem.name, "refutes": false.theorems, "undecided": false.undecided, "refused": false.refused}
+            rows.append(row)
+            results.print(f"{theorem.name}: its mutant refutes {', '.join(false.theorems) or 'nothing'}", soft_wrap=True)
         found = confirm(theorem)
         wrong += not found.confirmed
         if found.case is None or found.verdict is None:
@@ -152,4 +161,6 @@ def _confirm(theorems: list[Any], folder: Path) -> int:
         case_file.save(folder / f"{theorem.name}.json", found.case)
         results.print(f"{theorem.name}: refuted ({found.claim}); its case: {found.verdict.kind}", soft_wrap=True)
     results.print(f"{len(theorems) - wrong} of {len(theorems)} mutants refuted and confirmed")
+    if json_file:
+        write_json(json_file, {"schema": MUTANTS_SCHEMA, "mutants": rows})
     return 1 if wrong else 0

@@ -5,6 +5,7 @@ import os
 import signal
 from pathlib import Path
 
+import torch
 from attn_contract import Batch, Layer
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Target
@@ -68,7 +69,20 @@ def _dies_of_four_keys(q, k, v, kv_cache, layer, batch: Batch, *, out, lse) -> N
     attend(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
 
 
+def _nudged(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> None:
+    """All numbers are a little too large, by less than a bound of float32."""
+    attend(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+    out.add_(out * 2.0**-24)
+
+
+def _through_numpy(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> None:
+    attend(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+    out.copy_(torch.from_numpy(out.numpy().copy()))
+
+
 RIGHT = _target("right", attend)
+NUDGED = _target("nudged", _nudged)
+THROUGH_NUMPY = _target("through-numpy", _through_numpy)
 DIES_OF_FOUR_KEYS = _target("dies-of-four-keys", _dies_of_four_keys)
 WINDOW_ONE_SHORT = _target("window-one-short", _window_one_short)
 ONLY_BESIDE_OTHERS = _target("only-beside-others", _only_beside_others)

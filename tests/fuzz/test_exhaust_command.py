@@ -6,6 +6,7 @@ import signal
 from collections import Counter
 
 import pytest
+import torch
 from attn_fuzz.cases import case_file
 from attn_fuzz.exhaustive import run, scope
 from attn_fuzz.exhaustive.scope import Choice, Part, Scope, Setting
@@ -51,6 +52,30 @@ def test_the_claim(attn_parity, tmp_path):
     written = json.loads((tmp_path / "run.json").read_text())
     assert (written["calls"], written["ended_calls"], written["failures"]) == (NUM_CALLS, NUM_CALLS, [])
     assert not list((tmp_path / "attn-parity-runs").iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are interpreted on a CPU only")
+def test_the_claim_in_exact_arithmetic(attn_parity, tmp_path):
+    ended = exhaust(attn_parity, "RIGHT", "--exact", "--json", "run.json")
+    assert ended.code == 0, ended.out + ended.err
+    assert f"{NUM_CALLS} of them are the formula's in exact arithmetic, in every element" in ended.out
+    assert json.loads((tmp_path / "run.json").read_text())["compared_exactly"] == NUM_CALLS
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are interpreted on a CPU only")
+def test_a_fault_below_the_bound_is_found_in_exact_arithmetic(attn_parity, tmp_path):
+    assert exhaust(attn_parity, "NUDGED").code == 0
+    ended = exhaust(attn_parity, "NUDGED", "--exact")
+    assert ended.code == 1
+    (path,) = (tmp_path / "attn-parity-runs").glob("small-*.json")
+    assert f"attn-parity replay {path.relative_to(tmp_path)} --target planted_small:NUDGED --exact" in ended.out
+
+
+def test_what_exact_mode_does_not_carry_is_said(attn_parity):
+    ended = exhaust(attn_parity, "THROUGH_NUMPY", "--exact")
+    assert ended.code == 2
+    assert "not carried" in ended.out
+    assert "no call of scope ci of target small-through-numpy was compared exactly" in ended.err
 
 
 def test_a_count_runs_nothing(attn_parity, tmp_path, called):

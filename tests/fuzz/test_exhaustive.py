@@ -9,9 +9,9 @@ import msgspec
 import planted_small
 import pytest
 import torch
-from attn_contract import AttentionType
+from attn_contract import AttentionType, Layout
 from attn_fuzz import properties
-from attn_fuzz.cases.case import Case, Request, written_slots
+from attn_fuzz.cases.case import Cache, Case, Request, written_slots
 from attn_fuzz.cases.contradictions import check
 from attn_fuzz.exhaustive import calls, judging, packing, run, scope, symmetry
 from attn_fuzz.exhaustive.calls import LeftOut
@@ -133,6 +133,32 @@ def test_each_setting_alone_is_a_call_of_the_contract(name):
                     block_size = template.cache.block_size if template.cache else 0
                     (batch,) = symmetry.batches([own], block_size)
                     check(calls.call(template, (batch,)))
+
+
+def test_each_field_of_a_case_has_a_setting_or_a_reason():
+    """A new field is in no scope until somebody says so, or says why not."""
+    settings = [
+        setting for of in SCOPES.values() for part in of.parts for choice in part.choices for setting in choice.settings
+    ]
+    named = {name for setting in settings for name in setting.names} - {"causality", "ranges"}
+    without = {*scope.OF_EACH_PART, *scope.NOT_ENUMERATED}
+    fields = {*Case.__struct_fields__, *(f"cache.{name}" for name in Cache.__struct_fields__)}
+    assert named | without == fields
+    assert not named & {*scope.NOT_ENUMERATED}
+    layouts = {setting.cache["layout"] for setting in settings if "layout" in setting.cache} | {Layout.BLOCKS_FIRST_NHD}
+    assert layouts | {*scope.LAYOUTS_NOT_ENUMERATED} == {*Layout}
+    assert not layouts & {*scope.LAYOUTS_NOT_ENUMERATED}
+
+
+def test_a_neighbour_in_a_layout_that_the_target_lacks_is_left_out():
+    support = dataclasses.replace(planted_small.SMALL, layouts=(Layout.BLOCKS_FIRST_NHD, Layout.KV_FIRST_HND))
+    target = dataclasses.replace(planted_small.RIGHT, support=lambda device: support)
+    part = dataclasses.replace(ALONE, choices=(scope.LAYOUT,), pairs=False)
+    left_out = LeftOut()
+    found = list(calls.groups(part, calls.base("x", target, "cpu"), target, "cpu", left_out))
+    views = {view for group in found for view in (group.template.cache.writer, group.template.cache.neighbour)}
+    assert views == {None, Layout.KV_FIRST_HND}
+    assert any(why.startswith("neighbour KV_FIRST_NHD") for why in left_out.not_served)
 
 
 def test_ranges_are_all_that_touch_a_key():

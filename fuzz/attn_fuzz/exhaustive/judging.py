@@ -26,9 +26,10 @@ FEWEST = 4
 """Requests of a launch that are judged together. Mapping the oracle costs as much as judging about three requests."""
 
 
-def try_launch(case: Case, target: Target, device: str) -> Verdict:
-    """As `attn_fuzz.run.trial.try_case`, with all requests judged together."""
-    return try_case(case, target, device, judge_step=judge_together)
+def try_launch(case: Case, target: Target, device: str, *, exactly: bool = False) -> Verdict:
+    """As `attn_fuzz.run.trial.try_case`, with all requests judged together. In exact mode, a packed launch is one call: the
+    formula is evaluated for each of its requests, and every element is compared."""
+    return try_case(case, target, device, judge_step=judge_together, exactly=exactly)
 
 
 def judge_together(case: Case, step: Step, rounding: Rounding) -> Judgement:

@@ -33,6 +33,7 @@ class RunOf(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     scope: str
     shard: str
     sanitize: bool
+    exactly: bool = False
     identity: dict[str, str]
 
 
@@ -44,6 +45,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
         calls: how many calls it stands for.
         ratio: the largest error / bound.
         seconds: where the time went, as `Verdict.seconds`.
+        exact: in exact mode, whether the launch was compared exactly, or what exact mode could not carry of it.
         failed: the file of the smallest case in it that fails; None if all its calls agree.
     """
 
@@ -51,6 +53,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
     calls: int
     ratio: float = 0.0
     seconds: dict[str, float] = {}
+    exact: str = ""
     failed: str | None = None
 
 

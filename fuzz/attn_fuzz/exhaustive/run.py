@@ -38,6 +38,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         sanitize: whether to check every memory access (`attn_fuzz.interpreted.sanitizer`).
         mutant: a bug that is put back before the target is imported.
         trial: what runs and judges a case, as module:function.
+        exactly: whether each launch is followed in exact mode, too (`attn_fuzz.exact`).
     """
 
     target: str
@@ -51,6 +52,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     sanitize: bool = False
     mutant: Mutant | None = None
     trial: str = TRIAL
+    exactly: bool = False
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True):
@@ -184,7 +186,7 @@ def _tell_rest(shared: _Shared, tell: Callable[[Result], None]) -> None:
 
 def _executor(plan: Plan, worker: int) -> Executor:
     ahead = plan.folder / f"exhaust-in-flight-{worker}.json"
-    return Executor(plan.target, plan.device, plan.limit, ahead, plan.mutant, plan.sanitize, plan.trial)
+    return Executor(plan.target, plan.device, plan.limit, ahead, plan.mutant, plan.sanitize, plan.trial, plan.exactly)
 
 
 def _work(shared: _Shared, executor: Executor) -> None:

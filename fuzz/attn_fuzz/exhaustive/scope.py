@@ -151,6 +151,7 @@ ATTN_TYPE = Choice(
         Setting("encoder", {"attn_type": AttentionType.ENCODER}),
         Setting("encoder-only", {"attn_type": AttentionType.ENCODER_ONLY}),
         Setting("encoder whose v has strides of its own", {"attn_type": AttentionType.ENCODER, "unlike_strides": True}),
+        Setting("encoder whose v is narrower", {"attn_type": AttentionType.ENCODER, "head_size": 32, "head_size_v": 16}),
     ),
 )
 LAYOUT = Choice(
@@ -210,6 +211,8 @@ FORM = Choice(
         Setting("padded rows", {"unowned_rows": 1, "rows_past": 1, "kv_rows_past": 1, "finite_slots": True}),
         Setting("padded table and loose bounds", {"table_padding": 1, "slack": 1}),
         Setting("NaN in keys that no query sees", {"recycled": True, "window": (1, -1)}),
+        Setting("a first row of slot -1", {"unwritten": (0,)}),
+        Setting("narrow sinks", {"dtype": "float16", "sinks": "near", "narrow_sinks": True, "group_size": 2}),
     ),
 )
 
@@ -346,5 +349,19 @@ def _tiles(tile: int) -> Scope:
         ),
     )
 
+
+OF_EACH_PART: Final = ("target", "requests", "per_request_causal", "cache", "cache.num_blocks", "values")
+"""Fields of Case and of Cache that no setting names, since a part or a choice of requests sets them."""
+NOT_ENUMERATED: Final[Mapping[str, str]] = {
+    "cache.slot_padding": "it is of rows of latent caches, which no scope has",
+    "ordinary_writes": "it is of a neighbour's own numbers, which no output may depend on: a neighbour has the harder ones",
+    "earlier": "a scope makes each call once, in any process: calls that change later ones are the fuzzer's",
+    "program_order": "programs of interpreted kernels run together here, in no order",
+}
+"""Fields of Case and of Cache that no scope sets, and why."""
+LAYOUTS_NOT_ENUMERATED: Final[Mapping[Layout, str]] = dict.fromkeys(
+    (layout for layout in Layout if layout.has_latent_value),
+    "a call of a scope has heads of K and V of a target's head sizes; the fuzzer draws latent caches",
+)
 
 SCOPES: Final[Mapping[str, Scope]] = {scope.name: scope for scope in (RULES, CI, SMALL, _tiles(16), _tiles(64))}

@@ -142,8 +142,7 @@ def _at_element(extraction: Extraction, strides: dict[str, Term], access: Access
 
 
 def lane_of(access: Access, x: int) -> tuple[Term, ...]:
-    """Where key n and dim d of a tile are in a load's block: [N, D], [D/x, N, x] or [N/S, D, S], for the S slots that lie side by
-    side."""
+    """Where key n and dim d of a tile are in a load's block: [N, D], [D/x, N, x] or [N/S, D, S], for S slots side by side."""
     n, d = integers("n d")
     side = as_tensor(access.pointer.offset).shape[-1]
     return {

@@ -1,8 +1,8 @@
 """What the kernels access lies inside of the allocation: behind the first element of a view, and not behind its last one.
 
-The last element of a view is at the sum of (size - 1) * stride over its dimensions, and the view's memory exists (torch makes no
-other tensor, and the border checks take no negative stride). So a sum of 64 bits that is an accessed address fits, too. Table
-entries are blocks of the cache, and a row's head is one of the heads: theorems on programs and the contract say so.
+The last element of a view is at the sum of (size - 1) * stride over its dimensions, and its memory exists: torch makes
+no other tensor, and the border checks take no negative stride. So a sum of 64 bits that is an accessed address fits, too. Table
+entries are blocks of the cache, and the head of a row is one of the heads: theorems on programs and the contract say so.
 
 Heads are 48 dims wide in tiles of 64, so that a tile has lanes which no head has.
 """
@@ -58,7 +58,7 @@ def _read(sources: Sources) -> Iterator[Claim]:
         slot, block_of = key % SIZES["block_size"], memory("block_table_ptr")
         place = extraction.times(z3.Int("request"), z3.Int("block_table")) + key / SIZES["block_size"]
         block = block_of(place)
-        facts += [0 <= block, block < blocks, *_below(extraction, strides["block"], block, blocks)]
+        facts += [block >= 0, block < blocks, *_below(extraction, strides["block"], block, blocks)]
         for name, value, size in (("slot", slot, SIZES["block_size"]), ("head", head, heads)):
             facts += _below(extraction, strides[name], value, size) if name in strides else []
         for kv, tensor in enumerate(("k_ptr", "v_ptr")):

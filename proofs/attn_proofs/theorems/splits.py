@@ -171,7 +171,7 @@ def _what_was_written(sources: Sources) -> Iterator[Claim]:
         (load,) = (load for load in reader.loads if load.pointer.name == name)
         return load, as_tensor(load.mask).at(*((r, b, d) if name == "acc_ptr" else (r, b)))
 
-    (row_max, max_read), (row_sum, sum_read), (acc, acc_read) = map(loaded, ("row_max_ptr", "row_sum_ptr", "acc_ptr"))
+    (row_max, max_read), (_, sum_read), (_, acc_read) = map(loaded, ("row_max_ptr", "row_sum_ptr", "acc_ptr"))
     saw_keys = as_tensor(row_max.value).at(r, b) > NEGATIVE_INFINITY
     end = memory("query_start_loc_ptr")(z3.Int("num_requests"))
     given = (*inside, *row_max.path, *writer.assumptions, *reader.assumptions)
@@ -201,7 +201,7 @@ def _what_was_written(sources: Sources) -> Iterator[Claim]:
 def _split(model: Model) -> Case:
     """Requests of few queries, of which one has keys enough for several parts and one has not. The longest has as many tiles of
     keys as the counterexample."""
-    keys = INTERPRETED_BLOCK_N * model.within(COUNT, 6, 12) - 12
+    keys = INTERPRETED_BLOCK_N * model.within(COUNT, 8, 12) - 12
     heads = model.within("num_heads", 2, 4)
     return paged([(1, keys), (1, 190), (2, 260)], scale=0.25, num_kv_heads=1, group_size=heads)
 

@@ -141,7 +141,9 @@ def _offsets_fit(*kernels: Callable[[Sources], Extraction]):
                 goal = z3.And(low <= note.term, note.term <= high)
                 yield Claim(name, (*given, *note.path), goal, (), extraction.lines)
             wide = sum(note.dtype == "int64" for note in extraction.notes)
-            yield Claim(f"{kernel.__name__[1:]} multiplies in 64 bits", tuple(given), z3.BoolVal(wide > 0), None, extraction.lines)
+            yield Claim(
+                f"{kernel.__name__[1:]} multiplies in 64 bits", tuple(given), z3.BoolVal(wide > 0), None, extraction.lines
+            )
 
     return claims
 
