@@ -20,7 +20,10 @@ def table(commands: Mapping[str, object]) -> dict[str, dict[str, Any]]:
     """
     if not FILE.is_file():
         return {}
-    found = inputs.read_toml(FILE).get("tool", {}).get("attn-parity", {})
+    tools = inputs.read_toml(FILE).get("tool", {})
+    if not isinstance(tools, dict):
+        raise click.UsageError(f"{FILE}: tool: expected a table")
+    found = tools.get("attn-parity", {})
     if not isinstance(found, dict) or not all(isinstance(values, dict) for values in found.values()):
         raise click.UsageError(f"{FILE}: [{_TABLE}]: expected a table for each command")
     if unknown := [name for name in found if name not in commands]:

@@ -1,6 +1,5 @@
 """`attn-parity fuzz`: draw cases, run them on a target, judge them, and make small what fails."""
 
-import contextlib
 import platform
 import re
 import secrets
@@ -34,12 +33,15 @@ from attn_parity.options import (
     ignore_signals,
     json_option,
     limit_option,
+    needs_option,
     progress_bar,
+    ray_option,
     sanitize_option,
     sanitizes,
     say_what_runs_kernels,
     sigterm_interrupts,
     workers_option,
+    working_dir_option,
     write_json,
 )
 from attn_parity.places import Place
@@ -81,15 +83,9 @@ _PROFILES = ", ".join(f"{name} {examples}" for name, examples in PROFILES.items(
     metavar="FOLDER|redis://HOST",
     help="A database of failures: its cases run first, and failures of this run are added.",
 )
-@click.option(
-    "--ray", "address", metavar="auto|HOST:PORT", help="Run on this Ray cluster; auto: the one that this machine is a node of."
-)
-@click.option("--needs", multiple=True, metavar="NAME", help="With --ray: a resource that a node must have, such as gfx942.")
-@click.option(
-    "--working-dir",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="With --ray: nodes get a copy of this folder, for the module of --target.",
-)
+@ray_option
+@needs_option
+@working_dir_option
 @sigterm_interrupts()
 def command(
     target_name: str,
@@ -111,15 +107,9 @@ def command(
     working_dir: Path | None,
 ) -> int:
     """Draw cases, run them on a target, judge them. The main job."""
-    if address is None and (needs or working_dir):
-        raise click.UsageError("--needs and --working-dir are about nodes: they need --ray")
     folder = report_folder or FOLDER
     check_writable(json_file, made=folder)
-    with contextlib.ExitStack() as stack:
-        if address is None:
-            place = places.here(target_name, device, workers)
-        else:
-            place = stack.enter_context(places.on_ray(address, needs, working_dir, target_name, device, workers))
+    with places.chosen(address, needs, working_dir, [target_name], device, workers) as place:
         check_exact(exactly, place.device)
         target = registry.load(target_name)
         say_what_runs_kernels(place.device, [target])
@@ -145,7 +135,7 @@ def _fuzz(
     target = registry.load(plan.target)
     failures_of = database.connect(where) if where else None
     key = database.key(plan.target, place.device_name)
-    past = _past(corpus, failures_of, key, plan.target, place.support)
+    past = _past(corpus, failures_of, key, plan.target, place.supports[plan.target])
     name = re.sub(r"[^\w.+-]+", "-", target.name)[:80] + f"-{plan.seed}"
     work = f"{len(past)} past case{'s' * (len(past) > 1)}, " * bool(past) + f"{plan.examples} examples"
     results.print(f"target {target.name} on {place.device_name}, {work}, {place.words}, --seed {plan.seed}")
@@ -158,11 +148,11 @@ def _fuzz(
     failures = failing.written(outcome.progress, files_of, plan.folder, name, past, errors)
     if failures_of is not None:
         _store(failures_of, key, failures, errors)
-    fixed = place.fixed(plan.limit) if target.findings and not outcome.interrupted and not outcome.error else []
+    fixed = place.fixed(plan.target, plan.limit) if target.findings and not outcome.interrupted and not outcome.error else []
     run = Run(
         target=target.name,
         device=place.device_name,
-        support=place.support,
+        support=place.supports[plan.target],
         versions={"python": platform.python_version()} | sources.versions(),
         command=_again(plan),
         seed=plan.seed,

@@ -22,7 +22,7 @@ from attn_fuzz.run.hunt import SHARD_EXAMPLES, Entry, Hunt
 from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Target
-from attn_parity import failing
+from attn_parity import failing, places
 from attn_parity.console import notes, results
 from attn_parity.options import (
     Duration,
@@ -30,21 +30,22 @@ from attn_parity.options import (
     Seed,
     check_writable,
     corpus_option,
-    default_workers,
-    device_name,
     device_option,
     ignore_signals,
     json_option,
     limit_option,
+    needs_option,
     plain_table,
+    ray_option,
     sanitize_option,
     sanitizes,
     say_what_runs_kernels,
     sigterm_interrupts,
-    use_device,
     workers_option,
+    working_dir_option,
     write_json,
 )
+from attn_parity.places import Place
 from msgspec.structs import replace
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
@@ -74,6 +75,9 @@ FOLDER = Path("attn-parity-runs")
     help="Write failing cases and their declarations as findings into this folder.",
 )
 @corpus_option
+@ray_option
+@needs_option
+@working_dir_option
 @sigterm_interrupts()
 def command(
     names: tuple[str, ...],
@@ -87,44 +91,48 @@ def command(
     json_file: Path | None,
     folder: Path,
     corpus: str | None,
+    address: str | None,
+    needs: tuple[str, ...],
+    working_dir: Path | None,
 ) -> int:
     """Draw cases, and go on past each failure; end with the distinct failures. Exit 1 if there is one.
 
     A failure that no finding explains is shrunk. It becomes a provisional entry, which counts later failures of the same cause.
     """
     check_writable(json_file, made=folder)
-    device = use_device(device)
-    targets = _targets(names, device)
-    say_what_runs_kernels(device, targets.values())
-    folder.mkdir(parents=True, exist_ok=True)
-    minutes = MINUTES if minutes is None and examples is None else minutes
-    plan = FuzzPlan(
-        target="",
-        device=device,
-        examples=examples or EXAMPLES,
-        seed=secrets.randbelow(1 << 31) if seed is None else seed,
-        folder=folder,
-        limit=limit,
-        on_failure="go on",
-        until=time.time() + 60 * minutes * DRAWING if minutes else None,
-    )
-    until = time.time() + 60 * minutes if minutes else None
-    plans = {name: replace(plan, target=name, sanitize=sanitizes(sanitize, target, device)) for name, target in targets.items()}
-    workers = workers or default_workers(device)
-    words = [
-        f"hunt {', '.join(target.name for target in targets.values())} on {device_name(device)}",
-        *([f"{minutes:g} minutes"] if minutes else []),
-        *([f"{examples} examples each"] if examples else []),
-        f"{workers} workers",
-    ]
-    results.print(f"{', '.join(words)}, --seed {plan.seed}", soft_wrap=True)
-    files_of = _Files(folder, {name: f"{_safe(target.name)}-{plan.seed}" for name, target in targets.items()})
-    shards = [[*_replays(corpus, plan), *runner.shards(plan, SHARD_EXAMPLES)] for plan in plans.values()]
-    return _hunt(Hunt(shards, until, files_of.changed, files_of.dropped), files_of, plan, workers, json_file)
+    with places.chosen(address, needs, working_dir, names, device, workers) as place:
+        targets = _targets(names)
+        say_what_runs_kernels(place.device, targets.values())
+        folder.mkdir(parents=True, exist_ok=True)
+        minutes = MINUTES if minutes is None and examples is None else minutes
+        plan = FuzzPlan(
+            target="",
+            device=place.device,
+            examples=examples or EXAMPLES,
+            seed=secrets.randbelow(1 << 31) if seed is None else seed,
+            folder=folder,
+            limit=limit,
+            on_failure="go on",
+            until=time.time() + 60 * minutes * DRAWING if minutes else None,
+        )
+        until = time.time() + 60 * minutes if minutes else None
+        plans = [
+            replace(plan, target=name, sanitize=sanitizes(sanitize, target, place.device)) for name, target in targets.items()
+        ]
+        words = [
+            f"hunt {', '.join(target.name for target in targets.values())} on {place.device_name}",
+            *([f"{minutes:g} minutes"] if minutes else []),
+            *([f"{examples} examples each"] if examples else []),
+            place.words,
+        ]
+        results.print(f"{', '.join(words)}, --seed {plan.seed}", soft_wrap=True)
+        files_of = _Files(folder, {name: f"{_safe(target.name)}-{plan.seed}" for name, target in targets.items()})
+        shards = [[*_replays(corpus, plan, place), *runner.shards(plan, SHARD_EXAMPLES)] for plan in plans]
+        return _hunt(Hunt(shards, until, files_of.changed, files_of.dropped), files_of, plan.seed, place, json_file)
 
 
-def _targets(names: tuple[str, ...], device: str) -> dict[str, Target]:
-    targets = {name: registry.usable(name, device) for name in names}
+def _targets(names: tuple[str, ...]) -> dict[str, Target]:
+    targets = {name: registry.load(name) for name in names}
     named = Counter(targets[name].name for name in names)
     if repeated := [name for name, count in named.items() if count > 1]:
         raise click.UsageError(f"TARGET: got {repeated[0]} more than once, expected targets of different names")
@@ -135,9 +143,9 @@ def _safe(text: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", text)[:80]
 
 
-def _replays(corpus: str | None, plan: FuzzPlan) -> list[FuzzPlan]:
+def _replays(corpus: str | None, plan: FuzzPlan, place: Place) -> list[FuzzPlan]:
     """Plans that run the past cases that a target supports."""
-    admitted = files.admitted(files.chosen(corpus), plan.target, registry.load(plan.target).support(plan.device))
+    admitted = files.admitted(files.chosen(corpus), plan.target, place.supports[plan.target])
     if admitted.sentence:
         notes.print(f"{plan.target}: {admitted.sentence}", soft_wrap=True)
     return runner.replays(plan, list(admitted.cases))
@@ -199,8 +207,8 @@ class _Files:
                 errors.append(f"{error.filename}: {error.strerror}")
 
 
-def _hunt(hunt: Hunt, files_of: _Files, plan: FuzzPlan, workers: int, json_file: Path | None) -> int:
-    """Run the hunt's plans, and report. Returns the exit code."""
+def _hunt(hunt: Hunt, files_of: _Files, seed: int, place: Place, json_file: Path | None) -> int:
+    """Run the hunt's plans at a place, and report. Returns the exit code."""
     started = time.monotonic()
     with _progress(hunt, started) as show:
 
@@ -208,17 +216,17 @@ def _hunt(hunt: Hunt, files_of: _Files, plan: FuzzPlan, workers: int, json_file:
             hunt.report(index, progress)
             show()
 
-        outcome = runner.run(hunt.plans, workers, stop_at_failure=False, report=noted, ended=hunt.ended)
+        outcome = runner.run(hunt.plans, place.workers, stop_at_failure=False, report=noted, ended=hunt.ended, place=place.run)
     hunt.finish()
     if hunt.entries:
         ignore_signals()  # they would lose the failures that are about to be reported
     errors = [outcome.error] if outcome.error else []
     failures = [files_of.written(entry, errors) for entry in hunt.entries]
     hunted = Hunted(
-        device=device_name(plan.device),
+        device=place.device_name,
         versions={"python": platform.python_version()} | sources.versions(),
-        seed=plan.seed,
-        workers=workers,
+        seed=seed,
+        workers=place.workers,
         seconds=time.monotonic() - started,
         targets={target: hunt.of_target(target) for target in files_of.prefixes},
         failures=failures,
@@ -227,7 +235,7 @@ def _hunt(hunt: Hunt, files_of: _Files, plan: FuzzPlan, workers: int, json_file:
     )
     _tell(hunted)
     for target, shards in hunted.targets.items():
-        for line in drawn(shards, registry.load(target).support(plan.device)).rejections:
+        for line in drawn(shards, place.supports[target]).rejections:
             results.print(f"{target}: {line}", soft_wrap=True)
     for path in files_of.declared(failures, errors):
         results.print(f"declarations as findings: {path}", soft_wrap=True)

@@ -90,6 +90,17 @@ corpus_option = click.option(
 )
 
 
+ray_option = click.option(
+    "--ray", "address", metavar="auto|HOST:PORT", help="Run on this Ray cluster; auto: the one that this machine is a node of."
+)
+needs_option = click.option(
+    "--needs", multiple=True, metavar="NAME", help="With --ray: a resource that a node must have, such as gfx942."
+)
+working_dir_option = click.option(
+    "--working-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="With --ray: nodes get a copy of this folder, for the module of a target.",
+)
 first_seed_option = click.option("--seed", type=Seed, default=0, show_default=True, help="The first seed of cases.")
 seeds_option = click.option(
     "--seeds", type=click.IntRange(1, 100), default=1, show_default=True, help="Number of seeds, counted up from the first."

@@ -1,13 +1,14 @@
-"""Where `attn-parity fuzz` runs its shards: on this machine, or on a Ray cluster."""
+"""Where `attn-parity fuzz` and `hunt` run their shards: on this machine, or on a Ray cluster."""
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import click
 from attn_fuzz.run import ledger, workers
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Support
@@ -17,74 +18,84 @@ from attn_parity.options import default_workers, device_name, use_device
 
 @dataclass(frozen=True)
 class Place:
-    """A place for a run of one target.
+    """A place for a run of some targets.
 
     Args:
         device: "cpu" or "cuda".
         device_name: for people.
-        support: of the target, there.
+        supports: of each target, there.
         workers: how many shards run at once.
         words: the number of workers, for people.
         run: of the runner: starts workers there.
-        fixed: returns the names of the target's findings whose stored cases no longer fail there. It takes the seconds that
-            a case may take.
+        fixed: returns the names of a target's findings whose stored cases no longer fail there. It takes the target and the
+            seconds that a case may take.
     """
 
     device: str
     device_name: str
-    support: Support
+    supports: Mapping[str, Support]
     workers: int
     words: str
     run: Callable[..., contextlib.AbstractContextManager[Any]]
-    fixed: Callable[[float], list[str]]
+    fixed: Callable[[str, float], list[str]]
 
 
-def here(target: str, device: str, number: int | None) -> Place:
-    """This machine.
+@contextlib.contextmanager
+def chosen(
+    address: str | None, needs: Sequence[str], folder: Path | None, targets: Sequence[str], device: str, number: int | None
+) -> Iterator[Place]:
+    """The place that the options --ray, --needs, --working-dir, --device and --workers name.
 
     Args:
-        target: its name.
+        address: of a Ray cluster, "auto" or HOST:PORT; None: this machine.
+        needs: resources that a node must have.
+        folder: what nodes get a copy of, for the targets' modules.
+        targets: their names.
         device: "auto", "cpu" or "cuda".
         number: of workers, if asked for.
 
     Raises:
-        UnknownTargetError: the target cannot run here.
+        UnknownTargetError: a target cannot run there.
+        InputError: the cluster does not answer, has no node for the run, or a target cannot run there.
     """
+    if address is not None:
+        with _on_ray(address, needs, folder, targets, device, number) as place:
+            yield place
+    elif needs or folder:
+        raise click.UsageError("--needs and --working-dir are about nodes: they need --ray")
+    else:
+        yield _here(targets, device, number)
+
+
+def _here(targets: Sequence[str], device: str, number: int | None) -> Place:
     device = use_device(device)
-    support = registry.usable(target, device).support(device)
+    supports = {target: registry.usable(target, device).support(device) for target in targets}
     number = number or default_workers(device)
 
-    def fixed(limit: float) -> list[str]:
+    def fixed(target: str, limit: float) -> list[str]:
         return [finding.name for finding in ledger.fixed(target, device, limit)]
 
-    return Place(device, device_name(device), support, number, f"{number} workers", workers.here, fixed)
+    return Place(device, device_name(device), supports, number, f"{number} workers", workers.here, fixed)
 
 
 @contextlib.contextmanager
-def on_ray(
-    address: str, needs: Sequence[str], folder: Path | None, target: str, device: str, number: int | None
+def _on_ray(
+    address: str, needs: Sequence[str], folder: Path | None, targets: Sequence[str], device: str, number: int | None
 ) -> Iterator[Place]:
-    """A Ray cluster, to which this process is connected until the block ends.
-
-    Args:
-        address: "auto" or HOST:PORT.
-        needs: resources that a node must have.
-        folder: what nodes get a copy of, for the target's module.
-        target, device, number: as `here`.
-
-    Raises:
-        InputError: the cluster does not answer, has no node for the run, or the target cannot run there.
-    """
+    """A Ray cluster, to which this process is connected until the block ends."""
     from attn_fuzz.run import fleet  # of the extra `ray`
 
     if folder is not None:
         sys.path.append(str(folder.resolve()))
-    registry.load(target)
+    for target in targets:
+        registry.load(target)
     with fleet.connected(address, folder):
-        cluster = fleet.cluster(target, device, needs, number)
+        cluster = fleet.cluster(device, needs, number)
         nodes = f"{cluster.nodes} node{'s' * (cluster.nodes > 1)} of Ray"
-        seen = cluster.look(lambda: notes.print(f"waiting until one of {nodes} has loaded the target"))
+        waiting = f"waiting until one of {nodes} has loaded the target"
+        seen = {target: cluster.look(target, lambda: notes.print(waiting)) for target in targets}
         number = number or cluster.room
-        words = f"{number} workers on {nodes}"
-        run = partial(cluster.place, device_name=seen.device_name)
-        yield Place(cluster.device, seen.device_name, seen.support, number, words, run, cluster.fixed)
+        name = next(iter(seen.values())).device_name
+        supports = {target: one.support for target, one in seen.items()}
+        run = partial(cluster.place, device_name=name)
+        yield Place(cluster.device, name, supports, number, f"{number} workers on {nodes}", run, cluster.fixed)

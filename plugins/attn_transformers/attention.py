@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from attn_transformers.arguments import OF_THE_ENGINE, Step, arguments_of, step_of
+from attn_transformers.engine_pages import EnginePages, pages_of
 
 
 def attention(
@@ -34,37 +35,41 @@ def attention(
         UnsupportedError: an argument asks for something that the contract cannot say, or is not known.
         ContractError: the arguments contradict each other.
     """
-    key, value, arguments = through_cache(module, key, value, **arguments)
+    key, value, pages, arguments = through_cache(module, key, value, **arguments)
     step = step_of(arguments_of(module, query, key, value, attention_mask, **arguments))
     num_rows, num_heads, num_queries, head_size = query.shape
     out = query.new_zeros(num_rows * num_queries, num_heads, head_size)
     if step is not None:
-        out[step.rows] = _attend(kernels, step)
+        out[step.rows] = _attend(kernels, step, pages)
     return out.unflatten(0, (num_rows, num_queries)), None
 
 
 def through_cache(
     module: torch.nn.Module, key: torch.Tensor, value: torch.Tensor, cache: Any = None, **arguments: Any
-) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-    """All keys and values of a step of continuous batching, whose paged cache gets the new ones, and the other arguments.
+) -> tuple[torch.Tensor, torch.Tensor, EnginePages | None, dict[str, Any]]:
+    """All keys and values of a step of continuous batching, whose paged cache gets the new ones; their pages there, and the
+    other arguments.
 
     Without such a cache, key and value hold all of them, and the arguments stay as they are.
     """
     if cache is None:
-        return key, value, arguments
+        return key, value, None, arguments
     key, value = cache.update(key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=arguments)
-    return key, value, {name: given for name, given in arguments.items() if name not in OF_THE_ENGINE}
+    pages = pages_of(cache, module.layer_idx, arguments)
+    return key, value, pages, {name: given for name, given in arguments.items() if name not in OF_THE_ENGINE}
 
 
 def written(kernels: ModuleType, step: Step) -> torch.Tensor:
-    """The cache of a step, with its keys and values."""
+    """A cache of a step's own, with its keys and values in blocks of one slot."""
     num_keys, *row = step.k.shape
     cache, slots = step.k.new_empty(num_keys, 2, 1, *row), torch.arange(num_keys, device=step.k.device)
     kernels.write_kv_cache(step.k, step.v, cache, step.layer, slots)
     return cache
 
 
-def _attend(kernels: ModuleType, step: Step) -> torch.Tensor:
+def _attend(kernels: ModuleType, step: Step, pages: EnginePages | None) -> torch.Tensor:
     if step.layer.layout is None:
         return kernels.varlen_attention(step.q, step.k, step.v, step.layer, step.batch)
+    if pages is not None and (batch := pages.batch(step)) is not None:
+        return kernels.paged_attention(step.q, pages.kv_cache, step.layer, batch)
     return kernels.paged_attention(step.q, written(kernels, step), step.layer, step.batch)

@@ -73,7 +73,7 @@ def _watched(
     """
     with _updated_once(arguments.get("cache")):
         result = function(module, query, key, value, attention_mask, **arguments)
-        key, value, arguments = through_cache(module, key, value, **arguments)
+        key, value, _, arguments = through_cache(module, key, value, **arguments)
     none_is_causal = "eager" not in implementation
     try:
         with torch.no_grad():

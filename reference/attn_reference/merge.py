@@ -101,8 +101,9 @@ def _merge(
     is_empty = ~torch.isfinite(lses)
     lses = torch.where(is_empty, -torch.inf, lses)
     merged_lse = torch.logsumexp(lses, dim=0)
-    # An empty part is selected away: its weight may be exp(-inf + inf), and 0 * NaN is NaN.
-    weights = torch.where(is_empty, 0, torch.exp(lses - merged_lse)).mT[..., None]
+    # exp(lse_r - lse) as a softmax: two LSEs of 2^126 are equal to their merged one in float64, and each would weigh 1.
+    # An empty part is selected away: where all are empty, its weight is NaN, and 0 * NaN is NaN.
+    weights = torch.where(is_empty, 0, torch.softmax(lses, 0)).mT[..., None]
     shares = torch.where(is_empty.mT[..., None], 0, weights * outs.double())
     merged = shares.sum(0)
     if out is None:

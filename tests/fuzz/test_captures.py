@@ -1,7 +1,9 @@
 """A captured call is the same call again; and a file that is not what was captured is refused before it is used."""
 
+import contextlib
 import dataclasses
 import hashlib
+import random
 import tempfile
 from pathlib import Path
 
@@ -253,3 +255,29 @@ def test_a_captured_call_of_a_corpus_runs_with_the_sizes_that_it_has(captured, a
     run = attn_parity("fuzz", "--target", "reference-fp32", "--corpus", captured.parent, "--examples", 1, "--workers", 1)
     assert run.code == 0, run.err
     assert "1 past cases" in run.out or "1 past case" in run.out
+
+
+DAMAGES = {
+    "cut": lambda data, rng: data[: rng.randrange(len(data))],
+    "a byte": lambda data, rng: (
+        data[: (at := rng.randrange(len(data)))] + bytes([data[at] ^ rng.randrange(1, 256)]) + data[at + 1 :]
+    ),
+    "a header of any length": lambda data, rng: rng.randbytes(8) + data[8:],
+    "a deep header": lambda data, rng: (len(deep := b"[" * 100_000)).to_bytes(8, "little") + deep,
+    "a header that is no JSON": lambda data, rng: data[:8] + data[8:].replace(b'"', b"\xff", 1),
+    "offsets beyond the file": lambda data, rng: data.replace(b'"data_offsets":[0,', b'"data_offsets":[9,', 1),
+    "another dtype": lambda data, rng: data.replace(b'"F32"', b'"F99"', 1),
+    "nothing": lambda data, rng: b"",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_whose_hash_was_made_to_fit_is_refused(damage, captured):
+    """Whoever damages the tensors on purpose can write their hash, too. A flipped byte of a number is another number."""
+    whole, case = captured.with_suffix(".safetensors").read_bytes(), case_file.load(captured)
+    for seed in range(20):
+        data = DAMAGES[damage](whole, random.Random(seed))
+        captured.with_suffix(".safetensors").write_bytes(data)
+        damaged = replace(case, values=replace(case.values, sha256=hashlib.sha256(data).hexdigest()))
+        with contextlib.suppress(CaseError) if damage == "a byte" else pytest.raises(CaseError, match="values"):
+            tensors.build(damaged)

@@ -152,6 +152,14 @@ def test_another_tools_pyproject_changes_nothing(pyproject, attn_parity):
         ("[tool.attn-parity.targets]\ndevice = ['cpu']", "[tool.attn-parity.targets] device: got ['cpu'], expected a string"),
         ("[tool.attn-parity.targets]\ndevice = true", "[tool.attn-parity.targets] device: got True, expected a string"),
         ("[tool.attn-parity.targets\n", "pyproject.toml"),
+        ("tool = 1", "pyproject.toml: tool: expected a table"),
+        ("[[tool]]\nattn-parity = 1", "pyproject.toml: tool: expected a table"),
+        ("[tool.attn-parity.targets]\ndevice = " + "9" * 5000, "pyproject.toml: "),
+        ("[tool.attn-parity.targets]\ndevice = nan", "pyproject.toml: "),
+        ("[tool.attn-parity.targets]\ndevice = " + "[" * 3000, "pyproject.toml: "),
+        ("[tool.attn-parity.targets]\ndevice = 'cpu'\ndevice = 'cpu'", "pyproject.toml: "),
+        ("# " + "x" * (1 << 21), "pyproject.toml: larger than 1048576 bytes"),
+        ('[tool.attn-parity.targets]\n"\\u001b[31m" = 1', "[tool.attn-parity.targets] "),
     ],
 )
 def test_what_is_no_default_is_refused(text, told, pyproject, attn_parity):

@@ -111,9 +111,9 @@ def test_a_node_that_is_killed_loses_nothing_and_what_it_ran_runs_again(cluster,
                 os.kill(pid, signal.SIGKILL)
 
     with fleet.connected(cluster.address, None):
-        ours = fleet.cluster("planted:FLASH", "auto", [], None)
+        ours = fleet.cluster("auto", [], None)
         assert (ours.device, ours.nodes, ours.room) == ("cpu", 2, 2)
-        place = partial(ours.place, device_name=ours.look(lambda: None).device_name)
+        place = partial(ours.place, device_name=ours.look("planted:FLASH", lambda: None).device_name)
         there = runner.run(plans, ours.room, stop_at_failure=False, report=kill, place=place)
     assert killed
     assert (there.error, there.finished, len(there.restarted)) == (None, {0, 1, 2, 3, 4}, 1)
@@ -135,6 +135,22 @@ def test_a_run_of_a_module_that_only_this_machine_has_reports_as_without_ray(clu
     assert [failure["case"] for failure in one["failures"]] == [failure["case"] for failure in other["failures"]]
     different = {name for name in one if one[name] != other[name]}
     assert different - {"seconds", "spent"} == {"failures"}  # they name files
+
+
+def test_a_hunt_on_two_nodes_reports_the_distinct_failures_of_one_machine(cluster, second, attn_parity, tmp_path):
+    """Nodes find one fault several times, and the report has it once."""
+    arguments = ("hunt", "planted_hunt:THREE", "--examples", 40, "--seed", 1, "--corpus", "none", "--json")
+    there = attn_parity(*arguments, "there.json", "--ray", cluster.address, "--report", "there")
+    assert there.code == 1, there.err
+    assert "2 workers on 2 nodes of Ray" in there.out
+    here = attn_parity(*arguments, "here.json", "--workers", 1, "--report", "here")
+    assert here.code == 1, here.err
+    one, other = (json.loads((tmp_path / name).read_text()) for name in ("there.json", "here.json"))
+    assert len(one["failures"]) > 2
+    assert sum(failure["later"] for failure in one["failures"]) > 2
+    for of_there, of_here in zip(one["failures"], other["failures"], strict=True):
+        assert {str(of_there[name]).replace("there/", "here/") for name in of_there} == {str(of_here[name]) for name in of_here}
+    assert {path.name for path in (tmp_path / "there").iterdir()} == {path.name for path in (tmp_path / "here").iterdir()}
 
 
 def test_a_killed_run_leaves_no_process_on_nodes(cluster, tmp_path, child_environment):
@@ -224,8 +240,8 @@ def test_a_run_that_waits_for_a_node_says_so(seconds, monkeypatch):
     monkeypatch.setattr(ray, "get", lambda said: said)
     monkeypatch.setattr(fleet.Cluster, "start", lambda *_: iter([answer]))
     said = []
-    ours = fleet.Cluster("planted:FLASH", "cpu", nodes=1, room=1, task=None)
-    assert ours.look(lambda: said.append("waits")) == answer
+    ours = fleet.Cluster("cpu", nodes=1, room=1, task=None)
+    assert ours.look("planted:FLASH", lambda: said.append("waits")) == answer
     assert said == ["waits"] * (seconds > 0)
 
 
@@ -252,7 +268,7 @@ def test_few_workers_take_larger_shares_of_gpus(workers, room, monkeypatch):
     """Two nodes of GPUs, one of which is short of CPUs, and a node without."""
     have = [{"CPU": 64, "GPU": 2}, {"CPU": 8, "GPU": 2}, {"CPU": 64}]
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": resources} for resources in have])
-    ours = fleet.cluster("planted:FLASH", "auto", [], workers)
+    ours = fleet.cluster("auto", [], workers)
     assert (ours.device, ours.nodes, ours.room) == ("cuda", 2, room)
 
 

@@ -1,6 +1,7 @@
 """The judge sees a single wrong key wherever a key can be seen, and does not cry wolf over rounding."""
 
 import dataclasses
+import math
 
 import attn_reference
 import msgspec
@@ -8,6 +9,7 @@ import planted
 import pytest
 import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
+from attn_contract.validation.values import LARGEST_LOGIT
 from attn_fuzz.cases import tensors
 from attn_fuzz.cases.call import Call
 from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values
@@ -309,6 +311,71 @@ def test_the_hard_bound_holds_for_logits_whose_roundings_all_add_up(exponent):
     judgement = judge.judge_call(Call(q=q, k=k, v=v, layer=layer, batch=batch), out, lse, ROUNDING)
     assert judgement.agrees, judgement.message
     assert judgement.ratio > 0.2, "the roundings do not add up, or the bound is idle"
+
+
+def sunk(sink):
+    """A call of two rows, of heads with this sink and without one; and the float32 answer, [2, 2, 16] and [2, 2]."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 2, 16, generator=generator) for _ in range(3))
+    layer = Layer(
+        num_heads=2,
+        num_kv_heads=2,
+        head_size=16,
+        scale=0.25,
+        attn_type=AttentionType.ENCODER_ONLY,
+        sinks=torch.tensor([sink, -torch.inf]),
+    )
+    batch = Batch(
+        query_start_loc=torch.tensor([0, 2], dtype=torch.int32),
+        seq_lens=torch.tensor([2], dtype=torch.int32),
+        max_query_len=2,
+        max_seq_len=2,
+        num_actual_tokens=2,
+        causal=False,
+    )
+    call = Call(q=q, k=k, v=v, layer=layer, batch=batch)
+    out, lse = torch.empty_like(q), torch.empty(2, 2)
+    attn_reference.varlen_attention(q, k, v, layer, batch, out=out, lse=lse)
+    return call, out, lse
+
+
+@pytest.mark.parametrize("sink", [3e37, LARGEST_LOGIT, 2.0**23 + 1])
+@pytest.mark.parametrize("parts", [1, 4])
+def test_beside_a_sink_of_all_weight_each_wrong_value_is_seen(sink, parts):
+    """Half a dozen roundings of an LSE of its size are all that is allowed, and of the output no more than without a sink."""
+    rounding = dataclasses.replace(ROUNDING, merged_parts=parts)
+    call, out, lse = sunk(sink)
+    assert judge.judge_call(call, out, lse, rounding).agrees
+    in_base_2 = lse * torch.tensor(math.log2(math.e)) * torch.tensor(math.log(2))
+    assert judge.judge_call(call, out, in_base_2, rounding).agrees
+    without = sunk(-torch.inf)
+    wrong_lses = {
+        "without the sink": without[2][0],
+        "of another sink": lse[0] * (1 + 2.0**-18),
+        "in base 2": lse[0] * math.log2(math.e),
+        "of float16's largest": torch.full((2,), 65504.0),
+        "infinite": torch.full((2,), torch.inf),
+        "nothing": torch.zeros(2),
+    }
+    for name, wrong in wrong_lses.items():
+        judgement = judge.judge_call(call, out, torch.stack([wrong, lse[1]]), rounding)
+        assert judgement.kind == "lse", name
+        assert judgement.breaks_hard, name
+    for wrong in (without[1], out + 2.0**-20):
+        assert judge.judge_call(call, torch.stack([wrong[:, 0], out[:, 1]], 1), lse, rounding).kind == "value"
+
+
+@pytest.mark.parametrize("sink", [-3e37, -LARGEST_LOGIT])
+def test_a_sink_of_no_weight_loosens_nothing(sink):
+    """The bound beside it is the bound without a sink."""
+    call, out, lse = sunk(sink)
+    bounds = []
+    for layer in (call.layer, dataclasses.replace(call.layer, sinks=None)):
+        (request,) = oracle.requests(dataclasses.replace(call, layer=layer))
+        bounds.append(oracle.Oracle(request, layer, torch.float32, ROUNDING, torch.float32).hard_bound())
+    assert torch.equal(bounds[0].out, bounds[1].out)
+    assert torch.equal(bounds[0].lse, bounds[1].lse)
+    assert judge.judge_call(call, out, lse, ROUNDING).agrees
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

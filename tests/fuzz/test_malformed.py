@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import attn_parity.binaries.budgets as budgets
 import attn_parity.compile
+import attn_parity.emulate
 import attn_parity.matrix
 import attn_parity.mutate
 import attn_parity.replay
@@ -45,6 +46,7 @@ class Reader(NamedTuple):
         name: of the malformed file.
         takes_unknown_fields: whether fields of other versions are left alone.
         beside: a file that has to be there, too.
+        says_anything: whether any value of a field is an answer, as in a model's config, whose other fields are not read.
     """
 
     arguments: str
@@ -52,6 +54,7 @@ class Reader(NamedTuple):
     name: str
     takes_unknown_fields: bool = False
     beside: Path | None = None
+    says_anything: bool = False
 
 
 CASE = ROOT / "fuzz/attn_fuzz/corpus/vllm-945.json"
@@ -62,6 +65,8 @@ JSON_READERS = (
     Reader("show --no-run {}", CASE, "case.json"),
     Reader("fuzz --target reference-fp32 --corpus {}", CASE, "case.json"),
     Reader("select {}", ROOT / "examples/models/gpt-oss-120b.json", "model.json"),
+    Reader("select {}", ROOT / "tests/fuzz/configs/gpt-oss-120b.json", "config.json", says_anything=True),
+    Reader("emulate {}", CASE, "launches.json", takes_unknown_fields=True),
     Reader("zoo --check --page zoo.md", PAGES / "zoo.json", "zoo.json", takes_unknown_fields=True),
     Reader("mutate --check --page mutants.md", PAGES / "mutants.json", "mutants.json", takes_unknown_fields=True),
     Reader("ways --take {}", PAGES / "zoo-ways.json", "ways.json", takes_unknown_fields=True),
@@ -100,6 +105,14 @@ def _json_value(rng: random.Random, text: str) -> bytes:
     holder[key] = "@@"
     bad = rng.choice(('{"\\u001b[2J": []}', "NaN", "-Infinity", "1e999", LONG, f"-{LONG}", DEEP, '[[[[{"a": [[]]}]]]]'))
     return json.dumps(content).replace('"@@"', bad).encode()
+
+
+def _json_no_number(rng: random.Random, text: str) -> bytes:
+    """Some value becomes what is not JSON, or is beyond what any reader takes."""
+    content = json.loads(text)
+    holder, key = rng.choice([*_places(content)])
+    holder[key] = "@@"
+    return json.dumps(content).replace('"@@"', rng.choice(("NaN", "-Infinity", "1e999", LONG, f"-{LONG}", DEEP))).encode()
 
 
 def _json_duplicate(rng: random.Random, text: str) -> bytes:
@@ -159,6 +172,7 @@ def _csv_cells(rng: random.Random, text: str) -> bytes:
 
 
 JSON_DRAWS = (_cut, _with_bytes, _garbage, _json_value, _json_value, _json_value, _json_duplicate, _json_unknown, _json_without)
+CONFIG_DRAWS = (_cut, _with_bytes, _garbage, _json_no_number, _json_duplicate)
 TOML_DRAWS = (_with_bytes, _toml_value, _toml_value, _toml_duplicate, _toml_unknown)
 CSV_DRAWS = (_with_bytes, _csv_cells)
 FILES = ("pipe", "endless", "folder", "nowhere", "loop", "huge", "missing")
@@ -176,6 +190,7 @@ def draw(seed: int, folder: Path) -> str:
     if rng.random() < 0.15:
         _make_no_file(path, rng.choice(FILES))
     else:
+        draws = CONFIG_DRAWS if reader.says_anything else draws
         usable = [one for one in draws if not (reader.takes_unknown_fields and one is _json_unknown)]
         text = reader.valid.read_text()
         path.write_bytes(rng.choice(usable)(rng, text))

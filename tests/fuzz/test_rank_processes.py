@@ -1,5 +1,6 @@
 """The ranks of `triton-over-ranks`: what they give, that a dead one is noticed, and that no process is left."""
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -73,6 +74,25 @@ def a_dead_rank():
     assert len(set(RankProcesses(3, (ValueError,)).call(own_id, [()] * 3))) == 3, "no ranks after a dead one"
 
 
+class Reset:
+    """The end of a pipe whose other end was closed while something was unread: the system says ECONNRESET, and not EOF."""
+
+    def send_bytes(self, data):
+        pass
+
+    def recv_bytes(self):
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+
+def a_rank_that_is_reset():
+    processes = RankProcesses(2, (ValueError,))
+    ends, processes._ends = processes._ends, [Reset()]
+    with pytest.raises(ChildProcessError, match="the process of a rank ended while it attended"):
+        processes.call(own_id, [(), ()])
+    processes._ends = ends
+    processes.close()
+
+
 def ids_of_ranks(path: Path):
     path.write_text(repr(RankProcesses(3, (ValueError,)).call(own_id, [()] * 3)))
 
@@ -83,6 +103,10 @@ def test_each_rank_gives_its_result_or_its_error():
 
 def test_a_rank_that_dies_is_an_error():
     in_a_process(a_dead_rank)
+
+
+def test_a_rank_whose_connection_is_reset_is_an_error():
+    in_a_process(a_rank_that_is_reset)
 
 
 def test_nobody_waits_for_a_rank_that_fails():

@@ -369,3 +369,16 @@ def test_without_padding_content_packed_strides_are_the_contract_s(layout, order
 
 def replace_offset(view: KVCacheView, offset: int) -> KVCacheView:
     return KVCacheView(**{**vars(view), "offset": offset})
+
+
+@pytest.mark.parametrize(("kind", "sign"), [("above", 1), ("below", -1)])
+@pytest.mark.parametrize(
+    ("dtype", "narrow", "largest"), [("float32", False, 2.0**126), ("bfloat16", True, 2.0**126), ("float16", True, 2.0**15)]
+)
+def test_far_sinks_go_up_to_the_largest_logit_whatever_head_there_is(kind, sign, dtype, narrow, largest, step_case):
+    case = replace(step_case, sinks=kind, dtype=dtype, narrow_sinks=narrow)
+    drawn = set()
+    for seed in range(3):
+        seeded = replace(case, values=replace(case.values, seed=seed))
+        drawn.add(float(tensors.build(seeded).layer.sinks[0]))
+    assert drawn == {sign * 20.0, sign * 300.0, sign * largest}

@@ -7,6 +7,7 @@ import pytest
 import torch
 from attn_contract import AttentionType, ContractError, UnsupportedError
 from attn_contract.rules import words_of
+from attn_contract.validation.values import LARGEST_LOGIT
 
 
 @pytest.fixture
@@ -33,6 +34,12 @@ CASES = {
         "seq_lens": [60, 33, 40],
         "sinks": [0.5, 30.0, -30.0, -torch.inf],
         "logits_soft_cap": 2.0,
+    },
+    "sinks of the largest logit and of the least": {
+        "num_blocks": 2,
+        "query_lens": [3, 1],
+        "seq_lens": [60, 33],
+        "sinks": [LARGEST_LOGIT, -LARGEST_LOGIT] * 2,
     },
     "a tree of drafts": {"num_blocks": 2, "query_lens": [3, 4], "seq_lens": [60, 40], "qq_bias": torch.eye(16).log()},
     "causal per request": {"num_blocks": 2, "query_lens": [5, 4], "seq_lens": [60, 40], "causal": [True, False]},

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from typing import get_args
 
 import pytest
@@ -136,3 +137,29 @@ def test_a_table_is_read(written):
 def test_another_document_is_refused_with_the_place(written, text, words):
     with pytest.raises(ContractError, match=f"^{words}"):
         written(text)
+
+
+def test_a_table_without_an_entry_that_fits_is_refused_with_the_call(written):
+    written(json.dumps({"schema": table.SCHEMA, "entries": []}))
+    words = "sm90.json: got no such entry, expected one of decode for elements of 2 bytes and head size 64, quantized False"
+    with pytest.raises(ContractError, match=f"^{words}$"):
+        table.parameters_for("sm90", phase="decode", itemsize=2, block_d=64, quantized=False)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "missing", "huge"])
+def test_a_table_that_has_no_end_is_refused_at_once(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "FOLDER", tmp_path)
+    path = tmp_path / "sm90.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "huge":
+        with path.open("wb") as file:
+            file.truncate(1 << 40)
+    entries.cache_clear()
+    match = (
+        r"^sm90\.json: got more than 1048576 bytes" if kind == "huge" else r"^architecture: got 'sm90', expected one that has"
+    )
+    with pytest.raises(ContractError, match=match):
+        entries.__wrapped__("sm90")

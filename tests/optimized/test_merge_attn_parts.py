@@ -6,6 +6,7 @@ import attn_optimized
 import attn_reference
 import pytest
 import torch
+from attn_contract.validation.values import LARGEST_LOGIT
 
 U = 2**-24
 """Unit roundoff of float32."""
@@ -39,6 +40,26 @@ def test_is_what_the_reference_computes(num_parts, lse_base, device):
     right, right_lse = expected(outs, lses, lse_base=lse_base)
     torch.testing.assert_close(out.cpu(), right, rtol=0, atol=(64 + 2 * num_parts) * U)
     torch.testing.assert_close(lse.cpu(), right_lse, rtol=4 * U, atol=(8 + 2 * num_parts) * U)
+
+
+@pytest.mark.parametrize("lse_base", ["e", "2"])
+def test_a_part_of_the_largest_lse_takes_all_weight_and_of_the_least_none(lse_base, device):
+    """As a part has them where a sink of that size is its own."""
+    outs, lses = torch.randn(3, T, H, D, device=device), torch.zeros(3, H, T, device=device)
+    lses[:, 0] = torch.tensor([LARGEST_LOGIT, -LARGEST_LOGIT, 3.0], device=device)[:, None]
+    lses[:, 1] = torch.tensor([-LARGEST_LOGIT, -LARGEST_LOGIT, 3.0], device=device)[:, None]
+    lses[:, 2] = torch.tensor([-LARGEST_LOGIT, -torch.inf, -LARGEST_LOGIT], device=device)[:, None]
+    lse = torch.empty(H, T, device=device)
+    out = attn_optimized.merge_attn_parts(outs, lses, lse=lse, lse_base=lse_base)
+    right, right_lse = expected(outs, lses, lse_base=lse_base)
+    mean = (outs[0, :, 2] + outs[2, :, 2]) / 2
+    for got, got_lse in ((out.cpu(), lse.cpu()), (right, right_lse)):
+        assert torch.equal(got[:, 0], outs[0, :, 0].cpu())
+        assert torch.equal(got[:, 1], outs[2, :, 1].cpu())
+        torch.testing.assert_close(got[:, 2], mean.cpu(), rtol=0, atol=4 * U)
+        to_e = 1.0 if lse_base == "e" else math.log(2)
+        extremes = torch.tensor([LARGEST_LOGIT, 3.0, -LARGEST_LOGIT])[:, None].expand(H, T) * to_e
+        torch.testing.assert_close(got_lse, extremes, rtol=4 * U, atol=0)
 
 
 def test_rounds_once_to_the_output_dtype(dtype, device):

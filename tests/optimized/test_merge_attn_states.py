@@ -4,6 +4,7 @@ import attn_optimized
 import attn_reference
 import pytest
 import torch
+from attn_contract.validation.values import LARGEST_LOGIT
 
 
 @pytest.fixture
@@ -43,6 +44,20 @@ def test_an_empty_side_changes_nothing(states):
     assert torch.equal(out[5:9], out_a[5:9])
     assert torch.equal(lse[:, :5], lse_b[:, :5])
     assert torch.equal(lse[:, 5:9], lse_a[:, 5:9])
+
+
+@pytest.mark.parametrize("merge", [attn_optimized.merge_attn_states, attn_reference.merge_attn_states])
+def test_a_side_of_the_largest_lse_takes_all_weight_and_of_the_least_none(merge, states):
+    """As a side has them where a sink of that size is its own."""
+    out_a, lse_a, out_b, lse_b = (state.cpu() for state in states) if merge is attn_reference.merge_attn_states else states
+    lse_a[0], lse_a[1], lse_a[2] = LARGEST_LOGIT, -LARGEST_LOGIT, -LARGEST_LOGIT
+    lse_b[2] = -LARGEST_LOGIT
+    lse = torch.empty(3, 37, device=lse_a.device)
+    out = merge(out_a, lse_a, out_b, lse_b, lse=lse)
+    assert torch.equal(out[:, 0], out_a[:, 0])
+    assert torch.equal(out[:, 1], out_b[:, 1])
+    torch.testing.assert_close(out[:, 2], (out_a[:, 2] + out_b[:, 2]) / 2, rtol=0, atol=2**-21)
+    assert torch.equal(lse, torch.stack([lse_a[0], lse_b[1], lse_a[2]]))
 
 
 def test_two_empty_sides_are_an_empty_one(states):

@@ -11,13 +11,16 @@ import torch
 import triton
 from attn_contract import AttentionType, Layout
 from attn_contract.validation.values import LARGEST_LOGIT
+from attn_fuzz.targets.triton import TRITON
+from attn_fuzz.verdict.oracle import Oracle
 from attn_optimized.attention import paged_attention_calls
 from attn_optimized.kernels.online_softmax import FINISHED
 from attn_optimized.kernels.query_tiles import REQUESTS_AT_ONCE
 from attn_optimized.launch.parts import Parts
 from attn_optimized.launch.workload import SHORT_WINDOW_KEYS
 
-from tests.calls import HEAD_SCALES, ONE_SCALE
+from tests.calls import HEAD_SCALES, ONE_SCALE, joined
+from tests.calls import paged_call as call_of_tokens
 from tests.pairwise import parametrize_pairwise
 
 ENCODER_DECODER = AttentionType.ENCODER_DECODER
@@ -533,3 +536,29 @@ def test_a_row_whose_biases_are_all_the_largest_gives_the_mean(sign, attend, pag
     out, lse = attend(call)
     torch.testing.assert_close(out, mean.expand(5, -1, -1), rtol=0, atol=1e-6)
     torch.testing.assert_close(lse, torch.full((4, 5), sign * LARGEST_LOGIT), rtol=1e-6, atol=0)
+
+
+def test_in_float16_a_key_of_a_large_scale_takes_precision_from_others_as_the_bound_says(device):
+    """Scales of V 2^10 apart. What the small one weighs, 2^-16, is 2^-26 relative to the large one, and rounds to 0.
+
+    The large key is 0 in dim 0, so that dim 0 of the output is what the small key gives.
+    """
+    query, key, value = torch.zeros(1, 1, 16), torch.zeros(2, 1, 16), torch.zeros(2, 1, 16)
+    query[..., 0] = 1.0
+    key[:, 0, 0] = torch.tensor([-5.6, 5.6])
+    value[0, 0, 0], value[1, 0, 1] = 127 * 2.0**-5, 127 * 2.0**5
+    tokens = joined([(query.half(), key.half(), value.half())])
+    call = call_of_tokens(
+        tokens, layout=Layout.CONTENT_PACKED_SCALED, kv_cache_dtype=torch.int8, scale=1.0, causal=False, device=device
+    )
+    (request,) = attn_reference.paged_requests(*call, torch.float64)
+    right = Oracle(request, call.layer, torch.float16, TRITON.rounding(device.type), torch.float16)
+    out = torch.full_like(call.q, torch.nan)
+    attn_optimized.paged_attention(*call, out=out)
+    loss, bound = ((x[0, 0, 0]) for x in ((out[:1].double() - right.out).abs(), right.hard_bound().out))
+    assert out[0, 0, 0] == 0 < right.out[0, 0, 0] < 2**-15 * value[0, 0, 0]
+    assert bound / 10 < loss <= bound
+    wide = call._replace(q=call.q.bfloat16())
+    out = torch.full_like(wide.q, torch.nan)
+    attn_optimized.paged_attention(*wide, out=out)
+    torch.testing.assert_close(out[0, 0, 0].double(), right.out[0, 0, 0], rtol=2**-7, atol=0)

@@ -6,6 +6,7 @@ import attn_optimized
 import pytest
 import torch
 from attn_contract import AttentionType
+from attn_contract.validation.values import LARGEST_LOGIT
 
 CASES = {
     "several tiles": {"query_lens": [150]},
@@ -22,6 +23,7 @@ CASES = {
     "chunks": {"query_lens": [150, 3], "chunked_local": 50},
     "float8 output": {"query_lens": [9, 3], "output_scale": torch.tensor([0.125])},
     "sinks and window": {"query_lens": [70, 3], "window": (5, 5), "sinks": [3.0, 100.0, -100.0, -torch.inf]},
+    "sinks of the largest logit and of the least": {"query_lens": [70, 3, 0], "sinks": [LARGEST_LOGIT, -LARGEST_LOGIT] * 2},
 }
 
 

@@ -15,6 +15,7 @@ pytest.importorskip("msgspec", reason="needs the extra fuzz: recordings are case
 import attn_reference
 import attn_transformers
 from attn_transformers.attention import attention
+from attn_transformers.engine_pages import EnginePages
 from attn_transformers.registration import whole_mask
 from transformers import AttentionInterface, AttentionMaskInterface, ContinuousBatchingConfig, GenerationConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -37,11 +38,11 @@ def ragged_requests(number: int) -> list[list[int]]:
     return [(prefix[: 16 + i % 4] if i % 3 else []) + tail for i, tail in enumerate(tails)]
 
 
-def served(model, requests: list[list[int]], *, step: int = 32) -> list[list[int]]:
+def served(model, requests: list[list[int]], *, step: int = 32, new_tokens: int = 5) -> list[list[int]]:
     """The tokens that continuous batching generates for each request, in pages of 8 tokens and steps of at most `step`."""
     outputs = model.generate_batch(
         inputs=requests,
-        generation_config=GenerationConfig(max_new_tokens=5, do_sample=False, eos_token_id=-1, pad_token_id=0),
+        generation_config=GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0),
         continuous_batching_config=ContinuousBatchingConfig(block_size=8, num_blocks=256, max_batch_tokens=step),
         progress_bar=False,
     )
@@ -61,13 +62,75 @@ def test_continuous_batching_generates_the_same(name, implementation):
         assert served(model, requests) == theirs
 
 
-def test_continuous_batching_of_hundreds_of_requests():
+@pytest.mark.parametrize(("name", "implementation"), [("mistral", "sdpa"), ("llama", "sdpa"), ("llama", "paged|eager")])
+def test_continuous_batching_of_hundreds_of_requests(name, implementation):
     """It takes 10 seconds: only many requests come and go in all orders, and find shared pages that others have left."""
-    model, requests = tiny("mistral"), ragged_requests(200)
-    model.set_attn_implementation("sdpa")
+    model, requests = tiny(name), ragged_requests(200)
+    model.set_attn_implementation(implementation)
     theirs = served(model, requests, step=256)
-    with attn_transformers.replacing("sdpa"):
+    with attn_transformers.replacing(implementation):
         assert served(model, requests, step=256) == theirs
+
+
+@pytest.fixture
+def on_pages(monkeypatch):
+    """The calls of paged attention by the reference whose cache is not one of the call's own: each its cache and its batch."""
+    calls, paged = [], attn_reference.paged_attention
+
+    def noted(q, kv_cache, layer, batch):
+        if kv_cache.shape[2] > 1:
+            calls.append((kv_cache, batch))
+        return paged(q, kv_cache, layer, batch)
+
+    monkeypatch.setattr(attn_reference, "paged_attention", noted)
+    return calls
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "paged|eager"])
+def test_attention_reads_the_pages_of_the_engine_and_requests_share_those_of_a_common_prefix(implementation, on_pages):
+    """Prefixes of two pages are shared. The pages of both layers are views of the engine's one allocation."""
+    model, requests = tiny("llama"), ragged_requests(12)
+    model.set_attn_implementation(implementation)
+    theirs = served(model, requests)
+    with attn_transformers.replacing(implementation):
+        assert served(model, requests) == theirs
+    assert len({kv_cache.untyped_storage().data_ptr() for kv_cache, _ in on_pages}) == 1
+    assert len({kv_cache.data_ptr() for kv_cache, _ in on_pages}) == 2
+    assert {kv_cache.shape[1:] for kv_cache, _ in on_pages} == {(2, 8, 2, 16)}
+    shared = 0
+    for _, batch in on_pages:
+        pages = -(-batch.seq_lens // 8)
+        tables = [row[:count].tolist() for row, count in zip(batch.block_table, pages.tolist(), strict=True)]
+        assert all(len(set(table)) == len(table) for table in tables)
+        firsts = [tuple(table[:2]) for table in tables if len(table) > 2]
+        shared += len(firsts) - len(set(firsts))
+    assert shared > 10
+
+
+def test_a_page_that_is_not_the_requests_own_changes_the_tokens(on_pages, monkeypatch):
+    """The tokens come from the pages, and not from what the engine gathers of them."""
+    model, requests = tiny("llama"), ragged_requests(6)
+    model.set_attn_implementation("sdpa")
+    theirs, batch_of = served(model, requests), EnginePages.batch
+
+    def of_others(pages, step):
+        batch = batch_of(pages, step)
+        return batch and dataclasses.replace(batch, block_table=batch.block_table.flip(0))
+
+    monkeypatch.setattr(EnginePages, "batch", of_others)
+    with attn_transformers.replacing("sdpa"):
+        assert served(model, requests) != theirs
+    assert on_pages
+
+
+def test_the_kernels_read_the_pages_of_the_engine():
+    """Few tokens: where there is no GPU, the kernels are interpreted."""
+    pytest.importorskip("triton")
+    model, requests = tiny("llama"), [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14], [5, 6, 7, 8, 9, 10, 11, 12, 20]]
+    model.set_attn_implementation("sdpa")
+    theirs = served(model, requests, new_tokens=2)
+    with attn_transformers.replacing("sdpa", "attn_parity_triton"):
+        assert served(model, requests, new_tokens=2) == theirs
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="interpreted, it takes an hour")

@@ -140,9 +140,16 @@ def mpt() -> Any:
     return transformers.MptForCausalLM(config)
 
 
+def llama() -> Any:
+    """Full attention alone."""
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**GROUPED, attn_implementation="eager"))
+
+
 BUILDERS: dict[str, Callable[[], Any]] = {
     build.__name__: build for build in (gpt_oss, gemma2, gemma3, llama4, mistral, whisper, bart, bert, bloom, mpt)
 }
+OF_ENGINES: dict[str, Callable[[], Any]] = {"llama": llama}
+"""Models for continuous batching alone: beside layers with a window it shares no page among requests."""
 
 
 def tiny(name: str) -> Any:
@@ -152,7 +159,7 @@ def tiny(name: str) -> Any:
     queries and keys are enlarged.
     """
     torch.manual_seed(0)
-    model = BUILDERS[name]().eval().requires_grad_(False)
+    model = (BUILDERS | OF_ENGINES)[name]().eval().requires_grad_(False)
     for parameter, weight in model.named_parameters():
         if any(part in parameter for part in ("q_proj.weight", "k_proj.weight", "query.weight", "key.weight")):
             weight.mul_(12)

@@ -18,12 +18,13 @@ from attn_contract.validation.cache import (
     check_write_latent_cache,
 )
 from attn_contract.validation.merge import LseBase, check_merge_attn_parts, check_merge_attn_states
-from attn_contract.validation.values import check_lengths, check_scale_values
+from attn_contract.validation.values import check_layer_logits, check_lengths, check_scale_values
 
 __all__ = [
     "LseBase",
     "check_attention_tensors",
     "check_gather_kv_cache",
+    "check_layer_logits",
     "check_lengths",
     "check_merge_attn_parts",
     "check_merge_attn_states",

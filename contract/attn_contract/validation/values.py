@@ -99,6 +99,20 @@ def check_positions(positions: torch.Tensor, num_rows: int) -> None:
 
 def check_logit_values(layer: Layer, batch: Batch) -> None:
     """Check alibi_slopes, sinks and qq_bias: finite numbers, sinks and biases up to LARGEST_LOGIT, or -inf, which hides."""
+    check_layer_logits(layer)
+    if batch.qq_bias is not None:
+        bias = batch.qq_bias.cpu()
+        if len(wrong := _no_logit(bias).nonzero()):
+            i, j = wrong[0].tolist()
+            raise ContractError(
+                f"qq_bias[{i}, {j}]",
+                float(bias[i, j]),
+                f"a number of at most {LARGEST_LOGIT:.2g} in magnitude, or -inf (hidden)",
+            )
+
+
+def check_layer_logits(layer: Layer) -> None:
+    """Check a layer's alibi_slopes and sinks: finite numbers, sinks up to LARGEST_LOGIT, or -inf, which is no sink."""
     if layer.alibi_slopes is not None:
         slopes = layer.alibi_slopes.cpu()
         if len(wrong := (~slopes.isfinite()).nonzero()):
@@ -110,15 +124,6 @@ def check_logit_values(layer: Layer, batch: Batch) -> None:
             h = int(wrong[0])
             raise ContractError(
                 f"sinks[{h}]", float(sinks[h]), f"a logit of at most {LARGEST_LOGIT:.2g} in magnitude, or -inf (no sink)"
-            )
-    if batch.qq_bias is not None:
-        bias = batch.qq_bias.cpu()
-        if len(wrong := _no_logit(bias).nonzero()):
-            i, j = wrong[0].tolist()
-            raise ContractError(
-                f"qq_bias[{i}, {j}]",
-                float(bias[i, j]),
-                f"a number of at most {LARGEST_LOGIT:.2g} in magnitude, or -inf (hidden)",
             )
 
 

@@ -14,6 +14,7 @@ Value kinds (Case.values.kind), simplest first:
 import math
 
 import torch
+from attn_contract.validation.values import LARGEST_LOGIT
 from attn_fuzz.cases.case import Cache, Case, Request, Rope, slot_of
 from attn_fuzz.cases.poison import poison
 
@@ -24,6 +25,7 @@ SPECIAL_ROWS, SPECIAL_ELEMENTS, TIES = 8, 64, 4
 # one element of k and v in this many is infinite where infinities saturate
 SATURATED_ELEMENTS = 256
 HIDDEN_BY_BIAS = 0.3
+LARGEST_NARROW_SINK = 2.0**15  # in float16
 SCALE_EXPONENTS = range(-4, 4)
 ROPE_BASE = 10000.0
 MEANING_VALUES = ("one_hot", "signature")
@@ -93,7 +95,9 @@ def _keys_and_values(case: Case, direction: torch.Tensor, generator: torch.Gener
 def sinks(case: Case, generator: torch.Generator) -> torch.Tensor | None:
     """[H] float32: the logit of each head's sink, of the kind that the case names; None for a case without sinks."""
     near = torch.randn(case.num_heads, generator=generator)
-    far = torch.where(torch.arange(case.num_heads) % 2 == 0, 20.0, 300.0)
+    # the kinds "above" and "below": a seed says with which of the three a case of few heads begins
+    largest = LARGEST_NARROW_SINK if case.dtype == "float16" and case.narrow_sinks else LARGEST_LOGIT
+    far = torch.tensor([20.0, 300.0, largest])[(torch.arange(case.num_heads) + case.values.seed) % 3]
     off = torch.full_like(near, -torch.inf)
     some = torch.where(torch.arange(case.num_heads) % 2 == 0, near, off)
     kinds = {"off": off, "zero": near * 0, "near": near, "above": far, "below": -far, "some": some}

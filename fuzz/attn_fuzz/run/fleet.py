@@ -112,32 +112,31 @@ def nodes_with(needs: Sequence[str]) -> list[Mapping[str, float]]:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Tasks of a cluster for one target.
+    """Tasks of a cluster.
 
     Args:
-        target: the name of the target.
         device: "cpu" or "cuda".
         nodes: the number of nodes that tasks can run on.
         room: the number of tasks that can run at once, on the nodes that are there now.
         task: Ray's form of `attn_fuzz.run.node.task`, with the resources that it asks for.
     """
 
-    target: str
     device: str
     nodes: int
     room: int
     task: Any
 
-    def look(self, waits: Callable[[], None]) -> Seen:
-        """What the target is on a node.
+    def look(self, target: str, waits: Callable[[], None]) -> Seen:
+        """What a target is on a node.
 
         Args:
+            target: its name.
             waits: called once, if no node has answered in PATIENCE_SECONDS.
 
         Raises:
             InputError: the target cannot run there, or the node's sources or packages differ from those of this machine.
         """
-        said = self.start(node.look, self.target, self.device)
+        said = self.start(target, node.look, target, self.device)
         if not ray.wait([said], timeout=PATIENCE_SECONDS)[0]:
             waits()
         if not ray.wait([said], timeout=START_SECONDS - PATIENCE_SECONDS)[0]:
@@ -148,32 +147,31 @@ class Cluster:
         except EOFError:
             raise FleetError("--ray: the node that looked at the target died") from None
 
-    def fixed(self, limit: float) -> list[str]:
-        """The names of the target's findings that no longer fail on a node; none if the node that was asked cannot say."""
+    def fixed(self, target: str, limit: float) -> list[str]:
+        """The names of a target's findings that no longer fail on a node; none if the node that was asked cannot say."""
         try:
-            return _next(self.start(node.fixed, self.target, self.device, limit))
+            return _next(self.start(target, node.fixed, target, self.device, limit))
         except (InputError, ExecutorError, EOFError, OSError):  # the run has ended, and its report is still due
             return []
 
     @contextlib.contextmanager
     def place(self, plans: Sequence[FuzzPlan], *, device_name: str) -> Iterator["Tasks"]:
         """Workers for the runner. When the block ends, their tasks have ended."""
-        tasks = Tasks(lambda plan: self.start(node.run, plan, device_name), ray.get_runtime_context().gcs_address)
+        tasks = Tasks(lambda plan: self.start(plan.target, node.run, plan, device_name), ray.get_runtime_context().gcs_address)
         try:
             yield tasks
         finally:
             tasks.end()
 
-    def start(self, function: Callable[..., Iterator[Any]], *arguments: object) -> ray.ObjectRefGenerator:
-        """Call a generator function of `attn_fuzz.run.node` in a task."""
-        return self.task.remote(sources.identity(self.target), self.target, pickle.dumps((function, arguments)))
+    def start(self, target: str, function: Callable[..., Iterator[Any]], *arguments: object) -> ray.ObjectRefGenerator:
+        """Call a generator function of `attn_fuzz.run.node` in a task that is about a target."""
+        return self.task.remote(sources.identity(target), target, pickle.dumps((function, arguments)))
 
 
-def cluster(target: str, device: str, needs: Sequence[str], workers: int | None) -> Cluster:
+def cluster(device: str, needs: Sequence[str], workers: int | None) -> Cluster:
     """What a run can use of the cluster that this process is connected to.
 
     Args:
-        target: the name of the target.
         device: "auto", "cpu" or "cuda". auto: GPUs, if the nodes have some.
         needs: resources that a node must have.
         workers: how many tasks the run will start at once. Few tasks take larger shares of GPUs than many.
@@ -191,7 +189,7 @@ def cluster(target: str, device: str, needs: Sequence[str], workers: int | None)
         room = sum(min(int(each["CPU"]), int(each["GPU"]) * of_a_gpu) for each in nodes)
     else:
         share, room = 0, sum(int(each["CPU"]) for each in nodes)
-    return Cluster(target, device, len(nodes), room, _task(num_gpus=share, resources=dict.fromkeys(needs, LABEL)))
+    return Cluster(device, len(nodes), room, _task(num_gpus=share, resources=dict.fromkeys(needs, LABEL)))
 
 
 def _task(**resources: Any) -> Any:

@@ -65,7 +65,7 @@ class RankProcesses:
             if _is_unexpected(results[0], self._expected):
                 raise results[0]
             results += [_unpacked(end.recv_bytes()) for end in ends]
-        except (EOFError, BrokenPipeError):
+        except (EOFError, ConnectionError):
             raise ChildProcessError("the process of a rank ended while it attended") from None
         for result in results:
             if _is_unexpected(result, self._expected):
@@ -82,7 +82,7 @@ class RankProcesses:
 def _serve(end: Connection, rank: int, count: int, store: Path, expected: tuple[type[Exception], ...]) -> None:
     """Run what comes through the pipe until it closes. This does not return: what follows belongs to another process."""
     try:
-        with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
+        with suppress(EOFError, ConnectionError, KeyboardInterrupt):
             groups = _groups(rank, count, store)
             while True:
                 function, size, arguments = _unpacked(end.recv_bytes())

@@ -16,6 +16,14 @@ weight. Here e_j = (exp(eps_j) - 1) / sum_i w_i exp(-eps_i), which is nearly eps
 is off by eps_j multiplies its weight by exp(eps_j) at most, and all logits together divide the denominator by no more than that
 sum. The terms of P and of accumulation take the largest weights that these errors allow.
 
+A sink that is the maximum m and has an eps_m above 1 (from 2^23 on) would leave no bound that way. But an error that all
+logits share changes no weight, and it moves the LSE by itself. So the error of such a sink counts as one of all logits, less
+that of each key: eps of the sink becomes 0, each eps_j becomes eps_j + eps_m, and the LSE's bound grows by
+eps_m = u32 (2 |m| + 4). Roundings of the LSE itself that are elsewhere small beside those of accumulation count, too: where m
+is kept in base 2, the constant and the product that bring it back are 2 u32 |lse|, and each merge of parts may go both ways
+again, 4 u32 |lse|. So without merges an LSE of 2^126 is held to 5 u32 |lse|. Keys whose logits are at most half of such a sink
+have weight 0 with any of these errors.
+
 Rounding errors of generic numbers are independent, and lam = 6 leaves each element a chance of 3e-8 (Hoeffding). Structured
 numbers make errors correlate: HARD is the same bound without statistics, norm2 becomes a sum of magnitudes, sqrt(D) A2 becomes
 (D + 2) A with A_j = |scale| sum |q k_j|, and lam sqrt(B + 2 T + S) becomes 2 (B + 2 T + S). A breach of HARD is always a bug.
@@ -91,6 +99,8 @@ from attn_reference import Attention, Request, attend, dequantize, paged_request
 LAMBDA = 6.0
 # a larger eps bounds nothing, and its exponential must stay finite, since weights of 0 are multiplied by the exponential
 LARGEST_EPS = 64.0
+# of a sink that is the maximum: from here on its error counts as one that all logits share
+SHARED_EPS = 1.0
 
 
 def requests(call: Call | Step) -> Iterator[Request]:
@@ -135,12 +145,14 @@ class _Weights(NamedTuple):
         errors: [H, q, k], w_j e_j.
         sink_error: [H, q, 1], w e of the sink; 0 without a sink.
         total_error: [H, q, 1], sum_j w_j e_j of the keys.
+        shared: [H, q], an error that all logits share, which changes no weight.
     """
 
     largest: torch.Tensor
     errors: torch.Tensor
     sink_error: torch.Tensor
     total_error: torch.Tensor
+    shared: torch.Tensor
 
 
 class Oracle:
@@ -262,6 +274,8 @@ class Oracle:
         error = rest + UNIT_ROUNDOFF[rounding.out_dtype] * (self.stored_out.abs() + rest) + rounding.of_underflow
         # sum_j w_j e_j + u32 (lam sqrt(B + 2 T + S) + |lse|)
         lse = (weights.total_error + weights.sink_error)[..., 0] + U32 * (accumulation + self.finite_lse.abs())
+        # and, of a sink that counts for all logits, its own error and the roundings from and to base 2
+        lse = lse + weights.shared + U32 * rounding.of_base_2 * torch.where(weights.shared > 0, self.finite_lse.abs(), 0.0)
         return Bound(error.transpose(0, 1), lse.T)
 
     def _perturbed(self, eps: torch.Tensor) -> _Weights:
@@ -270,6 +284,9 @@ class Oracle:
         sink = torch.where(self.sink.isinf(), 0.0, self.sink)
         sink_weight = torch.where(self.sink.isinf(), 0.0, torch.exp(sink - self.maximum) / self.denominator)
         sink_eps = U32 * (2 * sink.abs() + 2 * (sink - self.maximum).abs() + 4)
+        counts_for_all = (self.sink >= self.maximum) & (sink_eps > SHARED_EPS)
+        shared = torch.where(counts_for_all, sink_eps, 0.0)
+        eps, sink_eps = eps + shared[..., None], sink_eps - shared
         # exp(eps_j) - 1: by which share a weight can grow
         growth = torch.expm1(torch.where(self.request.visible, eps, 0.0).clamp(max=LARGEST_EPS))
         sink_growth = torch.expm1(sink_eps.clamp(max=LARGEST_EPS))
@@ -282,6 +299,7 @@ class Oracle:
             errors=errors,
             sink_error=(sink_weight * sink_growth)[..., None] / least,
             total_error=errors.sum(-1, keepdim=True),
+            shared=shared,
         )
 
     def _sensitivity(self, weights: _Weights) -> torch.Tensor:

@@ -104,6 +104,14 @@ class CallRounding:
         return (self.rounding.merged_parts - 1) * UNIT_ROUNDOFF[self.dtype]
 
     @property
+    def of_base_2(self) -> int:
+        """2 for an LSE that comes back from base 2: the constant and the product are rounded. 4 for each merge, both ways.
+
+        A logit's own way to base 2 is a part of its eps.
+        """
+        return 2 + 4 * (self.rounding.merged_parts - 1)
+
+    @property
     def of_scales(self) -> float:
         """2 u32 for each scale that may multiply the output: the scale of V, and the output_scale."""
         return 2 * U32 * ((self.layer.kv_cache_dtype is not None) + (self.layer.output_scale is not None))

@@ -23,7 +23,7 @@ from attn_contract import (
 from attn_contract.arguments import check_tensor, check_type, check_vector
 from attn_contract.capabilities import unsupported
 from attn_contract.rules import asked
-from attn_contract.validation import check_write_kv_cache
+from attn_contract.validation import check_layer_logits, check_write_kv_cache
 
 import attn_optimized
 from attn_optimized.aiter_adapter import Aiter, find_aiter
@@ -89,8 +89,8 @@ class AttentionImplBase(ABC, Generic[Metadata]):
 
     Raises:
         UnsupportedError: the backend does not serve such a layer; it names the property, the reason and who does.
-        ContractError: an argument contradicts the contract, or a layout that no reinterpretation brings to the footprint of
-            `allocation_layout`.
+        ContractError: an argument contradicts the contract, a sink or a slope is a number that it forbids, or no
+            reinterpretation brings a layout to the footprint of `allocation_layout`.
     """
 
     backend: ClassVar[type["AttentionBackend"]]
@@ -126,6 +126,7 @@ class AttentionImplBase(ABC, Generic[Metadata]):
         self._refuse(self.config)
         if layer.output_scale is not None:
             self._refuse_every_output()
+        check_layer_logits(layer)  # once: with `validate` a forward would wait for the device
         self.kv_sharing_target_layer_name = kv_sharing_target_layer_name
         self._reinterprets = _must_reinterpret(layer.layout, allocation_layout)
         self.layer = dataclasses.replace(layer, layout=Layout.KV_FIRST_NHD) if self._reinterprets else layer

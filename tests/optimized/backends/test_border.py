@@ -146,6 +146,19 @@ def test_arguments_of_a_layer(name, options, match, make_step, aiter):
 
 
 @every_backend
+def test_a_sink_that_is_no_logit_is_refused_by_the_constructor_without_validate(name, make_step, aiter):
+    """A forward without `validate` reads no sink on the host, and the kernels' base 2 has no such number."""
+    lowest = torch.finfo(torch.float32).min
+    step = make_step([1], [9], layout=LAYOUTS[name], sinks=[0.0, lowest, 0.0, 0.0])
+    if BACKENDS[name].capabilities(aiter).answer("sinks"):
+        with pytest.raises(ContractError, match=r"sinks\[1\]: got -3\.4.*, expected a logit of at most 8\.5e\+37 in magnitude"):
+            BACKENDS[name].impl(step.layer, aiter=aiter, **step.constructor)
+    else:
+        with pytest.raises(UnsupportedError, match="sinks"):
+            BACKENDS[name].impl(step.layer, aiter=aiter, **step.constructor)
+
+
+@every_backend
 def test_no_layer_at_all(name, aiter):
     with pytest.raises(ContractError, match="layer: got None, expected a Layer"):
         BACKENDS[name].impl(None, dtype=torch.float16, block_size=16, aiter=aiter)

@@ -17,6 +17,7 @@ from attn_contract.arguments import check_int, check_type
 
 FOLDER = Path(__file__).parent
 SCHEMA = "attn-parity.launch-table/1"
+MAX_BYTES = 1 << 20
 # Chips whose kernels compile to much the same code.
 _LIKE = {"gfx90a": "gfx942", "gfx950": "gfx942", "gfx1250": "gfx1201"}
 _LEAST = {
@@ -114,12 +115,17 @@ class Entry:
 
 
 def parameters_for(architecture: str, *, phase: AnyPhase, itemsize: int, block_d: int, quantized: bool) -> Parameters:
-    """The first entry that fits; see `device.architecture_of` for the names."""
+    """The first entry that fits; see `device.architecture_of` for the names.
+
+    Raises:
+        ContractError: the file of the table is wrong, or it has no such entry.
+    """
     for entry in entries(architecture):
         fits = entry.phase == phase and entry.itemsize == itemsize and entry.quantized == quantized
         if fits and block_d <= entry.most_block_d:
             return entry.parameters
-    raise AssertionError(f"{architecture}: no entry for {phase}, {itemsize} bytes, head size {block_d}")
+    wanted = f"one of {phase} for elements of {itemsize} bytes and head size {block_d}, quantized {quantized}"
+    raise ContractError(f"{table_of(architecture)}.json", "no such entry", wanted)
 
 
 @lru_cache
@@ -130,13 +136,23 @@ def entries(architecture: str) -> tuple[Entry, ...]:
         ContractError: the file is no table; the message names the file, the entry by its number from 0, and the field.
     """
     path = FOLDER / f"{table_of(architecture)}.json"
+    text = _bytes(path)
     try:
-        table = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
+        table = json.loads(text.decode(), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
         raise ContractError(path.name, str(error), "a table of launch parameters, as JSON") from None
     if not isinstance(table, dict) or table.get("schema") != SCHEMA or not isinstance(table.get("entries"), list):
         raise ContractError(path.name, "another document", f"schema {SCHEMA} and a list of entries")
     return tuple(_entry(f"{path.name}: entry {number}", fields) for number, fields in enumerate(table["entries"]))
+
+
+def _bytes(path: Path) -> bytes:
+    """Of a file of at most MAX_BYTES."""
+    with path.open("rb") as file:
+        text = file.read(MAX_BYTES + 1)
+    if len(text) > MAX_BYTES:
+        raise ContractError(path.name, f"more than {MAX_BYTES} bytes", "a table of launch parameters")
+    return text
 
 
 def architectures() -> tuple[str, ...]:
@@ -153,7 +169,11 @@ def table_of(architecture: str) -> str:
     if not isinstance(architecture, str) or not re.fullmatch(r"gfx1?[0-9a-f]{3}|sm\d+", architecture):
         raise ContractError("architecture", repr(architecture), "such as gfx90a, gfx942, gfx1201 or sm90")
     names = (architecture, _LIKE.get(architecture), "gfx942" if architecture.startswith("gfx") else "sm90")
-    return next(name for name in names if name and (FOLDER / f"{name}.json").is_file())
+    for name in names:
+        # no pipe and no device: they have no end
+        if name and (FOLDER / f"{name}.json").is_file():
+            return name
+    raise ContractError("architecture", repr(architecture), f"one that has a file in {FOLDER.name}")
 
 
 def _entry(place: str, fields: Any) -> Entry:
