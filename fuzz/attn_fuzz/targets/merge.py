@@ -243,8 +243,8 @@ def _triton_merge() -> MergeFunction:
     import attn_optimized
 
     def merge(out_a, lse_a, out_b, lse_b, *, out, lse, **options) -> None:
-        """Some calls have no `out`. Of those that are interpreted, some are launched as on a GPU that is not here, and some reach
-        beyond 2^31 elements."""
+        """Some calls have no `out`. Of interpreted ones, some are launched as on a GPU that is not here, and some reach beyond
+        2^31 elements."""
         function = attn_optimized.merge_attn_states
         forms = [function] + ([] if "output_scale" in options else [functools.partial(_returned, function)])
         if interprets(out_a):
