@@ -83,8 +83,8 @@ PLANTED = {
     ),
     "a carry that is forgotten": (
         "instructions/scalar.py",
-        "return wide.astype(np.uint32), wide < 0",
-        "return wide.astype(np.uint32), wide < -1",
+        "(a < b) | (partial < borrow)",
+        "a < b",
         "scalar",
     ),
     "a quotient without its sign": ("instructions/division.py", "np.abs(quotient)) * sign", "np.abs(quotient))", "division"),
@@ -211,7 +211,7 @@ PLANTED = {
         "instructions/matrix/mfma.py",
         "8 * (low + 2 * high)",
         "8 * (high + 2 * low)",
-        "matrix_modifiers",
+        "matrix",
     ),
     "halves of lanes that differ unseen": (
         "instructions/matrix/wmma.py",
