@@ -7,6 +7,7 @@ share it.
 import contextlib
 import dataclasses
 import functools
+import importlib.metadata
 import importlib.util
 import random
 from collections.abc import Callable, Iterable
@@ -18,7 +19,6 @@ from attn_fuzz import extras
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.interpreted.sanitizer import Violation
-from attn_fuzz.run.sources import versions
 from attn_fuzz.targets.target import EVERYTHING, Support, Target
 from attn_fuzz.targets.triton import COMPUTE_UNITS, TRITON, missing_triton
 from attn_fuzz.verdict.rounding import Rounding
@@ -64,8 +64,11 @@ def _miscompiled(case: Case) -> str | None:
 
 @functools.cache
 def _compiler() -> str:
-    """Triton's version."""
-    return versions().get("triton", "")
+    """Triton's version; empty if it is not installed."""
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _missing(device: str) -> str | None:
