@@ -19,6 +19,7 @@ from benchmarks.binaries.command import binaries
 from benchmarks.counts.command import counts
 from benchmarks.emulation.command import emulation
 from benchmarks.emulation.options import options
+from benchmarks.emulation.runs import emulated
 from benchmarks.latent.command import latent
 from benchmarks.ranks.command import ranks
 from benchmarks.tuning.command import tune
@@ -35,6 +36,7 @@ cli.add_command(tune)
 cli.add_command(latent)
 cli.add_command(binaries)
 cli.add_command(counts)
+cli.add_command(emulated)
 cli.add_command(emulation)
 cli.add_command(options)
 cli.add_command(ranks)

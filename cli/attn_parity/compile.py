@@ -11,6 +11,7 @@ import click
 from attn_fuzz import inputs, outputs
 from attn_parity.binaries import budgets, executions, page
 from attn_parity.binaries.architectures import ARCHITECTURES
+from attn_parity.binaries.assembly import DIGITS, digest
 from attn_parity.binaries.budgets import Budgets
 from attn_parity.binaries.build import Outcome, build
 from attn_parity.binaries.executions import Executions
@@ -197,7 +198,7 @@ def _built(calls: "Calls", workers: int | None, drawn: tuple[int, int] | None = 
 
 def _judged(outcome: Outcome, calls: "Calls", allowed: Budgets) -> Results:
     rows = [
-        Row(architecture, name, binary.name, binary.num_warps, binary.facts)
+        Row(architecture, name, binary.name, binary.num_warps, binary.facts, digest(binary.assembly, binary.name)[:DIGITS])
         for (architecture, name), binary in outcome.binaries.items()
     ]
     errors = [f"{architecture} {name}: does not compile: {error}" for (architecture, name), error in outcome.errors.items()]

@@ -271,13 +271,14 @@ class Matrix(TypedDict):
 
 
 class Binary(TypedDict):
-    """A launch on an architecture, its kernel and its facts."""
+    """A launch on an architecture, its kernel, its facts, and the first digits of the digest of its assembly."""
 
     architecture: str
     call: str
     kernel: str
     num_warps: int
     facts: Facts
+    code: str
 
 
 class Execution(TypedDict):

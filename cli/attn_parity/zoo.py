@@ -59,7 +59,12 @@ PAGE = PAGES / "zoo.md"
     type=click.Path(file_okay=False, path_type=Path),
     help="A folder with mutants of your own, *.toml, whose Python is run.",
 )
-@click.option("--target", metavar="T", help="Run the bugs of kernels of `triton` alone, and on this target instead.")
+@click.option(
+    "--target",
+    metavar="T|@ARCH",
+    help="Run the bugs of kernels of `triton` alone, and on this target instead. @gfx942: run the bugs of all kernels, each on "
+    "its own target compiled for gfx942.",
+)
 @click.option(
     "--examples", type=Positive, default=EXAMPLES, show_default=True, help="The most examples for each mutant and seed."
 )
@@ -120,7 +125,7 @@ def command(
     """
     everybody = mutants.load_all(folder) if folder else mutants.load_all()
     if target:
-        everybody = mutants.on_target(everybody, target, compiles=registry.load(target).compiles)
+        everybody = _on_target(everybody, target)
     if target and writes and page == PAGE:
         raise click.UsageError(f"--page: {PAGE} is the page of the mutants' own targets: name another one for --target")
     residents = _chosen(everybody, only)
@@ -187,6 +192,24 @@ def command(
     if broken:
         raise MutantError("; ".join(broken))
     return int(any(row.survived for row in rows))
+
+
+def _on_target(everybody: list[KnownBug], target: str) -> list[KnownBug]:
+    """The bugs of kernels on another target, or on their own targets compiled for an architecture: `@` and its name.
+
+    A bug whose target cannot be compiled is left out, and a note says so.
+    """
+    if not target.startswith("@"):
+        return mutants.on_target(everybody, target, compiles=registry.load(target).compiles)
+    chosen: list[KnownBug] = []
+    for bug in mutants.compiled_for(everybody, target.removeprefix("@")):
+        try:
+            registry.load(bug.target)
+        except UnknownTargetError as error:
+            notes.print(f"{bug.name} is left out: {error}", soft_wrap=True)
+        else:
+            chosen.append(bug)
+    return chosen
 
 
 def _run(plans: list[FuzzPlan], workers: int) -> Outcome:

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from attn_amdgcn import lds_loads
 from attn_amdgcn.assembly import Kernel
 from attn_amdgcn.errors import LaunchError, UnknownInstructionError
 from attn_amdgcn.global_races import GlobalRaces
@@ -123,7 +122,7 @@ def launch(
     _fill_arguments(memory, kernel, grid, arguments, lds_bytes)
     runner = Runner(program, most=most)
     everywhere = (GlobalRaces(memory), *watches) if schedule.races else tuple(watches)
-    of_lds = [LdsLoads] * lds_loads.are_in(kernel) + [LdsRaces] * schedule.races
+    of_lds = [LdsLoads] * program.loads_into_lds + [LdsRaces] * schedule.races
     numbers = np.arange(int(np.prod(grid)))
     rng = np.random.default_rng(schedule.seed)
     if schedule.workgroups == "descending":

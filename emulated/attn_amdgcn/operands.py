@@ -114,8 +114,10 @@ def writes_scalar(operand: Operand, kind: Kind) -> Callable[[Waves, np.ndarray],
     if index is None:
         return lambda waves, value: None
     wide = kind.bits == 64
+    count = 2 if wide else 1
 
     def write(waves: Waves, value: np.ndarray) -> None:
+        waves.forget_masks(index, count)
         if not wide:
             waves.scalar[:, index] = value if value.dtype.itemsize != 4 else value.view(np.uint32)
         elif index % 2 == 0:

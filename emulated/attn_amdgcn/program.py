@@ -40,10 +40,15 @@ class Block:
 
 @dataclass(frozen=True)
 class Program:
-    """A kernel and its blocks. A block without a branch is followed by the next one."""
+    """A kernel and its blocks. A block without a branch is followed by the next one.
+
+    Attributes:
+        loads_into_lds: whether it has loads from memory into LDS (`attn_amdgcn.lds_loads`).
+    """
 
     kernel: Kernel
     blocks: tuple[Block, ...]
+    loads_into_lds: bool = False
     _after: dict[tuple[int, waits.State], waits.State] = field(default_factory=dict, repr=False, compare=False)
 
     def after(self, block: int, state: waits.State) -> waits.State:
@@ -79,7 +84,7 @@ def prepare(kernel: Kernel) -> Program:
     number = {place: i for i, place in enumerate(places)}
     into_lds = lds_loads.are_in(kernel)
     blocks = (_block(kernel, begin, end, number, into_lds) for begin, end in zip(places, [*places[1:], None], strict=True))
-    return Program(kernel, tuple(blocks))
+    return Program(kernel, tuple(blocks), into_lds)
 
 
 def _block(kernel: Kernel, begin: int, end: int | None, number: dict[int, int], loads_into_lds: bool) -> Block:

@@ -47,6 +47,7 @@ class Waves:
         vector_f32, vector_i32: the same bits as numbers of these types: making a view takes longer than most reads.
         scalar: [waves, SCALARS] uint32; a pair that begins at an even number is an element of `scalar64`.
         scc: [waves] bool, the scalar condition code.
+        masks: what `mask` returned, by index, until the scalar registers there are written.
         lanes: [waves, lanes] bool, the lanes that EXEC switches on; None if all are on.
         block: the number of the basic block in which the next instruction stands.
         pending: what memory instructions have not brought yet (`attn_amdgcn.waits`).
@@ -76,8 +77,10 @@ class Waves:
         self.scc = np.zeros(len(scalar), bool) if scc is None else scc
         self.workgroup, self.number, self.slot, self.scratch, self.shared = workgroup, number, slot, scratch, shared
         self.block, self.pending = block, pending
+        self.masks: dict[int, np.ndarray] = {}
         self.lanes: np.ndarray | None = None
         self.switch()
+        self.masks.clear()  # whoever makes waves may set their registers before they run
 
     def __len__(self) -> int:
         return len(self.scalar)
@@ -93,16 +96,28 @@ class Waves:
         self.lanes = None if lanes.all() else lanes
 
     def mask(self, index: int) -> np.ndarray:
-        """[waves, lanes] bool: the bits of the scalar register or pair that begins at an index."""
-        words = np.ascontiguousarray(self.scalar[:, index : index + self.shape[1] // 32])
-        return np.unpackbits(words.view(np.uint8), axis=1, bitorder="little").view(bool)
+        """[waves, lanes] bool: the bits of the scalar register or pair that begins at an index. Nobody writes into it."""
+        found = self.masks.get(index)
+        if found is None:
+            words = np.ascontiguousarray(self.scalar[:, index : index + self.shape[1] // 32])
+            found = self.masks[index] = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little").view(bool)
+        return found
 
     def set_mask(self, index: int, lanes: np.ndarray) -> None:
-        """Write a bit for each lane into a scalar register or a pair."""
+        """Write a bit for each lane into a scalar register or a pair. `lanes` is kept: nobody may write into it later."""
         if lanes.shape != self.shape:
             lanes = np.broadcast_to(lanes, self.shape)
         words = np.packbits(lanes, axis=1, bitorder="little").view(np.uint32)
-        self.scalar[:, index : index + self.shape[1] // 32] = words
+        count = words.shape[1]
+        self.scalar[:, index : index + count] = words
+        self.forget_masks(index, count)
+        self.masks[index] = lanes
+
+    def forget_masks(self, index: int, count: int) -> None:
+        """Forget the masks in some scalar registers, after they were written."""
+        if self.masks:
+            for each in range(index - 1, index + count):  # a pair begins at most one register before
+                self.masks.pop(each, None)
 
     def taken(self, which: np.ndarray) -> "Waves":
         """The waves at these positions, with copies of their registers."""

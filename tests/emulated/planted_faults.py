@@ -1,7 +1,8 @@
-"""Faults planted in the emulator, one or two for each family of instructions: the family's own tests find each of them.
+"""Faults planted in the emulator, at least one in each module of instructions: the family's own tests find each of them.
 
 Each fault runs in a process of its own, on a copy of the package: families register their functions when they are imported.
-A fault takes seconds, so `tox run -e emulated` runs this file, and `pytest tests` does not.
+A fault takes seconds, so `tox run -e emulated` runs this file, and `pytest tests` does not. `pytest tests` looks by
+test_planted_faults.py whether each fault can still be planted.
 """
 
 import os
@@ -15,7 +16,12 @@ import pytest
 
 HERE = Path(__file__).parent
 PLANTED = {
-    "a wrong sign in fma": ("instructions/fused.py", "b.astype(F64), c.astype(F64)", "b.astype(F64), -c.astype(F64)", "fused"),
+    "a wrong sign in fma": (
+        "instructions/fused.py",
+        "b.astype(F64), c.astype(F64)",
+        "b.astype(F64), -c.astype(F64)",
+        "float_arithmetic",
+    ),
     "another lane in DPP": ("instructions/dpp.py", "(place + value) % ROW", "(place + value + 1) % ROW", "dpp"),
     "a row mask forgotten": ("instructions/dpp.py", "(rows >> number // ROW & 1)", "(15 >> number // ROW & 1)", "dpp"),
     "a buffer's bound off by one": (
@@ -43,7 +49,7 @@ PLANTED = {
         "matrix",
     ),
     "a wait that waits for everything": ("waits.py", "if id(each) not in over)", "if False)", "waits"),
-    "a wait that never blocks": ("waits.py", "for counters, most in awaited:", "for counters, most in ():", "waits"),
+    "a wait that never blocks": ("waits.py", "for counters, most in found:", "for counters, most in ():", "waits"),
     "another lane in ds_bpermute": (
         "instructions/cross_lane.py",
         "(address + np.uint32(offset)) // np.uint32(4)",
@@ -77,8 +83,8 @@ PLANTED = {
     ),
     "a carry that is forgotten": (
         "instructions/scalar.py",
-        "return wide.astype(np.uint32), wide < 0",
-        "return wide.astype(np.uint32), wide < -1",
+        "(a < b) | (partial < borrow)",
+        "a < b",
         "scalar",
     ),
     "a quotient without its sign": ("instructions/division.py", "np.abs(quotient)) * sign", "np.abs(quotient))", "division"),
@@ -127,10 +133,99 @@ PLANTED = {
         "where=True, casting",
         "integer_arithmetic",
     ),
+    "a comparison of scalars that is false for a NaN": (
+        "instructions/scalar_float.py",
+        '"nlt": lambda a, b: ~(a < b)',
+        '"nlt": lambda a, b: a >= b',
+        "scalar_float",
+    ),
+    "the lowest bits of a scalar address": ("instructions/scalar_memory.py", "& -aligned", "& -1", "global_memory"),
+    "the other choice": ("instructions/moves.py", "np.where(mask, b, a)", "np.where(mask, a, b)", "bits"),
+    "the lower halves twice in dot2": (
+        "instructions/dot.py",
+        "in (_low, _high):\n        total",
+        "in (_low, _low):\n        total",
+        "dot2",
+    ),
+    "another distance of lanes in LDS": (
+        "instructions/to_lds.py",
+        "distance = 4 if form.size == 4 else 16",
+        "distance = form.size",
+        "lds_loads",
+    ),
+    "a load into LDS that a wait for others covers": (
+        "lds_loads.py",
+        "self._begun[where] - most",
+        "self._begun[where]",
+        "lds_loads",
+    ),
+    "an infinity that becomes the largest number": (
+        "instructions/modes.py",
+        "np.where(np.isinf(found) & finite,",
+        "np.where(np.isinf(found),",
+        "modes",
+    ),
+    "a difference the other way": (
+        "instructions/float_arithmetic.py",
+        "lambda a, b: b - a",
+        "lambda a, b: a - b",
+        "float_arithmetic",
+    ),
+    "an offset without its sign": (
+        "instructions/global_memory.py",
+        "dtype = np.int32 if newest else np.uint32",
+        "dtype = np.uint32",
+        "global_memory",
+    ),
+    "a carry of the first of two sums": (
+        "instructions/integer_arithmetic.py",
+        "(partial < a) | (total < partial)",
+        "partial < a",
+        "integer_arithmetic",
+    ),
+    "a byte without its sign": (
+        "instructions/formats.py",
+        ".view(np.int32) >> np.int32(shift)",
+        " >> np.uint32(shift)",
+        "global_memory",
+    ),
+    "a magnitude that keeps its sign": (
+        "instructions/forms.py",
+        "bits = bits & ~sign",
+        "bits = bits | sign",
+        "float_arithmetic",
+    ),
+    "another bias of four bits": (
+        "instructions/matrix/elements.py",
+        "small_floats(2, 1, 1)",
+        "small_floats(2, 1, 2)",
+        "matrix",
+    ),
+    "a matrix's integer that wraps at its end": (
+        "instructions/matrix/product.py",
+        "np.clip(found, limits.min, limits.max) if clamp else found",
+        "found",
+        "matrix_modifiers",
+    ),
+    "another byte of scales": (
+        "instructions/matrix/mfma.py",
+        "8 * (low + 2 * high)",
+        "8 * (high + 2 * low)",
+        "matrix",
+    ),
+    "halves of lanes that differ unseen": (
+        "instructions/matrix/wmma.py",
+        "bits[..., :16] != bits[..., 16:]",
+        "bits[..., :16] != bits[..., :16]",
+        "matrix_modifiers",
+    ),
 }
 """By what is wrong: the file, a piece of it, what stands there instead, and the tests of the family."""
-FAMILIES = {"fused": "float_arithmetic"}
-"""Files of tests that are named otherwise than their family."""
+
+
+def file_of_tests(family: str) -> Path:
+    """The file that tests a family."""
+    return HERE / f"test_{family}.py"
 
 
 @pytest.mark.parametrize("what", PLANTED)
@@ -140,7 +235,7 @@ def test_a_fault_of_the_emulator_is_found(what, tmp_path):
     source = (tmp_path / "attn_amdgcn" / file).read_text(encoding="utf-8")
     assert source.count(find) == 1, f"{what}: {find!r} is {source.count(find)} times in {file}"
     (tmp_path / "attn_amdgcn" / file).write_text(source.replace(find, instead), encoding="utf-8")
-    tests = HERE / f"test_{FAMILIES.get(family, family)}.py"
+    tests = file_of_tests(family)
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", str(tests)]
     path = os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)

@@ -3,6 +3,9 @@
 Its programs copy rows of the reference's output. Each also writes 0 into the next row, which the next program writes too.
 """
 
+import dataclasses
+import importlib
+
 import torch
 import triton
 import triton.language as tl
@@ -22,7 +25,7 @@ def copy_rows_kernel(source_ptr, target_ptr, stride, num_rows, columns, COLUMNS:
         tl.store(target_ptr + (row + 1) * stride + column, tl.zeros_like(values), mask=is_there)
 
 
-def _attention(is_wrong: bool):
+def _attention(is_wrong: bool, times: int = 1):
     def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         right = torch.empty_like(out)
         attend(q, k, v, kv_cache, layer, batch, out=right, lse=lse)
@@ -33,9 +36,20 @@ def _attention(is_wrong: bool):
         if num_rows:
             sizes = {"COLUMNS": triton.next_power_of_2(rows.shape[1]), "IS_WRONG": is_wrong}
             target = out.view(rows.dtype)
-            copy_rows_kernel[(num_rows,)](rows, target, out.stride(0), num_rows, rows.shape[1], **sizes)
+            copy_rows_kernel[(num_rows, times)](rows, target, out.stride(0), num_rows, rows.shape[1], **sizes)
 
     return attention
 
 
 RACE: Target = planted_target("race", _attention(True), repaired=_attention(False), support=lambda device: SMALL)
+
+
+def _compiled(target: Target) -> Target:
+    return dataclasses.replace(target, modules=lambda: [importlib.import_module("planted_race")], sanitizes=False)
+
+
+COMPILED = _compiled(RACE)
+TWICE = dataclasses.replace(COMPILED, name="twice", attention=_attention(False, times=2))
+"""Two programs write each row, the same numbers."""
+MEANT = dataclasses.replace(TWICE, name="meant", races="Two programs copy each row.")
+"""As it declares."""

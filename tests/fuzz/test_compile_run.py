@@ -184,14 +184,14 @@ def test_executions_are_kept():
 
 
 def test_the_page_says_what_came_of_launches():
-    rows = tuple(Row(name, "decode", "attention_kernel", 4, GOOD) for name in ("gfx942", "gfx1201", "gfx950", "sm90"))
-    ran = Executions(
-        "3.9.0", {JOB: Execution("agree", 0.25), ("gfx1201", "decode"): Execution("value", 3, "out of request 0 at row 1")}
-    )
+    names = ("gfx942", "gfx1201", "gfx950", "sm90")
+    rows = tuple(Row(name, "decode", "attention_kernel", 4, GOOD, "c0de") for name in names)
+    wrong = Execution("value", 3, "out of request 0 at row 1", "01d")
+    ran = Executions("3.9.0", {JOB: Execution("agree", 0.25, "", "c0de"), ("gfx1201", "decode"): wrong})
     lines = page.text(Results("3.9.0", rows), BUDGETS, ["decode"], ran).splitlines()
-    assert "| `gfx942` | 1 | 1 | 0 | 0 | 0.25 |" in lines
-    assert "| `gfx1201` | 1 | 0 | 1 | 0 | 0 |" in lines
-    assert "| `gfx950` | 1 | 0 | 0 | 1 | 0 |" in lines
+    assert "| `gfx942` | 1 | 1 | 0 | 0 | 1 | 0.25 |" in lines
+    assert "| `gfx1201` | 1 | 0 | 1 | 0 | 0 | 0 |" in lines
+    assert "| `gfx950` | 1 | 0 | 0 | 1 | 0 | 0 |" in lines
     assert "- gfx1201 decode: value: out of request 0 at row 1" in lines
     assert "| decode | 128, 2; 0.25 | 128, 2; value | 128, 2 | 128, 2 |" in lines
 

@@ -1,6 +1,7 @@
 """The targets whose kernels are compiled for AMD GPUs and emulated: they agree, find planted bugs, and say what is wrong."""
 
 import importlib.util
+import random
 import re
 import subprocess
 import sys
@@ -11,16 +12,19 @@ import attn_fuzz.zoo
 import msgspec
 import pytest
 import torch
+from attn_contract import AttentionType
 from attn_fuzz.cases.case import Case
 from attn_fuzz.emulated import compiler, emulation
 from attn_fuzz.emulated.compiler import CompilerError
 from attn_fuzz.emulated.jobs import Compiled, Job
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.trial import try_case
-from attn_fuzz.targets import registry
+from attn_fuzz.targets import emulated, registry
 from attn_fuzz.targets.emulated import TRITON_GFX942
+from attn_fuzz.targets.triton import interprets
 from attn_fuzz.verdict.verdict import Verdict
 from attn_fuzz.zoo import mutants
+from attn_optimized.device import architecture_of
 from attn_parity import options
 
 ZOO = Path(attn_fuzz.zoo.__file__).parent
@@ -143,7 +147,7 @@ def test_the_command_line_says_what_runs_kernels(targets, said, capsys):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("triton@gfx942", "triton does not name the modules of its kernels"),
+        ("reference-fp32@gfx942", "reference-fp32 does not name the modules of its kernels"),
         ("vllm-unified-attention@sm90", "expected one of gfx90a, gfx942, gfx950, gfx1100, gfx1201, gfx1250 behind the @"),
         ("vllm-unified-attention@", "expected one of gfx90a, "),
         ("nobody@gfx942", "got 'nobody', expected one of"),
@@ -189,3 +193,49 @@ def test_a_load_from_a_guard_is_a_fault(step_case, tmp_path):
     assert verdict.kind == "sanitizer"
     assert "of block_table_ptr" in verdict.message
     assert "may be touched" in verdict.message
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("COMPILED", "sanitizer", r"copy_rows_kernel for gfx942: a race"),
+        ("TWICE", "sanitizer", r"copy_rows_kernel for gfx942: a race"),
+        ("MEANT", "agree", ""),
+    ],
+)
+def test_a_race_of_a_kernel_of_others_is_found_unless_its_target_declares_it(name, kind, words, step_case, monkeypatch):
+    monkeypatch.setattr(emulated, "CHECKED", 1.0)
+    verdict = try_case(step_case, registry.load(f"planted_race:{name}@gfx942"), "cpu")
+    assert (verdict.kind, verdict.about) == (kind, "Fault" if words else verdict.about), verdict
+    assert re.search(words, verdict.message)
+
+
+def test_a_share_of_launches_runs_in_a_second_order_with_other_junk():
+    drawn = [emulated._schedules(random.Random(seed)) for seed in range(200)]
+    twice = [schedules for schedules in drawn if len(schedules) == 2]
+    assert 0.2 < len(twice) / len(drawn) < 0.4
+    assert all(first.races and not second.races and first.seed != second.seed for first, second in twice)
+
+
+@pytest.mark.parametrize(
+    "name", ["triton", "triton-latent", "triton-cascade", "triton-merge", "triton-merge-parts", "triton-ranks"]
+)
+def test_our_targets_are_planned_for_the_architecture(name, monkeypatch):
+    target = registry.load(name)
+    assert target.planned is not None
+    q = torch.zeros(1, 1, 16)
+    assert interprets(q)
+    with target.planned("gfx942"):
+        assert not interprets(q)
+        assert architecture_of(q.device, q.dtype) == "gfx942"
+    assert interprets(q)
+
+
+@pytest.mark.parametrize(("version", "is_drawn"), [("3.6.0", False), ("3.7.1", True), ("3.9.0", True)])
+def test_what_a_compiler_breaks_is_not_drawn_with_it(version, is_drawn, step_case, monkeypatch):
+    monkeypatch.setattr(emulated, "_compiler", lambda: version)
+    case = msgspec.structs.replace(step_case, attn_type=AttentionType.ENCODER_ONLY, cache=None, dtype="float32")
+    excluded = registry.load("triton-gfx950").support("cpu").exclude(case)
+    assert (excluded is None) == is_drawn
+    assert registry.load("triton-gfx942").support("cpu").exclude(case) is None
+    assert registry.load("triton-gfx950").support("cpu").exclude(msgspec.structs.replace(case, dtype="float16")) is None

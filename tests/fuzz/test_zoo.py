@@ -342,6 +342,17 @@ def test_another_target_gets_the_bugs_of_kernels_alone():
     assert next(bug for bug in mutants.on_target(SHIPPED, "mine", compiles=False) if bug.name == "tf32").needs_gpu
 
 
+def test_with_an_architecture_each_bug_of_a_kernel_keeps_its_target(capsys):
+    targets = {bug.name: bug.target for bug in zoo_command._on_target(SHIPPED, "@gfx942")}
+    assert targets["cap-after-mask"] == "triton-gfx942"
+    assert targets["nan-of-an-empty-part"] == "triton-merge-parts@gfx942"
+    assert "sglang-1469" not in targets, "host code"
+    in_kernels = {bug.name for bug in SHIPPED if bug.in_kernel}
+    far = {bug.name for bug in SHIPPED if bug.in_kernel and bug.target == "triton-far"}
+    assert in_kernels - {*targets} == far, "a launch on the emulator copies all memory"
+    assert capsys.readouterr().err.count("is left out: target triton-far@gfx942: triton-far does not name") == len(far)
+
+
 def test_a_bug_is_found_in_compiled_code_and_stands_on_a_page_of_the_target(attn_parity, tmp_path):
     options = ("zoo", "--target", "triton-gfx942", "--no-shrink", "--page", "here.md")
     for name in ("int8-without-sign", "cap-after-mask"):  # the second one finds a page of the first one

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from attn_fuzz.text import one_line
-from attn_parity.binaries.assembly import digest
+from attn_parity.binaries.assembly import DIGITS, digest
 from attn_parity.binaries.build import Job, in_processes
 from attn_parity.binaries.results import SHOWN, check_once, csv_of, records_of
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 AGREES = "agree"
 _COLUMNS = ("triton", "architecture", "launch", "verdict", "error", "why", "code")
-_DIGITS = 16
 
 
 class Execution(NamedTuple):
@@ -112,7 +111,7 @@ def calls_of(binaries: "Mapping[Job, Binary]", kept: Executions | None = None) -
     return [
         (architecture, call, tuple(of_call.items()))
         for (architecture, call), of_call in launches.items()
-        if not all((architecture, name, code[:_DIGITS]) in agreed for name, code in of_call.items())
+        if not all((architecture, name, code[:DIGITS]) in agreed for name, code in of_call.items())
     ]
 
 
@@ -146,9 +145,9 @@ def _of_launches(job: Call, result: dict[str, Execution] | str) -> dict[Job, Exe
     """What came of the launches of a call. A text says why none of them ran."""
     architecture, _, instructions = job
     return {
-        (architecture, launch): Execution("not run", 0, result, code[:_DIGITS])
+        (architecture, launch): Execution("not run", 0, result, code[:DIGITS])
         if isinstance(result, str)
-        else result[launch]._replace(code=code[:_DIGITS])
+        else result[launch]._replace(code=code[:DIGITS])
         for launch, code in instructions
     }
 

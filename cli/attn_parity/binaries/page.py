@@ -39,8 +39,9 @@ _RUN = """
 `attn-parity compile --run` runs AMD's launches on the emulator. Each is run on two small ragged batches of its own layer, with
 fewer heads. Their launches compile to exactly the code of the launch that ships, source lines and labels aside: the command
 compares the texts. The fuzzer's judge holds the outputs to its bound, and caches to the reference's, bit by bit. The largest
-error / bound of a launch is that of its whole call. Timing, the order of memory between workgroups, and how matrix units round
-are not seen.
+error / bound of a launch is that of its whole call. A run may be of older code: `of this code` counts the launches that ran in
+the code that they have now, by the digests in both files. Timing, the order of memory between workgroups, and how matrix units
+round are not seen.
 """
 
 
@@ -96,13 +97,17 @@ def _executed(results: Results, executions: Executions) -> list[str]:
     """A table of architectures, and a line for each launch that does not agree."""
     rows = []
     for architecture in dict.fromkeys(row.architecture for row in results.binaries if row.architecture.startswith("gfx")):
-        launches = [row.call for row in results.binaries if row.architecture == architecture]
-        ran = [executions.found[architecture, name] for name in launches if (architecture, name) in executions.found]
+        launches = [row for row in results.binaries if row.architecture == architecture]
+        found = {row: executions.found.get((architecture, row.call)) for row in launches}
+        ran = [one for one in found.values() if one is not None]
+        of_this_code = sum(one is not None and one.code == row.code != "" for row, one in found.items())
         agree = [one.error for one in ran if one.agrees]
         untried = sum(one.verdict == "not run" for one in ran) + len(launches) - len(ran)
         failed = len(launches) - len(agree) - untried
-        rows.append((f"`{architecture}`", len(launches), len(agree), failed, untried, f"{max(agree, default=0):.2g}"))
-    columns = ("architecture", "launches", "agree", "do not agree", "not run", "largest error / bound")
+        rows.append(
+            (f"`{architecture}`", len(launches), len(agree), failed, untried, of_this_code, f"{max(agree, default=0):.2g}")
+        )
+    columns = ("architecture", "launches", "agree", "do not agree", "not run", "of this code", "largest error / bound")
     wrong = [f"- {line}" for line in executions.wrong]
     return [*table(columns, rows, words=1), *([""] if wrong else []), *wrong]
 

@@ -18,18 +18,23 @@ FACTS = tuple(field.name for field in dataclasses.fields(Facts) if field.name !=
 SHOWN = 100
 """The most characters of a cell that an error quotes."""
 _MAY_BE_UNKNOWN = {fact: type(None) in get_args(kind) for fact, kind in get_type_hints(Facts).items()}
-_COLUMNS = ("triton", "architecture", "launch", "kernel", "num_warps", *FACTS)
+_COLUMNS = ("triton", "architecture", "launch", "kernel", "num_warps", *FACTS, "code")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One binary: a launch on an architecture, its kernel, its waves (warps) and its facts."""
+    """One binary: a launch on an architecture, its kernel, its waves (warps) and its facts.
+
+    Attributes:
+        code: the first digits of the digest of its assembly; empty if nobody noted it.
+    """
 
     architecture: str
     call: str
     kernel: str
     num_warps: int
     facts: Facts
+    code: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Results:
         return csv_of(
             _COLUMNS,
             (
-                [self.triton, row.architecture, row.call, row.kernel, row.num_warps, *fact_cells(row.facts)]
+                [self.triton, row.architecture, row.call, row.kernel, row.num_warps, *fact_cells(row.facts), row.code]
                 for row in self.binaries
             ),
         )
@@ -70,6 +75,7 @@ def loads(text: str, name: str) -> Results:
             record["kernel"],
             count_of(record, "num_warps", name),
             facts_from(record, name),
+            record["code"],
         )
         for record in records
     )

@@ -4,7 +4,8 @@ Source: "VOP1", "VOP2" and "VOP3 Instructions" in AMD's Instinct MI300 ISA and i
 CDNA4 ISA. The count of a shift is its lowest 4, 5 or 6 bits, and the others are dropped.
 """
 
-from functools import reduce
+from functools import lru_cache, reduce
+from typing import NamedTuple
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel
@@ -13,22 +14,9 @@ from attn_amdgcn.instructions.forms import made_vector, vector
 U16, U32, U64 = np.uint16, np.uint32, np.uint64
 
 
-@vector("v_and_b16", "b16 = b16 b16")
-@vector("v_and_b32", "b32 = b32 b32")
-def and_(a, b):
-    return a & b
-
-
-@vector("v_or_b16", "b16 = b16 b16")
-@vector("v_or_b32", "b32 = b32 b32")
-def or_(a, b):
-    return a | b
-
-
-@vector("v_xor_b16", "b16 = b16 b16")
-@vector("v_xor_b32", "b32 = b32 b32")
-def xor(a, b):
-    return a ^ b
+for _name, _function in (("and", np.bitwise_and), ("or", np.bitwise_or), ("xor", np.bitwise_xor)):
+    for _kind in ("b16", "b32"):
+        vector(f"v_{_name}_{_kind}", f"{_kind} = {_kind} {_kind}")(_function)
 
 
 @vector("v_xnor_b32", "b32 = b32 b32")
@@ -36,10 +24,8 @@ def xnor(a, b):
     return ~(a ^ b)
 
 
-@vector("v_not_b16", "b16 = b16")
-@vector("v_not_b32", "b32 = b32")
-def not_(a):
-    return ~a
+vector("v_not_b16", "b16 = b16")(np.invert)
+vector("v_not_b32", "b32 = b32")(np.invert)
 
 
 @vector("v_and_or_b32", "b32 = b32 b32 b32")
@@ -169,9 +155,8 @@ def permute(high, low, selectors):
     0 to 3 are the bytes of the second source, 4 to 7 those of the first one. 8 to 11 are the signs of the bytes 1, 3, 5 and 7,
     extended. 12 is zeros, and a greater number is ones.
     """
-    alike = int(selectors.flat[0]).to_bytes(4, "little")
-    if all(each < 8 or each == 12 for each in alike) and (selectors.size == 1 or (selectors == selectors.flat[0]).all()):
-        return _joined_bytes(high, low, alike)
+    if (moves := _moves(selectors.item(0))) and _are_alike(selectors):
+        return _joined_bytes(high, low, moves)
     high, low, selectors = np.broadcast_arrays(high, low, selectors)
     choices = np.empty((*low.shape, 14), np.uint8)
     choices[..., 0:4], choices[..., 4:8] = _bytes(low), _bytes(high)
@@ -181,17 +166,42 @@ def permute(high, low, selectors):
     return chosen.view(U32)[..., 0]
 
 
-def _joined_bytes(high, low, selectors: bytes):
-    """The same bytes in all lanes. Each part of the result is a source, shifted and masked; equal shifts make one part."""
+def _are_alike(selectors) -> bool:
+    """Most selectors are those of waves, which are few."""
+    return len(set(selectors.ravel().tolist())) == 1 if selectors.shape[1] == 1 else bool((selectors == selectors[0, 0]).all())
+
+
+class _Move(NamedTuple):
+    """A part of a result: one of the two sources, shifted and masked."""
+
+    from_high: bool
+    shift: np.ufunc | None
+    count: U32
+    mask: U32
+
+
+@lru_cache(maxsize=256)
+def _moves(selectors: int) -> tuple[_Move, ...]:
+    """The parts of which bytes are made up that are the same in all lanes; none if one is neither a byte nor zeros."""
     masks: dict[tuple[bool, int], int] = {}
-    for place, selector in enumerate(selectors):
-        if selector != 12:
+    for place, selector in enumerate(selectors.to_bytes(4, "little")):
+        if selector >= 8 and selector != 12:
+            return ()
+        if selector != 12:  # equal shifts make one part
             part = selector >= 4, 8 * (place - selector % 4)
             masks[part] = masks.get(part, 0) | 0xFF << 8 * place
-    joined = high & U32(0)
-    for (from_high, shift), mask in masks.items():
+    return tuple(
+        _Move(from_high, np.left_shift if shift > 0 else np.right_shift if shift else None, U32(abs(shift)), U32(mask))
+        for (from_high, shift), mask in masks.items()
+    )
+
+
+def _joined_bytes(high, low, moves: tuple[_Move, ...]):
+    joined = None
+    for from_high, shift, count, mask in moves:
         source = high if from_high else low
-        joined = joined | (source << U32(shift) if shift >= 0 else source >> U32(-shift)) & U32(mask)
+        part = (source if shift is None else shift(source, count)) & mask
+        joined = part if joined is None else joined | part
     return joined
 
 

@@ -4,6 +4,7 @@ A signature such as "u32 mask = u32 u32 mask" names the kinds of the results and
 Where the kinds of an instruction do not name an operand's modifiers, the modifiers are refused.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +24,7 @@ from attn_amdgcn.operands import (
     reads_scalar,
     reads_vector,
     unknown,
+    vector_row,
     writes_mask,
     writes_scalar,
     writes_vector,
@@ -47,6 +49,14 @@ VECTOR: dict[str, Meaning] = {}
 """By mnemonic: the vector instructions that `vector` registers. The halves of dual instructions are among them."""
 REGISTERED: dict[str, Callable[[Instruction, Kernel], Step]] = {}
 """By mnemonic without its encoding: what makes the step of an instruction."""
+
+
+_VIEWS: dict[str, Callable[[Waves], np.ndarray]] = {
+    **dict.fromkeys(("b32", "u32"), operator.attrgetter("vector")),
+    "i32": operator.attrgetter("vector_i32"),
+    "f32": operator.attrgetter("vector_f32"),
+}
+"""The vector registers as numbers of a kind."""
 
 
 def register(names: str, make: Callable[[Instruction, Kernel], Step]) -> None:
@@ -98,8 +108,8 @@ def _scalar_step(function: Callable, results: list[str], sources: list[str], ins
         for write, value in zip(writes, values, strict=False):
             write(waves, value)
         if sets_scc:
-            waves.scc = np.empty(len(waves), bool)
-            waves.scc[:] = values[-1]
+            scc = values[-1]
+            waves.scc = scc if len(scc) == len(waves) else np.repeat(scc, len(waves))
 
     return step
 
@@ -146,7 +156,48 @@ def made_vector(
 
 def _vector_step(instruction: Instruction, kernel: Kernel) -> Step:
     compute, write = parts(instruction, kernel)
-    return lambda waves: write(waves, compute(waves))
+    if (fast := _in_place(instruction, kernel)) is None:
+        return lambda waves: write(waves, compute(waves))
+
+    def step(waves: Waves) -> None:
+        if waves.lanes is None:
+            fast(waves)
+        else:
+            write(waves, compute(waves))
+
+    return step
+
+
+def _in_place(instruction: Instruction, kernel: Kernel) -> Step | None:
+    """The step of an instruction whose meaning is a ufunc of numpy, where all lanes are on: the ufunc writes the register.
+
+    None if the instruction has another form: modifiers, DPP or SDWA, a result that is not 32 bits of a vector register.
+    """
+    meaning = VECTOR[instruction.name]
+    function = meaning.make(instruction, kernel)
+    if (
+        not isinstance(function, np.ufunc)
+        or len(meaning.results) != 1
+        or instruction.modifiers
+        or instruction.encoding == "sdwa"
+    ):
+        return None
+    (result,), (target, *operands) = meaning.results, instruction.operands
+    if result not in _VIEWS or set(meaning.sources) != {result} or len(operands) > 2 or not isinstance(target.of, Register):
+        return None
+    row, rows_of = vector_row(target.of, kernel), _VIEWS[result]
+    if row is None:
+        return None
+    reads = [with_signs(operand, reads_vector(operand, KINDS[result], kernel), KINDS[result]) for operand in operands]
+
+    def of_one(waves: Waves) -> None:
+        function(reads[0](waves), out=rows_of(waves)[row])
+
+    def of_two(waves: Waves) -> None:
+        function(first(waves), second(waves), out=rows_of(waves)[row])
+
+    first, second = reads[0], reads[-1]
+    return of_one if len(reads) == 1 else of_two
 
 
 def dual_step(instruction: Instruction, kernel: Kernel) -> Step:

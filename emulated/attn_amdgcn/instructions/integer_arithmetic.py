@@ -11,22 +11,18 @@ from attn_amdgcn.instructions.forms import vector
 U32, U64, I32, I64 = np.uint32, np.uint64, np.int32, np.int64
 
 
-@vector("v_add_u32 v_add_nc_u32", "u32 = u32 u32")
-@vector("v_add_nc_i32 v_add_i32", "i32 = i32 i32")
-@vector("v_add_u16 v_add_nc_u16", "u16 = u16 u16")
-@vector("v_add_nc_i16 v_add_i16", "i16 = i16 i16")
-@vector("v_add_nc_u64", "u64 = u64 u64")
-def add(a, b):
-    return a + b
+vector("v_add_u32 v_add_nc_u32", "u32 = u32 u32")(np.add)
+vector("v_add_nc_i32 v_add_i32", "i32 = i32 i32")(np.add)
+vector("v_add_u16 v_add_nc_u16", "u16 = u16 u16")(np.add)
+vector("v_add_nc_i16 v_add_i16", "i16 = i16 i16")(np.add)
+vector("v_add_nc_u64", "u64 = u64 u64")(np.add)
 
 
-@vector("v_sub_u32 v_sub_nc_u32", "u32 = u32 u32")
-@vector("v_sub_nc_i32 v_sub_i32", "i32 = i32 i32")
-@vector("v_sub_u16 v_sub_nc_u16", "u16 = u16 u16")
-@vector("v_sub_nc_i16 v_sub_i16", "i16 = i16 i16")
-@vector("v_sub_nc_u64", "u64 = u64 u64")
-def sub(a, b):
-    return a - b
+vector("v_sub_u32 v_sub_nc_u32", "u32 = u32 u32")(np.subtract)
+vector("v_sub_nc_i32 v_sub_i32", "i32 = i32 i32")(np.subtract)
+vector("v_sub_u16 v_sub_nc_u16", "u16 = u16 u16")(np.subtract)
+vector("v_sub_nc_i16 v_sub_i16", "i16 = i16 i16")(np.subtract)
+vector("v_sub_nc_u64", "u64 = u64 u64")(np.subtract)
 
 
 @vector("v_subrev_u32 v_subrev_nc_u32", "u32 = u32 u32")
@@ -95,11 +91,9 @@ def xor_add(a, b, c):
     return (a ^ b) + c
 
 
-@vector("v_mul_lo_u32", "u32 = u32 u32")
-@vector("v_mul_lo_u16", "u16 = u16 u16")
-@vector("v_mul_u64", "u64 = u64 u64")
-def mul_lo(a, b):
-    return a * b
+vector("v_mul_lo_u32", "u32 = u32 u32")(np.multiply)
+vector("v_mul_lo_u16", "u16 = u16 u16")(np.multiply)
+vector("v_mul_u64", "u64 = u64 u64")(np.multiply)
 
 
 @vector("v_mul_hi_u32", "u32 = u32 u32")
@@ -193,24 +187,20 @@ def mad_co_i64_i32(a, b, c):
     return total, (total ^ overflows) < 0
 
 
-@vector("v_min_i16", "i16 = i16 i16")
-@vector("v_min_u16", "u16 = u16 u16")
-@vector("v_min_i32", "i32 = i32 i32")
-@vector("v_min_u32", "u32 = u32 u32")
-@vector("v_min_i64", "i64 = i64 i64")
-@vector("v_min_u64", "u64 = u64 u64")
-def minimum(a, b):
-    return np.minimum(a, b)
+vector("v_min_i16", "i16 = i16 i16")(np.minimum)
+vector("v_min_u16", "u16 = u16 u16")(np.minimum)
+vector("v_min_i32", "i32 = i32 i32")(np.minimum)
+vector("v_min_u32", "u32 = u32 u32")(np.minimum)
+vector("v_min_i64", "i64 = i64 i64")(np.minimum)
+vector("v_min_u64", "u64 = u64 u64")(np.minimum)
 
 
-@vector("v_max_i16", "i16 = i16 i16")
-@vector("v_max_u16", "u16 = u16 u16")
-@vector("v_max_i32", "i32 = i32 i32")
-@vector("v_max_u32", "u32 = u32 u32")
-@vector("v_max_i64", "i64 = i64 i64")
-@vector("v_max_u64", "u64 = u64 u64")
-def maximum(a, b):
-    return np.maximum(a, b)
+vector("v_max_i16", "i16 = i16 i16")(np.maximum)
+vector("v_max_u16", "u16 = u16 u16")(np.maximum)
+vector("v_max_i32", "i32 = i32 i32")(np.maximum)
+vector("v_max_u32", "u32 = u32 u32")(np.maximum)
+vector("v_max_i64", "i64 = i64 i64")(np.maximum)
+vector("v_max_u64", "u64 = u64 u64")(np.maximum)
 
 
 @vector("v_min3_i32", "i32 = i32 i32 i32")

@@ -26,14 +26,15 @@ def movk(a):
 
 @scalar("s_add_u32 s_add_co_u32", "u32 scc = u32 u32")
 def add_u32(a, b):
-    wide = a.astype(U64) + b
-    return wide.astype(np.uint32), wide > 0xFFFFFFFF
+    total = a + b
+    return total, total < a
 
 
 @scalar("s_addc_u32 s_add_co_ci_u32", "u32 scc = u32 u32 scc")
 def addc_u32(a, b, carry):
-    wide = a.astype(U64) + b + carry
-    return wide.astype(np.uint32), wide > 0xFFFFFFFF
+    partial = a + b
+    total = partial + carry
+    return total, (partial < a) | (total < partial)
 
 
 @scalar("s_sub_u32 s_sub_co_u32", "u32 scc = u32 u32")
@@ -43,20 +44,22 @@ def sub_u32(a, b):
 
 @scalar("s_subb_u32 s_sub_co_ci_u32", "u32 scc = u32 u32 scc")
 def subb_u32(a, b, borrow):
-    wide = a.astype(I64) - b - borrow
-    return wide.astype(np.uint32), wide < 0
+    partial = a - b
+    return partial - borrow, (a < b) | (partial < borrow)
 
 
 @scalar("s_add_i32 s_add_co_i32", "i32 scc = i32 i32")
 def add_i32(a, b):
-    wide = a.astype(I64) + b
-    return wide.astype(np.int32), wide != wide.astype(np.int32)
+    """A sum whose sign is neither that of one nor that of the other does not fit."""
+    total = a + b
+    return total, (total ^ a) & (total ^ b) < 0
 
 
 @scalar("s_sub_i32 s_sub_co_i32", "i32 scc = i32 i32")
 def sub_i32(a, b):
-    wide = a.astype(I64) - b
-    return wide.astype(np.int32), wide != wide.astype(np.int32)
+    """A difference of numbers of two signs has the sign of the first one, if it fits."""
+    difference = a - b
+    return difference, (a ^ b) & (a ^ difference) < 0
 
 
 @own_step("s_addk_i32 s_addk_co_i32 s_mulk_i32")
@@ -125,31 +128,36 @@ def absolute(a):
 @scalar("s_and_b32", "b32 scc = b32 b32")
 @scalar("s_and_b64", "b64 scc = b64 b64")
 def and_(a, b):
-    return a & b, a & b != 0
+    value = a & b
+    return value, value != 0
 
 
 @scalar("s_or_b32", "b32 scc = b32 b32")
 @scalar("s_or_b64", "b64 scc = b64 b64")
 def or_(a, b):
-    return a | b, a | b != 0
+    value = a | b
+    return value, value != 0
 
 
 @scalar("s_xor_b32", "b32 scc = b32 b32")
 @scalar("s_xor_b64", "b64 scc = b64 b64")
 def xor(a, b):
-    return a ^ b, a ^ b != 0
+    value = a ^ b
+    return value, value != 0
 
 
 @scalar("s_andn2_b32 s_and_not1_b32", "b32 scc = b32 b32")
 @scalar("s_andn2_b64 s_and_not1_b64", "b64 scc = b64 b64")
 def and_not(a, b):
-    return a & ~b, a & ~b != 0
+    value = a & ~b
+    return value, value != 0
 
 
 @scalar("s_orn2_b32 s_or_not1_b32", "b32 scc = b32 b32")
 @scalar("s_orn2_b64 s_or_not1_b64", "b64 scc = b64 b64")
 def or_not(a, b):
-    return a | ~b, a | ~b != 0
+    value = a | ~b
+    return value, value != 0
 
 
 @scalar("s_not_b32", "b32 scc = b32")

@@ -44,6 +44,7 @@ def load(instruction: Instruction, kernel: Kernel) -> Step:
         place = waves.shared.memory.checked(np.broadcast_to(place, len(waves))[:, None], size, None, waves)
         for watch in waves.shared.watches:
             watch.global_read(Access(waves, place, size, None, instruction))
+        waves.forget_masks(first, words)
         if part:
             value = waves.shared.memory.load_part(place, size)[:, 0].astype(part)
             waves.scalar[:, first] = value.astype(np.int32).view(np.uint32)

@@ -1,8 +1,9 @@
 """Launches of interpreted kernels, whoever wrote them: another process compiles them for AMD, and the code is emulated."""
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -14,22 +15,40 @@ from attn_fuzz.emulated.jobs import Job
 from attn_fuzz.interpreted.sanitizer import Violation
 
 
-@contextmanager
-def emulated_launches(modules: str, architecture: str, schedule: Schedule) -> Iterator[None]:
-    """While this lasts, each launch of an interpreted kernel compiles it for an architecture, and emulates the code.
+@dataclass(frozen=True)
+class Launches:
+    """Launches of interpreted kernels that are to be compiled and emulated.
 
     Args:
         modules: what returns the modules that have the kernels, as of `Job`.
-        schedule: the order of waves and workgroups.
-
-    Raises (as the launches do):
-        Violation: the code did what it must not do.
-        CompilerError: the compiler refused the kernel.
-        attn_amdgcn.AmdgcnError: the code holds what the emulator does not know.
+        architecture: to compile for.
+        schedules: draws the orders of waves and workgroups in which a launch runs.
+        whole_storages: whether the code may touch all of its tensors' storages. Else it may touch its tensors alone.
     """
-    from triton.runtime.interpreter import InterpretedFunction
 
-    def launch(kernel: InterpretedFunction, *arguments: Any, grid: Any, warmup: bool, **named: Any) -> None:
+    modules: str
+    architecture: str
+    schedules: Callable[[], Sequence[Schedule]]
+    whole_storages: bool
+
+    @contextmanager
+    def emulated(self) -> Iterator[None]:
+        """While this lasts, each launch of an interpreted kernel compiles it, and emulates the code.
+
+        Raises (as the launches do):
+            Violation: the code did what it must not do.
+            CompilerError: the compiler refused the kernel.
+            attn_amdgcn.AmdgcnError: the code holds what the emulator does not know.
+        """
+        from triton.runtime.interpreter import InterpretedFunction
+
+        def run(kernel: InterpretedFunction, *arguments: Any, **options: Any) -> None:
+            self._launch(kernel, *arguments, **options)
+
+        with mock.patch.object(InterpretedFunction, "run", run):
+            yield
+
+    def _launch(self, kernel: Any, *arguments: Any, grid: Any, warmup: bool, **named: Any) -> None:
         if warmup:
             return
         values = _values(kernel, arguments, named)
@@ -39,17 +58,16 @@ def emulated_launches(modules: str, architecture: str, schedule: Schedule) -> It
         function = kernel.fn
         options = {name: value for name, value in named.items() if name not in kernel.arg_names}
         given = {name: _compiled_for(value) for name, value in values.items()}
-        job = Job(function.__module__, function.__name__, architecture, given | options, modules)
+        job = Job(function.__module__, function.__name__, self.architecture, given | options, self.modules)
         program, compiled = ready(job)
-        inputs = _with_whole_storages(inputs_of(values, programs, compiled.names))
+        inputs = inputs_of(values, programs, compiled.names)
+        if self.whole_storages:
+            inputs = _with_whole_storages(inputs)
         inputs.arguments.extend([None] * compiled.scratch)
         try:
-            run(program, inputs, lds_bytes=compiled.lds_bytes, schedules=[schedule])
+            run(program, inputs, lds_bytes=compiled.lds_bytes, schedules=self.schedules())
         except Fault as fault:
-            raise Violation(f"{function.__name__} for {architecture}: {fault}", "Fault") from fault
-
-    with mock.patch.object(InterpretedFunction, "run", launch):
-        yield
+            raise Violation(f"{function.__name__} for {self.architecture}: {fault}", "Fault") from fault
 
 
 def _values(kernel: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:

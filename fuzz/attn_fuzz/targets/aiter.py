@@ -147,4 +147,5 @@ AITER_UNIFIED_ATTENTION = Target(
     events=_events,
     findings=UNIFIED_ATTENTION,
     modules=_modules,
+    races="Where the heads of a group do not divide the 16 rows of a tile, its last query is the first of the next tile.",
 )

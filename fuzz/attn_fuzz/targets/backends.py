@@ -277,6 +277,7 @@ def backend_target(name: str, layers: BackendLayers, **fields: Any) -> Target:
         "must_refuse": layers.illegal,
         "forget": layers.forget,
         "unavailable": layers.unavailable,
+        "modules": None,  # some call kernels that are not Triton's
     }
     return dataclasses.replace(TRITON, name=name, **{**own, **fields})
 

@@ -4,8 +4,10 @@ This project's host code plans for the architecture as it would there. A compile
 share it.
 """
 
+import contextlib
 import dataclasses
 import functools
+import importlib.metadata
 import importlib.util
 import random
 from collections.abc import Callable, Iterable
@@ -14,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from attn_contract import Batch, Layer
 from attn_fuzz import extras
+from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.interpreted.sanitizer import Violation
 from attn_fuzz.targets.target import EVERYTHING, Support, Target
-from attn_fuzz.targets.triton import TRITON, missing_triton
+from attn_fuzz.targets.triton import COMPUTE_UNITS, TRITON, missing_triton
 from attn_fuzz.verdict.rounding import Rounding
 
 if TYPE_CHECKING:
@@ -25,9 +28,9 @@ if TYPE_CHECKING:
     from attn_optimized.kernel_call import KernelCall
     from attn_optimized.launch.plan import AttentionPlan
 
-COMPUTE_UNITS = 8
-"""Few enough that splitting keys over them does not make more programs than are quickly emulated."""
 MOST_PARTS = 64
+KEYS_PER_TILE = 16
+"""The least of this project's launches for AMD."""
 STEPS_PER_LAYER = 8
 """Compiling takes longer than most cases."""
 CHECKED = 0.3
@@ -41,14 +44,31 @@ _WITH_XF32 = ("gfx942",)
 _FUNCTIONS = ("attention", "write_kv_cache", "write_latent_cache", "rope_and_write_kv_cache")
 
 
-def _support(device: str) -> Support:
+def _support(architecture: str) -> Support:
     return dataclasses.replace(
         EVERYTHING,
+        exclude=_miscompiled if architecture == "gfx950" else EVERYTHING.exclude,
         max_tokens=128,
         max_seq_len=256,
         head_sizes=(64, 80, 128),
         steps_per_layer=STEPS_PER_LAYER,
     )
+
+
+def _miscompiled(case: Case) -> str | None:
+    """What a known fault of a compiler breaks for gfx950: findings/compilers/llvm-copies-before-exec.py."""
+    if case.dtype != "float32" or case.attn_type.reads_cache or not _compiler().startswith("3.6."):
+        return None
+    return "float32 attention without a cache, which Triton 3.6 compiles wrongly for gfx950"
+
+
+@functools.cache
+def _compiler() -> str:
+    """Triton's version; empty if it is not installed."""
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _missing(device: str) -> str | None:
@@ -60,17 +80,12 @@ def _missing(device: str) -> str | None:
 
 
 def _emulate(call: "KernelCall", architecture: str, layer: Layer, choose: random.Random) -> None:
-    from attn_amdgcn import Fault, Schedule
+    from attn_amdgcn import Fault
     from attn_fuzz.emulated.emulation import LARGE, emulate
 
-    first = Schedule(seed=choose.randrange(1 << 31))
-    schedules = [first]
-    if choose.random() < CHECKED:
-        another = Schedule(choose.choice(_ORDERS), choose.choice(_ORDERS), choose.randrange(1 << 31))
-        schedules = [dataclasses.replace(first, races=True), another]
     sizes = dict.fromkeys(call.tensors, LARGE) if _is_large(layer) else None
     try:
-        emulate(call, architecture, schedules=schedules, sizes=sizes)
+        emulate(call, architecture, schedules=_schedules(choose), sizes=sizes)
     except Fault as fault:  # what the sanitizer finds in interpreted kernels: a bug of the kernel, and no error of its host
         raise Violation(f"{call.launch.kernel.fn.__name__} for {architecture}: {fault}", "Fault") from fault
 
@@ -122,9 +137,11 @@ def emulated(architecture: str) -> Target:
         attention=attention,
         write_kv_cache=write,
         rope_and_write_kv_cache=rope,
-        support=_support,
+        support=lambda device: _support(architecture),
         refuses=False,
-        rounding=lambda device: Rounding(keys_per_tile=16, dot_is_chained=True, splits=MOST_PARTS, exact_division=True),
+        rounding=lambda device: Rounding(
+            keys_per_tile=KEYS_PER_TILE, dot_is_chained=True, splits=MOST_PARTS, exact_division=True
+        ),
         unavailable=_missing,
         events=events,
         forget=TRITON.forget,
@@ -133,56 +150,79 @@ def emulated(architecture: str) -> Target:
 
 
 def compiled_for(target: Target, value: str, architecture: str) -> Target:
-    """A target whose kernels are compiled for an architecture of AMD, and emulated. Its host's code runs as it is.
+    """A target whose kernels are compiled for an architecture of AMD, and emulated.
 
     Args:
         value: module and attribute of the target, as its entry point has them. Another process loads its kernels by them.
     """
+    is_planned = target.planned is not None
 
-    def emulating(function: Callable[..., None]) -> Any:
+    def emulating(function: Callable[..., Any]) -> Any:
         @functools.wraps(function)
-        def call(*arguments: Any, **options: Any) -> None:
-            from attn_fuzz.emulated.launches import emulated_launches
+        def call(*arguments: Any, **options: Any) -> Any:
+            from attn_fuzz.emulated.launches import Launches
 
-            with emulated_launches(f"{value}.modules", architecture, _schedule(arguments)):
-                function(*arguments, **options)
+            launches = Launches(
+                f"{value}.modules",
+                architecture,
+                functools.partial(_schedules, _choices(arguments), races=target.races is None),
+                whole_storages=not is_planned,
+            )
+            planned = target.planned(architecture) if target.planned else contextlib.nullcontext()
+            with planned, launches.emulated():
+                return function(*arguments, **options)
 
         return call
 
     def support(device: str) -> Support:
         declared = target.support(device)
-        dtypes = tuple(dtype for dtype in declared.dtypes if dtype != "float32" or architecture not in _WITH_XF32)
+        has_xf32 = architecture in _WITH_XF32 and not is_planned
+        dtypes = tuple(dtype for dtype in declared.dtypes if dtype != "float32" or not has_xf32)
         return dataclasses.replace(declared, dtypes=dtypes, steps_per_layer=max(STEPS_PER_LAYER, declared.steps_per_layer))
 
+    def rounding(device: str) -> Rounding:
+        declared = target.rounding("cuda")
+        return dataclasses.replace(declared, keys_per_tile=KEYS_PER_TILE) if is_planned else declared
+
+    functions = {field: function for field in _FUNCTIONS if (function := getattr(target, field)) is not None}
     return dataclasses.replace(
         target,
         name=f"{target.name}@{architecture}",
         description=f"{target.description}: compiled for {architecture}, the code emulated",
         support=support,
-        rounding=lambda device: target.rounding("cuda"),
+        rounding=rounding,
         unavailable=lambda device: _missing(device) or target.unavailable(device),
+        siblings=tuple(emulating(sibling) for sibling in target.siblings),
         compiles=True,
         sanitizes=False,
-        **{field: emulating(function) for field in _FUNCTIONS if (function := getattr(target, field)) is not None},
+        **{field: emulating(function) for field, function in functions.items()},
     )
 
 
-def _schedule(arguments: Iterable[object]) -> "Schedule":
-    """The order of what may run in any order: drawn by the metadata of a call, so that a case depends on itself alone.
+def _schedules(choose: random.Random, *, races: bool = True) -> "list[Schedule]":
+    """Orders of what a launch may run in any order: one, or for a share of the launches two, with other junk.
 
-    Races are not looked for: two programs of somebody else's kernel may write the same row, and mean to.
+    Args:
+        races: whether races are looked for in a launch that runs in two orders.
     """
     from attn_amdgcn import Schedule
 
+    first = Schedule(seed=choose.randrange(1 << 31))
+    if choose.random() >= CHECKED:
+        return [first]
+    another = Schedule(choose.choice(_ORDERS), choose.choice(_ORDERS), choose.randrange(1 << 31))
+    return [dataclasses.replace(first, races=races), another]
+
+
+def _choices(arguments: Iterable[object]) -> random.Random:
+    """What draws the schedules of a call's launches: by the call's metadata, so that a case depends on itself alone."""
     metadata: list[object] = []
     for argument in arguments:
         if isinstance(argument, Batch):
             metadata += [argument.query_start_loc.tolist(), argument.seq_lens.tolist()]
         elif isinstance(argument, torch.Tensor) and argument.dtype in (torch.int32, torch.int64):
             metadata.append(argument.tolist())
-    choose = random.Random(repr(metadata))
-    waves = choose.choice(_ORDERS) if choose.random() < CHECKED else "together"
-    return Schedule(waves, choose.choice(_ORDERS), choose.randrange(1 << 31))
+    return random.Random(repr(metadata))
 
 
 TRITON_GFX90A = emulated("gfx90a")

@@ -18,7 +18,7 @@ from attn_fuzz.cases.poison import LEFTOVER, poison
 from attn_fuzz.targets import far, no_interpreter, plans
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Support, Target
-from attn_fuzz.targets.triton import missing_triton
+from attn_fuzz.targets.triton import interprets, missing_triton, modules, planned
 from attn_fuzz.verdict.rounding import Rounding
 
 MOST_PARTS = 3
@@ -243,10 +243,11 @@ def _triton_merge() -> MergeFunction:
     import attn_optimized
 
     def merge(out_a, lse_a, out_b, lse_b, *, out, lse, **options) -> None:
-        """Some calls have no `out`. On a CPU some are launched as on a GPU that is not here, or reach beyond 2^31 elements."""
+        """Some calls have no `out`. Of interpreted ones, some are launched as on a GPU that is not here, and some reach beyond
+        2^31 elements."""
         function = attn_optimized.merge_attn_states
         forms = [function] + ([] if "output_scale" in options else [functools.partial(_returned, function)])
-        if out_a.device.type == "cpu":
+        if interprets(out_a):
             no_interpreter.check(lambda: function(out_a, lse_a, out_b, lse_b, out=out, lse=lse, **options), out_a.dtype)
             forms += [plans.merge_attn_states, functools.partial(far.merge_attn_states, function)]
         choose = choices_by((out_a.shape, out_a.stride(), out_b.stride()))
@@ -262,7 +263,7 @@ def _triton_merge_parts() -> MergeFunction:
         """As for two states."""
         function = attn_optimized.merge_attn_parts
         forms = [function] + ([] if "output_scale" in options else [functools.partial(_returned, function)])
-        if outs.device.type == "cpu":
+        if interprets(outs):
             no_interpreter.check(lambda: function(outs, lses, out=out, lse=lse, **options), outs.dtype)
             forms += [plans.merge_attn_parts, functools.partial(far.merge_attn_parts, function)]
         choose = choices_by((outs.shape, outs.stride(), lses.stride()))
@@ -284,10 +285,14 @@ TRITON_MERGE = merge_target(
     EVERY_OPTION,
     description="the Triton kernel merge_attn_states: parts of the keys by the reference, merged",
     unavailable=missing_triton,
+    modules=modules,
+    planned=planned,
 )
 TRITON_MERGE_PARTS = parts_target(
     "triton-merge-parts",
     _triton_merge_parts,
     description="the Triton kernel merge_attn_parts: parts of the keys by the reference, merged at once",
     unavailable=missing_triton,
+    modules=modules,
+    planned=planned,
 )

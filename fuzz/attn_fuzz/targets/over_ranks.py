@@ -187,4 +187,5 @@ TRITON_OVER_RANKS = dataclasses.replace(
     unavailable=_unavailable,
     must_refuse=_illegal,
     forget=_forget,
+    modules=None,  # launches are emulated in this process, and its ranks are others
 )

@@ -286,6 +286,7 @@ TRITON_PLANS_CASCADE = dataclasses.replace(
     description="cascade attention as it is launched on GPUs that are not here, interpreted",
     attention=_cascade_attention,
     # with the tiles of a GPU each request has many programs
+    modules=None,  # its launches are those of several architectures
     support=lambda device: dataclasses.replace(
         TRITON_CASCADE.support(device), max_tokens=48, max_seq_len=192, long_seq_len=None
     ),

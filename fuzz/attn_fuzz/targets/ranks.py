@@ -228,6 +228,8 @@ TRITON_RANKS = Target(
     unavailable=missing_triton,
     must_refuse=illegal_dealings,
     forget=TRITON.forget,
+    modules=TRITON.modules,
+    planned=TRITON.planned,
 )
 TRITON_RANKS_LATENT = dataclasses.replace(
     TRITON_RANKS,

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Literal, Protocol
@@ -343,6 +344,10 @@ class Target:
         findings: known bugs of the target (`attn_fuzz.findings.finding`).
         modules: returns the modules of its Triton kernels, or modules that import the kernels by their names. `NAME@gfx942` is
             then the same target with its kernels compiled for this architecture, and emulated. None: there is no such target.
+        planned: while what it returns lasts, the host's code plans for an architecture of AMD. None: it plans there as it does
+            where kernels are interpreted.
+        races: why two workgroups of its kernels may write one byte, or one read what another writes. `NAME@gfx942` then looks
+            for no races; outputs that change with the order of workgroups fail all the same. None: they must not.
         compiles: whether it compiles kernels for a GPU that is emulated. Compiling takes longer than the rest of a case, so
             `attn-parity mutate` leaves the target out unless it is named.
         sanitizes: whether its kernels are written in Triton and access only what `attn_fuzz.interpreted.permissions` allows.
@@ -367,6 +372,8 @@ class Target:
     oracle: bool = True
     findings: tuple[Finding, ...] = ()
     modules: Callable[[], Iterable[ModuleType]] | None = None
+    planned: Callable[[str], AbstractContextManager[object]] | None = None
+    races: str | None = None
     compiles: bool = False
     sanitizes: bool = False
 

@@ -1,10 +1,15 @@
 """This project's Triton kernels as targets: whole, dense, cascade, batch-invariant, without an oracle, and writes alone."""
 
+import contextlib
 import dataclasses
 import functools
+import importlib
 import importlib.util
+import pkgutil
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import torch
 from attn_contract import AttentionType, Batch, KVCacheView, Layer, Layout, UnsupportedError
@@ -15,6 +20,9 @@ from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, WITH_LATENT, AttentionFunction, LatentSizes, Support, Target, no_calls
 from attn_fuzz.targets.wrong_arguments import Calls
 from attn_fuzz.verdict.rounding import Rounding
+
+COMPUTE_UNITS = 8
+"""Of a GPU that is emulated: few enough that splitting keys over them does not make more programs than are quickly emulated."""
 
 
 def _call_of(q, k, v, kv_cache, layer, batch, *, out, lse) -> tuple[Callable[..., object], dict[str, Any]]:
@@ -117,6 +125,32 @@ def _forget_launches() -> None:
     forget_launches()
 
 
+def modules() -> Iterable[ModuleType]:
+    """The modules of the kernels."""
+    from attn_optimized import kernels
+
+    return [importlib.import_module(f"{kernels.__name__}.{each.name}") for each in pkgutil.iter_modules(kernels.__path__)]
+
+
+@contextlib.contextmanager
+def planned(architecture: str) -> Iterator[None]:
+    """While this lasts, launches on the CPU are planned as on a GPU of an architecture, with few compute units."""
+    from attn_optimized import attention, device
+
+    with (
+        mock.patch.object(device, "INTERPRETER", architecture),
+        mock.patch.object(attention, "compute_units_of", return_value=COMPUTE_UNITS),
+    ):
+        yield
+
+
+def interprets(tensor: torch.Tensor) -> bool:
+    """Whether launches on a tensor are planned for Triton's interpreter: neither for its GPU, nor for one that is emulated."""
+    from attn_optimized.device import architecture_of
+
+    return architecture_of(tensor.device, torch.float32) == "interpreter"
+
+
 TRITON = Target(
     name="triton",
     description="the shipping Triton kernels: paged and varlen attention, cache write",
@@ -130,6 +164,8 @@ TRITON = Target(
     siblings=_MODES,
     must_refuse=_illegal,
     forget=_forget_launches,
+    modules=modules,
+    planned=planned,
     sanitizes=True,
 )
 
@@ -280,6 +316,8 @@ TRITON_CASCADE = Target(
     siblings=_MODES,
     must_refuse=_illegal_cascade,
     forget=_forget_launches,
+    modules=modules,
+    planned=planned,
     sanitizes=True,
 )
 
@@ -330,6 +368,8 @@ TRITON_INVARIANT = Target(
     must_refuse=_illegal,
     forget=_forget_launches,
     properties=(properties.batch_composition(), properties.chunked_prefill(_queries_per_tile)),
+    modules=modules,
+    planned=planned,
     sanitizes=True,
 )
 
@@ -437,6 +477,8 @@ TRITON_PROPERTIES = Target(
         properties.forgotten_keys(_ERROR),
         properties.split_keys(_ERROR),
     ),
+    modules=modules,
+    planned=planned,
     sanitizes=True,
 )
 
@@ -459,6 +501,8 @@ TRITON_VARLEN = Target(
     siblings=_MODES,
     must_refuse=_illegal,
     forget=_forget_launches,
+    modules=modules,
+    planned=planned,
     sanitizes=True,
 )
 
@@ -481,5 +525,7 @@ TRITON_WRITE = dataclasses.replace(
     ),
     unavailable=missing_triton,
     must_refuse=_illegal_writes,
+    modules=modules,
+    planned=planned,
     sanitizes=True,
 )

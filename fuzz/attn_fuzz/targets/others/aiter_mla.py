@@ -171,6 +171,7 @@ AITER_MLA_DECODE_ROPE = dataclasses.replace(
     description="AITER's Triton mla_decode_rope, which rotates q and each last key by quarter turns",
     attention=foreign.with_nan_in_new_memory(functools.partial(_decode, rotates=True)),
     findings=MLA_DECODE_ROPE,
+    races="Each program that has the last keys of a request writes its rotated key: one for each group of heads.",
 )
 AITER_SPARSE_MLA = Target(
     name="aiter-sparse-mla",

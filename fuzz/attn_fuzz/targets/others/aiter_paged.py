@@ -193,7 +193,7 @@ AITER_CHUNKED_PREFILL = dataclasses.replace(
     attention=foreign.with_nan_in_new_memory(_chunked),
     support=_chunked_support,
     unavailable=aiter_package.missing(*CHUNKED),
-    modules=functools.partial(aiter_package.load, *CHUNKED),
+    modules=functools.partial(aiter_package.load, *CHUNKED, *PREFILL),
     dense_keys=lambda case: [request.query_len > 1 for request in case.requests],
     findings=CHUNKED_PREFILL,
 )

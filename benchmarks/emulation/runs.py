@@ -1,0 +1,142 @@
+"""The page of what ran on the emulator: drawn cases, from what `attn-parity fuzz --json` wrote, and its speed."""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import click
+import msgspec
+from attn_fuzz import inputs
+from attn_fuzz.errors import InputError
+
+from benchmarks import PAGES
+from benchmarks.emulation.speeds import Speeds, table
+
+PAGE = PAGES / "emulated.md"
+SCHEMA = "attn-parity.fuzz/1"
+_ARCHITECTURE = re.compile(r"[@-](gfx\w+)$")
+_PREFACE = """\
+# What ran on the emulator
+
+Written by `python -m benchmarks emulated`; the JSON file beside this page keeps what it was given. What the launches that ship
+compute stands in [binaries.md](binaries.md).
+
+## Drawn cases
+
+Each row is a run of `attn-parity fuzz --target TARGET --seed SEED --examples EXAMPLES --json FILE`. Past cases are stored; they
+run first. Failures by known findings are no new ones. The largest error is in units of the judge's bound.
+
+"""
+_SPEED = """
+## Speed
+
+Wave instructions in a second of the CPU, in millions: the fastest of some runs of each launch. `python -m benchmarks emulated
+--speed` measured them on {machine}. Other work on a machine makes them slower.
+
+"""
+
+
+class Run(msgspec.Struct, frozen=True):
+    """A run of `attn-parity fuzz` on an emulated target.
+
+    Attributes:
+        replayed: past cases.
+        known, failing: cases that failed, by known findings and by others.
+        max_ratio: the largest error / bound; None of a target without an oracle.
+    """
+
+    target: str
+    triton: str
+    seed: int
+    examples: int
+    replayed: int
+    known: int
+    failing: int
+    interrupted: bool
+    max_ratio: float | None
+
+    @property
+    def architecture(self) -> str:
+        found = _ARCHITECTURE.search(self.target)
+        return found[1] if found else ""
+
+    @property
+    def verdict(self) -> str:
+        words = f"{self.failing} failing" if self.failing else f"nothing new, {self.known} known" if self.known else "all agree"
+        return f"interrupted: {words}" if self.interrupted else words
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """What the page is made of."""
+
+    runs: tuple[Run, ...] = ()
+    speeds: Speeds | None = None
+
+
+@click.command()
+@click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--speed", "measures", is_flag=True, help="Measure the emulator's speed, which takes a minute.")
+@click.option("--check", is_flag=True, help="Run and write nothing; exit 1 if the page is not what its JSON makes.")
+def emulated(files: tuple[Path, ...], measures: bool, check: bool) -> None:
+    """Write the page of what ran on the emulator: FILES are JSONs of `attn-parity fuzz`, which replace runs alike."""
+    data = PAGE.with_suffix(".json")
+    kept = msgspec.convert(inputs.read_json(data), Kept) if data.is_file() else Kept()
+    if check:
+        if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text(kept):
+            raise click.ClickException(f"{PAGE} is not what {data} makes; python -m benchmarks emulated writes it")
+        return
+    kept = Kept(updated(kept.runs, map(read, files)), _measured() if measures else kept.speeds)
+    data.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=1) + b"\n")
+    PAGE.write_text(text(kept), encoding="utf-8")
+    click.echo(f"{PAGE} written: {len(kept.runs)} runs")
+
+
+def read(path: Path) -> Run:
+    """The run whose JSON a file is.
+
+    Raises:
+        InputError: it is no such JSON, or of a target that is not emulated.
+    """
+    record = inputs.read_record(path, SCHEMA)
+    run = Run(
+        target=record["target"],
+        triton=record["versions"].get("triton", ""),
+        seed=record["seed"],
+        examples=record["examples"],
+        replayed=record["replayed"],
+        known=sum(record["known"].values()),
+        failing=len(record["failures"]),
+        interrupted=record["interrupted"] or record["error"] is not None,
+        max_ratio=record["max_ratio"],
+    )
+    if not run.architecture:
+        raise InputError(f"{path}: target {run.target} is not emulated: expected triton-gfx942, NAME@gfx942 or their like")
+    return run
+
+
+def updated(kept: Iterable[Run], found: Iterable[Run]) -> tuple[Run, ...]:
+    """What was kept, and what was found in the place of runs of the same target and Triton, by architecture and target."""
+    runs = {(run.target, run.triton): run for run in (*kept, *found)}
+    return tuple(sorted(runs.values(), key=lambda run: (run.architecture, run.target, run.triton)))
+
+
+def text(kept: Kept) -> str:
+    """The page, whole."""
+    lines = ["| architecture | target | Triton | seed | examples | past cases | verdict | largest error |"]
+    lines += ["|---|---|---|--:|--:|--:|---|--:|", *map(_row, kept.runs)]
+    speed = (
+        [] if kept.speeds is None else [_SPEED.format(machine=kept.speeds.machine).rstrip("\n"), "", *table(kept.speeds.rows)]
+    )
+    return _PREFACE + "\n".join([*lines, *speed]) + "\n"
+
+
+def _row(run: Run) -> str:
+    error = "" if run.max_ratio is None else f"{run.max_ratio:.2f}"
+    cells: Sequence[object] = (run.architecture, f"`{run.target}`", run.triton, run.seed, run.examples, run.replayed)
+    return f"| {' | '.join(map(str, (*cells, run.verdict, error)))} |"
+
+
+def _measured() -> Speeds:
+    from benchmarks.emulation.speed import measured
+
+    return measured()
