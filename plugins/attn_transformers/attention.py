@@ -54,8 +54,9 @@ def through_cache(
     """
     if cache is None:
         return key, value, None, arguments
-    key, value = cache.update(key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=arguments)
-    pages = pages_of(cache, module.layer_idx, arguments)
+    layer_index: Any = module.layer_idx
+    key, value = cache.update(key_states=key, value_states=value, layer_idx=layer_index, kwargs=arguments)
+    pages = pages_of(cache, layer_index, arguments)
     return key, value, pages, {name: given for name, given in arguments.items() if name not in OF_THE_ENGINE}
 
 

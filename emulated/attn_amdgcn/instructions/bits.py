@@ -176,7 +176,7 @@ class _Move(NamedTuple):
 
     from_high: bool
     shift: np.ufunc | None
-    count: U32
+    by: U32
     mask: U32
 
 

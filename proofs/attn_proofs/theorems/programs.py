@@ -271,7 +271,7 @@ def inverse_of(sources: Sources, group: int) -> tuple[Extraction, Any]:
 
 def _inverse(sources: Sources) -> Iterator[Claim]:
     """(row * inverse) >> 16 is row // group, with the inverse that the host gives; and the limit of it."""
-    m = z3.Int("m")
+    m: Any = z3.Int("m")
     for group in range(1, FIRST_WRONG_GROUP):
         exact = -(-(1 << 16) // group)
         lines: dict[str, set[int]] = {}

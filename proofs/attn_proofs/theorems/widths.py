@@ -98,7 +98,7 @@ def _reduced(sources: Sources) -> Extraction:
 
 
 def _merged_parts(sources: Sources) -> Extraction:
-    tensors = dict.fromkeys(("out_ptr", "lse_ptr", "outs_ptr", "lses_ptr", "output_scale_ptr"), "float")
+    tensors: dict[str, str] = dict.fromkeys(("out_ptr", "lse_ptr", "outs_ptr", "lses_ptr", "output_scale_ptr"), "float")
     constants = TILED | {"STRIDE_UNIT": 1, "num_heads": _HEADS}
     place = f"{KERNELS}.merge_attn_parts.merge_attn_parts_kernel"
     return run_kernel(place, constants, tensors, ("to_base_2", "to_base_e"), sources=sources)
