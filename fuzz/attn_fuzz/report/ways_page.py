@@ -196,7 +196,7 @@ def _has_ended(caught: Caught | None) -> bool:
 
 def finds_alone(row: Row, looked: Sequence[Way]) -> Way | None:
     """The way that finds a mutant which each other way has looked for, to its end, and missed; None if there is none."""
-    found = [way for way in looked if (caught := row.ways.get(way)) is not None and caught.is_caught]
+    found: list[Way] = [way for way in looked if (caught := row.ways.get(way)) is not None and caught.is_caught]
     missed = [way for way in looked if (caught := row.ways.get(way)) is not None and caught.is_missed]
     return found[0] if len(found) == 1 and len(missed) == len(looked) - 1 else None
 
