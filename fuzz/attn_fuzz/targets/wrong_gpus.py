@@ -92,7 +92,8 @@ def _check_grid(choose: random.Random) -> None:
     )
     q = torch.empty((requests * queries, heads, 64), dtype=torch.float16, device="meta")
     grid = attn_optimized.plan_of(q, layer, batch, **GPU).launch_grid
-    assert all(size <= most for size, most in zip(grid, MOST_PROGRAMS, strict=True)), f"{requests} requests of {kv_heads} KV heads: a grid of {grid}"
+    is_taken = all(size <= most for size, most in zip(grid, MOST_PROGRAMS, strict=True))
+    assert is_taken, f"{requests} requests of {kv_heads} KV heads: a grid of {grid}"
 
 
 def _wrong(choose: random.Random) -> Iterator[dict[str, Any]]:
