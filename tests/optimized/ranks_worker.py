@@ -72,6 +72,16 @@ def disagrees_about_rows(group: dist.ProcessGroup):
     return attend_over_ranks(group, q, kv_cache, layer, step, timeout=SHORT, **_functions("reference"))
 
 
+def is_on_another_device(group: dist.ProcessGroup):
+    """The queries of rank 1 are where its step is not."""
+    from attn_optimized.context_parallel import Dealing, attend_over_ranks, local_step
+
+    q, kv_cache, layer, batch = local_call(group.rank(), group.size(), 1)
+    q = q.to("meta") if group.rank() == 1 else q
+    step = local_step(batch, Dealing(num_ranks=group.size(), rank=group.rank()))
+    return attend_over_ranks(group, q, kv_cache, layer, step, timeout=SHORT, **_functions("reference"))
+
+
 def does_not_come(group: dist.ProcessGroup):
     """Rank 1 makes no call, and lives until the others have given up."""
     if group.rank() == 1:

@@ -100,6 +100,10 @@ def test_the_triton_kernels_attend_and_merge(tmp_path):
             ["RanksError: attention over ranks: rank 1 refused its call", "ContractError: exchange: got 'telepathy', expected"],
         ),
         (
+            ranks_worker.is_on_another_device,
+            ["RanksError: attention over ranks: rank 1 refused its call", "ContractError: q: got meta, expected the device of"],
+        ),
+        (
             ranks_worker.dies_in_the_middle,
             ["RanksError: attention over ranks: gathering heads or LSEs failed: a rank has died", None],
         ),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 from attn_contract import AttentionType
+from attn_contract.arguments import INT32_MAX
 from attn_fuzz.cases.case import Request
 from attn_fuzz.strategies.choices import pick
 from attn_fuzz.targets.target import Support
@@ -182,6 +183,8 @@ def ranges(draw: st.DrawFn, support: Support, block_size: int, request: Request)
     if not inside:
         return None
     first = pick(draw, inside)
+    if is_free and pick(draw, range(10)) == 9:
+        return first, INT32_MAX
     if pick(draw, (False, True)):
         last = first + pick(draw, (1, 0, 3, 15, -1))
         return first, last if is_free else max(first, min(last, last_of_all))

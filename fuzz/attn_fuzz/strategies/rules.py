@@ -57,7 +57,7 @@ NUMBERS: dict[str, _Number] = {
     "window": partial(window, kind="any"),
     "sink_tokens": _one_of(1, 2, 4, tiles=True),
     "chunked_local": _one_of(16, 1, 2, 7, tiles=True),
-    "logits_soft_cap": _one_of(50.0, 5.0, 1.0, 0.25, 1e5, 0.01),
+    "logits_soft_cap": _one_of(50.0, 5.0, 1.0, 0.25, 1e5, 0.01, 4e3),
     "alibi_slopes": _one_of(True),
     "qq_bias": _one_of("tree", "random", "hiding"),
     "sinks": _one_of("zero", "near", "above", "below", "off", "some"),

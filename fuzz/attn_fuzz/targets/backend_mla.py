@@ -22,7 +22,7 @@ from attn_fuzz.targets.illegal import dims_of, new_lse
 from attn_fuzz.targets.illegal_layers import wrong_layers
 from attn_fuzz.targets.target import LatentSizes, Support
 from attn_fuzz.targets.triton import TRITON, TRITON_LATENT
-from attn_fuzz.targets.wrong_arguments import Calls, wrong_calls
+from attn_fuzz.targets.wrong_arguments import Calls, must_refuse, wrong_calls
 from attn_fuzz.verdict.rounding import Rounding
 
 # torch multiplies matrices of any strides; and the constructor gets no other tensor whose device it could differ from
@@ -117,6 +117,7 @@ class MlaLayers(BackendLayers):
         choose = random.Random(repr((tuple(q.shape), batch.query_start_loc.tolist(), batch.seq_lens.tolist())))
         served.check_declared(self.capabilities(q.device.type), choose)
         host_lengths.check("TRITON_MLA", batch, optional=("seq_lens_cpu",))
+        self._check_more_queries(layer, batch, choose)
         impl, kv_cache = self._impl(layer, q, kv_cache, **mode)
         metadata = self._metadata_of(layer, batch)
         _check_phases(metadata, batch)
@@ -159,6 +160,11 @@ class MlaLayers(BackendLayers):
             # the weights of one head have any number of rows
             if what not in _SERVED and not (layer.num_heads == 1 and what.endswith("in dimension 0")):
                 yield what, call
+        for p_size in (0, -1):
+            v_size = max(1, min(layer.value_size, layer.head_size - layer.value_size))
+            rows = layer.num_heads * (v_size + p_size)
+            too_narrow = {**arguments, "kv_b_proj": q.new_zeros(rows, layer.value_size), "v_head_dim": v_size}
+            yield f"{rows} rows of weights", functools.partial(self.load().impl, layer, **too_narrow, aiter=aiter)
         for p_size, v_size in ((_MOST_EXPANDED + 1, 1), (1, layer.head_size - layer.value_size + 2)):
             weight = q.new_zeros(layer.num_heads * (p_size + v_size), layer.value_size)
             too_wide = {**arguments, "kv_b_proj": weight, "v_head_dim": v_size}
@@ -198,6 +204,27 @@ class MlaLayers(BackendLayers):
         seq_lens[longer[0]] -= 1
         builder = self.load().builder(layer.attn_type, **builder_options(layer, batch))
         return builder.build(dataclasses.replace(common, seq_lens_cpu=seq_lens))
+
+    def _check_more_queries(self, layer: Layer, batch: Batch, choose: random.Random) -> None:
+        """Check that the step is refused if a prefill has fewer keys than queries, and is not if a decode has.
+
+        Raises:
+            AssertionError: the prefill was not refused.
+            UnsupportedError: the decode was refused.
+        """
+        query_lens = batch.query_start_loc.diff()
+        with_queries = query_lens.nonzero().flatten().tolist()
+        if batch.causal is not True or not with_queries:
+            return
+        r, options = choose.choice(with_queries), builder_options(layer, batch)
+        seq_lens = batch.seq_lens.clone()
+        seq_lens[r] = choose.randrange(int(query_lens[r]))
+        shorter = common_metadata(dataclasses.replace(batch, seq_lens=seq_lens), layer.attn_type)
+        build = functools.partial(self.load().builder(layer.attn_type, **options).build, shorter)
+        if query_lens[r] > 1 + options["num_speculative_tokens"]:
+            must_refuse(build, "a prefill of more queries than keys")
+        else:
+            build()
 
     def _metadata_of(self, layer: Layer, batch: Batch) -> Any:
         """The metadata of a step, built once for all layers that are called with this Batch and split it alike."""

@@ -240,6 +240,10 @@ def common_metadata(batch: Batch, attn_type: AttentionType) -> Any:
 
     crosses = attn_type is AttentionType.ENCODER_DECODER
     seq_lens = batch.query_start_loc.diff() if crosses else batch.seq_lens
+    block_table = batch.block_table
+    if not attn_type.reads_cache and batch.num_requests % 2:
+        # the metadata is that of the model's decoders, too
+        block_table = torch.zeros((batch.num_requests, 1), dtype=torch.int32, device=batch.seq_lens.device)
     common = CommonAttentionMetadata(
         query_start_loc=batch.query_start_loc,
         query_start_loc_cpu=batch.query_start_loc.cpu(),
@@ -248,7 +252,7 @@ def common_metadata(batch: Batch, attn_type: AttentionType) -> Any:
         num_actual_tokens=batch.num_actual_tokens,
         max_query_len=batch.max_query_len,
         max_seq_len=batch.max_query_len if crosses else batch.max_seq_len,
-        block_table_tensor=batch.block_table,
+        block_table_tensor=block_table,
         slot_mapping=batch.slot_mapping,
         causal=batch.causal if attn_type is AttentionType.DECODER else True,
         encoder_seq_lens=batch.seq_lens if crosses else None,

@@ -20,6 +20,7 @@ from attn_contract.rules import asked, words_of
 from attn_fuzz.cases.case import Case
 from attn_fuzz.targets import no_interpreter, wrong_arguments
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION, ROWS
+from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.illegal import illegal_attention
 from attn_fuzz.targets.target import Support, Target
@@ -87,6 +88,16 @@ def _decode_by_assembly(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         raise UnsupportedError("AITER's decode", "a window", "its right edge hides keys from no query at the last key")
     if layer.window == (UNLIMITED, UNLIMITED):
         layer = dataclasses.replace(layer, window=(UNLIMITED, 0))
+    # 17 at least, so that all groups beyond a tile are drawn, which layers of a model seldom have
+    group = choices_by((q.shape, batch.query_start_loc, batch.seq_lens)).randint(_MOST_OF_A_TILE + 1, 4 * _MOST_OF_A_TILE)
+    wide = q[:, :1].repeat(1, group * layer.num_kv_heads, 1)
+    of_groups = dataclasses.replace(layer, num_heads=wide.shape[1])
+    must_refuse(
+        functools.partial(
+            _decode_each, aiter_adapter.pa_fwd_asm, wide, kv_cache, of_groups, batch, out=torch.empty_like(wide), lse=None
+        ),
+        f"a group of {group} heads",
+    )
     # an engine may have the scale in float32
     decode(dataclasses.replace(layer, scale=torch.tensor(layer.scale).item()))
 
@@ -239,6 +250,7 @@ def _refuse_without_a_cache(kv_cache: torch.Tensor | None, layer: Layer) -> None
         raise UnsupportedError("AITER", f"{layer.attn_type} attention", "it reads a KV cache")
 
 
+_MOST_OF_A_TILE = 16
 _RULES = ("window", "logits_soft_cap", "alibi_slopes", "sinks")
 
 
@@ -284,7 +296,7 @@ def _assembly_support(device: str) -> Support:
 
 
 def _does_not_fit_a_tile(case: Case) -> str | None:
-    return "more than 16 query heads for each KV head" if case.group_size > 16 else None
+    return f"more than {_MOST_OF_A_TILE} query heads for each KV head" if case.group_size > _MOST_OF_A_TILE else None
 
 
 def _prefill_support(device: str) -> Support:

@@ -55,6 +55,22 @@ def illegal_writes(write: Callable[..., object], rope: Callable[..., object], ar
         yield f"more {name} than rows", functools.partial(rope, **{**rotated, name: longer})
 
 
+def illegal_latent_writes(write: Callable[..., object], arguments: Mapping[str, Any]) -> Calls:
+    """Calls of write_latent_cache, which would write to no slot.
+
+    Args:
+        arguments: by name kv_cache and layer, and q, which says the dtype and the device.
+    """
+    q, layer = arguments["q"], arguments["layer"]
+    if layer.layout is None or not layer.layout.has_latent_value:
+        return
+    slots = torch.full((2,), -1, dtype=torch.int64, device=q.device)
+    latent, rotated = (q.new_zeros(2, size) for size in (layer.value_size, layer.head_size - layer.value_size))
+    plain = {"kv_c": latent, "k_pe": rotated, "kv_cache": arguments["kv_cache"], "layer": layer, "slot_mapping": slots}
+    free = {"kv_cache": dims_of(layer.layout, "block", "slot"), "slot_mapping": (0,)}
+    yield from wrong_calls(write, plain, free=free)
+
+
 def new_lse(q: torch.Tensor) -> torch.Tensor:
     """An LSE [H, T] for queries [T, H, D]."""
     return q.new_empty(q.shape[1::-1], dtype=torch.float32)

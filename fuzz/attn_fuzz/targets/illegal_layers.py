@@ -12,8 +12,8 @@ from attn_fuzz.targets.wrong_arguments import Calls, wrong_calls
 
 _NOT_READ = {
     AttentionType.DECODER: (),
-    AttentionType.ENCODER: ("causal",),
-    AttentionType.ENCODER_ONLY: ("causal",),
+    AttentionType.ENCODER: ("causal", "block_table_tensor"),
+    AttentionType.ENCODER_ONLY: ("causal", "block_table_tensor"),
     AttentionType.ENCODER_DECODER: ("causal", "seq_lens", "max_seq_len"),
 }
 """What an engine tells of a step, and what layers of the attention type do not look at."""
@@ -36,10 +36,8 @@ def wrong_layers(make: Callable[..., object], arguments: dict[str, Any]) -> Call
         yield f"{name}={wrong!r}", functools.partial(make, **{**arguments, name: wrong})
     layout = arguments["layer"].layout
     for other in Layout:
-        if layout is not None and (other.has_inline_scales, other.has_latent_value) != (
-            layout.has_inline_scales,
-            layout.has_latent_value,
-        ):
+        footprint = None if layout is None else (layout.has_inline_scales, layout.has_latent_value)
+        if (other.has_inline_scales, other.has_latent_value) != footprint:
             yield f"an allocation of {other}", functools.partial(make, **{**arguments, "allocation_layout": other})
 
 

@@ -3,6 +3,7 @@
 A process of the fuzzer has the interpreter, and has taught it bfloat16. So both are pretended for one call.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from unittest import mock
@@ -39,5 +40,15 @@ def _processes(dtype: torch.dtype) -> Iterator[tuple[str, AbstractContextManager
 
     yield "a CPU without an interpreter", mock.patch.object(device, "_INTERPRETED", False)
     if dtype == torch.bfloat16:
-        untaught = mock.patch.object(InterpreterBuilder, EXACT, False, create=True)
-        yield "bfloat16 in an interpreter that computes it wrongly", untaught
+        yield "bfloat16 in an interpreter that computes it wrongly", _without(InterpreterBuilder, EXACT)
+
+
+@contextlib.contextmanager
+def _without(holder: type, name: str) -> Iterator[None]:
+    """A class without an attribute."""
+    value = getattr(holder, name)
+    delattr(holder, name)
+    try:
+        yield
+    finally:
+        setattr(holder, name, value)

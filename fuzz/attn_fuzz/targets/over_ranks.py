@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_args
 
 import torch
-from attn_contract import Batch, ContractError, Layer, UnsupportedError
+from attn_contract import AttentionType, Batch, ContractError, Layer, UnsupportedError
 from attn_fuzz.exact import call as exact
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.rank_processes import TIMEOUT, RankProcesses
 from attn_fuzz.targets.ranks import INTERLEAVES, TRITON_RANKS, Shard, dealt, refuse_without_a_cache
 from attn_fuzz.targets.triton import TRITON, missing_triton
-from attn_fuzz.targets.wrong_arguments import Calls
+from attn_fuzz.targets.wrong_arguments import Calls, wrong_calls
 
 MOST_RANKS = 3
 
@@ -130,11 +130,25 @@ def _illegal(q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
     told = [{name: value for name, value in call.options.items() if name != "compare"} for call in calls]
     calls = [call._replace(options=options) for call, options in zip(calls, told, strict=True)]
     place = choose.randrange(len(calls))
+    where = f"on rank {place} of {len(calls)}"
+
+    def with_call(changed: RankCall) -> object:
+        return _on_all_ranks([*calls[:place], changed, *calls[place + 1 :]])
+
     for what, change in {**_WRONG, **(_UNLIKE if len(calls) > 1 else {})}.items():
         changed = change(calls[place])
         if changed is not None:
-            wrong = [*calls[:place], changed, *calls[place + 1 :]]
-            yield f"{what} on rank {place} of {len(calls)}", functools.partial(_on_all_ranks, wrong)
+            yield f"{what} {where}", functools.partial(with_call, changed)
+    own = calls[place]
+
+    def attend(q: Any, layer: Any, step: Any) -> object:
+        return with_call(own._replace(q=q, own=own.own._replace(layer=layer), step=step))
+
+    # a number of rows or of dims of its own is not wrong on one rank
+    free = {"q": (0, 2)} if len(calls) == 1 else {}
+    for what, call in wrong_calls(attend, {"q": own.q, "layer": own.own.layer, "step": own.step}, free=free):
+        if "gaps" not in what:  # q is gathered, whatever its strides are
+            yield f"{what} {where}", call
 
 
 def _with_exchange(call: RankCall) -> RankCall:
@@ -153,6 +167,24 @@ def _on_another_rank(call: RankCall) -> RankCall:
     return _with_another_step(call, dealing=dealing)
 
 
+def _of_another_bound(call: RankCall) -> RankCall | None:
+    """The step under another bound on queries, if a request of the local step is a query under one bound and not the other."""
+    from attn_optimized.context_parallel import local_step
+
+    whole = call.step.whole
+    if whole.causal is False or not whole.num_requests or whole.num_requests == whole.num_actual_tokens:
+        return None
+    other = dataclasses.replace(whole, max_query_len=2 if whole.max_query_len <= 1 else 1)
+    return call._replace(step=local_step(other, call.step.dealing))
+
+
+def _made_causal(call: RankCall) -> RankCall | None:
+    """Cross-attention by a step that is causal."""
+    if call.own.layer.attn_type is AttentionType.DECODER:
+        return None
+    return _with_another_step(call, whole=dataclasses.replace(call.step.whole, causal=True))
+
+
 def _of_another_length(call: RankCall) -> RankCall | None:
     whole = call.step.whole
     if not whole.num_requests:
@@ -162,15 +194,14 @@ def _of_another_length(call: RankCall) -> RankCall | None:
 
 _WRONG: dict[str, Callable[[RankCall], RankCall | None]] = {
     "an unknown exchange": lambda call: call._replace(options={**call.options, "exchange": "by post"}),
-    "a q of no dtype of attention": lambda call: call._replace(q=call.q.double()),
-    "a head of q too many": lambda call: call._replace(q=torch.cat([call.q, call.q[:, :1]], dim=1)),
     "the dealing of more ranks": _on_another_rank,
-    "no step": lambda call: call._replace(step=None),
+    "a causal step of cross-attention": _made_causal,
 }
 _UNLIKE: dict[str, Callable[[RankCall], RankCall | None]] = {
     "another exchange": _with_exchange,
     "a row of q too many": lambda call: call._replace(q=torch.cat([call.q, call.q.new_zeros(1, *call.q.shape[1:])])),
     "other lengths": _of_another_length,
+    "another bound on queries": _of_another_bound,
 }
 """Calls that are legal, but not the call of the other ranks."""
 

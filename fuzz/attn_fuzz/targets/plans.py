@@ -36,6 +36,8 @@ COMPUTE_UNITS = (1, 3, 8)
 """Few enough that splitting keys over them does not make more programs than are quickly interpreted."""
 SIDES = (32, 64, 128)
 MOST_PARTS = 128
+_LONG = 4096
+"""Queries of a prefill that comes to a step."""
 
 
 class Choice(NamedTuple):
@@ -113,10 +115,25 @@ def _plan(q: torch.Tensor, layer: Layer, batch: Batch) -> "AttentionPlan":
     )
     if plan.architecture != choice.architecture or not is_asked_for:
         raise RuntimeError(f"a plan for {choice} has {plan.architecture} and {plan.tiles.parameters}")
+    _check_is_invariant(q, layer, batch, choice)
     parts = Parts.empty(plan.splits, q.to("meta"), layer, batch) if plan.splits > 1 else ()
     if plan.scratch_bytes != sum(part.nbytes for part in parts):
         raise RuntimeError(f"a plan in {plan.splits} parts says that they have {plan.scratch_bytes} bytes")
     return plan
+
+
+def _check_is_invariant(q: torch.Tensor, layer: Layer, batch: Batch, choice: Choice) -> None:
+    """Raise a RuntimeError if a batch-invariant call has other tiles beside a long prefill than without: its sums do then."""
+    import attn_optimized
+
+    gpu = {"architecture": choice.architecture, "compute_units": choice.compute_units}
+    bounds = (batch.max_query_len, 1, _LONG)
+    # a bound of queries is all that a plan knows of the longest request; a bias is of no more queries than it has rows
+    steps = [dataclasses.replace(batch, max_query_len=bound, qq_bias=None) for bound in bounds]
+    plans = [attn_optimized.plan_of(q, layer, step, batch_invariant=True, **gpu) for step in steps]
+    tiles = {(plan.tiles, plan.splits) for plan in plans}
+    if len(tiles) > 1:
+        raise RuntimeError(f"batch-invariant plans for {choice.architecture} under bounds of {bounds} queries: {tiles}")
 
 
 def _is_of(entry: "Entry", q: torch.Tensor, layer: Layer) -> bool:

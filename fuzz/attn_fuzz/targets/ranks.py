@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import attn_reference
 import torch
 from attn_contract import AttentionType, Batch, KVCacheView, Layer, Layout, UnsupportedError
+from attn_contract.arguments import INT32_MAX
 from attn_contract.layouts import K, V
 from attn_fuzz.cases.poison import bits, poison
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.merge import EVERY_OPTION, State, parts_target, requests_of, rows_of, stacked, write_state
 from attn_fuzz.targets.target import WITH_LATENT, Support, Target
 from attn_fuzz.targets.triton import TRITON, TRITON_LATENT, missing_triton
-from attn_fuzz.targets.wrong_arguments import Calls, wrong_calls
+from attn_fuzz.targets.wrong_arguments import Calls, call_naming, wrong_calls
 from attn_fuzz.verdict.rounding import Rounding
 from attn_reference import context_parallel
 
@@ -131,6 +132,8 @@ def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     outs, lses = stacked(q, layer, num_ranks, choose)
     for rank in range(num_ranks):
         dealing = ranks.Dealing(num_ranks=num_ranks, rank=rank, interleave=interleave)
+        # the largest bound that a step may have, which a rank's step has a bound for, too
+        ranks.local_step(dataclasses.replace(batch, max_seq_len=INT32_MAX), dealing)
         own, step = dealt(kv_cache, layer, batch, dealing, choose)
         # dense in the last dimension, as an LSE must be; rows that no request owns have none
         part_lse = torch.full(lses.shape[1:], -torch.inf, device=q.device)
@@ -162,8 +165,8 @@ def illegal_dealings(q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
     numbers = {"num_ranks": num_ranks, "rank": choose.randrange(num_ranks), "interleave": interleave}
     yield from wrong_calls(ranks.Dealing, numbers)
     yield "a rank beyond the last", functools.partial(ranks.Dealing, **{**numbers, "rank": num_ranks})
-    yield "no ranks", functools.partial(ranks.Dealing, **{**numbers, "num_ranks": 0, "rank": 0})
-    yield "no tokens for a rank", functools.partial(ranks.Dealing, **{**numbers, "interleave": 0})
+    for name in ("num_ranks", "interleave"):
+        yield f"a dealing of {name}=0", functools.partial(call_naming, ranks.Dealing, {**numbers, "rank": 0}, name, lambda: 0)
     dealing = ranks.Dealing(**numbers)
     yield from wrong_calls(ranks.local_step, {"batch": batch, "dealing": dealing})
     yield from wrong_calls(ranks.local_layer, {"layer": layer, "dealing": dealing})
@@ -171,17 +174,10 @@ def illegal_dealings(q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
     yield "a step without a block table", functools.partial(ranks.local_step, without, dealing)
     lses = torch.zeros(num_ranks, layer.num_heads, 1, device=q.device)
     part = {"out": q.new_zeros(1, layer.num_heads, layer.value_size), "lses": lses, "rank": numbers["rank"]}
-    for what, wrong in {
-        "an output of no dtype of attention": {"out": part["out"].double()},
-        "an output without heads": {"out": part["out"][:, 0]},
-        "LSEs of another dtype": {"lses": lses.double()},
-        "LSEs of a rank alone": {"lses": lses[0]},
-        "LSEs of another row": {"lses": lses.expand(-1, -1, 2)},
-        "LSEs on no device": {"lses": lses.to("meta")},
-        "a rank beyond the last": {"rank": num_ranks},
-        "a rank that is no number": {"rank": None},
-    }.items():
-        yield f"a part with {what}", functools.partial(ranks.weighted_part, **{**part, **wrong})
+    for what, call in wrong_calls(ranks.weighted_part, part, free={"out": (2,), "lses": (0,)}):
+        if "gaps" not in what:  # torch takes any strides
+            yield f"a part whose {what}", call
+    yield "a part of a rank beyond the last", functools.partial(ranks.weighted_part, **{**part, "rank": num_ranks})
 
 
 def _reference_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:

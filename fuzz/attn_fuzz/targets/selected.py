@@ -38,11 +38,11 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     choose = choose_by(q, layer, batch)
     pattern = choose.choice(_patterns(layer))
     lacking = choose.choice(_lackings()) if choose.random() < 0.5 else None
-    whole = Asked(_architecture(pattern), _priorities()[pattern], documented("cpu"))
+    whole = Asked(_architecture(pattern, choose), _priorities()[pattern], documented("cpu"))
     asked = whole if lacking is None else whole._replace(aiter=_aiter(lacking))
     if lacking is not None:
         selections.check_lacking(config, whole, asked, *lacking)
-    backend = selections.check(config, asked)
+    backend = selections.check(config, asked, choose)
     selections.check_constructors(layer, q.dtype, config.block_size, asked.aiter)
     selected_model.check(config, asked, choose)
     cache_readers.check(config, asked, choose)
@@ -72,9 +72,9 @@ def _priorities() -> dict[str, tuple[str, ...]]:
     return dict(PRIORITIES)
 
 
-def _architecture(pattern: str) -> str:
-    """One architecture of a pattern. Those of AMD's data centers are named as HIP names them, with their features."""
-    name = pattern.replace("??", "00").replace("*", "90")
+def _architecture(pattern: str, choose: random.Random) -> str:
+    """Any architecture of a pattern. Those of AMD's data centers are named as HIP names them, with their features."""
+    name = pattern.replace("??", f"{choose.randrange(256):02x}").replace("*", str(choose.randint(70, 129)))
     return f"{name}:sramecc+:xnack-" if name.startswith("gfx9") else name
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import random
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,7 +11,8 @@ import torch
 from attn_contract import AttentionConfig, Layer, Layout
 from attn_contract.arguments import named
 from attn_contract.rules import words_of
-from attn_fuzz.targets.wrong_arguments import must_raise, must_refuse
+from attn_fuzz.targets.wrong_arguments import must_contradict, must_raise, must_refuse
+from attn_fuzz.targets.wrong_gpus import NO_NAMES, edited, is_name
 
 USED = {
     "ROCM_AITER_FA": ("flash_attn_varlen_func", "unified_attention", "paged_attention_v1"),
@@ -37,6 +39,10 @@ OPTIONAL = {
 """Arguments that an AITER may lack, and the rules that need them. Without return_lse there is no extend."""
 ALWAYS = {"unified_attention": ("window", "logits_soft_cap")}
 """Rules of arguments that a function never lacks: only without the function they are refused."""
+
+
+_LATENT = ("ROCM_AITER_MLA", "TRITON_MLA", "ROCM_AITER_TRITON_MLA")
+"""Backends of latent attention, in the order of the GPUs for which AITER has assembly kernels."""
 
 
 class Asked(NamedTuple):
@@ -75,7 +81,7 @@ def capabilities(backend: str, aiter: Any) -> Any:
     return BACKENDS[backend].capabilities(aiter)
 
 
-def check(config: AttentionConfig, asked: Asked) -> str:
+def check(config: AttentionConfig, asked: Asked, draw: random.Random) -> str:
     """The backend for a config. The selector is asked with the config's layout and without, and for each backend by name.
 
     Raises:
@@ -85,13 +91,55 @@ def check(config: AttentionConfig, asked: Asked) -> str:
     from attn_optimized.selector import priorities, select
 
     assert priorities(asked.architecture) == asked.order
+    check_latent(asked, draw)
     choose = functools.partial(select, **asked.options)
     must_raise(functools.partial(choose, config, backend="ATTENTION"), "an unknown backend")
-    must_raise(functools.partial(select, config, architecture="gfx900", aiter=asked.aiter), "an unknown architecture")
+    unknown = _unknown(asked.architecture.split(":")[0], draw)
+    must_raise(functools.partial(select, config, architecture=unknown, aiter=asked.aiter), f"architecture {unknown!r}")
+    must_raise(functools.partial(priorities, unknown, latent=draw.random() < 0.5), f"priorities of {unknown!r}")
+    must_contradict(functools.partial(select, aiter=asked.aiter), {"config": config, "architecture": asked.architecture})
     for backend in BACKENDS.keys() - {*asked.order}:
         must_refuse(functools.partial(choose, config, backend=backend), f"{backend}, which has another kind of cache")
     _check(dataclasses.replace(config, layout=None), asked, choose)
     return _check(config, asked, choose)
+
+
+def check_latent(asked: Asked, draw: random.Random) -> None:
+    """Check what is selected for a layer with a latent cache: the first backend of such layers that serves it.
+
+    Raises:
+        AssertionError: another order, backend or layout, or no reason for what is passed over.
+    """
+    from attn_optimized.selector import priorities, select
+
+    architecture = asked.architecture.split(":")[0]
+    order = _LATENT if architecture in ("gfx942", "gfx950") else (_LATENT[1], _LATENT[0], _LATENT[2])
+    got = priorities(asked.architecture, latent=True)
+    assert got == order, f"latent layers on {architecture}: got {got}, expected {order}"
+    latent_size, heads = draw.randint(1, 512), draw.randint(1, 128)
+    config = AttentionConfig(
+        num_heads=heads,
+        num_kv_heads=1,
+        head_size=latent_size + draw.randint(0, 128),
+        dtype=draw.choice((torch.float16, torch.bfloat16)),
+        block_size=16 * draw.randint(1, 8),
+        layout=Layout.LATENT,
+        rules={"head_size_v": latent_size},
+    )
+    _check(config, asked._replace(order=order), functools.partial(select, **asked.options))
+
+
+def _unknown(architecture: str, draw: random.Random) -> Any:
+    """What names no architecture that the selector knows."""
+    names = (*NO_NAMES, *(edited(architecture, draw) for _ in range(4)))
+    unknown = [name for name in names if not _is_known(name)]
+    return draw.choice(unknown)
+
+
+def _is_known(name: Any) -> bool:
+    if not isinstance(name, str) or not is_name(name):
+        return name == "interpreter"
+    return name in ("gfx90a", "gfx942", "gfx950") or name.startswith(("sm", "gfx11", "gfx12"))
 
 
 def _check(config: AttentionConfig, asked: Asked, choose: Callable[..., Any]) -> str:

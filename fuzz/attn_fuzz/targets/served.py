@@ -26,7 +26,8 @@ _MOST = 1 << 20
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
 _OF_AMD = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201")
 _ARCHITECTURES = (*_OF_AMD, "sm90", "interpreter")
-_OF_CACHES = (*_ARCHITECTURES, "sm80", "sm89")
+_BEFORE_SM89 = tuple(f"sm{number}" for number in range(70, 89))
+_OF_CACHES = (*_OF_AMD, "interpreter", *_BEFORE_SM89, *(f"sm{number}" for number in range(89, 130)))
 _OUTPUTS = tuple(itertools.product(_ARCHITECTURES, _FLOAT8))
 _PLAIN = AttentionConfig(num_heads=1, num_kv_heads=1, head_size=64, dtype=torch.float16, block_size=16)
 """A decoder that every backend serves, but those of latent attention."""
@@ -92,7 +93,7 @@ SERVED = {
         layouts=(Layout.LATENT,),
         outputs=(),
         widths=tuple(itertools.product(range(1, 513), range(129))),
-        float8_caches=tuple(name for name in _OF_CACHES if name != "sm80"),
+        float8_caches=tuple(name for name in _OF_CACHES if name not in _BEFORE_SM89),
         plain=_LATENT,
     ),
 }

@@ -15,7 +15,7 @@ import torch
 from attn_contract import AttentionType, Batch, KVCacheView, Layer, Layout, UnsupportedError
 from attn_fuzz import extras, properties
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.targets.illegal import illegal_attention, illegal_writes
+from attn_fuzz.targets.illegal import illegal_attention, illegal_latent_writes, illegal_writes
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, WITH_LATENT, AttentionFunction, LatentSizes, Support, Target, no_calls
 from attn_fuzz.targets.wrong_arguments import Calls
@@ -69,6 +69,16 @@ def _triton_rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mappin
     attn_optimized.rope_and_write_kv_cache(
         q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, is_neox=is_neox, validate=True
     )
+
+
+def _illegal_latent(q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
+    """Calls of attention, and of the write to a latent cache."""
+    import attn_optimized
+
+    yield from _illegal(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+    for validate in (True, False):
+        write = functools.partial(attn_optimized.write_latent_cache, validate=validate)
+        yield from illegal_latent_writes(write, {"q": q, "kv_cache": kv_cache, "layer": layer})
 
 
 def _illegal_writes(q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
@@ -210,6 +220,7 @@ TRITON_LATENT = dataclasses.replace(
     description="the shipping Triton kernels: latent caches (MLA) and V of another width than K, cache write",
     write_latent_cache=_triton_write_latent,
     support=_latent_support,
+    must_refuse=_illegal_latent,
 )
 
 

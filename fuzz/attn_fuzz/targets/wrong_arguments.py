@@ -37,12 +37,12 @@ def wrong_calls(
         free: by the name of a tensor, the dimensions whose sizes depend on no other argument.
     """
     for name, right in arguments.items():
-        call = _call_naming if isinstance(right, int) else _call_with
+        call = call_naming if isinstance(right, int) else _call_with
         for form, make in _wrong(right, (free or {}).get(name, ())):
             yield f"{name} {form}", functools.partial(call, function, arguments, name, make)
         yield f"{name}={_TEXT!r}", functools.partial(function, **{**arguments, name: _TEXT})
         if right is not None and name not in optional:
-            yield f"{name}=None", functools.partial(_call_naming, function, arguments, name, lambda: None)
+            yield f"{name}=None", functools.partial(call_naming, function, arguments, name, lambda: None)
 
 
 def must_contradict(function: Callable[..., object], arguments: Mapping[str, Any], optional: Collection[str] = ()) -> None:
@@ -82,9 +82,10 @@ def _call_with(function: Callable[..., object], arguments: Mapping[str, Any], na
     return function(**{**arguments, name: make()})
 
 
-def _call_naming(
+def call_naming(
     function: Callable[..., object], arguments: Mapping[str, Any], name: str, make: Callable[[], object]
 ) -> object:
+    """Call with another value of an argument. Raise an AssertionError if a ContractError does not name the argument."""
     try:
         return _call_with(function, arguments, name, make)
     except ContractError as error:
@@ -101,6 +102,9 @@ def _wrong(right: object, free: Collection[int]) -> Iterator[tuple[str, Callable
         return
     for form, change in _FORMS.items():
         yield form, functools.partial(change, right)
+    if right.dim():
+        # a vector of all elements: with two of three dimensions an output would be legal
+        yield "with too few dimensions", lambda: right.flatten() if right.dim() > 1 else right.new_zeros(())
     # a dimension of one element, or of a tensor without elements, has no stride
     if right.numel() and right.dim() and right.shape[-1] > 1:
         yield "with gaps in its last dimension", lambda: right.new_empty((*right.shape, 2))[..., 0]
@@ -132,6 +136,7 @@ _FORMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "of other numbers": _other_numbers,
     "with one more dimension": lambda tensor: tensor[None],
     "on no device": lambda tensor: tensor.to("meta"),
+    "negated": torch._neg_view,
 }
 
 

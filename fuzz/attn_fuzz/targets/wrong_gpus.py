@@ -74,12 +74,13 @@ def _check_sizes(choose: random.Random, batch: Batch) -> None:
 
 
 def _check_grid(choose: random.Random) -> None:
-    """Check that a plan has no more programs in a dimension than a GPU takes, however many requests a step has."""
+    """Check that a plan has no more programs in a dimension than a GPU takes, however many requests or KV heads there are."""
     import attn_optimized
 
-    requests = choose.choice((1, MOST_PROGRAMS[1], MOST_PROGRAMS[1] + 1, 300_000))
-    heads, queries = choose.choice((1, 8)), choose.choice((1, 1, 3))
-    layer = Layer(num_heads=heads, num_kv_heads=heads, head_size=64, scale=1.0, attn_type=AttentionType.ENCODER_ONLY)
+    many, few = choose.choice((1, MOST_PROGRAMS[1], MOST_PROGRAMS[1] + 1, 300_000)), choose.choice((1, 8))
+    requests, kv_heads = choose.choice(((many, few), (few, min(many, MOST_PROGRAMS[1] + 1))))
+    heads, queries = kv_heads * choose.choice((1, 1, 8, MOST_HEADS_OF_A_GROUP)), choose.choice((1, 1, 3))
+    layer = Layer(num_heads=heads, num_kv_heads=kv_heads, head_size=64, scale=1.0, attn_type=AttentionType.ENCODER_ONLY)
     integers = torch.empty((requests + 1,), dtype=torch.int32, device="meta")
     batch = Batch(
         query_start_loc=integers,
@@ -91,7 +92,8 @@ def _check_grid(choose: random.Random) -> None:
     )
     q = torch.empty((requests * queries, heads, 64), dtype=torch.float16, device="meta")
     grid = attn_optimized.plan_of(q, layer, batch, **GPU).launch_grid
-    assert all(size <= most for size, most in zip(grid, MOST_PROGRAMS, strict=True)), f"{requests} requests: a grid of {grid}"
+    is_taken = all(size <= most for size, most in zip(grid, MOST_PROGRAMS, strict=True))
+    assert is_taken, f"{requests} requests of {kv_heads} KV heads: a grid of {grid}"
 
 
 def _wrong(choose: random.Random) -> Iterator[dict[str, Any]]:
@@ -107,7 +109,11 @@ def _misspelled(choose: random.Random) -> str:
     """The name of an architecture with one edit."""
     from attn_optimized.launch.table import architectures
 
-    name = choose.choice(architectures())
+    return edited(choose.choice(architectures()), choose)
+
+
+def edited(name: str, choose: random.Random) -> str:
+    """A name with one character more, less or other."""
     at = choose.randint(0, len(name))
     return name[:at] + choose.choice(("", choose.choice(CHARACTERS))) + name[at + choose.choice((0, 1)) :]
 

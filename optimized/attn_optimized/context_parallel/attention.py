@@ -119,6 +119,8 @@ def _checked(
         raise ContractError("causal", step.whole.causal, f"False for {layer.attn_type}")
     if q.dtype not in FLOAT_DTYPES:
         raise ContractError("q", q.dtype, "float32, float16 or bfloat16")
+    if q.device != step.batch.seq_lens.device:
+        raise ContractError("q", q.device, f"the device of the step ({step.batch.seq_lens.device})")
     if exchange not in get_args(Exchange):
         raise ContractError("exchange", shown(exchange), " or ".join(map(repr, get_args(Exchange))))
     dealt_to = (step.dealing.num_ranks, step.dealing.rank)

@@ -256,14 +256,15 @@ def test_what_a_step_lacks_or_contradicts_is_refused(device):
     query = torch.zeros(5, HEADS, LATENT + ROPE, dtype=torch.float16, device=device)
     with pytest.raises(ContractError, match=r"attn_metadata\.decode: got None"):
         impl.forward_mqa(query, step.kv_cache, metadata, output=latent)
-    for name, wrong in {
-        "kv_c": new[:4, :LATENT],
-        "k_pe": new[:, LATENT:-1],
-        "query": step.q[:4],
-        "output": out[:4],
-        "kv_cache": step.kv_cache[..., :-1],
-    }.items():
-        with pytest.raises(ContractError):
+    for name, wrong in (
+        ("kv_c", new[:4, :LATENT]),
+        ("k_pe", new[:, LATENT:-1]),
+        ("query", step.q[:4]),
+        ("query", step.q[0, 0, :5]),
+        ("output", out[:4]),
+        ("kv_cache", step.kv_cache[..., :-1]),
+    ):
+        with pytest.raises(ContractError, match="^out" if name == "output" else f"^{name}"):
             impl.forward_mha(attn_metadata=metadata, **{**arguments, name: wrong})
     longer = replace(
         step.common, seq_lens=step.common.seq_lens + 99, seq_lens_cpu=step.common.seq_lens_cpu + 99, max_seq_len=200

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from attn_contract import ContractError, Layer, UnsupportedError
-from attn_contract.arguments import check_int
+from attn_contract.arguments import check_dims, check_int
 from attn_contract.validation.shapes import check_cache, given
 from attn_contract.validation.tensors import check_tensors
 from attn_contract.validation.values import check_block_table
@@ -132,6 +132,7 @@ class TritonMlaImpl(MLAAttentionImpl[MlaMetadata]):
         lse: torch.Tensor | None,
     ) -> None:
         """Check what the kernels do not see: the latent vectors, and the cache that is gathered from."""
+        check_dims("query", query, ("T", "N", "P + R"))
         num_tokens = prefill.batch.num_actual_tokens
         widths = {"kv_c": (kv_c, self.layer.value_size), "k_pe": (k_pe, self.layer.head_size - self.layer.value_size)}
         for name, (tensor, width) in widths.items():
