@@ -1,8 +1,8 @@
 """Decode context parallelism: the weights of ranks do not add up to 1 where LSEs are large.
 
 Two ranks, whose LSEs are 300 and whose outputs are 1. The merged output is 1, whatever the weights are, if they add up to 1.
-Printed is what is missing of it, in units of 10^-6: by _lse_weighted_combine, which is vLLM's reference, by correct_attn_out's
-kernel with the sum over ranks, and by the all-to-all's. The output's own rounding in float32 would be 0.06.
+Printed is 1 minus the output, in units of 10^-6: expected by _lse_weighted_combine, which is vLLM's reference, and got of
+correct_attn_out's kernel, whose shares are added up, and of the all-to-all's. Numbers near 1 have steps of 0.06 to 0.12 there.
 """
 
 import torch

@@ -69,13 +69,10 @@ def test_blocks_are_left_out_where_a_range_leaves_the_block_of_a_query(request_o
     assert finding.explains(case, wrong(0.5)) == explained
 
 
-@pytest.mark.parametrize(
-    ("seq_len", "recycled", "explained"), [(17, False, True), (32, False, False), (32, True, True)]
-)
+@pytest.mark.parametrize(("seq_len", "recycled", "explained"), [(17, False, True), (32, False, False), (32, True, True)])
 def test_slots_are_unused_behind_a_sequence_or_where_no_query_sees_them(seq_len, recycled, explained):
     requests = (Request(query_len=1, seq_len=seq_len, blocks=(0, 1), causal=True),)
     finding, case = known("aiter-unused-slots", requests=requests, recycled=recycled)
-    case = msgspec.structs.replace(case, cache=msgspec.structs.replace(case.cache, block_size=16))
     assert finding.explains(case, wrong(float("nan"), kind="nan")) == explained
     assert not finding.explains(msgspec.structs.replace(case, finite_slots=True), wrong(float("nan"), kind="nan"))
 

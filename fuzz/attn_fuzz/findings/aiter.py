@@ -150,8 +150,8 @@ PAGED_PREFILL = (
     Finding(
         name="aiter-prefill-outside-window",
         what="NaN in a slot before the window of all queries makes the output NaN.",
-        cause="aiter/ops/triton/_triton_kernels/pa_prefill.py, _fwd_kernel: V is not masked by the window, its weight is 0, and "
-        "0 * NaN is NaN.",
+        cause="aiter/ops/triton/_triton_kernels/pa_prefill.py, _fwd_kernel: V is not masked by the window, its weight is 0, "
+        "and 0 * NaN is NaN.",
         seen_in=SEEN_IN,
         explains=is_nan_before_windows,
     ),
