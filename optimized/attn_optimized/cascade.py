@@ -42,8 +42,8 @@ def cascade_attention(
 
     Raises:
         ContractError: the arguments contradict the contract. Nothing was written.
-        UnsupportedError: the layer is no decoder, or has a rule of positions, which the prefix is attended to without; or as
-            `paged_attention`. Nothing was written.
+        UnsupportedError: the layer is no decoder, has a rule of positions, which the prefix is attended to without, or has a
+            latent cache; or as `paged_attention`. Nothing was written.
     """
     view = check_paged_attention(q, kv_cache, layer, batch, out, lse, values=validate)
     check_int("common_prefix_len", common_prefix_len, minimum=0)
@@ -52,7 +52,7 @@ def cascade_attention(
     if common_prefix_len % view.block_size or common_prefix_len > capacity:
         expected = f"a multiple of the block size ({view.block_size}), at most {capacity}"
         raise ContractError("common_prefix_len", common_prefix_len, expected)
-    _refuse_positions(layer, batch)
+    _refuse_rules(layer, batch)
     if validate:
         _check_prefix(batch, common_prefix_len, common_prefix_len // view.block_size)
 
@@ -113,13 +113,15 @@ def cascade_attention_calls(
 
 # Sink tokens do nothing without a window, and how ranges meet a window is nothing without ranges.
 _RULES = {"logits_soft_cap", "sinks", "sink_tokens", "ranges_clamped", "qq_bias"}
+_NO_POSITIONS = "the shared prefix is attended to without the positions of each request"
 
 
-def _refuse_positions(layer: Layer, batch: Batch) -> None:
+def _refuse_rules(layer: Layer, batch: Batch) -> None:
     refused = [] if layer.attn_type is AttentionType.DECODER else [f"{layer.attn_type} attention"]
     refused += [words_of(name) for name in asked(layer, batch) if name not in _RULES]
     if refused:
-        reason = "the shared prefix is attended to without the positions of each request"
+        is_latent = refused[0] == words_of("head_size_v")
+        reason = "a latent cache is not split into a prefix and a rest" if is_latent else _NO_POSITIONS
         raise UnsupportedError("cascade_attention", refused[0], reason, "paged_attention")
 
 

@@ -57,6 +57,28 @@ def test_every_finding_replays(name, finding, tmp_path):
     assert finding.explains(case, verdict), verdict
 
 
+def test_a_stray_write_of_an_earlier_call_is_of_its_finding(tmp_path):
+    """Found by a hunt: in the call before, the request without a query has half of its one key, which is none."""
+    target = TARGETS["aiter-mha-varlen"]
+    needs(target)
+    requests = tuple(Request(query_len=length, seq_len=1, blocks=(0,), causal=True) for length in (1, 0))
+    cache = Cache(layout=Layout.KV_FIRST_NHD, block_size=1, num_blocks=1)
+    case = Case(
+        target=target.name,
+        head_size=32,
+        scale=1.0,
+        requests=requests,
+        cache=cache,
+        earlier=("contents",),
+        program_order="in order",
+        values=Values("exact"),
+    )
+    with Executor(case.target, "cpu", 120.0, tmp_path / "ahead.json") as executor:
+        verdict = executor.run(case)
+    assert verdict.kind == "sanitizer", verdict
+    assert target.findings[0].explains(case, verdict)
+
+
 TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
 TWENTY = ("--examples", 20, "--seed", 5, "--workers", 1, "--corpus", "none")
 COMPILED = [name for name, target in TARGETS.items() if target.modules]

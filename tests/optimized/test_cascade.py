@@ -5,7 +5,7 @@ from dataclasses import replace
 import attn_optimized
 import pytest
 import torch
-from attn_contract import AttentionType, ContractError, UnsupportedError
+from attn_contract import AttentionType, ContractError, Layout, UnsupportedError
 from attn_contract.rules import words_of
 from attn_contract.validation.values import LARGEST_LOGIT
 
@@ -102,6 +102,14 @@ def test_rules_of_positions_are_refused(rule, options, shared_prefix):
     with pytest.raises(UnsupportedError, match=f"^cascade_attention: {words_of(rule)} not supported: .*; use paged_attention$"):
         attn_optimized.cascade_attention(*call, 32, out=out)
     assert (out == 7).all()
+
+
+def test_a_latent_cache_is_refused_for_a_reason_of_its_own(shared_prefix):
+    latent = {"layout": Layout.LATENT, "num_kv_heads": 1, "head_size": 48, "head_size_v": 32}
+    call = shared_prefix(2, [1, 1], [40, 60], **latent)
+    message = "not supported: a latent cache is not split into a prefix and a rest; use paged_attention$"
+    with pytest.raises(UnsupportedError, match=f"^cascade_attention: head_size_v .*{message}"):
+        attn_optimized.cascade_attention(*call, 32)
 
 
 def test_no_prefix_of_requests_without_context(paged_call, assert_agrees):

@@ -42,9 +42,27 @@ def _overflows(case: "Case", verdict: "Verdict") -> bool:
     return is_nan(case, verdict) and case.dtype == "float16" and case.values is not None and case.values.kind == "extreme"
 
 
-def _sees_no_tile(request: "Request") -> bool:
-    """Whether _attn_fwd has a tile of queries that sees no tile of keys, in a causal call."""
-    return not request.seq_len or request.query_len - request.seq_len >= MHA_TILE_ROWS
+def _sees_no_tile(case: "Case", request: "Request") -> bool:
+    """Whether _attn_fwd has a tile of queries that sees no tile of keys, in a causal call or in one before it.
+
+    An earlier call with other contents has half of the keys, and none of a single key that has no query.
+    """
+    has_no_key = request.seq_len == 0 or ("contents" in case.earlier and request.query_len == 0 and request.seq_len == 1)
+    return has_no_key or request.query_len - request.seq_len >= MHA_TILE_ROWS
+
+
+def _reads_unused_slots(case: "Case", verdict: "Verdict") -> bool:
+    """Whether an output is NaN of a request whose last block is not full, or with NaN in keys that no query sees."""
+    if not is_nan(case, verdict) or case.finite_slots or case.cache is None:
+        return False
+    requests = [case.requests[each.request] for each in verdict.differences]
+    return any(case.recycled or request.seq_len % case.cache.block_size for request in requests)
+
+
+def _is_of_decodes(case: "Case", verdict: "Verdict") -> bool:
+    """Whether all requests that are wrong have one query."""
+    lengths = [case.requests[each.request].query_len for each in verdict.differences]
+    return bool(lengths) and all(length == 1 for length in lengths)
 
 
 def _is_decoder(config: AttentionConfig) -> bool:
@@ -64,7 +82,7 @@ UNIFIED_ATTENTION = (
         seen_in=SEEN_IN,
         link=None,
         meets=_is_decoder,
-        explains=lambda case, verdict: is_nan(case, verdict) and not case.finite_slots,
+        explains=_reads_unused_slots,
     ),
     Finding(
         name="aiter-rows-without-keys",
@@ -132,8 +150,8 @@ PAGED_PREFILL = (
     Finding(
         name="aiter-prefill-outside-window",
         what="NaN in a slot before the window of all queries makes the output NaN.",
-        cause="aiter/ops/triton/_triton_kernels/pa_prefill.py, _fwd_kernel, and chunked_pa_prefill.py, "
-        "_kernel_paged_attention_2d: V is not masked by the window, its weight is 0, and 0 * NaN is NaN.",
+        cause="aiter/ops/triton/_triton_kernels/pa_prefill.py, _fwd_kernel: V is not masked by the window, its weight is 0, "
+        "and 0 * NaN is NaN.",
         seen_in=SEEN_IN,
         explains=is_nan_before_windows,
     ),
@@ -141,6 +159,14 @@ PAGED_PREFILL = (
 
 
 CHUNKED_PREFILL = (
+    Finding(
+        name="aiter-chunked-outside-window",
+        what="NaN in a slot before the window of a decode makes its output NaN.",
+        cause="aiter/ops/triton/_triton_kernels/chunked_pa_prefill.py:131-173, _kernel_paged_attention_2d: V is not masked by "
+        "the window, its weight is 0, and 0 * NaN is NaN. A mask of pa_prefill's V does not reach decodes.",
+        seen_in=SEEN_IN,
+        explains=lambda case, verdict: is_nan_before_windows(case, verdict) and _is_of_decodes(case, verdict),
+    ),
     *PAGED_PREFILL,
     Finding(
         name="aiter-chunked-unused-slots",
@@ -173,7 +199,7 @@ CHUNKED_PREFILL = (
         "axis=0)` multiplies in the dtype of q, and tl.sum adds float16 in float16.",
         seen_in=SEEN_IN,
         explains=lambda case, verdict: (
-            _has_decodes(case) and (verdict.kind in ("value", "bitwise") or _overflows(case, verdict))
+            _is_of_decodes(case, verdict) and (verdict.kind in ("value", "bitwise") or _overflows(case, verdict))
         ),
     ),
 )
@@ -189,7 +215,7 @@ MHA_VARLEN = (
         explains=lambda case, verdict: (
             verdict.kind in ("lse", "sanitizer")
             and any(request.causal for request in case.requests) | bool(case.earlier)  # earlier calls may be causal
-            and any(map(_sees_no_tile, case.requests))
+            and any(_sees_no_tile(case, request) for request in case.requests)
         ),
     ),
 )

@@ -5,7 +5,10 @@ from typing import TYPE_CHECKING
 from attn_fuzz.findings.finding import Finding, is_nan_before_windows
 
 if TYPE_CHECKING:
-    from attn_fuzz.cases.case import Case
+    from collections.abc import Callable
+
+    from attn_fuzz.cases.case import Case, Request
+    from attn_fuzz.verdict.judge import Difference
     from attn_fuzz.verdict.verdict import Verdict
 
 SEEN_IN = "vllm 0.33.0, and 0.29.0"
@@ -14,6 +17,38 @@ UNIFIED = "vllm/v1/attention/ops/triton_unified_attention.py"
 
 def _is_value(verdict: "Verdict") -> bool:
     return verdict.kind in ("value", "bitwise", "exact")
+
+
+def _all(case: "Case", verdict: "Verdict", holds: "Callable[[Case, Request, Difference], bool]") -> bool:
+    """Whether something holds for each request that is wrong, and for its worst element."""
+    found = [holds(case, case.requests[each.request], each) for each in verdict.differences]
+    return bool(found) and all(found)
+
+
+def _is_denormal(case: "Case", request: "Request", worst: "Difference") -> bool:
+    """Whether an error may come from products of weights and scales below float16's normal numbers.
+
+    Each is off by up to 2^-25. It is multiplied by a number of V, which is 448 at most, and divided by the sum of all weights,
+    which is at least 1.
+    """
+    return abs(worst.got - worst.expected) <= worst.bound + request.seq_len * 448 * 2.0**-25
+
+
+def _is_scaled(case: "Case", request: "Request", worst: "Difference") -> bool:
+    """Whether an error may be that of a row which is multiplied by exp of the rounding of an LSE of up to 2^14."""
+    return abs(worst.got - worst.expected) <= worst.bound + 2.0**-10 * abs(worst.expected)
+
+
+def _leaves_out_blocks(case: "Case", request: "Request", worst: "Difference") -> bool:
+    """Whether a query's bidirectional range goes on into blocks ahead of it, or begins in blocks before its window."""
+    size, width = case.cache.block_size if case.cache else 1, case.window[0]
+    for first, last in request.bidirectional_ranges or ():
+        query = max(first, request.context_len)
+        is_ahead = request.causal and last // size > query // size
+        is_behind = width >= 0 and max(0, last - width) // size > first // size
+        if query <= last and (is_ahead or is_behind):
+            return True
+    return False
 
 
 def _sees_ahead(case: "Case") -> bool:
@@ -66,6 +101,7 @@ UNIFIED_ATTENTION = (
             and case.dtype == "float16"
             and case.cache is not None
             and case.cache.scales_tokens
+            and _all(case, verdict, _is_denormal)
         ),
     ),
     Finding(
@@ -137,7 +173,17 @@ ENCODER = (
 )
 WRITE: tuple[Finding, ...] = ()
 MERGE: tuple[Finding, ...] = ()
-DCP_REDUCE_SCATTER: tuple[Finding, ...] = ()
+_LARGE_LSE = Finding(
+    name="vllm-dcp-large-lse",
+    what="The weights of ranks do not add up to 1 where LSEs are large: the merged output is multiplied by exp of the rounding "
+    "of the merged LSE, which is up to 1.5e-5 for LSEs from 256 to 512, and up to 6e-5 from 1024 to 2048.",
+    cause="vllm/v1/attention/ops/dcp.py:188 and :207-213, CorrectAttnCPOutKernel.kernel, and :802-831, "
+    "_dcp_a2a_unpack_combine_kernel: a weight is exp(lse - merged lse), and the merged LSE was rounded to float32. "
+    "_lse_weighted_combine (576-587), their reference, divides by the sum of the weights.",
+    seen_in="vllm 0.33.0",
+    explains=lambda case, verdict: _is_value(verdict) and case.dtype == "float32" and _all(case, verdict, _is_scaled),
+)
+DCP_REDUCE_SCATTER = (_LARGE_LSE,)
 TRITON_MLA = (
     Finding(
         name="vllm-mla-narrow-lse",
@@ -159,6 +205,7 @@ DCP_ALL_TO_ALL = (
         seen_in="vllm 0.33.0",
         explains=lambda case, verdict: verdict.kind == "crashed" and not case.requests,
     ),
+    _LARGE_LSE,
 )
 FLEX = (
     Finding(
@@ -169,6 +216,6 @@ FLEX = (
         "blocks before its window, are taken out of the block mask, also where get_mask_mod (628-631) adds ranges to what is "
         "visible. The compiled kernel visits the blocks of the mask alone.",
         seen_in="vllm 0.33.0",
-        explains=lambda case, verdict: _is_value(verdict) and case.bidirectional_ranges,
+        explains=lambda case, verdict: _is_value(verdict) and _all(case, verdict, _leaves_out_blocks),
     ),
 )

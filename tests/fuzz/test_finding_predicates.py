@@ -1,0 +1,113 @@
+"""A finding explains what its bug can cause, and no more: its stored case with other errors, lengths and slots."""
+
+import msgspec
+import pytest
+from attn_fuzz.cases import case_file
+from attn_fuzz.cases.case import Case, Request
+from attn_fuzz.findings import aiter, vllm
+from attn_fuzz.findings.finding import Finding
+from attn_fuzz.verdict.judge import Difference
+from attn_fuzz.verdict.verdict import Kind, Verdict
+
+FINDINGS = {
+    finding.name: finding
+    for findings in (
+        *(vllm.UNIFIED_ATTENTION, vllm.DCP_REDUCE_SCATTER, vllm.FLEX),
+        *(aiter.UNIFIED_ATTENTION, aiter.CHUNKED_PREFILL, aiter.MHA_VARLEN),
+    )
+    for finding in findings
+}
+
+
+def known(name: str, **changes: object) -> tuple[Finding, Case]:
+    """A finding, and its stored case with changes."""
+    finding = FINDINGS[name]
+    return finding, msgspec.structs.replace(case_file.load(finding.path), **changes)
+
+
+def wrong(got: float, expected: float = 1.0, *, request: int = 0, kind: Kind = "value") -> Verdict:
+    """A verdict on the worst element of one request, whose bound is 1e-6."""
+    worst = Difference(request=request, tensor="out", row=0, head=0, dim=0, got=got, expected=expected, bound=1e-6, rows=1)
+    return Verdict(kind=kind, about="out", differences=(worst,))
+
+
+@pytest.mark.parametrize(("error", "explained"), [(1e-5, True), (9e-4, True), (1e-2, False), (1.0, False)])
+@pytest.mark.parametrize("expected", [1.0, 100.0])
+def test_a_rounded_lse_multiplies_outputs_by_nearly_one(error, explained, expected):
+    finding, case = known("vllm-dcp-large-lse")
+    assert finding.explains(case, wrong(expected * (1 + error), expected)) == explained
+    assert not finding.explains(msgspec.structs.replace(case, dtype="bfloat16"), wrong(expected * (1 + error), expected))
+
+
+@pytest.mark.parametrize(("error", "explained"), [(1e-5, True), (2e-5, False), (0.5, False)])
+def test_a_denormal_is_off_by_little_for_each_key(error, explained):
+    finding, case = known("vllm-narrow-scaled-weights")
+    assert finding.explains(case, wrong(1.0 + error)) == explained
+    [request] = case.requests
+    longer = msgspec.structs.replace(case, requests=(msgspec.structs.replace(request, seq_len=2),))
+    assert finding.explains(longer, wrong(1.0 + error)) == (error < 0.5)
+
+
+def ranged(query_len: int, seq_len: int, *ranges: tuple[int, int], causal: bool = True) -> Request:
+    blocks = tuple(range(-(-seq_len // 16)))
+    return Request(query_len=query_len, seq_len=seq_len, blocks=blocks, causal=causal, bidirectional_ranges=ranges)
+
+
+@pytest.mark.parametrize(
+    ("request_of", "window", "explained"),
+    [
+        (ranged(17, 49, (0, 48)), (-1, -1), True),
+        (ranged(16, 16, (0, 15)), (-1, -1), False),  # in one block
+        (ranged(1, 49, (0, 48)), (-1, -1), False),  # nothing ahead of the query
+        (ranged(1, 49, (0, 48)), (15, 0), True),  # keys before its window
+        (ranged(1, 49, (0, 31)), (15, 0), False),  # the query is behind the range
+        (ranged(17, 49, (0, 48), causal=False), (-1, -1), False),  # nothing is taken out ahead
+    ],
+)
+def test_blocks_are_left_out_where_a_range_leaves_the_block_of_a_query(request_of, window, explained):
+    finding, case = known("vllm-flex-range-ahead", requests=(request_of,), window=window)
+    assert finding.explains(case, wrong(0.5)) == explained
+
+
+@pytest.mark.parametrize(("seq_len", "recycled", "explained"), [(17, False, True), (32, False, False), (32, True, True)])
+def test_slots_are_unused_behind_a_sequence_or_where_no_query_sees_them(seq_len, recycled, explained):
+    requests = (Request(query_len=1, seq_len=seq_len, blocks=(0, 1), causal=True),)
+    finding, case = known("aiter-unused-slots", requests=requests, recycled=recycled)
+    assert finding.explains(case, wrong(float("nan"), kind="nan")) == explained
+    assert not finding.explains(msgspec.structs.replace(case, finite_slots=True), wrong(float("nan"), kind="nan"))
+
+
+DECODE, PREFILL = (Request(query_len=length, seq_len=32, blocks=(0, 1), causal=True) for length in (1, 2))
+
+
+def test_decodes_alone_round_products():
+    finding, case = known("aiter-chunked-rounded-products", requests=(DECODE, PREFILL))
+    assert finding.explains(case, wrong(2.0, request=0))
+    assert not finding.explains(case, wrong(2.0, request=1))
+
+
+def test_each_kernel_of_a_chunked_prefill_has_a_finding_of_its_window():
+    """A decode is not explained by the finding of prefills where its own is mended, and the other way around."""
+    of_decodes, case = known("aiter-chunked-outside-window", requests=(DECODE, PREFILL))
+    assert of_decodes.explains(case, wrong(float("nan"), request=0, kind="nan"))
+    assert not of_decodes.explains(case, wrong(float("nan"), request=1, kind="nan"))
+    of_prefills = FINDINGS["aiter-prefill-outside-window"]
+    assert of_prefills.explains(case, wrong(float("nan"), request=1, kind="nan"))
+
+
+@pytest.mark.parametrize(
+    ("query_len", "seq_len", "earlier", "explained"),
+    [
+        (0, 1, ("contents",), True),
+        (0, 1, ("same",), False),
+        (0, 2, ("contents",), False),
+        (1, 1, ("contents",), False),
+        (0, 0, (), True),
+    ],
+)
+def test_an_earlier_call_may_have_a_request_without_a_key(query_len, seq_len, earlier, explained):
+    """An earlier call with other contents has half of the keys, and at least one for each query."""
+    full = Request(query_len=1, seq_len=1, blocks=(0,), causal=True)
+    request = Request(query_len=query_len, seq_len=seq_len, blocks=(0,) * seq_len, causal=True)
+    finding, case = known("aiter-mha-lse-of-empty-requests", requests=(full, request), earlier=earlier)
+    assert finding.explains(case, Verdict(kind="sanitizer", about="store of an address")) == explained
