@@ -82,9 +82,7 @@ def _call_with(function: Callable[..., object], arguments: Mapping[str, Any], na
     return function(**{**arguments, name: make()})
 
 
-def call_naming(
-    function: Callable[..., object], arguments: Mapping[str, Any], name: str, make: Callable[[], object]
-) -> object:
+def call_naming(function: Callable[..., object], arguments: Mapping[str, Any], name: str, make: Callable[[], object]) -> object:
     """Call with another value of an argument. Raise an AssertionError if a ContractError does not name the argument."""
     try:
         return _call_with(function, arguments, name, make)
