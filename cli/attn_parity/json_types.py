@@ -213,8 +213,8 @@ class Exhaust(TypedDict):
     """A run of `attn-parity exhaust`.
 
     `parts` are of the whole scope, `launches` of the shard. `ended_launches` and `ended_calls` count what has its verdict,
-    earlier runs included; `calls` and `seconds` are of this run. `spent` is the time of all workers by kind of work, and
-    `failures` are the case files.
+    earlier runs included, and `compared_exactly` those of these calls that --exact compared; `calls` and `seconds` are of this
+    run. `spent` is the time of all workers by kind of work, and `failures` are the case files.
     """
 
     schema: Literal["attn-parity.exhaust/1"]
@@ -227,6 +227,7 @@ class Exhaust(TypedDict):
     launches: int
     ended_launches: int
     ended_calls: int
+    compared_exactly: int
     calls: int
     seconds: float
     spent: dict[str, float]

@@ -275,7 +275,7 @@ def test_a_drawn_launch_may_spill_and_must_fit(attn_parity, monkeypatch):
 
     def planted(jobs, workers, report, drawn):
         facts = [replace(GOOD, vgpr_spills=9), replace(GOOD, lds_bytes=65537)]
-        made = [SimpleNamespace(name="attention_kernel", num_warps=4, facts=each) for each in facts]
+        made = [SimpleNamespace(name="attention_kernel", num_warps=4, facts=each, assembly="") for each in facts]
         return Outcome(dict(zip(jobs, made, strict=False)), {jobs[2]: "no such thing"})
 
     monkeypatch.setattr("attn_parity.compile.build", planted)

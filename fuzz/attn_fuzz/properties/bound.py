@@ -22,7 +22,9 @@ with r from the same bounds, and an output differs from the right output by at m
     rest = u_P v_c + eta_P n t + 2 v_c e + 2 u32 (B + 2 T + S) v_c + 2 u32 v_c
     u_out (v_c + rest) + eta_out + rest
 
-since |v_jc - o_c| <= 2 v_c and the denominator relative to m is at least 1. An LSE differs by at most
+since |v_jc - o_c| <= 2 v_c and the denominator relative to m is at least 1. A sink with |sink| (1 - 2^-10) > Z + b + FAR does
+not count in the M of an output: either its weight is 0 in float32 or that of each key is, whatever the sink's rounding error.
+An LSE differs by at most
 
     e + u32 (2 (B + 2 T + S) + M + L)
 
@@ -45,6 +47,9 @@ from attn_fuzz.verdict.rounding import (
     value_scale,
 )
 from attn_reference import gather_kv_cache
+
+FAR = 256.0
+"""exp of less than -FAR is 0 in float32, and is 0 with any error of the exponent that is below half of FAR, too."""
 
 
 def error_bound(rounding: Callable[[str], Rounding]) -> ErrorBound:
@@ -90,15 +95,19 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
     largest = torch.maximum(score + bias, sink)
     spread = torch.log(torch.tensor(n + 1.0, dtype=torch.float64, device=step.q.device))
 
-    biases = largest + spread + score + 2 * further_bias if bias.any() else None
-    further = further_roundings(product, biases, layer)
-    # e
-    logit = U32 * ((d + 2) * product + 2 * (largest + spread) + 2 * spread + 4 + further) + rounds.of_dequantized * product
+    def logit_error(most: torch.Tensor) -> torch.Tensor:
+        """e, where no logit that counts is larger than `most`."""
+        biases = most + spread + score + 2 * further_bias if bias.any() else None
+        further = further_roundings(product, biases, layer)
+        return U32 * ((d + 2) * product + 2 * (most + spread) + 2 * spread + 4 + further) + rounds.of_dequantized * product
+
+    is_far = sink * (1 - 2.0**-10) > score + bias + FAR
+    logit, logit_of_out = logit_error(largest), logit_error(torch.where(is_far, score + bias, largest))
 
     # u_P v_c + 2 u32 (B + 2 T + S) v_c + 2 u32 v_c, and 2 v_c e + eta_P n t
     constant = rounds.of_weights + U32 * 2 * rounds.terms(n) + rounds.of_scales
     underflowed = UNDERFLOW[rounds.dtype] * n * _largest_stored(step, largest_value)
-    rest = largest_value * (constant + 2 * logit[..., None]) + underflowed
+    rest = largest_value * (constant + 2 * logit_of_out[..., None]) + underflowed
     # u_out (v_c + rest) + eta_out + rest
     out = UNIT_ROUNDOFF[rounds.out_dtype] * (largest_value + rest) + rounds.of_underflow + rest
     return out, logit + U32 * (2 * rounds.terms(n) + largest + spread)
