@@ -15,7 +15,8 @@ from attn_fuzz.targets.target import Support
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     if layer.sinks is not None:
-        nudged = np.nextafter(layer.sinks.numpy(), np.float32(np.inf))
+        sinks = layer.sinks.numpy()
+        nudged = np.where(np.isinf(sinks), sinks, np.nextafter(sinks, np.float32(0)))  # towards 0: the largest stays legal
         layer = dataclasses.replace(layer, sinks=torch.from_numpy(nudged))
     _TRITON.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
 
