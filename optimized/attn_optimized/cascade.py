@@ -52,7 +52,7 @@ def cascade_attention(
     if common_prefix_len % view.block_size or common_prefix_len > capacity:
         expected = f"a multiple of the block size ({view.block_size}), at most {capacity}"
         raise ContractError("common_prefix_len", common_prefix_len, expected)
-    _refuse_rules(layer, batch)
+    _refuse_positions(layer, batch)
     if validate:
         _check_prefix(batch, common_prefix_len, common_prefix_len // view.block_size)
 
@@ -116,11 +116,11 @@ _RULES = {"logits_soft_cap", "sinks", "sink_tokens", "ranges_clamped", "qq_bias"
 _NO_POSITIONS = "the shared prefix is attended to without the positions of each request"
 
 
-def _refuse_rules(layer: Layer, batch: Batch) -> None:
+def _refuse_positions(layer: Layer, batch: Batch) -> None:
     refused = [] if layer.attn_type is AttentionType.DECODER else [f"{layer.attn_type} attention"]
     refused += [words_of(name) for name in asked(layer, batch) if name not in _RULES]
     if refused:
-        is_latent = refused[0] == words_of("head_size_v")
+        is_latent = layer.layout is not None and layer.layout.has_latent_value
         reason = "a latent cache is not split into a prefix and a rest" if is_latent else _NO_POSITIONS
         raise UnsupportedError("cascade_attention", refused[0], reason, "paged_attention")
 
