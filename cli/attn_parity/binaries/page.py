@@ -21,6 +21,7 @@ Each binary is what Triton's own launcher would compile for the same call. Regis
 include the AGPRs of CDNA's matrix unit. A spilled register is kept in memory. Waves are the most that a SIMD can hold, as
 registers and LDS allow.
 """
+NOT_KNOWN = "not known"
 _EXCEPTIONS = """
 ## Exceptions
 
@@ -40,8 +41,8 @@ _RUN = """
 fewer heads. Their launches compile to exactly the code of the launch that ships, source lines and labels aside: the command
 compares the texts. The fuzzer's judge holds the outputs to its bound, and caches to the reference's, bit by bit. The largest
 error / bound of a launch is that of its whole call. A run may be of older code: `of this code` counts the launches that ran in
-the code that they have now, by the digests in both files. Timing, the order of memory between workgroups, and how matrix units
-round are not seen.
+the code that they have now, by the digests in both files. It is not known where a binary was compiled before digests were kept.
+Timing, the order of memory between workgroups, and how matrix units round are not seen.
 """
 
 
@@ -100,13 +101,12 @@ def _executed(results: Results, executions: Executions) -> list[str]:
         launches = [row for row in results.binaries if row.architecture == architecture]
         found = {row: executions.found.get((architecture, row.call)) for row in launches}
         ran = [one for one in found.values() if one is not None]
-        of_this_code = sum(one is not None and one.code == row.code != "" for row, one in found.items())
+        of_this_code = sum(one is not None and one.code == row.code for row, one in found.items())
         agree = [one.error for one in ran if one.agrees]
         untried = sum(one.verdict == "not run" for one in ran) + len(launches) - len(ran)
         failed = len(launches) - len(agree) - untried
-        rows.append(
-            (f"`{architecture}`", len(launches), len(agree), failed, untried, of_this_code, f"{max(agree, default=0):.2g}")
-        )
+        same = of_this_code if all(row.code for row in launches) else NOT_KNOWN
+        rows.append((f"`{architecture}`", len(launches), len(agree), failed, untried, same, f"{max(agree, default=0):.2g}"))
     columns = ("architecture", "launches", "agree", "do not agree", "not run", "of this code", "largest error / bound")
     wrong = [f"- {line}" for line in executions.wrong]
     return [*table(columns, rows, words=1), *([""] if wrong else []), *wrong]
