@@ -295,7 +295,7 @@ def _killed_always(*args, **kwargs) -> None:
 
 def _writes_into_a_neighbours_row(q, kv_cache, batch, out, lse) -> None:
     """A stray write after the rows of the requests; a step without tokens fails in another way."""
-    if not batch.max_query_len:
+    if not _owned(batch):
         raise ZeroDivisionError("no tokens")
     _unowned_rows(q, kv_cache, batch, out, lse)
 

@@ -67,8 +67,9 @@ def test_a_plan_has_the_parameters_that_were_given_and_stages_that_fit(change, i
     monkeypatch.setattr(plans, "chosen", lambda batch: choice)
     plan_of = attn_optimized.plan_of
 
-    def other_plan(*arguments, parameters, **options):
-        return plan_of(*arguments, parameters=dataclasses.replace(parameters, **change), **options)
+    def other_plan(*arguments, parameters=None, **options):
+        given = None if parameters is None else dataclasses.replace(parameters, **change)
+        return plan_of(*arguments, parameters=given, **options)
 
     monkeypatch.setattr(attn_optimized, "plan_of", other_plan)
     with contextlib.nullcontext() if is_right else pytest.raises(RuntimeError, match="a plan for Choice"):

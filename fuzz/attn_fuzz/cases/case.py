@@ -28,7 +28,7 @@ MESSAGE = 200
 Count = Annotated[int, Meta(ge=0, le=1 << 20)]
 Size = Annotated[int, Meta(ge=1, le=1 << 20)]
 Edge = Annotated[int, Meta(ge=-1, le=1 << 20)]
-Position = Annotated[int, Meta(ge=-(1 << 20), le=1 << 20)]
+Position = Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)]
 Dtype = Literal["float32", "float16", "bfloat16"]
 Float8 = Literal["fp8_e4m3fn", "fp8_e4m3fnuz"]
 Quantized = Literal["fp8_e4m3fn", "fp8_e4m3fnuz", "int8"]

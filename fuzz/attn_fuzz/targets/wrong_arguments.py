@@ -134,7 +134,7 @@ _FORMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "of other numbers": _other_numbers,
     "with one more dimension": lambda tensor: tensor[None],
     "on no device": lambda tensor: tensor.to("meta"),
-    "negated": torch._neg_view,
+    "negated": torch._neg_view,  # pyright: ignore[reportPrivateImportUsage]
 }
 
 
