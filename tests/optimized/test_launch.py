@@ -218,6 +218,13 @@ def test_heads_are_neighbours_where_a_grid_may_have_so_many_tiles():
     assert (many.heads_first, many.launch_grid) == (False, (65536, 8, 1))
 
 
+def test_more_heads_than_a_grid_has_programs_are_served_where_they_are_neighbours_alone():
+    many = {"num_heads": 65536, "num_kv_heads": 65536, "num_tokens": 1000, "num_requests": 2}
+    assert plan(**many, max_query_len=1).launch_grid == (65536, 2, 1)
+    with pytest.raises(UnsupportedError, match="65536 groups of query heads beside several tiles of a request"):
+        plan(**many, max_query_len=500)
+
+
 def test_no_request_no_program():
     workload = Workload(**(CALL | {"num_tokens": 100, "num_requests": 0, "max_query_len": 7}))
     grid, _ = attention_grid(workload, attention_tiles(workload, "sm90", COMPUTE_UNITS))

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
+from attn_contract import UnsupportedError
+
 from attn_optimized.launch.splits import num_splits, parts_bytes
 from attn_optimized.launch.table import Parameters
 from attn_optimized.launch.tiles import AttentionTiles, attention_tiles
@@ -28,6 +30,9 @@ class AttentionPlan:
         min_tiles_per_split: the fewest tiles of keys that are worth a part.
         max_tiles: an upper bound of the tiles of keys that a tile of queries sees.
         scratch_bytes: memory that the parts take between two kernels; 0 without a split.
+
+    Raises:
+        UnsupportedError: no GPU has a grid of so many programs.
     """
 
     architecture: str
@@ -42,6 +47,12 @@ class AttentionPlan:
     min_tiles_per_split: int
     max_tiles: int
     scratch_bytes: int
+
+    def __post_init__(self) -> None:
+        if self.launch_grid[1] > _MAX_GRID_Y:
+            programs = f"{self.launch_grid[1]} groups of query heads beside several tiles of a request"
+            reason = f"a GPU's grid has at most {_MAX_GRID_Y} programs in its second dimension"
+            raise UnsupportedError("attn_optimized", programs, reason, "attn_reference")
 
     @property
     def launch_grid(self) -> tuple[int, int, int]:
@@ -66,7 +77,7 @@ def attention_plan(
         parameters: in place of those of the architecture's table.
 
     Raises:
-        UnsupportedError: the head size or the group is too large for a tile.
+        UnsupportedError: the head size or the group is too large for a tile, or no GPU has a grid of so many programs.
     """
     tiles = attention_tiles(workload, architecture, compute_units, parameters)
     grid, one_tile_per_request = attention_grid(workload, tiles)
