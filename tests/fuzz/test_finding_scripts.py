@@ -141,7 +141,7 @@ def test_a_report_says_what_confirms_its_finding():
 def test_a_second_bug_behind_a_broad_predicate_is_found_on_mended_sources_alone(attn_parity, tmp_path, monkeypatch):
     def hunted(sources: Path) -> dict:
         monkeypatch.setenv("ATTN_PARITY_PLANTED_FOREIGN", str(sources))
-        options = ("--examples", 25, "--seed", 1, "--workers", 1, "--corpus", "none", "--json", "hunt.json")
+        options = ("--examples", 50, "--seed", 1, "--workers", 1, "--corpus", "none", "--json", "hunt.json")
         run = attn_parity("hunt", "planted_mended:TARGET", *options)
         result = json.loads((tmp_path / "hunt.json").read_text())
         assert run.code == bool(result["failures"]), run.err
@@ -152,7 +152,7 @@ def test_a_second_bug_behind_a_broad_predicate_is_found_on_mended_sources_alone(
     faults.write_text(planted_mended.SOURCE)
     broken = hunted(tmp_path / "broken")
     assert broken["failures"] == []
-    assert broken["targets"]["planted_mended:TARGET"]["known"]["planted-cap"] > 1
+    assert broken["targets"]["planted_mended:TARGET"]["known"]["planted-cap"] > 5
 
     mend = Mend("found += 1", "found += 0")
     report = Report(
