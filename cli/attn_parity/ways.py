@@ -25,7 +25,7 @@ from attn_fuzz.report.ways_page import Caught, Looked, Results, Row, Way
 from attn_fuzz.run import runner
 from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.run.trial import NOT_CARRIED
-from attn_fuzz.run.ways import TRIALS, Drawn
+from attn_fuzz.run.ways import TRIALS, Drawn, target_of
 from attn_fuzz.targets import registry
 from attn_fuzz.zoo import mutants
 from attn_fuzz.zoo.mutants import KnownBug, MutantError
@@ -191,7 +191,7 @@ def _fuzzed(ways: Sequence[Drawn], residents: Sequence[KnownBug], search: _Searc
     places: list[tuple[Drawn, KnownBug, int]] = [
         (way, mutant, seed)
         for way, mutant, seed in itertools.product(ways, residents, search.seeds)
-        if not mutant.needs_gpu and (way != "sanitizer" or registry.load(mutant.target).can_be_sanitized(DEVICE))
+        if not mutant.needs_gpu and target_of(way, mutant.target)
     ]
     with tempfile.TemporaryDirectory() as scratch, progress_bar(len(places)) as show:
         plans = [_plan(way, mutant, seed, search, Path(scratch)) for way, mutant, seed in places]
@@ -210,7 +210,7 @@ def _fuzzed(ways: Sequence[Drawn], residents: Sequence[KnownBug], search: _Searc
 
 def _plan(way: Drawn, mutant: KnownBug, seed: int, search: _Search, folder: Path) -> FuzzPlan:
     return FuzzPlan(
-        target=mutant.target,
+        target=target_of(way, mutant.target) or mutant.target,
         device=DEVICE,
         examples=search.examples,
         seed=seed,
@@ -231,8 +231,9 @@ def _is_late(search: _Search) -> bool:
 
 def _of_runs(way: Drawn, mutant: KnownBug, runs: Sequence[Progress | None]) -> Caught:
     """What came of the runs of a mutant, one for each seed; None is a run without an end."""
-    if way == "sanitizer" and not runs and not mutant.needs_gpu:
-        return Caught(found=(None,), note=f"no address of target {mutant.target} can be checked")
+    if not runs and not mutant.needs_gpu:
+        missing = {"sanitizer": "no address can be checked", "property": "no property is promised"}
+        return Caught(found=(None,), note=f"of target {mutant.target} {missing[way]}")
     whole = [progress for progress in runs if progress is not None]
     if error := next((progress.broken for progress in whole if progress.broken), None):
         return Caught(error=error)

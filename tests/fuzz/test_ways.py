@@ -6,6 +6,7 @@ import torch
 from attn_fuzz.exhaustive.first import first_failure
 from attn_fuzz.report import results_file, ways_page
 from attn_fuzz.report.ways_page import Caught, Looked, Results, Row
+from attn_fuzz.run.ways import target_of
 from attn_fuzz.zoo import mutants
 from attn_fuzz.zoo.mutants import MutantError
 
@@ -33,6 +34,22 @@ def test_each_way_finds_what_it_looks_at(attn_parity, tmp_path):
     assert found["vllm-3385"] == {"judge", "exact"}  # a window of one key more, in memory that is the request's
     assert found["seed-43945-write"] >= {"judge", "exact"}  # the cache write alone is wrong
     assert {way: rows["vllm-3385"][way].by for way in ("exact", "property")} == {"exact": "exact", "property": None}
+
+
+def test_each_way_looks_on_a_target_that_lets_it():
+    assert target_of("judge", "triton") == "triton"
+    assert target_of("property", "triton") == "triton-properties"
+    assert target_of("property", "triton-latent") == "triton-latent-invariant"
+    assert target_of("property", "triton-invariant") == "triton-invariant"
+    assert target_of("property", "backend-triton") is None
+    assert target_of("sanitizer", "reference-ranks") is None
+
+
+def test_a_way_without_a_target_says_so(attn_parity, tmp_path):
+    ran = attn_parity("ways", "property", "--only", "vllm-47042", "--json", "ways.json")
+    assert ran.code == 0, ran.err
+    (row,) = results_file.load(tmp_path / "ways.json", Results).mutants
+    assert row.ways["property"] == Caught(found=(None,), note="of target backend-triton-mla no property is promised")
 
 
 def test_a_scope_ends_at_the_first_failing_launch():

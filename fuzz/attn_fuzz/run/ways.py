@@ -16,6 +16,7 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.run.attempt import Attempt
 from attn_fuzz.run.checks import forbidden_access
 from attn_fuzz.run.trial import followed, try_case, wrong_by_properties
+from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.judge import check_scores
 from attn_fuzz.verdict.verdict import Verdict
@@ -27,6 +28,21 @@ TRIALS: Final[Mapping[Drawn, str]] = {
     "sanitizer": f"{__name__}:by_sanitizer",
     "exact": f"{__name__}:by_exact",
 }
+
+
+def target_of(way: Drawn, name: str) -> str | None:
+    """The target on which a way looks at the kernels of another target; None if no target lets it.
+
+    Properties are those that a target promises. Where a target promises none, its kernels' properties are checked on the target
+    of its name with "-properties" or "-invariant" behind it.
+    """
+    if way == "sanitizer":
+        return name if registry.load(name).can_be_sanitized("cpu") else None
+    if way != "property":
+        return name
+    known = registry.names()
+    names = [one for one in (name, f"{name}-properties", f"{name}-invariant") if one in known]
+    return next((one for one in names if registry.load(one).properties), None)
 
 
 def by_judge(case: Case, target: Target, device: str) -> Verdict:
