@@ -29,7 +29,6 @@ from attn_parity.options import (
     check_writable,
     corpus_option,
     device_option,
-    exact_option,
     ignore_signals,
     json_option,
     limit_option,
@@ -68,7 +67,13 @@ _PROFILES = ", ".join(f"{name} {examples}" for name, examples in PROFILES.items(
 @limit_option
 @device_option
 @sanitize_option
-@exact_option
+@click.option(
+    "--exact/--no-exact",
+    "exactly",
+    default=None,
+    help="Compare each example, or none, in exact arithmetic, too, without a tolerance; default: every "
+    f"{shard.EXACT_EVERY}th, where Triton interprets kernels.",
+)
 @json_option
 @click.option(
     "--report",
@@ -97,7 +102,7 @@ def command(
     limit: float,
     device: str,
     sanitize: bool | None,
-    exactly: bool,
+    exactly: bool | None,
     json_file: Path | None,
     report_folder: Path | None,
     corpus: str | None,
@@ -110,7 +115,7 @@ def command(
     folder = report_folder or FOLDER
     check_writable(json_file, made=folder)
     with places.chosen(address, needs, working_dir, [target_name], device, workers) as place:
-        check_exact(exactly, place.device)
+        check_exact(bool(exactly), place.device)
         target = registry.load(target_name)
         say_what_runs_kernels(place.device, [target])
         folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +128,7 @@ def command(
             limit=limit,
             until=time.time() + 60 * minutes if minutes else None,
             sanitize=sanitizes(sanitize, target, place.device),
-            exactly=exactly,
+            exact_every=shard.exact_every(target, place.device) if exactly is None else int(exactly),
         )
         return _fuzz(plan, place, corpus, where, json_file, report_folder)
 
@@ -166,7 +171,7 @@ def _fuzz(
         interrupted=outcome.interrupted,
         error=outcome.error,
     )
-    if plan.exactly and run.examples and COMPARED not in run.events:
+    if plan.exact_every == 1 and run.examples and COMPARED not in run.events:
         errors.append("--exact: no example was compared exactly, so nothing was shown: see what was not carried")
     _tell(run)
     _write_reports(run, json_file, report_folder and report_folder / f"{name}.html", errors)
@@ -250,12 +255,8 @@ def _run(plan: FuzzPlan, past: dict[Case, str], place: Place, name: str) -> tupl
 
 def _again(plan: FuzzPlan) -> list[str]:
     options = {"target": plan.target, "device": plan.device, "examples": plan.examples, "seed": plan.seed}
-    return [
-        "attn-parity",
-        "fuzz",
-        *(word for name, value in options.items() for word in (f"--{name}", str(value))),
-        *["--exact"] * plan.exactly,
-    ]
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return ["attn-parity", "fuzz", *words, *{0: ["--no-exact"], 1: ["--exact"]}.get(plan.exact_every, [])]
 
 
 def _tell(run: Run) -> None:

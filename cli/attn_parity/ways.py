@@ -219,7 +219,7 @@ def _plan(way: Drawn, mutant: KnownBug, seed: int, search: _Search, folder: Path
         until=search.until,
         mutant=mutant,
         sanitize=way == "sanitizer",
-        exactly=way == "exact",
+        exact_every=int(way == "exact"),
         trial=TRIALS[way],
         on_failure="stop",
     )

@@ -158,7 +158,7 @@ def command(
                 limit=limit,
                 mutant=mutant,
                 sanitize=sanitizes(sanitize, registry.usable(mutant.target, device), device),
-                exactly=exactly,
+                exact_every=int(exactly),
                 on_failure="shrink" if shrinks and number == seed else "stop",
             )
             for mutant in running

@@ -83,7 +83,7 @@ class _Battery(pytest.Collector):
         import torch
         from attn_fuzz.corpus import files
         from attn_fuzz.run import runner
-        from attn_fuzz.run.shard import FuzzPlan
+        from attn_fuzz.run.shard import FuzzPlan, exact_every
         from attn_fuzz.targets import registry
 
         yield _Declarations.from_parent(self, name="declarations")
@@ -100,6 +100,7 @@ class _Battery(pytest.Collector):
             seed=option.attn_seed,
             limit=option.attn_limit,
             folder=option.attn_report,
+            exact_every=exact_every(target, device),
         )
         for finding in target.findings:
             yield _StoredCase.from_parent(self, name=f"finding[{finding.name}]", plan=plan, finding=finding)

@@ -1,6 +1,7 @@
 """Exact mode on kernels: tiles, orders and parts make no difference, one lost key does, and what it cannot carry has a name."""
 
 import dataclasses
+import json
 
 import attn_optimized
 import numpy as np
@@ -12,6 +13,7 @@ from attn_fuzz.cases.case import Cache, Case, Request, Values
 from attn_fuzz.exact import algebra, call, interpreter
 from attn_fuzz.exact.quantities import Quantities
 from attn_fuzz.exact.refusal import NotCarriedError
+from attn_fuzz.run.shard import EXACT_EVERY, exact_every
 from attn_fuzz.run.trial import COMPARED, NOT_CARRIED, try_case
 from attn_fuzz.targets import registry
 from exact_by_hand import SCALE, by_hand, tensors
@@ -233,3 +235,18 @@ def test_a_failure_of_exact_mode_is_shrunk_and_replayed(attn_parity, tmp_path, c
     words = command.split()[2:]
     assert attn_parity(*words).code == 1
     assert attn_parity(*words[:-1]).code == 0
+
+
+def test_every_25th_example_is_compared_unless_none_is_to_be(attn_parity, tmp_path, child_environment):
+    options = ("--examples", 40, "--seed", 1, "--workers", 1, "--corpus", "none", "--json", "run.json")
+    assert attn_parity("fuzz", "--target", "planted_exact:ADDS", *options).code == 1
+    (failure,) = json.loads((tmp_path / "run.json").read_text())["failures"]
+    assert (failure["kind"], failure["found_after"] % EXACT_EVERY) == ("exact", 0)
+    none = attn_parity("fuzz", "--target", "planted_exact:ADDS", "--no-exact", *options)
+    assert (none.code, "compared exactly" in none.out) == (0, False)
+
+
+def test_no_example_is_compared_where_no_kernel_is_interpreted():
+    emulated = registry.load("triton-gfx942")
+    assert [exact_every(target, "cpu") for target in (registry.load("triton"), emulated)] == [EXACT_EVERY, 0]
+    assert exact_every(registry.load("triton"), "cuda") == 0

@@ -50,7 +50,7 @@ class Executor:
         sanitize: whether to check every access of interpreted kernels (`attn_fuzz.interpreted.sanitizer`).
         trial: what runs and judges a case in the child, as module:function. It takes the case, the Target and the device, and
             returns a Verdict. Its module is imported after the mutant is installed.
-        exactly: whether to follow interpreted kernels in exact mode (`attn_fuzz.exact`), by a trial that takes `exactly`.
+        exactly: whether calls can be followed in exact mode (`attn_fuzz.exact`), by a trial that takes `exactly`.
     """
 
     target: str
@@ -70,11 +70,14 @@ class Executor:
     def __exit__(self, *exception: object) -> None:
         self.stop()
 
-    def run(self, case: Case) -> Verdict:
+    def run(self, case: Case, *, exactly: bool | None = None) -> Verdict:
         """The verdict on one case.
 
         A case whose process is killed by SIGKILL is run once more. A kernel does not send SIGKILL to its own process. An
         operator may send it, and so may a system that is short of memory.
+
+        Args:
+            exactly: whether to follow the case's call in exact mode; None: wherever calls can be followed.
 
         Raises:
             CaseError: the case contradicts itself, or the contract.
@@ -82,21 +85,22 @@ class Executor:
             MutantError: the mutant does not import, or raises what it does not announce.
             OSError: the case in flight cannot be written.
         """
-        verdict = self._run_once(case)
+        followed = self.exactly if exactly is None else exactly
+        verdict = self._run_once(case, followed)
         if verdict.message != KILLED:
             return verdict
-        verdict = self._run_once(case)
+        verdict = self._run_once(case, followed)
         if verdict.message == KILLED:
             return msgspec.structs.replace(verdict, message=f"{KILLED} twice: it may need more memory than there is")
         return msgspec.structs.replace(verdict, events=(*verdict.events, KILLED_FROM_OUTSIDE))
 
-    def _run_once(self, case: Case) -> Verdict:
+    def _run_once(self, case: Case, exactly: bool) -> Verdict:
         case_file.save(self.ahead, case)
         connection = self.start()
         assert self._process is not None
         started = time.monotonic()
         try:
-            connection.send(case)
+            connection.send((case, exactly))
             # wait for the process, too: if the kernel forked it, the copy may hold the connection open
             if not multiprocessing.connection.wait([connection, self._process.sentinel], self.limit):
                 self.end()
@@ -219,8 +223,8 @@ def _loaded(
     sanitize: bool,
     trial: str,
     exactly: bool,
-) -> Callable[[Case], Verdict] | None:
-    """Load the target, send True, and return what runs and judges a case. Or send why the target does not load."""
+) -> Callable[[Case, bool], Verdict] | None:
+    """Load the target, send True, and return what runs and judges a case, exactly if asked. Or send why it does not load."""
     warnings.simplefilter("ignore")
     use_interpreter(device)
     try:
@@ -250,18 +254,17 @@ def _loaded(
         connection.send(f"{type(error).__name__}: {error}")
     else:
         connection.send(True)
-        options = {"exactly": True} if exactly else {}
-        return lambda case: try_case(case, target, device, **options)
+        return lambda case, exactly: try_case(case, target, device, **({"exactly": True} if exactly else {}))
     return None
 
 
-def _answer(connection: multiprocessing.connection.Connection, judge: Callable[[Case], Verdict], device: str) -> None:
+def _answer(connection: multiprocessing.connection.Connection, judge: Callable[[Case, bool], Verdict], device: str) -> None:
     """Receive cases, and send a verdict on each, until the parent is gone."""
     me = os.getpid()
     while True:
-        case = connection.recv()
+        case, exactly = connection.recv()
         try:
-            answer = judge(case)
+            answer = judge(case, exactly)
         except InputError as error:
             answer = error
         except Exception:

@@ -35,6 +35,9 @@ OTHERS_SECONDS = 30.0
 NEEDS_SECONDS = 60.0
 """The time to find what a smallest case needs."""
 
+EXACT_EVERY = 25
+"""Every so many examples are compared in exact mode, too, unless a run asks for others. This takes a tenth of its time."""
+
 OnFailure = Literal["stop", "shrink", "explain", "go on"]
 """What a shard does when a case fails. "stop": it ends. "shrink": it ends with the smallest case. "explain": likewise, and it
 finds what the smallest case needs. "go on": it notes the case and the parts that the case needs, and runs the next case."""
@@ -55,7 +58,8 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
         folder: where the running case is written.
         mutant: a bug that is put back before the target is imported.
         sanitize: whether to check every memory access of a target that can be sanitized (`attn_fuzz.interpreted.sanitizer`).
-        exactly: whether cases hold dense random numbers, and are compared in exact mode (`attn_fuzz.exact`).
+        exact_every: every so many examples, the case gets dense random numbers and is compared in exact mode, too
+            (`attn_fuzz.exact`). 1: each case is, past ones included. 0: none is.
         trial: what runs and judges a case; see `Executor.trial`.
         on_failure: what follows a failure.
     """
@@ -69,7 +73,7 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
     until: float | None = None
     mutant: Mutant | None = None
     sanitize: bool = True
-    exactly: bool = False
+    exact_every: int = 0
     trial: str = TRIAL
     on_failure: OnFailure = "shrink"
     first: int | None = None
@@ -207,7 +211,12 @@ def start_executor(plan: FuzzPlan) -> Executor:
     plan.folder.mkdir(parents=True, exist_ok=True)
     sanitize = plan.sanitize and registry.load(plan.target).can_be_sanitized(plan.device)
     ahead = in_flight(plan, os.getpid())
-    return Executor(plan.target, plan.device, plan.limit, ahead, plan.mutant, sanitize, plan.trial, plan.exactly)
+    return Executor(plan.target, plan.device, plan.limit, ahead, plan.mutant, sanitize, plan.trial, plan.exact_every > 0)
+
+
+def exact_every(target: Target, device: str) -> int:
+    """`FuzzPlan.exact_every` of a run that does not choose: EXACT_EVERY where calls can be followed."""
+    return EXACT_EVERY if target.can_be_followed(device) else 0
 
 
 def in_flight(plan: FuzzPlan, pid: int) -> Path:
@@ -264,9 +273,10 @@ class _Shard:
             raise _CaseFails  # Hypothesis runs a failing example once more
         if self.is_late():
             raise _OutOfTime
-        if self.plan.exactly:
+        exactly = self.plan.exact_every > 0 and (self.progress.examples + 1) % self.plan.exact_every == 0
+        if exactly:
             case = dense(case)
-        verdict, finding = self._run(case)
+        verdict, finding = self._run(case, exactly)
         self._count(case, verdict, finding)
         if case.has_work:
             self.has_run |= verdict.kind not in ("raised", "refused")
@@ -280,7 +290,7 @@ class _Shard:
         if self.is_late():
             raise _OutOfTime
         try:
-            verdict, finding = self._run(case)
+            verdict, finding = self._run(case, self.plan.exact_every == 1)
         except CaseError as error:
             raise PastCaseError(f"a past case cannot be run: {error}") from error
         self.tell(replayed=self.progress.replayed + 1)
@@ -313,9 +323,9 @@ class _Shard:
 
         return needs.needed(case, within, fails, lambda: time.monotonic() < until, is_minimal=minimal)
 
-    def _run(self, case: Case) -> tuple[Verdict, Finding | None]:
+    def _run(self, case: Case, exactly: bool) -> tuple[Verdict, Finding | None]:
         try:
-            verdict = self.executor.run(case)
+            verdict = self.executor.run(case, exactly=exactly)
         except Exception as error:
             self.unexpected = error
             raise
@@ -337,7 +347,7 @@ class _Shard:
         failure = self._failure(case, bare, found_after=self.progress.replayed + self.progress.examples)
 
         def fails_so(candidate: Case) -> bool:
-            found = self._tried(candidate)
+            found = self._tried(candidate, verdict)
             return found is not None and what_failed(found) == what_failed(verdict)
 
         _, needed = shrink.without_spare_parts(case, self._within(case), fails_so)
@@ -353,7 +363,7 @@ class _Shard:
 
     def _verdict_like(self, at: int, case: Case) -> Verdict | None:
         """The verdict on a case that fails in the same way as the failure `at`; None if it does not."""
-        verdict = self._tried(case)
+        verdict = self._tried(case, self.failures[at].first_verdict)
         if verdict is None:
             return None
         failed = what_failed(verdict)
@@ -367,10 +377,10 @@ class _Shard:
             self._tell_failures()
         return None
 
-    def _tried(self, case: Case) -> Verdict | None:
-        """The verdict on a changed case that fails, and not by a known finding; else None."""
+    def _tried(self, case: Case, first: Verdict) -> Verdict | None:
+        """The verdict on a changed case that fails, in the mode of the first failure, and by no known finding; else None."""
         try:
-            verdict = self.executor.run(case)
+            verdict = self.executor.run(case, exactly=self.plan.exact_every == 1 or first.kind == "exact")
         except (CaseError, MutantError):
             return None
         self.tell(shrinking=self.progress.shrinking + 1)

@@ -392,7 +392,10 @@ class Target:
         """Whether `attn_fuzz.interpreted.sanitizer` can check its kernels there, which it does as they are interpreted."""
         return self.sanitizes and device == "cpu"
 
+    def can_be_followed(self, device: str) -> bool:
+        """Whether its calls can be followed in exact mode (`attn_fuzz.exact`), which is a mode of Triton's interpreter."""
+        return device == "cpu" and not self.compiles and importlib.util.find_spec("triton") is not None
+
     def can_be_fenced(self, device: str) -> bool:
         """Whether its interpreted kernels are held to the memory of their arguments, where they declare no more."""
-        is_interpreted = device == "cpu" and not self.compiles and importlib.util.find_spec("triton") is not None
-        return is_interpreted and not self.sanitizes
+        return self.can_be_followed(device) and not self.sanitizes
