@@ -87,9 +87,9 @@ class InProcess:
         self.target = registry.load(target)
         self.cases: list[Case] = []
 
-    def run(self, case: Case) -> Verdict:
+    def run(self, case: Case, *, exactly: bool = False) -> Verdict:
         self.cases.append(case)
-        return try_case(case, self.target, "cpu")
+        return try_case(case, self.target, "cpu", exactly=exactly)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,7 @@
 """Targets for exact mode.
 
-NUDGES: a fault below every bound, the sinks are off by one unit in the last place. ADDS: 2^-40 is added to each output, which changes
-no bit of it. THROUGH_NUMPY: NumPy copies what is computed
-into the output, so nothing is known of its numbers.
+NUDGES: a fault below every bound, the sinks are off by one unit in the last place. ADDS: 2^-40 is added to each output, which
+changes no bit of it. THROUGH_NUMPY: NumPy copies what is computed into the output, so nothing is known of its numbers.
 """
 
 import dataclasses

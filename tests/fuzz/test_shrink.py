@@ -183,7 +183,7 @@ class Scripted:
         self.verdict_of = verdict_of
         self.cases: list[Case] = []
 
-    def run(self, case: Case) -> Verdict:
+    def run(self, case: Case, *, exactly: bool = False) -> Verdict:
         self.cases.append(case)
         return self.verdict_of(case)
 
