@@ -166,6 +166,18 @@ def test_keys_that_no_judge_can_see_are_missed():
     assert "16 elements of these rows are unequal" in verdict.message
 
 
+@pytest.mark.parametrize("sinks", ["above", "below"])
+def test_a_head_with_a_far_sink_is_not_compared_and_others_are(sinks):
+    """The third sink is 2^126 or -2^126, beside which a kernel's logits are what stands for -inf."""
+    case = a_case(sinks=sinks, group_size=3)
+    verdict = try_case(case, registry.load("triton"), "cpu", exactly=True)
+    assert (verdict.kind, verdict.events[-1]) == ("agree", COMPARED)
+    target = dataclasses.replace(registry.load("triton"), attention=_with_other_sinks(registry.load("triton")))
+    verdict = try_case(case, target, "cpu", exactly=True)
+    assert verdict.kind == "exact"
+    assert "head 0" in verdict.message
+
+
 BY_TORCH = ("reference-fp32", "reference-ranks", "triton-merge", "triton-merge-parts", "triton-ranks", "backend-triton")
 
 

@@ -92,7 +92,8 @@ def _inverse(y: Elements, part: np.ndarray, modulus: int) -> np.ndarray:
 
 
 def exp2(x: Elements) -> Elements:
-    order = np.exp2(x.order)
+    with np.errstate(over="ignore"):  # a far sink
+        order = np.exp2(x.order)
     if (x.order < LEAST_EXPONENT).all():
         return of_floats(np.zeros(x.shape))
     if x.exponent is None:
@@ -125,7 +126,7 @@ def _power(r: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 
 def exp(x: Elements) -> Elements:
-    return replace(exp2(multiply(x, LOG2E)), order=np.exp(x.order))
+    return exp2(multiply(x, LOG2E))
 
 
 def log2(x: Elements) -> Elements:

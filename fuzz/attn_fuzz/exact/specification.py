@@ -23,6 +23,8 @@ from attn_fuzz.verdict.oracle import requests
 from attn_reference import Request
 from attn_reference.logits import alibi, place_qq_bias
 
+FAR_SINK = -algebra.LEAST_EXPONENT / 4
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -34,6 +36,8 @@ class Rows:
         out: [q, H, D] values.
         total: [H, q] values: l, whose logarithm is the LSE.
         is_empty: [H, q], whether a row has neither a key nor a sink. Its out is 0 and its LSE is -inf.
+        is_comparable: [H]. A head with a far sink is not: relative to a sink of 2^126, a logit is what stands for -infinity
+            (`algebra.LEAST_EXPONENT`).
     """
 
     request: int
@@ -41,6 +45,7 @@ class Rows:
     out: np.ndarray
     total: np.ndarray
     is_empty: np.ndarray
+    is_comparable: np.ndarray
 
 
 def specified(step: Step) -> Iterator[Rows]:
@@ -73,7 +78,15 @@ def _rows(request: Request, step: Step) -> Rows:
     if layer.output_scale is not None:
         scale = _value(_block(layer.output_scale.reshape(1).double()))
         whole = fields.times(whole, fields.inverse(scale, VALUES), VALUES)
-    return Rows(request.index, request.rows, whole, np.stack(totals), np.stack(empty))
+    return Rows(request.index, request.rows, whole, np.stack(totals), np.stack(empty), _near(layer))
+
+
+def _near(layer: Layer) -> np.ndarray:
+    """[H], whether the sink is -inf, or so near that other logits are numbers beside it."""
+    if layer.sinks is None:
+        return np.ones(layer.num_heads, np.bool_)
+    sinks = np.abs(layer.sinks.detach().cpu().double().numpy())
+    return np.isinf(sinks) | (sinks < FAR_SINK)
 
 
 def _logits(q: Elements, k: Elements, head: int, request: Request, step: Step) -> Elements:
