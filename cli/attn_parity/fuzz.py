@@ -72,7 +72,7 @@ _PROFILES = ", ".join(f"{name} {examples}" for name, examples in PROFILES.items(
     "exactly",
     default=None,
     help="Compare each example, or none, in exact arithmetic, too, without a tolerance; default: every "
-    f"{shard.EXACT_EVERY}th, where Triton interprets kernels.",
+    f"{shard.EXACT_EVERY}th of this project's kernels on a CPU.",
 )
 @json_option
 @click.option(

@@ -36,7 +36,8 @@ NEEDS_SECONDS = 60.0
 """The time to find what a smallest case needs."""
 
 EXACT_EVERY = 25
-"""Every so many examples are compared in exact mode, too, unless a run asks for others. This takes a tenth of its time."""
+"""Every so many examples of a target that is `exact` are compared in exact mode, unless a run asks for others. It takes a tenth
+of the time."""
 
 OnFailure = Literal["stop", "shrink", "explain", "go on"]
 """What a shard does when a case fails. "stop": it ends. "shrink": it ends with the smallest case. "explain": likewise, and it
@@ -215,8 +216,8 @@ def start_executor(plan: FuzzPlan) -> Executor:
 
 
 def exact_every(target: Target, device: str) -> int:
-    """`FuzzPlan.exact_every` of a run that does not choose: EXACT_EVERY where calls can be followed."""
-    return EXACT_EVERY if target.can_be_followed(device) else 0
+    """`FuzzPlan.exact_every` of a run that does not choose."""
+    return EXACT_EVERY if target.exact and target.can_be_followed(device) else 0
 
 
 def in_flight(plan: FuzzPlan, pid: int) -> Path:

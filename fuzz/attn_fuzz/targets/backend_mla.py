@@ -334,4 +334,5 @@ BACKEND_TRITON_MLA = backend_target(
     rounding=_rounding,
     events=_phases,
     sanitizes=False,
+    exact=False,
 )

@@ -372,6 +372,7 @@ BACKEND_AITER_UNIFIED = backend_target(
     rounding=AITER_UNIFIED_ATTENTION.rounding,
     findings=aiter_findings.BACKENDS["ROCM_AITER_UNIFIED_ATTN"],
     sanitizes=False,
+    exact=False,
 )
 BACKEND_AITER_FA = backend_target(
     "backend-aiter-fa",
@@ -383,4 +384,5 @@ BACKEND_AITER_FA = backend_target(
     rounding=AITER_UNIFIED_ATTENTION.rounding,
     findings=aiter_findings.BACKENDS["ROCM_AITER_FA"],
     sanitizes=False,
+    exact=False,
 )

@@ -199,6 +199,7 @@ DOCUMENTED_AITER_FA = backend_target(
     rounding=rounding,
     events=_phases,
     sanitizes=False,
+    exact=False,
 )
 _UNIFIED = BackendLayers(named("ROCM_AITER_UNIFIED_ATTN"), documented)
 DOCUMENTED_AITER_UNIFIED_BACKEND = backend_target(
@@ -209,4 +210,5 @@ DOCUMENTED_AITER_UNIFIED_BACKEND = backend_target(
     support=_unified_support,
     rounding=documented_aiter.rounding,
     sanitizes=False,
+    exact=False,
 )

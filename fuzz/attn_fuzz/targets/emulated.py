@@ -195,6 +195,7 @@ def compiled_for(target: Target, value: str, architecture: str) -> Target:
         siblings=tuple(emulating(sibling) for sibling in target.siblings),
         compiles=True,
         sanitizes=False,
+        exact=False,
         **{field: emulating(function) for field, function in functions.items()},
     )
 

@@ -194,6 +194,7 @@ def _far_away(target: Target, description: str) -> Target:
         must_refuse=no_calls,
         modules=None,  # a launch on the emulator copies all memory
         sanitizes=False,
+        exact=False,
     )
 
 

@@ -278,6 +278,7 @@ TRITON_PLANS = Target(
     events=_events,
     forget=TRITON.forget,
     sanitizes=True,
+    exact=True,
 )
 
 TRITON_PLANS_LATENT = dataclasses.replace(

@@ -351,6 +351,8 @@ class Target:
         compiles: whether it compiles kernels for a GPU that is emulated. Compiling takes longer than the rest of a case, so
             `attn-parity mutate` leaves the target out unless it is named.
         sanitizes: whether its kernels are written in Triton and access only what `attn_fuzz.interpreted.permissions` allows.
+        exact: whether it computes the formula of attention and nothing beside it, such as a small number that is added to a
+            divisor. Every so many examples are then compared in exact mode (`attn_fuzz.run.shard.EXACT_EVERY`).
     """
 
     name: str
@@ -376,6 +378,7 @@ class Target:
     races: str | None = None
     compiles: bool = False
     sanitizes: bool = False
+    exact: bool = False
 
     def __post_init__(self) -> None:
         for name in ("attention", "support", "rounding", "unavailable", "events", "must_refuse", "forget"):

@@ -177,6 +177,7 @@ TRITON = Target(
     modules=modules,
     planned=planned,
     sanitizes=True,
+    exact=True,
 )
 
 
@@ -330,6 +331,7 @@ TRITON_CASCADE = Target(
     modules=modules,
     planned=planned,
     sanitizes=True,
+    exact=True,
 )
 
 
@@ -382,6 +384,7 @@ TRITON_INVARIANT = Target(
     modules=modules,
     planned=planned,
     sanitizes=True,
+    exact=True,
 )
 
 
@@ -491,6 +494,7 @@ TRITON_PROPERTIES = Target(
     modules=modules,
     planned=planned,
     sanitizes=True,
+    exact=True,
 )
 
 
@@ -515,6 +519,7 @@ TRITON_VARLEN = Target(
     modules=modules,
     planned=planned,
     sanitizes=True,
+    exact=True,
 )
 
 
@@ -539,4 +544,5 @@ TRITON_WRITE = dataclasses.replace(
     modules=modules,
     planned=planned,
     sanitizes=True,
+    exact=True,
 )
