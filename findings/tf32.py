@@ -14,9 +14,9 @@ def cut(operand):
 def cutting(create_dot):
     """The interpreter's dot, which multiplies in float32, with the precision that the kernel asks for, or takes by default."""
 
-    def dot(builder, a, b, accumulator, precision, *rest):
-        if precision.name == "TF32":
+    def dot(self, a, b, d, input_precision, max_num_imprecise_acc):
+        if input_precision.name == "TF32":
             a, b = cut(a), cut(b)
-        return create_dot(builder, a, b, accumulator, precision, *rest)
+        return create_dot(self, a, b, d, input_precision, max_num_imprecise_acc)
 
     return dot
