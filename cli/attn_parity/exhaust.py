@@ -252,7 +252,7 @@ def _ended(outcome: Outcome, result: Result) -> Ended:
     script = report.save_script(failed.case, failed.verdict, path)
     if len(failed.case.requests) > 1 and result.calls > 1:
         results.print(f"no call of a packed launch fails alone: the smallest batch that fails has {len(failed.case.requests)}")
-    if finding := explanation(outcome.target.findings, failed.case, failed.verdict):
+    if finding := explanation(outcome.target.findings_on(outcome.plan.device), failed.case, failed.verdict):
         results.print(f"the launch fails as the known finding {finding.name} says", soft_wrap=True)
     results.print(report.summary(failed.case, failed.verdict))
     results.print(f"smallest case of its launch: {path}   script: {script}", soft_wrap=True)

@@ -58,7 +58,7 @@ def command(
             with Executor(name, device, limit, ahead, sanitize=checked, exactly=exactly) as executor:
                 verdict = executor.run(case)
             error = f", largest error {verdict.ratio:.2f} of its bound" if verdict.ratio else ""
-            finding = explanation(target.findings, case, verdict)
+            finding = explanation(target.findings_on(device), case, verdict)
             known = f", as the known finding {finding.name} says" if finding else ""
             results.print(f"{path}: {verdict.kind}{error}{known}", soft_wrap=True)
             if verdict.failed:

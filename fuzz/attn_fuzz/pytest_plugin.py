@@ -102,7 +102,7 @@ class _Battery(pytest.Collector):
             folder=option.attn_report,
             exact_every=exact_every(target, device),
         )
-        for finding in target.findings:
+        for finding in target.findings_on(device):
             yield _StoredCase.from_parent(self, name=f"finding[{finding.name}]", plan=plan, finding=finding)
         if past := tuple(files.admitted(files.shipped(), self.name, target.support(device)).cases):
             yield _Cases.from_parent(self, name="past", plan=msgspec.structs.replace(plan, examples=0, past=past))

@@ -46,6 +46,8 @@ FIXED = dataclasses.replace(
 )
 ANOTHERS = dataclasses.replace(FIXED, name="planted-anothers", findings=(SINKS,))
 """The stored case of its finding is of the target KNOWN."""
+NEEDS_GPU = dataclasses.replace(KNOWN, findings=(dataclasses.replace(SINKS, needs_gpu=True),))
+NEEDS_GPU_FIXED = dataclasses.replace(FIXED, findings=(dataclasses.replace(FIXED.findings[0], needs_gpu=True),))
 
 
 def refuses_sinks(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:

@@ -48,6 +48,26 @@ def test_a_denormal_is_off_by_little_for_each_key(error, explained):
     assert finding.explains(longer, wrong(1.0 + error)) == (error < 0.5)
 
 
+@pytest.mark.parametrize(("error", "explained"), [(2e-6, True), (3e-2, True), (4e-2, False), (float("nan"), False)])
+def test_tf32_is_less_exact_by_2_to_the_15(error, explained):
+    """The bound is 1e-6, of which 2^15 are 0.033."""
+    finding, case = known("vllm-float32-as-tf32")
+    assert finding.explains(case, wrong(1.0 + error)) == explained
+    assert not finding.explains(msgspec.structs.replace(case, dtype="bfloat16"), wrong(1.0 + error))
+    assert not finding.explains(case, wrong(1.0 + error, kind="nan"))
+
+
+@pytest.mark.parametrize(("seq_len", "explained"), [(0, True), (1, False)])
+def test_beside_tf32_another_finding_explains_the_other_requests(seq_len, explained):
+    """A row of a request without a key is NaN by a finding of its own, and no other row is."""
+    finding, case = known("vllm-float32-as-tf32")
+    other = msgspec.structs.replace(case.requests[0], seq_len=seq_len, blocks=(1,) * seq_len)
+    case = msgspec.structs.replace(case, requests=(*case.requests, other))
+    differences = wrong(1.01).differences + wrong(float("nan"), request=1).differences
+    assert finding.explains(case, Verdict(kind="value", about="out", differences=differences)) == explained
+    assert not finding.explains(case, Verdict(kind="value", about="out", differences=differences[1:]))
+
+
 def ranged(query_len: int, seq_len: int, *ranges: tuple[int, int], causal: bool = True) -> Request:
     blocks = tuple(range(-(-seq_len // 16)))
     return Request(query_len=query_len, seq_len=seq_len, blocks=blocks, causal=causal, bidirectional_ranges=ranges)

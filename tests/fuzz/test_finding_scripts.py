@@ -77,12 +77,26 @@ def test_the_lines_that_a_report_cites_are_in_the_package(name):
         assert numbers[-1] <= len(path.read_text(encoding="utf-8").splitlines()), cited
 
 
-def test_a_script_that_launches_no_kernel_has_no_result_of_compiled_kernels():
+def test_a_script_that_launches_no_kernel_or_needs_a_gpu_has_no_result_of_compiled_kernels():
     without = {name for name, shown in finding_scripts.results().items() if shown.compiled is None}
-    assert without == {name for name in NAMES if not finding_scripts.launches(name)} == {"vllm-flex-range-ahead"}
+    need_gpu = {name for name, (finding, _) in FINDINGS.items() if finding.needs_gpu}
+    assert need_gpu == {name for name, report in REPORTS.items() if report.gpu} == {"vllm-float32-as-tf32"}
+    assert without - need_gpu == {name for name in NAMES if not finding_scripts.launches(name)} == {"vllm-flex-range-ahead"}
     page = findings_page.page(FINDINGS["vllm-flex-range-ahead"][0], finding_scripts.results()["vllm-flex-range-ahead"])
     assert "launches no kernel" in page
     assert "on an emulator" not in page
+
+
+def test_a_finding_that_needs_a_gpu_says_which_one_showed_it():
+    finding, _ = FINDINGS["vllm-float32-as-tf32"]
+    shown = finding_scripts.results()
+    page = findings_page.page(finding, shown[finding.name])
+    assert "The script ran on a CPU alone" in page
+    assert "An NVIDIA H100 80GB HBM3 showed it" in page
+    assert "on an emulator" not in page
+    index = findings_page.index({finding.name: FINDINGS[finding.name]}, shown, {})
+    assert f"| {finding.seen_in}, on a GPU alone |" in index
+    assert "- On a GPU alone: an NVIDIA H100" in index
 
 
 def test_named_scripts_are_run_and_other_results_are_kept(tmp_path, monkeypatch):

@@ -77,6 +77,22 @@ def test_another_targets_case_is_not_missed(attn_parity):
     assert "Fixed?" not in run.out
 
 
+def test_on_a_cpu_a_finding_that_needs_a_gpu_excuses_nothing(fuzz_here, attn_parity):
+    progress, _ = fuzz_here("planted_findings:NEEDS_GPU", examples=80)
+    assert progress.failure is not None
+    assert progress.failure.case.sinks is not None
+    assert progress.known == {}
+    run = attn_parity("replay", SINKS.path, "--target", "planted_findings:NEEDS_GPU")
+    assert run.code == 1
+    assert "as the known finding" not in run.out
+
+
+def test_on_a_cpu_a_finding_that_needs_a_gpu_is_not_missed(attn_parity):
+    run = attn_parity("fuzz", "--target", "planted_findings:NEEDS_GPU_FIXED", "--examples", 10, "--seed", 1, "--workers", 1)
+    assert run.code == 0
+    assert "Fixed?" not in run.out
+
+
 def test_a_stored_case_replays(attn_parity):
     run = attn_parity("replay", SINKS.path, "--target", "planted_findings:KNOWN")
     assert run.code == 1

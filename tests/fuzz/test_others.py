@@ -1,22 +1,25 @@
 """Targets of other kernels: they declare without their packages, and each of their findings replays where these are."""
 
 import dataclasses
+import runpy
 import shutil
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import attn_reference
+import msgspec
 import pytest
 import torch
 import triton
-from attn_contract import Layer, Layout
+from attn_contract import AttentionType, Layer, Layout
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Cache, Case, Request, Values
 from attn_fuzz.report import finding_scripts
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.targets import Target, registry
-from attn_fuzz.targets.others import aiter_package
+from attn_fuzz.targets.others import aiter_package, vllm_write
+from triton.runtime.interpreter import InterpreterBuilder
 
 from tests.pages import PAGES, blocks
 
@@ -54,7 +57,28 @@ def test_every_finding_replays(name, finding, tmp_path):
     case = case_file.load(finding.path)
     with Executor(case.target, "cpu", 120.0, tmp_path / "ahead.json") as executor:
         verdict = executor.run(case)
-    assert finding.explains(case, verdict), verdict
+    assert finding.explains(case, verdict) != finding.needs_gpu, verdict
+    assert verdict.failed != finding.needs_gpu
+
+
+@pytest.mark.parametrize(("name", "got"), [("vllm-unified-attention", "0.0982288718"), ("vllm-encoder-attention", "3.8513205")])
+def test_operands_cut_to_tf32_are_of_a_finding_that_needs_a_gpu(name, got, monkeypatch):
+    """An H100 gave 0.0982288718 and 3.85132027 in these cases: its exponential is another one than the interpreter's."""
+    target = TARGETS[name]
+    needs(target)
+    [finding] = (finding for finding in target.findings if finding.needs_gpu)
+    case = case_file.load(finding.path)
+    if name == "vllm-encoder-attention":
+        requests = (Request(query_len=2, seq_len=2),)
+        case = msgspec.structs.replace(case, target=name, attn_type=AttentionType.ENCODER, requests=requests, cache=None)
+    assert try_case(case, target, "cpu").kind == "agree"
+    cutting = runpy.run_path(str(finding_scripts.FOLDER / "tf32.py"))["cutting"]
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", cutting(InterpreterBuilder.create_dot))
+    verdict = try_case(case, target, "cpu")
+    assert f"got {got}" in verdict.message
+    assert finding.explains(case, verdict)
+    assert finding not in target.findings_on("cpu")
+    assert finding in target.findings_on("cuda")
 
 
 def test_a_stray_write_of_an_earlier_call_is_of_its_finding(tmp_path):
@@ -185,4 +209,62 @@ def test_a_row_with_scales_is_off_by_one_step_at_most(steps, factor, kind, monke
         values=Values("random"),
     )
     verdict = try_case(case, dataclasses.replace(target, write_kv_cache=write, unavailable=lambda device: None), "cpu")
+    assert verdict.kind == kind, verdict.message
+
+
+class _Dividing:
+    """In place of vLLM's module: quotients that are off by some units in the last place, and numbers by some steps."""
+
+    def __init__(self, units: int, steps: int) -> None:
+        self.units, self.steps = units, steps
+
+    def triton_reshape_and_cache_flash(self, k, v, k_cache, v_cache, slots, dtype, k_scale, v_scale):
+        for rows, cache, scale in ((k, k_cache, k_scale), (v, v_cache, v_scale)):
+            quotient = (rows[: len(slots)] / scale).double() * (1 + self.units * 2.0**-23)
+            numbers = attn_reference.quantize(quotient, torch.ones_like(scale), cache.dtype).view(torch.uint8)
+            numbers[:, 0, 1] += self.steps  # of which none is a tie
+            cache.view(torch.uint8)[slots // cache.shape[1], slots % cache.shape[1]] = numbers
+
+
+WITH_TIES = Case(
+    target="vllm-reshape-and-cache",
+    group_size=2,
+    head_size=32,
+    dtype="float32",
+    requests=(Request(query_len=2, seq_len=2, blocks=(0,)),),
+    cache=Cache(
+        layout=Layout.CONTENT_PACKED,
+        block_size=16,
+        num_blocks=3,
+        dtype="fp8_e4m3fn",
+        scales="tensor",
+        neighbour=Layout.CONTENT_PACKED,
+    ),
+    ordinary_writes=True,
+    dense_out=True,
+    values=Values("one_hot"),
+)
+"""Many quotients of K are ties. A hunt on an H100 found that it stores 29 of them as the other neighbour."""
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "units", "steps", "kind"),
+    [
+        (True, 0, 0, "agree"),
+        (True, 1, 0, "agree"),
+        (True, 2, 0, "agree"),
+        (True, 2000, 0, "cache"),  # some numbers are so far from a tie
+        (True, 0, 1, "cache"),
+        (False, 0, 0, "agree"),
+        (False, 1, 0, "cache"),  # an interpreted quotient is right
+    ],
+)
+def test_a_gpu_may_store_either_neighbour_of_a_tie(on_gpu, units, steps, kind, monkeypatch):
+    target = TARGETS[WITH_TIES.target]
+    module = _Dividing(units, steps)
+    monkeypatch.setattr("attn_fuzz.targets.others.vllm_package.load", lambda *names, **options: [module])
+    if on_gpu:
+        on_cuda = vllm_write.division_error(torch.device("cuda"))
+        monkeypatch.setattr(vllm_write, "division_error", lambda device: on_cuda)
+    verdict = try_case(WITH_TIES, dataclasses.replace(target, unavailable=lambda device: None), "cpu")
     assert verdict.kind == kind, verdict.message

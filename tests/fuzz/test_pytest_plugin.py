@@ -66,7 +66,7 @@ def test_a_folder_without_tests_is_enough(run_pytest, tmp_path):
 
 
 def test_known_findings_are_expected_to_fail_until_they_are_fixed(run_pytest):
-    targets = [f"--attn-target=planted_findings:{name}" for name in ("KNOWN", "FIXED", "REFUSING")]
+    targets = [f"--attn-target=planted_findings:{name}" for name in ("KNOWN", "FIXED", "REFUSING", "NEEDS_GPU")]
     ended = run_pytest(*targets, "-k", "planted-sinks", "-rxs")
     assert re.search(r"1 failed, 1 skipped, \d+ deselected, 1 xfailed", ended.stdout), ended.stdout
     assert "the target refuses its stored case: sinks" in ended.stdout

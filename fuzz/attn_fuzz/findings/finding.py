@@ -39,6 +39,8 @@ class Finding:
             target is in a folder of your own.
         meets: whether a layer can meet the bug, for `attn-parity select`. The default is that every layer can.
         explains: whether a case that fails with a verdict fails because of this finding. Only failing cases are asked about.
+        needs_gpu: whether code that is compiled for a GPU alone shows the bug, and Triton's interpreter does not. Such a
+            finding explains nothing on a CPU (`Target.findings_on`).
     """
 
     name: str
@@ -49,6 +51,7 @@ class Finding:
     folder: Path = CASES
     meets: Callable[[AttentionConfig], bool] = _every_layer
     explains: Callable[["Case", "Verdict"], bool]
+    needs_gpu: bool = False
 
     @property
     def path(self) -> Path:

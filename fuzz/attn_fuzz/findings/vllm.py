@@ -1,8 +1,10 @@
 """Bugs that the fuzzer has found in vLLM's Triton kernels."""
 
+import math
 from typing import TYPE_CHECKING
 
-from attn_fuzz.findings.finding import Finding, is_nan_before_windows
+import msgspec
+from attn_fuzz.findings.finding import Finding, explanation, is_nan_before_windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +41,15 @@ def _is_scaled(case: "Case", request: "Request", worst: "Difference") -> bool:
     return abs(worst.got - worst.expected) <= worst.bound + 2.0**-10 * abs(worst.expected)
 
 
+def _is_of_tf32(worst: "Difference") -> bool:
+    """Whether an error may come from operands of dots that were cut to TF32.
+
+    A bound is made of roundings by 2^-24, of which each product of float32 has at least one. TF32 cuts up to 2^-10 off both
+    operands.
+    """
+    return abs(worst.got - worst.expected) <= 2.0**15 * worst.bound
+
+
 def _leaves_out_blocks(case: "Case", request: "Request", worst: "Difference") -> bool:
     """Whether a query's bidirectional range goes on into blocks ahead of it, or begins in blocks before its window."""
     size, width = case.cache.block_size if case.cache else 1, case.window[0]
@@ -56,7 +67,32 @@ def _sees_ahead(case: "Case") -> bool:
     return case.window[0] >= 0 and any(request.query_len > 1 and not request.causal for request in case.requests)
 
 
-UNIFIED_ATTENTION = (
+def _float32_as_tf32(others: tuple[Finding, ...]) -> Finding:
+    """The finding, in a target that has others: nearly all cases of float32 have this one, and some requests another one."""
+
+    def explains(case: "Case", verdict: "Verdict") -> bool:
+        rest = tuple(each for each in verdict.differences if not _is_of_tf32(each))
+        if verdict.kind != "value" or case.dtype != "float32" or len(rest) == len(verdict.differences):
+            return False
+        kind = "nan" if all(math.isnan(each.got) for each in rest) else "value"
+        beside = msgspec.structs.replace(verdict, kind=kind, differences=rest)
+        return not rest or explanation(others, case, beside) is not None
+
+    return Finding(
+        name="vllm-float32-as-tf32",
+        what="On NVIDIA GPUs that have TF32 (sm80 and later), attention in float32 multiplies in TF32: of both operands of a "
+        "dot 10 bits behind the leading one are left. A logit is off by up to 2^-9 of the sum of its products' magnitudes, and "
+        "an output by up to 2^-9 of the values that it is a mean of, beside what the logits move.",
+        cause=f"{UNIFIED}:547-549, 589 and 599, kernel_unified_attention, and triton_prefill_attention.py:178 and 199, "
+        '_fwd_kernel: tl.dot has no input_precision, and Triton then takes "tf32". VLLM_FLOAT32_MATMUL_PRECISION, which is '
+        '"highest" by default, does not reach the kernels.',
+        seen_in="vllm 0.33.0",
+        needs_gpu=True,
+        explains=explains,
+    )
+
+
+_UNIFIED_ATTENTION = (
     Finding(
         name="vllm-window-ahead",
         what="In a step that is not causal, with a window to each side, the values of the last keys that a query sees ahead "
@@ -115,6 +151,7 @@ UNIFIED_ATTENTION = (
         ),
     ),
 )
+UNIFIED_ATTENTION = (*_UNIFIED_ATTENTION, _float32_as_tf32(_UNIFIED_ATTENTION))
 
 _EMPTY_REQUEST = Finding(
     name="vllm-rocm-empty-request",
@@ -170,6 +207,7 @@ ENCODER = (
             _is_value(verdict) and case.sinks is not None and case.narrow_sinks and case.dtype != "float32"
         ),
     ),
+    _float32_as_tf32(()),
 )
 WRITE: tuple[Finding, ...] = ()
 MERGE: tuple[Finding, ...] = ()

@@ -72,6 +72,8 @@ class Report(msgspec.Struct, forbid_unknown_fields=True):
         newest: the newest version or commit that was looked at, and whether it has the bug.
         harm: how bad it is.
         sent_by: lines of engines that send such a call, "file:line what". Empty: no engine is known to send one.
+        gpu: of a finding that needs a GPU (`Finding.needs_gpu`), which GPU showed it, and how a CPU imitates it. Its script
+            does so where there is no GPU. None: the finding shows on a CPU.
         mend: changes with which the script no longer shows the finding. They show that the lines are the cause, and are no
             patch. Empty: no change of a few lines was found.
     """
@@ -84,6 +86,7 @@ class Report(msgspec.Struct, forbid_unknown_fields=True):
     newest: str
     harm: str
     sent_by: list[str] = []
+    gpu: str | None = None
     mend: list[Mend] = []
 
     def __post_init__(self) -> None:
@@ -110,7 +113,8 @@ class Shown(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         interpreted: what it printed.
-        compiled: what it printed with kernels that were compiled for gfx942 and emulated; None if it launches no kernel.
+        compiled: what it printed with kernels that were compiled for gfx942 and emulated; None if it launches no kernel, or if
+            the finding needs a GPU.
         mended: what it printed with the mended file; None if there is no mend.
     """
 
@@ -132,6 +136,8 @@ def script(name: str) -> str:
         if (file := FOLDER / f"{line[1]}.py").is_file():
             shared.append(_DOCSTRING.sub("", file.read_text(encoding="utf-8")).strip("\n") + "\n")
             text = text.replace(line[0], "")
+    if shared and shared[-1].splitlines()[-1].startswith(" "):
+        shared[-1] += "\n"  # a function has two empty lines behind it
     docstring = _DOCSTRING.match(text)
     assert docstring is not None, f"{name}: a script begins with its docstring"
     complete = "\n".join([docstring[0], "\n\n".join(shared), text[docstring.end() :].lstrip("\n")])
@@ -141,6 +147,12 @@ def script(name: str) -> str:
 def launches(name: str) -> bool:
     """Whether the script of a finding launches kernels: it loads a module that has them."""
     return _LOADS.search((FOLDER / f"{name}.py").read_text(encoding="utf-8")) is not None
+
+
+def is_emulated(name: str) -> bool:
+    """Whether kernels that the script of a finding launches show it on the emulator, too."""
+    found = report(name)
+    return launches(name) and (found is None or found.gpu is None)
 
 
 def results() -> dict[str, Shown]:
@@ -210,7 +222,8 @@ def _other_than_sources(folder: str, names: list[str]) -> list[str]:
 
 
 def _shown(name: str) -> Shown:
-    return Shown(_showing(name, None), _showing(name, ARCHITECTURE) if launches(name) else None, _mended(name))
+    compiled = _showing(name, ARCHITECTURE) if is_emulated(name) else None
+    return Shown(_showing(name, None), compiled, _mended(name))
 
 
 def _showing(name: str, architecture: str | None) -> str:

@@ -41,6 +41,8 @@ with the kernel's owner. Nothing is filed by a tool of this project.
 - Each script that launches kernels was run on a CPU twice: with kernels that Triton's own interpreter runs, and with kernels
   that were compiled for gfx942 and run on this project's emulator. A script that launches none was run on a CPU once. No script
   was run on a GPU.
+- A finding that shows on a GPU alone says so, and which GPU showed it. On a CPU its script imitates in Triton's interpreter
+  what the GPU does, its stored case agrees, and no failure is explained by it.
 - A run of the fuzzer counts the cases that a finding explains, and goes on. It says when the stored case of a finding no longer
   fails. `attn-parity select` lists the findings that a layer can meet in the selected backend.
 - To replay a finding, install the package of the version that is named, without what it requires (`pip install
@@ -111,7 +113,8 @@ def index(findings: Shared, shown: dict[str, Shown], speed: dict[str, Speed]) ->
         report = _report(name)
         reach = "from an engine" if report.sent_by else "no engine is known"
         examples = speed[name].median if name in speed else "not measured"
-        cells = (f"[{name}](#{name})", f"`{report.kernel}`", finding.seen_in, reach, examples, report.confirmed_by)
+        seen_in = f"{finding.seen_in}, on a GPU alone" if finding.needs_gpu else finding.seen_in
+        cells = (f"[{name}](#{name})", f"`{report.kernel}`", seen_in, reach, examples, report.confirmed_by)
         lines.append(f"| {' | '.join(cells)} | {finding.link or 'not yet'} |")
     for name, (finding, names) in findings.items():
         report = _report(name)
@@ -123,6 +126,7 @@ def index(findings: Shared, shown: dict[str, Shown], speed: dict[str, Speed]) ->
             "",
             f"- Page to be filed: [{report.title}](findings/{name}.md)",
             f"- Seen in: {finding.seen_in}",
+            *([f"- On a GPU alone: {report.gpu}."] if report.gpu else []),
             f"- Lines: {_list(report.lines)}",
             f"- Cause: {finding.cause}",
             f"- Expected and got: {_numbers(shown[name].interpreted)}",
@@ -178,7 +182,11 @@ def page(finding: Finding, shown: Shown) -> str:
 
 
 def _confirmation(report: Report, shown: Shown) -> Iterator[str]:
-    if shown.compiled is None:
+    if report.gpu is not None:
+        yield "**How it was confirmed.** What is expected is computed in the script, by torch. The script ran on a CPU alone,"
+        yield "where it imitates the GPU in Triton's own interpreter."
+        yield _sentence(report.gpu)
+    elif shown.compiled is None:
         yield "**How it was confirmed.** The script launches no kernel. It ran the package's own Python code on a CPU."
         yield "It was not run on a GPU."
     else:
@@ -263,5 +271,7 @@ if __name__ == "__main__":
     asked = parser.parse_args()
     if asked.speed:
         hunts = [msgspec.json.decode(path.read_bytes()) for path in asked.speed]
-        SPEED.write_bytes(msgspec.json.format(msgspec.json.encode(speeds(_findings(), hunts)), indent=1) + b"\n")
+        # hunts of which the page tells run on a CPU
+        met_there = {name: found for name, found in _findings().items() if not found[0].needs_gpu}
+        SPEED.write_bytes(msgspec.json.format(msgspec.json.encode(speeds(met_there, hunts)), indent=1) + b"\n")
     sys.exit(main(asked.check))

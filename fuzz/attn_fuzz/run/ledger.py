@@ -18,7 +18,7 @@ def fixed(name: str, device: str, limit: float) -> list[Finding]:
     """
     target = registry.load(name)
     support = target.support(device)
-    findings = [finding for finding in target.findings if support.limit(case_file.load(finding.path)) is None]
+    findings = [finding for finding in target.findings_on(device) if support.limit(case_file.load(finding.path)) is None]
     with tempfile.TemporaryDirectory() as scratch, Executor(name, device, limit, Path(scratch, "finding.json")) as executor:
         return no_longer_failing(findings, executor)
 

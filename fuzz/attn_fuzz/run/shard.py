@@ -246,7 +246,7 @@ class _Shard:
     """
 
     def __init__(self, plan: FuzzPlan, executor: Executor, report: Callable[[Progress], None], target: Target) -> None:
-        self.findings = target.findings
+        self.findings = target.findings_on(plan.device)
         self.support = target.support(plan.device)
         self.plan = plan
         self.executor = executor

@@ -391,6 +391,10 @@ class Target:
             case = msgspec.structs.replace(case, rope=None)
         return self.support(device).beyond(case)
 
+    def findings_on(self, device: str) -> tuple[Finding, ...]:
+        """The findings that can show on a device type: on a CPU none that needs a GPU, so that a failure there stays one."""
+        return tuple(finding for finding in self.findings if device != "cpu" or not finding.needs_gpu)
+
     def can_be_sanitized(self, device: str) -> bool:
         """Whether `attn_fuzz.interpreted.sanitizer` can check its kernels there, which it does as they are interpreted."""
         return self.sanitizes and device == "cpu"

@@ -6,6 +6,11 @@ calls.
 The sibling multiplies by 1 / scale where the contract divides, rounds int8 half away from zero, and has scales of 1e-6 or more
 (ops/triton_reshape_and_cache_flash.py:221-234). So a number may differ from the contract's by one step of its type, and a scale
 by two roundings. A row that keeps to this is replaced by the contract's; all other bytes are judged as the kernel left them.
+
+The first one divides by `/`, which Triton compiles for NVIDIA to div.full.f32. Its quotient is off by up to two units in the
+last place. So a number of float8 whose quotient is so near to a tie may be stored as either neighbour, which are as near to it.
+On a GPU such a number is replaced by the contract's. Triton's interpreter divides as the contract does, and there all bytes are
+judged.
 """
 
 import functools
@@ -31,12 +36,40 @@ def _write_kv_cache(k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, la
 
 
 def _write_rows(k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slot_mapping: torch.Tensor) -> None:
+    """Write by the kernel, and then replace numbers that differ from the contract's as quotients near ties may."""
     [module] = vllm_package.load(*MODULES, is_rocm=k.device.type == "cpu")  # on CUDA it asks the device for its capability
-    k_cache, v_cache = foreign.keys_and_values(kv_cache, layer)
+    caches = foreign.keys_and_values(kv_cache, layer)
     one = k.new_ones(1, dtype=torch.float32)
     dtype = "auto" if layer.kv_cache_dtype is None else "fp8"
     scales = [one if scale is None else scale for scale in (layer.k_scale, layer.v_scale)]
-    module.triton_reshape_and_cache_flash(k, v, k_cache, v_cache, slot_mapping, dtype, *scales)
+    module.triton_reshape_and_cache_flash(k, v, *caches, slot_mapping, dtype, *scales)
+    if dtype == "auto" or not (units := division_error(k.device)):
+        return
+    written = slot_mapping >= 0
+    at = slot_mapping[written] // caches[0].shape[1], slot_mapping[written] % caches[0].shape[1]
+    for rows, cache, scale in zip((k, v), caches, scales, strict=True):
+        rows, stored = rows[: len(slot_mapping)][written], cache.view(torch.uint8)
+        right = attn_reference.quantize(rows, scale, cache.dtype).view(torch.uint8)
+        stored[at] = torch.where(_is_quotient(rows, stored[at].view(cache.dtype), scale, units), right, stored[at])
+
+
+def division_error(device: torch.device) -> int:
+    """Units in the last place of float32 by which `/` may be off: two where it is div.full.f32 (PTX ISA)."""
+    return 0 if device.type == "cpu" else 2
+
+
+def _is_quotient(rows: torch.Tensor, stored: torch.Tensor, scale: torch.Tensor, units: int) -> torch.Tensor:
+    """Whether each number of rows [S, HK, D] is stored as a quotient that is off by up to so many units."""
+    quotient, one = rows.double() / scale.double(), torch.ones_like(scale)
+    ends = [attn_reference.quantize(quotient * (1 + sign * units * 2.0**-23), one, stored.dtype) for sign in (-1, 1)]
+    codes, (first, last) = _ordered(stored), map(_ordered, ends)
+    return (torch.minimum(first, last) <= codes) & (codes <= torch.maximum(first, last))
+
+
+def _ordered(stored: torch.Tensor) -> torch.Tensor:
+    """Numbers of float8 as ints in their order, in which -0 comes before 0, and NaN with its sign at an end."""
+    byte = stored.contiguous().view(torch.uint8).int()
+    return torch.where(byte >= 0x80, 0x7F - byte, byte)
 
 
 def _write_scaled_rows(
