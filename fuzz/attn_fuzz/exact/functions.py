@@ -61,6 +61,7 @@ NAMED: dict[tuple[str, str], Callable[..., Any]] = {
     ("attn_optimized.kernels.logits", "tanh"): _tanh,
     ("attn_optimized.kernels.quantization", "encode"): _stored,
     ("vllm.v1.attention.ops.triton_attention_helpers", "apply_softcap"): _soft_cap,
+    ("aiter.ops.triton._triton_kernels.activation", "_tanh"): _tanh,
     ("aiter.ops.triton._triton_kernels.unified_attention", "apply_softcap"): _soft_cap_in_base_2,
     ("sglang.kernels.ops.attention.decode_attention", "tanh"): _tanh,
     ("sglang.kernels.ops.attention.extend_attention", "tanh"): _tanh,
