@@ -47,10 +47,13 @@ with the kernel's owner. Nothing is filed by a tool of this project.
   fails. `attn-parity select` lists the findings that a layer can meet in the selected backend.
 - To replay a finding, install the package of the version that is named, without what it requires (`pip install
   --no-deps vllm==0.33.0`), and start in the repository's root. The replay exits with 1 and names the finding.
-- Two findings are in compilers, and have scripts without pages. `python findings/compilers/ptxas-lost-shift.py`: ptxas 12.8,
+- Three findings are in compilers, and have scripts without pages. `python findings/compilers/ptxas-lost-shift.py`: ptxas 12.8,
   which Triton 3.6.0 and 3.7.1 bring, stores to a wrong address of shared memory in a kernel that spills registers.
   `python findings/compilers/llvm-copies-before-exec.py`: LLVM 22, which Triton 3.6.0 brings, saves registers of a kernel for
   gfx950 while lanes are off, and restores them for all lanes. The outputs are wrong.
+  `python findings/compilers/llvm-partial-spill.py`: LLVM 24, which Triton 3.9.0 brings, spills two words of a value for gfx942
+  and gfx950 as four, over the address of a tensor. SGLang's extend attention then loads from another address: the case beside
+  the script shows it.
 
 In the table, "reach" says whether a path from an engine to the bug is cited. "Examples" is the median over hunts with
 different seeds: how many cases a target had drawn when the first one failed because of the finding, in the target that met it
