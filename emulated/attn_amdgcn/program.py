@@ -9,7 +9,7 @@ from attn_amdgcn.assembly import Instruction, Kernel, Literal
 from attn_amdgcn.collector import collector_paused
 from attn_amdgcn.errors import AssemblyError, UnknownInstructionError
 from attn_amdgcn.instructions import modes
-from attn_amdgcn.instructions.control import BARRIERS, BRANCHES, CONDITIONS, ENDS
+from attn_amdgcn.instructions.control import BARRIERS, BRANCHES, CONDITIONS, ENDS, nothing
 from attn_amdgcn.operands import label_of, unknown
 from attn_amdgcn.waves import Waves
 
@@ -23,7 +23,7 @@ class Block:
 
     Attributes:
         code: its instructions, the one that ends it included.
-        steps: what they do, without the one that ends it.
+        steps: what they do, without the one that ends it and those that change no value, each with its place in `code`.
         condition: [waves] bool, which waves go to `target`; None if all do.
         target: the block to which a branch leads; None if the block ends without a branch.
         ends: whether waves end behind the block.
@@ -31,7 +31,7 @@ class Block:
     """
 
     code: tuple[Instruction, ...]
-    steps: tuple[Callable[[Waves], None], ...]
+    steps: tuple[tuple[int, Callable[[Waves], None]], ...]
     condition: Callable[[Waves], np.ndarray] | None = None
     target: int | None = None
     ends: bool = False
@@ -91,9 +91,15 @@ def _block(kernel: Kernel, begin: int, end: int | None, number: dict[int, int], 
     code = kernel.instructions[begin:end]
     final = code[-1]
     ending = final.name in (*BRANCHES, *ENDS, *BARRIERS)
-    steps = tuple(instructions.step(instruction, kernel) for instruction in (code[:-1] if ending else code))
-    if loads_into_lds:
-        steps = tuple(lds_loads.seen(instruction, step, kernel) for instruction, step in zip(code, steps, strict=False))
+    done = []
+    matters = instructions.scc_matters(code)
+    for place, instruction in enumerate(code[:-1] if ending else code):
+        step = instructions.step(instruction, kernel, scc_matters=matters[place])
+        if loads_into_lds:
+            step = lds_loads.seen(instruction, step, kernel)
+        if step is not nothing:
+            done.append((place, step))
+    steps = tuple(done)
     if final.name == "s_barrier_wait" and [operand.of for operand in final.operands] != [Literal(-1)]:
         raise unknown(final, "a barrier of another number than -1")
     if final.name in BRANCHES:

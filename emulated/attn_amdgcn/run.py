@@ -81,16 +81,16 @@ class Runner:
     def _run(self, block: Block, waves: Waves) -> None:
         self.executed[waves.block] += len(waves)
         self._left -= len(waves) * len(block.code)
-        i = 0
+        place = 0
         try:
             if self._left < 0:
                 raise Fault(f"the launch has run {self.most} instructions without an end")
             waves.pending = self.program.after(waves.block, waves.pending)
-            for i, step in enumerate(block.steps):  # noqa: B007 - the handler needs the number
+            for place, step in block.steps:  # noqa: B007 - the handler needs the place
                 step(waves)
         except Fault as fault:
             if not fault.instruction:
-                fault.at(block.code[i])
+                fault.at(block.code[place])
             if fault.workgroup is None and fault.wave is None:
                 fault.workgroup, fault.wave = int(waves.workgroup[0]), int(waves.number[0])
             raise

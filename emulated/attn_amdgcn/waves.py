@@ -46,6 +46,8 @@ class Waves:
         vector: [rows, waves, lanes] uint32, the vector registers, and behind them the accumulation registers.
         vector_f32, vector_i32: the same bits as numbers of these types: making a view takes longer than most reads.
         scalar: [waves, SCALARS] uint32; a pair that begins at an even number is an element of `scalar64`.
+        scalar_f32, scalar_i32: the same bits as numbers of these types.
+        shape: numbers of waves and of lanes.
         scc: [waves] bool, the scalar condition code.
         masks: what `mask` returned, by index, until the scalar registers there are written.
         lanes: [waves, lanes] bool, the lanes that EXEC switches on; None if all are on.
@@ -74,6 +76,8 @@ class Waves:
     ) -> None:
         self.vector, self.scalar, self.scalar64 = vector, scalar, scalar.view(np.uint64)
         self.vector_f32, self.vector_i32 = vector.view(np.float32), vector.view(np.int32)
+        self.scalar_f32, self.scalar_i32 = scalar.view(np.float32), scalar.view(np.int32)
+        self.shape: tuple[int, int] = vector.shape[1], vector.shape[2]
         self.scc = np.zeros(len(scalar), bool) if scc is None else scc
         self.workgroup, self.number, self.slot, self.scratch, self.shared = workgroup, number, slot, scratch, shared
         self.block, self.pending = block, pending
@@ -84,11 +88,6 @@ class Waves:
 
     def __len__(self) -> int:
         return len(self.scalar)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Waves and lanes."""
-        return self.vector.shape[1], self.vector.shape[2]
 
     def switch(self) -> None:
         """Read EXEC anew, after it was written."""

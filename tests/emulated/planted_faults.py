@@ -129,8 +129,8 @@ PLANTED = {
     ),
     "lanes that are off and written all the same": (
         "operands.py",
-        "where=on, casting",
-        "where=True, casting",
+        "where=on, casting='unsafe'",
+        "where=True, casting='unsafe'",
         "integer_arithmetic",
     ),
     "a comparison of scalars that is false for a NaN": (
@@ -191,8 +191,8 @@ PLANTED = {
     ),
     "a magnitude that keeps its sign": (
         "instructions/forms.py",
-        "bits = bits & ~sign",
-        "bits = bits | sign",
+        '"({} & {})", bits, ~sign',
+        '"({} | {})", bits, sign',
         "float_arithmetic",
     ),
     "another bias of four bits": (
