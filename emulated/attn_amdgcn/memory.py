@@ -94,7 +94,7 @@ class Memory(Storage):
             if not some.size:
                 return np.zeros_like(place)
             place = np.where(lanes, place, some[0])
-        low, high = int(place.min()), int(place.max()) + size
+        low, high = int(np.minimum.reduce(place, axis=None)), int(np.maximum.reduce(place, axis=None)) + size
         which = bisect_right(self._begins, low) - 1
         if which >= 0 and high <= self._ends[which]:
             return place

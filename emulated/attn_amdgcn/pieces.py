@@ -4,7 +4,7 @@ Instructions of one form differ in registers and constants alone. So the source 
 making the function of an instruction binds the names in that source to the instruction's own registers and constants.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -25,6 +25,11 @@ class Piece(NamedTuple):
 
 def piece(text: str, *names: Any) -> Piece:
     return Piece(text, names)
+
+
+def call(function: Callable[..., Any], values: Sequence[Piece]) -> Piece:
+    """A function of values."""
+    return Piece(f"{{}}({', '.join(['{}'] * len(values))})", (function, *values))
 
 
 def function_of(*statements: Piece, parameters: str = "waves") -> Callable[..., Any]:

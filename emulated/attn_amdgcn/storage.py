@@ -2,6 +2,8 @@
 
 import numpy as np
 
+_COUNTED = np.arange(64)
+
 
 class Storage:
     """Bytes, and loads and stores of them at [waves, lanes] offsets that somebody else has checked.
@@ -13,12 +15,11 @@ class Storage:
     def __init__(self, data: np.ndarray) -> None:
         self.bytes, self._words, self._halves = data, data.view(np.uint32), data.view(np.uint16)
 
-    def load(self, place: np.ndarray, words: int) -> list[np.ndarray]:
-        """Words of 32 bits from each offset on."""
-        if not _misplaced(place, 3):
-            index = place >> 2
-            return [self._words.take(index if i == 0 else index + i) for i in range(words)]
-        return [self._unaligned(place + 4 * i) for i in range(words)]
+    def load(self, place: np.ndarray, words: int) -> np.ndarray:
+        """[words, waves, lanes] uint32 from each offset on."""
+        if _misplaced(place, 3):
+            return self._unaligned(_following(place, words, 4))
+        return self._words.take(_following(place >> 2, words))
 
     def _unaligned(self, place: np.ndarray) -> np.ndarray:
         found = self.bytes.take(place).astype(np.uint32)
@@ -34,23 +35,20 @@ class Storage:
             return self._halves.take(place >> 1).astype(np.uint32)
         return self.bytes.take(place).astype(np.uint32) | self.bytes.take(place + 1).astype(np.uint32) << np.uint32(8)
 
-    def store(self, place: np.ndarray, values: list[np.ndarray], lanes: np.ndarray | None) -> None:
-        """Write words of 32 bits from each offset on. Of lanes with one offset the last one wins."""
-        chosen = place.reshape(-1) if lanes is None else place[lanes]
-        aligned = not _misplaced(chosen, 3)
-        index = chosen >> 2 if aligned else chosen
-        for i, value in enumerate(values):
-            data = _chosen(value, place, lanes)
-            if aligned:
-                self._words[index if i == 0 else index + i] = data
-            else:
-                for byte in range(4):
-                    self.bytes[index + (4 * i + byte)] = data >> np.uint32(8 * byte)
+    def store(self, place: np.ndarray, values: np.ndarray, lanes: np.ndarray | None) -> None:
+        """Write [words, waves, lanes] from each offset on. Of lanes with one offset the last one wins."""
+        chosen = place if lanes is None else place[lanes]
+        data = values if lanes is None else values[:, lanes]
+        if not _misplaced(chosen, 3):
+            self._words[_following(chosen >> 2, len(values))] = data
+            return
+        for index, word in zip(_following(chosen, len(values), 4), data, strict=True):
+            for byte in range(4):
+                self.bytes[index + byte] = word >> np.uint32(8 * byte)
 
     def store_part(self, place: np.ndarray, value: np.ndarray, size: int, lanes: np.ndarray | None) -> None:
         """Write the lowest one or two bytes of uint32."""
-        chosen = place.reshape(-1) if lanes is None else place[lanes]
-        data = _chosen(value, place, lanes)
+        chosen, data = (place, value) if lanes is None else (place[lanes], value[lanes])
         if size == 1:
             self.bytes[chosen] = data
         elif not _misplaced(chosen, 1):
@@ -65,6 +63,6 @@ def _misplaced(place: np.ndarray, mask: int) -> bool:
     return bool(np.bitwise_or.reduce(place, axis=None) & mask)
 
 
-def _chosen(value: np.ndarray, place: np.ndarray, lanes: np.ndarray | None) -> np.ndarray:
-    full = value if value.shape == place.shape else np.broadcast_to(value, place.shape)
-    return full.reshape(-1) if lanes is None else full[lanes]
+def _following(place: np.ndarray, count: int, step: int = 1) -> np.ndarray:
+    """So many offsets from each one on: of the first words, then of the second ones."""
+    return place[None] if count == 1 else np.add.outer(_COUNTED[:count] * step if step > 1 else _COUNTED[:count], place)

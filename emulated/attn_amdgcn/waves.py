@@ -56,6 +56,7 @@ class Waves:
         workgroup: [waves] int64, the number of each wave's workgroup in the grid.
         number: [waves] int64, the number of each wave in its workgroup.
         slot: [waves] int64, the row of `shared.lds` that is the wave's.
+        lds_begin: [waves, 1] int64, the first byte of that row.
         scratch: [words, waves, lanes] uint32, the private memory of each lane.
         shared: memory and LDS, which groups of waves share.
     """
@@ -80,6 +81,7 @@ class Waves:
         self.shape: tuple[int, int] = vector.shape[1], vector.shape[2]
         self.scc = np.zeros(len(scalar), bool) if scc is None else scc
         self.workgroup, self.number, self.slot, self.scratch, self.shared = workgroup, number, slot, scratch, shared
+        self.lds_begin = (slot * (4 * shared.lds.shape[1]))[:, None]
         self.block, self.pending = block, pending
         self.masks: dict[int, np.ndarray] = {}
         self.lanes: np.ndarray | None = None

@@ -52,8 +52,8 @@ PLANTED = {
     "a wait that never blocks": ("waits.py", "for counters, most in found:", "for counters, most in ():", "waits"),
     "another lane in ds_bpermute": (
         "instructions/cross_lane.py",
-        "(address + np.uint32(offset)) // np.uint32(4)",
-        "(address + np.uint32(offset)) // np.uint32(8)",
+        "(address + np.uint32(offset) >> np.uint32(2))",
+        "(address + np.uint32(offset) >> np.uint32(3))",
         "cross_lane",
     ),
     "the wrong bits kept by SDWA": ("instructions/sdwa.py", "waves.vector[row] & ~mask", "waves.vector[row] & mask", "sdwa"),

@@ -51,11 +51,13 @@ class Range(NamedTuple):
     Attributes:
         begin: the place (address less BASE) of vaddr 0, or its byte in each lane's scratch.
         length: the bytes behind it that are in range.
+        least: the least of `length`.
         is_private: whether this is scratch.
     """
 
     begin: np.ndarray
     length: np.ndarray
+    least: int
     is_private: bool = False
 
 
@@ -82,8 +84,8 @@ def buffer_load(instruction: Instruction, kernel: Kernel) -> Step:
             write(waves, _values(instruction, waves, within, offset, fits, form))
             return
         word = Format(4)
-        values = [_values(instruction, waves, within, offset + 4 * i, fits[i], word)[0] for i in range(form.registers)]
-        write(waves, values)
+        values = [_values(instruction, waves, within, offset + 4 * i, fits[i], word) for i in range(form.registers)]
+        write(waves, np.concatenate(values))
 
     return step
 
@@ -105,7 +107,7 @@ def buffer_store(instruction: Instruction, kernel: Kernel) -> Step:
             _store(instruction, waves, within, offset, fits, values, form)
             return
         for i, value in enumerate(values):
-            _store(instruction, waves, within, offset + 4 * i, fits[i], [value], Format(4))
+            _store(instruction, waves, within, offset + 4 * i, fits[i], value[None], Format(4))
 
     return step
 
@@ -119,6 +121,8 @@ def _operands(instruction: Instruction) -> tuple[Operand, ...]:
 
 def _fits(within: Range, offset: np.ndarray, form: Format) -> tuple:
     """Which lanes are in range (None if all are), and whether that differs between the words of a lane: then for each word."""
+    if int(np.maximum.reduce(offset, axis=None)) <= within.least - form.size:
+        return None, False
     fits = offset <= within.length - form.size
     if fits.all():
         return None, False
@@ -129,14 +133,14 @@ def _fits(within: Range, offset: np.ndarray, form: Format) -> tuple:
 
 def _values(
     instruction: Instruction, waves: Waves, within: Range, offset: np.ndarray, fits: np.ndarray | None, form: Format
-) -> list[np.ndarray]:
+) -> np.ndarray:
     memory = waves.shared.memory
     lanes = waves.lanes if fits is None else fits if waves.lanes is None else fits & waves.lanes
     place = memory.checked(within.begin + offset, form.size, lanes, waves)
     for watch in waves.shared.watches:
         watch.global_read(Access(waves, place, form.size, lanes, instruction))
     values = loaded(memory, place, form)
-    return values if fits is None else [value * fits for value in values]
+    return values if fits is None else values * fits
 
 
 def _store(
@@ -145,7 +149,7 @@ def _store(
     within: Range,
     offset: np.ndarray,
     fits: np.ndarray | None,
-    values: list[np.ndarray],
+    values: np.ndarray,
     form: Format,
 ) -> None:
     memory = waves.shared.memory
@@ -195,7 +199,7 @@ def _ranges(instruction: Instruction, resource: Operand, soffset: Operand, kerne
         if kernel.architecture == "gfx90a" and (words[:, 2:] == PRIVATE_WORDS[2:]).all():
             base = (words[:, 0].astype(np.int64) | (words[:, 1].astype(np.int64) & 0xFFFF) << 32) - PRIVATE_BASE
             begin = base - private_offset(waves) + further(waves).astype(np.int64) + constant
-            return Range(begin[:, None], np.array([[0]]), is_private=True)
+            return Range(begin[:, None], np.array([[0]]), 0, is_private=True)
         base, records, strange = described(waves.scalar[:, first : first + 4].astype(np.int64), checks)
         if strange.any():
             wave = int(strange.argmax())
@@ -203,7 +207,8 @@ def _ranges(instruction: Instruction, resource: Operand, soffset: Operand, kerne
             where = {"wave": int(waves.number[wave]), "workgroup": int(waves.workgroup[wave])}
             raise Fault(f"the resource {words} is no raw buffer without stride and swizzle", **where)
         more = further(waves).astype(np.int64)
-        return Range((base + more + (constant - BASE))[:, None], (records - more - constant)[:, None])
+        length = records - more - constant
+        return Range((base + more + (constant - BASE))[:, None], length[:, None], int(length.min()))
 
     return ranges
 

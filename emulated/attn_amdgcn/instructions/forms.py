@@ -28,7 +28,7 @@ from attn_amdgcn.operands import (
     vector_row,
     vector_value,
 )
-from attn_amdgcn.pieces import Piece, function_of, piece
+from attn_amdgcn.pieces import Piece, call, function_of, piece
 from attn_amdgcn.waves import Waves
 
 Step = Callable[[Waves], None]
@@ -122,25 +122,20 @@ def scalar_step(instruction: Instruction, kernel: Kernel, *, scc_matters: bool =
         piece("waves.scc") if kind == "scc" else scalar_value(operands.pop(0), KINDS[kind], kernel) for kind in meaning.sources
     ]
     if "scc" not in results or not scc_matters:
-        return function_of(write(_call(meaning.function, values))) if write else function_of(piece("pass"))
+        return function_of(write(call(meaning.function, values))) if write else function_of(piece("pass"))
     names = [piece(f"source{i}") for i in range(len(values))]
     statements = [piece("{} = {}", name, value) for name, value in zip(names, values, strict=True)]
-    statements.append(piece("value = {}", _call(meaning.function, names)))
+    statements.append(piece("value = {}", call(meaning.function, names)))
     if write is None:
         found = piece("value")
     else:
         found = piece("scc")
-        statements.append(piece("scc = {}", _call(meaning.scc, [piece("value"), *names])))
+        statements.append(piece("scc = {}", call(meaning.scc, [piece("value"), *names])))
         statements.append(write(piece("value")))
     if all(value.text == "{}" for value in values):  # constants are the same for all waves
         found = piece("{}({}, len(waves))", np.repeat, found)
     statements.append(piece("waves.scc = {}", found))
     return function_of(*statements)
-
-
-def _call(function: Callable[..., Any], values: Sequence[Piece]) -> Piece:
-    """A function of values."""
-    return piece(f"{{}}({', '.join('{}' for _ in values)})", function, *values)
 
 
 def vector(
@@ -209,7 +204,7 @@ def _in_place(instruction: Instruction, parts: "Parts", kernel: Kernel) -> Step 
         return None
     result = row_value(row, KINDS[meaning.results[0]])
     into = piece(f"{{}}({', '.join('{}' for _ in parts.values)}, out={{}})", parts.function, *parts.values, result)
-    return function_of(piece("on = waves.lanes"), put_statement(result, _call(parts.function, parts.values), into))
+    return function_of(piece("on = waves.lanes"), put_statement(result, call(parts.function, parts.values), into))
 
 
 def dual_step(instruction: Instruction, kernel: Kernel) -> Step:
@@ -248,7 +243,7 @@ class Parts:
     def statements(self, name: str = "value") -> tuple[Piece, Piece]:
         """The statement that computes the results, under names that begin with a name, and the statements that write them."""
         found = [piece(f"{name}{i}") for i in range(len(self.writes))]
-        compute = piece(f"{', '.join(each.text for each in found)} = {{}}", _call(self.function, self.values))
+        compute = piece(f"{', '.join(each.text for each in found)} = {{}}", call(self.function, self.values))
         on = piece("on = waves.lanes") if self.lanes is None else piece("on = {}(waves)", self.lanes)
         write = [on]
         for result, value, end in zip(self.writes, found, self.finish, strict=True):

@@ -13,9 +13,20 @@ from collections.abc import Callable
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Operand
 from attn_amdgcn.errors import Fault
-from attn_amdgcn.instructions.formats import LOADS, STORES, Format, data_row, loaded, number, reads_data, stored, writes_data
+from attn_amdgcn.instructions.formats import (
+    LOADS,
+    STORES,
+    Format,
+    data_row,
+    loaded,
+    number,
+    reads_data,
+    stored,
+    writes_data,
+    writes_rows,
+)
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
-from attn_amdgcn.operands import put, unknown
+from attn_amdgcn.operands import unknown
 from attn_amdgcn.watch import Access
 from attn_amdgcn.waves import Waves
 
@@ -24,14 +35,14 @@ _PAIRS |= {"write2": 1, "write2st64": 64, "store_2addr": 1, "store_2addr_stride6
 """By the name of a form with two addresses: the factor of its offsets."""
 
 
-def reads(waves: Waves, place: np.ndarray, form: Format, instruction: Instruction) -> list[np.ndarray]:
+def reads(waves: Waves, place: np.ndarray, form: Format, instruction: Instruction) -> np.ndarray:
     """What lies at places in LDS."""
     for watch in waves.shared.watches:
         watch.lds_read(Access(waves, place, form.size, waves.lanes, instruction))
     return loaded(waves.shared.lds_storage, place, form)
 
 
-def writes(waves: Waves, place: np.ndarray, values: list[np.ndarray], form: Format, instruction: Instruction) -> None:
+def writes(waves: Waves, place: np.ndarray, values: np.ndarray, form: Format, instruction: Instruction) -> None:
     """Write values to places in LDS."""
     for watch in waves.shared.watches:
         watch.lds_written(Access(waves, place, form.size, waves.lanes, instruction), values)
@@ -71,12 +82,12 @@ def load_two(instruction: Instruction, kernel: Kernel) -> Step:
     form, offsets = _pair(instruction)
     target, address = instruction.operands
     places = places_of(instruction, address, form.size, kernel)
-    row = data_row(instruction, target, 2 * form.registers, kernel)
+    write = writes_rows(data_row(instruction, target, 2 * form.registers, kernel), 2 * form.registers)
+    first, second = offsets
 
     def step(waves: Waves) -> None:
-        values = [value for offset in offsets for value in reads(waves, places(waves, offset), form, instruction)]
-        for i, value in enumerate(values):
-            put(waves, row + i, value)
+        before, behind = (reads(waves, places(waves, offset), form, instruction) for offset in (first, second))
+        write(waves, np.concatenate([before, behind]))
 
     return step
 
@@ -129,7 +140,7 @@ def load_transposed(instruction: Instruction, kernel: Kernel) -> Step:
     size, width, comes_from = _TRANSPOSED[instruction.name]
     form, count = Format(size), size // width
     target, address = instruction.operands
-    places, row = places_of(instruction, address, size, kernel), data_row(instruction, target, form.registers, kernel)
+    places, write = places_of(instruction, address, size, kernel), writes_data(instruction, target, form, kernel)
     offset = number(instruction, "offset")
     source = np.array([[comes_from(lane, j) for j in range(count)] for lane in range(kernel.wave_size)])
     element = (source[..., 0] * count + source[..., 1]).reshape(-1)
@@ -137,11 +148,9 @@ def load_transposed(instruction: Instruction, kernel: Kernel) -> Step:
     def step(waves: Waves) -> None:
         if waves.lanes is not None:
             raise Fault("a transposing load while lanes are off")
-        words = np.stack(reads(waves, places(waves, offset), form, instruction), axis=-1)
+        words = np.ascontiguousarray(reads(waves, places(waves, offset), form, instruction).transpose(1, 2, 0))
         elements = words.reshape(len(waves), -1).view(f"u{width}").take(element, axis=1)
-        found = elements.view(np.uint32).reshape(words.shape)
-        for i in range(form.registers):
-            put(waves, row + i, found[..., i])
+        write(waves, elements.view(np.uint32).reshape(words.shape).transpose(2, 0, 1))
 
     return step
 
@@ -156,15 +165,15 @@ def places_of(instruction: Instruction, operand: Operand, size: int, kernel: Ker
     row = data_row(instruction, operand, 1, kernel)
 
     def places(waves: Waves, offset: int) -> np.ndarray:
-        address, shared = waves.vector[row], waves.shared
+        address = waves.vector[row]
         if waves.lanes is not None:
             some = address[waves.lanes]
             if not some.size:
                 return np.zeros(waves.shape, np.int64)
             address = np.where(waves.lanes, address, some[0])
-        if int(address.max()) + offset + size > shared.lds_bytes:
+        if int(np.maximum.reduce(address, axis=None)) + offset + size > waves.shared.lds_bytes:
             return place_of(waves, (address + np.uint32(offset)).astype(np.int64), size)
-        return (waves.slot * (4 * shared.lds.shape[1]) + offset)[:, None] + address
+        return address + (waves.lds_begin + offset)
 
     return places
 
@@ -183,4 +192,4 @@ def place_of(waves: Waves, address: np.ndarray, size: int) -> np.ndarray:
         wave, lane = (int(number) for number in np.argwhere(outside)[0])
         what = f"{size} bytes at byte {int(address[wave, lane])} of LDS, of which a workgroup has {has} bytes"
         raise Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane)
-    return address + (waves.slot * (4 * waves.shared.lds.shape[1]))[:, None]
+    return address + waves.lds_begin
