@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Named, Operand, Register
 from attn_amdgcn.errors import UnknownInstructionError
-from attn_amdgcn.pieces import Piece, function_of, piece, value_of
+from attn_amdgcn.pieces import Piece, Row, function_of, piece, value_of
 from attn_amdgcn.waves import EXEC, M0, TTMP, VCC, Waves
 
 Read = Callable[[Waves], np.ndarray]
@@ -24,10 +24,12 @@ class Kind(NamedTuple):
     Attributes:
         bits: 16, 32 or 64.
         dtype: of numpy.
+        mask: the bits that are kept, where others are dropped.
     """
 
     bits: int
     dtype: type
+    mask: int = -1
 
 
 KINDS = {
@@ -38,13 +40,16 @@ KINDS = {
     "b32": Kind(32, np.uint32),
     "u32": Kind(32, np.uint32),
     "i32": Kind(32, np.int32),
+    "u5": Kind(32, np.uint32, 31),
+    "i5": Kind(32, np.int32, 31),
     "f32": Kind(32, np.float32),
     "b64": Kind(64, np.uint64),
     "u64": Kind(64, np.uint64),
     "i64": Kind(64, np.int64),
     "f64": Kind(64, np.float64),
 }
-"""By the names that the mnemonics use. A `mask` is a bit for each lane in scalar registers, read as bool."""
+"""By the names that the mnemonics use; u5 and i5 are the counts of shifts. A `mask` is a bit for each lane in scalar registers,
+read as bool."""
 
 _SPECIAL = {"vcc": VCC, "vcc_lo": VCC, "vcc_hi": VCC + 1, "exec": EXEC, "exec_lo": EXEC, "exec_hi": EXEC + 1, "m0": M0}
 
@@ -85,6 +90,8 @@ def bits_of(number: float, kind: Kind) -> int:
 
 _SCALARS = {np.uint32: "scalar", np.int32: "scalar_i32", np.float32: "scalar_f32", np.uint64: "scalar64"}
 """By a type: the attribute of `Waves` that has the scalar registers as numbers of it."""
+_UNIFORMS = {np.uint32: "uniform", np.int32: "uniform_i32", np.float32: "uniform_f32", np.uint64: "uniform64"}
+"""The same of scalar registers as values of lanes."""
 _VECTORS = {np.uint32: "vector", np.int32: "vector_i32", np.float32: "vector_f32"}
 """The same of vector registers."""
 _UNSIGNED = {16: np.uint16, 32: np.uint32, 64: np.uint64}
@@ -161,11 +168,11 @@ def _value_of_32_bits(operand: Operand, kind: Kind, kernel: Kernel, offset: int 
     if not isinstance(operand.of, Register):
         raise UnknownInstructionError(f"operand {operand.of}")
     if (row := vector_row(operand.of, kernel)) is not None:
-        return _in_rows(_VECTORS, kind, row + offset)
+        return _in_rows(_VECTORS, kind, Row(row + offset))
     index = scalar_index(operand.of)
     if index is None:
         return piece("{}", np.zeros((1, 1), kind.dtype))
-    return _in_rows(_SCALARS, kind, (_ALL, slice(index + offset, index + offset + 1)))
+    return _in_rows(_UNIFORMS, kind, Row(index + offset))
 
 
 def reads_bits(operand: Operand, kernel: Kernel, offset: int = 0) -> Read:
@@ -180,6 +187,10 @@ def vector_value(operand: Operand, kind: Kind, kernel: Kernel) -> Piece:
     if isinstance(operand.of, Literal):
         return piece("{}", np.array([[bits_of(operand.of.number, kind)]], _UNSIGNED[kind.bits]).view(kind.dtype))
     if kind.bits == 64:
+        if isinstance(operand.of, Register) and vector_row(operand.of, kernel) is None:
+            index = scalar_index(operand.of)
+            if index is not None and index % 2 == 0:
+                return _in_rows(_UNIFORMS, kind, Row(index // 2))
         low, high = bits_value(operand, kernel), bits_value(operand, kernel, 1)
         return piece("{}({}, {}).view({})", joined, low, high, kind.dtype)
     shift = np.uint32(16 * (isinstance(operand.of, Register) and operand.of.half == "h"))
@@ -212,11 +223,6 @@ def mask_result(operand: Operand) -> Callable[[Piece], Piece]:
     return lambda value: piece("waves.set_mask({}, {} if on is None else {} & on){}", index, value, value, switch)
 
 
-def writes_mask(operand: Operand) -> Write:
-    """Writes a bit for each lane. Lanes that are off get 0."""
-    return _writes(mask_result(operand))
-
-
 def vector_result(operand: Operand, kind: Kind, kernel: Kernel, *, keeps_half: bool) -> Callable[[Piece], Piece]:
     """The statement that writes a value of a kind for each lane that is `on`.
 
@@ -226,7 +232,13 @@ def vector_result(operand: Operand, kind: Kind, kernel: Kernel, *, keeps_half: b
     if not isinstance(operand.of, Register) or (row := vector_row(operand.of, kernel)) is None:
         raise UnknownInstructionError(f"a vector result in {operand.of}")
     if kind.bits == 64:
-        return lambda value: piece("{}(waves, {}, {}.view({}), on)", put_wide, row, value, np.uint64)
+        low, high = row_value(row, KINDS["b32"]), row_value(row + 1, KINDS["b32"])
+
+        def both(value: Piece) -> Piece:
+            bits = piece("{}.view({})", value, np.uint64)
+            return piece("{}\n{}", put_statement(low, bits), put_statement(high, piece("({} >> {})", bits, _HIGH)))
+
+        return both
     target = row_value(row, kind)
     if kind.bits == 32:
         return lambda value: put_statement(target, value)
@@ -247,7 +259,7 @@ def vector_result(operand: Operand, kind: Kind, kernel: Kernel, *, keeps_half: b
 
 def row_value(row: int, kind: Kind) -> Piece:
     """A row of vector registers as numbers of a kind; as 32 bits, if there is no view of the kind."""
-    return piece(f"waves.{_VECTORS.get(kind.dtype, 'vector')}[{{}}]", row)
+    return piece(f"waves.{_VECTORS.get(kind.dtype, 'vector')}[{{}}]", Row(row))
 
 
 def put_statement(target: Piece, value: Piece, for_all: Piece | None = None) -> Piece:
@@ -275,12 +287,6 @@ def put(waves: Waves, row: int, value: np.ndarray, lanes: np.ndarray | None = No
         waves.vector[row] = value
     else:
         np.copyto(waves.vector[row], value, where=on, casting="unsafe")
-
-
-def put_wide(waves: Waves, row: int, value: np.ndarray, lanes: np.ndarray | None = None) -> None:
-    """Write 64 bits into two vector registers."""
-    put(waves, row, value, lanes)
-    put(waves, row + 1, value >> _HIGH, lanes)
 
 
 def joined(low: np.ndarray, high: np.ndarray) -> np.ndarray:

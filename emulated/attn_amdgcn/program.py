@@ -1,15 +1,15 @@
 """A kernel made ready to run: basic blocks, and a function for each instruction."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from attn_amdgcn import instructions, lds_loads, waits
+from attn_amdgcn import groups, instructions, lds_loads, waits
 from attn_amdgcn.assembly import Instruction, Kernel, Literal
 from attn_amdgcn.collector import collector_paused
 from attn_amdgcn.errors import AssemblyError, UnknownInstructionError
 from attn_amdgcn.instructions import modes
-from attn_amdgcn.instructions.control import BARRIERS, BRANCHES, CONDITIONS, ENDS, nothing
+from attn_amdgcn.instructions.control import BARRIERS, BRANCHES, CONDITIONS, ENDS
 from attn_amdgcn.operands import label_of, unknown
 from attn_amdgcn.waves import Waves
 
@@ -91,15 +91,7 @@ def _block(kernel: Kernel, begin: int, end: int | None, number: dict[int, int], 
     code = kernel.instructions[begin:end]
     final = code[-1]
     ending = final.name in (*BRANCHES, *ENDS, *BARRIERS)
-    done = []
-    matters = instructions.scc_matters(code)
-    for place, instruction in enumerate(code[:-1] if ending else code):
-        step = instructions.step(instruction, kernel, scc_matters=matters[place])
-        if loads_into_lds:
-            step = lds_loads.seen(instruction, step, kernel)
-        if step is not nothing:
-            done.append((place, step))
-    steps = tuple(done)
+    steps = (_steps_seen if loads_into_lds else groups.steps_of)(code[:-1] if ending else code, kernel)
     if final.name == "s_barrier_wait" and [operand.of for operand in final.operands] != [Literal(-1)]:
         raise unknown(final, "a barrier of another number than -1")
     if final.name in BRANCHES:
@@ -108,3 +100,11 @@ def _block(kernel: Kernel, begin: int, end: int | None, number: dict[int, int], 
             raise AssemblyError(f"line {final.line}: `{final.text}`: there is no such label")
         return Block(code, steps, CONDITIONS.get(final.name), number[kernel.labels[label]])
     return Block(code, steps, ends=final.name in ENDS, is_barrier=final.name in BARRIERS)
+
+
+def _steps_seen(code: Sequence[Instruction], kernel: Kernel) -> tuple[groups.Placed, ...]:
+    """The steps of a block at which watches see what vmcnt counts."""
+    return tuple(
+        (place, lds_loads.seen(instruction, instructions.step(instruction, kernel), kernel))
+        for place, instruction in enumerate(code)
+    )

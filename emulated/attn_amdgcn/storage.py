@@ -2,11 +2,13 @@
 
 import numpy as np
 
-_COUNTED = np.arange(64)
+_COUNTED = np.arange(64)[:, None, None]
 
 
 class Storage:
-    """Bytes, and loads and stores of them at [waves, lanes] offsets that somebody else has checked.
+    """Bytes, and loads and stores of them at offsets that somebody else has checked.
+
+    Offsets are [waves, lanes], or [..., waves, lanes] of several accesses.
 
     Args:
         data: uint8 of one dimension. Its length is a multiple of 4.
@@ -16,10 +18,10 @@ class Storage:
         self.bytes, self._words, self._halves = data, data.view(np.uint32), data.view(np.uint16)
 
     def load(self, place: np.ndarray, words: int) -> np.ndarray:
-        """[words, waves, lanes] uint32 from each offset on."""
+        """[..., words, waves, lanes] uint32 from each offset on."""
         if _misplaced(place, 3):
-            return self._unaligned(_following(place, words, 4))
-        return self._words.take(_following(place >> 2, words))
+            return self._unaligned(place[..., None, :, :] + 4 * _COUNTED[:words])
+        return self._words.take(_following(place, words))
 
     def _unaligned(self, place: np.ndarray) -> np.ndarray:
         found = self.bytes.take(place).astype(np.uint32)
@@ -36,26 +38,38 @@ class Storage:
         return self.bytes.take(place).astype(np.uint32) | self.bytes.take(place + 1).astype(np.uint32) << np.uint32(8)
 
     def store(self, place: np.ndarray, values: np.ndarray, lanes: np.ndarray | None) -> None:
-        """Write [words, waves, lanes] from each offset on. Of lanes with one offset the last one wins."""
-        chosen = place if lanes is None else place[lanes]
-        data = values if lanes is None else values[:, lanes]
-        if not _misplaced(chosen, 3):
-            self._words[_following(chosen >> 2, len(values))] = data
+        """Write [..., words, waves, lanes] from each offset on. Of what has one offset the last one wins.
+
+        Args:
+            lanes: the lanes of one access that take part; None if all do.
+        """
+        if lanes is not None:
+            place, values = place[lanes][None], values[:, lanes][:, None]
+        if not _misplaced(place, 3):
+            self._words[_following(place, values.shape[-3])] = values
             return
-        for index, word in zip(_following(chosen, len(values), 4), data, strict=True):
-            for byte in range(4):
-                self.bytes[index + byte] = word >> np.uint32(8 * byte)
+        for first, words in zip(_each(place, 2), _each(values, 3), strict=True):
+            for i, word in enumerate(words):
+                for byte in range(4):
+                    self.bytes[first + (4 * i + byte)] = word >> np.uint32(8 * byte)
 
     def store_part(self, place: np.ndarray, value: np.ndarray, size: int, lanes: np.ndarray | None) -> None:
         """Write the lowest one or two bytes of uint32."""
-        chosen, data = (place, value) if lanes is None else (place[lanes], value[lanes])
+        if lanes is not None:
+            place, value = place[lanes][None], value[lanes][None]
         if size == 1:
-            self.bytes[chosen] = data
-        elif not _misplaced(chosen, 1):
-            self._halves[chosen >> 1] = data
+            self.bytes[place] = value
+        elif not _misplaced(place, 1):
+            self._halves[place >> 1] = value
         else:
-            self.bytes[chosen] = data
-            self.bytes[chosen + 1] = data >> np.uint32(8)
+            for first, data in zip(_each(place, 2), _each(value, 2), strict=True):
+                self.bytes[first] = data
+                self.bytes[first + 1] = data >> np.uint32(8)
+
+
+def _each(values: np.ndarray, axes: int) -> np.ndarray:
+    """What several accesses have, one after another: so many axes each."""
+    return values.reshape(-1, *values.shape[-axes:])
 
 
 def _misplaced(place: np.ndarray, mask: int) -> bool:
@@ -63,6 +77,7 @@ def _misplaced(place: np.ndarray, mask: int) -> bool:
     return bool(np.bitwise_or.reduce(place, axis=None) & mask)
 
 
-def _following(place: np.ndarray, count: int, step: int = 1) -> np.ndarray:
-    """So many offsets from each one on: of the first words, then of the second ones."""
-    return place[None] if count == 1 else np.add.outer(_COUNTED[:count] * step if step > 1 else _COUNTED[:count], place)
+def _following(place: np.ndarray, words: int) -> np.ndarray:
+    """[..., words, waves, lanes]: the numbers of so many words from each offset on."""
+    first = (place >> 2)[..., None, :, :]
+    return first if words == 1 else first + _COUNTED[:words]

@@ -7,6 +7,7 @@ import numpy as np
 from attn_amdgcn.storage import Storage
 
 if TYPE_CHECKING:
+    from attn_amdgcn.instructions.buffer_memory import Range
     from attn_amdgcn.memory import Memory
     from attn_amdgcn.watch import Watch
 
@@ -26,6 +27,7 @@ class Shared:
         scratch_bytes: of each lane's private memory.
         watches: what looks on.
         lds_storage: `lds`, row behind row.
+        ranges: of buffers, by their resources (`instructions.buffer_memory`).
     """
 
     memory: "Memory"
@@ -34,6 +36,7 @@ class Shared:
     scratch_bytes: int
     watches: "tuple[Watch, ...]" = ()
     lds_storage: Storage = field(init=False, repr=False)
+    ranges: "dict[tuple[bytes, bytes, int], Range]" = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lds_storage", Storage(self.lds.reshape(-1).view(np.uint8)))
@@ -47,6 +50,7 @@ class Waves:
         vector_f32, vector_i32: the same bits as numbers of these types: making a view takes longer than most reads.
         scalar: [waves, SCALARS] uint32; a pair that begins at an even number is an element of `scalar64`.
         scalar_f32, scalar_i32: the same bits as numbers of these types.
+        uniform, uniform_f32, uniform_i32: [SCALARS, waves, 1], the same bits as values of lanes; `uniform64` has the pairs.
         shape: numbers of waves and of lanes.
         scc: [waves] bool, the scalar condition code.
         masks: what `mask` returned, by index, until the scalar registers there are written.
@@ -78,6 +82,9 @@ class Waves:
         self.vector, self.scalar, self.scalar64 = vector, scalar, scalar.view(np.uint64)
         self.vector_f32, self.vector_i32 = vector.view(np.float32), vector.view(np.int32)
         self.scalar_f32, self.scalar_i32 = scalar.view(np.float32), scalar.view(np.int32)
+        self.uniform, self.uniform_f32, self.uniform_i32, self.uniform64 = (
+            each.T[:, :, None] for each in (scalar, self.scalar_f32, self.scalar_i32, self.scalar64)
+        )
         self.shape: tuple[int, int] = vector.shape[1], vector.shape[2]
         self.scc = np.zeros(len(scalar), bool) if scc is None else scc
         self.workgroup, self.number, self.slot, self.scratch, self.shared = workgroup, number, slot, scratch, shared

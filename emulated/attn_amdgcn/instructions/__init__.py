@@ -99,4 +99,9 @@ def _may_read_scc(instruction: Instruction) -> bool:
     return instruction.name.startswith("s_") and not instruction.name.startswith("s_load") and instruction.name not in _PASSIVE
 
 
+def changes_nothing(instruction: Instruction) -> bool:
+    """Whether an instruction is among those that change time or caches alone."""
+    return instruction.name in _PASSIVE
+
+
 _PASSIVE = frozenset(f"{control.NO_EFFECT} {control.WAITS}".split())

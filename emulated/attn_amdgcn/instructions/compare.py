@@ -38,7 +38,7 @@ FLOATS: dict[str, Callable] = {
     "gt": np.greater,
     "lg": lambda a, b: (a < b) | (a > b),
     "ge": np.greater_equal,
-    "o": lambda a, b: ~unordered(a, b),
+    "o": lambda a, b: (a == a) & (b == b),
     "u": unordered,
     "nge": lambda a, b: ~(a >= b),
     "nlg": lambda a, b: ~((a < b) | (a > b)),

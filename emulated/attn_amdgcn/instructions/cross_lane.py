@@ -5,15 +5,17 @@ v_permlane32_swap); "DS Instructions" in MI300 ISA (ds_permute, ds_bpermute, ds_
 """
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Operand, Register
 from attn_amdgcn.errors import Fault
-from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, made_vector, own_step
+from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, made_vector, own_statements, own_step
 from attn_amdgcn.operands import (
     KINDS,
     bits_value,
     put,
+    put_statement,
     reads_bits,
     reads_scalar,
     scalar_result,
@@ -22,7 +24,7 @@ from attn_amdgcn.operands import (
     vector_row,
     writes_scalar,
 )
-from attn_amdgcn.pieces import Piece, function_of, piece
+from attn_amdgcn.pieces import Piece, Row, function_of, piece
 from attn_amdgcn.waves import Waves
 
 
@@ -137,35 +139,38 @@ def permlane_swap(instruction: Instruction, kernel: Kernel) -> Step:
     return step
 
 
-def _offset(instruction: Instruction) -> int:
+def _offset(instruction: Instruction) -> np.ndarray:
     check_modifiers(instruction, "offset")
     offset = instruction.modifiers.get("offset", 0)
     if not isinstance(offset, int):
         raise unknown(instruction)
-    return offset
+    return np.array([[offset]], np.uint32)
 
 
-def _lane_of(address: np.ndarray, offset: int, waves: Waves) -> np.ndarray:
+def _lane_of(address: np.ndarray, offset: np.ndarray, waves: Waves) -> np.ndarray:
     """The lane that an address in bytes names, a word for each lane, modulo the wave."""
-    return (address + np.uint32(offset) >> np.uint32(2)) & np.uint32(waves.shape[1] - 1)
+    return (address + offset >> np.uint32(2)) & np.uint32(waves.shape[1] - 1)
 
 
-@own_step("ds_bpermute_b32")
-def bpermute(instruction: Instruction, kernel: Kernel) -> Step:
+@own_statements("ds_bpermute_b32")
+def bpermute(instruction: Instruction, kernel: Kernel) -> Sequence[Piece]:
     """Each lane reads from the lane that its address names; a lane that is off gives 0. LDS is not touched."""
     check_count(instruction, 3)
     target, address, data = instruction.operands
-    row, read_address, read = _row(target, instruction, kernel), reads_bits(address, kernel), reads_bits(data, kernel)
-    offset = _offset(instruction)
+    result = piece("waves.vector[{}]", Row(_row(target, instruction, kernel)))
+    bits, place = bits_value(data, kernel), bits_value(address, kernel)
+    value = piece("{}(waves, {}, {}, {})", _fetched, bits, place, _offset(instruction))
+    return piece("on = waves.lanes"), put_statement(result, value)
 
-    def step(waves: Waves) -> None:
-        bits = np.broadcast_to(read(waves), waves.shape)
-        if waves.lanes is not None:
-            bits = bits * waves.lanes
-        first = np.arange(0, bits.size, bits.shape[1])[:, None]
-        put(waves, row, bits.take(first + _lane_of(read_address(waves), offset, waves)))
 
-    return step
+def _fetched(waves: Waves, bits: np.ndarray, address: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """[..., waves, lanes]: the bits of the lanes that addresses name."""
+    if bits.shape[-2:] != waves.shape:
+        bits = np.broadcast_to(bits, np.broadcast_shapes(bits.shape, waves.shape))
+    if waves.lanes is not None:
+        bits = bits * waves.lanes
+    first = np.arange(0, bits.size, bits.shape[-1]).reshape(*bits.shape[:-1], 1)
+    return bits.take(first + _lane_of(address, offset, waves))
 
 
 @own_step("ds_permute_b32")

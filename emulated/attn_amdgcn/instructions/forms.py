@@ -63,11 +63,47 @@ REGISTERED: dict[str, Callable[[Instruction, Kernel], Step]] = {}
 """By mnemonic without its encoding: what makes the step of an instruction."""
 
 
+@dataclass(frozen=True)
+class Grouped:
+    """An instruction that may run together with others of its kind, if all lanes are on.
+
+    Attributes:
+        make: its statements. They raise faults before they write.
+        least: how many instructions gain by it.
+    """
+
+    make: Callable[[Instruction, Kernel], Sequence[Piece]]
+    least: int = 2
+
+
+GROUPED: dict[str, Grouped] = {}
+"""By mnemonic."""
+
+
 def register(names: str, make: Callable[[Instruction, Kernel], Step]) -> None:
     """Register what makes the steps of some mnemonics, which a space separates."""
     for name in names.split():
         assert name not in REGISTERED, f"{name} has two meanings"
         REGISTERED[name] = make
+
+
+def register_statements(names: str, make: Callable[[Instruction, Kernel], Sequence[Piece]]) -> None:
+    """Register what makes the statements of some mnemonics, which may run together with others of their kind."""
+    for name in names.split():
+        GROUPED[name] = Grouped(make)
+        register(name, lambda instruction, kernel: function_of(*make(instruction, kernel)))
+
+
+def own_statements(
+    names: str,
+) -> Callable[[Callable[[Instruction, Kernel], Sequence[Piece]]], Callable[[Instruction, Kernel], Sequence[Piece]]]:
+    """Decorates a function for `register_statements`."""
+
+    def decorate(make: Callable[[Instruction, Kernel], Sequence[Piece]]) -> Callable[[Instruction, Kernel], Sequence[Piece]]:
+        register_statements(names, make)
+        return make
+
+    return decorate
 
 
 def own_step(names: str) -> Callable[[Callable[[Instruction, Kernel], Step]], Callable[[Instruction, Kernel], Step]]:
@@ -151,9 +187,10 @@ def vector(
         keeps_half: whether a result of 16 bits leaves the other half of its register as it is, on every architecture. From
             gfx11 on all do.
     """
-    decorate_make = made_vector(names, signature, takes=takes, keeps_half=keeps_half)
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        least = 4 if isinstance(function, np.ufunc) else 2  # one alone writes its register without a copy
+        decorate_make = made_vector(names, signature, takes=takes, keeps_half=keeps_half, least=least)
         decorate_make(lambda instruction, kernel: function)
         return function
 
@@ -161,7 +198,7 @@ def vector(
 
 
 def made_vector(
-    names: str, signature: str, *, takes: Sequence[str] = (), keeps_half: bool = False
+    names: str, signature: str, *, takes: Sequence[str] = (), keeps_half: bool = False, least: int = 2
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorates what makes a function such as `vector` decorates, for an instruction whose modifiers change its meaning."""
     results, sources = (tuple(side.split()) for side in signature.split("="))
@@ -173,6 +210,8 @@ def made_vector(
         for name in names.split():
             VECTOR[name] = meaning
             register(name, _vector_step)
+            if "mask" not in results:
+                GROUPED[name] = Grouped(_vector_statements, least)
         return make
 
     return decorate
@@ -183,6 +222,12 @@ def _vector_step(instruction: Instruction, kernel: Kernel) -> Step:
     if (in_place := _in_place(instruction, parts, kernel)) is None:
         return function_of(*parts.statements())
     return in_place
+
+
+def _vector_statements(instruction: Instruction, kernel: Kernel) -> Sequence[Piece]:
+    compute, write = parts_of(instruction, kernel).statements()
+    keep = piece("if value0.base is not None:\n    value0 = value0.copy()")  # as in `dual_step`
+    return compute, keep, write
 
 
 def _in_place(instruction: Instruction, parts: "Parts", kernel: Kernel) -> Step | None:
@@ -203,17 +248,22 @@ def _in_place(instruction: Instruction, parts: "Parts", kernel: Kernel) -> Step 
     ):
         return None
     result = row_value(row, KINDS[meaning.results[0]])
-    into = piece(f"{{}}({', '.join('{}' for _ in parts.values)}, out={{}})", parts.function, *parts.values, result)
+    into = call(parts.function, [*parts.values, piece("out={}", result)])
     return function_of(piece("on = waves.lanes"), put_statement(result, call(parts.function, parts.values), into))
 
 
 def dual_step(instruction: Instruction, kernel: Kernel) -> Step:
-    """The step of `v_dual_... :: v_dual_...`: both halves read their sources before one of them writes."""
+    """The step of `v_dual_... :: v_dual_...`."""
+    return function_of(*dual_statements(instruction, kernel))
+
+
+def dual_statements(instruction: Instruction, kernel: Kernel) -> Sequence[Piece]:
+    """Both halves read their sources before one of them writes."""
     assert instruction.second is not None
     first, second = (parts_of(_half(half), kernel) for half in (instruction, instruction.second))
     compute, write = zip(first.statements("x"), second.statements("y"), strict=True)
     keep = piece("if y0.base is not None:\n    y0 = y0.copy()")  # a move's value is a register, which the first half may write
-    return function_of(*compute, keep, *write)
+    return *compute, keep, *write
 
 
 def _half(half: Instruction) -> Instruction:
@@ -272,8 +322,7 @@ def parts_of(instruction: Instruction, kernel: Kernel) -> Parts:
         if name == "mask":
             values.append(mask_value(operand, kernel))
         elif uses_sdwa:
-            read = sdwa.reads(instruction, operand, i, KINDS[name], kernel)
-            values.append(with_signs(operand, piece("{}(waves)", read), KINDS[name]))
+            values.append(with_signs(operand, sdwa.value(instruction, operand, i, KINDS[name], kernel), KINDS[name]))
         elif uses_dpp and i == 0:
             bits = piece("{}(waves)", dpp.reads(instruction, reads_bits(operand, kernel), kernel))
             values.append(with_signs(operand, as_kind(bits, operand, KINDS[name], instruction), KINDS[name]))
@@ -281,6 +330,8 @@ def parts_of(instruction: Instruction, kernel: Kernel) -> Parts:
             values.append(with_signs(operand, upper_half(bits_value(operand, kernel), KINDS[name]), KINDS[name]))
         else:
             values.append(signed_value(operand, KINDS[name], kernel))
+        if name != "mask":
+            values[i] = masked(values[i], KINDS[name])
     keeps = meaning.keeps_half or not kernel.architecture.startswith("gfx9")
     writes = [_result(operand, kind, instruction, kernel, keeps) for operand, kind in zip(destinations, results, strict=True)]
     finish = [finishes(instruction, KINDS[kind]) if kind != "mask" else None for kind in results]
@@ -297,13 +348,21 @@ def _result(
     """The statement that writes a value into an operand."""
     if kind == "mask":
         return mask_result(operand)
-    if instruction.encoding == "sdwa":
+    if instruction.encoding == "sdwa" and not sdwa.writes_all(instruction, KINDS[kind]):
         write = sdwa.writes(instruction, operand, KINDS[kind], kernel)
         return lambda value: piece("{}(waves, {}, on)", write, value)
     op_sel: Any = instruction.modifiers.get("op_sel", ())
     if KINDS[kind].bits == 16 and len(op_sel) and op_sel[-1] and isinstance(operand.of, Register):
         operand = replace(operand, of=replace(operand.of, half="h"))
     return vector_result(operand, KINDS[kind], kernel, keeps_half=keeps_half)
+
+
+def masked(value: Piece, kind: Kind) -> Piece:
+    """A value without the bits that its kind drops."""
+    if kind.mask < 0:
+        return value
+    kept = kind.dtype(kind.mask)
+    return piece("{}", value.names[0] & kept) if value.text == "{}" else piece("({} & {})", value, kept)
 
 
 def as_kind(bits: Piece, operand: Operand, kind: Kind, instruction: Instruction) -> Piece:

@@ -59,14 +59,15 @@ def scratch_store(instruction: Instruction, kernel: Kernel) -> Step:
 
 
 def values_at(waves: Waves, address: np.ndarray, form: Format) -> np.ndarray:
-    """What lies at [waves, lanes] int64 addresses of each lane's scratch.
+    """What lies at [..., waves, lanes] int64 addresses of each lane's scratch.
 
     Raises:
         Fault: a byte lies beyond the kernel's scratch, or an address is no multiple of the size of its words.
     """
     place = _checked(waves, address, form)
     storage = Storage(waves.scratch.reshape(-1).view(np.uint8))
-    return np.concatenate([loaded(storage, _places(waves, place + offset), piece) for offset, piece in _pieces(form)])
+    pieces = [loaded(storage, _places(waves, place + offset), piece) for offset, piece in _pieces(form)]
+    return np.concatenate(pieces, axis=-3)
 
 
 def store_at(waves: Waves, address: np.ndarray, values: np.ndarray, form: Format) -> None:
@@ -127,8 +128,9 @@ def _checked(waves: Waves, address: np.ndarray, form: Format) -> np.ndarray:
         outside &= waves.lanes
         address = np.where(waves.lanes, address, 0)
     if outside.any():
-        wave, lane = (int(number) for number in np.argwhere(outside)[0])
-        _fault(waves, int(address[wave, lane]), form, wave, lane)
+        first = np.argwhere(outside)[0].tolist()
+        *_, wave, lane = first
+        _fault(waves, int(address[*first]), form, wave, lane)
     if (address & min(form.size, 4) - 1).any():
         raise Fault(f"{form.size} bytes of scratch at an address that is no multiple of {min(form.size, 4)}")
     return address
