@@ -71,13 +71,13 @@ class Accesses(Watch):
         if not access.instruction.name.startswith("s_"):
             self._count_lines(access)
 
-    def global_written(self, access: Access, values: list[np.ndarray]) -> None:
+    def global_written(self, access: Access, values: np.ndarray) -> None:
         self._count_lines(access)
 
     def lds_read(self, access: Access) -> None:
         self._count_conflicts(access)
 
-    def lds_written(self, access: Access, values: list[np.ndarray]) -> None:
+    def lds_written(self, access: Access, values: np.ndarray) -> None:
         self._count_conflicts(access)
 
     def _count_lines(self, access: Access) -> None:
@@ -92,8 +92,7 @@ class Accesses(Watch):
             counter[f"least lines of {size}"] += int(-(-filled // size).sum())
 
     def _count_conflicts(self, access: Access) -> None:
-        row = 4 * access.waves.shared.lds.shape[1]
-        place, on = _lanes_that_are_on(access._replace(place=access.place - (access.waves.slot * row)[:, None]))
+        place, on = _lanes_that_are_on(access._replace(place=access.place - access.waves.lds_begin))
         counter = self.of[access.instruction.line]
         counter["LDS accesses"] += len(place)
         phases = phases_of(access.instruction.name, self._architecture, access.waves.shape[1])

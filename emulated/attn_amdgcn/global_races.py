@@ -123,7 +123,7 @@ class GlobalRaces(Watch):
         self._check(access, index, self._writers.unordered(index, waves), "reads", "wrote")
         self._readers.note(index, events, waves)
 
-    def global_written(self, access: Access, values: list[np.ndarray]) -> None:
+    def global_written(self, access: Access, values: np.ndarray) -> None:
         """
         Raises:
             Fault: another workgroup has touched one of the bytes; or, since the last barrier, another wave has read it, or has

@@ -139,8 +139,7 @@ def launch(
             shared = Shared(memory, lds, lds_bytes + kernel.lds_bytes, kernel.scratch_bytes, (*in_lds, *everywhere))
             waves = _start(kernel, shared, grid, batch, num_waves, rng)
             runner.run(_turns(waves, schedule, rng))
-    executed = np.concatenate([np.full(len(block.code), runner.executed[i]) for i, block in enumerate(program.blocks)])
-    return memory, Report(executed)
+    return memory, Report(np.repeat(runner.executed, [len(block.code) for block in program.blocks]))
 
 
 def _check(kernel: Kernel, grid: tuple[int, int, int], lds_bytes: int) -> None:

@@ -81,7 +81,7 @@ class LdsLoads(Watch):
         """
         self._check(access, "reads")
 
-    def lds_written(self, access: Access, values: list[np.ndarray]) -> None:
+    def lds_written(self, access: Access, values: np.ndarray) -> None:
         """
         Raises:
             Fault: the bytes are written, and a load has not brought them, or the wave cannot know that it has.

@@ -58,7 +58,7 @@ class LdsRaces(Watch):
             self._readers[index] |= bit
             self._read_by[number, index] = instruction.line
 
-    def lds_written(self, access: Access, values: list[np.ndarray]) -> None:
+    def lds_written(self, access: Access, values: np.ndarray) -> None:
         """
         Raises:
             Fault: another wave has read one of the bytes, or has written something else into it, since the last barrier.

@@ -83,7 +83,7 @@ class Memory(Storage):
         """The places of an access of `size` bytes. A lane that does not take part gets the place of a lane that does, or 0.
 
         Args:
-            place: [waves, lanes] or [waves, 1] int64.
+            place: [waves, lanes] or [waves, 1] int64; of several instructions [..., waves, lanes].
             lanes: the lanes that access memory; None if all do.
 
         Raises:
@@ -94,7 +94,7 @@ class Memory(Storage):
             if not some.size:
                 return np.zeros_like(place)
             place = np.where(lanes, place, some[0])
-        low, high = int(place.min()), int(place.max()) + size
+        low, high = int(np.minimum.reduce(place, axis=None)), int(np.maximum.reduce(place, axis=None)) + size
         which = bisect_right(self._begins, low) - 1
         if which >= 0 and high <= self._ends[which]:
             return place
@@ -105,8 +105,9 @@ class Memory(Storage):
         return place
 
     def _fault(self, place: np.ndarray, outside: np.ndarray, size: int, waves: Waves) -> None:
-        wave, lane = (int(number) for number in np.argwhere(outside)[0])
-        near, byte = self.named(int(place[wave, lane]))
+        first = np.argwhere(outside)[0].tolist()
+        near, byte = self.named(int(place[*first]))
+        *_, wave, lane = first
         what = f"{size} bytes at byte {byte} of {near.name}, which has {near.size} bytes"
         if self._parts[near.name] != [(0, near.size)]:
             spans = ", ".join(f"[{begin}, {end})" for begin, end in self._parts[near.name])

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Named, Operand, Register
 from attn_amdgcn.errors import UnknownInstructionError
+from attn_amdgcn.pieces import Piece, Row, function_of, piece, value_of
 from attn_amdgcn.waves import EXEC, M0, TTMP, VCC, Waves
 
 Read = Callable[[Waves], np.ndarray]
@@ -23,10 +24,12 @@ class Kind(NamedTuple):
     Attributes:
         bits: 16, 32 or 64.
         dtype: of numpy.
+        mask: the bits that are kept, where others are dropped.
     """
 
     bits: int
     dtype: type
+    mask: int = -1
 
 
 KINDS = {
@@ -37,13 +40,16 @@ KINDS = {
     "b32": Kind(32, np.uint32),
     "u32": Kind(32, np.uint32),
     "i32": Kind(32, np.int32),
+    "u5": Kind(32, np.uint32, 31),
+    "i5": Kind(32, np.int32, 31),
     "f32": Kind(32, np.float32),
     "b64": Kind(64, np.uint64),
     "u64": Kind(64, np.uint64),
     "i64": Kind(64, np.int64),
     "f64": Kind(64, np.float64),
 }
-"""By the names that the mnemonics use. A `mask` is a bit for each lane in scalar registers, read as bool."""
+"""By the names that the mnemonics use; u5 and i5 are the counts of shifts. A `mask` is a bit for each lane in scalar registers,
+read as bool."""
 
 _SPECIAL = {"vcc": VCC, "vcc_lo": VCC, "vcc_hi": VCC + 1, "exec": EXEC, "exec_lo": EXEC, "exec_hi": EXEC + 1, "m0": M0}
 
@@ -82,127 +88,143 @@ def bits_of(number: float, kind: Kind) -> int:
     return number & (1 << kind.bits) - 1
 
 
-def reads_scalar(operand: Operand, kind: Kind, kernel: Kernel) -> Read:
-    """Reads [waves] values of a kind from a scalar register or a literal."""
+_SCALARS = {np.uint32: "scalar", np.int32: "scalar_i32", np.float32: "scalar_f32", np.uint64: "scalar64"}
+"""By a type: the attribute of `Waves` that has the scalar registers as numbers of it."""
+_UNIFORMS = {np.uint32: "uniform", np.int32: "uniform_i32", np.float32: "uniform_f32", np.uint64: "uniform64"}
+"""The same of scalar registers as values of lanes."""
+_VECTORS = {np.uint32: "vector", np.int32: "vector_i32", np.float32: "vector_f32"}
+"""The same of vector registers."""
+_UNSIGNED = {16: np.uint16, 32: np.uint32, 64: np.uint64}
+_ALL = slice(None)
+
+
+def scalar_value(operand: Operand, kind: Kind, kernel: Kernel) -> Piece:
+    """[waves] values of a kind of a scalar register or a literal."""
     if isinstance(operand.of, Literal):
-        bits, unsigned = bits_of(operand.of.number, kind), {16: np.uint16, 32: np.uint32, 64: np.uint64}[kind.bits]
-        value = np.array([bits], unsigned).view(kind.dtype)
-        return lambda waves: value
+        return piece("{}", np.array([bits_of(operand.of.number, kind)], _UNSIGNED[kind.bits]).view(kind.dtype))
     if not isinstance(operand.of, Register):
         raise UnknownInstructionError(f"operand {operand.of.text!r}")
     if operand.of.bank == "scc":
-        return lambda waves: waves.scc.astype(kind.dtype)
+        return piece("waves.scc.astype({})", kind.dtype)
     index = scalar_index(operand.of)
     if index is None:
-        zero = np.zeros(1, kind.dtype)
-        return lambda waves: zero
-    if kind.bits == 64 and index % 2 == 0:
-        column, dtype = index // 2, kind.dtype
-        return lambda waves: waves.scalar64[:, column].view(dtype)
-    if kind.bits == 64:
-        return lambda waves: joined(waves.scalar[:, index], waves.scalar[:, index + 1]).view(kind.dtype)
+        return piece("{}", np.zeros(1, kind.dtype))
+    if kind.bits == 64 and index % 2:
+        both = piece("{}(waves.scalar[{}], waves.scalar[{}])", joined, (_ALL, index), (_ALL, index + 1))
+        return piece("{}.view({})", both, kind.dtype)
     if kind.bits == 16:
-        return lambda waves: waves.scalar[:, index].astype(np.uint16).view(kind.dtype)
-    return lambda waves: waves.scalar[:, index].view(kind.dtype)
+        return piece("waves.scalar[{}].astype({}).view({})", (_ALL, index), np.uint16, kind.dtype)
+    return _in_rows(_SCALARS, kind, (_ALL, index // 2 if kind.bits == 64 else index))
 
 
-def writes_scalar(operand: Operand, kind: Kind) -> Callable[[Waves, np.ndarray], None]:
-    """Writes [waves] values into a scalar register."""
+def _in_rows(attributes: dict[type, str], kind: Kind, place: object) -> Piece:
+    """Registers of 32 or 64 bits as numbers of a kind."""
+    if kind.dtype in attributes:
+        return piece(f"waves.{attributes[kind.dtype]}[{{}}]", place)
+    return piece(f"waves.{attributes[_UNSIGNED[kind.bits]]}[{{}}].view({{}})", place, kind.dtype)
+
+
+def reads_scalar(operand: Operand, kind: Kind, kernel: Kernel) -> Read:
+    """Reads [waves] values of a kind from a scalar register or a literal."""
+    return value_of(scalar_value(operand, kind, kernel))
+
+
+def scalar_result(operand: Operand, kind: Kind) -> Callable[[Piece], Piece]:
+    """The statement that writes [waves] values into a scalar register."""
     if not isinstance(operand.of, Register):
         raise UnknownInstructionError(f"a result in {operand.of}")
     index = scalar_index(operand.of)
     if index is None:
-        return lambda waves, value: None
-    wide = kind.bits == 64
-    count = 2 if wide else 1
+        return lambda value: piece("{}", value)
+    count = 2 if kind.bits == 64 else 1
+    forget = piece("if waves.masks:\n    waves.forget_masks({}, {})\n", index, count)
+    switch = piece("\nwaves.switch()" if index >= EXEC else "")
+    if kind.bits == 32:
+        rows = "scalar_f32" if kind.dtype is np.float32 else "scalar"
+        return lambda value: piece(f"{{}}waves.{rows}[{{}}] = {{}}{{}}", forget, (_ALL, index), value, switch)
+    if kind.bits == 64 and index % 2 == 0:
+        place = _ALL, index // 2
+        return lambda value: piece("{}waves.scalar64[{}] = {}.view({}){}", forget, place, value, np.uint64, switch)
+    if kind.bits == 64:
+        text = "{}waves.scalar[{}], waves.scalar[{}] = {}({}.view({}).copy()){}"
+        low, high = (_ALL, index), (_ALL, index + 1)
+        return lambda value: piece(text, forget, low, high, halves, value, np.uint64, switch)
+    return lambda value: piece("{}waves.scalar[{}] = {}{}", forget, (_ALL, index), value, switch)
 
-    def write(waves: Waves, value: np.ndarray) -> None:
-        waves.forget_masks(index, count)
-        if not wide:
-            waves.scalar[:, index] = value if value.dtype.itemsize != 4 else value.view(np.uint32)
-        elif index % 2 == 0:
-            waves.scalar64[:, index // 2] = value.view(np.uint64) if value.dtype.itemsize == 8 else value
-        else:
-            waves.scalar[:, index], waves.scalar[:, index + 1] = halves(value.view(np.uint64).copy())
 
-    def write_exec(waves: Waves, value: np.ndarray) -> None:
-        write(waves, value)
-        waves.switch()
+def writes_scalar(operand: Operand, kind: Kind) -> Callable[[Waves, np.ndarray], None]:
+    """Writes [waves] values into a scalar register."""
+    return function_of(scalar_result(operand, kind)(piece("value")), parameters="waves, value")
 
-    return write_exec if index >= EXEC else write
+
+def bits_value(operand: Operand, kernel: Kernel, offset: int = 0) -> Piece:
+    """32 bits for each lane; `offset` counts registers behind the operand's first one."""
+    return _value_of_32_bits(operand, KINDS["b32"], kernel, offset)
+
+
+def _value_of_32_bits(operand: Operand, kind: Kind, kernel: Kernel, offset: int = 0) -> Piece:
+    if isinstance(operand.of, Literal):
+        return piece("{}", np.array([[bits_of(operand.of.number, kind)]], np.uint32).view(kind.dtype))
+    if not isinstance(operand.of, Register):
+        raise UnknownInstructionError(f"operand {operand.of}")
+    if (row := vector_row(operand.of, kernel)) is not None:
+        return _in_rows(_VECTORS, kind, Row(row + offset))
+    index = scalar_index(operand.of)
+    if index is None:
+        return piece("{}", np.zeros((1, 1), kind.dtype))
+    return _in_rows(_UNIFORMS, kind, Row(index + offset))
 
 
 def reads_bits(operand: Operand, kernel: Kernel, offset: int = 0) -> Read:
     """Reads 32 bits for each lane; `offset` counts registers behind the operand's first one."""
-    if isinstance(operand.of, Register) and (row := vector_row(operand.of, kernel)) is not None:
-        place = row + offset
-        return lambda waves: waves.vector[place]
+    return value_of(bits_value(operand, kernel, offset))
+
+
+def vector_value(operand: Operand, kind: Kind, kernel: Kernel) -> Piece:
+    """A value of a kind for each lane, without the operand's modifiers."""
+    if kind.bits == 32:
+        return _value_of_32_bits(operand, kind, kernel)
     if isinstance(operand.of, Literal):
-        value = np.array([[bits_of(operand.of.number, KINDS["b32"])]], np.uint32)
-        return lambda waves: value
-    if isinstance(operand.of, Register):
-        index = scalar_index(operand.of)
-        if index is None:
-            zero = np.zeros((1, 1), np.uint32)
-            return lambda waves: zero
-        column = index + offset
-        return lambda waves: waves.scalar[:, column : column + 1]
-    raise UnknownInstructionError(f"operand {operand.of}")
+        return piece("{}", np.array([[bits_of(operand.of.number, kind)]], _UNSIGNED[kind.bits]).view(kind.dtype))
+    if kind.bits == 64:
+        if isinstance(operand.of, Register) and vector_row(operand.of, kernel) is None:
+            index = scalar_index(operand.of)
+            if index is not None and index % 2 == 0:
+                return _in_rows(_UNIFORMS, kind, Row(index // 2))
+        low, high = bits_value(operand, kernel), bits_value(operand, kernel, 1)
+        return piece("{}({}, {}).view({})", joined, low, high, kind.dtype)
+    shift = np.uint32(16 * (isinstance(operand.of, Register) and operand.of.half == "h"))
+    return piece("({} >> {}).astype({}).view({})", bits_value(operand, kernel), shift, np.uint16, kind.dtype)
 
 
 def reads_vector(operand: Operand, kind: Kind, kernel: Kernel) -> Read:
     """Reads a value of a kind for each lane, without the operand's modifiers."""
-    if isinstance(operand.of, Literal):
-        unsigned = {16: np.uint16, 32: np.uint32, 64: np.uint64}[kind.bits]
-        value = np.array([[bits_of(operand.of.number, kind)]], unsigned).view(kind.dtype)
-        return lambda waves: value
-    if kind.bits == 32 and isinstance(operand.of, Register) and (row := vector_row(operand.of, kernel)) is not None:
-        if kind.dtype is np.float32:
-            return lambda waves: waves.vector_f32[row]
-        if kind.dtype is np.int32:
-            return lambda waves: waves.vector_i32[row]
-    low = reads_bits(operand, kernel)
-    if kind.dtype is np.uint32:
-        return low
-    if kind.bits == 64:
-        high = reads_bits(operand, kernel, 1)
-        return lambda waves: joined(low(waves), high(waves)).view(kind.dtype)
-    if kind.bits == 16:
-        shift = np.uint32(16 * (isinstance(operand.of, Register) and operand.of.half == "h"))
-        return lambda waves: (low(waves) >> shift).astype(np.uint16).view(kind.dtype)
-    return lambda waves: low(waves).view(kind.dtype)
+    return value_of(vector_value(operand, kind, kernel))
 
 
-def reads_mask(operand: Operand, kernel: Kernel) -> Read:
-    """Reads a bit for each lane."""
+def mask_value(operand: Operand, kernel: Kernel) -> Piece:
+    """A bit for each lane."""
     if isinstance(operand.of, Literal):
         bits = np.array([bits_of(operand.of.number, KINDS["b64"])], np.uint64).view(np.uint8)
-        value = np.unpackbits(bits, bitorder="little").view(bool)[None, : kernel.wave_size]
-        return lambda waves: value
+        return piece("{}", np.unpackbits(bits, bitorder="little").view(bool)[None, : kernel.wave_size])
     if not isinstance(operand.of, Register) or (index := scalar_index(operand.of)) is None:
         raise UnknownInstructionError(f"a mask in {operand.of}")
-    return lambda waves: waves.mask(index)
+    return piece("waves.mask({})", index)
 
 
-def writes_mask(operand: Operand) -> Write:
-    """Writes a bit for each lane. Lanes that are off get 0."""
+def mask_result(operand: Operand) -> Callable[[Piece], Piece]:
+    """The statement that writes a bit for each lane. Lanes that are off get 0."""
     if not isinstance(operand.of, Register):
         raise UnknownInstructionError(f"a mask in {operand.of}")
     index = scalar_index(operand.of)
     if index is None:
-        return lambda waves, value, lanes=None: None
-
-    def write(waves: Waves, value: np.ndarray, lanes: np.ndarray | None = None) -> None:
-        on = waves.lanes if lanes is None else lanes
-        waves.set_mask(index, value if on is None else value & on)
-        if index >= EXEC:
-            waves.switch()
-
-    return write
+        return lambda value: piece("{}", value)
+    switch = piece("\nwaves.switch()" if index >= EXEC else "")
+    return lambda value: piece("waves.set_mask({}, {} if on is None else {} & on){}", index, value, value, switch)
 
 
-def writes_vector(operand: Operand, kind: Kind, kernel: Kernel, *, keeps_half: bool) -> Write:
-    """Writes a value of a kind for each lane that is on.
+def vector_result(operand: Operand, kind: Kind, kernel: Kernel, *, keeps_half: bool) -> Callable[[Piece], Piece]:
+    """The statement that writes a value of a kind for each lane that is `on`.
 
     Args:
         keeps_half: whether a value of 16 bits leaves the other half of the register as it is; else the upper half becomes 0.
@@ -210,19 +232,50 @@ def writes_vector(operand: Operand, kind: Kind, kernel: Kernel, *, keeps_half: b
     if not isinstance(operand.of, Register) or (row := vector_row(operand.of, kernel)) is None:
         raise UnknownInstructionError(f"a vector result in {operand.of}")
     if kind.bits == 64:
-        return lambda waves, value, lanes=None: put_wide(waves, row, value.view(np.uint64), lanes)
+        low, high = row_value(row, KINDS["b32"]), row_value(row + 1, KINDS["b32"])
+
+        def both(value: Piece) -> Piece:
+            bits = piece("{}.view({})", value, np.uint64)
+            return piece("{}\n{}", put_statement(low, bits), put_statement(high, piece("({} >> {})", bits, _HIGH)))
+
+        return both
+    target = row_value(row, kind)
     if kind.bits == 32:
-        return lambda waves, value, lanes=None: put(waves, row, value, lanes)
+        return lambda value: put_statement(target, value)
     high = operand.of.half == "h"
     if not keeps_half and not high:
-        return lambda waves, value, lanes=None: put(waves, row, value.view(np.uint16).astype(np.uint32), lanes)
+        return lambda value: put_statement(target, piece("{}.view({})", value, np.uint16))
 
-    def write(waves: Waves, value: np.ndarray, lanes: np.ndarray | None = None) -> None:
-        bits, old = value.view(np.uint16).astype(np.uint32), waves.vector[row]
-        merged = old & np.uint32(0xFFFF) | bits << np.uint32(16) if high else old & np.uint32(0xFFFF0000) | bits
-        put(waves, row, merged, lanes)
+    def merged(value: Piece) -> Piece:
+        bits = piece("{}.view({}).astype({})", value, np.uint16, np.uint32)
+        if high:
+            both = piece("{} & {} | {} << {}", target, np.uint32(0xFFFF), bits, np.uint32(16))
+        else:
+            both = piece("{} & {} | {}", target, np.uint32(0xFFFF0000), bits)
+        return put_statement(target, both)
 
-    return write
+    return merged
+
+
+def row_value(row: int, kind: Kind) -> Piece:
+    """A row of vector registers as numbers of a kind; as 32 bits, if there is no view of the kind."""
+    return piece(f"waves.{_VECTORS.get(kind.dtype, 'vector')}[{{}}]", Row(row))
+
+
+def put_statement(target: Piece, value: Piece, for_all: Piece | None = None) -> Piece:
+    """The statement that puts a value into the lanes of a row that are `on`; `for_all` is that for all lanes."""
+    for_all = for_all or piece("{} = {}", target, value)
+    return piece("if on is None:\n    {}\nelse:\n    copyto({}, {}, where=on, casting='unsafe')", for_all, target, value)
+
+
+def writes_vector(operand: Operand, kind: Kind, kernel: Kernel, *, keeps_half: bool) -> Write:
+    """Writes a value of a kind for each lane that is on; arguments are those of `vector_result`."""
+    return _writes(vector_result(operand, kind, kernel, keeps_half=keeps_half))
+
+
+def _writes(result: Callable[[Piece], Piece]) -> Write:
+    default = piece("if on is None:\n    on = waves.lanes")
+    return function_of(default, result(piece("value")), parameters="waves, value, on=None")
 
 
 def put(waves: Waves, row: int, value: np.ndarray, lanes: np.ndarray | None = None) -> None:
@@ -236,18 +289,14 @@ def put(waves: Waves, row: int, value: np.ndarray, lanes: np.ndarray | None = No
         np.copyto(waves.vector[row], value, where=on, casting="unsafe")
 
 
-def put_wide(waves: Waves, row: int, value: np.ndarray, lanes: np.ndarray | None = None) -> None:
-    """Write 64 bits into two vector registers."""
-    low, high = halves(value)
-    put(waves, row, low, lanes)
-    put(waves, row + 1, high, lanes)
-
-
 def joined(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """uint64 of two halves."""
     both = np.empty((*low.shape, 2), np.uint32)
     both[..., 0], both[..., 1] = low, high
     return both.view(np.uint64)[..., 0]
+
+
+_HIGH = np.uint64(32)
 
 
 def halves(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,10 +1,10 @@
 """A kernel made ready to run: basic blocks, and a function for each instruction."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from attn_amdgcn import instructions, lds_loads, waits
+from attn_amdgcn import groups, instructions, lds_loads, waits
 from attn_amdgcn.assembly import Instruction, Kernel, Literal
 from attn_amdgcn.collector import collector_paused
 from attn_amdgcn.errors import AssemblyError, UnknownInstructionError
@@ -23,7 +23,7 @@ class Block:
 
     Attributes:
         code: its instructions, the one that ends it included.
-        steps: what they do, without the one that ends it.
+        steps: what they do, without the one that ends it and those that change no value, each with its place in `code`.
         condition: [waves] bool, which waves go to `target`; None if all do.
         target: the block to which a branch leads; None if the block ends without a branch.
         ends: whether waves end behind the block.
@@ -31,7 +31,7 @@ class Block:
     """
 
     code: tuple[Instruction, ...]
-    steps: tuple[Callable[[Waves], None], ...]
+    steps: tuple[tuple[int, Callable[[Waves], None]], ...]
     condition: Callable[[Waves], np.ndarray] | None = None
     target: int | None = None
     ends: bool = False
@@ -91,9 +91,7 @@ def _block(kernel: Kernel, begin: int, end: int | None, number: dict[int, int], 
     code = kernel.instructions[begin:end]
     final = code[-1]
     ending = final.name in (*BRANCHES, *ENDS, *BARRIERS)
-    steps = tuple(instructions.step(instruction, kernel) for instruction in (code[:-1] if ending else code))
-    if loads_into_lds:
-        steps = tuple(lds_loads.seen(instruction, step, kernel) for instruction, step in zip(code, steps, strict=False))
+    steps = (_steps_seen if loads_into_lds else groups.steps_of)(code[:-1] if ending else code, kernel)
     if final.name == "s_barrier_wait" and [operand.of for operand in final.operands] != [Literal(-1)]:
         raise unknown(final, "a barrier of another number than -1")
     if final.name in BRANCHES:
@@ -102,3 +100,11 @@ def _block(kernel: Kernel, begin: int, end: int | None, number: dict[int, int], 
             raise AssemblyError(f"line {final.line}: `{final.text}`: there is no such label")
         return Block(code, steps, CONDITIONS.get(final.name), number[kernel.labels[label]])
     return Block(code, steps, ends=final.name in ENDS, is_barrier=final.name in BARRIERS)
+
+
+def _steps_seen(code: Sequence[Instruction], kernel: Kernel) -> tuple[groups.Placed, ...]:
+    """The steps of a block at which watches see what vmcnt counts."""
+    return tuple(
+        (place, lds_loads.seen(instruction, instructions.step(instruction, kernel), kernel))
+        for place, instruction in enumerate(code)
+    )

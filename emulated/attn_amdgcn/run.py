@@ -5,7 +5,6 @@ stand at the same block become one. The group with the lowest block runs first, 
 others. Waves of one workgroup meet at barriers.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -33,7 +32,7 @@ class Runner:
     ) -> None:
         self.program, self.ended, self.most = program, ended, most
         self._left = most
-        self.executed: Counter[int] = Counter()
+        self.executed = [0] * len(program.blocks)
 
     def run(self, turns: Sequence[Waves]) -> None:
         """Run the waves of some workgroups to their end.
@@ -79,18 +78,19 @@ class Runner:
         ready[waves.block] = waves
 
     def _run(self, block: Block, waves: Waves) -> None:
-        self.executed[waves.block] += len(waves)
-        self._left -= len(waves) * len(block.code)
-        i = 0
+        count, _ = waves.shape
+        self.executed[waves.block] += count
+        self._left -= count * len(block.code)
+        place = 0
         try:
             if self._left < 0:
                 raise Fault(f"the launch has run {self.most} instructions without an end")
             waves.pending = self.program.after(waves.block, waves.pending)
-            for i, step in enumerate(block.steps):  # noqa: B007 - the handler needs the number
+            for place, step in block.steps:  # noqa: B007 - the handler needs the place
                 step(waves)
         except Fault as fault:
             if not fault.instruction:
-                fault.at(block.code[i])
+                fault.at(block.code[place])
             if fault.workgroup is None and fault.wave is None:
                 fault.workgroup, fault.wave = int(waves.workgroup[0]), int(waves.number[0])
             raise
@@ -99,12 +99,13 @@ class Runner:
 def _cut(block: Block, waves: Waves) -> list[Waves]:
     """The waves behind a block, in one group or two, each with the number of its next block."""
     behind = waves.block + 1
-    if block.target is None:
-        waves.block = behind
+    if block.target is None or block.condition is None:
+        waves.block = behind if block.target is None else block.target
         return [waves]
-    taken = np.ones(len(waves), bool) if block.condition is None else block.condition(waves)
-    if taken.all() or not taken.any():
-        waves.block = block.target if taken.all() else behind
+    taken = block.condition(waves)
+    count = np.count_nonzero(taken)
+    if count in (0, len(taken)):
+        waves.block = block.target if count else behind
         return [waves]
     groups = []
     for which, number in ((taken, block.target), (~taken, behind)):

@@ -2,9 +2,13 @@
 
 import numpy as np
 
+_COUNTED = np.arange(64)[:, None, None]
+
 
 class Storage:
-    """Bytes, and loads and stores of them at [waves, lanes] offsets that somebody else has checked.
+    """Bytes, and loads and stores of them at offsets that somebody else has checked.
+
+    Offsets are [waves, lanes], or [..., waves, lanes] of several accesses.
 
     Args:
         data: uint8 of one dimension. Its length is a multiple of 4.
@@ -13,12 +17,11 @@ class Storage:
     def __init__(self, data: np.ndarray) -> None:
         self.bytes, self._words, self._halves = data, data.view(np.uint32), data.view(np.uint16)
 
-    def load(self, place: np.ndarray, words: int) -> list[np.ndarray]:
-        """Words of 32 bits from each offset on."""
-        if not _misplaced(place, 3):
-            index = place >> 2
-            return [self._words.take(index if i == 0 else index + i) for i in range(words)]
-        return [self._unaligned(place + 4 * i) for i in range(words)]
+    def load(self, place: np.ndarray, words: int) -> np.ndarray:
+        """[..., words, waves, lanes] uint32 from each offset on."""
+        if _misplaced(place, 3):
+            return self._unaligned(place[..., None, :, :] + 4 * _COUNTED[:words])
+        return self._words.take(_following(place, words))
 
     def _unaligned(self, place: np.ndarray) -> np.ndarray:
         found = self.bytes.take(place).astype(np.uint32)
@@ -34,30 +37,39 @@ class Storage:
             return self._halves.take(place >> 1).astype(np.uint32)
         return self.bytes.take(place).astype(np.uint32) | self.bytes.take(place + 1).astype(np.uint32) << np.uint32(8)
 
-    def store(self, place: np.ndarray, values: list[np.ndarray], lanes: np.ndarray | None) -> None:
-        """Write words of 32 bits from each offset on. Of lanes with one offset the last one wins."""
-        chosen = place.reshape(-1) if lanes is None else place[lanes]
-        aligned = not _misplaced(chosen, 3)
-        index = chosen >> 2 if aligned else chosen
-        for i, value in enumerate(values):
-            data = _chosen(value, place, lanes)
-            if aligned:
-                self._words[index if i == 0 else index + i] = data
-            else:
+    def store(self, place: np.ndarray, values: np.ndarray, lanes: np.ndarray | None) -> None:
+        """Write [..., words, waves, lanes] from each offset on. Of what has one offset the last one wins.
+
+        Args:
+            lanes: the lanes of one access that take part; None if all do.
+        """
+        if lanes is not None:
+            place, values = place[lanes][None], values[:, lanes][:, None]
+        if not _misplaced(place, 3):
+            self._words[_following(place, values.shape[-3])] = values
+            return
+        for first, words in zip(_each(place, 2), _each(values, 3), strict=True):
+            for i, word in enumerate(words):
                 for byte in range(4):
-                    self.bytes[index + (4 * i + byte)] = data >> np.uint32(8 * byte)
+                    self.bytes[first + (4 * i + byte)] = word >> np.uint32(8 * byte)
 
     def store_part(self, place: np.ndarray, value: np.ndarray, size: int, lanes: np.ndarray | None) -> None:
         """Write the lowest one or two bytes of uint32."""
-        chosen = place.reshape(-1) if lanes is None else place[lanes]
-        data = _chosen(value, place, lanes)
+        if lanes is not None:
+            place, value = place[lanes][None], value[lanes][None]
         if size == 1:
-            self.bytes[chosen] = data
-        elif not _misplaced(chosen, 1):
-            self._halves[chosen >> 1] = data
+            self.bytes[place] = value
+        elif not _misplaced(place, 1):
+            self._halves[place >> 1] = value
         else:
-            self.bytes[chosen] = data
-            self.bytes[chosen + 1] = data >> np.uint32(8)
+            for first, data in zip(_each(place, 2), _each(value, 2), strict=True):
+                self.bytes[first] = data
+                self.bytes[first + 1] = data >> np.uint32(8)
+
+
+def _each(values: np.ndarray, axes: int) -> np.ndarray:
+    """What several accesses have, one after another: so many axes each."""
+    return values.reshape(-1, *values.shape[-axes:])
 
 
 def _misplaced(place: np.ndarray, mask: int) -> bool:
@@ -65,6 +77,7 @@ def _misplaced(place: np.ndarray, mask: int) -> bool:
     return bool(np.bitwise_or.reduce(place, axis=None) & mask)
 
 
-def _chosen(value: np.ndarray, place: np.ndarray, lanes: np.ndarray | None) -> np.ndarray:
-    full = value if value.shape == place.shape else np.broadcast_to(value, place.shape)
-    return full.reshape(-1) if lanes is None else full[lanes]
+def _following(place: np.ndarray, words: int) -> np.ndarray:
+    """[..., words, waves, lanes]: the numbers of so many words from each offset on."""
+    first = (place >> 2)[..., None, :, :]
+    return first if words == 1 else first + _COUNTED[:words]

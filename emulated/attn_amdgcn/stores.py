@@ -41,7 +41,7 @@ class StoreLog(Watch):
     def __init__(self) -> None:
         self.of: dict[tuple[int, int], list[Store]] = defaultdict(list)
 
-    def global_written(self, access: Access, values: list[np.ndarray]) -> None:
+    def global_written(self, access: Access, values: np.ndarray) -> None:
         waves, place, size, lanes, instruction = access
         full = np.broadcast_to(place, waves.shape)
         words = np.stack([np.broadcast_to(value, full.shape) for value in values], axis=-1)

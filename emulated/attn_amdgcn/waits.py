@@ -236,6 +236,15 @@ def touched(instruction: Instruction, kernel: Kernel) -> int:
     return bits | (touched(instruction.second, kernel) if instruction.second else 0)
 
 
+def result(instruction: Instruction, kernel: Kernel) -> int:
+    """The registers that an instruction with one result writes, or one with two halves; a store writes none."""
+    if counters_of(instruction, kernel):
+        return loaded(instruction, kernel)
+    first = instruction.operands[0].of
+    bits = _bits(first, kernel) if isinstance(first, Register) else 0
+    return bits | (result(instruction.second, kernel) if instruction.second else 0)
+
+
 def _bits(register: Register, kernel: Kernel) -> int:
     row = vector_row(register, kernel)
     if row is None:

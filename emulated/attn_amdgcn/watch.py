@@ -30,9 +30,9 @@ class Access(NamedTuple):
         """[n, size] int64: the places of the bytes of each lane that takes part."""
         return self._chosen(self.place)[:, None] + np.arange(self.size)
 
-    def data(self, values: list[np.ndarray]) -> np.ndarray:
+    def data(self, values: np.ndarray) -> np.ndarray:
         """[n, size] uint8: what each lane that takes part stores, of words, or of the lowest 1 or 2 bytes of them."""
-        words = np.stack([self._chosen(np.broadcast_to(value, self.place.shape)) for value in values], axis=-1)
+        words = np.stack([self._chosen(value) for value in values], axis=-1)
         return words.view(np.uint8)[:, : self.size]
 
     def of_lanes(self, values: np.ndarray) -> np.ndarray:
@@ -54,14 +54,14 @@ class Watch:
     def global_read(self, access: Access) -> None:
         """Waves load from global memory, by vector or scalar instructions."""
 
-    def global_written(self, access: Access, values: list[np.ndarray]) -> None:
-        """Waves store words, or the lowest 1 or 2 bytes of them, to global memory."""
+    def global_written(self, access: Access, values: np.ndarray) -> None:
+        """Waves store [words, waves, lanes], or the lowest 1 or 2 bytes of them, to global memory."""
 
     def lds_read(self, access: Access) -> None:
         """Waves load from LDS."""
 
-    def lds_written(self, access: Access, values: list[np.ndarray]) -> None:
-        """Waves store words, or the lowest 1 or 2 bytes of them, to LDS."""
+    def lds_written(self, access: Access, values: np.ndarray) -> None:
+        """Waves store [words, waves, lanes], or the lowest 1 or 2 bytes of them, to LDS."""
 
     def began(self, waves: Waves) -> None:
         """Some waves begin an instruction of vector memory. Seen only in code that loads into LDS."""

@@ -7,6 +7,7 @@ import numpy as np
 from attn_amdgcn.storage import Storage
 
 if TYPE_CHECKING:
+    from attn_amdgcn.instructions.buffer_memory import Range
     from attn_amdgcn.memory import Memory
     from attn_amdgcn.watch import Watch
 
@@ -26,6 +27,7 @@ class Shared:
         scratch_bytes: of each lane's private memory.
         watches: what looks on.
         lds_storage: `lds`, row behind row.
+        ranges: of buffers, by their resources (`instructions.buffer_memory`).
     """
 
     memory: "Memory"
@@ -34,6 +36,7 @@ class Shared:
     scratch_bytes: int
     watches: "tuple[Watch, ...]" = ()
     lds_storage: Storage = field(init=False, repr=False)
+    ranges: "dict[tuple[bytes, bytes, int], Range]" = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lds_storage", Storage(self.lds.reshape(-1).view(np.uint8)))
@@ -46,6 +49,9 @@ class Waves:
         vector: [rows, waves, lanes] uint32, the vector registers, and behind them the accumulation registers.
         vector_f32, vector_i32: the same bits as numbers of these types: making a view takes longer than most reads.
         scalar: [waves, SCALARS] uint32; a pair that begins at an even number is an element of `scalar64`.
+        scalar_f32, scalar_i32: the same bits as numbers of these types.
+        uniform, uniform_f32, uniform_i32: [SCALARS, waves, 1], the same bits as values of lanes; `uniform64` has the pairs.
+        shape: numbers of waves and of lanes.
         scc: [waves] bool, the scalar condition code.
         masks: what `mask` returned, by index, until the scalar registers there are written.
         lanes: [waves, lanes] bool, the lanes that EXEC switches on; None if all are on.
@@ -54,6 +60,7 @@ class Waves:
         workgroup: [waves] int64, the number of each wave's workgroup in the grid.
         number: [waves] int64, the number of each wave in its workgroup.
         slot: [waves] int64, the row of `shared.lds` that is the wave's.
+        lds_begin: [waves, 1] int64, the first byte of that row.
         scratch: [words, waves, lanes] uint32, the private memory of each lane.
         shared: memory and LDS, which groups of waves share.
     """
@@ -74,8 +81,14 @@ class Waves:
     ) -> None:
         self.vector, self.scalar, self.scalar64 = vector, scalar, scalar.view(np.uint64)
         self.vector_f32, self.vector_i32 = vector.view(np.float32), vector.view(np.int32)
+        self.scalar_f32, self.scalar_i32 = scalar.view(np.float32), scalar.view(np.int32)
+        self.uniform, self.uniform_f32, self.uniform_i32, self.uniform64 = (
+            each.T[:, :, None] for each in (scalar, self.scalar_f32, self.scalar_i32, self.scalar64)
+        )
+        self.shape: tuple[int, int] = vector.shape[1], vector.shape[2]
         self.scc = np.zeros(len(scalar), bool) if scc is None else scc
         self.workgroup, self.number, self.slot, self.scratch, self.shared = workgroup, number, slot, scratch, shared
+        self.lds_begin = (slot * (4 * shared.lds.shape[1]))[:, None]
         self.block, self.pending = block, pending
         self.masks: dict[int, np.ndarray] = {}
         self.lanes: np.ndarray | None = None
@@ -84,11 +97,6 @@ class Waves:
 
     def __len__(self) -> int:
         return len(self.scalar)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Waves and lanes."""
-        return self.vector.shape[1], self.vector.shape[2]
 
     def switch(self) -> None:
         """Read EXEC anew, after it was written."""

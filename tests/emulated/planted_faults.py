@@ -52,8 +52,8 @@ PLANTED = {
     "a wait that never blocks": ("waits.py", "for counters, most in found:", "for counters, most in ():", "waits"),
     "another lane in ds_bpermute": (
         "instructions/cross_lane.py",
-        "(address + np.uint32(offset)) // np.uint32(4)",
-        "(address + np.uint32(offset)) // np.uint32(8)",
+        "(address + offset >> np.uint32(2))",
+        "(address + offset >> np.uint32(3))",
         "cross_lane",
     ),
     "the wrong bits kept by SDWA": ("instructions/sdwa.py", "waves.vector[row] & ~mask", "waves.vector[row] & mask", "sdwa"),
@@ -76,9 +76,15 @@ PLANTED = {
         "compare",
     ),
     "a shift by more than 31": (
+        "operands.py",
+        '"u5": Kind(32, np.uint32, 31)',
+        '"u5": Kind(32, np.uint32, 63)',
+        "bits",
+    ),
+    "a field of one bit less": (
         "instructions/bits.py",
-        "return a << (count & U32(31)) | b",
-        "return a << (count & U32(63)) | b",
+        "a >> first & (U32(1) << count) - U32(1)",
+        "a >> first & (U32(1) << count >> U32(1)) - U32(1)",
         "bits",
     ),
     "a carry that is forgotten": (
@@ -129,8 +135,8 @@ PLANTED = {
     ),
     "lanes that are off and written all the same": (
         "operands.py",
-        "where=on, casting",
-        "where=True, casting",
+        "where=on, casting='unsafe'",
+        "where=True, casting='unsafe'",
         "integer_arithmetic",
     ),
     "a comparison of scalars that is false for a NaN": (
@@ -191,8 +197,8 @@ PLANTED = {
     ),
     "a magnitude that keeps its sign": (
         "instructions/forms.py",
-        "bits = bits & ~sign",
-        "bits = bits | sign",
+        '"({} & {})", bits, ~sign',
+        '"({} | {})", bits, sign',
         "float_arithmetic",
     ),
     "another bias of four bits": (

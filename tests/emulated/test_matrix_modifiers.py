@@ -179,7 +179,7 @@ def test_nan_and_infinity_spread_over_their_row():
 def test_each_float_of_8_bits_is_torchs(kind):
     bits = np.arange(256, dtype=np.uint8)
     expected = torch.from_numpy(bits.copy()).view(matrices.TORCH[kind]).float().numpy()
-    found = FORMATS[kind].values(bits.view(np.uint32))
+    found = FORMATS[kind].values(bits)
     assert np.array_equal(found, expected, equal_nan=True)
     assert np.array_equal(np.signbit(found[~np.isnan(found)]), np.signbit(expected[~np.isnan(expected)]))
 

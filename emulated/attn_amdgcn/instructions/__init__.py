@@ -1,8 +1,8 @@
 """What each instruction does: one function for each meaning, in a module for each family."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
-from attn_amdgcn.assembly import Instruction, Kernel
+from attn_amdgcn.assembly import Instruction, Kernel, Register
 from attn_amdgcn.instructions import (
     bits,
     buffer_memory,
@@ -28,9 +28,8 @@ from attn_amdgcn.instructions import (
     to_lds,
     transcendental,
 )
-from attn_amdgcn.instructions.forms import REGISTERED, dual_step
+from attn_amdgcn.instructions.forms import REGISTERED, SCALAR, Step, dual_step, scalar_step
 from attn_amdgcn.operands import unknown
-from attn_amdgcn.waves import Waves
 
 FAMILIES = (
     scalar,
@@ -60,8 +59,11 @@ FAMILIES = (
 """The modules that register instructions when they are imported."""
 
 
-def step(instruction: Instruction, kernel: Kernel) -> Callable[[Waves], None]:
+def step(instruction: Instruction, kernel: Kernel, *, scc_matters: bool = True) -> Step:
     """The function that carries out an instruction on waves.
+
+    Args:
+        scc_matters: whether somebody may read what the instruction leaves in SCC.
 
     Raises:
         UnknownInstructionError: the instruction, an operand or a modifier has no meaning here.
@@ -70,4 +72,36 @@ def step(instruction: Instruction, kernel: Kernel) -> Callable[[Waves], None]:
         return dual_step(instruction, kernel)
     if instruction.name not in REGISTERED:
         raise unknown(instruction)
+    if instruction.name in SCALAR:
+        return scalar_step(instruction, kernel, scc_matters=scc_matters)
     return REGISTERED[instruction.name](instruction, kernel)
+
+
+def scc_matters(code: Sequence[Instruction]) -> list[bool]:
+    """For each instruction of a block whether another one may read SCC behind it, before it is written again."""
+    matters, found = True, []
+    for instruction in reversed(code):
+        found.append(matters)
+        meaning = SCALAR.get(instruction.name)
+        if _may_read_scc(instruction):
+            matters = True
+        elif meaning is not None and "scc" in meaning.results:
+            matters = False
+    return found[::-1]
+
+
+def _may_read_scc(instruction: Instruction) -> bool:
+    """Vector instructions do not, nor do loads. Of scalar ones whose operands have no common form it is not known here."""
+    if any(isinstance(operand.of, Register) and operand.of.bank == "scc" for operand in instruction.operands):
+        return True
+    if instruction.name in SCALAR:
+        return "scc" in SCALAR[instruction.name].sources
+    return instruction.name.startswith("s_") and not instruction.name.startswith("s_load") and instruction.name not in _PASSIVE
+
+
+def changes_nothing(instruction: Instruction) -> bool:
+    """Whether an instruction is among those that change time or caches alone."""
+    return instruction.name in _PASSIVE
+
+
+_PASSIVE = frozenset(f"{control.NO_EFFECT} {control.WAITS}".split())

@@ -43,9 +43,9 @@ def xor3(a, b, c):
     return a ^ b ^ c
 
 
-@vector("v_lshl_or_b32", "b32 = b32 u32 b32")
+@vector("v_lshl_or_b32", "b32 = b32 u5 b32")
 def lshl_or(a, count, b):
-    return a << (count & U32(31)) | b
+    return a << count | b
 
 
 @vector("v_lshlrev_b16", "b16 = u16 b16")
@@ -53,9 +53,9 @@ def lshlrev_short(count, a):
     return a << (count & U16(15))
 
 
-@vector("v_lshlrev_b32", "b32 = u32 b32")
+@vector("v_lshlrev_b32", "b32 = u5 b32")
 def lshlrev(count, a):
-    return a << (count & U32(31))
+    return a << count
 
 
 @vector("v_lshlrev_b64", "b64 = u32 b64")
@@ -69,10 +69,10 @@ def shift_right_short(count, a):
     return a >> (count & U16(15)).view(a.dtype)
 
 
-@vector("v_lshrrev_b32", "b32 = u32 b32")
-@vector("v_ashrrev_i32", "i32 = u32 i32")
+@vector("v_lshrrev_b32", "b32 = u5 b32")
+@vector("v_ashrrev_i32", "i32 = i5 i32")
 def shift_right(count, a):
-    return a >> (count & U32(31)).view(a.dtype)
+    return a >> count
 
 
 @vector("v_lshrrev_b64", "b64 = u32 b64")
@@ -81,14 +81,17 @@ def shift_right_wide(count, a):
     return a >> (count & U32(63)).astype(a.dtype)
 
 
-@vector("v_bfe_u32", "u32 = u32 u32 u32")
-@vector("v_bfe_i32", "i32 = i32 u32 u32")
+@vector("v_bfe_u32", "u32 = u32 u5 u5")
 def bit_field(a, first, count):
-    """So many bits from the first one on, extended by zeros or by their sign."""
-    count = count & U32(31)
-    unused = (-count & U32(31)).view(a.dtype)
-    field = (a >> (first & U32(31)).view(a.dtype)) << unused >> unused
-    return np.where(count == 0, a.dtype.type(0), field)
+    """So many bits from the first one on."""
+    return a >> first & (U32(1) << count) - U32(1)
+
+
+@vector("v_bfe_i32", "i32 = i32 i5 i5")
+def signed_bit_field(a, first, count):
+    """The same, extended by their sign."""
+    unused = -count & np.int32(31)
+    return np.where(count == 0, np.int32(0), a >> first << unused >> unused)
 
 
 @vector("v_bfi_b32", "b32 = b32 b32 b32")
@@ -155,6 +158,10 @@ def permute(high, low, selectors):
     0 to 3 are the bytes of the second source, 4 to 7 those of the first one. 8 to 11 are the signs of the bytes 1, 3, 5 and 7,
     extended. 12 is zeros, and a greater number is ones.
     """
+    return _permuted(high, low, selectors) if selectors.ndim == 2 else _several_permuted(high, low, selectors)
+
+
+def _permuted(high, low, selectors):
     if (moves := _moves(selectors.item(0))) and _are_alike(selectors):
         return _joined_bytes(high, low, moves)
     high, low, selectors = np.broadcast_arrays(high, low, selectors)
@@ -166,9 +173,22 @@ def permute(high, low, selectors):
     return chosen.view(U32)[..., 0]
 
 
+def _several_permuted(high, low, selectors):
+    """What several instructions permute: at once for those that have the same selectors."""
+    high, low = (np.broadcast_to(each, (len(selectors), *each.shape[-2:])) for each in (high, low))
+    result = np.empty(np.broadcast_shapes(high.shape, low.shape, selectors.shape), U32)
+    first = selectors[:, 0, 0].tolist()
+    for value in set(first):
+        which = [i for i, each in enumerate(first) if each == value]
+        result[which] = _permuted(high[which], low[which], selectors[which])
+    return result
+
+
 def _are_alike(selectors) -> bool:
     """Most selectors are those of waves, which are few."""
-    return len(set(selectors.ravel().tolist())) == 1 if selectors.shape[1] == 1 else bool((selectors == selectors[0, 0]).all())
+    if selectors.shape[-1] == 1:
+        return len(set(selectors.ravel().tolist())) == 1
+    return bool((selectors == selectors.item(0)).all())
 
 
 class _Move(NamedTuple):
@@ -197,12 +217,11 @@ def _moves(selectors: int) -> tuple[_Move, ...]:
 
 
 def _joined_bytes(high, low, moves: tuple[_Move, ...]):
-    joined = None
-    for from_high, shift, count, mask in moves:
-        source = high if from_high else low
-        part = (source if shift is None else shift(source, count)) & mask
-        joined = part if joined is None else joined | part
-    return joined
+    return reduce(np.bitwise_or, [_moved(high if move.from_high else low, move) for move in moves])
+
+
+def _moved(source, move: _Move):
+    return (source if move.shift is None else move.shift(source, move.by)) & move.mask
 
 
 def _bytes(a):

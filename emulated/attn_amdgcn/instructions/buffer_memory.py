@@ -18,21 +18,35 @@ Source: "Buffer Addressing" and "Range checking" in AMD's Instinct MI300 ISA and
 in LLVM's User Guide for AMDGPU Backend.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Named, Operand, Register
 from attn_amdgcn.errors import Fault
 from attn_amdgcn.instructions import scratch, to_lds
-from attn_amdgcn.instructions.formats import LOADS, STORES, Format, data_row, loaded, number, reads_data, stored, writes_data
-from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
+from attn_amdgcn.instructions.formats import (
+    LOADS,
+    STORES,
+    Format,
+    data_row,
+    data_target,
+    loaded,
+    number,
+    reads_data,
+    stored,
+    writes_data,
+)
+from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_statements, own_step
 from attn_amdgcn.instructions.global_memory import CACHE
 from attn_amdgcn.memory import BASE
-from attn_amdgcn.operands import KINDS, Read, reads_scalar, scalar_index, unknown
+from attn_amdgcn.operands import KINDS, put_statement, scalar_index, scalar_value, unknown
+from attn_amdgcn.pieces import Alone, Piece, Row, piece, value_of
 from attn_amdgcn.watch import Access
 from attn_amdgcn.waves import Waves
 
+MOST_RANGES = 1 << 10
+"""That are kept."""
 MODIFIERS = ("offset", "offen", *CACHE)
 PRIVATE_BASE = 0x1234_0000_0000
 """Where the private segment of all waves begins, as its resource says: no buffer lies there."""
@@ -46,53 +60,61 @@ def private_offset(waves: Waves) -> np.ndarray:
 
 
 class Range(NamedTuple):
-    """What an instruction may touch: [waves, 1] int64.
+    """What an instruction may touch: [waves, 1] int64, or [instructions, waves, 1].
 
     Attributes:
-        begin: the place (address less BASE) of vaddr 0, or its byte in each lane's scratch.
+        begin: the place (address less BASE) of vaddr 0 and `offset` 0, or its byte in each lane's scratch.
         length: the bytes behind it that are in range.
+        least: the least of `length`.
         is_private: whether this is scratch.
     """
 
     begin: np.ndarray
     length: np.ndarray
+    least: int
     is_private: bool = False
 
 
-@own_step(" ".join(f"buffer_load_{name}" for name in LOADS))
-def buffer_load(instruction: Instruction, kernel: Kernel) -> Step:
+@own_statements(" ".join(f"buffer_load_{name}" for name in LOADS))
+def buffer_load(instruction: Instruction, kernel: Kernel) -> Sequence[Piece]:
     form = LOADS[instruction.name.removeprefix("buffer_load_")]
     if "lds" in instruction.modifiers:
         check_count(instruction, 3)
         check_modifiers(instruction, "lds", *MODIFIERS)
-        address, resource, soffset = instruction.operands
+        value = _load_value(instruction, instruction.operands, form, kernel)
         write = to_lds.writes(instruction, form, to_lds.BITS_OF_M0.get(kernel.architecture, 0), kernel)
-    else:
-        target, address, resource, soffset = _operands(instruction)
-        write = writes_data(instruction, target, form, kernel)
-    ranges, offsets = _ranges(instruction, resource, soffset, kernel), _offsets(instruction, address, kernel)
+        return (piece("{}(waves, {})", write, value),)
+    target, *operands = _operands(instruction)
+    value = _load_value(instruction, operands, form, kernel)
+    if form.half:
+        return (piece("{}(waves, {})", writes_data(instruction, target, form, kernel), value),)
+    return piece("on = waves.lanes"), put_statement(data_target(instruction, target, form, kernel), value)
 
-    def step(waves: Waves) -> None:
-        within, offset = ranges(waves), offsets(waves)
-        if within.is_private:
-            write(waves, scratch.values_at(waves, within.begin + offset, form))
-            return
-        fits, parts = _fits(within, offset, form)
-        if not parts:
-            write(waves, _values(instruction, waves, within, offset, fits, form))
-            return
-        word = Format(4)
-        values = [_values(instruction, waves, within, offset + 4 * i, fits[i], word)[0] for i in range(form.registers)]
-        write(waves, values)
 
-    return step
+def _load_value(instruction: Instruction, operands: Sequence[Operand], form: Format, kernel: Kernel) -> Piece:
+    """[registers, waves, lanes]: what a load brings; its operands are vaddr, the resource and soffset."""
+    address, resource, soffset = operands
+    within, offset = _range(instruction, resource, soffset, kernel), _offset(instruction, address, kernel)
+    return piece("{}(waves, {}, {}, {}, {})", _loaded, within, offset, form, Alone(instruction))
+
+
+def _loaded(waves: Waves, within: Range, offset: np.ndarray, form: Format, instruction: Instruction) -> np.ndarray:
+    """[..., registers, waves, lanes]: what lies at offsets in a range."""
+    if within.is_private:
+        return scratch.values_at(waves, within.begin + offset, form)
+    fits, parts = _fits(within, offset, form)
+    if not parts:
+        return _values(instruction, waves, within, offset, fits, form)
+    words = [_values(instruction, waves, within, offset + 4 * i, fits[i], Format(4)) for i in range(form.registers)]
+    return np.concatenate(words, axis=-3)
 
 
 @own_step(" ".join(f"buffer_store_{name}" for name in STORES))
 def buffer_store(instruction: Instruction, kernel: Kernel) -> Step:
     form = STORES[instruction.name.removeprefix("buffer_store_")]
     source, address, resource, soffset = _operands(instruction)
-    ranges, offsets = _ranges(instruction, resource, soffset, kernel), _offsets(instruction, address, kernel)
+    ranges = value_of(_range(instruction, resource, soffset, kernel))
+    offsets = value_of(_offset(instruction, address, kernel))
     read = reads_data(instruction, source, form, kernel)
 
     def step(waves: Waves) -> None:
@@ -105,7 +127,7 @@ def buffer_store(instruction: Instruction, kernel: Kernel) -> Step:
             _store(instruction, waves, within, offset, fits, values, form)
             return
         for i, value in enumerate(values):
-            _store(instruction, waves, within, offset + 4 * i, fits[i], [value], Format(4))
+            _store(instruction, waves, within, offset + 4 * i, fits[i], value[None], Format(4))
 
     return step
 
@@ -119,6 +141,8 @@ def _operands(instruction: Instruction) -> tuple[Operand, ...]:
 
 def _fits(within: Range, offset: np.ndarray, form: Format) -> tuple:
     """Which lanes are in range (None if all are), and whether that differs between the words of a lane: then for each word."""
+    if int(np.maximum.reduce(offset, axis=None)) <= within.least - form.size:
+        return None, False
     fits = offset <= within.length - form.size
     if fits.all():
         return None, False
@@ -129,14 +153,14 @@ def _fits(within: Range, offset: np.ndarray, form: Format) -> tuple:
 
 def _values(
     instruction: Instruction, waves: Waves, within: Range, offset: np.ndarray, fits: np.ndarray | None, form: Format
-) -> list[np.ndarray]:
+) -> np.ndarray:
     memory = waves.shared.memory
     lanes = waves.lanes if fits is None else fits if waves.lanes is None else fits & waves.lanes
     place = memory.checked(within.begin + offset, form.size, lanes, waves)
     for watch in waves.shared.watches:
         watch.global_read(Access(waves, place, form.size, lanes, instruction))
     values = loaded(memory, place, form)
-    return values if fits is None else [value * fits for value in values]
+    return values if fits is None else values * fits[..., None, :, :]
 
 
 def _store(
@@ -145,7 +169,7 @@ def _store(
     within: Range,
     offset: np.ndarray,
     fits: np.ndarray | None,
-    values: list[np.ndarray],
+    values: np.ndarray,
     form: Format,
 ) -> None:
     memory = waves.shared.memory
@@ -156,56 +180,58 @@ def _store(
     stored(memory, place, values, form, lanes)
 
 
-def _offsets(instruction: Instruction, operand: Operand, kernel: Kernel) -> Callable[[Waves], np.ndarray]:
-    """[waves, lanes] int64: vaddr, or 0 without `offen`."""
+def _offset(instruction: Instruction, operand: Operand, kernel: Kernel) -> Piece:
+    """[waves, lanes] int64: vaddr, or 0 without `offen`, plus the instruction's `offset`."""
+    constant = np.array([[number(instruction, "offset")]])
     if "offen" in instruction.modifiers:
-        row = data_row(instruction, operand, 1, kernel)
-        return lambda waves: waves.vector[row].astype(np.int64)
+        return piece("waves.vector[{}] + {}", Row(data_row(instruction, operand, 1, kernel)), constant)
     if not isinstance(operand.of, Named) or operand.of.text != "off":
         raise unknown(instruction, "a vaddr without offen")
-    return lambda waves: np.zeros(waves.shape, np.int64)
+    return piece("{}(waves.shape, {}) + {}", np.zeros, np.int64, constant)
 
 
-def _ranges(instruction: Instruction, resource: Operand, soffset: Operand, kernel: Kernel) -> Callable[[Waves], Range]:
+def _range(instruction: Instruction, resource: Operand, soffset: Operand, kernel: Kernel) -> Piece:
+    """What an instruction may touch, for vaddr plus `offset`."""
     register = resource.of
     is_resource = isinstance(register, Register) and register.bank == "s" and register.count == 4
     first = scalar_index(register) if isinstance(register, Register) and is_resource else None
     if first is None:
         raise unknown(instruction, "a resource is 4 scalar registers")
-    described = _described_gfx1250 if kernel.architecture == "gfx1250" else _described
-    checks = 0 if kernel.architecture.startswith("gfx9") else 3
-    further: Read = reads_scalar(soffset, KINDS["u32"], kernel)
-    constant = number(instruction, "offset")
     if isinstance(soffset.of, Literal) and not isinstance(soffset.of.number, int):
         raise unknown(instruction)
+    words, further = (slice(None), slice(first, first + 4)), scalar_value(soffset, KINDS["u32"], kernel)
+    return piece("{}(waves, waves.scalar[{}], {}, {})", _range_of, words, further, kernel.architecture)
 
-    last: list = [b"", None]  # many runs find the same resource, and so the same range
 
-    def ranges(waves: Waves) -> Range:
-        key = waves.scalar[:, first : first + 4].tobytes() + further(waves).tobytes()
-        if last[0] != key:
-            last[:] = key, found(waves)
-        within: Range = last[1]
-        if within.is_private:  # it depends on the waves' numbers, too
-            last[0] = b""
-        return within
+def _range_of(waves: Waves, words: np.ndarray, further: np.ndarray, architecture: str) -> Range:
+    """The range of a resource [waves, 4] and soffset, [waves] or for each of several instructions [instructions, 1].
 
-    def found(waves: Waves) -> Range:
-        words = waves.scalar[:, first : first + 4]
-        if kernel.architecture == "gfx90a" and (words[:, 2:] == PRIVATE_WORDS[2:]).all():
-            base = (words[:, 0].astype(np.int64) | (words[:, 1].astype(np.int64) & 0xFFFF) << 32) - PRIVATE_BASE
-            begin = base - private_offset(waves) + further(waves).astype(np.int64) + constant
-            return Range(begin[:, None], np.array([[0]]), is_private=True)
-        base, records, strange = described(waves.scalar[:, first : first + 4].astype(np.int64), checks)
-        if strange.any():
-            wave = int(strange.argmax())
-            words = " ".join(f"0x{word:08x}" for word in waves.scalar[wave, first : first + 4])
-            where = {"wave": int(waves.number[wave]), "workgroup": int(waves.workgroup[wave])}
-            raise Fault(f"the resource {words} is no raw buffer without stride and swizzle", **where)
-        more = further(waves).astype(np.int64)
-        return Range((base + more + (constant - BASE))[:, None], (records - more - constant)[:, None])
+    Many instructions find the same ones, and so the same range.
+    """
+    known, key = waves.shared.ranges, (words.tobytes(), further.tobytes(), further.ndim)
+    within = known.get(key)
+    if within is None:
+        within = _found_range(waves, words, further.astype(np.int64), architecture)
+        if not within.is_private:  # it depends on the waves' numbers, too
+            if len(known) >= MOST_RANGES:
+                known.clear()
+            known[key] = within
+    return within
 
-    return ranges
+
+def _found_range(waves: Waves, words: np.ndarray, further: np.ndarray, architecture: str) -> Range:
+    if architecture == "gfx90a" and (words[:, 2:] == PRIVATE_WORDS[2:]).all():
+        base = (words[:, 0].astype(np.int64) | (words[:, 1].astype(np.int64) & 0xFFFF) << 32) - PRIVATE_BASE
+        return Range((base - private_offset(waves) + further)[..., None], np.array([[0]]), 0, is_private=True)
+    described = _described_gfx1250 if architecture == "gfx1250" else _described
+    base, records, strange = described(words.astype(np.int64), 0 if architecture.startswith("gfx9") else 3)
+    if strange.any():
+        wave = int(strange.argmax())
+        text = " ".join(f"0x{word:08x}" for word in words[wave])
+        where = {"wave": int(waves.number[wave]), "workgroup": int(waves.workgroup[wave])}
+        raise Fault(f"the resource {text} is no raw buffer without stride and swizzle", **where)
+    length = records - further
+    return Range((base + further - BASE)[..., None], length[..., None], int(length.min()))
 
 
 def _described(words: np.ndarray, checks: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

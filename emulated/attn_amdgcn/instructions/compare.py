@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Operand, Register
-from attn_amdgcn.instructions.forms import Step, own_step, parts, vector
-from attn_amdgcn.operands import writes_mask
-from attn_amdgcn.waves import Waves
+from attn_amdgcn.instructions.forms import Step, own_step, parts_of, vector
+from attn_amdgcn.operands import mask_result
+from attn_amdgcn.pieces import function_of, piece
 
 INTEGERS: dict[str, Callable] = {
     "f": lambda a, b: np.zeros(np.broadcast(a, b).shape, bool),
@@ -38,7 +38,7 @@ FLOATS: dict[str, Callable] = {
     "gt": np.greater,
     "lg": lambda a, b: (a < b) | (a > b),
     "ge": np.greater_equal,
-    "o": lambda a, b: ~unordered(a, b),
+    "o": lambda a, b: (a == a) & (b == b),
     "u": unordered,
     "nge": lambda a, b: ~(a >= b),
     "nlg": lambda a, b: ~((a < b) | (a > b)),
@@ -88,16 +88,9 @@ def _compare_and_switch(instruction: Instruction, kernel: Kernel) -> Step:
     names_result = kernel.architecture.startswith("gfx9")
     operands = instruction.operands if names_result else (_EXEC, *instruction.operands)
     compare = replace(instruction, name=instruction.name.replace("v_cmpx_", "v_cmp_"), operands=operands)
-    compute, write = parts(compare, kernel)
-    write_exec = writes_mask(_EXEC)
-
-    def step(waves: Waves) -> None:
-        found = compute(waves)
-        if names_result:
-            write(waves, found)
-        write_exec(waves, found)
-
-    return step
+    compute, write = parts_of(compare, kernel).statements()
+    write_exec = mask_result(_EXEC)(piece("value0"))
+    return function_of(compute, write, write_exec) if names_result else function_of(compute, write)
 
 
 own_step(" ".join(f"v_cmpx_{name}_{kind}" for kind, names in _KINDS.items() for name in names))(_compare_and_switch)

@@ -45,9 +45,13 @@ WAITS = (
 """`attn_amdgcn.waits` says what they wait for."""
 
 
+def nothing(waves: Waves) -> None:
+    """The step of an instruction that changes no value."""
+
+
 @own_step(f"{NO_EFFECT} {WAITS}")
-def nothing(instruction: Instruction, kernel: Kernel) -> Step:
-    return lambda waves: None
+def no_effect(instruction: Instruction, kernel: Kernel) -> Step:
+    return nothing
 
 
 @own_step("s_sendmsg")
@@ -57,7 +61,7 @@ def send_message(instruction: Instruction, kernel: Kernel) -> Step:
     message = instruction.operands[0].of
     if not isinstance(message, Named) or message.text != "sendmsg(MSG_DEALLOC_VGPRS)":
         raise unknown(instruction, "a message")
-    return lambda waves: None
+    return nothing
 
 
 @own_step("s_barrier_signal")
@@ -66,7 +70,7 @@ def barrier_signal(instruction: Instruction, kernel: Kernel) -> Step:
     check_count(instruction, 1)
     if instruction.operands[0].of != Literal(-1):
         raise unknown(instruction, "a barrier of another number than -1")
-    return lambda waves: None
+    return nothing
 
 
 _SCHEDULING = ("hwreg(HW_REG_WAVE_MODE, 25, 1)", "hwreg(HW_REG_WAVE_SCHED_MODE, 0, 2)")
@@ -83,4 +87,4 @@ def setreg(instruction: Instruction, kernel: Kernel) -> Step:
         modes.check_overflow(instruction, kernel)
     elif not isinstance(field, Named) or field.text not in _SCHEDULING:
         raise unknown(instruction)
-    return lambda waves: None
+    return nothing

@@ -5,12 +5,26 @@ v_permlane32_swap); "DS Instructions" in MI300 ISA (ds_permute, ds_bpermute, ds_
 """
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Operand, Register
 from attn_amdgcn.errors import Fault
-from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, made_vector, own_step
-from attn_amdgcn.operands import KINDS, Read, put, reads_bits, reads_scalar, unknown, vector_row, writes_scalar
+from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, made_vector, own_statements, own_step
+from attn_amdgcn.operands import (
+    KINDS,
+    bits_value,
+    put,
+    put_statement,
+    reads_bits,
+    reads_scalar,
+    scalar_result,
+    scalar_value,
+    unknown,
+    vector_row,
+    writes_scalar,
+)
+from attn_amdgcn.pieces import Piece, Row, function_of, piece
 from attn_amdgcn.waves import Waves
 
 
@@ -22,16 +36,21 @@ def readfirstlane(instruction: Instruction, kernel: Kernel) -> Step:
     write, read = writes_scalar(instruction.operands[0], KINDS["b32"]), reads_bits(instruction.operands[1], kernel)
 
     def step(waves: Waves) -> None:
-        bits = np.broadcast_to(read(waves), waves.shape)
-        write(waves, bits[:, 0] if waves.lanes is None else bits[np.arange(len(waves)), waves.lanes.argmax(axis=1)])
+        bits = read(waves)
+        if waves.lanes is None or bits.shape[1] == 1:
+            write(waves, bits[:, 0])
+        else:
+            write(waves, bits[np.arange(len(waves)), waves.lanes.argmax(axis=1)])
 
     return step
 
 
-def _reads_lane(operand: Operand, kernel: Kernel) -> Read:
-    """Reads the number of a lane; bits above it are dropped."""
-    read, last = reads_scalar(operand, KINDS["u32"], kernel), np.uint32(kernel.wave_size - 1)
-    return lambda waves: read(waves) & last
+def _lane_index(operand: Operand, kernel: Kernel) -> Piece:
+    """The index of a lane in [waves, lanes]; bits above its number are dropped."""
+    if isinstance(operand.of, Literal):
+        return piece("{}", (slice(None), int(operand.of.number) % kernel.wave_size))
+    number, last = scalar_value(operand, KINDS["u32"], kernel), np.uint32(kernel.wave_size - 1)
+    return piece("{}(len(waves)), {} & {}", np.arange, number, last)
 
 
 @own_step("v_readlane_b32")
@@ -39,12 +58,12 @@ def readlane(instruction: Instruction, kernel: Kernel) -> Step:
     """One lane, be it on or off."""
     check_count(instruction, 3)
     check_modifiers(instruction)
-    write, read = writes_scalar(instruction.operands[0], KINDS["b32"]), reads_bits(instruction.operands[1], kernel)
-    read_lane, last = _reads_lane(instruction.operands[2], kernel), instruction.operands[2].of
-    if isinstance(last, Literal):
-        lane = int(last.number) % kernel.wave_size
-        return lambda waves: write(waves, np.broadcast_to(read(waves), waves.shape)[:, lane])
-    return lambda waves: write(waves, np.broadcast_to(read(waves), waves.shape)[np.arange(len(waves)), read_lane(waves)])
+    target, source, lane = instruction.operands
+    write, index = scalar_result(target, KINDS["b32"]), _lane_index(lane, kernel)
+    bits = bits_value(source, kernel)
+    if not (isinstance(source.of, Register) and vector_row(source.of, kernel) is not None):
+        bits = piece("{}({}, waves.shape)", np.broadcast_to, bits)
+    return function_of(write(piece("{}[{}]", bits, index)))
 
 
 @own_step("v_writelane_b32")
@@ -53,16 +72,8 @@ def writelane(instruction: Instruction, kernel: Kernel) -> Step:
     check_count(instruction, 3)
     check_modifiers(instruction)
     target, source, lane = instruction.operands
-    row, read, read_lane = (
-        _row(target, instruction, kernel),
-        reads_scalar(source, KINDS["b32"], kernel),
-        _reads_lane(lane, kernel),
-    )
-
-    def step(waves: Waves) -> None:
-        waves.vector[row][np.arange(len(waves)), read_lane(waves)] = read(waves)
-
-    return step
+    row, value = _row(target, instruction, kernel), scalar_value(source, KINDS["b32"], kernel)
+    return function_of(piece("waves.vector[{}][{}] = {}", row, _lane_index(lane, kernel), value))
 
 
 def _row(operand: Operand, instruction: Instruction, kernel: Kernel) -> int:
@@ -128,34 +139,38 @@ def permlane_swap(instruction: Instruction, kernel: Kernel) -> Step:
     return step
 
 
-def _offset(instruction: Instruction) -> int:
+def _offset(instruction: Instruction) -> np.ndarray:
     check_modifiers(instruction, "offset")
     offset = instruction.modifiers.get("offset", 0)
     if not isinstance(offset, int):
         raise unknown(instruction)
-    return offset
+    return np.array([[offset]], np.uint32)
 
 
-def _lane_of(address: np.ndarray, offset: int, waves: Waves) -> np.ndarray:
+def _lane_of(address: np.ndarray, offset: np.ndarray, waves: Waves) -> np.ndarray:
     """The lane that an address in bytes names, a word for each lane, modulo the wave."""
-    return np.broadcast_to((address + np.uint32(offset)) // np.uint32(4) % np.uint32(waves.shape[1]), waves.shape)
+    return (address + offset >> np.uint32(2)) & np.uint32(waves.shape[1] - 1)
 
 
-@own_step("ds_bpermute_b32")
-def bpermute(instruction: Instruction, kernel: Kernel) -> Step:
+@own_statements("ds_bpermute_b32")
+def bpermute(instruction: Instruction, kernel: Kernel) -> Sequence[Piece]:
     """Each lane reads from the lane that its address names; a lane that is off gives 0. LDS is not touched."""
     check_count(instruction, 3)
     target, address, data = instruction.operands
-    row, read_address, read = _row(target, instruction, kernel), reads_bits(address, kernel), reads_bits(data, kernel)
-    offset = _offset(instruction)
+    result = piece("waves.vector[{}]", Row(_row(target, instruction, kernel)))
+    bits, place = bits_value(data, kernel), bits_value(address, kernel)
+    value = piece("{}(waves, {}, {}, {})", _fetched, bits, place, _offset(instruction))
+    return piece("on = waves.lanes"), put_statement(result, value)
 
-    def step(waves: Waves) -> None:
-        bits = np.broadcast_to(read(waves), waves.shape)
-        if waves.lanes is not None:
-            bits = bits * waves.lanes
-        put(waves, row, np.take_along_axis(bits, _lane_of(read_address(waves), offset, waves), axis=1))
 
-    return step
+def _fetched(waves: Waves, bits: np.ndarray, address: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """[..., waves, lanes]: the bits of the lanes that addresses name."""
+    if bits.shape[-2:] != waves.shape:
+        bits = np.broadcast_to(bits, np.broadcast_shapes(bits.shape, waves.shape))
+    if waves.lanes is not None:
+        bits = bits * waves.lanes
+    first = np.arange(0, bits.size, bits.shape[-1]).reshape(*bits.shape[:-1], 1)
+    return bits.take(first + _lane_of(address, offset, waves))
 
 
 @own_step("ds_permute_b32")
@@ -170,7 +185,8 @@ def permute(instruction: Instruction, kernel: Kernel) -> Step:
     offset = _offset(instruction)
 
     def step(waves: Waves) -> None:
-        bits, lane = np.broadcast_to(read(waves), waves.shape), _lane_of(read_address(waves), offset, waves)
+        bits = np.broadcast_to(read(waves), waves.shape)
+        lane = np.broadcast_to(_lane_of(read_address(waves), offset, waves), waves.shape)
         given = np.zeros(waves.shape, np.uint32)
         wave, giver = np.indices(waves.shape) if waves.lanes is None else np.nonzero(waves.lanes)
         given[wave, lane[wave, giver]] = bits[wave, giver]

@@ -13,9 +13,10 @@ import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel
 from attn_amdgcn.instructions.extremes import quiet
 from attn_amdgcn.instructions.float_arithmetic import TINY
-from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step, vector, with_signs
+from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step, signed_value, vector
 from attn_amdgcn.instructions.fused import F32, fma32, fma32_scaled
-from attn_amdgcn.operands import KINDS, reads_vector, writes_vector
+from attn_amdgcn.operands import KINDS, writes_vector
+from attn_amdgcn.pieces import value_of
 from attn_amdgcn.waves import VCC, Waves
 
 _NAN = np.array(0xFFC00000, np.uint32).view(F32)
@@ -70,9 +71,7 @@ def div_fmas(instruction: Instruction, kernel: Kernel) -> Step:
     """S0 * S1 + S2, scaled in the lanes whose bit of VCC is set. VCC is not among the operands."""
     check_count(instruction, 4)
     check_modifiers(instruction)
-    reads = [
-        with_signs(operand, reads_vector(operand, KINDS["f32"], kernel), KINDS["f32"]) for operand in instruction.operands[1:]
-    ]
+    reads = [value_of(signed_value(operand, KINDS["f32"], kernel)) for operand in instruction.operands[1:]]
     write = writes_vector(instruction.operands[0], KINDS["f32"], kernel, keeps_half=False)
 
     def step(waves: Waves) -> None:

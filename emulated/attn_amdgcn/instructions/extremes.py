@@ -18,17 +18,6 @@ Pick = Callable[[np.ndarray, np.ndarray], np.ndarray]
 _INTEGERS = {2: (np.uint16, np.int16), 4: (np.uint32, np.int32), 8: (np.uint64, np.int64)}
 
 
-_TWICE_INFINITY = {2: 2 * 0x7C00, 4: 2 * 0x7F800000, 8: 2 * 0x7FF0000000000000}
-
-
-def _is_plain(value: np.ndarray) -> bool:
-    """Whether there is neither a zero nor a NaN."""
-    unsigned, _ = _INTEGERS[value.dtype.itemsize]
-    magnitude = value.view(unsigned) << unsigned(1)
-    magnitude -= unsigned(1)  # 0 becomes the largest
-    return bool(np.maximum.reduce(magnitude, axis=None) < _TWICE_INFINITY[value.dtype.itemsize])
-
-
 def _ordered(bits: np.ndarray) -> np.ndarray:
     """Signed integers in the order of the floats whose bits they are, and back."""
     return bits ^ (bits >> bits.dtype.type(8 * bits.dtype.itemsize - 1) & np.iinfo(bits.dtype).max)
@@ -66,12 +55,18 @@ def _nan(pick: Pick, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where(is_signaling(b) & ~is_signaling(a), quiet(b), result)
 
 
+_OF_ZEROS: dict[Pick, Pick] = {np.maximum: np.add, np.minimum: lambda a, b: -(-a - b)}
+"""The larger and the smaller one of two zeros."""
+
+
 def _rule(pick: Pick, of_any: Callable[[Pick, np.ndarray, np.ndarray], np.ndarray]) -> Pick:
     def picked(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         result = pick(a, b)  # numpy passes a NaN on, and may take the wrong zero
-        if _is_plain(result):
-            return result
-        return of_any(pick, a, b) if np.isnan(result).any() else _picked(pick, a, b)
+        if np.count_nonzero(result == result) < result.size:
+            return of_any(pick, a, b)
+        if np.count_nonzero(result != 0) < result.size:
+            np.copyto(result, _OF_ZEROS[pick](a, b), where=(a == 0) & (b == 0))
+        return result
 
     return picked
 

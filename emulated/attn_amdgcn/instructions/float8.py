@@ -15,9 +15,10 @@ from functools import cache
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Register
-from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step, with_signs
+from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step, signed_value
 from attn_amdgcn.instructions.fused import F32, F64
-from attn_amdgcn.operands import KINDS, put, reads_bits, reads_vector, unknown, vector_row, writes_vector
+from attn_amdgcn.operands import KINDS, put, reads_bits, unknown, vector_row, writes_vector
+from attn_amdgcn.pieces import value_of
 from attn_amdgcn.waves import Waves
 
 
@@ -171,9 +172,7 @@ def pk_to_float8(instruction: Instruction, kernel: Kernel) -> Step:
     if halves[-1]:
         target = replace(target, of=replace(target.of, half="h"))
     write = writes_vector(target, KINDS["u16"], kernel, keeps_half=True)
-    reads = [
-        with_signs(operand, reads_vector(operand, KINDS["f32"], kernel), KINDS["f32"]) for operand in instruction.operands[1:]
-    ]
+    reads = [value_of(signed_value(operand, KINDS["f32"], kernel)) for operand in instruction.operands[1:]]
 
     def step(waves: Waves) -> None:
         low, high = (encoded(read(waves), to) for read in reads)

@@ -20,13 +20,15 @@ from attn_amdgcn.instructions.forms import (
     check_modifiers,
     finishes,
     own_step,
+    signed_value,
     upper_half,
     vector,
     with_signs,
 )
 from attn_amdgcn.instructions.fused import F16, F32, fma16, fma32, fma64
 from attn_amdgcn.instructions.modes import overflowing
-from attn_amdgcn.operands import KINDS, Read, reads_bits, reads_vector, unknown, writes_vector
+from attn_amdgcn.operands import KINDS, Read, bits_value, unknown, vector_value, writes_vector
+from attn_amdgcn.pieces import piece, value_of
 from attn_amdgcn.waves import Waves
 
 TINY = np.finfo(F32).tiny
@@ -140,13 +142,12 @@ def mix_source(instruction: Instruction, kernel: Kernel, i: int) -> Read:
     assert isinstance(halves, tuple)
     assert isinstance(wide, tuple)
     if not wide[i]:
-        return with_signs(operand, reads_vector(operand, KINDS["f32"], kernel), KINDS["f32"])
+        return value_of(signed_value(operand, KINDS["f32"], kernel))
     if isinstance(operand.of, Literal):
         raise unknown(instruction, "a literal as a source of 16 bits")
-    half = reads_bits(operand, kernel)
-    read = upper_half(half, KINDS["f16"]) if halves[i] else reads_vector(operand, KINDS["f16"], kernel)
-    signed = with_signs(operand, read, KINDS["f16"])
-    return lambda waves: signed(waves).astype(F32)
+    kind = KINDS["f16"]
+    half = upper_half(bits_value(operand, kernel), kind) if halves[i] else vector_value(operand, kind, kernel)
+    return value_of(piece("{}.astype({})", with_signs(operand, half, kind), F32))
 
 
 def _narrow_sum(a, b, c):

@@ -7,12 +7,13 @@ preserves unused bits", which SRAM-ECC switches off), and gets no d16 loads.
 Source: "Vector Memory Operations" and "Data Share Operations" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Operand, Register
 from attn_amdgcn.operands import put, unknown, vector_row
+from attn_amdgcn.pieces import Piece, Row, piece, value_of
 from attn_amdgcn.storage import Storage
 from attn_amdgcn.waves import Waves
 
@@ -55,8 +56,8 @@ for _name, _size in {"byte": 1, "short": 2, "b8": 1, "b16": 2}.items():
     STORES[f"{_name}_d16_hi"] = STORES[f"d16_hi_{_name}"] = Format(_size, half="high")
 
 
-def loaded(storage: Storage, place: np.ndarray, form: Format) -> list[np.ndarray]:
-    """What lies at places, as the registers get it: in the lower half if the format has one half."""
+def loaded(storage: Storage, place: np.ndarray, form: Format) -> np.ndarray:
+    """[..., registers, waves, lanes]: what lies at places, as registers get it; in the lower half, if the format has one."""
     if form.size >= 4:
         return storage.load(place, form.size // 4)
     value = storage.load_part(place, form.size)
@@ -64,45 +65,68 @@ def loaded(storage: Storage, place: np.ndarray, form: Format) -> list[np.ndarray
         shift = 32 - 8 * form.size
         value = (value << np.uint32(shift)).view(np.int32) >> np.int32(shift)
         value = value.view(np.uint32)
-    return [value]
+    return value[..., None, :, :]
 
 
-def stored(storage: Storage, place: np.ndarray, values: list[np.ndarray], form: Format, lanes: np.ndarray | None) -> None:
-    """Write values of [waves, lanes] to places."""
+def stored(storage: Storage, place: np.ndarray, values: np.ndarray, form: Format, lanes: np.ndarray | None) -> None:
+    """Write values of [..., registers, waves, lanes] to places."""
     if form.size >= 4:
         storage.store(place, values, lanes)
     else:
-        storage.store_part(place, values[0], form.size, lanes)
+        storage.store_part(place, values[..., 0, :, :], form.size, lanes)
 
 
 def writes_data(
     instruction: Instruction, operand: Operand, form: Format, kernel: Kernel
-) -> Callable[[Waves, list[np.ndarray]], None]:
+) -> Callable[[Waves, np.ndarray], None]:
     """Writes what `loaded` returns into an operand's registers, in the lanes that are on."""
     row = data_row(instruction, operand, form.registers, kernel)
     if not form.half:
-
-        def write(waves: Waves, values: list[np.ndarray]) -> None:
-            for i, value in enumerate(values):
-                put(waves, row + i, value)
-
-        return write
+        return writes_rows(row, form.registers)
     if kernel.architecture.startswith("gfx9"):
         raise unknown(instruction, "a d16 load of a GPU whose registers have ECC")
     keeps, shift = (np.uint32(0xFFFF), np.uint32(16)) if form.half == "high" else (np.uint32(0xFFFF0000), np.uint32(0))
 
-    def write_half(waves: Waves, values: list[np.ndarray]) -> None:
+    def write_half(waves: Waves, values: np.ndarray) -> None:
         put(waves, row, waves.vector[row] & keeps | (values[0] & np.uint32(0xFFFF)) << shift)
 
     return write_half
 
 
-def reads_data(instruction: Instruction, operand: Operand, form: Format, kernel: Kernel) -> Callable[[Waves], list[np.ndarray]]:
+def data_target(instruction: Instruction, operand: Operand, form: Format, kernel: Kernel) -> Piece:
+    """The registers that a load of whole registers writes."""
+    return rows_target(data_row(instruction, operand, form.registers, kernel), form.registers)
+
+
+def rows_target(row: int, count: int) -> Piece:
+    """So many vector registers, as an array may be put there."""
+    return piece("waves.vector[{}]", Row(tuple(range(row, row + count))))
+
+
+def writes_rows(row: int, count: int) -> Callable[[Waves, np.ndarray], None]:
+    """Writes [registers, waves, lanes] into so many registers, in the lanes that are on."""
+    rows = slice(row, row + count)
+
+    def write(waves: Waves, values: np.ndarray) -> None:
+        if waves.lanes is None:
+            waves.vector[rows] = values
+        else:
+            np.copyto(waves.vector[rows], values, where=waves.lanes)
+
+    return write
+
+
+def reads_data(instruction: Instruction, operand: Operand, form: Format, kernel: Kernel) -> Callable[[Waves], np.ndarray]:
     """Reads what `stored` writes from an operand's registers."""
-    row, count = data_row(instruction, operand, form.registers, kernel), form.registers
-    if form.half == "high":
-        return lambda waves: [waves.vector[row] >> np.uint32(16)]
-    return lambda waves: [waves.vector[row + i] for i in range(count)]
+    return value_of(data_value(instruction, [operand], form, kernel))
+
+
+def data_value(instruction: Instruction, operands: Sequence[Operand], form: Format, kernel: Kernel) -> Piece:
+    """[registers, waves, lanes]: what `stored` writes from an operand's registers; [operands, ...] of several."""
+    first = [data_row(instruction, operand, form.registers, kernel) for operand in operands]
+    rows = [tuple(range(row, row + form.registers)) for row in first]
+    words = piece("waves.vector[{}]", Row(rows[0] if len(rows) == 1 else tuple(rows)))
+    return piece("({} >> {})", words, np.uint32(16)) if form.half == "high" else words
 
 
 def number(instruction: Instruction, modifier: str) -> int:

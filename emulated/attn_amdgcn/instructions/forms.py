@@ -4,10 +4,8 @@ A signature such as "u32 mask = u32 u32 mask" names the kinds of the results and
 Where the kinds of an instruction do not name an operand's modifiers, the modifiers are refused.
 """
 
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,18 +15,20 @@ from attn_amdgcn.instructions import dpp, modes, sdwa
 from attn_amdgcn.operands import (
     KINDS,
     Kind,
-    Read,
-    Write,
+    bits_value,
+    mask_result,
+    mask_value,
+    put_statement,
     reads_bits,
-    reads_mask,
-    reads_scalar,
-    reads_vector,
+    row_value,
+    scalar_result,
+    scalar_value,
     unknown,
+    vector_result,
     vector_row,
-    writes_mask,
-    writes_scalar,
-    writes_vector,
+    vector_value,
 )
+from attn_amdgcn.pieces import Piece, call, function_of, piece
 from attn_amdgcn.waves import Waves
 
 Step = Callable[[Waves], None]
@@ -45,18 +45,39 @@ class Meaning:
     keeps_half: bool
 
 
+@dataclass(frozen=True)
+class ScalarMeaning:
+    """What a scalar instruction does: see `scalar`."""
+
+    function: Callable[..., Any]
+    results: tuple[str, ...]
+    sources: tuple[str, ...]
+    scc: Callable[..., np.ndarray]
+
+
 VECTOR: dict[str, Meaning] = {}
 """By mnemonic: the vector instructions that `vector` registers. The halves of dual instructions are among them."""
+SCALAR: dict[str, ScalarMeaning] = {}
+"""By mnemonic: the scalar instructions that `scalar` registers."""
 REGISTERED: dict[str, Callable[[Instruction, Kernel], Step]] = {}
 """By mnemonic without its encoding: what makes the step of an instruction."""
 
 
-_VIEWS: dict[str, Callable[[Waves], np.ndarray]] = {
-    **dict.fromkeys(("b32", "u32"), operator.attrgetter("vector")),
-    "i32": operator.attrgetter("vector_i32"),
-    "f32": operator.attrgetter("vector_f32"),
-}
-"""The vector registers as numbers of a kind."""
+@dataclass(frozen=True)
+class Grouped:
+    """An instruction that may run together with others of its kind, if all lanes are on.
+
+    Attributes:
+        make: its statements. They raise faults before they write.
+        least: how many instructions gain by it.
+    """
+
+    make: Callable[[Instruction, Kernel], Sequence[Piece]]
+    least: int = 2
+
+
+GROUPED: dict[str, Grouped] = {}
+"""By mnemonic."""
 
 
 def register(names: str, make: Callable[[Instruction, Kernel], Step]) -> None:
@@ -64,6 +85,25 @@ def register(names: str, make: Callable[[Instruction, Kernel], Step]) -> None:
     for name in names.split():
         assert name not in REGISTERED, f"{name} has two meanings"
         REGISTERED[name] = make
+
+
+def register_statements(names: str, make: Callable[[Instruction, Kernel], Sequence[Piece]]) -> None:
+    """Register what makes the statements of some mnemonics, which may run together with others of their kind."""
+    for name in names.split():
+        GROUPED[name] = Grouped(make)
+        register(name, lambda instruction, kernel: function_of(*make(instruction, kernel)))
+
+
+def own_statements(
+    names: str,
+) -> Callable[[Callable[[Instruction, Kernel], Sequence[Piece]]], Callable[[Instruction, Kernel], Sequence[Piece]]]:
+    """Decorates a function for `register_statements`."""
+
+    def decorate(make: Callable[[Instruction, Kernel], Sequence[Piece]]) -> Callable[[Instruction, Kernel], Sequence[Piece]]:
+        register_statements(names, make)
+        return make
+
+    return decorate
 
 
 def own_step(names: str) -> Callable[[Callable[[Instruction, Kernel], Step]], Callable[[Instruction, Kernel], Step]]:
@@ -76,42 +116,62 @@ def own_step(names: str) -> Callable[[Callable[[Instruction, Kernel], Step]], Ca
     return decorate
 
 
-def scalar(names: str, signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorates the meaning of scalar instructions: a function from [waves] values to the results, then to SCC.
+def _is_not_zero(value: np.ndarray, *sources: np.ndarray) -> np.ndarray:
+    return value != 0
 
-    Kinds are those of KINDS, and `scc`: as a source it is read, as the last result it is written.
+
+def scalar(
+    names: str, signature: str, *, scc: Callable[..., np.ndarray] = _is_not_zero
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorates the meaning of scalar instructions: a function from [waves] values to the result.
+
+    Args:
+        names: the mnemonics.
+        signature: kinds of KINDS, and `scc`: as a source it is read, as the last result it is written.
+        scc: where SCC is written beside a result, what it becomes, of the result and of the sources.
     """
-    results, sources = (side.split() for side in signature.split("="))
+    results, sources = (tuple(side.split()) for side in signature.split("="))
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        register(names, partial(_scalar_step, function, results, sources))
+        for name in names.split():
+            SCALAR[name] = ScalarMeaning(function, results, sources, scc)
+        register(names, scalar_step)
         return function
 
     return decorate
 
 
-def _scalar_step(function: Callable, results: list[str], sources: list[str], instruction: Instruction, kernel: Kernel) -> Step:
-    operands = list(instruction.operands)
-    check_count(instruction, sum(kind != "scc" for kind in results + sources))
+def scalar_step(instruction: Instruction, kernel: Kernel, *, scc_matters: bool = True) -> Step:
+    """The step of an instruction that `scalar` registers.
+
+    Args:
+        scc_matters: whether somebody may read what it leaves in SCC.
+    """
+    meaning = SCALAR[instruction.name]
+    operands, results = list(instruction.operands), meaning.results
+    check_count(instruction, sum(kind != "scc" for kind in results + meaning.sources))
     check_modifiers(instruction)
     if any(operand.neg or operand.abs for operand in operands):
         raise unknown(instruction, "the sign of a scalar operand")
-    writes = [writes_scalar(operands.pop(0), KINDS[kind]) for kind in results if kind != "scc"]
-    reads: list[Read] = [
-        (lambda waves: waves.scc) if kind == "scc" else reads_scalar(operands.pop(0), KINDS[kind], kernel) for kind in sources
+    write = scalar_result(operands.pop(0), KINDS[results[0]]) if results[0] != "scc" else None
+    values = [
+        piece("waves.scc") if kind == "scc" else scalar_value(operands.pop(0), KINDS[kind], kernel) for kind in meaning.sources
     ]
-    sets_scc, returns_one = "scc" in results, len(results) == 1
-
-    def step(waves: Waves) -> None:
-        found = function(*[read(waves) for read in reads])
-        values = (found,) if returns_one else found
-        for write, value in zip(writes, values, strict=False):
-            write(waves, value)
-        if sets_scc:
-            scc = values[-1]
-            waves.scc = scc if len(scc) == len(waves) else np.repeat(scc, len(waves))
-
-    return step
+    if "scc" not in results or not scc_matters:
+        return function_of(write(call(meaning.function, values))) if write else function_of(piece("pass"))
+    names = [piece(f"source{i}") for i in range(len(values))]
+    statements = [piece("{} = {}", name, value) for name, value in zip(names, values, strict=True)]
+    statements.append(piece("value = {}", call(meaning.function, names)))
+    if write is None:
+        found = piece("value")
+    else:
+        found = piece("scc")
+        statements.append(piece("scc = {}", call(meaning.scc, [piece("value"), *names])))
+        statements.append(write(piece("value")))
+    if all(value.text == "{}" for value in values):  # constants are the same for all waves
+        found = piece("{}({}, len(waves))", np.repeat, found)
+    statements.append(piece("waves.scc = {}", found))
+    return function_of(*statements)
 
 
 def vector(
@@ -127,9 +187,10 @@ def vector(
         keeps_half: whether a result of 16 bits leaves the other half of its register as it is, on every architecture. From
             gfx11 on all do.
     """
-    decorate_make = made_vector(names, signature, takes=takes, keeps_half=keeps_half)
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        least = 4 if isinstance(function, np.ufunc) else 2  # one alone writes its register without a copy
+        decorate_make = made_vector(names, signature, takes=takes, keeps_half=keeps_half, least=least)
         decorate_make(lambda instruction, kernel: function)
         return function
 
@@ -137,7 +198,7 @@ def vector(
 
 
 def made_vector(
-    names: str, signature: str, *, takes: Sequence[str] = (), keeps_half: bool = False
+    names: str, signature: str, *, takes: Sequence[str] = (), keeps_half: bool = False, least: int = 2
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorates what makes a function such as `vector` decorates, for an instruction whose modifiers change its meaning."""
     results, sources = (tuple(side.split()) for side in signature.split("="))
@@ -149,70 +210,60 @@ def made_vector(
         for name in names.split():
             VECTOR[name] = meaning
             register(name, _vector_step)
+            if "mask" not in results:
+                GROUPED[name] = Grouped(_vector_statements, least)
         return make
 
     return decorate
 
 
 def _vector_step(instruction: Instruction, kernel: Kernel) -> Step:
-    compute, write = parts(instruction, kernel)
-    if (fast := _in_place(instruction, kernel)) is None:
-        return lambda waves: write(waves, compute(waves))
-
-    def step(waves: Waves) -> None:
-        if waves.lanes is None:
-            fast(waves)
-        else:
-            write(waves, compute(waves))
-
-    return step
+    parts = parts_of(instruction, kernel)
+    if (in_place := _in_place(instruction, parts, kernel)) is None:
+        return function_of(*parts.statements())
+    return in_place
 
 
-def _in_place(instruction: Instruction, kernel: Kernel) -> Step | None:
-    """The step of an instruction whose meaning is a ufunc of numpy, where all lanes are on: the ufunc writes the register.
+def _vector_statements(instruction: Instruction, kernel: Kernel) -> Sequence[Piece]:
+    compute, write = parts_of(instruction, kernel).statements()
+    keep = piece("if value0.base is not None:\n    value0 = value0.copy()")  # as in `dual_step`
+    return compute, keep, write
 
-    None if the instruction has another form: modifiers, DPP or SDWA, a result that is not 32 bits of a vector register.
+
+def _in_place(instruction: Instruction, parts: "Parts", kernel: Kernel) -> Step | None:
+    """The step of an instruction whose meaning is a ufunc of numpy: where all lanes are on, the ufunc writes the register.
+
+    None if the instruction has another form: the result is finished, has lanes of its own, or is of another kind than a source.
     """
-    meaning = VECTOR[instruction.name]
-    function = meaning.make(instruction, kernel)
+    meaning, target = VECTOR[instruction.name], instruction.operands[0].of
     if (
-        not isinstance(function, np.ufunc)
-        or len(meaning.results) != 1
-        or instruction.modifiers
+        not isinstance(parts.function, np.ufunc)
         or instruction.encoding == "sdwa"
+        or parts.lanes is not None
+        or parts.finish != [None]
+        or meaning.results[0] not in ("b32", "u32", "i32", "f32")
+        or {*meaning.sources} != {*meaning.results}
+        or not isinstance(target, Register)
+        or (row := vector_row(target, kernel)) is None
     ):
         return None
-    (result,), (target, *operands) = meaning.results, instruction.operands
-    if result not in _VIEWS or set(meaning.sources) != {result} or len(operands) > 2 or not isinstance(target.of, Register):
-        return None
-    row, rows_of = vector_row(target.of, kernel), _VIEWS[result]
-    if row is None:
-        return None
-    reads = [with_signs(operand, reads_vector(operand, KINDS[result], kernel), KINDS[result]) for operand in operands]
-
-    def of_one(waves: Waves) -> None:
-        function(reads[0](waves), out=rows_of(waves)[row])
-
-    def of_two(waves: Waves) -> None:
-        function(first(waves), second(waves), out=rows_of(waves)[row])
-
-    first, second = reads[0], reads[-1]
-    return of_one if len(reads) == 1 else of_two
+    result = row_value(row, KINDS[meaning.results[0]])
+    into = call(parts.function, [*parts.values, piece("out={}", result)])
+    return function_of(piece("on = waves.lanes"), put_statement(result, call(parts.function, parts.values), into))
 
 
 def dual_step(instruction: Instruction, kernel: Kernel) -> Step:
-    """The step of `v_dual_... :: v_dual_...`: both halves read their sources before one of them writes."""
+    """The step of `v_dual_... :: v_dual_...`."""
+    return function_of(*dual_statements(instruction, kernel))
+
+
+def dual_statements(instruction: Instruction, kernel: Kernel) -> Sequence[Piece]:
+    """Both halves read their sources before one of them writes."""
     assert instruction.second is not None
-    first, second = (parts(_half(half), kernel) for half in (instruction, instruction.second))
-
-    def step(waves: Waves) -> None:
-        value, other = first[0](waves), second[0](waves)
-        if other.base is not None:  # a move's value is the register itself, which the first half may write
-            other = other.copy()
-        first[1](waves, value)
-        second[1](waves, other)
-
-    return step
+    first, second = (parts_of(_half(half), kernel) for half in (instruction, instruction.second))
+    compute, write = zip(first.statements("x"), second.statements("y"), strict=True)
+    keep = piece("if y0.base is not None:\n    y0 = y0.copy()")  # a move's value is a register, which the first half may write
+    return *compute, keep, *write
 
 
 def _half(half: Instruction) -> Instruction:
@@ -221,8 +272,39 @@ def _half(half: Instruction) -> Instruction:
     return replace(half, name="v_" + half.name.removeprefix("v_dual_"), operands=half.operands + mask, second=None)
 
 
-def parts(instruction: Instruction, kernel: Kernel) -> tuple[Callable[[Waves], Any], Callable[[Waves, Any], None]]:
-    """The two parts of a vector instruction's step: one computes the results, and one writes them."""
+@dataclass(frozen=True)
+class Parts:
+    """What a vector instruction's step is made of.
+
+    Attributes:
+        function: from the values of its sources to its results.
+        values: of its sources.
+        finish: of each result what changes it before it is written, or None.
+        writes: of each result the statement that writes a value.
+        lanes: which lanes are written; None: those that are on.
+    """
+
+    function: Callable[..., Any]
+    values: list[Piece]
+    finish: list[Callable[[np.ndarray], np.ndarray] | None]
+    writes: list[Callable[[Piece], Piece]]
+    lanes: Callable[[Waves], np.ndarray] | None
+
+    def statements(self, name: str = "value") -> tuple[Piece, Piece]:
+        """The statement that computes the results, under names that begin with a name, and the statements that write them."""
+        found = [piece(f"{name}{i}") for i in range(len(self.writes))]
+        compute = piece(f"{', '.join(each.text for each in found)} = {{}}", call(self.function, self.values))
+        on = piece("on = waves.lanes") if self.lanes is None else piece("on = {}(waves)", self.lanes)
+        write = [on]
+        for result, value, end in zip(self.writes, found, self.finish, strict=True):
+            if end:
+                write.append(piece("{} = {}({})", value, end, value))
+            write.append(result(value))
+        return compute, piece("\n".join("{}" for _ in write), *write)
+
+
+def parts_of(instruction: Instruction, kernel: Kernel) -> Parts:
+    """What the step of an instruction that `vector` registers is made of."""
     if instruction.name not in VECTOR:
         raise unknown(instruction)
     meaning = VECTOR[instruction.name]
@@ -234,101 +316,90 @@ def parts(instruction: Instruction, kernel: Kernel) -> tuple[Callable[[Waves], A
     destinations = instruction.operands[: len(results)]
     operands = [*instruction.operands[len(results) :], *(destinations[0] for _ in read_again)]
     op_sel: Any = instruction.modifiers.get("op_sel", ())
-    reads = []
+    values = []
     for i, (operand, kind) in enumerate(zip(operands, sources, strict=True)):
         name = kind.lstrip("*")
         if name == "mask":
-            reads.append(reads_mask(operand, kernel))
+            values.append(mask_value(operand, kernel))
         elif uses_sdwa:
-            reads.append(with_signs(operand, sdwa.reads(instruction, operand, i, KINDS[name], kernel), KINDS[name]))
+            values.append(with_signs(operand, sdwa.value(instruction, operand, i, KINDS[name], kernel), KINDS[name]))
         elif uses_dpp and i == 0:
-            bits = dpp.reads(instruction, reads_bits(operand, kernel), kernel)
-            reads.append(with_signs(operand, as_kind(bits, operand, KINDS[name], instruction), KINDS[name]))
+            bits = piece("{}(waves)", dpp.reads(instruction, reads_bits(operand, kernel), kernel))
+            values.append(with_signs(operand, as_kind(bits, operand, KINDS[name], instruction), KINDS[name]))
         elif i < len(op_sel) and op_sel[i] and KINDS[name].bits == 16:
-            bits = reads_bits(operand, kernel)
-            reads.append(with_signs(operand, upper_half(bits, KINDS[name]), KINDS[name]))
+            values.append(with_signs(operand, upper_half(bits_value(operand, kernel), KINDS[name]), KINDS[name]))
         else:
-            reads.append(with_signs(operand, reads_vector(operand, KINDS[name], kernel), KINDS[name]))
+            values.append(signed_value(operand, KINDS[name], kernel))
+        if name != "mask":
+            values[i] = masked(values[i], KINDS[name])
     keeps = meaning.keeps_half or not kernel.architecture.startswith("gfx9")
-    writes = [_writes(operand, kind, instruction, kernel, keeps) for operand, kind in zip(destinations, results, strict=True)]
+    writes = [_result(operand, kind, instruction, kernel, keeps) for operand, kind in zip(destinations, results, strict=True)]
     finish = [finishes(instruction, KINDS[kind]) if kind != "mask" else None for kind in results]
     lanes = dpp.writes_lanes(instruction, kernel) if uses_dpp else None
     if lanes is not None and "mask" in results:
         raise unknown(instruction, "DPP that switches lanes off before a mask is written")
     function = modes.overflowing(instruction, kernel, meaning.make(instruction, kernel))
-
-    compute = _computes(function, reads)
-    if len(results) == 1 and finish[0] is None:
-        (write_only,) = writes
-        if lanes is None:
-            return compute, write_only
-        return compute, lambda waves, found: write_only(waves, found, lanes(waves))
-
-    def write(waves: Waves, found: Any) -> None:
-        on = lanes(waves) if lanes else None
-        for put, value, end in zip(writes, (found,) if len(results) == 1 else found, finish, strict=True):
-            put(waves, end(value) if end else value, on)
-
-    return compute, write
+    return Parts(function, values, finish, writes, lanes)
 
 
-def _computes(function: Callable[..., Any], reads: Sequence[Read]) -> Callable[[Waves], Any]:
-    """What calls a function with what is read. A list of the values would take longer, and most steps pass here."""
-    match reads:
-        case [first]:
-            return lambda waves: function(first(waves))
-        case [first, second]:
-            return lambda waves: function(first(waves), second(waves))
-        case [first, second, third]:
-            return lambda waves: function(first(waves), second(waves), third(waves))
-    return lambda waves: function(*[read(waves) for read in reads])
-
-
-def _writes(operand: Operand, kind: str, instruction: Instruction, kernel: Kernel, keeps_half: bool) -> Write:
+def _result(
+    operand: Operand, kind: str, instruction: Instruction, kernel: Kernel, keeps_half: bool
+) -> Callable[[Piece], Piece]:
+    """The statement that writes a value into an operand."""
     if kind == "mask":
-        return writes_mask(operand)
-    if instruction.encoding == "sdwa":
-        return sdwa.writes(instruction, operand, KINDS[kind], kernel)
+        return mask_result(operand)
+    if instruction.encoding == "sdwa" and not sdwa.writes_all(instruction, KINDS[kind]):
+        write = sdwa.writes(instruction, operand, KINDS[kind], kernel)
+        return lambda value: piece("{}(waves, {}, on)", write, value)
     op_sel: Any = instruction.modifiers.get("op_sel", ())
     if KINDS[kind].bits == 16 and len(op_sel) and op_sel[-1] and isinstance(operand.of, Register):
         operand = replace(operand, of=replace(operand.of, half="h"))
-    return writes_vector(operand, KINDS[kind], kernel, keeps_half=keeps_half)
+    return vector_result(operand, KINDS[kind], kernel, keeps_half=keeps_half)
 
 
-def as_kind(read: Read, operand: Operand, kind: Kind, instruction: Instruction) -> Read:
+def masked(value: Piece, kind: Kind) -> Piece:
+    """A value without the bits that its kind drops."""
+    if kind.mask < 0:
+        return value
+    kept = kind.dtype(kind.mask)
+    return piece("{}", value.names[0] & kept) if value.text == "{}" else piece("({} & {})", value, kept)
+
+
+def as_kind(bits: Piece, operand: Operand, kind: Kind, instruction: Instruction) -> Piece:
     """Values of a kind from the 32 bits that DPP brings."""
     if kind.bits == 64:
         raise unknown(instruction, "DPP of 64 bits")
     if isinstance(operand.of, Register) and operand.of.half == "h":
-        return upper_half(read, kind)
+        return upper_half(bits, kind)
     if kind.bits == 16:
-        return lambda waves: read(waves).astype(np.uint16).view(kind.dtype)
-    return lambda waves: read(waves).view(kind.dtype)
+        return piece("{}.astype({}).view({})", bits, np.uint16, kind.dtype)
+    return piece("{}.view({})", bits, kind.dtype)
 
 
-def upper_half(read: Read, kind: Kind) -> Read:
+def upper_half(bits: Piece, kind: Kind) -> Piece:
     """The upper 16 of 32 bits."""
-    return lambda waves: (read(waves) >> np.uint32(16)).astype(np.uint16).view(kind.dtype)
+    return piece("({} >> {}).astype({}).view({})", bits, np.uint32(16), np.uint16, kind.dtype)
 
 
-def with_signs(operand: Operand, read: Read, kind: Kind) -> Read:
+def signed_value(operand: Operand, kind: Kind, kernel: Kernel) -> Piece:
+    """The value of a kind for each lane, with the signs of its operand."""
+    return with_signs(operand, vector_value(operand, kind, kernel), kind)
+
+
+def with_signs(operand: Operand, value: Piece, kind: Kind) -> Piece:
     """The value with the operand's modifiers `|x|` and `-x`, which change the sign bit alone: of a NaN, too."""
     if not operand.neg and not operand.abs:
-        return read
+        return value
     if not np.issubdtype(kind.dtype, np.floating):
         raise UnknownInstructionError(f"{operand}: a sign modifier of a value that is no float")
     unsigned = {16: np.uint16, 32: np.uint32, 64: np.uint64}[kind.bits]
     sign = unsigned(1 << kind.bits - 1)
-
-    def signed(waves: Waves) -> np.ndarray:
-        bits = read(waves).view(unsigned)
-        if operand.abs:
-            bits = bits & ~sign
-        if operand.neg:
-            bits = bits ^ sign
-        return bits.view(kind.dtype)
-
-    return signed
+    bits = piece("{}.view({})", value, unsigned)
+    if operand.abs:
+        bits = piece("({} & {})", bits, ~sign)
+    if operand.neg:
+        bits = piece("({} ^ {})", bits, sign)
+    return piece("{}.view({})", bits, kind.dtype)
 
 
 def finishes(instruction: Instruction, kind: Kind) -> Callable[[np.ndarray], np.ndarray] | None:

@@ -70,9 +70,9 @@ def add3(a, b, c):
     return a + b + c
 
 
-@vector("v_lshl_add_u32", "u32 = u32 u32 u32")
+@vector("v_lshl_add_u32", "u32 = u32 u5 u32")
 def lshl_add(a, count, b):
-    return (a << (count & U32(31))) + b
+    return (a << count) + b
 
 
 @vector("v_lshl_add_u64", "u64 = u64 u32 u64")
@@ -81,9 +81,9 @@ def lshl_add_wide(a, count, b):
     return (a << (count & U32(7)).astype(U64)) + b
 
 
-@vector("v_add_lshl_u32", "u32 = u32 u32 u32")
+@vector("v_add_lshl_u32", "u32 = u32 u32 u5")
 def add_lshl(a, b, count):
-    return a + b << (count & U32(31))
+    return a + b << count
 
 
 @vector("v_xad_u32", "u32 = u32 u32 u32")

@@ -8,14 +8,27 @@ Source: "LDS Indexed Instructions" in AMD's Instinct MI300 ISA, and "DS Instruct
 isDSOffsetLegal in LLVM.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Operand
 from attn_amdgcn.errors import Fault
-from attn_amdgcn.instructions.formats import LOADS, STORES, Format, data_row, loaded, number, reads_data, stored, writes_data
-from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
-from attn_amdgcn.operands import put, unknown
+from attn_amdgcn.instructions.formats import (
+    LOADS,
+    STORES,
+    Format,
+    data_row,
+    data_target,
+    data_value,
+    loaded,
+    number,
+    rows_target,
+    stored,
+    writes_data,
+)
+from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_statements, own_step
+from attn_amdgcn.operands import put_statement, unknown
+from attn_amdgcn.pieces import Alone, Piece, Row, piece, value_of
 from attn_amdgcn.watch import Access
 from attn_amdgcn.waves import Waves
 
@@ -24,76 +37,95 @@ _PAIRS |= {"write2": 1, "write2st64": 64, "store_2addr": 1, "store_2addr_stride6
 """By the name of a form with two addresses: the factor of its offsets."""
 
 
-def reads(waves: Waves, place: np.ndarray, form: Format, instruction: Instruction) -> list[np.ndarray]:
+def reads(waves: Waves, place: np.ndarray, form: Format, instruction: Instruction) -> np.ndarray:
     """What lies at places in LDS."""
     for watch in waves.shared.watches:
-        watch.lds_read(Access(waves, place, form.size, waves.lanes, instruction))
+        for each in place.reshape(-1, *place.shape[-2:]):
+            watch.lds_read(Access(waves, each, form.size, waves.lanes, instruction))
     return loaded(waves.shared.lds_storage, place, form)
 
 
-def writes(waves: Waves, place: np.ndarray, values: list[np.ndarray], form: Format, instruction: Instruction) -> None:
+def writes(waves: Waves, place: np.ndarray, values: np.ndarray, form: Format, instruction: Instruction) -> None:
     """Write values to places in LDS."""
-    for watch in waves.shared.watches:
-        watch.lds_written(Access(waves, place, form.size, waves.lanes, instruction), values)
-    stored(waves.shared.lds_storage, place, values, form, waves.lanes)
+    if place.ndim == 2 or (waves.lanes is None and not waves.shared.watches):
+        for watch in waves.shared.watches:
+            watch.lds_written(Access(waves, place, form.size, waves.lanes, instruction), values)
+        stored(waves.shared.lds_storage, place, values, form, waves.lanes)
+    else:
+        for each, data in zip(place, values, strict=True):
+            writes(waves, each, data, form, instruction)
 
 
-@own_step(
-    " ".join(f"ds_{verb}_{name}" for verb in ("read", "load") for name in LOADS if "word" not in name and "byte" not in name)
-)
-def load(instruction: Instruction, kernel: Kernel) -> Step:
+_PLAIN = [name for name in LOADS if "word" not in name and "byte" not in name]
+
+
+@own_statements(" ".join(f"ds_{verb}_{name}" for verb in ("read", "load") for name in _PLAIN if not LOADS[name].half))
+def load(instruction: Instruction, kernel: Kernel) -> Sequence[Piece]:
     check_count(instruction, 2)
     check_modifiers(instruction, "offset")
     form = LOADS[instruction.name.split("_", 2)[2]]
     target, address = instruction.operands
-    places = places_of(instruction, address, form.size, kernel)
-    write, offset = writes_data(instruction, target, form, kernel), number(instruction, "offset")
-    return lambda waves: write(waves, reads(waves, places(waves, offset), form, instruction))
+    place = _place(instruction, address, _offset(instruction), form, kernel)
+    value = piece("{}(waves, {}, {}, {})", reads, place, form, Alone(instruction))
+    return piece("on = waves.lanes"), put_statement(data_target(instruction, target, form, kernel), value)
 
 
-@own_step(
+@own_step(" ".join(f"ds_{verb}_{name}" for verb in ("read", "load") for name in _PLAIN if LOADS[name].half))
+def load_half(instruction: Instruction, kernel: Kernel) -> Step:
+    check_count(instruction, 2)
+    check_modifiers(instruction, "offset")
+    form = LOADS[instruction.name.split("_", 2)[2]]
+    target, address = instruction.operands
+    places = value_of(_place(instruction, address, _offset(instruction), form, kernel))
+    write = writes_data(instruction, target, form, kernel)
+    return lambda waves: write(waves, reads(waves, places(waves), form, instruction))
+
+
+@own_statements(
     " ".join(f"ds_{verb}_{name}" for verb in ("write", "store") for name in STORES if "word" not in name and "byte" not in name)
 )
-def store(instruction: Instruction, kernel: Kernel) -> Step:
+def store(instruction: Instruction, kernel: Kernel) -> Sequence[Piece]:
     check_count(instruction, 2)
     check_modifiers(instruction, "offset")
     form = STORES[instruction.name.split("_", 2)[2]]
     address, source = instruction.operands
-    places = places_of(instruction, address, form.size, kernel)
-    read, offset = reads_data(instruction, source, form, kernel), number(instruction, "offset")
-    return lambda waves: writes(waves, places(waves, offset), read(waves), form, instruction)
+    return _store(instruction, address, _offset(instruction), [source], form, kernel)
 
 
-@own_step(" ".join(f"ds_{name}_{size}" for name in _PAIRS if name.startswith(("read", "load")) for size in ("b32", "b64")))
-def load_two(instruction: Instruction, kernel: Kernel) -> Step:
+def _store(
+    instruction: Instruction, address: Operand, offset: np.ndarray, sources: Sequence[Operand], form: Format, kernel: Kernel
+) -> Sequence[Piece]:
+    place, values = _place(instruction, address, offset, form, kernel), data_value(instruction, sources, form, kernel)
+    return (piece("{}(waves, {}, {}, {}, {})", writes, place, values, form, Alone(instruction)),)
+
+
+@own_statements(
+    " ".join(f"ds_{name}_{size}" for name in _PAIRS if name.startswith(("read", "load")) for size in ("b32", "b64"))
+)
+def load_two(instruction: Instruction, kernel: Kernel) -> Sequence[Piece]:
     """The first element goes into the first half of the result's registers, and the second one into the other half."""
     check_count(instruction, 2)
     form, offsets = _pair(instruction)
     target, address = instruction.operands
-    places = places_of(instruction, address, form.size, kernel)
-    row = data_row(instruction, target, 2 * form.registers, kernel)
-
-    def step(waves: Waves) -> None:
-        values = [value for offset in offsets for value in reads(waves, places(waves, offset), form, instruction)]
-        for i, value in enumerate(values):
-            put(waves, row + i, value)
-
-    return step
+    place = _place(instruction, address, np.array(offsets)[:, None, None], form, kernel)
+    value = piece("{}({}(waves, {}, {}, {}))", _side_by_side, reads, place, form, Alone(instruction))
+    count = 2 * form.registers
+    return piece("on = waves.lanes"), put_statement(rows_target(data_row(instruction, target, count, kernel), count), value)
 
 
-@own_step(" ".join(f"ds_{name}_{size}" for name in _PAIRS if name.startswith(("write", "store")) for size in ("b32", "b64")))
-def store_two(instruction: Instruction, kernel: Kernel) -> Step:
+def _side_by_side(values: np.ndarray) -> np.ndarray:
+    """[..., 2 * registers, waves, lanes] of [..., 2, registers, waves, lanes]."""
+    return values.reshape(*values.shape[:-4], -1, *values.shape[-2:])
+
+
+@own_statements(
+    " ".join(f"ds_{name}_{size}" for name in _PAIRS if name.startswith(("write", "store")) for size in ("b32", "b64"))
+)
+def store_two(instruction: Instruction, kernel: Kernel) -> Sequence[Piece]:
     check_count(instruction, 3)
     form, offsets = _pair(instruction)
     address, *sources = instruction.operands
-    places = places_of(instruction, address, form.size, kernel)
-    both = [(offset, reads_data(instruction, source, form, kernel)) for offset, source in zip(offsets, sources, strict=True)]
-
-    def step(waves: Waves) -> None:
-        for offset, read in both:
-            writes(waves, places(waves, offset), read(waves), form, instruction)
-
-    return step
+    return _store(instruction, address, np.array(offsets)[:, None, None], sources, form, kernel)
 
 
 def _pair(instruction: Instruction) -> tuple[Format, tuple[int, int]]:
@@ -129,44 +161,44 @@ def load_transposed(instruction: Instruction, kernel: Kernel) -> Step:
     size, width, comes_from = _TRANSPOSED[instruction.name]
     form, count = Format(size), size // width
     target, address = instruction.operands
-    places, row = places_of(instruction, address, size, kernel), data_row(instruction, target, form.registers, kernel)
-    offset = number(instruction, "offset")
+    places = value_of(_place(instruction, address, _offset(instruction), form, kernel))
+    write = writes_data(instruction, target, form, kernel)
     source = np.array([[comes_from(lane, j) for j in range(count)] for lane in range(kernel.wave_size)])
     element = (source[..., 0] * count + source[..., 1]).reshape(-1)
 
     def step(waves: Waves) -> None:
         if waves.lanes is not None:
             raise Fault("a transposing load while lanes are off")
-        words = np.stack(reads(waves, places(waves, offset), form, instruction), axis=-1)
+        words = np.ascontiguousarray(reads(waves, places(waves), form, instruction).transpose(1, 2, 0))
         elements = words.reshape(len(waves), -1).view(f"u{width}").take(element, axis=1)
-        found = elements.view(np.uint32).reshape(words.shape)
-        for i in range(form.registers):
-            put(waves, row + i, found[..., i])
+        write(waves, elements.view(np.uint32).reshape(words.shape).transpose(2, 0, 1))
 
     return step
 
 
-def places_of(instruction: Instruction, operand: Operand, size: int, kernel: Kernel) -> Callable[[Waves, int], np.ndarray]:
-    """Where an access begins in the LDS of all workgroups: a function of waves and of an offset.
+def _offset(instruction: Instruction) -> np.ndarray:
+    return np.array([[number(instruction, "offset")]])
 
-    A lane that is off begins where another lane does.
-    """
+
+def _place(instruction: Instruction, operand: Operand, offset: np.ndarray, form: Format, kernel: Kernel) -> Piece:
+    """Where an access begins in the LDS of all workgroups, for each offset [waves, lanes]."""
     if "gds" in instruction.modifiers:
         raise unknown(instruction)
-    row = data_row(instruction, operand, 1, kernel)
+    address = piece("waves.vector[{}]", Row(data_row(instruction, operand, 1, kernel)))
+    if offset.ndim > 2:
+        address = piece("{}[..., None, :, :]", address)
+    return piece("{}(waves, {}, {}, {})", _place_at, address, offset, form.size)
 
-    def places(waves: Waves, offset: int) -> np.ndarray:
-        address, shared = waves.vector[row], waves.shared
-        if waves.lanes is not None:
-            some = address[waves.lanes]
-            if not some.size:
-                return np.zeros(waves.shape, np.int64)
-            address = np.where(waves.lanes, address, some[0])
-        if int(address.max()) + offset + size > shared.lds_bytes:
-            return place_of(waves, (address + np.uint32(offset)).astype(np.int64), size)
-        return (waves.slot * (4 * shared.lds.shape[1]) + offset)[:, None] + address
 
-    return places
+def _place_at(waves: Waves, address: np.ndarray, offset: np.ndarray, size: int) -> np.ndarray:
+    """A lane that is off begins where another lane does."""
+    if waves.lanes is not None:
+        some = waves.lanes.ravel().argmax()
+        address = np.where(waves.lanes, address, address.reshape(-1)[some] if waves.lanes.any() else np.uint32(0))
+    place = address + offset
+    if int(np.maximum.reduce(place, axis=None)) + size > waves.shared.lds_bytes:
+        return place_of(waves, place & 0xFFFFFFFF, size)
+    return place + waves.lds_begin
 
 
 def place_of(waves: Waves, address: np.ndarray, size: int) -> np.ndarray:
@@ -180,7 +212,8 @@ def place_of(waves: Waves, address: np.ndarray, size: int) -> np.ndarray:
     if waves.lanes is not None:
         outside &= waves.lanes
     if outside.any():
-        wave, lane = (int(number) for number in np.argwhere(outside)[0])
-        what = f"{size} bytes at byte {int(address[wave, lane])} of LDS, of which a workgroup has {has} bytes"
+        first = np.argwhere(outside)[0].tolist()
+        *_, wave, lane = first
+        what = f"{size} bytes at byte {int(address[*first])} of LDS, of which a workgroup has {has} bytes"
         raise Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane)
-    return address + (waves.slot * (4 * waves.shared.lds.shape[1]))[:, None]
+    return address + waves.lds_begin

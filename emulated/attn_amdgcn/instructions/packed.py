@@ -9,7 +9,7 @@ Source: "VOP3P Instructions" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA;
 "hasPKF32InstsReplicatingLower32BitsOfScalarInput".
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,9 +18,10 @@ from attn_amdgcn.assembly import Instruction, Kernel, Literal, Operand, Register
 from attn_amdgcn.instructions.convert import bf16_to_f32, f32_to_bf16
 from attn_amdgcn.instructions.extremes import max_ieee, max_num, maximum, min_ieee, min_num, minimum, three
 from attn_amdgcn.instructions.float_arithmetic import in_float32
-from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, finishes, own_step, register
+from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, finishes, own_step, register, register_statements
 from attn_amdgcn.instructions.fused import fma16, fma32, fma32_to_odd
-from attn_amdgcn.operands import KINDS, Read, bits_of, put, reads_bits, scalar_index, unknown, vector_row
+from attn_amdgcn.operands import KINDS, Read, bits_of, put, put_statement, reads_bits, scalar_index, unknown, vector_row
+from attn_amdgcn.pieces import Piece, Row, call, piece
 from attn_amdgcn.waves import Waves
 
 
@@ -48,28 +49,30 @@ def _constant(instruction: Instruction, number: float, kind: str, halves: tuple[
     return [0 if half else bits for half in halves]
 
 
-def reads_pair(instruction: Instruction, operand: Operand, halves: tuple[int, int], kernel: Kernel) -> Read:
-    """Reads [2, waves, lanes] of 32 bits from a pair of registers, or what fits that shape."""
+def _distinct(halves: tuple[int, int]) -> tuple[int, ...]:
+    """The halves, or the one that both operations read."""
+    return halves if halves[0] != halves[1] else halves[:1]
+
+
+def pair_value(instruction: Instruction, operand: Operand, i: int, kernel: Kernel) -> Piece:
+    """[2, waves, lanes] float32 of a pair of registers, the i-th source, or what fits that shape."""
     if operand.neg or operand.abs:
         raise unknown(instruction, "the sign of a packed operand")
-    one = kernel.architecture.startswith("gfx125")
+    one, halves = kernel.architecture.startswith("gfx125"), _halves(instruction, i)
     if isinstance(operand.of, Literal):
         constant = _constant(instruction, operand.of.number, "f32", (0, 0) if one else halves)
-        value = np.array(constant, np.uint32)[:, None, None]
-        return lambda waves: value
-    if not isinstance(operand.of, Register):
+        value = piece("{}", np.array(constant, np.uint32).view(np.float32)[:, None, None])
+    elif not isinstance(operand.of, Register):
         raise unknown(instruction)
-    low, high = halves
-    if (row := vector_row(operand.of, kernel)) is not None:
-        if low == high:
-            return lambda waves: waves.vector[row + low : row + low + 1]
-        if low == 0:
-            return lambda waves: waves.vector[row : row + 2]
-        return lambda waves: waves.vector[row : row + 2][::-1]
-    if (column := scalar_index(operand.of)) is None:
+    elif (row := vector_row(operand.of, kernel)) is not None:
+        value = piece("waves.vector_f32[{}]", Row(tuple(row + half for half in _distinct(halves))))
+    elif (column := scalar_index(operand.of)) is None:
         raise unknown(instruction)
-    columns = [column, column] if one else [column + low, column + high]
-    return lambda waves: waves.scalar.T[columns][:, :, None]
+    else:
+        value = piece("waves.uniform_f32[{}]", Row((column,) if one else tuple(column + half for half in _distinct(halves))))
+    if (signs := _signs(instruction, i, 32)) is None:
+        return value
+    return piece("({}.view({}) ^ {}).view({})", value, np.uint32, signs[:, None, None], np.float32)
 
 
 def _pair_row(instruction: Instruction, kernel: Kernel) -> int:
@@ -88,32 +91,19 @@ def write_pair(waves: Waves, row: int, value: np.ndarray) -> None:
         np.copyto(waves.vector[row : row + 2], value, where=waves.lanes)
 
 
-def _pair_step(function: Callable[..., np.ndarray], sources: int, instruction: Instruction, kernel: Kernel) -> Step:
+def _pair_statements(
+    function: Callable[..., np.ndarray], sources: int, instruction: Instruction, kernel: Kernel
+) -> Sequence[Piece]:
     check_count(instruction, 1 + sources)
     check_modifiers(instruction, "op_sel", "op_sel_hi", "neg_lo", "neg_hi", "clamp")
-    reads = []
-    for i, operand in enumerate(instruction.operands[1:]):
-        read, signs = reads_pair(instruction, operand, _halves(instruction, i), kernel), _signs(instruction, i, 32)
-        reads.append(_float_pair(read, signs))
+    values = [pair_value(instruction, operand, i, kernel) for i, operand in enumerate(instruction.operands[1:])]
     row, end = _pair_row(instruction, kernel), finishes(instruction, KINDS["f32"])
-
-    def step(waves: Waves) -> None:
-        value = function(*[read(waves) for read in reads])
-        value = end(value) if end else value
-        write_pair(waves, row, value.view(np.uint32))
-
-    return step
-
-
-def _float_pair(read: Read, signs: np.ndarray | None) -> Read:
-    if signs is None:
-        return lambda waves: read(waves).view(np.float32)
-    change = signs[:, None, None]
-    return lambda waves: (read(waves) ^ change).view(np.float32)
+    result, target = call(function, values), piece("waves.vector_f32[{}]", Row((row, row + 1)))
+    return piece("on = waves.lanes"), put_statement(target, piece("{}({})", end, result) if end else result)
 
 
 for _name, _function, _sources in (("add", np.add, 2), ("mul", np.multiply, 2), ("fma", fma32, 3)):
-    register(f"v_pk_{_name}_f32", partial(_pair_step, _function, _sources))
+    register_statements(f"v_pk_{_name}_f32", partial(_pair_statements, _function, _sources))
 
 
 @own_step("v_pk_mov_b32")

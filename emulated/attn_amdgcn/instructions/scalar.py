@@ -24,42 +24,62 @@ def movk(a):
     return a.astype(np.int16).astype(np.int32)
 
 
-@scalar("s_add_u32 s_add_co_u32", "u32 scc = u32 u32")
+def _wraps(total, a, b):
+    return total < a
+
+
+@scalar("s_add_u32 s_add_co_u32", "u32 scc = u32 u32", scc=_wraps)
 def add_u32(a, b):
-    total = a + b
-    return total, total < a
+    return a + b
 
 
-@scalar("s_addc_u32 s_add_co_ci_u32", "u32 scc = u32 u32 scc")
-def addc_u32(a, b, carry):
+def _carries(total, a, b, carry):
     partial = a + b
-    total = partial + carry
-    return total, (partial < a) | (total < partial)
+    return (partial < a) | (total < partial)
 
 
-@scalar("s_sub_u32 s_sub_co_u32", "u32 scc = u32 u32")
+@scalar("s_addc_u32 s_add_co_ci_u32", "u32 scc = u32 u32 scc", scc=_carries)
+def addc_u32(a, b, carry):
+    return a + b + carry
+
+
+def _is_less(value, a, b):
+    return a < b
+
+
+@scalar("s_sub_u32 s_sub_co_u32", "u32 scc = u32 u32", scc=_is_less)
 def sub_u32(a, b):
-    return a - b, b > a
+    return a - b
 
 
-@scalar("s_subb_u32 s_sub_co_ci_u32", "u32 scc = u32 u32 scc")
-def subb_u32(a, b, borrow):
+def _borrows(difference, a, b, borrow):
     partial = a - b
-    return partial - borrow, (a < b) | (partial < borrow)
+    return (a < b) | (partial < borrow)
 
 
-@scalar("s_add_i32 s_add_co_i32", "i32 scc = i32 i32")
-def add_i32(a, b):
+@scalar("s_subb_u32 s_sub_co_ci_u32", "u32 scc = u32 u32 scc", scc=_borrows)
+def subb_u32(a, b, borrow):
+    return a - b - borrow
+
+
+def _sum_overflows(total, a, b):
     """A sum whose sign is neither that of one nor that of the other does not fit."""
-    total = a + b
-    return total, (total ^ a) & (total ^ b) < 0
+    return (total ^ a) & (total ^ b) < 0
 
 
-@scalar("s_sub_i32 s_sub_co_i32", "i32 scc = i32 i32")
-def sub_i32(a, b):
+@scalar("s_add_i32 s_add_co_i32", "i32 scc = i32 i32", scc=_sum_overflows)
+def add_i32(a, b):
+    return a + b
+
+
+def _difference_overflows(difference, a, b):
     """A difference of numbers of two signs has the sign of the first one, if it fits."""
-    difference = a - b
-    return difference, (a ^ b) & (a ^ difference) < 0
+    return (a ^ b) & (a ^ difference) < 0
+
+
+@scalar("s_sub_i32 s_sub_co_i32", "i32 scc = i32 i32", scc=_difference_overflows)
+def sub_i32(a, b):
+    return a - b
 
 
 @own_step("s_addk_i32 s_addk_co_i32 s_mulk_i32")
@@ -73,10 +93,10 @@ def with_short_literal(instruction: Instruction, kernel: Kernel) -> Step:
 
     def step(waves: Waves) -> None:
         second = constant(waves).astype(np.int16).astype(np.int32)
+        first = read(waves)
+        value = first + second if adds else first * second
         if adds:
-            value, waves.scc = add_i32(read(waves), second)
-        else:
-            value = read(waves) * second
+            waves.scc = _sum_overflows(value, first, second)
         write(waves, value)
 
     return step
@@ -108,100 +128,86 @@ def mul_hi_i32(a, b):
     return (a.astype(I64) * b >> I64(32)).astype(np.int32)
 
 
-@scalar("s_min_i32", "i32 scc = i32 i32")
-@scalar("s_min_u32", "u32 scc = u32 u32")
-def minimum(a, b):
-    return np.minimum(a, b), a < b
-
-
-@scalar("s_max_i32", "i32 scc = i32 i32")
-@scalar("s_max_u32", "u32 scc = u32 u32")
-def maximum(a, b):
-    return np.maximum(a, b), a >= b
+for _kind in ("i32", "u32"):
+    scalar(f"s_min_{_kind}", f"{_kind} scc = {_kind} {_kind}", scc=_is_less)(np.minimum)
+    scalar(f"s_max_{_kind}", f"{_kind} scc = {_kind} {_kind}", scc=lambda value, a, b: a >= b)(np.maximum)
 
 
 @scalar("s_abs_i32", "i32 scc = i32")
 def absolute(a):
-    return np.abs(a), a != 0
+    return np.abs(a)
 
 
 @scalar("s_and_b32", "b32 scc = b32 b32")
 @scalar("s_and_b64", "b64 scc = b64 b64")
 def and_(a, b):
-    value = a & b
-    return value, value != 0
+    return a & b
 
 
 @scalar("s_or_b32", "b32 scc = b32 b32")
 @scalar("s_or_b64", "b64 scc = b64 b64")
 def or_(a, b):
-    value = a | b
-    return value, value != 0
+    return a | b
 
 
 @scalar("s_xor_b32", "b32 scc = b32 b32")
 @scalar("s_xor_b64", "b64 scc = b64 b64")
 def xor(a, b):
-    value = a ^ b
-    return value, value != 0
+    return a ^ b
 
 
 @scalar("s_andn2_b32 s_and_not1_b32", "b32 scc = b32 b32")
 @scalar("s_andn2_b64 s_and_not1_b64", "b64 scc = b64 b64")
 def and_not(a, b):
-    value = a & ~b
-    return value, value != 0
+    return a & ~b
 
 
 @scalar("s_orn2_b32 s_or_not1_b32", "b32 scc = b32 b32")
 @scalar("s_orn2_b64 s_or_not1_b64", "b64 scc = b64 b64")
 def or_not(a, b):
-    value = a | ~b
-    return value, value != 0
+    return a | ~b
 
 
 @scalar("s_not_b32", "b32 scc = b32")
 @scalar("s_not_b64", "b64 scc = b64")
 def not_(a):
-    return ~a, ~a != 0
+    return ~a
 
 
 @scalar("s_lshl_b32", "b32 scc = b32 u32")
 def shift_left(a, count):
-    value = a << (count & np.uint32(31))
-    return value, value != 0
+    return a << (count & np.uint32(31))
 
 
 @scalar("s_lshl_b64", "b64 scc = b64 u32")
 def shift_left_wide(a, count):
-    value = a << (count & np.uint32(63)).astype(U64)
-    return value, value != 0
+    return a << (count & np.uint32(63)).astype(U64)
 
 
 @scalar("s_lshr_b32", "b32 scc = b32 u32")
 @scalar("s_ashr_i32", "i32 scc = i32 u32")
 def shift_right(a, count):
-    value = a >> (count & np.uint32(31)).astype(a.dtype)
-    return value, value != 0
+    return a >> (count & np.uint32(31)).astype(a.dtype)
 
 
 @scalar("s_lshr_b64", "b64 scc = b64 u32")
 @scalar("s_ashr_i64", "i64 scc = i64 u32")
 def shift_right_wide(a, count):
-    value = a >> (count & np.uint32(63)).astype(a.dtype)
-    return value, value != 0
+    return a >> (count & np.uint32(63)).astype(a.dtype)
 
 
 def _shift_left_and_add(count: int):
+    """The sum has 64 bits; the register gets the lower 32."""
+
     def shifted(a, b):
-        wide = (a.astype(U64) << U64(count)) + b
-        return wide.astype(np.uint32), wide > 0xFFFFFFFF
+        return (a.astype(U64) << U64(count)) + b
 
     return shifted
 
 
 for _count in range(1, 5):
-    scalar(f"s_lshl{_count}_add_u32", "u32 scc = u32 u32")(_shift_left_and_add(_count))
+    _shifted = _shift_left_and_add(_count)
+    scalar(f"s_lshl{_count}_add_u32", "u32 scc = u32 u32", scc=lambda wide, a, b: wide > 0xFFFFFFFF)(_shifted)
 
 
 @scalar("s_bfe_u32", "u32 scc = u32 u32")
@@ -215,8 +221,7 @@ def bit_field(a, place):
     wide = np.int64 if np.issubdtype(a.dtype, np.signedinteger) else np.uint64
     above = np.minimum(64 - count.astype(np.int64), 63).astype(wide)  # the bits above a field go out, and come back as its sign
     field = ((a.astype(wide) >> first.astype(wide)) << above) >> above
-    value = np.where(count > 0, field, 0).astype(a.dtype)
-    return value, value != 0
+    return np.where(count > 0, field, 0).astype(a.dtype)
 
 
 scalar("s_sext_i32_i8", "i32 = i32")(lambda a: a.astype(np.int8).astype(np.int32))

@@ -14,7 +14,7 @@ from attn_amdgcn.errors import Fault
 from attn_amdgcn.instructions.formats import LOADS, STORES, Format, data_row, loaded, number, reads_data, stored, writes_data
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
 from attn_amdgcn.instructions.global_memory import CACHE
-from attn_amdgcn.operands import KINDS, put, reads_scalar
+from attn_amdgcn.operands import KINDS, reads_scalar
 from attn_amdgcn.storage import Storage
 from attn_amdgcn.waves import Waves
 
@@ -25,16 +25,15 @@ def scratch_load(instruction: Instruction, kernel: Kernel) -> Step:
     check_modifiers(instruction, "offset", *CACHE)
     form = LOADS[instruction.name.removeprefix("scratch_load_")]
     target, address, base = instruction.operands
+    write = writes_data(instruction, target, form, kernel)
     if (word := _constant_word(instruction, address, base, form)) is not None:
-        row, count = data_row(instruction, target, form.registers, kernel), form.registers
 
         def reload(waves: Waves) -> None:
             _check_constant(waves, 4 * word, form)
-            for i in range(count):
-                put(waves, row + i, waves.scratch[word + i])
+            write(waves, waves.scratch[word : word + form.registers])
 
         return reload
-    addresses, write = _addresses(instruction, address, base, kernel), writes_data(instruction, target, form, kernel)
+    addresses = _addresses(instruction, address, base, kernel)
 
     return lambda waves: write(waves, values_at(waves, addresses(waves), form))
 
@@ -50,11 +49,8 @@ def scratch_store(instruction: Instruction, kernel: Kernel) -> Step:
 
         def spill(waves: Waves) -> None:
             _check_constant(waves, 4 * word, form)
-            for i, value in enumerate(read(waves)):
-                if waves.lanes is None:
-                    waves.scratch[word + i] = value
-                else:
-                    np.copyto(waves.scratch[word + i], value, where=waves.lanes)
+            words = waves.scratch[word : word + form.registers]
+            np.copyto(words, read(waves), where=True if waves.lanes is None else waves.lanes)
 
         return spill
     addresses = _addresses(instruction, address, base, kernel)
@@ -62,24 +58,25 @@ def scratch_store(instruction: Instruction, kernel: Kernel) -> Step:
     return lambda waves: store_at(waves, addresses(waves), read(waves), form)
 
 
-def values_at(waves: Waves, address: np.ndarray, form: Format) -> list[np.ndarray]:
-    """What lies at [waves, lanes] int64 addresses of each lane's scratch.
+def values_at(waves: Waves, address: np.ndarray, form: Format) -> np.ndarray:
+    """What lies at [..., waves, lanes] int64 addresses of each lane's scratch.
 
     Raises:
         Fault: a byte lies beyond the kernel's scratch, or an address is no multiple of the size of its words.
     """
     place = _checked(waves, address, form)
     storage = Storage(waves.scratch.reshape(-1).view(np.uint8))
-    return [loaded(storage, _places(waves, place + offset), piece)[0] for offset, piece in _pieces(form)]
+    pieces = [loaded(storage, _places(waves, place + offset), piece) for offset, piece in _pieces(form)]
+    return np.concatenate(pieces, axis=-3)
 
 
-def store_at(waves: Waves, address: np.ndarray, values: list[np.ndarray], form: Format) -> None:
+def store_at(waves: Waves, address: np.ndarray, values: np.ndarray, form: Format) -> None:
     """Write values there."""
     assert waves.scratch.flags.c_contiguous
     place = _checked(waves, address, form)
     storage = Storage(waves.scratch.reshape(-1).view(np.uint8))
     for (offset, piece), value in zip(_pieces(form), values, strict=True):
-        stored(storage, _places(waves, place + offset), [value], piece, waves.lanes)
+        stored(storage, _places(waves, place + offset), value[None], piece, waves.lanes)
 
 
 def _is_off(operand: Operand) -> bool:
@@ -131,8 +128,9 @@ def _checked(waves: Waves, address: np.ndarray, form: Format) -> np.ndarray:
         outside &= waves.lanes
         address = np.where(waves.lanes, address, 0)
     if outside.any():
-        wave, lane = (int(number) for number in np.argwhere(outside)[0])
-        _fault(waves, int(address[wave, lane]), form, wave, lane)
+        first = np.argwhere(outside)[0].tolist()
+        *_, wave, lane = first
+        _fault(waves, int(address[*first]), form, wave, lane)
     if (address & min(form.size, 4) - 1).any():
         raise Fault(f"{form.size} bytes of scratch at an address that is no multiple of {min(form.size, 4)}")
     return address

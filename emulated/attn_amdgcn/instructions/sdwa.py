@@ -5,32 +5,34 @@ Source: "Sub-Dword Addressing (SDWA)" in AMD's Instinct MI300 ISA. gfx9 alone ha
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Operand
-from attn_amdgcn.operands import Kind, Read, Write, put, reads_bits, unknown, vector_row
+from attn_amdgcn.operands import Kind, Write, bits_value, put, unknown, vector_row
+from attn_amdgcn.pieces import Piece, piece
 from attn_amdgcn.waves import Waves
 
 MODIFIERS = ("dst_sel", "dst_unused", "src0_sel", "src1_sel", "clamp")
+_UNUSED = ("UNUSED_PAD", "UNUSED_SEXT", "UNUSED_PRESERVE")
 PARTS = {"DWORD": (0, 32), **{f"WORD_{i}": (16 * i, 16) for i in range(2)}, **{f"BYTE_{i}": (8 * i, 8) for i in range(4)}}
 """The first bit and the number of bits of a part."""
 
 
-def reads(instruction: Instruction, operand: Operand, source: int, kind: Kind, kernel: Kernel) -> Read:
-    """Reads a part of 32 bits, extended by zeros, or by its sign with `sext`."""
+def value(instruction: Instruction, operand: Operand, source: int, kind: Kind, kernel: Kernel) -> Piece:
+    """A part of 32 bits, extended by zeros, or by its sign with `sext`."""
     first, bits = _part(instruction, f"src{source}_sel")
-    read = reads_bits(operand, kernel)
+    part = bits_value(operand, kernel)
     if kind.bits == 64:
         raise unknown(instruction, "SDWA of 64 bits")
-    unsigned = np.uint32 if kind.bits == 32 else np.uint16
-    up, down, mask = 32 - first - bits, 32 - bits, np.uint32((1 << bits) - 1)
+    if bits < 32 and operand.sext:
+        up, down = np.uint32(32 - first - bits), np.int32(32 - bits)
+        part = piece("(({} << {}).view({}) >> {}).view({})", part, up, np.int32, down, np.uint32)
+    elif bits < 32:
+        part = piece("({} >> {} & {})", part, np.uint32(first), np.uint32((1 << bits) - 1))
+    return piece("{}.astype({}, copy=False).view({})", part, np.uint32 if kind.bits == 32 else np.uint16, kind.dtype)
 
-    def part(waves: Waves) -> np.ndarray:
-        value = read(waves)
-        if bits < 32 and operand.sext:
-            value = ((value << np.uint32(up)).view(np.int32) >> np.int32(down)).view(np.uint32)
-        elif bits < 32:
-            value = value >> np.uint32(first) & mask
-        return value.astype(unsigned, copy=False).view(kind.dtype)
 
-    return part
+def writes_all(instruction: Instruction, kind: Kind) -> bool:
+    """Whether a result of 32 bits fills its register, as it does without SDWA."""
+    whole = _part(instruction, "dst_sel") == PARTS["DWORD"] and instruction.modifiers.get("dst_unused", _UNUSED[0]) in _UNUSED
+    return whole and kind.bits == 32
 
 
 def writes(instruction: Instruction, operand: Operand, kind: Kind, kernel: Kernel) -> Write:
@@ -38,7 +40,7 @@ def writes(instruction: Instruction, operand: Operand, kind: Kind, kernel: Kerne
     first, bits = _part(instruction, "dst_sel")
     unused = instruction.modifiers.get("dst_unused", "UNUSED_PAD")
     row = vector_row(operand.of, kernel) if hasattr(operand.of, "bank") else None  # type: ignore[arg-type]
-    if row is None or kind.bits == 64 or unused not in ("UNUSED_PAD", "UNUSED_SEXT", "UNUSED_PRESERVE"):
+    if row is None or kind.bits == 64 or unused not in _UNUSED:
         raise unknown(instruction)
     mask = np.uint32(((1 << bits) - 1) << first)
 

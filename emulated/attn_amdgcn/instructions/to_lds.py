@@ -46,9 +46,7 @@ def global_load_lds(instruction: Instruction, kernel: Kernel) -> Step:
     return step
 
 
-def writes(
-    instruction: Instruction, form: Format, bits_of_m0: int, kernel: Kernel
-) -> Callable[[Waves, list[np.ndarray]], None]:
+def writes(instruction: Instruction, form: Format, bits_of_m0: int, kernel: Kernel) -> Callable[[Waves, np.ndarray], None]:
     """Writes what a load brings into LDS."""
     name = instruction.name.rpartition("_")[2]
     if name not in SIZES.get(kernel.architecture, ()):
@@ -56,7 +54,7 @@ def writes(
     distance = 4 if form.size == 4 else 16
     of_lane = np.arange(kernel.wave_size) * distance + number(instruction, "offset")
 
-    def write(waves: Waves, values: list[np.ndarray]) -> None:
+    def write(waves: Waves, values: np.ndarray) -> None:
         address = (waves.scalar[:, M0] & np.uint32(bits_of_m0)).astype(np.int64)[:, None] + of_lane
         lds.writes(waves, lds.place_of(waves, address, form.size), values, form, instruction)
 

@@ -14,7 +14,8 @@ class Format(NamedTuple):
 
     Attributes:
         bits: of one element.
-        values: from uint32 [..., words], contiguous, to floats [..., words * 32 / bits]. The lowest bits are the first element.
+        values: from elements to floats. Elements of 8, 16 and 32 bits are unsigned integers of that width. Others are given as
+            uint32 [..., words], contiguous, and become [..., words * 32 / bits]: the lowest bits are the first element.
         tiny: the least magnitude that is no denormal.
     """
 
@@ -46,15 +47,12 @@ def small_floats(exponent_bits: int, mantissa_bits: int, bias: int, special: str
     return values.astype(np.float32)
 
 
-def _bf16(words: np.ndarray) -> np.ndarray:
-    halves = words.view(np.uint16)
-    wide = np.zeros((*halves.shape, 2), np.uint16)
-    wide[..., 1] = halves
-    return wide.view(np.float32)[..., 0]
+def _bf16(bits: np.ndarray) -> np.ndarray:
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 def _bytes(table: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda words: table.take(words.view(np.uint8))
+    return lambda codes: table.take(codes)
 
 
 def _halves_of_bytes(table: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
@@ -83,8 +81,8 @@ def _six_bits(table: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 _FOUR = np.arange(16, dtype=np.float32)
 FORMATS = {
     "f64": Format(64, lambda words: words.view(np.float64)),
-    "f32": Format(32, lambda words: words.view(np.float32)),
-    "f16": Format(16, lambda words: words.view(np.float16).astype(np.float32), 2.0**-14),
+    "f32": Format(32, lambda bits: bits.view(np.float32)),
+    "f16": Format(16, lambda bits: bits.view(np.float16).astype(np.float32), 2.0**-14),
     "bf16": Format(16, _bf16, 2.0**-126),
     "fp8": Format(8, _bytes(small_floats(4, 3, 7, "ocp"))),
     "bf8": Format(8, _bytes(small_floats(5, 2, 15, "ieee"))),
@@ -93,8 +91,8 @@ FORMATS = {
     "fp6": Format(6, _six_bits(small_floats(2, 3, 1))),
     "bf6": Format(6, _six_bits(small_floats(3, 2, 3))),
     "fp4": Format(4, _halves_of_bytes(small_floats(2, 1, 1))),
-    "i8": Format(8, lambda words: words.view(np.int8).astype(np.float32)),
-    "u8": Format(8, lambda words: words.view(np.uint8).astype(np.float32)),
+    "i8": Format(8, lambda bits: bits.view(np.int8).astype(np.float32)),
+    "u8": Format(8, lambda bits: bits.astype(np.float32)),
     "i4": Format(4, _halves_of_bytes(np.where(_FOUR < 8, _FOUR, _FOUR - 16))),
     "u4": Format(4, _halves_of_bytes(_FOUR)),
 }

@@ -1,6 +1,7 @@
 """The step of a matrix instruction: gather A and B by their tables, multiply, and add C into the registers of D."""
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Operand, Register
@@ -9,6 +10,7 @@ from attn_amdgcn.instructions.matrix.elements import Format, flushed
 from attn_amdgcn.operands import KINDS, bits_of, unknown, vector_row
 from attn_amdgcn.waves import Waves
 
+_UNSIGNED = {8: np.uint8, 16: np.uint16, 32: np.uint32}
 Gather = Callable[[Waves], np.ndarray]
 """From waves to A [waves, blocks, rows, k] or B [waves, blocks, k, columns], as floats."""
 Accumulate = Callable[[Waves, np.ndarray], None]
@@ -45,6 +47,9 @@ def gathers(
         flush: whether denormals count as zeros.
     """
 
+    if kind.bits in _UNSIGNED:
+        return _gathers_whole(row, words, table, kind, signs, flush)
+
     def gather(waves: Waves) -> np.ndarray:
         bits = np.empty((len(waves), lanes, words), np.uint32)
         bits[...] = waves.vector[row : row + words, :, :lanes].transpose(1, 2, 0)
@@ -54,6 +59,27 @@ def gathers(
         if signs is not None:
             values = values * signs
         return values.reshape(len(waves), -1).take(table, axis=1)
+
+    return gather
+
+
+def _gathers_whole(row: int, words: int, table: np.ndarray, kind: Format, signs: np.ndarray | None, flush: bool) -> Gather:
+    """`gathers` of elements that numpy has unsigned integers for: they are taken from the registers as these lie in memory."""
+    per_word, unsigned = 32 // kind.bits, _UNSIGNED[kind.bits]
+    lane, element = np.divmod(table, words * per_word)
+    changes = None if signs is None else signs.take(element)
+
+    @cache
+    def places(num_waves: int, num_lanes: int) -> np.ndarray:
+        """Where in the registers of so many waves and lanes the elements lie."""
+        wave = np.arange(num_waves).reshape(-1, 1, 1, 1)
+        return ((element // per_word * num_waves + wave) * num_lanes + lane) * per_word + element % per_word
+
+    def gather(waves: Waves) -> np.ndarray:
+        values = kind.values(waves.vector[row : row + words].reshape(-1).view(unsigned).take(places(*waves.shape)))
+        if flush:
+            values = flushed(values, kind.tiny)
+        return values if changes is None else values * changes
 
     return gather
 
@@ -78,10 +104,10 @@ def accumulates_floats(
         flush: whether denormals of C and D count as zeros.
     """
     row = registers_of(instruction.operands[0], count, instruction, kernel)
-    read = _reads_c(instruction, kernel, "f32", count, lambda waves, row: waves.vector[row : row + count].view(np.float32))
+    read = _reads_c(instruction, kernel, "f32", count, lambda waves, row: waves.vector_f32[row : row + count])
 
     def accumulate(waves: Waves, product: np.ndarray) -> None:
-        np.add(read(waves), product, out=waves.vector[row : row + count].view(np.float32))
+        np.add(read(waves), product, out=waves.vector_f32[row : row + count])
 
     def accumulate_changed(waves: Waves, product: np.ndarray) -> None:
         c = read(waves)

@@ -1,0 +1,118 @@
+"""Instructions that stand side by side, are of one form and do not need each other's results: they run as one.
+
+numpy takes as long for the registers of a few waves as for those of one. So a step that serves eight instructions takes little
+longer than a step of one of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import groupby
+
+from attn_amdgcn import instructions, waits
+from attn_amdgcn.assembly import Instruction, Kernel, Literal, Named, Operand, Register
+from attn_amdgcn.errors import Fault
+from attn_amdgcn.instructions.control import nothing
+from attn_amdgcn.instructions.forms import GROUPED, Step, dual_statements
+from attn_amdgcn.pieces import Piece, function_of, function_of_several
+from attn_amdgcn.waves import Waves
+
+MOST_WAVES = 16
+"""With more waves numpy works longer than Python does, and copies of registers take longer than further steps."""
+MOST_INSTRUCTIONS = 32
+Placed = tuple[int, Step]
+"""The step of an instruction, and its place in a block."""
+
+
+def steps_of(code: Sequence[Instruction], kernel: Kernel) -> tuple[Placed, ...]:
+    """The steps of a block without the instructions that change no value.
+
+    Raises:
+        UnknownInstructionError: an instruction has no meaning here.
+    """
+    matters = instructions.scc_matters(code)
+
+    def alone(place: int) -> Step:
+        return instructions.step(code[place], kernel, scc_matters=matters[place])
+
+    forms = [_form(instruction) for instruction in code]
+    done: list[Placed] = []
+    places = (place for place in range(len(code)) if forms[place] or not instructions.changes_nothing(code[place]))
+    for form, of_form in groupby(places, lambda place: forms[place]):
+        for run in _independent(code, list(of_form), kernel) if form else [[place] for place in of_form]:
+            group = _together(code, run, kernel) if form and len(run) >= _least(code[run[0]]) else None
+            done.extend([(place, alone(place)) for place in run] if group is None else [(run[0], group)])
+    return tuple([(place, step) for place, step in done if step is not nothing])
+
+
+def _together(code: Sequence[Instruction], run: Sequence[int], kernel: Kernel) -> Step | None:
+    """One step of a run of instructions; None if they have no common meaning.
+
+    Each instruction runs by itself where lanes are off, or where somebody looks on at what it does.
+    """
+    statements = [_statements(code[place], kernel) for place in run]
+    group = function_of_several(statements)
+    if group is None:
+        return None
+    is_seen = bool(waits.counters_of(code[run[0]], kernel))
+    singles: list[Step] = []
+
+    def step(waves: Waves) -> None:
+        if waves.lanes is None and len(waves) <= MOST_WAVES and not (is_seen and waves.shared.watches):
+            try:
+                group(waves)
+                return
+            except Fault:  # nothing was written: each by itself says what is wrong
+                pass
+        if not singles:
+            singles.extend([function_of(*each) for each in statements])
+        for place, single in zip(run, singles, strict=True):
+            try:
+                single(waves)
+            except Fault as fault:
+                if not fault.instruction:
+                    fault.at(code[place])
+                raise
+
+    return step
+
+
+def _least(instruction: Instruction) -> int:
+    """How many instructions gain by running together."""
+    return 2 if instruction.second else GROUPED[instruction.name].least
+
+
+def _statements(instruction: Instruction, kernel: Kernel) -> Sequence[Piece]:
+    return dual_statements(instruction, kernel) if instruction.second else GROUPED[instruction.name].make(instruction, kernel)
+
+
+def _form(instruction: Instruction) -> tuple[object, ...]:
+    """What instructions have in common that may run together; empty if they may not."""
+    if instruction.second:
+        return *_form(replace(instruction, second=None)), *_form(instruction.second)
+    if not (instruction.name in GROUPED or instruction.name.startswith("v_dual_")) or instruction.encoding.endswith("dpp"):
+        return ()
+    modifiers = tuple((name, value) for name, value in instruction.modifiers.items() if not name.startswith("offset"))
+    return instruction.name, instruction.encoding, modifiers, tuple(map(_form_of_operand, instruction.operands))
+
+
+def _form_of_operand(operand: Operand) -> tuple[object, ...]:
+    match operand.of:
+        case Register(bank=bank, count=count, half=half):
+            return bank, count, half, operand.neg, operand.abs
+        case Named(text=text):
+            return (text,)
+        case Literal():
+            return operand.neg, operand.abs
+
+
+def _independent(code: Sequence[Instruction], places: Sequence[int], kernel: Kernel) -> list[list[int]]:
+    """Runs of instructions none of which touches a result of one before it."""
+    runs: list[list[int]] = []
+    written = 0
+    for place in places:
+        if not runs or waits.touched(code[place], kernel) & written or len(runs[-1]) == MOST_INSTRUCTIONS:
+            runs.append([])
+            written = 0
+        runs[-1].append(place)
+        written |= waits.result(code[place], kernel)
+    return runs
