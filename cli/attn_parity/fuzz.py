@@ -256,7 +256,9 @@ def _run(plan: FuzzPlan, past: dict[Case, str], place: Place, name: str) -> tupl
 def _again(plan: FuzzPlan) -> list[str]:
     options = {"target": plan.target, "device": plan.device, "examples": plan.examples, "seed": plan.seed}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return ["attn-parity", "fuzz", *words, *{0: ["--no-exact"], 1: ["--exact"]}.get(plan.exact_every, [])]
+    if plan.exact_every != shard.exact_every(registry.load(plan.target), plan.device):
+        words.append("--exact" if plan.exact_every else "--no-exact")
+    return ["attn-parity", "fuzz", *words]
 
 
 def _tell(run: Run) -> None:

@@ -264,10 +264,11 @@ def test_the_range_and_the_bias_past_a_request_s_own_would_be_noticed(case):
 def test_fixed_scales_of_k_and_v_and_of_heads_differ(case):
     layer = tensors.build(case).layer
     if layer.k_scale is not None and layer.v_scale is not None:
-        scales = torch.cat([layer.k_scale.flatten(), layer.v_scale.flatten()])
-        assert len(scales.unique()) == len(scales)
+        k_scale, v_scale = layer.k_scale.flatten(), layer.v_scale.flatten()
+        assert len(k_scale.unique()) == len(v_scale.unique()) == len(k_scale)
+        assert (k_scale != v_scale).all()
         if case.values.kind == "exact":
-            assert (scales.frexp().mantissa == 0.5).all()
+            assert (torch.cat([k_scale, v_scale]).frexp().mantissa == 0.5).all()
 
 
 def test_positions_of_a_rotation_are_rows_of_its_table_and_poison_lies_past_it(step_case):

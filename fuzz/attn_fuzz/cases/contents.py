@@ -134,15 +134,17 @@ def _ancestors(count: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def fixed_scales(case: Case, cache: Cache, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """k_scale and v_scale, all different, in a shape that the contract allows. They are powers of two if sums must be exact.
+    """k_scale and v_scale in a shape that the contract allows. They are powers of two if sums must be exact.
 
-    A latent cache has k_scale alone.
+    Up to eight heads differ from each other in both, and K from V in each head. A latent cache has k_scale alone.
     """
     if cache.scales not in ("tensor", "head"):
         return {}
     count = case.num_kv_heads if cache.scales == "head" else 1
-    steps = max(len(SCALE_EXPONENTS), 2 * count)
-    exponents = torch.randperm(steps, generator=generator)[: 2 * count] % len(SCALE_EXPONENTS) + SCALE_EXPONENTS.start
+    of_k = torch.arange(count)
+    of_v = of_k + (count if 2 * count <= len(SCALE_EXPONENTS) else 1)
+    order = torch.randperm(len(SCALE_EXPONENTS), generator=generator)
+    exponents = order[torch.cat([of_k, of_v]) % len(SCALE_EXPONENTS)] + SCALE_EXPONENTS.start
     factors = 1 + torch.rand(2 * count, generator=generator)
     scales = torch.exp2(exponents.float()) * (1 if case.values.kind == "exact" else factors)
     is_scalar = count == 1 and bool(torch.randint(0, 2, (), generator=generator))
