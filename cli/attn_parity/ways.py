@@ -188,19 +188,20 @@ def _versions(package: str) -> dict[str, str]:
 
 def _fuzzed(ways: Sequence[Drawn], residents: Sequence[KnownBug], search: _Search) -> dict[tuple[Way, str], Caught]:
     """Draw the cases of each seed for each way and mutant, until one fails."""
-    places: list[tuple[Drawn, KnownBug, int]] = [
-        (way, mutant, seed)
-        for way, mutant, seed in itertools.product(ways, residents, search.seeds)
-        if not mutant.needs_gpu and target_of(way, mutant.target)
+    places: list[tuple[Drawn, KnownBug, str, int]] = [
+        (way, mutant, target, seed)
+        for way, mutant in itertools.product(ways, residents)
+        if not mutant.needs_gpu and (target := target_of(way, mutant.target))
+        for seed in search.seeds
     ]
     with tempfile.TemporaryDirectory() as scratch, progress_bar(len(places)) as show:
-        plans = [_plan(way, mutant, seed, search, Path(scratch)) for way, mutant, seed in places]
+        plans = [_plan(*place, search, Path(scratch)) for place in places]
         ended = itertools.count(1)
         outcome = runner.run(plans, search.workers, stop_at_failure=False, ended=lambda index, progress: show(next(ended), 0))
     if outcome.error:
         raise ExecutorError(outcome.error)
     runs: dict[tuple[Drawn, str], list[Progress | None]] = {(way, mutant.name): [] for way in ways for mutant in residents}
-    for index, (way, mutant, _) in enumerate(places):
+    for index, (way, mutant, _, _) in enumerate(places):
         progress = outcome.progress[index]
         is_whole = index in outcome.finished and (progress.examples >= search.examples or not _is_late(search))
         runs[way, mutant.name].append(progress if progress.failure or progress.broken or is_whole else None)
@@ -208,9 +209,9 @@ def _fuzzed(ways: Sequence[Drawn], residents: Sequence[KnownBug], search: _Searc
     return {key: _of_runs(key[0], by_name[key[1]], each) for key, each in runs.items()}
 
 
-def _plan(way: Drawn, mutant: KnownBug, seed: int, search: _Search, folder: Path) -> FuzzPlan:
+def _plan(way: Drawn, mutant: KnownBug, target: str, seed: int, search: _Search, folder: Path) -> FuzzPlan:
     return FuzzPlan(
-        target=target_of(way, mutant.target) or mutant.target,
+        target=target,
         device=DEVICE,
         examples=search.examples,
         seed=seed,

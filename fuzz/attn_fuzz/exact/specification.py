@@ -24,6 +24,7 @@ from attn_reference import Request
 from attn_reference.logits import alibi, place_qq_bias
 
 FAR_SINK = -algebra.LEAST_EXPONENT / 4
+"""The least magnitude of a far sink. In base 2, a logit and a sink of less than this differ by less than -LEAST_EXPONENT."""
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ NEEDS_SECONDS = 60.0
 """The time to find what a smallest case needs."""
 
 EXACT_EVERY = 25
-"""Every so many examples of a target that is `exact` are compared in exact mode, unless a run asks for others. It takes a tenth
-of the time."""
+"""Every so many examples of a target that is `exact` are compared in exact mode, unless a run asks for others. It takes an
+eighth of the time."""
 
 OnFailure = Literal["stop", "shrink", "explain", "go on"]
 """What a shard does when a case fails. "stop": it ends. "shrink": it ends with the smallest case. "explain": likewise, and it
