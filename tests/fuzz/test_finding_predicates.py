@@ -13,7 +13,7 @@ FINDINGS = {
     finding.name: finding
     for findings in (
         *(vllm.UNIFIED_ATTENTION, vllm.DCP_REDUCE_SCATTER, vllm.FLEX),
-        *(aiter.UNIFIED_ATTENTION, aiter.CHUNKED_PREFILL, aiter.MHA_VARLEN),
+        *(aiter.UNIFIED_ATTENTION, aiter.CHUNKED_PREFILL, aiter.MHA_VARLEN, aiter.PREFILL),
     )
     for finding in findings
 }
@@ -48,10 +48,11 @@ def test_a_denormal_is_off_by_little_for_each_key(error, explained):
     assert finding.explains(longer, wrong(1.0 + error)) == (error < 0.5)
 
 
+@pytest.mark.parametrize("name", ["vllm-float32-as-tf32", "aiter-prefill-float32-as-tf32"])
 @pytest.mark.parametrize(("error", "explained"), [(2e-6, True), (3e-2, True), (4e-2, False), (float("nan"), False)])
-def test_tf32_is_less_exact_by_2_to_the_15(error, explained):
+def test_tf32_is_less_exact_by_2_to_the_15(name, error, explained):
     """The bound is 1e-6, of which 2^15 are 0.033."""
-    finding, case = known("vllm-float32-as-tf32")
+    finding, case = known(name)
     assert finding.explains(case, wrong(1.0 + error)) == explained
     assert not finding.explains(msgspec.structs.replace(case, dtype="bfloat16"), wrong(1.0 + error))
     assert not finding.explains(case, wrong(1.0 + error, kind="nan"))

@@ -52,6 +52,14 @@ def test_where_a_package_is_missing_the_target_says_what_to_install(name, monkey
     assert "pip install --no-deps " in run.err
 
 
+@pytest.mark.parametrize("name", ["aiter-extend-attention", "aiter-mha-varlen", "aiter-mla-decode", "aiter-mla-decode-rope"])
+@pytest.mark.parametrize(("hip", "refused"), [(None, True), ("7.2", False)])
+def test_launches_with_options_for_rocm_are_refused_on_an_nvidia_gpu(name, hip, refused, monkeypatch):
+    """Triton's compiler for NVIDIA ends with "Keyword argument waves_per_eu was specified but unrecognised"."""
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert ("waves_per_eu" in (TARGETS[name].unavailable("cuda") or "")) == refused
+
+
 def _finds_no(packages):
     import importlib.util
 

@@ -4,7 +4,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from attn_contract import AttentionConfig, AttentionType
-from attn_fuzz.findings.finding import Finding, is_nan, is_nan_before_windows
+from attn_fuzz.findings.finding import Finding, is_nan, is_nan_before_windows, is_of_tf32
 
 if TYPE_CHECKING:
     from attn_fuzz.cases.case import Case, Request
@@ -136,6 +136,20 @@ UNIFIED_ATTENTION = (
     ),
 )
 
+PREFILL = (
+    Finding(
+        name="aiter-prefill-float32-as-tf32",
+        what="Attention in float32 multiplies in TF32 on NVIDIA GPUs that have it (sm80 and later), and is compiled for XF32 "
+        "on MI300X (gfx942): of both operands of a dot 10 bits behind the leading one are left.",
+        cause="aiter/ops/triton/_triton_kernels/prefill_attention.py:124 and 163, _fwd_kernel: tl.dot has no input_precision, "
+        'and Triton then takes "tf32" where the GPU has it.',
+        seen_in=SEEN_IN,
+        needs_gpu=True,
+        explains=lambda case, verdict: (
+            verdict.kind == "value" and case.dtype == "float32" and all(is_of_tf32(each) for each in verdict.differences)
+        ),
+    ),
+)
 PAGED_DECODE = (
     Finding(
         name="aiter-decode-one-head",

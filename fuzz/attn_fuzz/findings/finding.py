@@ -16,6 +16,7 @@ from attn_contract import AttentionConfig
 
 if TYPE_CHECKING:
     from attn_fuzz.cases.case import Case
+    from attn_fuzz.verdict.judge import Difference
     from attn_fuzz.verdict.verdict import Verdict
 
 CASES = Path(__file__).parent
@@ -83,3 +84,12 @@ def is_nan_before_windows(case: "Case", verdict: "Verdict") -> bool:
     requests = (case.requests[index] for index in wrong)
     reads = [request.seq_len - request.query_len > case.window[0] for request in requests]
     return any(reads) if clamped else bool(reads) and all(reads)
+
+
+def is_of_tf32(worst: "Difference") -> bool:
+    """Whether an error may come from operands of dots that were cut to TF32.
+
+    A bound is made of roundings by 2^-24, of which each product of float32 has at least one. TF32 cuts up to 2^-10 off both
+    operands.
+    """
+    return abs(worst.got - worst.expected) <= 2.0**15 * worst.bound

@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 import msgspec
-from attn_fuzz.findings.finding import Finding, explanation, is_nan_before_windows
+from attn_fuzz.findings.finding import Finding, explanation, is_nan_before_windows, is_of_tf32
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,15 +41,6 @@ def _is_scaled(case: "Case", request: "Request", worst: "Difference") -> bool:
     return abs(worst.got - worst.expected) <= worst.bound + 2.0**-10 * abs(worst.expected)
 
 
-def _is_of_tf32(worst: "Difference") -> bool:
-    """Whether an error may come from operands of dots that were cut to TF32.
-
-    A bound is made of roundings by 2^-24, of which each product of float32 has at least one. TF32 cuts up to 2^-10 off both
-    operands.
-    """
-    return abs(worst.got - worst.expected) <= 2.0**15 * worst.bound
-
-
 def _leaves_out_blocks(case: "Case", request: "Request", worst: "Difference") -> bool:
     """Whether a query's bidirectional range goes on into blocks ahead of it, or begins in blocks before its window."""
     size, width = case.cache.block_size if case.cache else 1, case.window[0]
@@ -71,7 +62,7 @@ def _float32_as_tf32(others: tuple[Finding, ...]) -> Finding:
     """The finding, in a target that has others: nearly all cases of float32 have this one, and some requests another one."""
 
     def explains(case: "Case", verdict: "Verdict") -> bool:
-        rest = tuple(each for each in verdict.differences if not _is_of_tf32(each))
+        rest = tuple(each for each in verdict.differences if not is_of_tf32(each))
         if verdict.kind != "value" or case.dtype != "float32" or len(rest) == len(verdict.differences):
             return False
         kind = "nan" if all(math.isnan(each.got) for each in rest) else "value"

@@ -17,6 +17,7 @@ import torch
 from attn_contract import AttentionType, Layout
 from attn_fuzz import foreign
 from attn_fuzz.findings.aiter import MHA_VARLEN
+from attn_fuzz.findings.aiter import PREFILL as PREFILL_FINDINGS
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.others import aiter_package
 from attn_fuzz.targets.target import Support, Target
@@ -144,6 +145,7 @@ AITER_PREFILL_ATTENTION = Target(
     refuses=False,
     unavailable=aiter_package.missing(*PREFILL),
     modules=functools.partial(aiter_package.load, *PREFILL),
+    findings=PREFILL_FINDINGS,
     dense_keys=lambda case: [True] * len(case.requests),
 )
 AITER_EXTEND_ATTENTION = Target(
@@ -153,7 +155,7 @@ AITER_EXTEND_ATTENTION = Target(
     support=_extend_support,
     rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu"),
     refuses=False,
-    unavailable=aiter_package.missing(*EXTEND),
+    unavailable=aiter_package.needs_rocm(*EXTEND),
     modules=functools.partial(aiter_package.load, *EXTEND),
     dense_keys=lambda case: [True] * len(case.requests),
 )
@@ -164,7 +166,7 @@ AITER_MHA_VARLEN = Target(
     support=_mha_support,
     rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu"),
     refuses=False,
-    unavailable=aiter_package.missing(*MHA),
+    unavailable=aiter_package.needs_rocm(*MHA),
     modules=functools.partial(aiter_package.load, *MHA),
     findings=MHA_VARLEN,
 )

@@ -162,7 +162,7 @@ AITER_MLA_DECODE = Target(
     support=lambda device: _support(("logits_soft_cap",), _DECODE_SIZES),
     refuses=False,
     rounding=lambda device: Rounding(keys_per_tile=32, splits=max(SPLITS), dot_is_chained=device != "cpu"),
-    unavailable=aiter_package.missing(*DECODE),
+    unavailable=aiter_package.needs_rocm(*DECODE),
     modules=functools.partial(aiter_package.load, *DECODE),
 )
 AITER_MLA_DECODE_ROPE = dataclasses.replace(

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable
 from types import ModuleType
 
+import torch
 from attn_fuzz import foreign
 from attn_fuzz.interpreted.aiter import FOLDERS, STUBS
 from attn_fuzz.targets.triton import missing_triton
@@ -39,5 +40,16 @@ def missing(*names: str) -> Callable[[str], str | None]:
 
     def unavailable(device: str) -> str | None:
         return missing_triton(device) or foreign.missing("aiter", tuple(map(_file, names)), REQUIREMENT)
+
+    return unavailable
+
+
+def needs_rocm(*names: str) -> Callable[[str], str | None]:
+    """As `missing`, of a target whose launches take options from AITER's configurations."""
+
+    def unavailable(device: str) -> str | None:
+        if device != "cpu" and torch.version.hip is None:
+            return "AITER launches it with waves_per_eu, which Triton knows for ROCm GPUs alone: --device cpu interprets it"
+        return missing(*names)(device)
 
     return unavailable
