@@ -1,7 +1,7 @@
 """Triton prefill_attention: attention in float32 multiplies in TF32 on NVIDIA GPUs.
 
-A query of 64 times 16 has two keys: one of 1 + 3 / 8192, and one of 1. The scale is 1 / 8. So the logits are 128.046875 and
-128, both exact in float32, and the values are 1 and 0. The output is the weight of the first key, whose elements TF32 takes for 1.
+A query of 64 times 16 has two keys: one of 1 + 3 / 8192, and one of 1. The scale is 1 / 8, and the logits are 128.046875 and
+128: exact in float32. The values are 1 and 0, so the output is the weight of the first key. TF32 takes its elements for 1.
 """
 
 import torch

@@ -165,18 +165,30 @@ def _found(ways: Sequence[Way], residents: Sequence[KnownBug], search: _Search) 
     if "proof" in ways:
         extras.require("proofs")
     fuzzed: list[Drawn] = [way for way in TRIALS if way in ways]
-    caught = _fuzzed(fuzzed, residents, search) if fuzzed else {}
+    unusable = _unusable(residents) if {*ways} - {"proof"} else {}
+    caught = {(way, name): Caught(note=reason) for way in ways for name, reason in unusable.items() if way != "proof"}
+    running = [mutant for mutant in residents if mutant.name not in unusable]
+    if fuzzed:
+        caught |= _fuzzed(fuzzed, running, search)
     drawn = Looked(seeds=tuple(search.seeds), at_most=search.examples, versions=_versions("hypothesis"))
     looked: dict[Way, Looked] = {}
     looked |= dict.fromkeys(fuzzed, drawn)
     if "exhaust" in ways:
-        caught |= _exhausted(residents, search)
+        caught |= _exhausted(running, search)
         looked["exhaust"] = Looked(scope=search.scope, versions=_versions("triton"))
     if "proof" in ways:
         caught |= _proved(residents, search)
         looked["proof"] = Looked(versions=_versions("z3-solver"))
     rows = (Row(mutant.name, {way: caught[way, mutant.name] for way in ways}) for mutant in residents)
     return Results(looked=looked, mutants=tuple(rows))
+
+
+def _unusable(residents: Sequence[KnownBug]) -> dict[str, str]:
+    """Why mutants cannot run here, by name. They stay without a result, and the others run."""
+    reasons = {target: registry.load(target).unavailable(DEVICE) for target in {mutant.target for mutant in residents}}
+    for target, reason in sorted((target, reason) for target, reason in reasons.items() if reason):
+        notes.print(f"target {target}: {reason}: its mutants do not run", soft_wrap=True)
+    return {mutant.name: reason for mutant in residents if (reason := reasons[mutant.target])}
 
 
 def _versions(package: str) -> dict[str, str]:

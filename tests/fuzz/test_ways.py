@@ -7,6 +7,7 @@ from attn_fuzz.exhaustive.first import first_failure
 from attn_fuzz.report import results_file, ways_page
 from attn_fuzz.report.ways_page import Caught, Looked, Results, Row
 from attn_fuzz.run.ways import target_of
+from attn_fuzz.targets import plans
 from attn_fuzz.zoo import mutants
 from attn_fuzz.zoo.mutants import MutantError
 
@@ -50,6 +51,19 @@ def test_a_way_without_a_target_says_so(attn_parity, tmp_path):
     assert ran.code == 0, ran.err
     (row,) = results_file.load(tmp_path / "ways.json", Results).mutants
     assert row.ways["property"] == Caught(found=(None,), note="of target backend-triton-mla no property is promised")
+
+
+@pytest.mark.parametrize("way", ["judge", "exhaust"])
+def test_mutants_of_a_target_that_cannot_run_here_stay_without_a_result(way, attn_parity, tmp_path, monkeypatch):
+    """`ways exhaust` under Triton 3.6 ended with an error after seven minutes, and kept nothing."""
+    monkeypatch.setattr(plans, "missing_e4m3fnuz", lambda: "too old")
+    names = ("--only", "vllm-3385", "--only", "grid-of-many-requests")
+    ran = attn_parity("ways", way, *names, "--examples", 60, "--workers", 1, "--json", "ways.json")
+    assert ran.code == 0, ran.err
+    assert "target triton-plans: too old: its mutants do not run" in ran.err
+    rows = {row.name: row.ways[way] for row in results_file.load(tmp_path / "ways.json", Results).mutants}
+    assert rows["grid-of-many-requests"] == Caught(note="too old")
+    assert rows["vllm-3385"].is_caught
 
 
 def test_a_scope_ends_at_the_first_failing_launch():
