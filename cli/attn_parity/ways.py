@@ -22,7 +22,7 @@ from attn_fuzz.exhaustive import first
 from attn_fuzz.exhaustive.scope import SCOPES
 from attn_fuzz.report import results_file, ways_page
 from attn_fuzz.report.ways_page import Caught, Looked, Results, Row, Way
-from attn_fuzz.run import runner
+from attn_fuzz.run import prepared, runner
 from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.run.trial import NOT_CARRIED
 from attn_fuzz.run.ways import TRIALS, Drawn, target_of
@@ -299,7 +299,7 @@ def _exhausted(residents: Sequence[KnownBug], search: _Search) -> dict[tuple[Way
 def _proved(residents: Sequence[KnownBug], search: _Search) -> dict[tuple[Way, str], Caught]:
     """State all theorems about each mutant's source."""
     found: dict[tuple[Way, str], Caught] = {}
-    with ProcessPoolExecutor(search.workers, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(search.workers, multiprocessing.get_context("spawn"), prepared.end_with_parent) as pool:
         for mutant, came in _each(pool, functools.partial(_broken, until=search.until), residents):
             refused = came.refused or {}
             why = next(iter(refused.values()), "").rpartition("not understood: ")[2]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from attn_contract import AttentionType, Layout
 from attn_fuzz import properties
-from attn_fuzz.cases.case import Cache, Case, Request, written_slots
+from attn_fuzz.cases.case import Cache, Case, CaseError, Request, written_slots
 from attn_fuzz.cases.contradictions import check
 from attn_fuzz.exhaustive import calls, judging, packing, run, scope, symmetry
 from attn_fuzz.exhaustive.calls import LeftOut
@@ -119,20 +119,52 @@ def test_one_request_has_every_length_flag_and_block_size():
         assert len(of_lengths) == 3 * 2 * 2 - 2
 
 
+LATENT = {
+    Layout.LATENT: "triton-latent",
+    Layout.LATENT_SCALED: "triton-latent-scaled",
+    Layout.LATENT_E8M0: "triton-latent-e8m0",
+}
+
+
+def plainest(name: str) -> Case:
+    return calls.base(name, registry.load(name), "cpu")
+
+
+def contradictions(setting: Setting, part: Part, of: Case) -> list[str]:
+    """What the contract says against the plainest call of a target with a setting."""
+    found = []
+    for template in calls.templates((setting,), of, part.block_sizes):
+        requests = calls.requests_of(part, template.attn_type, setting.causality, setting.ranges)
+        own = [r for r in requests if r.query_len and r.seq_len][:1]
+        (batch,) = symmetry.batches([own], template.cache.block_size if template.cache else 0)
+        try:
+            check(calls.call(template, (batch,)))
+        except CaseError as error:
+            found.append(str(error))
+    return found
+
+
 @pytest.mark.parametrize("name", SCOPES)
 def test_each_setting_alone_is_a_call_of_the_contract(name):
     """A misspelled setting would else be counted as undefined, and run nowhere."""
-    target = registry.load("reference-fp32")
-    plainest = calls.base("reference-fp32", target, "cpu")
+    plain, *latent = map(plainest, ("reference-fp32", *LATENT.values()))
     for part in SCOPES[name].parts:
-        for choice in part.choices:
-            for setting in choice.settings:
-                for template in calls.templates((setting,), plainest, part.block_sizes):
-                    requests = calls.requests_of(part, template.attn_type, setting.causality, setting.ranges)
-                    own = [r for r in requests if r.query_len and r.seq_len][:1]
-                    block_size = template.cache.block_size if template.cache else 0
-                    (batch,) = symmetry.batches([own], block_size)
-                    check(calls.call(template, (batch,)))
+        for setting in itertools.chain.from_iterable(choice.settings for choice in part.choices):
+            if wrong := contradictions(setting, part, plain):
+                assert any("latent" in why or "each row holds its own" in why for why in wrong), (setting.words, wrong)
+                assert not all(contradictions(setting, part, of) for of in latent), setting.words
+
+
+@pytest.mark.parametrize(("layout", "name"), LATENT.items())
+def test_a_target_of_latent_caches_has_them_in_its_plainest_call(layout, name):
+    case = plainest(name)
+    assert case.cache.layout is layout
+    assert (case.head_size > case.head_size_v) == (layout is not Layout.LATENT_E8M0)  # whose targets have no wider K
+    target = registry.load(name)
+    served = list(calls.groups(scope.RULES.parts[0], case, target, "cpu", LeftOut()))
+    assert {group.template.cache.layout for group in served if group.template.cache} == {layout}
+    assert {group.template.group_size for group in served} >= {1, 12, 71}
+    assert {group.template.cache.slot_padding for group in served if group.template.cache} == {0, 4}
 
 
 def test_each_field_of_a_case_has_a_setting_or_a_reason():
@@ -145,9 +177,9 @@ def test_each_field_of_a_case_has_a_setting_or_a_reason():
     fields = {*Case.__struct_fields__, *(f"cache.{name}" for name in Cache.__struct_fields__)}
     assert named | without == fields
     assert not named & {*scope.NOT_ENUMERATED}
-    layouts = {setting.cache["layout"] for setting in settings if "layout" in setting.cache} | {Layout.BLOCKS_FIRST_NHD}
-    assert layouts | {*scope.LAYOUTS_NOT_ENUMERATED} == {*Layout}
-    assert not layouts & {*scope.LAYOUTS_NOT_ENUMERATED}
+    assert {setting.cache["layout"] for setting in settings if "layout" in setting.cache} | {*LATENT} == {
+        layout for layout in Layout if layout is not plainest("reference-fp32").cache.layout
+    }
 
 
 def test_a_neighbour_in_a_layout_that_the_target_lacks_is_left_out():

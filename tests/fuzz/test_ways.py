@@ -1,5 +1,11 @@
 """`attn-parity ways`: each way looks alone, and the page says what a way does not find and why."""
 
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import msgspec
 import pytest
 import torch
@@ -64,6 +70,33 @@ def test_mutants_of_a_target_that_cannot_run_here_stay_without_a_result(way, att
     rows = {row.name: row.ways[way] for row in results_file.load(tmp_path / "ways.json", Results).mutants}
     assert rows["grid-of-many-requests"] == Caught(note="too old")
     assert rows["vllm-3385"].is_caught
+
+
+def is_there(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+def test_a_killed_run_leaves_no_proof_behind(tmp_path):
+    program = "from attn_parity import main; main()"
+    command = [sys.executable, "-c", program, "ways", "proof", "--only", "vllm-53856", "--workers", "1"]
+    main = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    children = Path(f"/proc/{main.pid}/task/{main.pid}/children")
+    until = time.monotonic() + 120
+    while main.poll() is None and len(children.read_text().split()) < 2:  # the one that proves, and multiprocessing's own
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    time.sleep(2)  # it asks for the signal while it starts
+    main.kill()
+    main.wait()
+    until = time.monotonic() + 10
+    while is_there(main.pid):
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def test_a_scope_ends_at_the_first_failing_launch():
@@ -148,16 +181,15 @@ def test_results_of_unlike_settings_do_not_go_together():
         ways_page.merged([results(judge=Caught(found=(2,))), others], ["vllm-3385"])
 
 
-def test_exhaustive_results_of_several_versions_go_together():
-    """Nothing is drawn in them."""
-
+@pytest.mark.parametrize("way", ["exhaust", "proof"])
+def test_results_of_several_versions_go_together_where_nothing_is_drawn(way):
     def of(name: str, triton: str) -> Results:
         looked = Looked(scope="ci", versions={"triton": triton})
-        return Results(looked={"exhaust": looked}, mutants=(Row(name, {"exhaust": Caught(found=(None,))}),))
+        return Results(looked={way: looked}, mutants=(Row(name, {way: Caught(found=(None,))}),))
 
     names = ["vllm-3385", "seed-43817", "alibi-anchor"]
     parts = [of(name, triton) for name, triton in zip(names, ("3.9.0", "3.6.0", "3.9.0"), strict=True)]
-    assert ways_page.merged(parts, names).looked["exhaust"].versions == {"triton": "3.6.0 and 3.9.0"}
+    assert ways_page.merged(parts, names).looked[way].versions == {"triton": "3.6.0 and 3.9.0"}
 
 
 def test_results_are_taken_and_checked(attn_parity, tmp_path):

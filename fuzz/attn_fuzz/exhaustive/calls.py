@@ -5,6 +5,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 from attn_contract import AttentionType, Layout
@@ -13,7 +14,7 @@ from attn_fuzz.cases.contradictions import check
 from attn_fuzz.exhaustive import symmetry
 from attn_fuzz.exhaustive.scope import Causality, Part, Ranges, Setting
 from attn_fuzz.exhaustive.symmetry import Batch
-from attn_fuzz.targets.target import Target
+from attn_fuzz.targets.target import LatentSizes, Support, Target
 
 DTYPES: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")
 EMPTY_RANGE = (1, 0)
@@ -46,22 +47,26 @@ class LeftOut:
 
 
 def base(name: str, target: Target, device: str) -> Case:
-    """The plainest call that a target serves: its smallest heads, its simplest dtype, layout and form, and no rule."""
+    """The plainest call that a target serves: its smallest heads, its simplest dtype, layout and form, and no rule. A target
+    that names a latent layout first has a latent cache."""
     support = target.support(device)
-    engine, head_size = support.engine, min(support.head_sizes)
+    engine = support.engine
     layouts = support.layouts or tuple(Layout)
+    is_latent = layouts[0].has_latent_value
+    layout = Layout.BLOCKS_FIRST_NHD if Layout.BLOCKS_FIRST_NHD in layouts and not is_latent else layouts[0]
+    sizes = _latent_sizes(support.latent) if is_latent else _sizes(support)
     return Case(
         target=name,
         dtype=next(dtype for dtype in DTYPES if dtype in support.dtypes),
-        head_size=head_size,
-        group_size=min(support.group_sizes),
-        scale=head_size**-0.5,
+        **sizes,
+        scale=sizes["head_size"] ** -0.5,
         cache=Cache(
-            layout=Layout.BLOCKS_FIRST_NHD if Layout.BLOCKS_FIRST_NHD in layouts else layouts[0],
+            layout=layout,
             block_size=1,
             num_blocks=1,
-            planes=engine.planes[0],
+            planes=engine.planes[0] and not is_latent,
             order=engine.orders[0],
+            dtype=next(dtype for dtype in support.cache_dtypes if dtype != "int8") if layout.has_latent_scales else None,
         ),
         writes=True in engine.writes,
         finite_slots=support.unused_slots == "finite",
@@ -73,9 +78,19 @@ def base(name: str, target: Target, device: str) -> Case:
     )
 
 
+def _sizes(support: Support) -> dict[str, Any]:
+    return {"head_size": min(support.head_sizes), "group_size": min(support.group_sizes)}
+
+
+def _latent_sizes(sizes: LatentSizes) -> dict[str, Any]:
+    """The smallest widths, of those for which K is wider than V if there are any."""
+    latent, rotated = min(sizes.widths, key=lambda widths: (widths[1] == 0, sum(widths)))
+    return {"head_size": latent + rotated, "head_size_v": latent, "group_size": min(sizes.group_sizes)}
+
+
 def groups(part: Part, plainest: Case, target: Target, device: str, left_out: LeftOut) -> Iterator[Group]:
     """The calls of a part, layer by layer: few choices first. Calls that are not run are added to `left_out`."""
-    sizes = block_sizes(part, target.support(device).block_sizes)
+    sizes = block_sizes(part, plainest, target.support(device))
     for settings in layers(part):
         for template in templates(settings, plainest, sizes):
             served = []
@@ -100,8 +115,9 @@ def layers(part: Part) -> Iterator[tuple[Setting, ...]]:
             yield from (pair for pair in pairs if not pair[0].names & pair[1].names)
 
 
-def block_sizes(part: Part, served: Sequence[int]) -> tuple[int, ...]:
+def block_sizes(part: Part, plainest: Case, support: Support) -> tuple[int, ...]:
     """The block sizes of a part on a target. A size that the target does not serve becomes the next larger one that it does."""
+    served = (support.latent if plainest.has_latent_cache else support).block_sizes
     nearest = (min((size for size in served if size >= wanted), default=max(served)) for wanted in part.block_sizes)
     return tuple(dict.fromkeys(nearest))
 

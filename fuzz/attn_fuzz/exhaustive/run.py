@@ -100,7 +100,7 @@ def numbered(scope: Scope, name: str, target: Target, device: str, counts: list[
     """The launches of a scope with their numbers, in the same order in each run. `counts` gets one entry per part."""
     plainest, number = calls.base(name, target, device), 0
     for part in scope.parts:
-        counts.append(Counted(part, calls.block_sizes(part, target.support(device).block_sizes)))
+        counts.append(Counted(part, calls.block_sizes(part, plainest, target.support(device))))
         for group in calls.groups(part, plainest, target, device, counts[-1].left_out):
             counts[-1].layers += 1
             for launch in packing.launches(part, group):

@@ -11,6 +11,8 @@ choice is one thing that a call can have or not, such as a window; its settings 
     of each batch, each block table, up to the symmetries (`attn_fuzz.exhaustive.symmetry`)
 
 Lengths are small on purpose. A rule of visibility compares two positions, so its edges appear among five keys.
+
+Some settings are of latent caches alone. On a target of other caches they are undefined or left out, and the other way round.
 """
 
 from collections.abc import Mapping
@@ -18,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
 
 from attn_contract import AttentionType, Layout, PhysicalOrder
-from attn_fuzz.cases.case import Rope, SinkKind
+from attn_fuzz.cases.case import Float8, Rope, SinkKind
 
 Causality = Literal["causal", "non-causal", "per request"]
 """Of a decoder: `causal` is True, False, or a tensor. With a tensor, each request is enumerated with both flags."""
@@ -118,9 +120,16 @@ SLOPES = Choice(
         Setting("signed alibi_slopes", {"alibi_slopes": True, "signed_slopes": True, "num_kv_heads": 3}),
     ),
 )
-# of two heads, since the sinks of neighbouring heads are unlike: a little and far above all logits, on and off
+# the sinks of neighbouring heads are unlike: a little and far above all logits, on and off. A latent cache has 12 heads for two
 SINKS, ALL_SINKS = (
-    Choice("sinks", tuple(Setting(f"sinks {kind}", {"sinks": kind, "group_size": 2}) for kind in kinds))
+    Choice(
+        "sinks",
+        tuple(
+            Setting(f"sinks {kind} of {heads} heads", {"sinks": kind, "group_size": heads})
+            for heads in (2, 12)
+            for kind in kinds
+        ),
+    )
     for kinds in (("near", "above", "below", "some"), get_args(SinkKind))
 )
 QQ_BIAS = _values("qq_bias", "tree", "random", "hiding")
@@ -140,6 +149,9 @@ HEADS = Choice(
         Setting("2 query heads of 1 KV head", {"group_size": 2}),
         Setting("2 KV heads", {"num_kv_heads": 2}),
         Setting("3 query heads of each of 2 KV heads", {"num_kv_heads": 2, "group_size": 3}),
+        # of latent caches, whose group is one or several tiles of rows: less than 16, and more than 64
+        Setting("12 query heads of 1 KV head", {"group_size": 12}),
+        Setting("71 query heads of 1 KV head", {"group_size": 71}),
     ),
 )
 SCALE = _values("scale", 0.0, -0.5)
@@ -164,6 +176,7 @@ LAYOUT = Choice(
     + (
         Setting("K and V planes", cache={"planes": True}),
         Setting("padded blocks", cache={"padding": 8}),
+        Setting("padded rows of a latent cache", cache={"slot_padding": 4}),
         Setting("written in another layout", cache={"writer": Layout.KV_FIRST_HND}),
         Setting("planes, written in another layout", cache={"planes": True, "writer": Layout.BLOCKS_FIRST_HND}),
         Setting("a neighbour in another layout", cache={"neighbour": Layout.KV_FIRST_NHD}),
@@ -190,6 +203,8 @@ QUANTIZED = Choice(
             ("int8", "token"),
         )
     )
+    + tuple(Setting(f"{dtype}, one scale", cache={"dtype": dtype, "scales": "tensor"}) for dtype in get_args(Float8))
+    + (Setting("fp8_e4m3fnuz in latent rows with scales", cache={"dtype": "fp8_e4m3fnuz"}),)
     + tuple(
         Setting(f"int8, {words}", {"num_kv_heads": 2, **fields}, {"dtype": "int8", "scales": "token"})
         for words, fields in (
@@ -353,15 +368,9 @@ def _tiles(tile: int) -> Scope:
 OF_EACH_PART: Final = ("target", "requests", "per_request_causal", "cache", "cache.num_blocks", "values")
 """Fields of Case and of Cache that no setting names, since a part or a choice of requests sets them."""
 NOT_ENUMERATED: Final[Mapping[str, str]] = {
-    "cache.slot_padding": "it is of rows of latent caches, which no scope has",
     "ordinary_writes": "it is of a neighbour's own numbers, which no output may depend on: a neighbour has the harder ones",
     "earlier": "a scope makes each call once, in any process: calls that change later ones are the fuzzer's",
     "program_order": "programs of interpreted kernels run together here, in no order",
 }
 """Fields of Case and of Cache that no scope sets, and why."""
-LAYOUTS_NOT_ENUMERATED: Final[Mapping[Layout, str]] = dict.fromkeys(
-    (layout for layout in Layout if layout.has_latent_value),
-    "a call of a scope has heads of K and V of a target's head sizes; the fuzzer draws latent caches",
-)
-
 SCOPES: Final[Mapping[str, Scope]] = {scope.name: scope for scope in (RULES, CI, SMALL, _tiles(16), _tiles(64))}

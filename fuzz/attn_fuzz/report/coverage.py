@@ -14,7 +14,7 @@ from itertools import combinations, repeat
 import msgspec
 from attn_fuzz.cases.features import FEATURES, features, undefined
 from attn_fuzz.report.drawn import can_have
-from attn_fuzz.run import shard
+from attn_fuzz.run import prepared, shard
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import EVERYTHING
@@ -54,7 +54,7 @@ def cover(
     """
     examples, single, pairs = 0, Counter[str](), Counter[tuple[str, str]]()
     refusals = {side: _Refusals() for side in sides}
-    with ProcessPoolExecutor(min(workers, len(plans)), multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(workers, len(plans)), multiprocessing.get_context("spawn"), prepared.end_with_parent) as pool:
         with _ignored_interrupts():
             shards = pool.map(_draw, plans, repeat(sides))
         for of_plan in shards:

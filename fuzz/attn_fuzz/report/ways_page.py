@@ -59,6 +59,7 @@ class Caught(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 _AND = " and "
+_DRAW_NOTHING: Final[tuple[Way, ...]] = ("exhaust", "proof")
 
 
 class Looked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -111,13 +112,13 @@ def merged(parts: Sequence[Results], names: Sequence[str]) -> Results:
 
 
 def _joined(way: Way, one: Looked, other: Looked) -> Looked:
-    """How a way looked in two parts. An exhaustive run draws nothing, so parts under other versions have the same cases.
+    """How a way looked in two parts. Exhaustive runs and proofs draw nothing: under other versions they look at the same.
 
     Raises:
         MutantError: the two have unlike settings.
     """
     known = {name: {*one.versions.get(name, number).split(_AND), number} for name, number in other.versions.items()}
-    same = msgspec.structs.replace(one, versions=other.versions) if way == "exhaust" else one
+    same = msgspec.structs.replace(one, versions=other.versions) if way in _DRAW_NOTHING else one
     if same != other:
         raise MutantError(f"{way}: results of {one} and of {other} do not go together")
     return msgspec.structs.replace(other, versions={name: _AND.join(sorted(numbers)) for name, numbers in known.items()})
