@@ -182,6 +182,22 @@ def test_each_field_of_a_case_has_a_setting_or_a_reason():
     }
 
 
+def test_the_scope_ci_splits_keys_over_tiles():
+    pytest.importorskip("triton")
+    part = SCOPES["ci"].parts[-1]
+    own = Scope(name="x", what="", parts=(dataclasses.replace(part, choices=()),))
+    found = {
+        (request.query_len, request.seq_len): launch.case
+        for launch in launches_of(own, registry.load("triton"), "triton")
+        for request in launch.case.requests
+    }
+    assert {*found} == {*itertools.product(part.query_lens, part.seq_lens)}
+    assert [("split" in judging.try_launch(found[1, keys], registry.load("triton"), "cpu").events) for keys in (64, 65)] == [
+        False,
+        True,
+    ]
+
+
 def test_a_neighbour_in_a_layout_that_the_target_lacks_is_left_out():
     support = dataclasses.replace(planted_small.SMALL, layouts=(Layout.BLOCKS_FIRST_NHD, Layout.KV_FIRST_HND))
     target = dataclasses.replace(planted_small.RIGHT, support=lambda device: support)

@@ -10,7 +10,8 @@ choice is one thing that a call can have or not, such as a window; its settings 
         leave to a request
     of each batch, each block table, up to the symmetries (`attn_fuzz.exhaustive.symmetry`)
 
-Lengths are small on purpose. A rule of visibility compares two positions, so its edges appear among five keys.
+Lengths are small on purpose. A rule of visibility compares two positions, so its edges appear among five keys. Other lengths
+are those around the ends of tiles, where a kernel begins another tile or splits the keys.
 
 Some settings are of latent caches alone. On a target of other caches they are undefined or left out, and the other way round.
 """
@@ -278,9 +279,18 @@ RULES = Scope(
     ),
 )
 
+
+def _masks_at(tile: int) -> tuple[Choice, ...]:
+    """Rules of masks with edges around the ends of tiles of so many keys."""
+    edges = (tile - 1, tile, tile + 1)
+    windows = _windows((0, -1), *((edge, -1) for edge in edges), (-1, 0), (-1, tile - 1), (-1, tile), (tile, tile))
+    sink_tokens, chunks = _values("sink_tokens", 1, tile, tile + 1), _values("chunked_local", 1, *edges)
+    return (CAUSALITY, windows, sink_tokens, chunks, RANGES, CLAMPED)
+
+
 CI = Scope(
     name="ci",
-    what="the scope rules, and each pair of rules of masks and logits",
+    what="the scope rules, each pair of rules of masks and logits, and one request over several tiles of 64 keys",
     parts=(
         RULES.parts[0],
         Part(
@@ -294,6 +304,14 @@ CI = Scope(
             packed=True,
         ),
         *RULES.parts[1:],
+        Part(
+            what="one request over several tiles, alone in its launch",
+            num_requests=1,
+            query_lens=(1, 2, 65),
+            seq_lens=(64, 65, 129, 321),
+            block_sizes=(16,),
+            choices=(*_masks_at(64), *RULES_OF_LOGITS, *FORMATS),
+        ),
     ),
 )
 
@@ -334,8 +352,6 @@ SMALL = Scope(
 def _tiles(tile: int) -> Scope:
     """Lengths around the ends of tiles of so many keys, so that one call needs up to three tiles."""
     edges = (tile - 1, tile, tile + 1)
-    windows = _windows((0, -1), *((edge, -1) for edge in edges), (-1, 0), (-1, tile - 1), (-1, tile), (tile, tile))
-    sink_tokens, chunks = _values("sink_tokens", 1, tile, tile + 1), _values("chunked_local", 1, *edges)
     return Scope(
         name=f"tiles-{tile}",
         what=f"lengths around the ends of tiles of {tile} keys",
@@ -347,7 +363,7 @@ def _tiles(tile: int) -> Scope:
                 seq_lens=(*edges, *(tile + edge for edge in edges)),
                 block_sizes=(1, 16),
                 choices=(
-                    *(CAUSALITY, windows, sink_tokens, chunks, RANGES, CLAMPED),
+                    *_masks_at(tile),
                     *(SOFT_CAP, SLOPES, SINKS, QQ_BIAS, LSE, HEADS, DTYPE, ATTN_TYPE, QUANTIZED, OUTPUT, FORM),
                 ),
                 pairs=True,
