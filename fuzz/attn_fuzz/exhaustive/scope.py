@@ -178,6 +178,8 @@ LAYOUT = Choice(
         Setting("K and V planes", cache={"planes": True}),
         Setting("padded blocks", cache={"padding": 8}),
         Setting("padded rows of a latent cache", cache={"slot_padding": 4}),
+        Setting("latent rows with 3 scales of 128 dims each", {"head_size": 386, "head_size_v": 384}),
+        Setting("latent rows with 3 scales of 32 dims each", {"head_size": 96, "head_size_v": 96}),
         Setting("written in another layout", cache={"writer": Layout.KV_FIRST_HND}),
         Setting("planes, written in another layout", cache={"planes": True, "writer": Layout.BLOCKS_FIRST_HND}),
         Setting("a neighbour in another layout", cache={"neighbour": Layout.KV_FIRST_NHD}),
