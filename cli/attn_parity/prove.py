@@ -146,21 +146,28 @@ def _confirm(theorems: list[Any], folder: Path, json_file: Path | None) -> int:
     from attn_proofs.zoo import broken
 
     wrong, rows = 0, []
-    for theorem in theorems:
+    try:
+        for theorem in theorems:
+            if json_file:
+                false = broken(theorem.known_bug, THEOREMS)
+                row = {
+                    "mutant": theorem.name,
+                    "refutes": false.theorems,
+                    "undecided": false.undecided,
+                    "refused": false.refused,
+                }
+                rows.append(row)
+                results.print(f"{theorem.name}: its mutant refutes {', '.join(false.theorems) or 'nothing'}", soft_wrap=True)
+            found = confirm(theorem)
+            wrong += not found.confirmed
+            if found.case is None or found.verdict is None:
+                results.print(f"{theorem.name}: the mutant is not refuted by a case", soft_wrap=True)
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            case_file.save(folder / f"{theorem.name}.json", found.case)
+            results.print(f"{theorem.name}: refuted ({found.claim}); its case: {found.verdict.kind}", soft_wrap=True)
+    finally:  # a mutant takes half a minute, and an error or Ctrl-C at the last one cost all others
         if json_file:
-            false = broken(theorem.known_bug, THEOREMS)
-            row = {"mutant": theorem.name, "refutes": false.theorems, "undecided": false.undecided, "refused": false.refused}
-            rows.append(row)
-            results.print(f"{theorem.name}: its mutant refutes {', '.join(false.theorems) or 'nothing'}", soft_wrap=True)
-        found = confirm(theorem)
-        wrong += not found.confirmed
-        if found.case is None or found.verdict is None:
-            results.print(f"{theorem.name}: the mutant is not refuted by a case", soft_wrap=True)
-            continue
-        folder.mkdir(parents=True, exist_ok=True)
-        case_file.save(folder / f"{theorem.name}.json", found.case)
-        results.print(f"{theorem.name}: refuted ({found.claim}); its case: {found.verdict.kind}", soft_wrap=True)
+            write_json(json_file, {"schema": MUTANTS_SCHEMA, "mutants": rows})
     results.print(f"{len(theorems) - wrong} of {len(theorems)} mutants refuted and confirmed")
-    if json_file:
-        write_json(json_file, {"schema": MUTANTS_SCHEMA, "mutants": rows})
     return 1 if wrong else 0
