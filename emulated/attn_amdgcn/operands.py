@@ -11,7 +11,7 @@ import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Named, Operand, Register
 from attn_amdgcn.errors import UnknownInstructionError
 from attn_amdgcn.pieces import Piece, Row, function_of, piece, value_of
-from attn_amdgcn.waves import EXEC, M0, TTMP, VCC, Waves
+from attn_amdgcn.waves import EXEC, M0, TTMP, VCC, Waves, masks_at
 
 Read = Callable[[Waves], np.ndarray]
 Write = Callable[..., None]
@@ -137,7 +137,7 @@ def scalar_result(operand: Operand, kind: Kind) -> Callable[[Piece], Piece]:
     if index is None:
         return lambda value: piece("{}", value)
     count = 2 if kind.bits == 64 else 1
-    forget = piece("if waves.masks:\n    waves.forget_masks({}, {})\n", index, count)
+    forget = piece("".join("waves.masks.pop({}, None)\n" for _ in range(count + 1)), *masks_at(index, count))
     switch = piece("\nwaves.switch()" if index >= EXEC else "")
     if kind.bits == 32:
         rows = "scalar_f32" if kind.dtype is np.float32 else "scalar"

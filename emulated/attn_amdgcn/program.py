@@ -78,7 +78,8 @@ def prepare(kernel: Kernel) -> Program:
     if final.name not in (*ENDS, "s_branch"):
         raise AssemblyError(f"line {final.line}: `{final.text}`: the code ends without s_endpgm")
     last = (*BRANCHES, *ENDS, *BARRIERS)
-    begins = {0, *kernel.labels.values()}
+    branches = [label_of(instruction) for instruction in kernel.instructions if instruction.name in BRANCHES]
+    begins = {0, *(kernel.labels[label] for label in branches if label in kernel.labels)}  # other labels are a debugger's
     begins |= {i + 1 for i, instruction in enumerate(kernel.instructions) if instruction.name in last}
     places = sorted(place for place in begins if place < len(kernel.instructions))
     number = {place: i for i, place in enumerate(places)}

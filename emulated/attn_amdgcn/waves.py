@@ -16,6 +16,11 @@ SCALARS = 128
 VCC, TTMP, M0, EXEC = 106, 108, 124, 126
 
 
+def masks_at(index: int, count: int) -> range:
+    """Where masks begin that lie in some scalar registers: a pair begins at most one register before."""
+    return range(index - 1, index + count)
+
+
 @dataclass(frozen=True)
 class Shared:
     """What the workgroups that run at once share.
@@ -115,7 +120,7 @@ class Waves:
         """Write a bit for each lane into a scalar register or a pair. `lanes` is kept: nobody may write into it later."""
         if lanes.shape != self.shape:
             lanes = np.broadcast_to(lanes, self.shape)
-        words = np.packbits(lanes, axis=1, bitorder="little").view(np.uint32)
+        words = np.packbits(lanes, None, "little").view(np.uint32).reshape(len(lanes), -1)
         count = words.shape[1]
         self.scalar[:, index : index + count] = words
         self.forget_masks(index, count)
@@ -123,9 +128,8 @@ class Waves:
 
     def forget_masks(self, index: int, count: int) -> None:
         """Forget the masks in some scalar registers, after they were written."""
-        if self.masks:
-            for each in range(index - 1, index + count):  # a pair begins at most one register before
-                self.masks.pop(each, None)
+        for each in masks_at(index, count):
+            self.masks.pop(each, None)
 
     def taken(self, which: np.ndarray) -> "Waves":
         """The waves at these positions, with copies of their registers."""
