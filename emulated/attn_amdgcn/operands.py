@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Named, Operand, Register
 from attn_amdgcn.errors import UnknownInstructionError
-from attn_amdgcn.pieces import Piece, Row, function_of, piece, value_of
+from attn_amdgcn.pieces import Piece, Row, SourceRow, function_of, piece, value_of
 from attn_amdgcn.waves import EXEC, M0, TTMP, VCC, Waves, masks_at
 
 Read = Callable[[Waves], np.ndarray]
@@ -119,9 +119,10 @@ def scalar_value(operand: Operand, kind: Kind, kernel: Kernel) -> Piece:
 
 def _in_rows(attributes: dict[type, str], kind: Kind, place: object) -> Piece:
     """Registers of 32 or 64 bits as numbers of a kind."""
+    index = "{}" if isinstance(place, SourceRow) else "[{}]"
     if kind.dtype in attributes:
-        return piece(f"waves.{attributes[kind.dtype]}[{{}}]", place)
-    return piece(f"waves.{attributes[_UNSIGNED[kind.bits]]}[{{}}].view({{}})", place, kind.dtype)
+        return piece(f"waves.{attributes[kind.dtype]}{index}", place)
+    return piece(f"waves.{attributes[_UNSIGNED[kind.bits]]}{index}.view({{}})", place, kind.dtype)
 
 
 def reads_scalar(operand: Operand, kind: Kind, kernel: Kernel) -> Read:
@@ -168,7 +169,7 @@ def _value_of_32_bits(operand: Operand, kind: Kind, kernel: Kernel, offset: int 
     if not isinstance(operand.of, Register):
         raise UnknownInstructionError(f"operand {operand.of}")
     if (row := vector_row(operand.of, kernel)) is not None:
-        return _in_rows(_VECTORS, kind, Row(row + offset))
+        return _in_rows(_VECTORS, kind, SourceRow(row + offset))
     index = scalar_index(operand.of)
     if index is None:
         return piece("{}", np.zeros((1, 1), kind.dtype))

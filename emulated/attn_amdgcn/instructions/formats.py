@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Operand, Register
 from attn_amdgcn.operands import put, unknown, vector_row
-from attn_amdgcn.pieces import Piece, Row, piece, value_of
+from attn_amdgcn.pieces import Piece, Row, SourceRow, piece, value_of
 from attn_amdgcn.storage import Storage
 from attn_amdgcn.waves import Waves
 
@@ -125,7 +125,7 @@ def data_value(instruction: Instruction, operands: Sequence[Operand], form: Form
     """[registers, waves, lanes]: what `stored` writes from an operand's registers; [operands, ...] of several."""
     first = [data_row(instruction, operand, form.registers, kernel) for operand in operands]
     rows = [tuple(range(row, row + form.registers)) for row in first]
-    words = piece("waves.vector[{}]", Row(rows[0] if len(rows) == 1 else tuple(rows)))
+    words = piece("waves.vector{}", SourceRow(rows[0] if len(rows) == 1 else tuple(rows)))
     return piece("({} >> {})", words, np.uint32(16)) if form.half == "high" else words
 
 
