@@ -23,7 +23,8 @@ class Block:
 
     Attributes:
         code: its instructions, the one that ends it included.
-        steps: what they do, without the one that ends it and those that change no value, each with its place in `code`.
+        steps: what they do, without the one that ends it and those that change no value. A step may serve several instructions
+            (`attn_amdgcn.groups`); with each stands the place of its first one in `code`.
         condition: [waves] bool, which waves go to `target`; None if all do.
         target: the block to which a branch leads; None if the block ends without a branch.
         ends: whether waves end behind the block.
