@@ -98,9 +98,9 @@ def data_target(instruction: Instruction, operand: Operand, form: Format, kernel
     return rows_target(data_row(instruction, operand, form.registers, kernel), form.registers)
 
 
-def rows_target(row: int, count: int) -> Piece:
-    """So many vector registers, as an array may be put there."""
-    return piece("waves.vector[{}]", Row(tuple(range(row, row + count))))
+def rows_target(row: int, count: int, attribute: str = "vector") -> Piece:
+    """So many vector registers, as an array may be put there, in an attribute of `Waves` that has them."""
+    return piece(f"waves.{attribute}[{{}}]", Row(tuple(range(row, row + count))))
 
 
 def writes_rows(row: int, count: int) -> Callable[[Waves, np.ndarray], None]:
