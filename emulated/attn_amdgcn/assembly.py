@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 try:
     import yaml
@@ -190,7 +191,7 @@ def _metadata(text: str) -> tuple[str, dict]:
     if len(found) > 1:
         raise AssemblyError(f"the text has .amdgpu_metadata {len(found)} times: one kernel is expected")
     try:
-        metadata = yaml.load(found[0], getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        metadata = yaml.load(found[0], _Metadata)
         target, kernels = metadata["amdhsa.target"], metadata["amdhsa.kernels"]
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise AssemblyError(
@@ -199,6 +200,16 @@ def _metadata(text: str) -> tuple[str, dict]:
     if len(kernels) != 1:
         raise AssemblyError(f"the text holds {len(kernels)} kernels, and 1 is expected")
     return target.rpartition("-")[2].partition(":")[0], kernels[0]
+
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Metadata(_Loader):
+    """YAML as LLVM writes it: an argument's name that YAML reads as something else, such as `n`, has the tag `!str`."""
+
+
+_Metadata.add_constructor("!str", _Metadata.construct_scalar)
 
 
 def code_of(text: str) -> tuple[list[Instruction], dict[str, int]]:

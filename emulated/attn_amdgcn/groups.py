@@ -1,15 +1,16 @@
-"""Instructions that stand side by side, are of one form and do not need each other's results: they run as one.
+"""Instructions of a block that are of one form and do not need each other's results: they run as one.
 
 numpy takes as long for the registers of a few waves as for those of one. So a step that serves eight instructions takes little
-longer than a step of one of them.
+longer than a step of one of them. They need not stand side by side: an instruction moves to the others of its form if it may
+change places with all that stand between (`dependences`).
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
-from itertools import groupby
+from dataclasses import dataclass, replace
 
 from attn_amdgcn import instructions, waits
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Named, Operand, Register
+from attn_amdgcn.dependences import Effects, effects
 from attn_amdgcn.errors import Fault
 from attn_amdgcn.instructions.control import nothing
 from attn_amdgcn.instructions.forms import GROUPED, Step, dual_statements
@@ -19,6 +20,8 @@ from attn_amdgcn.waves import Waves
 MOST_WAVES = 16
 """With more waves numpy works longer than Python does, and copies of registers take longer than further steps."""
 MOST_INSTRUCTIONS = 32
+MOST_BETWEEN = 50
+"""Runs that an instruction may change places with."""
 Placed = tuple[int, Step]
 """The step of an instruction, and its place in a block."""
 
@@ -34,13 +37,10 @@ def steps_of(code: Sequence[Instruction], kernel: Kernel) -> tuple[Placed, ...]:
     def alone(place: int) -> Step:
         return instructions.step(code[place], kernel, scc_matters=matters[place])
 
-    forms = [_form(instruction) for instruction in code]
     done: list[Placed] = []
-    places = (place for place in range(len(code)) if forms[place] or not instructions.changes_nothing(code[place]))
-    for form, of_form in groupby(places, lambda place: forms[place]):
-        for run in _independent(code, list(of_form), kernel) if form else [[place] for place in of_form]:
-            group = _together(code, run, kernel) if form and len(run) >= _least(code[run[0]]) else None
-            done.extend([(place, alone(place)) for place in run] if group is None else [(run[0], group)])
+    for run in _runs(code, kernel):
+        group = _together(code, run.places, kernel) if run.form and len(run.places) >= _least(code[run.places[0]]) else None
+        done.extend([(place, alone(place)) for place in run.places] if group is None else [(run.places[0], group)])
     return tuple([(place, step) for place, step in done if step is not nothing])
 
 
@@ -97,22 +97,50 @@ def _form(instruction: Instruction) -> tuple[object, ...]:
 
 def _form_of_operand(operand: Operand) -> tuple[object, ...]:
     match operand.of:
-        case Register(bank=bank, count=count, half=half):
-            return bank, count, half, operand.neg, operand.abs
+        case Register(bank=bank, index=index, count=count, half=half):  # one scalar register is read faster than several
+            return bank, index * (bank == "s"), count, half, operand.neg, operand.abs
         case Named(text=text):
             return (text,)
         case Literal():
             return operand.neg, operand.abs
 
 
-def _independent(code: Sequence[Instruction], places: Sequence[int], kernel: Kernel) -> list[list[int]]:
-    """Runs of instructions none of which touches a result of one before it."""
-    runs: list[list[int]] = []
-    written = 0
-    for place in places:
-        if not runs or waits.touched(code[place], kernel) & written or len(runs[-1]) == MOST_INSTRUCTIONS:
-            runs.append([])
-            written = 0
-        runs[-1].append(place)
-        written |= waits.result(code[place], kernel)
+@dataclass
+class _Run:
+    """Instructions of one form none of which needs what another one writes.
+
+    Attributes:
+        form: empty if the instruction runs alone.
+        places: in the block.
+        effects: of all.
+    """
+
+    form: tuple[object, ...]
+    places: list[int]
+    effects: Effects
+
+
+def _runs(code: Sequence[Instruction], kernel: Kernel) -> list[_Run]:
+    """The instructions of a block that change a value. One joins a run before it if it may change places with all between."""
+    runs: list[_Run] = []
+    for place, instruction in enumerate(code):
+        form, own = _form(instruction), effects(instruction, kernel)
+        if not form and instructions.changes_nothing(instruction):
+            continue
+        run = _joinable(runs, form, own) if form else None
+        if run is None:
+            runs.append(_Run(form, [place], own))
+        else:
+            run.places.append(place)
+            run.effects |= own
     return runs
+
+
+def _joinable(runs: Sequence[_Run], form: tuple[object, ...], own: Effects) -> _Run | None:
+    """The nearest run of a form that an instruction may join."""
+    for run in reversed(runs[-MOST_BETWEEN:]):
+        if run.form == form and len(run.places) < MOST_INSTRUCTIONS and not run.effects.feed(own):
+            return run
+        if run.effects.order(own):
+            return None
+    return None

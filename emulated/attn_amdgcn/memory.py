@@ -49,7 +49,7 @@ class Memory(Storage):
                 raise LaunchError(f"buffer {name}: {what}, and an array of uint8 of one dimension is expected")
             self.buffers[name] = Buffer(name, BASE + end, len(data))
             end += -(-len(data) // 256) * 256 + GUARD
-        super().__init__(np.random.default_rng(seed).integers(0, 256, end, np.uint8))
+        super().__init__(np.resize(np.random.default_rng(seed).integers(0, 256, GUARD, np.uint8), end))
         self._owned = np.zeros(end, bool)
         for name, data in contents.items():
             self.bytes[self._place(name)] = data

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Named, Operand, Register
 from attn_amdgcn.errors import UnknownInstructionError
-from attn_amdgcn.pieces import Piece, Row, function_of, piece, value_of
-from attn_amdgcn.waves import EXEC, M0, TTMP, VCC, Waves
+from attn_amdgcn.pieces import Piece, Row, SourceRow, function_of, piece, value_of
+from attn_amdgcn.waves import EXEC, M0, TTMP, VCC, Waves, masks_at
 
 Read = Callable[[Waves], np.ndarray]
 Write = Callable[..., None]
@@ -88,14 +88,13 @@ def bits_of(number: float, kind: Kind) -> int:
     return number & (1 << kind.bits) - 1
 
 
-_SCALARS = {np.uint32: "scalar", np.int32: "scalar_i32", np.float32: "scalar_f32", np.uint64: "scalar64"}
+_SCALARS = {np.uint32: "scalars", np.int32: "scalars_i32", np.float32: "scalars_f32", np.uint64: "scalars64"}
 """By a type: the attribute of `Waves` that has the scalar registers as numbers of it."""
 _UNIFORMS = {np.uint32: "uniform", np.int32: "uniform_i32", np.float32: "uniform_f32", np.uint64: "uniform64"}
 """The same of scalar registers as values of lanes."""
 _VECTORS = {np.uint32: "vector", np.int32: "vector_i32", np.float32: "vector_f32"}
 """The same of vector registers."""
 _UNSIGNED = {16: np.uint16, 32: np.uint32, 64: np.uint64}
-_ALL = slice(None)
 
 
 def scalar_value(operand: Operand, kind: Kind, kernel: Kernel) -> Piece:
@@ -110,18 +109,19 @@ def scalar_value(operand: Operand, kind: Kind, kernel: Kernel) -> Piece:
     if index is None:
         return piece("{}", np.zeros(1, kind.dtype))
     if kind.bits == 64 and index % 2:
-        both = piece("{}(waves.scalar[{}], waves.scalar[{}])", joined, (_ALL, index), (_ALL, index + 1))
+        both = piece("{}(waves.scalars[{}], waves.scalars[{}])", joined, index, index + 1)
         return piece("{}.view({})", both, kind.dtype)
     if kind.bits == 16:
-        return piece("waves.scalar[{}].astype({}).view({})", (_ALL, index), np.uint16, kind.dtype)
-    return _in_rows(_SCALARS, kind, (_ALL, index // 2 if kind.bits == 64 else index))
+        return piece("waves.scalars[{}].astype({}).view({})", index, np.uint16, kind.dtype)
+    return _in_rows(_SCALARS, kind, index // 2 if kind.bits == 64 else index)
 
 
 def _in_rows(attributes: dict[type, str], kind: Kind, place: object) -> Piece:
     """Registers of 32 or 64 bits as numbers of a kind."""
+    index = "{}" if isinstance(place, SourceRow) else "[{}]"
     if kind.dtype in attributes:
-        return piece(f"waves.{attributes[kind.dtype]}[{{}}]", place)
-    return piece(f"waves.{attributes[_UNSIGNED[kind.bits]]}[{{}}].view({{}})", place, kind.dtype)
+        return piece(f"waves.{attributes[kind.dtype]}{index}", place)
+    return piece(f"waves.{attributes[_UNSIGNED[kind.bits]]}{index}.view({{}})", place, kind.dtype)
 
 
 def reads_scalar(operand: Operand, kind: Kind, kernel: Kernel) -> Read:
@@ -137,19 +137,17 @@ def scalar_result(operand: Operand, kind: Kind) -> Callable[[Piece], Piece]:
     if index is None:
         return lambda value: piece("{}", value)
     count = 2 if kind.bits == 64 else 1
-    forget = piece("if waves.masks:\n    waves.forget_masks({}, {})\n", index, count)
+    forget = piece("".join("waves.masks.pop({}, None)\n" for _ in range(count + 1)), *masks_at(index, count))
     switch = piece("\nwaves.switch()" if index >= EXEC else "")
     if kind.bits == 32:
-        rows = "scalar_f32" if kind.dtype is np.float32 else "scalar"
-        return lambda value: piece(f"{{}}waves.{rows}[{{}}] = {{}}{{}}", forget, (_ALL, index), value, switch)
+        rows = "scalars_f32" if kind.dtype is np.float32 else "scalars"
+        return lambda value: piece(f"{{}}waves.{rows}[{{}}] = {{}}{{}}", forget, index, value, switch)
     if kind.bits == 64 and index % 2 == 0:
-        place = _ALL, index // 2
-        return lambda value: piece("{}waves.scalar64[{}] = {}.view({}){}", forget, place, value, np.uint64, switch)
+        return lambda value: piece("{}waves.scalars64[{}] = {}.view({}){}", forget, index // 2, value, np.uint64, switch)
     if kind.bits == 64:
-        text = "{}waves.scalar[{}], waves.scalar[{}] = {}({}.view({}).copy()){}"
-        low, high = (_ALL, index), (_ALL, index + 1)
-        return lambda value: piece(text, forget, low, high, halves, value, np.uint64, switch)
-    return lambda value: piece("{}waves.scalar[{}] = {}{}", forget, (_ALL, index), value, switch)
+        text = "{}waves.scalars[{}], waves.scalars[{}] = {}({}.view({}).copy()){}"
+        return lambda value: piece(text, forget, index, index + 1, halves, value, np.uint64, switch)
+    return lambda value: piece("{}waves.scalars[{}] = {}{}", forget, index, value, switch)
 
 
 def writes_scalar(operand: Operand, kind: Kind) -> Callable[[Waves, np.ndarray], None]:
@@ -168,7 +166,7 @@ def _value_of_32_bits(operand: Operand, kind: Kind, kernel: Kernel, offset: int 
     if not isinstance(operand.of, Register):
         raise UnknownInstructionError(f"operand {operand.of}")
     if (row := vector_row(operand.of, kernel)) is not None:
-        return _in_rows(_VECTORS, kind, Row(row + offset))
+        return _in_rows(_VECTORS, kind, SourceRow(row + offset))
     index = scalar_index(operand.of)
     if index is None:
         return piece("{}", np.zeros((1, 1), kind.dtype))
@@ -232,13 +230,8 @@ def vector_result(operand: Operand, kind: Kind, kernel: Kernel, *, keeps_half: b
     if not isinstance(operand.of, Register) or (row := vector_row(operand.of, kernel)) is None:
         raise UnknownInstructionError(f"a vector result in {operand.of}")
     if kind.bits == 64:
-        low, high = row_value(row, KINDS["b32"]), row_value(row + 1, KINDS["b32"])
-
-        def both(value: Piece) -> Piece:
-            bits = piece("{}.view({})", value, np.uint64)
-            return piece("{}\n{}", put_statement(low, bits), put_statement(high, piece("({} >> {})", bits, _HIGH)))
-
-        return both
+        low, high = (put_statement(row_value(row + i, KINDS["b32"]), piece(half)) for i, half in enumerate(("low", "high")))
+        return lambda value: piece("low, high = {}({})\n{}\n{}", halves, value, low, high)
     target = row_value(row, kind)
     if kind.bits == 32:
         return lambda value: put_statement(target, value)
@@ -294,9 +287,6 @@ def joined(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     both = np.empty((*low.shape, 2), np.uint32)
     both[..., 0], both[..., 1] = low, high
     return both.view(np.uint64)[..., 0]
-
-
-_HIGH = np.uint64(32)
 
 
 def halves(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

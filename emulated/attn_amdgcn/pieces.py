@@ -31,6 +31,12 @@ class Row(NamedTuple):
     of: int | tuple[int, ...] | tuple[tuple[int, ...], ...]
 
 
+class SourceRow(NamedTuple):
+    """The same of vector registers that are read. Its name stands for the brackets, too: numpy takes rows faster by `take`."""
+
+    of: int | tuple[int, ...] | tuple[tuple[int, ...], ...]
+
+
 class Alone(NamedTuple):
     """What only an instruction that runs alone looks at. Several instructions have that of the first one."""
 
@@ -64,7 +70,7 @@ _CALLS = tuple(f"{{}}({', '.join(['{}'] * count)})" for count in range(6))
 def function_of(*statements: Piece, parameters: str = "waves") -> Callable[..., Any]:
     """A function of some statements. It may name what it is bound to, its parameters, and numpy's copyto."""
     source, names = _joined(statements)
-    return _binder(source, len(names), parameters)(*map(_bound, names))
+    return _function(source, names, list(map(_bound, names)), parameters)
 
 
 def function_of_several(several: Sequence[Sequence[Piece]]) -> Callable[..., Any] | None:
@@ -76,7 +82,7 @@ def function_of_several(several: Sequence[Sequence[Piece]]) -> Callable[..., Any
     if len({*sources}) > 1:
         return None
     bound = [_stacked(column) for column in zip(*names, strict=True)]
-    return None if any(each is None for each in bound) else _binder(sources[0], len(bound), "waves")(*bound)
+    return None if any(each is None for each in bound) else _function(sources[0], names[0], bound, "waves")
 
 
 def value_of(expression: Piece) -> Callable[..., Any]:
@@ -91,7 +97,7 @@ def _joined(statements: Sequence[Piece]) -> tuple[str, tuple[Any, ...]]:
 
 def _bound(name: Any) -> Any:
     """What a name is bound to in the function of one instruction."""
-    if isinstance(name, Row):
+    if isinstance(name, Row | SourceRow):
         return name.of if isinstance(name.of, int) else _index(name.of)
     return name.of if isinstance(name, Alone) else name
 
@@ -101,7 +107,7 @@ def _stacked(names: Sequence[Any]) -> Any:
     first = names[0]
     if isinstance(first, Alone):
         return first.of
-    if isinstance(first, Row):
+    if isinstance(first, Row | SourceRow):
         return _bound(first) if len({*names}) == 1 else _index([name.of for name in names])
     if all(name is first for name in names):
         return first
@@ -123,11 +129,19 @@ def _index(numbers: Sequence[Any]) -> Any:
     return slice(first, end if end >= 0 else None, step)
 
 
+def _function(source: str, names: Sequence[Any], bound: Sequence[Any], parameters: str) -> Callable[..., Any]:
+    """The function of a source whose names are bound to these objects."""
+    texts = [
+        f"of{i}" if type(name) is not SourceRow else f".take(of{i}, 0)" if isinstance(of, np.ndarray) else f"[of{i}]"
+        for i, (name, of) in enumerate(zip(names, bound, strict=True))
+    ]
+    return _binder(source.format(*texts), len(texts), parameters)(*bound)
+
+
 @cache
 def _binder(source: str, count: int, parameters: str) -> Callable[..., Callable[..., Any]]:
-    """What makes a function of a source, once it gets the objects that the source names."""
-    names = [f"of{i}" for i in range(count)]
-    body = source.format(*names).replace("\n", "\n        ")
+    """What makes a function of a source, once it gets the objects that the source names: of0, of1 and so on."""
+    names, body = ", ".join([f"of{i}" for i in range(count)]), source.replace("\n", "\n        ")
     scope: dict[str, Any] = {"copyto": np.copyto}
-    exec(f"def bind({', '.join(names)}):\n    def step({parameters}):\n        {body}\n    return step", scope)
+    exec(f"def bind({names}):\n    def step({parameters}):\n        {body}\n    return step", scope)
     return scope["bind"]

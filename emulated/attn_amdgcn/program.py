@@ -23,7 +23,8 @@ class Block:
 
     Attributes:
         code: its instructions, the one that ends it included.
-        steps: what they do, without the one that ends it and those that change no value, each with its place in `code`.
+        steps: what they do, without the one that ends it and those that change no value. A step may serve several instructions
+            (`attn_amdgcn.groups`); with each stands the place of its first one in `code`.
         condition: [waves] bool, which waves go to `target`; None if all do.
         target: the block to which a branch leads; None if the block ends without a branch.
         ends: whether waves end behind the block.
@@ -78,7 +79,8 @@ def prepare(kernel: Kernel) -> Program:
     if final.name not in (*ENDS, "s_branch"):
         raise AssemblyError(f"line {final.line}: `{final.text}`: the code ends without s_endpgm")
     last = (*BRANCHES, *ENDS, *BARRIERS)
-    begins = {0, *kernel.labels.values()}
+    branches = [label_of(instruction) for instruction in kernel.instructions if instruction.name in BRANCHES]
+    begins = {0, *(kernel.labels[label] for label in branches if label in kernel.labels)}  # other labels are a debugger's
     begins |= {i + 1 for i, instruction in enumerate(kernel.instructions) if instruction.name in last}
     places = sorted(place for place in begins if place < len(kernel.instructions))
     number = {place: i for i, place in enumerate(places)}

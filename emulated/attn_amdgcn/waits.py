@@ -139,7 +139,7 @@ def _sources(instruction: Instruction, kernel: Kernel) -> int:
     bits = 0
     for operand in instruction.operands[1:]:
         if isinstance(operand.of, Register):
-            bits |= _bits(operand.of, kernel)
+            bits |= bits_of_register(operand.of, kernel)
     return bits
 
 
@@ -215,7 +215,7 @@ def loaded(instruction: Instruction, kernel: Kernel) -> int:
     if not brings or loads_into_lds(instruction) or not instruction.operands or not counters_of(instruction, kernel):
         return 0
     first = instruction.operands[0].of
-    return _bits(first, kernel) if isinstance(first, Register) else 0
+    return bits_of_register(first, kernel) if isinstance(first, Register) else 0
 
 
 def loads_into_lds(instruction: Instruction) -> bool:
@@ -229,10 +229,10 @@ _IMPLICIT = {"s_cbranch_vccz": "vcc", "s_cbranch_vccnz": "vcc", "s_cbranch_execz
 def touched(instruction: Instruction, kernel: Kernel) -> int:
     """The registers that an instruction names, or reads without a name."""
     implicit = _IMPLICIT.get(instruction.name)
-    bits = _bits(Register(implicit, 0, kernel.wave_size // 32), kernel) if implicit else 0
+    bits = bits_of_register(Register(implicit, 0, kernel.wave_size // 32), kernel) if implicit else 0
     for operand in instruction.operands:
         if isinstance(operand.of, Register):
-            bits |= _bits(operand.of, kernel)
+            bits |= bits_of_register(operand.of, kernel)
     return bits | (touched(instruction.second, kernel) if instruction.second else 0)
 
 
@@ -241,11 +241,11 @@ def result(instruction: Instruction, kernel: Kernel) -> int:
     if counters_of(instruction, kernel):
         return loaded(instruction, kernel)
     first = instruction.operands[0].of
-    bits = _bits(first, kernel) if isinstance(first, Register) else 0
+    bits = bits_of_register(first, kernel) if isinstance(first, Register) else 0
     return bits | (result(instruction.second, kernel) if instruction.second else 0)
 
 
-def _bits(register: Register, kernel: Kernel) -> int:
+def bits_of_register(register: Register, kernel: Kernel) -> int:
     row = vector_row(register, kernel)
     if row is None:
         if register.bank == "scc" or (row := scalar_index(register)) is None:

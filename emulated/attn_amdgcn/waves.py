@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 SCALARS = 128
 """Rows of a wave's scalar registers: s0 to s105, vcc, ttmp0 to ttmp15, m0 and exec."""
 VCC, TTMP, M0, EXEC = 106, 108, 124, 126
+_ALL_OF_32, _ALL_LANES = np.uint32(0xFFFFFFFF), np.uint64(0xFFFFFFFFFFFFFFFF)
+
+
+def masks_at(index: int, count: int) -> range:
+    """Where masks begin that lie in some scalar registers: a pair begins at most one register before."""
+    return range(index - 1, index + count)
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Waves:
         vector: [rows, waves, lanes] uint32, the vector registers, and behind them the accumulation registers.
         vector_f32, vector_i32: the same bits as numbers of these types: making a view takes longer than most reads.
         scalar: [waves, SCALARS] uint32; a pair that begins at an even number is an element of `scalar64`.
-        scalar_f32, scalar_i32: the same bits as numbers of these types.
+        scalars, scalars_f32, scalars_i32: [SCALARS, waves], the same bits; `scalars64` has the pairs.
         uniform, uniform_f32, uniform_i32: [SCALARS, waves, 1], the same bits as values of lanes; `uniform64` has the pairs.
         shape: numbers of waves and of lanes.
         scc: [waves] bool, the scalar condition code.
@@ -81,10 +87,9 @@ class Waves:
     ) -> None:
         self.vector, self.scalar, self.scalar64 = vector, scalar, scalar.view(np.uint64)
         self.vector_f32, self.vector_i32 = vector.view(np.float32), vector.view(np.int32)
-        self.scalar_f32, self.scalar_i32 = scalar.view(np.float32), scalar.view(np.int32)
-        self.uniform, self.uniform_f32, self.uniform_i32, self.uniform64 = (
-            each.T[:, :, None] for each in (scalar, self.scalar_f32, self.scalar_i32, self.scalar64)
-        )
+        scalars = scalar.T, scalar.view(np.float32).T, scalar.view(np.int32).T, self.scalar64.T
+        self.scalars, self.scalars_f32, self.scalars_i32, self.scalars64 = scalars
+        self.uniform, self.uniform_f32, self.uniform_i32, self.uniform64 = (each[:, :, None] for each in scalars)
         self.shape: tuple[int, int] = vector.shape[1], vector.shape[2]
         self.scc = np.zeros(len(scalar), bool) if scc is None else scc
         self.workgroup, self.number, self.slot, self.scratch, self.shared = workgroup, number, slot, scratch, shared
@@ -100,8 +105,8 @@ class Waves:
 
     def switch(self) -> None:
         """Read EXEC anew, after it was written."""
-        lanes = self.mask(EXEC)
-        self.lanes = None if lanes.all() else lanes
+        is_whole = self.scalars64[EXEC // 2] == _ALL_LANES if self.shape[1] == 64 else self.scalars[EXEC] == _ALL_OF_32
+        self.lanes = None if np.count_nonzero(is_whole) == len(self) else self.mask(EXEC)
 
     def mask(self, index: int) -> np.ndarray:
         """[waves, lanes] bool: the bits of the scalar register or pair that begins at an index. Nobody writes into it."""
@@ -115,7 +120,7 @@ class Waves:
         """Write a bit for each lane into a scalar register or a pair. `lanes` is kept: nobody may write into it later."""
         if lanes.shape != self.shape:
             lanes = np.broadcast_to(lanes, self.shape)
-        words = np.packbits(lanes, axis=1, bitorder="little").view(np.uint32)
+        words = np.packbits(lanes, None, "little").view(np.uint32).reshape(len(lanes), -1)
         count = words.shape[1]
         self.scalar[:, index : index + count] = words
         self.forget_masks(index, count)
@@ -123,9 +128,8 @@ class Waves:
 
     def forget_masks(self, index: int, count: int) -> None:
         """Forget the masks in some scalar registers, after they were written."""
-        if self.masks:
-            for each in range(index - 1, index + count):  # a pair begins at most one register before
-                self.masks.pop(each, None)
+        for each in masks_at(index, count):
+            self.masks.pop(each, None)
 
     def taken(self, which: np.ndarray) -> "Waves":
         """The waves at these positions, with copies of their registers."""

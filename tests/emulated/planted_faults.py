@@ -209,8 +209,8 @@ PLANTED = {
     ),
     "a matrix's integer that wraps at its end": (
         "instructions/matrix/product.py",
-        "np.clip(found, limits.min, limits.max) if clamp else found",
-        "found",
+        "np.clip(_wrapped_sum(c, product), limits.min, limits.max)",
+        "_wrapped_sum(c, product)",
         "matrix_modifiers",
     ),
     "another byte of scales": (
@@ -219,10 +219,19 @@ PLANTED = {
         "8 * (high + 2 * low)",
         "matrix",
     ),
+    "a register that is written before it is read": (
+        "dependences.py",
+        "self.written & later.touched or self.touched & later.written",
+        "self.written & later.touched",
+        "groups",
+    ),
+    "an instruction that does not depend on EXEC": ("dependences.py", '["exec", "m0"]', '["m0"]', "groups"),
+    "loads and stores in any order": ("dependences.py", "(instruction, kernel) | _MEMORY", "(instruction, kernel)", "groups"),
+    "a run that needs its own results": ("dependences.py", "self.written & later.touched & ~_MEMORY", "0", "groups"),
     "halves of lanes that differ unseen": (
         "instructions/matrix/wmma.py",
-        "bits[..., :16] != bits[..., 16:]",
-        "bits[..., :16] != bits[..., :16]",
+        "registers[..., :16] != registers[..., 16:]",
+        "registers[..., :16] != registers[..., :16]",
         "matrix_modifiers",
     ),
 }

@@ -1,8 +1,10 @@
 """The text of a kernel: what is read, and what is no kernel."""
 
 import pytest
-from attn_amdgcn import AssemblyError
+from attn_amdgcn import AssemblyError, load
 from attn_amdgcn.assembly import Literal, Named, Operand, Register, code_of
+
+from tests.emulated.kernels import kernel_text
 
 
 def operands(text: str) -> list[Operand]:
@@ -106,3 +108,12 @@ def test_a_branch_by_the_program_counter_may_hold_waits_for_the_scalar_unit(wait
     (branch, after), labels = code_of(text)
     assert (branch.name, branch.operands[0].of, after.line) == ("s_branch", Named(".LBB0_38"), 9)
     assert labels == {".LBB0_38": 1}
+
+
+def test_the_name_of_an_argument_that_yaml_reads_as_no_text_has_a_tag():
+    text = kernel_text("s_nop 0")
+    named = text.replace("- .name: kernel", "- .name: !str n")
+    assert named != text
+    assert load(named).name == "n"
+    with pytest.raises(AssemblyError, match="cannot be read: ConstructorError"):
+        load(text.replace("- .name: kernel", "- .name: !other n"))

@@ -1,5 +1,7 @@
 """Instructions that run as one: they do what they do one after another, and a fault names the one that made it."""
 
+import re
+
 import numpy as np
 import pytest
 from attn_amdgcn import Fault
@@ -8,8 +10,8 @@ from attn_amdgcn.instructions.forms import GROUPED, VECTOR
 from tests.emulated.lines import ran
 from tests.emulated.tables import bits_of_kind, edges
 
-BETWEEN = "\ns_mov_b32 s90, 0\n"
-"""Instructions with another one between them do not run as one."""
+BETWEEN = "\ns_bitset0_b32 s90, 0\n"
+"""Instructions do not change places with this one."""
 COUNT, WAVES = 5, 3
 DATA = {"data": np.arange(256, dtype=np.uint8)}
 RESOURCE = {4: 0, 5: 0, 6: 256, 7: 0x27000}
@@ -69,6 +71,52 @@ def test_loads_stores_and_permutes_that_run_as_one(lines, races, exec):
     together, apart = both([words + lines[0], *lines[1:]], **given)
     assert np.array_equal(together, apart)
     assert not np.array_equal(together[20:44], ran("s_nop 0", **given).vector[20:44])
+
+
+OF_ANY_KIND = (
+    "v_add_u32_e32 v{}, v{}, v{}",
+    "v_mul_f32_e32 v{}, v{}, v{}",
+    "v_add3_u32 v{}, v{}, v{}, v{}",
+    "v_cmp_gt_u32_e32 vcc, v{}, v{}",
+    "v_cndmask_b32_e32 v{}, v{}, v{}, vcc",
+    "v_pk_mul_f32 v[{0}:{0}+1], v[{1}:{1}+1], v[{2}:{2}+1]",
+    "v_mfma_f32_16x16x16_bf16 v[{0}:{0}+3], v[{1}:{1}+1], v[{2}:{2}+1], v[{3}:{3}+3]",
+    "v_readlane_b32 s{}, v{}, 3",
+    "v_writelane_b32 v{}, s{}, 5",
+    "v_mov_b32_e32 v{}, s{}",
+    "s_add_u32 s{}, s{}, s{}",
+    "s_cselect_b32 s{}, s{}, s{}",
+    "s_addc_u32 s{}, s{}, scc",
+    "s_and_b64 exec, exec, s[{0}:{0}+1]",
+    "s_mov_b64 exec, -1",
+    "ds_write_b32 v20, v{} offset:16",
+    "ds_read_b32 v{}, v20 offset:16",
+    "ds_bpermute_b32 v{}, v20, v{}",
+)
+"""Of v0 to v9, s0 to s7, and LDS at v20."""
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_instructions_that_change_places_leave_what_they_left_in_their_order(seed):
+    rng = np.random.default_rng(seed)
+    lines = []
+    for _ in range(120):
+        text = OF_ANY_KIND[rng.integers(len(OF_ANY_KIND))].format(*(4 * rng.integers(2, size=4) + rng.integers(0, 2, 4) * 2))
+        lines.append(re.sub(r"(\d+)\+(\d)", lambda found: str(int(found[1]) + int(found[2])), text))
+        if lines[-1].startswith("ds_"):
+            lines.append("s_waitcnt lgkmcnt(0)")
+    v = {number: rng.integers(0, 1 << 32, (WAVES, 64)) for number in range(12)} | {20: 4 * np.arange(64)}
+    given = {"v": v, "s": {number: int(rng.integers(1 << 32)) for number in range(12)} | {90: 0}, "num_waves": WAVES}
+    together, apart = ran("\n".join(lines), **given), ran(BETWEEN.join(lines), **given)
+    for name in ("vector", "scalar", "scc"):
+        assert np.array_equal(getattr(together, name), getattr(apart, name)), name
+    assert np.array_equal(together.shared.lds, apart.shared.lds)
+
+
+def test_a_load_does_not_change_places_with_a_store():
+    after = ran("ds_read_b32 v1, v0\nds_write_b32 v0, v2\nds_read_b32 v3, v0", v={0: 4 * np.arange(64), 2: 7})
+    assert (after.vector[1] != 7).all()
+    assert (after.vector[3] == 7).all()
 
 
 def test_an_instruction_that_needs_the_one_before_it_runs_after_it():

@@ -39,6 +39,11 @@ def test_a_wave_that_branches_alone_keeps_its_registers():
     assert after.scalar[order, 1].tolist() == [7, 101, 9, 10]
 
 
+def test_a_block_begins_where_a_branch_leads_and_not_at_a_label_of_a_debugger():
+    program = prepare(load(KERNEL.replace("    s_cmp_lt_u32", ".Ltmp1:\n    s_cmp_lt_u32")))
+    assert [len(block.code) for block in program.blocks] == [4, 3, 1]
+
+
 def test_a_missing_wait_is_a_fault_that_names_both_lines():
     with pytest.raises(
         Fault, match=r"line 1 \(`s_load_dword s2, .*`\) loads s2, and no wait stands before its use .*: `s_add_u32 s3, s2, s2`"

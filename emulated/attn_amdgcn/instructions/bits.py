@@ -175,6 +175,8 @@ def _permuted(high, low, selectors):
 
 def _several_permuted(high, low, selectors):
     """What several instructions permute: at once for those that have the same selectors."""
+    if _are_alike(selectors):
+        return _permuted(high, low, selectors)
     high, low = (np.broadcast_to(each, (len(selectors), *each.shape[-2:])) for each in (high, low))
     result = np.empty(np.broadcast_shapes(high.shape, low.shape, selectors.shape), U32)
     first = selectors[:, 0, 0].tolist()

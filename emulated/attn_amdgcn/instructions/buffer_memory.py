@@ -41,7 +41,7 @@ from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, o
 from attn_amdgcn.instructions.global_memory import CACHE
 from attn_amdgcn.memory import BASE
 from attn_amdgcn.operands import KINDS, put_statement, scalar_index, scalar_value, unknown
-from attn_amdgcn.pieces import Alone, Piece, Row, piece, value_of
+from attn_amdgcn.pieces import Alone, Piece, SourceRow, piece, value_of
 from attn_amdgcn.watch import Access
 from attn_amdgcn.waves import Waves
 
@@ -184,7 +184,7 @@ def _offset(instruction: Instruction, operand: Operand, kernel: Kernel) -> Piece
     """[waves, lanes] int64: vaddr, or 0 without `offen`, plus the instruction's `offset`."""
     constant = np.array([[number(instruction, "offset")]])
     if "offen" in instruction.modifiers:
-        return piece("waves.vector[{}] + {}", Row(data_row(instruction, operand, 1, kernel)), constant)
+        return piece("waves.vector{} + {}", SourceRow(data_row(instruction, operand, 1, kernel)), constant)
     if not isinstance(operand.of, Named) or operand.of.text != "off":
         raise unknown(instruction, "a vaddr without offen")
     return piece("{}(waves.shape, {}) + {}", np.zeros, np.int64, constant)

@@ -61,9 +61,16 @@ def div_scale(value, denominator, numerator):
         (small_quotient, if_numerator, True),
         (exponent(numerator) <= 23, up, False),
     ]
-    conditions = [condition for condition, _, _ in cases]
-    scaled = np.select(conditions, [result for _, result, _ in cases], value)
-    return scaled, np.select(conditions, [np.array(post) for _, _, post in cases], False)
+    scaled = _chosen([(condition, result) for condition, result, _ in cases], value)
+    return scaled, _chosen([(condition, np.array(post)) for condition, _, post in cases], np.zeros(value.shape, bool))
+
+
+def _chosen(cases: list[tuple[np.ndarray, np.ndarray]], otherwise: np.ndarray) -> np.ndarray:
+    """In each lane the result of the first case that holds: np.select, which takes longer."""
+    chosen = otherwise.copy()
+    for condition, result in reversed(cases):
+        np.copyto(chosen, result, where=condition)
+    return chosen
 
 
 @own_step("v_div_fmas_f32")
@@ -95,13 +102,13 @@ def div_fixup(quotient, denominator, numerator):
         return result
     distance = exponent(numerator) - exponent(denominator)
     no_number = (denominator == 0) & (numerator == 0) | np.isinf(denominator) & np.isinf(numerator)
-    conditions = [
-        np.isnan(numerator),
-        np.isnan(denominator),
-        no_number,
-        (denominator == 0) | np.isinf(numerator),
-        np.isinf(denominator) | (numerator == 0),
-        distance < -150,
-    ]
     zero, infinity = F32(0) * sign, F32(np.inf) * sign
-    return np.select(conditions, [quiet(numerator), quiet(denominator), _NAN, infinity, zero, zero], result)
+    cases = [
+        (np.isnan(numerator), quiet(numerator)),
+        (np.isnan(denominator), quiet(denominator)),
+        (no_number, _NAN),
+        ((denominator == 0) | np.isinf(numerator), infinity),
+        (np.isinf(denominator) | (numerator == 0), zero),
+        (distance < -150, zero),
+    ]
+    return _chosen(cases, result)

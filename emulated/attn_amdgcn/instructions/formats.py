@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Operand, Register
 from attn_amdgcn.operands import put, unknown, vector_row
-from attn_amdgcn.pieces import Piece, Row, piece, value_of
+from attn_amdgcn.pieces import Piece, Row, SourceRow, piece, value_of
 from attn_amdgcn.storage import Storage
 from attn_amdgcn.waves import Waves
 
@@ -98,9 +98,9 @@ def data_target(instruction: Instruction, operand: Operand, form: Format, kernel
     return rows_target(data_row(instruction, operand, form.registers, kernel), form.registers)
 
 
-def rows_target(row: int, count: int) -> Piece:
-    """So many vector registers, as an array may be put there."""
-    return piece("waves.vector[{}]", Row(tuple(range(row, row + count))))
+def rows_target(row: int, count: int, attribute: str = "vector") -> Piece:
+    """So many vector registers, as an array may be put there, in an attribute of `Waves` that has them."""
+    return piece(f"waves.{attribute}[{{}}]", Row(tuple(range(row, row + count))))
 
 
 def writes_rows(row: int, count: int) -> Callable[[Waves, np.ndarray], None]:
@@ -125,7 +125,7 @@ def data_value(instruction: Instruction, operands: Sequence[Operand], form: Form
     """[registers, waves, lanes]: what `stored` writes from an operand's registers; [operands, ...] of several."""
     first = [data_row(instruction, operand, form.registers, kernel) for operand in operands]
     rows = [tuple(range(row, row + form.registers)) for row in first]
-    words = piece("waves.vector[{}]", Row(rows[0] if len(rows) == 1 else tuple(rows)))
+    words = piece("waves.vector{}", SourceRow(rows[0] if len(rows) == 1 else tuple(rows)))
     return piece("({} >> {})", words, np.uint32(16)) if form.half == "high" else words
 
 

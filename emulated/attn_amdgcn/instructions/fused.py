@@ -92,7 +92,7 @@ def _may_be_halfway(total: np.ndarray, result: np.ndarray) -> bool:
 def _odd(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The sum of two float64, rounded to odd."""
     total, error = _sum(a, b)
-    if not np.count_nonzero(error != 0):
+    if not np.count_nonzero(error):
         return total
     is_even = total.view(np.int64) & 1 == 0
     other = np.nextafter(total, np.copysign(np.inf, error))

@@ -28,7 +28,7 @@ from attn_amdgcn.instructions.formats import (
 )
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_statements, own_step
 from attn_amdgcn.operands import put_statement, unknown
-from attn_amdgcn.pieces import Alone, Piece, Row, piece, value_of
+from attn_amdgcn.pieces import Alone, Piece, SourceRow, piece, value_of
 from attn_amdgcn.watch import Access
 from attn_amdgcn.waves import Waves
 
@@ -184,7 +184,7 @@ def _place(instruction: Instruction, operand: Operand, offset: np.ndarray, form:
     """Where an access begins in the LDS of all workgroups, for each offset [waves, lanes]."""
     if "gds" in instruction.modifiers:
         raise unknown(instruction)
-    address = piece("waves.vector[{}]", Row(data_row(instruction, operand, 1, kernel)))
+    address = piece("waves.vector{}", SourceRow(data_row(instruction, operand, 1, kernel)))
     if offset.ndim > 2:
         address = piece("{}[..., None, :, :]", address)
     return piece("{}(waves, {}, {}, {})", _place_at, address, offset, form.size)

@@ -21,7 +21,7 @@ from attn_amdgcn.instructions.float_arithmetic import in_float32
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, finishes, own_step, register, register_statements
 from attn_amdgcn.instructions.fused import fma16, fma32, fma32_to_odd
 from attn_amdgcn.operands import KINDS, Read, bits_of, put, put_statement, reads_bits, scalar_index, unknown, vector_row
-from attn_amdgcn.pieces import Piece, Row, call, piece
+from attn_amdgcn.pieces import Piece, Row, SourceRow, call, piece
 from attn_amdgcn.waves import Waves
 
 
@@ -65,7 +65,7 @@ def pair_value(instruction: Instruction, operand: Operand, i: int, kernel: Kerne
     elif not isinstance(operand.of, Register):
         raise unknown(instruction)
     elif (row := vector_row(operand.of, kernel)) is not None:
-        value = piece("waves.vector_f32[{}]", Row(tuple(row + half for half in _distinct(halves))))
+        value = piece("waves.vector_f32{}", SourceRow(tuple(row + half for half in _distinct(halves))))
     elif (column := scalar_index(operand.of)) is None:
         raise unknown(instruction)
     else:

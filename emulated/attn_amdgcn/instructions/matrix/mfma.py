@@ -15,13 +15,13 @@ Calculator.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel
-from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, register
+from attn_amdgcn.instructions.forms import check_count, check_modifiers, register_statements
 from attn_amdgcn.instructions.matrix import layouts
 from attn_amdgcn.instructions.matrix.elements import FORMATS
 from attn_amdgcn.instructions.matrix.product import (
@@ -30,11 +30,11 @@ from attn_amdgcn.instructions.matrix.product import (
     accumulates_integers,
     accumulates_pairs,
     gathers,
-    registers_of,
-    step_of,
+    multiplies,
+    words_of,
 )
 from attn_amdgcn.operands import unknown
-from attn_amdgcn.waves import Waves
+from attn_amdgcn.pieces import Piece, call
 
 LANES = 64
 _16_BITS = "32x32x4_2b 16x16x4_4b 4x4x4_16b 32x32x8 16x16x16"
@@ -113,29 +113,39 @@ def _input(shape: Shape, bits: int) -> layouts.Layout:
     return layouts.mfma_input(shape.rows, shape.blocks, shape.per_lane)
 
 
-def _mfma(shape: Shape, accumulators: str, kinds: tuple[str, str], instruction: Instruction, kernel: Kernel) -> Step:
+def _mfma(shape: Shape, accumulators: str, kinds: tuple[str, str], instruction: Instruction, kernel: Kernel) -> Sequence[Piece]:
     _check_wave(instruction, kernel)
     check_count(instruction, 4)
     is_gfx90a, is_f64 = kernel.architecture == "gfx90a", accumulators == "f64"
-    cbsz, abid, blgp = _broadcasts(shape, kinds[0], instruction, is_gfx90a)
+    broadcasts = _broadcasts(shape, kinds[0], instruction, is_gfx90a)
     neg: Any = instruction.modifiers.get("neg", (0, 0, 0))
     flush = is_gfx90a and kinds[0] in ("f16", "bf16")
-    gather = []
-    for i, kind in enumerate(kinds):
-        is_fnuz = kind in ("fp8", "bf8") and kernel.architecture in ("gfx940", "gfx941", "gfx942")
-        form = FORMATS[f"{kind}_fnuz" if is_fnuz else kind]
-        table = table_a(shape, form.bits, cbsz, abid) if i == 0 else table_b(shape, form.bits, blgp)
-        words = shape.per_lane * form.bits // 32
-        row = registers_of(instruction.operands[1 + i], words, instruction, kernel)
-        signs = np.full(shape.per_lane, -1.0) if neg[i] else None
-        gather.append(gathers(row, words, table, form, lanes=LANES, signs=signs, flush=flush))
+    is_fnuz = kernel.architecture in ("gfx940", "gfx941", "gfx942")
+    forms = tuple(f"{kind}_fnuz" if is_fnuz and kind in ("fp8", "bf8") else kind for kind in kinds)
+    words = [shape.per_lane * FORMATS[form].bits // 32 for form in forms]
+    a, b = (words_of(instruction.operands[1 + i], words[i], instruction, kernel) for i in range(2))
     if is_f64:
         accumulate = accumulates_pairs(instruction, kernel, shape.results, neg=bool(neg[2]))
     elif accumulators == "i32":
         accumulate = accumulates_integers(instruction, kernel, shape.results, clamp=False)
     else:
         accumulate = accumulates_floats(instruction, kernel, shape.results, flush=flush)
-    return step_of(gather[0], gather[1], output(shape, is_f64)[1], shape.results, accumulate)
+    return (accumulate(call(_multiply(shape, forms, broadcasts, tuple(neg[:2]), flush), [a, b])),)
+
+
+@cache
+def _multiply(
+    shape: Shape, forms: tuple[str, ...], broadcasts: tuple[int, int, int], neg: tuple[int, int], flush: bool
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """The product of two formats: the same for all instructions that have it, which may run together by that."""
+    cbsz, abid, blgp = broadcasts
+    gather = []
+    for i, form in enumerate(forms):
+        bits = FORMATS[form].bits
+        table = table_a(shape, bits, cbsz, abid) if i == 0 else table_b(shape, bits, blgp)
+        signs = np.full(shape.per_lane, -1.0) if neg[i] else None
+        gather.append(gathers(shape.per_lane * bits // 32, table, FORMATS[form], lanes=LANES, signs=signs, flush=flush))
+    return multiplies(gather[0], gather[1], output(shape, forms[0] == "f64")[1], shape.results)
 
 
 def _broadcasts(shape: Shape, kind: str, instruction: Instruction, is_gfx90a: bool) -> tuple[int, int, int]:
@@ -163,47 +173,58 @@ def _check_wave(instruction: Instruction, kernel: Kernel) -> None:
         raise unknown(instruction, f"MFMA with a wave of {kernel.wave_size} lanes")
 
 
-def _f8f6f4(shape: Shape, has_scales: bool, instruction: Instruction, kernel: Kernel) -> Step:
+def _f8f6f4(shape: Shape, has_scales: bool, instruction: Instruction, kernel: Kernel) -> Sequence[Piece]:
     """gfx950's formats of 8, 6 and 4 bits. A lane holds 32 elements of each of A and B."""
     _check_wave(instruction, kernel)
     check_count(instruction, 6 if has_scales else 4)
     check_modifiers(instruction, "cbsz", "blgp", *(("op_sel", "op_sel_hi") if has_scales else ()))
-    gather = []
-    for i, name in enumerate(("cbsz", "blgp")):
-        number = _number(instruction, name)
+    numbers = [_number(instruction, name) for name in ("cbsz", "blgp")]
+    for name, number in zip(("cbsz", "blgp"), numbers, strict=True):
         if number >= len(F8F6F4):
             raise unknown(instruction, f"{name} {number} is no format")
-        form = FORMATS[F8F6F4[number]]
-        words = form.bits
-        row = registers_of(instruction.operands[1 + i], words, instruction, kernel)
-        table = table_a(shape, form.bits) if i == 0 else table_b(shape, form.bits)
-        gathered = gathers(row, words, table, form, lanes=LANES)
-        gather.append(_scaled(gathered, shape, i, instruction, kernel) if has_scales else gathered)
-    accumulate = accumulates_floats(instruction, kernel, shape.results)
-    return step_of(gather[0], gather[1], output(shape, False)[1], shape.results, accumulate)
+    forms = tuple(F8F6F4[number] for number in numbers)
+    sources = [words_of(instruction.operands[1 + i], FORMATS[form].bits, instruction, kernel) for i, form in enumerate(forms)]
+    multiply = _multiply(shape, forms, (0, 0, 0), (0, 0), False)
+    if has_scales:
+        shifts = tuple(_shift(which, instruction) for which in range(2))
+        multiply = _multiply_scaled(shape, forms, shifts)
+        sources += [words_of(instruction.operands[4 + which], 1, instruction, kernel) for which in range(2)]
+    return (accumulates_floats(instruction, kernel, shape.results)(call(multiply, sources)),)
 
 
-def _scaled(gather: Gather, shape: Shape, which: int, instruction: Instruction, kernel: Kernel) -> Gather:
-    """A or B times its scales, in float64: one scale, a power of two, for each row and each 32 of k.
+def _shift(which: int, instruction: Instruction) -> int:
+    """Where in its register the byte of A's or B's scale lies."""
+    if "op_sel_hi" not in instruction.modifiers:
+        raise unknown(instruction, "scales without op_sel_hi")
+    low, high = (_three(instruction, name)[which] for name in ("op_sel", "op_sel_hi"))
+    return 8 * (low + 2 * high)
+
+
+@cache
+def _multiply_scaled(shape: Shape, forms: tuple[str, ...], shifts: tuple[int, ...]) -> Callable[..., np.ndarray]:
+    """A product with scales, in float64: one scale, a power of two, for each row or column and each 32 of k.
 
     Lane `row + rows * (k // 32)` holds the scale as one byte of a register, an exponent with a bias of 127 (E8M0; 255 is NaN).
     op_sel is the lower bit of the byte's number, and op_sel_hi the upper one.
     """
-    operand = instruction.operands[4 + which]
-    register_row = registers_of(operand, 1, instruction, kernel)
-    if "op_sel_hi" not in instruction.modifiers:
-        raise unknown(instruction, "scales without op_sel_hi")
-    low, high = (_three(instruction, name)[which] for name in ("op_sel", "op_sel_hi"))
-    shift = np.uint32(8 * (low + 2 * high))
+    order, places = output(shape, False)
     lane = np.arange(shape.rows)[:, None] + shape.rows * (np.arange(shape.k) // 32)
-    table = lane[None, output(shape, False)[0]] if which == 0 else lane.T[None]
+    tables = lane[None, order], lane.T[None]
     powers = np.append(2.0 ** (np.arange(255) - 127.0), np.nan)
+    bits = [FORMATS[form].bits for form in forms]
+    unscaled = (
+        gathers(bits[0], table_a(shape, bits[0]), FORMATS[forms[0]], lanes=LANES),
+        gathers(bits[1], table_b(shape, bits[1]), FORMATS[forms[1]], lanes=LANES),
+    )
 
-    def scaled(waves: Waves) -> np.ndarray:
-        exponents = waves.vector[register_row] >> shift & np.uint32(255)
-        return gather(waves) * powers[exponents].take(table, axis=1)
+    def multiply(a: np.ndarray, b: np.ndarray, scales_a: np.ndarray, scales_b: np.ndarray) -> np.ndarray:
+        def scaled(which: int, scales: np.ndarray) -> Gather:
+            exponents = scales[..., 0, :, :] >> np.uint32(shifts[which]) & np.uint32(255)
+            return lambda words: unscaled[which](words) * powers[exponents].take(tables[which], axis=-1)
 
-    return scaled
+        return multiplies(scaled(0, scales_a), scaled(1, scales_b), places, shape.results)(a, b)
+
+    return multiply
 
 
 def _three(instruction: Instruction, name: str) -> tuple[int, int, int]:
@@ -214,7 +235,7 @@ def _three(instruction: Instruction, name: str) -> tuple[int, int, int]:
 
 
 def _register_all() -> None:
-    made: dict[str, Callable[[Instruction, Kernel], Step]] = {}
+    made: dict[str, Callable[[Instruction, Kernel], Sequence[Piece]]] = {}
     for names, shapes in SHAPES.items():
         accumulators, kinds = names.split()
         a, _, b = kinds.partition("_")
@@ -230,7 +251,7 @@ def _register_all() -> None:
         made[f"v_mfma_f32_{shape}_f8f6f4"] = partial(_f8f6f4, shape_of(shape), False)
         made[f"v_mfma_scale_f32_{shape}_f8f6f4"] = partial(_f8f6f4, shape_of(shape), True)
     for name, make in made.items():
-        register(name, make)
+        register_statements(name, make)
 
 
 _register_all()

@@ -1,46 +1,52 @@
-"""The step of a matrix instruction: gather A and B by their tables, multiply, and add C into the registers of D."""
+"""Matrix instructions as functions of registers: gather A and B by their tables, multiply, add C, and write the registers of D.
+
+Registers are given as arrays [registers, waves, lanes]. Several instructions at once have a further axis in front.
+"""
 
 from collections.abc import Callable
 from functools import cache
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Operand, Register
-from attn_amdgcn.instructions.forms import Step
+from attn_amdgcn.instructions.formats import rows_target
 from attn_amdgcn.instructions.matrix.elements import Format, flushed
 from attn_amdgcn.operands import KINDS, bits_of, unknown, vector_row
-from attn_amdgcn.waves import Waves
+from attn_amdgcn.pieces import Piece, SourceRow, piece
 
 _UNSIGNED = {8: np.uint8, 16: np.uint16, 32: np.uint32}
-Gather = Callable[[Waves], np.ndarray]
-"""From waves to A [waves, blocks, rows, k] or B [waves, blocks, k, columns], as floats."""
-Accumulate = Callable[[Waves, np.ndarray], None]
-"""Adds C to a product [elements of a lane, waves, lanes] and writes D."""
+Gather = Callable[[np.ndarray], np.ndarray]
+"""From the words of registers to A [..., waves, blocks, rows, k] or B [..., waves, blocks, k, columns], as floats."""
+Accumulate = Callable[[Piece], Piece]
+"""The statement that adds C to a product [..., elements of a lane, waves, lanes] and writes D."""
 
 
-def step_of(a: Gather, b: Gather, places: np.ndarray | None, per_lane: int, accumulate: Accumulate) -> Step:
-    """The step of D = A B + C.
+def multiplies(
+    a: Gather, b: Gather, places: np.ndarray | None, per_lane: int
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """From the registers of A and of B to their product, in the order of D's registers.
 
     Args:
         places: [per_lane * lanes], which of the product's elements each place of D holds; None if they are in this order.
         per_lane: elements of D that a lane holds.
     """
 
-    def step(waves: Waves) -> None:
-        product = np.matmul(a(waves), b(waves)).reshape(len(waves), -1)
+    def multiply(words_of_a: np.ndarray, words_of_b: np.ndarray) -> np.ndarray:
+        product = np.matmul(a(words_of_a), b(words_of_b))
+        product = product.reshape(*product.shape[:-3], -1)
         if places is not None:
-            product = product.take(places, axis=1)
-        accumulate(waves, product.reshape(len(waves), per_lane, -1).transpose(1, 0, 2))
+            product = product.take(places, axis=-1)
+        return product.reshape(*product.shape[:-1], per_lane, -1).swapaxes(-3, -2)
 
-    return step
+    return multiply
 
 
 def gathers(
-    row: int, words: int, table: np.ndarray, kind: Format, *, lanes: int, signs: np.ndarray | None = None, flush: bool = False
+    words: int, table: np.ndarray, kind: Format, *, lanes: int, signs: np.ndarray | None = None, flush: bool = False
 ) -> Gather:
     """Gathers A or B.
 
     Args:
-        row, words: the first row of `Waves.vector`, and how many registers.
+        words: how many registers.
         table: the element in each place, of layouts.input_table.
         lanes: the lanes that are read.
         signs: [elements of a lane] of 1 and -1, which the elements are multiplied by.
@@ -48,22 +54,21 @@ def gathers(
     """
 
     if kind.bits in _UNSIGNED:
-        return _gathers_whole(row, words, table, kind, signs, flush)
+        return _gathers_whole(words, table, kind, signs, flush)
 
-    def gather(waves: Waves) -> np.ndarray:
-        bits = np.empty((len(waves), lanes, words), np.uint32)
-        bits[...] = waves.vector[row : row + words, :, :lanes].transpose(1, 2, 0)
+    def gather(registers: np.ndarray) -> np.ndarray:
+        bits = np.ascontiguousarray(np.moveaxis(registers[..., :lanes], -3, -1))
         values = kind.values(bits)
         if flush:
             values = flushed(values, kind.tiny)
         if signs is not None:
             values = values * signs
-        return values.reshape(len(waves), -1).take(table, axis=1)
+        return values.reshape(*values.shape[:-2], -1).take(table, axis=-1)
 
     return gather
 
 
-def _gathers_whole(row: int, words: int, table: np.ndarray, kind: Format, signs: np.ndarray | None, flush: bool) -> Gather:
+def _gathers_whole(words: int, table: np.ndarray, kind: Format, signs: np.ndarray | None, flush: bool) -> Gather:
     """`gathers` of elements that numpy has unsigned integers for: they are taken from the registers as these lie in memory."""
     per_word, unsigned = 32 // kind.bits, _UNSIGNED[kind.bits]
     lane, element = np.divmod(table, words * per_word)
@@ -75,13 +80,20 @@ def _gathers_whole(row: int, words: int, table: np.ndarray, kind: Format, signs:
         wave = np.arange(num_waves).reshape(-1, 1, 1, 1)
         return ((element // per_word * num_waves + wave) * num_lanes + lane) * per_word + element % per_word
 
-    def gather(waves: Waves) -> np.ndarray:
-        values = kind.values(waves.vector[row : row + words].reshape(-1).view(unsigned).take(places(*waves.shape)))
+    def gather(registers: np.ndarray) -> np.ndarray:
+        *several, _, num_waves, num_lanes = registers.shape
+        values = kind.values(registers.reshape(*several, -1).view(unsigned).take(places(num_waves, num_lanes), axis=-1))
         if flush:
             values = flushed(values, kind.tiny)
         return values if changes is None else values * changes
 
     return gather
+
+
+def words_of(operand: Operand, count: int, instruction: Instruction, kernel: Kernel, attribute: str = "vector") -> Piece:
+    """So many registers of an operand, as an attribute of `Waves` has them."""
+    row = registers_of(operand, count, instruction, kernel)
+    return piece(f"waves.{attribute}{{}}", SourceRow(tuple(range(row, row + count))))
 
 
 def registers_of(operand: Operand, count: int, instruction: Instruction, kernel: Kernel) -> int:
@@ -103,14 +115,13 @@ def accumulates_floats(
         neg, absolute: modifiers of C.
         flush: whether denormals of C and D count as zeros.
     """
-    row = registers_of(instruction.operands[0], count, instruction, kernel)
-    read = _reads_c(instruction, kernel, "f32", count, lambda waves, row: waves.vector_f32[row : row + count])
+    add = _changed_sum(neg, absolute, flush) if neg or absolute or flush else np.add
+    return _writes_d(instruction, kernel, count, _c(instruction, kernel, "f32", count, "vector_f32"), add, "vector_f32")
 
-    def accumulate(waves: Waves, product: np.ndarray) -> None:
-        np.add(read(waves), product, out=waves.vector_f32[row : row + count])
 
-    def accumulate_changed(waves: Waves, product: np.ndarray) -> None:
-        c = read(waves)
+@cache
+def _changed_sum(neg: bool, absolute: bool, flush: bool) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    def add(c: np.ndarray, product: np.ndarray) -> np.ndarray:
         if absolute:
             c = np.abs(c)
         if neg:
@@ -118,44 +129,52 @@ def accumulates_floats(
         if flush:
             c = flushed(c, 2.0**-126)
         found = c + product
-        waves.vector[row : row + count] = (flushed(found, 2.0**-126) if flush else found).view(np.uint32)
+        return flushed(found, 2.0**-126) if flush else found
 
-    return accumulate_changed if neg or absolute or flush else accumulate
+    return add
 
 
 def accumulates_integers(instruction: Instruction, kernel: Kernel, count: int, *, clamp: bool) -> Accumulate:
     """C and D are i32. A sum wraps, or with `clamp` ends at the least and the greatest i32."""
-    row = registers_of(instruction.operands[0], count, instruction, kernel)
-    read = _reads_c(instruction, kernel, "i32", count, lambda waves, row: waves.vector[row : row + count].view(np.int32))
+    c = _c(instruction, kernel, "i32", count, "vector_i32")
+    return _writes_d(instruction, kernel, count, c, _clamped_sum if clamp else _wrapped_sum)
+
+
+def _wrapped_sum(c: np.ndarray, product: np.ndarray) -> np.ndarray:
+    return c.astype(np.int64) + product.astype(np.int64)
+
+
+def _clamped_sum(c: np.ndarray, product: np.ndarray) -> np.ndarray:
     limits = np.iinfo(np.int32)
-
-    def accumulate(waves: Waves, product: np.ndarray) -> None:
-        found = read(waves).astype(np.int64) + product.astype(np.int64)
-        waves.vector[row : row + count] = np.clip(found, limits.min, limits.max) if clamp else found
-
-    return accumulate
+    return np.clip(_wrapped_sum(c, product), limits.min, limits.max)
 
 
 def accumulates_pairs(instruction: Instruction, kernel: Kernel, count: int, *, neg: bool) -> Accumulate:
     """C and D are f64, one element in two registers. `count` counts elements."""
-    row = registers_of(instruction.operands[0], 2 * count, instruction, kernel)
+    c = _c(instruction, kernel, "f64", 2 * count)
+    return _writes_d(instruction, kernel, 2 * count, c, _difference_of_pairs if neg else _sum_of_pairs)
 
-    def pairs(waves: Waves, first: int) -> np.ndarray:
-        """[elements, waves, lanes, 2], a view."""
-        rows = waves.vector[first : first + 2 * count]
-        return rows.reshape(count, 2, *rows.shape[1:]).transpose(0, 2, 3, 1)
 
-    def values(waves: Waves, first: int) -> np.ndarray:
-        return np.ascontiguousarray(pairs(waves, first)).view(np.float64)[..., 0]
+def _sum_of_pairs(c: np.ndarray, product: np.ndarray) -> np.ndarray:
+    return _pairs(_doubles(c) + product)
 
-    read = _reads_c(instruction, kernel, "f64", 2 * count, values)
 
-    def accumulate(waves: Waves, product: np.ndarray) -> None:
-        c = read(waves)
-        found = (-c if neg else c) + product
-        pairs(waves, row)[...] = np.ascontiguousarray(found)[..., None].view(np.uint32)
+def _difference_of_pairs(c: np.ndarray, product: np.ndarray) -> np.ndarray:
+    return _pairs(-_doubles(c) + product)
 
-    return accumulate
+
+def _doubles(c: np.ndarray) -> np.ndarray:
+    """[..., elements, waves, lanes] of two registers each; of a constant itself."""
+    if c.dtype == np.float64:
+        return c
+    both = c.reshape(*c.shape[:-3], -1, 2, *c.shape[-2:])
+    return np.ascontiguousarray(np.moveaxis(both, -3, -1)).view(np.float64)[..., 0]
+
+
+def _pairs(values: np.ndarray) -> np.ndarray:
+    """[..., 2 * elements, waves, lanes]: the words of f64."""
+    words = np.moveaxis(np.ascontiguousarray(values)[..., None].view(np.uint32), -1, -3)
+    return words.reshape(*words.shape[:-4], -1, *words.shape[-2:])
 
 
 def accumulates_halves(
@@ -169,37 +188,46 @@ def accumulates_halves(
             holds two elements.
     """
     registers = count if half is not None else count // 2
-    row = registers_of(instruction.operands[0], registers, instruction, kernel)
+    c = _c(instruction, kernel, kind, registers)
+    before = words_of(instruction.operands[0], registers, instruction, kernel)
+    which = slice(None) if half is None else slice(half, half + 1)
 
-    def halves(waves: Waves, first: int) -> np.ndarray:
-        """[registers, halves, waves, lanes], a view: `count` elements."""
-        both = waves.vector[first : first + registers].view(np.uint16).reshape(registers, *waves.shape, 2).transpose(0, 3, 1, 2)
-        return both if half is None else both[:, half : half + 1]
-
-    read = _reads_c(instruction, kernel, kind, registers, lambda waves, first: _widened(halves(waves, first), kind))
-
-    def accumulate(waves: Waves, product: np.ndarray) -> None:
-        c = read(waves)
+    def add(c: np.ndarray, product: np.ndarray, before: np.ndarray) -> np.ndarray:
+        if c.dtype == np.uint32:
+            c = _widened(_halves(c)[:, which], kind)
         if absolute:
             c = np.abs(c)
         if neg:
             c = -c
-        into = halves(waves, row)
+        found = before.copy()
+        into = _halves(found)[:, which]
         into[...] = _narrowed(c + product.reshape(into.shape), kind)
+        return found
 
-    return accumulate
+    target = rows_target(registers_of(instruction.operands[0], registers, instruction, kernel), registers)
+    return lambda product: piece("{} = {}({}, {}, {})", target, add, c, product, before)
 
 
-def _reads_c(
-    instruction: Instruction, kernel: Kernel, kind: str, count: int, values: Callable[[Waves, int], np.ndarray]
-) -> Callable[[Waves], np.ndarray]:
-    """Reads C: a constant, or by `values` from the row of the first of `count` registers."""
+def _halves(registers: np.ndarray) -> np.ndarray:
+    """[registers, halves, waves, lanes], a view."""
+    return registers.view(np.uint16).reshape(*registers.shape, 2).transpose(0, 3, 1, 2)
+
+
+def _writes_d(
+    instruction: Instruction, kernel: Kernel, count: int, c: Piece, add: Callable[..., np.ndarray], attribute: str = "vector"
+) -> Accumulate:
+    """The statement that writes `add` of C and of a product."""
+    row = registers_of(instruction.operands[0], count, instruction, kernel)
+    target = rows_target(row, count, attribute)
+    return lambda product: piece("{} = {}({}, {})", target, add, c, product)
+
+
+def _c(instruction: Instruction, kernel: Kernel, kind: str, count: int, attribute: str = "vector") -> Piece:
+    """C: a constant of a kind (f16 and bf16 as float32), or `count` registers."""
     operand = instruction.operands[3]
     if isinstance(operand.of, Literal):
-        constant = _constant(operand.of.number, kind)
-        return lambda waves: constant
-    row = registers_of(operand, count, instruction, kernel)
-    return lambda waves: values(waves, row)
+        return piece("{}", _constant(operand.of.number, kind).reshape(1, 1, 1))
+    return words_of(operand, count, instruction, kernel, attribute)
 
 
 def _constant(number: float, kind: str) -> np.ndarray:

@@ -27,10 +27,11 @@ from attn_amdgcn.instructions.matrix.product import (
     accumulates_halves,
     accumulates_integers,
     gathers,
-    registers_of,
-    step_of,
+    multiplies,
+    words_of,
 )
 from attn_amdgcn.operands import unknown
+from attn_amdgcn.pieces import call, function_of, piece
 from attn_amdgcn.waves import Waves
 
 LANES = 32
@@ -86,16 +87,15 @@ def _wmma(name: str, instruction: Instruction, kernel: Kernel) -> Step:
     bits = int(a.lstrip("fpbiu"))
     table_a, table_b, places = tables(generation, k, bits)
     per_lane = k if is_gfx11 else k // 2
-    gather, rows = [], []
+    gather, sources = [], []
     for i, (kind, table) in enumerate(((a, table_a), (b or a, table_b))):
         form = FORMATS[("i" if low[i] else "u") + kind.removeprefix("iu") if kind.startswith("iu") else kind]
         words = per_lane * form.bits // 32
-        row = registers_of(instruction.operands[1 + i], words, instruction, kernel)
-        rows.append((row, words))
+        sources.append(words_of(instruction.operands[1 + i], words, instruction, kernel))
         signs = np.where(np.arange(per_lane) % 2, -1.0 if high[i] else 1.0, -1.0 if low[i] else 1.0).astype(np.float32)
         plain = kind.startswith("iu") or not (low[i] or high[i])
         lanes = 16 if is_gfx11 else LANES
-        gather.append(gathers(row, words, table, form, lanes=lanes, signs=None if plain else signs))
+        gather.append(gathers(words, table, form, lanes=lanes, signs=None if plain else signs))
     if accumulators == "f32":
         accumulate = accumulates_floats(instruction, kernel, RESULTS, neg=bool(low[2]), absolute=bool(high[2]))
     elif accumulators == "i32":
@@ -105,7 +105,9 @@ def _wmma(name: str, instruction: Instruction, kernel: Kernel) -> Step:
         accumulate = accumulates_halves(
             instruction, kernel, accumulators, RESULTS, half=half, neg=bool(low[2]), absolute=bool(high[2])
         )
-    return _checked(step_of(gather[0], gather[1], places, RESULTS, accumulate), rows if is_gfx11 else [])
+    check = piece("{}(waves)", _check_lanes)
+    repeats = [piece("{}(waves, {})", _check_repeated, source) for source in sources] if is_gfx11 else []
+    return function_of(check, *repeats, accumulate(call(multiplies(gather[0], gather[1], places, RESULTS), sources)))
 
 
 def _modifiers(accumulators: str, kind: str, is_gfx11: bool) -> tuple[str, ...]:
@@ -123,20 +125,16 @@ def _three(instruction: Instruction, name: str) -> Any:
     return value
 
 
-def _checked(step: Step, repeated: list[tuple[int, int]]) -> Step:
-    """The step behind its rules: EXEC, and the registers (first row, count) whose two halves of lanes must agree."""
+def _check_lanes(waves: Waves) -> None:
+    if waves.lanes is not None:
+        raise _fault("WMMA while EXEC switches lanes off", waves, ~waves.lanes)
 
-    def checked(waves: Waves) -> None:
-        if waves.lanes is not None:
-            raise _fault("WMMA while EXEC switches lanes off", waves, ~waves.lanes)
-        for row, count in repeated:
-            bits = waves.vector[row : row + count]
-            differs = bits[..., :16] != bits[..., 16:]
-            if differs.any():
-                raise _fault("lanes 16 to 31 of A or B do not repeat lanes 0 to 15", waves, differs.any(axis=0))
-        step(waves)
 
-    return checked
+def _check_repeated(waves: Waves, registers: np.ndarray) -> None:
+    """The two halves of a register's lanes must agree."""
+    differs = registers[..., :16] != registers[..., 16:]
+    if differs.any():
+        raise _fault("lanes 16 to 31 of A or B do not repeat lanes 0 to 15", waves, differs.any(axis=0))
 
 
 def _fault(what: str, waves: Waves, lanes: np.ndarray) -> Fault:

@@ -1,0 +1,69 @@
+"""Which instructions may change places: those that leave the same registers and the same memory in either order.
+
+What an instruction touches is what it names, beside EXEC and the few registers that some read without a name. So an
+instruction has a place of its own if no meaning of `instructions.forms` says which of its operands are results.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from attn_amdgcn import waits
+from attn_amdgcn.assembly import Instruction, Kernel, Operand, Register
+from attn_amdgcn.instructions.forms import GROUPED, SCALAR, VECTOR
+
+_MEMORY = 1 << 4096
+"""No register has this bit in `waits.bits_of_register`."""
+_OF_LANES = ("v_readlane_b32", "v_readfirstlane_b32", "v_writelane_b32")
+
+
+class Effects(NamedTuple):
+    """What instructions touch and write: a bit for each register, and one for memory.
+
+    SCC has none: scalar instructions alone touch it, and they stay behind each other. Memory stands for whatever has an order:
+    what is loaded and stored, what watches see, and which fault is the first one.
+    """
+
+    touched: int = 0
+    written: int = 0
+
+    def order(self, later: "Effects") -> bool:
+        """Whether a later one must stay behind these."""
+        return bool(self.written & later.touched or self.touched & later.written)
+
+    def feed(self, later: "Effects") -> bool:
+        """Whether a later one needs that these have written. It may write what these read."""
+        return bool(self.written & later.touched & ~_MEMORY)
+
+    def __or__(self, other: "Effects") -> "Effects":
+        return Effects(self.touched | other.touched, self.written | other.written)
+
+
+_ANY = Effects(-1, -1)
+
+
+def effects(instruction: Instruction, kernel: Kernel) -> Effects:
+    """What an instruction touches and writes: anything, if its meaning does not say."""
+    name, implicit = instruction.name, ["exec"]
+    if waits.counters_of(instruction, kernel):
+        written, implicit = waits.loaded(instruction, kernel) | _MEMORY, ["exec", "m0"]
+    elif name in SCALAR:
+        written, implicit = _bits(instruction.operands[: len({*SCALAR[name].results} - {"scc"})], kernel), []
+    elif instruction.second:
+        written, implicit = waits.result(instruction, kernel), ["exec", "vcc"]
+    elif name in VECTOR:
+        written = _bits(instruction.operands[: len(VECTOR[name].results)], kernel)
+    elif name in GROUPED or name in _OF_LANES:
+        written = waits.result(instruction, kernel)
+    else:
+        return _ANY
+    named = waits.touched(instruction, kernel) | _bits([Operand(Register(bank, 0, 2)) for bank in implicit], kernel)
+    return Effects(named | written, written)
+
+
+def _bits(operands: Sequence[Operand], kernel: Kernel) -> int:
+    """The registers among some operands."""
+    found = 0
+    for operand in operands:
+        if isinstance(operand.of, Register):
+            found |= waits.bits_of_register(operand.of, kernel)
+    return found
