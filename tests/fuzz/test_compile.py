@@ -27,11 +27,15 @@ from attn_parity.binaries.results import Results, Row, loads, updated
 from attn_parity.binaries.shipped_calls import chosen, main_names
 
 from tests.facts import GOOD
+from tests.pages import ROOT
 
 MERGE = ("compile", "--arch", "gfx942", "--only", "merge, fp32")
 DECODE = ("gfx942", "decode")
 BUDGETS = Budgets(vgpr_spills=0, waves={"gfx942": 2})
-SPILLS = Exceptions(architecture="gfx942", fact="vgpr_spills", triton="3.9", reason="planted", calls={"decode": 7})
+SPILLS = Exceptions(architecture="gfx942", fact="vgpr_spills", triton=("3.9.0",), reason="planted", calls={"decode": 7})
+
+RELEASES = ("3.6.0", "3.7.0", "3.7.1", "3.8.0", "3.9.0")
+"""The releases of Triton that are tested: `tox.ini` has an environment for each, and the README names them."""
 
 
 def over(name="decode", architecture="gfx942", allowed=BUDGETS, version="3.9.0", **facts) -> list[str]:
@@ -74,11 +78,12 @@ def test_an_exception_is_of_one_launch_architecture_and_version():
     assert over("prefill", allowed=allowed, vgpr_spills=7)
     assert over(architecture="gfx950", allowed=allowed, vgpr_spills=7)
     assert over(allowed=allowed, vgpr_spills=7, version="3.6.0")
+    assert over(allowed=allowed, vgpr_spills=7, version="3.9.1")
 
 
 def test_exceptions_that_nobody_needs_are_told():
     allowed = Budgets(
-        vgpr_spills=0, waves={"gfx942": 2}, exceptions=(SPILLS, Exceptions("gfx942", "waves", "3.9", "", {"gone": 1}))
+        vgpr_spills=0, waves={"gfx942": 2}, exceptions=(SPILLS, Exceptions("gfx942", "waves", ("3.9.0",), "", {"gone": 1}))
     )
     names = {"gfx942": ["decode"]}
     told = budgets.unneeded(allowed, {("gfx942", "decode"): replace(GOOD, vgpr_spills=3)}, names, "3.9.0")
@@ -91,10 +96,30 @@ def test_exceptions_that_nobody_needs_are_told():
 
 def test_the_projects_budgets_are_of_launches_that_there_are():
     names = {architecture: list(chosen(architecture)) for architecture in ARCHITECTURES}
-    for version in ("3.6.0", "3.7.1", "3.8.0", "3.9.0"):
+    for version in RELEASES:
         assert not budgets.unneeded(budgets.load(), {}, names, version)
     assert all(exception.reason for exception in budgets.load().exceptions)
     assert {exception.architecture for exception in budgets.load().exceptions} <= set(ARCHITECTURES)
+
+
+def test_exceptions_are_of_the_releases_that_tox_installs():
+    found = {release for exception in budgets.load().exceptions for release in exception.triton}
+    assert found == set(RELEASES)
+    assert tuple(sorted(set(re.findall(r"triton==(\S+)", (ROOT / "tox.ini").read_text())))) == RELEASES
+    assert ", ".join(RELEASES[:-1]) + f" and {RELEASES[-1]}" in " ".join((ROOT / "README.md").read_text().split())
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_spill_more_than_a_release_has_is_over_its_budget(release):
+    """No launch is named twice: the last figure would count, and the first would allow nothing."""
+    allowed = budgets.load()
+    for exception in allowed.exceptions:
+        if release in exception.triton and exception.fact == "vgpr_spills":
+            for name, figure in exception.calls.items():
+                facts = {"vgpr_spills": int(figure) + 1, "waves": None}
+                assert over(name, exception.architecture, allowed, release, **facts) == [
+                    f"vgpr_spills is {figure + 1}, at most {figure} allowed"
+                ]
 
 
 @pytest.mark.parametrize(
@@ -107,8 +132,13 @@ def test_the_projects_budgets_are_of_launches_that_there_are():
         "vgpr_spills = 0\nwaves = {gfx906 = 1}",
         "vgpr_spills = 0\nwaves = {gfx942 = nan}",
         *(
-            "vgpr_spills = 0\nwaves = {}\n[[exceptions]]\nfact = 'waves'\ntriton = '3.9'\nreason = 'planted'\n" + rest
-            for rest in ("architecture = 'gfx906'\ncalls = {}", "architecture = 'gfx942'\ncalls = {merge = nan}")
+            "vgpr_spills = 0\nwaves = {}\n[[exceptions]]\nfact = 'waves'\nreason = 'planted'\n" + rest
+            for rest in (
+                "triton = ['3.9.0']\narchitecture = 'gfx906'\ncalls = {}",
+                "triton = ['3.9.0']\narchitecture = 'gfx942'\ncalls = {merge = nan}",
+                "triton = '3.9.0'\narchitecture = 'gfx942'\ncalls = {}",
+                "triton = ['3.9']\narchitecture = 'gfx942'\ncalls = {}",
+            )
         ),
     ],
 )

@@ -1,6 +1,7 @@
 """Limits on the registers and waves of a binary (budgets.toml): defaults for all launches, and exceptions with reasons."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ Fact = Literal["vgpr_spills", "waves"]
 
 
 SHIPPED = Path(__file__).with_name("budgets.toml")
+_RELEASE = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+")
 _IN_WORDS = {int: "an integer", str: "a string", dict: "a table", list: "a list"}
 
 
@@ -33,14 +35,14 @@ class Exceptions:
 
     Args:
         fact: the fact that is limited, a field of `Facts`.
-        triton: the beginning of the versions of Triton that need the exception.
+        triton: the releases of Triton that need the exception, of those that were compiled with. No other has it.
         reason: why the launches need the exception.
         calls: the limit, by the name of the launch.
     """
 
     architecture: str
     fact: Fact
-    triton: str
+    triton: tuple[str, ...]
     reason: str
     calls: dict[str, float]
 
@@ -61,13 +63,13 @@ class Budgets:
 
     def knows(self, triton: str) -> bool:
         """Whether exceptions apply to this version of Triton."""
-        return any(triton.startswith(exception.triton) for exception in self.exceptions)
+        return any(triton in exception.triton for exception in self.exceptions)
 
     def allowed(self, fact: Fact, architecture: str, name: str, triton: str) -> float:
         """The limits of a launch with a version of Triton."""
         figure = self.vgpr_spills if fact == "vgpr_spills" else self.waves.get(architecture, 0)
         for exception in self.exceptions:
-            if (exception.architecture, exception.fact) == (architecture, fact) and triton.startswith(exception.triton):
+            if (exception.architecture, exception.fact) == (architecture, fact) and triton in exception.triton:
                 figure = exception.calls.get(name, figure)
         return figure
 
@@ -97,11 +99,14 @@ def load(path: Path | None = None) -> Budgets:
 
 
 def _exceptions(entry: Any) -> Exceptions:
-    _check_table(entry, {"architecture": str, "fact": str, "triton": str, "reason": str, "calls": dict})
+    _check_table(entry, {"architecture": str, "fact": str, "triton": list, "reason": str, "calls": dict})
     if entry["fact"] not in get_args(Fact):
         raise BudgetError(f"fact {shown(entry['fact'])} is none of {', '.join(get_args(Fact))}")
+    for release in entry["triton"]:
+        if not isinstance(release, str) or not _RELEASE.fullmatch(release):
+            raise BudgetError(f"triton: got {shown(release)}, expected a release, such as 3.9.0")
     _check_figures(f"exceptions of {entry['architecture']}", entry["calls"])
-    return Exceptions(**entry)
+    return Exceptions(**{**entry, "triton": tuple(entry["triton"])})
 
 
 def _check_table(table: Any, kinds: Mapping[str, type], optional: str = "") -> None:
@@ -153,7 +158,7 @@ def unneeded(
     """
     found = []
     for exception in budgets.exceptions:
-        if not triton.startswith(exception.triton):
+        if triton not in exception.triton:
             continue
         for name, figure in exception.calls.items():
             key = exception.architecture, name

@@ -54,7 +54,7 @@ def text(results: Results, budgets: Budgets, main: Sequence[str], executions: Ex
     """
     lines = _PREFACE.format(triton=results.triton, count=len(results.binaries)).splitlines()
     lines += ["", *_summary(results)]
-    exceptions = [exception for exception in budgets.exceptions if results.triton.startswith(exception.triton)]
+    exceptions = [exception for exception in budgets.exceptions if results.triton in exception.triton]
     if exceptions:
         lines += _EXCEPTIONS.splitlines() + [""] + [_told(exception) for exception in exceptions]
     lines += [*_RUN.splitlines(), "", *_executed(results, executions)]
