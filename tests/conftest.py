@@ -1,4 +1,7 @@
-"""Without a GPU Triton's interpreter runs the kernels: it must be on before a kernel is imported. Torch has one thread here."""
+"""Without a GPU Triton's interpreter runs the kernels: it must be on before a kernel is imported. Torch has one thread here.
+
+Hypothesis draws the same in each run: a change is to break a test, and not the day. `attn-parity fuzz` is what draws anew.
+"""
 
 import importlib.util
 import os
@@ -6,13 +9,21 @@ import os
 import pytest
 import torch
 
+_HAS_FUZZER = importlib.util.find_spec("msgspec") is not None  # of the extra `fuzz`
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
-    if importlib.util.find_spec("msgspec"):  # of the extra `fuzz`
+    if _HAS_FUZZER:
         from attn_fuzz.interpreted import interpreter
 
         # as in the fuzzer's processes; and kernels take a third of the time
         interpreter.install()
+
+if _HAS_FUZZER:
+    from attn_fuzz.strategies.independent import INDEPENDENT
+    from hypothesis import settings
+
+    settings.register_profile("alike in each run", INDEPENDENT, derandomize=True)
+    settings.load_profile("alike in each run")
 
 # tests have small tensors, and run beside others: threads that wait for each other took six times as long
 torch.set_num_threads(1)

@@ -1,7 +1,7 @@
 """Triton's interpreter with elements for floats: methods that replace those of its `InterpreterBuilder`.
 
-A method computes with elements if one of its operands is a block of elements, and as before otherwise. Blocks of elements
-come from loads of floats and from constants, and only while a call is followed (`attn_fuzz.exact.call`). Integers, pointers and
+While a call is followed (`attn_fuzz.exact.call`), a method computes with elements if one of its operands is a block of
+elements, and as before otherwise. Blocks of elements come from loads of floats and from constants. Integers, pointers and
 truth values stay arrays of NumPy. An operation on elements that is not listed here is refused by its name.
 """
 

@@ -75,11 +75,16 @@ def note(error: NotCarriedError) -> None:
         current.refusal = str(error)
 
 
-def noting(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method that notes on the running call what it cannot carry. Triton wraps exceptions, and a target may catch them."""
+def while_followed(method: Callable[..., Any], otherwise: Callable[..., Any]) -> Callable[..., Any]:
+    """`method` while a call is followed, and `otherwise` if none is.
 
-    @functools.wraps(method)
+    What `method` cannot carry is noted on the call: Triton wraps exceptions, and a target may catch them.
+    """
+
+    @functools.wraps(otherwise)
     def op(*arguments: Any, **named: Any) -> Any:
+        if current is None:
+            return otherwise(*arguments, **named)
         try:
             return method(*arguments, **named)
         except NotCarriedError as error:

@@ -70,10 +70,10 @@ NAMED: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 def calling(interpreter: Any, method: Callable[..., Any]) -> Callable[..., Any]:
-    """What replaces `InterpretedFunction.__call__`."""
+    """What replaces `InterpretedFunction.__call__` while a call is followed."""
 
     def call_function(self: Any, *arguments: Any, **named: Any) -> Any:
-        function = NAMED.get((self.fn.__module__, self.fn.__qualname__)) if call.current is not None else None
+        function = NAMED.get((self.fn.__module__, self.fn.__qualname__))
         if function is None:
             return method(self, *arguments, **named)
         return function(interpreter, lambda *inner: method(self, *inner), *arguments, **named)

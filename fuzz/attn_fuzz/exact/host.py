@@ -19,14 +19,14 @@ from attn_fuzz.exact.movement import Movement
 from attn_fuzz.exact.operators import CARRIED, DECIDES, FRESH, MOVES, UNKNOWN
 from attn_fuzz.exact.quantities import Quantities
 from attn_fuzz.exact.refusal import NotCarriedError
-from torch.utils._python_dispatch import TorchDispatchMode
+from attn_fuzz.interpreted.eager import EagerMode
 
 _NUMBERS = frozenset({"self", "other", "alpha", "beta", "value", "min", "max", "exponent"})
 """The names of arguments that are numbers to compute with, where they are no tensors."""
 _CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
 
-class Host(TorchDispatchMode):
+class Host(EagerMode):
     """While this mode is on, it tells a call's memory what torch does with floats.
 
     The mode keeps all memory that is allocated, so that no other tensor gets the address of a tensor that is gone.

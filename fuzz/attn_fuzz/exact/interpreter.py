@@ -27,11 +27,11 @@ def install() -> None:
     if getattr(replaced, _INSTALLED, False):
         return
     for name, method in builder.methods(triton).items():
-        blocks.replace(replaced, name, call.noting(method))
-    for holder in (triton.ReduceOps, triton.ScanOps):
-        holder.apply_impl = call.noting(holder.apply_impl)
-    triton.ReduceOps.apply_impl = call.noting(_reduced(triton, triton.ReduceOps.apply_impl))
-    triton.InterpretedFunction.__call__ = call.noting(functions.calling(triton, triton.InterpretedFunction.__call__))
+        blocks.replace(replaced, name, call.while_followed(method, blocks.method(replaced, name)))
+    reduce, scan, function = triton.ReduceOps.apply_impl, triton.ScanOps.apply_impl, triton.InterpretedFunction.__call__
+    triton.ReduceOps.apply_impl = call.while_followed(_reduced(triton, reduce), reduce)
+    triton.ScanOps.apply_impl = call.while_followed(scan, scan)
+    triton.InterpretedFunction.__call__ = call.while_followed(functions.calling(triton, function), function)
     executor = triton.GridExecutor
     executor.__call__ = _launching(executor.__call__)
     executor._init_args_hst = _knowing_memory(executor._init_args_hst)

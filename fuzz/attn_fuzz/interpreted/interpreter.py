@@ -5,11 +5,12 @@
     casts, and how numbers are stored            `attn_fuzz.interpreted.numbers`
     arithmetic, comparisons, tl.dot, atomics     `attn_fuzz.interpreted.arithmetic`
     reductions and scans                         `attn_fuzz.interpreted.reductions`
+    loads and stores                             `attn_fuzz.interpreted.memory`
     `and`, `or`, `not` and the truth of blocks   `attn_fuzz.interpreted.language`
     the order of a launch's programs             `attn_fuzz.interpreted.program_order`
     many programs of a launch run together       `attn_fuzz.interpreted.together`
     types of the language, each made once        `attn_fuzz.interpreted.types`
-    the language, patched once per module of kernels and not in every call
+    the language, patched once per module of kernels and not in every call, and its functions called at once
     launches, without NumPy's warnings: a GPU computes infinities and NaN without a word
 
 What is not replaced is right as it comes, or raises. `tests/fuzz/test_interpreter.py` goes through all dtypes and all functions
@@ -20,20 +21,21 @@ import importlib
 from typing import Any
 
 import numpy as np
-from attn_fuzz.interpreted import arithmetic, language, reductions, types
+from attn_fuzz.interpreted import arithmetic, language, memory, reductions, types
 from attn_fuzz.interpreted.together import blocks, control, launches
 
 # set on Triton's InterpreterBuilder, for kernels that refuse bfloat16 where it is computed as bit patterns
 EXACT = "exact_bfloat16"
 _PARTS = {
     "": (
-        *("_patch_lang", "_LangPatchScope", "ASTTransformer", "TensorHandle", "InterpreterBuilder", "ReduceOps", "ScanOps"),
+        *("_patch_lang", "_patch_attr", "_LangPatchScope"),
+        *("ASTTransformer", "TensorHandle", "InterpreterBuilder", "ReduceOps", "ScanOps"),
         "GridExecutor",
     ),
     "InterpreterBuilder": (
         *("binary_op", "unary_op", "cast_impl", "create_fp_to_fp", "create_idiv", "create_clampf", "create_minnumf"),
         *("create_maxnumf", "create_fma", "create_dot", "create_umulhi", "create_histogram", "create_atomic_rmw"),
-        *("create_descriptor_load", "set_grid_dim", "set_grid_idx"),
+        *("create_descriptor_load", "create_masked_load", "create_masked_store", "set_grid_dim", "set_grid_idx"),
     ),
     "ReduceOps": ("apply_impl",),
     "ScanOps": ("apply_impl",),
@@ -54,7 +56,7 @@ def install() -> None:
     builder = interpreter.InterpreterBuilder
     if getattr(builder, EXACT, False):
         return
-    for name, method in arithmetic.methods(interpreter).items():
+    for name, method in {**arithmetic.methods(interpreter), **memory.methods(interpreter)}.items():
         setattr(builder, name, method)
     if hasattr(interpreter, "_mxfp_value_handle_to_float32"):
         interpreter._mxfp_value_handle_to_float32 = arithmetic.scaled_operand(interpreter)
@@ -64,6 +66,7 @@ def install() -> None:
         holder.to_tensor = reductions.to_tensor(interpreter)
     language.install(interpreter)
     types.install()
+    interpreter._patch_attr = _patching(interpreter)
     interpreter._patch_lang = _patching_once(interpreter._patch_lang, interpreter._LangPatchScope, interpreter.tl)
     # once a launch, because entering it takes as long as a small operation
     interpreter.GridExecutor.__call__ = np.errstate(all="ignore")(launches.launching(interpreter))
@@ -75,6 +78,21 @@ def _missing(interpreter: Any) -> list[str]:
     for holder, names in _PARTS.items():
         found += [name for name in names if holder and not hasattr(getattr(interpreter, holder, None), name)]
     return found
+
+
+def _patching(interpreter: Any) -> Any:
+    """What replaces `_patch_attr`: functions of the language, without a check whether they are called in a kernel."""
+
+    def _patch_attr(holder: Any, name: str, member: Any, builder: Any, scope: Any) -> None:
+        function, semantic = getattr(member, "__wrapped__", member), interpreter.interpreter_semantic
+
+        def in_kernel(*args: Any, **kwargs: Any) -> Any:
+            kwargs["_semantic"] = semantic
+            return function(*args, **kwargs)
+
+        scope.set_attr(holder, name, in_kernel)
+
+    return _patch_attr
 
 
 def _patching_once(patch_language: Any, scope: Any, tl: Any) -> Any:

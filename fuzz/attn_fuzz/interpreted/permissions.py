@@ -173,15 +173,18 @@ def _read_cache(step: Step, view: KVCacheView, bits: list[int]) -> Iterator[Regi
     rule: dict[str, Any] = {"reads": "slots that hold a key of a request", "owned": True}
     block_size = view.block_size
     cache = torch.zeros(len(step.raw), dtype=torch.int32)
-    slot_rights = torch.zeros(view.num_slots, dtype=torch.int32)
+    slot_rights, beside_rights = torch.zeros(2, view.num_slots, dtype=torch.int32)
     table = torch.zeros(step.batch.block_table.shape, dtype=torch.int32)
     for r, seq_len in enumerate(step.batch.seq_lens.tolist()):
         blocks = step.batch.block_table[r, : -(-seq_len // block_size)].long()
         slots = (blocks[:, None] * block_size + torch.arange(block_size)).flatten()[:seq_len]
-        cache[_elements(view, slots)] |= READ | bits[r]
-        cache[_elements(view, _beside(view, blocks, seq_len))[V]] |= READ | bits[r]
         slot_rights[slots] |= READ | bits[r]
+        beside_rights[_beside(view, blocks, seq_len)] |= READ | bits[r]
         table[r, : len(blocks)] = READ
+    held, beside = slot_rights.nonzero().flatten(), beside_rights.nonzero().flatten()
+    cache[_elements(view, held)] = slot_rights[held]
+    if len(beside):
+        cache[_elements(view, beside)[V]] |= beside_rights[beside]
     yield region("kv_cache", step.raw, cache, place=_place_in(view), **rule)
     yield region("block_table", step.batch.block_table, table, reads="entries of blocks that hold a key")
     for name in ("k_scale_cache", "v_scale_cache"):

@@ -120,14 +120,14 @@ class _Launches:
         """The addresses [n] of the lanes that access memory, and [n] the places of their programs, ascending."""
         count = len(self._programs)
         addresses = np.broadcast_to(addresses, (count, *addresses.shape[1:]))
-        places = np.broadcast_to(np.arange(count).reshape(-1, *[1] * (addresses.ndim - 1)), addresses.shape)
+        enabled = np.True_ if mask is None or mask.all() else mask
         if active is not None:
-            addresses, places = addresses[active], places[active]
-            mask = mask[active] if mask is not None and len(mask) == count else mask
-        if mask is None or mask.all():
-            return addresses.ravel(), places.ravel()
-        enabled = np.broadcast_to(mask, addresses.shape)
-        return addresses[enabled], places[enabled]
+            enabled = enabled & active.reshape(-1, *[1] * (addresses.ndim - 1))
+        of_program = addresses.size // count
+        if enabled is np.True_:
+            return addresses.ravel(), np.arange(count).repeat(of_program)
+        lanes = np.flatnonzero(np.broadcast_to(enabled, addresses.shape))
+        return addresses.ravel().take(lanes), lanes // of_program
 
     def _index(self, program: int) -> tuple[int, int, int]:
         _, num_y, num_z = self._grid_dim
@@ -293,7 +293,7 @@ class Watch(_Launches):
         lanes = _Lanes(element, places)
         # as an unsigned number, a negative index is larger than any size
         self._require(element.view(np.uint64) < len(region.rights), region, lanes, access, "outside of its memory")
-        rights = region.rights[element]
+        rights = region.rights.take(element)
         if access != "load":
             self._require(rights & WRITE != 0, region, lanes, access, f"{_only(region.writes)} may be written")
         if access != "store":
@@ -319,8 +319,9 @@ class Watch(_Launches):
     def _check_race(self, region: Region, lanes: _Lanes, access: Access) -> None:
         logs = {"store": self._writer, "load": self._reader, "atomic": self._updater}
         for other, does in (("store", "writes it too"), ("load", "reads it"), ("atomic", "updates it")):
-            if other != access or access == "store":  # loads of several programs are no race, nor are updates
-                self._require_alone(self._log(logs[other], region), region, lanes, access, does)
+            is_race = other != access or access == "store"  # loads of several programs are none, nor are updates
+            if is_race and id(region) in logs[other]:
+                self._require_alone(logs[other][id(region)], region, lanes, access, does)
         mine, programs = self._log(logs[access], region), self._programs[lanes.places]
         before = mine[lanes.element]
         mine[lanes.element] = np.where((before == 0) | (before == programs), programs, _MANY)

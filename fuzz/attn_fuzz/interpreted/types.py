@@ -1,7 +1,8 @@
 """The types of Triton's language, each made once: an interpreted operation spends most of its time on making them anew.
 
 Nothing that a kernel computes changes. A type is what its element and shape say. Nobody alters a type that is made. What a type
-is cast to or computed in depends on the types alone. Integers are not added a second time for an assertion that is off.
+is cast to or computed in depends on the types alone. The operands of an operation that goes element by element keep their sizes
+of 1, along which NumPy repeats them. Integers are not added a second time for an assertion that is off.
 """
 
 import importlib
@@ -13,9 +14,12 @@ import numpy as np
 _HOOKS = {
     "triton.language.core": ("_unwrap_if_constexpr", "block_type", "tensor", "constexpr", "dtype"),
     "triton.language.semantic": ("TritonSemantic",),
-    "triton.runtime.interpreter": ("_get_np_dtype",),
+    "triton.runtime.interpreter": ("_get_np_dtype", "TensorHandle"),
 }
-_RULES = ("cast", "broadcast_impl_value", "computation_type_impl", "binary_op_sanitize_overflow_impl")
+_RULES = (
+    *("cast", "broadcast_impl_value", "computation_type_impl", "binary_op_type_checking_impl"),
+    "binary_op_sanitize_overflow_impl",
+)
 
 
 def missing() -> list[str]:
@@ -33,12 +37,14 @@ def install() -> None:
 
     core._unwrap_if_constexpr = _unwrapping(core)
     interpreter._get_np_dtype = _numpy_dtypes(interpreter._get_np_dtype)
+    interpreter.TensorHandle.__init__ = _handle_init(interpreter.TensorHandle)
     block_type, tensor, dtype, rules = cast("list[Any]", [core.block_type, core.tensor, core.dtype, semantic.TritonSemantic])
     block_type.__init__ = _block_type_init(core)
     tensor.__init__ = _tensor_init(core)
     dtype.__eq__ = _dtype_eq(dtype.__eq__)
     rules.cast = _casting(rules.cast)
     rules.broadcast_impl_value = _broadcast(rules.broadcast_impl_value)
+    rules.binary_op_type_checking_impl = _operands(core, rules, interpreter.interpreter_builder)
     rules.computation_type_impl = _computation_type(rules.computation_type_impl)
     rules.binary_op_sanitize_overflow_impl = _overflow_where_asserted(rules.binary_op_sanitize_overflow_impl)
 
@@ -84,6 +90,20 @@ def _tensor_init(core: Any) -> Callable[[Any, Any, Any], None]:
     return __init__
 
 
+def _handle_init(handle: Any) -> Callable[..., None]:
+    validate = handle.__post_init__
+    fits: set[tuple[int, str]] = set()
+
+    def __init__(self: Any, data: Any, dtype: Any, attr: dict[str, Any] | None = None) -> None:  # noqa: N807 - it becomes one
+        self.data, self.dtype, self.attr = data, dtype, {} if attr is None else attr
+        sizes = data.itemsize, dtype.name
+        if sizes not in fits:
+            validate(self)
+            fits.add(sizes)
+
+    return __init__
+
+
 def _dtype_eq(equals: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
     def __eq__(self: Any, other: Any) -> bool:  # noqa: N807 - it becomes one
         return self is other or equals(self, other)
@@ -114,6 +134,44 @@ def _broadcast(broadcast: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any,
         return (lhs, rhs) if lhs.type.name == rhs.type.name else broadcast(self, lhs, rhs)
 
     return to_one_shape
+
+
+def _operands(core: Any, rules: Any, builder: Any) -> Callable[..., tuple[Any, Any]]:
+    check, broadcast = rules.binary_op_type_checking_impl, rules.broadcast_impl_value
+    known: dict[Any, tuple[Any, Any]] = {}
+
+    class OfOneType(rules):
+        """Triton's rules, by which two operands get one type, and keep their sizes of 1."""
+
+        def broadcast_impl_value(self, lhs: Any, rhs: Any) -> tuple[Any, Any]:
+            return self.agreed(broadcast, lhs, rhs)
+
+        def agreed(self, agree: Callable[..., Any], lhs: Any, rhs: Any, *asked: Any, **named: Any) -> tuple[Any, Any]:
+            key = (agree, lhs.type.name, rhs.type.name, asked, *named.items())
+            if key not in known:
+                left, right = agree(self, lhs, rhs, *asked, **named)
+                known[key] = left.type, right.type
+            left, right = known[key]
+            return self._as(left, lhs), self._as(right, rhs)
+
+        def _as(self, kind: Any, operand: Any) -> Any:
+            if operand.type.name != kind.name:
+                operand = self.cast(operand, kind.scalar)
+            if operand.type.name == kind.name:
+                return operand
+            handle, sizes = operand.handle, operand.handle.data.shape[1:]  # the first axis is of the programs
+            if missing := len(kind.shape) - len(sizes):
+                handle = self.builder.create_reshape(handle, (*[1] * missing, *sizes), False)
+            return self.tensor(handle, kind)
+
+    of_one_type = OfOneType(builder)
+
+    def binary_op_type_checking_impl(self: Any, lhs: Any, rhs: Any, *asked: Any, **named: Any) -> tuple[Any, Any]:
+        if type(lhs) is core.tensor and type(rhs) is core.tensor:
+            return of_one_type.agreed(check, lhs, rhs, *asked, **named)
+        return check(of_one_type, lhs, rhs, *asked, **named)
+
+    return binary_op_type_checking_impl
 
 
 def _computation_type(compute: Callable[..., Any]) -> Callable[..., Any]:

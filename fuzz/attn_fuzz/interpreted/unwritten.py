@@ -5,7 +5,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from attn_fuzz.interpreted.eager import EagerMode
 
 _ALLOCATE = {
     *("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::empty_permuted"),
@@ -14,7 +14,7 @@ _ALLOCATE = {
 _MOVE_NO_BYTE = {"aten::set_", "aten::resize_", "aten::as_strided_", "aten::transpose_", "aten::t_", "aten::squeeze_"}
 
 
-class Unwritten(TorchDispatchMode):
+class Unwritten(EagerMode):
     """While this mode is on, it notes what torch allocates uninitialized, and what torch writes of it.
 
     The mode keeps these allocations, so that no other allocation gets the address of one.

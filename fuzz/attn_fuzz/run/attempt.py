@@ -126,12 +126,13 @@ def own_state() -> Iterator[None]:
     """Restore torch's global state after a target. Inside the block, uninitialized memory starts as NaN."""
     default_dtype, default_device, threads = torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()
     folder = os.getcwd()
-    torch.use_deterministic_algorithms(True, warn_only=True)  # fills uninitialized memory
+    # fills uninitialized memory. torch.use_deterministic_algorithms does so, too, and imports torch's compiler, in two seconds
+    torch.set_deterministic_debug_mode("warn")
     try:
         with torch.no_grad():
             yield
     finally:
-        torch.use_deterministic_algorithms(False)
+        torch.set_deterministic_debug_mode("default")
         torch.set_default_dtype(default_dtype)
         if torch.get_default_device() != default_device:
             torch.set_default_device(default_device)

@@ -21,11 +21,10 @@ from typing import Any
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 # Triton reads it when a kernel is defined, and its own language has jitted functions
 INTERPRETS = {"TRITON_INTERPRET": "1"}
-# torch.use_deterministic_algorithms imports torch._inductor, which takes two seconds
 _IMPORTED = [
     "attn_fuzz.run.importing",
-    *("torch", "torch._inductor", "triton", "triton.runtime.interpreter"),
-    "triton.compiler.code_generator",  # a process's first launch imports it
+    *("torch", "triton", "triton.runtime.interpreter"),
+    *("triton.compiler.code_generator", "triton.experimental.gluon"),  # a process's first launch imports them
     *("attn_fuzz.run.runner", "attn_fuzz.run.trial", "attn_fuzz.run.server"),
 ]
 

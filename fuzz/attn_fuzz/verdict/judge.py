@@ -169,7 +169,8 @@ class _Compared:
 
     @property
     def of_bound(self) -> torch.Tensor:
-        return torch.where(self.error == 0, 0.0, (self.error / self.bound).nan_to_num(nan=torch.inf, posinf=torch.inf))
+        error = self.error
+        return torch.where(error == 0, 0.0, (error / self.bound).nan_to_num(nan=torch.inf, posinf=torch.inf))
 
     def is_wrong(self) -> bool:
         return bool((self.of_bound > 1).any())

@@ -200,7 +200,7 @@ class Oracle:
         return self._bound(
             eps=U32 * ((head_size + 2) * scale * magnitudes + self._steps_of_logits)
             + self.rounding.of_dequantized * scale * magnitudes,
-            norm=lambda weights: weights @ self.value.abs(),
+            norm=lambda weights, magnitudes: magnitudes,
             stored_norm=self._stored_magnitudes.sum(1, keepdim=True),
             accumulation=2.0 * self._terms,
         )
@@ -212,7 +212,7 @@ class Oracle:
         bound = self._bound(
             eps=U32 * (head_size**0.5 * scale * magnitudes + self._steps_of_logits)
             + self.rounding.of_dequantized * scale * magnitudes,
-            norm=lambda weights: LAMBDA * ((weights**2) @ (self.value**2)).sqrt(),
+            norm=lambda weights, magnitudes: LAMBDA * ((weights**2) @ self._squared_value).sqrt(),
             stored_norm=LAMBDA * (self._stored_magnitudes**2).sum(1, keepdim=True).sqrt(),
             accumulation=LAMBDA * self._terms**0.5,
         )
@@ -236,6 +236,10 @@ class Oracle:
         return 1.0 if self.rounding.rounding.normalizes_first else self.denominator[..., None]
 
     @cached_property
+    def _squared_value(self) -> torch.Tensor:
+        return self.value**2
+
+    @cached_property
     def _stored_magnitudes(self) -> torch.Tensor:
         return _stored_magnitudes(self.value, self.layer)
 
@@ -243,7 +247,7 @@ class Oracle:
         self,
         *,
         eps: torch.Tensor,
-        norm: Callable[[torch.Tensor], torch.Tensor],
+        norm: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
         stored_norm: torch.Tensor,
         accumulation: float,
     ) -> Bound:
@@ -251,22 +255,23 @@ class Oracle:
 
         Args:
             eps: [H, q, k], eps_j of each logit.
-            norm: lam norm2(w v_c) [H, q, D] of weights [H, q, k]; HARD: the sum of the products' magnitudes.
+            norm: lam norm2(w v_c) [H, q, D] of weights [H, q, k] and the sum of the products' magnitudes; HARD: that sum.
             stored_norm: [H, 1, D], lam norm2(t_c); HARD: the sum of the magnitudes of t_c.
             accumulation: lam sqrt(B + 2 T + S); HARD: 2 (B + 2 T + S).
         """
         weights, rounding, out = self._perturbed(eps), self.rounding, self.state.out.transpose(0, 1)
+        magnitudes = weights.largest @ self.value.abs()  # sum_j w_j |v_jc|
         rest = (
             # lam u_P norm2(w v_c)
-            rounding.of_weights * norm(weights.largest)
+            rounding.of_weights * norm(weights.largest, magnitudes)
             # lam (eta_P / l) norm2(t_c), or without l
             + UNDERFLOW[rounding.dtype] / self._divided_later * stored_norm
             # sum_j w_j |v_jc - o_c| e_j
             + self._sensitivity(weights)
             # lam u32 sqrt(B + 2 T + S) sum_j w_j |v_jc|
-            + U32 * accumulation * (weights.largest @ self.value.abs())
+            + U32 * accumulation * magnitudes
             # (M - 1) u_out sum_j w_j |v_jc|
-            + rounding.of_parts * (weights.largest @ self.value.abs())
+            + rounding.of_parts * magnitudes
             # 2 u32 |o_c| for each scale that multiplies the output
             + rounding.of_scales * out.abs()
         )
@@ -306,7 +311,7 @@ class Oracle:
         """[H, q, D]: sqrt(sum w e) sqrt(sum w e (v - o)^2), and |o| times the sink's w e: a sink is a key whose value is 0."""
         value, out, errors = self.value, self.state.out.transpose(0, 1), weights.errors
         # sum_j w_j e_j (v_jc - o_c)^2, multiplied out
-        squares = (errors @ value**2 - 2 * out * (errors @ value) + out**2 * weights.total_error).clamp(min=0)
+        squares = (errors @ self._squared_value - 2 * out * (errors @ value) + out**2 * weights.total_error).clamp(min=0)
         return (weights.total_error * squares).sqrt() + weights.sink_error * out.abs()
 
 

@@ -10,6 +10,7 @@ error of a program, this program raises it again, and is the one to be named. If
 together was wrong: `apart` says so, and later launches run one by one.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,14 +28,16 @@ def launching(interpreter: Any) -> Callable[..., None]:
     """What replaces `GridExecutor.__call__` of Triton's module `triton.runtime.interpreter`."""
 
     def launch(self: Any, *args: Any, **kwargs: Any) -> None:
-        taken = inspect.getfullargspec(self.fn)
-        kwargs = {name: value for name, value in kwargs.items() if name in taken.args or name in taken.kwonlyargs}
+        taken = _parameters(self.fn)
+        kwargs = {name: value for name, value in kwargs.items() if name in taken}
         host_args, host_kwargs = self._init_args_hst(args, kwargs)
         for hook in self.pre_run_hooks:
             hook(*host_args, **host_kwargs)
         language = interpreter._patch_lang(self.fn)
         try:
-            named = inspect.getcallargs(self.fn, *host_args, **host_kwargs)
+            named = {**dict(zip(taken, host_args, strict=False)), **host_kwargs}
+            if not len(named) == len(taken) == len(host_args) + len(host_kwargs):  # there are defaults, or it raises
+                named = inspect.getcallargs(self.fn, *host_args, **host_kwargs)
             named = {name: arg if name in self.constexprs else interpreter._implicit_cvt(arg) for name, arg in named.items()}
             grid: Any = self.grid(named) if callable(self.grid) else self.grid
             try:
@@ -46,6 +49,12 @@ def launching(interpreter: Any) -> Callable[..., None]:
         self._restore_args_dev(args, host_args, kwargs, host_kwargs)
 
     return launch
+
+
+@functools.cache
+def _parameters(kernel: Callable[..., Any]) -> tuple[str, ...]:
+    taken = inspect.getfullargspec(kernel)
+    return (*taken.args, *taken.kwonlyargs)
 
 
 def _dims(grid: Sequence[int]) -> tuple[int, int, int]:
