@@ -5,11 +5,11 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from attn_contract import AttentionType, Layout
-from attn_fuzz.cases.case import Cache, Case, CaseError, Dtype, Request, Values
+from attn_fuzz.cases.case import Cache, Case, CaseError, Dtype, Float8, Request, Values
 from attn_fuzz.cases.contradictions import check
 from attn_fuzz.exhaustive import symmetry
 from attn_fuzz.exhaustive.scope import Causality, Part, Ranges, Setting
@@ -66,7 +66,9 @@ def base(name: str, target: Target, device: str) -> Case:
             num_blocks=1,
             planes=engine.planes[0] and not is_latent,
             order=engine.orders[0],
-            dtype=next(dtype for dtype in support.cache_dtypes if dtype != "int8") if layout.has_latent_scales else None,
+            dtype=next(dtype for dtype in get_args(Float8) if dtype in support.cache_dtypes)
+            if layout.has_latent_scales
+            else None,
         ),
         writes=True in engine.writes,
         finite_slots=support.unused_slots == "finite",
