@@ -55,6 +55,7 @@ def base(name: str, target: Target, device: str) -> Case:
     is_latent = layouts[0].has_latent_value
     layout = Layout.BLOCKS_FIRST_NHD if Layout.BLOCKS_FIRST_NHD in layouts and not is_latent else layouts[0]
     sizes = _latent_sizes(support.latent) if is_latent else _sizes(support)
+    float8 = [dtype for dtype in get_args(Float8) if dtype in support.cache_dtypes]
     return Case(
         target=name,
         dtype=next(dtype for dtype in DTYPES if dtype in support.dtypes),
