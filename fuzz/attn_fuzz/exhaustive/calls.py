@@ -67,9 +67,7 @@ def base(name: str, target: Target, device: str) -> Case:
             num_blocks=1,
             planes=engine.planes[0] and not is_latent,
             order=engine.orders[0],
-            dtype=next(dtype for dtype in get_args(Float8) if dtype in support.cache_dtypes)
-            if layout.has_latent_scales
-            else None,
+            dtype=float8[0] if layout.has_latent_scales else None,
         ),
         writes=True in engine.writes,
         finite_slots=support.unused_slots == "finite",
