@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from attn_contract import Batch, Layer
+from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Target
 
@@ -80,6 +81,16 @@ def _through_numpy(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -
     out.copy_(torch.from_numpy(out.numpy().copy()))
 
 
+def _only_beside_an_empty_request(q, k, v, kv_cache, layer, batch: Batch, *, out, lse) -> None:
+    """The last row is wrong beside a request without a query. A batch without any query, which it does not serve, raises."""
+    lengths = batch.query_start_loc.diff()
+    if not lengths.any():
+        raise TypeError("a batch without a query")
+    attend(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+    if not lengths.all():
+        out[int(batch.query_start_loc[-1]) - 1] = 7
+
+
 RIGHT = _target("right", attend)
 NUDGED = _target("nudged", _nudged)
 THROUGH_NUMPY = _target("through-numpy", _through_numpy)
@@ -91,6 +102,11 @@ FIRST_REQUEST_IS_SHORT = _target("first-request-is-short", _first_request_is_sho
 NOTING = _target("noting", _noting)
 ONLY_LARGE_BLOCKS = _target(
     "only-large-blocks", attend, support=lambda device: dataclasses.replace(SMALL, block_sizes=(16, 32))
+)
+ONLY_BESIDE_AN_EMPTY_REQUEST = _target(
+    "only-beside-an-empty-request",
+    _only_beside_an_empty_request,
+    support=lambda device: dataclasses.replace(SMALL, engine=Engine(empty_batches=False)),
 )
 SERVES_NOTHING = _target(
     "serves-nothing", attend, support=lambda device: dataclasses.replace(SMALL, exclude=lambda case: "everything")

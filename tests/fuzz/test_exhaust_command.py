@@ -1,5 +1,6 @@
 """`attn-parity exhaust`: what it finds, how it goes on, and what it refuses."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -113,6 +114,17 @@ def test_a_failure_that_no_call_shows_alone_is_the_smallest_batch(attn_parity, t
     (path,) = (tmp_path / "attn-parity-runs").glob("small-*.json")
     assert len(case_file.load(path).requests) == 3
     assert attn_parity("replay", path, "--target", "planted_small:ONLY_BESIDE_OTHERS").code == 1
+
+
+def test_no_part_of_a_launch_that_is_not_served_is_its_smallest_case(attn_parity, tmp_path, monkeypatch):
+    """A request without a query, alone, ended vLLM's ROCM_ATTN in a TypeError, which was shown in place of a wrong number."""
+    pair = dataclasses.replace(PAIR, query_lens=(0, 1))
+    monkeypatch.setitem(scope.SCOPES, "ci", Scope(name="ci", what="for tests", parts=(pair,)))
+    ended = exhaust(attn_parity, "ONLY_BESIDE_AN_EMPTY_REQUEST")
+    assert ended.code == 1
+    assert "TypeError" not in ended.out
+    (path,) = (tmp_path / "attn-parity-runs").glob("small-*.json")
+    assert [bool(request.query_len) for request in case_file.load(path).requests] in ([False, True], [True, False])
 
 
 def test_a_failing_run_goes_on_behind_its_failure(attn_parity):

@@ -98,7 +98,7 @@ def groups(part: Part, plainest: Case, target: Target, device: str, left_out: Le
             for batch in _batches(part, template, settings):
                 if reason := _undefined(call(template, (batch,))):
                     left_out.undefined[reason] += 1
-                elif reason := _not_served(call(template, (batch,)), target, device):
+                elif reason := not_served(call(template, (batch,)), target, device):
                     left_out.not_served[reason] += 1
                 else:
                     served.append(batch)
@@ -206,5 +206,6 @@ def _undefined(case: Case) -> str | None:
     return None
 
 
-def _not_served(case: Case, target: Target, device: str) -> str | None:
+def not_served(case: Case, target: Target, device: str) -> str | None:
+    """Why a target does not serve a case, in words; None if it does."""
     return target.beyond(case, device) or target.support(device).limit(case)

@@ -14,6 +14,7 @@ from attn_fuzz.exhaustive.calls import LeftOut
 from attn_fuzz.exhaustive.packing import Launch
 from attn_fuzz.exhaustive.scope import Part, Scope
 from attn_fuzz.run.executor import Executor
+from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.verdict import Verdict
 from attn_fuzz.zoo.mutants import Mutant
@@ -117,10 +118,12 @@ def in_shard(number: int, shard: tuple[int, int]) -> bool:
 
 @dataclass
 class _Shared:
-    """What the threads of a run share: each takes the next launch, and puts its result into the queue."""
+    """What the threads of a run share: each takes the next launch, and puts its result into the queue. `serves` says whether
+    the target serves a case."""
 
     launches: Iterator[tuple[int, Launch]]
     failures: int
+    serves: Callable[[Case], bool]
     results: "queue.Queue[Result | Exception | None]" = field(default_factory=queue.Queue)
     lock: threading.Lock = field(default_factory=threading.Lock)
     stopping: threading.Event = field(default_factory=threading.Event)
@@ -147,7 +150,8 @@ def run(plan: Plan, launches: Iterable[tuple[int, Launch]], tell: Callable[[Resu
         KeyboardInterrupt: the run was interrupted.
         InputError, ExecutorError: the target, the mutant or a case cannot be run.
     """
-    shared = _Shared(iter(launches), plan.failures)
+    target = registry.usable(plan.target, plan.device)
+    shared = _Shared(iter(launches), plan.failures, lambda case: calls.not_served(case, target, plan.device) is None)
     with ExitStack() as stack:
         executors = [_executor(plan, worker) for worker in range(plan.workers)]
         threads = [threading.Thread(target=_work, args=(shared, executor), daemon=True) for executor in executors]
@@ -193,18 +197,22 @@ def _work(shared: _Shared, executor: Executor) -> None:
     """A thread: it has its executor run one launch after another."""
     try:
         while (taken := shared.take()) is not None:
-            shared.add(_result(*taken, executor))
+            shared.add(_result(*taken, executor, shared.serves))
     except Exception as error:
         shared.stopping.set()
         shared.results.put(error)
     shared.results.put(None)
 
 
-def _result(number: int, launch: Launch, executor: Executor) -> Result:
+def _result(number: int, launch: Launch, executor: Executor, serves: Callable[[Case], bool]) -> Result:
+    def run_if_served(case: Case) -> Verdict:
+        """A part of a launch may be a call that the target does not serve, such as a request without a query alone."""
+        return executor.run(case) if serves(case) else Verdict(kind="refused")
+
     verdict = executor.run(launch.case)
     failed = None
     if verdict.failed:
-        case, smallest = packing.smallest(launch.case, verdict, executor.run)
+        case, smallest = packing.smallest(launch.case, verdict, run_if_served)
         failed = Failed(case=case, verdict=smallest, launched=launch.case, launched_verdict=verdict)
     return Result(number=number, calls=launch.num_calls, verdict=verdict, failed=failed)
 
