@@ -55,6 +55,10 @@ def test_how_many_findings_there_are():
         "fourteen",
         "fifteen",
         "sixteen",
+        "seventeen",
+        "eighteen",
+        "nineteen",
+        "twenty",
     )
     aiter, vllm, sglang = (words[findings.count(f"- Seen in: {package}")] for package in ("amd-aiter", "vllm", "sglang"))
     assert f"[{aiter} in AITER](docs/generated/findings.md), {vllm} in vLLM and {sglang} in SGLang" in README

@@ -234,8 +234,11 @@ def test_our_targets_are_planned_for_the_architecture(name, monkeypatch):
 @pytest.mark.parametrize(("version", "is_drawn"), [("3.6.0", False), ("3.7.1", True), ("3.9.0", True)])
 def test_what_a_compiler_breaks_is_not_drawn_with_it(version, is_drawn, step_case, monkeypatch):
     monkeypatch.setattr(emulated, "_compiler", lambda: version)
-    case = msgspec.structs.replace(step_case, attn_type=AttentionType.ENCODER_ONLY, cache=None, dtype="float32")
-    excluded = registry.load("triton-gfx950").support("cpu").exclude(case)
-    assert (excluded is None) == is_drawn
-    assert registry.load("triton-gfx942").support("cpu").exclude(case) is None
-    assert registry.load("triton-gfx950").support("cpu").exclude(msgspec.structs.replace(case, dtype="float16")) is None
+    encoder = msgspec.structs.replace(step_case, attn_type=AttentionType.ENCODER_ONLY, cache=None, dtype="float32")
+    biased = msgspec.structs.replace(step_case, dtype="float16", qq_bias="tree")
+    for case, architecture in ((encoder, "gfx950"), (biased, "gfx1201")):
+        excluded = {
+            name: registry.load(f"triton-{name}").support("cpu").exclude(case) for name in ("gfx942", "gfx950", "gfx1201")
+        }
+        assert {name for name, reason in excluded.items() if reason} == (set() if is_drawn else {architecture})
+    assert registry.load("triton-gfx950").support("cpu").exclude(msgspec.structs.replace(encoder, dtype="float16")) is None
