@@ -1,4 +1,4 @@
-"""Our kernels with a block id in the block table that no cache has: the address is in no memory of the process."""
+"""Our kernels that read an address in no memory of the process: with a block id that no cache has, and without a block table."""
 
 import dataclasses
 
@@ -12,3 +12,12 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
 
 TARGET = dataclasses.replace(TRITON, name="wild", attention=_attention)
+
+
+def _without_table(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    step = dataclasses.replace(batch, block_table=batch.block_table.new_empty(len(batch.block_table), 0))
+    assert step.block_table.data_ptr() == 0
+    attn_optimized.paged_attention(q, kv_cache, layer, step, out=out, lse=lse)
+
+
+NULL = dataclasses.replace(TRITON, name="null", attention=_without_table)

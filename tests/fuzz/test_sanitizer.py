@@ -588,9 +588,10 @@ def test_a_write_around_an_input_is_found_without_it(case, name, side):
         assert verdict.kind in ("guard", "input"), "of a fused tensor, what is around q is k"
 
 
+@pytest.mark.parametrize("target", ["TARGET", "NULL"])
 @pytest.mark.parametrize(("sanitize", "kind"), [(True, "sanitizer"), (False, "crashed")])
-def test_a_wild_load_is_a_verdict_and_not_the_end_of_its_process(tmp_path, sanitize, kind):
-    with Executor("planted_wild:TARGET", "cpu", 60.0, tmp_path / "ahead.json", sanitize=sanitize) as executor:
+def test_a_wild_load_is_a_verdict_and_not_the_end_of_its_process(tmp_path, target, sanitize, kind):
+    with Executor(f"planted_wild:{target}", "cpu", 60.0, tmp_path / "ahead.json", sanitize=sanitize) as executor:
         assert executor.run(PAGED).kind == kind
 
 

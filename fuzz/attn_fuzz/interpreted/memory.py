@@ -1,7 +1,8 @@
 """Loads and stores of Triton's interpreter by NumPy, which gathers lanes several times as fast.
 
 All memory of the process is one array of NumPy for each dtype. An address is an index of that array, if it is a multiple of the
-dtype's size. Triton's own functions serve other addresses. As there, a lane that the mask leaves out accesses no memory.
+dtype's size. Triton's own functions serve other addresses, and end the process at an address that no process has. As there, a lane
+that the mask leaves out accesses no memory.
 """
 
 import functools
@@ -32,26 +33,30 @@ def methods(interpreter: Any) -> dict[str, Callable[..., Any]]:
 
 
 def _load(triton: Any, pointers: np.ndarray, mask: np.ndarray, others: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    if mask.all():
-        lanes = _lanes(pointers, dtype)
-        return triton.load(pointers, mask, others, dtype) if lanes is None else _memory(dtype).take(lanes)
     if not mask.any():
         return np.array(others)
+    masked = not mask.all()
     # a lane that is left out reads what the first of the others reads
-    lanes = _lanes(np.where(mask, pointers, pointers[np.unravel_index(mask.argmax(), mask.shape)]), dtype)
+    read = np.where(mask, pointers, pointers[np.unravel_index(mask.argmax(), mask.shape)]) if masked else pointers
+    lanes = _lanes(read, dtype)
     if lanes is None:
         return triton.load(pointers, mask, others, dtype)
-    return np.where(mask, _memory(dtype).take(lanes), others)
+    try:
+        found = _memory(dtype).take(lanes)
+    except IndexError:
+        return triton.load(pointers, mask, others, dtype)
+    return np.where(mask, found, others) if masked else found
 
 
 def _store(triton: Any, pointers: np.ndarray, values: np.ndarray, mask: np.ndarray) -> None:
     lanes = _lanes(pointers, values.dtype)
     if lanes is None:
+        return triton.store(pointers, values, mask)
+    written = slice(None) if mask.all() else mask.ravel()
+    try:
+        _memory(values.dtype)[lanes.ravel()[written]] = values.ravel()[written]
+    except IndexError:  # before any element is written
         triton.store(pointers, values, mask)
-    elif mask.all():
-        _memory(values.dtype)[lanes.ravel()] = values.ravel()
-    else:
-        _memory(values.dtype)[lanes[mask]] = values[mask]
 
 
 def _lanes(pointers: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
