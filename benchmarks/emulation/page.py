@@ -31,8 +31,7 @@ a few small launches on the emulator, in two orders of waves and workgroups, and
 other bits than the kernel does, the fuzzer judges the whole case. **{share} of the mutants are found.** A kernel is left out
 if it has more than {longest:,} instructions, and a launch if it executes more than {largest:,}. A change that the emulator
 refuses before it runs is not drawn. The fuzzer runs hundreds of cases instead, of many layers. What it finds in them was not
-measured. The mutants of Triton 3.9.0 ran before races in global memory were looked for, in launches of at most 60,000
-instructions and kernels of at most 8,000.
+measured.
 """
 
 

@@ -115,9 +115,9 @@ def read(path: Path) -> Run:
 
 
 def updated(kept: Iterable[Run], found: Iterable[Run]) -> tuple[Run, ...]:
-    """What was kept, and what was found in the place of runs of the same target and Triton, by architecture and target."""
-    runs = {(run.target, run.triton): run for run in (*kept, *found)}
-    return tuple(sorted(runs.values(), key=lambda run: (run.architecture, run.target, run.triton)))
+    """What was kept, and what was found in the place of runs of the same target, Triton and seed, by architecture and target."""
+    runs = {(run.target, run.triton, run.seed): run for run in (*kept, *found)}
+    return tuple(sorted(runs.values(), key=lambda run: (run.architecture, run.target, run.triton, run.seed)))
 
 
 def text(kept: Kept) -> str:

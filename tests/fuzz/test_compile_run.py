@@ -3,11 +3,15 @@
 import json
 import re
 import shutil
+import threading
+import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 from attn_amdgcn.counts import CLASSES
 from attn_fuzz.cases.case import Case
+from attn_fuzz.emulated import compilation
 from attn_parity.binaries import execution, executions, page
 from attn_parity.binaries.budgets import Budgets
 from attn_parity.binaries.executions import Execution, Executions
@@ -86,6 +90,26 @@ def test_other_code_is_told_with_what_differs():
     words = execution._difference(ships["prefill"], ships["prefill, bf16 D256"])
     assert "head_size=128" in words
     assert "head_size=256" in words
+
+
+@pytest.mark.parametrize(("sources", "most"), [("aa", 1), ("ab", 2)])
+def test_one_source_is_compiled_once_at_a_time(sources, most, tmp_path, monkeypatch):
+    monkeypatch.setattr(compilation.knobs.cache, "dir", str(tmp_path))
+    inside, seen = [], []
+
+    def compile_source(name: str) -> None:
+        with compilation.alone(SimpleNamespace(hash=lambda: name), SimpleNamespace(hash=str)):
+            inside.append(name)
+            time.sleep(0.3)
+            seen.append(len(inside))
+            inside.pop()
+
+    threads = [threading.Thread(target=compile_source, args=(name,)) for name in sources]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(seen) == most
 
 
 def test_a_wrong_launch_does_not_agree(monkeypatch):

@@ -3,6 +3,9 @@
 This needs a process without Triton's interpreter: TRITON_INTERPRET must not be set when Triton is imported.
 """
 
+import contextlib
+import fcntl
+import hashlib
 import importlib
 import os
 import pickle
@@ -10,6 +13,8 @@ import pkgutil
 import re
 import signal
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import triton
@@ -55,7 +60,23 @@ def compiled_kernel(kernel: Any, architecture: str, /, *arguments: Any, **named:
     bound, specialization, options = bind(*arguments, **named)
     parsed, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, options)
     source = ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=target, options=parsed.__dict__), source
+    with alone(source, parsed):
+        return triton.compile(source, target=target, options=parsed.__dict__), source
+
+
+@contextlib.contextmanager
+def alone(source: ASTSource, options: Any) -> Iterator[None]:
+    """Inside, no other process compiles the same source, so the code that is returned is the code that Triton's cache keeps.
+
+    Triton 3.9 for AMD gives a few kernels other code each time, as wide latent decodes: the order of instructions depends on
+    the addresses of the compiler's own objects. Two processes at once would return two, and the cache would keep one.
+    """
+    folder = Path(knobs.cache.dir, "attn-parity-locks")
+    folder.mkdir(parents=True, exist_ok=True)
+    number = hashlib.sha256(f"{source.hash()} {options.hash()}".encode()).hexdigest()[:3]
+    with open(folder / number, "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed, or the process dies
+        yield
 
 
 def compiled(job: Job) -> Compiled:
