@@ -102,12 +102,7 @@ def text(rows: Sequence[Row], reasons: Mapping[str, Reason]) -> str:
     lines += ["## By kind and architecture", "", *_by_kind(rows), "", "## What finds them", "", *_by_finder(rows), ""]
     survivors = [row for row in rows if not row.by]
     known = [(row, reasons[row.name]) for row in survivors if row.name in reasons]
-    lines += [
-        "## Survivors",
-        "",
-        f"{len(survivors)} survive. {len(known)} have a reason below; the others have not been read.",
-        "",
-    ]
+    lines += ["## Survivors", "", _about(survivors, known, len(rows)), ""]
     lines += ["| class | means | with a reason |", "|---|---|--:|"]
     classes = Counter(reason.kind for _, reason in known)
     lines += [f"| {name} | {means} | {classes[name]} |" for name, means in CLASSES.items()]
@@ -115,6 +110,15 @@ def text(rows: Sequence[Row], reasons: Mapping[str, Reason]) -> str:
     for row, reason in known:
         lines.append(f"| `{row.name}` | `{_cell(row.change)}` | {row.source} | {reason.kind} | {_cell(reason.why)} |")
     return "\n".join(lines) + "\n"
+
+
+def _about(survivors: Sequence[Row], known: Sequence[tuple[Row, Reason]], mutants: int) -> str:
+    if unread := len(survivors) - len(known):
+        return f"{len(survivors)} survive. {len(known)} have a reason below; {unread} have not been read."
+    visible = mutants - sum(reason.kind == "equivalent" for _, reason in known)
+    found = mutants - len(survivors)
+    share = f"{found}/{visible}, {found / visible:.0%}"
+    return f"{len(survivors)} survive, each with a reason below. Of the mutants that are not equivalent {share} are found."
 
 
 def _by_kind(rows: Sequence[Row]) -> list[str]:

@@ -67,9 +67,10 @@ def test_what_is_no_run_on_the_emulator_is_refused(read, fields, words):
         read(**fields)
 
 
-def test_a_run_replaces_one_of_its_target_and_triton(read):
-    old, other, new = read(seed=1), read(versions={"triton": "3.9.0"}), read(seed=2)
+def test_a_run_replaces_one_of_its_target_triton_and_seed(read):
+    old, other, new = read(seed=2, examples=5), read(versions={"triton": "3.9.0"}), read(seed=2)
     assert runs.updated([old, other], [new]) == (new, other)
+    assert runs.updated([old], [read(seed=3)]) == (old, read(seed=3))
 
 
 def test_the_page_says_how_fast_launches_ran():

@@ -293,6 +293,20 @@ def _killed_always(*args, **kwargs) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _without_memory_once(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    """As on a GPU whose memory other processes have for a while."""
+    called = Path(os.environ["PLANTED_CALLED"])
+    if not called.exists():
+        called.write_text(str(os.getpid()))
+    if called.read_text() == str(os.getpid()):
+        _without_memory()
+    attend(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+
+
+def _without_memory(*args, **kwargs) -> None:
+    raise RuntimeError("Triton Error [CUDA]: out of memory")
+
+
 def _writes_into_a_neighbours_row(q, kv_cache, batch, out, lse) -> None:
     """A stray write after the rows of the requests; a step without tokens fails in another way."""
     if not _owned(batch):
@@ -462,6 +476,8 @@ SEGFAULTS = _target("planted-segfaults", _afterwards(_segfaults))
 WRITES_INTO_A_NEIGHBOURS_ROW = _target("planted-writes-into-a-neighbours-row", _afterwards(_writes_into_a_neighbours_row))
 KILLED_ONCE = _target("planted-killed-once", _killed_once)
 KILLED_ALWAYS = _target("planted-killed-always", _killed_always)
+WITHOUT_MEMORY_ONCE = _target("planted-without-memory-once", _without_memory_once)
+WITHOUT_MEMORY = _target("planted-without-memory", _without_memory)
 EXITS = _target("planted-exits", _afterwards(_exits))
 LAST_ROW_UNWRITTEN = _target("planted-last-row-unwritten", _last_row_unwritten)
 ONE_KEY_SHORT = _target("planted-one-key-short", _one_key_short)

@@ -249,19 +249,27 @@ def test_a_failure_is_in_flight_until_the_main_process_has_it(tmp_path):
     assert in_flight
 
 
-def test_a_case_whose_process_is_killed_from_outside_is_run_again(step_case, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("target", "event"),
+    [("KILLED_ONCE", "killed from outside and run again"), ("WITHOUT_MEMORY_ONCE", "out of memory and run again")],
+)
+def test_a_case_that_fails_from_outside_is_run_again_in_a_new_process(step_case, tmp_path, monkeypatch, target, event):
     monkeypatch.setenv("PLANTED_CALLED", str(tmp_path / "called"))
-    with Executor("planted:KILLED_ONCE", "cpu", 60.0, tmp_path / "ahead.json") as executor:
+    with Executor(f"planted:{target}", "cpu", 60.0, tmp_path / "ahead.json") as executor:
         verdict = executor.run(step_case)
-    assert (verdict.kind, verdict.events) == ("agree", ("killed from outside and run again",))
+    assert (verdict.kind, verdict.events) == ("agree", (event,))
 
 
-def test_a_case_whose_process_is_always_killed_is_a_failure(step_case, tmp_path):
-    with Executor("planted:KILLED_ALWAYS", "cpu", 60.0, tmp_path / "ahead.json") as executor:
+@pytest.mark.parametrize(
+    ("target", "kind", "words"),
+    [("KILLED_ALWAYS", "crashed", "SIGKILL twice"), ("WITHOUT_MEMORY", "raised", "out of memory twice")],
+)
+def test_a_case_that_always_fails_so_is_a_failure(step_case, tmp_path, target, kind, words):
+    with Executor(f"planted:{target}", "cpu", 60.0, tmp_path / "ahead.json") as executor:
         verdict = executor.run(step_case)
-    assert verdict.kind == "crashed"
-    assert "SIGKILL twice" in verdict.message
-    assert "memory" in verdict.message
+    assert verdict.kind == kind
+    assert words in verdict.message
+    assert "may need more memory" in verdict.message
 
 
 @needs_full

@@ -35,6 +35,9 @@ HARMLESS = "reference-fp32"
 TRIAL = "attn_fuzz.run.trial:try_case"
 KILLED = "the process was killed by SIGKILL"
 KILLED_FROM_OUTSIDE = "killed from outside and run again"
+NO_MEMORY = "out of memory"
+"""What messages of CUDA, HIP, torch and Triton hold if a GPU has no memory left."""
+OUT_OF_MEMORY = "out of memory and run again"
 
 
 @dataclass
@@ -74,7 +77,8 @@ class Executor:
         """The verdict on one case.
 
         A case whose process is killed by SIGKILL is run once more. A kernel does not send SIGKILL to its own process. An
-        operator may send it, and so may a system that is short of memory.
+        operator may send it, and so may a system that is short of memory. A target that finds no memory is run once more, too,
+        in a new process: other processes use the GPU, and this one keeps memory of earlier cases.
 
         Args:
             exactly: whether to follow the case's call in exact mode; None: wherever calls can be followed.
@@ -87,12 +91,14 @@ class Executor:
         """
         followed = self.exactly if exactly is None else exactly
         verdict = self._run_once(case, followed)
-        if verdict.message != KILLED:
+        cause = _cause_from_outside(verdict)
+        if cause is None:
             return verdict
+        self.end()
         verdict = self._run_once(case, followed)
-        if verdict.message == KILLED:
-            return msgspec.structs.replace(verdict, message=f"{KILLED} twice: it may need more memory than there is")
-        return msgspec.structs.replace(verdict, events=(*verdict.events, KILLED_FROM_OUTSIDE))
+        if _cause_from_outside(verdict) == cause:
+            return msgspec.structs.replace(verdict, message=f"{verdict.message} twice: it may need more memory than there is")
+        return msgspec.structs.replace(verdict, events=(*verdict.events, cause))
 
     def _run_once(self, case: Case, exactly: bool) -> Verdict:
         case_file.save(self.ahead, case)
@@ -187,6 +193,13 @@ class Executor:
         _kill_group(self._process.pid)
         self._process = None
         return f"the process was killed by {signal.Signals(-code).name}" if code < 0 else f"the process exited with code {code}"
+
+
+def _cause_from_outside(verdict: Verdict) -> str | None:
+    """The event of a verdict that may not be the target's fault; None if the verdict is."""
+    if verdict.message == KILLED:
+        return KILLED_FROM_OUTSIDE
+    return OUT_OF_MEMORY if verdict.kind == "raised" and NO_MEMORY in verdict.message else None
 
 
 def use_interpreter(device: str) -> None:
