@@ -24,7 +24,9 @@ WITHOUT_EFFECT = frozenset(
 )
 """Arguments that models hand on and that change no attention. Positions have rotated queries and keys, and made the mask."""
 
-OF_THE_ENGINE = frozenset({"read_index", "write_index", "block_table", "logits_indices", "logits_processor_args"})
+OF_THE_ENGINE = frozenset(
+    {"read_index", "write_index", "block_table", "logits_indices", "logits_processor_args", "updated_cache"}
+)
 """Arguments of continuous batching, which its cache reads and no attention does."""
 
 REFUSED = {

@@ -26,7 +26,7 @@ def attention(
         query: [B, H, Q, D].
         key, value: [B, HK, K, D].
         attention_mask: [B, 1, Q, K] bool, or floats that are added to logits.
-        arguments: those of `arguments_of`, and `cache`, the paged cache of continuous batching.
+        arguments: those of `arguments_of`, and those of `through_cache`.
 
     Returns:
         [B, Q, H, D], with zeros for queries that see no key, and no weights.
@@ -45,18 +45,28 @@ def attention(
 
 
 def through_cache(
-    module: torch.nn.Module, key: torch.Tensor, value: torch.Tensor, cache: Any = None, **arguments: Any
+    module: torch.nn.Module,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cache: Any = None,
+    updated_cache: Any = None,
+    **arguments: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, EnginePages | None, dict[str, Any]]:
     """All keys and values of a step of continuous batching, whose paged cache gets the new ones; their pages there, and the
     other arguments.
 
     Without such a cache, key and value hold all of them, and the arguments stay as they are.
+
+    Args:
+        cache: the paged cache, which a function of attention updates before transformers 5.24.
+        updated_cache: the paged cache that the layer has updated, as since transformers 5.24 (`registration.intercepted`).
     """
-    if cache is None:
+    if cache is None and updated_cache is None:
         return key, value, None, arguments
     layer_index: Any = module.layer_idx
-    key, value = cache.update(key_states=key, value_states=value, layer_idx=layer_index, kwargs=arguments)
-    pages = pages_of(cache, layer_index, arguments)
+    if cache is not None:
+        key, value = cache.update(key_states=key, value_states=value, layer_idx=layer_index, kwargs=arguments)
+    pages = pages_of(updated_cache if cache is None else cache, layer_index, arguments)
     return key, value, pages, {name: given for name, given in arguments.items() if name not in OF_THE_ENGINE}
 
 

@@ -61,16 +61,29 @@ def replacing(implementation: str, by: str = "attn_parity") -> Iterator[None]:
 
 @contextlib.contextmanager
 def intercepted(implementation: str, change: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """Give models inside the `with`, in all threads, a changed function where they ask transformers for an implementation."""
-    from transformers import AttentionInterface
+    """Give models inside the `with`, in all threads, a changed function where they ask transformers for an implementation.
 
-    get_interface = AttentionInterface.get_interface
+    Since transformers 5.24 the layers of a model update the paged cache of continuous batching, and do not hand it on. Inside
+    the `with` they hand it on as `updated_cache`.
+    """
+    from transformers import AttentionInterface
+    from transformers.generation.continuous_batching.cache import PagedAttentionCache
+
+    get_interface, update = AttentionInterface.get_interface, PagedAttentionCache.update
 
     def changed(self: Any, asked: str, default: Callable[..., Any]) -> Callable[..., Any]:
         function = get_interface(self, asked, default)
         return change(function) if asked == implementation else function
 
-    with mock.patch.object(AttentionInterface, "get_interface", changed):
+    def noted(self: Any, *states: Any, kwargs: dict[str, Any], **named: Any) -> Any:
+        result = update(self, *states, kwargs=kwargs, **named)
+        kwargs["updated_cache"] = self
+        return result
+
+    with (
+        mock.patch.object(AttentionInterface, "get_interface", changed),
+        mock.patch.object(PagedAttentionCache, "update", noted),
+    ):
         yield
 
 

@@ -102,14 +102,9 @@ def test_images_see_both_ways():
     def logits(implementation):
         model.set_attn_implementation(implementation)
         embedded = model.get_input_embeddings()(IDS)
-        masks = modeling_gemma3.create_masks_for_vision_model(
-            model.config,
-            inputs_embeds=embedded,
-            attention_mask=None,
-            past_key_values=None,
-            position_ids=None,
-            block_sequence_ids=modeling_gemma3.get_block_sequence_ids_for_mask(tokens),
-        )
+        blocks = modeling_gemma3.get_block_sequence_ids_for_mask(tokens)
+        # by position: no attention_mask, no cache, whose name is another one since transformers 5.24, and no position_ids
+        masks = modeling_gemma3.create_masks_for_vision_model(model.config, embedded, None, None, None, blocks)
         return model(inputs_embeds=embedded, attention_mask=masks, use_cache=False).logits
 
     torch.testing.assert_close(logits("attn_parity"), logits("eager"), rtol=0, atol=BOUND)

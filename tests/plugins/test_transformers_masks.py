@@ -140,14 +140,9 @@ def test_images_are_ranges_that_the_window_clamps():
     text = transformers.Gemma3TextConfig(
         hidden_size=8, num_hidden_layers=1, sliding_window=W, attn_implementation="attn_parity"
     )
-    masks = modeling_gemma3.create_masks_for_vision_model(
-        text,
-        inputs_embeds=torch.zeros(1, 13, 8),
-        attention_mask=None,
-        past_key_values=None,
-        position_ids=None,
-        block_sequence_ids=modeling_gemma3.get_block_sequence_ids_for_mask(tokens),
-    )
+    blocks = modeling_gemma3.get_block_sequence_ids_for_mask(tokens)
+    # by position: no attention_mask, no cache, whose name is another one since transformers 5.24, and no position_ids
+    masks = modeling_gemma3.create_masks_for_vision_model(text, torch.zeros(1, 13, 8), None, None, None, blocks)
     full = read(masks["full_attention"][:, 0], is_causal=True)
     assert (full.rules, full.requests[0].ranges) == ({}, ((2, 7), (9, 11)))
     sliding = read(masks["sliding_attention"][:, 0], is_causal=True, sliding_window=W)
