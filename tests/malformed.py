@@ -135,7 +135,10 @@ class Ended(NamedTuple):
 
 
 def run_in_fork(main: Callable[[list[str]], object], arguments: list[str], folder: Path) -> Ended:
-    """Run main(arguments) in a fork of this process, in the folder. The seconds are those of the CPU: other tests may run beside this one."""
+    """Run main(arguments) in a fork of this process, in the folder.
+
+    The seconds are those of the CPU: other tests may run beside this one.
+    """
     out, err = folder / "out", folder / "err"
     before = int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1])  # pyright: ignore[reportOptionalSubscript]
     pid = os.fork()

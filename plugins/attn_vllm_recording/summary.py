@@ -168,8 +168,12 @@ def _are_counts(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_is_count, value.values()))
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
 def _is_text_or_none(value: Any) -> bool:
-    return value is None or isinstance(value, str)
+    return value is None or _is_text(value)
 
 
 def _is_case(value: Any) -> bool:
@@ -186,7 +190,7 @@ def _are_found(value: Any) -> bool:
 
 _OF_FOUND: Final[dict[str, Callable[[Any], bool]]] = {
     "index": _is_count,
-    "function": lambda value: isinstance(value, str),
+    "function": _is_text,
     "wrong": lambda value: isinstance(value, bool),
     "message": _is_text_or_none,
     "case": _is_case,
@@ -194,9 +198,10 @@ _OF_FOUND: Final[dict[str, Callable[[Any], bool]]] = {
 }
 _COUNTED: Final = ("layers", "calls_by_backend", "not_judged")
 _FIELDS: Final[dict[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(("every", "calls", "judged", "wrong"), _is_count),
+    **dict.fromkeys(("pid", "every", "most", "calls", "judged", "wrong"), _is_count),
+    **dict.fromkeys(("host", "program"), _is_text),
     **dict.fromkeys(_COUNTED, _are_counts),
     "ratio": lambda value: type(value) in (int, float) and value >= 0,
     "found": _are_found,
 }
-"""What is read of a process's file, and which values a process can have written."""
+"""The fields of a process's file, and which values a process can have written."""

@@ -1,6 +1,7 @@
 """`attn-parity emulate`: saved code runs, what it reads and writes is saved, and whatever another machine changes is named."""
 
 import json
+import random
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from attn_parity.binaries.saved_execution import Emulated, emulate_saved
 from attn_parity.binaries.saving import save_binaries
 from attn_parity.binaries.shipped_calls import chosen
 
+from tests.malformed import JSON_DRAWS, NO_FILES, json_unknown, make_no_file, run_in_fork
 from tests.pages import ROOT
 
 NAME, WRITE = "merge, fp32", "cache write, int8 cache"
@@ -153,6 +155,41 @@ def test_damaged_files_are_named(saved, attn_parity, damage, words):
     assert not run.out or run.out.endswith("; 1 folder could not be compared\n")
     assert run.err.count("\n") == 1
     assert words in run.err
+
+
+def damaged(rng: random.Random, folder: Path) -> tuple[Path, bool]:
+    """A file of a comparison of `code` with `there`, which is no longer what it was, or as it was; and whether it is."""
+    files = [folder / "code" / name for name in ("launches.json", "gfx942-merge-fp32.s", "gfx942-merge-fp32.hsaco")]
+    for pattern in ("code/emulated/*/launch.*", "*/*/launch.txt", "*/*/after/*", "code/emulated/*/after/*"):
+        files += sorted(folder.glob(pattern))
+    path = rng.choice(files)
+    before = path.read_bytes()
+    if rng.random() < 0.2:
+        path.unlink()
+        make_no_file(path, rng.choice(NO_FILES))
+        return path, False
+    draws = [draw for draw in JSON_DRAWS if draw is not json_unknown] if path.suffix == ".json" else JSON_DRAWS[:3]
+    after = rng.choice(draws)(rng, before.decode("latin-1"))
+    path.write_bytes(after)
+    return path, after == before
+
+
+def test_malformed_files_of_a_comparison_are_named(emulated, tmp_path, request):
+    wrong = []
+    for seed in range(max(1, request.config.getoption("--malformed") // 4)):
+        folder = tmp_path / str(seed)
+        shutil.copytree(emulated, folder)
+        shutil.copytree(emulated / "code" / "emulated", folder / "there")
+        path, is_same = damaged(random.Random(seed), folder)
+        ended = run_in_fork(main, ["emulate", "code/launches.json", "--compare", "there"], folder)
+        lines = ended.err.splitlines()
+        is_told = all(line.startswith("attn-parity: ") and line.isprintable() and len(line) < 2000 for line in lines)
+        if ended.code != (0 if is_same else 2) or bool(lines) is is_same or not is_told:
+            wrong.append(f"{seed}: {path.relative_to(folder)}: exit {ended.code}, {ended.out[-300:]!r}, {ended.err[-600:]!r}")
+        if ended.seconds > 2 or ended.mebibytes > 64:
+            wrong.append(f"{seed}: {path.relative_to(folder)}: {ended.seconds:.1f} s, {ended.mebibytes:.0f} MiB")
+        shutil.rmtree(folder)
+    assert not wrong, "\n".join(wrong)
 
 
 def test_a_folder_that_cannot_be_compared_does_not_hide_the_others(saved, attn_parity):
