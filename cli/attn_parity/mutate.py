@@ -121,9 +121,9 @@ def command(
 
     Exit 2 if the run cannot go on, and 130 if it is interrupted. Survivors are a result, no error.
     """
-    equivalent, causes = reasons.load(EQUIVALENT), reasons.load(NOT_FOUND)
     if check:
-        return _check(page, equivalent)
+        return _check(page)
+    equivalent, causes = reasons.load(EQUIVALENT), reasons.load(NOT_FOUND)
     check_writable(json_file)
     if writes or rewrites:
         check_page_writable(page)
@@ -234,12 +234,13 @@ def _print(found: Results) -> None:
     results.print(mutants_page.summary(found.mutants), soft_wrap=True)
 
 
-def _check(page: Path, equivalent: dict[str, str]) -> int:
+def _check(page: Path) -> int:
     """The exit code: 0 if the page follows from its JSON and today's sources; else 1."""
     data = page.with_suffix(".json")
     if not data.is_file():
         raise click.ClickException(f"--page: {data} does not exist; `attn-parity mutate --write` writes it")
-    found = results_file.load(data, Results)
+    found = results_file.load(data, Results)  # before the mutants are made, which takes seconds
+    equivalent, _ = reasons.load(EQUIVALENT), reasons.load(NOT_FOUND)
     wrong = mutants_page.differences(found, (mutant.name for mutant in generate.of_package()), equivalent)
     if not page.is_file() or inputs.read_text(page) != mutants_page.text(found):
         wrong.append(f"{page} is not what {data} makes: run `attn-parity mutate --write`")
