@@ -115,7 +115,7 @@ def read(path: Path) -> Run:
 
 
 def updated(kept: Iterable[Run], found: Iterable[Run]) -> tuple[Run, ...]:
-    """What was kept, and what was found in the place of runs of the same target, Triton and seed, by architecture and target."""
+    """What was kept, and what was found in the place of runs of the same target, Triton and seed, by architecture."""
     runs = {(run.target, run.triton, run.seed): run for run in (*kept, *found)}
     return tuple(sorted(runs.values(), key=lambda run: (run.architecture, run.target, run.triton, run.seed)))
 

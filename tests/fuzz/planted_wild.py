@@ -1,4 +1,4 @@
-"""Our kernels that read an address in no memory of the process: with a block id that no cache has, and without a block table."""
+"""Our kernels that read an address in no memory of the process: a block id that no cache has, or no block table."""
 
 import dataclasses
 

@@ -79,7 +79,7 @@ def test_every_finding_replays(name, finding, tmp_path):
 
 @pytest.mark.parametrize(("name", "got"), [("vllm-unified-attention", "0.09822887"), ("vllm-encoder-attention", "3.85132")])
 def test_operands_cut_to_tf32_are_of_a_finding_that_needs_a_gpu(name, got, monkeypatch):
-    """An H100 gave 0.0982288718 and 3.85132027 in these cases. Its exponential differs, as CPUs' exponentials do, in the last digit."""
+    """An H100 gave 0.0982288718 and 3.85132027 in these cases. Exponentials differ in the last digit."""
     target = TARGETS[name]
     needs(target)
     [finding] = (finding for finding in target.findings if finding.needs_gpu)

@@ -1,8 +1,8 @@
 """Loads and stores of Triton's interpreter by NumPy, which gathers lanes several times as fast.
 
 All memory of the process is one array of NumPy for each dtype. An address is an index of that array, if it is a multiple of the
-dtype's size. Triton's own functions serve other addresses, and end the process at an address that no process has. As there, a lane
-that the mask leaves out accesses no memory.
+dtype's size. Triton's own functions serve other addresses, and end the process at an address that no process has. As there, a
+lane that the mask leaves out accesses no memory.
 """
 
 import functools
