@@ -69,7 +69,8 @@ def intercepted(implementation: str, change: Callable[[Callable[..., Any]], Call
     from transformers import AttentionInterface
     from transformers.generation.continuous_batching.cache import PagedAttentionCache
 
-    get_interface, update = AttentionInterface.get_interface, PagedAttentionCache.update
+    paged_cache: Any = PagedAttentionCache
+    get_interface, update = AttentionInterface.get_interface, paged_cache.update
 
     def changed(self: Any, asked: str, default: Callable[..., Any]) -> Callable[..., Any]:
         function = get_interface(self, asked, default)
@@ -82,7 +83,7 @@ def intercepted(implementation: str, change: Callable[[Callable[..., Any]], Call
 
     with (
         mock.patch.object(AttentionInterface, "get_interface", changed),
-        mock.patch.object(PagedAttentionCache, "update", noted),
+        mock.patch.object(paged_cache, "update", noted),
     ):
         yield
 
