@@ -80,7 +80,7 @@ def _watched(
             read = arguments_of(module, query, key, value, attention_mask, none_is_causal=none_is_causal, **arguments)
             step = step_of(read)
             if step is not None:
-                _see(record, step, _output(result[0], query, step.rows), implementation)
+                _see(record, step, _output(result[0], query, step.rows), _name(implementation, module))
     except (ContractError, UnsupportedError) as error:
         record.pass_over(str(error))
         warnings.warn(f"recording: a call of {implementation} was not judged: {error}", stacklevel=2)
@@ -114,11 +114,17 @@ def _output(out: torch.Tensor, query: torch.Tensor, rows: torch.Tensor) -> torch
     return out.detach().flatten(0, 1)[rows]
 
 
-def _see(record: "Recording", step: Step, out: torch.Tensor, implementation: str) -> None:
+def _name(implementation: str, module: torch.nn.Module) -> str:
+    """An implementation, with the number of the layer that calls it, if the layer has one."""
+    layer = getattr(module, "layer_idx", None)
+    return implementation if layer is None else f"{implementation}, layer {layer}"
+
+
+def _see(record: "Recording", step: Step, out: torch.Tensor, function: str) -> None:
     import attn_fuzz
 
     if step.layer.layout is None:
         call = attn_fuzz.Call(q=step.q, k=step.k, v=step.v, layer=step.layer, batch=step.batch)
     else:
         call = attn_fuzz.Call(q=step.q, kv_cache=written(attn_reference, step), layer=step.layer, batch=step.batch)
-    record.see(call, out, function=implementation)
+    record.see(call, out, function=function)
