@@ -16,7 +16,16 @@ from attn_fuzz.run import runner
 from attn_fuzz.run.shard import FuzzPlan
 from attn_parity.console import notes, results
 from attn_parity.fuzz import PROFILES
-from attn_parity.options import PAGES, check_writable, default_workers, json_option, progress_bar, workers_option, write_json
+from attn_parity.options import (
+    PAGES,
+    check_writable,
+    default_workers,
+    json_option,
+    progress_bar,
+    sigterm_interrupts,
+    workers_option,
+    write_json,
+)
 from attn_parity.region_page import never_drawn, region_counts, region_page
 
 SCHEMA = "attn-parity.matrix/1"
@@ -44,6 +53,7 @@ UNDEFINED = {pair: reason for pair in combinations(NAMES, 2) if (reason := undef
 )
 @workers_option
 @json_option
+@sigterm_interrupts()
 def command(check: bool, only: str | None, page: Path, workers: int | None, json_file: Path | None) -> int:
     """Write the tables of features, sides and drawn pairs, of the contract's regions, and of the backends.
 

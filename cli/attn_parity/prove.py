@@ -7,7 +7,16 @@ from typing import Any
 import click
 from attn_fuzz import extras, inputs, outputs
 from attn_parity.console import notes, results
-from attn_parity.options import PAGES, MaintainersOption, check_writable, json_option, page_option, plain_table, write_json
+from attn_parity.options import (
+    PAGES,
+    MaintainersOption,
+    check_writable,
+    json_option,
+    page_option,
+    plain_table,
+    sigterm_interrupts,
+    write_json,
+)
 
 PAGE = PAGES / "proofs.md"
 SCHEMA, MUTANTS_SCHEMA = "attn-parity.prove/1", "attn-parity.prove-mutants/1"
@@ -37,6 +46,7 @@ SCHEMA, MUTANTS_SCHEMA = "attn-parity.prove/1", "attn-parity.prove-mutants/1"
 @click.option("--check", "checks", is_flag=True, cls=MaintainersOption, help="Exit 1 if the page is not what the proofs make.")
 @page_option(PAGE)
 @json_option
+@sigterm_interrupts()
 def command(
     names: tuple[str, ...], lists: bool, shows: bool, confirms: bool, folder: Path, writes: bool, checks: bool, page: Path,
     json_file: Path | None,

@@ -50,6 +50,7 @@ from attn_parity.options import (
     plain_table,
     progress_bar,
     seeds_option,
+    sigterm_interrupts,
     workers_option,
     write_json,
 )
@@ -101,6 +102,7 @@ class _Search:
 @workers_option
 @limit_option
 @json_option
+@sigterm_interrupts()
 def command(
     ways: tuple[Way, ...],
     only: tuple[str, ...],

@@ -42,6 +42,7 @@ from attn_parity.options import (
     sanitizes,
     say_what_runs_kernels,
     seeds_option,
+    sigterm_interrupts,
     use_device,
     workers_option,
     write_json,
@@ -98,6 +99,7 @@ PAGE = PAGES / "zoo.md"
 @sanitize_option
 @exact_option
 @json_option
+@sigterm_interrupts()
 def command(
     only: tuple[str, ...],
     folder: Path | None,

@@ -1,5 +1,6 @@
 """What all commands share: help, completion, defaults of pyproject.toml, the examples, and the number of workers."""
 
+import inspect
 import os
 import pty
 import re
@@ -14,10 +15,12 @@ from pathlib import Path
 import click
 import pytest
 from attn_parity import COMMANDS, MAINTAINERS, cli, cpus
-from attn_parity.options import MaintainersOption
+from attn_parity.options import MaintainersOption, sigterm_interrupts
 
 from tests.pages import PAGES, ROOT
 
+SHORT = {"select", "doctor"}
+"""They take seconds."""
 PROGRAM = "import sys; sys.argv[0] = 'attn-parity'; from attn_parity import main; main()"
 
 
@@ -35,6 +38,16 @@ def test_options_for_maintainers_are_apart(name, theirs, attn_parity):
     users, maintainers = attn_parity(name, "--help").out.split("Options for maintainers of attn-parity:")
     assert all(f"\n  {option} " in maintainers and f"\n  {option} " not in users for option in theirs)
     assert "\n  --only " in users
+
+
+def test_sigterm_ends_each_long_command_as_an_interrupt_does():
+    """One that runs processes, or writes what it found at its end, would lose it otherwise."""
+    for name in COMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        if {"workers", "json_file"} & {option.name for option in command.params} and name not in SHORT:
+            around = [cell.cell_contents for cell in getattr(command.callback, "__closure__", None) or ()]
+            assert any(getattr(one, "func", None) is inspect.unwrap(sigterm_interrupts) for one in around), name
 
 
 def test_who_writes_the_projects_pages_is_for_maintainers():
