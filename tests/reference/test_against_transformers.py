@@ -153,14 +153,9 @@ def test_gemma3_keeps_the_window_inside_an_image(paged_call, randn):
     ranges = torch.tensor([[[2, 7], [9, 11]]], dtype=torch.int32)
     tokens = token_types.shape[1]
     config = transformers.Gemma3TextConfig(hidden_size=8, num_hidden_layers=1, sliding_window=W, attn_implementation="eager")
-    masks = modeling_gemma3.create_masks_for_vision_model(
-        config,
-        inputs_embeds=torch.zeros(1, tokens, 8),
-        attention_mask=None,
-        past_key_values=None,
-        position_ids=None,
-        block_sequence_ids=modeling_gemma3.get_block_sequence_ids_for_mask(token_types),
-    )
+    blocks = modeling_gemma3.get_block_sequence_ids_for_mask(token_types)
+    # by position: no attention_mask, no cache, whose name is another one since transformers 5.24, and no position_ids
+    masks = modeling_gemma3.create_masks_for_vision_model(config, torch.zeros(1, tokens, 8), None, None, None, blocks)
     rules = {"sliding_attention": {"window": (W - 1, W - 1), "ranges_clamped": True}, "full_attention": {}}
     for layer_type, fields in rules.items():
         request = (randn(tokens, 1, 4), randn(tokens, 1, 4), randn(tokens, 1, 4))
