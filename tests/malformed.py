@@ -7,10 +7,12 @@ import random
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+SECONDS, MEBIBYTES = 2.0, 64
+"""Of the CPU, and of memory beyond that of this process: what a command may take to refuse a file."""
 LONG = "9" * 5000
 DEEP = "[" * 3000 + "]" * 3000
 
@@ -106,10 +108,13 @@ def csv_cells(rng: random.Random, text: str) -> bytes:
     return "\n".join([head.replace("launch", "lunch"), *lines] if rng.random() < 0.2 else [head, *lines]).encode()
 
 
-JSON_DRAWS = (cut, with_bytes, garbage, json_value, json_value, json_value, json_duplicate, json_unknown, json_without)
-CONFIG_DRAWS = (cut, with_bytes, garbage, json_no_number, json_duplicate)
+TEXT_DRAWS = (cut, with_bytes, garbage)
+JSON_DRAWS = (*TEXT_DRAWS, json_value, json_value, json_value, json_duplicate, json_unknown, json_without)
+CONFIG_DRAWS = (*TEXT_DRAWS, json_no_number, json_duplicate)
 TOML_DRAWS = (with_bytes, toml_value, toml_value, toml_duplicate, toml_unknown)
 CSV_DRAWS = (with_bytes, csv_cells)
+KNOWN_FIELDS_DRAWS = tuple(draw for draw in JSON_DRAWS if draw is not json_unknown)
+"""For readers that leave fields of other versions alone."""
 NO_FILES = ("pipe", "endless", "folder", "nowhere", "loop", "huge", "missing")
 
 
@@ -126,12 +131,25 @@ def make_no_file(path: Path, kind: str) -> None:
         path.symlink_to({"endless": "/dev/zero", "nowhere": "nowhere", "loop": path.name}[kind])
 
 
+def damage(rng: random.Random, path: Path, draws: Sequence[Draw]) -> None:
+    """Make a file malformed by one of the draws; or put one of NO_FILES in its place, once in five times."""
+    if rng.random() < 0.2:
+        path.unlink()
+        make_no_file(path, rng.choice(NO_FILES))
+    else:
+        path.write_bytes(rng.choice(draws)(rng, path.read_bytes().decode("latin-1")))
+
+
 class Ended(NamedTuple):
     code: int
     out: str
     err: str
     seconds: float
     mebibytes: float
+
+    @property
+    def took_too_much(self) -> bool:
+        return self.seconds > SECONDS or self.mebibytes > MEBIBYTES
 
 
 def run_in_fork(main: Callable[[list[str]], object], arguments: list[str], folder: Path) -> Ended:

@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import threading
-import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -92,24 +92,24 @@ def test_other_code_is_told_with_what_differs():
     assert "head_size=256" in words
 
 
-@pytest.mark.parametrize(("sources", "most"), [("aa", 1), ("ab", 2)])
-def test_one_source_is_compiled_once_at_a_time(sources, most, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("other", "waits"), [("a", True), ("b", False)])
+def test_one_source_is_compiled_once_at_a_time(other, waits, tmp_path, monkeypatch):
     monkeypatch.setattr(compilation.knobs.cache, "dir", str(tmp_path))
-    inside, seen = [], []
+    is_inside = threading.Event()
 
-    def compile_source(name: str) -> None:
-        with compilation.alone(SimpleNamespace(hash=lambda: name), SimpleNamespace(hash=str)):
-            inside.append(name)
-            time.sleep(0.3)
-            seen.append(len(inside))
-            inside.pop()
+    def alone(name: str) -> AbstractContextManager[None]:
+        return compilation.alone(SimpleNamespace(hash=lambda: name), SimpleNamespace(hash=str))
 
-    threads = [threading.Thread(target=compile_source, args=(name,)) for name in sources]
-    for thread in threads:
+    def compile_other() -> None:
+        with alone(other):
+            is_inside.set()
+
+    thread = threading.Thread(target=compile_other)
+    with alone("a"):
         thread.start()
-    for thread in threads:
-        thread.join()
-    assert max(seen) == most
+        assert is_inside.wait(0.3 if waits else 60) is not waits
+    assert is_inside.wait(60)
+    thread.join()
 
 
 def test_a_wrong_launch_does_not_agree(monkeypatch):

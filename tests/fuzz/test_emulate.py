@@ -24,7 +24,7 @@ from attn_parity.binaries.saved_execution import Emulated, emulate_saved
 from attn_parity.binaries.saving import save_binaries
 from attn_parity.binaries.shipped_calls import chosen
 
-from tests.malformed import JSON_DRAWS, NO_FILES, json_unknown, make_no_file, run_in_fork
+from tests.malformed import KNOWN_FIELDS_DRAWS, TEXT_DRAWS, damage, run_in_fork
 from tests.pages import ROOT
 
 NAME, WRITE = "merge, fp32", "cache write, int8 cache"
@@ -164,14 +164,8 @@ def damaged(rng: random.Random, folder: Path) -> tuple[Path, bool]:
         files += sorted(folder.glob(pattern))
     path = rng.choice(files)
     before = path.read_bytes()
-    if rng.random() < 0.2:
-        path.unlink()
-        make_no_file(path, rng.choice(NO_FILES))
-        return path, False
-    draws = [draw for draw in JSON_DRAWS if draw is not json_unknown] if path.suffix == ".json" else JSON_DRAWS[:3]
-    after = rng.choice(draws)(rng, before.decode("latin-1"))
-    path.write_bytes(after)
-    return path, after == before
+    damage(rng, path, KNOWN_FIELDS_DRAWS if path.suffix == ".json" else TEXT_DRAWS)
+    return path, path.is_file() and path.stat().st_size == len(before) and path.read_bytes() == before
 
 
 def test_malformed_files_of_a_comparison_are_named(emulated, tmp_path, request):
@@ -186,7 +180,7 @@ def test_malformed_files_of_a_comparison_are_named(emulated, tmp_path, request):
         is_told = all(line.startswith("attn-parity: ") and line.isprintable() and len(line) < 2000 for line in lines)
         if ended.code != (0 if is_same else 2) or bool(lines) is is_same or not is_told:
             wrong.append(f"{seed}: {path.relative_to(folder)}: exit {ended.code}, {ended.out[-300:]!r}, {ended.err[-600:]!r}")
-        if ended.seconds > 2 or ended.mebibytes > 64:
+        if ended.took_too_much:
             wrong.append(f"{seed}: {path.relative_to(folder)}: {ended.seconds:.1f} s, {ended.mebibytes:.0f} MiB")
         shutil.rmtree(folder)
     assert not wrong, "\n".join(wrong)

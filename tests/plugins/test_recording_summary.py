@@ -12,7 +12,7 @@ from attn_vllm_recording import VARIABLE
 from attn_vllm_recording.__main__ import main
 from attn_vllm_recording.summary import SCHEMA, FolderError, Summary
 
-from tests.malformed import JSON_DRAWS, NO_FILES, json_unknown, make_no_file, run_in_fork
+from tests.malformed import KNOWN_FIELDS_DRAWS, damage, run_in_fork
 
 FOUND = {
     "index": 3,
@@ -171,18 +171,12 @@ def test_malformed_files_are_left_out_by_name(tmp_path, request):
     for seed in range(request.config.getoption("--malformed")):
         rng, folder = random.Random(seed), tmp_path / str(seed)
         (folder / "calls").mkdir(parents=True)
-        path = wrote(folder / "calls", "process", wrong=1, found=[FOUND])
-        text = path.read_text()
-        if rng.random() < 0.2:
-            path.unlink()
-            make_no_file(path, rng.choice(NO_FILES))
-        else:
-            path.write_bytes(rng.choice([draw for draw in JSON_DRAWS if draw is not json_unknown])(rng, text))
+        damage(rng, wrote(folder / "calls", "process", wrong=1, found=[FOUND]), KNOWN_FIELDS_DRAWS)
         ended = run_in_fork(lambda arguments: main.main(arguments, "attn_vllm_recording"), ["calls"], folder)
         lines = ended.out.splitlines()
         is_told = lines and all(line.isprintable() and len(line) < 2000 for line in lines) and not ended.err
         if ended.code != 2 or not is_told or "NO CALL WAS JUDGED" not in ended.out:
             wrong.append(f"{seed}: exit {ended.code}, {ended.out[-300:]!r}, {ended.err[-600:]!r}")
-        if ended.seconds > 2 or ended.mebibytes > 64:
+        if ended.took_too_much:
             wrong.append(f"{seed}: {ended.seconds:.1f} s, {ended.mebibytes:.0f} MiB")
     assert not wrong, "\n".join(wrong)

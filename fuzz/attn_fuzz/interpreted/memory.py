@@ -33,11 +33,14 @@ def methods(interpreter: Any) -> dict[str, Callable[..., Any]]:
 
 
 def _load(triton: Any, pointers: np.ndarray, mask: np.ndarray, others: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    if not mask.any():
-        return np.array(others)
     masked = not mask.all()
-    # a lane that is left out reads what the first of the others reads
-    read = np.where(mask, pointers, pointers[np.unravel_index(mask.argmax(), mask.shape)]) if masked else pointers
+    if masked:
+        if not mask.any():
+            return np.array(others)
+        # a lane that is left out reads what the first of the others reads
+        read = np.where(mask, pointers, pointers[np.unravel_index(mask.argmax(), mask.shape)])
+    else:
+        read = pointers
     lanes = _lanes(read, dtype)
     if lanes is None:
         return triton.load(pointers, mask, others, dtype)
