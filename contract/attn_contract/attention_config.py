@@ -20,7 +20,7 @@ Scales = Literal["tensor", "head", "token", "inline"]
 
 `tensor`: k_scale and v_scale, one number for all heads. `head`: k_scale and v_scale, one number per KV head. `token`:
 k_scale_cache and v_scale_cache, one number per token and head. `inline`: one number per token and head in the cache's rows, or
-one for each 128 or 32 dims of a latent row.
+one for each 128, 64 or 32 dims of a latent row.
 """
 
 
@@ -82,7 +82,8 @@ class AttentionConfig:
                 if (got := getattr(self, name)) is not None:
                     raise ContractError(name, named(got), f"None: {self.attn_type} has no KV cache")
         if self.layout is not None and self.layout.has_inline_scales != (self.scales == "inline"):
-            expected = f"one for scales {self.scales}: only CONTENT_PACKED_SCALED, LATENT_SCALED and LATENT_E8M0 hold their own"
+            holding = ", ".join(layout for layout in Layout if layout.has_inline_scales)
+            expected = f"one for scales {self.scales}: only {holding} hold their own"
             raise ContractError("layout", self.layout, expected)
         self._check_rules()
 
@@ -117,6 +118,7 @@ class AttentionConfig:
         if not self.has_latent_cache:
             Layout.CONTENT_PACKED_SCALED.check_sizes(self.head_size, block_size, itemsize=1)
             return
+        # what fits LATENT_E8M0_PLANES fits LATENT_E8M0, too
         rows = self.layout or Layout.LATENT_SCALED
         if self.layout is None and not self.value_size % DIMS_OF_E8M0 and self.value_size == self.head_size:
             rows = Layout.LATENT_E8M0

@@ -209,7 +209,8 @@ class Capabilities:
                 yield Refusal(f"{name} {named(value)}", f"{values.why} (it takes {values})")
         if config.has_latent_cache and not any(layout.has_latent_value for layout in self.layouts.values):
             yield Refusal(
-                "a latent cache (layout LATENT, LATENT_SCALED or LATENT_E8M0)", f"{self.layouts.why} (it takes {self.layouts})"
+                "a latent cache (layout LATENT, LATENT_SCALED, LATENT_E8M0 or LATENT_E8M0_PLANES)",
+                f"{self.layouts.why} (it takes {self.layouts})",
             )
         if config.layout is not None and config.block_size is not None:
             try:

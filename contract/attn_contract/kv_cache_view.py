@@ -12,7 +12,7 @@ import torch
 
 from attn_contract.arguments import check_dense_last, check_dims, check_int, check_tensor, check_type
 from attn_contract.errors import ContractError
-from attn_contract.layouts import K, Layout, PhysicalOrder, V
+from attn_contract.layouts import BYTES_OF_SCALE, K, Layout, PhysicalOrder, V
 from attn_contract.memory import overlaps_itself
 
 _A_LAYOUT = f"a Layout: {', '.join(Layout)}"  # written once: every call reads a view back
@@ -38,7 +38,8 @@ class KVCacheSizes:
         num_kv_heads: HK.
         head_size: D.
         itemsize: bytes of one element.
-        head_size_v: the width of V, which rows of LATENT_SCALED depend on, and LATENT_E8M0 checks; no other layout needs it.
+        head_size_v: the width of V, which rows of LATENT_SCALED depend on, and LATENT_E8M0 and LATENT_E8M0_PLANES check; no
+            other layout needs it.
 
     Raises:
         ContractError: a size has another type or is out of range; the layout is x-packed and the head or block size is no
@@ -94,7 +95,7 @@ class KVCacheSizes:
             "slot": self.block_size,
             "head": self.num_kv_heads,
             "dim": self.head_size,
-            "page": self.block_size * self.num_kv_heads * self.head_size,
+            "page": self.block_size * self.num_kv_heads * self.row_size,
             "row": self.row_size,
             "content": 2 * self.row_size,
         }
@@ -107,7 +108,8 @@ class KVCacheView(KVCacheSizes):
     `dense` and `content_packed` build the views of allocations that hold nothing else. Larger strides describe padded blocks,
     and several layers interleaved in one allocation. The pages of X_PACKED and SHUFFLED are dense: only their kv_stride and
     block_stride are free, and the other two are 0 and mean nothing. In LATENT, LATENT_SCALED and LATENT_E8M0 only block_stride
-    and slot_stride are free: kv_stride is 0, because V begins where K does.
+    and slot_stride are free: kv_stride is 0, because V begins where K does. In LATENT_E8M0_PLANES only block_stride is free,
+    and is a multiple of a slot's data: `dense` rounds pages up to that.
 
     Args:
         kv_stride: elements from K to V.
@@ -127,7 +129,9 @@ class KVCacheView(KVCacheSizes):
     def dense(cls, layout: Layout, **sizes: Unpack[_Sizes]) -> "KVCacheView":
         """The view of an allocation that holds this layer and nothing else. `sizes` are the arguments of KVCacheSizes."""
         size_of = KVCacheSizes(layout=layout, **sizes).size_of
-        return cls._of_strides(layout, sizes, _dense_strides(layout.dims, size_of))
+        strides = _dense_strides(layout.dims, size_of)
+        unit = layout.unit_of_blocks(sizes["head_size"])
+        return cls._of_strides(layout, sizes, strides | {"block": -(-strides["block"] // unit) * unit})
 
     @classmethod
     def content_packed(
@@ -170,7 +174,8 @@ class KVCacheView(KVCacheSizes):
 
         Raises:
             ContractError: the tensor has not the layout's dimensions, or other sizes than they say; blocks have no slots; the
-                last dimension is not dense; elements share memory; or float32 inline scales do not lie on multiples of 4 bytes.
+                last dimension is not dense; elements share memory; float32 inline scales do not lie on multiples of 4 bytes, or
+                bfloat16 not on multiples of 2; or pages of LATENT_E8M0_PLANES do not lie on multiples of a slot's data.
         """
         _check_sizes(layout, num_kv_heads=num_kv_heads, head_size=head_size)
         layout.check_widths(head_size, head_size_v)
@@ -182,12 +187,20 @@ class KVCacheView(KVCacheSizes):
             raise ContractError("kv_cache", f"strides {tuple(kv_cache.stride())}", "elements that do not share memory")
         strides = dict(zip(layout.dims, kv_cache.stride(), strict=True))
         view = cls._of_strides(layout, sizes, strides, offset=int(kv_cache.storage_offset()))
-        steps = [step for size, step in zip(kv_cache.shape, kv_cache.stride(), strict=True) if size > 1][:-1]
-        if any(step % layout.unit_of_strides for step in (*steps, view.offset)):
-            raise ContractError(
-                "kv_cache", f"strides {tuple(kv_cache.stride())} from {view.offset}", "multiples of 4: scales are float32"
-            )
+        view._check_units(kv_cache)
         return view
+
+    def _check_units(self, kv_cache: torch.Tensor) -> None:
+        """Check the strides of dimensions of several elements, and the offset: what the layout says they are multiples of."""
+        steps = [step for size, step in zip(kv_cache.shape, kv_cache.stride(), strict=True) if size > 1][:-1]
+        unit, unit_of_blocks = self.layout.unit_of_strides, self.layout.unit_of_blocks(self.head_size)
+        got = f"strides {tuple(kv_cache.stride())} from {self.offset}"
+        if any(step % unit for step in (*steps, self.offset)):
+            wide = "scales are float32" if unit == BYTES_OF_SCALE else "the last dims are bfloat16"
+            raise ContractError("kv_cache", got, f"multiples of {unit}: {wide}")
+        if self.num_blocks > 1 and self.block_stride % unit_of_blocks:
+            expected = f"blocks that begin at multiples of {unit_of_blocks}, a slot's data, in {self.layout}"
+            raise ContractError("kv_cache", got, expected)
 
     @classmethod
     def _of_strides(cls, layout: Layout, sizes: _Sizes, strides: Mapping[str, int], offset: int = 0) -> "KVCacheView":
@@ -213,9 +226,15 @@ class KVCacheView(KVCacheSizes):
         byte `d`, its scale is bytes `Lkv + d//128*4` to `+ 3`, and the rotated dim r is bytes `Lkv + Lkv//128*4 + 2*r` and the
         next. LATENT_E8M0 is the same, in bytes, too: the dim d is byte `d`, and its scale is byte `D + d//32`.
 
+        LATENT_E8M0_PLANES counts bytes, too, and a slot's row is its data, `D + 64` bytes, and then its scales, `D//64` bytes:
+        `block*block_stride + slot*(D + 64) + byte` of the data, and `block*block_stride + BS*(D + 64) + slot*(D//64) + byte` of
+        the scales, each from its own byte 0 on. A dim d below `D - 64` is the data's byte `d`, and its scale is the scales'
+        byte `d//64`; the dim `D - 64 + r` is the data's bytes `D - 64 + 2*r` and the next. The scales' last byte is padding.
+
         Args:
             kv: K or V.
-            block, slot, head, dim: ints, or int64 tensors that broadcast.
+            block, slot, head: ints, or int64 tensors that broadcast.
+            dim: the same; in rows with scales, an element of the row, its scales included.
         """
         x, block_size, head_size = self.x, self.block_size, self.head_size
         page = self.offset + kv * self.kv_stride + block * self.block_stride
@@ -225,6 +244,14 @@ class KVCacheView(KVCacheSizes):
             return page + (head * head_size + dim) * block_size + slot
         if self.layout is Layout.SHUFFLED:
             return page + ((head * (block_size // x) + slot // x) * head_size + dim) * x + slot % x
+        if self.layout is Layout.LATENT_E8M0_PLANES:
+            data_size = self.layout.data_size(head_size)
+            in_data, in_scales = (
+                slot * data_size + dim,
+                block_size * data_size + slot * (self.row_size - data_size) + dim - data_size,
+            )
+            is_scale = dim // data_size  # 1 from the end of the data on, as a slot has fewer scales than data
+            return page + (1 - is_scale) * in_data + is_scale * in_scales
         return page + slot * self.slot_stride + head * self.head_stride + dim
 
     def tensor(self, raw: torch.Tensor) -> torch.Tensor:
@@ -280,9 +307,10 @@ def _sizes_of(kv_cache: torch.Tensor, layout: Layout, num_kv_heads: int, head_si
     for axis, dim in enumerate(layout.dims):
         if size[dim] != expected.get(dim, size[dim]):
             raise ContractError("kv_cache", shape, f"{expected[dim]} ({dim}) in dimension {axis} of {layout}")
-    slots, rest = divmod(size.get("page", 0), num_kv_heads * head_size)
+    slots, rest = divmod(size.get("page", 0), num_kv_heads * row_size)
     if rest:
-        raise ContractError("kv_cache", shape, f"pages of {num_kv_heads} heads of size {head_size} in {layout}")
+        slot = f"{num_kv_heads} heads of size {head_size}" if layout.is_x_packed else f"slots of {row_size} elements"
+        raise ContractError("kv_cache", shape, f"pages of {slot} in {layout}")
     block_size = size.get("slot", slots)
     if block_size == 0:
         raise ContractError("kv_cache", shape, "at least one slot in a block")

@@ -114,12 +114,12 @@ class Layer:
             softmax and has no value (GPT-OSS). -inf is no sink. A finite one is at most 2^126 in magnitude.
         head_size_v: the width of v and of out. None: v is as wide as k. Dense k and v (ENCODER, ENCODER_ONLY) may have any two
             widths. A KV cache has two only in the layouts LATENT and LATENT_SCALED, where V is the first head_size_v dims of K;
-            there it must be given, even if it is head_size, and in LATENT_E8M0, where it must be head_size.
+            there it must be given, even if it is head_size, and in LATENT_E8M0 and LATENT_E8M0_PLANES, where it is head_size.
         layout: how the KV cache is laid out; None exactly for the types that have no cache.
         kv_cache_dtype: torch.float8_e4m3fn, torch.float8_e4m3fnuz or torch.int8 of a quantized cache, which needs scales:
             per tensor or head, per token and head, or inline (CONTENT_PACKED_SCALED). An int8 cache needs one scale per token
-            and head. A LATENT cache is float8 with one k_scale, one of LATENT_SCALED or LATENT_E8M0 float8 with scales in its
-            rows. None: the cache is of q's dtype.
+            and head. A LATENT cache is float8 with one k_scale, one of LATENT_SCALED, LATENT_E8M0 or LATENT_E8M0_PLANES float8
+            with scales in its pages. None: the cache is of q's dtype.
         k_scale, v_scale: float32, [] or [1] for all heads, or [HK]: the cache stores value / scale. In LATENT there is no
             v_scale: V is part of K, and k_scale is the scale of both.
         k_scale_cache, v_scale_cache: [NB, BS, HK] float32, any strides: one scale per token and head, which `write_kv_cache`

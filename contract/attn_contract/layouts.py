@@ -9,9 +9,11 @@ K, V = 0, 1
 DIMS_OF_SCALE = 128
 """Dims of V that share a scale in LATENT_SCALED."""
 BYTES_OF_SCALE, BYTES_OF_ROTATED = 4, 2
-"""Of a scale that lies in a row, and of a dim of K behind V in LATENT_SCALED, which is bfloat16."""
+"""Of a scale that lies in a row, and of a dim that a row holds in bfloat16."""
 DIMS_OF_E8M0 = 32
 """Dims that share a scale in LATENT_E8M0."""
+DIMS_OF_PLANE_SCALE, DIMS_IN_BFLOAT16 = 64, 64
+"""Of LATENT_E8M0_PLANES: dims that share a scale, and the last dims, which have none."""
 E8M0_BIAS, E8M0_NAN = 127, 255
 """A ue8m0 byte b is the scale 2**(b - 127), and the byte 255 is NaN: E8M0 of OCP Microscaling Formats (MX) 1.0."""
 
@@ -51,6 +53,13 @@ class Layout(StrEnum):
     """[NB, BS, row] of one-byte elements: a vector in float8, and its scales, one ue8m0 byte for each 32 dims. All dims are K,
     and all are V: head_size_v is head_size, a multiple of 32, and no dim is kept in another type. With 512 dims a row has
     512 + 16 = 528 bytes: DeepSeek-V4.1's cache. q is bfloat16, which holds what a float8 times a power of two is."""
+    LATENT_E8M0_PLANES = "LATENT_E8M0_PLANES"
+    """[NB, page] of one-byte elements: in each page the data of all slots, and then the scales of all slots. The data of a slot
+    is all dims but the last 64 in float8, and those 64 in bfloat16. Its scales are one ue8m0 byte for each 64 dims in float8,
+    and a byte of padding, which is written as 0. All dims are K, and all are V: head_size_v is head_size, a multiple of 64 from
+    128 on. Pages are padded, so that the next begins a multiple of a slot's data behind. With 512 dims a slot has 448 + 64*2
+    bytes of data and 7 + 1 of scales: the 584 bytes a token of DeepSeek-V4's cache (vLLM's, whose pages are multiples of 576
+    bytes). q is bfloat16."""
 
     @property
     def dims(self) -> tuple[str, ...]:
@@ -63,9 +72,14 @@ class Layout(StrEnum):
         return self in (Layout.X_PACKED, Layout.SHUFFLED)
 
     @property
+    def has_dense_pages(self) -> bool:
+        """Whether the view has no dimension for slots: what lies in a page does not depend on a stride."""
+        return "page" in self.dims
+
+    @property
     def has_inline_scales(self) -> bool:
-        """Whether the scales of K and of V lie in their rows."""
-        return self in (Layout.CONTENT_PACKED_SCALED, Layout.LATENT_SCALED, Layout.LATENT_E8M0)
+        """Whether the scales of K and of V lie in their rows, or behind the rows of a page."""
+        return self in (Layout.CONTENT_PACKED_SCALED, Layout.LATENT_SCALED, Layout.LATENT_E8M0, Layout.LATENT_E8M0_PLANES)
 
     @property
     def has_latent_scales(self) -> bool:
@@ -74,8 +88,20 @@ class Layout(StrEnum):
 
     @property
     def unit_of_strides(self) -> int:
-        """Elements of which a view's strides are multiples: inline scales that are float32 lie on multiples of 4 bytes."""
-        return BYTES_OF_SCALE if self.has_inline_scales and self is not Layout.LATENT_E8M0 else 1
+        """Elements of which a view's strides are multiples: what is wider than a byte lies on multiples of its own width."""
+        return {
+            Layout.CONTENT_PACKED_SCALED: BYTES_OF_SCALE,
+            Layout.LATENT_SCALED: BYTES_OF_SCALE,
+            Layout.LATENT_E8M0_PLANES: BYTES_OF_ROTATED,
+        }.get(self, 1)
+
+    def unit_of_blocks(self, head_size: int) -> int:
+        """Elements of which the stride of blocks is a multiple."""
+        return self.data_size(head_size) if self is Layout.LATENT_E8M0_PLANES else self.unit_of_strides
+
+    def data_size(self, head_size: int) -> int:
+        """Elements of one slot's data in LATENT_E8M0_PLANES, which begin at multiples of this in each page."""
+        return head_size + (BYTES_OF_ROTATED - 1) * DIMS_IN_BFLOAT16
 
     @property
     def dims_of_scale(self) -> int:
@@ -84,12 +110,20 @@ class Layout(StrEnum):
         Raises:
             KeyError: the layout has no such scales.
         """
-        return {Layout.LATENT_SCALED: DIMS_OF_SCALE, Layout.LATENT_E8M0: DIMS_OF_E8M0}[self]
+        return {
+            Layout.LATENT_SCALED: DIMS_OF_SCALE,
+            Layout.LATENT_E8M0: DIMS_OF_E8M0,
+            Layout.LATENT_E8M0_PLANES: DIMS_OF_PLANE_SCALE,
+        }[self]
+
+    def quantized_size(self, head_size_v: int) -> int:
+        """Dims of V that a latent row holds in float8. They are V's first."""
+        return head_size_v - DIMS_IN_BFLOAT16 if self is Layout.LATENT_E8M0_PLANES else head_size_v
 
     @property
     def has_latent_value(self) -> bool:
         """Whether V is the first elements of K's row. The layout then has one KV head, and a layer names the width of V."""
-        return self in (Layout.LATENT, Layout.LATENT_SCALED, Layout.LATENT_E8M0)
+        return self in (Layout.LATENT, Layout.LATENT_SCALED, Layout.LATENT_E8M0, Layout.LATENT_E8M0_PLANES)
 
     def units(self, itemsize: int) -> tuple[int, int]:
         """Numbers of which head_size and block_size must be multiples, for elements of `itemsize` bytes.
@@ -103,8 +137,11 @@ class Layout(StrEnum):
     def row_size(self, head_size: int, head_size_v: int | None = None) -> int:
         """Elements of one slot's K (or V) of one head. An inline scale is four one-byte elements behind the row.
 
-        With a latent value it is K's row, which V is the beginning of. That of LATENT_SCALED depends on the width of V.
+        With a latent value it is K's row, which V is the beginning of. That of LATENT_SCALED depends on the width of V. That of
+        LATENT_E8M0_PLANES is a slot's data, and then its scales and the byte of padding.
         """
+        if self is Layout.LATENT_E8M0_PLANES:
+            return self.data_size(head_size) + self.quantized_size(head_size) // DIMS_OF_PLANE_SCALE + 1
         if self is Layout.LATENT_E8M0:
             return head_size + head_size // DIMS_OF_E8M0
         if self is Layout.LATENT_SCALED:
@@ -117,10 +154,13 @@ class Layout(StrEnum):
         return head_size_v + (head_size_v // DIMS_OF_SCALE * BYTES_OF_SCALE if self is Layout.LATENT_SCALED else 0)
 
     def check_widths(self, head_size: int, head_size_v: int | None) -> None:
-        """Raise ContractError for widths that rows of LATENT_SCALED or LATENT_E8M0 cannot have."""
-        if self is Layout.LATENT_E8M0:
-            if head_size % DIMS_OF_E8M0:
-                raise ContractError("head_size", head_size, f"a multiple of {DIMS_OF_E8M0} in layout {self}")
+        """Raise ContractError for widths that rows of LATENT_SCALED, LATENT_E8M0 or LATENT_E8M0_PLANES cannot have."""
+        if self in (Layout.LATENT_E8M0, Layout.LATENT_E8M0_PLANES):
+            if head_size % self.dims_of_scale:
+                raise ContractError("head_size", head_size, f"a multiple of {self.dims_of_scale} in layout {self}")
+            if self.quantized_size(head_size) <= 0:
+                expected = f"more than {DIMS_IN_BFLOAT16} in layout {self}: so many dims are bfloat16"
+                raise ContractError("head_size", head_size, expected)
             if head_size_v != head_size:
                 raise ContractError("head_size_v", head_size_v, f"head_size ({head_size}) in layout {self}: all of K is V")
         if self is not Layout.LATENT_SCALED:
@@ -170,6 +210,7 @@ _DIMS = {
     Layout.LATENT: ("block", "slot", "dim"),
     Layout.LATENT_SCALED: ("block", "slot", "row"),
     Layout.LATENT_E8M0: ("block", "slot", "row"),
+    Layout.LATENT_E8M0_PLANES: ("block", "page"),
 }
 
 _DIM_OF_LETTER = {"L": "layer", "B": "block", "H": "head", "N": "slot", "C": "content"}

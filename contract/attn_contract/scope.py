@@ -15,7 +15,7 @@ _RANKS = "a layer is one rank's, and attn_optimized.context_parallel attends ove
 OUT_OF_SCOPE = {
     "kv_lora_rank": (
         "MLA",
-        "its layers are given by head_size, head_size_v and layout LATENT, LATENT_SCALED or LATENT_E8M0",
+        "its layers are given by head_size, head_size_v and layout LATENT, LATENT_SCALED, LATENT_E8M0 or LATENT_E8M0_PLANES",
     ),
     "rswa_window": ("R-SWA", "its window is counted from a prefix of each request, which the visibility rule has no term for"),
     "relative_attention_num_buckets": (

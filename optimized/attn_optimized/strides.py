@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from attn_contract import Layer, Layout
 
-from attn_optimized.kernels.load import DIMS_PER_SCALE
+from attn_optimized.kernels.load import DIMS_PER_PLANE_SCALE, DIMS_PER_SCALE
 
 
 class KVCacheStrides(NamedTuple):
@@ -14,7 +14,8 @@ class KVCacheStrides(NamedTuple):
     `interior` is "rows" where each slot of a head is a dense row of dims, else "x_packed" or "shuffled", where the slot stride
     is not used: see kernels/kv_layout.py. "latent" is "rows" where V is the first dims of K; in "latent_scaled" a row also
     holds their scales, and the other dims in another type: see `parts_of_scaled_rows`; in "latent_e8m0" it is the dims of V and
-    then their scales: see `scales_of_e8m0_rows`.
+    then their scales: see `scales_of_e8m0_rows`. In "latent_e8m0_planes" a row is the dims of V, the last of them in another
+    type, and their scales lie behind all rows of a page: see `parts_of_e8m0_planes`.
     """
 
     kv: int
@@ -47,6 +48,9 @@ def kv_cache_strides(kv_cache: torch.Tensor, layer: Layer) -> KVCacheStrides:
             return KVCacheStrides(0, stride[0], stride[1], 0, shape[0], shape[1], "latent_scaled")
         case Layout.LATENT_E8M0:
             return KVCacheStrides(0, stride[0], stride[1], 0, shape[0], shape[1], "latent_e8m0")
+        case Layout.LATENT_E8M0_PLANES:
+            row, scales = sizes_of_e8m0_planes(layer)
+            return KVCacheStrides(0, stride[0], row, 0, shape[0], shape[1] // (row + scales), "latent_e8m0_planes")
         case Layout.X_PACKED | Layout.SHUFFLED:
             head_elements = shape[2] // layer.num_kv_heads
             block_size = head_elements // layer.head_size
@@ -83,6 +87,26 @@ def parts_of_scaled_rows(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.Te
 def scales_of_e8m0_rows(kv_cache: torch.Tensor, layer: Layer) -> torch.Tensor:
     """The scales [NB, BS, D / 32] of a LATENT_E8M0 cache: ue8m0 bytes, uint8."""
     return kv_cache.view(torch.uint8)[..., layer.head_size :]
+
+
+def sizes_of_e8m0_planes(layer: Layer) -> tuple[int, int]:
+    """Bytes of a slot's row and of its scales in LATENT_E8M0_PLANES: each group of dims has a scale, or a byte of padding.
+
+    The last group is 2 bytes a dim, the others 1.
+    """
+    return layer.head_size + DIMS_PER_PLANE_SCALE.value, layer.head_size // DIMS_PER_PLANE_SCALE.value
+
+
+def parts_of_e8m0_planes(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scales [NB, BS, D / 64], ue8m0 bytes and one of padding, and the last 64 dims [NB, BS, 64], bfloat16, of a
+    LATENT_E8M0_PLANES cache [NB, page]."""
+    row, scales = sizes_of_e8m0_planes(layer)
+    block_size = kv_cache.shape[1] // (row + scales)
+    pages = _with_aligned_strides(kv_cache)
+    rows, behind = pages[:, : block_size * row], pages[:, block_size * row :]
+    first_kept = (layer.head_size - DIMS_PER_PLANE_SCALE.value) // 2
+    kept = rows.view(torch.bfloat16).unflatten(1, (block_size, row // 2))[..., first_kept:]
+    return behind.view(torch.uint8).unflatten(1, (block_size, scales)), kept
 
 
 def _with_aligned_strides(kv_cache: torch.Tensor) -> torch.Tensor:

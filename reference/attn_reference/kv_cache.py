@@ -8,15 +8,17 @@ a NaN stays the same NaN. A quantized cache holds `value / scale`, as `attn_refe
     per token and KV head, in the cache's own rows  Layout.CONTENT_PACKED_SCALED
     per token and 128 dims, in the cache's own rows Layout.LATENT_SCALED
     per token and 32 dims, in the cache's own rows  Layout.LATENT_E8M0: powers of two, one byte each
+    per token and 64 dims, behind a page's rows     Layout.LATENT_E8M0_PLANES: powers of two, one byte each
 
 A latent cache stores one row per token, K, whose first `head_size_v` dims are V: `write_latent_cache` writes the row once. In
 LATENT_SCALED only these dims are quantized: the row is their float8 codes, their scales, and the other dims in bfloat16. In
-LATENT_E8M0 all dims of K are V and are quantized, so that k_pe is empty.
+LATENT_E8M0 all dims of K are V and are quantized, so that k_pe is empty. In LATENT_E8M0_PLANES all dims of K are V, too, and
+the last 64 of them are bfloat16.
 """
 
 import torch
 from attn_contract import KVCacheView, Layer, Layout
-from attn_contract.layouts import BYTES_OF_SCALE, DIMS_OF_E8M0, DIMS_OF_SCALE, K, V
+from attn_contract.layouts import BYTES_OF_SCALE, DIMS_OF_E8M0, DIMS_OF_PLANE_SCALE, DIMS_OF_SCALE, K, V
 from attn_contract.validation import check_gather_kv_cache, check_write_kv_cache, check_write_latent_cache
 
 from attn_reference.quantization import check_number_dtype, dequantize, e8m0_numbers, e8m0_scales, quantize, row_scales
@@ -56,8 +58,8 @@ def write_latent_cache(
     Args:
         kv_c: [T_kv, Lkv] float32, float16 or bfloat16, Lkv = layer.head_size_v: what V is, and K begins with.
         k_pe: [T_kv, R] of kv_c's dtype, Lkv + R = layer.head_size: the rotated part of K. R may be 0.
-        kv_cache: [NB, BS, Lkv + R] of kv_c's dtype or `layer.kv_cache_dtype`, or the rows of LATENT_SCALED or LATENT_E8M0,
-            whose scales are computed and written too; blocks and slots may be padded.
+        kv_cache: [NB, BS, Lkv + R] of kv_c's dtype or `layer.kv_cache_dtype`, or the rows of LATENT_SCALED or LATENT_E8M0, or
+            the pages of LATENT_E8M0_PLANES, whose scales are computed and written too; blocks and slots may be padded.
         layer: its layout, kv_cache_dtype and k_scale are used.
         slot_mapping: [S] int64, `block * block_size + offset` of each row; -1 writes nothing. S <= T_kv.
 
@@ -70,6 +72,9 @@ def write_latent_cache(
         return
     if layer.layout is Layout.LATENT_E8M0:
         _write_e8m0_latent(kv_c, kv_cache, slot_mapping, view)
+        return
+    if layer.layout is Layout.LATENT_E8M0_PLANES:
+        _write_e8m0_planes(kv_c, kv_cache, slot_mapping, view)
         return
     key = torch.cat([kv_c, k_pe], dim=-1)[:, None]
     _write_part(K, key, kv_cache, layer, slot_mapping, view)
@@ -109,6 +114,9 @@ def gather_rows(
         return key, key[..., : layer.value_size]
     if layer.layout is Layout.LATENT_E8M0:
         key = _read_e8m0_latent(kv_cache, blocks, dtype, view)[:seq_len]
+        return key, key
+    if layer.layout is Layout.LATENT_E8M0_PLANES:
+        key = _read_e8m0_planes(kv_cache, blocks, dtype, view)[:seq_len]
         return key, key
 
     def read(kv: int, size: int) -> torch.Tensor:
@@ -178,6 +186,38 @@ def _read_e8m0_latent(kv_cache: torch.Tensor, blocks: torch.Tensor, dtype: torch
     codes, scales = stored.tensor_split([view.head_size], dim=-1)
     groups = codes.view(kv_cache.dtype).unflatten(-1, (-1, DIMS_OF_E8M0))
     return dequantize(groups, e8m0_numbers(scales)[..., None], dtype).flatten(-2)
+
+
+def _write_e8m0_planes(kv_c: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor, view: KVCacheView) -> None:
+    """Write slots of LATENT_E8M0_PLANES: the codes of kv_c but for its last dims, the bits of those, and then the scales.
+
+    There is one scale for each DIMS_OF_PLANE_SCALE dims that have a code, and behind them a byte of padding, which is 0.
+    """
+    rows = (slot_mapping >= 0).nonzero().flatten()
+    quantized, kept = kv_c[rows].tensor_split([view.layout.quantized_size(view.head_size)], dim=-1)
+    groups = quantized.unflatten(1, (-1, DIMS_OF_PLANE_SCALE))
+    scales = e8m0_scales(groups, kv_cache.dtype)
+    codes = quantize(groups, e8m0_numbers(scales), kv_cache.dtype).flatten(1).view(torch.uint8)
+    data = torch.cat([codes, kept.contiguous().view(torch.uint8)], dim=-1)
+    scales = torch.nn.functional.pad(scales.squeeze(-1), (0, 1))
+    in_data, in_scales = _planes(view)
+    _store(kv_cache, view, K, slot_mapping[rows], in_data, data[:, None])
+    _store(kv_cache, view, K, slot_mapping[rows], in_scales, scales[:, None])
+
+
+def _read_e8m0_planes(kv_cache: torch.Tensor, blocks: torch.Tensor, dtype: torch.dtype, view: KVCacheView) -> torch.Tensor:
+    """[len(blocks) * BS, 1, D] in dtype: the keys in all slots of some blocks, which are the values."""
+    data, scales = (_load(kv_cache, view, K, blocks, plane) for plane in _planes(view))
+    codes, kept = data.tensor_split([view.layout.quantized_size(view.head_size)], dim=-1)
+    groups = codes.view(kv_cache.dtype).unflatten(-1, (-1, DIMS_OF_PLANE_SCALE))
+    quantized = dequantize(groups, e8m0_numbers(scales[..., :-1])[..., None], dtype).flatten(-2)
+    return torch.cat([quantized, kept.contiguous().view(torch.bfloat16).to(dtype)], dim=-1)
+
+
+def _planes(view: KVCacheView) -> tuple[range, range]:
+    """The elements of a slot of LATENT_E8M0_PLANES that are its data, and those that are its scales and their padding."""
+    data_size = view.layout.data_size(view.head_size)
+    return range(data_size), range(data_size, view.row_size)
 
 
 def _fixed_scale(layer: Layer, kv: int) -> torch.Tensor | None:

@@ -32,6 +32,7 @@ SCALED = {
     "kv_cache_dtype": FP8,
 }
 E8M0 = SCALED | {"layout": Layout.LATENT_E8M0, "head_size": 64, "head_size_v": 64}
+PLANES = E8M0 | {"layout": Layout.LATENT_E8M0_PLANES, "head_size": 128, "head_size_v": 128}
 ENCODER = {"attn_type": AttentionType.ENCODER, "layout": None}
 ops = torch.ops.attn_parity
 
@@ -61,6 +62,8 @@ def test_a_width_of_v_is_a_rule_that_layers_ask_for():
         (SCALED | {"kv_cache_dtype": torch.float8_e4m3fnuz, "head_size": 128}, 128),
         (E8M0, 64),
         (E8M0 | {"kv_cache_dtype": torch.float8_e4m3fnuz, "head_size": 512, "head_size_v": 512}, 512),
+        (PLANES, 128),
+        (PLANES | {"kv_cache_dtype": torch.float8_e4m3fnuz, "head_size": 512, "head_size_v": 512}, 512),
         (ENCODER | {"head_size_v": 3}, 3),
         (ENCODER | {"head_size_v": 24}, 24),
     ],
@@ -123,6 +126,14 @@ def test_dense_v_that_is_as_wide_as_k_asks_for_nothing():
             E8M0 | {"head_size": 80, "head_size_v": 80},
             "head_size: got 80, expected a multiple of 32 in layout LATENT_E8M0",
         ),
+        (PLANES | {"kv_cache_dtype": None}, "kv_cache_dtype: got None, expected a float8 in layout LATENT_E8M0_PLANES: its"),
+        (PLANES | {"k_scale": torch.ones(1)}, "k_scale: got a tensor, expected None in layout LATENT_E8M0_PLANES: its rows"),
+        (PLANES | {"head_size_v": 64}, "head_size_v: got 64, expected head_size (128) in layout LATENT_E8M0_PLANES: all of K"),
+        (
+            PLANES | {"head_size": 64, "head_size_v": 64},
+            "head_size: got 64, expected more than 64 in layout LATENT_E8M0_PLANES",
+        ),
+        (PLANES | {"head_size": 160, "head_size_v": 160}, "head_size: got 160, expected a multiple of 64 in layout LATENT_E8"),
         (LATENT | {"kv_cache_dtype": torch.int8}, "kv_cache_dtype: got torch.int8, expected a float8 in layout LATENT"),
     ],
 )
@@ -185,6 +196,10 @@ def test_a_config_holds_what_its_layer_says():
             {"layout": Layout.LATENT_E8M0} | INLINE,
             "head_size_v: got 512, expected head_size (576) in layout LATENT_E8M0: all of K is V",
         ),
+        (
+            {"layout": Layout.LATENT_E8M0_PLANES, "head_size": 96, "rules": {"head_size_v": 96}} | INLINE,
+            "head_size: got 96, expected a multiple of 64 in layout LATENT_E8M0_PLANES",
+        ),
         ({"layout": Layout.LATENT} | INLINE, "layout: got LATENT, expected one for scales inline: only CONTENT_PACKED_SCALED"),
         (
             {"layout": Layout.LATENT_SCALED},
@@ -210,7 +225,8 @@ def test_a_declaration_without_the_layout_refuses_a_latent_cache():
     """Also where the backend is to choose the layout; who serves V of another width may have no latent cache."""
     rows = replace(ALL, layouts=Only((Layout.BLOCKS_FIRST_NHD,), "it reads rows"))
     assert refused(rows, MLA) == [
-        "a latent cache (layout LATENT, LATENT_SCALED or LATENT_E8M0) not supported: it reads rows (it takes BLOCKS_FIRST_NHD)"
+        "a latent cache (layout LATENT, LATENT_SCALED, LATENT_E8M0 or LATENT_E8M0_PLANES) not supported: it reads rows "
+        "(it takes BLOCKS_FIRST_NHD)"
     ]
     assert refused(ALL, MLA) == refused(rows, CONFIG) == []
     encoder = replace(MLA, attn_type=AttentionType.ENCODER, block_size=None)
@@ -225,6 +241,9 @@ def test_a_declaration_of_the_other_latent_layout_refuses_rows_with_scales():
     all_of_k = replace(MLA, **INLINE, head_size=96, rules={"head_size_v": 96}, layout=Layout.LATENT_E8M0)
     assert refused(plain, all_of_k) == ["layout LATENT_E8M0 not supported: its cache is plain (it takes LATENT)"]
     assert refused(ALL, all_of_k) == refused(ALL, replace(all_of_k, layout=None)) == []
+    planes = replace(MLA, **INLINE, head_size=512, layout=Layout.LATENT_E8M0_PLANES)
+    assert refused(plain, planes) == ["layout LATENT_E8M0_PLANES not supported: its cache is plain (it takes LATENT)"]
+    assert refused(ALL, planes) == refused(ALL, replace(planes, layout=None)) == []
 
 
 def test_a_declaration_that_is_silent_refuses_a_width_of_v():
@@ -289,11 +308,24 @@ def e8m0_write() -> dict[str, Any]:
     return latent_write() | tensors | {"layer": layer(**E8M0)}
 
 
+def planes_step() -> dict[str, Any]:
+    """`latent_step` in bfloat16 over pages of 776 bytes, in blocks of 960: 4 slots of 192 bytes, then 4 of 2."""
+    tensors = {"q": torch.zeros(3, 4, 128).bfloat16(), "out": torch.full((3, 4, 128), torch.nan).bfloat16()}
+    return latent_step() | tensors | {"kv_cache": torch.zeros(3, 960).to(FP8)[:, :776], "layer": layer(**PLANES)}
+
+
+def planes_write() -> dict[str, Any]:
+    rows = torch.ones(3, 140).bfloat16()
+    tensors = {"kv_c": rows[:, 2:130], "k_pe": rows[:, 130:130], "kv_cache": torch.zeros(3, 960).to(FP8)[:, :776]}
+    return latent_write() | tensors | {"layer": layer(**PLANES)}
+
+
+@pytest.mark.parametrize(("step", "write"), [(e8m0_step, e8m0_write), (planes_step, planes_write)])
 @pytest.mark.parametrize("package", [validation, attn_reference], ids=["the check", "the reference"])
-def test_calls_over_rows_with_ue8m0_scales(package):
+def test_calls_over_rows_with_ue8m0_scales(step, write, package):
     prefix, values = ("check_", {"values": True}) if package is validation else ("", {})
-    getattr(package, f"{prefix}paged_attention")(**e8m0_step(), **values)
-    getattr(package, f"{prefix}write_latent_cache")(**e8m0_write(), **values)
+    getattr(package, f"{prefix}paged_attention")(**step(), **values)
+    getattr(package, f"{prefix}write_latent_cache")(**write(), **values)
 
 
 @pytest.mark.parametrize(
@@ -307,6 +339,14 @@ def test_calls_over_rows_with_ue8m0_scales(package):
          "kv_c: got torch.float32, expected torch.bfloat16: the only dtype beside LATENT_E8M0"),
         ("write_latent_cache", e8m0_write() | {"k_pe": torch.ones(3, 2).bfloat16()},
          "k_pe: got shape (3, 2), expected shape (3, 0)"),
+        ("paged_attention", planes_step() | {"q": torch.zeros(3, 4, 128).half(), "out": torch.zeros(3, 4, 128).half()},
+         "q: got torch.float16, expected torch.bfloat16: the only dtype beside LATENT_E8M0_PLANES"),
+        ("paged_attention", planes_step() | {"kv_cache": torch.zeros(3, 776).to(FP8)},
+         "kv_cache: got strides (776, 1) from 0, expected blocks that begin at multiples of 192"),
+        ("write_latent_cache", planes_write() | {"kv_c": torch.ones(3, 128), "k_pe": torch.ones(3, 0)},
+         "kv_c: got torch.float32, expected torch.bfloat16: the only dtype beside LATENT_E8M0_PLANES"),
+        ("write_latent_cache", planes_write() | {"kv_c": torch.ones(3, 64).bfloat16(), "k_pe": torch.ones(3, 64).bfloat16()},
+         "kv_c: got shape (3, 64), expected shape (T_kv, 128)"),
         ("paged_attention", scaled_step() | {"q": torch.zeros(3, 4, 132), "out": torch.zeros(3, 4, 128)},
          "q: got torch.float32, expected torch.bfloat16: the rotated dims of LATENT_SCALED"),
         ("paged_attention", scaled_step() | {"kv_cache": torch.zeros(3, 4, 132).to(FP8)},
@@ -342,12 +382,12 @@ REFUSED = [
     (
         "write_latent_cache",
         {"layer": layer()},
-        "layer.layout: got BLOCKS_FIRST_NHD, expected LATENT, LATENT_SCALED or LATENT_E8M0",
+        "layer.layout: got BLOCKS_FIRST_NHD, expected LATENT, LATENT_SCALED, LATENT_E8M0 or LATENT_E8M0_PLANES",
     ),
     (
         "write_latent_cache",
         {"layer": layer(**ENCODER)},
-        "layer.layout: got None, expected LATENT, LATENT_SCALED or LATENT_E8M0",
+        "layer.layout: got None, expected LATENT, LATENT_SCALED, LATENT_E8M0 or LATENT_E8M0_PLANES",
     ),
     ("write_latent_cache", {"layer": None}, "layer: got None, expected a Layer"),
     ("write_latent_cache", {"kv_c": torch.ones(3, 8)}, "kv_c: got shape (3, 8), expected shape (T_kv, 6)"),

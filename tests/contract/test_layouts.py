@@ -30,6 +30,7 @@ CONTENT_PACKED_SCALED = Layout.CONTENT_PACKED_SCALED
 LATENT = Layout.LATENT
 LATENT_SCALED = Layout.LATENT_SCALED
 LATENT_E8M0 = Layout.LATENT_E8M0
+LATENT_E8M0_PLANES = Layout.LATENT_E8M0_PLANES
 OF_TWO_PARTS = [layout for layout in Layout if not layout.has_latent_value]
 """Layouts that store K and V apart."""
 
@@ -48,13 +49,17 @@ LATENT_SCALED_SMALL = SCALED_SMALL | {"num_kv_heads": 1, "head_size": 258, "head
 LATENT_E8M0_SMALL = SCALED_SMALL | {"num_kv_heads": 1, "head_size": 64, "head_size_v": 64}
 """A row is 64 dims and two scales: 66 bytes; a block is 198."""
 
+PLANES_SMALL = SCALED_SMALL | {"num_kv_heads": 1, "head_size": 192, "head_size_v": 192}
+"""A slot has 128 float8 and 64 bfloat16, 256 bytes of data, and 2 scales and their padding: 3 bytes. A page of 3 slots is 777
+bytes, and 1024 with its padding."""
+
 HEADS = {"num_kv_heads": 2, "head_size": 4}
 
 
 def dense(layout: Layout, **sizes: int) -> KVCacheView:
     small = X_SMALL if layout.is_x_packed else SCALED_SMALL if layout.has_inline_scales else SMALL
     if layout.has_latent_value:
-        of_scales = {LATENT_SCALED: LATENT_SCALED_SMALL, LATENT_E8M0: LATENT_E8M0_SMALL}
+        of_scales = {LATENT_SCALED: LATENT_SCALED_SMALL, LATENT_E8M0: LATENT_E8M0_SMALL, LATENT_E8M0_PLANES: PLANES_SMALL}
         small = of_scales.get(layout, SMALL | {"num_kv_heads": 1})
     return KVCacheView.dense(layout, **(small | sizes))
 
@@ -327,6 +332,47 @@ def test_the_528_bytes_of_deepseek_v41():
     assert view.element(1, 0, 2, 0, 511) == 1056 + 511
 
 
+PLANES_VIEWS = {
+    "dense": dense(LATENT_E8M0_PLANES),
+    "blocks padded from 1024 to 1280": replace(dense(LATENT_E8M0_PLANES), block_stride=1280),
+    "from byte 6 on": replace(dense(LATENT_E8M0_PLANES), offset=6),
+}
+
+PLANES_ADDRESSES = {
+    # (block, slot, byte of the row): bytes 0 and 255 of the data and the scales 0 and 1 of slot 0 in block 0; the first
+    # bfloat16 of slot 2 in block 1; the padding of slot 1 in block 1; the scale 1 of slot 2, and its padding, in block 2
+    "dense": [0, 255, 768, 769, 1664, 1797, 2823, 2824],
+    "blocks padded from 1024 to 1280": [0, 255, 768, 769, 1920, 2053, 3335, 3336],
+    "from byte 6 on": [6, 261, 774, 775, 1670, 1803, 2829, 2830],
+}
+
+
+@pytest.mark.parametrize("name", PLANES_VIEWS)
+def test_addresses_of_planes_of_latent_rows_and_of_scales(name):
+    view = PLANES_VIEWS[name]
+    indices = [(0, 0, 0), (0, 0, 255), (0, 0, 256), (0, 0, 257), (1, 2, 128), (1, 1, 258), (2, 2, 257), (2, 2, 258)]
+    for (block, slot, byte), address in zip(indices, PLANES_ADDRESSES[name], strict=True):
+        assert view.element(0, block, slot, 0, byte) == view.element(1, block, slot, 0, byte) == address
+    assert view.end == PLANES_ADDRESSES[name][-1] + 1
+    tensor = view.tensor(torch.zeros(view.end, dtype=torch.uint8))
+    assert tensor.shape == (3, 777)
+    assert KVCacheView.of(tensor, LATENT_E8M0_PLANES, num_kv_heads=1, head_size=192, head_size_v=192) == view
+    assert (view.row_size, view.kv_stride, view.slot_stride, view.layout.dims) == (259, 0, 0, ("block", "page"))
+
+
+@pytest.mark.parametrize(("block_size", "page"), [(64, 37440), (128, 74880), (256, 149760), (72, 42048), (1, 1152)])
+def test_the_584_bytes_of_deepseek_v4(block_size, page):
+    """576 bytes of data a slot, and 8 of scales behind those of all slots; a page is a multiple of 576 bytes."""
+    sizes = {"num_blocks": 3, "num_kv_heads": 1, "head_size": 512, "head_size_v": 512, "itemsize": 1}
+    view = KVCacheView.dense(LATENT_E8M0_PLANES, block_size=block_size, **sizes)
+    assert (view.row_size, view.layout.data_size(512), view.block_stride) == (584, 576, page)
+    for block, slot in itertools.product((0, 2), (0, block_size - 1)):
+        assert view.element(0, block, slot, 0, 447) == block * page + slot * 576 + 447
+        assert view.element(1, block, slot, 0, 448 + 2 * 63) == block * page + slot * 576 + 574
+        assert view.element(0, block, slot, 0, 576 + 6) == block * page + block_size * 576 + slot * 8 + 6
+    assert view.end == 2 * page + block_size * 584
+
+
 def test_a_latent_cache_covers_as_many_bytes_as_a_cache_of_half_the_slots():
     """A page of 4 slots of latent rows, or of 2 slots with K and V: the rows of K and of V count once where they are one."""
     latent, halves = dense(LATENT, block_size=4), dense(BLOCKS_FIRST_NHD, block_size=2, num_kv_heads=1)
@@ -359,6 +405,8 @@ def test_dimensions_of_one_element_may_have_any_stride(layout):
         widths = {"num_kv_heads": 1, "head_size": 130, "head_size_v": 128}
     if layout is LATENT_E8M0:
         widths = {"num_kv_heads": 1, "head_size": 32, "head_size_v": 32}
+    if layout is LATENT_E8M0_PLANES:
+        widths = {"num_kv_heads": 1, "head_size": 128, "head_size_v": 128}
     view = KVCacheView.dense(layout, num_blocks=1, block_size=16, itemsize=1, **widths)
     tensor = view.tensor(torch.arange(view.end).to(torch.int8))
     strides = [7 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
@@ -501,6 +549,34 @@ def test_rows_with_ue8m0_scales_are_of_bytes():
         KVCacheView.of(halves(3, 3, 66), LATENT_E8M0, num_kv_heads=1, head_size=64, head_size_v=64)
 
 
+PLANES_WIDTHS = {"num_kv_heads": 1, "head_size": 192, "head_size_v": 192}
+NO_PLANES = [
+    ({"head_size_v": None}, bytes_of(3, 777), "head_size_v: got None, expected head_size (192) in layout LATENT_E8M0_PLANES"),
+    ({"head_size_v": 128}, bytes_of(3, 777), "head_size_v: got 128, expected head_size (192) in layout LATENT_E8M0_PLANES"),
+    ({"head_size": 160, "head_size_v": 160}, bytes_of(3, 777), "head_size: got 160, expected a multiple of 64 in layout L"),
+    ({"head_size": 64, "head_size_v": 64}, bytes_of(3, 777), "head_size: got 64, expected more than 64 in layout LATENT"),
+    ({"num_kv_heads": 2}, bytes_of(3, 1554), "num_kv_heads: got 2, expected 1 in layout LATENT_E8M0_PLANES"),
+    ({}, bytes_of(3, 776), "kv_cache: got shape (3, 776), expected pages of slots of 259 elements in LATENT_E8M0_PLANES"),
+    ({}, bytes_of(3, 0), "kv_cache: got shape (3, 0), expected at least one slot in a block"),
+    ({}, bytes_of(3, 3, 259), "kv_cache: got shape (3, 3, 259), expected 2 dimensions: block, page"),
+    ({}, halves(3, 777), "kv_cache: got elements of 2 bytes, expected 1 byte in layout LATENT_E8M0_PLANES"),
+    ({}, bytes_of(3, 777), "kv_cache: got strides (777, 1) from 0, expected multiples of 2: the last dims are bfloat16"),
+    ({}, bytes_of(3, 1024)[:, 1:778], "kv_cache: got strides (1024, 1) from 1, expected multiples of 2: the last dims"),
+    ({}, bytes_of(3, 896)[:, :777], "kv_cache: got strides (896, 1) from 0, expected blocks that begin at multiples of 256"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "tensor", "message"), NO_PLANES, ids=[message for *_, message in NO_PLANES])
+def test_tensors_that_are_no_planes_of_latent_rows_and_of_scales(changes, tensor, message):
+    with pytest.raises(ContractError) as caught:
+        KVCacheView.of(tensor, LATENT_E8M0_PLANES, **PLANES_WIDTHS | changes)
+    assert str(caught.value).startswith(message)
+
+
+def test_one_page_needs_no_padding():
+    assert KVCacheView.of(bytes_of(1, 777), LATENT_E8M0_PLANES, **PLANES_WIDTHS).block_size == 3
+
+
 def test_scales_of_latent_rows_lie_on_multiples_of_4_bytes():
     for strides, offset in (((810, 270, 1), 0), ((805, 268, 1), 0), ((804, 268, 1), 2)):
         rows = bytes_of(4000).as_strided((3, 3, 268), strides, offset)
@@ -615,6 +691,8 @@ def pages(layout: Layout, **changes: int) -> KVCacheView:
         sizes |= {"head_size": 130, "head_size_v": 128}
     if layout is LATENT_E8M0:
         sizes |= {"head_size": 64, "head_size_v": 64}
+    if layout is LATENT_E8M0_PLANES:
+        sizes |= {"head_size": 128, "head_size_v": 128}
     return KVCacheView.dense(layout, **(sizes | changes))
 
 
@@ -644,7 +722,7 @@ def test_x_packed_and_shuffled_differ_unless_a_block_is_one_unit():
 def test_which_dense_layouts_share_a_footprint():
     """Those with K and V of a block together, those with planes; and scales take room of their own."""
     together, planes = (BLOCKS_FIRST_NHD, BLOCKS_FIRST_HND, CONTENT_PACKED), (KV_FIRST_NHD, KV_FIRST_HND, X_PACKED, SHUFFLED)
-    alone = [(layout,) for layout in (CONTENT_PACKED_SCALED, LATENT, LATENT_SCALED, LATENT_E8M0)]
+    alone = [(layout,) for layout in (CONTENT_PACKED_SCALED, LATENT, LATENT_SCALED, LATENT_E8M0, LATENT_E8M0_PLANES)]
     for a, b in itertools.product(Layout, Layout):
         alike = any(a in group and b in group for group in (together, planes, *alone))
         assert same_footprint(pages(a), pages(b)) == alike, (a, b)
@@ -715,7 +793,7 @@ def test_a_tensor_is_no_view():
         check_shared_allocation({"planes": halves(2, 3, 3, 2, 4)})
 
 
-WITH_LATENT_SCALES = [*LATENT_SCALED_VIEWS.items(), *LATENT_E8M0_VIEWS.items()]
+WITH_LATENT_SCALES = [*LATENT_SCALED_VIEWS.items(), *LATENT_E8M0_VIEWS.items(), *PLANES_VIEWS.items()]
 SMALLEST = {
     **{f"dense {layout}": pages(layout, num_blocks=2) for layout in Layout},
     "padded": replace(pages(BLOCKS_FIRST_NHD, num_blocks=2), block_stride=560),

@@ -123,6 +123,7 @@ LATENT = {
     Layout.LATENT: "triton-latent",
     Layout.LATENT_SCALED: "triton-latent-scaled",
     Layout.LATENT_E8M0: "triton-latent-e8m0",
+    Layout.LATENT_E8M0_PLANES: "triton-latent-e8m0-planes",
 }
 
 
@@ -159,12 +160,13 @@ def test_each_setting_alone_is_a_call_of_the_contract(name):
 def test_a_target_of_latent_caches_has_them_in_its_plainest_call(layout, name):
     case = plainest(name)
     assert case.cache.layout is layout
-    assert (case.head_size > case.head_size_v) == (layout is not Layout.LATENT_E8M0)  # whose targets have no wider K
+    assert (case.head_size > case.head_size_v) == (layout in (Layout.LATENT, Layout.LATENT_SCALED))  # others have no wider K
     target = registry.load(name)
     served = list(calls.groups(scope.RULES.parts[0], case, target, "cpu", LeftOut()))
     assert {group.template.cache.layout for group in served if group.template.cache} == {layout}
     assert {group.template.group_size for group in served} >= {1, 12, 71}
-    assert {group.template.cache.slot_padding for group in served if group.template.cache} == {0, 4}
+    paddings = {0} if layout.has_dense_pages else {0, 4}
+    assert {group.template.cache.slot_padding for group in served if group.template.cache} == paddings
 
 
 def test_each_field_of_a_case_has_a_setting_or_a_reason():

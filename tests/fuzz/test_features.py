@@ -48,6 +48,7 @@ LATENT = {"head_size_v": 8, "cache": {"layout": Layout.LATENT}}
 LATENT_SCALED = {"dtype": "bfloat16", "head_size": 130, "head_size_v": 128}
 ROWS_WITH_SCALES = {"layout": Layout.LATENT_SCALED, "scales": None}
 LATENT_E8M0 = {"dtype": "bfloat16", "head_size": 32, "head_size_v": 32}
+PLANES = {"dtype": "bfloat16", "head_size": 128, "head_size_v": 128}
 
 
 # each feature, by one or more ways to have it
@@ -90,6 +91,10 @@ WAYS = {
     ],
     "LATENT_E8M0": [
         LATENT_E8M0 | {"cache": ROWS_WITH_SCALES | {"layout": Layout.LATENT_E8M0, "dtype": dtype}}
+        for dtype in ("fp8_e4m3fn", "fp8_e4m3fnuz")
+    ],
+    "LATENT_E8M0_PLANES": [
+        PLANES | {"cache": ROWS_WITH_SCALES | {"layout": Layout.LATENT_E8M0_PLANES, "dtype": dtype}}
         for dtype in ("fp8_e4m3fn", "fp8_e4m3fnuz")
     ],
     **{

@@ -29,7 +29,7 @@ from attn_fuzz.strategies.tally import Tally
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, WITH_LATENT, LatentSizes, Support, Target
-from attn_fuzz.targets.triton import TRITON_LATENT_E8M0, TRITON_LATENT_SCALED
+from attn_fuzz.targets.triton import TRITON_LATENT_E8M0, TRITON_LATENT_E8M0_PLANES, TRITON_LATENT_SCALED
 from attn_fuzz.verdict import oracle
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
@@ -38,6 +38,9 @@ SMALL = dataclasses.replace(WITH_LATENT, head_sizes=(16, 32, 20), group_sizes=(1
 LATENT = dataclasses.replace(SMALL, attn_types=(AttentionType.DECODER,), layouts=(Layout.LATENT,))
 SCALED = dataclasses.replace(LATENT, layouts=(Layout.LATENT_SCALED,), dtypes=("bfloat16",))
 E8M0 = dataclasses.replace(SCALED, layouts=(Layout.LATENT_E8M0,), latent=LatentSizes(widths=((32, 0), (96, 0), (16, 16))))
+PLANES = dataclasses.replace(
+    E8M0, layouts=(Layout.LATENT_E8M0_PLANES,), latent=LatentSizes(widths=((128, 0), (192, 0), (64, 0), (96, 0), (128, 64)))
+)
 DENSE = dataclasses.replace(SMALL, attn_types=(AttentionType.ENCODER, AttentionType.ENCODER_ONLY))
 
 
@@ -118,14 +121,36 @@ def test_rows_with_ue8m0_scales_are_drawn_with(name):
     assert any(E8M0_VISITED[name](case) for case in drawn)
 
 
+PLANES_VISITED = {
+    **{f"widths {pair}": lambda case, pair=pair: (case.value_size, case.head_size - case.value_size) == pair
+       for pair in ((128, 0), (192, 0))},
+    "another layer's write": lambda case: case.cache.neighbour is Layout.LATENT_E8M0_PLANES,
+    "pages that padding ends": lambda case: case.cache.num_blocks > 1 and case.cache.padding == 0,
+    **{name: VISITED[name] for name in ("cache of fp8_e4m3fn", "cache of fp8_e4m3fnuz", "padded blocks",
+       "drafts", "infinities that saturate", "window of a latent layer")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PLANES_VISITED)
+def test_planes_of_rows_and_of_scales_are_drawn_with(name):
+    """Never with the widths 64, 96 and (128, 64), which the layout cannot have, nor with padded rows."""
+    drawn = draw(PLANES)
+    form = ("bfloat16", Layout.LATENT_E8M0_PLANES, None, 0)
+    assert all((case.dtype, case.cache.layout, case.cache.scales, case.cache.slot_padding) == form for case in drawn)
+    assert {(case.head_size, case.value_size) for case in drawn} == {(128, 128), (192, 192)}
+    assert all(allocations.cache_view(case, case.cache).block_stride % (case.head_size + 64) == 0 for case in drawn)
+    assert any(PLANES_VISITED[name](case) for case in drawn)
+
+
 def test_a_target_of_all_latent_layouts_is_drawn_all():
-    latent = (Layout.LATENT, Layout.LATENT_SCALED, Layout.LATENT_E8M0)
+    latent = tuple(layout for layout in Layout if layout.has_latent_value)
     drawn = draw(dataclasses.replace(LATENT, layouts=latent, dtypes=("float16", "bfloat16")))
     assert {(case.cache.layout, case.dtype) for case in drawn} == {
         (Layout.LATENT, "float16"),
         (Layout.LATENT, "bfloat16"),
         (Layout.LATENT_SCALED, "bfloat16"),
         (Layout.LATENT_E8M0, "bfloat16"),
+        (Layout.LATENT_E8M0_PLANES, "bfloat16"),
     }
     assert any(case.cache.dtype is None for case in drawn)
 
@@ -152,9 +177,23 @@ def test_unused_slots_of_rows_with_ue8m0_scales_hold_nan_of_each_type(finite):
     assert scales.tolist() == [131 if finite else 255] * (case.head_size // 32)
 
 
-def test_the_kernels_agree_over_rows_with_ue8m0_scales():
-    for case in draw(dataclasses.replace(E8M0, max_seq_len=40, max_tokens=8))[:12]:
-        verdict = try_case(replace(case, target="triton-latent-e8m0"), TRITON_LATENT_E8M0, "cpu")
+@pytest.mark.parametrize("finite", [False, True])
+def test_unused_slots_of_planes_hold_nan_of_each_type(finite):
+    case = next(case for case in draw(PLANES) if case.cache.num_blocks > 1 and case.cache.block_size > 1)
+    size, slots = case.head_size, case.cache.block_size
+    raw = allocations.poisoned(replace(case, finite_slots=finite), case.cache, "cpu")
+    page = allocations.cache_view(case, case.cache).tensor(raw)[-1].view(torch.uint8)
+    data, scales = page.tensor_split([slots * (size + 64)])
+    codes, kept = data.view(slots, size + 64).tensor_split([size - 64], dim=1)
+    assert codes.view(raw.dtype).float().isfinite().unique().tolist() == [finite]
+    assert kept.clone(memory_format=torch.contiguous_format).view(torch.bfloat16).isfinite().unique().tolist() == [finite]
+    assert scales.tolist() == [131 if finite else 255] * (slots * size // 64)
+
+
+@pytest.mark.parametrize(("support", "target"), [(E8M0, TRITON_LATENT_E8M0), (PLANES, TRITON_LATENT_E8M0_PLANES)])
+def test_the_kernels_agree_over_rows_with_ue8m0_scales(support, target):
+    for case in draw(dataclasses.replace(support, max_seq_len=40, max_tokens=8))[:12]:
+        verdict = try_case(replace(case, target=target.name), target, "cpu")
         assert verdict.kind == "agree", verdict.message
 
 
@@ -193,6 +232,7 @@ def test_the_page_of_pairs_counts_what_everybody_is_drawn():
         "LATENT",
         "LATENT_SCALED",
         "LATENT_E8M0",
+        "LATENT_E8M0_PLANES",
         "padded rows",
     }
     assert all(can_have(WITH_LATENT, feature) for feature in FEATURES)
@@ -256,6 +296,29 @@ E8M0_CONTRADICTIONS = [
     ({"cache": {"scales": "tensor"}}, "cache.scales: null exactly where the cache is not quantized, or each row holds"),
     ({"cache": {"neighbour": Layout.LATENT_SCALED}}, "cache.neighbour: LATENT_SCALED cannot have the footprint of LATENT_E8M0"),
 ]
+
+
+PLANES_CONTRADICTIONS = [
+    ({"dtype": "float16"}, "dtype: bfloat16 in layout LATENT_E8M0_PLANES"),
+    ({"head_size_v": 64}, "head_size_v: got 64, expected head_size (128) in layout LATENT_E8M0_PLANES: all of K is V"),
+    ({"head_size": 96, "head_size_v": 96}, "head_size: got 96, expected a multiple of 64 in layout LATENT_E8M0_PLANES"),
+    ({"head_size": 64, "head_size_v": 64}, "head_size: got 64, expected more than 64 in layout LATENT_E8M0_PLANES"),
+    ({"cache": {"slot_padding": 4}}, "cache.slot_padding: only rows of a latent cache have it, and not those of dense pages"),
+    ({"cache": {"padding": 3}}, "cache.layout: LATENT_E8M0_PLANES needs"),
+    ({"cache": {"dtype": None}}, "cache.dtype: LATENT_E8M0_PLANES holds scales, so it is quantized"),
+    ({"cache": {"neighbour": Layout.LATENT_E8M0}}, "cache.neighbour: LATENT_E8M0 cannot have the footprint of LATENT_E8M0_PL"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), PLANES_CONTRADICTIONS, ids=[message for _, message in PLANES_CONTRADICTIONS])
+def test_cases_of_planes_that_contradict_themselves(changes, message):
+    case = next(case for case in draw(PLANES) if case.value_size == 128)
+    case = replace(case, target="anything", saturated=False, cache=replace(case.cache, writer=None, neighbour=None))
+    contradictions.check(case)
+    fields = {name: replace(case.cache, **value) if name == "cache" else value for name, value in changes.items()}
+    with pytest.raises(CaseError) as refused:
+        contradictions.check(replace(case, **fields))
+    assert str(refused.value).startswith(message)
 
 
 @pytest.mark.parametrize(("changes", "message"), E8M0_CONTRADICTIONS, ids=[message for _, message in E8M0_CONTRADICTIONS])

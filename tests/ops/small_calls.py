@@ -138,6 +138,15 @@ def write_e8m0_latent_cache(device: torch.device) -> dict[str, Any]:
     return {**tensors, "slot_mapping": torch.tensor([1, -1, 9], device=device), "layout": "LATENT_E8M0"}
 
 
+def write_e8m0_planes(device: torch.device) -> dict[str, Any]:
+    """The same of pages of rows, 64 dims in float8 and 64 in bfloat16, and of a scale and its padding for each row."""
+    rows = torch.randn(4, 128, dtype=torch.bfloat16, device=device)
+    # pages of 96 slots are multiples of 192 bytes: opcheck copies the cache without padding
+    cache = torch.zeros(3, 96 * (192 + 2), dtype=torch.uint8, device=device).view(FP8)
+    tensors = {"kv_c": rows, "k_pe": rows[:, 128:], "kv_cache": cache}
+    return {**tensors, "slot_mapping": torch.tensor([1, -1, 9], device=device), "layout": "LATENT_E8M0_PLANES"}
+
+
 def merge_attn_states(device: torch.device, *, has_lse: bool = False) -> dict[str, Any]:
     out_a, out_b = torch.randn(2, 6, NUM_HEADS, HEAD_SIZE, device=device)
     lse_a, lse_b = torch.randn(2, NUM_HEADS, 6, device=device)
@@ -179,6 +188,7 @@ CALLS: dict[str, Callable[[torch.device], dict[str, Any]]] = {
     "write_latent_cache of float8": lambda device: write_latent_cache(device, k_scale=torch.ones(1, device=device)),
     "write_latent_cache of rows with scales": write_scaled_latent_cache,
     "write_latent_cache of rows with ue8m0 scales": write_e8m0_latent_cache,
+    "write_latent_cache of planes of rows and of ue8m0 scales": write_e8m0_planes,
     "merge_attn_states": merge_attn_states,
     "merge_attn_states with an lse": lambda device: merge_attn_states(device, has_lse=True),
     "merge_attn_states to float8": lambda device: to_float8(merge_attn_states(device), prefill_tokens_with_context=4),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from attn_contract import Layer, Layout
-from attn_optimized.strides import KVCacheStrides, kv_cache_strides, token_scales
+from attn_optimized.strides import KVCacheStrides, kv_cache_strides, parts_of_e8m0_planes, token_scales
 
 # layout: shape, and the strides of a dense cache; x is 4 in float32
 TABLE = {
@@ -75,3 +75,29 @@ def test_separate_scales_are_the_layers():
 
 def test_no_scales_per_token():
     assert token_scales(torch.empty(2, 5, 8, 2, 4), layer_of(Layout.KV_FIRST_NHD)) is None
+
+
+@pytest.mark.parametrize(
+    ("head_size", "block_size", "block", "scales", "kept"),
+    [
+        # pages of 4 slots of 192 bytes and of 2 scales; the bfloat16 of slot 0 are bytes 64 to 191
+        (128, 4, 960, ((960, 2, 1), 768), ((480, 96, 1), 32)),
+        # DeepSeek-V4: 64 slots of 576 bytes and of 8 scales, 37376 bytes rounded up to 65 * 576
+        (512, 64, 37440, ((37440, 8, 1), 36864), ((18720, 288, 1), 224)),
+    ],
+)
+def test_planes_of_rows_and_of_ue8m0_scales(head_size, block_size, block, scales, kept):
+    layer = Layer(
+        num_heads=2, num_kv_heads=1, head_size=head_size, head_size_v=head_size, scale=1.0,
+        layout=Layout.LATENT_E8M0_PLANES, kv_cache_dtype=torch.float8_e4m3fn,
+    )  # fmt: skip
+    pages = torch.empty(5, block, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    kv_cache = pages[:, : block_size * (head_size + 64 + head_size // 64)]
+    expected = KVCacheStrides(0, block, head_size + 64, 0, 5, block_size, "latent_e8m0_planes")
+    assert kv_cache_strides(kv_cache, layer) == expected
+    found = [(part.stride(), part.storage_offset()) for part in parts_of_e8m0_planes(kv_cache, layer)]
+    assert found == [scales, kept]
+    assert [tuple(part.shape) for part in parts_of_e8m0_planes(kv_cache, layer)] == [
+        (5, block_size, head_size // 64),
+        (5, block_size, 64),
+    ]

@@ -89,3 +89,27 @@ def test_unchecked_slots_reach_no_other_memory(device):
     assert bool((cache.contiguous().view(torch.uint8) == POISON).all())
     with pytest.raises(ContractError, match="slot_mapping"):
         attn_optimized.write_latent_cache(kv_c, k_pe, cache, layer, beyond, validate=True)
+
+
+@pytest.mark.parametrize("float8", FLOAT8_DTYPES, ids=str)
+@pytest.mark.parametrize(("head_size", "block_size"), [(128, 16), (192, 3), (512, 64), (512, 1)])
+def test_planes_of_rows_and_of_ue8m0_scales(head_size, block_size, float8, device):
+    """The byte behind a slot's scales is written, those between pages are not, and a NaN in bfloat16 keeps its bits."""
+    layer = Layer(
+        num_heads=4, num_kv_heads=1, head_size=head_size, head_size_v=head_size, scale=1.0,
+        layout=Layout.LATENT_E8M0_PLANES, kv_cache_dtype=float8,
+    )  # fmt: skip
+    kv_c, k_pe = rows_of((head_size, 0), 21, torch.bfloat16, device)
+    kv_c[1, head_size - 64 :].view(torch.int16)[:] = torch.arange(0x7F81, 0x7FC1, device=device).to(
+        torch.int16
+    )  # NaN with payloads
+    slots = torch.randperm(NUM_BLOCKS * block_size, generator=torch.Generator().manual_seed(0))[:19].to(device)
+    slots[2:3] = -1
+    page, row = block_size * (head_size + 64 + head_size // 64), head_size + 64
+    stride = (page + row) // row * row + row
+    expected, found = (
+        torch.full((NUM_BLOCKS * stride + 2,), POISON, dtype=torch.uint8, device=device).view(float8) for _ in range(2)
+    )
+    for write, raw in ((attn_reference.write_latent_cache, expected), (attn_optimized.write_latent_cache, found)):
+        write(kv_c, k_pe, raw[2:].view(NUM_BLOCKS, stride)[:, :page], layer, slots)
+    assert torch.equal(found.view(torch.uint8), expected.view(torch.uint8))

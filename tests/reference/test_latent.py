@@ -386,3 +386,63 @@ def test_scales_of_any_byte_are_read():
     assert read(0, 254) == [2.0**-127, 2.0**127]
     assert read(1, 127) == [2.0**-126, 1.0]
     assert [math.isnan(number) for number in read(255, 128)] == [True, False]
+
+
+# --- planes of rows and of ue8m0 scales ---
+
+PLANES = {"layout": Layout.LATENT_E8M0_PLANES, "head_size": 192, "head_size_v": 192, "kv_cache_dtype": torch.float8_e4m3fn}
+"""Slots of 128 float8 and 64 bfloat16, 256 bytes, and 2 ue8m0 bytes and one of padding."""
+
+
+def test_a_page_of_planes_byte_by_byte():
+    """Block 1 begins at byte 768 of 2 slots a page: 512 bytes of data, 6 of scales, and 250 that are nobody's."""
+    kv_c = torch.zeros(3, 192, dtype=torch.bfloat16)
+    kv_c[0, 0], kv_c[0, 63], kv_c[0, 64], kv_c[0, 127] = 448.0, -1.0, 57.0, -7.0
+    kv_c[0, 128], kv_c[0, 191] = 1.0, 57.0
+    kv_c[1, 3], kv_c[1, 4], kv_c[1, 100], kv_c[1, 128] = torch.inf, -14.0, torch.nan, -torch.inf
+    raw = torch.full((2 * 768 + 10,), 0x55, dtype=torch.uint8)
+    kv_cache = raw.as_strided((2, 518), (768, 1), 10).view(torch.float8_e4m3fn)
+    write_latent_cache(kv_c, torch.zeros(3, 0).bfloat16(), kv_cache, layer_of(**PLANES), torch.tensor([3, 0, -1]))
+    data, scales = raw[10 + 768 + 256 :][:256], raw[10 + 768 + 512 + 3 :][:3]
+    other, other_scales = raw[10:][:256], raw[10 + 512 :][:3]
+    # as in rows of LATENT_E8M0, for each 64 dims; the byte of padding is 0
+    assert [scales.tolist(), other_scales.tolist()] == [[127, 125, 0], [122, 27, 0]]
+    assert [data[dim].item() for dim in (0, 1, 63, 64, 127)] == [0x7E, 0x00, 0xB8, 0x76, 0xDE]
+    assert [other[dim].item() for dim in (3, 4, 5, 100)] == [0x7E, 0xFE, 0x00, 0x7F]
+    # the last dims are bfloat16 and have no scale: 1.0 is 0x3F80, 57 is 0x4264, and the infinity stays one
+    assert (data[128:130].tolist(), data[254:].tolist(), other[128:130].tolist()) == ([0x80, 0x3F], [0x64, 0x42], [0x80, 0xFF])
+    for part in (data, scales, other, other_scales):
+        part.fill_(0x55)
+    assert (raw == 0x55).all(), "other slots, and the bytes between pages"
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e4m3fnuz])
+def test_planes_read_as_stored_times_scale_and_as_bfloat16(dtype, randn):
+    """V is all of K, its bfloat16 dims too: attention is that over such keys."""
+    kv_c = randn(3, 192).bfloat16()
+    kv_c[:, 64:128] *= 1000
+    layer = layer_of(**PLANES | {"kv_cache_dtype": dtype})
+    kv_cache = torch.full((2, 768), 0x7F, dtype=torch.uint8).view(dtype)[:, :518]
+    write_latent_cache(kv_c, torch.zeros(3, 0).bfloat16(), kv_cache, layer, torch.tensor([2, 3, 0]))
+    table = torch.tensor([1, 0], dtype=torch.int32)
+    key, value = gather_kv_cache(kv_cache, layer, table, 3, torch.float64)
+    assert torch.equal(key, value)
+    assert torch.equal(key[:, 0, 128:], kv_c[:, 128:].double())
+    largest = 448.0 if dtype == torch.float8_e4m3fn else 240.0
+    for group in (slice(0, 64), slice(64, 128)):
+        for row in range(3):
+            scale = 2.0 ** math.ceil(math.log2(kv_c[row, group].abs().max().item() / largest))
+            stored = quantize(kv_c[row, group], torch.tensor(scale), dtype)
+            assert torch.equal(key[row, 0, group], stored.double() * scale)
+    q = randn(1, N, 192).bfloat16()
+    expected = ((SCALE * q[0].double() @ key[:, 0].T).softmax(-1) @ key[:, 0]).bfloat16()
+    batch = batch_of([1], [3], block_table=table[None])
+    assert torch.equal(paged_attention(q, kv_cache, layer, batch, precision=torch.float64)[0], expected)
+
+
+def test_the_padding_behind_scales_is_not_read():
+    kv_cache = torch.zeros(1, 259, dtype=torch.uint8)
+    kv_cache[0, 0], kv_cache[0, 256], kv_cache[0, 258] = 0x38, 128, 255  # 1.0 times 2, and a byte that would be NaN
+    table = torch.tensor([0], dtype=torch.int32)
+    key, _ = gather_kv_cache(kv_cache.view(torch.float8_e4m3fn), layer_of(**PLANES), table, 1, torch.float64)
+    assert (key[0, 0, 0].item(), key.isnan().any().item()) == (2.0, False)

@@ -89,7 +89,7 @@ def check_write_latent_cache(
     *,
     values: bool,
 ) -> KVCacheView:
-    """Check a write to a latent cache: LATENT, LATENT_SCALED or LATENT_E8M0.
+    """Check a write to a latent cache: LATENT, LATENT_SCALED, LATENT_E8M0 or LATENT_E8M0_PLANES.
 
     Args:
         kv_c: [T_kv, Lkv], Lkv = layer.head_size_v.
@@ -108,7 +108,9 @@ def check_write_latent_cache(
     scale = _tensors(layer, ("k_scale",))
     check_tensors({"kv_c": kv_c, "k_pe": k_pe, "slot_mapping": slot_mapping, **scale}, {"kv_cache": kv_cache})
     if layer.layout is None or not layer.layout.has_latent_value:
-        raise ContractError("layer.layout", layer.layout, "LATENT, LATENT_SCALED or LATENT_E8M0; use write_kv_cache")
+        raise ContractError(
+            "layer.layout", layer.layout, "LATENT, LATENT_SCALED, LATENT_E8M0 or LATENT_E8M0_PLANES; use write_kv_cache"
+        )
     check_float("kv_c", kv_c)
     for name, tensor, size in (
         ("kv_c", kv_c, layer.value_size),

@@ -61,9 +61,10 @@ def check_cache(kv_cache: torch.Tensor, layer: Layer, dtype: torch.dtype) -> KVC
 def check_rotated_dtype(name: str, dtype: torch.dtype, layer: Layer) -> None:
     """Check that q, or what is written, is bfloat16 beside latent rows with scales.
 
-    LATENT_SCALED holds the rotated dims in it, and it holds every number of LATENT_E8M0 within its range, as float16 does not.
+    LATENT_SCALED holds the rotated dims in it, and LATENT_E8M0_PLANES the last dims. It holds every number with a ue8m0 scale
+    within its range, as float16 does not.
     """
-    if layer.layout is Layout.LATENT_E8M0 and dtype != torch.bfloat16:
+    if layer.layout in (Layout.LATENT_E8M0, Layout.LATENT_E8M0_PLANES) and dtype != torch.bfloat16:
         raise ContractError(name, dtype, f"torch.bfloat16: the only dtype beside {layer.layout}")
     if layer.layout is Layout.LATENT_SCALED and dtype != torch.bfloat16:
         raise ContractError(name, dtype, f"torch.bfloat16: the rotated dims of {layer.layout}")

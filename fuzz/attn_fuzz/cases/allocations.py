@@ -8,7 +8,7 @@ import dataclasses
 
 import torch
 from attn_contract import KVCacheView, Layout, PhysicalOrder
-from attn_contract.layouts import DIMS_OF_E8M0, DIMS_OF_SCALE, E8M0_NAN, K, V
+from attn_contract.layouts import DIMS_OF_SCALE, E8M0_NAN, K, V
 from attn_fuzz.cases.case import Cache, Case
 from attn_fuzz.cases.contradictions import scatters_heads
 from attn_fuzz.cases.poison import DTYPES, E8M0_LEFTOVER, leftovers, poison
@@ -63,7 +63,7 @@ def poisoned(case: Case, cache: Cache, device: torch.device | str) -> torch.Tens
     raw = unused((2 * _guard(case, cache) + _size(case, cache),), dtype, device)
     if cache.layout is Layout.LATENT_SCALED:
         raw.view(torch.uint8)[_rows(cache_view(case, cache), device)] = _poisoned_row(case, cache, device)
-    elif cache.layout is Layout.LATENT_E8M0:
+    elif cache.layout in (Layout.LATENT_E8M0, Layout.LATENT_E8M0_PLANES):
         raw.view(torch.uint8)[_rows(cache_view(case, cache), device)] = _poisoned_e8m0_row(case, cache, device)
     elif cache.layout.has_inline_scales:
         scale = unused((1,), torch.float32, device).view(torch.uint8)
@@ -83,11 +83,17 @@ def _poisoned_row(case: Case, cache: Cache, device: torch.device | str) -> torch
 
 
 def _poisoned_e8m0_row(case: Case, cache: Cache, device: torch.device | str) -> torch.Tensor:
-    """[row] uint8: a row of LATENT_E8M0 with poison and scales that are NaN, or with finite numbers and scales."""
+    """[row] uint8: a row with ue8m0 scales, of poison and scales that are NaN, or of finite numbers and scales.
+
+    The padding behind the scales of LATENT_E8M0_PLANES is as they are.
+    """
     unused = leftovers if case.finite_slots else poison
-    codes = unused((case.head_size,), DTYPES[cache.dtype or case.dtype], device).view(torch.uint8)
-    scales = codes.new_full((case.head_size // DIMS_OF_E8M0,), E8M0_LEFTOVER if case.finite_slots else E8M0_NAN)
-    return torch.cat([codes, scales])
+    quantized = cache.layout.quantized_size(case.head_size)
+    codes = unused((quantized,), DTYPES[cache.dtype or case.dtype], device).view(torch.uint8)
+    kept = unused((case.head_size - quantized,), torch.bfloat16, device).view(torch.uint8)
+    num_scales = _row_size(case, cache) - len(codes) - len(kept)
+    scales = codes.new_full((num_scales,), E8M0_LEFTOVER if case.finite_slots else E8M0_NAN)
+    return torch.cat([codes, kept, scales])
 
 
 def poisoned_scales(case: Case, cache: Cache, device: torch.device | str) -> dict[str, torch.Tensor]:
@@ -132,8 +138,7 @@ def _strides(case: Case, cache: Cache, layer: int) -> KVCacheView:
             head_stride=strides["H"],
             offset=guard + layer * strides["L"],
         )
-    page = _page_size(case, cache)
-    block_stride = _pages(cache) * page + cache.padding
+    page, block_stride = _page_size(case, cache), _block_stride(case, cache)
     return KVCacheView(
         layout=cache.layout,
         **sizes,
@@ -146,7 +151,7 @@ def _strides(case: Case, cache: Cache, layer: int) -> KVCacheView:
 
 def _interior(case: Case, cache: Cache, layout: Layout) -> dict[str, int]:
     """Strides of slots and heads in a page."""
-    if layout.is_x_packed:
+    if layout.has_dense_pages:
         return {"slot_stride": 0, "head_stride": 0}
     if "content" in layout.dims:
         return {
@@ -164,6 +169,12 @@ def _interior(case: Case, cache: Cache, layout: Layout) -> dict[str, int]:
 def _page_size(case: Case, cache: Cache) -> int:
     """Elements from the first row of K or V of a block to the end of its last row."""
     return cache.block_size * case.num_kv_heads * (_row_size(case, cache) + cache.slot_padding)
+
+
+def _block_stride(case: Case, cache: Cache) -> int:
+    """Elements from a block to the next, where no other layer's blocks lie between them."""
+    stride, unit = _pages(cache) * _page_size(case, cache) + cache.padding, cache.layout.unit_of_blocks(case.head_size)
+    return -(-stride // unit) * unit
 
 
 def _pages(cache: Cache) -> int:
@@ -196,9 +207,7 @@ def _size(case: Case, cache: Cache) -> int:
     """Elements of the allocation without its guards."""
     if cache.holds_content_rows:
         return _content_strides(case, cache)[""]
-    page = _page_size(case, cache)
-    planes = 2 if cache.planes else 1
-    return cache.num_blocks * planes * (_pages(cache) * page + cache.padding)
+    return cache.num_blocks * (2 if cache.planes else 1) * _block_stride(case, cache)
 
 
 def _guard(case: Case, cache: Cache) -> int:

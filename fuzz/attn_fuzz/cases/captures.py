@@ -207,12 +207,13 @@ def _cache(layer: Layer, view: KVCacheView, num_blocks: int) -> Cache:
     has_planes = view.kv_stride > view.block_stride if view.num_blocks > 1 else view.layout.dims[0] == "kv"
     has_content_rows = "content" in view.layout.dims
     slots_outside = has_content_rows and view.slot_stride > view.head_stride
+    has_latent_rows = view.layout.has_latent_value and not view.layout.has_dense_pages
     return Cache(
         layout=view.layout,
         block_size=view.block_size,
         num_blocks=max(1, num_blocks),
         planes=has_planes and not has_content_rows,
-        slot_padding=view.slot_stride - view.row_size if view.layout.has_latent_value and view.block_size > 1 else 0,
+        slot_padding=view.slot_stride - view.row_size if has_latent_rows and view.block_size > 1 else 0,
         order=PhysicalOrder.LBNHC if slots_outside else PhysicalOrder.LBHNC,
         dtype=_NAMES[layer.kv_cache_dtype] if layer.kv_cache_dtype is not None else None,  # pyright: ignore[reportArgumentType]
         scales=scales,

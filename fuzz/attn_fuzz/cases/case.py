@@ -84,7 +84,8 @@ class Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         planes: the allocation is a K plane and then a V plane, instead of K and V side by side in each block. All layouts
             except the content-packed ones can view either form, by their strides (vLLM #43945).
         padding: unused elements after each block.
-        slot_padding: unused elements after each row of a latent cache. A row that holds scales has a multiple of 4.
+        slot_padding: unused elements after each row of a latent cache. A row that holds float32 scales has a multiple of 4, and
+            LATENT_E8M0_PLANES has none.
         order, num_layers, layer: only for layouts whose rows hold K and V side by side. `order` is the order of dimensions in
             memory, `num_layers` layers share the allocation, and `layer` is the index of the layer under test.
         dtype: of a quantized cache; None: the cache has the layer's dtype.

@@ -96,8 +96,8 @@ def _check_allocation(case: Case, cache: Cache) -> None:
         raise CaseError("cache.scales: int8 has a scale for each token")
     if cache.layout.has_latent_value and (cache.planes or cache.dtype == "int8" or cache.scales in ("head", "token")):
         raise CaseError("cache: a latent one has no plane of V, and if it is quantized, one scale or those in its rows")
-    if cache.slot_padding and not cache.layout.has_latent_value:
-        raise CaseError("cache.slot_padding: only rows of a latent cache have it")
+    if cache.slot_padding and (not cache.layout.has_latent_value or cache.layout.has_dense_pages):
+        raise CaseError("cache.slot_padding: only rows of a latent cache have it, and not those of dense pages")
     if not cache.holds_content_rows and (cache.order, cache.num_layers) != (PhysicalOrder.LBHNC, 1):
         raise CaseError("cache.order, cache.num_layers: only content-packed allocations have them")
     if cache.layer >= cache.num_layers:

@@ -128,13 +128,15 @@ def _another_step(step: Step) -> Step:
 # --- tensors of another form ---
 
 
-def _restrided(tensor: torch.Tensor) -> torch.Tensor:
-    """The same numbers with another stride of the outermost dimension."""
+def _restrided(tensor: torch.Tensor, unit: int = 1) -> torch.Tensor:
+    """The same numbers with another stride of the outermost dimension, a multiple of a unit."""
     dense = tensor.new_empty(tensor.shape)  # `contiguous` keeps the stride of a row that is alone
     bits(dense).copy_(bits(tensor))
-    if dense.stride() != tensor.stride():
+    if dense.stride() != tensor.stride() and dense.stride(0) % unit == 0:
         return dense
-    wide = dense.new_empty((len(dense), dense[0].numel() + PADDING if len(dense) else PADDING))
+    width = (dense[0].numel() if len(dense) else 0) + PADDING
+    width = -(-width // unit) * unit
+    wide = dense.new_empty((len(dense), width if width != tensor.stride(0) else width + unit))
     other = wide.as_strided(dense.shape, (wide.stride(0), *dense.stride()[1:]))
     bits(other).copy_(bits(dense))
     return other
@@ -157,7 +159,8 @@ def _key_strides(name: str) -> Callable[[Step], Step | None]:
 def _cache_strides(step: Step) -> Step | None:
     if step.kv_cache is None or step.view is None:
         return None
-    return _with_cache(step, step.view, _restrided(step.kv_cache))
+    unit = step.view.layout.unit_of_blocks(step.view.head_size)
+    return _with_cache(step, step.view, _restrided(step.kv_cache, unit))
 
 
 def _with_cache(step: Step, view: KVCacheView, kv_cache: torch.Tensor) -> Step:

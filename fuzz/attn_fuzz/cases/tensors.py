@@ -349,7 +349,8 @@ def _saturated(case: Case, rows: torch.Tensor, generator: torch.Generator) -> to
     """Rows with infinities in dims that are stored quantized."""
     saturated = contents.with_infinities(rows, generator)
     if case.cache is not None and case.cache.layout.has_latent_scales:
-        saturated[..., case.value_size :] = rows[..., case.value_size :]
+        kept = case.cache.layout.quantized_size(case.value_size)
+        saturated[..., kept:] = rows[..., kept:]
     return saturated
 
 
@@ -358,17 +359,18 @@ def _with_ties(
 ) -> torch.Tensor:
     """Rows with ties in dims that are stored quantized, by the scale that each of them has."""
     if case.cache is not None and case.cache.layout.has_latent_scales:
-        latent = rows[..., : case.value_size].unflatten(-1, (-1, case.cache.layout.dims_of_scale))
+        quantized, kept = rows.tensor_split([case.cache.layout.quantized_size(case.value_size)], dim=-1)
+        latent = quantized.unflatten(-1, (-1, case.cache.layout.dims_of_scale))
         scales = _scales_of_groups(latent, case.cache.layout, dtype)
         latent = contents.with_ties(latent, scales, dtype, generator).flatten(-2)
-        return torch.cat([latent, rows[..., case.value_size :]], dim=-1)
+        return torch.cat([latent, kept], dim=-1)
     scales = attn_reference.row_scales(rows, dtype) if scale is None else scale.cpu().reshape(-1, 1)
     return contents.with_ties(rows, scales, dtype, generator)
 
 
 def _scales_of_groups(latent: torch.Tensor, layout: Layout, dtype: torch.dtype) -> torch.Tensor:
     """[..., 1] float32: the scale of each group of dims [..., D] of a latent row with scales."""
-    if layout is Layout.LATENT_E8M0:
+    if layout in (Layout.LATENT_E8M0, Layout.LATENT_E8M0_PLANES):
         return attn_reference.e8m0_numbers(attn_reference.e8m0_scales(latent, dtype))
     return attn_reference.row_scales(latent, dtype)
 

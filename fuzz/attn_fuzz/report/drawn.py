@@ -191,7 +191,7 @@ def _allocation(name: str, support: Support) -> bool:
         "interleaved layers": content and max(engine.num_layers) > 1,
         "K and V planes": True in engine.planes and any(_has_planes(layout) for layout in support.layouts),
         "padded blocks": max(engine.padding) > 0,
-        "padded rows": max(engine.padding) > 0 and any(layout.has_latent_value for layout in support.layouts),
+        "padded rows": max(engine.padding) > 0 and any(map(_has_latent_rows, support.layouts)),
         "block size no power of two": any(size.bit_count() > 1 for size in support.block_sizes),
         "writer in another layout": engine.other_views and _can_share(support.layouts),
         "neighbour in another layout": engine.other_views and _can_share(support.layouts),
@@ -201,6 +201,10 @@ def _allocation(name: str, support: Support) -> bool:
 
 def _can_share(layouts: Sequence[Layout]) -> bool:
     return sum(not (layout.has_inline_scales or layout.has_latent_value) for layout in layouts) > 1
+
+
+def _has_latent_rows(layout: Layout) -> bool:
+    return layout.has_latent_value and not layout.has_dense_pages
 
 
 def _has_planes(layout: Layout) -> bool:

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from attn_contract import AttentionType, Layout
-from attn_contract.layouts import DIMS_OF_E8M0, DIMS_OF_SCALE
+from attn_contract import AttentionType, ContractError, Layout
 from attn_fuzz.cases.case import ITEMSIZE
 from attn_fuzz.strategies.choices import pick
 from attn_fuzz.strategies.rules import NUMBERS, rules, window
@@ -80,9 +79,11 @@ def _widths(draw: st.DrawFn, support: Support, step: int, has_own: bool) -> dict
 
 def _latent_widths(draw: st.DrawFn, support: Support, layout: Layout) -> dict[str, int]:
     def fits(widths: tuple[int, int]) -> bool:
-        if layout is Layout.LATENT_E8M0:
-            return (widths[0] % DIMS_OF_E8M0, widths[1]) == (0, 0)
-        return layout is not Layout.LATENT_SCALED or (widths[0] % DIMS_OF_SCALE, widths[1] % 2) == (0, 0)
+        try:
+            layout.check_widths(sum(widths), widths[0])
+        except ContractError:
+            return False
+        return True
 
     latent, rotated = pick(draw, [widths for widths in support.latent.widths if fits(widths)])
     return {"head_size": latent + rotated, "head_size_v": latent}
@@ -130,7 +131,10 @@ def _cache(draw: st.DrawFn, support: Support, dtype: str, quantized: bool, laten
 
 
 def _latent_cache(draw: st.DrawFn, support: Support, dtype: str, quantized: bool) -> dict[str, Any]:
-    """The form of a latent cache: its block size, a float8 type with one scale or many, and padding of blocks and of rows."""
+    """The form of a latent cache: its block size, a float8 type with one scale or many, and padding of blocks and of rows.
+
+    Rows in dense pages have no padding.
+    """
     engine = support.engine
     float8 = [one for one in support.cache_dtypes if one != "int8"]
     layouts = [layout for layout in support.layouts if layout.has_latent_value]
@@ -145,7 +149,7 @@ def _latent_cache(draw: st.DrawFn, support: Support, dtype: str, quantized: bool
         "scales": "tensor" if cache_dtype and not layout.has_inline_scales else None,
         "block_size": pick(draw, support.latent.block_sizes),
         "padding": pick(draw, engine.padding[:1] + engine.padding),
-        "slot_padding": pick(draw, engine.padding[:1] * 2 + engine.padding),
+        "slot_padding": 0 if layout.has_dense_pages else pick(draw, engine.padding[:1] * 2 + engine.padding),
     }
 
 

@@ -18,7 +18,14 @@ from attn_contract import Batch, Layer
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.target import Target, no_calls
-from attn_fuzz.targets.triton import TRITON, TRITON_LATENT, TRITON_LATENT_E8M0, TRITON_LATENT_SCALED, missing_triton
+from attn_fuzz.targets.triton import (
+    TRITON,
+    TRITON_LATENT,
+    TRITON_LATENT_E8M0,
+    TRITON_LATENT_E8M0_PLANES,
+    TRITON_LATENT_SCALED,
+    missing_triton,
+)
 
 REACH = 1 << 32
 """How many units the rows span: half of them lie at offsets that int32 does not hold."""
@@ -41,19 +48,20 @@ class Spread:
         self._unit_bytes = choose.choice((UNIT_BYTES, 0))
         self._copies: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def rows(self, tensor: torch.Tensor | None, dims: Sequence[int] | None = None) -> Any:
+    def rows(self, tensor: torch.Tensor | None, dims: Sequence[int] | None = None, multiple: int = 1) -> Any:
         """A copy of a tensor whose strides kernels count in units; None of None.
 
         Args:
             dims: one of these dimensions has its rows far apart; None: any but the last.
+            multiple: of which the elements from row to row are a multiple.
         """
-        return self._copy(tensor, self._unit_bytes, dims)
+        return self._copy(tensor, self._unit_bytes, dims, multiple)
 
     def elements(self, tensor: torch.Tensor | None, dims: Sequence[int] | None = None) -> Any:
         """A copy of a tensor whose strides kernels count in elements; None of None."""
         return self._copy(tensor, 0, dims)
 
-    def _copy(self, tensor: torch.Tensor | None, unit_bytes: int, dims: Sequence[int] | None) -> Any:
+    def _copy(self, tensor: torch.Tensor | None, unit_bytes: int, dims: Sequence[int] | None, multiple: int = 1) -> Any:
         if tensor is None or not tensor.numel():
             return tensor
         dims = [dim for dim in (range(tensor.dim() - 1) if dims is None else dims) if tensor.shape[dim] > 1]
@@ -61,7 +69,7 @@ class Spread:
             return tensor
         key = (tensor.data_ptr(), tensor.shape, tensor.stride())
         if key not in self._copies:  # an output may be an input, too
-            self._copies[key] = (tensor, _far(tensor, self._choose.choice(dims), unit_bytes, self._choose))
+            self._copies[key] = (tensor, _far(tensor, self._choose.choice(dims), unit_bytes, multiple, self._choose))
         return self._copies[key][1]
 
     def write_back(self) -> None:
@@ -70,13 +78,14 @@ class Spread:
             bits(tensor).copy_(bits(far))
 
 
-def _far(tensor: torch.Tensor, dim: int, unit_bytes: int, choose: random.Random) -> torch.Tensor:
+def _far(tensor: torch.Tensor, dim: int, unit_bytes: int, multiple: int, choose: random.Random) -> torch.Tensor:
     """A copy of a tensor in memory that it has for itself, dense but for the stride of one dimension."""
     itemsize = tensor.element_size()
     unit = unit_bytes // itemsize or 1
     apart = (REACH // tensor.shape[dim] - choose.randrange(UNIT_BYTES)) * unit
     if not unit_bytes:
         apart = apart // UNIT_BYTES * UNIT_BYTES + max(1, ALIGNMENT // itemsize)
+    apart = apart // multiple * multiple
     others = [size for i, size in enumerate(tensor.shape) if i != dim]
     stride = list(torch.empty(others, device="meta").stride())
     stride.insert(dim, apart)
@@ -116,10 +125,16 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
 def _cache_and_layer(kv_cache: torch.Tensor | None, layer: Layer, far: Spread) -> tuple[Any, Layer]:
     """A cache far apart, and its layer, whose scales of tokens are far apart."""
-    # a page of these layouts is dense
-    dims = (0, 1) if layer.layout is not None and layer.layout.is_x_packed else None
     scales = {name: far.elements(getattr(layer, name), range(3)) for name in ("k_scale_cache", "v_scale_cache")}
-    return far.rows(kv_cache, dims), dataclasses.replace(layer, **scales)
+    return _cache(kv_cache, layer, far), dataclasses.replace(layer, **scales)
+
+
+def _cache(kv_cache: torch.Tensor | None, layer: Layer, far: Spread) -> Any:
+    """A cache far apart, but for what lies in a page of a layout whose pages are dense."""
+    if layer.layout is None:
+        return far.rows(kv_cache)
+    dims = range(layer.layout.dims.index("page")) if layer.layout.has_dense_pages else None
+    return far.rows(kv_cache, dims, layer.layout.unit_of_blocks(layer.head_size))
 
 
 def _batch(batch: Batch, far: Spread) -> Batch:
@@ -149,7 +164,7 @@ def _write_latent(kv_c, k_pe, kv_cache, layer, slot_mapping) -> None:
     import attn_optimized
 
     with spread(choices_by((kv_c.shape, slot_mapping))) as far:
-        rows = far.rows(kv_c), far.rows(k_pe), far.rows(kv_cache)
+        rows = far.rows(kv_c), far.rows(k_pe), _cache(kv_cache, layer, far)
         attn_optimized.write_latent_cache(*rows, layer, slot_mapping, validate=True)
 
 
@@ -202,5 +217,8 @@ TRITON_FAR = _far_away(TRITON, "the shipping Triton kernels")
 TRITON_LATENT_FAR = _far_away(TRITON_LATENT, "the shipping Triton kernels for latent caches")
 TRITON_LATENT_E8M0_FAR = _far_away(
     TRITON_LATENT_E8M0, "the shipping Triton kernels for latent caches of rows with ue8m0 scales"
+)
+TRITON_LATENT_E8M0_PLANES_FAR = _far_away(
+    TRITON_LATENT_E8M0_PLANES, "the shipping Triton kernels for latent caches of pages of rows and of ue8m0 scales"
 )
 TRITON_LATENT_SCALED_FAR = _far_away(TRITON_LATENT_SCALED, "the shipping Triton kernels for latent caches of rows with scales")

@@ -111,8 +111,8 @@ class LatentSizes:
     """The sizes that are drawn for latent caches.
 
     Args:
-        widths: pairs (Lkv, R): the width of V, and how much wider K is. LATENT_SCALED and LATENT_E8M0 are drawn
-            with those that they can have.
+        widths: pairs (Lkv, R): the width of V, and how much wider K is. LATENT_SCALED, LATENT_E8M0 and LATENT_E8M0_PLANES are
+            drawn with those that they can have.
         group_sizes: query heads. A latent cache has one KV head.
         block_sizes: slots of a block.
     """
@@ -133,12 +133,12 @@ class Support:
     Args:
         attn_types, dtypes: at least one of each.
         layouts: of the KV cache; at least one if one of the attention types reads it. Latent ones (LATENT,
-            LATENT_SCALED, LATENT_E8M0) are drawn with the rule head_size_v alone: name both.
+            LATENT_SCALED, LATENT_E8M0, LATENT_E8M0_PLANES) are drawn with the rule head_size_v alone: name both.
         rules: names of the rules of `attn_contract.rules` that the target has, such as "window", "sinks", "lse",
             "non_causal" and "rope". A rule that is not named must be refused.
         causal: whether a DECODER may be causal.
         cache_dtypes, scales: of quantized caches; rows with inline scales are of layout CONTENT_PACKED_SCALED,
-            LATENT_SCALED or LATENT_E8M0 instead.
+            LATENT_SCALED, LATENT_E8M0 or LATENT_E8M0_PLANES instead.
         output_dtypes: of `out` where there is an output_scale.
         engine: what the engine that calls the target sends, such as windows of one kind, no K and V planes or no request
             without a query (`attn_fuzz.targets.engine`). `VLLM` is what vLLM sends.

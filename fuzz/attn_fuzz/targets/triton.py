@@ -215,6 +215,12 @@ def _e8m0_support(device: str) -> Support:
     return dataclasses.replace(scaled, layouts=(Layout.LATENT_E8M0,), latent=LatentSizes(widths=widths))
 
 
+def _e8m0_planes_support(device: str) -> Support:
+    widths = ((128, 0), (192, 0), (256, 0), (512, 0)) if device == "cpu" else ((512, 0), (256, 0))
+    scaled = _scaled_support(device)
+    return dataclasses.replace(scaled, layouts=(Layout.LATENT_E8M0_PLANES,), latent=LatentSizes(widths=widths))
+
+
 TRITON_LATENT = dataclasses.replace(
     TRITON,
     name="triton-latent",
@@ -241,6 +247,14 @@ TRITON_LATENT_E8M0 = dataclasses.replace(
     name="triton-latent-e8m0",
     description="the shipping Triton kernels: latent caches whose rows hold float8 and ue8m0 scales, cache write",
     support=_e8m0_support,
+)
+
+
+TRITON_LATENT_E8M0_PLANES = dataclasses.replace(
+    TRITON_LATENT_SCALED,
+    name="triton-latent-e8m0-planes",
+    description="the shipping Triton kernels: latent caches of pages of rows and of ue8m0 scales, cache write",
+    support=_e8m0_planes_support,
 )
 
 
@@ -397,7 +411,7 @@ TRITON_LATENT_INVARIANT = dataclasses.replace(
 )
 
 
-TRITON_LATENT_SCALED_INVARIANT, TRITON_LATENT_E8M0_INVARIANT = (
+TRITON_LATENT_SCALED_INVARIANT, TRITON_LATENT_E8M0_INVARIANT, TRITON_LATENT_E8M0_PLANES_INVARIANT = (
     dataclasses.replace(
         TRITON_LATENT_INVARIANT,
         name=f"{target.name}-invariant",
@@ -406,7 +420,7 @@ TRITON_LATENT_SCALED_INVARIANT, TRITON_LATENT_E8M0_INVARIANT = (
         refuses=False,
         rounding=target.rounding,
     )
-    for target in (TRITON_LATENT_SCALED, TRITON_LATENT_E8M0)
+    for target in (TRITON_LATENT_SCALED, TRITON_LATENT_E8M0, TRITON_LATENT_E8M0_PLANES)
 )
 
 

@@ -401,7 +401,8 @@ def _must_reinterpret(layout: Layout | None, allocation_layout: Layout | None) -
     if layout is None:
         raise ContractError("allocation_layout", allocation_layout, "None: the layer has no KV cache")
     if layout.has_inline_scales != allocation_layout.has_inline_scales:
-        expected = f"one of {layout}'s footprint: only CONTENT_PACKED_SCALED, LATENT_SCALED and LATENT_E8M0 have scales in rows"
+        holding = ", ".join(one for one in Layout if one.has_inline_scales)
+        expected = f"one of {layout}'s footprint: only {holding} have scales of their own"
         raise ContractError("allocation_layout", allocation_layout, expected)
     if layout.has_latent_value != allocation_layout.has_latent_value:
         expected = f"one of {layout}'s footprint: only in latent layouts is V the beginning of K's row"

@@ -10,6 +10,7 @@ from attn_optimized.kernels.quantization import decode, e8m0_number
 
 DIMS_PER_SCALE = tl.constexpr(128)
 DIMS_PER_E8M0 = tl.constexpr(32)
+DIMS_PER_PLANE_SCALE = tl.constexpr(64)
 
 
 class Source(NamedTuple):
@@ -94,6 +95,9 @@ def load_keys_and_values(
     elif INTERIOR == "latent_e8m0":
         k = load_e8m0_rows(source, block, slot, in_tile, dtype, args, KIND, MASKED)
         v = k
+    elif INTERIOR == "latent_e8m0_planes":
+        k = load_e8m0_planes(source, block, slot, in_tile, dtype, args, KIND, MASKED)
+        v = k
     elif INTERIOR == "rows" or INTERIOR == "latent":
         k, v = load_rows(source, block, slot, in_tile, args.strides, KIND, MASKED)
     else:
@@ -105,7 +109,7 @@ def load_keys_and_values(
             source.v_head_ptr, source.request_table_ptr, args.strides.block, first_key, in_tile,
             KIND.kv_unit, KIND.block_size, KIND.head_size, KIND.block_n, KIND.block_d, KIND.x, INTERIOR, MASKED,
         )  # fmt: skip
-    if INTERIOR != "latent_scaled" and INTERIOR != "latent_e8m0":
+    if INTERIOR != "latent_scaled" and INTERIOR != "latent_e8m0" and INTERIOR != "latent_e8m0_planes":
         k, v = decode(k, KV_FORMAT, dtype), decode(v, KV_FORMAT, dtype)
     return k, v, block, slot
 
@@ -167,6 +171,30 @@ def load_e8m0_rows(source, block, slot, in_tile, dtype, args, KIND: tl.constexpr
     stored = load_dims(source.k_head_ptr + row + dim, loaded, in_row, IS_PADDED, MASKED)
     numbers = decode(stored, KV_FORMAT, tl.float32) * e8m0_number(scale_code)
     return tl.reshape(numbers.to(dtype), [slot.shape[0], KIND.block_d])
+
+
+@triton.jit
+def load_e8m0_planes(source, block, slot, in_tile, dtype, args, KIND: tl.constexpr, MASKED: tl.constexpr):
+    """[N, Dv] in a dtype: latent keys, which are values, each element times the ue8m0 scale of its DIMS_PER_PLANE_SCALE dims.
+
+    The last DIMS_PER_PLANE_SCALE dims have none: they are bfloat16, at v_ptr.
+    """
+    KV_FORMAT: tl.constexpr = KIND.kv_format
+    NUM_SCALES: tl.constexpr = KIND.first_size // DIMS_PER_PLANE_SCALE - 1
+    # [1, groups, 1], [1, 1, dims of one], [N, groups, 1]
+    index = tl.arange(0, KIND.block_d // DIMS_PER_PLANE_SCALE)[None, :, None]
+    dim = tl.arange(0, DIMS_PER_PLANE_SCALE)[None, None, :]  # int32: in its group
+    has_scale = index < NUM_SCALES
+    loaded = in_tile[:, None, None] & has_scale
+    row = offset_of_keys(block, slot, args.strides, KIND)[:, None, None]
+    scales_of_row = (block * args.strides.k_scale_block + slot * args.strides.k_scale_slot)[:, None, None]
+    scale_code = load_dims(args.tensors.k_scale_ptr + scales_of_row + index, loaded, has_scale, True, MASKED)
+    dims_of_row = source.k_head_ptr + row + index * DIMS_PER_PLANE_SCALE + dim
+    numbers = decode(load_dims(dims_of_row, loaded, has_scale, True, MASKED), KV_FORMAT, tl.float32) * e8m0_number(scale_code)
+    # [N, 1, dims of a group]; the row is counted in bytes, and these are bfloat16
+    kept = load_dims(source.v_head_ptr + row // 2 + dim, in_tile[:, None, None], dim >= 0, False, MASKED)
+    numbers = tl.where(index == NUM_SCALES, kept.to(dtype), numbers.to(dtype))
+    return tl.reshape(numbers, [slot.shape[0], KIND.block_d])
 
 
 @triton.jit

@@ -7,7 +7,13 @@ from attn_contract import Batch, Layer, Layout
 from attn_contract.validation import check_paged_attention, check_varlen_attention
 
 from attn_optimized.quantization import stored_format
-from attn_optimized.strides import kv_cache_strides, parts_of_scaled_rows, scales_of_e8m0_rows, token_scales
+from attn_optimized.strides import (
+    kv_cache_strides,
+    parts_of_e8m0_planes,
+    parts_of_scaled_rows,
+    scales_of_e8m0_rows,
+    token_scales,
+)
 
 
 class KeyTensors(NamedTuple):
@@ -36,7 +42,7 @@ class PagedKeys(NamedTuple):
     def tensors(self, layer: Layer, architecture: str) -> KeyTensors:
         """The cache twice, in a type that the architecture's compiler knows, and its scales.
 
-        In rows of several types, what stands for V is the dims of K behind it.
+        In rows of several types, what stands for V is the dims of the second type.
         """
         stored, _ = stored_format(self.kv_cache, architecture)
         if layer.layout is Layout.LATENT_SCALED:
@@ -44,6 +50,9 @@ class PagedKeys(NamedTuple):
             return KeyTensors(stored, rotated, scales)
         if layer.layout is Layout.LATENT_E8M0:
             return KeyTensors(stored, stored, scales_of_e8m0_rows(self.kv_cache, layer))
+        if layer.layout is Layout.LATENT_E8M0_PLANES:
+            scales, kept = parts_of_e8m0_planes(self.kv_cache, layer)
+            return KeyTensors(stored, kept, scales)
         k_scale, v_scale = token_scales(self.kv_cache, layer) or (layer.k_scale, layer.v_scale)
         if layer.layout is Layout.LATENT:
             v_scale = k_scale

@@ -6,7 +6,7 @@ from attn_fuzz.cases.regions.region import Region, not_drawn, of_view
 
 
 def _has_several_scales(view: KVCacheView) -> bool:
-    return view.layout.has_latent_scales and (view.head_size_v or 0) > view.layout.dims_of_scale
+    return view.layout.has_latent_scales and view.layout.quantized_size(view.head_size_v or 0) > view.layout.dims_of_scale
 
 
 VIEW: dict[str, tuple[Region, ...]] = {
