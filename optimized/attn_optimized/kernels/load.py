@@ -181,18 +181,19 @@ def load_e8m0_planes(source, block, slot, in_tile, dtype, args, KIND: tl.constex
     """
     KV_FORMAT: tl.constexpr = KIND.kv_format
     NUM_SCALES: tl.constexpr = KIND.first_size // DIMS_PER_PLANE_SCALE - 1
-    # [1, groups, 1], [1, 1, dims of one], [N, groups, 1]
+    # [1, groups, 1], [1, 1, dims of one], [1, groups, dims of one], [N, groups, 1]
     index = tl.arange(0, KIND.block_d // DIMS_PER_PLANE_SCALE)[None, :, None]
-    dim = tl.arange(0, DIMS_PER_PLANE_SCALE)[None, None, :]  # int32: in its group
+    in_group = tl.arange(0, DIMS_PER_PLANE_SCALE)[None, None, :]
+    dim = index * DIMS_PER_PLANE_SCALE + in_group  # int32: in its row
     has_scale = index < NUM_SCALES
     loaded = in_tile[:, None, None] & has_scale
     row = offset_of_keys(block, slot, args.strides, KIND)[:, None, None]
     scales_of_row = (block * args.strides.k_scale_block + slot * args.strides.k_scale_slot)[:, None, None]
     scale_code = load_dims(args.tensors.k_scale_ptr + scales_of_row + index, loaded, has_scale, True, MASKED)
-    dims_of_row = source.k_head_ptr + row + index * DIMS_PER_PLANE_SCALE + dim
-    numbers = decode(load_dims(dims_of_row, loaded, has_scale, True, MASKED), KV_FORMAT, tl.float32) * e8m0_number(scale_code)
+    stored = load_dims(source.k_head_ptr + row + dim, loaded, has_scale, True, MASKED)
+    numbers = decode(stored, KV_FORMAT, tl.float32) * e8m0_number(scale_code)
     # [N, 1, dims of a group]; the row is counted in bytes, and these are bfloat16
-    kept = load_dims(source.v_head_ptr + row // 2 + dim, in_tile[:, None, None], dim >= 0, False, MASKED)
+    kept = load_dims(source.v_head_ptr + row // 2 + in_group, in_tile[:, None, None], in_group >= 0, False, MASKED)
     numbers = tl.where(index == NUM_SCALES, kept.to(dtype), numbers.to(dtype))
     return tl.reshape(numbers, [slot.shape[0], KIND.block_d])
 
