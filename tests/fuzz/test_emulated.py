@@ -82,7 +82,8 @@ def test_a_compiling_process_that_dies_is_one_error_and_another_one_starts(step_
     compiler._process().kill()
     monkeypatch.setattr(compiler, "_compiled", compiler._compiled.__wrapped__)
     verdict = tried(step_case)
-    assert (verdict.kind, verdict.message) == ("raised", "CompilerError: the process that compiles was killed by SIGKILL")
+    assert verdict.kind == "raised"
+    assert verdict.message.startswith("CompilerError: the process that compiles was killed by SIGKILL (")
     assert tried(step_case).kind == "agree"
 
 

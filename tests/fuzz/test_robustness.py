@@ -262,7 +262,7 @@ def test_a_case_that_fails_from_outside_is_run_again_in_a_new_process(step_case,
 
 @pytest.mark.parametrize(
     ("target", "kind", "words"),
-    [("KILLED_ALWAYS", "crashed", "SIGKILL twice"), ("WITHOUT_MEMORY", "raised", "out of memory twice")],
+    [("KILLED_ALWAYS", "crashed", "SIGKILL, twice"), ("WITHOUT_MEMORY", "raised", "in _without_memory), twice")],
 )
 def test_a_case_that_always_fails_so_is_a_failure(step_case, tmp_path, target, kind, words):
     with Executor(f"planted:{target}", "cpu", 60.0, tmp_path / "ahead.json") as executor:
