@@ -42,7 +42,7 @@ class RocmAiterMlaBackend(AttentionBackend):
         return mla_capabilities(
             cls.name,
             available=_NO_ADAPTER,
-            architectures=Only(("gfx942", "gfx950", "gfx1250"), "vLLM takes AITER on CDNA 3 and later"),
+            architectures=Only(("gfx942", "gfx950", "gfx1250"), "AITER needs ROCm, and vLLM takes it on CDNA 3 and later"),
             head_sizes=ANY,
             block_sizes=ANY,  # vLLM's builder lists the slots of tokens one by one
             rules={"non_causal": YES, "batch_invariant": No("vLLM's backend does not declare it")},
