@@ -131,7 +131,7 @@ class Capabilities:
 
     Args:
         backend: its name.
-        available: YES, or why it cannot run at all where it is installed.
+        available: YES, or why it serves no layer at all, and what would change that.
         architectures: prefixes of the names of architectures that it runs on, such as "gfx94".
         attn_types: an answer about every attention type.
         dtypes: of q, k and v.
@@ -195,7 +195,7 @@ class Capabilities:
 
     def _refusals(self, config: AttentionConfig, architecture: str | None) -> Iterable[Refusal]:
         if isinstance(self.available, No):
-            yield Refusal("this installation", str(self.available))
+            yield Refusal("any layer", str(self.available))
         if isinstance(answer := self.attn_types[config.attn_type], No):
             yield Refusal(_ATTN_TYPES[config.attn_type], str(answer))
         for name, value, values in (

@@ -175,7 +175,7 @@ def test_all_refusals_are_given_and_not_the_first():
         ),
     )
     assert [refusal.property for refusal in poor.refusals(CONFIG.with_rules(sinks=True, lse=True), "sm90")] == [
-        "this installation",
+        "any layer",
         "dtype float16",
         "sinks",
         "the LSE",

@@ -19,7 +19,7 @@ USED = {
     "ROCM_AITER_UNIFIED_ATTN": ("unified_attention",),
 }
 """The functions of AITER that a backend calls."""
-UNAVAILABLE = "this installation"
+UNAVAILABLE = "any layer"
 OPTIONAL = {
     "flash_attn_varlen_func": {
         "window_size": "window",
