@@ -128,12 +128,12 @@ def _select(asked: Asked, architecture: str, aiter: "Aiter", backends: tuple[str
     result = {"error": None, "layers": {name: dataclasses.asdict(assignment) for name, assignment in assignments.items()}}
     considered = aiter if architecture.startswith("gfx") else _OWN_BACKENDS
     results.print(f"{asked.name} on {architecture}, {considered}", soft_wrap=True)
+    engine = asked.engine(architecture)
     if asked.config is not None:
-        print_config(asked.config)
+        print_config(asked.config, layers, engine.tensor_parallel)
     print_assignments(assignments)
     print_findings(layers, assignments)
     if asked.config is not None:
-        engine = asked.engine(architecture)
         vllm = vllm_arguments(layers, engine, model=serve, architecture=architecture, aiter=aiter, wanted=wanted)
         print_vllm(vllm, assignments)
         result |= {**asked.config.as_json(), "vllm": dataclasses.asdict(vllm)}
