@@ -97,5 +97,9 @@ def _on_ray(
         number = number or cluster.room
         name = next(iter(seen.values())).device_name
         supports = {target: one.support for target, one in seen.items()}
-        run = partial(cluster.place, device_name=name)
+        run = partial(cluster.place, device_name=name, lost=_say_that_it_is_lost)
         yield Place(cluster.device, name, supports, number, f"{number} workers on {nodes}", run, cluster.fixed)
+
+
+def _say_that_it_is_lost(node: str) -> None:
+    notes.print(f"node {node} of Ray is lost: what it ran runs again on another", soft_wrap=True)
