@@ -119,6 +119,8 @@ def command(
         plans = [
             replace(plan, target=name, sanitize=sanitizes(sanitize, target, place.device)) for name, target in targets.items()
         ]
+        shards = [[*_replays(corpus, plan, place), *runner.shards(plan, SHARD_EXAMPLES)] for plan in plans]
+        place = place.of_shards(sum(map(len, shards)))
         words = [
             f"hunt {', '.join(target.name for target in targets.values())} on {place.device_name}",
             *([f"{minutes:g} minutes"] if minutes else []),
@@ -127,7 +129,6 @@ def command(
         ]
         results.print(f"{', '.join(words)}, --seed {plan.seed}", soft_wrap=True)
         files_of = _Files(folder, {name: f"{_safe(target.name)}-{plan.seed}" for name, target in targets.items()})
-        shards = [[*_replays(corpus, plan, place), *runner.shards(plan, SHARD_EXAMPLES)] for plan in plans]
         return _hunt(Hunt(shards, until, files_of.changed, files_of.dropped), files_of, plan.seed, place, json_file)
 
 

@@ -1,6 +1,7 @@
 """What all commands share: help, completion, defaults of pyproject.toml, the examples, and the number of workers."""
 
 import inspect
+import json
 import os
 import pty
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import click
 import pytest
-from attn_parity import COMMANDS, MAINTAINERS, cli, cpus
+from attn_parity import COMMANDS, MAINTAINERS, cli, cpus, places
 from attn_parity.options import MaintainersOption, sigterm_interrupts
 
 from tests.pages import PAGES, ROOT
@@ -241,3 +242,29 @@ def test_workers_are_the_cpus_that_the_process_may_use(monkeypatch):
     for quota, workers in ((float("inf"), 6), (1.5, 2), (0.1, 1), (64.0, 6)):
         monkeypatch.setattr(cpus, "quota", lambda quota=quota: quota)
         assert cpus.usable_cpus() == workers
+
+
+def test_a_run_of_one_shard_has_one_worker(attn_parity, tmp_path):
+    drawn = ("--examples", 2, "--seed", 1, "--corpus", "none", "--workers", 8)
+    fuzz = attn_parity("fuzz", "--target", "planted:FLASH", *drawn, "--json", "run.json")
+    assert fuzz.out.startswith("target planted-flash on CPU, 2 examples, 1 workers, --seed 1\n"), fuzz.err
+    assert json.loads((tmp_path / "run.json").read_text())["workers"] == 1
+    hunt = attn_parity("hunt", "planted:FLASH", *drawn, "--json", "hunt.json")
+    assert hunt.out.startswith("hunt planted-flash on CPU, 2 examples each, 1 workers, --seed 1\n"), hunt.err
+    assert json.loads((tmp_path / "hunt.json").read_text())["workers"] == 1
+
+
+@pytest.mark.parametrize(
+    ("nodes", "shards", "words"),
+    [
+        (None, 9, "4 workers"),
+        (None, 1, "1 workers"),
+        (2, 9, "4 workers on 2 nodes of Ray"),
+        (2, 2, "2 workers on 2 nodes of Ray"),
+        (2, 1, "1 workers on 1 of 2 nodes of Ray"),
+        (1, 9, "4 workers on 1 node of Ray"),
+    ],
+)
+def test_a_run_names_the_workers_that_its_shards_keep_busy(nodes, shards, words):
+    place = places.Place("cpu", "CPU", {}, 4, nodes, run=None, fixed=None)
+    assert place.of_shards(shards).words == words
