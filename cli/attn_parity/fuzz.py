@@ -39,7 +39,6 @@ from attn_parity.options import (
     sanitize_option,
     sanitizes,
     say_what_runs_kernels,
-    sigterm_interrupts,
     workers_option,
     working_dir_option,
     write_json,
@@ -92,7 +91,6 @@ _PROFILES = ", ".join(f"{name} {examples}" for name, examples in PROFILES.items(
 @ray_option
 @needs_option
 @working_dir_option
-@sigterm_interrupts()
 def command(
     target_name: str,
     profile: str,

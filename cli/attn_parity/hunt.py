@@ -40,7 +40,6 @@ from attn_parity.options import (
     sanitize_option,
     sanitizes,
     say_what_runs_kernels,
-    sigterm_interrupts,
     workers_option,
     working_dir_option,
     write_json,
@@ -78,7 +77,6 @@ FOLDER = Path("attn-parity-runs")
 @ray_option
 @needs_option
 @working_dir_option
-@sigterm_interrupts()
 def command(
     names: tuple[str, ...],
     minutes: float | None,
