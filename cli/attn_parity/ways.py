@@ -3,10 +3,11 @@
 import functools
 import itertools
 import multiprocessing
+import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from importlib import metadata
@@ -43,14 +44,12 @@ from attn_parity.options import (
     check_writable,
     default_workers,
     first_seed_option,
-    interrupts_end_the_process,
     json_option,
     limit_option,
     page_option,
     plain_table,
     progress_bar,
     seeds_option,
-    sigterm_interrupts,
     workers_option,
     write_json,
 )
@@ -102,7 +101,6 @@ class _Search:
 @workers_option
 @limit_option
 @json_option
-@sigterm_interrupts()
 def command(
     ways: tuple[Way, ...],
     only: tuple[str, ...],
@@ -321,13 +319,19 @@ def _broken(mutant: KnownBug, until: float | None):
     return broken(mutant, THEOREMS, until)
 
 
-def _each(pool: Executor, look: Callable[[KnownBug], T], residents: Sequence[KnownBug]) -> Iterator[tuple[KnownBug, T]]:
-    """What a function makes of each mutant, in the order in which they end. Ctrl-C ends the process."""
-    with progress_bar(len(residents)) as show, interrupts_end_the_process():
-        futures = {pool.submit(look, mutant): mutant for mutant in residents}
-        for done, future in enumerate(as_completed(futures), 1):
-            show(done, 0)
-            yield futures[future], future.result()
+def _each(pool: Executor, look: Callable[[KnownBug], T], residents: Sequence[KnownBug]) -> list[tuple[KnownBug, T]]:
+    """What a function makes of each mutant. An interrupt ends the process, and so those that it has started.
+
+    A pool that is left by an exception waits for all that it was given.
+    """
+    try:
+        with progress_bar(len(residents)) as show:
+            futures = {pool.submit(look, mutant): mutant for mutant in residents}
+            for done, _ in enumerate(as_completed(futures), 1):
+                show(done, 0)
+    except KeyboardInterrupt:
+        os._exit(130)
+    return [(mutant, future.result()) for future, mutant in futures.items()]
 
 
 def _print(found: Results, everybody: Sequence[KnownBug]) -> None:

@@ -42,7 +42,6 @@ from attn_parity.options import (
     sanitizes,
     say_what_runs_kernels,
     seeds_option,
-    sigterm_interrupts,
     use_device,
     workers_option,
     write_json,
@@ -99,7 +98,6 @@ PAGE = PAGES / "zoo.md"
 @sanitize_option
 @exact_option
 @json_option
-@sigterm_interrupts()
 def command(
     only: tuple[str, ...],
     folder: Path | None,
