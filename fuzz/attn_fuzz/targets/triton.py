@@ -8,7 +8,7 @@ import importlib.util
 import pkgutil
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import torch
@@ -21,8 +21,13 @@ from attn_fuzz.targets.target import EVERYTHING, WITH_LATENT, AttentionFunction,
 from attn_fuzz.targets.wrong_arguments import Calls
 from attn_fuzz.verdict.rounding import Rounding
 
+if TYPE_CHECKING:
+    from attn_optimized.launch.table import Parameters
+
 COMPUTE_UNITS = 8
 """Of a GPU that is emulated: few enough that splitting keys over them does not make more programs than are quickly emulated."""
+KEYS_PER_SPLIT = 64
+"""The fewest keys worth a program on a GPU that is emulated. The tables have 512, which is more than any drawn request has."""
 
 
 def _call_of(q, k, v, kv_cache, layer, batch, *, out, lse) -> tuple[Callable[..., object], dict[str, Any]]:
@@ -144,12 +149,20 @@ def modules() -> Iterable[ModuleType]:
 
 @contextlib.contextmanager
 def planned(architecture: str) -> Iterator[None]:
-    """While this lasts, launches on the CPU are planned as on a GPU of an architecture, with few compute units."""
+    """While this lasts, launches on the CPU are planned as on a GPU of an architecture, of few compute units, and few keys are
+    worth a program."""
     from attn_optimized import attention, device
+    from attn_optimized.launch import tiles
+
+    parameters_for = tiles.parameters_for
+
+    def few_keys_each(*arguments: Any, **named: Any) -> "Parameters":
+        return dataclasses.replace(parameters_for(*arguments, **named), keys_per_split=KEYS_PER_SPLIT)
 
     with (
         mock.patch.object(device, "INTERPRETER", architecture),
         mock.patch.object(attention, "compute_units_of", return_value=COMPUTE_UNITS),
+        mock.patch.object(tiles, "parameters_for", few_keys_each),
     ):
         yield
 
