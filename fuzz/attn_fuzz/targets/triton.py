@@ -153,8 +153,7 @@ def planned(architecture: str) -> Iterator[None]:
     worth a program."""
     from attn_optimized import attention, device
     from attn_optimized.launch import tiles
-
-    parameters_for = tiles.parameters_for
+    from attn_optimized.launch.table import parameters_for
 
     def few_keys_each(*arguments: Any, **named: Any) -> "Parameters":
         return dataclasses.replace(parameters_for(*arguments, **named), keys_per_split=KEYS_PER_SPLIT)
