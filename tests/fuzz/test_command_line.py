@@ -42,13 +42,13 @@ def test_options_for_maintainers_are_apart(name, theirs, attn_parity):
 
 @pytest.fixture
 def interrupted(tmp_path, child_environment):
-    """Starts a program, and sends SIGTERM to it once `when` is true, of its process. Returns its exit code and stderr.
+    """Starts a program, and sends SIGTERM to it once `when` is true of its processes. Returns its exit code and stderr.
 
     When it has ended, no process that it started is left.
     """
     mark = f"INTERRUPTED_IN={tmp_path}"
 
-    def run(program: list[str], when: Callable[[subprocess.Popen], bool]) -> tuple[int, str]:
+    def run(program: list[str], when: Callable[[list[int]], bool]) -> tuple[int, str]:
         environment = child_environment | dict([mark.split("=", 1)])
         process = subprocess.Popen(
             [sys.executable, "-W", "ignore", *program],
@@ -59,11 +59,10 @@ def interrupted(tmp_path, child_environment):
             text=True,
         )
         try:
-            while process.poll() is None and not when(process):
+            while process.poll() is None and not when(marked(mark)):
                 time.sleep(0.05)
-            time.sleep(1)  # a process that is still being started when its parent ends prints a traceback of multiprocessing's
             process.send_signal(signal.SIGTERM)
-            _, err = process.communicate(timeout=60)
+            _, err = process.communicate(timeout=120)
             until = time.monotonic() + 30
             while (left := marked(mark)) and time.monotonic() < until:
                 time.sleep(0.1)
@@ -71,7 +70,8 @@ def interrupted(tmp_path, child_environment):
             return process.returncode, err
         finally:
             for pid in marked(mark):
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     return run
 
@@ -86,15 +86,6 @@ def marked(variable: str) -> list[int]:
     return found
 
 
-def has_children(process: subprocess.Popen, number: int) -> bool:
-    """Whether threads of a process have started so many processes."""
-    children: list[str] = []
-    for of_thread in Path(f"/proc/{process.pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            children += of_thread.read_text().split()
-    return len(children) >= number
-
-
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 
 
@@ -105,25 +96,27 @@ def test_sigterm_interrupts_a_command_that_knows_nothing_of_signals(interrupted,
         "import subprocess, sys, click\n"
         "@click.command('waits')\n"
         "def command():\n"
-        "    subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "    child = 'import pathlib, time; pathlib.Path(\"running\").touch(); time.sleep(600)'\n"
+        "    subprocess.run([sys.executable, '-c', child])\n"
     )
     program = "import attn_parity; attn_parity.COMMANDS['waits'] = ''; attn_parity.__path__.append('.'); "
-    ended = interrupted(["-c", program + "attn_parity.main(['waits'])"], lambda process: has_children(process, 1))
+    is_running = (tmp_path / "running").exists
+    ended = interrupted(["-c", program + "attn_parity.main(['waits'])"], lambda processes: is_running())
     assert ended == (130, "\n")
 
 
 @needs_proc
 @pytest.mark.parametrize(
-    "arguments",
+    ("number", "arguments"),
     [
-        ["fuzz", "--target", "planted:FLASH", "--examples", "100000", "--workers", "1", "--corpus", "none"],
-        ["ways", "exhaust", "--workers", "1"],
-        ["ways", "proof", "--workers", "1"],
+        (4, ["fuzz", "--target", "planted:FLASH", "--examples", "100000", "--workers", "1", "--corpus", "none"]),
+        (3, ["ways", "exhaust", "--workers", "1"]),
+        (3, ["ways", "proof", "--workers", "1"]),
     ],
-    ids=" ".join,
+    ids=["fuzz", "ways exhaust", "ways proof"],
 )
-def test_sigterm_interrupts_a_command_and_the_processes_that_it_started(arguments, interrupted):
-    code, err = interrupted(["-m", "attn_parity", *arguments], lambda process: has_children(process, 2))
+def test_sigterm_interrupts_a_command_and_the_processes_that_it_started(number, arguments, interrupted):
+    code, err = interrupted(["-m", "attn_parity", *arguments], lambda processes: len(processes) >= number)
     assert code == 130, err
     assert "Traceback" not in err
 
