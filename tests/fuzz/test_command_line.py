@@ -19,6 +19,7 @@ import pytest
 from attn_parity import COMMANDS, MAINTAINERS, cli, cpus, places
 from attn_parity.options import MaintainersOption
 
+from tests import processes
 from tests.pages import PAGES, ROOT
 
 PROGRAM = "import sys; sys.argv[0] = 'attn-parity'; from attn_parity import main; main()"
@@ -59,31 +60,21 @@ def interrupted(tmp_path, child_environment):
             text=True,
         )
         try:
-            while process.poll() is None and not when(marked(mark)):
+            while process.poll() is None and not when(processes.with_environment(mark)):
                 time.sleep(0.05)
             process.send_signal(signal.SIGTERM)
             _, err = process.communicate(timeout=120)
             until = time.monotonic() + 30
-            while (left := marked(mark)) and time.monotonic() < until:
+            while (left := processes.with_environment(mark)) and time.monotonic() < until:
                 time.sleep(0.1)
             assert left == []
             return process.returncode, err
         finally:
-            for pid in marked(mark):
+            for pid in processes.with_environment(mark):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
     return run
-
-
-def marked(variable: str) -> list[int]:
-    """The processes that have an environment variable, zombies aside, which have none."""
-    found = []
-    for environment in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if variable.encode() in environment.read_bytes().split(b"\0"):
-                found.append(int(environment.parent.name))
-    return found
 
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")

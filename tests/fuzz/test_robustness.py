@@ -1,6 +1,5 @@
 """Whatever ends a run or a part of it, what was found is kept, the exit code is right, and nothing is left running."""
 
-import contextlib
 import json
 import multiprocessing
 import multiprocessing.process
@@ -25,12 +24,7 @@ needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="writes t
 
 def alive(called: Path) -> list[int]:
     """Processes, zombies aside, of the run that was told to say in this file what its kernel was called for."""
-    found = []
-    for environment in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if f"PLANTED_CALLED={called}".encode() in environment.read_bytes().split(b"\0"):
-                found.append(int(environment.parent.name))
-    return found
+    return processes.with_environment(f"PLANTED_CALLED={called}")
 
 
 @pytest.fixture
