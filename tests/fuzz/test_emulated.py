@@ -87,7 +87,8 @@ def test_a_compiling_process_that_dies_is_one_error_and_another_one_starts(step_
     monkeypatch.setattr(compiler, "_compiled", compiler._compiled.__wrapped__)
     verdict = tried(step_case)
     assert verdict.kind == "raised"
-    assert verdict.message.startswith("CompilerError: the process that compiles was killed by SIGKILL (")
+    said = r"CompilerError: the process that compiles was killed by SIGKILL \(attn_fuzz/targets/emulated\.py:\d+, in _emulate\)"
+    assert re.fullmatch(said, verdict.message)
     assert tried(step_case).kind == "agree"
 
 
