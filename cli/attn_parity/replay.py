@@ -13,6 +13,7 @@ from attn_fuzz.targets import registry
 from attn_parity.console import results
 from attn_parity.options import (
     check_exact,
+    device_name,
     device_option,
     exact_option,
     limit_option,
@@ -57,10 +58,11 @@ def command(
             ahead = Path(scratch, "in-flight.json")
             with Executor(name, device, limit, ahead, sanitize=checked, exactly=exactly) as executor:
                 verdict = executor.run(case)
+            ran = f"target {target.name} on {device_name(device)}"
             error = f", largest error {verdict.ratio:.2f} of its bound" if verdict.ratio else ""
             finding = explanation(target.findings_on(device), case, verdict)
             known = f", as the known finding {finding.name} says" if finding else ""
-            results.print(f"{path}: {verdict.kind}{error}{known}", soft_wrap=True)
+            results.print(f"{path}: {verdict.kind}, {ran}{error}{known}", soft_wrap=True)
             if verdict.failed:
                 failed = True
                 results.print(report.summary(case, verdict))

@@ -133,8 +133,11 @@ def test_from_the_command_line_to_the_repaired_kernel(name, kinds, attn_parity, 
     assert case_file.load(tmp_path / failure["case_file"]).target == f"planted:{name}"
     assert not list(tmp_path.rglob("in-flight*"))
 
-    assert attn_parity("replay", failure["case_file"], "--target", failure["case"]["target"]).code == 1
-    assert attn_parity("replay", failure["case_file"], "--target", "reference-fp32").code == 0
+    path = failure["case_file"]
+    wrong, right = (attn_parity("replay", path, "--target", each) for each in (f"planted:{name}", "reference-fp32"))
+    assert (wrong.code, right.code) == (1, 0)
+    assert wrong.out.startswith(f"{path}: {failure['kind']}, target {result['target']} on ")
+    assert right.out.startswith(f"{path}: agree, target reference-fp32 on ")
 
     def script(**more: str) -> int:
         return processes.run([failure["script"]], cwd=tmp_path, env=child_environment | more).returncode

@@ -112,6 +112,14 @@ def test_the_number_of_blocks_is_not_read_as_a_block(step_case):
     assert row[4] == "0 1 2 3 4 5 6 7 … (9 blocks)"
 
 
+def test_a_flag_whose_name_does_not_tell_is_explained_where_it_is_printed(step_case, attn_parity, tmp_path):
+    (tmp_path / "case.json").write_text(case_file.dumps(replace(step_case, recycled=True, flat_out=True)))
+    printed = " ".join(attn_parity("show", "case.json", "--no-run", "--html", "page.html").out.split())
+    said = "recycled=True (keys that no query sees are poisoned) flat_out=True"
+    assert said in printed
+    assert said in " ".join((tmp_path / "page.html").read_text().split())
+
+
 def test_a_mask_that_memory_could_not_hold_is_left_out(step_case, attn_parity, tmp_path):
     many = Request(query_len=1 << 17, seq_len=1 << 17, blocks=tuple(range(1 << 15)))
     case = replace(step_case, requests=(many,), cache=replace(step_case.cache, block_size=4, num_blocks=1 << 15), unwritten=())

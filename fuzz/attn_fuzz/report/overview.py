@@ -7,6 +7,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+_MEANING = {
+    "ordinary_writes": "the second layer writes no NaN and no infinity",
+    "saturated": "some elements of k and v are infinite",
+    "recycled": "keys that no query sees are poisoned",
+    "finite_slots": "slots without a key hold a finite number, not NaN",
+}
+"""What flags mean whose names do not tell."""
+
 
 def summary(case: Case, verdict: Verdict | None) -> RenderableType:
     """A table of the case and its verdict: the fields that differ from their defaults, and a row per request."""
@@ -60,15 +68,14 @@ def properties(case: Case) -> str:
 
 
 def _changed(struct: msgspec.Struct, leave_out: tuple[str, ...] = ()) -> list[str]:
-    words = []
-    for field in msgspec.structs.fields(struct):
-        value = getattr(struct, field.name)
-        if field.name in leave_out or value == field.default:
-            continue
-        words.append(
-            f"{field.name}=({' '.join(_changed(value))})" if isinstance(value, msgspec.Struct) else f"{field.name}={value}"
-        )
-    return words
+    values = ((field, getattr(struct, field.name)) for field in msgspec.structs.fields(struct))
+    return [_shown(field.name, value) for field, value in values if field.name not in leave_out and value != field.default]
+
+
+def _shown(name: str, value: object) -> str:
+    if isinstance(value, msgspec.Struct):
+        return f"{name}=({' '.join(_changed(value))})"
+    return f"{name}={value} ({_MEANING[name]})" if name in _MEANING else f"{name}={value}"
 
 
 def _short(blocks: tuple[int, ...]) -> str:

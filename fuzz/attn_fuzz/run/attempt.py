@@ -19,9 +19,9 @@ from attn_fuzz.exact import call as exact
 from attn_fuzz.exact import quantities
 from attn_fuzz.interpreted import permissions, program_order, sanitizer
 from attn_fuzz.run import devices
+from attn_fuzz.run.exceptions import message_of
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import AttentionFunction, Target
-from attn_fuzz.text import one_line
 
 CPU_ELEMENTS, CPU_PRODUCTS = 1 << 21, 1 << 25
 """A GPU builds and judges a case faster than a CPU if the case has more elements or more products than these."""
@@ -240,11 +240,3 @@ def write(cache_write: Write, step: Step, target: Target) -> None:
 def _synchronize(device: str) -> None:
     if device != "cpu":
         torch.cuda.synchronize()
-
-
-def message_of(error: BaseException) -> str:
-    """An exception's message as one printable line. `__str__` of the exception may raise."""
-    try:
-        return one_line(str(error), 300)
-    except BaseException:
-        return "(its message cannot be printed)"

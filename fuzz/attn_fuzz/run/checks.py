@@ -12,7 +12,8 @@ from attn_fuzz.cases.case import GUARD, Case
 from attn_fuzz.cases.poison import bits, canary
 from attn_fuzz.cases.tensors import PADDING, Rotation, Step
 from attn_fuzz.interpreted import sanitizer
-from attn_fuzz.run.attempt import Attempt, NotRefusedError, message_of
+from attn_fuzz.run.attempt import Attempt, NotRefusedError
+from attn_fuzz.run.exceptions import described
 from attn_fuzz.verdict.verdict import Kind
 
 
@@ -40,8 +41,8 @@ def wrong_error(attempt: Attempt) -> Wrong | None:
     error = attempt.error
     if error is None or attempt.is_refused or isinstance(error, NotRefusedError):
         return None
-    must, name = _must_refuse(attempt) if attempt.beyond else "", type(error).__name__
-    return Wrong(f"{must}{name}", f"{must}{name}: {message_of(error)}")
+    must = _must_refuse(attempt) if attempt.beyond else ""
+    return Wrong(f"{must}{type(error).__name__}", f"{must}{described(error)}")
 
 
 def missing_refusal(attempt: Attempt) -> Wrong | None:

@@ -97,7 +97,7 @@ class Executor:
         self.end()
         verdict = self._run_once(case, followed)
         if _cause_from_outside(verdict) == cause:
-            return msgspec.structs.replace(verdict, message=f"{verdict.message} twice: it may need more memory than there is")
+            return msgspec.structs.replace(verdict, message=f"{verdict.message}, twice: it may need more memory than there is")
         return msgspec.structs.replace(verdict, events=(*verdict.events, cause))
 
     def _run_once(self, case: Case, exactly: bool) -> Verdict:

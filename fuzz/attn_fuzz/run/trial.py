@@ -10,8 +10,9 @@ from attn_fuzz.cases.tensors import Step
 from attn_fuzz.exact import comparison
 from attn_fuzz.exact.refusal import NotCarriedError
 from attn_fuzz.interpreted import program_order, sanitizer
-from attn_fuzz.run.attempt import Attempt, call_attention, message_of, own_state
+from attn_fuzz.run.attempt import Attempt, call_attention, own_state
 from attn_fuzz.run.checks import CHECKS, stray_write
+from attn_fuzz.run.exceptions import described, message_of
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict import ratios
 from attn_fuzz.verdict.judge import Judgement, check_scores, judge, judge_finite
@@ -134,8 +135,7 @@ def wrong_by_properties(attempt: Attempt) -> tuple[Kind, str, str] | None:
     except sanitizer.Violation as violation:
         return "sanitizer", violation.about, f"on a variant of the step: {violation}"
     except Exception as error:
-        name = type(error).__name__
-        return "raised", name, f"on a variant of the step: {name}: {message_of(error)}"
+        return "raised", type(error).__name__, f"on a variant of the step: {described(error)}"
     return ("property", *broken) if broken else None
 
 
