@@ -56,6 +56,7 @@ TIMED = (
     Case("64 requests of 8K keys", 64, 1 << 13),
     Case("64 requests of 1K keys", 64, 1 << 10),
     Case("8 requests of 128K keys, one token at a time", 8, 1 << 17, interleave=1),
+    Case("MLA, 1 request of 512K keys", 1, 1 << 19, num_heads=128, num_kv_heads=1, head_size=576, head_size_v=512),
     Case("MLA, 8 requests of 128K keys", 8, 1 << 17, num_heads=128, num_kv_heads=1, head_size=576, head_size_v=512),
     Case("MLA, 64 requests of 8K keys", 64, 1 << 13, num_heads=128, num_kv_heads=1, head_size=576, head_size_v=512),
 )

@@ -4,12 +4,14 @@ import json
 import sys
 import tempfile
 import time
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import click
 from rich.table import Table
 
 SECONDS = 420
+SECONDS_AFTER_A_FAILURE = 10
 
 
 @click.command()
@@ -61,7 +63,7 @@ def ranks(num_ranks: int, only: tuple[str, ...], path: Path | None, budget: floa
 
 
 def _over_processes(num_ranks: int, device_type: str, checks: list, timed: list, budget: float) -> list[list[dict]]:
-    """The lines that each rank wrote. Ranks that run beyond the budget are ended."""
+    """The lines that each rank wrote. Ranks that run beyond the budget are ended, and those that wait for one that failed."""
     import torch.multiprocessing
 
     from benchmarks.ranks import rank
@@ -73,8 +75,11 @@ def _over_processes(num_ranks: int, device_type: str, checks: list, timed: list,
         processes = [spawn.Process(target=rank.main, args=(number, *arguments), daemon=True) for number in range(num_ranks)]
         for process in processes:
             process.start()
-        for process in processes:
-            process.join(max(0.0, deadline - time.monotonic()))
+        running = {process.sentinel for process in processes}
+        while running and (left := deadline - time.monotonic()) > 0:
+            running.difference_update(wait(running, left))
+            if any(process.exitcode for process in processes):
+                deadline = min(deadline, time.monotonic() + SECONDS_AFTER_A_FAILURE)
         for process in processes:
             process.kill()
             process.join()
@@ -90,6 +95,11 @@ def _print(lines: list[dict], num_ranks: int) -> None:
     for line in lines:
         alone = line["one_device"]
         errors = ", ".join(f"{error:.2f}" for error in line["error"].values())
-        times = (f"{line['exchanges'][way]:.3f}" if way in line["exchanges"] else "" for way in ways)
+        times = (_time(line["exchanges"][way], alone) if way in line["exchanges"] else "" for way in ways)
         table.add_row(line["name"], f"{line['cache_gigabytes']:.2f} GB", errors, f"{alone:.3f}" if alone else "", *times)
     results.print(table)
+
+
+def _time(ms: float, alone: float | None) -> str:
+    """Milliseconds, and how many times as fast as one GPU that is."""
+    return f"{ms:.3f} ({alone / ms:.2f}x)" if alone else f"{ms:.3f}"

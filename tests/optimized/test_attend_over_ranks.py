@@ -1,5 +1,6 @@
 """Attention over ranks that are processes, against attention over all keys in one."""
 
+import time
 from functools import partial
 from pathlib import Path
 
@@ -7,9 +8,12 @@ import attn_reference
 import pytest
 import torch
 from attn_fuzz.run import prepared
+from attn_fuzz.targets.ranks import TRITON_RANKS
 
+from tests.agreement import assert_within_bound
 from tests.optimized import ranks_worker
 
+needs_two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs: each rank of NCCL has its own")
 SCALE = torch.tensor(0.05)
 CASES = {
     f"{exchange}, interleave {interleave}, {', '.join(fields) or 'causal'}": partial(
@@ -26,14 +30,24 @@ CASES = {
 }
 
 
-def over_ranks(num_ranks: int, folder: Path, scenarios: dict[str, partial]) -> list[dict]:
-    """What each rank returns or raises in each scenario; {} of a rank that died."""
-    processes = [prepared.process("cpu", ranks_worker.run, rank, num_ranks, folder, scenarios) for rank in range(num_ranks)]
+def over_ranks(num_ranks: int, folder: Path, scenarios: dict[str, partial], device_type: str = "cpu") -> list[dict]:
+    """What each rank returns or raises in each scenario; {} of a rank that died.
+
+    Ranks meet by gloo on a "cpu", and by NCCL on "cuda".
+    """
+    arguments = (num_ranks, folder, scenarios, device_type)
+    processes = [prepared.process(device_type, ranks_worker.run, rank, *arguments) for rank in range(num_ranks)]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join(60)
-        assert not process.is_alive(), "a rank hangs"
+    deadline = time.monotonic() + 90
+    try:
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+            assert not process.is_alive(), "a rank hangs"
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
     paths = [folder / f"{rank}.pt" for rank in range(num_ranks)]
     return [torch.load(path) if path.exists() else {} for path in paths]
 
@@ -79,6 +93,29 @@ def test_the_triton_kernels_attend_and_merge(tmp_path):
         torch.testing.assert_close(torch.cat(lses)[:, :rows], expected_lse[:, :rows], rtol=0, atol=2**-19)
 
 
+@needs_two_gpus
+@pytest.mark.parametrize("name", CASES)
+def test_over_nccl_it_is_attention_over_all_keys(name, nccl_results):
+    """The kernels are compiled, and their outputs are held to the bound of outputs that were merged."""
+    fields = {key: value for key, value in CASES[name].keywords.items() if key not in ("kernels", "interleave", "exchange")}
+    outs, lses = zip(*(result[name] for result in nccl_results), strict=True)
+    assert isinstance(outs[0], torch.Tensor), outs
+    call = ranks_worker.whole_call(**fields)
+    rows = sum(ranks_worker.QUERY_LENS)
+    out, lse = torch.cat(outs, dim=1), torch.cat(lses)
+    assert not out[rows:].float().any()
+    assert (lse[:, rows:] == -torch.inf).all()
+    out[rows:], lse[:, rows:] = torch.nan, torch.nan
+    assert_within_bound(call, out, lse, rounding=TRITON_RANKS.rounding("cuda"))
+
+
+@pytest.fixture(scope="module")
+def nccl_results(tmp_path_factory):
+    """What two ranks return in each case. They compile the kernels once."""
+    cases = {name: partial(case.func, **case.keywords | {"kernels": "triton"}) for name, case in CASES.items()}
+    return over_ranks(2, tmp_path_factory.mktemp("nccl"), cases, "cuda")
+
+
 @pytest.mark.parametrize(
     ("scenario", "errors"),
     [
@@ -104,17 +141,29 @@ def test_the_triton_kernels_attend_and_merge(tmp_path):
             ["RanksError: attention over ranks: rank 1 refused its call", "ContractError: q: got meta, expected the device of"],
         ),
         (
-            ranks_worker.dies_in_the_middle,
-            ["RanksError: attention over ranks: gathering heads or LSEs failed: a rank has died", None],
-        ),
-        (
             ranks_worker.does_not_come,
             ["RanksError: attention over ranks: comparing the ranks' calls failed: a rank has died", None],
         ),
     ],
 )
-def test_no_rank_waits_for_ever(scenario, errors, tmp_path):
-    results = over_ranks(2, tmp_path, {"call": scenario})
+@pytest.mark.parametrize("device_type", ["cpu", pytest.param("cuda", marks=needs_two_gpus)])
+def test_no_rank_waits_for_ever(scenario, errors, device_type, tmp_path):
+    results = over_ranks(2, tmp_path, {"call": scenario}, device_type)
     for result, error in zip(results, errors, strict=True):
         if error is not None:
             assert result["call"][0].startswith(error), result["call"]
+
+
+def test_a_rank_that_dies_in_the_middle_of_a_step(tmp_path):
+    (lives, dies) = over_ranks(2, tmp_path, {"call": ranks_worker.dies_in_the_middle})
+    error = "RanksError: attention over ranks: gathering heads or LSEs failed: a rank has died"
+    assert lives["call"][0].startswith(error), lives["call"]
+    assert dies == {}
+
+
+@needs_two_gpus
+def test_a_rank_of_nccl_that_dies_in_the_middle_of_a_step(tmp_path):
+    """Nobody waits in the process itself. So torch ends it when the group's timeout is over, and it has no output."""
+    (lives, dies) = over_ranks(2, tmp_path, {"call": ranks_worker.dies_in_the_middle}, "cuda")
+    assert not any(isinstance(part, torch.Tensor) for part in lives.get("call", ()))
+    assert dies == {}

@@ -4,7 +4,8 @@ Every rank tells all others what its call is, in one collective of fixed size. S
 call, and of a rank whose call is another one, and each of them raises an error.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -23,15 +24,39 @@ def run(
     """Run a collective. What follows on a GPU's stream waits for it; in gloo the process waits.
 
     Raises:
-        RanksError: it failed, or took longer than the timeout.
+        RanksError: it failed, or in gloo took longer than the timeout.
     """
-    try:
-        work = collective(*tensors, group=group, async_op=True)
-        assert work is not None
+    with _naming(what, timeout):
+        work = _started(group, collective, tensors)
         if dist.get_backend(group) == dist.Backend.GLOO:
             work.wait(timeout)
         else:
             work.wait()
+
+
+def run_to_the_end(
+    what: str, group: dist.ProcessGroup, timeout: timedelta, collective: Callable[..., dist.Work | None], *tensors: Any
+) -> None:
+    """Run a collective, for which the process waits on a GPU, too. NCCL's group is of no use after a timeout.
+
+    Raises:
+        RanksError: it failed, or took longer than the timeout.
+    """
+    with _naming(what, timeout):
+        _started(group, collective, tensors).wait(timeout)
+
+
+def _started(group: dist.ProcessGroup, collective: Callable[..., dist.Work | None], tensors: tuple[Any, ...]) -> dist.Work:
+    work = collective(*tensors, group=group, async_op=True)
+    assert work is not None
+    return work
+
+
+@contextmanager
+def _naming(what: str, timeout: timedelta) -> Iterator[None]:
+    """Raise torch's errors as a RanksError that names the collective."""
+    try:
+        yield
     except RuntimeError as error:
         reason = f"a rank has died, or did not come within {timeout.total_seconds():g} s"
         raise RanksError(f"attention over ranks: {what} failed: {reason}: {error}") from error
@@ -39,14 +64,15 @@ def run(
 
 def compare_calls(
     group: dist.ProcessGroup,
-    call: Mapping[str, int | torch.Tensor] | ContractError | UnsupportedError,
+    call: Mapping[str, int | Callable[[], torch.Tensor]] | ContractError | UnsupportedError,
     names: tuple[str, ...],
     timeout: timedelta,
 ) -> None:
     """Compare this rank's call with the others', and wait until all ranks have come.
 
     Args:
-        call: numbers that must be the same on all ranks, by name; or why this rank refuses its call.
+        call: numbers that must be the same on all ranks, by name, or functions that compute them on the device; or why this
+            rank refuses its call.
         names: of the numbers, in one order on all ranks.
         timeout: how long a rank waits for the others.
 
@@ -58,9 +84,9 @@ def compare_calls(
     is_refused = isinstance(call, Exception)
     device = torch.device("cpu" if dist.get_backend(group) == dist.Backend.GLOO else "cuda")
     told = [torch.zeros(1 + len(names), dtype=torch.int64, device=device) for _ in range(group.size())]
-    numbers = [torch.as_tensor(0 if isinstance(call, Exception) else call[name], device=device) for name in names]
+    numbers = [torch.as_tensor(0 if isinstance(call, Exception) else _number(call[name]), device=device) for name in names]
     own = torch.stack([torch.as_tensor(int(is_refused), device=device), *numbers]).long()
-    run("comparing the ranks' calls", group, timeout, dist.all_gather, told, own)
+    run_to_the_end("comparing the ranks' calls", group, timeout, dist.all_gather, told, own)
     if isinstance(call, Exception):
         raise call
     calls = torch.stack(told).tolist()
@@ -70,3 +96,7 @@ def compare_calls(
         for rank, numbers in enumerate(calls):
             if numbers[place] != calls[0][place]:
                 raise ContractError(name, f"{numbers[place]} on rank {rank}", f"{calls[0][place]}, as on rank 0")
+
+
+def _number(value: int | Callable[[], torch.Tensor]) -> int | torch.Tensor:
+    return value if isinstance(value, int) else value()

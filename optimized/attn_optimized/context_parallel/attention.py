@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -55,7 +56,7 @@ def attend_over_ranks(
 
     Args:
         group: NCCL or RCCL for tensors on GPUs, gloo for those on a CPU. Its own timeout ends a process whose collective on a
-            GPU never completes: create the group with a short one.
+            GPU never completes: create the group with a short one. The process's current GPU is that of q.
         q: [T, H / N, D], the queries of this rank's heads, which are the rank-th part of all heads.
         kv_cache: this rank's keys and values.
         layer: of all H heads, with this rank's cache scales.
@@ -75,7 +76,7 @@ def attend_over_ranks(
     """
     check_type("group", group, dist.ProcessGroup, "a process group of torch.distributed")
     check_type("timeout", timeout, timedelta, "a timedelta")
-    own: ContractError | UnsupportedError | dict[str, int | torch.Tensor]
+    own: ContractError | UnsupportedError | dict[str, int | Callable[[], torch.Tensor]]
     try:
         own = _checked(group, q, layer, step, exchange)
     except (ContractError, UnsupportedError) as error:
@@ -109,8 +110,11 @@ COMPARED = (
 
 def _checked(
     group: dist.ProcessGroup, q: torch.Tensor, layer: Layer, step: LocalStep, exchange: str
-) -> dict[str, int | torch.Tensor]:
-    """Check a call before it meets the others', and return its numbers, by the names of COMPARED."""
+) -> dict[str, int | Callable[[], torch.Tensor]]:
+    """Check a call before it meets the others', and return its numbers, by the names of COMPARED.
+
+    Sums are functions: a call that is not compared launches no kernel for them.
+    """
     check_tensor("q", q)
     check_dims("q", q, ("T", "num_heads / ranks", "head_size"))
     check_type("step", step, LocalStep, "a LocalStep of local_step")
@@ -133,7 +137,7 @@ def _checked(
         *(*q.shape, FLOAT_DTYPES.index(q.dtype), layer.num_heads, layer.num_kv_heads, layer.value_size),
         *(step.dealing.num_ranks, step.dealing.interleave, get_args(Exchange).index(exchange)),
         *(int(layer.output_scale is not None), whole.num_requests, whole.num_actual_tokens, local.num_requests),
-        *(_sum_of(whole.query_start_loc), _sum_of(whole.seq_lens)),
+        *(partial(_sum_of, whole.query_start_loc), partial(_sum_of, whole.seq_lens)),
     )
     return dict(zip(COMPARED, numbers, strict=True))
 
