@@ -246,10 +246,8 @@ class KVCacheView(KVCacheSizes):
             return page + ((head * (block_size // x) + slot // x) * head_size + dim) * x + slot % x
         if self.layout is Layout.LATENT_E8M0_PLANES:
             data_size = self.layout.data_size(head_size)
-            in_data, in_scales = (
-                slot * data_size + dim,
-                block_size * data_size + slot * (self.row_size - data_size) + dim - data_size,
-            )
+            in_data = slot * data_size + dim
+            in_scales = block_size * data_size + slot * (self.row_size - data_size) + dim - data_size
             is_scale = dim // data_size  # 1 from the end of the data on, as a slot has fewer scales than data
             return page + (1 - is_scale) * in_data + is_scale * in_scales
         return page + slot * self.slot_stride + head * self.head_stride + dim

@@ -133,9 +133,10 @@ def e8m0_scales(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The ue8m0 scale of each row: the least power of two by which the row fits the type, and at least 2**-100.
 
     It is the least one at or above `largest magnitude / largest of dtype`, so that no finite value saturates. (The conversion
-    to an MX format in OCP Microscaling Formats 1.0, section 6.3, takes the power of two below, by which values saturate.) As in
-    `row_scales`, only finite magnitudes count. A row's own values may be read back larger by up to a sixteenth, and a magnitude
-    just below 2**128 as infinity in float32 and bfloat16.
+    of OCP Microscaling Formats 1.0, section 6.3, takes the greatest one at or below `largest magnitude / 256`, as 256 is the
+    largest power of two of e4m3fn. Where the largest magnitude over it is above 448, it is half of this scale, and values
+    saturate.) As in `row_scales`, only finite magnitudes count. A row's own values may be read back larger by up to a
+    sixteenth, and a magnitude just below 2**128 as infinity in float32 and bfloat16.
 
     Args:
         rows: [..., D] float64, float32, float16 or bfloat16. float64 is rounded to float32 first.

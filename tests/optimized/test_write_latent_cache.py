@@ -100,9 +100,8 @@ def test_planes_of_rows_and_of_ue8m0_scales(head_size, block_size, float8, devic
         layout=Layout.LATENT_E8M0_PLANES, kv_cache_dtype=float8,
     )  # fmt: skip
     kv_c, k_pe = rows_of((head_size, 0), 21, torch.bfloat16, device)
-    kv_c[1, head_size - 64 :].view(torch.int16)[:] = torch.arange(0x7F81, 0x7FC1, device=device).to(
-        torch.int16
-    )  # NaN with payloads
+    payloads_of_nan = torch.arange(0x7F81, 0x7FC1, device=device).to(torch.int16)
+    kv_c[1, head_size - 64 :].view(torch.int16)[:] = payloads_of_nan
     slots = torch.randperm(NUM_BLOCKS * block_size, generator=torch.Generator().manual_seed(0))[:19].to(device)
     slots[2:3] = -1
     page, row = block_size * (head_size + 64 + head_size // 64), head_size + 64
