@@ -204,7 +204,10 @@ def test_results_of_several_versions_go_together_where_nothing_is_drawn(way):
 
     names = ["vllm-3385", "seed-43817", "alibi-anchor"]
     parts = [of(name, triton) for name, triton in zip(names, ("3.9.0", "3.6.0", "3.9.0"), strict=True)]
-    assert ways_page.merged(parts, names).looked[way].versions == {"triton": "3.6.0 and 3.9.0"}
+    whole = ways_page.merged(parts, names)
+    assert whole.looked[way].versions == {"triton": "3.6.0 and 3.9.0"}
+    # a mutant that is new makes the results before it a part, whose versions are two
+    assert ways_page.merged([whole], [*names, "fla-831"]).looked == whole.looked
 
 
 def test_results_are_taken_and_checked(attn_parity, tmp_path):

@@ -117,7 +117,9 @@ def _joined(way: Way, one: Looked, other: Looked) -> Looked:
     Raises:
         MutantError: the two have unlike settings.
     """
-    known = {name: {*one.versions.get(name, number).split(_AND), number} for name, number in other.versions.items()}
+    known = {
+        name: {*one.versions.get(name, number).split(_AND), *number.split(_AND)} for name, number in other.versions.items()
+    }
     same = msgspec.structs.replace(one, versions=other.versions) if way in _DRAW_NOTHING else one
     if same != other:
         raise MutantError(f"{way}: results of {one} and of {other} do not go together")
