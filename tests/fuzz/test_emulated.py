@@ -188,17 +188,32 @@ def test_the_guards_around_a_tensor_are_not_the_launchs():
     storage = torch.zeros(100, dtype=torch.float16)
     arguments = {"rows": storage[10:40].view(3, 10)[:, :4], "other": storage[60:70], "none": storage[80:80], "number": 3}
     inputs = emulation.inputs_of(arguments, (1,), ["rows", "other", "number"])
-    assert inputs.parts == {"rows": [(20, 68), (120, 140)]}
+    assert inputs.parts == (parts := {"rows": [(20, 68), (120, 140)]}, parts)
 
 
-def test_a_load_from_a_guard_is_a_fault(step_case, tmp_path):
-    """Behind the block table is a guard of the case: in the table's storage, but not of the call."""
-    mutant = mutants.load(ZOO / "table-past-its-end.toml")
-    with Executor("triton-gfx942", "cpu", 120.0, tmp_path / "ahead.json", mutant) as executor:
+@pytest.mark.parametrize(
+    ("mutant", "about", "words"),
+    [
+        (
+            "table-past-its-end",
+            "load of block_table",
+            r"load of block_table\[\d, \d\]: only entries of blocks that hold a key may be read: 4 bytes at byte ",
+        ),
+        (
+            "keys-of-padding",
+            "load of kv_cache",
+            r"load of kv_cache, K of block \d, slot 3, .*: only slots that hold a key of a request may be read: \d+ bytes at ",
+        ),
+        ("cache-written-back", "store of kv_cache", r"store of kv_cache, K of block .*: nothing of it may be written: "),
+    ],
+)
+def test_an_access_that_the_call_does_not_allow_is_told_by_tensor_and_index(mutant, about, words, step_case, tmp_path):
+    bug = mutants.load(ZOO / f"{mutant}.toml")
+    with Executor("triton-gfx942", "cpu", 120.0, tmp_path / "ahead.json", bug) as executor:
         verdict = executor.run(step_case)
-    assert verdict.kind == "sanitizer"
-    assert "of block_table_ptr" in verdict.message
-    assert "may be touched" in verdict.message
+    assert (verdict.kind, verdict.about) == ("sanitizer", about), verdict
+    assert re.search(rf"attention_kernel for gfx942: {words}", verdict.message)
+    assert re.search(r"\(workgroup \d+, wave \d+, lane \d+\): `\w+ .*`, line \d+ of the assembly", verdict.message)
 
 
 @pytest.mark.parametrize(

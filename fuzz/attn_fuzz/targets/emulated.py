@@ -18,7 +18,6 @@ from attn_contract import Batch, Layer
 from attn_fuzz import extras
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.interpreted.sanitizer import Violation
 from attn_fuzz.targets.target import EVERYTHING, Support, Target
 from attn_fuzz.targets.triton import TRITON, missing_triton
 from attn_fuzz.targets.triton import planned as planned_for
@@ -86,14 +85,12 @@ def _missing(device: str) -> str | None:
 
 
 def _emulate(call: "KernelCall", architecture: str, layer: Layer, choose: random.Random) -> None:
-    from attn_amdgcn import Fault
+    from attn_fuzz.emulated import permitted
     from attn_fuzz.emulated.emulation import LARGE, emulate
 
     sizes = dict.fromkeys(call.tensors, LARGE) if _is_large(layer) else None
-    try:
-        emulate(call, architecture, schedules=_schedules(choose), sizes=sizes)
-    except Fault as fault:  # what the sanitizer finds in interpreted kernels: a bug of the kernel, and no error of its host
-        raise Violation(f"{call.launch.kernel.fn.__name__} for {architecture}: {fault}", "Fault") from fault
+    with permitted.launch(call.launch.kernel.fn.__name__, architecture, call.tensors) as regions:
+        emulate(call, architecture, schedules=_schedules(choose), sizes=sizes, regions=regions)
 
 
 def _is_large(layer: Layer) -> bool:
