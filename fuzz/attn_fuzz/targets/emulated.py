@@ -53,6 +53,7 @@ def _support(architecture: str) -> Support:
         max_seq_len=256,
         head_sizes=(64, 80, 128),
         steps_per_layer=STEPS_PER_LAYER,
+        own_numbers=True,
     )
 
 
@@ -94,7 +95,8 @@ def _emulate(call: "KernelCall", architecture: str, layer: Layer, choose: random
 
 
 def _is_large(layer: Layer) -> bool:
-    fields = (layer.num_heads, layer.num_kv_heads, layer.head_size, layer.scale, layer.kv_cache_dtype, layer.window)
+    group = layer.num_heads // layer.num_kv_heads
+    fields = (group, layer.head_size, layer.value_size, layer.attn_type.value, layer.layout, layer.kv_cache_dtype)
     return random.Random(repr(fields)).random() < LARGE_SHARE
 
 
@@ -182,7 +184,8 @@ def compiled_for(target: Target, value: str, architecture: str) -> Target:
         declared = target.support(device)
         has_xf32 = architecture in _WITH_XF32 and not is_planned
         dtypes = tuple(dtype for dtype in declared.dtypes if dtype != "float32" or not has_xf32)
-        return dataclasses.replace(declared, dtypes=dtypes, steps_per_layer=max(STEPS_PER_LAYER, declared.steps_per_layer))
+        steps = max(STEPS_PER_LAYER, declared.steps_per_layer)
+        return dataclasses.replace(declared, dtypes=dtypes, steps_per_layer=steps, own_numbers=is_planned)
 
     def rounding(device: str) -> Rounding:
         declared = target.rounding("cuda")
