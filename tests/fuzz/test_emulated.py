@@ -31,12 +31,13 @@ from attn_fuzz.strategies.layers import DrawnLayer, layer, with_own_numbers
 from attn_fuzz.strategies.tally import Tally
 from attn_fuzz.targets import emulated, registry
 from attn_fuzz.targets.emulated import TRITON_GFX942
-from attn_fuzz.targets.triton import interprets, planned
+from attn_fuzz.targets.triton import PARTS_PER_ROUND, interprets, planned
 from attn_fuzz.verdict.verdict import Verdict
 from attn_fuzz.zoo import mutants
 from attn_optimized.attention import paged_attention_calls, varlen_attention_calls
 from attn_optimized.device import architecture_of
 from attn_optimized.kv_cache import write_kv_cache_call
+from attn_optimized.launch import parts
 from attn_parity import options
 from hypothesis import strategies as st
 
@@ -267,6 +268,17 @@ def test_keys_of_drawn_steps_are_split(tmp_path):
     plan = FuzzPlan(target=TRITON_GFX942.name, device="cpu", examples=40, seed=0, folder=tmp_path)
     draw_cases(plan, TRITON_GFX942, lambda case: splits.append("split" in TRITON_GFX942.events(build(case, "cpu"))), Tally())
     assert 10 <= sum(splits) < len(splits) == 40
+
+
+def test_half_of_the_reductions_take_few_parts_at_once():
+    """Shipped ones take as many as drawn requests have, so that a bug of a second round survived."""
+    with planned("gfx942"):
+        rounds = [
+            parts.reduce_tiles("gfx942", head_size=64, num_parts=3, num_rows=num_rows).block_parts for num_rows in range(100)
+        ]
+    assert {*rounds} == {PARTS_PER_ROUND, 4}
+    assert 30 < rounds.count(PARTS_PER_ROUND) < 70
+    assert parts.reduce_tiles("gfx942", head_size=64, num_parts=3, num_rows=5).block_parts == 4
 
 
 def code_of(case: Case) -> list[tuple]:

@@ -114,10 +114,11 @@ def emulated(architecture: str) -> Target:
 
         choose = random.Random(repr((batch.query_start_loc.tolist(), batch.seq_lens.tolist())))
         plan = planned(q, layer, batch)
-        if layer.attn_type.reads_cache:
-            calls = paged_attention_calls(q, kv_cache, layer, batch, plan, out=out, lse=lse)
-        else:
-            calls = varlen_attention_calls(q, k, v, layer, batch, plan, out=out, lse=lse)
+        with planned_for(architecture):
+            if layer.attn_type.reads_cache:
+                calls = paged_attention_calls(q, kv_cache, layer, batch, plan, out=out, lse=lse)
+            else:
+                calls = varlen_attention_calls(q, k, v, layer, batch, plan, out=out, lse=lse)
         for call in calls:
             _emulate(call, architecture, layer, choose)
 
