@@ -124,15 +124,18 @@ def command(
     came of the other mutants is kept. An interrupted run writes what came of those that have ended, and names the others.
     """
     everybody = mutants.load_all(folder) if folder else mutants.load_all()
+    left_out = dict[str, str]()
     if target:
-        everybody = _on_target(everybody, target)
+        everybody, left_out = _on_target(everybody, target)
+        for name, why in left_out.items():
+            notes.print(f"{name} is left out: {why}", soft_wrap=True)
     if target and writes and page == PAGE:
         raise click.UsageError(f"--page: {PAGE} is the page of the mutants' own targets: name another one for --target")
     residents = _chosen(everybody, only)
     if rewrites:
-        outputs.write(page, zoo_page.text(_kept(page), residents))
+        outputs.write(page, zoo_page.text(_kept(page), residents, left_out))
     if check or rewrites:
-        return _check(page, residents)
+        return _check(page, residents, left_out)
     check_writable(json_file)
     if writes:
         if not page.suffix:
@@ -183,7 +186,7 @@ def command(
         ended = msgspec.structs.replace(found, mutants=tuple(row for row in rows if row.found or not outcome.interrupted))
         whole = zoo_page.updated(before, ended, [mutant.name for mutant in everybody])
         outputs.write(page.with_suffix(".json"), results_file.dumps(whole))
-        outputs.write(page, zoo_page.text(whole, everybody))
+        outputs.write(page, zoo_page.text(whole, everybody, left_out))
         notes.print(f"{page} written")
     if outcome.interrupted:
         if left := [row.name for row in rows if not row.found and not row.error]:
@@ -194,22 +197,26 @@ def command(
     return int(any(row.survived for row in rows))
 
 
-def _on_target(everybody: list[KnownBug], target: str) -> list[KnownBug]:
+def _on_target(everybody: list[KnownBug], target: str) -> tuple[list[KnownBug], dict[str, str]]:
     """The bugs of kernels on another target, or on their own targets compiled for an architecture: `@` and its name.
 
-    A bug whose target cannot be compiled is left out, and a note says so.
+    Returns:
+        The bugs, and by name why others are left out: a target cannot be compiled, or no emulated GPU shows the bug.
     """
     if not target.startswith("@"):
-        return mutants.on_target(everybody, target, compiles=registry.load(target).compiles)
-    chosen: list[KnownBug] = []
+        return mutants.on_target(everybody, target, compiles=registry.load(target).compiles), {}
+    chosen, left_out = list[KnownBug](), dict[str, str]()
     for bug in mutants.compiled_for(everybody, target.removeprefix("@")):
         try:
             registry.load(bug.target)
         except UnknownTargetError as error:
-            notes.print(f"{bug.name} is left out: {error}", soft_wrap=True)
+            left_out[bug.name] = str(error)
         else:
-            chosen.append(bug)
-    return chosen
+            if bug.not_emulated:
+                left_out[bug.name] = bug.not_emulated
+            else:
+                chosen.append(bug)
+    return chosen, left_out
 
 
 def _run(plans: list[FuzzPlan], workers: int) -> Outcome:
@@ -264,11 +271,11 @@ def _print(rows: list[Row], residents: list[KnownBug]) -> None:
     results.print(zoo_page.summary(rows, residents), soft_wrap=True)
 
 
-def _check(page: Path, residents: list[KnownBug]) -> int:
+def _check(page: Path, residents: list[KnownBug], left_out: dict[str, str]) -> int:
     """The exit code: 0 if the page follows from its JSON and these mutants, and every mutant has results; else 1."""
     found = _kept(page)
     wrong = zoo_page.differences(found, residents)
-    if not page.is_file() or inputs.read_text(page) != zoo_page.text(found, residents):
+    if not page.is_file() or inputs.read_text(page) != zoo_page.text(found, residents, left_out):
         wrong.append(f"{page} is not what {page.with_suffix('.json')} and the mutants make: run `attn-parity zoo --rewrite`")
     for line in wrong:
         results.print(line, soft_wrap=True)

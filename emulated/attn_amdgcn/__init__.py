@@ -23,9 +23,9 @@ from attn_amdgcn.accesses import Accesses
 from attn_amdgcn.assembly import Kernel, load
 from attn_amdgcn.checked import SCHEDULES, checked
 from attn_amdgcn.counts import counts, multiply_adds
-from attn_amdgcn.errors import AmdgcnError, AssemblyError, Fault, LaunchError, UnknownInstructionError
+from attn_amdgcn.errors import AmdgcnError, AssemblyError, Fault, LaunchError, Touch, UnknownInstructionError
 from attn_amdgcn.launch import Report, Schedule, launch
-from attn_amdgcn.memory import Memory
+from attn_amdgcn.memory import Memory, Parts
 from attn_amdgcn.program import Program, prepare
 from attn_amdgcn.rounding import inexact
 from attn_amdgcn.watch import Access, Watch
@@ -40,9 +40,11 @@ __all__ = [
     "Kernel",
     "LaunchError",
     "Memory",
+    "Parts",
     "Program",
     "Report",
     "Schedule",
+    "Touch",
     "UnknownInstructionError",
     "Watch",
     "checked",

@@ -1,6 +1,6 @@
 """Why a kernel cannot be run, or must not do what it does."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from attn_amdgcn.assembly import Instruction
@@ -22,6 +22,14 @@ class LaunchError(AmdgcnError):
     """The grid or the arguments do not fit the kernel."""
 
 
+class Touch(NamedTuple):
+    """A byte that a wave must not touch: a buffer, or the nearest one, a byte of it, and "read" or "written"."""
+
+    buffer: str
+    byte: int
+    does: str
+
+
 class Fault(AmdgcnError):  # noqa: N818 - the hardware's word
     """A wave did what hardware would punish, or would let pass with a wrong result.
 
@@ -30,14 +38,23 @@ class Fault(AmdgcnError):  # noqa: N818 - the hardware's word
         wave: the number of the wave in its workgroup, or None.
         workgroup: the number of the workgroup in the grid, or None.
         lane: the first lane at fault, or None.
+        touch: the byte of global memory that the lane must not touch, or None.
         instruction: the text of the instruction; empty until the fault leaves the instruction.
         line: the number of the instruction's line in the text.
         source: the line of the kernel's source from which the instruction was made, such as "attention.py:120".
     """
 
-    def __init__(self, what: str, *, wave: int | None = None, workgroup: int | None = None, lane: int | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        *,
+        wave: int | None = None,
+        workgroup: int | None = None,
+        lane: int | None = None,
+        touch: Touch | None = None,
+    ) -> None:
         super().__init__(what)
-        self.what, self.wave, self.workgroup, self.lane = what, wave, workgroup, lane
+        self.what, self.wave, self.workgroup, self.lane, self.touch = what, wave, workgroup, lane, touch
         self.instruction, self.line, self.source = "", 0, ""
 
     def at(self, instruction: "Instruction") -> "Fault":

@@ -104,7 +104,7 @@ def launch(
         lds_bytes: of dynamic LDS of each workgroup.
         schedule: of waves and workgroups.
         watches: what looks on.
-        parts: by a buffer's name, the bytes [begin, end) of it that may be touched. All, if it is not named.
+        parts: the bytes of buffers that may be touched; None: all.
         most: how many instructions all waves together may run.
 
     Returns:

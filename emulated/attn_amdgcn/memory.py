@@ -3,9 +3,10 @@
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from attn_amdgcn.errors import Fault, LaunchError
+from attn_amdgcn.errors import Fault, LaunchError, Touch
 from attn_amdgcn.storage import Storage
 from attn_amdgcn.waves import Waves
 
@@ -13,7 +14,17 @@ GUARD = 4096
 BASE = 0x7F3E_FFFF_C000
 """The first buffer lies a little below a multiple of 4 GiB, so that sums of addresses carry into their upper half."""
 
-Parts = Mapping[str, Sequence[tuple[int, int]]]
+Spans = Mapping[str, Sequence[tuple[int, int]] | np.ndarray]
+"""By a buffer's name, bytes [begin, end) of it: pairs, or an array [spans, 2]."""
+MOST_TOLD = 4
+"""Of a buffer that has more spans, a fault names the nearest one alone."""
+
+
+class Parts(NamedTuple):
+    """The bytes of buffers that may be read, and those that may be written. All bytes of a buffer that is not named."""
+
+    reads: Spans
+    writes: Spans
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,7 @@ class Memory(Storage):
     Args:
         contents: bytes of each buffer, by name. They are copied.
         seed: of what lies between the buffers.
-        parts: by a buffer's name, the bytes [begin, end) of it that may be touched. All, if it is not named.
+        parts: what may be touched; None: all.
     """
 
     def __init__(self, contents: dict[str, np.ndarray], seed: int = 0, parts: Parts | None = None) -> None:
@@ -50,18 +61,16 @@ class Memory(Storage):
             self.buffers[name] = Buffer(name, BASE + end, len(data))
             end += -(-len(data) // 256) * 256 + GUARD
         super().__init__(np.resize(np.random.default_rng(seed).integers(0, 256, GUARD, np.uint8), end))
-        self._owned = np.zeros(end, bool)
         for name, data in contents.items():
             self.bytes[self._place(name)] = data
-        self._parts = {name: _joined((parts or {}).get(name, [(0, len(data))]), len(data)) for name, data in contents.items()}
-        self._begins: list[int] = []
-        self._ends: list[int] = []
-        for name, spans in self._parts.items():
-            first = self._place(name).start
-            for begin, end in spans:
-                self._owned[first + begin : first + end] = True
-                self._begins.append(first + begin)
-                self._ends.append(first + end)
+        reads, writes = parts or Parts({}, {})
+        self._reads, self._writes = self._allowed("read", reads), self._allowed("written", writes)
+
+    def _allowed(self, does: str, spans: Spans) -> "_Allowed":
+        found = [np.zeros((0, 2), np.int64)]
+        for name, buffer in self.buffers.items():
+            found.append(_joined(spans.get(name, [(0, buffer.size)]), buffer.size) + self._place(name).start)
+        return _Allowed(does, np.concatenate(found), len(self.bytes))
 
     def _place(self, name: str) -> slice:
         buffer = self.buffers[name]
@@ -79,54 +88,116 @@ class Memory(Storage):
         )
         return near, address - near.address
 
-    def checked(self, place: np.ndarray, size: int, lanes: np.ndarray | None, waves: Waves) -> np.ndarray:
-        """The places of an access of `size` bytes. A lane that does not take part gets the place of a lane that does, or 0.
+    def readable(self, place: np.ndarray, size: int, lanes: np.ndarray | None, waves: Waves) -> np.ndarray:
+        """The places of a load of `size` bytes. A lane that does not take part gets the place of a lane that does, or 0.
 
         Args:
             place: [waves, lanes] or [waves, 1] int64; of several instructions [..., waves, lanes].
             lanes: the lanes that access memory; None if all do.
 
         Raises:
-            Fault: a byte belongs to no buffer, or to no part of a buffer that may be touched.
+            Fault: a byte belongs to no buffer, or may not be read.
         """
+        return self._checked(self._reads, place, size, lanes, waves)
+
+    def writable(self, place: np.ndarray, size: int, lanes: np.ndarray | None, waves: Waves) -> np.ndarray:
+        """As `readable`, of a store."""
+        return self._checked(self._writes, place, size, lanes, waves)
+
+    def _checked(self, allowed: "_Allowed", place: np.ndarray, size: int, lanes: np.ndarray | None, waves: Waves) -> np.ndarray:
         if lanes is not None:
             some = place[lanes]
             if not some.size:
                 return np.zeros_like(place)
             place = np.where(lanes, place, some[0])
         low, high = int(np.minimum.reduce(place, axis=None)), int(np.maximum.reduce(place, axis=None)) + size
-        which = bisect_right(self._begins, low) - 1
-        if which >= 0 and high <= self._ends[which]:
+        if allowed.cover(low, high):
             return place
         clipped = place.clip(0, len(self.bytes) - size)
-        inside = (clipped == place) & self._owned.take(clipped) & self._owned.take(clipped + (size - 1))
+        inside = (clipped == place) & allowed.starts(size).take(clipped)
         if not inside.all():
-            self._fault(place, ~inside if lanes is None else ~inside & lanes, size, waves)
+            self._fault(allowed, place, ~inside if lanes is None else ~inside & lanes, size, waves)
         return place
 
-    def _fault(self, place: np.ndarray, outside: np.ndarray, size: int, waves: Waves) -> None:
+    def _fault(self, allowed: "_Allowed", place: np.ndarray, outside: np.ndarray, size: int, waves: Waves) -> None:
         first = np.argwhere(outside)[0].tolist()
         near, byte = self.named(int(place[*first]))
         *_, wave, lane = first
         what = f"{size} bytes at byte {byte} of {near.name}, which has {near.size} bytes"
-        if self._parts[near.name] != [(0, near.size)]:
-            spans = ", ".join(f"[{begin}, {end})" for begin, end in self._parts[near.name])
-            what += f": of these {spans or 'none'} may be touched"
-        raise Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane)
+        if told := allowed.told(self._place(near.name), byte):
+            what += f": of these {told}"
+        touch = Touch(near.name, byte, allowed.does)
+        raise Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane, touch=touch)
 
 
-def _joined(spans: Sequence[tuple[int, int]], size: int) -> list[tuple[int, int]]:
-    """Spans of a buffer in their order, those that touch or overlap made one.
+class _Allowed:
+    """The bytes of a memory that may be touched in one way.
+
+    Args:
+        does: "read" or "written".
+        spans: [spans, 2] int64, places [begin, end), ascending and apart.
+        size: of the memory, in bytes.
+    """
+
+    def __init__(self, does: str, spans: np.ndarray, size: int) -> None:
+        self.does, self._spans, self._size = does, spans, size
+        self._begins: list[int] = spans[:, 0].tolist()
+        self._ends: list[int] = spans[:, 1].tolist()
+        self._starts: dict[int, np.ndarray] = {}
+
+    def cover(self, begin: int, end: int) -> bool:
+        """Whether one span has all bytes [begin, end)."""
+        which = bisect_right(self._begins, begin) - 1
+        return which >= 0 and end <= self._ends[which]
+
+    def starts(self, size: int) -> np.ndarray:
+        """[bytes] bool: where an access of so many bytes may start."""
+        if size not in self._starts:
+            self._starts[size] = self._of_one_byte() if size == 1 else self._of_two_halves(size)
+        return self._starts[size]
+
+    def _of_one_byte(self) -> np.ndarray:
+        edges = np.zeros(self._size + 1, np.int8)
+        edges[self._spans[:, 0]] = 1
+        edges[self._spans[:, 1]] = -1
+        return edges.cumsum(dtype=np.int8)[:-1].view(bool)
+
+    def _of_two_halves(self, size: int) -> np.ndarray:
+        half = self.starts(-(-size // 2))
+        second = size - -(-size // 2)
+        both = half.copy()
+        both[-second:] = False
+        both[:-second] &= half[second:]
+        return both
+
+    def told(self, buffer: slice, byte: int) -> str:
+        """What of a buffer may be touched, in words; empty if all may be. If it has many spans, the one nearest to a byte."""
+        of_buffer = (self._spans[:, 0] >= buffer.start) & (self._spans[:, 1] <= buffer.stop)
+        spans = self._spans[of_buffer] - buffer.start
+        if spans.tolist() == [[0, buffer.stop - buffer.start]]:
+            return ""
+        if len(spans) <= MOST_TOLD:
+            return f"{', '.join(map(_span, spans)) or 'none'} may be {self.does}"
+        distance = np.maximum(spans[:, 0] - byte, byte - spans[:, 1] + 1)
+        return f"{len(spans)} parts may be {self.does}, the nearest {_span(spans[distance.argmin()])}"
+
+
+def _span(span: np.ndarray) -> str:
+    return f"[{span[0]}, {span[1]})"
+
+
+def _joined(spans: Sequence[tuple[int, int]] | np.ndarray, size: int) -> np.ndarray:
+    """[spans, 2] int64: spans of a buffer in their order, those that touch or overlap made one.
 
     Raises:
         LaunchError: a span reaches beyond the buffer.
     """
-    found: list[tuple[int, int]] = []
-    for begin, end in sorted(spans):
-        if not 0 <= begin <= end <= size:
-            raise LaunchError(f"bytes [{begin}, {end}) of a buffer that has {size}")
-        if found and begin <= found[-1][1]:
-            found[-1] = found[-1][0], max(found[-1][1], end)
-        elif begin < end:
-            found.append((begin, end))
-    return found
+    given = np.asarray(spans, np.int64).reshape(-1, 2)
+    begin, end = given[np.lexsort((given[:, 1], given[:, 0]))].T
+    wrong = (begin < 0) | (end < begin) | (end > size)
+    if wrong.any():
+        raise LaunchError(f"bytes {_span(np.stack([begin, end], 1)[wrong.argmax()])} of a buffer that has {size}")
+    begin, end = begin[begin < end], np.maximum.accumulate(end[begin < end])
+    first = np.ones(len(begin), bool)
+    first[1:] = begin[1:] > end[:-1]
+    return np.stack([begin[first], end[np.roll(first, -1)]], 1)

@@ -5,10 +5,11 @@ from typing import cast
 
 import numpy as np
 import pytest
-from attn_amdgcn import Fault, LaunchError, Memory, UnknownInstructionError
+from attn_amdgcn import Fault, LaunchError, Memory, Parts, Touch, UnknownInstructionError, launch, load, prepare
 from attn_amdgcn.memory import BASE
 from attn_amdgcn.waves import Waves
 
+from tests.emulated.kernels import POINTER, kernel_text
 from tests.emulated.lines import JUNK, ran
 
 LANES = np.arange(64, dtype=np.uint32)
@@ -309,30 +310,99 @@ def test_what_has_no_meaning_here_is_refused(text):
         ran(text, buffers={"data": DATA})
 
 
+def only(spans):
+    """Parts of a buffer x that may be read and written."""
+    return Parts({"x": spans}, {"x": spans})
+
+
+@pytest.fixture
+def waves() -> Waves:
+    """One wave, as far as memory looks at it."""
+    return cast(Waves, SimpleNamespace(number=np.zeros(1, int), workgroup=np.zeros(1, int)))
+
+
+def at(memory, *offsets):
+    """[1, lanes]: the places of bytes of the buffer x."""
+    return np.array([offsets]) + memory.buffers["x"].address - BASE
+
+
 @pytest.mark.parametrize(
     ("begin", "fault"), [(0, False), (252, False), (256, True), (508, True), (512, False), (764, False), (768, True)]
 )
-def test_a_part_of_a_buffer_may_be_touched_and_the_rest_may_not(begin, fault):
-    memory = Memory({"x": np.zeros(1024, np.uint8)}, parts={"x": [(512, 640), (0, 256), (600, 768)]})
-    waves = cast(Waves, SimpleNamespace(number=np.zeros(1, int), workgroup=np.zeros(1, int)))
-    place = np.full((1, 64), memory.buffers["x"].address - BASE + begin)
+def test_a_part_of_a_buffer_may_be_touched_and_the_rest_may_not(begin, fault, waves):
+    memory = Memory({"x": np.zeros(1024, np.uint8)}, parts=only([(512, 640), (0, 256), (600, 768)]))
+    place = at(memory, *[begin] * 64)
     if not fault:
-        assert memory.checked(place, 4, None, waves) is place
+        assert memory.readable(place, 4, None, waves) is place
         return
-    words = rf"4 bytes at byte {begin} of x, which has 1024 bytes: of these \[0, 256\), \[512, 768\) may be touched"
-    with pytest.raises(Fault, match=words):
-        memory.checked(place, 4, None, waves)
+    words = rf"4 bytes at byte {begin} of x, which has 1024 bytes: of these \[0, 256\), \[512, 768\) may be read"
+    with pytest.raises(Fault, match=words) as found:
+        memory.readable(place, 4, None, waves)
+    assert found.value.touch == Touch("x", begin, "read")
 
 
-def test_a_lane_in_each_of_two_parts_is_right_and_an_access_across_them_is_not():
-    memory = Memory({"x": np.zeros(1024, np.uint8)}, parts={"x": [(0, 256), (512, 768)]})
-    waves = cast(Waves, SimpleNamespace(number=np.zeros(1, int), workgroup=np.zeros(1, int)))
-    first = memory.buffers["x"].address - BASE
-    assert memory.checked(np.array([[first, first + 512]]), 4, None, waves) is not None
+def test_a_lane_in_each_of_two_parts_is_right_and_an_access_across_them_is_not(waves):
+    memory = Memory({"x": np.zeros(1024, np.uint8)}, parts=only([(0, 256), (512, 768)]))
+    assert memory.readable(at(memory, 0, 512), 4, None, waves) is not None
     with pytest.raises(Fault, match="lane 1"):
-        memory.checked(np.array([[first, first + 254]]), 4, None, waves)
+        memory.readable(at(memory, 0, 254), 4, None, waves)
+
+
+def test_what_may_be_read_and_what_may_be_written_are_two_things(waves):
+    memory = Memory({"x": np.zeros(64, np.uint8)}, parts=Parts({"x": [(0, 16)]}, {"x": [(16, 32)]}))
+    memory.readable(at(memory, 0, 12), 4, None, waves)
+    memory.writable(at(memory, 16, 28), 4, None, waves)
+    with pytest.raises(Fault, match=r"byte 16 of x, which has 64 bytes: of these \[0, 16\) may be read") as found:
+        memory.readable(at(memory, 0, 16), 4, None, waves)
+    assert found.value.touch == Touch("x", 16, "read")
+    with pytest.raises(Fault, match=r"byte 0 of x, which has 64 bytes: of these \[16, 32\) may be written") as found:
+        memory.writable(at(memory, 16, 0), 4, None, waves)
+    assert found.value.touch == Touch("x", 0, "written")
+
+
+def test_a_load_and_a_store_are_held_to_their_own_parts():
+    """Each of 128 lanes touches a word, and of as many words one may not be touched."""
+    words = np.zeros(512, np.uint8)
+    some, whole = [(0, 508)], [(0, 512)]
+    text = kernel_text(
+        "s_load_dwordx2 s[4:5], s[0:1], 0x0",
+        "v_lshlrev_b32_e32 v1, 2, v0",
+        "s_waitcnt lgkmcnt(0)",
+        "global_load_dword v2, v1, s[4:5]",
+        "s_waitcnt vmcnt(0)",
+        "global_store_dword v1, v2, s[4:5]",
+        arguments=[POINTER],
+    )
+    program = prepare(load(text))
+    launch(program, (1, 1, 1), [("x", 0)], {"x": words}, parts=Parts({"x": whole}, {"x": whole}))
+    for reads, writes, name in ((some, whole, "global_load_dword"), (whole, some, "global_store_dword")):
+        with pytest.raises(Fault, match=f"4 bytes at byte 508 of x.*wave 1, lane 63.*`{name}"):
+            launch(program, (1, 1, 1), [("x", 0)], {"x": words}, parts=Parts({"x": reads}, {"x": writes}))
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8, 12, 16, 32, 64])
+def test_an_access_may_start_where_all_its_bytes_may_be_touched(size, waves):
+    may = np.random.default_rng(size).random(1024) < 1 - 0.5 / size
+    edges = np.flatnonzero(np.diff(np.pad(may, 1).astype(int))).reshape(-1, 2)
+    memory = Memory({"x": np.zeros(1024, np.uint8)}, parts=only(edges))
+    found = []
+    for begin in range(1024):
+        try:
+            memory.readable(at(memory, begin, begin), size, None, waves)
+        except Fault:
+            found.append(False)
+        else:
+            found.append(True)
+    assert found == [bool(may[i : i + size].all()) and i + size <= 1024 for i in range(1024)]
+    assert 50 < sum(found) < 1000
+
+
+def test_of_many_parts_a_fault_names_the_nearest(waves):
+    memory = Memory({"x": np.zeros(1024, np.uint8)}, parts=only([(i, i + 8) for i in range(0, 1024, 32)]))
+    with pytest.raises(Fault, match=r"byte 72 of x, .*: of these 32 parts may be read, the nearest \[64, 72\)"):
+        memory.readable(at(memory, 0, 72), 4, None, waves)
 
 
 def test_a_part_beyond_its_buffer_is_refused():
     with pytest.raises(LaunchError, match=r"bytes \[0, 17\) of a buffer that has 16"):
-        Memory({"x": np.zeros(16, np.uint8)}, parts={"x": [(0, 17)]})
+        Memory({"x": np.zeros(16, np.uint8)}, parts=only([(0, 17)]))

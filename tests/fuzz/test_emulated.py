@@ -5,31 +5,41 @@ import random
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
 import attn_fuzz.zoo
+import attn_optimized
+import hypothesis
 import msgspec
 import pytest
 import torch
-from attn_contract import AttentionType
+from attn_contract import AttentionType, ContractError
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import build
 from attn_fuzz.emulated import compiler, emulation
 from attn_fuzz.emulated.compiler import CompilerError
-from attn_fuzz.emulated.jobs import Compiled, Job
+from attn_fuzz.emulated.jobs import Compiled, Job, Pointer
 from attn_fuzz.run.drawing import draw_cases
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.run.trial import try_case
+from attn_fuzz.strategies.cases import steps
+from attn_fuzz.strategies.independent import INDEPENDENT
+from attn_fuzz.strategies.layers import DrawnLayer, layer, with_own_numbers
 from attn_fuzz.strategies.tally import Tally
 from attn_fuzz.targets import emulated, registry
 from attn_fuzz.targets.emulated import TRITON_GFX942
-from attn_fuzz.targets.triton import interprets
+from attn_fuzz.targets.triton import PARTS_PER_ROUND, interprets, planned
 from attn_fuzz.verdict.verdict import Verdict
 from attn_fuzz.zoo import mutants
+from attn_optimized.attention import paged_attention_calls, varlen_attention_calls
 from attn_optimized.device import architecture_of
+from attn_optimized.kv_cache import write_kv_cache_call
+from attn_optimized.launch import parts
 from attn_parity import options
+from hypothesis import strategies as st
 
 ZOO = Path(attn_fuzz.zoo.__file__).parent
 
@@ -188,17 +198,32 @@ def test_the_guards_around_a_tensor_are_not_the_launchs():
     storage = torch.zeros(100, dtype=torch.float16)
     arguments = {"rows": storage[10:40].view(3, 10)[:, :4], "other": storage[60:70], "none": storage[80:80], "number": 3}
     inputs = emulation.inputs_of(arguments, (1,), ["rows", "other", "number"])
-    assert inputs.parts == {"rows": [(20, 68), (120, 140)]}
+    assert inputs.parts == (parts := {"rows": [(20, 68), (120, 140)]}, parts)
 
 
-def test_a_load_from_a_guard_is_a_fault(step_case, tmp_path):
-    """Behind the block table is a guard of the case: in the table's storage, but not of the call."""
-    mutant = mutants.load(ZOO / "table-past-its-end.toml")
-    with Executor("triton-gfx942", "cpu", 120.0, tmp_path / "ahead.json", mutant) as executor:
+@pytest.mark.parametrize(
+    ("mutant", "about", "words"),
+    [
+        (
+            "table-past-its-end",
+            "load of block_table",
+            r"load of block_table\[\d, \d\]: only entries of blocks that hold a key may be read: 4 bytes at byte ",
+        ),
+        (
+            "keys-of-padding",
+            "load of kv_cache",
+            r"load of kv_cache, K of block \d, slot 3, .*: only slots that hold a key of a request may be read: \d+ bytes at ",
+        ),
+        ("cache-written-back", "store of kv_cache", r"store of kv_cache, K of block .*: nothing of it may be written: "),
+    ],
+)
+def test_an_access_that_the_call_does_not_allow_is_told_by_tensor_and_index(mutant, about, words, step_case, tmp_path):
+    bug = mutants.load(ZOO / f"{mutant}.toml")
+    with Executor("triton-gfx942", "cpu", 120.0, tmp_path / "ahead.json", bug) as executor:
         verdict = executor.run(step_case)
-    assert verdict.kind == "sanitizer"
-    assert "of block_table_ptr" in verdict.message
-    assert "may be touched" in verdict.message
+    assert (verdict.kind, verdict.about) == ("sanitizer", about), verdict
+    assert re.search(rf"attention_kernel for gfx942: {words}", verdict.message)
+    assert re.search(r"\(workgroup \d+, wave \d+, lane \d+\): `\w+ .*`, line \d+ of the assembly", verdict.message)
 
 
 @pytest.mark.parametrize(
@@ -243,6 +268,92 @@ def test_keys_of_drawn_steps_are_split(tmp_path):
     plan = FuzzPlan(target=TRITON_GFX942.name, device="cpu", examples=40, seed=0, folder=tmp_path)
     draw_cases(plan, TRITON_GFX942, lambda case: splits.append("split" in TRITON_GFX942.events(build(case, "cpu"))), Tally())
     assert 10 <= sum(splits) < len(splits) == 40
+
+
+def test_half_of_the_reductions_take_few_parts_at_once():
+    """Shipped ones take as many as drawn requests have, so that a bug of a second round survived."""
+    with planned("gfx942"):
+        rounds = [
+            parts.reduce_tiles("gfx942", head_size=64, num_parts=3, num_rows=num_rows).block_parts for num_rows in range(100)
+        ]
+    assert {*rounds} == {PARTS_PER_ROUND, 4}
+    assert 30 < rounds.count(PARTS_PER_ROUND) < 70
+    assert parts.reduce_tiles("gfx942", head_size=64, num_parts=3, num_rows=5).block_parts == 4
+
+
+def code_of(case: Case) -> list[tuple]:
+    """What the launches of a case are compiled for on gfx942."""
+    step = build(case, "cpu")
+    jobs = []
+    with planned("gfx942"):
+        plan = attn_optimized.plan_of(step.q, step.layer, step.batch)
+    outputs = {"out": step.out, "lse": step.lse}
+    if step.kv_cache is not None:
+        calls = [*paged_attention_calls(step.q, step.kv_cache, step.layer, step.batch, plan, **outputs)]
+    else:
+        calls = [*varlen_attention_calls(step.q, step.k, step.v, step.layer, step.batch, plan, **outputs)]
+    for write in step.writes:
+        if write.rotation is None and step.raw is not None:
+            written = (write.k, write.v, write.view.tensor(step.raw), write.layer, write.slot_mapping)
+            calls.append(write_kv_cache_call(*written, architecture="gfx942"))
+    for call in calls:
+        job = emulation.job_of(call, "gfx942")
+        arguments = {name: value for name, value in job.arguments.items() if name not in call.launch.numbers}
+        pointers = {name: (value.dtype, value.is_aligned) for name, value in arguments.items() if isinstance(value, Pointer)}
+        jobs.append((job.kernel, arguments | pointers))
+    return jobs
+
+
+def changed(case: Case, name: str, value: object) -> Case:
+    """A case with another value of a field, or of a field of its cache."""
+    if name.startswith("cache."):
+        return msgspec.structs.replace(case, cache=msgspec.structs.replace(case.cache, **{name.removeprefix("cache."): value}))
+    return msgspec.structs.replace(case, **{name: value})
+
+
+def fields_of(layer: DrawnLayer) -> dict[str, object]:
+    return layer.case | {f"cache.{name}": value for name, value in layer.cache.items()}
+
+
+def test_steps_of_a_layer_have_their_own_numbers_of_what_kernels_are_not_compiled_for():
+    """By field of a layer: whether another value gives other code, for each layer in which the field has one."""
+    own, kept = defaultdict[str, list[bool]](list), defaultdict[str, list[bool]](list)
+    support = TRITON_GFX942.support("cpu")
+
+    @st.composite
+    def layers(draw) -> tuple[DrawnLayer, DrawnLayer, DrawnLayer, Case]:
+        one, another = layer(draw, support), layer(draw, support)
+        return one, another, with_own_numbers(draw, support, one), draw(steps("triton-gfx942", support, one))
+
+    @hypothesis.seed(1)
+    @hypothesis.settings(INDEPENDENT, max_examples=100, phases=[hypothesis.Phase.generate])
+    @hypothesis.given(layers())
+    def compare(drawn) -> None:
+        one, another, numbers, case = drawn
+        before, others = fields_of(one), fields_of(another)
+        if support.beyond(case):
+            return
+        code = code_of(case)
+        for name, value in fields_of(numbers).items():
+            is_own = value != before[name]
+            value = value if is_own else others.get(name, before[name])
+            if value == before[name]:
+                continue
+            try:
+                is_other = code_of(changed(case, name, value)) != code
+            except (ContractError, IndexError):  # it does not fit the layer's other fields
+                continue
+            if name == "scale" and (value > 0) != (case.scale > 0):
+                assert is_other
+            else:
+                (own if is_own else kept)[name].append(is_other)
+
+    compare()
+    assert own.keys() >= {"scale", "num_kv_heads", "window", "sinks", "cache.planes", "cache.scales"}
+    for name, found in own.items():
+        assert sum(found) <= 0.2 * len(found), name
+    for name in kept.keys() - own.keys():
+        assert any(kept[name]) or len(kept[name]) < 5, name
 
 
 @pytest.mark.parametrize(("version", "is_drawn"), [("3.6.0", False), ("3.7.1", True), ("3.9.0", True)])

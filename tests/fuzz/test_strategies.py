@@ -379,8 +379,7 @@ def test_slots_are_mostly_finite_where_a_support_says_so(drawn):
     assert 0.6 < sum(case.finite_slots for case in cached) / len(cached) < 0.9
 
 
-def test_cases_of_a_family_share_their_layer_and_keep_to_the_support():
-    support = replace(EVERYTHING, steps_per_layer=4, rules=without("sinks"))
+def drawn_families(support):
     found = []
 
     @seed(1)
@@ -390,6 +389,12 @@ def test_cases_of_a_family_share_their_layer_and_keep_to_the_support():
         found.append(family)
 
     collect()
+    return found
+
+
+def test_cases_of_a_family_share_their_layer_and_keep_to_the_support():
+    support = replace(EVERYTHING, steps_per_layer=4, rules=without("sinks"))
+    found = drawn_families(support)
     assert max(map(len, found)) == 4
     layers = [
         {(case.attn_type, case.dtype, case.head_size, case.group_size, case.window) for case in family} for family in found
@@ -398,3 +403,22 @@ def test_cases_of_a_family_share_their_layer_and_keep_to_the_support():
     assert max(len({case.requests for case in family}) for family in found) == 4
     assert {support.beyond(case) is not None for family in found for case in family} == {True, False}
     assert all(len({support.beyond(case) for case in family}) == 1 for family in found)
+
+
+def test_cases_of_a_family_have_their_own_numbers_where_a_support_says_so():
+    support = replace(EVERYTHING, steps_per_layer=4, own_numbers=True)
+    found = drawn_families(support)
+    for family in found:
+        assert len({(case.attn_type, case.dtype, case.head_size, case.group_size, case.output_dtype) for case in family}) == 1
+        assert (
+            len(
+                {(case.logits_soft_cap is None, case.sinks is None, case.alibi_slopes, case.sink_tokens > 0) for case in family}
+            )
+            == 1
+        )
+        caches = {case.cache and (case.cache.layout, case.cache.dtype, case.cache.block_size) for case in family}
+        assert len(caches) == 1
+        assert {support.beyond(case) for case in family} == {None}
+    for number in ("scale", "num_kv_heads", "window"):
+        assert sum(len({getattr(case, number) for case in family}) > 1 for family in found) > 10, number
+    assert any({case.cache.scales for case in family} == {"tensor", "head"} for family in found if family[0].cache)

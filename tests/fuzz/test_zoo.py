@@ -345,15 +345,38 @@ def test_another_target_gets_the_bugs_of_kernels_alone():
     assert next(bug for bug in mutants.on_target(SHIPPED, "mine", compiles=False) if bug.name == "tf32").needs_gpu
 
 
-def test_with_an_architecture_each_bug_of_a_kernel_keeps_its_target(capsys):
-    targets = {bug.name: bug.target for bug in zoo_command._on_target(SHIPPED, "@gfx942")}
+def test_with_an_architecture_each_bug_of_a_kernel_keeps_its_target():
+    bugs, left_out = zoo_command._on_target(SHIPPED, "@gfx942")
+    targets = {bug.name: bug.target for bug in bugs}
     assert targets["cap-after-mask"] == "triton-gfx942"
     assert targets["nan-of-an-empty-part"] == "triton-merge-parts@gfx942"
     assert "sglang-1469" not in targets, "host code"
     in_kernels = {bug.name for bug in SHIPPED if bug.in_kernel}
     far = {bug.name for bug in SHIPPED if bug.in_kernel and bug.target == "triton-far"}
-    assert in_kernels - {*targets} == far, "a launch on the emulator copies all memory"
-    assert capsys.readouterr().err.count("is left out: target triton-far@gfx942: triton-far does not name") == len(far)
+    assert far
+    assert in_kernels - {*targets} == {*left_out} == {*far, "parts-beyond-int32"}, "a launch on the emulator copies all memory"
+    assert {left_out[name] for name in far} == {
+        "target triton-far@gfx942: triton-far does not name the modules of its kernels (Target.modules)"
+    }
+    assert left_out["parts-beyond-int32"] == "a launch on the emulator copies all memory between the parts"
+
+
+def test_the_page_of_an_architecture_names_what_is_left_out_and_why(attn_parity, tmp_path):
+    options = ("zoo", "--target", "@gfx942", "--page", "here.md")
+    row = zoo_page.Row("diagonal", found=(1,), seconds=22.2, by="bitwise")
+    results = zoo_page.results("CPU", [0], 300, [row], "@gfx942")
+    (tmp_path / "here.json").write_bytes(results_file.dumps(results))
+    run = attn_parity(*options, "--only", "diagonal", "--rewrite")
+    assert run.code == 0, run.out + run.err
+    assert "parts-beyond-int32 is left out: a launch on the emulator copies all memory between the parts" in run.err
+    page = (tmp_path / "here.md").read_text()
+    assert page.startswith("# The zoo on gfx942, emulated")
+    assert "`attn-parity zoo --target @gfx942 --examples 300 --write --page FILE`" in page
+    assert "## Left out\n\n* `far-row-of-bias`: target triton-far@gfx942: triton-far does not name" in page
+    assert "* `parts-beyond-int32`: a launch on the emulator copies all memory between the parts\n" in page
+    assert attn_parity(*options, "--only", "diagonal", "--check").code == 0
+    (tmp_path / "here.md").write_text(page.replace("far-row-of-bias", "another"))
+    assert attn_parity(*options, "--only", "diagonal", "--check").code == 1
 
 
 def test_a_bug_is_found_in_compiled_code_and_stands_on_a_page_of_the_target(attn_parity, tmp_path):

@@ -156,7 +156,7 @@ def _values(
 ) -> np.ndarray:
     memory = waves.shared.memory
     lanes = waves.lanes if fits is None else fits if waves.lanes is None else fits & waves.lanes
-    place = memory.checked(within.begin + offset, form.size, lanes, waves)
+    place = memory.readable(within.begin + offset, form.size, lanes, waves)
     for watch in waves.shared.watches:
         watch.global_read(Access(waves, place, form.size, lanes, instruction))
     values = loaded(memory, place, form)
@@ -174,7 +174,7 @@ def _store(
 ) -> None:
     memory = waves.shared.memory
     lanes = waves.lanes if fits is None else fits if waves.lanes is None else fits & waves.lanes
-    place = memory.checked(within.begin + offset, form.size, lanes, waves)
+    place = memory.writable(within.begin + offset, form.size, lanes, waves)
     for watch in waves.shared.watches:
         watch.global_written(Access(waves, place, form.size, lanes, instruction), values)
     stored(memory, place, values, form, lanes)

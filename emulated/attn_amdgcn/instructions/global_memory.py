@@ -35,7 +35,7 @@ def global_load(instruction: Instruction, kernel: Kernel) -> Step:
 
     def step(waves: Waves) -> None:
         memory = waves.shared.memory
-        place = memory.checked(places(waves), size, waves.lanes, waves)
+        place = memory.readable(places(waves), size, waves.lanes, waves)
         for watch in waves.shared.watches:
             watch.global_read(Access(waves, place, size, waves.lanes, instruction))
         write(waves, loaded(memory, place, form))
@@ -54,7 +54,7 @@ def global_store(instruction: Instruction, kernel: Kernel) -> Step:
 
     def step(waves: Waves) -> None:
         memory = waves.shared.memory
-        place, values = memory.checked(places(waves), size, waves.lanes, waves), read(waves)
+        place, values = memory.writable(places(waves), size, waves.lanes, waves), read(waves)
         for watch in waves.shared.watches:
             watch.global_written(Access(waves, place, size, waves.lanes, instruction), values)
         stored(memory, place, values, form, waves.lanes)

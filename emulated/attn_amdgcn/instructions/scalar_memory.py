@@ -42,7 +42,7 @@ def load(instruction: Instruction, kernel: Kernel) -> Step:
     def step(waves: Waves) -> None:
         place = read_base(waves).view(np.int64) + read_offset(waves).astype(np.int64) + (further - BASE) & -aligned
         place = place if len(place) == len(waves) else place.repeat(len(waves))  # of a base that is a literal
-        place = waves.shared.memory.checked(place[:, None], size, None, waves)
+        place = waves.shared.memory.readable(place[:, None], size, None, waves)
         for watch in waves.shared.watches:
             watch.global_read(Access(waves, place, size, None, instruction))
         waves.forget_masks(first, words)

@@ -38,7 +38,7 @@ def global_load_lds(instruction: Instruction, kernel: Kernel) -> Step:
 
     def step(waves: Waves) -> None:
         memory = waves.shared.memory
-        place = memory.checked(places(waves), form.size, waves.lanes, waves)
+        place = memory.readable(places(waves), form.size, waves.lanes, waves)
         for watch in waves.shared.watches:
             watch.global_read(Access(waves, place, form.size, waves.lanes, instruction))
         write(waves, loaded(memory, place, form))

@@ -5,10 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from attn_amdgcn import Memory, Program, Report, Schedule, Watch, checked
+from attn_amdgcn import Memory, Parts, Program, Report, Schedule, Watch, checked
 from attn_amdgcn.launch import Argument
+from attn_fuzz.emulated import permitted
 from attn_fuzz.emulated.compiler import Ready, ready
 from attn_fuzz.emulated.jobs import Job, Pointer
+from attn_fuzz.interpreted.permissions import Region
 from attn_optimized.kernel_call import KernelCall
 
 LARGE = 8 << 30
@@ -22,14 +24,13 @@ class Inputs(NamedTuple):
         grid: numbers of workgroups in x, y and z.
         arguments: in the kernel's order. A tensor is the name of a buffer and the tensor's first byte in it.
         buffers: the bytes of the storages in which tensors lie, which this shares. Each has the name of the first tensor in it.
-        parts: by the names of buffers, the bytes [begin, end) from the first element of a tensor to its last one. The code may
-            touch these alone: what else is in a storage, such as the guards of a case, is not the launch's.
+        parts: the bytes of buffers that the code may touch.
     """
 
     grid: tuple[int, int, int]
     arguments: list[Argument]
     buffers: dict[str, np.ndarray]
-    parts: dict[str, list[tuple[int, int]]]
+    parts: Parts
 
 
 def emulate(
@@ -39,6 +40,7 @@ def emulate(
     schedules: Sequence[Schedule] = (Schedule(),),
     sizes: Mapping[str, int] | None = None,
     watches: Sequence[Watch] = (),
+    regions: Sequence[Region] = (),
 ) -> Report | None:
     """Compile a launch for an architecture and run the code on the launch's tensors, which lie on the CPU.
 
@@ -46,6 +48,7 @@ def emulate(
         schedules: orders of what may run in any order. The code runs once for each; its results must not depend on them.
         sizes: as of `job_of`.
         watches: as of `attn_amdgcn.checked`.
+        regions: as of `inputs_of`.
 
     Returns:
         What the launch did; None if its grid has no programs.
@@ -57,7 +60,7 @@ def emulate(
     if 0 in call.launch.grid:
         return None
     compiled = ready(job_of(call, architecture, sizes))
-    return run_ready(compiled, call.arguments, call.launch.grid, schedules=schedules, watches=watches)
+    return run_ready(compiled, call.arguments, call.launch.grid, schedules=schedules, watches=watches, regions=regions)
 
 
 def run_ready(
@@ -67,6 +70,7 @@ def run_ready(
     *,
     schedules: Sequence[Schedule] = (Schedule(),),
     watches: Sequence[Watch] = (),
+    regions: Sequence[Region] = (),
 ) -> Report:
     """Run compiled code on the arguments of a launch, which `inputs_of` describes.
 
@@ -74,19 +78,23 @@ def run_ready(
         attn_amdgcn.AmdgcnError: the code did what it must not do.
     """
     program, compiled = ready
-    inputs = inputs_of(arguments, grid, compiled.names)
+    inputs = inputs_of(arguments, grid, compiled.names, regions)
     inputs.arguments.extend([None] * compiled.scratch)
     _, report = run(program, inputs, lds_bytes=compiled.lds_bytes, schedules=schedules, watches=watches)
     return report
 
 
-def inputs_of(arguments: Mapping[str, Any], grid: Sequence[int], names: Iterable[str]) -> Inputs:
+def inputs_of(
+    arguments: Mapping[str, Any], grid: Sequence[int], names: Iterable[str], regions: Sequence[Region] = ()
+) -> Inputs:
     """What a launch on the CPU gives to its code.
 
     Args:
         arguments: of the launch, tensors and numbers, by the kernel's names.
         grid: numbers of workgroups in up to three dimensions.
         names: of the code's arguments. An argument that the launch does not have is a null pointer.
+        regions: of all its tensors, as `permitted.launch` has them. None: the code may touch the bytes from the first element
+            of a tensor to its last one. What else is in a storage, such as the guards of a case, is not the launch's.
     """
     storages = _storages(arguments)
     given: list[Argument] = []
@@ -97,11 +105,10 @@ def inputs_of(arguments: Mapping[str, Any], grid: Sequence[int], names: Iterable
         else:
             given.append(value)
     x, y, z, *_ = (*grid, 1, 1)
-    parts: dict[str, list[tuple[int, int]]] = {name: [] for name, _ in storages.values()}
-    for value in arguments.values():
-        if isinstance(value, torch.Tensor) and value.numel():
-            name, _ = storages[value.untyped_storage().data_ptr()]
-            parts[name].append((_offset(value), _offset(value) + _span(value)))
+    if regions:
+        parts = permitted.parts(regions, {address: name for address, (name, _) in storages.items()})
+    else:
+        parts = _parts_of_tensors(arguments, storages)
     return Inputs((x, y, z), given, {name: _contents(storage) for name, storage in storages.values()}, parts)
 
 
@@ -155,6 +162,15 @@ def _storages(arguments: Mapping[str, Any]) -> dict[int, tuple[str, torch.Untype
             storage = tensor.untyped_storage()
             storages.setdefault(storage.data_ptr(), (name, storage))
     return storages
+
+
+def _parts_of_tensors(arguments: Mapping[str, Any], storages: Mapping[int, tuple[str, torch.UntypedStorage]]) -> Parts:
+    spans: dict[str, list[tuple[int, int]]] = {name: [] for name, _ in storages.values()}
+    for value in arguments.values():
+        if isinstance(value, torch.Tensor) and value.numel():
+            name, _ = storages[value.untyped_storage().data_ptr()]
+            spans[name].append((_offset(value), _offset(value) + _span(value)))
+    return Parts(spans, spans)
 
 
 def _offset(tensor: torch.Tensor) -> int:

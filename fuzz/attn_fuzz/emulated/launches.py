@@ -8,11 +8,11 @@ from typing import Any
 from unittest import mock
 
 import torch
-from attn_amdgcn import Fault, Schedule
+from attn_amdgcn import Parts, Schedule
+from attn_fuzz.emulated import permitted
 from attn_fuzz.emulated.compiler import ready
 from attn_fuzz.emulated.emulation import Inputs, inputs_of, pointer, run
 from attn_fuzz.emulated.jobs import Job
-from attn_fuzz.interpreted.sanitizer import Violation
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Launches:
         modules: what returns the modules that have the kernels, as of `Job`.
         architecture: to compile for.
         schedules: draws the orders of waves and workgroups in which a launch runs.
-        whole_storages: whether the code may touch all of its tensors' storages. Else it may touch its tensors alone.
+        whole_storages: whether the code may touch all of its tensors' storages. Else it may touch what the running call may.
     """
 
     modules: str
@@ -60,14 +60,13 @@ class Launches:
         given = {name: _compiled_for(value) for name, value in values.items()}
         job = Job(function.__module__, function.__name__, self.architecture, given | options, self.modules)
         program, compiled = ready(job)
-        inputs = inputs_of(values, programs, compiled.names)
-        if self.whole_storages:
-            inputs = _with_whole_storages(inputs)
-        inputs.arguments.extend([None] * compiled.scratch)
-        try:
+        held = {} if self.whole_storages else values
+        with permitted.launch(function.__name__, self.architecture, held) as regions:
+            inputs = inputs_of(values, programs, compiled.names, regions)
+            if self.whole_storages:
+                inputs = _with_whole_storages(inputs)
+            inputs.arguments.extend([None] * compiled.scratch)
             run(program, inputs, lds_bytes=compiled.lds_bytes, schedules=self.schedules())
-        except Fault as fault:
-            raise Violation(f"{function.__name__} for {self.architecture}: {fault}", "Fault") from fault
 
 
 def _values(kernel: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,7 +82,7 @@ def _with_whole_storages(inputs: Inputs) -> Inputs:
 
     What they write there, the case's guards show.
     """
-    return inputs._replace(parts={name: [(0, len(contents))] for name, contents in inputs.buffers.items()})
+    return inputs._replace(parts=Parts({}, {}))
 
 
 def _compiled_for(value: Any) -> Any:

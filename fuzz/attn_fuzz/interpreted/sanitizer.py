@@ -210,13 +210,17 @@ class Watch(_Launches):
             kernel: the kernel's name.
             arguments: the tensors among its arguments, by name.
         """
-        if self._known is None:
-            self._known = self._permissions()
+        self._by_pointer = self.regions(arguments)
         self._begin(kernel)
         self._writer: dict[int, np.ndarray] = {}
         self._reader: dict[int, np.ndarray] = {}
         self._updater: dict[int, np.ndarray] = {}
-        self._by_pointer = {tensor.data_ptr(): self._region_of(name, tensor) for name, tensor in arguments.items()}
+
+    def regions(self, arguments: dict[str, torch.Tensor]) -> dict[int, Region]:
+        """The regions of the tensors among a kernel's arguments, by the addresses of the tensors' first elements."""
+        if self._known is None:
+            self._known = self._permissions()
+        return {tensor.data_ptr(): self._region_of(name, tensor) for name, tensor in arguments.items()}
 
     def _region_of(self, name: str, tensor: torch.Tensor) -> Region:
         """The region of an argument: a region of the step, or a new region if the target allocated the memory."""

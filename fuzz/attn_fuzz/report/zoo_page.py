@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 import hypothesis
@@ -210,9 +210,26 @@ today's mutants. Seeds {seeds}, of at most {at_most} examples each. [zoo.md](zoo
 """
 
 
-def text(results: Results, mutants: Sequence[KnownBug]) -> str:
-    """A page, whole: what the JSON file beside it says, and the mutants' files, and nothing else."""
-    preface = (OF_TARGET if results.target else PREFACE).format(
+OF_ARCHITECTURE = """\
+# The zoo on {architecture}, emulated: known bugs of kernels, and how soon they are found
+
+The mutants of [zoo.md](zoo.md) that change the source of a kernel, each on its own target, whose kernels are compiled for
+{architecture} and [emulated](../reference/emulator.md). They ran with Hypothesis {hypothesis}, on seeds {seeds}, of at most
+{at_most} examples each. `attn-parity zoo --target {target} --examples {at_most} --write --page FILE` wrote this page and the
+JSON file beside it. `--check` in place of `--write` fails if the page is not made of that file and today's mutants. The seconds
+include the compiler, which makes new code of each mutant. [zoo.md](zoo.md) says what the columns mean.
+"""
+
+
+def text(results: Results, mutants: Sequence[KnownBug], left_out: Mapping[str, str] = {}) -> str:
+    """A page, whole: what the JSON file beside it says, and the mutants' files, and nothing else.
+
+    Args:
+        left_out: by the names of mutants that the run left out, why.
+    """
+    is_emulated = results.target.startswith("@")
+    preface = (OF_ARCHITECTURE if is_emulated else OF_TARGET if results.target else PREFACE).format(
+        architecture=results.target.removeprefix("@"),
         target=results.target,
         count=len(results.seeds),
         seeds=", ".join(map(str, results.seeds)),
@@ -230,6 +247,8 @@ def text(results: Results, mutants: Sequence[KnownBug]) -> str:
             "| --- | --- | --- | --- | --: | --: | --- | --- |",
         ]
         lines += [_line(mutant, rows[mutant.name]) for mutant in residents if mutant.kind == kind]
+    if left_out:
+        lines += ["", "## Left out", "", *(f"* `{name}`: {why}" for name, why in left_out.items())]
     return "\n".join(lines) + "\n"
 
 

@@ -9,7 +9,7 @@ from attn_fuzz.strategies.batches import batches
 from attn_fuzz.strategies.caches import caches
 from attn_fuzz.strategies.choices import pick
 from attn_fuzz.strategies.earlier import with_earlier
-from attn_fuzz.strategies.layers import DrawnLayer, layer
+from attn_fuzz.strategies.layers import DrawnLayer, layer, with_own_numbers
 from attn_fuzz.strategies.tally import Tally
 from attn_fuzz.targets.engine import window_by_causality
 from attn_fuzz.targets.target import Support
@@ -37,6 +37,8 @@ def families(
 ) -> st.SearchStrategy[tuple[Case, ...]]:
     """At most `support.steps_per_layer` cases that share a layer. A kernel compiled for the first case serves all of them.
 
+    With `support.own_numbers` they share what kernels are compiled for, and each has its own numbers.
+
     Args:
         target, support: of the target.
         refuses: whether the target promises refusals. A case that it must refuse is sometimes drawn then.
@@ -56,7 +58,10 @@ def _families(
     num_layers, least_steps = (1, 1) if tally is None else (CANDIDATES, STEPS)
     tally = Tally() if tally is None else tally
     chosen = _rarest([layer(draw, within) for _ in range(num_layers)], target, support, refused, tally)
-    drawn = [draw(steps(target, within, chosen)) for _ in range(max(num_steps, least_steps))]
+    drawn = [draw(steps(target, within, chosen))]
+    while len(drawn) < max(num_steps, least_steps):
+        layer_of_step = with_own_numbers(draw, within, chosen) if within.own_numbers else chosen
+        drawn.append(draw(steps(target, within, layer_of_step)))
     fitting = [case for case in drawn if tally.takes(case, support, refused)]
     if not fitting:
         reject()

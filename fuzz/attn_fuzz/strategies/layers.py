@@ -65,6 +65,44 @@ def layer(draw: st.DrawFn, support: Support) -> DrawnLayer:
     return DrawnLayer(layer, cache, chosen, window_kind)
 
 
+def with_own_numbers(draw: st.DrawFn, support: Support, drawn: DrawnLayer) -> DrawnLayer:
+    """The layer with other numbers: what its rules hold, its scale and its heads, of which a group has as many as before.
+
+    Its rules, its formats and what its cache's blocks are like stay, for which kernels are compiled. That holds but for a scale
+    of another sign, and for a window that is worth other tiles.
+    """
+    numbers = {name: number(draw, support) for name, number in NUMBERS.items() if name in drawn.case and name != "window"}
+    if "window" in drawn.rules:
+        numbers["window"] = window(draw, support, drawn.window_kind)
+    if "alibi_slopes" in drawn.rules and support.engine.signed_slopes:
+        numbers["signed_slopes"] = pick(draw, (False, True))
+    if "sinks" in drawn.rules:
+        numbers["narrow_sinks"] = pick(draw, (False, True))
+    if "bidirectional_ranges" in drawn.rules and "ranges_clamped" in support.rules:
+        numbers["ranges_clamped"] = pick(draw, (False, True))
+    if not (drawn.cache and drawn.cache["layout"].has_latent_value):
+        numbers["num_kv_heads"] = _num_kv_heads(draw, drawn.case["group_size"])
+    case = {**drawn.case, **numbers, "scale": _scale(draw, support, drawn.case["head_size"])}
+    return drawn._replace(case=case, cache={**drawn.cache, **_own_cache(draw, support, drawn.cache)})
+
+
+def _own_cache(draw: st.DrawFn, support: Support, cache: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a cache that kernels take as numbers: where its planes lie, and whether each head has a scale."""
+    found = {}
+    if "planes" in cache:
+        found["planes"] = _planes(draw, support, cache["layout"])
+    if cache.get("scales") in _FEW_SCALES and not cache["layout"].has_latent_value:
+        found["scales"] = pick(draw, [kind for kind in support.scales if kind in _FEW_SCALES])
+    return found
+
+
+_FEW_SCALES = ("tensor", "head")
+
+
+def _planes(draw: st.DrawFn, support: Support, layout: Layout) -> bool:
+    return "content" not in layout.dims and pick(draw, support.engine.planes)
+
+
 def _is_latent(support: Support, chosen: set[str]) -> bool:
     """Whether a layer with a cache has a latent one: where V has a width of its own, and where there is no other layout."""
     return "head_size_v" in chosen or all(layout.has_latent_value for layout in support.layouts)
@@ -125,7 +163,7 @@ def _cache(draw: st.DrawFn, support: Support, dtype: str, quantized: bool, laten
         "dtype": cache_dtype,
         "scales": scales,
         "block_size": _usual(draw, [size for size in support.block_sizes if size % step == 0], USUAL_BLOCK),
-        "planes": "content" not in layout.dims and pick(draw, engine.planes),
+        "planes": _planes(draw, support, layout),
         "padding": pick(draw, engine.padding[:1] + engine.padding),
     }
 

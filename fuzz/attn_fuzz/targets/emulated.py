@@ -18,7 +18,6 @@ from attn_contract import Batch, Layer
 from attn_fuzz import extras
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.interpreted.sanitizer import Violation
 from attn_fuzz.targets.target import EVERYTHING, Support, Target
 from attn_fuzz.targets.triton import TRITON, missing_triton
 from attn_fuzz.targets.triton import planned as planned_for
@@ -54,6 +53,7 @@ def _support(architecture: str) -> Support:
         max_seq_len=256,
         head_sizes=(64, 80, 128),
         steps_per_layer=STEPS_PER_LAYER,
+        own_numbers=True,
     )
 
 
@@ -86,18 +86,17 @@ def _missing(device: str) -> str | None:
 
 
 def _emulate(call: "KernelCall", architecture: str, layer: Layer, choose: random.Random) -> None:
-    from attn_amdgcn import Fault
+    from attn_fuzz.emulated import permitted
     from attn_fuzz.emulated.emulation import LARGE, emulate
 
     sizes = dict.fromkeys(call.tensors, LARGE) if _is_large(layer) else None
-    try:
-        emulate(call, architecture, schedules=_schedules(choose), sizes=sizes)
-    except Fault as fault:  # what the sanitizer finds in interpreted kernels: a bug of the kernel, and no error of its host
-        raise Violation(f"{call.launch.kernel.fn.__name__} for {architecture}: {fault}", "Fault") from fault
+    with permitted.launch(call.launch.kernel.fn.__name__, architecture, call.tensors) as regions:
+        emulate(call, architecture, schedules=_schedules(choose), sizes=sizes, regions=regions)
 
 
 def _is_large(layer: Layer) -> bool:
-    fields = (layer.num_heads, layer.num_kv_heads, layer.head_size, layer.scale, layer.kv_cache_dtype, layer.window)
+    group = layer.num_heads // layer.num_kv_heads
+    fields = (group, layer.head_size, layer.value_size, layer.attn_type.value, layer.layout, layer.kv_cache_dtype)
     return random.Random(repr(fields)).random() < LARGE_SHARE
 
 
@@ -115,10 +114,11 @@ def emulated(architecture: str) -> Target:
 
         choose = random.Random(repr((batch.query_start_loc.tolist(), batch.seq_lens.tolist())))
         plan = planned(q, layer, batch)
-        if layer.attn_type.reads_cache:
-            calls = paged_attention_calls(q, kv_cache, layer, batch, plan, out=out, lse=lse)
-        else:
-            calls = varlen_attention_calls(q, k, v, layer, batch, plan, out=out, lse=lse)
+        with planned_for(architecture):
+            if layer.attn_type.reads_cache:
+                calls = paged_attention_calls(q, kv_cache, layer, batch, plan, out=out, lse=lse)
+            else:
+                calls = varlen_attention_calls(q, k, v, layer, batch, plan, out=out, lse=lse)
         for call in calls:
             _emulate(call, architecture, layer, choose)
 
@@ -185,7 +185,8 @@ def compiled_for(target: Target, value: str, architecture: str) -> Target:
         declared = target.support(device)
         has_xf32 = architecture in _WITH_XF32 and not is_planned
         dtypes = tuple(dtype for dtype in declared.dtypes if dtype != "float32" or not has_xf32)
-        return dataclasses.replace(declared, dtypes=dtypes, steps_per_layer=max(STEPS_PER_LAYER, declared.steps_per_layer))
+        steps = max(STEPS_PER_LAYER, declared.steps_per_layer)
+        return dataclasses.replace(declared, dtypes=dtypes, steps_per_layer=steps, own_numbers=is_planned)
 
     def rounding(device: str) -> Rounding:
         declared = target.rounding("cuda")

@@ -156,6 +156,8 @@ class Support:
             step has more than 8.
         steps_per_layer: how many cases in a row share a layer. Raise it if a kernel is compiled for each layer, and compiling
             takes longer than running many cases.
+        own_numbers: whether kernels take a layer's scale, number of KV heads and the numbers of its rules as arguments, and are
+            not compiled for them. Then each of the cases that share a layer has its own.
 
     Raises:
         ValueError: a field that needs an entry has none, or a rule is unknown.
@@ -182,6 +184,7 @@ class Support:
     long_seq_len: int | None = None
     many_requests: int | None = None
     steps_per_layer: int = 1
+    own_numbers: bool = False
 
     def __post_init__(self) -> None:
         needed = ["attn_types", "dtypes", "head_sizes", "group_sizes", "block_sizes", "tile_sizes"]
@@ -303,6 +306,7 @@ _DRAWN = (
     "long_seq_len",
     "many_requests",
     "steps_per_layer",
+    "own_numbers",
 )
 
 

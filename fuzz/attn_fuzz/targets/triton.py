@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.util
 import pkgutil
+import random
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,9 @@ COMPUTE_UNITS = 8
 """Of a GPU that is emulated: few enough that splitting keys over them does not make more programs than are quickly emulated."""
 KEYS_PER_SPLIT = 64
 """The fewest keys worth a program on a GPU that is emulated. The tables have 512, so that hardly any drawn request is split."""
+PARTS_PER_ROUND = 2
+"""How many parts half of the reductions take at once on a GPU that is emulated. Shipped ones take at least 4, and few drawn
+requests have more, so that hardly any reduction had a second round."""
 
 
 def _call_of(q, k, v, kv_cache, layer, batch, *, out, lse) -> tuple[Callable[..., object], dict[str, Any]]:
@@ -153,19 +157,28 @@ def modules() -> Iterable[ModuleType]:
 def planned(architecture: str) -> Iterator[None]:
     """While this lasts, launches on the CPU are planned as on a GPU of an architecture.
 
-    The GPU has few compute units. A few keys are worth a program on it, so that the keys of drawn requests are split.
+    The GPU has few compute units. A few keys are worth a program on it, so that the keys of drawn requests are split. Half of
+    the reductions take few parts at once, so that they have several rounds.
     """
     from attn_optimized import attention, device
+    from attn_optimized.launch import parts
     from attn_optimized.launch.plan import attention_plan
+    from attn_optimized.launch.tiles import ReduceTiles, reduce_tiles
 
     def plan(workload: "Workload", *, parameters: "Parameters | None" = None, **gpu: Any) -> "AttentionPlan":
         parameters = parameters or attention_plan(workload, **gpu).tiles.parameters
         return attention_plan(workload, **gpu, parameters=dataclasses.replace(parameters, keys_per_split=KEYS_PER_SPLIT))
 
+    def tiles(architecture: str, *, num_rows: int, **sizes: int) -> ReduceTiles:
+        shipped = reduce_tiles(architecture, num_rows=num_rows, **sizes)
+        has_rounds = random.Random(num_rows).random() < 0.5
+        return dataclasses.replace(shipped, block_parts=PARTS_PER_ROUND) if has_rounds else shipped
+
     with (
         mock.patch.object(device, "INTERPRETER", architecture),
         mock.patch.object(attention, "compute_units_of", return_value=COMPUTE_UNITS),
         mock.patch.object(attention, "attention_plan", plan),
+        mock.patch.object(parts, "reduce_tiles", tiles),
     ):
         yield
 

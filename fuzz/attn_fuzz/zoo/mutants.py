@@ -11,6 +11,7 @@ A known bug is a mutant in a TOML file:
     # needs_gpu = true where no interpreter can show it
     # raises = "a part of the message" where the bug shows itself as an exception
     # unseen.exact = "why exact mode does not find it"; unseen.exhaust likewise
+    # not_emulated = "why no run on an emulated GPU shows it"
 
     [[patch]]  # see attn_fuzz.zoo.patches
     in = "attn_optimized.kernels.visibility.in_window"
@@ -105,6 +106,7 @@ class KnownBug(Mutant, frozen=True, kw_only=True, forbid_unknown_fields=True, re
 
     Attributes:
         unseen: by way of looking (`attn-parity ways`), why this way does not find it.
+        not_emulated: why no run on an emulated GPU shows it; empty if one does, or if its target cannot be compiled for one.
     """
 
     origin: str
@@ -114,6 +116,7 @@ class KnownBug(Mutant, frozen=True, kw_only=True, forbid_unknown_fields=True, re
     target: str
     needs_gpu: bool = False
     unseen: dict[Literal["exact", "exhaust"], str] = {}
+    not_emulated: str = ""
 
     @property
     def in_kernel(self) -> bool:
