@@ -243,10 +243,9 @@ def _run(plan: FuzzPlan, past: dict[Case, str], place: Place, name: str) -> tupl
         def show(index: int, progress: shard.Progress) -> None:
             before = done[index].failure
             if progress.failure is not None and before is None:
-                number = sum(p.failure is not None for p in done) + 1
-                files_of[index].first = failing.show_first(progress.failure, plan.folder, name, number)
+                files_of[index].first = failing.show_first(progress.failure, plan.folder, name)
             elif progress.failure is not None and progress.failure != before:
-                files_of[index].smallest = failing.saved(progress.failure.case, plan.folder, f"{name}-shard-{index}")
+                files_of[index].save_smallest(progress.failure.case, plan.folder, f"{name}-shard-{index}")
             done[index] = progress
             show_bar(sum(p.replayed + p.examples for p in done), sum(p.shrinking for p in done))
 

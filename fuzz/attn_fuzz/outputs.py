@@ -1,10 +1,9 @@
-"""Files that a command writes: each is replaced as a whole, or stays as it was. Importing this module needs no extra."""
+"""Files that a command writes: each is written as a whole, or stays as it was. Importing this module needs no extra."""
 
 import contextlib
 import os
-import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 from attn_fuzz.errors import InputError
@@ -16,17 +15,48 @@ def write(path: Path, content: bytes | str) -> None:
     Raises:
         OSError: the file cannot be written. The error names it, as the error of a full disk does not.
     """
-    data = content.encode() if isinstance(content, str) else content
-    _replace(path, lambda partial: partial.write_bytes(data))
+    data = _bytes(content)
+    with _errors_that_name(path):
+        if _is_pipe(path):
+            raise OSError(0, "it is a pipe, which may have no reader")
+        if _is_device(path):
+            path.write_bytes(data)
+            return
+        whole = path.resolve()
+        partial = _partial(whole)
+        try:
+            partial.write_bytes(data)
+            partial.replace(whole)
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)  # the write may have failed, or a signal may have ended it
 
 
-def copy(source: Path, path: Path) -> None:
-    """Copy a file in one step.
+def write_once(path: Path, content: bytes | str) -> bool:
+    """Write a file in one step, unless there is one. Return whether the file has this content now.
+
+    If several processes write the file at once, one of them does, and the others are told False.
 
     Raises:
         OSError: as `write`.
     """
-    _replace(path, lambda partial: shutil.copyfile(source, partial))
+    data, partial = _bytes(content), _partial(path)
+    with _errors_that_name(path):
+        try:
+            stream = partial.open("xb")  # while it is there, no other process writes the file
+        except FileExistsError:
+            return False
+        try:
+            with stream:
+                is_free = not os.path.lexists(path)
+                if is_free:
+                    stream.write(data)
+            if is_free:
+                partial.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+        return is_free or (path.is_file() and path.read_bytes() == data)
 
 
 def check(path: Path, option: str) -> None:
@@ -47,23 +77,21 @@ def check(path: Path, option: str) -> None:
         raise InputError(f"{option}: {path} cannot be written")
 
 
-def _replace(path: Path, fill: Callable[[Path], object]) -> None:
+@contextlib.contextmanager
+def _errors_that_name(path: Path) -> Iterator[None]:
     try:
-        if _is_pipe(path):
-            raise OSError(0, "it is a pipe, which may have no reader")
-        if _is_device(path):
-            fill(path)
-            return
-        whole = path.resolve()
-        partial = whole.with_name(f"{whole.name}.partial")
-        try:
-            fill(partial)
-            partial.replace(whole)
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)  # the write may have failed, or a signal may have ended it
+        yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _bytes(content: bytes | str) -> bytes:
+    return content.encode() if isinstance(content, str) else content
+
+
+def _partial(path: Path) -> Path:
+    """Where a file is written before it gets its name."""
+    return path.with_name(f"{path.name}.partial")
 
 
 def _is_pipe(path: Path) -> bool:

@@ -69,6 +69,11 @@ def save(path: Path, case: Case) -> None:
     outputs.write(path, dumps(case) + "\n")
 
 
+def save_once(path: Path, case: Case) -> bool:
+    """Write a case file unless there is one. Return whether the file holds this case now (`attn_fuzz.outputs.write_once`)."""
+    return outputs.write_once(path, dumps(case) + "\n")
+
+
 def load(path: Path) -> Case:
     """Read a case file. The tensors of a captured call must lie beside the file.
 
